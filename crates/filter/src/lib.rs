@@ -1,0 +1,31 @@
+//! KVM's x86 MSR filter as a library.
+//!
+//! User space hands a VM up to sixteen bitmaps over ranges of model-specific registers; each guest
+//! RDMSR and WRMSR is then allowed, refused with #GP, or handed to user space. This crate is that
+//! mechanism: the [`Filter`] and its [`decide`](Filter::decide), the bytes of
+//! `KVM_X86_SET_MSR_FILTER` in [`abi`], a [`Vm`] with [`Vcpu`]s that behaves like KVM's, and the
+//! hardware bitmaps that keep allowed accesses out of the hypervisor in [`intercept`].
+//!
+//! Statements such as S3.2 are those of `docs/kvm-semantics.md`.
+//!
+//! What this crate does not do: it opens no device, reads no policy, knows no register's name, and
+//! has no opinion on what ought to be allowed.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod bitmap;
+mod decide;
+mod errno;
+mod filter;
+mod lookup;
+mod msr;
+mod revision;
+
+pub use bitmap::{Bitmap, BitmapError};
+pub use decide::{Because, Decision, Verdict};
+pub use errno::Errno;
+pub use filter::{Fallback, Filter, FilterError, MAX_RANGES, Range, RangeNumber};
+pub use msr::{Access, Accesses, MsrIndex, X2APIC};
+pub use revision::Revision;

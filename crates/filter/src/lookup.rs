@@ -1,0 +1,332 @@
+//! A filter's decisions, laid out so that one costs the same for one range and for sixteen.
+//!
+//! The indices are cut into pages of 4,096. A page that some range touches is stored as one bit of
+//! verdict and one owner for each MSR and direction; all other pages share page 0, which holds what
+//! the default says. A hash that is perfect for the touched pages (at most 64) finds the page.
+//!
+//! Everything is a 64-bit word, because [`publish`](crate::publish) keeps the same lookup in atomics:
+//! without `unsafe`, words are what threads can share and replace.
+//!
+//! An owner is a byte for each block of 64 MSRs: a range's number, [`DEFAULT`], [`NO_FILTER`], or
+//! [`MIXED`] + n for a block in which ranges begin or end; those have a byte for each MSR.
+
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::decide::{Because, Decision, Verdict};
+use crate::filter::{Fallback, MAX_RANGES, Range, RangeNumber};
+use crate::msr::{Access, MsrIndex, X2APIC};
+use crate::revision::Revision;
+
+const PAGE_BITS: u32 = 12;
+/// The page of the default, the one with the x2APIC registers, and those of the ranges: 0x3000 MSRs
+/// that are not aligned touch four.
+const MAX_PAGES: usize = 2 + MAX_RANGES * 4;
+const BLOCKS: usize = 1 << (PAGE_BITS - 6);
+/// Each range begins in one block and ends in one, for reads and for writes.
+const MAX_MIXED: usize = MAX_RANGES * 2 * 2;
+
+/// A page's words: verdicts (64 read, 64 write), then owners (8 read, 8 write).
+const OWNERS: usize = 2 * BLOCKS;
+const PAGE_WORDS: usize = OWNERS + 2 * BLOCKS / 8;
+/// The owners of a mixed block, one byte each.
+const MIXED_WORDS: usize = 64 / 8;
+
+/// The most words [`Lookup::pages`] has: 66 KiB of verdicts, 8 of owners, 4 of mixed blocks.
+pub(crate) const MAX_WORDS: usize = MAX_PAGES * PAGE_WORDS + MAX_MIXED * MIXED_WORDS;
+
+const TABLE_BITS: u32 = 10;
+const TABLE: usize = 1 << TABLE_BITS;
+const VACANT: u64 = u64::MAX;
+
+const DEFAULT: u8 = 16;
+const NO_FILTER: u8 = 17;
+const EXEMPT: u8 = 18;
+const MIXED: u8 = 19;
+
+/// A word of a lookup: one of its own, or an atomic that threads share.
+pub(crate) trait Word {
+    /// What it holds.
+    fn get(&self) -> u64;
+}
+
+impl Word for u64 {
+    #[inline]
+    fn get(&self) -> u64 {
+        *self
+    }
+}
+
+/// All decisions of one filter, or of none.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Lookup<W = u64> {
+    multiplier: W,
+    /// Where in `pages` the mixed blocks begin.
+    mixed: W,
+    /// Page number << 32 | where in `pages` it begins, or [`VACANT`].
+    table: Box<[W; TABLE]>,
+    /// [`PAGE_WORDS`] words for each slot, then [`MIXED_WORDS`] for each mixed block.
+    pages: Box<[W]>,
+}
+
+impl<W: Word> Lookup<W> {
+    /// The one place where an access is decided (S3).
+    #[inline]
+    pub(crate) fn decide(&self, index: MsrIndex, access: Access) -> Decision {
+        let page = self.page(index);
+        let word = self.word(page + access as usize * BLOCKS + block_of(index));
+        Decision {
+            verdict: Verdict::from_bit(word >> (index.get() % 64)),
+            because: self.because(page, index, access),
+        }
+    }
+
+    /// Where the page of this MSR begins.
+    #[inline]
+    fn page(&self, index: MsrIndex) -> usize {
+        let number = u64::from(index.get() >> PAGE_BITS);
+        let entry = self.table[hash(number, self.multiplier.get())].get();
+        if entry >> 32 == number {
+            (entry & 0xffff_ffff) as usize
+        } else {
+            0
+        }
+    }
+
+    #[inline]
+    fn because(&self, page: usize, index: MsrIndex, access: Access) -> Because {
+        let owners = page + OWNERS + access as usize * (BLOCKS / 8);
+        let mut owner = self.byte(owners, block_of(index));
+        if let Some(number) = owner.checked_sub(MIXED) {
+            let at = self.mixed.get() as usize + usize::from(number) * MIXED_WORDS;
+            owner = self.byte(at, (index.get() % 64) as usize);
+        }
+        match owner {
+            DEFAULT => Because::Default,
+            NO_FILTER => Because::NoFilter,
+            EXEMPT => Because::X2apic,
+            range => Because::Range(RangeNumber::new(range)),
+        }
+    }
+
+    /// The word at `at` of the pages, or 0 past their end: a verdict of 0 is a denial.
+    #[inline]
+    fn word(&self, at: usize) -> u64 {
+        self.pages.get(at).map_or(0, Word::get)
+    }
+
+    #[inline]
+    fn byte(&self, at: usize, number: usize) -> u8 {
+        self.word(at + number / 8).to_le_bytes()[number % 8]
+    }
+}
+
+#[inline]
+fn block_of(index: MsrIndex) -> usize {
+    (index.get() >> 6) as usize % BLOCKS
+}
+
+#[inline]
+fn hash(number: u64, multiplier: u64) -> usize {
+    (number.wrapping_mul(multiplier) >> (64 - TABLE_BITS)) as usize
+}
+
+impl Lookup {
+    /// The decisions of a VM in which no filter was ever set (S3.2).
+    pub(crate) fn without_filter(revision: Revision) -> Self {
+        Builder::new(revision, Verdict::Allow, NO_FILTER, &[]).finish(&[])
+    }
+
+    /// The decisions of these ranges under this default.
+    pub(crate) fn build(revision: Revision, fallback: Fallback, ranges: &[Range]) -> Self {
+        if ranges.is_empty() && revision.ignores_default_without_ranges() {
+            return Self::without_filter(revision);
+        }
+        let verdict = match fallback {
+            Fallback::Allow => Verdict::Allow,
+            Fallback::Deny => Verdict::Deny,
+        };
+        Builder::new(revision, verdict, DEFAULT, ranges).finish(ranges)
+    }
+
+    /// Bytes of memory it takes beyond itself.
+    pub(crate) fn footprint(&self) -> usize {
+        size_of_val(&*self.table) + size_of_val(&*self.pages)
+    }
+}
+
+/// The numbers of the pages that are not all default, each once: those a range reaches, and the
+/// first one, where the x2APIC registers are. A range that wraps reaches none (S3.5).
+fn special_pages(ranges: &[Range]) -> Vec<u64> {
+    let mut pages: Vec<u64> = ranges
+        .iter()
+        .filter_map(|range| Some((range.base().get(), range.end()?.get())))
+        .flat_map(|(base, end)| base >> PAGE_BITS..=(end - 1) >> PAGE_BITS)
+        .map(u64::from)
+        .chain([0])
+        .collect();
+    pages.sort_unstable();
+    pages.dedup();
+    pages
+}
+
+struct Builder {
+    revision: Revision,
+    lookup: Lookup,
+    numbers: Vec<u64>,
+    default: Block,
+    mixed: Vec<[u8; 64]>,
+}
+
+/// 64 MSRs in one direction.
+#[derive(Clone, Copy)]
+struct Block {
+    verdicts: u64,
+    owner: u8,
+}
+
+impl Builder {
+    fn new(revision: Revision, default: Verdict, owner: u8, ranges: &[Range]) -> Self {
+        let numbers = special_pages(ranges);
+        let multiplier = perfect_multiplier(&numbers);
+        let mut table = Box::new([VACANT; TABLE]);
+        for (slot, &number) in (1..).zip(&numbers) {
+            table[hash(number, multiplier)] = number << 32 | (slot * PAGE_WORDS as u64);
+        }
+        let verdicts = match default {
+            Verdict::Allow => u64::MAX,
+            Verdict::Deny => 0,
+        };
+        Self {
+            revision,
+            lookup: Lookup {
+                multiplier,
+                mixed: 0,
+                table,
+                pages: Box::default(),
+            },
+            numbers,
+            default: Block { verdicts, owner },
+            mixed: Vec::new(),
+        }
+    }
+
+    fn finish(mut self, ranges: &[Range]) -> Lookup {
+        let mut pages = vec![0; (1 + self.numbers.len()) * PAGE_WORDS];
+        for (direction, access) in Access::ALL.into_iter().enumerate() {
+            for block in 0..BLOCKS {
+                store(&mut pages[..PAGE_WORDS], direction, block, self.default);
+            }
+            for slot in 0..self.numbers.len() {
+                let page = &mut pages[(slot + 1) * PAGE_WORDS..][..PAGE_WORDS];
+                let base = (self.numbers[slot] as u32) << PAGE_BITS;
+                for block in 0..BLOCKS {
+                    let content = self.block(ranges, base | (block as u32) << 6, access);
+                    store(page, direction, block, content);
+                }
+            }
+        }
+        self.lookup.mixed = pages.len() as u64;
+        for owners in &self.mixed {
+            pages.extend(owners.as_chunks().0.iter().copied().map(u64::from_le_bytes));
+        }
+        self.lookup.pages = pages.into_boxed_slice();
+        self.lookup
+    }
+
+    /// What holds for the 64 MSRs from `base` on. They are exempt together or not at all (S3.1);
+    /// else, for each, the first range that contains it and has the flag of this access decides
+    /// (S3.3), else the default (S3.4).
+    fn block(&mut self, ranges: &[Range], base: u32, access: Access) -> Block {
+        if self.revision.exempts(MsrIndex::new(base)) {
+            return Block {
+                verdicts: u64::MAX,
+                owner: EXEMPT,
+            };
+        }
+        let mut owners = [self.default.owner; 64];
+        let mut verdicts = self.default.verdicts;
+        let mut open = u64::MAX;
+        for (number, range) in (0..).zip(ranges) {
+            let taken = reach(range, base) & open;
+            if taken == 0 || !range.accesses().contain(access) {
+                continue;
+            }
+            let bits = match base.checked_sub(range.base().get()) {
+                Some(offset) => range.bitmap().window(offset),
+                None => range.bitmap().window(0) << (range.base().get() - base),
+            };
+            if taken == u64::MAX {
+                return Block {
+                    verdicts: bits,
+                    owner: number,
+                };
+            }
+            verdicts = verdicts & !taken | bits & taken;
+            open &= !taken;
+            for (bit, owner) in owners.iter_mut().enumerate() {
+                if taken >> bit & 1 == 1 {
+                    *owner = number;
+                }
+            }
+        }
+        let owner = if open == u64::MAX {
+            self.default.owner
+        } else {
+            self.mixed.push(owners);
+            MIXED + (self.mixed.len() - 1) as u8
+        };
+        Block { verdicts, owner }
+    }
+}
+
+fn store(page: &mut [u64], direction: usize, block: usize, content: Block) {
+    page[direction * BLOCKS + block] = content.verdicts;
+    let owners = OWNERS + direction * (BLOCKS / 8) + block / 8;
+    page[owners] |= u64::from(content.owner) << (block % 8 * 8);
+}
+
+/// Which of the 64 MSRs from `base` on the range contains, one bit each. None if it wraps (S3.5).
+fn reach(range: &Range, base: u32) -> u64 {
+    let Some(end) = range.end() else { return 0 };
+    let start = u64::from(range.base().get().max(base));
+    let end = u64::from(end.get()).min(u64::from(base) + 64);
+    match end.checked_sub(start) {
+        None | Some(0) => 0,
+        Some(count) => (u64::MAX >> (64 - count)) << (start - u64::from(base)),
+    }
+}
+
+/// A multiplier under which no two of the pages share a place in the hash table.
+///
+/// One in seven does for 64 random pages. That the search ends for all pages that 16 ranges can
+/// have is a counting argument: there are fewer than 2^512 such sets, and each try fails for less
+/// than 7/8 of them, so that 4,000 tries leave none.
+fn perfect_multiplier(numbers: &[u64]) -> u64 {
+    let mut state = 0_u64;
+    loop {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let multiplier = mix(state) | 1;
+        let mut taken = [0_u64; TABLE / 64];
+        let is_perfect = numbers.iter().all(|&number| {
+            let place = hash(number, multiplier);
+            let seen = taken[place / 64] >> (place % 64) & 1;
+            taken[place / 64] |= 1 << (place % 64);
+            seen == 0
+        });
+        if is_perfect {
+            return multiplier;
+        }
+    }
+}
+
+/// The finaliser of `SplitMix64`.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+#[cfg(test)]
+mod tests;

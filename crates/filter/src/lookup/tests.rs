@@ -1,0 +1,181 @@
+use super::*;
+use crate::bitmap::Bitmap;
+use crate::filter::Filter;
+use crate::msr::Accesses;
+use proptest::prelude::*;
+
+/// S3 word for word, over a list of ranges: slow and obvious.
+fn oracle(filter: &Filter, index: MsrIndex, access: Access) -> Decision {
+    if filter.revision() == Revision::Mainline && X2APIC.contains(&index) {
+        return Decision {
+            verdict: Verdict::Allow,
+            because: Because::X2apic,
+        };
+    }
+    if filter.revision() == Revision::V6 && filter.ranges().is_empty() {
+        return Decision {
+            verdict: Verdict::Allow,
+            because: Because::NoFilter,
+        };
+    }
+    for (number, range) in (0..).zip(filter.ranges()) {
+        let base = range.base().get();
+        let end = base.wrapping_add(range.bitmap().count());
+        if (base..end).contains(&index.get()) && range.accesses().contain(access) {
+            let verdict = if range.bitmap().allows(index.get() - base) {
+                Verdict::Allow
+            } else {
+                Verdict::Deny
+            };
+            return Decision {
+                verdict,
+                because: Because::Range(RangeNumber::new(number)),
+            };
+        }
+    }
+    let verdict = match filter.fallback() {
+        Fallback::Allow => Verdict::Allow,
+        Fallback::Deny => Verdict::Deny,
+    };
+    Decision {
+        verdict,
+        because: Because::Default,
+    }
+}
+
+fn base() -> impl Strategy<Value = u32> {
+    prop_oneof![
+        any::<u32>(),
+        0_u32..0x3000,
+        0x700_u32..0xa00,
+        0xc000_0000_u32..0xc001_4000,
+        0xffff_c000_u32..,
+        (0_u32..1 << 20, 0_u32..3)
+            .prop_map(|(page, past)| (page << PAGE_BITS).wrapping_add(past).wrapping_sub(1)),
+    ]
+}
+
+fn range() -> impl Strategy<Value = Range> {
+    let count = prop_oneof![1_u32..4, 1_u32..200, 1_u32..=Bitmap::MAX_COUNT];
+    (1_u32..4, base(), count, any::<u64>()).prop_map(|(flags, base, count, seed)| {
+        let bit = |offset: u32| mix(seed ^ u64::from(offset)) & 1 == 1;
+        let bitmap = Bitmap::from_fn(count, bit).unwrap();
+        Range::new(
+            Accesses::from_bits(flags).unwrap(),
+            MsrIndex::new(base),
+            bitmap,
+        )
+    })
+}
+
+fn filter() -> impl Strategy<Value = Filter> {
+    let revision = prop_oneof![Just(Revision::Mainline), Just(Revision::V6)];
+    let fallback = prop_oneof![Just(Fallback::Allow), Just(Fallback::Deny)];
+    (
+        revision,
+        fallback,
+        prop::collection::vec(range(), 0..=MAX_RANGES),
+    )
+        .prop_filter_map(
+            "default deny needs a range",
+            |(revision, fallback, ranges)| Filter::new(revision, fallback, ranges).ok(),
+        )
+}
+
+/// Every index at which the answer may change, and its neighbours.
+fn edges(filter: &Filter) -> Vec<u32> {
+    let mut edges = vec![0, 0x800, 0x900, u32::MAX];
+    for range in filter.ranges() {
+        let base = range.base().get();
+        let end = base.wrapping_add(range.bitmap().count());
+        edges.extend([base, end, base >> PAGE_BITS << PAGE_BITS, base / 64 * 64]);
+    }
+    let around = |edge: u32| [edge.wrapping_sub(1), edge, edge.wrapping_add(1)];
+    edges.into_iter().flat_map(around).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// S3.1 to S3.6.
+    #[test]
+    fn decides_as_the_obvious_loop_does(
+        filter in filter(),
+        picks in prop::collection::vec((any::<prop::sample::Index>(), 0_u32..0x3100), 64),
+        anywhere in prop::collection::vec(any::<u32>(), 32),
+    ) {
+        let inside = picks.iter().filter(|_| !filter.ranges().is_empty()).map(|(pick, offset)| {
+            pick.get(filter.ranges()).base().get().wrapping_add(*offset)
+        });
+        for index in inside.chain(anywhere).chain(edges(&filter)).map(MsrIndex::new) {
+            for access in Access::ALL {
+                prop_assert_eq!(
+                    filter.decide(index, access), oracle(&filter, index, access),
+                    "{} {}", access, index
+                );
+            }
+        }
+    }
+}
+
+/// Sixteen full ranges that begin in the middle of a block of the middle of a page, no two on one
+/// page: the most words a lookup has.
+fn largest(accesses: Accesses) -> Filter {
+    let ranges = (0..16)
+        .map(|number| {
+            let base = MsrIndex::new(0x1000_0000 * number + 0x12_3fe1);
+            let bitmap = Bitmap::from_fn(Bitmap::MAX_COUNT, |offset| offset % 5 == 0).unwrap();
+            Range::new(accesses, base, bitmap)
+        })
+        .collect();
+    Filter::new(Revision::Mainline, Fallback::Deny, ranges).unwrap()
+}
+
+#[test]
+fn the_largest_lookup_fits_its_limits() {
+    let filter = largest(Accesses::Both);
+    assert_eq!(filter.lookup().pages.len(), MAX_WORDS);
+    assert!(
+        filter.footprint() <= 128 * 1024,
+        "{} bytes",
+        filter.footprint()
+    );
+}
+
+/// A block may hold sixteen ranges of one MSR each: every one of them is found.
+#[test]
+fn many_ranges_in_one_block() {
+    let ranges: Vec<_> = (0..16)
+        .map(|number| {
+            let bitmap = Bitmap::from_fn(1, |_| number % 2 == 0).unwrap();
+            Range::new(Accesses::Write, MsrIndex::new(0x100 + 4 * number), bitmap)
+        })
+        .collect();
+    let filter = Filter::new(Revision::Mainline, Fallback::Allow, ranges).unwrap();
+    for index in (0xc0..0x180).map(MsrIndex::new) {
+        for access in Access::ALL {
+            assert_eq!(filter.decide(index, access), oracle(&filter, index, access));
+        }
+    }
+}
+
+/// S3.2: with no filter everything is allowed, and the x2APIC exemption still comes first.
+#[test]
+fn without_a_filter() {
+    let cases = [
+        (Revision::Mainline, 0x10, Because::NoFilter),
+        (Revision::Mainline, 0x8ff, Because::X2apic),
+        (Revision::V6, 0x10, Because::NoFilter),
+        (Revision::V6, 0x8ff, Because::NoFilter),
+    ];
+    for (revision, index, because) in cases {
+        let decision = Lookup::without_filter(revision).decide(MsrIndex::new(index), Access::Write);
+        assert_eq!(
+            decision,
+            Decision {
+                verdict: Verdict::Allow,
+                because
+            }
+        );
+    }
+}

@@ -1,0 +1,2 @@
+//! MSR policies: the language, the names of registers, packing into a filter, explaining.
+#![forbid(unsafe_code)]
