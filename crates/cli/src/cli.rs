@@ -1,0 +1,142 @@
+//! What can be typed.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use msrgate_policy::{MsrRange, parse_msrs};
+
+/// An MSR firewall for KVM virtual machines.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// When to use colour; NO_COLOR is honoured, too
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: Color,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 yes, 1 no (differs, has mistakes), 2 usage or input/output, 3 the host lacks something.
+POLICY is a file, `-` for standard input, or the name of a shipped policy.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the policy in a real guest, and compare what it gets with what the policy promises
+    Test(TestArgs),
+    /// Say what is wrong with a policy, and how it packs into KVM's filter
+    Check(PolicyArgs),
+    /// Say what happens to an MSR, and which line says so
+    Explain(ExplainArgs),
+    /// Look a register up by name, part of a name, index or word
+    Msr(MsrArgs),
+    /// Measure what this host's KVM does, statement by statement
+    Doctor(DoctorArgs),
+    /// List the shipped policies, or print one
+    Policies(PoliciesArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyArgs {
+    /// A file, `-`, or the name of a shipped policy
+    pub(crate) policy: String,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TestArgs {
+    /// A file, `-`, or the name of a shipped policy
+    pub(crate) policy: String,
+    /// Where the guest runs: KVM where there is one, else the embedded model
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    pub(crate) backend: BackendArg,
+    /// Only these MSRs: a name, an index or a range such as 0x200..=0x20f (repeatable)
+    #[arg(long = "msr", value_name = "MSR", value_parser = msrs, num_args = 1..)]
+    pub(crate) msrs: Vec<MsrRange>,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// A file, `-`, or the name of a shipped policy
+    pub(crate) policy: String,
+    /// Names, indices or ranges such as 0x200..=0x20f
+    #[arg(required = true, value_name = "MSR", value_parser = msrs)]
+    pub(crate) msrs: Vec<MsrRange>,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MsrArgs {
+    /// A name, part of a name, an index, or a word
+    #[arg(required = true, value_name = "WORD")]
+    pub(crate) words: Vec<String>,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PoliciesArgs {
+    /// Print the text of this one
+    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct FormatArg {
+    /// For people, or for programs
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendArg {
+    /// KVM where it can be opened, else the model
+    Auto,
+    /// A real VM on this host
+    Kvm,
+    /// The embedded model of KVM; measures nothing
+    Model,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+impl Color {
+    pub(crate) fn write_global(self) {
+        let choice = match self {
+            Self::Auto => anstream::ColorChoice::Auto,
+            Self::Always => anstream::ColorChoice::Always,
+            Self::Never => anstream::ColorChoice::Never,
+        };
+        choice.write_global();
+    }
+}
+
+fn msrs(text: &str) -> Result<MsrRange, String> {
+    parse_msrs(text).map_err(|error| format!("{error}; {}", error.help()))
+}

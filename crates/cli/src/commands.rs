@@ -1,0 +1,25 @@
+//! The commands, one module each.
+
+mod check;
+mod doctor;
+mod explain;
+mod msr;
+mod policies;
+mod test;
+
+use std::io::Write;
+
+use crate::cli::Command;
+use crate::failure::{Answer, Failure};
+
+/// Carries a command out; results go to `out`.
+pub(crate) fn run(command: &Command, out: &mut dyn Write) -> Result<Answer, Failure> {
+    match command {
+        Command::Test(args) => test::run(args, out),
+        Command::Check(args) => check::run(args, out),
+        Command::Explain(args) => explain::run(args, out),
+        Command::Msr(args) => msr::run(args, out),
+        Command::Doctor(args) => doctor::run(args, out),
+        Command::Policies(args) => policies::run(args, out),
+    }
+}

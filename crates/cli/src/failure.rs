@@ -1,0 +1,63 @@
+//! How a command ends.
+
+use std::fmt;
+use std::io;
+
+use miette::GraphicalReportHandler;
+use msrgate_policy::Mistakes;
+
+/// A command that was carried out, and the answer to the question it asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Yes,
+    No,
+}
+
+/// A command that was not carried out.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The policy's text is wrong.
+    Mistakes(Box<Mistakes>),
+    /// The policy is understood, and cannot be had. The text says what to do.
+    Refused(String),
+    /// The host lacks something. The text says what, and how to get it.
+    Host(String),
+    /// Something could not be read.
+    Input { what: String, why: String },
+    /// The arguments do not fit together.
+    Usage(String),
+    /// The results could not be written.
+    Output(io::Error),
+}
+
+impl Failure {
+    pub(crate) fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl From<io::Error> for Failure {
+    /// Only results are written with `?`; what is read says what it was.
+    fn from(error: io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+/// Ready to print, with its last line's end. Styled; the stream strips what it does not show.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let red = anstyle::AnsiColor::Red.on_default().bold();
+        match self {
+            Self::Mistakes(mistakes) => {
+                GraphicalReportHandler::new().render_report(f, mistakes.as_ref())
+            }
+            Self::Refused(text) | Self::Host(text) | Self::Usage(text) => {
+                writeln!(f, "{red}error{red:#}: {text}")
+            }
+            Self::Input { what, why } => writeln!(f, "{red}error{red:#}: {what}: {why}"),
+            Self::Output(error) => {
+                writeln!(f, "{red}error{red:#}: cannot write the results: {error}")
+            }
+        }
+    }
+}

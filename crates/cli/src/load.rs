@@ -1,0 +1,102 @@
+//! From what was typed for POLICY to a compiled policy.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use msrgate_policy::{Compiled, MAX_BYTES, Policy, Source, compile, parse};
+
+use crate::failure::Failure;
+
+/// The policies in `policies/`, built in.
+pub(crate) const SHIPPED: [Shipped; 2] = [
+    Shipped {
+        name: "allow-all",
+        text: include_str!("../../../policies/allow-all.toml"),
+    },
+    Shipped {
+        name: "linux-boot",
+        text: include_str!("../../../policies/linux-boot.toml"),
+    },
+];
+
+/// A policy that comes with the program.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shipped {
+    pub(crate) name: &'static str,
+    pub(crate) text: &'static str,
+}
+
+impl Shipped {
+    /// The policy's first comment line, without its mark.
+    pub(crate) fn summary(self) -> &'static str {
+        let first = self.text.lines().next().unwrap_or_default();
+        first.trim_start_matches(['#', ' '])
+    }
+}
+
+/// Reads, parses and packs a policy.
+pub(crate) fn compiled(policy: &str) -> Result<Compiled, Failure> {
+    let policy = parsed(policy)?;
+    let name = policy.source().name().to_owned();
+    compile(policy).map_err(|error| Failure::Refused(format!("{name}: {error}")))
+}
+
+fn parsed(policy: &str) -> Result<Policy, Failure> {
+    parse(&source(policy)?).map_err(|mistakes| Failure::Mistakes(Box::new(mistakes)))
+}
+
+fn source(policy: &str) -> Result<Source, Failure> {
+    if policy == "-" {
+        return read("standard input", io::stdin().lock());
+    }
+    match File::open(policy) {
+        Ok(file) => read(policy, file),
+        Err(error) => match shipped(policy) {
+            Some(shipped) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Source::new(&format!("{}.toml (shipped)", shipped.name), shipped.text))
+            }
+            _ => Err(unreadable(policy, &error)),
+        },
+    }
+}
+
+/// The shipped policy of this name.
+pub(crate) fn shipped(name: &str) -> Option<Shipped> {
+    SHIPPED.into_iter().find(|shipped| shipped.name == name)
+}
+
+fn read(name: &str, from: impl io::Read) -> Result<Source, Failure> {
+    let trouble = |why: String| Failure::Input {
+        what: name.to_owned(),
+        why,
+    };
+    let mut bytes = Vec::new();
+    // One byte more than a policy may have, so that a longer one is seen to be.
+    let mut from = from.take(MAX_BYTES as u64 + 1);
+    from.read_to_end(&mut bytes).map_err(|error| trouble(error.to_string()))?;
+    if bytes.len() > MAX_BYTES {
+        return Err(trouble(format!(
+            "longer than the {MAX_BYTES} bytes that a policy may have; name ranges instead of single MSRs"
+        )));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        trouble(format!("not UTF-8 text (byte {at}); a policy is a TOML file"))
+    })?;
+    Ok(Source::new(name, &text))
+}
+
+fn unreadable(policy: &str, error: &io::Error) -> Failure {
+    let is_name = Path::new(policy).components().count() == 1 && !policy.contains('.');
+    let why = if error.kind() == io::ErrorKind::NotFound && is_name {
+        let names: Vec<_> = SHIPPED.iter().map(|shipped| shipped.name).collect();
+        format!("no such file, and no shipped policy of this name ({})", names.join(", "))
+    } else {
+        error.to_string()
+    };
+    Failure::Input {
+        what: policy.to_owned(),
+        why,
+    }
+}

@@ -1,0 +1,29 @@
+//! The shapes that several commands print.
+
+use std::io::{self, Write};
+
+use msrgate_filter::MsrIndex;
+use msrgate_policy::registers;
+use serde::Serialize;
+
+/// Every JSON answer says which version of its shape it is.
+pub(crate) const SCHEMA: u32 = 1;
+
+/// One JSON document, indented, on its own lines.
+pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    writeln!(out)
+}
+
+/// An MSR's name, or nothing.
+pub(crate) fn name(index: MsrIndex) -> Option<&'static str> {
+    registers::by_index(index).map(|register| register.name())
+}
+
+/// `0xc0000080 IA32_EFER`, or only the index.
+pub(crate) fn titled(index: MsrIndex) -> String {
+    match name(index) {
+        Some(name) => format!("{index} {name}"),
+        None => index.to_string(),
+    }
+}

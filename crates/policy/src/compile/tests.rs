@@ -1,0 +1,84 @@
+use msrgate_filter::{Accesses, Bitmap, Fallback, Range, Revision};
+
+use super::*;
+use crate::parse;
+use crate::source::Source;
+
+fn compiled() -> Compiled {
+    let text = "policy = 1\ndefault = 'deny'\n[msrs]\n0x10 = 'r'\n'0x200..=0x20f' = 'rw'\n0xc0000080 = 'w'";
+    compile(parse(&Source::new("test.toml", text)).unwrap()).unwrap()
+}
+
+/// The filter of `compiled`, with one range replaced.
+fn mutant(compiled: &Compiled, number: usize, change: impl Fn(&Range) -> Option<Range>) -> Filter {
+    let mut ranges = compiled.filter().ranges().to_vec();
+    match change(&ranges[number]) {
+        Some(changed) => ranges[number] = changed,
+        None => _ = ranges.remove(number),
+    }
+    Filter::new(Revision::Mainline, compiled.filter().fallback(), ranges).unwrap()
+}
+
+fn with_bit_flipped(range: &Range, bit: u32) -> Range {
+    let old = range.bitmap();
+    let bitmap = Bitmap::from_fn(old.count(), |offset| old.allows(offset) != (offset == bit));
+    Range::new(range.accesses(), range.base(), bitmap.unwrap())
+}
+
+/// A packer that is wrong in any one bit, in a range's place, colour or presence is found out.
+#[test]
+fn the_comparison_catches_every_broken_filter() {
+    let compiled = compiled();
+    let caught = |filter: Filter| first_difference(compiled.table(), &filter).is_some();
+    assert!(!caught(compiled.filter().clone()));
+    for (number, range) in compiled.filter().ranges().iter().enumerate() {
+        assert!(
+            caught(mutant(&compiled, number, |_| None)),
+            "range {number} left out"
+        );
+        for bit in 0..range.bitmap().count() {
+            let flipped = mutant(&compiled, number, |range| {
+                Some(with_bit_flipped(range, bit))
+            });
+            let at = MsrIndex::new(range.base().get() + bit);
+            let is_hidden = Access::ALL
+                .iter()
+                .all(|&access| compiled.filter().decide(at, access) == flipped.decide(at, access));
+            assert!(caught(flipped) || is_hidden, "bit {bit} of range {number}");
+        }
+        let moved = mutant(&compiled, number, |range| {
+            let base = MsrIndex::new(range.base().get() + 1);
+            Some(Range::new(range.accesses(), base, range.bitmap().clone()))
+        });
+        assert!(caught(moved), "range {number} moved");
+        let recoloured = mutant(&compiled, number, |range| {
+            let other = if range.accesses() == Accesses::Read {
+                Accesses::Write
+            } else {
+                Accesses::Read
+            };
+            Some(Range::new(other, range.base(), range.bitmap().clone()))
+        });
+        assert!(caught(recoloured), "range {number} in another direction");
+    }
+    let ranges = compiled.filter().ranges().to_vec();
+    assert!(caught(
+        Filter::new(Revision::Mainline, Fallback::Allow, ranges).unwrap()
+    ));
+}
+
+/// Where a filter says something that no entry does, far from all entries, it is found, too.
+#[test]
+fn the_comparison_looks_between_the_entries() {
+    let compiled = compiled();
+    for index in [0, 0x7ff, 0x900, 0x4b56_4d00, 0xffff_fffe] {
+        let mut ranges = compiled.filter().ranges().to_vec();
+        let bitmap = Bitmap::from_fn(1, |_| true).unwrap();
+        ranges.push(Range::new(Accesses::Write, MsrIndex::new(index), bitmap));
+        let filter = Filter::new(Revision::Mainline, Fallback::Deny, ranges).unwrap();
+        assert_eq!(
+            first_difference(compiled.table(), &filter),
+            Some((MsrIndex::new(index), Access::Write, Action::Deny))
+        );
+    }
+}

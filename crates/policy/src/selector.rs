@@ -1,0 +1,187 @@
+//! How people say which MSRs they mean: a name, an index, or a range of these.
+
+use std::fmt;
+
+use msrgate_filter::MsrIndex;
+
+use crate::policy::MsrRange;
+use crate::registers::{self, Named, Register};
+
+/// Text that means no MSRs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SelectorError {
+    /// No register has this name.
+    UnknownName {
+        /// The name.
+        name: String,
+        /// Names that look like it, the likeliest first.
+        near: Vec<&'static str>,
+    },
+    /// A name that means different MSRs on different processors.
+    AmbiguousName {
+        /// The name.
+        name: String,
+        /// What it may mean, such as `0x1d9 on Intel`.
+        candidates: Vec<String>,
+    },
+    /// Something that begins like an index, and is none.
+    BadIndex {
+        /// What stands there.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
+        /// What may have been meant.
+        instead: String,
+    },
+    /// A range written with `..`, of which nobody knows whether its end is part of it.
+    OpenRange {
+        /// The same range, its end included.
+        instead: String,
+    },
+    /// A range whose end is below its start.
+    BackwardRange(String),
+}
+
+impl fmt::Display for SelectorError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownName { name, .. } => write!(f, "no MSR is called `{name}`"),
+            Self::AmbiguousName { name, candidates } => {
+                write!(f, "`{name}` is {}", candidates.join(" or "))
+            }
+            Self::BadIndex { text, why, .. } => write!(f, "`{text}` is no MSR index: {why}"),
+            Self::OpenRange { .. } => f.write_str("a range includes its last MSR"),
+            Self::BackwardRange(text) => write!(f, "the range `{text}` ends before it begins"),
+        }
+    }
+}
+
+impl std::error::Error for SelectorError {}
+
+impl SelectorError {
+    /// What to do about it, in a sentence.
+    #[must_use]
+    pub fn help(&self) -> String {
+        match self {
+            Self::UnknownName { near, .. } if near.is_empty() => {
+                "`msrgate msr WORD` looks registers up; an index such as `0x8b` is always understood"
+                    .to_owned()
+            }
+            Self::UnknownName { near, .. } => {
+                let near: Vec<_> = near.iter().map(|name| format!("`{name}`")).collect();
+                format!("did you mean {}?", near.join(" or "))
+            }
+            Self::AmbiguousName { .. } => "write the index of the one that is meant".to_owned(),
+            Self::BadIndex { instead, .. } | Self::OpenRange { instead } => {
+                format!("write `{instead}`")
+            }
+            Self::BackwardRange(_) => "write the lower index first".to_owned(),
+        }
+    }
+}
+
+/// The MSRs that `text` means: `IA32_EFER`, `0xc0000080`, or `0x200..=0x20f` with an index or a
+/// name on either side.
+///
+/// # Errors
+/// It means none.
+pub fn parse_msrs(text: &str) -> Result<MsrRange, SelectorError> {
+    let text = text.trim();
+    let Some((first, last)) = text.split_once("..") else {
+        return parse_index(text).map(MsrRange::one);
+    };
+    let Some(last) = last.strip_prefix('=') else {
+        return Err(SelectorError::OpenRange {
+            instead: format!("{}..={}", first.trim(), last.trim()),
+        });
+    };
+    let (first, last) = (parse_index(first.trim())?, parse_index(last.trim())?);
+    MsrRange::new(first, last).ok_or_else(|| SelectorError::BackwardRange(text.to_owned()))
+}
+
+fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
+    let bad = |why, instead: &str| {
+        Err(SelectorError::BadIndex {
+            text: text.to_owned(),
+            why,
+            instead: instead.to_owned(),
+        })
+    };
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    if let Some(digits) = digits {
+        let plain = digits.replace('_', "");
+        if !is_hexadecimal(&plain) {
+            return bad("these are not hexadecimal digits", "0xc0000080");
+        }
+        return match u32::from_str_radix(&plain, 16) {
+            Ok(index) => Ok(MsrIndex::new(index)),
+            Err(_) => bad("an index has 32 bits", "0xc0000080"),
+        };
+    }
+    if text.is_empty() {
+        return bad("there is nothing", "IA32_EFER");
+    }
+    if text.starts_with(|first: char| first.is_ascii_digit()) && is_hexadecimal(text) {
+        return bad("indices are hexadecimal and say so", &format!("0x{text}"));
+    }
+    named(text)
+}
+
+fn is_hexadecimal(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn named(name: &str) -> Result<MsrIndex, SelectorError> {
+    let name = name.to_owned();
+    match registers::by_name(&name) {
+        Named::One(register) => Ok(register.index()),
+        Named::Several(registers) => {
+            let candidates = registers.into_iter().map(candidate).collect();
+            Err(SelectorError::AmbiguousName { name, candidates })
+        }
+        Named::None(near) => Err(SelectorError::UnknownName { name, near }),
+    }
+}
+
+fn candidate(register: &Register) -> String {
+    format!("{} ({})", register.index(), register.vendor())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(text: &str) -> (u32, u32) {
+        let range = parse_msrs(text).unwrap();
+        (range.first().get(), range.last().get())
+    }
+
+    #[test]
+    fn names_indices_and_ranges() {
+        assert_eq!(range("0x8b"), (0x8b, 0x8b));
+        assert_eq!(range("0XC000_0080"), (0xc000_0080, 0xc000_0080));
+        assert_eq!(range(" 0x10 ..= 0x1f "), (0x10, 0x1f));
+        assert_eq!(range("ia32_efer"), (0xc000_0080, 0xc000_0080));
+        assert_eq!(range("IA32_SYSENTER_CS..=IA32_SYSENTER_EIP"), (0x174, 0x176));
+        assert_eq!(range("0x0..=0xffffffff"), (0, u32::MAX));
+    }
+
+    #[test]
+    fn what_is_wrong_says_what_to_write() {
+        let error = |text: &str| {
+            let error = parse_msrs(text).unwrap_err();
+            format!("{error}; {}", error.help())
+        };
+        insta::assert_snapshot!(error("10"), @"");
+        insta::assert_snapshot!(error("0x1_0000_0000"), @"");
+        insta::assert_snapshot!(error("0x"), @"");
+        insta::assert_snapshot!(error("0xg"), @"");
+        insta::assert_snapshot!(error(""), @"");
+        insta::assert_snapshot!(error("0x10..0x20"), @"");
+        insta::assert_snapshot!(error("0x10..="), @"");
+        insta::assert_snapshot!(error("0x20..=0x10"), @"");
+        insta::assert_snapshot!(error("IA32_EFFER"), @"");
+        insta::assert_snapshot!(error("ünïcode"), @"");
+    }
+}

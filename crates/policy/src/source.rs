@@ -1,0 +1,84 @@
+//! The text of a policy and places in it.
+
+use std::sync::Arc;
+
+use miette::{NamedSource, SourceSpan};
+
+/// A policy's text under the name that messages give it.
+#[derive(Clone, Debug)]
+pub struct Source {
+    name: Arc<str>,
+    text: Arc<str>,
+    /// Where each line begins, in bytes.
+    lines: Arc<[usize]>,
+}
+
+/// A line and a column, both counted from 1; columns count characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The line.
+    pub line: usize,
+    /// The character in it.
+    pub column: usize,
+}
+
+impl Source {
+    /// The text `text`, called `name` in messages: a path, or a name such as `-` for standard
+    /// input.
+    #[must_use]
+    pub fn new(name: &str, text: &str) -> Self {
+        let starts = text.match_indices('\n').map(|(at, _)| at + 1);
+        Self {
+            name: name.into(),
+            text: text.into(),
+            lines: [0].into_iter().chain(starts).collect(),
+        }
+    }
+
+    /// What messages call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The text.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Where a span begins.
+    #[must_use]
+    pub fn place(&self, span: SourceSpan) -> Place {
+        let offset = span.offset().min(self.text.len());
+        let line = self.lines.partition_point(|&start| start <= offset);
+        let before = &self.text.as_bytes()[self.lines[line - 1]..offset];
+        // Counted over bytes, so that a span within a character cannot split it.
+        let column = before.iter().filter(|&&byte| byte & 0xc0 != 0x80).count() + 1;
+        Place { line, column }
+    }
+
+    pub(crate) fn named(&self) -> NamedSource<Arc<str>> {
+        NamedSource::new(&self.name, Arc::clone(&self.text)).with_language("TOML")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_count_lines_and_characters_from_one() {
+        let source = Source::new("x", "aé\n\nb");
+        let place = |offset: usize| {
+            let Place { line, column } = source.place(SourceSpan::new(offset.into(), 1));
+            (line, column)
+        };
+        assert_eq!(place(0), (1, 1));
+        assert_eq!(place(3), (1, 3));
+        assert_eq!(place(4), (2, 1));
+        assert_eq!(place(5), (3, 1));
+        assert_eq!(place(6), (3, 2));
+        assert_eq!(place(99), (3, 2));
+    }
+}
