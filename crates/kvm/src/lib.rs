@@ -1,1 +1,31 @@
 //! MSR filters in a real KVM VM: probing the host, installing, a built-in guest that measures.
+//!
+//! [`HostCaps`] says what this host's KVM can do, or why not. [`install`] puts a
+//! [`Filter`](msrgate_filter::Filter) into a VM. A [`Backend`] runs scripts of accesses under a
+//! filter, mistakes of user space included, and shows what the guest and user space saw.
+//!
+//! Statements such as S3.2 are those of `docs/kvm-semantics.md`.
+//!
+//! What this crate does not do: it reads no policy and knows no register's name.
+
+mod backend;
+mod errno;
+mod exit;
+mod guest;
+mod host;
+mod install;
+mod memory;
+mod probe;
+mod raw;
+
+pub use backend::{
+    Backend, BackendKind, Fault, KvmBackend, Observed, Outcome, Registers, Reply, SeenExit, Site,
+    Step,
+};
+pub use errno::{CallErrno, RawErrno};
+pub use exit::{ExitReason, RawReason, ReasonMask};
+pub use guest::{GuestError, StepAt};
+pub use host::{Capability, HostError};
+pub use install::{InstallError, Installed, install};
+pub use probe::{HostCaps, IgnoreMsrs, Module, UnknownBits};
+pub use raw::{RawBitmap, RawFilter, RawRange, set_filter_raw};

@@ -1,0 +1,17 @@
+//! The built-in guest: a few dozen bytes of machine code in long mode that run a script of
+//! accesses, catch their own #GP, and report through memory.
+//!
+//! One `KVM_RUN` does thousands of accesses: the guest walks a list of [slots](slot), each with
+//! the values to load and a place for what came of it, and leaves by OUT at the end.
+
+mod code;
+mod layout;
+mod machine;
+mod run;
+mod slot;
+mod watchdog;
+
+pub(crate) use layout::VcpuNumber;
+pub(crate) use machine::{Answer, Apic, Guest, RawExit, Stop};
+pub use run::{GuestError, StepAt};
+pub(crate) use slot::{Op, Report};

@@ -1,0 +1,100 @@
+//! The guest's machine code. It finds everything through RSI, so it runs at any address.
+//!
+//! RSI points at the current [slot](super::slot); RAX, RCX and RDX belong to the access; RSP is
+//! used by the CPU when it delivers the #GP. No SSE, and nothing that an instruction emulator
+//! would not know: on some hosts one runs this code.
+
+/// Loaded at the start of the code page.
+#[rustfmt::skip]
+pub(super) const CODE: [u8; 0x57] = [
+    // next: the slot after this one
+    0x48, 0x83, 0xc6, 0x40,       // 00  add  rsi, 0x40
+    // start: load what the slot says, and go where it says
+    0x48, 0x8b, 0x4e, 0x18,       // 04  mov  rcx, [rsi + 0x18]
+    0x48, 0x8b, 0x46, 0x08,       // 08  mov  rax, [rsi + 0x08]
+    0x48, 0x8b, 0x56, 0x10,       // 0c  mov  rdx, [rsi + 0x10]
+    0xff, 0x26,                   // 10  jmp  [rsi]
+    // read
+    0x0f, 0x32,                   // 12  rdmsr
+    0xeb, 0x0b,                   // 14  jmp  done
+    // write
+    0x0f, 0x30,                   // 16  wrmsr
+    0xeb, 0x07,                   // 18  jmp  done
+    // time
+    0x0f, 0x31,                   // 1a  rdtsc
+    0xeb, 0x03,                   // 1c  jmp  done
+    // swap
+    0x0f, 0x01, 0xf8,             // 1e  swapgs
+    // done: the access went through
+    0x48, 0x89, 0x46, 0x08,       // 21  mov  [rsi + 0x08], rax
+    0x48, 0x89, 0x56, 0x10,       // 25  mov  [rsi + 0x10], rdx
+    0x48, 0x89, 0x4e, 0x18,       // 29  mov  [rsi + 0x18], rcx
+    0xc6, 0x46, 0x20, 0x01,       // 2d  mov  byte [rsi + 0x20], 1
+    0xeb, 0xcd,                   // 31  jmp  next
+    // fault: the #GP handler; six words are on the stack, and it never returns by them
+    0x48, 0x89, 0x46, 0x08,       // 33  mov  [rsi + 0x08], rax
+    0x48, 0x89, 0x56, 0x10,       // 37  mov  [rsi + 0x10], rdx
+    0x48, 0x89, 0x4e, 0x18,       // 3b  mov  [rsi + 0x18], rcx
+    0x59,                         // 3f  pop  rcx              the error code
+    0x48, 0x89, 0x4e, 0x28,       // 40  mov  [rsi + 0x28], rcx
+    0x59,                         // 44  pop  rcx              the faulting RIP
+    0x48, 0x89, 0x4e, 0x30,       // 45  mov  [rsi + 0x30], rcx
+    0x48, 0x83, 0xc4, 0x20,       // 49  add  rsp, 0x20        CS, RFLAGS, RSP, SS
+    0xc6, 0x46, 0x20, 0x02,       // 4d  mov  byte [rsi + 0x20], 2
+    0xeb, 0xad,                   // 51  jmp  next
+    // end: leave to the host, again and again
+    0xe6, END_PORT,               // 53  out  0xf4, al
+    0xeb, 0xfc,                   // 55  jmp  end
+];
+
+/// The port of the OUT that ends a script.
+pub(super) const END_PORT: u8 = 0xf4;
+
+/// Where things are in [`CODE`], in bytes from its start.
+pub(super) const START: u64 = 0x04;
+pub(super) const READ: u64 = 0x12;
+pub(super) const WRITE: u64 = 0x16;
+pub(super) const TIME: u64 = 0x1a;
+pub(super) const SWAP: u64 = 0x1e;
+pub(super) const FAULT: u64 = 0x33;
+pub(super) const END: u64 = 0x53;
+
+/// How long RDMSR and WRMSR are, in bytes.
+pub(crate) const ACCESS_LENGTH: u64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the two-byte jump at `at` goes.
+    fn target(at: usize) -> u64 {
+        assert_eq!(CODE[at], 0xeb);
+        (at as i64 + 2 + i64::from(CODE[at + 1] as i8)) as u64
+    }
+
+    #[test]
+    fn every_jump_goes_where_its_comment_says() {
+        for jump in [0x14, 0x18, 0x1c] {
+            assert_eq!(target(jump), 0x21);
+        }
+        for jump in [0x31, 0x51] {
+            assert_eq!(target(jump), 0);
+        }
+        assert_eq!(target(0x55), END);
+    }
+
+    #[test]
+    fn every_entry_is_the_instruction_it_is_named_after() {
+        for (entry, wanted) in [
+            (START, &[0x48, 0x8b][..]),
+            (READ, &[0x0f, 0x32]),
+            (WRITE, &[0x0f, 0x30]),
+            (TIME, &[0x0f, 0x31]),
+            (SWAP, &[0x0f, 0x01, 0xf8]),
+            (FAULT, &[0x48, 0x89]),
+            (END, &[0xe6, END_PORT]),
+        ] {
+            assert!(CODE[entry as usize..].starts_with(wanted), "{entry:#x}");
+        }
+    }
+}

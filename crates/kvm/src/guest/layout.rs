@@ -1,0 +1,180 @@
+//! Where things are in a guest's memory, and the tables a CPU needs to be in long mode.
+//!
+//! Physical and linear addresses are the same. Each vCPU has 512 KiB of its own from 1 MiB on:
+//!
+//! | offset | content |
+//! |---|---|
+//! | 0x00000 | GDT at 0, IDT at 0x100, TSS at 0x800 |
+//! | 0x01000 | PML4, then PDPT and PD: 4 MiB in two large pages |
+//! | 0x04000 | [code](super::code) |
+//! | 0x05000 | stack |
+//! | 0x10000 | the [slots](super::slot) |
+//! | 0x50000 | the end of what is backed by memory |
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
+
+use super::code;
+use super::slot;
+use crate::memory::PAGE;
+
+/// Slots a script may have, the last of which is the end.
+pub(super) const SLOTS: usize = (BYTES - SLOT_AREA) as usize / (slot::WORDS * 8);
+
+/// Bytes of memory a vCPU has.
+const BYTES: u64 = 0x5_0000;
+/// Pages of memory a vCPU has.
+pub(super) const PAGES: usize = BYTES as usize / PAGE;
+
+const FIRST: u64 = 0x10_0000;
+const STRIDE: u64 = 0x8_0000;
+
+const IDT: u64 = 0x100;
+const TSS: u64 = 0x800;
+const PML4: u64 = 0x1000;
+const PDPT: u64 = 0x2000;
+const PD: u64 = 0x3000;
+const CODE: u64 = 0x4000;
+const STACK_TOP: u64 = 0x6000;
+const SLOT_AREA: u64 = 0x1_0000;
+
+const GP_VECTOR: u64 = 13;
+
+const CODE_SELECTOR: u16 = 0x08;
+const DATA_SELECTOR: u16 = 0x10;
+const TSS_SELECTOR: u16 = 0x18;
+
+const PAGE_PRESENT_WRITABLE: u64 = 0x3;
+const PAGE_LARGE: u64 = 0x80;
+const LARGE_PAGE: u64 = 0x20_0000;
+
+const CR0_PE_MP_NE_WP_PG: u64 = 1 | 1 << 1 | 1 << 5 | 1 << 16 | 1 << 31;
+const CR0_ET: u64 = 1 << 4;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_SCE_LME_LMA: u64 = 1 | 1 << 8 | 1 << 10;
+const RFLAGS_FIXED: u64 = 1 << 1;
+
+/// Which of a VM's vCPUs: as many as the mapped 4 MiB have room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VcpuNumber(u8);
+
+impl VcpuNumber {
+    /// The first, which every VM has.
+    pub(crate) const FIRST: Self = Self(0);
+
+    pub(crate) const fn get(self) -> u8 {
+        self.0
+    }
+
+    /// Where this vCPU's memory begins.
+    pub(super) const fn base(self) -> u64 {
+        FIRST + self.0 as u64 * STRIDE
+    }
+
+    /// Where its code is.
+    pub(super) const fn code(self) -> u64 {
+        self.base() + CODE
+    }
+
+    /// Its registers at the start of a script.
+    pub(super) fn registers(self) -> kvm_regs {
+        kvm_regs {
+            rip: self.code() + code::START,
+            rsi: self.base() + SLOT_AREA,
+            rsp: self.base() + STACK_TOP,
+            rflags: RFLAGS_FIXED,
+            ..kvm_regs::default()
+        }
+    }
+
+    /// Its system registers in long mode at CPL 0, from those of a CPU just reset.
+    pub(super) fn system_registers(self, reset: &kvm_sregs) -> kvm_sregs {
+        let data = segment(DATA_SELECTOR, 0x3);
+        kvm_sregs {
+            cs: kvm_segment {
+                l: 1,
+                db: 0,
+                ..segment(CODE_SELECTOR, 0xb)
+            },
+            ds: data,
+            es: data,
+            fs: data,
+            gs: data,
+            ss: data,
+            tr: kvm_segment {
+                base: self.base() + TSS,
+                limit: 0x67,
+                selector: TSS_SELECTOR,
+                type_: 0xb,
+                present: 1,
+                ..kvm_segment::default()
+            },
+            gdt: kvm_dtable {
+                base: self.base(),
+                limit: 5 * 8 - 1,
+                ..kvm_dtable::default()
+            },
+            idt: kvm_dtable {
+                base: self.base() + IDT,
+                limit: (GP_VECTOR as u16 + 1) * 16 - 1,
+                ..kvm_dtable::default()
+            },
+            cr0: CR0_PE_MP_NE_WP_PG | CR0_ET,
+            cr3: self.base() + PML4,
+            cr4: CR4_PAE,
+            efer: EFER_SCE_LME_LMA,
+            ..*reset
+        }
+    }
+
+    /// Writes the tables and the code into its memory, of which `words` are all words.
+    pub(super) fn load(self, words: &[AtomicU64]) {
+        let put = |offset: u64, value: u64| {
+            words[offset as usize / 8].store(value, Ordering::Relaxed);
+        };
+        put(CODE_SELECTOR.into(), 0x00af_9b00_0000_ffff);
+        put(DATA_SELECTOR.into(), 0x00cf_9300_0000_ffff);
+        let tss = self.base() + TSS;
+        put(TSS_SELECTOR.into(), 0x0000_8b00_0000_0067 | tss << 16);
+
+        // A present interrupt gate at CPL 0, its target cut in three.
+        let handler = self.code() + code::FAULT;
+        let selector = u64::from(CODE_SELECTOR) << 16;
+        let gate = handler & 0xffff | selector | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
+        put(IDT + GP_VECTOR * 16, gate);
+        put(IDT + GP_VECTOR * 16 + 8, handler >> 32);
+
+        put(PML4, (self.base() + PDPT) | PAGE_PRESENT_WRITABLE);
+        put(PDPT, (self.base() + PD) | PAGE_PRESENT_WRITABLE);
+        for number in 0..2 {
+            let page = number * LARGE_PAGE | PAGE_PRESENT_WRITABLE | PAGE_LARGE;
+            put(PD + number * 8, page);
+        }
+
+        for (offset, chunk) in (CODE..).step_by(8).zip(code::CODE.chunks(8)) {
+            let mut bytes = [0; 8];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            put(offset, u64::from_le_bytes(bytes));
+        }
+    }
+}
+
+/// The words of slot `number` in a vCPU's memory.
+pub(super) fn slot(words: &[AtomicU64], number: usize) -> &[AtomicU64] {
+    &words[SLOT_AREA as usize / 8 + number * slot::WORDS..][..slot::WORDS]
+}
+
+/// A flat segment of CPL 0.
+fn segment(selector: u16, type_: u8) -> kvm_segment {
+    kvm_segment {
+        limit: u32::MAX,
+        selector,
+        type_,
+        present: 1,
+        db: 1,
+        s: 1,
+        g: 1,
+        ..kvm_segment::default()
+    }
+}

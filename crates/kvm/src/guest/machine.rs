@@ -1,0 +1,333 @@
+//! Unsafe: gives memory to KVM, and reads the union in `struct kvm_run`.
+//!
+//! A VM with one vCPU in long mode: load a script, run to the next stop, answer, run on.
+#![expect(
+    unsafe_code,
+    reason = "KVM_SET_USER_MEMORY_REGION, and a union of the kernel's ABI"
+)]
+
+use std::time::Duration;
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use msrgate_filter::{Access, Errno, MsrIndex};
+
+use super::layout::{self, VcpuNumber};
+use super::slot::{self, Op, Report};
+use super::watchdog::Watchdog;
+use super::{GuestError, StepAt, code};
+use crate::errno::CallErrno;
+use crate::memory::Memory;
+use crate::probe::HostCaps;
+
+/// How long a script may run before it is called endless.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whether the VM has an interrupt controller in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Apic {
+    /// None: accesses to x2APIC registers find nothing.
+    Absent,
+    /// One in x2APIC mode.
+    X2apic,
+}
+
+/// What stopped a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The script is at its end.
+    End,
+    /// An access came to user space, and waits for an answer.
+    Msr(RawExit),
+    /// A debug exit at this RIP.
+    Debug { rip: u64 },
+    /// Any other exit, as text.
+    Other(String),
+}
+
+/// An exit as `struct kvm_run` has it (S1.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RawExit {
+    /// `exit_reason` itself.
+    pub(crate) number: u32,
+    pub(crate) access: Access,
+    pub(crate) error: u8,
+    pub(crate) reason: u32,
+    pub(crate) index: MsrIndex,
+    pub(crate) data: u64,
+}
+
+/// What user space writes into `struct kvm_run` before it runs on (S5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) error: u8,
+    pub(crate) data: u64,
+}
+
+/// Whether the vCPU can be used for another script as it is.
+enum Health {
+    Sound,
+    /// It shut down, or stopped somewhere unknown: its system registers may be anything.
+    Spoiled,
+}
+
+/// The built-in guest in its VM.
+pub(crate) struct Guest {
+    vcpu: VcpuFd,
+    vm: VmFd,
+    memory: Memory,
+    number: VcpuNumber,
+    reset: kvm_sregs,
+    health: Health,
+    patience: Duration,
+    script: Vec<Op>,
+}
+
+impl Guest {
+    /// A new VM with the guest in it.
+    ///
+    /// # Errors
+    /// The device cannot be opened any more, or a call fails.
+    pub(crate) fn new(host: &HostCaps, apic: Apic) -> Result<Self, GuestError> {
+        let kvm = host.open()?;
+        let vm = host.create_vm()?;
+        if apic == Apic::X2apic {
+            vm.create_irq_chip().map_err(called("KVM_CREATE_IRQCHIP"))?;
+        }
+        let number = VcpuNumber::FIRST;
+        let memory = Memory::new(layout::PAGES).map_err(call("mmap"))?;
+        add_memory(&vm, number, &memory)?;
+        let vcpu = vm
+            .create_vcpu(number.get().into())
+            .map_err(called("KVM_CREATE_VCPU"))?;
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(called("KVM_GET_SUPPORTED_CPUID"))?;
+        vcpu.set_cpuid2(&cpuid).map_err(called("KVM_SET_CPUID2"))?;
+        let mut reset = vcpu.get_sregs().map_err(called("KVM_GET_SREGS"))?;
+        if apic == Apic::X2apic {
+            reset.apic_base |= APIC_BASE_ENABLED_X2APIC;
+        }
+        number.load(memory.words());
+        Ok(Self {
+            vcpu,
+            vm,
+            memory,
+            number,
+            reset,
+            health: Health::Spoiled,
+            patience: PATIENCE,
+            script: Vec::new(),
+        })
+    }
+
+    /// Puts a script in front of the guest and the guest at its start. An exit still pending is
+    /// completed first, and comes to nothing.
+    ///
+    /// # Errors
+    /// A call fails. A script with more than [`Self::LONGEST`] steps is cut there.
+    pub(crate) fn load(&mut self, script: &[Op]) -> Result<(), GuestError> {
+        let script = &script[..script.len().min(Self::LONGEST)];
+        self.script = script.to_vec();
+        let words = self.memory.words();
+        for (number, &op) in script.iter().enumerate() {
+            slot::fill(layout::slot(words, number), self.number.code(), op);
+        }
+        slot::fill_end(layout::slot(words, script.len()), self.number.code());
+        self.complete()?;
+        if let Health::Spoiled = self.health {
+            self.number.load(self.memory.words());
+            self.set_up()?;
+            self.health = Health::Sound;
+        }
+        self.set_registers(&self.number.registers())
+    }
+
+    /// The most steps a script may have.
+    pub(crate) const LONGEST: usize = layout::SLOTS - 1;
+
+    /// Runs to the next stop.
+    ///
+    /// # Errors
+    /// A call fails, or the guest has run for longer than its patience.
+    pub(crate) fn resume(&mut self) -> Result<Stop, GuestError> {
+        let watchdog = Watchdog::start(self.patience).map_err(call("timer_create"))?;
+        loop {
+            match self.vcpu.run() {
+                Ok(exit) => {
+                    let stop = classify(&exit);
+                    return Ok(self.in_full(stop));
+                }
+                Err(error) if error.errno() != libc::EINTR => {
+                    self.health = Health::Spoiled;
+                    return Err(called("KVM_RUN")(error));
+                }
+                Err(_) if watchdog.has_barked() => {
+                    self.health = Health::Spoiled;
+                    return Err(GuestError::Endless {
+                        step: self.step(),
+                        patience: self.patience,
+                    });
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Lets the kernel complete a pending exit, and not enter the guest (S5.6).
+    ///
+    /// # Errors
+    /// `KVM_RUN` fails with anything but EINTR, or does not fail.
+    pub(crate) fn complete(&mut self) -> Result<(), GuestError> {
+        self.vcpu.set_kvm_immediate_exit(1);
+        let seen = self.vcpu.run().map(|exit| classify(&exit));
+        self.vcpu.set_kvm_immediate_exit(0);
+        match seen.map_err(CallErrno::from) {
+            Err(CallErrno::Known(Errno::Eintr)) => Ok(()),
+            Err(errno) => Err(call("KVM_RUN")(errno)),
+            Ok(_) => Err(GuestError::NotImmediate { step: self.step() }),
+        }
+    }
+
+    /// Writes the answer to a pending exit.
+    pub(crate) fn answer(&mut self, answer: Answer) {
+        let run = self.vcpu.get_kvm_run();
+        run.__bindgen_anon_1.msr.error = answer.error;
+        run.__bindgen_anon_1.msr.data = answer.data;
+    }
+
+    /// Overwrites what KVM does not read back of a pending exit (S5.5).
+    pub(crate) fn scribble(&mut self, reason: u32, index: MsrIndex) {
+        let run = self.vcpu.get_kvm_run();
+        run.__bindgen_anon_1.msr.reason = reason;
+        run.__bindgen_anon_1.msr.index = index.get();
+    }
+
+    /// The VM.
+    pub(crate) const fn vm(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// Its vCPU.
+    pub(crate) const fn vcpu(&self) -> &VcpuFd {
+        &self.vcpu
+    }
+
+    /// The vCPU's general registers.
+    ///
+    /// # Errors
+    /// The call fails.
+    pub(crate) fn registers(&self) -> Result<kvm_regs, GuestError> {
+        self.vcpu.get_regs().map_err(called("KVM_GET_REGS"))
+    }
+
+    /// Sets them.
+    ///
+    /// # Errors
+    /// The call fails.
+    pub(crate) fn set_registers(&self, registers: &kvm_regs) -> Result<(), GuestError> {
+        self.vcpu
+            .set_regs(registers)
+            .map_err(called("KVM_SET_REGS"))
+    }
+
+    /// What the guest has to say about step `number` of its script.
+    pub(crate) fn report(&self, number: usize) -> Report {
+        slot::report(layout::slot(self.memory.words(), number))
+    }
+
+    /// The address of the instruction that does `op`.
+    pub(crate) const fn site(&self, op: Op) -> u64 {
+        self.number.code() + op.entry()
+    }
+
+    /// The step the guest is at: the first without a report.
+    pub(crate) fn step(&self) -> StepAt {
+        let number = (0..self.script.len())
+            .find(|&number| self.report(number) == Report::NotReached)
+            .unwrap_or(self.script.len());
+        let access = self.script.get(number).and_then(|op| op.access());
+        StepAt::new(number, access)
+    }
+
+    /// Has the system registers set anew before the next script.
+    pub(crate) const fn spoil(&mut self) {
+        self.health = Health::Spoiled;
+    }
+
+    /// How long a script may run.
+    pub(crate) const fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
+    fn set_up(&self) -> Result<(), GuestError> {
+        let registers = self.number.system_registers(&self.reset);
+        self.vcpu
+            .set_sregs(&registers)
+            .map_err(called("KVM_SET_SREGS"))
+    }
+
+    /// Adds what kvm-ioctls leaves out: the exit's number, and a reason's unknown bits.
+    fn in_full(&mut self, stop: Stop) -> Stop {
+        let Stop::Msr(exit) = stop else { return stop };
+        let run = self.vcpu.get_kvm_run();
+        // SAFETY: kvm-ioctls found KVM_EXIT_X86_RDMSR or _WRMSR in `exit_reason`, for which the
+        // kernel fills `msr`; all its fields are integers.
+        let reason = unsafe { run.__bindgen_anon_1.msr.reason };
+        Stop::Msr(RawExit {
+            number: run.exit_reason,
+            reason,
+            ..exit
+        })
+    }
+}
+
+/// In x2APIC mode and switched on: bits 10 and 11 of `IA32_APIC_BASE` (SDM volume 3, 12.12.1).
+const APIC_BASE_ENABLED_X2APIC: u64 = 1 << 10 | 1 << 11;
+
+fn classify(exit: &VcpuExit<'_>) -> Stop {
+    let msr = |access, error, index, data| {
+        Stop::Msr(RawExit {
+            number: 0,
+            access,
+            error,
+            reason: 0,
+            index: MsrIndex::new(index),
+            data,
+        })
+    };
+    match exit {
+        VcpuExit::X86Rdmsr(exit) => msr(Access::Read, *exit.error, exit.index, *exit.data),
+        VcpuExit::X86Wrmsr(exit) => msr(Access::Write, *exit.error, exit.index, exit.data),
+        VcpuExit::IoOut(port, _) if *port == code::END_PORT.into() => Stop::End,
+        VcpuExit::Debug(debug) => Stop::Debug { rip: debug.pc },
+        other => Stop::Other(format!("{other:?}")),
+    }
+}
+
+fn add_memory(vm: &VmFd, number: VcpuNumber, memory: &Memory) -> Result<(), GuestError> {
+    let region = kvm_userspace_memory_region {
+        slot: number.get().into(),
+        flags: 0,
+        guest_phys_addr: number.base(),
+        memory_size: memory.bytes() as u64,
+        userspace_addr: memory.address() as u64,
+    };
+    // SAFETY: the region is a mapping of our own that nothing else is kept in, seen from here only
+    // as atomics; the guest that may write it runs only inside KVM_RUN of a vCPU that is dropped
+    // together with the mapping, and regions of different vCPUs do not overlap.
+    unsafe { vm.set_user_memory_region(region) }.map_err(called("KVM_SET_USER_MEMORY_REGION"))
+}
+
+/// Names the call that failed.
+fn call(name: &'static str) -> impl Fn(CallErrno) -> GuestError {
+    move |errno| GuestError::Call { name, errno }
+}
+
+/// The same, for kvm-ioctls' errors.
+pub(crate) fn called(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> GuestError {
+    move |error| call(name)(error.into())
+}
+
+#[cfg(test)]
+mod tests;

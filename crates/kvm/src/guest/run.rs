@@ -1,0 +1,240 @@
+//! Running a whole script: every step's exit answered, every step's outcome collected.
+
+use std::fmt;
+use std::time::Duration;
+
+use msrgate_filter::{Access, MsrIndex};
+
+use super::machine::{Answer, Guest, RawExit, Stop};
+use super::slot::{Op, Operands, Report};
+use crate::backend::{Fault, Observed, Outcome, Registers, Reply, SeenExit, Site, Step};
+use crate::errno::CallErrno;
+use crate::exit::RawReason;
+use crate::host::HostError;
+
+/// A step of a script, for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepAt {
+    number: usize,
+    access: Option<(MsrIndex, Access)>,
+}
+
+impl StepAt {
+    pub(crate) const fn new(number: usize, access: Option<(MsrIndex, Access)>) -> Self {
+        Self { number, access }
+    }
+
+    /// Its place in the script, counted from 0.
+    #[must_use]
+    pub const fn number(&self) -> usize {
+        self.number
+    }
+
+    /// The MSR, and what was done to it; `None` past the last step.
+    #[must_use]
+    pub const fn access(&self) -> Option<(MsrIndex, Access)> {
+        self.access
+    }
+}
+
+/// `step 3, the read of 0x8b`.
+impl fmt::Display for StepAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {}", self.number)?;
+        match self.access {
+            Some((index, access)) => write!(f, ", the {access} of {index}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a script has no outcome.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuestError {
+    /// There is no KVM any more.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A call that should not fail did.
+    #[error("{name}: {errno}")]
+    Call {
+        /// Its name.
+        name: &'static str,
+        /// Its error number.
+        errno: CallErrno,
+    },
+    /// The guest left in a way that no access can cause.
+    #[error("the guest left at {step} with {exit}")]
+    Left {
+        /// Where it was.
+        step: StepAt,
+        /// How it left.
+        exit: String,
+    },
+    /// One step came to user space twice.
+    #[error("the guest left twice at {step}")]
+    Twice {
+        /// The step.
+        step: StepAt,
+    },
+    /// The guest did not end.
+    #[error("the guest did not get past {step} within {patience:?}")]
+    Endless {
+        /// Where it was.
+        step: StepAt,
+        /// How long it was given.
+        patience: Duration,
+    },
+    /// The guest ended, and a step has no report.
+    #[error("the guest ended without {step}")]
+    Skipped {
+        /// The step.
+        step: StepAt,
+    },
+    /// `KVM_RUN` came back under `immediate_exit`, but not with EINTR (S5.6).
+    #[error("KVM_RUN under immediate_exit did not return EINTR at {step}")]
+    NotImmediate {
+        /// Where the guest was.
+        step: StepAt,
+    },
+}
+
+impl Guest {
+    /// Runs a script of any length.
+    ///
+    /// # Errors
+    /// The guest did something that no access can make it do, or a call failed; the message names
+    /// the step.
+    pub(crate) fn run(&mut self, script: &[Step]) -> Result<Vec<Observed>, GuestError> {
+        let mut observed = Vec::with_capacity(script.len());
+        for part in script.chunks(Self::LONGEST) {
+            self.run_part(part, &mut observed)?;
+        }
+        Ok(observed)
+    }
+
+    fn run_part(&mut self, part: &[Step], into: &mut Vec<Observed>) -> Result<(), GuestError> {
+        let ops: Vec<Op> = part.iter().map(Op::from).collect();
+        self.load(&ops)?;
+        let mut exits: Vec<Option<SeenExit>> = vec![None; part.len()];
+        let mut at = 0;
+        loop {
+            let stop = self.resume()?;
+            while at < part.len() && self.report(at) != Report::NotReached {
+                at += 1;
+            }
+            match (stop, part.get(at)) {
+                (Stop::End, _) => break,
+                (Stop::Msr(raw), Some(step)) => {
+                    if exits[at].is_some() {
+                        self.spoil();
+                        return Err(GuestError::Twice { step: self.step() });
+                    }
+                    exits[at] = Some(self.seen(ops[at], &raw)?);
+                    self.answer(step.reply.into());
+                }
+                (stop, _) => {
+                    self.spoil();
+                    return Err(GuestError::Left {
+                        step: self.step(),
+                        exit: stop.to_string(),
+                    });
+                }
+            }
+        }
+        for (number, (&op, exit)) in ops.iter().zip(exits).enumerate() {
+            let outcome = self.outcome(number, op)?;
+            into.push(Observed { outcome, exit });
+        }
+        Ok(())
+    }
+
+    /// An exit, and what the guest's registers were at it (S5.3).
+    pub(crate) fn seen(&self, op: Op, raw: &RawExit) -> Result<SeenExit, GuestError> {
+        let registers = self.registers()?;
+        let operands = Operands {
+            rax: registers.rax,
+            rcx: registers.rcx,
+            rdx: registers.rdx,
+        };
+        Ok(SeenExit {
+            reason: RawReason::new(raw.reason),
+            index: raw.index,
+            access: raw.access,
+            data: raw.data,
+            site: self.where_is(op, registers.rip),
+            registers: compare(op, operands),
+        })
+    }
+
+    fn outcome(&self, number: usize, op: Op) -> Result<Outcome, GuestError> {
+        match (self.report(number), op) {
+            (Report::NotReached, _) => Err(GuestError::Skipped {
+                step: StepAt::new(number, op.access()),
+            }),
+            (Report::Done(_), Op::Write(..)) => Ok(Outcome::Written),
+            (Report::Done(after), _) => Ok(Outcome::Value(after.value())),
+            (
+                Report::Fault {
+                    operands,
+                    code,
+                    rip,
+                },
+                _,
+            ) => Ok(Outcome::Fault(Fault {
+                site: self.where_is(op, rip),
+                code,
+                registers: compare(op, operands),
+            })),
+        }
+    }
+
+    fn where_is(&self, op: Op, rip: u64) -> Site {
+        if rip == self.site(op) {
+            Site::AtInstruction
+        } else {
+            Site::Elsewhere(rip)
+        }
+    }
+}
+
+fn compare(op: Op, seen: Operands) -> Registers {
+    if seen == op.operands() {
+        Registers::Untouched
+    } else {
+        Registers::Changed {
+            rax: seen.rax,
+            rcx: seen.rcx,
+            rdx: seen.rdx,
+        }
+    }
+}
+
+impl From<&Step> for Op {
+    fn from(step: &Step) -> Self {
+        match step.access {
+            Access::Read => Self::Read(step.index),
+            Access::Write => Self::Write(step.index, step.value),
+        }
+    }
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        match reply {
+            Reply::Fault => Self { error: 1, data: 0 },
+            Reply::Value(data) => Self { error: 0, data },
+        }
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::End => f.write_str("its end"),
+            Self::Msr(exit) => write!(f, "an exit for the {} of {}", exit.access, exit.index),
+            Self::Debug { rip } => write!(f, "a debug exit at {rip:#x}"),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Unsafe: POSIX timers, which are handles to kernel objects.
+//!
+//! An end for a `KVM_RUN` that has none of its own: a timer that interrupts this thread.
+#![expect(
+    unsafe_code,
+    reason = "timer_create, timer_settime and timer_delete have no safe form"
+)]
+
+use std::ffi::{c_int, c_void};
+use std::mem;
+use std::ptr;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::errno::Error;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
+
+use crate::errno::CallErrno;
+
+/// The signal, counted from the first real-time one. Its handler does nothing: the interrupted
+/// system call is the message.
+const SIGNAL: c_int = 7;
+
+/// How often the signal comes again once it has come: the first may arrive just before the call
+/// that it was to interrupt.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// A running timer. Dropping it stops it.
+pub(super) struct Watchdog {
+    timer: libc::timer_t,
+    end: Instant,
+}
+
+impl Watchdog {
+    /// Interrupts this thread after `patience`, and again until dropped.
+    ///
+    /// # Errors
+    /// The kernel's, when it has no timer left.
+    pub(super) fn start(patience: Duration) -> Result<Self, CallErrno> {
+        let signal = signal()?;
+        // SAFETY: gettid(2) takes nothing and cannot fail.
+        let thread = unsafe { libc::gettid() };
+        // SAFETY: a sigevent is integers and a pointer, for all of which zero is a value.
+        let mut event: libc::sigevent = unsafe { mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = signal;
+        event.sigev_notify_thread_id = thread;
+        let mut timer: libc::timer_t = ptr::null_mut();
+        // SAFETY: timer_create(2) reads `event` and writes `timer`, both of which live here; the
+        // thread it is told to signal is this one.
+        if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) } != 0
+        {
+            return Err(CallErrno::last());
+        }
+        let watchdog = Self {
+            timer,
+            end: Instant::now() + patience,
+        };
+        let times = libc::itimerspec {
+            it_interval: timespec(AGAIN),
+            it_value: timespec(patience),
+        };
+        // SAFETY: timer_settime(2) reads `times`; the timer was created above and is deleted only
+        // when `watchdog` is dropped; a null pointer says that the old times are not wanted.
+        match unsafe { libc::timer_settime(timer, 0, &raw const times, ptr::null_mut()) } {
+            0 => Ok(watchdog),
+            _ => Err(CallErrno::last()),
+        }
+    }
+
+    /// Whether the time is over.
+    pub(super) fn has_barked(&self) -> bool {
+        Instant::now() >= self.end
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        // SAFETY: timer_delete(2) of a timer that `start` created and nobody else knows.
+        unsafe { libc::timer_delete(self.timer) };
+    }
+}
+
+/// The signal's number, with its handler in place and deliverable to this thread.
+fn signal() -> Result<c_int, CallErrno> {
+    static HANDLER: OnceLock<Result<(), Error>> = OnceLock::new();
+    let number = SIGRTMIN() + SIGNAL;
+    (*HANDLER.get_or_init(|| register_signal_handler(number, ignore)))?;
+    unblock_signal(number).map_err(|_| CallErrno::last())?;
+    Ok(number)
+}
+
+extern "C" fn ignore(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
+
+fn timespec(time: Duration) -> libc::timespec {
+    // An it_value of zero would mean "never".
+    let time = time.max(Duration::from_nanos(1));
+    libc::timespec {
+        tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    }
+}

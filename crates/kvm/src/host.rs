@@ -1,0 +1,217 @@
+//! Why a host cannot do it, and what its owner can do about that.
+
+use std::ffi::c_ulong;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::errno::CallErrno;
+
+/// A capability this project needs from KVM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// `KVM_CAP_X86_USER_SPACE_MSR` (S1.1).
+    UserSpaceMsr,
+    /// `KVM_CAP_X86_MSR_FILTER` (S1.2).
+    MsrFilter,
+}
+
+impl Capability {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::UserSpaceMsr, Self::MsrFilter];
+
+    /// Its number on mainline.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::UserSpaceMsr => 188,
+            Self::MsrFilter => 189,
+        }
+    }
+
+    /// Its name in `linux/kvm.h`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UserSpaceMsr => "KVM_CAP_X86_USER_SPACE_MSR",
+            Self::MsrFilter => "KVM_CAP_X86_MSR_FILTER",
+        }
+    }
+
+    /// The first kernel that has it (S9).
+    #[must_use]
+    pub const fn since(self) -> &'static str {
+        match self {
+            Self::UserSpaceMsr | Self::MsrFilter => "5.10",
+        }
+    }
+
+    /// Asks `check_extension` for it.
+    pub(crate) fn require(
+        self,
+        check_extension: impl FnOnce(c_ulong) -> i32,
+    ) -> Result<(), HostError> {
+        if check_extension(self.number().into()) > 0 {
+            Ok(())
+        } else {
+            Err(HostError::TooOld { missing: self })
+        }
+    }
+}
+
+impl fmt::Display for Capability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.name(), self.number())
+    }
+}
+
+/// Why there is no KVM to use; [`Self::advice`] says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// No such file.
+    #[error("there is no {}", device.display())]
+    Absent {
+        /// The file that was looked for.
+        device: PathBuf,
+    },
+    /// The file is there, and nothing answers behind it.
+    #[error("{} has no driver behind it", device.display())]
+    NoDriver {
+        /// The file.
+        device: PathBuf,
+    },
+    /// The file may not be opened.
+    #[error("no permission to open {}", device.display())]
+    NotPermitted {
+        /// The file.
+        device: PathBuf,
+    },
+    /// The file is no KVM device.
+    #[error("{} is not a KVM device", device.display())]
+    NotKvm {
+        /// The file.
+        device: PathBuf,
+    },
+    /// An interface that nobody has seen since 2007.
+    #[error("KVM speaks version {version} of its interface, not 12")]
+    ApiVersion {
+        /// What it answered.
+        version: i32,
+    },
+    /// A capability is missing.
+    #[error("this KVM lacks {missing}, which came with Linux {}", missing.since())]
+    TooOld {
+        /// The first one found missing.
+        missing: Capability,
+    },
+    /// The CPU's virtualisation is in other hands.
+    #[error("{} is busy", device.display())]
+    Busy {
+        /// The file.
+        device: PathBuf,
+    },
+    /// The file could not be opened for another reason.
+    #[error("cannot open {}: {reason}", device.display())]
+    Open {
+        /// The file.
+        device: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// No VM could be made.
+    #[error("KVM makes no VM: {errno}")]
+    CreateVm {
+        /// What `KVM_CREATE_VM` answered.
+        errno: CallErrno,
+    },
+}
+
+impl HostError {
+    /// What the owner of the host can do about it, in whole sentences.
+    #[must_use]
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::Absent { .. } => {
+                "Load the module (modprobe kvm_intel or kvm_amd); if that fails, switch \
+                 virtualisation on in the firmware, or nested virtualisation in the hypervisor \
+                 below. In a container, pass the device (--device /dev/kvm)."
+            }
+            Self::NoDriver { .. } => {
+                "Load the module on the host (modprobe kvm_intel or kvm_amd). In a container, the \
+                 device file alone is not enough."
+            }
+            Self::NotPermitted { .. } => {
+                "Join the group that owns it (usermod -aG kvm USER, then log in again), or ask for \
+                 an ACL (setfacl -m u:USER:rw /dev/kvm). In a container, its device rules must \
+                 allow it too."
+            }
+            Self::NotKvm { .. } => "Name the device file of KVM, usually /dev/kvm.",
+            Self::ApiVersion { .. } | Self::TooOld { .. } => {
+                "Run a newer kernel: MSR filters came with Linux 5.10, and 6.2 and later check \
+                 their arguments fully."
+            }
+            Self::Busy { .. } => {
+                "Stop the other hypervisor that uses the CPU (VirtualBox, VMware), or wait for it."
+            }
+            Self::Open { .. } | Self::CreateVm { .. } => {
+                "The kernel log (dmesg) may say more; limits on open files, memory or a seccomp \
+                 filter can be the cause."
+            }
+        }
+    }
+
+    pub(crate) fn from_open(device: &Path, error: &io::Error) -> Self {
+        let device = device.to_owned();
+        match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => Self::Absent { device },
+            Some(libc::ENODEV | libc::ENXIO) => Self::NoDriver { device },
+            Some(libc::EACCES | libc::EPERM) => Self::NotPermitted { device },
+            Some(libc::EBUSY) => Self::Busy { device },
+            _ => Self::Open {
+                device,
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    pub(crate) fn from_create(device: &Path, errno: CallErrno) -> Self {
+        let device = device.to_owned();
+        match errno.number().get() {
+            libc::EBUSY => Self::Busy { device },
+            libc::EPERM | libc::EACCES => Self::NotPermitted { device },
+            libc::ENODEV | libc::EOPNOTSUPP => Self::NoDriver { device },
+            _ => Self::CreateVm { errno },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::errno::RawErrno;
+
+    #[test]
+    fn each_way_to_fail_is_told_apart() {
+        let device = Path::new("/dev/kvm");
+        let open = |number| HostError::from_open(device, &io::Error::from_raw_os_error(number));
+        assert!(matches!(open(libc::ENOENT), HostError::Absent { .. }));
+        assert!(matches!(open(libc::ENXIO), HostError::NoDriver { .. }));
+        assert!(matches!(open(libc::EACCES), HostError::NotPermitted { .. }));
+        assert!(matches!(open(libc::EBUSY), HostError::Busy { .. }));
+        assert!(matches!(open(libc::EMFILE), HostError::Open { .. }));
+        let create = |number| HostError::from_create(device, RawErrno::new(number).into());
+        assert!(matches!(create(libc::EBUSY), HostError::Busy { .. }));
+        assert!(matches!(create(libc::ENOMEM), HostError::CreateVm { .. }));
+    }
+
+    #[test]
+    fn an_old_kernel_is_told_what_is_missing_and_which_one_has_it() {
+        let error = Capability::MsrFilter.require(|_| 0).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "this KVM lacks KVM_CAP_X86_MSR_FILTER (189), which came with Linux 5.10"
+        );
+        assert!(Capability::MsrFilter.require(|_| 1).is_ok());
+    }
+}

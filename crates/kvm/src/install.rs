@@ -1,0 +1,124 @@
+//! Putting a filter into a VM, replacing it while guests run, and taking it out again, each in
+//! the order in which no denied access is ever a surprising #GP or an allowed one (S7).
+
+use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use msrgate_filter::{Fallback, Filter, Revision};
+
+use crate::errno::CallErrno;
+use crate::exit::ReasonMask;
+use crate::probe::enable_reasons;
+
+/// What a VM has been given. There is no ioctl that reads it back, so this remembers.
+#[derive(Debug)]
+#[must_use = "the filter stays in the VM; without this, its mask is forgotten"]
+pub struct Installed {
+    reasons: ReasonMask,
+}
+
+/// Why a filter is not in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InstallError {
+    /// The filter decides by other rules than the kernel's.
+    #[error("a filter of revision {0:?} cannot be installed: kernels follow mainline")]
+    Revision(Revision),
+    /// `KVM_CAP_X86_USER_SPACE_MSR` was refused.
+    #[error("the kernel refuses the exit reasons {mask:#x}: {errno}")]
+    Reasons {
+        /// The bits it was asked for.
+        mask: u32,
+        /// Its answer.
+        errno: CallErrno,
+    },
+    /// `KVM_X86_SET_MSR_FILTER` was refused. The filter that was there before still holds (S2.7).
+    #[error("the kernel refuses the filter: {0}")]
+    Filter(CallErrno),
+}
+
+/// Installs `filter` in a VM that has none, with exits for `reasons`: the mask first, so that the
+/// first denied access is already an exit (S7).
+///
+/// # Errors
+/// The kernel refuses the mask or the filter, or the filter is not of mainline's rules. After a
+/// failure the VM has no filter, and may have the mask.
+pub fn install(vm: &VmFd, filter: &Filter, reasons: ReasonMask) -> Result<Installed, InstallError> {
+    let mut installed = Installed {
+        reasons: ReasonMask::NONE,
+    };
+    installed.replace(vm, filter, reasons)?;
+    Ok(installed)
+}
+
+impl Installed {
+    /// Puts `filter` in the place of the one in force; vCPUs may run meanwhile. While both can be
+    /// met, so can the exits of both masks: the old one's, and `reasons`.
+    ///
+    /// # Errors
+    /// As [`install`]. The old filter then still holds (S2.7), and exits may come for either mask.
+    pub fn replace(
+        &mut self,
+        vm: &VmFd,
+        filter: &Filter,
+        reasons: ReasonMask,
+    ) -> Result<(), InstallError> {
+        if filter.revision() != Revision::Mainline {
+            return Err(InstallError::Revision(filter.revision()));
+        }
+        self.ask_for(vm, self.reasons.union(reasons))?;
+        set(vm, filter).map_err(InstallError::Filter)?;
+        self.ask_for(vm, reasons)
+    }
+
+    /// Takes the filter out, and only then the mask (S7).
+    ///
+    /// # Errors
+    /// The kernel refuses; what is still in force is then still remembered here.
+    pub fn remove(&mut self, vm: &VmFd) -> Result<(), InstallError> {
+        vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[])
+            .map_err(|error| InstallError::Filter(error.into()))?;
+        self.ask_for(vm, ReasonMask::NONE)
+    }
+
+    /// The reasons for which the VM exits.
+    #[must_use]
+    pub const fn reasons(&self) -> ReasonMask {
+        self.reasons
+    }
+
+    fn ask_for(&mut self, vm: &VmFd, reasons: ReasonMask) -> Result<(), InstallError> {
+        if reasons != self.reasons {
+            enable_reasons(vm, reasons).map_err(|errno| InstallError::Reasons {
+                mask: reasons.bits(),
+                errno,
+            })?;
+            self.reasons = reasons;
+        }
+        Ok(())
+    }
+}
+
+/// Bitmaps go as whole words: kvm-ioctls asks for one bit an MSR, the kernel reads 64 (S2.4).
+fn set(vm: &VmFd, filter: &Filter) -> Result<(), CallErrno> {
+    let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let bitmaps: Vec<Vec<u8>> = filter
+        .ranges()
+        .iter()
+        .map(|range| bytes(range.bitmap().words()))
+        .collect();
+    let ranges: Vec<MsrFilterRange<'_>> = filter
+        .ranges()
+        .iter()
+        .zip(&bitmaps)
+        .map(|(range, bitmap)| MsrFilterRange {
+            flags: MsrFilterRangeFlags::from_bits_retain(range.accesses().bits()),
+            base: range.base().get(),
+            msr_count: range.bitmap().count(),
+            bitmap,
+        })
+        .collect();
+    let default = match filter.fallback() {
+        Fallback::Allow => MsrFilterDefaultAction::ALLOW,
+        Fallback::Deny => MsrFilterDefaultAction::DENY,
+    };
+    Ok(vm.set_msr_filter(default, &ranges)?)
+}

@@ -1,0 +1,146 @@
+//! Unsafe: maps and unmaps anonymous memory, and shows it as atomic words.
+//!
+//! Memory that others read or write while we hold it: a guest's, and a buffer that ends at a page
+//! nobody may read.
+#![expect(unsafe_code, reason = "mmap, munmap and mprotect have no safe form")]
+
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::errno::{CallErrno, RawErrno};
+
+/// Bytes in a page, and the unit of everything here.
+pub(crate) const PAGE: usize = 0x1000;
+
+/// A private anonymous mapping, zeroed, readable and writable, unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    start: NonNull<AtomicU64>,
+    /// Bytes of it that can be read and written: all, or all but the last page.
+    open: usize,
+    bytes: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread; unmapping it from another thread is
+// as good as from this one.
+unsafe impl Send for Memory {}
+
+// SAFETY: through a shared reference only `words` reaches the memory, as atomics.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// `pages` pages.
+    ///
+    /// # Errors
+    /// The kernel's, when it has no memory or no address left for them.
+    pub(crate) fn new(pages: usize) -> Result<Self, CallErrno> {
+        let bytes = pages * PAGE;
+        // SAFETY: mmap(2) with no address hint and no file touches no mapping that exists; the
+        // result is compared with MAP_FAILED before it is used.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(CallErrno::last());
+        }
+        let start = NonNull::new(start.cast()).ok_or(RawErrno::new(libc::ENOMEM))?;
+        Ok(Self {
+            start,
+            open: bytes,
+            bytes,
+        })
+    }
+
+    /// All of it that is open. Atomics, because a vCPU or the kernel may write meanwhile.
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is page-aligned, was zeroed by the kernel, is readable and writable
+        // for `open` bytes, and lives as long as `self`; any bytes are a valid AtomicU64.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.open / 8) }
+    }
+
+    /// Makes the last page one that cannot be read.
+    fn close_last_page(&mut self) -> Result<(), CallErrno> {
+        self.open = self.bytes - PAGE;
+        let last = (self.address() + self.open) as *mut libc::c_void;
+        // SAFETY: mprotect(2) of the last page of a mapping that only `self` owns; `words` stops
+        // before it from here on, and the exclusive borrow says that no earlier slice is left.
+        match unsafe { libc::mprotect(last, PAGE, libc::PROT_NONE) } {
+            0 => Ok(()),
+            _ => Err(CallErrno::last()),
+        }
+    }
+
+    /// Where it begins in this process.
+    pub(crate) fn address(&self) -> usize {
+        self.start.as_ptr() as usize
+    }
+
+    /// How long it is, in bytes.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: munmap(2) of exactly what `new` mapped; every reference into it borrowed `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Some bytes whose end is the start of a page that cannot be read.
+#[derive(Debug)]
+pub(crate) struct UnreadableEnd {
+    memory: Memory,
+    content: usize,
+}
+
+impl UnreadableEnd {
+    /// A copy of `content`, placed flush against the unreadable page.
+    ///
+    /// # Errors
+    /// As [`Memory::new`].
+    pub(crate) fn after(content: &[u8]) -> Result<Self, CallErrno> {
+        let mut memory = Memory::new(content.len().div_ceil(PAGE) + 1)?;
+        memory.close_last_page()?;
+        for (word, chunk) in memory.words().iter().rev().zip(content.rchunks(8)) {
+            let mut bytes = [0; 8];
+            bytes[8 - chunk.len()..].copy_from_slice(chunk);
+            word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+        let content = content.len();
+        Ok(Self { memory, content })
+    }
+
+    /// Where the content begins. With no content, that is the unreadable page itself.
+    pub(crate) fn address(&self) -> usize {
+        self.memory.address() + self.memory.open - self.content
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_of_any_length_ends_at_a_page() {
+        for length in [0_usize, 1, 7, 8, 9, 0x600, PAGE, PAGE + 3] {
+            let content: Vec<u8> = (0..length).map(|at| at as u8 | 1).collect();
+            let placed = UnreadableEnd::after(&content).unwrap();
+            assert_eq!((placed.address() + length) % PAGE, 0);
+            let words = placed.memory.words();
+            let bytes: Vec<u8> = words
+                .iter()
+                .flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes())
+                .collect();
+            assert!(bytes.ends_with(&content));
+        }
+    }
+}

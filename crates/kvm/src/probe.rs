@@ -1,0 +1,291 @@
+//! What this host's KVM can do, asked of it rather than read from its version.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kvm_bindings::{KVM_API_VERSION, kvm_enable_cap};
+use kvm_ioctls::{Kvm, VmFd};
+use msrgate_filter::Errno;
+
+use crate::errno::CallErrno;
+use crate::exit::ReasonMask;
+use crate::host::{Capability, HostError};
+use crate::raw::{RawFilter, set_filter_raw};
+
+const DEVICE: &str = "/dev/kvm";
+const MODULES: &str = "/sys/module";
+
+/// A host whose KVM can filter MSRs, and how it goes about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostCaps {
+    device: PathBuf,
+    reasons: ReasonMask,
+    unknown_bits: UnknownBits,
+    ignore_msrs: IgnoreMsrs,
+    module: Module,
+    release: String,
+}
+
+/// What happens to flag bits that mean nothing (S1.9, S2.2, S9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownBits {
+    /// EINVAL, as since 6.2.
+    Rejected,
+    /// Taken without a word, as before.
+    Ignored,
+}
+
+/// The host's `kvm.ignore_msrs` (S10.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IgnoreMsrs {
+    /// An access to an MSR that KVM does not know succeeds, and is never reported as UNKNOWN.
+    On,
+    /// It faults.
+    Off,
+    /// The parameter could not be read.
+    NotSeen,
+}
+
+/// Which kernel module does the vendor's part of KVM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Module {
+    /// `kvm_intel`: VMX.
+    Intel,
+    /// `kvm_amd`: SVM.
+    Amd,
+    /// Another one, by its name.
+    Other(String),
+    /// None can be seen: built in, or no sysfs.
+    NotSeen,
+}
+
+impl HostCaps {
+    /// Asks `/dev/kvm`, on a VM that is gone when this returns.
+    ///
+    /// # Errors
+    /// There is no such device, no permission, no KVM behind it, or one that is too old or busy.
+    pub fn probe() -> Result<Self, HostError> {
+        Self::probe_at(Path::new(DEVICE))
+    }
+
+    /// Asks the KVM behind another device file.
+    ///
+    /// # Errors
+    /// As [`Self::probe`].
+    pub fn probe_at(device: &Path) -> Result<Self, HostError> {
+        let kvm = open(device)?;
+        for capability in Capability::ALL {
+            capability.require(|number| kvm.check_extension_raw(number))?;
+        }
+        let vm = create_vm(&kvm, device)?;
+        for capability in Capability::ALL {
+            capability.require(|number| vm.check_extension_raw(number))?;
+        }
+        Ok(Self {
+            device: device.to_owned(),
+            reasons: accepted_reasons(&vm),
+            unknown_bits: unknown_bits(&vm),
+            ignore_msrs: ignore_msrs(Path::new(MODULES)),
+            module: module(Path::new(MODULES)),
+            release: release(Path::new("/proc/sys/kernel/osrelease")),
+        })
+    }
+
+    /// A new VM on this host.
+    ///
+    /// # Errors
+    /// As [`Self::probe`]: the device may have gone since.
+    pub fn create_vm(&self) -> Result<VmFd, HostError> {
+        create_vm(&self.open()?, &self.device)
+    }
+
+    pub(crate) fn open(&self) -> Result<Kvm, HostError> {
+        open(&self.device)
+    }
+
+    /// The device file that was asked.
+    #[must_use]
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    /// The bits of [`ReasonMask`] that it accepts, each tried alone.
+    #[must_use]
+    pub const fn reasons(&self) -> ReasonMask {
+        self.reasons
+    }
+
+    /// What it does with unknown flags of a filter.
+    #[must_use]
+    pub const fn unknown_bits(&self) -> UnknownBits {
+        self.unknown_bits
+    }
+
+    /// Whether it hides unknown MSRs.
+    #[must_use]
+    pub const fn ignore_msrs(&self) -> IgnoreMsrs {
+        self.ignore_msrs
+    }
+
+    /// The vendor's module.
+    #[must_use]
+    pub const fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// The kernel's release, as `uname -r` prints it; empty where it cannot be read.
+    #[must_use]
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+}
+
+/// Asks `vm` for exits for these reasons (S1.9).
+pub(crate) fn enable_reasons(vm: &VmFd, mask: ReasonMask) -> Result<(), CallErrno> {
+    enable(vm, Capability::UserSpaceMsr, mask)
+}
+
+/// Enables a capability with `mask` as its first argument.
+pub(crate) fn enable(vm: &VmFd, which: Capability, mask: ReasonMask) -> Result<(), CallErrno> {
+    let request = kvm_enable_cap {
+        cap: which.number(),
+        args: [mask.bits().into(), 0, 0, 0],
+        ..kvm_enable_cap::default()
+    };
+    Ok(vm.enable_cap(&request)?)
+}
+
+fn open(device: &Path) -> Result<Kvm, HostError> {
+    // Opened once by std for its error alone: kvm-ioctls wants a C string and says no more.
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(device)
+        .map_err(|error| HostError::from_open(device, &error))?;
+    let path = std::ffi::CString::new(device.as_os_str().as_encoded_bytes())
+        .map_err(|_| HostError::from_open(device, &io::ErrorKind::NotFound.into()))?;
+    let kvm =
+        Kvm::new_with_path(path).map_err(|error| HostError::from_open(device, &error.into()))?;
+    match kvm.get_api_version() {
+        version if version == KVM_API_VERSION as i32 => Ok(kvm),
+        -1 => Err(HostError::NotKvm {
+            device: device.to_owned(),
+        }),
+        version => Err(HostError::ApiVersion { version }),
+    }
+}
+
+fn create_vm(kvm: &Kvm, device: &Path) -> Result<VmFd, HostError> {
+    loop {
+        match kvm.create_vm() {
+            Ok(vm) => return Ok(vm),
+            // KVM_CREATE_VM may be interrupted while it waits for other CPUs.
+            Err(error) if error.errno() == libc::EINTR => {}
+            Err(error) => return Err(HostError::from_create(device, error.into())),
+        }
+    }
+}
+
+fn accepted_reasons(vm: &VmFd) -> ReasonMask {
+    (0..u32::BITS)
+        .map(|bit| ReasonMask::new(1 << bit))
+        .filter(|&mask| enable_reasons(vm, mask).is_ok())
+        .fold(ReasonMask::NONE, ReasonMask::union)
+}
+
+fn unknown_bits(vm: &VmFd) -> UnknownBits {
+    let request = RawFilter {
+        flags: 1 << 31,
+        ..RawFilter::default()
+    };
+    match set_filter_raw(vm, &request) {
+        Err(CallErrno::Known(Errno::Einval)) => UnknownBits::Rejected,
+        _ => UnknownBits::Ignored,
+    }
+}
+
+fn ignore_msrs(modules: &Path) -> IgnoreMsrs {
+    match fs::read_to_string(modules.join("kvm/parameters/ignore_msrs")).as_deref() {
+        Ok(text) if text.starts_with(['Y', '1']) => IgnoreMsrs::On,
+        Ok(text) if text.starts_with(['N', '0']) => IgnoreMsrs::Off,
+        _ => IgnoreMsrs::NotSeen,
+    }
+}
+
+fn module(modules: &Path) -> Module {
+    let Ok(entries) = fs::read_dir(modules) else {
+        return Module::NotSeen;
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("kvm_"))
+        .collect();
+    names.sort_unstable();
+    match names.iter().find(|name| VENDORS.contains(&name.as_str())) {
+        Some(name) if name == "kvm_intel" => Module::Intel,
+        Some(_) => Module::Amd,
+        None => names
+            .into_iter()
+            .next()
+            .map_or(Module::NotSeen, Module::Other),
+    }
+}
+
+const VENDORS: [&str; 2] = ["kvm_intel", "kvm_amd"];
+
+fn release(file: &Path) -> String {
+    fs::read_to_string(file).map_or_else(|_| String::new(), |text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modules(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let file = root.path().join(path);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, content).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn s10_1_ignore_msrs_is_read_from_sysfs() {
+        for (text, wanted) in [
+            ("Y\n", IgnoreMsrs::On),
+            ("N\n", IgnoreMsrs::Off),
+            ("", IgnoreMsrs::NotSeen),
+        ] {
+            let root = modules(&[("kvm/parameters/ignore_msrs", text)]);
+            assert_eq!(ignore_msrs(root.path()), wanted);
+        }
+        assert_eq!(ignore_msrs(Path::new("/nonexistent")), IgnoreMsrs::NotSeen);
+    }
+
+    #[test]
+    fn the_vendor_module_is_found_among_others() {
+        let root = modules(&[("kvm_aaa/x", ""), ("kvm_amd/x", ""), ("kvm/x", "")]);
+        assert_eq!(module(root.path()), Module::Amd);
+        let root = modules(&[("kvm_other/x", ""), ("ext4/x", "")]);
+        assert_eq!(module(root.path()), Module::Other("kvm_other".to_owned()));
+        let root = modules(&[("kvm/x", "")]);
+        assert_eq!(module(root.path()), Module::NotSeen);
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_absent() {
+        let seen = HostCaps::probe_at(Path::new("/nonexistent/kvm"));
+        assert!(matches!(seen, Err(HostError::Absent { .. })), "{seen:?}");
+        let seen = HostCaps::probe_at(Path::new("/dev/nul\0l"));
+        assert!(matches!(seen, Err(HostError::Open { .. })), "{seen:?}");
+    }
+
+    #[test]
+    fn a_device_that_is_another_is_not_kvm() {
+        let seen = HostCaps::probe_at(Path::new("/dev/null"));
+        assert!(matches!(seen, Err(HostError::NotKvm { .. })), "{seen:?}");
+    }
+}

@@ -1,0 +1,160 @@
+//! Unsafe: hands `KVM_X86_SET_MSR_FILTER` pointers that may be bad, which is the point.
+//!
+//! A filter as user space may really pass it, mistakes included.
+#![expect(
+    unsafe_code,
+    reason = "an ioctl whose argument the caller may have made unreadable"
+)]
+
+use std::array;
+
+use kvm_bindings::{kvm_msr_filter, kvm_msr_filter_range};
+use kvm_ioctls::VmFd;
+use msrgate_filter::{Fallback, Filter, MAX_RANGES};
+use vmm_sys_util::ioctl::ioctl_with_ptr;
+
+use crate::errno::CallErrno;
+use crate::memory::UnreadableEnd;
+
+/// The fields of `struct kvm_msr_filter`, unchecked (S1.7).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawFilter {
+    /// 1 is default deny; other bits mean nothing.
+    pub flags: u32,
+    /// All sixteen; unused ones have `nmsrs` 0.
+    pub ranges: [RawRange; MAX_RANGES],
+}
+
+/// The fields of `struct kvm_msr_filter_range`, unchecked (S1.7).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RawRange {
+    /// 1 reads, 2 writes; other bits mean nothing.
+    pub flags: u32,
+    /// How many MSRs.
+    pub nmsrs: u32,
+    /// The first of them.
+    pub base: u32,
+    /// Their bits.
+    pub bitmap: RawBitmap,
+}
+
+/// What a range's bitmap pointer points at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RawBitmap {
+    /// These bytes and not one more: the next one is in a page that cannot be read, so that a
+    /// bitmap too short for its range is EFAULT exactly where the kernel reads past it (S2.4).
+    Bytes(Vec<u8>),
+    /// A page that cannot be read.
+    Unreadable,
+}
+
+impl Default for RawBitmap {
+    fn default() -> Self {
+        Self::Bytes(Vec::new())
+    }
+}
+
+/// The request that sets this filter, bitmaps in whole words as the kernel reads them (S2.4).
+impl From<&Filter> for RawFilter {
+    fn from(filter: &Filter) -> Self {
+        let mut raw = Self {
+            flags: match filter.fallback() {
+                Fallback::Allow => 0,
+                Fallback::Deny => 1,
+            },
+            ..Self::default()
+        };
+        for (slot, range) in raw.ranges.iter_mut().zip(filter.ranges()) {
+            let words = range.bitmap().words();
+            *slot = RawRange {
+                flags: range.accesses().bits(),
+                nmsrs: range.bitmap().count(),
+                base: range.base().get(),
+                bitmap: RawBitmap::Bytes(words.iter().flat_map(|w| w.to_le_bytes()).collect()),
+            };
+        }
+        raw
+    }
+}
+
+/// A number for `ioctl(2)`: type, number and size of the argument in one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Request(u32);
+
+impl Request {
+    /// `KVM_X86_SET_MSR_FILTER` of a 64-bit caller (S1.6).
+    pub(crate) const SET_FILTER: Self = Self(0x4188_aec6);
+    /// The same of a 32-bit caller (S1.6).
+    pub(crate) const SET_FILTER_32: Self = Self(0x4104_aec6);
+}
+
+/// Asks the kernel for `request`, with nothing checked or padded on the way.
+///
+/// # Errors
+/// The kernel's answer (S2), or ENOMEM where there is no memory for the bitmaps.
+pub fn set_filter_raw(vm: &VmFd, request: &RawFilter) -> Result<(), CallErrno> {
+    send(vm, Request::SET_FILTER, request)
+}
+
+/// Asks the kernel for `filter` under this ioctl number.
+pub(crate) fn send(vm: &VmFd, number: Request, filter: &RawFilter) -> Result<(), CallErrno> {
+    let mut bitmaps = Vec::with_capacity(MAX_RANGES);
+    for range in &filter.ranges {
+        bitmaps.push(UnreadableEnd::after(match &range.bitmap {
+            RawBitmap::Bytes(bytes) => bytes,
+            RawBitmap::Unreadable => &[],
+        })?);
+    }
+    let argument = kvm_msr_filter {
+        flags: filter.flags,
+        ranges: array::from_fn(|place| kvm_msr_filter_range {
+            flags: filter.ranges[place].flags,
+            nmsrs: filter.ranges[place].nmsrs,
+            base: filter.ranges[place].base,
+            bitmap: bitmaps[place].address() as *mut u8,
+        }),
+    };
+    ask(vm, number, &raw const argument)
+}
+
+/// Asks the kernel for the filter at an address that cannot be read (S2.1).
+pub(crate) fn send_unreadable(vm: &VmFd) -> Result<(), CallErrno> {
+    let nothing = UnreadableEnd::after(&[])?;
+    ask(vm, Request::SET_FILTER, nothing.address() as *const _)
+}
+
+fn ask(vm: &VmFd, number: Request, argument: *const kvm_msr_filter) -> Result<(), CallErrno> {
+    // SAFETY: both numbers this file knows only copy from the argument and from the bitmaps it
+    // points to, through copy_from_user, which answers EFAULT to what cannot be read. Nothing is
+    // written, and no pointer is kept after the call.
+    match unsafe { ioctl_with_ptr(vm, number.0.into(), argument) } {
+        0 => Ok(()),
+        _ => Err(CallErrno::last()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use msrgate_filter::{Accesses, Bitmap, MsrIndex, Range, Revision};
+
+    #[test]
+    fn a_filter_becomes_whole_words() {
+        let bitmap = Bitmap::from_fn(65, |offset| offset == 64).unwrap();
+        let range = Range::new(Accesses::Write, MsrIndex::new(0x10), bitmap);
+        let filter = Filter::new(Revision::Mainline, Fallback::Deny, vec![range]).unwrap();
+        let raw = RawFilter::from(&filter);
+        assert_eq!(raw.flags, 1);
+        let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(
+            raw.ranges[0],
+            RawRange {
+                flags: 2,
+                nmsrs: 65,
+                base: 0x10,
+                bitmap: RawBitmap::Bytes(bytes.to_vec()),
+            }
+        );
+        assert_eq!(raw.ranges[1..], RawFilter::default().ranges[1..]);
+    }
+}
