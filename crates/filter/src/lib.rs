@@ -21,6 +21,7 @@ mod errno;
 mod filter;
 mod lookup;
 mod msr;
+mod publish;
 mod revision;
 
 pub use bitmap::{Bitmap, BitmapError};

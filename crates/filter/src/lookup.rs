@@ -19,6 +19,8 @@ use crate::filter::{Fallback, MAX_RANGES, Range, RangeNumber};
 use crate::msr::{Access, MsrIndex, X2APIC};
 use crate::revision::Revision;
 
+mod shared;
+
 const PAGE_BITS: u32 = 12;
 /// The page of the default, the one with the x2APIC registers, and those of the ranges: 0x3000 MSRs
 /// that are not aligned touch four.
