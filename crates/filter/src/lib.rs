@@ -15,6 +15,7 @@
 
 extern crate alloc;
 
+pub mod abi;
 mod bitmap;
 mod decide;
 mod errno;
@@ -23,6 +24,7 @@ mod lookup;
 mod msr;
 mod publish;
 mod revision;
+mod set;
 
 pub use bitmap::{Bitmap, BitmapError};
 pub use decide::{Because, Decision, Verdict};
@@ -30,3 +32,4 @@ pub use errno::Errno;
 pub use filter::{Fallback, Filter, FilterError, MAX_RANGES, Range, RangeNumber};
 pub use msr::{Access, Accesses, MsrIndex, X2APIC};
 pub use revision::Revision;
+pub use set::{RangeError, SetCall, SetError};

@@ -1,5 +1,6 @@
 //! The two behaviours this crate knows, and the table of everything in which they differ.
 
+use crate::abi::{CallerWidth, DEFAULT_DENY};
 use crate::msr::{MsrIndex, X2APIC};
 
 /// Whose behaviour.
@@ -12,7 +13,44 @@ pub enum Revision {
     V6,
 }
 
+/// What guests see of a filter while it is being set (S2.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Publication {
+    /// The whole of it at the end, or nothing.
+    Whole,
+    /// The old one torn down, then the new one as it grows.
+    Stepwise,
+}
+
+/// What of a range is checked first (S2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RangeChecks {
+    /// Its flags, then the size of its bitmap, then the copy.
+    FlagsFirst,
+    /// The size, the copy, then the flags.
+    BitmapFirst,
+}
+
 impl Revision {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Mainline, Self::V6];
+
+    /// There is a form of the call that sets a filter for callers of this width (S1.6).
+    pub(crate) const fn has_call_for(self, width: CallerWidth) -> bool {
+        match self {
+            Self::Mainline => true,
+            Self::V6 => matches!(width, CallerWidth::Bits64),
+        }
+    }
+
+    /// The bits that a filter's flags may have (S2.2).
+    pub(crate) const fn accepted_flags(self) -> u32 {
+        match self {
+            Self::Mainline => DEFAULT_DENY,
+            Self::V6 => u32::MAX,
+        }
+    }
+
     /// Default deny with nothing but empty ranges is EINVAL (S2.3).
     pub(crate) const fn refuses_deny_without_ranges(self) -> bool {
         matches!(self, Self::Mainline)
@@ -21,6 +59,22 @@ impl Revision {
     /// Without ranges everything is allowed, whatever the default (S2.3).
     pub(crate) const fn ignores_default_without_ranges(self) -> bool {
         matches!(self, Self::V6)
+    }
+
+    /// The order in which a range is checked (S2.4).
+    pub(crate) const fn range_checks(self) -> RangeChecks {
+        match self {
+            Self::Mainline => RangeChecks::FlagsFirst,
+            Self::V6 => RangeChecks::BitmapFirst,
+        }
+    }
+
+    /// What guests see of a filter while it is being set (S2.7).
+    pub(crate) const fn publication(self) -> Publication {
+        match self {
+            Self::Mainline => Publication::Whole,
+            Self::V6 => Publication::Stepwise,
+        }
     }
 
     /// No filter reaches this MSR, whatever it says (S3.1).
