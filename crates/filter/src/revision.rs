@@ -1,6 +1,7 @@
 //! The two behaviours this crate knows, and the table of everything in which they differ.
 
 use crate::abi::{CallerWidth, DEFAULT_DENY};
+use crate::exit::{ExitReason, RunLayout};
 use crate::msr::{MsrIndex, X2APIC};
 
 /// Whose behaviour.
@@ -29,6 +30,15 @@ pub(crate) enum RangeChecks {
     FlagsFirst,
     /// The size, the copy, then the flags.
     BitmapFirst,
+}
+
+/// Where the guest is when an exit was answered with an error (S5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// At the instruction, as a fault is.
+    AtInstruction,
+    /// Past it: the handler sees the wrong address.
+    PastInstruction,
 }
 
 impl Revision {
@@ -82,6 +92,80 @@ impl Revision {
         match self {
             Self::Mainline => X2APIC.contains(&index),
             Self::V6 => false,
+        }
+    }
+
+    /// `KVM_CAP_X86_USER_SPACE_MSR` (S1.1).
+    pub(crate) const fn user_space_msr(self) -> u32 {
+        match self {
+            Self::Mainline => 188,
+            Self::V6 => 184,
+        }
+    }
+
+    /// `KVM_CAP_X86_MSR_FILTER` (S1.2).
+    pub(crate) const fn msr_filter(self) -> u32 {
+        match self {
+            Self::Mainline => 189,
+            Self::V6 => 185,
+        }
+    }
+
+    /// Capabilities that have nothing to do with MSRs and answer 1, for which a probe with the
+    /// other revision's numbers takes its own (S1.10).
+    pub(crate) const fn impostors(self) -> &'static [u32] {
+        match self {
+            Self::Mainline => &[184, 185],
+            Self::V6 => &[],
+        }
+    }
+
+    /// The bit of an exit reason (S1.4).
+    pub(crate) const fn reason_bit(self, reason: ExitReason) -> Option<u32> {
+        match (self, reason) {
+            (_, ExitReason::Invalid) => Some(1),
+            (Self::Mainline, ExitReason::Unknown) => Some(2),
+            (Self::Mainline, ExitReason::Filter) => Some(4),
+            (Self::V6, ExitReason::Unknown) => None,
+            (Self::V6, ExitReason::Filter) => Some(2),
+        }
+    }
+
+    /// The reason for which an access of an unknown MSR fails (S5.1).
+    pub(crate) const fn reason_of_unknown(self) -> ExitReason {
+        match self {
+            Self::Mainline => ExitReason::Unknown,
+            Self::V6 => ExitReason::Invalid,
+        }
+    }
+
+    /// The bits that a reason mask may have (S1.9).
+    pub(crate) const fn accepted_reasons(self) -> u64 {
+        match self {
+            Self::Mainline => 7,
+            Self::V6 => u64::MAX,
+        }
+    }
+
+    /// Where an exit's fields are in `kvm_run` (S1.5).
+    pub(crate) const fn run_layout(self) -> RunLayout {
+        let (reason, index) = match self {
+            Self::Mainline => (40, 44),
+            Self::V6 => (36, 40),
+        };
+        RunLayout {
+            error: 32,
+            reason,
+            index,
+            data: 48,
+        }
+    }
+
+    /// Where the guest is when an exit was answered with an error (S5.4).
+    pub(crate) const fn refused(self) -> Refused {
+        match self {
+            Self::Mainline => Refused::AtInstruction,
+            Self::V6 => Refused::PastInstruction,
         }
     }
 }
