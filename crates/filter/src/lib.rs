@@ -20,6 +20,7 @@ mod bitmap;
 mod decide;
 mod errno;
 mod filter;
+pub mod intercept;
 mod lookup;
 mod msr;
 mod revision;
