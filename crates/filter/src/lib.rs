@@ -21,6 +21,7 @@ mod decide;
 mod errno;
 mod exit;
 mod filter;
+pub mod intercept;
 mod lookup;
 mod msr;
 mod publish;
