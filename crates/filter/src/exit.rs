@@ -69,7 +69,7 @@ impl ReasonMask {
     pub const fn from_bits(revision: Revision, bits: u64) -> Result<Self, UnknownReasons> {
         let unknown = bits & !revision.accepted_reasons();
         if unknown == 0 {
-            Ok(Self(bits as u32))
+            Ok(Self(low(bits)))
         } else {
             Err(UnknownReasons(unknown))
         }
@@ -115,6 +115,14 @@ impl fmt::Display for UnknownReasons {
 }
 
 impl core::error::Error for UnknownReasons {}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "v6 truncates too, and mainline has refused what is above"
+)]
+const fn low(bits: u64) -> u32 {
+    bits as u32
+}
 
 /// `kvm_run.exit_reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -19,6 +19,8 @@ use crate::filter::{Fallback, MAX_RANGES, Range, RangeNumber};
 use crate::msr::{Access, MsrIndex};
 use crate::revision::Revision;
 
+pub(crate) use shared::SharedLookup;
+
 mod shared;
 
 const PAGE_BITS: u32 = 12;

@@ -124,10 +124,9 @@ impl Revision {
     pub(crate) const fn reason_bit(self, reason: ExitReason) -> Option<u32> {
         match (self, reason) {
             (_, ExitReason::Invalid) => Some(1),
-            (Self::Mainline, ExitReason::Unknown) => Some(2),
+            (Self::Mainline, ExitReason::Unknown) | (Self::V6, ExitReason::Filter) => Some(2),
             (Self::Mainline, ExitReason::Filter) => Some(4),
             (Self::V6, ExitReason::Unknown) => None,
-            (Self::V6, ExitReason::Filter) => Some(2),
         }
     }
 

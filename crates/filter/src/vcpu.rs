@@ -80,7 +80,10 @@ impl Gprs {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "it is the lower half that is wanted")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "it is the lower half that is wanted"
+)]
 const fn low(register: u64) -> u32 {
     register as u32
 }

@@ -9,9 +9,9 @@ use crate::decide::Decision;
 use crate::errno::Errno;
 use crate::exit::ReasonMask;
 use crate::filter::Filter;
-use crate::lookup::Lookup;
+use crate::lookup::{Lookup, SharedLookup};
 use crate::msr::{Access, MsrIndex};
-use crate::publish::{self, LeftRight};
+use crate::publish::LeftRight;
 use crate::registers::{RegisterFault, Registers};
 use crate::revision::Revision;
 use crate::set::{SetCall, SetError};
@@ -46,7 +46,7 @@ pub struct Vm {
 /// What the VM and its vCPUs own together.
 pub(crate) struct Shared {
     pub(crate) revision: Revision,
-    published: LeftRight<Lookup<publish::AtomicU64>, STRIPES>,
+    published: LeftRight<SharedLookup, STRIPES>,
     reasons: AtomicU32,
     unknown_msrs: AtomicUsize,
     changes: AtomicU64,
@@ -81,7 +81,10 @@ impl Vm {
     #[must_use]
     pub fn new(revision: Revision) -> Self {
         let lookup = Lookup::without_filter(revision);
-        let slots = [Lookup::shared(&lookup), Lookup::shared(&lookup)];
+        let slots = [
+            SharedLookup::holding(&lookup),
+            SharedLookup::holding(&lookup),
+        ];
         Self {
             shared: Arc::new(Shared {
                 revision,
@@ -123,8 +126,7 @@ impl Vm {
         if capability != Capability::user_space_msr(self.revision()) {
             return Err(Errno::Einval);
         }
-        let mask =
-            ReasonMask::from_bits(self.revision(), argument).map_err(|_| Errno::Einval)?;
+        let mask = ReasonMask::from_bits(self.revision(), argument).map_err(|_| Errno::Einval)?;
         self.set_reasons(mask);
         Ok(())
     }
@@ -203,11 +205,7 @@ impl Vm {
     #[must_use]
     pub fn create_vcpu<R: Registers>(&self, registers: R) -> Vcpu<R> {
         let number = self.shared.vcpus.fetch_add(1, Ordering::Relaxed);
-        Vcpu::new(
-            Arc::clone(&self.shared),
-            VcpuNumber::new(number),
-            registers,
-        )
+        Vcpu::new(Arc::clone(&self.shared), VcpuNumber::new(number), registers)
     }
 }
 

@@ -12,9 +12,12 @@ impl Word for AtomicU64 {
     }
 }
 
-impl Lookup<AtomicU64> {
-    /// A slot that says what `content` does, with room for everything else.
-    pub(crate) fn shared(content: &Lookup) -> Self {
+/// Decisions that threads share.
+pub(crate) type SharedLookup = Lookup<AtomicU64>;
+
+impl SharedLookup {
+    /// A slot that says what `content` does, with room for any other.
+    pub(crate) fn holding(content: &Lookup) -> Self {
         let slot = Self {
             multiplier: AtomicU64::new(0),
             mixed: AtomicU64::new(0),
@@ -26,7 +29,7 @@ impl Lookup<AtomicU64> {
     }
 }
 
-impl Slot for Lookup<AtomicU64> {
+impl Slot for SharedLookup {
     type Content = Lookup;
 
     /// Words past the new content's end stay as they are: its table leads to none of them.

@@ -30,46 +30,50 @@ pub(super) enum Intercepts {
     /// All: the hypervisor passes nothing through.
     All,
     /// Those whose bit is 1.
-    Mapped(Box<Mapped>),
+    Vmx(Wants, Box<VmxBitmap>),
+    /// Those whose bit is 1.
+    Svm(Wants, Box<SvmMap>),
 }
 
-pub(super) struct Mapped {
-    wants: Wants,
-    map: Map,
-}
-
+/// What the hypervisor would pass through if there were no filter.
 type Wants = Box<dyn Fn(MsrIndex, Access) -> PassThrough + Send>;
 
-enum Map {
-    Vmx(VmxBitmap),
-    Svm(SvmMap),
-}
-
-impl Mapped {
+impl Intercepts {
     fn recompute(&mut self, decide: &dyn Fn(MsrIndex, Access) -> Decision) {
-        match &mut self.map {
-            Map::Vmx(bitmap) => bitmap.recompute(&self.wants, decide),
-            Map::Svm(map) => map.recompute(&self.wants, decide),
+        match self {
+            Self::All => {}
+            Self::Vmx(wants, bitmap) => bitmap.recompute(&**wants, decide),
+            Self::Svm(wants, map) => map.recompute(&**wants, decide),
+        }
+    }
+
+    pub(super) fn of(&self, index: MsrIndex, access: Access) -> Intercept {
+        let exits = match self {
+            Self::All => true,
+            Self::Vmx(_, bitmap) => bitmap.intercepts(index, access),
+            Self::Svm(_, map) => map.intercepts(index, access),
+        };
+        if exits {
+            Intercept::Exits
+        } else {
+            Intercept::Passes
         }
     }
 }
 
 impl<R> Vcpu<R> {
     /// Runs the guest on this hardware, which passes through what `wants` wants and the filter allows
-    /// (S6.3). Without this call every access exits.
+    /// (S6.3). Without this call every access exits. `wants` must not set a filter: setters wait for it.
     pub fn pass_through(
         &mut self,
         hardware: Hardware,
         wants: impl Fn(MsrIndex, Access) -> PassThrough + Send + 'static,
     ) {
-        let map = match hardware {
-            Hardware::Vmx => Map::Vmx(VmxBitmap::exit_all()),
-            Hardware::Svm => Map::Svm(SvmMap::exit_all()),
+        let wants = Box::new(wants);
+        self.intercepts = match hardware {
+            Hardware::Vmx => Intercepts::Vmx(wants, Box::default()),
+            Hardware::Svm => Intercepts::Svm(wants, Box::default()),
         };
-        self.intercepts = Intercepts::Mapped(Box::new(Mapped {
-            wants: Box::new(wants),
-            map,
-        }));
         self.recompute();
     }
 
@@ -90,24 +94,8 @@ impl<R> Vcpu<R> {
     /// published meanwhile is not missed. Setters wait for this, some 50,000 decisions at most.
     fn recompute(&mut self) {
         self.seen = self.shared.changes();
-        if let Intercepts::Mapped(mapped) = &mut self.intercepts {
-            self.shared
-                .with_filter(self.number, |decide| mapped.recompute(decide));
-        }
-    }
-
-    pub(super) fn intercept(&self, index: MsrIndex, access: Access) -> Intercept {
-        let exits = match &self.intercepts {
-            Intercepts::All => true,
-            Intercepts::Mapped(mapped) => match &mapped.map {
-                Map::Vmx(bitmap) => bitmap.intercepts(index, access),
-                Map::Svm(map) => map.intercepts(index, access),
-            },
-        };
-        if exits {
-            Intercept::Exits
-        } else {
-            Intercept::Passes
-        }
+        let intercepts = &mut self.intercepts;
+        self.shared
+            .with_filter(self.number, |decide| intercepts.recompute(decide));
     }
 }

@@ -40,9 +40,7 @@ impl<R: Registers> Vcpu<R> {
     /// filter is asked, on both revisions; they differ in what it exempts (S3.1).
     pub fn nested_list_access(&mut self, index: MsrIndex, access: ListAccess) -> ListOutcome {
         let result = match access {
-            ListAccess::Load(value) => self
-                .guest_write(index, value)
-                .map(|()| ListOutcome::Loaded),
+            ListAccess::Load(value) => self.guest_write(index, value).map(|()| ListOutcome::Loaded),
             ListAccess::Store => self.guest_read(index).map(ListOutcome::Stored),
         };
         result.unwrap_or_else(|reason| ListOutcome::Fails(ListFailure { index, reason }))

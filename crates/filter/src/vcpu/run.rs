@@ -205,7 +205,7 @@ impl<'a, R: Registers> GuestMode<'a, R> {
         let handled = match vcpu.privilege {
             Privilege::User => Handled::Natively(vcpu.general_protection()),
             Privilege::Kernel => {
-                match vcpu.intercept(vcpu.gprs.index(), instruction.access()) {
+                match vcpu.intercepts.of(vcpu.gprs.index(), instruction.access()) {
                     Intercept::Passes => Handled::Natively(vcpu.execute_natively(instruction)),
                     Intercept::Exits => Handled::ByKvm(vcpu.emulate(instruction)),
                 }
