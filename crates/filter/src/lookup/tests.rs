@@ -1,7 +1,7 @@
 use super::*;
 use crate::bitmap::Bitmap;
 use crate::filter::Filter;
-use crate::msr::Accesses;
+use crate::msr::{Accesses, X2APIC};
 use proptest::prelude::*;
 
 /// S3 word for word, over a list of ranges: slow and obvious.
