@@ -53,9 +53,10 @@ fn source(policy: &str) -> Result<Source, Failure> {
     match File::open(policy) {
         Ok(file) => read(policy, file),
         Err(error) => match shipped(policy) {
-            Some(shipped) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Source::new(&format!("{}.toml (shipped)", shipped.name), shipped.text))
-            }
+            Some(shipped) if error.kind() == io::ErrorKind::NotFound => Ok(Source::new(
+                &format!("{}.toml (shipped)", shipped.name),
+                shipped.text,
+            )),
             _ => Err(unreadable(policy, &error)),
         },
     }
@@ -74,7 +75,8 @@ fn read(name: &str, from: impl io::Read) -> Result<Source, Failure> {
     let mut bytes = Vec::new();
     // One byte more than a policy may have, so that a longer one is seen to be.
     let mut from = from.take(MAX_BYTES as u64 + 1);
-    from.read_to_end(&mut bytes).map_err(|error| trouble(error.to_string()))?;
+    from.read_to_end(&mut bytes)
+        .map_err(|error| trouble(error.to_string()))?;
     if bytes.len() > MAX_BYTES {
         return Err(trouble(format!(
             "longer than the {MAX_BYTES} bytes that a policy may have; name ranges instead of single MSRs"
@@ -82,7 +84,9 @@ fn read(name: &str, from: impl io::Read) -> Result<Source, Failure> {
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        trouble(format!("not UTF-8 text (byte {at}); a policy is a TOML file"))
+        trouble(format!(
+            "not UTF-8 text (byte {at}); a policy is a TOML file"
+        ))
     })?;
     Ok(Source::new(name, &text))
 }
@@ -91,7 +95,10 @@ fn unreadable(policy: &str, error: &io::Error) -> Failure {
     let is_name = Path::new(policy).components().count() == 1 && !policy.contains('.');
     let why = if error.kind() == io::ErrorKind::NotFound && is_name {
         let names: Vec<_> = SHIPPED.iter().map(|shipped| shipped.name).collect();
-        format!("no such file, and no shipped policy of this name ({})", names.join(", "))
+        format!(
+            "no such file, and no shipped policy of this name ({})",
+            names.join(", ")
+        )
     } else {
         error.to_string()
     };

@@ -14,6 +14,7 @@ mod exit;
 mod guest;
 mod host;
 mod install;
+mod measure;
 mod memory;
 mod probe;
 mod raw;
@@ -27,5 +28,8 @@ pub use exit::{ExitReason, RawReason, ReasonMask};
 pub use guest::{GuestError, StepAt};
 pub use host::{Capability, HostError};
 pub use install::{InstallError, Installed, install};
+pub use measure::{
+    Case, Deviation, MeasureError, Measured, NotTried, Pass, Seen, WriteEffect, measure,
+};
 pub use probe::{HostCaps, IgnoreMsrs, Module, UnknownBits};
 pub use raw::{RawBitmap, RawFilter, RawRange, set_filter_raw};

@@ -9,10 +9,12 @@
 #![forbid(unsafe_code)]
 
 mod compile;
+mod effects;
 mod explain;
 mod mistake;
 mod pack;
 mod parse;
+mod points;
 mod policy;
 pub mod registers;
 mod selector;
@@ -20,10 +22,12 @@ mod source;
 mod table;
 
 pub use compile::{CompileError, Compiled, compile};
+pub use effects::write_effect;
 pub use explain::{Explanation, explain};
 pub use mistake::{Mistake, Mistakes};
 pub use pack::{Colour, PackError, Window};
 pub use parse::{MAX_BYTES, MAX_ENTRIES, parse};
+pub use points::points;
 pub use policy::{Action, Entry, EntryId, MsrRange, Policy};
 pub use selector::{SelectorError, parse_msrs};
 pub use source::{Place, Source};

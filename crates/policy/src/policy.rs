@@ -178,6 +178,11 @@ impl Policy {
         &self.entries
     }
 
+    /// The ids of its entries, in the same order.
+    pub fn ids(&self) -> impl Iterator<Item = EntryId> {
+        (0..self.entries.len()).map(EntryId)
+    }
+
     /// The entry with this id.
     ///
     /// # Panics

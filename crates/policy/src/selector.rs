@@ -163,7 +163,10 @@ mod tests {
         assert_eq!(range("0XC000_0080"), (0xc000_0080, 0xc000_0080));
         assert_eq!(range(" 0x10 ..= 0x1f "), (0x10, 0x1f));
         assert_eq!(range("ia32_efer"), (0xc000_0080, 0xc000_0080));
-        assert_eq!(range("IA32_SYSENTER_CS..=IA32_SYSENTER_EIP"), (0x174, 0x176));
+        assert_eq!(
+            range("IA32_SYSENTER_CS..=IA32_SYSENTER_EIP"),
+            (0x174, 0x176)
+        );
         assert_eq!(range("0x0..=0xffffffff"), (0, u32::MAX));
     }
 

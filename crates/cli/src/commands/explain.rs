@@ -83,7 +83,12 @@ fn print(out: &mut dyn Write, compiled: &Compiled, index: MsrIndex) -> Result<()
     for access in Access::ALL {
         let explanation = explain(compiled, index, access);
         let action = explanation.action;
-        writeln!(out, "  {access:<5}  {:<5}  {}", action.word(), source_of(compiled, &explanation))?;
+        writeln!(
+            out,
+            "  {access:<5}  {:<5}  {}",
+            action.word(),
+            source_of(compiled, &explanation)
+        )?;
         if let Some(why) = explanation.entry.and_then(|entry| entry.why()) {
             writeln!(out, "                because {why}")?;
         }

@@ -25,7 +25,11 @@ struct Listed {
 }
 
 pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
-    let mut found: Vec<_> = args.words.iter().flat_map(|word| registers::search(word)).collect();
+    let mut found: Vec<_> = args
+        .words
+        .iter()
+        .flat_map(|word| registers::search(word))
+        .collect();
     found.sort_by_key(|register| register.index());
     found.dedup_by_key(|register| register.index());
     match args.format.format {
@@ -75,7 +79,11 @@ fn print(out: &mut dyn Write, register: &Register) -> Result<(), Failure> {
         writeln!(out, "           {}", register.summary())?;
     }
     if !register.aliases().is_empty() {
-        writeln!(out, "           {dim}also {}{dim:#}", register.aliases().join(", "))?;
+        writeln!(
+            out,
+            "           {dim}also {}{dim:#}",
+            register.aliases().join(", ")
+        )?;
     }
     Ok(())
 }

@@ -1,1 +1,114 @@
-//! `msrgate test`.
+//! `msrgate test`: the policy, in a real guest.
+
+mod report;
+
+use std::io::Write;
+
+use msrgate_filter::{Access, MsrIndex, Register, Verdict};
+use msrgate_kvm::{
+    Backend, Case, HostCaps, HostError, KvmBackend, ModelBackend, WriteEffect, measure,
+};
+use msrgate_policy::{Action, Compiled, MsrRange, points, registers, write_effect};
+
+use crate::cli::{BackendArg, Format, TestArgs};
+use crate::failure::{Answer, Failure};
+use crate::load;
+
+/// More MSRs than this at once would keep a guest busy for minutes.
+const MOST: u64 = 0x4_0000;
+
+/// Where the guest runs, and what that means for what is shown.
+struct Place {
+    backend: Box<dyn Backend>,
+    measures: Measures,
+}
+
+/// What a run says of this host.
+enum Measures {
+    /// What its kernel does. This is the kernel's release.
+    Kernel(String),
+    /// Nothing: the model was asked for.
+    Nothing,
+    /// Nothing: there is no KVM to use.
+    NothingFor(HostError),
+}
+
+pub(super) fn run(args: &TestArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
+    let compiled = load::compiled(&args.policy)?;
+    let cases = cases(&compiled, &args.msrs)?;
+    let mut place = place(args.backend)?;
+    if args.format.format == Format::Text {
+        report::heading(out, &compiled, &place.measures)?;
+    }
+    let measured = measure(place.backend.as_mut(), compiled.filter(), &cases)
+        .map_err(|error| Failure::Host(error.to_string()))?;
+    match args.format.format {
+        Format::Json => report::json(out, place.backend.kind(), &measured)?,
+        Format::Text => report::text(out, &compiled, &measured)?,
+    }
+    let is_ok = measured.iter().all(msrgate_kvm::Measured::is_ok);
+    Ok(if is_ok { Answer::Yes } else { Answer::No })
+}
+
+/// What to try: everywhere the policy changes its mind, or what was asked for.
+fn cases(compiled: &Compiled, msrs: &[MsrRange]) -> Result<Vec<Case>, Failure> {
+    let asked: u64 = msrs.iter().map(|range| range.count()).sum();
+    if asked > MOST {
+        return Err(Failure::Usage(format!(
+            "{asked} MSRs are more than the {MOST} that are tried at once; name a smaller range"
+        )));
+    }
+    let mut indices = if msrs.is_empty() {
+        points(compiled)
+    } else {
+        let all = |range: &MsrRange| range.first().get()..=range.last().get();
+        msrs.iter().flat_map(all).map(MsrIndex::new).collect()
+    };
+    indices.sort_unstable();
+    indices.dedup();
+    let both = |index| Access::ALL.map(|access| case(compiled, index, access));
+    Ok(indices.into_iter().flat_map(both).collect())
+}
+
+fn case(compiled: &Compiled, index: MsrIndex, access: Access) -> Case {
+    Case {
+        index,
+        access,
+        expected: match compiled.table().at(index, access).action {
+            Action::Allow => Verdict::Allow,
+            Action::Deny => Verdict::Deny,
+        },
+        effect: match write_effect(index) {
+            Some(_) => WriteEffect::ActsAtOnce,
+            None => WriteEffect::StoresOnly,
+        },
+    }
+}
+
+fn place(backend: BackendArg) -> Result<Place, Failure> {
+    let host = match backend {
+        BackendArg::Model => return Ok(model(Measures::Nothing)),
+        BackendArg::Kvm | BackendArg::Auto => HostCaps::probe(),
+    };
+    match host {
+        Ok(host) => Ok(Place {
+            backend: Box::new(
+                KvmBackend::new(&host).map_err(|error| Failure::Host(error.to_string()))?,
+            ),
+            measures: Measures::Kernel(host.release().to_owned()),
+        }),
+        Err(error) if backend == BackendArg::Auto => Ok(model(Measures::NothingFor(error))),
+        Err(error) => Err(Failure::Host(format!("{error}\n  {}", error.advice()))),
+    }
+}
+
+/// The model of a machine that has every register with a name; all of them hold 0.
+fn model(measures: Measures) -> Place {
+    let registers = registers::all()
+        .iter()
+        .map(|register| (register.index(), Register::new(0)));
+    Place {
+        backend: Box::new(ModelBackend::new(registers.collect())),
+        measures,
+    }
+}

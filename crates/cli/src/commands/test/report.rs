@@ -1,0 +1,251 @@
+//! How `msrgate test` shows what it measured.
+
+use std::io::{self, Write};
+
+use msrgate_filter::{Access, MsrIndex, Verdict};
+use msrgate_kvm::{BackendKind, ExitReason, HostError, Measured, NotTried, Pass, Seen};
+use msrgate_policy::{Compiled, write_effect};
+use serde::Serialize;
+
+use super::Measures;
+use crate::output::{self, SCHEMA};
+
+#[derive(Serialize)]
+struct Report {
+    schema: u32,
+    backend: String,
+    cases: Vec<Row>,
+    summary: Summary,
+}
+
+/// One access in one pass.
+#[derive(Serialize)]
+struct Row {
+    index: String,
+    name: Option<&'static str>,
+    access: String,
+    /// `exits`: user space asked for exits for every reason; `faults`: for none.
+    pass: &'static str,
+    expected: &'static str,
+    observed: &'static str,
+    /// Of an exit: why. Else KVM's own reason to refuse, or why the access was not tried.
+    reason: Option<String>,
+    value: Option<String>,
+    ok: bool,
+    deviations: Vec<Broken>,
+}
+
+#[derive(Serialize)]
+struct Broken {
+    statement: &'static str,
+    seen: String,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    msrs: usize,
+    cases: usize,
+    ok: usize,
+    deviations: usize,
+    not_tried: usize,
+}
+
+impl Summary {
+    fn of(measured: &[Measured]) -> Self {
+        let mut indices: Vec<_> = measured.iter().map(|one| one.case.index).collect();
+        indices.sort_unstable();
+        indices.dedup();
+        let count = |is: fn(&Measured) -> bool| measured.iter().filter(|one| is(one)).count();
+        Self {
+            msrs: indices.len(),
+            cases: measured.len(),
+            ok: count(|one| one.is_ok() && !matches!(one.seen, Seen::NotTried(_))),
+            deviations: count(|one| !one.is_ok()),
+            not_tried: count(|one| matches!(one.seen, Seen::NotTried(_))),
+        }
+    }
+}
+
+pub(super) fn json(
+    out: &mut dyn Write,
+    backend: BackendKind,
+    measured: &[Measured],
+) -> io::Result<()> {
+    output::json(
+        out,
+        &Report {
+            schema: SCHEMA,
+            backend: backend.to_string(),
+            cases: measured.iter().map(row).collect(),
+            summary: Summary::of(measured),
+        },
+    )
+}
+
+fn row(measured: &Measured) -> Row {
+    let case = measured.case;
+    let (observed, reason) = match measured.seen {
+        Seen::Value(_) | Seen::Written => ("value", None),
+        Seen::Fault => ("gp", measured.own_fault.map(|reason| reason.to_string())),
+        Seen::Exit(reason) => ("exit", reason.map(|reason| reason.to_string())),
+        Seen::NotTried(why) => ("not-tried", Some(not_tried(case.index, why))),
+    };
+    Row {
+        index: case.index.to_string(),
+        name: output::name(case.index),
+        access: case.access.to_string(),
+        pass: match measured.pass {
+            Pass::Exits => "exits",
+            Pass::Faults => "faults",
+        },
+        expected: word(case.expected),
+        observed,
+        reason,
+        value: match measured.seen {
+            Seen::Value(value) => Some(format!("{value:#x}")),
+            _ => None,
+        },
+        ok: measured.is_ok(),
+        deviations: measured
+            .deviations
+            .iter()
+            .map(|deviation| Broken {
+                statement: deviation.statement,
+                seen: deviation.seen.clone(),
+            })
+            .collect(),
+    }
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allow => "allow",
+        Verdict::Deny => "deny",
+    }
+}
+
+fn not_tried(index: MsrIndex, why: NotTried) -> String {
+    match why {
+        NotTried::ActsAtOnce => format!(
+            "a write {}",
+            write_effect(index).unwrap_or("does more than to store its value")
+        ),
+        NotTried::Unreadable => "it cannot be read, so nothing can be written back".to_owned(),
+    }
+}
+
+/// The first line, which says what the results are worth.
+pub(super) fn heading(
+    out: &mut dyn Write,
+    compiled: &Compiled,
+    measures: &Measures,
+) -> io::Result<()> {
+    let loud = anstyle::AnsiColor::Yellow.on_default().bold();
+    let model = "this is the model; nothing was measured on your kernel";
+    match measures {
+        Measures::Kernel(release) => writeln!(out, "A guest in a real VM, KVM of Linux {release}")?,
+        Measures::Nothing => writeln!(out, "{loud}{model}{loud:#}")?,
+        Measures::NothingFor(error @ HostError::Absent { device }) => {
+            writeln!(out, "{loud}no {}: {model}{loud:#}", device.display())?;
+            writeln!(out, "  {}", error.advice())?;
+        }
+        Measures::NothingFor(error) => {
+            writeln!(out, "{loud}{error}: {model}{loud:#}")?;
+            writeln!(out, "  {}", error.advice())?;
+        }
+    }
+    let policy = compiled.policy();
+    let filter = compiled.filter();
+    writeln!(
+        out,
+        "{}: {} entries in {} of 16 ranges, default {}\n",
+        policy.source().name(),
+        policy.entries().len(),
+        filter.ranges().len(),
+        policy.default_action(),
+    )
+}
+
+/// One line an access: what was promised, what the guest got in both passes.
+pub(super) fn text(
+    out: &mut dyn Write,
+    compiled: &Compiled,
+    measured: &[Measured],
+) -> io::Result<()> {
+    let (exits, faults) = measured.split_at(measured.len() / 2);
+    let bold = anstyle::Style::new().bold();
+    writeln!(
+        out,
+        "{bold}{:<44} {:<6} {:<8} the guest got{bold:#}",
+        "MSR", "access", "promise"
+    )?;
+    for (with_exits, without) in exits.iter().zip(faults) {
+        line(out, with_exits, without)?;
+    }
+    let summary = Summary::of(measured);
+    let tried = summary.cases - summary.not_tried;
+    writeln!(
+        out,
+        "\n{} MSRs, {} accesses in two passes (exits for every reason; none)",
+        summary.msrs,
+        summary.cases / 2,
+    )?;
+    let style = if summary.deviations == 0 {
+        anstyle::AnsiColor::Green.on_default().bold()
+    } else {
+        anstyle::AnsiColor::Red.on_default().bold()
+    };
+    writeln!(
+        out,
+        "{style}{} of {tried} as {} promises, {} deviations{style:#}, {} not tried",
+        summary.ok,
+        compiled.policy().name().unwrap_or("the policy"),
+        summary.deviations,
+        summary.not_tried,
+    )
+}
+
+fn line(out: &mut dyn Write, exits: &Measured, faults: &Measured) -> io::Result<()> {
+    let case = exits.case;
+    let red = anstyle::AnsiColor::Red.on_default().bold();
+    let title = match case.access {
+        Access::Read => output::titled(case.index),
+        Access::Write => String::new(),
+    };
+    let got = got(exits, faults);
+    writeln!(
+        out,
+        "{title:<44} {:<6} {:<8} {got}",
+        case.access.to_string(),
+        word(case.expected)
+    )?;
+    for deviation in exits.deviations.iter().chain(&faults.deviations) {
+        writeln!(out, "{:<44} {red}{deviation}{red:#}", "")?;
+    }
+    Ok(())
+}
+
+/// Both passes in a few words.
+fn got(exits: &Measured, faults: &Measured) -> String {
+    match (exits.seen, faults.seen) {
+        (Seen::NotTried(why), _) => format!("not tried: {}", not_tried(exits.case.index, why)),
+        (Seen::Value(value), Seen::Value(_)) => format!("{value:#x}"),
+        (Seen::Written, Seen::Written) => "written back".to_owned(),
+        (Seen::Exit(Some(ExitReason::Filter)), Seen::Fault) => {
+            "#GP, or an exit with reason filter".to_owned()
+        }
+        (Seen::Exit(Some(own)), Seen::Fault) => format!("passed on; KVM: {own}"),
+        (one, other) => format!("{}, then {}", alone(one), alone(other)),
+    }
+}
+
+fn alone(seen: Seen) -> String {
+    match seen {
+        Seen::Value(value) => format!("{value:#x}"),
+        Seen::Written => "written back".to_owned(),
+        Seen::Exit(Some(reason)) => format!("an exit with reason {reason}"),
+        Seen::Exit(None) => "an exit without one reason".to_owned(),
+        Seen::Fault => "#GP".to_owned(),
+        Seen::NotTried(_) => "not tried".to_owned(),
+    }
+}

@@ -1,0 +1,392 @@
+//! What a guest gets under a filter, compared with what was promised.
+//!
+//! Three passes over the same accesses, in one VM:
+//!
+//! 1. *baseline*: no filter; what each MSR reads as, and what KVM itself refuses.
+//! 2. [`Pass::Exits`]: the filter, and exits for every reason. A refused access exits with reason
+//!    FILTER, an allowed one never does.
+//! 3. [`Pass::Faults`]: the filter, and no exits. A refused access is #GP at its instruction.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use msrgate_filter::{Access, Because, Filter, MsrIndex, Verdict};
+use thiserror::Error;
+
+use crate::backend::{Backend, Observed, Outcome, Registers, Reply, SeenExit, Site, Step};
+use crate::errno::CallErrno;
+use crate::exit::{ExitReason, ReasonMask};
+use crate::guest::GuestError;
+use crate::raw::RawFilter;
+
+/// One access to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// The MSR.
+    pub index: MsrIndex,
+    /// The direction.
+    pub access: Access,
+    /// What was promised.
+    pub expected: Verdict,
+    /// What an allowed write does.
+    pub effect: WriteEffect,
+}
+
+/// What a write does beyond storing its value. A read has none that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteEffect {
+    /// Writing back what was read changes nothing.
+    StoresOnly,
+    /// It does something: it is not tried where it is allowed.
+    ActsAtOnce,
+}
+
+/// Which reasons were asked for while an access was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pass {
+    /// All of them.
+    Exits,
+    /// None.
+    Faults,
+}
+
+/// What became of an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// A read gave this value.
+    Value(u64),
+    /// A write went through.
+    Written,
+    /// It came to user space, with this reason; `None` is no reason or several (S5.2).
+    Exit(Option<ExitReason>),
+    /// #GP.
+    Fault,
+    /// Nothing, since it was not done.
+    NotTried(NotTried),
+}
+
+/// Why an allowed write was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTried {
+    /// It does more than to store its value.
+    ActsAtOnce,
+    /// What to write back is not known: a read fails.
+    Unreadable,
+}
+
+/// An access in one pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// The access.
+    pub case: Case,
+    /// The pass.
+    pub pass: Pass,
+    /// What became of it.
+    pub seen: Seen,
+    /// KVM's own reason to refuse the access, with or without a filter. Known from the first pass.
+    pub own_fault: Option<ExitReason>,
+    /// Everything that is not as it should be; empty means as promised.
+    pub deviations: Vec<Deviation>,
+}
+
+impl Measured {
+    /// Whether the guest got what was promised.
+    #[must_use]
+    pub fn is_ok(&self) -> bool {
+        self.deviations.is_empty()
+    }
+}
+
+/// Something that broke a statement of `docs/kvm-semantics.md`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deviation {
+    /// Its number, such as `S5.2`.
+    pub statement: &'static str,
+    /// What was seen.
+    pub seen: String,
+}
+
+impl fmt::Display for Deviation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.statement, self.seen)
+    }
+}
+
+/// A measurement that did not take place.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MeasureError {
+    /// The guest could not be run.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The filter could not be set.
+    #[error("setting the filter: {0}")]
+    SetFilter(CallErrno),
+    /// The mask could not be set.
+    #[error("asking for MSR exits: {0}")]
+    SetReasons(CallErrno),
+}
+
+/// Measures all cases in both passes; first all of one pass, then all of the other.
+///
+/// # Errors
+/// The guest could not be run, or the filter or the mask not be set. Nothing is known then.
+pub fn measure(
+    backend: &mut dyn Backend,
+    filter: &Filter,
+    cases: &[Case],
+) -> Result<Vec<Measured>, MeasureError> {
+    let baseline = baseline(backend, cases)?;
+    let plans: Vec<Plan> = cases
+        .iter()
+        .map(|&case| Plan::new(case, &baseline))
+        .collect();
+    let request = RawFilter::from(filter);
+    let mut measured = Vec::with_capacity(cases.len() * 2);
+    for (pass, mask) in [
+        (Pass::Exits, ReasonMask::ALL),
+        (Pass::Faults, ReasonMask::NONE),
+    ] {
+        backend
+            .set_reasons(mask)
+            .map_err(MeasureError::SetReasons)?;
+        backend
+            .set_filter(&request)
+            .map_err(MeasureError::SetFilter)?;
+        let steps: Vec<Step> = plans.iter().filter_map(Plan::step).collect();
+        let mut observed = backend.run(&steps)?.into_iter();
+        for (number, plan) in plans.iter().enumerate() {
+            let seen = match plan.write {
+                Err(why) => Ok(Seen::NotTried(why)),
+                Ok(_) => Err(observed.next()),
+            };
+            let mut row = plan.row(pass, filter, seen);
+            if pass == Pass::Faults {
+                row.compare(&measured[number]);
+            }
+            measured.push(row);
+        }
+    }
+    Ok(measured)
+}
+
+/// What each MSR reads as when nothing is filtered, or KVM's own reason to refuse the read.
+fn baseline(backend: &mut dyn Backend, cases: &[Case]) -> Result<Baseline, MeasureError> {
+    backend
+        .set_reasons(ReasonMask::ALL)
+        .map_err(MeasureError::SetReasons)?;
+    backend
+        .set_filter(&RawFilter::default())
+        .map_err(MeasureError::SetFilter)?;
+    let indices: std::collections::BTreeSet<_> = cases.iter().map(|case| case.index).collect();
+    let steps: Vec<_> = indices
+        .iter()
+        .map(|&index| step(index, Access::Read, 0))
+        .collect();
+    let observed = backend.run(&steps)?;
+    let value = |seen: &Observed| match seen.outcome {
+        Outcome::Value(value) => Some(value),
+        Outcome::Written | Outcome::Fault(_) => None,
+    };
+    Ok(indices
+        .into_iter()
+        .zip(observed.iter().map(value))
+        .collect())
+}
+
+type Baseline = BTreeMap<MsrIndex, Option<u64>>;
+
+fn step(index: MsrIndex, access: Access, value: u64) -> Step {
+    Step {
+        index,
+        access,
+        value,
+        reply: Reply::Fault,
+    }
+}
+
+/// A case with the value to write, or why it is not tried.
+struct Plan {
+    case: Case,
+    write: Result<u64, NotTried>,
+}
+
+impl Plan {
+    fn new(case: Case, baseline: &Baseline) -> Self {
+        let value = baseline.get(&case.index).copied().flatten();
+        let write = match (case.access, case.expected, case.effect, value) {
+            (Access::Read, ..) => Ok(0),
+            // Refused, it does nothing, whatever the value.
+            (_, Verdict::Deny, _, value) => Ok(value.unwrap_or(0)),
+            (_, _, WriteEffect::ActsAtOnce, _) => Err(NotTried::ActsAtOnce),
+            (_, _, _, None) => Err(NotTried::Unreadable),
+            (_, _, _, Some(value)) => Ok(value),
+        };
+        Self { case, write }
+    }
+
+    fn step(&self) -> Option<Step> {
+        let value = self.write.ok()?;
+        Some(step(self.case.index, self.case.access, value))
+    }
+
+    fn row(&self, pass: Pass, filter: &Filter, seen: Result<Seen, Option<Observed>>) -> Measured {
+        let mut row = Measured {
+            case: self.case,
+            pass,
+            seen: Seen::Fault,
+            own_fault: None,
+            deviations: Vec::new(),
+        };
+        match seen {
+            Ok(not_tried) => row.seen = not_tried,
+            Err(None) => row.deviate("S5.4", "the guest gave no report of it".to_owned()),
+            Err(Some(observed)) => {
+                row.look(&observed);
+                row.judge(
+                    &observed,
+                    statement_of(filter, self.case),
+                    self.write.unwrap_or(0),
+                );
+            }
+        }
+        row
+    }
+}
+
+/// Which statement an access breaks that is decided in the other way.
+fn statement_of(filter: &Filter, case: Case) -> &'static str {
+    match filter.decide(case.index, case.access).because {
+        Because::X2apic => "S3.1",
+        Because::NoFilter => "S3.2",
+        Because::Range(_) => "S3.3",
+        Because::Default => "S3.4",
+    }
+}
+
+impl Measured {
+    fn deviate(&mut self, statement: &'static str, seen: String) {
+        self.deviations.push(Deviation { statement, seen });
+    }
+
+    fn look(&mut self, observed: &Observed) {
+        self.seen = match (observed.exit, observed.outcome) {
+            (Some(exit), _) => Seen::Exit(exit.reason.known()),
+            (None, Outcome::Value(value)) => Seen::Value(value),
+            (None, Outcome::Written) => Seen::Written,
+            (None, Outcome::Fault(_)) => Seen::Fault,
+        };
+        if let Seen::Exit(Some(own @ (ExitReason::Unknown | ExitReason::Inval))) = self.seen {
+            self.own_fault = Some(own);
+        }
+    }
+
+    fn judge(&mut self, observed: &Observed, statement: &'static str, value: u64) {
+        let (expected, pass, seen) = (self.case.expected, self.pass, self.seen);
+        match (expected, pass, seen) {
+            (_, Pass::Faults, Seen::Exit(_)) => {
+                self.deviate(
+                    "S5.2",
+                    "an exit, although the mask asks for none".to_owned(),
+                );
+            }
+            (_, _, Seen::Exit(None)) => {
+                self.deviate("S5.2", "an exit without exactly one reason".to_owned());
+            }
+            (Verdict::Allow, _, Seen::Exit(Some(ExitReason::Filter))) => {
+                self.deviate(statement, "the filter refused it".to_owned());
+            }
+            (Verdict::Deny, _, Seen::Value(_) | Seen::Written) => {
+                self.deviate(statement, "the filter let it pass".to_owned());
+            }
+            (
+                Verdict::Deny,
+                _,
+                Seen::Exit(Some(reason @ (ExitReason::Unknown | ExitReason::Inval))),
+            ) => {
+                self.deviate(
+                    "S5.1",
+                    format!("KVM looked at the MSR first: reason {reason}"),
+                );
+            }
+            (Verdict::Deny, Pass::Exits, Seen::Fault) => {
+                self.deviate(
+                    "S5.2",
+                    "#GP without an exit, although the mask asks for one".to_owned(),
+                );
+            }
+            _ => {}
+        }
+        if let Some(exit) = observed.exit {
+            self.judge_exit(&exit, value);
+        }
+        if let Outcome::Fault(fault) = observed.outcome {
+            if let Site::Elsewhere(rip) = fault.site {
+                self.deviate(
+                    "S5.7",
+                    format!("#GP with RIP {rip:#x}, not at the instruction"),
+                );
+            }
+            if fault.code != 0 {
+                self.deviate("S5.7", format!("#GP with error code {:#x}", fault.code));
+            }
+            if fault.registers != Registers::Untouched {
+                self.deviate("S5.4", "#GP, and registers changed".to_owned());
+            }
+        } else if observed.exit.is_some() {
+            self.deviate(
+                "S5.4",
+                "no #GP, although user space answered with an error".to_owned(),
+            );
+        }
+    }
+
+    /// S5.3.
+    fn judge_exit(&mut self, exit: &SeenExit, value: u64) {
+        let data = match self.case.access {
+            Access::Read => 0,
+            Access::Write => value,
+        };
+        if (exit.index, exit.access) != (self.case.index, self.case.access) {
+            let seen = format!("the exit names a {} of {}", exit.access, exit.index);
+            self.deviate("S5.3", seen);
+        }
+        if exit.data != data {
+            self.deviate(
+                "S5.3",
+                format!("the exit carries {:#x} instead of {data:#x}", exit.data),
+            );
+        }
+        if let Site::Elsewhere(rip) = exit.site {
+            self.deviate(
+                "S5.3",
+                format!("RIP is {rip:#x} at the exit, not at the instruction"),
+            );
+        }
+        if exit.registers != Registers::Untouched {
+            self.deviate("S5.3", "registers are changed at the exit".to_owned());
+        }
+    }
+
+    /// With no exits asked for, an allowed access goes as it went with all of them (S5.2).
+    fn compare(&mut self, exits: &Self) {
+        self.own_fault = exits.own_fault;
+        if self.case.expected == Verdict::Deny {
+            return;
+        }
+        let before = matches!(exits.seen, Seen::Value(_) | Seen::Written);
+        let now = matches!(self.seen, Seen::Value(_) | Seen::Written);
+        match (before, now) {
+            (true, false) if self.seen == Seen::Fault => {
+                self.deviate("S5.2", "#GP once no exits are asked for".to_owned());
+            }
+            (false, true) => {
+                self.deviate("S5.2", "it passes once no exits are asked for".to_owned());
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,283 @@
+use msrgate_filter::{Accesses, Bitmap, Fallback, Range, Revision};
+
+use super::*;
+use crate::backend::{BackendKind, Fault};
+use crate::exit::RawReason;
+
+const ALLOWED: MsrIndex = MsrIndex::new(0x10);
+const REFUSED: MsrIndex = MsrIndex::new(0x20);
+const UNKNOWN: MsrIndex = MsrIndex::new(0x30);
+
+/// Default deny; two MSRs are allowed, of which KVM does not know one.
+fn filter() -> Filter {
+    let allowed = [ALLOWED, UNKNOWN];
+    let bit = |offset| allowed.contains(&MsrIndex::new(0x10 + offset));
+    let range = Range::new(Accesses::Both, ALLOWED, Bitmap::from_fn(0x21, bit).unwrap());
+    Filter::new(Revision::Mainline, Fallback::Deny, vec![range]).unwrap()
+}
+
+/// A KVM that does as S3 and S5 say, until `lie` changes what it lets be seen.
+struct Liar<F> {
+    filter: Option<Filter>,
+    mask: ReasonMask,
+    lie: F,
+}
+
+impl<F: FnMut(&Step, ReasonMask, &mut Observed)> Backend for Liar<F> {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Model
+    }
+
+    fn set_reasons(&mut self, mask: ReasonMask) -> Result<(), CallErrno> {
+        self.mask = mask;
+        Ok(())
+    }
+
+    fn set_filter(&mut self, request: &RawFilter) -> Result<(), CallErrno> {
+        self.filter = (*request != RawFilter::default()).then(filter);
+        Ok(())
+    }
+
+    fn run(&mut self, script: &[Step]) -> Result<Vec<Observed>, GuestError> {
+        let mut run = |step: &Step| {
+            let mut observed = self.honest(step);
+            // What is not filtered is the baseline, which is not lied about.
+            if self.filter.is_some() {
+                (self.lie)(step, self.mask, &mut observed);
+            }
+            observed
+        };
+        Ok(script.iter().map(&mut run).collect())
+    }
+}
+
+impl<F> Liar<F> {
+    fn honest(&self, step: &Step) -> Observed {
+        let decision = self
+            .filter
+            .as_ref()
+            .map(|filter| filter.decide(step.index, step.access));
+        let refused = decision.is_some_and(|decision| decision.verdict == Verdict::Deny);
+        let reason = match step.index {
+            _ if refused => Some(ExitReason::Filter),
+            UNKNOWN => Some(ExitReason::Unknown),
+            _ => None,
+        };
+        let Some(reason) = reason else {
+            return Observed {
+                outcome: match step.access {
+                    Access::Read => Outcome::Value(7),
+                    Access::Write => Outcome::Written,
+                },
+                exit: None,
+            };
+        };
+        Observed {
+            outcome: Outcome::Fault(Fault {
+                site: Site::AtInstruction,
+                code: 0,
+                registers: Registers::Untouched,
+            }),
+            exit: self.mask.contains(reason).then_some(SeenExit {
+                reason: RawReason::from(reason),
+                index: step.index,
+                access: step.access,
+                data: if step.access == Access::Write {
+                    step.value
+                } else {
+                    0
+                },
+                site: Site::AtInstruction,
+                registers: Registers::Untouched,
+            }),
+        }
+    }
+}
+
+fn cases(effect: WriteEffect) -> Vec<Case> {
+    let filter = filter();
+    let case = |index, access| Case {
+        index,
+        access,
+        expected: filter.decide(index, access).verdict,
+        effect,
+    };
+    [ALLOWED, REFUSED, UNKNOWN]
+        .into_iter()
+        .flat_map(|index| Access::ALL.map(|access| case(index, access)))
+        .collect()
+}
+
+/// The statements that a lie is found to break.
+fn broken(lie: impl FnMut(&Step, ReasonMask, &mut Observed)) -> Vec<&'static str> {
+    let mut liar = Liar {
+        filter: None,
+        mask: ReasonMask::NONE,
+        lie,
+    };
+    let measured = measure(&mut liar, &filter(), &cases(WriteEffect::StoresOnly)).unwrap();
+    let mut statements: Vec<_> = measured
+        .iter()
+        .flat_map(|row| row.deviations.iter().map(|deviation| deviation.statement))
+        .collect();
+    statements.sort_unstable();
+    statements.dedup();
+    statements
+}
+
+#[test]
+fn an_honest_kvm_keeps_every_promise() {
+    let mut liar = Liar {
+        filter: None,
+        mask: ReasonMask::NONE,
+        lie: |_: &Step, _, _: &mut Observed| {},
+    };
+    let measured = measure(&mut liar, &filter(), &cases(WriteEffect::StoresOnly)).unwrap();
+    assert!(measured.iter().all(Measured::is_ok), "{measured:?}");
+    let seen: Vec<_> = measured.iter().map(|row| row.seen).collect();
+    let unknown = Seen::Exit(Some(ExitReason::Unknown));
+    let filtered = Seen::Exit(Some(ExitReason::Filter));
+    let unreadable = Seen::NotTried(NotTried::Unreadable);
+    assert_eq!(
+        seen[..6],
+        [
+            Seen::Value(7),
+            Seen::Written,
+            filtered,
+            filtered,
+            unknown,
+            unreadable
+        ]
+    );
+    assert_eq!(
+        seen[6..],
+        [
+            Seen::Value(7),
+            Seen::Written,
+            Seen::Fault,
+            Seen::Fault,
+            Seen::Fault,
+            unreadable
+        ]
+    );
+    assert_eq!(measured[10].own_fault, Some(ExitReason::Unknown));
+}
+
+#[test]
+fn an_allowed_write_that_acts_is_not_tried_and_a_refused_one_is() {
+    let mut liar = Liar {
+        filter: None,
+        mask: ReasonMask::NONE,
+        lie: |step: &Step, _, _: &mut Observed| {
+            assert!((step.index, step.access) != (ALLOWED, Access::Write));
+        },
+    };
+    let measured = measure(&mut liar, &filter(), &cases(WriteEffect::ActsAtOnce)).unwrap();
+    assert_eq!(measured[1].seen, Seen::NotTried(NotTried::ActsAtOnce));
+    assert_eq!(measured[3].seen, Seen::Exit(Some(ExitReason::Filter)));
+}
+
+#[test]
+fn a_refused_access_that_passes_breaks_the_decision() {
+    let passes = |step: &Step, _, seen: &mut Observed| {
+        if step.index == REFUSED && step.access == Access::Read {
+            *seen = Observed {
+                outcome: Outcome::Value(1),
+                exit: None,
+            };
+        }
+    };
+    assert_eq!(broken(passes), ["S3.3"]);
+}
+
+#[test]
+fn an_allowed_access_that_is_refused_breaks_the_decision() {
+    let refuses = |step: &Step, mask: ReasonMask, seen: &mut Observed| {
+        if (step.index, mask) == (ALLOWED, ReasonMask::ALL) {
+            let honest = Liar {
+                filter: Some(filter()),
+                mask,
+                lie: (),
+            };
+            *seen = honest.honest(&Step {
+                index: REFUSED,
+                ..*step
+            });
+            if let Some(exit) = &mut seen.exit {
+                exit.index = step.index;
+            }
+        }
+    };
+    assert_eq!(broken(refuses), ["S3.3", "S5.2"]);
+}
+
+/// Each line changes one field of what is seen of refused accesses.
+#[test]
+fn every_field_of_an_exit_and_of_a_fault_is_looked_at() {
+    fn exit(seen: &mut Observed, change: impl Fn(&mut SeenExit)) {
+        if let Some(exit) = &mut seen.exit {
+            change(exit);
+        }
+    }
+    fn fault(seen: &mut Observed, change: impl Fn(&mut Fault)) {
+        if let Outcome::Fault(fault) = &mut seen.outcome {
+            change(fault);
+        }
+    }
+    let changed = Registers::Changed {
+        rax: 0,
+        rcx: 0,
+        rdx: 1,
+    };
+    type Lie<'l> = (&'static str, &'l dyn Fn(&mut Observed));
+    let lies: [Lie<'_>; 11] = [
+        ("S5.2", &|seen| {
+            exit(seen, |exit| exit.reason = RawReason::new(6))
+        }),
+        ("S5.1", &|seen| {
+            exit(seen, |exit| {
+                exit.reason = RawReason::from(ExitReason::Unknown)
+            })
+        }),
+        ("S5.3", &|seen| exit(seen, |exit| exit.index = ALLOWED)),
+        ("S5.3", &|seen| exit(seen, |exit| exit.data ^= 1)),
+        ("S5.3", &|seen| {
+            exit(seen, |exit| exit.site = Site::Elsewhere(2))
+        }),
+        ("S5.3", &|seen| exit(seen, |exit| exit.registers = changed)),
+        ("S5.2", &|seen| seen.exit = None),
+        ("S5.4", &|seen| {
+            if seen.exit.is_some() {
+                seen.outcome = Outcome::Written
+            }
+        }),
+        ("S5.4", &|seen| {
+            fault(seen, |fault| fault.registers = changed)
+        }),
+        ("S5.7", &|seen| {
+            fault(seen, |fault| fault.site = Site::Elsewhere(2))
+        }),
+        ("S5.7", &|seen| fault(seen, |fault| fault.code = 1)),
+    ];
+    for (number, (statement, lie)) in lies.iter().enumerate() {
+        let found = broken(|step, _, seen| {
+            if step.index == REFUSED {
+                lie(seen)
+            }
+        });
+        assert_eq!(found, [*statement], "lie {number}");
+    }
+}
+
+#[test]
+fn an_exit_that_the_mask_does_not_ask_for_is_found() {
+    let exits = |step: &Step, _, seen: &mut Observed| {
+        let honest = Liar {
+            filter: Some(filter()),
+            mask: ReasonMask::ALL,
+            lie: (),
+        };
+        *seen = honest.honest(step);
+    };
+    assert_eq!(broken(exits), ["S5.2"]);
+}

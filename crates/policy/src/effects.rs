@@ -1,0 +1,79 @@
+//! Registers whose write does something at once, so that writing back what was read is not harmless.
+
+use msrgate_filter::MsrIndex;
+
+/// First and last index, and what a write does.
+const EFFECTS: [(u32, u32, &str); 12] = [
+    (0x10, 0x10, "sets the time-stamp counter"),
+    (0x11, 0x12, "gives KVM memory of the guest to write to"),
+    (0x49, 0x49, "flushes the branch predictors"),
+    (0x79, 0x79, "loads microcode from the guest's memory"),
+    (0x10b, 0x10b, "flushes the L1 cache"),
+    (0x390, 0x391, "clears or sets overflow bits"),
+    (
+        0x800,
+        0x8ff,
+        "is an x2APIC command: ends or sends interrupts",
+    ),
+    (
+        0x4000_0000,
+        0x4000_01ff,
+        "speaks to a hypervisor: hypercall page, reset, timers",
+    ),
+    (
+        0x4b56_4d00,
+        0x4b56_4dff,
+        "gives KVM memory of the guest to write to",
+    ),
+    (
+        0xc001_0020,
+        0xc001_0020,
+        "loads microcode from the guest's memory",
+    ),
+    (
+        0xc001_0130,
+        0xc001_0130,
+        "is a request to the hypervisor of an encrypted guest",
+    ),
+    (0xc001_0300, 0xc001_0303, "clears or sets overflow bits"),
+];
+
+/// What a write of this MSR does beyond storing its value, in a few words, if it does anything.
+#[must_use]
+pub fn write_effect(index: MsrIndex) -> Option<&'static str> {
+    EFFECTS
+        .iter()
+        .find(|(first, last, _)| (*first..=*last).contains(&index.get()))
+        .map(|&(_, _, effect)| effect)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rows_are_sorted_and_apart() {
+        let mut end = None;
+        for (first, last, effect) in EFFECTS {
+            assert!(first <= last && end < Some(first) && !effect.is_empty());
+            end = Some(last);
+        }
+    }
+
+    #[test]
+    fn both_ends_of_a_row_act_and_their_neighbours_do_not() {
+        for (index, acts) in [
+            (0x48, false),
+            (0x49, true),
+            (0x4a, false),
+            (0x8ff, true),
+            (0x900, false),
+        ] {
+            assert_eq!(
+                write_effect(MsrIndex::new(index)).is_some(),
+                acts,
+                "{index:#x}"
+            );
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Where to look at a policy, to see whether it holds.
+
+use msrgate_filter::MsrIndex;
+
+use crate::compile::Compiled;
+use crate::policy::MsrRange;
+
+/// A range up to this size is looked at whole: the groups and banks that people name.
+const WHOLE: u64 = 64;
+
+/// Places that no policy is likely to name: between and around the clusters in which MSRs lie, and
+/// where KVM treats an index as special (S3.1, S3.5).
+const ELSEWHERE: [u32; 16] = [
+    0x5,
+    0x7ff,
+    0x800,
+    0x8ff,
+    0x900,
+    0x1fff,
+    0x2000,
+    0x1234_5678,
+    0x3fff_ffff,
+    0x4b56_4eff,
+    0x7fff_ffff,
+    0xbfff_ffff,
+    0xc000_1fff,
+    0xc001_2000,
+    0xffff_fffe,
+    0xffff_ffff,
+];
+
+/// The MSRs that show whether a filter is what the policy says: of each entry and each range of the
+/// filter both ends and one past each, small ones whole, and some MSRs outside all of them. In
+/// order, each once.
+#[must_use]
+pub fn points(compiled: &Compiled) -> Vec<MsrIndex> {
+    let entries = compiled.policy().entries().iter().map(|entry| entry.msrs());
+    let ranges = compiled.filter().ranges().iter().filter_map(|range| {
+        let last = MsrIndex::new(range.end()?.get() - 1);
+        MsrRange::new(range.base(), last)
+    });
+    let mut points: Vec<_> = entries
+        .chain(ranges)
+        .flat_map(around)
+        .chain(ELSEWHERE.map(MsrIndex::new))
+        .collect();
+    points.sort_unstable();
+    points.dedup();
+    points
+}
+
+/// Both ends, one past each, and everything between if that is not much.
+fn around(msrs: MsrRange) -> Vec<MsrIndex> {
+    let (first, last) = (msrs.first().get(), msrs.last().get());
+    let ends = [first.saturating_sub(1), first, last, last.saturating_add(1)];
+    let within = if msrs.count() <= WHOLE {
+        first..=last
+    } else {
+        first..=first
+    };
+    ends.into_iter().chain(within).map(MsrIndex::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::compile;
+    use crate::parse;
+    use crate::source::Source;
+
+    #[test]
+    fn both_ends_and_one_past_each() {
+        let text = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x10..=0x12' = 'r'\n'0x1000..=0x1fff' = 'w'\n0xfffffffe = 'rw'";
+        let compiled = compile(parse(&Source::new("test.toml", text)).unwrap()).unwrap();
+        let points = points(&compiled);
+        for index in [
+            0xf,
+            0x10,
+            0x11,
+            0x12,
+            0x13,
+            0xfff,
+            0x1000,
+            0x1fff,
+            0x2000,
+            0xffff_fffd,
+            0xffff_fffe,
+            0xffff_ffff,
+        ] {
+            assert!(points.contains(&MsrIndex::new(index)), "{index:#x}");
+        }
+        assert!(!points.contains(&MsrIndex::new(0x1800)));
+        assert!(points.is_sorted());
+    }
+}
