@@ -12,6 +12,28 @@ use crate::msr::{Accesses, MsrIndex};
 use crate::revision::{Publication, RangeChecks, Revision};
 
 /// One call and what came of it.
+///
+/// ```
+/// use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
+/// use msrgate_filter::{Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range};
+/// use msrgate_filter::{Revision, SetCall, Verdict};
+///
+/// let bits = Bitmap::from_fn(8, |offset| offset == 3)?;
+/// let range = Range::new(Accesses::Both, MsrIndex::new(0x174), bits);
+/// let filter = Filter::new(Revision::Mainline, Fallback::Deny, vec![range])?;
+///
+/// // The caller's memory: the struct, then the bitmaps.
+/// let start = UserAddress::new(0x7000);
+/// let (request, bitmaps) = Request::of(&filter, UserAddress::new(0x7000 + 392));
+/// let bytes = [request.encode(CallerWidth::Bits64)?, bitmaps].concat();
+/// let memory = Segment { start, bytes: &bytes };
+///
+/// let call = SetCall::read(Revision::Mainline, CallerWidth::Bits64, &memory, start);
+/// call.result()?;
+/// let decision = call.published()[0].decide(MsrIndex::new(0x177), Access::Write);
+/// assert_eq!(decision.verdict, Verdict::Allow);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct SetCall {
     published: Vec<Filter>,

@@ -68,7 +68,8 @@ fn range() -> impl Strategy<Value = Range> {
     })
 }
 
-fn filter() -> impl Strategy<Value = Filter> {
+/// Any filter that can be set, of either revision.
+pub(crate) fn filter() -> impl Strategy<Value = Filter> {
     let revision = prop_oneof![Just(Revision::Mainline), Just(Revision::V6)];
     let fallback = prop_oneof![Just(Fallback::Allow), Just(Fallback::Deny)];
     (

@@ -1,7 +1,7 @@
 //! `KVM_RUN`: complete, enter, execute, exit (S5).
 
 use super::hardware::Intercept;
-use super::{Pending, Privilege, Queued, SingleStep, Vcpu};
+use super::{Gprs, Pending, Privilege, Queued, SingleStep, Vcpu};
 use crate::exit::{Exit, ExitReason, Reply};
 use crate::msr::Access;
 use crate::registers::{Origin, Registers};
@@ -198,6 +198,11 @@ impl<R: Registers> Vcpu<R> {
 }
 
 impl<'a, R: Registers> GuestMode<'a, R> {
+    /// What the guest's other instructions do to its registers.
+    pub const fn set_gprs(&mut self, gprs: Gprs) {
+        self.vcpu.gprs = gprs;
+    }
+
     /// Executes the instruction at RIP.
     #[must_use]
     pub fn execute(self, instruction: Instruction) -> Executed<'a, R> {
