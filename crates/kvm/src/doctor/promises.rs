@@ -6,8 +6,7 @@ use std::thread;
 
 use kvm_bindings::kvm_msi;
 use msrgate_filter::{
-    Access, Accesses, Bitmap, BitmapError, Fallback, Filter, FilterError, MsrIndex, Range,
-    Revision, Verdict,
+    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict,
 };
 
 use super::lab::{ALL_REASONS, CSTAR, LSTAR, Lab, STAR, failed};
@@ -17,7 +16,7 @@ use crate::backend::{Observed, Outcome, Reply};
 use crate::errno::RawErrno;
 use crate::exit::{ExitReason, RawReasons, ReasonMask};
 use crate::guest::{GuestError, Op, called};
-use crate::install::{InstallError, install};
+use crate::install::install;
 
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
@@ -45,8 +44,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
         |lab| {
             lab.guard(&deny_all(), RawReasons::NONE)?;
             let before = lab.reason(Op::Read(STAR))?;
-            let kept = lab.guard(&deny_all(), ALL_REASONS);
-            kept?;
+            lab.guard(&deny_all(), ALL_REASONS)?;
             let with = lab.reason(Op::Read(STAR))?;
             lab.reasons(RawReasons::NONE)
                 .map_err(failed("KVM_ENABLE_CAP"))?;
@@ -92,29 +90,20 @@ fn steady(lab: &mut Lab) -> Result<Finding, GuestError> {
 }
 
 fn mask_around_filter(lab: &mut Lab) -> Result<Finding, GuestError> {
-    let filters = [only(&[STAR]), only(&[STAR, LSTAR])];
-    let [Ok(first), Ok(second)] = filters else {
-        return Err(failed("a filter of one range")(
-            RawErrno::new(libc::EINVAL).into(),
-        ));
-    };
+    let (first, second) = (only(&[STAR])?, only(&[STAR, LSTAR])?);
     let filter_only = ReasonMask::of(Revision::Mainline, &[ExitReason::Filter]);
     let all = ReasonMask::of(Revision::Mainline, &ExitReason::ALL);
     let vm = Arc::clone(lab.guest.vm());
-    let mut installed = install(&vm, &first, filter_only).map_err(not_installed)?;
+    let mut installed = install(&vm, &first, filter_only)?;
     let replace = || {
         for _ in 0..ROUNDS {
-            installed
-                .replace(&vm, &second, all)
-                .map_err(not_installed)?;
-            installed
-                .replace(&vm, &first, filter_only)
-                .map_err(not_installed)?;
+            installed.replace(&vm, &second, all)?;
+            installed.replace(&vm, &first, filter_only)?;
         }
         Ok(())
     };
     let found = while_running(lab, replace)?;
-    installed.remove(&vm).map_err(not_installed)?;
+    installed.remove(&vm)?;
     let gone = lab.try_access(Op::Read(CSTAR))?;
     let value = Observed {
         outcome: Outcome::Value(0),
@@ -123,23 +112,14 @@ fn mask_around_filter(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(found.and(Finding::compare("after it is gone", &gone, &value)))
 }
 
-fn only(allowed: &[MsrIndex]) -> Result<Filter, FilterError> {
+/// Default deny, and of STAR, LSTAR and CSTAR these are allowed.
+fn only(allowed: &[MsrIndex]) -> Result<Filter, GuestError> {
     let bit = |offset| allowed.contains(&MsrIndex::new(STAR.get() + offset));
-    let range = |bitmap| Range::new(Accesses::Both, STAR, bitmap);
-    let ranges = Bitmap::from_fn(3, bit).map(|bitmap| vec![range(bitmap)]);
-    Filter::new(
-        Revision::Mainline,
-        Fallback::Deny,
-        ranges.unwrap_or_else(|_: BitmapError| Vec::new()),
-    )
-}
-
-fn not_installed(error: InstallError) -> GuestError {
-    let errno = match error {
-        InstallError::Filter(errno) | InstallError::Reasons { errno, .. } => errno,
-        InstallError::Revision(_) => RawErrno::new(libc::EINVAL).into(),
-    };
-    failed("installing a filter")(errno)
+    let cannot = RawErrno::new(libc::EINVAL).into();
+    let bitmap = Bitmap::from_fn(3, bit).map_err(|_| failed("a bitmap of 3 MSRs")(cannot))?;
+    let ranges = vec![Range::new(Accesses::Both, STAR, bitmap)];
+    Filter::new(Revision::Mainline, Fallback::Deny, ranges)
+        .map_err(|_| failed("a filter of one range")(cannot))
 }
 
 /// Has the guest read for as long as `replace` runs on another thread, then once more.

@@ -10,6 +10,7 @@ use super::slot::{Op, Operands, Report};
 use crate::backend::{Fault, GuestRegisters, Observed, Outcome, Reply, SeenExit, Site, Step};
 use crate::errno::CallErrno;
 use crate::host::HostError;
+use crate::install::InstallError;
 
 /// A step of a script, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,9 @@ pub enum GuestError {
     /// There is no KVM any more.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// A filter could not be installed.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// A call that should not fail did.
     #[error("{name}: {errno}")]
     Call {
