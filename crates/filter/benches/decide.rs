@@ -1,108 +1,199 @@
-//! Scratch.
-use msrgate_filter::*;
-use std::hint::black_box;
-use std::time::Instant;
+//! What a decision costs, alone and against a loop over the ranges.
+//!
+//! A figure is the time of one of many independent decisions in a row, as a hypervisor's bitmaps or
+//! a replay ask for them. `decide` here means the verdict; `…/with-reason` uses the reason too,
+//! which the compiler otherwise leaves out.
 
-#[derive(Clone)]
-struct Lin {
+use std::hint::black_box;
+use std::io;
+
+use msrgate_figures::{Batch, Figures, TimeUnit, Unit};
+use msrgate_filter::{
+    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict, X2APIC,
+};
+
+/// Accesses a run decides.
+const POINTS: u32 = 1 << 16;
+
+type Point = (MsrIndex, Access);
+
+/// One filter in both forms, and the accesses it is asked about.
+struct Scenario {
+    filter: Filter,
+    linear: Linear,
+    points: Vec<Point>,
+}
+
+/// What the seed keeps of a filter.
+struct Linear {
+    fallback: Verdict,
+    ranges: Vec<LinearRange>,
+}
+
+struct LinearRange {
     flags: u32,
-    nmsrs: u32,
     base: u32,
+    nmsrs: u32,
     bitmap: Vec<u64>,
 }
-#[inline]
-fn linear(default: bool, ranges: &[Lin], index: u32, ac: Access) -> bool {
-    let ty = 1 << ac as u32;
-    if (0x800..=0x8ff).contains(&index) {
-        return true;
-    }
-    let mut r = default;
-    for x in ranges {
-        let start = x.base;
-        let end = start.wrapping_add(x.nmsrs);
-        if index >= start && index < end && x.flags & ty != 0 {
-            r = x.bitmap[((index - start) / 64) as usize] >> ((index - start) % 64) & 1 == 1;
-            break;
+
+impl Linear {
+    fn of(filter: &Filter) -> Self {
+        let range = |range: &Range| LinearRange {
+            flags: range.accesses().bits(),
+            base: range.base().get(),
+            nmsrs: range.bitmap().count(),
+            bitmap: range.bitmap().words().to_vec(),
+        };
+        Self {
+            fallback: match filter.fallback() {
+                Fallback::Allow => Verdict::Allow,
+                Fallback::Deny => Verdict::Deny,
+            },
+            ranges: filter.ranges().iter().map(range).collect(),
         }
     }
-    r
-}
-#[inline]
-fn ours(f: &Filter, index: u32, a: Access) -> bool {
-    f.decide(MsrIndex::new(index), a).verdict == Verdict::Allow
-}
-fn rng(s: &mut u64) -> u64 {
-    *s ^= *s << 13;
-    *s ^= *s >> 7;
-    *s ^= *s << 17;
-    *s
-}
-fn main() {
-    for (name, n, pick) in [
-        ("1-range", 1, 0),
-        ("16-last", 16, 1),
-        ("16-miss", 16, 2),
-        ("16-mixed", 16, 3),
-    ] {
-        let mut s = 88172645463325252u64;
-        let lin: Vec<Lin> = (0..n)
-            .map(|i| Lin {
-                flags: if pick == 3 { [1, 2, 3][i % 3] } else { 3 },
-                nmsrs: 0x800 + 64 * (i as u32),
-                base: 0x1000_0000 * (i as u32) + 0x1234,
-                bitmap: (0..192).map(|_| rng(&mut s)).collect(),
-            })
-            .collect();
-        let ranges = lin
-            .iter()
-            .map(|l| {
-                Range::new(
-                    Accesses::from_bits(l.flags).unwrap(),
-                    MsrIndex::new(l.base),
-                    Bitmap::from_words(l.nmsrs, l.bitmap.clone()).unwrap(),
-                )
-            })
-            .collect();
-        let t = Instant::now();
-        let f = Filter::new(Revision::Mainline, Fallback::Deny, ranges).unwrap();
-        println!("build {:?} {}", t.elapsed(), f.footprint());
-        let pts: Vec<(u32, Access)> = (0..65536)
-            .map(|_| {
-                let r = match pick {
-                    0 | 1 => n - 1,
-                    2 => 99,
-                    _ => (rng(&mut s) % 16) as usize,
+
+    /// One range after the other until one matches, as the seed's code does it; with mainline's
+    /// exemption, as ours.
+    #[inline]
+    fn decide(&self, index: MsrIndex, access: Access) -> Verdict {
+        if X2APIC.contains(&index) {
+            return Verdict::Allow;
+        }
+        let (index, flag) = (index.get(), 1 << access as u32);
+        for range in &self.ranges {
+            let end = range.base.wrapping_add(range.nmsrs);
+            if index >= range.base && index < end && range.flags & flag != 0 {
+                let offset = index - range.base;
+                return match range.bitmap[(offset / 64) as usize] >> (offset % 64) & 1 {
+                    0 => Verdict::Deny,
+                    _ => Verdict::Allow,
                 };
-                let idx = if r == 99 {
-                    rng(&mut s) as u32
-                } else {
-                    lin[r].base + (rng(&mut s) % u64::from(lin[r].nmsrs)) as u32
-                };
-                (
-                    idx,
-                    if pick == 3 && rng(&mut s) & 1 == 1 {
-                        Access::Write
-                    } else {
-                        Access::Read
-                    },
-                )
-            })
-            .collect();
-        let time = |g: &dyn Fn() -> u32| {
-            let mut best = f64::MAX;
-            for _ in 0..50 {
-                let t = Instant::now();
-                black_box(g());
-                best = best.min(t.elapsed().as_nanos() as f64 / 65536.0);
             }
-            best
-        };
-        let a = time(&|| {
-            pts.iter()
-                .map(|p| u32::from(linear(false, &lin, p.0, p.1)))
-                .sum()
-        });
-        let b = time(&|| pts.iter().map(|p| u32::from(ours(&f, p.0, p.1))).sum());
-        println!("{name}: linear {a:.2} ours {b:.2} ratio {:.2}", a / b);
+        }
+        self.fallback
     }
+}
+
+/// Xorshift: the same accesses at every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Below `end`, which is not 0.
+    fn below(&mut self, end: u32) -> u32 {
+        u32::try_from(self.next() % u64::from(end)).unwrap_or_default()
+    }
+}
+
+/// A filter of random bits: ranges of `count(n)` MSRs that begin in the middle of a page, far apart.
+fn filter(
+    number: u32,
+    accesses: &[Accesses],
+    count: impl Fn(u32) -> u32,
+    random: &mut Random,
+) -> Result<Filter, Box<dyn std::error::Error>> {
+    let ranges = (0..number)
+        .zip(accesses.iter().cycle())
+        .map(|(place, &accesses)| {
+            let base = MsrIndex::new(place * 0x1000_0000 + 0x1234);
+            let bitmap = Bitmap::from_fn(count(place), |_| random.next() & 1 == 1)?;
+            Ok(Range::new(accesses, base, bitmap))
+        })
+        .collect::<Result<_, Box<dyn std::error::Error>>>()?;
+    Ok(Filter::new(Revision::Mainline, Fallback::Deny, ranges)?)
+}
+
+impl Scenario {
+    fn new(filter: Filter, point: impl FnMut() -> Point) -> Self {
+        Self {
+            linear: Linear::of(&filter),
+            points: std::iter::repeat_with(point)
+                .take(POINTS as usize)
+                .collect(),
+            filter,
+        }
+    }
+
+    fn measure(&self, figures: &mut Figures, name: &str) -> io::Result<()> {
+        let ours = || self.allowed(|index, access| self.filter.decide(index, access).verdict);
+        let theirs = || self.allowed(|index, access| self.linear.decide(index, access));
+        assert_eq!(ours(), theirs(), "{name}: the two disagree");
+        figures.compare(batch(name), ours, "linear", theirs)
+    }
+
+    /// How many of the accesses are allowed.
+    #[inline]
+    fn allowed(&self, decide: impl Fn(MsrIndex, Access) -> Verdict) -> u32 {
+        let allowed = |&(index, access): &Point| decide(index, access) as u32;
+        self.points.iter().map(allowed).sum()
+    }
+}
+
+fn batch(name: &str) -> Batch<'_> {
+    Batch {
+        name,
+        operations: POINTS,
+    }
+}
+
+/// An MSR of this range.
+fn inside(range: &Range, random: &mut Random) -> MsrIndex {
+    MsrIndex::new(range.base().get() + random.below(range.bitmap().count()))
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    const BOTH: &[Accesses] = &[Accesses::Both];
+    const VARIED: &[Accesses] = &[Accesses::Read, Accesses::Write, Accesses::Both];
+    let count = |place| 0x800 + 64 * place;
+
+    let mut figures = Figures::from_args()?;
+    let mut random = Random(0x0139_408d_cbbf_7a44);
+
+    for (name, number) in [("decide/1-range", 1), ("decide/16-ranges-last", 16)] {
+        let filter = filter(number, BOTH, count, &mut random)?;
+        let last = filter.ranges().last().cloned().ok_or("no range")?;
+        let scenario = Scenario::new(filter, || (inside(&last, &mut random), Access::Read));
+        scenario.measure(&mut figures, name)?;
+    }
+
+    let sixteen = filter(16, BOTH, count, &mut random)?;
+    let anywhere = || (MsrIndex::new(random.below(u32::MAX)), Access::Read);
+    Scenario::new(sixteen, anywhere).measure(&mut figures, "decide/16-ranges-miss")?;
+
+    let varied = filter(16, VARIED, count, &mut random)?;
+    let ranges = varied.ranges().to_vec();
+    let mixed = Scenario::new(varied, || {
+        let range = &ranges[random.below(16) as usize];
+        let access = Access::ALL[random.below(2) as usize];
+        (inside(range, &mut random), access)
+    });
+    mixed.measure(&mut figures, "decide/16-ranges-mixed")?;
+    figures.time(
+        batch("decide/16-ranges-mixed/with-reason"),
+        TimeUnit::Nanoseconds,
+        || {
+            for &(index, access) in &mixed.points {
+                black_box(mixed.filter.decide(index, access));
+            }
+        },
+    )?;
+
+    let full = filter(16, BOTH, |_| Bitmap::MAX_COUNT, &mut random)?;
+    let build = || Filter::new(full.revision(), full.fallback(), full.ranges().to_vec());
+    let once = Batch {
+        name: "decide/build-16-full",
+        operations: 1,
+    };
+    figures.time(once, TimeUnit::Microseconds, build)?;
+    let kibibytes = u32::try_from(full.footprint()).map(f64::from)? / 1024.0;
+    figures.value("decide/footprint-16-full", kibibytes, Unit::Kibibytes)?;
+    Ok(())
 }

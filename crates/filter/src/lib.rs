@@ -15,17 +15,33 @@
 
 extern crate alloc;
 
+pub mod abi;
 mod bitmap;
 mod decide;
 mod errno;
+mod exit;
 mod filter;
+pub mod intercept;
 mod lookup;
 mod msr;
+mod publish;
+mod registers;
 mod revision;
+mod set;
+mod vcpu;
+mod vm;
 
 pub use bitmap::{Bitmap, BitmapError};
 pub use decide::{Because, Decision, Verdict};
 pub use errno::Errno;
+pub use exit::{Exit, ExitNumber, ExitReason, ReasonMask, Reply, RunLayout, UnknownReasons};
 pub use filter::{Fallback, Filter, FilterError, MAX_RANGES, Range, RangeNumber};
 pub use msr::{Access, Accesses, MsrIndex, X2APIC};
+pub use registers::{Origin, Register, RegisterFault, RegisterMap, Registers};
 pub use revision::Revision;
+pub use set::{RangeError, SetCall, SetError};
+pub use vcpu::{
+    Entry, Executed, ExitPending, Gprs, GuestMode, Hardware, Instruction, ListAccess, ListFailure,
+    ListOutcome, Privilege, RunExit, SavedVcpu, SingleStep, Vcpu, VcpuNumber,
+};
+pub use vm::{Capability, Extension, ForeignFilter, UnknownMsrs, Vm};

@@ -16,8 +16,12 @@ use alloc::vec::Vec;
 
 use crate::decide::{Because, Decision, Verdict};
 use crate::filter::{Fallback, MAX_RANGES, Range, RangeNumber};
-use crate::msr::{Access, MsrIndex, X2APIC};
+use crate::msr::{Access, MsrIndex};
 use crate::revision::Revision;
+
+pub(crate) use shared::SharedLookup;
+
+mod shared;
 
 const PAGE_BITS: u32 = 12;
 /// The page of the default, the one with the x2APIC registers, and those of the ranges: 0x3000 MSRs
@@ -95,6 +99,10 @@ impl<W: Word> Lookup<W> {
     }
 
     #[inline]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "`mixed` is a place in `pages`, which are at most `MAX_WORDS`"
+    )]
     fn because(&self, page: usize, index: MsrIndex, access: Access) -> Because {
         let owners = page + OWNERS + access as usize * (BLOCKS / 8);
         let mut owner = self.byte(owners, block_of(index));
@@ -158,12 +166,11 @@ impl Lookup {
 
 /// The numbers of the pages that are not all default, each once: those a range reaches, and the
 /// first one, where the x2APIC registers are. A range that wraps reaches none (S3.5).
-fn special_pages(ranges: &[Range]) -> Vec<u64> {
-    let mut pages: Vec<u64> = ranges
+fn special_pages(ranges: &[Range]) -> Vec<u32> {
+    let mut pages: Vec<u32> = ranges
         .iter()
         .filter_map(|range| Some((range.base().get(), range.end()?.get())))
         .flat_map(|(base, end)| base >> PAGE_BITS..=(end - 1) >> PAGE_BITS)
-        .map(u64::from)
         .chain([0])
         .collect();
     pages.sort_unstable();
@@ -174,7 +181,7 @@ fn special_pages(ranges: &[Range]) -> Vec<u64> {
 struct Builder {
     revision: Revision,
     lookup: Lookup,
-    numbers: Vec<u64>,
+    numbers: Vec<u32>,
     default: Block,
     mixed: Vec<[u8; 64]>,
 }
@@ -191,7 +198,7 @@ impl Builder {
         let numbers = special_pages(ranges);
         let multiplier = perfect_multiplier(&numbers);
         let mut table = Box::new([VACANT; TABLE]);
-        for (slot, &number) in (1..).zip(&numbers) {
+        for (slot, number) in (1..).zip(numbers.iter().copied().map(u64::from)) {
             table[hash(number, multiplier)] = number << 32 | (slot * PAGE_WORDS as u64);
         }
         let verdicts = match default {
@@ -220,9 +227,9 @@ impl Builder {
             }
             for slot in 0..self.numbers.len() {
                 let page = &mut pages[(slot + 1) * PAGE_WORDS..][..PAGE_WORDS];
-                let base = (self.numbers[slot] as u32) << PAGE_BITS;
-                for block in 0..BLOCKS {
-                    let content = self.block(ranges, base | (block as u32) << 6, access);
+                let page_base = self.numbers[slot] << PAGE_BITS;
+                for (block, base) in (page_base..).step_by(64).take(BLOCKS).enumerate() {
+                    let content = self.block(ranges, base, access);
                     store(page, direction, block, content);
                 }
             }
@@ -238,6 +245,10 @@ impl Builder {
     /// What holds for the 64 MSRs from `base` on. They are exempt together or not at all (S3.1);
     /// else, for each, the first range that contains it and has the flag of this access decides
     /// (S3.3), else the default (S3.4).
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "at most `MAX_MIXED` blocks are mixed"
+    )]
     fn block(&mut self, ranges: &[Range], base: u32, access: Access) -> Block {
         if self.revision.exempts(MsrIndex::new(base)) {
             return Block {
@@ -303,14 +314,14 @@ fn reach(range: &Range, base: u32) -> u64 {
 /// One in seven does for 64 random pages. That the search ends for all pages that 16 ranges can
 /// have is a counting argument: there are fewer than 2^512 such sets, and each try fails for less
 /// than 7/8 of them, so that 4,000 tries leave none.
-fn perfect_multiplier(numbers: &[u64]) -> u64 {
+fn perfect_multiplier(numbers: &[u32]) -> u64 {
     let mut state = 0_u64;
     loop {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let multiplier = mix(state) | 1;
         let mut taken = [0_u64; TABLE / 64];
         let is_perfect = numbers.iter().all(|&number| {
-            let place = hash(number, multiplier);
+            let place = hash(u64::from(number), multiplier);
             let seen = taken[place / 64] >> (place % 64) & 1;
             taken[place / 64] |= 1 << (place % 64);
             seen == 0
@@ -329,4 +340,4 @@ fn mix(mut z: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,5 +1,7 @@
 //! The two behaviours this crate knows, and the table of everything in which they differ.
 
+use crate::abi::{CallerWidth, DEFAULT_DENY};
+use crate::exit::{ExitReason, RunLayout};
 use crate::msr::{MsrIndex, X2APIC};
 
 /// Whose behaviour.
@@ -12,7 +14,53 @@ pub enum Revision {
     V6,
 }
 
+/// What guests see of a filter while it is being set (S2.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Publication {
+    /// The whole of it at the end, or nothing.
+    Whole,
+    /// The old one torn down, then the new one as it grows.
+    Stepwise,
+}
+
+/// What of a range is checked first (S2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RangeChecks {
+    /// Its flags, then the size of its bitmap, then the copy.
+    FlagsFirst,
+    /// The size, the copy, then the flags.
+    BitmapFirst,
+}
+
+/// Where the guest is when an exit was answered with an error (S5.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// At the instruction, as a fault is.
+    AtInstruction,
+    /// Past it: the handler sees the wrong address.
+    PastInstruction,
+}
+
 impl Revision {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Mainline, Self::V6];
+
+    /// There is a form of the call that sets a filter for callers of this width (S1.6).
+    pub(crate) const fn has_call_for(self, width: CallerWidth) -> bool {
+        match self {
+            Self::Mainline => true,
+            Self::V6 => matches!(width, CallerWidth::Bits64),
+        }
+    }
+
+    /// The bits that a filter's flags may have (S2.2).
+    pub(crate) const fn accepted_flags(self) -> u32 {
+        match self {
+            Self::Mainline => DEFAULT_DENY,
+            Self::V6 => u32::MAX,
+        }
+    }
+
     /// Default deny with nothing but empty ranges is EINVAL (S2.3).
     pub(crate) const fn refuses_deny_without_ranges(self) -> bool {
         matches!(self, Self::Mainline)
@@ -23,11 +71,100 @@ impl Revision {
         matches!(self, Self::V6)
     }
 
+    /// The order in which a range is checked (S2.4).
+    pub(crate) const fn range_checks(self) -> RangeChecks {
+        match self {
+            Self::Mainline => RangeChecks::FlagsFirst,
+            Self::V6 => RangeChecks::BitmapFirst,
+        }
+    }
+
+    /// What guests see of a filter while it is being set (S2.7).
+    pub(crate) const fn publication(self) -> Publication {
+        match self {
+            Self::Mainline => Publication::Whole,
+            Self::V6 => Publication::Stepwise,
+        }
+    }
+
     /// No filter reaches this MSR, whatever it says (S3.1).
     pub(crate) fn exempts(self, index: MsrIndex) -> bool {
         match self {
             Self::Mainline => X2APIC.contains(&index),
             Self::V6 => false,
+        }
+    }
+
+    /// `KVM_CAP_X86_USER_SPACE_MSR` (S1.1).
+    pub(crate) const fn user_space_msr(self) -> u32 {
+        match self {
+            Self::Mainline => 188,
+            Self::V6 => 184,
+        }
+    }
+
+    /// `KVM_CAP_X86_MSR_FILTER` (S1.2).
+    pub(crate) const fn msr_filter(self) -> u32 {
+        match self {
+            Self::Mainline => 189,
+            Self::V6 => 185,
+        }
+    }
+
+    /// Capabilities that have nothing to do with MSRs and answer 1, for which a probe with the
+    /// other revision's numbers takes its own (S1.10).
+    pub(crate) const fn impostors(self) -> &'static [u32] {
+        match self {
+            Self::Mainline => &[184, 185],
+            Self::V6 => &[],
+        }
+    }
+
+    /// The bit of an exit reason (S1.4).
+    pub(crate) const fn reason_bit(self, reason: ExitReason) -> Option<u32> {
+        match (self, reason) {
+            (_, ExitReason::Invalid) => Some(1),
+            (Self::Mainline, ExitReason::Unknown) | (Self::V6, ExitReason::Filter) => Some(2),
+            (Self::Mainline, ExitReason::Filter) => Some(4),
+            (Self::V6, ExitReason::Unknown) => None,
+        }
+    }
+
+    /// The reason for which an access of an unknown MSR fails (S5.1).
+    pub(crate) const fn reason_of_unknown(self) -> ExitReason {
+        match self {
+            Self::Mainline => ExitReason::Unknown,
+            Self::V6 => ExitReason::Invalid,
+        }
+    }
+
+    /// The bits that a reason mask may have (S1.9).
+    pub(crate) const fn accepted_reasons(self) -> u64 {
+        match self {
+            Self::Mainline => 7,
+            Self::V6 => u64::MAX,
+        }
+    }
+
+    /// Where an exit's fields are in `kvm_run` (S1.5).
+    pub(crate) const fn run_layout(self) -> RunLayout {
+        let (reason, index) = match self {
+            Self::Mainline => (40, 44),
+            Self::V6 => (36, 40),
+        };
+        RunLayout {
+            error: 32,
+            reason,
+            index,
+            data: 48,
+        }
+    }
+
+    /// Where the guest is when an exit was answered with an error (S5.4).
+    pub(crate) const fn refused(self) -> Refused {
+        match self {
+            Self::Mainline => Refused::AtInstruction,
+            Self::V6 => Refused::PastInstruction,
         }
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::bitmap::Bitmap;
 use crate::filter::Filter;
-use crate::msr::Accesses;
+use crate::msr::{Accesses, X2APIC};
 use proptest::prelude::*;
 
 /// S3 word for word, over a list of ranges: slow and obvious.
@@ -68,7 +68,8 @@ fn range() -> impl Strategy<Value = Range> {
     })
 }
 
-fn filter() -> impl Strategy<Value = Filter> {
+/// Any filter that can be set, of either revision.
+pub(crate) fn filter() -> impl Strategy<Value = Filter> {
     let revision = prop_oneof![Just(Revision::Mainline), Just(Revision::V6)];
     let fallback = prop_oneof![Just(Fallback::Allow), Just(Fallback::Deny)];
     (

@@ -1,0 +1,233 @@
+//! The one place that measures. A bench says what to run; this crate runs it under criterion and
+//! prints one line a figure to stdout, `NAME VALUE UNIT`. All that criterion says goes to stderr.
+//!
+//! Used by benches only. A bench selects figures by its first argument, a part of their names.
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use criterion::{Bencher, Criterion};
+
+/// How many samples a figure is the median of.
+const SAMPLES: usize = 60;
+
+/// The unit that a figure is printed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    /// A time of one operation.
+    Time(TimeUnit),
+    /// `KiB`
+    Kibibytes,
+    /// `x`: so many times as much.
+    Times,
+}
+
+/// The unit of a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeUnit {
+    /// `ns`
+    Nanoseconds,
+    /// `us`
+    Microseconds,
+}
+
+impl TimeUnit {
+    const fn per_second(self) -> f64 {
+        match self {
+            Self::Nanoseconds => 1e9,
+            Self::Microseconds => 1e6,
+        }
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Time(TimeUnit::Nanoseconds) => "ns",
+            Self::Time(TimeUnit::Microseconds) => "us",
+            Self::Kibibytes => "KiB",
+            Self::Times => "x",
+        })
+    }
+}
+
+/// What one run of a routine is worth.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// The figure's name.
+    pub name: &'a str,
+    /// How many operations one run performs. The figure is the time of one operation.
+    pub operations: u32,
+}
+
+/// Measures figures and prints those that were asked for.
+pub struct Figures {
+    criterion: Criterion,
+    wanted: String,
+    out: File,
+}
+
+impl Figures {
+    /// Reads the selection from the arguments, and keeps stdout for the figures.
+    ///
+    /// # Errors
+    /// Stdout or stderr is closed.
+    pub fn from_args() -> io::Result<Self> {
+        let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+        let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        rustix::stdio::dup2_stdout(io::stderr())?;
+        let criterion = Criterion::default()
+            .sample_size(SAMPLES)
+            .warm_up_time(Duration::from_millis(300))
+            .measurement_time(Duration::from_secs(1))
+            .nresamples(2_000)
+            .without_plots();
+        Ok(Self {
+            criterion,
+            wanted: wanted.unwrap_or_default(),
+            out,
+        })
+    }
+
+    /// Prints a figure that is computed and not timed.
+    ///
+    /// # Errors
+    /// Stdout cannot be written.
+    pub fn value(&mut self, name: &str, value: f64, unit: Unit) -> io::Result<()> {
+        if self.wants(name) {
+            self.print(name, value, unit)?;
+        }
+        Ok(())
+    }
+
+    /// Prints the time of one operation of `routine`.
+    ///
+    /// # Errors
+    /// Stdout cannot be written.
+    pub fn time<R>(
+        &mut self,
+        batch: Batch<'_>,
+        unit: TimeUnit,
+        mut routine: impl FnMut() -> R,
+    ) -> io::Result<()> {
+        if !self.wants(batch.name) {
+            return Ok(());
+        }
+        let mut samples = Vec::new();
+        self.sample(batch.name, |iterations| {
+            let elapsed = elapsed(iterations, &mut routine);
+            samples.push(per_iteration(elapsed, iterations));
+            elapsed
+        });
+        self.print_time(batch, median_of_last(samples), unit)
+    }
+
+    /// Prints the time of one operation of `ours`, and as `…/vs-BASELINE` how many times as long
+    /// `theirs` takes for the same batch.
+    ///
+    /// Each sample runs both, one after the other, and the ratio is the median of the samples'
+    /// ratios: what slows the machine down for a while slows down both.
+    ///
+    /// # Errors
+    /// Stdout cannot be written.
+    pub fn compare<R, S>(
+        &mut self,
+        batch: Batch<'_>,
+        mut ours: impl FnMut() -> R,
+        baseline: &str,
+        mut theirs: impl FnMut() -> S,
+    ) -> io::Result<()> {
+        let ratio = format!("{}/vs-{baseline}", batch.name);
+        if !self.wants(&ratio) {
+            return Ok(());
+        }
+        let (mut times, mut ratios) = (Vec::new(), Vec::new());
+        self.sample(batch.name, |iterations| {
+            let elapsed_ours = elapsed(iterations, &mut ours);
+            let elapsed_theirs = elapsed(iterations, &mut theirs);
+            times.push(per_iteration(elapsed_ours, iterations));
+            ratios.push(elapsed_theirs.as_secs_f64() / elapsed_ours.as_secs_f64());
+            elapsed_ours
+        });
+        if self.wants(batch.name) {
+            self.print_time(batch, median_of_last(times), TimeUnit::Nanoseconds)?;
+        }
+        self.print(&ratio, median_of_last(ratios), Unit::Times)
+    }
+
+    /// Lets criterion warm up and choose the iterations of each sample.
+    fn sample(&mut self, name: &str, routine: impl FnMut(u64) -> Duration) {
+        let routine = RefCell::new(routine);
+        self.criterion
+            .bench_function(name, |bencher: &mut Bencher<'_>| {
+                bencher.iter_custom(|iterations| routine.borrow_mut()(iterations));
+            });
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        name.contains(&self.wanted)
+    }
+
+    fn print_time(&mut self, batch: Batch<'_>, seconds: f64, unit: TimeUnit) -> io::Result<()> {
+        let value = seconds * unit.per_second() / f64::from(batch.operations);
+        self.print(batch.name, value, Unit::Time(unit))
+    }
+
+    fn print(&mut self, name: &str, value: f64, unit: Unit) -> io::Result<()> {
+        writeln!(self.out, "{name} {value:.2} {unit}")
+    }
+}
+
+fn elapsed<R>(iterations: u64, routine: &mut impl FnMut() -> R) -> Duration {
+    let start = Instant::now();
+    for _ in 0..iterations {
+        std::hint::black_box(routine());
+    }
+    start.elapsed()
+}
+
+/// Seconds.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "nothing runs 2^53 times within a bench"
+)]
+fn per_iteration(elapsed: Duration, iterations: u64) -> f64 {
+    elapsed.as_secs_f64() / iterations as f64
+}
+
+/// The median of the samples proper, which follow those of the warm-up. 0 of none.
+fn median_of_last(mut samples: Vec<f64>) -> f64 {
+    let mut samples = samples.split_off(samples.len().saturating_sub(SAMPLES));
+    samples.sort_by(f64::total_cmp);
+    samples.get(samples.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_leaves_the_warm_up_out() {
+        let warm_up = [1e9; 20];
+        let samples: Vec<_> = warm_up.into_iter().chain((0..60).map(f64::from)).collect();
+        assert!((median_of_last(samples) - 30.0).abs() < f64::EPSILON);
+        assert!((median_of_last(vec![3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+        assert!(median_of_last(Vec::new()).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn units_are_written_as_the_figures_have_them() {
+        let units = [
+            Unit::Time(TimeUnit::Nanoseconds),
+            Unit::Time(TimeUnit::Microseconds),
+            Unit::Kibibytes,
+            Unit::Times,
+        ];
+        assert_eq!(units.map(|unit| unit.to_string()), ["ns", "us", "KiB", "x"]);
+    }
+}

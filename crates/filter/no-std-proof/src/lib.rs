@@ -1,0 +1,91 @@
+//! The smallest host that `msrgate-filter` can have: no operating system, no std, an allocator over
+//! a fixed arena. It uses every part that allocates or computes, so that all of it is linked.
+#![no_std]
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
+use msrgate_filter::intercept::{PassThrough, SvmMap, VmxBitmap};
+use msrgate_filter::{Access, MsrIndex, Revision, SetCall, Verdict};
+
+const ARENA: usize = 1 << 20;
+
+/// Hands out an arena once and takes nothing back.
+#[repr(C, align(4096))]
+struct Arena {
+    bytes: core::cell::UnsafeCell<[u8; ARENA]>,
+    used: AtomicUsize,
+}
+
+// SAFETY: `used` gives each byte of `bytes` to one caller only.
+unsafe impl Sync for Arena {}
+
+// SAFETY: each block lies in `bytes`, which is aligned to 4096, at an offset aligned as `layout`
+// asks, and `used` moved past it before it is returned, so no two blocks share a byte.
+unsafe impl GlobalAlloc for Arena {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.align() > align_of::<Self>() {
+            return core::ptr::null_mut();
+        }
+        let end = |used: usize| {
+            let end = used
+                .checked_next_multiple_of(layout.align())?
+                .checked_add(layout.size())?;
+            (end <= ARENA).then_some(end)
+        };
+        match self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, end)
+        {
+            // SAFETY: `end` left room for the block between the aligned offset and `ARENA`.
+            Ok(used) => unsafe {
+                self.bytes
+                    .get()
+                    .cast::<u8>()
+                    .add(used.next_multiple_of(layout.align()))
+            },
+            Err(_) => core::ptr::null_mut(),
+        }
+    }
+
+    unsafe fn dealloc(&self, _: *mut u8, _: Layout) {}
+}
+
+#[global_allocator]
+static ALLOCATOR: Arena = Arena {
+    bytes: core::cell::UnsafeCell::new([0; ARENA]),
+    used: AtomicUsize::new(0),
+};
+
+#[panic_handler]
+fn panic(_: &PanicInfo<'_>) -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// Sets the filter in these bytes, which end with its bitmaps and stand at `at`, and asks it for one
+/// read: 1 allowed, 0 denied, a negative errno if the filter is refused. Bit 1 and bit 2 tell
+/// whether VMX and SVM intercept the read.
+#[unsafe(no_mangle)]
+pub extern "C" fn msrgate_filter_reads(bytes: &[u8; 4096], at: u64, index: u32) -> i32 {
+    let start = UserAddress::new(at);
+    let memory = Segment { start, bytes };
+    let call = SetCall::read(Revision::Mainline, CallerWidth::Bits64, &memory, start);
+    if let Err(error) = call.result() {
+        return -error.errno().number();
+    }
+    let Some(filter) = call.published().last() else {
+        return 0;
+    };
+    let (mut vmx, mut svm) = (VmxBitmap::exit_all(), SvmMap::exit_all());
+    let wants = |_, _| PassThrough::Wanted;
+    vmx.recompute(wants, |index, access| filter.decide(index, access));
+    svm.recompute(wants, |index, access| filter.decide(index, access));
+    let index = MsrIndex::new(index);
+    i32::from(filter.decide(index, Access::Read).verdict == Verdict::Allow)
+        | i32::from(vmx.intercepts(index, Access::Read)) << 1
+        | i32::from(svm.intercepts(index, Access::Read)) << 2
+}

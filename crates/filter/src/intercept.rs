@@ -1,0 +1,210 @@
+//! The bitmaps with which the processor lets an MSR access through without asking the hypervisor
+//! (S6).
+//!
+//! A bit of 1 intercepts. It is 0 only where the hypervisor wants the access passed through *and*
+//! the filter allows it (S6.3). A map is recomputed from these two sources as a whole and never
+//! adjusted: what is adjusted drifts from its sources (S8).
+
+use core::fmt;
+
+use crate::decide::{Decision, Verdict};
+use crate::msr::{Access, MsrIndex, X2APIC};
+
+/// Whether the hypervisor would let an access reach the register without an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PassThrough {
+    /// It would.
+    Wanted,
+    /// It has to see the access, whatever the filter says.
+    Unwanted,
+}
+
+/// The 4 KiB page of Intel's VMX (S6.1): read low, read high, write low, write high. Low is
+/// 0x0–0x1fff, high is 0xc0000000–0xc0001fff; every other MSR always exits.
+pub type VmxBitmap = InterceptMap<Vmx>;
+
+/// The 8 KiB map of AMD's SVM (S6.2): two bits an MSR, for 0x0–0x1fff, 0xc0000000–0xc0001fff and
+/// 0xc0010000–0xc0011fff; every other MSR always exits. The last 2 KiB are reserved, all ones.
+pub type SvmMap = InterceptMap<Svm>;
+
+/// Which accesses exit, in the layout of one vendor.
+///
+/// Aligned as the processors want it, so that a page of its own can be handed to the hardware.
+#[derive(Clone, PartialEq, Eq)]
+#[repr(C, align(4096))]
+pub struct InterceptMap<L: Layout> {
+    bytes: L::Bytes,
+}
+
+/// A vendor's layout: [`Vmx`] or [`Svm`].
+pub trait Layout: layout::Regions + Clone + Eq {}
+
+/// The layout of [`VmxBitmap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vmx {}
+
+/// The layout of [`SvmMap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Svm {}
+
+impl Layout for Vmx {}
+impl Layout for Svm {}
+
+mod layout {
+    use super::{Access, MsrIndex, Svm, Vmx};
+
+    /// MSRs in a region; both vendors cut them alike.
+    pub(super) const REGION: u32 = 0x2000;
+
+    /// A row of bits for one direction: the bit of the MSR `base + n` is `first_bit + n * stride`.
+    #[derive(Debug)]
+    pub struct Region {
+        pub(super) base: u32,
+        pub(super) access: Access,
+        first_bit: usize,
+        stride: usize,
+    }
+
+    impl Region {
+        const fn new(base: u32, access: Access, first_bit: usize, stride: usize) -> Self {
+            Self {
+                base,
+                access,
+                first_bit,
+                stride,
+            }
+        }
+
+        /// The bit of this MSR, if it is one of the region's.
+        pub(super) fn bit(&self, index: MsrIndex) -> Option<usize> {
+            let offset = index.get().checked_sub(self.base)?;
+            (offset < REGION).then_some(self.first_bit + offset as usize * self.stride)
+        }
+    }
+
+    pub trait Regions {
+        type Bytes: AsRef<[u8]> + AsMut<[u8]> + Clone + PartialEq + Eq;
+        const ONES: Self::Bytes;
+        const REGIONS: &[Region];
+        const NAME: &str;
+    }
+
+    /// Intel SDM volume 3, "MSR-Bitmap Address": 1 KiB for each direction and half.
+    impl Regions for Vmx {
+        type Bytes = [u8; 0x1000];
+        const ONES: Self::Bytes = [u8::MAX; _];
+        const REGIONS: &[Region] = &[
+            Region::new(0, Access::Read, 0, 1),
+            Region::new(0xc000_0000, Access::Read, 0x2000, 1),
+            Region::new(0, Access::Write, 0x4000, 1),
+            Region::new(0xc000_0000, Access::Write, 0x6000, 1),
+        ];
+        const NAME: &str = "VmxBitmap";
+    }
+
+    /// AMD APM volume 2, "MSR Intercepts": 2 KiB for each range, an MSR's read bit below its
+    /// write bit.
+    impl Regions for Svm {
+        type Bytes = [u8; 0x2000];
+        const ONES: Self::Bytes = [u8::MAX; _];
+        const REGIONS: &[Region] = &[
+            Region::new(0, Access::Read, 0, 2),
+            Region::new(0, Access::Write, 1, 2),
+            Region::new(0xc000_0000, Access::Read, 0x4000, 2),
+            Region::new(0xc000_0000, Access::Write, 0x4001, 2),
+            Region::new(0xc001_0000, Access::Read, 0x8000, 2),
+            Region::new(0xc001_0000, Access::Write, 0x8001, 2),
+        ];
+        const NAME: &str = "SvmMap";
+    }
+}
+
+impl<L: Layout> InterceptMap<L> {
+    /// The map with which every access exits.
+    #[must_use]
+    pub const fn exit_all() -> Self {
+        Self { bytes: L::ONES }
+    }
+
+    /// The map with these bytes, such as the one a nested hypervisor made.
+    #[must_use]
+    pub const fn from_bytes(bytes: L::Bytes) -> Self {
+        Self { bytes }
+    }
+
+    /// Computes the map anew: an access passes where `wants` wants it and `decide` allows it.
+    ///
+    /// `decide` is asked only about wanted accesses, and never about [`X2APIC`], where `wants`
+    /// alone decides (S6.4).
+    pub fn recompute(
+        &mut self,
+        wants: impl Fn(MsrIndex, Access) -> PassThrough,
+        decide: impl Fn(MsrIndex, Access) -> Decision,
+    ) {
+        let passes = |index, access| match wants(index, access) {
+            PassThrough::Unwanted => false,
+            PassThrough::Wanted if X2APIC.contains(&index) => true,
+            PassThrough::Wanted => decide(index, access).verdict == Verdict::Allow,
+        };
+        let mut next = L::ONES;
+        let bytes = next.as_mut();
+        for region in L::REGIONS {
+            for index in (region.base..region.base + layout::REGION).map(MsrIndex::new) {
+                if let Some(bit) = region.bit(index)
+                    && passes(index, region.access)
+                {
+                    bytes[bit / 8] &= !(1 << (bit % 8));
+                }
+            }
+        }
+        self.bytes = next;
+    }
+
+    /// The map for a guest's guest: what either level intercepts exits (S6.5).
+    #[must_use]
+    pub fn merged_with(&self, other: &Self) -> Self {
+        let mut merged = self.clone();
+        for (byte, other) in merged.bytes.as_mut().iter_mut().zip(other.bytes.as_ref()) {
+            *byte |= other;
+        }
+        merged
+    }
+
+    /// Whether `access` of `index` exits to the hypervisor.
+    #[must_use]
+    pub fn intercepts(&self, index: MsrIndex, access: Access) -> bool {
+        L::REGIONS
+            .iter()
+            .filter(|region| region.access == access)
+            .find_map(|region| region.bit(index))
+            .is_none_or(|bit| self.bytes.as_ref()[bit / 8] >> (bit % 8) & 1 == 1)
+    }
+
+    /// The map as the processor reads it.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &L::Bytes {
+        &self.bytes
+    }
+}
+
+impl<L: Layout> Default for InterceptMap<L> {
+    fn default() -> Self {
+        Self::exit_all()
+    }
+}
+
+/// How many of the bits are 0; the bits themselves are 4 or 8 KiB.
+impl<L: Layout> fmt::Debug for InterceptMap<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let passing: u32 = self
+            .bytes
+            .as_ref()
+            .iter()
+            .map(|byte| byte.count_zeros())
+            .sum();
+        write!(f, "{}({passing} accesses pass)", L::NAME)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,319 @@
+use alloc::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::bitmap::Bitmap;
+use crate::decide::Because;
+use crate::filter::{Fallback, Filter, Range};
+use crate::msr::Accesses;
+use crate::revision::Revision;
+
+const VMX_BASES: [u32; 2] = [0, 0xc000_0000];
+const SVM_BASES: [u32; 3] = [0, 0xc000_0000, 0xc001_0000];
+
+/// Where the manuals put the bit of an access: written out again, from the layout's description
+/// and not from its table.
+trait Oracle: Layout {
+    const BASES: &[u32];
+    fn bit(region: usize, offset: usize, access: Access) -> usize;
+}
+
+impl Oracle for Vmx {
+    const BASES: &[u32] = &VMX_BASES;
+    fn bit(region: usize, offset: usize, access: Access) -> usize {
+        let kib = match (access, region) {
+            (Access::Read, 0) => 0,
+            (Access::Read, _) => 1,
+            (Access::Write, 0) => 2,
+            (Access::Write, _) => 3,
+        };
+        kib * 1024 * 8 + offset
+    }
+}
+
+impl Oracle for Svm {
+    const BASES: &[u32] = &SVM_BASES;
+    fn bit(region: usize, offset: usize, access: Access) -> usize {
+        region * 2048 * 8 + 2 * offset + usize::from(access == Access::Write)
+    }
+}
+
+fn allow_all(_: MsrIndex, _: Access) -> Decision {
+    verdict(Verdict::Allow)
+}
+
+fn want_all(_: MsrIndex, _: Access) -> PassThrough {
+    PassThrough::Wanted
+}
+
+fn verdict(verdict: Verdict) -> Decision {
+    Decision {
+        verdict,
+        because: Because::Default,
+    }
+}
+
+fn computed<L: Layout>(
+    wants: impl Fn(MsrIndex, Access) -> PassThrough,
+    decide: impl Fn(MsrIndex, Access) -> Decision,
+) -> InterceptMap<L> {
+    let mut map = InterceptMap::exit_all();
+    map.recompute(wants, decide);
+    map
+}
+
+/// The one access `(index, access)`, as a decision that differs from all others.
+fn only(
+    wanted: (MsrIndex, Access),
+    here: Verdict,
+    elsewhere: Verdict,
+) -> impl Fn(MsrIndex, Access) -> Decision {
+    move |index, access| {
+        verdict(if (index, access) == wanted {
+            here
+        } else {
+            elsewhere
+        })
+    }
+}
+
+/// S6.1, S6.2: at each edge of each region, in both directions and both polarities, the access has
+/// its own bit, exactly where the manual puts it, and one past the edge has none.
+fn every_edge_has_its_bit<L: Oracle>() {
+    for (region, &base) in L::BASES.iter().enumerate() {
+        for (access, offset) in Access::ALL
+            .into_iter()
+            .flat_map(|access| [0, 1, 0x1ffe, 0x1fff].map(|offset| (access, offset)))
+        {
+            let index = MsrIndex::new(base + offset);
+            let bit = L::bit(region, offset as usize, access);
+
+            let passes = only((index, access), Verdict::Allow, Verdict::Deny);
+            let map = computed::<L>(|_, _| PassThrough::Wanted, passes);
+            assert!(!map.intercepts(index, access), "{access} {index}");
+            let bytes = map.as_bytes().as_ref();
+            assert_eq!(bytes[bit / 8] >> (bit % 8) & 1, 0, "{access} {index}");
+            assert_eq!(passing_but_x2apic(&map), 1, "{access} {index}");
+
+            let exits = only((index, access), Verdict::Deny, Verdict::Allow);
+            let map = computed::<L>(|_, _| PassThrough::Wanted, exits);
+            assert!(map.intercepts(index, access), "{access} {index}");
+            let bytes = map.as_bytes().as_ref();
+            assert_eq!(bytes[bit / 8] >> (bit % 8) & 1, 1, "{access} {index}");
+            let all = L::BASES.len() * 2 * 0x2000;
+            assert_eq!(passing(&map), all - 1, "{access} {index}");
+        }
+    }
+}
+
+fn passing<L: Layout>(map: &InterceptMap<L>) -> usize {
+    let bytes = map.as_bytes().as_ref();
+    bytes.iter().map(|byte| byte.count_zeros() as usize).sum()
+}
+
+/// Without the x2APIC registers, which pass because they are wanted.
+fn passing_but_x2apic<L: Layout>(map: &InterceptMap<L>) -> usize {
+    passing(map) - 2 * 0x100
+}
+
+#[test]
+fn every_edge_has_its_bit_in_the_vmx_page() {
+    every_edge_has_its_bit::<Vmx>();
+}
+
+#[test]
+fn every_edge_has_its_bit_in_the_svm_map() {
+    every_edge_has_its_bit::<Svm>();
+}
+
+/// S6.1, S6.2: one before a region and one past it always exit, though all that can pass does.
+#[test]
+fn what_no_region_covers_exits() {
+    let vmx = computed::<Vmx>(want_all, allow_all);
+    let svm = computed::<Svm>(want_all, allow_all);
+    let outside_of_both = [
+        0x2000,
+        0xbfff_ffff,
+        0xc000_2000,
+        0xc000_ffff,
+        0xc001_2000,
+        0x4000_0000,
+        u32::MAX,
+    ];
+    for access in Access::ALL {
+        for index in outside_of_both.map(MsrIndex::new) {
+            assert!(vmx.intercepts(index, access), "{access} {index}");
+            assert!(svm.intercepts(index, access), "{access} {index}");
+        }
+        for index in [0xc001_0000, 0xc001_1fff].map(MsrIndex::new) {
+            assert!(vmx.intercepts(index, access), "{access} {index}");
+            assert!(!svm.intercepts(index, access), "{access} {index}");
+        }
+    }
+}
+
+/// S6.2: the last 2 KiB of the SVM map are ones, and nothing else is when all passes.
+#[test]
+fn reserved_bytes_stay_ones() {
+    let map = computed::<Svm>(want_all, allow_all);
+    let (used, reserved) = map.as_bytes().split_at(0x1800);
+    assert!(used.iter().all(|&byte| byte == 0));
+    assert!(reserved.iter().all(|&byte| byte == 0xff));
+    let page = computed::<Vmx>(want_all, allow_all);
+    assert!(page.as_bytes().iter().all(|&byte| byte == 0));
+}
+
+/// S6.3: both sources have to agree.
+#[test]
+fn passes_only_what_is_wanted_and_allowed() {
+    let index = MsrIndex::new(0x10);
+    for wanted in [PassThrough::Wanted, PassThrough::Unwanted] {
+        for allowed in [Verdict::Allow, Verdict::Deny] {
+            let map = computed::<Vmx>(|_, _| wanted, |_, _| verdict(allowed));
+            let passes = (wanted, allowed) == (PassThrough::Wanted, Verdict::Allow);
+            assert_eq!(map.intercepts(index, Access::Read), !passes);
+        }
+    }
+}
+
+/// S6.4: the filter neither opens nor closes an x2APIC register, and is not asked.
+#[test]
+fn the_filter_never_drives_x2apic_bits() {
+    let edges = [(0x7ff, true), (0x800, false), (0x8ff, false), (0x900, true)];
+    for access in Access::ALL {
+        let decide = |index: MsrIndex, _| {
+            assert!(!X2APIC.contains(&index), "asked about {index}");
+            verdict(Verdict::Deny)
+        };
+        let vmx = computed::<Vmx>(want_all, decide);
+        let svm = computed::<Svm>(want_all, decide);
+        let closed = computed::<Vmx>(|_, _| PassThrough::Unwanted, allow_all);
+        for (index, exits) in edges.map(|(index, exits)| (MsrIndex::new(index), exits)) {
+            assert_eq!(vmx.intercepts(index, access), exits, "{access} {index}");
+            assert_eq!(svm.intercepts(index, access), exits, "{access} {index}");
+            assert!(closed.intercepts(index, access), "{access} {index}");
+        }
+    }
+}
+
+/// S6.3: nothing of an earlier computation stays.
+#[test]
+fn recomputing_forgets() {
+    let mut map = SvmMap::exit_all();
+    map.recompute(want_all, allow_all);
+    map.recompute(|_, _| PassThrough::Unwanted, allow_all);
+    assert_eq!(map, SvmMap::exit_all());
+    assert_eq!(map, SvmMap::default());
+}
+
+/// The processor takes a physical address with the low 12 bits 0, and reads the bytes from there.
+#[test]
+fn maps_are_pages() {
+    assert_eq!(
+        (size_of::<VmxBitmap>(), align_of::<VmxBitmap>()),
+        (4096, 4096)
+    );
+    assert_eq!((size_of::<SvmMap>(), align_of::<SvmMap>()), (8192, 4096));
+}
+
+#[test]
+fn debug_counts() {
+    let map = computed::<Vmx>(want_all, allow_all);
+    assert_eq!(alloc::format!("{map:?}"), "VmxBitmap(32768 accesses pass)");
+}
+
+fn random(seed: u64, index: MsrIndex, access: Access) -> bool {
+    let mut bits = seed ^ u64::from(index.get()) << 1 ^ access as u64;
+    for _ in 0..3 {
+        bits = (bits ^ bits >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    }
+    bits >> 63 == 1
+}
+
+fn wants(seed: u64) -> impl Fn(MsrIndex, Access) -> PassThrough {
+    move |index, access| {
+        if random(seed, index, access) {
+            PassThrough::Wanted
+        } else {
+            PassThrough::Unwanted
+        }
+    }
+}
+
+/// A filter whose ranges cross the edges of the regions.
+fn filter(seed: u64) -> Filter {
+    let bases = [
+        0,
+        0x1f00,
+        0xc000_0000,
+        0xc000_1f00,
+        0xc001_0000,
+        0xc001_1f00,
+    ];
+    let ranges = bases
+        .into_iter()
+        .zip(
+            [Accesses::Both, Accesses::Read, Accesses::Write]
+                .into_iter()
+                .cycle(),
+        )
+        .map(|(base, accesses)| {
+            let bit = |offset| random(!seed, MsrIndex::new(base + offset), Access::Read);
+            let bitmap = Bitmap::from_fn(0x1234, bit).unwrap();
+            Range::new(accesses, MsrIndex::new(base), bitmap)
+        })
+        .collect();
+    Filter::new(Revision::Mainline, Fallback::Allow, ranges).unwrap()
+}
+
+/// The whole map, bit by bit, as S6.3 and S6.4 say it.
+fn oracle<L: Oracle>(wants: impl Fn(MsrIndex, Access) -> PassThrough, filter: &Filter) -> Vec<u8> {
+    let mut bytes = InterceptMap::<L>::exit_all().as_bytes().as_ref().to_vec();
+    for (region, &base) in L::BASES.iter().enumerate() {
+        for offset in 0..0x2000 {
+            for access in Access::ALL {
+                let index = MsrIndex::new(base + offset);
+                let allowed = (0x800..0x900).contains(&index.get())
+                    || filter.decide(index, access).verdict == Verdict::Allow;
+                if allowed && wants(index, access) == PassThrough::Wanted {
+                    let bit = L::bit(region, offset as usize, access);
+                    bytes[bit / 8] -= 1 << (bit % 8);
+                }
+            }
+        }
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// S6.1 to S6.4, every bit of both maps.
+    #[test]
+    fn maps_are_what_the_obvious_loop_makes(seed: u64) {
+        let filter = filter(seed);
+        let decide = |index, access| filter.decide(index, access);
+        let vmx = computed::<Vmx>(wants(seed), decide);
+        let svm = computed::<Svm>(wants(seed), decide);
+        prop_assert!(vmx.as_bytes()[..] == oracle::<Vmx>(wants(seed), &filter));
+        prop_assert!(svm.as_bytes()[..] == oracle::<Svm>(wants(seed), &filter));
+    }
+
+    /// S6.5: an access exits under the merged map if it exits under either; and merging with the
+    /// map of a hypervisor that intercepts nothing changes nothing.
+    #[test]
+    fn merging_is_or(one: u64, other: u64) {
+        let level1 = computed::<Svm>(wants(one), allow_all);
+        let level0 = computed::<Svm>(wants(other), allow_all);
+        let merged = level1.merged_with(&level0);
+        for index in SVM_BASES.into_iter().flat_map(|base| base..base + 0x2001).map(MsrIndex::new) {
+            for access in Access::ALL {
+                let either = level1.intercepts(index, access) || level0.intercepts(index, access);
+                prop_assert_eq!(merged.intercepts(index, access), either);
+            }
+        }
+        let open = SvmMap::from_bytes([0; 0x2000]);
+        prop_assert!(level1.merged_with(&open) == level1);
+    }
+}

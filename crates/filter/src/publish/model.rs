@@ -1,0 +1,131 @@
+//! All interleavings and reorderings of a few readers and writers, up to three preemptions each:
+//!
+//! ```text
+//! RUSTFLAGS="--cfg loom" cargo test -p msrgate-filter --release --lib publish::model
+//! ```
+
+use super::*;
+use loom::model::Builder;
+use loom::sync::Arc;
+use loom::thread;
+
+/// Three words that are equal whenever a reader may look.
+struct Triple([AtomicU64; 3]);
+
+impl Slot for Triple {
+    type Content = u64;
+
+    fn fill(&self, content: &u64) {
+        for word in &self.0 {
+            word.store(*content, Ordering::Relaxed);
+        }
+    }
+}
+
+type Published<const STRIPES: usize> = LeftRight<Triple, STRIPES>;
+
+fn published<const STRIPES: usize>() -> Arc<Published<STRIPES>> {
+    let zero = || Triple(core::array::from_fn(|_| AtomicU64::new(0)));
+    Arc::new(LeftRight::new([zero(), zero()]))
+}
+
+/// One read, which fails if the words are of two contents.
+fn whole<const STRIPES: usize>(published: &Published<STRIPES>, reader: usize) -> u64 {
+    published.read(reader, |slot| {
+        let [first, second, third] = slot.0.each_ref().map(|word| word.load(Ordering::Relaxed));
+        assert_eq!([first; 2], [second, third], "a mixture");
+        first
+    })
+}
+
+fn check(body: impl Fn() + Sync + Send + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(body);
+}
+
+/// The second publication fills the slot in which the reader may have begun.
+#[test]
+fn a_slot_is_not_filled_while_a_reader_is_in_it() {
+    check(|| {
+        let published = published::<1>();
+        let reader = thread::spawn({
+            let published = published.clone();
+            move || {
+                let first = whole(&published, 0);
+                let second = whole(&published, 0);
+                assert!(first <= second, "back to an older content");
+            }
+        });
+        published.publish(&1);
+        published.publish(&2);
+        reader.join().unwrap();
+    });
+}
+
+/// Three publications go through both turns and fill both slots, under a reader of either turn.
+#[test]
+fn a_straggler_is_waited_for_in_later_turns() {
+    check(|| {
+        let published = published::<1>();
+        let reader = thread::spawn({
+            let published = published.clone();
+            move || whole(&published, 0)
+        });
+        for content in 1..=3 {
+            published.publish(&content);
+        }
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn a_read_that_starts_after_publish_finds_the_new_content() {
+    check(|| {
+        let published = published::<2>();
+        let returned = Arc::new(AtomicUsize::new(0));
+        let reader = thread::spawn({
+            let (published, returned) = (published.clone(), returned.clone());
+            move || {
+                let before = returned.load(Ordering::Acquire);
+                assert!(whole(&published, 1) >= before as u64);
+            }
+        });
+        for content in 1..=2 {
+            published.publish(&content);
+            returned.store(content as usize, Ordering::Release);
+        }
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn readers_of_two_stripes_are_both_waited_for() {
+    check(|| {
+        let published = published::<2>();
+        let readers = [0, 1].map(|reader| {
+            let published = published.clone();
+            thread::spawn(move || whole(&published, reader))
+        });
+        published.publish(&1);
+        published.publish(&2);
+        for reader in readers {
+            reader.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn two_writers_take_turns() {
+    check(|| {
+        let published = published::<1>();
+        let writer = thread::spawn({
+            let published = published.clone();
+            move || published.publish(&1)
+        });
+        published.publish(&2);
+        assert_ne!(whole(&published, 0), 0, "what was published is lost");
+        writer.join().unwrap();
+        assert_ne!(whole(&published, 0), 0, "both were lost");
+    });
+}

@@ -1,0 +1,139 @@
+//! What lies behind the filter: the registers themselves.
+
+use alloc::collections::BTreeMap;
+use core::fmt;
+
+use crate::msr::MsrIndex;
+
+/// Who accesses a register. Only a guest is filtered (S4), and registers may let a host do more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// An instruction or an MSR list of the guest.
+    Guest,
+    /// `KVM_GET_MSRS`, `KVM_SET_MSRS`.
+    Host,
+}
+
+/// A register's own refusal, which is not the filter's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RegisterFault {
+    /// No such register.
+    Unknown,
+    /// The register does not take this value, or is not there for this guest.
+    Invalid,
+}
+
+impl fmt::Display for RegisterFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "no such MSR",
+            Self::Invalid => "an access that the MSR does not take",
+        })
+    }
+}
+
+impl core::error::Error for RegisterFault {}
+
+/// The registers of one vCPU: a hypervisor's own, or a [`RegisterMap`].
+///
+/// No method knows of a filter. An access that faults must have had no effect.
+pub trait Registers {
+    /// The value.
+    ///
+    /// # Errors
+    /// The register is unknown, or cannot be read by `origin`.
+    fn read(&mut self, index: MsrIndex, origin: Origin) -> Result<u64, RegisterFault>;
+
+    /// Puts `value` there.
+    ///
+    /// # Errors
+    /// The register is unknown, or does not take `value` from `origin`.
+    fn write(&mut self, index: MsrIndex, value: u64, origin: Origin) -> Result<(), RegisterFault>;
+}
+
+/// One register of a [`RegisterMap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Register {
+    /// What it holds.
+    pub value: u64,
+    /// The bits that a guest may change. A write that changes another is [`RegisterFault::Invalid`];
+    /// the host may write what it likes.
+    pub writable: u64,
+}
+
+impl Register {
+    /// One that takes any value.
+    #[must_use]
+    pub const fn new(value: u64) -> Self {
+        Self {
+            value,
+            writable: u64::MAX,
+        }
+    }
+}
+
+/// Registers that only hold what is written to them: enough for tests, and for a machine that is
+/// nothing but a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegisterMap(BTreeMap<MsrIndex, Register>);
+
+impl FromIterator<(MsrIndex, Register)> for RegisterMap {
+    fn from_iter<T: IntoIterator<Item = (MsrIndex, Register)>>(registers: T) -> Self {
+        Self(registers.into_iter().collect())
+    }
+}
+
+impl RegisterMap {
+    fn find(&mut self, index: MsrIndex) -> Result<&mut Register, RegisterFault> {
+        self.0.get_mut(&index).ok_or(RegisterFault::Unknown)
+    }
+}
+
+impl Registers for RegisterMap {
+    fn read(&mut self, index: MsrIndex, _: Origin) -> Result<u64, RegisterFault> {
+        self.find(index).map(|register| register.value)
+    }
+
+    fn write(&mut self, index: MsrIndex, value: u64, origin: Origin) -> Result<(), RegisterFault> {
+        let register = self.find(index)?;
+        let changed = register.value ^ value;
+        if origin == Origin::Guest && changed & !register.writable != 0 {
+            return Err(RegisterFault::Invalid);
+        }
+        register.value = value;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_changes_writable_bits_only() {
+        let index = MsrIndex::new(0x10);
+        let register = Register {
+            value: 0xf0,
+            writable: 0x0f,
+        };
+        let mut map = RegisterMap::from_iter([(index, register)]);
+        assert_eq!(map.write(index, 0xf5, Origin::Guest), Ok(()));
+        assert_eq!(
+            map.write(index, 0x05, Origin::Guest),
+            Err(RegisterFault::Invalid)
+        );
+        assert_eq!(map.read(index, Origin::Guest), Ok(0xf5));
+        assert_eq!(map.write(index, 0x05, Origin::Host), Ok(()));
+        assert_eq!(map.read(index, Origin::Guest), Ok(0x05));
+    }
+
+    #[test]
+    fn what_the_map_lacks_is_unknown_to_everyone() {
+        let index = MsrIndex::new(0x11);
+        let mut map = RegisterMap::default();
+        for origin in [Origin::Guest, Origin::Host] {
+            assert_eq!(map.read(index, origin), Err(RegisterFault::Unknown));
+            assert_eq!(map.write(index, 0, origin), Err(RegisterFault::Unknown));
+        }
+    }
+}

@@ -1,0 +1,489 @@
+use alloc::string::ToString;
+
+use super::*;
+use crate::abi::Segment;
+use crate::decide::Verdict;
+use crate::filter::MAX_RANGES;
+use crate::msr::Access;
+
+const ARGUMENT: UserAddress = UserAddress::new(0x1000);
+const BITMAPS: UserAddress = UserAddress::new(0x8000);
+const NOWHERE: UserAddress = UserAddress::new(0xdead_0000);
+
+/// The bytes of bitmap that can be read at [`BITMAPS`]: one full range.
+const READABLE: usize = 0x600;
+
+/// Calls with this struct and `READABLE` bytes of ones for bitmaps.
+fn call(revision: Revision, width: CallerWidth, request: &Request) -> SetCall {
+    let bytes = request.encode(width).unwrap();
+    let memory = [
+        Segment {
+            start: ARGUMENT,
+            bytes: &bytes,
+        },
+        Segment {
+            start: BITMAPS,
+            bytes: &[0xff; READABLE],
+        },
+    ];
+    SetCall::read(revision, width, &memory[..], ARGUMENT)
+}
+
+fn request<const N: usize>(flags: u32, ranges: [(usize, RangeRequest); N]) -> Request {
+    let mut request = Request {
+        flags,
+        ..Request::default()
+    };
+    for (slot, range) in ranges {
+        request.ranges[slot] = range;
+    }
+    request
+}
+
+/// A range of reads and writes from 0x10 on.
+fn range(nmsrs: u32) -> RangeRequest {
+    RangeRequest {
+        flags: 3,
+        nmsrs,
+        base: 0x10,
+        bitmap: BITMAPS,
+    }
+}
+
+/// A range whose bitmap begins this many bytes before the end of the readable memory.
+fn before_end(nmsrs: u32, bytes: u64) -> RangeRequest {
+    RangeRequest {
+        bitmap: UserAddress::new(BITMAPS.get() + READABLE as u64 - bytes),
+        ..range(nmsrs)
+    }
+}
+
+fn flagged(flags: u32, range: RangeRequest) -> RangeRequest {
+    RangeRequest { flags, ..range }
+}
+
+fn at(base: u32, range: RangeRequest) -> RangeRequest {
+    RangeRequest { base, ..range }
+}
+
+fn unreadable(nmsrs: u32) -> RangeRequest {
+    RangeRequest {
+        bitmap: NOWHERE,
+        ..range(nmsrs)
+    }
+}
+
+/// How many ranges the filter has that stays, or errno and the slot to blame.
+type Outcome = Result<usize, (Errno, Option<usize>)>;
+
+const EINVAL: Outcome = Err((Errno::Einval, None));
+
+const fn einval(slot: usize) -> Outcome {
+    Err((Errno::Einval, Some(slot)))
+}
+
+const fn efault(slot: usize) -> Outcome {
+    Err((Errno::Efault, Some(slot)))
+}
+
+fn outcome(call: &SetCall) -> Outcome {
+    match call.result() {
+        Ok(()) => Ok(call.published().last().unwrap().ranges().len()),
+        Err(error) => Err((error.errno(), error.slot().map(Slot::get))),
+    }
+}
+
+/// Runs each row on both revisions: what it is, the struct, mainline's outcome, v6's.
+fn check<const N: usize>(rows: [(&str, Request, Outcome, Outcome); N]) {
+    for (what, request, mainline, v6) in rows {
+        for width in CallerWidth::ALL {
+            let call = call(Revision::Mainline, width, &request);
+            assert_eq!(outcome(&call), mainline, "{what}, mainline, {width:?}");
+            // S2.7: all or nothing.
+            let published = usize::from(mainline.is_ok());
+            assert_eq!(call.published().len(), published, "{what}");
+        }
+        let call = call(Revision::V6, CallerWidth::Bits64, &request);
+        assert_eq!(outcome(&call), v6, "{what}, v6");
+    }
+}
+
+#[test]
+fn s2_2_and_s2_3_the_filter_as_a_whole() {
+    let none = |flags| request(flags, []);
+    let one = |flags| request(flags, [(0, range(1))]);
+    check([
+        ("default allow", one(0), Ok(1), Ok(1)),
+        ("default deny", one(1), Ok(1), Ok(1)),
+        ("unknown flag", one(2), EINVAL, Ok(1)),
+        ("unknown flag and deny", one(3), EINVAL, Ok(1)),
+        ("highest flag", one(1 << 31), EINVAL, Ok(1)),
+        ("no ranges, default allow", none(0), Ok(0), Ok(0)),
+        ("no ranges, default deny", none(1), EINVAL, Ok(0)),
+        ("no ranges, unknown flag", none(2), EINVAL, Ok(0)),
+    ]);
+    let error = |flags| call(Revision::Mainline, CallerWidth::Bits64, &none(flags)).result();
+    assert_eq!(error(3), Err(SetError::UnknownFlags(3)));
+    assert_eq!(
+        error(1),
+        Err(SetError::NoFilter(FilterError::DenyWithoutRanges))
+    );
+}
+
+#[test]
+fn s2_4_each_range() {
+    let one = |range| request(1, [(5, range)]);
+    check([
+        ("reads", one(flagged(1, range(1))), Ok(1), Ok(1)),
+        ("writes", one(flagged(2, range(1))), Ok(1), Ok(1)),
+        ("no flag", one(flagged(0, range(1))), einval(5), einval(5)),
+        (
+            "unknown flag",
+            one(flagged(4, range(1))),
+            einval(5),
+            einval(5),
+        ),
+        (
+            "known and unknown",
+            one(flagged(7, range(1))),
+            einval(5),
+            einval(5),
+        ),
+        ("the most MSRs", one(range(0x3000)), Ok(1), Ok(1)),
+        ("one MSR more", one(range(0x3001)), einval(5), einval(5)),
+        ("2^31 MSRs", one(range(1 << 31)), einval(5), einval(5)),
+        // S10.2: these round up past 2^32.
+        (
+            "2^32 - 63 MSRs",
+            one(range(0xffff_ffc1)),
+            einval(5),
+            einval(5),
+        ),
+        ("2^32 - 1 MSRs", one(range(u32::MAX)), einval(5), einval(5)),
+        ("unreadable", one(unreadable(1)), efault(5), efault(5)),
+        (
+            "null",
+            one(RangeRequest {
+                bitmap: UserAddress::NULL,
+                ..range(1)
+            }),
+            efault(5),
+            efault(5),
+        ),
+    ]);
+}
+
+#[test]
+fn s2_4_bitmaps_are_read_in_whole_words() {
+    let one = |nmsrs, bytes| request(1, [(0, before_end(nmsrs, bytes))]);
+    check([
+        ("1 MSR, 8 bytes", one(1, 8), Ok(1), Ok(1)),
+        ("1 MSR, 7 bytes", one(1, 7), efault(0), efault(0)),
+        ("64 MSRs, 8 bytes", one(64, 8), Ok(1), Ok(1)),
+        ("65 MSRs, 9 bytes", one(65, 9), efault(0), efault(0)),
+        ("65 MSRs, 15 bytes", one(65, 15), efault(0), efault(0)),
+        ("65 MSRs, 16 bytes", one(65, 16), Ok(1), Ok(1)),
+        ("not aligned", one(1, 13), Ok(1), Ok(1)),
+    ]);
+}
+
+#[test]
+fn s2_4_empty_ranges_are_not_looked_at() {
+    let skipped = RangeRequest {
+        flags: u32::MAX,
+        nmsrs: 0,
+        base: u32::MAX,
+        bitmap: UserAddress::new(0xffff_fff0),
+    };
+    let kept = [
+        (0, skipped),
+        (3, at(0x20, range(2))),
+        (9, skipped),
+        (15, at(0x10, range(1))),
+    ];
+    check([
+        (
+            "only skipped, allow",
+            request(0, [(0, skipped)]),
+            Ok(0),
+            Ok(0),
+        ),
+        (
+            "only skipped, deny",
+            request(1, [(0, skipped)]),
+            EINVAL,
+            Ok(0),
+        ),
+        ("some kept", request(1, kept), Ok(2), Ok(2)),
+    ]);
+    let call = call(Revision::Mainline, CallerWidth::Bits64, &request(1, kept));
+    let bases: Vec<_> = call.published()[0]
+        .ranges()
+        .iter()
+        .map(Range::base)
+        .collect();
+    assert_eq!(bases, [MsrIndex::new(0x20), MsrIndex::new(0x10)]);
+}
+
+#[test]
+fn s2_4_of_several_mistakes_the_first_check_decides() {
+    let order = |first, second| request(1, [(2, first), (7, second)]);
+    let (no_flag, long) = (flagged(0, range(1)), range(0x3001));
+    check([
+        // Of one range: flags before bitmap on mainline, after it on v6; size before copy on both.
+        (
+            "bad flags, bad pointer",
+            request(1, [(4, flagged(4, unreadable(1)))]),
+            einval(4),
+            efault(4),
+        ),
+        (
+            "no flag, bad pointer",
+            request(1, [(4, flagged(0, unreadable(1)))]),
+            einval(4),
+            efault(4),
+        ),
+        (
+            "too long, bad pointer",
+            request(1, [(4, unreadable(0x3001))]),
+            einval(4),
+            einval(4),
+        ),
+        // Of several: the lowest slot.
+        (
+            "unreadable, then no flag",
+            order(unreadable(1), no_flag),
+            efault(2),
+            efault(2),
+        ),
+        (
+            "no flag, then unreadable",
+            order(no_flag, unreadable(1)),
+            einval(2),
+            einval(2),
+        ),
+        (
+            "too long, then unreadable",
+            order(long, unreadable(1)),
+            einval(2),
+            einval(2),
+        ),
+        (
+            "unreadable, then too long",
+            order(unreadable(1), long),
+            efault(2),
+            efault(2),
+        ),
+        // The filter's flags come before any range.
+        (
+            "unknown flag, unreadable",
+            request(2, [(0, unreadable(1))]),
+            EINVAL,
+            efault(0),
+        ),
+    ]);
+    let both = request(1, [(4, flagged(4, range(0x3001)))]);
+    let why = |revision| match call(revision, CallerWidth::Bits64, &both).result() {
+        Err(SetError::Range { why, .. }) => why,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(why(Revision::Mainline), RangeError::UnknownFlags(4));
+    assert_eq!(
+        why(Revision::V6),
+        RangeError::Bitmap(BitmapError::TooLong(0x3001))
+    );
+}
+
+#[test]
+fn s2_6_what_is_accepted_without_complaint() {
+    let pair = |first, second| request(0, [(0, first), (1, second)]);
+    check([
+        ("duplicates", pair(range(9), range(9)), Ok(2), Ok(2)),
+        (
+            "an overlap",
+            pair(range(9), at(0x12, range(9))),
+            Ok(2),
+            Ok(2),
+        ),
+        (
+            "a range that wraps",
+            request(1, [(0, at(u32::MAX, range(2)))]),
+            Ok(1),
+            Ok(1),
+        ),
+        (
+            "a range up to 2^32",
+            request(1, [(0, at(u32::MAX, range(1)))]),
+            Ok(1),
+            Ok(1),
+        ),
+        (
+            "x2APIC",
+            request(1, [(0, at(0x800, range(0x100)))]),
+            Ok(1),
+            Ok(1),
+        ),
+        (
+            "sixteen",
+            Request {
+                flags: 1,
+                ranges: [range(1); MAX_RANGES],
+            },
+            Ok(16),
+            Ok(16),
+        ),
+    ]);
+}
+
+/// S2.1: not one byte of the struct may be missing, and nothing changes, on v6 either.
+#[test]
+fn s2_1_the_struct_has_to_be_readable() {
+    let cases = [
+        (Revision::Mainline, CallerWidth::Bits64),
+        (Revision::Mainline, CallerWidth::Bits32),
+        (Revision::V6, CallerWidth::Bits64),
+    ];
+    for (revision, width) in cases {
+        let bytes = vec![0; width.struct_size()];
+        let read = |bytes, argument| {
+            let memory = Segment {
+                start: ARGUMENT,
+                bytes,
+            };
+            SetCall::read(revision, width, &memory, argument)
+        };
+        assert_eq!(read(&bytes, ARGUMENT).result(), Ok(()));
+        let beyond_all = UserAddress::new(u64::MAX - 8);
+        for (bytes, argument) in [
+            (&bytes[1..], ARGUMENT),
+            (&bytes[..], NOWHERE),
+            (&bytes[..], UserAddress::NULL),
+            (&bytes[..], beyond_all),
+        ] {
+            let (published, result) = read(bytes, argument).into_parts();
+            assert_eq!(result, Err(SetError::Unreadable(argument)));
+            assert_eq!(result.unwrap_err().errno(), Errno::Efault);
+            assert!(published.is_empty());
+        }
+    }
+}
+
+/// S1.6: v6 has no form for 32-bit callers, whatever they pass.
+#[test]
+fn s1_6_v6_does_not_know_32_bit_callers() {
+    let memory = Segment {
+        start: ARGUMENT,
+        bytes: &[],
+    };
+    let call = SetCall::read(Revision::V6, CallerWidth::Bits32, &memory, ARGUMENT);
+    assert_eq!(call.result(), Err(SetError::NoSuchCall));
+    assert_eq!(call.result().unwrap_err().errno(), Errno::Enotty);
+    assert!(call.published().is_empty());
+}
+
+fn verdict(filter: &Filter, index: u32) -> Verdict {
+    filter.decide(MsrIndex::new(index), Access::Read).verdict
+}
+
+/// S2.7 on v6: guests see the filter torn down, then half-built under the new default.
+#[test]
+fn s2_7_v6_publishes_as_it_goes() {
+    let ranges = [(1, at(0x10, range(1))), (4, at(0x20, range(1)))];
+    let call = call(Revision::V6, CallerWidth::Bits64, &request(1, ranges));
+    let counts: Vec<_> = call
+        .published()
+        .iter()
+        .map(|filter| filter.ranges().len())
+        .collect();
+    assert_eq!(counts, [0, 0, 1, 2]);
+    let [cleared, new_default, half, whole] = call.published() else {
+        panic!("{call:?}");
+    };
+    assert_eq!(
+        [cleared.fallback(), new_default.fallback()],
+        [Fallback::Allow, Fallback::Deny]
+    );
+    // Without ranges the default does not count: everything passes.
+    assert_eq!(
+        [0x20, 0x30].map(|index| verdict(cleared, index)),
+        [Verdict::Allow; 2]
+    );
+    assert_eq!(
+        [0x20, 0x30].map(|index| verdict(new_default, index)),
+        [Verdict::Allow; 2]
+    );
+    // What the finished filter allows is refused for a while.
+    assert_eq!(verdict(half, 0x20), Verdict::Deny);
+    assert_eq!(verdict(whole, 0x20), Verdict::Allow);
+}
+
+/// S2.7 on v6: a failure leaves the ranges before the bad one; if the first is bad, it fails open.
+#[test]
+fn s2_7_a_failure_on_v6_leaves_what_came_before() {
+    let after_good = request(1, [(0, range(1)), (1, unreadable(1)), (2, range(1))]);
+    let call_after_good = call(Revision::V6, CallerWidth::Bits64, &after_good);
+    assert_eq!(outcome(&call_after_good), efault(1));
+    let left = call_after_good.published().last().unwrap();
+    assert_eq!(left.ranges().len(), 1);
+    assert_eq!(verdict(left, 0x30), Verdict::Deny);
+
+    let first_bad = request(1, [(0, unreadable(1)), (1, range(1))]);
+    let call_first_bad = call(Revision::V6, CallerWidth::Bits64, &first_bad);
+    assert_eq!(outcome(&call_first_bad), efault(0));
+    let left = call_first_bad.published().last().unwrap();
+    assert_eq!(verdict(left, 0x30), Verdict::Allow);
+}
+
+/// S3.6: what user space leaves in the last word past `nmsrs` is not the filter's.
+#[test]
+fn s3_6_surplus_bits_are_dropped() {
+    let call = call(
+        Revision::Mainline,
+        CallerWidth::Bits64,
+        &request(1, [(0, range(3))]),
+    );
+    assert_eq!(call.published()[0].ranges()[0].bitmap().words(), [0b111]);
+}
+
+#[test]
+fn errors_say_where_and_what_to_do() {
+    let mainline = |request: Request| {
+        call(Revision::Mainline, CallerWidth::Bits64, &request)
+            .result()
+            .unwrap_err()
+            .to_string()
+    };
+    let one = |range| mainline(request(0, [(12, range)]));
+    assert_eq!(
+        mainline(request(6, [])),
+        "unknown bits in the filter's flags 0x6: 0 allows by default, 0x1 denies"
+    );
+    assert_eq!(
+        mainline(request(1, [])),
+        "default deny without any range: add a range"
+    );
+    assert_eq!(
+        one(flagged(12, range(1))),
+        "range 12: unknown bits in the flags 0xc: 0x1 speaks of reads, 0x2 of writes"
+    );
+    assert_eq!(
+        one(flagged(0, range(1))),
+        "range 12: flags 0: set 0x1 for reads, 0x2 for writes, or both"
+    );
+    assert_eq!(
+        one(range(0x3001)),
+        "range 12: a range of 0x3001 MSRs, more than the 0x3000 that one bitmap holds: split it"
+    );
+    assert_eq!(
+        one(unreadable(65)),
+        "range 12: the bitmap at 0xdead0000 is not 16 bytes of readable memory: pad it to whole \
+         8-byte words"
+    );
+    let unreadable = SetError::Unreadable(NOWHERE).to_string();
+    assert_eq!(
+        unreadable,
+        "the filter at 0xdead0000 is not readable memory"
+    );
+    let none = SetError::NoSuchCall.to_string();
+    assert_eq!(none, "no form of this call for a 32-bit caller");
+}

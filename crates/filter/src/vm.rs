@@ -1,0 +1,266 @@
+//! A VM: one filter, one reason mask, any number of vCPUs.
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use crate::abi::{CallerWidth, UserAddress, UserMemory};
+use crate::decide::Decision;
+use crate::errno::Errno;
+use crate::exit::ReasonMask;
+use crate::filter::Filter;
+use crate::lookup::{Lookup, SharedLookup};
+use crate::msr::{Access, MsrIndex};
+use crate::publish::LeftRight;
+use crate::registers::{RegisterFault, Registers};
+use crate::revision::Revision;
+use crate::set::{SetCall, SetError};
+use crate::vcpu::{Vcpu, VcpuNumber};
+
+pub use capability::{Capability, Extension};
+
+mod capability;
+
+/// Readers of up to this many vCPUs do not write to each other's cache lines.
+const STRIPES: usize = 16;
+
+/// What the host does about MSRs that KVM does not know: its module parameter `ignore_msrs` (S10.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum UnknownMsrs {
+    /// `ignore_msrs=0`: the access fails.
+    #[default]
+    Fail = 0,
+    /// `ignore_msrs=1`: reads give 0, writes are dropped.
+    Ignore = 1,
+}
+
+/// A VM that treats MSRs as KVM's do.
+///
+/// All methods take `&self`: the VM may be reconfigured from any thread while its vCPUs run on
+/// others, and none of them waits (see `publish.rs` for how). The VM's filter lives as long as the
+/// last of its vCPUs, whatever is dropped first (S7).
+pub struct Vm {
+    shared: Arc<Shared>,
+}
+
+/// What the VM and its vCPUs own together.
+pub(crate) struct Shared {
+    pub(crate) revision: Revision,
+    published: LeftRight<SharedLookup, STRIPES>,
+    reasons: AtomicU32,
+    unknown_msrs: AtomicUsize,
+    changes: AtomicU64,
+    vcpus: AtomicU32,
+}
+
+/// How often `MSR_FILTER_CHANGED` was requested of all vCPUs. One that has seen fewer has the
+/// request pending (S6.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Changes(u64);
+
+/// A filter that follows the rules of another revision than the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForeignFilter {
+    /// The VM's revision.
+    pub vm: Revision,
+    /// The filter's.
+    pub filter: Revision,
+}
+
+impl fmt::Display for ForeignFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vm, filter } = self;
+        write!(f, "a filter of revision {filter:?} for a VM of {vm:?}")
+    }
+}
+
+impl core::error::Error for ForeignFilter {}
+
+impl Vm {
+    /// A VM without a filter, in which no access exits. It takes 173 KiB (see `publish.rs`).
+    #[must_use]
+    pub fn new(revision: Revision) -> Self {
+        let lookup = Lookup::without_filter(revision);
+        let slots = [
+            SharedLookup::holding(&lookup),
+            SharedLookup::holding(&lookup),
+        ];
+        Self {
+            shared: Arc::new(Shared {
+                revision,
+                published: LeftRight::new(slots),
+                reasons: AtomicU32::new(ReasonMask::NONE.stored()),
+                unknown_msrs: AtomicUsize::new(UnknownMsrs::Fail as usize),
+                changes: AtomicU64::new(0),
+                vcpus: AtomicU32::new(0),
+            }),
+        }
+    }
+
+    /// Whose behaviour it has.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.shared.revision
+    }
+
+    /// `KVM_CHECK_EXTENSION` (S1.1, S1.2, S1.10).
+    #[must_use]
+    pub fn check_extension(&self, capability: Capability) -> Extension {
+        let revision = self.revision();
+        let is_present = capability == Capability::user_space_msr(revision)
+            || capability == Capability::msr_filter(revision)
+            || revision.impostors().contains(&capability.get());
+        if is_present {
+            Extension::PRESENT
+        } else {
+            Extension::ABSENT
+        }
+    }
+
+    /// `KVM_ENABLE_CAP` with `argument` in `args[0]` (S1.9). Only the one of the reason mask can be
+    /// enabled; the filter's merely answers [`Self::check_extension`].
+    ///
+    /// # Errors
+    /// EINVAL for any other capability, and for a mask with bits that mainline does not know.
+    pub fn enable_cap(&self, capability: Capability, argument: u64) -> Result<(), Errno> {
+        if capability != Capability::user_space_msr(self.revision()) {
+            return Err(Errno::Einval);
+        }
+        let mask = ReasonMask::from_bits(self.revision(), argument).map_err(|_| Errno::Einval)?;
+        self.set_reasons(mask);
+        Ok(())
+    }
+
+    /// Makes accesses that fail for these reasons exit, from the next one on. Have `Filter` in it
+    /// before a filter is set and until it is gone: what is refused in between is #GP (S7).
+    pub fn set_reasons(&self, mask: ReasonMask) {
+        self.shared.reasons.store(mask.stored(), Ordering::Release);
+    }
+
+    /// Plays the host's administrator (S10.1).
+    pub fn set_unknown_msrs(&self, unknown: UnknownMsrs) {
+        self.shared
+            .unknown_msrs
+            .store(unknown as usize, Ordering::Release);
+    }
+
+    /// `KVM_X86_SET_MSR_FILTER` by a caller of this width, whose argument lies at `argument` (S2).
+    ///
+    /// On return every check that begins uses the new filter, and none that began before still uses
+    /// the old one. On mainline a failure changes nothing; on v6 it leaves what was built up to then
+    /// (S2.7). Allocates; waits for other setters and for readers.
+    ///
+    /// # Errors
+    /// The first check of S2 that failed, with its errno.
+    pub fn set_msr_filter(
+        &self,
+        width: CallerWidth,
+        memory: &(impl UserMemory + ?Sized),
+        argument: UserAddress,
+    ) -> Result<(), SetError> {
+        self.set_msr_filter_watched(width, memory, argument, |_| ())
+    }
+
+    /// [`Self::set_msr_filter`], calling `visible` after each filter that guests get to see on the
+    /// way, before the next one: exactly one on mainline, several on v6 (S7).
+    ///
+    /// # Errors
+    /// Those of [`Self::set_msr_filter`].
+    pub fn set_msr_filter_watched(
+        &self,
+        width: CallerWidth,
+        memory: &(impl UserMemory + ?Sized),
+        argument: UserAddress,
+        mut visible: impl FnMut(&Filter),
+    ) -> Result<(), SetError> {
+        let call = SetCall::read(self.revision(), width, memory, argument);
+        for filter in call.published() {
+            self.shared.published.publish(filter.lookup());
+            visible(filter);
+        }
+        if !call.published().is_empty() {
+            self.shared.request_recompute();
+        }
+        call.result()
+    }
+
+    /// Sets a filter that is already validated: one swap, on either revision. Never half done.
+    ///
+    /// # Errors
+    /// The filter was made for the other revision; nothing has changed.
+    pub fn set_filter(&self, filter: &Filter) -> Result<(), ForeignFilter> {
+        if filter.revision() != self.revision() {
+            return Err(ForeignFilter {
+                vm: self.revision(),
+                filter: filter.revision(),
+            });
+        }
+        self.shared.published.publish(filter.lookup());
+        self.shared.request_recompute();
+        Ok(())
+    }
+
+    /// `KVM_CREATE_VCPU`: a vCPU with these registers, to be run by one thread. They are numbered
+    /// from 0 in the order of their creation.
+    #[must_use]
+    pub fn create_vcpu<R: Registers>(&self, registers: R) -> Vcpu<R> {
+        let number = self.shared.vcpus.fetch_add(1, Ordering::Relaxed);
+        Vcpu::new(Arc::clone(&self.shared), VcpuNumber::new(number), registers)
+    }
+}
+
+impl fmt::Debug for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vm")
+            .field("revision", &self.revision())
+            .field("reasons", &self.shared.reasons())
+            .field("vcpus", &self.shared.vcpus.load(Ordering::Relaxed))
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// What `look` makes of the decisions of one filter, whole.
+    #[inline]
+    pub(crate) fn with_filter<T>(
+        &self,
+        vcpu: VcpuNumber,
+        look: impl FnOnce(&dyn Fn(MsrIndex, Access) -> Decision) -> T,
+    ) -> T {
+        self.published.read(vcpu.get() as usize, |lookup| {
+            look(&|index, access| lookup.decide(index, access))
+        })
+    }
+
+    #[inline]
+    pub(crate) fn decide(&self, vcpu: VcpuNumber, index: MsrIndex, access: Access) -> Decision {
+        self.published
+            .read(vcpu.get() as usize, |lookup| lookup.decide(index, access))
+    }
+
+    pub(crate) fn reasons(&self) -> ReasonMask {
+        ReasonMask::from_stored(self.reasons.load(Ordering::Acquire))
+    }
+
+    /// What a register's fault comes to under the host's `ignore_msrs`: no fault, and the value 0.
+    ///
+    /// # Errors
+    /// The fault stands.
+    pub(crate) fn ignore(&self, fault: RegisterFault) -> Result<(), RegisterFault> {
+        let ignoring = self.unknown_msrs.load(Ordering::Acquire) == UnknownMsrs::Ignore as usize;
+        match fault {
+            RegisterFault::Unknown if ignoring => Ok(()),
+            _ => Err(fault),
+        }
+    }
+
+    /// Asks all vCPUs, those to come as well, to handle `MSR_FILTER_CHANGED` before their next
+    /// entry. A vCPU that sees the request sees the filter it is about.
+    fn request_recompute(&self) {
+        self.changes.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn changes(&self) -> Changes {
+        Changes(self.changes.load(Ordering::Acquire))
+    }
+}

@@ -1,0 +1,41 @@
+//! A process that sets filters through the bytes of the ABI.
+
+use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
+use msrgate_filter::{Filter, SetError, Vm};
+
+const ARGUMENT: UserAddress = UserAddress::new(0x1000);
+const BITMAPS: UserAddress = UserAddress::new(0x10_0000);
+
+/// Sets the filter as a process does.
+pub(crate) fn set(vm: &Vm, width: CallerWidth, filter: &Filter) -> Result<(), SetError> {
+    edited(vm, width, filter, |_| ())
+}
+
+/// The same after `edit` has spoilt the struct.
+pub(crate) fn edited(
+    vm: &Vm,
+    width: CallerWidth,
+    filter: &Filter,
+    edit: impl FnOnce(&mut Request),
+) -> Result<(), SetError> {
+    let (mut request, bitmaps) = Request::of(filter, BITMAPS);
+    edit(&mut request);
+    let argument = request.encode(width).expect("bitmaps within 4 GiB");
+    let memory = [
+        Segment {
+            start: ARGUMENT,
+            bytes: &argument,
+        },
+        Segment {
+            start: BITMAPS,
+            bytes: &bitmaps,
+        },
+    ];
+    vm.set_msr_filter(width, &memory[..], ARGUMENT)
+}
+
+/// Hands over an address at which there is nothing.
+pub(crate) fn unreadable(vm: &Vm) -> Result<(), SetError> {
+    let nothing: &[Segment<'_>] = &[];
+    vm.set_msr_filter(CallerWidth::Bits64, nothing, ARGUMENT)
+}

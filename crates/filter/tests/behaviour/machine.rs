@@ -1,0 +1,94 @@
+//! A VM with a vCPU that is about to access an MSR.
+
+use msrgate_filter::{
+    Accesses, Bitmap, Capability, Exit, ExitReason, Fallback, Filter, Gprs, Instruction, MsrIndex,
+    Range, ReasonMask, Register, RegisterMap, Revision, RunExit, Vcpu, Vm,
+};
+
+/// A register that takes any value.
+pub(crate) const PLAIN: MsrIndex = MsrIndex::new(0x10);
+/// A register whose upper 32 bits are reserved.
+pub(crate) const PICKY: MsrIndex = MsrIndex::new(0x277);
+/// An x2APIC register that takes any value.
+pub(crate) const X2APIC_TPR: MsrIndex = MsrIndex::new(0x808);
+/// No register.
+pub(crate) const MISSING: MsrIndex = MsrIndex::new(0xdead);
+
+/// What the registers hold at first.
+pub(crate) const INITIAL: u64 = 0x1122_3344_5566_7788;
+
+/// Where the instruction is.
+pub(crate) const AT: u64 = 0xffff_8000_0000_1000;
+/// Where the next one is.
+pub(crate) const PAST: u64 = AT + Instruction::LENGTH;
+
+pub(crate) fn registers() -> RegisterMap {
+    let picky = Register {
+        value: 6,
+        writable: 0xffff_ffff,
+    };
+    RegisterMap::from_iter([
+        (PLAIN, Register::new(INITIAL)),
+        (X2APIC_TPR, Register::new(INITIAL)),
+        (PICKY, picky),
+    ])
+}
+
+/// A VM in which accesses that fail for these reasons exit.
+pub(crate) fn vm(revision: Revision, reasons: &[ExitReason]) -> Vm {
+    let vm = Vm::new(revision);
+    let mask = ReasonMask::of(revision, reasons);
+    vm.enable_cap(Capability::user_space_msr(revision), mask.bits())
+        .expect("a mask of known reasons");
+    vm
+}
+
+/// Everything is allowed but these.
+pub(crate) fn denying(revision: Revision, accesses: Accesses, indices: &[MsrIndex]) -> Filter {
+    let deny = |index: &MsrIndex| {
+        let bitmap = Bitmap::from_fn(1, |_| false).expect("one MSR");
+        Range::new(accesses, *index, bitmap)
+    };
+    let ranges = indices.iter().map(deny).collect();
+    Filter::new(revision, Fallback::Allow, ranges).expect("a few ranges")
+}
+
+/// A VM and its vCPU, in which these are denied both ways and every failure exits.
+pub(crate) fn guarded(revision: Revision, denied: &[MsrIndex]) -> (Vm, Vcpu<RegisterMap>) {
+    let vm = vm(revision, &ExitReason::ALL);
+    vm.set_filter(&denying(revision, Accesses::Both, denied))
+        .expect("a filter of the same revision");
+    let vcpu = vm.create_vcpu(registers());
+    (vm, vcpu)
+}
+
+/// The guest has this in ECX and EDX:EAX, with rubbish in the upper halves.
+pub(crate) const fn about_to_access(index: MsrIndex, value: u64) -> Gprs {
+    Gprs {
+        rax: 0xaaaa_aaaa_0000_0000 | value & 0xffff_ffff,
+        rcx: 0xcccc_cccc_0000_0000 | index.get() as u64,
+        rdx: 0xdddd_dddd_0000_0000 | value >> 32,
+        rip: AT,
+    }
+}
+
+pub(crate) fn read(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex) -> RunExit {
+    vcpu.set_gprs(about_to_access(index, 0));
+    vcpu.run(Instruction::Rdmsr)
+}
+
+pub(crate) fn write(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex, value: u64) -> RunExit {
+    vcpu.set_gprs(about_to_access(index, value));
+    vcpu.run(Instruction::Wrmsr)
+}
+
+/// The reason of the exit, if it is one.
+pub(crate) fn reason(outcome: RunExit) -> Option<ExitReason> {
+    match outcome {
+        RunExit::Msr(Exit { reason, .. }) => Some(reason),
+        _ => None,
+    }
+}
+
+/// #GP as it ought to be: at the instruction.
+pub(crate) const FAULT: RunExit = RunExit::GeneralProtection { rip: AT };

@@ -1,0 +1,161 @@
+//! S1: numbers, and the two capabilities.
+
+use msrgate_filter::{
+    Access, Capability, Errno, Exit, ExitReason, Extension, ReasonMask, Revision, RunLayout, Vm,
+};
+
+use crate::machine::{PLAIN, denying, read, reason, registers, write};
+
+#[test]
+fn s1_1_s1_2_capabilities_are_found_by_the_revisions_numbers() {
+    for (revision, user_space_msr, msr_filter) in
+        [(Revision::Mainline, 188, 189), (Revision::V6, 184, 185)]
+    {
+        assert_eq!(Capability::user_space_msr(revision).get(), user_space_msr);
+        assert_eq!(Capability::msr_filter(revision).get(), msr_filter);
+        let vm = Vm::new(revision);
+        for number in [user_space_msr, msr_filter] {
+            assert_eq!(
+                vm.check_extension(Capability::new(number)),
+                Extension::PRESENT
+            );
+        }
+        for number in [0, 183, 186, 187, 190, u32::MAX] {
+            assert_eq!(
+                vm.check_extension(Capability::new(number)),
+                Extension::ABSENT
+            );
+        }
+    }
+}
+
+#[test]
+fn s1_3_an_exits_number_says_which_instruction() {
+    for (access, number) in [(Access::Read, 29), (Access::Write, 30)] {
+        let exit = Exit {
+            index: PLAIN,
+            access,
+            data: 0,
+            reason: ExitReason::Filter,
+        };
+        assert_eq!(exit.number().get(), number);
+    }
+}
+
+#[test]
+fn s1_4_reason_bits() {
+    let rows = [
+        (Revision::Mainline, [Some(1), Some(2), Some(4)]),
+        (Revision::V6, [Some(1), None, Some(2)]),
+    ];
+    for (revision, bits) in rows {
+        for (reason, bit) in ExitReason::ALL.into_iter().zip(bits) {
+            assert_eq!(reason.bit(revision).map(ReasonMask::bits), bit, "{reason}");
+        }
+    }
+}
+
+#[test]
+fn s1_5_where_an_exits_fields_are() {
+    let layout = |reason, index| RunLayout {
+        error: 32,
+        reason,
+        index,
+        data: 48,
+    };
+    assert_eq!(RunLayout::of(Revision::Mainline), layout(40, 44));
+    assert_eq!(RunLayout::of(Revision::V6), layout(36, 40));
+}
+
+#[test]
+fn s1_9_the_mask_is_checked_on_mainline_and_stored_on_v6() {
+    let einval = Err(Errno::Einval);
+    let rows = [
+        (Revision::Mainline, 0, Ok(())),
+        (Revision::Mainline, 7, Ok(())),
+        (Revision::Mainline, 8, einval),
+        (Revision::Mainline, 1 << 31, einval),
+        (Revision::Mainline, 1 << 32, einval),
+        (Revision::Mainline, u64::MAX, einval),
+        (Revision::V6, 8, Ok(())),
+        (Revision::V6, u64::MAX, Ok(())),
+    ];
+    for (revision, mask, result) in rows {
+        let vm = Vm::new(revision);
+        let capability = Capability::user_space_msr(revision);
+        assert_eq!(
+            vm.enable_cap(capability, mask),
+            result,
+            "{revision:?} {mask:#x}"
+        );
+    }
+}
+
+/// A refused mask leaves the old one; an accepted one holds from the next access on.
+#[test]
+fn s1_9_the_mask_may_change_at_any_time() {
+    let revision = Revision::Mainline;
+    let vm = Vm::new(revision);
+    vm.set_filter(&denying(revision, msrgate_filter::Accesses::Both, &[PLAIN]))
+        .unwrap();
+    let mut vcpu = vm.create_vcpu(registers());
+    let capability = Capability::user_space_msr(revision);
+    assert_eq!(reason(read(&mut vcpu, PLAIN)), None);
+    vm.enable_cap(capability, 4).unwrap();
+    vm.enable_cap(capability, 12).unwrap_err();
+    assert_eq!(reason(read(&mut vcpu, PLAIN)), Some(ExitReason::Filter));
+    vm.enable_cap(capability, 0).unwrap();
+    vcpu.run_immediate_exit();
+    assert_eq!(reason(write(&mut vcpu, PLAIN, 1)), None);
+}
+
+/// v6 keeps 32 bits of what it is given, of which those it knows count.
+#[test]
+fn s1_9_unknown_bits_of_a_v6_mask_mean_nothing() {
+    for (mask, expected) in [
+        (0xfa, Some(ExitReason::Filter)),
+        (0xf8, None),
+        (2 << 32, None),
+    ] {
+        let vm = Vm::new(Revision::V6);
+        vm.enable_cap(Capability::new(184), mask).unwrap();
+        vm.set_filter(&denying(
+            Revision::V6,
+            msrgate_filter::Accesses::Both,
+            &[PLAIN],
+        ))
+        .unwrap();
+        let mut vcpu = vm.create_vcpu(registers());
+        assert_eq!(reason(read(&mut vcpu, PLAIN)), expected, "{mask:#x}");
+    }
+}
+
+#[test]
+fn s1_9_nothing_else_can_be_enabled() {
+    for revision in Revision::ALL {
+        let vm = Vm::new(revision);
+        let enabled = Capability::user_space_msr(revision);
+        for capability in [0, 184, 185, 188, 189, u32::MAX].map(Capability::new) {
+            let result = vm.enable_cap(capability, 0);
+            let expected = if capability == enabled {
+                Ok(())
+            } else {
+                Err(Errno::Einval)
+            };
+            assert_eq!(result, expected, "{revision:?} {capability:?}");
+        }
+    }
+}
+
+#[test]
+fn s1_10_the_seeds_numbers_fool_a_probe_on_mainline() {
+    let vm = Vm::new(Revision::Mainline);
+    for capability in [184, 185].map(Capability::new) {
+        assert_eq!(vm.check_extension(capability), Extension::PRESENT);
+        assert_eq!(vm.enable_cap(capability, 1), Err(Errno::Einval));
+    }
+    let vm = Vm::new(Revision::V6);
+    for capability in [188, 189].map(Capability::new) {
+        assert_eq!(vm.check_extension(capability), Extension::ABSENT);
+    }
+}

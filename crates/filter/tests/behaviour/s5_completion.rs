@@ -1,0 +1,286 @@
+//! S5.4 to S5.8: how an exit is completed, interrupted, saved, rewound.
+
+use msrgate_filter::{
+    Accesses, ExitPending, ExitReason, Gprs, Instruction, ReasonMask, RegisterMap, Reply, Revision,
+    RunExit, SingleStep, Vcpu,
+};
+
+use crate::machine::{
+    AT, FAULT, INITIAL, PAST, PLAIN, about_to_access, denying, guarded, read, reason, registers,
+    write,
+};
+
+const ANSWER: u64 = 0xfedc_ba98_7654_3210;
+
+/// Any error byte will do.
+fn error(error: u8) -> Reply {
+    Reply {
+        error,
+        data: ANSWER,
+    }
+}
+
+/// Where a refused access leaves the guest: v6 skips the instruction as well.
+fn refused_at(revision: Revision) -> u64 {
+    match revision {
+        Revision::Mainline => AT,
+        Revision::V6 => PAST,
+    }
+}
+
+fn resume(vcpu: &mut Vcpu<RegisterMap>, reply: Reply) -> RunExit {
+    vcpu.reply(reply);
+    vcpu.run(Instruction::Rdmsr)
+}
+
+#[test]
+fn s5_4_completion_of_a_read_returns_data_and_moves_on() {
+    for revision in Revision::ALL {
+        let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
+        read(&mut vcpu, PLAIN);
+        assert_eq!(resume(&mut vcpu, Reply::value(ANSWER)), RunExit::Retired);
+        let expected = Gprs {
+            rax: 0x7654_3210,
+            rdx: 0xfedc_ba98,
+            rip: PAST,
+            ..about_to_access(PLAIN, 0)
+        };
+        assert_eq!(vcpu.gprs(), expected);
+        assert_eq!(vcpu.pending_exit(), None);
+        assert_eq!(vcpu.host_read(PLAIN), Ok(INITIAL));
+    }
+}
+
+#[test]
+fn s5_4_completion_of_a_write_only_moves_on() {
+    for revision in Revision::ALL {
+        let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
+        write(&mut vcpu, PLAIN, 5);
+        assert_eq!(resume(&mut vcpu, Reply::value(ANSWER)), RunExit::Retired);
+        let expected = Gprs {
+            rip: PAST,
+            ..about_to_access(PLAIN, 5)
+        };
+        assert_eq!(vcpu.gprs(), expected);
+        assert_eq!(vcpu.host_read(PLAIN), Ok(INITIAL));
+    }
+}
+
+/// `kvm_run` holds `error` 0 and the exit's `data` until someone writes to it.
+#[test]
+fn s5_4_an_exit_nobody_answers_reads_as_zero() {
+    for revision in Revision::ALL {
+        let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
+        read(&mut vcpu, PLAIN);
+        assert_eq!(vcpu.run(Instruction::Rdmsr), RunExit::Retired);
+        assert_eq!((vcpu.gprs().value(), vcpu.gprs().rip), (0, PAST));
+    }
+}
+
+#[test]
+fn s5_4_any_error_is_a_fault_at_the_instruction_and_v6_skips_it() {
+    for revision in Revision::ALL {
+        for byte in [1, 2, 0x80, 0xff] {
+            for start in [read, |vcpu: &mut _, index| write(vcpu, index, 5)] {
+                let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
+                start(&mut vcpu, PLAIN);
+                let before = vcpu.gprs();
+                let rip = refused_at(revision);
+                assert_eq!(
+                    resume(&mut vcpu, error(byte)),
+                    RunExit::GeneralProtection { rip }
+                );
+                assert_eq!(vcpu.gprs(), Gprs { rip, ..before });
+            }
+        }
+    }
+}
+
+#[test]
+fn s5_4_single_step_is_honoured() {
+    for revision in Revision::ALL {
+        let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
+        vcpu.set_single_step(SingleStep::On);
+        read(&mut vcpu, PLAIN);
+        assert_eq!(resume(&mut vcpu, Reply::value(1)), RunExit::Debug);
+        assert_eq!((vcpu.gprs().value(), vcpu.gprs().rip), (1, PAST));
+
+        read(&mut vcpu, PLAIN);
+        let rip = refused_at(revision);
+        let fault = RunExit::GeneralProtection { rip };
+        match revision {
+            Revision::Mainline => assert_eq!(resume(&mut vcpu, Reply::FAULT), fault),
+            Revision::V6 => {
+                assert_eq!(resume(&mut vcpu, Reply::FAULT), RunExit::Debug);
+                assert_eq!(vcpu.run(Instruction::Rdmsr), fault);
+            }
+        }
+    }
+}
+
+/// What an access comes to is settled at its exit.
+#[test]
+fn s5_5_a_new_filter_or_mask_does_not_change_a_pending_completion() {
+    for revision in Revision::ALL {
+        for (reply, rip) in [
+            (Reply::value(ANSWER), PAST),
+            (Reply::FAULT, refused_at(revision)),
+        ] {
+            let (vm, mut vcpu) = guarded(revision, &[PLAIN]);
+            read(&mut vcpu, PLAIN);
+            vm.set_filter(&denying(revision, Accesses::Both, &[]))
+                .unwrap();
+            vm.set_reasons(ReasonMask::NONE);
+            resume(&mut vcpu, reply);
+            assert_eq!(vcpu.gprs().rip, rip);
+            if reply.error == 0 {
+                assert_eq!(vcpu.gprs().value(), ANSWER);
+            }
+            assert_eq!(read(&mut vcpu, PLAIN), RunExit::Retired, "the new filter");
+            assert_eq!(vcpu.gprs().value(), INITIAL);
+        }
+    }
+}
+
+#[test]
+fn s5_5_registers_set_meanwhile_lose_to_data_on_a_read_and_survive_otherwise() {
+    let meanwhile = Gprs {
+        rax: 1,
+        rcx: 2,
+        rdx: 3,
+        rip: 0x5000,
+    };
+    for revision in Revision::ALL {
+        let skipped = refused_at(revision) - AT;
+        let after_read = Gprs {
+            rax: ANSWER & 0xffff_ffff,
+            rdx: ANSWER >> 32,
+            rip: 0x5002,
+            ..meanwhile
+        };
+        let after_write = Gprs {
+            rip: 0x5002,
+            ..meanwhile
+        };
+        let after_fault = Gprs {
+            rip: 0x5000 + skipped,
+            ..meanwhile
+        };
+        let reading = read as fn(&mut Vcpu<RegisterMap>, _) -> RunExit;
+        let writing = |vcpu: &mut Vcpu<RegisterMap>, index| write(vcpu, index, 9);
+        for (start, reply, expected) in [
+            (reading, Reply::value(ANSWER), after_read),
+            (writing, Reply::value(ANSWER), after_write),
+            (reading, error(1), after_fault),
+            (writing, error(1), after_fault),
+        ] {
+            let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
+            start(&mut vcpu, PLAIN);
+            vcpu.set_gprs(meanwhile);
+            resume(&mut vcpu, reply);
+            assert_eq!(vcpu.gprs(), expected, "{revision:?} {reply:?}");
+        }
+    }
+}
+
+#[test]
+fn s5_6_immediate_exit_completes_and_returns_eintr() {
+    for revision in Revision::ALL {
+        let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
+        assert_eq!(vcpu.run_immediate_exit(), RunExit::Interrupted);
+        read(&mut vcpu, PLAIN);
+        vcpu.reply(Reply::value(ANSWER));
+        assert_eq!(vcpu.run_immediate_exit(), RunExit::Interrupted);
+        assert_eq!(vcpu.pending_exit(), None);
+        assert_eq!((vcpu.gprs().value(), vcpu.gprs().rip), (ANSWER, PAST));
+
+        read(&mut vcpu, PLAIN);
+        vcpu.reply(Reply::FAULT);
+        assert_eq!(vcpu.run_immediate_exit(), RunExit::Interrupted);
+        let rip = refused_at(revision);
+        let delivered = vcpu.run(Instruction::Rdmsr);
+        assert_eq!(delivered, RunExit::GeneralProtection { rip });
+    }
+}
+
+#[test]
+fn s5_6_a_pending_exit_cannot_be_saved() {
+    for revision in Revision::ALL {
+        let (vm, mut vcpu) = guarded(revision, &[PLAIN]);
+        let before = vcpu.save().unwrap();
+        read(&mut vcpu, PLAIN);
+        let exit = vcpu.pending_exit().unwrap();
+        assert_eq!(vcpu.save(), Err(ExitPending(exit)));
+        assert_eq!(vcpu.restore(before), Err(ExitPending(exit)));
+        vcpu.reply(Reply::FAULT);
+        vcpu.run_immediate_exit();
+
+        // The queued #GP goes along.
+        let saved = vcpu.save().unwrap();
+        let mut other = vm.create_vcpu(registers());
+        other.restore(saved).unwrap();
+        let rip = refused_at(revision);
+        let fault = RunExit::GeneralProtection { rip };
+        assert_eq!(other.run(Instruction::Rdmsr), fault);
+    }
+}
+
+#[test]
+fn s5_7_the_handler_sees_the_address_of_the_instruction() {
+    let (_vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
+    for start in [read, |vcpu: &mut _, index| write(vcpu, index, 5)] {
+        start(&mut vcpu, PLAIN);
+        assert_eq!(resume(&mut vcpu, Reply::FAULT), FAULT);
+    }
+}
+
+/// The guest executes the access itself, under a filter that has come to allow it, and is none the
+/// wiser; with single-step too.
+#[test]
+fn s5_8_an_exit_can_be_rewound() {
+    for single_step in [SingleStep::Off, SingleStep::On] {
+        let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
+        vcpu.set_single_step(single_step);
+        assert_eq!(reason(write(&mut vcpu, PLAIN, 5)), Some(ExitReason::Filter));
+        vm.set_filter(&denying(Revision::Mainline, Accesses::Both, &[]))
+            .unwrap();
+
+        let registers = vcpu.gprs();
+        vcpu.reply(Reply::FAULT);
+        assert_eq!(vcpu.run_immediate_exit(), RunExit::Interrupted);
+        vcpu.set_gprs(registers);
+
+        let retired = match single_step {
+            SingleStep::Off => RunExit::Retired,
+            SingleStep::On => RunExit::Debug,
+        };
+        assert_eq!(vcpu.run(Instruction::Wrmsr), retired);
+        assert_eq!(vcpu.host_read(PLAIN), Ok(5));
+        assert_eq!(vcpu.gprs().rip, PAST);
+    }
+}
+
+/// Without `error` the instruction is done with, and under single-step there is no EINTR.
+#[test]
+fn s5_8_a_rewind_without_error_is_none() {
+    for (single_step, outcome) in [
+        (SingleStep::Off, RunExit::Interrupted),
+        (SingleStep::On, RunExit::Debug),
+    ] {
+        let (_vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
+        vcpu.set_single_step(single_step);
+        read(&mut vcpu, PLAIN);
+        assert_eq!(vcpu.run_immediate_exit(), outcome);
+        assert_eq!((vcpu.gprs().value(), vcpu.gprs().rip), (0, PAST));
+    }
+}
+
+/// Without the registers written back the guest gets its #GP after all.
+#[test]
+fn s5_8_it_is_set_regs_that_cancels_the_fault() {
+    let (_vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
+    read(&mut vcpu, PLAIN);
+    vcpu.reply(Reply::FAULT);
+    vcpu.run_immediate_exit();
+    assert_eq!(vcpu.run(Instruction::Rdmsr), FAULT);
+}

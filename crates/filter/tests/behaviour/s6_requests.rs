@@ -1,0 +1,150 @@
+//! S6.3, S6.4, S7: hardware bitmaps, and the request that has them follow the filter.
+
+use msrgate_filter::intercept::PassThrough;
+use msrgate_filter::{
+    Access, Accesses, Entry, ExitReason, GuestMode, Hardware, Instruction, MsrIndex, ReasonMask,
+    RegisterMap, Revision, RunExit, UnknownMsrs, Vcpu,
+};
+
+use crate::machine::{
+    FAULT, INITIAL, MISSING, PICKY, PLAIN, X2APIC_TPR, about_to_access, denying, guarded, read,
+    reason, write,
+};
+
+const BOTH: [Hardware; 2] = [Hardware::Vmx, Hardware::Svm];
+
+fn everything(_: MsrIndex, _: Access) -> PassThrough {
+    PassThrough::Wanted
+}
+
+fn only_plain(index: MsrIndex, _: Access) -> PassThrough {
+    if index == PLAIN {
+        PassThrough::Wanted
+    } else {
+        PassThrough::Unwanted
+    }
+}
+
+fn enter(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex) -> GuestMode<'_, RegisterMap> {
+    vcpu.set_gprs(about_to_access(index, 0));
+    match vcpu.enter() {
+        Entry::Guest(guest) => guest,
+        Entry::Finished(outcome) => unreachable!("nothing was pending: {outcome:?}"),
+    }
+}
+
+/// What is passed through does not leave guest mode, and its faults are the processor's own: no mask
+/// makes them exits, no `ignore_msrs` hides them.
+#[test]
+fn s6_3_an_access_passes_if_it_is_wanted_and_allowed() {
+    for hardware in BOTH {
+        let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
+        vm.set_unknown_msrs(UnknownMsrs::Ignore);
+        vcpu.pass_through(hardware, everything);
+        assert_eq!(reason(read(&mut vcpu, PLAIN)), Some(ExitReason::Filter));
+        vcpu.run_immediate_exit();
+        for (index, outcome) in [(PICKY, RunExit::Retired), (MsrIndex::new(0x1fff), FAULT)] {
+            let executed = enter(&mut vcpu, index).execute(Instruction::Rdmsr);
+            assert_eq!(executed.outcome, outcome);
+            assert!(executed.still_in_guest.is_some());
+        }
+        // Out of the bitmaps' reach, so KVM handles it.
+        let executed = enter(&mut vcpu, MISSING).execute(Instruction::Rdmsr);
+        assert_eq!(executed.outcome, RunExit::Retired);
+        assert!(executed.still_in_guest.is_none());
+    }
+}
+
+#[test]
+fn s6_3_an_access_that_kvm_wants_to_see_exits_whatever_the_filter_says() {
+    for hardware in BOTH {
+        let (_vm, mut vcpu) = guarded(Revision::Mainline, &[]);
+        vcpu.pass_through(hardware, only_plain);
+        let executed = enter(&mut vcpu, PICKY).execute(Instruction::Rdmsr);
+        assert_eq!(executed.outcome, RunExit::Retired);
+        assert!(executed.still_in_guest.is_none());
+    }
+}
+
+/// In guest mode the old bits hold, though the set call has returned; so they do for an allowed
+/// access that is now denied. Each exit, for whatever reason, ends that.
+#[test]
+fn s7_old_hardware_bits_rule_until_the_next_entry() {
+    for hardware in BOTH {
+        let (vm, mut vcpu) = guarded(Revision::Mainline, &[]);
+        vcpu.pass_through(hardware, only_plain);
+        let guest = enter(&mut vcpu, PLAIN);
+        let deny = denying(Revision::Mainline, Accesses::Both, &[PLAIN]);
+        vm.set_filter(&deny).unwrap();
+
+        let executed = guest.execute(Instruction::Rdmsr);
+        assert_eq!(executed.outcome, RunExit::Retired);
+        let guest = executed.still_in_guest.unwrap();
+        let executed = guest.execute(Instruction::Wrmsr);
+        assert_eq!(executed.outcome, RunExit::Retired, "as often as it likes");
+
+        drop(executed);
+        assert!(vcpu.is_recompute_pending());
+        assert_eq!(reason(read(&mut vcpu, PLAIN)), Some(ExitReason::Filter));
+        assert!(!vcpu.is_recompute_pending());
+    }
+}
+
+/// In the other direction the old bits only cost an exit: software checks use the new filter at once.
+#[test]
+fn s7_software_checks_use_the_new_filter_at_once() {
+    for hardware in BOTH {
+        let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
+        vcpu.pass_through(hardware, only_plain);
+        let guest = enter(&mut vcpu, PLAIN);
+        let allow = denying(Revision::Mainline, Accesses::Both, &[]);
+        vm.set_filter(&allow).unwrap();
+        let executed = guest.execute(Instruction::Rdmsr);
+        assert_eq!(executed.outcome, RunExit::Retired);
+        assert!(executed.still_in_guest.is_none(), "it did exit to KVM");
+
+        let executed = enter(&mut vcpu, PLAIN).execute(Instruction::Rdmsr);
+        assert!(executed.still_in_guest.is_some(), "and now does not");
+    }
+}
+
+#[test]
+fn s6_4_each_vcpu_handles_the_request_for_itself() {
+    let (vm, mut first) = guarded(Revision::Mainline, &[]);
+    let second = vm.create_vcpu(RegisterMap::default());
+    vm.set_filter(&denying(Revision::Mainline, Accesses::Both, &[PLAIN]))
+        .unwrap();
+    let third = vm.create_vcpu(RegisterMap::default());
+    assert!(first.is_recompute_pending() && second.is_recompute_pending());
+    assert!(!third.is_recompute_pending(), "made after the fact");
+    read(&mut first, PICKY);
+    assert!(!first.is_recompute_pending() && second.is_recompute_pending());
+}
+
+/// An exit that only gets completed is not an entry.
+#[test]
+fn s6_4_immediate_exit_leaves_the_request_pending() {
+    let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
+    read(&mut vcpu, PLAIN);
+    vm.set_filter(&denying(Revision::Mainline, Accesses::Both, &[]))
+        .unwrap();
+    vcpu.run_immediate_exit();
+    assert!(vcpu.is_recompute_pending());
+}
+
+#[test]
+fn s6_4_the_filter_never_drives_x2apic_bits() {
+    for (revision, hardware) in Revision::ALL.into_iter().zip(BOTH) {
+        let (vm, mut vcpu) = guarded(revision, &[X2APIC_TPR]);
+        vm.set_reasons(ReasonMask::NONE);
+        vcpu.pass_through(hardware, everything);
+        assert_eq!(write(&mut vcpu, X2APIC_TPR, 1), RunExit::Retired);
+        vcpu.pass_through(hardware, |_, _| PassThrough::Unwanted);
+        let expected = match revision {
+            Revision::Mainline => RunExit::Retired,
+            Revision::V6 => FAULT,
+        };
+        assert_eq!(write(&mut vcpu, X2APIC_TPR, 2), expected);
+        assert_ne!(vcpu.host_read(X2APIC_TPR), Ok(INITIAL));
+    }
+}

@@ -1,0 +1,168 @@
+//! S7 on real threads: vCPUs decide while a setter replaces the filter. What loom proves of two words
+//! (`publish/model.rs`), here of whole filters.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use msrgate_filter::intercept::PassThrough;
+use msrgate_filter::{
+    Access, Accesses, Because, Bitmap, Entry, Fallback, Filter, Gprs, Hardware, Instruction,
+    MAX_RANGES, MsrIndex, Range, Register, RegisterMap, Revision, RunExit, Vcpu, Verdict, Vm,
+};
+
+const PUBLICATIONS: usize = 400;
+const READERS: usize = 3;
+
+/// A range of full size that decides all its MSRs alike.
+fn full(base: u32, verdict: Verdict) -> Range {
+    let allows = |_| verdict == Verdict::Allow;
+    let bitmap = Bitmap::from_fn(Bitmap::MAX_COUNT, allows).expect("the largest there is");
+    Range::new(Accesses::Both, MsrIndex::new(base), bitmap)
+}
+
+/// A window in which `verdict` is the verdict, given by the last of `place + 1` ranges. The others
+/// lie where they move the window's pages about.
+fn window(base: u32, verdict: Verdict, place: usize) -> Filter {
+    let bases = (1..).map(|number| base ^ number << 24);
+    let mut ranges: Vec<_> = bases.take(place).map(|base| full(base, verdict)).collect();
+    ranges.push(full(base, verdict));
+    Filter::new(Revision::Mainline, Fallback::Allow, ranges).expect("at most sixteen")
+}
+
+const BASE: u32 = 0x1234_5678;
+
+/// One filter allows a window by its range 15, the other denies it by its range 3. A decision made of
+/// both would mix verdict and range, or find neither.
+#[test]
+fn s7_a_decision_is_of_one_filter() {
+    let [allowing, denying] = [
+        window(BASE, Verdict::Allow, 15),
+        window(BASE, Verdict::Deny, 3),
+    ];
+    let vm = Vm::new(Revision::Mainline);
+    vm.set_filter(&allowing).unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for reader in 0..READERS {
+            let vcpu = vm.create_vcpu(RegisterMap::default());
+            let is_over = &is_over;
+            scope.spawn(move || {
+                let mut offset = reader as u32;
+                while !is_over.load(Ordering::Relaxed) {
+                    offset = (offset + 0x1ab) % Bitmap::MAX_COUNT;
+                    let decision = vcpu.decide(MsrIndex::new(BASE + offset), Access::Write);
+                    let place = match decision.because {
+                        Because::Range(number) => number.get(),
+                        because => panic!("{because:?} at {offset:#x}"),
+                    };
+                    let seen = (decision.verdict, place);
+                    let whole = [(Verdict::Allow, 15), (Verdict::Deny, 3)];
+                    assert!(whole.contains(&seen), "{seen:?} at {offset:#x}");
+                }
+            });
+        }
+        for _ in 0..PUBLICATIONS / 2 {
+            vm.set_filter(&denying).unwrap();
+            vm.set_filter(&allowing).unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// The filters come in the order of the range that decides, so that a vCPU can tell which it saw.
+#[test]
+fn s7_a_check_that_starts_after_set_returned_uses_the_new_filter() {
+    let filters: Vec<_> = (0..MAX_RANGES)
+        .map(|place| window(BASE, Verdict::Deny, place))
+        .collect();
+    for _ in 0..PUBLICATIONS / MAX_RANGES {
+        let vm = Vm::new(Revision::Mainline);
+        vm.set_filter(&filters[0]).unwrap();
+        let returned = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..READERS {
+                let vcpu = vm.create_vcpu(RegisterMap::default());
+                let returned = &returned;
+                scope.spawn(move || {
+                    let mut seen = 0;
+                    while seen + 1 < MAX_RANGES {
+                        let at_least = returned.load(Ordering::Acquire).max(seen);
+                        let decision = vcpu.decide(MsrIndex::new(BASE), Access::Read);
+                        let Because::Range(number) = decision.because else {
+                            panic!("{decision:?}");
+                        };
+                        seen = number.get();
+                        assert!(seen >= at_least, "{seen} after {at_least} was set");
+                    }
+                });
+            }
+            for (place, filter) in filters.iter().enumerate() {
+                vm.set_filter(filter).unwrap();
+                returned.store(place, Ordering::Release);
+            }
+        });
+    }
+}
+
+/// MSRs of both ends of both bitmaps' regions.
+const EDGES: [u32; 4] = [0x10, 0x1fff, 0xc000_0080, 0xc000_1fff];
+
+fn at(index: u32) -> Gprs {
+    Gprs {
+        rcx: index.into(),
+        ..Gprs::RESET
+    }
+}
+
+/// Reads the MSRs in one stretch of guest mode: how many pass before one exits.
+fn passing(vcpu: &mut Vcpu<RegisterMap>, indices: impl Iterator<Item = u32>) -> usize {
+    let Entry::Guest(mut guest) = vcpu.enter() else {
+        unreachable!("nothing is ever pending");
+    };
+    let mut passed = 0;
+    for index in indices {
+        guest.set_gprs(at(index));
+        let executed = guest.execute(Instruction::Rdmsr);
+        let Some(next) = executed.still_in_guest else {
+            break;
+        };
+        assert_eq!(executed.outcome, RunExit::Retired);
+        guest = next;
+        passed += 1;
+    }
+    passed
+}
+
+/// The bitmaps of one filter allow all the MSRs, those of the other none. A stretch in which some
+/// pass and some exit would have bitmaps of both.
+#[test]
+fn s6_4_bitmaps_are_recomputed_from_one_filter() {
+    let all = |fallback| {
+        let range = full(0x4000_0000, Verdict::Deny);
+        Filter::new(Revision::Mainline, fallback, vec![range]).unwrap()
+    };
+    let filters = [all(Fallback::Allow), all(Fallback::Deny)];
+    let vm = Vm::new(Revision::Mainline);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for hardware in [Hardware::Vmx, Hardware::Svm] {
+            let registers = EDGES.map(|index| (MsrIndex::new(index), Register::new(0)));
+            let mut vcpu = vm.create_vcpu(RegisterMap::from_iter(registers));
+            vcpu.pass_through(hardware, |_, _| PassThrough::Wanted);
+            let is_over = &is_over;
+            scope.spawn(move || {
+                let mut first = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    first = (first + 1) % EDGES.len();
+                    let indices = EDGES.into_iter().cycle().skip(first).take(EDGES.len());
+                    let passed = passing(&mut vcpu, indices);
+                    assert!([0, EDGES.len()].contains(&passed), "{passed} passed");
+                }
+            });
+        }
+        for filter in filters.iter().cycle().take(PUBLICATIONS / 4) {
+            vm.set_filter(filter).unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}

@@ -1,0 +1,156 @@
+//! Any bytes as the argument of `KVM_X86_SET_MSR_FILTER`, with any bytes around it.
+//!
+//! The first byte selects revision, width, and whether the struct is tamed; the rest is the caller's
+//! whole memory from address 0 on, with the struct at its beginning and the bitmaps anywhere.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
+use msrgate_filter::{
+    Access, Errno, Fallback, Filter, MsrIndex, RangeError, Revision, SetCall, SetError, Verdict,
+};
+
+fuzz_target!(|input: &[u8]| {
+    let Some((&selector, memory)) = input.split_first() else {
+        return;
+    };
+    let revision = Revision::ALL[usize::from(selector & 1)];
+    let width = CallerWidth::ALL[usize::from(selector >> 1 & 1)];
+    let mut memory = memory.to_vec();
+    if selector & 4 != 0 {
+        tame(&mut memory, width);
+    }
+    let segment = Segment {
+        start: UserAddress::NULL,
+        bytes: &memory,
+    };
+    let call = SetCall::read(revision, width, &segment, UserAddress::NULL);
+    check_published(revision, &call);
+    if let Err(error) = call.result() {
+        check_error(&error);
+    }
+    if let Some(filter) = call.published().last() {
+        check_decisions(filter);
+        check_round_trip(filter);
+    }
+});
+
+/// Turns most structs into ones that get as far as their bitmaps: few flags, up to one MSR too many,
+/// and pointers into or just past the memory.
+fn tame(memory: &mut [u8], width: CallerWidth) {
+    let end = memory.len() as u64 + 8;
+    let Some(bytes) = memory.get_mut(..width.struct_size()) else {
+        return;
+    };
+    let mut request = Request::decode(bytes, width).unwrap();
+    request.flags &= 0b11;
+    for range in &mut request.ranges {
+        range.flags &= 0b111;
+        range.nmsrs %= 0x3002;
+        range.bitmap = UserAddress::new(range.bitmap.get() % end);
+    }
+    bytes.copy_from_slice(&request.encode(width).unwrap());
+}
+
+/// S2.7.
+fn check_published(revision: Revision, call: &SetCall) {
+    let published = call.published();
+    match revision {
+        Revision::Mainline => assert_eq!(published.len(), usize::from(call.result().is_ok())),
+        Revision::V6 => {
+            for (number, filter) in published.iter().enumerate() {
+                assert_eq!(filter.ranges().len(), number.saturating_sub(1));
+            }
+            assert!(published.len() >= 2 || call.result().is_err());
+        }
+    }
+}
+
+fn check_error(error: &SetError) {
+    assert!(!error.to_string().is_empty());
+    let unreadable = match error {
+        SetError::Range { why, .. } => matches!(why, RangeError::Unreadable { .. }),
+        other => matches!(other, SetError::Unreadable(_)),
+    };
+    assert_eq!(error.errno() == Errno::Efault, unreadable);
+    assert_eq!(
+        error.slot().is_some(),
+        matches!(error, SetError::Range { .. })
+    );
+}
+
+/// A filter that was set, written out and set again is the same filter.
+fn check_round_trip(filter: &Filter) {
+    let (argument, bitmaps_at) = (UserAddress::NULL, UserAddress::new(0x10_0001));
+    let (request, bitmaps) = Request::of(filter, bitmaps_at);
+    for width in CallerWidth::ALL {
+        let bytes = request.encode(width).unwrap();
+        assert_eq!(Request::decode(&bytes, width), Ok(request.clone()));
+        let memory = [
+            Segment {
+                start: argument,
+                bytes: &bytes,
+            },
+            Segment {
+                start: bitmaps_at,
+                bytes: &bitmaps,
+            },
+        ];
+        let call = SetCall::read(filter.revision(), width, &memory[..], argument);
+        match (filter.revision(), width) {
+            (Revision::V6, CallerWidth::Bits32) => {
+                assert_eq!(call.result(), Err(SetError::NoSuchCall));
+            }
+            // What v6 leaves behind when it fails is a filter too, and can be set as a whole.
+            _ => assert!(call.published().last() == Some(filter)),
+        }
+    }
+}
+
+/// S3, at every index where the answer may change and at its neighbours.
+fn check_decisions(filter: &Filter) {
+    let mut edges = vec![0, 0x800, 0x900];
+    for range in filter.ranges() {
+        let (base, count) = (range.base().get(), range.bitmap().count());
+        edges.extend([base, base.wrapping_add(count), base.wrapping_add(count / 2)]);
+        edges.extend([base & !0xfff, base & !63]);
+    }
+    for edge in edges {
+        for index in [edge.wrapping_sub(1), edge, edge.wrapping_add(1)] {
+            for access in Access::ALL {
+                let verdict = filter.decide(MsrIndex::new(index), access).verdict;
+                assert_eq!(
+                    verdict,
+                    linear(filter, index, access),
+                    "{access} {index:#x}"
+                );
+            }
+        }
+    }
+}
+
+/// S3 as a loop.
+fn linear(filter: &Filter, index: u32, access: Access) -> Verdict {
+    let allow = |allowed| {
+        if allowed {
+            Verdict::Allow
+        } else {
+            Verdict::Deny
+        }
+    };
+    let is_open = match filter.revision() {
+        Revision::Mainline => (0x800..0x900).contains(&index),
+        Revision::V6 => filter.ranges().is_empty(),
+    };
+    if is_open {
+        return Verdict::Allow;
+    }
+    for range in filter.ranges() {
+        let base = range.base().get();
+        let end = base.wrapping_add(range.bitmap().count());
+        if index >= base && index < end && range.accesses().contain(access) {
+            return allow(range.bitmap().allows(index - base));
+        }
+    }
+    allow(filter.fallback() == Fallback::Allow)
+}
