@@ -6,7 +6,7 @@ use std::fmt;
 use msrgate_filter::{Access, MsrIndex};
 
 use crate::errno::CallErrno;
-use crate::exit::{RawReason, ReasonMask};
+use crate::exit::{RawReason, RawReasons};
 use crate::guest::{Apic, Guest, GuestError};
 use crate::probe::{HostCaps, enable_reasons};
 use crate::raw::{RawFilter, set_filter_raw};
@@ -20,7 +20,7 @@ pub trait Backend {
     ///
     /// # Errors
     /// The answer of the call.
-    fn set_reasons(&mut self, mask: ReasonMask) -> Result<(), CallErrno>;
+    fn set_reasons(&mut self, mask: RawReasons) -> Result<(), CallErrno>;
 
     /// `KVM_X86_SET_MSR_FILTER` (S2).
     ///
@@ -104,7 +104,7 @@ pub struct Fault {
     /// The error code.
     pub code: u64,
     /// RAX, RCX and RDX.
-    pub registers: Registers,
+    pub registers: GuestRegisters,
 }
 
 /// Where RIP was at a fault or an exit.
@@ -118,7 +118,7 @@ pub enum Site {
 
 /// RAX, RCX and RDX at a fault or an exit, compared with those before the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Registers {
+pub enum GuestRegisters {
     /// All the same, in all 64 bits.
     Untouched,
     /// Not the same, which is a deviation; these are they.
@@ -146,7 +146,7 @@ pub struct SeenExit {
     /// Where RIP was.
     pub site: Site,
     /// RAX, RCX and RDX.
-    pub registers: Registers,
+    pub registers: GuestRegisters,
 }
 
 /// The backend that is a real KVM. One VM serves any number of filters and scripts.
@@ -170,7 +170,7 @@ impl Backend for KvmBackend {
         BackendKind::Kvm
     }
 
-    fn set_reasons(&mut self, mask: ReasonMask) -> Result<(), CallErrno> {
+    fn set_reasons(&mut self, mask: RawReasons) -> Result<(), CallErrno> {
         enable_reasons(self.guest.vm(), mask)
     }
 
@@ -179,6 +179,7 @@ impl Backend for KvmBackend {
     }
 
     fn run(&mut self, script: &[Step]) -> Result<Vec<Observed>, GuestError> {
-        self.guest.run(script)
+        let script: Vec<_> = script.iter().map(Into::into).collect();
+        self.guest.run(&script)
     }
 }

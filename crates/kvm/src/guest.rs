@@ -11,7 +11,7 @@ mod run;
 mod slot;
 mod watchdog;
 
-pub(crate) use layout::VcpuNumber;
-pub(crate) use machine::{Answer, Apic, Guest, RawExit, Stop};
+pub(crate) use code::ACCESS_LENGTH;
+pub(crate) use machine::{Answer, Apic, Guest, RawExit, Stop, called};
 pub use run::{GuestError, StepAt};
 pub(crate) use slot::{Op, Report};

@@ -5,14 +5,14 @@ use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, Vm
 use msrgate_filter::{Fallback, Filter, Revision};
 
 use crate::errno::CallErrno;
-use crate::exit::ReasonMask;
+use crate::exit::{RawReasons, ReasonMask};
 use crate::probe::enable_reasons;
 
 /// What a VM has been given. There is no ioctl that reads it back, so this remembers.
 #[derive(Debug)]
 #[must_use = "the filter stays in the VM; without this, its mask is forgotten"]
 pub struct Installed {
-    reasons: ReasonMask,
+    reasons: RawReasons,
 }
 
 /// Why a filter is not in force.
@@ -23,10 +23,10 @@ pub enum InstallError {
     #[error("a filter of revision {0:?} cannot be installed: kernels follow mainline")]
     Revision(Revision),
     /// `KVM_CAP_X86_USER_SPACE_MSR` was refused.
-    #[error("the kernel refuses the exit reasons {mask:#x}: {errno}")]
+    #[error("the kernel refuses the exit reasons {mask}: {errno}")]
     Reasons {
         /// The bits it was asked for.
-        mask: u32,
+        mask: RawReasons,
         /// Its answer.
         errno: CallErrno,
     },
@@ -43,7 +43,7 @@ pub enum InstallError {
 /// failure the VM has no filter, and may have the mask.
 pub fn install(vm: &VmFd, filter: &Filter, reasons: ReasonMask) -> Result<Installed, InstallError> {
     let mut installed = Installed {
-        reasons: ReasonMask::NONE,
+        reasons: RawReasons::NONE,
     };
     installed.replace(vm, filter, reasons)?;
     Ok(installed)
@@ -64,6 +64,7 @@ impl Installed {
         if filter.revision() != Revision::Mainline {
             return Err(InstallError::Revision(filter.revision()));
         }
+        let reasons = reasons.into();
         self.ask_for(vm, self.reasons.union(reasons))?;
         set(vm, filter).map_err(InstallError::Filter)?;
         self.ask_for(vm, reasons)
@@ -76,19 +77,19 @@ impl Installed {
     pub fn remove(&mut self, vm: &VmFd) -> Result<(), InstallError> {
         vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[])
             .map_err(|error| InstallError::Filter(error.into()))?;
-        self.ask_for(vm, ReasonMask::NONE)
+        self.ask_for(vm, RawReasons::NONE)
     }
 
     /// The reasons for which the VM exits.
     #[must_use]
-    pub const fn reasons(&self) -> ReasonMask {
+    pub const fn reasons(&self) -> RawReasons {
         self.reasons
     }
 
-    fn ask_for(&mut self, vm: &VmFd, reasons: ReasonMask) -> Result<(), InstallError> {
+    fn ask_for(&mut self, vm: &VmFd, reasons: RawReasons) -> Result<(), InstallError> {
         if reasons != self.reasons {
             enable_reasons(vm, reasons).map_err(|errno| InstallError::Reasons {
-                mask: reasons.bits(),
+                mask: reasons,
                 errno,
             })?;
             self.reasons = reasons;

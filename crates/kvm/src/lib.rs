@@ -9,6 +9,7 @@
 //! What this crate does not do: it reads no policy and knows no register's name.
 
 mod backend;
+mod doctor;
 mod errno;
 mod exit;
 mod guest;
@@ -20,11 +21,12 @@ mod probe;
 mod raw;
 
 pub use backend::{
-    Backend, BackendKind, Fault, KvmBackend, Observed, Outcome, Registers, Reply, SeenExit, Site,
-    Step,
+    Backend, BackendKind, Fault, GuestRegisters, KvmBackend, Observed, Outcome, Reply, SeenExit,
+    Site, Step,
 };
+pub use doctor::{Finding, Statement, statements};
 pub use errno::{CallErrno, RawErrno};
-pub use exit::{ExitReason, RawReason, ReasonMask};
+pub use exit::{ExitReason, RawReason, RawReasons, ReasonMask};
 pub use guest::{GuestError, StepAt};
 pub use host::{Capability, HostError};
 pub use install::{InstallError, Installed, install};

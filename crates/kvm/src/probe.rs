@@ -9,7 +9,7 @@ use kvm_ioctls::{Kvm, VmFd};
 use msrgate_filter::Errno;
 
 use crate::errno::CallErrno;
-use crate::exit::ReasonMask;
+use crate::exit::RawReasons;
 use crate::host::{Capability, HostError};
 use crate::raw::{RawFilter, set_filter_raw};
 
@@ -20,7 +20,7 @@ const MODULES: &str = "/sys/module";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostCaps {
     device: PathBuf,
-    reasons: ReasonMask,
+    reasons: RawReasons,
     unknown_bits: UnknownBits,
     ignore_msrs: IgnoreMsrs,
     module: Module,
@@ -110,9 +110,9 @@ impl HostCaps {
         &self.device
     }
 
-    /// The bits of [`ReasonMask`] that it accepts, each tried alone.
+    /// The bits of [`RawReasons`] that it accepts, each tried alone.
     #[must_use]
-    pub const fn reasons(&self) -> ReasonMask {
+    pub const fn reasons(&self) -> RawReasons {
         self.reasons
     }
 
@@ -142,15 +142,15 @@ impl HostCaps {
 }
 
 /// Asks `vm` for exits for these reasons (S1.9).
-pub(crate) fn enable_reasons(vm: &VmFd, mask: ReasonMask) -> Result<(), CallErrno> {
+pub(crate) fn enable_reasons(vm: &VmFd, mask: RawReasons) -> Result<(), CallErrno> {
     enable(vm, Capability::UserSpaceMsr, mask)
 }
 
 /// Enables a capability with `mask` as its first argument.
-pub(crate) fn enable(vm: &VmFd, which: Capability, mask: ReasonMask) -> Result<(), CallErrno> {
+pub(crate) fn enable(vm: &VmFd, which: Capability, mask: RawReasons) -> Result<(), CallErrno> {
     let request = kvm_enable_cap {
         cap: which.number(),
-        args: [mask.bits().into(), 0, 0, 0],
+        args: [mask.get(), 0, 0, 0],
         ..kvm_enable_cap::default()
     };
     Ok(vm.enable_cap(&request)?)
@@ -187,11 +187,11 @@ fn create_vm(kvm: &Kvm, device: &Path) -> Result<VmFd, HostError> {
     }
 }
 
-fn accepted_reasons(vm: &VmFd) -> ReasonMask {
-    (0..u32::BITS)
-        .map(|bit| ReasonMask::new(1 << bit))
+fn accepted_reasons(vm: &VmFd) -> RawReasons {
+    (0..u64::BITS)
+        .map(|bit| RawReasons::new(1 << bit))
         .filter(|&mask| enable_reasons(vm, mask).is_ok())
-        .fold(ReasonMask::NONE, ReasonMask::union)
+        .fold(RawReasons::NONE, RawReasons::union)
 }
 
 fn unknown_bits(vm: &VmFd) -> UnknownBits {

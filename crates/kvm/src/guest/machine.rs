@@ -6,6 +6,7 @@
     reason = "KVM_SET_USER_MEMORY_REGION, and a union of the kernel's ABI"
 )]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
@@ -17,6 +18,7 @@ use super::slot::{self, Op, Report};
 use super::watchdog::Watchdog;
 use super::{GuestError, StepAt, code};
 use crate::errno::CallErrno;
+use crate::exit::RawReason;
 use crate::memory::Memory;
 use crate::probe::HostCaps;
 
@@ -52,7 +54,7 @@ pub(crate) struct RawExit {
     pub(crate) number: u32,
     pub(crate) access: Access,
     pub(crate) error: u8,
-    pub(crate) reason: u32,
+    pub(crate) reason: RawReason,
     pub(crate) index: MsrIndex,
     pub(crate) data: u64,
 }
@@ -74,7 +76,7 @@ enum Health {
 /// The built-in guest in its VM.
 pub(crate) struct Guest {
     vcpu: VcpuFd,
-    vm: VmFd,
+    vm: Arc<VmFd>,
     memory: Memory,
     number: VcpuNumber,
     reset: kvm_sregs,
@@ -111,7 +113,7 @@ impl Guest {
         number.load(memory.words());
         Ok(Self {
             vcpu,
-            vm,
+            vm: Arc::new(vm),
             memory,
             number,
             reset,
@@ -197,14 +199,14 @@ impl Guest {
     }
 
     /// Overwrites what KVM does not read back of a pending exit (S5.5).
-    pub(crate) fn scribble(&mut self, reason: u32, index: MsrIndex) {
+    pub(crate) fn scribble(&mut self, reason: RawReason, index: MsrIndex) {
         let run = self.vcpu.get_kvm_run();
-        run.__bindgen_anon_1.msr.reason = reason;
+        run.__bindgen_anon_1.msr.reason = reason.get();
         run.__bindgen_anon_1.msr.index = index.get();
     }
 
     /// The VM.
-    pub(crate) const fn vm(&self) -> &VmFd {
+    pub(crate) const fn vm(&self) -> &Arc<VmFd> {
         &self.vm
     }
 
@@ -276,7 +278,7 @@ impl Guest {
         let reason = unsafe { run.__bindgen_anon_1.msr.reason };
         Stop::Msr(RawExit {
             number: run.exit_reason,
-            reason,
+            reason: RawReason::new(reason),
             ..exit
         })
     }
@@ -291,7 +293,7 @@ fn classify(exit: &VcpuExit<'_>) -> Stop {
             number: 0,
             access,
             error,
-            reason: 0,
+            reason: RawReason::new(0),
             index: MsrIndex::new(index),
             data,
         })

@@ -7,10 +7,10 @@ use msrgate_filter::{Access, MsrIndex};
 
 use super::machine::{Answer, Guest, RawExit, Stop};
 use super::slot::{Op, Operands, Report};
-use crate::backend::{Fault, Observed, Outcome, Registers, Reply, SeenExit, Site, Step};
+use crate::backend::{Fault, GuestRegisters, Observed, Outcome, Reply, SeenExit, Site, Step};
 use crate::errno::CallErrno;
-use crate::exit::RawReason;
 use crate::host::HostError;
+use crate::install::InstallError;
 
 /// A step of a script, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,9 @@ pub enum GuestError {
     /// There is no KVM any more.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// A filter could not be installed.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// A call that should not fail did.
     #[error("{name}: {errno}")]
     Call {
@@ -104,8 +107,8 @@ impl Guest {
     ///
     /// # Errors
     /// The guest did something that no access can make it do, or a call failed; the message names
-    /// the step.
-    pub(crate) fn run(&mut self, script: &[Step]) -> Result<Vec<Observed>, GuestError> {
+    /// the step, counted from the start of the part of [`Self::LONGEST`] steps it is in.
+    pub(crate) fn run(&mut self, script: &[(Op, Reply)]) -> Result<Vec<Observed>, GuestError> {
         let mut observed = Vec::with_capacity(script.len());
         for part in script.chunks(Self::LONGEST) {
             self.run_part(part, &mut observed)?;
@@ -113,8 +116,12 @@ impl Guest {
         Ok(observed)
     }
 
-    fn run_part(&mut self, part: &[Step], into: &mut Vec<Observed>) -> Result<(), GuestError> {
-        let ops: Vec<Op> = part.iter().map(Op::from).collect();
+    fn run_part(
+        &mut self,
+        part: &[(Op, Reply)],
+        into: &mut Vec<Observed>,
+    ) -> Result<(), GuestError> {
+        let ops: Vec<Op> = part.iter().map(|&(op, _)| op).collect();
         self.load(&ops)?;
         let mut exits: Vec<Option<SeenExit>> = vec![None; part.len()];
         let mut at = 0;
@@ -125,13 +132,13 @@ impl Guest {
             }
             match (stop, part.get(at)) {
                 (Stop::End, _) => break,
-                (Stop::Msr(raw), Some(step)) => {
+                (Stop::Msr(raw), Some(&(op, reply))) => {
                     if exits[at].is_some() {
                         self.spoil();
                         return Err(GuestError::Twice { step: self.step() });
                     }
-                    exits[at] = Some(self.seen(ops[at], &raw)?);
-                    self.answer(step.reply.into());
+                    exits[at] = Some(self.seen(op, &raw)?);
+                    self.answer(reply.into());
                 }
                 (stop, _) => {
                     self.spoil();
@@ -158,7 +165,7 @@ impl Guest {
             rdx: registers.rdx,
         };
         Ok(SeenExit {
-            reason: RawReason::new(raw.reason),
+            reason: raw.reason,
             index: raw.index,
             access: raw.access,
             data: raw.data,
@@ -198,11 +205,11 @@ impl Guest {
     }
 }
 
-fn compare(op: Op, seen: Operands) -> Registers {
+fn compare(op: Op, seen: Operands) -> GuestRegisters {
     if seen == op.operands() {
-        Registers::Untouched
+        GuestRegisters::Untouched
     } else {
-        Registers::Changed {
+        GuestRegisters::Changed {
             rax: seen.rax,
             rcx: seen.rcx,
             rdx: seen.rdx,
@@ -210,12 +217,13 @@ fn compare(op: Op, seen: Operands) -> Registers {
     }
 }
 
-impl From<&Step> for Op {
+impl From<&Step> for (Op, Reply) {
     fn from(step: &Step) -> Self {
-        match step.access {
-            Access::Read => Self::Read(step.index),
-            Access::Write => Self::Write(step.index, step.value),
-        }
+        let op = match step.access {
+            Access::Read => Op::Read(step.index),
+            Access::Write => Op::Write(step.index, step.value),
+        };
+        (op, step.reply)
     }
 }
 

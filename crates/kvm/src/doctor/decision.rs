@@ -1,0 +1,319 @@
+//! S3, S4 and S10: which accesses are asked about, and what decides them.
+
+use msrgate_filter::{Access, Fallback, MsrIndex, Verdict};
+
+use super::lab::{ALL_REASONS, CSTAR, KERNEL_GS_BASE, LSTAR, Lab, NOWHERE, STAR, TSC};
+use super::request::{BOTH, READ, WRITE, allow_all, deny_all, filter, range};
+use super::{Finding, Statement};
+use crate::backend::{Observed, Outcome, Reply};
+use crate::exit::RawReasons;
+use crate::guest::{GuestError, Op, called};
+use crate::probe::IgnoreMsrs;
+use crate::raw::{RawBitmap, RawRange};
+
+pub(super) const STATEMENTS: &[Statement] = &[
+    Statement::new(
+        "S3.1",
+        "0x800 to 0x8ff are never refused, whatever a filter says",
+        x2apic,
+    ),
+    Statement::new(
+        "S3.1a",
+        "under default deny a guest in x2APIC mode reads its APIC's registers",
+        x2apic_value,
+    ),
+    Statement::new("S3.2", "a VM without a filter refuses nothing", |lab| {
+        Ok(Finding::all([
+            lab.both(STAR, Verdict::Allow)?,
+            lab.both(NOWHERE, Verdict::Allow)?,
+            lab.both(MsrIndex::MAX, Verdict::Allow)?,
+        ]))
+    }),
+    Statement::new(
+        "S3.3",
+        "of the ranges that contain an access the first decides",
+        first_match,
+    ),
+    Statement::new(
+        "S3.3a",
+        "a range without the flag of the access does not stop the search",
+        other_direction,
+    ),
+    Statement::new(
+        "S3.3b",
+        "a range with both flags has one bitmap for both",
+        one_bitmap,
+    ),
+    Statement::new(
+        "S3.4",
+        "where no range speaks, the default decides",
+        defaults,
+    ),
+    Statement::new(
+        "S3.5",
+        "a range that reaches 2^32 matches nothing; 0xffffffff obeys only the default",
+        wrapping,
+    ),
+    Statement::new(
+        "S3.6",
+        "bits past the last MSR of a range are never used",
+        spare_bits,
+    ),
+    Statement::new(
+        "S4a",
+        "KVM_GET_MSRS and KVM_SET_MSRS are not filtered",
+        host_access,
+    ),
+    Statement::new(
+        "S4b",
+        "RDTSC is not filtered, though the TSC is an MSR",
+        time,
+    ),
+    Statement::new(
+        "S4c",
+        "the MSR lists of nested entries and exits are filtered",
+        |_| {
+            Ok(Finding::CannotBeShown {
+                why: "the built-in guest runs no guest of its own",
+            })
+        },
+    ),
+    Statement::new(
+        "S4d",
+        "above CPL 0 the CPU faults before any filter is asked",
+        |_| {
+            Ok(Finding::CannotBeShown {
+                why: "the built-in guest stays at CPL 0",
+            })
+        },
+    ),
+    Statement::new(
+        "S4e",
+        "WRMSRNS and the forms with an immediate are filtered like WRMSR",
+        |_| {
+            Ok(Finding::CannotBeShown {
+                why: "few CPUs have them",
+            })
+        },
+    ),
+    Statement::new(
+        "S10.1",
+        "with kvm.ignore_msrs=1 an unknown MSR reads 0 without an exit, unless it is refused",
+        ignored,
+    ),
+    Statement::new("S10.3", "a range ends before base + nmsrs", |lab| {
+        let ends = filter(Fallback::Deny, [range(BOTH, STAR, 2, |_| true)]);
+        Ok(Finding::all([
+            lab.accepts("the call", &ends),
+            lab.both(LSTAR, Verdict::Allow)?,
+            lab.both(CSTAR, Verdict::Deny)?,
+        ]))
+    }),
+    Statement::new(
+        "S10.5",
+        "SWAPGS changes KERNEL_GS_BASE under default deny",
+        swap,
+    ),
+];
+
+fn x2apic(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let refuse = range(BOTH, MsrIndex::new(0x7ff), 0x102, |_| false);
+    let inside = [0x800, 0x802, 0x83f, 0x8ff].map(MsrIndex::new);
+    let outside = [0x7ff, 0x900].map(MsrIndex::new);
+    let mut findings = Vec::new();
+    for request in [deny_all(), filter(Fallback::Allow, [refuse])] {
+        findings.push(lab.accepts("the call", &request));
+        for index in inside {
+            findings.push(lab.both(index, Verdict::Allow)?);
+        }
+        for index in outside {
+            findings.push(lab.both(index, Verdict::Deny)?);
+        }
+    }
+    Ok(Finding::all(findings))
+}
+
+/// 0x803 is the version register: never 0, and bits 7:0 are 0x10 to 0x15 (SDM volume 3, 12.4.8).
+fn x2apic_value(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let mut lab = lab.with_apic()?;
+    lab.guard(&deny_all(), ALL_REASONS)?;
+    let seen = lab.try_access(Op::Read(MsrIndex::new(0x803)))?;
+    Ok(match seen.outcome {
+        Outcome::Value(version) if (0x10..0x16).contains(&(version & 0xff)) => Finding::Holds,
+        _ => Finding::Differs {
+            seen: format!("the read of 0x803: {seen:?}"),
+        },
+    })
+}
+
+fn first_match(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let allow = || range(BOTH, STAR, 3, |offset| offset != 1);
+    let refuse = || range(BOTH, LSTAR, 2, |_| false);
+    Ok(Finding::all([
+        lab.accepts("the call", &filter(Fallback::Deny, [allow(), refuse()])),
+        lab.both(STAR, Verdict::Allow)?,
+        lab.both(LSTAR, Verdict::Deny)?,
+        lab.both(CSTAR, Verdict::Allow)?,
+        lab.accepts("the call", &filter(Fallback::Deny, [refuse(), allow()])),
+        lab.both(STAR, Verdict::Allow)?,
+        lab.both(CSTAR, Verdict::Deny)?,
+    ]))
+}
+
+fn other_direction(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let writes = range(WRITE, STAR, 1, |_| false);
+    let reads = range(READ, STAR, 1, |_| true);
+    let all = range(BOTH, STAR, 1, |_| true);
+    Ok(Finding::all([
+        lab.accepts("the call", &filter(Fallback::Deny, [writes, reads, all])),
+        lab.verdicts(&[
+            (STAR, Access::Read, Verdict::Allow),
+            (STAR, Access::Write, Verdict::Deny),
+        ])?,
+    ]))
+}
+
+fn one_bitmap(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let ranges = [range(BOTH, STAR, 3, |offset| offset == 1)];
+    Ok(Finding::all([
+        lab.accepts("the call", &filter(Fallback::Allow, ranges)),
+        lab.both(STAR, Verdict::Deny)?,
+        lab.both(LSTAR, Verdict::Allow)?,
+        lab.both(CSTAR, Verdict::Deny)?,
+    ]))
+}
+
+fn defaults(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let ranges = |flags| [range(flags, STAR, 1, |_| flags == READ)];
+    Ok(Finding::all([
+        lab.accepts("deny", &filter(Fallback::Deny, ranges(READ))),
+        lab.verdicts(&[
+            (STAR, Access::Read, Verdict::Allow),
+            (STAR, Access::Write, Verdict::Deny),
+            (LSTAR, Access::Read, Verdict::Deny),
+            (NOWHERE, Access::Write, Verdict::Deny),
+        ])?,
+        lab.accepts("allow", &filter(Fallback::Allow, ranges(WRITE))),
+        lab.verdicts(&[
+            (STAR, Access::Read, Verdict::Allow),
+            (STAR, Access::Write, Verdict::Deny),
+            (LSTAR, Access::Write, Verdict::Allow),
+            (NOWHERE, Access::Read, Verdict::Allow),
+        ])?,
+    ]))
+}
+
+fn wrapping(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let base = MsrIndex::new(0xffff_ff00);
+    let exact = |bit| range(BOTH, base, 0x100, move |_| bit);
+    let beyond = |bit| range(BOTH, MsrIndex::MAX, 2, move |_| bit);
+    let short = |bit| range(BOTH, base, 0xff, move |_| bit);
+    let below = MsrIndex::new(u32::MAX - 1);
+    let ranges = |bit| [exact(bit), beyond(bit)];
+    let mut findings = Vec::new();
+    for (default, bit, verdict) in [
+        (Fallback::Deny, true, Verdict::Deny),
+        (Fallback::Allow, false, Verdict::Allow),
+    ] {
+        findings.push(lab.accepts("the call", &filter(default, ranges(bit))));
+        for index in [base, below, MsrIndex::MAX, MsrIndex::MIN] {
+            findings.push(lab.both(index, verdict)?);
+        }
+    }
+    findings.push(lab.accepts("the call", &filter(Fallback::Deny, [short(true)])));
+    findings.push(lab.both(below, Verdict::Allow)?);
+    findings.push(lab.both(MsrIndex::MAX, Verdict::Deny)?);
+    Ok(Finding::all(findings))
+}
+
+fn spare_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let ranges = [RawRange {
+        flags: BOTH,
+        nmsrs: 2,
+        base: STAR.get(),
+        bitmap: RawBitmap::Bytes(vec![0xff; 8]),
+    }];
+    Ok(Finding::all([
+        lab.accepts("the call", &filter(Fallback::Deny, ranges)),
+        lab.both(LSTAR, Verdict::Allow)?,
+        lab.both(CSTAR, Verdict::Deny)?,
+        lab.both(MsrIndex::new(STAR.get() + 63), Verdict::Deny)?,
+    ]))
+}
+
+fn host_access(lab: &mut Lab) -> Result<Finding, GuestError> {
+    const VALUE: u64 = 0x0023_0010_0000_0000;
+    lab.guard(&deny_all(), ALL_REASONS)?;
+    let seen = (lab.host_write(STAR, VALUE)?, lab.host_read(STAR)?);
+    Ok(Finding::all([
+        Finding::compare("the host's write and read", &seen, &(1, Some(VALUE))),
+        lab.both(STAR, Verdict::Deny)?,
+    ]))
+}
+
+fn time(lab: &mut Lab) -> Result<Finding, GuestError> {
+    lab.guard(&deny_all(), ALL_REASONS)?;
+    let first = lab.try_access(Op::Time)?;
+    let second = lab.try_access(Op::Time)?;
+    let passed = match (first.outcome, second.outcome) {
+        (Outcome::Value(first), Outcome::Value(second)) if first < second => Finding::Holds,
+        _ => Finding::Differs {
+            seen: format!("two RDTSC: {first:?} and {second:?}"),
+        },
+    };
+    Ok(Finding::all([
+        Finding::compare("exits", &(first.exit, second.exit), &(None, None)),
+        passed,
+        lab.both(TSC, Verdict::Deny)?,
+    ]))
+}
+
+fn swap(lab: &mut Lab) -> Result<Finding, GuestError> {
+    const KERNEL: u64 = 0x1234_5000;
+    lab.guard(&deny_all(), ALL_REASONS)?;
+    lab.host_write(KERNEL_GS_BASE, KERNEL)?;
+    // The script begins with GS at 0, as its system registers say.
+    let seen = lab.try_access(Op::SwapGs)?;
+    let system = lab.guest.vcpu().get_sregs();
+    let gs = system.map_err(called("KVM_GET_SREGS"))?.gs.base;
+    let after = (seen.exit, gs, lab.host_read(KERNEL_GS_BASE)?);
+    Ok(Finding::all([
+        Finding::compare(
+            "exit, GS base, KERNEL_GS_BASE",
+            &after,
+            &(None, KERNEL, Some(0)),
+        ),
+        lab.both(KERNEL_GS_BASE, Verdict::Deny)?,
+    ]))
+}
+
+fn ignored(lab: &mut Lab) -> Result<Finding, GuestError> {
+    match lab.host.ignore_msrs() {
+        IgnoreMsrs::On => {}
+        IgnoreMsrs::Off => {
+            return Ok(Finding::CannotBeShown {
+                why: "this host has kvm.ignore_msrs=0",
+            });
+        }
+        IgnoreMsrs::NotSeen => {
+            return Ok(Finding::CannotBeShown {
+                why: "this host's kvm.ignore_msrs cannot be read",
+            });
+        }
+    }
+    lab.guard(&allow_all(), ALL_REASONS)?;
+    let seen = lab.try_access(Op::Read(NOWHERE))?;
+    let wanted = Observed {
+        outcome: Outcome::Value(0),
+        exit: None,
+    };
+    lab.guard(&deny_all(), RawReasons::new(4))?;
+    let refused = lab
+        .access(Op::Read(NOWHERE), Reply::Value(1))?
+        .exit
+        .is_some();
+    Ok(Finding::all([
+        Finding::compare("an unknown MSR", &seen, &wanted),
+        Finding::compare("its exit where it is refused", &refused, &true),
+    ]))
+}

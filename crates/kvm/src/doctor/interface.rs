@@ -1,0 +1,211 @@
+//! S1: numbers, offsets and capabilities.
+
+use std::mem::offset_of;
+
+use kvm_bindings::{kvm_msr_filter, kvm_msr_filter_range, kvm_run, kvm_run__bindgen_ty_1};
+use msrgate_filter::{Access, Errno, Fallback, MsrIndex, Verdict};
+
+use super::lab::{ALL_REASONS, EFER, Lab, NOWHERE, STAR, TSC};
+use super::request::{BOTH, READ, allow_all, filter, range};
+use super::{Finding, Statement};
+use crate::backend::Reply;
+use crate::errno::CallErrno;
+use crate::exit::RawReasons;
+use crate::guest::{GuestError, Op};
+use crate::host::Capability;
+use crate::probe::enable;
+use crate::raw::{RawFilter, Request, send};
+
+pub(super) const STATEMENTS: &[Statement] = &[
+    Statement::new(
+        "S1.1",
+        "capability 188 says that user space can handle MSRs",
+        |lab| Ok(answers(lab, Capability::UserSpaceMsr)),
+    ),
+    Statement::new(
+        "S1.2",
+        "capability 189 says that MSRs can be filtered",
+        |lab| Ok(answers(lab, Capability::MsrFilter)),
+    ),
+    Statement::new(
+        "S1.3",
+        "reads exit with number 29, writes with 30",
+        exit_numbers,
+    ),
+    Statement::new(
+        "S1.4",
+        "the reason bits are INVAL 1, UNKNOWN 2, FILTER 4",
+        reason_bits,
+    ),
+    Statement::new(
+        "S1.5",
+        "an exit's error, reason, index and data are at 32, 40, 44 and 48 of kvm_run",
+        run_layout,
+    ),
+    Statement::new(
+        "S1.6",
+        "the call is 0x4188aec6 with 392 bytes; the one of 32-bit callers is unknown to others",
+        ioctl_number,
+    ),
+    Statement::new(
+        "S1.6a",
+        "a 32-bit caller's call is 0x4104aec6 with 260 bytes",
+        |_| {
+            Ok(Finding::CannotBeShown {
+                why: "this is a 64-bit process",
+            })
+        },
+    ),
+    Statement::new(
+        "S1.7",
+        "sixteen ranges of 24 bytes start at offset 8, the bitmap pointer at 16 of each",
+        struct_layout,
+    ),
+    Statement::new(
+        "S1.8",
+        "a filter has up to 16 ranges, a range up to 0x3000 MSRs",
+        limits,
+    ),
+    Statement::new(
+        "S1.9",
+        "the reason mask may change at any time; a bit outside the known ones is EINVAL",
+        mask_bits,
+    ),
+    Statement::new("S1.9a", "enabling capability 189 is EINVAL", |lab| {
+        let seen = enable(lab.guest.vm(), Capability::MsrFilter, RawReasons::NONE);
+        let wanted = Err(CallErrno::Known(Errno::Einval));
+        Ok(Finding::compare("enabling it", &seen, &wanted))
+    }),
+    Statement::new(
+        "S1.10",
+        "the seed's numbers 184 and 185 belong to other capabilities, and answer too",
+        impostors,
+    ),
+];
+
+fn answers(lab: &Lab, capability: Capability) -> Finding {
+    let answer = lab
+        .guest
+        .vm()
+        .check_extension_raw(capability.number().into());
+    Finding::compare("the VM's answer", &answer, &1)
+}
+
+fn exit_numbers(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let read = lab.stop_refused(Op::Read(STAR))?;
+    let write = lab.stop_refused(Op::Write(STAR, 0))?;
+    let seen = (read.number, read.access, write.number, write.access);
+    let wanted = (29, Access::Read, 30, Access::Write);
+    Ok(Finding::compare("the exits", &seen, &wanted))
+}
+
+fn reason_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
+    lab.guard(&allow_all(), ALL_REASONS)?;
+    let invalid = lab.stop_at(Op::Write(EFER, u64::MAX))?;
+    let unknown = lab.stop_at(Op::Read(NOWHERE))?;
+    let refused = lab.stop_refused(Op::Read(STAR))?;
+    let seen = [invalid, unknown, refused].map(|exit| exit.reason.get());
+    Ok(Finding::compare("the reasons", &seen, &[1, 2, 4]))
+}
+
+/// The fields were read at these offsets, so it remains to see that they are the right ones.
+fn run_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let start = offset_of!(kvm_run, __bindgen_anon_1);
+    let offsets = [
+        start + offset_of!(kvm_run__bindgen_ty_1, msr.error),
+        start + offset_of!(kvm_run__bindgen_ty_1, msr.reason),
+        start + offset_of!(kvm_run__bindgen_ty_1, msr.index),
+        start + offset_of!(kvm_run__bindgen_ty_1, msr.data),
+    ];
+    let exit = lab.stop_refused(Op::Write(STAR, 0x1122_3344_5566_7788))?;
+    let fields = (exit.error, exit.reason.get(), exit.index, exit.data);
+    let wanted = (0, 4, STAR, 0x1122_3344_5566_7788);
+    Ok(Finding::all([
+        Finding::compare("the offsets", &offsets, &[32, 40, 44, 48]),
+        Finding::compare("what is there", &fields, &wanted),
+    ]))
+}
+
+fn ioctl_number(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let vm = lab.guest.vm();
+    Ok(Finding::all([
+        Finding::compare("the size", &size_of::<kvm_msr_filter>(), &392),
+        Finding::compare(
+            "the call",
+            &send(vm, Request::SET_FILTER, &allow_all()),
+            &Ok(()),
+        ),
+        Finding::compare(
+            "the call of 32-bit callers",
+            &send(vm, Request::SET_FILTER_32, &allow_all()),
+            &Err(CallErrno::Known(Errno::Enotty)),
+        ),
+    ]))
+}
+
+/// A filter that says something in its first and in its last range shows that both are found.
+fn struct_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let offsets = [
+        offset_of!(kvm_msr_filter, ranges),
+        size_of::<kvm_msr_filter_range>(),
+        offset_of!(kvm_msr_filter_range, flags),
+        offset_of!(kvm_msr_filter_range, nmsrs),
+        offset_of!(kvm_msr_filter_range, base),
+        offset_of!(kvm_msr_filter_range, bitmap),
+    ];
+    let mut request = filter(Fallback::Deny, [range(READ, TSC, 1, |_| true)]);
+    request.ranges[15] = range(BOTH, STAR, 1, |_| true);
+    let taken = lab.accepts("ranges 0 and 15", &request);
+    let verdicts = lab.verdicts(&[
+        (TSC, Access::Read, Verdict::Allow),
+        (TSC, Access::Write, Verdict::Deny),
+        (STAR, Access::Read, Verdict::Allow),
+        (STAR, Access::Write, Verdict::Allow),
+        (NOWHERE, Access::Read, Verdict::Deny),
+    ])?;
+    Ok(Finding::all([
+        Finding::compare("the offsets", &offsets, &[8, 24, 0, 4, 8, 16]),
+        taken,
+        verdicts,
+    ]))
+}
+
+fn limits(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let full = |nmsrs| RawFilter {
+        flags: 0,
+        ranges: [(); 16].map(|()| range(BOTH, MsrIndex::MIN, nmsrs, |_| true)),
+    };
+    let largest = lab.accepts("sixteen ranges of 0x3000", &full(0x3000));
+    let too_large = lab.refuses("a range of 0x3001", &full(0x3001), Errno::Einval);
+    Ok(largest.and(too_large))
+}
+
+fn mask_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
+    for bit in 0..64 {
+        let wanted = match bit {
+            0..=2 => Ok(()),
+            _ => Err(CallErrno::Known(Errno::Einval)),
+        };
+        let seen = lab.reasons(RawReasons::new(1 << bit));
+        let found = Finding::compare(&format!("bit {bit}"), &seen, &wanted);
+        if found != Finding::Holds {
+            return Ok(found);
+        }
+    }
+    // With an exit pending as well, which the new mask then has no part in (S5.5).
+    lab.stop_refused(Op::Read(STAR))?;
+    let meanwhile = lab.reasons(RawReasons::NONE);
+    lab.guest.answer(Reply::Value(0).into());
+    lab.finish()?;
+    let again = lab.reason(Op::Read(STAR))?;
+    Ok(Finding::all([
+        Finding::compare("a change while an exit is pending", &meanwhile, &Ok(())),
+        Finding::compare("the exit under mask 0", &again, &None),
+    ]))
+}
+
+fn impostors(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let vm = lab.guest.vm();
+    let answers = [184, 185].map(|number| vm.check_extension_raw(number));
+    Ok(Finding::compare("the answers", &answers, &[1, 1]))
+}

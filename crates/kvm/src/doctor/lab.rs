@@ -1,0 +1,201 @@
+//! A VM to try a statement in, and the few things that statements do to it.
+
+use kvm_bindings::{Msrs, kvm_msr_entry};
+use msrgate_filter::{Access, Errno, MsrIndex, Verdict};
+
+use super::Finding;
+use super::request::{allow_all, deny_all};
+use crate::backend::{Observed, Reply};
+use crate::errno::{CallErrno, RawErrno};
+use crate::exit::{ExitReason, RawReason, RawReasons};
+use crate::guest::{Apic, Guest, GuestError, Op, RawExit, Stop, called};
+use crate::probe::{HostCaps, enable_reasons};
+use crate::raw::{RawFilter, set_filter_raw};
+
+/// Registers that every KVM knows and that hold what is written to them.
+pub(super) const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
+pub(super) const LSTAR: MsrIndex = MsrIndex::new(0xc000_0082);
+pub(super) const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
+pub(super) const KERNEL_GS_BASE: MsrIndex = MsrIndex::new(0xc000_0102);
+/// A register of which most bits are reserved.
+pub(super) const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
+pub(super) const TSC: MsrIndex = MsrIndex::new(0x10);
+/// A register that nobody has.
+pub(super) const NOWHERE: MsrIndex = MsrIndex::new(0x1234_5678);
+
+/// All reasons of mainline.
+pub(super) const ALL_REASONS: RawReasons = RawReasons::new(7);
+
+/// One access, and what the filter is to say to it.
+pub(super) type Expected = (MsrIndex, Access, Verdict);
+
+/// The VM of one statement.
+pub(super) struct Lab {
+    pub(super) host: HostCaps,
+    pub(super) guest: Guest,
+}
+
+impl Lab {
+    pub(super) fn new(host: &HostCaps) -> Result<Self, GuestError> {
+        let guest = Guest::new(host, Apic::Absent)?;
+        Ok(Self {
+            host: host.clone(),
+            guest,
+        })
+    }
+
+    /// Another VM, with an interrupt controller.
+    pub(super) fn with_apic(&self) -> Result<Self, GuestError> {
+        Ok(Self {
+            host: self.host.clone(),
+            guest: Guest::new(&self.host, Apic::X2apic)?,
+        })
+    }
+
+    /// The kernel's answer to this mask.
+    pub(super) fn reasons(&self, mask: RawReasons) -> Result<(), CallErrno> {
+        enable_reasons(self.guest.vm(), mask)
+    }
+
+    /// The kernel's answer to this filter.
+    pub(super) fn filter(&self, request: &RawFilter) -> Result<(), CallErrno> {
+        set_filter_raw(self.guest.vm(), request)
+    }
+
+    /// Sets both, which has to work.
+    pub(super) fn guard(&self, request: &RawFilter, mask: RawReasons) -> Result<(), GuestError> {
+        self.reasons(mask).map_err(failed("KVM_ENABLE_CAP"))?;
+        self.filter(request)
+            .map_err(failed("KVM_X86_SET_MSR_FILTER"))
+    }
+
+    /// Does one access, and answers its exit with `reply`.
+    pub(super) fn access(&mut self, op: Op, reply: Reply) -> Result<Observed, GuestError> {
+        Ok(self.guest.run(&[(op, reply)])?.remove(0))
+    }
+
+    /// Does one access whose exits all end in #GP.
+    pub(super) fn try_access(&mut self, op: Op) -> Result<Observed, GuestError> {
+        self.access(op, Reply::Fault)
+    }
+
+    /// The reason of the exit that one access makes, under the VM's mask.
+    pub(super) fn reason(&mut self, op: Op) -> Result<Option<RawReason>, GuestError> {
+        Ok(self.try_access(op)?.exit.map(|exit| exit.reason))
+    }
+
+    /// Whether the filter says what is expected of it, seen with all reasons asked for.
+    pub(super) fn verdicts(&mut self, expected: &[Expected]) -> Result<Finding, GuestError> {
+        self.reasons(ALL_REASONS)
+            .map_err(failed("KVM_ENABLE_CAP"))?;
+        self.refusals(expected)
+    }
+
+    /// The same under the VM's mask: a refusal shows as an exit for that reason.
+    pub(super) fn refusals(&mut self, expected: &[Expected]) -> Result<Finding, GuestError> {
+        for &(index, access, wanted) in expected {
+            let op = match access {
+                Access::Read => Op::Read(index),
+                Access::Write => Op::Write(index, 0),
+            };
+            let seen = match self.reason(op)? {
+                Some(reason) if reason == ExitReason::Filter.into() => Verdict::Deny,
+                _ => Verdict::Allow,
+            };
+            if seen != wanted {
+                let seen = format!("the {access} of {index} is {seen:?}");
+                return Ok(Finding::Differs { seen });
+            }
+        }
+        Ok(Finding::Holds)
+    }
+
+    /// Whether reads and writes of `index` both meet this verdict.
+    pub(super) fn both(&mut self, index: MsrIndex, wanted: Verdict) -> Result<Finding, GuestError> {
+        self.verdicts(&[
+            (index, Access::Read, wanted),
+            (index, Access::Write, wanted),
+        ])
+    }
+
+    /// Whether the kernel takes a filter.
+    pub(super) fn accepts(&self, what: &str, request: &RawFilter) -> Finding {
+        Finding::compare(what, &self.filter(request), &Ok(()))
+    }
+
+    /// Whether the kernel answers a filter with `errno`.
+    pub(super) fn refuses(&self, what: &str, request: &RawFilter, errno: Errno) -> Finding {
+        let wanted = Err(CallErrno::Known(errno));
+        Finding::compare(what, &self.filter(request), &wanted)
+    }
+
+    /// Runs `op` alone until it leaves for user space, and leaves it there.
+    pub(super) fn stop_at(&mut self, op: Op) -> Result<RawExit, GuestError> {
+        self.guest.load(&[op])?;
+        match self.guest.resume()? {
+            Stop::Msr(exit) => Ok(exit),
+            stop => Err(self.left(&stop)),
+        }
+    }
+
+    /// As [`Self::stop_at`], in a VM whose filter refuses everything.
+    pub(super) fn stop_refused(&mut self, op: Op) -> Result<RawExit, GuestError> {
+        self.guard(&deny_all(), ALL_REASONS)?;
+        self.stop_at(op)
+    }
+
+    /// Runs on, which has to reach the end of the script.
+    pub(super) fn finish(&mut self) -> Result<(), GuestError> {
+        match self.guest.resume()? {
+            Stop::End => Ok(()),
+            stop => Err(self.left(&stop)),
+        }
+    }
+
+    /// `KVM_SET_MSRS` of one register: how many were set.
+    pub(super) fn host_write(&self, index: MsrIndex, data: u64) -> Result<usize, GuestError> {
+        self.guest
+            .vcpu()
+            .set_msrs(&one_msr(index, data)?)
+            .map_err(called("KVM_SET_MSRS"))
+    }
+
+    /// `KVM_GET_MSRS` of one register, or `None` if that was refused.
+    pub(super) fn host_read(&self, index: MsrIndex) -> Result<Option<u64>, GuestError> {
+        let mut entries = one_msr(index, 0)?;
+        let vcpu = self.guest.vcpu();
+        let count = vcpu
+            .get_msrs(&mut entries)
+            .map_err(called("KVM_GET_MSRS"))?;
+        let values = entries.as_slice()[..count].iter().map(|entry| entry.data);
+        Ok(values.last())
+    }
+
+    /// Lets the guest do what it likes, whatever was set before.
+    pub(super) fn open(&self) -> Result<(), GuestError> {
+        self.guard(&allow_all(), RawReasons::NONE)
+    }
+
+    pub(super) fn left(&self, stop: &Stop) -> GuestError {
+        GuestError::Left {
+            step: self.guest.step(),
+            exit: stop.to_string(),
+        }
+    }
+}
+
+/// A list of one, as these calls want it. It cannot be too long.
+fn one_msr(index: MsrIndex, data: u64) -> Result<Msrs, GuestError> {
+    let entry = kvm_msr_entry {
+        index: index.get(),
+        data,
+        ..kvm_msr_entry::default()
+    };
+    let too_long = RawErrno::new(libc::E2BIG).into();
+    Msrs::from_entries(&[entry]).map_err(|_| failed("a list of one MSR")(too_long))
+}
+
+/// Names a call that has to work.
+pub(super) fn failed(name: &'static str) -> impl Fn(CallErrno) -> GuestError {
+    move |errno| GuestError::Call { name, errno }
+}

@@ -1,0 +1,207 @@
+//! S6, S7 and S10.4: hardware bitmaps, concurrency, and what outlives what.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use kvm_bindings::kvm_msi;
+use msrgate_filter::{
+    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict,
+};
+
+use super::lab::{ALL_REASONS, CSTAR, LSTAR, Lab, STAR, failed};
+use super::request::{allow_only, deny_all};
+use super::{Finding, Statement};
+use crate::backend::{Observed, Outcome, Reply};
+use crate::errno::RawErrno;
+use crate::exit::{ExitReason, RawReasons, ReasonMask};
+use crate::guest::{GuestError, Op, called};
+use crate::install::install;
+
+pub(super) const STATEMENTS: &[Statement] = &[
+    Statement::new(
+        "S6",
+        "a bit of the hardware's bitmap is clear only where KVM wants that and the filter allows",
+        |_| {
+            Ok(Finding::CannotBeShown {
+                why: "the bitmaps are in the kernel; a refusal looks the same with and without",
+            })
+        },
+    ),
+    Statement::new(
+        "S7a",
+        "while filters are replaced, MSRs that all treat alike behave as if nothing happened",
+        steady,
+    ),
+    Statement::new(
+        "S7b",
+        "with FILTER asked for before and until after, no refused access is ever a #GP",
+        mask_around_filter,
+    ),
+    Statement::new(
+        "S7c",
+        "without FILTER in the mask first, a refused access is a #GP",
+        |lab| {
+            lab.guard(&deny_all(), RawReasons::NONE)?;
+            let before = lab.reason(Op::Read(STAR))?;
+            lab.guard(&deny_all(), ALL_REASONS)?;
+            let with = lab.reason(Op::Read(STAR))?;
+            lab.reasons(RawReasons::NONE)
+                .map_err(failed("KVM_ENABLE_CAP"))?;
+            let after = lab.reason(Op::Read(STAR))?;
+            let wanted = (None, Some(ExitReason::Filter.into()), None);
+            Ok(Finding::compare(
+                "the exits",
+                &(before, with, after),
+                &wanted,
+            ))
+        },
+    ),
+    Statement::new("S7d", "the filter outlives every vCPU at teardown", |_| {
+        Ok(Finding::CannotBeShown {
+            why: "a VM's end is inside the kernel",
+        })
+    }),
+    Statement::new(
+        "S10.4",
+        "INIT of a vCPU leaves the VM's filter and mask alone",
+        init,
+    ),
+];
+
+/// How often filters are replaced under a running guest.
+const ROUNDS: usize = 12;
+
+/// Reads of these, all in one script.
+const READS: [MsrIndex; 3] = [STAR, LSTAR, CSTAR];
+
+/// STAR is allowed by both filters, LSTAR by the second, CSTAR by none.
+fn steady(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let filters = [allow_only([STAR]), allow_only([STAR, LSTAR])];
+    lab.guard(&filters[0], ALL_REASONS)?;
+    let vm = Arc::clone(lab.guest.vm());
+    let replace = move || {
+        (0..ROUNDS)
+            .flat_map(|_| &filters)
+            .try_for_each(|filter| crate::raw::set_filter_raw(&vm, filter))
+            .map_err(failed("KVM_X86_SET_MSR_FILTER"))
+    };
+    while_running(lab, replace)
+}
+
+fn mask_around_filter(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let (first, second) = (only(&[STAR])?, only(&[STAR, LSTAR])?);
+    let filter_only = ReasonMask::of(Revision::Mainline, &[ExitReason::Filter]);
+    let all = ReasonMask::of(Revision::Mainline, &ExitReason::ALL);
+    let vm = Arc::clone(lab.guest.vm());
+    let mut installed = install(&vm, &first, filter_only)?;
+    let replace = || {
+        for _ in 0..ROUNDS {
+            installed.replace(&vm, &second, all)?;
+            installed.replace(&vm, &first, filter_only)?;
+        }
+        Ok(())
+    };
+    let found = while_running(lab, replace)?;
+    installed.remove(&vm)?;
+    let gone = lab.try_access(Op::Read(CSTAR))?;
+    let value = Observed {
+        outcome: Outcome::Value(0),
+        exit: None,
+    };
+    Ok(found.and(Finding::compare("after it is gone", &gone, &value)))
+}
+
+/// Default deny, and of STAR, LSTAR and CSTAR these are allowed.
+fn only(allowed: &[MsrIndex]) -> Result<Filter, GuestError> {
+    let bit = |offset| allowed.contains(&MsrIndex::new(STAR.get() + offset));
+    let cannot = RawErrno::new(libc::EINVAL).into();
+    let bitmap = Bitmap::from_fn(3, bit).map_err(|_| failed("a bitmap of 3 MSRs")(cannot))?;
+    let ranges = vec![Range::new(Accesses::Both, STAR, bitmap)];
+    Filter::new(Revision::Mainline, Fallback::Deny, ranges)
+        .map_err(|_| failed("a filter of one range")(cannot))
+}
+
+/// Has the guest read for as long as `replace` runs on another thread, then once more.
+fn while_running(
+    lab: &mut Lab,
+    replace: impl FnOnce() -> Result<(), GuestError> + Send,
+) -> Result<Finding, GuestError> {
+    let is_done = AtomicBool::new(false);
+    let script: Vec<(Op, Reply)> = READS
+        .iter()
+        .cycle()
+        .take(READS.len() * 64)
+        .map(|&index| (Op::Read(index), Reply::Fault))
+        .collect();
+    thread::scope(|scope| {
+        let replacing = scope.spawn(|| {
+            let result = replace();
+            is_done.store(true, Ordering::Release);
+            result
+        });
+        let mut found = Finding::Holds;
+        loop {
+            let is_last = is_done.load(Ordering::Acquire);
+            found = found.and(check(&lab.guest.run(&script)?));
+            if is_last {
+                break;
+            }
+        }
+        match replacing.join() {
+            Ok(result) => result.map(|()| found),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// STAR is read, CSTAR is an exit, LSTAR one of the two; a #GP without an exit is never right.
+fn check(observed: &[Observed]) -> Finding {
+    let outcomes = observed.chunks_exact(READS.len()).map(|reads| {
+        let exits = [0, 1, 2].map(|read| reads[read].exit.map(|exit| exit.reason));
+        let refused = Some(ExitReason::Filter.into());
+        let is_whole = |read: usize| match reads[read].outcome {
+            Outcome::Value(0) => exits[read].is_none(),
+            _ => exits[read] == refused,
+        };
+        let is_right = exits[0].is_none() && exits[2] == refused && (0..3).all(is_whole);
+        if is_right {
+            Finding::Holds
+        } else {
+            Finding::Differs {
+                seen: format!("reads of STAR, LSTAR and CSTAR: {reads:?}"),
+            }
+        }
+    });
+    Finding::all(outcomes)
+}
+
+/// An INIT that arrives as a message; asking for the vCPU's state makes it take effect.
+fn init(lab: &mut Lab) -> Result<Finding, GuestError> {
+    /// Delivery mode INIT, asserted, to the APIC with ID 0 (SDM volume 3, 12.11).
+    const MESSAGE: (u32, u32) = (0xfee0_0000, 1 << 14 | 5 << 8);
+    const RESET_VECTOR: u64 = 0xfff0;
+    let mut lab = lab.with_apic()?;
+    lab.guard(&allow_only([STAR]), ALL_REASONS)?;
+    let expected = [
+        (STAR, Access::Read, Verdict::Allow),
+        (CSTAR, Access::Read, Verdict::Deny),
+    ];
+    let before = lab.refusals(&expected)?;
+    let message = kvm_msi {
+        address_lo: MESSAGE.0,
+        data: MESSAGE.1,
+        ..kvm_msi::default()
+    };
+    let vm = lab.guest.vm();
+    vm.signal_msi(message).map_err(called("KVM_SIGNAL_MSI"))?;
+    let vcpu = lab.guest.vcpu();
+    vcpu.get_mp_state().map_err(called("KVM_GET_MP_STATE"))?;
+    if lab.guest.registers()?.rip != RESET_VECTOR {
+        return Ok(Finding::CannotBeShown {
+            why: "the vCPU did not take the INIT that was sent to it",
+        });
+    }
+    lab.guest.spoil();
+    Ok(before.and(lab.refusals(&expected)?))
+}

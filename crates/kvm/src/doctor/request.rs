@@ -1,0 +1,68 @@
+//! Filters to try statements with, in few words.
+
+use msrgate_filter::{Fallback, MsrIndex};
+
+use crate::raw::{RawBitmap, RawFilter, RawRange};
+
+/// A range's flags.
+pub(super) const READ: u32 = 1;
+pub(super) const WRITE: u32 = 2;
+pub(super) const BOTH: u32 = READ | WRITE;
+
+/// The filter with these ranges in its first places.
+pub(super) fn filter<const N: usize>(default: Fallback, ranges: [RawRange; N]) -> RawFilter {
+    let mut filter = RawFilter {
+        flags: match default {
+            Fallback::Allow => 0,
+            Fallback::Deny => 1,
+        },
+        ..RawFilter::default()
+    };
+    for (place, range) in filter.ranges.iter_mut().zip(ranges) {
+        *place = range;
+    }
+    filter
+}
+
+/// Everything is refused. One range with a bit of 0 makes that acceptable (S2.3).
+pub(super) fn deny_all() -> RawFilter {
+    filter(Fallback::Deny, [range(BOTH, MsrIndex::MIN, 1, |_| false)])
+}
+
+/// Everything is allowed, by a filter.
+pub(super) fn allow_all() -> RawFilter {
+    filter(Fallback::Allow, [range(BOTH, MsrIndex::MIN, 1, |_| true)])
+}
+
+/// Everything but these is refused, in both directions.
+pub(super) fn allow_only<const N: usize>(indices: [MsrIndex; N]) -> RawFilter {
+    let ranges = indices.map(|index| range(BOTH, index, 1, |_| true));
+    filter(Fallback::Deny, ranges)
+}
+
+/// A range whose bitmap is whole words, as it should be.
+pub(super) fn range(
+    flags: u32,
+    base: MsrIndex,
+    nmsrs: u32,
+    allowed: impl Fn(u32) -> bool,
+) -> RawRange {
+    let bytes = nmsrs.next_multiple_of(64) / 8;
+    let byte = |at: u32| (0..8).fold(0, |byte, bit| byte | u8::from(allowed(at * 8 + bit)) << bit);
+    RawRange {
+        flags,
+        nmsrs,
+        base: base.get(),
+        bitmap: RawBitmap::Bytes((0..bytes).map(byte).collect()),
+    }
+}
+
+/// A range with these bytes for a bitmap.
+pub(super) fn with_bitmap(nmsrs: u32, bitmap: RawBitmap) -> RawRange {
+    RawRange {
+        flags: BOTH,
+        nmsrs,
+        base: 0,
+        bitmap,
+    }
+}

@@ -1,0 +1,272 @@
+//! S2: which filters the kernel takes, and what it says to the others.
+
+use msrgate_filter::{Access, Errno, Fallback, MsrIndex, Verdict};
+
+use super::lab::{CSTAR, Lab, NOWHERE, STAR};
+use super::request::{
+    BOTH, READ, WRITE, allow_all, allow_only, deny_all, filter, range, with_bitmap,
+};
+use super::{Finding, Statement};
+use crate::errno::CallErrno;
+use crate::guest::GuestError;
+use crate::raw::{RawBitmap, RawFilter, RawRange, send_unreadable};
+
+pub(super) const STATEMENTS: &[Statement] = &[
+    Statement::new("S2.1", "a struct that cannot be read is EFAULT", |lab| {
+        let seen = send_unreadable(lab.guest.vm());
+        let wanted = Err(CallErrno::Known(Errno::Efault));
+        Ok(Finding::compare("the call", &seen, &wanted))
+    }),
+    Statement::new(
+        "S2.2",
+        "an unknown bit in the filter's flags is EINVAL",
+        |lab| {
+            Ok(Finding::all((1..32).map(|bit| {
+                let mut request = allow_all();
+                request.flags |= 1 << bit;
+                lab.refuses(&format!("bit {bit}"), &request, Errno::Einval)
+            })))
+        },
+    ),
+    Statement::new(
+        "S2.3",
+        "default deny with sixteen empty ranges is EINVAL",
+        |lab| {
+            let request = filter(Fallback::Deny, []);
+            Ok(lab.refuses("the call", &request, Errno::Einval))
+        },
+    ),
+    Statement::new(
+        "S2.3a",
+        "default allow with sixteen empty ranges is taken, and filters nothing",
+        empty_allow,
+    ),
+    Statement::new(
+        "S2.4a",
+        "an empty range is skipped unread, and the others keep their order",
+        empty_ranges,
+    ),
+    Statement::new(
+        "S2.4b",
+        "an unknown bit in a range's flags is EINVAL",
+        |lab| {
+            Ok(Finding::all((2..32).map(|bit| {
+                let request = one(range(BOTH | 1 << bit, STAR, 1, |_| true));
+                lab.refuses(&format!("bit {bit}"), &request, Errno::Einval)
+            })))
+        },
+    ),
+    Statement::new("S2.4c", "a range without flags is EINVAL", |lab| {
+        let request = one(range(0, STAR, 1, |_| true));
+        Ok(lab.refuses("the call", &request, Errno::Einval))
+    }),
+    Statement::new(
+        "S2.4d",
+        "a bitmap of more than 0x600 bytes is EINVAL",
+        |lab| {
+            let fits = one(range(BOTH, MsrIndex::MIN, 0x3000, |_| true));
+            let above = one(with_bitmap(0x3001, RawBitmap::Unreadable));
+            Ok(lab.accepts("0x3000 MSRs", &fits).and(lab.refuses(
+                "0x3001 MSRs",
+                &above,
+                Errno::Einval,
+            )))
+        },
+    ),
+    Statement::new("S2.4e", "a bitmap that cannot be read is EFAULT", |lab| {
+        let request = one(with_bitmap(1, RawBitmap::Unreadable));
+        Ok(lab.refuses("the call", &request, Errno::Efault))
+    }),
+    Statement::new(
+        "S2.4f",
+        "bitmaps are read in whole words of 8 bytes, even for one MSR",
+        whole_words,
+    ),
+    Statement::new("S2.4g", "a bitmap may start at any address", unaligned),
+    Statement::new(
+        "S2.4h",
+        "the first bad range decides the error, and in it flags and size come before the bitmap",
+        first_bad,
+    ),
+    Statement::new(
+        "S2.5",
+        "once the call has returned, accesses meet the new filter",
+        published,
+    ),
+    Statement::new(
+        "S2.6",
+        "overlapping, duplicate, wrapping and x2APIC ranges are taken",
+        odd_ranges,
+    ),
+    Statement::new(
+        "S2.7",
+        "a call that fails changes nothing",
+        failure_is_nothing,
+    ),
+    Statement::new("S10.2", "sizes near 2^32 MSRs do not wrap: EINVAL", |lab| {
+        let sizes = [0x8000_0000, 0xffff_ff00, 0xffff_ffc0, 0xffff_ffc1, u32::MAX];
+        Ok(Finding::all(sizes.map(|nmsrs| {
+            let request = one(with_bitmap(nmsrs, RawBitmap::Bytes(vec![0xff; 0x600])));
+            lab.refuses(&format!("{nmsrs:#x} MSRs"), &request, Errno::Einval)
+        })))
+    }),
+];
+
+fn one(range: RawRange) -> RawFilter {
+    filter(Fallback::Allow, [range])
+}
+
+fn empty_allow(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let before = lab.accepts("deny all", &deny_all());
+    let taken = lab.accepts("no range", &filter(Fallback::Allow, []));
+    Ok(Finding::all([
+        before,
+        taken,
+        lab.both(STAR, Verdict::Allow)?,
+        lab.both(NOWHERE, Verdict::Allow)?,
+    ]))
+}
+
+fn empty_ranges(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let empty = || RawRange {
+        flags: u32::MAX,
+        nmsrs: 0,
+        base: u32::MAX,
+        bitmap: RawBitmap::Unreadable,
+    };
+    let request = filter(
+        Fallback::Deny,
+        [
+            empty(),
+            range(BOTH, STAR, 1, |_| true),
+            empty(),
+            range(BOTH, STAR, 3, |offset| offset == 2),
+        ],
+    );
+    Ok(Finding::all([
+        lab.accepts("the call", &request),
+        lab.both(STAR, Verdict::Allow)?,
+        lab.both(MsrIndex::new(STAR.get() + 1), Verdict::Deny)?,
+        lab.both(CSTAR, Verdict::Allow)?,
+    ]))
+}
+
+fn whole_words(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let readable = |nmsrs, bytes| one(with_bitmap(nmsrs, RawBitmap::Bytes(vec![0xff; bytes])));
+    Ok(Finding::all([
+        lab.refuses("1 MSR, 1 byte", &readable(1, 1), Errno::Efault),
+        lab.refuses("1 MSR, 7 bytes", &readable(1, 7), Errno::Efault),
+        lab.accepts("1 MSR, 8 bytes", &readable(1, 8)),
+        lab.accepts("64 MSRs, 8 bytes", &readable(64, 8)),
+        lab.refuses("65 MSRs, 9 bytes", &readable(65, 9), Errno::Efault),
+        lab.refuses("65 MSRs, 15 bytes", &readable(65, 15), Errno::Efault),
+        lab.accepts("65 MSRs, 16 bytes", &readable(65, 16)),
+    ]))
+}
+
+/// A surplus byte at the end of a page moves the start of the bitmap off its word.
+fn unaligned(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let request = RawFilter {
+        flags: 1,
+        ..one(RawRange {
+            base: STAR.get(),
+            ..with_bitmap(64, RawBitmap::Bytes(vec![0b101, 0, 0, 0, 0, 0, 0, 0, 0]))
+        })
+    };
+    Ok(Finding::all([
+        lab.accepts("the call", &request),
+        lab.both(STAR, Verdict::Allow)?,
+        lab.both(MsrIndex::new(STAR.get() + 1), Verdict::Deny)?,
+        lab.both(CSTAR, Verdict::Allow)?,
+    ]))
+}
+
+fn first_bad(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let good = || range(BOTH, STAR, 1, |_| true);
+    let unreadable = || with_bitmap(1, RawBitmap::Unreadable);
+    let flagless = || range(0, STAR, 1, |_| true);
+    let both = |flags, nmsrs| RawRange {
+        flags,
+        ..with_bitmap(nmsrs, RawBitmap::Unreadable)
+    };
+    let allow = Fallback::Allow;
+    Ok(Finding::all([
+        lab.refuses(
+            "good, unreadable, flagless",
+            &filter(allow, [good(), unreadable(), flagless()]),
+            Errno::Efault,
+        ),
+        lab.refuses(
+            "good, flagless, unreadable",
+            &filter(allow, [good(), flagless(), unreadable()]),
+            Errno::Einval,
+        ),
+        lab.refuses("flagless and unreadable", &one(both(0, 1)), Errno::Einval),
+        lab.refuses(
+            "unknown flag and unreadable",
+            &one(both(BOTH | 4, 1)),
+            Errno::Einval,
+        ),
+        lab.refuses(
+            "too large and unreadable",
+            &one(both(BOTH, 0x3001)),
+            Errno::Einval,
+        ),
+    ]))
+}
+
+fn published(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let mut findings = Vec::new();
+    for (first, second) in [(STAR, CSTAR), (CSTAR, STAR), (STAR, CSTAR)] {
+        findings.push(lab.accepts("the call", &allow_only([first])));
+        findings.push(lab.both(first, Verdict::Allow)?);
+        findings.push(lab.both(second, Verdict::Deny)?);
+    }
+    Ok(Finding::all(findings))
+}
+
+fn odd_ranges(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let two = |a, b| filter(Fallback::Deny, [a, b]);
+    let all = |base, nmsrs| range(BOTH, MsrIndex::new(base), nmsrs, |_| true);
+    Ok(Finding::all([
+        lab.accepts(
+            "overlapping ranges",
+            &two(all(0x100, 0x80), all(0x140, 0x80)),
+        ),
+        lab.accepts("the same range twice", &two(all(0x100, 8), all(0x100, 8))),
+        lab.accepts(
+            "ranges past 2^32",
+            &two(all(0xffff_ff00, 0x100), all(u32::MAX, 0x3000)),
+        ),
+        lab.accepts("x2APIC ranges", &two(all(0x800, 0x100), all(0x7ff, 0x102))),
+    ]))
+}
+
+fn failure_is_nothing(lab: &mut Lab) -> Result<Finding, GuestError> {
+    let reads = range(READ, STAR, 1, |_| true);
+    let writes = range(WRITE, CSTAR, 1, |_| true);
+    let held = filter(Fallback::Deny, [reads, writes]);
+    let open = || range(BOTH, STAR, 3, |_| true);
+    let unreadable = with_bitmap(1, RawBitmap::Unreadable);
+    let mut flagged = allow_all();
+    flagged.flags = 2;
+    let failing = [
+        (filter(Fallback::Deny, []), Errno::Einval),
+        (flagged, Errno::Einval),
+        (filter(Fallback::Allow, [open(), unreadable]), Errno::Efault),
+        (one(range(0, STAR, 1, |_| true)), Errno::Einval),
+        (one(range(BOTH, STAR, 0x3001, |_| true)), Errno::Einval),
+    ];
+    let mut findings = vec![lab.accepts("the filter", &held)];
+    for (request, errno) in failing {
+        findings.push(lab.refuses("the failing call", &request, errno));
+        findings.push(lab.verdicts(&[
+            (STAR, Access::Read, Verdict::Allow),
+            (STAR, Access::Write, Verdict::Deny),
+            (CSTAR, Access::Read, Verdict::Deny),
+            (CSTAR, Access::Write, Verdict::Allow),
+            (NOWHERE, Access::Read, Verdict::Deny),
+        ])?);
+    }
+    Ok(Finding::all(findings))
+}

@@ -1,0 +1,117 @@
+//! Each numbered statement, measured on this host by the check that `msrgate doctor` runs.
+
+use std::collections::BTreeSet;
+
+use msrgate_kvm::{Finding, statements};
+
+use crate::host;
+
+/// The finding of one statement, which has to be that it holds.
+fn holds(number: &str) {
+    if let Some(finding) = measure(number) {
+        assert_eq!(finding, Finding::Holds, "{number}");
+    }
+}
+
+/// A statement that this host may be unable to show, but must not contradict.
+fn is_not_contradicted(number: &str) {
+    match measure(number) {
+        Some(Finding::CannotBeShown { why }) => eprintln!("SKIPPED: {number}: {why}"),
+        Some(finding) => assert_eq!(finding, Finding::Holds, "{number}"),
+        None => {}
+    }
+}
+
+fn measure(number: &str) -> Option<Finding> {
+    let host = host()?;
+    let statement = statements()
+        .find(|statement| statement.number() == number)
+        .unwrap();
+    Some(statement.measure(&host))
+}
+
+macro_rules! statements {
+    ($($check:ident $name:ident $number:literal;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                $check($number);
+            }
+        )*
+
+        #[test]
+        fn every_statement_has_a_test() {
+            let tested = BTreeSet::from([$($number),*]);
+            let stated: BTreeSet<_> = statements().map(|each| each.number()).collect();
+            assert_eq!(tested, stated);
+        }
+    };
+}
+
+statements! {
+    holds s1_1_capability_188 "S1.1";
+    holds s1_2_capability_189 "S1.2";
+    holds s1_3_exit_numbers "S1.3";
+    holds s1_4_reason_bits "S1.4";
+    holds s1_5_offsets_in_kvm_run "S1.5";
+    holds s1_6_ioctl_number "S1.6";
+    is_not_contradicted s1_6a_ioctl_number_of_32_bit_callers "S1.6a";
+    holds s1_7_struct_layout "S1.7";
+    holds s1_8_sixteen_ranges_of_0x3000 "S1.8";
+    holds s1_9_unknown_reason_bits_are_einval "S1.9";
+    holds s1_9a_enabling_189_is_einval "S1.9a";
+    holds s1_10_the_seeds_numbers_answer_too "S1.10";
+    holds s2_1_unreadable_struct_is_efault "S2.1";
+    holds s2_2_unknown_filter_flags_are_einval "S2.2";
+    holds s2_3_default_deny_without_ranges_is_einval "S2.3";
+    holds s2_3a_default_allow_without_ranges_filters_nothing "S2.3a";
+    holds s2_4a_empty_ranges_are_skipped_unread "S2.4a";
+    holds s2_4b_unknown_range_flags_are_einval "S2.4b";
+    holds s2_4c_no_range_flag_is_einval "S2.4c";
+    holds s2_4d_too_large_a_bitmap_is_einval "S2.4d";
+    holds s2_4e_unreadable_bitmap_is_efault "S2.4e";
+    holds s2_4f_bitmaps_are_whole_words "S2.4f";
+    holds s2_4g_bitmaps_may_be_unaligned "S2.4g";
+    holds s2_4h_the_first_bad_range_decides "S2.4h";
+    holds s2_5_the_new_filter_holds_on_return "S2.5";
+    holds s2_6_odd_ranges_are_taken "S2.6";
+    holds s2_7_a_failed_call_changes_nothing "S2.7";
+    holds s3_1_x2apic_is_exempt "S3.1";
+    holds s3_1a_x2apic_is_read_under_default_deny "S3.1a";
+    holds s3_2_no_filter_refuses_nothing "S3.2";
+    holds s3_3_the_first_match_decides "S3.3";
+    holds s3_3a_the_other_direction_does_not_stop_the_search "S3.3a";
+    holds s3_3b_both_flags_share_a_bitmap "S3.3b";
+    holds s3_4_else_the_default "S3.4";
+    holds s3_5_wrapping_ranges_match_nothing "S3.5";
+    holds s3_6_spare_bits_are_unused "S3.6";
+    holds s4a_host_access_is_not_filtered "S4a";
+    holds s4b_rdtsc_is_not_filtered "S4b";
+    is_not_contradicted s4c_nested_lists "S4c";
+    is_not_contradicted s4d_above_cpl_0 "S4d";
+    is_not_contradicted s4e_newer_instructions "S4e";
+    holds s5_1_filter_comes_first "S5.1";
+    holds s5_1a_unknown_and_invalid "S5.1a";
+    holds s5_2_no_fallback_to_another_reason "S5.2";
+    holds s5_3_exit_fields "S5.3";
+    holds s5_4_a_read_completes "S5.4";
+    holds s5_4a_a_write_completes "S5.4a";
+    holds s5_4b_an_error_is_a_gp_at_the_instruction "S5.4b";
+    holds s5_4c_single_step_is_honoured "S5.4c";
+    holds s5_5_only_error_and_data_are_read_back "S5.5";
+    holds s5_5a_filter_and_mask_set_meanwhile "S5.5a";
+    holds s5_5b_registers_set_meanwhile "S5.5b";
+    holds s5_6_immediate_exit_completes "S5.6";
+    holds s5_7_a_gp_without_an_exit "S5.7";
+    holds s5_8_rewind "S5.8";
+    is_not_contradicted s6_hardware_bitmaps "S6";
+    holds s7a_what_both_filters_treat_alike_is_steady "S7a";
+    holds s7b_the_mask_around_the_filter "S7b";
+    holds s7c_without_the_mask_a_gp "S7c";
+    is_not_contradicted s7d_teardown "S7d";
+    is_not_contradicted s10_1_ignore_msrs "S10.1";
+    holds s10_2_sizes_do_not_wrap "S10.2";
+    holds s10_3_the_end_is_excluded "S10.3";
+    is_not_contradicted s10_4_init_keeps_filter_and_mask "S10.4";
+    holds s10_5_swapgs_is_not_filtered "S10.5";
+}

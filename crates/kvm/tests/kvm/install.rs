@@ -1,0 +1,71 @@
+//! Installing a compiled filter, replacing it and taking it out.
+
+use msrgate_filter::{Accesses, Bitmap, Errno, Fallback, Filter, MsrIndex, Range, Revision};
+use msrgate_kvm::{
+    CallErrno, ExitReason, InstallError, RawFilter, RawReasons, ReasonMask, install, set_filter_raw,
+};
+
+use crate::host;
+
+fn filter(revision: Revision, count: u32) -> Filter {
+    let bitmap = Bitmap::from_fn(count, |offset| offset % 2 == 0).unwrap();
+    let range = Range::new(Accesses::Both, MsrIndex::new(0xc000_0080), bitmap);
+    Filter::new(revision, Fallback::Deny, vec![range]).unwrap()
+}
+
+fn mask(reasons: &[ExitReason]) -> ReasonMask {
+    ReasonMask::of(Revision::Mainline, reasons)
+}
+
+#[test]
+fn s2_4_filters_of_any_size_are_padded_to_whole_words() {
+    let Some(host) = host() else { return };
+    let vm = host.create_vm().unwrap();
+    let mut installed = install(&vm, &filter(Revision::Mainline, 1), ReasonMask::NONE).unwrap();
+    for count in [7, 8, 9, 63, 64, 65, 0x2fff, 0x3000] {
+        let filter = filter(Revision::Mainline, count);
+        installed.replace(&vm, &filter, ReasonMask::NONE).unwrap();
+        // The same by way of bitmaps that end at an unreadable page.
+        set_filter_raw(&vm, &RawFilter::from(&filter)).unwrap();
+    }
+    installed.remove(&vm).unwrap();
+}
+
+#[test]
+fn s7_the_mask_is_remembered_and_ends_with_the_filter() {
+    let Some(host) = host() else { return };
+    let vm = host.create_vm().unwrap();
+    let filter = filter(Revision::Mainline, 2);
+    let mut installed = install(&vm, &filter, mask(&[ExitReason::Filter])).unwrap();
+    assert_eq!(installed.reasons(), RawReasons::new(4));
+    let all = mask(&ExitReason::ALL);
+    installed.replace(&vm, &filter, all).unwrap();
+    assert_eq!(installed.reasons(), RawReasons::new(7));
+    installed.remove(&vm).unwrap();
+    assert_eq!(installed.reasons(), RawReasons::NONE);
+}
+
+#[test]
+fn a_filter_of_another_revision_is_refused_before_anything_is_set() {
+    let Some(host) = host() else { return };
+    let vm = host.create_vm().unwrap();
+    let seen = install(&vm, &filter(Revision::V6, 2), ReasonMask::NONE);
+    assert_eq!(seen.err(), Some(InstallError::Revision(Revision::V6)));
+}
+
+#[test]
+fn a_host_that_takes_the_three_reasons_says_so() {
+    let Some(host) = host() else { return };
+    let known = RawReasons::new(7);
+    assert_eq!(host.reasons().union(known), host.reasons());
+    if host.unknown_bits() == msrgate_kvm::UnknownBits::Rejected {
+        assert_eq!(host.reasons(), known);
+        let vm = host.create_vm().unwrap();
+        let request = RawFilter {
+            flags: 2,
+            ..RawFilter::default()
+        };
+        let seen = set_filter_raw(&vm, &request);
+        assert_eq!(seen, Err(CallErrno::Known(Errno::Einval)));
+    }
+}
