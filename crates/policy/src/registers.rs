@@ -5,12 +5,14 @@
 //! where each part is from and how a register gets its name. All rows lie in eight windows of
 //! 0x3000 indices, so any choice of accesses to them packs into 16 ranges (S1.8).
 
+#[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
 #[rustfmt::skip]
 mod fields;
 mod groups;
 mod lookup;
 #[rustfmt::skip]
 mod names;
+#[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
 #[rustfmt::skip]
 mod table;
 #[cfg(test)]

@@ -46,3 +46,14 @@ fn generate(policy: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
         (to.join("names.rs"), emit::names(&rows)),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_table_is_what_the_data_says() {
+        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy");
+        check(&policy).unwrap();
+    }
+}

@@ -216,7 +216,7 @@ const PMU: &[RangeInclusive<u32>] = &[
     0xc001_0200..=0xc001_020b,
 ];
 
-/// Not 0xce, PLATFORM_INFO: it also says whether CPUID can fault.
+/// Not 0xce, `PLATFORM_INFO`: it also says whether CPUID can fault.
 const POWER: &[RangeInclusive<u32>] = &[
     one(0xe2),
     0xe7..=0xe8,

@@ -51,7 +51,7 @@ pub fn search(query: &str) -> Vec<&'static Register> {
         return group(query).map_or(Vec::new(), |group| group.registers().collect());
     }
     let query = query.to_ascii_lowercase();
-    if query.starts_with("0x") {
+    if query.starts_with("0x") && query.len() > 2 {
         return by_digits(&query);
     }
     if query.is_empty() {

@@ -235,11 +235,7 @@ fn search_finds_by_index_name_group_and_word() {
     );
     assert_eq!(search("@pat"), [one("IA32_PAT")]);
     for nothing in ["", " ", "0x", "@", "@nothing", "no such word"] {
-        let found = search(nothing).len();
-        assert!(
-            found == 0 || nothing == "0x" && found == all().len(),
-            "{nothing}"
-        );
+        assert!(search(nothing).is_empty(), "{nothing}");
     }
 }
 
@@ -369,6 +365,8 @@ fn everything_that_guests_were_seen_to_touch_is_named() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn any_text_is_looked_up_without_panicking(text in ".{0,80}") {
         let _ = (by_name(&text), search(&text), group(&text));

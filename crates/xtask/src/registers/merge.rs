@@ -71,7 +71,7 @@ fn row(
     names.retain(|name| seen.insert(key(&name.text)));
     let alone = |name: &Name| meanings[&key(&name.text)].len() == 1;
     let own = own_name(&names, alone).context("no name is this register's alone")?;
-    let name = names.remove(own).text.clone();
+    let name = sdm_style(&names.remove(own).text).to_owned();
     Ok(Row {
         index,
         vendor: vendor(index, &name, mentions)?,
@@ -81,6 +81,14 @@ fn row(
         fields: fields(mentions),
         name,
     })
+}
+
+/// `IA32_EFER` for `MSR_IA32_EFER`; other names as they are.
+fn sdm_style(name: &str) -> &str {
+    match name.strip_prefix("MSR_") {
+        Some(rest) if rest.starts_with("IA32_") => rest,
+        _ => name,
+    }
 }
 
 /// Which of `names`, best first, the register goes by: the first that is its `alone`, or the first
@@ -143,4 +151,53 @@ fn fields(mentions: &[&Mention]) -> Vec<Field> {
         .find(|fields| !fields.is_empty())
         .cloned()
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mention(index: u32, names: &[(&str, Rank)]) -> Mention {
+        let mut mention = Mention::new(index, Source::Edk2);
+        for (name, rank) in names {
+            mention = mention.named(*name, *rank);
+        }
+        mention
+    }
+
+    #[test]
+    fn the_best_name_that_is_a_registers_alone_is_its_name() {
+        let rows = merge(&[
+            mention(
+                2,
+                &[("MSR_B", Rank::Linux), ("MSR_IA32_B", Rank::Architectural)],
+            ),
+            mention(
+                1,
+                &[("MSR_A", Rank::Generic), ("MSR_NEHALEM_A", Rank::Family(0))],
+            ),
+            mention(1, &[("MSR_OTHER", Rank::Geopm)]),
+            mention(
+                3,
+                &[("MSR_A", Rank::Generic), ("MSR_SKYLAKE_A", Rank::Family(7))],
+            ),
+            mention(3, &[("msr_a", Rank::Alias)]),
+        ])
+        .unwrap();
+        let named: Vec<(u32, &str)> = rows.iter().map(|row| (row.index, &*row.name)).collect();
+        assert_eq!(
+            named,
+            [(1, "MSR_NEHALEM_A"), (2, "IA32_B"), (3, "MSR_SKYLAKE_A")]
+        );
+        assert_eq!(rows[2].aliases, ["MSR_A"], "one alias a key");
+    }
+
+    #[test]
+    fn a_register_without_a_name_of_its_own_is_an_error() {
+        let mentions = [
+            mention(1, &[("A", Rank::Linux)]),
+            mention(2, &[("MSR_a", Rank::Linux)]),
+        ];
+        assert!(merge(&mentions).is_err());
+    }
 }

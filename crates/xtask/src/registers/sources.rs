@@ -74,7 +74,7 @@ pub(super) struct Mention {
 }
 
 impl Mention {
-    fn new(index: u32, source: Source) -> Self {
+    pub(super) fn new(index: u32, source: Source) -> Self {
         Self {
             index,
             source,
@@ -85,7 +85,8 @@ impl Mention {
         }
     }
 
-    fn named(mut self, text: impl Into<String>, rank: Rank) -> Self {
+    /// The same, with one more name.
+    pub(super) fn named(mut self, text: impl Into<String>, rank: Rank) -> Self {
         let text = text.into();
         self.names.push(Name { text, rank });
         self
@@ -142,4 +143,32 @@ fn sentence(description: &str) -> Option<String> {
         short.push(' ');
     }
     Some(format!("{}…", short.trim_end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_is_cut_to_its_first_sentence_and_to_size() {
+        let said = |text| sentence(text).unwrap_or_default();
+        assert_eq!(
+            said("Reads “this”\nand that. Writes nothing."),
+            "Reads \"this\" and that"
+        );
+        assert_eq!(said("SYSENTER_CS_MSR"), "", "a name again");
+        let long = said(&"word ".repeat(40));
+        assert!(
+            long.len() <= SUMMARY_LIMIT && long.ends_with("word…"),
+            "{long}"
+        );
+    }
+
+    #[test]
+    fn indices_are_hexadecimal_and_have_32_bits() {
+        assert_eq!(hex("0x1B").unwrap(), 0x1b);
+        for text in ["27", "0x", "0x100000000", "0x-1"] {
+            assert!(hex(text).is_err(), "{text}");
+        }
+    }
 }

@@ -47,3 +47,36 @@ fn numbered(pattern: &str, nth: u32) -> anyhow::Result<String> {
     let (start, after) = rest.split_once('}').context("an open brace")?;
     Ok(format!("{before}{}{after}", start.parse::<u32>()? + nth))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_as_many_registers_as_it_counts() {
+        let text = "# heading\n0x474\t3\t4\tMC{29}_CTL\tA{0},B\tany\t-\tmanual\n";
+        let mentions = read(text).unwrap();
+        let names = |mention: &Mention| -> Vec<String> {
+            mention.names.iter().map(|name| name.text.clone()).collect()
+        };
+        assert_eq!(mentions.len(), 3);
+        assert_eq!(
+            (mentions[2].index, mentions[2].summary.as_ref()),
+            (0x47c, None)
+        );
+        assert_eq!(names(&mentions[2]), ["MC31_CTL", "A2", "B"]);
+    }
+
+    #[test]
+    fn a_bad_row_is_an_error_that_shows_it() {
+        for row in [
+            "0x1\t1\t1\tA\t-\tany\t-",
+            "1\t1\t1\tA\t-\tany\t-\tmanual",
+            "0x1\t1\t1\tA{\t-\tany\t-\tmanual",
+            "0x1\t1\t1\tA\t-\tany\t-\t-",
+        ] {
+            let error = read(row).unwrap_err();
+            assert!(error.to_string().contains(row), "{error}");
+        }
+    }
+}

@@ -47,7 +47,7 @@ const OLD: [&str; 8] = [
     "MSR_ATOM_",
 ];
 
-/// `msr-names-linux.tsv`. `MSR_IA32_X` is the SDM's `IA32_X`.
+/// `msr-names-linux.tsv`.
 pub(super) fn linux(text: &str) -> anyhow::Result<Vec<Mention>> {
     let mut mentions = Vec::new();
     for (index, name, _) in lines(text)? {
@@ -57,7 +57,7 @@ pub(super) fn linux(text: &str) -> anyhow::Result<Vec<Mention>> {
             Rank::Linux
         };
         let mention = Mention::new(index, Source::Linux);
-        mentions.push(mention.named(sdm_style(name), rank));
+        mentions.push(mention.named(name, rank));
     }
     Ok(mentions)
 }
@@ -80,25 +80,15 @@ pub(super) fn edk2(text: &str) -> anyhow::Result<Vec<Mention>> {
                     Rank::Generic
                 };
                 mention
-                    .named(sdm_style(&format!("MSR_{generic}")), rank)
+                    .named(format!("MSR_{generic}"), rank)
                     .named(name, Rank::Family(family))
             }
-            (Some(_), None) => mention.named(sdm_style(name), Rank::FamilyArchitectural),
-            (None, _) if NO_FAMILY.contains(&header) => {
-                mention.named(sdm_style(name), Rank::Architectural)
-            }
+            (Some(_), None) => mention.named(name, Rank::FamilyArchitectural),
+            (None, _) if NO_FAMILY.contains(&header) => mention.named(name, Rank::Architectural),
             (None, _) => bail!("{name}: {header} is no header that names.rs knows"),
         });
     }
     Ok(mentions)
-}
-
-/// `IA32_EFER` for `MSR_IA32_EFER`; other names as they are.
-fn sdm_style(name: &str) -> &str {
-    match name.strip_prefix("MSR_") {
-        Some(rest) if rest.starts_with("IA32_") => rest,
-        _ => name,
-    }
 }
 
 fn lines(text: &str) -> anyhow::Result<Vec<(u32, &str, &str)>> {
