@@ -1,29 +1,193 @@
-//! stub
-#![allow(
-    missing_docs,
-    clippy::allow_attributes,
-    clippy::allow_attributes_without_reason
-)]
+//! The registers that public sources name: Intel's, AMD's, Linux's, KVM's and Hyper-V's names for
+//! one MSR are aliases of one [`Register`].
+//!
+//! The table is generated from `data/` by `cargo run -p xtask -- registers`; `data/README.md` says
+//! where each part is from and how a register gets its name. All rows lie in eight windows of
+//! 0x3000 indices, so any choice of accesses to them packs into 16 ranges (S1.8).
+
+#[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
+#[rustfmt::skip]
+mod fields;
+mod groups;
+mod lookup;
+#[rustfmt::skip]
+mod names;
+#[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
+#[rustfmt::skip]
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
 use msrgate_filter::MsrIndex;
-pub struct Register;
+
+pub use groups::{Group, group, groups};
+pub use lookup::{Named, by_index, by_name, search};
+
+/// One MSR.
+#[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Register {
+    /// What a guest puts into ECX.
+    pub index: MsrIndex,
+    /// The name it goes by, which means no other register: the SDM's for architectural ones
+    /// (`IA32_EFER`), else Linux's, AMD's, Hyper-V's (`MSR_K7_HWCR`, `HV_X64_MSR_RESET`).
+    pub name: &'static str,
+    /// What else it is called, best known first. An alias may be other registers' too.
+    pub aliases: &'static [&'static str],
+    /// Who has it.
+    pub vendor: Vendor,
+    /// What it is, in at most 90 bytes; empty where no source says.
+    pub summary: &'static str,
+    /// Who names it.
+    pub sources: Sources,
+}
+
+/// Every register, by index.
+#[must_use]
+pub fn all() -> &'static [Register] {
+    &table::TABLE
+}
+
 impl Register {
-    pub fn index(&self) -> MsrIndex {
-        MsrIndex::new(0x8b)
+    /// Its name, then its aliases.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
+        std::iter::once(self.name).chain(self.aliases.iter().copied())
     }
-    pub fn vendor(&self) -> &'static str {
-        "Intel"
+
+    /// Its bit fields from bit 0 up, as far as a source lists them: for most registers none. Bits
+    /// that no field covers are reserved, or not described.
+    #[must_use]
+    pub fn fields(&self) -> &'static [Field] {
+        match fields::FIELDS.binary_search_by_key(&self.index, |(index, _)| *index) {
+            Ok(place) => fields::FIELDS[place].1,
+            Err(_) => &[],
+        }
     }
 }
-pub enum Named {
-    One(&'static Register),
-    Several(Vec<&'static Register>),
-    None(Vec<&'static str>),
+
+/// Who has a register. A number that two of them use is the one's whose name the register has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Vendor {
+    /// Intel and AMD alike.
+    Any,
+    /// Intel.
+    Intel,
+    /// AMD and Hygon.
+    Amd,
+    /// VIA, Centaur, IDT and Zhaoxin.
+    Centaur,
+    /// Transmeta.
+    Transmeta,
+    /// No processor: KVM's paravirtual interface.
+    Kvm,
+    /// No processor: the interface of Microsoft's hypervisor, which KVM has too.
+    HyperV,
 }
-static R: Register = Register;
-pub fn by_name(n: &str) -> Named {
-    match n {
-        "A" => Named::One(&R),
-        "B" => Named::Several(vec![&R, &R]),
-        _ => Named::None(vec!["A"]),
+
+impl fmt::Display for Vendor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Any => "any",
+            Self::Intel => "Intel",
+            Self::Amd => "AMD",
+            Self::Centaur => "Centaur",
+            Self::Transmeta => "Transmeta",
+            Self::Kvm => "KVM",
+            Self::HyperV => "Hyper-V",
+        })
+    }
+}
+
+/// A list that names registers. `data/README.md` has origins and licences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// ia32-doc: the SDM's architectural MSRs.
+    Ia32Doc = 0,
+    /// Linux's constants.
+    Linux = 1,
+    /// EDK2's headers, which follow the SDM by processor family.
+    Edk2 = 2,
+    /// geopm's lists of fields.
+    Geopm = 3,
+    /// Public manuals, by hand.
+    Manuals = 4,
+}
+
+impl Source {
+    /// Every list.
+    pub const ALL: [Self; 5] = [
+        Self::Ia32Doc,
+        Self::Linux,
+        Self::Edk2,
+        Self::Geopm,
+        Self::Manuals,
+    ];
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ia32Doc => "ia32-doc",
+            Self::Linux => "Linux",
+            Self::Edk2 => "EDK2",
+            Self::Geopm => "geopm",
+            Self::Manuals => "manuals",
+        })
+    }
+}
+
+/// The lists that name a register: at least one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Sources(u8);
+
+impl Sources {
+    /// Whether `source` is one of them.
+    #[must_use]
+    pub const fn contain(self, source: Source) -> bool {
+        self.0 & 1 << source as u8 != 0
+    }
+
+    /// Each of them.
+    pub fn iter(self) -> impl Iterator<Item = Source> {
+        let all = Source::ALL.into_iter();
+        all.filter(move |source| self.contain(*source))
+    }
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// Consecutive bits of a register that mean one thing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Field {
+    /// The lowest bit.
+    pub low: u8,
+    /// The highest bit, at most 63; `low` for a field of one bit.
+    pub high: u8,
+    /// The source's name for it.
+    pub name: &'static str,
+    /// What it is, in at most 90 bytes; empty where the source does not say.
+    pub summary: &'static str,
+}
+
+impl Field {
+    /// A one in each bit of the field.
+    #[must_use]
+    pub const fn mask(&self) -> u64 {
+        u64::MAX >> (63 - (self.high - self.low)) << self.low
+    }
+
+    /// What the field holds in a register's `value`, moved down to bit 0.
+    #[must_use]
+    pub const fn of(&self, value: u64) -> u64 {
+        (value & self.mask()) >> self.low
     }
 }

@@ -1,0 +1,150 @@
+//! From what people write to registers.
+
+mod suggest;
+
+use std::cmp::Ordering;
+
+use msrgate_filter::MsrIndex;
+
+use super::names::BY_NAME;
+use super::table::TABLE;
+use super::{Register, group};
+
+/// What a name means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// One register.
+    One(&'static Register),
+    /// Registers of different vendors or processor families that share the name, by index: at
+    /// least two. Each has a name of its own, and an index.
+    Several(Vec<&'static Register>),
+    /// No register; names that are close to it, closest first, possibly none.
+    None(Vec<&'static str>),
+}
+
+/// The register with this index, if a source names it.
+#[must_use]
+pub fn by_index(index: MsrIndex) -> Option<&'static Register> {
+    let place = TABLE.binary_search_by_key(&index, |register| register.index);
+    place.ok().map(|place| &TABLE[place])
+}
+
+/// What `name` means. The case of letters does not count, and `MSR_` in front may be there or not:
+/// `MSR_EFER`, `efer`. Nothing else is trimmed, and indices are not names.
+#[must_use]
+pub fn by_name(name: &str) -> Named {
+    let registers = exact(key(name));
+    match registers[..] {
+        [] => Named::None(suggest::close_to(key(name))),
+        [register] => Named::One(register),
+        _ => Named::Several(registers),
+    }
+}
+
+/// The registers that `query` finds, best first, then by index: an index (`0x8b`, or the first
+/// digits of one), a group (`@mtrr`), else words, each of which has to be in a name or in the
+/// summary.
+#[must_use]
+pub fn search(query: &str) -> Vec<&'static Register> {
+    let query = query.trim();
+    if query.starts_with('@') {
+        return group(query).map_or(Vec::new(), |group| group.registers().collect());
+    }
+    let query = query.to_ascii_lowercase();
+    if query.starts_with("0x") && query.len() > 2 {
+        return by_digits(&query);
+    }
+    if query.is_empty() {
+        return Vec::new();
+    }
+    let mut found: Vec<(Fit, &Register)> = TABLE
+        .iter()
+        .filter_map(|register| Some((fit(register, &query)?, register)))
+        .collect();
+    found.sort_by_key(|(fit, register)| (*fit, register.index));
+    found.into_iter().map(|(_, register)| register).collect()
+}
+
+/// How well a register answers a query, best first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// The query is one of its names.
+    Exact,
+    /// Its own name has the words.
+    Name,
+    /// An alias has them.
+    Alias,
+    /// They are in the summary, or here and there.
+    Summary,
+}
+
+/// How well `register` answers `query`, which is in small letters.
+fn fit(register: &Register, query: &str) -> Option<Fit> {
+    let wanted = key(query);
+    if register
+        .names()
+        .any(|name| compare(key(name), wanted).is_eq())
+    {
+        return Some(Fit::Exact);
+    }
+    let has_all = |text: &str| query.split_whitespace().all(|word| text.contains(word));
+    if has_all(&register.name.to_ascii_lowercase()) {
+        return Some(Fit::Name);
+    }
+    let mut all = String::new();
+    for alias in register.aliases {
+        let alias = alias.to_ascii_lowercase();
+        if has_all(&alias) {
+            return Some(Fit::Alias);
+        }
+        all.push_str(&alias);
+        all.push(' ');
+    }
+    all.push_str(&register.name.to_ascii_lowercase());
+    all.push(' ');
+    all.push_str(&register.summary.to_ascii_lowercase());
+    has_all(&all).then_some(Fit::Summary)
+}
+
+/// The register with the index in `digits`, else all whose index starts with it.
+fn by_digits(digits: &str) -> Vec<&'static Register> {
+    let number = u32::from_str_radix(&digits[2..], 16).ok();
+    if let Some(register) = number.and_then(|number| by_index(MsrIndex::new(number))) {
+        return vec![register];
+    }
+    let starts = |register: &&Register| register.index.to_string().starts_with(digits);
+    TABLE.iter().filter(starts).collect()
+}
+
+/// The registers called `wanted`, by index.
+fn exact(wanted: &[u8]) -> Vec<&'static Register> {
+    let start = BY_NAME.partition_point(|place| compare(key(name_at(*place)), wanted).is_lt());
+    let same = BY_NAME[start..].iter();
+    same.take_while(|place| compare(key(name_at(**place)), wanted).is_eq())
+        .map(|(row, _)| &TABLE[usize::from(*row)])
+        .collect()
+}
+
+/// The name at a place of [`BY_NAME`].
+fn name_at((row, nth): (u16, u8)) -> &'static str {
+    let register = &TABLE[usize::from(row)];
+    match nth.checked_sub(1) {
+        None => register.name,
+        Some(alias) => register.aliases[usize::from(alias)],
+    }
+}
+
+/// What a name is looked up by, but for the case of its letters: without `MSR_`.
+fn key(name: &str) -> &[u8] {
+    let name = name.as_bytes();
+    match name.split_at_checked(4) {
+        Some((prefix, rest)) if prefix.eq_ignore_ascii_case(b"MSR_") => rest,
+        _ => name,
+    }
+}
+
+/// The order of keys, as if in capitals.
+fn compare(a: &[u8], b: &[u8]) -> Ordering {
+    let a = a.iter().map(u8::to_ascii_uppercase);
+    a.cmp(b.iter().map(u8::to_ascii_uppercase))
+}

@@ -1,0 +1,116 @@
+//! Names close to a misspelt one.
+//!
+//! A policy may misspell thousands of names, so a miss must not cost an edit distance to each of
+//! the table's. A name whose length or set of characters is too far off cannot be close; of those
+//! left, the ones that start and end most alike are measured, a fixed number of them.
+
+use std::sync::LazyLock;
+
+use super::super::names::BY_NAME;
+use super::{compare, exact, key, name_at};
+
+/// The most names suggested.
+const SUGGESTIONS: usize = 3;
+
+/// The most edits between a name and what was meant. A fifth of the name is the other limit.
+const FARTHEST: usize = 4;
+
+/// The most distances measured for one name: more than any family of names has members one letter
+/// apart.
+const MEASURED: usize = 64;
+
+/// What can be seen of a name without reading it.
+struct Shape {
+    length: usize,
+    letters: u64,
+}
+
+impl Shape {
+    fn of(key: &[u8]) -> Self {
+        let bit = |byte: &u8| 1_u64 << (byte.to_ascii_uppercase() & 63);
+        Self {
+            length: key.len(),
+            letters: key.iter().fold(0, |set, byte| set | bit(byte)),
+        }
+    }
+
+    /// At least this many edits lie between this name and `other`: an edit changes the length by
+    /// one at most, and replaces one character by one other at most.
+    fn least_distance(&self, other: &Self) -> usize {
+        let missing = (self.letters & !other.letters).count_ones();
+        let added = (other.letters & !self.letters).count_ones();
+        let letters = missing.max(added) as usize;
+        letters.max(self.length.abs_diff(other.length))
+    }
+}
+
+/// The shapes of all names, in the order of [`BY_NAME`].
+static SHAPES: LazyLock<Vec<Shape>> = LazyLock::new(|| {
+    let keys = BY_NAME.iter().map(|place| key(name_at(*place)));
+    keys.map(Shape::of).collect()
+});
+
+/// Names close to `wanted`, closest first, one a register.
+pub(super) fn close_to(wanted: &[u8]) -> Vec<&'static str> {
+    let mut found = without_architecture(wanted);
+    let mut rows: Vec<u16> = Vec::new();
+    for (row, nth) in closest(wanted) {
+        if found.len() == SUGGESTIONS {
+            break;
+        }
+        let name = name_at((row, nth));
+        if !rows.contains(&row) && !found.contains(&name) {
+            rows.push(row);
+            found.push(name);
+        }
+    }
+    found
+}
+
+/// The architectural register, when only `IA32_` was forgotten: too many edits to be close.
+fn without_architecture(wanted: &[u8]) -> Vec<&'static str> {
+    let full = [b"IA32_", wanted].concat();
+    let registers = exact(&full);
+    let mut names = registers.iter().flat_map(|register| register.names());
+    let name = names.find(|name| compare(key(name), &full).is_eq());
+    name.into_iter().collect()
+}
+
+/// Places of names within reach of `wanted`, closest first.
+fn closest(wanted: &[u8]) -> Vec<(u16, u8)> {
+    let capitals = wanted.to_ascii_uppercase();
+    let Ok(text) = str::from_utf8(&capitals) else {
+        return Vec::new(); // `MSR_` was cut out of a character: no name has such
+    };
+    let limit = (wanted.len() / 5 + 1).min(FARTHEST);
+    let shape = Shape::of(wanted);
+    let mut candidates: Vec<(usize, (u16, u8))> = BY_NAME
+        .iter()
+        .zip(SHAPES.iter())
+        .filter(|(_, candidate)| shape.least_distance(candidate) <= limit)
+        .map(|(place, _)| (alike(wanted, key(name_at(*place))), *place))
+        .collect();
+    if candidates.len() > MEASURED {
+        candidates.select_nth_unstable_by(MEASURED, |(a, _), (b, _)| b.cmp(a));
+        candidates.truncate(MEASURED);
+    }
+    let mut close: Vec<(usize, u8, u16)> = Vec::new();
+    for (_, (row, nth)) in candidates {
+        let candidate = name_at((row, nth)).to_ascii_uppercase();
+        let candidate = candidate.strip_prefix("MSR_").unwrap_or(&candidate);
+        let distance = strsim::osa_distance(text, candidate);
+        if distance <= limit {
+            close.push((distance, nth, row));
+        }
+    }
+    close.sort_unstable();
+    close.into_iter().map(|(_, nth, row)| (row, nth)).collect()
+}
+
+/// How many bytes `a` and `b` share at their starts and at their ends.
+fn alike(a: &[u8], b: &[u8]) -> usize {
+    let same = |(a, b): &(&u8, &u8)| a.eq_ignore_ascii_case(b);
+    let start = a.iter().zip(b).take_while(same).count();
+    let end = a.iter().rev().zip(b.iter().rev()).take_while(same).count();
+    start + end
+}

@@ -1,0 +1,386 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use msrgate_filter::MsrIndex;
+use proptest::prelude::*;
+
+use super::names::BY_NAME;
+use super::*;
+
+/// What a filter's bitmap covers at most (S1.8).
+const WINDOW: u32 = 0x3000;
+
+fn one(name: &str) -> &'static Register {
+    match by_name(name) {
+        Named::One(register) => register,
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+fn key(name: &str) -> String {
+    let name = name.to_ascii_uppercase();
+    name.strip_prefix("MSR_").unwrap_or(&name).to_owned()
+}
+
+#[test]
+fn rows_are_in_order_and_found_by_their_index() {
+    assert!(all().is_sorted_by(|a, b| a.index < b.index));
+    for register in all() {
+        assert_eq!(by_index(register.index), Some(register));
+    }
+    assert_eq!(by_index(MsrIndex::MAX), None);
+}
+
+#[test]
+fn every_name_leads_back_to_its_register() {
+    let mut meanings: BTreeMap<String, Vec<&Register>> = BTreeMap::new();
+    for register in all() {
+        for name in register.names() {
+            meanings.entry(key(name)).or_default().push(register);
+        }
+        assert_eq!(one(register.name), register, "its own name is its alone");
+    }
+    let names: usize = meanings.values().map(Vec::len).sum();
+    assert_eq!(BY_NAME.len(), names);
+    for (key, registers) in meanings {
+        for spelling in [key.clone(), format!("msr_{}", key.to_ascii_lowercase())] {
+            match by_name(&spelling) {
+                Named::One(register) => assert_eq!(vec![register], registers),
+                Named::Several(several) => assert_eq!(several, registers),
+                Named::None(_) => panic!("{spelling} is not found"),
+            }
+        }
+    }
+}
+
+#[test]
+fn names_are_fit_to_be_written_in_a_policy() {
+    for register in all() {
+        for name in register.names() {
+            let fit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+            assert!(name.bytes().all(fit), "{name}");
+            assert!(!name.as_bytes()[0].is_ascii_digit(), "{name}");
+        }
+        assert!(register.summary.len() <= 90, "{}", register.name);
+        assert!(!register.summary.ends_with('.'), "{}", register.name);
+        assert!(register.sources.iter().count() >= 1, "{}", register.name);
+    }
+}
+
+#[test]
+fn all_rows_lie_in_eight_windows_so_that_any_choice_fits_sixteen_ranges() {
+    let mut windows: Vec<u32> = Vec::new();
+    for register in all() {
+        let index = register.index.get();
+        if windows.last().is_none_or(|base| index - base >= WINDOW) {
+            windows.push(index);
+        }
+    }
+    assert_eq!(windows.len(), 8, "{windows:#x?}");
+}
+
+#[test]
+fn the_names_people_use_mean_what_they_think() {
+    for (name, index) in [
+        ("IA32_EFER", 0xc000_0080),
+        ("MSR_EFER", 0xc000_0080),
+        ("EFER", 0xc000_0080),
+        ("efer", 0xc000_0080),
+        ("IA32_LSTAR", 0xc000_0082),
+        ("MSR_LSTAR", 0xc000_0082),
+        ("LSTAR", 0xc000_0082),
+        ("IA32_STAR", 0xc000_0081),
+        ("IA32_FMASK", 0xc000_0084),
+        ("MSR_SYSCALL_MASK", 0xc000_0084),
+        ("IA32_FS_BASE", 0xc000_0100),
+        ("IA32_KERNEL_GS_BASE", 0xc000_0102),
+        ("IA32_TSC_AUX", 0xc000_0103),
+        ("IA32_TIME_STAMP_COUNTER", 0x10),
+        ("MSR_IA32_TSC", 0x10),
+        ("IA32_PLATFORM_ID", 0x17),
+        ("IA32_APIC_BASE", 0x1b),
+        ("MSR_SMI_COUNT", 0x34),
+        ("IA32_TSC_ADJUST", 0x3b),
+        ("IA32_SPEC_CTRL", 0x48),
+        ("IA32_PRED_CMD", 0x49),
+        ("IA32_BIOS_UPDT_TRIG", 0x79),
+        ("IA32_BIOS_SIGN_ID", 0x8b),
+        ("MSR_AMD64_PATCH_LEVEL", 0x8b),
+        ("MSR_IA32_UCODE_REV", 0x8b),
+        ("IA32_MTRRCAP", 0xfe),
+        ("IA32_ARCH_CAPABILITIES", 0x10a),
+        ("IA32_FLUSH_CMD", 0x10b),
+        ("IA32_SYSENTER_CS", 0x174),
+        ("IA32_SYSENTER_ESP", 0x175),
+        ("IA32_SYSENTER_EIP", 0x176),
+        ("IA32_MISC_ENABLE", 0x1a0),
+        ("IA32_DEBUGCTL", 0x1d9),
+        ("IA32_MTRR_PHYSBASE0", 0x200),
+        ("IA32_PAT", 0x277),
+        ("MSR_PKG_POWER_LIMIT", 0x610),
+        ("MSR_PPERF", 0x64e),
+        ("IA32_U_CET", 0x6a0),
+        ("IA32_S_CET", 0x6a2),
+        ("IA32_PL0_SSP", 0x6a4),
+        ("IA32_TSC_DEADLINE", 0x6e0),
+        ("IA32_XSS", 0xda0),
+        ("HV_X64_MSR_GUEST_OS_ID", 0x4000_0000),
+        ("HV_X64_MSR_HYPERCALL", 0x4000_0001),
+        ("HV_X64_MSR_RESET", 0x4000_0003),
+        ("MSR_KVM_WALL_CLOCK", 0x11),
+        ("MSR_KVM_SYSTEM_TIME_NEW", 0x4b56_4d01),
+        ("MSR_K7_HWCR", 0xc001_0015),
+        ("HWCR", 0xc001_0015),
+        ("MSR_K8_INT_PENDING_MSG", 0xc001_0055),
+        ("MSR_AMD64_DC_CFG", 0xc001_1022),
+        ("MSR_SANDY_BRIDGE_PKG_POWER_INFO", 0x614),
+    ] {
+        assert_eq!(one(name).index, MsrIndex::new(index), "{name}");
+    }
+}
+
+#[test]
+fn architectural_registers_go_by_the_sdm_name_and_others_by_the_one_in_use() {
+    for name in [
+        "IA32_EFER",
+        "IA32_TIME_STAMP_COUNTER",
+        "IA32_BIOS_UPDT_TRIG",
+        "IA32_MTRRCAP",
+        "IA32_MC31_STATUS",
+        "MSR_SMI_COUNT",
+        "MSR_PKG_POWER_LIMIT",
+        "MSR_K7_HWCR",
+        "MSR_KVM_WALL_CLOCK",
+        "HV_X64_MSR_RESET",
+    ] {
+        assert_eq!(one(name).name, name);
+    }
+}
+
+#[test]
+fn a_name_that_families_use_for_different_registers_names_them_all() {
+    for (name, indices) in [
+        ("MSR_CORE_C3_RESIDENCY", &[0x3fc, 0x662][..]),
+        ("MSR_LER_FROM_LIP", &[0x1d7, 0x1dd, 0x1de]),
+        ("MSR_LASTBRANCH_0_FROM_IP", &[0x40, 0x680]),
+        ("pkg_power_info", &[0x614, 0x66e]),
+        // The SDM's is the narrow counter; Linux gave the name to the SDM's IA32_A_PMC0.
+        ("IA32_PMC0", &[0xc1, 0x4c1]),
+    ] {
+        let Named::Several(several) = by_name(name) else {
+            panic!("{name}");
+        };
+        let found: Vec<u32> = several
+            .iter()
+            .map(|register| register.index.get())
+            .collect();
+        assert_eq!(found, indices, "{name}");
+    }
+}
+
+#[test]
+fn field_values_are_no_registers() {
+    for name in [
+        "MSR_IA32_POWER_CTL_BIT_EE",
+        "MSR_IA32_BNDCFGS_RSVD",
+        "IA32_VMX_BASIC_REGISTER_MEMORY_TYPE_WRITE_BACK",
+        "IA32_MTRR_VARIABLE_COUNT",
+        "IA32_STM_FEATURES_IA32E",
+    ] {
+        assert!(matches!(by_name(name), Named::None(_)), "{name}");
+    }
+    assert_eq!(by_index(MsrIndex::new(0xffc)), None);
+}
+
+#[test]
+fn a_misspelt_name_is_met_with_what_was_meant() {
+    for (misspelt, meant) in [
+        ("IA32_EFFER", "IA32_EFER"),
+        ("IA32_LSTR", "IA32_LSTAR"),
+        ("IA32_TSC_DEADLIN", "IA32_TSC_DEADLINE"),
+        ("IA32_SYSENTER_PIE", "IA32_SYSENTER_EIP"),
+        ("TSC_DEADLINE", "IA32_TSC_DEADLINE"),
+        ("MSR_KVM_SYSTM_TIME_NEW", "MSR_KVM_SYSTEM_TIME_NEW"),
+        ("hv_x64_msr_hypercal", "HV_X64_MSR_HYPERCALL"),
+    ] {
+        let Named::None(names) = by_name(misspelt) else {
+            panic!("{misspelt}");
+        };
+        assert_eq!(names.first(), Some(&meant), "{misspelt}: {names:?}");
+        assert!(names.len() <= 3, "{names:?}");
+    }
+    for nonsense in ["", "_", "MSR_", "the quick brown fox", "IA32_ÄÖÜ", "\u{0}"] {
+        assert!(matches!(by_name(nonsense), Named::None(_)), "{nonsense}");
+    }
+    assert_eq!(by_name(&"X".repeat(1 << 20)), Named::None(Vec::new()));
+}
+
+#[test]
+fn search_finds_by_index_name_group_and_word() {
+    let first = |query: &str| search(query).first().map(|register| register.name);
+    assert_eq!(first("0x8b"), Some("IA32_BIOS_SIGN_ID"));
+    assert_eq!(search("0x8b").len(), 1);
+    assert_eq!(search("0x4b564d").len(), 9, "the first digits of an index");
+    assert_eq!(first("efer"), Some("IA32_EFER"));
+    assert_eq!(first("patch_level"), Some("IA32_BIOS_SIGN_ID"));
+    assert_eq!(first("sysenter"), Some("IA32_SYSENTER_CS"));
+    assert!(
+        search("microcode")
+            .iter()
+            .any(|found| found.name == "IA32_BIOS_UPDT_TRIG")
+    );
+    assert!(
+        search("rapl power limit")
+            .iter()
+            .any(|found| found.index == MsrIndex::new(0x610))
+    );
+    assert_eq!(search("@pat"), [one("IA32_PAT")]);
+    for nothing in ["", " ", "0x", "@", "@nothing", "no such word"] {
+        assert!(search(nothing).is_empty(), "{nothing}");
+    }
+}
+
+#[test]
+fn groups_are_named_registers_in_order_and_apart() {
+    assert!(groups().is_sorted_by(|a, b| a.name < b.name));
+    for group in groups() {
+        assert!(group.name.starts_with('@'));
+        assert_eq!(super::group(&group.name.to_uppercase()), Some(group));
+        let ranges: Vec<_> = group.ranges().collect();
+        assert!(
+            ranges.iter().all(|range| range.start() <= range.end()),
+            "{}",
+            group.name
+        );
+        let apart = |pair: &[std::ops::RangeInclusive<MsrIndex>]| {
+            pair[0].end().get() + 1 < pair[1].start().get()
+        };
+        assert!(ranges.windows(2).all(apart), "{}", group.name);
+        for index in ranges
+            .iter()
+            .flat_map(|range| range.start().get()..=range.end().get())
+        {
+            let reserved = (0xc000_2000..0xc000_2400).contains(&index) && index & 0xf == 7;
+            let named = by_index(MsrIndex::new(index)).is_some();
+            assert!(named != reserved, "{}: {index:#x}", group.name);
+        }
+    }
+    assert_eq!(group("mtrr"), None, "a group has its @");
+}
+
+#[test]
+fn groups_hold_every_register_of_their_kind() {
+    for (name, belongs) in [
+        ("@mtrr", "MTRR"),
+        ("@vmx", "IA32_VMX_"),
+        ("@kvm", "MSR_KVM_"),
+        ("@hyperv", "HV_X64_MSR_"),
+        ("@mce", "SMCA"),
+    ] {
+        let group = group(name).unwrap();
+        for register in all()
+            .iter()
+            .filter(|register| register.name.contains(belongs))
+        {
+            assert!(
+                group.contains(register.index),
+                "{} in {name}",
+                register.name
+            );
+        }
+    }
+}
+
+#[test]
+fn fields_lie_in_the_register_from_low_to_high() {
+    let mut with_fields = BTreeSet::new();
+    for register in all() {
+        let fields = register.fields();
+        assert!(
+            fields.is_sorted_by_key(|field| field.low),
+            "{}",
+            register.name
+        );
+        for field in fields {
+            assert!(
+                field.low <= field.high && field.high < 64,
+                "{}",
+                register.name
+            );
+            assert!(!field.name.is_empty() && field.summary.len() <= 90);
+            with_fields.insert(register.index);
+        }
+    }
+    assert_eq!(with_fields.len(), fields::FIELDS.len());
+}
+
+#[test]
+fn a_value_is_taken_apart_by_fields() {
+    let fields = one("IA32_MISC_ENABLE").fields();
+    let fast_strings = fields.iter().find(|field| field.low == 0).unwrap();
+    assert_eq!((fast_strings.mask(), fast_strings.of(0x85_0089)), (1, 1));
+    let revision = one("IA32_BIOS_SIGN_ID").fields().last().unwrap();
+    assert_eq!((revision.low, revision.high), (32, 63));
+    assert_eq!(revision.of(0x2b00_0000 << 32), 0x2b00_0000);
+    let all = Field {
+        low: 0,
+        high: 63,
+        name: "ALL",
+        summary: "",
+    };
+    assert_eq!((all.mask(), all.of(u64::MAX)), (u64::MAX, u64::MAX));
+}
+
+/// What guests read on six CPU models, and what three Linux kernels touched while they booted.
+#[test]
+fn everything_that_guests_were_seen_to_touch_is_named() {
+    let lists = [
+        include_str!("../../data/seen/linux-boot-msrs.txt"),
+        include_str!(
+            "../../data/seen/msr_list_GNR_TO_T2_6.1_INTEL_GRANITE_RAPIDS_6.18host_6.18guest.csv"
+        ),
+        include_str!(
+            "../../data/seen/msr_list_SPR_TO_T2_6.1_INTEL_SAPPHIRE_RAPIDS_6.18host_6.18guest.csv"
+        ),
+        include_str!("../../data/seen/msr_list_T2A_AMD_MILAN_6.18host_6.18guest.csv"),
+        include_str!("../../data/seen/msr_list_T2CL_INTEL_CASCADELAKE_6.18host_6.18guest.csv"),
+        include_str!("../../data/seen/msr_list_T2CL_INTEL_ICELAKE_6.18host_6.18guest.csv"),
+        include_str!("../../data/seen/msr_list_T2S_INTEL_CASCADELAKE_6.18host_6.18guest.csv"),
+    ];
+    let mut seen = 0;
+    for line in lists.iter().flat_map(|list| list.lines()) {
+        let Some(digits) = line.strip_prefix("0x") else {
+            continue; // a heading
+        };
+        let digits: String = digits.chars().take_while(char::is_ascii_hexdigit).collect();
+        // Some of Firecracker's "addresses" are values of 64 bits that went into the wrong column.
+        if let Ok(index) = u32::from_str_radix(&digits, 16) {
+            assert!(
+                by_index(MsrIndex::new(index)).is_some(),
+                "{index:#x} has no name"
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen > 1000, "the lists were read: {seen}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_text_is_looked_up_without_panicking(text in ".{0,80}") {
+        let _ = (by_name(&text), search(&text), group(&text));
+    }
+
+    #[test]
+    fn one_wrong_letter_is_forgiven(row in 0..all().len(), place in 0_usize..64, letter in "[A-Z]") {
+        let name = all()[row].name;
+        prop_assume!(name.len() >= 8);
+        let place = 5 + place % (name.len() - 5);
+        let misspelt = format!("{}{letter}{}", &name[..place], &name[place + 1..]);
+        match by_name(&misspelt) {
+            Named::None(names) => prop_assert!(!names.is_empty(), "{}", misspelt),
+            Named::One(_) | Named::Several(_) => {}
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! ia32-doc's list of the SDM's architectural MSRs: entries with a `value`, or groups of them.
+
+use anyhow::{Context, bail};
+use saphyr::{LoadableYamlNode, Yaml};
+
+use super::{Field, Mention, Rank, Source, sentence};
+
+/// Bits of a physical address end at most here; the list says `MAXPHYADDR-1`.
+const PHYSICAL_ADDRESS_TOP: u8 = 51;
+
+pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
+    let documents = Yaml::load_from_str(text)?;
+    let entries = documents
+        .first()
+        .and_then(Yaml::as_sequence)
+        .context("no list of entries")?;
+    let mut mentions = Vec::new();
+    for entry in entries {
+        walk(entry, &[], &mut mentions)?;
+    }
+    Ok(mentions)
+}
+
+/// Takes an entry that is a register, or the registers of one that is a group. A group's bit fields
+/// are those of each of its registers.
+fn walk(entry: &Yaml<'_>, inherited: &[Field], mentions: &mut Vec<Mention>) -> anyhow::Result<()> {
+    if is_bit_field_list(entry) {
+        return Ok(()); // the layout of a structure in memory
+    }
+    let own = bit_fields(entry)?;
+    let fields = if own.is_empty() { inherited } else { &own };
+    // `tag: Custom` marks constants that the list's authors computed for themselves.
+    let index = match entry.as_mapping_get("tag") {
+        Some(_) => None,
+        None => entry.as_mapping_get("value").and_then(Yaml::as_integer),
+    };
+    let Some(index) = index else {
+        for child in children(entry) {
+            walk(child, fields, mentions)?;
+        }
+        return Ok(());
+    };
+    let mut mention = Mention::new(u32::try_from(index)?, Source::Ia32Doc);
+    let (short, others) = names(entry);
+    mention = mention.named(format!("IA32_{}", short.context("no name")?), Rank::Sdm);
+    for other in others {
+        mention = mention.named(format!("IA32_{other}"), Rank::Architectural);
+    }
+    mention.summary = description(entry);
+    mention.fields = fields.to_vec();
+    mentions.push(mention);
+    Ok(())
+}
+
+fn names<'a>(entry: &'a Yaml<'_>) -> (Option<&'a str>, Vec<&'a str>) {
+    let text = |key| entry.as_mapping_get(key).and_then(Yaml::as_str);
+    let short = text("name").or_else(|| text("short_name"));
+    let mut others: Vec<&str> = Vec::new();
+    for other in ["long_name", "alternative_name"]
+        .into_iter()
+        .filter_map(text)
+    {
+        if Some(other) != short && !others.contains(&other) {
+            others.push(other);
+        }
+    }
+    (short, others)
+}
+
+fn description(entry: &Yaml<'_>) -> Option<String> {
+    ["short_description", "description", "long_description"]
+        .into_iter()
+        .filter_map(|key| entry.as_mapping_get(key)?.as_str())
+        .find_map(sentence)
+}
+
+fn children<'a, 'i>(entry: &'a Yaml<'i>) -> impl Iterator<Item = &'a Yaml<'i>> {
+    entry
+        .as_mapping_get("fields")
+        .and_then(Yaml::as_sequence)
+        .into_iter()
+        .flatten()
+}
+
+fn is_bit_field_list(entry: &Yaml<'_>) -> bool {
+    let kind = entry.as_mapping_get("type").and_then(Yaml::as_str);
+    matches!(kind, Some("bitfield" | "struct"))
+}
+
+/// The fields of an entry's own bit field list, if it has one.
+fn bit_fields(entry: &Yaml<'_>) -> anyhow::Result<Vec<Field>> {
+    let mut fields = Vec::new();
+    for list in children(entry).filter(|child| is_bit_field_list(child)) {
+        for item in children(list) {
+            let Some(bits) = item.as_mapping_get("bit") else {
+                continue; // a struct counts sizes, not bits
+            };
+            let (low, high) = bits_of(bits)?;
+            let (Some(name), _) = names(item) else {
+                bail!("a field without a name");
+            };
+            fields.push(Field {
+                low,
+                high,
+                name: name.to_owned(),
+                summary: description(item).unwrap_or_default(),
+            });
+        }
+    }
+    fields.sort_by_key(|field| field.low);
+    Ok(fields)
+}
+
+/// The bits of `5`, `50-52` or `12-(MAXPHYADDR-1)`.
+fn bits_of(bits: &Yaml<'_>) -> anyhow::Result<(u8, u8)> {
+    if let Some(bit) = bits.as_integer() {
+        let bit = u8::try_from(bit)?;
+        return Ok((bit, bit));
+    }
+    let text = bits.as_str().context("bits that are no text")?;
+    let (low, high) = text.split_once('-').with_context(|| text.to_owned())?;
+    let high = match high {
+        "(MAXPHYADDR-1)" => PHYSICAL_ADDRESS_TOP,
+        number => number.parse().with_context(|| text.to_owned())?,
+    };
+    Ok((low.parse().with_context(|| text.to_owned())?, high))
+}

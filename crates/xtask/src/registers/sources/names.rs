@@ -1,0 +1,104 @@
+//! The two lists of names: `index<TAB>name<TAB>header`.
+
+use anyhow::{Context, bail};
+
+use super::{Mention, Rank, Source, hex};
+
+/// The families of EDK2's headers, and the prefix each puts into its names. Where a register needs
+/// its family to be told from others, the first family that has it lends its name: the server
+/// line from Nehalem on, then the others.
+const FAMILIES: [(&str, &str); 21] = [
+    ("NehalemMsr", "NEHALEM_"),
+    ("SandyBridgeMsr", "SANDY_BRIDGE_"),
+    ("IvyBridgeMsr", "IVY_BRIDGE_"),
+    ("HaswellMsr", "HASWELL_"),
+    ("HaswellEMsr", "HASWELL_E_"),
+    ("BroadwellMsr", "BROADWELL_"),
+    ("XeonDMsr", "XEON_D_"),
+    ("SkylakeMsr", "SKYLAKE_"),
+    ("XeonE7Msr", "XEON_E7_"),
+    ("Xeon5600Msr", "XEON_5600_"),
+    ("XeonPhiMsr", "XEON_PHI_"),
+    ("SilvermontMsr", "SILVERMONT_"),
+    ("GoldmontMsr", "GOLDMONT_"),
+    ("GoldmontPlusMsr", "GOLDMONT_PLUS_"),
+    ("AtomMsr", "ATOM_"),
+    ("Core2Msr", "CORE2_"),
+    ("CoreMsr", "CORE_"),
+    ("Pentium4Msr", "PENTIUM_4_"),
+    ("PentiumMMsr", "PENTIUM_M_"),
+    ("P6Msr", "P6_"),
+    ("PentiumMsr", "PENTIUM_"),
+];
+
+/// Headers of EDK2 whose names carry no family.
+const NO_FAMILY: [&str; 3] = ["ArchitecturalMsr", "SevSnpMsr", "SvsmMsr"];
+
+/// What Linux puts before the constants of processors that no one builds a VM for any more. They
+/// share indices with today's registers, which the index goes by.
+const OLD: [&str; 8] = [
+    "MSR_P4_",
+    "MSR_P6_",
+    "MSR_K6_",
+    "MSR_KNC_",
+    "MSR_KNL_",
+    "MSR_IDT_",
+    "MSR_GEODE_",
+    "MSR_ATOM_",
+];
+
+/// `msr-names-linux.tsv`.
+pub(super) fn linux(text: &str) -> anyhow::Result<Vec<Mention>> {
+    let mut mentions = Vec::new();
+    for (index, name, _) in lines(text)? {
+        let rank = if OLD.iter().any(|prefix| name.starts_with(prefix)) {
+            Rank::LinuxOld
+        } else {
+            Rank::Linux
+        };
+        let mention = Mention::new(index, Source::Linux);
+        mentions.push(mention.named(name, rank));
+    }
+    Ok(mentions)
+}
+
+/// `msr-names-edk2.tsv`. A name is kept with its family and, as the SDM has it, without.
+pub(super) fn edk2(text: &str) -> anyhow::Result<Vec<Mention>> {
+    let mut mentions = Vec::new();
+    for (index, name, header) in lines(text)? {
+        let mention = Mention::new(index, Source::Edk2);
+        let family = FAMILIES.iter().position(|(family, _)| *family == header);
+        let generic = family.and_then(|family| {
+            let (_, prefix) = FAMILIES[family];
+            name.strip_prefix("MSR_")?.strip_prefix(prefix)
+        });
+        mentions.push(match (family, generic) {
+            (Some(family), Some(generic)) => {
+                let rank = if generic.starts_with("IA32_") {
+                    Rank::FamilyArchitectural
+                } else {
+                    Rank::Generic
+                };
+                mention
+                    .named(format!("MSR_{generic}"), rank)
+                    .named(name, Rank::Family(family))
+            }
+            (Some(_), None) => mention.named(name, Rank::FamilyArchitectural),
+            (None, _) if NO_FAMILY.contains(&header) => mention.named(name, Rank::Architectural),
+            (None, _) => bail!("{name}: {header} is no header that names.rs knows"),
+        });
+    }
+    Ok(mentions)
+}
+
+fn lines(text: &str) -> anyhow::Result<Vec<(u32, &str, &str)>> {
+    let mut rows = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let columns: Vec<&str> = line.split('\t').collect();
+        let [index, name, header] = columns[..] else {
+            bail!("not three columns: {line}");
+        };
+        rows.push((hex(index).with_context(|| line.to_owned())?, name, header));
+    }
+    Ok(rows)
+}

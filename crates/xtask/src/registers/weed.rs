@@ -1,0 +1,58 @@
+//! What the lists name that is no register.
+
+use anyhow::ensure;
+
+use super::sources::{Mention, Source};
+
+/// One kind of name that is no register's.
+struct Rule {
+    source: Source,
+    matches: fn(&str) -> bool,
+    why: &'static str,
+}
+
+const RULES: [Rule; 4] = [
+    Rule {
+        source: Source::Linux,
+        matches: |name| {
+            name.contains("_BIT_") || name.ends_with("_BIT") || name.ends_with("_SHIFT")
+        },
+        why: "the place of a bit: IA32_POWER_CTL_BIT_EE is 19",
+    },
+    Rule {
+        source: Source::Linux,
+        matches: |name| name.ends_with("_RSVD"),
+        why: "a mask of reserved bits: IA32_BNDCFGS_RSVD is 0xffc",
+    },
+    Rule {
+        source: Source::Edk2,
+        matches: |name| name.contains("_REGISTER_"),
+        why: "a value of a field: IA32_VMX_BASIC_REGISTER_MEMORY_TYPE_WRITE_BACK is 6",
+    },
+    Rule {
+        source: Source::Edk2,
+        matches: |name| name.ends_with("_EBC_FREQUENCY_ID_1") || name.ends_with("_PLATFORM_INFO_1"),
+        why: "a second layout of a register that is named without _1 too",
+    },
+];
+
+/// The mentions without names that are no register's.
+///
+/// # Errors
+///
+/// A rule that drops nothing: the list changed, and the rule ought to go.
+pub(super) fn weed(mut mentions: Vec<Mention>) -> anyhow::Result<Vec<Mention>> {
+    for rule in RULES {
+        let before = mentions.len();
+        mentions.retain(|mention| {
+            let names = &mention.names;
+            mention.source != rule.source || !names.iter().any(|name| (rule.matches)(&name.text))
+        });
+        ensure!(
+            mentions.len() < before,
+            "no name is any more {}: drop the rule",
+            rule.why
+        );
+    }
+    Ok(mentions)
+}
