@@ -17,7 +17,7 @@ pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()
 
 /// An MSR's name, or nothing.
 pub(crate) fn name(index: MsrIndex) -> Option<&'static str> {
-    registers::by_index(index).map(|register| register.name())
+    registers::by_index(index).map(|register| register.name)
 }
 
 /// `0xc0000080 IA32_EFER`, or only the index.

@@ -135,7 +135,7 @@ fn is_hexadecimal(text: &str) -> bool {
 fn named(name: &str) -> Result<MsrIndex, SelectorError> {
     let name = name.to_owned();
     match registers::by_name(&name) {
-        Named::One(register) => Ok(register.index()),
+        Named::One(register) => Ok(register.index),
         Named::Several(registers) => {
             let candidates = registers.into_iter().map(candidate).collect();
             Err(SelectorError::AmbiguousName { name, candidates })
@@ -145,7 +145,7 @@ fn named(name: &str) -> Result<MsrIndex, SelectorError> {
 }
 
 fn candidate(register: &Register) -> String {
-    format!("{} ({})", register.index(), register.vendor())
+    format!("{} ({})", register.index, register.vendor)
 }
 
 #[cfg(test)]

@@ -30,8 +30,8 @@ pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure
         .iter()
         .flat_map(|word| registers::search(word))
         .collect();
-    found.sort_by_key(|register| register.index());
-    found.dedup_by_key(|register| register.index());
+    found.sort_by_key(|register| register.index);
+    found.dedup_by_key(|register| register.index);
     match args.format.format {
         Format::Json => output::json(
             out,
@@ -57,11 +57,11 @@ pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure
 
 fn listed(register: &Register) -> Listed {
     Listed {
-        index: register.index().to_string(),
-        name: register.name(),
-        aliases: register.aliases(),
-        vendor: register.vendor().to_string(),
-        summary: register.summary(),
+        index: register.index.to_string(),
+        name: register.name,
+        aliases: register.aliases,
+        vendor: register.vendor.to_string(),
+        summary: register.summary,
     }
 }
 
@@ -71,18 +71,18 @@ fn print(out: &mut dyn Write, register: &Register) -> Result<(), Failure> {
     writeln!(
         out,
         "{bold}{:<10} {}{bold:#}  {dim}{}{dim:#}",
-        register.index().to_string(),
-        register.name(),
-        register.vendor()
+        register.index.to_string(),
+        register.name,
+        register.vendor
     )?;
-    if !register.summary().is_empty() {
-        writeln!(out, "           {}", register.summary())?;
+    if !register.summary.is_empty() {
+        writeln!(out, "           {}", register.summary)?;
     }
-    if !register.aliases().is_empty() {
+    if !register.aliases.is_empty() {
         writeln!(
             out,
             "           {dim}also {}{dim:#}",
-            register.aliases().join(", ")
+            register.aliases.join(", ")
         )?;
     }
     Ok(())

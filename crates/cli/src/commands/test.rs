@@ -106,7 +106,7 @@ fn place(backend: BackendArg) -> Result<Place, Failure> {
 fn model(measures: Measures) -> Place {
     let registers = registers::all()
         .iter()
-        .map(|register| (register.index(), Register::new(0)));
+        .map(|register| (register.index, Register::new(0)));
     Place {
         backend: Box::new(ModelBackend::new(registers.collect())),
         measures,
