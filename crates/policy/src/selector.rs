@@ -31,8 +31,8 @@ pub enum SelectorError {
         text: String,
         /// What is wrong with it.
         why: &'static str,
-        /// What may have been meant.
-        instead: String,
+        /// What was meant, where that can be told.
+        instead: Option<String>,
     },
     /// A range written with `..`, of which nobody knows whether its end is part of it.
     OpenRange {
@@ -73,9 +73,14 @@ impl SelectorError {
                 format!("did you mean {}?", near.join(" or "))
             }
             Self::AmbiguousName { .. } => "write the index of the one that is meant".to_owned(),
-            Self::BadIndex { instead, .. } | Self::OpenRange { instead } => {
-                format!("write `{instead}`")
+            Self::BadIndex { instead: None, .. } => {
+                "an index looks like `0xc0000080`, a name like `IA32_EFER`".to_owned()
             }
+            Self::BadIndex {
+                instead: Some(instead),
+                ..
+            }
+            | Self::OpenRange { instead } => format!("write `{instead}`"),
             Self::BackwardRange(_) => "write the lower index first".to_owned(),
         }
     }
@@ -101,26 +106,26 @@ pub fn parse_msrs(text: &str) -> Result<MsrRange, SelectorError> {
 }
 
 fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
-    let bad = |why, instead: &str| {
+    let bad = |why, instead: Option<String>| {
         Err(SelectorError::BadIndex {
             text: text.to_owned(),
             why,
-            instead: instead.to_owned(),
+            instead,
         })
     };
     let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
     if let Some(digits) = digits {
         let plain = digits.replace('_', "");
         if !is_hexadecimal(&plain) {
-            return bad("these are not hexadecimal digits", "0xc0000080");
+            return bad("these are not hexadecimal digits", None);
         }
         return match u32::from_str_radix(&plain, 16) {
             Ok(index) => Ok(MsrIndex::new(index)),
-            Err(_) => bad("an index has 32 bits", "0xc0000080"),
+            Err(_) => bad("an index has 32 bits", None),
         };
     }
     if text.is_empty() {
-        return bad("there is nothing", "IA32_EFER");
+        return bad("there is nothing", None);
     }
     if text.starts_with(|first: char| first.is_ascii_digit()) && is_hexadecimal(text) {
         return bad("indices are hexadecimal and say so", &format!("0x{text}"));
@@ -176,15 +181,25 @@ mod tests {
             let error = parse_msrs(text).unwrap_err();
             format!("{error}; {}", error.help())
         };
-        insta::assert_snapshot!(error("10"), @"");
-        insta::assert_snapshot!(error("0x1_0000_0000"), @"");
-        insta::assert_snapshot!(error("0x"), @"");
-        insta::assert_snapshot!(error("0xg"), @"");
-        insta::assert_snapshot!(error(""), @"");
-        insta::assert_snapshot!(error("0x10..0x20"), @"");
-        insta::assert_snapshot!(error("0x10..="), @"");
-        insta::assert_snapshot!(error("0x20..=0x10"), @"");
-        insta::assert_snapshot!(error("IA32_EFFER"), @"");
-        insta::assert_snapshot!(error("ünïcode"), @"");
+        let texts = [
+            "10",
+            "0x1_0000_0000",
+            "0x",
+            "0xg",
+            "",
+            "0x10..0x20",
+            "0x10..=",
+            "0x20..=0x10",
+            "IA32_EFFER",
+            "ünïcode",
+            "0x10..=0x20..=0x30",
+            "-1",
+            "0x+1",
+        ];
+        let all: Vec<_> = texts
+            .iter()
+            .map(|text| format!("{text}: {}", error(text)))
+            .collect();
+        insta::assert_snapshot!(all.join("\n"));
     }
 }
