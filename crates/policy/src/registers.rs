@@ -4,6 +4,21 @@
 //! The table is generated from `data/` by `cargo run -p xtask -- registers`; `data/README.md` says
 //! where each part is from and how a register gets its name. All rows lie in eight windows of
 //! 0x3000 indices, so any choice of accesses to them packs into 16 ranges (S1.8).
+//!
+//! ```
+//! use msrgate_policy::registers::{Named, by_name, search};
+//!
+//! let Named::One(patch_level) = by_name("MSR_AMD64_PATCH_LEVEL") else { panic!() };
+//! assert_eq!(patch_level.name, "IA32_BIOS_SIGN_ID");
+//! assert_eq!(patch_level.index.to_string(), "0x8b");
+//!
+//! // Skylake has another register of this name than the families before it.
+//! assert!(matches!(by_name("MSR_CORE_C3_RESIDENCY"), Named::Several(both) if both.len() == 2));
+//!
+//! let Named::None(meant) = by_name("IA32_EFFER") else { panic!() };
+//! assert_eq!(meant[0], "IA32_EFER");
+//! assert_eq!(search("sysenter").len(), 3);
+//! ```
 
 #[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
 #[rustfmt::skip]

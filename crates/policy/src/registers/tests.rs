@@ -234,7 +234,7 @@ fn search_finds_by_index_name_group_and_word() {
             .any(|found| found.index == MsrIndex::new(0x610))
     );
     assert_eq!(search("@pat"), [one("IA32_PAT")]);
-    for nothing in ["", " ", "0x", "@", "@nothing", "no such word"] {
+    for nothing in ["", " ", "0xfff", "@", "@nothing", "no such word"] {
         assert!(search(nothing).is_empty(), "{nothing}");
     }
 }
@@ -365,7 +365,7 @@ fn everything_that_guests_were_seen_to_touch_is_named() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn any_text_is_looked_up_without_panicking(text in ".{0,80}") {
