@@ -135,6 +135,8 @@ impl Reader<'_> {
                         self.action(item, &[("allow", Action::Allow), ("deny", Action::Deny)]);
                 }
                 "msrs" => entries = self.msrs(item),
+                // Where a table's head is broken, its keys seem to stand outside of it.
+                _ if !is_toml => {}
                 _ => self.unknown_key(item.key, &["policy", "name", "default", "msrs"]),
             }
         }

@@ -128,7 +128,10 @@ fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
         return bad("there is nothing", None);
     }
     if text.starts_with(|first: char| first.is_ascii_digit()) && is_hexadecimal(text) {
-        return bad("indices are hexadecimal and say so", &format!("0x{text}"));
+        return bad(
+            "indices are hexadecimal and say so",
+            Some(format!("0x{text}")),
+        );
     }
     named(text)
 }

@@ -1,1 +1,197 @@
+use miette::{GraphicalReportHandler, GraphicalTheme};
 
+use super::*;
+
+/// What a user reads.
+fn report(text: &str) -> String {
+    let mistakes = parse(&Source::new("policy.toml", text)).expect_err("a policy with mistakes");
+    let mut report = String::new();
+    GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
+        .with_links(false)
+        .with_width(100)
+        .render_report(&mut report, &mistakes)
+        .unwrap();
+    report
+}
+
+fn sound(text: &str) -> Policy {
+    parse(&Source::new("policy.toml", text)).expect("a policy without mistakes")
+}
+
+#[test]
+fn a_policy_is_read_in_the_order_of_its_text() {
+    let policy = sound(
+        "policy = 1\nname = \"x\"\ndefault = \"deny\"\n[msrs]\nIA32_PAT = \"rw\"\n\
+         \"0x200..=0x20f\" = \"r\"\nIA32_LSTAR = { read = \"allow\", write = \"inherit\", why = \"w\" }\n\
+         [msrs.IA32_EFER]\nread = \"deny\"\nwrite = \"allow\"\n",
+    );
+    assert_eq!(
+        (policy.name(), policy.default_action()),
+        (Some("x"), Action::Deny)
+    );
+    let entries: Vec<_> = policy
+        .entries()
+        .iter()
+        .map(|entry| {
+            (
+                entry.key(),
+                entry.place().line,
+                entry.msrs().to_string(),
+                entry.actions,
+            )
+        })
+        .collect();
+    let (allow, deny) = (Some(Action::Allow), Some(Action::Deny));
+    assert_eq!(
+        entries,
+        [
+            ("IA32_PAT", 5, "0x277".to_owned(), [allow, allow]),
+            (
+                "0x200..=0x20f",
+                6,
+                "0x200..=0x20f".to_owned(),
+                [allow, deny]
+            ),
+            ("IA32_LSTAR", 7, "0xc0000082".to_owned(), [allow, None]),
+            ("IA32_EFER", 8, "0xc0000080".to_owned(), [deny, allow]),
+        ]
+    );
+    assert_eq!(policy.entries()[2].why(), Some("w"));
+}
+
+#[test]
+fn the_smallest_policy_has_no_entries() {
+    assert!(
+        sound("policy = 1\ndefault = \"allow\"")
+            .entries()
+            .is_empty()
+    );
+    assert!(
+        sound("default = \"allow\"\npolicy = 1\nmsrs = {}")
+            .entries()
+            .is_empty()
+    );
+}
+
+/// Everything that is wrong is said at once.
+#[test]
+fn every_mistake_of_a_file_is_shown() {
+    insta::assert_snapshot!(report(
+        "policy = 2\nname = 7\ndefalt = \"deny\"\ndefault = \"refuse\"\n\n[msrs]\n\
+         IA32_EFFER = \"rw\"\nIA32_PAT = \"rx\"\n16 = \"r\"\n\"0x20..0x30\" = \"r\"\n\
+         \"0x30..=0x20\" = \"r\"\n0x1ffffffff = \"r\"\n\"0x808\" = \"r\"\n\"0x700..=0xfff\" = \"r\"\n\
+         IA32_LSTAR = { read = \"allow\" }\nIA32_STAR = { read = \"allow\", write = \"maybe\", because = \"x\" }\n\
+         IA32_CSTAR = 3\nIA32_FMASK = { read = true, write = [\"deny\"] }\n"
+    ));
+}
+
+#[test]
+fn what_is_missing_is_named_with_what_to_write() {
+    insta::assert_snapshot!(report("[msrs]\n"));
+}
+
+#[test]
+fn text_that_is_not_toml_shows_every_place() {
+    insta::assert_snapshot!(report(
+        "policy = 1\ndefault = deny\n[msrs\nIA32_PAT = \"rw\nIA32_PAT = \"rw\"\nIA32_PAT = \"r\"\n"
+    ));
+}
+
+#[test]
+fn entries_that_disagree_are_shown_together() {
+    insta::assert_snapshot!(report(
+        "policy = 1\ndefault = \"deny\"\n[msrs]\n\"0x10..=0x20\" = \"r\"\n\"0x18..=0x28\" = \"none\"\n\
+         IA32_EFER = \"rw\"\nMSR_EFER = { read = \"inherit\", write = \"deny\" }\n"
+    ));
+}
+
+/// An equal entry hides behind a wider one that ends with it: it is found all the same.
+#[test]
+fn an_equal_entry_is_found_behind_a_wider_one() {
+    let text = "policy = 1\ndefault = \"deny\"\n[msrs]\n\
+                \"0x0..=0x10\" = \"none\"\n\"0x5..=0x10\" = \"none\"\n\"0x05..=0x10\" = \"rw\"\n";
+    assert!(parse(&Source::new("policy.toml", text)).is_err());
+}
+
+#[test]
+fn the_last_msr_obeys_the_default_only() {
+    insta::assert_snapshot!(report(
+        "policy = 1\ndefault = \"deny\"\n[msrs]\n\"0xfffffff0..=0xffffffff\" = \"r\"\n"
+    ));
+    sound("policy = 1\ndefault = \"deny\"\n[msrs]\n\"0xfffffff0..=0xffffffff\" = \"none\"\n");
+}
+
+#[test]
+fn the_first_fifty_mistakes_are_shown_and_all_are_counted() {
+    let entries: String = (0..60)
+        .map(|number| format!("NO_{number} = \"r\"\n"))
+        .collect();
+    let text = format!("policy = 1\ndefault = \"deny\"\n[msrs]\n{entries}");
+    let mistakes = parse(&Source::new("policy.toml", &text)).unwrap_err();
+    assert_eq!((mistakes.total(), mistakes.mistakes().len()), (60, 50));
+    assert_eq!(mistakes.to_string(), "policy.toml has 60 mistakes");
+}
+
+/// A text that is too long, or has too many entries, is refused by a stated limit.
+#[test]
+fn limits_are_stated() {
+    let long = " ".repeat(MAX_BYTES + 1);
+    let mistakes = parse(&Source::new("policy.toml", &long)).unwrap_err();
+    assert!(matches!(
+        mistakes.mistakes(),
+        [Mistake::TooLong {
+            limit: MAX_BYTES,
+            ..
+        }]
+    ));
+    let many: String = (0..=MAX_ENTRIES)
+        .map(|number| format!("0x{number:x}=\"r\"\n"))
+        .collect();
+    let text = format!("policy = 1\ndefault = \"deny\"\n[msrs]\n{many}");
+    let mistakes = parse(&Source::new("policy.toml", &text)).unwrap_err();
+    assert!(matches!(
+        mistakes.mistakes(),
+        [Mistake::TooManyEntries { entries, .. }] if *entries == MAX_ENTRIES + 1
+    ));
+}
+
+mod any_text {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Lines that are nearly a policy.
+    fn line() -> impl Strategy<Value = String> {
+        let key = prop_oneof![
+            Just("policy".to_owned()),
+            Just("default".to_owned()),
+            Just("IA32_EFER".to_owned()),
+            "0x[0-9a-f]{1,9}",
+            "\"0x[0-9a-f]{1,8}(\\.\\.=?0x[0-9a-f]{1,8})?\"",
+            "[a-zA-Z_.\"']{0,8}",
+        ];
+        let value = prop_oneof![
+            Just("1".to_owned()),
+            Just("\"deny\"".to_owned()),
+            Just("\"rw\"".to_owned()),
+            Just("{ read = \"allow\", write = \"inherit\" }".to_owned()),
+            "[\\[\\]{}\"'=,a-z0-9. ]{0,12}",
+        ];
+        prop_oneof![
+            4 => (key, value).prop_map(|(key, value)| format!("{key} = {value}")),
+            1 => Just("[msrs]".to_owned()),
+            1 => "\\PC{0,20}",
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn is_a_policy_or_an_error(lines in prop::collection::vec(line(), 0..20)) {
+            let text = lines.join("\n");
+            if let Err(mistakes) = parse(&Source::new("policy.toml", &text)) {
+                prop_assert!(mistakes.total() > 0);
+                report(&text);
+            }
+        }
+    }
+}
