@@ -16,6 +16,7 @@ mod guest;
 mod host;
 mod install;
 mod memory;
+mod model;
 mod probe;
 mod raw;
 
@@ -25,9 +26,10 @@ pub use backend::{
 };
 pub use doctor::{Finding, Statement, statements};
 pub use errno::{CallErrno, RawErrno};
-pub use exit::{ExitReason, RawReason, RawReasons, ReasonMask};
+pub use exit::{RawReason, RawReasons};
 pub use guest::{GuestError, StepAt};
-pub use host::{Capability, HostError};
+pub use host::{HostError, Requirement};
 pub use install::{InstallError, Installed, install};
+pub use model::ModelBackend;
 pub use probe::{HostCaps, IgnoreMsrs, Module, UnknownBits};
 pub use raw::{RawBitmap, RawFilter, RawRange, set_filter_raw};
