@@ -2,6 +2,7 @@
 //! model of one, and whatever comes next. One test body runs on all.
 
 use std::fmt;
+use std::time::Duration;
 
 use msrgate_filter::{Access, MsrIndex};
 
@@ -162,6 +163,12 @@ impl KvmBackend {
     pub fn new(host: &HostCaps) -> Result<Self, GuestError> {
         let guest = Guest::new(host, Apic::Absent)?;
         Ok(Self { guest })
+    }
+
+    /// How long a script, or each part of a long one, may run before it is called endless: 60
+    /// seconds unless set here.
+    pub const fn set_patience(&mut self, patience: Duration) {
+        self.guest.set_patience(patience);
     }
 }
 

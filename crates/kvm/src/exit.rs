@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use msrgate_filter::Revision;
+use msrgate_filter::{ExitReason, ReasonMask, Revision};
 
 /// `args[0]` of `KVM_CAP_X86_USER_SPACE_MSR`: any bits, because user space can pass any (S1.9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -60,6 +60,13 @@ impl RawReason {
         self.0
     }
 
+    /// The bit that `reason` has in this revision. A reason that it does not have is no bit.
+    #[must_use]
+    pub fn of(revision: Revision, reason: ExitReason) -> Self {
+        let bits = ReasonMask::of(revision, &[reason]).bits();
+        Self(u32::try_from(bits).unwrap_or_default())
+    }
+
     /// The reason they stand for on mainline, or `None` if they are none or several, or unknown.
     #[must_use]
     pub fn known(self) -> Option<ExitReason> {
@@ -72,9 +79,7 @@ impl RawReason {
 /// The bit of mainline.
 impl From<ExitReason> for RawReason {
     fn from(reason: ExitReason) -> Self {
-        let mask = ReasonMask::of(Revision::Mainline, &[reason]);
-        // A reason has one of three bits, so the upper half is 0.
-        Self(mask.bits() as u32)
+        Self::of(Revision::Mainline, reason)
     }
 }
 
@@ -87,56 +92,23 @@ impl fmt::Display for RawReason {
     }
 }
 
-// --- stand-in for msrgate_filter::{ExitReason, ReasonMask} ---
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Why an access failed. An exit has exactly one reason (S5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ExitReason {
-    /// `KVM_MSR_EXIT_REASON_INVAL`.
-    Invalid,
-    /// `KVM_MSR_EXIT_REASON_UNKNOWN`.
-    Unknown,
-    /// `KVM_MSR_EXIT_REASON_FILTER`.
-    Filter,
-}
-
-impl ExitReason {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Invalid, Self::Unknown, Self::Filter];
-}
-
-impl fmt::Display for ExitReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Invalid => "invalid",
-            Self::Unknown => "unknown",
-            Self::Filter => "filter",
-        })
-    }
-}
-
-/// The reasons for which a VM's accesses exit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct ReasonMask(u32);
-
-impl ReasonMask {
-    /// No access exits.
-    pub const NONE: Self = Self(0);
-
-    /// The mask with these reasons.
-    #[must_use]
-    pub fn of(_: Revision, reasons: &[ExitReason]) -> Self {
-        let bits = reasons.iter().map(|reason| match reason {
-            ExitReason::Invalid => 1,
-            ExitReason::Unknown => 2,
-            ExitReason::Filter => 4,
-        });
-        Self(bits.fold(0, |mask, bit| mask | bit))
-    }
-
-    /// The bits.
-    #[must_use]
-    pub const fn bits(self) -> u64 {
-        self.0 as u64
+    #[test]
+    fn s1_4_reasons_are_single_known_bits() {
+        for (bits, reason) in [
+            (1, ExitReason::Invalid),
+            (2, ExitReason::Unknown),
+            (4, ExitReason::Filter),
+        ] {
+            assert_eq!(RawReason::new(bits).known(), Some(reason));
+            assert_eq!(RawReason::from(reason).get(), bits);
+        }
+        for bits in [0, 3, 6, 7, 8] {
+            assert_eq!(RawReason::new(bits).known(), None);
+        }
+        assert_eq!(RawReason::of(Revision::V6, ExitReason::Filter).get(), 2);
     }
 }

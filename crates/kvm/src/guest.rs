@@ -11,7 +11,7 @@ mod run;
 mod slot;
 mod watchdog;
 
-pub(crate) use code::ACCESS_LENGTH;
-pub(crate) use machine::{Answer, Apic, Guest, RawExit, Stop, called};
+pub(crate) use machine::{Apic, Guest, RawExit, Stop, called};
+pub(crate) use run::compare;
 pub use run::{GuestError, StepAt};
-pub(crate) use slot::{Op, Report};
+pub(crate) use slot::{Op, Operands, Report};

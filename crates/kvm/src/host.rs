@@ -5,27 +5,29 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use msrgate_filter::{Capability, Revision};
+
 use crate::errno::CallErrno;
 
 /// A capability this project needs from KVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Capability {
+pub enum Requirement {
     /// `KVM_CAP_X86_USER_SPACE_MSR` (S1.1).
     UserSpaceMsr,
     /// `KVM_CAP_X86_MSR_FILTER` (S1.2).
     MsrFilter,
 }
 
-impl Capability {
+impl Requirement {
     /// Both.
     pub const ALL: [Self; 2] = [Self::UserSpaceMsr, Self::MsrFilter];
 
     /// Its number on mainline.
     #[must_use]
-    pub const fn number(self) -> u32 {
+    pub const fn capability(self) -> Capability {
         match self {
-            Self::UserSpaceMsr => 188,
-            Self::MsrFilter => 189,
+            Self::UserSpaceMsr => Capability::user_space_msr(Revision::Mainline),
+            Self::MsrFilter => Capability::msr_filter(Revision::Mainline),
         }
     }
 
@@ -51,7 +53,7 @@ impl Capability {
         self,
         check_extension: impl FnOnce(c_ulong) -> i32,
     ) -> Result<(), HostError> {
-        if check_extension(self.number().into()) > 0 {
+        if check_extension(self.capability().get().into()) > 0 {
             Ok(())
         } else {
             Err(HostError::TooOld { missing: self })
@@ -59,9 +61,9 @@ impl Capability {
     }
 }
 
-impl fmt::Display for Capability {
+impl fmt::Display for Requirement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.name(), self.number())
+        write!(f, "{} ({})", self.name(), self.capability().get())
     }
 }
 
@@ -103,7 +105,7 @@ pub enum HostError {
     #[error("this KVM lacks {missing}, which came with Linux {}", missing.since())]
     TooOld {
         /// The first one found missing.
-        missing: Capability,
+        missing: Requirement,
     },
     /// The CPU's virtualisation is in other hands.
     #[error("{} is busy", device.display())]
@@ -207,11 +209,11 @@ mod tests {
 
     #[test]
     fn an_old_kernel_is_told_what_is_missing_and_which_one_has_it() {
-        let error = Capability::MsrFilter.require(|_| 0).unwrap_err();
+        let error = Requirement::MsrFilter.require(|_| 0).unwrap_err();
         assert_eq!(
             error.to_string(),
             "this KVM lacks KVM_CAP_X86_MSR_FILTER (189), which came with Linux 5.10"
         );
-        assert!(Capability::MsrFilter.require(|_| 1).is_ok());
+        assert!(Requirement::MsrFilter.require(|_| 1).is_ok());
     }
 }

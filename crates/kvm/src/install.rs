@@ -2,10 +2,10 @@
 //! the order in which no denied access is ever a surprising #GP or an allowed one (S7).
 
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
-use msrgate_filter::{Fallback, Filter, Revision};
+use msrgate_filter::{Fallback, Filter, ReasonMask, Revision};
 
 use crate::errno::CallErrno;
-use crate::exit::{RawReasons, ReasonMask};
+use crate::exit::RawReasons;
 use crate::probe::enable_reasons;
 
 /// What a VM has been given. There is no ioctl that reads it back, so this remembers.

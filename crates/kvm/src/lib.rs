@@ -17,6 +17,7 @@ mod host;
 mod install;
 mod measure;
 mod memory;
+mod model;
 mod probe;
 mod raw;
 
@@ -26,12 +27,13 @@ pub use backend::{
 };
 pub use doctor::{Finding, Statement, statements};
 pub use errno::{CallErrno, RawErrno};
-pub use exit::{ExitReason, RawReason, RawReasons, ReasonMask};
+pub use exit::{RawReason, RawReasons};
 pub use guest::{GuestError, StepAt};
-pub use host::{Capability, HostError};
+pub use host::{HostError, Requirement};
 pub use install::{InstallError, Installed, install};
 pub use measure::{
     Case, Deviation, MeasureError, Measured, NotTried, Pass, Seen, WriteEffect, measure,
 };
+pub use model::ModelBackend;
 pub use probe::{HostCaps, IgnoreMsrs, Module, UnknownBits};
 pub use raw::{RawBitmap, RawFilter, RawRange, set_filter_raw};

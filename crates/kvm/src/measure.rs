@@ -10,12 +10,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use msrgate_filter::{Access, Because, Filter, MsrIndex, Verdict};
+use msrgate_filter::{
+    Access, Because, ExitReason, Filter, MsrIndex, ReasonMask, Revision, Verdict,
+};
 use thiserror::Error;
 
-use crate::backend::{Backend, Observed, Outcome, Registers, Reply, SeenExit, Site, Step};
+use crate::backend::{Backend, GuestRegisters, Observed, Outcome, Reply, SeenExit, Site, Step};
 use crate::errno::CallErrno;
-use crate::exit::{ExitReason, ReasonMask};
+use crate::exit::RawReasons;
 use crate::guest::GuestError;
 use crate::raw::RawFilter;
 
@@ -144,8 +146,8 @@ pub fn measure(
     let request = RawFilter::from(filter);
     let mut measured = Vec::with_capacity(cases.len() * 2);
     for (pass, mask) in [
-        (Pass::Exits, ReasonMask::ALL),
-        (Pass::Faults, ReasonMask::NONE),
+        (Pass::Exits, every_reason()),
+        (Pass::Faults, RawReasons::NONE),
     ] {
         backend
             .set_reasons(mask)
@@ -170,10 +172,14 @@ pub fn measure(
     Ok(measured)
 }
 
+fn every_reason() -> RawReasons {
+    ReasonMask::of(Revision::Mainline, &ExitReason::ALL).into()
+}
+
 /// What each MSR reads as when nothing is filtered, or KVM's own reason to refuse the read.
 fn baseline(backend: &mut dyn Backend, cases: &[Case]) -> Result<Baseline, MeasureError> {
     backend
-        .set_reasons(ReasonMask::ALL)
+        .set_reasons(every_reason())
         .map_err(MeasureError::SetReasons)?;
     backend
         .set_filter(&RawFilter::default())
@@ -276,7 +282,7 @@ impl Measured {
             (None, Outcome::Written) => Seen::Written,
             (None, Outcome::Fault(_)) => Seen::Fault,
         };
-        if let Seen::Exit(Some(own @ (ExitReason::Unknown | ExitReason::Inval))) = self.seen {
+        if let Seen::Exit(Some(own @ (ExitReason::Unknown | ExitReason::Invalid))) = self.seen {
             self.own_fault = Some(own);
         }
     }
@@ -302,7 +308,7 @@ impl Measured {
             (
                 Verdict::Deny,
                 _,
-                Seen::Exit(Some(reason @ (ExitReason::Unknown | ExitReason::Inval))),
+                Seen::Exit(Some(reason @ (ExitReason::Unknown | ExitReason::Invalid))),
             ) => {
                 self.deviate(
                     "S5.1",
@@ -330,7 +336,7 @@ impl Measured {
             if fault.code != 0 {
                 self.deviate("S5.7", format!("#GP with error code {:#x}", fault.code));
             }
-            if fault.registers != Registers::Untouched {
+            if fault.registers != GuestRegisters::Untouched {
                 self.deviate("S5.4", "#GP, and registers changed".to_owned());
             }
         } else if observed.exit.is_some() {
@@ -363,7 +369,7 @@ impl Measured {
                 format!("RIP is {rip:#x} at the exit, not at the instruction"),
             );
         }
-        if exit.registers != Registers::Untouched {
+        if exit.registers != GuestRegisters::Untouched {
             self.deviate("S5.3", "registers are changed at the exit".to_owned());
         }
     }

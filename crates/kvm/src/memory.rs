@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn content_of_any_length_ends_at_a_page() {
         for length in [0_usize, 1, 7, 8, 9, 0x600, PAGE, PAGE + 3] {
-            let content: Vec<u8> = (0..length).map(|at| at as u8 | 1).collect();
+            let content: Vec<u8> = (1..=0xff).cycle().take(length).collect();
             let placed = UnreadableEnd::after(&content).unwrap();
             assert_eq!((placed.address() + length) % PAGE, 0);
             let words = placed.memory.words();

@@ -10,7 +10,7 @@ use msrgate_filter::Errno;
 
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
-use crate::host::{Capability, HostError};
+use crate::host::{HostError, Requirement};
 use crate::raw::{RawFilter, set_filter_raw};
 
 const DEVICE: &str = "/dev/kvm";
@@ -75,12 +75,12 @@ impl HostCaps {
     /// As [`Self::probe`].
     pub fn probe_at(device: &Path) -> Result<Self, HostError> {
         let kvm = open(device)?;
-        for capability in Capability::ALL {
-            capability.require(|number| kvm.check_extension_raw(number))?;
+        for needed in Requirement::ALL {
+            needed.require(|number| kvm.check_extension_raw(number))?;
         }
         let vm = create_vm(&kvm, device)?;
-        for capability in Capability::ALL {
-            capability.require(|number| vm.check_extension_raw(number))?;
+        for needed in Requirement::ALL {
+            needed.require(|number| vm.check_extension_raw(number))?;
         }
         Ok(Self {
             device: device.to_owned(),
@@ -143,13 +143,13 @@ impl HostCaps {
 
 /// Asks `vm` for exits for these reasons (S1.9).
 pub(crate) fn enable_reasons(vm: &VmFd, mask: RawReasons) -> Result<(), CallErrno> {
-    enable(vm, Capability::UserSpaceMsr, mask)
+    enable(vm, Requirement::UserSpaceMsr, mask)
 }
 
 /// Enables a capability with `mask` as its first argument.
-pub(crate) fn enable(vm: &VmFd, which: Capability, mask: RawReasons) -> Result<(), CallErrno> {
+pub(crate) fn enable(vm: &VmFd, which: Requirement, mask: RawReasons) -> Result<(), CallErrno> {
     let request = kvm_enable_cap {
-        cap: which.number(),
+        cap: which.capability().get(),
         args: [mask.get(), 0, 0, 0],
         ..kvm_enable_cap::default()
     };
@@ -168,7 +168,7 @@ fn open(device: &Path) -> Result<Kvm, HostError> {
     let kvm =
         Kvm::new_with_path(path).map_err(|error| HostError::from_open(device, &error.into()))?;
     match kvm.get_api_version() {
-        version if version == KVM_API_VERSION as i32 => Ok(kvm),
+        version if version == KVM_API_VERSION.cast_signed() => Ok(kvm),
         -1 => Err(HostError::NotKvm {
             device: device.to_owned(),
         }),

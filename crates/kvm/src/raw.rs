@@ -10,6 +10,7 @@ use std::array;
 
 use kvm_bindings::{kvm_msr_filter, kvm_msr_filter_range};
 use kvm_ioctls::VmFd;
+use msrgate_filter::abi::CallerWidth;
 use msrgate_filter::{Fallback, Filter, MAX_RANGES};
 use vmm_sys_util::ioctl::ioctl_with_ptr;
 
@@ -77,27 +78,16 @@ impl From<&Filter> for RawFilter {
     }
 }
 
-/// A number for `ioctl(2)`: type, number and size of the argument in one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Request(u32);
-
-impl Request {
-    /// `KVM_X86_SET_MSR_FILTER` of a 64-bit caller (S1.6).
-    pub(crate) const SET_FILTER: Self = Self(0x4188_aec6);
-    /// The same of a 32-bit caller (S1.6).
-    pub(crate) const SET_FILTER_32: Self = Self(0x4104_aec6);
-}
-
 /// Asks the kernel for `request`, with nothing checked or padded on the way.
 ///
 /// # Errors
 /// The kernel's answer (S2), or ENOMEM where there is no memory for the bitmaps.
 pub fn set_filter_raw(vm: &VmFd, request: &RawFilter) -> Result<(), CallErrno> {
-    send(vm, Request::SET_FILTER, request)
+    send(vm, CallerWidth::Bits64, request)
 }
 
-/// Asks the kernel for `filter` under this ioctl number.
-pub(crate) fn send(vm: &VmFd, number: Request, filter: &RawFilter) -> Result<(), CallErrno> {
+/// Asks the kernel for `filter` under the ioctl number of such a caller, which we need not be.
+pub(crate) fn send(vm: &VmFd, width: CallerWidth, filter: &RawFilter) -> Result<(), CallErrno> {
     let mut bitmaps = Vec::with_capacity(MAX_RANGES);
     for range in &filter.ranges {
         bitmaps.push(UnreadableEnd::after(match &range.bitmap {
@@ -114,20 +104,21 @@ pub(crate) fn send(vm: &VmFd, number: Request, filter: &RawFilter) -> Result<(),
             bitmap: bitmaps[place].address() as *mut u8,
         }),
     };
-    ask(vm, number, &raw const argument)
+    ask(vm, width, &raw const argument)
 }
 
 /// Asks the kernel for the filter at an address that cannot be read (S2.1).
 pub(crate) fn send_unreadable(vm: &VmFd) -> Result<(), CallErrno> {
     let nothing = UnreadableEnd::after(&[])?;
-    ask(vm, Request::SET_FILTER, nothing.address() as *const _)
+    ask(vm, CallerWidth::Bits64, nothing.address() as *const _)
 }
 
-fn ask(vm: &VmFd, number: Request, argument: *const kvm_msr_filter) -> Result<(), CallErrno> {
-    // SAFETY: both numbers this file knows only copy from the argument and from the bitmaps it
+fn ask(vm: &VmFd, width: CallerWidth, argument: *const kvm_msr_filter) -> Result<(), CallErrno> {
+    let number = width.ioctl_number();
+    // SAFETY: under either number the kernel only copies from the argument and from the bitmaps it
     // points to, through copy_from_user, which answers EFAULT to what cannot be read. Nothing is
     // written, and no pointer is kept after the call.
-    match unsafe { ioctl_with_ptr(vm, number.0.into(), argument) } {
+    match unsafe { ioctl_with_ptr(vm, number.into(), argument) } {
         0 => Ok(()),
         _ => Err(CallErrno::last()),
     }

@@ -1,14 +1,14 @@
 //! S5: what a refusal does, to the guest and to user space.
 
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_regs};
-use msrgate_filter::MsrIndex;
+use msrgate_filter::{ExitReason, Instruction, MsrIndex};
 
 use super::lab::{ALL_REASONS, EFER, Lab, NOWHERE, STAR};
 use super::request::{allow_all, deny_all};
 use super::{Finding, Statement};
 use crate::backend::{Fault, GuestRegisters, Observed, Outcome, Reply, SeenExit, Site};
-use crate::exit::{ExitReason, RawReason, RawReasons};
-use crate::guest::{ACCESS_LENGTH, Answer, GuestError, Op, Report, Stop, called};
+use crate::exit::{RawReason, RawReasons};
+use crate::guest::{GuestError, Op, Report, Stop, called};
 
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
@@ -185,7 +185,8 @@ fn error_faults(lab: &mut Lab) -> Result<Finding, GuestError> {
     for error in [1, 2, 0x80, 0xff] {
         for op in [Op::Read(STAR), Op::Write(STAR, DATA)] {
             lab.stop_refused(op)?;
-            lab.guest.answer(Answer { error, data: DATA });
+            lab.guest
+                .answer(msrgate_filter::Reply { error, data: DATA });
             lab.finish()?;
             let what = format!("{op:?} with error {error}");
             found.push(Finding::compare(
@@ -214,7 +215,7 @@ fn single_step(lab: &mut Lab) -> Result<Finding, GuestError> {
         debug(lab, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP)?;
         lab.guest.answer(Reply::Value(DATA).into());
         let seen = lab.guest.resume()?;
-        let rip = lab.guest.site(op) + ACCESS_LENGTH;
+        let rip = lab.guest.site(op) + Instruction::LENGTH;
         found.push(Finding::compare("the stop", &seen, &Stop::Debug { rip }));
         debug(lab, 0)?;
         if seen != Stop::End {
@@ -297,7 +298,8 @@ fn registers_meanwhile(lab: &mut Lab) -> Result<Finding, GuestError> {
             ..lab.guest.registers()?
         };
         lab.guest.set_registers(&set)?;
-        lab.guest.answer(Answer { error, data: DATA });
+        lab.guest
+            .answer(msrgate_filter::Reply { error, data: DATA });
         lab.finish()?;
         let (rax, rdx) = match (op, error) {
             (Op::Read(_), 0) => (DATA & 0xffff_ffff, DATA >> 32),
@@ -327,7 +329,7 @@ fn immediate_exit(lab: &mut Lab) -> Result<Finding, GuestError> {
     lab.guest.complete()?;
     let after = lab.guest.registers()?;
     let seen = (after.rip, after.rax, after.rdx);
-    let past = lab.guest.site(op) + ACCESS_LENGTH;
+    let past = lab.guest.site(op) + Instruction::LENGTH;
     lab.finish()?;
     Ok(Finding::compare(
         "RIP, RAX, RDX",

@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 
 use kvm_bindings::{kvm_msr_filter, kvm_msr_filter_range, kvm_run, kvm_run__bindgen_ty_1};
+use msrgate_filter::abi::CallerWidth;
 use msrgate_filter::{Access, Errno, Fallback, MsrIndex, Verdict};
 
 use super::lab::{ALL_REASONS, EFER, Lab, NOWHERE, STAR, TSC};
@@ -12,20 +13,20 @@ use crate::backend::Reply;
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::guest::{GuestError, Op};
-use crate::host::Capability;
+use crate::host::Requirement;
 use crate::probe::enable;
-use crate::raw::{RawFilter, Request, send};
+use crate::raw::{RawFilter, send};
 
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
         "S1.1",
         "capability 188 says that user space can handle MSRs",
-        |lab| Ok(answers(lab, Capability::UserSpaceMsr)),
+        |lab| Ok(answers(lab, Requirement::UserSpaceMsr)),
     ),
     Statement::new(
         "S1.2",
         "capability 189 says that MSRs can be filtered",
-        |lab| Ok(answers(lab, Capability::MsrFilter)),
+        |lab| Ok(answers(lab, Requirement::MsrFilter)),
     ),
     Statement::new(
         "S1.3",
@@ -45,7 +46,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
         "S1.6",
         "the call is 0x4188aec6 with 392 bytes; the one of 32-bit callers is unknown to others",
-        ioctl_number,
+        |lab| Ok(ioctl_number(lab)),
     ),
     Statement::new(
         "S1.6a",
@@ -64,7 +65,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
         "S1.8",
         "a filter has up to 16 ranges, a range up to 0x3000 MSRs",
-        limits,
+        |lab| Ok(limits(lab)),
     ),
     Statement::new(
         "S1.9",
@@ -72,22 +73,22 @@ pub(super) const STATEMENTS: &[Statement] = &[
         mask_bits,
     ),
     Statement::new("S1.9a", "enabling capability 189 is EINVAL", |lab| {
-        let seen = enable(lab.guest.vm(), Capability::MsrFilter, RawReasons::NONE);
+        let seen = enable(lab.guest.vm(), Requirement::MsrFilter, RawReasons::NONE);
         let wanted = Err(CallErrno::Known(Errno::Einval));
         Ok(Finding::compare("enabling it", &seen, &wanted))
     }),
     Statement::new(
         "S1.10",
         "the seed's numbers 184 and 185 belong to other capabilities, and answer too",
-        impostors,
+        |lab| Ok(impostors(lab)),
     ),
 ];
 
-fn answers(lab: &Lab, capability: Capability) -> Finding {
+fn answers(lab: &Lab, needed: Requirement) -> Finding {
     let answer = lab
         .guest
         .vm()
-        .check_extension_raw(capability.number().into());
+        .check_extension_raw(needed.capability().get().into());
     Finding::compare("the VM's answer", &answer, &1)
 }
 
@@ -126,21 +127,21 @@ fn run_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
     ]))
 }
 
-fn ioctl_number(lab: &mut Lab) -> Result<Finding, GuestError> {
+fn ioctl_number(lab: &Lab) -> Finding {
     let vm = lab.guest.vm();
-    Ok(Finding::all([
+    Finding::all([
         Finding::compare("the size", &size_of::<kvm_msr_filter>(), &392),
         Finding::compare(
             "the call",
-            &send(vm, Request::SET_FILTER, &allow_all()),
+            &send(vm, CallerWidth::Bits64, &allow_all()),
             &Ok(()),
         ),
         Finding::compare(
             "the call of 32-bit callers",
-            &send(vm, Request::SET_FILTER_32, &allow_all()),
+            &send(vm, CallerWidth::Bits32, &allow_all()),
             &Err(CallErrno::Known(Errno::Enotty)),
         ),
-    ]))
+    ])
 }
 
 /// A filter that says something in its first and in its last range shows that both are found.
@@ -170,14 +171,14 @@ fn struct_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
     ]))
 }
 
-fn limits(lab: &mut Lab) -> Result<Finding, GuestError> {
+fn limits(lab: &Lab) -> Finding {
     let full = |nmsrs| RawFilter {
         flags: 0,
         ranges: [(); 16].map(|()| range(BOTH, MsrIndex::MIN, nmsrs, |_| true)),
     };
     let largest = lab.accepts("sixteen ranges of 0x3000", &full(0x3000));
     let too_large = lab.refuses("a range of 0x3001", &full(0x3001), Errno::Einval);
-    Ok(largest.and(too_large))
+    largest.and(too_large)
 }
 
 fn mask_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
@@ -204,8 +205,8 @@ fn mask_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
     ]))
 }
 
-fn impostors(lab: &mut Lab) -> Result<Finding, GuestError> {
+fn impostors(lab: &Lab) -> Finding {
     let vm = lab.guest.vm();
     let answers = [184, 185].map(|number| vm.check_extension_raw(number));
-    Ok(Finding::compare("the answers", &answers, &[1, 1]))
+    Finding::compare("the answers", &answers, &[1, 1])
 }

@@ -1,13 +1,13 @@
 //! A VM to try a statement in, and the few things that statements do to it.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
-use msrgate_filter::{Access, Errno, MsrIndex, Verdict};
+use msrgate_filter::{Access, Errno, ExitReason, MsrIndex, Verdict};
 
 use super::Finding;
 use super::request::{allow_all, deny_all};
 use crate::backend::{Observed, Reply};
 use crate::errno::{CallErrno, RawErrno};
-use crate::exit::{ExitReason, RawReason, RawReasons};
+use crate::exit::{RawReason, RawReasons};
 use crate::guest::{Apic, Guest, GuestError, Op, RawExit, Stop, called};
 use crate::probe::{HostCaps, enable_reasons};
 use crate::raw::{RawFilter, set_filter_raw};
@@ -167,8 +167,7 @@ impl Lab {
         let count = vcpu
             .get_msrs(&mut entries)
             .map_err(called("KVM_GET_MSRS"))?;
-        let values = entries.as_slice()[..count].iter().map(|entry| entry.data);
-        Ok(values.last())
+        Ok(entries.as_slice()[..count].first().map(|entry| entry.data))
     }
 
     /// Lets the guest do what it likes, whatever was set before.

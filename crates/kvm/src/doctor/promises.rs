@@ -6,7 +6,8 @@ use std::thread;
 
 use kvm_bindings::kvm_msi;
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict,
+    Access, Accesses, Bitmap, ExitReason, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
+    Verdict,
 };
 
 use super::lab::{ALL_REASONS, CSTAR, LSTAR, Lab, STAR, failed};
@@ -14,7 +15,7 @@ use super::request::{allow_only, deny_all};
 use super::{Finding, Statement};
 use crate::backend::{Observed, Outcome, Reply};
 use crate::errno::RawErrno;
-use crate::exit::{ExitReason, RawReasons, ReasonMask};
+use crate::exit::RawReasons;
 use crate::guest::{GuestError, Op, called};
 use crate::install::install;
 

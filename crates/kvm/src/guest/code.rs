@@ -59,9 +59,6 @@ pub(super) const SWAP: u64 = 0x1e;
 pub(super) const FAULT: u64 = 0x33;
 pub(super) const END: u64 = 0x53;
 
-/// How long RDMSR and WRMSR are, in bytes.
-pub(crate) const ACCESS_LENGTH: u64 = 2;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,7 +66,8 @@ mod tests {
     /// Where the two-byte jump at `at` goes.
     fn target(at: usize) -> u64 {
         assert_eq!(CODE[at], 0xeb);
-        (at as i64 + 2 + i64::from(CODE[at + 1] as i8)) as u64
+        let next = u64::try_from(at + 2).unwrap();
+        next.wrapping_add_signed(i8::from_le_bytes([CODE[at + 1]]).into())
     }
 
     #[test]
@@ -94,7 +92,10 @@ mod tests {
             (FAULT, &[0x48, 0x89]),
             (END, &[0xe6, END_PORT]),
         ] {
-            assert!(CODE[entry as usize..].starts_with(wanted), "{entry:#x}");
+            assert!(
+                CODE[usize::try_from(entry).unwrap()..].starts_with(wanted),
+                "{entry:#x}"
+            );
         }
     }
 }

@@ -20,26 +20,26 @@ use super::slot;
 use crate::memory::PAGE;
 
 /// Slots a script may have, the last of which is the end.
-pub(super) const SLOTS: usize = (BYTES - SLOT_AREA) as usize / (slot::WORDS * 8);
+pub(super) const SLOTS: usize = (BYTES - SLOT_AREA) / (slot::WORDS * 8);
 
 /// Bytes of memory a vCPU has.
-const BYTES: u64 = 0x5_0000;
+const BYTES: usize = 0x5_0000;
 /// Pages of memory a vCPU has.
-pub(super) const PAGES: usize = BYTES as usize / PAGE;
+pub(super) const PAGES: usize = BYTES / PAGE;
 
 const FIRST: u64 = 0x10_0000;
 const STRIDE: u64 = 0x8_0000;
 
-const IDT: u64 = 0x100;
-const TSS: u64 = 0x800;
-const PML4: u64 = 0x1000;
-const PDPT: u64 = 0x2000;
-const PD: u64 = 0x3000;
-const CODE: u64 = 0x4000;
-const STACK_TOP: u64 = 0x6000;
-const SLOT_AREA: u64 = 0x1_0000;
+const IDT: usize = 0x100;
+const TSS: usize = 0x800;
+const PML4: usize = 0x1000;
+const PDPT: usize = 0x2000;
+const PD: usize = 0x3000;
+const CODE: usize = 0x4000;
+const STACK_TOP: usize = 0x6000;
+const SLOT_AREA: usize = 0x1_0000;
 
-const GP_VECTOR: u64 = 13;
+const GP_VECTOR: u16 = 13;
 
 const CODE_SELECTOR: u16 = 0x08;
 const DATA_SELECTOR: u16 = 0x10;
@@ -72,17 +72,22 @@ impl VcpuNumber {
         FIRST + self.0 as u64 * STRIDE
     }
 
+    /// The address of something at this offset of its memory.
+    const fn at(self, offset: usize) -> u64 {
+        self.base() + offset as u64
+    }
+
     /// Where its code is.
     pub(super) const fn code(self) -> u64 {
-        self.base() + CODE
+        self.at(CODE)
     }
 
     /// Its registers at the start of a script.
     pub(super) fn registers(self) -> kvm_regs {
         kvm_regs {
             rip: self.code() + code::START,
-            rsi: self.base() + SLOT_AREA,
-            rsp: self.base() + STACK_TOP,
+            rsi: self.at(SLOT_AREA),
+            rsp: self.at(STACK_TOP),
             rflags: RFLAGS_FIXED,
             ..kvm_regs::default()
         }
@@ -103,7 +108,7 @@ impl VcpuNumber {
             gs: data,
             ss: data,
             tr: kvm_segment {
-                base: self.base() + TSS,
+                base: self.at(TSS),
                 limit: 0x67,
                 selector: TSS_SELECTOR,
                 type_: 0xb,
@@ -116,12 +121,12 @@ impl VcpuNumber {
                 ..kvm_dtable::default()
             },
             idt: kvm_dtable {
-                base: self.base() + IDT,
-                limit: (GP_VECTOR as u16 + 1) * 16 - 1,
+                base: self.at(IDT),
+                limit: (GP_VECTOR + 1) * 16 - 1,
                 ..kvm_dtable::default()
             },
             cr0: CR0_PE_MP_NE_WP_PG | CR0_ET,
-            cr3: self.base() + PML4,
+            cr3: self.at(PML4),
             cr4: CR4_PAE,
             efer: EFER_SCE_LME_LMA,
             ..*reset
@@ -130,26 +135,24 @@ impl VcpuNumber {
 
     /// Writes the tables and the code into its memory, of which `words` are all words.
     pub(super) fn load(self, words: &[AtomicU64]) {
-        let put = |offset: u64, value: u64| {
-            words[offset as usize / 8].store(value, Ordering::Relaxed);
-        };
+        let put = |offset: usize, value: u64| words[offset / 8].store(value, Ordering::Relaxed);
         put(CODE_SELECTOR.into(), 0x00af_9b00_0000_ffff);
         put(DATA_SELECTOR.into(), 0x00cf_9300_0000_ffff);
-        let tss = self.base() + TSS;
+        let tss = self.at(TSS);
         put(TSS_SELECTOR.into(), 0x0000_8b00_0000_0067 | tss << 16);
 
         // A present interrupt gate at CPL 0, its target cut in three.
         let handler = self.code() + code::FAULT;
         let selector = u64::from(CODE_SELECTOR) << 16;
         let gate = handler & 0xffff | selector | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
-        put(IDT + GP_VECTOR * 16, gate);
-        put(IDT + GP_VECTOR * 16 + 8, handler >> 32);
+        let gate_at = IDT + usize::from(GP_VECTOR) * 16;
+        put(gate_at, gate);
+        put(gate_at + 8, handler >> 32);
 
-        put(PML4, (self.base() + PDPT) | PAGE_PRESENT_WRITABLE);
-        put(PDPT, (self.base() + PD) | PAGE_PRESENT_WRITABLE);
-        for number in 0..2 {
-            let page = number * LARGE_PAGE | PAGE_PRESENT_WRITABLE | PAGE_LARGE;
-            put(PD + number * 8, page);
+        put(PML4, self.at(PDPT) | PAGE_PRESENT_WRITABLE);
+        put(PDPT, self.at(PD) | PAGE_PRESENT_WRITABLE);
+        for (entry, page) in (PD..).step_by(8).zip([0, LARGE_PAGE]) {
+            put(entry, page | PAGE_PRESENT_WRITABLE | PAGE_LARGE);
         }
 
         for (offset, chunk) in (CODE..).step_by(8).zip(code::CODE.chunks(8)) {
@@ -162,7 +165,7 @@ impl VcpuNumber {
 
 /// The words of slot `number` in a vCPU's memory.
 pub(super) fn slot(words: &[AtomicU64], number: usize) -> &[AtomicU64] {
-    &words[SLOT_AREA as usize / 8 + number * slot::WORDS..][..slot::WORDS]
+    &words[SLOT_AREA / 8 + number * slot::WORDS..][..slot::WORDS]
 }
 
 /// A flat segment of CPL 0.

@@ -59,13 +59,6 @@ pub(crate) struct RawExit {
     pub(crate) data: u64,
 }
 
-/// What user space writes into `struct kvm_run` before it runs on (S5.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
-    pub(crate) error: u8,
-    pub(crate) data: u64,
-}
-
 /// Whether the vCPU can be used for another script as it is.
 enum Health {
     Sound,
@@ -192,7 +185,7 @@ impl Guest {
     }
 
     /// Writes the answer to a pending exit.
-    pub(crate) fn answer(&mut self, answer: Answer) {
+    pub(crate) fn answer(&mut self, answer: msrgate_filter::Reply) {
         let run = self.vcpu.get_kvm_run();
         run.__bindgen_anon_1.msr.error = answer.error;
         run.__bindgen_anon_1.msr.data = answer.data;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use msrgate_filter::{Access, MsrIndex};
 
-use super::machine::{Answer, Guest, RawExit, Stop};
+use super::machine::{Guest, RawExit, Stop};
 use super::slot::{Op, Operands, Report};
 use crate::backend::{Fault, GuestRegisters, Observed, Outcome, Reply, SeenExit, Site, Step};
 use crate::errno::CallErrno;
@@ -205,7 +205,8 @@ impl Guest {
     }
 }
 
-fn compare(op: Op, seen: Operands) -> GuestRegisters {
+/// What `op` left of the registers it began with.
+pub(crate) fn compare(op: Op, seen: Operands) -> GuestRegisters {
     if seen == op.operands() {
         GuestRegisters::Untouched
     } else {
@@ -227,11 +228,11 @@ impl From<&Step> for (Op, Reply) {
     }
 }
 
-impl From<Reply> for Answer {
+impl From<Reply> for msrgate_filter::Reply {
     fn from(reply: Reply) -> Self {
         match reply {
-            Reply::Fault => Self { error: 1, data: 0 },
-            Reply::Value(data) => Self { error: 0, data },
+            Reply::Fault => Self::FAULT,
+            Reply::Value(data) => Self::value(data),
         }
     }
 }

@@ -56,13 +56,13 @@ impl Watchdog {
             timer,
             end: Instant::now() + patience,
         };
-        let times = libc::itimerspec {
+        let schedule = libc::itimerspec {
             it_interval: timespec(AGAIN),
             it_value: timespec(patience),
         };
-        // SAFETY: timer_settime(2) reads `times`; the timer was created above and is deleted only
+        // SAFETY: timer_settime(2) reads `schedule`; the timer was created above and is deleted only
         // when `watchdog` is dropped; a null pointer says that the old times are not wanted.
-        match unsafe { libc::timer_settime(timer, 0, &raw const times, ptr::null_mut()) } {
+        match unsafe { libc::timer_settime(timer, 0, &raw const schedule, ptr::null_mut()) } {
             0 => Ok(watchdog),
             _ => Err(CallErrno::last()),
         }

@@ -19,16 +19,16 @@ fn filter() -> Filter {
 /// A KVM that does as S3 and S5 say, until `lie` changes what it lets be seen.
 struct Liar<F> {
     filter: Option<Filter>,
-    mask: ReasonMask,
+    mask: RawReasons,
     lie: F,
 }
 
-impl<F: FnMut(&Step, ReasonMask, &mut Observed)> Backend for Liar<F> {
+impl<F: FnMut(&Step, RawReasons, &mut Observed)> Backend for Liar<F> {
     fn kind(&self) -> BackendKind {
         BackendKind::Model
     }
 
-    fn set_reasons(&mut self, mask: ReasonMask) -> Result<(), CallErrno> {
+    fn set_reasons(&mut self, mask: RawReasons) -> Result<(), CallErrno> {
         self.mask = mask;
         Ok(())
     }
@@ -76,9 +76,9 @@ impl<F> Liar<F> {
             outcome: Outcome::Fault(Fault {
                 site: Site::AtInstruction,
                 code: 0,
-                registers: Registers::Untouched,
+                registers: GuestRegisters::Untouched,
             }),
-            exit: self.mask.contains(reason).then_some(SeenExit {
+            exit: (self.mask == every_reason()).then_some(SeenExit {
                 reason: RawReason::from(reason),
                 index: step.index,
                 access: step.access,
@@ -88,7 +88,7 @@ impl<F> Liar<F> {
                     0
                 },
                 site: Site::AtInstruction,
-                registers: Registers::Untouched,
+                registers: GuestRegisters::Untouched,
             }),
         }
     }
@@ -109,10 +109,10 @@ fn cases(effect: WriteEffect) -> Vec<Case> {
 }
 
 /// The statements that a lie is found to break.
-fn broken(lie: impl FnMut(&Step, ReasonMask, &mut Observed)) -> Vec<&'static str> {
+fn broken(lie: impl FnMut(&Step, RawReasons, &mut Observed)) -> Vec<&'static str> {
     let mut liar = Liar {
         filter: None,
-        mask: ReasonMask::NONE,
+        mask: RawReasons::NONE,
         lie,
     };
     let measured = measure(&mut liar, &filter(), &cases(WriteEffect::StoresOnly)).unwrap();
@@ -129,7 +129,7 @@ fn broken(lie: impl FnMut(&Step, ReasonMask, &mut Observed)) -> Vec<&'static str
 fn an_honest_kvm_keeps_every_promise() {
     let mut liar = Liar {
         filter: None,
-        mask: ReasonMask::NONE,
+        mask: RawReasons::NONE,
         lie: |_: &Step, _, _: &mut Observed| {},
     };
     let measured = measure(&mut liar, &filter(), &cases(WriteEffect::StoresOnly)).unwrap();
@@ -167,7 +167,7 @@ fn an_honest_kvm_keeps_every_promise() {
 fn an_allowed_write_that_acts_is_not_tried_and_a_refused_one_is() {
     let mut liar = Liar {
         filter: None,
-        mask: ReasonMask::NONE,
+        mask: RawReasons::NONE,
         lie: |step: &Step, _, _: &mut Observed| {
             assert!((step.index, step.access) != (ALLOWED, Access::Write));
         },
@@ -192,8 +192,8 @@ fn a_refused_access_that_passes_breaks_the_decision() {
 
 #[test]
 fn an_allowed_access_that_is_refused_breaks_the_decision() {
-    let refuses = |step: &Step, mask: ReasonMask, seen: &mut Observed| {
-        if (step.index, mask) == (ALLOWED, ReasonMask::ALL) {
+    let refuses = |step: &Step, mask: RawReasons, seen: &mut Observed| {
+        if (step.index, mask) == (ALLOWED, every_reason()) {
             let honest = Liar {
                 filter: Some(filter()),
                 mask,
@@ -224,7 +224,7 @@ fn every_field_of_an_exit_and_of_a_fault_is_looked_at() {
             change(fault);
         }
     }
-    let changed = Registers::Changed {
+    let changed = GuestRegisters::Changed {
         rax: 0,
         rcx: 0,
         rdx: 1,
@@ -274,7 +274,7 @@ fn an_exit_that_the_mask_does_not_ask_for_is_found() {
     let exits = |step: &Step, _, seen: &mut Observed| {
         let honest = Liar {
             filter: Some(filter()),
-            mask: ReasonMask::ALL,
+            mask: every_reason(),
             lie: (),
         };
         *seen = honest.honest(step);

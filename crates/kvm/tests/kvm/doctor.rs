@@ -26,7 +26,7 @@ fn measure(number: &str) -> Option<Finding> {
     let host = host()?;
     let statement = statements()
         .find(|statement| statement.number() == number)
-        .unwrap();
+        .expect("a statement");
     Some(statement.measure(&host))
 }
 

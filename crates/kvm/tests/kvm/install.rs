@@ -1,16 +1,16 @@
 //! Installing a compiled filter, replacing it and taking it out.
 
-use msrgate_filter::{Accesses, Bitmap, Errno, Fallback, Filter, MsrIndex, Range, Revision};
-use msrgate_kvm::{
-    CallErrno, ExitReason, InstallError, RawFilter, RawReasons, ReasonMask, install, set_filter_raw,
+use msrgate_filter::{
+    Accesses, Bitmap, Errno, ExitReason, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
 };
+use msrgate_kvm::{CallErrno, InstallError, RawFilter, RawReasons, install, set_filter_raw};
 
 use crate::host;
 
 fn filter(revision: Revision, count: u32) -> Filter {
-    let bitmap = Bitmap::from_fn(count, |offset| offset % 2 == 0).unwrap();
+    let bitmap = Bitmap::from_fn(count, |offset| offset % 2 == 0).expect("a bitmap");
     let range = Range::new(Accesses::Both, MsrIndex::new(0xc000_0080), bitmap);
-    Filter::new(revision, Fallback::Deny, vec![range]).unwrap()
+    Filter::new(revision, Fallback::Deny, vec![range]).expect("a filter")
 }
 
 fn mask(reasons: &[ExitReason]) -> ReasonMask {

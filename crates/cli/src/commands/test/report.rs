@@ -2,8 +2,8 @@
 
 use std::io::{self, Write};
 
-use msrgate_filter::{Access, MsrIndex, Verdict};
-use msrgate_kvm::{BackendKind, ExitReason, HostError, Measured, NotTried, Pass, Seen};
+use msrgate_filter::{Access, ExitReason, MsrIndex, Verdict};
+use msrgate_kvm::{BackendKind, HostError, Measured, NotTried, Pass, Seen};
 use msrgate_policy::{Compiled, write_effect};
 use serde::Serialize;
 

@@ -1,0 +1,153 @@
+//! The backend that is a model: `msrgate-filter`'s VM, for machines without KVM and for comparing.
+
+use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, Segment, UserAddress};
+use msrgate_filter::{
+    Access, Capability, Exit, Gprs, Instruction, Registers, Revision, RunExit, Vcpu, Vm,
+};
+
+use crate::backend::{Backend, BackendKind, Fault, Observed, Outcome, Reply, SeenExit, Site, Step};
+use crate::errno::CallErrno;
+use crate::exit::{RawReason, RawReasons};
+use crate::guest::{GuestError, Op, Operands, StepAt, compare};
+use crate::raw::{RawBitmap, RawFilter};
+
+/// A VM of the model with one vCPU. What lies behind the filter are the registers it is given.
+#[derive(Debug)]
+pub struct ModelBackend<R> {
+    vm: Vm,
+    vcpu: Vcpu<R>,
+}
+
+impl<R: Registers> ModelBackend<R> {
+    /// A new VM that behaves as this revision does.
+    #[must_use]
+    pub fn new(revision: Revision, registers: R) -> Self {
+        let vm = Vm::new(revision);
+        let vcpu = vm.create_vcpu(registers);
+        Self { vm, vcpu }
+    }
+
+    fn step(&mut self, op: Op, instruction: Instruction, reply: Reply) -> Option<Observed> {
+        let before = op.operands();
+        self.vcpu.set_gprs(Gprs {
+            rax: before.rax,
+            rcx: before.rcx,
+            rdx: before.rdx,
+            rip: SITE,
+        });
+        let mut exit = None;
+        loop {
+            let outcome = match self.vcpu.run(instruction) {
+                RunExit::Msr(found) if exit.is_none() => {
+                    exit = Some(self.seen(op, &found));
+                    self.vcpu.reply(reply.into());
+                    continue;
+                }
+                RunExit::Retired if instruction == Instruction::Wrmsr => Outcome::Written,
+                RunExit::Retired => Outcome::Value(self.vcpu.gprs().value()),
+                RunExit::GeneralProtection { rip } => Outcome::Fault(Fault {
+                    site: where_is(rip),
+                    code: 0,
+                    registers: compare(op, self.operands()),
+                }),
+                RunExit::Msr(_) | RunExit::Debug | RunExit::Interrupted => return None,
+            };
+            return Some(Observed { outcome, exit });
+        }
+    }
+
+    fn seen(&self, op: Op, exit: &Exit) -> SeenExit {
+        SeenExit {
+            reason: RawReason::of(self.vm.revision(), exit.reason),
+            index: exit.index,
+            access: exit.access,
+            data: exit.data,
+            site: where_is(self.vcpu.gprs().rip),
+            registers: compare(op, self.operands()),
+        }
+    }
+
+    fn operands(&self) -> Operands {
+        let Gprs { rax, rcx, rdx, .. } = self.vcpu.gprs();
+        Operands { rax, rcx, rdx }
+    }
+}
+
+/// Where the model's one instruction is.
+const SITE: u64 = 0x1000;
+
+fn where_is(rip: u64) -> Site {
+    match rip {
+        SITE => Site::AtInstruction,
+        _ => Site::Elsewhere(rip),
+    }
+}
+
+impl<R: Registers> Backend for ModelBackend<R> {
+    fn kind(&self) -> BackendKind {
+        BackendKind::Model
+    }
+
+    fn set_reasons(&mut self, mask: RawReasons) -> Result<(), CallErrno> {
+        let capability = Capability::user_space_msr(self.vm.revision());
+        self.vm
+            .enable_cap(capability, mask.get())
+            .map_err(CallErrno::Known)
+    }
+
+    fn set_filter(&mut self, request: &RawFilter) -> Result<(), CallErrno> {
+        let width = CallerWidth::Bits64;
+        let (request, mut memory) = lay_out(request);
+        // Every pointer is one that a 64-bit caller can have.
+        let argument = request.encode(width).unwrap_or_default();
+        memory.push(Segment {
+            start: ARGUMENT,
+            bytes: &argument,
+        });
+        self.vm
+            .set_msr_filter(width, memory.as_slice(), ARGUMENT)
+            .map_err(|error| CallErrno::Known(error.errno()))
+    }
+
+    fn run(&mut self, script: &[Step]) -> Result<Vec<Observed>, GuestError> {
+        let steps = script.iter().enumerate();
+        steps
+            .map(|(number, step)| {
+                let (op, reply) = step.into();
+                let instruction = match step.access {
+                    Access::Read => Instruction::Rdmsr,
+                    Access::Write => Instruction::Wrmsr,
+                };
+                self.step(op, instruction, reply)
+                    .ok_or_else(|| GuestError::Twice {
+                        step: StepAt::new(number, op.access()),
+                    })
+            })
+            .collect()
+    }
+}
+
+/// Where the struct is in the memory of the model's caller. Nothing is at 0.
+const ARGUMENT: UserAddress = UserAddress::new(0x1000);
+
+/// A place for each bitmap, far from the others: what follows its last byte cannot be read.
+fn lay_out(raw: &RawFilter) -> (Request, Vec<Segment<'_>>) {
+    let mut request = Request {
+        flags: raw.flags,
+        ..Request::default()
+    };
+    let mut memory = Vec::new();
+    let places = (1_u64..).map(|place| UserAddress::new(place << 32));
+    for ((into, range), start) in request.ranges.iter_mut().zip(&raw.ranges).zip(places) {
+        *into = RangeRequest {
+            flags: range.flags,
+            nmsrs: range.nmsrs,
+            base: range.base,
+            bitmap: start,
+        };
+        if let RawBitmap::Bytes(bytes) = &range.bitmap {
+            memory.push(Segment { start, bytes });
+        }
+    }
+    (request, memory)
+}
