@@ -24,7 +24,8 @@ mod capability;
 /// Readers of up to this many vCPUs do not write to each other's cache lines.
 const STRIPES: usize = 16;
 
-/// What the host does about MSRs that KVM does not know: its module parameter `ignore_msrs` (S10.1).
+/// What the host does about MSRs that KVM does not know: its module parameter `ignore_msrs`
+/// (S10.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum UnknownMsrs {
     /// `ignore_msrs=0`: the access fails.
@@ -147,8 +148,8 @@ impl Vm {
     /// `KVM_X86_SET_MSR_FILTER` by a caller of this width, whose argument lies at `argument` (S2).
     ///
     /// On return every check that begins uses the new filter, and none that began before still uses
-    /// the old one. On mainline a failure changes nothing; on v6 it leaves what was built up to then
-    /// (S2.7). Allocates; waits for other setters and for readers.
+    /// the old one. On mainline a failure changes nothing; on v6 it leaves what was built up to
+    /// then (S2.7). Allocates; waits for other setters and for readers.
     ///
     /// # Errors
     /// The first check of S2 that failed, with its errno.

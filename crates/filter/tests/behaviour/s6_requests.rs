@@ -33,8 +33,8 @@ fn enter(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex) -> GuestMode<'_, Registe
     }
 }
 
-/// What is passed through does not leave guest mode, and its faults are the processor's own: no mask
-/// makes them exits, no `ignore_msrs` hides them.
+/// What is passed through does not leave guest mode, and its faults are the processor's own: no
+/// mask makes them exits, no `ignore_msrs` hides them.
 #[test]
 fn s6_3_an_access_passes_if_it_is_wanted_and_allowed() {
     for hardware in BOTH {
@@ -83,14 +83,14 @@ fn s7_old_hardware_bits_rule_until_the_next_entry() {
         let executed = guest.execute(Instruction::Wrmsr);
         assert_eq!(executed.outcome, RunExit::Retired, "as often as it likes");
 
-        drop(executed);
         assert!(vcpu.is_recompute_pending());
         assert_eq!(reason(read(&mut vcpu, PLAIN)), Some(ExitReason::Filter));
         assert!(!vcpu.is_recompute_pending());
     }
 }
 
-/// In the other direction the old bits only cost an exit: software checks use the new filter at once.
+/// In the other direction the old bits only cost an exit: software checks use the new filter at
+/// once.
 #[test]
 fn s7_software_checks_use_the_new_filter_at_once() {
     for hardware in BOTH {
