@@ -3,11 +3,11 @@
 use msrgate_filter::intercept::PassThrough;
 use msrgate_filter::{
     Access, Accesses, Entry, ExitReason, GuestMode, Hardware, Instruction, MsrIndex, ReasonMask,
-    RegisterMap, Revision, RunExit, UnknownMsrs, Vcpu,
+    RegisterMap, Revision, RunExit, SingleStep, UnknownMsrs, Vcpu,
 };
 
 use crate::machine::{
-    FAULT, INITIAL, MISSING, PICKY, PLAIN, X2APIC_TPR, about_to_access, denying, guarded, read,
+    FAULT, INITIAL, MISSING, PICKY, PLAIN, X2APIC_TPR, about_to_read, denying, guarded, read,
     reason, write,
 };
 
@@ -26,7 +26,7 @@ fn only_plain(index: MsrIndex, _: Access) -> PassThrough {
 }
 
 fn enter(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex) -> GuestMode<'_, RegisterMap> {
-    vcpu.set_gprs(about_to_access(index, 0));
+    vcpu.set_gprs(about_to_read(index));
     match vcpu.enter() {
         Entry::Guest(guest) => guest,
         Entry::Finished(outcome) => unreachable!("nothing was pending: {outcome:?}"),
@@ -62,6 +62,19 @@ fn s6_3_an_access_that_kvm_wants_to_see_exits_whatever_the_filter_says() {
         vcpu.pass_through(hardware, only_plain);
         let executed = enter(&mut vcpu, PICKY).execute(Instruction::Rdmsr);
         assert_eq!(executed.outcome, RunExit::Retired);
+        assert!(executed.still_in_guest.is_none());
+    }
+}
+
+/// A debug exit leaves guest mode, though the access itself passed.
+#[test]
+fn s5_4_single_step_is_honoured_where_kvm_sees_no_access() {
+    for hardware in BOTH {
+        let (_vm, mut vcpu) = guarded(Revision::Mainline, &[]);
+        vcpu.pass_through(hardware, everything);
+        vcpu.set_single_step(SingleStep::On);
+        let executed = enter(&mut vcpu, PLAIN).execute(Instruction::Rdmsr);
+        assert_eq!(executed.outcome, RunExit::Debug);
         assert!(executed.still_in_guest.is_none());
     }
 }
