@@ -92,7 +92,7 @@ mod layout {
     /// Intel SDM volume 3, "MSR-Bitmap Address": 1 KiB for each direction and half.
     impl Regions for Vmx {
         type Bytes = [u8; 0x1000];
-        const ONES: Self::Bytes = [u8::MAX; _];
+        const ONES: Self::Bytes = [u8::MAX; 0x1000];
         const REGIONS: &[Region] = &[
             Region::new(0, Access::Read, 0, 1),
             Region::new(0xc000_0000, Access::Read, 0x2000, 1),
@@ -106,7 +106,7 @@ mod layout {
     /// write bit.
     impl Regions for Svm {
         type Bytes = [u8; 0x2000];
-        const ONES: Self::Bytes = [u8::MAX; _];
+        const ONES: Self::Bytes = [u8::MAX; 0x2000];
         const REGIONS: &[Region] = &[
             Region::new(0, Access::Read, 0, 2),
             Region::new(0, Access::Write, 1, 2),
