@@ -1,22 +1,23 @@
 //! How every vCPU gets the one filter of its VM, without `unsafe` and without `std`.
 //!
-//! **Left-right.** A VM has two slots, each large enough for any filter, all of atomic words. One is
-//! active. A publication fills the other, makes it the active one, and waits until no reader is left
-//! in the old one, which the next publication fills. So a reader sees one filter, whole (S7), and
-//! when [`LeftRight::publish`] returns nobody uses the old one any more: the kernel's grace period.
+//! **Left-right.** A VM has two slots, each large enough for any filter, all of atomic words. One
+//! is active. A publication fills the other, makes it the active one, and waits until no reader is
+//! left in the old one, which the next publication fills. So a reader sees one filter, whole (S7),
+//! and when [`LeftRight::publish`] returns nobody uses the old one any more: the kernel's grace
+//! period.
 //!
-//! **Readers never wait.** A read is four steps on shared words around the decision: load the
-//! turn, arrive (one `fetch_add`), load which slot is active, ..., depart (one `fetch_sub`). No step
-//! is ever repeated, whatever writers do. The decision between them is at most five loads.
-//! Arrivals are counted in stripes of one cache line, chosen by vCPU number, so that the vCPUs of a
-//! small VM do not write to each other's lines.
+//! **Readers never wait.** A read is four steps on shared words around the decision: load the turn,
+//! arrive (one `fetch_add`), load which slot is active, ..., depart (one `fetch_sub`). No step is
+//! ever repeated, whatever writers do. The decision between them is at most five loads. Arrivals
+//! are counted in stripes of one cache line, chosen by vCPU number, so that the vCPUs of a small VM
+//! do not write to each other's lines.
 //!
 //! **Writers wait**, spinning: for the writer before them, and for readers. There are two counters
-//! an stripe, and readers arrive at the one whose turn it is. A writer waits for the idle one
+//! a stripe, and readers arrive at the one whose turn it is. A writer waits for the idle one
 //! (stragglers only: those that loaded the turn before it last changed), changes the turn, and
-//! waits for the other, at which nobody arrives any more but stragglers. So it waits for each reader
-//! at most twice, and a stream of new readers cannot hold it up. The turn is for progress only:
-//! nothing below relies on which counter a reader arrived at.
+//! waits for the other, at which nobody arrives any more but stragglers. So it waits for each
+//! reader at most twice, and a stream of new readers cannot hold it up. The turn is for progress
+//! only: nothing below relies on which counter a reader arrived at.
 //!
 //! **Memory.** 2 x 86 KiB a VM for the slots and 1 KiB for the stripes.
 //!
@@ -27,11 +28,12 @@
 //!   departure releases and the writer's look acquires, so all that the reader loaded from the slot
 //!   it loaded before the writer's next store.
 //! - the look. It releases and the arrival acquires, so the reader's load of the active slot, which
-//!   follows, finds that slot or a newer one: never the old one that the writer goes on to fill.
+//!   follows, finds this publication or a later one: never the old content, whose slot is filled
+//!   next.
 //!
 //! Fills are relaxed stores: the release that makes the slot active, and its acquiring load, carry
-//! them. Plain loads of the counters would not do without `SeqCst` fences, as the store of the active
-//! slot could pass them. The model tests in `publish/model.rs` run all of this under loom.
+//! them. Plain loads of the counters would not do without `SeqCst` fences, as the store of the
+//! active slot could pass them. The model tests in `publish/model.rs` run all of this under loom.
 
 #[cfg(not(loom))]
 pub(crate) use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -56,8 +56,8 @@ pub trait Registers {
 pub struct Register {
     /// What it holds.
     pub value: u64,
-    /// The bits that a guest may change. A write that changes another is [`RegisterFault::Invalid`];
-    /// the host may write what it likes.
+    /// The bits that a guest may change. A write that changes another is
+    /// [`RegisterFault::Invalid`]; the host may write what it likes.
     pub writable: u64,
 }
 

@@ -191,8 +191,8 @@ impl<R: Registers> Vcpu<R> {
         self.gprs
     }
 
-    /// `KVM_SET_REGS`. Cancels a queued #GP, so that an exit can be rewound (S5.8); does not touch a
-    /// pending exit (S5.5).
+    /// `KVM_SET_REGS`. Cancels a queued #GP, so that an exit can be rewound (S5.8); does not touch
+    /// a pending exit (S5.5).
     pub const fn set_gprs(&mut self, gprs: Gprs) {
         self.gprs = gprs;
         self.queued = Queued::Nothing;
@@ -255,8 +255,9 @@ impl<R: Registers> Vcpu<R> {
         self.write(index, value, Origin::Host)
     }
 
-    /// INIT, or a reset by the VMM: the guest starts anew, with no exception queued. The VM's filter
-    /// and mask stay (S10.4), so does a pending exit, which the next `KVM_RUN` still completes.
+    /// INIT, or a reset by the VMM: the guest starts anew, with no exception queued. The VM's
+    /// filter and mask stay (S10.4), so does a pending exit, which the next `KVM_RUN` still
+    /// completes.
     pub const fn reset(&mut self) {
         self.gprs = Gprs::RESET;
         self.privilege = Privilege::Kernel;

@@ -24,7 +24,8 @@ mod capability;
 /// Readers of up to this many vCPUs do not write to each other's cache lines.
 const STRIPES: usize = 16;
 
-/// What the host does about MSRs that KVM does not know: its module parameter `ignore_msrs` (S10.1).
+/// What the host does about MSRs that KVM does not know: its module parameter `ignore_msrs`
+/// (S10.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum UnknownMsrs {
     /// `ignore_msrs=0`: the access fails.
@@ -39,6 +40,32 @@ pub enum UnknownMsrs {
 /// All methods take `&self`: the VM may be reconfigured from any thread while its vCPUs run on
 /// others, and none of them waits (see `publish.rs` for how). The VM's filter lives as long as the
 /// last of its vCPUs, whatever is dropped first (S7).
+///
+/// ```
+/// use msrgate_filter::*;
+///
+/// // Deny all but what a range allows; this one allows nothing.
+/// let index = MsrIndex::new(0x8b);
+/// let range = Range::new(Accesses::Both, index, Bitmap::from_fn(1, |_| false)?);
+/// let filter = Filter::new(Revision::Mainline, Fallback::Deny, vec![range])?;
+///
+/// let vm = Vm::new(Revision::Mainline);
+/// vm.set_reasons(ReasonMask::of(vm.revision(), &[ExitReason::Filter]));
+/// vm.set_filter(&filter)?;
+///
+/// let mut vcpu = vm.create_vcpu(RegisterMap::default());
+/// vcpu.set_gprs(Gprs { rcx: 0x8b, ..Gprs::RESET });
+/// let exit = match vcpu.run(Instruction::Rdmsr) {
+///     RunExit::Msr(exit) => exit,
+///     other => unreachable!("{other:?}"),
+/// };
+/// assert_eq!((exit.index, exit.reason), (index, ExitReason::Filter));
+///
+/// vcpu.reply(Reply::value(0x2b00_0000 << 32));
+/// assert_eq!(vcpu.run(Instruction::Rdmsr), RunExit::Retired);
+/// assert_eq!(vcpu.gprs().rdx, 0x2b00_0000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Vm {
     shared: Arc<Shared>,
 }
@@ -77,7 +104,7 @@ impl fmt::Display for ForeignFilter {
 impl core::error::Error for ForeignFilter {}
 
 impl Vm {
-    /// A VM without a filter, in which no access exits. It takes 173 KiB (see `publish.rs`).
+    /// A VM without a filter, in which no access exits. It takes 174 KiB (see `publish.rs`).
     #[must_use]
     pub fn new(revision: Revision) -> Self {
         let lookup = Lookup::without_filter(revision);
@@ -147,8 +174,8 @@ impl Vm {
     /// `KVM_X86_SET_MSR_FILTER` by a caller of this width, whose argument lies at `argument` (S2).
     ///
     /// On return every check that begins uses the new filter, and none that began before still uses
-    /// the old one. On mainline a failure changes nothing; on v6 it leaves what was built up to then
-    /// (S2.7). Allocates; waits for other setters and for readers.
+    /// the old one. On mainline a failure changes nothing; on v6 it leaves what was built up to
+    /// then (S2.7). Allocates; waits for other setters and for readers.
     ///
     /// # Errors
     /// The first check of S2 that failed, with its errno.

@@ -1,5 +1,5 @@
-//! S7 on real threads: vCPUs decide while a setter replaces the filter. What loom proves of two words
-//! (`publish/model.rs`), here of whole filters.
+//! S7 on real threads: vCPUs decide while a setter replaces the filter. What loom proves of two
+//! words (`publish/model.rs`), here of whole filters.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -11,7 +11,6 @@ use msrgate_filter::{
 };
 
 const PUBLICATIONS: usize = 400;
-const READERS: usize = 3;
 
 /// A range of full size that decides all its MSRs alike.
 fn full(base: u32, verdict: Verdict) -> Range {
@@ -31,8 +30,8 @@ fn window(base: u32, verdict: Verdict, place: usize) -> Filter {
 
 const BASE: u32 = 0x1234_5678;
 
-/// One filter allows a window by its range 15, the other denies it by its range 3. A decision made of
-/// both would mix verdict and range, or find neither.
+/// One filter allows a window by its range 15, the other denies it by its range 3. A decision made
+/// of both would mix verdict and range, or find neither.
 #[test]
 fn s7_a_decision_is_of_one_filter() {
     let [allowing, denying] = [
@@ -43,11 +42,11 @@ fn s7_a_decision_is_of_one_filter() {
     vm.set_filter(&allowing).unwrap();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        for reader in 0..READERS {
+        for start in [0, 7, 100] {
             let vcpu = vm.create_vcpu(RegisterMap::default());
             let is_over = &is_over;
             scope.spawn(move || {
-                let mut offset = reader as u32;
+                let mut offset = start;
                 while !is_over.load(Ordering::Relaxed) {
                     offset = (offset + 0x1ab) % Bitmap::MAX_COUNT;
                     let decision = vcpu.decide(MsrIndex::new(BASE + offset), Access::Write);
@@ -80,7 +79,7 @@ fn s7_a_check_that_starts_after_set_returned_uses_the_new_filter() {
         vm.set_filter(&filters[0]).unwrap();
         let returned = AtomicUsize::new(0);
         thread::scope(|scope| {
-            for _ in 0..READERS {
+            for _ in 0..3 {
                 let vcpu = vm.create_vcpu(RegisterMap::default());
                 let returned = &returned;
                 scope.spawn(move || {

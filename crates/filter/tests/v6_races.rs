@@ -21,8 +21,8 @@ fn one(index: MsrIndex, verdict: Verdict) -> Range {
     Range::new(Accesses::Both, index, bitmap)
 }
 
-/// What a guest's read of `index` meets, before a call that sets the very filter that is set, at each
-/// moment of it, and after it.
+/// What a guest's read of `index` meets, before a call that sets the very filter that is set, at
+/// each moment of it, and after it.
 fn during_a_set(filter: &Filter, index: MsrIndex) -> Vec<Verdict> {
     let (argument, bitmaps) = (UserAddress::new(0x1000), UserAddress::new(0x2000));
     let (request, bitmap_bytes) = Request::of(filter, bitmaps);
@@ -49,8 +49,8 @@ fn during_a_set(filter: &Filter, index: MsrIndex) -> Vec<Verdict> {
     seen
 }
 
-/// The old and the new filter deny the MSR. Between the two v6 allows all, twice: when the old ranges
-/// are gone, and when the new default is there but no range yet.
+/// The old and the new filter deny the MSR. Between the two v6 allows all, twice: when the old
+/// ranges are gone, and when the new default is there but no range yet.
 #[test]
 fn s7_v6_allows_everything_between_clear_and_add() {
     let denies = |revision| Filter::new(revision, Fallback::Deny, vec![one(FIRST, Deny)]).unwrap();
@@ -79,8 +79,8 @@ fn s7_v6_shows_the_half_built_filter_under_the_new_default() {
 }
 
 mod seed {
-    //! The seed's `kvm_clear_msr_filter`, `kvm_add_msr_filter` and `kvm_msr_allowed`, and mainline's
-    //! successors to them, cut where others can get in between.
+    //! The seed's `kvm_clear_msr_filter`, `kvm_add_msr_filter` and `kvm_msr_allowed`, and
+    //! mainline's successors to them, cut where others can get in between.
 
     use std::collections::BTreeSet;
 
@@ -118,9 +118,11 @@ mod seed {
             self.allocated
         }
 
-        fn free(&mut self, bitmap: BitmapId) {
-            if !self.live.remove(&bitmap) {
-                self.wrong.insert(Wrong::DoubleFree);
+        fn free_all(&mut self, bitmaps: Vec<BitmapId>) {
+            for bitmap in bitmaps {
+                if !self.live.remove(&bitmap) {
+                    self.wrong.insert(Wrong::DoubleFree);
+                }
             }
         }
 
@@ -189,7 +191,7 @@ mod seed {
                     Self::V6Free { taken }
                 }
                 Self::V6Free { taken } => {
-                    taken.into_iter().for_each(|bitmap| kernel.free(bitmap));
+                    kernel.free_all(taken);
                     Self::V6Add
                 }
                 Self::V6Add => {
@@ -212,7 +214,7 @@ mod seed {
                     Self::FreeOld { old }
                 }
                 Self::FreeOld { old } => {
-                    old.into_iter().for_each(|bitmap| kernel.free(bitmap));
+                    kernel.free_all(old);
                     Self::Done
                 }
                 Self::Enter => {
@@ -279,8 +281,8 @@ fn a_setter_alone_is_sound_on_either() {
 }
 
 /// Both read the count before either takes the lock; both then copy the range that is still in the
-/// array, though the first has set the count to 0, and both free its bitmap. If one counts after the
-/// other has cleared, it loses what the other adds before it gets the lock.
+/// array, though the first has set the count to 0, and both free its bitmap. If one counts after
+/// the other has cleared, it loses what the other adds before it gets the lock.
 #[test]
 fn s7_two_v6_setters_free_twice() {
     let two = |revision| interleave(&[Actor::setter(revision), Actor::setter(revision)]);

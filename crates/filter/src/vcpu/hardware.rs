@@ -62,8 +62,9 @@ impl Intercepts {
 }
 
 impl<R> Vcpu<R> {
-    /// Runs the guest on this hardware, which passes through what `wants` wants and the filter allows
-    /// (S6.3). Without this call every access exits. `wants` must not set a filter: setters wait for it.
+    /// Runs the guest on this hardware, which passes through what `wants` wants and the filter
+    /// allows (S6.3). Without this call every access exits. `wants` must not set a filter: setters
+    /// wait for it.
     pub fn pass_through(
         &mut self,
         hardware: Hardware,

@@ -36,8 +36,8 @@ pub struct ListFailure {
 }
 
 impl<R: Registers> Vcpu<R> {
-    /// Does what one element of a nested hypervisor's list asks for. The guest made the list, so the
-    /// filter is asked, on both revisions; they differ in what it exempts (S3.1).
+    /// Does what one element of a nested hypervisor's list asks for. The guest made the list, so
+    /// the filter is asked, on both revisions; they differ in what it exempts (S3.1).
     pub fn nested_list_access(&mut self, index: MsrIndex, access: ListAccess) -> ListOutcome {
         let result = match access {
             ListAccess::Load(value) => self.guest_write(index, value).map(|()| ListOutcome::Loaded),

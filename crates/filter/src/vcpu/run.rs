@@ -77,7 +77,8 @@ pub struct Executed<'a, R> {
 }
 
 impl<R: Registers> Vcpu<R> {
-    /// `KVM_RUN` up to the next thing worth a look, where `instruction` is what the guest has at RIP.
+    /// `KVM_RUN` up to the next thing worth a look, where `instruction` is what the guest has at
+    /// RIP.
     ///
     /// A pending exit is completed first (S5.4), and a queued #GP delivered; then that is what is
     /// returned, and `instruction` does not execute.
@@ -155,8 +156,8 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// What the processor does with an instruction that does not exit: no filter is asked, no reason
-    /// given, and the host's `ignore_msrs` does not come into it.
+    /// What the processor does with an instruction that does not exit: no filter is asked, no
+    /// reason given, and the host's `ignore_msrs` does not come into it.
     fn execute_natively(&mut self, instruction: Instruction) -> RunExit {
         let index = self.gprs.index();
         let result = match instruction {

@@ -72,8 +72,13 @@ pub(crate) const fn about_to_access(index: MsrIndex, value: u64) -> Gprs {
     }
 }
 
+/// The same, EDX:EAX left from earlier.
+pub(crate) const fn about_to_read(index: MsrIndex) -> Gprs {
+    about_to_access(index, 0x0bad_0bad_0bad_0bad)
+}
+
 pub(crate) fn read(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex) -> RunExit {
-    vcpu.set_gprs(about_to_access(index, 0));
+    vcpu.set_gprs(about_to_read(index));
     vcpu.run(Instruction::Rdmsr)
 }
 

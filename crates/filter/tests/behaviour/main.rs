@@ -1,5 +1,5 @@
-//! The VM and its vCPUs, statement by statement of `docs/kvm-semantics.md`: each test is named after
-//! what it holds, and runs on every revision that has it. No device is needed.
+//! The VM and its vCPUs, statement by statement of `docs/kvm-semantics.md`: each test is named
+//! after what it holds, and runs on every revision that has it. No device is needed.
 
 mod caller;
 mod machine;

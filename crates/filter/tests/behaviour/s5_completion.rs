@@ -6,8 +6,8 @@ use msrgate_filter::{
 };
 
 use crate::machine::{
-    AT, FAULT, INITIAL, PAST, PLAIN, about_to_access, denying, guarded, read, reason, registers,
-    write,
+    AT, FAULT, INITIAL, PAST, PLAIN, about_to_access, about_to_read, denying, guarded, read,
+    reason, registers, write,
 };
 
 const ANSWER: u64 = 0xfedc_ba98_7654_3210;
@@ -43,7 +43,7 @@ fn s5_4_completion_of_a_read_returns_data_and_moves_on() {
             rax: 0x7654_3210,
             rdx: 0xfedc_ba98,
             rip: PAST,
-            ..about_to_access(PLAIN, 0)
+            ..about_to_read(PLAIN)
         };
         assert_eq!(vcpu.gprs(), expected);
         assert_eq!(vcpu.pending_exit(), None);
@@ -231,6 +231,9 @@ fn s5_7_the_handler_sees_the_address_of_the_instruction() {
     for start in [read, |vcpu: &mut _, index| write(vcpu, index, 5)] {
         start(&mut vcpu, PLAIN);
         assert_eq!(resume(&mut vcpu, Reply::FAULT), FAULT);
+        let again = vcpu.run(Instruction::Rdmsr);
+        assert_eq!(reason(again), Some(ExitReason::Filter), "one fault, once");
+        vcpu.run_immediate_exit();
     }
 }
 

@@ -5,8 +5,8 @@ use msrgate_filter::{
 };
 
 use crate::machine::{
-    FAULT, INITIAL, MISSING, PAST, PICKY, PLAIN, about_to_access, denying, guarded, read, reason,
-    registers, vm, write,
+    FAULT, INITIAL, MISSING, PAST, PICKY, PLAIN, about_to_access, about_to_read, denying, guarded,
+    read, reason, registers, vm, write,
 };
 
 const ILLEGAL: u64 = 1 << 40;
@@ -64,7 +64,7 @@ fn s5_2_without_its_reason_in_the_mask_a_refusal_is_a_fault_at_the_instruction()
         let (vm, mut vcpu) = guarded(revision, &[PLAIN]);
         vm.set_reasons(msrgate_filter::ReasonMask::NONE);
         assert_eq!(read(&mut vcpu, PLAIN), FAULT);
-        assert_eq!(vcpu.gprs(), about_to_access(PLAIN, 0));
+        assert_eq!(vcpu.gprs(), about_to_read(PLAIN));
         assert_eq!(write(&mut vcpu, PLAIN, 5), FAULT);
         assert_eq!(vcpu.gprs(), about_to_access(PLAIN, 5));
         assert_eq!(vcpu.host_read(PLAIN), Ok(INITIAL));
@@ -85,7 +85,7 @@ fn s5_3_an_exit_shows_the_access_and_leaves_the_guest_as_it_was() {
                 reason: ExitReason::Filter,
             };
             assert_eq!(read(&mut vcpu, index), RunExit::Msr(exit(Access::Read, 0)));
-            assert_eq!(vcpu.gprs(), about_to_access(index, 0));
+            assert_eq!(vcpu.gprs(), about_to_read(index));
             vcpu.run_immediate_exit();
             let exit = exit(Access::Write, value);
             assert_eq!(write(&mut vcpu, index, value), RunExit::Msr(exit));

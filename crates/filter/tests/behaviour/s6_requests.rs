@@ -3,11 +3,11 @@
 use msrgate_filter::intercept::PassThrough;
 use msrgate_filter::{
     Access, Accesses, Entry, ExitReason, GuestMode, Hardware, Instruction, MsrIndex, ReasonMask,
-    RegisterMap, Revision, RunExit, UnknownMsrs, Vcpu,
+    RegisterMap, Revision, RunExit, SingleStep, UnknownMsrs, Vcpu,
 };
 
 use crate::machine::{
-    FAULT, INITIAL, MISSING, PICKY, PLAIN, X2APIC_TPR, about_to_access, denying, guarded, read,
+    FAULT, INITIAL, MISSING, PICKY, PLAIN, X2APIC_TPR, about_to_read, denying, guarded, read,
     reason, write,
 };
 
@@ -26,15 +26,15 @@ fn only_plain(index: MsrIndex, _: Access) -> PassThrough {
 }
 
 fn enter(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex) -> GuestMode<'_, RegisterMap> {
-    vcpu.set_gprs(about_to_access(index, 0));
+    vcpu.set_gprs(about_to_read(index));
     match vcpu.enter() {
         Entry::Guest(guest) => guest,
         Entry::Finished(outcome) => unreachable!("nothing was pending: {outcome:?}"),
     }
 }
 
-/// What is passed through does not leave guest mode, and its faults are the processor's own: no mask
-/// makes them exits, no `ignore_msrs` hides them.
+/// What is passed through does not leave guest mode, and its faults are the processor's own: no
+/// mask makes them exits, no `ignore_msrs` hides them.
 #[test]
 fn s6_3_an_access_passes_if_it_is_wanted_and_allowed() {
     for hardware in BOTH {
@@ -66,6 +66,19 @@ fn s6_3_an_access_that_kvm_wants_to_see_exits_whatever_the_filter_says() {
     }
 }
 
+/// A debug exit leaves guest mode, though the access itself passed.
+#[test]
+fn s5_4_single_step_is_honoured_where_kvm_sees_no_access() {
+    for hardware in BOTH {
+        let (_vm, mut vcpu) = guarded(Revision::Mainline, &[]);
+        vcpu.pass_through(hardware, everything);
+        vcpu.set_single_step(SingleStep::On);
+        let executed = enter(&mut vcpu, PLAIN).execute(Instruction::Rdmsr);
+        assert_eq!(executed.outcome, RunExit::Debug);
+        assert!(executed.still_in_guest.is_none());
+    }
+}
+
 /// In guest mode the old bits hold, though the set call has returned; so they do for an allowed
 /// access that is now denied. Each exit, for whatever reason, ends that.
 #[test]
@@ -83,14 +96,14 @@ fn s7_old_hardware_bits_rule_until_the_next_entry() {
         let executed = guest.execute(Instruction::Wrmsr);
         assert_eq!(executed.outcome, RunExit::Retired, "as often as it likes");
 
-        drop(executed);
         assert!(vcpu.is_recompute_pending());
         assert_eq!(reason(read(&mut vcpu, PLAIN)), Some(ExitReason::Filter));
         assert!(!vcpu.is_recompute_pending());
     }
 }
 
-/// In the other direction the old bits only cost an exit: software checks use the new filter at once.
+/// In the other direction the old bits only cost an exit: software checks use the new filter at
+/// once.
 #[test]
 fn s7_software_checks_use_the_new_filter_at_once() {
     for hardware in BOTH {
