@@ -4,7 +4,7 @@ mod report;
 
 use std::io::Write;
 
-use msrgate_filter::{Access, MsrIndex, Register, Verdict};
+use msrgate_filter::{Access, MsrIndex, Register, RegisterMap, Revision, Verdict};
 use msrgate_kvm::{
     Backend, Case, HostCaps, HostError, KvmBackend, ModelBackend, WriteEffect, measure,
 };
@@ -108,7 +108,10 @@ fn model(measures: Measures) -> Place {
         .iter()
         .map(|register| (register.index, Register::new(0)));
     Place {
-        backend: Box::new(ModelBackend::new(registers.collect())),
+        backend: Box::new(ModelBackend::new(
+            Revision::Mainline,
+            registers.collect::<RegisterMap>(),
+        )),
         measures,
     }
 }
