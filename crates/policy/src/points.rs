@@ -8,10 +8,16 @@ use crate::policy::MsrRange;
 /// A range up to this size is looked at whole: the groups and banks that people name.
 const WHOLE: u64 = 64;
 
-/// Places that no policy is likely to name: between and around the clusters in which MSRs lie, and
-/// where KVM treats an index as special (S3.1, S3.5).
-const ELSEWHERE: [u32; 16] = [
+/// Looked at under every policy: registers that KVM has for every guest, so that a policy without
+/// entries is seen to hold, too; places between and around the clusters in which MSRs lie; and
+/// indices that KVM treats as special (S3.1, S3.5).
+const ALWAYS: [u32; 24] = [
     0x5,
+    0x10,
+    0x8b,
+    0x174,
+    0x1a0,
+    0x277,
     0x7ff,
     0x800,
     0x8ff,
@@ -23,6 +29,9 @@ const ELSEWHERE: [u32; 16] = [
     0x4b56_4eff,
     0x7fff_ffff,
     0xbfff_ffff,
+    0xc000_0080,
+    0xc000_0082,
+    0xc000_0102,
     0xc000_1fff,
     0xc001_2000,
     0xffff_fffe,
@@ -30,7 +39,7 @@ const ELSEWHERE: [u32; 16] = [
 ];
 
 /// The MSRs that show whether a filter is what the policy says: of each entry and each range of the
-/// filter both ends and one past each, small ones whole, and some MSRs outside all of them. In
+/// filter both ends and one past each, small ones whole, and some MSRs whatever the policy says. In
 /// order, each once.
 #[must_use]
 pub fn points(compiled: &Compiled) -> Vec<MsrIndex> {
@@ -42,7 +51,7 @@ pub fn points(compiled: &Compiled) -> Vec<MsrIndex> {
     let mut points: Vec<_> = entries
         .chain(ranges)
         .flat_map(around)
-        .chain(ELSEWHERE.map(MsrIndex::new))
+        .chain(ALWAYS.map(MsrIndex::new))
         .collect();
     points.sort_unstable();
     points.dedup();
