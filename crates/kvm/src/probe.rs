@@ -1,7 +1,7 @@
 //! What this host's KVM can do, asked of it rather than read from its version.
 
+use std::ffi::CString;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::{KVM_API_VERSION, kvm_enable_cap};
@@ -157,14 +157,8 @@ pub(crate) fn enable(vm: &VmFd, which: Requirement, mask: RawReasons) -> Result<
 }
 
 fn open(device: &Path) -> Result<Kvm, HostError> {
-    // Opened once by std for its error alone: kvm-ioctls wants a C string and says no more.
-    fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(device)
-        .map_err(|error| HostError::from_open(device, &error))?;
-    let path = std::ffi::CString::new(device.as_os_str().as_encoded_bytes())
-        .map_err(|_| HostError::from_open(device, &io::ErrorKind::NotFound.into()))?;
+    let path = CString::new(device.as_os_str().as_encoded_bytes())
+        .map_err(|error| HostError::from_open(device, &error.into()))?;
     let kvm =
         Kvm::new_with_path(path).map_err(|error| HostError::from_open(device, &error.into()))?;
     match kvm.get_api_version() {
