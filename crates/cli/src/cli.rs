@@ -7,7 +7,7 @@ use msrgate_policy::{MsrRange, parse_msrs};
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
-    /// When to use colour; NO_COLOR is honoured, too
+    /// When to use colour; `NO_COLOR` is honoured, too
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: Color,
 

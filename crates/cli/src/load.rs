@@ -43,7 +43,7 @@ pub(crate) fn compiled(policy: &str) -> Result<Compiled, Failure> {
 }
 
 fn parsed(policy: &str) -> Result<Policy, Failure> {
-    parse(&source(policy)?).map_err(|mistakes| Failure::Mistakes(Box::new(mistakes)))
+    parse(&source(policy)?).map_err(Failure::Mistakes)
 }
 
 fn source(policy: &str) -> Result<Source, Failure> {

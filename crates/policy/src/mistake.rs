@@ -244,7 +244,7 @@ pub struct Mistakes {
     #[source_code]
     code: miette::NamedSource<std::sync::Arc<str>>,
     #[related]
-    mistakes: Vec<Mistake>,
+    shown: Vec<Mistake>,
     #[help]
     more: Option<String>,
     source_text: Source,
@@ -270,7 +270,7 @@ impl Mistakes {
         Self {
             code: source.named(),
             more: (total > Self::SHOWN).then(|| format!("the first {} are shown", Self::SHOWN)),
-            mistakes,
+            shown: mistakes,
             source_text: source.clone(),
             total,
         }
@@ -285,7 +285,7 @@ impl Mistakes {
     /// The first of them, at most 50.
     #[must_use]
     pub fn mistakes(&self) -> &[Mistake] {
-        &self.mistakes
+        &self.shown
     }
 
     /// Where a mistake is, if it is at one place.

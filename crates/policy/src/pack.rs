@@ -106,35 +106,29 @@ pub(crate) fn pack(table: &Table) -> Result<Filter, PackError> {
 
 /// A window with its bits.
 fn range(table: &Table, windows: &[Window], window: Window) -> Option<Range> {
+    let count = u32::try_from(window.msrs.count()).ok()?;
     let allowed = Access::ALL.map(|access| {
         let segments = table.segments(access).iter();
         // x2APIC registers have no bits of their own: what a range says of them is never asked.
         let allowed = segments
             .filter(|segment| segment.action == Action::Allow && segment.said != Said::ByKvm)
             .map(|segment| segment.msrs);
-        paint(window.msrs, allowed)
+        paint(window.msrs, count, allowed)
     });
-    let read_is_decided = paint(
-        window.msrs,
-        windows
-            .iter()
-            .filter(|one| one.colour == Accesses::Read)
-            .map(|one| one.msrs),
-    );
+    let of_reads = windows.iter().filter(|one| one.colour == Accesses::Read);
+    let read_is_decided = paint(window.msrs, count, of_reads.map(|one| one.msrs));
     let bit = |at: usize| match window.colour {
-        Accesses::Read => allowed[0][at],
         Accesses::Write => allowed[1][at],
         Accesses::Both if read_is_decided[at] => allowed[1][at],
-        Accesses::Both => allowed[0][at],
+        Accesses::Read | Accesses::Both => allowed[0][at],
     };
-    let count = u32::try_from(window.msrs.count()).ok()?;
     let bitmap = Bitmap::from_fn(count, |offset| bit(offset as usize)).ok()?;
     Some(Range::new(window.colour, window.msrs.first(), bitmap))
 }
 
-/// Which MSRs of `canvas` lie in one of these.
-fn paint(canvas: MsrRange, msrs: impl Iterator<Item = MsrRange>) -> Vec<bool> {
-    let mut painted = vec![false; canvas.count() as usize];
+/// Which of the `count` MSRs of `canvas` lie in one of these.
+fn paint(canvas: MsrRange, count: u32, msrs: impl Iterator<Item = MsrRange>) -> Vec<bool> {
+    let mut painted = vec![false; count as usize];
     let base = canvas.first().get();
     for one in msrs.filter(|one| one.overlaps(canvas)) {
         let first = one.first().max(canvas.first()).get() - base;

@@ -29,7 +29,7 @@ const VERSION: i64 = 1;
 /// All mistakes in it, with their places: bad TOML, unknown keys, words and names, entries that
 /// overlap and disagree. Text over [`MAX_BYTES`] or with more than [`MAX_ENTRIES`] is refused
 /// unread.
-pub fn parse(source: &Source) -> Result<Policy, Mistakes> {
+pub fn parse(source: &Source) -> Result<Policy, Box<Mistakes>> {
     let mut reader = Reader {
         source,
         mistakes: Vec::new(),
@@ -37,7 +37,7 @@ pub fn parse(source: &Source) -> Result<Policy, Mistakes> {
     let policy = reader.policy();
     match policy {
         Some(policy) if reader.mistakes.is_empty() => Ok(policy),
-        _ => Err(Mistakes::new(source, reader.mistakes)),
+        _ => Err(Box::new(Mistakes::new(source, reader.mistakes))),
     }
 }
 
@@ -122,12 +122,15 @@ impl Reader<'_> {
         document: &DeTable<'_>,
         is_toml: bool,
     ) -> (Option<Box<str>>, Option<Action>, Vec<Entry>) {
-        let (mut version, mut name, mut default) = (None, None, None);
+        let (mut name, mut default) = (None, None);
         let mut entries = Vec::new();
-        let mut has_default = false;
+        let (mut has_version, mut has_default) = (false, false);
         for item in items(document) {
             match item.key.text {
-                "policy" => version = Some(self.version(item)),
+                "policy" => {
+                    has_version = true;
+                    self.version(item);
+                }
                 "name" => name = self.string(item).map(Box::from),
                 "default" => {
                     has_default = true;
@@ -140,7 +143,7 @@ impl Reader<'_> {
                 _ => self.unknown_key(item.key, &["policy", "name", "default", "msrs"]),
             }
         }
-        if is_toml && version.is_none() {
+        if is_toml && !has_version {
             self.missing(
                 "policy",
                 "the language version: write `policy = 1` at the top",
@@ -177,12 +180,11 @@ impl Reader<'_> {
     }
 
     fn string<'k>(&mut self, item: Item<'k>) -> Option<&'k str> {
-        match item.value.get_ref() {
-            DeValue::String(text) => Some(text),
-            _ => {
-                self.wrong_type(item, "a string");
-                None
-            }
+        if let DeValue::String(text) = item.value.get_ref() {
+            Some(text)
+        } else {
+            self.wrong_type(item, "a string");
+            None
         }
     }
 

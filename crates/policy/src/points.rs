@@ -3,7 +3,7 @@
 use msrgate_filter::MsrIndex;
 
 use crate::compile::Compiled;
-use crate::policy::MsrRange;
+use crate::policy::{Entry, MsrRange};
 
 /// A range up to this size is looked at whole: the groups and banks that people name.
 const WHOLE: u64 = 64;
@@ -43,7 +43,7 @@ const ALWAYS: [u32; 24] = [
 /// order, each once.
 #[must_use]
 pub fn points(compiled: &Compiled) -> Vec<MsrIndex> {
-    let entries = compiled.policy().entries().iter().map(|entry| entry.msrs());
+    let entries = compiled.policy().entries().iter().map(Entry::msrs);
     let ranges = compiled.filter().ranges().iter().filter_map(|range| {
         let last = MsrIndex::new(range.end()?.get() - 1);
         MsrRange::new(range.base(), last)

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use msrgate_filter::{Access, MsrIndex, Verdict};
-use msrgate_policy::{Compiled, Explanation, MsrRange, Said, explain};
+use msrgate_policy::{Compiled, Entry, Explanation, MsrRange, Said, explain};
 use serde::Serialize;
 
 use crate::cli::{ExplainArgs, Format};
@@ -67,8 +67,8 @@ fn row<'c>(explanation: &Explanation<'c>) -> Row<'c> {
         access: explanation.access.to_string(),
         action: explanation.action.word(),
         line: explanation.entry.map(|entry| entry.place().line),
-        entry: explanation.entry.map(|entry| entry.key()),
-        why: explanation.entry.and_then(|entry| entry.why()),
+        entry: explanation.entry.map(Entry::key),
+        why: explanation.entry.and_then(Entry::why),
         verdict: match explanation.decision.verdict {
             Verdict::Allow => "allow",
             Verdict::Deny => "deny",
@@ -89,7 +89,7 @@ fn print(out: &mut dyn Write, compiled: &Compiled, index: MsrIndex) -> Result<()
             action.word(),
             source_of(compiled, &explanation)
         )?;
-        if let Some(why) = explanation.entry.and_then(|entry| entry.why()) {
+        if let Some(why) = explanation.entry.and_then(Entry::why) {
             writeln!(out, "                because {why}")?;
         }
         writeln!(out, "                {}", mechanism(compiled, &explanation))?;

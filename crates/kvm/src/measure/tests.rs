@@ -211,25 +211,29 @@ fn an_allowed_access_that_is_refused_breaks_the_decision() {
     assert_eq!(broken(refuses), ["S3.3", "S5.2"]);
 }
 
+/// The statement that is broken by changing what is seen so.
+type Lie<'l> = (&'static str, &'l dyn Fn(&mut Observed));
+
+fn exit(seen: &mut Observed, change: impl Fn(&mut SeenExit)) {
+    if let Some(exit) = &mut seen.exit {
+        change(exit);
+    }
+}
+
+fn fault(seen: &mut Observed, change: impl Fn(&mut Fault)) {
+    if let Outcome::Fault(fault) = &mut seen.outcome {
+        change(fault);
+    }
+}
+
 /// Each line changes one field of what is seen of refused accesses.
 #[test]
 fn every_field_of_an_exit_and_of_a_fault_is_looked_at() {
-    fn exit(seen: &mut Observed, change: impl Fn(&mut SeenExit)) {
-        if let Some(exit) = &mut seen.exit {
-            change(exit);
-        }
-    }
-    fn fault(seen: &mut Observed, change: impl Fn(&mut Fault)) {
-        if let Outcome::Fault(fault) = &mut seen.outcome {
-            change(fault);
-        }
-    }
     let changed = GuestRegisters::Changed {
         rax: 0,
         rcx: 0,
         rdx: 1,
     };
-    type Lie<'l> = (&'static str, &'l dyn Fn(&mut Observed));
     let lies: [Lie<'_>; 11] = [
         ("S5.2", &|seen| {
             exit(seen, |exit| exit.reason = RawReason::new(6))

@@ -146,7 +146,7 @@ fn text_of(letters: &[Option<Accesses>], default: &str, spread: u32) -> String {
         let Some(differs) = letter else { continue };
         let word = match (differs, default) {
             (Accesses::Read, "deny") | (Accesses::Write, "allow") => "r",
-            (Accesses::Read, _) | (Accesses::Write, _) => "w",
+            (Accesses::Read | Accesses::Write, _) => "w",
             (Accesses::Both, "deny") => "rw",
             (Accesses::Both, _) => "none",
         };

@@ -9,7 +9,7 @@ fn report(text: &str) -> String {
     GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
         .with_links(false)
         .with_width(100)
-        .render_report(&mut report, &mistakes)
+        .render_report(&mut report, mistakes.as_ref())
         .unwrap();
     report
 }
