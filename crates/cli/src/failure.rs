@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use miette::GraphicalReportHandler;
+use miette::{GraphicalReportHandler, GraphicalTheme};
 use msrgate_policy::Mistakes;
 
 /// A command that was carried out, and the answer to the question it asks.
@@ -49,7 +49,10 @@ impl fmt::Display for Failure {
         let red = anstyle::AnsiColor::Red.on_default().bold();
         match self {
             Self::Mistakes(mistakes) => {
-                GraphicalReportHandler::new().render_report(f, mistakes.as_ref())
+                GraphicalReportHandler::new_themed(GraphicalTheme::unicode())
+                    .with_links(false)
+                    .with_width(100)
+                    .render_report(f, mistakes.as_ref())
             }
             Self::Refused(text) | Self::Host(text) | Self::Usage(text) => {
                 writeln!(f, "{red}error{red:#}: {text}")

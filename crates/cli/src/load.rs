@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use msrgate_policy::{Compiled, MAX_BYTES, Policy, Source, compile, parse};
+use msrgate_policy::{
+    CompileError, Compiled, Entry, MAX_BYTES, PackError, Policy, Source, Window, compile, parse,
+};
 
 use crate::failure::Failure;
 
@@ -38,8 +40,45 @@ impl Shipped {
 /// Reads, parses and packs a policy.
 pub(crate) fn compiled(policy: &str) -> Result<Compiled, Failure> {
     let policy = parsed(policy)?;
-    let name = policy.source().name().to_owned();
-    compile(policy).map_err(|error| Failure::Refused(format!("{name}: {error}")))
+    compile(policy.clone()).map_err(|error| {
+        let clusters = match &error {
+            CompileError::Pack(PackError::TooManyRanges(windows)) => clusters(&policy, windows),
+            _ => String::new(),
+        };
+        Failure::Refused(format!("{}: {error}{clusters}", policy.source().name()))
+    })
+}
+
+/// Where the ranges would lie, and for the sake of which entries.
+fn clusters(policy: &Policy, windows: &[Window]) -> String {
+    const SHOWN: usize = 20;
+    let line = |window: &Window| {
+        let within = |entry: &&Entry| {
+            let msrs = entry.msrs();
+            msrs.first() <= window.msrs.last() && window.msrs.first() <= msrs.last()
+        };
+        let mut entries = policy.entries().iter().filter(within);
+        let first = entries.next().map_or(String::new(), |entry| {
+            format!("line {}: {}", entry.place().line, entry.key())
+        });
+        let more = match entries.count() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!(
+            "\n  {:<2} {:<24} {first}{more}",
+            window.colour.to_string(),
+            window.msrs.to_string()
+        )
+    };
+    let lines: String = windows.iter().take(SHOWN).map(line).collect();
+    let rest = match windows.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        rest => format!("\n  and {rest} more"),
+    };
+    format!(
+        "{lines}{rest}\n  drop all entries of a cluster, or let its reads and writes be alike, so that they share a range"
+    )
 }
 
 fn parsed(policy: &str) -> Result<Policy, Failure> {

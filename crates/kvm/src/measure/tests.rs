@@ -236,37 +236,37 @@ fn every_field_of_an_exit_and_of_a_fault_is_looked_at() {
     };
     let lies: [Lie<'_>; 11] = [
         ("S5.2", &|seen| {
-            exit(seen, |exit| exit.reason = RawReason::new(6))
+            exit(seen, |exit| exit.reason = RawReason::new(6));
         }),
         ("S5.1", &|seen| {
             exit(seen, |exit| {
-                exit.reason = RawReason::from(ExitReason::Unknown)
-            })
+                exit.reason = RawReason::from(ExitReason::Unknown);
+            });
         }),
         ("S5.3", &|seen| exit(seen, |exit| exit.index = ALLOWED)),
         ("S5.3", &|seen| exit(seen, |exit| exit.data ^= 1)),
         ("S5.3", &|seen| {
-            exit(seen, |exit| exit.site = Site::Elsewhere(2))
+            exit(seen, |exit| exit.site = Site::Elsewhere(2));
         }),
         ("S5.3", &|seen| exit(seen, |exit| exit.registers = changed)),
         ("S5.2", &|seen| seen.exit = None),
         ("S5.4", &|seen| {
             if seen.exit.is_some() {
-                seen.outcome = Outcome::Written
+                seen.outcome = Outcome::Written;
             }
         }),
         ("S5.4", &|seen| {
-            fault(seen, |fault| fault.registers = changed)
+            fault(seen, |fault| fault.registers = changed);
         }),
         ("S5.7", &|seen| {
-            fault(seen, |fault| fault.site = Site::Elsewhere(2))
+            fault(seen, |fault| fault.site = Site::Elsewhere(2));
         }),
         ("S5.7", &|seen| fault(seen, |fault| fault.code = 1)),
     ];
     for (number, (statement, lie)) in lies.iter().enumerate() {
         let found = broken(|step, _, seen| {
             if step.index == REFUSED {
-                lie(seen)
+                lie(seen);
             }
         });
         assert_eq!(found, [*statement], "lie {number}");
