@@ -26,7 +26,7 @@ pub use effects::write_effect;
 pub use explain::{Explanation, explain};
 pub use mistake::{Mistake, Mistakes};
 pub use pack::{Colour, PackError, Window};
-pub use parse::{MAX_BYTES, MAX_ENTRIES, parse};
+pub use parse::{MAX_BYTES, MAX_ENTRIES, MAX_LINE, parse};
 pub use points::points;
 pub use policy::{Action, Entry, EntryId, MsrRange, Policy};
 pub use selector::{SelectorError, parse_msrs};

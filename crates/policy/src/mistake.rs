@@ -30,6 +30,17 @@ pub enum Mistake {
         /// How long it may be.
         limit: usize,
     },
+    /// A line is longer than [`MAX_LINE`](crate::MAX_LINE).
+    #[error("line {line} has {bytes} bytes, more than the {limit} that one may have")]
+    #[diagnostic(help("write one entry a line"))]
+    LongLine {
+        /// The line, counted from 1.
+        line: usize,
+        /// How long it is.
+        bytes: usize,
+        /// How long it may be.
+        limit: usize,
+    },
     /// There are more entries than [`MAX_ENTRIES`](crate::MAX_ENTRIES).
     #[error("the policy has {entries} entries, more than the {limit} that one may have")]
     #[diagnostic(help("name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`"))]
@@ -221,7 +232,7 @@ impl Mistake {
     #[must_use]
     pub fn span(&self) -> Option<SourceSpan> {
         match self {
-            Self::TooLong { .. } | Self::TooManyEntries { .. } => None,
+            Self::TooLong { .. } | Self::LongLine { .. } | Self::TooManyEntries { .. } => None,
             Self::MissingKey { at, .. } => *at,
             Self::Syntax { at, .. }
             | Self::UnknownKey { at, .. }
@@ -242,7 +253,7 @@ impl Mistake {
 #[error("{} has {}", source_text.name(), count(*total))]
 pub struct Mistakes {
     #[source_code]
-    code: miette::NamedSource<std::sync::Arc<str>>,
+    code: miette::NamedSource<String>,
     #[related]
     shown: Vec<Mistake>,
     #[help]
@@ -268,7 +279,7 @@ impl Mistakes {
         let total = mistakes.len();
         mistakes.truncate(Self::SHOWN);
         Self {
-            code: source.named(),
+            code: source.quotable(),
             more: (total > Self::SHOWN).then(|| format!("the first {} are shown", Self::SHOWN)),
             shown: mistakes,
             source_text: source.clone(),

@@ -12,10 +12,13 @@ use toml::de::{DeTable, DeValue};
 
 use crate::mistake::{Mistake, Mistakes};
 use crate::policy::{Action, Entry, Policy};
-use crate::source::Source;
+use crate::source::{Source, quoted};
 
 /// The most bytes a policy may have: 16 MiB.
 pub const MAX_BYTES: usize = 16 << 20;
+
+/// The most bytes a line of a policy may have, so that a message can quote it.
+pub const MAX_LINE: usize = 4096;
 
 /// The most entries a policy may have.
 pub const MAX_ENTRIES: usize = 250_000;
@@ -27,8 +30,8 @@ const VERSION: i64 = 1;
 ///
 /// # Errors
 /// All mistakes in it, with their places: bad TOML, unknown keys, words and names, entries that
-/// overlap and disagree. Text over [`MAX_BYTES`] or with more than [`MAX_ENTRIES`] is refused
-/// unread.
+/// overlap and disagree. Text over [`MAX_BYTES`], with a line over [`MAX_LINE`] or with more than
+/// [`MAX_ENTRIES`] is refused unread.
 pub fn parse(source: &Source) -> Result<Policy, Box<Mistakes>> {
     let mut reader = Reader {
         source,
@@ -95,6 +98,16 @@ impl Reader<'_> {
                 bytes: text.len(),
                 limit: MAX_BYTES,
             });
+            return None;
+        }
+        let long = self.source.lines_over(MAX_LINE);
+        self.mistakes
+            .extend(long.map(|(line, bytes)| Mistake::LongLine {
+                line,
+                bytes,
+                limit: MAX_LINE,
+            }));
+        if !self.mistakes.is_empty() {
             return None;
         }
         let (document, errors) = DeTable::parse_recoverable(text);
@@ -195,8 +208,8 @@ impl Reader<'_> {
         if found.is_none() {
             let known: Vec<_> = words.iter().map(|&(known, _)| known).collect();
             self.mistakes.push(Mistake::UnknownWord {
-                word: word.to_owned(),
-                key: item.key.text.to_owned(),
+                word: quoted(word),
+                key: quoted(item.key.text),
                 help: one_of(word, &known, '"'),
                 at: item.at(),
             });
@@ -215,7 +228,7 @@ impl Reader<'_> {
             DeValue::Table(_) => "a table",
         };
         self.mistakes.push(Mistake::WrongType {
-            key: item.key.text.to_owned(),
+            key: quoted(item.key.text),
             found,
             wanted,
             at: item.at(),
@@ -224,7 +237,7 @@ impl Reader<'_> {
 
     fn unknown_key(&mut self, key: Key<'_>, known: &[&str]) {
         self.mistakes.push(Mistake::UnknownKey {
-            key: key.text.to_owned(),
+            key: quoted(key.text),
             help: one_of(key.text, known, '`'),
             at: key.at,
         });

@@ -6,6 +6,7 @@ use msrgate_filter::MsrIndex;
 
 use crate::policy::MsrRange;
 use crate::registers::{self, Named, Register};
+use crate::source::quoted;
 
 /// Text that means no MSRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,17 +99,17 @@ pub fn parse_msrs(text: &str) -> Result<MsrRange, SelectorError> {
     };
     let Some(last) = last.strip_prefix('=') else {
         return Err(SelectorError::OpenRange {
-            instead: format!("{}..={}", first.trim(), last.trim()),
+            instead: quoted(&format!("{}..={}", first.trim(), last.trim())),
         });
     };
     let (first, last) = (parse_index(first.trim())?, parse_index(last.trim())?);
-    MsrRange::new(first, last).ok_or_else(|| SelectorError::BackwardRange(text.to_owned()))
+    MsrRange::new(first, last).ok_or_else(|| SelectorError::BackwardRange(quoted(text)))
 }
 
 fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
     let bad = |why, instead: Option<String>| {
         Err(SelectorError::BadIndex {
-            text: text.to_owned(),
+            text: quoted(text),
             why,
             instead,
         })
@@ -141,8 +142,9 @@ fn is_hexadecimal(text: &str) -> bool {
 }
 
 fn named(name: &str) -> Result<MsrIndex, SelectorError> {
-    let name = name.to_owned();
-    match registers::by_name(&name) {
+    let found = registers::by_name(name);
+    let name = quoted(name);
+    match found {
         Named::One(register) => Ok(register.index),
         Named::Several(registers) => {
             let candidates = registers.into_iter().map(candidate).collect();

@@ -58,14 +58,56 @@ impl Source {
         Place { line, column }
     }
 
-    pub(crate) fn named(&self) -> NamedSource<Arc<str>> {
-        NamedSource::new(&self.name, Arc::clone(&self.text)).with_language("TOML")
+    /// The lines that are longer than `limit` bytes, by number, with their lengths.
+    pub(crate) fn lines_over(&self, limit: usize) -> impl Iterator<Item = (usize, usize)> {
+        let lines = (1..).zip(self.text.lines().map(str::len));
+        lines.filter(move |&(_, length)| length > limit)
     }
+
+    /// The text as a message may quote it.
+    pub(crate) fn quotable(&self) -> NamedSource<String> {
+        NamedSource::new(harmless(&self.name), harmless(&self.text)).with_language("TOML")
+    }
+}
+
+/// The text without characters that a terminal obeys instead of showing: controls, and those that
+/// turn the direction of writing. What replaces one has its length, so that spans stay true.
+fn harmless(text: &str) -> String {
+    let show = |c: char| match c {
+        '\n' | '\t' => c,
+        '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+        _ if c.is_control() && c.is_ascii() => '?',
+        _ if c.is_control() => '\u{b7}',
+        _ => c,
+    };
+    text.chars().map(show).collect()
+}
+
+/// Text of a policy as a message may quote it: harmless, and of no more than 80 characters.
+pub(crate) fn quoted(text: &str) -> String {
+    const MOST: usize = 80;
+    let mut quoted = harmless(text).replace(['\n', '\t'], " ");
+    if let Some((end, _)) = quoted.char_indices().nth(MOST) {
+        quoted.truncate(end);
+        quoted.push('…');
+    }
+    quoted
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_quoted_cannot_speak_to_the_terminal() {
+        let text = "a\u{1b}[31m\r\u{9b}b\u{202e}c\n";
+        let shown = harmless(text);
+        assert_eq!(shown, "a?[31m?\u{b7}b\u{fffd}c\n");
+        assert_eq!(shown.len(), text.len());
+        assert_eq!(quoted("a\nb"), "a b");
+        assert_eq!(quoted(&"é".repeat(81)), format!("{}…", "é".repeat(80)));
+        assert_eq!(quoted(&"é".repeat(80)), "é".repeat(80));
+    }
 
     #[test]
     fn places_count_lines_and_characters_from_one() {

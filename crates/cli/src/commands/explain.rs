@@ -90,7 +90,11 @@ fn print(out: &mut dyn Write, compiled: &Compiled, index: MsrIndex) -> Result<()
             source_of(compiled, &explanation)
         )?;
         if let Some(why) = explanation.entry.and_then(Entry::why) {
-            writeln!(out, "                because {why}")?;
+            writeln!(
+                out,
+                "                because {}",
+                why.replace(char::is_control, " ")
+            )?;
         }
         writeln!(out, "                {}", mechanism(compiled, &explanation))?;
     }

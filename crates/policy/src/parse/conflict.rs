@@ -10,6 +10,7 @@ use msrgate_filter::{Access, Accesses, MsrIndex};
 
 use crate::mistake::{Mistake, meeting, says};
 use crate::policy::{Action, Entry};
+use crate::source::quoted;
 
 /// For each entry that conflicts with one that begins before it, one such conflict.
 ///
@@ -77,8 +78,8 @@ fn conflict(first: &Entry, second: &Entry, accesses: Accesses) -> Mistake {
         "make one of them part of the other, or end one where the other begins: a strict subset wins, and no order between the two is safe to guess".to_owned()
     };
     Mistake::Conflict {
-        first: first.key.to_string(),
-        second: second.key.to_string(),
+        first: quoted(&first.key),
+        second: quoted(&second.key),
         how: meeting(first.msrs, second.msrs),
         accesses,
         help,

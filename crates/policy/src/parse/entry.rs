@@ -6,6 +6,7 @@ use toml::de::DeValue;
 use super::{Item, MAX_ENTRIES, Reader, items};
 use crate::mistake::Mistake;
 use crate::policy::{Action, Entry};
+use crate::source::quoted;
 
 /// Words for both directions at once.
 const SHORT: [(&str, [Action; 2]); 4] = [
@@ -78,7 +79,7 @@ impl Reader<'_> {
         for access in Access::ALL {
             if actions[access as usize].is_none() {
                 self.mistakes.push(Mistake::MissingDirection {
-                    key: item.key.text.to_owned(),
+                    key: quoted(item.key.text),
                     access,
                     at: item.key.at,
                 });
@@ -104,7 +105,7 @@ impl Reader<'_> {
                 .any(|&action| action != default);
             if entry.msrs.contains(MsrIndex::MAX) && differs {
                 self.mistakes.push(Mistake::NamesTheLastMsr {
-                    text: entry.key.to_string(),
+                    text: quoted(&entry.key),
                     at: entry.span,
                 });
             }

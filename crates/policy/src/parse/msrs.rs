@@ -6,6 +6,7 @@ use super::{Key, Reader};
 use crate::mistake::Mistake;
 use crate::policy::MsrRange;
 use crate::selector::parse_msrs;
+use crate::source::quoted;
 
 impl Reader<'_> {
     /// The MSRs that a key speaks of.
@@ -33,7 +34,7 @@ impl Reader<'_> {
         let above = (range.last() > last).then(|| format!("`\"0x900..={}\"`", range.last()));
         let rest: Vec<_> = below.into_iter().chain(above).collect();
         self.mistakes.push(Mistake::NamesX2apic {
-            text: key.text.to_owned(),
+            text: quoted(key.text),
             help: if rest.is_empty() {
                 "delete the entry: a guest that has an x2APIC reaches it whatever a policy says"
                     .to_owned()

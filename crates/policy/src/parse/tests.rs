@@ -144,6 +144,12 @@ fn limits_are_stated() {
             ..
         }]
     ));
+    let line = format!("# {}", "x".repeat(MAX_LINE));
+    let mistakes = parse(&Source::new("policy.toml", &line)).unwrap_err();
+    assert!(matches!(
+        mistakes.mistakes(),
+        [Mistake::LongLine { line: 1, .. }]
+    ));
     let many: String = (0..=MAX_ENTRIES)
         .map(|number| format!("0x{number:x}=\"r\"\n"))
         .collect();

@@ -199,7 +199,11 @@ pub(super) fn text(
         out,
         "{style}{} of {tried} as {} promises, {} deviations{style:#}, {} not tried",
         summary.ok,
-        compiled.policy().name().unwrap_or("the policy"),
+        compiled
+            .policy()
+            .name()
+            .unwrap_or("the policy")
+            .replace(char::is_control, " "),
         summary.deviations,
         summary.not_tried,
     )
