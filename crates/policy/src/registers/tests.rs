@@ -326,23 +326,6 @@ fn fields_lie_in_the_register_from_low_to_high() {
     assert_eq!(with_fields.len(), fields::FIELDS.len());
 }
 
-#[test]
-fn a_value_is_taken_apart_by_fields() {
-    let fields = one("IA32_MISC_ENABLE").fields();
-    let fast_strings = fields.iter().find(|field| field.low == 0).unwrap();
-    assert_eq!((fast_strings.mask(), fast_strings.of(0x85_0089)), (1, 1));
-    let revision = one("IA32_BIOS_SIGN_ID").fields().last().unwrap();
-    assert_eq!((revision.low, revision.high), (32, 63));
-    assert_eq!(revision.of(0x2b00_0000 << 32), 0x2b00_0000);
-    let all = Field {
-        low: 0,
-        high: 63,
-        name: "ALL",
-        summary: "",
-    };
-    assert_eq!((all.mask(), all.of(u64::MAX)), (u64::MAX, u64::MAX));
-}
-
 /// What guests read on six CPU models, and what three Linux kernels touched while they booted.
 #[test]
 fn everything_that_guests_were_seen_to_touch_is_named() {
