@@ -93,8 +93,9 @@ fn test_exists(path: &str) -> bool {
     ["src", "tests"].into_iter().any(|kind| {
         let base = root().join("crates").join(folder).join(kind);
         (1..=modules.len()).rev().any(|outer| {
-            let file = base.join(modules[..outer].join("/")).with_extension("rs");
-            fs::read_to_string(file).is_ok_and(|text| {
+            let module = base.join(modules[..outer].join("/"));
+            let files = [module.with_extension("rs"), module.join("main.rs")];
+            files.iter().flat_map(fs::read_to_string).any(|text| {
                 let has = |module: &&str| text.contains(&format!("mod {module} {{"));
                 modules[outer..].iter().all(has) && has_test(&text, name)
             })
