@@ -90,7 +90,7 @@ fn main() -> Result<(), Failure> {
         Err(error) => {
             let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
             if required.split(',').any(|word| word == "kvm") {
-                return Err(error.into());
+                return Err(format!("{error}. {}", error.advice()).into());
             }
             eprintln!("SKIPPED: {error}. {}", error.advice());
             return Ok(());
