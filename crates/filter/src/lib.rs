@@ -10,6 +10,8 @@
 //!
 //! What this crate does not do: it opens no device, reads no policy, knows no register's name, and
 //! has no opinion on what ought to be allowed.
+//!
+#![doc = include_str!("seed.md")]
 #![no_std]
 #![forbid(unsafe_code)]
 

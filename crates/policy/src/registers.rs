@@ -12,21 +12,42 @@
 //! assert_eq!(patch_level.name, "IA32_BIOS_SIGN_ID");
 //! assert_eq!(patch_level.index.to_string(), "0x8b");
 //!
-//! // Skylake has another register of this name than the families before it.
-//! assert!(matches!(by_name("MSR_CORE_C3_RESIDENCY"), Named::Several(both) if both.len() == 2));
+//! // Processor families disagree on where this one is, and nobody else names it.
+//! assert!(matches!(by_name("MSR_LASTBRANCH_TOS"), Named::Several(both) if both.len() == 2));
 //!
 //! let Named::None(meant) = by_name("IA32_EFFER") else { panic!() };
 //! assert_eq!(meant[0], "IA32_EFER");
 //! assert_eq!(search("sysenter").len(), 3);
 //! ```
+//!
+//! Beside the generated rows stand tables by hand, each row with its reason: what may be forwarded
+//! ([`Register::forward`]), how far a filter reaches ([`reach`], [`Register::uses`]), and which
+//! registers are numbered ([`Register::of_series`]).
+//!
+//! ```
+//! use msrgate_policy::registers::{Named, Reach, by_name};
+//!
+//! let Named::One(lstar) = by_name("LSTAR") else { panic!() };
+//! assert_eq!(lstar.reach(), Reach::Enforced);
+//! assert_eq!(lstar.uses().next().map(|gap| gap.name), Some("syscall"));
+//! assert!(lstar.forward().is_some());
+//!
+//! let Named::One(deadline) = by_name("IA32_TSC_DEADLINE") else { panic!() };
+//! let Reach::Partly(gaps) = deadline.reach() else { panic!() };
+//! assert_eq!(gaps[0].name, "tsc-deadline-fastpath");
+//! ```
 
+mod field;
 #[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
 #[rustfmt::skip]
 mod fields;
+mod forward;
 mod groups;
 mod lookup;
 #[rustfmt::skip]
 mod names;
+mod reach;
+mod series;
 #[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
 #[rustfmt::skip]
 mod table;
@@ -37,8 +58,12 @@ use std::fmt;
 
 use msrgate_filter::MsrIndex;
 
+pub use field::{Decoded, Field};
+pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding};
 pub use groups::{Group, group, groups};
 pub use lookup::{Named, by_index, by_name, search};
+pub use reach::{Gap, GapKind, Kernel, Kernels, Reach, gaps, reach, uses, vm_gaps};
+pub use series::{Series, all_series};
 
 /// One MSR.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,16 +94,6 @@ impl Register {
     /// Its name, then its aliases.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
         std::iter::once(self.name).chain(self.aliases.iter().copied())
-    }
-
-    /// Its bit fields from bit 0 up, as far as a source lists them: for most registers none. Bits
-    /// that no field covers are reserved, or not described.
-    #[must_use]
-    pub fn fields(&self) -> &'static [Field] {
-        match fields::FIELDS.binary_search_by_key(&self.index, |(index, _)| *index) {
-            Ok(place) => fields::FIELDS[place].1,
-            Err(_) => &[],
-        }
     }
 }
 
@@ -176,33 +191,5 @@ impl Sources {
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.iter()).finish()
-    }
-}
-
-/// Consecutive bits of a register that mean one thing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Field {
-    /// The lowest bit.
-    pub low: u8,
-    /// The highest bit, at most 63; `low` for a field of one bit.
-    pub high: u8,
-    /// The source's name for it.
-    pub name: &'static str,
-    /// What it is, in at most 90 bytes; empty where the source does not say.
-    pub summary: &'static str,
-}
-
-impl Field {
-    /// A one in each bit of the field.
-    #[must_use]
-    pub const fn mask(&self) -> u64 {
-        u64::MAX >> (63 - (self.high - self.low)) << self.low
-    }
-
-    /// What the field holds in a register's `value`, moved down to bit 0.
-    #[must_use]
-    pub const fn of(&self, value: u64) -> u64 {
-        (value & self.mask()) >> self.low
     }
 }

@@ -49,11 +49,37 @@ fn generate(policy: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {
 
 #[cfg(test)]
 mod tests {
+    use msrgate_policy::registers::{Named, by_name};
+
+    use super::sources::Source;
     use super::*;
 
     #[test]
     fn the_committed_table_is_what_the_data_says() {
         let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy");
         check(&policy).unwrap();
+    }
+
+    #[test]
+    fn names_of_linux_and_ia32_doc_mean_what_these_mean() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/data");
+        let mentions = weed::weed(sources::read_all(&data).unwrap()).unwrap();
+        let mut names = 0;
+        for mention in &mentions {
+            if !matches!(mention.source, Source::Linux | Source::Ia32Doc) {
+                continue;
+            }
+            for name in &mention.names {
+                let Named::One(register) = by_name(&name.text) else {
+                    panic!("{} is no register or several", name.text);
+                };
+                // data/README.md says why this one is different.
+                if name.text != "MSR_IA32_PMC0" {
+                    assert_eq!(register.index.get(), mention.index, "{}", name.text);
+                }
+                names += 1;
+            }
+        }
+        assert!(names > 900, "{names}");
     }
 }

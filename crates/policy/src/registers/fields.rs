@@ -44,7 +44,7 @@ pub(super) static FIELDS: [(MsrIndex, &[Field]); 173] = [
         Field { low: 2, high: 2, name: "BLOCK_SMI", summary: "Controls SMI unblocking by VMXOFF" },
         Field { low: 12, high: 31, name: "MSEG_BASE", summary: "MSEG Base" },
     ]),
-    (MsrIndex::new(0xc1), &[ // IA32_PERFCTR0
+    (MsrIndex::new(0xc1), &[ // IA32_PMC0
         Field { low: 0, high: 47, name: "PERFCTR", summary: "The count of events detected by MSR::IA32_PERFEVTSEL0" },
     ]),
     (MsrIndex::new(0xc2), &[ // IA32_PMC1
@@ -902,7 +902,7 @@ pub(super) static FIELDS: [(MsrIndex, &[Field]); 173] = [
     (MsrIndex::new(0x611), &[ // MSR_PKG_ENERGY_STATUS
         Field { low: 0, high: 31, name: "ENERGY", summary: "An increasing meter of energy consumed by the package over time" },
     ]),
-    (MsrIndex::new(0x614), &[ // MSR_SANDY_BRIDGE_PKG_POWER_INFO
+    (MsrIndex::new(0x614), &[ // MSR_PKG_POWER_INFO
         Field { low: 0, high: 14, name: "THERMAL_SPEC_POWER", summary: "Maximum power to stay within the thermal limits based on the design (TDP)" },
         Field { low: 16, high: 30, name: "MIN_POWER", summary: "The minimum power limit based on the electrical specification" },
         Field { low: 32, high: 46, name: "MAX_POWER", summary: "The maximum power limit based on the electrical specification" },

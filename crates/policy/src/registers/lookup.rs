@@ -15,8 +15,8 @@ use super::{Register, group};
 pub enum Named {
     /// One register.
     One(&'static Register),
-    /// Registers of different vendors or processor families that share the name, by index: at
-    /// least two. Each has a name of its own, and an index.
+    /// Registers of different processor families that share the name, by index: at least two. No
+    /// better authority than these families uses it. Each has a name of its own, and an index.
     Several(Vec<&'static Register>),
     /// No register; names that are close to it, closest first, possibly none.
     None(Vec<&'static str>),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use super::sources::{Field, Mention, Name, Rank, Source};
 
@@ -37,20 +37,81 @@ pub(super) fn key(name: &str) -> String {
     }
 }
 
+/// How much it counts that a list gives a name to a register; the smallest counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Authority {
+    /// The SDM's architectural names, which hold for every processor.
+    Sdm,
+    /// Linux's constants, which people copy. Linux means one MSR by each.
+    Linux,
+    /// Names from AMD's, Microsoft's and other manuals, in `extra.tsv`.
+    Manual,
+    /// A processor family's own names: another family may mean another register.
+    Family,
+}
+
+impl Authority {
+    fn of(mention: &Mention, name: &Name) -> Self {
+        match name.rank {
+            Rank::Sdm | Rank::Architectural => Self::Sdm,
+            Rank::Linux | Rank::LinuxOld => Self::Linux,
+            _ if mention.source == Source::Extra => Self::Manual,
+            _ => Self::Family,
+        }
+    }
+}
+
+/// What each name means, by its key: the registers that the best authority on it gives it to.
+struct Meanings(BTreeMap<String, (Authority, BTreeSet<u32>)>);
+
+impl Meanings {
+    /// # Errors
+    ///
+    /// A name that one authority, other than the families, gives to two registers.
+    fn of(mentions: &[Mention]) -> anyhow::Result<Self> {
+        let mut all: BTreeMap<String, (Authority, BTreeSet<u32>)> = BTreeMap::new();
+        for mention in mentions {
+            for name in &mention.names {
+                let authority = Authority::of(mention, name);
+                let (best, meant) = all
+                    .entry(key(&name.text))
+                    .or_insert_with(|| (authority, BTreeSet::new()));
+                if authority < *best {
+                    *best = authority;
+                    meant.clear();
+                }
+                if authority == *best {
+                    meant.insert(mention.index);
+                }
+            }
+        }
+        for (name, (authority, meant)) in &all {
+            let clear = *authority == Authority::Family || meant.len() == 1;
+            ensure!(clear, "{name} is {meant:#x?}, says one authority");
+        }
+        Ok(Self(all))
+    }
+
+    fn is(&self, name: &Name, index: u32) -> bool {
+        self.0[&key(&name.text)].1.contains(&index)
+    }
+
+    fn is_only(&self, name: &Name, index: u32) -> bool {
+        self.is(name, index) && self.0[&key(&name.text)].1.len() == 1
+    }
+}
+
 /// The rows, by index.
 ///
 /// # Errors
 ///
-/// A register none of whose names is its alone, or a vendor that is none.
+/// A register none of whose names is its alone, a vendor that is none, or an authority that gives
+/// one name to two registers.
 pub(super) fn merge(mentions: &[Mention]) -> anyhow::Result<Vec<Row>> {
+    let meanings = Meanings::of(mentions)?;
     let mut by_index: BTreeMap<u32, Vec<&Mention>> = BTreeMap::new();
-    let mut meanings: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
     for mention in mentions {
         by_index.entry(mention.index).or_default().push(mention);
-        for name in &mention.names {
-            let meaning = meanings.entry(key(&name.text)).or_default();
-            meaning.insert(mention.index);
-        }
     }
     by_index
         .into_iter()
@@ -60,16 +121,12 @@ pub(super) fn merge(mentions: &[Mention]) -> anyhow::Result<Vec<Row>> {
         .collect()
 }
 
-fn row(
-    index: u32,
-    mentions: &[&Mention],
-    meanings: &BTreeMap<String, BTreeSet<u32>>,
-) -> anyhow::Result<Row> {
+fn row(index: u32, mentions: &[&Mention], meanings: &Meanings) -> anyhow::Result<Row> {
     let mut names: Vec<&Name> = mentions.iter().flat_map(|mention| &mention.names).collect();
     names.sort_by_key(|name| name.rank);
     let mut seen = BTreeSet::new();
-    names.retain(|name| seen.insert(key(&name.text)));
-    let alone = |name: &Name| meanings[&key(&name.text)].len() == 1;
+    names.retain(|name| meanings.is(name, index) && seen.insert(key(&name.text)));
+    let alone = |name: &Name| meanings.is_only(name, index);
     let own = own_name(&names, alone).context("no name is this register's alone")?;
     let name = sdm_style(&names.remove(own).text).to_owned();
     Ok(Row {
@@ -193,10 +250,51 @@ mod tests {
     }
 
     #[test]
+    fn a_name_means_what_the_best_authority_says() {
+        let mut by_hand = mention(4, &[("B", Rank::Alias), ("D", Rank::Hand)]);
+        by_hand.source = Source::Extra;
+        let rows = merge(&[
+            mention(1, &[("IA32_A", Rank::Architectural)]),
+            mention(2, &[("MSR_IA32_A", Rank::Linux), ("MSR_C", Rank::Linux)]),
+            mention(
+                3,
+                &[("MSR_B", Rank::Generic), ("MSR_ATOM_B", Rank::Family(0))],
+            ),
+            mention(
+                3,
+                &[("MSR_C", Rank::Generic), ("MSR_ATOM_C", Rank::Family(0))],
+            ),
+            by_hand,
+        ])
+        .unwrap();
+        let named: Vec<(&str, &[String])> =
+            rows.iter().map(|row| (&*row.name, &*row.aliases)).collect();
+        assert_eq!(
+            named,
+            [
+                ("IA32_A", &[][..]),
+                ("MSR_C", &[]),
+                ("MSR_ATOM_B", &["MSR_ATOM_C".to_owned()]),
+                ("D", &["B".to_owned()]),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_name_that_one_authority_gives_to_two_registers_is_an_error() {
+        let mentions = [
+            mention(1, &[("A", Rank::Linux), ("X", Rank::Linux)]),
+            mention(2, &[("MSR_a", Rank::Linux), ("Y", Rank::Linux)]),
+        ];
+        let error = merge(&mentions).err().unwrap().to_string();
+        assert!(error.starts_with("A is"), "{error}");
+    }
+
+    #[test]
     fn a_register_without_a_name_of_its_own_is_an_error() {
         let mentions = [
-            mention(1, &[("A", Rank::Linux)]),
-            mention(2, &[("MSR_a", Rank::Linux)]),
+            mention(1, &[("A", Rank::Generic)]),
+            mention(2, &[("MSR_a", Rank::Generic)]),
         ];
         assert!(merge(&mentions).is_err());
     }

@@ -1,0 +1,268 @@
+//! The documents keep their word: the statements are all there, each names the tests that hold it,
+//! and these tests exist. Whoever renames a test meets this.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use msrgate_kvm::statements;
+
+/// Documents whose references to tests are checked, from the root of the repository.
+const WITH_REFERENCES: [&str; 4] = [
+    "docs/kvm-semantics.md",
+    "docs/msr-filter-api.md",
+    "docs/architecture.md",
+    "crates/filter/src/seed.md",
+];
+
+/// How many statements each chapter has. S4 and S7 count in letters; S8 and S9 are one each.
+const CHAPTERS: [(&str, Parts); 10] = [
+    ("S1", Parts::Numbers(10)),
+    ("S2", Parts::Numbers(7)),
+    ("S3", Parts::Numbers(6)),
+    ("S4", Parts::Letters('g')),
+    ("S5", Parts::Numbers(8)),
+    ("S6", Parts::Numbers(5)),
+    ("S7", Parts::Letters('h')),
+    ("S8", Parts::None),
+    ("S9", Parts::None),
+    ("S10", Parts::Numbers(5)),
+];
+
+enum Parts {
+    None,
+    Numbers(u32),
+    Letters(char),
+}
+
+fn all_statements() -> Vec<String> {
+    let of = |(chapter, parts): &(&str, Parts)| -> Vec<String> {
+        match parts {
+            Parts::None => vec![(*chapter).to_owned()],
+            Parts::Numbers(last) => (1..=*last).map(|n| format!("{chapter}.{n}")).collect(),
+            Parts::Letters(last) => ('a'..=*last).map(|l| format!("{chapter}{l}")).collect(),
+        }
+    };
+    CHAPTERS.iter().flat_map(of).collect()
+}
+
+/// What a code span of a document points at.
+#[derive(Debug)]
+enum Reference<'d> {
+    /// `doctor S2.4a`.
+    Doctor(&'d str),
+    /// `filter::set::tests::s2_4_each_range`.
+    Test(&'d str),
+}
+
+impl<'d> Reference<'d> {
+    fn of(span: &'d str) -> Option<Self> {
+        if let Some(number) = span.strip_prefix("doctor ") {
+            return Some(Self::Doctor(number));
+        }
+        let (folder, _) = span.split_once("::")?;
+        let is_crate = root().join("crates").join(folder).is_dir();
+        is_crate.then_some(Self::Test(span))
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).expect(path)
+}
+
+/// What stands between backquotes. No document here has fenced code with backquotes in it.
+fn references(text: &str) -> Vec<Reference<'_>> {
+    let spans = text.split('`').skip(1).step_by(2);
+    spans.filter_map(Reference::of).collect()
+}
+
+/// Why a reference points at nothing.
+fn broken(reference: &Reference<'_>) -> Option<String> {
+    match reference {
+        Reference::Doctor(number) => {
+            let exists = statements().any(|statement| statement.number() == *number);
+            (!exists).then(|| format!("no statement of the doctor is {number}"))
+        }
+        Reference::Test(path) => (!test_exists(path)).then(|| format!("no test is {path}")),
+    }
+}
+
+/// Whether a file has this test: the longest part of the path that is a file has the rest of it as
+/// modules and, last, as a test.
+fn test_exists(path: &str) -> bool {
+    let parts: Vec<&str> = path.split("::").collect();
+    let [folder, modules @ .., name] = parts.as_slice() else {
+        return false;
+    };
+    ["src", "tests"].into_iter().any(|kind| {
+        let base = root().join("crates").join(folder).join(kind);
+        (1..=modules.len()).rev().any(|outer| {
+            let file = base.join(modules[..outer].join("/")).with_extension("rs");
+            fs::read_to_string(file).is_ok_and(|text| {
+                let has = |module: &&str| text.contains(&format!("mod {module} {{"));
+                modules[outer..].iter().all(has) && has_test(&text, name)
+            })
+        })
+    })
+}
+
+fn has_test(text: &str, name: &str) -> bool {
+    let head = format!("fn {name}(");
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let is_test = |pair: &[&str]| pair[0] == "#[test]" && pair[1].starts_with(&head);
+    lines.windows(2).any(is_test)
+}
+
+/// The statements of the semantics, each with its text.
+fn stated(text: &str) -> Vec<(&str, &str)> {
+    let chapters = text.split("\n## ").skip(1);
+    let items = chapters.flat_map(|chapter| chapter.split("\n- **S").skip(1));
+    items.filter_map(|item| item.split_once("**")).collect()
+}
+
+/// Every `S1.2`, `S4a` or `S7` in a text.
+fn mentioned(text: &str) -> BTreeSet<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '.';
+    text.split(|c: char| !is_part(c))
+        .map(|word| word.trim_end_matches('.'))
+        .filter(|word| {
+            let rest = word.strip_prefix('S').unwrap_or_default();
+            let digits = rest.trim_end_matches(|c: char| c.is_ascii_lowercase());
+            rest.len() <= digits.len() + 1
+                && digits.starts_with(|c: char| c.is_ascii_digit())
+                && digits.chars().all(|c| c.is_ascii_digit() || c == '.')
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+/// All Markdown of the repository that is its own.
+fn documents() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for folder in ["", "docs", "docs/decisions", "crates/filter/src"] {
+        let entries = fs::read_dir(root().join(folder)).expect(folder);
+        found.extend(entries.map(|entry| entry.expect(folder).path()));
+    }
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    found
+}
+
+#[test]
+fn every_test_that_a_document_names_exists() {
+    let mut wrong = Vec::new();
+    for document in WITH_REFERENCES {
+        let text = read(document);
+        let found = references(&text);
+        assert!(!found.is_empty(), "{document} names no test");
+        wrong.extend(found.iter().filter_map(broken).map(|why| (document, why)));
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_statement_is_there_and_says_who_holds_it() {
+    let text = read("docs/kvm-semantics.md");
+    let stated = stated(&text);
+    let numbers: Vec<String> = stated.iter().map(|(n, _)| format!("S{n}")).collect();
+    assert_eq!(numbers, all_statements());
+    for (number, text) in stated {
+        let is_held = !references(text).is_empty() || text.contains("*No test.* By source");
+        assert!(is_held, "S{number} names no test");
+    }
+}
+
+#[test]
+fn the_semantics_name_everything_that_the_doctor_measures() {
+    let text = read("docs/kvm-semantics.md");
+    let named: BTreeSet<&str> = references(&text)
+        .into_iter()
+        .filter_map(|reference| match reference {
+            Reference::Doctor(number) => Some(number),
+            Reference::Test(_) => None,
+        })
+        .collect();
+    let measured: BTreeSet<&str> = statements().map(|statement| statement.number()).collect();
+    assert_eq!(named, measured);
+}
+
+/// A paragraph, or a row of a table, is what the interface's page says at a time.
+#[test]
+fn every_paragraph_of_the_interface_names_a_statement_and_a_test() {
+    let text = read("docs/msr-filter-api.md");
+    let (_, body) = text.split_once("\n## ").expect("a first section");
+    let mut count = 0;
+    for block in body.split("\n\n").filter(|block| !block.starts_with('#')) {
+        let rows = block.lines().skip(2);
+        let claims: Vec<&str> = match block.starts_with('|') {
+            true => rows.collect(),
+            false => vec![block],
+        };
+        for claim in claims.into_iter().filter(|claim| claim.contains(' ')) {
+            if claim.starts_with("KVM_X86_SET_MSR_FILTER") {
+                continue;
+            }
+            count += 1;
+            assert!(!references(claim).is_empty(), "no test: {claim}");
+            assert!(!mentioned(claim).is_empty(), "no statement: {claim}");
+        }
+    }
+    assert!(count > 60, "only {count} claims were found");
+}
+
+#[test]
+fn every_statement_that_a_document_mentions_exists() {
+    let mut known: BTreeSet<String> = all_statements().into_iter().collect();
+    known.extend(statements().map(|statement| statement.number().to_owned()));
+    known.extend(CHAPTERS.map(|(chapter, _)| chapter.to_owned()));
+    for document in documents() {
+        let text = fs::read_to_string(&document).expect("a document");
+        let unknown: Vec<_> = mentioned(&text).difference(&known).cloned().collect();
+        assert!(unknown.is_empty(), "{}: {unknown:?}", document.display());
+    }
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    for document in documents() {
+        let text = fs::read_to_string(&document).expect("a document");
+        let folder = document.parent().expect("a folder");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap_or_default();
+            let is_outside = link.contains("://") || file.is_empty();
+            assert!(
+                is_outside || folder.join(file).exists(),
+                "{}: {link}",
+                document.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_name_that_no_test_has_is_noticed() {
+    for (path, exists) in [
+        ("filter::set::tests::s2_4_each_range", true),
+        ("filter::set::tests::s2_4_each", false),
+        ("filter::set::tests::outcome", false),
+        ("filter::set::s2_4_each_range", false),
+        ("filter::bitmap::tests::a_window_starts_at_any_bit", true),
+        ("filter::bitmap::proofs::a_window_starts_at_any_bit", false),
+        ("filter::v6_races::s7_two_v6_setters_free_twice", true),
+        ("policy::v6_races::s7_two_v6_setters_free_twice", false),
+    ] {
+        assert_eq!(test_exists(path), exists, "{path}");
+    }
+    assert!(broken(&Reference::Doctor("S1.99")).is_some());
+    assert!(broken(&Reference::Doctor("S1.1")).is_none());
+}
+
+#[test]
+fn statements_are_told_from_other_words() {
+    let text = "S1.2, (S4a) S7; S10.5. SSE, S, xS1, SDM S2.4h: `doctor S3` Sixteen";
+    let found: Vec<_> = mentioned(text).into_iter().collect();
+    assert_eq!(found, ["S1.2", "S10.5", "S2.4h", "S3", "S4a", "S7"]);
+}

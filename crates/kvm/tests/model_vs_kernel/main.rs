@@ -1,0 +1,135 @@
+//! The model against the kernel: the same random masks, filters and accesses done to both, and
+//! everything that can be seen of them compared. What each call answers (S1.9, S2), that a failed
+//! one changes nothing (S2.7), what each access decides (S3) and comes to (S5).
+//!
+//! `MSRGATE_SEED` repeats a run; a failure prints the shortest life of a VM that still shows it.
+
+#[path = "../host/mod.rs"]
+mod host;
+mod linear;
+mod pair;
+mod registers;
+mod requests;
+mod sequence;
+mod tally;
+
+use std::cell::RefCell;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::rc::Rc;
+use std::thread;
+
+use msrgate_kvm::HostCaps;
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+
+use crate::host::{host, say};
+use crate::pair::{Difference, Pair};
+use crate::registers::{Baseline, EXCEPTIONS};
+use crate::sequence::{Round, rounds};
+use crate::tally::Tally;
+
+/// The least that has to be compared, all workers together.
+const SET_CALLS: u32 = 5_000;
+const ACCESSES: u32 = 200_000;
+
+/// Threads, each with VMs of its own: a set call mostly waits. As many on every machine, so that a
+/// seed means the same everywhere.
+const WORKERS: u32 = 6;
+
+#[test]
+fn the_model_does_what_the_kernel_does() {
+    let Some(host) = host() else { return };
+    let seed = seed();
+    say(&format!(
+        "model against kernel, seed {seed:#x}: MSRGATE_SEED={seed:#x} repeats this run"
+    ));
+    for exception in EXCEPTIONS {
+        say(&format!(
+            "not compared: {}: {}",
+            exception.index, exception.why
+        ));
+    }
+    let tallies: Vec<Result<Tally, String>> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|number| {
+                scope.spawn({
+                    let host = &host;
+                    move || work(host, seed, number)
+                })
+            })
+            .collect();
+        let join = |worker: thread::ScopedJoinHandle<'_, _>| {
+            worker
+                .join()
+                .unwrap_or_else(|_| Err("a worker panicked".to_owned()))
+        };
+        workers.into_iter().map(join).collect()
+    });
+    let mut total = Tally::default();
+    for tally in tallies {
+        match tally {
+            Ok(tally) => total = total.and(&tally),
+            Err(failure) => panic!("{failure}"),
+        }
+    }
+    say(&total.to_string());
+    assert!(
+        total.filters() >= SET_CALLS && total.accesses() >= ACCESSES,
+        "{total}"
+    );
+    assert_eq!(total.lacks(), None, "{total}");
+}
+
+/// One VM's life after the other, until this worker's share is done.
+fn work(host: &HostCaps, seed: u64, number: u32) -> Result<Tally, String> {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..12].copy_from_slice(&number.to_le_bytes());
+    let config = Config {
+        failure_persistence: None,
+        max_shrink_time: 120_000,
+        ..Config::default()
+    };
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    let baseline = Baseline::new(host).map_err(|error| error.to_string())?;
+    let baseline = Rc::new(RefCell::new(baseline));
+    let tally = Tally::default();
+    let strategy = rounds();
+    while tally.filters() < SET_CALLS.div_ceil(WORKERS)
+        || tally.accesses() < ACCESSES.div_ceil(WORKERS)
+    {
+        let life = strategy
+            .new_tree(&mut runner)
+            .map_err(|reason| reason.to_string())?;
+        runner
+            .run_one(life, |life| {
+                live(host, &baseline, &life, &tally).map_err(TestCaseError::from)
+            })
+            .map_err(|error| format!("seed {seed:#x}, worker {number}: {error}"))?;
+    }
+    Ok(tally)
+}
+
+fn live(
+    host: &HostCaps,
+    baseline: &Rc<RefCell<Baseline>>,
+    life: &[Round],
+    tally: &Tally,
+) -> Result<(), Difference> {
+    let mut pair = Pair::new(host, baseline)?;
+    life.iter().try_for_each(|round| pair.go(round, tally))
+}
+
+/// From `MSRGATE_SEED`, decimal or with `0x`, or by chance.
+fn seed() -> u64 {
+    let Ok(text) = std::env::var("MSRGATE_SEED") else {
+        return RandomState::new().build_hasher().finish();
+    };
+    let seed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    seed.unwrap_or_else(|error| panic!("MSRGATE_SEED={text}: {error}"))
+}

@@ -1,0 +1,148 @@
+//! A VM of KVM and one of the model, that have the same done to them.
+
+use std::cell::RefCell;
+use std::fmt::Debug;
+use std::rc::Rc;
+
+use msrgate_filter::{Access, Revision, Verdict};
+use msrgate_kvm::{
+    Backend, GuestError, HostCaps, KvmBackend, ModelBackend, RawFilter, RawReasons, Step,
+};
+use proptest::test_runner::TestCaseError;
+
+use crate::linear;
+use crate::registers::{Baseline, Learnt, LearntRegisters, comparable, may_be_written};
+use crate::sequence::Round;
+use crate::tally::Tally;
+
+/// What the two do not agree on, or what kept them from being compared.
+#[derive(Debug)]
+pub(crate) struct Difference(String);
+
+impl Difference {
+    fn between(what: &str, kernel: &impl Debug, model: &impl Debug) -> Self {
+        Self(format!("{what}\nkernel: {kernel:?}\n model: {model:?}"))
+    }
+}
+
+impl From<GuestError> for Difference {
+    fn from(error: GuestError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<Difference> for TestCaseError {
+    fn from(Difference(text): Difference) -> Self {
+        Self::fail(text)
+    }
+}
+
+/// The two VMs.
+pub(crate) struct Pair {
+    kernel: KvmBackend,
+    model: ModelBackend<LearntRegisters>,
+    baseline: Rc<RefCell<Baseline>>,
+    /// What the kernel was last asked for.
+    asked: RawFilter,
+    /// What it last took.
+    in_force: RawFilter,
+}
+
+impl Pair {
+    /// Both new.
+    pub(crate) fn new(
+        host: &HostCaps,
+        baseline: &Rc<RefCell<Baseline>>,
+    ) -> Result<Self, Difference> {
+        let registers = LearntRegisters::new(baseline);
+        Ok(Self {
+            kernel: KvmBackend::new(host)?,
+            model: ModelBackend::new(Revision::Mainline, registers),
+            baseline: Rc::clone(baseline),
+            asked: RawFilter::default(),
+            in_force: RawFilter::default(),
+        })
+    }
+
+    /// Has both do the same, and compares everything that can be seen.
+    pub(crate) fn go(&mut self, round: &Round, tally: &Tally) -> Result<(), Difference> {
+        if let Some(bits) = round.reasons {
+            self.set_reasons(RawReasons::new(bits), tally)?;
+        }
+        if let Some(plan) = &round.filter {
+            self.set_filter(plan.request(), tally)?;
+        }
+        let steps = round.accesses.iter();
+        let script = steps.map(|plan| plan.step(&self.asked, &self.in_force));
+        self.run(script.collect(), tally)
+    }
+
+    fn set_reasons(&mut self, mask: RawReasons, tally: &Tally) -> Result<(), Difference> {
+        let kernel = self.kernel.set_reasons(mask);
+        let model = self.model.set_reasons(mask);
+        tally.count_reasons(kernel);
+        same(&format!("the mask {mask}"), &kernel, &model)
+    }
+
+    fn set_filter(&mut self, request: RawFilter, tally: &Tally) -> Result<(), Difference> {
+        let kernel = self.kernel.set_filter(&request);
+        let model = self.model.set_filter(&request);
+        tally.count_filter(kernel);
+        same(&format!("the filter {request:?}"), &kernel, &model)?;
+        if kernel.is_ok() {
+            self.in_force = request.clone();
+        }
+        self.asked = request;
+        Ok(())
+    }
+
+    fn run(&mut self, mut script: Vec<Step>, tally: &Tally) -> Result<(), Difference> {
+        for step in &mut script {
+            self.tame(step);
+        }
+        self.baseline.borrow_mut().learn(&script)?;
+        script.retain(|step| self.is_comparable(step));
+        let kernel = self.kernel.run(&script)?;
+        let model = self.model.run(&script)?;
+        for (step, (kernel, model)) in script.iter().zip(kernel.into_iter().zip(model)) {
+            tally.count_access(&kernel);
+            let what = format!("{step:x?} under {:?}", self.in_force);
+            let [kernel, model] = [kernel, model].map(|seen| comparable(step.index, seen));
+            same(&what, &kernel, &model)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a read of a write that would have effects. The filter is the kernel's, and the
+    /// decision not the model's: a mistake of the model's does no harm.
+    fn tame(&self, step: &mut Step) {
+        if step.access == Access::Write
+            && !may_be_written(step.index, step.value)
+            && self.decides(step) == Verdict::Allow
+        {
+            step.access = Access::Read;
+            step.value = 0;
+        }
+    }
+
+    /// Whether the model can know what comes of it: the CPU's own faults are not in it.
+    fn is_comparable(&self, step: &Step) -> bool {
+        let learnt = self
+            .baseline
+            .borrow()
+            .find(step.index, step.access, step.value);
+        learnt != Some(Learnt::Hardware) || self.decides(step) == Verdict::Deny
+    }
+
+    fn decides(&self, step: &Step) -> Verdict {
+        linear::decide(&self.in_force, step.index, step.access)
+    }
+}
+
+fn same<T: Debug + PartialEq>(what: &str, kernel: &T, model: &T) -> Result<(), Difference> {
+    if kernel == model {
+        Ok(())
+    } else {
+        Err(Difference::between(what, kernel, model))
+    }
+}

@@ -1,0 +1,263 @@
+//! What lies behind the filter: learnt from this host's KVM, in a VM without one.
+//!
+//! The comparison is about the filter and not about registers, so that the model is told what each
+//! register does here: its value, or KVM's own reason to refuse. What is learnt is only ever asked
+//! for where the filter lets an access pass.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::rc::Rc;
+
+use msrgate_filter::{Access, ExitReason, MsrIndex, Origin, RegisterFault, Registers, X2APIC};
+use msrgate_kvm::{
+    Backend, GuestError, HostCaps, KvmBackend, Observed, Outcome, RawReasons, Reply, Step,
+};
+
+const PAT: MsrIndex = MsrIndex::new(0x277);
+const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
+const TSC: MsrIndex = MsrIndex::new(0x10);
+
+/// Registers that only hold what is written to them, as far as this guest can tell.
+pub(crate) const HARMLESS: [MsrIndex; 10] = [
+    MsrIndex::new(0x174), // SYSENTER_CS
+    MsrIndex::new(0x175), // SYSENTER_ESP
+    MsrIndex::new(0x176), // SYSENTER_EIP
+    PAT,
+    MsrIndex::new(0xc000_0081), // STAR
+    MsrIndex::new(0xc000_0082), // LSTAR
+    MsrIndex::new(0xc000_0083), // CSTAR
+    MsrIndex::new(0xc000_0084), // FMASK
+    MsrIndex::new(0xc000_0102), // KERNEL_GS_BASE
+    MsrIndex::new(0xc000_0103), // TSC_AUX
+];
+
+/// Where public sources know of registers, with room around them. Elsewhere nobody has one, and a
+/// write can have no effect.
+const INHABITED: [RangeInclusive<u32>; 5] = [
+    0..=0x2fff,
+    0x4000_0000..=0x4000_ffff,
+    0x4b56_4d00..=0x4b56_4fff,
+    0x8000_0000..=0x808f_ffff,
+    0xc000_0000..=0xc00f_ffff,
+];
+
+/// All that the two backends may differ in.
+pub(crate) const EXCEPTIONS: [Exception; 1] = [Exception {
+    index: TSC,
+    why: "it counts: the two are not read at the same time",
+}];
+
+/// A register whose value KVM's guest and the model's read differently.
+pub(crate) struct Exception {
+    pub(crate) index: MsrIndex,
+    pub(crate) why: &'static str,
+}
+
+impl Exception {
+    /// `observed`, without the value that this is about. A value that user space gave stays.
+    fn apply(&self, index: MsrIndex, observed: Observed) -> Observed {
+        match observed {
+            Observed {
+                outcome: Outcome::Value(_),
+                exit: None,
+            } if index == self.index => Observed {
+                outcome: Outcome::Value(0),
+                exit: None,
+            },
+            other => other,
+        }
+    }
+}
+
+/// What of `observed` has to be the same on both backends.
+pub(crate) fn comparable(index: MsrIndex, observed: Observed) -> Observed {
+    EXCEPTIONS.iter().fold(observed, |observed, exception| {
+        exception.apply(index, observed)
+    })
+}
+
+/// Whether a write that the filter lets pass may be made.
+pub(crate) fn may_be_written(index: MsrIndex, value: u64) -> bool {
+    let nobody_has_it = !INHABITED.iter().any(|place| place.contains(&index.get()));
+    // The VM has no APIC, and nobody can switch on all of EFER.
+    let is_refused = X2APIC.contains(&index) || (index, value) == (EFER, u64::MAX);
+    HARMLESS.contains(&index) || nobody_has_it || is_refused
+}
+
+/// The value to write instead of `wanted`: one that is as good, and that PAT takes everywhere.
+pub(crate) fn value_for(index: MsrIndex, wanted: u64) -> u64 {
+    const TYPES: [u8; 6] = [0, 1, 4, 5, 6, 7];
+    match index {
+        PAT => u64::from_le_bytes(
+            wanted
+                .to_le_bytes()
+                .map(|byte| TYPES[usize::from(byte) % TYPES.len()]),
+        ),
+        EFER => u64::MAX,
+        _ => wanted,
+    }
+}
+
+/// What an access does where no filter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Learnt {
+    /// A read gives this value; after a write, a read gives it.
+    Value(u64),
+    /// KVM refuses it.
+    Fault(RegisterFault),
+    /// The CPU refuses it, and KVM is not asked: where registers are passed through.
+    Hardware,
+}
+
+/// Everything learnt so far, and the VM it is learnt in.
+pub(crate) struct Baseline {
+    kernel: KvmBackend,
+    reads: BTreeMap<MsrIndex, Learnt>,
+    writes: BTreeMap<(MsrIndex, u64), Learnt>,
+}
+
+impl Baseline {
+    /// Knows nothing yet, but what the registers hold that are going to be written.
+    pub(crate) fn new(host: &HostCaps) -> Result<Self, GuestError> {
+        let mut kernel = KvmBackend::new(host)?;
+        kernel
+            .set_reasons(RawReasons::new(7))
+            .expect("every KVM that has this capability takes the three reasons");
+        let mut baseline = Self {
+            kernel,
+            reads: BTreeMap::new(),
+            writes: BTreeMap::new(),
+        };
+        baseline.learn_reads(&HARMLESS)?;
+        Ok(baseline)
+    }
+
+    /// Learns what the steps of this script would do, had they no filter.
+    pub(crate) fn learn(&mut self, script: &[Step]) -> Result<(), GuestError> {
+        let indices: Vec<_> = script.iter().map(|step| step.index).collect();
+        self.learn_reads(&indices)?;
+        let writes = script.iter().filter(|step| step.access == Access::Write);
+        let writes: BTreeSet<_> = writes
+            .map(|step| (step.index, step.value))
+            .filter(|&(index, value)| may_be_written(index, value))
+            .filter(|write| !self.writes.contains_key(write))
+            .collect();
+        let steps: Vec<_> = writes
+            .iter()
+            .flat_map(|&(index, value)| [write(index, value), read(index)])
+            .collect();
+        let observed = self.kernel.run(&steps)?;
+        for (&write, pair) in writes.iter().zip(observed.chunks(2)) {
+            let learnt = match learnt(&pair[0]) {
+                Learnt::Value(_) => learnt(&pair[1]),
+                fault => fault,
+            };
+            self.writes.insert(write, learnt);
+        }
+        Ok(())
+    }
+
+    fn learn_reads(&mut self, indices: &[MsrIndex]) -> Result<(), GuestError> {
+        let new: BTreeSet<_> = indices
+            .iter()
+            .copied()
+            .filter(|index| !self.reads.contains_key(index))
+            .collect();
+        let script: Vec<_> = new.iter().copied().map(read).collect();
+        let first = self.kernel.run(&script)?;
+        self.reads
+            .extend(new.iter().copied().zip(first.iter().map(learnt)));
+        let with_value = new.into_iter().zip(first);
+        let with_value: Vec<_> = with_value
+            .filter(|(_, seen)| matches!(seen.outcome, Outcome::Value(_)))
+            .collect();
+        let script: Vec<_> = with_value.iter().map(|&(index, _)| read(index)).collect();
+        for (&(index, first), second) in with_value.iter().zip(self.kernel.run(&script)?) {
+            assert_eq!(
+                comparable(index, first),
+                comparable(index, second),
+                "{index} changes by itself on this host: it needs a line in EXCEPTIONS"
+            );
+        }
+        Ok(())
+    }
+
+    /// What an access does, if it was learnt.
+    pub(crate) fn find(&self, index: MsrIndex, access: Access, value: u64) -> Option<Learnt> {
+        match access {
+            Access::Read => self.reads.get(&index).copied(),
+            Access::Write => self.writes.get(&(index, value)).copied(),
+        }
+    }
+}
+
+fn read(index: MsrIndex) -> Step {
+    Step {
+        index,
+        access: Access::Read,
+        value: 0,
+        reply: Reply::Fault,
+    }
+}
+
+fn write(index: MsrIndex, value: u64) -> Step {
+    Step {
+        access: Access::Write,
+        value,
+        ..read(index)
+    }
+}
+
+fn learnt(observed: &Observed) -> Learnt {
+    let reason = observed.exit.map(|exit| exit.reason.known());
+    match (observed.outcome, reason) {
+        (Outcome::Value(value), None) => Learnt::Value(value),
+        (Outcome::Written, None) => Learnt::Value(0),
+        (Outcome::Fault(_), None) => Learnt::Hardware,
+        (_, Some(Some(ExitReason::Unknown))) => Learnt::Fault(RegisterFault::Unknown),
+        (_, Some(Some(ExitReason::Invalid))) => Learnt::Fault(RegisterFault::Invalid),
+        (_, Some(_)) => panic!("a VM without a filter: {observed:?}"),
+    }
+}
+
+/// The model's registers: as learnt, and then as written.
+pub(crate) struct LearntRegisters {
+    baseline: Rc<RefCell<Baseline>>,
+    written: BTreeMap<MsrIndex, u64>,
+}
+
+impl LearntRegisters {
+    /// As they are in a new VM.
+    pub(crate) fn new(baseline: &Rc<RefCell<Baseline>>) -> Self {
+        Self {
+            baseline: Rc::clone(baseline),
+            written: BTreeMap::new(),
+        }
+    }
+
+    fn find(&self, index: MsrIndex, access: Access, value: u64) -> Result<u64, RegisterFault> {
+        match self.baseline.borrow().find(index, access, value) {
+            Some(Learnt::Value(value)) => Ok(value),
+            Some(Learnt::Fault(fault)) => Err(fault),
+            Some(Learnt::Hardware) | None => {
+                panic!("the model lets a {access} of {index} pass that the kernel refuses")
+            }
+        }
+    }
+}
+
+impl Registers for LearntRegisters {
+    fn read(&mut self, index: MsrIndex, _: Origin) -> Result<u64, RegisterFault> {
+        match self.written.get(&index) {
+            Some(&value) => Ok(value),
+            None => self.find(index, Access::Read, 0),
+        }
+    }
+
+    fn write(&mut self, index: MsrIndex, value: u64, _: Origin) -> Result<(), RegisterFault> {
+        let after = self.find(index, Access::Write, value)?;
+        self.written.insert(index, after);
+        Ok(())
+    }
+}

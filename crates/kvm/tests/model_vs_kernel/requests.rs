@@ -1,0 +1,290 @@
+//! Filters as user space may send them: most of them sound, some with a mistake or two.
+//!
+//! A plan says in a few numbers what makes a filter, so that a smaller plan is a simpler filter.
+
+use std::ops::RangeInclusive;
+
+use msrgate_filter::{Bitmap, MAX_RANGES};
+use msrgate_kvm::{RawBitmap, RawFilter, RawRange};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use crate::registers;
+
+/// One call of `KVM_X86_SET_MSR_FILTER`.
+#[derive(Clone, Debug)]
+pub(crate) struct FilterPlan {
+    flags: u32,
+    /// Unused places before the first range (S2.4).
+    unused: usize,
+    ranges: Vec<RangePlan>,
+    mistakes: Vec<Mistake>,
+}
+
+/// A range without mistakes, or an empty one, which can have none.
+#[derive(Clone, Debug)]
+struct RangePlan {
+    flags: u32,
+    base: u32,
+    nmsrs: u32,
+    bits: Bits,
+    /// Bytes after the last word, which move its start off a word's boundary.
+    surplus: usize,
+}
+
+/// What a bitmap says, up to the end of its last word.
+#[derive(Clone, Copy, Debug)]
+enum Bits {
+    All,
+    None,
+    Random(u64),
+    /// One MSR, the others not.
+    Only(u32),
+    /// All MSRs but one.
+    AllBut(u32),
+    /// None of the range's MSRs; all of the bits after them (S3.6).
+    Spare,
+    /// All of the range's MSRs; none of the bits after them.
+    NotSpare,
+}
+
+/// What can be wrong with a call (S2.2 to S2.4).
+#[derive(Clone, Copy, Debug)]
+enum Mistake {
+    /// An unknown bit in the filter's flags.
+    FilterFlag(u32),
+    /// Something about the range in this place, counted from the first one that is used.
+    Range(usize, RangeMistake),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum RangeMistake {
+    NoFlags,
+    UnknownFlag(u32),
+    /// More MSRs than a bitmap holds (S1.8, S10.2).
+    Oversize(u32),
+    Unreadable,
+    /// So many bytes fewer than whole words.
+    Short(usize),
+    /// One bit an MSR, rounded up to a byte: enough for some counts.
+    Unpadded,
+}
+
+/// Filters of all kinds.
+pub(crate) fn filter() -> impl Strategy<Value = FilterPlan> {
+    let ranges = prop_oneof![
+        4 => vec(range(), 0..=3),
+        2 => vec(range(), 4..MAX_RANGES),
+        1 => vec(range(), MAX_RANGES),
+    ];
+    let mistakes = prop_oneof![
+        11 => Just(Vec::new()),
+        4 => vec(mistake(), 1),
+        1 => vec(mistake(), 2),
+    ];
+    (0..=1_u32, 0..=2_usize, ranges, mistakes).prop_map(|(flags, unused, ranges, mistakes)| {
+        FilterPlan {
+            flags,
+            unused: unused.min(MAX_RANGES - ranges.len()),
+            ranges,
+            mistakes,
+        }
+    })
+}
+
+fn range() -> impl Strategy<Value = RangePlan> {
+    let surplus = prop_oneof![3 => Just(0), 1 => 1..8_usize];
+    (1..=3_u32, place(), bits(), surplus).prop_map(|(flags, (base, nmsrs), bits, surplus)| {
+        RangePlan {
+            flags,
+            base,
+            nmsrs,
+            bits,
+            surplus,
+        }
+    })
+}
+
+/// Where a range begins and how long it is: often around an edge, so that ranges overlap.
+fn place() -> impl Strategy<Value = (u32, u32)> {
+    let near = || -2..=2_i32;
+    let begins = (edge(), near(), count()).prop_map(|(edge, step, count)| {
+        let base = edge.wrapping_add_signed(step);
+        (base, count)
+    });
+    let ends = (edge(), near(), count()).prop_map(|(edge, step, count)| {
+        let end = edge.wrapping_add_signed(step);
+        (end.wrapping_sub(count), count)
+    });
+    let contains = (edge(), any::<u32>(), count()).prop_map(|(edge, before, count)| {
+        let base = edge.wrapping_sub(before % count.max(1));
+        (base, count)
+    });
+    prop_oneof![
+        3 => begins,
+        3 => ends,
+        3 => contains,
+        1 => (any::<u32>(), count()),
+    ]
+}
+
+/// Where something begins or ends: registers, words, hardware's bitmaps, x2APIC, 2^32.
+fn edge() -> impl Strategy<Value = u32> {
+    const EDGES: [u32; 9] = [
+        0x0,
+        0x40,
+        0x800,
+        0x900,
+        0x1000,
+        0x2000,
+        0x4000_0000,
+        0xc000_2000,
+        0xc001_0000,
+    ];
+    let register = select(registers::HARMLESS.map(|register| register.get()).to_vec());
+    prop_oneof![
+        // 0 is also 2^32.
+        1 => Just(0),
+        3 => select(EDGES.to_vec()),
+        4 => register,
+    ]
+}
+
+fn count() -> impl Strategy<Value = u32> {
+    let full = Bitmap::MAX_COUNT;
+    prop_oneof![
+        1 => Just(0),
+        4 => 1..=3_u32,
+        4 => select(vec![63, 64, 65, 127, 128, 129]),
+        2 => 0x100..=0x102_u32,
+        3 => 4..=0x400_u32,
+        1 => full - 65..=full,
+    ]
+}
+
+fn bits() -> impl Strategy<Value = Bits> {
+    prop_oneof![
+        1 => Just(Bits::All),
+        1 => Just(Bits::None),
+        6 => any::<u64>().prop_map(Bits::Random),
+        1 => any::<u32>().prop_map(Bits::Only),
+        1 => any::<u32>().prop_map(Bits::AllBut),
+        1 => Just(Bits::Spare),
+        1 => Just(Bits::NotSpare),
+    ]
+}
+
+fn mistake() -> impl Strategy<Value = Mistake> {
+    const OVERSIZE: RangeInclusive<u32> = Bitmap::MAX_COUNT + 1..=Bitmap::MAX_COUNT + 65;
+    let near_the_end = vec![
+        0x8000_0000,
+        0xffff_ff00,
+        0xffff_ffc0,
+        0xffff_ffc1,
+        u32::MAX - 1,
+        u32::MAX,
+    ];
+    let oversize = prop_oneof![OVERSIZE, select(near_the_end)];
+    let of_range = prop_oneof![
+        2 => Just(RangeMistake::NoFlags),
+        2 => (2..32_u32).prop_map(|bit| RangeMistake::UnknownFlag(1 << bit)),
+        3 => oversize.prop_map(RangeMistake::Oversize),
+        2 => Just(RangeMistake::Unreadable),
+        3 => (1..=8_usize).prop_map(RangeMistake::Short),
+        3 => Just(RangeMistake::Unpadded),
+    ];
+    prop_oneof![
+        1 => (1..32_u32).prop_map(|bit| Mistake::FilterFlag(1 << bit)),
+        8 => (0..MAX_RANGES, of_range).prop_map(|(at, what)| Mistake::Range(at, what)),
+    ]
+}
+
+impl FilterPlan {
+    /// The call's argument.
+    pub(crate) fn request(&self) -> RawFilter {
+        let mut raw = RawFilter {
+            flags: self.flags,
+            ..RawFilter::default()
+        };
+        let places = raw.ranges.iter_mut().skip(self.unused);
+        for (place, range) in places.zip(&self.ranges) {
+            *place = range.request();
+        }
+        for mistake in &self.mistakes {
+            match *mistake {
+                Mistake::FilterFlag(bit) => raw.flags |= bit,
+                Mistake::Range(at, what) => {
+                    let used = self.ranges.len().max(1);
+                    let place = (self.unused + at % used).min(MAX_RANGES - 1);
+                    what.spoil(&mut raw.ranges[place]);
+                }
+            }
+        }
+        raw
+    }
+}
+
+impl RangePlan {
+    fn request(&self) -> RawRange {
+        let words = (0..self.nmsrs).step_by(64).map(|from| self.word(from));
+        let mut bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+        bytes.resize(bytes.len() + self.surplus, 0xa5);
+        RawRange {
+            flags: self.flags,
+            nmsrs: self.nmsrs,
+            base: self.base,
+            bitmap: RawBitmap::Bytes(bytes),
+        }
+    }
+
+    /// The 64 bits from bit `from` on, of which some may be past the last MSR.
+    fn word(&self, from: u32) -> u64 {
+        let own = match self.nmsrs - from {
+            left @ 0..64 => (1 << left) - 1,
+            _ => u64::MAX,
+        };
+        let one = |offset: u32| match (offset % self.nmsrs).checked_sub(from) {
+            Some(bit @ 0..64) => 1 << bit,
+            _ => 0,
+        };
+        match self.bits {
+            Bits::All => u64::MAX,
+            Bits::None => 0,
+            Bits::Random(seed) => mix(seed.wrapping_add(from.into())),
+            Bits::Only(offset) => one(offset),
+            Bits::AllBut(offset) => !one(offset),
+            Bits::Spare => !own,
+            Bits::NotSpare => own,
+        }
+    }
+}
+
+/// The finaliser of `SplitMix64`.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
+}
+
+impl RangeMistake {
+    fn spoil(self, range: &mut RawRange) {
+        match self {
+            Self::NoFlags => range.flags = 0,
+            Self::UnknownFlag(bit) => range.flags |= bit,
+            Self::Oversize(nmsrs) => range.nmsrs = nmsrs,
+            Self::Unreadable => range.bitmap = RawBitmap::Unreadable,
+            Self::Short(by) => cut(&mut range.bitmap, |bytes| bytes.saturating_sub(by)),
+            Self::Unpadded => {
+                let enough = range.nmsrs.div_ceil(8) as usize;
+                cut(&mut range.bitmap, |bytes| bytes.min(enough));
+            }
+        }
+    }
+}
+
+fn cut(bitmap: &mut RawBitmap, to: impl FnOnce(usize) -> usize) {
+    if let RawBitmap::Bytes(bytes) = bitmap {
+        bytes.truncate(to(bytes.len()));
+    }
+}

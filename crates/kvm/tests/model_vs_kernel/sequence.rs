@@ -1,0 +1,207 @@
+//! What is done to a VM: masks, filters and accesses, one after the other.
+
+use msrgate_filter::{Access, MsrIndex, X2APIC};
+use msrgate_kvm::{RawFilter, RawRange, Reply, Step};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use crate::registers::{self, EXCEPTIONS};
+use crate::requests::{FilterPlan, filter};
+
+/// One mask, one filter, and what the guest tries then.
+#[derive(Clone, Debug)]
+pub(crate) struct Round {
+    /// `args[0]` of `KVM_CAP_X86_USER_SPACE_MSR`, known bits or not.
+    pub(crate) reasons: Option<u64>,
+    pub(crate) filter: Option<FilterPlan>,
+    pub(crate) accesses: Vec<AccessPlan>,
+}
+
+/// An access whose MSR is said by its place in a filter that is yet to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct AccessPlan {
+    place: Place,
+    access: Access,
+    value: u64,
+    reply: Reply,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    /// Near an edge of a range of the last filter asked for, or of the one in force.
+    Edge {
+        whose: Whose,
+        range: Index,
+        edge: Edge,
+        step: i32,
+    },
+    Known(MsrIndex),
+    Anywhere(u32),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Whose {
+    Asked,
+    InForce,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Edge {
+    Base,
+    End,
+    /// Where a word of the bitmap ends, counted from its start.
+    Word(u32),
+    /// Where the last word ends: what is before that may be past the range (S3.6).
+    LastWord,
+}
+
+/// The life of a VM.
+pub(crate) fn rounds() -> impl Strategy<Value = Vec<Round>> {
+    vec(round(), 1..=6)
+}
+
+fn round() -> impl Strategy<Value = Round> {
+    let reasons = option::weighted(0.7, reasons());
+    let filter = option::weighted(0.9, filter());
+    (reasons, filter, vec(access(), 24..=60)).prop_map(|(reasons, filter, accesses)| Round {
+        reasons,
+        filter,
+        accesses,
+    })
+}
+
+fn reasons() -> impl Strategy<Value = u64> {
+    let unknown = (3..64_u32, 0..8_u64).prop_map(|(bit, known)| 1 << bit | known);
+    prop_oneof![
+        4 => Just(7),
+        2 => Just(4),
+        1 => Just(0),
+        4 => 1..7_u64,
+        2 => unknown,
+    ]
+}
+
+fn access() -> impl Strategy<Value = AccessPlan> {
+    let reply = prop_oneof![Just(Reply::Fault), any::<u64>().prop_map(Reply::Value),];
+    (place(), select(Access::ALL.to_vec()), value(), reply).prop_map(
+        |(place, access, value, reply)| AccessPlan {
+            place,
+            access,
+            value,
+            reply,
+        },
+    )
+}
+
+fn value() -> impl Strategy<Value = u64> {
+    const VALUES: [u64; 8] = [
+        0,
+        1,
+        0xffff_ffff,
+        0x1122_3344_5566_7788,
+        0x0000_7fff_ffff_ffff,
+        0x0000_8000_0000_0000,
+        0xffff_8000_0000_0000,
+        u64::MAX,
+    ];
+    prop_oneof![3 => select(VALUES.to_vec()), 1 => any::<u64>()]
+}
+
+fn place() -> impl Strategy<Value = Place> {
+    let whose = prop_oneof![2 => Just(Whose::Asked), 1 => Just(Whose::InForce)];
+    let edge = prop_oneof![
+        3 => Just(Edge::Base),
+        3 => Just(Edge::End),
+        1 => (1..6_u32).prop_map(Edge::Word),
+        1 => Just(Edge::LastWord),
+    ];
+    let at_edge =
+        (whose, any::<Index>(), edge, -1..=1_i32).prop_map(|(whose, range, edge, step)| {
+            Place::Edge {
+                whose,
+                range,
+                edge,
+                step,
+            }
+        });
+    prop_oneof![
+        6 => at_edge,
+        3 => select(known()).prop_map(Place::Known),
+        1 => any::<u32>().prop_map(Place::Anywhere),
+    ]
+}
+
+/// Registers that hold values, that are exempt, that only the default speaks of, and neighbours.
+fn known() -> Vec<MsrIndex> {
+    const CORNERS: [u32; 12] = [
+        0x0,
+        0x7ff,
+        0x801,
+        0x900,
+        0x1fff,
+        0x2000,
+        0x4000_0000,
+        0xc000_0080,
+        0xc000_1fff,
+        0xc000_2000,
+        0xffff_fffe,
+        0xffff_ffff,
+    ];
+    let corners = CORNERS.map(MsrIndex::new);
+    let exceptions = EXCEPTIONS.map(|exception| exception.index);
+    [
+        &registers::HARMLESS[..],
+        &registers::HARMLESS,
+        &corners,
+        &exceptions,
+        &[*X2APIC.start(), *X2APIC.end()],
+    ]
+    .concat()
+}
+
+impl AccessPlan {
+    /// The step, once it is known what is asked for and what is in force.
+    pub(crate) fn step(&self, asked: &RawFilter, in_force: &RawFilter) -> Step {
+        let index = match &self.place {
+            Place::Known(index) => *index,
+            Place::Anywhere(index) => MsrIndex::new(*index),
+            Place::Edge {
+                whose,
+                range,
+                edge,
+                step,
+            } => {
+                let filter = match whose {
+                    Whose::Asked => asked,
+                    Whose::InForce => in_force,
+                };
+                let used = filter.ranges.iter().filter(|range| range.nmsrs != 0);
+                let at = match used.collect::<Vec<_>>().as_slice() {
+                    [] => 0,
+                    used => edge.of(*range.get(used)),
+                };
+                MsrIndex::new(at.wrapping_add_signed(*step))
+            }
+        };
+        Step {
+            index,
+            access: self.access,
+            value: registers::value_for(index, self.value),
+            reply: self.reply,
+        }
+    }
+}
+
+impl Edge {
+    fn of(self, range: &RawRange) -> u32 {
+        let offset = match self {
+            Self::Base => 0,
+            Self::End => range.nmsrs,
+            Self::Word(number) => number * 64,
+            Self::LastWord => range.nmsrs.checked_next_multiple_of(64).unwrap_or(0),
+        };
+        range.base.wrapping_add(offset)
+    }
+}

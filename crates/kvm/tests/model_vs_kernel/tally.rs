@@ -1,0 +1,147 @@
+//! How much was compared: a comparison of nothing passes too.
+
+use std::cell::Cell;
+use std::fmt;
+
+use msrgate_filter::{Errno, ExitReason};
+use msrgate_kvm::{CallErrno, Observed, Outcome};
+
+/// What can come of what is done to a VM, as the kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    FilterTaken,
+    FilterInvalid,
+    FilterUnreadable,
+    MaskTaken,
+    MaskInvalid,
+    ReadByKvm,
+    WrittenByKvm,
+    ReadByUser,
+    WrittenByUser,
+    FaultByUser,
+    FaultByKvm,
+    ExitFilter,
+    ExitUnknown,
+    ExitInvalid,
+}
+
+use Kind::{
+    ExitFilter, ExitInvalid, ExitUnknown, FaultByKvm, FaultByUser, FilterInvalid, FilterTaken,
+    FilterUnreadable, MaskInvalid, MaskTaken, ReadByKvm, ReadByUser, WrittenByKvm, WrittenByUser,
+};
+
+/// All of them, with what each is called and the least number that is worth a run.
+const KINDS: [(Kind, &str, u32); 14] = [
+    (FilterTaken, "filters taken", 2_500),
+    (FilterInvalid, "filters refused with EINVAL", 400),
+    (FilterUnreadable, "filters refused with EFAULT", 200),
+    (MaskTaken, "masks taken", 2_000),
+    (MaskInvalid, "masks refused with EINVAL", 200),
+    (ReadByKvm, "reads by KVM", 10_000),
+    (WrittenByKvm, "writes by KVM", 5_000),
+    (ReadByUser, "reads answered by user space", 10_000),
+    (WrittenByUser, "writes answered by user space", 10_000),
+    (FaultByUser, "#GPs by user space", 10_000),
+    (FaultByKvm, "#GPs by KVM", 10_000),
+    (ExitFilter, "exits with reason filter", 10_000),
+    (ExitUnknown, "exits with reason unknown", 5_000),
+    (ExitInvalid, "exits with reason invalid", 500),
+];
+
+/// Counters.
+#[derive(Debug, Default)]
+pub(crate) struct Tally([Cell<u32>; KINDS.len()]);
+
+impl Tally {
+    pub(crate) fn count_filter(&self, answer: Result<(), CallErrno>) {
+        self.add(match answer {
+            Ok(()) => FilterTaken,
+            Err(CallErrno::Known(Errno::Efault)) => FilterUnreadable,
+            Err(_) => FilterInvalid,
+        });
+    }
+
+    pub(crate) fn count_reasons(&self, answer: Result<(), CallErrno>) {
+        self.add(match answer {
+            Ok(()) => MaskTaken,
+            Err(_) => MaskInvalid,
+        });
+    }
+
+    pub(crate) fn count_access(&self, observed: &Observed) {
+        self.add(match (observed.outcome, observed.exit) {
+            (Outcome::Value(_), None) => ReadByKvm,
+            (Outcome::Written, None) => WrittenByKvm,
+            (Outcome::Fault(_), None) => FaultByKvm,
+            (Outcome::Value(_), Some(_)) => ReadByUser,
+            (Outcome::Written, Some(_)) => WrittenByUser,
+            (Outcome::Fault(_), Some(_)) => FaultByUser,
+        });
+        match observed.exit.and_then(|exit| exit.reason.known()) {
+            Some(ExitReason::Filter) => self.add(ExitFilter),
+            Some(ExitReason::Unknown) => self.add(ExitUnknown),
+            Some(ExitReason::Invalid) => self.add(ExitInvalid),
+            None => {}
+        }
+    }
+
+    /// Calls of `KVM_X86_SET_MSR_FILTER`.
+    pub(crate) fn filters(&self) -> u32 {
+        self.sum(&[FilterTaken, FilterInvalid, FilterUnreadable])
+    }
+
+    /// RDMSR and WRMSR.
+    pub(crate) fn accesses(&self) -> u32 {
+        self.sum(&[
+            ReadByKvm,
+            WrittenByKvm,
+            ReadByUser,
+            WrittenByUser,
+            FaultByUser,
+            FaultByKvm,
+        ])
+    }
+
+    /// These counts and the others.
+    pub(crate) fn and(self, other: &Self) -> Self {
+        for (count, more) in self.0.iter().zip(&other.0) {
+            count.set(count.get() + more.get());
+        }
+        self
+    }
+
+    /// The first kind of which there are fewer than its least.
+    pub(crate) fn lacks(&self) -> Option<&'static str> {
+        let lacking = KINDS
+            .iter()
+            .find(|&&(kind, _, least)| self.sum(&[kind]) < least);
+        lacking.map(|&(_, name, _)| name)
+    }
+
+    fn add(&self, kind: Kind) {
+        let count = &self.0[kind as usize];
+        count.set(count.get() + 1);
+    }
+
+    fn sum(&self, kinds: &[Kind]) -> u32 {
+        kinds.iter().map(|&kind| self.0[kind as usize].get()).sum()
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (filters, accesses) = (self.filters(), self.accesses());
+        write!(f, "{filters} set calls and {accesses} accesses compared")?;
+        for (kind, name, _) in KINDS {
+            write!(f, "\n{:>8} {name}", self.sum(&[kind]))?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn kinds_are_in_the_order_of_their_counters() {
+    for (number, (kind, ..)) in KINDS.into_iter().enumerate() {
+        assert_eq!(kind as usize, number);
+    }
+}

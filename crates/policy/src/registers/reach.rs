@@ -1,0 +1,325 @@
+//! How far a filter reaches a register, and where it does not.
+//!
+//! A gap of [*access*](GapKind::Access) lets a guest's RDMSR or WRMSR through unasked: a policy that
+//! refuses it is not, or partly, enforced. A gap of [*use*](GapKind::Use) is no hole in the filter:
+//! every RDMSR and WRMSR of `IA32_LSTAR` is asked, and SYSCALL still jumps to what is in it (S4).
+
+mod table;
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use msrgate_filter::{Access, Accesses, MsrIndex};
+
+use super::{Register, Vendor};
+
+/// How far a filter reaches accesses to a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Each RDMSR and WRMSR asks the filter, but for [`vm_gaps`].
+    Enforced,
+    /// Some do not, by these gaps.
+    Partly(&'static [Gap]),
+    /// None does, by these gaps.
+    Not(&'static [Gap]),
+}
+
+impl Reach {
+    /// The gaps of access, none if it is enforced.
+    #[must_use]
+    pub const fn gaps(self) -> &'static [Gap] {
+        match self {
+            Self::Enforced => &[],
+            Self::Partly(gaps) | Self::Not(gaps) => gaps,
+        }
+    }
+}
+
+/// `enforced`, `partly`, `not`: without the reasons.
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Enforced => "enforced",
+            Self::Partly(_) => "partly",
+            Self::Not(_) => "not",
+        })
+    }
+}
+
+/// One way past a filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Gap {
+    /// What it is called: the word for a policy's `accept`, if it is a gap of access.
+    pub name: &'static str,
+    /// What is not asked.
+    pub kind: GapKind,
+    /// How it comes about, in a sentence without its full stop.
+    pub why: &'static str,
+    /// Whose processors have it.
+    pub on: Vendor,
+    /// The kernels that have it, as far as known.
+    pub kernels: Kernels,
+}
+
+/// What a [`Gap`] leaves unasked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GapKind {
+    /// RDMSR or WRMSR, or a list of MSRs that stands for them.
+    Access,
+    /// What other instructions do with the register.
+    Use,
+}
+
+/// A range of Linux versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernels {
+    first: Kernel,
+    last: Option<Kernel>,
+}
+
+/// A version of Linux, such as 6.12.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Kernel {
+    /// The 6 in 6.12.
+    pub major: u16,
+    /// The 12 in 6.12.
+    pub minor: u16,
+}
+
+/// The first kernel with filters (S9).
+const FIRST: Kernel = Kernel {
+    major: 5,
+    minor: 10,
+};
+
+impl Kernels {
+    /// Every kernel that has filters.
+    const ALL: Self = Self {
+        first: FIRST,
+        last: None,
+    };
+
+    /// Those that have filters, `last` and before.
+    const fn to(last: Kernel) -> Self {
+        Self {
+            first: FIRST,
+            last: Some(last),
+        }
+    }
+
+    /// Whether `kernel` is one of them. Those newer than any that was read are, where the newest
+    /// that was read is: a gap is closed only when it is seen to be.
+    #[must_use]
+    pub fn contain(self, kernel: Kernel) -> bool {
+        kernel >= self.first && self.last.is_none_or(|last| kernel <= last)
+    }
+}
+
+/// `5.10 to 6.11`, or `5.10 on`.
+impl fmt::Display for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.last {
+            Some(last) => write!(f, "{} to {last}", self.first),
+            None => write!(f, "{} on", self.first),
+        }
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// How far a mainline filter reaches `access` to `index`, whether a source names that MSR or not.
+#[must_use]
+pub fn reach(index: MsrIndex, access: Access) -> Reach {
+    let mut exempt = table::EXEMPT.iter();
+    exempt
+        .find(|row| row.indices.contains(&index.get()) && row.accesses.contain(access))
+        .map_or(Reach::Enforced, |row| row.reach)
+}
+
+/// What is done with the MSR at `index` other than by RDMSR and WRMSR: none of it asks a filter.
+pub fn uses(index: MsrIndex) -> impl Iterator<Item = &'static Gap> {
+    let of_index = move |ranges: &[RangeInclusive<u32>]| {
+        let mut ranges = ranges.iter();
+        ranges.any(|range| range.contains(&index.get()))
+    };
+    let uses = table::USES.iter();
+    uses.filter(move |(_, ranges)| of_index(ranges))
+        .map(|(gap, _)| gap)
+}
+
+/// Gaps of access to any register, which depend on the VM: on what its CPUID offers, on its type.
+#[must_use]
+pub fn vm_gaps() -> &'static [Gap] {
+    &table::VM
+}
+
+/// Every gap once: those of access, those of the VM, then uses.
+pub fn gaps() -> impl Iterator<Item = &'static Gap> {
+    let access = table::ACCESS.iter();
+    access
+        .chain(vm_gaps())
+        .chain(table::USES.iter().map(|(gap, _)| gap))
+}
+
+impl Register {
+    /// How far a mainline filter reaches it, both directions together: what holds for one only is partly so.
+    #[must_use]
+    pub fn reach(&self) -> Reach {
+        let [read, write] = Access::ALL.map(|access| reach(self.index, access));
+        match (read, write) {
+            (Reach::Enforced, Reach::Enforced) => Reach::Enforced,
+            (Reach::Not(_), Reach::Not(gaps)) => Reach::Not(gaps),
+            (_, Reach::Partly(gaps) | Reach::Not(gaps))
+            | (Reach::Partly(gaps) | Reach::Not(gaps), _) => Reach::Partly(gaps),
+        }
+    }
+
+    /// What is done with it other than by RDMSR and WRMSR: none of it asks a filter.
+    pub fn uses(&self) -> impl Iterator<Item = &'static Gap> {
+        uses(self.index)
+    }
+}
+
+/// Accesses that do not, or not always, ask a filter.
+struct Exempt {
+    indices: RangeInclusive<u32>,
+    accesses: Accesses,
+    reach: Reach,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use msrgate_filter::X2APIC;
+
+    use super::super::{all, by_index};
+    use super::*;
+
+    fn names(reach: Reach) -> Vec<&'static str> {
+        reach.gaps().iter().map(|gap| gap.name).collect()
+    }
+
+    fn used(index: u32) -> Vec<&'static str> {
+        uses(MsrIndex::new(index)).map(|gap| gap.name).collect()
+    }
+
+    #[test]
+    fn x2apic_is_out_of_reach_and_its_neighbours_are_not() {
+        for access in Access::ALL {
+            let at = |index: u32| reach(MsrIndex::new(index), access);
+            for index in X2APIC.start().get()..=X2APIC.end().get() {
+                assert!(matches!(at(index), Reach::Not(_)), "{index:#x}");
+                assert_eq!(names(at(index))[0], "x2apic");
+            }
+            assert_eq!(at(0x7ff), Reach::Enforced);
+            assert_eq!(at(0x900), Reach::Enforced);
+        }
+        let icr = MsrIndex::new(0x830);
+        assert_eq!(names(reach(icr, Access::Read)), ["x2apic"]);
+        assert_eq!(
+            names(reach(icr, Access::Write)),
+            ["x2apic", "x2apic-icr-fastpath"]
+        );
+    }
+
+    #[test]
+    fn a_write_of_the_tsc_deadline_is_partly_enforced() {
+        let deadline = by_index(MsrIndex::new(0x6e0)).unwrap();
+        assert_eq!(reach(deadline.index, Access::Read), Reach::Enforced);
+        let write = reach(deadline.index, Access::Write);
+        assert!(matches!(write, Reach::Partly(_)));
+        assert_eq!(names(write), ["tsc-deadline-fastpath"]);
+        assert_eq!(deadline.reach(), write);
+        assert_eq!(write.to_string(), "partly");
+    }
+
+    #[test]
+    fn everything_else_is_enforced_named_or_not() {
+        for register in all() {
+            let index = register.index;
+            if X2APIC.contains(&index) {
+                assert!(matches!(register.reach(), Reach::Not(_)), "{index}");
+            } else if index.get() != 0x6e0 {
+                assert_eq!(register.reach(), Reach::Enforced, "{index}");
+            }
+        }
+        assert_eq!(reach(MsrIndex::MAX, Access::Write), Reach::Enforced);
+    }
+
+    #[test]
+    fn what_is_used_without_rdmsr_says_so_and_stays_enforced() {
+        for (index, uses) in [
+            (0x10, &["rdtsc", "tsc-adjust"][..]),
+            (0x3b, &["tsc-adjust"]),
+            (0xc1, &["rdpmc"]),
+            (0x175, &["sysenter", "nested-state"]),
+            (0xda0, &["xsaves"]),
+            (0xc000_0080, &["paging", "nested-state"]),
+            (0xc000_0082, &["syscall", "nested-state"]),
+            (0xc000_0100, &["segment-base", "nested-state"]),
+            (0xc000_0101, &["segment-base", "swapgs", "nested-state"]),
+            (0xc000_0102, &["swapgs", "nested-state"]),
+            (0xc000_0103, &["rdtscp"]),
+            (0x8b, &[]),
+            (0xc001_0200, &[]),
+            (0xc001_0201, &["rdpmc"]),
+        ] {
+            assert_eq!(used(index), uses, "{index:#x}");
+            let index = MsrIndex::new(index);
+            assert_eq!(reach(index, Access::Write), Reach::Enforced, "{index}");
+        }
+    }
+
+    #[test]
+    fn gaps_have_names_of_their_own_and_kinds_that_fit() {
+        let mut seen = BTreeSet::new();
+        for gap in gaps() {
+            assert!(seen.insert(gap.name), "{} twice", gap.name);
+            let fit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            assert!(gap.name.bytes().all(fit), "{}", gap.name);
+            assert!(
+                !gap.why.is_empty() && !gap.why.ends_with('.'),
+                "{}",
+                gap.why
+            );
+        }
+        for row in &table::EXEMPT {
+            for gap in row.reach.gaps() {
+                assert_eq!(gap.kind, GapKind::Access);
+                assert!(gaps().any(|other| other == gap), "{}", gap.name);
+            }
+        }
+        assert!(vm_gaps().iter().all(|gap| gap.kind == GapKind::Access));
+        for (gap, ranges) in &table::USES {
+            assert_eq!(gap.kind, GapKind::Use);
+            for index in ranges.iter().cloned().flatten() {
+                assert!(by_index(MsrIndex::new(index)).is_some(), "{index:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_gap_is_open_on_kernels_that_nobody_has_read() {
+        let kernel = |major, minor| Kernel { major, minor };
+        let to_6_11 = Kernels::to(kernel(6, 11));
+        assert_eq!(to_6_11.to_string(), "5.10 to 6.11");
+        assert_eq!(Kernels::ALL.to_string(), "5.10 on");
+        for (kernel, old, all) in [
+            (kernel(5, 9), false, false),
+            (kernel(5, 10), true, true),
+            (kernel(6, 2), true, true),
+            (kernel(6, 11), true, true),
+            (kernel(6, 12), false, true),
+            (kernel(9, 0), false, true),
+        ] {
+            assert_eq!(to_6_11.contain(kernel), old, "{kernel}");
+            assert_eq!(Kernels::ALL.contain(kernel), all, "{kernel}");
+        }
+    }
+}

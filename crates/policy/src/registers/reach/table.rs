@@ -1,0 +1,221 @@
+//! The gaps, by hand. From the kernel's sources, 5.10 to 7.3, and the manuals of Intel and AMD; what
+//! a host at hand does is measured, not looked up here.
+
+use std::ops::RangeInclusive;
+
+use msrgate_filter::{Accesses, X2APIC};
+
+use super::{Exempt, Gap, GapKind, Kernel, Kernels, Reach, Vendor};
+
+const fn access(name: &'static str, why: &'static str) -> Gap {
+    Gap {
+        name,
+        kind: GapKind::Access,
+        why,
+        on: Vendor::Any,
+        kernels: Kernels::ALL,
+    }
+}
+
+const fn usage(name: &'static str, why: &'static str) -> Gap {
+    Gap {
+        kind: GapKind::Use,
+        ..access(name, why)
+    }
+}
+
+const fn one(index: u32) -> RangeInclusive<u32> {
+    index..=index
+}
+
+const X2APIC_EXEMPT: Gap = access(
+    "x2apic",
+    "KVM allows the x2APIC registers before it looks at any filter (S3.1)",
+);
+
+const ICR_FASTPATH: Gap = access(
+    "x2apic-icr-fastpath",
+    "a write may send its interrupt on an exit path that asks no filter",
+);
+
+const TSC_DEADLINE_FASTPATH: Gap = access(
+    "tsc-deadline-fastpath",
+    "a write may set the timer on an exit path that asks no filter",
+);
+
+/// Gaps of access to certain registers.
+pub(super) static ACCESS: [Gap; 3] = [X2APIC_EXEMPT, ICR_FASTPATH, TSC_DEADLINE_FASTPATH];
+
+/// Of an access, the first row that has it counts.
+pub(super) static EXEMPT: [Exempt; 3] = [
+    Exempt {
+        indices: one(0x830),
+        accesses: Accesses::Write,
+        reach: Reach::Not(&[X2APIC_EXEMPT, ICR_FASTPATH]),
+    },
+    Exempt {
+        indices: X2APIC.start().get()..=X2APIC.end().get(),
+        accesses: Accesses::Both,
+        reach: Reach::Not(&[X2APIC_EXEMPT]),
+    },
+    Exempt {
+        indices: one(0x6e0),
+        accesses: Accesses::Write,
+        reach: Reach::Partly(&[TSC_DEADLINE_FASTPATH]),
+    },
+];
+
+/// Gaps that any register has in some VMs.
+pub(super) static VM: [Gap; 2] = [
+    Gap {
+        name: "nested-msr-lists",
+        kind: GapKind::Access,
+        why: "the MSR lists of a nested VM entry or exit may be loaded and stored unasked, \
+              in a VM whose CPUID has VMX",
+        on: Vendor::Intel,
+        kernels: Kernels::to(Kernel {
+            major: 6,
+            minor: 11,
+        }),
+    },
+    access(
+        "confidential-guest",
+        "the MSRs of a SEV-ES, SEV-SNP, TDX or pKVM guest are handled in part outside of KVM",
+    ),
+];
+
+/// What reads, writes or goes by which registers.
+pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 15] = [
+    (
+        usage("syscall", "SYSCALL and SYSRET go by it"),
+        &[0xc000_0081..=0xc000_0084],
+    ),
+    (
+        usage(
+            "sysenter",
+            "SYSENTER goes by it, and SYSEXIT by IA32_SYSENTER_CS",
+        ),
+        &[0x174..=0x176],
+    ),
+    (
+        usage(
+            "segment-base",
+            "RDFSBASE and RDGSBASE read it; WRFSBASE, WRGSBASE and loads of FS or GS change it",
+        ),
+        &[0xc000_0100..=0xc000_0101],
+    ),
+    (
+        usage(
+            "swapgs",
+            "SWAPGS exchanges the base of GS and IA32_KERNEL_GS_BASE",
+        ),
+        &[0xc000_0101..=0xc000_0102],
+    ),
+    (usage("rdtsc", "RDTSC and RDTSCP read it"), &[one(0x10)]),
+    (
+        usage(
+            "tsc-adjust",
+            "a write of IA32_TIME_STAMP_COUNTER moves IA32_TSC_ADJUST as far, and the other way round",
+        ),
+        &[one(0x10), one(0x3b)],
+    ),
+    (
+        usage("rdtscp", "RDTSCP and RDPID read it"),
+        &[one(0xc000_0103)],
+    ),
+    (usage("rdpmc", "RDPMC reads it"), COUNTERS),
+    (
+        usage("xsaves", "XSAVES and XRSTORS go by it"),
+        &[one(0xda0)],
+    ),
+    (
+        usage(
+            "xrstors",
+            "XSAVES stores it and XRSTORS loads it, where IA32_XSS has the bit of its component",
+        ),
+        SUPERVISOR_STATE,
+    ),
+    (
+        usage(
+            "xfd",
+            "instructions that need a disabled state component fault by the one and set the other",
+        ),
+        &[0x1c4..=0x1c5],
+    ),
+    (
+        usage(
+            "shadow-stack",
+            "calls, interrupts and returns between privilege levels go by it",
+        ),
+        &[0x6a4..=0x6a8],
+    ),
+    (
+        usage(
+            "paging",
+            "switching paging on or off by CR0 changes its LMA",
+        ),
+        &[one(0xc000_0080)],
+    ),
+    (
+        usage(
+            "debug-exception",
+            "a debug exception clears its LBR and BTF",
+        ),
+        &[one(0x1d9)],
+    ),
+    (
+        usage(
+            "nested-state",
+            "a nested VM entry, a nested VM exit or VMLOAD loads it from a control structure",
+        ),
+        CONTROL_STRUCTURES,
+    ),
+];
+
+/// Performance counters that RDPMC numbers.
+const COUNTERS: &[RangeInclusive<u32>] = &[
+    0xc1..=0xc8,
+    0x309..=0x30c,
+    one(0x329),
+    0x4c1..=0x4c8,
+    one(0x1900),
+    one(0x1980),
+    0xc001_0004..=0xc001_0007,
+    one(0xc001_0201),
+    one(0xc001_0203),
+    one(0xc001_0205),
+    one(0xc001_0207),
+    one(0xc001_0209),
+    one(0xc001_020b),
+];
+
+/// The supervisor components of XSAVES: trace, PASID, shadow stacks, hardware duty cycling, branch
+/// records, hardware P-states. KVM offers the shadow stacks only so far.
+const SUPERVISOR_STATE: &[RangeInclusive<u32>] = &[
+    0x560..=0x561,
+    0x570..=0x572,
+    0x580..=0x587,
+    one(0x6a0),
+    0x6a4..=0x6a7,
+    one(0x774),
+    one(0xd93),
+    one(0xdb1),
+    0x1200..=0x121f,
+    0x14ce..=0x14cf,
+    0x1500..=0x151f,
+    0x1600..=0x161f,
+];
+
+/// What a VMCS or a VMCB has a field for: all that KVM reads from the guest hypervisor's.
+const CONTROL_STRUCTURES: &[RangeInclusive<u32>] = &[
+    0x174..=0x176,
+    one(0x1d9),
+    one(0x277),
+    one(0x38f),
+    one(0x570),
+    one(0x6a2),
+    one(0x6a8),
+    one(0xd90),
+    0xc000_0080..=0xc000_0084,
+    0xc000_0100..=0xc000_0102,
+];
