@@ -230,7 +230,11 @@ fn every_link_between_documents_leads_somewhere() {
     for document in documents() {
         let text = fs::read_to_string(&document).expect("a document");
         let folder = document.parent().expect("a folder");
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        for link in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+        {
             let file = link.split('#').next().unwrap_or_default();
             let is_outside = link.contains("://") || file.is_empty();
             assert!(

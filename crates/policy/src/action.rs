@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use msrgate_filter::Verdict;
+use msrgate_filter::{Access, Verdict};
 
 /// What is to happen to an access.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,6 +90,16 @@ impl Action {
         }
     }
 
+    /// Whether it can happen to accesses of this direction.
+    #[must_use]
+    pub fn is_for(&self, access: Access) -> bool {
+        match self {
+            Self::Value(_) => access == Access::Read,
+            Self::Ignore | Self::Mask(_) | Self::Pin | Self::Sticky(_) => access == Access::Write,
+            _ => true,
+        }
+    }
+
     /// Whether user space has to answer the access. The kernel alone can allow and deny.
     #[must_use]
     pub const fn needs_answer(&self) -> bool {
@@ -169,7 +179,11 @@ impl fmt::Display for Action {
             Self::Handler(name) => write!(f, "{{ handler = \"{}\" }}", name.escape_default()),
             Self::Device(device) => write!(f, "{{ device = \"{device}\" }}"),
             Self::Register(register) => {
-                write!(f, "{{ register = {{ reset = \"{:#x}\", {} }} }}", register.reset, register.mask)
+                write!(
+                    f,
+                    "{{ register = {{ reset = \"{:#x}\", {} }} }}",
+                    register.reset, register.mask
+                )
             }
             Self::Value(value) => write!(f, "{{ value = \"{value:#x}\" }}"),
             Self::Mask(mask) => write!(f, "{{ {mask} }}"),
@@ -219,7 +233,11 @@ mod tests {
         ];
         for (low, stricter) in ladder.iter().enumerate() {
             for (high, looser) in ladder.iter().enumerate().skip(low + 1) {
-                assert_eq!(looser.compared_with(stricter), Comparison::Looser, "{low} {high}");
+                assert_eq!(
+                    looser.compared_with(stricter),
+                    Comparison::Looser,
+                    "{low} {high}"
+                );
                 assert_eq!(stricter.compared_with(looser), Comparison::NoLooser);
             }
             assert_eq!(stricter.compared_with(stricter), Comparison::NoLooser);
@@ -229,9 +247,21 @@ mod tests {
     #[test]
     fn a_mask_within_a_mask_is_no_looser() {
         let wide = mask(0xff, Outside::Deny);
-        assert_eq!(mask(0x0f, Outside::Deny).compared_with(&wide), Comparison::NoLooser);
-        assert_eq!(mask(0x0f, Outside::Keep).compared_with(&wide), Comparison::Different);
-        assert_eq!(mask(0x1ff, Outside::Deny).compared_with(&wide), Comparison::Different);
-        assert_eq!(Action::Value(1).compared_with(&Action::Value(2)), Comparison::Different);
+        assert_eq!(
+            mask(0x0f, Outside::Deny).compared_with(&wide),
+            Comparison::NoLooser
+        );
+        assert_eq!(
+            mask(0x0f, Outside::Keep).compared_with(&wide),
+            Comparison::Different
+        );
+        assert_eq!(
+            mask(0x1ff, Outside::Deny).compared_with(&wide),
+            Comparison::Different
+        );
+        assert_eq!(
+            Action::Value(1).compared_with(&Action::Value(2)),
+            Comparison::Different
+        );
     }
 }

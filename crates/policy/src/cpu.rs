@@ -21,7 +21,11 @@ pub struct Cpu {
 /// `GenuineIntel:6:0x6a:6`.
 impl fmt::Display for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{:#x}:{}", self.vendor, self.family, self.model, self.stepping)
+        write!(
+            f,
+            "{}:{}:{:#x}:{}",
+            self.vendor, self.family, self.model, self.stepping
+        )
     }
 }
 
@@ -47,8 +51,15 @@ impl FromStr for Cpu {
     fn from_str(text: &str) -> Result<Self, CpuError> {
         let error = || CpuError(crate::source::quoted(text));
         let mut parts = text.split(':');
-        let vendor = parts.next().filter(|vendor| !vendor.is_empty()).ok_or_else(error)?;
-        let mut number = || parts.next().map(|text| parse_number(text).ok_or_else(error));
+        let vendor = parts
+            .next()
+            .filter(|vendor| !vendor.is_empty())
+            .ok_or_else(error)?;
+        let mut number = || {
+            parts
+                .next()
+                .map(|text| parse_number(text).ok_or_else(error))
+        };
         let family = number().ok_or_else(error)??;
         let model = number().ok_or_else(error)??;
         let stepping = number().transpose()?.unwrap_or(0);
@@ -76,11 +87,19 @@ impl Cpu {
     /// this order), and EAX of leaf 1.
     #[must_use]
     pub fn from_cpuid(vendor: [u32; 3], signature: u32) -> Self {
-        let bytes: Vec<u8> = vendor.iter().flat_map(|register| register.to_le_bytes()).collect();
+        let bytes: Vec<u8> = vendor
+            .iter()
+            .flat_map(|register| register.to_le_bytes())
+            .collect();
         let field = |low: u32, width: u32| signature >> low & ((1 << width) - 1);
         let (base, extended) = (field(8, 4), field(20, 8));
         let family = if base == 0xf { base + extended } else { base };
-        let model = field(4, 4) | if base == 0xf || base == 6 { field(16, 4) << 4 } else { 0 };
+        let model = field(4, 4)
+            | if base == 0xf || base == 6 {
+                field(16, 4) << 4
+            } else {
+                0
+            };
         Self {
             vendor: String::from_utf8_lossy(&bytes).into(),
             family,
@@ -106,7 +125,9 @@ pub struct CpuSet {
 type Numbers = Option<Vec<RangeInclusive<u32>>>;
 
 fn has(numbers: &Numbers, number: u32) -> bool {
-    numbers.as_ref().is_none_or(|ranges| ranges.iter().any(|range| range.contains(&number)))
+    numbers
+        .as_ref()
+        .is_none_or(|ranges| ranges.iter().any(|range| range.contains(&number)))
 }
 
 impl CpuSet {
@@ -120,7 +141,9 @@ impl CpuSet {
     }
 
     fn has_vendor(&self, name: &str) -> bool {
-        self.vendor.as_ref().is_none_or(|vendors| vendors.iter().any(|vendor| **vendor == *name))
+        self.vendor
+            .as_ref()
+            .is_none_or(|vendors| vendors.iter().any(|vendor| **vendor == *name))
     }
 }
 
@@ -131,7 +154,11 @@ pub(crate) fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
     let all: Vec<usize> = (0..sets.len()).collect();
     let mut ways = Vec::new();
     let mut seen = BTreeSet::new();
-    let mut vendors: BTreeSet<&str> = sets.iter().flat_map(|set| set.vendor.iter().flatten()).map(|vendor| &**vendor).collect();
+    let mut vendors: BTreeSet<&str> = sets
+        .iter()
+        .flat_map(|set| set.vendor.iter().flatten())
+        .map(|vendor| &**vendor)
+        .collect();
     // A vendor that nobody names stands for all of those.
     vendors.insert("any other");
     for vendor in vendors {
@@ -153,7 +180,12 @@ pub(crate) fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
             }
         }
     }
-    ways.sort_by_key(|(holds, _): &(Vec<bool>, Cpu)| (holds.iter().filter(|&&one| one).count(), holds.iter().map(|one| !one).collect::<Vec<_>>()));
+    ways.sort_by_key(|(holds, _): &(Vec<bool>, Cpu)| {
+        (
+            holds.iter().filter(|&&one| one).count(),
+            holds.iter().map(|one| !one).collect::<Vec<_>>(),
+        )
+    });
     ways
 }
 
@@ -168,7 +200,10 @@ fn cells<'s>(
     some: &[usize],
     part: impl Fn(&'s CpuSet) -> &'s Numbers,
 ) -> Vec<(u32, Vec<usize>)> {
-    let ranges = || some.iter().flat_map(|&set| part(&sets[set]).iter().flatten());
+    let ranges = || {
+        some.iter()
+            .flat_map(|&set| part(&sets[set]).iter().flatten())
+    };
     let starts = ranges().map(|range| *range.start());
     let ends = ranges().filter_map(|range| range.end().checked_add(1));
     let points: BTreeSet<u32> = starts.chain(ends).chain([0]).collect();

@@ -55,6 +55,13 @@ impl MsrRange {
         self.shared(other).is_some()
     }
 
+    /// The MSRs from `from` to below `to`, if there are any.
+    pub(crate) fn below(from: u64, to: u64) -> Option<Self> {
+        let first = u32::try_from(from).ok()?;
+        let last = u32::try_from(to.checked_sub(1)?).ok()?;
+        Self::new(MsrIndex::new(first), MsrIndex::new(last))
+    }
+
     /// What both contain.
     pub(crate) fn shared(self, other: Self) -> Option<Self> {
         Self::new(self.first.max(other.first), self.last.min(other.last))
@@ -95,7 +102,9 @@ impl MsrSet {
         let mut apart: Vec<MsrRange> = Vec::with_capacity(ranges.len());
         for range in ranges {
             match apart.last_mut() {
-                Some(before) if u64::from(before.last.get()) + 1 >= u64::from(range.first.get()) => {
+                Some(before)
+                    if u64::from(before.last.get()) + 1 >= u64::from(range.first.get()) =>
+                {
                     before.last = before.last.max(range.last);
                 }
                 _ => apart.push(range),
@@ -137,19 +146,37 @@ impl MsrSet {
     #[must_use]
     pub fn contains(&self, index: MsrIndex) -> bool {
         let place = self.ranges.partition_point(|range| range.last < index);
-        self.ranges.get(place).is_some_and(|range| range.contains(index))
+        self.ranges
+            .get(place)
+            .is_some_and(|range| range.contains(index))
     }
 
     /// What both contain, in order.
     pub(crate) fn shared<'s>(&'s self, other: &'s Self) -> impl Iterator<Item = MsrRange> + 's {
         self.ranges.iter().flat_map(move |one| {
             let start = other.ranges.partition_point(|range| range.last < one.first);
-            other.ranges[start..].iter().map_while(move |range| one.shared(*range))
+            other.ranges[start..]
+                .iter()
+                .map_while(move |range| one.shared(*range))
         })
     }
 
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.shared(other).next().is_some()
+    }
+
+    /// Those that `other` does not contain, if there are any.
+    pub(crate) fn without(&self, other: &Self) -> Option<Self> {
+        let mut rest = Vec::new();
+        for range in &self.ranges {
+            let mut next = u64::from(range.first.get());
+            for shared in other.ranges.iter().filter_map(|one| one.shared(*range)) {
+                rest.extend(MsrRange::below(next, shared.first.get().into()));
+                next = u64::from(shared.last.get()) + 1;
+            }
+            rest.extend(MsrRange::below(next, u64::from(range.last.get()) + 1));
+        }
+        Self::new(rest)
     }
 }
 
@@ -182,14 +209,22 @@ mod tests {
             assert_eq!(set.contains(MsrIndex::new(index)), inside, "{index}");
         }
         assert_eq!(MsrSet::new([]), None);
-        assert_eq!(MsrSet::new([range(0, u32::MAX), range(5, 5)]).unwrap().count(), 1 << 32);
+        assert_eq!(
+            MsrSet::new([range(0, u32::MAX), range(5, 5)])
+                .unwrap()
+                .count(),
+            1 << 32
+        );
     }
 
     #[test]
     fn what_two_sets_share() {
         let shared = |one: &[MsrRange], other: &[MsrRange]| {
             let sets = [one, other].map(|ranges| MsrSet::new(ranges.iter().copied()).unwrap());
-            sets[0].shared(&sets[1]).map(|range| range.to_string()).collect::<Vec<_>>()
+            sets[0]
+                .shared(&sets[1])
+                .map(|range| range.to_string())
+                .collect::<Vec<_>>()
         };
         let two = [range(1, 3), range(7, 9)];
         assert_eq!(shared(&two, &[range(2, 8)]), ["0x2..=0x3", "0x7..=0x8"]);

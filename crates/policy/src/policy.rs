@@ -180,7 +180,6 @@ pub enum Update {
 #[derive(Clone, Debug)]
 pub struct When {
     pub(crate) cpus: CpuSet,
-    pub(crate) at: At,
 }
 
 impl When {
@@ -198,6 +197,8 @@ pub struct Policy {
     pub(crate) settings: Settings,
     pub(crate) whens: Vec<When>,
     pub(crate) entries: Vec<Entry>,
+    /// Which texts each text includes, in one step or more.
+    pub(crate) below: Vec<Vec<SourceId>>,
 }
 
 /// What a policy says outside of its entries.
