@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn cpuid_gives_family_and_model_with_their_extensions() {
-        let intel = Cpu::from_cpuid([0x756e_6547, 0x4965_6e69, 0x6c65_746e], 0x000606a6);
+        let intel = Cpu::from_cpuid([0x756e_6547, 0x4965_6e69, 0x6c65_746e], 0x0006_06a6);
         assert_eq!(intel.to_string(), "GenuineIntel:6:0x6a:6");
         let amd = Cpu::from_cpuid([0x6874_7541, 0x6974_6e65, 0x444d_4163], 0x00a0_0f11);
         assert_eq!(amd.to_string(), "AuthenticAMD:25:0x1:1");

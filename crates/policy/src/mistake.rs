@@ -308,7 +308,7 @@ impl Wrong {
                 "a write takes allow, deny, kill, inherit, ignore, mask, pin, sticky, handler, device or register"
             }
             Self::NotForwardable { .. } => {
-                "`msrgate msr @forward` lists the registers whose writes may be forwarded; elsewhere use allow, deny, ignore or register"
+                "it is known of STAR, LSTAR, CSTAR, FMASK, FS_BASE, GS_BASE, KERNEL_GS_BASE and SYSENTER_*; elsewhere use allow, deny, ignore or register"
             }
             Self::NotLoggable { .. } => {
                 "use `log = \"first\"`, which sees each access once, at any MSR"

@@ -47,7 +47,7 @@ pub const MAX_DEPTH: usize = 8;
 /// [`MAX_BYTES`], with a line over [`MAX_LINE`] or with more than [`MAX_ENTRIES`] is refused unread.
 pub fn parse(source: &Source, includes: &mut dyn Includes) -> Result<Policy, Box<Mistakes>> {
     let mut reader = Reader::new(includes);
-    reader.read(source.clone(), &mut Vec::new());
+    reader.read(source, &mut Vec::new());
     reader.finish()
 }
 
@@ -82,13 +82,13 @@ impl<'i> Reader<'i> {
     }
 
     /// Reads one text, and first those it includes. `way` are the texts that led here.
-    fn read(&mut self, source: Source, way: &mut Vec<SourceId>) {
+    fn read(&mut self, source: &Source, way: &mut Vec<SourceId>) {
         let id = SourceId(self.sources.len());
         self.sources.push(source.clone());
         self.below.push(Vec::new());
         self.said.push(Said::default());
         self.current = id;
-        if !self.has_readable_size(&source) {
+        if !self.has_readable_size(source) {
             return;
         }
         let (document, errors) = DeTable::parse_recoverable(source.text());
@@ -102,7 +102,7 @@ impl<'i> Reader<'i> {
         way.pop();
     }
 
-    /// S: a limit is a mistake of the whole text, which is then not looked at.
+    /// Beyond a limit is a mistake of the whole text, which is then not looked at.
     fn has_readable_size(&mut self, source: &Source) -> bool {
         let before = self.mistakes.len();
         let bytes = source.text().len();

@@ -122,7 +122,7 @@ pub fn parse_msrs(text: &str) -> Result<MsrSet, SelectorError> {
 fn group(name: &str) -> Result<MsrSet, SelectorError> {
     let ranges = registers::group(&name.to_lowercase())
         .into_iter()
-        .flat_map(|group| group.ranges());
+        .flat_map(registers::Group::ranges);
     let ranges = ranges.filter_map(|range| MsrRange::new(*range.start(), *range.end()));
     MsrSet::new(ranges).ok_or_else(|| SelectorError::UnknownGroup(quoted(name)))
 }

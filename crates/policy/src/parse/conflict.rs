@@ -51,7 +51,7 @@ pub(super) fn find(entries: &[(EntryId, &Entry)]) -> Vec<Mistake> {
 #[derive(Default)]
 struct Open<'e> {
     classes: HashMap<&'e Action, usize>,
-    open: Vec<BTreeSet<Place>>,
+    places: Vec<BTreeSet<Place>>,
     /// The first of each class.
     heads: BTreeSet<(Place, usize)>,
 }
@@ -64,7 +64,7 @@ impl<'e> Open<'e> {
     fn class(&mut self, action: &'e Action) -> usize {
         let next = self.classes.len();
         let class = *self.classes.entry(action).or_insert(next);
-        self.open.resize_with(self.classes.len(), BTreeSet::new);
+        self.places.resize_with(self.classes.len(), BTreeSet::new);
         class
     }
 
@@ -74,19 +74,19 @@ impl<'e> Open<'e> {
             && place.0 < index
         {
             self.heads.pop_first();
-            self.open[class].pop_first();
+            self.places[class].pop_first();
             self.heads
-                .extend(self.open[class].first().map(|&head| (head, class)));
+                .extend(self.places[class].first().map(|&head| (head, class)));
         }
     }
 
     fn insert(&mut self, class: usize, place: Place) {
-        if let Some(&head) = self.open[class].first() {
+        if let Some(&head) = self.places[class].first() {
             self.heads.remove(&(head, class));
         }
-        self.open[class].insert(place);
+        self.places[class].insert(place);
         self.heads
-            .extend(self.open[class].first().map(|&head| (head, class)));
+            .extend(self.places[class].first().map(|&head| (head, class)));
     }
 
     /// The first to end of those that say something else.

@@ -83,7 +83,7 @@ impl Reader<'_> {
                 Some(id) => id,
                 None => {
                     let id = SourceId(self.sources.len());
-                    self.read(source, way);
+                    self.read(&source, way);
                     self.current = this;
                     id
                 }

@@ -1,6 +1,6 @@
 //! The ways in which the `[[when]]`s of a policy hold, and what is wrong in each.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use msrgate_filter::{Access, MsrIndex};
 
@@ -180,35 +180,37 @@ fn loosened(policy: &Policy, active: &Active, table: &Table) -> Vec<Mistake> {
             let Some(limit) = fixed.action(access) else {
                 continue;
             };
-            let looser = fixed.msrs.ranges().iter().find_map(|&range| {
-                let mut within = table.within(range, access).iter();
-                within.find_map(|segment| match segment.said {
-                    Said::ByEntry(id)
-                        if segment.action.compared_with(limit) != Comparison::NoLooser =>
+            let mut seen = BTreeSet::new();
+            for &range in fixed.msrs.ranges() {
+                for segment in table.within(range, access) {
+                    if let Said::ByEntry(id) = segment.said
+                        && segment.action.compared_with(limit) != Comparison::NoLooser
+                        && seen.insert(id)
+                        && let Some(shared) = segment.msrs.shared(range)
                     {
-                        Some((segment.msrs.shared(range)?.first(), policy.entry(id)))
+                        let entry = policy.entry(id);
+                        mistakes.push(loosens(entry, fixed, shared.first(), access));
                     }
-                    _ => None,
-                })
-            });
-            let Some((index, entry)) = looser else {
-                continue;
-            };
-            mistakes.push(Mistake {
-                wrong: Wrong::Loosened {
-                    key: quoted(&entry.key),
-                    fixed: quoted(&fixed.key),
-                    index,
-                    access,
-                },
-                places: vec![
-                    Label::saying(entry.at, conflict::says(entry)),
-                    Label::saying(fixed.at, format!("final: {}", conflict::says(fixed))),
-                ],
-            });
+                }
+            }
         }
     }
     mistakes
+}
+
+fn loosens(entry: &Entry, fixed: &Entry, index: MsrIndex, access: Access) -> Mistake {
+    Mistake {
+        wrong: Wrong::Loosened {
+            key: quoted(&entry.key),
+            fixed: quoted(&fixed.key),
+            index,
+            access,
+        },
+        places: vec![
+            Label::saying(entry.at, conflict::says(entry)),
+            Label::saying(fixed.at, format!("final: {}", conflict::says(fixed))),
+        ],
+    }
 }
 
 /// An action that needs accesses to be forwarded, at an MSR where that is not known to be sound.

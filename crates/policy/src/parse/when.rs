@@ -16,7 +16,7 @@ impl Reader<'_> {
             self.wrong_type(item, "a list of tables: write [[when]]");
             return;
         };
-        for value in array.iter() {
+        for value in array {
             let one = Item { value, ..item };
             if let Some(parts) = self.table(one) {
                 self.when(one, &parts);
