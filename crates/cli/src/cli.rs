@@ -1,7 +1,7 @@
 //! What can be typed.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use msrgate_policy::{MsrRange, parse_msrs};
+use msrgate_policy::{Cpu, MsrSet, parse_msrs};
 
 /// An MSR firewall for KVM virtual machines.
 #[derive(Debug, Parser)]
@@ -40,6 +40,8 @@ pub(crate) struct PolicyArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: String,
     #[command(flatten)]
+    pub(crate) cpu: CpuArg,
+    #[command(flatten)]
     pub(crate) format: FormatArg,
 }
 
@@ -52,7 +54,9 @@ pub(crate) struct TestArgs {
     pub(crate) backend: BackendArg,
     /// Only these MSRs: a name, an index or a range such as 0x200..=0x20f (repeatable)
     #[arg(long = "msr", value_name = "MSR", value_parser = msrs, num_args = 1..)]
-    pub(crate) msrs: Vec<MsrRange>,
+    pub(crate) msrs: Vec<MsrSet>,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
     #[command(flatten)]
     pub(crate) format: FormatArg,
 }
@@ -63,7 +67,9 @@ pub(crate) struct ExplainArgs {
     pub(crate) policy: String,
     /// Names, indices or ranges such as 0x200..=0x20f
     #[arg(required = true, value_name = "MSR", value_parser = msrs)]
-    pub(crate) msrs: Vec<MsrRange>,
+    pub(crate) msrs: Vec<MsrSet>,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
     #[command(flatten)]
     pub(crate) format: FormatArg,
 }
@@ -89,6 +95,14 @@ pub(crate) struct PoliciesArgs {
     pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) format: FormatArg,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CpuArg {
+    /// The processor whose `[[when]]`s hold: VENDOR:FAMILY:MODEL[:STEPPING], such as
+    /// GenuineIntel:6:0x6a
+    #[arg(long, value_name = "CPU")]
+    pub(crate) cpu: Option<Cpu>,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -137,6 +151,6 @@ impl Color {
     }
 }
 
-fn msrs(text: &str) -> Result<MsrRange, String> {
+fn msrs(text: &str) -> Result<MsrSet, String> {
     parse_msrs(text).map_err(|error| format!("{error}; {}", error.help()))
 }
