@@ -20,6 +20,7 @@ pub mod registers;
 mod selector;
 mod source;
 mod table;
+pub mod trace;
 
 pub use compile::{CompileError, Compiled, compile};
 pub use effects::write_effect;

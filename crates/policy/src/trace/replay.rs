@@ -1,0 +1,147 @@
+//! What a policy decides of recorded accesses.
+
+use std::collections::HashMap;
+
+use msrgate_filter::{Access, MsrIndex, Verdict};
+
+use super::{Line, LineNumber, Outcome, Traced};
+use crate::compile::Compiled;
+
+/// The most pairs of MSR and direction that are listed one by one: 65,536, so that a trace of
+/// nonsense does not fill the memory. Accesses of others are counted all the same.
+pub const MAX_ROWS: usize = 1 << 16;
+
+/// The most unreadable lines that are named.
+const NAMED: usize = 5;
+
+/// Counts what a policy decides of a trace.
+#[derive(Clone, Debug)]
+pub struct Replay<'c> {
+    compiled: &'c Compiled,
+    rows: HashMap<(MsrIndex, Access), Row>,
+    totals: Totals,
+}
+
+/// All accesses of one MSR in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Row {
+    /// The MSR.
+    pub index: MsrIndex,
+    /// The direction.
+    pub access: Access,
+    /// What the policy decides.
+    pub verdict: Verdict,
+    /// How many there are.
+    pub count: u64,
+    /// How many of them ended in #GP when they were recorded.
+    pub faulted: u64,
+    /// The line of the first.
+    pub first: LineNumber,
+    /// What the first read or wrote, if the trace says so.
+    pub value: Option<u64>,
+}
+
+/// What a trace has in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Totals {
+    /// Lines, all of them.
+    pub lines: u64,
+    /// Accesses that the policy allows.
+    pub allowed: u64,
+    /// Accesses that it refuses.
+    pub refused: u64,
+    /// Accesses counted above of which there is no [`Row`].
+    pub unlisted: u64,
+    /// By [`Access`]: accesses that went to user space, without their MSR.
+    pub deflected: [u64; 2],
+    /// Other events.
+    pub other: u64,
+    /// Events that are missing, at least.
+    pub lost: u64,
+    /// Lines that could not be read.
+    pub unreadable: u64,
+    /// The first of them.
+    pub first_unreadable: Vec<LineNumber>,
+}
+
+impl<'c> Replay<'c> {
+    /// Nothing yet, under this policy.
+    #[must_use]
+    pub fn new(compiled: &'c Compiled) -> Self {
+        Self {
+            compiled,
+            rows: HashMap::new(),
+            totals: Totals::default(),
+        }
+    }
+
+    /// Counts one line.
+    pub fn add(&mut self, number: LineNumber, line: Line) {
+        let totals = &mut self.totals;
+        totals.lines += 1;
+        match line {
+            Line::Access(traced) => self.access(number, traced),
+            Line::Deflected(access) => totals.deflected[access as usize] += 1,
+            Line::Other => totals.other += 1,
+            Line::Lost(events) => totals.lost = totals.lost.saturating_add(events),
+            Line::Nothing => {}
+            Line::Unreadable => {
+                totals.unreadable += 1;
+                if totals.first_unreadable.len() < NAMED {
+                    totals.first_unreadable.push(number);
+                }
+            }
+        }
+    }
+
+    fn access(&mut self, number: LineNumber, traced: Traced) {
+        let Traced { index, access, .. } = traced;
+        let verdict = self.compiled.filter().decide(index, access).verdict;
+        match verdict {
+            Verdict::Allow => self.totals.allowed += 1,
+            Verdict::Deny => self.totals.refused += 1,
+        }
+        let is_full = self.rows.len() >= MAX_ROWS;
+        let row = match self.rows.get_mut(&(index, access)) {
+            Some(row) => row,
+            None if is_full => {
+                self.totals.unlisted += 1;
+                return;
+            }
+            None => self.rows.entry((index, access)).or_insert(Row {
+                index,
+                access,
+                verdict,
+                count: 0,
+                faulted: 0,
+                first: number,
+                value: traced.value,
+            }),
+        };
+        row.count += 1;
+        row.faulted += u64::from(traced.outcome == Outcome::Faulted);
+    }
+
+    /// The policy.
+    #[must_use]
+    pub const fn compiled(&self) -> &'c Compiled {
+        self.compiled
+    }
+
+    /// What the trace has in it so far.
+    #[must_use]
+    pub const fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// The rows of one verdict, in the order of their first lines.
+    #[must_use]
+    pub fn rows(&self, verdict: Verdict) -> Vec<Row> {
+        let rows = self.rows.values().filter(|row| row.verdict == verdict);
+        let mut rows: Vec<_> = rows.copied().collect();
+        rows.sort_unstable_by_key(|row| row.first);
+        rows
+    }
+}
