@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Check(PolicyArgs),
     /// Say what happens to an MSR, and which line says so
     Explain(ExplainArgs),
+    /// Say what a policy would have decided of the accesses in a trace
+    Replay(ReplayArgs),
     /// Look a register up by name, part of a name, index or word
     Msr(MsrArgs),
     /// Measure what this host's KVM does, statement by statement
@@ -64,6 +66,17 @@ pub(crate) struct ExplainArgs {
     /// Names, indices or ranges such as 0x200..=0x20f
     #[arg(required = true, value_name = "MSR", value_parser = msrs)]
     pub(crate) msrs: Vec<MsrRange>,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// A file, `-`, or the name of a shipped policy
+    pub(crate) policy: String,
+    /// Text of the event kvm:kvm_msr by tracefs, `perf script` or `trace-cmd report`, or JSON lines;
+    /// `-` for standard input
+    pub(crate) trace: String,
     #[command(flatten)]
     pub(crate) format: FormatArg,
 }

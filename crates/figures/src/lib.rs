@@ -21,6 +21,8 @@ const SAMPLES: usize = 60;
 pub enum Unit {
     /// A time of one operation.
     Time(TimeUnit),
+    /// `M/s`: a million operations a second.
+    MillionsPerSecond,
     /// `KiB`
     Kibibytes,
     /// `x`: so many times as much.
@@ -50,6 +52,7 @@ impl fmt::Display for Unit {
         f.write_str(match self {
             Self::Time(TimeUnit::Nanoseconds) => "ns",
             Self::Time(TimeUnit::Microseconds) => "us",
+            Self::MillionsPerSecond => "M/s",
             Self::Kibibytes => "KiB",
             Self::Times => "x",
         })
@@ -113,10 +116,32 @@ impl Figures {
         &mut self,
         batch: Batch<'_>,
         unit: TimeUnit,
-        mut routine: impl FnMut() -> R,
+        routine: impl FnMut() -> R,
     ) -> io::Result<()> {
+        match self.median(batch, routine) {
+            Some(seconds) => self.print_time(batch, seconds, unit),
+            None => Ok(()),
+        }
+    }
+
+    /// Prints how many operations of `routine` a second has, in millions.
+    ///
+    /// # Errors
+    /// Stdout cannot be written.
+    pub fn rate<R>(&mut self, batch: Batch<'_>, routine: impl FnMut() -> R) -> io::Result<()> {
+        match self.median(batch, routine) {
+            Some(seconds) => {
+                let rate = f64::from(batch.operations) / seconds / 1e6;
+                self.print(batch.name, rate, Unit::MillionsPerSecond)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The seconds that one run takes, if anyone wants to know.
+    fn median<R>(&mut self, batch: Batch<'_>, mut routine: impl FnMut() -> R) -> Option<f64> {
         if !self.wants(batch.name) {
-            return Ok(());
+            return None;
         }
         let mut samples = Vec::new();
         self.sample(batch.name, |iterations| {
@@ -124,7 +149,7 @@ impl Figures {
             samples.push(per_iteration(elapsed, iterations));
             elapsed
         });
-        self.print_time(batch, median_of_last(samples), unit)
+        Some(median_of_last(samples))
     }
 
     /// Prints the time of one operation of `ours`, and as `…/vs-BASELINE` how many times as long
@@ -225,9 +250,10 @@ mod tests {
         let units = [
             Unit::Time(TimeUnit::Nanoseconds),
             Unit::Time(TimeUnit::Microseconds),
+            Unit::MillionsPerSecond,
             Unit::Kibibytes,
             Unit::Times,
         ];
-        assert_eq!(units.map(|unit| unit.to_string()), ["ns", "us", "KiB", "x"]);
+        assert_eq!(units.map(|unit| unit.to_string()), ["ns", "us", "M/s", "KiB", "x"]);
     }
 }
