@@ -11,6 +11,7 @@
 mod compile;
 mod effects;
 mod explain;
+pub mod import;
 mod mistake;
 mod pack;
 mod parse;

@@ -69,8 +69,11 @@ pub enum Line {
     Deflected(Access),
     /// Another event.
     Other,
-    /// At least so many events are missing from the trace here.
+    /// So many events are missing from the trace here, or an unknown number, which counts as one.
     Lost(u64),
+    /// So many events were overwritten in the tracer's buffer before it was read. Some kernels say
+    /// of the same ones that they are [lost](Self::Lost), too.
+    Overwritten(u64),
     /// Nothing: a blank line, a comment, a heading.
     Nothing,
     /// Something that is none of these: garbled, cut off, or too long.

@@ -20,6 +20,9 @@ pub struct Replay<'c> {
     compiled: &'c Compiled,
     rows: HashMap<(MsrIndex, Access), Row>,
     totals: Totals,
+    /// Events that lines between others call lost, and those that the heading says are.
+    lost: u64,
+    overwritten: u64,
 }
 
 /// All accesses of one MSR in one direction.
@@ -58,7 +61,7 @@ pub struct Totals {
     pub deflected: [u64; 2],
     /// Other events.
     pub other: u64,
-    /// Events that are missing, at least.
+    /// Events that are missing, at least. Those that the trace counts in two ways count once.
     pub lost: u64,
     /// Lines that could not be read.
     pub unreadable: u64,
@@ -74,6 +77,8 @@ impl<'c> Replay<'c> {
             compiled,
             rows: HashMap::new(),
             totals: Totals::default(),
+            lost: 0,
+            overwritten: 0,
         }
     }
 
@@ -85,7 +90,10 @@ impl<'c> Replay<'c> {
             Line::Access(traced) => self.access(number, traced),
             Line::Deflected(access) => totals.deflected[access as usize] += 1,
             Line::Other => totals.other += 1,
-            Line::Lost(events) => totals.lost = totals.lost.saturating_add(events),
+            Line::Lost(events) => self.lost = self.lost.saturating_add(events),
+            Line::Overwritten(events) => {
+                self.overwritten = self.overwritten.saturating_add(events);
+            }
             Line::Nothing => {}
             Line::Unreadable => {
                 totals.unreadable += 1;
@@ -94,6 +102,7 @@ impl<'c> Replay<'c> {
                 }
             }
         }
+        self.totals.lost = self.lost.max(self.overwritten);
     }
 
     fn access(&mut self, number: LineNumber, traced: Traced) {

@@ -73,7 +73,7 @@ fn what_is_no_access_is_told_apart() {
         ),
         (
             "# entries-in-buffer/entries-written: 45/160   #P:2",
-            Line::Lost(115),
+            Line::Overwritten(115),
         ),
         ("version = 6", Line::Nothing),
         ("cpus=8", Line::Nothing),
@@ -212,7 +212,7 @@ fn compiled() -> Compiled {
 
 #[test]
 fn a_replay_counts_by_msr_and_verdict() {
-    let trace = b"# head\n\
+    let trace = b"# entries-in-buffer/entries-written: 45/50   #P:2\n\
         a-1 [0] 1.2: kvm_msr: msr_read 10 = 0x7\n\
         a-1 [0] 1.2: kvm_msr: msr_write 10 = 0x8 (#GP)\n\
         a-1 [0] 1.2: kvm_msr: msr_write c0000080 = 0x9\n\
@@ -222,6 +222,7 @@ fn a_replay_counts_by_msr_and_verdict() {
         a-1 [0] 1.2: kvm_userspace_exit: reason 0x1e (30)\n\
         a-1 [0] 1.2: kvm_entry: vcpu 0\n\
         CPU:0 [LOST 3 EVENTS]\n\
+        CPU:1 [LOST 4 EVENTS]\n\
         a-1 [0] 1.2: kvm_m";
     let compiled = compiled();
     let mut replay = Replay::new(&compiled);
@@ -230,11 +231,11 @@ fn a_replay_counts_by_msr_and_verdict() {
         replay.add(number, line);
     }
     let totals = replay.totals();
-    assert_eq!((totals.lines, totals.allowed, totals.refused), (11, 3, 3));
-    assert_eq!((totals.other, totals.lost, totals.unlisted), (1, 3, 0));
+    assert_eq!((totals.lines, totals.allowed, totals.refused), (12, 3, 3));
+    assert_eq!((totals.other, totals.lost, totals.unlisted), (1, 7, 0));
     assert_eq!(totals.deflected, [0, 1]);
     assert_eq!(totals.unreadable, 1);
-    assert_eq!(totals.first_unreadable[0].get(), 11);
+    assert_eq!(totals.first_unreadable[0].get(), 12);
 
     let row = |row: &Row| {
         let Row { count, faulted, .. } = *row;

@@ -26,7 +26,7 @@ pub(super) fn parse(line: &[u8]) -> Line {
         }
     }
     match timestamp {
-        _ if line.starts_with(b"#") => overwritten(line).map_or(Line::Nothing, Line::Lost),
+        _ if line.starts_with(b"#") => overwritten(line).map_or(Line::Nothing, Line::Overwritten),
         // A whole event has a name after its time, and a blank after that.
         Some(event) if memchr_iter(b':', event).any(|at| starts_blank(&event[at + 1..])) => {
             Line::Other
@@ -111,7 +111,10 @@ fn overwritten(comment: &[u8]) -> Option<u64> {
 /// Lines without a time: what was lost, and headings of `trace-cmd`.
 fn between_events(line: &[u8]) -> Line {
     // Of tracefs, then of trace-cmd; either may leave the number out.
-    for (before, behind) in [(&b"[LOST "[..], &b"EVENTS]"[..]), (b"[", b"EVENTS DROPPED]")] {
+    for (before, behind) in [
+        (&b"[LOST "[..], &b"EVENTS]"[..]),
+        (b"[", b"EVENTS DROPPED]"),
+    ] {
         if let Some(number) = line.strip_suffix(behind)
             && line.starts_with(b"CPU:")
             && let Some(number) = after(number, before)
