@@ -254,6 +254,9 @@ mod tests {
             Unit::Kibibytes,
             Unit::Times,
         ];
-        assert_eq!(units.map(|unit| unit.to_string()), ["ns", "us", "M/s", "KiB", "x"]);
+        assert_eq!(
+            units.map(|unit| unit.to_string()),
+            ["ns", "us", "M/s", "KiB", "x"]
+        );
     }
 }

@@ -193,5 +193,21 @@ fn hexadecimal(text: &str) -> Option<(u64, &str)> {
     Some((number, &digits[end..]))
 }
 
+/// Text of a file as part of a message: escaped, and its beginning only.
+fn quoted(text: &str) -> String {
+    const SHOWN: usize = 40;
+    let shown: String = text
+        .chars()
+        .take(SHOWN)
+        .flat_map(char::escape_debug)
+        .collect();
+    let more = if text.chars().nth(SHOWN).is_some() {
+        "…"
+    } else {
+        ""
+    };
+    format!("`{shown}{more}`")
+}
+
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use msrgate_filter::{
 };
 
 use super::draft::{Draft, Drafts};
-use super::{ImportError, hexadecimal};
+use super::{ImportError, hexadecimal, quoted};
 use crate::policy::{Action, MsrRange};
 
 /// The version of the shape.
@@ -48,7 +48,10 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         }
     }
     for reason in document.reasons.iter().filter(|reason| *reason != "filter") {
-        let what = format!("reasons: `{reason}`; a policy's filter speaks of refusals only");
+        let what = format!(
+            "reasons: {}; a policy's filter speaks of refusals only",
+            quoted(reason)
+        );
         drafts.unsaid(None, what);
     }
     for (msrs, verdicts) in runs(&filter) {
@@ -56,7 +59,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
             Verdict::Allow => Some(Action::Allow),
             Verdict::Deny => Some(Action::Deny),
         });
-        drafts.say(Draft {
+        drafts.say(&Draft {
             msrs,
             actions,
             why: None,
@@ -74,7 +77,7 @@ fn filter(document: &Document) -> Result<Filter, ImportError> {
         "allow" => Fallback::Allow,
         "deny" => Fallback::Deny,
         other => {
-            let why = format!("`{other}` is neither `allow` nor `deny`");
+            let why = format!("{} is neither `allow` nor `deny`", quoted(other));
             return Err(ImportError::value("default", why));
         }
     };
@@ -94,13 +97,18 @@ fn range(window: &Window) -> Result<Range, (&'static str, String)> {
         "r" => Accesses::Read,
         "w" => Accesses::Write,
         "rw" => Accesses::Both,
-        other => return Err(("access", format!("`{other}` is none of `r`, `w`, `rw`"))),
+        other => {
+            return Err((
+                "access",
+                format!("{} is none of `r`, `w`, `rw`", quoted(other)),
+            ));
+        }
     };
     let base = match hexadecimal(&window.base) {
         Some((base, "")) => u32::try_from(base).ok(),
         _ => None,
     };
-    let base = base.ok_or_else(|| ("base", format!("`{}` is no index", window.base)))?;
+    let base = base.ok_or_else(|| ("base", format!("{} is no index", quoted(&window.base))))?;
     let words = Bitmap::words_for(window.count).map_err(|error| ("count", error.to_string()))?;
     let bytes = bytes(&window.bitmap).ok_or(("bitmap", "not bytes in hexadecimal".to_owned()))?;
     // Whole words, as the kernel reads them, or only the bytes that have a bit of a register.

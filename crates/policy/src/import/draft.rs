@@ -57,7 +57,7 @@ impl Drafts {
     }
 
     /// Another entry, apart from all others. What no entry may speak of is left out and remarked.
-    pub(super) fn say(&mut self, draft: Draft) {
+    pub(super) fn say(&mut self, draft: &Draft) {
         let (first, last) = (draft.msrs.first(), draft.msrs.last());
         let (x2apic_first, x2apic_last) = (*X2APIC.start(), *X2APIC.end());
         let is_default = draft
@@ -73,7 +73,7 @@ impl Drafts {
             last
         };
         if last < x2apic_first || first > x2apic_last {
-            self.part(&draft, MsrRange::new(first, last));
+            self.part(draft, MsrRange::new(first, last));
             return;
         }
         // S3.1
@@ -84,8 +84,8 @@ impl Drafts {
         }
         let below = MsrIndex::new(x2apic_first.get() - 1);
         let above = MsrIndex::new(x2apic_last.get() + 1);
-        self.part(&draft, MsrRange::new(first, below));
-        self.part(&draft, MsrRange::new(above, last));
+        self.part(draft, MsrRange::new(first, below));
+        self.part(draft, MsrRange::new(above, last));
     }
 
     fn part(&mut self, draft: &Draft, msrs: Option<MsrRange>) {

@@ -8,7 +8,7 @@ use msrgate_filter::MsrIndex;
 use serde::de::IgnoredAny;
 
 use super::draft::{Draft, Drafts};
-use super::{ImportError, hexadecimal};
+use super::{ImportError, hexadecimal, quoted};
 use crate::policy::{Action, MsrRange};
 
 #[derive(serde::Deserialize)]
@@ -42,10 +42,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     for (number, modifier) in template.msr_modifiers.iter().enumerate() {
         let place = |key| format!("msr_modifiers[{number}].{key}");
         let index = index(&modifier.addr).ok_or_else(|| {
-            ImportError::value(place("addr"), format!("`{}` is no index", modifier.addr))
+            ImportError::value(
+                place("addr"),
+                format!("{} is no index", quoted(&modifier.addr)),
+            )
         })?;
         let bits = bits(&modifier.bitmap).ok_or_else(|| {
-            let why = format!("`{}` is no bitmap of up to 64 bits", modifier.bitmap);
+            let why = format!("{} is no bitmap of up to 64 bits", quoted(&modifier.bitmap));
             ImportError::value(place("bitmap"), why)
         })?;
         if !seen.insert(index) {
@@ -66,7 +69,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
 }
 
 fn say(drafts: &mut Drafts, index: MsrIndex, Bits { fixed, value }: Bits) {
-    drafts.say(Draft {
+    drafts.say(&Draft {
         msrs: MsrRange::one(index),
         actions: [Some(Action::Allow); 2],
         why: Some(format!("bits {fixed:#x} begin as {value:#x}")),

@@ -76,7 +76,7 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
     }
     for ((index, dealt), both) in seen {
         match dealt {
-            Dealt::Refused => drafts.say(Draft {
+            Dealt::Refused => drafts.say(&Draft {
                 msrs: MsrRange::one(index),
                 actions: both.map(|seen| seen.map(|_| Action::Deny)),
                 why: Some(counts(both)),

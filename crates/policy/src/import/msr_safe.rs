@@ -77,7 +77,7 @@ fn say(drafts: &mut Drafts, number: usize, entry: Entry) {
         let mut names = register.names();
         names.any(|name| same_name(name, &entry.comment))
     });
-    drafts.say(Draft {
+    drafts.say(&Draft {
         msrs: MsrRange::one(index),
         actions: [Some(Action::Allow), Some(write)],
         why: (!is_name && !entry.comment.is_empty()).then_some(entry.comment),

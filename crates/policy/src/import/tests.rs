@@ -209,7 +209,8 @@ fn difference(one: &Filter, other: &Filter) -> Option<(MsrIndex, Access)> {
 
 fn range_of(accesses: Accesses, base: u32, count: u32, seed: u64) -> Range {
     // Long runs, short runs, single bits.
-    let bit = |offset: u32| (seed >> (offset.wrapping_mul(seed as u32 | 1) >> 26)) & 1 == 1;
+    let stride = u32::try_from(seed >> 32).unwrap() | 1;
+    let bit = |offset: u32| (seed >> (offset.wrapping_mul(stride) >> 26)) & 1 == 1;
     Range::new(
         accesses,
         MsrIndex::new(base),

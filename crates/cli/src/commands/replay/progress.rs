@@ -32,7 +32,7 @@ impl Progress {
 
     /// This line was read, which ends after so many bytes.
     pub(super) fn at(&mut self, line: LineNumber, bytes: u64) {
-        if !self.is_terminal || line.get() % LINES != 0 || self.last.elapsed() < EVERY {
+        if !self.is_terminal || !line.get().is_multiple_of(LINES) || self.last.elapsed() < EVERY {
             return;
         }
         self.last = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use msrgate_filter::{Access, Verdict};
+use msrgate_filter::{Access, Verdict, X2APIC};
 use msrgate_policy::trace::{LineNumber, Replay, Row, Totals};
 use msrgate_policy::{Entry, Said, explain};
 use serde::Serialize;
@@ -127,7 +127,10 @@ pub(super) fn for_people(out: &mut dyn Write, trace: &str, replay: &Replay<'_>) 
     let totals = replay.totals();
     let policy = replay.compiled().policy().source().name();
     let (style, verdict) = if totals.refused == 0 {
-        (anstyle::AnsiColor::Green, "none would be refused".to_owned())
+        (
+            anstyle::AnsiColor::Green,
+            "none would be refused".to_owned(),
+        )
     } else {
         let refused = format!("{} would be refused", totals.refused);
         (anstyle::AnsiColor::Red, refused)
@@ -167,7 +170,7 @@ fn section(out: &mut dyn Write, replay: &Replay<'_>, verdict: Verdict) -> io::Re
         write!(out, "  {access:<5} {count:>8}  {title:<32}  {}", first(row))?;
         match verdict {
             Verdict::Deny => writeln!(out, "{}; {}", faulted(row), said(replay, row))?,
-            Verdict::Allow => writeln!(out, "{}", faulted(row))?,
+            Verdict::Allow => writeln!(out, "{}{}", faulted(row), exempt(row))?,
         }
     }
     if let Some(more @ 1..) = rows.len().checked_sub(SHOWN) {
@@ -189,6 +192,15 @@ fn faulted(row: &Row) -> String {
         (0, _) => String::new(),
         (faulted, count) if faulted == count => ", got #GP then, too".to_owned(),
         (faulted, count) => format!(", {faulted} of {count} got #GP then, too"),
+    }
+}
+
+/// What allows it, if that is not the policy.
+fn exempt(row: &Row) -> &'static str {
+    if X2APIC.contains(&row.index) {
+        "; never filtered (S3.1)"
+    } else {
+        ""
     }
 }
 
