@@ -1,7 +1,7 @@
 //! What other tools and the kernel write about MSRs, as a policy.
 //!
 //! Each format is read into entries that a policy could have, and remarks on what none can say.
-//! [`print`] turns the entries into a policy's text; nothing that could not be said is lost
+//! [`print()`] turns the entries into a policy's text; nothing that could not be said is lost
 //! silently.
 //!
 //! ```
