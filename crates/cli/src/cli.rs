@@ -27,6 +27,10 @@ pub(crate) enum Command {
     Check(PolicyArgs),
     /// Say what happens to an MSR, and which line says so
     Explain(ExplainArgs),
+    /// Say what a policy would have decided of the accesses in a trace
+    Replay(ReplayArgs),
+    /// Turn what other tools and the kernel write into a policy
+    Import(ImportArgs),
     /// Look a register up by name, part of a name, index or word
     Msr(MsrArgs),
     /// Measure what this host's KVM does, statement by statement
@@ -72,6 +76,43 @@ pub(crate) struct ExplainArgs {
     pub(crate) cpu: CpuArg,
     #[command(flatten)]
     pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// A file, `-`, or the name of a shipped policy
+    pub(crate) policy: String,
+    /// Text of the event `kvm:kvm_msr` by tracefs, `perf script` or `trace-cmd report`, or JSON lines;
+    /// `-` for standard input
+    pub(crate) trace: String,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// A kernel log, a Firecracker CPU template, an msr-safe allowlist, output of strace, or a
+    /// compiled filter in JSON; `-` for standard input
+    pub(crate) file: String,
+    /// What the file is, where that cannot be seen
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) from: Option<FromArg>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FromArg {
+    /// Lines such as `kvm [1234]: ignored rdmsr: 0x1c9 data 0x0`
+    KernelLog,
+    /// A custom CPU template of Firecracker
+    Firecracker,
+    /// An allowlist of msr-safe: index, write mask, comment
+    MsrSafe,
+    /// Output of strace, which has no filter in it
+    Strace,
+    /// The JSON of a compiled policy
+    Compiled,
 }
 
 #[derive(Debug, Args)]

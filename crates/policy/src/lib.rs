@@ -13,6 +13,7 @@ mod compile;
 mod cpu;
 mod effects;
 mod explain;
+pub mod import;
 mod mistake;
 mod msrs;
 mod pack;
@@ -23,6 +24,7 @@ pub mod registers;
 mod selector;
 mod source;
 mod table;
+pub mod trace;
 
 pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
 pub use compile::{CompileError, Compiled, Variant, compile};
