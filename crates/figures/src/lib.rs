@@ -21,6 +21,8 @@ const SAMPLES: usize = 60;
 pub enum Unit {
     /// A time of one operation.
     Time(TimeUnit),
+    /// `/s`: operations a second.
+    PerSecond,
     /// `KiB`
     Kibibytes,
     /// `x`: so many times as much.
@@ -34,6 +36,8 @@ pub enum TimeUnit {
     Nanoseconds,
     /// `us`
     Microseconds,
+    /// `ms`
+    Milliseconds,
 }
 
 impl TimeUnit {
@@ -41,6 +45,7 @@ impl TimeUnit {
         match self {
             Self::Nanoseconds => 1e9,
             Self::Microseconds => 1e6,
+            Self::Milliseconds => 1e3,
         }
     }
 }
@@ -50,6 +55,8 @@ impl fmt::Display for Unit {
         f.write_str(match self {
             Self::Time(TimeUnit::Nanoseconds) => "ns",
             Self::Time(TimeUnit::Microseconds) => "us",
+            Self::Time(TimeUnit::Milliseconds) => "ms",
+            Self::PerSecond => "/s",
             Self::Kibibytes => "KiB",
             Self::Times => "x",
         })
@@ -113,10 +120,32 @@ impl Figures {
         &mut self,
         batch: Batch<'_>,
         unit: TimeUnit,
-        mut routine: impl FnMut() -> R,
+        routine: impl FnMut() -> R,
     ) -> io::Result<()> {
+        match self.seconds(batch, routine) {
+            Some(seconds) => self.print_time(batch, seconds, unit),
+            None => Ok(()),
+        }
+    }
+
+    /// Prints how many operations of `routine` there are in a second.
+    ///
+    /// # Errors
+    /// Stdout cannot be written.
+    pub fn rate<R>(&mut self, batch: Batch<'_>, routine: impl FnMut() -> R) -> io::Result<()> {
+        match self.seconds(batch, routine) {
+            Some(seconds) => {
+                let rate = f64::from(batch.operations) / seconds;
+                self.print(batch.name, rate, Unit::PerSecond)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The time of one run of `routine`, if its figure is wanted.
+    fn seconds<R>(&mut self, batch: Batch<'_>, mut routine: impl FnMut() -> R) -> Option<f64> {
         if !self.wants(batch.name) {
-            return Ok(());
+            return None;
         }
         let mut samples = Vec::new();
         self.sample(batch.name, |iterations| {
@@ -124,7 +153,7 @@ impl Figures {
             samples.push(per_iteration(elapsed, iterations));
             elapsed
         });
-        self.print_time(batch, median_of_last(samples), unit)
+        Some(median_of_last(samples))
     }
 
     /// Prints the time of one operation of `ours`, and as `…/vs-BASELINE` how many times as long
@@ -225,9 +254,14 @@ mod tests {
         let units = [
             Unit::Time(TimeUnit::Nanoseconds),
             Unit::Time(TimeUnit::Microseconds),
+            Unit::Time(TimeUnit::Milliseconds),
+            Unit::PerSecond,
             Unit::Kibibytes,
             Unit::Times,
         ];
-        assert_eq!(units.map(|unit| unit.to_string()), ["ns", "us", "KiB", "x"]);
+        assert_eq!(
+            units.map(|unit| unit.to_string()),
+            ["ns", "us", "ms", "/s", "KiB", "x"]
+        );
     }
 }

@@ -158,6 +158,9 @@ pub struct KvmBackend {
 impl KvmBackend {
     /// A new VM on this host.
     ///
+    /// A run is ended, should it not end by itself, by the signal `SIGRTMIN` + 7, for which the
+    /// process gets a handler that does nothing and which the thread that runs lets through.
+    ///
     /// # Errors
     /// The host's KVM has gone, or a call fails.
     pub fn new(host: &HostCaps) -> Result<Self, GuestError> {
@@ -165,8 +168,8 @@ impl KvmBackend {
         Ok(Self { guest })
     }
 
-    /// How long a script, or each part of a long one, may run before it is called endless: 60
-    /// seconds unless set here.
+    /// How long a script, or each part of some thousand steps of a long one, may run before it is
+    /// called endless: 60 seconds unless set here. [`Duration::MAX`] is for ever.
     pub const fn set_patience(&mut self, patience: Duration) {
         self.guest.set_patience(patience);
     }

@@ -12,6 +12,6 @@ mod slot;
 mod watchdog;
 
 pub(crate) use machine::{Apic, Guest, RawExit, Stop, called};
-pub(crate) use run::compare;
 pub use run::{GuestError, StepAt};
+pub(crate) use run::{compare, went_through};
 pub(crate) use slot::{Op, Operands, Report};

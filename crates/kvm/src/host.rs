@@ -181,8 +181,8 @@ impl HostError {
         let device = device.to_owned();
         match errno.number().get() {
             libc::EBUSY => Self::Busy { device },
-            libc::EPERM | libc::EACCES => Self::NotPermitted { device },
-            libc::ENODEV | libc::EOPNOTSUPP => Self::NoDriver { device },
+            libc::ENODEV => Self::NoDriver { device },
+            // EPERM and EACCES too: the device was opened, so that its permissions are no help.
             _ => Self::CreateVm { errno },
         }
     }
@@ -205,6 +205,10 @@ mod tests {
         let create = |number| HostError::from_create(device, RawErrno::new(number).into());
         assert!(matches!(create(libc::EBUSY), HostError::Busy { .. }));
         assert!(matches!(create(libc::ENOMEM), HostError::CreateVm { .. }));
+        // A seccomp filter's answer, say. Joining the group kvm would not help.
+        let refused = create(libc::EPERM);
+        assert!(matches!(refused, HostError::CreateVm { .. }));
+        assert!(refused.advice().contains("seccomp"));
     }
 
     #[test]

@@ -54,7 +54,10 @@ impl Installed {
     /// met, so can the exits of both masks: the old one's, and `reasons`.
     ///
     /// # Errors
-    /// As [`install`]. The old filter then still holds (S2.7), and exits may come for either mask.
+    /// As [`install`]. The old filter then still holds (S2.7), unless it is [`reasons`] that the
+    /// kernel refuses at the very end; exits may come for either mask, and [`Self::reasons`] tells.
+    ///
+    /// [`reasons`]: InstallError::Reasons
     pub fn replace(
         &mut self,
         vm: &VmFd,

@@ -1,14 +1,12 @@
 //! The backend that is a model: `msrgate-filter`'s VM, for machines without KVM and for comparing.
 
 use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, Segment, UserAddress};
-use msrgate_filter::{
-    Access, Capability, Exit, Gprs, Instruction, Registers, Revision, RunExit, Vcpu, Vm,
-};
+use msrgate_filter::{Capability, Exit, Gprs, Instruction, Registers, Revision, RunExit, Vcpu, Vm};
 
 use crate::backend::{Backend, BackendKind, Fault, Observed, Outcome, Reply, SeenExit, Site, Step};
 use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
-use crate::guest::{GuestError, Op, Operands, StepAt, compare};
+use crate::guest::{GuestError, Op, Operands, StepAt, compare, went_through};
 use crate::raw::{RawBitmap, RawFilter};
 
 /// A VM of the model with one vCPU. What lies behind the filter are the registers it is given.
@@ -27,7 +25,11 @@ impl<R: Registers> ModelBackend<R> {
         Self { vm, vcpu }
     }
 
-    fn step(&mut self, op: Op, instruction: Instruction, reply: Reply) -> Option<Observed> {
+    fn step(&mut self, at: StepAt, op: Op, reply: Reply) -> Result<Observed, GuestError> {
+        let instruction = match op {
+            Op::Write(..) => Instruction::Wrmsr,
+            Op::Read(_) | Op::Time | Op::SwapGs => Instruction::Rdmsr,
+        };
         let before = op.operands();
         self.vcpu.set_gprs(Gprs {
             rax: before.rax,
@@ -43,16 +45,17 @@ impl<R: Registers> ModelBackend<R> {
                     self.vcpu.reply(reply.into());
                     continue;
                 }
-                RunExit::Retired if instruction == Instruction::Wrmsr => Outcome::Written,
-                RunExit::Retired => Outcome::Value(self.vcpu.gprs().value()),
+                RunExit::Retired => went_through(at, op, self.operands())?,
                 RunExit::GeneralProtection { rip } => Outcome::Fault(Fault {
                     site: where_is(rip),
                     code: 0,
                     registers: compare(op, self.operands()),
                 }),
-                RunExit::Msr(_) | RunExit::Debug | RunExit::Interrupted => return None,
+                RunExit::Msr(_) | RunExit::Debug | RunExit::Interrupted => {
+                    return Err(GuestError::Twice { step: at });
+                }
             };
-            return Some(Observed { outcome, exit });
+            return Ok(Observed { outcome, exit });
         }
     }
 
@@ -113,15 +116,8 @@ impl<R: Registers> Backend for ModelBackend<R> {
         let steps = script.iter().enumerate();
         steps
             .map(|(number, step)| {
-                let (op, reply) = step.into();
-                let instruction = match step.access {
-                    Access::Read => Instruction::Rdmsr,
-                    Access::Write => Instruction::Wrmsr,
-                };
-                self.step(op, instruction, reply)
-                    .ok_or_else(|| GuestError::Twice {
-                        step: StepAt::new(number, op.access()),
-                    })
+                let (op, reply): (Op, Reply) = step.into();
+                self.step(StepAt::new(number, op.access()), op, reply)
             })
             .collect()
     }

@@ -79,7 +79,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     }),
     Statement::new(
         "S1.10",
-        "the seed's numbers 184 and 185 belong to other capabilities, and answer too",
+        "the seed's numbers 184 and 185 belong to other capabilities, and 184 answers 1 too",
         |lab| Ok(impostors(lab)),
     ),
 ];
@@ -205,8 +205,9 @@ fn mask_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
     ]))
 }
 
+/// 184 is `KVM_CAP_LAST_CPU`, which every x86 KVM has. 185 is `KVM_CAP_SMALLER_MAXPHYADDR`, which
+/// `kvm_intel` and `kvm_amd` have only where they do without nested paging: it may be 0.
 fn impostors(lab: &Lab) -> Finding {
-    let vm = lab.guest.vm();
-    let answers = [184, 185].map(|number| vm.check_extension_raw(number));
-    Finding::compare("the answers", &answers, &[1, 1])
+    let answer = lab.guest.vm().check_extension_raw(184);
+    Finding::compare("the answer of 184", &answer, &1)
 }

@@ -146,7 +146,23 @@ impl Guest {
     /// # Errors
     /// A call fails, or the guest has run for longer than its patience.
     pub(crate) fn resume(&mut self) -> Result<Stop, GuestError> {
-        let watchdog = Watchdog::start(self.patience).map_err(call("timer_create"))?;
+        let watchdog = self.watch()?;
+        self.resume_under(&watchdog)
+    }
+
+    /// The guest's patience begins now, for any number of [`Self::resume_under`] on this thread.
+    ///
+    /// # Errors
+    /// There is no timer to be had.
+    pub(super) fn watch(&self) -> Result<Watchdog, GuestError> {
+        Watchdog::start(self.patience).map_err(call("timer_create"))
+    }
+
+    /// Runs to the next stop.
+    ///
+    /// # Errors
+    /// A call fails, or the patience has come to its end.
+    pub(super) fn resume_under(&mut self, watchdog: &Watchdog) -> Result<Stop, GuestError> {
         loop {
             match self.vcpu.run() {
                 Ok(exit) => {

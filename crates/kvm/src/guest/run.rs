@@ -80,6 +80,18 @@ pub enum GuestError {
         /// The step.
         step: StepAt,
     },
+    /// An access went through, and left registers as no RDMSR and no WRMSR does (S5.4).
+    #[error("{step} left RAX {rax:#x}, RCX {rcx:#x} and RDX {rdx:#x}")]
+    Registers {
+        /// The access.
+        step: StepAt,
+        /// RAX.
+        rax: u64,
+        /// RCX.
+        rcx: u64,
+        /// RDX.
+        rdx: u64,
+    },
     /// The guest did not end.
     #[error("the guest did not get past {step} within {patience:?}")]
     Endless {
@@ -123,10 +135,11 @@ impl Guest {
     ) -> Result<(), GuestError> {
         let ops: Vec<Op> = part.iter().map(|&(op, _)| op).collect();
         self.load(&ops)?;
+        let watchdog = self.watch()?;
         let mut exits: Vec<Option<SeenExit>> = vec![None; part.len()];
         let mut at = 0;
         loop {
-            let stop = self.resume()?;
+            let stop = self.resume_under(&watchdog)?;
             while at < part.len() && self.report(at) != Report::NotReached {
                 at += 1;
             }
@@ -179,8 +192,7 @@ impl Guest {
             (Report::NotReached, _) => Err(GuestError::Skipped {
                 step: StepAt::new(number, op.access()),
             }),
-            (Report::Done(_), Op::Write(..)) => Ok(Outcome::Written),
-            (Report::Done(after), _) => Ok(Outcome::Value(after.value())),
+            (Report::Done(after), _) => went_through(StepAt::new(number, op.access()), op, after),
             (
                 Report::Fault {
                     operands,
@@ -202,6 +214,24 @@ impl Guest {
         } else {
             Site::Elsewhere(rip)
         }
+    }
+}
+
+/// The outcome of an `op` that raised no #GP and left these registers.
+///
+/// # Errors
+/// It cannot have left them.
+pub(crate) fn went_through(step: StepAt, op: Op, after: Operands) -> Result<Outcome, GuestError> {
+    let Operands { rax, rcx, rdx } = after;
+    match op {
+        _ if !op.leaves(after) => Err(GuestError::Registers {
+            step,
+            rax,
+            rcx,
+            rdx,
+        }),
+        Op::Write(..) => Ok(Outcome::Written),
+        Op::Read(_) | Op::Time | Op::SwapGs => Ok(Outcome::Value(after.value())),
     }
 }
 

@@ -94,6 +94,18 @@ impl Op {
         }
     }
 
+    /// Whether these are registers as it leaves them when it goes through: RDMSR and RDTSC clear
+    /// the upper halves of RAX and RDX (SDM volume 2), and nothing else changes.
+    pub(crate) fn leaves(self, after: Operands) -> bool {
+        let before = self.operands();
+        match self {
+            Self::Read(_) | Self::Time => {
+                after.rcx == before.rcx && after.rax >> 32 == 0 && after.rdx >> 32 == 0
+            }
+            Self::Write(..) | Self::SwapGs => after == before,
+        }
+    }
+
     /// What it does to an MSR, if that is what it is for.
     pub(crate) const fn access(self) -> Option<(MsrIndex, Access)> {
         match self {

@@ -28,7 +28,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// A running timer. Dropping it stops it.
 pub(super) struct Watchdog {
     timer: libc::timer_t,
-    end: Instant,
+    /// `None` where the clock does not go that far.
+    end: Option<Instant>,
 }
 
 impl Watchdog {
@@ -54,7 +55,7 @@ impl Watchdog {
         }
         let watchdog = Self {
             timer,
-            end: Instant::now() + patience,
+            end: Instant::now().checked_add(patience),
         };
         let schedule = libc::itimerspec {
             it_interval: timespec(AGAIN),
@@ -70,7 +71,7 @@ impl Watchdog {
 
     /// Whether the time is over.
     pub(super) fn has_barked(&self) -> bool {
-        Instant::now() >= self.end
+        self.end.is_some_and(|end| Instant::now() >= end)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use msrgate_kvm::{Finding, statements};
 
-use crate::host;
+use crate::host::host;
 
 /// The finding of one statement, which has to be that it holds.
 fn holds(number: &str) {

@@ -131,5 +131,5 @@ fn seed() -> u64 {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
     };
-    seed.unwrap_or_else(|error| panic!("MSRGATE_SEED={text}: {error}"))
+    seed.expect("MSRGATE_SEED is a number of up to 64 bits")
 }

@@ -217,7 +217,7 @@ fn learnt(observed: &Observed) -> Learnt {
         (Outcome::Fault(_), None) => Learnt::Hardware,
         (_, Some(Some(ExitReason::Unknown))) => Learnt::Fault(RegisterFault::Unknown),
         (_, Some(Some(ExitReason::Invalid))) => Learnt::Fault(RegisterFault::Invalid),
-        (_, Some(_)) => panic!("a VM without a filter: {observed:?}"),
+        (_, Some(_)) => unreachable!("a VM without a filter: {observed:?}"),
     }
 }
 
@@ -241,7 +241,7 @@ impl LearntRegisters {
             Some(Learnt::Value(value)) => Ok(value),
             Some(Learnt::Fault(fault)) => Err(fault),
             Some(Learnt::Hardware) | None => {
-                panic!("the model lets a {access} of {index} pass that the kernel refuses")
+                unreachable!("the model lets a {access} of {index} pass that the kernel refuses")
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use std::ops::RangeInclusive;
 
-use msrgate_filter::{Bitmap, MAX_RANGES};
+use msrgate_filter::{Bitmap, MAX_RANGES, MsrIndex};
 use msrgate_kvm::{RawBitmap, RawFilter, RawRange};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -142,7 +142,7 @@ fn edge() -> impl Strategy<Value = u32> {
         0xc000_2000,
         0xc001_0000,
     ];
-    let register = select(registers::HARMLESS.map(|register| register.get()).to_vec());
+    let register = select(registers::HARMLESS.map(MsrIndex::get).to_vec());
     prop_oneof![
         // 0 is also 2^32.
         1 => Just(0),

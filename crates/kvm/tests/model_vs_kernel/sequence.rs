@@ -180,7 +180,10 @@ impl AccessPlan {
                 let used = filter.ranges.iter().filter(|range| range.nmsrs != 0);
                 let at = match used.collect::<Vec<_>>().as_slice() {
                     [] => 0,
-                    used => edge.of(*range.get(used)),
+                    used => {
+                        let range: &&RawRange = range.get(used);
+                        edge.of(range)
+                    }
                 };
                 MsrIndex::new(at.wrapping_add_signed(*step))
             }

@@ -1,0 +1,125 @@
+//! What accesses and set calls cost on this host's KVM.
+//!
+//! A figure of accesses is of one script after the other, filling the mailbox and reading it
+//! included. Without KVM there is none, which is said on stderr; `MSRGATE_REQUIRE=kvm` makes that
+//! a failure.
+
+use msrgate_figures::{Batch, Figures, TimeUnit};
+use msrgate_filter::{Access, Bitmap, MAX_RANGES, MsrIndex};
+use msrgate_kvm::{
+    Backend, HostCaps, KvmBackend, Observed, Outcome, RawBitmap, RawFilter, RawRange, RawReasons,
+    Reply, Step,
+};
+
+/// A register that KVM handles here and that nobody else uses.
+const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
+
+/// Accesses in a script: about what the mailbox holds.
+const ACCESSES: u32 = 4_000;
+
+/// What user space says to an access that comes to it.
+const ANSWER: u64 = 0x5ca1_ab1e;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// A VM in which all reads of STAR come to the same.
+struct Reads {
+    backend: KvmBackend,
+    script: Vec<Step>,
+}
+
+impl Reads {
+    /// # Errors
+    /// There is no VM, the filter is not taken, or a read does not give `value`.
+    fn new(host: &HostCaps, filter: &RawFilter, value: u64) -> Result<Self, Failure> {
+        let mut backend = KvmBackend::new(host)?;
+        backend.set_reasons(RawReasons::new(7))?;
+        backend.set_filter(filter)?;
+        let step = Step {
+            index: STAR,
+            access: Access::Read,
+            value: 0,
+            reply: Reply::Value(ANSWER),
+        };
+        let mut reads = Self {
+            backend,
+            script: vec![step; ACCESSES as usize],
+        };
+        let wrong = |seen: &&Observed| seen.outcome != Outcome::Value(value);
+        match reads.run()?.iter().find(wrong) {
+            Some(seen) => Err(format!("a read of {STAR} is not {value:#x}: {seen:?}").into()),
+            None => Ok(reads),
+        }
+    }
+
+    fn run(&mut self) -> Result<Vec<Observed>, Failure> {
+        Ok(self.backend.run(&self.script)?)
+    }
+}
+
+/// Default deny; full ranges of which the last one holds STAR and has `word` for every word.
+fn full(ranges: usize, word: u64) -> RawFilter {
+    let mut filter = RawFilter {
+        flags: 1,
+        ..RawFilter::default()
+    };
+    let words = Bitmap::MAX_COUNT as usize / 64;
+    let last = 0xc000_0000;
+    let bases = (0..last).step_by(0x10_0000).take(ranges - 1).chain([last]);
+    for (place, base) in filter.ranges.iter_mut().zip(bases) {
+        *place = RawRange {
+            flags: 3,
+            nmsrs: Bitmap::MAX_COUNT,
+            base,
+            bitmap: RawBitmap::Bytes(word.to_le_bytes().repeat(words)),
+        };
+    }
+    filter
+}
+
+fn reads(name: &str) -> Batch<'_> {
+    Batch {
+        name,
+        operations: ACCESSES,
+    }
+}
+
+fn main() -> Result<(), Failure> {
+    let host = match HostCaps::probe() {
+        Ok(host) => host,
+        Err(error) => {
+            let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
+            if required.split(',').any(|word| word == "kvm") {
+                return Err(error.into());
+            }
+            eprintln!("SKIPPED: {error}. {}", error.advice());
+            return Ok(());
+        }
+    };
+    let mut figures = Figures::from_args()?;
+
+    let mut allowed = Reads::new(&host, &full(1, u64::MAX), 0)?;
+    figures.rate(reads("guest/accesses"), || allowed.run())?;
+    let mut refused = Reads::new(&host, &full(1, 0), ANSWER)?;
+    figures.rate(reads("guest/deflected"), || refused.run())?;
+
+    let mut sixteen = Reads::new(&host, &full(MAX_RANGES, u64::MAX), 0)?;
+    let mut none = Reads::new(&host, &RawFilter::default(), 0)?;
+    let batch = reads("filter-16");
+    figures.compare(batch, || sixteen.run(), "none", || none.run())?;
+
+    for (name, filter) in [
+        ("set-filter/1-range", full(1, u64::MAX)),
+        ("set-filter/16-full", full(MAX_RANGES, u64::MAX)),
+    ] {
+        let batch = Batch {
+            name,
+            operations: 1,
+        };
+        let mut answer = Ok(());
+        let set = || answer = answer.and(allowed.backend.set_filter(&filter));
+        figures.time(batch, TimeUnit::Milliseconds, set)?;
+        answer?;
+    }
+    Ok(())
+}
