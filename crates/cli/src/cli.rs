@@ -49,7 +49,9 @@ pub(crate) struct PolicyArgs {
     pub(crate) format: FormatArg,
 }
 
+// `--msr` takes all that follows: what comes first is the policy.
 #[derive(Debug, Args)]
+#[command(override_usage = "msrgate test <POLICY> [OPTIONS] [--msr <MSR>...]")]
 pub(crate) struct TestArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: String,

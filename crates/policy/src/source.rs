@@ -71,7 +71,8 @@ impl Source {
 }
 
 /// The text without characters that a terminal obeys instead of showing: controls, and those that
-/// turn the direction of writing. What replaces one has its length, so that spans stay true.
+/// turn the direction of writing. What replaces one has its length, so that spans stay true. The
+/// return before a line's end is part of that end, and shown as a space.
 fn harmless(text: &str) -> String {
     let show = |c: char| match c {
         '\n' | '\t' => c,
@@ -80,7 +81,7 @@ fn harmless(text: &str) -> String {
         _ if c.is_control() => '\u{b7}',
         _ => c,
     };
-    text.chars().map(show).collect()
+    text.replace("\r\n", " \n").chars().map(show).collect()
 }
 
 /// Text of a policy as a message may quote it: harmless, and of no more than 80 characters.
@@ -104,6 +105,7 @@ mod tests {
         let shown = harmless(text);
         assert_eq!(shown, "a?[31m?\u{b7}b\u{fffd}c\n");
         assert_eq!(shown.len(), text.len());
+        assert_eq!(harmless("a\r\nb\rc"), "a \nb?c");
         assert_eq!(quoted("a\nb"), "a b");
         assert_eq!(quoted(&"é".repeat(81)), format!("{}…", "é".repeat(80)));
         assert_eq!(quoted(&"é".repeat(80)), "é".repeat(80));
