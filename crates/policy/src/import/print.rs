@@ -33,7 +33,7 @@ pub fn print(imported: &Imported, origin: &str) -> String {
     }
     text.push_str(&format!(
         "policy  = 1\ndefault = \"{}\"\n\n[msrs]\n",
-        imported.default
+        imported.default.word()
     ));
     let keys: Vec<_> = imported
         .entries
