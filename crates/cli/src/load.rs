@@ -5,7 +5,8 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use msrgate_policy::{
-    CompileError, Compiled, Entry, MAX_BYTES, PackError, Policy, Source, Window, compile, parse,
+    CompileError, Compiled, Entry, MAX_BYTES, PackError, Policy, Source, Window, compile, one_line,
+    parse,
 };
 
 use crate::failure::Failure;
@@ -59,7 +60,7 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
         };
         let mut entries = policy.entries().iter().filter(within);
         let first = entries.next().map_or(String::new(), |entry| {
-            format!("line {}: {}", entry.place().line, entry.key())
+            format!("line {}: {}", entry.place().line, one_line(entry.key()))
         });
         let more = match entries.count() {
             0 => String::new(),

@@ -30,5 +30,5 @@ pub use parse::{MAX_BYTES, MAX_ENTRIES, MAX_LINE, parse};
 pub use points::points;
 pub use policy::{Action, Entry, EntryId, MsrRange, Policy};
 pub use selector::{SelectorError, parse_msrs};
-pub use source::{Place, Source};
+pub use source::{Place, Source, one_line};
 pub use table::{Said, Segment, Table};

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use miette::Diagnostic as _;
 use msrgate_filter::{Access, Range};
-use msrgate_policy::{Compiled, Entry, EntryId, Mistakes, Said};
+use msrgate_policy::{Compiled, Entry, EntryId, Mistakes, Said, one_line};
 use serde::Serialize;
 
 use crate::cli::{Format, PolicyArgs};
@@ -154,7 +154,7 @@ fn never_effective(compiled: &Compiled) -> Vec<&Entry> {
 fn without_effect(entry: &Entry) -> String {
     format!(
         "`{}` decides nothing: other entries decide all of its MSRs",
-        entry.key()
+        one_line(entry.key())
     )
 }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use msrgate_filter::{Access, MsrIndex, Verdict};
-use msrgate_policy::{Compiled, Entry, Explanation, MsrRange, Said, explain};
+use msrgate_policy::{Compiled, Entry, Explanation, MsrRange, Said, explain, one_line};
 use serde::Serialize;
 
 use crate::cli::{ExplainArgs, Format};
@@ -90,11 +90,7 @@ fn print(out: &mut dyn Write, compiled: &Compiled, index: MsrIndex) -> Result<()
             source_of(compiled, &explanation)
         )?;
         if let Some(why) = explanation.entry.and_then(Entry::why) {
-            writeln!(
-                out,
-                "                because {}",
-                why.replace(char::is_control, " ")
-            )?;
+            writeln!(out, "                because {}", one_line(why))?;
         }
         writeln!(out, "                {}", mechanism(compiled, &explanation))?;
     }
@@ -106,7 +102,11 @@ fn source_of(compiled: &Compiled, explanation: &Explanation<'_>) -> String {
     let source = compiled.policy().source().name();
     match (explanation.said, explanation.entry) {
         (Said::ByKvm, _) => "an x2APIC register, which KVM never filters (S3.1)".to_owned(),
-        (_, Some(entry)) => format!("{source}:{} says so of {}", entry.place().line, entry.key()),
+        (_, Some(entry)) => format!(
+            "{source}:{} says so of {}",
+            entry.place().line,
+            one_line(entry.key())
+        ),
         (_, None) => format!("{source} names it nowhere, so `default` holds"),
     }
 }

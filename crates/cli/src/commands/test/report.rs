@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_filter::{Access, ExitReason, MsrIndex, Verdict};
 use msrgate_kvm::{BackendKind, HostError, Measured, NotTried, Pass, Seen};
-use msrgate_policy::{Compiled, write_effect};
+use msrgate_policy::{Compiled, one_line, write_effect};
 use serde::Serialize;
 
 use super::Measures;
@@ -199,11 +199,7 @@ pub(super) fn text(
         out,
         "{style}{} of {tried} as {} promises, {} deviations{style:#}, {} not tried",
         summary.ok,
-        compiled
-            .policy()
-            .name()
-            .unwrap_or("the policy")
-            .replace(char::is_control, " "),
+        one_line(compiled.policy().name().unwrap_or("the policy")),
         summary.deviations,
         summary.not_tried,
     )
