@@ -6,7 +6,7 @@ use std::path::Path;
 
 use msrgate_policy::{
     CompileError, Compiled, Entry, IncludeError, Includes, MAX_BYTES, PackError, Policy, Source,
-    Window, compile, parse,
+    Window, compile, one_line, parse,
 };
 
 use crate::failure::Failure;
@@ -92,7 +92,7 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
         };
         let mut entries = policy.entries().iter().filter(within);
         let first = entries.next().map_or(String::new(), |entry| {
-            format!("line {}: {}", entry.place().line, entry.key())
+            format!("line {}: {}", entry.place().line, one_line(entry.key()))
         });
         let more = match entries.count() {
             0 => String::new(),

@@ -43,5 +43,5 @@ pub use policy::{
     Update, When, WhenId,
 };
 pub use selector::{SelectorError, parse_msrs};
-pub use source::{Place, Source};
+pub use source::{Place, Source, one_line};
 pub use table::{Said, Segment, Table};

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_filter::{Access, X2APIC};
 use msrgate_policy::trace::{Fate, LineNumber, Replay, Row, Totals};
-use msrgate_policy::{Entry, Said, explain};
+use msrgate_policy::{Entry, Said, explain, one_line};
 use serde::Serialize;
 
 use crate::output::{self, SCHEMA};
@@ -214,7 +214,11 @@ fn said(replay: &Replay<'_>, row: &Row) -> String {
     let explanation = explain(replay.policy(), replay.variant(), row.index, row.access);
     match (explanation.said, explanation.entry) {
         (Said::ByEntry(_), Some(entry)) => {
-            format!("policy line {}: {}", entry.place().line, entry.key())
+            format!(
+                "policy line {}: {}",
+                entry.place().line,
+                one_line(entry.key())
+            )
         }
         _ => "by `default`".to_owned(),
     }
