@@ -3,11 +3,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use msrgate_policy::{CompileError, Source, compile, parse};
+use msrgate_policy::{CompileError, NoIncludes, Source, compile, parse};
 
 fuzz_target!(|text: &str| {
     let source = Source::new("fuzz.toml", text);
-    match parse(&source) {
+    match parse(&source, &mut NoIncludes) {
         Err(mistakes) => assert!(mistakes.total() > 0 && !mistakes.mistakes().is_empty()),
         Ok(policy) => {
             if let Err(error) = compile(policy) {

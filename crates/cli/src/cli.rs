@@ -1,7 +1,7 @@
 //! What can be typed.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use msrgate_policy::{MsrRange, parse_msrs};
+use msrgate_policy::{Cpu, MsrSet, parse_msrs};
 
 /// An MSR firewall for KVM virtual machines.
 #[derive(Debug, Parser)]
@@ -27,6 +27,10 @@ pub(crate) enum Command {
     Check(PolicyArgs),
     /// Say what happens to an MSR, and which line says so
     Explain(ExplainArgs),
+    /// Say what a policy would have decided of the accesses in a trace
+    Replay(ReplayArgs),
+    /// Turn what other tools and the kernel write into a policy
+    Import(ImportArgs),
     /// Look a register up by name, part of a name, index or word
     Msr(MsrArgs),
     /// Measure what this host's KVM does, statement by statement
@@ -39,6 +43,8 @@ pub(crate) enum Command {
 pub(crate) struct PolicyArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: String,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
     #[command(flatten)]
     pub(crate) format: FormatArg,
 }
@@ -54,7 +60,9 @@ pub(crate) struct TestArgs {
     pub(crate) backend: BackendArg,
     /// Only these MSRs: a name, an index or a range such as 0x200..=0x20f (repeatable)
     #[arg(long = "msr", value_name = "MSR", value_parser = msrs, num_args = 1..)]
-    pub(crate) msrs: Vec<MsrRange>,
+    pub(crate) msrs: Vec<MsrSet>,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
     #[command(flatten)]
     pub(crate) format: FormatArg,
 }
@@ -65,9 +73,48 @@ pub(crate) struct ExplainArgs {
     pub(crate) policy: String,
     /// Names, indices or ranges such as 0x200..=0x20f
     #[arg(required = true, value_name = "MSR", value_parser = msrs)]
-    pub(crate) msrs: Vec<MsrRange>,
+    pub(crate) msrs: Vec<MsrSet>,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
     #[command(flatten)]
     pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// A file, `-`, or the name of a shipped policy
+    pub(crate) policy: String,
+    /// Text of the event `kvm:kvm_msr` by tracefs, `perf script` or `trace-cmd report`, or JSON lines;
+    /// `-` for standard input
+    pub(crate) trace: String,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// A kernel log, a Firecracker CPU template, an msr-safe allowlist, output of strace, or a
+    /// compiled filter in JSON; `-` for standard input
+    pub(crate) file: String,
+    /// What the file is, where that cannot be seen
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) from: Option<FromArg>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FromArg {
+    /// Lines such as `kvm [1234]: ignored rdmsr: 0x1c9 data 0x0`
+    KernelLog,
+    /// A custom CPU template of Firecracker
+    Firecracker,
+    /// An allowlist of msr-safe: index, write mask, comment
+    MsrSafe,
+    /// Output of strace, which has no filter in it
+    Strace,
+    /// The JSON of a compiled policy
+    Compiled,
 }
 
 #[derive(Debug, Args)]
@@ -91,6 +138,14 @@ pub(crate) struct PoliciesArgs {
     pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) format: FormatArg,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CpuArg {
+    /// The processor whose `[[when]]`s hold: VENDOR:FAMILY:MODEL[:STEPPING], such as
+    /// GenuineIntel:6:0x6a
+    #[arg(long, value_name = "CPU")]
+    pub(crate) cpu: Option<Cpu>,
 }
 
 #[derive(Clone, Copy, Debug, Args)]
@@ -139,6 +194,6 @@ impl Color {
     }
 }
 
-fn msrs(text: &str) -> Result<MsrRange, String> {
+fn msrs(text: &str) -> Result<MsrSet, String> {
     parse_msrs(text).map_err(|error| format!("{error}; {}", error.help()))
 }

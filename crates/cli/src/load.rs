@@ -5,8 +5,8 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use msrgate_policy::{
-    CompileError, Compiled, Entry, MAX_BYTES, PackError, Policy, Source, Window, compile, one_line,
-    parse,
+    CompileError, Compiled, Entry, IncludeError, Includes, MAX_BYTES, PackError, Policy, Source,
+    Window, compile, one_line, parse,
 };
 
 use crate::failure::Failure;
@@ -31,6 +31,10 @@ pub(crate) struct Shipped {
 }
 
 impl Shipped {
+    fn source(self) -> Source {
+        Source::new(&format!("{}.toml (shipped)", self.name), self.text)
+    }
+
     /// The policy's first comment line, without its mark.
     pub(crate) fn summary(self) -> &'static str {
         let first = self.text.lines().next().unwrap_or_default();
@@ -40,7 +44,7 @@ impl Shipped {
 
 /// Reads, parses and packs a policy.
 pub(crate) fn compiled(policy: &str) -> Result<Compiled, Failure> {
-    let policy = parsed(policy)?;
+    let policy = parse(&source(policy)?, &mut Files).map_err(Failure::Mistakes)?;
     compile(policy.clone()).map_err(|error| {
         let clusters = match &error {
             CompileError::Pack(PackError::TooManyRanges(windows)) => clusters(&policy, windows),
@@ -50,13 +54,41 @@ pub(crate) fn compiled(policy: &str) -> Result<Compiled, Failure> {
     })
 }
 
+/// What policies include: files, by a path from where the including one lies, and shipped policies
+/// by name.
+struct Files;
+
+impl Includes for Files {
+    fn open(&mut self, from: &Source, path: &str) -> Result<Source, IncludeError> {
+        let folder = Path::new(from.name()).parent().unwrap_or(Path::new(""));
+        let file = folder.join(path);
+        if !file.exists()
+            && let Some(shipped) = shipped(path)
+        {
+            return Ok(shipped.source());
+        }
+        // One name for one file, however it is reached.
+        let file = file
+            .canonicalize()
+            .map_err(|error| IncludeError::new(error.to_string()))?;
+        let name = file.display().to_string();
+        let opened = File::open(&file).map_err(|error| IncludeError::new(error.to_string()))?;
+        read(&name, opened).map_err(|failure| match failure {
+            Failure::Input { why, .. } => IncludeError::new(why),
+            other => IncludeError::new(other.to_string()),
+        })
+    }
+}
+
 /// Where the ranges would lie, and for the sake of which entries.
 fn clusters(policy: &Policy, windows: &[Window]) -> String {
     const SHOWN: usize = 20;
     let line = |window: &Window| {
         let within = |entry: &&Entry| {
-            let msrs = entry.msrs();
-            msrs.first() <= window.msrs.last() && window.msrs.first() <= msrs.last()
+            let mut ranges = entry.msrs().ranges().iter();
+            ranges.any(|msrs| {
+                msrs.first() <= window.msrs.last() && window.msrs.first() <= msrs.last()
+            })
         };
         let mut entries = policy.entries().iter().filter(within);
         let first = entries.next().map_or(String::new(), |entry| {
@@ -80,10 +112,6 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
     format!(
         "{lines}{rest}\n  drop all entries of a cluster, or let its reads and writes be alike, so that they share a range"
     )
-}
-
-fn parsed(policy: &str) -> Result<Policy, Failure> {
-    parse(&source(policy)?).map_err(Failure::Mistakes)
 }
 
 fn source(policy: &str) -> Result<Source, Failure> {

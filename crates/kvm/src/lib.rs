@@ -35,5 +35,5 @@ pub use measure::{
     Case, Deviation, MeasureError, Measured, NotTried, Pass, Seen, WriteEffect, measure,
 };
 pub use model::ModelBackend;
-pub use probe::{HostCaps, IgnoreMsrs, Module, UnknownBits};
+pub use probe::{CpuSignature, HostCaps, IgnoreMsrs, Module, UnknownBits};
 pub use raw::{RawBitmap, RawFilter, RawRange, set_filter_raw};

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_bindings::{KVM_API_VERSION, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VmFd};
 use msrgate_filter::Errno;
@@ -25,6 +26,16 @@ pub struct HostCaps {
     ignore_msrs: IgnoreMsrs,
     module: Module,
     release: String,
+    cpu: Option<CpuSignature>,
+}
+
+/// What CPUID says of the processor that guests of this host get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuSignature {
+    /// EBX, EDX and ECX of leaf 0: the vendor's name, in this order.
+    pub vendor: [u32; 3],
+    /// EAX of leaf 1: family, model and stepping.
+    pub signature: u32,
 }
 
 /// What happens to flag bits that mean nothing (S1.9, S2.2, S9).
@@ -89,6 +100,7 @@ impl HostCaps {
             ignore_msrs: ignore_msrs(Path::new(MODULES)),
             module: module(Path::new(MODULES)),
             release: release(Path::new("/proc/sys/kernel/osrelease")),
+            cpu: cpu_signature(&kvm),
         })
     }
 
@@ -134,11 +146,28 @@ impl HostCaps {
         &self.module
     }
 
+    /// The processor that guests get; `None` if KVM does not say.
+    #[must_use]
+    pub const fn cpu(&self) -> Option<CpuSignature> {
+        self.cpu
+    }
+
     /// The kernel's release, as `uname -r` prints it; empty where it cannot be read.
     #[must_use]
     pub fn release(&self) -> &str {
         &self.release
     }
+}
+
+/// Leaves 0 and 1 of `KVM_GET_SUPPORTED_CPUID`.
+fn cpu_signature(kvm: &Kvm) -> Option<CpuSignature> {
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).ok()?;
+    let leaf = |number| cpuid.as_slice().iter().find(|leaf| leaf.function == number);
+    let (name, features) = (leaf(0)?, leaf(1)?);
+    Some(CpuSignature {
+        vendor: [name.ebx, name.edx, name.ecx],
+        signature: features.eax,
+    })
 }
 
 /// Asks `vm` for exits for these reasons (S1.9).

@@ -4,14 +4,25 @@ use std::fmt;
 
 use msrgate_filter::{Access, Filter, MsrIndex, Verdict};
 
+use crate::cpu::Cpu;
+use crate::msrs::MsrRange;
 use crate::pack::{PackError, pack};
-use crate::policy::{Action, MsrRange, Policy};
+use crate::parse::variants;
+use crate::policy::{Policy, WhenId};
 use crate::table::{Said, Table};
 
-/// A policy with the filter that decides as it says.
+/// A policy with the filters that decide as it says.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     policy: Policy,
+    variants: Vec<Variant>,
+}
+
+/// What a policy says on the processors on which the same `[[when]]`s hold.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    holds: Vec<bool>,
+    example: Cpu,
     table: Table,
     filter: Filter,
 }
@@ -23,7 +34,44 @@ impl Compiled {
         &self.policy
     }
 
-    /// What it says of every MSR.
+    /// One for each way in which the `[[when]]`s hold on some processor; at least one. That in
+    /// which none does, if there is such a processor, is the first.
+    #[must_use]
+    pub fn variants(&self) -> &[Variant] {
+        &self.variants
+    }
+
+    /// What holds on this processor; without one, the first variant.
+    #[must_use]
+    pub fn on(&self, cpu: Option<&Cpu>) -> &Variant {
+        let Some(cpu) = cpu else {
+            return &self.variants[0];
+        };
+        let holds: Vec<_> = self
+            .policy
+            .whens()
+            .iter()
+            .map(|when| when.cpus().contains(cpu))
+            .collect();
+        let this = self.variants.iter().find(|variant| variant.holds == holds);
+        this.unwrap_or(&self.variants[0])
+    }
+}
+
+impl Variant {
+    /// Which of the policy's `[[when]]`s hold.
+    pub fn whens(&self) -> impl Iterator<Item = WhenId> {
+        let ids = (0..self.holds.len()).map(WhenId);
+        ids.filter(|id| self.holds[id.0])
+    }
+
+    /// A processor on which it holds.
+    #[must_use]
+    pub const fn example(&self) -> &Cpu {
+        &self.example
+    }
+
+    /// What the policy says of every MSR.
     #[must_use]
     pub const fn table(&self) -> &Table {
         &self.table
@@ -50,7 +98,7 @@ pub enum CompileError {
         /// In this direction.
         access: Access,
         /// What the policy says.
-        wanted: Action,
+        wanted: Verdict,
     },
 }
 
@@ -64,7 +112,7 @@ impl fmt::Display for CompileError {
                 wanted,
             } => write!(
                 f,
-                "the packed filter does not {wanted} a {access} of {index} as the policy says; this is a defect of msrgate, please report it with the policy"
+                "a {access} of {index} is not decided as the policy says ({wanted:?}); this is a defect of msrgate, please report it with the policy"
             ),
         }
     }
@@ -77,20 +125,25 @@ impl std::error::Error for CompileError {}
 /// # Errors
 /// The policy does not fit a filter, or the comparison failed.
 pub fn compile(policy: Policy) -> Result<Compiled, CompileError> {
-    let table = Table::resolve(&policy);
-    let filter = pack(&table).map_err(CompileError::Pack)?;
-    match first_difference(&table, &filter) {
-        None => Ok(Compiled {
-            policy,
+    let variants = variants(&policy).into_iter().map(|active| {
+        let table = Table::resolve(&policy, &active.entries);
+        let filter = pack(&table).map_err(CompileError::Pack)?;
+        if let Some((index, access, wanted)) = first_difference(&table, &filter) {
+            return Err(CompileError::Differs {
+                index,
+                access,
+                wanted,
+            });
+        }
+        Ok(Variant {
+            holds: active.holds,
+            example: active.example,
             table,
             filter,
-        }),
-        Some((index, access, wanted)) => Err(CompileError::Differs {
-            index,
-            access,
-            wanted,
-        }),
-    }
+        })
+    });
+    let variants = variants.collect::<Result<_, _>>()?;
+    Ok(Compiled { policy, variants })
 }
 
 /// The first access that the filter does not decide as the table says.
@@ -101,20 +154,17 @@ pub fn compile(policy: Policy) -> Result<Compiled, CompileError> {
 pub(crate) fn first_difference(
     table: &Table,
     filter: &Filter,
-) -> Option<(MsrIndex, Access, Action)> {
+) -> Option<(MsrIndex, Access, Verdict)> {
     let covered = covered(filter);
     for access in Access::ALL {
         for segment in table.segments(access) {
             let differs = |index: MsrIndex| {
-                let verdict = match segment.action {
-                    Action::Allow => Verdict::Allow,
-                    Action::Deny => Verdict::Deny,
-                };
-                segment.said != Said::ByKvm && filter.decide(index, access).verdict != verdict
+                let wanted = segment.action.verdict();
+                segment.said != Said::ByKvm && filter.decide(index, access).verdict != wanted
             };
             let found = points(segment.msrs, &covered).find(|&index| differs(index));
             if let Some(index) = found {
-                return Some((index, access, segment.action));
+                return Some((index, access, segment.action.verdict()));
             }
         }
     }

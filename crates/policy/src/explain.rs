@@ -2,13 +2,14 @@
 
 use msrgate_filter::{Access, Because, Decision, MsrIndex};
 
-use crate::compile::Compiled;
-use crate::policy::{Action, Entry};
+use crate::action::Action;
+use crate::compile::Variant;
+use crate::policy::{Entry, Policy};
 use crate::table::Said;
 
 /// Everything that decides one access.
-#[derive(Clone, Copy, Debug)]
-pub struct Explanation<'c> {
+#[derive(Clone, Debug)]
+pub struct Explanation<'p> {
     /// The MSR.
     pub index: MsrIndex,
     /// The direction.
@@ -18,7 +19,7 @@ pub struct Explanation<'c> {
     /// What in the policy says so.
     pub said: Said,
     /// The entry that says so, unless it is the default, or KVM.
-    pub entry: Option<&'c Entry>,
+    pub entry: Option<&'p Entry>,
     /// What the kernel's filter decides.
     pub decision: Decision,
 }
@@ -34,20 +35,25 @@ impl Explanation<'_> {
     }
 }
 
-/// Explains an access.
+/// Explains an access under one variant of a policy.
 #[must_use]
-pub fn explain(compiled: &Compiled, index: MsrIndex, access: Access) -> Explanation<'_> {
-    let segment = compiled.table().at(index, access);
+pub fn explain<'p>(
+    policy: &'p Policy,
+    variant: &Variant,
+    index: MsrIndex,
+    access: Access,
+) -> Explanation<'p> {
+    let segment = variant.table().at(index, access);
     let entry = match segment.said {
-        Said::ByEntry(id) => Some(compiled.policy().entry(id)),
+        Said::ByEntry(id) => Some(policy.entry(id)),
         Said::ByDefault | Said::ByKvm => None,
     };
     Explanation {
         index,
         access,
-        action: segment.action,
+        action: segment.action.clone(),
         said: segment.said,
         entry,
-        decision: compiled.filter().decide(index, access),
+        decision: variant.filter().decide(index, access),
     }
 }

@@ -1,29 +1,53 @@
-//! Everything that can be wrong with a policy's text, with the place and what to do about it.
+//! Everything that can be wrong with a policy's text, with the places and what to do about it.
 
-use miette::{Diagnostic, SourceSpan};
+mod report;
+
 use thiserror::Error;
 
-use crate::policy::{Action, MsrRange};
+use crate::policy::At;
 use crate::selector::SelectorError;
 use crate::source::{Place, Source};
-use msrgate_filter::{Access, Accesses};
+use msrgate_filter::{Access, Accesses, MsrIndex};
+
+use report::Report;
 
 /// One thing that is wrong.
-#[derive(Clone, Debug, Error, Diagnostic, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    pub(crate) wrong: Wrong,
+    /// The places, the one that a one-line message names first.
+    pub(crate) places: Vec<Label>,
+}
+
+/// A place in a text, with what is to be said of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    pub(crate) at: At,
+    pub(crate) says: Option<String>,
+}
+
+impl Label {
+    pub(crate) const fn bare(at: At) -> Self {
+        Self { at, says: None }
+    }
+
+    pub(crate) const fn saying(at: At, says: String) -> Self {
+        Self {
+            at,
+            says: Some(says),
+        }
+    }
+}
+
+/// What is wrong. The fields named `key`, `text` and `word` quote the policy.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Mistake {
+pub enum Wrong {
     /// The text is not TOML.
-    #[error("not TOML: {message}")]
-    Syntax {
-        /// What the TOML parser says.
-        message: String,
-        /// Where.
-        #[label]
-        at: SourceSpan,
-    },
-    /// The file is longer than [`MAX_BYTES`](crate::MAX_BYTES).
+    #[error("not TOML: {0}")]
+    Syntax(String),
+    /// The text is longer than [`MAX_BYTES`](crate::MAX_BYTES).
     #[error("the policy has {bytes} bytes, more than the {limit} that one may have")]
-    #[diagnostic(help("name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`"))]
     TooLong {
         /// How long it is.
         bytes: usize,
@@ -32,7 +56,6 @@ pub enum Mistake {
     },
     /// A line is longer than [`MAX_LINE`](crate::MAX_LINE).
     #[error("line {line} has {bytes} bytes, more than the {limit} that one may have")]
-    #[diagnostic(help("write one entry a line"))]
     LongLine {
         /// The line, counted from 1.
         line: usize,
@@ -41,38 +64,31 @@ pub enum Mistake {
         /// How long it may be.
         limit: usize,
     },
-    /// There are more entries than [`MAX_ENTRIES`](crate::MAX_ENTRIES).
-    #[error("the policy has {entries} entries, more than the {limit} that one may have")]
-    #[diagnostic(help("name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`"))]
-    TooManyEntries {
+    /// There is more of something than there may be.
+    #[error("the policy has {found} {what}, more than the {limit} that one may have")]
+    TooMany {
+        /// Of what: entries, groups, whens, or variants.
+        what: &'static str,
         /// How many there are.
-        entries: usize,
+        found: usize,
         /// How many there may be.
         limit: usize,
     },
     /// A key that has to be there is not.
     #[error("`{key}` is missing")]
-    #[diagnostic(help("{help}"))]
     MissingKey {
         /// The key.
         key: &'static str,
         /// What to write.
         help: &'static str,
-        /// Where the table begins that should have it.
-        #[label("in this table")]
-        at: Option<SourceSpan>,
     },
     /// A key that means nothing here.
     #[error("unknown key `{key}`")]
-    #[diagnostic(help("{help}"))]
     UnknownKey {
         /// The key.
         key: String,
         /// The nearest known key, or all of them.
         help: String,
-        /// Where.
-        #[label]
-        at: SourceSpan,
     },
     /// A value of the wrong type.
     #[error("`{key}` is {found}, and should be {wanted}")]
@@ -83,13 +99,9 @@ pub enum Mistake {
         found: &'static str,
         /// What should.
         wanted: &'static str,
-        /// Where.
-        #[label]
-        at: SourceSpan,
     },
     /// A word that is none of those that may stand here.
     #[error("`{word}` is not a word for `{key}`")]
-    #[diagnostic(help("{help}"))]
     UnknownWord {
         /// The word.
         word: String,
@@ -97,73 +109,113 @@ pub enum Mistake {
         key: String,
         /// The words there are, the nearest one first.
         help: String,
-        /// Where.
-        #[label]
-        at: SourceSpan,
+    },
+    /// A number that is none, or too large.
+    #[error("`{text}` is no number of {bits} bits for `{key}`")]
+    BadNumber {
+        /// What stands there.
+        text: String,
+        /// The key whose value it is.
+        key: String,
+        /// How many bits there are.
+        bits: u32,
     },
     /// A language version this program does not know.
-    #[error("policy language {version} is not known")]
-    #[diagnostic(help("this msrgate knows `policy = 1`; a newer one may know more"))]
-    UnknownVersion {
-        /// The version as written.
-        version: String,
-        /// Where.
-        #[label]
-        at: SourceSpan,
-    },
+    #[error("policy language {0} is not known")]
+    UnknownVersion(String),
     /// A key of `[msrs]` that means no MSRs.
-    #[error("{error}")]
-    #[diagnostic(help("{help}"))]
-    Msrs {
-        /// What is wrong with it.
-        error: SelectorError,
-        /// What to do about it.
-        help: String,
-        /// Where.
-        #[label]
-        at: SourceSpan,
-    },
+    #[error("{0}")]
+    Msrs(SelectorError),
     /// An entry speaks of x2APIC registers, which no filter reaches (S3.1).
     #[error("`{text}` speaks of x2APIC registers, which KVM never filters (S3.1)")]
-    #[diagnostic(help("{help}"))]
     NamesX2apic {
-        /// The key as written.
+        /// The key.
         text: String,
         /// The same entry without them.
         help: String,
-        /// Where.
-        #[label("0x800..=0x8ff cannot be named")]
-        at: SourceSpan,
     },
     /// MSR 0xffffffff is to have another action than the default (S3.5).
-    #[error("`{text}` gives MSR 0xffffffff its own action, and only `default` reaches it (S3.5)")]
-    #[diagnostic(help("end the range at 0xfffffffe"))]
-    NamesTheLastMsr {
-        /// The key as written.
-        text: String,
-        /// Where.
-        #[label]
-        at: SourceSpan,
-    },
+    #[error("`{0}` gives MSR 0xffffffff its own action, and only `default` reaches it (S3.5)")]
+    NamesTheLastMsr(String),
     /// A table entry that leaves out a direction.
     #[error("`{key}` does not say what happens to a {access}")]
-    #[diagnostic(help(
-        "add `{access} = \"allow\"`, `{access} = \"deny\"`, or `{access} = \"inherit\"` to take what a wider entry or the default says"
-    ))]
     MissingDirection {
         /// The entry's key.
         key: String,
         /// The direction.
         access: Access,
-        /// Where.
-        #[label]
-        at: SourceSpan,
+    },
+    /// Two keys of an entry that both say what happens.
+    #[error("`{key}` has `{one}` and `{other}`, which both say what happens")]
+    SaidTwice {
+        /// The entry's key.
+        key: String,
+        /// One of them.
+        one: String,
+        /// Another.
+        other: String,
+    },
+    /// An action for the other direction.
+    #[error("`{word}` is no action for a {access}")]
+    OtherDirection {
+        /// The action's word.
+        word: &'static str,
+        /// The direction it stands at.
+        access: Access,
+    },
+    /// A device that an entry names and the policy does not set up.
+    #[error("`{key}` names the device `{device}`, which is not set up")]
+    DeviceNotSetUp {
+        /// The entry's key.
+        key: String,
+        /// The device.
+        device: String,
+    },
+    /// A device at an MSR that is none of its own.
+    #[error("the device `{device}` has no register at `{key}`")]
+    DeviceElsewhere {
+        /// The entry's key.
+        key: String,
+        /// The device.
+        device: String,
+        /// Where its registers are.
+        help: &'static str,
+    },
+    /// An action that carries accesses to the real register, where that is not sound.
+    #[error("`{word}` needs the write of {msr} to be forwarded, which is not known to be sound")]
+    NotForwardable {
+        /// The action's word.
+        word: &'static str,
+        /// The first such MSR, with its name.
+        msr: String,
+    },
+    /// All accesses of an MSR are to be logged, where that is not sound.
+    #[error(
+        "`log = \"all\"` needs the {access} of {msr} to be forwarded, which is not known to be sound"
+    )]
+    NotLoggable {
+        /// The direction.
+        access: Access,
+        /// The first such MSR, with its name.
+        msr: String,
+    },
+    /// Unknown MSRs are to be answered under default deny, where nobody is asked about them (S5.1).
+    #[error(
+        "`unknown` has no effect under `default = \"deny\"`: a refused access is never looked up (S5.1)"
+    )]
+    UnknownNeedsAllow,
+    /// A gap that nobody knows of.
+    #[error("no gap in enforcement is called `{name}`")]
+    UnknownGap {
+        /// The name.
+        name: String,
+        /// The names there are.
+        help: String,
     },
     /// Two entries that overlap in part, or are equal, and disagree.
     #[error("`{first}` and `{second}` {how}, and disagree on {accesses}", accesses = both_or(*accesses))]
-    #[diagnostic(help("{help}"))]
     Conflict {
-        /// The key that comes first in the text.
+        /// The key that comes first.
         first: String,
         /// The other.
         second: String,
@@ -172,18 +224,107 @@ pub enum Mistake {
         /// On which directions they disagree.
         accesses: Accesses,
         /// What to do.
-        help: String,
-        /// Where the first stands.
-        #[label("{first_says}")]
-        first_at: SourceSpan,
-        /// What the first says.
-        first_says: String,
-        /// Where the second stands.
-        #[label("{second_says}")]
-        second_at: SourceSpan,
-        /// What the second says.
-        second_says: String,
+        help: &'static str,
     },
+    /// Something looser than a `final` entry.
+    #[error("`{key}` loosens the {access} of {index}, and `{fixed}` is final")]
+    Loosened {
+        /// The looser entry's key.
+        key: String,
+        /// The final entry's key.
+        fixed: String,
+        /// An MSR it loosens.
+        index: MsrIndex,
+        /// In which direction.
+        access: Access,
+    },
+    /// An `override` with nothing to take the place of.
+    #[error("`{0}` overrides nothing: no include speaks of exactly these MSRs")]
+    OverridesNothing(String),
+    /// An included text that cannot be had.
+    #[error("cannot include `{path}`: {why}")]
+    Unreadable {
+        /// The path as written.
+        path: String,
+        /// Why not.
+        why: String,
+    },
+    /// A text that includes itself, through others or not.
+    #[error("`{path}` includes itself: {way}")]
+    Cycle {
+        /// The path as written.
+        path: String,
+        /// From where through what to where.
+        way: String,
+    },
+    /// A setting of an include that the policy does not share.
+    #[error("`{key}` is not what the including policy says")]
+    Disagrees {
+        /// The setting.
+        key: &'static str,
+    },
+}
+
+impl Wrong {
+    /// What to do about it, where that is not plain.
+    #[must_use]
+    pub fn help(&self) -> Option<String> {
+        let plain = match self {
+            Self::Msrs(error) => return Some(error.help()),
+            Self::UnknownKey { help, .. }
+            | Self::UnknownWord { help, .. }
+            | Self::NamesX2apic { help, .. }
+            | Self::UnknownGap { help, .. } => return Some(help.clone()),
+            Self::MissingDirection { access, .. } => {
+                return Some(format!(
+                    "add `{access} = \"allow\"`, `{access} = \"deny\"`, or `{access} = \"inherit\"` to take what a wider entry or the default says"
+                ));
+            }
+            Self::DeviceNotSetUp { device, .. } => {
+                return Some(format!("add a table `[device.{device}]`"));
+            }
+            Self::MissingKey { help, .. }
+            | Self::DeviceElsewhere { help, .. }
+            | Self::Conflict { help, .. } => help,
+            Self::TooLong { .. }
+            | Self::TooMany {
+                what: "entries", ..
+            } => "name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`",
+            Self::LongLine { .. } => "write one entry a line",
+            Self::UnknownVersion(_) => "this msrgate knows `policy = 1`; a newer one may know more",
+            Self::BadNumber { .. } => {
+                "write digits, or `0x` and hexadecimal digits; above 2^63 as a string: \"0xffffffffffffffff\""
+            }
+            Self::NamesTheLastMsr(_) => "end the range at 0xfffffffe",
+            Self::SaidTwice { .. } => "keep one of the two",
+            Self::OtherDirection {
+                access: Access::Read,
+                ..
+            } => "a read takes allow, deny, kill, inherit, value, handler, device or register",
+            Self::OtherDirection {
+                access: Access::Write,
+                ..
+            } => {
+                "a write takes allow, deny, kill, inherit, ignore, mask, pin, sticky, handler, device or register"
+            }
+            Self::NotForwardable { .. } => {
+                "it is known of STAR, LSTAR, CSTAR, FMASK, FS_BASE, GS_BASE, KERNEL_GS_BASE and SYSENTER_*; elsewhere use allow, deny, ignore or register"
+            }
+            Self::NotLoggable { .. } => {
+                "use `log = \"first\"`, which sees each access once, at any MSR"
+            }
+            Self::UnknownNeedsAllow => "delete it, or write `default = \"allow\"`",
+            Self::Loosened { .. } => "delete the entry, or make it no looser than the final one",
+            Self::OverridesNothing(_) => {
+                "delete `override = true`; a strict subset wins without it"
+            }
+            Self::Disagrees { .. } => {
+                "an include only adds entries: delete the setting there, or say the same in both"
+            }
+            _ => return None,
+        };
+        Some(plain.to_owned())
+    }
 }
 
 fn both_or(accesses: Accesses) -> &'static str {
@@ -194,72 +335,23 @@ fn both_or(accesses: Accesses) -> &'static str {
     }
 }
 
-/// `allows reads, denies writes`, for a label.
-pub(crate) fn says(actions: [Option<Action>; 2]) -> String {
-    let one = |action: Option<Action>, of: &str| match action {
-        Some(Action::Allow) => format!("allows {of}"),
-        Some(Action::Deny) => format!("denies {of}"),
-        None => format!("inherits {of}"),
-    };
-    if actions[0] == actions[1] {
-        one(actions[0], "reads and writes")
-    } else {
-        format!(
-            "{}, {}",
-            one(actions[0], "reads"),
-            one(actions[1], "writes")
-        )
-    }
-}
-
-/// How two ranges that conflict meet.
-pub(crate) fn meeting(one: MsrRange, other: MsrRange) -> String {
-    if one == other {
-        return if one.count() == 1 {
-            format!("are the same MSR, {}", one.first())
-        } else {
-            format!("are the same MSRs, {one}")
-        };
-    }
-    match MsrRange::new(one.first().max(other.first()), one.last().min(other.last())) {
-        Some(shared) => format!("overlap in part, in {shared}"),
-        None => "are disjoint".to_owned(),
-    }
-}
-
 impl Mistake {
-    /// The place that a one-line message names.
+    /// What is wrong.
     #[must_use]
-    pub fn span(&self) -> Option<SourceSpan> {
-        match self {
-            Self::TooLong { .. } | Self::LongLine { .. } | Self::TooManyEntries { .. } => None,
-            Self::MissingKey { at, .. } => *at,
-            Self::Syntax { at, .. }
-            | Self::UnknownKey { at, .. }
-            | Self::WrongType { at, .. }
-            | Self::UnknownWord { at, .. }
-            | Self::UnknownVersion { at, .. }
-            | Self::Msrs { at, .. }
-            | Self::NamesX2apic { at, .. }
-            | Self::NamesTheLastMsr { at, .. }
-            | Self::MissingDirection { at, .. }
-            | Self::Conflict { second_at: at, .. } => Some(*at),
-        }
+    pub const fn wrong(&self) -> &Wrong {
+        &self.wrong
     }
 }
 
-/// All mistakes of one policy, in the order of its text.
-#[derive(Debug, Error, Diagnostic)]
-#[error("{} has {}", source_text.name(), count(*total))]
+/// All mistakes of one policy, in the order of its texts.
+#[derive(Debug, Error)]
+#[error("{name} has {}", count(*total))]
 pub struct Mistakes {
-    #[source_code]
-    code: miette::NamedSource<String>,
-    #[related]
+    name: String,
+    sources: Vec<Source>,
     shown: Vec<Mistake>,
-    #[help]
-    more: Option<String>,
-    source_text: Source,
     total: usize,
+    reports: Vec<Report>,
 }
 
 fn count(mistakes: usize) -> String {
@@ -274,15 +366,19 @@ impl Mistakes {
     /// the whole text.
     const SHOWN: usize = 50;
 
-    pub(crate) fn new(source: &Source, mut mistakes: Vec<Mistake>) -> Self {
-        mistakes.sort_by_key(|mistake| mistake.span().map(|span| span.offset()));
+    pub(crate) fn new(sources: Vec<Source>, mut mistakes: Vec<Mistake>) -> Self {
+        let place = |mistake: &Mistake| {
+            let first = mistake.places.first();
+            first.map(|label| (label.at.source, label.at.span.offset()))
+        };
+        mistakes.sort_by_key(place);
         let total = mistakes.len();
         mistakes.truncate(Self::SHOWN);
         Self {
-            code: source.quotable(),
-            more: (total > Self::SHOWN).then(|| format!("the first {} are shown", Self::SHOWN)),
+            name: crate::source::quoted(sources[0].name()),
+            reports: report::reports(&sources, &mistakes),
+            sources,
             shown: mistakes,
-            source_text: source.clone(),
             total,
         }
     }
@@ -299,9 +395,11 @@ impl Mistakes {
         &self.shown
     }
 
-    /// Where a mistake is, if it is at one place.
+    /// Where a mistake is, if it is at one place: the text and the place in it.
     #[must_use]
-    pub fn place(&self, mistake: &Mistake) -> Option<Place> {
-        mistake.span().map(|span| self.source_text.place(span))
+    pub fn place(&self, mistake: &Mistake) -> Option<(&Source, Place)> {
+        let at = mistake.places.first()?.at;
+        let source = &self.sources[at.source.0];
+        Some((source, source.place(at.span)))
     }
 }

@@ -19,10 +19,10 @@
 use std::fmt;
 
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MAX_RANGES, MsrIndex, Range, Revision,
+    Access, Accesses, Bitmap, Fallback, Filter, MAX_RANGES, MsrIndex, Range, Revision, Verdict,
 };
 
-use crate::policy::{Action, MsrRange};
+use crate::msrs::MsrRange;
 use crate::table::{Said, Table};
 
 mod need;
@@ -70,10 +70,10 @@ impl std::error::Error for PackError {}
 
 /// The filter that decides as the table does, in the fewest ranges.
 pub(crate) fn pack(table: &Table) -> Result<Filter, PackError> {
-    let default = table.default_action();
+    let default = table.default_action().verdict();
     if Access::ALL
         .iter()
-        .any(|&access| table.at(MsrIndex::MAX, access).action != default)
+        .any(|&access| table.at(MsrIndex::MAX, access).action.verdict() != default)
     {
         return Err(PackError::LastMsr);
     }
@@ -83,7 +83,7 @@ pub(crate) fn pack(table: &Table) -> Result<Filter, PackError> {
         need::trim(window, &needs);
     }
     // One that no MSR needs keeps the kernel from taking "deny everything" for a mistake (S2.3).
-    if windows.is_empty() && default == Action::Deny {
+    if windows.is_empty() && default == Verdict::Deny {
         windows.push(Window {
             colour: Accesses::Both,
             msrs: MsrRange::one(MsrIndex::MIN),
@@ -91,8 +91,8 @@ pub(crate) fn pack(table: &Table) -> Result<Filter, PackError> {
     }
     windows.sort_by_key(|window| (window.colour == Accesses::Both, window.msrs.first()));
     let fallback = match default {
-        Action::Allow => Fallback::Allow,
-        Action::Deny => Fallback::Deny,
+        Verdict::Allow => Fallback::Allow,
+        Verdict::Deny => Fallback::Deny,
     };
     if windows.len() > MAX_RANGES {
         return Err(PackError::TooManyRanges(windows));
@@ -111,7 +111,9 @@ fn range(table: &Table, windows: &[Window], window: Window) -> Option<Range> {
         let segments = table.segments(access).iter();
         // x2APIC registers have no bits of their own: what a range says of them is never asked.
         let allowed = segments
-            .filter(|segment| segment.action == Action::Allow && segment.said != Said::ByKvm)
+            .filter(|segment| {
+                segment.action.verdict() == Verdict::Allow && segment.said != Said::ByKvm
+            })
             .map(|segment| segment.msrs);
         paint(window.msrs, count, allowed)
     });

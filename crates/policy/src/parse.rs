@@ -1,159 +1,147 @@
-//! From a policy's text to a [`Policy`], or to all of its mistakes at once.
+//! From a policy's text, and those it includes, to a [`Policy`], or to all mistakes at once.
 
 mod conflict;
 mod entry;
-mod msrs;
+mod include;
+mod keys;
+mod settings;
+mod value;
+mod variants;
+mod when;
 
-use std::ops::Range;
-
-use miette::SourceSpan;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::mistake::{Mistake, Mistakes};
-use crate::policy::{Action, Entry, Policy};
-use crate::source::{Source, quoted};
+use crate::mistake::{Label, Mistake, Mistakes, Wrong};
+use crate::policy::{At, Entry, Policy, SourceId, When};
+use crate::source::Source;
 
-/// The most bytes a policy may have: 16 MiB.
+pub use include::{IncludeError, Includes, NoIncludes};
+use settings::Said;
+use value::items;
+pub(crate) use variants::variants;
+
+/// The most bytes a policy may have, its includes not counted: 16 MiB.
 pub const MAX_BYTES: usize = 16 << 20;
 
 /// The most bytes a line of a policy may have, so that a message can quote it.
 pub const MAX_LINE: usize = 4096;
 
-/// The most entries a policy may have.
+/// The most entries a policy may have, those of its includes among them.
 pub const MAX_ENTRIES: usize = 250_000;
 
-/// The language version this program reads.
-const VERSION: i64 = 1;
+/// The most entries for groups, which are compared with all others.
+const MAX_GROUPS: usize = 500;
 
-/// Reads a policy.
+/// The most `[[when]]`s.
+const MAX_WHENS: usize = 32;
+
+/// How deep includes may lie in includes.
+pub const MAX_DEPTH: usize = 8;
+
+/// Reads a policy with all it includes.
 ///
 /// # Errors
-/// All mistakes in it, with their places: bad TOML, unknown keys, words and names, entries that
-/// overlap and disagree. Text over [`MAX_BYTES`], with a line over [`MAX_LINE`] or with more than
-/// [`MAX_ENTRIES`] is refused unread.
-pub fn parse(source: &Source) -> Result<Policy, Box<Mistakes>> {
-    let mut reader = Reader {
-        source,
-        mistakes: Vec::new(),
-    };
-    let policy = reader.policy();
-    match policy {
-        Some(policy) if reader.mistakes.is_empty() => Ok(policy),
-        _ => Err(Box::new(Mistakes::new(source, reader.mistakes))),
-    }
+/// All mistakes, with their places: bad TOML, unknown keys, words and names, includes that cannot
+/// be read, entries that overlap and disagree, answers that cannot be given. Text over
+/// [`MAX_BYTES`], with a line over [`MAX_LINE`] or with more than [`MAX_ENTRIES`] is refused unread.
+pub fn parse(source: &Source, includes: &mut dyn Includes) -> Result<Policy, Box<Mistakes>> {
+    let mut reader = Reader::new(includes);
+    reader.read(source, &mut Vec::new());
+    reader.finish()
 }
 
-/// Collects mistakes on the way through a document: what is wrong is left out, the rest goes on.
-struct Reader<'s> {
-    source: &'s Source,
+/// Collects mistakes on the way through the texts: what is wrong is left out, the rest goes on.
+struct Reader<'i> {
+    includes: &'i mut dyn Includes,
+    sources: Vec<Source>,
+    /// The text that is being read.
+    current: SourceId,
+    /// Which texts each text includes, in one step or more.
+    below: Vec<Vec<SourceId>>,
+    said: Vec<Said>,
+    whens: Vec<When>,
+    entries: Vec<Entry>,
+    groups: usize,
     mistakes: Vec<Mistake>,
 }
 
-/// A key with the place where it stands.
-#[derive(Clone, Copy)]
-struct Key<'k> {
-    text: &'k str,
-    at: SourceSpan,
-}
-
-/// A value with its key.
-#[derive(Clone, Copy)]
-struct Item<'k> {
-    key: Key<'k>,
-    value: &'k Spanned<DeValue<'k>>,
-}
-
-impl Item<'_> {
-    fn at(&self) -> SourceSpan {
-        span(self.value.span())
+impl<'i> Reader<'i> {
+    fn new(includes: &'i mut dyn Includes) -> Self {
+        Self {
+            includes,
+            sources: Vec::new(),
+            current: SourceId(0),
+            below: Vec::new(),
+            said: Vec::new(),
+            whens: Vec::new(),
+            entries: Vec::new(),
+            groups: 0,
+            mistakes: Vec::new(),
+        }
     }
-}
 
-fn span(range: Range<usize>) -> SourceSpan {
-    range.into()
-}
-
-/// A table's items in the order of the text.
-fn items<'t>(table: &'t DeTable<'t>) -> Vec<Item<'t>> {
-    let mut items: Vec<_> = table
-        .iter()
-        .map(|(key, value)| Item {
-            key: Key {
-                text: key.get_ref(),
-                at: span(key.span()),
-            },
-            value,
-        })
-        .collect();
-    items.sort_by_key(|item| item.key.at.offset());
-    items
-}
-
-impl Reader<'_> {
-    fn policy(&mut self) -> Option<Policy> {
-        let text = self.source.text();
-        if text.len() > MAX_BYTES {
-            self.mistakes.push(Mistake::TooLong {
-                bytes: text.len(),
-                limit: MAX_BYTES,
-            });
-            return None;
+    /// Reads one text, and first those it includes. `way` are the texts that led here.
+    fn read(&mut self, source: &Source, way: &mut Vec<SourceId>) {
+        let id = SourceId(self.sources.len());
+        self.sources.push(source.clone());
+        self.below.push(Vec::new());
+        self.said.push(Said::default());
+        self.current = id;
+        if !self.has_readable_size(source) {
+            return;
         }
-        let long = self.source.lines_over(MAX_LINE);
-        self.mistakes
-            .extend(long.map(|(line, bytes)| Mistake::LongLine {
-                line,
-                bytes,
-                limit: MAX_LINE,
-            }));
-        if !self.mistakes.is_empty() {
-            return None;
-        }
-        let (document, errors) = DeTable::parse_recoverable(text);
+        let (document, errors) = DeTable::parse_recoverable(source.text());
         let is_toml = errors.is_empty();
-        self.mistakes
-            .extend(errors.iter().map(|error| Mistake::Syntax {
-                message: error.message().to_owned(),
-                at: span(error.span().unwrap_or_default()),
-            }));
-        let (name, default, entries) = self.document(document.get_ref(), is_toml);
-        let msrs: Vec<&Entry> = entries.iter().collect();
-        self.mistakes.extend(conflict::find(&msrs));
-        Some(Policy {
-            source: self.source.clone(),
-            name,
-            default: default?,
-            entries,
-        })
+        for error in errors {
+            let span = error.span().unwrap_or_default().into();
+            self.wrong(self.at(span), Wrong::Syntax(error.message().to_owned()));
+        }
+        way.push(id);
+        self.document(document.get_ref(), is_toml, way);
+        way.pop();
     }
 
-    /// The keys of the whole file. A key that is missing from a text that is not TOML may have
-    /// been lost in the part that could not be read: nothing is said of it.
-    fn document(
-        &mut self,
-        document: &DeTable<'_>,
-        is_toml: bool,
-    ) -> (Option<Box<str>>, Option<Action>, Vec<Entry>) {
-        let (mut name, mut default) = (None, None);
-        let mut entries = Vec::new();
-        let (mut has_version, mut has_default) = (false, false);
-        for item in items(document) {
+    /// Beyond a limit is a mistake of the whole text, which is then not looked at.
+    fn has_readable_size(&mut self, source: &Source) -> bool {
+        let before = self.mistakes.len();
+        let bytes = source.text().len();
+        if bytes > MAX_BYTES {
+            let limit = MAX_BYTES;
+            self.wrong_as_a_whole(Wrong::TooLong { bytes, limit });
+            return false;
+        }
+        for (line, bytes) in source.lines_over(MAX_LINE) {
+            let limit = MAX_LINE;
+            self.wrong_as_a_whole(Wrong::LongLine { line, bytes, limit });
+        }
+        self.mistakes.len() == before
+    }
+
+    /// The keys of one text.
+    fn document(&mut self, document: &DeTable<'_>, is_toml: bool, way: &mut Vec<SourceId>) {
+        const KNOWN: [&str; 11] = [
+            "policy", "name", "include", "mode", "default", "unknown", "log", "accept", "msrs",
+            "device", "when",
+        ];
+        let items = items(document);
+        if let Some(&item) = items.iter().find(|item| item.key.text == "include") {
+            self.include(item, way);
+        }
+        let mut has_version = false;
+        for item in items {
             match item.key.text {
                 "policy" => {
                     has_version = true;
                     self.version(item);
                 }
-                "name" => name = self.string(item).map(Box::from),
-                "default" => {
-                    has_default = true;
-                    default =
-                        self.action(item, &[("allow", Action::Allow), ("deny", Action::Deny)]);
-                }
-                "msrs" => entries = self.msrs(item),
+                "include" => {}
+                "msrs" => self.msrs(item, None),
+                "when" => self.whens(item),
                 // Where a table's head is broken, its keys seem to stand outside of it.
-                _ if !is_toml => {}
-                _ => self.unknown_key(item.key, &["policy", "name", "default", "msrs"]),
+                other if !KNOWN.contains(&other) && !is_toml => {}
+                other if !KNOWN.contains(&other) => self.unknown_key(item.key, &KNOWN),
+                _ => self.setting(item),
             }
         }
         if is_toml && !has_version {
@@ -162,108 +150,63 @@ impl Reader<'_> {
                 "the language version: write `policy = 1` at the top",
             );
         }
-        if is_toml && !has_default {
-            self.missing(
-                "default",
-                "what happens to MSRs that no entry names: write `default = \"deny\"` or `default = \"allow\"` above `[msrs]`",
-            );
+        if is_toml && way.len() == 1 {
+            self.default_is_there();
         }
-        self.last_msr_obeys_the_default(&entries, default);
-        (name, default, entries)
+    }
+
+    fn finish(mut self) -> Result<Policy, Box<Mistakes>> {
+        let settings = self.settings();
+        let policy = settings.map(|settings| Policy {
+            sources: self.sources.clone(),
+            settings,
+            whens: std::mem::take(&mut self.whens),
+            entries: std::mem::take(&mut self.entries),
+            below: std::mem::take(&mut self.below),
+        });
+        if let Some(policy) = &policy {
+            self.mistakes.extend(variants::mistakes(policy));
+        }
+        match policy {
+            Some(policy) if self.mistakes.is_empty() => Ok(policy),
+            _ => Err(Box::new(Mistakes::new(self.sources, self.mistakes))),
+        }
+    }
+}
+
+impl Reader<'_> {
+    fn at(&self, span: miette::SourceSpan) -> At {
+        At {
+            source: self.current,
+            span,
+        }
+    }
+
+    fn wrong(&mut self, at: At, wrong: Wrong) {
+        self.mistakes.push(Mistake {
+            wrong,
+            places: vec![Label::bare(at)],
+        });
+    }
+
+    fn wrong_as_a_whole(&mut self, wrong: Wrong) {
+        self.mistakes.push(Mistake {
+            wrong,
+            places: Vec::new(),
+        });
     }
 
     fn missing(&mut self, key: &'static str, help: &'static str) {
-        self.mistakes.push(Mistake::MissingKey {
-            key,
-            help,
-            at: None,
-        });
+        self.wrong_as_a_whole(Wrong::MissingKey { key, help });
     }
 
-    fn version(&mut self, item: Item<'_>) {
-        match item.value.get_ref() {
-            DeValue::Integer(number)
-                if i64::from_str_radix(number.as_str(), number.radix()) == Ok(VERSION) => {}
-            DeValue::Integer(number) => self.mistakes.push(Mistake::UnknownVersion {
-                version: number.to_string(),
-                at: item.at(),
-            }),
-            _ => self.wrong_type(item, "a number, 1"),
-        }
-    }
-
-    fn string<'k>(&mut self, item: Item<'k>) -> Option<&'k str> {
-        if let DeValue::String(text) = item.value.get_ref() {
-            Some(text)
-        } else {
-            self.wrong_type(item, "a string");
-            None
-        }
-    }
-
-    /// The meaning of one of the words that may stand here.
-    fn action<T: Copy>(&mut self, item: Item<'_>, words: &[(&'static str, T)]) -> Option<T> {
-        let word = self.string(item)?;
-        let found = words.iter().find(|(known, _)| *known == word);
-        if found.is_none() {
-            let known: Vec<_> = words.iter().map(|&(known, _)| known).collect();
-            self.mistakes.push(Mistake::UnknownWord {
-                word: quoted(word),
-                key: quoted(item.key.text),
-                help: one_of(word, &known, '"'),
-                at: item.at(),
-            });
-        }
-        found.map(|&(_, meaning)| meaning)
-    }
-
-    fn wrong_type(&mut self, item: Item<'_>, wanted: &'static str) {
-        let found = match item.value.get_ref() {
-            DeValue::String(_) => "a string",
-            DeValue::Integer(_) => "a number",
-            DeValue::Float(_) => "a number with a point",
-            DeValue::Boolean(_) => "true or false",
-            DeValue::Datetime(_) => "a date",
-            DeValue::Array(_) => "a list",
-            DeValue::Table(_) => "a table",
-        };
-        self.mistakes.push(Mistake::WrongType {
-            key: quoted(item.key.text),
-            found,
-            wanted,
-            at: item.at(),
-        });
-    }
-
-    fn unknown_key(&mut self, key: Key<'_>, known: &[&str]) {
-        self.mistakes.push(Mistake::UnknownKey {
-            key: quoted(key.text),
-            help: one_of(key.text, known, '`'),
-            at: key.at,
-        });
+    fn text(&self) -> &Source {
+        &self.sources[self.current.0]
     }
 }
 
-/// Which of the known words is meant, or all of them.
-fn one_of(word: &str, known: &[&str], quote: char) -> String {
-    let nearest = known
-        .iter()
-        .map(|&known| (strsim::osa_distance(&word.to_lowercase(), known), known))
-        .min()
-        .filter(|&(distance, known)| distance <= known.len() / 2 && distance <= 3);
-    let quoted = |word: &str| format!("{quote}{word}{quote}");
-    let all = || {
-        known
-            .iter()
-            .map(|word| quoted(word))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    match nearest {
-        Some((_, nearest)) => format!("did you mean {}? It may be {}", quoted(nearest), all()),
-        None => format!("it may be {}", all()),
-    }
-}
+/// A value as TOML has it, with its place.
+type Value<'v> = Spanned<DeValue<'v>>;
 
 #[cfg(test)]
 mod tests;

@@ -2,8 +2,9 @@
 
 use msrgate_filter::MsrIndex;
 
-use crate::compile::Compiled;
-use crate::policy::{Entry, MsrRange};
+use crate::compile::Variant;
+use crate::msrs::MsrRange;
+use crate::policy::Policy;
 
 /// A range up to this size is looked at whole: the groups and banks that people name.
 const WHOLE: u64 = 64;
@@ -42,9 +43,13 @@ const ALWAYS: [u32; 24] = [
 /// filter both ends and one past each, small ones whole, and some MSRs whatever the policy says. In
 /// order, each once.
 #[must_use]
-pub fn points(compiled: &Compiled) -> Vec<MsrIndex> {
-    let entries = compiled.policy().entries().iter().map(Entry::msrs);
-    let ranges = compiled.filter().ranges().iter().filter_map(|range| {
+pub fn points(policy: &Policy, variant: &Variant) -> Vec<MsrIndex> {
+    let entries = policy
+        .entries()
+        .iter()
+        .flat_map(|entry| entry.msrs().ranges())
+        .copied();
+    let ranges = variant.filter().ranges().iter().filter_map(|range| {
         let last = MsrIndex::new(range.end()?.get() - 1);
         MsrRange::new(range.base(), last)
     });
@@ -74,14 +79,15 @@ fn around(msrs: MsrRange) -> Vec<MsrIndex> {
 mod tests {
     use super::*;
     use crate::compile::compile;
-    use crate::parse;
     use crate::source::Source;
+    use crate::{NoIncludes, parse};
 
     #[test]
     fn both_ends_and_one_past_each() {
         let text = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x10..=0x12' = 'r'\n'0x1000..=0x1fff' = 'w'\n0xfffffffe = 'rw'";
-        let compiled = compile(parse(&Source::new("test.toml", text)).unwrap()).unwrap();
-        let points = points(&compiled);
+        let compiled =
+            compile(parse(&Source::new("test.toml", text), &mut NoIncludes).unwrap()).unwrap();
+        let points = points(compiled.policy(), &compiled.variants()[0]);
         for index in [
             0xf,
             0x10,

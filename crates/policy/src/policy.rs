@@ -1,140 +1,99 @@
 //! What a policy says, after its text is understood and before anything is resolved.
 
-use std::fmt;
-
 use miette::SourceSpan;
-use msrgate_filter::{Access, MsrIndex};
+use msrgate_filter::Access;
 
+use crate::action::Action;
+use crate::cpu::CpuSet;
+use crate::msrs::MsrSet;
 use crate::source::{Place, Source};
 
-/// What is to happen to an access.
+/// One of a policy's texts: [`Policy::sources`] by number, 0 the policy itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Action {
-    /// KVM handles it as if there were no policy.
-    Allow,
-    /// The guest gets #GP.
-    Deny,
-}
+pub struct SourceId(pub(crate) usize);
 
-impl Action {
-    /// The word for it in a policy.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Allow => "allow",
-            Self::Deny => "deny",
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
-    }
-}
-
-/// Consecutive MSRs, at least one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct MsrRange {
-    first: MsrIndex,
-    last: MsrIndex,
-}
-
-impl MsrRange {
-    /// From `first` to `last`, both inside. `None` if that is no MSR.
-    #[must_use]
-    pub fn new(first: MsrIndex, last: MsrIndex) -> Option<Self> {
-        (first <= last).then_some(Self { first, last })
-    }
-
-    /// One MSR.
-    #[must_use]
-    pub const fn one(index: MsrIndex) -> Self {
-        Self {
-            first: index,
-            last: index,
-        }
-    }
-
-    /// The lowest.
-    #[must_use]
-    pub const fn first(self) -> MsrIndex {
-        self.first
-    }
-
-    /// The highest.
-    #[must_use]
-    pub const fn last(self) -> MsrIndex {
-        self.last
-    }
-
-    /// How many, at most 2^32.
-    #[must_use]
-    pub fn count(self) -> u64 {
-        u64::from(self.last.get() - self.first.get()) + 1
-    }
-
-    /// Whether `index` is one of them.
-    #[must_use]
-    pub fn contains(self, index: MsrIndex) -> bool {
-        (self.first..=self.last).contains(&index)
-    }
-
-    pub(crate) fn overlaps(self, other: Self) -> bool {
-        self.first <= other.last && other.first <= self.last
-    }
-}
-
-/// `0x10`, or `0x10..=0x1f`: as a policy writes it.
-impl fmt::Display for MsrRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last {
-            write!(f, "{}", self.first)
-        } else {
-            write!(f, "{}..={}", self.first, self.last)
-        }
-    }
-}
+/// One of a policy's `[[when]]`s: [`Policy::whens`] by number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WhenId(pub(crate) usize);
 
 /// An entry's place in [`Policy::entries`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId(pub(crate) usize);
 
-/// One line of `[msrs]`.
+/// Where something stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct At {
+    pub(crate) source: SourceId,
+    pub(crate) span: SourceSpan,
+}
+
+/// One line of `[msrs]`, or of a `[when.msrs]`.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub(crate) key: Box<str>,
-    pub(crate) span: SourceSpan,
+    pub(crate) at: At,
     pub(crate) place: Place,
-    pub(crate) msrs: MsrRange,
+    pub(crate) when: Option<WhenId>,
+    pub(crate) msrs: MsrSet,
     /// By [`Access`]; `None` takes what a wider entry or the default says.
     pub(crate) actions: [Option<Action>; 2],
     pub(crate) why: Option<Box<str>>,
+    pub(crate) log: Option<Log>,
+    pub(crate) replaces: Replaces,
+    pub(crate) firmness: Firmness,
+}
+
+/// Whether an entry may take the place of an included one (`override`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Replaces {
+    #[default]
+    Nothing,
+    Included,
+}
+
+/// Whether another entry may loosen one (`final`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Firmness {
+    #[default]
+    Loosenable,
+    Final,
 }
 
 impl Entry {
-    /// The key as the policy writes it: a name, an index or a range.
+    /// The key as the policy writes it: a name, an index, a range or a group.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Where the key stands.
+    /// Which text it stands in.
+    #[must_use]
+    pub const fn source(&self) -> SourceId {
+        self.at.source
+    }
+
+    /// Where in that text its key stands.
     #[must_use]
     pub const fn place(&self) -> Place {
         self.place
     }
 
+    /// The `[[when]]` it belongs to; `None` holds for every processor.
+    #[must_use]
+    pub const fn when(&self) -> Option<WhenId> {
+        self.when
+    }
+
     /// The MSRs it speaks of.
     #[must_use]
-    pub const fn msrs(&self) -> MsrRange {
-        self.msrs
+    pub const fn msrs(&self) -> &MsrSet {
+        &self.msrs
     }
 
     /// What it says of one direction, or `None` where it says `"inherit"`.
     #[must_use]
-    pub const fn action(&self, access: Access) -> Option<Action> {
-        self.actions[access as usize]
+    pub const fn action(&self, access: Access) -> Option<&Action> {
+        self.actions[access as usize].as_ref()
     }
 
     /// The author's reason.
@@ -142,37 +101,172 @@ impl Entry {
     pub fn why(&self) -> Option<&str> {
         self.why.as_deref()
     }
+
+    /// What it says of logging, if it says something.
+    #[must_use]
+    pub const fn log(&self) -> Option<Log> {
+        self.log
+    }
+}
+
+/// Whether refusals are carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// They are.
+    #[default]
+    Enforce,
+    /// Nothing is refused; what would have been is recorded.
+    Audit,
+}
+
+/// Which accesses become events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Log {
+    /// None.
+    None,
+    /// Refusals.
+    #[default]
+    Denied,
+    /// Of each MSR and direction the first of the VM.
+    First,
+    /// All: only where forwarding is sound.
+    All,
+}
+
+/// What becomes of an MSR that KVM does not know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unknown {
+    /// Of a read; `Deny` is #GP.
+    pub read: UnknownAction,
+    /// Of a write.
+    pub write: UnknownAction,
+    /// What it says of logging, if it says something.
+    pub log: Option<Log>,
+}
+
+/// What becomes of one access to an MSR that KVM does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownAction {
+    /// #GP, as KVM does it.
+    #[default]
+    Deny,
+    /// A read gives this value.
+    Value(u64),
+    /// A write succeeds and does nothing.
+    Ignore,
+}
+
+/// `[device.microcode]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Microcode {
+    /// The revision that the guest reads.
+    pub revision: u32,
+    /// What becomes of an update.
+    pub update: Update,
+}
+
+/// What becomes of a microcode update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// Its revision is the guest's from then on, if its header is sound.
+    Accept,
+    /// Nothing, and the guest is not told.
+    Ignore,
+    /// #GP.
+    Deny,
+}
+
+/// A `[[when]]`.
+#[derive(Clone, Debug)]
+pub struct When {
+    pub(crate) cpus: CpuSet,
+}
+
+impl When {
+    /// The processors it speaks of.
+    #[must_use]
+    pub const fn cpus(&self) -> &CpuSet {
+        &self.cpus
+    }
 }
 
 /// A policy without mistakes: entries that overlap are nested, or agree.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    pub(crate) source: Source,
-    pub(crate) name: Option<Box<str>>,
-    pub(crate) default: Action,
+    pub(crate) sources: Vec<Source>,
+    pub(crate) settings: Settings,
+    pub(crate) whens: Vec<When>,
     pub(crate) entries: Vec<Entry>,
+    /// Which texts each text includes, in one step or more.
+    pub(crate) below: Vec<Vec<SourceId>>,
+}
+
+/// What a policy says outside of its entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Its `name`, if it has one.
+    pub name: Option<Box<str>>,
+    /// Whether refusals are carried out.
+    pub mode: Mode,
+    /// What happens to MSRs that no entry names: allow or deny.
+    pub default: Action,
+    /// What becomes of MSRs that KVM does not know.
+    pub unknown: Unknown,
+    /// Which accesses become events.
+    pub log: Log,
+    /// Gaps in enforcement that the author knows of, by their words.
+    pub accept: Vec<Box<str>>,
+    /// The microcode device, if it is set up.
+    pub microcode: Option<Microcode>,
 }
 
 impl Policy {
-    /// The text it was read from.
+    /// Its own text.
     #[must_use]
-    pub const fn source(&self) -> &Source {
-        &self.source
+    pub fn source(&self) -> &Source {
+        &self.sources[0]
+    }
+
+    /// Its own text, then those it includes.
+    #[must_use]
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// The text of this number.
+    ///
+    /// # Panics
+    /// The number is another policy's and this one has fewer texts.
+    #[must_use]
+    pub fn text(&self, id: SourceId) -> &Source {
+        &self.sources[id.0]
+    }
+
+    /// What it says outside of its entries.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Its `name`, if it has one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+        self.settings.name.as_deref()
     }
 
     /// What happens to MSRs that no entry names, reads and writes alike.
     #[must_use]
-    pub const fn default_action(&self) -> Action {
-        self.default
+    pub const fn default_action(&self) -> &Action {
+        &self.settings.default
     }
 
-    /// Its entries, in the order of the text.
+    /// Its `[[when]]`s.
+    #[must_use]
+    pub fn whens(&self) -> &[When] {
+        &self.whens
+    }
+
+    /// Its entries, in the order of the texts.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries

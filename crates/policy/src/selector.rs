@@ -4,7 +4,7 @@ use std::fmt;
 
 use msrgate_filter::MsrIndex;
 
-use crate::policy::MsrRange;
+use crate::msrs::{MsrRange, MsrSet};
 use crate::registers::{self, Named, Register};
 use crate::source::quoted;
 
@@ -19,6 +19,8 @@ pub enum SelectorError {
         /// Names that look like it, the likeliest first.
         near: Vec<&'static str>,
     },
+    /// No group has this name.
+    UnknownGroup(String),
     /// A name that means different MSRs on different processors.
     AmbiguousName {
         /// The name.
@@ -48,6 +50,7 @@ impl fmt::Display for SelectorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownName { name, .. } => write!(f, "no MSR is called `{name}`"),
+            Self::UnknownGroup(name) => write!(f, "no group is called `{name}`"),
             Self::AmbiguousName { name, candidates } => {
                 write!(f, "`{name}` is {}", candidates.join(" or "))
             }
@@ -73,6 +76,10 @@ impl SelectorError {
                 let near: Vec<_> = near.iter().map(|name| format!("`{name}`")).collect();
                 format!("did you mean {}?", near.join(" or "))
             }
+            Self::UnknownGroup(_) => {
+                let names: Vec<_> = registers::groups().iter().map(|group| group.name).collect();
+                format!("there are {}", names.join(", "))
+            }
             Self::AmbiguousName { .. } => "write the index of the one that is meant".to_owned(),
             Self::BadIndex { instead: None, .. } => {
                 "an index looks like `0xc0000080`, a name like `IA32_EFER`".to_owned()
@@ -87,15 +94,18 @@ impl SelectorError {
     }
 }
 
-/// The MSRs that `text` means: `IA32_EFER`, `0xc0000080`, or `0x200..=0x20f` with an index or a
-/// name on either side.
+/// The MSRs that `text` means: `IA32_EFER`, `0xc0000080`, `0x200..=0x20f` with an index or a name on
+/// either side, or a group such as `@mtrr`.
 ///
 /// # Errors
 /// It means none.
-pub fn parse_msrs(text: &str) -> Result<MsrRange, SelectorError> {
+pub fn parse_msrs(text: &str) -> Result<MsrSet, SelectorError> {
     let text = text.trim();
+    if text.starts_with('@') {
+        return group(text);
+    }
     let Some((first, last)) = text.split_once("..") else {
-        return parse_index(text).map(MsrRange::one);
+        return parse_index(text).map(|index| MsrRange::one(index).into());
     };
     let Some(last) = last.strip_prefix('=') else {
         return Err(SelectorError::OpenRange {
@@ -103,7 +113,18 @@ pub fn parse_msrs(text: &str) -> Result<MsrRange, SelectorError> {
         });
     };
     let (first, last) = (parse_index(first.trim())?, parse_index(last.trim())?);
-    MsrRange::new(first, last).ok_or_else(|| SelectorError::BackwardRange(quoted(text)))
+    let range = MsrRange::new(first, last);
+    range
+        .map(MsrSet::from)
+        .ok_or_else(|| SelectorError::BackwardRange(quoted(text)))
+}
+
+fn group(name: &str) -> Result<MsrSet, SelectorError> {
+    let ranges = registers::group(&name.to_lowercase())
+        .into_iter()
+        .flat_map(registers::Group::ranges);
+    let ranges = ranges.filter_map(|range| MsrRange::new(*range.start(), *range.end()));
+    MsrSet::new(ranges).ok_or_else(|| SelectorError::UnknownGroup(quoted(name)))
 }
 
 fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
@@ -163,7 +184,7 @@ mod tests {
     use super::*;
 
     fn range(text: &str) -> (u32, u32) {
-        let range = parse_msrs(text).unwrap();
+        let range = parse_msrs(text).unwrap().as_range().unwrap();
         (range.first().get(), range.last().get())
     }
 

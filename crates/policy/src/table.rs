@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use msrgate_filter::{Access, MsrIndex, X2APIC};
 
-use crate::policy::{Action, Entry, EntryId, MsrRange, Policy};
+use crate::action::Action;
+use crate::msrs::MsrRange;
+use crate::policy::{EntryId, Policy};
 
 /// What decided an access in a [`Table`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,7 +20,7 @@ pub enum Said {
 }
 
 /// Consecutive MSRs of which the same thing says the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// The MSRs.
     pub msrs: MsrRange,
@@ -36,13 +38,13 @@ pub struct Table {
 }
 
 impl Table {
-    /// Resolves a policy: of the entries that contain an MSR, the smallest decides. Where two of
-    /// the same size do, they agree: the parser has seen to it.
+    /// Resolves some entries of a policy: of those that contain an MSR, the smallest decides. Where
+    /// two of the same size do, they agree: the parser has seen to it.
     #[must_use]
-    pub fn resolve(policy: &Policy) -> Self {
+    pub(crate) fn resolve(policy: &Policy, entries: &[EntryId]) -> Self {
         Self {
-            segments: Access::ALL.map(|access| Sweep::new(policy, access).segments()),
-            default: policy.default_action(),
+            segments: Access::ALL.map(|access| Sweep::new(policy, entries, access).segments()),
+            default: policy.default_action().clone(),
         }
     }
 
@@ -54,15 +56,23 @@ impl Table {
 
     /// What happens where no entry says anything.
     #[must_use]
-    pub const fn default_action(&self) -> Action {
-        self.default
+    pub const fn default_action(&self) -> &Action {
+        &self.default
     }
 
     /// The segment of one MSR.
     #[must_use]
-    pub fn at(&self, index: MsrIndex, access: Access) -> Segment {
+    pub fn at(&self, index: MsrIndex, access: Access) -> &Segment {
         let segments = self.segments(access);
-        segments[segments.partition_point(|segment| segment.msrs.last() < index)]
+        &segments[segments.partition_point(|segment| segment.msrs.last() < index)]
+    }
+
+    /// The segments that share MSRs with `range`.
+    pub(crate) fn within(&self, range: MsrRange, access: Access) -> &[Segment] {
+        let segments = self.segments(access);
+        let start = segments.partition_point(|segment| segment.msrs.last() < range.first());
+        let end = segments.partition_point(|segment| segment.msrs.first() <= range.last());
+        &segments[start..end]
     }
 }
 
@@ -86,13 +96,20 @@ enum Edge {
 }
 
 impl<'p> Sweep<'p> {
-    fn new(policy: &'p Policy, access: Access) -> Self {
-        let named = |&(_, entry): &(usize, &Entry)| entry.action(access).is_some();
-        let mut edges: Vec<_> = (policy.entries().iter().enumerate())
-            .filter(named)
-            .flat_map(|(id, entry)| {
-                let (first, last) = (entry.msrs().first().get(), entry.msrs().last().get());
-                let id = EntryId(id);
+    fn new(policy: &'p Policy, entries: &[EntryId], access: Access) -> Self {
+        let ranges = entries.iter().flat_map(|&id| {
+            let entry = policy.entry(id);
+            let speaks = entry.action(access).is_some();
+            entry
+                .msrs()
+                .ranges()
+                .iter()
+                .filter(move |_| speaks)
+                .map(move |range| (id, range))
+        });
+        let mut edges: Vec<_> = ranges
+            .flat_map(|(id, range)| {
+                let (first, last) = (range.first().get(), range.last().get());
                 [
                     (first.into(), Edge::Start(id)),
                     (u64::from(last) + 1, Edge::End(id)),
@@ -136,18 +153,18 @@ impl<'p> Sweep<'p> {
 
     /// The MSRs from `from` to below `to` are decided by what is open now.
     fn push(&mut self, from: u64, to: u64, in_x2apic: bool) {
-        let Some(msrs) = below(from, to) else { return };
+        let Some(msrs) = MsrRange::below(from, to) else {
+            return;
+        };
         let smallest = self.open.first().map(|&(_, id)| id);
         let (action, said) = match smallest {
             _ if in_x2apic => (Action::Allow, Said::ByKvm),
             Some(id) => {
                 let action = self.policy.entry(id).action(self.access);
-                (
-                    action.unwrap_or(self.policy.default_action()),
-                    Said::ByEntry(id),
-                )
+                let action = action.unwrap_or(self.policy.default_action());
+                (action.clone(), Said::ByEntry(id))
             }
-            None => (self.policy.default_action(), Said::ByDefault),
+            None => (self.policy.default_action().clone(), Said::ByDefault),
         };
         match self.segments.last_mut() {
             Some(last) if last.said == said => {
@@ -158,13 +175,6 @@ impl<'p> Sweep<'p> {
             _ => self.segments.push(Segment { msrs, action, said }),
         }
     }
-}
-
-/// The MSRs from `from` to below `to`, if there are any.
-fn below(from: u64, to: u64) -> Option<MsrRange> {
-    let first = u32::try_from(from).ok()?;
-    let last = u32::try_from(to.checked_sub(1)?).ok()?;
-    MsrRange::new(MsrIndex::new(first), MsrIndex::new(last))
 }
 
 #[cfg(test)]

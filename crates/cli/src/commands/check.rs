@@ -1,10 +1,11 @@
 //! `msrgate check`.
 
+mod warnings;
+
 use std::io::Write;
 
-use miette::Diagnostic as _;
-use msrgate_filter::{Access, Range};
-use msrgate_policy::{Compiled, Entry, EntryId, Mistakes, Said, one_line};
+use msrgate_filter::Range;
+use msrgate_policy::{Compiled, Mistake, Mistakes, Policy, Variant};
 use serde::Serialize;
 
 use crate::cli::{Format, PolicyArgs};
@@ -26,6 +27,8 @@ struct Report {
 struct Remark {
     message: String,
     help: Option<String>,
+    /// The text: the policy itself, or what it includes.
+    file: Option<String>,
     line: Option<usize>,
     column: Option<usize>,
 }
@@ -35,6 +38,14 @@ struct Packed {
     name: Option<String>,
     default: &'static str,
     entries: usize,
+    variants: Vec<PackedVariant>,
+}
+
+/// One filter.
+#[derive(Serialize)]
+struct PackedVariant {
+    /// A processor on which it holds; null for a policy without `[[when]]`.
+    cpu: Option<String>,
     ranges: Vec<PackedRange>,
 }
 
@@ -79,6 +90,7 @@ impl Remark {
         Self {
             message,
             help: None,
+            file: None,
             line: None,
             column: None,
         }
@@ -86,11 +98,12 @@ impl Remark {
 }
 
 fn mistakes_of(mistakes: &Mistakes) -> Vec<Remark> {
-    let remark = |mistake| {
-        let place = mistakes.place(mistake);
+    let remark = |mistake: &Mistake| {
+        let (source, place) = mistakes.place(mistake).unzip();
         Remark {
-            message: mistake.to_string(),
-            help: mistake.help().map(|help| help.to_string()),
+            message: mistake.wrong().to_string(),
+            help: mistake.wrong().help(),
+            file: source.map(|source| source.name().to_owned()),
             line: place.map(|place| place.line),
             column: place.map(|place| place.column),
         }
@@ -99,24 +112,38 @@ fn mistakes_of(mistakes: &Mistakes) -> Vec<Remark> {
 }
 
 fn sound(compiled: &Compiled) -> Report {
-    let warning = |entry: &Entry| Remark {
-        message: without_effect(entry),
-        help: Some("delete it, or the entries within it".to_owned()),
-        line: Some(entry.place().line),
-        column: Some(entry.place().column),
-    };
     let policy = compiled.policy();
+    let warnings = warnings::of(compiled).into_iter().map(|warning| Remark {
+        message: warning.message,
+        help: Some(warning.help),
+        file: warning
+            .entry
+            .map(|entry| policy.text(entry.source()).name().to_owned()),
+        line: warning.entry.map(|entry| entry.place().line),
+        column: warning.entry.map(|entry| entry.place().column),
+    });
     Report {
         schema: SCHEMA,
         ok: true,
         mistakes: Vec::new(),
-        warnings: never_effective(compiled).into_iter().map(warning).collect(),
+        warnings: warnings.collect(),
         packed: Some(Packed {
             name: policy.name().map(str::to_owned),
             default: policy.default_action().word(),
             entries: policy.entries().len(),
-            ranges: compiled.filter().ranges().iter().map(packed).collect(),
+            variants: compiled
+                .variants()
+                .iter()
+                .map(|one| packed_variant(policy, one))
+                .collect(),
         }),
+    }
+}
+
+fn packed_variant(policy: &Policy, variant: &Variant) -> PackedVariant {
+    PackedVariant {
+        cpu: (!policy.whens().is_empty()).then(|| variant.example().to_string()),
+        ranges: variant.filter().ranges().iter().map(packed).collect(),
     }
 }
 
@@ -134,59 +161,53 @@ fn packed(range: &Range) -> PackedRange {
     }
 }
 
-/// Entries that decide no access, since smaller ones decide all of theirs.
-fn never_effective(compiled: &Compiled) -> Vec<&Entry> {
-    let table = compiled.table();
-    let segments = Access::ALL
-        .into_iter()
-        .flat_map(|access| table.segments(access));
-    let effective: std::collections::HashSet<EntryId> = segments
-        .filter_map(|segment| match segment.said {
-            Said::ByEntry(id) => Some(id),
-            Said::ByDefault | Said::ByKvm => None,
-        })
-        .collect();
-    let policy = compiled.policy();
-    let ids = policy.ids().filter(|id| !effective.contains(id));
-    ids.map(|id| policy.entry(id)).collect()
-}
-
-fn without_effect(entry: &Entry) -> String {
-    format!(
-        "`{}` decides nothing: other entries decide all of its MSRs",
-        one_line(entry.key())
-    )
-}
-
 fn print(out: &mut dyn Write, compiled: &Compiled) -> Result<(), Failure> {
     let policy = compiled.policy();
     let source = policy.source().name();
     let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
-    for entry in never_effective(compiled) {
-        let line = entry.place().line;
+    for warning in warnings::of(compiled) {
+        let place = warning.entry.map_or_else(
+            || source.to_owned(),
+            |entry| {
+                format!(
+                    "{}:{}",
+                    policy.text(entry.source()).name(),
+                    entry.place().line
+                )
+            },
+        );
         writeln!(
             out,
-            "{yellow}warning{yellow:#}: {source}:{line}: {}",
-            without_effect(entry)
+            "{yellow}warning{yellow:#}: {place}: {}",
+            warning.message
         )?;
+        writeln!(out, "  help: {}", warning.help)?;
     }
     let green = anstyle::AnsiColor::Green.on_default().bold();
-    let ranges = compiled.filter().ranges();
     writeln!(out, "{source}: {green}no mistakes{green:#}")?;
     writeln!(
         out,
-        "{} entries, default {}, packed into {} of 16 ranges; equal to the policy for all 2^32 MSRs, reads and writes",
+        "{} entries, default {}; each filter is equal to the policy for all 2^32 MSRs, reads and writes",
         policy.entries().len(),
-        policy.default_action(),
-        ranges.len(),
+        policy.default_action().word(),
     )?;
-    for (number, range) in ranges.iter().enumerate() {
-        let packed = packed(range);
-        writeln!(
-            out,
-            "  range {number:<2}  {:<2}  from {:<10}  {:>5} MSRs, {} allowed",
-            packed.access, packed.base, packed.count, packed.allowed
-        )?;
+    for variant in compiled.variants() {
+        let packed = packed_variant(policy, variant);
+        match packed.cpu {
+            Some(cpu) => writeln!(
+                out,
+                "on {cpu} and the like, {} of 16 ranges",
+                packed.ranges.len()
+            )?,
+            None => writeln!(out, "{} of 16 ranges", packed.ranges.len())?,
+        }
+        for (number, range) in packed.ranges.iter().enumerate() {
+            writeln!(
+                out,
+                "  range {number:<2}  {:<2}  from {:<10}  {:>5} MSRs, {} allowed",
+                range.access, range.base, range.count, range.allowed
+            )?;
+        }
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use msrgate_filter::{Access, MsrIndex, Verdict};
-use msrgate_policy::{Compiled, Entry, Explanation, MsrRange, Said, explain, one_line};
+use msrgate_policy::{Entry, Explanation, MsrSet, Policy, Said, Variant, explain, one_line};
 use serde::Serialize;
 
 use crate::cli::{ExplainArgs, Format};
@@ -21,8 +21,12 @@ struct Row<'c> {
     name: Option<&'static str>,
     access: String,
     action: &'static str,
+    /// The action with its values, as a policy writes it.
+    does: String,
     /// Where the policy says so, counted from 1; null for the default, and for x2APIC registers.
     line: Option<usize>,
+    /// The text of that line: the policy itself, or what it includes.
+    file: Option<&'c str>,
     entry: Option<&'c str>,
     why: Option<&'c str>,
     verdict: &'static str,
@@ -31,42 +35,50 @@ struct Row<'c> {
 }
 
 pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
-    let asked: u64 = args.msrs.iter().map(|range| range.count()).sum();
+    let asked: u64 = args.msrs.iter().map(MsrSet::count).sum();
     if asked > MOST {
         return Err(Failure::Usage(format!(
             "{asked} MSRs are more than the {MOST} that are explained at once; name a smaller range"
         )));
     }
     let compiled = load::compiled(&args.policy)?;
-    let indices = args.msrs.iter().copied().flat_map(indices);
+    let (policy, variant) = (compiled.policy(), compiled.on(args.cpu.cpu.as_ref()));
+    let indices = args.msrs.iter().flat_map(indices);
     match args.format.format {
         Format::Json => {
             let rows: Vec<_> = indices
-                .flat_map(|index| Access::ALL.map(|access| explain(&compiled, index, access)))
-                .map(|explanation| row(&explanation))
+                .flat_map(|index| Access::ALL.map(|access| explain(policy, variant, index, access)))
+                .map(|explanation| row(policy, &explanation))
                 .collect();
             output::json(out, &rows)?;
         }
         Format::Text => {
             for index in indices {
-                print(out, &compiled, index)?;
+                print(out, policy, variant, index)?;
             }
         }
     }
     Ok(Answer::Yes)
 }
 
-fn indices(range: MsrRange) -> impl Iterator<Item = MsrIndex> {
-    (range.first().get()..=range.last().get()).map(MsrIndex::new)
+fn indices(msrs: &MsrSet) -> impl Iterator<Item = MsrIndex> {
+    let ranges = msrs.ranges().iter();
+    ranges
+        .flat_map(|range| range.first().get()..=range.last().get())
+        .map(MsrIndex::new)
 }
 
-fn row<'c>(explanation: &Explanation<'c>) -> Row<'c> {
+fn row<'c>(policy: &'c Policy, explanation: &Explanation<'c>) -> Row<'c> {
     Row {
         index: explanation.index.to_string(),
         name: output::name(explanation.index),
         access: explanation.access.to_string(),
         action: explanation.action.word(),
+        does: explanation.action.to_string(),
         line: explanation.entry.map(|entry| entry.place().line),
+        file: explanation
+            .entry
+            .map(|entry| policy.text(entry.source()).name()),
         entry: explanation.entry.map(Entry::key),
         why: explanation.entry.and_then(Entry::why),
         verdict: match explanation.decision.verdict {
@@ -77,46 +89,57 @@ fn row<'c>(explanation: &Explanation<'c>) -> Row<'c> {
     }
 }
 
-fn print(out: &mut dyn Write, compiled: &Compiled, index: MsrIndex) -> Result<(), Failure> {
+fn print(
+    out: &mut dyn Write,
+    policy: &Policy,
+    variant: &Variant,
+    index: MsrIndex,
+) -> Result<(), Failure> {
     let bold = anstyle::Style::new().bold();
     writeln!(out, "{bold}{}{bold:#}", output::titled(index))?;
     for access in Access::ALL {
-        let explanation = explain(compiled, index, access);
-        let action = explanation.action;
+        let explanation = explain(policy, variant, index, access);
+        let word = explanation.action.word();
         writeln!(
             out,
-            "  {access:<5}  {:<5}  {}",
-            action.word(),
-            source_of(compiled, &explanation)
+            "  {access:<5}  {word:<8}  {}",
+            source_of(policy, &explanation)
         )?;
         if let Some(why) = explanation.entry.and_then(Entry::why) {
-            writeln!(out, "                because {}", one_line(why))?;
+            writeln!(out, "                   because {}", one_line(why))?;
         }
-        writeln!(out, "                {}", mechanism(compiled, &explanation))?;
+        writeln!(
+            out,
+            "                   {}",
+            mechanism(variant, &explanation)
+        )?;
     }
     Ok(())
 }
 
 /// Which line says so.
-fn source_of(compiled: &Compiled, explanation: &Explanation<'_>) -> String {
-    let source = compiled.policy().source().name();
+fn source_of(policy: &Policy, explanation: &Explanation<'_>) -> String {
     match (explanation.said, explanation.entry) {
         (Said::ByKvm, _) => "an x2APIC register, which KVM never filters (S3.1)".to_owned(),
-        (_, Some(entry)) => format!(
-            "{source}:{} says so of {}",
-            entry.place().line,
-            one_line(entry.key())
+        (_, Some(entry)) => {
+            let file = one_line(policy.text(entry.source()).name());
+            let (line, key) = (entry.place().line, one_line(entry.key()));
+            format!("{file}:{line} says {} of {key}", explanation.action)
+        }
+        (_, None) => format!(
+            "no entry of {} decides it, so `default` holds",
+            policy.source().name()
         ),
-        (_, None) => format!("{source} names it nowhere, so `default` holds"),
     }
 }
 
-/// How the kernel comes to the same.
-fn mechanism(compiled: &Compiled, explanation: &Explanation<'_>) -> String {
-    let ranges = compiled.filter().ranges();
+/// What happens, and how the kernel comes to it.
+fn mechanism(variant: &Variant, explanation: &Explanation<'_>) -> String {
+    let ranges = variant.filter().ranges();
     let number = explanation.range();
     let effect = match explanation.decision.verdict {
         Verdict::Allow => "KVM handles it",
+        Verdict::Deny if explanation.action.needs_answer() => "the gate answers it",
         Verdict::Deny => "the guest gets #GP",
     };
     match number.and_then(|number| Some((number, ranges.get(number)?))) {

@@ -23,14 +23,14 @@ struct Listed {
 
 /// One policy, whole.
 #[derive(Serialize)]
-struct Shown {
+struct Whole {
     schema: u32,
     name: &'static str,
     summary: &'static str,
     text: &'static str,
 }
 
-impl Shown {
+impl Whole {
     fn of(shipped: Shipped) -> Self {
         Self {
             schema: SCHEMA,
@@ -51,7 +51,7 @@ pub(super) fn run(args: &PoliciesArgs, out: &mut dyn Write) -> Result<Answer, Fa
             )));
         };
         match args.format.format {
-            Format::Json => output::json(out, &Shown::of(shipped))?,
+            Format::Json => output::json(out, &Whole::of(shipped))?,
             Format::Text => out.write_all(shipped.text.as_bytes())?,
         }
         return Ok(Answer::Yes);

@@ -4,11 +4,11 @@ mod report;
 
 use std::io::Write;
 
-use msrgate_filter::{Access, MsrIndex, Register, RegisterMap, Revision, Verdict};
+use msrgate_filter::{Access, MsrIndex, Register, RegisterMap, Revision};
 use msrgate_kvm::{
     Backend, Case, HostCaps, HostError, KvmBackend, ModelBackend, WriteEffect, measure,
 };
-use msrgate_policy::{Action, Compiled, MsrRange, points, registers, write_effect};
+use msrgate_policy::{Cpu, MsrSet, Policy, Variant, points, registers, write_effect};
 
 use crate::cli::{BackendArg, Format, TestArgs};
 use crate::failure::{Answer, Failure};
@@ -21,6 +21,8 @@ const MOST: u64 = 0x4_0000;
 struct Place {
     backend: Box<dyn Backend>,
     measures: Measures,
+    /// The processor that the guest gets, if it gets one.
+    cpu: Option<Cpu>,
 }
 
 /// What a run says of this host.
@@ -35,49 +37,48 @@ enum Measures {
 
 pub(super) fn run(args: &TestArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     let compiled = load::compiled(&args.policy)?;
-    let cases = cases(&compiled, &args.msrs)?;
     let mut place = place(args.backend)?;
+    let variant = compiled.on(args.cpu.cpu.as_ref().or(place.cpu.as_ref()));
+    let cases = cases(compiled.policy(), variant, &args.msrs)?;
     if args.format.format == Format::Text {
-        report::heading(out, &compiled, &place.measures)?;
+        report::heading(out, compiled.policy(), variant, &place.measures)?;
     }
-    let measured = measure(place.backend.as_mut(), compiled.filter(), &cases)
+    let measured = measure(place.backend.as_mut(), variant.filter(), &cases)
         .map_err(|error| Failure::Host(error.to_string()))?;
     match args.format.format {
         Format::Json => report::json(out, place.backend.kind(), &measured)?,
-        Format::Text => report::text(out, &compiled, &measured)?,
+        Format::Text => report::text(out, compiled.policy(), &measured)?,
     }
     let is_ok = measured.iter().all(msrgate_kvm::Measured::is_ok);
     Ok(if is_ok { Answer::Yes } else { Answer::No })
 }
 
 /// What to try: everywhere the policy changes its mind, or what was asked for.
-fn cases(compiled: &Compiled, msrs: &[MsrRange]) -> Result<Vec<Case>, Failure> {
-    let asked: u64 = msrs.iter().map(|range| range.count()).sum();
+fn cases(policy: &Policy, variant: &Variant, msrs: &[MsrSet]) -> Result<Vec<Case>, Failure> {
+    let asked: u64 = msrs.iter().map(MsrSet::count).sum();
     if asked > MOST {
         return Err(Failure::Usage(format!(
             "{asked} MSRs are more than the {MOST} that are tried at once; name a smaller range"
         )));
     }
-    let mut indices = if msrs.is_empty() {
-        points(compiled)
+    let mut indices: Vec<MsrIndex> = if msrs.is_empty() {
+        points(policy, variant)
     } else {
-        let all = |range: &MsrRange| range.first().get()..=range.last().get();
-        msrs.iter().flat_map(all).map(MsrIndex::new).collect()
+        let ranges = msrs.iter().flat_map(MsrSet::ranges);
+        let all = ranges.flat_map(|range| range.first().get()..=range.last().get());
+        all.map(MsrIndex::new).collect()
     };
     indices.sort_unstable();
     indices.dedup();
-    let both = |index| Access::ALL.map(|access| case(compiled, index, access));
+    let both = |index| Access::ALL.map(|access| case(variant, index, access));
     Ok(indices.into_iter().flat_map(both).collect())
 }
 
-fn case(compiled: &Compiled, index: MsrIndex, access: Access) -> Case {
+fn case(variant: &Variant, index: MsrIndex, access: Access) -> Case {
     Case {
         index,
         access,
-        expected: match compiled.table().at(index, access).action {
-            Action::Allow => Verdict::Allow,
-            Action::Deny => Verdict::Deny,
-        },
+        expected: variant.table().at(index, access).action.verdict(),
         effect: match write_effect(index) {
             Some(_) => WriteEffect::ActsAtOnce,
             None => WriteEffect::StoresOnly,
@@ -96,6 +97,9 @@ fn place(backend: BackendArg) -> Result<Place, Failure> {
                 KvmBackend::new(&host).map_err(|error| Failure::Host(error.to_string()))?,
             ),
             measures: Measures::Kernel(host.release().to_owned()),
+            cpu: host
+                .cpu()
+                .map(|cpu| Cpu::from_cpuid(cpu.vendor, cpu.signature)),
         }),
         Err(error) if backend == BackendArg::Auto => Ok(model(Measures::NothingFor(error))),
         Err(error) => Err(Failure::Host(format!("{error}\n  {}", error.advice()))),
@@ -113,5 +117,6 @@ fn model(measures: Measures) -> Place {
             registers.collect::<RegisterMap>(),
         )),
         measures,
+        cpu: None,
     }
 }

@@ -26,6 +26,6 @@ pub(crate) fn host() -> Option<HostCaps> {
 
 /// A line on stderr that is seen even where the test passes, whose prints are kept back.
 pub(crate) fn say(line: &str) {
-    // A closed stderr is no reason to fail.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    // At once, so that no other test's line gets into it. A closed stderr is no reason to fail.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }

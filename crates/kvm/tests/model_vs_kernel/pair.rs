@@ -88,7 +88,7 @@ impl Pair {
         let kernel = self.kernel.set_filter(&request);
         let model = self.model.set_filter(&request);
         tally.count_filter(kernel);
-        same(&format!("the filter {request:?}"), &kernel, &model)?;
+        same(&format!("the filter {}", show(&request)), &kernel, &model)?;
         if kernel.is_ok() {
             self.in_force = request.clone();
         }
@@ -104,9 +104,16 @@ impl Pair {
         script.retain(|step| self.is_comparable(step));
         let kernel = self.kernel.run(&script)?;
         let model = self.model.run(&script)?;
+        if let Some((index, access)) = self.baseline.borrow_mut().take_stray() {
+            let what = format!("the model lets the {access} of {index} pass; the kernel does not");
+            return Err(Difference(format!(
+                "{what}, under {}",
+                show(&self.in_force)
+            )));
+        }
         for (step, (kernel, model)) in script.iter().zip(kernel.into_iter().zip(model)) {
             tally.count_access(&kernel);
-            let what = format!("{step:x?} under {:?}", self.in_force);
+            let what = format!("{step:x?} under {}", show(&self.in_force));
             let [kernel, model] = [kernel, model].map(|seen| comparable(step.index, seen));
             same(&what, &kernel, &model)?;
         }
@@ -137,6 +144,16 @@ impl Pair {
     fn decides(&self, step: &Step) -> Verdict {
         linear::decide(&self.in_force, step.index, step.access)
     }
+}
+
+/// A filter without its empty ranges.
+fn show(filter: &RawFilter) -> String {
+    let used = filter.ranges.iter().filter(|range| range.nmsrs != 0);
+    format!(
+        "flags {:#x} and {:x?}",
+        filter.flags,
+        used.collect::<Vec<_>>()
+    )
 }
 
 fn same<T: Debug + PartialEq>(what: &str, kernel: &T, model: &T) -> Result<(), Difference> {

@@ -115,6 +115,7 @@ pub(crate) struct Baseline {
     kernel: KvmBackend,
     reads: BTreeMap<MsrIndex, Learnt>,
     writes: BTreeMap<(MsrIndex, u64), Learnt>,
+    stray: Option<(MsrIndex, Access)>,
 }
 
 impl Baseline {
@@ -128,6 +129,7 @@ impl Baseline {
             kernel,
             reads: BTreeMap::new(),
             writes: BTreeMap::new(),
+            stray: None,
         };
         baseline.learn_reads(&HARMLESS)?;
         Ok(baseline)
@@ -181,6 +183,12 @@ impl Baseline {
             );
         }
         Ok(())
+    }
+
+    /// An access that the model let pass since the last call, and the kernel cannot have: what it
+    /// would have done was not learnt.
+    pub(crate) fn take_stray(&mut self) -> Option<(MsrIndex, Access)> {
+        self.stray.take()
     }
 
     /// What an access does, if it was learnt.
@@ -237,11 +245,13 @@ impl LearntRegisters {
     }
 
     fn find(&self, index: MsrIndex, access: Access, value: u64) -> Result<u64, RegisterFault> {
-        match self.baseline.borrow().find(index, access, value) {
+        let mut baseline = self.baseline.borrow_mut();
+        match baseline.find(index, access, value) {
             Some(Learnt::Value(value)) => Ok(value),
             Some(Learnt::Fault(fault)) => Err(fault),
             Some(Learnt::Hardware) | None => {
-                unreachable!("the model lets a {access} of {index} pass that the kernel refuses")
+                baseline.stray = Some((index, access));
+                Err(RegisterFault::Invalid)
             }
         }
     }

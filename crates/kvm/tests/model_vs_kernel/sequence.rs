@@ -65,7 +65,7 @@ pub(crate) fn rounds() -> impl Strategy<Value = Vec<Round>> {
 fn round() -> impl Strategy<Value = Round> {
     let reasons = option::weighted(0.7, reasons());
     let filter = option::weighted(0.9, filter());
-    (reasons, filter, vec(access(), 24..=60)).prop_map(|(reasons, filter, accesses)| Round {
+    (reasons, filter, vec(access(), 0..=84)).prop_map(|(reasons, filter, accesses)| Round {
         reasons,
         filter,
         accesses,

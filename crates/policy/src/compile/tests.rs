@@ -1,16 +1,19 @@
 use msrgate_filter::{Accesses, Bitmap, Fallback, Range, Revision};
 
 use super::*;
-use crate::parse;
 use crate::source::Source;
+use crate::{NoIncludes, parse};
 
-fn compiled() -> Compiled {
+fn compiled() -> Variant {
     let text = "policy = 1\ndefault = 'deny'\n[msrs]\n0x10 = 'r'\n'0x200..=0x20f' = 'rw'\n0xc0000080 = 'w'";
-    compile(parse(&Source::new("test.toml", text)).unwrap()).unwrap()
+    compile(parse(&Source::new("test.toml", text), &mut NoIncludes).unwrap())
+        .unwrap()
+        .variants()[0]
+        .clone()
 }
 
 /// The filter of `compiled`, with one range replaced.
-fn mutant(compiled: &Compiled, number: usize, change: impl Fn(&Range) -> Option<Range>) -> Filter {
+fn mutant(compiled: &Variant, number: usize, change: impl Fn(&Range) -> Option<Range>) -> Filter {
     let mut ranges = compiled.filter().ranges().to_vec();
     match change(&ranges[number]) {
         Some(changed) => ranges[number] = changed,
@@ -78,7 +81,7 @@ fn the_comparison_looks_between_the_entries() {
         let filter = Filter::new(Revision::Mainline, Fallback::Deny, ranges).unwrap();
         assert_eq!(
             first_difference(compiled.table(), &filter),
-            Some((MsrIndex::new(index), Access::Write, Action::Deny))
+            Some((MsrIndex::new(index), Access::Write, Verdict::Deny))
         );
     }
 }

@@ -3,7 +3,7 @@
 use msrgate_filter::{Access, Accesses};
 
 use super::Window;
-use crate::policy::MsrRange;
+use crate::msrs::MsrRange;
 use crate::table::{Said, Table};
 
 /// Consecutive MSRs whose answers differ from the default in the same directions.
@@ -21,8 +21,9 @@ pub(super) fn needs(table: &Table) -> Vec<Need> {
     while let (Some(r), Some(w)) = (reads.get(read), writes.get(write)) {
         let first = r.msrs.first().max(w.msrs.first());
         let last = r.msrs.last().min(w.msrs.last());
-        let differs =
-            [r, w].map(|one| one.said != Said::ByKvm && one.action != table.default_action());
+        let differs = [r, w].map(|one| {
+            one.said != Said::ByKvm && one.action.verdict() != table.default_action().verdict()
+        });
         let accesses = match differs {
             [true, true] => Some(Accesses::Both),
             [true, false] => Some(Accesses::Read),

@@ -4,7 +4,7 @@ use msrgate_filter::{Accesses, Bitmap, MsrIndex};
 
 use super::Window;
 use super::need::Need;
-use crate::policy::MsrRange;
+use crate::msrs::MsrRange;
 
 const COLOURS: [Accesses; 3] = [Accesses::Read, Accesses::Write, Accesses::Both];
 

@@ -6,11 +6,17 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::compile::first_difference;
-use crate::parse;
+use crate::parse::variants;
 use crate::source::Source;
+use crate::{NoIncludes, Policy, parse};
 
 fn table(text: &str) -> Table {
-    Table::resolve(&parse(&Source::new("test.toml", text)).expect("a policy without mistakes"))
+    let source = Source::new("test.toml", text);
+    resolved(&parse(&source, &mut NoIncludes).expect("a policy without mistakes"))
+}
+
+fn resolved(policy: &Policy) -> Table {
+    Table::resolve(policy, &variants(policy)[0].entries)
 }
 
 fn packed(default: &str, entries: &str) -> Result<Filter, PackError> {
@@ -186,8 +192,8 @@ proptest! {
             let word = ["rw", "r", "w", "none"][word];
             let _ = writeln!(text, "'0x{zeroes}{:x}..=0x{last:x}' = '{word}'", base + offset);
         }
-        let Ok(policy) = parse(&Source::new("test.toml", &text)) else { return Ok(()) };
-        let table = Table::resolve(&policy);
+        let Ok(policy) = parse(&Source::new("test.toml", &text), &mut NoIncludes) else { return Ok(()) };
+        let table = resolved(&policy);
         let filter = pack(&table).unwrap();
         prop_assert_eq!(first_difference(&table, &filter), None, "{}", text);
     }

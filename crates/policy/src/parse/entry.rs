@@ -3,9 +3,12 @@
 use msrgate_filter::{Access, MsrIndex};
 use toml::de::DeValue;
 
-use super::{Item, MAX_ENTRIES, Reader, items};
-use crate::mistake::Mistake;
-use crate::policy::{Action, Entry};
+use super::value::{Item, Key};
+use super::{MAX_ENTRIES, MAX_GROUPS, Reader};
+use crate::action::{Action, Device, Emulated, Mask, Outside};
+use crate::mistake::Wrong;
+use crate::msrs::MsrSet;
+use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
 use crate::source::quoted;
 
 /// Words for both directions at once.
@@ -17,97 +20,287 @@ const SHORT: [(&str, [Action; 2]); 4] = [
 ];
 
 /// Words for one direction.
-const LONG: [(&str, Option<Action>); 3] = [
-    ("allow", Some(Action::Allow)),
-    ("deny", Some(Action::Deny)),
-    ("inherit", None),
+const WORDS: [(&str, Says); 7] = [
+    ("allow", Says::This(Action::Allow)),
+    ("deny", Says::This(Action::Deny)),
+    ("kill", Says::This(Action::Kill)),
+    ("inherit", Says::Inherit),
+    ("ignore", Says::This(Action::Ignore)),
+    ("pin", Says::This(Action::Pin)),
+    ("sticky", Says::This(Action::Sticky(u64::MAX))),
 ];
 
+/// Words that may follow `log =`.
+pub(super) const LOGS: [(&str, Log); 4] = [
+    ("none", Log::None),
+    ("denied", Log::Denied),
+    ("first", Log::First),
+    ("all", Log::All),
+];
+
+/// What an entry says of a direction.
+#[derive(Clone)]
+enum Says {
+    /// What a wider entry or the default says.
+    Inherit,
+    This(Action),
+}
+
+/// What the table of an entry says, as far as it is understood.
+#[derive(Default)]
+struct Long {
+    /// By [`Access`]: the key that said it, and what it said, if that was understood.
+    actions: [Option<(String, Option<Says>)>; 2],
+    why: Option<Box<str>>,
+    log: Option<Log>,
+    replaces: Replaces,
+    firmness: Firmness,
+}
+
 impl Reader<'_> {
-    pub(super) fn msrs(&mut self, item: Item<'_>) -> Vec<Entry> {
+    pub(super) fn msrs(&mut self, item: Item<'_>, when: Option<WhenId>) {
         let DeValue::Table(table) = item.value.get_ref() else {
-            self.wrong_type(item, "a table, [msrs]");
-            return Vec::new();
+            self.wrong_type(item, "a table");
+            return;
         };
-        if table.len() > MAX_ENTRIES {
-            self.mistakes.push(Mistake::TooManyEntries {
-                entries: table.len(),
-                limit: MAX_ENTRIES,
-            });
-            return Vec::new();
+        let found = self.entries.len() + table.len();
+        if found > MAX_ENTRIES {
+            let (what, limit) = ("entries", MAX_ENTRIES);
+            self.wrong_as_a_whole(Wrong::TooMany { what, found, limit });
+            return;
         }
-        items(table)
-            .into_iter()
-            .filter_map(|item| self.entry(item))
-            .collect()
+        for item in super::items(table) {
+            let entry = self.entry(item, when);
+            self.entries.extend(entry);
+        }
     }
 
     /// One entry. The key and the value are both looked at, so that both are complained of.
-    fn entry(&mut self, item: Item<'_>) -> Option<Entry> {
-        let msrs = self.msr_range(item.key);
-        let (actions, why) = match item.value.get_ref() {
-            DeValue::String(_) => (self.action(item, &SHORT).map(|both| both.map(Some)), None),
-            DeValue::Table(_) => self.long_entry(item),
+    fn entry(&mut self, item: Item<'_>, when: Option<WhenId>) -> Option<Entry> {
+        let msrs = self.msrs_of(item.key);
+        let long = match item.value.get_ref() {
+            DeValue::String(_) => {
+                let both = self.word(item, &SHORT);
+                let said = |action| (String::new(), Some(Says::This(action)));
+                Long {
+                    actions: both?.map(|action| Some(said(action))),
+                    ..Long::default()
+                }
+            }
+            DeValue::Table(_) => self.long_entry(item)?,
             _ => {
                 self.wrong_type(item, "\"rw\", \"r\", \"w\", \"none\", or a table");
-                (None, None)
+                return None;
             }
         };
-        Some(Entry {
-            key: item.key.text.into(),
-            span: item.key.at,
-            place: self.source.place(item.key.at),
-            msrs: msrs?,
-            actions: actions?,
-            why,
-        })
+        let msrs = msrs?;
+        self.count_group(&msrs);
+        let [read, write] = long.actions.map(|said| said.and_then(|(_, says)| says));
+        let action = |says| match says {
+            Says::Inherit => None,
+            Says::This(action) => Some(action),
+        };
+        let entry = Entry {
+            key: item.key.text.trim().into(),
+            at: self.key_at(item.key),
+            place: self.text().place(item.key.span),
+            when,
+            msrs,
+            actions: [action(read?), action(write?)],
+            why: long.why,
+            log: long.log,
+            replaces: long.replaces,
+            firmness: long.firmness,
+        };
+        self.devices_are_at_home(&entry);
+        Some(entry)
     }
 
-    fn long_entry(&mut self, item: Item<'_>) -> (Option<[Option<Action>; 2]>, Option<Box<str>>) {
-        let DeValue::Table(table) = item.value.get_ref() else {
-            return (None, None);
-        };
-        let (mut actions, mut why) = ([None; 2], None);
-        for inner in items(table) {
+    fn count_group(&mut self, msrs: &MsrSet) {
+        self.groups += usize::from(msrs.as_range().is_none());
+        if self.groups == MAX_GROUPS + 1 {
+            let (what, found, limit) = ("groups", self.groups, MAX_GROUPS);
+            self.wrong_as_a_whole(Wrong::TooMany { what, found, limit });
+        }
+    }
+
+    fn long_entry(&mut self, item: Item<'_>) -> Option<Long> {
+        const KNOWN: [&str; 8] = [
+            "read", "write", "device", "register", "why", "log", "override", "final",
+        ];
+        let mut long = Long::default();
+        for inner in self.table(item)? {
             match inner.key.text {
-                "read" => actions[0] = Some(self.action(inner, &LONG)),
-                "write" => actions[1] = Some(self.action(inner, &LONG)),
-                "why" => why = self.string(inner).map(Box::from),
-                _ => self.unknown_key(inner.key, &["read", "write", "why"]),
+                "read" => self.say(item.key, &mut long, inner, &[Access::Read]),
+                "write" => self.say(item.key, &mut long, inner, &[Access::Write]),
+                "device" | "register" => self.say(item.key, &mut long, inner, &Access::ALL),
+                "why" => long.why = self.string(inner).map(Box::from),
+                "log" => long.log = self.word(inner, &LOGS),
+                "override" if self.is_true(inner) => long.replaces = Replaces::Included,
+                "final" if self.is_true(inner) => long.firmness = Firmness::Final,
+                "override" | "final" => {}
+                _ => self.unknown_key(inner.key, &KNOWN),
             }
         }
         for access in Access::ALL {
-            if actions[access as usize].is_none() {
-                self.mistakes.push(Mistake::MissingDirection {
-                    key: quoted(item.key.text),
-                    access,
-                    at: item.key.at,
-                });
+            if long.actions[access as usize].is_none() {
+                let key = quoted(item.key.text);
+                self.wrong(
+                    self.key_at(item.key),
+                    Wrong::MissingDirection { key, access },
+                );
             }
         }
-        let [read, write] = actions.map(Option::flatten);
-        (read.zip(write).map(|(read, write)| [read, write]), why)
+        Some(long)
     }
 
-    /// No range reaches MSR 0xffffffff (S3.5): an entry may name it only to say what the default
-    /// says.
-    pub(super) fn last_msr_obeys_the_default(
-        &mut self,
-        entries: &[Entry],
-        default: Option<Action>,
-    ) {
-        let Some(default) = default else { return };
-        for entry in entries {
-            let differs = entry
-                .actions
-                .iter()
-                .flatten()
-                .any(|&action| action != default);
-            if entry.msrs.contains(MsrIndex::MAX) && differs {
-                self.mistakes.push(Mistake::NamesTheLastMsr {
-                    text: quoted(&entry.key),
-                    at: entry.span,
-                });
+    /// Takes down what `inner` says of some directions.
+    fn say(&mut self, key: Key<'_>, long: &mut Long, inner: Item<'_>, of: &[Access]) {
+        let says = match inner.key.text {
+            "device" => self.device(inner).map(Says::This),
+            "register" => self.register(inner).map(Says::This),
+            _ => self.action(inner, of[0]),
+        };
+        for &access in of {
+            let this = inner.key.text.to_owned();
+            if let Some((before, _)) = &long.actions[access as usize] {
+                let wrong = Wrong::SaidTwice {
+                    key: quoted(key.text),
+                    one: before.clone(),
+                    other: this,
+                };
+                self.wrong(self.key_at(inner.key), wrong);
+                return;
+            }
+            long.actions[access as usize] = Some((this, says.clone()));
+        }
+    }
+
+    /// What follows `read =` or `write =`.
+    fn action(&mut self, item: Item<'_>, access: Access) -> Option<Says> {
+        let says = match item.value.get_ref() {
+            DeValue::Table(_) => Says::This(self.action_table(item)?),
+            _ => self.word(item, &WORDS)?,
+        };
+        if let Says::This(action) = &says
+            && !action.is_for(access)
+        {
+            let word = action.word();
+            self.wrong(self.at(item.span()), Wrong::OtherDirection { word, access });
+            return None;
+        }
+        Some(says)
+    }
+
+    /// `{ value = … }`, `{ mask = …, outside = … }` and the like: one action.
+    fn action_table(&mut self, item: Item<'_>) -> Option<Action> {
+        const KNOWN: [&str; 7] = [
+            "value", "mask", "outside", "sticky", "handler", "device", "register",
+        ];
+        let mut action: Option<(&str, Option<Action>)> = None;
+        let mut outside = None;
+        for inner in self.table(item)? {
+            let found = match inner.key.text {
+                "value" => self.number(inner).map(Action::Value),
+                "mask" => self.number(inner).map(|bits| {
+                    let outside = Outside::default();
+                    Action::Mask(Mask { bits, outside })
+                }),
+                "sticky" => self.number(inner).map(Action::Sticky),
+                "handler" => self.string(inner).map(|name| Action::Handler(name.into())),
+                "device" => self.device(inner),
+                "register" => self.register(inner),
+                "outside" => {
+                    outside = Some((inner, self.outside(inner)));
+                    continue;
+                }
+                _ => {
+                    self.unknown_key(inner.key, &KNOWN);
+                    continue;
+                }
+            };
+            if let Some((one, _)) = action {
+                let wrong = Wrong::SaidTwice {
+                    key: quoted(item.key.text),
+                    one: one.to_owned(),
+                    other: inner.key.text.to_owned(),
+                };
+                self.wrong(self.key_at(inner.key), wrong);
+                return None;
+            }
+            action = Some((inner.key.text, found));
+        }
+        let Some((_, action)) = action else {
+            self.wrong_type(
+                item,
+                "a word, or a table with an action such as `{ value = \"0x0\" }`",
+            );
+            return None;
+        };
+        match (action?, outside) {
+            (Action::Mask(mask), Some((_, outside))) => Some(Action::Mask(Mask {
+                outside: outside?,
+                ..mask
+            })),
+            (_, Some((inner, _))) => {
+                self.unknown_key(inner.key, &KNOWN[..1]);
+                None
+            }
+            (action, None) => Some(action),
+        }
+    }
+
+    fn outside(&mut self, item: Item<'_>) -> Option<Outside> {
+        self.word(item, &[("deny", Outside::Deny), ("keep", Outside::Keep)])
+    }
+
+    fn device(&mut self, item: Item<'_>) -> Option<Action> {
+        let device = self.word(item, &[("microcode", Device::Microcode)])?;
+        Some(Action::Device(device))
+    }
+
+    fn register(&mut self, item: Item<'_>) -> Option<Action> {
+        let (mut reset, mut bits, mut outside) = (None, None, Some(Outside::default()));
+        for inner in self.table(item)? {
+            match inner.key.text {
+                "reset" => reset = Some(self.number(inner)),
+                "mask" => bits = Some(self.number(inner)),
+                "outside" => outside = self.outside(inner),
+                _ => self.unknown_key(inner.key, &["reset", "mask", "outside"]),
+            }
+        }
+        let at = self.at(item.span());
+        if reset.is_none() {
+            let help = "what the register holds at reset: `reset = \"0\"`";
+            self.wrong(at, Wrong::MissingKey { key: "reset", help });
+        }
+        if bits.is_none() {
+            let help = "the bits that a write may change: `mask = \"0xffffffff\"`";
+            self.wrong(at, Wrong::MissingKey { key: "mask", help });
+        }
+        let (reset, bits, outside) = (reset??, bits??, outside?);
+        let mask = Mask { bits, outside };
+        Some(Action::Register(Emulated { reset, mask }))
+    }
+
+    /// A device has its registers where the hardware has them.
+    fn devices_are_at_home(&mut self, entry: &Entry) {
+        const TRIGGERS: [u32; 2] = [0x79, 0xc001_0020];
+        for access in Access::ALL {
+            let Some(Action::Device(device)) = entry.action(access) else {
+                continue;
+            };
+            let at_home = entry.msrs.as_range().is_some_and(|range| {
+                range.count() == 1 && TRIGGERS.map(MsrIndex::new).contains(&range.first())
+            });
+            if !at_home {
+                let wrong = Wrong::DeviceElsewhere {
+                    key: quoted(&entry.key),
+                    device: device.to_string(),
+                    help: "microcode is loaded through IA32_BIOS_UPDT_TRIG (0x79), on AMD through 0xc0010020",
+                };
+                self.wrong(entry.at, wrong);
+                return;
             }
         }
     }

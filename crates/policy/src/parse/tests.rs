@@ -1,10 +1,14 @@
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
 use super::*;
+use crate::action::Action;
+
+mod language;
 
 /// What a user reads.
 fn report(text: &str) -> String {
-    let mistakes = parse(&Source::new("policy.toml", text)).expect_err("a policy with mistakes");
+    let mistakes = parse(&Source::new("policy.toml", text), &mut NoIncludes)
+        .expect_err("a policy with mistakes");
     let mut report = String::new();
     GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
         .with_links(false)
@@ -15,7 +19,7 @@ fn report(text: &str) -> String {
 }
 
 fn sound(text: &str) -> Policy {
-    parse(&Source::new("policy.toml", text)).expect("a policy without mistakes")
+    parse(&Source::new("policy.toml", text), &mut NoIncludes).expect("a policy without mistakes")
 }
 
 #[test]
@@ -27,33 +31,28 @@ fn a_policy_is_read_in_the_order_of_its_text() {
     );
     assert_eq!(
         (policy.name(), policy.default_action()),
-        (Some("x"), Action::Deny)
+        (Some("x"), &Action::Deny)
     );
     let entries: Vec<_> = policy
         .entries()
         .iter()
         .map(|entry| {
-            (
+            let msrs = entry.msrs().to_string();
+            format!(
+                "{}, line {}: {msrs}: {}",
                 entry.key(),
                 entry.place().line,
-                entry.msrs().to_string(),
-                entry.actions,
+                conflict::says(entry)
             )
         })
         .collect();
-    let (allow, deny) = (Some(Action::Allow), Some(Action::Deny));
     assert_eq!(
         entries,
         [
-            ("IA32_PAT", 5, "0x277".to_owned(), [allow, allow]),
-            (
-                "0x200..=0x20f",
-                6,
-                "0x200..=0x20f".to_owned(),
-                [allow, deny]
-            ),
-            ("IA32_LSTAR", 7, "0xc0000082".to_owned(), [allow, None]),
-            ("IA32_EFER", 8, "0xc0000080".to_owned(), [deny, allow]),
+            r#"IA32_PAT, line 5: 0x277: read = "allow", write = "allow""#,
+            r#"0x200..=0x20f, line 6: 0x200..=0x20f: read = "allow", write = "deny""#,
+            r#"IA32_LSTAR, line 7: 0xc0000082: read = "allow", write = "inherit""#,
+            r#"IA32_EFER, line 8: 0xc0000080: read = "deny", write = "allow""#,
         ]
     );
     assert_eq!(policy.entries()[2].why(), Some("w"));
@@ -110,7 +109,7 @@ fn entries_that_disagree_are_shown_together() {
 fn an_equal_entry_is_found_behind_a_wider_one() {
     let text = "policy = 1\ndefault = \"deny\"\n[msrs]\n\
                 \"0x0..=0x10\" = \"none\"\n\"0x5..=0x10\" = \"none\"\n\"0x05..=0x10\" = \"rw\"\n";
-    assert!(parse(&Source::new("policy.toml", text)).is_err());
+    assert!(parse(&Source::new("policy.toml", text), &mut NoIncludes).is_err());
 }
 
 #[test]
@@ -127,7 +126,7 @@ fn the_first_fifty_mistakes_are_shown_and_all_are_counted() {
         .map(|number| format!("NO_{number} = \"r\"\n"))
         .collect();
     let text = format!("policy = 1\ndefault = \"deny\"\n[msrs]\n{entries}");
-    let mistakes = parse(&Source::new("policy.toml", &text)).unwrap_err();
+    let mistakes = parse(&Source::new("policy.toml", &text), &mut NoIncludes).unwrap_err();
     assert_eq!((mistakes.total(), mistakes.mistakes().len()), (60, 50));
     assert_eq!(mistakes.to_string(), "policy.toml has 60 mistakes");
 }
@@ -135,30 +134,21 @@ fn the_first_fifty_mistakes_are_shown_and_all_are_counted() {
 /// A text that is too long, or has too many entries, is refused by a stated limit.
 #[test]
 fn limits_are_stated() {
-    let long = " ".repeat(MAX_BYTES + 1);
-    let mistakes = parse(&Source::new("policy.toml", &long)).unwrap_err();
-    assert!(matches!(
-        mistakes.mistakes(),
-        [Mistake::TooLong {
-            limit: MAX_BYTES,
-            ..
-        }]
-    ));
-    let line = format!("# {}", "x".repeat(MAX_LINE));
-    let mistakes = parse(&Source::new("policy.toml", &line)).unwrap_err();
-    assert!(matches!(
-        mistakes.mistakes(),
-        [Mistake::LongLine { line: 1, .. }]
-    ));
-    let many: String = (0..=MAX_ENTRIES)
+    let wrong = |text: &str| {
+        let mistakes = parse(&Source::new("policy.toml", text), &mut NoIncludes).unwrap_err();
+        mistakes.mistakes()[0].wrong().clone()
+    };
+    let (bytes, limit) = (MAX_BYTES + 1, MAX_BYTES);
+    assert_eq!(wrong(&" ".repeat(bytes)), Wrong::TooLong { bytes, limit });
+    let (line, bytes, limit) = (1, MAX_LINE + 2, MAX_LINE);
+    let long = format!("# {}", "x".repeat(MAX_LINE));
+    assert_eq!(wrong(&long), Wrong::LongLine { line, bytes, limit });
+    let (what, found, limit) = ("entries", MAX_ENTRIES + 1, MAX_ENTRIES);
+    let many: String = (0..found)
         .map(|number| format!("0x{number:x}=\"r\"\n"))
         .collect();
     let text = format!("policy = 1\ndefault = \"deny\"\n[msrs]\n{many}");
-    let mistakes = parse(&Source::new("policy.toml", &text)).unwrap_err();
-    assert!(matches!(
-        mistakes.mistakes(),
-        [Mistake::TooManyEntries { entries, .. }] if *entries == MAX_ENTRIES + 1
-    ));
+    assert_eq!(wrong(&text), Wrong::TooMany { what, found, limit });
 }
 
 mod any_text {
@@ -194,7 +184,7 @@ mod any_text {
         #[test]
         fn is_a_policy_or_an_error(lines in prop::collection::vec(line(), 0..20)) {
             let text = lines.join("\n");
-            if let Err(mistakes) = parse(&Source::new("policy.toml", &text)) {
+            if let Err(mistakes) = parse(&Source::new("policy.toml", &text), &mut NoIncludes) {
                 prop_assert!(mistakes.total() > 0);
                 report(&text);
             }

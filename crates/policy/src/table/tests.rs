@@ -1,22 +1,27 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::parse;
+use crate::parse::variants;
 use crate::source::Source;
+use crate::{NoIncludes, parse};
 
 fn policy(text: &str) -> Policy {
     let text = format!("policy = 1\ndefault = \"deny\"\n[msrs]\n{text}");
-    parse(&Source::new("test.toml", &text)).expect("a policy without mistakes")
+    parse(&Source::new("test.toml", &text), &mut NoIncludes).expect("a policy without mistakes")
+}
+
+fn resolved(policy: &Policy) -> Table {
+    Table::resolve(policy, &variants(policy)[0].entries)
 }
 
 fn read(table: &Table, index: u32) -> (Action, Said) {
     let segment = table.at(MsrIndex::new(index), Access::Read);
-    (segment.action, segment.said)
+    (segment.action.clone(), segment.said)
 }
 
 #[test]
 fn a_strict_subset_wins_wherever_it_stands() {
-    let table = Table::resolve(&policy(
+    let table = resolved(&policy(
         "0x15 = 'none'\n'0x10..=0x1f' = 'r'\n'0x12..=0x17' = 'rw'",
     ));
     let entry = |id| Said::ByEntry(EntryId(id));
@@ -32,13 +37,13 @@ fn a_strict_subset_wins_wherever_it_stands() {
 
 #[test]
 fn inherit_takes_the_wider_entry() {
-    let table = Table::resolve(&policy(
+    let table = resolved(&policy(
         "'0x10..=0x1f' = 'r'\n0x15 = { read = 'inherit', write = 'allow' }",
     ));
     assert_eq!(read(&table, 0x15).1, Said::ByEntry(EntryId(0)));
     let write = table.at(MsrIndex::new(0x15), Access::Write);
     assert_eq!(
-        (write.action, write.said),
+        (write.action.clone(), write.said),
         (Action::Allow, Said::ByEntry(EntryId(1)))
     );
 }
@@ -76,10 +81,10 @@ proptest! {
         };
         let clashes = entries.iter().enumerate()
             .any(|(at, one)| entries[..at].iter().any(|other| clash(one, other)));
-        let parsed = parse(&Source::new("test.toml", &text));
+        let parsed = parse(&Source::new("test.toml", &text), &mut NoIncludes);
         prop_assert_eq!(parsed.is_err(), clashes, "{}", text);
         let Ok(policy) = parsed else { return Ok(()) };
-        let table = Table::resolve(&policy);
+        let table = resolved(&policy);
         for access in Access::ALL {
             for index in 0..0x60 {
                 let smallest = entries.iter()

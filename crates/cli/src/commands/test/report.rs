@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_filter::{Access, ExitReason, MsrIndex, Verdict};
 use msrgate_kvm::{BackendKind, HostError, Measured, NotTried, Pass, Seen};
-use msrgate_policy::{Compiled, one_line, write_effect};
+use msrgate_policy::{Policy, Variant, one_line, write_effect};
 use serde::Serialize;
 
 use super::Measures;
@@ -137,7 +137,8 @@ fn not_tried(index: MsrIndex, why: NotTried) -> String {
 /// The first line, which says what the results are worth.
 pub(super) fn heading(
     out: &mut dyn Write,
-    compiled: &Compiled,
+    policy: &Policy,
+    variant: &Variant,
     measures: &Measures,
 ) -> io::Result<()> {
     let loud = anstyle::AnsiColor::Yellow.on_default().bold();
@@ -154,24 +155,18 @@ pub(super) fn heading(
             writeln!(out, "  {}", error.advice())?;
         }
     }
-    let policy = compiled.policy();
-    let filter = compiled.filter();
     writeln!(
         out,
         "{}: {} entries in {} of 16 ranges, default {}\n",
         policy.source().name(),
         policy.entries().len(),
-        filter.ranges().len(),
-        policy.default_action(),
+        variant.filter().ranges().len(),
+        policy.default_action().word(),
     )
 }
 
 /// One line an access: what was promised, what the guest got in both passes.
-pub(super) fn text(
-    out: &mut dyn Write,
-    compiled: &Compiled,
-    measured: &[Measured],
-) -> io::Result<()> {
+pub(super) fn text(out: &mut dyn Write, policy: &Policy, measured: &[Measured]) -> io::Result<()> {
     let (exits, faults) = measured.split_at(measured.len() / 2);
     let bold = anstyle::Style::new().bold();
     writeln!(
@@ -199,7 +194,7 @@ pub(super) fn text(
         out,
         "{style}{} of {tried} as {} promises, {} deviations{style:#}, {} not tried",
         summary.ok,
-        one_line(compiled.policy().name().unwrap_or("the policy")),
+        one_line(policy.name().unwrap_or("the policy")),
         summary.deviations,
         summary.not_tried,
     )

@@ -1,0 +1,49 @@
+//! The keys of `[msrs]`: which MSRs each speaks of.
+
+use msrgate_filter::X2APIC;
+
+use super::Reader;
+use super::value::Key;
+use crate::mistake::Wrong;
+use crate::msrs::{MsrRange, MsrSet};
+use crate::selector::parse_msrs;
+use crate::source::quoted;
+
+impl Reader<'_> {
+    /// The MSRs that a key speaks of.
+    pub(super) fn msrs_of(&mut self, key: Key<'_>) -> Option<MsrSet> {
+        match parse_msrs(key.text) {
+            Ok(msrs) => self.without_x2apic(key, msrs),
+            Err(error) => {
+                self.wrong(self.key_at(key), Wrong::Msrs(error));
+                None
+            }
+        }
+    }
+
+    /// S3.1: KVM asks no filter about x2APIC registers, so a policy that spoke of them would lie.
+    fn without_x2apic(&mut self, key: Key<'_>, msrs: MsrSet) -> Option<MsrSet> {
+        let x2apic = MsrSet::from(MsrRange::new(*X2APIC.start(), *X2APIC.end())?);
+        if !msrs.overlaps(&x2apic) {
+            return Some(msrs);
+        }
+        let rest = msrs.without(&x2apic);
+        let help = match &rest {
+            None => {
+                "delete the entry: a guest that has an x2APIC reaches it whatever a policy says"
+                    .to_owned()
+            }
+            Some(rest) => {
+                let each: Vec<_> = rest
+                    .ranges()
+                    .iter()
+                    .map(|range| format!("`\"{range}\"`"))
+                    .collect();
+                format!("write {} instead", each.join(" and "))
+            }
+        };
+        let text = quoted(key.text);
+        self.wrong(self.key_at(key), Wrong::NamesX2apic { text, help });
+        None
+    }
+}

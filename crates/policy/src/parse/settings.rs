@@ -1,0 +1,275 @@
+//! What a policy says outside of its entries.
+
+use toml::de::DeValue;
+
+use super::Reader;
+use super::entry::LOGS;
+use super::value::{Item, one_of};
+use crate::action::Action;
+use crate::mistake::{Label, Mistake, Wrong};
+use crate::policy::{At, Log, Microcode, Mode, Settings, Unknown, UnknownAction, Update};
+use crate::registers::{self, GapKind};
+use crate::source::quoted;
+
+/// The language version this program reads.
+const VERSION: &str = "1";
+
+/// Gaps that are the gate's, not the kernel's.
+const STATE_NOT_MIGRATED: &str = "state-not-migrated";
+
+/// What one text says. A setting that is there and was not understood is `Some(None)`.
+#[derive(Default)]
+pub(super) struct Said {
+    name: Option<Box<str>>,
+    mode: Setting<Mode>,
+    default: Setting<Action>,
+    unknown: Setting<Unknown>,
+    log: Setting<Log>,
+    accept: Vec<Box<str>>,
+    microcode: Setting<Microcode>,
+}
+
+/// What is said, and where; `None` inside, where it was not understood.
+type Setting<T> = Option<(Option<T>, At)>;
+
+impl Reader<'_> {
+    pub(super) fn version(&mut self, item: Item<'_>) {
+        match item.value.get_ref() {
+            DeValue::Integer(number) if number.to_string() == VERSION => {}
+            DeValue::Integer(number) => {
+                let version = quoted(&number.to_string());
+                self.wrong(self.at(item.span()), Wrong::UnknownVersion(version));
+            }
+            _ => self.wrong_type(item, "a number, 1"),
+        }
+    }
+
+    /// One of the keys that are no entries.
+    pub(super) fn setting(&mut self, item: Item<'_>) {
+        let at = self.key_at(item.key);
+        let id = self.current.0;
+        match item.key.text {
+            "name" => self.said[id].name = self.string(item).map(Box::from),
+            "mode" => {
+                let words = [("enforce", Mode::Enforce), ("audit", Mode::Audit)];
+                self.said[id].mode = Some((self.word(item, &words), at));
+            }
+            "default" => {
+                let words = [("allow", Action::Allow), ("deny", Action::Deny)];
+                self.said[id].default = Some((self.word(item, &words), at));
+            }
+            "unknown" => self.said[id].unknown = Some((self.unknown(item), at)),
+            "log" => self.said[id].log = Some((self.word(item, &LOGS), at)),
+            "accept" => self.accept(item),
+            _ => self.devices(item),
+        }
+    }
+
+    fn unknown(&mut self, item: Item<'_>) -> Option<Unknown> {
+        if let DeValue::String(_) = item.value.get_ref() {
+            let ignore = Unknown {
+                read: UnknownAction::Value(0),
+                write: UnknownAction::Ignore,
+                log: None,
+            };
+            return self.word(item, &[("gp", Unknown::default()), ("ignore", ignore)]);
+        }
+        let mut unknown = Unknown::default();
+        let mut is_understood = true;
+        for inner in self.table(item)? {
+            let deny = ("deny", UnknownAction::Deny);
+            match inner.key.text {
+                "read" => match inner.value.get_ref() {
+                    DeValue::String(word) if word == "deny" => {}
+                    DeValue::Table(_) => match self.table(inner)?.as_slice() {
+                        [value] if value.key.text == "value" => {
+                            unknown.read = UnknownAction::Value(self.number(*value)?);
+                        }
+                        _ => self.wrong_type(inner, "\"deny\", or `{ value = \"0x0\" }`"),
+                    },
+                    _ => unknown.read = UnknownAction::Value(self.number(inner)?),
+                },
+                "write" => {
+                    let words = [deny, ("ignore", UnknownAction::Ignore)];
+                    unknown.write = self.word(inner, &words)?;
+                }
+                "log" => unknown.log = Some(self.word(inner, &LOGS)?),
+                _ => {
+                    is_understood = false;
+                    self.unknown_key(inner.key, &["read", "write", "log"]);
+                }
+            }
+        }
+        is_understood.then_some(unknown)
+    }
+
+    fn accept(&mut self, item: Item<'_>) {
+        let gaps = registers::gaps().filter(|gap| gap.kind == GapKind::Access);
+        let known: Vec<_> = gaps
+            .map(|gap| gap.name)
+            .chain([STATE_NOT_MIGRATED])
+            .collect();
+        for (name, span) in self.strings(item) {
+            if known.contains(&name) {
+                self.said[self.current.0].accept.push(name.into());
+            } else {
+                let help = one_of(name, &known, '"');
+                let name = quoted(name);
+                self.wrong(self.at(span), Wrong::UnknownGap { name, help });
+            }
+        }
+    }
+
+    fn devices(&mut self, item: Item<'_>) {
+        let Some(devices) = self.table(item) else {
+            return;
+        };
+        for device in devices {
+            if device.key.text == "microcode" {
+                let at = self.key_at(device.key);
+                let microcode = self.microcode(device);
+                self.said[self.current.0].microcode = Some((microcode, at));
+            } else {
+                self.unknown_key(device.key, &["microcode"]);
+            }
+        }
+    }
+
+    fn microcode(&mut self, item: Item<'_>) -> Option<Microcode> {
+        let (mut revision, mut update) = (None, None);
+        for inner in self.table(item)? {
+            match inner.key.text {
+                "revision" => revision = Some(self.small_number(inner)),
+                "update" => {
+                    let words = [
+                        ("accept", Update::Accept),
+                        ("ignore", Update::Ignore),
+                        ("deny", Update::Deny),
+                    ];
+                    update = Some(self.word(inner, &words));
+                }
+                _ => self.unknown_key(inner.key, &["revision", "update"]),
+            }
+        }
+        let at = self.key_at(item.key);
+        if revision.is_none() {
+            let help = "the revision that the guest reads: `revision = \"0x2b000000\"`";
+            self.wrong(
+                at,
+                Wrong::MissingKey {
+                    key: "revision",
+                    help,
+                },
+            );
+        }
+        if update.is_none() {
+            let help = "what becomes of an update: `update = \"accept\"`, \"ignore\" or \"deny\"";
+            self.wrong(
+                at,
+                Wrong::MissingKey {
+                    key: "update",
+                    help,
+                },
+            );
+        }
+        let (revision, update) = (revision??, update??);
+        Some(Microcode { revision, update })
+    }
+
+    pub(super) fn default_is_there(&mut self) {
+        if self.said[0].default.is_none() {
+            self.missing(
+                "default",
+                "what happens to MSRs that no entry names: write `default = \"deny\"` or `default = \"allow\"` above `[msrs]`",
+            );
+        }
+    }
+
+    /// The settings of all texts together: what an include says, the policy says, too.
+    pub(super) fn settings(&mut self) -> Option<Settings> {
+        let mut said = std::mem::take(&mut self.said).into_iter();
+        let mut all = said.next()?;
+        // Devices and accepted gaps are what entries need: an include brings its own along.
+        for one in said {
+            let Said {
+                mode,
+                default,
+                unknown,
+                log,
+                microcode,
+                ..
+            } = &one;
+            self.agree(
+                "mode",
+                all.mode.as_ref(),
+                mode.as_ref(),
+                Some(&Mode::default()),
+            );
+            self.agree("default", all.default.as_ref(), default.as_ref(), None);
+            self.agree(
+                "unknown",
+                all.unknown.as_ref(),
+                unknown.as_ref(),
+                Some(&Unknown::default()),
+            );
+            self.agree("log", all.log.as_ref(), log.as_ref(), Some(&Log::default()));
+            self.agree(
+                "device.microcode",
+                all.microcode.as_ref(),
+                microcode.as_ref(),
+                None,
+            );
+            all.microcode = all.microcode.or(one.microcode);
+            all.accept.extend(one.accept);
+        }
+        let default = all.default.and_then(|(default, _)| default)?;
+        let unknown_at = all.unknown.as_ref().map(|(_, at)| *at);
+        let unknown = all
+            .unknown
+            .and_then(|(unknown, _)| unknown)
+            .unwrap_or_default();
+        let asks = (unknown.read, unknown.write) != Default::default();
+        if let (true, Action::Deny, Some(at)) = (asks, &default, unknown_at) {
+            self.wrong(at, Wrong::UnknownNeedsAllow);
+        }
+        Some(Settings {
+            name: all.name,
+            mode: understood(all.mode),
+            default,
+            unknown,
+            log: understood(all.log),
+            accept: all.accept,
+            microcode: all.microcode.and_then(|(microcode, _)| microcode),
+        })
+    }
+
+    /// An include says nothing else than the policy does; where that is silent, its default.
+    fn agree<T: PartialEq>(
+        &mut self,
+        key: &'static str,
+        policy: Option<&(Option<T>, At)>,
+        include: Option<&(Option<T>, At)>,
+        silent: Option<&T>,
+    ) {
+        let Some((Some(there), at)) = include else {
+            return;
+        };
+        let here = match policy {
+            Some((here, _)) => here.as_ref(),
+            None => silent,
+        };
+        if here.is_some_and(|here| here != there) {
+            let second =
+                policy.map(|(_, at)| Label::saying(*at, "the policy says this".to_owned()));
+            let first = Label::saying(*at, "the include says this".to_owned());
+            self.mistakes.push(Mistake {
+                wrong: Wrong::Disagrees { key },
+                places: [first].into_iter().chain(second).collect(),
+            });
+        }
+    }
+}
+
+fn understood<T: Default>(setting: Setting<T>) -> T {
+    setting.and_then(|(value, _)| value).unwrap_or_default()
+}

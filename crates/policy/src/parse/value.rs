@@ -1,0 +1,206 @@
+//! Values of TOML: their types, words and numbers.
+
+use miette::SourceSpan;
+use toml::de::{DeTable, DeValue};
+
+use super::{Reader, Value};
+use crate::mistake::Wrong;
+use crate::policy::At;
+use crate::source::quoted;
+
+/// A key with the place where it stands.
+#[derive(Clone, Copy)]
+pub(super) struct Key<'k> {
+    pub(super) text: &'k str,
+    pub(super) span: SourceSpan,
+}
+
+/// A value with its key.
+#[derive(Clone, Copy)]
+pub(super) struct Item<'k> {
+    pub(super) key: Key<'k>,
+    pub(super) value: &'k Value<'k>,
+}
+
+impl Item<'_> {
+    pub(super) fn span(&self) -> SourceSpan {
+        self.value.span().into()
+    }
+}
+
+/// A table's items in the order of the text.
+pub(super) fn items<'t>(table: &'t DeTable<'t>) -> Vec<Item<'t>> {
+    let mut items: Vec<_> = table
+        .iter()
+        .map(|(key, value)| Item {
+            key: Key {
+                text: key.get_ref(),
+                span: key.span().into(),
+            },
+            value,
+        })
+        .collect();
+    items.sort_by_key(|item| item.key.span.offset());
+    items
+}
+
+impl Reader<'_> {
+    pub(super) fn key_at(&self, key: Key<'_>) -> At {
+        self.at(key.span)
+    }
+
+    pub(super) fn string<'k>(&mut self, item: Item<'k>) -> Option<&'k str> {
+        if let DeValue::String(text) = item.value.get_ref() {
+            Some(text)
+        } else {
+            self.wrong_type(item, "a string");
+            None
+        }
+    }
+
+    pub(super) fn table<'k>(&mut self, item: Item<'k>) -> Option<Vec<Item<'k>>> {
+        if let DeValue::Table(table) = item.value.get_ref() {
+            Some(items(table))
+        } else {
+            self.wrong_type(item, "a table");
+            None
+        }
+    }
+
+    pub(super) fn is_true(&mut self, item: Item<'_>) -> bool {
+        if let DeValue::Boolean(value) = item.value.get_ref() {
+            *value
+        } else {
+            self.wrong_type(item, "true or false");
+            false
+        }
+    }
+
+    /// The strings of a list.
+    pub(super) fn strings<'k>(&mut self, item: Item<'k>) -> Vec<(&'k str, SourceSpan)> {
+        let DeValue::Array(array) = item.value.get_ref() else {
+            self.wrong_type(item, "a list of strings");
+            return Vec::new();
+        };
+        let each = array.iter().filter_map(|value| {
+            let item = Item { value, ..item };
+            Some((self.string(item)?, item.span()))
+        });
+        each.collect()
+    }
+
+    /// A number of 64 bits: TOML's, or a string for those above 2^63.
+    pub(super) fn number(&mut self, item: Item<'_>) -> Option<u64> {
+        let found = match item.value.get_ref() {
+            DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
+            DeValue::String(text) => parse_number(text),
+            _ => {
+                self.wrong_type(item, "a number, or a string of one");
+                return None;
+            }
+        };
+        if found.is_none() {
+            self.bad_number(item, 64);
+        }
+        found
+    }
+
+    /// A number of 32 bits.
+    pub(super) fn small_number(&mut self, item: Item<'_>) -> Option<u32> {
+        let number = u32::try_from(self.number(item)?).ok();
+        if number.is_none() {
+            self.bad_number(item, 32);
+        }
+        number
+    }
+
+    fn bad_number(&mut self, item: Item<'_>, bits: u32) {
+        let text = match item.value.get_ref() {
+            DeValue::Integer(number) => number.to_string(),
+            DeValue::String(text) => text.to_string(),
+            _ => String::new(),
+        };
+        let wrong = Wrong::BadNumber {
+            text: quoted(&text),
+            key: quoted(item.key.text),
+            bits,
+        };
+        self.wrong(self.at(item.span()), wrong);
+    }
+
+    /// The meaning of one of the words that may stand here.
+    pub(super) fn word<T: Clone>(
+        &mut self,
+        item: Item<'_>,
+        words: &[(&'static str, T)],
+    ) -> Option<T> {
+        let word = self.string(item)?;
+        let found = words.iter().find(|(known, _)| *known == word);
+        if found.is_none() {
+            let known: Vec<_> = words.iter().map(|(known, _)| *known).collect();
+            let wrong = Wrong::UnknownWord {
+                word: quoted(word),
+                key: quoted(item.key.text),
+                help: one_of(word, &known, '"'),
+            };
+            self.wrong(self.at(item.span()), wrong);
+        }
+        found.map(|(_, meaning)| meaning.clone())
+    }
+
+    pub(super) fn wrong_type(&mut self, item: Item<'_>, wanted: &'static str) {
+        let found = match item.value.get_ref() {
+            DeValue::String(_) => "a string",
+            DeValue::Integer(_) => "a number",
+            DeValue::Float(_) => "a number with a point",
+            DeValue::Boolean(_) => "true or false",
+            DeValue::Datetime(_) => "a date",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        };
+        let key = quoted(item.key.text);
+        self.wrong(
+            self.at(item.span()),
+            Wrong::WrongType { key, found, wanted },
+        );
+    }
+
+    pub(super) fn unknown_key(&mut self, key: Key<'_>, known: &[&str]) {
+        let wrong = Wrong::UnknownKey {
+            key: quoted(key.text),
+            help: one_of(key.text, known, '`'),
+        };
+        self.wrong(self.key_at(key), wrong);
+    }
+}
+
+pub(super) fn parse_number(text: &str) -> Option<u64> {
+    let text = text.trim().replace('_', "");
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        _ if !is_plain => None,
+        Some(digits) => u64::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// Which of the known words is meant, or all of them.
+pub(super) fn one_of(word: &str, known: &[&str], quote: char) -> String {
+    let nearest = known
+        .iter()
+        .map(|&known| (strsim::osa_distance(&word.to_lowercase(), known), known))
+        .min()
+        .filter(|&(distance, known)| distance <= known.len() / 2 && distance <= 3);
+    let quoted = |word: &str| format!("{quote}{word}{quote}");
+    let all = || {
+        known
+            .iter()
+            .map(|word| quoted(word))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    match nearest {
+        Some((_, nearest)) => format!("did you mean {}? It may be {}", quoted(nearest), all()),
+        None => format!("it may be {}", all()),
+    }
+}

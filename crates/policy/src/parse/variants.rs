@@ -1,0 +1,256 @@
+//! The ways in which the `[[when]]`s of a policy hold, and what is wrong in each.
+
+use std::collections::{BTreeSet, HashMap};
+
+use msrgate_filter::{Access, MsrIndex};
+
+use super::conflict;
+use crate::action::{Action, Comparison};
+use crate::cpu::{Cpu, distinguished};
+use crate::mistake::{Label, Mistake, Wrong};
+use crate::msrs::MsrSet;
+use crate::policy::{Entry, EntryId, Firmness, Log, Policy, Replaces};
+use crate::registers;
+use crate::source::quoted;
+use crate::table::{Said, Segment, Table};
+
+/// More ways than this are a mistake: each becomes a filter of its own.
+const MAX_VARIANTS: usize = 64;
+
+/// The entries that hold together on some processors.
+#[derive(Clone, Debug)]
+pub(crate) struct Active {
+    /// Which of the `[[when]]`s hold.
+    pub(crate) holds: Vec<bool>,
+    /// A processor on which they do.
+    pub(crate) example: Cpu,
+    /// The entries that decide; those that are overridden are not among them.
+    pub(crate) entries: Vec<EntryId>,
+}
+
+/// All ways in which the `[[when]]`s hold on some processor; the one in which none does, if there
+/// is such a processor, first.
+pub(crate) fn variants(policy: &Policy) -> Vec<Active> {
+    let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
+    let overrides = overridden(policy);
+    let active = |(holds, example): (Vec<bool>, Cpu)| {
+        let is_active = |id: &EntryId| policy.entry(*id).when.is_none_or(|when| holds[when.0]);
+        let is_overridden = |id: &EntryId| {
+            let by = overrides.get(id);
+            by.is_some_and(|by| by.iter().any(is_active))
+        };
+        let entries = policy
+            .ids()
+            .filter(is_active)
+            .filter(|id| !is_overridden(id))
+            .collect();
+        Active {
+            holds,
+            example,
+            entries,
+        }
+    };
+    distinguished(&cpus).into_iter().map(active).collect()
+}
+
+/// Of each entry that is overridden, by which.
+pub(crate) fn overridden(policy: &Policy) -> HashMap<EntryId, Vec<EntryId>> {
+    let mut by_msrs = HashMap::<&MsrSet, Vec<EntryId>>::new();
+    let overriding: Vec<_> = policy
+        .ids()
+        .filter(|id| policy.entry(*id).replaces == Replaces::Included)
+        .collect();
+    if overriding.is_empty() {
+        return HashMap::new();
+    }
+    for id in policy.ids() {
+        by_msrs.entry(&policy.entry(id).msrs).or_default().push(id);
+    }
+    let mut overridden = HashMap::<EntryId, Vec<EntryId>>::new();
+    for by in overriding {
+        for &id in &by_msrs[&policy.entry(by).msrs] {
+            if is_below(policy, policy.entry(id), policy.entry(by)) {
+                overridden.entry(id).or_default().push(by);
+            }
+        }
+    }
+    overridden
+}
+
+/// Whether `entry` is one that `by` may replace: an included one, or, for an entry of a `[[when]]`,
+/// one that holds for all processors.
+fn is_below(policy: &Policy, entry: &Entry, by: &Entry) -> bool {
+    let is_included = policy.below[by.at.source.0].contains(&entry.at.source);
+    let is_general = by.when.is_some() && entry.when.is_none();
+    is_included && (by.when == entry.when || is_general)
+        || is_general && by.at.source == entry.at.source
+}
+
+/// Everything that is wrong with the entries together.
+pub(super) fn mistakes(policy: &Policy) -> Vec<Mistake> {
+    let mut mistakes = without_effect(policy);
+    let variants = variants(policy);
+    if variants.len() > MAX_VARIANTS {
+        mistakes.push(Mistake {
+            wrong: Wrong::TooMany {
+                what: "ways in which its `when`s hold",
+                found: variants.len(),
+                limit: MAX_VARIANTS,
+            },
+            places: Vec::new(),
+        });
+        return mistakes;
+    }
+    for active in &variants {
+        let mut found = of_variant(policy, active);
+        found.retain(|mistake| !mistakes.contains(mistake));
+        mistakes.extend(found);
+    }
+    mistakes
+}
+
+fn of_variant(policy: &Policy, active: &Active) -> Vec<Mistake> {
+    let entries: Vec<_> = active
+        .entries
+        .iter()
+        .map(|&id| (id, policy.entry(id)))
+        .collect();
+    let mut mistakes = conflict::find(&entries);
+    // What the smallest entry says means nothing where two of them disagree.
+    if mistakes.is_empty() {
+        let table = Table::resolve(policy, &active.entries);
+        mistakes.extend(loosened(policy, active, &table));
+        for access in Access::ALL {
+            let segments = table.segments(access);
+            mistakes.extend(
+                segments
+                    .iter()
+                    .filter_map(|one| unsound(policy, one, access)),
+            );
+            mistakes.extend(segments.last().and_then(|last| at_the_top(policy, last)));
+        }
+    }
+    mistakes
+}
+
+/// Overrides of nothing, and devices that are not there.
+fn without_effect(policy: &Policy) -> Vec<Mistake> {
+    let overridden = overridden(policy);
+    let mut mistakes = Vec::new();
+    for id in policy.ids() {
+        let entry = policy.entry(id);
+        let overrides = overridden.values().any(|by| by.contains(&id));
+        if entry.replaces == Replaces::Included && !overrides {
+            mistakes.push(entry_mistake(
+                entry,
+                Wrong::OverridesNothing(quoted(&entry.key)),
+            ));
+        }
+        let device = Access::ALL
+            .into_iter()
+            .find_map(|access| match entry.action(access) {
+                Some(Action::Device(device)) => Some(device),
+                _ => None,
+            });
+        if let (Some(device), None) = (device, policy.settings.microcode) {
+            let (key, device) = (quoted(&entry.key), device.to_string());
+            mistakes.push(entry_mistake(entry, Wrong::DeviceNotSetUp { key, device }));
+        }
+    }
+    mistakes
+}
+
+fn entry_mistake(entry: &Entry, wrong: Wrong) -> Mistake {
+    Mistake {
+        wrong,
+        places: vec![Label::bare(entry.at)],
+    }
+}
+
+/// Entries that are looser than a final one at some of its MSRs. An overridden entry is final, too.
+fn loosened(policy: &Policy, active: &Active, table: &Table) -> Vec<Mistake> {
+    let is_active = |entry: &Entry| entry.when.is_none_or(|when| active.holds[when.0]);
+    let finals = policy
+        .entries
+        .iter()
+        .filter(|one| one.firmness == Firmness::Final && is_active(one));
+    let mut mistakes = Vec::new();
+    for fixed in finals {
+        for access in Access::ALL {
+            let Some(limit) = fixed.action(access) else {
+                continue;
+            };
+            let mut seen = BTreeSet::new();
+            for &range in fixed.msrs.ranges() {
+                for segment in table.within(range, access) {
+                    if let Said::ByEntry(id) = segment.said
+                        && segment.action.compared_with(limit) != Comparison::NoLooser
+                        && seen.insert(id)
+                        && let Some(shared) = segment.msrs.shared(range)
+                    {
+                        let entry = policy.entry(id);
+                        mistakes.push(loosens(entry, fixed, shared.first(), access));
+                    }
+                }
+            }
+        }
+    }
+    mistakes
+}
+
+fn loosens(entry: &Entry, fixed: &Entry, index: MsrIndex, access: Access) -> Mistake {
+    Mistake {
+        wrong: Wrong::Loosened {
+            key: quoted(&entry.key),
+            fixed: quoted(&fixed.key),
+            index,
+            access,
+        },
+        places: vec![
+            Label::saying(entry.at, conflict::says(entry)),
+            Label::saying(fixed.at, format!("final: {}", conflict::says(fixed))),
+        ],
+    }
+}
+
+/// An action that needs accesses to be forwarded, at an MSR where that is not known to be sound.
+fn unsound(policy: &Policy, segment: &Segment, access: Access) -> Option<Mistake> {
+    let Said::ByEntry(id) = segment.said else {
+        return None;
+    };
+    let entry = policy.entry(id);
+    let log = entry.log.unwrap_or(policy.settings.log);
+    let is_logged = log == Log::All && segment.action == Action::Allow;
+    if !segment.action.needs_forwarding() && !is_logged {
+        return None;
+    }
+    let forwardable = |index: u32| {
+        let register = registers::by_index(MsrIndex::new(index));
+        register.is_some_and(|register| register.forward().is_some())
+    };
+    let range = segment.msrs.first().get()..=segment.msrs.last().get();
+    let index = MsrIndex::new(range.into_iter().find(|&index| !forwardable(index))?);
+    let name = registers::by_index(index).map_or(String::new(), |one| format!(" ({})", one.name));
+    let msr = format!("{index}{name}");
+    let wrong = if segment.action.needs_forwarding() {
+        let word = segment.action.word();
+        Wrong::NotForwardable { word, msr }
+    } else {
+        Wrong::NotLoggable { access, msr }
+    };
+    Some(entry_mistake(entry, wrong))
+}
+
+/// S3.5: MSR 0xffffffff obeys the default only.
+fn at_the_top(policy: &Policy, last: &Segment) -> Option<Mistake> {
+    match last.said {
+        Said::ByEntry(id) if last.action != policy.settings.default => {
+            let entry = policy.entry(id);
+            Some(entry_mistake(
+                entry,
+                Wrong::NamesTheLastMsr(quoted(&entry.key)),
+            ))
+        }
+        _ => None,
+    }
+}

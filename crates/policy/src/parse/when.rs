@@ -1,0 +1,116 @@
+//! `[[when]]`: entries for some processors only.
+
+use std::ops::RangeInclusive;
+
+use toml::de::DeValue;
+
+use super::value::Item;
+use super::{MAX_WHENS, Reader};
+use crate::cpu::CpuSet;
+use crate::mistake::Wrong;
+use crate::policy::{When, WhenId};
+
+impl Reader<'_> {
+    pub(super) fn whens(&mut self, item: Item<'_>) {
+        let DeValue::Array(array) = item.value.get_ref() else {
+            self.wrong_type(item, "a list of tables: write [[when]]");
+            return;
+        };
+        for value in array {
+            let one = Item { value, ..item };
+            if let Some(parts) = self.table(one) {
+                self.when(one, &parts);
+            }
+        }
+    }
+
+    fn when(&mut self, item: Item<'_>, parts: &[Item<'_>]) {
+        let id = WhenId(self.whens.len());
+        if id.0 == MAX_WHENS {
+            let (what, found, limit) = ("whens", MAX_WHENS + 1, MAX_WHENS);
+            self.wrong_as_a_whole(Wrong::TooMany { what, found, limit });
+        }
+        if id.0 >= MAX_WHENS {
+            return;
+        }
+        let at = self.at(item.span());
+        let mut cpus = None;
+        let mut msrs = None;
+        for part in parts {
+            match part.key.text {
+                "cpu" => cpus = Some(self.cpus(*part)),
+                "msrs" => msrs = Some(*part),
+                _ => self.unknown_key(part.key, &["cpu", "msrs"]),
+            }
+        }
+        if cpus.is_none() {
+            let help =
+                "the processors it holds for: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
+            self.wrong(at, Wrong::MissingKey { key: "cpu", help });
+        }
+        if msrs.is_none() {
+            let help = "what it says of MSRs: a table `[when.msrs]`";
+            self.wrong(at, Wrong::MissingKey { key: "msrs", help });
+        }
+        let cpus = cpus.flatten().unwrap_or_default();
+        self.whens.push(When { cpus });
+        if let Some(msrs) = msrs {
+            self.msrs(msrs, Some(id));
+        }
+    }
+
+    fn cpus(&mut self, item: Item<'_>) -> Option<CpuSet> {
+        const KNOWN: [&str; 4] = ["vendor", "family", "model", "stepping"];
+        let mut cpus = CpuSet::default();
+        for part in self.table(item)? {
+            match part.key.text {
+                "vendor" => cpus.vendor = Some(self.vendors(part)?),
+                "family" => cpus.family = Some(self.numbers(part)?),
+                "model" => cpus.model = Some(self.numbers(part)?),
+                "stepping" => cpus.stepping = Some(self.numbers(part)?),
+                _ => self.unknown_key(part.key, &KNOWN),
+            }
+        }
+        Some(cpus)
+    }
+
+    /// One vendor, or a list of them.
+    fn vendors(&mut self, item: Item<'_>) -> Option<Vec<Box<str>>> {
+        if let DeValue::Array(_) = item.value.get_ref() {
+            let names = self.strings(item);
+            return Some(names.into_iter().map(|(name, _)| name.into()).collect());
+        }
+        self.string(item).map(|name| vec![name.into()])
+    }
+
+    /// A number, a range such as `"0x6a..=0x6f"`, or a list of these.
+    fn numbers(&mut self, item: Item<'_>) -> Option<Vec<RangeInclusive<u32>>> {
+        if let DeValue::Array(array) = item.value.get_ref() {
+            return array
+                .iter()
+                .map(|value| self.range(Item { value, ..item }))
+                .collect();
+        }
+        self.range(item).map(|range| vec![range])
+    }
+
+    fn range(&mut self, item: Item<'_>) -> Option<RangeInclusive<u32>> {
+        if let DeValue::String(text) = item.value.get_ref()
+            && let Some((first, last)) = text.split_once("..=")
+        {
+            let [first, last] = [first, last].map(super::value::parse_number);
+            let range = first.zip(last).and_then(|(first, last)| {
+                let first = u32::try_from(first).ok()?;
+                Some(first..=u32::try_from(last).ok()?)
+            });
+            return match range {
+                Some(range) if !range.is_empty() => Some(range),
+                _ => {
+                    self.wrong_type(item, "a number, or a range such as \"0x6a..=0x6f\"");
+                    None
+                }
+            };
+        }
+        self.small_number(item).map(|number| number..=number)
+    }
+}
