@@ -122,12 +122,12 @@ fn source_of(policy: &Policy, explanation: &Explanation<'_>) -> String {
     match (explanation.said, explanation.entry) {
         (Said::ByKvm, _) => "an x2APIC register, which KVM never filters (S3.1)".to_owned(),
         (_, Some(entry)) => {
-            let file = policy.text(entry.source()).name();
+            let file = one_line(policy.text(entry.source()).name());
             let (line, key) = (entry.place().line, one_line(entry.key()));
             format!("{file}:{line} says {} of {key}", explanation.action)
         }
         (_, None) => format!(
-            "{} names it nowhere, so `default` holds",
+            "no entry of {} decides it, so `default` holds",
             policy.source().name()
         ),
     }
