@@ -5,7 +5,7 @@ use msrgate_policy::{Cpu, MsrSet, parse_msrs};
 
 /// An MSR firewall for KVM virtual machines.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true)]
+#[command(version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     /// When to use colour; `NO_COLOR` is honoured, too
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// List the shipped policies, or print one
     Policies(PoliciesArgs),
+    /// Explain a command, or the language of policies: `help policy`
+    Help(HelpArgs),
 }
 
 #[derive(Debug, Args)]
@@ -138,6 +140,12 @@ pub(crate) struct PoliciesArgs {
     pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HelpArgs {
+    /// A command, or `policy`: the reference of the language
+    pub(crate) topic: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]

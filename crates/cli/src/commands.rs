@@ -3,6 +3,7 @@
 mod check;
 mod doctor;
 mod explain;
+mod help;
 mod import;
 mod msr;
 mod policies;
@@ -25,5 +26,6 @@ pub(crate) fn run(command: &Command, out: &mut dyn Write) -> Result<Answer, Fail
         Command::Msr(args) => msr::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),
         Command::Policies(args) => policies::run(args, out),
+        Command::Help(args) => help::run(args, out),
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn run(args: &PoliciesArgs, out: &mut dyn Write) -> Result<Answer, Fa
         )?,
         Format::Text => {
             for one in listed {
-                writeln!(out, "{:<12}  {}", one.name, one.summary)?;
+                writeln!(out, "{:<18}  {}", one.name, one.summary)?;
             }
         }
     }
