@@ -15,6 +15,7 @@ mod action;
 #[cfg(feature = "parse")]
 mod compile;
 mod cpu;
+mod diff;
 mod digest;
 #[cfg(feature = "parse")]
 mod effects;
@@ -48,6 +49,9 @@ pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
 #[cfg(feature = "parse")]
 pub use compile::{CompileError, Compiled, Variant, compile};
 pub use cpu::{Cpu, CpuError, CpuSet};
+pub use diff::{
+    Change, Difference, Direction, SettingChange, changes, differences, setting_changes,
+};
 pub use digest::Digest;
 #[cfg(feature = "parse")]
 pub use effects::write_effect;

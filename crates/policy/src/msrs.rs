@@ -222,6 +222,7 @@ mod tests {
         );
     }
 
+    #[cfg(feature = "parse")]
     #[test]
     fn what_two_sets_share() {
         let shared = |one: &[MsrRange], other: &[MsrRange]| {
