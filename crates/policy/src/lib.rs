@@ -19,6 +19,7 @@ mod diff;
 mod digest;
 #[cfg(feature = "parse")]
 mod effects;
+pub mod emit;
 mod equality;
 #[cfg(feature = "parse")]
 mod explain;
