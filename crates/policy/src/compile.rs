@@ -5,7 +5,7 @@ use std::fmt;
 use msrgate_filter::{Access, Filter, MsrIndex, Verdict};
 
 use crate::cpu::Cpu;
-use crate::msrs::MsrRange;
+use crate::equality;
 use crate::pack::{PackError, pack};
 use crate::parse::variants;
 use crate::policy::{Policy, WhenId};
@@ -63,6 +63,11 @@ impl Variant {
     pub fn whens(&self) -> impl Iterator<Item = WhenId> {
         let ids = (0..self.holds.len()).map(WhenId);
         ids.filter(|id| self.holds[id.0])
+    }
+
+    /// Which of them hold, in their order.
+    pub(crate) fn holds(&self) -> &[bool] {
+        &self.holds
     }
 
     /// A processor on which it holds.
@@ -146,73 +151,19 @@ pub fn compile(policy: Policy) -> Result<Compiled, CompileError> {
     Ok(Compiled { policy, variants })
 }
 
-/// The first access that the filter does not decide as the table says.
-///
-/// Within the filter's ranges every MSR is asked about, at most 16 times 0x3000. Outside them the
-/// filter has one answer, so one MSR of each stretch in which the table has one answer, too, is
-/// enough. x2APIC registers are left out: the table says what KVM does, and KVM asks no filter.
+/// The first access that the filter does not decide as the table says. x2APIC registers are left
+/// out: the table says what KVM does, and KVM asks no filter.
 pub(crate) fn first_difference(
     table: &Table,
     filter: &Filter,
 ) -> Option<(MsrIndex, Access, Verdict)> {
-    let covered = covered(filter);
-    for access in Access::ALL {
-        for segment in table.segments(access) {
-            let differs = |index: MsrIndex| {
-                let wanted = segment.action.verdict();
-                segment.said != Said::ByKvm && filter.decide(index, access).verdict != wanted
-            };
-            let found = points(segment.msrs, &covered).find(|&index| differs(index));
-            if let Some(index) = found {
-                return Some((index, access, segment.action.verdict()));
-            }
-        }
-    }
-    None
-}
-
-/// The MSRs that some range contains, in order and apart.
-fn covered(filter: &Filter) -> Vec<MsrRange> {
-    let mut ranges: Vec<_> = filter
-        .ranges()
-        .iter()
-        .filter_map(|range| {
-            let last = MsrIndex::new(range.end()?.get() - 1);
-            MsrRange::new(range.base(), last)
-        })
-        .collect();
-    ranges.sort_by_key(|range| range.first());
-    let mut apart: Vec<MsrRange> = Vec::new();
-    for range in ranges {
-        match apart.last_mut() {
-            Some(before) if before.last() >= range.first() => {
-                let last = before.last().max(range.last());
-                *before = MsrRange::new(before.first(), last).unwrap_or(*before);
-            }
-            _ => apart.push(range),
-        }
-    }
-    apart
-}
-
-/// Every MSR of `msrs` that is covered, and one of each stretch that is not.
-fn points(msrs: MsrRange, covered: &[MsrRange]) -> impl Iterator<Item = MsrIndex> {
-    let first = covered.partition_point(|range| range.last() < msrs.first());
-    let within = covered[first..]
-        .iter()
-        .take_while(move |range| range.first() <= msrs.last());
-    let inside = within.clone().flat_map(move |range| {
-        let (first, last) = (
-            range.first().max(msrs.first()),
-            range.last().min(msrs.last()),
-        );
-        (first.get()..=last.get()).map(MsrIndex::new)
+    let wanted = Access::ALL.into_iter().flat_map(|access| {
+        let segments = table.segments(access).iter();
+        segments
+            .filter(|segment| segment.said != Said::ByKvm)
+            .map(move |segment| (segment.msrs, access, segment.action.verdict()))
     });
-    let outside = within
-        .filter_map(|range| range.last().get().checked_add(1).map(MsrIndex::new))
-        .filter(move |&index| msrs.contains(index))
-        .chain([msrs.first(), msrs.last()]);
-    inside.chain(outside)
+    equality::first_difference(wanted, filter)
 }
 
 #[cfg(test)]

@@ -49,7 +49,14 @@ impl FromStr for Cpu {
     type Err = CpuError;
 
     fn from_str(text: &str) -> Result<Self, CpuError> {
-        let error = || CpuError(crate::source::quoted(text));
+        let error = || {
+            CpuError(
+                text.chars()
+                    .take(80)
+                    .flat_map(char::escape_default)
+                    .collect(),
+            )
+        };
         let mut parts = text.split(':');
         let vendor = parts
             .next()

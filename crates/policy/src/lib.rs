@@ -5,43 +5,82 @@
 //! [`Filter`](msrgate_filter::Filter) of each [`Variant`] of a [`Compiled`] policy, which is
 //! compared with the table before anyone sees it.
 //!
+//! A [`Program`] is a compiled policy as a file. Without the feature `parse`, which is on by default,
+//! programs are all there is: no text is read, and no name is known.
+//!
 //! Everything here is pure: no file is opened and no device.
 #![forbid(unsafe_code)]
 
 mod action;
+#[cfg(feature = "parse")]
 mod compile;
 mod cpu;
+mod diff;
+mod digest;
+#[cfg(feature = "parse")]
 mod effects;
+pub mod emit;
+mod equality;
+#[cfg(feature = "parse")]
 mod explain;
+#[cfg(feature = "parse")]
 pub mod import;
+#[cfg(feature = "parse")]
 mod mistake;
 mod msrs;
+#[cfg(feature = "parse")]
 mod pack;
+#[cfg(feature = "parse")]
 mod parse;
+#[cfg(feature = "parse")]
 mod points;
+#[cfg(feature = "parse")]
 mod policy;
+mod program;
+#[cfg(feature = "parse")]
 pub mod registers;
+mod rules;
+#[cfg(feature = "parse")]
 mod selector;
+mod settings;
+#[cfg(feature = "parse")]
 mod source;
+#[cfg(feature = "parse")]
 mod table;
+#[cfg(feature = "parse")]
 pub mod trace;
 
 pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
+#[cfg(feature = "parse")]
 pub use compile::{CompileError, Compiled, Variant, compile};
 pub use cpu::{Cpu, CpuError, CpuSet};
+pub use diff::{
+    Change, Difference, Direction, SettingChange, changes, differences, setting_changes,
+};
+pub use digest::Digest;
+#[cfg(feature = "parse")]
 pub use effects::write_effect;
+#[cfg(feature = "parse")]
 pub use explain::{Explanation, explain};
+#[cfg(feature = "parse")]
 pub use mistake::{Mistake, Mistakes, Wrong};
 pub use msrs::{MsrRange, MsrSet};
+#[cfg(feature = "parse")]
 pub use pack::{Colour, PackError, Window};
+#[cfg(feature = "parse")]
 pub use parse::{
     IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_LINE, NoIncludes, parse,
 };
+#[cfg(feature = "parse")]
 pub use points::points;
-pub use policy::{
-    Entry, EntryId, Log, Microcode, Mode, Policy, Settings, SourceId, Unknown, UnknownAction,
-    Update, When, WhenId,
-};
+#[cfg(feature = "parse")]
+pub use policy::{Entry, EntryId, Policy, Settings, SourceId, When, WhenId};
+pub use program::{Program, ProgramError, ProgramSettings, ProgramVariant};
+pub use rules::{FileId, Line, Origin, Rule, Rules};
+#[cfg(feature = "parse")]
 pub use selector::{SelectorError, parse_msrs};
+pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
+#[cfg(feature = "parse")]
 pub use source::{Place, Source, one_line};
+#[cfg(feature = "parse")]
 pub use table::{Said, Segment, Table};

@@ -51,10 +51,12 @@ impl MsrRange {
         (self.first..=self.last).contains(&index)
     }
 
+    #[cfg(feature = "parse")]
     pub(crate) fn overlaps(self, other: Self) -> bool {
         self.shared(other).is_some()
     }
 
+    #[cfg(feature = "parse")]
     /// The MSRs from `from` to below `to`, if there are any.
     pub(crate) fn below(from: u64, to: u64) -> Option<Self> {
         let first = u32::try_from(from).ok()?;
@@ -151,6 +153,7 @@ impl MsrSet {
             .is_some_and(|range| range.contains(index))
     }
 
+    #[cfg(feature = "parse")]
     /// What both contain, in order.
     pub(crate) fn shared<'s>(&'s self, other: &'s Self) -> impl Iterator<Item = MsrRange> + 's {
         self.ranges.iter().flat_map(move |one| {
@@ -161,10 +164,12 @@ impl MsrSet {
         })
     }
 
+    #[cfg(feature = "parse")]
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.shared(other).next().is_some()
     }
 
+    #[cfg(feature = "parse")]
     /// Those that `other` does not contain, if there are any.
     pub(crate) fn without(&self, other: &Self) -> Option<Self> {
         let mut rest = Vec::new();
@@ -217,6 +222,7 @@ mod tests {
         );
     }
 
+    #[cfg(feature = "parse")]
     #[test]
     fn what_two_sets_share() {
         let shared = |one: &[MsrRange], other: &[MsrRange]| {

@@ -1,0 +1,133 @@
+//! What happens to each of 2^32 MSRs in each direction, once nothing of the policy's text is needed.
+
+use msrgate_filter::{Access, Filter, MsrIndex, Verdict, X2APIC};
+
+use crate::action::Action;
+use crate::equality::{covered, points};
+use crate::msrs::MsrRange;
+use crate::settings::Log;
+
+/// Consecutive MSRs to which the same happens, for the same reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The MSRs.
+    pub msrs: MsrRange,
+    /// What happens to them.
+    pub action: Action,
+    /// Which of these accesses become events.
+    pub log: Log,
+    /// What says so.
+    pub origin: Origin,
+}
+
+/// What says what happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A line of a policy.
+    Line(Line),
+    /// The policy's default.
+    Default,
+    /// KVM: an x2APIC register, which it never filters (S3.1).
+    Kvm,
+}
+
+/// A line of one of the texts that a program was made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Line {
+    /// The text.
+    pub file: FileId,
+    /// Counted from 1.
+    pub number: u32,
+}
+
+/// The number of a text that a program was made from: see [`Program::file`](crate::Program::file).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub(crate) u32);
+
+/// For each direction, rules that cover all MSRs once, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    by_access: [Vec<Rule>; 2],
+}
+
+impl Rules {
+    /// Rules that already cover everything, reads first.
+    pub(crate) const fn new(by_access: [Vec<Rule>; 2]) -> Self {
+        Self { by_access }
+    }
+
+    /// What a filter without a policy does.
+    pub(crate) fn of_filter(filter: &Filter) -> Self {
+        Self::new(Access::ALL.map(|access| stretches(filter, access)))
+    }
+
+    /// The rules of one direction, in order, without a gap.
+    #[must_use]
+    pub fn of(&self, access: Access) -> &[Rule] {
+        &self.by_access[access as usize]
+    }
+
+    /// The rule of one MSR.
+    #[must_use]
+    pub fn at(&self, index: MsrIndex, access: Access) -> &Rule {
+        let rules = self.of(access);
+        &rules[rules.partition_point(|rule| rule.msrs.last() < index)]
+    }
+
+    /// All of them, reads first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Access, &Rule)> {
+        let of = |access| self.of(access).iter().map(move |rule| (access, rule));
+        Access::ALL.into_iter().flat_map(of)
+    }
+
+    /// The first access that `filter` does not decide as these rules do.
+    pub(crate) fn first_difference(&self, filter: &Filter) -> Option<(MsrIndex, Access, Verdict)> {
+        let wanted = self
+            .all()
+            .filter(|(_, rule)| rule.origin != Origin::Kvm)
+            .map(|(access, rule)| (rule.msrs, access, rule.action.verdict()));
+        crate::equality::first_difference(wanted, filter)
+    }
+}
+
+/// What a filter says of one direction. Its answer changes at the points only.
+fn stretches(filter: &Filter, access: Access) -> Vec<Rule> {
+    let everything = [(MsrIndex::MIN, MsrIndex::MAX)];
+    let mut starts: Vec<_> = everything
+        .iter()
+        .filter_map(|&(first, last)| MsrRange::new(first, last))
+        .flat_map(|all| points(all, &covered(filter)).collect::<Vec<_>>())
+        .chain([*X2APIC.start(), MsrIndex::new(X2APIC.end().get() + 1)])
+        .collect();
+    starts.sort_unstable();
+    starts.dedup();
+    let mut rules: Vec<Rule> = Vec::new();
+    for first in starts {
+        let (action, origin) = if X2APIC.contains(&first) {
+            (Action::Allow, Origin::Kvm)
+        } else {
+            match filter.decide(first, access).verdict {
+                Verdict::Allow => (Action::Allow, Origin::Default),
+                Verdict::Deny => (Action::Deny, Origin::Default),
+            }
+        };
+        if let Some(before) = rules.last_mut() {
+            if before.action == action && before.origin == origin {
+                continue;
+            }
+            let end = MsrIndex::new(first.get() - 1);
+            before.msrs = MsrRange::new(before.msrs.first(), end).unwrap_or(before.msrs);
+        }
+        // To the end, until another one begins.
+        if let Some(msrs) = MsrRange::new(first, MsrIndex::MAX) {
+            let log = Log::None;
+            rules.push(Rule {
+                msrs,
+                action,
+                log,
+                origin,
+            });
+        }
+    }
+    rules
+}
