@@ -143,7 +143,7 @@ pub(crate) struct PoliciesArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CpuArg {
     /// The processor whose `[[when]]`s hold: `VENDOR:FAMILY:MODEL[:STEPPING]`, such as
-    /// GenuineIntel:6:0x6a
+    /// `GenuineIntel:6:0x6a`
     #[arg(long, value_name = "CPU")]
     pub(crate) cpu: Option<Cpu>,
 }
