@@ -6,9 +6,12 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use msrgate_filter::Access;
+use msrgate_filter::{Access, MsrIndex, X2APIC};
 use msrgate_kvm::HostCaps;
-use msrgate_policy::{Action, IncludeError, Includes, Policy, Source, compile, parse};
+use msrgate_policy::{
+    Action, Compiled, IncludeError, Includes, Policy, Source, UnknownAction, compile, parse,
+    registers,
+};
 
 fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../policies"))
@@ -110,6 +113,116 @@ fn each_packs_into_the_same_filter_wherever_it_is_compiled() {
             .map(Vec::len)
             .sum();
         assert_eq!(ranges, told, "{name}");
+    }
+}
+
+/// What a policy says of one access; no shipped policy has a `[[when]]`.
+fn action(compiled: &Compiled, index: MsrIndex, access: Access) -> &Action {
+    &compiled.variants()[0].table().at(index, access).action
+}
+
+/// Of each recorded MSR, whether a booting kernel read it and wrote it with success.
+fn recorded() -> Vec<(MsrIndex, [bool; 2])> {
+    let text = include_str!("../../policy/data/seen/linux-boot-msrs.txt");
+    let row = |line: &str| {
+        let mut columns = line.split_whitespace();
+        let index = u32::from_str_radix(columns.next()?.strip_prefix("0x")?, 16).ok()?;
+        let mut count = || columns.next().and_then(|count| count.parse::<u32>().ok());
+        let [reads, writes, failed_reads, failed_writes] = [count()?, count()?, count()?, count()?];
+        let succeeded = [reads > failed_reads, writes > failed_writes];
+        Some((MsrIndex::new(index), succeeded))
+    };
+    text.lines().filter_map(row).collect()
+}
+
+#[test]
+fn the_policies_for_linux_allow_what_recorded_boots_did() {
+    let recorded = recorded();
+    assert!(recorded.len() > 100, "only {} rows", recorded.len());
+    for name in ["linux-boot", "linux-guest"] {
+        let compiled = compile(read(name)).expect(name);
+        for &(index, succeeded) in &recorded {
+            for access in Access::ALL
+                .into_iter()
+                .filter(|&one| succeeded[one as usize])
+            {
+                let action = action(&compiled, index, access);
+                assert_eq!(*action, Action::Allow, "{name}: a {access} of {index}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_linux_guest_may_do_all_that_a_boot_does() {
+    let [boot, guest] = ["linux-boot", "linux-guest"].map(|name| compile(read(name)).expect(name));
+    for access in Access::ALL {
+        for segment in boot.variants()[0].table().segments(access) {
+            if segment.action == Action::Allow {
+                let (first, last) = (segment.msrs.first(), segment.msrs.last());
+                for index in (first.get()..=last.get()).map(MsrIndex::new) {
+                    let action = action(&guest, index, access);
+                    assert_eq!(*action, Action::Allow, "a {access} of {index}");
+                }
+            }
+        }
+    }
+}
+
+/// Of all registers with a name, those in one direction that have this action, but for x2APIC.
+fn with(name: &str, access: Access, wanted: &Action) -> Vec<MsrIndex> {
+    let compiled = compile(read(name)).expect(name);
+    let named = registers::all().iter().map(|register| register.index);
+    named
+        .filter(|index| !X2APIC.contains(index))
+        .filter(|&index| action(&compiled, index, access) == wanted)
+        .collect()
+}
+
+/// The registers of some groups.
+fn in_groups(names: &[&str]) -> Vec<MsrIndex> {
+    let groups: Vec<_> = names
+        .iter()
+        .filter_map(|name| registers::group(name))
+        .collect();
+    assert_eq!(groups.len(), names.len());
+    let all = registers::all().iter().map(|register| register.index);
+    all.filter(|&index| groups.iter().any(|group| group.contains(index)))
+        .collect()
+}
+
+#[test]
+fn each_does_what_its_name_says_and_no_more() {
+    for access in Access::ALL {
+        let calls = in_groups(&["@segment", "@syscall"]);
+        assert_eq!(with("sandbox", access, &Action::Allow), calls);
+        let mut power = in_groups(&["@power"]);
+        let kept = [0x198, 0x199, 0x1fc].map(MsrIndex::new);
+        power.retain(|index| !kept.contains(index));
+        assert_eq!(with("no-power-telemetry", access, &Action::Deny), power);
+        assert_eq!(with("allow-all", access, &Action::Deny), []);
+    }
+    let calls = in_groups(&["@syscall"]);
+    assert_eq!(with("pin-security", Access::Write, &Action::Pin), calls);
+    assert_eq!(with("pin-security", Access::Write, &Action::Deny), []);
+    assert_eq!(with("pin-security", Access::Read, &Action::Deny), []);
+    let unknown = read("quiet-unknown").settings().unknown.clone();
+    let [read, write] = [UnknownAction::Value(0), UnknownAction::Ignore];
+    assert_eq!((unknown.read, unknown.write), (read, write));
+}
+
+/// What no ordinary Linux guest has a use for.
+#[test]
+fn a_linux_guest_gets_no_power_no_counters_no_microcode_and_no_guests() {
+    let refused = with("linux-guest", Access::Write, &Action::Deny);
+    let written = in_groups(&["@power", "@svm", "@vmx", "@hyperv"]);
+    assert!(written.iter().all(|index| refused.contains(index)));
+    for index in [0x79, 0xc001_0020, 0x186, 0x38f, 0xc001_0200] {
+        assert!(refused.contains(&MsrIndex::new(index)), "{index:#x}");
+    }
+    let refused = with("linux-guest", Access::Read, &Action::Deny);
+    for index in [0x606, 0x611, 0x639, 0x19c, 0xc001_029a, 0xc001_029b] {
+        assert!(refused.contains(&MsrIndex::new(index)), "{index:#x}");
     }
 }
 
