@@ -17,7 +17,8 @@ pub(crate) struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 yes, 1 no (differs, has mistakes), 2 usage or input/output, 3 the host lacks something.
-POLICY is a file, `-` for standard input, or the name of a shipped policy.";
+POLICY is a file, `-` for standard input, or the name of a shipped policy; a file of that name
+comes first.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -39,6 +40,22 @@ pub(crate) enum Command {
     Policies(PoliciesArgs),
     /// Explain a command, or the language of policies: `help policy`
     Help(HelpArgs),
+}
+
+impl Command {
+    /// For whom the answer is.
+    pub(crate) const fn format(&self) -> Format {
+        match self {
+            Self::Test(args) => args.format.format,
+            Self::Check(args) => args.format.format,
+            Self::Explain(args) => args.format.format,
+            Self::Replay(args) => args.format.format,
+            Self::Msr(args) => args.format.format,
+            Self::Doctor(args) => args.format.format,
+            Self::Policies(args) => args.format.format,
+            Self::Import(_) | Self::Help(_) => Format::Text,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

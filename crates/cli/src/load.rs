@@ -94,10 +94,20 @@ impl Includes for Files {
         {
             return Ok(shipped.source());
         }
+        // Messages quote what they complain of: only what is meant to be a policy is read.
+        if Path::new(path)
+            .extension()
+            .is_none_or(|extension| extension != "toml")
+        {
+            return Err(IncludeError::new("an included policy is called NAME.toml"));
+        }
         // One name for one file, however it is reached.
         let file = file
             .canonicalize()
             .map_err(|error| IncludeError::new(error.to_string()))?;
+        if !file.is_file() {
+            return Err(IncludeError::new("not a regular file"));
+        }
         let name = file.display().to_string();
         let opened = File::open(&file).map_err(|error| IncludeError::new(error.to_string()))?;
         read(&name, opened).map_err(|failure| match failure {

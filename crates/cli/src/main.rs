@@ -5,13 +5,15 @@ mod commands;
 mod failure;
 mod load;
 mod output;
+mod remark;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::cli::Cli;
+use crate::cli::{Cli, Format};
 use crate::failure::{Answer, Failure};
+use crate::remark::Unanswered;
 
 /// The answer is yes: the policy is sound, the guest got what was promised.
 const EXIT_YES: u8 = 0;
@@ -32,6 +34,10 @@ fn main() -> ExitCode {
             // The reader has seen enough: `msrgate msr MSR | head` did what was asked.
             if failure.is_broken_pipe() {
                 return ExitCode::from(EXIT_YES);
+            }
+            if cli.command.format() == Format::Json {
+                // If that cannot be written either, the exit code still tells.
+                let _ = output::json(&mut anstream::stdout(), &Unanswered::because(&failure));
             }
             output::say(&failure);
             match failure {

@@ -183,8 +183,8 @@ impl Figures {
     /// Prints the time of one operation of `ours`, and as `…/vs-BASELINE` how many times as long
     /// `theirs` takes for the same batch.
     ///
-    /// Each sample runs both, one after the other, and the ratio is the median of the samples'
-    /// ratios: what slows the machine down for a while slows down both.
+    /// Each sample runs both, one after the other, and the ratio is that of each side's fastest
+    /// sample: what else the machine does only ever slows one down.
     ///
     /// # Errors
     /// Stdout cannot be written.
@@ -199,18 +199,21 @@ impl Figures {
         if !self.wants(&ratio) {
             return Ok(());
         }
-        let (mut times, mut ratios) = (Vec::new(), Vec::new());
+        // The least of each side: what else the machine does only ever adds.
+        let (mut times, mut least) = (Vec::new(), [f64::INFINITY; 2]);
         self.sample(batch.name, |iterations| {
             let elapsed_ours = elapsed(iterations, &mut ours);
             let elapsed_theirs = elapsed(iterations, &mut theirs);
             times.push(per_iteration(elapsed_ours, iterations));
-            ratios.push(elapsed_theirs.as_secs_f64() / elapsed_ours.as_secs_f64());
+            for (least, elapsed) in least.iter_mut().zip([elapsed_ours, elapsed_theirs]) {
+                *least = least.min(per_iteration(elapsed, iterations));
+            }
             elapsed_ours
         });
         if self.wants(batch.name) {
             self.print_time(batch, median_of_last(times), TimeUnit::Nanoseconds)?;
         }
-        self.print(&ratio, median_of_last(ratios), Unit::Times)
+        self.print(&ratio, least[1] / least[0], Unit::Times)
     }
 
     /// Lets criterion warm up and choose the iterations of each sample.

@@ -4,6 +4,7 @@ mod report;
 
 use thiserror::Error;
 
+use crate::parse::MAX_MISTAKES;
 use crate::policy::At;
 use crate::selector::SelectorError;
 use crate::source::{Place, Source};
@@ -357,6 +358,7 @@ pub struct Mistakes {
 fn count(mistakes: usize) -> String {
     match mistakes {
         1 => "a mistake".to_owned(),
+        MAX_MISTAKES.. => format!("{MAX_MISTAKES} mistakes or more"),
         n => format!("{n} mistakes"),
     }
 }
@@ -383,7 +385,7 @@ impl Mistakes {
         }
     }
 
-    /// How many there are, those not kept included.
+    /// How many there are, those not kept included. After a thousand, entries were not looked at.
     #[must_use]
     pub const fn total(&self) -> usize {
         self.total

@@ -36,6 +36,9 @@ const MAX_GROUPS: usize = 500;
 /// The most `[[when]]`s.
 const MAX_WHENS: usize = 32;
 
+/// With so many mistakes, the entries that follow are not looked at.
+pub(crate) const MAX_MISTAKES: usize = 1000;
+
 /// How deep includes may lie in includes.
 pub const MAX_DEPTH: usize = 8;
 

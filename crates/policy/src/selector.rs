@@ -39,8 +39,8 @@ pub enum SelectorError {
     },
     /// A range written with `..`, of which nobody knows whether its end is part of it.
     OpenRange {
-        /// The same range, its end included.
-        instead: String,
+        /// The same range, its end included, where that can be told.
+        instead: Option<String>,
     },
     /// A range whose end is below its start.
     BackwardRange(String),
@@ -84,11 +84,14 @@ impl SelectorError {
             Self::BadIndex { instead: None, .. } => {
                 "an index looks like `0xc0000080`, a name like `IA32_EFER`".to_owned()
             }
+            Self::OpenRange { instead: None } => "a range looks like `0x200..=0x20f`".to_owned(),
             Self::BadIndex {
                 instead: Some(instead),
                 ..
             }
-            | Self::OpenRange { instead } => format!("write `{instead}`"),
+            | Self::OpenRange {
+                instead: Some(instead),
+            } => format!("write `{instead}`"),
             Self::BackwardRange(_) => "write the lower index first".to_owned(),
         }
     }
@@ -108,8 +111,10 @@ pub fn parse_msrs(text: &str) -> Result<MsrSet, SelectorError> {
         return parse_index(text).map(|index| MsrRange::one(index).into());
     };
     let Some(last) = last.strip_prefix('=') else {
+        let both = [first, last].map(|end| parse_index(end.trim()));
+        let is_range = both.iter().all(Result::is_ok);
         return Err(SelectorError::OpenRange {
-            instead: quoted(&format!("{}..={}", first.trim(), last.trim())),
+            instead: is_range.then(|| quoted(&format!("{}..={}", first.trim(), last.trim()))),
         });
     };
     let (first, last) = (parse_index(first.trim())?, parse_index(last.trim())?);
@@ -215,6 +220,8 @@ mod tests {
             "",
             "0x10..0x20",
             "0x10..=",
+            "0x10...0x20",
+            "0x10 .. = 0x20",
             "0x20..=0x10",
             "IA32_EFFER",
             "ünïcode",

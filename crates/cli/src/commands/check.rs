@@ -5,32 +5,23 @@ mod warnings;
 use std::io::Write;
 
 use msrgate_filter::Range;
-use msrgate_policy::{Compiled, Mistake, Mistakes, Policy, Variant};
+use msrgate_policy::{Compiled, Policy, Variant};
 use serde::Serialize;
 
 use crate::cli::{Format, PolicyArgs};
 use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::output::{self, SCHEMA};
+use crate::remark::Remark;
 
 #[derive(Serialize)]
 struct Report {
     schema: u32,
     ok: bool,
-    mistakes: Vec<Remark>,
+    /// None: a policy with mistakes has no answer but them.
+    mistakes: [Remark; 0],
     warnings: Vec<Remark>,
-    packed: Option<Packed>,
-}
-
-/// Something to mend, or to know.
-#[derive(Serialize)]
-struct Remark {
-    message: String,
-    help: Option<String>,
-    /// The text: the policy itself, or what it includes.
-    file: Option<String>,
-    line: Option<usize>,
-    column: Option<usize>,
+    packed: Packed,
 }
 
 #[derive(Serialize)]
@@ -58,57 +49,12 @@ struct PackedRange {
 }
 
 pub(super) fn run(args: &PolicyArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
-    let compiled = load::compiled(&args.policy);
-    match (args.format.format, compiled) {
-        (Format::Text, compiled) => print(out, &compiled?)?,
-        (Format::Json, Ok(compiled)) => output::json(out, &sound(&compiled))?,
-        (Format::Json, Err(failure)) => {
-            let mistakes = match &failure {
-                Failure::Mistakes(mistakes) => mistakes_of(mistakes),
-                Failure::Refused(message) => vec![Remark::whole(message.clone())],
-                _ => return Err(failure),
-            };
-            output::json(
-                out,
-                &Report {
-                    schema: SCHEMA,
-                    ok: false,
-                    mistakes,
-                    warnings: Vec::new(),
-                    packed: None,
-                },
-            )?;
-            return Ok(Answer::No);
-        }
+    let compiled = load::compiled(&args.policy)?;
+    match args.format.format {
+        Format::Text => print(out, &compiled)?,
+        Format::Json => output::json(out, &sound(&compiled))?,
     }
     Ok(Answer::Yes)
-}
-
-impl Remark {
-    /// One about the whole policy.
-    fn whole(message: String) -> Self {
-        Self {
-            message,
-            help: None,
-            file: None,
-            line: None,
-            column: None,
-        }
-    }
-}
-
-fn mistakes_of(mistakes: &Mistakes) -> Vec<Remark> {
-    let remark = |mistake: &Mistake| {
-        let (source, place) = mistakes.place(mistake).unzip();
-        Remark {
-            message: mistake.wrong().to_string(),
-            help: mistake.wrong().help(),
-            file: source.map(|source| source.name().to_owned()),
-            line: place.map(|place| place.line),
-            column: place.map(|place| place.column),
-        }
-    };
-    mistakes.mistakes().iter().map(remark).collect()
 }
 
 fn sound(compiled: &Compiled) -> Report {
@@ -125,9 +71,9 @@ fn sound(compiled: &Compiled) -> Report {
     Report {
         schema: SCHEMA,
         ok: true,
-        mistakes: Vec::new(),
+        mistakes: [],
         warnings: warnings.collect(),
-        packed: Some(Packed {
+        packed: Packed {
             name: policy.name().map(str::to_owned),
             default: policy.default_action().word(),
             entries: policy.entries().len(),
@@ -136,7 +82,7 @@ fn sound(compiled: &Compiled) -> Report {
                 .iter()
                 .map(|one| packed_variant(policy, one))
                 .collect(),
-        }),
+        },
     }
 }
 

@@ -8,7 +8,9 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
 use msrgate_filter::intercept::{PassThrough, SvmMap, VmxBitmap};
-use msrgate_filter::{Access, MsrIndex, Revision, SetCall, Verdict};
+use msrgate_filter::{
+    Access, Instruction, MsrIndex, RegisterMap, Revision, RunExit, SetCall, Verdict, Vm,
+};
 
 const ARENA: usize = 1 << 20;
 
@@ -88,4 +90,20 @@ pub extern "C" fn msrgate_filter_reads(bytes: &[u8; 4096], at: u64, index: u32) 
     i32::from(filter.decide(index, Access::Read).verdict == Verdict::Allow)
         | i32::from(vmx.intercepts(index, Access::Read)) << 1
         | i32::from(svm.intercepts(index, Access::Read)) << 2
+}
+
+/// Sets the same filter in a VM, and has its guest do the read: 1 if it gets #GP.
+#[unsafe(no_mangle)]
+pub extern "C" fn msrgate_filter_guest_faults(bytes: &[u8; 4096], at: u64, index: u32) -> i32 {
+    let start = UserAddress::new(at);
+    let vm = Vm::new(Revision::Mainline);
+    if let Err(error) = vm.set_msr_filter(CallerWidth::Bits64, &Segment { start, bytes }, start) {
+        return -error.errno().number();
+    }
+    let mut vcpu = vm.create_vcpu(RegisterMap::default());
+    let mut gprs = vcpu.gprs();
+    gprs.rcx = u64::from(index);
+    vcpu.set_gprs(gprs);
+    let exit = vcpu.run(Instruction::Rdmsr);
+    i32::from(matches!(exit, RunExit::GeneralProtection { .. }))
 }

@@ -4,7 +4,7 @@ use msrgate_filter::{Access, MsrIndex};
 use toml::de::DeValue;
 
 use super::value::{Item, Key};
-use super::{MAX_ENTRIES, MAX_GROUPS, Reader};
+use super::{MAX_ENTRIES, MAX_GROUPS, MAX_MISTAKES, Reader};
 use crate::action::{Action, Device, Emulated, Mask, Outside};
 use crate::mistake::Wrong;
 use crate::msrs::MsrSet;
@@ -70,6 +70,10 @@ impl Reader<'_> {
             return;
         }
         for item in super::items(table) {
+            // Each may cost a search for what was meant, and nobody reads so many.
+            if self.mistakes.len() >= MAX_MISTAKES {
+                break;
+            }
             let entry = self.entry(item, when);
             self.entries.extend(entry);
         }

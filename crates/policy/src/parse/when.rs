@@ -16,6 +16,12 @@ impl Reader<'_> {
             self.wrong_type(item, "a list of tables: write [[when]]");
             return;
         };
+        let found = self.whens.len() + array.len();
+        if found > MAX_WHENS {
+            let (what, limit) = ("whens", MAX_WHENS);
+            self.wrong_as_a_whole(Wrong::TooMany { what, found, limit });
+            return;
+        }
         for value in array {
             let one = Item { value, ..item };
             if let Some(parts) = self.table(one) {
@@ -26,13 +32,6 @@ impl Reader<'_> {
 
     fn when(&mut self, item: Item<'_>, parts: &[Item<'_>]) {
         let id = WhenId(self.whens.len());
-        if id.0 == MAX_WHENS {
-            let (what, found, limit) = ("whens", MAX_WHENS + 1, MAX_WHENS);
-            self.wrong_as_a_whole(Wrong::TooMany { what, found, limit });
-        }
-        if id.0 >= MAX_WHENS {
-            return;
-        }
         let at = self.at(item.span());
         let mut cpus = None;
         let mut msrs = None;

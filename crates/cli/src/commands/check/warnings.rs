@@ -22,6 +22,7 @@ pub(super) fn of(compiled: &Compiled) -> Vec<Warning<'_>> {
     warnings.extend(nameless(compiled));
     warnings.extend(gaps(compiled));
     warnings.extend(pins(compiled));
+    warnings.extend(state(compiled));
     warnings
 }
 
@@ -45,6 +46,19 @@ fn without_effect(compiled: &Compiled) -> Vec<Warning<'_>> {
         .filter(|id| !effective.contains(id) && is_own(id));
     idle.map(|id| {
         let entry = policy.entry(id);
+        if Access::ALL
+            .iter()
+            .all(|&access| entry.action(access).is_none())
+        {
+            return Warning {
+                entry: Some(entry),
+                message: format!(
+                    "`{}` says nothing: it inherits both directions",
+                    one_line(entry.key())
+                ),
+                help: "delete it".to_owned(),
+            };
+        }
         Warning {
             entry: Some(entry),
             message: format!(
@@ -137,5 +151,29 @@ fn pins(compiled: &Compiled) -> Option<Warning<'_>> {
         message: "a guest that starts another kernel by kexec cannot write pinned registers again"
             .to_owned(),
         help: "that is what a pin is for; a reset of the VM releases it".to_owned(),
+    })
+}
+
+/// State that user space keeps is in no VMM's migration stream.
+fn state(compiled: &Compiled) -> Option<Warning<'_>> {
+    let policy = compiled.policy();
+    let mut accepted = policy.settings().accept.iter();
+    if accepted.any(|word| **word == *"state-not-migrated") {
+        return None;
+    }
+    let keeps = |entry: &&Entry| {
+        let mut actions = Access::ALL
+            .into_iter()
+            .filter_map(|access| entry.action(access));
+        actions.any(Action::keeps_state)
+    };
+    let entry = policy.entries().iter().find(keeps)?;
+    Some(Warning {
+        entry: Some(entry),
+        message: format!(
+            "what `{}` keeps is lost when a VM is migrated, unless the VMM saves it",
+            one_line(entry.key())
+        ),
+        help: "if that is known and fine, write `accept = [\"state-not-migrated\"]`".to_owned(),
     })
 }

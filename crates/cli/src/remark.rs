@@ -1,0 +1,73 @@
+//! Mistakes and warnings, and why a command was not carried out, for programs.
+
+use msrgate_policy::{Mistake, Mistakes};
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::output::SCHEMA;
+
+/// Something to mend, or to know.
+#[derive(Serialize)]
+pub(crate) struct Remark {
+    pub(crate) message: String,
+    pub(crate) help: Option<String>,
+    /// The text: the policy itself, or what it includes.
+    pub(crate) file: Option<String>,
+    pub(crate) line: Option<usize>,
+    pub(crate) column: Option<usize>,
+}
+
+/// What a program gets instead of an answer, from every command.
+#[derive(Serialize)]
+pub(crate) struct Unanswered {
+    schema: u32,
+    ok: bool,
+    error: Error,
+    /// Of a policy's text.
+    mistakes: Vec<Remark>,
+}
+
+#[derive(Serialize)]
+struct Error {
+    /// `mistakes`, `refused`, `host`, `input`, `usage` or `output`.
+    kind: &'static str,
+    message: String,
+}
+
+impl Unanswered {
+    pub(crate) fn because(failure: &Failure) -> Self {
+        let (kind, message) = match failure {
+            Failure::Mistakes(mistakes) => ("mistakes", mistakes.to_string()),
+            Failure::Refused(text) => ("refused", text.clone()),
+            Failure::Host(text) => ("host", text.clone()),
+            Failure::Input { what, why } => ("input", format!("{what}: {why}")),
+            Failure::Usage(text) => ("usage", text.clone()),
+            Failure::Output(error) => ("output", error.to_string()),
+        };
+        let mistakes = match failure {
+            Failure::Mistakes(mistakes) => remarks(mistakes),
+            _ => Vec::new(),
+        };
+        Self {
+            schema: SCHEMA,
+            ok: false,
+            error: Error { kind, message },
+            mistakes,
+        }
+    }
+}
+
+/// All mistakes that are kept, each with its place.
+fn remarks(mistakes: &Mistakes) -> Vec<Remark> {
+    let remark = |mistake: &Mistake| {
+        let (source, place) = mistakes.place(mistake).unzip();
+        Remark {
+            message: mistake.wrong().to_string(),
+            help: mistake.wrong().help(),
+            file: source.map(|source| source.name().to_owned()),
+            line: place.map(|place| place.line),
+            column: place.map(|place| place.column),
+        }
+    };
+    mistakes.mistakes().iter().map(remark).collect()
+}
