@@ -25,6 +25,8 @@ pub enum Unit {
     PerSecond,
     /// `KiB`
     Kibibytes,
+    /// `MiB`
+    Mebibytes,
     /// `x`: so many times as much.
     Times,
 }
@@ -58,6 +60,7 @@ impl fmt::Display for Unit {
             Self::Time(TimeUnit::Milliseconds) => "ms",
             Self::PerSecond => "/s",
             Self::Kibibytes => "KiB",
+            Self::Mebibytes => "MiB",
             Self::Times => "x",
         })
     }
@@ -257,11 +260,12 @@ mod tests {
             Unit::Time(TimeUnit::Milliseconds),
             Unit::PerSecond,
             Unit::Kibibytes,
+            Unit::Mebibytes,
             Unit::Times,
         ];
         assert_eq!(
             units.map(|unit| unit.to_string()),
-            ["ns", "us", "ms", "/s", "KiB", "x"]
+            ["ns", "us", "ms", "/s", "KiB", "MiB", "x"]
         );
     }
 }
