@@ -25,6 +25,8 @@ pub enum Unit {
     Rate(RateUnit),
     /// `KiB`
     Kibibytes,
+    /// `MiB`
+    Mebibytes,
     /// `x`: so many times as much.
     Times,
 }
@@ -77,6 +79,7 @@ impl fmt::Display for Unit {
             Self::Rate(RateUnit::PerSecond) => "/s",
             Self::Rate(RateUnit::MillionsPerSecond) => "M/s",
             Self::Kibibytes => "KiB",
+            Self::Mebibytes => "MiB",
             Self::Times => "x",
         })
     }
@@ -285,11 +288,12 @@ mod tests {
             Unit::Rate(RateUnit::PerSecond),
             Unit::Rate(RateUnit::MillionsPerSecond),
             Unit::Kibibytes,
+            Unit::Mebibytes,
             Unit::Times,
         ];
         assert_eq!(
             units.map(|unit| unit.to_string()),
-            ["ns", "us", "ms", "/s", "M/s", "KiB", "x"]
+            ["ns", "us", "ms", "/s", "M/s", "KiB", "MiB", "x"]
         );
     }
 }

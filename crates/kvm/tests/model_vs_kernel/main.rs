@@ -10,22 +10,23 @@ mod linear;
 mod pair;
 mod registers;
 mod requests;
+#[path = "../seed/mod.rs"]
+mod seed;
 mod sequence;
 mod tally;
 
 use std::cell::RefCell;
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::rc::Rc;
 use std::thread;
 
 use msrgate_kvm::{HostCaps, UnknownBits};
 use proptest::strategy::Strategy;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use proptest::test_runner::TestCaseError;
 
 use crate::host::{host, say};
 use crate::pair::{Difference, Pair};
 use crate::registers::{Baseline, EXCEPTIONS};
+use crate::seed::{runner, seed};
 use crate::sequence::{Round, rounds};
 use crate::tally::Tally;
 
@@ -87,16 +88,7 @@ fn the_model_does_what_the_kernel_does() {
 
 /// One VM's life after the other, until this worker's share is done.
 fn work(host: &HostCaps, seed: u64, number: u32) -> Result<Tally, String> {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    bytes[8..12].copy_from_slice(&number.to_le_bytes());
-    let config = Config {
-        failure_persistence: None,
-        max_shrink_time: 120_000,
-        ..Config::default()
-    };
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let mut runner = TestRunner::new_with_rng(config, rng);
+    let mut runner = runner(seed, number);
     let baseline = Baseline::new(host).map_err(|error| error.to_string())?;
     let baseline = Rc::new(RefCell::new(baseline));
     let tally = Tally::default();
@@ -124,16 +116,4 @@ fn live(
 ) -> Result<(), Difference> {
     let mut pair = Pair::new(host, baseline)?;
     life.iter().try_for_each(|round| pair.go(round, tally))
-}
-
-/// From `MSRGATE_SEED`, decimal or with `0x`, or by chance.
-fn seed() -> u64 {
-    let Ok(text) = std::env::var("MSRGATE_SEED") else {
-        return RandomState::new().build_hasher().finish();
-    };
-    let seed = match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    seed.expect("MSRGATE_SEED is a number of up to 64 bits")
 }

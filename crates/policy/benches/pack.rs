@@ -1,0 +1,211 @@
+//! What it costs to make a filter of a policy, in time and in memory.
+//!
+//! `pack/…` is [`compile`]: the table, the fewest ranges, and the comparison of the two over all
+//! accesses. `policy/…` is that and the reading of the text. Memory is the peak of a process that
+//! does nothing else.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use msrgate_figures::{Batch, Figures, TimeUnit, Unit};
+use msrgate_filter::{MAX_RANGES, X2APIC};
+use msrgate_policy::{CompileError, NoIncludes, PackError, Policy, Source, compile, parse};
+
+/// How many choices of accesses to the registers there are names for.
+const DRAWS: u32 = 1_000;
+
+/// Names the text that a process of its own is to read, for its memory.
+const CHILD: &str = "MSRGATE_BENCH_PEAK_OF";
+
+const HEAD: &str = "policy = 1\ndefault = \"deny\"\n[msrs]\n";
+
+const WORDS: [&str; 4] = ["none", "r", "w", "rw"];
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+/// Xorshift: the same policies at every run.
+struct Random(u64);
+
+impl Random {
+    /// Below `end`, which is not 0.
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+
+    fn word(&mut self) -> &'static str {
+        WORDS[usize::try_from(self.below(4)).unwrap_or_default()]
+    }
+}
+
+/// Some access to each register that has a name.
+fn all_known(random: &mut Random) -> String {
+    let mut text = HEAD.to_owned();
+    for register in msrgate_policy::registers::all() {
+        if !X2APIC.contains(&register.index) {
+            let _ = writeln!(text, "{} = \"{}\"", register.index, random.word());
+        }
+    }
+    text
+}
+
+/// 100,000 entries that fit: in eight windows, all blocks of four MSRs and most MSRs within them.
+fn nested(random: &mut Random) -> String {
+    let mut text = HEAD.to_owned();
+    let mut left = 100_000;
+    for window in 0..8_u64 {
+        let start = 0x10_0000 * (window + 1);
+        for block in (start..start + 0x3000).step_by(4) {
+            let _ = writeln!(
+                text,
+                "\"{block:#x}..={:#x}\" = \"{}\"",
+                block + 3,
+                random.word()
+            );
+            left -= 1;
+            for msr in block..block + 4 {
+                if left > 0 && random.below(10) < 8 {
+                    let _ = writeln!(text, "{msr:#x} = \"{}\"", random.word());
+                    left -= 1;
+                }
+            }
+        }
+    }
+    text
+}
+
+/// 100,000 entries that do not fit: one MSR each, anywhere.
+fn anywhere(random: &mut Random) -> String {
+    let mut msrs: Vec<u64> = (0..100_000).map(|_| random.below(0xffff_ffff)).collect();
+    msrs.retain(|&msr| !(0x800..0x900).contains(&msr));
+    msrs.sort_unstable();
+    msrs.dedup();
+    let lines = msrs
+        .iter()
+        .map(|msr| format!("{msr:#x} = \"{}\"\n", random.word()));
+    HEAD.to_owned() + &lines.collect::<String>()
+}
+
+/// 500 entries as people write them: registers by name.
+fn by_name(random: &mut Random) -> String {
+    let registers = msrgate_policy::registers::all().iter();
+    let registers = registers.filter(|register| !X2APIC.contains(&register.index));
+    let lines = registers.step_by(4).take(500).map(|register| {
+        let name = register.name;
+        format!("{name:<32} = \"{}\"\n", random.word())
+    });
+    HEAD.to_owned() + &lines.collect::<String>()
+}
+
+fn policy(text: &str) -> Outcome<Policy> {
+    Ok(parse(&Source::new("bench.toml", text), &mut NoIncludes)?)
+}
+
+/// How many ranges it took, fitting or not.
+fn ranges(policy: Policy) -> Outcome<usize> {
+    match compile(policy) {
+        Ok(compiled) => Ok(compiled.variants()[0].filter().ranges().len()),
+        Err(CompileError::Pack(PackError::TooManyRanges(windows))) => Ok(windows.len()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The mean of many choices of accesses, and the slowest of them on its own.
+fn all_known_msrs(figures: &mut Figures, random: &mut Random) -> Outcome<()> {
+    let mut total = Duration::ZERO;
+    let mut slowest = None;
+    for _ in 0..DRAWS {
+        let drawn = policy(&all_known(random))?;
+        let kept = drawn.clone();
+        let start = Instant::now();
+        let ranges = ranges(drawn)?;
+        let elapsed = start.elapsed();
+        assert!(ranges <= MAX_RANGES, "{ranges} ranges");
+        total += elapsed;
+        if slowest
+            .as_ref()
+            .is_none_or(|(longest, _)| *longest < elapsed)
+        {
+            slowest = Some((elapsed, kept));
+        }
+    }
+    let mean = total.as_secs_f64() * 1e3 / f64::from(DRAWS);
+    let unit = Unit::Time(TimeUnit::Milliseconds);
+    figures.value("pack/all-known-msrs", mean, unit)?;
+    let (_, slowest) = slowest.ok_or("no draw")?;
+    time(figures, "pack/all-known-msrs/slowest", || {
+        ranges(slowest.clone())
+    })
+}
+
+fn time<R>(figures: &mut Figures, name: &str, routine: impl FnMut() -> R) -> Outcome<()> {
+    let once = Batch {
+        name,
+        operations: 1,
+    };
+    Ok(figures.time(once, TimeUnit::Milliseconds, routine)?)
+}
+
+/// Mebibytes that a process needs at most to read and compile this text.
+fn peak(which: &str) -> Outcome<f64> {
+    let output = Command::new(std::env::current_exe()?)
+        .env(CHILD, which)
+        .output()?;
+    let kibibytes: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
+    Ok(kibibytes / 1024.0)
+}
+
+/// Does so, and prints the most memory it had, in KiB.
+fn child(which: &str) -> Outcome<()> {
+    ranges(policy(&text(which, &mut seeded()))?)?;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
+    println!("{}", peak.ok_or("no VmHWM")?);
+    Ok(())
+}
+
+fn seeded() -> Random {
+    Random(0x0139_408d_cbbf_7a44)
+}
+
+fn text(which: &str, random: &mut Random) -> String {
+    match which {
+        "pack/100k-random-entries" => nested(random),
+        "pack/100k-random-entries/refused" => anywhere(random),
+        _ => by_name(random),
+    }
+}
+
+fn main() -> Outcome<()> {
+    if let Ok(which) = std::env::var(CHILD) {
+        return child(&which);
+    }
+    let mut figures = Figures::from_args()?;
+    all_known_msrs(&mut figures, &mut seeded())?;
+
+    for name in [
+        "pack/100k-random-entries",
+        "pack/100k-random-entries/refused",
+    ] {
+        let policy = policy(&text(name, &mut seeded()))?;
+        assert!(policy.entries().len() > 99_000, "{name}");
+        assert_eq!(
+            ranges(policy.clone())? <= MAX_RANGES,
+            !name.ends_with("refused")
+        );
+        time(&mut figures, name, || ranges(policy.clone()))?;
+        figures.value(&format!("{name}/peak"), peak(name)?, Unit::Mebibytes)?;
+    }
+
+    let name = "policy/500-entries";
+    let text = text(name, &mut seeded());
+    assert_eq!(policy(&text)?.entries().len(), 500);
+    time(&mut figures, name, || policy(&text).and_then(ranges))?;
+    figures.value("policy/500-entries/peak", peak(name)?, Unit::Mebibytes)?;
+    Ok(())
+}
