@@ -5,7 +5,7 @@ use msrgate_policy::{Cpu, MsrSet, parse_msrs};
 
 /// An MSR firewall for KVM virtual machines.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true)]
+#[command(version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     /// When to use colour; `NO_COLOR` is honoured, too
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
@@ -27,12 +27,18 @@ pub(crate) enum Command {
     Check(PolicyArgs),
     /// Say what happens to an MSR, and which line says so
     Explain(ExplainArgs),
+    /// Say what a policy would have decided of the accesses in a trace
+    Replay(ReplayArgs),
+    /// Turn what other tools and the kernel write into a policy
+    Import(ImportArgs),
     /// Look a register up by name, part of a name, index or word
     Msr(MsrArgs),
     /// Measure what this host's KVM does, statement by statement
     Doctor(DoctorArgs),
     /// List the shipped policies, or print one
     Policies(PoliciesArgs),
+    /// Explain a command, or the language of policies: `help policy`
+    Help(HelpArgs),
 }
 
 #[derive(Debug, Args)]
@@ -45,7 +51,9 @@ pub(crate) struct PolicyArgs {
     pub(crate) format: FormatArg,
 }
 
+// `--msr` takes all that follows: what comes first is the policy.
 #[derive(Debug, Args)]
+#[command(override_usage = "msrgate test <POLICY> [OPTIONS] [--msr <MSR>...]")]
 pub(crate) struct TestArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: String,
@@ -75,6 +83,43 @@ pub(crate) struct ExplainArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// A file, `-`, or the name of a shipped policy
+    pub(crate) policy: String,
+    /// Text of the event `kvm:kvm_msr` by tracefs, `perf script` or `trace-cmd report`, or JSON lines;
+    /// `-` for standard input
+    pub(crate) trace: String,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// A kernel log, a Firecracker CPU template, an msr-safe allowlist, output of strace, or a
+    /// compiled filter in JSON; `-` for standard input
+    pub(crate) file: String,
+    /// What the file is, where that cannot be seen
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) from: Option<FromArg>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FromArg {
+    /// Lines such as `kvm [1234]: ignored rdmsr: 0x1c9 data 0x0`
+    KernelLog,
+    /// A custom CPU template of Firecracker
+    Firecracker,
+    /// An allowlist of msr-safe: index, write mask, comment
+    MsrSafe,
+    /// Output of strace, which has no filter in it
+    Strace,
+    /// The JSON of a compiled policy
+    Compiled,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct MsrArgs {
     /// A name, part of a name, an index, or a word
     #[arg(required = true, value_name = "WORD")]
@@ -97,10 +142,16 @@ pub(crate) struct PoliciesArgs {
     pub(crate) format: FormatArg,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct HelpArgs {
+    /// A command, or `policy`: the reference of the language
+    pub(crate) topic: Option<String>,
+}
+
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CpuArg {
-    /// The processor whose `[[when]]`s hold: VENDOR:FAMILY:MODEL[:STEPPING], such as
-    /// GenuineIntel:6:0x6a
+    /// The processor whose `[[when]]`s hold: `VENDOR:FAMILY:MODEL[:STEPPING]`, such as
+    /// `GenuineIntel:6:0x6a`
     #[arg(long, value_name = "CPU")]
     pub(crate) cpu: Option<Cpu>,
 }

@@ -3,8 +3,11 @@
 mod check;
 mod doctor;
 mod explain;
+mod help;
+mod import;
 mod msr;
 mod policies;
+mod replay;
 mod test;
 
 use std::io::Write;
@@ -18,8 +21,11 @@ pub(crate) fn run(command: &Command, out: &mut dyn Write) -> Result<Answer, Fail
         Command::Test(args) => test::run(args, out),
         Command::Check(args) => check::run(args, out),
         Command::Explain(args) => explain::run(args, out),
+        Command::Replay(args) => replay::run(args, out),
+        Command::Import(args) => import::run(args, out),
         Command::Msr(args) => msr::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),
         Command::Policies(args) => policies::run(args, out),
+        Command::Help(args) => help::run(args, out),
     }
 }

@@ -6,13 +6,13 @@ use std::path::Path;
 
 use msrgate_policy::{
     CompileError, Compiled, Entry, IncludeError, Includes, MAX_BYTES, PackError, Policy, Source,
-    Window, compile, parse,
+    Window, compile, one_line, parse,
 };
 
 use crate::failure::Failure;
 
 /// The policies in `policies/`, built in.
-pub(crate) const SHIPPED: [Shipped; 2] = [
+pub(crate) const SHIPPED: [Shipped; 8] = [
     Shipped {
         name: "allow-all",
         text: include_str!("../../../policies/allow-all.toml"),
@@ -20,6 +20,30 @@ pub(crate) const SHIPPED: [Shipped; 2] = [
     Shipped {
         name: "linux-boot",
         text: include_str!("../../../policies/linux-boot.toml"),
+    },
+    Shipped {
+        name: "linux-guest",
+        text: include_str!("../../../policies/linux-guest.toml"),
+    },
+    Shipped {
+        name: "unikernel",
+        text: include_str!("../../../policies/unikernel.toml"),
+    },
+    Shipped {
+        name: "sandbox",
+        text: include_str!("../../../policies/sandbox.toml"),
+    },
+    Shipped {
+        name: "pin-security",
+        text: include_str!("../../../policies/pin-security.toml"),
+    },
+    Shipped {
+        name: "quiet-unknown",
+        text: include_str!("../../../policies/quiet-unknown.toml"),
+    },
+    Shipped {
+        name: "no-power-telemetry",
+        text: include_str!("../../../policies/no-power-telemetry.toml"),
     },
 ];
 
@@ -62,7 +86,10 @@ impl Includes for Files {
     fn open(&mut self, from: &Source, path: &str) -> Result<Source, IncludeError> {
         let folder = Path::new(from.name()).parent().unwrap_or(Path::new(""));
         let file = folder.join(path);
-        if !file.exists()
+        // A shipped policy means its like, whatever lies in the folder where the command is run.
+        let is_shipped =
+            |one: &Shipped| *one.source().name() == *from.name() && one.text == from.text();
+        if (!file.exists() || SHIPPED.iter().any(is_shipped))
             && let Some(shipped) = shipped(path)
         {
             return Ok(shipped.source());
@@ -92,7 +119,7 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
         };
         let mut entries = policy.entries().iter().filter(within);
         let first = entries.next().map_or(String::new(), |entry| {
-            format!("line {}: {}", entry.place().line, entry.key())
+            format!("line {}: {}", entry.place().line, one_line(entry.key()))
         });
         let more = match entries.count() {
             0 => String::new(),

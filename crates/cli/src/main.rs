@@ -33,7 +33,7 @@ fn main() -> ExitCode {
             if failure.is_broken_pipe() {
                 return ExitCode::from(EXIT_YES);
             }
-            anstream::eprint!("{failure}");
+            output::say(&failure);
             match failure {
                 Failure::Mistakes(_) | Failure::Refused(_) => EXIT_NO,
                 Failure::Host(_) => EXIT_HOST,

@@ -1,5 +1,6 @@
 //! The shapes that several commands print.
 
+use std::fmt;
 use std::io::{self, Write};
 
 use msrgate_filter::MsrIndex;
@@ -8,6 +9,11 @@ use serde::Serialize;
 
 /// Every JSON answer says which version of its shape it is.
 pub(crate) const SCHEMA: u32 = 1;
+
+/// Talk, which goes to stderr. Where that cannot be written, the exit code still tells.
+pub(crate) fn say(what: &dyn fmt::Display) {
+    let _ = write!(anstream::stderr(), "{what}");
+}
 
 /// One JSON document, indented, on its own lines.
 pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {

@@ -21,12 +21,30 @@ const SAMPLES: usize = 60;
 pub enum Unit {
     /// A time of one operation.
     Time(TimeUnit),
-    /// `/s`: operations a second.
-    PerSecond,
+    /// Operations in a time.
+    Rate(RateUnit),
     /// `KiB`
     Kibibytes,
     /// `x`: so many times as much.
     Times,
+}
+
+/// In what a rate is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateUnit {
+    /// `/s`
+    PerSecond,
+    /// `M/s`
+    MillionsPerSecond,
+}
+
+impl RateUnit {
+    const fn operations(self) -> f64 {
+        match self {
+            Self::PerSecond => 1.0,
+            Self::MillionsPerSecond => 1e6,
+        }
+    }
 }
 
 /// The unit of a time.
@@ -56,7 +74,8 @@ impl fmt::Display for Unit {
             Self::Time(TimeUnit::Nanoseconds) => "ns",
             Self::Time(TimeUnit::Microseconds) => "us",
             Self::Time(TimeUnit::Milliseconds) => "ms",
-            Self::PerSecond => "/s",
+            Self::Rate(RateUnit::PerSecond) => "/s",
+            Self::Rate(RateUnit::MillionsPerSecond) => "M/s",
             Self::Kibibytes => "KiB",
             Self::Times => "x",
         })
@@ -132,11 +151,16 @@ impl Figures {
     ///
     /// # Errors
     /// Stdout cannot be written.
-    pub fn rate<R>(&mut self, batch: Batch<'_>, routine: impl FnMut() -> R) -> io::Result<()> {
+    pub fn rate<R>(
+        &mut self,
+        batch: Batch<'_>,
+        unit: RateUnit,
+        routine: impl FnMut() -> R,
+    ) -> io::Result<()> {
         match self.seconds(batch, routine) {
             Some(seconds) => {
-                let rate = f64::from(batch.operations) / seconds;
-                self.print(batch.name, rate, Unit::PerSecond)
+                let rate = f64::from(batch.operations) / seconds / unit.operations();
+                self.print(batch.name, rate, Unit::Rate(unit))
             }
             None => Ok(()),
         }
@@ -255,13 +279,14 @@ mod tests {
             Unit::Time(TimeUnit::Nanoseconds),
             Unit::Time(TimeUnit::Microseconds),
             Unit::Time(TimeUnit::Milliseconds),
-            Unit::PerSecond,
+            Unit::Rate(RateUnit::PerSecond),
+            Unit::Rate(RateUnit::MillionsPerSecond),
             Unit::Kibibytes,
             Unit::Times,
         ];
         assert_eq!(
             units.map(|unit| unit.to_string()),
-            ["ns", "us", "ms", "/s", "KiB", "x"]
+            ["ns", "us", "ms", "/s", "M/s", "KiB", "x"]
         );
     }
 }

@@ -1,5 +1,6 @@
 //! The filter itself: an immutable, validated list of ranges under a default.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -94,7 +95,8 @@ impl Range {
 pub struct Filter {
     revision: Revision,
     fallback: Fallback,
-    ranges: Vec<Range>,
+    /// Without spare room: [`Self::footprint`] has a bound.
+    ranges: Box<[Range]>,
     lookup: Lookup,
 }
 
@@ -146,7 +148,7 @@ impl Filter {
         Ok(Self {
             revision,
             fallback,
-            ranges,
+            ranges: ranges.into_boxed_slice(),
             lookup,
         })
     }
@@ -185,10 +187,7 @@ impl Filter {
             .iter()
             .map(|range| size_of_val(range.bitmap.words()))
             .sum();
-        size_of::<Self>()
-            + self.ranges.capacity() * size_of::<Range>()
-            + bitmaps
-            + self.lookup.footprint()
+        size_of::<Self>() + size_of_val(&*self.ranges) + bitmaps + self.lookup.footprint()
     }
 
     pub(crate) const fn lookup(&self) -> &Lookup {

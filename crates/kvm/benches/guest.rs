@@ -4,7 +4,7 @@
 //! included. Without KVM there is none, which is said on stderr; `MSRGATE_REQUIRE=kvm` makes that
 //! a failure.
 
-use msrgate_figures::{Batch, Figures, TimeUnit};
+use msrgate_figures::{Batch, Figures, RateUnit, TimeUnit};
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, MsrIndex};
 use msrgate_kvm::{
     Backend, HostCaps, KvmBackend, Observed, Outcome, RawBitmap, RawFilter, RawRange, RawReasons,
@@ -99,9 +99,13 @@ fn main() -> Result<(), Failure> {
     let mut figures = Figures::from_args()?;
 
     let mut allowed = Reads::new(&host, &full(1, u64::MAX), 0)?;
-    figures.rate(reads("guest/accesses"), || allowed.run())?;
+    figures.rate(reads("guest/accesses"), RateUnit::PerSecond, || {
+        allowed.run()
+    })?;
     let mut refused = Reads::new(&host, &full(1, 0), ANSWER)?;
-    figures.rate(reads("guest/deflected"), || refused.run())?;
+    figures.rate(reads("guest/deflected"), RateUnit::PerSecond, || {
+        refused.run()
+    })?;
 
     let mut sixteen = Reads::new(&host, &full(MAX_RANGES, u64::MAX), 0)?;
     let mut none = Reads::new(&host, &RawFilter::default(), 0)?;

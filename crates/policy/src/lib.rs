@@ -24,6 +24,8 @@ mod equality;
 #[cfg(feature = "parse")]
 mod explain;
 #[cfg(feature = "parse")]
+pub mod import;
+#[cfg(feature = "parse")]
 mod mistake;
 mod msrs;
 #[cfg(feature = "parse")]
@@ -45,6 +47,8 @@ mod settings;
 mod source;
 #[cfg(feature = "parse")]
 mod table;
+#[cfg(feature = "parse")]
+pub mod trace;
 
 pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
 #[cfg(feature = "parse")]
@@ -77,6 +81,6 @@ pub use rules::{FileId, Line, Origin, Rule, Rules};
 pub use selector::{SelectorError, parse_msrs};
 pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 #[cfg(feature = "parse")]
-pub use source::{Place, Source};
+pub use source::{Place, Source, one_line};
 #[cfg(feature = "parse")]
 pub use table::{Said, Segment, Table};

@@ -71,7 +71,8 @@ impl Source {
 }
 
 /// The text without characters that a terminal obeys instead of showing: controls, and those that
-/// turn the direction of writing. What replaces one has its length, so that spans stay true.
+/// turn the direction of writing. What replaces one has its length, so that spans stay true. The
+/// return before a line's end is part of that end, and shown as a space.
 fn harmless(text: &str) -> String {
     let show = |c: char| match c {
         '\n' | '\t' => c,
@@ -80,13 +81,20 @@ fn harmless(text: &str) -> String {
         _ if c.is_control() => '\u{b7}',
         _ => c,
     };
-    text.chars().map(show).collect()
+    text.replace("\r\n", " \n").chars().map(show).collect()
+}
+
+/// Text of a policy as a line on a terminal may have it: nothing in it moves the cursor, changes a
+/// colour or turns the direction of writing.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    harmless(text).replace(['\n', '\t'], " ")
 }
 
 /// Text of a policy as a message may quote it: harmless, and of no more than 80 characters.
 pub(crate) fn quoted(text: &str) -> String {
     const MOST: usize = 80;
-    let mut quoted = harmless(text).replace(['\n', '\t'], " ");
+    let mut quoted = one_line(text);
     if let Some((end, _)) = quoted.char_indices().nth(MOST) {
         quoted.truncate(end);
         quoted.push('…');
@@ -104,6 +112,8 @@ mod tests {
         let shown = harmless(text);
         assert_eq!(shown, "a?[31m?\u{b7}b\u{fffd}c\n");
         assert_eq!(shown.len(), text.len());
+        assert_eq!(harmless("a\r\nb\rc"), "a \nb?c");
+        assert_eq!(one_line("a\tb\u{202e}\nc"), "a b\u{fffd} c");
         assert_eq!(quoted("a\nb"), "a b");
         assert_eq!(quoted(&"é".repeat(81)), format!("{}…", "é".repeat(80)));
         assert_eq!(quoted(&"é".repeat(80)), "é".repeat(80));

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use msrgate_filter::{Access, MsrIndex, Verdict};
-use msrgate_policy::{Entry, Explanation, MsrSet, Policy, Said, Variant, explain};
+use msrgate_policy::{Entry, Explanation, MsrSet, Policy, Said, Variant, explain, one_line};
 use serde::Serialize;
 
 use crate::cli::{ExplainArgs, Format};
@@ -106,11 +106,7 @@ fn print(
             source_of(policy, &explanation)
         )?;
         if let Some(why) = explanation.entry.and_then(Entry::why) {
-            writeln!(
-                out,
-                "                   because {}",
-                why.replace(char::is_control, " ")
-            )?;
+            writeln!(out, "                   because {}", one_line(why))?;
         }
         writeln!(
             out,
@@ -126,12 +122,12 @@ fn source_of(policy: &Policy, explanation: &Explanation<'_>) -> String {
     match (explanation.said, explanation.entry) {
         (Said::ByKvm, _) => "an x2APIC register, which KVM never filters (S3.1)".to_owned(),
         (_, Some(entry)) => {
-            let file = policy.text(entry.source()).name();
-            let (line, key) = (entry.place().line, entry.key());
+            let file = one_line(policy.text(entry.source()).name());
+            let (line, key) = (entry.place().line, one_line(entry.key()));
             format!("{file}:{line} says {} of {key}", explanation.action)
         }
         (_, None) => format!(
-            "{} names it nowhere, so `default` holds",
+            "no entry of {} decides it, so `default` holds",
             policy.source().name()
         ),
     }

@@ -47,8 +47,8 @@ pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure
         }
     }
     if found.is_empty() {
-        anstream::eprintln!(
-            "no register matches; a name, part of a name, an index such as 0x8b, or a word of its description would"
+        output::say(
+            &"no register matches; a name, part of a name, an index such as 0x8b, or a word of its description would\n",
         );
         return Ok(Answer::No);
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cli::{Format, PoliciesArgs};
 use crate::failure::{Answer, Failure};
-use crate::load::{SHIPPED, shipped};
+use crate::load::{SHIPPED, Shipped, shipped};
 use crate::output::{self, SCHEMA};
 
 #[derive(Serialize)]
@@ -21,6 +21,26 @@ struct Listed {
     summary: &'static str,
 }
 
+/// One policy, whole.
+#[derive(Serialize)]
+struct Whole {
+    schema: u32,
+    name: &'static str,
+    summary: &'static str,
+    text: &'static str,
+}
+
+impl Whole {
+    fn of(shipped: Shipped) -> Self {
+        Self {
+            schema: SCHEMA,
+            name: shipped.name,
+            summary: shipped.summary(),
+            text: shipped.text,
+        }
+    }
+}
+
 pub(super) fn run(args: &PoliciesArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     if let Some(name) = &args.name {
         let Some(shipped) = shipped(name) else {
@@ -30,7 +50,10 @@ pub(super) fn run(args: &PoliciesArgs, out: &mut dyn Write) -> Result<Answer, Fa
                 names.join(", ")
             )));
         };
-        out.write_all(shipped.text.as_bytes())?;
+        match args.format.format {
+            Format::Json => output::json(out, &Whole::of(shipped))?,
+            Format::Text => out.write_all(shipped.text.as_bytes())?,
+        }
         return Ok(Answer::Yes);
     }
     let listed = SHIPPED.iter().map(|shipped| Listed {
@@ -47,7 +70,7 @@ pub(super) fn run(args: &PoliciesArgs, out: &mut dyn Write) -> Result<Answer, Fa
         )?,
         Format::Text => {
             for one in listed {
-                writeln!(out, "{:<12}  {}", one.name, one.summary)?;
+                writeln!(out, "{:<18}  {}", one.name, one.summary)?;
             }
         }
     }

@@ -143,6 +143,14 @@ fn the_largest_lookup_fits_its_limits() {
     );
 }
 
+#[test]
+fn room_that_a_caller_left_in_its_list_is_given_back() {
+    let mut ranges = Vec::with_capacity(1 << 20);
+    ranges.extend_from_slice(largest(Accesses::Both).ranges());
+    let filter = Filter::new(Revision::Mainline, Fallback::Deny, ranges).unwrap();
+    assert!(filter.footprint() <= 128 * 1024);
+}
+
 /// A block may hold sixteen ranges of one MSR each: every one of them is found.
 #[test]
 fn many_ranges_in_one_block() {

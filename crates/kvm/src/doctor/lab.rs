@@ -9,7 +9,7 @@ use crate::backend::{Observed, Reply};
 use crate::errno::{CallErrno, RawErrno};
 use crate::exit::{RawReason, RawReasons};
 use crate::guest::{Apic, Guest, GuestError, Op, RawExit, Stop, called};
-use crate::probe::{HostCaps, enable_reasons};
+use crate::probe::{HostCaps, IgnoreMsrs, enable_reasons};
 use crate::raw::{RawFilter, set_filter_raw};
 
 /// Registers that every KVM knows and that hold what is written to them.
@@ -49,6 +49,13 @@ impl Lab {
         Ok(Self {
             host: self.host.clone(),
             guest: Guest::new(&self.host, Apic::X2apic)?,
+        })
+    }
+
+    /// Why nothing can be shown of MSRs that KVM does not know, if this host hides them (S10.1).
+    pub(super) fn hides_unknown(&self) -> Option<Finding> {
+        (self.host.ignore_msrs() == IgnoreMsrs::On).then_some(Finding::CannotBeShown {
+            why: "this host has kvm.ignore_msrs=1: an unknown MSR is no failure (S10.1)",
         })
     }
 

@@ -1,3 +1,5 @@
+mod brute;
+
 use std::array;
 use std::collections::HashMap;
 use std::fmt::Write as _;

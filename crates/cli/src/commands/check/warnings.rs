@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use msrgate_filter::Access;
 use msrgate_policy::registers;
-use msrgate_policy::{Action, Compiled, Entry, EntryId, Said, Variant};
+use msrgate_policy::{Action, Compiled, Entry, EntryId, Said, Variant, one_line};
 
 use crate::output;
 
@@ -49,7 +49,7 @@ fn without_effect(compiled: &Compiled) -> Vec<Warning<'_>> {
             entry: Some(entry),
             message: format!(
                 "`{}` decides nothing: other entries decide all of its MSRs",
-                entry.key()
+                one_line(entry.key())
             ),
             help: "delete it, or the entries within it".to_owned(),
         }
@@ -78,7 +78,7 @@ fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
             entry: Some(entry),
             message: format!(
                 "no source that msrgate knows names a register of `{}`",
-                entry.key()
+                one_line(entry.key())
             ),
             help: "look the index up again; `msrgate msr` finds registers by name and number"
                 .to_owned(),

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_filter::{Access, ExitReason, MsrIndex, Verdict};
 use msrgate_kvm::{BackendKind, HostError, Measured, NotTried, Pass, Seen};
-use msrgate_policy::{Policy, Variant, write_effect};
+use msrgate_policy::{Policy, Variant, one_line, write_effect};
 use serde::Serialize;
 
 use super::Measures;
@@ -194,10 +194,7 @@ pub(super) fn text(out: &mut dyn Write, policy: &Policy, measured: &[Measured]) 
         out,
         "{style}{} of {tried} as {} promises, {} deviations{style:#}, {} not tried",
         summary.ok,
-        policy
-            .name()
-            .unwrap_or("the policy")
-            .replace(char::is_control, " "),
+        one_line(policy.name().unwrap_or("the policy")),
         summary.deviations,
         summary.not_tried,
     )

@@ -1,0 +1,76 @@
+//! `msrgate import`.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+
+use msrgate_policy::import::{Format, Imported, import, print};
+
+use crate::cli::{FromArg, ImportArgs};
+use crate::failure::{Answer, Failure};
+
+/// The most bytes of a file that is imported: 64 MiB.
+const MAX_BYTES: usize = 64 << 20;
+
+impl FromArg {
+    const fn format(self) -> Format {
+        match self {
+            Self::KernelLog => Format::KernelLog,
+            Self::Firecracker => Format::Firecracker,
+            Self::MsrSafe => Format::MsrSafe,
+            Self::Strace => Format::Strace,
+            Self::Compiled => Format::Compiled,
+        }
+    }
+}
+
+pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
+    let name = match args.file.as_str() {
+        "-" => "standard input",
+        file => file,
+    };
+    let trouble = |why: String| Failure::Input {
+        what: name.to_owned(),
+        why,
+    };
+    let bytes = read(&args.file).map_err(|error| trouble(error.to_string()))?;
+    if bytes.len() > MAX_BYTES {
+        let limit = MAX_BYTES >> 20;
+        return Err(trouble(format!("longer than {limit} MiB; import a part")));
+    }
+    let imported = import(&bytes, args.from.map(FromArg::format))
+        .map_err(|error| trouble(error.to_string()))?;
+    remark(name, &imported);
+    if imported.entries.is_empty() {
+        // A policy without entries would refuse everything, or nothing: no one has asked for that.
+        anstream::eprintln!(
+            "{name}: {} with nothing in it that a policy can say",
+            imported.format
+        );
+        return Ok(Answer::No);
+    }
+    out.write_all(print(&imported, name).as_bytes())?;
+    Ok(Answer::Yes)
+}
+
+/// At most one byte more than may be imported.
+fn read(file: &str) -> io::Result<Vec<u8>> {
+    let from: Box<dyn Read> = match file {
+        "-" => Box::new(io::stdin().lock()),
+        file => Box::new(File::open(file)?),
+    };
+    let mut bytes = Vec::new();
+    from.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What the policy leaves out, on standard error.
+fn remark(name: &str, imported: &Imported) {
+    let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
+    for unsaid in &imported.unsaid {
+        let place = match unsaid.line {
+            Some(line) => format!("{name}:{line}"),
+            None => name.to_owned(),
+        };
+        anstream::eprintln!("{yellow}not said{yellow:#}: {place}: {}", unsaid.what);
+    }
+}

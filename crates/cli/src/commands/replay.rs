@@ -1,0 +1,112 @@
+//! `msrgate replay`.
+
+mod progress;
+mod report;
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use msrgate_policy::trace::{Lines, Replay};
+use signal_hook::consts::SIGINT;
+use signal_hook::flag;
+
+use crate::cli::{Format, ReplayArgs};
+use crate::failure::{Answer, Failure};
+use crate::load;
+use crate::output;
+use progress::Progress;
+
+/// How much of a trace is read at once.
+const BUFFER: usize = 256 << 10;
+
+/// A trace that is open, and what is known of it.
+struct Trace<'a> {
+    name: &'a str,
+    from: Box<dyn Read>,
+    /// Its size in bytes, of a file.
+    size: Option<u64>,
+}
+
+pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
+    if args.policy == "-" && args.trace == "-" {
+        return Err(Failure::Usage(
+            "the policy and the trace cannot both be standard input".to_owned(),
+        ));
+    }
+    let compiled = load::compiled(&args.policy)?;
+    let trace = open(&args.trace)?;
+    let name = trace.name;
+    let mut replay = Replay::new(compiled.policy(), compiled.on(args.cpu.cpu.as_ref()));
+    read(trace, &mut replay)?;
+
+    let totals = replay.totals();
+    if totals.accesses() == 0 {
+        let why = "no access is in it; a trace has lines of the event kvm:kvm_msr, as tracefs, `perf script` and `trace-cmd report` print them";
+        // Nothing at all was recorded, or this is something else than a trace.
+        if totals.unreadable > 0 {
+            return Err(Failure::Input {
+                what: name.to_owned(),
+                why: why.to_owned(),
+            });
+        }
+        anstream::eprintln!("{name}: {why}");
+    }
+    match args.format.format {
+        Format::Json => output::json(out, &report::for_programs(name, &replay))?,
+        Format::Text => report::for_people(out, name, &replay)?,
+    }
+    Ok(if replay.totals().refused == 0 {
+        Answer::Yes
+    } else {
+        Answer::No
+    })
+}
+
+fn open(trace: &str) -> Result<Trace<'_>, Failure> {
+    if trace == "-" {
+        return Ok(Trace {
+            name: "standard input",
+            from: Box::new(io::stdin()),
+            size: None,
+        });
+    }
+    let trouble = |error: io::Error| unreadable(trace, &error);
+    let file = File::open(trace).map_err(trouble)?;
+    let metadata = file.metadata().map_err(trouble)?;
+    Ok(Trace {
+        name: trace,
+        from: Box::new(file),
+        size: metadata.is_file().then_some(metadata.len()),
+    })
+}
+
+/// Counts all lines, or those that come before a Ctrl-C. A second one ends the program.
+fn read(trace: Trace<'_>, replay: &mut Replay<'_>) -> Result<(), Failure> {
+    let trouble = |error: io::Error| unreadable(trace.name, &error);
+    let stop = Arc::new(AtomicBool::new(false));
+    flag::register_conditional_default(SIGINT, Arc::clone(&stop)).map_err(trouble)?;
+    flag::register(SIGINT, Arc::clone(&stop)).map_err(trouble)?;
+
+    let mut progress = Progress::new(trace.size);
+    let mut lines = Lines::new(BufReader::with_capacity(BUFFER, trace.from));
+    while let Some((number, line)) = lines.next_line().map_err(trouble)? {
+        replay.add(number, line);
+        progress.at(number, lines.bytes());
+        if stop.load(Ordering::Relaxed) {
+            progress.clear();
+            anstream::eprintln!("stopped after line {number} of {}", trace.name);
+            return Ok(());
+        }
+    }
+    progress.clear();
+    Ok(())
+}
+
+fn unreadable(what: &str, error: &io::Error) -> Failure {
+    Failure::Input {
+        what: what.to_owned(),
+        why: error.to_string(),
+    }
+}

@@ -1,0 +1,77 @@
+//! One line on a terminal that says how far it has come.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use msrgate_policy::trace::LineNumber;
+
+/// How often it is written anew.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// How many lines pass between two looks at the clock: a power of two.
+const LINES: u64 = 1 << 10;
+
+/// What is shown; nothing where standard error is no terminal.
+pub(super) struct Progress {
+    is_terminal: bool,
+    size: Option<u64>,
+    last: Instant,
+    is_shown: bool,
+}
+
+impl Progress {
+    /// Of a trace of `size` bytes, if that is known.
+    pub(super) fn new(size: Option<u64>) -> Self {
+        Self {
+            is_terminal: io::stderr().is_terminal(),
+            size,
+            last: Instant::now(),
+            is_shown: false,
+        }
+    }
+
+    /// This line was read, which ends after so many bytes.
+    pub(super) fn at(&mut self, line: LineNumber, bytes: u64) {
+        if !self.is_terminal || !line.get().is_multiple_of(LINES) || self.last.elapsed() < EVERY {
+            return;
+        }
+        self.last = Instant::now();
+        self.is_shown = true;
+        // What cannot be shown is no reason to stop.
+        let _ = write!(io::stderr(), "\r{}\x1b[K", text(line, bytes, self.size));
+    }
+
+    /// Takes the line away.
+    pub(super) fn clear(&mut self) {
+        if std::mem::take(&mut self.is_shown) {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+fn text(line: LineNumber, bytes: u64, size: Option<u64>) -> String {
+    let mebibytes = bytes >> 20;
+    match size {
+        Some(size @ 1..) => {
+            let percent = u128::from(bytes) * 100 / u128::from(size);
+            format!("{line} lines, {mebibytes} MiB, {percent} %")
+        }
+        _ => format!("{line} lines, {mebibytes} MiB"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use msrgate_policy::trace::Lines;
+
+    use super::*;
+
+    #[test]
+    fn a_file_has_a_percentage_and_a_stream_has_none() {
+        let (line, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
+        let half = text(line, 3 << 20, Some(6 << 20));
+        assert_eq!(half, "1 lines, 3 MiB, 50 %");
+        assert_eq!(text(line, 3 << 20, None), "1 lines, 3 MiB");
+        assert_eq!(text(line, 0, Some(0)), "1 lines, 0 MiB");
+    }
+}

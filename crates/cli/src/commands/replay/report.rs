@@ -1,0 +1,280 @@
+//! What a replay found, for people and for programs.
+
+use std::io::{self, Write};
+
+use msrgate_filter::{Access, X2APIC};
+use msrgate_policy::trace::{Fate, LineNumber, Replay, Row, Totals};
+use msrgate_policy::{Entry, Said, explain, one_line};
+use serde::Serialize;
+
+use crate::output::{self, SCHEMA};
+
+/// Rows of one verdict that people see; programs get all.
+const SHOWN: usize = 40;
+
+/// What no trace of `kvm:kvm_msr` has in it, whatever was traced.
+const CANNOT_SHOW: [&str; 5] = [
+    "accesses that a filter sent to user space: they fire only kvm_userspace_exit, reason 29 or 30, without the MSR",
+    "accesses that never leave the guest: MSRs that KVM passes through (FS and GS base, SYSENTER, SPEC_CTRL and others), and x2APIC registers with APICv or AVIC",
+    "who refused: a #GP by the filter that was set while tracing looks like KVM's own",
+    "whether a filter is asked: a write of IA32_TSC_DEADLINE (0x6e0) is traced, and KVM may handle it on a fast path that asks none",
+    "accesses by the VMM (KVM_GET_MSRS, KVM_SET_MSRS), and those of a nested guest that its own hypervisor handles",
+];
+
+#[derive(Serialize)]
+pub(super) struct Report<'r> {
+    schema: u32,
+    policy: &'r str,
+    trace: &'r str,
+    ok: bool,
+    lines: u64,
+    accesses: u64,
+    allowed: u64,
+    answered: u64,
+    refused: u64,
+    rows: Vec<Listed<'r>>,
+    /// Accesses counted above that `rows` leaves out, since it would grow without bound.
+    unlisted: u64,
+    deflected: Deflected,
+    other_events: u64,
+    lost_events: u64,
+    unreadable: Unreadable,
+    cannot_show: [&'static str; 5],
+}
+
+#[derive(Serialize)]
+struct Listed<'r> {
+    index: String,
+    name: Option<&'static str>,
+    access: String,
+    verdict: &'static str,
+    count: u64,
+    /// How many of them got #GP when they were recorded.
+    faulted: u64,
+    first_line: u64,
+    first_value: Option<String>,
+    /// Where the policy says so; null for the default, and for x2APIC registers.
+    policy_line: Option<usize>,
+    entry: Option<&'r str>,
+}
+
+#[derive(Serialize)]
+struct Deflected {
+    reads: u64,
+    writes: u64,
+}
+
+#[derive(Serialize)]
+struct Unreadable {
+    count: u64,
+    first_lines: Vec<u64>,
+}
+
+pub(super) fn for_programs<'r>(trace: &'r str, replay: &Replay<'r>) -> Report<'r> {
+    let totals = replay.totals();
+    let rows = Fate::ALL.into_iter().flat_map(|fate| replay.rows(fate));
+    let first = totals.first_unreadable.iter();
+    Report {
+        schema: SCHEMA,
+        policy: replay.policy().source().name(),
+        trace,
+        ok: totals.refused == 0,
+        lines: totals.lines,
+        accesses: totals.accesses(),
+        allowed: totals.allowed,
+        answered: totals.answered,
+        refused: totals.refused,
+        rows: rows.map(|row| listed(replay, &row)).collect(),
+        unlisted: totals.unlisted,
+        deflected: Deflected {
+            reads: totals.deflected[Access::Read as usize],
+            writes: totals.deflected[Access::Write as usize],
+        },
+        other_events: totals.other,
+        lost_events: totals.lost,
+        unreadable: Unreadable {
+            count: totals.unreadable,
+            first_lines: first.map(|line| line.get()).collect(),
+        },
+        cannot_show: CANNOT_SHOW,
+    }
+}
+
+fn listed<'r>(replay: &Replay<'r>, row: &Row) -> Listed<'r> {
+    let explanation = explain(replay.policy(), replay.variant(), row.index, row.access);
+    Listed {
+        index: row.index.to_string(),
+        name: output::name(row.index),
+        access: row.access.to_string(),
+        verdict: word(row.fate),
+        count: row.count,
+        faulted: row.faulted,
+        first_line: row.first.get(),
+        first_value: row.value.map(|value| format!("{value:#x}")),
+        policy_line: explanation.entry.map(|entry| entry.place().line),
+        entry: explanation.entry.map(Entry::key),
+    }
+}
+
+const fn word(fate: Fate) -> &'static str {
+    match fate {
+        Fate::Allowed => "allow",
+        Fate::Answered => "answer",
+        Fate::Refused => "deny",
+    }
+}
+
+pub(super) fn for_people(out: &mut dyn Write, trace: &str, replay: &Replay<'_>) -> io::Result<()> {
+    let totals = replay.totals();
+    let policy = replay.policy().source().name();
+    let (style, verdict) = if totals.refused == 0 {
+        (
+            anstyle::AnsiColor::Green,
+            "none would be refused".to_owned(),
+        )
+    } else {
+        let refused = format!("{} would be refused", totals.refused);
+        (anstyle::AnsiColor::Red, refused)
+    };
+    let style = style.on_default().bold();
+    writeln!(
+        out,
+        "{trace} under {policy}: of {}, {style}{verdict}{style:#}",
+        counted(totals.accesses(), "access", "accesses"),
+    )?;
+    for fate in Fate::ALL {
+        section(out, replay, fate)?;
+    }
+    for remark in remarks(totals) {
+        writeln!(out, "{remark}")?;
+    }
+    writeln!(out, "such a trace cannot show")?;
+    for blind in CANNOT_SHOW {
+        writeln!(out, "  - {blind}")?;
+    }
+    Ok(())
+}
+
+fn section(out: &mut dyn Write, replay: &Replay<'_>, fate: Fate) -> io::Result<()> {
+    let rows = replay.rows(fate);
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let bold = anstyle::Style::new().bold();
+    let title = match fate {
+        Fate::Refused => "would be refused",
+        Fate::Answered => "would be answered by user space",
+        Fate::Allowed => "would be allowed",
+    };
+    writeln!(out, "{bold}{title}{bold:#}")?;
+    for row in rows.iter().take(SHOWN) {
+        let title = output::titled(row.index);
+        let (access, count) = (row.access.to_string(), row.count);
+        write!(out, "  {access:<5} {count:>8}  {title:<32}  {}", first(row))?;
+        match fate {
+            Fate::Refused | Fate::Answered => {
+                writeln!(out, "{}; {}", faulted(row), said(replay, row))?;
+            }
+            Fate::Allowed => writeln!(out, "{}{}", faulted(row), exempt(row))?,
+        }
+    }
+    if let Some(more @ 1..) = rows.len().checked_sub(SHOWN) {
+        writeln!(out, "  and {more} more; `--format json` lists all")?;
+    }
+    Ok(())
+}
+
+fn first(row: &Row) -> String {
+    match row.value {
+        Some(value) => format!("first at line {}, value {value:#x}", row.first),
+        None => format!("first at line {}", row.first),
+    }
+}
+
+/// What a refusal would not change: the guest got #GP already.
+fn faulted(row: &Row) -> String {
+    match (row.faulted, row.count) {
+        (0, _) => String::new(),
+        (faulted, count) if faulted == count => ", got #GP then, too".to_owned(),
+        (faulted, count) => format!(", {faulted} of {count} got #GP then, too"),
+    }
+}
+
+/// What allows it, if that is not the policy.
+fn exempt(row: &Row) -> &'static str {
+    if X2APIC.contains(&row.index) {
+        "; never filtered (S3.1)"
+    } else {
+        ""
+    }
+}
+
+/// What in the policy refuses it.
+fn said(replay: &Replay<'_>, row: &Row) -> String {
+    let explanation = explain(replay.policy(), replay.variant(), row.index, row.access);
+    match (explanation.said, explanation.entry) {
+        (Said::ByEntry(_), Some(entry)) => {
+            format!(
+                "policy line {}: {}",
+                entry.place().line,
+                one_line(entry.key())
+            )
+        }
+        _ => "by `default`".to_owned(),
+    }
+}
+
+fn remarks(totals: &Totals) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if totals.unlisted > 0 {
+        let unlisted = counted(totals.unlisted, "access is", "accesses are");
+        remarks.push(format!(
+            "{unlisted} counted and not listed: the trace has too many MSRs"
+        ));
+    }
+    let [reads, writes] = totals.deflected;
+    if reads + writes > 0 {
+        remarks.push(format!(
+            "{} and {} went to user space; the trace does not say of which MSR, and they are not counted",
+            counted(reads, "read", "reads"),
+            counted(writes, "write", "writes"),
+        ));
+    }
+    if totals.lost > 0 {
+        let lost = counted(totals.lost, "event is", "events are");
+        remarks.push(format!(
+            "at least {lost} missing: the tracer dropped them; a larger buffer keeps them"
+        ));
+    }
+    if totals.unreadable > 0 {
+        let lines = counted(totals.unreadable, "line", "lines");
+        remarks.push(format!(
+            "{lines} could not be read: {}",
+            places(totals.unreadable, &totals.first_unreadable)
+        ));
+    }
+    if totals.other > 0 {
+        let others = counted(totals.other, "line has", "lines have");
+        remarks.push(format!("{others} other events, passed over"));
+    }
+    remarks
+}
+
+/// `line 3`, `lines 3, 7`, `lines 1, 2, 3, 4, 5 and 8 more`.
+fn places(count: u64, first: &[LineNumber]) -> String {
+    let named: Vec<_> = first.iter().map(ToString::to_string).collect();
+    let more = match count - first.len() as u64 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let word = if count == 1 { "line" } else { "lines" };
+    format!("{word} {}{more}", named.join(", "))
+}
+
+/// `1 access`, `2 accesses`.
+fn counted(count: u64, one: &str, several: &str) -> String {
+    match count {
+        1 => format!("1 {one}"),
+        count => format!("{count} {several}"),
+    }
+}

@@ -1,0 +1,323 @@
+//! The reference of the language keeps its word: every example parses and packs, or is refused as it
+//! says; every key and word, group, gap and limit is in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::process::Command;
+
+use msrgate_filter::{Bitmap, MAX_RANGES};
+use msrgate_policy::registers::{self, GapKind};
+use msrgate_policy::{
+    IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_LINE, Mistake, NoIncludes,
+    Source, Wrong, compile, parse,
+};
+
+const REFERENCE: &str = include_str!("../../../docs/policy-reference.md");
+const HEAD: &str = "policy  = 1\ndefault = \"deny\"\n";
+
+/// A fenced block: what follows its fence, and its text.
+struct Block {
+    kind: &'static str,
+    text: &'static str,
+}
+
+fn blocks() -> Vec<Block> {
+    let fenced = REFERENCE.split("\n```").skip(1).step_by(2);
+    let block = |block: &'static str| {
+        let (kind, text) = block.split_once('\n').expect("a line of its own");
+        Block { kind, text }
+    };
+    fenced.map(block).collect()
+}
+
+/// What examples include: files that the reference shows, and shipped policies.
+struct Shown(BTreeMap<&'static str, &'static str>);
+
+impl Shown {
+    fn new() -> Self {
+        let files = blocks().into_iter().filter_map(|block| {
+            let name = block.kind.strip_prefix("toml,file=")?;
+            Some((name, block.text))
+        });
+        Self(files.collect())
+    }
+}
+
+impl Includes for Shown {
+    fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
+        if let Some(text) = self.0.get(path) {
+            return Ok(Source::new(path, text));
+        }
+        let file = format!("{}/../../policies/{path}.toml", env!("CARGO_MANIFEST_DIR"));
+        let text =
+            fs::read_to_string(file).map_err(|error| IncludeError::new(error.to_string()))?;
+        Ok(Source::new(path, &text))
+    }
+}
+
+/// Nothing for a policy that packs; else what is said of it, as the reference writes that.
+fn said_of(text: &str) -> String {
+    let is_whole = text.lines().any(|line| line.starts_with("policy"));
+    let text = if is_whole {
+        text.to_owned()
+    } else {
+        format!("{HEAD}{text}")
+    };
+    match parse(&Source::new("policy.toml", &text), &mut Shown::new()) {
+        Ok(policy) => match compile(policy) {
+            Ok(_) => String::new(),
+            Err(error) => format!("{error}\n"),
+        },
+        Err(mistakes) => mistakes
+            .mistakes()
+            .iter()
+            .fold(String::new(), |mut all, mistake| {
+                let _ = writeln!(all, "{}", mistake.wrong());
+                let help = mistake.wrong().help().into_iter();
+                all.extend(help.map(|help| format!("  {help}\n")));
+                all
+            }),
+    }
+}
+
+#[test]
+fn every_example_packs_or_is_refused_as_it_says() {
+    let blocks = blocks();
+    let mut counts = [0, 0];
+    for (number, block) in blocks.iter().enumerate() {
+        match block.kind {
+            "toml" => {
+                assert_eq!(said_of(block.text), "", "{}", block.text);
+                counts[0] += 1;
+            }
+            "toml,error" => {
+                let message = blocks.get(number + 1).expect("the message");
+                assert_eq!(message.kind, "text", "the message of {}", block.text);
+                assert_eq!(
+                    said_of(block.text).trim_end(),
+                    message.text,
+                    "{}",
+                    block.text
+                );
+                counts[1] += 1;
+            }
+            "text" => assert_eq!(blocks[number - 1].kind, "toml,error"),
+            file => {
+                let name = file.strip_prefix("toml,file=").expect("a known kind");
+                let includes = format!("include = [\"{name}\"]");
+                assert!(
+                    blocks.iter().any(|one| one.text.contains(&includes)),
+                    "{name}"
+                );
+            }
+        }
+    }
+    assert!(counts[0] >= 12 && counts[1] >= 6, "{counts:?}");
+}
+
+/// A guest gets what the worked examples say, and `check` finds nothing to warn of but the pin.
+#[test]
+fn every_worked_example_holds_in_a_guest() {
+    let (_, worked) = REFERENCE.split_once("## Worked examples").expect("them");
+    let examples = blocks().into_iter().filter(|one| worked.contains(one.text));
+    let msrgate = |arguments: &[&str], policy: &str| {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(policy.as_bytes()).expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+        let output = command.args(arguments).arg(file.path()).output();
+        let output = output.expect("msrgate runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{policy}\n{text}");
+        text
+    };
+    let mut count = 0;
+    for example in examples {
+        msrgate(&["test", "--backend", "model"], example.text);
+        let checked = msrgate(&["check"], example.text);
+        let warnings = checked.lines().filter(|line| line.starts_with("warning"));
+        let others: Vec<_> = warnings.filter(|line| !line.contains("kexec")).collect();
+        assert!(others.is_empty(), "{others:#?}");
+        count += 1;
+    }
+    assert_eq!(count, 3);
+}
+
+/// The rows of a table whose first cell is code that starts like this.
+fn rows(start: &str) -> Vec<&'static str> {
+    let start = format!("| `{start}");
+    REFERENCE
+        .lines()
+        .filter(|line| line.starts_with(&start))
+        .collect()
+}
+
+#[test]
+fn every_group_is_in_it() {
+    let groups = registers::groups().iter();
+    let expected: Vec<_> = groups
+        .map(|group| format!("| `{}` | {} |", group.name, group.summary))
+        .collect();
+    assert_eq!(rows("@"), expected);
+}
+
+#[test]
+fn every_gap_is_in_it_and_can_be_accepted() {
+    let gaps = registers::gaps().filter(|gap| gap.kind == GapKind::Access);
+    let mut names = BTreeSet::from(["state-not-migrated"]);
+    for gap in gaps {
+        let row = format!(
+            "| `{}` | {} | {} | {} |",
+            gap.name, gap.why, gap.on, gap.kernels
+        );
+        assert!(REFERENCE.lines().any(|line| line == row), "{row}");
+        names.insert(gap.name);
+    }
+    assert_eq!(
+        offered("accept = [\"?\"]"),
+        names.iter().map(|&name| name.to_owned()).collect()
+    );
+    for name in names {
+        assert_eq!(said_of(&format!("{HEAD}accept = [\"{name}\"]")), "");
+        assert!(REFERENCE.contains(&format!("`{name}`")), "{name}");
+    }
+}
+
+/// The words that a message offers in place of one that is none.
+fn offered(text: &str) -> BTreeSet<String> {
+    let said = said_of(&format!("{HEAD}{text}"));
+    let (_, list) = said.split_once("may be ").expect(&said);
+    list.split(", ")
+        .map(|word| word.trim().trim_matches(['`', '"']).to_owned())
+        .collect()
+}
+
+/// What the parser knows, by what it offers where something is misspelt.
+#[test]
+fn every_key_and_every_word_is_in_it() {
+    let microcode = "[device.microcode]\nrevision = 1\nupdate = \"accept\"\n";
+    let mut count = 0;
+    for text in [
+        "zzzzzz = 1",
+        "mode = \"zzzzzz\"",
+        "log = \"zzzzzz\"",
+        "unknown = \"zzzzzz\"",
+        "unknown = { zzzzzz = 1 }",
+        "[device.zzzzzz]",
+        "[device.microcode]\nzzzzzz = 1",
+        "[device.microcode]\nrevision = 1\nupdate = \"zzzzzz\"",
+        "[[when]]\nzzzzzz = 1\n",
+        "[[when]]\ncpu = { zzzzzz = 1 }\n",
+        "[msrs]\n0x10 = \"zzzzzz\"",
+        "[msrs]\n0x10 = { zzzzzz = 1 }",
+        "[msrs]\n0x10 = { read = \"zzzzzz\", write = \"deny\" }",
+        "[msrs]\n0x10 = { read = { zzzzzz = 1 }, write = \"deny\" }",
+        "[msrs]\n0x10 = { register = { zzzzzz = 1, reset = 0, mask = 0 } }",
+        "[msrs]\n0x10 = { read = \"deny\", write = { mask = 1, outside = \"zzzzzz\" } }",
+    ] {
+        for word in offered(text) {
+            let written = [
+                format!("`{word}`"),
+                format!("\"{word}\""),
+                format!("{word} = "),
+            ];
+            let has = written.iter().any(|written| REFERENCE.contains(written));
+            assert!(has, "`{word}`, which `{text}` was offered");
+            count += 1;
+        }
+    }
+    assert!(count > 50, "only {count} words");
+    assert_eq!(said_of(&format!("{HEAD}{microcode}")), "");
+}
+
+#[test]
+fn every_register_that_is_forwarded_is_in_it() {
+    let (_, rest) = REFERENCE
+        .split_once("where the two are known to be alike:")
+        .expect("the list");
+    let (list, _) = rest.split_once('.').expect("its end");
+    let listed: BTreeSet<_> = list.split('`').skip(1).step_by(2).collect();
+    let forwarded = registers::all()
+        .iter()
+        .filter(|register| register.forward().is_some());
+    assert_eq!(listed, forwarded.map(|register| register.name).collect());
+}
+
+/// The limit that a text is beyond.
+fn limit_of(text: &str) -> usize {
+    let source = Source::new("policy.toml", &format!("{HEAD}{text}"));
+    let read = parse(&source, &mut NoIncludes).map(|_| "a policy within all limits");
+    let mistakes = read.expect_err("too many");
+    let mut wrongs = mistakes.mistakes().iter().map(Mistake::wrong);
+    let limit = wrongs.find_map(|wrong| match wrong {
+        Wrong::TooMany { limit, .. } => Some(*limit),
+        _ => None,
+    });
+    limit.expect("a limit")
+}
+
+#[test]
+fn every_limit_is_in_it() {
+    let times = |count: usize, line: fn(usize) -> String| (0..count).map(line).collect::<String>();
+    let groups = times(501, |n| {
+        format!(
+            "[msrs.\"@mtrr{}\"]\nread = \"deny\"\nwrite = \"deny\"\n",
+            " ".repeat(n)
+        )
+    });
+    let when = |n: usize| format!("[[when]]\ncpu = {{ model = {n} }}\n[when.msrs]\n0x10 = \"r\"\n");
+    let bits = |n: usize| {
+        let some: Vec<_> = (0..128).filter(|model| model >> n & 1 == 1).collect();
+        format!("[[when]]\ncpu = {{ model = {some:?} }}\n[when.msrs]\n0x10 = \"r\"\n")
+    };
+    for (what, limit) in [
+        ("ranges of a filter", MAX_RANGES),
+        ("MSRs of a range", Bitmap::MAX_COUNT as usize),
+        ("bytes of a file", MAX_BYTES),
+        ("bytes of a line", MAX_LINE),
+        ("entries, with those of includes", MAX_ENTRIES),
+        (
+            "entries for groups that are not one range",
+            limit_of(&groups),
+        ),
+        ("files in a row of which each includes the next", MAX_DEPTH),
+        ("`[[when]]`s", limit_of(&times(40, when))),
+        ("ways in which they hold", limit_of(&times(7, bits))),
+    ] {
+        let row = format!("| {what} | {limit} |");
+        assert!(REFERENCE.lines().any(|line| line == row), "{row}");
+    }
+}
+
+/// A row of files, each of which includes the next.
+struct Row(usize);
+
+impl Includes for Row {
+    fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
+        let number: usize = path.parse().expect("a number");
+        let next = if number + 1 < self.0 {
+            format!("include = [\"{}\"]\n", number + 1)
+        } else {
+            String::new()
+        };
+        Ok(Source::new(path, &format!("policy = 1\n{next}")))
+    }
+}
+
+#[test]
+fn the_deepest_row_of_includes_is_as_deep_as_it_says() {
+    let source = Source::new("0", &format!("{HEAD}include = [\"1\"]"));
+    assert!(parse(&source, &mut Row(MAX_DEPTH)).is_ok());
+    assert!(parse(&source, &mut Row(MAX_DEPTH + 1)).is_err());
+}
+
+#[test]
+fn help_prints_it() {
+    let output = Command::new(env!("CARGO_BIN_EXE_msrgate"))
+        .args(["help", "policy"])
+        .output()
+        .expect("msrgate runs");
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), REFERENCE);
+}

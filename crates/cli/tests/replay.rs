@@ -1,0 +1,104 @@
+//! Traces that are streamed: standard input, and a Ctrl-C in the middle of one.
+
+use std::fs;
+use std::io::Write as _;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+const REFUSED: &[u8] = b"a-1 [0] 1.2: kvm_msr: msr_write 10 = 0x8\n";
+const ALLOWED: &[u8] = b"a-1 [0] 1.3: kvm_msr: msr_read c0000080 = 0x8\n";
+
+fn replay(policy: &str, trace: &str) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_msrgate"))
+        .args(["replay", policy, trace, "--color", "never"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("msrgate starts")
+}
+
+/// What a run says to this input: its exit code, and all of its text.
+fn said(mut run: Child, input: &[u8]) -> (Option<i32>, String, String) {
+    let mut stdin = run.stdin.take().expect("a pipe");
+    stdin.write_all(input).expect("it reads");
+    drop(stdin);
+    ended(run)
+}
+
+fn ended(run: Child) -> (Option<i32>, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = run.wait_with_output().expect("it ends");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[test]
+fn a_trace_may_come_from_standard_input() {
+    let (code, out, err) = said(replay("tests/policies/good.toml", "-"), ALLOWED);
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    let first = out.lines().next();
+    assert_eq!(
+        first,
+        Some("standard input under tests/policies/good.toml: of 1 access, none would be refused")
+    );
+
+    let (code, out, _) = said(replay("tests/policies/good.toml", "-"), REFUSED);
+    assert_eq!(code, Some(1), "{out}");
+}
+
+#[test]
+fn a_policy_may_come_from_standard_input() {
+    let policy = b"policy = 1\ndefault = 'allow'\n";
+    let (code, out, _) = said(replay("-", "tests/traces/perf.txt"), policy);
+    assert_eq!(code, Some(0), "{out}");
+}
+
+#[test]
+fn a_trace_of_nothing_refuses_nothing() {
+    let (code, out, err) = said(replay("tests/policies/good.toml", "-"), b"# tracer: nop\n");
+    assert_eq!(code, Some(0), "{out}");
+    assert!(err.contains("no access is in it"), "{err}");
+}
+
+/// One Ctrl-C ends the reading, and what was read is reported.
+#[test]
+fn a_ctrl_c_ends_the_trace_and_not_the_report() {
+    let mut run = replay("tests/policies/good.toml", "-");
+    let mut stdin = run.stdin.take().expect("a pipe");
+    stdin.write_all(REFUSED).expect("it reads");
+    assert!(reads(&mut run), "it never waits for its input");
+    let kill = Command::new("sh")
+        .args(["-c", &format!("kill -INT {}", run.id())])
+        .status();
+    assert!(kill.expect("a shell").success());
+    // Another line comes, and the pipe stays open: it stops all the same.
+    stdin.write_all(ALLOWED).expect("it still reads");
+    let (code, out, err) = ended(run);
+    assert_eq!(err, "stopped after line 2 of standard input\n");
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("of 2 accesses, 1 would be refused"), "{out}");
+}
+
+/// Whether it comes to handle the signal and to sleep: all that it waits for is its input.
+fn reads(run: &mut Child) -> bool {
+    const SIGINT: u64 = 1 << 1;
+    for _ in 0..10_000 {
+        assert_eq!(run.try_wait().expect("a child"), None, "it ended early");
+        let status = fs::read_to_string(format!("/proc/{}/status", run.id())).expect("Linux");
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        let caught = u64::from_str_radix(&field("SigCgt:"), 16).unwrap_or_default();
+        if caught & SIGINT != 0 && field("State:").starts_with('S') {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    false
+}

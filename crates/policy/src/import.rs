@@ -1,0 +1,213 @@
+//! What other tools and the kernel write about MSRs, as a policy.
+//!
+//! Each format is read into entries that a policy could have, and remarks on what none can say.
+//! [`print()`] turns the entries into a policy's text; nothing that could not be said is lost
+//! silently.
+//!
+//! ```
+//! use msrgate_policy::import::{import, print};
+//!
+//! let allowlist = b"0x10 0x0 # \"MSR_TSC\"\n0x610 0x00ffffff00ffffff # \"MSR_PKG_POWER_LIMIT\"\n";
+//! let imported = import(allowlist, None)?;
+//! assert!(print(&imported, "allowlist").contains("IA32_TIME_STAMP_COUNTER = \"r\""));
+//! assert_eq!(imported.unsaid[0].line, Some(2));
+//! # Ok::<_, msrgate_policy::import::ImportError>(())
+//! ```
+
+mod compiled;
+mod detect;
+mod draft;
+mod firecracker;
+mod kernel_log;
+mod msr_safe;
+mod print;
+mod strace;
+
+use std::fmt;
+
+use msrgate_filter::FilterError;
+
+use crate::action::Action;
+use crate::parse::MAX_ENTRIES;
+
+pub use draft::{Draft, Unsaid};
+pub use print::print;
+
+/// What a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Format {
+    /// Lines of a kernel's log in which KVM names MSRs that it does not know: `ignored rdmsr: 0x1c9`.
+    KernelLog,
+    /// A custom CPU template of Firecracker, in JSON.
+    Firecracker,
+    /// An allowlist of msr-safe: index, mask of writable bits, comment.
+    MsrSafe,
+    /// Output of strace. It prints the address of a filter, not the filter.
+    Strace,
+    /// Our own JSON of a compiled policy.
+    Compiled,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Self; 5] = [
+        Self::KernelLog,
+        Self::Firecracker,
+        Self::MsrSafe,
+        Self::Strace,
+        Self::Compiled,
+    ];
+
+    /// What the imported policy means, in a sentence.
+    #[must_use]
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::KernelLog => {
+                "What KVM refused since it does not know it is refused; all else is left to KVM."
+            }
+            Self::Firecracker => {
+                "A template gives registers their first values and refuses nothing."
+            }
+            Self::MsrSafe => "What the allowlist names can be read, and written where it says so.",
+            Self::Strace => "The filters that the traced program set.",
+            Self::Compiled => "It decides every access as the compiled filter does.",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KernelLog => "a kernel log",
+            Self::Firecracker => "a Firecracker CPU template",
+            Self::MsrSafe => "an msr-safe allowlist",
+            Self::Strace => "output of strace",
+            Self::Compiled => "a compiled filter",
+        })
+    }
+}
+
+/// A file's content, as far as a policy can say it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Imported {
+    /// What it was read as.
+    pub format: Format,
+    /// What holds for MSRs without an entry.
+    pub default: Action,
+    /// The entries by index, apart from each other.
+    pub entries: Vec<Draft>,
+    /// What could not be said, in the order of the file.
+    pub unsaid: Vec<Unsaid>,
+}
+
+/// A file that is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ImportError {
+    /// It is none of the formats.
+    UnknownFormat,
+    /// It is not JSON, or not of the right shape; the text says where.
+    Json(String),
+    /// A value that means nothing.
+    Value {
+        /// Where it stands, such as `ranges[2].base`.
+        place: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The ranges are none that a filter may have.
+    Filter(FilterError),
+    /// It would take more entries than a policy may have; the number is how many.
+    TooManyEntries(usize),
+}
+
+impl ImportError {
+    fn value(place: impl Into<String>, why: impl fmt::Display) -> Self {
+        Self::Value {
+            place: place.into(),
+            why: why.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for ImportError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownFormat => f.write_str(
+                "none of the known formats: kernel log lines of KVM, a Firecracker CPU template, an msr-safe allowlist, a compiled filter in JSON",
+            ),
+            Self::Json(message) => write!(f, "not the JSON it should be: {message}"),
+            Self::Value { place, why } => write!(f, "{place}: {why}"),
+            Self::Filter(error) => fmt::Display::fmt(error, f),
+            Self::TooManyEntries(entries) => write!(
+                f,
+                "{entries} entries, more than the {MAX_ENTRIES} that a policy may have"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ImportError {}
+
+/// Reads a file, as `format` or as what it looks like.
+///
+/// # Errors
+/// It is of no known format, or its JSON is not what the format has. In formats of lines, a line
+/// that is not understood is a remark.
+pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportError> {
+    let format = match format {
+        Some(format) => format,
+        None => detect::detect(bytes).ok_or(ImportError::UnknownFormat)?,
+    };
+    let drafts = match format {
+        Format::KernelLog => kernel_log::read(bytes),
+        Format::Firecracker => firecracker::read(bytes)?,
+        Format::MsrSafe => msr_safe::read(bytes),
+        Format::Strace => strace::read(bytes),
+        Format::Compiled => compiled::read(bytes)?,
+    };
+    let imported = drafts.imported(format);
+    if imported.entries.len() > MAX_ENTRIES {
+        return Err(ImportError::TooManyEntries(imported.entries.len()));
+    }
+    Ok(imported)
+}
+
+/// The lines of a text with their numbers, counted from 1; what is not UTF-8 is replaced.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, std::borrow::Cow<'_, str>)> {
+    let lines = bytes.split(|&byte| byte == b'\n').enumerate();
+    lines.map(|(place, line)| (place + 1, String::from_utf8_lossy(line)))
+}
+
+/// The number that `text` begins with, after `0x`, and the rest.
+fn hexadecimal(text: &str) -> Option<(u64, &str)> {
+    let digits = text
+        .strip_prefix("0x")
+        .or_else(|| text.strip_prefix("0X"))?;
+    let end = digits
+        .find(|digit: char| !digit.is_ascii_hexdigit())
+        .unwrap_or(digits.len());
+    let number = u64::from_str_radix(&digits[..end], 16).ok()?;
+    Some((number, &digits[end..]))
+}
+
+/// Text of a file as part of a message: escaped, and its beginning only.
+fn quoted(text: &str) -> String {
+    const SHOWN: usize = 40;
+    let shown: String = text
+        .chars()
+        .take(SHOWN)
+        .flat_map(char::escape_debug)
+        .collect();
+    let more = if text.chars().nth(SHOWN).is_some() {
+        "…"
+    } else {
+        ""
+    };
+    format!("`{shown}{more}`")
+}
+
+#[cfg(test)]
+mod tests;

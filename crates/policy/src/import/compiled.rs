@@ -1,0 +1,169 @@
+//! Our own JSON of a compiled policy.
+//!
+//! `{"schema":1,"default":"deny","ranges":[{"access":"r","base":"0x0","count":3,"bitmap":"05"}]}`; a
+//! bitmap's bytes follow each other from byte 0 on, two digits each.
+
+use msrgate_filter::{
+    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict, X2APIC,
+};
+
+use super::draft::{Draft, Drafts};
+use super::{ImportError, hexadecimal, quoted};
+use crate::action::Action;
+use crate::msrs::MsrRange;
+
+/// The version of the shape.
+const SCHEMA: u64 = 1;
+
+#[derive(serde::Deserialize)]
+struct Document {
+    schema: u64,
+    default: String,
+    ranges: Vec<Window>,
+    #[serde(default)]
+    reasons: Vec<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct Window {
+    access: String,
+    base: String,
+    count: u32,
+    bitmap: String,
+}
+
+pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
+    let document: Document =
+        serde_json::from_slice(bytes).map_err(|error| ImportError::Json(error.to_string()))?;
+    let filter = filter(&document)?;
+    let mut drafts = Drafts::new(match filter.fallback() {
+        Fallback::Allow => Action::Allow,
+        Fallback::Deny => Action::Deny,
+    });
+    for (number, range) in filter.ranges().iter().enumerate() {
+        if range.end().is_none() {
+            drafts.unsaid(
+                None,
+                format!("ranges[{number}]: reaches 2^32, so that it decides nothing (S3.5)"),
+            );
+        }
+    }
+    for reason in document.reasons.iter().filter(|reason| *reason != "filter") {
+        let what = format!(
+            "reasons: {}; a policy's filter speaks of refusals only",
+            quoted(reason)
+        );
+        drafts.unsaid(None, what);
+    }
+    for (msrs, verdicts) in runs(&filter) {
+        let actions = verdicts.map(|verdict| match verdict {
+            Verdict::Allow => Some(Action::Allow),
+            Verdict::Deny => Some(Action::Deny),
+        });
+        drafts.say(&Draft {
+            msrs,
+            actions,
+            why: None,
+        });
+    }
+    Ok(drafts)
+}
+
+fn filter(document: &Document) -> Result<Filter, ImportError> {
+    if document.schema != SCHEMA {
+        let why = format!("{} is not known, only {SCHEMA}", document.schema);
+        return Err(ImportError::value("schema", why));
+    }
+    let fallback = match document.default.as_str() {
+        "allow" => Fallback::Allow,
+        "deny" => Fallback::Deny,
+        other => {
+            let why = format!("{} is neither `allow` nor `deny`", quoted(other));
+            return Err(ImportError::value("default", why));
+        }
+    };
+    let ranges = document.ranges.iter().enumerate();
+    let ranges = ranges
+        .map(|(number, window)| {
+            range(window)
+                .map_err(|(key, why)| ImportError::value(format!("ranges[{number}].{key}"), why))
+        })
+        .collect::<Result<_, _>>()?;
+    Filter::new(Revision::Mainline, fallback, ranges).map_err(ImportError::Filter)
+}
+
+/// A range, or the key whose value is wrong and why.
+fn range(window: &Window) -> Result<Range, (&'static str, String)> {
+    let accesses = match window.access.as_str() {
+        "r" => Accesses::Read,
+        "w" => Accesses::Write,
+        "rw" => Accesses::Both,
+        other => {
+            return Err((
+                "access",
+                format!("{} is none of `r`, `w`, `rw`", quoted(other)),
+            ));
+        }
+    };
+    let base = match hexadecimal(&window.base) {
+        Some((base, "")) => u32::try_from(base).ok(),
+        _ => None,
+    };
+    let base = base.ok_or_else(|| ("base", format!("{} is no index", quoted(&window.base))))?;
+    let words = Bitmap::words_for(window.count).map_err(|error| ("count", error.to_string()))?;
+    let bytes = bytes(&window.bitmap).ok_or(("bitmap", "not bytes in hexadecimal".to_owned()))?;
+    // Whole words, as the kernel reads them, or only the bytes that have a bit of a register.
+    let least = window.count.div_ceil(8) as usize;
+    if bytes.len() < least || bytes.len() > words * 8 {
+        let (count, given) = (window.count, bytes.len());
+        let why = format!("{given} bytes for {count} MSRs, which have {least}");
+        return Err(("bitmap", why));
+    }
+    let bit = |offset: u32| bytes[(offset / 8) as usize] >> (offset % 8) & 1 == 1;
+    let bitmap =
+        Bitmap::from_fn(window.count, bit).map_err(|error| ("count", error.to_string()))?;
+    Ok(Range::new(accesses, MsrIndex::new(base), bitmap))
+}
+
+fn bytes(digits: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let digit = |digit: u8| {
+        char::from(digit)
+            .to_digit(16)
+            .and_then(|value| u8::try_from(value).ok())
+    };
+    let byte = |&[high, low]: &[u8; 2]| Some(digit(high)? << 4 | digit(low)?);
+    let bytes = pairs.iter().map(byte).collect::<Option<_>>()?;
+    rest.is_empty().then_some(bytes)
+}
+
+/// Consecutive MSRs of which the filter says the same, and not what its default says. x2APIC
+/// registers are left out: what a range says of them is never asked (S3.1).
+fn runs(filter: &Filter) -> Vec<(MsrRange, [Verdict; 2])> {
+    let default = match filter.fallback() {
+        Fallback::Allow => Verdict::Allow,
+        Fallback::Deny => Verdict::Deny,
+    };
+    let mut indices: Vec<u32> = filter
+        .ranges()
+        .iter()
+        .filter_map(|range| Some(range.base().get()..range.end()?.get()))
+        .flatten()
+        .collect();
+    indices.sort_unstable();
+    indices.dedup();
+    let mut runs: Vec<(MsrRange, [Verdict; 2])> = Vec::new();
+    for index in indices.into_iter().map(MsrIndex::new) {
+        let verdicts = Access::ALL.map(|access| filter.decide(index, access).verdict);
+        if X2APIC.contains(&index) || verdicts == [default; 2] {
+            continue;
+        }
+        match runs.last_mut() {
+            Some((msrs, same)) if *same == verdicts && msrs.last().get() + 1 == index.get() => {
+                *msrs = MsrRange::new(msrs.first(), index).unwrap_or(*msrs);
+            }
+            _ => runs.push((MsrRange::one(index), verdicts)),
+        }
+    }
+    runs
+}

@@ -1,0 +1,120 @@
+//! Allowlists of msr-safe: one MSR a line, `0x610 0x00ffffff00ffffff # "MSR_PKG_POWER_LIMIT"`: its
+//! index, a mask of the bits that may be written, and a comment. All of them may be read.
+
+use std::collections::BTreeMap;
+
+use msrgate_filter::MsrIndex;
+
+use super::draft::{Draft, Drafts};
+use super::{hexadecimal, lines};
+use crate::action::Action;
+use crate::msrs::MsrRange;
+use crate::registers::by_index;
+
+/// A line that is an entry.
+struct Entry {
+    index: MsrIndex,
+    writable: u64,
+    comment: String,
+}
+
+/// What a line is.
+enum Line {
+    Entry(Entry),
+    Nothing,
+    Unreadable,
+}
+
+/// Whether a line looks like an entry.
+pub(super) fn is_entry(line: &str) -> bool {
+    matches!(parse(line), Line::Entry(_))
+}
+
+pub(super) fn read(bytes: &[u8]) -> Drafts {
+    let mut drafts = Drafts::new(Action::Deny);
+    let mut entries: BTreeMap<MsrIndex, (usize, Entry)> = BTreeMap::new();
+    for (number, line) in lines(bytes) {
+        match parse(&line) {
+            Line::Nothing => {}
+            Line::Unreadable => {
+                drafts.unsaid(Some(number), "not `0xINDEX 0xMASK # COMMENT`; passed over");
+            }
+            Line::Entry(entry) => match entries.get_mut(&entry.index) {
+                Some((first, before)) => {
+                    let index = entry.index;
+                    before.writable &= entry.writable;
+                    let what = format!(
+                        "names {index} again, after line {first}; bits that both let be written count"
+                    );
+                    drafts.unsaid(Some(number), what);
+                }
+                None => _ = entries.insert(entry.index, (number, entry)),
+            },
+        }
+    }
+    for (number, entry) in entries.into_values() {
+        say(&mut drafts, number, entry);
+    }
+    drafts
+}
+
+fn say(drafts: &mut Drafts, number: usize, entry: Entry) {
+    let Entry {
+        index, writable, ..
+    } = entry;
+    let write = match writable {
+        u64::MAX => Action::Allow,
+        0 => Action::Deny,
+        mask => {
+            let what = format!(
+                "{index}: a write of the bits {mask:#x} only; it needs a mask, and all writes are refused"
+            );
+            drafts.unsaid(Some(number), what);
+            Action::Deny
+        }
+    };
+    // Most comments are the register's name, which the entry has as its key.
+    let is_name = by_index(index).is_some_and(|register| {
+        let mut names = register.names();
+        names.any(|name| same_name(name, &entry.comment))
+    });
+    drafts.say(&Draft {
+        msrs: MsrRange::one(index),
+        actions: [Some(Action::Allow), Some(write)],
+        why: (!is_name && !entry.comment.is_empty()).then_some(entry.comment),
+    });
+}
+
+/// Names differ in case and in what stands before them, as in `MSR_PERF_CTL`, `IA32_PERF_CTL` and
+/// msr-safe's own `SMSR_PERF_CTL`.
+fn same_name(one: &str, other: &str) -> bool {
+    let bare = |name: &str| {
+        let name = name.to_ascii_uppercase();
+        let name = name.trim_start_matches("SMSR_").trim_start_matches("MSR_");
+        name.trim_start_matches("IA32_").to_owned()
+    };
+    bare(one) == bare(other)
+}
+
+fn parse(line: &str) -> Line {
+    let (numbers, comment) = line.split_once('#').unwrap_or((line, ""));
+    let mut words = numbers.split_whitespace();
+    let (first, second) = match (words.next(), words.next(), words.next()) {
+        (None, ..) => return Line::Nothing,
+        (Some(first), Some(second), None) => (first, second),
+        _ => return Line::Unreadable,
+    };
+    let number = |word| match hexadecimal(word) {
+        Some((number, "")) => Some(number),
+        _ => None,
+    };
+    let index = number(first).and_then(|index| u32::try_from(index).ok());
+    match (index, number(second)) {
+        (Some(index), Some(writable)) => Line::Entry(Entry {
+            index: MsrIndex::new(index),
+            writable,
+            comment: comment.trim().trim_matches('"').to_owned(),
+        }),
+        _ => Line::Unreadable,
+    }
+}

@@ -1,0 +1,280 @@
+use msrgate_filter::{
+    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::source::Source;
+use crate::{Compiled, NoIncludes, compile, parse};
+
+/// The policy's text and what could not be said, one a line.
+fn shown(file: &str) -> String {
+    let imported = import(file.as_bytes(), None).unwrap();
+    let text = print(&imported, "FILE");
+    parse(&Source::new("printed", &text), &mut NoIncludes)
+        .unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{text}"));
+    let unsaid: Vec<_> = imported.unsaid.iter().map(ToString::to_string).collect();
+    format!("{text}---\n{}", unsaid.join("\n"))
+}
+
+#[test]
+fn a_kernel_log_refuses_what_kvm_refused() {
+    insta::assert_snapshot!(shown(
+        "[    0.000000] Linux version 6.1.0\n\
+        [  289.713857] kvm: kvm [3657]: ignored rdmsr: 0x1ad data 0x0\n\
+        Nov 22 20:19:29 host kernel: kvm [21715]: vcpu1 unhandled rdmsr: 0x611\n\
+        [592427.561224] kvm [21715]: vcpu0 unhandled rdmsr: 0x606\n\
+        [592427.561225] kvm [21715]: vcpu0 unhandled rdmsr: 0x611\n\
+        Nov 22 20:19:29 host kernel: kvm: 6176: cpu0 unhandled rdmsr: 0xc0010001\n\
+        kvm: 23090: cpu0 unhandled wrmsr: 0x391 data 2000000f\n\
+        [12.5] kvm_intel: kvm [18663]: vcpu0, guest rIP: 0x407de7 Unhandled WRMSR(0x1d9) = 0x1\n\
+        [12.5] kvm_intel: kvm [18663]: vcpu0, guest rIP: 0x407de7 Unhandled RDMSR(0x1d9)\n\
+        [12.6] kvm_get_msr_common: vcpu0, guest rIP: 0xfff81 unhandled rdmsr: 0x60d\r\n\
+        [13.0] kvm: vcpu0 disabled perfctr wrmsr: 0x186 data 0x130079\n\
+        [13.1] kvm [1234]: ignored wrmsr: 0x1ad data 0x1\n\
+        [13.2] kvm [1234]: ignored wrmsr: 0x1ad data 0x1\n\
+        [14.0] kvm: vcpu0 unimplemented HWCR wrmsr: 0x8\n\
+        [14.1] kvm [1234]: vcpu0 unhandled rdmsr: 0x80f\n\
+        [15.0] usb 1-2: new device, wrmsr: 0x10\n"
+    ));
+}
+
+#[test]
+fn an_allowlist_says_what_it_can_without_masks() {
+    insta::assert_snapshot!(shown(
+        "# MSR      # Write Mask           # Comment\n\
+        0x00000010 0x0000000000000000 # \"SMSR_TIME_STAMP_COUNTER\"\n\
+        0x0000010A 0x0000000000000000\n\
+        0x186 0xffffffffffffffff # \"IA32_PERFEVTSEL0\"\n\
+        0x187 0xffffffffffffffff # \"MSR_PERFEVTSEL1\"\n\
+        \n\
+        0x610 0x00ffffff00ffffff # \"MSR_PKG_POWER_LIMIT\"\n\
+        0x12345 0x0 # of our own\n\
+        0x620\n\
+        0x186 0x0\n"
+    ));
+}
+
+#[test]
+fn a_template_says_which_registers_it_sets() {
+    insta::assert_snapshot!(shown(
+        r#"{
+  "cpuid_modifiers": [{ "leaf": "0x1", "subleaf": "0x0", "flags": 0, "modifiers": [] }],
+  "msr_modifiers": [
+    { "addr": "0x10a", "bitmap": "0b00000000000000000000000000000000000xxx0x0000x0x0xxx0000xxxxxxxxx" },
+    { "addr": "0x8b", "bitmap": "0b1_01" }
+  ]
+}"#
+    ));
+}
+
+#[test]
+fn a_compiled_filter_becomes_names_and_ranges() {
+    insta::assert_snapshot!(shown(
+        r#"{"schema":1,"default":"deny","ranges":[
+            {"access":"r","base":"0x174","count":3,"bitmap":"07"},
+            {"access":"rw","base":"0x12340","count":10,"bitmap":"0302000000000000"},
+            {"access":"w","base":"0xc0000080","count":1,"bitmap":"01"},
+            {"access":"r","base":"0x7f0","count":288,"bitmap":"ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff"},
+            {"access":"r","base":"0xfffffff0","count":16,"bitmap":"ffff"}
+        ],"reasons":["filter","unknown"]}"#
+    ));
+}
+
+#[test]
+fn strace_has_no_filter_to_import() {
+    insta::assert_snapshot!(shown(
+        "openat(AT_FDCWD, \"/dev/kvm\", O_RDWR|O_CLOEXEC) = 9\n\
+        ioctl(11, KVM_X86_SET_MSR_FILTER, 0x7ffd5c1e3a10) = 0\n\
+        ioctl(11, _IOC(_IOC_WRITE, 0xae, 0xc6, 0x188), 0x7ffd5c1e3a10) = 0\n"
+    ));
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_place() {
+    let error = |file: &str| import(file.as_bytes(), None).unwrap_err().to_string();
+    let compiled = |ranges: &str| {
+        error(&format!(
+            r#"{{"schema":1,"default":"deny","ranges":[{ranges}]}}"#
+        ))
+    };
+    let range = |access: &str, base: &str, count: u32, bitmap: &str| {
+        compiled(&format!(
+            r#"{{"access":"{access}","base":"{base}","count":{count},"bitmap":"{bitmap}"}}"#
+        ))
+    };
+    let errors = [
+        error(""),
+        error("hello"),
+        error("{}"),
+        error("{"),
+        error(r#"{"msr_modifiers":[{"addr":"0x10a"}]}"#),
+        error(r#"{"msr_modifiers":[{"addr":"0x100000000","bitmap":"0b1"}]}"#),
+        error(r#"{"msr_modifiers":[{"addr":"0x1","bitmap":"0b12"}]}"#),
+        error(&format!(
+            r#"{{"msr_modifiers":[{{"addr":"0x1","bitmap":"0b{}"}}]}}"#,
+            "x".repeat(65)
+        )),
+        error(r#"{"msr_modifiers":[{"addr":"0x1","bitmap":"0b1"},{"addr":"1","bitmap":"0b1"}]}"#),
+        error(r#"{"schema":2,"default":"deny","ranges":[]}"#),
+        error(r#"{"schema":1,"default":"none","ranges":[]}"#),
+        compiled(""),
+        range("x", "0x0", 1, "01"),
+        range("r", "16", 1, "01"),
+        range("r", "0x100000000", 1, "01"),
+        range("r", "0x0", 0, ""),
+        range("r", "0x0", 0x3001, ""),
+        range("r", "0x0", 9, "01"),
+        range("r", "0x0", 1, "010000000000000000"),
+        range("r", "0x0", 1, "0"),
+        range("r", "0x0", 1, "0g"),
+    ];
+    insta::assert_snapshot!(errors.join("\n"));
+}
+
+/// Text from a file cannot leave the comment that it is put in.
+#[test]
+fn nothing_in_a_file_becomes_a_line_of_the_policy() {
+    let allowlist = b"0x12345 0x0 # x\r\"]\x1b[2J\x0b 0x1 = 'rw'\n";
+    let imported = import(allowlist, None).unwrap();
+    let text = print(&imported, "a\n0x1 = 'rw'\nb");
+    let policy = parse(&Source::new("printed", &text), &mut NoIncludes).unwrap();
+    assert_eq!(policy.entries().len(), 1, "{text}");
+    assert_eq!(text.lines().count(), 7, "{text}");
+    assert!(!text.contains(['\r', '\x1b', '\x0b']), "{text}");
+}
+
+#[test]
+fn a_format_that_is_forced_is_not_guessed() {
+    let log = b"kvm [1]: vcpu0 unhandled rdmsr: 0x611\n";
+    assert_eq!(import(log, None).unwrap().format, Format::KernelLog);
+    let forced = import(log, Some(Format::MsrSafe)).unwrap();
+    assert_eq!((forced.entries.len(), forced.unsaid.len()), (0, 1));
+    assert!(matches!(
+        import(log, Some(Format::Compiled)),
+        Err(ImportError::Json(_))
+    ));
+}
+
+/// A filter as `compile --format json` writes it.
+fn json(filter: &Filter) -> String {
+    let default = match filter.fallback() {
+        Fallback::Allow => "allow",
+        Fallback::Deny => "deny",
+    };
+    let range = |range: &Range| {
+        let bytes = range
+            .bitmap()
+            .words()
+            .iter()
+            .flat_map(|word| word.to_le_bytes());
+        format!(
+            r#"{{"access":"{}","base":"{}","count":{},"bitmap":"{}"}}"#,
+            range.accesses(),
+            range.base(),
+            range.bitmap().count(),
+            bytes.map(|byte| format!("{byte:02x}")).collect::<String>(),
+        )
+    };
+    let ranges: Vec<_> = filter.ranges().iter().map(range).collect();
+    format!(
+        r#"{{"schema":1,"default":"{default}","ranges":[{}],"reasons":["filter"]}}"#,
+        ranges.join(",")
+    )
+}
+
+/// The filter, written, imported, printed, parsed and packed.
+fn round_trip(filter: &Filter) -> Compiled {
+    let imported = import(json(filter).as_bytes(), None).unwrap();
+    assert_eq!(imported.format, Format::Compiled);
+    let text = print(&imported, "FILE");
+    let policy = parse(&Source::new("printed", &text), &mut NoIncludes).unwrap();
+    compile(policy).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// Where two filters decide differently: asked at every MSR that a range of either contains, and
+/// around; elsewhere both have one answer, their default.
+fn difference(one: &Filter, other: &Filter) -> Option<(MsrIndex, Access)> {
+    let ranges = one.ranges().iter().chain(other.ranges());
+    let edges = [0, 0x7ff, 0x800, 0x8ff, 0x900, u32::MAX - 1, u32::MAX];
+    let around = |range: &Range| {
+        let base = range.base().get();
+        base.saturating_sub(1)..=base.saturating_add(range.bitmap().count())
+    };
+    let indices = ranges.flat_map(around).chain(edges);
+    let decide = |filter: &Filter, (index, access)| filter.decide(index, access).verdict;
+    indices
+        .flat_map(|index| Access::ALL.map(|access| (MsrIndex::new(index), access)))
+        .find(|&point| decide(one, point) != decide(other, point))
+}
+
+fn range_of(accesses: Accesses, base: u32, count: u32, seed: u64) -> Range {
+    // Long runs, short runs, single bits.
+    let stride = u32::try_from(seed >> 32).unwrap() | 1;
+    let bit = |offset: u32| (seed >> (offset.wrapping_mul(stride) >> 26)) & 1 == 1;
+    Range::new(
+        accesses,
+        MsrIndex::new(base),
+        Bitmap::from_fn(count, bit).unwrap(),
+    )
+}
+
+fn any_filter() -> impl Strategy<Value = Filter> {
+    let accesses = prop_oneof![
+        Just(Accesses::Read),
+        Just(Accesses::Write),
+        Just(Accesses::Both)
+    ];
+    let base = prop_oneof![
+        0u32..0x1400,
+        0xc000_0000u32..0xc000_0400,
+        0xffff_ff00u32..=u32::MAX
+    ];
+    let range = (accesses, base, 1u32..0x300, any::<u64>())
+        .prop_map(|(accesses, base, count, seed)| range_of(accesses, base, count, seed));
+    let fallback = prop_oneof![Just(Fallback::Allow), Just(Fallback::Deny)];
+    (fallback, proptest::collection::vec(range, 1..=16))
+        .prop_map(|(fallback, ranges)| Filter::new(Revision::Mainline, fallback, ranges).unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_compiled_filter_comes_back_equal(filter in any_filter()) {
+        let compiled = round_trip(&filter);
+        prop_assert_eq!(difference(&filter, compiled.on(None).filter()), None);
+        // What was packed here comes back, too.
+        let again = round_trip(compiled.on(None).filter());
+        prop_assert_eq!(difference(compiled.on(None).filter(), again.on(None).filter()), None);
+    }
+
+    #[test]
+    fn any_bytes_are_a_policy_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        for format in Format::ALL {
+            if let Ok(imported) = import(&bytes, Some(format)) {
+                let text = print(&imported, "FILE");
+                prop_assert!(parse(&Source::new("printed", &text), &mut NoIncludes).is_ok(), "{}", text);
+            }
+        }
+    }
+}
+
+/// The oracle sees a difference where there is one.
+#[test]
+fn one_bit_makes_a_difference() {
+    let one = |allowed| {
+        let bitmap = Bitmap::from_fn(3, |offset| offset != 1 || allowed).unwrap();
+        let range = Range::new(Accesses::Write, MsrIndex::new(0x10), bitmap);
+        Filter::new(Revision::Mainline, Fallback::Deny, vec![range]).unwrap()
+    };
+    assert_eq!(
+        difference(&one(true), &one(false)),
+        Some((MsrIndex::new(0x11), Access::Write))
+    );
+    let index = MsrIndex::new(0x11);
+    assert_eq!(
+        one(true).decide(index, Access::Write).verdict,
+        Verdict::Allow
+    );
+}

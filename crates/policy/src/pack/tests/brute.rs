@@ -1,0 +1,119 @@
+//! The packer against all filters there are, in a space small enough to try them.
+//!
+//! Here a filter is what the kernel sees: ranges in any order, of any colour, with any bits, of
+//! which the first that contains an access decides it (S3.3). Nothing is taken over from the
+//! packer: neither which colours come first, nor what a bit says, nor how long a window is.
+
+use msrgate_filter::{Accesses, MsrIndex};
+
+use super::super::need::Need;
+use super::super::scan::fewest_windows;
+use super::MsrRange;
+
+/// So many MSRs, of which a range holds so many at most.
+#[derive(Clone, Copy)]
+struct Space {
+    msrs: u32,
+    length: u32,
+}
+
+/// A set of accesses: bit *n* is the read of the *n*th MSR, bit *n* + `msrs` its write.
+type Points = u32;
+
+/// A range: the accesses it decides, and which of them it answers otherwise than the default.
+struct SmallRange {
+    decides: Points,
+    differs: Points,
+}
+
+impl Space {
+    /// Every range there is.
+    fn ranges(self) -> Vec<SmallRange> {
+        let mut ranges = Vec::new();
+        for base in 0..self.msrs {
+            for count in 1..=self.length.min(self.msrs - base) {
+                for bits in 0..1 << count {
+                    let (all, some) = (((1 << count) - 1) << base, bits << base);
+                    for both in [1, 1 << self.msrs, 1 | 1 << self.msrs] {
+                        let (decides, differs) = (all * both, some * both);
+                        ranges.push(SmallRange { decides, differs });
+                    }
+                }
+            }
+        }
+        ranges
+    }
+
+    /// For each set of accesses the fewest ranges of a filter in which these and no others differ
+    /// from the default. Every filter of one range is tried, then every one of two, and so on; of
+    /// those that decide the same accesses in the same way, one goes on.
+    fn fewest(self) -> Vec<usize> {
+        let bits = 2 * self.msrs;
+        let ranges = self.ranges();
+        let mut fewest = vec![usize::MAX; 1 << bits];
+        let mut missing = fewest.len();
+        let mut seen = vec![0_u64; (1_usize << (2 * bits)).div_ceil(64)];
+        let mut filters: Vec<(Points, Points)> = vec![(0, 0)];
+        for count in 0.. {
+            for &(_, differs) in &filters {
+                if fewest[differs as usize] == usize::MAX {
+                    fewest[differs as usize] = count;
+                    missing -= 1;
+                }
+            }
+            if missing == 0 {
+                break;
+            }
+            let mut longer = Vec::new();
+            for &(decided, differs) in &filters {
+                for range in &ranges {
+                    let differs = differs | range.differs & !decided;
+                    let decided = decided | range.decides;
+                    let filter = decided << bits | differs;
+                    let (word, bit) = (&mut seen[filter as usize / 64], 1 << (filter % 64));
+                    if *word & bit == 0 {
+                        *word |= bit;
+                        longer.push((decided, differs));
+                    }
+                }
+            }
+            filters = longer;
+        }
+        fewest
+    }
+
+    /// The same needs in the packer's space, where the MSRs are so far apart that as many of them
+    /// lie in a window.
+    fn needs(self, differing: Points) -> Vec<Need> {
+        let spread = 0x3000 / self.length;
+        let need = |msr: u32| {
+            let has = |bit: u32| differing >> bit & 1 == 1;
+            let accesses = match (has(msr), has(msr + self.msrs)) {
+                (true, true) => Accesses::Both,
+                (true, false) => Accesses::Read,
+                (false, true) => Accesses::Write,
+                (false, false) => return None,
+            };
+            let msrs = MsrRange::one(MsrIndex::new(0x10_0000 + msr * spread));
+            Some(Need { accesses, msrs })
+        };
+        (0..self.msrs).filter_map(need).collect()
+    }
+
+    /// How many sets of accesses were compared.
+    fn compare(self) -> usize {
+        let fewest = self.fewest();
+        for (differing, &fewest) in (0..).zip(&fewest) {
+            let needs = self.needs(differing);
+            assert_eq!(fewest_windows(&needs).len(), fewest, "{needs:?}");
+        }
+        fewest.len()
+    }
+}
+
+#[test]
+fn no_filter_of_any_order_has_fewer_ranges() {
+    let small = [(1, 1), (4, 1), (6, 2), (7, 3)];
+    let compared = small.map(|(msrs, length)| Space { msrs, length }.compare());
+    assert_eq!(compared, [4, 256, 4096, 16_384]);
+}

@@ -1,0 +1,95 @@
+//! Recorded accesses of a guest, and what a policy would have made of them.
+//!
+//! [`Lines`] reads a trace of any length, line by line: text of the kernel's event `kvm:kvm_msr` as
+//! tracefs, `perf script` and `trace-cmd report` print it, and JSON lines of our own. Each line is
+//! looked at by itself, so the four may be mixed. [`Replay`] counts what a policy decides of them.
+//!
+//! ```
+//! use msrgate_policy::trace::{Line, parse_line};
+//!
+//! let line = parse_line(b" CPU 0/KVM 1234 [001] 123.456: kvm:kvm_msr: msr_read c0000080 = 0xd01");
+//! let Line::Access(access) = line else { panic!() };
+//! assert_eq!(access.to_string(), "msr_read c0000080 = 0xd01");
+//! ```
+
+mod json;
+mod lines;
+mod replay;
+mod text;
+
+use std::fmt;
+
+use msrgate_filter::{Access, MsrIndex};
+
+pub use lines::{LineNumber, Lines, MAX_LINE_BYTES};
+pub use replay::{Fate, MAX_ROWS, Replay, Row, Totals};
+
+/// One access that a guest made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traced {
+    /// The MSR.
+    pub index: MsrIndex,
+    /// The direction.
+    pub access: Access,
+    /// What was read or written, if the trace says so.
+    pub value: Option<u64>,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How a recorded access ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The guest went on.
+    Done,
+    /// The guest got #GP, from KVM or from a filter: a trace does not tell which.
+    Faulted,
+}
+
+/// As the kernel prints the event's fields.
+impl fmt::Display for Traced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.value.unwrap_or_default();
+        write!(f, "msr_{} {:x} = {value:#x}", self.access, self.index.get())?;
+        match self.outcome {
+            Outcome::Done => Ok(()),
+            Outcome::Faulted => f.write_str(" (#GP)"),
+        }
+    }
+}
+
+/// What one line of a trace says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Line {
+    /// An access.
+    Access(Traced),
+    /// An access that went to user space, which the kernel records without its MSR: an event
+    /// `kvm_userspace_exit` of reason 29 or 30 (S1.3).
+    Deflected(Access),
+    /// Another event.
+    Other,
+    /// So many events are missing from the trace here, or an unknown number, which counts as one.
+    Lost(u64),
+    /// So many events were overwritten in the tracer's buffer before it was read. Some kernels say
+    /// of the same ones that they are [lost](Self::Lost), too.
+    Overwritten(u64),
+    /// Nothing: a blank line, a comment, a heading.
+    Nothing,
+    /// Something that is none of these: garbled, cut off, or too long.
+    Unreadable,
+}
+
+/// What a line of a trace says, its end left out. Text need not be UTF-8.
+#[must_use]
+pub fn parse_line(line: &[u8]) -> Line {
+    let line = line.trim_ascii();
+    match line.first() {
+        None => Line::Nothing,
+        Some(b'{') => json::parse(line),
+        Some(_) => text::parse(line),
+    }
+}
+
+#[cfg(test)]
+mod tests;

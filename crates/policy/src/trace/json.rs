@@ -1,0 +1,76 @@
+//! JSON lines of our own: `{"schema":1,"access":"read","index":"0x8b","value":"0x0"}`.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use msrgate_filter::{Access, MsrIndex};
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+
+use super::{Line, Outcome, Traced};
+
+/// The version of the lines' shape.
+const SCHEMA: u64 = 1;
+
+/// The keys that say which access it was. Others are passed over.
+#[derive(serde::Deserialize)]
+struct Event<'l> {
+    schema: Option<u64>,
+    #[serde(borrow)]
+    access: Option<Cow<'l, str>>,
+    index: Option<Number>,
+    value: Option<Number>,
+}
+
+/// What an object says. One that names no access is another event.
+pub(super) fn parse(line: &[u8]) -> Line {
+    match serde_json::from_slice::<Event<'_>>(line) {
+        Ok(event) if event.access.is_none() && event.index.is_none() => Line::Other,
+        Ok(event) => traced(&event).map_or(Line::Unreadable, Line::Access),
+        Err(_) => Line::Unreadable,
+    }
+}
+
+fn traced(event: &Event<'_>) -> Option<Traced> {
+    if event.schema != Some(SCHEMA) {
+        return None;
+    }
+    Some(Traced {
+        index: MsrIndex::new(u32::try_from(event.index.as_ref()?.0).ok()?),
+        access: match event.access.as_deref()? {
+            "read" => Access::Read,
+            "write" => Access::Write,
+            _ => return None,
+        },
+        value: event.value.as_ref().map(|value| value.0),
+        outcome: Outcome::Done,
+    })
+}
+
+/// `"0xc0000080"`, or a plain number.
+struct Number(u64);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = Number;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number, or a string such as \"0x8b\"")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Number, E> {
+                Ok(Number(number))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Number, E> {
+                let digits = text.strip_prefix("0x").unwrap_or_default();
+                match u64::from_str_radix(digits, 16) {
+                    Ok(number) if !digits.starts_with('+') => Ok(Number(number)),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        from.deserialize_any(Either)
+    }
+}

@@ -1,0 +1,294 @@
+use std::io::BufReader;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::source::Source;
+use crate::{Compiled, NoIncludes, compile, parse};
+
+fn access(access: Access, index: u32, value: u64, outcome: Outcome) -> Line {
+    Line::Access(Traced {
+        index: MsrIndex::new(index),
+        access,
+        value: Some(value),
+        outcome,
+    })
+}
+
+fn read(index: u32, value: u64) -> Line {
+    access(Access::Read, index, value, Outcome::Done)
+}
+
+fn write(index: u32, value: u64) -> Line {
+    access(Access::Write, index, value, Outcome::Done)
+}
+
+#[test]
+fn each_tool_prints_an_access_in_its_own_way() {
+    let lines = [
+        // tracefs, before and since 5.11 (a fifth flag), and with preemption debugging on.
+        " qemu-system-x86-613   [000] .N..  1165.185227: kvm_msr: msr_read 40000083 = 0x0",
+        " qemu-system-x86-8397    [002] .....  1404.389509: kvm_msr: msr_read 40000083 = 0x0",
+        "     CPU 0/KVM-16856   [007] .......   380.398695: kvm_msr: msr_read 40000083 = 0x0   ",
+        "           <...>-8397    [002] .....  1404.389509: kvm_msr: msr_read 40000083 = 0x0\r",
+        // perf script, with a blank in the task's name.
+        "       CPU 0/KVM 1821753 [015] 4831258.258053: kvm:kvm_msr: msr_read 40000083 = 0x0",
+        // trace-cmd report.
+        "           <...>-43752 [001]  3615.602299: kvm_msr:              msr_read 40000083 = 0x0",
+        "  kvm_msr:              msr_read 40000083 = 0x0",
+        r#"{"schema":1,"access":"read","index":"0x40000083","value":"0x0"}"#,
+        r#" {"time":"12:00","index":1073741955,"vcpu":{"id":[0]},"value":0,"access":"read","schema":1}"#,
+    ];
+    for line in lines {
+        assert_eq!(parse_line(line.as_bytes()), read(0x4000_0083, 0), "{line}");
+    }
+}
+
+#[test]
+fn values_and_outcomes_are_kept() {
+    let fault = "x-1 [001] 1.2: kvm_msr: msr_write 1d9 = 0xffffffffffffffff (#GP)";
+    assert_eq!(
+        parse_line(fault.as_bytes()),
+        access(Access::Write, 0x1d9, u64::MAX, Outcome::Faulted)
+    );
+    let line = b"x-1 [001] 1.2: kvm_msr: msr_write ffffffff = 0x1";
+    assert_eq!(parse_line(line), write(u32::MAX, 1));
+    let without_value = br#"{"schema":1,"access":"write","index":"0x10"}"#;
+    let Line::Access(traced) = parse_line(without_value) else {
+        panic!("an access without a value is one");
+    };
+    assert_eq!((traced.access, traced.value), (Access::Write, None));
+}
+
+#[test]
+fn what_is_no_access_is_told_apart() {
+    for (line, meaning) in [
+        ("", Line::Nothing),
+        ("   \t", Line::Nothing),
+        ("# tracer: nop", Line::Nothing),
+        (
+            "# entries-in-buffer/entries-written: 45/45   #P:2",
+            Line::Nothing,
+        ),
+        (
+            "# entries-in-buffer/entries-written: 45/160   #P:2",
+            Line::Overwritten(115),
+        ),
+        ("version = 6", Line::Nothing),
+        ("cpus=8", Line::Nothing),
+        ("CPU:3 [LOST 42 EVENTS]", Line::Lost(42)),
+        ("CPU:3 [LOST EVENTS]", Line::Lost(1)),
+        ("CPU:7 [204600 EVENTS DROPPED]", Line::Lost(204_600)),
+        ("CPU:7 [EVENTS DROPPED]", Line::Lost(1)),
+        (
+            "x-1 [002] d.... 1404.389509: kvm_exit: vcpu 1 reason MSR_READ rip 0xffff",
+            Line::Other,
+        ),
+        (
+            "x 1 [002] 1404.389509: kvm:kvm_entry: vcpu 1, rip 0xffff",
+            Line::Other,
+        ),
+        (
+            "x-1 [001] 1.5: kvm_userspace_exit:   reason KVM_EXIT_IO (2)",
+            Line::Other,
+        ),
+        (
+            "x-1 [001] 1.5: kvm_userspace_exit:   reason 0x1d (29)",
+            Line::Deflected(Access::Read),
+        ),
+        (
+            "x 1 [001] 1.5: kvm:kvm_userspace_exit: reason KVM_EXIT_X86_WRMSR (30)",
+            Line::Deflected(Access::Write),
+        ),
+        (r#"{"schema":1,"event":"reload"}"#, Line::Other),
+    ] {
+        assert_eq!(parse_line(line.as_bytes()), meaning, "{line}");
+    }
+}
+
+#[test]
+fn what_is_garbled_is_unreadable() {
+    for line in [
+        "x-1 [001] 1.2: kvm_msr: msr_read 8b",
+        "x-1 [001] 1.2: kvm_msr: msr_read 8b = 0x",
+        "x-1 [001] 1.2: kvm_msr: msr_read 8b = 12",
+        "x-1 [001] 1.2: kvm_msr: msr_read 8b = 0x0 (#G",
+        "x-1 [001] 1.2: kvm_msr: msr_read 8b = 0x0 and more",
+        "x-1 [001] 1.2: kvm_msr: msr_read 8b = 0x0g",
+        "x-1 [001] 1.2: kvm_msr: msr_read 8b = 0x10000000000000000",
+        "x-1 [001] 1.2: kvm_msr: msr_read 100000000 = 0x0",
+        "x-1 [001] 1.2: kvm_msr: msr_reads 8b = 0x0",
+        "x-1 [001] 1.2: kvm_msr: read 8b = 0x0",
+        "x-1 [001] 1.2: kvm_ms",
+        "x-1 [001] 1.2:",
+        "x-1 [001] ",
+        "word",
+        "{",
+        r#"{"schema":1,"access":"read","index":"0x8b""#,
+        r#"{"schema":2,"access":"read","index":"0x8b"}"#,
+        r#"{"access":"read","index":"0x8b"}"#,
+        r#"{"schema":1,"access":"exec","index":"0x8b"}"#,
+        r#"{"schema":1,"access":"read"}"#,
+        r#"{"schema":1,"access":"read","index":"8b"}"#,
+        r#"{"schema":1,"access":"read","index":"0x+8b"}"#,
+        r#"{"schema":1,"access":"read","index":"0x100000000"}"#,
+        r#"{"schema":1,"access":"read","index":-1}"#,
+    ] {
+        assert_eq!(parse_line(line.as_bytes()), Line::Unreadable, "{line}");
+    }
+    let not_utf8 = b"\xff\xfe-1 [001] 1.2: kvm_msr: msr_read 8b = 0x0";
+    assert_eq!(parse_line(not_utf8), read(0x8b, 0));
+}
+
+/// A line that is cut off anywhere before its value is never another access, nor another event.
+#[test]
+fn a_truncated_access_is_unreadable() {
+    for line in [
+        "x-1 [001] ..... 1404.389509: kvm_msr: msr_write c0000080 = 0x",
+        "CPU 0/KVM 1821753 [015] 4831258.258053: kvm:kvm_msr: msr_write 6e0 = 0x",
+        r#"{"schema":1,"access":"read","index":"0x40000083","value":"0x0""#,
+    ] {
+        for end in 1..=line.len() {
+            let cut = &line[..end];
+            assert_eq!(parse_line(cut.as_bytes()), Line::Unreadable, "{cut}");
+        }
+    }
+}
+
+fn all(trace: &[u8], buffer: usize) -> Vec<(u64, Line)> {
+    let mut lines = Lines::new(BufReader::with_capacity(buffer, trace));
+    let mut all = Vec::new();
+    while let Some((number, line)) = lines.next_line().unwrap() {
+        all.push((number.get(), line));
+    }
+    assert_eq!(lines.bytes(), trace.len() as u64);
+    all
+}
+
+#[test]
+fn lines_are_the_same_whatever_the_buffer_cuts() {
+    let trace = b"# head\n\na-1 [0] 1.2: kvm_msr: msr_read 8b = 0x7\r\nwhat\na-1 [0] 1.2: kvm_msr: msr_write 10 = 0x1";
+    let wanted = [
+        (1, Line::Nothing),
+        (2, Line::Nothing),
+        (3, read(0x8b, 7)),
+        (4, Line::Unreadable),
+        (5, write(0x10, 1)),
+    ];
+    for buffer in 1..=trace.len() + 1 {
+        assert_eq!(all(trace, buffer), wanted, "a buffer of {buffer}");
+    }
+    assert_eq!(all(b"", 64), []);
+}
+
+#[test]
+fn a_long_line_is_one_unreadable_line_and_takes_no_memory() {
+    let access = b"a-1 [0] 1.2: kvm_msr: msr_read 8b = 0x7";
+    let mut trace = vec![b' '; MAX_LINE_BYTES - access.len()];
+    trace.extend_from_slice(access);
+    trace.push(b'\n');
+    assert_eq!(all(&trace, 1 << 20), [(1, read(0x8b, 7))]);
+    assert_eq!(all(&trace, 100), [(1, read(0x8b, 7))]);
+    trace.insert(0, b' ');
+    trace.extend_from_slice(access);
+    let wanted = [(1, Line::Unreadable), (2, read(0x8b, 7))];
+    assert_eq!(all(&trace, 1 << 20), wanted);
+    assert_eq!(all(&trace, 100), wanted);
+
+    let endless = vec![b'x'; 40 * MAX_LINE_BYTES];
+    let mut lines = Lines::new(&endless[..]);
+    assert_eq!(
+        lines.next_line().unwrap().map(|(_, line)| line),
+        Some(Line::Unreadable)
+    );
+    assert_eq!(lines.next_line().unwrap(), None);
+}
+
+fn compiled() -> Compiled {
+    let text = "policy = 1\ndefault = 'deny'\n[msrs]\n0x10 = 'r'\n0xc0000080 = 'rw'";
+    compile(parse(&Source::new("test.toml", text), &mut NoIncludes).unwrap()).unwrap()
+}
+
+#[test]
+fn a_replay_counts_by_msr_and_verdict() {
+    let trace = b"# entries-in-buffer/entries-written: 45/50   #P:2\n\
+        a-1 [0] 1.2: kvm_msr: msr_read 10 = 0x7\n\
+        a-1 [0] 1.2: kvm_msr: msr_write 10 = 0x8 (#GP)\n\
+        a-1 [0] 1.2: kvm_msr: msr_write c0000080 = 0x9\n\
+        a-1 [0] 1.2: kvm_msr: msr_write 10 = 0xa\n\
+        a-1 [0] 1.2: kvm_msr: msr_write 8b = 0xb\n\
+        a-1 [0] 1.2: kvm_msr: msr_write 808 = 0xc\n\
+        a-1 [0] 1.2: kvm_userspace_exit: reason 0x1e (30)\n\
+        a-1 [0] 1.2: kvm_entry: vcpu 0\n\
+        CPU:0 [LOST 3 EVENTS]\n\
+        CPU:1 [LOST 4 EVENTS]\n\
+        a-1 [0] 1.2: kvm_m";
+    let compiled = compiled();
+    let mut replay = Replay::new(compiled.policy(), compiled.on(None));
+    let mut lines = Lines::new(&trace[..]);
+    while let Some((number, line)) = lines.next_line().unwrap() {
+        replay.add(number, line);
+    }
+    let totals = replay.totals();
+    assert_eq!((totals.lines, totals.allowed, totals.refused), (12, 3, 3));
+    assert_eq!((totals.other, totals.lost, totals.unlisted), (1, 7, 0));
+    assert_eq!(totals.deflected, [0, 1]);
+    assert_eq!(totals.unreadable, 1);
+    assert_eq!(totals.first_unreadable[0].get(), 12);
+
+    let row = |row: &Row| {
+        let Row { count, faulted, .. } = *row;
+        (row.index.get(), count, faulted, row.first.get(), row.value)
+    };
+    let refused: Vec<_> = replay.rows(Fate::Refused).iter().map(row).collect();
+    assert_eq!(
+        refused,
+        [(0x10, 2, 1, 3, Some(8)), (0x8b, 1, 0, 6, Some(0xb))]
+    );
+    // S3.1: x2APIC registers are allowed, whatever a policy says.
+    let allowed: Vec<_> = replay.rows(Fate::Allowed).iter().map(row).collect();
+    assert_eq!(
+        allowed,
+        [
+            (0x10, 1, 0, 2, Some(7)),
+            (0xc000_0080, 1, 0, 4, Some(9)),
+            (0x808, 1, 0, 7, Some(0xc))
+        ]
+    );
+}
+
+/// A trace of ever new MSRs is counted whole in bounded memory.
+#[test]
+fn the_rows_are_bounded() {
+    let compiled = compiled();
+    let mut replay = Replay::new(compiled.policy(), compiled.on(None));
+    let mut lines = Lines::new(&b"\n"[..]);
+    let (number, _) = lines.next_line().unwrap().unwrap();
+    for index in 0..u32::try_from(MAX_ROWS).unwrap() + 10 {
+        replay.add(number, read(index, 0));
+    }
+    let listed = replay.rows(Fate::Refused).len() + replay.rows(Fate::Allowed).len();
+    assert_eq!(listed, MAX_ROWS);
+    let totals = replay.totals();
+    assert_eq!(totals.unlisted, 10);
+    assert_eq!(totals.allowed + totals.refused, MAX_ROWS as u64 + 10);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_some_line(line in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = parse_line(&line);
+    }
+
+    #[test]
+    fn a_printed_access_is_read_back(index: u32, is_write: bool, value: u64, is_fault: bool, task in "[^\n\r:]{0,16}") {
+        let traced = Traced {
+            index: MsrIndex::new(index),
+            access: if is_write { Access::Write } else { Access::Read },
+            value: Some(value),
+            outcome: if is_fault { Outcome::Faulted } else { Outcome::Done },
+        };
+        let line = format!("t{task}-12 [001] ..... 1.2: kvm_msr: {traced}");
+        prop_assert_eq!(parse_line(line.as_bytes()), Line::Access(traced));
+    }
+}

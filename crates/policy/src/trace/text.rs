@@ -1,0 +1,145 @@
+//! The kernel's own text of events.
+//!
+//! `TASK-PID [CPU] FLAGS SECONDS: kvm_msr: msr_read 8b = 0x0 (#GP)` in tracefs and `trace-cmd report`,
+//! the event as `kvm:kvm_msr:` in `perf script`. What stands before the event's name is not looked
+//! at: it differs by tool, by version and by options.
+
+use memchr::memchr_iter;
+use msrgate_filter::{Access, MsrIndex};
+
+use super::{Line, Outcome, Traced};
+
+/// What a line without leading and trailing blanks says.
+pub(super) fn parse(line: &[u8]) -> Line {
+    let mut timestamp = None;
+    for colon in memchr_iter(b':', line) {
+        let (before, after) = (&line[..colon], &line[colon + 1..]);
+        if is_event(before, b"kvm_msr") {
+            return kvm_msr(after).map_or(Line::Unreadable, Line::Access);
+        }
+        if is_event(before, b"kvm_userspace_exit") {
+            return userspace_exit(after).map_or(Line::Other, Line::Deflected);
+        }
+        let has_digit = before.last().is_some_and(u8::is_ascii_digit);
+        if timestamp.is_none() && has_digit && starts_blank(after) {
+            timestamp = Some(after);
+        }
+    }
+    match timestamp {
+        _ if line.starts_with(b"#") => overwritten(line).map_or(Line::Nothing, Line::Overwritten),
+        // A whole event has a name after its time, and a blank after that.
+        Some(event) if memchr_iter(b':', event).any(|at| starts_blank(&event[at + 1..])) => {
+            Line::Other
+        }
+        Some(_) => Line::Unreadable,
+        None => between_events(line),
+    }
+}
+
+/// Whether `before`, which a colon ends, ends in this event's name.
+fn is_event(before: &[u8], name: &[u8]) -> bool {
+    let is_part_of_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    before
+        .strip_suffix(name)
+        .is_some_and(|rest| !rest.last().is_some_and(is_part_of_name))
+}
+
+fn starts_blank(text: &[u8]) -> bool {
+    matches!(text.first(), Some(b' ' | b'\t'))
+}
+
+/// `msr_write c0000080 = 0xd01`, then `(#GP)` or nothing.
+fn kvm_msr(fields: &[u8]) -> Option<Traced> {
+    let fields = fields.trim_ascii_start().strip_prefix(b"msr_")?;
+    let (access, fields) = match fields.strip_prefix(b"read ") {
+        Some(rest) => (Access::Read, rest),
+        None => (Access::Write, fields.strip_prefix(b"write ")?),
+    };
+    let (index, fields) = hexadecimal(fields.trim_ascii_start())?;
+    let fields = fields.trim_ascii_start().strip_prefix(b"=")?;
+    let fields = fields.trim_ascii_start().strip_prefix(b"0x")?;
+    let (value, rest) = hexadecimal(fields)?;
+    Some(Traced {
+        index: MsrIndex::new(u32::try_from(index).ok()?),
+        access,
+        value: Some(value),
+        outcome: match rest {
+            b"" => Outcome::Done,
+            rest if rest.trim_ascii_start() == b"(#GP)" => Outcome::Faulted,
+            _ => return None,
+        },
+    })
+}
+
+/// The number at the beginning of `text`, and the rest. `None` without a digit and beyond 64 bits.
+fn hexadecimal(text: &[u8]) -> Option<(u64, &[u8])> {
+    let mut number = 0u64;
+    let mut digits = 0;
+    for &byte in text {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            b'A'..=b'F' => byte - b'A' + 10,
+            _ => break,
+        };
+        if number >> 60 != 0 {
+            return None;
+        }
+        number = number << 4 | u64::from(digit);
+        digits += 1;
+    }
+    (digits > 0).then(|| (number, &text[digits..]))
+}
+
+/// `reason KVM_EXIT_X86_RDMSR (29)`; the name is missing or a number in some kernels and tools.
+fn userspace_exit(fields: &[u8]) -> Option<Access> {
+    match fields {
+        fields if fields.ends_with(b"(29)") => Some(Access::Read),
+        fields if fields.ends_with(b"(30)") => Some(Access::Write),
+        _ => None,
+    }
+}
+
+/// What a ring buffer of tracefs has lost: `# entries-in-buffer/entries-written: 45/160   #P:2`.
+fn overwritten(comment: &[u8]) -> Option<u64> {
+    let numbers = after(comment, b"entries-written:")?.trim_ascii_start();
+    let (kept, rest) = decimal(numbers)?;
+    let (written, _) = decimal(rest.strip_prefix(b"/")?)?;
+    written.checked_sub(kept).filter(|&lost| lost > 0)
+}
+
+/// Lines without a time: what was lost, and headings of `trace-cmd`.
+fn between_events(line: &[u8]) -> Line {
+    // Of tracefs, then of trace-cmd; either may leave the number out.
+    for (before, behind) in [
+        (&b"[LOST "[..], &b"EVENTS]"[..]),
+        (b"[", b"EVENTS DROPPED]"),
+    ] {
+        if let Some(number) = line.strip_suffix(behind)
+            && line.starts_with(b"CPU:")
+            && let Some(number) = after(number, before)
+        {
+            return Line::Lost(decimal(number).map_or(1, |(lost, _)| lost));
+        }
+    }
+    let is_heading = [&b"version = "[..], b"cpus="]
+        .iter()
+        .any(|heading| line.starts_with(heading));
+    if is_heading {
+        Line::Nothing
+    } else {
+        Line::Unreadable
+    }
+}
+
+/// What follows the first `word`.
+fn after<'t>(text: &'t [u8], word: &[u8]) -> Option<&'t [u8]> {
+    let at = text.windows(word.len()).position(|part| part == word)?;
+    Some(&text[at + word.len()..])
+}
+
+fn decimal(text: &[u8]) -> Option<(u64, &[u8])> {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let number = std::str::from_utf8(&text[..digits]).ok()?.parse().ok()?;
+    Some((number, &text[digits..]))
+}

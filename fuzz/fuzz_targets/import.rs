@@ -1,0 +1,27 @@
+//! Any bytes as any format: what is imported prints as a policy without mistakes that has the same
+//! entries, or the bytes are refused.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use msrgate_policy::import::{Format, import, print};
+use msrgate_policy::{Source, parse};
+
+fuzz_target!(|bytes: &[u8]| {
+    let guessed = import(bytes, None);
+    for format in Format::ALL {
+        let Ok(imported) = import(bytes, Some(format)) else {
+            continue;
+        };
+        if let Ok(guessed) = &guessed
+            && guessed.format == format
+        {
+            assert_eq!(guessed, &imported);
+        }
+        let text = print(&imported, "fuzz");
+        let policy = parse(&Source::new("fuzz.toml", &text)).expect("a policy without mistakes");
+        assert_eq!(policy.entries().len(), imported.entries.len());
+        for (entry, draft) in policy.entries().iter().zip(&imported.entries) {
+            assert_eq!(entry.msrs(), draft.msrs);
+        }
+    }
+});

@@ -1,0 +1,37 @@
+//! Any bytes as a trace: every line is counted once, whatever the buffer cuts; an access that is
+//! printed is read back.
+#![no_main]
+
+use std::io::BufReader;
+
+use libfuzzer_sys::fuzz_target;
+use msrgate_policy::trace::{Line, Lines, parse_line};
+
+fn lines(trace: &[u8], buffer: usize) -> Vec<Line> {
+    let mut lines = Lines::new(BufReader::with_capacity(buffer, trace));
+    let mut all = Vec::new();
+    while let Ok(Some((number, line))) = lines.next_line() {
+        all.push(line);
+        assert_eq!(number.get(), all.len() as u64);
+    }
+    assert_eq!(lines.bytes(), trace.len() as u64);
+    all
+}
+
+fuzz_target!(|trace: &[u8]| {
+    let whole = lines(trace, trace.len() + 1);
+    assert_eq!(whole, lines(trace, 7));
+    let by_hand = trace.strip_suffix(b"\n").unwrap_or(trace);
+    let by_hand = by_hand.split(|&byte| byte == b'\n').map(parse_line);
+    if !trace.is_empty() {
+        assert_eq!(whole, by_hand.collect::<Vec<_>>());
+    }
+    for line in whole {
+        if let Line::Access(traced) = line
+            && traced.value.is_some()
+        {
+            let printed = format!("task-1 [000] ..... 1.5: kvm_msr: {traced}");
+            assert_eq!(parse_line(printed.as_bytes()), line);
+        }
+    }
+});
