@@ -5,6 +5,7 @@ mod commands;
 mod failure;
 mod load;
 mod output;
+mod side;
 
 use std::process::ExitCode;
 

@@ -1,17 +1,19 @@
 //! `msrgate check`.
 
 mod warnings;
+mod within;
 
 use std::io::Write;
 
 use msrgate_filter::Range;
-use msrgate_policy::{Compiled, Mistake, Mistakes, Policy, Variant};
+use msrgate_policy::{Compiled, Mistake, Mistakes, Policy, Program, Variant};
 use serde::Serialize;
 
-use crate::cli::{Format, PolicyArgs};
+use crate::cli::{CheckArgs, Format};
 use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::output::{self, SCHEMA};
+use within::{Within, WithinReport};
 
 #[derive(Serialize)]
 struct Report {
@@ -20,6 +22,9 @@ struct Report {
     mistakes: Vec<Remark>,
     warnings: Vec<Remark>,
     packed: Option<Packed>,
+    /// Whether it is no looser than `--within`; absent if that was not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    within: Option<WithinReport>,
 }
 
 /// Something to mend, or to know.
@@ -38,6 +43,8 @@ struct Packed {
     name: Option<String>,
     default: &'static str,
     entries: usize,
+    /// Equal for policies that do the same.
+    digest: String,
     variants: Vec<PackedVariant>,
 }
 
@@ -57,31 +64,47 @@ struct PackedRange {
     allowed: u32,
 }
 
-pub(super) fn run(args: &PolicyArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
+pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     let compiled = load::compiled(&args.policy);
-    match (args.format.format, compiled) {
-        (Format::Text, compiled) => print(out, &compiled?)?,
-        (Format::Json, Ok(compiled)) => output::json(out, &sound(&compiled))?,
-        (Format::Json, Err(failure)) => {
-            let mistakes = match &failure {
-                Failure::Mistakes(mistakes) => mistakes_of(mistakes),
-                Failure::Refused(message) => vec![Remark::whole(message.clone())],
-                _ => return Err(failure),
-            };
-            output::json(
-                out,
-                &Report {
-                    schema: SCHEMA,
-                    ok: false,
-                    mistakes,
-                    warnings: Vec::new(),
-                    packed: None,
-                },
-            )?;
-            return Ok(Answer::No);
+    let within = |compiled: &Compiled| match &args.within {
+        Some(org) => Within::of(&args.policy, compiled, org).map(Some),
+        None => Ok(None),
+    };
+    let failure = match (args.format.format, compiled) {
+        (Format::Text, Err(failure)) => return Err(failure),
+        (Format::Json, Err(failure)) => failure,
+        (format, Ok(compiled)) => {
+            let within = within(&compiled)?;
+            match format {
+                Format::Text => {
+                    print(out, &compiled)?;
+                    within.iter().try_for_each(|within| within.print(out))?;
+                }
+                Format::Json => {
+                    output::json(out, &sound(&compiled, within.as_ref()))?;
+                }
+            }
+            let holds = within.is_none_or(|within| within.holds());
+            return Ok(if holds { Answer::Yes } else { Answer::No });
         }
-    }
-    Ok(Answer::Yes)
+    };
+    let mistakes = match &failure {
+        Failure::Mistakes(mistakes) => mistakes_of(mistakes),
+        Failure::Refused(message) => vec![Remark::whole(message.clone())],
+        _ => return Err(failure),
+    };
+    output::json(
+        out,
+        &Report {
+            schema: SCHEMA,
+            ok: false,
+            mistakes,
+            warnings: Vec::new(),
+            packed: None,
+            within: None,
+        },
+    )?;
+    Ok(Answer::No)
 }
 
 impl Remark {
@@ -111,7 +134,7 @@ fn mistakes_of(mistakes: &Mistakes) -> Vec<Remark> {
     mistakes.mistakes().iter().map(remark).collect()
 }
 
-fn sound(compiled: &Compiled) -> Report {
+fn sound(compiled: &Compiled, within: Option<&Within>) -> Report {
     let policy = compiled.policy();
     let warnings = warnings::of(compiled).into_iter().map(|warning| Remark {
         message: warning.message,
@@ -124,19 +147,21 @@ fn sound(compiled: &Compiled) -> Report {
     });
     Report {
         schema: SCHEMA,
-        ok: true,
+        ok: within.is_none_or(Within::holds),
         mistakes: Vec::new(),
         warnings: warnings.collect(),
         packed: Some(Packed {
             name: policy.name().map(str::to_owned),
             default: policy.default_action().word(),
             entries: policy.entries().len(),
+            digest: Program::of(compiled).digest().to_string(),
             variants: compiled
                 .variants()
                 .iter()
                 .map(|one| packed_variant(policy, one))
                 .collect(),
         }),
+        within: within.map(Within::report),
     }
 }
 
@@ -209,5 +234,6 @@ fn print(out: &mut dyn Write, compiled: &Compiled) -> Result<(), Failure> {
             )?;
         }
     }
+    writeln!(out, "digest {}", Program::of(compiled).digest().short())?;
     Ok(())
 }
