@@ -1,5 +1,7 @@
 //! What can be typed.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use msrgate_policy::{Cpu, MsrSet, parse_msrs};
 
@@ -25,9 +27,13 @@ pub(crate) enum Command {
     /// Run the policy in a real guest, and compare what it gets with what the policy promises
     Test(TestArgs),
     /// Say what is wrong with a policy, and how it packs into KVM's filter
-    Check(PolicyArgs),
+    Check(CheckArgs),
     /// Say what happens to an MSR, and which line says so
     Explain(ExplainArgs),
+    /// Say what changes from one policy to another, looser and stricter apart
+    Diff(DiffArgs),
+    /// Turn a policy into a program, or its filter into JSON, Rust, C or the kernel's bytes
+    Compile(CompileArgs),
     /// Say what a policy would have decided of the accesses in a trace
     Replay(ReplayArgs),
     /// Turn what other tools and the kernel write into a policy
@@ -53,19 +59,85 @@ impl Command {
             Self::Msr(args) => args.format.format,
             Self::Doctor(args) => args.format.format,
             Self::Policies(args) => args.format.format,
-            Self::Import(_) | Self::Help(_) => Format::Text,
+            Self::Diff(args) => args.format.format,
+            // Their output is the text or the file itself.
+            Self::Compile(_) | Self::Import(_) | Self::Help(_) => Format::Text,
         }
     }
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct PolicyArgs {
+pub(crate) struct CheckArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: String,
+    /// Prove that the policy is no looser than this one, on every processor
+    #[arg(long, value_name = "ORG")]
+    pub(crate) within: Option<String>,
     #[command(flatten)]
     pub(crate) cpu: CpuArg,
     #[command(flatten)]
     pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// A policy, a program, or what `compile` wrote as JSON or abi; `-` for standard input
+    pub(crate) old: String,
+    /// Another one
+    pub(crate) new: String,
+    /// What makes the exit code 1
+    #[arg(long, value_name = "WHAT", default_value = "any")]
+    pub(crate) fail_on: FailOn,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FailOn {
+    /// Any difference
+    Any,
+    /// Something became looser, or so different that neither can be said
+    Looser,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompileArgs {
+    /// A file, `-`, or the name of a shipped policy
+    pub(crate) policy: String,
+    /// What to write
+    #[arg(long, value_name = "FORMAT", default_value = "program")]
+    pub(crate) format: Output,
+    /// The file to write, whole or not at all; without it, standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Write the filter even though it does not do all that the policy says
+    #[arg(long)]
+    pub(crate) filter_only: bool,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// All of the policy, for msrgate and VMMs that link it
+    Program,
+    /// A filter in one line of JSON
+    Json,
+    /// A filter as constants of Rust
+    Rust,
+    /// A filter as a header of C
+    C,
+    /// A filter as the 392 bytes of `struct kvm_msr_filter` and its bitmaps; the pointers are
+    /// offsets from the first byte
+    Abi,
+}
+
+impl Output {
+    pub(crate) const fn is_text(self) -> bool {
+        matches!(self, Self::Json | Self::Rust | Self::C)
+    }
 }
 
 // `--msr` takes all that follows: what comes first is the policy.

@@ -1,6 +1,8 @@
 //! The commands, one module each.
 
 mod check;
+mod compile;
+mod diff;
 mod doctor;
 mod explain;
 mod help;
@@ -21,6 +23,8 @@ pub(crate) fn run(command: &Command, out: &mut dyn Write) -> Result<Answer, Fail
         Command::Test(args) => test::run(args, out),
         Command::Check(args) => check::run(args, out),
         Command::Explain(args) => explain::run(args, out),
+        Command::Diff(args) => diff::run(args, out),
+        Command::Compile(args) => compile::run(args, out),
         Command::Replay(args) => replay::run(args, out),
         Command::Import(args) => import::run(args, out),
         Command::Msr(args) => msr::run(args, out),

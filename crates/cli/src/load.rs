@@ -68,7 +68,12 @@ impl Shipped {
 
 /// Reads, parses and packs a policy.
 pub(crate) fn compiled(policy: &str) -> Result<Compiled, Failure> {
-    let policy = parse(&source(policy)?, &mut Files).map_err(Failure::Mistakes)?;
+    compiled_source(&source(policy)?)
+}
+
+/// Parses and packs a policy that has been read.
+pub(crate) fn compiled_source(source: &Source) -> Result<Compiled, Failure> {
+    let policy = parse(source, &mut Files).map_err(Failure::Mistakes)?;
     compile(policy.clone()).map_err(|error| {
         let clusters = match &error {
             CompileError::Pack(PackError::TooManyRanges(windows)) => clusters(&policy, windows),
@@ -152,17 +157,26 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
 }
 
 fn source(policy: &str) -> Result<Source, Failure> {
-    if policy == "-" {
-        return read("standard input", io::stdin().lock());
+    let (name, bytes) = bytes(policy)?;
+    let text = text(&name, bytes)?;
+    Ok(Source::new(&name, &text))
+}
+
+/// What is there under this argument, and what messages call it.
+pub(crate) fn bytes(argument: &str) -> Result<(String, Vec<u8>), Failure> {
+    let named = |name: &str, bytes| (name.to_owned(), bytes);
+    if argument == "-" {
+        let name = "standard input";
+        return Ok(named(name, read_bytes(name, io::stdin().lock())?));
     }
-    match File::open(policy) {
-        Ok(file) => read(policy, file),
-        Err(error) => match shipped(policy) {
-            Some(shipped) if error.kind() == io::ErrorKind::NotFound => Ok(Source::new(
-                &format!("{}.toml (shipped)", shipped.name),
-                shipped.text,
-            )),
-            _ => Err(unreadable(policy, &error)),
+    match File::open(argument) {
+        Ok(file) => Ok(named(argument, read_bytes(argument, file)?)),
+        Err(error) => match shipped(argument) {
+            Some(shipped) if error.kind() == io::ErrorKind::NotFound => {
+                let source = shipped.source();
+                Ok(named(source.name(), source.text().into()))
+            }
+            _ => Err(unreadable(argument, &error)),
         },
     }
 }
@@ -173,6 +187,11 @@ pub(crate) fn shipped(name: &str) -> Option<Shipped> {
 }
 
 fn read(name: &str, from: impl io::Read) -> Result<Source, Failure> {
+    let text = text(name, read_bytes(name, from)?)?;
+    Ok(Source::new(name, &text))
+}
+
+fn read_bytes(name: &str, from: impl io::Read) -> Result<Vec<u8>, Failure> {
     let trouble = |why: String| Failure::Input {
         what: name.to_owned(),
         why,
@@ -187,13 +206,18 @@ fn read(name: &str, from: impl io::Read) -> Result<Source, Failure> {
             "longer than the {MAX_BYTES} bytes that a policy may have; name ranges instead of single MSRs"
         )));
     }
-    let text = String::from_utf8(bytes).map_err(|error| {
+    Ok(bytes)
+}
+
+/// Bytes as a policy's text.
+pub(crate) fn text(name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
+    String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        trouble(format!(
-            "not UTF-8 text (byte {at}); a policy is a TOML file"
-        ))
-    })?;
-    Ok(Source::new(name, &text))
+        Failure::Input {
+            what: name.to_owned(),
+            why: format!("not UTF-8 text (byte {at}); a policy is a TOML file"),
+        }
+    })
 }
 
 fn unreadable(policy: &str, error: &io::Error) -> Failure {

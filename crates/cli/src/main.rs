@@ -6,6 +6,7 @@ mod failure;
 mod load;
 mod output;
 mod remark;
+mod side;
 
 use std::process::ExitCode;
 

@@ -30,6 +30,7 @@ use msrgate_filter::FilterError;
 use crate::action::Action;
 use crate::parse::MAX_ENTRIES;
 
+pub use compiled::compiled_filter;
 pub use draft::{Draft, Unsaid};
 pub use print::print;
 

@@ -1,18 +1,20 @@
 //! `msrgate check`.
 
 mod warnings;
+mod within;
 
 use std::io::Write;
 
 use msrgate_filter::Range;
-use msrgate_policy::{Compiled, Policy, Variant};
+use msrgate_policy::{Compiled, Policy, Program, Variant};
 use serde::Serialize;
 
-use crate::cli::{Format, PolicyArgs};
+use crate::cli::{CheckArgs, Format};
 use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::output::{self, SCHEMA};
 use crate::remark::Remark;
+use within::{Within, WithinReport};
 
 #[derive(Serialize)]
 struct Report {
@@ -22,6 +24,9 @@ struct Report {
     mistakes: [Remark; 0],
     warnings: Vec<Remark>,
     packed: Packed,
+    /// Whether it is no looser than `--within`; absent if that was not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    within: Option<WithinReport>,
 }
 
 #[derive(Serialize)]
@@ -29,6 +34,8 @@ struct Packed {
     name: Option<String>,
     default: &'static str,
     entries: usize,
+    /// Equal for policies that do the same.
+    digest: String,
     variants: Vec<PackedVariant>,
 }
 
@@ -48,16 +55,24 @@ struct PackedRange {
     allowed: u32,
 }
 
-pub(super) fn run(args: &PolicyArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
+pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     let compiled = load::compiled(&args.policy)?;
+    let within = match &args.within {
+        Some(org) => Some(Within::of(&args.policy, &compiled, org)?),
+        None => None,
+    };
     match args.format.format {
-        Format::Text => print(out, &compiled)?,
-        Format::Json => output::json(out, &sound(&compiled))?,
+        Format::Text => {
+            print(out, &compiled)?;
+            within.iter().try_for_each(|within| within.print(out))?;
+        }
+        Format::Json => output::json(out, &sound(&compiled, within.as_ref()))?,
     }
-    Ok(Answer::Yes)
+    let holds = within.is_none_or(|within| within.holds());
+    Ok(if holds { Answer::Yes } else { Answer::No })
 }
 
-fn sound(compiled: &Compiled) -> Report {
+fn sound(compiled: &Compiled, within: Option<&Within>) -> Report {
     let policy = compiled.policy();
     let warnings = warnings::of(compiled).into_iter().map(|warning| Remark {
         message: warning.message,
@@ -70,19 +85,21 @@ fn sound(compiled: &Compiled) -> Report {
     });
     Report {
         schema: SCHEMA,
-        ok: true,
+        ok: within.is_none_or(Within::holds),
         mistakes: [],
         warnings: warnings.collect(),
         packed: Packed {
             name: policy.name().map(str::to_owned),
             default: policy.default_action().word(),
             entries: policy.entries().len(),
+            digest: Program::of(compiled).digest().to_string(),
             variants: compiled
                 .variants()
                 .iter()
                 .map(|one| packed_variant(policy, one))
                 .collect(),
         },
+        within: within.map(Within::report),
     }
 }
 
@@ -155,5 +172,6 @@ fn print(out: &mut dyn Write, compiled: &Compiled) -> Result<(), Failure> {
             )?;
         }
     }
+    writeln!(out, "digest {}", Program::of(compiled).digest().short())?;
     Ok(())
 }

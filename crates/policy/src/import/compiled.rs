@@ -32,9 +32,20 @@ struct Window {
     bitmap: String,
 }
 
+/// The filter in our own JSON of a compiled policy.
+///
+/// # Errors
+/// The bytes are not such JSON, or its ranges are none that a filter may have.
+pub fn compiled_filter(bytes: &[u8]) -> Result<Filter, ImportError> {
+    filter(&document(bytes)?)
+}
+
+fn document(bytes: &[u8]) -> Result<Document, ImportError> {
+    serde_json::from_slice(bytes).map_err(|error| ImportError::Json(error.to_string()))
+}
+
 pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
-    let document: Document =
-        serde_json::from_slice(bytes).map_err(|error| ImportError::Json(error.to_string()))?;
+    let document = document(bytes)?;
     let filter = filter(&document)?;
     let mut drafts = Drafts::new(match filter.fallback() {
         Fallback::Allow => Action::Allow,

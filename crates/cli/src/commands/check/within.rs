@@ -1,0 +1,117 @@
+//! `check --within`: whether a policy is no looser than another, for every processor and access.
+
+use std::io::Write;
+
+use msrgate_policy::{Change, Compiled, Difference, Program, SettingChange, differences};
+use serde::Serialize;
+
+use crate::commands::diff;
+use crate::failure::Failure;
+use crate::side::{Content, Side};
+
+/// As many violations are shown.
+const SHOWN: usize = 10;
+
+/// What a policy allows that the other one does not.
+pub(super) struct Within {
+    policy: Side,
+    org: Side,
+    settings: Vec<SettingChange>,
+    /// Only what may loosen.
+    differences: Vec<Difference>,
+}
+
+#[derive(Serialize)]
+pub(super) struct WithinReport {
+    org: String,
+    holds: bool,
+    /// The first of them, as text.
+    violations: Vec<String>,
+    /// How many there are, neighbours counted once.
+    count: usize,
+}
+
+impl Within {
+    pub(super) fn of(name: &str, compiled: &Compiled, org: &str) -> Result<Self, Failure> {
+        if [name, org] == ["-"; 2] {
+            return Err(Failure::Usage(
+                "standard input cannot be both policies".to_owned(),
+            ));
+        }
+        let policy = Side {
+            name: compiled.policy().source().name().to_owned(),
+            program: Program::of(compiled),
+            content: Content::Policy,
+        };
+        let org = Side::load(org)?;
+        let mut settings = diff::settings(&org, &policy);
+        settings.retain(|change| change.direction.may_loosen());
+        let mut differences = differences(&org.program, &policy.program, None);
+        for difference in &mut differences {
+            let changes = &mut difference.changes;
+            changes.retain(|change| change.direction.may_loosen());
+        }
+        Ok(Self {
+            policy,
+            org,
+            settings,
+            differences,
+        })
+    }
+
+    pub(super) fn holds(&self) -> bool {
+        self.count() == 0
+    }
+
+    fn count(&self) -> usize {
+        let changes = self.differences.iter().map(|one| one.changes.len());
+        self.settings.len() + changes.sum::<usize>()
+    }
+
+    fn violations(&self) -> impl Iterator<Item = String> {
+        let setting = |change: &SettingChange| {
+            let SettingChange { key, was, is, .. } = change;
+            format!("{key}: {was} -> {is}")
+        };
+        let of = |difference: &Difference| {
+            let cpu = difference.cpu.as_ref();
+            let cpu = cpu.map_or_else(String::new, |cpu| format!("  [on {cpu} and the like]"));
+            let line = |change: &Change| diff::line(&self.org, &self.policy, change) + &cpu;
+            difference.changes.iter().map(line).collect::<Vec<_>>()
+        };
+        let settings = self.settings.iter().map(setting);
+        settings
+            .chain(self.differences.iter().flat_map(of))
+            .take(SHOWN)
+    }
+
+    pub(super) fn report(&self) -> WithinReport {
+        WithinReport {
+            org: self.org.name.clone(),
+            holds: self.holds(),
+            violations: self.violations().collect(),
+            count: self.count(),
+        }
+    }
+
+    pub(super) fn print(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        let org = &self.org.name;
+        if self.holds() {
+            writeln!(
+                out,
+                "within {org}: no access of 2^32 MSRs, read or written, is looser, on any processor"
+            )?;
+            return Ok(());
+        }
+        let red = anstyle::AnsiColor::Red.on_default().bold();
+        writeln!(out, "{red}not within{red:#} {org}:")?;
+        for violation in self.violations() {
+            writeln!(out, "  {violation}")?;
+        }
+        match self.count().saturating_sub(SHOWN) {
+            0 => {}
+            more => writeln!(out, "  and {more} more")?,
+        }
+        Ok(())
+    }
+}

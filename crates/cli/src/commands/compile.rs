@@ -1,0 +1,108 @@
+//! `msrgate compile`.
+
+use std::fs::Permissions;
+use std::io::{self, IsTerminal as _, Write};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use msrgate_policy::{Program, ProgramVariant, emit};
+
+use crate::cli::{CompileArgs, Output};
+use crate::failure::{Answer, Failure};
+use crate::load;
+
+pub(super) fn run(args: &CompileArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
+    let program = Program::of(&load::compiled(&args.policy)?);
+    let bytes = match args.format {
+        Output::Program => program.encode(),
+        format => {
+            let variant = variant(&program, args)?;
+            keeps_all(&program, variant, args)?;
+            filter(variant, format)?
+        }
+    };
+    match &args.output {
+        Some(path) => write_whole(path, &bytes)?,
+        None if args.format.is_text() => out.write_all(&bytes)?,
+        None if io::stdout().is_terminal() => {
+            return Err(Failure::Usage(
+                "this is binary, and standard output a terminal; name a file with -o".to_owned(),
+            ));
+        }
+        // Not through `out`, which takes bytes that look like colours for colours.
+        None => io::stdout().lock().write_all(&bytes)?,
+    }
+    Ok(Answer::Yes)
+}
+
+/// The one variant that is meant.
+fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p ProgramVariant, Failure> {
+    match (program.variants(), &args.cpu.cpu) {
+        (_, Some(cpu)) => program
+            .on(cpu)
+            .ok_or_else(|| Failure::Refused(format!("{}: says nothing of {cpu}", args.policy))),
+        ([only], None) => Ok(only),
+        (several, None) => {
+            let examples = several
+                .iter()
+                .map(|one| format!("\n  --cpu {}", one.example()));
+            Err(Failure::Usage(format!(
+                "{} is {} filters, by processor, and this format holds one; say which{}",
+                args.policy,
+                several.len(),
+                examples.collect::<String>()
+            )))
+        }
+    }
+}
+
+fn keeps_all(
+    program: &Program,
+    variant: &ProgramVariant,
+    args: &CompileArgs,
+) -> Result<(), Failure> {
+    let unsaid = emit::unsaid(program, variant);
+    if unsaid.is_empty() || args.filter_only {
+        return Ok(());
+    }
+    let unsaid: Vec<_> = unsaid.iter().map(ToString::to_string).collect();
+    Err(Failure::Refused(format!(
+        "{}: a filter does not carry {}; compile a program, or say --filter-only to go without",
+        args.policy,
+        unsaid.join(", nor ")
+    )))
+}
+
+fn filter(variant: &ProgramVariant, format: Output) -> Result<Vec<u8>, Failure> {
+    Ok(match format {
+        Output::Json => emit::json(variant).into_bytes(),
+        Output::Rust => emit::rust(variant).into_bytes(),
+        Output::C => emit::c(variant).into_bytes(),
+        Output::Abi | Output::Program => {
+            emit::abi(variant).map_err(|error| Failure::Refused(error.to_string()))?
+        }
+    })
+}
+
+/// The file is the old one or the new one, never a part.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let write = || -> io::Result<()> {
+        // As any new file: what the umask leaves.
+        let mut file = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|error| Failure::Input {
+        what: path.display().to_string(),
+        // The error names the temporary file, which is nobody's business.
+        why: format!("cannot be written: {}", error.kind()),
+    })
+}
