@@ -19,6 +19,7 @@ mod pack;
 mod parse;
 mod points;
 mod policy;
+mod print;
 pub mod registers;
 mod selector;
 mod source;
@@ -40,6 +41,7 @@ pub use policy::{
     Entry, EntryId, Log, Microcode, Mode, Policy, Settings, SourceId, Unknown, UnknownAction,
     Update, When, WhenId,
 };
+pub use print::print;
 pub use selector::{SelectorError, parse_msrs};
 pub use source::{Place, Source};
 pub use table::{Said, Segment, Table};
