@@ -176,7 +176,7 @@ impl Action {
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Handler(name) => write!(f, "{{ handler = \"{}\" }}", name.escape_default()),
+            Self::Handler(name) => write!(f, "{{ handler = {name:?} }}"),
             Self::Device(device) => write!(f, "{{ device = \"{device}\" }}"),
             Self::Register(register) => {
                 write!(

@@ -36,6 +36,8 @@ mod parse;
 mod points;
 #[cfg(feature = "parse")]
 mod policy;
+#[cfg(feature = "parse")]
+mod print;
 mod program;
 #[cfg(feature = "parse")]
 pub mod registers;
@@ -75,6 +77,8 @@ pub use parse::{
 pub use points::points;
 #[cfg(feature = "parse")]
 pub use policy::{Entry, EntryId, Policy, Settings, SourceId, When, WhenId};
+#[cfg(feature = "parse")]
+pub use print::print;
 pub use program::{Program, ProgramError, ProgramSettings, ProgramVariant};
 pub use rules::{FileId, Line, Origin, Rule, Rules};
 #[cfg(feature = "parse")]

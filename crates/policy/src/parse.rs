@@ -19,7 +19,7 @@ use crate::source::Source;
 pub use include::{IncludeError, Includes, NoIncludes};
 use settings::Said;
 use value::items;
-pub(crate) use variants::variants;
+pub(crate) use variants::{overridden, variants};
 
 /// The most bytes a policy may have, its includes not counted: 16 MiB.
 pub const MAX_BYTES: usize = 16 << 20;
