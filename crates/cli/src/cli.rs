@@ -213,6 +213,9 @@ pub(crate) struct MsrArgs {
     /// A name, part of a name, an index, or a word
     #[arg(required = true, value_name = "WORD")]
     pub(crate) words: Vec<String>,
+    /// Take this value apart by the register's fields, such as 0x850089
+    #[arg(long, value_name = "VALUE", value_parser = value)]
+    pub(crate) decode: Option<u64>,
     #[command(flatten)]
     pub(crate) format: FormatArg,
 }
@@ -289,6 +292,18 @@ impl Color {
         };
         choice.write_global();
     }
+}
+
+fn value(text: &str) -> Result<u64, String> {
+    let digits = text.replace('_', "");
+    let value = match digits
+        .strip_prefix("0x")
+        .or_else(|| digits.strip_prefix("0X"))
+    {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => digits.parse(),
+    };
+    value.map_err(|_| "no number of 64 bits; write digits, or 0x and hexadecimal digits".to_owned())
 }
 
 fn msrs(text: &str) -> Result<MsrSet, String> {

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use msrgate_filter::{Access, MsrIndex, Verdict};
+use msrgate_policy::registers;
 use msrgate_policy::{Entry, Explanation, MsrSet, Policy, Said, Variant, explain, one_line};
 use serde::Serialize;
 
@@ -32,6 +33,8 @@ struct Row<'c> {
     verdict: &'static str,
     /// The range of the filter that decides, counted from 0; null for the default.
     range: Option<usize>,
+    /// How far the filter reaches this access: `enforced`, `partly`, `not`.
+    enforced: String,
 }
 
 pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
@@ -86,6 +89,7 @@ fn row<'c>(policy: &'c Policy, explanation: &Explanation<'c>) -> Row<'c> {
             Verdict::Deny => "deny",
         },
         range: explanation.range(),
+        enforced: registers::reach(explanation.index, explanation.access).to_string(),
     }
 }
 
@@ -113,6 +117,11 @@ fn print(
             "                   {}",
             mechanism(variant, &explanation)
         )?;
+        if explanation.said != Said::ByKvm {
+            for gap in registers::reach(index, access).gaps() {
+                writeln!(out, "                   not always asked: {}", gap.why)?;
+            }
+        }
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use msrgate_policy::registers::{self, Register};
+use msrgate_policy::registers::{self, Field, Register};
 use serde::Serialize;
 
 use crate::cli::{Format, MsrArgs};
@@ -22,6 +22,28 @@ struct Listed {
     aliases: &'static [&'static str],
     vendor: String,
     summary: &'static str,
+    /// How far a filter reaches its accesses: enforced, partly, not.
+    reach: String,
+    gaps: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decoded: Option<DecodedValue>,
+}
+
+/// A value, taken apart.
+#[derive(Serialize)]
+struct DecodedValue {
+    value: String,
+    fields: Vec<DecodedField>,
+    /// Bits that are set and that no field covers.
+    undescribed: String,
+}
+
+#[derive(Serialize)]
+struct DecodedField {
+    name: &'static str,
+    bits: String,
+    value: String,
+    summary: &'static str,
 }
 
 pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
@@ -37,12 +59,18 @@ pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure
             out,
             &Found {
                 schema: SCHEMA,
-                registers: found.iter().map(|register| listed(register)).collect(),
+                registers: found
+                    .iter()
+                    .map(|register| listed(register, args.decode))
+                    .collect(),
             },
         )?,
         Format::Text => {
             for register in &found {
                 print(out, register)?;
+                if let Some(value) = args.decode {
+                    print_decoded(out, register, value)?;
+                }
             }
         }
     }
@@ -55,13 +83,16 @@ pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure
     Ok(Answer::Yes)
 }
 
-fn listed(register: &Register) -> Listed {
+fn listed(register: &Register, value: Option<u64>) -> Listed {
     Listed {
         index: register.index.to_string(),
         name: register.name,
         aliases: register.aliases,
         vendor: register.vendor.to_string(),
         summary: register.summary,
+        reach: register.reach().to_string(),
+        gaps: register.reach().gaps().iter().map(|gap| gap.name).collect(),
+        decoded: value.map(|value| decoded(register, value)),
     }
 }
 
@@ -84,6 +115,59 @@ fn print(out: &mut dyn Write, register: &Register) -> Result<(), Failure> {
             "           {dim}also {}{dim:#}",
             register.aliases.join(", ")
         )?;
+    }
+    for gap in register.reach().gaps() {
+        writeln!(
+            out,
+            "           {dim}not always filtered: {}{dim:#}",
+            gap.why
+        )?;
+    }
+    Ok(())
+}
+
+/// `12` or `39:32`.
+fn bits(field: &Field) -> String {
+    if field.low == field.high {
+        field.low.to_string()
+    } else {
+        format!("{}:{}", field.high, field.low)
+    }
+}
+
+fn decoded(register: &Register, value: u64) -> DecodedValue {
+    let decoded = register.decode(value);
+    let fields = decoded.fields().map(|(field, held)| DecodedField {
+        name: field.name,
+        bits: bits(field),
+        value: format!("{held:#x}"),
+        summary: field.summary,
+    });
+    DecodedValue {
+        value: format!("{value:#x}"),
+        fields: fields.collect(),
+        undescribed: format!("{:#x}", decoded.undescribed()),
+    }
+}
+
+fn print_decoded(out: &mut dyn Write, register: &Register, value: u64) -> Result<(), Failure> {
+    let decoded = register.decode(value);
+    writeln!(out, "           {value:#x} is")?;
+    for (field, held) in decoded.fields().filter(|&(_, held)| held != 0) {
+        let bits = bits(field);
+        writeln!(
+            out,
+            "             {bits:>5}  {} = {held:#x}  {}",
+            field.name, field.summary
+        )?;
+    }
+    match (decoded.undescribed(), register.fields().is_empty()) {
+        (_, true) => writeln!(out, "             no source describes its fields")?,
+        (0, false) => {}
+        (rest, false) => writeln!(
+            out,
+            "             {rest:#x} set in bits that no source describes"
+        )?,
     }
     Ok(())
 }
