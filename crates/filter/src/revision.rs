@@ -112,7 +112,8 @@ impl Revision {
     }
 
     /// Capabilities that have nothing to do with MSRs and answer 1, for which a probe with the
-    /// other revision's numbers takes its own (S1.10).
+    /// other revision's numbers takes its own (S1.10). Whether 185 answers 1 depends on the host;
+    /// here it does, as the worst for such a probe.
     pub(crate) const fn impostors(self) -> &'static [u32] {
         match self {
             Self::Mainline => &[184, 185],
