@@ -1,5 +1,7 @@
 //! The scan for the fewest windows; [`pack`](super) says why it finds them.
 
+use std::num::NonZeroU32;
+
 use msrgate_filter::{Accesses, Bitmap, MsrIndex};
 
 use super::Window;
@@ -14,15 +16,16 @@ struct State {
     /// One past the last MSR that each of [`COLOURS`] reaches.
     ends: [u64; 3],
     count: u32,
-    /// Its newest window, in [`Scan::opened`].
-    newest: Option<usize>,
+    /// Its newest window: a place in [`Scan::opened`], counted from 1.
+    newest: Option<NonZeroU32>,
 }
 
-/// A window with the one that was opened before it.
+/// A window with the one that was opened before it. Small, since a policy that does not fit may
+/// open a million.
 struct Opened {
-    colour: usize,
-    first: u64,
-    before: Option<usize>,
+    first: MsrIndex,
+    before: Option<NonZeroU32>,
+    colour: u8,
 }
 
 struct Scan {
@@ -82,13 +85,16 @@ impl Scan {
 
     fn open(&mut self, mut state: State, colour: usize, first: u64) -> State {
         self.opened.push(Opened {
-            colour,
-            first,
+            // A need is an MSR, and there are three colours: both fit.
+            first: MsrIndex::new(u32::try_from(first).unwrap_or(u32::MAX)),
             before: state.newest,
+            colour: u8::try_from(colour).unwrap_or(u8::MAX),
         });
         state.ends[colour] = end_of(first);
         state.count += 1;
-        state.newest = Some(self.opened.len() - 1);
+        state.newest = u32::try_from(self.opened.len())
+            .ok()
+            .and_then(NonZeroU32::new);
         state
     }
 
@@ -96,13 +102,12 @@ impl Scan {
         let best = self.front.iter().min_by_key(|state| state.count);
         let mut next = best.and_then(|state| state.newest);
         let mut windows = Vec::new();
-        while let Some(opened) = next.map(|newest| &self.opened[newest]) {
-            let ends = [opened.first, end_of(opened.first) - 1].map(u32::try_from);
-            if let [Ok(first), Ok(last)] = ends
-                && let Some(msrs) = MsrRange::new(MsrIndex::new(first), MsrIndex::new(last))
-            {
+        while let Some(opened) = next.and_then(|newest| self.opened.get(newest.get() as usize - 1))
+        {
+            let end = end_of(opened.first.get().into());
+            if let Some(msrs) = MsrRange::below(opened.first.get().into(), end) {
                 windows.push(Window {
-                    colour: COLOURS[opened.colour],
+                    colour: COLOURS[usize::from(opened.colour)],
                     msrs,
                 });
             }
