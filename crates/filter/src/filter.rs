@@ -6,6 +6,7 @@ use core::fmt;
 
 use crate::bitmap::Bitmap;
 use crate::decide::Decision;
+use crate::decide::Verdict;
 use crate::lookup::Lookup;
 use crate::msr::{Access, Accesses, MsrIndex};
 use crate::revision::Revision;
@@ -20,6 +21,26 @@ pub enum Fallback {
     Allow,
     /// `KVM_MSR_FILTER_DEFAULT_DENY`.
     Deny,
+}
+
+impl Fallback {
+    /// What it says of an access.
+    #[must_use]
+    pub const fn verdict(self) -> Verdict {
+        match self {
+            Self::Allow => Verdict::Allow,
+            Self::Deny => Verdict::Deny,
+        }
+    }
+}
+
+impl From<Verdict> for Fallback {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Allow => Self::Allow,
+            Verdict::Deny => Self::Deny,
+        }
+    }
 }
 
 /// A range's place in its filter, counted from 0. Empty ranges have none: the kernel drops them,

@@ -1,15 +1,12 @@
 //! From a policy to a filter that is shown to be equal to it.
 
-use std::fmt;
-
-use msrgate_filter::{Access, Filter, MsrIndex, Verdict};
+use msrgate_filter::Filter;
 
 use crate::cpu::Cpu;
-use crate::equality;
-use crate::pack::{PackError, pack};
 use crate::parse::variants;
 use crate::policy::{Policy, WhenId};
-use crate::table::{Said, Table};
+use crate::table::Table;
+use crate::verdicts::CompileError;
 
 /// A policy with the filters that decide as it says.
 #[derive(Clone, Debug)]
@@ -89,42 +86,6 @@ impl Variant {
     }
 }
 
-/// A policy that became no filter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CompileError {
-    /// No filter can express it.
-    Pack(PackError),
-    /// The filter that was made is not what the policy says: a defect of this program, found by
-    /// its check of all accesses. Nothing was installed.
-    Differs {
-        /// An MSR on which they differ.
-        index: MsrIndex,
-        /// In this direction.
-        access: Access,
-        /// What the policy says.
-        wanted: Verdict,
-    },
-}
-
-impl fmt::Display for CompileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Pack(error) => fmt::Display::fmt(error, f),
-            Self::Differs {
-                index,
-                access,
-                wanted,
-            } => write!(
-                f,
-                "a {access} of {index} is not decided as the policy says ({wanted:?}); this is a defect of msrgate, please report it with the policy"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for CompileError {}
-
 /// Packs a policy, and compares the result with it over all 2^32 MSRs in both directions.
 ///
 /// # Errors
@@ -132,14 +93,7 @@ impl std::error::Error for CompileError {}
 pub fn compile(policy: Policy) -> Result<Compiled, CompileError> {
     let variants = variants(&policy).into_iter().map(|active| {
         let table = Table::resolve(&policy, &active.entries);
-        let filter = pack(&table).map_err(CompileError::Pack)?;
-        if let Some((index, access, wanted)) = first_difference(&table, &filter) {
-            return Err(CompileError::Differs {
-                index,
-                access,
-                wanted,
-            });
-        }
+        let filter = table.verdicts().pack()?;
         Ok(Variant {
             holds: active.holds,
             example: active.example,
@@ -149,21 +103,6 @@ pub fn compile(policy: Policy) -> Result<Compiled, CompileError> {
     });
     let variants = variants.collect::<Result<_, _>>()?;
     Ok(Compiled { policy, variants })
-}
-
-/// The first access that the filter does not decide as the table says. x2APIC registers are left
-/// out: the table says what KVM does, and KVM asks no filter.
-pub(crate) fn first_difference(
-    table: &Table,
-    filter: &Filter,
-) -> Option<(MsrIndex, Access, Verdict)> {
-    let wanted = Access::ALL.into_iter().flat_map(|access| {
-        let segments = table.segments(access).iter();
-        segments
-            .filter(|segment| segment.said != Said::ByKvm)
-            .map(move |segment| (segment.msrs, access, segment.action.verdict()))
-    });
-    equality::first_difference(wanted, filter)
 }
 
 #[cfg(test)]

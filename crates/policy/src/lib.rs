@@ -23,12 +23,12 @@ pub mod emit;
 mod equality;
 #[cfg(feature = "parse")]
 mod explain;
+mod forward;
 #[cfg(feature = "parse")]
 pub mod import;
 #[cfg(feature = "parse")]
 mod mistake;
 mod msrs;
-#[cfg(feature = "parse")]
 mod pack;
 #[cfg(feature = "parse")]
 mod parse;
@@ -51,10 +51,11 @@ mod source;
 mod table;
 #[cfg(feature = "parse")]
 pub mod trace;
+mod verdicts;
 
 pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
 #[cfg(feature = "parse")]
-pub use compile::{CompileError, Compiled, Variant, compile};
+pub use compile::{Compiled, Variant, compile};
 pub use cpu::{Cpu, CpuError, CpuSet};
 pub use diff::{
     Change, Difference, Direction, SettingChange, changes, differences, setting_changes,
@@ -64,10 +65,10 @@ pub use digest::Digest;
 pub use effects::write_effect;
 #[cfg(feature = "parse")]
 pub use explain::{Explanation, explain};
+pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding, forward};
 #[cfg(feature = "parse")]
 pub use mistake::{Mistake, Mistakes, Wrong};
 pub use msrs::{MsrRange, MsrSet};
-#[cfg(feature = "parse")]
 pub use pack::{Colour, PackError, Window};
 #[cfg(feature = "parse")]
 pub use parse::{
@@ -88,3 +89,4 @@ pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 pub use source::{Place, Source, one_line};
 #[cfg(feature = "parse")]
 pub use table::{Said, Segment, Table};
+pub use verdicts::{CompileError, Verdicts};

@@ -51,12 +51,10 @@ impl MsrRange {
         (self.first..=self.last).contains(&index)
     }
 
-    #[cfg(feature = "parse")]
     pub(crate) fn overlaps(self, other: Self) -> bool {
         self.shared(other).is_some()
     }
 
-    #[cfg(feature = "parse")]
     /// The MSRs from `from` to below `to`, if there are any.
     pub(crate) fn below(from: u64, to: u64) -> Option<Self> {
         let first = u32::try_from(from).ok()?;

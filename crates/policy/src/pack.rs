@@ -1,4 +1,4 @@
-//! From a table to the fewest ranges of a filter.
+//! From verdicts to the fewest ranges of a filter.
 //!
 //! An access whose answer is not the default has to lie in a range. A range is a *window* of at
 //! most 0x3000 MSRs in one of three colours: `R` and `W` speak of one direction, `RW` of both with
@@ -23,7 +23,7 @@ use msrgate_filter::{
 };
 
 use crate::msrs::MsrRange;
-use crate::table::{Said, Table};
+use crate::verdicts::Verdicts;
 
 mod need;
 mod scan;
@@ -68,16 +68,16 @@ impl fmt::Display for PackError {
 
 impl std::error::Error for PackError {}
 
-/// The filter that decides as the table does, in the fewest ranges.
-pub(crate) fn pack(table: &Table) -> Result<Filter, PackError> {
-    let default = table.default_action().verdict();
+/// The filter that decides as these say, in the fewest ranges.
+pub(crate) fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
+    let default = verdicts.default();
     if Access::ALL
         .iter()
-        .any(|&access| table.at(MsrIndex::MAX, access).action.verdict() != default)
+        .any(|&access| verdicts.at(MsrIndex::MAX, access) != Some(default))
     {
         return Err(PackError::LastMsr);
     }
-    let needs = needs(table);
+    let needs = needs(verdicts);
     let mut windows = scan::fewest_windows(&needs);
     for window in &mut windows {
         need::trim(window, &needs);
@@ -90,31 +90,27 @@ pub(crate) fn pack(table: &Table) -> Result<Filter, PackError> {
         });
     }
     windows.sort_by_key(|window| (window.colour == Accesses::Both, window.msrs.first()));
-    let fallback = match default {
-        Verdict::Allow => Fallback::Allow,
-        Verdict::Deny => Fallback::Deny,
-    };
+    let fallback = Fallback::from(default);
     if windows.len() > MAX_RANGES {
         return Err(PackError::TooManyRanges(windows));
     }
     let ranges = windows
         .iter()
-        .filter_map(|&window| range(table, &windows, window))
+        .filter_map(|&window| range(verdicts, &windows, window))
         .collect();
     Filter::new(Revision::Mainline, fallback, ranges).map_err(|_| PackError::TooManyRanges(windows))
 }
 
 /// A window with its bits.
-fn range(table: &Table, windows: &[Window], window: Window) -> Option<Range> {
+fn range(verdicts: &Verdicts, windows: &[Window], window: Window) -> Option<Range> {
     let count = u32::try_from(window.msrs.count()).ok()?;
     let allowed = Access::ALL.map(|access| {
-        let segments = table.segments(access).iter();
         // x2APIC registers have no bits of their own: what a range says of them is never asked.
-        let allowed = segments
-            .filter(|segment| {
-                segment.action.verdict() == Verdict::Allow && segment.said != Said::ByKvm
-            })
-            .map(|segment| segment.msrs);
+        let allowed = verdicts
+            .of(access)
+            .iter()
+            .filter(|stretch| stretch.verdict == Some(Verdict::Allow))
+            .map(|stretch| stretch.msrs);
         paint(window.msrs, count, allowed)
     });
     let of_reads = windows.iter().filter(|one| one.colour == Accesses::Read);

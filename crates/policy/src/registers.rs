@@ -41,7 +41,6 @@ mod field;
 #[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
 #[rustfmt::skip]
 mod fields;
-mod forward;
 mod groups;
 mod lookup;
 #[rustfmt::skip]
@@ -58,8 +57,9 @@ use std::fmt;
 
 use msrgate_filter::MsrIndex;
 
+use crate::forward::Forward;
+
 pub use field::{Decoded, Field};
-pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding};
 pub use groups::{Group, group, groups};
 pub use lookup::{Named, by_index, by_name, search};
 pub use reach::{Gap, GapKind, Kernel, Kernels, Reach, gaps, reach, uses, vm_gaps};
@@ -91,6 +91,12 @@ pub fn all() -> &'static [Register] {
 }
 
 impl Register {
+    /// How accesses may be forwarded, where that is sound: see [`forward`](crate::forward).
+    #[must_use]
+    pub fn forward(&self) -> Option<&'static Forward> {
+        crate::forward(self.index)
+    }
+
     /// Its name, then its aliases.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
         std::iter::once(self.name).chain(self.aliases.iter().copied())

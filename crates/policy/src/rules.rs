@@ -6,6 +6,7 @@ use crate::action::Action;
 use crate::equality::{covered, points};
 use crate::msrs::MsrRange;
 use crate::settings::Log;
+use crate::verdicts::Verdicts;
 
 /// Consecutive MSRs to which the same happens, for the same reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,13 +81,14 @@ impl Rules {
         Access::ALL.into_iter().flat_map(of)
     }
 
-    /// The first access that `filter` does not decide as these rules do.
-    pub(crate) fn first_difference(&self, filter: &Filter) -> Option<(MsrIndex, Access, Verdict)> {
-        let wanted = self
-            .all()
-            .filter(|(_, rule)| rule.origin != Origin::Kvm)
-            .map(|(access, rule)| (rule.msrs, access, rule.action.verdict()));
-        crate::equality::first_difference(wanted, filter)
+    /// What a filter has to say. `default` is that of the filter that is to be made.
+    pub(crate) fn verdicts(&self, default: Verdict) -> Verdicts {
+        Verdicts::new(default, |access| {
+            self.of(access).iter().map(|rule| {
+                let is_asked = rule.origin != Origin::Kvm;
+                (rule.msrs, is_asked.then(|| rule.action.verdict()))
+            })
+        })
     }
 }
 

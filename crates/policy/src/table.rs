@@ -7,6 +7,7 @@ use msrgate_filter::{Access, MsrIndex, X2APIC};
 use crate::action::Action;
 use crate::msrs::MsrRange;
 use crate::policy::{EntryId, Policy};
+use crate::verdicts::Verdicts;
 
 /// What decided an access in a [`Table`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +66,17 @@ impl Table {
     pub fn at(&self, index: MsrIndex, access: Access) -> &Segment {
         let segments = self.segments(access);
         &segments[segments.partition_point(|segment| segment.msrs.last() < index)]
+    }
+
+    /// What a filter has to say.
+    pub(crate) fn verdicts(&self) -> Verdicts {
+        Verdicts::new(self.default.verdict(), |access| {
+            let segments = self.segments(access).iter();
+            segments.map(|segment| {
+                let is_asked = segment.said != Said::ByKvm;
+                (segment.msrs, is_asked.then(|| segment.action.verdict()))
+            })
+        })
     }
 
     /// The segments that share MSRs with `range`.

@@ -1,4 +1,6 @@
-use msrgate_filter::{Accesses, Bitmap, Fallback, Range, Revision};
+use msrgate_filter::{
+    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict,
+};
 
 use super::*;
 use crate::source::Source;
@@ -32,7 +34,13 @@ fn with_bit_flipped(range: &Range, bit: u32) -> Range {
 #[test]
 fn the_comparison_catches_every_broken_filter() {
     let compiled = compiled();
-    let caught = |filter: Filter| first_difference(compiled.table(), &filter).is_some();
+    let caught = |filter: Filter| {
+        compiled
+            .table()
+            .verdicts()
+            .first_difference(&filter)
+            .is_some()
+    };
     assert!(!caught(compiled.filter().clone()));
     for (number, range) in compiled.filter().ranges().iter().enumerate() {
         assert!(
@@ -80,7 +88,7 @@ fn the_comparison_looks_between_the_entries() {
         ranges.push(Range::new(Accesses::Write, MsrIndex::new(index), bitmap));
         let filter = Filter::new(Revision::Mainline, Fallback::Deny, ranges).unwrap();
         assert_eq!(
-            first_difference(compiled.table(), &filter),
+            compiled.table().verdicts().first_difference(&filter),
             Some((MsrIndex::new(index), Access::Write, Verdict::Deny))
         );
     }

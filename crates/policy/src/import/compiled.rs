@@ -151,10 +151,7 @@ fn bytes(digits: &str) -> Option<Vec<u8>> {
 /// Consecutive MSRs of which the filter says the same, and not what its default says. x2APIC
 /// registers are left out: what a range says of them is never asked (S3.1).
 fn runs(filter: &Filter) -> Vec<(MsrRange, [Verdict; 2])> {
-    let default = match filter.fallback() {
-        Fallback::Allow => Verdict::Allow,
-        Fallback::Deny => Verdict::Deny,
-    };
+    let default = filter.fallback().verdict();
     let mut indices: Vec<u32> = filter
         .ranges()
         .iter()

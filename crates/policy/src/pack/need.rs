@@ -4,7 +4,7 @@ use msrgate_filter::{Access, Accesses};
 
 use super::Window;
 use crate::msrs::MsrRange;
-use crate::table::{Said, Table};
+use crate::verdicts::Verdicts;
 
 /// Consecutive MSRs whose answers differ from the default in the same directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,17 +13,15 @@ pub(super) struct Need {
     pub(super) msrs: MsrRange,
 }
 
-/// All needs of a table, in order. x2APIC registers have none: no filter is asked of them (S3.1).
-pub(super) fn needs(table: &Table) -> Vec<Need> {
-    let [reads, writes] = Access::ALL.map(|access| table.segments(access));
+/// All needs, in order. x2APIC registers have none: no filter is asked of them (S3.1).
+pub(super) fn needs(verdicts: &Verdicts) -> Vec<Need> {
+    let [reads, writes] = Access::ALL.map(|access| verdicts.of(access));
     let (mut read, mut write) = (0, 0);
     let mut needs: Vec<Need> = Vec::new();
     while let (Some(r), Some(w)) = (reads.get(read), writes.get(write)) {
         let first = r.msrs.first().max(w.msrs.first());
         let last = r.msrs.last().min(w.msrs.last());
-        let differs = [r, w].map(|one| {
-            one.said != Said::ByKvm && one.action.verdict() != table.default_action().verdict()
-        });
+        let differs = [r, w].map(|one| verdicts.differs(one));
         let accesses = match differs {
             [true, true] => Some(Accesses::Both),
             [true, false] => Some(Accesses::Read),

@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::compile::first_difference;
 use crate::parse::variants;
 use crate::source::Source;
+use crate::table::Table;
 use crate::{NoIncludes, Policy, parse};
 
 fn table(text: &str) -> Table {
@@ -25,9 +25,9 @@ fn packed(default: &str, entries: &str) -> Result<Filter, PackError> {
     let table = table(&format!(
         "policy = 1\ndefault = '{default}'\n[msrs]\n{entries}"
     ));
-    let filter = pack(&table);
+    let filter = pack(&table.verdicts());
     if let Ok(filter) = &filter {
-        assert_eq!(first_difference(&table, filter), None, "{entries}");
+        assert_eq!(table.verdicts().first_difference(filter), None, "{entries}");
     }
     filter
 }
@@ -171,8 +171,8 @@ proptest! {
     fn takes_as_few_windows_as_brute_force(letters in letters(14), allow in any::<bool>()) {
         let default = if allow { "allow" } else { "deny" };
         let table = table(&text_of(&letters, default, 0x1000));
-        let filter = pack(&table).unwrap();
-        prop_assert_eq!(first_difference(&table, &filter), None);
+        let filter = pack(&table.verdicts()).unwrap();
+        prop_assert_eq!(table.verdicts().first_difference(&filter), None);
         let wanted = brute_force(&letters, 3);
         let dummy = usize::from(wanted == 0 && !allow);
         prop_assert_eq!(filter.ranges().len(), wanted + dummy, "{:?}", letters);
@@ -196,7 +196,7 @@ proptest! {
         }
         let Ok(policy) = parse(&Source::new("test.toml", &text), &mut NoIncludes) else { return Ok(()) };
         let table = resolved(&policy);
-        let filter = pack(&table).unwrap();
-        prop_assert_eq!(first_difference(&table, &filter), None, "{}", text);
+        let filter = pack(&table.verdicts()).unwrap();
+        prop_assert_eq!(table.verdicts().first_difference(&filter), None, "{}", text);
     }
 }

@@ -223,7 +223,10 @@ impl Reader<'_> {
         let filter = self.filter()?;
         let [reads, writes] = Access::ALL.map(|access| self.rules(access, files));
         let rules = Rules::new([reads?, writes?]);
-        match rules.first_difference(&filter) {
+        match rules
+            .verdicts(filter.fallback().verdict())
+            .first_difference(&filter)
+        {
             Some((index, access, _)) => Err(ProgramError::Differs { index, access }),
             None => Ok(ProgramVariant {
                 holds,
