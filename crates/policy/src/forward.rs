@@ -117,10 +117,25 @@ impl fmt::Display for CpuidRegister {
 /// How accesses to a register may be forwarded, where that is sound: for most it is not.
 #[must_use]
 pub fn forward(index: MsrIndex) -> Option<&'static Forward> {
-    let row = FORWARDS
-        .binary_search_by_key(&index, |(row, _)| *row)
-        .ok()?;
-    Some(&FORWARDS[row].1)
+    row(index).map(|row| &FORWARDS[row].1)
+}
+
+/// How many registers may be forwarded.
+pub(crate) const ROWS: usize = 10;
+
+/// A register's place among those.
+pub(crate) fn row(index: MsrIndex) -> Option<usize> {
+    FORWARDS.binary_search_by_key(&index, |(row, _)| *row).ok()
+}
+
+/// Their indices, in order.
+pub(crate) fn indices() -> impl Iterator<Item = MsrIndex> {
+    FORWARDS.iter().map(|(index, _)| *index)
+}
+
+/// All of them, by index.
+pub(crate) fn rows() -> [&'static Forward; ROWS] {
+    std::array::from_fn(|row| &FORWARDS[row].1)
 }
 
 const LONG_MODE: CpuidBit = CpuidBit {
@@ -167,20 +182,20 @@ const CHECKED: &str = "KVM refuses an address that is not canonical, whoever wri
 const PLAIN: &str = "kept as written; every value is legal";
 
 /// By index.
-static FORWARDS: [(MsrIndex, Forward); 10] = [
-    row(0x174, sysenter(Forwarding::Sets(LOW_HALF), LOW)),
-    row(0x175, sysenter(Forwarding::Always, MADE)),
-    row(0x176, sysenter(Forwarding::Always, MADE)),
-    row(0xc000_0081, long_mode(Forwarding::Always, PLAIN)),
-    row(0xc000_0082, long_mode(Forwarding::Always, CHECKED)),
-    row(0xc000_0083, long_mode(Forwarding::Always, CHECKED)),
-    row(0xc000_0084, long_mode(Forwarding::Sets(LOW_HALF), LOW)),
-    row(0xc000_0100, long_mode(Forwarding::Always, CHECKED)),
-    row(0xc000_0101, long_mode(Forwarding::Always, CHECKED)),
-    row(0xc000_0102, long_mode(Forwarding::Always, CHECKED)),
+static FORWARDS: [(MsrIndex, Forward); ROWS] = [
+    of(0x174, sysenter(Forwarding::Sets(LOW_HALF), LOW)),
+    of(0x175, sysenter(Forwarding::Always, MADE)),
+    of(0x176, sysenter(Forwarding::Always, MADE)),
+    of(0xc000_0081, long_mode(Forwarding::Always, PLAIN)),
+    of(0xc000_0082, long_mode(Forwarding::Always, CHECKED)),
+    of(0xc000_0083, long_mode(Forwarding::Always, CHECKED)),
+    of(0xc000_0084, long_mode(Forwarding::Sets(LOW_HALF), LOW)),
+    of(0xc000_0100, long_mode(Forwarding::Always, CHECKED)),
+    of(0xc000_0101, long_mode(Forwarding::Always, CHECKED)),
+    of(0xc000_0102, long_mode(Forwarding::Always, CHECKED)),
 ];
 
-const fn row(index: u32, forward: Forward) -> (MsrIndex, Forward) {
+const fn of(index: u32, forward: Forward) -> (MsrIndex, Forward) {
     (MsrIndex::new(index), forward)
 }
 

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod action;
+pub mod answer;
 #[cfg(feature = "parse")]
 mod compile;
 mod cpu;

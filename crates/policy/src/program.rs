@@ -193,8 +193,15 @@ impl Program {
     /// where there is none, nothing may be run.
     #[must_use]
     pub fn on(&self, cpu: &Cpu) -> Option<&ProgramVariant> {
+        self.place_of(cpu).map(|place| &self.variants[place])
+    }
+
+    /// The place of that among the variants.
+    pub(crate) fn place_of(&self, cpu: &Cpu) -> Option<usize> {
         let holds: Vec<_> = self.whens.iter().map(|when| when.contains(cpu)).collect();
-        self.variants.iter().find(|variant| variant.holds == holds)
+        self.variants
+            .iter()
+            .position(|variant| variant.holds == holds)
     }
 
     /// The name of a text that the program was made from, without its folder. `None` if the number

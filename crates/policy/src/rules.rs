@@ -75,6 +75,14 @@ impl Rules {
         &rules[rules.partition_point(|rule| rule.msrs.last() < index)]
     }
 
+    /// The rules that share MSRs with `range`.
+    pub(crate) fn within(&self, range: MsrRange, access: Access) -> &[Rule] {
+        let rules = self.of(access);
+        let start = rules.partition_point(|rule| rule.msrs.last() < range.first());
+        let end = rules.partition_point(|rule| rule.msrs.first() <= range.last());
+        &rules[start..end]
+    }
+
     /// All of them, reads first.
     pub(crate) fn all(&self) -> impl Iterator<Item = (Access, &Rule)> {
         let of = |access| self.of(access).iter().map(move |rule| (access, rule));
