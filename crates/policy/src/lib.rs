@@ -76,6 +76,8 @@ pub use enforcement::{Cause, Enforcement, Enforcer, Extent, Hole, enforcement, e
 pub use explain::{Explanation, Reported, explain};
 pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding, forward};
 #[cfg(feature = "parse")]
+pub use machine::{RefusedFeature, UnsavedWrites, refused_features, unsaved_writes};
+#[cfg(feature = "parse")]
 pub use mistake::{Mistake, Mistakes, Wrong};
 pub use msrs::{MsrRange, MsrSet};
 pub use pack::{Colour, PackError, Window};
@@ -97,6 +99,8 @@ pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 #[cfg(feature = "parse")]
 pub use source::{Place, Source, one_line};
 #[cfg(feature = "parse")]
+#[cfg(feature = "parse")]
+pub use space::{Cell, Cluster, Space, Tally, space};
 #[cfg(feature = "parse")]
 pub use table::{Said, Segment, Table};
 pub use verdicts::{CompileError, Verdicts};
