@@ -76,7 +76,7 @@ pub use enforcement::{Cause, Enforcement, Enforcer, Extent, Hole, enforcement, e
 pub use explain::{Explanation, Reported, explain};
 pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding, forward};
 #[cfg(feature = "parse")]
-pub use machine::{RefusedFeature, UnsavedWrites, refused_features, unsaved_writes};
+pub use machine::{RefusedFeature, UnsavedWrites, is_offered, refused_features, unsaved_writes};
 #[cfg(feature = "parse")]
 pub use mistake::{Mistake, Mistakes, Wrong};
 pub use msrs::{MsrRange, MsrSet};

@@ -79,6 +79,20 @@ pub struct UnsavedWrites {
     pub msrs: Vec<MsrIndex>,
 }
 
+/// Whether a guest has this register as far as CPUID tells: no feature that the table has brings it
+/// along, or one whose bit is set does. The host can read others, too, and the guest gets #GP.
+#[must_use]
+pub fn is_offered(index: MsrIndex, is_set: impl Fn(&CpuidBit) -> bool) -> bool {
+    let brings = |feature: &&Feature| {
+        let mut msrs = Access::ALL
+            .into_iter()
+            .flat_map(|access| feature.msrs(access));
+        msrs.any(|one| one == index)
+    };
+    let mut features = registers::features().iter().filter(brings).peekable();
+    features.peek().is_none() || features.any(|feature| is_set(&feature.bit))
+}
+
 /// What `KVM_GET_SREGS` hands out: `apic_base`, `efer`, and the bases of `fs` and `gs` (Linux,
 /// Documentation/virt/kvm/api.rst).
 const IN_SREGS: [u32; 4] = [0x1b, 0xc000_0080, 0xc000_0100, 0xc000_0101];
@@ -153,6 +167,15 @@ mod tests {
                 "XSAVES by default: 0xda0 rw",
             ]
         );
+    }
+
+    #[test]
+    fn a_register_of_features_is_offered_if_one_of_them_is() {
+        let offered =
+            |index: u32, on: &str| is_offered(MsrIndex::new(index), |bit| bit.feature == on);
+        assert!(offered(0xc000_0103, "RDTSCP") && offered(0xc000_0103, "RDPID"));
+        assert!(!offered(0xc000_0103, "XSAVES"));
+        assert!(offered(0x9b, "XSAVES"), "no feature speaks of it");
     }
 
     #[test]

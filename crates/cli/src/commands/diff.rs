@@ -256,11 +256,7 @@ fn row(
     (was, is): (&str, &str),
     (was_by, is_by): (Origin, Origin),
 ) -> String {
-    let msrs = match output::name(msrs.first()) {
-        Some(name) if msrs.count() == 1 => format!("{msrs} {name}"),
-        Some(name) => format!("{msrs} from {name}"),
-        None => msrs.to_string(),
-    };
+    let msrs = output::titled_range(msrs);
     let (was_by, is_by) = (old.place(was_by), new.place(is_by));
     format!(
         "{:<5}  {msrs}: {was} ({was_by}) -> {is} ({is_by})",

@@ -2,8 +2,9 @@
 //!
 //! By hand: Intel's from SDM volume 4, table 2-2, and the chapters it refers to; AMD's from APM volume 3,
 //! appendix E, and volume 2; KVM's from the kernel's documentation of its CPUID leaves. In it is what
-//! software that sees the bit goes on to read or write; what counts registers (performance monitoring,
-//! machine-check banks, branch records) is not.
+//! software that sees the bit goes on to do: who sees SYSCALL writes IA32_STAR, and has no need to read
+//! it. Not in it is what counts registers (performance monitoring, machine-check banks, branch
+//! records), and what is there for an instruction alone (RDTSC).
 
 use std::ops::RangeInclusive;
 
@@ -100,7 +101,7 @@ const fn reads(
     row(leaf, bit, source, msrs, &[])
 }
 
-/// Registers that are commands: nothing is read from them.
+/// Registers that are set up, or commands: no software has to read them.
 const fn writes(
     leaf: Leaf,
     bit: (u8, &'static str),
@@ -132,13 +133,12 @@ const MTRR_READS: &[RangeInclusive<u32>] = &[
     one(0x2ff),
 ];
 
-static FEATURES: [Feature; 45] = [
+static FEATURES: [Feature; 44] = [
     reads(LEAF_1_ECX, (5, "VMX"), SDM, &[one(0x3a), 0x480..=0x48b]),
     reads(LEAF_1_ECX, (15, "PDCM"), SDM, &[one(0x345)]),
-    both(LEAF_1_ECX, (24, "TSC_DEADLINE"), SDM, &[one(0x6e0)]),
-    both(LEAF_1_EDX, (4, "TSC"), SDM, &[one(0x10)]),
+    writes(LEAF_1_ECX, (24, "TSC_DEADLINE"), SDM, &[one(0x6e0)]),
     both(LEAF_1_EDX, (9, "APIC"), SDM, &[one(0x1b)]),
-    both(LEAF_1_EDX, (11, "SEP"), SDM, &[0x174..=0x176]),
+    writes(LEAF_1_EDX, (11, "SEP"), SDM, &[0x174..=0x176]),
     row(LEAF_1_EDX, (12, "MTRR"), SDM, MTRR_READS, MTRR),
     row(
         LEAF_1_EDX,
@@ -211,7 +211,7 @@ static FEATURES: [Feature; 45] = [
         APM,
         &[one(0xc001_0114), one(0xc001_0117)],
     ),
-    both(
+    writes(
         EXTENDED_EDX,
         (11, "SYSCALL"),
         SDM,

@@ -4,22 +4,70 @@ use std::collections::HashSet;
 
 use msrgate_filter::Access;
 use msrgate_policy::registers;
-use msrgate_policy::{Action, Compiled, Entry, EntryId, Said, Variant, one_line};
+use msrgate_policy::{Action, Compiled, Entry, EntryId, MsrRange, Said, Variant, one_line};
 
 use crate::output;
 
 /// One warning.
 pub(super) struct Warning<'c> {
+    pub(super) code: Code,
     /// The entry it is about; `None` is the policy as a whole.
     pub(super) entry: Option<&'c Entry>,
     pub(super) message: String,
+    /// What it is about, piece by piece.
+    pub(super) details: Vec<String>,
     pub(super) help: String,
 }
 
-/// All warnings about a policy.
+/// What kind of warning it is, for programs: words that stay as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    SaysNothing,
+    DecidesNothing,
+    Nameless,
+    TooWide,
+    Gap,
+    PinKexec,
+    StateNotMigrated,
+    CpuidRefused,
+    NotSaved,
+}
+
+impl Code {
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::SaysNothing => "says-nothing",
+            Self::DecidesNothing => "decides-nothing",
+            Self::Nameless => "nameless",
+            Self::TooWide => "too-wide",
+            Self::Gap => "gap",
+            Self::PinKexec => "pin-kexec",
+            Self::StateNotMigrated => "state-not-migrated",
+            Self::CpuidRefused => "cpuid-refused",
+            Self::NotSaved => "not-saved",
+        }
+    }
+
+    /// What is said once of all warnings of a kind that entry after entry may have, in place of the
+    /// message of each.
+    pub(super) const fn heading(self) -> Option<&'static str> {
+        match self {
+            Self::CpuidRefused => {
+                Some("this is refused, and the CPUID of this host's guests says that it is there")
+            }
+            Self::NotSaved => Some(
+                "a guest may write this, and KVM_GET_MSR_INDEX_LIST of this host does not name it: a migration may lose it",
+            ),
+            _ => None,
+        }
+    }
+}
+
+/// The warnings that depend on the policy alone.
 pub(super) fn of(compiled: &Compiled) -> Vec<Warning<'_>> {
     let mut warnings = without_effect(compiled);
     warnings.extend(nameless(compiled));
+    warnings.extend(too_wide(compiled));
     warnings.extend(gaps(compiled));
     warnings.extend(pins(compiled));
     warnings.extend(state(compiled));
@@ -51,6 +99,8 @@ fn without_effect(compiled: &Compiled) -> Vec<Warning<'_>> {
             .all(|&access| entry.action(access).is_none())
         {
             return Warning {
+                code: Code::SaysNothing,
+                details: Vec::new(),
                 entry: Some(entry),
                 message: format!(
                     "`{}` says nothing: it inherits both directions",
@@ -60,6 +110,8 @@ fn without_effect(compiled: &Compiled) -> Vec<Warning<'_>> {
             };
         }
         Warning {
+            code: Code::DecidesNothing,
+            details: Vec::new(),
             entry: Some(entry),
             message: format!(
                 "`{}` decides nothing: other entries decide all of its MSRs",
@@ -89,6 +141,8 @@ fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
         .filter(|entry| !is_named(entry));
     nameless
         .map(|entry| Warning {
+            code: Code::Nameless,
+            details: Vec::new(),
             entry: Some(entry),
             message: format!(
                 "no source that msrgate knows names a register of `{}`",
@@ -98,6 +152,39 @@ fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
                 .to_owned(),
         })
         .collect()
+}
+
+/// Ranges that let a guest at far more than there is: from the first register with a name to the last
+/// would do.
+fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
+    /// As many MSRs without a name before the first, or after the last, are no slip.
+    const SLACK: u64 = 0x100;
+    let entries = compiled.policy().entries().iter();
+    entries.filter_map(|entry| {
+        let allows = |&access: &Access| entry.action(access) == Some(&Action::Allow);
+        let range = entry.msrs().as_range().filter(|_| Access::ALL.iter().any(allows))?;
+        let all = registers::all();
+        let from = all.partition_point(|register| register.index < range.first());
+        let to = all.partition_point(|register| register.index <= range.last());
+        let named = all.get(from..to)?;
+        let (first, last) = (named.first()?.index, named.last()?.index);
+        let within = MsrRange::new(first, last)?;
+        let outside = [
+            u64::from(first.get() - range.first().get()),
+            u64::from(range.last().get() - last.get()),
+        ];
+        outside.iter().any(|&count| count > SLACK).then(|| Warning {
+            code: Code::TooWide,
+            details: Vec::new(),
+            entry: Some(entry),
+            message: format!(
+                "`{}` is wider than anything that exists: of its {} MSRs those with a name lie in {within}",
+                one_line(entry.key()),
+                range.count(),
+            ),
+            help: format!("write `\"{within}\"`"),
+        })
+    })
 }
 
 /// Refusals that some accesses get around.
@@ -130,6 +217,8 @@ fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
                     gap.name
                 );
                 warnings.push(Warning {
+                    code: Code::Gap,
+                    details: Vec::new(),
                     entry,
                     message,
                     help,
@@ -147,6 +236,8 @@ fn pins(compiled: &Compiled) -> Option<Warning<'_>> {
     let pins = |entry: &&Entry| entry.action(Access::Write) == Some(&Action::Pin);
     let entry = compiled.policy().entries().iter().find(pins)?;
     Some(Warning {
+        code: Code::PinKexec,
+        details: Vec::new(),
         entry: Some(entry),
         message: "a guest that starts another kernel by kexec cannot write pinned registers again"
             .to_owned(),
@@ -169,6 +260,8 @@ fn state(compiled: &Compiled) -> Option<Warning<'_>> {
     };
     let entry = policy.entries().iter().find(keeps)?;
     Some(Warning {
+        code: Code::StateNotMigrated,
+        details: Vec::new(),
         entry: Some(entry),
         message: format!(
             "what `{}` keeps is lost when a VM is migrated, unless the VMM saves it",
