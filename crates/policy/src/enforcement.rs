@@ -76,8 +76,8 @@ impl Cause {
 /// Accesses that are not, or not always, what the policy says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hole {
-    /// Of these MSRs.
-    pub msrs: MsrRange,
+    /// Of these MSRs; `None` is all that it refuses.
+    pub msrs: Option<MsrRange>,
     /// In this direction.
     pub access: Access,
     /// For this reason.
@@ -113,7 +113,7 @@ pub struct Enforcement {
     pub extent: Extent,
     /// By whom.
     pub enforcer: Enforcer,
-    /// What goes past it, in order, reads before writes. Of [`Cause::Audit`] one in each direction.
+    /// What goes past it, in order, reads before writes.
     pub holes: Vec<Hole>,
 }
 
@@ -134,7 +134,7 @@ pub fn enforcement_of(
         cause,
     };
     if settings.mode == Mode::Audit && segment.action.refuses() {
-        return (Extent::Not, vec![hole(segment.msrs, Cause::Audit)]);
+        return (Extent::Not, vec![hole(None, Cause::Audit)]);
     }
     let (mut extent, mut holes) = (Extent::Enforced, Vec::new());
     for (msrs, reach) in registers::exempt(segment.msrs, access) {
@@ -143,7 +143,13 @@ pub fn enforcement_of(
             _ if extent == Extent::Not => Extent::Not,
             _ => Extent::Partly,
         };
-        holes.extend(reach.gaps().iter().map(|gap| hole(msrs, Cause::Gap(gap))));
+        let gaps = reach.gaps().iter();
+        for hole in gaps.map(|gap| hole(Some(msrs), Cause::Gap(gap))) {
+            // A row may repeat what one before it says.
+            if !holes.contains(&hole) {
+                holes.push(hole);
+            }
+        }
     }
     (extent, holes)
 }
@@ -188,11 +194,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
             so_far.enforcer = Enforcer::Gate;
         }
         for hole in holes {
-            // That of a whole mode is said once a direction.
-            let same = |other: &Hole| {
-                *other == hole || (hole.cause == Cause::Audit && other.access == access)
-            };
-            if !so_far.holes.iter().any(same) {
+            if !so_far.holes.contains(&hole) {
                 so_far.holes.push(hole);
             }
         }
@@ -201,7 +203,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         .into_values()
         .map(|(extents, mut enforcement)| {
             enforcement.extent = together(&extents);
-            let order = |hole: &Hole| (hole.access, hole.msrs.first());
+            let order = |hole: &Hole| (hole.access, hole.msrs.map(MsrRange::first));
             enforcement.holes.sort_by_key(order);
             enforcement
         })
@@ -240,12 +242,8 @@ mod tests {
                 } else {
                     ""
                 };
-                format!(
-                    ", {} {} {}{accepted}",
-                    hole.access,
-                    hole.msrs,
-                    hole.cause.name()
-                )
+                let msrs = hole.msrs.map_or("all".to_owned(), |msrs| msrs.to_string());
+                format!(", {} {msrs} {}{accepted}", hole.access, hole.cause.name())
             });
             let holes: String = holes.collect();
             format!("{name} {} by {}{holes}", one.extent, one.enforcer)
@@ -287,9 +285,9 @@ mod tests {
                 "policy = 1\ndefault = 'allow'\nmode = 'audit'\n[msrs]\n0x10 = 'none'\n0x11 = 'rw'\n0x17 = { read = { value = 0 }, write = 'deny' }"
             ),
             [
-                "0x10 not by filter, read 0x10 audit, write 0x10 audit",
+                "0x10 not by filter, read all audit, write all audit",
                 "0x11 enforced by filter",
-                "0x17 partly by gate, write 0x17 audit",
+                "0x17 partly by gate, write all audit",
             ]
         );
     }

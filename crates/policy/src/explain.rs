@@ -85,6 +85,13 @@ impl Explanation<'_> {
         guest::gets(self)
     }
 
+    /// Whether [`Self::guest`] needs a gate in the VMM. Without one the guest gets #GP.
+    #[must_use]
+    pub fn needs_gate(&self) -> bool {
+        let is_plain = self.action == Action::Deny && self.settings.mode == Mode::Enforce;
+        self.decision.verdict == Verdict::Deny && !is_plain
+    }
+
     /// What the guest gets where KVM does not know the register; `None` for accesses that are no
     /// matter of KVM's registers, or that no filter is asked about (S3.1, S5.1).
     #[must_use]

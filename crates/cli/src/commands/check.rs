@@ -8,19 +8,19 @@ mod within;
 
 use std::io::Write;
 
-use msrgate_policy::{Compiled, Entry, Program, Variant, one_line};
+use msrgate_policy::{Compiled, Entry, Program, one_line};
 use serde::Serialize;
 
-pub(super) use enforced::HoleRow;
+pub(super) use enforced::{HoleRow, accepted};
 
 use crate::cli::{CheckArgs, Detail, Format};
 use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::output::{self, SCHEMA};
 use crate::remark::Remark;
-use enforced::Enforced;
+use enforced::Counted;
 use host::{Findings, Host, HostRow};
-use picture::PackedVariant;
+use picture::{PackedVariant, Shown};
 use warnings::Warning;
 use within::{Within, WithinReport};
 
@@ -36,7 +36,7 @@ struct Report {
     warnings: Vec<WarningRow>,
     /// Whose CPUID and list of saved MSRs was looked at.
     host: HostRow,
-    enforcement: Enforced,
+    enforcement: Counted,
     packed: Packed,
     /// Whether it is no looser than `--within`; absent if that was not asked.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,9 +69,16 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<Answer, Failu
         None => None,
     };
     let cpu = args.cpu.cpu.as_ref();
-    let variants = match cpu {
-        Some(_) => vec![compiled.on(cpu)],
-        None => compiled.variants().iter().collect(),
+    let has_whens = !compiled.policy().whens().is_empty();
+    let shown = |variant, like| Shown {
+        variant,
+        cpu: has_whens.then_some(like),
+    };
+    let variants = if let Some(named) = cpu {
+        vec![shown(compiled.on(cpu), named)]
+    } else {
+        let all = compiled.variants().iter();
+        all.map(|one| shown(one, one.example())).collect()
     };
     let host = Host::ask(args.host)?;
     let mut found = host.findings(&compiled, cpu);
@@ -101,7 +108,7 @@ fn report(
     host: &Host,
     found: Findings<'_>,
     within: Option<&Within>,
-    variants: &[&Variant],
+    variants: &[Shown<'_>],
 ) -> Report {
     let policy = compiled.policy();
     let file = |entry: &Entry| policy.text(entry.source()).name().to_owned();
@@ -116,7 +123,6 @@ fn report(
         },
         details: warning.details,
     };
-    let packed = |variant: &&Variant| PackedVariant::of(policy, variant);
     Report {
         schema: SCHEMA,
         ok: within.is_none_or(Within::holds),
@@ -129,7 +135,7 @@ fn report(
             default: policy.default_action().word(),
             entries: policy.entries().len(),
             digest: Program::of(compiled).digest().to_string(),
-            variants: variants.iter().map(packed).collect(),
+            variants: variants.iter().map(PackedVariant::of).collect(),
         },
         within: within.map(Within::report),
     }
@@ -140,7 +146,7 @@ fn print(
     compiled: &Compiled,
     found: &Findings<'_>,
     within: Option<&Within>,
-    variants: &[&Variant],
+    variants: &[Shown<'_>],
     detail: Detail,
 ) -> Result<(), Failure> {
     let policy = compiled.policy();

@@ -82,7 +82,9 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     let settings = settings(&old, &new);
     let mut differences = differences(&old.program, &new.program, args.cpu.cpu.as_ref());
     if !has_settings(&old, &new) {
-        differences.iter_mut().for_each(|one| one.logs.clear());
+        for difference in &mut differences {
+            difference.logs.clear();
+        }
         differences.retain(|one| !one.changes.is_empty());
     }
     match args.format.format {

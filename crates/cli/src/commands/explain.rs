@@ -5,12 +5,12 @@ use std::io::Write;
 use msrgate_filter::{Access, ExitNumber, ExitReason, MsrIndex, ReasonMask, Revision, Verdict};
 use msrgate_policy::registers;
 use msrgate_policy::{
-    Compiled, Entry, Explanation, Extent, Mode, MsrSet, Policy, Program, Reported, Said, Variant,
-    explain, one_line,
+    Compiled, Cpu, Entry, Explanation, Extent, Mode, MsrSet, Policy, Program, Reported, Said,
+    Variant, explain, one_line,
 };
 use serde::Serialize;
 
-use super::check::HoleRow;
+use super::check::{HoleRow, accepted};
 use crate::cli::{ExplainArgs, Format};
 use crate::failure::{Answer, Failure};
 use crate::load;
@@ -48,6 +48,8 @@ struct Row<'c> {
     bit: Option<u32>,
     /// What the guest gets, in words.
     guest: String,
+    /// Whether that needs a gate in the VMM; without one the guest gets #GP.
+    needs_gate: bool,
     kernel: KernelRow,
     /// What it reports of an allowed access, should KVM not know the register.
     kernel_if_unknown: Option<KernelRow>,
@@ -88,6 +90,8 @@ struct UseRow {
 struct Explained<'c> {
     policy: &'c Policy,
     variant: &'c Variant,
+    /// The one that was asked about, or one like it.
+    cpu: &'c Cpu,
     /// What the VM's mask has to be.
     mask: ReasonMask,
 }
@@ -104,6 +108,7 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Fai
     let explained = Explained {
         policy: compiled.policy(),
         variant,
+        cpu: args.cpu.cpu.as_ref().unwrap_or(variant.example()),
         mask: mask(&compiled, variant),
     };
     let indices = args.msrs.iter().flat_map(indices);
@@ -169,6 +174,7 @@ impl<'c> Explained<'c> {
             range: explanation.range(),
             bit: self.bit(explanation),
             guest: explanation.guest(),
+            needs_gate: explanation.needs_gate(),
             kernel: kernel_row(explanation.reported(self.mask)),
             kernel_if_unknown: explanation.reported_unknown(self.mask).map(kernel_row),
             mode: match self.policy.settings().mode {
@@ -222,11 +228,12 @@ impl<'c> Explained<'c> {
         }
         writeln!(out, "{INDENT}filter: {}", self.mechanism(explanation))?;
         let guest = one_line(&explanation.guest());
-        if explanation.action.needs_answer() {
-            writeln!(out, "{INDENT}guest: {guest} (by a gate; without one, #GP)")?;
+        let by = if explanation.needs_gate() {
+            " (by a gate; without one, #GP)"
         } else {
-            writeln!(out, "{INDENT}guest: {guest}")?;
-        }
+            ""
+        };
+        writeln!(out, "{INDENT}guest: {guest}{by}")?;
         let kernel = explanation.reported(self.mask);
         match explanation.reported_unknown(self.mask) {
             Some(unknown @ Reported::Exit(..)) => writeln!(
@@ -255,10 +262,7 @@ impl<'c> Explained<'c> {
             writeln!(out, "{INDENT}{extent}")?;
         }
         for hole in &holes {
-            let accepted = match hole.cause.is_accepted(self.policy.settings()) {
-                true => " (accepted)",
-                false => "",
-            };
+            let accepted = accepted(self.policy, hole);
             writeln!(out, "{INDENT}{extent}: {}{accepted}", hole.cause.why())?;
         }
         Ok(())
@@ -272,7 +276,7 @@ impl<'c> Explained<'c> {
                 let file = one_line(self.policy.text(entry.source()).name());
                 let (line, key) = (entry.place().line, one_line(entry.key()));
                 let when = match entry.when() {
-                    Some(_) => format!(", in a [[when]] that holds on {}", self.variant.example()),
+                    Some(_) => format!(", in a [[when]] that holds on {}", self.cpu),
                     None => String::new(),
                 };
                 let by = self.included_by(entry);

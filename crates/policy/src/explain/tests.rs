@@ -20,11 +20,16 @@ fn said(compiled: &Compiled, index: u32, access: Access) -> String {
         .iter()
         .map(|hole| format!(" [{}]", hole.cause.name()))
         .collect();
+    let gate = if explanation.needs_gate() {
+        " (gate)"
+    } else {
+        ""
+    };
     let unknown = explanation
         .reported_unknown(mask)
         .map_or_else(String::new, |reported| format!("; unknown: {reported}"));
     format!(
-        "{index:#x} {access} {}\n  guest: {}\n  kernel: {}{unknown}\n  events: {}\n  {extent}{holes}\n",
+        "{index:#x} {access} {}\n  guest: {}{gate}\n  kernel: {}{unknown}\n  events: {}\n  {extent}{holes}\n",
         explanation.action,
         explanation.guest(),
         explanation.reported(mask),

@@ -2,7 +2,7 @@
 //!
 //! By hand: Intel's from SDM volume 4, table 2-2, and the chapters it refers to; AMD's from APM volume 3,
 //! appendix E, and volume 2; KVM's from the kernel's documentation of its CPUID leaves. In it is what
-//! software that sees the bit goes on to do: who sees SYSCALL writes IA32_STAR, and has no need to read
+//! software that sees the bit goes on to do: who sees SYSCALL writes `IA32_STAR`, and has no need to read
 //! it. Not in it is what counts registers (performance monitoring, machine-check banks, branch
 //! records), and what is there for an instruction alone (RDTSC).
 

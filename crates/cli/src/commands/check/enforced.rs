@@ -12,7 +12,7 @@ use crate::cli::Detail;
 
 /// All entries, and how many there are of each kind.
 #[derive(Serialize)]
-pub(super) struct Enforced {
+pub(super) struct Counted {
     enforced: usize,
     partly: usize,
     not: usize,
@@ -41,8 +41,9 @@ struct EnforcedEntry {
 /// Accesses that go past it.
 #[derive(Serialize)]
 pub(crate) struct HoleRow {
-    first: String,
-    last: String,
+    /// Null is all that is refused.
+    first: Option<String>,
+    last: Option<String>,
     access: String,
     name: &'static str,
     why: &'static str,
@@ -62,13 +63,22 @@ struct VmGap {
 impl HoleRow {
     pub(crate) fn of(policy: &Policy, hole: &Hole) -> Self {
         Self {
-            first: hole.msrs.first().to_string(),
-            last: hole.msrs.last().to_string(),
+            first: hole.msrs.map(|msrs| msrs.first().to_string()),
+            last: hole.msrs.map(|msrs| msrs.last().to_string()),
             access: hole.access.to_string(),
             name: hole.cause.name(),
             why: hole.cause.why(),
             accepted: hole.cause.is_accepted(policy.settings()),
         }
+    }
+}
+
+/// What is said of a hole that the policy's `accept` names.
+pub(crate) fn accepted(policy: &Policy, hole: &Hole) -> &'static str {
+    if hole.cause.is_accepted(policy.settings()) {
+        " (accepted)"
+    } else {
+        ""
     }
 }
 
@@ -103,7 +113,7 @@ fn place(policy: &Policy, one: &Enforcement) -> String {
     }
 }
 
-pub(super) fn report(compiled: &Compiled) -> Enforced {
+pub(super) fn report(compiled: &Compiled) -> Counted {
     let policy = compiled.policy();
     let all = enforcement(compiled);
     let row = |one: &Enforcement| {
@@ -128,7 +138,7 @@ pub(super) fn report(compiled: &Compiled) -> Enforced {
         kernels: gap.kernels.to_string(),
         accepted: accepts(policy, gap),
     };
-    Enforced {
+    Counted {
         enforced: count(&all, Extent::Enforced),
         partly: count(&all, Extent::Partly),
         not: count(&all, Extent::Not),
@@ -149,7 +159,7 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
     let (gate, idle) = (by_gate(&all), idle(policy, &all));
     writeln!(
         out,
-        "{bold}how far it is enforced{bold:#}: {enforced} enforced, {partly} partly, {not} not; {gate} by a gate; {idle} entries decide nothing",
+        "{bold}how far it is enforced{bold:#}: {enforced} enforced, {partly} partly, {not} not; {gate} by a gate; {idle} without effect",
     )?;
     for one in &all {
         if one.extent == Extent::Enforced && detail == Detail::Brief {
@@ -166,18 +176,12 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
             place(policy, one)
         )?;
         for hole in &one.holes {
-            let accepted = if hole.cause.is_accepted(policy.settings()) {
-                " (accepted)"
-            } else {
-                ""
-            };
-            writeln!(
-                out,
-                "           {} of {}: {}{accepted}",
-                hole.access,
-                hole.msrs,
-                hole.cause.why()
-            )?;
+            let accepted = accepted(policy, hole);
+            let of = hole
+                .msrs
+                .map_or(String::new(), |msrs| format!(" of {msrs}"));
+            let (access, why) = (hole.access, hole.cause.why());
+            writeln!(out, "           {access}{of}: {why}{accepted}")?;
         }
     }
     let gaps: Vec<_> = registers::vm_gaps()

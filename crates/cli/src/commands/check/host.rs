@@ -203,7 +203,7 @@ fn line(refused: &RefusedFeature) -> String {
 /// Registers as ranges, each with the name of the first.
 fn in_ranges(indices: impl Iterator<Item = MsrIndex>) -> Vec<String> {
     let all = MsrSet::new(indices.map(MsrRange::one));
-    let ranges = all.iter().flat_map(|all| all.ranges());
+    let ranges = all.iter().flat_map(MsrSet::ranges);
     ranges.map(|range| output::titled_range(*range)).collect()
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::num::NonZeroUsize;
 
 use msrgate_filter::{Access, MAX_RANGES, Range};
-use msrgate_policy::{Cell, Cluster, Policy, Space, Tally, Variant, space};
+use msrgate_policy::{Cell, Cluster, Cpu, Policy, Space, Tally, Variant, space};
 use serde::Serialize;
 
 use crate::cli::Detail;
@@ -64,8 +64,15 @@ struct Counts {
     exempt: u64,
 }
 
+/// A filter, with one of the processors that it is for where there are several filters.
+pub(super) struct Shown<'c> {
+    pub(super) variant: &'c Variant,
+    pub(super) cpu: Option<&'c Cpu>,
+}
+
 impl PackedVariant {
-    pub(super) fn of(policy: &Policy, variant: &Variant) -> Self {
+    pub(super) fn of(shown: &Shown<'_>) -> Self {
+        let variant = shown.variant;
         let Space { clusters, rest, .. } = space(variant);
         let clusters = clusters.into_iter().map(|cluster| PackedCluster {
             first: cluster.msrs.first().to_string(),
@@ -74,7 +81,7 @@ impl PackedVariant {
             tallies: Tallies::of(cluster.tallies),
         });
         Self {
-            cpu: (!policy.whens().is_empty()).then(|| variant.example().to_string()),
+            cpu: shown.cpu.map(ToString::to_string),
             ranges: variant.filter().ranges().iter().map(packed).collect(),
             clusters: clusters.collect(),
             rest: Tallies::of(rest),
@@ -108,16 +115,15 @@ fn packed(range: &Range) -> PackedRange {
 pub(super) fn draw(
     out: &mut dyn Write,
     policy: &Policy,
-    variant: &Variant,
+    shown: &Shown<'_>,
     detail: Detail,
 ) -> io::Result<()> {
+    let variant = shown.variant;
     let bold = anstyle::Style::new().bold();
     let ranges = variant.filter().ranges();
-    let on = if policy.whens().is_empty() {
-        String::new()
-    } else {
-        format!("on {} and the like, ", variant.example())
-    };
+    let on = shown
+        .cpu
+        .map_or(String::new(), |cpu| format!("on {cpu} and the like, "));
     let (count, default) = (ranges.len(), policy.default_action().word());
     writeln!(
         out,
@@ -132,23 +138,24 @@ pub(super) fn draw(
             "MSRs", "range", "allow", "refuse", "answer"
         )?;
     }
-    let shown = match detail {
+    let most = match detail {
         Detail::Brief => SHOWN,
         Detail::Full => usize::MAX,
     };
-    for cluster in space.clusters.iter().take(shown) {
+    for cluster in space.clusters.iter().take(most) {
         draw_cluster(out, variant, cluster)?;
     }
-    match space.clusters.len().saturating_sub(shown) {
+    match space.clusters.len().saturating_sub(most) {
         0 => {}
         more => writeln!(out, "and {more} clusters more; --verbose draws all")?,
     }
     if !space.clusters.is_empty() {
         writeln!(out, "{LEGEND}")?;
     }
-    let other = match space.clusters.is_empty() {
-        true => "every MSR",
-        false => "every other MSR",
+    let other = if space.clusters.is_empty() {
+        "every MSR"
+    } else {
+        "every other MSR"
     };
     let [reads, writes] = space.rest.map(words);
     writeln!(out, "{other}: reads {reads}; writes {writes}")?;
@@ -222,15 +229,14 @@ fn words(tally: Tally) -> String {
         (tally.refused, "refused"),
         (tally.answered, "answered"),
     ];
-    let said: Vec<_> = parts
+    let said = parts.iter().filter(|(count, _)| *count > 0);
+    let said: Vec<_> = said.collect();
+    if let [(_, word)] = said[..] {
+        return (*word).to_owned();
+    }
+    let said: Vec<_> = said
         .iter()
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, word)| match (*count, &parts) {
-            (count, _) if count == tally.allowed + tally.refused + tally.answered => {
-                (*word).to_owned()
-            }
-            (count, _) => format!("{count} {word}"),
-        })
+        .map(|(count, word)| format!("{count} {word}"))
         .collect();
     said.join(", ")
 }

@@ -34,6 +34,19 @@ pub(super) enum Code {
 }
 
 impl Code {
+    #[cfg(test)]
+    const ALL: [Self; 9] = [
+        Self::SaysNothing,
+        Self::DecidesNothing,
+        Self::Nameless,
+        Self::TooWide,
+        Self::Gap,
+        Self::PinKexec,
+        Self::StateNotMigrated,
+        Self::CpuidRefused,
+        Self::NotSaved,
+    ];
+
     pub(super) const fn word(self) -> &'static str {
         match self {
             Self::SaysNothing => "says-nothing",
@@ -269,4 +282,79 @@ fn state(compiled: &Compiled) -> Option<Warning<'_>> {
         ),
         help: "if that is known and fine, write `accept = [\"state-not-migrated\"]`".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use msrgate_policy::{NoIncludes, Source, compile, parse};
+
+    use super::*;
+
+    /// The codes of the warnings about a policy, with the lines they are about.
+    fn codes(text: &str) -> Vec<(&'static str, Option<usize>)> {
+        let source = Source::new("policy.toml", text);
+        let policy = parse(&source, &mut NoIncludes).expect("a policy");
+        let compiled = compile(policy).expect("a filter");
+        let line = |warning: &Warning<'_>| warning.entry.map(|entry| entry.place().line);
+        of(&compiled)
+            .iter()
+            .map(|warning| (warning.code.word(), line(warning)))
+            .collect()
+    }
+
+    #[test]
+    fn every_code_is_in_the_reference() {
+        let reference = include_str!("../../../../../docs/policy-reference.md");
+        for code in Code::ALL {
+            let row = format!("\n| `{}` | ", code.word());
+            assert!(reference.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
+    fn every_warning_that_the_policy_alone_gives_rise_to() {
+        let text = "policy = 1
+default = 'deny'
+[msrs]
+'0x10..=0x11' = 'r'
+0x10 = { read = 'inherit', write = 'inherit' }
+'0x30000..=0x30001' = 'r'
+'0x174..=0x500' = { read = 'deny', write = 'ignore' }
+'0x600..=0x7ff' = 'r'
+'0x5000..=0x7fff' = 'none'
+IA32_LSTAR = { read = 'allow', write = 'pin' }
+IA32_TSC_DEADLINE = 'r'
+'0x176..=0x177' = 'r'
+0x176 = 'rw'
+0x177 = 'w'
+";
+        assert_eq!(
+            codes(text),
+            [
+                ("says-nothing", Some(5)),
+                ("decides-nothing", Some(12)),
+                ("nameless", Some(6)),
+                ("nameless", Some(9)),
+                ("gap", Some(11)),
+                ("pin-kexec", Some(10)),
+                ("state-not-migrated", Some(10)),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_range_is_too_wide_if_it_allows_far_more_than_exists() {
+        let wide = |key: &str, word: &str| {
+            let text = format!(
+                "policy = 1\ndefault = 'deny'\naccept = ['tsc-deadline-fastpath']\n[msrs]\n'{key}' = '{word}'"
+            );
+            codes(&text).contains(&("too-wide", Some(5)))
+        };
+        // Names end at 0x1983 and begin again at 0x40000000.
+        assert!(wide("0x1900..=0x2fff", "r"));
+        assert!(wide("0x1900..=0x2fff", "w"));
+        assert!(!wide("0x1900..=0x2fff", "none"), "a wide refusal is fine");
+        assert!(!wide("0x1900..=0x1a00", "rw"), "some slack is fine");
+        assert!(!wide("@mtrr", "rw"));
+    }
 }
