@@ -335,6 +335,7 @@ IA32_TSC_DEADLINE = 'r'
                 ("decides-nothing", Some(12)),
                 ("nameless", Some(6)),
                 ("nameless", Some(9)),
+                ("nameless", Some(14)),
                 ("gap", Some(11)),
                 ("pin-kexec", Some(10)),
                 ("state-not-migrated", Some(10)),
