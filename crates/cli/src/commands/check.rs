@@ -204,13 +204,17 @@ fn print_warnings(
         return Ok(());
     };
     let code = first.code.word();
+    let shown = match detail {
+        Detail::Brief => SHOWN,
+        Detail::Full => usize::MAX,
+    };
     let Some(heading) = first.code.heading() else {
-        for warning in warnings {
+        for warning in warnings.iter().take(shown) {
             let (place, message) = (place(compiled, warning.entry), &warning.message);
             writeln!(out, "{yellow}warning{yellow:#}[{code}]: {place}: {message}")?;
             writeln!(out, "  help: {}", warning.help)?;
         }
-        return Ok(());
+        return more(out, code, warnings.len().saturating_sub(shown));
     };
     let source = place(compiled, None);
     writeln!(
@@ -231,17 +235,18 @@ fn print_warnings(
             details.map(move |line| format!("{key}: {line}"))
         })
         .collect();
-    let shown = match detail {
-        Detail::Brief => SHOWN,
-        Detail::Full => usize::MAX,
-    };
     for line in lines.iter().take(shown) {
         writeln!(out, "  {line}")?;
     }
-    match lines.len().saturating_sub(shown) {
-        0 => {}
-        more => writeln!(out, "  and {more} more; --verbose lists all")?,
-    }
+    more(out, code, lines.len().saturating_sub(shown))?;
     writeln!(out, "  help: {}", first.help)?;
+    Ok(())
+}
+
+/// What is left out.
+fn more(out: &mut dyn Write, code: &str, count: usize) -> Result<(), Failure> {
+    if count > 0 {
+        writeln!(out, "  and {count} more of {code}; --verbose lists all")?;
+    }
     Ok(())
 }
