@@ -88,7 +88,7 @@ impl Explanation<'_> {
     /// Whether [`Self::guest`] needs a gate in the VMM. Without one the guest gets #GP.
     #[must_use]
     pub fn needs_gate(&self) -> bool {
-        let is_plain = self.action == Action::Deny && self.settings.mode == Mode::Enforce;
+        let is_plain = self.action == Action::Deny && !self.is_let_through();
         self.decision.verdict == Verdict::Deny && !is_plain
     }
 
@@ -96,13 +96,24 @@ impl Explanation<'_> {
     /// matter of KVM's registers, or that no filter is asked about (S3.1, S5.1).
     #[must_use]
     pub fn unknown(&self) -> Option<UnknownAction> {
-        let is_audited = self.settings.mode == Mode::Audit && self.action.refuses();
-        let reaches_kvm = self.action == Action::Allow || is_audited;
         let unknown = &self.settings.unknown;
-        (reaches_kvm && self.said != Said::ByKvm).then_some(match self.access {
-            Access::Read => unknown.read,
-            Access::Write => unknown.write,
-        })
+        match self.action {
+            _ if self.said == Said::ByKvm => None,
+            Action::Allow => Some(match self.access {
+                Access::Read => unknown.read,
+                Access::Write => unknown.write,
+            }),
+            // `unknown` is for what no entry refuses, in an audit too.
+            _ if self.is_let_through() => Some(UnknownAction::Deny),
+            _ => None,
+        }
+    }
+
+    /// Whether it is refused in an audit, which lets it through. No filter opens for the last MSR
+    /// alone (S3.5).
+    fn is_let_through(&self) -> bool {
+        let audits = self.settings.mode == Mode::Audit;
+        audits && self.action.refuses() && self.index != MsrIndex::MAX
     }
 
     /// Whether some of these accesses, or all, get the guest a #GP or its end by this policy.

@@ -99,7 +99,6 @@ pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 #[cfg(feature = "parse")]
 pub use source::{Place, Source, one_line};
 #[cfg(feature = "parse")]
-#[cfg(feature = "parse")]
 pub use space::{Cell, Cluster, Space, Tally, space};
 #[cfg(feature = "parse")]
 pub use table::{Said, Segment, Table};

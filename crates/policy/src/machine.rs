@@ -8,8 +8,9 @@ use msrgate_filter::{Access, Accesses, MsrIndex};
 use crate::action::Action;
 use crate::compile::Variant;
 use crate::effects::write_effect;
+use crate::forward::CpuidBit;
 use crate::policy::EntryId;
-use crate::registers::{self, CpuidBit, Feature};
+use crate::registers::{self, Feature};
 use crate::table::Said;
 
 /// Registers that come with a feature of CPUID, and that a policy refuses.

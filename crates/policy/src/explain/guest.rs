@@ -11,11 +11,11 @@ pub(super) fn gets(explanation: &Explanation<'_>) -> String {
     let settings = explanation.settings;
     let answer = of_action(explanation);
     match settings.mode {
-        Mode::Audit if explanation.action.refuses() => {
+        Mode::Audit if explanation.is_let_through() => {
             let answer = of_kvm(explanation);
             format!("as if it were allowed, {answer}; the refusal is only recorded")
         }
-        Mode::Audit if explanation.may_refuse() => {
+        Mode::Audit if !explanation.action.refuses() && explanation.may_refuse() => {
             format!("{answer}; in audit mode what would be #GP is let through, and recorded")
         }
         _ => answer,

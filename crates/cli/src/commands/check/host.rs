@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use msrgate_filter::MsrIndex;
 use msrgate_kvm::{HostCaps, HostError, IgnoreMsrs, Supported};
-use msrgate_policy::registers::{CpuidBit, CpuidRegister};
 use msrgate_policy::{
-    Compiled, Cpu, Entry, EntryId, MsrRange, MsrSet, RefusedFeature, Said, is_offered, one_line,
-    refused_features, unsaved_writes,
+    Compiled, Cpu, CpuidBit, CpuidRegister, Entry, EntryId, MsrRange, MsrSet, RefusedFeature, Said,
+    is_offered, one_line, refused_features, unsaved_writes,
 };
 use serde::Serialize;
 
