@@ -245,15 +245,17 @@ fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
 }
 
 /// A pinned register does not take what a second kernel writes.
-fn pins(compiled: &Compiled) -> Option<Warning<'_>> {
+fn pins(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
     let pins = |entry: &&Entry| entry.action(Access::Write) == Some(&Action::Pin);
-    let entry = compiled.policy().entries().iter().find(pins)?;
-    Some(Warning {
+    let entries = compiled.policy().entries().iter().filter(pins);
+    entries.map(|entry| Warning {
         code: Code::PinKexec,
         details: Vec::new(),
         entry: Some(entry),
-        message: "a guest that starts another kernel by kexec cannot write pinned registers again"
-            .to_owned(),
+        message: format!(
+            "a guest that starts another kernel by kexec cannot write `{}` again, which is pinned",
+            one_line(entry.key())
+        ),
         help: "that is what a pin is for; a reset of the VM releases it".to_owned(),
     })
 }
