@@ -73,10 +73,45 @@ pub(crate) struct CheckArgs {
     /// Prove that the policy is no looser than this one, on every processor
     #[arg(long, value_name = "ORG")]
     pub(crate) within: Option<String>,
+    /// Whose CPUID and list of saved MSRs the policy is compared with, to warn of what they say
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    pub(crate) host: HostArg,
+    /// List every entry, cluster and range, not only what is worth a look
+    #[arg(short, long)]
+    verbose: bool,
     #[command(flatten)]
     pub(crate) cpu: CpuArg,
     #[command(flatten)]
     pub(crate) format: FormatArg,
+}
+
+impl CheckArgs {
+    pub(crate) const fn detail(&self) -> Detail {
+        if self.verbose {
+            Detail::Full
+        } else {
+            Detail::Brief
+        }
+    }
+}
+
+/// How much people are shown; programs get all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// What is worth a look.
+    Brief,
+    /// Everything.
+    Full,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HostArg {
+    /// This host's, where it has KVM
+    Auto,
+    /// This host's; an error where it has no KVM
+    Kvm,
+    /// None: the answer depends on the policy alone
+    None,
 }
 
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Write};
 
 use msrgate_filter::MsrIndex;
-use msrgate_policy::registers;
+use msrgate_policy::{MsrRange, registers};
 use serde::Serialize;
 
 /// Every JSON answer says which version of its shape it is.
@@ -31,5 +31,14 @@ pub(crate) fn titled(index: MsrIndex) -> String {
     match name(index) {
         Some(name) => format!("{index} {name}"),
         None => index.to_string(),
+    }
+}
+
+/// `0x200..=0x20f from IA32_MTRR_PHYSBASE0`: the name is that of the first.
+pub(crate) fn titled_range(msrs: MsrRange) -> String {
+    match name(msrs.first()) {
+        Some(name) if msrs.count() > 1 => format!("{msrs} from {name}"),
+        _ if msrs.count() > 1 => msrs.to_string(),
+        _ => titled(msrs.first()),
     }
 }

@@ -219,6 +219,25 @@ fn every_statement_that_a_document_mentions_exists() {
 }
 
 #[test]
+fn the_picture_in_the_readme_is_what_check_prints() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    let output = command
+        .args(["check", "linux-guest", "--host", "none"])
+        .output();
+    let text = String::from_utf8(output.expect("msrgate runs").stdout).expect("text");
+    let (_, picture) = text.split_once("how it packs").expect("a picture");
+    let shown = format!("```text\nhow it packs{picture}```\n");
+    assert!(
+        read("README.md").contains(&shown),
+        "README.md is to have\n{shown}"
+    );
+    assert!(
+        picture.lines().all(|line| line.chars().count() <= 80),
+        "{picture}"
+    );
+}
+
+#[test]
 fn every_link_between_documents_leads_somewhere() {
     for document in documents() {
         let text = fs::read_to_string(&document).expect("a document");

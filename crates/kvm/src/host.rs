@@ -127,6 +127,12 @@ pub enum HostError {
         /// What `KVM_CREATE_VM` answered.
         errno: CallErrno,
     },
+    /// It does not say what it offers guests.
+    #[error("KVM does not say what it offers a guest: {errno}")]
+    Lists {
+        /// What the call answered that failed.
+        errno: CallErrno,
+    },
 }
 
 impl HostError {
@@ -156,7 +162,7 @@ impl HostError {
             Self::Busy { .. } => {
                 "Stop the other hypervisor that uses the CPU (VirtualBox, VMware), or wait for it."
             }
-            Self::Open { .. } | Self::CreateVm { .. } => {
+            Self::Open { .. } | Self::CreateVm { .. } | Self::Lists { .. } => {
                 "The kernel log (dmesg) may say more; limits on open files, memory or a seccomp \
                  filter can be the cause."
             }

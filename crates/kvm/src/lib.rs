@@ -20,6 +20,7 @@ mod memory;
 mod model;
 mod probe;
 mod raw;
+mod supported;
 
 pub use backend::{
     Backend, BackendKind, Fault, GuestRegisters, KvmBackend, Observed, Outcome, Reply, SeenExit,
@@ -37,3 +38,4 @@ pub use measure::{
 pub use model::ModelBackend;
 pub use probe::{CpuSignature, HostCaps, IgnoreMsrs, Module, UnknownBits};
 pub use raw::{RawBitmap, RawFilter, RawRange, set_filter_raw};
+pub use supported::{CpuidLeaf, Supported};

@@ -106,6 +106,24 @@ impl Action {
         !matches!(self, Self::Allow | Self::Deny)
     }
 
+    /// Whether no access is carried out, nor answered: the guest gets #GP, or ends.
+    #[must_use]
+    pub const fn refuses(&self) -> bool {
+        matches!(self, Self::Deny | Self::Kill)
+    }
+
+    /// Whether some accesses get #GP and others do not, by what they write.
+    #[must_use]
+    pub const fn refuses_some(&self) -> bool {
+        match self {
+            Self::Mask(mask) | Self::Register(Emulated { mask, .. }) => {
+                matches!(mask.outside, Outside::Deny) && mask.bits != u64::MAX
+            }
+            Self::Pin => true,
+            _ => false,
+        }
+    }
+
     /// Whether user space has to carry the access to the real register.
     #[must_use]
     pub const fn needs_forwarding(&self) -> bool {

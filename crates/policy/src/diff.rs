@@ -72,6 +72,23 @@ pub struct SettingChange {
     pub direction: Direction,
 }
 
+/// Consecutive MSRs of which other accesses become events.
+///
+/// No guest can do more or less by it. What only follows from another [`log`](ProgramSettings::log)
+/// of the whole policy is a [`SettingChange`] and no change of this kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogChange {
+    /// The MSRs.
+    pub msrs: MsrRange,
+    /// In this direction.
+    pub access: Access,
+    /// Which accesses became events, and what said so of the first of the MSRs.
+    pub was: (Log, Origin),
+    /// Which do, and what says so of the first of them.
+    pub is: (Log, Origin),
+}
+
 /// What changes on processors on which the same `[[when]]`s of both programs hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -80,6 +97,8 @@ pub struct Difference {
     pub cpu: Option<Cpu>,
     /// What changes, in order, reads first.
     pub changes: Vec<Change>,
+    /// What of it becomes events, in the same order.
+    pub logs: Vec<LogChange>,
 }
 
 /// What changes from `old` to `new` on this processor, or on every one: one difference for each
@@ -108,11 +127,12 @@ pub fn differences(old: &Program, new: &Program, cpu: Option<&Cpu>) -> Vec<Diffe
     cpus.into_iter()
         .filter_map(|cpu| Some((old.on(&cpu)?, new.on(&cpu)?, cpu)))
         .filter(|(old, new, _)| seen.insert((old.holds().to_vec(), new.holds().to_vec())))
-        .map(|(old, new, cpu)| Difference {
+        .map(|(was, is, cpu)| Difference {
             cpu: asks.then_some(cpu),
-            changes: changes(old, new),
+            changes: changes(was, is),
+            logs: log_changes((was, old.settings().log), (is, new.settings().log)),
         })
-        .filter(|difference| !difference.changes.is_empty())
+        .filter(|difference| !difference.changes.is_empty() || !difference.logs.is_empty())
         .collect()
 }
 
@@ -125,21 +145,59 @@ pub fn changes(old: &ProgramVariant, new: &ProgramVariant) -> Vec<Change> {
 }
 
 fn between(old: &Rules, new: &Rules, access: Access) -> Vec<Change> {
-    let (mut olds, mut news) = (old.of(access).iter(), new.of(access).iter());
-    let (mut old, mut new) = (olds.next(), news.next());
     let mut changes: Vec<Change> = Vec::new();
-    while let (Some(was), Some(is)) = (old, new) {
-        if let Some(msrs) = was.msrs.shared(is.msrs)
-            && was.action != is.action
-        {
+    for (msrs, was, is) in side_by_side(old.of(access), new.of(access)) {
+        if was.action != is.action {
             push(&mut changes, msrs, access, (was, is));
         }
+    }
+    changes
+}
+
+/// The MSRs, in order and without a gap, with the rule of each side.
+fn side_by_side<'r>(
+    olds: &'r [Rule],
+    news: &'r [Rule],
+) -> impl Iterator<Item = (MsrRange, &'r Rule, &'r Rule)> {
+    let (mut olds, mut news) = (olds.iter().peekable(), news.iter().peekable());
+    std::iter::from_fn(move || {
+        let (was, is) = (*olds.peek()?, *news.peek()?);
         // Both cover everything, so that both end at 2^32.
         if was.msrs.last() <= is.msrs.last() {
-            old = olds.next();
+            olds.next();
         }
         if is.msrs.last() <= was.msrs.last() {
-            new = news.next();
+            news.next();
+        }
+        Some((was.msrs.shared(is.msrs)?, was, is))
+    })
+}
+
+/// What becomes events otherwise than before, in order, reads first; with each variant the `log` of
+/// its whole program.
+fn log_changes(
+    (old, old_log): (&ProgramVariant, Log),
+    (new, new_log): (&ProgramVariant, Log),
+) -> Vec<LogChange> {
+    let mut changes: Vec<LogChange> = Vec::new();
+    for access in Access::ALL {
+        for (msrs, was, is) in side_by_side(old.rules().of(access), new.rules().of(access)) {
+            if was.log == is.log || (was.log, is.log) == (old_log, new_log) {
+                continue;
+            }
+            if let Some(before) = changes.last_mut()
+                && (before.access, before.was.0, before.is.0) == (access, was.log, is.log)
+                && let Some(joined) = before.msrs.joined(msrs)
+            {
+                before.msrs = joined;
+                continue;
+            }
+            changes.push(LogChange {
+                msrs,
+                access,
+                was: (was.log, was.origin),
+                is: (is.log, is.origin),
+            });
         }
     }
     changes
@@ -147,9 +205,8 @@ fn between(old: &Rules, new: &Rules, access: Access) -> Vec<Change> {
 
 fn push(changes: &mut Vec<Change>, msrs: MsrRange, access: Access, (was, is): (&Rule, &Rule)) {
     if let Some(before) = changes.last_mut()
-        && before.msrs.last().get().checked_add(1) == Some(msrs.first().get())
         && (&before.was.0, &before.is.0) == (&was.action, &is.action)
-        && let Some(joined) = MsrRange::new(before.msrs.first(), msrs.last())
+        && let Some(joined) = before.msrs.joined(msrs)
     {
         before.msrs = joined;
         return;
@@ -175,14 +232,12 @@ pub fn setting_changes(old: &ProgramSettings, new: &ProgramSettings) -> Vec<Sett
         Mode::Audit => Direction::Looser,
         Mode::Enforce => Direction::Stricter,
     };
-    let devices = |settings: &ProgramSettings| match settings.microcode {
-        Some(device) => format!(
-            "revision {:#x}, update {:?}",
-            device.revision, device.update
-        ),
-        None => "none".to_owned(),
+    let devices = |settings: &ProgramSettings| {
+        let device = settings.microcode.as_ref();
+        device.map_or_else(|| "none".to_owned(), ToString::to_string)
     };
     let (was, is) = (&old.unknown, &new.unknown);
+    let word = |log: Log| log.word().to_owned();
     let level = |level: Option<Log>| level.map_or_else(|| "as `log`".to_owned(), word);
     [
         ("mode", mode(old), mode(new), mode_direction),
@@ -201,6 +256,7 @@ pub fn setting_changes(old: &ProgramSettings, new: &ProgramSettings) -> Vec<Sett
             devices(new),
             Direction::Different,
         ),
+        accept(&old.accept, &new.accept),
     ]
     .into_iter()
     .filter(|(_, was, is, _)| was != is)
@@ -232,14 +288,26 @@ fn unknown(
     (key, word(was), word(is), direction)
 }
 
-fn word(log: Log) -> String {
-    match log {
-        Log::None => "none",
-        Log::Denied => "denied",
-        Log::First => "first",
-        Log::All => "all",
-    }
-    .to_owned()
+/// Who accepts more gaps lets more past the filter. Neither order nor repetition counts.
+fn accept(was: &[Box<str>], is: &[Box<str>]) -> (&'static str, String, String, Direction) {
+    let [was, is]: [BTreeSet<&str>; 2] =
+        [was, is].map(|words| words.iter().map(|word| &**word).collect());
+    let word = |words: &BTreeSet<&str>| {
+        let words: Vec<_> = words.iter().copied().collect();
+        if words.is_empty() {
+            "nothing".to_owned()
+        } else {
+            words.join(", ")
+        }
+    };
+    let direction = if is.is_superset(&was) {
+        Direction::Looser
+    } else if is.is_subset(&was) {
+        Direction::Stricter
+    } else {
+        Direction::Different
+    };
+    ("accept", word(&was), word(&is), direction)
 }
 
 #[cfg(test)]

@@ -71,6 +71,8 @@ impl Forward {
 pub struct CpuidBit {
     /// What goes into EAX.
     pub leaf: u32,
+    /// What goes into ECX; 0 for leaves that do not look at it.
+    pub subleaf: u32,
     /// Where the bit comes out.
     pub register: CpuidRegister,
     /// Its number, at most 31.
@@ -79,17 +81,21 @@ pub struct CpuidBit {
     pub feature: &'static str,
 }
 
-/// `LM (CPUID 0x80000001 EDX bit 29)`.
+/// `LM (CPUID 0x80000001 EDX bit 29)`, `XFD (CPUID 0xd.1 EAX bit 4)`.
 impl fmt::Display for CpuidBit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             leaf,
+            subleaf,
             register,
             bit,
             feature,
-            ..
         } = self;
-        write!(f, "{feature} (CPUID {leaf:#x} {register} bit {bit})")
+        write!(f, "{feature} (CPUID {leaf:#x}")?;
+        if *subleaf != 0 {
+            write!(f, ".{subleaf}")?;
+        }
+        write!(f, " {register} bit {bit})")
     }
 }
 
@@ -140,6 +146,7 @@ pub(crate) fn rows() -> [&'static Forward; ROWS] {
 
 const LONG_MODE: CpuidBit = CpuidBit {
     leaf: 0x8000_0001,
+    subleaf: 0,
     register: CpuidRegister::Edx,
     bit: 29,
     feature: "LM",
@@ -147,6 +154,7 @@ const LONG_MODE: CpuidBit = CpuidBit {
 
 const SYSENTER: CpuidBit = CpuidBit {
     leaf: 1,
+    subleaf: 0,
     register: CpuidRegister::Edx,
     bit: 11,
     feature: "SEP",

@@ -21,12 +21,16 @@ mod digest;
 #[cfg(feature = "parse")]
 mod effects;
 pub mod emit;
+#[cfg(feature = "parse")]
+mod enforcement;
 mod equality;
 #[cfg(feature = "parse")]
 mod explain;
 mod forward;
 #[cfg(feature = "parse")]
 pub mod import;
+#[cfg(feature = "parse")]
+mod machine;
 #[cfg(feature = "parse")]
 mod mistake;
 mod msrs;
@@ -49,6 +53,8 @@ mod settings;
 #[cfg(feature = "parse")]
 mod source;
 #[cfg(feature = "parse")]
+mod space;
+#[cfg(feature = "parse")]
 mod table;
 #[cfg(feature = "parse")]
 pub mod trace;
@@ -59,14 +65,18 @@ pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
 pub use compile::{Compiled, Variant, compile};
 pub use cpu::{Cpu, CpuError, CpuSet};
 pub use diff::{
-    Change, Difference, Direction, SettingChange, changes, differences, setting_changes,
+    Change, Difference, Direction, LogChange, SettingChange, changes, differences, setting_changes,
 };
 pub use digest::Digest;
 #[cfg(feature = "parse")]
 pub use effects::write_effect;
 #[cfg(feature = "parse")]
-pub use explain::{Explanation, explain};
+pub use enforcement::{Cause, Enforcement, Enforcer, Extent, Hole, enforcement, enforcement_of};
+#[cfg(feature = "parse")]
+pub use explain::{Explanation, Reported, explain};
 pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding, forward};
+#[cfg(feature = "parse")]
+pub use machine::{RefusedFeature, UnsavedWrites, is_offered, refused_features, unsaved_writes};
 #[cfg(feature = "parse")]
 pub use mistake::{Mistake, Mistakes, Wrong};
 pub use msrs::{MsrRange, MsrSet};
@@ -88,6 +98,8 @@ pub use selector::{SelectorError, parse_msrs};
 pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 #[cfg(feature = "parse")]
 pub use source::{Place, Source, one_line};
+#[cfg(feature = "parse")]
+pub use space::{Cell, Cluster, Space, Tally, space};
 #[cfg(feature = "parse")]
 pub use table::{Said, Segment, Table};
 pub use verdicts::{CompileError, Verdicts};

@@ -62,6 +62,15 @@ impl MsrRange {
         Self::new(MsrIndex::new(first), MsrIndex::new(last))
     }
 
+    /// Both as one, if `next` begins where this ends.
+    pub(crate) fn joined(self, next: Self) -> Option<Self> {
+        let follows = self.last.get().checked_add(1) == Some(next.first.get());
+        follows.then_some(Self {
+            first: self.first,
+            last: next.last,
+        })
+    }
+
     /// What both contain.
     pub(crate) fn shared(self, other: Self) -> Option<Self> {
         Self::new(self.first.max(other.first), self.last.min(other.last))

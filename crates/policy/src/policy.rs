@@ -176,6 +176,24 @@ impl Policy {
         &self.sources[id.0]
     }
 
+    /// The texts by which this one is included, from the policy's own down to the one nearest to
+    /// it; none for the policy's own.
+    #[must_use]
+    pub fn includers(&self, id: SourceId) -> Vec<&Source> {
+        let mut way = Vec::new();
+        let mut at = SourceId(0);
+        while at != id && self.below[at.0].contains(&id) {
+            way.push(self.text(at));
+            // The one with most below it leaves out none between it and the rest.
+            let next = self.below[at.0].iter().copied();
+            let next = next
+                .filter(|next| *next == id || self.below[next.0].contains(&id))
+                .max_by_key(|next| (self.below[next.0].len(), *next != id));
+            at = next.unwrap_or(id);
+        }
+        way
+    }
+
     /// What it says outside of its entries.
     #[must_use]
     pub const fn settings(&self) -> &Settings {

@@ -37,6 +37,7 @@
 //! assert_eq!(gaps[0].name, "tsc-deadline-fastpath");
 //! ```
 
+mod features;
 mod field;
 #[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
 #[rustfmt::skip]
@@ -59,9 +60,11 @@ use msrgate_filter::MsrIndex;
 
 use crate::forward::Forward;
 
+pub use features::{Feature, features};
 pub use field::{Decoded, Field};
 pub use groups::{Group, group, groups};
 pub use lookup::{Named, by_index, by_name, search};
+pub(crate) use reach::exempt;
 pub use reach::{Gap, GapKind, Kernel, Kernels, Reach, gaps, reach, uses, vm_gaps};
 pub use series::{Series, all_series};
 

@@ -1,5 +1,7 @@
 //! What holds for a whole policy, beside its default.
 
+use std::fmt;
+
 /// Whether refusals are carried out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
@@ -22,6 +24,19 @@ pub enum Log {
     First,
     /// All: only where forwarding is sound.
     All,
+}
+
+impl Log {
+    /// The word for it in a policy.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Denied => "denied",
+            Self::First => "first",
+            Self::All => "all",
+        }
+    }
 }
 
 /// What becomes of an MSR that KVM does not know.
@@ -65,4 +80,24 @@ pub enum Update {
     Ignore,
     /// #GP.
     Deny,
+}
+
+impl Update {
+    /// The word for it in a policy.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Ignore => "ignore",
+            Self::Deny => "deny",
+        }
+    }
+}
+
+/// `revision 0x2b000000, update accept`.
+impl fmt::Display for Microcode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { revision, update } = self;
+        write!(f, "revision {revision:#x}, update {}", update.word())
+    }
 }

@@ -1,20 +1,31 @@
 //! `msrgate check`.
 
+mod enforced;
+mod host;
+mod picture;
 mod warnings;
 mod within;
 
 use std::io::Write;
 
-use msrgate_filter::Range;
-use msrgate_policy::{Compiled, Policy, Program, Variant};
+use msrgate_policy::{Compiled, Entry, Program, one_line};
 use serde::Serialize;
 
-use crate::cli::{CheckArgs, Format};
+pub(super) use enforced::{HoleRow, accepted};
+
+use crate::cli::{CheckArgs, Detail, Format};
 use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::output::{self, SCHEMA};
 use crate::remark::Remark;
+use enforced::Counted;
+use host::{Findings, Host, HostRow};
+use picture::{PackedVariant, Shown};
+use warnings::Warning;
 use within::{Within, WithinReport};
+
+/// As many lines of a kind of warning are shown, unless all are asked for.
+const SHOWN: usize = 10;
 
 #[derive(Serialize)]
 struct Report {
@@ -22,11 +33,23 @@ struct Report {
     ok: bool,
     /// None: a policy with mistakes has no answer but them.
     mistakes: [Remark; 0],
-    warnings: Vec<Remark>,
+    warnings: Vec<WarningRow>,
+    /// Whose CPUID and list of saved MSRs was looked at.
+    host: HostRow,
+    enforcement: Counted,
     packed: Packed,
     /// Whether it is no looser than `--within`; absent if that was not asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     within: Option<WithinReport>,
+}
+
+/// A warning: what kind it is, and what the text says.
+#[derive(Serialize)]
+struct WarningRow {
+    code: &'static str,
+    #[serde(flatten)]
+    remark: Remark,
+    details: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -39,139 +62,191 @@ struct Packed {
     variants: Vec<PackedVariant>,
 }
 
-/// One filter.
-#[derive(Serialize)]
-struct PackedVariant {
-    /// A processor on which it holds; null for a policy without `[[when]]`.
-    cpu: Option<String>,
-    ranges: Vec<PackedRange>,
-}
-
-#[derive(Serialize)]
-struct PackedRange {
-    access: String,
-    base: String,
-    count: u32,
-    allowed: u32,
-}
-
 pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     let compiled = load::compiled(&args.policy)?;
     let within = match &args.within {
         Some(org) => Some(Within::of(&args.policy, &compiled, org)?),
         None => None,
     };
+    let cpu = args.cpu.cpu.as_ref();
+    let has_whens = !compiled.policy().whens().is_empty();
+    let shown = |variant, like| Shown {
+        variant,
+        cpu: has_whens.then_some(like),
+    };
+    let variants = if let Some(named) = cpu {
+        vec![shown(compiled.on(cpu), named)]
+    } else {
+        let all = compiled.variants().iter();
+        all.map(|one| shown(one, one.example())).collect()
+    };
+    let host = Host::ask(args.host)?;
+    let mut found = host.findings(&compiled, cpu);
+    let mut all = warnings::of(&compiled);
+    all.append(&mut found.warnings);
+    found.warnings = all;
     match args.format.format {
-        Format::Text => {
-            print(out, &compiled)?;
-            within.iter().try_for_each(|within| within.print(out))?;
+        Format::Text => print(
+            out,
+            &compiled,
+            &found,
+            within.as_ref(),
+            &variants,
+            args.detail(),
+        )?,
+        Format::Json => {
+            let report = report(&compiled, &host, found, within.as_ref(), &variants);
+            output::json(out, &report)?;
         }
-        Format::Json => output::json(out, &sound(&compiled, within.as_ref()))?,
     }
     let holds = within.is_none_or(|within| within.holds());
     Ok(if holds { Answer::Yes } else { Answer::No })
 }
 
-fn sound(compiled: &Compiled, within: Option<&Within>) -> Report {
+fn report(
+    compiled: &Compiled,
+    host: &Host,
+    found: Findings<'_>,
+    within: Option<&Within>,
+    variants: &[Shown<'_>],
+) -> Report {
     let policy = compiled.policy();
-    let warnings = warnings::of(compiled).into_iter().map(|warning| Remark {
-        message: warning.message,
-        help: Some(warning.help),
-        file: warning
-            .entry
-            .map(|entry| policy.text(entry.source()).name().to_owned()),
-        line: warning.entry.map(|entry| entry.place().line),
-        column: warning.entry.map(|entry| entry.place().column),
-    });
+    let file = |entry: &Entry| policy.text(entry.source()).name().to_owned();
+    let row = |warning: Warning<'_>| WarningRow {
+        code: warning.code.word(),
+        remark: Remark {
+            message: warning.message,
+            help: Some(warning.help),
+            file: warning.entry.map(file),
+            line: warning.entry.map(|entry| entry.place().line),
+            column: warning.entry.map(|entry| entry.place().column),
+        },
+        details: warning.details,
+    };
     Report {
         schema: SCHEMA,
         ok: within.is_none_or(Within::holds),
         mistakes: [],
-        warnings: warnings.collect(),
+        warnings: found.warnings.into_iter().map(row).collect(),
+        host: host.row(found.not_made),
+        enforcement: enforced::report(compiled),
         packed: Packed {
             name: policy.name().map(str::to_owned),
             default: policy.default_action().word(),
             entries: policy.entries().len(),
             digest: Program::of(compiled).digest().to_string(),
-            variants: compiled
-                .variants()
-                .iter()
-                .map(|one| packed_variant(policy, one))
-                .collect(),
+            variants: variants.iter().map(PackedVariant::of).collect(),
         },
         within: within.map(Within::report),
     }
 }
 
-fn packed_variant(policy: &Policy, variant: &Variant) -> PackedVariant {
-    PackedVariant {
-        cpu: (!policy.whens().is_empty()).then(|| variant.example().to_string()),
-        ranges: variant.filter().ranges().iter().map(packed).collect(),
-    }
-}
-
-fn packed(range: &Range) -> PackedRange {
-    PackedRange {
-        access: range.accesses().to_string(),
-        base: range.base().to_string(),
-        count: range.bitmap().count(),
-        allowed: range
-            .bitmap()
-            .words()
-            .iter()
-            .map(|word| word.count_ones())
-            .sum(),
-    }
-}
-
-fn print(out: &mut dyn Write, compiled: &Compiled) -> Result<(), Failure> {
+fn print(
+    out: &mut dyn Write,
+    compiled: &Compiled,
+    found: &Findings<'_>,
+    within: Option<&Within>,
+    variants: &[Shown<'_>],
+    detail: Detail,
+) -> Result<(), Failure> {
     let policy = compiled.policy();
-    let source = policy.source().name();
-    let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
-    for warning in warnings::of(compiled) {
-        let place = warning.entry.map_or_else(
-            || source.to_owned(),
-            |entry| {
-                format!(
-                    "{}:{}",
-                    policy.text(entry.source()).name(),
-                    entry.place().line
-                )
-            },
-        );
-        writeln!(
-            out,
-            "{yellow}warning{yellow:#}: {place}: {}",
-            warning.message
-        )?;
-        writeln!(out, "  help: {}", warning.help)?;
+    for warnings in found.warnings.chunk_by(|one, next| one.code == next.code) {
+        print_warnings(out, compiled, warnings, detail)?;
+    }
+    // One line for all that are missing for the same reason.
+    for missing in found.not_made.chunk_by(|one, next| one.why == next.why) {
+        let codes: Vec<_> = missing.iter().map(|one| one.code).collect();
+        let why = missing.first().map_or("", |one| &one.why);
+        writeln!(out, "note: not looked for: {}: {why}", codes.join(", "))?;
     }
     let green = anstyle::AnsiColor::Green.on_default().bold();
+    let source = one_line(policy.source().name());
     writeln!(out, "{source}: {green}no mistakes{green:#}")?;
+    let entries = match policy.entries().len() {
+        1 => "1 entry".to_owned(),
+        count => format!("{count} entries"),
+    };
     writeln!(
         out,
-        "{} entries, default {}; each filter is equal to the policy for all 2^32 MSRs, reads and writes",
-        policy.entries().len(),
+        "{entries}, default {}; each filter is equal to the policy for all 2^32 MSRs, reads and writes",
         policy.default_action().word(),
     )?;
-    for variant in compiled.variants() {
-        let packed = packed_variant(policy, variant);
-        match packed.cpu {
-            Some(cpu) => writeln!(
-                out,
-                "on {cpu} and the like, {} of 16 ranges",
-                packed.ranges.len()
-            )?,
-            None => writeln!(out, "{} of 16 ranges", packed.ranges.len())?,
-        }
-        for (number, range) in packed.ranges.iter().enumerate() {
-            writeln!(
-                out,
-                "  range {number:<2}  {:<2}  from {:<10}  {:>5} MSRs, {} allowed",
-                range.access, range.base, range.count, range.allowed
-            )?;
-        }
+    within.iter().try_for_each(|within| within.print(out))?;
+    enforced::print(out, compiled, detail)?;
+    for variant in variants {
+        picture::draw(out, policy, variant, detail)?;
     }
     writeln!(out, "digest {}", Program::of(compiled).digest().short())?;
+    Ok(())
+}
+
+/// Where an entry stands; the policy as a whole stands in its text.
+fn place(compiled: &Compiled, entry: Option<&Entry>) -> String {
+    let policy = compiled.policy();
+    match entry {
+        None => one_line(policy.source().name()),
+        Some(entry) => {
+            let file = one_line(policy.text(entry.source()).name());
+            format!("{file}:{}", entry.place().line)
+        }
+    }
+}
+
+/// Warnings of one kind: each for itself, or all below one heading.
+fn print_warnings(
+    out: &mut dyn Write,
+    compiled: &Compiled,
+    warnings: &[Warning<'_>],
+    detail: Detail,
+) -> Result<(), Failure> {
+    let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
+    let Some(first) = warnings.first() else {
+        return Ok(());
+    };
+    let code = first.code.word();
+    let shown = match detail {
+        Detail::Brief => SHOWN,
+        Detail::Full => usize::MAX,
+    };
+    let Some(heading) = first.code.heading() else {
+        for warning in warnings.iter().take(shown) {
+            let (place, message) = (place(compiled, warning.entry), &warning.message);
+            writeln!(out, "{yellow}warning{yellow:#}[{code}]: {place}: {message}")?;
+            writeln!(out, "  help: {}", warning.help)?;
+        }
+        return more(out, code, warnings.len().saturating_sub(shown));
+    };
+    let source = place(compiled, None);
+    writeln!(
+        out,
+        "{yellow}warning{yellow:#}[{code}]: {source}: {heading}"
+    )?;
+    let lines: Vec<_> = warnings
+        .iter()
+        .flat_map(|warning| {
+            let key = warning.entry.map_or("default".to_owned(), |entry| {
+                format!(
+                    "{} {}",
+                    place(compiled, warning.entry),
+                    one_line(entry.key())
+                )
+            });
+            let details = warning.details.iter();
+            details.map(move |line| format!("{key}: {line}"))
+        })
+        .collect();
+    for line in lines.iter().take(shown) {
+        writeln!(out, "  {line}")?;
+    }
+    more(out, code, lines.len().saturating_sub(shown))?;
+    writeln!(out, "  help: {}", first.help)?;
+    Ok(())
+}
+
+/// What is left out.
+fn more(out: &mut dyn Write, code: &str, count: usize) -> Result<(), Failure> {
+    if count > 0 {
+        writeln!(out, "  and {count} more of {code}; --verbose lists all")?;
+    }
     Ok(())
 }

@@ -2,7 +2,11 @@
 
 use std::io::Write;
 
-use msrgate_policy::{Change, Difference, Direction, SettingChange, differences, setting_changes};
+use msrgate_filter::Access;
+use msrgate_policy::{
+    Change, Difference, Direction, LogChange, MsrRange, Origin, SettingChange, differences,
+    setting_changes,
+};
 use serde::Serialize;
 
 use crate::cli::{DiffArgs, FailOn, Format};
@@ -16,6 +20,8 @@ struct Report {
     same: bool,
     old: Described,
     new: Described,
+    /// Whether settings and events were compared: a filter alone has none.
+    settings_compared: bool,
     settings: Vec<SettingRow>,
     differences: Vec<Group>,
 }
@@ -40,6 +46,8 @@ struct Group {
     /// One of them; null where nothing depends on it.
     cpu: Option<String>,
     changes: Vec<Row>,
+    /// What of it becomes events.
+    logs: Vec<Row>,
 }
 
 #[derive(Serialize)]
@@ -72,14 +80,23 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     }
     let (old, new) = (Side::load(&args.old)?, Side::load(&args.new)?);
     let settings = settings(&old, &new);
-    let differences = differences(&old.program, &new.program, args.cpu.cpu.as_ref());
+    let mut differences = differences(&old.program, &new.program, args.cpu.cpu.as_ref());
+    if !has_settings(&old, &new) {
+        for difference in &mut differences {
+            difference.logs.clear();
+        }
+        differences.retain(|one| !one.changes.is_empty());
+    }
     match args.format.format {
         Format::Json => output::json(out, &report(&old, &new, &settings, &differences))?,
         Format::Text => print(out, &old, &new, &settings, &differences)?,
     }
     let of_settings = settings.iter().map(|change| change.direction);
     let of_rules = differences.iter().flat_map(|one| &one.changes);
-    let mut directions = of_settings.chain(of_rules.map(|change| change.direction));
+    let of_logs = differences.iter().flat_map(|one| &one.logs);
+    let mut directions = of_settings
+        .chain(of_rules.map(|change| change.direction))
+        .chain(of_logs.map(|_| Direction::Neutral));
     let fails = match args.fail_on {
         FailOn::Any => directions.next().is_some(),
         FailOn::Looser => directions.any(Direction::may_loosen),
@@ -87,9 +104,14 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     Ok(if fails { Answer::No } else { Answer::Yes })
 }
 
+/// Whether both sides say something beside what the kernel decides.
+fn has_settings(old: &Side, new: &Side) -> bool {
+    [old.content, new.content] == [Content::Policy; 2]
+}
+
 /// What changes outside of the rules, where both sides have such a thing.
 pub(super) fn settings(old: &Side, new: &Side) -> Vec<SettingChange> {
-    if [old.content, new.content] == [Content::Policy; 2] {
+    if has_settings(old, new) {
         setting_changes(old.program.settings(), new.program.settings())
     } else {
         Vec::new()
@@ -115,7 +137,7 @@ fn report(
         file: side.name.clone(),
         digest: side.program.digest().to_string(),
     };
-    let row = |change: &Change| Row {
+    let changed = |change: &Change| Row {
         first: change.msrs.first().to_string(),
         last: change.msrs.last().to_string(),
         name: output::name(change.msrs.first()),
@@ -126,6 +148,17 @@ fn report(
         is_by: new.place(change.is.1),
         direction: word(change.direction),
     };
+    let logged = |change: &LogChange| Row {
+        first: change.msrs.first().to_string(),
+        last: change.msrs.last().to_string(),
+        name: output::name(change.msrs.first()),
+        access: change.access.to_string(),
+        was: change.was.0.word().to_owned(),
+        was_by: old.place(change.was.1),
+        is: change.is.0.word().to_owned(),
+        is_by: new.place(change.is.1),
+        direction: word(Direction::Neutral),
+    };
     let settings = settings.iter().map(|change| SettingRow {
         key: change.key,
         was: change.was.clone(),
@@ -134,13 +167,15 @@ fn report(
     });
     let groups = differences.iter().map(|difference| Group {
         cpu: difference.cpu.as_ref().map(ToString::to_string),
-        changes: difference.changes.iter().map(row).collect(),
+        changes: difference.changes.iter().map(changed).collect(),
+        logs: difference.logs.iter().map(logged).collect(),
     });
     Report {
         schema: SCHEMA,
         same: settings.len() == 0 && differences.is_empty(),
         old: described(old),
         new: described(new),
+        settings_compared: has_settings(old, new),
         settings: settings.collect(),
         differences: groups.collect(),
     }
@@ -153,6 +188,14 @@ fn print(
     settings: &[SettingChange],
     differences: &[Difference],
 ) -> Result<(), Failure> {
+    let filters = [old, new].into_iter();
+    for filter in filters.filter(|side| side.content == Content::Filter) {
+        writeln!(
+            out,
+            "{} is a filter: only what the kernel decides is compared, no settings and no events",
+            filter.name
+        )?;
+    }
     if settings.is_empty() && differences.is_empty() {
         writeln!(out, "{} and {} do the same", old.name, new.name)?;
         return Ok(());
@@ -179,6 +222,15 @@ fn print(
                 writeln!(out, "  {}", line(old, new, change))?;
             }
         }
+        if !difference.logs.is_empty() {
+            writeln!(out, "{bold}logged otherwise{bold:#}")?;
+        }
+        for change in &difference.logs {
+            let (was, is) = (change.was.0.word(), change.is.0.word());
+            let places = (change.was.1, change.is.1);
+            let line = row(old, new, (change.msrs, change.access), (was, is), places);
+            writeln!(out, "  {line}")?;
+        }
     }
     Ok(())
 }
@@ -194,17 +246,22 @@ const fn title(direction: Direction) -> &'static str {
 
 /// One change: what, from what to what, and both lines.
 pub(super) fn line(old: &Side, new: &Side, change: &Change) -> String {
-    let msrs = match output::name(change.msrs.first()) {
-        Some(name) if change.msrs.count() == 1 => format!("{} {name}", change.msrs),
-        Some(name) => format!("{} from {name}", change.msrs),
-        None => change.msrs.to_string(),
-    };
+    let (was, is) = (change.was.0.to_string(), change.is.0.to_string());
+    let places = (change.was.1, change.is.1);
+    row(old, new, (change.msrs, change.access), (&was, &is), places)
+}
+
+fn row(
+    old: &Side,
+    new: &Side,
+    (msrs, access): (MsrRange, Access),
+    (was, is): (&str, &str),
+    (was_by, is_by): (Origin, Origin),
+) -> String {
+    let msrs = output::titled_range(msrs);
+    let (was_by, is_by) = (old.place(was_by), new.place(is_by));
     format!(
-        "{:<5}  {msrs}: {} ({}) -> {} ({})",
-        change.access.to_string(),
-        change.was.0,
-        old.place(change.was.1),
-        change.is.0,
-        new.place(change.is.1),
+        "{:<5}  {msrs}: {was} ({was_by}) -> {is} ({is_by})",
+        access.to_string()
     )
 }

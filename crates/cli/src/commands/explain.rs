@@ -2,11 +2,15 @@
 
 use std::io::Write;
 
-use msrgate_filter::{Access, MsrIndex, Verdict};
+use msrgate_filter::{Access, ExitNumber, ExitReason, MsrIndex, ReasonMask, Revision, Verdict};
 use msrgate_policy::registers;
-use msrgate_policy::{Entry, Explanation, MsrSet, Policy, Said, Variant, explain, one_line};
+use msrgate_policy::{
+    Compiled, Cpu, Entry, Explanation, Extent, Mode, MsrSet, Policy, Program, Reported, Said,
+    Variant, explain, one_line,
+};
 use serde::Serialize;
 
+use super::check::{HoleRow, accepted};
 use crate::cli::{ExplainArgs, Format};
 use crate::failure::{Answer, Failure};
 use crate::load;
@@ -14,6 +18,9 @@ use crate::output;
 
 /// More MSRs than this at once are a mistake, not a question.
 const MOST: u64 = 0x1_0000;
+
+/// Where what follows the first line of an access begins.
+const INDENT: &str = "                   ";
 
 /// One MSR in one direction, for programs.
 #[derive(Serialize)]
@@ -28,13 +35,65 @@ struct Row<'c> {
     line: Option<usize>,
     /// The text of that line: the policy itself, or what it includes.
     file: Option<&'c str>,
+    /// The texts by which that one is included, the policy's own first.
+    included_by: Vec<&'c str>,
     entry: Option<&'c str>,
+    /// Whether the entry is one of a `[[when]]`.
+    when: bool,
     why: Option<&'c str>,
     verdict: &'static str,
     /// The range of the filter that decides, counted from 0; null for the default.
     range: Option<usize>,
-    /// How far the filter reaches this access: `enforced`, `partly`, `not`.
+    /// The bit of that range.
+    bit: Option<u32>,
+    /// What the guest gets, in words.
+    guest: String,
+    /// Whether that needs a gate in the VMM; without one the guest gets #GP.
+    needs_gate: bool,
+    kernel: KernelRow,
+    /// What it reports of an allowed access, should KVM not know the register.
+    kernel_if_unknown: Option<KernelRow>,
+    /// `enforce` or `audit`.
+    mode: &'static str,
+    /// `none`, `denied`, `first`, `all`.
+    log: &'static str,
+    /// Which of these accesses become events, in words.
+    events: &'static str,
+    /// How far this is enforced: `enforced`, `partly`, `not`.
     enforced: String,
+    /// Why it is no further.
+    holes: Vec<HoleRow>,
+    /// What other instructions do with the register, which asks no filter.
+    uses: Vec<UseRow>,
+}
+
+/// How user space learns of it.
+#[derive(Serialize)]
+struct KernelRow {
+    /// `nothing`, `gp` or `exit`.
+    reports: &'static str,
+    /// `kvm_run.exit_reason`.
+    exit: Option<u32>,
+    /// `filter` or `unknown`.
+    reason: Option<String>,
+    /// Its bit in `kvm_run.msr.reason`.
+    reason_bit: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct UseRow {
+    name: &'static str,
+    why: &'static str,
+}
+
+/// A policy on one processor.
+struct Explained<'c> {
+    policy: &'c Policy,
+    variant: &'c Variant,
+    /// The one that was asked about, or one like it.
+    cpu: &'c Cpu,
+    /// What the VM's mask has to be.
+    mask: ReasonMask,
 }
 
 pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
@@ -45,23 +104,36 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Fai
         )));
     }
     let compiled = load::compiled(&args.policy)?;
-    let (policy, variant) = (compiled.policy(), compiled.on(args.cpu.cpu.as_ref()));
+    let variant = compiled.on(args.cpu.cpu.as_ref());
+    let explained = Explained {
+        policy: compiled.policy(),
+        variant,
+        cpu: args.cpu.cpu.as_ref().unwrap_or(variant.example()),
+        mask: mask(&compiled, variant),
+    };
     let indices = args.msrs.iter().flat_map(indices);
     match args.format.format {
         Format::Json => {
             let rows: Vec<_> = indices
-                .flat_map(|index| Access::ALL.map(|access| explain(policy, variant, index, access)))
-                .map(|explanation| row(policy, &explanation))
+                .flat_map(|index| Access::ALL.map(|access| explained.of(index, access)))
+                .map(|explanation| explained.row(&explanation))
                 .collect();
             output::json(out, &rows)?;
         }
         Format::Text => {
             for index in indices {
-                print(out, policy, variant, index)?;
+                explained.print(out, index)?;
             }
         }
     }
     Ok(Answer::Yes)
+}
+
+/// The mask that goes with a variant's filter.
+fn mask(compiled: &Compiled, variant: &Variant) -> ReasonMask {
+    let program = Program::of(compiled);
+    let on = program.on(variant.example());
+    on.map_or(ReasonMask::NONE, msrgate_policy::ProgramVariant::reasons)
 }
 
 fn indices(msrs: &MsrSet) -> impl Iterator<Item = MsrIndex> {
@@ -71,94 +143,199 @@ fn indices(msrs: &MsrSet) -> impl Iterator<Item = MsrIndex> {
         .map(MsrIndex::new)
 }
 
-fn row<'c>(policy: &'c Policy, explanation: &Explanation<'c>) -> Row<'c> {
-    Row {
-        index: explanation.index.to_string(),
-        name: output::name(explanation.index),
-        access: explanation.access.to_string(),
-        action: explanation.action.word(),
-        does: explanation.action.to_string(),
-        line: explanation.entry.map(|entry| entry.place().line),
-        file: explanation
-            .entry
-            .map(|entry| policy.text(entry.source()).name()),
-        entry: explanation.entry.map(Entry::key),
-        why: explanation.entry.and_then(Entry::why),
-        verdict: match explanation.decision.verdict {
-            Verdict::Allow => "allow",
-            Verdict::Deny => "deny",
-        },
-        range: explanation.range(),
-        enforced: registers::reach(explanation.index, explanation.access).to_string(),
+impl<'c> Explained<'c> {
+    fn of(&self, index: MsrIndex, access: Access) -> Explanation<'c> {
+        explain(self.policy, self.variant, index, access)
     }
-}
 
-fn print(
-    out: &mut dyn Write,
-    policy: &Policy,
-    variant: &Variant,
-    index: MsrIndex,
-) -> Result<(), Failure> {
-    let bold = anstyle::Style::new().bold();
-    writeln!(out, "{bold}{}{bold:#}", output::titled(index))?;
-    for access in Access::ALL {
-        let explanation = explain(policy, variant, index, access);
-        let word = explanation.action.word();
-        writeln!(
-            out,
-            "  {access:<5}  {word:<8}  {}",
-            source_of(policy, &explanation)
-        )?;
+    fn row(&self, explanation: &Explanation<'c>) -> Row<'c> {
+        let entry = explanation.entry;
+        let (extent, holes) = explanation.enforced();
+        let uses = registers::uses(explanation.index).map(|gap| UseRow {
+            name: gap.name,
+            why: gap.why,
+        });
+        Row {
+            index: explanation.index.to_string(),
+            name: output::name(explanation.index),
+            access: explanation.access.to_string(),
+            action: explanation.action.word(),
+            does: explanation.action.to_string(),
+            line: entry.map(|entry| entry.place().line),
+            file: entry.map(|entry| self.policy.text(entry.source()).name()),
+            included_by: entry.map_or(Vec::new(), |entry| self.included_by(entry)),
+            entry: entry.map(Entry::key),
+            when: entry.is_some_and(|entry| entry.when().is_some()),
+            why: entry.and_then(Entry::why),
+            verdict: match explanation.decision.verdict {
+                Verdict::Allow => "allow",
+                Verdict::Deny => "deny",
+            },
+            range: explanation.range(),
+            bit: self.bit(explanation),
+            guest: explanation.guest(),
+            needs_gate: explanation.needs_gate(),
+            kernel: kernel_row(explanation.reported(self.mask)),
+            kernel_if_unknown: explanation.reported_unknown(self.mask).map(kernel_row),
+            mode: match self.policy.settings().mode {
+                Mode::Enforce => "enforce",
+                Mode::Audit => "audit",
+            },
+            log: explanation.log.word(),
+            events: explanation.events(),
+            enforced: extent.to_string(),
+            holes: holes
+                .iter()
+                .map(|hole| HoleRow::of(self.policy, hole))
+                .collect(),
+            uses: uses.collect(),
+        }
+    }
+
+    fn included_by(&self, entry: &Entry) -> Vec<&'c str> {
+        let texts = self.policy.includers(entry.source()).into_iter();
+        texts.map(msrgate_policy::Source::name).collect()
+    }
+
+    /// The bit that decides, of the range that does.
+    fn bit(&self, explanation: &Explanation<'_>) -> Option<u32> {
+        let range = self.variant.filter().ranges().get(explanation.range()?)?;
+        Some(explanation.index.get() - range.base().get())
+    }
+
+    fn print(&self, out: &mut dyn Write, index: MsrIndex) -> Result<(), Failure> {
+        let bold = anstyle::Style::new().bold();
+        writeln!(out, "{bold}{}{bold:#}", output::titled(index))?;
+        for access in Access::ALL {
+            self.print_access(out, &self.of(index, access))?;
+        }
+        for gap in registers::uses(index) {
+            writeln!(out, "  no filter is asked where {}", gap.why)?;
+        }
+        Ok(())
+    }
+
+    fn print_access(
+        &self,
+        out: &mut dyn Write,
+        explanation: &Explanation<'_>,
+    ) -> Result<(), Failure> {
+        let (access, word) = (explanation.access.to_string(), explanation.action.word());
+        let source = self.source_of(explanation);
+        writeln!(out, "  {access:<5}  {word:<8}  {source}")?;
         if let Some(why) = explanation.entry.and_then(Entry::why) {
-            writeln!(out, "                   because {}", one_line(why))?;
+            writeln!(out, "{INDENT}because {}", one_line(why))?;
         }
-        writeln!(
-            out,
-            "                   {}",
-            mechanism(variant, &explanation)
-        )?;
-        if explanation.said != Said::ByKvm {
-            for gap in registers::reach(index, access).gaps() {
-                writeln!(out, "                   not always asked: {}", gap.why)?;
+        writeln!(out, "{INDENT}filter: {}", self.mechanism(explanation))?;
+        let guest = one_line(&explanation.guest());
+        let by = if explanation.needs_gate() {
+            " (by a gate; without one, #GP)"
+        } else {
+            ""
+        };
+        writeln!(out, "{INDENT}guest: {guest}{by}")?;
+        let kernel = explanation.reported(self.mask);
+        match explanation.reported_unknown(self.mask) {
+            Some(unknown @ Reported::Exit(..)) => writeln!(
+                out,
+                "{INDENT}kernel reports: {kernel}; {unknown} if it does not know the register"
+            )?,
+            _ => writeln!(out, "{INDENT}kernel reports: {kernel}")?,
+        }
+        let (log, events) = (explanation.log.word(), explanation.events());
+        writeln!(out, "{INDENT}events: {events} (log {log})")?;
+        self.print_extent(out, explanation)
+    }
+
+    fn print_extent(
+        &self,
+        out: &mut dyn Write,
+        explanation: &Explanation<'_>,
+    ) -> Result<(), Failure> {
+        let (extent, holes) = explanation.enforced();
+        let extent = match extent {
+            Extent::Enforced => "enforced",
+            Extent::Partly => "partly enforced",
+            Extent::Not => "not enforced",
+        };
+        if holes.is_empty() {
+            writeln!(out, "{INDENT}{extent}")?;
+        }
+        for hole in &holes {
+            let accepted = accepted(self.policy, hole);
+            writeln!(out, "{INDENT}{extent}: {}{accepted}", hole.cause.why())?;
+        }
+        Ok(())
+    }
+
+    /// Which line says so, and what includes it.
+    fn source_of(&self, explanation: &Explanation<'_>) -> String {
+        match (explanation.said, explanation.entry) {
+            (Said::ByKvm, _) => "an x2APIC register, which KVM never filters (S3.1)".to_owned(),
+            (_, Some(entry)) => {
+                let file = one_line(self.policy.text(entry.source()).name());
+                let (line, key) = (entry.place().line, one_line(entry.key()));
+                let when = match entry.when() {
+                    Some(_) => format!(", in a [[when]] that holds on {}", self.cpu),
+                    None => String::new(),
+                };
+                let by = self.included_by(entry);
+                let by = match by[..] {
+                    [] => String::new(),
+                    _ => format!(", included by {}", one_line(&by.join(", "))),
+                };
+                format!(
+                    "{file}:{line} says {} of {key}{when}{by}",
+                    explanation.action
+                )
             }
+            (_, None) => format!(
+                "no entry of {} decides it, so `default` holds",
+                one_line(self.policy.source().name())
+            ),
         }
     }
-    Ok(())
-}
 
-/// Which line says so.
-fn source_of(policy: &Policy, explanation: &Explanation<'_>) -> String {
-    match (explanation.said, explanation.entry) {
-        (Said::ByKvm, _) => "an x2APIC register, which KVM never filters (S3.1)".to_owned(),
-        (_, Some(entry)) => {
-            let file = one_line(policy.text(entry.source()).name());
-            let (line, key) = (entry.place().line, one_line(entry.key()));
-            format!("{file}:{line} says {} of {key}", explanation.action)
+    /// How the filter comes to its verdict.
+    fn mechanism(&self, explanation: &Explanation<'_>) -> String {
+        let verdict = match explanation.decision.verdict {
+            Verdict::Allow => "allows it",
+            Verdict::Deny => "refuses it",
+        };
+        let ranges = self.variant.filter().ranges();
+        let number = explanation.range();
+        let range = number.and_then(|number| Some((number, ranges.get(number)?)));
+        match (range, self.bit(explanation)) {
+            (Some((number, range)), Some(bit)) => format!(
+                "bit {bit} of range {number} ({}, from {}) {verdict}",
+                range.accesses(),
+                range.base(),
+            ),
+            _ if explanation.said == Said::ByKvm => "not asked".to_owned(),
+            _ => format!("no range speaks of it, so its default {verdict}"),
         }
-        (_, None) => format!(
-            "no entry of {} decides it, so `default` holds",
-            policy.source().name()
-        ),
     }
 }
 
-/// What happens, and how the kernel comes to it.
-fn mechanism(variant: &Variant, explanation: &Explanation<'_>) -> String {
-    let ranges = variant.filter().ranges();
-    let number = explanation.range();
-    let effect = match explanation.decision.verdict {
-        Verdict::Allow => "KVM handles it",
-        Verdict::Deny if explanation.action.needs_answer() => "the gate answers it",
-        Verdict::Deny => "the guest gets #GP",
+fn kernel_row(reported: Reported) -> KernelRow {
+    let none = |reports| KernelRow {
+        reports,
+        exit: None,
+        reason: None,
+        reason_bit: None,
     };
-    match number.and_then(|number| Some((number, ranges.get(number)?))) {
-        Some((number, range)) => format!(
-            "{effect}: bit {} of range {number} ({}, from {})",
-            explanation.index.get() - range.base().get(),
-            range.accesses(),
-            range.base(),
-        ),
-        None if explanation.said == Said::ByKvm => effect.to_owned(),
-        None => format!("{effect}: no range of the filter speaks of it"),
+    match reported {
+        Reported::Nothing => none("nothing"),
+        Reported::Fault => none("gp"),
+        Reported::Exit(number, reason) => exit_row(number, reason),
+    }
+}
+
+fn exit_row(number: ExitNumber, reason: ExitReason) -> KernelRow {
+    KernelRow {
+        reports: "exit",
+        exit: Some(number.get()),
+        reason: Some(reason.to_string()),
+        reason_bit: reason.bit(Revision::Mainline).map(ReasonMask::bits),
     }
 }

@@ -5,3 +5,4 @@ mod doctor;
 #[path = "../host/mod.rs"]
 mod host;
 mod install;
+mod supported;

@@ -104,6 +104,69 @@ fn settings_are_compared_too() {
     assert_eq!(setting_changes(&of(""), &of("")), []);
 }
 
+#[test]
+fn accepting_more_is_looser_whatever_the_order() {
+    let of = |words: &str| {
+        program(&format!("policy = 1\ndefault = 'deny'\naccept = [{words}]"))
+            .settings()
+            .clone()
+    };
+    let found = |was: &str, is: &str| {
+        let changes = setting_changes(&of(was), &of(is));
+        changes.first().map(|one| {
+            assert_eq!((changes.len(), one.key), (1, "accept"));
+            (one.was.clone(), one.is.clone(), one.direction)
+        })
+    };
+    let change = |was: &str, is: &str, direction| Some((was.to_owned(), is.to_owned(), direction));
+    let (one, two) = ("'x2apic'", "'x2apic', 'confidential-guest'");
+    assert_eq!(
+        found("", one),
+        change("nothing", "x2apic", Direction::Looser)
+    );
+    assert_eq!(
+        found(two, one),
+        change("confidential-guest, x2apic", "x2apic", Direction::Stricter)
+    );
+    assert_eq!(
+        found("'confidential-guest'", one),
+        change("confidential-guest", "x2apic", Direction::Different)
+    );
+    assert_eq!(found(two, "'confidential-guest', 'x2apic', 'x2apic'"), None);
+}
+
+#[test]
+fn another_log_of_an_entry_is_a_change_and_that_of_the_policy_is_not() {
+    let of = |log: &str, entry: &str, other: &str| {
+        program(&format!(
+            "policy = 1\ndefault = 'deny'\nlog = '{log}'\n[msrs]\n'0x10..=0x1f' = {{ read = 'allow', write = 'inherit'{entry} }}\n0x20 = {{ read = 'allow', write = 'deny'{other} }}"
+        ))
+    };
+    let found = |was: &Program, is: &Program| {
+        let differences = differences(was, is, None);
+        let shown = differences.iter().flat_map(|one| {
+            assert_eq!(one.changes, []);
+            one.logs.iter().map(|log| {
+                let (was, is) = (log.was.0.word(), log.is.0.word());
+                format!("{} {} {was} {is}", log.access, log.msrs)
+            })
+        });
+        shown.collect::<Vec<_>>()
+    };
+    let plain = of("denied", "", "");
+    assert_eq!(
+        found(&plain, &of("denied", ", log = 'first'", ", log = 'first'")),
+        ["read 0x10..=0x20 denied first", "write 0x20 denied first"]
+    );
+    assert_eq!(found(&plain, &of("none", "", "")), [""; 0]);
+    // That of the policy, which 0x20 does not follow.
+    assert_eq!(found(&plain, &of("none", "", ", log = 'denied'")), [""; 0]);
+    assert_eq!(
+        found(&plain, &of("none", "", ", log = 'first'")),
+        ["read 0x20 denied first", "write 0x20 denied first"]
+    );
+}
+
 /// What may stand in an entry, from all rungs of the ladder.
 const VALUES: [&str; 8] = [
     "'rw'",

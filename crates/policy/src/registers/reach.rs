@@ -12,6 +12,7 @@ use std::ops::RangeInclusive;
 use msrgate_filter::{Access, Accesses, MsrIndex};
 
 use super::{Register, Vendor};
+use crate::msrs::MsrRange;
 
 /// How far a filter reaches accesses to a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +140,19 @@ pub fn reach(index: MsrIndex, access: Access) -> Reach {
     exempt
         .find(|row| row.indices.contains(&index.get()) && row.accesses.contain(access))
         .map_or(Reach::Enforced, |row| row.reach)
+}
+
+/// The parts of `msrs` that a filter does not reach whole, with how far it does. An access that
+/// several rows have is in each of them.
+pub(crate) fn exempt(msrs: MsrRange, access: Access) -> impl Iterator<Item = (MsrRange, Reach)> {
+    let rows = table::EXEMPT.iter();
+    rows.filter(move |row| row.accesses.contain(access))
+        .filter_map(move |row| {
+            let [first, last] =
+                [row.indices.start(), row.indices.end()].map(|&at| MsrIndex::new(at));
+            let part = MsrRange::new(first, last)?.shared(msrs)?;
+            Some((part, row.reach))
+        })
 }
 
 /// What is done with the MSR at `index` other than by RDMSR and WRMSR: none of it asks a filter.

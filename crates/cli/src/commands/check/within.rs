@@ -51,6 +51,8 @@ impl Within {
             let changes = &mut difference.changes;
             changes.retain(|change| change.direction.may_loosen());
         }
+        // What is logged lets nobody do more.
+        differences.retain(|one| !one.changes.is_empty());
         Ok(Self {
             policy,
             org,

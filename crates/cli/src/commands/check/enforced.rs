@@ -1,0 +1,200 @@
+//! How far a policy is enforced, entry by entry.
+
+use std::io::{self, Write};
+
+use msrgate_policy::registers::{self, Gap};
+use msrgate_policy::{
+    Compiled, Enforcement, Enforcer, Extent, Hole, Policy, enforcement, one_line,
+};
+use serde::Serialize;
+
+use crate::cli::Detail;
+
+/// All entries, and how many there are of each kind.
+#[derive(Serialize)]
+pub(super) struct Counted {
+    enforced: usize,
+    partly: usize,
+    not: usize,
+    /// Of all these, those that need a gate to answer; without one their accesses are refused.
+    by_gate: usize,
+    /// Entries that decide nothing: others take their place, or lie within them.
+    idle: usize,
+    entries: Vec<EnforcedEntry>,
+    /// What some VMs have for every register.
+    in_some_vms: Vec<VmGap>,
+}
+
+#[derive(Serialize)]
+struct EnforcedEntry {
+    /// `default` is no entry, and has no place.
+    entry: String,
+    file: Option<String>,
+    line: Option<usize>,
+    /// `enforced`, `partly`, `not`.
+    extent: String,
+    /// `filter` or `gate`.
+    by: String,
+    holes: Vec<HoleRow>,
+}
+
+/// Accesses that go past it.
+#[derive(Serialize)]
+pub(crate) struct HoleRow {
+    /// Null is all that is refused.
+    first: Option<String>,
+    last: Option<String>,
+    access: String,
+    name: &'static str,
+    why: &'static str,
+    /// Whether the policy's `accept` names it.
+    accepted: bool,
+}
+
+#[derive(Serialize)]
+struct VmGap {
+    name: &'static str,
+    why: &'static str,
+    on: String,
+    kernels: String,
+    accepted: bool,
+}
+
+impl HoleRow {
+    pub(crate) fn of(policy: &Policy, hole: &Hole) -> Self {
+        Self {
+            first: hole.msrs.map(|msrs| msrs.first().to_string()),
+            last: hole.msrs.map(|msrs| msrs.last().to_string()),
+            access: hole.access.to_string(),
+            name: hole.cause.name(),
+            why: hole.cause.why(),
+            accepted: hole.cause.is_accepted(policy.settings()),
+        }
+    }
+}
+
+/// What is said of a hole that the policy's `accept` names.
+pub(crate) fn accepted(policy: &Policy, hole: &Hole) -> &'static str {
+    if hole.cause.is_accepted(policy.settings()) {
+        " (accepted)"
+    } else {
+        ""
+    }
+}
+
+fn accepts(policy: &Policy, gap: &Gap) -> bool {
+    let mut accepted = policy.settings().accept.iter();
+    accepted.any(|word| **word == *gap.name)
+}
+
+fn count(all: &[Enforcement], extent: Extent) -> usize {
+    all.iter().filter(|one| one.extent == extent).count()
+}
+
+fn by_gate(all: &[Enforcement]) -> usize {
+    all.iter()
+        .filter(|one| one.enforcer == Enforcer::Gate)
+        .count()
+}
+
+fn idle(policy: &Policy, all: &[Enforcement]) -> usize {
+    let deciding = all.iter().filter(|one| one.entry.is_some()).count();
+    policy.entries().len() - deciding
+}
+
+/// `policy.toml:7`, or the policy's name where there is no line.
+fn place(policy: &Policy, one: &Enforcement) -> String {
+    match one.entry.map(|id| policy.entry(id)) {
+        Some(entry) => {
+            let file = one_line(policy.text(entry.source()).name());
+            format!("{file}:{} {}", entry.place().line, one_line(entry.key()))
+        }
+        None => format!("{} default", one_line(policy.source().name())),
+    }
+}
+
+pub(super) fn report(compiled: &Compiled) -> Counted {
+    let policy = compiled.policy();
+    let all = enforcement(compiled);
+    let row = |one: &Enforcement| {
+        let entry = one.entry.map(|id| policy.entry(id));
+        EnforcedEntry {
+            entry: entry.map_or("default", |entry| entry.key()).to_owned(),
+            file: entry.map(|entry| policy.text(entry.source()).name().to_owned()),
+            line: entry.map(|entry| entry.place().line),
+            extent: one.extent.to_string(),
+            by: one.enforcer.to_string(),
+            holes: one
+                .holes
+                .iter()
+                .map(|hole| HoleRow::of(policy, hole))
+                .collect(),
+        }
+    };
+    let gap = |gap: &Gap| VmGap {
+        name: gap.name,
+        why: gap.why,
+        on: gap.on.to_string(),
+        kernels: gap.kernels.to_string(),
+        accepted: accepts(policy, gap),
+    };
+    Counted {
+        enforced: count(&all, Extent::Enforced),
+        partly: count(&all, Extent::Partly),
+        not: count(&all, Extent::Not),
+        by_gate: by_gate(&all),
+        idle: idle(policy, &all),
+        entries: all.iter().map(row).collect(),
+        in_some_vms: registers::vm_gaps().iter().map(gap).collect(),
+    }
+}
+
+/// How many are enforced; then those that are not or not wholly, or all of them.
+pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) -> io::Result<()> {
+    let policy = compiled.policy();
+    let all = enforcement(compiled);
+    let bold = anstyle::Style::new().bold();
+    let [enforced, partly, not] =
+        [Extent::Enforced, Extent::Partly, Extent::Not].map(|extent| count(&all, extent));
+    let (gate, idle) = (by_gate(&all), idle(policy, &all));
+    writeln!(
+        out,
+        "{bold}how far it is enforced{bold:#}: {enforced} enforced, {partly} partly, {not} not; {gate} by a gate; {idle} without effect",
+    )?;
+    for one in &all {
+        if one.extent == Extent::Enforced && detail == Detail::Brief {
+            continue;
+        }
+        let by = match one.enforcer {
+            Enforcer::Filter => "",
+            Enforcer::Gate => ", by a gate",
+        };
+        writeln!(
+            out,
+            "  {:<8} {}{by}",
+            one.extent.to_string(),
+            place(policy, one)
+        )?;
+        for hole in &one.holes {
+            let accepted = accepted(policy, hole);
+            let of = hole
+                .msrs
+                .map_or(String::new(), |msrs| format!(" of {msrs}"));
+            let (access, why) = (hole.access, hole.cause.why());
+            writeln!(out, "           {access}{of}: {why}{accepted}")?;
+        }
+    }
+    let gaps: Vec<_> = registers::vm_gaps()
+        .iter()
+        .filter(|gap| !accepts(policy, gap))
+        .map(|gap| gap.name)
+        .collect();
+    if !gaps.is_empty() {
+        writeln!(
+            out,
+            "  in some VMs none wholly: {} (`msrgate help policy` says which)",
+            gaps.join(", ")
+        )?;
+    }
+    Ok(())
+}

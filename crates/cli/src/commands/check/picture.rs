@@ -1,0 +1,242 @@
+//! How a policy packs: the MSR space by cluster, as a picture in text, and as numbers.
+
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+
+use msrgate_filter::{Access, MAX_RANGES, Range};
+use msrgate_policy::{Cell, Cluster, Cpu, Policy, Space, Tally, Variant, space};
+use serde::Serialize;
+
+use crate::cli::Detail;
+
+/// The cells of a bar: with them a row has 78 columns.
+const CELLS: NonZeroUsize = NonZeroUsize::new(22).expect("not zero");
+
+/// As many clusters are drawn, unless all are asked for.
+const SHOWN: usize = 32;
+
+const LEGEND: &str =
+    "# allowed   + some allowed   . refused   ? some answered   x x2APIC, never asked";
+
+/// One filter.
+#[derive(Serialize)]
+pub(super) struct PackedVariant {
+    /// A processor on which it holds; null for a policy without `[[when]]`.
+    cpu: Option<String>,
+    ranges: Vec<PackedRange>,
+    clusters: Vec<PackedCluster>,
+    /// All MSRs that are in no cluster.
+    rest: Tallies,
+}
+
+#[derive(Serialize)]
+struct PackedRange {
+    access: String,
+    base: String,
+    count: u32,
+    allowed: u32,
+}
+
+/// MSRs that lie together.
+#[derive(Serialize)]
+struct PackedCluster {
+    first: String,
+    last: String,
+    /// The ranges that lie in it, counted from 0.
+    ranges: Vec<usize>,
+    #[serde(flatten)]
+    tallies: Tallies,
+}
+
+#[derive(Serialize)]
+struct Tallies {
+    read: Counts,
+    write: Counts,
+}
+
+/// How many MSRs.
+#[derive(Serialize)]
+struct Counts {
+    allowed: u64,
+    refused: u64,
+    answered: u64,
+    /// x2APIC registers, about which no filter is asked.
+    exempt: u64,
+}
+
+/// A filter, with one of the processors that it is for where there are several filters.
+pub(super) struct Shown<'c> {
+    pub(super) variant: &'c Variant,
+    pub(super) cpu: Option<&'c Cpu>,
+}
+
+impl PackedVariant {
+    pub(super) fn of(shown: &Shown<'_>) -> Self {
+        let variant = shown.variant;
+        let Space { clusters, rest, .. } = space(variant);
+        let clusters = clusters.into_iter().map(|cluster| PackedCluster {
+            first: cluster.msrs.first().to_string(),
+            last: cluster.msrs.last().to_string(),
+            ranges: cluster.ranges,
+            tallies: Tallies::of(cluster.tallies),
+        });
+        Self {
+            cpu: shown.cpu.map(ToString::to_string),
+            ranges: variant.filter().ranges().iter().map(packed).collect(),
+            clusters: clusters.collect(),
+            rest: Tallies::of(rest),
+        }
+    }
+}
+
+impl Tallies {
+    fn of([read, write]: [Tally; 2]) -> Self {
+        let [read, write] = [read, write].map(|tally| Counts {
+            allowed: tally.allowed,
+            refused: tally.refused,
+            answered: tally.answered,
+            exempt: tally.exempt,
+        });
+        Self { read, write }
+    }
+}
+
+fn packed(range: &Range) -> PackedRange {
+    let words = range.bitmap().words().iter();
+    PackedRange {
+        access: range.accesses().to_string(),
+        base: range.base().to_string(),
+        count: range.bitmap().count(),
+        allowed: words.map(|word| word.count_ones()).sum(),
+    }
+}
+
+/// Draws one filter, for a terminal of 80 columns, with or without colours.
+pub(super) fn draw(
+    out: &mut dyn Write,
+    policy: &Policy,
+    shown: &Shown<'_>,
+    detail: Detail,
+) -> io::Result<()> {
+    let variant = shown.variant;
+    let bold = anstyle::Style::new().bold();
+    let ranges = variant.filter().ranges();
+    let on = shown
+        .cpu
+        .map_or(String::new(), |cpu| format!("on {cpu} and the like, "));
+    let (count, default) = (ranges.len(), policy.default_action().word());
+    writeln!(
+        out,
+        "{bold}how it packs{bold:#}: {on}{count} of {MAX_RANGES} ranges, default {default}"
+    )?;
+    let space = space(variant);
+    if !space.clusters.is_empty() {
+        let head = "reads (r) and writes (w)";
+        writeln!(
+            out,
+            "{:<23} {:<5} {head:<26} {:>6} {:>6} {:>6}",
+            "MSRs", "range", "allow", "refuse", "answer"
+        )?;
+    }
+    let most = match detail {
+        Detail::Brief => SHOWN,
+        Detail::Full => usize::MAX,
+    };
+    for cluster in space.clusters.iter().take(most) {
+        draw_cluster(out, variant, cluster)?;
+    }
+    match space.clusters.len().saturating_sub(most) {
+        0 => {}
+        more => writeln!(out, "and {more} clusters more; --verbose draws all")?,
+    }
+    if !space.clusters.is_empty() {
+        writeln!(out, "{LEGEND}")?;
+    }
+    let other = if space.clusters.is_empty() {
+        "every MSR"
+    } else {
+        "every other MSR"
+    };
+    let [reads, writes] = space.rest.map(words);
+    writeln!(out, "{other}: reads {reads}; writes {writes}")?;
+    if detail == Detail::Full {
+        for (number, range) in ranges.iter().map(packed).enumerate() {
+            let PackedRange {
+                access,
+                base,
+                count,
+                allowed,
+            } = range;
+            writeln!(
+                out,
+                "range {number:<2} {access:<2} from {base:<10} {count:>5} MSRs, {allowed} allowed"
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn draw_cluster(out: &mut dyn Write, variant: &Variant, cluster: &Cluster) -> io::Result<()> {
+    let ranges = variant.filter().ranges();
+    let mut names = cluster.ranges.iter().map(|&number| {
+        let accesses = ranges.get(number).map(Range::accesses);
+        format!(
+            "{number} {}",
+            accesses.map_or(String::new(), |one| one.to_string())
+        )
+    });
+    let mut next = || names.next().unwrap_or_default();
+    for access in Access::ALL {
+        let (msrs, mark) = match access {
+            Access::Read => (cluster.msrs.to_string(), 'r'),
+            Access::Write => (String::new(), 'w'),
+        };
+        let cells = cluster.cells(variant, access, CELLS);
+        let bar: String = cells.into_iter().map(symbol).collect();
+        let Tally {
+            allowed,
+            refused,
+            answered,
+            ..
+        } = cluster.tallies[access as usize];
+        writeln!(
+            out,
+            "{msrs:<23} {:<5} {mark} {:<24} {allowed:>6} {refused:>6} {answered:>6}",
+            next(),
+            format!("[{bar}]"),
+        )?;
+    }
+    for name in names {
+        writeln!(out, "{:<23} {name}", "")?;
+    }
+    Ok(())
+}
+
+const fn symbol(cell: Cell) -> char {
+    match cell {
+        Cell::Allowed => '#',
+        Cell::Mixed => '+',
+        Cell::Refused => '.',
+        Cell::Answered => '?',
+        Cell::Exempt => 'x',
+    }
+}
+
+/// What happens to many MSRs, in words.
+fn words(tally: Tally) -> String {
+    let parts = [
+        (tally.allowed, "allowed"),
+        (tally.refused, "refused"),
+        (tally.answered, "answered"),
+    ];
+    let said = parts.iter().filter(|(count, _)| *count > 0);
+    let said: Vec<_> = said.collect();
+    if let [(_, word)] = said[..] {
+        return (*word).to_owned();
+    }
+    let said: Vec<_> = said
+        .iter()
+        .map(|(count, word)| format!("{count} {word}"))
+        .collect();
+    said.join(", ")
+}

@@ -1,0 +1,95 @@
+//! What this host's KVM offers a guest, and what it hands out for saving one.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use msrgate_filter::MsrIndex;
+
+use crate::errno::CallErrno;
+use crate::host::HostError;
+use crate::probe::HostCaps;
+
+/// The supported CPUID, the list of MSRs to save, and a vCPU to ask about others.
+#[derive(Debug)]
+pub struct Supported {
+    cpuid: CpuId,
+    saved: Vec<MsrIndex>,
+    vcpu: VcpuFd,
+    /// The vCPU's.
+    _vm: VmFd,
+}
+
+/// What CPUID returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct CpuidLeaf {
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+}
+
+impl Supported {
+    /// Asks a host, on a VM that lives as long as this.
+    ///
+    /// # Errors
+    /// The device has gone since it was probed, or one of the calls fails.
+    pub fn of(host: &HostCaps) -> Result<Self, HostError> {
+        let kvm = host.open()?;
+        let (cpuid, saved) = lists(&kvm).map_err(|errno| HostError::Lists { errno })?;
+        let vm = host.create_vm()?;
+        let vcpu = vm.create_vcpu(0).map_err(|error| HostError::Lists {
+            errno: error.into(),
+        })?;
+        vcpu.set_cpuid2(&cpuid).map_err(|error| HostError::Lists {
+            errno: error.into(),
+        })?;
+        Ok(Self {
+            cpuid,
+            saved,
+            vcpu,
+            _vm: vm,
+        })
+    }
+
+    /// What a guest with all that KVM offers gets from CPUID, by EAX and ECX; `None` for a leaf
+    /// that is not offered. Leaves that do not look at ECX are those of 0.
+    #[must_use]
+    pub fn cpuid(&self, leaf: u32, subleaf: u32) -> Option<CpuidLeaf> {
+        let entries = self.cpuid.as_slice().iter();
+        let mut entries = entries.filter(|one| (one.function, one.index) == (leaf, subleaf));
+        entries.next().map(|one| CpuidLeaf {
+            eax: one.eax,
+            ebx: one.ebx,
+            ecx: one.ecx,
+            edx: one.edx,
+        })
+    }
+
+    /// What `KVM_GET_MSR_INDEX_LIST` names, by index: what a VMM saves of a VM.
+    #[must_use]
+    pub fn saved(&self) -> &[MsrIndex] {
+        &self.saved
+    }
+
+    /// Whether KVM has this MSR at all: `KVM_GET_MSRS` hands it out. A host with `ignore_msrs` says so
+    /// of every MSR.
+    #[must_use]
+    pub fn has(&self, index: MsrIndex) -> bool {
+        let entry = kvm_msr_entry {
+            index: index.get(),
+            ..kvm_msr_entry::default()
+        };
+        let Ok(mut msrs) = Msrs::from_entries(&[entry]) else {
+            return false;
+        };
+        self.vcpu.get_msrs(&mut msrs) == Ok(1)
+    }
+}
+
+fn lists(kvm: &Kvm) -> Result<(CpuId, Vec<MsrIndex>), CallErrno> {
+    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    let list = kvm.get_msr_index_list()?;
+    let mut saved: Vec<_> = list.as_slice().iter().copied().map(MsrIndex::new).collect();
+    saved.sort_unstable();
+    Ok((cpuid, saved))
+}

@@ -1,0 +1,307 @@
+//! How far what a policy says is what happens to a guest, entry by entry.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use msrgate_filter::Access;
+
+use crate::action::Action;
+use crate::compile::Compiled;
+use crate::msrs::MsrRange;
+use crate::policy::{EntryId, Mode, Settings};
+use crate::registers::{self, Gap, Reach};
+use crate::table::{Said, Segment};
+
+/// How far it is enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Extent {
+    /// Every access that asks a filter at all.
+    Enforced,
+    /// Some accesses go past it.
+    Partly,
+    /// None is.
+    Not,
+}
+
+/// `enforced`, `partly`, `not`.
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Enforced => "enforced",
+            Self::Partly => "partly",
+            Self::Not => "not",
+        })
+    }
+}
+
+/// Why something is not, or not always, enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// KVM does not ask the filter.
+    Gap(&'static Gap),
+    /// The policy's `mode` is `"audit"`.
+    Audit,
+}
+
+impl Cause {
+    /// What it is called; of a gap, the word for `accept`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gap(gap) => gap.name,
+            Self::Audit => "audit",
+        }
+    }
+
+    /// How it comes about, in a sentence without its full stop.
+    #[must_use]
+    pub const fn why(self) -> &'static str {
+        match self {
+            Self::Gap(gap) => gap.why,
+            Self::Audit => "`mode = \"audit\"` refuses nothing: what would be refused is recorded",
+        }
+    }
+
+    /// Whether the policy's `accept` names it.
+    #[must_use]
+    pub fn is_accepted(self, settings: &Settings) -> bool {
+        match self {
+            Self::Gap(gap) => settings.accept.iter().any(|word| **word == *gap.name),
+            Self::Audit => false,
+        }
+    }
+}
+
+/// Accesses that are not, or not always, what the policy says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hole {
+    /// Of these MSRs; `None` is all that it refuses.
+    pub msrs: Option<MsrRange>,
+    /// In this direction.
+    pub access: Access,
+    /// For this reason.
+    pub cause: Cause,
+}
+
+/// Who has to be there for it to be enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Enforcer {
+    /// The kernel, with nothing but the filter.
+    Filter,
+    /// A gate in the VMM that answers exits. Without one the accesses are refused.
+    Gate,
+}
+
+/// `filter`, `gate`.
+impl fmt::Display for Enforcer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Filter => "filter",
+            Self::Gate => "gate",
+        })
+    }
+}
+
+/// How far one entry is enforced, where it decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Enforcement {
+    /// The entry; `None` is the policy's `default`.
+    pub entry: Option<EntryId>,
+    /// How far.
+    pub extent: Extent,
+    /// By whom.
+    pub enforcer: Enforcer,
+    /// What goes past it, in order, reads before writes.
+    pub holes: Vec<Hole>,
+}
+
+/// How far a segment is enforced, and why no further. What a policy allows is: nothing has to stop it.
+/// x2APIC registers are not: a policy has no say in them (S3.1).
+#[must_use]
+pub fn enforcement_of(
+    settings: &Settings,
+    segment: &Segment,
+    access: Access,
+) -> (Extent, Vec<Hole>) {
+    if segment.action == Action::Allow && segment.said != Said::ByKvm {
+        return (Extent::Enforced, Vec::new());
+    }
+    let hole = |msrs, cause| Hole {
+        msrs,
+        access,
+        cause,
+    };
+    if settings.mode == Mode::Audit && segment.action.refuses() {
+        return (Extent::Not, vec![hole(None, Cause::Audit)]);
+    }
+    let (mut extent, mut holes) = (Extent::Enforced, Vec::new());
+    for (msrs, reach) in registers::exempt(segment.msrs, access) {
+        extent = match reach {
+            Reach::Not(_) if msrs == segment.msrs => Extent::Not,
+            _ if extent == Extent::Not => Extent::Not,
+            _ => Extent::Partly,
+        };
+        let gaps = reach.gaps().iter();
+        for hole in gaps.map(|gap| hole(Some(msrs), Cause::Gap(gap))) {
+            // A row may repeat what one before it says.
+            if !holes.contains(&hole) {
+                holes.push(hole);
+            }
+        }
+    }
+    (extent, holes)
+}
+
+/// How far each entry that decides something is enforced, on all processors together, in the order
+/// of the entries; the default is last, where it refuses.
+#[must_use]
+pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
+    let settings = compiled.policy().settings();
+    let mut found: BTreeMap<Option<EntryId>, (Vec<Extent>, Enforcement)> = BTreeMap::new();
+    for (access, segment) in compiled.variants().iter().flat_map(|variant| {
+        let of = |access| {
+            variant
+                .table()
+                .segments(access)
+                .iter()
+                .map(move |one| (access, one))
+        };
+        Access::ALL.into_iter().flat_map(of)
+    }) {
+        let entry = match segment.said {
+            Said::ByEntry(id) => Some(id),
+            Said::ByDefault if segment.action == Action::Allow => continue,
+            Said::ByDefault => None,
+            Said::ByKvm => continue,
+        };
+        let (extent, holes) = enforcement_of(settings, segment, access);
+        let (extents, so_far) = found.entry(entry).or_insert_with(|| {
+            let enforcement = Enforcement {
+                entry,
+                extent,
+                enforcer: Enforcer::Filter,
+                holes: Vec::new(),
+            };
+            (Vec::new(), enforcement)
+        });
+        // What is allowed makes nothing that is refused any firmer.
+        if segment.action != Action::Allow {
+            extents.push(extent);
+        }
+        if segment.action.needs_answer() {
+            so_far.enforcer = Enforcer::Gate;
+        }
+        for hole in holes {
+            if !so_far.holes.contains(&hole) {
+                so_far.holes.push(hole);
+            }
+        }
+    }
+    let mut all: Vec<_> = found
+        .into_values()
+        .map(|(extents, mut enforcement)| {
+            enforcement.extent = together(&extents);
+            let order = |hole: &Hole| (hole.access, hole.msrs.map(MsrRange::first));
+            enforcement.holes.sort_by_key(order);
+            enforcement
+        })
+        .collect();
+    // `None` sorts first.
+    if all.first().is_some_and(|one| one.entry.is_none()) {
+        all.rotate_left(1);
+    }
+    all
+}
+
+fn together(extents: &[Extent]) -> Extent {
+    match extents.split_first() {
+        None => Extent::Enforced,
+        Some((first, rest)) if rest.iter().all(|one| one == first) => *first,
+        Some(_) => Extent::Partly,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NoIncludes, Source, compile, parse};
+
+    /// Each entry, by its line: how far, by whom, past it what.
+    fn found(text: &str) -> Vec<String> {
+        let source = Source::new("policy.toml", text);
+        let policy = parse(&source, &mut NoIncludes).unwrap();
+        let compiled = compile(policy).unwrap();
+        let policy = compiled.policy();
+        let shown = enforcement(&compiled).into_iter().map(|one| {
+            let name = one.entry.map_or("default", |id| policy.entry(id).key());
+            let holes = one.holes.iter().map(|hole| {
+                let accepted = if hole.cause.is_accepted(policy.settings()) {
+                    " accepted"
+                } else {
+                    ""
+                };
+                let msrs = hole.msrs.map_or("all".to_owned(), |msrs| msrs.to_string());
+                format!(", {} {msrs} {}{accepted}", hole.access, hole.cause.name())
+            });
+            let holes: String = holes.collect();
+            format!("{name} {} by {}{holes}", one.extent, one.enforcer)
+        });
+        shown.collect()
+    }
+
+    #[test]
+    fn what_is_refused_is_partly_enforced_where_a_gap_lets_it_through() {
+        assert_eq!(
+            found(
+                "policy = 1\ndefault = 'deny'\naccept = ['tsc-deadline-fastpath']\n[msrs]\nIA32_EFER = 'rw'\nIA32_TSC_DEADLINE = 'r'\n'0x6d0..=0x6ef' = { read = 'allow', write = 'ignore' }"
+            ),
+            [
+                "IA32_EFER enforced by filter",
+                "IA32_TSC_DEADLINE partly by filter, write 0x6e0 tsc-deadline-fastpath accepted",
+                "0x6d0..=0x6ef enforced by gate",
+                "default enforced by filter",
+            ]
+        );
+        assert_eq!(
+            found("policy = 1\ndefault = 'deny'"),
+            ["default partly by filter, write 0x6e0 tsc-deadline-fastpath"]
+        );
+    }
+
+    #[test]
+    fn what_is_allowed_is_enforced_whatever_the_gap() {
+        assert_eq!(
+            found("policy = 1\ndefault = 'allow'\n[msrs]\nIA32_TSC_DEADLINE = 'rw'"),
+            ["IA32_TSC_DEADLINE enforced by filter"]
+        );
+    }
+
+    #[test]
+    fn audit_enforces_no_refusal() {
+        assert_eq!(
+            found(
+                "policy = 1\ndefault = 'allow'\nmode = 'audit'\n[msrs]\n0x10 = 'none'\n0x11 = 'rw'\n0x17 = { read = { value = 0 }, write = 'deny' }"
+            ),
+            [
+                "0x10 not by filter, read all audit, write all audit",
+                "0x11 enforced by filter",
+                "0x17 partly by gate, write all audit",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_entry_of_a_when_counts_once() {
+        assert_eq!(
+            found(
+                "policy = 1\ndefault = 'allow'\n[msrs]\n0x6e0 = 'r'\n[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n0x10 = 'r'"
+            ),
+            [
+                "0x6e0 partly by filter, write 0x6e0 tsc-deadline-fastpath",
+                "0x10 enforced by filter",
+            ]
+        );
+    }
+}

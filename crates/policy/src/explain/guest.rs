@@ -1,0 +1,106 @@
+//! What a guest gets, in words.
+
+use msrgate_filter::Access;
+
+use super::Explanation;
+use crate::action::{Action, Device, Emulated, Mask, Outside};
+use crate::policy::{Microcode, Mode, UnknownAction, Update};
+
+/// What the guest of an access gets.
+pub(super) fn gets(explanation: &Explanation<'_>) -> String {
+    let settings = explanation.settings;
+    let answer = of_action(explanation);
+    match settings.mode {
+        Mode::Audit if explanation.is_let_through() => {
+            let answer = of_kvm(explanation);
+            format!("as if it were allowed, {answer}; the refusal is only recorded")
+        }
+        Mode::Audit if !explanation.action.refuses() && explanation.may_refuse() => {
+            format!("{answer}; in audit mode what would be #GP is let through, and recorded")
+        }
+        _ => answer,
+    }
+}
+
+fn of_action(explanation: &Explanation<'_>) -> String {
+    let access = explanation.access;
+    match &explanation.action {
+        Action::Allow => of_kvm(explanation),
+        Action::Deny => "#GP".to_owned(),
+        Action::Kill => "nothing more: the call or the VM ends".to_owned(),
+        Action::Handler(name) => {
+            let answers = match access {
+                Access::Read => "returns",
+                Access::Write => "makes of it",
+            };
+            format!("what the VMM's handler {name:?} {answers}")
+        }
+        Action::Device(Device::Microcode) => device(access, explanation.settings.microcode),
+        Action::Register(register) => emulated(access, *register),
+        Action::Value(value) => format!("the value {value:#x}"),
+        Action::Ignore => "success, and nothing is written".to_owned(),
+        Action::Mask(mask) => masked(*mask, "the real register"),
+        Action::Pin => {
+            "success for the first write, which stands until reset, and for an equal one; #GP for a different one"
+                .to_owned()
+        }
+        Action::Sticky(u64::MAX) => {
+            "success; bits of the real register that are set stay set".to_owned()
+        }
+        Action::Sticky(bits) => {
+            format!("success; of the bits {bits:#x} of the real register, those that are set stay set")
+        }
+    }
+}
+
+/// What KVM does with an access that reaches it.
+fn of_kvm(explanation: &Explanation<'_>) -> String {
+    let does = match explanation.access {
+        Access::Read => "what KVM has for it",
+        Access::Write => "what KVM makes of it",
+    };
+    let unknown = match explanation.unknown() {
+        None => return does.to_owned(),
+        Some(UnknownAction::Value(value)) => format!("the value {value:#x}"),
+        Some(UnknownAction::Ignore) => "success, and nothing is written,".to_owned(),
+        Some(UnknownAction::Deny) => "#GP".to_owned(),
+    };
+    format!("{does}; {unknown} where KVM does not know the register")
+}
+
+fn device(access: Access, microcode: Option<Microcode>) -> String {
+    match (access, microcode.map(|device| device.update)) {
+        (Access::Read, _) | (_, None) => "what the device \"microcode\" answers".to_owned(),
+        (Access::Write, Some(Update::Accept)) => {
+            "an update by the device \"microcode\": its revision becomes the guest's if its header is sound"
+                .to_owned()
+        }
+        (Access::Write, Some(Update::Ignore)) => {
+            "success, and the device \"microcode\" loads nothing".to_owned()
+        }
+        (Access::Write, Some(Update::Deny)) => "#GP by the device \"microcode\"".to_owned(),
+    }
+}
+
+fn emulated(access: Access, register: Emulated) -> String {
+    match access {
+        Access::Read => format!(
+            "what a register of this vCPU in user space holds: {:#x} after a reset",
+            register.reset
+        ),
+        Access::Write => masked(register.mask, "a register of this vCPU in user space"),
+    }
+}
+
+/// A write to something of which not all bits are the guest's.
+fn masked(mask: Mask, of: &str) -> String {
+    match (mask.bits, mask.outside) {
+        (u64::MAX, _) => format!("success: {of} takes all bits"),
+        (bits, Outside::Keep) => {
+            format!("success: {of} takes the bits {bits:#x} and keeps the others")
+        }
+        (bits, Outside::Deny) => format!(
+            "success: {of} takes the bits {bits:#x}; #GP for a write that would change another"
+        ),
+    }
+}

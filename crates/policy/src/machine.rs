@@ -1,0 +1,204 @@
+//! What a policy means on a machine: what it refuses of what CPUID offers, and which writes a
+//! migration loses.
+
+use std::collections::BTreeMap;
+
+use msrgate_filter::{Access, Accesses, MsrIndex};
+
+use crate::action::Action;
+use crate::compile::Variant;
+use crate::effects::write_effect;
+use crate::forward::CpuidBit;
+use crate::policy::EntryId;
+use crate::registers::{self, Feature};
+use crate::table::Said;
+
+/// Registers that come with a feature of CPUID, and that a policy refuses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RefusedFeature {
+    /// The feature.
+    pub feature: &'static Feature,
+    /// What in the policy refuses them.
+    pub said: Said,
+    /// Each of them once, by index, with what is refused.
+    pub msrs: Vec<(MsrIndex, Accesses)>,
+}
+
+/// What a variant of a policy refuses of the features whose bits are set, by feature.
+#[must_use]
+pub fn refused_features(
+    variant: &Variant,
+    is_set: impl Fn(&CpuidBit) -> bool,
+) -> Vec<RefusedFeature> {
+    let offered = registers::features().iter();
+    offered
+        .filter(|feature| is_set(&feature.bit))
+        .flat_map(|feature| refused(variant, feature))
+        .collect()
+}
+
+/// One for each thing in the policy that refuses registers of this feature.
+fn refused(variant: &Variant, feature: &'static Feature) -> Vec<RefusedFeature> {
+    let mut by_said: Vec<(Said, BTreeMap<MsrIndex, Accesses>)> = Vec::new();
+    for access in Access::ALL {
+        for index in feature.msrs(access) {
+            let segment = variant.table().at(index, access);
+            if !segment.action.refuses() {
+                continue;
+            }
+            let place = by_said.iter().position(|(said, _)| *said == segment.said);
+            let place = place.unwrap_or_else(|| {
+                by_said.push((segment.said, BTreeMap::new()));
+                by_said.len() - 1
+            });
+            let only = match access {
+                Access::Read => Accesses::Read,
+                Access::Write => Accesses::Write,
+            };
+            let msrs = &mut by_said[place].1;
+            msrs.entry(index)
+                .and_modify(|accesses| *accesses = Accesses::Both)
+                .or_insert(only);
+        }
+    }
+    let refused = by_said.into_iter().map(|(said, msrs)| RefusedFeature {
+        feature,
+        said,
+        msrs: msrs.into_iter().collect(),
+    });
+    refused.collect()
+}
+
+/// Registers that an entry lets a guest write, and that nobody saves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnsavedWrites {
+    /// The entry.
+    pub entry: EntryId,
+    /// The registers, by index; at least one.
+    pub msrs: Vec<MsrIndex>,
+}
+
+/// Whether a guest has this register as far as CPUID tells: no feature that the table has brings it
+/// along, or one whose bit is set does. The host can read others, too, and the guest gets #GP.
+#[must_use]
+pub fn is_offered(index: MsrIndex, is_set: impl Fn(&CpuidBit) -> bool) -> bool {
+    let brings = |feature: &&Feature| {
+        let mut msrs = Access::ALL
+            .into_iter()
+            .flat_map(|access| feature.msrs(access));
+        msrs.any(|one| one == index)
+    };
+    let mut features = registers::features().iter().filter(brings).peekable();
+    features.peek().is_none() || features.any(|feature| is_set(&feature.bit))
+}
+
+/// What `KVM_GET_SREGS` hands out: `apic_base`, `efer`, and the bases of `fs` and `gs` (Linux,
+/// Documentation/virt/kvm/api.rst).
+const IN_SREGS: [u32; 4] = [0x1b, 0xc000_0080, 0xc000_0100, 0xc000_0101];
+
+/// The registers by name that entries let a guest write and that are lost when its VM is saved, by
+/// entry. Not asked about are those that `KVM_GET_SREGS` has, and those whose write is a command and
+/// leaves nothing to save.
+#[must_use]
+pub fn unsaved_writes(
+    variant: &Variant,
+    mut is_lost: impl FnMut(MsrIndex) -> bool,
+) -> Vec<UnsavedWrites> {
+    let mut by_entry: BTreeMap<EntryId, Vec<MsrIndex>> = BTreeMap::new();
+    for register in registers::all() {
+        let index = register.index;
+        let segment = variant.table().at(index, Access::Write);
+        let reaches = segment.action == Action::Allow || segment.action.needs_forwarding();
+        let Said::ByEntry(entry) = segment.said else {
+            continue;
+        };
+        let is_kept = IN_SREGS.contains(&index.get()) || write_effect(index).is_some();
+        if reaches && !is_kept && is_lost(index) {
+            by_entry.entry(entry).or_default().push(index);
+        }
+    }
+    let writes = by_entry.into_iter();
+    writes
+        .map(|(entry, msrs)| UnsavedWrites { entry, msrs })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Compiled, NoIncludes, Source, compile, parse};
+
+    fn compiled(text: &str) -> Compiled {
+        let source = Source::new("policy.toml", text);
+        compile(parse(&source, &mut NoIncludes).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_cpuid_offers_and_a_policy_refuses_is_found_by_what_refuses_it() {
+        let compiled = compiled(
+            "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_SPEC_CTRL = 'r'\nIA32_PRED_CMD = 'w'\nIA32_TSC_ADJUST = { read = { value = 0 }, write = 'kill' }\nIA32_ARCH_CAPABILITIES = 'r'",
+        );
+        let on = ["SPEC_CTRL", "TSC_ADJUST", "ARCH_CAPABILITIES", "XSAVES"];
+        let found = refused_features(&compiled.variants()[0], |bit| on.contains(&bit.feature));
+        let shown: Vec<_> = found
+            .iter()
+            .map(|one| {
+                let by = match one.said {
+                    Said::ByEntry(id) => compiled.policy().entry(id).key(),
+                    Said::ByDefault | Said::ByKvm => "default",
+                };
+                let msrs = one
+                    .msrs
+                    .iter()
+                    .map(|(index, refused)| format!(" {index} {refused}"));
+                format!(
+                    "{} by {by}:{}",
+                    one.feature.bit.feature,
+                    msrs.collect::<String>()
+                )
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "TSC_ADJUST by IA32_TSC_ADJUST: 0x3b w",
+                "SPEC_CTRL by IA32_SPEC_CTRL: 0x48 w",
+                "XSAVES by default: 0xda0 rw",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_register_of_features_is_offered_if_one_of_them_is() {
+        let offered =
+            |index: u32, on: &str| is_offered(MsrIndex::new(index), |bit| bit.feature == on);
+        assert!(offered(0xc000_0103, "RDTSCP") && offered(0xc000_0103, "RDPID"));
+        assert!(!offered(0xc000_0103, "XSAVES"));
+        assert!(offered(0x9b, "XSAVES"), "no feature speaks of it");
+    }
+
+    #[test]
+    fn what_a_guest_may_write_and_nobody_saves_is_found_by_entry() {
+        let compiled = compiled(
+            "policy = 1\ndefault = 'allow'\n[msrs]\n'0x174..=0x176' = 'rw'\nIA32_EFER = 'rw'\nIA32_PRED_CMD = 'w'\n'@mtrr' = 'r'\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_PLATFORM_ID = { read = 'allow', write = 'ignore' }",
+        );
+        let found = unsaved_writes(&compiled.variants()[0], |index| index.get() != 0x175);
+        let shown: Vec<_> = found
+            .iter()
+            .map(|one| {
+                let msrs: Vec<_> = one.msrs.iter().map(ToString::to_string).collect();
+                format!(
+                    "{}: {}",
+                    compiled.policy().entry(one.entry).key(),
+                    msrs.join(" ")
+                )
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            ["0x174..=0x176: 0x174 0x176", "IA32_LSTAR: 0xc0000082"]
+        );
+    }
+}

@@ -1,0 +1,277 @@
+//! The space of 2^32 MSRs as a picture has it: a few clusters in which a policy says something, and the
+//! rest.
+
+use std::num::NonZeroUsize;
+use std::ops::{AddAssign, Sub};
+
+use msrgate_filter::{Access, Bitmap, MsrIndex};
+
+use crate::action::Action;
+use crate::compile::Variant;
+use crate::msrs::{MsrRange, MsrSet};
+use crate::table::{Said, Segment, Table};
+
+/// What is no further apart than this is one cluster.
+const NEAR: u64 = 0x1000;
+
+/// How many MSRs something happens to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tally {
+    /// KVM handles them.
+    pub allowed: u64,
+    /// #GP, or the end of the call or the VM.
+    pub refused: u64,
+    /// A gate answers.
+    pub answered: u64,
+    /// x2APIC registers, which no filter is asked about (S3.1).
+    pub exempt: u64,
+}
+
+/// What happens to consecutive MSRs in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cell {
+    /// All are allowed.
+    Allowed,
+    /// Some are allowed, the others refused.
+    Mixed,
+    /// All are refused.
+    Refused,
+    /// Some are answered, or all.
+    Answered,
+    /// No filter is asked about any.
+    Exempt,
+}
+
+/// MSRs that lie together, with what a policy says of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cluster {
+    /// From the first to the last that is spoken of.
+    pub msrs: MsrRange,
+    /// The filter's ranges that lie in it, counted from 0.
+    pub ranges: Vec<usize>,
+    /// Reads, then writes.
+    pub tallies: [Tally; 2],
+}
+
+/// All MSRs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Space {
+    /// Where a range of the filter lies, or an entry of no more MSRs than a range can have.
+    pub clusters: Vec<Cluster>,
+    /// Of all MSRs outside of the clusters, reads, then writes.
+    pub rest: [Tally; 2],
+}
+
+impl Tally {
+    /// Of these MSRs.
+    fn of(table: &Table, msrs: MsrRange, access: Access) -> Self {
+        let mut tally = Self::default();
+        for segment in table.within(msrs, access) {
+            let count = segment.msrs.shared(msrs).map_or(0, MsrRange::count);
+            *tally.field(segment) += count;
+        }
+        tally
+    }
+
+    fn field(&mut self, segment: &Segment) -> &mut u64 {
+        match &segment.action {
+            _ if segment.said == Said::ByKvm => &mut self.exempt,
+            Action::Allow => &mut self.allowed,
+            action if action.refuses() => &mut self.refused,
+            _ => &mut self.answered,
+        }
+    }
+
+    const fn cell(self) -> Cell {
+        match self {
+            Self { answered: 1.., .. } => Cell::Answered,
+            Self {
+                allowed: 1..,
+                refused: 1..,
+                ..
+            } => Cell::Mixed,
+            Self { allowed: 1.., .. } => Cell::Allowed,
+            Self { refused: 1.., .. } => Cell::Refused,
+            _ => Cell::Exempt,
+        }
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.allowed += other.allowed;
+        self.refused += other.refused;
+        self.answered += other.answered;
+        self.exempt += other.exempt;
+    }
+}
+
+impl Sub for Tally {
+    type Output = Self;
+
+    fn sub(self, part: Self) -> Self {
+        Self {
+            allowed: self.allowed - part.allowed,
+            refused: self.refused - part.refused,
+            answered: self.answered - part.answered,
+            exempt: self.exempt - part.exempt,
+        }
+    }
+}
+
+impl Cluster {
+    /// Its MSRs in one direction, from the first to the last, as this many cells of about the same
+    /// size, or as one for each MSR if there are fewer.
+    #[must_use]
+    pub fn cells(&self, variant: &Variant, access: Access, most: NonZeroUsize) -> Vec<Cell> {
+        let count = self.msrs.count();
+        let cells = count.min(most.get() as u64);
+        let start = u64::from(self.msrs.first().get());
+        (0..cells)
+            .filter_map(|cell| {
+                let [from, to] = [cell, cell + 1].map(|edge| start + edge * count / cells);
+                let msrs = MsrRange::below(from, to)?;
+                Some(Tally::of(variant.table(), msrs, access).cell())
+            })
+            .collect()
+    }
+}
+
+/// What one variant of a policy makes of all MSRs.
+#[must_use]
+pub fn space(variant: &Variant) -> Space {
+    let table = variant.table();
+    let tallies = |msrs| Access::ALL.map(|access| Tally::of(table, msrs, access));
+    let ranges = ranges(variant);
+    let clusters: Vec<_> = clusters(table, &ranges)
+        .into_iter()
+        .map(|msrs| Cluster {
+            msrs,
+            ranges: (0..)
+                .zip(&ranges)
+                .filter(|(_, range)| range.overlaps(msrs))
+                .map(|(number, _)| number)
+                .collect(),
+            tallies: tallies(msrs),
+        })
+        .collect();
+    let everything = MsrRange::new(MsrIndex::MIN, MsrIndex::MAX);
+    let mut rest = everything.map_or([Tally::default(); 2], tallies);
+    for access in Access::ALL {
+        let mut inside = Tally::default();
+        for cluster in &clusters {
+            inside += cluster.tallies[access as usize];
+        }
+        rest[access as usize] = rest[access as usize] - inside;
+    }
+    Space { clusters, rest }
+}
+
+/// The MSRs of each of the filter's ranges, in its order.
+fn ranges(variant: &Variant) -> Vec<MsrRange> {
+    let ranges = variant.filter().ranges().iter();
+    ranges
+        .filter_map(|range| {
+            let base = u64::from(range.base().get());
+            MsrRange::below(base, base + u64::from(range.bitmap().count()))
+        })
+        .collect()
+}
+
+/// Where the ranges lie, and the entries that are no larger than one.
+fn clusters(table: &Table, ranges: &[MsrRange]) -> Vec<MsrRange> {
+    let most = u64::from(Bitmap::MAX_COUNT);
+    let segments = Access::ALL
+        .iter()
+        .flat_map(|&access| table.segments(access));
+    let spoken = segments
+        .filter(|segment| matches!(segment.said, Said::ByEntry(_)))
+        .map(|segment| segment.msrs)
+        .filter(|msrs| msrs.count() <= most);
+    let Some(all) = MsrSet::new(spoken.chain(ranges.iter().copied())) else {
+        return Vec::new();
+    };
+    let mut clusters: Vec<MsrRange> = Vec::new();
+    for &msrs in all.ranges() {
+        if let Some(before) = clusters.last_mut()
+            && u64::from(msrs.first().get() - before.last().get()) <= NEAR
+            && let Some(joined) = MsrRange::new(before.first(), msrs.last())
+        {
+            *before = joined;
+        } else {
+            clusters.push(msrs);
+        }
+    }
+    clusters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Compiled, NoIncludes, Source, compile, parse};
+
+    fn compiled(text: &str) -> Compiled {
+        let source = Source::new("policy.toml", text);
+        compile(parse(&source, &mut NoIncludes).unwrap()).unwrap()
+    }
+
+    fn bar(cluster: &Cluster, variant: &Variant, access: Access) -> String {
+        let cells = cluster.cells(variant, access, NonZeroUsize::new(8).unwrap());
+        let letter = |cell: &Cell| match cell {
+            Cell::Allowed => 'a',
+            Cell::Mixed => 'm',
+            Cell::Refused => 'r',
+            Cell::Answered => 'g',
+            Cell::Exempt => 'x',
+        };
+        cells.iter().map(letter).collect()
+    }
+
+    #[test]
+    fn what_lies_together_is_a_cluster_and_every_msr_is_counted_once() {
+        let compiled = compiled(
+            "policy = 1\ndefault = 'deny'\n[msrs]\n'0x700..=0x7ff' = 'rw'\n'0x900..=0x93f' = 'r'\n'0x970..=0x9ff' = 'r'\n0xc0000080 = { read = { value = 0 }, write = 'kill' }\n0xc0000081 = 'w'\n'0x40000000..=0x50000000' = { read = 'deny', write = 'kill' }",
+        );
+        let variant = &compiled.variants()[0];
+        let space = space(variant);
+        let shown: Vec<_> = space
+            .clusters
+            .iter()
+            .map(|one| {
+                let [read, write] = Access::ALL.map(|access| bar(one, variant, access));
+                format!("{} {:?} {read} {write}", one.msrs, one.ranges)
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "0x700..=0x9ff [0, 2] aaaxxama aaaxxrrr",
+                "0xc0000080..=0xc0000081 [1] gr ra",
+            ]
+        );
+        let mut all = space.rest;
+        for (sum, access) in all.iter_mut().zip(Access::ALL) {
+            for cluster in &space.clusters {
+                *sum += cluster.tallies[access as usize];
+            }
+        }
+        for (access, sum) in Access::ALL.into_iter().zip(all) {
+            let whole = sum.allowed + sum.refused + sum.answered + sum.exempt;
+            assert_eq!(whole, 1 << 32, "{access}");
+            assert_eq!(sum.exempt, 0x100);
+        }
+        assert_eq!((all[0].allowed, all[0].answered), (0x1d0, 1));
+        assert_eq!((all[1].allowed, all[1].answered), (0x101, 0));
+    }
+
+    #[test]
+    fn a_policy_that_says_nothing_has_no_cluster_but_the_dummy_range() {
+        let allow = compiled("policy = 1\ndefault = 'allow'");
+        assert_eq!(space(&allow.variants()[0]).clusters, []);
+        let deny = compiled("policy = 1\ndefault = 'deny'");
+        assert_eq!(space(&deny.variants()[0]).clusters.len(), 1);
+    }
+}
