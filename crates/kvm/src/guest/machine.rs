@@ -244,12 +244,6 @@ impl Guest {
         &mut self.vcpu
     }
 
-    /// The memory of this vCPU's guest, from its first address on, in words.
-    #[cfg(test)]
-    pub(crate) fn memory(&self) -> (u64, &[std::sync::atomic::AtomicU64]) {
-        (self.number.base(), self.memory.words())
-    }
-
     /// The vCPU's general registers.
     ///
     /// # Errors

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::VmFd;
 use msrgate_filter::{MsrIndex, Reply};
 use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
 
@@ -40,7 +39,6 @@ pub(super) enum Saw {
 pub(super) struct Machine {
     pub(super) gate: Arc<Gate>,
     pub(super) vcpus: Vec<Vcpu>,
-    pub(super) vm: Arc<VmFd>,
     pub(super) cpuid: CpuId,
 }
 
@@ -86,7 +84,6 @@ impl Machine {
         Some(Self {
             gate: Arc::new(gate),
             vcpus,
-            vm,
             cpuid,
         })
     }
