@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use msrgate_filter::{Access, MsrIndex};
 
+use crate::calls::enable_reasons;
 use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
 use crate::guest::{Apic, Guest, GuestError};
-use crate::probe::{HostCaps, enable_reasons};
+use crate::probe::HostCaps;
 use crate::raw::{RawFilter, set_filter_raw};
 
 /// A VM with one vCPU, whose filter and mask can be set and whose guest runs scripts.

@@ -11,6 +11,8 @@ mod run;
 mod slot;
 mod watchdog;
 
+#[cfg(test)]
+pub(crate) use layout::VcpuNumber;
 pub(crate) use machine::{Apic, Guest, RawExit, Stop, called};
 pub use run::{GuestError, StepAt};
 pub(crate) use run::{compare, went_through};

@@ -1,12 +1,14 @@
 //! Putting a filter into a VM, replacing it while guests run, and taking it out again, each in
 //! the order in which no denied access is ever a surprising #GP or an allowed one (S7).
 
-use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
-use msrgate_filter::{Fallback, Filter, ReasonMask, Revision};
+use std::os::fd::AsRawFd;
 
+use msrgate_filter::{Filter, ReasonMask, Revision};
+
+use crate::calls::enable_reasons;
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
-use crate::probe::enable_reasons;
+use crate::raw::{RawFilter, set_filter_raw};
 
 /// What a VM has been given. There is no ioctl that reads it back, so this remembers.
 #[derive(Debug)]
@@ -41,7 +43,11 @@ pub enum InstallError {
 /// # Errors
 /// The kernel refuses the mask or the filter, or the filter is not of mainline's rules. After a
 /// failure the VM has no filter, and may have the mask.
-pub fn install(vm: &VmFd, filter: &Filter, reasons: ReasonMask) -> Result<Installed, InstallError> {
+pub fn install(
+    vm: &impl AsRawFd,
+    filter: &Filter,
+    reasons: ReasonMask,
+) -> Result<Installed, InstallError> {
     let mut installed = Installed {
         reasons: RawReasons::NONE,
     };
@@ -60,7 +66,7 @@ impl Installed {
     /// [`reasons`]: InstallError::Reasons
     pub fn replace(
         &mut self,
-        vm: &VmFd,
+        vm: &impl AsRawFd,
         filter: &Filter,
         reasons: ReasonMask,
     ) -> Result<(), InstallError> {
@@ -69,7 +75,7 @@ impl Installed {
         }
         let reasons = reasons.into();
         self.ask_for(vm, self.reasons.union(reasons))?;
-        set(vm, filter).map_err(InstallError::Filter)?;
+        set_filter_raw(vm, &RawFilter::from(filter)).map_err(InstallError::Filter)?;
         self.ask_for(vm, reasons)
     }
 
@@ -77,9 +83,8 @@ impl Installed {
     ///
     /// # Errors
     /// The kernel refuses; what is still in force is then still remembered here.
-    pub fn remove(&mut self, vm: &VmFd) -> Result<(), InstallError> {
-        vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[])
-            .map_err(|error| InstallError::Filter(error.into()))?;
+    pub fn remove(&mut self, vm: &impl AsRawFd) -> Result<(), InstallError> {
+        set_filter_raw(vm, &RawFilter::default()).map_err(InstallError::Filter)?;
         self.ask_for(vm, RawReasons::NONE)
     }
 
@@ -89,7 +94,7 @@ impl Installed {
         self.reasons
     }
 
-    fn ask_for(&mut self, vm: &VmFd, reasons: RawReasons) -> Result<(), InstallError> {
+    fn ask_for(&mut self, vm: &impl AsRawFd, reasons: RawReasons) -> Result<(), InstallError> {
         if reasons != self.reasons {
             enable_reasons(vm, reasons).map_err(|errno| InstallError::Reasons {
                 mask: reasons,
@@ -99,30 +104,4 @@ impl Installed {
         }
         Ok(())
     }
-}
-
-/// Bitmaps go as whole words: kvm-ioctls asks for one bit an MSR, the kernel reads 64 (S2.4).
-fn set(vm: &VmFd, filter: &Filter) -> Result<(), CallErrno> {
-    let bytes = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let bitmaps: Vec<Vec<u8>> = filter
-        .ranges()
-        .iter()
-        .map(|range| bytes(range.bitmap().words()))
-        .collect();
-    let ranges: Vec<MsrFilterRange<'_>> = filter
-        .ranges()
-        .iter()
-        .zip(&bitmaps)
-        .map(|(range, bitmap)| MsrFilterRange {
-            flags: MsrFilterRangeFlags::from_bits_retain(range.accesses().bits()),
-            base: range.base().get(),
-            msr_count: range.bitmap().count(),
-            bitmap,
-        })
-        .collect();
-    let default = match filter.fallback() {
-        Fallback::Allow => MsrFilterDefaultAction::ALLOW,
-        Fallback::Deny => MsrFilterDefaultAction::DENY,
-    };
-    Ok(vm.set_msr_filter(default, &ranges)?)
 }

@@ -6,12 +6,17 @@
 //!
 //! Statements such as S3.2 are those of `docs/kvm-semantics.md`.
 //!
-//! What this crate does not do: it reads no policy and knows no register's name.
+//! A [`Gate`](gate::Gate) does all of it for a VMM: it installs a compiled policy, answers the exits,
+//! replaces the policy while the VM runs, and tells what it saw.
+//!
+//! What this crate does not do: it reads no policy's text and knows no register's name.
 
 mod backend;
+mod calls;
 mod doctor;
 mod errno;
 mod exit;
+pub mod gate;
 mod guest;
 mod host;
 mod install;
@@ -20,6 +25,7 @@ mod memory;
 mod model;
 mod probe;
 mod raw;
+mod signals;
 mod supported;
 
 pub use backend::{

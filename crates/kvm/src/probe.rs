@@ -4,11 +4,12 @@ use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use kvm_bindings::KVM_API_VERSION;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_bindings::{KVM_API_VERSION, kvm_enable_cap};
 use kvm_ioctls::{Kvm, VmFd};
 use msrgate_filter::Errno;
 
+use crate::calls::enable_reasons;
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::host::{HostError, Requirement};
@@ -116,6 +117,26 @@ impl HostCaps {
         open(&self.device)
     }
 
+    /// This host, or `None` with a word about why the test is skipped.
+    ///
+    /// # Panics
+    /// There is no usable KVM, and `MSRGATE_REQUIRE` says that there must be.
+    #[cfg(test)]
+    pub(crate) fn for_test() -> Option<Self> {
+        use std::io::Write;
+        match Self::probe() {
+            Ok(host) => Some(host),
+            Err(error) => {
+                let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
+                assert!(!required.split(',').any(|word| word == "kvm"), "{error}");
+                // Not by eprintln: a passing test's prints are kept back.
+                let line = format!("SKIPPED: {error}. {}\n", error.advice());
+                std::io::stderr().write_all(line.as_bytes()).unwrap();
+                None
+            }
+        }
+    }
+
     /// The device file that was asked.
     #[must_use]
     pub fn device(&self) -> &Path {
@@ -168,21 +189,6 @@ fn cpu_signature(kvm: &Kvm) -> Option<CpuSignature> {
         vendor: [name.ebx, name.edx, name.ecx],
         signature: features.eax,
     })
-}
-
-/// Asks `vm` for exits for these reasons (S1.9).
-pub(crate) fn enable_reasons(vm: &VmFd, mask: RawReasons) -> Result<(), CallErrno> {
-    enable(vm, Requirement::UserSpaceMsr, mask)
-}
-
-/// Enables a capability with `mask` as its first argument.
-pub(crate) fn enable(vm: &VmFd, which: Requirement, mask: RawReasons) -> Result<(), CallErrno> {
-    let request = kvm_enable_cap {
-        cap: which.capability().get(),
-        args: [mask.get(), 0, 0, 0],
-        ..kvm_enable_cap::default()
-    };
-    Ok(vm.enable_cap(&request)?)
 }
 
 fn open(device: &Path) -> Result<Kvm, HostError> {

@@ -7,9 +7,9 @@
 )]
 
 use std::array;
+use std::os::fd::AsRawFd;
 
 use kvm_bindings::{kvm_msr_filter, kvm_msr_filter_range};
-use kvm_ioctls::VmFd;
 use msrgate_filter::abi::CallerWidth;
 use msrgate_filter::{Fallback, Filter, MAX_RANGES};
 use vmm_sys_util::ioctl::ioctl_with_ptr;
@@ -78,16 +78,21 @@ impl From<&Filter> for RawFilter {
     }
 }
 
-/// Asks the kernel for `request`, with nothing checked or padded on the way.
+/// Asks the kernel for `request`, with nothing checked or padded on the way. `vm` is a VM's file
+/// descriptor, in whichever crate's type.
 ///
 /// # Errors
 /// The kernel's answer (S2), or ENOMEM where there is no memory for the bitmaps.
-pub fn set_filter_raw(vm: &VmFd, request: &RawFilter) -> Result<(), CallErrno> {
+pub fn set_filter_raw(vm: &impl AsRawFd, request: &RawFilter) -> Result<(), CallErrno> {
     send(vm, CallerWidth::Bits64, request)
 }
 
 /// Asks the kernel for `filter` under the ioctl number of such a caller, which we need not be.
-pub(crate) fn send(vm: &VmFd, width: CallerWidth, filter: &RawFilter) -> Result<(), CallErrno> {
+pub(crate) fn send(
+    vm: &impl AsRawFd,
+    width: CallerWidth,
+    filter: &RawFilter,
+) -> Result<(), CallErrno> {
     let mut bitmaps = Vec::with_capacity(MAX_RANGES);
     for range in &filter.ranges {
         bitmaps.push(UnreadableEnd::after(match &range.bitmap {
@@ -108,12 +113,16 @@ pub(crate) fn send(vm: &VmFd, width: CallerWidth, filter: &RawFilter) -> Result<
 }
 
 /// Asks the kernel for the filter at an address that cannot be read (S2.1).
-pub(crate) fn send_unreadable(vm: &VmFd) -> Result<(), CallErrno> {
+pub(crate) fn send_unreadable(vm: &impl AsRawFd) -> Result<(), CallErrno> {
     let nothing = UnreadableEnd::after(&[])?;
     ask(vm, CallerWidth::Bits64, nothing.address() as *const _)
 }
 
-fn ask(vm: &VmFd, width: CallerWidth, argument: *const kvm_msr_filter) -> Result<(), CallErrno> {
+fn ask(
+    vm: &impl AsRawFd,
+    width: CallerWidth,
+    argument: *const kvm_msr_filter,
+) -> Result<(), CallErrno> {
     let number = width.ioctl_number();
     // SAFETY: under either number the kernel only copies from the argument and from the bitmaps it
     // points to, through copy_from_user, which answers EFAULT to what cannot be read. Nothing is

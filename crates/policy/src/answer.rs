@@ -21,6 +21,7 @@ mod state;
 mod tests;
 
 use std::fmt;
+use std::sync::Arc;
 
 use msrgate_filter::Reply;
 
@@ -62,7 +63,7 @@ pub enum Step<'p> {
     /// Carry it to the register that KVM keeps.
     Forward(Forwarded),
     /// Ask the VMM's own code of this name.
-    Handler(&'p str),
+    Handler(&'p Arc<str>),
     /// Ask this device.
     Device(Device),
     /// End the call or the VM.

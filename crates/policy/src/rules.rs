@@ -32,6 +32,34 @@ pub enum Origin {
     Kvm,
 }
 
+impl Origin {
+    /// As one number, for a queue of events.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        match self {
+            Self::Kvm => 0,
+            Self::Default => 1,
+            Self::Line(Line { file, number }) => {
+                u64::from(number) << 32 | u64::from(file.0.saturating_add(2))
+            }
+        }
+    }
+
+    /// What [`Self::to_bits`] made of it.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        let [f0, f1, f2, f3, n0, n1, n2, n3] = bits.to_le_bytes();
+        match u32::from_le_bytes([f0, f1, f2, f3]) {
+            0 => Self::Kvm,
+            1 => Self::Default,
+            file => Self::Line(Line {
+                file: FileId(file - 2),
+                number: u32::from_le_bytes([n0, n1, n2, n3]),
+            }),
+        }
+    }
+}
+
 /// A line of one of the texts that a program was made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Line {

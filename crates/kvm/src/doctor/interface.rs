@@ -10,11 +10,11 @@ use super::lab::{ALL_REASONS, EFER, Lab, NOWHERE, STAR, TSC};
 use super::request::{BOTH, READ, allow_all, filter, range};
 use super::{Finding, Statement};
 use crate::backend::Reply;
+use crate::calls::enable;
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::guest::{GuestError, Op};
 use crate::host::Requirement;
-use crate::probe::enable;
 use crate::raw::{RawFilter, send};
 
 pub(super) const STATEMENTS: &[Statement] = &[

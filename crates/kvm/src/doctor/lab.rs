@@ -6,10 +6,11 @@ use msrgate_filter::{Access, Errno, ExitReason, MsrIndex, Verdict};
 use super::Finding;
 use super::request::{allow_all, deny_all};
 use crate::backend::{Observed, Reply};
+use crate::calls::enable_reasons;
 use crate::errno::{CallErrno, RawErrno};
 use crate::exit::{RawReason, RawReasons};
 use crate::guest::{Apic, Guest, GuestError, Op, RawExit, Stop, called};
-use crate::probe::{HostCaps, IgnoreMsrs, enable_reasons};
+use crate::probe::{HostCaps, IgnoreMsrs};
 use crate::raw::{RawFilter, set_filter_raw};
 
 /// Registers that every KVM knows and that hold what is written to them.

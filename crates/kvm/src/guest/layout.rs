@@ -63,6 +63,12 @@ impl VcpuNumber {
     /// The first, which every VM has.
     pub(crate) const FIRST: Self = Self(0);
 
+    /// The others, of which there are five.
+    #[cfg(test)]
+    pub(crate) fn others() -> impl Iterator<Item = Self> {
+        (1..6).map(Self)
+    }
+
     pub(crate) const fn get(self) -> u8 {
         self.0
     }

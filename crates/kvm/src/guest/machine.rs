@@ -9,7 +9,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sregs, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use msrgate_filter::{Access, Errno, MsrIndex};
 
@@ -89,24 +91,36 @@ impl Guest {
         if apic == Apic::X2apic {
             vm.create_irq_chip().map_err(called("KVM_CREATE_IRQCHIP"))?;
         }
-        let number = VcpuNumber::FIRST;
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(called("KVM_GET_SUPPORTED_CPUID"))?;
+        let mut guest = Self::in_vm(Arc::new(vm), VcpuNumber::FIRST, &cpuid)?;
+        if apic == Apic::X2apic {
+            guest.reset.apic_base |= APIC_BASE_ENABLED_X2APIC;
+        }
+        Ok(guest)
+    }
+
+    /// A vCPU of this VM with a guest of its own on it.
+    ///
+    /// # Errors
+    /// A call fails.
+    pub(crate) fn in_vm(
+        vm: Arc<VmFd>,
+        number: VcpuNumber,
+        cpuid: &CpuId,
+    ) -> Result<Self, GuestError> {
         let memory = Memory::new(layout::PAGES).map_err(call("mmap"))?;
         add_memory(&vm, number, &memory)?;
         let vcpu = vm
             .create_vcpu(number.get().into())
             .map_err(called("KVM_CREATE_VCPU"))?;
-        let cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(called("KVM_GET_SUPPORTED_CPUID"))?;
-        vcpu.set_cpuid2(&cpuid).map_err(called("KVM_SET_CPUID2"))?;
-        let mut reset = vcpu.get_sregs().map_err(called("KVM_GET_SREGS"))?;
-        if apic == Apic::X2apic {
-            reset.apic_base |= APIC_BASE_ENABLED_X2APIC;
-        }
+        vcpu.set_cpuid2(cpuid).map_err(called("KVM_SET_CPUID2"))?;
+        let reset = vcpu.get_sregs().map_err(called("KVM_GET_SREGS"))?;
         number.load(memory.words());
         Ok(Self {
             vcpu,
-            vm: Arc::new(vm),
+            vm,
             memory,
             number,
             reset,
@@ -224,6 +238,12 @@ impl Guest {
         &self.vcpu
     }
 
+    /// The same, to run it.
+    #[cfg(test)]
+    pub(crate) const fn vcpu_mut(&mut self) -> &mut VcpuFd {
+        &mut self.vcpu
+    }
+
     /// The vCPU's general registers.
     ///
     /// # Errors
@@ -310,7 +330,7 @@ fn classify(exit: &VcpuExit<'_>) -> Stop {
     match exit {
         VcpuExit::X86Rdmsr(exit) => msr(Access::Read, *exit.error, exit.index, *exit.data),
         VcpuExit::X86Wrmsr(exit) => msr(Access::Write, *exit.error, exit.index, exit.data),
-        VcpuExit::IoOut(port, _) if *port == code::END_PORT.into() => Stop::End,
+        VcpuExit::IoOut(port, _) if *port == u16::from(code::END_PORT) => Stop::End,
         VcpuExit::Debug(debug) => Stop::Debug { rip: debug.pc },
         other => Stop::Other(format!("{other:?}")),
     }

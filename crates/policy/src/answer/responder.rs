@@ -151,21 +151,50 @@ impl Responder {
         self.rules().any(|rule| self.opens(rule))
     }
 
-    /// What the kernel's filter has to say, where it has opened for these accesses. In order, each
-    /// once.
+    /// What the kernel's filter has to say, where it has opened for these accesses.
     #[must_use]
     pub fn verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
         let last = self.variant().rule(MsrIndex::MAX, Access::Read);
-        Verdicts::new(self.verdict(last), |access| {
-            let rules = self.variant().rules().of(access).iter();
-            rules.flat_map(move |rule| {
-                let opens = self.opens(rule);
-                let inside = opened.iter().filter(move |(index, direction)| {
-                    opens && *direction == access && rule.msrs.contains(*index)
-                });
-                let wanted = (rule.origin != Origin::Kvm).then(|| self.verdict(rule));
-                split(rule.msrs, inside.map(|(index, _)| *index), wanted)
-            })
+        self.verdicts_by(self.verdict(last), opened, |rule| {
+            (self.verdict(rule), self.opens(rule))
+        })
+    }
+
+    /// What it may say instead where that does not fit: it lets these accesses through, and those
+    /// that it could let through but does not are [rewound](Step::Rewind).
+    #[must_use]
+    pub fn fewest_verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
+        self.verdicts_by(Verdict::Deny, opened, |rule| {
+            let opens = self.opens(rule) || rule.action == Action::Allow;
+            (Verdict::Deny, opens)
+        })
+    }
+
+    /// Of each rule: what the filter says, and whether it opens for single accesses.
+    fn verdicts_by(
+        &self,
+        default: Verdict,
+        opened: &[(MsrIndex, Access)],
+        of: impl Fn(&Rule) -> (Verdict, bool),
+    ) -> Verdicts {
+        Verdicts::new(default, |access| {
+            let mut inside: Vec<_> = opened
+                .iter()
+                .filter(|(_, direction)| *direction == access)
+                .map(|(index, _)| *index)
+                .collect();
+            inside.sort_unstable();
+            inside.dedup();
+            let mut stretches = Vec::new();
+            for rule in self.variant().rules().of(access) {
+                let (verdict, opens) = of(rule);
+                let wanted = (rule.origin != Origin::Kvm).then_some(verdict);
+                let first = inside.partition_point(|&index| index < rule.msrs.first());
+                let last = inside.partition_point(|&index| index <= rule.msrs.last());
+                let opened = if opens { &inside[first..last] } else { &[] };
+                split(rule.msrs, opened, wanted, &mut stretches);
+            }
+            stretches.into_iter()
         })
     }
 
@@ -373,21 +402,20 @@ fn is_carried_for_log(rule: &Rule, index: MsrIndex) -> bool {
     rule.action == Action::Allow && rule.log == Log::All && forward::row(index).is_some()
 }
 
-/// `msrs` with those of `opened`, which are in it and in order, cut out and allowed.
+/// Adds `msrs` with those of `opened`, which are in it and in order, cut out and allowed.
 fn split(
     msrs: MsrRange,
-    opened: impl Iterator<Item = MsrIndex>,
+    opened: &[MsrIndex],
     wanted: Option<Verdict>,
-) -> impl Iterator<Item = (MsrRange, Option<Verdict>)> {
-    let mut stretches = Vec::new();
+    into: &mut Vec<(MsrRange, Option<Verdict>)>,
+) {
     let mut next = u64::from(msrs.first().get());
     for index in opened {
         let at = u64::from(index.get());
-        stretches.extend(MsrRange::below(next, at).map(|before| (before, wanted)));
-        stretches.push((MsrRange::one(index), Some(Verdict::Allow)));
+        into.extend(MsrRange::below(next, at).map(|before| (before, wanted)));
+        into.push((MsrRange::one(*index), Some(Verdict::Allow)));
         next = at + 1;
     }
     let end = u64::from(msrs.last().get()) + 1;
-    stretches.extend(MsrRange::below(next, end).map(|after| (after, wanted)));
-    stretches.into_iter()
+    into.extend(MsrRange::below(next, end).map(|after| (after, wanted)));
 }

@@ -100,7 +100,10 @@ fn simple_answers() {
         (value(0x0004_0000_0000_0000), Deed::Value)
     );
     assert_eq!(machine.write(0x17, 5), (DONE, Deed::Ignored));
-    assert_eq!(machine.read(0x34), (Step::Handler("smi"), Deed::Handled));
+    assert_eq!(
+        machine.read(0x34),
+        (Step::Handler(&"smi".into()), Deed::Handled)
+    );
 }
 
 /// The program of an exit may have been replaced by one that allows the access (S5.8).

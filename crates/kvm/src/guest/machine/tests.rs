@@ -1,4 +1,3 @@
-use std::io::Write;
 use std::sync::atomic::Ordering;
 
 use super::*;
@@ -11,17 +10,7 @@ const SPARE: usize = 0x4800 / 8;
 
 /// A guest, or `None` with a word about it where this machine cannot run one.
 fn guest() -> Option<Guest> {
-    match HostCaps::probe() {
-        Ok(host) => Some(Guest::new(&host, Apic::Absent).unwrap()),
-        Err(error) => {
-            let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|word| word == "kvm"), "{error}");
-            // Not by eprintln: a passing test's prints are kept back.
-            let line = format!("SKIPPED: {error}. {}\n", error.advice());
-            std::io::stderr().write_all(line.as_bytes()).unwrap();
-            None
-        }
-    }
+    HostCaps::for_test().map(|host| Guest::new(&host, Apic::Absent).unwrap())
 }
 
 /// Three reads of STAR, the second of which runs `code` instead.
@@ -101,7 +90,7 @@ fn a_guest_that_writes_to_a_port_is_an_error_that_names_the_step() {
 #[test]
 fn an_exit_left_pending_is_forgotten_by_the_next_script() {
     let Some(mut guest) = guest() else { return };
-    crate::probe::enable_reasons(&guest.vm, crate::RawReasons::new(7)).unwrap();
+    crate::calls::enable_reasons(&guest.vm, crate::RawReasons::new(7)).unwrap();
     guest.load(&[Op::Read(MsrIndex::new(0x1234_5678))]).unwrap();
     assert!(matches!(guest.resume(), Ok(Stop::Msr(_))));
     works(&mut guest);

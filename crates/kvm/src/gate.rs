@@ -1,0 +1,466 @@
+//! The gate: a policy's answers in a real VM.
+//!
+//! A [`Gate`] belongs to a VM. It installs the filter of a [`Program`], chooses the program's variant
+//! by the CPUID of the first vCPU, and replaces the program while the VM runs. Each vCPU's thread owns
+//! a [`VcpuGate`], which answers the exits: it moves the exit's fields to the
+//! [`Responder`](msrgate_policy::answer::Responder), which decides, and carries out what that says.
+//!
+//! ```no_run
+//! # fn device(_: &msrgate_kvm::gate::Asked) -> msrgate_filter::Reply { msrgate_filter::Reply::DONE }
+//! use kvm_ioctls::{Kvm, VcpuExit};
+//! use msrgate_kvm::HostCaps;
+//! use msrgate_kvm::gate::{Gate, Outcome};
+//! use msrgate_policy::Program;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let host = HostCaps::probe()?;
+//! let vm = host.create_vm()?;
+//! let mut vcpu = vm.create_vcpu(0)?;
+//! let cpuid = Kvm::new()?.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?;
+//! vcpu.set_cpuid2(&cpuid)?;
+//!
+//! let program = Program::decode(&std::fs::read("sandbox.msrg")?)?;
+//! let gate = Gate::new(program, &host)?;
+//! gate.install(&vm)?;
+//! let mut msrs = gate.vcpu(0, &cpuid)?;
+//! msrs.reset(&mut vcpu)?;
+//! loop {
+//!     match vcpu.run() {
+//!         Ok(VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_)) => match msrs.answer(&mut vcpu)? {
+//!             Outcome::Resume => {}
+//!             Outcome::Handler(asked) => {
+//!                 let reply = device(&asked);
+//!                 msrs.finish(&mut vcpu, asked, reply)?;
+//!             }
+//!             Outcome::Kill(violation) => return Err(violation.into()),
+//!         },
+//!         other => todo!("the VMM's other exits"),
+//!     }
+//! }
+//! # }
+//! ```
+
+mod answer;
+mod cpuid;
+mod current;
+mod device;
+mod error;
+pub mod events;
+mod kick;
+mod options;
+mod port;
+mod publisher;
+mod sync;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
+mod touch;
+mod vcpu;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use msrgate_filter::{Access, ExitReason, MsrIndex, ReasonMask};
+use msrgate_policy::answer::Responder;
+use msrgate_policy::{Action, Cpu, Program, Update};
+
+use crate::calls;
+use crate::install::Installed;
+use crate::probe::{HostCaps, IgnoreMsrs};
+
+pub use answer::{Asked, Outcome, Violation};
+pub use cpuid::CpuidLeaves;
+pub use device::{
+    BadState, Copied, Device, GuestMemory, GuestPhysical, Machine, NotMapped, Written,
+};
+pub use error::{AnswerError, GateError, StateError};
+pub use options::GateOptions;
+pub use vcpu::VcpuGate;
+
+use cpuid::GuestCpuid;
+use current::Current;
+use events::{Counted, Events, Tracks};
+use touch::{Opened, Seen};
+
+/// The number that a VMM gives a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VcpuId(u32);
+
+impl VcpuId {
+    /// This number.
+    #[must_use]
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl From<u32> for VcpuId {
+    fn from(number: u32) -> Self {
+        Self(number)
+    }
+}
+
+impl fmt::Display for VcpuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A policy in a VM.
+///
+/// It may be used from any thread. When it is dropped the kernel keeps the filter, and vCPUs that
+/// still need another one get an error.
+pub struct Gate {
+    shared: Arc<Shared>,
+    publisher: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the gate, its vCPUs and its publisher have in common.
+struct Shared {
+    /// The program in force, ready to answer.
+    current: Current<Responder>,
+    control: Mutex<Control>,
+    tracks: Arc<Tracks>,
+    seen: Seen,
+    opened: Opened,
+    options: GateOptions,
+    host: HostCaps,
+}
+
+/// What only those change who set filters. No vCPU that runs waits for it.
+struct Control {
+    chosen: Option<Chosen>,
+    vm: Option<VmSide>,
+}
+
+/// By which processor the program's variant was chosen.
+struct Chosen {
+    cpu: Cpu,
+    /// What of each vCPU's CPUID must not change.
+    vcpus: BTreeMap<VcpuId, u64>,
+}
+
+/// The VM.
+struct VmSide {
+    fd: OwnedFd,
+    installed: Installed,
+    has_nested_state: bool,
+}
+
+impl Gate {
+    /// A gate for one VM of this host. Nothing is done to any VM yet.
+    ///
+    /// # Errors
+    /// The program needs what this host's KVM does not have, or more than a gate can hold.
+    pub fn new(program: Program, host: &HostCaps) -> Result<Self, GateError> {
+        Self::with_options(program, host, GateOptions::default())
+    }
+
+    /// The same with the VM's memory, the VMM's devices, and what events hold.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_options(
+        program: Program,
+        host: &HostCaps,
+        options: GateOptions,
+    ) -> Result<Self, GateError> {
+        let program = Arc::new(program);
+        check(&program, host, &options)?;
+        let example = program.variants()[0].example();
+        let responder = Responder::new(Arc::clone(&program), example)?;
+        let tracks = Arc::new(Tracks::default());
+        tracks.expect(&program);
+        let shared = Shared {
+            current: Current::new(responder),
+            control: Mutex::new(Control {
+                chosen: None,
+                vm: None,
+            }),
+            tracks,
+            seen: Seen::new(),
+            opened: Opened::default(),
+            options,
+            host: host.clone(),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            publisher: Mutex::new(None),
+        })
+    }
+
+    /// Puts the filter into a VM, before any of its vCPUs runs: the mask first, then the filter (S7).
+    /// A program with `[[when]]`s refuses everything until the first [`Self::vcpu`] has chosen its
+    /// variant. `vm` is the VM's file descriptor, of which the gate keeps a duplicate.
+    ///
+    /// # Errors
+    /// The kernel refuses it, or the gate is in a VM already.
+    pub fn install(&self, vm: &impl AsRawFd) -> Result<(), GateError> {
+        let fd = calls::duplicate(vm).map_err(GateError::Io)?;
+        let mut control = self.shared.lock();
+        if control.vm.is_some() {
+            return Err(GateError::InstalledTwice);
+        }
+        self.shared.check_registers(&fd)?;
+        let responder = self.shared.current.get().thing;
+        let is_chosen = control.chosen.is_some() || responder.program().variants().len() == 1;
+        let (filter, reasons) = if is_chosen {
+            publisher::first_filter(&responder)?
+        } else {
+            (publisher::deny_all()?, ReasonMask::NONE)
+        };
+        let installed = crate::install::install(&fd, &filter, reasons)?;
+        control.vm = Some(VmSide {
+            has_nested_state: calls::has_nested_state(&fd),
+            fd,
+            installed,
+        });
+        drop(control);
+        self.start_publisher(&responder)
+    }
+
+    /// A vCPU's part. The first one chooses the variant of the program by its CPUID, which is what
+    /// `KVM_SET_CPUID2` was given; all others have to be of the same processor. A vCPU that is added
+    /// again, as in hot-plug, has to have the CPUID it had.
+    ///
+    /// # Errors
+    /// The CPUID is another processor's, or has changed, or the program says nothing of it; or the
+    /// filter that was chosen cannot be installed.
+    pub fn vcpu(
+        &self,
+        id: impl Into<VcpuId>,
+        cpuid: &(impl CpuidLeaves + ?Sized),
+    ) -> Result<VcpuGate, GateError> {
+        let (id, cpuid) = (id.into(), GuestCpuid::new(cpuid.leaves())?);
+        let mut control = self.shared.lock();
+        self.choose(&mut control, id, &cpuid)?;
+        let has_nested = control.vm.as_ref().is_none_or(|vm| vm.has_nested_state);
+        let numbered = self.shared.current.get();
+        drop(control);
+        self.start_publisher(&numbered.thing)?;
+        Ok(VcpuGate::new(
+            id,
+            &cpuid,
+            has_nested && cpuid.has_virtualization(),
+            Arc::clone(&self.shared),
+            numbered,
+        ))
+    }
+
+    /// Chooses, or checks that the choice was the same.
+    fn choose(
+        &self,
+        control: &mut Control,
+        id: VcpuId,
+        cpuid: &GuestCpuid,
+    ) -> Result<(), GateError> {
+        let known = control.chosen.as_mut();
+        if let Some(chosen) = known {
+            if chosen.cpu != *cpuid.cpu() {
+                return Err(GateError::OtherCpu {
+                    vcpu: id,
+                    chosen: chosen.cpu.clone(),
+                    seen: cpuid.cpu().clone(),
+                });
+            }
+            let before = *chosen.vcpus.entry(id).or_insert(cpuid.fingerprint());
+            return if before == cpuid.fingerprint() {
+                Ok(())
+            } else {
+                Err(GateError::CpuidChanged { vcpu: id })
+            };
+        }
+        let program = Arc::clone(self.shared.current.get().thing.program());
+        let has_whens = program.variants().len() > 1;
+        let responder = Arc::new(Responder::new(program, cpuid.cpu())?);
+        if has_whens {
+            self.shared.current.replace(Arc::clone(&responder));
+            if let Some(vm) = &mut control.vm {
+                let (filter, reasons) = publisher::first_filter(&responder)?;
+                vm.installed.replace(&vm.fd, &filter, reasons)?;
+            }
+        }
+        control.chosen = Some(Chosen {
+            cpu: cpuid.cpu().clone(),
+            vcpus: BTreeMap::from([(id, cpuid.fingerprint())]),
+        });
+        Ok(())
+    }
+
+    /// Puts another program in force while vCPUs run. For each access the old one or the new one
+    /// holds, whole; registers and pins that exist in both keep their state. When this returns, the
+    /// new one holds.
+    ///
+    /// # Errors
+    /// As [`Self::new`] and [`Self::install`]. The old program is then in force.
+    pub fn replace(&self, program: Program) -> Result<(), GateError> {
+        let program = Arc::new(program);
+        check(&program, &self.shared.host, &self.shared.options)?;
+        let mut control = self.shared.lock();
+        let example = program.variants()[0].example().clone();
+        let cpu = control.chosen.as_ref().map(|chosen| &chosen.cpu);
+        let new = Responder::new(Arc::clone(&program), cpu.unwrap_or(&example))?;
+        let new = Arc::new(new);
+        let is_chosen = control.chosen.is_some() || program.variants().len() == 1;
+        let (filter, reasons) = if is_chosen {
+            publisher::first_filter(&new)?
+        } else {
+            (publisher::deny_all()?, ReasonMask::NONE)
+        };
+        self.start_publisher(&new)?;
+        let old = self.shared.current.get().thing;
+        self.shared.tracks.expect(&program);
+        // The program before the filter: an access that only the new one allows waits for the
+        // filter, and none is let through that the program in force refuses (S7).
+        self.shared.current.replace(new);
+        if let Some(vm) = &mut control.vm
+            && let Err(error) = vm.installed.replace(&vm.fd, &filter, reasons)
+        {
+            self.shared.current.replace(old);
+            return Err(error.into());
+        }
+        self.shared.opened.clear();
+        Ok(())
+    }
+
+    /// The program in force.
+    #[must_use]
+    pub fn program(&self) -> Arc<Program> {
+        Arc::clone(self.shared.current.get().thing.program())
+    }
+
+    /// The reader of the VM's events. Ask once: two readers would each see a part of them.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events::new(Arc::clone(&self.shared.tracks))
+    }
+
+    /// How often each access came here, and what was done.
+    #[must_use]
+    pub fn counted(&self) -> Counted {
+        self.shared.tracks.counted()
+    }
+
+    /// Of `listed`, the MSRs that a VMM has to save and restore for the guest under this program:
+    /// those that the guest may write, itself or through the gate. `listed` is
+    /// `KVM_GET_MSR_INDEX_LIST`. What the gate holds itself is in [`VcpuGate::save`].
+    #[must_use]
+    pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
+        let responder = self.shared.current.get().thing;
+        let reaches_kvm = |index: &&MsrIndex| {
+            let action = &responder.variant().rule(**index, Access::Write).action;
+            matches!(action, Action::Allow | Action::Device(_)) || action.needs_forwarding()
+        };
+        listed.iter().filter(reaches_kvm).copied().collect()
+    }
+
+    /// The `ioctl`s and other system calls that the gate makes, for a VMM's seccomp rules: on the
+    /// vCPUs' threads, and on those that install, replace and publish.
+    #[must_use]
+    pub fn ioctls(&self) -> SystemCalls {
+        let responder = self.shared.current.get().thing;
+        let has_device = responder.devices().next().is_some();
+        let mut vcpu = vec!["KVM_RUN", "KVM_GET_REGS", "KVM_SET_REGS"];
+        if responder.forwards() || !self.shared.options.devices.is_empty() || has_device {
+            vcpu.extend(["KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_NESTED_STATE"]);
+        }
+        if self.shared.options.memory.is_some() {
+            vcpu.extend(["KVM_GET_SREGS", "KVM_TRANSLATE"]);
+        }
+        SystemCalls {
+            vcpu_ioctls: vcpu,
+            vcpu_others: vec!["sched_yield", "futex"],
+            vm_ioctls: vec![
+                "KVM_ENABLE_CAP",
+                "KVM_X86_SET_MSR_FILTER",
+                "KVM_CHECK_EXTENSION",
+            ],
+        }
+    }
+
+    /// Starts the publisher, once, if a program needs one.
+    fn start_publisher(&self, responder: &Responder) -> Result<(), GateError> {
+        let mut publisher = self
+            .publisher
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if publisher.is_none() && responder.is_traced() {
+            *publisher = Some(publisher::spawn(&self.shared).map_err(GateError::Io)?);
+        }
+        Ok(())
+    }
+}
+
+/// System calls, by name. See [`Gate::ioctls`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemCalls {
+    /// `ioctl`s on a vCPU's file descriptor, by its own thread.
+    pub vcpu_ioctls: Vec<&'static str>,
+    /// Other calls of a vCPU's thread.
+    pub vcpu_others: Vec<&'static str>,
+    /// `ioctl`s on the VM's file descriptor, by the threads that install and replace, and by the
+    /// gate's own, `msrgate-publish`.
+    pub vm_ioctls: Vec<&'static str>,
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.shared.opened.end();
+        let publisher = self
+            .publisher
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = publisher.take() {
+            // It panicked, and vCPUs have been told by then that nothing is opened any more.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether KVM puts registers into `kvm_run`, if events are to have them.
+    fn check_registers(&self, vm: &impl AsRawFd) -> Result<(), GateError> {
+        let wanted = self.options.events.rip == events::Rip::Shown;
+        if wanted && !calls::has_shared_registers(vm) {
+            return Err(GateError::NoSharedRegisters);
+        }
+        Ok(())
+    }
+}
+
+/// What can be said of a program before there is a VM.
+fn check(program: &Arc<Program>, host: &HostCaps, options: &GateOptions) -> Result<(), GateError> {
+    for variant in program.variants() {
+        let responder = Responder::new(Arc::clone(program), variant.example())?;
+        let missing = variant.reasons().bits() & !host.reasons().get();
+        if missing != 0 {
+            return Err(GateError::Reasons(crate::RawReasons::new(missing)));
+        }
+        let asks_unknown = variant
+            .reasons()
+            .contains(msrgate_filter::Revision::Mainline, ExitReason::Unknown);
+        if asks_unknown && host.ignore_msrs() == IgnoreMsrs::On {
+            return Err(GateError::IgnoreMsrs);
+        }
+        let microcode = program.settings().microcode;
+        let reads_memory = microcode.is_some_and(|device| device.update == Update::Accept);
+        if reads_memory && responder.devices().next().is_some() && options.memory.is_none() {
+            return Err(GateError::NoMemory);
+        }
+        publisher::first_filter(&responder)?;
+    }
+    Ok(())
+}

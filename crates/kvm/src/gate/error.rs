@@ -1,0 +1,118 @@
+//! Why a gate cannot do what it was asked.
+
+use std::io;
+
+use msrgate_policy::answer::{ResponderError, RestoreError};
+use msrgate_policy::{CompileError, Cpu};
+
+use super::VcpuId;
+use crate::errno::CallErrno;
+use crate::exit::{RawReason, RawReasons};
+use crate::install::InstallError;
+
+/// Why a program is not in force.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GateError {
+    /// It cannot answer.
+    #[error(transparent)]
+    Responder(#[from] ResponderError),
+    /// Its filter, with what has to be seen of accesses that it allows, fits no filter.
+    #[error("the accesses that the policy logs or audits do not fit a filter: {0}")]
+    Pack(#[from] CompileError),
+    /// The host's KVM does not exit for reasons that the program needs.
+    #[error(
+        "this KVM has no exits for the reasons {0}, which the policy needs: run a newer kernel"
+    )]
+    Reasons(RawReasons),
+    /// The program answers for unknown MSRs, and this host hides them (S10.1).
+    #[error(
+        "the policy answers for MSRs that KVM does not know, and this host has kvm.ignore_msrs=1, which hides them: write 0 to /sys/module/kvm/parameters/ignore_msrs"
+    )]
+    IgnoreMsrs,
+    /// A device reads the guest's memory.
+    #[error(
+        "the policy's microcode device accepts updates, which it reads from the guest's memory: give the gate that memory (GateOptions::memory), or write `update = \"ignore\"`"
+    )]
+    NoMemory,
+    /// Events are to have RIP, and KVM does not share registers.
+    #[error("events are to hold RIP, and this KVM puts no registers into kvm_run")]
+    NoSharedRegisters,
+    /// The kernel refuses the filter or the mask.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// The gate is in a VM already.
+    #[error("this gate is in a VM already: make one for each VM")]
+    InstalledTwice,
+    /// A CPUID by which no processor is known.
+    #[error("the vCPU's CPUID has no leaf 0 or no leaf 1: give the gate what KVM_SET_CPUID2 got")]
+    NoCpuid,
+    /// A vCPU of another processor than the first one's.
+    #[error("vCPU {vcpu} is of the processor {seen}, and the policy was chosen for {chosen}")]
+    OtherCpu {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// The first vCPU's processor.
+        chosen: Cpu,
+        /// This one's.
+        seen: Cpu,
+    },
+    /// A vCPU with another CPUID than it had.
+    #[error("the CPUID of vCPU {vcpu} has changed since it was first added")]
+    CpuidChanged {
+        /// The vCPU.
+        vcpu: VcpuId,
+    },
+    /// The system has no file descriptor or no thread left.
+    #[error(transparent)]
+    Io(io::Error),
+}
+
+/// Why an exit was not answered as the policy says. The guest gets #GP, if it is run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AnswerError {
+    /// The vCPU's last exit was for something else, or has been answered.
+    #[error("the vCPU has no MSR exit that waits for an answer")]
+    NoExit,
+    /// The exit has a reason that no kernel known here gives.
+    #[error("the exit has the reason {0}, which is none")]
+    Reason(RawReason),
+    /// A call on the vCPU failed.
+    #[error("a call on the vCPU failed: {0}")]
+    Call(CallErrno),
+    /// The kernel's filter cannot be opened for the access any more.
+    #[error("the kernel's filter cannot be changed: {0}")]
+    Publish(CallErrno),
+    /// A device was to answer for a vCPU that was never reset: see
+    /// [`VcpuGate::reset`](super::VcpuGate::reset).
+    #[error("call VcpuGate::reset before the vCPU first runs")]
+    NotReset,
+    /// This answer is to an exit that has been answered or is gone.
+    #[error("the exit that this answers has been answered, or is gone")]
+    Stale,
+}
+
+/// Why a vCPU's state was not saved or restored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// The state is none, or another program's. Nothing was restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// A call on the vCPU failed.
+    #[error("a call on the vCPU failed: {0}")]
+    Call(CallErrno),
+}
+
+impl From<CallErrno> for AnswerError {
+    fn from(errno: CallErrno) -> Self {
+        Self::Call(errno)
+    }
+}
+
+impl From<CallErrno> for StateError {
+    fn from(errno: CallErrno) -> Self {
+        Self::Call(errno)
+    }
+}

@@ -1,0 +1,195 @@
+//! One event, and how it lies in a queue.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use msrgate_filter::{Access, ExitReason, MsrIndex};
+use msrgate_policy::answer::Deed;
+use msrgate_policy::{Digest, Origin, Program};
+
+use super::ring::{Entry, WORDS};
+use crate::gate::VcpuId;
+
+/// Whether events hold the values that guests write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Values {
+    /// They do not.
+    #[default]
+    Hidden,
+    /// They do.
+    Shown,
+}
+
+/// Whether events hold the address of the instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rip {
+    /// They do not.
+    #[default]
+    Hidden,
+    /// They do.
+    Shown,
+}
+
+/// An access that a policy wants told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub time: SystemTime,
+    /// By which vCPU.
+    pub vcpu: VcpuId,
+    /// To which MSR.
+    pub index: MsrIndex,
+    /// In which direction.
+    pub access: Access,
+    /// Why KVM handed it over.
+    pub reason: ExitReason,
+    /// What was done.
+    pub deed: Deed,
+    /// The value of a write, if asked for.
+    pub value: Option<u64>,
+    /// The address of the instruction, if asked for.
+    pub rip: Option<u64>,
+    /// What says so.
+    pub origin: Origin,
+    /// The policy text that the line of `origin` is in, if it is a line and the program is not long
+    /// gone.
+    pub file: Option<Box<str>>,
+    /// The digest of the program that said so.
+    pub digest: Digest,
+    /// How many events of this kind came just before, and were held back by the limit.
+    pub held_back: u32,
+}
+
+/// What a vCPU notes of an access.
+#[derive(Clone, Copy)]
+pub(in crate::gate) struct Happened {
+    /// Nanoseconds since 1970.
+    pub(in crate::gate) time: u64,
+    pub(in crate::gate) index: MsrIndex,
+    pub(in crate::gate) access: Access,
+    pub(in crate::gate) reason: ExitReason,
+    pub(in crate::gate) deed: Deed,
+    pub(in crate::gate) value: Option<u64>,
+    pub(in crate::gate) rip: Option<u64>,
+    pub(in crate::gate) origin: Origin,
+    pub(in crate::gate) held_back: u32,
+    pub(in crate::gate) digest: Digest,
+}
+
+const HAS_VALUE: u64 = 1 << 60;
+const HAS_RIP: u64 = 1 << 61;
+
+impl Happened {
+    /// Now, as a queue counts.
+    pub(in crate::gate) fn now() -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let nanoseconds = since.unwrap_or(Duration::ZERO).as_nanos();
+        u64::try_from(nanoseconds).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn encode(&self) -> Entry {
+        let kind = u64::from(self.index.get())
+            | (self.access as u64) << 32
+            | (self.reason as u64) << 34
+            | u64::from(self.deed.number()) << 40
+            | if self.value.is_some() { HAS_VALUE } else { 0 }
+            | if self.rip.is_some() { HAS_RIP } else { 0 };
+        let mut entry = [0; WORDS];
+        entry[..6].copy_from_slice(&[
+            self.time,
+            kind,
+            self.value.unwrap_or(0),
+            self.rip.unwrap_or(0),
+            self.origin.to_bits(),
+            self.held_back.into(),
+        ]);
+        for (word, bytes) in entry[6..]
+            .iter_mut()
+            .zip(self.digest.bytes().chunks_exact(8))
+        {
+            *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+        }
+        entry
+    }
+}
+
+impl Event {
+    /// The event in a queue's entry; `programs` are those that may have made it.
+    pub(super) fn decode(entry: &Entry, vcpu: VcpuId, programs: &[Arc<Program>]) -> Option<Self> {
+        let &[time, kind, value, rip, origin, held_back, ..] = entry;
+        let [i0, i1, i2, i3, flags, deed, ..] = kind.to_le_bytes();
+        let mut digest = [0; 32];
+        for (bytes, word) in digest.chunks_exact_mut(8).zip(&entry[6..]) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        let digest = Digest::from_bytes(digest);
+        let origin = Origin::from_bits(origin);
+        let program = programs.iter().find(|program| program.digest() == digest);
+        let file = match (origin, program) {
+            (Origin::Line(line), Some(program)) => program.file(line.file).map(Into::into),
+            _ => None,
+        };
+        Some(Self {
+            time: UNIX_EPOCH + Duration::from_nanos(time),
+            vcpu,
+            index: MsrIndex::new(u32::from_le_bytes([i0, i1, i2, i3])),
+            access: *Access::ALL.get(usize::from(flags & 1))?,
+            reason: *ExitReason::ALL.get(usize::from(flags >> 2 & 3))?,
+            deed: *Deed::ALL.get(usize::from(deed))?,
+            value: (kind & HAS_VALUE != 0).then_some(value),
+            rip: (kind & HAS_RIP != 0).then_some(rip),
+            origin,
+            file,
+            digest,
+            held_back: u32::try_from(held_back).unwrap_or(u32::MAX),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use msrgate_filter::MsrIndex;
+
+    use super::*;
+
+    /// Each field comes back, at its largest.
+    #[test]
+    fn an_event_survives_its_queue() {
+        let at = UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
+        for deed in Deed::ALL {
+            for reason in ExitReason::ALL {
+                for access in Access::ALL {
+                    let happened = Happened {
+                        time: 1_700_000_000_123_456_789,
+                        index: MsrIndex::MAX,
+                        access,
+                        reason,
+                        deed,
+                        value: Some(u64::MAX),
+                        rip: None,
+                        origin: Origin::from_bits(u64::MAX),
+                        held_back: u32::MAX,
+                        digest: Digest::from_bytes([0xa5; 32]),
+                    };
+                    let vcpu = VcpuId::new(3);
+                    let event = Event::decode(&happened.encode(), vcpu, &[]).unwrap();
+                    let expected = Event {
+                        time: at,
+                        vcpu,
+                        index: MsrIndex::MAX,
+                        access,
+                        reason,
+                        deed,
+                        value: Some(u64::MAX),
+                        rip: None,
+                        origin: Origin::from_bits(u64::MAX),
+                        file: None,
+                        digest: Digest::from_bytes([0xa5; 32]),
+                        held_back: u32::MAX,
+                    };
+                    assert_eq!(event, expected);
+                }
+            }
+        }
+    }
+}

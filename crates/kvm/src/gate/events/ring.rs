@@ -1,0 +1,149 @@
+//! A bounded queue from one vCPU to one reader, of atomic words: no lock, no allocation, no waiting.
+//!
+//! What does not fit is not put in, and counted.
+
+use crate::gate::sync::{AtomicU64, Ordering};
+
+/// Words of one entry.
+pub(super) const WORDS: usize = 10;
+
+/// One entry.
+pub(super) type Entry = [u64; WORDS];
+
+pub(super) struct Ring {
+    /// How many were ever put in; written by the vCPU.
+    put: AtomicU64,
+    /// How many were ever taken out; written by the reader.
+    taken: AtomicU64,
+    /// How many did not fit; written by the vCPU.
+    dropped: AtomicU64,
+    words: Box<[AtomicU64]>,
+}
+
+impl Ring {
+    /// Room for `capacity` entries, at least one.
+    pub(super) fn new(capacity: usize) -> Self {
+        Self {
+            put: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            words: (0..capacity.max(1) * WORDS)
+                .map(|_| AtomicU64::new(0))
+                .collect(),
+        }
+    }
+
+    /// Puts an entry in, if there is room. Only one thread may do this at a time.
+    pub(super) fn put(&self, entry: &Entry) {
+        let put = self.put.load(Ordering::Relaxed);
+        // Acquire: what the reader took out it has read before the words are written anew.
+        if put - self.taken.load(Ordering::Acquire) >= self.capacity() {
+            let dropped = self.dropped.load(Ordering::Relaxed);
+            self.dropped.store(dropped + 1, Ordering::Relaxed);
+            return;
+        }
+        for (word, &value) in self.slot(put).iter().zip(entry) {
+            word.store(value, Ordering::Relaxed);
+        }
+        // Release: whoever sees the number sees the words.
+        self.put.store(put + 1, Ordering::Release);
+    }
+
+    /// Takes the oldest entry out. Only one thread may do this at a time.
+    pub(super) fn take(&self) -> Option<Entry> {
+        let taken = self.taken.load(Ordering::Relaxed);
+        if self.put.load(Ordering::Acquire) == taken {
+            return None;
+        }
+        let mut entry = [0; WORDS];
+        for (value, word) in entry.iter_mut().zip(self.slot(taken)) {
+            *value = word.load(Ordering::Relaxed);
+        }
+        self.taken.store(taken + 1, Ordering::Release);
+        Some(entry)
+    }
+
+    /// How many are in it.
+    pub(super) fn len(&self) -> u64 {
+        let taken = self.taken.load(Ordering::Acquire);
+        self.put.load(Ordering::Acquire) - taken
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many did not fit, ever.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    fn capacity(&self) -> u64 {
+        (self.words.len() / WORDS) as u64
+    }
+
+    fn slot(&self, number: u64) -> &[AtomicU64] {
+        let place = usize::try_from(number % self.capacity()).unwrap_or(0);
+        &self.words[place * WORDS..][..WORDS]
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_comes_out_in_order_and_the_rest_is_counted() {
+        let ring = Ring::new(3);
+        for number in 0..5 {
+            ring.put(&[number; WORDS]);
+        }
+        assert_eq!(ring.dropped(), 2);
+        for number in 0..3 {
+            assert_eq!(ring.take(), Some([number; WORDS]));
+        }
+        assert_eq!(ring.take(), None);
+        ring.put(&[9; WORDS]);
+        assert_eq!(ring.take(), Some([9; WORDS]));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    use loom::sync::Arc;
+
+    use super::*;
+
+    /// Under every interleaving the reader takes whole entries, in order; those that are missing
+    /// are counted.
+    #[test]
+    fn entries_are_whole_in_order_and_none_is_lost_uncounted() {
+        loom::model(|| {
+            let ring = Arc::new(Ring::new(1));
+            let vcpu = {
+                let ring = Arc::clone(&ring);
+                loom::thread::spawn(move || {
+                    for number in 1..=3 {
+                        ring.put(&[number; WORDS]);
+                    }
+                })
+            };
+            let mut taken = Vec::new();
+            for _ in 0..2 {
+                taken.extend(ring.take());
+            }
+            vcpu.join().unwrap();
+            while let Some(entry) = ring.take() {
+                taken.push(entry);
+            }
+            assert!(taken.is_sorted());
+            assert!(
+                taken
+                    .iter()
+                    .all(|entry| entry.iter().all(|word| *word == entry[0]))
+            );
+            assert_eq!(taken.len() as u64 + ring.dropped(), 3);
+        });
+    }
+}

@@ -1,0 +1,275 @@
+//! Where events go: a file of JSON lines, `tracing`, or whatever a VMM has.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use msrgate_policy::Origin;
+use serde_json::{Map, Value, json};
+
+use super::event::Event;
+use super::reader::{Events, VcpuDrops};
+use crate::signals;
+
+/// Takes events. It runs on a thread of its own, never on a vCPU's.
+pub trait Sink: Send {
+    /// One event.
+    fn event(&mut self, event: &Event);
+
+    /// A vCPU has had to drop events: how many so far.
+    fn dropped(&mut self, drops: VcpuDrops);
+
+    /// Some events have been taken, and no more are there for now.
+    fn flush(&mut self) {}
+}
+
+/// Events as JSON, a line each, in a file that is put aside when it is full.
+///
+/// Each line goes to the file by one write of the whole line, so that others who append to the file
+/// or read it never see part of one, and after a kill at most the last is cut.
+///
+/// `{"schema":1,"time":1700000000.123456789,"vcpu":0,"msr":"0xc0000082","access":"write",
+/// "reason":"filter","action":"deny","policy":"web.toml","line":12,"digest":"…"}`; with `vm`, and with
+/// `value`, `rip`, `held_back` where there is something to say. Dropped events are a line with `dropped`.
+pub struct JsonLines {
+    path: PathBuf,
+    vm: String,
+    file: File,
+    bytes: u64,
+    most: u64,
+    failed: u64,
+}
+
+impl JsonLines {
+    /// Appends to the file at `path`. Beyond `most` bytes it is renamed to `path.1`, in whose place
+    /// it comes, and a new one is begun. `vm` is what the lines call the VM; empty for nothing.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn append(path: &Path, most: u64, vm: &str) -> io::Result<Self> {
+        let (file, bytes) = open(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            vm: vm.to_owned(),
+            file,
+            bytes,
+            most: most.max(1),
+            failed: 0,
+        })
+    }
+
+    /// How many lines could not be written.
+    #[must_use]
+    pub const fn failed(&self) -> u64 {
+        self.failed
+    }
+
+    fn write(&mut self, line: Map<String, Value>) {
+        let mut text = Value::Object(line).to_string();
+        text.push('\n');
+        let bytes = text.len() as u64;
+        if self.bytes > 0 && self.bytes + bytes > self.most {
+            self.rotate();
+        }
+        match self.file.write_all(text.as_bytes()) {
+            Ok(()) => self.bytes += bytes,
+            Err(_) => self.failed += 1,
+        }
+    }
+
+    /// Where it fails, the old file goes on: too large is better than lost.
+    fn rotate(&mut self) {
+        let mut old = self.path.clone().into_os_string();
+        old.push(".1");
+        if fs::rename(&self.path, old).is_ok()
+            && let Ok((file, bytes)) = open(&self.path)
+        {
+            (self.file, self.bytes) = (file, bytes);
+        }
+    }
+
+    fn line(&self, time: SystemTime) -> Map<String, Value> {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut line = Map::new();
+        line.insert("schema".into(), json!(1));
+        line.insert("time".into(), json!(since.as_secs_f64()));
+        if !self.vm.is_empty() {
+            line.insert("vm".into(), json!(self.vm));
+        }
+        line
+    }
+}
+
+fn open(path: &Path) -> io::Result<(File, u64)> {
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .read(true)
+        .open(path)?;
+    let bytes = file.metadata()?.len();
+    // A line that a kill cut short must not become the beginning of the next.
+    if bytes > 0 && !ends_with_newline(&mut file, bytes)? {
+        file.write_all(b"\n")?;
+    }
+    Ok((file, bytes))
+}
+
+fn ends_with_newline(file: &mut File, bytes: u64) -> io::Result<bool> {
+    use std::os::unix::fs::FileExt;
+    let mut last = [0];
+    file.read_exact_at(&mut last, bytes - 1)?;
+    Ok(last == *b"\n")
+}
+
+impl Sink for JsonLines {
+    fn event(&mut self, event: &Event) {
+        let mut line = self.line(event.time);
+        let mut put = |key: &str, value: Value| line.insert(key.into(), value);
+        put("vcpu", json!(event.vcpu.get()));
+        put("msr", json!(event.index.to_string()));
+        put("access", json!(event.access.to_string()));
+        put("reason", json!(event.reason.to_string()));
+        put("action", json!(event.deed.to_string()));
+        if let Some(value) = event.value {
+            put("value", json!(format!("{value:#x}")));
+        }
+        if let Some(rip) = event.rip {
+            put("rip", json!(format!("{rip:#x}")));
+        }
+        if let Origin::Line(at) = event.origin {
+            put("policy", json!(event.file));
+            put("line", json!(at.number));
+        }
+        put("digest", json!(event.digest.to_string()));
+        if event.held_back > 0 {
+            put("held_back", json!(event.held_back));
+        }
+        self.write(line);
+    }
+
+    fn dropped(&mut self, drops: VcpuDrops) {
+        let mut line = self.line(SystemTime::now());
+        line.insert("vcpu".into(), json!(drops.vcpu.get()));
+        line.insert("dropped".into(), json!(drops.dropped));
+        self.write(line);
+    }
+}
+
+/// Events as `tracing` events of the target `msrgate`: refusals as warnings, the rest as info.
+#[cfg(feature = "tracing")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TracingSink;
+
+#[cfg(feature = "tracing")]
+impl Sink for TracingSink {
+    fn event(&mut self, event: &Event) {
+        let Event {
+            vcpu,
+            index,
+            access,
+            reason,
+            deed,
+            held_back,
+            ..
+        } = event;
+        let vcpu = vcpu.get();
+        let (value, rip) = (event.value, event.rip);
+        if deed.is_refusal() {
+            tracing::warn!(target: "msrgate", vcpu, msr = %index, %access, %reason, action = %deed, value, rip, held_back, "refused");
+        } else {
+            tracing::info!(target: "msrgate", vcpu, msr = %index, %access, %reason, action = %deed, value, rip, held_back, "seen");
+        }
+    }
+
+    fn dropped(&mut self, drops: VcpuDrops) {
+        tracing::warn!(target: "msrgate", vcpu = drops.vcpu.get(), dropped = drops.dropped, "events dropped");
+    }
+}
+
+/// A thread that hands events to sinks. When it is dropped it hands over what is left, and ends.
+pub struct EventThread {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<Events>>,
+}
+
+/// How often the queues are looked at.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+impl Events {
+    /// Hands events to `sinks` on a thread of its own, in which all signals are blocked.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn spawn(self, mut sinks: Vec<Box<dyn Sink>>) -> io::Result<EventThread> {
+        let (stop, stopped) = channel();
+        let body = move || {
+            let mut events = self;
+            let mut told = Vec::new();
+            loop {
+                let is_last = stopped.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout);
+                hand_over(&mut events, &mut sinks, &mut told);
+                if is_last {
+                    return events;
+                }
+            }
+        };
+        let thread = signals::while_blocked(|| {
+            thread::Builder::new()
+                .name("msrgate-events".into())
+                .spawn(body)
+        })?;
+        Ok(EventThread {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+fn hand_over(events: &mut Events, sinks: &mut [Box<dyn Sink>], told: &mut Vec<VcpuDrops>) {
+    let mut count = 0;
+    events.drain(|event| {
+        count += 1;
+        for sink in &mut *sinks {
+            sink.event(&event);
+        }
+    });
+    let drops = events.drops();
+    for &one in drops.iter().filter(|one| !told.contains(one)) {
+        count += 1;
+        for sink in &mut *sinks {
+            sink.dropped(one);
+        }
+    }
+    *told = drops;
+    if count > 0 {
+        for sink in &mut *sinks {
+            sink.flush();
+        }
+    }
+}
+
+impl EventThread {
+    /// Hands over what is left, ends the thread, and gives the reader back; `None` if a sink
+    /// panicked.
+    #[must_use]
+    pub fn stop(mut self) -> Option<Events> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Option<Events> {
+        drop(self.stop.take());
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Drop for EventThread {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests;

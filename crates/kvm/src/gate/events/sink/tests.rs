@@ -1,0 +1,94 @@
+use msrgate_filter::{Access, ExitReason, MsrIndex};
+use msrgate_policy::Digest;
+use msrgate_policy::answer::Deed;
+
+use super::*;
+use crate::gate::VcpuId;
+
+fn event(index: u32) -> Event {
+    Event {
+        time: UNIX_EPOCH + Duration::from_millis(1500),
+        vcpu: VcpuId::new(1),
+        index: MsrIndex::new(index),
+        access: Access::Write,
+        reason: ExitReason::Filter,
+        deed: Deed::Denied,
+        value: Some(5),
+        rip: None,
+        origin: Origin::from_bits(7 << 32 | 2),
+        file: Some("a.toml".into()),
+        digest: Digest::from_bytes([0; 32]),
+        held_back: 0,
+    }
+}
+
+#[test]
+fn an_event_is_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    let mut sink = JsonLines::append(&path, u64::MAX, "web").unwrap();
+    sink.event(&event(0x10));
+    sink.dropped(VcpuDrops {
+        vcpu: VcpuId::new(2),
+        dropped: 9,
+    });
+    let text = fs::read_to_string(&path).unwrap();
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        lines[0],
+        json!({
+            "schema": 1, "time": 1.5, "vm": "web", "vcpu": 1, "msr": "0x10", "access": "write",
+            "reason": "filter", "action": "deny", "value": "0x5", "policy": "a.toml", "line": 7,
+            "digest": "0".repeat(64),
+        })
+    );
+    assert_eq!(
+        (&lines[1]["vcpu"], &lines[1]["dropped"]),
+        (&json!(2), &json!(9))
+    );
+}
+
+#[test]
+fn a_full_file_is_put_aside_between_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    let mut sink = JsonLines::append(&path, 1000, "").unwrap();
+    (0..20).for_each(|index| sink.event(&event(index)));
+    for name in ["events", "events.1"] {
+        let text = fs::read_to_string(folder.path().join(name)).unwrap();
+        assert!(text.len() <= 1000 && text.ends_with('\n'), "{name}");
+        for line in text.lines() {
+            serde_json::from_str::<Value>(line).unwrap();
+        }
+    }
+    assert_eq!(sink.failed(), 0);
+}
+
+/// What a kill has cut short stays one broken line, and no line of ours is lost in it.
+#[test]
+fn a_line_that_was_cut_is_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    fs::write(&path, "{\"schema\":1}\n{\"sche").unwrap();
+    JsonLines::append(&path, u64::MAX, "")
+        .unwrap()
+        .event(&event(1));
+    let text = fs::read_to_string(&path).unwrap();
+    let whole = text
+        .lines()
+        .filter(|line| serde_json::from_str::<Value>(line).is_ok());
+    assert_eq!((text.lines().count(), whole.count()), (3, 2));
+}
+
+/// Full disk: counted, and not a panic.
+#[test]
+fn what_cannot_be_written_is_counted() {
+    let Ok(mut sink) = JsonLines::append(Path::new("/dev/full"), u64::MAX, "") else {
+        return;
+    };
+    sink.event(&event(1));
+    assert_eq!(sink.failed(), 1);
+}

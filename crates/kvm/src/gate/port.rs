@@ -1,0 +1,207 @@
+//! Unsafe: reads and writes `struct kvm_run`, which is a union shared with the kernel.
+//!
+//! One vCPU at an exit: its fields, and the calls that an answer may need.
+#![expect(
+    unsafe_code,
+    reason = "a union of the kernel's ABI, and a byte that other threads write"
+)]
+
+use std::marker::PhantomData;
+use std::os::fd::RawFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicU8;
+
+use kvm_bindings::{
+    KVM_EXIT_INTR, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_SYNC_X86_REGS, kvm_regs, kvm_run,
+};
+use msrgate_filter::{Access, Exit, MsrIndex, Reply};
+
+use super::kick;
+use crate::calls::{self, Level, Taken};
+use crate::errno::CallErrno;
+use crate::exit::RawReason;
+
+/// What an answer may do to a vCPU.
+pub(super) trait Port {
+    /// The exit that waits for an answer; `None` if the last one was for something else.
+    ///
+    /// # Errors
+    /// It has a reason that is none.
+    fn pending(&self) -> Result<Option<Exit>, RawReason>;
+
+    /// Writes the answer, which the next `KVM_RUN` takes. It may be written again before that.
+    fn reply(&mut self, reply: Reply);
+
+    /// Marks the exit as answered, so that it is not taken for another one.
+    fn settle(&mut self);
+
+    /// Has the guest execute the access again (S5.8).
+    fn rewind(&mut self) -> Result<(), CallErrno>;
+
+    /// Has the kernel take the answer now, and not enter the guest (S5.6).
+    fn complete(&mut self) -> Result<(), CallErrno>;
+
+    /// What a register holds.
+    fn register(&mut self, index: MsrIndex) -> Result<Option<u64>, CallErrno>;
+
+    /// Sets it.
+    fn set_register(&mut self, index: MsrIndex, value: u64) -> Result<Taken, CallErrno>;
+
+    /// Where a linear address is.
+    fn physical(&mut self, linear: u64) -> Result<Option<u64>, CallErrno>;
+
+    /// What the vCPU runs.
+    fn level(&mut self) -> Result<Level, CallErrno>;
+
+    /// The address of the instruction, if the vCPU's registers are in `kvm_run` at each exit.
+    fn rip(&self) -> Option<u64>;
+
+    /// Has them put there, and RIP with them.
+    fn ask_for_registers(&mut self);
+}
+
+/// A vCPU of a real KVM.
+pub(super) struct KvmPort<'v> {
+    vcpu: RawFd,
+    run: NonNull<kvm_run>,
+    borrowed: PhantomData<&'v mut kvm_run>,
+}
+
+impl<'v> KvmPort<'v> {
+    /// The vCPU behind this file descriptor, with its own shared page.
+    pub(super) fn new(vcpu: RawFd, run: &'v mut kvm_run) -> Self {
+        Self {
+            vcpu,
+            run: NonNull::from(run),
+            borrowed: PhantomData,
+        }
+    }
+
+    fn run(&self) -> &kvm_run {
+        // SAFETY: `new` got the page by a mutable reference that lives as long as `self`, so nobody
+        // else in this process uses it meanwhile, but for `immediate_exit`, which is never read
+        // through this reference; the kernel writes it only inside KVM_RUN, when none is held.
+        unsafe { self.run.as_ref() }
+    }
+
+    fn run_mut(&mut self) -> &mut kvm_run {
+        // SAFETY: as in `run`, and `self` is borrowed mutably.
+        unsafe { self.run.as_mut() }
+    }
+
+    /// `KVM_RUN` that takes the answer and does not enter the guest.
+    fn run_immediately(&self) -> Result<(), CallErrno> {
+        // SAFETY: the page is mapped as long as `self` lives; no reference to the field is made.
+        let flag = unsafe { &raw mut (*self.run.as_ptr()).immediate_exit };
+        // SAFETY: a byte of the page; of whoever else writes it, a VMM's threads and signal
+        // handlers, each does so by one byte-sized access.
+        let flag = unsafe { AtomicU8::from_ptr(flag) };
+        let borrowed = kick::borrow(flag);
+        let outcome = calls::run(&self.vcpu);
+        borrowed.give_back(flag);
+        match outcome {
+            Err(errno) if calls::is_interrupted(errno) => Ok(()),
+            Err(errno) => Err(errno),
+            // The kernel has this flag since 4.13, long before filters: it does not come to this.
+            Ok(()) => Err(CallErrno::Known(msrgate_filter::Errno::Einval)),
+        }
+    }
+
+    /// Where the shared page has the registers, if it does.
+    fn shared_registers(&mut self, field: impl Fn(&kvm_run) -> u64) -> Option<&mut kvm_regs> {
+        if field(self.run()) & u64::from(KVM_SYNC_X86_REGS) == 0 {
+            return None;
+        }
+        let registers = &raw mut self.run_mut().s;
+        // SAFETY: on x86 the union's member is kvm_sync_regs, which begins with a kvm_regs, and is
+        // within the page; all bytes are a kvm_regs. The borrow ends with that of `self`.
+        Some(unsafe { &mut *registers.cast::<kvm_regs>() })
+    }
+}
+
+impl Port for KvmPort<'_> {
+    fn pending(&self) -> Result<Option<Exit>, RawReason> {
+        let access = match self.run().exit_reason {
+            KVM_EXIT_X86_RDMSR => Access::Read,
+            KVM_EXIT_X86_WRMSR => Access::Write,
+            _ => return Ok(None),
+        };
+        // SAFETY: for these two exits the kernel has filled `msr`, all of integers.
+        let msr = unsafe { self.run().__bindgen_anon_1.msr };
+        let reason = RawReason::new(msr.reason);
+        Ok(Some(Exit {
+            index: MsrIndex::new(msr.index),
+            access,
+            data: msr.data,
+            reason: reason.known().ok_or(reason)?,
+        }))
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        let run = self.run_mut();
+        run.__bindgen_anon_1.msr.error = reply.error;
+        run.__bindgen_anon_1.msr.data = reply.data;
+    }
+
+    fn settle(&mut self) {
+        // The kernel does not look at it: what completes the exit is its own.
+        self.run_mut().exit_reason = KVM_EXIT_INTR;
+    }
+
+    fn rewind(&mut self) -> Result<(), CallErrno> {
+        // What a VMM has put there for the next KVM_RUN would be taken by ours, and then undone.
+        let registers = match self.shared_registers(|run| run.kvm_dirty_regs) {
+            Some(registers) => *registers,
+            None => calls::registers(&self.vcpu)?,
+        };
+        self.reply(Reply::FAULT);
+        self.run_immediately()?;
+        calls::set_registers(&self.vcpu, &registers)?;
+        if let Some(shared) = self.shared_registers(|run| run.kvm_valid_regs) {
+            *shared = registers;
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self) -> Result<(), CallErrno> {
+        self.run_immediately()
+    }
+
+    fn register(&mut self, index: MsrIndex) -> Result<Option<u64>, CallErrno> {
+        calls::register(&self.vcpu, index)
+    }
+
+    fn set_register(&mut self, index: MsrIndex, value: u64) -> Result<Taken, CallErrno> {
+        calls::set_register(&self.vcpu, index, value)
+    }
+
+    fn physical(&mut self, linear: u64) -> Result<Option<u64>, CallErrno> {
+        calls::physical(&self.vcpu, linear)
+    }
+
+    fn level(&mut self) -> Result<Level, CallErrno> {
+        calls::level(&self.vcpu)
+    }
+
+    fn rip(&self) -> Option<u64> {
+        let run = self.run();
+        if run.kvm_valid_regs & u64::from(KVM_SYNC_X86_REGS) == 0 {
+            return None;
+        }
+        let registers = (&raw const run.s).cast::<kvm_regs>();
+        // SAFETY: as in `shared_registers`; the copy is made at once.
+        let registers = unsafe { ptr::read(registers) };
+        Some(registers.rip)
+    }
+
+    fn ask_for_registers(&mut self) {
+        self.run_mut().kvm_valid_regs |= u64::from(KVM_SYNC_X86_REGS);
+    }
+}
+
+/// The byte at this address, for tests that kick a vCPU as another thread of a VMM does.
+#[cfg(test)]
+pub(super) fn shared_byte(address: usize) -> &'static AtomicU8 {
+    // SAFETY: the tests pass `immediate_exit` of a vCPU that they keep until all who use it are done.
+    unsafe { AtomicU8::from_ptr(address as *mut u8) }
+}

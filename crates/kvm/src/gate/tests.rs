@@ -1,0 +1,7 @@
+//! The gate in a real VM: every action, by the built-in guest.
+
+mod actions;
+mod kicks;
+mod machine;
+mod state;
+mod threads;

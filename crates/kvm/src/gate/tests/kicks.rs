@@ -1,0 +1,243 @@
+//! A vCPU that is kicked or interrupted around an exit: nothing is answered twice, nothing is lost.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use msrgate_filter::{Access, MsrIndex, Reply};
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use super::machine::{LSTAR, Machine, STAR, Saw, Vcpu, policy};
+use crate::gate::{AnswerError, Outcome};
+use crate::guest::Op::{self, Read, Write};
+
+const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
+
+impl Vcpu {
+    /// One `KVM_RUN`: whether it was interrupted.
+    fn run_once(&mut self) -> Result<(), kvm_ioctls::Error> {
+        self.guest.vcpu_mut().run().map(drop)
+    }
+
+    fn is_kicked(&mut self) -> bool {
+        self.guest.vcpu_mut().get_kvm_run().immediate_exit != 0
+    }
+}
+
+fn value_machine() -> Option<Machine> {
+    let entries = "0x10000 = { read = { value = 7 }, write = 'ignore' }\n\
+                   0x10001 = { read = { handler = 'x' }, write = 'deny' }\nIA32_STAR = 'rw'";
+    Machine::new(policy("default = 'deny'", entries), 1)
+}
+
+#[test]
+fn an_exit_is_answered_once() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest.load(&[Read(SPARE)]).unwrap();
+    vcpu.run_once().unwrap();
+    assert!(matches!(
+        vcpu.msrs.answer(vcpu.guest.vcpu_mut()),
+        Ok(Outcome::Resume)
+    ));
+    let again = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
+    assert!(matches!(again, Err(AnswerError::NoExit)), "{again:?}");
+    // The kernel takes the answer, and does not enter the guest (S5.6).
+    vcpu.guest.vcpu_mut().set_kvm_immediate_exit(1);
+    assert_eq!(vcpu.run_once().unwrap_err().errno(), libc::EINTR);
+    let again = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
+    assert!(matches!(again, Err(AnswerError::NoExit)), "{again:?}");
+    vcpu.guest.vcpu_mut().set_kvm_immediate_exit(0);
+    while vcpu.step().is_some() {}
+    assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
+}
+
+/// The VMM's own code has its answer thrown away, or comes too late: the guest has had its #GP.
+#[test]
+fn an_answer_that_never_comes_or_comes_late_is_a_fault() {
+    let other = MsrIndex::new(0x1_0001);
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest
+        .load(&[Read(other), Read(other), Read(SPARE)])
+        .unwrap();
+    let Some(Outcome::Handler(first)) = vcpu.step() else {
+        panic!("no handler");
+    };
+    let Some(Outcome::Handler(second)) = vcpu.step() else {
+        panic!("no handler");
+    };
+    let late = vcpu
+        .msrs
+        .finish(vcpu.guest.vcpu_mut(), first, Reply::value(1));
+    assert_eq!(late, Err(AnswerError::Stale));
+    vcpu.msrs
+        .finish(vcpu.guest.vcpu_mut(), second, Reply::value(2))
+        .unwrap();
+    while vcpu.step().is_some() {}
+    assert_eq!(vcpu.saw(0, Read(other)), Saw::Fault);
+    assert_eq!(vcpu.saw(1, Read(other)), Saw::Value(2));
+    assert_eq!(vcpu.saw(2, Read(SPARE)), Saw::Value(7));
+}
+
+/// A kick that was there before our swap is there after a rewind, and the access comes again.
+#[test]
+fn a_rewind_keeps_the_kick_that_came_before_it() {
+    let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest.load(&[Write(STAR, 5), Read(STAR)]).unwrap();
+    vcpu.run_once().unwrap();
+    vcpu.guest.vcpu_mut().set_kvm_immediate_exit(1);
+    assert!(matches!(
+        vcpu.msrs.answer(vcpu.guest.vcpu_mut()),
+        Ok(Outcome::Resume)
+    ));
+    assert!(vcpu.is_kicked());
+    assert_eq!(vcpu.run_once().unwrap_err().errno(), libc::EINTR);
+    vcpu.guest.vcpu_mut().set_kvm_immediate_exit(0);
+    while vcpu.step().is_some() {}
+    assert_eq!(vcpu.saw(1, Read(STAR)), Saw::Value(5));
+    let counted = machine.gate.counted();
+    let writes =
+        |count: &&crate::gate::events::Count| (count.index, count.access) == (STAR, Access::Write);
+    assert_eq!(counted.counts.iter().filter(writes).count(), 1);
+}
+
+/// Distinct accesses, each of which is rewound; and what a guest sees of them.
+fn touches(count: u32) -> (Vec<Op>, impl Fn(&Vcpu)) {
+    let script: Vec<Op> = (0..count)
+        .flat_map(|number| {
+            let wild = MsrIndex::new(0x2000_0000 + number);
+            [Write(STAR, number.into()), Read(wild), Read(STAR)]
+        })
+        .collect();
+    let check = move |vcpu: &Vcpu| {
+        for number in 0..count {
+            let at = number as usize * 3;
+            assert_eq!(vcpu.saw(at + 1, Read(SPARE)), Saw::Fault);
+            assert_eq!(vcpu.saw(at + 2, Read(STAR)), Saw::Value(number.into()));
+        }
+    };
+    (script, check)
+}
+
+/// Another thread kicks while accesses are rewound, at any moment: between our swap and its restore,
+/// before, after. Each kick is acknowledged by a `KVM_RUN` of the VMM's that ends with EINTR; one
+/// that was lost would never be.
+#[test]
+fn no_kick_is_lost_while_accesses_are_rewound() {
+    let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
+        return;
+    };
+    let vcpu = machine.first();
+    let (script, check) = touches(200);
+    vcpu.guest.load(&script).unwrap();
+    // Where the VMM's kicker finds the byte, as it would in its own mapping of the vCPU.
+    let flag = std::ptr::from_mut(&mut vcpu.guest.vcpu_mut().get_kvm_run().immediate_exit);
+    let address = flag as usize;
+    let acknowledged = AtomicU64::new(0);
+    let is_over = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let kicker = scope.spawn(|| kick_until(address, &acknowledged, &is_over));
+        loop {
+            match vcpu.run_once() {
+                Ok(()) if is_msr_exit(vcpu) => {
+                    let outcome = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
+                    assert!(matches!(outcome, Ok(Outcome::Resume)), "{outcome:?}");
+                }
+                Ok(()) => break,
+                Err(error) => {
+                    assert_eq!(error.errno(), libc::EINTR);
+                    byte(address).store(0, Ordering::SeqCst);
+                    acknowledged.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        }
+        is_over.store(1, Ordering::SeqCst);
+        let kicks = kicker.join().unwrap();
+        assert!(kicks > 10, "{kicks} kicks");
+    });
+    check(vcpu);
+}
+
+fn is_msr_exit(vcpu: &mut Vcpu) -> bool {
+    let reason = vcpu.guest.vcpu_mut().get_kvm_run().exit_reason;
+    [
+        kvm_bindings::KVM_EXIT_X86_RDMSR,
+        kvm_bindings::KVM_EXIT_X86_WRMSR,
+    ]
+    .contains(&reason)
+}
+
+/// Kicks, waits for the acknowledgement, and kicks again. Returns how often.
+fn kick_until(address: usize, acknowledged: &AtomicU64, is_over: &AtomicU64) -> u64 {
+    let mut kicks = 0;
+    while is_over.load(Ordering::SeqCst) == 0 {
+        byte(address).store(1, Ordering::SeqCst);
+        kicks += 1;
+        let since = Instant::now();
+        while acknowledged.load(Ordering::SeqCst) < kicks && is_over.load(Ordering::SeqCst) == 0 {
+            assert!(
+                since.elapsed() < Duration::from_secs(20),
+                "kick {kicks} was lost"
+            );
+            thread::yield_now();
+        }
+        // Not in step with the vCPU.
+        (0..kicks % 97 * 50).for_each(|_| std::hint::spin_loop());
+    }
+    kicks
+}
+
+fn byte(address: usize) -> &'static AtomicU8 {
+    crate::gate::port::shared_byte(address)
+}
+
+/// Signals at any moment: each interrupts a call of ours or the guest, and nothing else.
+#[test]
+fn signals_change_nothing() {
+    extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut std::ffi::c_void) {}
+    let Some(machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
+        return;
+    };
+    let signal = SIGRTMIN() + 9;
+    register_signal_handler(signal, nothing).unwrap();
+    let vcpu_thread = thread::spawn(move || {
+        let mut machine = machine;
+        let vcpu = machine.first();
+        let (script, check) = touches(200);
+        let saw = vcpu.run(&script);
+        check(vcpu);
+        saw.len()
+    });
+    while !vcpu_thread.is_finished() {
+        let _ = vcpu_thread.kill(signal);
+        thread::sleep(Duration::from_micros(200));
+    }
+    assert_eq!(vcpu_thread.join().unwrap(), 600);
+}
+
+/// An exit left pending is completed before its vCPU is saved (S5.6), with the answer it was given.
+#[test]
+fn saving_completes_the_exit_that_is_pending() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest.load(&[Read(SPARE), Read(LSTAR)]).unwrap();
+    assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+    let before = vcpu.guest.registers().unwrap();
+    vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
+    let after = vcpu.guest.registers().unwrap();
+    assert_eq!((after.rax, after.rdx), (7, 0));
+    assert_eq!(after.rip, before.rip + 2);
+    while vcpu.step().is_some() {}
+    assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
+    assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
+}

@@ -1,0 +1,233 @@
+//! Reset, snapshots, the choice by processor, and what a gate tells.
+
+use msrgate_filter::{Access, MsrIndex};
+use msrgate_policy::answer::Deed;
+
+use super::machine::{LSTAR, Machine, STAR, Saw, policy, program};
+use crate::gate::events::{EventOptions, Rip, Values};
+use crate::gate::{Gate, GateError, GateOptions, StateError};
+use crate::guest::Op::{Read, Write};
+use crate::probe::HostCaps;
+
+const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
+
+const KEEPS: &str = "0x10000 = { register = { reset = 7, mask = '0xff' } }\n\
+    IA32_LSTAR = { read = 'allow', write = 'pin' }";
+
+#[test]
+fn reset_releases_pins_and_reloads_registers() {
+    let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
+        return;
+    };
+    let vcpu = machine.first();
+    let script = [Write(LSTAR, 0x1000), Write(SPARE, 9), Write(LSTAR, 0x2000)];
+    assert_eq!(vcpu.run(&script), [Saw::Written, Saw::Written, Saw::Fault]);
+    vcpu.msrs.reset(vcpu.guest.vcpu_mut()).unwrap();
+    let script = [Read(SPARE), Write(LSTAR, 0x2000), Write(LSTAR, 0x3000)];
+    assert_eq!(vcpu.run(&script), [Saw::Value(7), Saw::Written, Saw::Fault]);
+    // A VMM that resets by KVM_SET_MSRS.
+    vcpu.msrs.host_wrote(LSTAR);
+    assert_eq!(vcpu.run(&[Write(LSTAR, 0x3000)]), [Saw::Written]);
+}
+
+#[test]
+fn a_snapshot_is_restored_in_another_vm() {
+    let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.run(&[Write(LSTAR, 0x1000), Write(SPARE, 9)]);
+    let saved = vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
+    let Some(mut other) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
+        return;
+    };
+    let vcpu = other.first();
+    vcpu.msrs.restore(&saved).unwrap();
+    assert_eq!(
+        vcpu.run(&[Read(SPARE), Write(LSTAR, 0x2000)]),
+        [Saw::Value(9), Saw::Fault]
+    );
+    let mut cut = saved.clone();
+    cut.pop();
+    assert!(matches!(
+        vcpu.msrs.restore(&cut),
+        Err(StateError::Restore(_))
+    ));
+    assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(9)]);
+}
+
+/// Everything is refused until the first vCPU has chosen; another processor is an error.
+#[test]
+fn the_first_vcpu_chooses_the_variant() {
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let text = "policy = 1\ndefault = 'deny'\n[msrs]\n0x10000 = { read = { value = 1 }, write = 'deny' }\n\
+        [[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n\
+        0x10000 = { read = { value = 2 }, write = 'deny', override = true }\n\
+        [[when]]\ncpu = { vendor = 'AuthenticAMD' }\n[when.msrs]\n\
+        0x10000 = { read = { value = 3 }, write = 'deny', override = true }";
+    let Some(mut machine) = Machine::new(program(text), 1) else {
+        return;
+    };
+    let vendor = host.cpu().unwrap().vendor[0].to_le_bytes();
+    let expected = match &vendor {
+        b"Genu" => 2,
+        b"Auth" => 3,
+        _ => 1,
+    };
+    assert_eq!(
+        machine.first().run(&[Read(SPARE), Read(STAR)]),
+        [Saw::Value(expected), Saw::Fault]
+    );
+    // Hot-plug of the same, of one that has changed, and of another processor.
+    machine.gate.vcpu(0, &machine.cpuid).map(drop).unwrap();
+    let mut leaves = machine.cpuid.as_slice().to_vec();
+    leaves.last_mut().unwrap().eax ^= 1;
+    let changed = machine.gate.vcpu(0, &leaves).map(drop);
+    assert!(
+        matches!(changed, Err(GateError::CpuidChanged { .. })),
+        "{changed:?}"
+    );
+    machine.gate.vcpu(1, &leaves).map(drop).unwrap();
+    let first = leaves.iter_mut().find(|leaf| leaf.function == 1).unwrap();
+    first.eax ^= 0x10;
+    let other = machine.gate.vcpu(2, &leaves).map(drop);
+    assert!(
+        matches!(other, Err(GateError::OtherCpu { .. })),
+        "{other:?}"
+    );
+    assert!(matches!(
+        machine.gate.vcpu(3, &Vec::new()),
+        Err(GateError::NoCpuid)
+    ));
+}
+
+#[test]
+fn before_the_choice_everything_is_refused() {
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let text = "policy = 1\ndefault = 'allow'\n\
+        [[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\nIA32_STAR = 'none'";
+    let gate = Gate::new(program(text), &host).unwrap();
+    let mut guest = crate::guest::Guest::new(&host, crate::guest::Apic::Absent).unwrap();
+    gate.install(&**guest.vm()).unwrap();
+    let step = (Read(LSTAR), crate::backend::Reply::Value(1));
+    let seen = guest.run(&[step]).unwrap();
+    assert!(
+        matches!(seen[0].outcome, crate::backend::Outcome::Fault(_)),
+        "{seen:?}"
+    );
+    assert_eq!(seen[0].exit, None);
+    assert!(matches!(
+        gate.install(&**guest.vm()),
+        Err(GateError::InstalledTwice)
+    ));
+}
+
+#[test]
+fn what_a_host_cannot_do_is_said_before_there_is_a_vm() {
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let accepts = "[device.microcode]\nrevision = 1\nupdate = 'accept'";
+    let entries = format!(
+        "IA32_BIOS_UPDT_TRIG = {{ device = 'microcode' }}\nIA32_BIOS_SIGN_ID = 'rw'\n{accepts}"
+    );
+    let error = Gate::new(policy("default = 'deny'", &entries), &host).map(drop);
+    assert!(matches!(error, Err(GateError::NoMemory)), "{error:?}");
+    let many = "'0x20000..=0x20800' = { register = { reset = 0, mask = 0 } }";
+    let error = Gate::new(policy("default = 'deny'", many), &host).map(drop);
+    assert!(matches!(error, Err(GateError::Responder(_))), "{error:?}");
+}
+
+/// A program that is refused leaves the old one in force.
+#[test]
+fn a_replacement_that_is_refused_changes_nothing() {
+    let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
+        return;
+    };
+    machine.first().run(&[Write(SPARE, 9)]);
+    let before = machine.gate.program().digest();
+    let many = "'0x20000..=0x20800' = { register = { reset = 0, mask = 0 } }";
+    machine
+        .gate
+        .replace(policy("default = 'deny'", many))
+        .unwrap_err();
+    assert_eq!(machine.gate.program().digest(), before);
+    assert_eq!(
+        machine.first().run(&[Read(SPARE), Read(STAR)]),
+        [Saw::Value(9), Saw::Fault]
+    );
+}
+
+#[test]
+fn events_say_what_was_asked_for() {
+    let events = EventOptions {
+        values: Values::Shown,
+        rip: Rip::Shown,
+        ..EventOptions::default()
+    };
+    let options = GateOptions::new().events(events);
+    let program = policy("default = 'deny'", "IA32_STAR = 'rw'\nIA32_LSTAR = 'r'");
+    let digest = program.digest();
+    let Some(mut machine) = Machine::with_options(program, 1, options) else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.run(&[Write(LSTAR, 0x1234), Read(SPARE)]);
+    let site = vcpu.guest.site(Write(LSTAR, 0));
+    let mut seen = Vec::new();
+    machine.gate.events().drain(|event| seen.push(event));
+    assert_eq!(seen.len(), 2);
+    assert_eq!((seen[0].index, seen[0].access), (LSTAR, Access::Write));
+    assert_eq!((seen[0].value, seen[0].rip), (Some(0x1234), Some(site)));
+    assert_eq!((seen[1].value, seen[1].deed), (None, Deed::Denied));
+    assert_eq!(seen[0].digest, digest);
+    assert_eq!(seen[0].file.as_deref(), Some("test.toml"));
+    assert!(matches!(seen[0].origin, msrgate_policy::Origin::Line(line) if line.number == 5));
+    assert_eq!(seen[1].origin, msrgate_policy::Origin::Default);
+}
+
+/// A queue that is full drops events, and says so; counters lose nothing.
+#[test]
+fn a_full_queue_drops_and_counts() {
+    let events = EventOptions {
+        queue: 4,
+        per_second: u32::MAX,
+        ..EventOptions::default()
+    };
+    let options = GateOptions::new().events(events);
+    let Some(mut machine) = Machine::with_options(policy("default = 'deny'", ""), 1, options)
+    else {
+        return;
+    };
+    machine.first().run(&[Read(LSTAR); 10]);
+    let mut events = machine.gate.events();
+    let mut count = 0;
+    events.drain(|_| count += 1);
+    assert_eq!(count, 4);
+    let drops = events.drops();
+    assert_eq!((drops.len(), drops[0].dropped), (1, 6));
+    let counted = machine.gate.counted();
+    assert_eq!(counted.counts[0].count, 10);
+    // A vCPU that is gone is still counted.
+    machine.vcpus.clear();
+    events.drain(|_| ());
+    assert_eq!(events.counted(), counted);
+    assert_eq!(events.drops(), drops);
+}
+
+#[test]
+fn what_has_to_be_migrated_and_called() {
+    let entries = format!("{KEEPS}\nIA32_STAR = 'rw'\nIA32_FMASK = 'r'");
+    let Some(machine) = Machine::new(policy("default = 'deny'", &entries), 1) else {
+        return;
+    };
+    let listed = [STAR, LSTAR, MsrIndex::new(0xc000_0084), SPARE];
+    assert_eq!(machine.gate.migration_list(&listed), [STAR, LSTAR]);
+    let calls = machine.gate.ioctls();
+    assert!(calls.vcpu_ioctls.contains(&"KVM_SET_MSRS"));
+    assert!(!calls.vcpu_ioctls.contains(&"KVM_TRANSLATE"));
+}

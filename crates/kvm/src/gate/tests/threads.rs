@@ -1,0 +1,146 @@
+//! Programs replaced while vCPUs run.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use msrgate_filter::MsrIndex;
+
+use super::machine::{FMASK, KERNEL_GS_BASE, LSTAR, Machine, STAR, Saw, policy};
+use crate::guest::Op::{Read, Write};
+
+const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
+const REGISTER: MsrIndex = MsrIndex::new(0x1_0001);
+const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
+
+const BOTH: &str = "IA32_CSTAR = 'rw'\nIA32_FMASK = 'none'\n\
+    0x10001 = { register = { reset = 0, mask = '0xffffffff' } }\n";
+
+fn one() -> msrgate_policy::Program {
+    let entries = format!(
+        "{BOTH}0x10000 = {{ read = {{ value = 1 }}, write = 'ignore' }}\n\
+         IA32_STAR = 'rw'\nIA32_LSTAR = {{ read = 'allow', write = {{ mask = '0xffff' }} }}"
+    );
+    policy("default = 'deny'", &entries)
+}
+
+fn other() -> msrgate_policy::Program {
+    let entries = format!(
+        "{BOTH}0x10000 = {{ read = {{ value = 2 }}, write = 'deny' }}\n\
+         IA32_STAR = 'none'\nIA32_LSTAR = {{ read = 'allow', write = 'ignore' }}\n\
+         IA32_KERNEL_GS_BASE = 'rw'"
+    );
+    policy("default = 'deny'", &entries)
+}
+
+/// All vCPUs access what the two programs agree on and what they do not, while one takes the other's
+/// place a thousand times. Whatever is seen is what one of the two says.
+#[test]
+fn a_thousand_replacements_under_load() {
+    let Some(mut machine) = Machine::new(one(), 4) else {
+        return;
+    };
+    let gate = std::sync::Arc::clone(&machine.gate);
+    let is_over = AtomicBool::new(false);
+    let rounds: Vec<u64> = thread::scope(|scope| {
+        let vcpus = machine.vcpus.iter_mut().zip(1_u64..).map(|(vcpu, id)| {
+            let is_over = &is_over;
+            scope.spawn(move || {
+                let mut rounds = 0;
+                // The least once more after the last replacement.
+                while !is_over.load(Ordering::Relaxed) || rounds == 0 {
+                    rounds += 1;
+                    round(vcpu, id, rounds);
+                }
+                rounds
+            })
+        });
+        let vcpus: Vec<_> = vcpus.collect();
+        for number in 0..1000 {
+            let program = if number % 2 == 0 { other() } else { one() };
+            gate.replace(program).unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+        vcpus.into_iter().map(|vcpu| vcpu.join().unwrap()).collect()
+    });
+    assert!(rounds.iter().all(|&rounds| rounds > 1), "{rounds:?}");
+    // The last one holds, whole.
+    for vcpu in &mut machine.vcpus {
+        let saw = vcpu.run(&[
+            Read(SPARE),
+            Write(SPARE, 1),
+            Write(STAR, 3),
+            Write(KERNEL_GS_BASE, 4),
+        ]);
+        assert_eq!(saw, [Saw::Value(1), Saw::Written, Saw::Written, Saw::Fault]);
+    }
+}
+
+fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
+    let value = id << 8 | number & 0xff;
+    let script = [
+        Read(SPARE),
+        Write(SPARE, 9),
+        Write(CSTAR, value),
+        Read(CSTAR),
+        Read(FMASK),
+        Write(FMASK, 1),
+        Write(REGISTER, value),
+        Read(REGISTER),
+        Write(STAR, value),
+        Read(STAR),
+        Write(LSTAR, value),
+        Read(LSTAR),
+        Write(KERNEL_GS_BASE, value),
+    ];
+    let saw = vcpu.run(&script);
+    assert!([Saw::Value(1), Saw::Value(2)].contains(&saw[0]), "{saw:?}");
+    assert!([Saw::Written, Saw::Fault].contains(&saw[1]), "{saw:?}");
+    assert_eq!(saw[2..4], [Saw::Written, Saw::Value(value)], "{saw:?}");
+    assert_eq!(saw[4..6], [Saw::Fault, Saw::Fault], "{saw:?}");
+    assert_eq!(saw[6..8], [Saw::Written, Saw::Value(value)], "{saw:?}");
+    // The write may have met another program than the read.
+    assert!([Saw::Written, Saw::Fault].contains(&saw[8]), "{saw:?}");
+    if saw[8] == Saw::Written {
+        assert!([Saw::Value(value), Saw::Fault].contains(&saw[9]), "{saw:?}");
+    }
+    assert_eq!(saw[10], Saw::Written, "{saw:?}");
+    assert!(
+        matches!(saw[11], Saw::Value(seen) if seen <= 0xffff),
+        "{saw:?}"
+    );
+    assert_ne!(saw[12], Saw::Value(0), "{saw:?}");
+}
+
+/// Programs that log by first touch are replaced, too: the publisher and the replacements do not
+/// overtake each other.
+#[test]
+fn replacements_and_first_touch_together() {
+    let traced = || policy("default = 'allow'\nlog = 'first'", "IA32_FMASK = 'none'");
+    let plain = || policy("default = 'allow'\nlog = 'none'", "IA32_FMASK = 'none'");
+    let Some(mut machine) = Machine::new(traced(), 2) else {
+        return;
+    };
+    let gate = std::sync::Arc::clone(&machine.gate);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for (vcpu, id) in machine.vcpus.iter_mut().zip(1_u64..) {
+            let is_over = &is_over;
+            scope.spawn(move || {
+                let mut number = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    number += 1;
+                    let wild = MsrIndex::new(0x2000_0000 + number % 500);
+                    let value = id << 8 | u64::from(number & 0xff);
+                    let saw = vcpu.run(&[Write(STAR, value), Read(wild), Read(FMASK), Read(STAR)]);
+                    let expected = [Saw::Written, Saw::Fault, Saw::Fault, Saw::Value(value)];
+                    assert_eq!(saw, expected);
+                }
+            });
+        }
+        for number in 0..100 {
+            gate.replace(if number % 2 == 0 { plain() } else { traced() })
+                .unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+}

@@ -1,0 +1,235 @@
+//! Which accesses of a VM have been seen, and for which the kernel's filter has been asked to open.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use msrgate_filter::{Access, MsrIndex};
+
+use crate::errno::CallErrno;
+
+/// Accesses that a VM remembers to have seen: 64 KiB.
+const SEEN: usize = 8192;
+
+/// The (MSR, access) pairs that a VM's guest has touched. Lock-free: any vCPU may ask and add.
+pub(super) struct Seen {
+    slots: Box<[AtomicU64]>,
+}
+
+/// Whether an access is the VM's first of its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Touch {
+    First,
+    Again,
+    /// More kinds than can be remembered have been seen: nobody knows.
+    Forgotten,
+}
+
+impl Seen {
+    pub(super) fn new() -> Self {
+        Self {
+            slots: (0..SEEN).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Notes an access.
+    pub(super) fn touch(&self, index: MsrIndex, access: Access) -> Touch {
+        let key = 1 | (access as u64) << 1 | u64::from(index.get()) << 2;
+        let home = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51;
+        let home = usize::try_from(home).unwrap_or(0);
+        for offset in 0..64 {
+            let slot = &self.slots[(home + offset) % SEEN];
+            let held = slot.load(Ordering::Relaxed);
+            if held == key {
+                return Touch::Again;
+            }
+            if held == 0 {
+                match slot.compare_exchange(0, key, Ordering::Relaxed, Ordering::Relaxed) {
+                    Ok(_) => return Touch::First,
+                    Err(other) if other == key => return Touch::Again,
+                    Err(_) => {}
+                }
+            }
+        }
+        Touch::Forgotten
+    }
+}
+
+/// What the kernel's filter has been asked to open for.
+#[derive(Default)]
+pub(super) struct Opened {
+    state: Mutex<State>,
+    asked: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// What the filter opens for, or will with the next one.
+    all: BTreeSet<(Access, MsrIndex)>,
+    /// What was asked for since the filter was last set.
+    waiting: Vec<(Access, MsrIndex)>,
+    /// Why no filter could be set; nothing is opened after that.
+    failed: Option<CallErrno>,
+    is_over: bool,
+}
+
+/// What to open for.
+pub(super) struct Wanted {
+    /// Everything, in order.
+    pub(super) all: Vec<(MsrIndex, Access)>,
+    /// What vCPUs are waiting for now, in order.
+    pub(super) waiting: Vec<(MsrIndex, Access)>,
+}
+
+/// So many accesses the filter is opened for at most, before it is closed again but for those that
+/// are waited for.
+const MOST: usize = 4096;
+
+impl Opened {
+    /// Asks for an access to be let through.
+    ///
+    /// # Errors
+    /// No filter can be set any more.
+    pub(super) fn ask(&self, index: MsrIndex, access: Access) -> Result<(), CallErrno> {
+        let mut state = self.lock();
+        if let Some(errno) = state.failed {
+            return Err(errno);
+        }
+        if state.all.insert((access, index)) {
+            state.waiting.push((access, index));
+            self.asked.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Waits until something is asked for; `None` when it is over.
+    pub(super) fn wait(&self) -> Option<Wanted> {
+        let mut state = self.lock();
+        while state.waiting.is_empty() && !state.is_over {
+            let waited = self.asked.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        (!state.is_over).then(|| state.take())
+    }
+
+    /// The filter is to open for nothing but these: for all together there is no room.
+    pub(super) fn keep_only(&self, these: &[(MsrIndex, Access)]) {
+        let mut state = self.lock();
+        // What was asked for since is in a filter to come.
+        let waiting = state.waiting.clone();
+        state.all = these
+            .iter()
+            .map(|&(index, access)| (access, index))
+            .collect();
+        state.all.extend(waiting);
+    }
+
+    /// A new program: what had been opened for was the old one's.
+    pub(super) fn clear(&self) {
+        let mut state = self.lock();
+        state.all.clear();
+        state.waiting.clear();
+    }
+
+    /// No filter can be set any more.
+    pub(super) fn fail(&self, errno: CallErrno) {
+        self.lock().failed = Some(errno);
+    }
+
+    /// Nothing more is to be waited for.
+    pub(super) fn end(&self) {
+        self.lock().is_over = true;
+        self.asked.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take(&mut self) -> Wanted {
+        let mut waiting: Vec<_> = std::mem::take(&mut self.waiting);
+        waiting.sort_unstable();
+        if self.all.len() > MOST {
+            self.all = waiting.iter().copied().collect();
+        }
+        let swap = |&(access, index): &(Access, MsrIndex)| (index, access);
+        Wanted {
+            all: self.all.iter().map(swap).collect(),
+            waiting: waiting.iter().map(swap).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn msr(index: u32) -> MsrIndex {
+        MsrIndex::new(index)
+    }
+
+    #[test]
+    fn each_access_is_first_once_and_directions_are_apart() {
+        let seen = Seen::new();
+        for index in [0, 0x10, 0xc000_0082, u32::MAX] {
+            for access in Access::ALL {
+                assert_eq!(seen.touch(msr(index), access), Touch::First);
+                assert_eq!(seen.touch(msr(index), access), Touch::Again);
+            }
+        }
+    }
+
+    /// Of threads that touch the same, one is first.
+    #[test]
+    fn one_vcpu_is_first() {
+        let seen = Seen::new();
+        let first = || {
+            let touches = (0..2000).map(|index| seen.touch(msr(index), Access::Read));
+            touches.filter(|&touch| touch == Touch::First).count()
+        };
+        let sum: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(first)).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
+        });
+        assert_eq!(sum, 2000);
+    }
+
+    #[test]
+    fn a_guest_that_touches_everything_is_not_remembered() {
+        let seen = Seen::new();
+        let forgotten = (0..100_000)
+            .map(|index| seen.touch(msr(index), Access::Read))
+            .filter(|&touch| touch == Touch::Forgotten)
+            .count();
+        assert!(forgotten > 100_000 - SEEN - 1, "{forgotten}");
+    }
+
+    #[test]
+    fn what_is_asked_for_twice_is_opened_for_once() {
+        let opened = Opened::default();
+        opened.ask(msr(0x20), Access::Read).unwrap();
+        opened.ask(msr(0x10), Access::Read).unwrap();
+        opened.ask(msr(0x20), Access::Read).unwrap();
+        let wanted = opened.wait().unwrap();
+        assert_eq!(
+            wanted.waiting,
+            [(msr(0x10), Access::Read), (msr(0x20), Access::Read)]
+        );
+        opened.ask(msr(0x10), Access::Write).unwrap();
+        let wanted = opened.wait().unwrap();
+        assert_eq!(wanted.waiting, [(msr(0x10), Access::Write)]);
+        assert_eq!(wanted.all.len(), 3);
+        opened.keep_only(&wanted.waiting);
+        opened.ask(msr(0x10), Access::Read).unwrap();
+        assert_eq!(opened.wait().unwrap().all.len(), 2);
+        opened.fail(CallErrno::Known(msrgate_filter::Errno::Einval));
+        assert!(opened.ask(msr(0x30), Access::Read).is_err());
+        opened.end();
+        assert!(opened.wait().is_none());
+    }
+}

@@ -1,0 +1,24 @@
+//! Unsafe: the thread's signal mask.
+//!
+//! Threads of ours in somebody else's process take none of its signals: a VMM may wait for one of
+//! them in a thread of its own, or have blocked it in all its threads but one.
+#![expect(unsafe_code, reason = "pthread_sigmask has no safe form")]
+
+use std::mem;
+use std::ptr;
+
+/// Does something, such as making a thread, while this thread blocks all signals. A thread that is
+/// made meanwhile blocks them from its first instruction on.
+pub(crate) fn while_blocked<T>(act: impl FnOnce() -> T) -> T {
+    // SAFETY: a sigset_t is integers, for which zero is a value; sigfillset fills it.
+    let mut all: libc::sigset_t = unsafe { mem::zeroed() };
+    // SAFETY: the set lives here.
+    unsafe { libc::sigfillset(&raw mut all) };
+    let mut before = all;
+    // SAFETY: both sets live here; the call changes this thread's mask only.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
+    let done = act();
+    // SAFETY: `before` is what the call above found.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
+    done
+}
