@@ -156,7 +156,8 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
     )
 }
 
-fn source(policy: &str) -> Result<Source, Failure> {
+/// Reads a policy.
+pub(crate) fn source(policy: &str) -> Result<Source, Failure> {
     let (name, bytes) = bytes(policy)?;
     let text = text(&name, bytes)?;
     Ok(Source::new(&name, &text))

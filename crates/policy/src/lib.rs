@@ -26,7 +26,11 @@ mod equality;
 mod explain;
 mod forward;
 #[cfg(feature = "parse")]
+mod format;
+#[cfg(feature = "parse")]
 pub mod import;
+#[cfg(feature = "parse")]
+mod layout;
 #[cfg(feature = "parse")]
 mod mistake;
 mod msrs;
@@ -67,6 +71,8 @@ pub use effects::write_effect;
 #[cfg(feature = "parse")]
 pub use explain::{Explanation, explain};
 pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding, forward};
+#[cfg(feature = "parse")]
+pub use format::format;
 #[cfg(feature = "parse")]
 pub use mistake::{Mistake, Mistakes, Wrong};
 pub use msrs::{MsrRange, MsrSet};

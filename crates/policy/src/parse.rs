@@ -16,6 +16,7 @@ use crate::mistake::{Label, Mistake, Mistakes, Wrong};
 use crate::policy::{At, Entry, Policy, SourceId, When};
 use crate::source::Source;
 
+pub(crate) use entry::SHORT;
 pub use include::{IncludeError, Includes, NoIncludes};
 use settings::Said;
 use value::items;
@@ -49,14 +50,49 @@ pub const MAX_DEPTH: usize = 8;
 /// be read, entries that overlap and disagree, answers that cannot be given. Text over
 /// [`MAX_BYTES`], with a line over [`MAX_LINE`] or with more than [`MAX_ENTRIES`] is refused unread.
 pub fn parse(source: &Source, includes: &mut dyn Includes) -> Result<Policy, Box<Mistakes>> {
-    let mut reader = Reader::new(includes);
+    let mut reader = Reader::new(Some(includes));
     reader.read(source, &mut Vec::new());
     reader.finish()
 }
 
+/// Looks for mistakes in one text, for which nothing is included, and which may be meant for being
+/// included: what another text may mend is none.
+///
+/// # Errors
+/// Its mistakes.
+pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
+    let mut reader = Reader::new(None);
+    reader.read(source, &mut Vec::new());
+    let has_default = reader.stand_in_for_default();
+    reader.finish_without(|wrong| match wrong {
+        Wrong::OverridesNothing(_) | Wrong::DeviceNotSetUp { .. } => true,
+        Wrong::NamesTheLastMsr(_) | Wrong::UnknownNeedsAllow => !has_default,
+        _ => false,
+    })?;
+    Ok(())
+}
+
+/// The one mistake of a text.
+pub(crate) fn mistake_in(
+    source: &Source,
+    span: std::ops::Range<usize>,
+    wrong: Wrong,
+) -> Box<Mistakes> {
+    let at = At {
+        source: SourceId(0),
+        span: span.into(),
+    };
+    let places = vec![Label::bare(at)];
+    Box::new(Mistakes::new(
+        vec![source.clone()],
+        vec![Mistake { wrong, places }],
+    ))
+}
+
 /// Collects mistakes on the way through the texts: what is wrong is left out, the rest goes on.
 struct Reader<'i> {
-    includes: &'i mut dyn Includes,
+    /// `None`: includes are not followed.
+    includes: Option<&'i mut dyn Includes>,
     sources: Vec<Source>,
     /// The text that is being read.
     current: SourceId,
@@ -70,7 +106,7 @@ struct Reader<'i> {
 }
 
 impl<'i> Reader<'i> {
-    fn new(includes: &'i mut dyn Includes) -> Self {
+    fn new(includes: Option<&'i mut dyn Includes>) -> Self {
         Self {
             includes,
             sources: Vec::new(),
@@ -153,12 +189,17 @@ impl<'i> Reader<'i> {
                 "the language version: write `policy = 1` at the top",
             );
         }
-        if is_toml && way.len() == 1 {
+        if is_toml && way.len() == 1 && self.includes.is_some() {
             self.default_is_there();
         }
     }
 
-    fn finish(mut self) -> Result<Policy, Box<Mistakes>> {
+    fn finish(self) -> Result<Policy, Box<Mistakes>> {
+        self.finish_without(|_| false)
+    }
+
+    /// The policy, unless there are mistakes other than these.
+    fn finish_without(mut self, these: impl Fn(&Wrong) -> bool) -> Result<Policy, Box<Mistakes>> {
         let settings = self.settings();
         let policy = settings.map(|settings| Policy {
             sources: self.sources.clone(),
@@ -170,6 +211,7 @@ impl<'i> Reader<'i> {
         if let Some(policy) = &policy {
             self.mistakes.extend(variants::mistakes(policy));
         }
+        self.mistakes.retain(|mistake| !these(&mistake.wrong));
         match policy {
             Some(policy) if self.mistakes.is_empty() => Ok(policy),
             _ => Err(Box::new(Mistakes::new(self.sources, self.mistakes))),

@@ -12,7 +12,7 @@ use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
 use crate::source::quoted;
 
 /// Words for both directions at once.
-const SHORT: [(&str, [Action; 2]); 4] = [
+pub(crate) const SHORT: [(&str, [Action; 2]); 4] = [
     ("rw", [Action::Allow, Action::Allow]),
     ("r", [Action::Allow, Action::Deny]),
     ("w", [Action::Deny, Action::Allow]),

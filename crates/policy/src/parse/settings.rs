@@ -7,7 +7,7 @@ use super::entry::LOGS;
 use super::value::{Item, one_of};
 use crate::action::Action;
 use crate::mistake::{Label, Mistake, Wrong};
-use crate::policy::{At, Log, Microcode, Mode, Settings, Unknown, UnknownAction, Update};
+use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction, Update};
 use crate::registers::{self, GapKind};
 use crate::source::quoted;
 
@@ -183,6 +183,20 @@ impl Reader<'_> {
                 "what happens to MSRs that no entry names: write `default = \"deny\"` or `default = \"allow\"` above `[msrs]`",
             );
         }
+    }
+
+    /// Where the policy is silent about it, something to go on with; whether it was not.
+    pub(super) fn stand_in_for_default(&mut self) -> bool {
+        let default = &mut self.said[0].default;
+        let is_there = default.is_some();
+        default.get_or_insert((
+            Some(Action::Deny),
+            At {
+                source: SourceId(0),
+                span: (0, 0).into(),
+            },
+        ));
+        is_there
     }
 
     /// The settings of all texts together: what an include says, the policy says, too.
