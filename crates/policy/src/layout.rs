@@ -3,7 +3,7 @@
 
 mod string;
 
-use crate::parse::SHORT;
+use crate::parse::words::BOTH;
 pub(crate) use string::string;
 
 /// A line that would be longer is spread over several, if there is a way.
@@ -428,7 +428,7 @@ fn both(value: &Value) -> Vec<(String, Value)> {
     let Value::Text(word) = value else {
         return Vec::new();
     };
-    let short = SHORT.iter().find(|(short, _)| short == word);
+    let short = BOTH.iter().find(|(short, _)| short == word);
     let each = short.iter().flat_map(|(_, actions)| actions.iter());
     ["read", "write"]
         .into_iter()
@@ -444,7 +444,7 @@ pub(crate) fn shortened(fields: Vec<(String, Value)>) -> Value {
         _ => None,
     };
     let found = match (fields.len(), word("read"), word("write")) {
-        (2, Some(read), Some(write)) => SHORT
+        (2, Some(read), Some(write)) => BOTH
             .iter()
             .find(|(_, actions)| actions.iter().map(crate::Action::word).eq([read, write])),
         _ => None,

@@ -8,6 +8,7 @@ mod settings;
 mod value;
 mod variants;
 mod when;
+pub(crate) mod words;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -16,7 +17,6 @@ use crate::mistake::{Label, Mistake, Mistakes, Wrong};
 use crate::policy::{At, Entry, Policy, SourceId, When};
 use crate::source::Source;
 
-pub(crate) use entry::SHORT;
 pub use include::{IncludeError, Includes, NoIncludes};
 use settings::Said;
 use value::items;
@@ -159,10 +159,6 @@ impl<'i> Reader<'i> {
 
     /// The keys of one text.
     fn document(&mut self, document: &DeTable<'_>, is_toml: bool, way: &mut Vec<SourceId>) {
-        const KNOWN: [&str; 11] = [
-            "policy", "name", "include", "mode", "default", "unknown", "log", "accept", "msrs",
-            "device", "when",
-        ];
         let items = items(document);
         if let Some(&item) = items.iter().find(|item| item.key.text == "include") {
             self.include(item, way);
@@ -178,8 +174,8 @@ impl<'i> Reader<'i> {
                 "msrs" => self.msrs(item, None),
                 "when" => self.whens(item),
                 // Where a table's head is broken, its keys seem to stand outside of it.
-                other if !KNOWN.contains(&other) && !is_toml => {}
-                other if !KNOWN.contains(&other) => self.unknown_key(item.key, &KNOWN),
+                other if !words::TOP.contains(&other) && !is_toml => {}
+                other if !words::TOP.contains(&other) => self.unknown_key(item.key, &words::TOP),
                 _ => self.setting(item),
             }
         }

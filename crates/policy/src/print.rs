@@ -9,9 +9,9 @@ use crate::action::{Action, Mask, Outside};
 use crate::cpu::CpuSet;
 use crate::layout::{self, Body, Comments, EntryText, Field, Value, gap, header, shortened};
 use crate::parse::overridden;
+use crate::parse::words::{self, word_for};
 use crate::policy::{
-    Entry, EntryId, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction,
-    Update, WhenId,
+    Entry, EntryId, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction, WhenId,
 };
 
 /// The policy as one text without includes, which reads as the same policy: the same settings, the
@@ -30,14 +30,12 @@ pub fn print(policy: &Policy) -> String {
         entries(policy, None),
     );
     if let Some(microcode) = policy.settings().microcode {
-        let update = match microcode.update {
-            Update::Accept => "accept",
-            Update::Ignore => "ignore",
-            Update::Deny => "deny",
-        };
         let fields_of = [
             field("revision", number(microcode.revision)),
-            field("update", Value::text(update)),
+            field(
+                "update",
+                Value::text(word_for(&words::UPDATES, &microcode.update)),
+            ),
         ];
         gap(&mut text);
         header(&mut text, "[device.microcode]", &Comments::default());
@@ -69,9 +67,10 @@ fn number(number: impl std::fmt::LowerHex) -> Value {
 /// The settings that are not what silence means.
 fn head(settings: &Settings) -> Vec<Field> {
     let name = settings.name.as_deref();
-    let audit = (settings.mode == Mode::Audit).then(|| Value::text("audit"));
+    let audit = (settings.mode == Mode::Audit)
+        .then(|| Value::text(word_for(&words::MODES, &settings.mode)));
     let unknown = (settings.unknown != Unknown::default()).then(|| unknown(&settings.unknown));
-    let log = (settings.log != Log::default()).then(|| Value::text(log(settings.log)));
+    let log = (settings.log != Log::default()).then(|| log(settings.log));
     let accept = settings.accept.iter().map(|gap| Value::text(&**gap));
     let accept = (!settings.accept.is_empty()).then(|| Value::list(accept));
     let all = [
@@ -94,7 +93,7 @@ fn unknown(unknown: &Unknown) -> Value {
         UnknownAction::Ignore => Value::text("ignore"),
         UnknownAction::Value(value) => table([("value", number(value))]),
     };
-    let log = unknown.log.map(|one| ("log", Value::text(log(one))));
+    let log = unknown.log.map(|one| ("log", log(one)));
     let both = [("read", one(unknown.read)), ("write", one(unknown.write))];
     table(both.into_iter().chain(log))
 }
@@ -104,13 +103,8 @@ fn table(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
     Value::Table(fields.map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
-const fn log(log: Log) -> &'static str {
-    match log {
-        Log::None => "none",
-        Log::Denied => "denied",
-        Log::First => "first",
-        Log::All => "all",
-    }
+fn log(log: Log) -> Value {
+    Value::text(word_for(&words::LOGS, &log))
 }
 
 fn cpus(cpus: &CpuSet) -> Value {
@@ -178,7 +172,7 @@ fn says(entry: &Entry, replaces: Replaces) -> Value {
         ("write", Some(action(entry.action(Access::Write)))),
         ("override", is_true(replaces == Replaces::Included)),
         ("final", is_true(entry.firmness == Firmness::Final)),
-        ("log", entry.log.map(|one| Value::text(log(one)))),
+        ("log", entry.log.map(|one| log(one))),
         ("why", entry.why().map(Value::text)),
     ];
     let said = all.into_iter();
