@@ -46,7 +46,7 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// List the shipped policies, or print one
     Policies(PoliciesArgs),
-    /// Explain a command, or the language of policies: `help policy`
+    /// Explain a command, or the language of policies: `help policy`, `help schema`
     Help(HelpArgs),
 }
 
@@ -254,7 +254,7 @@ pub(crate) struct PoliciesArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct HelpArgs {
-    /// A command, or `policy`: the reference of the language
+    /// A command; `policy`, the reference of the language; or `schema`, its JSON schema for editors
     pub(crate) topic: Option<String>,
 }
 

@@ -8,6 +8,8 @@
 //! A [`Program`] is a compiled policy as a file. Without the feature `parse`, which is on by default,
 //! programs are all there is: no text is read, and no name is known.
 //!
+//! With the feature `schema` there is a JSON schema of the language, for editors.
+//!
 //! Everything here is pure: no file is opened and no device.
 #![forbid(unsafe_code)]
 
@@ -47,6 +49,8 @@ mod program;
 #[cfg(feature = "parse")]
 pub mod registers;
 mod rules;
+#[cfg(feature = "schema")]
+mod schema;
 #[cfg(feature = "parse")]
 mod selector;
 mod settings;
@@ -89,6 +93,8 @@ pub use policy::{Entry, EntryId, Policy, Settings, SourceId, When, WhenId};
 pub use print::print;
 pub use program::{Program, ProgramError, ProgramSettings, ProgramVariant};
 pub use rules::{FileId, Line, Origin, Rule, Rules};
+#[cfg(feature = "schema")]
+pub use schema::schema;
 #[cfg(feature = "parse")]
 pub use selector::{SelectorError, parse_msrs};
 pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
