@@ -1,6 +1,7 @@
 //! From a policy's text, and those it includes, to a [`Policy`], or to all mistakes at once.
 
 mod conflict;
+mod duplicate;
 mod entry;
 mod include;
 mod keys;
@@ -132,10 +133,7 @@ impl<'i> Reader<'i> {
         }
         let (document, errors) = DeTable::parse_recoverable(source.text());
         let is_toml = errors.is_empty();
-        for error in errors {
-            let span = error.span().unwrap_or_default().into();
-            self.wrong(self.at(span), Wrong::Syntax(error.message().to_owned()));
-        }
+        self.not_toml(&errors);
         way.push(id);
         self.document(document.get_ref(), is_toml, way);
         way.pop();
