@@ -3,6 +3,7 @@
 
 mod string;
 
+use crate::parse::MAX_LINE;
 use crate::parse::words::BOTH;
 pub(crate) use string::string;
 
@@ -153,8 +154,8 @@ impl Value {
                 for one in &list.elements {
                     text.extend(one.lead.iter().map(|line| format!("    {line}\n")));
                     let value = one.value.short(4).unwrap_or_else(|| one.value.spread());
-                    let trail = one.trail.iter().map(|comment| format!(" {comment}"));
-                    text.push_str(&format!("    {value},{}\n", trail.collect::<String>()));
+                    let line = format!("    {value},");
+                    push_with_comment(&mut text, &line, 1, one.trail.as_deref());
                 }
                 text.extend(list.tail.iter().map(|line| format!("    {line}\n")));
                 text + "]"
@@ -207,14 +208,23 @@ pub(crate) fn comment_lines(text: &mut String, lines: &[String]) {
 /// The head of a table: `[msrs]`.
 pub(crate) fn header(text: &mut String, head: &str, comments: &Comments) {
     comment_lines(text, &comments.lead);
-    text.push_str(head);
-    if let Some(comment) = &comments.trail {
-        text.push_str(&format!("  {comment}"));
-    }
-    text.push('\n');
+    push_with_comment(text, head, 2, comments.trail.as_deref());
     if !comments.tail.is_empty() {
         comment_lines(text, &comments.tail);
         text.push('\n');
+    }
+}
+
+/// A line and the comment beside it; above it, where the line would be too long to be read again.
+fn push_with_comment(text: &mut String, line: &str, blanks: usize, comment: Option<&str>) {
+    let comment = comment.unwrap_or_default();
+    let last = line.rsplit('\n').next().map_or(0, str::len);
+    if last + blanks + comment.len() > MAX_LINE {
+        text.push_str(&format!("{comment}\n{line}\n"));
+    } else if comment.is_empty() {
+        text.push_str(&format!("{line}\n"));
+    } else {
+        text.push_str(&format!("{line}{}{comment}\n", " ".repeat(blanks)));
     }
 }
 
@@ -277,12 +287,8 @@ fn paragraph(text: &mut String, fields: &[Field]) {
         .unwrap_or_default();
     for (line, field) in lines.iter().zip(fields) {
         comment_lines(text, &field.comments.lead);
-        text.push_str(line);
-        if let Some(comment) = &field.comments.trail {
-            let blanks = column.saturating_sub(last_line_width(line)) + 2;
-            text.push_str(&format!("{}{comment}", " ".repeat(blanks)));
-        }
-        text.push('\n');
+        let blanks = column.saturating_sub(last_line_width(line)) + 2;
+        push_with_comment(text, line, blanks, field.comments.trail.as_deref());
         comment_lines(text, &field.comments.tail);
     }
 }

@@ -26,9 +26,9 @@ pub mod emit;
 mod equality;
 #[cfg(feature = "parse")]
 mod explain;
-mod forward;
 #[cfg(feature = "parse")]
 mod format;
+mod forward;
 #[cfg(feature = "parse")]
 pub mod import;
 #[cfg(feature = "parse")]
@@ -74,9 +74,9 @@ pub use digest::Digest;
 pub use effects::write_effect;
 #[cfg(feature = "parse")]
 pub use explain::{Explanation, explain};
-pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding, forward};
 #[cfg(feature = "parse")]
 pub use format::format;
+pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding, forward};
 #[cfg(feature = "parse")]
 pub use mistake::{Mistake, Mistakes, Wrong};
 pub use msrs::{MsrRange, MsrSet};

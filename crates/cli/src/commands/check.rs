@@ -150,8 +150,8 @@ fn print(out: &mut dyn Write, compiled: &Compiled) -> Result<(), Failure> {
     writeln!(out, "{source}: {green}no mistakes{green:#}")?;
     writeln!(
         out,
-        "{} entries, default {}; each filter is equal to the policy for all 2^32 MSRs, reads and writes",
-        policy.entries().len(),
+        "{}, default {}; each filter is equal to the policy for all 2^32 MSRs, reads and writes",
+        output::count(policy.entries().len(), "entry", "entries"),
         policy.default_action().word(),
     )?;
     for variant in compiled.variants() {
@@ -167,8 +167,12 @@ fn print(out: &mut dyn Write, compiled: &Compiled) -> Result<(), Failure> {
         for (number, range) in packed.ranges.iter().enumerate() {
             writeln!(
                 out,
-                "  range {number:<2}  {:<2}  from {:<10}  {:>5} MSRs, {} allowed",
-                range.access, range.base, range.count, range.allowed
+                "  range {number:<2}  {:<2}  from {:<10}  {:>5} {}, {} allowed",
+                range.access,
+                range.base,
+                range.count,
+                if range.count == 1 { "MSR" } else { "MSRs" },
+                range.allowed
             )?;
         }
     }

@@ -146,6 +146,31 @@ fn what_is_one_line_of_toml_is_taken_apart() {
     insta::assert_snapshot!(once);
 }
 
+/// Lines as long as they may be, which get longer: comments go above, strings onto several lines.
+#[test]
+fn no_line_becomes_too_long() {
+    let fill = |line: &str| line.replace('~', &"x".repeat(crate::MAX_LINE + 1 - line.len()));
+    let lines = [
+        "policy=1#~",
+        "default=\"deny\"",
+        "name='~'",
+        "accept=[\"x2apic\",#~",
+        "]",
+        "[msrs]#~",
+        "0x10=\"r\"#~",
+        "0x11={read=\"deny\",write=\"deny\",why='~'}",
+        "0x12={read={handler='~'},write=\"deny\"}",
+        "[msrs.0x13]#~",
+        "read=\"deny\"#~",
+        "write={handler='~'}",
+        "why='~'",
+    ];
+    let text = lines.map(fill).join("\n");
+    let once = check(&text);
+    assert_eq!(comments(&once), comments(&text));
+    assert!(once.lines().all(|line| line.len() <= crate::MAX_LINE));
+}
+
 /// Two keys of one spelling would be one key twice.
 #[test]
 fn spelling_makes_no_two_keys_one() {
