@@ -56,7 +56,7 @@ pub fn format(source: &Source) -> Result<String, Box<Mistakes>> {
     let text = source.text();
     let document = Document::parse(text).map_err(|error| {
         let wrong = Wrong::Syntax(error.message().to_owned());
-        mistake_in(source, error.span().unwrap_or_default(), wrong)
+        Box::new(mistake_in(source, error.span().unwrap_or_default(), wrong))
     })?;
     let statements = Statements::of(document.as_table(), text);
     let (head, foot) = (statements.head, statements.foot);
@@ -207,7 +207,9 @@ fn into_fields(table: Node, order: &[&str]) -> (Vec<Field>, Comments) {
 fn sort(value: &mut Value) {
     if let Value::Table(fields) = value {
         fields.sort_by_key(|(key, _)| place(&OTHERS, key));
-        fields.iter_mut().for_each(|(_, value)| sort(value));
+        for (_, value) in fields {
+            sort(value);
+        }
     }
 }
 

@@ -74,20 +74,13 @@ pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
 }
 
 /// The one mistake of a text.
-pub(crate) fn mistake_in(
-    source: &Source,
-    span: std::ops::Range<usize>,
-    wrong: Wrong,
-) -> Box<Mistakes> {
+pub(crate) fn mistake_in(source: &Source, span: std::ops::Range<usize>, wrong: Wrong) -> Mistakes {
     let at = At {
         source: SourceId(0),
         span: span.into(),
     };
     let places = vec![Label::bare(at)];
-    Box::new(Mistakes::new(
-        vec![source.clone()],
-        vec![Mistake { wrong, places }],
-    ))
+    Mistakes::new(vec![source.clone()], vec![Mistake { wrong, places }])
 }
 
 /// Collects mistakes on the way through the texts: what is wrong is left out, the rest goes on.

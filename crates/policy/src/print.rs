@@ -172,7 +172,7 @@ fn says(entry: &Entry, replaces: Replaces) -> Value {
         ("write", Some(action(entry.action(Access::Write)))),
         ("override", is_true(replaces == Replaces::Included)),
         ("final", is_true(entry.firmness == Firmness::Final)),
-        ("log", entry.log.map(|one| log(one))),
+        ("log", entry.log.map(log)),
         ("why", entry.why().map(Value::text)),
     ];
     let said = all.into_iter();

@@ -50,13 +50,11 @@ impl<'d> Statements<'d> {
                 .get(number)
                 .map_or(text.len(), |one| one.span.start);
             let between = &text[end.unwrap_or(0)..start];
-            let (trail, mut lines) = match end {
-                None => (None, lines(between)),
-                Some(_) => {
-                    let (same, below) = between.split_once('\n').unwrap_or((between, ""));
-                    (comment(same), lines(below))
-                }
+            let (same, below) = match end {
+                None => ("", between),
+                Some(_) => between.split_once('\n').unwrap_or((between, "")),
             };
+            let (trail, mut lines) = (comment(same), lines(below));
             if let Some(before) = number
                 .checked_sub(1)
                 .and_then(|before| self.all.get_mut(before))

@@ -15,7 +15,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 pub(super) struct Policy {
     /// The version of the language: 1. What a group holds is part of it.
     #[schemars(range(min = 1, max = 1))]
-    policy: u32,
+    #[serde(rename = "policy")]
+    version: u32,
     /// What the policy is called.
     name: Option<String>,
     /// Policies whose entries are added: files, by a path from where this one lies, or shipped policies.
