@@ -171,6 +171,17 @@ fn no_line_becomes_too_long() {
     assert!(once.lines().all(|line| line.len() <= crate::MAX_LINE));
 }
 
+/// Where the first of a paragraph becomes a table, the next one begins the paragraph.
+#[test]
+fn paragraphs_stay_apart() {
+    let why = "x".repeat(110);
+    let head = "policy  = 1\ndefault = \"deny\"\n\n[msrs]\n0x10 = \"r\"\n\n";
+    let long = format!("0x11 = {{ read = \"allow\", write = \"deny\", why = \"{why}\" }}\n");
+    let once = check(&format!("{head}{long}0x12 = \"r\"\n"));
+    let table = format!("[msrs.0x11]\nread  = \"allow\"\nwrite = \"deny\"\nwhy   = \"{why}\"\n");
+    assert_eq!(once, format!("{head}0x12 = \"r\"\n\n{table}"));
+}
+
 /// Two keys of one spelling would be one key twice.
 #[test]
 fn spelling_makes_no_two_keys_one() {
