@@ -38,13 +38,15 @@ pub(crate) enum Command {
     Replay(ReplayArgs),
     /// Turn what other tools and the kernel write into a policy
     Import(ImportArgs),
+    /// Write policies in their canonical form, with their comments
+    Fmt(FmtArgs),
     /// Look a register up by name, part of a name, index or word
     Msr(MsrArgs),
     /// Measure what this host's KVM does, statement by statement
     Doctor(DoctorArgs),
     /// List the shipped policies, or print one
     Policies(PoliciesArgs),
-    /// Explain a command, or the language of policies: `help policy`
+    /// Explain a command, or the language of policies: `help policy`, `help schema`
     Help(HelpArgs),
 }
 
@@ -60,6 +62,7 @@ impl Command {
             Self::Doctor(args) => args.format.format,
             Self::Policies(args) => args.format.format,
             Self::Diff(args) => args.format.format,
+            Self::Fmt(args) => args.format.format,
             // Their output is the text or the file itself.
             Self::Compile(_) | Self::Import(_) | Self::Help(_) => Format::Text,
         }
@@ -244,6 +247,21 @@ pub(crate) enum FromArg {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct FmtArgs {
+    /// Files; one that is printed may be `-`, or the name of a shipped policy
+    #[arg(required = true, value_name = "POLICY")]
+    pub(crate) policies: Vec<String>,
+    /// Write the files in place, each whole or not at all; what would not change is left alone
+    #[arg(long, conflicts_with = "check")]
+    pub(crate) write: bool,
+    /// Write nothing; name the files that would change, and exit with 1 if there are any
+    #[arg(long)]
+    pub(crate) check: bool,
+    #[command(flatten)]
+    pub(crate) format: FormatArg,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct MsrArgs {
     /// A name, part of a name, an index, or a word
     #[arg(required = true, value_name = "WORD")]
@@ -271,7 +289,7 @@ pub(crate) struct PoliciesArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct HelpArgs {
-    /// A command, or `policy`: the reference of the language
+    /// A command; `policy`, the reference of the language; or `schema`, its JSON schema for editors
     pub(crate) topic: Option<String>,
 }
 

@@ -5,6 +5,7 @@ mod compile;
 mod diff;
 mod doctor;
 mod explain;
+mod fmt;
 mod help;
 mod import;
 mod msr;
@@ -27,6 +28,7 @@ pub(crate) fn run(command: &Command, out: &mut dyn Write) -> Result<Answer, Fail
         Command::Compile(args) => compile::run(args, out),
         Command::Replay(args) => replay::run(args, out),
         Command::Import(args) => import::run(args, out),
+        Command::Fmt(args) => fmt::run(args, out),
         Command::Msr(args) => msr::run(args, out),
         Command::Doctor(args) => doctor::run(args, out),
         Command::Policies(args) => policies::run(args, out),

@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
+use msrgate_filter::{Access, Bitmap, MAX_RANGES, Verdict};
 use msrgate_policy::{
-    CompileError, Compiled, Entry, IncludeError, Includes, MAX_BYTES, PackError, Policy, Source,
-    Window, compile, one_line, parse,
+    Action, CompileError, Compiled, Entry, IncludeError, Includes, MAX_BYTES, PackError, Policy,
+    Source, Window, compile, one_line, parse,
 };
 
 use crate::failure::Failure;
@@ -122,9 +123,32 @@ impl Includes for Files {
     }
 }
 
+/// An entry that has more MSRs than all ranges together could reach, and differs from the default.
+fn too_wide(policy: &Policy) -> Option<String> {
+    let reach = MAX_RANGES as u64 * u64::from(Bitmap::MAX_COUNT);
+    let default = policy.default_action().verdict();
+    let (entry, verdict) = policy.entries().iter().find_map(|entry| {
+        let actions = Access::ALL.into_iter().filter_map(|one| entry.action(one));
+        let verdict = actions.map(Action::verdict).find(|one| *one != default)?;
+        (entry.msrs().count() > reach).then_some((entry, verdict))
+    })?;
+    let (other, rest) = match verdict {
+        Verdict::Allow => ("allow", "refused"),
+        Verdict::Deny => ("deny", "allowed"),
+    };
+    Some(format!(
+        "\n  line {}: {} alone has more than the {reach} MSRs that all ranges reach together\n  write `default = \"{other}\"` instead, and an entry for what is to be {rest}",
+        entry.place().line,
+        one_line(entry.key()),
+    ))
+}
+
 /// Where the ranges would lie, and for the sake of which entries.
 fn clusters(policy: &Policy, windows: &[Window]) -> String {
     const SHOWN: usize = 20;
+    if let Some(wide) = too_wide(policy) {
+        return wide;
+    }
     let line = |window: &Window| {
         let within = |entry: &&Entry| {
             let mut ranges = entry.msrs().ranges().iter();
@@ -156,7 +180,8 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
     )
 }
 
-fn source(policy: &str) -> Result<Source, Failure> {
+/// Reads a policy.
+pub(crate) fn source(policy: &str) -> Result<Source, Failure> {
     let (name, bytes) = bytes(policy)?;
     let text = text(&name, bytes)?;
     Ok(Source::new(&name, &text))

@@ -7,6 +7,7 @@ mod load;
 mod output;
 mod remark;
 mod side;
+mod whole;
 
 use std::process::ExitCode;
 

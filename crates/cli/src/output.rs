@@ -21,6 +21,14 @@ pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()
     writeln!(out)
 }
 
+/// `1 entry`, `2 entries`.
+pub(crate) fn count(number: usize, one: &str, several: &str) -> String {
+    match number {
+        1 => format!("1 {one}"),
+        _ => format!("{number} {several}"),
+    }
+}
+
 /// An MSR's name, or nothing.
 pub(crate) fn name(index: MsrIndex) -> Option<&'static str> {
     registers::by_index(index).map(|register| register.name)

@@ -58,7 +58,7 @@ impl Unanswered {
 }
 
 /// All mistakes that are kept, each with its place.
-fn remarks(mistakes: &Mistakes) -> Vec<Remark> {
+pub(crate) fn remarks(mistakes: &Mistakes) -> Vec<Remark> {
     let remark = |mistake: &Mistake| {
         let (source, place) = mistakes.place(mistake).unzip();
         Remark {

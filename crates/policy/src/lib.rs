@@ -8,6 +8,8 @@
 //! A [`Program`] is a compiled policy as a file. Without the feature `parse`, which is on by default,
 //! programs are all there is: no text is read, and no name is known.
 //!
+//! With the feature `schema` there is a JSON schema of the language, for editors.
+//!
 //! Everything here is pure: no file is opened and no device.
 #![forbid(unsafe_code)]
 
@@ -26,9 +28,13 @@ mod enforcement;
 mod equality;
 #[cfg(feature = "parse")]
 mod explain;
+#[cfg(feature = "parse")]
+mod format;
 mod forward;
 #[cfg(feature = "parse")]
 pub mod import;
+#[cfg(feature = "parse")]
+mod layout;
 #[cfg(feature = "parse")]
 mod machine;
 #[cfg(feature = "parse")]
@@ -47,6 +53,8 @@ mod program;
 #[cfg(feature = "parse")]
 pub mod registers;
 mod rules;
+#[cfg(feature = "schema")]
+mod schema;
 #[cfg(feature = "parse")]
 mod selector;
 mod settings;
@@ -74,6 +82,8 @@ pub use effects::write_effect;
 pub use enforcement::{Cause, Enforcement, Enforcer, Extent, Hole, enforcement, enforcement_of};
 #[cfg(feature = "parse")]
 pub use explain::{Explanation, Reported, explain};
+#[cfg(feature = "parse")]
+pub use format::format;
 pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding, forward};
 #[cfg(feature = "parse")]
 pub use machine::{RefusedFeature, UnsavedWrites, is_offered, refused_features, unsaved_writes};
@@ -93,6 +103,8 @@ pub use policy::{Entry, EntryId, Policy, Settings, SourceId, When, WhenId};
 pub use print::print;
 pub use program::{Program, ProgramError, ProgramSettings, ProgramVariant};
 pub use rules::{FileId, Line, Origin, Rule, Rules};
+#[cfg(feature = "schema")]
+pub use schema::schema;
 #[cfg(feature = "parse")]
 pub use selector::{SelectorError, parse_msrs};
 pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};

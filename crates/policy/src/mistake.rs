@@ -47,6 +47,16 @@ pub enum Wrong {
     /// The text is not TOML.
     #[error("not TOML: {0}")]
     Syntax(String),
+    /// A key stands twice in one table.
+    #[error("not TOML: `{key}` stands {}", twice(*.line, *.first))]
+    DuplicateKey {
+        /// The key.
+        key: String,
+        /// The line of the second, counted from 1.
+        line: usize,
+        /// The line of the first, if it was found.
+        first: Option<usize>,
+    },
     /// The text is longer than [`MAX_BYTES`](crate::MAX_BYTES).
     #[error("the policy has {bytes} bytes, more than the {limit} that one may have")]
     TooLong {
@@ -314,6 +324,9 @@ impl Wrong {
             Self::NotLoggable { .. } => {
                 "use `log = \"first\"`, which sees each access once, at any MSR"
             }
+            Self::DuplicateKey { .. } => {
+                "keep one of the two: an entry says both directions at once, by a word or as a table with `read` and `write`"
+            }
             Self::UnknownNeedsAllow => "delete it, or write `default = \"allow\"`",
             Self::Loosened { .. } => "delete the entry, or make it no looser than the final one",
             Self::OverridesNothing(_) => {
@@ -325,6 +338,14 @@ impl Wrong {
             _ => return None,
         };
         Some(plain.to_owned())
+    }
+}
+
+fn twice(line: usize, first: Option<usize>) -> String {
+    match first {
+        Some(first) if first == line => format!("twice on line {line}"),
+        Some(first) => format!("on line {first}, and again on line {line}"),
+        None => format!("a second time on line {line}"),
     }
 }
 

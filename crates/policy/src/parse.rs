@@ -1,6 +1,7 @@
 //! From a policy's text, and those it includes, to a [`Policy`], or to all mistakes at once.
 
 mod conflict;
+mod duplicate;
 mod entry;
 mod include;
 mod keys;
@@ -8,6 +9,7 @@ mod settings;
 mod value;
 mod variants;
 mod when;
+pub(crate) mod words;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -49,14 +51,42 @@ pub const MAX_DEPTH: usize = 8;
 /// be read, entries that overlap and disagree, answers that cannot be given. Text over
 /// [`MAX_BYTES`], with a line over [`MAX_LINE`] or with more than [`MAX_ENTRIES`] is refused unread.
 pub fn parse(source: &Source, includes: &mut dyn Includes) -> Result<Policy, Box<Mistakes>> {
-    let mut reader = Reader::new(includes);
+    let mut reader = Reader::new(Some(includes));
     reader.read(source, &mut Vec::new());
     reader.finish()
 }
 
+/// Looks for mistakes in one text, for which nothing is included, and which may be meant for being
+/// included: what another text may mend is none.
+///
+/// # Errors
+/// Its mistakes.
+pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
+    let mut reader = Reader::new(None);
+    reader.read(source, &mut Vec::new());
+    let has_default = reader.stand_in_for_default();
+    reader.finish_without(|wrong| match wrong {
+        Wrong::OverridesNothing(_) | Wrong::DeviceNotSetUp { .. } => true,
+        Wrong::NamesTheLastMsr(_) | Wrong::UnknownNeedsAllow => !has_default,
+        _ => false,
+    })?;
+    Ok(())
+}
+
+/// The one mistake of a text.
+pub(crate) fn mistake_in(source: &Source, span: std::ops::Range<usize>, wrong: Wrong) -> Mistakes {
+    let at = At {
+        source: SourceId(0),
+        span: span.into(),
+    };
+    let places = vec![Label::bare(at)];
+    Mistakes::new(vec![source.clone()], vec![Mistake { wrong, places }])
+}
+
 /// Collects mistakes on the way through the texts: what is wrong is left out, the rest goes on.
 struct Reader<'i> {
-    includes: &'i mut dyn Includes,
+    /// `None`: includes are not followed.
+    includes: Option<&'i mut dyn Includes>,
     sources: Vec<Source>,
     /// The text that is being read.
     current: SourceId,
@@ -70,7 +100,7 @@ struct Reader<'i> {
 }
 
 impl<'i> Reader<'i> {
-    fn new(includes: &'i mut dyn Includes) -> Self {
+    fn new(includes: Option<&'i mut dyn Includes>) -> Self {
         Self {
             includes,
             sources: Vec::new(),
@@ -96,10 +126,7 @@ impl<'i> Reader<'i> {
         }
         let (document, errors) = DeTable::parse_recoverable(source.text());
         let is_toml = errors.is_empty();
-        for error in errors {
-            let span = error.span().unwrap_or_default().into();
-            self.wrong(self.at(span), Wrong::Syntax(error.message().to_owned()));
-        }
+        self.not_toml(&errors);
         way.push(id);
         self.document(document.get_ref(), is_toml, way);
         way.pop();
@@ -123,10 +150,6 @@ impl<'i> Reader<'i> {
 
     /// The keys of one text.
     fn document(&mut self, document: &DeTable<'_>, is_toml: bool, way: &mut Vec<SourceId>) {
-        const KNOWN: [&str; 11] = [
-            "policy", "name", "include", "mode", "default", "unknown", "log", "accept", "msrs",
-            "device", "when",
-        ];
         let items = items(document);
         if let Some(&item) = items.iter().find(|item| item.key.text == "include") {
             self.include(item, way);
@@ -142,8 +165,8 @@ impl<'i> Reader<'i> {
                 "msrs" => self.msrs(item, None),
                 "when" => self.whens(item),
                 // Where a table's head is broken, its keys seem to stand outside of it.
-                other if !KNOWN.contains(&other) && !is_toml => {}
-                other if !KNOWN.contains(&other) => self.unknown_key(item.key, &KNOWN),
+                other if !words::TOP.contains(&other) && !is_toml => {}
+                other if !words::TOP.contains(&other) => self.unknown_key(item.key, &words::TOP),
                 _ => self.setting(item),
             }
         }
@@ -153,12 +176,17 @@ impl<'i> Reader<'i> {
                 "the language version: write `policy = 1` at the top",
             );
         }
-        if is_toml && way.len() == 1 {
+        if is_toml && way.len() == 1 && self.includes.is_some() {
             self.default_is_there();
         }
     }
 
-    fn finish(mut self) -> Result<Policy, Box<Mistakes>> {
+    fn finish(self) -> Result<Policy, Box<Mistakes>> {
+        self.finish_without(|_| false)
+    }
+
+    /// The policy, unless there are mistakes other than these.
+    fn finish_without(mut self, these: impl Fn(&Wrong) -> bool) -> Result<Policy, Box<Mistakes>> {
         let settings = self.settings();
         let policy = settings.map(|settings| Policy {
             sources: self.sources.clone(),
@@ -170,6 +198,7 @@ impl<'i> Reader<'i> {
         if let Some(policy) = &policy {
             self.mistakes.extend(variants::mistakes(policy));
         }
+        self.mistakes.retain(|mistake| !these(&mistake.wrong));
         match policy {
             Some(policy) if self.mistakes.is_empty() => Ok(policy),
             _ => Err(Box::new(Mistakes::new(self.sources, self.mistakes))),

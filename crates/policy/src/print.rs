@@ -1,131 +1,146 @@
 //! From a policy to its text.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::ops::RangeInclusive;
 
 use msrgate_filter::Access;
 
-use crate::action::Action;
+use crate::action::{Action, Mask, Outside};
 use crate::cpu::CpuSet;
+use crate::layout::{self, Body, Comments, EntryText, Field, Value, gap, header, shortened};
 use crate::parse::overridden;
+use crate::parse::words::{self, word_for};
 use crate::policy::{
-    Entry, EntryId, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction,
-    Update, WhenId,
+    Entry, EntryId, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction, WhenId,
 };
 
 /// The policy as one text without includes, which reads as the same policy: the same settings, the
 /// same `[[when]]`s, and entries that say the same of the same MSRs. What an entry replaced for
-/// good is left out, and so is what is said twice under one key. Each entry is one line: a `why` of
-/// many lines can become one that is longer than [`MAX_LINE`](crate::MAX_LINE), and is not read.
+/// good is left out, and so is what is said twice under one key. It is laid out as
+/// [`format`](crate::format()) lays a text out.
 #[must_use]
 pub fn print(policy: &Policy) -> String {
-    let mut text = head(policy.settings());
-    text.push_str("\n[msrs]\n");
-    text.push_str(&entries(policy, None));
+    let mut text = String::new();
+    layout::fields(&mut text, &head(policy.settings()));
+    gap(&mut text);
+    layout::entries(
+        &mut text,
+        "msrs",
+        &Comments::default(),
+        entries(policy, None),
+    );
     if let Some(microcode) = policy.settings().microcode {
-        let update = match microcode.update {
-            Update::Accept => "accept",
-            Update::Ignore => "ignore",
-            Update::Deny => "deny",
-        };
-        let _ = write!(
-            text,
-            "\n[device.microcode]\nrevision = \"{:#x}\"\nupdate = \"{update}\"\n",
-            microcode.revision
-        );
+        let fields_of = [
+            field("revision", number(microcode.revision)),
+            field(
+                "update",
+                Value::text(word_for(&words::UPDATES, &microcode.update)),
+            ),
+        ];
+        gap(&mut text);
+        header(&mut text, "[device.microcode]", &Comments::default());
+        layout::fields(&mut text, &fields_of);
     }
-    for (number, when) in policy.whens().iter().enumerate() {
-        let _ = write!(
-            text,
-            "\n[[when]]\ncpu = {}\n[when.msrs]\n",
-            cpus(when.cpus())
-        );
-        text.push_str(&entries(policy, Some(WhenId(number))));
+    for (id, when) in policy.whens().iter().enumerate() {
+        gap(&mut text);
+        header(&mut text, "[[when]]", &Comments::default());
+        layout::cpu(&mut text, field("cpu", cpus(when.cpus())));
+        let entries = entries(policy, Some(WhenId(id)));
+        layout::entries(&mut text, "when.msrs", &Comments::default(), entries);
     }
     text
+}
+
+fn field(key: &str, value: Value) -> Field {
+    Field {
+        comments: Comments::default(),
+        key: key.to_owned(),
+        value,
+    }
+}
+
+/// A number as a string, which may have all 64 bits.
+fn number(number: impl std::fmt::LowerHex) -> Value {
+    Value::Text(format!("{number:#x}"))
 }
 
 /// The settings that are not what silence means.
-fn head(settings: &Settings) -> String {
-    let mut text = "policy = 1\n".to_owned();
-    if let Some(name) = &settings.name {
-        let _ = writeln!(text, "name = {}", string(name));
-    }
-    if settings.mode == Mode::Audit {
-        text.push_str("mode = \"audit\"\n");
-    }
-    let _ = writeln!(text, "default = {}", settings.default);
-    if settings.unknown != Unknown::default() {
-        let _ = writeln!(text, "unknown = {}", unknown(&settings.unknown));
-    }
-    if settings.log != Log::default() {
-        let _ = writeln!(text, "log = \"{}\"", log(settings.log));
-    }
-    if !settings.accept.is_empty() {
-        let accept = settings.accept.iter().map(|gap| string(gap));
-        let _ = writeln!(text, "accept = [{}]", list(accept));
-    }
-    text
+fn head(settings: &Settings) -> Vec<Field> {
+    let name = settings.name.as_deref();
+    let audit = (settings.mode == Mode::Audit)
+        .then(|| Value::text(word_for(&words::MODES, &settings.mode)));
+    let unknown = (settings.unknown != Unknown::default()).then(|| unknown(&settings.unknown));
+    let log = (settings.log != Log::default()).then(|| log(settings.log));
+    let accept = settings.accept.iter().map(|gap| Value::text(&**gap));
+    let accept = (!settings.accept.is_empty()).then(|| Value::list(accept));
+    let all = [
+        ("policy", Some(Value::Bare("1".to_owned()))),
+        ("name", name.map(Value::text)),
+        ("mode", audit),
+        ("default", Some(Value::text(settings.default.word()))),
+        ("unknown", unknown),
+        ("log", log),
+        ("accept", accept),
+    ];
+    let said = all.into_iter();
+    said.filter_map(|(key, value)| Some(field(key, value?)))
+        .collect()
 }
 
-fn unknown(unknown: &Unknown) -> String {
+fn unknown(unknown: &Unknown) -> Value {
     let one = |action| match action {
-        UnknownAction::Deny => "\"deny\"".to_owned(),
-        UnknownAction::Ignore => "\"ignore\"".to_owned(),
-        UnknownAction::Value(value) => format!("{{ value = \"{value:#x}\" }}"),
+        UnknownAction::Deny => Value::text("deny"),
+        UnknownAction::Ignore => Value::text("ignore"),
+        UnknownAction::Value(value) => table([("value", number(value))]),
     };
-    let (read, write) = (one(unknown.read), one(unknown.write));
-    let log = unknown.log.map(|one| format!(", log = \"{}\"", log(one)));
-    format!(
-        "{{ read = {read}, write = {write}{} }}",
-        log.unwrap_or_default()
-    )
+    let log = unknown.log.map(|one| ("log", log(one)));
+    let both = [("read", one(unknown.read)), ("write", one(unknown.write))];
+    table(both.into_iter().chain(log))
 }
 
-const fn log(log: Log) -> &'static str {
-    match log {
-        Log::None => "none",
-        Log::Denied => "denied",
-        Log::First => "first",
-        Log::All => "all",
-    }
+fn table(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    let fields = fields.into_iter();
+    Value::Table(fields.map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
-fn cpus(cpus: &CpuSet) -> String {
-    let number = |range: &RangeInclusive<u32>| {
+fn log(log: Log) -> Value {
+    Value::text(word_for(&words::LOGS, &log))
+}
+
+fn cpus(cpus: &CpuSet) -> Value {
+    let one = |range: &RangeInclusive<u32>| {
         let (first, last) = (range.start(), range.end());
         if first == last {
-            format!("{first:#x}")
+            Value::Bare(format!("{first:#x}"))
         } else {
-            format!("\"{first:#x}..={last:#x}\"")
+            Value::Text(format!("{first:#x}..={last:#x}"))
         }
     };
     let vendor = cpus.vendor.iter().map(|vendors| {
-        let names = vendors.iter().map(|vendor| string(vendor));
-        format!("vendor = [{}]", list(names))
+        let names = vendors.iter().map(|vendor| Value::text(&**vendor));
+        ("vendor", Value::list(names))
     });
     let numbers = [
         ("family", &cpus.family),
         ("model", &cpus.model),
         ("stepping", &cpus.stepping),
     ];
-    let numbers = numbers.iter().filter_map(|(part, ranges)| {
-        let ranges = ranges.as_ref()?.iter().map(number);
-        Some(format!("{part} = [{}]", list(ranges)))
+    let numbers = numbers.into_iter().filter_map(|(part, ranges)| {
+        let ranges = ranges.as_ref()?.iter().map(one);
+        Some((part, Value::list(ranges)))
     });
-    format!("{{ {} }}", list(vendor.chain(numbers)))
+    table(vendor.chain(numbers))
 }
 
 /// The entries of `[msrs]`, or of one `[when.msrs]`.
-fn entries(policy: &Policy, when: Option<WhenId>) -> String {
+fn entries(policy: &Policy, when: Option<WhenId>) -> Vec<EntryText> {
     let overridden = overridden(policy);
     let replaced_by = |id: EntryId| overridden.get(&id).into_iter().flatten();
     // Only an entry of the same `[[when]]`, or of none either, is there wherever this one is.
     let is_gone =
         |id: EntryId| replaced_by(id).any(|&by| policy.entry(by).when == policy.entry(id).when);
     let mut said = HashSet::new();
-    let mut text = String::new();
+    let mut entries = Vec::new();
     for id in policy.ids() {
         let entry = policy.entry(id);
         if entry.when != when || is_gone(id) || !said.insert(entry.key()) {
@@ -140,69 +155,54 @@ fn entries(policy: &Policy, when: Option<WhenId>) -> String {
         } else {
             Replaces::Nothing
         };
-        let _ = writeln!(text, "{} = {}", key(entry.key()), says(entry, replaces));
+        entries.push(EntryText {
+            comments: Comments::default(),
+            key: entry.key().to_owned(),
+            body: Body::Line(says(entry, replaces)),
+        });
     }
-    text
+    entries
 }
 
 /// What an entry says: a word, or a table with both directions.
-fn says(entry: &Entry, replaces: Replaces) -> String {
-    let is_bare = entry.why.is_none()
-        && entry.log.is_none()
-        && replaces == Replaces::Nothing
-        && entry.firmness == Firmness::Loosenable;
-    let [read, write] = Access::ALL.map(|access| entry.action(access));
-    match (read, write) {
-        (Some(Action::Allow), Some(Action::Allow)) if is_bare => return "\"rw\"".to_owned(),
-        (Some(Action::Allow), Some(Action::Deny)) if is_bare => return "\"r\"".to_owned(),
-        (Some(Action::Deny), Some(Action::Allow)) if is_bare => return "\"w\"".to_owned(),
-        (Some(Action::Deny), Some(Action::Deny)) if is_bare => return "\"none\"".to_owned(),
-        _ => {}
-    }
-    let parts = [
-        Some(format!("read = {}", action(read))),
-        Some(format!("write = {}", action(write))),
-        entry.why().map(|why| format!("why = {}", string(why))),
-        entry.log.map(|one| format!("log = \"{}\"", log(one))),
-        (replaces == Replaces::Included).then(|| "override = true".to_owned()),
-        (entry.firmness == Firmness::Final).then(|| "final = true".to_owned()),
+fn says(entry: &Entry, replaces: Replaces) -> Value {
+    let is_true = |is: bool| is.then(|| Value::Bare("true".to_owned()));
+    let all = [
+        ("read", Some(action(entry.action(Access::Read)))),
+        ("write", Some(action(entry.action(Access::Write)))),
+        ("override", is_true(replaces == Replaces::Included)),
+        ("final", is_true(entry.firmness == Firmness::Final)),
+        ("log", entry.log.map(log)),
+        ("why", entry.why().map(Value::text)),
     ];
-    format!("{{ {} }}", list(parts.into_iter().flatten()))
+    let said = all.into_iter();
+    let said = said.filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    shortened(said.collect())
 }
 
-fn action(action: Option<&Action>) -> String {
+fn action(action: Option<&Action>) -> Value {
     match action {
-        None => "\"inherit\"".to_owned(),
-        Some(Action::Handler(name)) => format!("{{ handler = {} }}", string(name)),
-        Some(action) => action.to_string(),
-    }
-}
-
-/// A key, in quotes where TOML wants them.
-fn key(key: &str) -> String {
-    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    if !key.is_empty() && key.bytes().all(is_bare) {
-        key.to_owned()
-    } else {
-        string(key)
-    }
-}
-
-/// A string of TOML, on one line.
-fn string(text: &str) -> String {
-    let mut quoted = "\"".to_owned();
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => quoted.extend(['\\', c]),
-            _ if c.is_control() => _ = write!(quoted, "\\u{:04x}", u32::from(c)),
-            _ => quoted.push(c),
+        None => Value::text("inherit"),
+        Some(Action::Handler(name)) => table([("handler", Value::text(&**name))]),
+        Some(Action::Device(device)) => table([("device", Value::Text(device.to_string()))]),
+        Some(Action::Register(register)) => {
+            let reset = ("reset", number(register.reset));
+            let fields = [reset].into_iter().chain(mask(register.mask));
+            table([("register", table(fields))])
         }
+        Some(Action::Value(value)) => table([("value", number(value))]),
+        Some(Action::Mask(bits)) => table(mask(*bits)),
+        Some(Action::Sticky(bits)) if *bits != u64::MAX => table([("sticky", number(bits))]),
+        Some(action) => Value::text(action.word()),
     }
-    quoted + "\""
 }
 
-fn list(parts: impl Iterator<Item = String>) -> String {
-    parts.collect::<Vec<_>>().join(", ")
+fn mask(mask: Mask) -> impl Iterator<Item = (&'static str, Value)> {
+    let keep = match mask.outside {
+        Outside::Deny => None,
+        Outside::Keep => Some(("outside", Value::text("keep"))),
+    };
+    [("mask", number(mask.bits))].into_iter().chain(keep)
 }
 
 #[cfg(test)]

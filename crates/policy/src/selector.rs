@@ -124,6 +124,40 @@ pub fn parse_msrs(text: &str) -> Result<MsrSet, SelectorError> {
         .ok_or_else(|| SelectorError::BackwardRange(quoted(text)))
 }
 
+/// Text that means the same MSRs in the spelling of the table: `IA32_EFER` for `ia32_efer`, digits
+/// in small letters, no blanks. A name stays the one that it is.
+pub(crate) fn spelled(text: &str) -> String {
+    let text = text.trim();
+    if text.starts_with('@') {
+        return text.to_lowercase();
+    }
+    match text.split_once("..=") {
+        Some((first, last)) => format!(
+            "{}..={}",
+            spelled_one(first.trim()),
+            spelled_one(last.trim())
+        ),
+        None => spelled_one(text),
+    }
+}
+
+fn spelled_one(text: &str) -> String {
+    let registers = match text.get(..2) {
+        Some("0x" | "0X") => return text.to_lowercase(),
+        _ => registers::by_name(text),
+    };
+    let registers = match registers {
+        Named::One(register) => vec![register],
+        Named::Several(registers) => registers,
+        Named::None(_) => return text.to_owned(),
+    };
+    let names = registers.into_iter().flat_map(Register::names);
+    // What is left out in front of a name is left out of its spelling.
+    let mut ends = names.filter_map(|name| name.get(name.len().checked_sub(text.len())?..));
+    let spelling = ends.find(|name| name.eq_ignore_ascii_case(text));
+    spelling.unwrap_or(text).to_owned()
+}
+
 fn group(name: &str) -> Result<MsrSet, SelectorError> {
     let ranges = registers::group(&name.to_lowercase())
         .into_iter()

@@ -1,15 +1,18 @@
 //! Tasks of this repository that need more than a shell.
 //!
 //! `cargo run -p xtask -- registers` regenerates the register table of `msrgate-policy` from
-//! `crates/policy/data`; with `--check` it only compares, and fails when the table is stale.
+//! `crates/policy/data`, `cargo run -p xtask -- schema` the JSON schema of the language in `docs`; with
+//! `--check` they only compare, and fail when something is stale.
 #![forbid(unsafe_code)]
 
+mod generated;
 mod registers;
+mod schema;
 
 use std::path::Path;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo run -p xtask -- registers [--check]";
+const USAGE: &str = "usage: cargo run -p xtask -- registers|schema [--check]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -24,10 +27,13 @@ fn main() -> ExitCode {
 }
 
 fn run(words: &[&str]) -> anyhow::Result<()> {
-    let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (policy, docs) = (folder.join("../policy"), folder.join("../../docs"));
     match words {
         ["registers"] => registers::regenerate(&policy),
         ["registers", "--check"] => registers::check(&policy),
+        ["schema"] => schema::regenerate(&docs),
+        ["schema", "--check"] => schema::check(&docs),
         _ => anyhow::bail!(USAGE),
     }
 }

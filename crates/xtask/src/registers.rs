@@ -8,32 +8,19 @@ mod merge;
 mod sources;
 mod weed;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use crate::generated::{compare, write};
 
 /// Writes the generated files of the crate in `policy`.
 pub(crate) fn regenerate(policy: &Path) -> anyhow::Result<()> {
-    for (path, text) in generate(policy)? {
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-    }
-    Ok(())
+    write(generate(policy)?)
 }
 
 /// Fails when a generated file of the crate in `policy` differs from what its data says.
 pub(crate) fn check(policy: &Path) -> anyhow::Result<()> {
-    for (path, text) in generate(policy)? {
-        let committed =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        if committed != text {
-            bail!(
-                "{} is not what crates/policy/data says: run `cargo run -p xtask -- registers`",
-                path.display()
-            );
-        }
-    }
-    Ok(())
+    let how = "crates/policy/data says: run `cargo run -p xtask -- registers`";
+    compare(generate(policy)?, how)
 }
 
 fn generate(policy: &Path) -> anyhow::Result<Vec<(PathBuf, String)>> {

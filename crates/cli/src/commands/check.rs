@@ -162,13 +162,10 @@ fn print(
     let green = anstyle::AnsiColor::Green.on_default().bold();
     let source = one_line(policy.source().name());
     writeln!(out, "{source}: {green}no mistakes{green:#}")?;
-    let entries = match policy.entries().len() {
-        1 => "1 entry".to_owned(),
-        count => format!("{count} entries"),
-    };
     writeln!(
         out,
-        "{entries}, default {}; each filter is equal to the policy for all 2^32 MSRs, reads and writes",
+        "{}, default {}; each filter is equal to the policy for all 2^32 MSRs, reads and writes",
+        output::count(policy.entries().len(), "entry", "entries"),
         policy.default_action().word(),
     )?;
     within.iter().try_for_each(|within| within.print(out))?;

@@ -3,13 +3,13 @@
 use std::fs::Permissions;
 use std::io::{self, IsTerminal as _, Write};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 
 use msrgate_policy::{Program, ProgramVariant, emit};
 
 use crate::cli::{CompileArgs, Output};
 use crate::failure::{Answer, Failure};
 use crate::load;
+use crate::whole;
 
 pub(super) fn run(args: &CompileArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     let program = Program::of(&load::compiled(&args.policy)?);
@@ -22,7 +22,8 @@ pub(super) fn run(args: &CompileArgs, out: &mut dyn Write) -> Result<Answer, Fai
         }
     };
     match &args.output {
-        Some(path) => write_whole(path, &bytes)?,
+        // As any new file: what the umask leaves.
+        Some(path) => whole::write(path, &bytes, Permissions::from_mode(0o666))?,
         None if args.format.is_text() => out.write_all(&bytes)?,
         None if io::stdout().is_terminal() => {
             return Err(Failure::Usage(
@@ -81,28 +82,5 @@ fn filter(variant: &ProgramVariant, format: Output) -> Result<Vec<u8>, Failure> 
         Output::Abi | Output::Program => {
             emit::abi(variant).map_err(|error| Failure::Refused(error.to_string()))?
         }
-    })
-}
-
-/// The file is the old one or the new one, never a part.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
-    let write = || -> io::Result<()> {
-        // As any new file: what the umask leaves.
-        let mut file = tempfile::Builder::new()
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().map_err(|error| Failure::Input {
-        what: path.display().to_string(),
-        // The error names the temporary file, which is nobody's business.
-        why: format!("cannot be written: {}", error.kind()),
     })
 }

@@ -13,10 +13,16 @@ struct Topic {
     text: &'static str,
 }
 
-const TOPICS: [Topic; 1] = [Topic {
-    name: "policy",
-    text: include_str!("../../../../docs/policy-reference.md"),
-}];
+const TOPICS: [Topic; 2] = [
+    Topic {
+        name: "policy",
+        text: include_str!("../../../../docs/policy-reference.md"),
+    },
+    Topic {
+        name: "schema",
+        text: include_str!("../../../../docs/policy.schema.json"),
+    },
+];
 
 pub(super) fn run(args: &HelpArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     let mut program = Cli::command();

@@ -127,7 +127,8 @@ fn range(window: &Window) -> Result<Range, (&'static str, String)> {
     let least = window.count.div_ceil(8) as usize;
     if bytes.len() < least || bytes.len() > words * 8 {
         let (count, given) = (window.count, bytes.len());
-        let why = format!("{given} bytes for {count} MSRs, which have {least}");
+        let why =
+            format!("its length in bytes is {given}, and should be {least} for a count of {count}");
         return Err(("bitmap", why));
     }
     let bit = |offset: u32| bytes[(offset / 8) as usize] >> (offset % 8) & 1 == 1;

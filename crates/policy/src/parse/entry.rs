@@ -4,47 +4,13 @@ use msrgate_filter::{Access, MsrIndex};
 use toml::de::DeValue;
 
 use super::value::{Item, Key};
+use super::words::{self, Says};
 use super::{MAX_ENTRIES, MAX_GROUPS, MAX_MISTAKES, Reader};
-use crate::action::{Action, Device, Emulated, Mask, Outside};
+use crate::action::{Action, Emulated, Mask, Outside};
 use crate::mistake::Wrong;
 use crate::msrs::MsrSet;
 use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
 use crate::source::quoted;
-
-/// Words for both directions at once.
-const SHORT: [(&str, [Action; 2]); 4] = [
-    ("rw", [Action::Allow, Action::Allow]),
-    ("r", [Action::Allow, Action::Deny]),
-    ("w", [Action::Deny, Action::Allow]),
-    ("none", [Action::Deny, Action::Deny]),
-];
-
-/// Words for one direction.
-const WORDS: [(&str, Says); 7] = [
-    ("allow", Says::This(Action::Allow)),
-    ("deny", Says::This(Action::Deny)),
-    ("kill", Says::This(Action::Kill)),
-    ("inherit", Says::Inherit),
-    ("ignore", Says::This(Action::Ignore)),
-    ("pin", Says::This(Action::Pin)),
-    ("sticky", Says::This(Action::Sticky(u64::MAX))),
-];
-
-/// Words that may follow `log =`.
-pub(super) const LOGS: [(&str, Log); 4] = [
-    ("none", Log::None),
-    ("denied", Log::Denied),
-    ("first", Log::First),
-    ("all", Log::All),
-];
-
-/// What an entry says of a direction.
-#[derive(Clone)]
-enum Says {
-    /// What a wider entry or the default says.
-    Inherit,
-    This(Action),
-}
 
 /// What the table of an entry says, as far as it is understood.
 #[derive(Default)]
@@ -84,7 +50,7 @@ impl Reader<'_> {
         let msrs = self.msrs_of(item.key);
         let long = match item.value.get_ref() {
             DeValue::String(_) => {
-                let both = self.word(item, &SHORT);
+                let both = self.word(item, &words::BOTH);
                 let said = |action| (String::new(), Some(Says::This(action)));
                 Long {
                     actions: both?.map(|action| Some(said(action))),
@@ -129,9 +95,6 @@ impl Reader<'_> {
     }
 
     fn long_entry(&mut self, item: Item<'_>) -> Option<Long> {
-        const KNOWN: [&str; 8] = [
-            "read", "write", "device", "register", "why", "log", "override", "final",
-        ];
         let mut long = Long::default();
         for inner in self.table(item)? {
             match inner.key.text {
@@ -139,11 +102,11 @@ impl Reader<'_> {
                 "write" => self.say(item.key, &mut long, inner, &[Access::Write]),
                 "device" | "register" => self.say(item.key, &mut long, inner, &Access::ALL),
                 "why" => long.why = self.string(inner).map(Box::from),
-                "log" => long.log = self.word(inner, &LOGS),
+                "log" => long.log = self.word(inner, &words::LOGS),
                 "override" if self.is_true(inner) => long.replaces = Replaces::Included,
                 "final" if self.is_true(inner) => long.firmness = Firmness::Final,
                 "override" | "final" => {}
-                _ => self.unknown_key(inner.key, &KNOWN),
+                _ => self.unknown_key(inner.key, &words::ENTRY),
             }
         }
         for access in Access::ALL {
@@ -184,7 +147,7 @@ impl Reader<'_> {
     fn action(&mut self, item: Item<'_>, access: Access) -> Option<Says> {
         let says = match item.value.get_ref() {
             DeValue::Table(_) => Says::This(self.action_table(item)?),
-            _ => self.word(item, &WORDS)?,
+            _ => self.word(item, &words::ONE)?,
         };
         if let Says::This(action) = &says
             && !action.is_for(access)
@@ -198,9 +161,6 @@ impl Reader<'_> {
 
     /// `{ value = … }`, `{ mask = …, outside = … }` and the like: one action.
     fn action_table(&mut self, item: Item<'_>) -> Option<Action> {
-        const KNOWN: [&str; 7] = [
-            "value", "mask", "outside", "sticky", "handler", "device", "register",
-        ];
         let mut action: Option<(&str, Option<Action>)> = None;
         let mut outside = None;
         for inner in self.table(item)? {
@@ -219,7 +179,7 @@ impl Reader<'_> {
                     continue;
                 }
                 _ => {
-                    self.unknown_key(inner.key, &KNOWN);
+                    self.unknown_key(inner.key, &words::ACTION);
                     continue;
                 }
             };
@@ -247,7 +207,7 @@ impl Reader<'_> {
                 ..mask
             })),
             (_, Some((inner, _))) => {
-                self.unknown_key(inner.key, &KNOWN[..1]);
+                self.unknown_key(inner.key, &words::ACTION[..1]);
                 None
             }
             (action, None) => Some(action),
@@ -255,11 +215,11 @@ impl Reader<'_> {
     }
 
     fn outside(&mut self, item: Item<'_>) -> Option<Outside> {
-        self.word(item, &[("deny", Outside::Deny), ("keep", Outside::Keep)])
+        self.word(item, &words::OUTSIDES)
     }
 
     fn device(&mut self, item: Item<'_>) -> Option<Action> {
-        let device = self.word(item, &[("microcode", Device::Microcode)])?;
+        let device = self.word(item, &words::DEVICES)?;
         Some(Action::Device(device))
     }
 
@@ -270,7 +230,7 @@ impl Reader<'_> {
                 "reset" => reset = Some(self.number(inner)),
                 "mask" => bits = Some(self.number(inner)),
                 "outside" => outside = self.outside(inner),
-                _ => self.unknown_key(inner.key, &["reset", "mask", "outside"]),
+                _ => self.unknown_key(inner.key, &words::REGISTER),
             }
         }
         let at = self.at(item.span());

@@ -55,7 +55,10 @@ impl Reader<'_> {
         let this = self.current;
         for (path, span) in self.strings(item) {
             let at = self.at(span);
-            let opened = self.includes.open(&self.sources[this.0], path);
+            let Some(includes) = &mut self.includes else {
+                continue;
+            };
+            let opened = includes.open(&self.sources[this.0], path);
             let source = match opened {
                 Ok(source) if way.len() < MAX_DEPTH => source,
                 Ok(_) => {

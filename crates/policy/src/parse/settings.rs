@@ -3,19 +3,15 @@
 use toml::de::DeValue;
 
 use super::Reader;
-use super::entry::LOGS;
 use super::value::{Item, one_of};
+use super::words;
 use crate::action::Action;
 use crate::mistake::{Label, Mistake, Wrong};
-use crate::policy::{At, Log, Microcode, Mode, Settings, Unknown, UnknownAction, Update};
-use crate::registers::{self, GapKind};
+use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
 use crate::source::quoted;
 
 /// The language version this program reads.
 const VERSION: &str = "1";
-
-/// Gaps that are the gate's, not the kernel's.
-const STATE_NOT_MIGRATED: &str = "state-not-migrated";
 
 /// What one text says. A setting that is there and was not understood is `Some(None)`.
 #[derive(Default)]
@@ -50,16 +46,10 @@ impl Reader<'_> {
         let id = self.current.0;
         match item.key.text {
             "name" => self.said[id].name = self.string(item).map(Box::from),
-            "mode" => {
-                let words = [("enforce", Mode::Enforce), ("audit", Mode::Audit)];
-                self.said[id].mode = Some((self.word(item, &words), at));
-            }
-            "default" => {
-                let words = [("allow", Action::Allow), ("deny", Action::Deny)];
-                self.said[id].default = Some((self.word(item, &words), at));
-            }
+            "mode" => self.said[id].mode = Some((self.word(item, &words::MODES), at)),
+            "default" => self.said[id].default = Some((self.word(item, &words::DEFAULTS), at)),
             "unknown" => self.said[id].unknown = Some((self.unknown(item), at)),
-            "log" => self.said[id].log = Some((self.word(item, &LOGS), at)),
+            "log" => self.said[id].log = Some((self.word(item, &words::LOGS), at)),
             "accept" => self.accept(item),
             _ => self.devices(item),
         }
@@ -67,17 +57,11 @@ impl Reader<'_> {
 
     fn unknown(&mut self, item: Item<'_>) -> Option<Unknown> {
         if let DeValue::String(_) = item.value.get_ref() {
-            let ignore = Unknown {
-                read: UnknownAction::Value(0),
-                write: UnknownAction::Ignore,
-                log: None,
-            };
-            return self.word(item, &[("gp", Unknown::default()), ("ignore", ignore)]);
+            return self.word(item, &words::UNKNOWNS);
         }
         let mut unknown = Unknown::default();
         let mut is_understood = true;
         for inner in self.table(item)? {
-            let deny = ("deny", UnknownAction::Deny);
             match inner.key.text {
                 "read" => match inner.value.get_ref() {
                     DeValue::String(word) if word == "deny" => {}
@@ -89,14 +73,11 @@ impl Reader<'_> {
                     },
                     _ => unknown.read = UnknownAction::Value(self.number(inner)?),
                 },
-                "write" => {
-                    let words = [deny, ("ignore", UnknownAction::Ignore)];
-                    unknown.write = self.word(inner, &words)?;
-                }
-                "log" => unknown.log = Some(self.word(inner, &LOGS)?),
+                "write" => unknown.write = self.word(inner, &words::UNKNOWN_WRITES)?,
+                "log" => unknown.log = Some(self.word(inner, &words::LOGS)?),
                 _ => {
                     is_understood = false;
-                    self.unknown_key(inner.key, &["read", "write", "log"]);
+                    self.unknown_key(inner.key, &words::UNKNOWN);
                 }
             }
         }
@@ -104,11 +85,7 @@ impl Reader<'_> {
     }
 
     fn accept(&mut self, item: Item<'_>) {
-        let gaps = registers::gaps().filter(|gap| gap.kind == GapKind::Access);
-        let known: Vec<_> = gaps
-            .map(|gap| gap.name)
-            .chain([STATE_NOT_MIGRATED])
-            .collect();
+        let known: Vec<_> = words::gaps().collect();
         for (name, span) in self.strings(item) {
             if known.contains(&name) {
                 self.said[self.current.0].accept.push(name.into());
@@ -125,12 +102,13 @@ impl Reader<'_> {
             return;
         };
         for device in devices {
-            if device.key.text == "microcode" {
+            let known = words::DEVICES.map(|(device, _)| device);
+            if known.contains(&device.key.text) {
                 let at = self.key_at(device.key);
                 let microcode = self.microcode(device);
                 self.said[self.current.0].microcode = Some((microcode, at));
             } else {
-                self.unknown_key(device.key, &["microcode"]);
+                self.unknown_key(device.key, &known);
             }
         }
     }
@@ -140,15 +118,8 @@ impl Reader<'_> {
         for inner in self.table(item)? {
             match inner.key.text {
                 "revision" => revision = Some(self.small_number(inner)),
-                "update" => {
-                    let words = [
-                        ("accept", Update::Accept),
-                        ("ignore", Update::Ignore),
-                        ("deny", Update::Deny),
-                    ];
-                    update = Some(self.word(inner, &words));
-                }
-                _ => self.unknown_key(inner.key, &["revision", "update"]),
+                "update" => update = Some(self.word(inner, &words::UPDATES)),
+                _ => self.unknown_key(inner.key, &words::MICROCODE),
             }
         }
         let at = self.key_at(item.key);
@@ -183,6 +154,20 @@ impl Reader<'_> {
                 "what happens to MSRs that no entry names: write `default = \"deny\"` or `default = \"allow\"` above `[msrs]`",
             );
         }
+    }
+
+    /// Where the policy is silent about it, something to go on with; whether it was not.
+    pub(super) fn stand_in_for_default(&mut self) -> bool {
+        let default = &mut self.said[0].default;
+        let is_there = default.is_some();
+        default.get_or_insert((
+            Some(Action::Deny),
+            At {
+                source: SourceId(0),
+                span: (0, 0).into(),
+            },
+        ));
+        is_there
     }
 
     /// The settings of all texts together: what an include says, the policy says, too.

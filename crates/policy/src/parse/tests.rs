@@ -96,6 +96,17 @@ fn text_that_is_not_toml_shows_every_place() {
     ));
 }
 
+/// The first key is the one of the same table, not one of the same name elsewhere.
+#[test]
+fn a_key_that_stands_twice_is_shown_with_the_first() {
+    insta::assert_snapshot!(report(
+        "policy = 1\ndefault = \"deny\"\ndefault = \"deny\"\n[msrs]\n0x10 = \"r\"\n\"0x11\" = \"r\"\n\
+         '0x11' = \"w\"\n0x12 = { read = \"deny\", read = \"deny\", write = \"deny\" }\n\
+         [[when]]\ncpu = {}\n[when.msrs]\n0x10 = \"r\"\n[[when]]\ncpu = {}\n[when.msrs]\n\
+         0x10 = \"r\"\n0x10 = \"r\"\n[msrs.0x10]\nread = \"deny\"\nwrite = \"deny\"\n"
+    ));
+}
+
 #[test]
 fn entries_that_disagree_are_shown_together() {
     insta::assert_snapshot!(report(

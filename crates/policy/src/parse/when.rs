@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use toml::de::DeValue;
 
 use super::value::Item;
+use super::words;
 use super::{MAX_WHENS, Reader};
 use crate::cpu::CpuSet;
 use crate::mistake::Wrong;
@@ -39,7 +40,7 @@ impl Reader<'_> {
             match part.key.text {
                 "cpu" => cpus = Some(self.cpus(*part)),
                 "msrs" => msrs = Some(*part),
-                _ => self.unknown_key(part.key, &["cpu", "msrs"]),
+                _ => self.unknown_key(part.key, &words::WHEN),
             }
         }
         if cpus.is_none() {
@@ -59,7 +60,6 @@ impl Reader<'_> {
     }
 
     fn cpus(&mut self, item: Item<'_>) -> Option<CpuSet> {
-        const KNOWN: [&str; 4] = ["vendor", "family", "model", "stepping"];
         let mut cpus = CpuSet::default();
         for part in self.table(item)? {
             match part.key.text {
@@ -67,7 +67,7 @@ impl Reader<'_> {
                 "family" => cpus.family = Some(self.numbers(part)?),
                 "model" => cpus.model = Some(self.numbers(part)?),
                 "stepping" => cpus.stepping = Some(self.numbers(part)?),
-                _ => self.unknown_key(part.key, &KNOWN),
+                _ => self.unknown_key(part.key, &words::CPU),
             }
         }
         Some(cpus)

@@ -157,9 +157,9 @@ pub(super) fn heading(
     }
     writeln!(
         out,
-        "{}: {} entries in {} of 16 ranges, default {}\n",
+        "{}: {} in {} of 16 ranges, default {}\n",
         policy.source().name(),
-        policy.entries().len(),
+        output::count(policy.entries().len(), "entry", "entries"),
         variant.filter().ranges().len(),
         policy.default_action().word(),
     )
@@ -181,8 +181,8 @@ pub(super) fn text(out: &mut dyn Write, policy: &Policy, measured: &[Measured]) 
     let tried = summary.cases - summary.not_tried;
     writeln!(
         out,
-        "\n{} MSRs, {} accesses in two passes (exits for every reason; none)",
-        summary.msrs,
+        "\n{}, {} accesses in two passes (exits for every reason; none)",
+        output::count(summary.msrs, "MSR", "MSRs"),
         summary.cases / 2,
     )?;
     let style = if summary.deviations == 0 {

@@ -1,0 +1,111 @@
+//! `msrgate fmt`.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use msrgate_policy::format;
+use serde::Serialize;
+
+use crate::cli::{FmtArgs, Format};
+use crate::failure::{Answer, Failure};
+use crate::load;
+use crate::output::{self, SCHEMA};
+use crate::remark::{Remark, remarks};
+use crate::whole;
+
+#[derive(Serialize)]
+struct Report {
+    schema: u32,
+    ok: bool,
+    files: Vec<FileReport>,
+}
+
+/// What became of one file.
+#[derive(Serialize)]
+struct FileReport {
+    file: String,
+    /// Whether its canonical form is another text; null for one with mistakes.
+    changed: Option<bool>,
+    /// The canonical form, where nothing was written or only asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+    mistakes: Vec<Remark>,
+}
+
+pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
+    if !args.write && !args.check && args.policies.len() > 1 {
+        return Err(Failure::Usage(
+            "standard output takes one policy; say --write or --check for several".to_owned(),
+        ));
+    }
+    let mut report = Report {
+        schema: SCHEMA,
+        ok: true,
+        files: Vec::new(),
+    };
+    for policy in &args.policies {
+        let file = one(args, policy, out)?;
+        report.ok &= file.mistakes.is_empty() && !(args.check && file.changed == Some(true));
+        report.files.push(file);
+    }
+    if args.format.format == Format::Json {
+        output::json(out, &report)?;
+    }
+    Ok(if report.ok { Answer::Yes } else { Answer::No })
+}
+
+/// Formats one policy. Its mistakes do not keep the others from being looked at.
+fn one(args: &FmtArgs, policy: &str, out: &mut dyn Write) -> Result<FileReport, Failure> {
+    let is_text = args.format.format == Format::Text;
+    let source = load::source(policy)?;
+    if args.write && (policy == "-" || !Path::new(policy).exists()) {
+        return Err(Failure::Usage(format!(
+            "{} is no file that could be written; leave out --write",
+            source.name()
+        )));
+    }
+    let text = match format(&source) {
+        Ok(text) => text,
+        Err(mistakes) => {
+            let report = FileReport {
+                file: source.name().to_owned(),
+                changed: None,
+                text: None,
+                mistakes: remarks(&mistakes),
+            };
+            if is_text {
+                output::say(&Failure::Mistakes(mistakes));
+            }
+            return Ok(report);
+        }
+    };
+    let is_changed = text != source.text();
+    if args.write && is_changed {
+        replace(policy, &text)?;
+    }
+    if is_text && args.check && is_changed {
+        writeln!(out, "{}", source.name())?;
+    }
+    let is_asked_for = !args.write && !args.check;
+    if is_text && is_asked_for {
+        out.write_all(text.as_bytes())?;
+    }
+    Ok(FileReport {
+        file: source.name().to_owned(),
+        changed: Some(is_changed),
+        text: is_asked_for.then_some(text),
+        mistakes: Vec::new(),
+    })
+}
+
+/// Puts the text in the place of the file's, where a link leads to, with the file's mode.
+fn replace(policy: &str, text: &str) -> Result<(), Failure> {
+    let trouble = |error: io::Error| Failure::Input {
+        what: policy.to_owned(),
+        why: error.to_string(),
+    };
+    let path = fs::canonicalize(policy).map_err(trouble)?;
+    let permissions = fs::metadata(&path).map_err(trouble)?.permissions();
+    whole::write(&path, text.as_bytes(), permissions)
+}

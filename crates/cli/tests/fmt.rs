@@ -1,0 +1,78 @@
+//! What `msrgate fmt --write` leaves behind.
+
+use std::fs::{self, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const UNTIDY: &str =
+    "default=\"deny\"\npolicy=1 # version\n[msrs]\n0x10={read=\"allow\",write=\"allow\"}\n";
+const TIDY: &str = "policy  = 1  # version\ndefault = \"deny\"\n\n[msrs]\n0x10 = \"rw\"\n";
+
+fn fmt(arguments: &[&str], file: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    let command = command.arg("fmt").args(arguments).arg(file);
+    command.output().expect("msrgate runs")
+}
+
+#[test]
+fn a_link_stays_one_and_the_file_keeps_its_mode() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, link) = (folder.path().join("a.toml"), folder.path().join("b.toml"));
+    fs::write(&file, UNTIDY).expect("written");
+    fs::set_permissions(&file, Permissions::from_mode(0o640)).expect("set");
+    symlink("a.toml", &link).expect("a link");
+
+    assert_eq!(fmt(&["--check"], &link).status.code(), Some(1));
+    assert_eq!(fs::read_to_string(&file).expect("read"), UNTIDY);
+    assert_eq!(fmt(&["--write"], &link).status.code(), Some(0));
+    assert_eq!(fs::read_to_string(&file).expect("read"), TIDY);
+    assert!(fs::symlink_metadata(&link).expect("a link").is_symlink());
+    let mode = fs::metadata(&file).expect("a file").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o640);
+    assert_eq!(fmt(&["--check"], &link).status.code(), Some(0));
+    // Nothing is left beside them.
+    assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 2);
+}
+
+#[test]
+fn what_would_not_change_or_has_mistakes_is_not_touched() {
+    for (text, code) in [(TIDY, 0), ("policy = 1\n[msrs]\nnothing = \"rw\"\n", 1)] {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(text.as_bytes()).expect("written");
+        let inode = |path: &Path| fs::metadata(path).expect("a file").ino();
+        let before = inode(file.path());
+        assert_eq!(fmt(&["--write"], file.path()).status.code(), Some(code));
+        assert_eq!(inode(file.path()), before);
+        assert_eq!(fs::read_to_string(file.path()).expect("read"), text);
+    }
+}
+
+/// One with mistakes does not keep the others from being written.
+#[test]
+fn all_files_are_looked_at() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [wrong, untidy] = ["wrong.toml", "untidy.toml"].map(|name| folder.path().join(name));
+    fs::write(&wrong, "policy = 2\n").expect("written");
+    fs::write(&untidy, UNTIDY).expect("written");
+    let output = fmt(&["--write", &wrong.to_string_lossy()], &untidy);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("policy language 2"));
+    assert_eq!(fs::read_to_string(&untidy).expect("read"), TIDY);
+}
+
+#[test]
+fn standard_input_is_formatted_to_standard_output() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    let command = command.args(["fmt", "-"]).stdin(Stdio::piped());
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("msrgate runs");
+    let mut input = child.stdin.take().expect("a pipe");
+    input.write_all(UNTIDY.as_bytes()).expect("written");
+    drop(input);
+    let output = child.wait_with_output().expect("its output");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), TIDY);
+}

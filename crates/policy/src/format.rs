@@ -1,0 +1,229 @@
+//! The canonical form of a policy's text.
+
+mod node;
+mod statement;
+
+use std::collections::HashMap;
+
+use toml_edit::Document;
+
+use crate::layout::{
+    self, Body, Comments, EntryText, Field, Value, comment_lines, gap, header, shortened,
+};
+use crate::mistake::{Mistakes, Wrong};
+use crate::parse::{check_alone, mistake_in};
+use crate::selector::spelled;
+use crate::source::Source;
+use node::{Node, Origin};
+use statement::Statements;
+
+/// The order of the settings.
+const SETTINGS: [&str; 8] = [
+    "policy", "name", "include", "mode", "default", "unknown", "log", "accept",
+];
+
+/// The order in which an entry says things.
+const ENTRY: [&str; 8] = [
+    "read", "write", "device", "register", "override", "final", "log", "why",
+];
+
+/// The order of the fields of other tables: of `unknown`, of a register or a mask, of a device, of
+/// a `cpu`.
+const OTHERS: [&str; 13] = [
+    "read", "write", "log", "reset", "value", "mask", "outside", "revision", "update", "vendor",
+    "family", "model", "stepping",
+];
+
+/// The text in canonical form: the same policy, with the same comments.
+///
+/// - Settings come first, in the order of the reference, then `[msrs]`, `[device.microcode]`, and
+///   the `[[when]]`s. Entries keep their order, and paragraphs stay paragraphs.
+/// - An entry is a line, unless that would pass 120 columns, or its `why` has several lines: then it is
+///   a table, `[msrs.NAME]`, after those that are lines; so are those which stand with it below one comment.
+///   One that was a table stays one.
+/// - Values of a paragraph stand in a column, so do comments beside them. Table entries that say
+///   what a word says become the word. Keys have quotes only where TOML wants them, digits are
+///   small, names are spelled as the table spells them.
+///
+/// A comment stays with what it stands above, beside, or right below. Formatting what is formatted
+/// changes nothing. Includes are not followed.
+///
+/// # Errors
+/// All mistakes that the text has by itself. What another text may mend, such as an `override` of
+/// an included entry, is none.
+pub fn format(source: &Source) -> Result<String, Box<Mistakes>> {
+    check_alone(source)?;
+    let text = source.text();
+    let document = Document::parse(text).map_err(|error| {
+        let wrong = Wrong::Syntax(error.message().to_owned());
+        Box::new(mistake_in(source, error.span().unwrap_or_default(), wrong))
+    })?;
+    let statements = Statements::of(document.as_table(), text);
+    let (head, foot) = (statements.head, statements.foot);
+    let formatted = write(Node::of(statements.all, text), &head, &foot);
+    // Nothing that would not be read takes the place of something that is.
+    check_alone(&Source::new(source.name(), &formatted))?;
+    Ok(formatted)
+}
+
+fn write(mut root: Node, head: &[String], foot: &[String]) -> String {
+    let [msrs, devices, whens] = ["msrs", "device", "when"].map(|key| root.parts.shift_remove(key));
+    let mut text = String::new();
+    comment_lines(&mut text, head);
+    let (mut settings, _) = into_fields(root, &SETTINGS);
+    if let Some(first) = settings.first_mut() {
+        first.comments.lead.retain({
+            let mut is_first = true;
+            move |line| !std::mem::take(&mut is_first) || !line.is_empty()
+        });
+    }
+    layout::fields(&mut text, &settings);
+    if let Some(msrs) = msrs {
+        gap(&mut text);
+        entries(&mut text, "msrs", msrs);
+    }
+    for (name, device) in devices.into_iter().flat_map(with_head_for_first) {
+        gap(&mut text);
+        let (mut fields, comments) = into_fields(device, &OTHERS);
+        without_paragraphs(&mut fields);
+        header(&mut text, &format!("[device.{name}]"), &comments);
+        layout::fields(&mut text, &fields);
+    }
+    for (_, one) in whens.into_iter().flat_map(with_head_for_first) {
+        gap(&mut text);
+        when(&mut text, one);
+    }
+    if !foot.is_empty() {
+        gap(&mut text);
+        comment_lines(&mut text, foot);
+    }
+    text
+}
+
+/// The parts of a table, the first of them with the table's own comments.
+fn with_head_for_first(table: Node) -> impl Iterator<Item = (String, Node)> {
+    let mut own = Some(table.comments.clone());
+    table.parts.into_iter().map(move |(key, mut child)| {
+        if let Some(own) = own.take() {
+            let all = own.lead.into_iter().chain(own.trail).chain(own.tail);
+            child.comments.lead.splice(0..0, all);
+        }
+        (key, child)
+    })
+}
+
+fn when(text: &mut String, mut when: Node) {
+    let msrs = when.parts.shift_remove("msrs");
+    let cpu = when.parts.shift_remove("cpu");
+    header(text, "[[when]]", &when.comments);
+    if let Some(cpu) = cpu {
+        let mut field = cpu.into_field("cpu");
+        sort(&mut field.value);
+        field.comments.lead.retain(|line| !line.is_empty());
+        layout::cpu(text, field);
+    }
+    if let Some(msrs) = msrs {
+        if text
+            .lines()
+            .last()
+            .is_some_and(|line| line.starts_with('#'))
+            || msrs.comments.has_heading()
+        {
+            gap(text);
+        }
+        entries(text, "when.msrs", msrs);
+    }
+}
+
+/// The entries of one table.
+fn entries(text: &mut String, path: &str, msrs: Node) {
+    let Node {
+        comments,
+        parts: children,
+        ..
+    } = msrs;
+    // Spelling must not make one key of two.
+    let mut spellings = HashMap::<String, usize>::new();
+    for key in children.keys() {
+        *spellings.entry(spelled(key)).or_default() += 1;
+    }
+    let entries = children.into_iter().map(|(written, child)| {
+        let spelled = spelled(&written);
+        let key = if spellings.get(&spelled) == Some(&1) {
+            spelled
+        } else {
+            written
+        };
+        entry(key, child)
+    });
+    layout::entries(text, path, &comments, entries.collect());
+}
+
+fn entry(key: String, node: Node) -> EntryText {
+    let is_table = node.origin == Origin::Head;
+    if let Some(value) = node.value {
+        return EntryText {
+            comments: node.comments,
+            key,
+            body: Body::Line(value),
+        };
+    }
+    let (mut fields, mut comments) = into_fields(node, &ENTRY);
+    if !is_table && let Some(first) = fields.first_mut() {
+        // `IA32_PAT.read = "allow"`: what stands above the first line stands above the entry.
+        comments.lead.append(&mut first.comments.lead);
+    }
+    without_paragraphs(&mut fields);
+    let is_table = is_table || fields.iter().any(|field| !field.comments.is_empty());
+    let body = if is_table {
+        Body::Table(fields)
+    } else {
+        let fields = fields.into_iter().map(|field| (field.key, field.value));
+        Body::Line(shortened(fields.collect()))
+    };
+    EntryText {
+        comments,
+        key,
+        body,
+    }
+}
+
+/// The parts of a table in this order, and the table's comments.
+fn into_fields(table: Node, order: &[&str]) -> (Vec<Field>, Comments) {
+    let comments = table.comments;
+    let parts = table.parts.into_iter();
+    let mut fields: Vec<_> = parts
+        .map(|(key, child)| {
+            let mut field = child.into_field(&key);
+            sort(&mut field.value);
+            field
+        })
+        .collect();
+    fields.sort_by_key(|field| place(order, &field.key));
+    (fields, comments)
+}
+
+/// The parts of tables within a value, in their order.
+fn sort(value: &mut Value) {
+    if let Value::Table(fields) = value {
+        fields.sort_by_key(|(key, _)| place(&OTHERS, key));
+        for (_, value) in fields {
+            sort(value);
+        }
+    }
+}
+
+fn place(order: &[&str], key: &str) -> usize {
+    let place = order.iter().position(|known| *known == key);
+    place.unwrap_or(order.len())
+}
+
+/// The fields of a table are one paragraph.
+fn without_paragraphs(fields: &mut [Field]) {
+    for field in fields {
+        field.comments.lead.retain(|line| !line.is_empty());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::parse::{IncludeError, Includes, NoIncludes, parse};
+use crate::policy::Policy;
+
+fn formatted(text: &str) -> String {
+    match format(&Source::new("policy.toml", text)) {
+        Ok(formatted) => formatted,
+        Err(mistakes) => panic!("{mistakes:?}\n{text}"),
+    }
+}
+
+/// The shipped policies.
+struct Shipped;
+
+impl Includes for Shipped {
+    fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
+        let text = shipped(&format!("{path}.toml"));
+        Ok(Source::new(path, &text))
+    }
+}
+
+fn shipped(file: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies");
+    fs::read_to_string(folder.join(file)).expect(file)
+}
+
+/// What a policy says, whatever the order of its entries and the spelling of their keys.
+fn said(text: &str) -> String {
+    let policy = match parse(&Source::new("policy.toml", text), &mut Shipped) {
+        Ok(policy) => policy,
+        Err(mistakes) => panic!("{mistakes:?}\n{text}"),
+    };
+    let entries = |policy: &Policy| {
+        let says = policy.entries().iter().map(|one| {
+            let place = one.source() == policy.entries()[0].source();
+            format!(
+                "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {place}",
+                one.msrs, one.when, one.actions, one.why, one.log, one.replaces, one.firmness
+            )
+        });
+        let mut says: Vec<_> = says.collect();
+        says.sort();
+        says.join("\n")
+    };
+    format!(
+        "{:?}\n{:?}\n{}",
+        policy.settings(),
+        policy.whens(),
+        entries(&policy)
+    )
+}
+
+/// The comments of a text without strings that have a `#` in them, sorted.
+fn comments(text: &str) -> Vec<String> {
+    let lines = text.lines().filter_map(statement::comment);
+    let mut comments: Vec<_> = lines.collect();
+    comments.sort();
+    comments
+}
+
+fn check(text: &str) -> String {
+    let once = formatted(text);
+    assert_eq!(said(&once), said(text), "{once}");
+    assert_eq!(formatted(&once), once, "{text}");
+    once
+}
+
+#[test]
+fn what_is_written_in_every_way_becomes_canonical() {
+    let text = r#"
+# A policy
+# in two lines.
+
+# Why it is so.
+default = 'deny' # this stays beside it
+policy=1
+  accept = [ "tsc-deadline-fastpath", # the first
+  # the second
+  "state-not-migrated" ] # all
+
+
+log   = "first"
+name = 'it"s'
+# below the settings
+
+[msrs.IA32_EFER] # a table stays one
+write = "allow"
+# why it may be read
+read = "allow"
+
+[ msrs ]   # the entries
+msr_k7_hwcr = { write = "allow", read = "allow" }
+"0X200 ..= 0X20F" = {write = "deny", read = "allow"} # one
+IA32_PLATFORM_ID = { write = "deny", read = { value = "0XFF" } } # another
+# 0x10 = "rw"
+
+# System calls.
+lstar = { why = "this is a reason that is so long that with all that stands before it it does not fit", write = "inherit", read = "allow" }
+cstar = "rw"
+# Only this one.
+star = { log = "none", final = true, read = "allow", write = { outside = "keep", mask = "0xFF" } }
+
+IA32_PAT.read = "deny"
+IA32_PAT.write = "deny"
+IA32_BIOS_UPDT_TRIG = { device = "microcode" }
+MSR_SMI_COUNT = { register = { mask = 0xFF, reset = 0 }, why = """
+two
+lines""" }
+
+# Left over.
+
+# The device.
+[device]
+microcode = { update = "accept", revision = 0x2B }
+
+# A processor.
+[[when]]
+[when.msrs]
+MSR_PPERF = "r"
+[when.cpu]
+model = [ 0x6A, "0x6C ..= 0x6F" ]
+vendor = "GenuineIntel"
+# Below all.
+
+# The end.
+"#;
+    let once = check(text);
+    assert_eq!(comments(&once), comments(text));
+    insta::assert_snapshot!(once);
+}
+
+#[test]
+fn what_is_one_line_of_toml_is_taken_apart() {
+    let text = "policy = 1\ndefault = \"deny\"\nunknown.read = \"deny\"\n# device\n\
+        device.microcode = { revision = 1, update = \"deny\" }\n\
+        # msrs\nmsrs = { 0x10 = \"r\", 0x11 = { read = \"allow\", write = \"allow\" } } # those\n\
+        # when\nwhen = [ { cpu = { family = 6 }, msrs = { 0x12 = \"r\" } }, # first\n\
+        { cpu = { family = 7 }, msrs = {} } ]\n";
+    let once = check(text);
+    assert_eq!(comments(&once), comments(text));
+    insta::assert_snapshot!(once);
+}
+
+/// Lines as long as they may be, which get longer: comments go above, strings onto several lines.
+#[test]
+fn no_line_becomes_too_long() {
+    let fill = |line: &str| line.replace('~', &"x".repeat(crate::MAX_LINE + 1 - line.len()));
+    let lines = [
+        "policy=1#~",
+        "default=\"deny\"",
+        "name='~'",
+        "accept=[\"x2apic\",#~",
+        "]",
+        "[msrs]#~",
+        "0x10=\"r\"#~",
+        "0x11={read=\"deny\",write=\"deny\",why='~'}",
+        "0x12={read={handler='~'},write=\"deny\"}",
+        "[msrs.0x13]#~",
+        "read=\"deny\"#~",
+        "write={handler='~'}",
+        "why='~'",
+    ];
+    let text = lines.map(fill).join("\n");
+    let once = check(&text);
+    assert_eq!(comments(&once), comments(&text));
+    assert!(once.lines().all(|line| line.len() <= crate::MAX_LINE));
+}
+
+/// Where the first of a paragraph becomes a table, the next one begins the paragraph.
+#[test]
+fn paragraphs_stay_apart() {
+    let why = "x".repeat(110);
+    let head = "policy  = 1\ndefault = \"deny\"\n\n[msrs]\n0x10 = \"r\"\n\n";
+    let long = format!("0x11 = {{ read = \"allow\", write = \"deny\", why = \"{why}\" }}\n");
+    let once = check(&format!("{head}{long}0x12 = \"r\"\n"));
+    let table = format!("[msrs.0x11]\nread  = \"allow\"\nwrite = \"deny\"\nwhy   = \"{why}\"\n");
+    assert_eq!(once, format!("{head}0x12 = \"r\"\n\n{table}"));
+}
+
+/// Two keys of one spelling would be one key twice.
+#[test]
+fn spelling_makes_no_two_keys_one() {
+    let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nia32_efer = \"r\"\n\
+                \"IA32_EFER\" = \"r\"\n0xABC = \"r\"\n\" 0xabc\" = \"r\"\n\"0xABD\" = \"r\"\n";
+    let once = check(text);
+    assert!(
+        once.contains("ia32_efer ") && once.contains("\" 0xabc\""),
+        "{once}"
+    );
+    assert!(once.contains("0xabd "), "{once}");
+}
+
+#[test]
+fn a_text_for_being_included_needs_no_more_than_it_has() {
+    let text = "policy = 1\ninclude = [\"nowhere.toml\"]\n\n[msrs]\n\
+                0x10 = { read = \"allow\", write = \"allow\", override = true }\n\
+                IA32_BIOS_UPDT_TRIG = { device = \"microcode\" }\n";
+    assert!(parse(&Source::new("x", text), &mut NoIncludes).is_err());
+    assert!(formatted(text).contains("include = [\"nowhere.toml\"]"));
+}
+
+#[test]
+fn a_text_with_mistakes_is_not_formatted() {
+    let wrong = |text: &str| {
+        let mistakes = format(&Source::new("x", text)).expect_err(text);
+        mistakes.to_string()
+    };
+    assert_eq!(
+        wrong("policy = 1\n[msrs]\nIA32_EFFER = \"rw\""),
+        "x has a mistake"
+    );
+    assert_eq!(wrong("policy = 1\n[msrs\n0x10 = 3"), "x has a mistake");
+    let both = "policy = 1\n[msrs]\n\"0x10..=0x11\" = \"r\"\n\"0x11..=0x12\" = \"none\"";
+    assert_eq!(wrong(both), "x has a mistake");
+}
+
+/// `scripts/check` asks the command the same of the files.
+#[test]
+fn every_shipped_policy_means_what_it_meant() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies");
+    let mut count = 0;
+    for file in fs::read_dir(folder).expect("the policies") {
+        let file = file.expect("a policy").file_name();
+        let text = shipped(&file.to_string_lossy());
+        assert_eq!(check(&text), text, "{}", file.display());
+        count += 1;
+    }
+    assert!(count >= 8, "{count}");
+}
+
+/// Every example of the reference that stands alone.
+#[test]
+fn every_example_of_the_reference_means_what_it_meant() {
+    let reference = include_str!("../../../../docs/policy-reference.md");
+    let mut count = 0;
+    for block in reference.split("\n```").skip(1).step_by(2) {
+        let Some(text) = block.strip_prefix("toml\n") else {
+            continue;
+        };
+        let is_whole = text.lines().any(|line| line.starts_with("policy"));
+        let head = if is_whole {
+            ""
+        } else {
+            "policy  = 1\ndefault = \"deny\"\n"
+        };
+        let text = format!("{head}{text}");
+        let once = formatted(&text);
+        assert_eq!(formatted(&once), once);
+        assert_eq!(comments(&once), comments(&text), "{once}");
+        if !text.contains("org.toml") {
+            check(&text);
+        }
+        count += 1;
+    }
+    assert!(count >= 12, "{count}");
+}
+
+/// A statement of a random policy, and whether it may be followed by a comment on its line.
+fn entry() -> impl Strategy<Value = String> {
+    let one = prop_oneof![
+        Just("\"allow\"".to_owned()),
+        Just("'deny'".to_owned()),
+        Just("\"kill\"".to_owned()),
+        Just("\"inherit\"".to_owned()),
+        Just("{ handler = 'x' }".to_owned()),
+        Just("{ register = { mask = 0XFF, reset = '0X1' } }".to_owned()),
+    ];
+    let one = one.prop_map(|one| one.replace("0XFF", "0xFF"));
+    let write = prop_oneof![Just("\"ignore\"".to_owned()), one.clone()];
+    let why = prop_oneof![
+        3 => Just(None),
+        2 => "[a-z \"\\\\\n]{0,150}".prop_map(Some),
+        1 => "\\PC{0,40}".prop_map(Some),
+    ];
+    let why = why.prop_map(|why| why.map(|why| layout::string(&why.replace('#', ""))));
+    let key = (0_u32..0x200, 0_u32..3, any::<bool>()).prop_map(|(first, more, is_large)| {
+        let key = match more {
+            0 => format!("0x{first:x}"),
+            more => format!("\"0x{first:x}..=0x{:x}\"", first + more),
+        };
+        if is_large {
+            key.replace("0xa", "0xA")
+        } else {
+            key
+        }
+    });
+    (key, one, write, why, 0..5).prop_map(|(key, read, write, why, form)| {
+        let why_inline = why.iter().map(|why| format!(", why = {why}"));
+        let why_inline: String = why_inline.collect();
+        let why_line: String = why.iter().map(|why| format!("why={why}\n")).collect();
+        match form {
+            0 => format!("{key} = \"rw\""),
+            1 => format!("{key}.read = {read}\n{key}.write = {write}"),
+            2 => format!("[msrs.{key}]\n{why_line}# within\nwrite = {write}\nread = {read}"),
+            _ => format!("{key} = {{ write = {write}, read = {read}{why_inline} }}"),
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn random_policies_keep_their_meaning_and_their_comments(
+        entries in prop::collection::vec((0_usize..4, entry(), any::<bool>(), any::<bool>()), 0..14),
+    ) {
+        let mut text = "# head\npolicy = 1\nname='x' # name\ndefault = \"deny\"\n".to_owned();
+        // `[msrs]` cannot be opened twice: tables stand below lines.
+        let (tables, lines): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|one| one.1.starts_with('['));
+        text.push_str("[msrs]\n");
+        for (number, (above, entry, trails, blank)) in lines.into_iter().chain(tables).enumerate() {
+            let before = text.len();
+            text.push_str(["", "\n", "# above\n", "\n# a\n\n# b\n"][above]);
+            let trail = if trails { format!(" # {number}") } else { String::new() };
+            text.push_str(&format!("{entry}{trail}\n{}", if blank { "\n" } else { "" }));
+            if parse(&Source::new("x", &text), &mut NoIncludes).is_err() {
+                text.truncate(before);
+            }
+        }
+        let once = check(&text);
+        prop_assert_eq!(comments(&once), comments(&text), "{}", once);
+    }
+}

@@ -1,0 +1,462 @@
+//! How the text of a policy is laid out: keys, strings, settings in a column, entries as lines or
+//! as tables. What is to be said comes from a [`Policy`](crate::Policy) or from a text.
+
+mod string;
+
+use crate::parse::MAX_LINE;
+use crate::parse::words::BOTH;
+pub(crate) use string::string;
+
+/// A line that would be longer is spread over several, if there is a way.
+const WIDTH: usize = 120;
+
+/// Wider keys do not push the values beside them to the right.
+const WIDEST_KEY: usize = 28;
+
+/// Wider lines do not push the comments beside them to the right.
+const WIDEST_LINE: usize = 80;
+
+/// A value.
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    /// A string, without quotes.
+    Text(String),
+    /// What is written as it is: a number, true or false.
+    Bare(String),
+    List(List),
+    /// A table on one line.
+    Table(Vec<(String, Value)>),
+}
+
+/// A list, with the comments in it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct List {
+    pub(crate) elements: Vec<Element>,
+    /// Comments after the last element.
+    pub(crate) tail: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Element {
+    pub(crate) lead: Vec<String>,
+    pub(crate) value: Value,
+    pub(crate) trail: Option<String>,
+}
+
+/// The comments of something. Those above and below are lines; an empty one is a blank line.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Comments {
+    /// Above it. Begins with a blank line where a new paragraph begins.
+    pub(crate) lead: Vec<String>,
+    /// On its line.
+    pub(crate) trail: Option<String>,
+    /// Below it, and before the next blank line.
+    pub(crate) tail: Vec<String>,
+}
+
+impl Comments {
+    pub(crate) fn begins_paragraph(&self) -> bool {
+        self.lead.first().is_some_and(String::is_empty)
+    }
+
+    pub(crate) fn begin_paragraph(&mut self) {
+        if !self.begins_paragraph() {
+            self.lead.insert(0, String::new());
+        }
+    }
+
+    pub(crate) fn has_heading(&self) -> bool {
+        self.lead.iter().any(|line| !line.is_empty())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.has_heading() && self.trail.is_none() && self.tail.is_empty()
+    }
+}
+
+/// `key = value`.
+#[derive(Clone, Debug)]
+pub(crate) struct Field {
+    pub(crate) comments: Comments,
+    pub(crate) key: String,
+    pub(crate) value: Value,
+}
+
+/// An entry of `[msrs]`.
+#[derive(Clone, Debug)]
+pub(crate) struct EntryText {
+    pub(crate) comments: Comments,
+    pub(crate) key: String,
+    pub(crate) body: Body,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    /// On a line, if it fits.
+    Line(Value),
+    /// As a table of its own.
+    Table(Vec<Field>),
+}
+
+impl Value {
+    pub(crate) fn text(text: impl Into<String>) -> Self {
+        Self::Text(text.into())
+    }
+
+    pub(crate) fn list(values: impl IntoIterator<Item = Value>) -> Self {
+        let element = |value| Element {
+            lead: Vec::new(),
+            value,
+            trail: None,
+        };
+        Self::List(List {
+            elements: values.into_iter().map(element).collect(),
+            tail: Vec::new(),
+        })
+    }
+
+    /// On one line, unless there is a comment in it.
+    fn line(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(string(text)),
+            Self::Bare(text) => Some(text.clone()),
+            Self::List(list) => {
+                let has_comment = |one: &Element| !one.lead.is_empty() || one.trail.is_some();
+                if !list.tail.is_empty() || list.elements.iter().any(has_comment) {
+                    return None;
+                }
+                let elements = list.elements.iter().map(|one| one.value.line());
+                let elements: Option<Vec<_>> = elements.collect();
+                Some(format!("[{}]", elements?.join(", ")))
+            }
+            Self::Table(fields) => table(fields, Self::line),
+        }
+    }
+
+    /// On one line if that reads well, after a key of this width.
+    fn short(&self, key: usize) -> Option<String> {
+        let has_lines = |value: &Self| matches!(value, Self::Text(text) if text.contains('\n'));
+        let is_flat = match self {
+            Self::Table(fields) => !fields.iter().any(|(_, value)| has_lines(value)),
+            value => !has_lines(value),
+        };
+        let line = self.line().filter(|_| is_flat)?;
+        (key + " = ".len() + line.chars().count() <= WIDTH).then_some(line)
+    }
+
+    /// On as many lines as it takes.
+    fn spread(&self) -> String {
+        match self {
+            Self::Text(text) => string::block(text),
+            Self::Bare(text) => text.clone(),
+            Self::List(list) => {
+                let mut text = "[\n".to_owned();
+                for one in &list.elements {
+                    text.extend(one.lead.iter().map(|line| format!("    {line}\n")));
+                    let value = one.value.short(4).unwrap_or_else(|| one.value.spread());
+                    let line = format!("    {value},");
+                    push_with_comment(&mut text, &line, 1, one.trail.as_deref());
+                }
+                text.extend(list.tail.iter().map(|line| format!("    {line}\n")));
+                text + "]"
+            }
+            Self::Table(fields) => {
+                let value = |value: &Self| Some(value.short(0).unwrap_or_else(|| value.spread()));
+                table(fields, value).unwrap_or_default()
+            }
+        }
+    }
+}
+
+fn table(fields: &[(String, Value)], value: impl Fn(&Value) -> Option<String>) -> Option<String> {
+    if fields.is_empty() {
+        return Some("{}".to_owned());
+    }
+    let fields = fields
+        .iter()
+        .map(|(name, one)| Some(format!("{} = {}", key(name), value(one)?)));
+    let fields: Option<Vec<_>> = fields.collect();
+    Some(format!("{{ {} }}", fields?.join(", ")))
+}
+
+/// A key, in quotes where TOML wants them.
+pub(crate) fn key(key: &str) -> String {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if !key.is_empty() && key.bytes().all(is_bare) {
+        key.to_owned()
+    } else {
+        string(key)
+    }
+}
+
+/// A blank line, unless there is one or nothing yet.
+pub(crate) fn gap(text: &mut String) {
+    if !text.is_empty() && !text.ends_with("\n\n") {
+        text.push('\n');
+    }
+}
+
+/// The lines of comments, without the blank one that begins a paragraph.
+pub(crate) fn comment_lines(text: &mut String, lines: &[String]) {
+    let lines = match lines {
+        [first, rest @ ..] if first.is_empty() => rest,
+        lines => lines,
+    };
+    text.extend(lines.iter().map(|line| format!("{line}\n")));
+}
+
+/// The head of a table: `[msrs]`.
+pub(crate) fn header(text: &mut String, head: &str, comments: &Comments) {
+    comment_lines(text, &comments.lead);
+    push_with_comment(text, head, 2, comments.trail.as_deref());
+    if !comments.tail.is_empty() {
+        comment_lines(text, &comments.tail);
+        text.push('\n');
+    }
+}
+
+/// A line and the comment beside it; above it, where the line would be too long to be read again.
+fn push_with_comment(text: &mut String, line: &str, blanks: usize, comment: Option<&str>) {
+    let comment = comment.unwrap_or_default();
+    let last = line.rsplit('\n').next().map_or(0, str::len);
+    if last + blanks + comment.len() > MAX_LINE {
+        text.push_str(&format!("{comment}\n{line}\n"));
+    } else if comment.is_empty() {
+        text.push_str(&format!("{line}\n"));
+    } else {
+        text.push_str(&format!("{line}{}{comment}\n", " ".repeat(blanks)));
+    }
+}
+
+/// Settings, or the fields of a table: in paragraphs, and in columns within one.
+pub(crate) fn fields(text: &mut String, fields: &[Field]) {
+    let mut rest = fields;
+    while let Some((first, others)) = rest.split_first() {
+        let mut length = 1;
+        let mut before = first;
+        for next in others {
+            if next.comments.begins_paragraph() || !before.comments.tail.is_empty() {
+                break;
+            }
+            length += 1;
+            before = next;
+        }
+        let (this, after) = rest.split_at(length);
+        paragraph(text, this);
+        if !after.is_empty() {
+            gap(text);
+        }
+        rest = after;
+    }
+}
+
+/// The `cpu` of a `[[when]]`: a line, or a table where that would be long.
+pub(crate) fn cpu(text: &mut String, cpu: Field) {
+    match cpu.value {
+        Value::Table(parts) if Value::Table(parts.clone()).short(cpu.key.len()).is_none() => {
+            header(text, "[when.cpu]", &cpu.comments);
+            let parts: Vec<_> = parts.into_iter().map(plain_field).collect();
+            fields(text, &parts);
+        }
+        _ => fields(text, &[cpu]),
+    }
+}
+
+fn plain_field((key, value): (String, Value)) -> Field {
+    Field {
+        comments: Comments::default(),
+        key,
+        value,
+    }
+}
+
+fn paragraph(text: &mut String, fields: &[Field]) {
+    let lines: Vec<_> = fields.iter().map(Line::of).collect();
+    let width = column_of_values(&lines);
+    let lines: Vec<_> = lines
+        .iter()
+        .map(|Line { key, value }| format!("{key:<width$} = {value}"))
+        .collect();
+    let column = lines
+        .iter()
+        .zip(fields)
+        .filter(|(_, field)| field.comments.trail.is_some())
+        .map(|(line, _)| last_line_width(line))
+        .filter(|&width| width <= WIDEST_LINE)
+        .max()
+        .unwrap_or_default();
+    for (line, field) in lines.iter().zip(fields) {
+        comment_lines(text, &field.comments.lead);
+        let blanks = column.saturating_sub(last_line_width(line)) + 2;
+        push_with_comment(text, line, blanks, field.comments.trail.as_deref());
+        comment_lines(text, &field.comments.tail);
+    }
+}
+
+/// `key = value`, still apart.
+struct Line {
+    key: String,
+    value: String,
+}
+
+impl Line {
+    fn of(field: &Field) -> Self {
+        let key = key(&field.key);
+        let value = field.value.short(key.chars().count());
+        let value = value.unwrap_or_else(|| field.value.spread());
+        Self { key, value }
+    }
+
+    fn key_width(&self) -> usize {
+        self.key.chars().count()
+    }
+}
+
+/// How wide keys are made. Wider ones stick out: those that would push a line over its width.
+fn column_of_values(lines: &[Line]) -> usize {
+    let mut widths: Vec<_> = lines.iter().map(Line::key_width).collect();
+    widths.retain(|&width| width <= WIDEST_KEY);
+    widths.sort_unstable();
+    widths.dedup();
+    let mut longest = 0;
+    let mut column = 0;
+    for width in widths {
+        let values = lines.iter().filter(|line| line.key_width() == width);
+        let values = values.filter_map(|line| line.value.lines().next());
+        longest = values
+            .map(|value| value.chars().count())
+            .fold(longest, usize::max);
+        if width + " = ".len() + longest <= WIDTH {
+            column = width;
+        }
+    }
+    column
+}
+
+fn last_line_width(text: &str) -> usize {
+    let last = text.rsplit('\n').next();
+    last.map_or(0, |line| line.chars().count())
+}
+
+/// The entries of `[msrs]` or `[when.msrs]`, first those on lines, then those that are tables. Where
+/// one of those below a comment is a table, they all are: they stay together, and below it.
+pub(crate) fn entries(text: &mut String, path: &str, head: &Comments, entries: Vec<EntryText>) {
+    let mut lines: Vec<Field> = Vec::new();
+    let mut tables = Vec::new();
+    let is_empty = entries.is_empty();
+    let mut begins_paragraph = false;
+    for run in runs(entries) {
+        begins_paragraph |= run
+            .first()
+            .is_some_and(|one| one.comments.begins_paragraph());
+        let is_headed = run.first().is_some_and(|one| one.comments.has_heading());
+        let has_table = run.iter().any(EntryText::is_table);
+        for mut entry in run {
+            if is_headed && has_table || entry.is_table() {
+                tables.push(entry.into_table());
+            } else if let Body::Line(value) = entry.body {
+                // The paragraph's first may be a table now, and stand elsewhere.
+                if std::mem::take(&mut begins_paragraph) {
+                    entry.comments.begin_paragraph();
+                }
+                lines.push(Field {
+                    comments: entry.comments,
+                    key: entry.key,
+                    value,
+                });
+            }
+        }
+    }
+    if is_empty || !lines.is_empty() || !head.is_empty() {
+        header(text, &format!("[{path}]"), head);
+        fields(text, &lines);
+    }
+    for (key, comments, body) in tables {
+        gap(text);
+        let (head, tail) = (
+            Comments {
+                tail: Vec::new(),
+                ..comments.clone()
+            },
+            comments.tail,
+        );
+        header(text, &format!("[{path}.{key}]"), &head);
+        fields(text, &body);
+        comment_lines(text, &tail);
+    }
+}
+
+/// Entries that stand together: up to a blank line or the next comment.
+fn runs(entries: Vec<EntryText>) -> Vec<Vec<EntryText>> {
+    let mut runs: Vec<Vec<EntryText>> = Vec::new();
+    for entry in entries {
+        let comments = &entry.comments;
+        let is_own = matches!(entry.body, Body::Table(_));
+        match runs.last_mut() {
+            Some(run)
+                if !is_own
+                    && !comments.begins_paragraph()
+                    && !comments.has_heading()
+                    && run.last().is_some_and(EntryText::may_go_on) =>
+            {
+                run.push(entry);
+            }
+            _ => runs.push(vec![entry]),
+        }
+    }
+    runs
+}
+
+impl EntryText {
+    fn may_go_on(&self) -> bool {
+        matches!(self.body, Body::Line(_)) && self.comments.tail.is_empty()
+    }
+
+    fn is_table(&self) -> bool {
+        match &self.body {
+            Body::Table(_) => true,
+            Body::Line(value) => value.short(key(&self.key).chars().count()).is_none(),
+        }
+    }
+
+    fn into_table(self) -> (String, Comments, Vec<Field>) {
+        let fields = match self.body {
+            Body::Table(fields) => fields,
+            Body::Line(Value::Table(fields)) => fields.into_iter().map(plain_field).collect(),
+            Body::Line(value) => both(&value).into_iter().map(plain_field).collect(),
+        };
+        (key(&self.key), self.comments, fields)
+    }
+}
+
+/// What a word for both directions says of each.
+fn both(value: &Value) -> Vec<(String, Value)> {
+    let Value::Text(word) = value else {
+        return Vec::new();
+    };
+    let short = BOTH.iter().find(|(short, _)| short == word);
+    let each = short.iter().flat_map(|(_, actions)| actions.iter());
+    ["read", "write"]
+        .into_iter()
+        .zip(each)
+        .map(|(access, action)| (access.to_owned(), Value::text(action.word())))
+        .collect()
+}
+
+/// A word, where a table says no more than one does.
+pub(crate) fn shortened(fields: Vec<(String, Value)>) -> Value {
+    let word = |name: &str| match fields.iter().find(|(key, _)| key == name) {
+        Some((_, Value::Text(word))) => Some(word.as_str()),
+        _ => None,
+    };
+    let found = match (fields.len(), word("read"), word("write")) {
+        (2, Some(read), Some(write)) => BOTH
+            .iter()
+            .find(|(_, actions)| actions.iter().map(crate::Action::word).eq([read, write])),
+        _ => None,
+    };
+    match found {
+        Some((short, _)) => Value::text(*short),
+        None => Value::Table(fields),
+    }
+}

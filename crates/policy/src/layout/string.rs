@@ -1,0 +1,102 @@
+//! Strings of TOML.
+
+use std::fmt::Write as _;
+
+/// A string of several lines is broken before a word that would pass this column.
+const COLUMN: usize = 100;
+
+/// A string on one line.
+pub(crate) fn string(text: &str) -> String {
+    let mut quoted = "\"".to_owned();
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\n' => quoted.push_str("\\n"),
+            _ => push(&mut quoted, c),
+        }
+    }
+    quoted + "\""
+}
+
+fn push(text: &mut String, c: char) {
+    match c {
+        '\\' => text.push_str("\\\\"),
+        '\t' => text.push_str("\\t"),
+        _ if c.is_control() => _ = write!(text, "\\u{:04x}", u32::from(c)),
+        _ => text.push(c),
+    }
+}
+
+/// A string on lines of its own: its own lines, and where these are long, broken between words.
+/// No line becomes longer than a policy's may be.
+pub(super) fn block(text: &str) -> String {
+    let mut block = "\"\"\"\n".to_owned();
+    let mut column = 0;
+    let mut before = '\n';
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        if c == '\n' {
+            block.push('\n');
+            (column, before) = (0, c);
+            continue;
+        }
+        let word = rest.as_str().chars().take_while(|c| !c.is_whitespace());
+        let starts_word = before == ' ' && column + 1 + word.take(COLUMN).count() > COLUMN;
+        let is_broken = column > 0 && (starts_word || column >= COLUMN);
+        if is_broken {
+            block.push_str("\\\n");
+            column = 0;
+        }
+        let next = rest.as_str().chars().next();
+        if is_broken && c == ' ' {
+            // A break takes the blanks that follow it along.
+            block.push_str("\\u0020");
+        } else if c == '"' && (before == '"' || matches!(next, Some('"') | None)) {
+            block.push_str("\\\"");
+        } else {
+            push(&mut block, c);
+        }
+        column += 1;
+        before = c;
+    }
+    block + "\"\"\""
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use toml::de::{DeTable, DeValue};
+
+    use super::*;
+
+    fn read(text: &str) -> String {
+        let text = format!("x = {text}\n");
+        let table = DeTable::parse(&text).expect("TOML");
+        match table.get_ref()["x"].get_ref() {
+            DeValue::String(text) => text.to_string(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn strings_read_back(text in "([a-z\"\\\\ \t\r\n]|\\PC| {1,200}|x{1,300}){0,40}") {
+            prop_assert_eq!(read(&string(&text)), text.clone());
+            prop_assert!(!string(&text).contains('\n'));
+            let block = block(&text);
+            prop_assert_eq!(read(&block), text);
+        }
+
+        #[test]
+        fn no_line_is_long(text in "([a-z ]{1,2000}|\\PC{500}){0,8}") {
+            let longest = block(&text).lines().map(str::len).max();
+            prop_assert!(longest <= Some(7 * COLUMN));
+        }
+    }
+
+    #[test]
+    fn long_text_is_broken_between_words() {
+        let text = format!("{}end \"quoted\"\nline", "word ".repeat(25));
+        insta::assert_snapshot!(block(&text));
+    }
+}

@@ -1,0 +1,109 @@
+//! Keys that stand twice in one table. TOML forbids that, and its parser names the second only.
+
+use std::ops::Range;
+
+use miette::SourceSpan;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::Reader;
+use crate::mistake::{Label, Mistake, Wrong};
+use crate::source::quoted;
+
+/// What the parser says of a second key.
+const MESSAGE: &str = "duplicate key";
+
+/// Those beyond are shown without the first key: nobody reads so many.
+const MOST: usize = 50;
+
+impl Reader<'_> {
+    /// Complains of what is not TOML in the current text.
+    pub(super) fn not_toml(&mut self, errors: &[toml::de::Error]) {
+        let (again, others): (Vec<_>, Vec<_>) =
+            errors.iter().partition(|error| error.message() == MESSAGE);
+        for error in others {
+            let span = error.span().unwrap_or_default().into();
+            self.wrong(self.at(span), Wrong::Syntax(error.message().to_owned()));
+        }
+        let again: Vec<_> = again.iter().filter_map(|error| error.span()).collect();
+        let text = self.text().text().to_owned();
+        let firsts = firsts(&text, &again);
+        for (span, first) in again.iter().zip(firsts) {
+            let at = self.at(span.clone().into());
+            let first = first.map(|first| self.at(first));
+            let line = |span: SourceSpan| self.text().place(span).line;
+            let wrong = Wrong::DuplicateKey {
+                key: quoted(&decoded(text.get(span.clone()).unwrap_or_default())),
+                line: line(at.span),
+                first: first.map(|first| line(first.span)),
+            };
+            let second = Label::saying(at, "and again here".to_owned());
+            let first = first.map(|first| Label::saying(first, "here".to_owned()));
+            self.mistakes.push(Mistake {
+                wrong,
+                places: [second].into_iter().chain(first).collect(),
+            });
+        }
+    }
+}
+
+/// Of each key that stands a second time, where it stood first: what has its name in the table where a
+/// key without a namesake would be in its place.
+fn firsts(text: &str, again: &[Range<usize>]) -> Vec<Option<SourceSpan>> {
+    let mut spans: Vec<_> = again.iter().take(MOST).cloned().enumerate().collect();
+    spans.sort_by_key(|(_, span)| span.start);
+    let mut unlike = text.to_owned();
+    for (number, span) in spans.iter().rev() {
+        if unlike.get(span.clone()).is_some() {
+            unlike.replace_range(span.clone(), &substitute(*number));
+        }
+    }
+    // Where something stands in the text, by where it stands in the other one.
+    let original = |at: usize| {
+        spans.iter().fold(at, |at, (number, span)| {
+            if at > span.start {
+                (at + span.len()).saturating_sub(substitute(*number).len())
+            } else {
+                at
+            }
+        })
+    };
+    let (unlike, _) = DeTable::parse_recoverable(&unlike);
+    let first = |(number, span): (usize, &Range<usize>)| {
+        let table = table_with(unlike.get_ref(), &substitute(number))?;
+        let (key, _) = table.get_key_value(decoded(text.get(span.clone())?).as_str())?;
+        let key = key.span();
+        Some((original(key.start), key.len()).into())
+    };
+    again.iter().enumerate().map(first).collect()
+}
+
+fn substitute(number: usize) -> String {
+    format!("in-place-of-duplicate-{number}")
+}
+
+/// A key as it is meant.
+fn decoded(key: &str) -> String {
+    let text = format!("{key} = 0");
+    let table = DeTable::parse(&text).ok();
+    let first = table
+        .as_ref()
+        .and_then(|table| table.get_ref().keys().next());
+    first.map_or_else(|| key.to_owned(), |key| key.get_ref().to_string())
+}
+
+/// The table that has this key.
+fn table_with<'t, 's>(table: &'t DeTable<'s>, key: &str) -> Option<&'t DeTable<'s>> {
+    if table.contains_key(key) {
+        return Some(table);
+    }
+    table.values().find_map(|value| within(value, key))
+}
+
+fn within<'t, 's>(value: &'t Spanned<DeValue<'s>>, key: &str) -> Option<&'t DeTable<'s>> {
+    match value.get_ref() {
+        DeValue::Table(table) => table_with(table, key),
+        DeValue::Array(array) => array.iter().find_map(|value| within(value, key)),
+        _ => None,
+    }
+}

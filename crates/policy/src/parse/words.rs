@@ -1,0 +1,137 @@
+//! The keys and words of the language. What the parser understands, the schema allows.
+
+use crate::action::{Action, Device, Outside};
+use crate::policy::{Log, Mode, Unknown, UnknownAction, Update};
+use crate::registers::{self, GapKind};
+
+/// Words with what they mean.
+pub(crate) type Words<T, const N: usize> = [(&'static str, T); N];
+
+/// Keys at the top.
+pub(crate) const TOP: [&str; 11] = [
+    "policy", "name", "include", "mode", "default", "unknown", "log", "accept", "msrs", "device",
+    "when",
+];
+
+/// Keys of an entry's table.
+pub(crate) const ENTRY: [&str; 8] = [
+    "read", "write", "device", "register", "why", "log", "override", "final",
+];
+
+/// Keys of the table of one direction.
+pub(crate) const ACTION: [&str; 7] = [
+    "value", "mask", "outside", "sticky", "handler", "device", "register",
+];
+
+/// Keys of a register in user space.
+pub(crate) const REGISTER: [&str; 3] = ["reset", "mask", "outside"];
+
+/// Keys of `unknown`.
+pub(crate) const UNKNOWN: [&str; 3] = ["read", "write", "log"];
+
+/// Keys of `[device.microcode]`.
+pub(crate) const MICROCODE: [&str; 2] = ["revision", "update"];
+
+/// Keys of a `[[when]]`.
+pub(crate) const WHEN: [&str; 2] = ["cpu", "msrs"];
+
+/// Keys of its `cpu`.
+pub(crate) const CPU: [&str; 4] = ["vendor", "family", "model", "stepping"];
+
+/// What an entry says of a direction.
+#[derive(Clone)]
+pub(crate) enum Says {
+    /// What a wider entry or the default says.
+    Inherit,
+    This(Action),
+}
+
+/// Words for both directions at once.
+pub(crate) const BOTH: Words<[Action; 2], 4> = [
+    ("rw", [Action::Allow, Action::Allow]),
+    ("r", [Action::Allow, Action::Deny]),
+    ("w", [Action::Deny, Action::Allow]),
+    ("none", [Action::Deny, Action::Deny]),
+];
+
+/// Words for one direction.
+pub(crate) const ONE: Words<Says, 7> = [
+    ("allow", Says::This(Action::Allow)),
+    ("deny", Says::This(Action::Deny)),
+    ("kill", Says::This(Action::Kill)),
+    ("inherit", Says::Inherit),
+    ("ignore", Says::This(Action::Ignore)),
+    ("pin", Says::This(Action::Pin)),
+    ("sticky", Says::This(Action::Sticky(u64::MAX))),
+];
+
+/// Words for `log`.
+pub(crate) const LOGS: Words<Log, 4> = [
+    ("none", Log::None),
+    ("denied", Log::Denied),
+    ("first", Log::First),
+    ("all", Log::All),
+];
+
+/// Words for `mode`.
+pub(crate) const MODES: Words<Mode, 2> = [("enforce", Mode::Enforce), ("audit", Mode::Audit)];
+
+/// Words for `default`.
+pub(crate) const DEFAULTS: Words<Action, 2> = [("allow", Action::Allow), ("deny", Action::Deny)];
+
+/// Words for `unknown`.
+pub(crate) const UNKNOWNS: Words<Unknown, 2> = [
+    (
+        "gp",
+        Unknown {
+            read: UnknownAction::Deny,
+            write: UnknownAction::Deny,
+            log: None,
+        },
+    ),
+    (
+        "ignore",
+        Unknown {
+            read: UnknownAction::Value(0),
+            write: UnknownAction::Ignore,
+            log: None,
+        },
+    ),
+];
+
+/// Words for writes of unknown MSRs.
+pub(crate) const UNKNOWN_WRITES: Words<UnknownAction, 2> = [
+    ("deny", UnknownAction::Deny),
+    ("ignore", UnknownAction::Ignore),
+];
+
+/// Words for `outside`.
+pub(crate) const OUTSIDES: Words<Outside, 2> = [("deny", Outside::Deny), ("keep", Outside::Keep)];
+
+/// Words for `device`, and the keys of `[device]`.
+pub(crate) const DEVICES: Words<Device, 1> = [("microcode", Device::Microcode)];
+
+/// Words for `update`.
+pub(crate) const UPDATES: Words<Update, 3> = [
+    ("accept", Update::Accept),
+    ("ignore", Update::Ignore),
+    ("deny", Update::Deny),
+];
+
+/// Gaps that are the gate's, not the kernel's.
+const STATE_NOT_MIGRATED: &str = "state-not-migrated";
+
+/// Words for `accept`.
+pub(crate) fn gaps() -> impl Iterator<Item = &'static str> {
+    let gaps = registers::gaps().filter(|gap| gap.kind == GapKind::Access);
+    gaps.map(|gap| gap.name).chain([STATE_NOT_MIGRATED])
+}
+
+/// The word that means this.
+pub(crate) fn word_for<T: PartialEq, const N: usize>(
+    words: &Words<T, N>,
+    meaning: &T,
+) -> &'static str {
+    let found = words.iter().find(|(_, known)| known == meaning);
+    found.map_or("", |(word, _)| word)
+}

@@ -1,0 +1,258 @@
+//! The shape of a policy as a JSON schema, by which editors complete and check while one types.
+
+mod shape;
+
+use msrgate_filter::Access;
+use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
+use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
+use crate::parse::words::{self, Says, Words};
+use crate::registers;
+
+/// The schema, as `docs/policy.schema.json` has it: JSON Schema, draft 7, which is what editors of TOML
+/// understand.
+///
+/// It knows keys, words and types. It does not know the names of registers, which numbers are too
+/// large, nor which entries disagree: [`parse`](crate::parse()) does.
+#[must_use]
+pub fn schema() -> String {
+    let settings = SchemaSettings::draft07();
+    let generator = settings
+        .with_transform(RecursiveTransform(without_null))
+        .into_generator();
+    let mut schema = generator.into_root_schema_for::<shape::Policy>();
+    schema.insert("title".to_owned(), json!("A policy of msrgate"));
+    format!("{:#}\n", schema.to_value())
+}
+
+/// TOML has no null: what need not be there is absent.
+fn without_null(schema: &mut Schema) {
+    let null = json!({ "type": "null" });
+    if schema.get("default").is_some_and(Value::is_null) {
+        schema.remove("default");
+    }
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|one| one != "null");
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            schema.insert("type".to_owned(), only);
+        }
+    }
+    if let Some(Value::Array(shapes)) = schema.get_mut("anyOf")
+        && shapes.contains(&null)
+    {
+        shapes.retain(|one| *one != null);
+        // Beside a `$ref` draft 7 sees nothing, such as the field's description.
+        if let Some(shapes) = schema.remove("anyOf") {
+            schema.insert("allOf".to_owned(), shapes);
+        }
+    }
+}
+
+/// One of these words, each with what it means.
+fn one_of(words: impl IntoIterator<Item = (&'static str, &'static str)>) -> Schema {
+    let words = words.into_iter();
+    let words: Vec<_> = words
+        .map(|(word, description)| json!({ "const": word, "description": description }))
+        .collect();
+    json_schema!({ "oneOf": words })
+}
+
+/// The words of a table, whose meanings are told in the same order.
+fn each<T, const N: usize>(words: &Words<T, N>, meanings: [&'static str; N]) -> Schema {
+    one_of(words.iter().map(|(word, _)| *word).zip(meanings))
+}
+
+/// A word, or another shape.
+fn or(words: &Schema, other: impl Into<Value>) -> Schema {
+    json_schema!({ "anyOf": [words, other.into()] })
+}
+
+fn modes(_: &mut SchemaGenerator) -> Schema {
+    each(
+        &words::MODES,
+        [
+            "Refusals are carried out.",
+            "Nothing is refused; what would have been is recorded.",
+        ],
+    )
+}
+
+fn defaults(_: &mut SchemaGenerator) -> Schema {
+    each(
+        &words::DEFAULTS,
+        [
+            "KVM handles MSRs that no entry names.",
+            "MSRs that no entry names are refused, by #GP.",
+        ],
+    )
+}
+
+fn logs(_: &mut SchemaGenerator) -> Schema {
+    each(
+        &words::LOGS,
+        [
+            "No events.",
+            "Refusals.",
+            "Of each MSR and direction the first access of the VM, whatever becomes of it.",
+            "Every access; only for MSRs whose accesses may be carried out on the guest's behalf.",
+        ],
+    )
+}
+
+fn outsides(_: &mut SchemaGenerator) -> Schema {
+    each(
+        &words::OUTSIDES,
+        [
+            "A write that would change other bits is a #GP.",
+            "Other bits keep what they hold.",
+        ],
+    )
+}
+
+fn devices(_: &mut SchemaGenerator) -> Schema {
+    each(
+        &words::DEVICES,
+        ["Microcode updates, set up in `[device.microcode]`."],
+    )
+}
+
+fn updates(_: &mut SchemaGenerator) -> Schema {
+    each(
+        &words::UPDATES,
+        [
+            "The update's revision is the guest's from then on, if its header is sound.",
+            "Nothing happens, and nobody is told.",
+            "#GP.",
+        ],
+    )
+}
+
+/// Gaps of the kernel with how they come about; the gate's own has no such row.
+fn gaps(_: &mut SchemaGenerator) -> Schema {
+    let why = |name: &'static str| {
+        let gap = registers::gaps().find(|gap| gap.name == name);
+        gap.map_or(
+            "What is pinned, and what registers and devices hold, is in no VMM's migration stream.",
+            |gap| gap.why,
+        )
+    };
+    one_of(words::gaps().map(|name| (name, why(name))))
+}
+
+fn unknown(generator: &mut SchemaGenerator) -> Schema {
+    let words = each(
+        &words::UNKNOWNS,
+        [
+            "#GP, as KVM does it.",
+            "A read gives 0, a write does nothing.",
+        ],
+    );
+    or(&words, generator.subschema_for::<shape::Unknown>())
+}
+
+fn unknown_read(generator: &mut SchemaGenerator) -> Schema {
+    let deny = one_of([("deny", "#GP.")]);
+    let number = generator.subschema_for::<shape::Number>();
+    let value = generator.subschema_for::<shape::ValueOf>();
+    json_schema!({ "anyOf": [deny, value, number] })
+}
+
+fn unknown_write(_: &mut SchemaGenerator) -> Schema {
+    each(&words::UNKNOWN_WRITES, ["#GP.", "Nothing happens."])
+}
+
+/// What one direction may have: words, and tables.
+fn action(generator: &mut SchemaGenerator, access: Access) -> Schema {
+    const MEANINGS: [&str; 7] = [
+        "KVM handles it as if there were no policy.",
+        "#GP.",
+        "The call or the VM ends, with an event.",
+        "What the next wider entry says, or `default`.",
+        "The write succeeds, and nothing is written.",
+        "The first write stands until reset: an equal one is fine, a different one a #GP.",
+        "Bits that are set stay set.",
+    ];
+    let words = words::ONE.iter().zip(MEANINGS);
+    let words = words.filter(|((_, says), _)| match says {
+        Says::Inherit => true,
+        Says::This(action) => action.is_for(access),
+    });
+    let words = one_of(words.map(|((word, _), meaning)| (*word, meaning)));
+    let mut shapes = vec![words];
+    match access {
+        Access::Read => shapes.push(generator.subschema_for::<shape::ValueOf>()),
+        Access::Write => {
+            shapes.push(generator.subschema_for::<shape::MaskOf>());
+            shapes.push(generator.subschema_for::<shape::StickyOf>());
+        }
+    }
+    shapes.push(generator.subschema_for::<shape::HandlerOf>());
+    shapes.push(generator.subschema_for::<shape::DeviceOf>());
+    shapes.push(generator.subschema_for::<shape::RegisterOf>());
+    json_schema!({ "anyOf": shapes })
+}
+
+fn read(generator: &mut SchemaGenerator) -> Schema {
+    action(generator, Access::Read)
+}
+
+fn write(generator: &mut SchemaGenerator) -> Schema {
+    action(generator, Access::Write)
+}
+
+/// What an entry says.
+fn said(generator: &mut SchemaGenerator) -> Schema {
+    let words = each(
+        &words::BOTH,
+        [
+            "KVM handles reads and writes.",
+            "KVM handles reads, writes are refused.",
+            "KVM handles writes, reads are refused.",
+            "Reads and writes are refused.",
+        ],
+    );
+    or(&words, generator.subschema_for::<shape::Entry>())
+}
+
+/// Entries under names, indices, ranges and groups; an editor offers the groups.
+fn msrs(generator: &mut SchemaGenerator) -> Schema {
+    let entry = generator.subschema_for::<shape::Said>();
+    let groups = registers::groups().iter();
+    let groups: serde_json::Map<_, _> = groups
+        .map(|group| {
+            let said = json!({ "description": group.summary, "allOf": [&entry] });
+            (group.name.to_owned(), said)
+        })
+        .collect();
+    json_schema!({
+        "type": "object",
+        "properties": groups,
+        "additionalProperties": entry,
+    })
+}
+
+fn vendors(_: &mut SchemaGenerator) -> Schema {
+    let one = json!({ "type": "string" });
+    json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
+}
+
+fn numbers(generator: &mut SchemaGenerator) -> Schema {
+    let one = generator.subschema_for::<shape::NumberOrRange>();
+    json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
+}
+
+/// A number of TOML, or a string of one. `more` is what a string may go on with.
+fn number(more: &str) -> Value {
+    let digits = r"\s*(0[xX][0-9A-Fa-f_]+|[0-9][0-9_]*)\s*";
+    let more = more.replace("NUMBER", digits);
+    json!({ "anyOf": [
+        { "type": "integer", "minimum": 0 },
+        { "type": "string", "pattern": format!("^{digits}{more}$") },
+    ] })
+}
+
+#[cfg(test)]
+mod tests;

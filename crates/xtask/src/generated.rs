@@ -1,0 +1,26 @@
+//! Generated files: written, or compared with what is committed.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+
+/// Writes the files.
+pub(crate) fn write(files: Vec<(PathBuf, String)>) -> anyhow::Result<()> {
+    for (path, text) in files {
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Fails when a file differs; it should be what `source` says, and how to make it so.
+pub(crate) fn compare(files: Vec<(PathBuf, String)>, source: &str) -> anyhow::Result<()> {
+    for (path, text) in files {
+        let committed =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        if committed != text {
+            bail!("{} is not what {source}", path.display());
+        }
+    }
+    Ok(())
+}
