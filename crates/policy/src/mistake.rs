@@ -371,7 +371,7 @@ impl Mistakes {
     pub(crate) fn new(sources: Vec<Source>, mut mistakes: Vec<Mistake>) -> Self {
         let place = |mistake: &Mistake| {
             let first = mistake.places.first();
-            first.map(|label| (label.at.source, label.at.span.offset()))
+            first.map(|label| (label.at.source(), label.at.span().offset()))
         };
         mistakes.sort_by_key(place);
         let total = mistakes.len();
@@ -401,7 +401,7 @@ impl Mistakes {
     #[must_use]
     pub fn place(&self, mistake: &Mistake) -> Option<(&Source, Place)> {
         let at = mistake.places.first()?.at;
-        let source = &self.sources[at.source.0];
-        Some((source, source.place(at.span)))
+        let source = &self.sources[at.source().number()];
+        Some((source, source.place(at.span())))
     }
 }

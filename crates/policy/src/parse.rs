@@ -74,7 +74,7 @@ impl<'i> Reader<'i> {
         Self {
             includes,
             sources: Vec::new(),
-            current: SourceId(0),
+            current: SourceId::new(0),
             below: Vec::new(),
             said: Vec::new(),
             whens: Vec::new(),
@@ -86,7 +86,7 @@ impl<'i> Reader<'i> {
 
     /// Reads one text, and first those it includes. `way` are the texts that led here.
     fn read(&mut self, source: &Source, way: &mut Vec<SourceId>) {
-        let id = SourceId(self.sources.len());
+        let id = SourceId::new(self.sources.len());
         self.sources.push(source.clone());
         self.below.push(Vec::new());
         self.said.push(Said::default());
@@ -179,10 +179,7 @@ impl<'i> Reader<'i> {
 
 impl Reader<'_> {
     fn at(&self, span: miette::SourceSpan) -> At {
-        At {
-            source: self.current,
-            span,
-        }
+        At::new(self.current, span)
     }
 
     fn wrong(&mut self, at: At, wrong: Wrong) {
@@ -204,7 +201,7 @@ impl Reader<'_> {
     }
 
     fn text(&self) -> &Source {
-        &self.sources[self.current.0]
+        &self.sources[self.current.number()]
     }
 }
 

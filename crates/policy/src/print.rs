@@ -23,31 +23,35 @@ pub fn print(policy: &Policy) -> String {
     let mut text = head(policy.settings());
     text.push_str("\n[msrs]\n");
     text.push_str(&entries(policy, None));
-    if let Some(microcode) = policy.settings().microcode {
-        let update = match microcode.update {
-            Update::Accept => "accept",
-            Update::Ignore => "ignore",
-            Update::Deny => "deny",
-        };
-        let _ = write!(
-            text,
-            "\n[device.microcode]\nrevision = \"{:#x}\"\nupdate = \"{update}\"\n",
-            microcode.revision
-        );
-    }
+    text.push_str(&devices(policy.settings()));
     for (number, when) in policy.whens().iter().enumerate() {
         let _ = write!(
             text,
             "\n[[when]]\ncpu = {}\n[when.msrs]\n",
             cpus(when.cpus())
         );
-        text.push_str(&entries(policy, Some(WhenId(number))));
+        text.push_str(&entries(policy, Some(WhenId::new(number))));
     }
     text
 }
 
+/// The tables of devices.
+pub(crate) fn devices(settings: &Settings) -> String {
+    settings.microcode.map_or(String::new(), |microcode| {
+        let update = match microcode.update {
+            Update::Accept => "accept",
+            Update::Ignore => "ignore",
+            Update::Deny => "deny",
+        };
+        format!(
+            "\n[device.microcode]\nrevision = \"{:#x}\"\nupdate = \"{update}\"\n",
+            microcode.revision
+        )
+    })
+}
+
 /// The settings that are not what silence means.
-fn head(settings: &Settings) -> String {
+pub(crate) fn head(settings: &Settings) -> String {
     let mut text = "policy = 1\n".to_owned();
     if let Some(name) = &settings.name {
         let _ = writeln!(text, "name = {}", string(name));
@@ -83,7 +87,7 @@ fn unknown(unknown: &Unknown) -> String {
     )
 }
 
-const fn log(log: Log) -> &'static str {
+pub(crate) const fn log(log: Log) -> &'static str {
     match log {
         Log::None => "none",
         Log::Denied => "denied",
@@ -152,12 +156,8 @@ fn says(entry: &Entry, replaces: Replaces) -> String {
         && replaces == Replaces::Nothing
         && entry.firmness == Firmness::Loosenable;
     let [read, write] = Access::ALL.map(|access| entry.action(access));
-    match (read, write) {
-        (Some(Action::Allow), Some(Action::Allow)) if is_bare => return "\"rw\"".to_owned(),
-        (Some(Action::Allow), Some(Action::Deny)) if is_bare => return "\"r\"".to_owned(),
-        (Some(Action::Deny), Some(Action::Allow)) if is_bare => return "\"w\"".to_owned(),
-        (Some(Action::Deny), Some(Action::Deny)) if is_bare => return "\"none\"".to_owned(),
-        _ => {}
+    if let (true, Some(word)) = (is_bare, word([read, write])) {
+        return format!("\"{word}\"");
     }
     let parts = [
         Some(format!("read = {}", action(read))),
@@ -170,7 +170,18 @@ fn says(entry: &Entry, replaces: Replaces) -> String {
     format!("{{ {} }}", list(parts.into_iter().flatten()))
 }
 
-fn action(action: Option<&Action>) -> String {
+/// The word for both directions, if there is one.
+pub(crate) const fn word(actions: [Option<&Action>; 2]) -> Option<&'static str> {
+    match actions {
+        [Some(Action::Allow), Some(Action::Allow)] => Some("rw"),
+        [Some(Action::Allow), Some(Action::Deny)] => Some("r"),
+        [Some(Action::Deny), Some(Action::Allow)] => Some("w"),
+        [Some(Action::Deny), Some(Action::Deny)] => Some("none"),
+        _ => None,
+    }
+}
+
+pub(crate) fn action(action: Option<&Action>) -> String {
     match action {
         None => "\"inherit\"".to_owned(),
         Some(Action::Handler(name)) => format!("{{ handler = {} }}", string(name)),

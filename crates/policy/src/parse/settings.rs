@@ -47,7 +47,7 @@ impl Reader<'_> {
     /// One of the keys that are no entries.
     pub(super) fn setting(&mut self, item: Item<'_>) {
         let at = self.key_at(item.key);
-        let id = self.current.0;
+        let id = self.current.number();
         match item.key.text {
             "name" => self.said[id].name = self.string(item).map(Box::from),
             "mode" => {
@@ -111,7 +111,7 @@ impl Reader<'_> {
             .collect();
         for (name, span) in self.strings(item) {
             if known.contains(&name) {
-                self.said[self.current.0].accept.push(name.into());
+                self.said[self.current.number()].accept.push(name.into());
             } else {
                 let help = one_of(name, &known, '"');
                 let name = quoted(name);
@@ -128,7 +128,7 @@ impl Reader<'_> {
             if device.key.text == "microcode" {
                 let at = self.key_at(device.key);
                 let microcode = self.microcode(device);
-                self.said[self.current.0].microcode = Some((microcode, at));
+                self.said[self.current.number()].microcode = Some((microcode, at));
             } else {
                 self.unknown_key(device.key, &["microcode"]);
             }

@@ -210,7 +210,7 @@ fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
         for (register, access) in registers.flat_map(|one| Access::ALL.map(|access| (one, access)))
         {
             let segment = variant.table().at(register.index, access);
-            if segment.action == Action::Allow {
+            if *segment.action == Action::Allow {
                 continue;
             }
             let entry = match segment.said {
