@@ -2,10 +2,10 @@
 
 use msrgate_filter::MsrIndex;
 
-use super::{Draft, Imported};
-use crate::action::Action;
-use crate::msrs::MsrRange;
-use crate::registers::{Register, by_index};
+use super::{Draft, Imported, grouped};
+use crate::msrs::MsrSet;
+use crate::print::{action, devices, head, log, word};
+use crate::registers::{self, Register, by_index};
 
 /// Keys up to this wide are followed by blanks, so that their values stand in a column.
 const WIDEST: usize = 44;
@@ -31,14 +31,12 @@ pub fn print(imported: &Imported, origin: &str) -> String {
             "# {count} things in it could not be said; the import named them.\n"
         )),
     }
-    text.push_str(&format!(
-        "policy  = 1\ndefault = \"{}\"\n\n[msrs]\n",
-        imported.default.word()
-    ));
+    text.push_str(&head(&imported.settings));
+    text.push_str("\n[msrs]\n");
     let keys: Vec<_> = imported
         .entries
         .iter()
-        .map(|draft| key(draft.msrs))
+        .map(|draft| key(&draft.msrs))
         .collect();
     let width = keys
         .iter()
@@ -52,37 +50,47 @@ pub fn print(imported: &Imported, origin: &str) -> String {
         }
         text.push('\n');
     }
+    text.push_str(&devices(&imported.settings));
     text
 }
 
-/// A name where there is one; a range by names where all of its MSRs have one.
-fn key(msrs: MsrRange) -> String {
+/// A name where there is one; a range by names where all of its MSRs have one; a group.
+fn key(msrs: &MsrSet) -> String {
+    let group = registers::groups()
+        .iter()
+        .find(|group| grouped::msrs(group).as_ref() == Some(msrs));
     let name = |index| by_index(index).map(|register: &Register| register.name);
-    let (first, last) = (msrs.first(), msrs.last());
-    if first == last {
-        return name(first).map_or_else(|| msrs.to_string(), str::to_owned);
-    }
-    let mut indices = (first.get()..=last.get()).map(MsrIndex::new);
-    match (name(first), name(last)) {
-        (Some(first), Some(last)) if indices.all(|index| name(index).is_some()) => {
-            format!("\"{first}..={last}\"")
+    match (msrs.as_range(), group) {
+        (Some(range), _) if range.count() == 1 => {
+            name(range.first()).map_or_else(|| range.to_string(), str::to_owned)
         }
-        _ => format!("\"{msrs}\""),
+        (_, Some(group)) => format!("\"{}\"", group.name),
+        (Some(range), None) => {
+            let (first, last) = (range.first(), range.last());
+            let mut indices = (first.get()..=last.get()).map(MsrIndex::new);
+            match (name(first), name(last)) {
+                (Some(first), Some(last)) if indices.all(|index| name(index).is_some()) => {
+                    format!("\"{first}..={last}\"")
+                }
+                _ => format!("\"{range}\""),
+            }
+        }
+        (None, None) => format!("\"{msrs}\""),
     }
 }
 
 fn value(draft: &Draft) -> String {
-    match &draft.actions {
-        [Some(Action::Allow), Some(Action::Allow)] => "\"rw\"".to_owned(),
-        [Some(Action::Allow), Some(Action::Deny)] => "\"r\"".to_owned(),
-        [Some(Action::Deny), Some(Action::Allow)] => "\"w\"".to_owned(),
-        [Some(Action::Deny), Some(Action::Deny)] => "\"none\"".to_owned(),
-        [read, write] => {
-            let word = |action: &Option<Action>| action.as_ref().map_or("inherit", Action::word);
+    let [read, write] = draft.actions.each_ref().map(Option::as_ref);
+    match word([read, write]) {
+        Some(word) if draft.log.is_none() => format!("\"{word}\""),
+        _ => {
+            let level = draft
+                .log
+                .map_or(String::new(), |level| format!(", log = \"{}\"", log(level)));
             format!(
-                "{{ read = \"{}\", write = \"{}\" }}",
-                word(read),
-                word(write)
+                "{{ read = {}, write = {}{level} }}",
+                action(read),
+                action(write)
             )
         }
     }
