@@ -15,7 +15,7 @@ struct Topic {
 
 const TOPICS: [Topic; 1] = [Topic {
     name: "policy",
-    text: include_str!("../../../../docs/policy-reference.md"),
+    text: include_str!("../../policy-reference.md"),
 }];
 
 pub(super) fn run(args: &HelpArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
