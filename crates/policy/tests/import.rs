@@ -12,17 +12,16 @@ use crate::random::policy;
 
 /// The program of what is imported from these bytes, and how many things it could not say.
 fn again(bytes: &[u8], format: Format) -> (Program, usize) {
-    let imported = import(bytes, None).unwrap_or_else(|error| panic!("{error}"));
+    let imported = import(bytes, None).expect("what was written");
     assert_eq!(imported.format, format);
     let text = print(&imported, "FILE");
-    let policy = parse(&Source::new("imported.toml", &text), &mut NoIncludes)
-        .unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{text}"));
-    let compiled = compile(policy).unwrap_or_else(|error| panic!("{error}\n{text}"));
+    let policy = parse(&Source::new("imported.toml", &text), &mut NoIncludes).expect(&text);
+    let compiled = compile(policy).expect(&text);
     (Program::of(&compiled), imported.unsaid.len())
 }
 
 fn abi(variant: &ProgramVariant) -> Vec<u8> {
-    emit::abi(variant).unwrap_or_else(|error| panic!("{error}"))
+    emit::abi(variant).expect("a pointer of 64 bits holds any offset")
 }
 
 proptest! {
@@ -30,7 +29,7 @@ proptest! {
 
     #[test]
     fn what_compile_writes_comes_back_equal(plan in policy()) {
-        let drawn = plan.compile().unwrap_or_else(|error| panic!("{error}"));
+        let drawn = plan.compile().expect("no defect");
         let program = Program::of(&drawn.compiled);
         for variant in program.variants() {
             let filter = Program::of_filter(variant.filter().clone());

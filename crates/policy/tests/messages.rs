@@ -1,10 +1,5 @@
 //! Every message that a user can meet: of mistakes in a policy, and of what is refused after it.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a failed assumption is the result of a test"
-)]
-
 mod variants;
 
 use std::collections::BTreeMap;

@@ -27,7 +27,7 @@ struct Partial {
 #[derive(Default)]
 struct Reader {
     ranges: Vec<Partial>,
-    default_deny: Option<bool>,
+    fallback: Option<Fallback>,
     reasons: Option<u64>,
     /// Which range's bitmap the lines belong to.
     bitmap: Option<usize>,
@@ -75,7 +75,11 @@ impl Reader {
             }
         } else if let Some((_, flags)) = line.split_once("{ .flags = ") {
             let flags = flags.split(' ').next().and_then(number);
-            self.default_deny = Some(flags.ok_or("no flags of the filter")? & 1 == 1);
+            self.fallback = Some(match flags.ok_or("no flags of the filter")? {
+                0 => Fallback::Allow,
+                1 => Fallback::Deny,
+                _ => return Err("flags that a filter does not have"),
+            });
         } else if let Some(reasons) = line.strip_prefix("#define MSRGATE_EXIT_REASONS ") {
             self.reasons = Some(number(reasons).ok_or("no reasons")?);
         } else {
@@ -93,8 +97,11 @@ impl Reader {
             let last = self.ranges.len().checked_sub(1);
             self.bitmap = Some(last.ok_or("a bitmap of no range")?);
         } else if let Some(value) = line.strip_prefix("pub const DEFAULT_DENY: bool = ") {
-            let value = end(value).parse().map_err(|_| "neither true nor false")?;
-            self.default_deny = Some(value);
+            self.fallback = Some(match end(value).as_str() {
+                "false" => Fallback::Allow,
+                "true" => Fallback::Deny,
+                _ => return Err("neither true nor false"),
+            });
         } else if let Some(value) = line.strip_prefix("pub const EXIT_REASONS: u64 = ") {
             self.reasons = Some(number(&end(value)).ok_or("no reasons")?);
         } else if let Some((key @ ("flags" | "base" | "nmsrs"), value)) = line.split_once(": ") {
@@ -128,10 +135,7 @@ impl Reader {
 
     fn compiled(self) -> Result<Compiled, ImportError> {
         let missing = |what: &str| ImportError::value(what, "is not there");
-        let fallback = match self.default_deny.ok_or_else(|| missing("the default"))? {
-            true => Fallback::Deny,
-            false => Fallback::Allow,
-        };
+        let fallback = self.fallback.ok_or_else(|| missing("the default"))?;
         let bits = self.reasons.ok_or_else(|| missing("the reasons"))?;
         let mask = ReasonMask::from_bits(Revision::Mainline, bits)
             .map_err(|error| ImportError::value("the reasons", error))?;

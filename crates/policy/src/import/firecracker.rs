@@ -148,7 +148,7 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
         match pair.map(|(address, _)| u32::try_from(address)) {
             Some(Ok(index)) => {
                 if !readable.insert(index) {
-                    let what = format!("names {:#x} again", index);
+                    let what = format!("names {index:#x} again");
                     drafts.unsaid(Some(number), what);
                 }
             }

@@ -34,11 +34,12 @@ pub(crate) fn messages<E: Debug + Display>(
 ) -> String {
     let mut text = format!("{name}\n");
     for wanted in variants(source, name) {
-        let mut found = examples.iter().filter(|one| variant(one) == wanted);
-        let example = found
-            .next()
-            .unwrap_or_else(|| panic!("no example of {name}::{wanted}"));
-        for example in [example].into_iter().chain(found) {
+        let found: Vec<_> = examples
+            .iter()
+            .filter(|one| variant(one) == wanted)
+            .collect();
+        assert!(!found.is_empty(), "no example of {name}::{wanted}");
+        for example in found {
             text += &format!("  {wanted}: {example}\n");
             if let Some(help) = help(example) {
                 text += &format!("    help: {help}\n");
