@@ -34,7 +34,7 @@ pub struct Segment<'t> {
 /// A resolved policy: for each direction, segments that cover all MSRs once, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    stretches: [Box<[Stretch]>; 2],
+    runs: [Box<[Run]>; 2],
     /// All there are, once each.
     actions: Vec<Action>,
     default: Action,
@@ -43,7 +43,7 @@ pub struct Table {
 /// A [`Segment`] as it is kept: a policy of 100,000 entries may have 200,000 in each direction. It
 /// begins where the one before it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stretch {
+struct Run {
     last: MsrIndex,
     /// A place in [`Table::actions`].
     action: u32,
@@ -56,10 +56,10 @@ impl Table {
     #[must_use]
     pub(crate) fn resolve(policy: &Policy, entries: &[EntryId]) -> Self {
         let mut actions = Actions::default();
-        let stretches =
-            Access::ALL.map(|access| Sweep::new(policy, entries, access, &mut actions).stretches());
+        let runs =
+            Access::ALL.map(|access| Sweep::new(policy, entries, access, &mut actions).runs());
         Self {
-            stretches,
+            runs,
             actions: actions.all,
             default: policy.default_action().clone(),
         }
@@ -68,7 +68,7 @@ impl Table {
     /// The segments of one direction, in order, without a gap.
     #[must_use]
     pub fn segments(&self, access: Access) -> impl DoubleEndedIterator<Item = Segment<'_>> {
-        let all = 0..self.stretches[access as usize].len();
+        let all = 0..self.runs[access as usize].len();
         all.filter_map(move |place| self.segment(place, access))
     }
 
@@ -111,20 +111,20 @@ impl Table {
 
     /// The number of an MSR's segment.
     fn place(&self, index: MsrIndex, access: Access) -> usize {
-        self.stretches[access as usize].partition_point(|stretch| stretch.last < index)
+        self.runs[access as usize].partition_point(|run| run.last < index)
     }
 
     fn segment(&self, place: usize, access: Access) -> Option<Segment<'_>> {
-        let stretches = &self.stretches[access as usize];
-        let stretch = stretches.get(place)?;
+        let runs = &self.runs[access as usize];
+        let run = runs.get(place)?;
         let first = match place.checked_sub(1) {
-            Some(before) => MsrIndex::new(stretches[before].last.get() + 1),
+            Some(before) => MsrIndex::new(runs[before].last.get() + 1),
             None => MsrIndex::MIN,
         };
         Some(Segment {
-            msrs: MsrRange::new(first, stretch.last)?,
-            action: self.actions.get(stretch.action as usize)?,
-            said: stretch.said,
+            msrs: MsrRange::new(first, run.last)?,
+            action: self.actions.get(run.action as usize)?,
+            said: run.said,
         })
     }
 }
@@ -158,7 +158,7 @@ struct Sweep<'p> {
     edges: Vec<(u64, Edge)>,
     /// Smallest first.
     open: BTreeSet<(u64, EntryId)>,
-    stretches: Vec<Stretch>,
+    runs: Vec<Run>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -206,11 +206,11 @@ impl<'p> Sweep<'p> {
             access,
             edges,
             open: BTreeSet::new(),
-            stretches: Vec::new(),
+            runs: Vec::new(),
         }
     }
 
-    fn stretches(mut self) -> Box<[Stretch]> {
+    fn runs(mut self) -> Box<[Run]> {
         let edges = std::mem::take(&mut self.edges);
         let (mut at, mut in_x2apic) = (0, false);
         for (edge_at, edge) in edges {
@@ -224,7 +224,7 @@ impl<'p> Sweep<'p> {
             }
         }
         self.push(at, 1 << 32, in_x2apic);
-        self.stretches.into()
+        self.runs.into()
     }
 
     fn size(&self, id: EntryId) -> u64 {
@@ -246,11 +246,11 @@ impl<'p> Sweep<'p> {
             }
             None => (self.policy.default_action(), Said::ByDefault),
         };
-        match self.stretches.last_mut() {
+        match self.runs.last_mut() {
             Some(before) if before.said == said => before.last = msrs.last(),
             _ => {
                 let (action, last) = (self.actions.place(action), msrs.last());
-                self.stretches.push(Stretch { last, action, said });
+                self.runs.push(Run { last, action, said });
             }
         }
     }

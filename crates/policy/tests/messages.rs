@@ -3,15 +3,18 @@
 mod variants;
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 
 use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, Segment, UserAddress};
 use msrgate_filter::{
     Access, Accesses, BitmapError, FilterError, MsrIndex, ReasonMask, Revision, SetCall, SetError,
     Verdict,
 };
+use msrgate_policy::answer::{ResponderError, RestoreError};
 use msrgate_policy::import::{Format, ImportError, import};
 use msrgate_policy::{
-    CompileError, Cpu, Digest, IncludeError, Includes, MsrRange, PackError, ProgramError,
+    CompileError, Cpu, Device, Digest, IncludeError, Includes, MsrRange, PackError, ProgramError,
     SelectorError, Source, Window, Wrong, parse, parse_msrs,
 };
 
@@ -151,7 +154,7 @@ fn what_becomes_no_filter() {
             &packs(),
             |_| None
         ) + &messages(
-            include_str!("../src/compile.rs"),
+            include_str!("../src/verdicts.rs"),
             "CompileError",
             &[CompileError::Pack(too_many), differs],
             |_| None
@@ -212,6 +215,68 @@ fn what_cannot_be_imported() {
         &examples,
         |_: &ImportError| None
     ));
+}
+
+#[test]
+fn what_answers_nothing() {
+    let cpu = "GenuineIntel:6:0x6a:6".parse().unwrap();
+    let index = MsrIndex::new(0x10);
+    let responders = [
+        ResponderError::NoVariant(cpu),
+        ResponderError::TooManyRegisters(1 << 20),
+        ResponderError::NotForwardable(index),
+        ResponderError::NoDevice(Device::Microcode),
+    ];
+    let restores = [
+        RestoreError::NotSaved,
+        RestoreError::Version(2),
+        RestoreError::Broken,
+        RestoreError::NoRegister(index),
+        RestoreError::NoPin(index),
+        RestoreError::Device("microcode".into()),
+    ];
+    let of_responders = include_str!("../src/answer/responder.rs");
+    let of_saves = include_str!("../src/answer/save.rs");
+    insta::assert_snapshot!(
+        messages(of_responders, "ResponderError", &responders, |_| None)
+            + &messages(of_saves, "RestoreError", &restores, |_| None)
+    );
+}
+
+/// Every enum of errors of the libraries is held here, or in the messages of `msrgate-kvm`.
+#[test]
+fn no_error_is_left_out() {
+    fn enums(folder: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                enums(&path, found);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let names = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("pub enum ")?.split(' ').next());
+            found.extend(
+                names
+                    .filter(|name| name.ends_with("Error"))
+                    .map(str::to_owned),
+            );
+        }
+    }
+    let held = [
+        include_str!("messages.rs"),
+        include_str!("../../kvm/src/messages.rs"),
+    ]
+    .concat();
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut found = Vec::new();
+    for one in ["filter", "policy", "kvm"] {
+        enums(&crates.join(one).join("src"), &mut found);
+    }
+    assert!(found.len() > 10, "{found:?}");
+    found.retain(|name| !held.contains(&format!("\"{name}\"")));
+    assert_eq!(found, [""; 0]);
 }
 
 /// What the kernel refuses, with its error number.
