@@ -1,6 +1,6 @@
 //! Any bytes as a table: stretches of MSRs from the lowest up, with what happens to reads and writes.
-//! What fits is a filter that decides as the table says, and comes back from every form that a program
-//! or a filter has.
+//! What fits is a filter that decides as the table says, and comes back from a program and from the form
+//! that the first byte picks.
 #![no_main]
 
 use std::fmt::Write as _;
@@ -8,9 +8,7 @@ use std::fmt::Write as _;
 use libfuzzer_sys::fuzz_target;
 use msrgate_filter::{Access, MAX_RANGES, MsrIndex, Verdict};
 use msrgate_policy::import::compiled_filter;
-use msrgate_policy::{
-    CompileError, NoIncludes, PackError, Program, Source, compile, differences, emit, parse,
-};
+use msrgate_policy::{CompileError, NoIncludes, PackError, Program, Source, compile, emit, parse};
 
 const WORDS: [(&str, [Verdict; 2]); 4] = [
     ("none", [Verdict::Deny, Verdict::Deny]),
@@ -88,18 +86,19 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     }
+    // What follows takes longer than all before it, so only some of the bytes ask for it.
+    if head >> 6 != 0 {
+        return;
+    }
     let program = Program::of(&compiled);
     assert_eq!(Program::decode(&program.encode()).as_ref(), Ok(&program));
     let variant = &program.variants()[0];
-    let whole = Program::of_filter(filter.clone());
-    let forms = [
-        emit::json(variant).into_bytes(),
-        emit::c(variant).into_bytes(),
-        emit::rust(variant).into_bytes(),
-        emit::abi(variant).expect("a pointer of 64 bits holds any offset"),
-    ];
-    for form in forms {
-        let again = Program::of_filter(compiled_filter(&form).expect("what was written"));
-        assert!(differences(&whole, &again, None).is_empty(), "{text}");
-    }
+    let form = match head >> 4 {
+        0 => emit::json(variant).into_bytes(),
+        1 => emit::c(variant).into_bytes(),
+        2 => emit::rust(variant).into_bytes(),
+        _ => emit::abi(variant).expect("a pointer of 64 bits holds any offset"),
+    };
+    let again = compiled_filter(&form).expect("what was written");
+    assert_eq!(&again, filter, "{text}");
 });
