@@ -224,13 +224,13 @@ impl Policy {
     pub fn includers(&self, id: SourceId) -> Vec<&Source> {
         let mut way = Vec::new();
         let mut at = SourceId(0);
-        while at != id && self.below[at.0].contains(&id) {
+        while at != id && self.below[at.number()].contains(&id) {
             way.push(self.text(at));
             // The one with most below it leaves out none between it and the rest.
-            let next = self.below[at.0].iter().copied();
+            let next = self.below[at.number()].iter().copied();
             let next = next
-                .filter(|next| *next == id || self.below[next.0].contains(&id))
-                .max_by_key(|next| (self.below[next.0].len(), *next != id));
+                .filter(|next| *next == id || self.below[next.number()].contains(&id))
+                .max_by_key(|next| (self.below[next.number()].len(), *next != id));
             at = next.unwrap_or(id);
         }
         way

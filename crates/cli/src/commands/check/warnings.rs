@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     /// The codes of the warnings about a policy, with the lines they are about.
-    fn codes(text: &str) -> Vec<(&'static str, Option<usize>)> {
+    fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
         let source = Source::new("policy.toml", text);
         let policy = parse(&source, &mut NoIncludes).expect("a policy");
         let compiled = compile(policy).expect("a filter");
