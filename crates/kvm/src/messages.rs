@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use msrgate_filter::{Access, MsrIndex, Revision};
+use msrgate_policy::answer::{ResponderError, RestoreError};
+use msrgate_policy::{CompileError, Cpu, PackError};
 
 use crate::errno::{CallErrno, RawErrno};
-use crate::exit::RawReasons;
+use crate::exit::{RawReason, RawReasons};
+use crate::gate::{AnswerError, GateError, StateError, VcpuId};
 use crate::{GuestError, HostError, InstallError, MeasureError, Requirement, StepAt};
 
 #[path = "../../policy/tests/variants/mod.rs"]
@@ -102,6 +105,56 @@ fn why_nothing_was_measured() {
                 &measures,
                 |_| None
             ),
+        ]
+        .concat()
+    );
+}
+
+#[test]
+fn why_a_gate_does_not_answer() {
+    let cpu = |model| Cpu {
+        vendor: "GenuineIntel".into(),
+        family: 6,
+        model,
+        stepping: 0,
+    };
+    let vcpu = VcpuId::new(1);
+    let gates = [
+        GateError::Responder(ResponderError::NoVariant(cpu(1))),
+        GateError::Pack(CompileError::Pack(PackError::LastMsr)),
+        GateError::Reasons(RawReasons::new(8)),
+        GateError::IgnoreMsrs,
+        GateError::NoMemory,
+        GateError::NoSharedRegisters,
+        GateError::Install(InstallError::Filter(errno())),
+        GateError::InstalledTwice,
+        GateError::NoCpuid,
+        GateError::OtherCpu {
+            vcpu,
+            chosen: cpu(1),
+            seen: cpu(2),
+        },
+        GateError::CpuidChanged { vcpu },
+        GateError::Io(std::io::Error::from_raw_os_error(libc::EMFILE)),
+    ];
+    let answers = [
+        AnswerError::NoExit,
+        AnswerError::Reason(RawReason::new(3)),
+        AnswerError::Call(errno()),
+        AnswerError::Publish(errno()),
+        AnswerError::NotReset,
+        AnswerError::Stale,
+    ];
+    let states = [
+        StateError::Restore(RestoreError::NotSaved),
+        StateError::Call(errno()),
+    ];
+    let source = include_str!("gate/error.rs");
+    insta::assert_snapshot!(
+        [
+            messages(source, "GateError", &gates, |_| None),
+            messages(source, "AnswerError", &answers, |_| None),
+            messages(source, "StateError", &states, |_| None),
         ]
         .concat()
     );
