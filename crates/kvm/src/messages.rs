@@ -37,6 +37,7 @@ fn why_a_host_cannot_do_it() {
             reason: "too many open files".to_owned(),
         },
         HostError::CreateVm { errno: errno() },
+        HostError::Lists { errno: errno() },
     ];
     let advice = |error: &HostError| Some(error.advice().to_owned());
     insta::assert_snapshot!(messages(
