@@ -224,8 +224,8 @@ pub(crate) struct ReplayArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
-    /// A kernel log, a Firecracker CPU template, an msr-safe allowlist, output of strace, or a
-    /// compiled filter in JSON; `-` for standard input
+    /// A kernel log, a Firecracker CPU template, fingerprint or list, an msr-safe allowlist, or what
+    /// `compile` wrote; `-` for standard input
     pub(crate) file: String,
     /// What the file is, where that cannot be seen
     #[arg(long, value_name = "WHAT")]
@@ -236,14 +236,18 @@ pub(crate) struct ImportArgs {
 pub(crate) enum FromArg {
     /// Lines such as `kvm [1234]: ignored rdmsr: 0x1c9 data 0x0`
     KernelLog,
-    /// A custom CPU template of Firecracker
+    /// A custom CPU template of Firecracker, or a fingerprint
     Firecracker,
+    /// Firecracker's list of what a guest could read: `MSR_ADDR,VALUE`
+    FirecrackerList,
     /// An allowlist of msr-safe: index, write mask, comment
     MsrSafe,
-    /// Output of strace, which has no filter in it
+    /// Output of strace, which prints a filter's address and not the filter
     Strace,
-    /// The JSON of a compiled policy
+    /// The filter of a compiled policy: JSON, C, Rust, or the bytes of the ioctl
     Compiled,
+    /// A compiled policy as a program, with its answers
+    Program,
 }
 
 #[derive(Debug, Args)]

@@ -16,35 +16,35 @@ use crate::failure::Failure;
 pub(crate) const SHIPPED: [Shipped; 8] = [
     Shipped {
         name: "allow-all",
-        text: include_str!("../../../policies/allow-all.toml"),
+        text: include_str!("../policies/allow-all.toml"),
     },
     Shipped {
         name: "linux-boot",
-        text: include_str!("../../../policies/linux-boot.toml"),
+        text: include_str!("../policies/linux-boot.toml"),
     },
     Shipped {
         name: "linux-guest",
-        text: include_str!("../../../policies/linux-guest.toml"),
+        text: include_str!("../policies/linux-guest.toml"),
     },
     Shipped {
         name: "unikernel",
-        text: include_str!("../../../policies/unikernel.toml"),
+        text: include_str!("../policies/unikernel.toml"),
     },
     Shipped {
         name: "sandbox",
-        text: include_str!("../../../policies/sandbox.toml"),
+        text: include_str!("../policies/sandbox.toml"),
     },
     Shipped {
         name: "pin-security",
-        text: include_str!("../../../policies/pin-security.toml"),
+        text: include_str!("../policies/pin-security.toml"),
     },
     Shipped {
         name: "quiet-unknown",
-        text: include_str!("../../../policies/quiet-unknown.toml"),
+        text: include_str!("../policies/quiet-unknown.toml"),
     },
     Shipped {
         name: "no-power-telemetry",
-        text: include_str!("../../../policies/no-power-telemetry.toml"),
+        text: include_str!("../policies/no-power-telemetry.toml"),
     },
 ];
 

@@ -13,8 +13,8 @@ pub(crate) struct Remark {
     pub(crate) help: Option<String>,
     /// The text: the policy itself, or what it includes.
     pub(crate) file: Option<String>,
-    pub(crate) line: Option<usize>,
-    pub(crate) column: Option<usize>,
+    pub(crate) line: Option<u32>,
+    pub(crate) column: Option<u32>,
 }
 
 /// What a program gets instead of an answer, from every command.

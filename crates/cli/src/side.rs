@@ -1,8 +1,6 @@
 //! What `diff` and `check --within` compare: a policy, or what one was compiled to.
 
-use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
-use msrgate_filter::{Revision, SetCall};
-use msrgate_policy::import::compiled_filter;
+use msrgate_policy::import::{compiled_filter, is_compiled_filter};
 use msrgate_policy::{Origin, Program, Source};
 
 use crate::failure::Failure;
@@ -26,8 +24,7 @@ pub(crate) enum Content {
 }
 
 impl Side {
-    /// Reads a policy, a program, or what `compile` wrote as JSON or abi: what it is, its content
-    /// says.
+    /// Reads a policy, a program, or what else `compile` wrote: what it is, its content says.
     pub(crate) fn load(argument: &str) -> Result<Self, Failure> {
         let (name, bytes) = load::bytes(argument)?;
         let trouble = |why: String| Failure::Input {
@@ -37,12 +34,9 @@ impl Side {
         let (program, content) = if Program::is_program(&bytes) {
             let program = Program::decode(&bytes).map_err(|error| trouble(error.to_string()))?;
             (program, Content::Policy)
-        } else if bytes.trim_ascii_start().starts_with(b"{") {
+        } else if is_compiled_filter(&bytes) {
             let filter = compiled_filter(&bytes).map_err(|error| trouble(error.to_string()))?;
             (Program::of_filter(filter), Content::Filter)
-        } else if bytes.contains(&0) {
-            // No text has a 0, and the struct's padding always does.
-            (of_abi(&bytes).map_err(trouble)?, Content::Filter)
         } else {
             let text = load::text(&name, bytes)?;
             let compiled = load::compiled_source(&Source::new(&name, &text))?;
@@ -66,22 +60,5 @@ impl Side {
             Origin::Default => format!("{}'s default", self.name),
             Origin::Kvm => "KVM".to_owned(),
         }
-    }
-}
-
-/// The bytes as the memory of a caller, from address 0 on.
-fn of_abi(bytes: &[u8]) -> Result<Program, String> {
-    let memory = Segment {
-        start: UserAddress::NULL,
-        bytes,
-    };
-    let width = CallerWidth::Bits64;
-    let call = SetCall::read(Revision::Mainline, width, &memory, UserAddress::NULL);
-    match (call.result(), call.published().last()) {
-        (Ok(()), Some(filter)) => Ok(Program::of_filter(filter.clone())),
-        (Err(error), _) => Err(format!(
-            "neither text nor a program, and as the bytes of a filter: {error}"
-        )),
-        (Ok(()), None) => Err("no filter".to_owned()),
     }
 }

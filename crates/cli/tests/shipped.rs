@@ -118,7 +118,7 @@ fn each_packs_into_the_same_filter_wherever_it_is_compiled() {
 
 /// What a policy says of one access; no shipped policy has a `[[when]]`.
 fn action(compiled: &Compiled, index: MsrIndex, access: Access) -> &Action {
-    &compiled.variants()[0].table().at(index, access).action
+    compiled.variants()[0].table().at(index, access).action
 }
 
 /// Of each recorded MSR, whether a booting kernel read it and wrote it with success.
@@ -158,7 +158,7 @@ fn a_linux_guest_may_do_all_that_a_boot_does() {
     let [boot, guest] = ["linux-boot", "linux-guest"].map(|name| compile(read(name)).expect(name));
     for access in Access::ALL {
         for segment in boot.variants()[0].table().segments(access) {
-            if segment.action == Action::Allow {
+            if *segment.action == Action::Allow {
                 let (first, last) = (segment.msrs.first(), segment.msrs.last());
                 for index in (first.get()..=last.get()).map(MsrIndex::new) {
                     let action = action(&guest, index, access);

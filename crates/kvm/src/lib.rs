@@ -22,6 +22,8 @@ mod host;
 mod install;
 mod measure;
 mod memory;
+#[cfg(test)]
+mod messages;
 mod model;
 mod probe;
 mod raw;

@@ -58,8 +58,8 @@ impl Compiled {
 impl Variant {
     /// Which of the policy's `[[when]]`s hold.
     pub fn whens(&self) -> impl Iterator<Item = WhenId> {
-        let ids = (0..self.holds.len()).map(WhenId);
-        ids.filter(|id| self.holds[id.0])
+        let ids = (0..self.holds.len()).map(WhenId::new);
+        ids.filter(|id| self.holds[id.number()])
     }
 
     /// Which of them hold, in their order.

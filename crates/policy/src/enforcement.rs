@@ -122,10 +122,10 @@ pub struct Enforcement {
 #[must_use]
 pub fn enforcement_of(
     settings: &Settings,
-    segment: &Segment,
+    segment: Segment<'_>,
     access: Access,
 ) -> (Extent, Vec<Hole>) {
-    if segment.action == Action::Allow && segment.said != Said::ByKvm {
+    if *segment.action == Action::Allow && segment.said != Said::ByKvm {
         return (Extent::Enforced, Vec::new());
     }
     let hole = |msrs, cause| Hole {
@@ -165,14 +165,13 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
             variant
                 .table()
                 .segments(access)
-                .iter()
                 .map(move |one| (access, one))
         };
         Access::ALL.into_iter().flat_map(of)
     }) {
         let entry = match segment.said {
             Said::ByEntry(id) => Some(id),
-            Said::ByDefault if segment.action == Action::Allow => continue,
+            Said::ByDefault if *segment.action == Action::Allow => continue,
             Said::ByDefault => None,
             Said::ByKvm => continue,
         };
@@ -187,7 +186,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
             (Vec::new(), enforcement)
         });
         // What is allowed makes nothing that is refused any firmer.
-        if segment.action != Action::Allow {
+        if *segment.action != Action::Allow {
             extents.push(extent);
         }
         if segment.action.needs_answer() {

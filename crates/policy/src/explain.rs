@@ -34,7 +34,7 @@ pub struct Explanation<'p> {
     /// Which of these accesses become events.
     pub log: Log,
     settings: &'p Settings,
-    segment: Segment,
+    segment: Segment<'p>,
 }
 
 /// How user space learns of an access that comes to the kernel.
@@ -170,7 +170,7 @@ impl Explanation<'_> {
     /// How far this is enforced, and what goes past it.
     #[must_use]
     pub fn enforced(&self) -> (Extent, Vec<Hole>) {
-        enforcement_of(self.settings, &self.segment, self.access)
+        enforcement_of(self.settings, self.segment, self.access)
     }
 }
 
@@ -178,7 +178,7 @@ impl Explanation<'_> {
 #[must_use]
 pub fn explain<'p>(
     policy: &'p Policy,
-    variant: &Variant,
+    variant: &'p Variant,
     index: MsrIndex,
     access: Access,
 ) -> Explanation<'p> {
@@ -202,7 +202,7 @@ pub fn explain<'p>(
         settings,
         segment: Segment {
             msrs: MsrRange::one(index),
-            ..segment.clone()
+            ..segment
         },
     }
 }

@@ -17,20 +17,23 @@
 mod compiled;
 mod detect;
 mod draft;
+mod emitted;
 mod firecracker;
+mod grouped;
 mod kernel_log;
 mod msr_safe;
 mod print;
+mod program;
 mod strace;
 
 use std::fmt;
 
 use msrgate_filter::FilterError;
 
-use crate::action::Action;
 use crate::parse::MAX_ENTRIES;
+use crate::policy::Settings;
 
-pub use compiled::compiled_filter;
+pub use compiled::{compiled_filter, is_compiled_filter};
 pub use draft::{Draft, Unsaid};
 pub use print::print;
 
@@ -40,24 +43,30 @@ pub use print::print;
 pub enum Format {
     /// Lines of a kernel's log in which KVM names MSRs that it does not know: `ignored rdmsr: 0x1c9`.
     KernelLog,
-    /// A custom CPU template of Firecracker, in JSON.
+    /// A custom CPU template of Firecracker, or a fingerprint, in JSON.
     Firecracker,
+    /// Firecracker's list of what a guest could read: `MSR_ADDR,VALUE`.
+    FirecrackerList,
     /// An allowlist of msr-safe: index, mask of writable bits, comment.
     MsrSafe,
     /// Output of strace. It prints the address of a filter, not the filter.
     Strace,
-    /// Our own JSON of a compiled policy.
+    /// The filter of a compiled policy: our own JSON, C, Rust, or the bytes of the ioctl.
     Compiled,
+    /// A compiled policy as a program.
+    Program,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::KernelLog,
         Self::Firecracker,
+        Self::FirecrackerList,
         Self::MsrSafe,
         Self::Strace,
         Self::Compiled,
+        Self::Program,
     ];
 
     /// What the imported policy means, in a sentence.
@@ -65,14 +74,16 @@ impl Format {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::KernelLog => {
-                "What KVM refused since it does not know it is refused; all else is left to KVM."
+                "What KVM did with what it does not know is said of it; all else is left to KVM. Where it answered, a gate has to."
             }
             Self::Firecracker => {
-                "A template gives registers their first values and refuses nothing."
+                "A template gives registers their first values and refuses nothing. A value is said where a guest cannot change it."
             }
+            Self::FirecrackerList => "What the guest could read it can read.",
             Self::MsrSafe => "What the allowlist names can be read, and written where it says so.",
             Self::Strace => "The filters that the traced program set.",
             Self::Compiled => "It decides every access as the compiled filter does.",
+            Self::Program => "It decides and answers every access as the program does.",
         }
     }
 }
@@ -82,9 +93,11 @@ impl fmt::Display for Format {
         f.write_str(match self {
             Self::KernelLog => "a kernel log",
             Self::Firecracker => "a Firecracker CPU template",
+            Self::FirecrackerList => "a Firecracker list of MSRs",
             Self::MsrSafe => "an msr-safe allowlist",
             Self::Strace => "output of strace",
             Self::Compiled => "a compiled filter",
+            Self::Program => "a program",
         })
     }
 }
@@ -95,8 +108,8 @@ impl fmt::Display for Format {
 pub struct Imported {
     /// What it was read as.
     pub format: Format,
-    /// What holds for MSRs without an entry.
-    pub default: Action,
+    /// What holds outside of the entries.
+    pub settings: Settings,
     /// The entries by index, apart from each other.
     pub entries: Vec<Draft>,
     /// What could not be said, in the order of the file.
@@ -118,6 +131,8 @@ pub enum ImportError {
         /// What is wrong with it.
         why: String,
     },
+    /// The bytes are no program, or not those of a filter; the text says why.
+    Bytes(String),
     /// The ranges are none that a filter may have.
     Filter(FilterError),
     /// It would take more entries than a policy may have; the number is how many.
@@ -137,10 +152,11 @@ impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownFormat => f.write_str(
-                "none of the known formats: kernel log lines of KVM, a Firecracker CPU template, an msr-safe allowlist, a compiled filter in JSON",
+                "none of the known formats: kernel log lines of KVM, a Firecracker CPU template, fingerprint or list, an msr-safe allowlist, a program, or a compiled filter in JSON, C, Rust or bytes",
             ),
             Self::Json(message) => write!(f, "not the JSON it should be: {message}"),
             Self::Value { place, why } => write!(f, "{place}: {why}"),
+            Self::Bytes(why) => f.write_str(why),
             Self::Filter(error) => fmt::Display::fmt(error, f),
             Self::TooManyEntries(entries) => write!(
                 f,
@@ -165,9 +181,11 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
     let drafts = match format {
         Format::KernelLog => kernel_log::read(bytes),
         Format::Firecracker => firecracker::read(bytes)?,
+        Format::FirecrackerList => firecracker::read_list(bytes),
         Format::MsrSafe => msr_safe::read(bytes),
         Format::Strace => strace::read(bytes),
         Format::Compiled => compiled::read(bytes)?,
+        Format::Program => program::read(bytes)?,
     };
     let imported = drafts.imported(format);
     if imported.entries.len() > MAX_ENTRIES {

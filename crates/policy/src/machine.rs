@@ -110,7 +110,7 @@ pub fn unsaved_writes(
     for register in registers::all() {
         let index = register.index;
         let segment = variant.table().at(index, Access::Write);
-        let reaches = segment.action == Action::Allow || segment.action.needs_forwarding();
+        let reaches = *segment.action == Action::Allow || segment.action.needs_forwarding();
         let Said::ByEntry(entry) = segment.said else {
             continue;
         };

@@ -53,9 +53,9 @@ pub enum Wrong {
         /// The key.
         key: String,
         /// The line of the second, counted from 1.
-        line: usize,
+        line: u32,
         /// The line of the first, if it was found.
-        first: Option<usize>,
+        first: Option<u32>,
     },
     /// The text is longer than [`MAX_BYTES`](crate::MAX_BYTES).
     #[error("the policy has {bytes} bytes, more than the {limit} that one may have")]
@@ -341,7 +341,7 @@ impl Wrong {
     }
 }
 
-fn twice(line: usize, first: Option<usize>) -> String {
+fn twice(line: u32, first: Option<u32>) -> String {
     match first {
         Some(first) if first == line => format!("twice on line {line}"),
         Some(first) => format!("on line {first}, and again on line {line}"),
@@ -392,7 +392,7 @@ impl Mistakes {
     pub(crate) fn new(sources: Vec<Source>, mut mistakes: Vec<Mistake>) -> Self {
         let place = |mistake: &Mistake| {
             let first = mistake.places.first();
-            first.map(|label| (label.at.source, label.at.span.offset()))
+            first.map(|label| (label.at.source(), label.at.span().offset()))
         };
         mistakes.sort_by_key(place);
         let total = mistakes.len();
@@ -422,7 +422,7 @@ impl Mistakes {
     #[must_use]
     pub fn place(&self, mistake: &Mistake) -> Option<(&Source, Place)> {
         let at = mistake.places.first()?.at;
-        let source = &self.sources[at.source.0];
-        Some((source, source.place(at.span)))
+        let source = &self.sources[at.source().number()];
+        Some((source, source.place(at.span())))
     }
 }

@@ -91,13 +91,21 @@ impl fmt::Display for MsrRange {
 /// Some MSRs, at least one: ranges in order that do not touch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MsrSet {
-    ranges: Box<[MsrRange]>,
+    ranges: Ranges,
+}
+
+/// Most entries of a policy are one range: it needs no memory of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Ranges {
+    One(MsrRange),
+    /// Two at least.
+    Several(Box<[MsrRange]>),
 }
 
 impl From<MsrRange> for MsrSet {
     fn from(range: MsrRange) -> Self {
         Self {
-            ranges: Box::new([range]),
+            ranges: Ranges::One(range),
         }
     }
 }
@@ -119,53 +127,60 @@ impl MsrSet {
                 _ => apart.push(range),
             }
         }
-        (!apart.is_empty()).then(|| Self {
-            ranges: apart.into(),
-        })
+        match *apart {
+            [] => None,
+            [range] => Some(range.into()),
+            _ => Some(Self {
+                ranges: Ranges::Several(apart.into()),
+            }),
+        }
     }
 
     /// Its ranges, in order.
     #[must_use]
-    pub fn ranges(&self) -> &[MsrRange] {
-        &self.ranges
+    pub const fn ranges(&self) -> &[MsrRange] {
+        match &self.ranges {
+            Ranges::One(range) => std::slice::from_ref(range),
+            Ranges::Several(ranges) => ranges,
+        }
     }
 
     /// The only range, if it is one.
     #[must_use]
     pub fn as_range(&self) -> Option<MsrRange> {
-        match *self.ranges {
-            [range] => Some(range),
-            _ => None,
+        match self.ranges {
+            Ranges::One(range) => Some(range),
+            Ranges::Several(_) => None,
         }
     }
 
     /// How many MSRs, at most 2^32.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.ranges.iter().map(|range| range.count()).sum()
+        self.ranges().iter().map(|range| range.count()).sum()
     }
 
     /// The lowest.
     #[must_use]
     pub fn first(&self) -> MsrIndex {
-        self.ranges[0].first
+        self.ranges()[0].first
     }
 
     /// Whether `index` is one of them.
     #[must_use]
     pub fn contains(&self, index: MsrIndex) -> bool {
-        let place = self.ranges.partition_point(|range| range.last < index);
-        self.ranges
-            .get(place)
-            .is_some_and(|range| range.contains(index))
+        let ranges = self.ranges();
+        let place = ranges.partition_point(|range| range.last < index);
+        ranges.get(place).is_some_and(|range| range.contains(index))
     }
 
     #[cfg(feature = "parse")]
     /// What both contain, in order.
     pub(crate) fn shared<'s>(&'s self, other: &'s Self) -> impl Iterator<Item = MsrRange> + 's {
-        self.ranges.iter().flat_map(move |one| {
-            let start = other.ranges.partition_point(|range| range.last < one.first);
-            other.ranges[start..]
+        let others = other.ranges();
+        self.ranges().iter().flat_map(move |one| {
+            let start = others.partition_point(|range| range.last < one.first);
+            others[start..]
                 .iter()
                 .map_while(move |range| one.shared(*range))
         })
@@ -180,9 +195,9 @@ impl MsrSet {
     /// Those that `other` does not contain, if there are any.
     pub(crate) fn without(&self, other: &Self) -> Option<Self> {
         let mut rest = Vec::new();
-        for range in &self.ranges {
+        for range in self.ranges() {
             let mut next = u64::from(range.first.get());
-            for shared in other.ranges.iter().filter_map(|one| one.shared(*range)) {
+            for shared in other.ranges().iter().filter_map(|one| one.shared(*range)) {
                 rest.extend(MsrRange::below(next, shared.first.get().into()));
                 next = u64::from(shared.last.get()) + 1;
             }
@@ -195,7 +210,7 @@ impl MsrSet {
 /// Its ranges, separated by commas.
 impl fmt::Display for MsrSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (number, range) in self.ranges.iter().enumerate() {
+        for (number, range) in self.ranges().iter().enumerate() {
             let comma = if number == 0 { "" } else { ", " };
             write!(f, "{comma}{range}")?;
         }

@@ -75,10 +75,7 @@ pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
 
 /// The one mistake of a text.
 pub(crate) fn mistake_in(source: &Source, span: std::ops::Range<usize>, wrong: Wrong) -> Mistakes {
-    let at = At {
-        source: SourceId(0),
-        span: span.into(),
-    };
+    let at = At::new(SourceId::new(0), span.into());
     let places = vec![Label::bare(at)];
     Mistakes::new(vec![source.clone()], vec![Mistake { wrong, places }])
 }
@@ -104,7 +101,7 @@ impl<'i> Reader<'i> {
         Self {
             includes,
             sources: Vec::new(),
-            current: SourceId(0),
+            current: SourceId::new(0),
             below: Vec::new(),
             said: Vec::new(),
             whens: Vec::new(),
@@ -116,7 +113,7 @@ impl<'i> Reader<'i> {
 
     /// Reads one text, and first those it includes. `way` are the texts that led here.
     fn read(&mut self, source: &Source, way: &mut Vec<SourceId>) {
-        let id = SourceId(self.sources.len());
+        let id = SourceId::new(self.sources.len());
         self.sources.push(source.clone());
         self.below.push(Vec::new());
         self.said.push(Said::default());
@@ -208,10 +205,7 @@ impl<'i> Reader<'i> {
 
 impl Reader<'_> {
     fn at(&self, span: miette::SourceSpan) -> At {
-        At {
-            source: self.current,
-            span,
-        }
+        At::new(self.current, span)
     }
 
     fn wrong(&mut self, at: At, wrong: Wrong) {
@@ -233,7 +227,7 @@ impl Reader<'_> {
     }
 
     fn text(&self) -> &Source {
-        &self.sources[self.current.0]
+        &self.sources[self.current.number()]
     }
 }
 

@@ -11,21 +11,63 @@ use crate::source::{Place, Source};
 
 /// One of a policy's texts: [`Policy::sources`] by number, 0 the policy itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SourceId(pub(crate) usize);
+pub struct SourceId(u32);
 
 /// One of a policy's `[[when]]`s: [`Policy::whens`] by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WhenId(pub(crate) usize);
+pub struct WhenId(u32);
 
 /// An entry's place in [`Policy::entries`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EntryId(pub(crate) usize);
+pub struct EntryId(u32);
 
-/// Where something stands.
+/// An id is the number of something in a policy, of which there are far fewer than 2^32.
+macro_rules! numbered {
+    ($($id:ident)*) => {$(
+        impl $id {
+            pub(crate) fn new(number: usize) -> Self {
+                Self(small(number))
+            }
+
+            pub(crate) const fn number(self) -> usize {
+                self.0 as usize
+            }
+        }
+    )*};
+}
+
+numbered!(SourceId WhenId EntryId);
+
+/// A text and all in it have fewer than 2^32 bytes: [`MAX_BYTES`](crate::MAX_BYTES).
+pub(crate) fn small(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// Where something stands. Small, since every entry has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct At {
-    pub(crate) source: SourceId,
-    pub(crate) span: SourceSpan,
+    source: SourceId,
+    offset: u32,
+    length: u32,
+}
+
+impl At {
+    pub(crate) fn new(source: SourceId, span: SourceSpan) -> Self {
+        let [offset, length] = [span.offset(), span.len()].map(small);
+        Self {
+            source,
+            offset,
+            length,
+        }
+    }
+
+    pub(crate) const fn source(self) -> SourceId {
+        self.source
+    }
+
+    pub(crate) fn span(self) -> SourceSpan {
+        SourceSpan::new((self.offset as usize).into(), self.length as usize)
+    }
 }
 
 /// One line of `[msrs]`, or of a `[when.msrs]`.
@@ -70,7 +112,7 @@ impl Entry {
     /// Which text it stands in.
     #[must_use]
     pub const fn source(&self) -> SourceId {
-        self.at.source
+        self.at.source()
     }
 
     /// Where in that text its key stands.
@@ -173,7 +215,7 @@ impl Policy {
     /// The number is another policy's and this one has fewer texts.
     #[must_use]
     pub fn text(&self, id: SourceId) -> &Source {
-        &self.sources[id.0]
+        &self.sources[id.number()]
     }
 
     /// The texts by which this one is included, from the policy's own down to the one nearest to
@@ -182,13 +224,13 @@ impl Policy {
     pub fn includers(&self, id: SourceId) -> Vec<&Source> {
         let mut way = Vec::new();
         let mut at = SourceId(0);
-        while at != id && self.below[at.0].contains(&id) {
+        while at != id && self.below[at.number()].contains(&id) {
             way.push(self.text(at));
             // The one with most below it leaves out none between it and the rest.
-            let next = self.below[at.0].iter().copied();
+            let next = self.below[at.number()].iter().copied();
             let next = next
-                .filter(|next| *next == id || self.below[next.0].contains(&id))
-                .max_by_key(|next| (self.below[next.0].len(), *next != id));
+                .filter(|next| *next == id || self.below[next.number()].contains(&id))
+                .max_by_key(|next| (self.below[next.number()].len(), *next != id));
             at = next.unwrap_or(id);
         }
         way
@@ -226,7 +268,7 @@ impl Policy {
 
     /// The ids of its entries, in the same order.
     pub fn ids(&self) -> impl Iterator<Item = EntryId> {
-        (0..self.entries.len()).map(EntryId)
+        (0..self.entries.len()).map(EntryId::new)
     }
 
     /// The entry with this id.
@@ -235,6 +277,6 @@ impl Policy {
     /// The id is another policy's and this one has fewer entries.
     #[must_use]
     pub fn entry(&self, id: EntryId) -> &Entry {
-        &self.entries[id.0]
+        &self.entries[id.number()]
     }
 }

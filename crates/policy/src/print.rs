@@ -29,7 +29,20 @@ pub fn print(policy: &Policy) -> String {
         &Comments::default(),
         entries(policy, None),
     );
-    if let Some(microcode) = policy.settings().microcode {
+    devices(&mut text, policy.settings());
+    for (id, when) in policy.whens().iter().enumerate() {
+        gap(&mut text);
+        header(&mut text, "[[when]]", &Comments::default());
+        layout::cpu(&mut text, field("cpu", cpus(when.cpus())));
+        let entries = entries(policy, Some(WhenId::new(id)));
+        layout::entries(&mut text, "when.msrs", &Comments::default(), entries);
+    }
+    text
+}
+
+/// The tables of devices.
+pub(crate) fn devices(text: &mut String, settings: &Settings) {
+    if let Some(microcode) = settings.microcode {
         let fields_of = [
             field("revision", number(microcode.revision)),
             field(
@@ -37,18 +50,10 @@ pub fn print(policy: &Policy) -> String {
                 Value::text(word_for(&words::UPDATES, &microcode.update)),
             ),
         ];
-        gap(&mut text);
-        header(&mut text, "[device.microcode]", &Comments::default());
-        layout::fields(&mut text, &fields_of);
+        gap(text);
+        header(text, "[device.microcode]", &Comments::default());
+        layout::fields(text, &fields_of);
     }
-    for (id, when) in policy.whens().iter().enumerate() {
-        gap(&mut text);
-        header(&mut text, "[[when]]", &Comments::default());
-        layout::cpu(&mut text, field("cpu", cpus(when.cpus())));
-        let entries = entries(policy, Some(WhenId(id)));
-        layout::entries(&mut text, "when.msrs", &Comments::default(), entries);
-    }
-    text
 }
 
 fn field(key: &str, value: Value) -> Field {
@@ -65,7 +70,7 @@ fn number(number: impl std::fmt::LowerHex) -> Value {
 }
 
 /// The settings that are not what silence means.
-fn head(settings: &Settings) -> Vec<Field> {
+pub(crate) fn head(settings: &Settings) -> Vec<Field> {
     let name = settings.name.as_deref();
     let audit = (settings.mode == Mode::Audit)
         .then(|| Value::text(word_for(&words::MODES, &settings.mode)));
@@ -103,7 +108,7 @@ fn table(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
     Value::Table(fields.map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
-fn log(log: Log) -> Value {
+pub(crate) fn log(log: Log) -> Value {
     Value::text(word_for(&words::LOGS, &log))
 }
 
@@ -180,7 +185,7 @@ fn says(entry: &Entry, replaces: Replaces) -> Value {
     shortened(said.collect())
 }
 
-fn action(action: Option<&Action>) -> Value {
+pub(crate) fn action(action: Option<&Action>) -> Value {
     match action {
         None => Value::text("inherit"),
         Some(Action::Handler(name)) => table([("handler", Value::text(&**name))]),

@@ -83,8 +83,8 @@ impl Program {
             microcode: said.microcode,
         };
         let variant = |variant: &Variant| {
-            let rule = |segment: &Segment| rule(policy, segment);
-            let rules = |access| variant.table().segments(access).iter().map(rule).collect();
+            let rule = |segment| rule(policy, segment);
+            let rules = |access| variant.table().segments(access).map(rule).collect();
             let rules = Rules::new(Access::ALL.map(rules));
             ProgramVariant {
                 holds: variant.holds().to_vec(),
@@ -253,13 +253,13 @@ impl ProgramVariant {
 }
 
 #[cfg(feature = "parse")]
-fn rule(policy: &Policy, segment: &Segment) -> Rule {
+fn rule(policy: &Policy, segment: Segment<'_>) -> Rule {
     let (log, origin) = match segment.said {
         Said::ByEntry(id) => {
             let entry = policy.entry(id);
             let line = Line {
-                file: FileId(saturated(entry.source().0)),
-                number: saturated(entry.place().line),
+                file: FileId(saturated(entry.source().number())),
+                number: entry.place().line,
             };
             (
                 entry.log().unwrap_or(policy.settings().log),

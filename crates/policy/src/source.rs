@@ -4,22 +4,24 @@ use std::sync::Arc;
 
 use miette::{NamedSource, SourceSpan};
 
+use crate::policy::small;
+
 /// A policy's text under the name that messages give it.
 #[derive(Clone, Debug)]
 pub struct Source {
     name: Arc<str>,
     text: Arc<str>,
     /// Where each line begins, in bytes.
-    lines: Arc<[usize]>,
+    lines: Arc<[u32]>,
 }
 
 /// A line and a column, both counted from 1; columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// The line.
-    pub line: usize,
+    pub line: u32,
     /// The character in it.
-    pub column: usize,
+    pub column: u32,
 }
 
 impl Source {
@@ -27,7 +29,7 @@ impl Source {
     /// input.
     #[must_use]
     pub fn new(name: &str, text: &str) -> Self {
-        let starts = text.match_indices('\n').map(|(at, _)| at + 1);
+        let starts = text.match_indices('\n').map(|(at, _)| small(at + 1));
         Self {
             name: name.into(),
             text: text.into(),
@@ -51,11 +53,16 @@ impl Source {
     #[must_use]
     pub fn place(&self, span: SourceSpan) -> Place {
         let offset = span.offset().min(self.text.len());
-        let line = self.lines.partition_point(|&start| start <= offset);
-        let before = &self.text.as_bytes()[self.lines[line - 1]..offset];
+        let line = self
+            .lines
+            .partition_point(|&start| start as usize <= offset);
+        let before = &self.text.as_bytes()[self.lines[line - 1] as usize..offset];
         // Counted over bytes, so that a span within a character cannot split it.
         let column = before.iter().filter(|&&byte| byte & 0xc0 != 0x80).count() + 1;
-        Place { line, column }
+        Place {
+            line: small(line),
+            column: small(column),
+        }
     }
 
     /// The lines that are longer than `limit` bytes, by number, with their lengths.

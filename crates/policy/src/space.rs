@@ -76,8 +76,8 @@ impl Tally {
         tally
     }
 
-    fn field(&mut self, segment: &Segment) -> &mut u64 {
-        match &segment.action {
+    fn field(&mut self, segment: Segment<'_>) -> &mut u64 {
+        match segment.action {
             _ if segment.said == Said::ByKvm => &mut self.exempt,
             Action::Allow => &mut self.allowed,
             action if action.refuses() => &mut self.refused,

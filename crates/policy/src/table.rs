@@ -1,6 +1,6 @@
 //! What a policy says of each of 2^32 MSRs in each direction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use msrgate_filter::{Access, MsrIndex, X2APIC};
 
@@ -21,12 +21,12 @@ pub enum Said {
 }
 
 /// Consecutive MSRs of which the same thing says the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment<'t> {
     /// The MSRs.
     pub msrs: MsrRange,
     /// What happens to them.
-    pub action: Action,
+    pub action: &'t Action,
     /// What says so.
     pub said: Said,
 }
@@ -34,8 +34,20 @@ pub struct Segment {
 /// A resolved policy: for each direction, segments that cover all MSRs once, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
-    segments: [Vec<Segment>; 2],
+    runs: [Box<[Run]>; 2],
+    /// All there are, once each.
+    actions: Vec<Action>,
     default: Action,
+}
+
+/// A [`Segment`] as it is kept: a policy of 100,000 entries may have 200,000 in each direction. It
+/// begins where the one before it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    last: MsrIndex,
+    /// A place in [`Table::actions`].
+    action: u32,
+    said: Said,
 }
 
 impl Table {
@@ -43,16 +55,21 @@ impl Table {
     /// two of the same size do, they agree: the parser has seen to it.
     #[must_use]
     pub(crate) fn resolve(policy: &Policy, entries: &[EntryId]) -> Self {
+        let mut actions = Actions::default();
+        let runs =
+            Access::ALL.map(|access| Sweep::new(policy, entries, access, &mut actions).runs());
         Self {
-            segments: Access::ALL.map(|access| Sweep::new(policy, entries, access).segments()),
+            runs,
+            actions: actions.all,
             default: policy.default_action().clone(),
         }
     }
 
     /// The segments of one direction, in order, without a gap.
     #[must_use]
-    pub fn segments(&self, access: Access) -> &[Segment] {
-        &self.segments[access as usize]
+    pub fn segments(&self, access: Access) -> impl DoubleEndedIterator<Item = Segment<'_>> {
+        let all = 0..self.runs[access as usize].len();
+        all.filter_map(move |place| self.segment(place, access))
     }
 
     /// What happens where no entry says anything.
@@ -63,16 +80,19 @@ impl Table {
 
     /// The segment of one MSR.
     #[must_use]
-    pub fn at(&self, index: MsrIndex, access: Access) -> &Segment {
-        let segments = self.segments(access);
-        &segments[segments.partition_point(|segment| segment.msrs.last() < index)]
+    pub fn at(&self, index: MsrIndex, access: Access) -> Segment<'_> {
+        self.segment(self.place(index, access), access)
+            .unwrap_or(Segment {
+                msrs: MsrRange::one(index),
+                action: &self.default,
+                said: Said::ByDefault,
+            })
     }
 
     /// What a filter has to say.
     pub(crate) fn verdicts(&self) -> Verdicts {
         Verdicts::new(self.default.verdict(), |access| {
-            let segments = self.segments(access).iter();
-            segments.map(|segment| {
+            self.segments(access).map(|segment| {
                 let is_asked = segment.said != Said::ByKvm;
                 (segment.msrs, is_asked.then(|| segment.action.verdict()))
             })
@@ -80,23 +100,65 @@ impl Table {
     }
 
     /// The segments that share MSRs with `range`.
-    pub(crate) fn within(&self, range: MsrRange, access: Access) -> &[Segment] {
-        let segments = self.segments(access);
-        let start = segments.partition_point(|segment| segment.msrs.last() < range.first());
-        let end = segments.partition_point(|segment| segment.msrs.first() <= range.last());
-        &segments[start..end]
+    pub(crate) fn within(
+        &self,
+        range: MsrRange,
+        access: Access,
+    ) -> impl Iterator<Item = Segment<'_>> {
+        let places = self.place(range.first(), access)..=self.place(range.last(), access);
+        places.filter_map(move |place| self.segment(place, access))
+    }
+
+    /// The number of an MSR's segment.
+    fn place(&self, index: MsrIndex, access: Access) -> usize {
+        self.runs[access as usize].partition_point(|run| run.last < index)
+    }
+
+    fn segment(&self, place: usize, access: Access) -> Option<Segment<'_>> {
+        let runs = &self.runs[access as usize];
+        let run = runs.get(place)?;
+        let first = match place.checked_sub(1) {
+            Some(before) => MsrIndex::new(runs[before].last.get() + 1),
+            None => MsrIndex::MIN,
+        };
+        Some(Segment {
+            msrs: MsrRange::new(first, run.last)?,
+            action: self.actions.get(run.action as usize)?,
+            said: run.said,
+        })
+    }
+}
+
+/// Actions by number.
+#[derive(Default)]
+struct Actions {
+    all: Vec<Action>,
+    places: HashMap<Action, u32>,
+}
+
+impl Actions {
+    fn place(&mut self, action: &Action) -> u32 {
+        if let Some(&place) = self.places.get(action) {
+            return place;
+        }
+        // Fewer than there are entries, of which 32 bits count many times the limit.
+        let place = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
+        self.all.push(action.clone());
+        self.places.insert(action.clone(), place);
+        place
     }
 }
 
 /// A walk over the MSRs from 0 up, with the entries that contain the current one at hand.
 struct Sweep<'p> {
     policy: &'p Policy,
+    actions: &'p mut Actions,
     access: Access,
     /// Where entries begin and end, one past their last MSR.
     edges: Vec<(u64, Edge)>,
     /// Smallest first.
     open: BTreeSet<(u64, EntryId)>,
-    segments: Vec<Segment>,
+    runs: Vec<Run>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,7 +170,12 @@ enum Edge {
 }
 
 impl<'p> Sweep<'p> {
-    fn new(policy: &'p Policy, entries: &[EntryId], access: Access) -> Self {
+    fn new(
+        policy: &'p Policy,
+        entries: &[EntryId],
+        access: Access,
+        actions: &'p mut Actions,
+    ) -> Self {
         let ranges = entries.iter().flat_map(|&id| {
             let entry = policy.entry(id);
             let speaks = entry.action(access).is_some();
@@ -135,14 +202,15 @@ impl<'p> Sweep<'p> {
         edges.sort_unstable();
         Self {
             policy,
+            actions,
             access,
             edges,
             open: BTreeSet::new(),
-            segments: Vec::new(),
+            runs: Vec::new(),
         }
     }
 
-    fn segments(mut self) -> Vec<Segment> {
+    fn runs(mut self) -> Box<[Run]> {
         let edges = std::mem::take(&mut self.edges);
         let (mut at, mut in_x2apic) = (0, false);
         for (edge_at, edge) in edges {
@@ -156,7 +224,7 @@ impl<'p> Sweep<'p> {
             }
         }
         self.push(at, 1 << 32, in_x2apic);
-        self.segments
+        self.runs.into()
     }
 
     fn size(&self, id: EntryId) -> u64 {
@@ -170,21 +238,20 @@ impl<'p> Sweep<'p> {
         };
         let smallest = self.open.first().map(|&(_, id)| id);
         let (action, said) = match smallest {
-            _ if in_x2apic => (Action::Allow, Said::ByKvm),
+            _ if in_x2apic => (&Action::Allow, Said::ByKvm),
             Some(id) => {
                 let action = self.policy.entry(id).action(self.access);
                 let action = action.unwrap_or(self.policy.default_action());
-                (action.clone(), Said::ByEntry(id))
+                (action, Said::ByEntry(id))
             }
-            None => (self.policy.default_action().clone(), Said::ByDefault),
+            None => (self.policy.default_action(), Said::ByDefault),
         };
-        match self.segments.last_mut() {
-            Some(last) if last.said == said => {
-                if let Some(joined) = MsrRange::new(last.msrs.first(), msrs.last()) {
-                    last.msrs = joined;
-                }
+        match self.runs.last_mut() {
+            Some(before) if before.said == said => before.last = msrs.last(),
+            _ => {
+                let (action, last) = (self.actions.place(action), msrs.last());
+                self.runs.push(Run { last, action, said });
             }
-            _ => self.segments.push(Segment { msrs, action, said }),
         }
     }
 }

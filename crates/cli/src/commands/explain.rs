@@ -32,7 +32,7 @@ struct Row<'c> {
     /// The action with its values, as a policy writes it.
     does: String,
     /// Where the policy says so, counted from 1; null for the default, and for x2APIC registers.
-    line: Option<usize>,
+    line: Option<u32>,
     /// The text of that line: the policy itself, or what it includes.
     file: Option<&'c str>,
     /// The texts by which that one is included, the policy's own first.

@@ -16,11 +16,11 @@ struct Topic {
 const TOPICS: [Topic; 2] = [
     Topic {
         name: "policy",
-        text: include_str!("../../../../docs/policy-reference.md"),
+        text: include_str!("../../policy-reference.md"),
     },
     Topic {
         name: "schema",
-        text: include_str!("../../../../docs/policy.schema.json"),
+        text: include_str!("../../policy.schema.json"),
     },
 ];
 

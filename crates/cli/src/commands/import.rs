@@ -16,9 +16,11 @@ impl FromArg {
         match self {
             Self::KernelLog => Format::KernelLog,
             Self::Firecracker => Format::Firecracker,
+            Self::FirecrackerList => Format::FirecrackerList,
             Self::MsrSafe => Format::MsrSafe,
             Self::Strace => Format::Strace,
             Self::Compiled => Format::Compiled,
+            Self::Program => Format::Program,
         }
     }
 }

@@ -5,23 +5,24 @@
 
 #[path = "../host/mod.rs"]
 mod host;
+#[path = "../../../policy/tests/random/mod.rs"]
+mod random;
 #[path = "../seed/mod.rs"]
 mod seed;
-mod text;
 
 use std::thread;
 
 use msrgate_filter::{Access, MsrIndex, Register, RegisterMap, Revision, Verdict};
 use msrgate_kvm::{Backend, Case, HostCaps, KvmBackend, ModelBackend, WriteEffect, measure};
-use msrgate_policy::{Compiled, explain, points, registers, write_effect};
+use msrgate_policy::{Compiled, Variant, explain, points, registers, write_effect};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
 
 use crate::host::{host, say};
+use crate::random::{PolicyPlan, policy};
 use crate::seed::{runner, seed};
-use crate::text::{PolicyPlan, policy};
 
 /// How many policies are tried, all workers together.
 const POLICIES: u32 = 1_002;
@@ -36,6 +37,10 @@ const MSRS: usize = 24;
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     entries: usize,
+    overrides: usize,
+    finals: usize,
+    /// Policies that say different things on different processors.
+    by_cpu: usize,
     refused: usize,
     allowed: usize,
 }
@@ -59,10 +64,13 @@ fn random_policies_hold_in_a_guest() {
     });
     let sum = |part: fn(&Tally) -> usize| tallies.iter().map(part).sum::<usize>();
     let (entries, refused, allowed) = (sum(|t| t.entries), sum(|t| t.refused), sum(|t| t.allowed));
+    let (overrides, finals) = (sum(|t| t.overrides), sum(|t| t.finals));
+    let by_cpu = sum(|t| t.by_cpu);
     say(&format!(
-        "{POLICIES} policies of {entries} entries: {refused} accesses refused, {allowed} allowed"
+        "{POLICIES} policies, {by_cpu} of them by processor, of {entries} entries, {overrides} overriding and {finals} final: {refused} accesses refused, {allowed} allowed"
     ));
     assert!(entries > 2_000 && refused > 10_000 && allowed > 10_000);
+    assert!(overrides > 100 && finals > 100 && by_cpu > 100);
 }
 
 /// This worker's share of the policies.
@@ -73,7 +81,7 @@ fn work(host: Option<&HostCaps>, seed: u64, worker: u32) -> Result<Tally, String
         backends.push(Box::new(kernel));
     }
     let mut runner = runner(seed, worker);
-    let strategy = (policy(), vec(any::<Index>(), MSRS));
+    let strategy = (policy(), any::<Index>(), vec(any::<Index>(), MSRS));
     let mut total = Tally::default();
     for _ in 0..POLICIES / WORKERS {
         let tree = strategy
@@ -82,8 +90,8 @@ fn work(host: Option<&HostCaps>, seed: u64, worker: u32) -> Result<Tally, String
         let backends = std::cell::RefCell::new(&mut backends);
         let tally = std::cell::Cell::new(total);
         runner
-            .run_one(tree, |(plan, picks)| {
-                let done = holds(&mut backends.borrow_mut(), &plan, &picks)?;
+            .run_one(tree, |(plan, cpu, picks)| {
+                let done = holds(&mut backends.borrow_mut(), &plan, cpu, &picks)?;
                 tally.set(tally.get().and(done));
                 Ok(())
             })
@@ -100,23 +108,28 @@ fn model() -> ModelBackend<RegisterMap> {
     ModelBackend::new(Revision::Mainline, registers.collect())
 }
 
-/// Compiles a policy and runs a guest under it on each backend.
+/// Compiles a policy and runs a guest under it, as on one of the processors that it tells apart, on
+/// each backend.
 fn holds(
     backends: &mut [Box<dyn Backend>],
     plan: &PolicyPlan,
+    cpu: Index,
     picks: &[Index],
 ) -> Result<Tally, TestCaseError> {
     let fail = |text: String| TestCaseError::fail(text);
-    let (text, compiled) = plan.compile().map_err(|error| fail(error.to_string()))?;
-    let cases = cases(&compiled, picks);
-    let filter = compiled.variants()[0].filter();
+    let drawn = plan.compile().map_err(|error| fail(error.to_string()))?;
+    let compiled = &drawn.compiled;
+    let variant = cpu.get(compiled.variants());
+    let cases = cases(compiled, variant, picks);
     for backend in backends {
-        let measured =
-            measure(&mut **backend, filter, &cases).map_err(|error| fail(error.to_string()))?;
+        let measured = measure(&mut **backend, variant.filter(), &cases)
+            .map_err(|error| fail(error.to_string()))?;
         if let Some(row) = measured.iter().find(|row| !row.is_ok()) {
             return Err(fail(format!(
-                "on {}: {row:?} under\n{text}",
-                backend.kind()
+                "on {}: {row:?} on {} under\n{}",
+                backend.kind(),
+                variant.example(),
+                drawn.text
             )));
         }
         prop_assert_eq!(measured.len(), 2 * cases.len());
@@ -125,23 +138,25 @@ fn holds(
     let refused = refused.count();
     Ok(Tally {
         entries: compiled.policy().entries().len(),
+        overrides: drawn.overrides,
+        finals: drawn.finals,
+        by_cpu: usize::from(compiled.variants().len() > 1),
         refused,
         allowed: cases.len() - refused,
     })
 }
 
 /// Both accesses of some of the MSRs at which the policy may change its mind.
-fn cases(compiled: &Compiled, picks: &[Index]) -> Vec<Case> {
-    let points = points(compiled.policy(), &compiled.variants()[0]);
+fn cases(compiled: &Compiled, variant: &Variant, picks: &[Index]) -> Vec<Case> {
+    let points = points(compiled.policy(), variant);
     let mut picked: Vec<MsrIndex> = picks.iter().map(|pick| *pick.get(&points)).collect();
     picked.sort_unstable();
     picked.dedup();
-    let both = |index| Access::ALL.map(|access| case(compiled, index, access));
+    let both = |index| Access::ALL.map(|access| case(compiled, variant, index, access));
     picked.into_iter().flat_map(both).collect()
 }
 
-fn case(compiled: &Compiled, index: MsrIndex, access: Access) -> Case {
-    let variant = &compiled.variants()[0];
+fn case(compiled: &Compiled, variant: &Variant, index: MsrIndex, access: Access) -> Case {
     Case {
         index,
         access,
@@ -159,6 +174,9 @@ impl Tally {
     const fn and(self, other: Self) -> Self {
         Self {
             entries: self.entries + other.entries,
+            overrides: self.overrides + other.overrides,
+            finals: self.finals + other.finals,
+            by_cpu: self.by_cpu + other.by_cpu,
             refused: self.refused + other.refused,
             allowed: self.allowed + other.allowed,
         }

@@ -1,16 +1,20 @@
-//! Our own JSON of a compiled policy.
+//! The filter of a compiled policy, as [`emit`](crate::emit) writes it: JSON, C, Rust, or the bytes of
+//! the ioctl.
 //!
 //! `{"schema":1,"default":"deny","ranges":[{"access":"r","base":"0x0","count":3,"bitmap":"05"}]}`; a
 //! bitmap's bytes follow each other from byte 0 on, two digits each.
 
+use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict, X2APIC,
+    Access, Accesses, Bitmap, ExitReason, Fallback, Filter, MsrIndex, Range, Revision, SetCall,
+    Verdict, X2APIC,
 };
 
 use super::draft::{Draft, Drafts};
-use super::{ImportError, hexadecimal, quoted};
+use super::{ImportError, emitted, hexadecimal, quoted};
 use crate::action::Action;
 use crate::msrs::MsrRange;
+use crate::settings::Log;
 
 /// The version of the shape.
 const SCHEMA: u64 = 1;
@@ -20,8 +24,7 @@ struct Document {
     schema: u64,
     default: String,
     ranges: Vec<Window>,
-    #[serde(default)]
-    reasons: Vec<String>,
+    reasons: Option<Vec<String>>,
 }
 
 #[derive(serde::Deserialize)]
@@ -32,21 +35,72 @@ struct Window {
     bitmap: String,
 }
 
-/// The filter in our own JSON of a compiled policy.
-///
-/// # Errors
-/// The bytes are not such JSON, or its ranges are none that a filter may have.
-pub fn compiled_filter(bytes: &[u8]) -> Result<Filter, ImportError> {
-    filter(&document(bytes)?)
+/// A filter, and for which reasons accesses are to exit, where that is said.
+pub(super) struct Compiled {
+    pub(super) filter: Filter,
+    pub(super) reasons: Option<Vec<String>>,
 }
 
-fn document(bytes: &[u8]) -> Result<Document, ImportError> {
-    serde_json::from_slice(bytes).map_err(|error| ImportError::Json(error.to_string()))
+/// Whether bytes look like what [`compiled_filter`] reads.
+#[must_use]
+pub fn is_compiled_filter(bytes: &[u8]) -> bool {
+    is_json(bytes) || is_abi(bytes) || emitted::is_emitted(bytes)
+}
+
+fn is_json(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().starts_with(b"{")
+}
+
+/// No text has a 0, and the struct's padding always does.
+pub(super) fn is_abi(bytes: &[u8]) -> bool {
+    bytes.contains(&0)
+}
+
+/// The filter that `compile` wrote as JSON, C, Rust, or the bytes of the ioctl.
+///
+/// # Errors
+/// The bytes are none of these, or their ranges are none that a filter may have.
+pub fn compiled_filter(bytes: &[u8]) -> Result<Filter, ImportError> {
+    compiled(bytes).map(|compiled| compiled.filter)
+}
+
+fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
+    if is_abi(bytes) {
+        return Ok(Compiled {
+            filter: abi(bytes)?,
+            reasons: None,
+        });
+    }
+    if emitted::is_emitted(bytes) {
+        return emitted::read(bytes);
+    }
+    let document: Document =
+        serde_json::from_slice(bytes).map_err(|error| ImportError::Json(error.to_string()))?;
+    Ok(Compiled {
+        filter: filter(&document)?,
+        reasons: document.reasons,
+    })
+}
+
+/// The bytes as the memory of a caller, from address 0 on.
+fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
+    let memory = Segment {
+        start: UserAddress::NULL,
+        bytes,
+    };
+    let width = CallerWidth::Bits64;
+    let call = SetCall::read(Revision::Mainline, width, &memory, UserAddress::NULL);
+    match (call.result(), call.published().last()) {
+        (Ok(()), Some(filter)) => Ok(filter.clone()),
+        (Err(error), _) => Err(ImportError::Bytes(format!(
+            "neither text nor a program, and as the bytes of a filter: {error}"
+        ))),
+        (Ok(()), None) => Err(ImportError::Bytes("no filter".to_owned())),
+    }
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
-    let document = document(bytes)?;
-    let filter = filter(&document)?;
+    let Compiled { filter, reasons } = compiled(bytes)?;
     let mut drafts = Drafts::new(match filter.fallback() {
         Fallback::Allow => Action::Allow,
         Fallback::Deny => Action::Deny,
@@ -59,23 +113,26 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
             );
         }
     }
-    for reason in document.reasons.iter().filter(|reason| *reason != "filter") {
-        let what = format!(
-            "reasons: {}; a policy's filter speaks of refusals only",
-            quoted(reason)
-        );
-        drafts.unsaid(None, what);
+    if let Some(reasons) = reasons {
+        let filter = ExitReason::Filter.to_string();
+        if !reasons.contains(&filter) {
+            // Refusals that do not exit are seen by nobody.
+            drafts.log(Log::None);
+        }
+        for reason in reasons.iter().filter(|reason| **reason != filter) {
+            let what = format!(
+                "reasons: {}; a policy's filter speaks of refusals only",
+                quoted(reason)
+            );
+            drafts.unsaid(None, what);
+        }
     }
     for (msrs, verdicts) in runs(&filter) {
         let actions = verdicts.map(|verdict| match verdict {
             Verdict::Allow => Some(Action::Allow),
             Verdict::Deny => Some(Action::Deny),
         });
-        drafts.say(&Draft {
-            msrs,
-            actions,
-            why: None,
-        });
+        drafts.say(&Draft::new(msrs, actions));
     }
     Ok(drafts)
 }
@@ -121,20 +178,30 @@ fn range(window: &Window) -> Result<Range, (&'static str, String)> {
         _ => None,
     };
     let base = base.ok_or_else(|| ("base", format!("{} is no index", quoted(&window.base))))?;
-    let words = Bitmap::words_for(window.count).map_err(|error| ("count", error.to_string()))?;
+    Bitmap::words_for(window.count).map_err(|error| ("count", error.to_string()))?;
     let bytes = bytes(&window.bitmap).ok_or(("bitmap", "not bytes in hexadecimal".to_owned()))?;
+    range_of(accesses, MsrIndex::new(base), window.count, &bytes)
+}
+
+/// A range of `count` MSRs, or the key whose value is wrong and why.
+pub(super) fn range_of(
+    accesses: Accesses,
+    base: MsrIndex,
+    count: u32,
+    bytes: &[u8],
+) -> Result<Range, (&'static str, String)> {
+    let words = Bitmap::words_for(count).map_err(|error| ("count", error.to_string()))?;
     // Whole words, as the kernel reads them, or only the bytes that have a bit of a register.
-    let least = window.count.div_ceil(8) as usize;
+    let least = count.div_ceil(8) as usize;
     if bytes.len() < least || bytes.len() > words * 8 {
-        let (count, given) = (window.count, bytes.len());
+        let given = bytes.len();
         let why =
             format!("its length in bytes is {given}, and should be {least} for a count of {count}");
         return Err(("bitmap", why));
     }
     let bit = |offset: u32| bytes[(offset / 8) as usize] >> (offset % 8) & 1 == 1;
-    let bitmap =
-        Bitmap::from_fn(window.count, bit).map_err(|error| ("count", error.to_string()))?;
-    Ok(Range::new(accesses, MsrIndex::new(base), bitmap))
+    let bitmap = Bitmap::from_fn(count, bit).map_err(|error| ("count", error.to_string()))?;
+    Ok(Range::new(accesses, base, bitmap))
 }
 
 fn bytes(digits: &str) -> Option<Vec<u8>> {

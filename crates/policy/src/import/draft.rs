@@ -4,20 +4,40 @@ use std::fmt;
 
 use msrgate_filter::{MsrIndex, X2APIC};
 
-use super::{Format, Imported};
+use super::{Format, Imported, grouped};
 use crate::action::Action;
-use crate::msrs::MsrRange;
+use crate::msrs::{MsrRange, MsrSet};
+use crate::policy::{Log, Mode, Settings, Unknown};
 
 /// An entry to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Draft {
-    /// The MSRs.
-    pub msrs: MsrRange,
+    /// The MSRs: one range, or a group.
+    pub msrs: MsrSet,
     /// By [`Access`](msrgate_filter::Access); `None` where the file says nothing of a direction.
     pub actions: [Option<Action>; 2],
+    /// Which of these accesses become events, where that is not what the settings say.
+    pub log: Option<Log>,
     /// What the file says of it, for a comment.
     pub why: Option<String>,
+}
+
+impl Draft {
+    /// What is said of one range, and no more.
+    pub(super) fn new(msrs: MsrRange, actions: [Option<Action>; 2]) -> Self {
+        Self {
+            msrs: msrs.into(),
+            actions,
+            log: None,
+            why: None,
+        }
+    }
+
+    /// Whether it says the same, of whatever MSRs.
+    pub(super) fn says_as_much_as(&self, other: &Self) -> bool {
+        self.actions == other.actions && self.log == other.log && self.why == other.why
+    }
 }
 
 /// Something in a file that a policy cannot say.
@@ -42,30 +62,55 @@ impl fmt::Display for Unsaid {
 /// What a reader of a format collects.
 #[derive(Debug)]
 pub(super) struct Drafts {
-    default: Action,
+    settings: Settings,
+    /// Of one range each.
     entries: Vec<Draft>,
     unsaid: Vec<Unsaid>,
 }
 
 impl Drafts {
     /// Nothing yet, under this default.
-    pub(super) const fn new(default: Action) -> Self {
-        Self {
+    pub(super) fn new(default: Action) -> Self {
+        Self::under(Settings {
+            name: None,
+            mode: Mode::default(),
             default,
+            unknown: Unknown::default(),
+            log: Log::default(),
+            accept: Vec::new(),
+            microcode: None,
+        })
+    }
+
+    /// Nothing yet, under these settings.
+    pub(super) const fn under(settings: Settings) -> Self {
+        Self {
+            settings,
             entries: Vec::new(),
             unsaid: Vec::new(),
         }
     }
 
+    /// What becomes an event, where no entry says otherwise.
+    pub(super) const fn log(&mut self, log: Log) {
+        self.settings.log = log;
+    }
+
     /// Another entry, apart from all others. What no entry may speak of is left out and remarked.
     pub(super) fn say(&mut self, draft: &Draft) {
-        let (first, last) = (draft.msrs.first(), draft.msrs.last());
+        for &range in draft.msrs.ranges() {
+            self.say_range(draft, range);
+        }
+    }
+
+    fn say_range(&mut self, draft: &Draft, range: MsrRange) {
+        let (first, last) = (range.first(), range.last());
         let (x2apic_first, x2apic_last) = (*X2APIC.start(), *X2APIC.end());
         let is_default = draft
             .actions
             .iter()
             .flatten()
-            .all(|action| *action == self.default);
+            .all(|action| *action == self.settings.default);
         // S3.5
         let last = if last == MsrIndex::MAX && !is_default {
             self.unsaid(None, "0xffffffff: only `default` reaches it (S3.5)");
@@ -92,7 +137,7 @@ impl Drafts {
     fn part(&mut self, draft: &Draft, msrs: Option<MsrRange>) {
         if let Some(msrs) = msrs {
             self.entries.push(Draft {
-                msrs,
+                msrs: msrs.into(),
                 ..draft.clone()
             });
         }
@@ -106,15 +151,17 @@ impl Drafts {
         });
     }
 
-    /// Everything in order. Neighbours of which the same is said become one.
+    /// Everything in order. Neighbours of which the same is said become one, and so do the registers
+    /// of a group.
     pub(super) fn imported(mut self, format: Format) -> Imported {
         self.entries.sort_by_key(|draft| draft.msrs.first());
         let mut entries: Vec<Draft> = Vec::new();
         for draft in self.entries {
             match entries.last_mut() {
                 Some(before) if is_continued(before, &draft) => {
-                    let joined = MsrRange::new(before.msrs.first(), draft.msrs.last());
-                    before.msrs = joined.unwrap_or(before.msrs);
+                    let ranges = before.msrs.ranges().iter().chain(draft.msrs.ranges());
+                    let joined = MsrSet::new(ranges.copied());
+                    before.msrs = joined.unwrap_or(draft.msrs);
                 }
                 _ => entries.push(draft),
             }
@@ -122,15 +169,15 @@ impl Drafts {
         self.unsaid.sort_by_key(|unsaid| unsaid.line);
         Imported {
             format,
-            default: self.default,
-            entries,
+            settings: self.settings,
+            entries: grouped::grouped(entries),
             unsaid: self.unsaid,
         }
     }
 }
 
 fn is_continued(before: &Draft, draft: &Draft) -> bool {
-    before.msrs.last().get().checked_add(1) == Some(draft.msrs.first().get())
-        && before.actions == draft.actions
-        && before.why == draft.why
+    let last = before.msrs.ranges().last().map(|range| range.last().get());
+    last.and_then(|last| last.checked_add(1)) == Some(draft.msrs.first().get())
+        && before.says_as_much_as(draft)
 }

@@ -1,14 +1,20 @@
-//! Custom CPU templates of Firecracker.
+//! What Firecracker writes about MSRs.
 //!
-//! `{"msr_modifiers":[{"addr":"0x10a","bitmap":"0b00x1…"}]}`: before the guest starts, the bits that
-//! are 0 or 1 are set so, and those that are `x` are as the host has them. Which accesses a guest
-//! may make, a template does not say.
+//! A custom CPU template is `{"msr_modifiers":[{"addr":"0x10a","bitmap":"0b00x1…"}]}`: before the guest
+//! starts, the bits that are 0 or 1 are set so, and those that are `x` are as the host has them. A
+//! fingerprint has one of all registers as its `guest_cpu_config`. Which accesses a guest may make,
+//! neither says.
+//!
+//! So a value can be said only where all of its bits are given and no write of the guest changes
+//! it: elsewhere a guest would read what it did not write, or its writes would have no effect.
+//!
+//! Its lists of what a guest could read are text: `MSR_ADDR,VALUE`, and a line for each.
 
 use msrgate_filter::MsrIndex;
 use serde::de::IgnoredAny;
 
 use super::draft::{Draft, Drafts};
-use super::{ImportError, hexadecimal, quoted};
+use super::{ImportError, hexadecimal, lines, quoted};
 use crate::action::Action;
 use crate::msrs::MsrRange;
 
@@ -20,6 +26,17 @@ struct Template {
     cpuid_modifiers: Vec<IgnoredAny>,
     #[serde(default)]
     msr_modifiers: Vec<Modifier>,
+}
+
+#[derive(serde::Deserialize)]
+struct Fingerprint {
+    guest_cpu_config: Template,
+}
+
+/// Either of the two.
+#[derive(serde::Deserialize)]
+struct Keys {
+    guest_cpu_config: Option<IgnoredAny>,
 }
 
 #[derive(serde::Deserialize)]
@@ -36,8 +53,7 @@ struct Bits {
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
-    let template: Template =
-        serde_json::from_slice(bytes).map_err(|error| ImportError::Json(error.to_string()))?;
+    let template = template(bytes).map_err(|error| ImportError::Json(error.to_string()))?;
     let mut drafts = Drafts::new(Action::Allow);
     let mut seen = std::collections::BTreeSet::new();
     for (number, modifier) in template.msr_modifiers.iter().enumerate() {
@@ -69,17 +85,92 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     Ok(drafts)
 }
 
+fn template(bytes: &[u8]) -> serde_json::Result<Template> {
+    let keys: Keys = serde_json::from_slice(bytes)?;
+    if keys.guest_cpu_config.is_some() {
+        return Ok(serde_json::from_slice::<Fingerprint>(bytes)?.guest_cpu_config);
+    }
+    serde_json::from_slice(bytes)
+}
+
+/// Registers that a guest may only read, by KVM's own checks, and of which nothing but the value is of
+/// use to it: `IA32_PLATFORM_ID`, `IA32_CORE_CAPABILITIES`, `IA32_ARCH_CAPABILITIES`.
+const CONSTANT: [u32; 3] = [0x17, 0xcf, 0x10a];
+
 fn say(drafts: &mut Drafts, index: MsrIndex, Bits { fixed, value }: Bits) {
+    let allow = Draft::new(MsrRange::one(index), [const { Some(Action::Allow) }; 2]);
+    let is_constant = CONSTANT.contains(&index.get());
+    if is_constant && fixed == u64::MAX {
+        drafts.say(&Draft {
+            actions: [Some(Action::Value(value)), Some(Action::Deny)],
+            ..allow
+        });
+        return;
+    }
     drafts.say(&Draft {
-        msrs: MsrRange::one(index),
-        actions: [Some(Action::Allow), Some(Action::Allow)],
         why: Some(format!("bits {fixed:#x} begin as {value:#x}")),
+        ..allow
     });
-    let what = format!(
-        "{index}: its value; the template sets the bits {fixed:#x} to {value:#x} and leaves {} as the host has them",
-        fixed.count_zeros()
-    );
+    let why = if is_constant {
+        format!("and leaves {} as the host has them", fixed.count_zeros())
+    } else {
+        "and a guest may change them".to_owned()
+    };
+    let what =
+        format!("{index}: its value; the template sets the bits {fixed:#x} to {value:#x} {why}");
     drafts.unsaid(None, what);
+}
+
+/// The first line of a list.
+const HEAD: &str = "MSR_ADDR,VALUE";
+
+/// Whether a line is the head of a list.
+pub(super) fn is_head(line: &str) -> bool {
+    line.trim().eq_ignore_ascii_case(HEAD)
+}
+
+/// A list of what a guest could read. Its values are of one moment, and nothing is made of them.
+pub(super) fn read_list(bytes: &[u8]) -> Drafts {
+    let mut drafts = Drafts::new(Action::Deny);
+    let mut readable = std::collections::BTreeSet::new();
+    for (number, line) in lines(bytes) {
+        let line = line.trim();
+        if line.is_empty() || is_head(line) {
+            continue;
+        }
+        let number_of = |text: &str| match hexadecimal(text) {
+            Some((number, "")) => Some(number),
+            _ => None,
+        };
+        let pair = line
+            .split_once(',')
+            .and_then(|(address, value)| Some((number_of(address)?, number_of(value)?)));
+        match pair.map(|(address, _)| u32::try_from(address)) {
+            Some(Ok(index)) => {
+                if !readable.insert(index) {
+                    let what = format!("names {index:#x} again");
+                    drafts.unsaid(Some(number), what);
+                }
+            }
+            Some(Err(_)) => drafts.unsaid(
+                Some(number),
+                format!("{}: an index has 32 bits", quoted(line)),
+            ),
+            None => drafts.unsaid(Some(number), "not `0xADDRESS,0xVALUE`; passed over"),
+        }
+    }
+    if !readable.is_empty() {
+        let what = format!(
+            "which of them ({}) a guest writes: the list does not say, and all writes are refused",
+            readable.len()
+        );
+        drafts.unsaid(None, what);
+    }
+    for index in readable.into_iter().map(MsrIndex::new) {
+        let actions = [Some(Action::Allow), Some(Action::Deny)];
+        drafts.say(&Draft::new(MsrRange::one(index), actions));
+    }
+    drafts
 }
 
 /// `0x10a`, `0b100001010` or `266`.

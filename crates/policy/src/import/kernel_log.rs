@@ -21,7 +21,7 @@ use crate::msrs::MsrRange;
 use crate::registers::by_index;
 
 /// How KVM dealt with an access that it does not know.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Dealt {
     /// #GP.
     Refused,
@@ -43,10 +43,13 @@ struct Message {
     dealt: Dealt,
 }
 
-/// All messages about an MSR that say the same of one direction.
+/// All messages about one direction of an MSR.
 #[derive(Clone, Copy)]
 struct Seen {
-    first: usize,
+    /// What the first one says.
+    dealt: Dealt,
+    /// The line of the first that says something else.
+    changed: Option<usize>,
     count: usize,
 }
 
@@ -57,17 +60,20 @@ pub(super) fn is_message(line: &str) -> bool {
 
 pub(super) fn read(bytes: &[u8]) -> Drafts {
     let mut drafts = Drafts::new(Action::Allow);
-    let mut seen: BTreeMap<(MsrIndex, Dealt), [Option<Seen>; 2]> = BTreeMap::new();
+    let mut seen: BTreeMap<MsrIndex, [Option<Seen>; 2]> = BTreeMap::new();
     for (number, line) in lines(bytes) {
         match parse(&line) {
             Some(message) => {
-                let both = seen.entry((message.index, message.dealt)).or_default();
-                let seen = &mut both[message.access as usize];
-                seen.get_or_insert(Seen {
-                    first: number,
+                let both = seen.entry(message.index).or_default();
+                let seen = both[message.access as usize].get_or_insert(Seen {
+                    dealt: message.dealt,
+                    changed: None,
                     count: 0,
-                })
-                .count += 1;
+                });
+                seen.count += 1;
+                if seen.dealt != message.dealt {
+                    seen.changed.get_or_insert(number);
+                }
             }
             None if is_about_msrs(&line) => {
                 drafts.unsaid(Some(number), "KVM names no MSR there that is understood");
@@ -75,35 +81,33 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
             None => {}
         }
     }
-    for ((index, dealt), both) in seen {
-        match dealt {
-            Dealt::Refused => drafts.say(&Draft {
-                msrs: MsrRange::one(index),
-                actions: both.map(|seen| seen.map(|_| Action::Deny)),
-                why: Some(counts(both)),
-            }),
-            Dealt::Answered => unsaid(&mut drafts, index, both),
+    for (index, both) in seen {
+        for (access, seen) in Access::ALL.into_iter().zip(both) {
+            if let Some(line) = seen.and_then(|seen| seen.changed) {
+                let name = by_index(index).map_or(String::new(), |one| format!(" {}", one.name));
+                let what = format!(
+                    "{index}{name}: KVM refused some {access}s and answered others; all are refused"
+                );
+                drafts.unsaid(Some(line), what);
+            }
         }
+        let actions = Access::ALL.map(|access| both[access as usize].map(|one| one.action(access)));
+        drafts.say(&Draft {
+            why: Some(counts(both)),
+            ..Draft::new(MsrRange::one(index), actions)
+        });
     }
     drafts
 }
 
-/// An access that KVM answered: to refuse it would change what the guest sees.
-fn unsaid(drafts: &mut Drafts, index: MsrIndex, both: [Option<Seen>; 2]) {
-    let name = by_index(index).map_or(String::new(), |register| format!(" {}", register.name));
-    for (access, seen) in Access::ALL.into_iter().zip(both) {
-        let Some(Seen { first, count }) = seen else {
-            continue;
-        };
-        let answer = match access {
-            Access::Read => "answered a read with 0",
-            Access::Write => "dropped a write",
-        };
-        let what = format!(
-            "{index}{name}: KVM {answer} ({}); an entry would refuse it, so that it is left to KVM",
-            times(count)
-        );
-        drafts.unsaid(Some(first), what);
+impl Seen {
+    /// What KVM did. Of what it did in two ways, the stricter one.
+    const fn action(self, access: Access) -> Action {
+        match (self.dealt, self.changed, access) {
+            (Dealt::Answered, None, Access::Read) => Action::Value(0),
+            (Dealt::Answered, None, Access::Write) => Action::Ignore,
+            _ => Action::Deny,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Allowlists of msr-safe: one MSR a line, `0x610 0x00ffffff00ffffff # "MSR_PKG_POWER_LIMIT"`: its
-//! index, a mask of the bits that may be written, and a comment. All of them may be read.
+//! index, a mask of the bits that may be written, and a comment. All of them may be read. A write
+//! changes the bits of the mask and keeps the others: so says the module's source.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use msrgate_filter::MsrIndex;
 
 use super::draft::{Draft, Drafts};
 use super::{hexadecimal, lines};
-use crate::action::Action;
+use crate::action::{Action, Mask, Outside};
 use crate::msrs::MsrRange;
 use crate::registers::by_index;
 
@@ -62,12 +63,17 @@ fn say(drafts: &mut Drafts, number: usize, entry: Entry) {
     let Entry {
         index, writable, ..
     } = entry;
+    let is_forwardable = by_index(index).is_some_and(|register| register.forward().is_some());
     let write = match writable {
         u64::MAX => Action::Allow,
         0 => Action::Deny,
-        mask => {
+        bits if is_forwardable => Action::Mask(Mask {
+            bits,
+            outside: Outside::Keep,
+        }),
+        bits => {
             let what = format!(
-                "{index}: a write of the bits {mask:#x} only; it needs a mask, and all writes are refused"
+                "{index}: a write of the bits {bits:#x} only; a mask needs the write to be forwarded, which is not known to be sound, and all writes are refused"
             );
             drafts.unsaid(Some(number), what);
             Action::Deny
@@ -79,9 +85,8 @@ fn say(drafts: &mut Drafts, number: usize, entry: Entry) {
         names.any(|name| same_name(name, &entry.comment))
     });
     drafts.say(&Draft {
-        msrs: MsrRange::one(index),
-        actions: [Some(Action::Allow), Some(write)],
         why: (!is_name && !entry.comment.is_empty()).then_some(entry.comment),
+        ..Draft::new(MsrRange::one(index), [Some(Action::Allow), Some(write)])
     });
 }
 

@@ -2,13 +2,11 @@
 
 use msrgate_filter::MsrIndex;
 
-use super::{Draft, Imported};
-use crate::action::Action;
-use crate::msrs::MsrRange;
-use crate::registers::{Register, by_index};
-
-/// Keys up to this wide are followed by blanks, so that their values stand in a column.
-const WIDEST: usize = 44;
+use super::{Draft, Imported, grouped};
+use crate::layout::{self, Body, Comments, EntryText, Value, gap, shortened};
+use crate::msrs::MsrSet;
+use crate::print::{self, action};
+use crate::registers::{self, Register, by_index};
 
 /// The most characters of a comment that come from the file.
 const COMMENT: usize = 100;
@@ -31,61 +29,57 @@ pub fn print(imported: &Imported, origin: &str) -> String {
             "# {count} things in it could not be said; the import named them.\n"
         )),
     }
-    text.push_str(&format!(
-        "policy  = 1\ndefault = \"{}\"\n\n[msrs]\n",
-        imported.default.word()
-    ));
-    let keys: Vec<_> = imported
-        .entries
-        .iter()
-        .map(|draft| key(draft.msrs))
-        .collect();
-    let width = keys
-        .iter()
-        .map(String::len)
-        .filter(|&width| width <= WIDEST);
-    let width = width.max().unwrap_or_default();
-    for (key, draft) in keys.iter().zip(&imported.entries) {
-        text.push_str(&format!("{key:<width$} = {}", value(draft)));
-        if let Some(why) = &draft.why {
-            text.push_str(&format!("  # {}", comment(why)));
-        }
-        text.push('\n');
-    }
+    layout::fields(&mut text, &print::head(&imported.settings));
+    gap(&mut text);
+    let entries = imported.entries.iter().map(entry).collect();
+    layout::entries(&mut text, "msrs", &Comments::default(), entries);
+    print::devices(&mut text, &imported.settings);
     text
 }
 
-/// A name where there is one; a range by names where all of its MSRs have one.
-fn key(msrs: MsrRange) -> String {
-    let name = |index| by_index(index).map(|register: &Register| register.name);
-    let (first, last) = (msrs.first(), msrs.last());
-    if first == last {
-        return name(first).map_or_else(|| msrs.to_string(), str::to_owned);
-    }
-    let mut indices = (first.get()..=last.get()).map(MsrIndex::new);
-    match (name(first), name(last)) {
-        (Some(first), Some(last)) if indices.all(|index| name(index).is_some()) => {
-            format!("\"{first}..={last}\"")
-        }
-        _ => format!("\"{msrs}\""),
+fn entry(draft: &Draft) -> EntryText {
+    let why = draft.why.as_ref();
+    EntryText {
+        comments: Comments {
+            trail: why.map(|why| format!("# {}", comment(why))),
+            ..Comments::default()
+        },
+        key: key(&draft.msrs),
+        body: Body::Line(value(draft)),
     }
 }
 
-fn value(draft: &Draft) -> String {
-    match &draft.actions {
-        [Some(Action::Allow), Some(Action::Allow)] => "\"rw\"".to_owned(),
-        [Some(Action::Allow), Some(Action::Deny)] => "\"r\"".to_owned(),
-        [Some(Action::Deny), Some(Action::Allow)] => "\"w\"".to_owned(),
-        [Some(Action::Deny), Some(Action::Deny)] => "\"none\"".to_owned(),
-        [read, write] => {
-            let word = |action: &Option<Action>| action.as_ref().map_or("inherit", Action::word);
-            format!(
-                "{{ read = \"{}\", write = \"{}\" }}",
-                word(read),
-                word(write)
-            )
+/// A name where there is one; a range by names where all of its MSRs have one; a group.
+fn key(msrs: &MsrSet) -> String {
+    let group = registers::groups()
+        .iter()
+        .find(|group| grouped::msrs(group).as_ref() == Some(msrs));
+    let name = |index| by_index(index).map(|register: &Register| register.name);
+    match (msrs.as_range(), group) {
+        (Some(range), _) if range.count() == 1 => {
+            name(range.first()).map_or_else(|| range.to_string(), str::to_owned)
         }
+        (_, Some(group)) => group.name.to_owned(),
+        (Some(range), None) => {
+            let (first, last) = (range.first(), range.last());
+            let mut indices = (first.get()..=last.get()).map(MsrIndex::new);
+            match (name(first), name(last)) {
+                (Some(first), Some(last)) if indices.all(|index| name(index).is_some()) => {
+                    format!("{first}..={last}")
+                }
+                _ => range.to_string(),
+            }
+        }
+        (None, None) => msrs.to_string(),
     }
+}
+
+fn value(draft: &Draft) -> Value {
+    let [read, write] = draft.actions.each_ref().map(Option::as_ref);
+    let both = [("read", action(read)), ("write", action(write))];
+    let log = draft.log.map(|level| ("log", print::log(level)));
+    let fields = both.into_iter().chain(log);
+    shortened(fields.map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
 /// Text of a file as part of a comment: on one line, whatever is in it.

@@ -9,7 +9,11 @@ use crate::{Compiled, NoIncludes, compile, parse};
 
 /// The policy's text and what could not be said, one a line.
 fn shown(file: &str) -> String {
-    let imported = import(file.as_bytes(), None).unwrap();
+    shown_bytes(file.as_bytes())
+}
+
+fn shown_bytes(bytes: &[u8]) -> String {
+    let imported = import(bytes, None).unwrap();
     let text = print(&imported, "FILE");
     parse(&Source::new("printed", &text), &mut NoIncludes)
         .unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{text}"));
@@ -33,6 +37,7 @@ fn a_kernel_log_refuses_what_kvm_refused() {
         [13.0] kvm: vcpu0 disabled perfctr wrmsr: 0x186 data 0x130079\n\
         [13.1] kvm [1234]: ignored wrmsr: 0x1ad data 0x1\n\
         [13.2] kvm [1234]: ignored wrmsr: 0x1ad data 0x1\n\
+        [13.3] kvm [1234]: ignored rdmsr: 0x606 data 0x0\n\
         [14.0] kvm: vcpu0 unimplemented HWCR wrmsr: 0x8\n\
         [14.1] kvm [1234]: vcpu0 unhandled rdmsr: 0x80f\n\
         [15.0] usb 1-2: new device, wrmsr: 0x10\n"
@@ -40,7 +45,7 @@ fn a_kernel_log_refuses_what_kvm_refused() {
 }
 
 #[test]
-fn an_allowlist_says_what_it_can_without_masks() {
+fn an_allowlist_says_masks_where_a_write_may_be_forwarded() {
     insta::assert_snapshot!(shown(
         "# MSR      # Write Mask           # Comment\n\
         0x00000010 0x0000000000000000 # \"SMSR_TIME_STAMP_COUNTER\"\n\
@@ -50,6 +55,7 @@ fn an_allowlist_says_what_it_can_without_masks() {
         \n\
         0x610 0x00ffffff00ffffff # \"MSR_PKG_POWER_LIMIT\"\n\
         0x12345 0x0 # of our own\n\
+        0xc0000082 0x0000ffffffffffff # \"MSR_LSTAR\"\n\
         0x620\n\
         0x186 0x0\n"
     ));
@@ -66,6 +72,95 @@ fn a_template_says_which_registers_it_sets() {
   ]
 }"#
     ));
+}
+
+/// A value that a guest cannot change is said; one of the time-stamp counter would stop it.
+#[test]
+fn a_fingerprint_says_the_values_of_registers_that_no_guest_writes() {
+    insta::assert_snapshot!(shown(
+        r#"{
+  "firecracker_version": "1.13.0",
+  "guest_cpu_config": {
+    "kvm_capabilities": [],
+    "cpuid_modifiers": [],
+    "msr_modifiers": [
+      { "addr": "0x10", "bitmap": "0b0000000000000000000000000000000000000000000000000000000000000001" },
+      { "addr": "0x10a", "bitmap": "0b0000000000000000000000000000000000001100000010100000110001001100" }
+    ]
+  }
+}"#
+    ));
+}
+
+#[test]
+fn a_list_says_what_can_be_read() {
+    insta::assert_snapshot!(shown(
+        "MSR_ADDR,VALUE\n0x10,0x5\n0x174,0x10\n0x175,0x0\r\n0x176,0x0\n0x802,0x0\n\
+        0x400000000,0x0\n0xc0000080,0xd01\n0xc0000081,0x0\n0xc0000082,0x0\n0xc0000083,0x0\n\
+        0xc0000084,0x0\n0x10,0x5\n0x11\n"
+    ));
+}
+
+#[test]
+fn a_program_comes_with_its_settings_and_answers() {
+    let policy = r#"
+policy = 1
+name = "whole"
+mode = "audit"
+default = "allow"
+unknown = "ignore"
+log = "first"
+accept = ["state-not-migrated"]
+[msrs]
+IA32_LSTAR = { read = "allow", write = "pin", log = "all" }
+IA32_PAT = { read = { handler = "a\"b" }, write = "kill" }
+IA32_BIOS_UPDT_TRIG = { device = "microcode" }
+[device.microcode]
+revision = 7
+update = "ignore"
+[[when]]
+cpu = { vendor = "GenuineIntel" }
+[when.msrs]
+IA32_XSS = "none"
+"#;
+    let policy = parse(&Source::new("whole.toml", policy), &mut NoIncludes).unwrap();
+    let program = crate::Program::of(&compile(policy).unwrap());
+    insta::assert_snapshot!(shown_bytes(&program.encode()));
+}
+
+/// A group is named if all of it is alike and that takes no more entries: not in the middle of a wider
+/// range, and not where a part of it differs.
+#[test]
+fn groups_are_named_where_they_are_whole() {
+    let keys = |entries: &str| {
+        let text = format!("policy = 1\ndefault = 'deny'\n[msrs]\n{entries}");
+        let policy = parse(&Source::new("groups.toml", &text), &mut NoIncludes).unwrap();
+        let program = crate::Program::of(&compile(policy).unwrap());
+        let imported = import(&program.encode(), None).unwrap();
+        let text = print(&imported, "FILE");
+        let again = parse(&Source::new("again.toml", &text), &mut NoIncludes).unwrap();
+        let keys = again.entries().iter().map(|entry| entry.key().to_owned());
+        keys.collect::<Vec<_>>()
+    };
+    assert_eq!(keys("'@syscall' = 'rw'"), ["@syscall"]);
+    assert_eq!(
+        keys("'@syscall' = 'rw'\nIA32_EFER = 'rw'"),
+        ["@syscall", "IA32_EFER"]
+    );
+    assert_eq!(
+        keys("'@syscall' = 'rw'\n'@segment' = 'r'"),
+        ["@syscall", "@segment"]
+    );
+    assert_eq!(
+        keys("'@syscall' = 'rw'\nIA32_LSTAR = 'r'"),
+        [
+            "IA32_SYSENTER_CS..=IA32_SYSENTER_EIP",
+            "IA32_STAR",
+            "IA32_LSTAR",
+            "IA32_CSTAR..=IA32_FMASK"
+        ]
+    );
+    assert_eq!(keys("'0x100..=0x7ff' = 'rw'"), ["0x100..=0x7ff"]);
 }
 
 #[test]
@@ -103,6 +198,15 @@ fn what_is_wrong_is_said_with_its_place() {
             r#"{{"access":"{access}","base":"{base}","count":{count},"bitmap":"{bitmap}"}}"#
         ))
     };
+    let range_c = "/* Made by msrgate compile --format c. */\n\
+        #define MSRGATE_EXIT_REASONS 0x4\n\
+        static unsigned char msrgate_bitmap_0[8] = {\n\t0x01, 0x00,\n};\n\
+        \t*filter = (struct kvm_msr_filter){ .flags = 0x1 };\n\
+        \tfilter->ranges[0].flags = 1;\n\
+        \tfilter->ranges[0].nmsrs = 1;\n\
+        \tfilter->ranges[0].base = 0x10;\n";
+    assert!(import(range_c.as_bytes(), None).is_ok());
+    let emitted = |old: &str, new: &str| error(&range_c.replace(old, new));
     let errors = [
         error(""),
         error("hello"),
@@ -128,6 +232,17 @@ fn what_is_wrong_is_said_with_its_place() {
         range("r", "0x0", 1, "010000000000000000"),
         range("r", "0x0", 1, "0"),
         range("r", "0x0", 1, "0g"),
+        error("/* Made by msrgate compile --format c. */\n"),
+        emitted(".flags = 1", ".flags = 4"),
+        emitted("nmsrs = 1", "nmsrs = 65"),
+        emitted("0x01,", "0x100,"),
+        emitted("ranges[0]", "ranges[16]"),
+        emitted("REASONS 0x4", "REASONS 0x8"),
+        error("\0"),
+        error("MSRGATE\0"),
+        import(&[0; 392], None).map_or_else(|error| error.to_string(), |_| "imported".to_owned()),
+        import(&[0xff, 0, 0, 0], None).unwrap_err().to_string(),
+        import(b"x", Some(Format::Program)).unwrap_err().to_string(),
     ];
     insta::assert_snapshot!(errors.join("\n"));
 }

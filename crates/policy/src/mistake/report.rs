@@ -30,29 +30,29 @@ pub(super) fn reports(sources: &[Source], mistakes: &[Mistake]) -> Vec<Report> {
 }
 
 fn report(texts: &[Arc<NamedSource<String>>], mistake: &Mistake) -> Report {
-    let home = mistake.places.first().map(|label| label.at.source);
+    let home = mistake.places.first().map(|label| label.at.source());
     let (here, there): (Vec<&Label>, Vec<_>) = mistake
         .places
         .iter()
-        .partition(|label| Some(label.at.source) == home);
+        .partition(|label| Some(label.at.source()) == home);
     let elsewhere = there.into_iter().map(|label| Report {
         message: "the other one".to_owned(),
         help: None,
-        text: texts.get(label.at.source.0).cloned(),
+        text: texts.get(label.at.source().number()).cloned(),
         labels: vec![labelled(label)],
         elsewhere: Vec::new(),
     });
     Report {
         message: mistake.wrong.to_string(),
         help: mistake.wrong.help(),
-        text: home.and_then(|home| texts.get(home.0).cloned()),
+        text: home.and_then(|home| texts.get(home.number()).cloned()),
         labels: here.into_iter().map(labelled).collect(),
         elsewhere: elsewhere.collect(),
     }
 }
 
 fn labelled(label: &Label) -> LabeledSpan {
-    LabeledSpan::new_with_span(label.says.clone(), label.at.span)
+    LabeledSpan::new_with_span(label.says.clone(), label.at.span())
 }
 
 impl fmt::Display for Report {

@@ -56,6 +56,21 @@ fn directions_that_agree_share_a_range() {
     assert_eq!(ranges(&filter), [(Accesses::Both, 0x10, 0x2ef1)]);
 }
 
+/// No window reaches MSR 0xffffffff: the scan gives up on it, and does not look for one for ever.
+#[test]
+fn the_scan_ends_where_no_window_reaches() {
+    let msrs = MsrRange::new(MsrIndex::new(u32::MAX - 1), MsrIndex::MAX).unwrap();
+    for accesses in [Accesses::Read, Accesses::Write, Accesses::Both] {
+        let windows = scan::fewest_windows(&[need::Need { accesses, msrs }]);
+        assert!(!windows.is_empty());
+        assert!(
+            windows
+                .iter()
+                .all(|window| window.msrs.last() < MsrIndex::MAX)
+        );
+    }
+}
+
 /// Reads of one MSR and writes of another lie in two windows; a third MSR with both fits the two.
 #[test]
 fn a_need_of_both_is_met_by_read_and_write_windows() {

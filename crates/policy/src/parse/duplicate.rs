@@ -34,8 +34,8 @@ impl Reader<'_> {
             let line = |span: SourceSpan| self.text().place(span).line;
             let wrong = Wrong::DuplicateKey {
                 key: quoted(&decoded(text.get(span.clone()).unwrap_or_default())),
-                line: line(at.span),
-                first: first.map(|first| line(first.span)),
+                line: line(at.span()),
+                first: first.map(|first| line(first.span())),
             };
             let second = Label::saying(at, "and again here".to_owned());
             let first = first.map(|first| Label::saying(first, "here".to_owned()));

@@ -35,6 +35,7 @@ impl Reader<'_> {
             self.wrong_as_a_whole(Wrong::TooMany { what, found, limit });
             return;
         }
+        self.entries.reserve_exact(table.len());
         for item in super::items(table) {
             // Each may cost a search for what was meant, and nobody reads so many.
             if self.mistakes.len() >= MAX_MISTAKES {

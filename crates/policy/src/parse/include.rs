@@ -58,7 +58,7 @@ impl Reader<'_> {
             let Some(includes) = &mut self.includes else {
                 continue;
             };
-            let opened = includes.open(&self.sources[this.0], path);
+            let opened = includes.open(&self.sources[this.number()], path);
             let source = match opened {
                 Ok(source) if way.len() < MAX_DEPTH => source,
                 Ok(_) => {
@@ -77,7 +77,7 @@ impl Reader<'_> {
                 .sources
                 .iter()
                 .position(|known| known.name() == source.name());
-            let id = match known.map(SourceId) {
+            let id = match known.map(SourceId::new) {
                 Some(id) if way.contains(&id) => {
                     let wrong = self.cycle(path, id, way);
                     self.wrong(at, wrong);
@@ -85,14 +85,14 @@ impl Reader<'_> {
                 }
                 Some(id) => id,
                 None => {
-                    let id = SourceId(self.sources.len());
+                    let id = SourceId::new(self.sources.len());
                     self.read(&source, way);
                     self.current = this;
                     id
                 }
             };
-            let below = self.below[id.0].clone();
-            self.below[this.0].extend(below.into_iter().chain([id]));
+            let below = self.below[id.number()].clone();
+            self.below[this.number()].extend(below.into_iter().chain([id]));
         }
     }
 
@@ -101,7 +101,7 @@ impl Reader<'_> {
         let names = way[from..]
             .iter()
             .chain([&id])
-            .map(|id| quoted(self.sources[id.0].name()));
+            .map(|id| quoted(self.sources[id.number()].name()));
         Wrong::Cycle {
             path: quoted(path),
             way: names.collect::<Vec<_>>().join(" → "),

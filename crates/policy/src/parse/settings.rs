@@ -43,7 +43,7 @@ impl Reader<'_> {
     /// One of the keys that are no entries.
     pub(super) fn setting(&mut self, item: Item<'_>) {
         let at = self.key_at(item.key);
-        let id = self.current.0;
+        let id = self.current.number();
         match item.key.text {
             "name" => self.said[id].name = self.string(item).map(Box::from),
             "mode" => self.said[id].mode = Some((self.word(item, &words::MODES), at)),
@@ -88,7 +88,7 @@ impl Reader<'_> {
         let known: Vec<_> = words::gaps().collect();
         for (name, span) in self.strings(item) {
             if known.contains(&name) {
-                self.said[self.current.0].accept.push(name.into());
+                self.said[self.current.number()].accept.push(name.into());
             } else {
                 let help = one_of(name, &known, '"');
                 let name = quoted(name);
@@ -106,7 +106,7 @@ impl Reader<'_> {
             if known.contains(&device.key.text) {
                 let at = self.key_at(device.key);
                 let microcode = self.microcode(device);
-                self.said[self.current.0].microcode = Some((microcode, at));
+                self.said[self.current.number()].microcode = Some((microcode, at));
             } else {
                 self.unknown_key(device.key, &known);
             }
@@ -160,13 +160,7 @@ impl Reader<'_> {
     pub(super) fn stand_in_for_default(&mut self) -> bool {
         let default = &mut self.said[0].default;
         let is_there = default.is_some();
-        default.get_or_insert((
-            Some(Action::Deny),
-            At {
-                source: SourceId(0),
-                span: (0, 0).into(),
-            },
-        ));
+        default.get_or_insert((Some(Action::Deny), At::new(SourceId::new(0), (0, 0).into())));
         is_there
     }
 

@@ -34,7 +34,12 @@ pub(crate) fn variants(policy: &Policy) -> Vec<Active> {
     let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
     let overrides = overridden(policy);
     let active = |(holds, example): (Vec<bool>, Cpu)| {
-        let is_active = |id: &EntryId| policy.entry(*id).when.is_none_or(|when| holds[when.0]);
+        let is_active = |id: &EntryId| {
+            policy
+                .entry(*id)
+                .when
+                .is_none_or(|when| holds[when.number()])
+        };
         let is_overridden = |id: &EntryId| {
             let by = overrides.get(id);
             by.is_some_and(|by| by.iter().any(is_active))
@@ -80,10 +85,10 @@ pub(crate) fn overridden(policy: &Policy) -> HashMap<EntryId, Vec<EntryId>> {
 /// Whether `entry` is one that `by` may replace: an included one, or, for an entry of a `[[when]]`,
 /// one that holds for all processors.
 fn is_below(policy: &Policy, entry: &Entry, by: &Entry) -> bool {
-    let is_included = policy.below[by.at.source.0].contains(&entry.at.source);
+    let is_included = policy.below[by.source().number()].contains(&entry.source());
     let is_general = by.when.is_some() && entry.when.is_none();
     is_included && (by.when == entry.when || is_general)
-        || is_general && by.at.source == entry.at.source
+        || is_general && by.source() == entry.source()
 }
 
 /// Everything that is wrong with the entries together.
@@ -121,13 +126,12 @@ fn of_variant(policy: &Policy, active: &Active) -> Vec<Mistake> {
         let table = Table::resolve(policy, &active.entries);
         mistakes.extend(loosened(policy, active, &table));
         for access in Access::ALL {
-            let segments = table.segments(access);
             mistakes.extend(
-                segments
-                    .iter()
+                table
+                    .segments(access)
                     .filter_map(|one| unsound(policy, one, access)),
             );
-            mistakes.extend(segments.last().and_then(|last| at_the_top(policy, last)));
+            mistakes.extend(at_the_top(policy, table.at(MsrIndex::MAX, access)));
         }
     }
     mistakes
@@ -169,7 +173,7 @@ fn entry_mistake(entry: &Entry, wrong: Wrong) -> Mistake {
 
 /// Entries that are looser than a final one at some of its MSRs. An overridden entry is final, too.
 fn loosened(policy: &Policy, active: &Active, table: &Table) -> Vec<Mistake> {
-    let is_active = |entry: &Entry| entry.when.is_none_or(|when| active.holds[when.0]);
+    let is_active = |entry: &Entry| entry.when.is_none_or(|when| active.holds[when.number()]);
     let finals = policy
         .entries
         .iter()
@@ -214,13 +218,13 @@ fn loosens(entry: &Entry, fixed: &Entry, index: MsrIndex, access: Access) -> Mis
 }
 
 /// An action that needs accesses to be forwarded, at an MSR where that is not known to be sound.
-fn unsound(policy: &Policy, segment: &Segment, access: Access) -> Option<Mistake> {
+fn unsound(policy: &Policy, segment: Segment<'_>, access: Access) -> Option<Mistake> {
     let Said::ByEntry(id) = segment.said else {
         return None;
     };
     let entry = policy.entry(id);
     let log = entry.log.unwrap_or(policy.settings.log);
-    let is_logged = log == Log::All && segment.action == Action::Allow;
+    let is_logged = log == Log::All && *segment.action == Action::Allow;
     if !segment.action.needs_forwarding() && !is_logged {
         return None;
     }
@@ -242,9 +246,9 @@ fn unsound(policy: &Policy, segment: &Segment, access: Access) -> Option<Mistake
 }
 
 /// S3.5: MSR 0xffffffff obeys the default only.
-fn at_the_top(policy: &Policy, last: &Segment) -> Option<Mistake> {
+fn at_the_top(policy: &Policy, last: Segment<'_>) -> Option<Mistake> {
     match last.said {
-        Said::ByEntry(id) if last.action != policy.settings.default => {
+        Said::ByEntry(id) if *last.action != policy.settings.default => {
             let entry = policy.entry(id);
             Some(entry_mistake(
                 entry,

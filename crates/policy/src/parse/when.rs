@@ -32,7 +32,7 @@ impl Reader<'_> {
     }
 
     fn when(&mut self, item: Item<'_>, parts: &[Item<'_>]) {
-        let id = WhenId(self.whens.len());
+        let id = WhenId::new(self.whens.len());
         let at = self.at(item.span());
         let mut cpus = None;
         let mut msrs = None;

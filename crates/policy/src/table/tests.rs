@@ -24,7 +24,7 @@ fn a_strict_subset_wins_wherever_it_stands() {
     let table = resolved(&policy(
         "0x15 = 'none'\n'0x10..=0x1f' = 'r'\n'0x12..=0x17' = 'rw'",
     ));
-    let entry = |id| Said::ByEntry(EntryId(id));
+    let entry = |id| Said::ByEntry(EntryId::new(id));
     assert_eq!(read(&table, 0x0f), (Action::Deny, Said::ByDefault));
     assert_eq!(read(&table, 0x10), (Action::Allow, entry(1)));
     assert_eq!(read(&table, 0x12), (Action::Allow, entry(2)));
@@ -40,11 +40,23 @@ fn inherit_takes_the_wider_entry() {
     let table = resolved(&policy(
         "'0x10..=0x1f' = 'r'\n0x15 = { read = 'inherit', write = 'allow' }",
     ));
-    assert_eq!(read(&table, 0x15).1, Said::ByEntry(EntryId(0)));
+    assert_eq!(read(&table, 0x15).1, Said::ByEntry(EntryId::new(0)));
     let write = table.at(MsrIndex::new(0x15), Access::Write);
     assert_eq!(
         (write.action.clone(), write.said),
-        (Action::Allow, Said::ByEntry(EntryId(1)))
+        (Action::Allow, Said::ByEntry(EntryId::new(1)))
+    );
+}
+
+/// A policy may have 250,000 entries, and twice as many segments in each direction: what one of them
+/// takes is most of what compiling takes beyond the TOML library.
+#[test]
+fn what_there_is_much_of_is_small() {
+    assert_eq!(size_of::<Run>(), 16);
+    assert!(
+        size_of::<crate::Entry>() <= 128,
+        "{}",
+        size_of::<crate::Entry>()
     );
 }
 
@@ -91,7 +103,7 @@ proptest! {
                     .filter(|(first, count, _)| (*first..=first + count).contains(&index))
                     .min_by_key(|(_, count, _)| *count);
                 let wanted = smallest.is_some_and(|&(_, _, word)| allows(word, access));
-                let got = table.at(MsrIndex::new(index), access).action == Action::Allow;
+                let got = *table.at(MsrIndex::new(index), access).action == Action::Allow;
                 prop_assert_eq!(got, wanted, "{} of {:#x} in {}", access, index, text);
             }
             let mut next = 0_u64;

@@ -139,7 +139,7 @@ impl<'c> Replay<'c> {
     fn fate(&self, index: MsrIndex, access: Access) -> Fate {
         match self.variant.filter().decide(index, access).verdict {
             Verdict::Allow => Fate::Allowed,
-            Verdict::Deny => match self.variant.table().at(index, access).action {
+            Verdict::Deny => match *self.variant.table().at(index, access).action {
                 Action::Deny | Action::Kill => Fate::Refused,
                 _ => Fate::Answered,
             },

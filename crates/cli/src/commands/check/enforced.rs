@@ -30,7 +30,7 @@ struct EnforcedEntry {
     /// `default` is no entry, and has no place.
     entry: String,
     file: Option<String>,
-    line: Option<usize>,
+    line: Option<u32>,
     /// `enforced`, `partly`, `not`.
     extent: String,
     /// `filter` or `gate`.

@@ -210,7 +210,7 @@ fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
         for (register, access) in registers.flat_map(|one| Access::ALL.map(|access| (one, access)))
         {
             let segment = variant.table().at(register.index, access);
-            if segment.action == Action::Allow {
+            if *segment.action == Action::Allow {
                 continue;
             }
             let entry = match segment.said {
@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     /// The codes of the warnings about a policy, with the lines they are about.
-    fn codes(text: &str) -> Vec<(&'static str, Option<usize>)> {
+    fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
         let source = Source::new("policy.toml", text);
         let policy = parse(&source, &mut NoIncludes).expect("a policy");
         let compiled = compile(policy).expect("a filter");

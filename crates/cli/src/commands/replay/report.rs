@@ -54,7 +54,7 @@ struct Listed<'r> {
     first_line: u64,
     first_value: Option<String>,
     /// Where the policy says so; null for the default, and for x2APIC registers.
-    policy_line: Option<usize>,
+    policy_line: Option<u32>,
     entry: Option<&'r str>,
 }
 

@@ -1,0 +1,162 @@
+//! Every message of an error of this crate.
+
+use std::time::Duration;
+
+use msrgate_filter::{Access, MsrIndex, Revision};
+use msrgate_policy::answer::{ResponderError, RestoreError};
+use msrgate_policy::{CompileError, Cpu, PackError};
+
+use crate::errno::{CallErrno, RawErrno};
+use crate::exit::{RawReason, RawReasons};
+use crate::gate::{AnswerError, GateError, StateError, VcpuId};
+use crate::{GuestError, HostError, InstallError, MeasureError, Requirement, StepAt};
+
+#[path = "../../policy/tests/variants/mod.rs"]
+mod variants;
+use variants::messages;
+
+fn errno() -> CallErrno {
+    RawErrno::new(libc::EINVAL).into()
+}
+
+#[test]
+fn why_a_host_cannot_do_it() {
+    let device = || "/dev/kvm".into();
+    let hosts = [
+        HostError::Absent { device: device() },
+        HostError::NoDriver { device: device() },
+        HostError::NotPermitted { device: device() },
+        HostError::NotKvm { device: device() },
+        HostError::ApiVersion { version: 11 },
+        HostError::TooOld {
+            missing: Requirement::MsrFilter,
+        },
+        HostError::Busy { device: device() },
+        HostError::Open {
+            device: device(),
+            reason: "too many open files".to_owned(),
+        },
+        HostError::CreateVm { errno: errno() },
+        HostError::Lists { errno: errno() },
+    ];
+    let advice = |error: &HostError| Some(error.advice().to_owned());
+    insta::assert_snapshot!(messages(
+        include_str!("host.rs"),
+        "HostError",
+        &hosts,
+        advice
+    ));
+}
+
+#[test]
+fn why_nothing_was_measured() {
+    let installs = [
+        InstallError::Revision(Revision::V6),
+        InstallError::Reasons {
+            mask: RawReasons::new(8),
+            errno: errno(),
+        },
+        InstallError::Filter(errno()),
+    ];
+    let step = StepAt::new(3, Some((MsrIndex::new(0x10), Access::Write)));
+    let guests = [
+        GuestError::Host(HostError::ApiVersion { version: 11 }),
+        GuestError::Install(InstallError::Filter(errno())),
+        GuestError::Call {
+            name: "KVM_RUN",
+            errno: errno(),
+        },
+        GuestError::Left {
+            step,
+            exit: "Hlt".to_owned(),
+        },
+        GuestError::Twice { step },
+        GuestError::Registers {
+            step,
+            rax: 1,
+            rcx: 2,
+            rdx: 3,
+        },
+        GuestError::Endless {
+            step,
+            patience: Duration::from_secs(10),
+        },
+        GuestError::Skipped { step },
+        GuestError::NotImmediate { step },
+    ];
+    let measures = [
+        MeasureError::Guest(GuestError::Skipped { step }),
+        MeasureError::SetFilter(errno()),
+        MeasureError::SetReasons(errno()),
+    ];
+    insta::assert_snapshot!(
+        [
+            messages(
+                include_str!("install.rs"),
+                "InstallError",
+                &installs,
+                |_| None
+            ),
+            messages(include_str!("guest/run.rs"), "GuestError", &guests, |_| {
+                None
+            }),
+            messages(
+                include_str!("measure.rs"),
+                "MeasureError",
+                &measures,
+                |_| None
+            ),
+        ]
+        .concat()
+    );
+}
+
+#[test]
+fn why_a_gate_does_not_answer() {
+    let cpu = |model| Cpu {
+        vendor: "GenuineIntel".into(),
+        family: 6,
+        model,
+        stepping: 0,
+    };
+    let vcpu = VcpuId::new(1);
+    let gates = [
+        GateError::Responder(ResponderError::NoVariant(cpu(1))),
+        GateError::Pack(CompileError::Pack(PackError::LastMsr)),
+        GateError::Reasons(RawReasons::new(8)),
+        GateError::IgnoreMsrs,
+        GateError::NoMemory,
+        GateError::NoSharedRegisters,
+        GateError::Install(InstallError::Filter(errno())),
+        GateError::InstalledTwice,
+        GateError::NoCpuid,
+        GateError::OtherCpu {
+            vcpu,
+            chosen: cpu(1),
+            seen: cpu(2),
+        },
+        GateError::CpuidChanged { vcpu },
+        GateError::Io(std::io::Error::from_raw_os_error(libc::EMFILE)),
+    ];
+    let answers = [
+        AnswerError::NoExit,
+        AnswerError::Reason(RawReason::new(3)),
+        AnswerError::Call(errno()),
+        AnswerError::Publish(errno()),
+        AnswerError::NotReset,
+        AnswerError::Stale,
+    ];
+    let states = [
+        StateError::Restore(RestoreError::NotSaved),
+        StateError::Call(errno()),
+    ];
+    let source = include_str!("gate/error.rs");
+    insta::assert_snapshot!(
+        [
+            messages(source, "GateError", &gates, |_| None),
+            messages(source, "AnswerError", &answers, |_| None),
+            messages(source, "StateError", &states, |_| None),
+        ]
+        .concat()
+    );
+}

@@ -1,0 +1,183 @@
+//! The C and the Rust that [`emit`](crate::emit) writes. Not any C and any Rust: the lines are those,
+//! and what stands between them is passed over.
+
+use msrgate_filter::{
+    Accesses, ExitReason, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
+};
+
+use super::compiled::Compiled;
+use super::{ImportError, hexadecimal, lines};
+
+/// How each begins.
+const HEADS: [&[u8]; 2] = [
+    b"/* Made by msrgate compile --format c. */",
+    b"// Made by msrgate compile --format rust.",
+];
+
+/// A range as far as it has been read.
+#[derive(Default)]
+struct Partial {
+    flags: Option<u64>,
+    nmsrs: Option<u64>,
+    base: Option<u64>,
+    bytes: Vec<u8>,
+}
+
+/// What has been read.
+#[derive(Default)]
+struct Reader {
+    ranges: Vec<Partial>,
+    fallback: Option<Fallback>,
+    reasons: Option<u64>,
+    /// Which range's bitmap the lines belong to.
+    bitmap: Option<usize>,
+}
+
+/// Whether the text is one of the two.
+pub(super) fn is_emitted(bytes: &[u8]) -> bool {
+    let text = bytes.trim_ascii_start();
+    HEADS.iter().any(|head| text.starts_with(head))
+}
+
+pub(super) fn read(bytes: &[u8]) -> Result<Compiled, ImportError> {
+    let mut reader = Reader::default();
+    for (number, line) in lines(bytes) {
+        let read = reader.line(line.trim());
+        read.map_err(|why| ImportError::value(format!("line {number}"), why))?;
+    }
+    reader.compiled()
+}
+
+impl Reader {
+    fn line(&mut self, line: &str) -> Result<(), &'static str> {
+        if let Some(range) = self.bitmap {
+            if line.starts_with(['}', ']']) {
+                self.bitmap = None;
+                return Ok(());
+            }
+            let bytes = line.split(',').map(str::trim).filter(|one| !one.is_empty());
+            for byte in bytes {
+                let byte = number(byte).and_then(|byte| u8::try_from(byte).ok());
+                let byte = byte.ok_or("not the bytes of a bitmap")?;
+                self.range(range)?.bytes.push(byte);
+            }
+            return Ok(());
+        }
+        if let Some(rest) = line.strip_prefix("static unsigned char msrgate_bitmap_") {
+            let (place, _) = rest.split_once('[').ok_or("no length of a bitmap")?;
+            self.bitmap = Some(place.parse().map_err(|_| "no number of a range")?);
+        } else if let Some(rest) = line.strip_prefix("filter->ranges[") {
+            let (place, field) = rest.split_once("].").ok_or("no field of a range")?;
+            let place = place.parse().map_err(|_| "no number of a range")?;
+            let (key, value) = field.split_once(" = ").ok_or("no value of a field")?;
+            if key != "bitmap" {
+                self.field(place, key, value.trim_end_matches(';'))?;
+            }
+        } else if let Some((_, flags)) = line.split_once("{ .flags = ") {
+            let flags = flags.split(' ').next().and_then(number);
+            self.fallback = Some(match flags.ok_or("no flags of the filter")? {
+                0 => Fallback::Allow,
+                1 => Fallback::Deny,
+                _ => return Err("flags that a filter does not have"),
+            });
+        } else if let Some(reasons) = line.strip_prefix("#define MSRGATE_EXIT_REASONS ") {
+            self.reasons = Some(number(reasons).ok_or("no reasons")?);
+        } else {
+            self.rust(line)?;
+        }
+        Ok(())
+    }
+
+    /// A line that only Rust has.
+    fn rust(&mut self, line: &str) -> Result<(), &'static str> {
+        let end = |value: &str| value.trim_end_matches([';', ',']).to_owned();
+        if line == "Range {" {
+            self.ranges.push(Partial::default());
+        } else if line == "bitmap: &[" {
+            let last = self.ranges.len().checked_sub(1);
+            self.bitmap = Some(last.ok_or("a bitmap of no range")?);
+        } else if let Some(value) = line.strip_prefix("pub const DEFAULT_DENY: bool = ") {
+            self.fallback = Some(match end(value).as_str() {
+                "false" => Fallback::Allow,
+                "true" => Fallback::Deny,
+                _ => return Err("neither true nor false"),
+            });
+        } else if let Some(value) = line.strip_prefix("pub const EXIT_REASONS: u64 = ") {
+            self.reasons = Some(number(&end(value)).ok_or("no reasons")?);
+        } else if let Some((key @ ("flags" | "base" | "nmsrs"), value)) = line.split_once(": ") {
+            let last = self.ranges.len().checked_sub(1);
+            self.field(last.ok_or("a field of no range")?, key, &end(value))?;
+        }
+        Ok(())
+    }
+
+    fn field(&mut self, place: usize, key: &str, value: &str) -> Result<(), &'static str> {
+        let value = Some(number(value).ok_or("not a number")?);
+        let range = self.range(place)?;
+        match key {
+            "flags" => range.flags = value,
+            "base" => range.base = value,
+            "nmsrs" => range.nmsrs = value,
+            _ => return Err("no field of a range"),
+        }
+        Ok(())
+    }
+
+    fn range(&mut self, place: usize) -> Result<&mut Partial, &'static str> {
+        if place >= msrgate_filter::MAX_RANGES {
+            return Err("more ranges than a filter has");
+        }
+        if self.ranges.len() <= place {
+            self.ranges.resize_with(place + 1, Partial::default);
+        }
+        Ok(&mut self.ranges[place])
+    }
+
+    fn compiled(self) -> Result<Compiled, ImportError> {
+        let missing = |what: &str| ImportError::value(what, "is not there");
+        let fallback = self.fallback.ok_or_else(|| missing("the default"))?;
+        let bits = self.reasons.ok_or_else(|| missing("the reasons"))?;
+        let mask = ReasonMask::from_bits(Revision::Mainline, bits)
+            .map_err(|error| ImportError::value("the reasons", error))?;
+        let reasons = ExitReason::ALL.into_iter();
+        let reasons = reasons.filter(|reason| mask.contains(Revision::Mainline, *reason));
+        let ranges = self.ranges.iter().enumerate();
+        let ranges = ranges
+            .map(|(number, range)| {
+                range
+                    .range()
+                    .map_err(|why| ImportError::value(format!("ranges[{number}]"), why))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Compiled {
+            filter: Filter::new(Revision::Mainline, fallback, ranges)
+                .map_err(ImportError::Filter)?,
+            reasons: Some(reasons.map(|reason| reason.to_string()).collect()),
+        })
+    }
+}
+
+impl Partial {
+    fn range(&self) -> Result<Range, String> {
+        let accesses = match self.flags {
+            Some(1) => Accesses::Read,
+            Some(2) => Accesses::Write,
+            Some(3) => Accesses::Both,
+            _ => return Err("flags are 1, 2 or 3".to_owned()),
+        };
+        let small = |number: Option<u64>| number.and_then(|number| u32::try_from(number).ok());
+        let base = small(self.base).ok_or("no base")?;
+        let count = small(self.nmsrs).ok_or("no number of MSRs")?;
+        super::compiled::range_of(accesses, MsrIndex::new(base), count, &self.bytes)
+            .map_err(|(_, why)| why)
+    }
+}
+
+/// Digits, or `0x` and hexadecimal ones.
+fn number(text: &str) -> Option<u64> {
+    match hexadecimal(text) {
+        Some((number, "")) => Some(number),
+        Some(_) => None,
+        None => text.parse().ok(),
+    }
+}

@@ -1,0 +1,79 @@
+//! A compiled policy as a [`Program`]: its rules, answers and settings, without the lines they are from.
+
+use msrgate_filter::{Access, MsrIndex};
+
+use super::ImportError;
+use super::draft::{Draft, Drafts};
+use crate::msrs::MsrRange;
+use crate::policy::Settings;
+use crate::program::{Program, ProgramVariant};
+use crate::rules::{Origin, Rule};
+use crate::settings::Log;
+
+pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
+    let program = Program::decode(bytes).map_err(|error| ImportError::Bytes(error.to_string()))?;
+    let said = program.settings();
+    let variant = &program.variants()[0];
+    // S3.5: the last MSR obeys the default only.
+    let default = variant.rule(MsrIndex::MAX, Access::Read).action.clone();
+    let mut drafts = Drafts::under(Settings {
+        name: said.name.clone(),
+        mode: said.mode,
+        default: default.clone(),
+        unknown: said.unknown.clone(),
+        log: said.log,
+        accept: said.accept.clone(),
+        microcode: said.microcode,
+    });
+    for other in &program.variants()[1..] {
+        let what = format!(
+            "what holds on processors such as {}: the policy says what holds on {}",
+            other.example(),
+            variant.example()
+        );
+        drafts.unsaid(None, what);
+    }
+    for (msrs, [read, write]) in runs(variant) {
+        let logs = [read.log, write.log];
+        let log = if logs[0] == logs[1] {
+            logs[0]
+        } else {
+            // One level for both directions: the one that sees more, but for `all`, which may be
+            // sound for one of them only.
+            let log = logs[0].max(logs[1]).min(Log::First);
+            let what = format!("{msrs}: reads and writes have a `log` each; an entry has one");
+            drafts.unsaid(None, what);
+            log
+        };
+        let actions = [read, write].map(|rule| rule.action.clone());
+        if actions.iter().all(|action| *action == default) && log == said.log {
+            continue;
+        }
+        let mut draft = Draft::new(msrs, actions.map(Some));
+        draft.log = (log != said.log).then_some(log);
+        drafts.say(&draft);
+    }
+    Ok(drafts)
+}
+
+/// The rules of both directions together, x2APIC registers left out.
+fn runs(variant: &ProgramVariant) -> Vec<(MsrRange, [&Rule; 2])> {
+    let [mut reads, mut writes] = Access::ALL.map(|access| variant.rules().of(access).iter());
+    let (mut read, mut write) = (reads.next(), writes.next());
+    let mut runs = Vec::new();
+    while let (Some(r), Some(w)) = (read, write) {
+        if let Some(msrs) = r.msrs.shared(w.msrs)
+            && r.origin != Origin::Kvm
+        {
+            runs.push((msrs, [r, w]));
+        }
+        // Both cover everything, so that both end at 2^32.
+        if r.msrs.last() <= w.msrs.last() {
+            read = reads.next();
+        }
+        if w.msrs.last() <= r.msrs.last() {
+            write = writes.next();
+        }
+    }
+    runs
+}

@@ -1,0 +1,72 @@
+//! What `compile` writes comes back as a policy that decides, and where it has answers answers, alike.
+
+mod random;
+
+use msrgate_policy::import::{Format, import, print};
+use msrgate_policy::{
+    Change, Cpu, NoIncludes, Program, ProgramVariant, Source, compile, differences, emit, parse,
+    setting_changes,
+};
+use proptest::prelude::*;
+
+use crate::random::policy;
+
+/// The program of what is imported from these bytes, and how many things it could not say.
+fn again(bytes: &[u8], format: Format) -> (Program, usize) {
+    let imported = import(bytes, None).expect("what was written");
+    assert_eq!(imported.format, format);
+    let text = print(&imported, "FILE");
+    let policy = parse(&Source::new("imported.toml", &text), &mut NoIncludes).expect(&text);
+    let compiled = compile(policy).expect(&text);
+    (Program::of(&compiled), imported.unsaid.len())
+}
+
+/// What is decided otherwise; a filter has no `log`.
+fn decided(one: &Program, other: &Program, cpu: Option<&Cpu>) -> Vec<Change> {
+    let differences = differences(one, other, cpu).into_iter();
+    differences.flat_map(|one| one.changes).collect()
+}
+
+fn abi(variant: &ProgramVariant) -> Vec<u8> {
+    emit::abi(variant).expect("a pointer of 64 bits holds any offset")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn what_compile_writes_comes_back_equal(plan in policy()) {
+        let drawn = plan.compile().expect("no defect");
+        let program = Program::of(&drawn.compiled);
+        for variant in program.variants() {
+            let filter = Program::of_filter(variant.filter().clone());
+            let emitted = [
+                emit::json(variant).into_bytes(),
+                emit::c(variant).into_bytes(),
+                emit::rust(variant).into_bytes(),
+                abi(variant),
+            ];
+            for bytes in &emitted {
+                let (again, _) = again(bytes, Format::Compiled);
+                prop_assert_eq!(decided(&filter, &again, None), [], "{}", drawn.text);
+            }
+        }
+        let (again, unsaid) = again(&program.encode(), Format::Program);
+        // Only the first variant comes back; what the others do is named.
+        let others = program.variants().len() - 1;
+        prop_assert!(unsaid >= others);
+        let first = program.variants()[0].example();
+        prop_assert_eq!(decided(&program, &again, Some(first)), [], "{}", drawn.text);
+        prop_assert_eq!(setting_changes(program.settings(), again.settings()), []);
+        if unsaid == 0 {
+            prop_assert_eq!(again.settings(), program.settings());
+            for (access, rule) in msrgate_filter::Access::ALL
+                .into_iter()
+                .flat_map(|access| program.variants()[0].rules().of(access).iter().map(move |rule| (access, rule)))
+            {
+                let same = again.variants()[0].rule(rule.msrs.first(), access);
+                prop_assert_eq!((&same.action, same.log), (&rule.action, rule.log), "{} {}", access, rule.msrs);
+            }
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Every message that a user can meet: of mistakes in a policy, and of what is refused after it.
+
+mod variants;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, Segment, UserAddress};
+use msrgate_filter::{
+    Access, Accesses, BitmapError, FilterError, MsrIndex, ReasonMask, Revision, SetCall, SetError,
+    Verdict,
+};
+use msrgate_policy::answer::{ResponderError, RestoreError};
+use msrgate_policy::import::{Format, ImportError, import};
+use msrgate_policy::{
+    CompileError, Cpu, Device, Digest, IncludeError, Includes, MsrRange, PackError, ProgramError,
+    SelectorError, Source, Window, Wrong, parse, parse_msrs,
+};
+
+use crate::variants::messages;
+
+/// What a text includes, by name. What is not there cannot be read.
+struct Texts(BTreeMap<&'static str, &'static str>);
+
+impl Includes for Texts {
+    fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
+        let text = self.0.get(path);
+        let text = text.ok_or_else(|| IncludeError::new("no such file"))?;
+        Ok(Source::new(path, text))
+    }
+}
+
+fn wrongs(text: &str) -> Vec<Wrong> {
+    let texts = [
+        (
+            "final.toml",
+            "policy = 1\n[msrs]\nIA32_PAT = { read = 'deny', write = 'deny', final = true }",
+        ),
+        ("circle.toml", "policy = 1\ninclude = ['circle.toml']"),
+        ("allow.toml", "policy = 1\ndefault = 'allow'"),
+    ];
+    let parsed = parse(&Source::new("policy.toml", text), &mut Texts(texts.into()));
+    let mistakes = parsed.expect_err(text);
+    let wrongs = mistakes.mistakes().iter();
+    wrongs.map(|mistake| mistake.wrong().clone()).collect()
+}
+
+#[test]
+fn mistakes_of_a_policy() {
+    let head = "policy = 1\ndefault = 'deny'\n";
+    let entries = |entries: &str| wrongs(&format!("{head}[msrs]\n{entries}"));
+    let include = |name: &str| wrongs(&format!("{head}include = ['{name}']"));
+    let many: String = (0..33)
+        .map(|model| format!("[[when]]\ncpu = {{ model = {model} }}\n[when.msrs]\n"))
+        .collect();
+    let groups: String = (0..=500)
+        .map(|zeroes| format!("'@mtrr{}' = 'r'\n", " ".repeat(zeroes)))
+        .collect();
+    let singles: String = (0..=250_000)
+        .map(|index| format!("0x{index:x}='r'\n"))
+        .collect();
+    let examples = [
+        wrongs("policy = 1\ndefault = "),
+        wrongs(&format!("{head}[msrs]\nIA32_PAT = 'r'\nIA32_PAT = 'w'")),
+        wrongs(&" ".repeat(msrgate_policy::MAX_BYTES + 1)),
+        wrongs(&format!("# {}", "x".repeat(msrgate_policy::MAX_LINE))),
+        wrongs(&format!("{head}{many}")),
+        entries(&groups),
+        entries(&singles),
+        wrongs("[msrs]"),
+        wrongs(&format!("{head}[[when]]\n[device.microcode]\n")),
+        entries("0x12345 = { register = {} }"),
+        wrongs(&format!("{head}defalt = 1")),
+        wrongs(&format!("{head}name = 1")),
+        wrongs("policy = 1\ndefault = 'refuse'"),
+        entries("IA32_PAT = { read = { value = '0x1ffffffffffffffff' }, write = 'deny' }"),
+        wrongs("policy = 2\ndefault = 'deny'"),
+        entries("IA32_EFFER = 'r'"),
+        entries("'0x808' = 'r'\n'0x7ff..=0x900' = 'r'"),
+        entries("'0xfffffff0..=0xffffffff' = 'r'"),
+        entries("IA32_PAT = { read = 'allow' }"),
+        entries("IA32_PAT = { read = 'allow', write = 'deny', device = 'microcode' }"),
+        entries("IA32_PAT = { read = 'ignore', write = { value = 1 } }"),
+        entries("IA32_BIOS_UPDT_TRIG = { device = 'microcode' }"),
+        entries("IA32_PAT = { device = 'microcode' }"),
+        entries("IA32_EFER = { read = 'allow', write = 'pin' }"),
+        entries("IA32_EFER = { read = 'allow', write = 'deny', log = 'all' }"),
+        wrongs(&format!("{head}unknown = 'ignore'")),
+        wrongs(&format!("{head}accept = ['x2apci']")),
+        entries("'0x10..=0x20' = 'r'\n'0x18..=0x28' = 'none'"),
+        entries("IA32_EFER = 'r'\n0xc0000080 = 'w'"),
+        wrongs(&format!(
+            "{head}include = ['final.toml']\n[msrs]\nIA32_PAT = {{ read = 'allow', write = 'deny', override = true }}"
+        )),
+        entries("IA32_PAT = { read = 'allow', write = 'deny', override = true }"),
+        include("absent.toml"),
+        include("circle.toml"),
+        include("allow.toml"),
+    ];
+    let mut examples = examples.concat();
+    // One of a kind for each text: what else is wrong with it is another text's example.
+    examples.dedup_by_key(|wrong| wrong.to_string());
+    insta::assert_snapshot!(messages(
+        include_str!("../src/mistake.rs"),
+        "Wrong",
+        &examples,
+        Wrong::help
+    ));
+}
+
+#[test]
+fn what_names_no_registers() {
+    let texts = [
+        "IA32_EFFER",
+        "QZXWVKJ",
+        "@mtr",
+        "MSR_LASTBRANCH_TOS",
+        "0x1ffffffff",
+        "16",
+        "0x10..0x20",
+        "0x10..",
+        "0x20..=0x10",
+    ];
+    insta::assert_snapshot!(messages(
+        include_str!("../src/selector.rs"),
+        "SelectorError",
+        &texts.map(|text| parse_msrs(text).unwrap_err()),
+        |error: &SelectorError| Some(error.help())
+    ));
+}
+
+#[test]
+fn what_becomes_no_filter() {
+    let window = Window {
+        colour: Accesses::Both,
+        msrs: MsrRange::one(MsrIndex::MIN),
+    };
+    let packs = || {
+        [
+            PackError::TooManyRanges(vec![window; 17]),
+            PackError::LastMsr,
+        ]
+    };
+    let [too_many, _] = packs();
+    let differs = CompileError::Differs {
+        index: MsrIndex::new(0x10),
+        access: Access::Write,
+        wanted: Verdict::Deny,
+    };
+    insta::assert_snapshot!(
+        messages(
+            include_str!("../src/pack.rs"),
+            "PackError",
+            &packs(),
+            |_| None
+        ) + &messages(
+            include_str!("../src/verdicts.rs"),
+            "CompileError",
+            &[CompileError::Pack(too_many), differs],
+            |_| None
+        )
+    );
+}
+
+#[test]
+fn what_is_no_program_and_no_processor() {
+    let programs = [
+        ProgramError::NotAProgram,
+        ProgramError::UnknownVersion(2),
+        ProgramError::Ends { at: 7 },
+        ProgramError::Trailing { at: 7 },
+        ProgramError::Value {
+            at: 7,
+            what: "an action",
+        },
+        ProgramError::Filter(FilterError::TooManyRanges(17)),
+        ProgramError::Differs {
+            index: MsrIndex::new(0x10),
+            access: Access::Read,
+        },
+        ProgramError::WrongDigest {
+            found: Digest::from_bytes([0; 32]),
+            computed: Digest::from_bytes([0xff; 32]),
+        },
+    ];
+    let processor = "Genuine Intel\u{1b}".parse::<Cpu>().unwrap_err();
+    insta::assert_snapshot!(
+        messages(
+            include_str!("../src/program/error.rs"),
+            "ProgramError",
+            &programs,
+            |_| None
+        ) + &format!("{processor}\n")
+    );
+}
+
+#[test]
+fn what_cannot_be_imported() {
+    let wrong = |bytes: &[u8], format| import(bytes, format).unwrap_err();
+    let many: String = (0..=msrgate_policy::MAX_ENTRIES)
+        .map(|number| format!("{:#x} 0x0\n", 0x1000 + 2 * number))
+        .collect();
+    let examples = [
+        wrong(b"", None),
+        wrong(b"{", None),
+        wrong(br#"{"schema":2,"default":"deny","ranges":[]}"#, None),
+        wrong(b"\0", None),
+        wrong(b"", Some(Format::Program)),
+        wrong(br#"{"schema":1,"default":"deny","ranges":[]}"#, None),
+        wrong(many.as_bytes(), None),
+    ];
+    insta::assert_snapshot!(messages(
+        include_str!("../src/import.rs"),
+        "ImportError",
+        &examples,
+        |_: &ImportError| None
+    ));
+}
+
+#[test]
+fn what_answers_nothing() {
+    let cpu = "GenuineIntel:6:0x6a:6".parse().unwrap();
+    let index = MsrIndex::new(0x10);
+    let responders = [
+        ResponderError::NoVariant(cpu),
+        ResponderError::TooManyRegisters(1 << 20),
+        ResponderError::NotForwardable(index),
+        ResponderError::NoDevice(Device::Microcode),
+    ];
+    let restores = [
+        RestoreError::NotSaved,
+        RestoreError::Version(2),
+        RestoreError::Broken,
+        RestoreError::NoRegister(index),
+        RestoreError::NoPin(index),
+        RestoreError::Device("microcode".into()),
+    ];
+    let of_responders = include_str!("../src/answer/responder.rs");
+    let of_saves = include_str!("../src/answer/save.rs");
+    insta::assert_snapshot!(
+        messages(of_responders, "ResponderError", &responders, |_| None)
+            + &messages(of_saves, "RestoreError", &restores, |_| None)
+    );
+}
+
+/// Every enum of errors of the libraries is held here, or in the messages of `msrgate-kvm`.
+#[test]
+fn no_error_is_left_out() {
+    fn enums(folder: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                enums(&path, found);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let names = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("pub enum ")?.split(' ').next());
+            found.extend(
+                names
+                    .filter(|name| name.ends_with("Error"))
+                    .map(str::to_owned),
+            );
+        }
+    }
+    let held = [
+        include_str!("messages.rs"),
+        include_str!("../../kvm/src/messages.rs"),
+    ]
+    .concat();
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut found = Vec::new();
+    for one in ["filter", "policy", "kvm"] {
+        enums(&crates.join(one).join("src"), &mut found);
+    }
+    assert!(found.len() > 10, "{found:?}");
+    found.retain(|name| !held.contains(&format!("\"{name}\"")));
+    assert_eq!(found, [""; 0]);
+}
+
+/// What the kernel refuses, with its error number.
+#[test]
+fn what_cannot_be_set() {
+    let bitmaps = [BitmapError::Empty, BitmapError::TooLong(0x3001)];
+    let filters = [
+        FilterError::TooManyRanges(17),
+        FilterError::DenyWithoutRanges,
+    ];
+    let set = |width: CallerWidth, flags: u32, range: RangeRequest| {
+        let mut request = Request {
+            flags,
+            ..Request::default()
+        };
+        request.ranges[0] = range;
+        let bytes = request.encode(CallerWidth::Bits64).unwrap();
+        let memory = Segment {
+            start: UserAddress::NULL,
+            bytes: &bytes,
+        };
+        let revision = match width {
+            CallerWidth::Bits64 => Revision::Mainline,
+            CallerWidth::Bits32 => Revision::V6,
+        };
+        let call = SetCall::read(revision, width, &memory, UserAddress::NULL);
+        call.result().unwrap_err()
+    };
+    let range = |flags, nmsrs, bitmap| RangeRequest {
+        flags,
+        nmsrs,
+        base: 0,
+        bitmap: UserAddress::new(bitmap),
+    };
+    let unused = range(0, 0, 0);
+    let wide = CallerWidth::Bits64;
+    let nothing: &[Segment<'_>] = &[];
+    let unreadable = SetCall::read(Revision::Mainline, wide, nothing, UserAddress::NULL);
+    let sets = [
+        set(CallerWidth::Bits32, 0, unused),
+        unreadable.result().unwrap_err(),
+        set(wide, 2, unused),
+        set(wide, 1, unused),
+        set(wide, 0, range(4, 1, 0)),
+        set(wide, 0, range(0, 1, 0)),
+        set(wide, 0, range(1, 0x3001, 0)),
+        set(wide, 0, range(1, 1, 0x1000)),
+    ];
+    let ranges: Vec<_> = sets
+        .iter()
+        .filter_map(|error| match error {
+            SetError::Range { why, .. } => Some(*why),
+            _ => None,
+        })
+        .collect();
+    let decode = Request::decode(&[0], wide).unwrap_err();
+    let mut request = Request::default();
+    request.ranges[0] = range(1, 1, 1 << 32);
+    let encode = request.encode(CallerWidth::Bits32).unwrap_err();
+    let mask = ReasonMask::from_bits(Revision::Mainline, 8).unwrap_err();
+    let source = include_str!("../../filter/src/set.rs");
+    let errno = |error: &SetError| Some(error.errno().to_string());
+    let of_abi = include_str!("../../filter/src/abi.rs");
+    insta::assert_snapshot!(
+        [
+            messages(
+                include_str!("../../filter/src/bitmap.rs"),
+                "BitmapError",
+                &bitmaps,
+                |_| None
+            ),
+            messages(
+                include_str!("../../filter/src/filter.rs"),
+                "FilterError",
+                &filters,
+                |_| None
+            ),
+            messages(source, "SetError", &sets, errno),
+            messages(source, "RangeError", &ranges, |_| None),
+            messages(of_abi, "DecodeError", &[decode], |_| None),
+            messages(of_abi, "EncodeError", &[encode], |_| None),
+            format!("{mask}\n"),
+        ]
+        .concat()
+    );
+}

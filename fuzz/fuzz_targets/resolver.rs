@@ -1,0 +1,57 @@
+//! Any bytes as a policy and what it includes, parted by lines of `#---`; the first includes the
+//! others as `1.toml`, `2.toml`, and these each other. What is a policy resolves into filters that
+//! equal it, into a program that decodes as itself, and prints as a policy that does the same.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use msrgate_policy::{
+    CompileError, IncludeError, Includes, MAX_LINE, NoIncludes, Program, Source, compile,
+    differences, parse, print,
+};
+
+struct Parts<'p>(Vec<&'p str>);
+
+impl Includes for Parts<'_> {
+    fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
+        let number = path
+            .strip_suffix(".toml")
+            .and_then(|name| name.parse().ok());
+        let text = number.and_then(|number: usize| self.0.get(number));
+        let text = text.ok_or_else(|| IncludeError::new("no such part"))?;
+        Ok(Source::new(path, text))
+    }
+}
+
+fuzz_target!(|text: &str| {
+    let mut parts = Parts(text.split("#---\n").collect());
+    let source = Source::new("0.toml", parts.0[0]);
+    let policy = match parse(&source, &mut parts) {
+        Ok(policy) => policy,
+        Err(mistakes) => {
+            assert!(mistakes.total() > 0 && !mistakes.mistakes().is_empty());
+            return;
+        }
+    };
+    let printed = print(&policy);
+    let compiled = match compile(policy) {
+        Ok(compiled) => compiled,
+        Err(error) => {
+            assert!(matches!(error, CompileError::Pack(_)), "{error}");
+            return;
+        }
+    };
+    let program = Program::of(&compiled);
+    assert_eq!(Program::decode(&program.encode()).as_ref(), Ok(&program));
+    match parse(&Source::new("printed.toml", &printed), &mut NoIncludes) {
+        Ok(again) => {
+            let again = Program::of(&compile(again).expect("it fitted before"));
+            assert!(differences(&program, &again, None).is_empty(), "{printed}");
+            assert_eq!(program.settings(), again.settings());
+        }
+        // A `why` of many lines becomes a long one.
+        Err(mistakes) => assert!(
+            printed.lines().any(|line| line.len() > MAX_LINE),
+            "{mistakes:?}\n{printed}"
+        ),
+    }
+});
