@@ -236,7 +236,8 @@ impl Machine {
 
     /// Kernel, initramfs and what they are told, into memory, which a boot before may have changed.
     fn load(&self) -> Result<GuestAddress> {
-        self.memory.write_slice(&vec![0; LOW_END], GuestAddress(0))?;
+        self.memory
+            .write_slice(&vec![0; LOW_END], GuestAddress(0))?;
         let kernel = &mut Cursor::new(&self.kernel);
         let loaded = BzImage::load(&self.memory, Some(HIGH), kernel, Some(HIGH))?;
         let end = self.memory.last_addr().0 + 1;
