@@ -56,6 +56,7 @@ struct Args {
     /// A compiled policy, as `msrgate compile` writes it.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// How many vCPUs.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
     cpus: u8,
     /// The kernel's command line; with `reboot=k` it can ask for a reset.
@@ -108,18 +109,19 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<End> {
     register_signal_handler(SIGRTMIN(), wake)?;
     let (machine, mut cpus) = Machine::new(args)?;
-    for reboots_left in (0..=args.reboots).rev() {
+    let mut reboots_left = args.reboots;
+    loop {
         machine.reset()?;
         cpus.iter().try_for_each(Cpu::reset)?;
         cpus[0].start_at(machine.load()?)?;
         let end;
         (end, cpus) = run_all(&machine, cpus)?;
         match end {
-            End::Reset | End::TripleFault if reboots_left > 0 => eprintln!("boot: once more"),
+            End::Reset | End::TripleFault if reboots_left > 0 => reboots_left -= 1,
             end => return Ok(end),
         }
+        eprintln!("boot: once more");
     }
-    unreachable!("the last turn returns")
 }
 
 /// Does nothing: that it comes is what gets a thread out of `KVM_RUN`.
