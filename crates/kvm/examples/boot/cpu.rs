@@ -31,7 +31,9 @@ impl Cpu {
         let cpuid = cpuid(kvm, number)?;
         fd.set_cpuid2(&cpuid)?;
         // The gate: of this vCPU, from its CPUID.
-        let gate = gate.map(|gate| gate.vcpu(number, &cpuid)).transpose()?;
+        let gate = gate
+            .map(|gate| gate.vcpu(u32::from(number), &cpuid))
+            .transpose()?;
         let list = kvm.get_msr_index_list()?;
         // One at a time: a list ends at the first that this vCPU lacks, or may not be given.
         let value = |&index: &u32| {
