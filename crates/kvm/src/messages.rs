@@ -143,6 +143,10 @@ fn why_a_gate_does_not_answer() {
         AnswerError::Reason(RawReason::new(3)),
         AnswerError::Call(errno()),
         AnswerError::Publish(errno()),
+        AnswerError::OtherFilter {
+            index: MsrIndex::new(0xc000_0081),
+            access: Access::Read,
+        },
         AnswerError::NotReset,
         AnswerError::Stale,
     ];

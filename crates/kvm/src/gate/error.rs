@@ -2,6 +2,7 @@
 
 use std::io;
 
+use msrgate_filter::{Access, MsrIndex};
 use msrgate_policy::answer::{ResponderError, RestoreError};
 use msrgate_policy::{CompileError, Cpu};
 
@@ -84,6 +85,17 @@ pub enum AnswerError {
     /// The kernel's filter cannot be opened for the access any more.
     #[error("the kernel's filter cannot be changed: {0}")]
     Publish(CallErrno),
+    /// The program lets KVM handle the access, and the kernel's filter has kept refusing it for
+    /// seconds: it is not the gate's.
+    #[error(
+        "the kernel keeps refusing a {access} of MSR {index} that the policy allows: something else has set the VM's filter"
+    )]
+    OtherFilter {
+        /// The MSR.
+        index: MsrIndex,
+        /// The direction.
+        access: Access,
+    },
     /// A device was to answer for a vCPU that was never reset: see
     /// [`VcpuGate::reset`](super::VcpuGate::reset).
     #[error("call VcpuGate::reset before the vCPU first runs")]

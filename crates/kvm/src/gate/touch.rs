@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use msrgate_filter::{Access, MsrIndex};
 
-use crate::errno::CallErrno;
+use crate::errno::{CallErrno, RawErrno};
 
 /// Accesses that a VM remembers to have seen: 64 KiB.
 const SEEN: usize = 8192;
@@ -136,9 +136,13 @@ impl Opened {
         self.lock().failed = Some(errno);
     }
 
-    /// Nothing more is to be waited for.
+    /// Nothing more is opened.
     pub(super) fn end(&self) {
-        self.lock().is_over = true;
+        let mut state = self.lock();
+        state.is_over = true;
+        let over = CallErrno::from(RawErrno::new(libc::ECANCELED));
+        state.failed.get_or_insert(over);
+        drop(state);
         self.asked.notify_all();
     }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_run;
-use msrgate_filter::{Exit, MsrIndex, Reply};
+use msrgate_filter::{Access, Exit, MsrIndex, Reply};
 use msrgate_policy::Device as PolicyDevice;
 use msrgate_policy::answer::{
     Answer, Carried, Deed, Forwarded, Responder, RestoreError, Saved, Step, VcpuState,
@@ -36,6 +37,42 @@ pub struct VcpuGate {
     /// How many exits have been handed to the VMM's own code or answered.
     exits: u64,
     may_nest: MayNest,
+    rewound: Rewound,
+}
+
+/// The access that was rewound last, and how often since when.
+struct Rewound {
+    access: Option<(MsrIndex, Access)>,
+    times: u32,
+    since: Instant,
+}
+
+/// How long one access is rewound for. A filter takes the kernel milliseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Rewound {
+    fn never() -> Self {
+        Self {
+            access: None,
+            times: 0,
+            since: Instant::now(),
+        }
+    }
+
+    /// Once more; whether that has gone on for too long.
+    fn again(&mut self, index: MsrIndex, access: Access) -> Result<(), AnswerError> {
+        if self.access != Some((index, access)) {
+            self.access = Some((index, access));
+            self.times = 0;
+            self.since = Instant::now();
+        }
+        self.times += 1;
+        // The clock is looked at now and then: it is a call, too.
+        if self.times % 256 == 0 && self.since.elapsed() > PATIENCE {
+            return Err(AnswerError::OtherFilter { index, access });
+        }
+        Ok(())
+    }
 }
 
 /// Whether the vCPU may run a nested guest.
@@ -96,6 +133,7 @@ impl VcpuGate {
             } else {
                 MayNest::Never
             },
+            rewound: Rewound::never(),
             program,
             shared,
         };
@@ -220,6 +258,7 @@ impl VcpuGate {
         let mut state = self.state.clone();
         state.restore(&self.program.thing, &saved)?;
         self.devices.restore(&saved)?;
+        self.devices.reset = Reset::Done;
         self.state = state;
         Ok(())
     }
@@ -264,6 +303,7 @@ impl VcpuGate {
         }
         match self.carry_out(port, &exit, &answer)? {
             Done::Reply(reply, deed) => {
+                self.rewound.access = None;
                 self.tell(port, &exit, &answer, deed);
                 port.reply(reply);
             }
@@ -305,6 +345,7 @@ impl VcpuGate {
             let asked = self.shared.opened.ask(exit.index, exit.access);
             asked.map_err(AnswerError::Publish)?;
         }
+        self.rewound.again(exit.index, exit.access)?;
         port.rewind()?;
         Ok(Done::Rewound)
     }
@@ -458,7 +499,7 @@ impl VcpuGate {
             return;
         };
         let options = &self.shared.options.events;
-        let is_write = access == msrgate_filter::Access::Write;
+        let is_write = access == Access::Write;
         self.track.tell(&Happened {
             time,
             index,

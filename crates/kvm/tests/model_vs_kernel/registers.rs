@@ -17,6 +17,15 @@ use msrgate_kvm::{
 const PAT: MsrIndex = MsrIndex::new(0x277);
 const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 const TSC: MsrIndex = MsrIndex::new(0x10);
+/// No register: an access of it is an exit.
+const NOBODYS: MsrIndex = MsrIndex::new(0x1234_5678);
+
+/// Whether a write is one that QEMU's SVM takes and changes later: nothing else may.
+fn is_made_canonical((index, value): (MsrIndex, u64)) -> bool {
+    const KERNEL_GS_BASE: MsrIndex = MsrIndex::new(0xc000_0102);
+    let value = value.cast_signed();
+    index == KERNEL_GS_BASE && value << 16 >> 16 != value
+}
 
 /// Registers that only hold what is written to them, as far as this guest can tell.
 pub(crate) const HARMLESS: [MsrIndex; 10] = [
@@ -106,7 +115,9 @@ pub(crate) enum Learnt {
     Value(u64),
     /// KVM refuses it.
     Fault(RegisterFault),
-    /// The CPU refuses it, and KVM is not asked: where registers are passed through.
+    /// The CPU refuses it, or forgets it at the next exit, and KVM is not asked: where registers are
+    /// passed through. QEMU's SVM without hardware takes a `KERNEL_GS_BASE` that is not canonical,
+    /// which a CPU refuses, and makes it canonical when the guest is entered again.
     Hardware,
 }
 
@@ -147,13 +158,21 @@ impl Baseline {
             .collect();
         let steps: Vec<_> = writes
             .iter()
-            .flat_map(|&(index, value)| [write(index, value), read(index)])
+            .flat_map(|&(index, value)| {
+                let read = read(index);
+                [write(index, value), read, self::read(NOBODYS), read]
+            })
             .collect();
         let observed = self.kernel.run(&steps)?;
-        for (&write, pair) in writes.iter().zip(observed.chunks(2)) {
-            let learnt = match learnt(&pair[0]) {
-                Learnt::Value(_) => learnt(&pair[1]),
-                fault => fault,
+        for (&write, seen) in writes.iter().zip(observed.chunks(4)) {
+            let learnt = match (learnt(&seen[0]), learnt(&seen[1]), learnt(&seen[3])) {
+                (Learnt::Value(_), at_once, after_an_exit)
+                    if at_once != after_an_exit && is_made_canonical(write) =>
+                {
+                    Learnt::Hardware
+                }
+                (Learnt::Value(_), value, _) => value,
+                (fault, ..) => fault,
             };
             self.writes.insert(write, learnt);
         }

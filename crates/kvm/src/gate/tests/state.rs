@@ -231,3 +231,32 @@ fn what_has_to_be_migrated_and_called() {
     assert!(calls.vcpu_ioctls.contains(&"KVM_SET_MSRS"));
     assert!(!calls.vcpu_ioctls.contains(&"KVM_TRANSLATE"));
 }
+
+/// Somebody else's filter in the VM: the guest does not hang, and the VMM is told.
+#[test]
+fn a_filter_that_is_not_the_gates_is_found_out() {
+    let Some(mut machine) = Machine::new(policy("default = 'deny'", "IA32_STAR = 'rw'"), 1) else {
+        return;
+    };
+    let vcpu = machine.first();
+    let vm = std::sync::Arc::clone(vcpu.guest.vm());
+    let deny_all = crate::gate::publisher::deny_all().unwrap();
+    crate::raw::set_filter_raw(&*vm, &crate::RawFilter::from(&deny_all)).unwrap();
+    vcpu.guest.load(&[Read(STAR)]).unwrap();
+    let error = loop {
+        assert!(matches!(
+            vcpu.guest.resume(),
+            Ok(crate::guest::Stop::Msr(_))
+        ));
+        if let Err(error) = vcpu.msrs.answer(vcpu.guest.vcpu_mut()) {
+            break error;
+        }
+    };
+    assert!(
+        matches!(
+            error,
+            crate::gate::AnswerError::OtherFilter { index: STAR, .. }
+        ),
+        "{error}"
+    );
+}
