@@ -68,7 +68,7 @@ impl Rewound {
         }
         self.times += 1;
         // The clock is looked at now and then: it is a call, too.
-        if self.times % 256 == 0 && self.since.elapsed() > PATIENCE {
+        if self.times.is_multiple_of(256) && self.since.elapsed() > PATIENCE {
             return Err(AnswerError::OtherFilter { index, access });
         }
         Ok(())
