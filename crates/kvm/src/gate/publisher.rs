@@ -94,7 +94,7 @@ fn fitting(responder: &Responder, wanted: &Wanted) -> Option<(Filter, Vec<Single
 
 fn set(control: &mut Control, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
     match &mut control.vm {
-        Some(vm) => vm.installed.replace(&vm.fd, filter, reasons),
+        Some(vm) => vm.replace(filter, reasons),
         // It is installed with what is wanted then.
         None => Ok(()),
     }

@@ -3,5 +3,7 @@
 mod actions;
 mod kicks;
 mod machine;
+mod model;
+mod random;
 mod state;
 mod threads;

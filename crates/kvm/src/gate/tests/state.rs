@@ -82,7 +82,7 @@ fn the_first_vcpu_chooses_the_variant() {
     );
     // Hot-plug of the same, of one that has changed, and of another processor.
     machine.gate.vcpu(0, &machine.cpuid).map(drop).unwrap();
-    let mut leaves = machine.cpuid.as_slice().to_vec();
+    let mut leaves = machine.cpuid.clone();
     leaves.last_mut().unwrap().eax ^= 1;
     let changed = machine.gate.vcpu(0, &leaves).map(drop);
     assert!(
