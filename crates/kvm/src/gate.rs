@@ -64,9 +64,9 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use msrgate_filter::{Access, ExitReason, MsrIndex, ReasonMask};
+use msrgate_filter::{ExitReason, MsrIndex, ReasonMask};
 use msrgate_policy::answer::Responder;
-use msrgate_policy::{Action, Cpu, Program, Update};
+use msrgate_policy::{Cpu, Program, Update};
 
 use crate::probe::{HostCaps, IgnoreMsrs};
 
@@ -321,6 +321,7 @@ impl Gate {
             self.shared.current.replace(old);
             return Err(error.into());
         }
+        self.shared.seen.clear();
         self.shared.opened.clear();
         Ok(())
     }
@@ -349,10 +350,7 @@ impl Gate {
     #[must_use]
     pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         let responder = self.shared.current.get().thing;
-        let reaches_kvm = |index: &&MsrIndex| {
-            let action = &responder.variant().rule(**index, Access::Write).action;
-            matches!(action, Action::Allow | Action::Device(_)) || action.needs_forwarding()
-        };
+        let reaches_kvm = |index: &&MsrIndex| responder.writes_reach_kvm(**index);
         listed.iter().filter(reaches_kvm).copied().collect()
     }
 
@@ -413,7 +411,7 @@ impl Drop for Gate {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = publisher.take() {
-            // It panicked, and vCPUs have been told by then that nothing is opened any more.
+            // Should it have panicked, vCPUs have been told by then that nothing is opened any more.
             let _ = thread.join();
         }
     }

@@ -7,3 +7,4 @@ mod model;
 mod random;
 mod state;
 mod threads;
+mod trouble;

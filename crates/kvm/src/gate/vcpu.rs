@@ -229,7 +229,8 @@ impl VcpuGate {
     /// that KVM has not taken yet is completed first (S5.6), so save the vCPU's registers after this.
     ///
     /// # Errors
-    /// `KVM_RUN` under `immediate_exit` fails.
+    /// The last exit has not been [answered](Self::answer): KVM would complete it as if the policy
+    /// let it through. Or `KVM_RUN` under `immediate_exit` fails.
     #[cfg(feature = "kvm-ioctls")]
     pub fn save(&mut self, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<Vec<u8>, StateError> {
         with_port(vcpu, |port| self.save_at(port))
@@ -342,8 +343,7 @@ impl VcpuGate {
             if answer.step == Step::Open {
                 self.tell(port, exit, answer, answer.deed);
             }
-            let asked = self.shared.opened.ask(exit.index, exit.access);
-            asked.map_err(AnswerError::Publish)?;
+            self.shared.opened.ask(exit.index, exit.access)?;
         }
         self.rewound.again(exit.index, exit.access)?;
         port.rewind()?;
@@ -464,6 +464,9 @@ impl VcpuGate {
     }
 
     pub(super) fn save_at(&mut self, port: &mut impl Port) -> Result<Vec<u8>, StateError> {
+        if !matches!(port.pending(), Ok(None)) {
+            return Err(StateError::Unanswered);
+        }
         port.complete()?;
         self.follow();
         let mut saved = self.state.save(&self.program.thing);
@@ -491,7 +494,9 @@ impl VcpuGate {
         self.track.count(index, access, deed);
         let told = Answer { deed, ..*answer };
         let seen = &self.shared.seen;
-        if !told.is_event(|| seen.touch(index, access) == Touch::First) {
+        // What nobody remembers is told: a guest could make the VM forget what it wants to hide.
+        let program = self.program.number;
+        if !told.is_event(|| seen.touch(program, index, access) != Touch::Again) {
             return;
         }
         let time = Happened::now();

@@ -7,7 +7,10 @@ use msrgate_filter::{MsrIndex, Reply};
 use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
 
 use super::model::{self, ModelGuest, ModelVm};
-use crate::gate::{AnswerError, Asked, Gate, GateOptions, Outcome, VcpuGate, Violation};
+use crate::gate::vm::VmPort;
+use crate::gate::{
+    AnswerError, Asked, Gate, GateOptions, Outcome, StateError, VcpuGate, Violation,
+};
 use crate::guest::{Apic, Guest, Op, Report, Stop, VcpuNumber};
 use crate::probe::HostCaps;
 
@@ -64,6 +67,8 @@ pub(super) trait TestGuest: Send {
         asked: Asked,
         reply: Reply,
     ) -> Result<(), AnswerError>;
+
+    fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError>;
 }
 
 impl TestGuest for Guest {
@@ -104,6 +109,10 @@ impl TestGuest for Guest {
     ) -> Result<(), AnswerError> {
         msrs.finish(self.vcpu_mut(), asked, reply)
     }
+
+    fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError> {
+        msrs.save(self.vcpu_mut())
+    }
 }
 
 /// A guest of either.
@@ -137,6 +146,10 @@ impl TestGuest for AnyGuest {
         reply: Reply,
     ) -> Result<(), AnswerError> {
         (**self).finish(msrs, asked, reply)
+    }
+
+    fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError> {
+        (**self).save(msrs)
     }
 }
 
@@ -190,8 +203,19 @@ impl Machine<ModelGuest> {
     ) -> Self {
         let vm = ModelVm::new();
         let guests = (0..count).map(|_| ModelGuest::new(&vm.0)).collect();
+        Self::in_model(program, Box::new(vm), guests, options, cpuid)
+    }
+
+    /// The same with this VM, to which these guests belong.
+    pub(super) fn in_model(
+        program: Program,
+        vm: Box<dyn VmPort>,
+        guests: Vec<ModelGuest>,
+        options: GateOptions,
+        cpuid: Vec<kvm_cpuid_entry2>,
+    ) -> Self {
         let gate = Gate::with_options(program, &HostCaps::of_model(), options).unwrap();
-        gate.install_in(Box::new(vm)).unwrap();
+        gate.install_in(vm).unwrap();
         Self::behind(gate, guests, cpuid)
     }
 }

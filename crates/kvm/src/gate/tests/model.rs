@@ -15,7 +15,7 @@ use crate::errno::CallErrno;
 use crate::exit::RawReason;
 use crate::gate::port::Port;
 use crate::gate::vm::VmPort;
-use crate::gate::{AnswerError, Asked, Outcome, VcpuGate};
+use crate::gate::{AnswerError, Asked, Outcome, StateError, VcpuGate};
 use crate::guest::Op;
 use crate::install::InstallError;
 
@@ -200,6 +200,10 @@ impl TestGuest for ModelGuest {
         reply: Reply,
     ) -> Result<(), AnswerError> {
         msrs.finish_at(&mut self.vcpu, &asked, reply)
+    }
+
+    fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError> {
+        msrs.save_at(&mut self.vcpu)
     }
 }
 
