@@ -36,6 +36,8 @@ pub struct VcpuGate {
     limit: Limit,
     /// How many exits have been handed to the VMM's own code or answered.
     exits: u64,
+    /// Where the guest was at the exit that is being answered, if events are to say it.
+    rip: Option<u64>,
     may_nest: MayNest,
     rewound: Rewound,
 }
@@ -128,6 +130,7 @@ impl VcpuGate {
             track: shared.tracks.add(id, shared.options.events.queue),
             limit: Limit::new(shared.options.events.per_second),
             exits: 0,
+            rip: None,
             may_nest: if may_nest {
                 MayNest::Perhaps
             } else {
@@ -201,7 +204,8 @@ impl VcpuGate {
 
     /// The vCPU is new, or is reset by INIT or a reboot: registers hold what they hold at reset,
     /// nothing is pinned, devices begin anew. Call it before the vCPU first runs, after
-    /// `KVM_SET_CPUID2`, and at each reset.
+    /// `KVM_SET_CPUID2`, and at each reset. An exit that KVM has not completed is forgotten: it would
+    /// move RIP and write to registers of the vCPU that begins anew.
     ///
     /// # Errors
     /// A device's call on the vCPU fails.
@@ -248,12 +252,39 @@ impl VcpuGate {
         self.save_at(&mut KvmPort::new(vcpu.as_raw_fd(), run))
     }
 
-    /// Takes over a state that [`Self::save`] gave, perhaps of another host.
+    /// Takes over a state that [`Self::save`] gave, perhaps of another host. It
+    /// stands for the first [`Self::reset`], and may come after one.
     ///
     /// # Errors
     /// The bytes are none, or have a register, a pin or a device that the program has not. Nothing
-    /// has been restored then.
-    pub fn restore(&mut self, saved: &[u8]) -> Result<(), StateError> {
+    /// has been restored then. Or the call fails that shows the guest its microcode's revision.
+    #[cfg(feature = "kvm-ioctls")]
+    pub fn restore(
+        &mut self,
+        vcpu: &mut kvm_ioctls::VcpuFd,
+        saved: &[u8],
+    ) -> Result<(), StateError> {
+        with_port(vcpu, |port| self.restore_at(port, saved))
+    }
+
+    /// The same for any binding.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub fn restore_raw(
+        &mut self,
+        vcpu: &impl AsRawFd,
+        run: &mut kvm_run,
+        saved: &[u8],
+    ) -> Result<(), StateError> {
+        self.restore_at(&mut KvmPort::new(vcpu.as_raw_fd(), run), saved)
+    }
+
+    pub(super) fn restore_at(
+        &mut self,
+        port: &mut impl Port,
+        saved: &[u8],
+    ) -> Result<(), StateError> {
         self.follow();
         let saved = Saved::decode(saved)?;
         let mut state = self.state.clone();
@@ -261,6 +292,10 @@ impl VcpuGate {
         self.devices.restore(&saved)?;
         self.devices.reset = Reset::Done;
         self.state = state;
+        // The guest reads the revision from a register of KVM's, which is the other host's no more.
+        if let Some(microcode) = &self.devices.microcode {
+            microcode.show(&mut Through { port, memory: None })?;
+        }
         Ok(())
     }
 
@@ -278,13 +313,15 @@ impl VcpuGate {
         self.exits += 1;
         self.follow();
         if self.shared.options.events.rip == Rip::Shown {
+            // Before asking: what had not been asked for is not there at this exit.
+            self.rip = port.rip();
             port.ask_for_registers();
         }
         let responder = Arc::clone(&self.program.thing);
         let answer = responder.respond(&mut self.state, &exit);
         match answer.step {
             Step::Handler(name) if !self.devices.own.contains_key(&**name) => {
-                self.tell(port, &exit, &answer, answer.deed);
+                self.tell(&exit, &answer, answer.deed);
                 return Ok(Outcome::Handler(Asked {
                     handler: Arc::clone(name),
                     exit,
@@ -292,7 +329,7 @@ impl VcpuGate {
                 }));
             }
             Step::Kill => {
-                self.tell(port, &exit, &answer, answer.deed);
+                self.tell(&exit, &answer, answer.deed);
                 port.settle();
                 return Ok(Outcome::Kill(Violation {
                     vcpu: self.id,
@@ -305,7 +342,7 @@ impl VcpuGate {
         match self.carry_out(port, &exit, &answer)? {
             Done::Reply(reply, deed) => {
                 self.rewound.access = None;
-                self.tell(port, &exit, &answer, deed);
+                self.tell(&exit, &answer, deed);
                 port.reply(reply);
             }
             Done::Rewound => thread::yield_now(),
@@ -341,7 +378,7 @@ impl VcpuGate {
     ) -> Result<Done, AnswerError> {
         if answer.step == Step::Open || self.program.thing.is_traced() {
             if answer.step == Step::Open {
-                self.tell(port, exit, answer, answer.deed);
+                self.tell(exit, answer, answer.deed);
             }
             self.shared.opened.ask(exit.index, exit.access)?;
         }
@@ -446,6 +483,9 @@ impl VcpuGate {
     }
 
     pub(super) fn reset_at(&mut self, port: &mut impl Port) -> Result<(), AnswerError> {
+        if self.exits > 0 {
+            port.forget()?;
+        }
         self.follow();
         self.state.reset(&self.program.thing);
         if self.shared.options.events.rip == Rip::Shown {
@@ -484,7 +524,7 @@ impl VcpuGate {
     }
 
     /// Counts an access, and makes an event of it if the policy wants one.
-    fn tell(&mut self, port: &impl Port, exit: &Exit, answer: &Answer<'_>, deed: Deed) {
+    fn tell(&mut self, exit: &Exit, answer: &Answer<'_>, deed: Deed) {
         let Exit {
             index,
             access,
@@ -512,7 +552,7 @@ impl VcpuGate {
             reason,
             deed,
             value: (is_write && options.values == Values::Shown).then_some(data),
-            rip: port.rip().filter(|_| options.rip == Rip::Shown),
+            rip: self.rip,
             origin: answer.origin,
             held_back,
             digest: self.program.thing.program().digest(),

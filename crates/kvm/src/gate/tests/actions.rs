@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use msrgate_filter::MsrIndex;
 
-use super::machine::{FMASK, KERNEL_GS_BASE, LSTAR, NOWHERE, STAR, Saw, on_each, policy};
+use super::machine::{
+    FMASK, KERNEL_GS_BASE, LSTAR, NOWHERE, STAR, Saw, TestGuest, on_each, policy,
+};
 use crate::errno::CallErrno;
 use crate::gate::{
     BadState, Device, GateOptions, GuestMemory, GuestPhysical, Machine as DeviceMachine, NotMapped,
@@ -524,6 +526,19 @@ fn a_guest_believes_its_microcode_was_updated() {
                 Saw::Value(shown(0x2b00_0590)),
                 Saw::Fault,
             ]
+        );
+        // On another host, which has shown the guest what the policy says.
+        let vcpu = machine.first();
+        let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        assert_eq!(
+            vcpu.run(&[Read(revision)]),
+            [Saw::Value(shown(0x2b00_0000))]
+        );
+        vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
+        assert_eq!(
+            vcpu.run(&[Read(revision)]),
+            [Saw::Value(shown(0x2b00_0590))]
         );
     });
 }

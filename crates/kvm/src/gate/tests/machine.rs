@@ -69,6 +69,8 @@ pub(super) trait TestGuest: Send {
     ) -> Result<(), AnswerError>;
 
     fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError>;
+
+    fn restore(&mut self, msrs: &mut VcpuGate, saved: &[u8]) -> Result<(), StateError>;
 }
 
 impl TestGuest for Guest {
@@ -113,6 +115,10 @@ impl TestGuest for Guest {
     fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError> {
         msrs.save(self.vcpu_mut())
     }
+
+    fn restore(&mut self, msrs: &mut VcpuGate, saved: &[u8]) -> Result<(), StateError> {
+        msrs.restore(self.vcpu_mut(), saved)
+    }
 }
 
 /// A guest of either.
@@ -150,6 +156,10 @@ impl TestGuest for AnyGuest {
 
     fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError> {
         (**self).save(msrs)
+    }
+
+    fn restore(&mut self, msrs: &mut VcpuGate, saved: &[u8]) -> Result<(), StateError> {
+        (**self).restore(msrs, saved)
     }
 }
 

@@ -205,6 +205,10 @@ impl TestGuest for ModelGuest {
     fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError> {
         msrs.save_at(&mut self.vcpu)
     }
+
+    fn restore(&mut self, msrs: &mut VcpuGate, saved: &[u8]) -> Result<(), StateError> {
+        msrs.restore_at(&mut self.vcpu, saved)
+    }
 }
 
 impl Port for ModelVcpu {
@@ -227,6 +231,13 @@ impl Port for ModelVcpu {
         self.complete()?;
         self.vcpu.set_gprs(before);
         Ok(())
+    }
+
+    fn forget(&mut self) -> Result<(), CallErrno> {
+        match self.vcpu.pending_exit() {
+            Some(_) => self.rewind(),
+            None => Ok(()),
+        }
     }
 
     fn complete(&mut self) -> Result<(), CallErrno> {
