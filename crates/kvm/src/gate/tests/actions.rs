@@ -18,12 +18,18 @@ use crate::guest::Op::{self, Read, Write};
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const OTHER: MsrIndex = MsrIndex::new(0x1_0001);
 
-/// What a guest sees under a policy with `default = "deny"`.
+/// What each guest sees under a policy with `default = "deny"`, alone and beside others.
 fn under(entries: &str, script: &[Op], expected: &[Saw]) {
     let program = policy("default = 'deny'", entries);
-    on_each(&program, 1, &GateOptions::new(), |machine| {
-        assert_eq!(machine.first().run(script), expected, "{entries}");
-    });
+    for count in [1, 4] {
+        on_each(&program, count, &GateOptions::new(), |machine| {
+            std::thread::scope(|scope| {
+                for vcpu in &mut machine.vcpus {
+                    scope.spawn(|| assert_eq!(vcpu.run(script), expected, "{entries}"));
+                }
+            });
+        });
+    }
 }
 
 #[test]

@@ -212,7 +212,7 @@ impl Machine<ModelGuest> {
         cpuid: Vec<kvm_cpuid_entry2>,
     ) -> Self {
         let vm = ModelVm::new();
-        let guests = (0..count).map(|_| ModelGuest::new(&vm.0)).collect();
+        let guests = (0..count).map(|_| ModelGuest::new(&vm.vm)).collect();
         Self::in_model(program, Box::new(vm), guests, options, cpuid)
     }
 

@@ -1,7 +1,6 @@
 //! The model behind a gate: `msrgate-filter`'s VM in the place of a KVM.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_filter::{
@@ -23,25 +22,30 @@ const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 const TRIGGER: MsrIndex = MsrIndex::new(0x79);
 const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 
-/// A VM of the model.
-pub(super) struct ModelVm(pub(super) Arc<Vm>);
+/// A VM of the model, and its mask.
+pub(super) struct ModelVm {
+    pub(super) vm: Vm,
+    reasons: ReasonMask,
+}
 
 impl ModelVm {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Vm::new(Revision::Mainline)))
+        Self {
+            vm: Vm::new(Revision::Mainline),
+            reasons: ReasonMask::NONE,
+        }
     }
 }
 
 impl VmPort for ModelVm {
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
-        // S7: never a refused access without its exit. To ask for all exits meanwhile is more than
-        // the union of the two masks, and what the gate makes of an exit is the same.
-        self.0.set_reasons(ReasonMask::of(
-            Revision::Mainline,
-            &msrgate_filter::ExitReason::ALL,
-        ));
-        self.0.set_filter(filter).unwrap();
-        self.0.set_reasons(reasons);
+        // The order of `Installed::replace` (S7).
+        let both = self.reasons.bits() | reasons.bits();
+        let both = ReasonMask::from_bits(Revision::Mainline, both).unwrap();
+        self.vm.set_reasons(both);
+        self.vm.set_filter(filter).unwrap();
+        self.vm.set_reasons(reasons);
+        self.reasons = reasons;
         Ok(())
     }
 

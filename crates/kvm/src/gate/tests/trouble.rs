@@ -59,7 +59,7 @@ impl VmPort for Failing {
 /// A VM of which only the first filter is taken.
 fn failing(then: Then) -> (Machine<ModelGuest>, Arc<AtomicUsize>) {
     let vm = ModelVm::new();
-    let guests = vec![ModelGuest::new(&vm.0)];
+    let guests = vec![ModelGuest::new(&vm.vm)];
     let left = Arc::new(AtomicUsize::new(1));
     let port = Failing {
         vm,
