@@ -50,6 +50,7 @@ mod kick;
 mod options;
 mod port;
 mod publisher;
+mod rewound;
 mod sync;
 #[cfg(test)]
 #[cfg(not(loom))]

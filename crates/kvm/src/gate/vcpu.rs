@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kvm_bindings::kvm_run;
 use msrgate_filter::{Access, Exit, MsrIndex, Reply};
@@ -20,6 +20,7 @@ use super::device::{self, Device, MICROCODE, MicrocodeDevice, Through};
 use super::error::{AnswerError, StateError};
 use super::events::{Happened, Limit, Passage, Rip, Track, Values};
 use super::port::{KvmPort, Port};
+use super::rewound::{Rewound, Wait};
 use super::touch::Touch;
 use super::{Shared, VcpuId};
 use crate::calls::{Level, Taken};
@@ -40,41 +41,6 @@ pub struct VcpuGate {
     rip: Option<u64>,
     may_nest: MayNest,
     rewound: Rewound,
-}
-
-/// The access that was rewound last, and how often since when.
-struct Rewound {
-    access: Option<(MsrIndex, Access)>,
-    times: u32,
-    since: Instant,
-}
-
-/// How long one access is rewound for. A filter takes the kernel milliseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-impl Rewound {
-    fn never() -> Self {
-        Self {
-            access: None,
-            times: 0,
-            since: Instant::now(),
-        }
-    }
-
-    /// Once more; whether that has gone on for too long.
-    fn again(&mut self, index: MsrIndex, access: Access) -> Result<(), AnswerError> {
-        if self.access != Some((index, access)) {
-            self.access = Some((index, access));
-            self.times = 0;
-            self.since = Instant::now();
-        }
-        self.times += 1;
-        // The clock is looked at now and then: it is a call, too.
-        if self.times.is_multiple_of(256) && self.since.elapsed() > PATIENCE {
-            return Err(AnswerError::OtherFilter { index, access });
-        }
-        Ok(())
-    }
 }
 
 /// Whether the vCPU may run a nested guest.
@@ -341,7 +307,7 @@ impl VcpuGate {
         }
         match self.carry_out(port, &exit, &answer)? {
             Done::Reply(reply, deed) => {
-                self.rewound.access = None;
+                self.rewound = Rewound::never();
                 self.tell(&exit, &answer, deed);
                 port.reply(reply);
             }
@@ -382,7 +348,11 @@ impl VcpuGate {
             }
             self.shared.opened.ask(exit.index, exit.access)?;
         }
-        self.rewound.again(exit.index, exit.access)?;
+        let waited = (self.program.number, exit.index, exit.access);
+        if self.rewound.again(waited, Instant::now()) == Wait::TooLong {
+            let Exit { index, access, .. } = *exit;
+            return Err(AnswerError::OtherFilter { index, access });
+        }
         port.rewind()?;
         Ok(Done::Rewound)
     }
