@@ -291,8 +291,9 @@ impl Gate {
     }
 
     /// Puts another program in force while vCPUs run. For each access the old one or the new one
-    /// holds, whole; registers and pins that exist in both keep their state. When this returns, the
-    /// new one holds.
+    /// holds, whole; registers, pins and devices that exist in both keep their state. When this
+    /// returns, the new one holds. What a device shows in a register of KVM's, such as the microcode's
+    /// revision, it shows from the next [`VcpuGate::reset`] on.
     ///
     /// # Errors
     /// As [`Self::new`] and [`Self::install`]. The old program is then in force.
