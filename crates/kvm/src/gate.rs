@@ -3,7 +3,7 @@
 //! A [`Gate`] belongs to a VM. It installs the filter of a [`Program`], chooses the program's variant
 //! by the CPUID of the first vCPU, and replaces the program while the VM runs. Each vCPU's thread owns
 //! a [`VcpuGate`], which answers the exits: it moves the exit's fields to the
-//! [`Responder`](msrgate_policy::answer::Responder), which decides, and carries out what that says.
+//! [`Responder`], which decides, and carries out what that says.
 //!
 //! ```no_run
 //! # fn device(_: &msrgate_kvm::gate::Asked) -> msrgate_filter::Reply { msrgate_filter::Reply::DONE }
