@@ -3,7 +3,7 @@
 //! A [`Gate`] belongs to a VM. It installs the filter of a [`Program`], chooses the program's variant
 //! by the CPUID of the first vCPU, and replaces the program while the VM runs. Each vCPU's thread owns
 //! a [`VcpuGate`], which answers the exits: it moves the exit's fields to the
-//! [`Responder`](msrgate_policy::answer::Responder), which decides, and carries out what that says.
+//! [`Responder`], which decides, and carries out what that says.
 //!
 //! ```no_run
 //! # fn device(_: &msrgate_kvm::gate::Asked) -> msrgate_filter::Reply { msrgate_filter::Reply::DONE }
@@ -50,25 +50,25 @@ mod kick;
 mod options;
 mod port;
 mod publisher;
+mod rewound;
 mod sync;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests;
 mod touch;
 mod vcpu;
+mod vm;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use msrgate_filter::{Access, ExitReason, MsrIndex, ReasonMask};
+use msrgate_filter::{ExitReason, MsrIndex, ReasonMask};
 use msrgate_policy::answer::Responder;
-use msrgate_policy::{Action, Cpu, Program, Update};
+use msrgate_policy::{Cpu, Program, Update};
 
-use crate::calls;
-use crate::install::Installed;
 use crate::probe::{HostCaps, IgnoreMsrs};
 
 pub use answer::{Asked, Outcome, Violation};
@@ -84,6 +84,7 @@ use cpuid::GuestCpuid;
 use current::Current;
 use events::{Counted, Events, Tracks};
 use touch::{Opened, Seen};
+use vm::{KvmVm, VmPort};
 
 /// The number that a VMM gives a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -139,7 +140,7 @@ struct Shared {
 /// What only those change who set filters. No vCPU that runs waits for it.
 struct Control {
     chosen: Option<Chosen>,
-    vm: Option<VmSide>,
+    vm: Option<Box<dyn VmPort>>,
 }
 
 /// By which processor the program's variant was chosen.
@@ -147,13 +148,6 @@ struct Chosen {
     cpu: Cpu,
     /// What of each vCPU's CPUID must not change.
     vcpus: BTreeMap<VcpuId, u64>,
-}
-
-/// The VM.
-struct VmSide {
-    fd: OwnedFd,
-    installed: Installed,
-    has_nested_state: bool,
 }
 
 impl Gate {
@@ -205,12 +199,15 @@ impl Gate {
     /// # Errors
     /// The kernel refuses it, or the gate is in a VM already.
     pub fn install(&self, vm: &impl AsRawFd) -> Result<(), GateError> {
-        let fd = calls::duplicate(vm).map_err(GateError::Io)?;
+        self.install_in(Box::new(KvmVm::new(vm)?))
+    }
+
+    fn install_in(&self, mut vm: Box<dyn VmPort>) -> Result<(), GateError> {
         let mut control = self.shared.lock();
         if control.vm.is_some() {
             return Err(GateError::InstalledTwice);
         }
-        self.shared.check_registers(&fd)?;
+        self.shared.check_registers(&*vm)?;
         let responder = self.shared.current.get().thing;
         let is_chosen = control.chosen.is_some() || responder.program().variants().len() == 1;
         let (filter, reasons) = if is_chosen {
@@ -218,12 +215,8 @@ impl Gate {
         } else {
             (publisher::deny_all()?, ReasonMask::NONE)
         };
-        let installed = crate::install::install(&fd, &filter, reasons)?;
-        control.vm = Some(VmSide {
-            has_nested_state: calls::has_nested_state(&fd),
-            fd,
-            installed,
-        });
+        vm.replace(&filter, reasons)?;
+        control.vm = Some(vm);
         drop(control);
         self.start_publisher(&responder)
     }
@@ -243,7 +236,8 @@ impl Gate {
         let (id, cpuid) = (id.into(), GuestCpuid::new(cpuid.leaves())?);
         let mut control = self.shared.lock();
         self.choose(&mut control, id, &cpuid)?;
-        let has_nested = control.vm.as_ref().is_none_or(|vm| vm.has_nested_state);
+        let has_nested = control.vm.as_ref();
+        let has_nested = has_nested.is_none_or(|vm| vm.has_nested_state());
         let numbered = self.shared.current.get();
         drop(control);
         self.start_publisher(&numbered.thing)?;
@@ -286,7 +280,7 @@ impl Gate {
             self.shared.current.replace(Arc::clone(&responder));
             if let Some(vm) = &mut control.vm {
                 let (filter, reasons) = publisher::first_filter(&responder)?;
-                vm.installed.replace(&vm.fd, &filter, reasons)?;
+                vm.replace(&filter, reasons)?;
             }
         }
         control.chosen = Some(Chosen {
@@ -297,8 +291,9 @@ impl Gate {
     }
 
     /// Puts another program in force while vCPUs run. For each access the old one or the new one
-    /// holds, whole; registers and pins that exist in both keep their state. When this returns, the
-    /// new one holds.
+    /// holds, whole; registers, pins and devices that exist in both keep their state. When this
+    /// returns, the new one holds. What a device shows in a register of KVM's, such as the microcode's
+    /// revision, it shows from the next [`VcpuGate::reset`] on.
     ///
     /// # Errors
     /// As [`Self::new`] and [`Self::install`]. The old program is then in force.
@@ -323,11 +318,12 @@ impl Gate {
         // filter, and none is let through that the program in force refuses (S7).
         self.shared.current.replace(new);
         if let Some(vm) = &mut control.vm
-            && let Err(error) = vm.installed.replace(&vm.fd, &filter, reasons)
+            && let Err(error) = vm.replace(&filter, reasons)
         {
             self.shared.current.replace(old);
             return Err(error.into());
         }
+        self.shared.seen.clear();
         self.shared.opened.clear();
         Ok(())
     }
@@ -356,10 +352,7 @@ impl Gate {
     #[must_use]
     pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         let responder = self.shared.current.get().thing;
-        let reaches_kvm = |index: &&MsrIndex| {
-            let action = &responder.variant().rule(**index, Access::Write).action;
-            matches!(action, Action::Allow | Action::Device(_)) || action.needs_forwarding()
-        };
+        let reaches_kvm = |index: &&MsrIndex| responder.writes_reach_kvm(**index);
         listed.iter().filter(reaches_kvm).copied().collect()
     }
 
@@ -420,7 +413,7 @@ impl Drop for Gate {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = publisher.take() {
-            // It panicked, and vCPUs have been told by then that nothing is opened any more.
+            // Should it have panicked, vCPUs have been told by then that nothing is opened any more.
             let _ = thread.join();
         }
     }
@@ -432,9 +425,9 @@ impl Shared {
     }
 
     /// Whether KVM puts registers into `kvm_run`, if events are to have them.
-    fn check_registers(&self, vm: &impl AsRawFd) -> Result<(), GateError> {
+    fn check_registers(&self, vm: &dyn VmPort) -> Result<(), GateError> {
         let wanted = self.options.events.rip == events::Rip::Shown;
-        if wanted && !calls::has_shared_registers(vm) {
+        if wanted && !vm.has_shared_registers() {
             return Err(GateError::NoSharedRegisters);
         }
         Ok(())

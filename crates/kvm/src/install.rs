@@ -48,14 +48,19 @@ pub fn install(
     filter: &Filter,
     reasons: ReasonMask,
 ) -> Result<Installed, InstallError> {
-    let mut installed = Installed {
-        reasons: RawReasons::NONE,
-    };
+    let mut installed = Installed::nothing();
     installed.replace(vm, filter, reasons)?;
     Ok(installed)
 }
 
 impl Installed {
+    /// What a VM has been given at first.
+    pub(crate) const fn nothing() -> Self {
+        Self {
+            reasons: RawReasons::NONE,
+        }
+    }
+
     /// Puts `filter` in the place of the one in force; vCPUs may run meanwhile. While both can be
     /// met, so can the exits of both masks: the old one's, and `reasons`.
     ///

@@ -147,11 +147,13 @@ fn why_a_gate_does_not_answer() {
             index: MsrIndex::new(0xc000_0081),
             access: Access::Read,
         },
+        AnswerError::Gone,
         AnswerError::NotReset,
         AnswerError::Stale,
     ];
     let states = [
         StateError::Restore(RestoreError::NotSaved),
+        StateError::Unanswered,
         StateError::Call(errno()),
     ];
     let source = include_str!("gate/error.rs");

@@ -137,6 +137,20 @@ impl HostCaps {
         }
     }
 
+    /// The host of the model, which can do everything.
+    #[cfg(test)]
+    pub(crate) fn of_model() -> Self {
+        Self {
+            device: DEVICE.into(),
+            reasons: RawReasons::new(7),
+            unknown_bits: UnknownBits::Rejected,
+            ignore_msrs: IgnoreMsrs::Off,
+            module: Module::NotSeen,
+            release: String::new(),
+            cpu: None,
+        }
+    }
+
     /// The device file that was asked.
     #[must_use]
     pub fn device(&self) -> &Path {

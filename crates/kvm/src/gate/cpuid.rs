@@ -67,7 +67,7 @@ impl GuestCpuid {
 
     /// Whether it has a feature.
     pub(super) fn has(&self, bit: &CpuidBit) -> bool {
-        let of = |leaf: &&kvm_cpuid_entry2| leaf.function == bit.leaf && leaf.index == 0;
+        let of = |leaf: &&kvm_cpuid_entry2| (leaf.function, leaf.index) == (bit.leaf, bit.subleaf);
         self.leaves.iter().find(of).is_some_and(|leaf| {
             let register = match bit.register {
                 CpuidRegister::Eax => leaf.eax,

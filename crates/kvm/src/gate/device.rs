@@ -189,16 +189,14 @@ impl MicrocodeDevice {
         }
     }
 
-    /// The same under another policy: the guest keeps the revision it has loaded.
-    pub(super) fn under(&mut self, settings: Microcode) {
-        if self.revision == self.settings.revision {
-            self.revision = settings.revision;
-        }
+    /// The same under another policy, whose revision holds from the next reset on: until then the
+    /// guest keeps what it has.
+    pub(super) const fn under(&mut self, settings: Microcode) {
         self.settings = settings;
     }
 
     /// Has the guest read this revision.
-    fn show(&self, machine: &mut dyn Machine) -> Result<Written, CallErrno> {
+    pub(super) fn show(&self, machine: &mut dyn Machine) -> Result<Written, CallErrno> {
         machine.set_register(SIGN_ID, revision_value(&self.cpu, self.revision))
     }
 

@@ -7,6 +7,7 @@ use msrgate_policy::answer::{ResponderError, RestoreError};
 use msrgate_policy::{CompileError, Cpu};
 
 use super::VcpuId;
+use super::touch::Closed;
 use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
 use crate::install::InstallError;
@@ -96,6 +97,9 @@ pub enum AnswerError {
         /// The direction.
         access: Access,
     },
+    /// The access needs another filter, and there is nobody to set it: the gate has been dropped.
+    #[error("the gate that sets this VM's filters is gone")]
+    Gone,
     /// A device was to answer for a vCPU that was never reset: see
     /// [`VcpuGate::reset`](super::VcpuGate::reset).
     #[error("call VcpuGate::reset before the vCPU first runs")]
@@ -112,9 +116,22 @@ pub enum StateError {
     /// The state is none, or another program's. Nothing was restored.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The vCPU's last exit has not been answered, so that the guest's access is neither done nor
+    /// refused.
+    #[error("the vCPU has an MSR exit that waits for an answer: answer it first")]
+    Unanswered,
     /// A call on the vCPU failed.
     #[error("a call on the vCPU failed: {0}")]
     Call(CallErrno),
+}
+
+impl From<Closed> for AnswerError {
+    fn from(closed: Closed) -> Self {
+        match closed {
+            Closed::Refused(errno) => Self::Publish(errno),
+            Closed::Over => Self::Gone,
+        }
+    }
 }
 
 impl From<CallErrno> for AnswerError {

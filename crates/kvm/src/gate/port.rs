@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicU8;
 
 use kvm_bindings::{
     KVM_EXIT_INTR, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_SYNC_X86_REGS, kvm_regs, kvm_run,
+    kvm_sync_regs,
 };
 use msrgate_filter::{Access, Exit, MsrIndex, Reply};
 
@@ -37,6 +38,10 @@ pub(super) trait Port {
 
     /// Has the guest execute the access again (S5.8).
     fn rewind(&mut self) -> Result<(), CallErrno>;
+
+    /// Has the kernel forget an exit for an MSR that it has not completed, answered or not: no
+    /// register changes, and no exception is left.
+    fn forget(&mut self) -> Result<(), CallErrno>;
 
     /// Has the kernel take the answer now, and not enter the guest (S5.6).
     fn complete(&mut self) -> Result<(), CallErrno>;
@@ -112,10 +117,14 @@ impl<'v> KvmPort<'v> {
         if field(self.run()) & u64::from(KVM_SYNC_X86_REGS) == 0 {
             return None;
         }
-        let registers = &raw mut self.run_mut().s;
-        // SAFETY: on x86 the union's member is kvm_sync_regs, which begins with a kvm_regs, and is
-        // within the page; all bytes are a kvm_regs. The borrow ends with that of `self`.
-        Some(unsafe { &mut *registers.cast::<kvm_regs>() })
+        Some(&mut self.shared().regs)
+    }
+
+    /// What of a vCPU the shared page has room for.
+    fn shared(&mut self) -> &mut kvm_sync_regs {
+        // SAFETY: on x86 this is the union's member, and all bytes are one. The borrow ends with
+        // that of `self`.
+        unsafe { &mut self.run_mut().s.regs }
     }
 }
 
@@ -154,13 +163,27 @@ impl Port for KvmPort<'_> {
             Some(registers) => *registers,
             None => calls::registers(&self.vcpu)?,
         };
+        let shared = *self.shared();
         self.reply(Reply::FAULT);
         self.run_immediately()?;
         calls::set_registers(&self.vcpu, &registers)?;
+        if self.run().kvm_valid_regs != 0 {
+            // What KVM_RUN left there is of a vCPU with #GP queued, which it is no more.
+            *self.shared() = shared;
+        }
         if let Some(shared) = self.shared_registers(|run| run.kvm_valid_regs) {
             *shared = registers;
         }
         Ok(())
+    }
+
+    fn forget(&mut self) -> Result<(), CallErrno> {
+        match self.run().exit_reason {
+            // The last is what `settle` leaves, and an interrupted KVM_RUN, after which there is
+            // nothing to forget.
+            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR | KVM_EXIT_INTR => self.rewind(),
+            _ => Ok(()),
+        }
     }
 
     fn complete(&mut self) -> Result<(), CallErrno> {
@@ -197,6 +220,14 @@ impl Port for KvmPort<'_> {
     fn ask_for_registers(&mut self) {
         self.run_mut().kvm_valid_regs |= u64::from(KVM_SYNC_X86_REGS);
     }
+}
+
+/// The exception that the shared page shows as queued or injected.
+#[cfg(test)]
+pub(super) fn shared_exception(run: &mut kvm_run) -> [u8; 2] {
+    // SAFETY: on x86 this is the union's member, and all bytes are one.
+    let events = unsafe { run.s.regs.events };
+    [events.exception.injected, events.exception.pending]
 }
 
 /// The byte at this address, for tests that kick a vCPU as another thread of a VMM does.

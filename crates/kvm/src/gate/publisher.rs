@@ -48,15 +48,26 @@ pub(super) fn deny_all() -> Result<Filter, CompileError> {
 pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
     let body = move || {
+        let end = End(&shared);
         while let Some(wanted) = shared.opened.wait() {
             publish(&shared, &wanted);
         }
+        drop(end);
     };
     signals::while_blocked(|| {
         thread::Builder::new()
             .name("msrgate-publish".into())
             .spawn(body)
     })
+}
+
+/// However the thread ends, no vCPU waits for it after that.
+struct End<'s>(&'s Shared);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.opened.end();
+    }
 }
 
 /// Sets the filter that is open for what is wanted, or for as much of it as fits.
@@ -66,14 +77,14 @@ fn publish(shared: &Shared, wanted: &Wanted) {
     let Some((filter, opened)) = fitting(&responder, wanted) else {
         shared
             .opened
-            .fail(CallErrno::Known(msrgate_filter::Errno::Einval));
+            .refuse(CallErrno::Known(msrgate_filter::Errno::Einval));
         return;
     };
     if opened.len() < wanted.all.len() {
         shared.opened.keep_only(&opened);
     }
     if let Err(error) = set(&mut control, &filter, responder.variant().reasons()) {
-        shared.opened.fail(errno_of(&error));
+        shared.opened.refuse(errno_of(&error));
     }
 }
 
@@ -94,7 +105,7 @@ fn fitting(responder: &Responder, wanted: &Wanted) -> Option<(Filter, Vec<Single
 
 fn set(control: &mut Control, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
     match &mut control.vm {
-        Some(vm) => vm.installed.replace(&vm.fd, filter, reasons),
+        Some(vm) => vm.replace(filter, reasons),
         // It is installed with what is wanted then.
         None => Ok(()),
     }

@@ -3,5 +3,8 @@
 mod actions;
 mod kicks;
 mod machine;
+mod model;
+mod random;
 mod state;
 mod threads;
+mod trouble;

@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use msrgate_filter::{Access, MsrIndex};
 
-use crate::errno::{CallErrno, RawErrno};
+use crate::errno::CallErrno;
 
 /// Accesses that a VM remembers to have seen: 64 KiB.
 const SEEN: usize = 8192;
@@ -32,9 +32,10 @@ impl Seen {
         }
     }
 
-    /// Notes an access.
-    pub(super) fn touch(&self, index: MsrIndex, access: Access) -> Touch {
-        let key = 1 | (access as u64) << 1 | u64::from(index.get()) << 2;
+    /// Notes an access under the program of this number: what one program let pass in silence may be
+    /// what the next one is to tell of.
+    pub(super) fn touch(&self, program: u64, index: MsrIndex, access: Access) -> Touch {
+        let key = program << 34 | u64::from(index.get()) << 2 | (access as u64) << 1 | 1;
         let home = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51;
         let home = usize::try_from(home).unwrap_or(0);
         for offset in 0..64 {
@@ -53,6 +54,13 @@ impl Seen {
         }
         Touch::Forgotten
     }
+
+    /// Another program is in force, under which everything is seen anew.
+    pub(super) fn clear(&self) {
+        for slot in &self.slots {
+            slot.store(0, Ordering::Relaxed);
+        }
+    }
 }
 
 /// What the kernel's filter has been asked to open for.
@@ -68,9 +76,17 @@ struct State {
     all: BTreeSet<(Access, MsrIndex)>,
     /// What was asked for since the filter was last set.
     waiting: Vec<(Access, MsrIndex)>,
-    /// Why no filter could be set; nothing is opened after that.
-    failed: Option<CallErrno>,
-    is_over: bool,
+    /// Why nothing is opened any more.
+    closed: Option<Closed>,
+}
+
+/// Why no filter is set any more for what vCPUs ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Closed {
+    /// The kernel refused one. A program that is put in force later opens anew.
+    Refused(CallErrno),
+    /// There is no publisher any more: its gate has been dropped, or it panicked.
+    Over,
 }
 
 /// What to open for.
@@ -89,11 +105,11 @@ impl Opened {
     /// Asks for an access to be let through.
     ///
     /// # Errors
-    /// No filter can be set any more.
-    pub(super) fn ask(&self, index: MsrIndex, access: Access) -> Result<(), CallErrno> {
+    /// Nobody would let it through: a vCPU that waited for it would do so for ever.
+    pub(super) fn ask(&self, index: MsrIndex, access: Access) -> Result<(), Closed> {
         let mut state = self.lock();
-        if let Some(errno) = state.failed {
-            return Err(errno);
+        if let Some(closed) = state.closed {
+            return Err(closed);
         }
         if state.all.insert((access, index)) {
             state.waiting.push((access, index));
@@ -105,11 +121,11 @@ impl Opened {
     /// Waits until something is asked for; `None` when it is over.
     pub(super) fn wait(&self) -> Option<Wanted> {
         let mut state = self.lock();
-        while state.waiting.is_empty() && !state.is_over {
+        while state.waiting.is_empty() && state.closed != Some(Closed::Over) {
             let waited = self.asked.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        (!state.is_over).then(|| state.take())
+        (state.closed != Some(Closed::Over)).then(|| state.take())
     }
 
     /// The filter is to open for nothing but these: for all together there is no room.
@@ -124,25 +140,26 @@ impl Opened {
         state.all.extend(waiting);
     }
 
-    /// A new program: what had been opened for was the old one's.
+    /// A new program is in force, by a filter that the kernel took: what had been opened for was the
+    /// old one's.
     pub(super) fn clear(&self) {
         let mut state = self.lock();
         state.all.clear();
         state.waiting.clear();
+        if let Some(Closed::Refused(_)) = state.closed {
+            state.closed = None;
+        }
     }
 
-    /// No filter can be set any more.
-    pub(super) fn fail(&self, errno: CallErrno) {
-        self.lock().failed = Some(errno);
-    }
-
-    /// Nothing more is opened.
-    pub(super) fn end(&self) {
+    /// The kernel refuses the filter.
+    pub(super) fn refuse(&self, errno: CallErrno) {
         let mut state = self.lock();
-        state.is_over = true;
-        let over = CallErrno::from(RawErrno::new(libc::ECANCELED));
-        state.failed.get_or_insert(over);
-        drop(state);
+        state.closed.get_or_insert(Closed::Refused(errno));
+    }
+
+    /// There is no publisher any more.
+    pub(super) fn end(&self) {
+        self.lock().closed = Some(Closed::Over);
         self.asked.notify_all();
     }
 
@@ -179,10 +196,13 @@ mod tests {
         let seen = Seen::new();
         for index in [0, 0x10, 0xc000_0082, u32::MAX] {
             for access in Access::ALL {
-                assert_eq!(seen.touch(msr(index), access), Touch::First);
-                assert_eq!(seen.touch(msr(index), access), Touch::Again);
+                assert_eq!(seen.touch(0, msr(index), access), Touch::First);
+                assert_eq!(seen.touch(0, msr(index), access), Touch::Again);
+                assert_eq!(seen.touch(1, msr(index), access), Touch::First);
             }
         }
+        seen.clear();
+        assert_eq!(seen.touch(1, msr(0), Access::Read), Touch::First);
     }
 
     /// Of threads that touch the same, one is first.
@@ -190,7 +210,7 @@ mod tests {
     fn one_vcpu_is_first() {
         let seen = Seen::new();
         let first = || {
-            let touches = (0..2000).map(|index| seen.touch(msr(index), Access::Read));
+            let touches = (0..2000).map(|index| seen.touch(0, msr(index), Access::Read));
             touches.filter(|&touch| touch == Touch::First).count()
         };
         let sum: usize = std::thread::scope(|scope| {
@@ -207,7 +227,7 @@ mod tests {
     fn a_guest_that_touches_everything_is_not_remembered() {
         let seen = Seen::new();
         let forgotten = (0..100_000)
-            .map(|index| seen.touch(msr(index), Access::Read))
+            .map(|index| seen.touch(0, msr(index), Access::Read))
             .filter(|&touch| touch == Touch::Forgotten)
             .count();
         assert!(forgotten > 100_000 - SEEN - 1, "{forgotten}");
@@ -231,9 +251,14 @@ mod tests {
         opened.keep_only(&wanted.waiting);
         opened.ask(msr(0x10), Access::Read).unwrap();
         assert_eq!(opened.wait().unwrap().all.len(), 2);
-        opened.fail(CallErrno::Known(msrgate_filter::Errno::Einval));
-        assert!(opened.ask(msr(0x30), Access::Read).is_err());
+        let refused = CallErrno::Known(msrgate_filter::Errno::Einval);
+        opened.refuse(refused);
+        let asked = opened.ask(msr(0x30), Access::Read);
+        assert_eq!(asked, Err(Closed::Refused(refused)));
+        opened.clear();
+        assert_eq!(opened.ask(msr(0x30), Access::Read), Ok(()));
         opened.end();
+        assert_eq!(opened.ask(msr(0x31), Access::Read), Err(Closed::Over));
         assert!(opened.wait().is_none());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kvm_bindings::kvm_run;
 use msrgate_filter::{Access, Exit, MsrIndex, Reply};
@@ -20,6 +20,7 @@ use super::device::{self, Device, MICROCODE, MicrocodeDevice, Through};
 use super::error::{AnswerError, StateError};
 use super::events::{Happened, Limit, Passage, Rip, Track, Values};
 use super::port::{KvmPort, Port};
+use super::rewound::{Rewound, Wait};
 use super::touch::Touch;
 use super::{Shared, VcpuId};
 use crate::calls::{Level, Taken};
@@ -36,43 +37,10 @@ pub struct VcpuGate {
     limit: Limit,
     /// How many exits have been handed to the VMM's own code or answered.
     exits: u64,
+    /// Where the guest was at the exit that is being answered, if events are to say it.
+    rip: Option<u64>,
     may_nest: MayNest,
     rewound: Rewound,
-}
-
-/// The access that was rewound last, and how often since when.
-struct Rewound {
-    access: Option<(MsrIndex, Access)>,
-    times: u32,
-    since: Instant,
-}
-
-/// How long one access is rewound for. A filter takes the kernel milliseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-impl Rewound {
-    fn never() -> Self {
-        Self {
-            access: None,
-            times: 0,
-            since: Instant::now(),
-        }
-    }
-
-    /// Once more; whether that has gone on for too long.
-    fn again(&mut self, index: MsrIndex, access: Access) -> Result<(), AnswerError> {
-        if self.access != Some((index, access)) {
-            self.access = Some((index, access));
-            self.times = 0;
-            self.since = Instant::now();
-        }
-        self.times += 1;
-        // The clock is looked at now and then: it is a call, too.
-        if self.times.is_multiple_of(256) && self.since.elapsed() > PATIENCE {
-            return Err(AnswerError::OtherFilter { index, access });
-        }
-        Ok(())
-    }
 }
 
 /// Whether the vCPU may run a nested guest.
@@ -128,6 +96,7 @@ impl VcpuGate {
             track: shared.tracks.add(id, shared.options.events.queue),
             limit: Limit::new(shared.options.events.per_second),
             exits: 0,
+            rip: None,
             may_nest: if may_nest {
                 MayNest::Perhaps
             } else {
@@ -201,7 +170,8 @@ impl VcpuGate {
 
     /// The vCPU is new, or is reset by INIT or a reboot: registers hold what they hold at reset,
     /// nothing is pinned, devices begin anew. Call it before the vCPU first runs, after
-    /// `KVM_SET_CPUID2`, and at each reset.
+    /// `KVM_SET_CPUID2`, and at each reset. An exit that KVM has not completed is forgotten: it would
+    /// move RIP and write to registers of the vCPU that begins anew.
     ///
     /// # Errors
     /// A device's call on the vCPU fails.
@@ -229,7 +199,8 @@ impl VcpuGate {
     /// that KVM has not taken yet is completed first (S5.6), so save the vCPU's registers after this.
     ///
     /// # Errors
-    /// `KVM_RUN` under `immediate_exit` fails.
+    /// The last exit has not been [answered](Self::answer): KVM would complete it as if the policy
+    /// let it through. Or `KVM_RUN` under `immediate_exit` fails.
     #[cfg(feature = "kvm-ioctls")]
     pub fn save(&mut self, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<Vec<u8>, StateError> {
         with_port(vcpu, |port| self.save_at(port))
@@ -247,12 +218,39 @@ impl VcpuGate {
         self.save_at(&mut KvmPort::new(vcpu.as_raw_fd(), run))
     }
 
-    /// Takes over a state that [`Self::save`] gave, perhaps of another host.
+    /// Takes over a state that [`Self::save`] gave, perhaps of another host. It
+    /// stands for the first [`Self::reset`], and may come after one.
     ///
     /// # Errors
     /// The bytes are none, or have a register, a pin or a device that the program has not. Nothing
-    /// has been restored then.
-    pub fn restore(&mut self, saved: &[u8]) -> Result<(), StateError> {
+    /// has been restored then. Or the call fails that shows the guest its microcode's revision.
+    #[cfg(feature = "kvm-ioctls")]
+    pub fn restore(
+        &mut self,
+        vcpu: &mut kvm_ioctls::VcpuFd,
+        saved: &[u8],
+    ) -> Result<(), StateError> {
+        with_port(vcpu, |port| self.restore_at(port, saved))
+    }
+
+    /// The same for any binding.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub fn restore_raw(
+        &mut self,
+        vcpu: &impl AsRawFd,
+        run: &mut kvm_run,
+        saved: &[u8],
+    ) -> Result<(), StateError> {
+        self.restore_at(&mut KvmPort::new(vcpu.as_raw_fd(), run), saved)
+    }
+
+    pub(super) fn restore_at(
+        &mut self,
+        port: &mut impl Port,
+        saved: &[u8],
+    ) -> Result<(), StateError> {
         self.follow();
         let saved = Saved::decode(saved)?;
         let mut state = self.state.clone();
@@ -260,6 +258,10 @@ impl VcpuGate {
         self.devices.restore(&saved)?;
         self.devices.reset = Reset::Done;
         self.state = state;
+        // The guest reads the revision from a register of KVM's, which is the other host's no more.
+        if let Some(microcode) = &self.devices.microcode {
+            microcode.show(&mut Through { port, memory: None })?;
+        }
         Ok(())
     }
 
@@ -277,13 +279,15 @@ impl VcpuGate {
         self.exits += 1;
         self.follow();
         if self.shared.options.events.rip == Rip::Shown {
+            // Before asking: what had not been asked for is not there at this exit.
+            self.rip = port.rip();
             port.ask_for_registers();
         }
         let responder = Arc::clone(&self.program.thing);
         let answer = responder.respond(&mut self.state, &exit);
         match answer.step {
             Step::Handler(name) if !self.devices.own.contains_key(&**name) => {
-                self.tell(port, &exit, &answer, answer.deed);
+                self.tell(&exit, &answer, answer.deed);
                 return Ok(Outcome::Handler(Asked {
                     handler: Arc::clone(name),
                     exit,
@@ -291,7 +295,7 @@ impl VcpuGate {
                 }));
             }
             Step::Kill => {
-                self.tell(port, &exit, &answer, answer.deed);
+                self.tell(&exit, &answer, answer.deed);
                 port.settle();
                 return Ok(Outcome::Kill(Violation {
                     vcpu: self.id,
@@ -303,8 +307,8 @@ impl VcpuGate {
         }
         match self.carry_out(port, &exit, &answer)? {
             Done::Reply(reply, deed) => {
-                self.rewound.access = None;
-                self.tell(port, &exit, &answer, deed);
+                self.rewound = Rewound::never();
+                self.tell(&exit, &answer, deed);
                 port.reply(reply);
             }
             Done::Rewound => thread::yield_now(),
@@ -340,12 +344,15 @@ impl VcpuGate {
     ) -> Result<Done, AnswerError> {
         if answer.step == Step::Open || self.program.thing.is_traced() {
             if answer.step == Step::Open {
-                self.tell(port, exit, answer, answer.deed);
+                self.tell(exit, answer, answer.deed);
             }
-            let asked = self.shared.opened.ask(exit.index, exit.access);
-            asked.map_err(AnswerError::Publish)?;
+            self.shared.opened.ask(exit.index, exit.access)?;
         }
-        self.rewound.again(exit.index, exit.access)?;
+        let waited = (self.program.number, exit.index, exit.access);
+        if self.rewound.again(waited, Instant::now()) == Wait::TooLong {
+            let Exit { index, access, .. } = *exit;
+            return Err(AnswerError::OtherFilter { index, access });
+        }
         port.rewind()?;
         Ok(Done::Rewound)
     }
@@ -446,6 +453,9 @@ impl VcpuGate {
     }
 
     pub(super) fn reset_at(&mut self, port: &mut impl Port) -> Result<(), AnswerError> {
+        if self.exits > 0 {
+            port.forget()?;
+        }
         self.follow();
         self.state.reset(&self.program.thing);
         if self.shared.options.events.rip == Rip::Shown {
@@ -464,6 +474,9 @@ impl VcpuGate {
     }
 
     pub(super) fn save_at(&mut self, port: &mut impl Port) -> Result<Vec<u8>, StateError> {
+        if !matches!(port.pending(), Ok(None)) {
+            return Err(StateError::Unanswered);
+        }
         port.complete()?;
         self.follow();
         let mut saved = self.state.save(&self.program.thing);
@@ -481,7 +494,7 @@ impl VcpuGate {
     }
 
     /// Counts an access, and makes an event of it if the policy wants one.
-    fn tell(&mut self, port: &impl Port, exit: &Exit, answer: &Answer<'_>, deed: Deed) {
+    fn tell(&mut self, exit: &Exit, answer: &Answer<'_>, deed: Deed) {
         let Exit {
             index,
             access,
@@ -491,7 +504,9 @@ impl VcpuGate {
         self.track.count(index, access, deed);
         let told = Answer { deed, ..*answer };
         let seen = &self.shared.seen;
-        if !told.is_event(|| seen.touch(index, access) == Touch::First) {
+        // What nobody remembers is told: a guest could make the VM forget what it wants to hide.
+        let program = self.program.number;
+        if !told.is_event(|| seen.touch(program, index, access) != Touch::Again) {
             return;
         }
         let time = Happened::now();
@@ -507,7 +522,7 @@ impl VcpuGate {
             reason,
             deed,
             value: (is_write && options.values == Values::Shown).then_some(data),
-            rip: port.rip().filter(|_| options.rip == Rip::Shown),
+            rip: self.rip,
             origin: answer.origin,
             held_back,
             digest: self.program.thing.program().digest(),

@@ -144,6 +144,15 @@ impl Responder {
         })
     }
 
+    /// Whether a guest's writes may change what KVM holds of this register: directly, through a gate,
+    /// or because this is an audit.
+    #[must_use]
+    pub fn writes_reach_kvm(&self, index: MsrIndex) -> bool {
+        let rule = self.variant().rule(index, Access::Write);
+        let is_allowed = matches!(rule.action, Action::Allow | Action::Device(_));
+        is_allowed || rule.action.needs_forwarding() || self.opens(rule)
+    }
+
     /// Whether accesses that KVM is to handle come to user space, to be seen or because this is an
     /// audit: the kernel's filter then has to open for them one by one.
     #[must_use]

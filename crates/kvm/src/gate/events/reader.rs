@@ -189,7 +189,7 @@ impl Events {
         drops.filter(|drops| drops.dropped > 0).collect()
     }
 
-    /// The counters, as [`Gate::counted`](crate::Gate::counted) gives them.
+    /// The counters, as [`Gate::counted`](crate::gate::Gate::counted) gives them.
     #[must_use]
     pub fn counted(&self) -> Counted {
         self.tracks.counted()

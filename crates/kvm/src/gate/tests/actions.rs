@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use msrgate_filter::MsrIndex;
 
-use super::machine::{FMASK, KERNEL_GS_BASE, LSTAR, Machine, NOWHERE, STAR, Saw, policy};
+use super::machine::{
+    FMASK, KERNEL_GS_BASE, LSTAR, NOWHERE, STAR, Saw, TestGuest, on_each, policy,
+};
 use crate::errno::CallErrno;
 use crate::gate::{
     BadState, Device, GateOptions, GuestMemory, GuestPhysical, Machine as DeviceMachine, NotMapped,
@@ -16,12 +18,18 @@ use crate::guest::Op::{self, Read, Write};
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const OTHER: MsrIndex = MsrIndex::new(0x1_0001);
 
-/// What a guest sees under a policy with `default = "deny"`.
+/// What each guest sees under a policy with `default = "deny"`, alone and beside others.
 fn under(entries: &str, script: &[Op], expected: &[Saw]) {
-    let Some(mut machine) = Machine::new(policy("default = 'deny'", entries), 1) else {
-        return;
-    };
-    assert_eq!(machine.first().run(script), expected, "{entries}");
+    let program = policy("default = 'deny'", entries);
+    for count in [1, 4] {
+        on_each(&program, count, &GateOptions::new(), |machine| {
+            std::thread::scope(|scope| {
+                for vcpu in &mut machine.vcpus {
+                    scope.spawn(|| assert_eq!(vcpu.run(script), expected, "{entries}"));
+                }
+            });
+        });
+    }
 }
 
 #[test]
@@ -49,13 +57,17 @@ fn what_the_policy_allows_is_kvms_and_the_rest_faults() {
 #[test]
 fn without_answers_and_events_nothing_exits() {
     let settings = "default = 'deny'\nlog = 'none'";
-    let Some(mut machine) = Machine::new(policy(settings, "IA32_STAR = 'rw'"), 1) else {
-        return;
-    };
-    let vcpu = machine.first();
-    let saw = vcpu.run(&[Write(STAR, 5), Read(LSTAR), Read(NOWHERE)]);
-    assert_eq!(saw, [Saw::Written, Saw::Fault, Saw::Fault]);
-    assert_eq!(vcpu.exits, 0);
+    on_each(
+        &policy(settings, "IA32_STAR = 'rw'"),
+        1,
+        &GateOptions::new(),
+        |machine| {
+            let vcpu = machine.first();
+            let saw = vcpu.run(&[Write(STAR, 5), Read(LSTAR), Read(NOWHERE)]);
+            assert_eq!(saw, [Saw::Written, Saw::Fault, Saw::Fault]);
+            assert_eq!(vcpu.exits, 0);
+        },
+    );
 }
 
 #[test]
@@ -159,173 +171,177 @@ fn kill_ends_the_call_and_a_vcpu_that_is_run_on_faults() {
         "default = 'deny'",
         "0x10000 = { read = 'kill', write = 'deny' }",
     );
-    let Some(mut machine) = Machine::new(program, 1) else {
-        return;
-    };
-    let vcpu = machine.first();
-    let violation = vcpu.run_to_kill(&[Read(SPARE), Read(STAR)]).unwrap_err();
-    assert_eq!(
-        violation.to_string(),
-        "vCPU 0: a read of MSR 0x10000, for which the policy says kill"
-    );
-    while vcpu.step().is_some() {}
-    assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Fault);
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        let violation = vcpu.run_to_kill(&[Read(SPARE), Read(STAR)]).unwrap_err();
+        assert_eq!(
+            violation.to_string(),
+            "vCPU 0: a read of MSR 0x10000, for which the policy says kill"
+        );
+        while vcpu.step().is_some() {}
+        assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Fault);
+    });
 }
 
 #[test]
 fn unknown_msrs_are_quiet() {
     let settings = "default = 'allow'\nunknown = { read = '0x77', write = 'ignore' }";
-    let Some(mut machine) = Machine::new(policy(settings, "IA32_LSTAR = 'none'"), 1) else {
-        return;
-    };
-    let vcpu = machine.first();
-    let saw = vcpu.run(&[
-        Read(NOWHERE),
-        Write(NOWHERE, 1),
-        Read(LSTAR),
-        Write(STAR, 3),
-        Read(STAR),
-    ]);
-    assert_eq!(
-        saw,
-        [
-            Saw::Value(0x77),
-            Saw::Written,
-            Saw::Fault,
-            Saw::Written,
-            Saw::Value(3)
-        ]
+    on_each(
+        &policy(settings, "IA32_LSTAR = 'none'"),
+        1,
+        &GateOptions::new(),
+        |machine| {
+            let vcpu = machine.first();
+            let saw = vcpu.run(&[
+                Read(NOWHERE),
+                Write(NOWHERE, 1),
+                Read(LSTAR),
+                Write(STAR, 3),
+                Read(STAR),
+            ]);
+            assert_eq!(
+                saw,
+                [
+                    Saw::Value(0x77),
+                    Saw::Written,
+                    Saw::Fault,
+                    Saw::Written,
+                    Saw::Value(3)
+                ]
+            );
+            assert_eq!(vcpu.exits, 3);
+        },
     );
-    assert_eq!(vcpu.exits, 3);
 }
 
 /// Each access comes once, and is then KVM's.
 #[test]
 fn first_touch_sees_each_access_once() {
     let program = policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
-    let Some(mut machine) = Machine::new(program, 1) else {
-        return;
-    };
-    let script = [
-        Write(STAR, 5),
-        Read(STAR),
-        Write(STAR, 6),
-        Read(STAR),
-        Read(NOWHERE),
-        Read(LSTAR),
-    ];
-    let vcpu = machine.first();
-    let saw = vcpu.run(&script);
-    let expected = [
-        Saw::Written,
-        Saw::Value(5),
-        Saw::Written,
-        Saw::Value(6),
-        Saw::Fault,
-        Saw::Fault,
-    ];
-    assert_eq!(saw, expected);
-    // At native speed from now on, but for what is refused.
-    let before = vcpu.exits;
-    assert_eq!(vcpu.run(&script), expected);
-    assert_eq!(vcpu.exits, before + 1);
-    let mut seen = Vec::new();
-    machine.gate.events().drain(|event| {
-        seen.push((event.index, event.access, event.deed.to_string()));
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let script = [
+            Write(STAR, 5),
+            Read(STAR),
+            Write(STAR, 6),
+            Read(STAR),
+            Read(NOWHERE),
+            Read(LSTAR),
+        ];
+        let vcpu = machine.first();
+        let saw = vcpu.run(&script);
+        let expected = [
+            Saw::Written,
+            Saw::Value(5),
+            Saw::Written,
+            Saw::Value(6),
+            Saw::Fault,
+            Saw::Fault,
+        ];
+        assert_eq!(saw, expected);
+        // At native speed from now on, but for what is refused.
+        let before = vcpu.exits;
+        assert_eq!(vcpu.run(&script), expected);
+        assert_eq!(vcpu.exits, before + 1);
+        let mut seen = Vec::new();
+        machine.gate.events().drain(|event| {
+            seen.push((event.index, event.access, event.deed.to_string()));
+        });
+        let seen: Vec<_> = seen
+            .iter()
+            .map(|(index, access, deed)| format!("{access} {index} {deed}"))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                "write 0xc0000081 allow",
+                "read 0xc0000081 allow",
+                "read 0x12345678 allow",
+                "read 0xc0000082 deny",
+            ]
+        );
     });
-    let seen: Vec<_> = seen
-        .iter()
-        .map(|(index, access, deed)| format!("{access} {index} {deed}"))
-        .collect();
-    assert_eq!(
-        seen,
-        [
-            "write 0xc0000081 allow",
-            "read 0xc0000081 allow",
-            "read 0x12345678 allow",
-            "read 0xc0000082 deny",
-        ]
-    );
 }
 
 #[test]
 fn an_audit_refuses_nothing_and_records_what_it_would() {
     let program = policy("default = 'deny'\nmode = 'audit'", "IA32_STAR = 'rw'");
-    let Some(mut machine) = Machine::new(program, 1) else {
-        return;
-    };
-    let vcpu = machine.first();
-    let saw = vcpu.run(&[
-        Write(STAR, 1),
-        Write(LSTAR, 2),
-        Read(LSTAR),
-        Write(LSTAR, 3),
-        Read(LSTAR),
-    ]);
-    assert_eq!(
-        saw,
-        [
-            Saw::Written,
-            Saw::Written,
-            Saw::Value(2),
-            Saw::Written,
-            Saw::Value(3)
-        ]
-    );
-    let mut seen = Vec::new();
-    machine
-        .gate
-        .events()
-        .drain(|event| seen.push((event.index, event.deed.to_string())));
-    assert_eq!(
-        seen,
-        [
-            (LSTAR, "would-deny".to_owned()),
-            (LSTAR, "would-deny".to_owned())
-        ]
-    );
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        let saw = vcpu.run(&[
+            Write(STAR, 1),
+            Write(LSTAR, 2),
+            Read(LSTAR),
+            Write(LSTAR, 3),
+            Read(LSTAR),
+        ]);
+        assert_eq!(
+            saw,
+            [
+                Saw::Written,
+                Saw::Written,
+                Saw::Value(2),
+                Saw::Written,
+                Saw::Value(3)
+            ]
+        );
+        let mut seen = Vec::new();
+        machine
+            .gate
+            .events()
+            .drain(|event| seen.push((event.index, event.deed.to_string())));
+        assert_eq!(
+            seen,
+            [
+                (LSTAR, "would-deny".to_owned()),
+                (LSTAR, "would-deny".to_owned())
+            ]
+        );
+    });
 }
 
 #[test]
 fn all_accesses_are_seen_where_forwarding_is_sound() {
     let entry = "IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }";
-    let Some(mut machine) = Machine::new(policy("default = 'deny'", entry), 1) else {
-        return;
-    };
-    let vcpu = machine.first();
-    let saw = vcpu.run(&[
-        Write(LSTAR, 2),
-        Read(LSTAR),
-        Write(LSTAR, 1 << 62),
-        Read(LSTAR),
-    ]);
-    assert_eq!(
-        saw,
-        [Saw::Written, Saw::Value(2), Saw::Fault, Saw::Value(2)]
+    on_each(
+        &policy("default = 'deny'", entry),
+        1,
+        &GateOptions::new(),
+        |machine| {
+            let vcpu = machine.first();
+            let saw = vcpu.run(&[
+                Write(LSTAR, 2),
+                Read(LSTAR),
+                Write(LSTAR, 1 << 62),
+                Read(LSTAR),
+            ]);
+            assert_eq!(
+                saw,
+                [Saw::Written, Saw::Value(2), Saw::Fault, Saw::Value(2)]
+            );
+            let mut count = 0;
+            machine.gate.events().drain(|_| count += 1);
+            assert_eq!(count, 4);
+        },
     );
-    let mut count = 0;
-    machine.gate.events().drain(|_| count += 1);
-    assert_eq!(count, 4);
 }
 
 /// More scattered accesses than a filter has ranges: the filter opens for those that are waited for.
 #[test]
 fn a_guest_that_touches_everywhere_is_still_let_through() {
     let program = policy("default = 'deny'\nmode = 'audit'", "");
-    let Some(mut machine) = Machine::new(program, 1) else {
-        return;
-    };
-    let script: Vec<_> = (1..60)
-        .map(|number| Read(MsrIndex::new(number << 24)))
-        .chain([Write(STAR, 7), Read(STAR)])
-        .collect();
-    let vcpu = machine.first();
-    let saw = vcpu.run(&script);
-    assert_eq!(saw[script.len() - 2..], [Saw::Written, Saw::Value(7)]);
-    assert!(saw[..59].iter().all(|saw| *saw == Saw::Fault));
-    let mut count = 0;
-    machine.gate.events().drain(|_| count += 1);
-    assert_eq!(count, 61);
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let script: Vec<_> = (1..60)
+            .map(|number| Read(MsrIndex::new(number << 24)))
+            .chain([Write(STAR, 7), Read(STAR)])
+            .collect();
+        let vcpu = machine.first();
+        let saw = vcpu.run(&script);
+        assert_eq!(saw[script.len() - 2..], [Saw::Written, Saw::Value(7)]);
+        assert!(saw[..59].iter().all(|saw| *saw == Saw::Fault));
+        let mut count = 0;
+        machine.gate.events().drain(|_| count += 1);
+        assert_eq!(count, 61);
+    });
 }
 
 /// Four vCPUs, each with registers and pins of its own.
@@ -336,31 +352,30 @@ fn vcpus_have_their_own_registers() {
         "0x10000 = { register = { reset = 7, mask = '0xff' } }\n\
          IA32_LSTAR = { read = 'allow', write = 'pin' }",
     );
-    let Some(mut machine) = Machine::new(program, 4) else {
-        return;
-    };
-    std::thread::scope(|scope| {
-        for (vcpu, value) in machine.vcpus.iter_mut().zip(0x10..) {
-            scope.spawn(move || {
-                for _ in 0..50 {
-                    let saw = vcpu.run(&[
-                        Write(SPARE, value),
-                        Read(SPARE),
-                        Write(LSTAR, value),
-                        Write(LSTAR, 0xbad),
-                        Read(LSTAR),
-                    ]);
-                    let expected = [
-                        Saw::Written,
-                        Saw::Value(value),
-                        Saw::Written,
-                        Saw::Fault,
-                        Saw::Value(value),
-                    ];
-                    assert_eq!(saw, expected);
-                }
-            });
-        }
+    on_each(&program, 4, &GateOptions::new(), |machine| {
+        std::thread::scope(|scope| {
+            for (vcpu, value) in machine.vcpus.iter_mut().zip(0x10..) {
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        let saw = vcpu.run(&[
+                            Write(SPARE, value),
+                            Read(SPARE),
+                            Write(LSTAR, value),
+                            Write(LSTAR, 0xbad),
+                            Read(LSTAR),
+                        ]);
+                        let expected = [
+                            Saw::Written,
+                            Saw::Value(value),
+                            Saw::Written,
+                            Saw::Fault,
+                            Saw::Value(value),
+                        ];
+                        assert_eq!(saw, expected);
+                    }
+                });
+            }
+        });
     });
 }
 
@@ -408,16 +423,16 @@ fn a_device_answers_for_its_handler() {
         "0x10000 = { read = { handler = 'double' }, write = { handler = 'double' } }",
     );
     let options = GateOptions::new().device("double", |_: VcpuId| Box::new(Doubler(0)));
-    let Some(mut machine) = Machine::with_options(program, 1, options) else {
-        return;
-    };
-    let saw = machine
-        .first()
-        .run(&[Read(SPARE), Write(SPARE, 21), Read(SPARE), Write(SPARE, 13)]);
-    assert_eq!(
-        saw,
-        [Saw::Value(2), Saw::Written, Saw::Value(42), Saw::Fault]
-    );
+    on_each(&program, 1, &options, |machine| {
+        let saw =
+            machine
+                .first()
+                .run(&[Read(SPARE), Write(SPARE, 21), Read(SPARE), Write(SPARE, 13)]);
+        assert_eq!(
+            saw,
+            [Saw::Value(2), Saw::Written, Saw::Value(42), Saw::Fault]
+        );
+    });
 }
 
 /// The built-in guest's memory, of which linear and physical addresses are the same.
@@ -456,69 +471,80 @@ fn a_guest_believes_its_microcode_was_updated() {
     );
     let memory = Memory::default();
     let options = GateOptions::new().memory(Arc::new(memory.clone()));
-    let Some(mut machine) = Machine::with_options(program, 1, options) else {
-        return;
-    };
-    let signature = machine
-        .cpuid
-        .as_slice()
-        .iter()
-        .find(|leaf| leaf.function == 1)
-        .unwrap()
-        .eax;
-    let header = |signature: u32| -> Vec<u8> {
-        let fields = [
-            1,
-            0x2b00_0590,
-            0,
-            signature,
-            0,
-            1,
-            0,
-            2000,
-            2048,
-            0,
-            0,
-            0_u32,
-        ];
-        fields
+    on_each(&program, 1, &options, |machine| {
+        let signature = machine
+            .cpuid
             .iter()
-            .flat_map(|field| field.to_le_bytes())
-            .collect()
-    };
-    // Two pages that the guest's tables map, and what it would find there.
-    memory.0.lock().unwrap().extend([
-        (0x1ff0, header(signature)[..0x10].to_vec()),
-        (0x2000, header(signature)[0x10..].to_vec()),
-        (0x3000, header(signature ^ 1)),
-    ]);
-    let vendor = machine.cpuid.as_slice()[0];
-    assert_eq!(vendor.function, 0);
-    let is_amd = [*b"Auth", *b"Hygo"].contains(&vendor.ebx.to_le_bytes());
-    let shown = |revision: u64| if is_amd { revision } else { revision << 32 };
-    let saw = machine.first().run(&[
-        Read(revision),
-        Write(trigger, 0x3030),
-        Read(revision),
-        Write(trigger, 0x9_0000),
-        Write(trigger, 1 << 62),
-        Write(trigger, 0x2020),
-        Write(revision, 0),
-        Read(revision),
-        Read(trigger),
-    ]);
-    assert_eq!(
-        saw,
-        [
-            Saw::Value(shown(0x2b00_0000)),
-            Saw::Written,
-            Saw::Value(shown(0x2b00_0000)),
-            Saw::Fault,
-            Saw::Fault,
-            Saw::Written,
-            Saw::Written,
-            Saw::Value(shown(0x2b00_0590)),
-            Saw::Fault,
-        ]
-    );
+            .find(|leaf| leaf.function == 1)
+            .unwrap()
+            .eax;
+        let header = |signature: u32| -> Vec<u8> {
+            let fields = [
+                1,
+                0x2b00_0590,
+                0,
+                signature,
+                0,
+                1,
+                0,
+                2000,
+                2048,
+                0,
+                0,
+                0_u32,
+            ];
+            fields
+                .iter()
+                .flat_map(|field| field.to_le_bytes())
+                .collect()
+        };
+        // Two pages that the guest's tables map, and what it would find there.
+        *memory.0.lock().unwrap() = vec![
+            (0x1ff0, header(signature)[..0x10].to_vec()),
+            (0x2000, header(signature)[0x10..].to_vec()),
+            (0x3000, header(signature ^ 1)),
+        ];
+        let vendor = machine.cpuid[0];
+        assert_eq!(vendor.function, 0);
+        let is_amd = [*b"Auth", *b"Hygo"].contains(&vendor.ebx.to_le_bytes());
+        let shown = |revision: u64| if is_amd { revision } else { revision << 32 };
+        let saw = machine.first().run(&[
+            Read(revision),
+            Write(trigger, 0x3030),
+            Read(revision),
+            Write(trigger, 0x9_0000),
+            Write(trigger, 1 << 62),
+            Write(trigger, 0x2020),
+            Write(revision, 0),
+            Read(revision),
+            Read(trigger),
+        ]);
+        assert_eq!(
+            saw,
+            [
+                Saw::Value(shown(0x2b00_0000)),
+                Saw::Written,
+                Saw::Value(shown(0x2b00_0000)),
+                Saw::Fault,
+                Saw::Fault,
+                Saw::Written,
+                Saw::Written,
+                Saw::Value(shown(0x2b00_0590)),
+                Saw::Fault,
+            ]
+        );
+        // On another host, which has shown the guest what the policy says.
+        let vcpu = machine.first();
+        let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        assert_eq!(
+            vcpu.run(&[Read(revision)]),
+            [Saw::Value(shown(0x2b00_0000))]
+        );
+        vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
+        assert_eq!(
+            vcpu.run(&[Read(revision)]),
+            [Saw::Value(shown(0x2b00_0590))]
+        );
+    });
 }

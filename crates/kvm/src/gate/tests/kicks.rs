@@ -241,3 +241,44 @@ fn saving_completes_the_exit_that_is_pending() {
     assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
 }
+
+/// A vCPU is reset while KVM still has to complete an exit: nothing of it reaches the guest that
+/// begins anew.
+#[test]
+fn a_reset_forgets_the_exit_that_is_pending() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let handled = MsrIndex::new(0x1_0001);
+    for access in [SPARE, LSTAR, handled] {
+        let vcpu = machine.first();
+        vcpu.guest.load(&[Read(access)]).unwrap();
+        assert!(vcpu.step().is_some());
+        let before = vcpu.guest.registers().unwrap();
+        vcpu.msrs.reset(vcpu.guest.vcpu_mut()).unwrap();
+        vcpu.guest.complete().unwrap();
+        assert_eq!(vcpu.guest.registers().unwrap(), before);
+        let events = vcpu.guest.vcpu().get_vcpu_events().unwrap();
+        assert_eq!(
+            (events.exception.injected, events.exception.pending),
+            (0, 0)
+        );
+    }
+}
+
+/// A VMM that has KVM share all it can finds no #GP there that a rewind has cancelled.
+#[test]
+fn a_rewind_leaves_no_fault_in_the_shared_page() {
+    let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
+        return;
+    };
+    let shares = u64::from(kvm_bindings::KVM_SYNC_X86_REGS | kvm_bindings::KVM_SYNC_X86_EVENTS);
+    let vcpu = machine.first();
+    vcpu.guest.vcpu_mut().get_kvm_run().kvm_valid_regs = shares;
+    vcpu.guest.load(&[Read(STAR)]).unwrap();
+    assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+    let run = vcpu.guest.vcpu_mut().get_kvm_run();
+    assert_eq!(crate::gate::port::shared_exception(run), [0, 0]);
+    while vcpu.step().is_some() {}
+    assert_eq!(vcpu.saw(0, Read(STAR)), Saw::Value(0));
+}

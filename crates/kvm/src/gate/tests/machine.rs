@@ -1,12 +1,16 @@
-//! A VM behind a gate, whose vCPUs run the built-in guest.
+//! A VM behind a gate, whose vCPUs run a guest: the built-in one in a real KVM, or the model's.
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use msrgate_filter::{MsrIndex, Reply};
 use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
 
-use crate::gate::{Gate, GateOptions, Outcome, VcpuGate, Violation};
+use super::model::{self, ModelGuest, ModelVm};
+use crate::gate::vm::VmPort;
+use crate::gate::{
+    AnswerError, Asked, Gate, GateOptions, Outcome, StateError, VcpuGate, Violation,
+};
 use crate::guest::{Apic, Guest, Op, Report, Stop, VcpuNumber};
 use crate::probe::HostCaps;
 
@@ -35,16 +39,140 @@ pub(super) enum Saw {
     Fault,
 }
 
+/// How far a guest came.
+pub(super) enum Came {
+    /// To an exit for an MSR.
+    ToAnMsr,
+    /// To the end of its script.
+    ToItsEnd,
+}
+
+/// A guest that runs scripts, on a vCPU that a gate answers for.
+pub(super) trait TestGuest: Send {
+    /// A script of at most [`Guest::LONGEST`] accesses, from its start.
+    fn load(&mut self, script: &[Op]);
+
+    fn resume(&mut self) -> Came;
+
+    /// What it saw of an access that it has made.
+    fn saw(&self, number: usize, op: Op) -> Saw;
+
+    fn reset(&mut self, msrs: &mut VcpuGate) -> Result<(), AnswerError>;
+
+    fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError>;
+
+    fn finish(
+        &mut self,
+        msrs: &mut VcpuGate,
+        asked: Asked,
+        reply: Reply,
+    ) -> Result<(), AnswerError>;
+
+    fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError>;
+
+    fn restore(&mut self, msrs: &mut VcpuGate, saved: &[u8]) -> Result<(), StateError>;
+}
+
+impl TestGuest for Guest {
+    fn load(&mut self, script: &[Op]) {
+        Self::load(self, script).unwrap();
+    }
+
+    fn resume(&mut self) -> Came {
+        match Self::resume(self).unwrap() {
+            Stop::End => Came::ToItsEnd,
+            Stop::Msr(_) => Came::ToAnMsr,
+            other => panic!("the guest left with {other}"),
+        }
+    }
+
+    fn saw(&self, number: usize, op: Op) -> Saw {
+        match (self.report(number), op) {
+            (Report::Fault { .. }, _) => Saw::Fault,
+            (Report::Done(_), Op::Write(..)) => Saw::Written,
+            (Report::Done(after), _) => Saw::Value(after.value()),
+            (Report::NotReached, _) => panic!("step {number} was not reached"),
+        }
+    }
+
+    fn reset(&mut self, msrs: &mut VcpuGate) -> Result<(), AnswerError> {
+        msrs.reset(self.vcpu_mut())
+    }
+
+    fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError> {
+        msrs.answer(self.vcpu_mut())
+    }
+
+    fn finish(
+        &mut self,
+        msrs: &mut VcpuGate,
+        asked: Asked,
+        reply: Reply,
+    ) -> Result<(), AnswerError> {
+        msrs.finish(self.vcpu_mut(), asked, reply)
+    }
+
+    fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError> {
+        msrs.save(self.vcpu_mut())
+    }
+
+    fn restore(&mut self, msrs: &mut VcpuGate, saved: &[u8]) -> Result<(), StateError> {
+        msrs.restore(self.vcpu_mut(), saved)
+    }
+}
+
+/// A guest of either.
+pub(super) type AnyGuest = Box<dyn TestGuest>;
+
+impl TestGuest for AnyGuest {
+    fn load(&mut self, script: &[Op]) {
+        (**self).load(script);
+    }
+
+    fn resume(&mut self) -> Came {
+        (**self).resume()
+    }
+
+    fn saw(&self, number: usize, op: Op) -> Saw {
+        (**self).saw(number, op)
+    }
+
+    fn reset(&mut self, msrs: &mut VcpuGate) -> Result<(), AnswerError> {
+        (**self).reset(msrs)
+    }
+
+    fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError> {
+        (**self).answer(msrs)
+    }
+
+    fn finish(
+        &mut self,
+        msrs: &mut VcpuGate,
+        asked: Asked,
+        reply: Reply,
+    ) -> Result<(), AnswerError> {
+        (**self).finish(msrs, asked, reply)
+    }
+
+    fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError> {
+        (**self).save(msrs)
+    }
+
+    fn restore(&mut self, msrs: &mut VcpuGate, saved: &[u8]) -> Result<(), StateError> {
+        (**self).restore(msrs, saved)
+    }
+}
+
 /// A VM with some vCPUs, and their parts of its gate.
-pub(super) struct Machine {
+pub(super) struct Machine<G = Guest> {
     pub(super) gate: Arc<Gate>,
-    pub(super) vcpus: Vec<Vcpu>,
-    pub(super) cpuid: CpuId,
+    pub(super) vcpus: Vec<Vcpu<G>>,
+    pub(super) cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 /// A vCPU and its part of the gate.
-pub(super) struct Vcpu {
-    pub(super) guest: Guest,
+pub(super) struct Vcpu<G = Guest> {
+    pub(super) guest: G,
     pub(super) msrs: VcpuGate,
     /// Exits that came for MSRs.
     pub(super) exits: usize,
@@ -62,18 +190,51 @@ impl Machine {
         options: GateOptions,
     ) -> Option<Self> {
         let host = HostCaps::for_test()?;
-        let cpuid = host.open().unwrap();
-        let cpuid = cpuid.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+        let kvm = host.open().unwrap();
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
         let first = Guest::new(&host, Apic::Absent).unwrap();
         let vm = Arc::clone(first.vm());
         let others = VcpuNumber::others().take(count - 1);
         let others = others.map(|number| Guest::in_vm(Arc::clone(&vm), number, &cpuid).unwrap());
-        let guests: Vec<_> = std::iter::once(first).chain(others).collect();
+        let guests = std::iter::once(first).chain(others).collect();
         let gate = Gate::with_options(program, &host, options).unwrap();
         gate.install(&*vm).unwrap();
-        let vcpu = |(mut guest, id): (Guest, u32)| {
+        Some(Self::behind(gate, guests, cpuid.as_slice().to_vec()))
+    }
+}
+
+impl Machine<ModelGuest> {
+    /// The same on the model. Its guests' CPUID is `cpuid`.
+    pub(super) fn of_model(
+        program: Program,
+        count: usize,
+        options: GateOptions,
+        cpuid: Vec<kvm_cpuid_entry2>,
+    ) -> Self {
+        let vm = ModelVm::new();
+        let guests = (0..count).map(|_| ModelGuest::new(&vm.vm)).collect();
+        Self::in_model(program, Box::new(vm), guests, options, cpuid)
+    }
+
+    /// The same with this VM, to which these guests belong.
+    pub(super) fn in_model(
+        program: Program,
+        vm: Box<dyn VmPort>,
+        guests: Vec<ModelGuest>,
+        options: GateOptions,
+        cpuid: Vec<kvm_cpuid_entry2>,
+    ) -> Self {
+        let gate = Gate::with_options(program, &HostCaps::of_model(), options).unwrap();
+        gate.install_in(vm).unwrap();
+        Self::behind(gate, guests, cpuid)
+    }
+}
+
+impl<G: TestGuest> Machine<G> {
+    fn behind(gate: Gate, guests: Vec<G>, cpuid: Vec<kvm_cpuid_entry2>) -> Self {
+        let vcpu = |(mut guest, id): (G, u32)| {
             let mut msrs = gate.vcpu(id, &cpuid).unwrap();
-            msrs.reset(guest.vcpu_mut()).unwrap();
+            guest.reset(&mut msrs).unwrap();
             Vcpu {
                 guest,
                 msrs,
@@ -81,19 +242,48 @@ impl Machine {
             }
         };
         let vcpus = guests.into_iter().zip(0..).map(vcpu).collect();
-        Some(Self {
+        Self {
             gate: Arc::new(gate),
             vcpus,
             cpuid,
-        })
+        }
     }
 
-    pub(super) fn first(&mut self) -> &mut Vcpu {
+    pub(super) fn first(&mut self) -> &mut Vcpu<G> {
         &mut self.vcpus[0]
     }
 }
 
-impl Vcpu {
+impl<G: TestGuest + 'static> Machine<G> {
+    fn any(self) -> Machine<AnyGuest> {
+        let vcpu = |vcpu: Vcpu<G>| Vcpu {
+            guest: Box::new(vcpu.guest) as AnyGuest,
+            msrs: vcpu.msrs,
+            exits: vcpu.exits,
+        };
+        Machine {
+            gate: self.gate,
+            vcpus: self.vcpus.into_iter().map(vcpu).collect(),
+            cpuid: self.cpuid,
+        }
+    }
+}
+
+/// One test body on the model and, where there is one, on a real KVM.
+pub(super) fn on_each(
+    program: &Program,
+    count: usize,
+    options: &GateOptions,
+    body: impl Fn(&mut Machine<AnyGuest>),
+) {
+    let model = Machine::of_model(program.clone(), count, options.clone(), model::cpuid());
+    body(&mut model.any());
+    if let Some(kvm) = Machine::with_options(program.clone(), count, options.clone()) {
+        body(&mut kvm.any());
+    }
+}
+
+impl<G: TestGuest> Vcpu<G> {
     /// Runs accesses; whatever the policy calls a handler answers with 0x5a.
     pub(super) fn run(&mut self, script: &[Op]) -> Vec<Saw> {
         self.run_to_kill(script).expect("no violation")
@@ -103,13 +293,13 @@ impl Vcpu {
     pub(super) fn run_to_kill(&mut self, script: &[Op]) -> Result<Vec<Saw>, Violation> {
         let mut saw = Vec::new();
         for part in script.chunks(Guest::LONGEST) {
-            self.guest.load(part).unwrap();
+            self.guest.load(part);
             while let Some(outcome) = self.step() {
                 match outcome {
                     Outcome::Resume => {}
                     Outcome::Handler(asked) => {
-                        let vcpu = self.guest.vcpu_mut();
-                        self.msrs.finish(vcpu, asked, Reply::value(0x5a)).unwrap();
+                        let reply = Reply::value(0x5a);
+                        self.guest.finish(&mut self.msrs, asked, reply).unwrap();
                     }
                     Outcome::Kill(violation) => return Err(violation),
                 }
@@ -121,23 +311,17 @@ impl Vcpu {
 
     /// Runs to the next exit for an MSR, and has the gate answer it; `None` at the end.
     pub(super) fn step(&mut self) -> Option<Outcome> {
-        match self.guest.resume().unwrap() {
-            Stop::End => None,
-            Stop::Msr(_) => {
+        match self.guest.resume() {
+            Came::ToItsEnd => None,
+            Came::ToAnMsr => {
                 self.exits += 1;
-                Some(self.msrs.answer(self.guest.vcpu_mut()).unwrap())
+                Some(self.guest.answer(&mut self.msrs).unwrap())
             }
-            other => panic!("the guest left with {other}"),
         }
     }
 
     /// What the guest saw of one step of what it ran last.
     pub(super) fn saw(&self, number: usize, op: Op) -> Saw {
-        match (self.guest.report(number), op) {
-            (Report::Fault { .. }, _) => Saw::Fault,
-            (Report::Done(_), Op::Write(..)) => Saw::Written,
-            (Report::Done(after), _) => Saw::Value(after.value()),
-            (Report::NotReached, _) => panic!("step {number} was not reached"),
-        }
+        self.guest.saw(number, op)
     }
 }

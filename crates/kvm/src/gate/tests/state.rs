@@ -3,7 +3,7 @@
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_policy::answer::Deed;
 
-use super::machine::{LSTAR, Machine, STAR, Saw, policy, program};
+use super::machine::{LSTAR, Machine, STAR, Saw, TestGuest, policy, program};
 use crate::gate::events::{EventOptions, Rip, Values};
 use crate::gate::{Gate, GateError, GateOptions, StateError};
 use crate::guest::Op::{Read, Write};
@@ -42,7 +42,7 @@ fn a_snapshot_is_restored_in_another_vm() {
         return;
     };
     let vcpu = other.first();
-    vcpu.msrs.restore(&saved).unwrap();
+    vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
     assert_eq!(
         vcpu.run(&[Read(SPARE), Write(LSTAR, 0x2000)]),
         [Saw::Value(9), Saw::Fault]
@@ -50,7 +50,7 @@ fn a_snapshot_is_restored_in_another_vm() {
     let mut cut = saved.clone();
     cut.pop();
     assert!(matches!(
-        vcpu.msrs.restore(&cut),
+        vcpu.guest.restore(&mut vcpu.msrs, &cut),
         Err(StateError::Restore(_))
     ));
     assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(9)]);
@@ -82,7 +82,7 @@ fn the_first_vcpu_chooses_the_variant() {
     );
     // Hot-plug of the same, of one that has changed, and of another processor.
     machine.gate.vcpu(0, &machine.cpuid).map(drop).unwrap();
-    let mut leaves = machine.cpuid.as_slice().to_vec();
+    let mut leaves = machine.cpuid.clone();
     leaves.last_mut().unwrap().eax ^= 1;
     let changed = machine.gate.vcpu(0, &leaves).map(drop);
     assert!(
@@ -259,4 +259,25 @@ fn a_filter_that_is_not_the_gates_is_found_out() {
         ),
         "{error}"
     );
+}
+
+/// RIP is not known at an exit before which nobody had asked for it: it is not invented.
+#[test]
+fn a_rip_that_was_not_asked_for_is_not_told() {
+    let events = EventOptions {
+        rip: Rip::Shown,
+        ..EventOptions::default()
+    };
+    let options = GateOptions::new().events(events);
+    let program = policy("default = 'deny'", "");
+    let Some(mut machine) = Machine::with_options(program, 1, options) else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest.vcpu_mut().get_kvm_run().kvm_valid_regs = 0;
+    vcpu.run(&[Read(LSTAR), Read(LSTAR)]);
+    let site = vcpu.guest.site(Read(LSTAR));
+    let mut seen = Vec::new();
+    machine.gate.events().drain(|event| seen.push(event.rip));
+    assert_eq!(seen, [None, Some(site)]);
 }

@@ -1,0 +1,301 @@
+//! The model behind a gate: `msrgate-filter`'s VM in the place of a KVM.
+
+use std::collections::BTreeMap;
+
+use kvm_bindings::kvm_cpuid_entry2;
+use msrgate_filter::{
+    Exit, Filter, Gprs, Instruction, MsrIndex, Origin, ReasonMask, RegisterFault, Registers, Reply,
+    Revision, RunExit, Vcpu, Vm,
+};
+
+use super::machine::{Came, FMASK, KERNEL_GS_BASE, LSTAR, STAR, Saw, TestGuest};
+use crate::calls::{Level, Taken};
+use crate::errno::CallErrno;
+use crate::exit::RawReason;
+use crate::gate::port::Port;
+use crate::gate::vm::VmPort;
+use crate::gate::{AnswerError, Asked, Outcome, StateError, VcpuGate};
+use crate::guest::Op;
+use crate::install::InstallError;
+
+const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
+const TRIGGER: MsrIndex = MsrIndex::new(0x79);
+const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
+
+/// A VM of the model, and its mask.
+pub(super) struct ModelVm {
+    pub(super) vm: Vm,
+    reasons: ReasonMask,
+}
+
+impl ModelVm {
+    pub(super) fn new() -> Self {
+        Self {
+            vm: Vm::new(Revision::Mainline),
+            reasons: ReasonMask::NONE,
+        }
+    }
+}
+
+impl VmPort for ModelVm {
+    fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
+        // The order of `Installed::replace` (S7).
+        let both = self.reasons.bits() | reasons.bits();
+        let both = ReasonMask::from_bits(Revision::Mainline, both).unwrap();
+        self.vm.set_reasons(both);
+        self.vm.set_filter(filter).unwrap();
+        self.vm.set_reasons(reasons);
+        self.reasons = reasons;
+        Ok(())
+    }
+
+    fn has_nested_state(&self) -> bool {
+        false
+    }
+
+    fn has_shared_registers(&self) -> bool {
+        true
+    }
+}
+
+/// What lies behind the model's filter: what the tests use of a real vCPU.
+pub(super) struct TestRegisters(BTreeMap<MsrIndex, u64>);
+
+impl TestRegisters {
+    fn new() -> Self {
+        let held = [STAR, LSTAR, CSTAR, FMASK, KERNEL_GS_BASE, SIGN_ID];
+        Self(held.map(|index| (index, 0)).into())
+    }
+}
+
+/// An address of 48 bits.
+const fn is_canonical(address: u64) -> bool {
+    let address = address.cast_signed();
+    address << 16 >> 16 == address
+}
+
+impl Registers for TestRegisters {
+    fn read(&mut self, index: MsrIndex, _: Origin) -> Result<u64, RegisterFault> {
+        self.0.get(&index).copied().ok_or(RegisterFault::Unknown)
+    }
+
+    fn write(&mut self, index: MsrIndex, value: u64, by: Origin) -> Result<(), RegisterFault> {
+        let is_address = [LSTAR, CSTAR, KERNEL_GS_BASE].contains(&index);
+        if is_address && !is_canonical(value) {
+            return Err(RegisterFault::Invalid);
+        }
+        if (index, by) == (TRIGGER, Origin::Guest) {
+            return Ok(());
+        }
+        let held = self.0.get_mut(&index).ok_or(RegisterFault::Unknown)?;
+        // A guest's write of the revision is how it asks for it: KVM drops it.
+        if (index, by) != (SIGN_ID, Origin::Guest) {
+            *held = value;
+        }
+        Ok(())
+    }
+}
+
+/// A vCPU of the model, and the guest on it.
+pub(super) struct ModelGuest {
+    vcpu: ModelVcpu,
+    script: Vec<Op>,
+    saw: Vec<Saw>,
+}
+
+/// A vCPU, and whether its exit has been answered for good.
+struct ModelVcpu {
+    vcpu: Vcpu<TestRegisters>,
+    pending: Pending,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    Open,
+    Settled,
+}
+
+impl ModelGuest {
+    pub(super) fn new(vm: &Vm) -> Self {
+        Self {
+            vcpu: ModelVcpu {
+                vcpu: vm.create_vcpu(TestRegisters::new()),
+                pending: Pending::Settled,
+            },
+            script: Vec::new(),
+            saw: Vec::new(),
+        }
+    }
+
+    /// Puts the guest before its next access.
+    fn begin(&mut self) {
+        if let Some(op) = self.script.get(self.saw.len()) {
+            let before = op.operands();
+            self.vcpu.vcpu.set_gprs(Gprs {
+                rax: before.rax,
+                rcx: before.rcx,
+                rdx: before.rdx,
+                rip: SITE,
+            });
+        }
+    }
+}
+
+/// Where the model's one instruction is.
+const SITE: u64 = 0x1000;
+
+impl TestGuest for ModelGuest {
+    fn load(&mut self, script: &[Op]) {
+        // What had been left pending comes to nothing.
+        let _ = self.vcpu.vcpu.run_immediate_exit();
+        self.script = script.to_vec();
+        self.saw.clear();
+        self.begin();
+    }
+
+    fn resume(&mut self) -> Came {
+        while let Some(&op) = self.script.get(self.saw.len()) {
+            let instruction = match op {
+                Op::Read(_) => Instruction::Rdmsr,
+                Op::Write(..) => Instruction::Wrmsr,
+                Op::Time | Op::SwapGs => panic!("the model has no {op:?}"),
+            };
+            let saw = match self.vcpu.vcpu.run(instruction) {
+                RunExit::Msr(_) => {
+                    self.vcpu.pending = Pending::Open;
+                    return Came::ToAnMsr;
+                }
+                RunExit::Retired => {
+                    let after = self.vcpu.vcpu.gprs();
+                    assert_eq!(after.rip, SITE + Instruction::LENGTH);
+                    match op {
+                        Op::Write(..) => Saw::Written,
+                        _ => Saw::Value(after.rdx << 32 | after.rax),
+                    }
+                }
+                RunExit::GeneralProtection { rip } => {
+                    assert_eq!(rip, SITE);
+                    Saw::Fault
+                }
+                other => panic!("{other:?}"),
+            };
+            self.saw.push(saw);
+            self.begin();
+        }
+        Came::ToItsEnd
+    }
+
+    fn saw(&self, number: usize, _: Op) -> Saw {
+        self.saw[number]
+    }
+
+    fn reset(&mut self, msrs: &mut VcpuGate) -> Result<(), AnswerError> {
+        msrs.reset_at(&mut self.vcpu)
+    }
+
+    fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError> {
+        msrs.answer_at(&mut self.vcpu)
+    }
+
+    fn finish(
+        &mut self,
+        msrs: &mut VcpuGate,
+        asked: Asked,
+        reply: Reply,
+    ) -> Result<(), AnswerError> {
+        msrs.finish_at(&mut self.vcpu, &asked, reply)
+    }
+
+    fn save(&mut self, msrs: &mut VcpuGate) -> Result<Vec<u8>, StateError> {
+        msrs.save_at(&mut self.vcpu)
+    }
+
+    fn restore(&mut self, msrs: &mut VcpuGate, saved: &[u8]) -> Result<(), StateError> {
+        msrs.restore_at(&mut self.vcpu, saved)
+    }
+}
+
+impl Port for ModelVcpu {
+    fn pending(&self) -> Result<Option<Exit>, RawReason> {
+        let exit = self.vcpu.pending_exit();
+        Ok(exit.filter(|_| self.pending == Pending::Open))
+    }
+
+    fn reply(&mut self, reply: Reply) {
+        self.vcpu.reply(reply);
+    }
+
+    fn settle(&mut self) {
+        self.pending = Pending::Settled;
+    }
+
+    fn rewind(&mut self) -> Result<(), CallErrno> {
+        let before = self.vcpu.gprs();
+        self.vcpu.reply(Reply::FAULT);
+        self.complete()?;
+        self.vcpu.set_gprs(before);
+        Ok(())
+    }
+
+    fn forget(&mut self) -> Result<(), CallErrno> {
+        match self.vcpu.pending_exit() {
+            Some(_) => self.rewind(),
+            None => Ok(()),
+        }
+    }
+
+    fn complete(&mut self) -> Result<(), CallErrno> {
+        assert_eq!(self.vcpu.run_immediate_exit(), RunExit::Interrupted);
+        Ok(())
+    }
+
+    fn register(&mut self, index: MsrIndex) -> Result<Option<u64>, CallErrno> {
+        Ok(self.vcpu.host_read(index).ok())
+    }
+
+    fn set_register(&mut self, index: MsrIndex, value: u64) -> Result<Taken, CallErrno> {
+        Ok(match self.vcpu.host_write(index, value) {
+            Ok(()) => Taken::Yes,
+            Err(_) => Taken::No,
+        })
+    }
+
+    /// The model has no paging.
+    fn physical(&mut self, linear: u64) -> Result<Option<u64>, CallErrno> {
+        Ok(is_canonical(linear).then_some(linear))
+    }
+
+    fn level(&mut self) -> Result<Level, CallErrno> {
+        Ok(Level::Guest)
+    }
+
+    fn rip(&self) -> Option<u64> {
+        Some(self.vcpu.gprs().rip)
+    }
+
+    fn ask_for_registers(&mut self) {}
+}
+
+/// What the model's guests get from CPUID: an Intel processor with long mode and SYSENTER.
+pub(super) fn cpuid() -> Vec<kvm_cpuid_entry2> {
+    let word = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
+    vec![
+        kvm_cpuid_entry2 {
+            ebx: word(b"Genu"),
+            edx: word(b"ineI"),
+            ecx: word(b"ntel"),
+            ..kvm_cpuid_entry2::default()
+        },
+        kvm_cpuid_entry2 {
+            function: 1,
+            eax: 0x606a6,
+            edx: 1 << 11,
+            ..kvm_cpuid_entry2::default()
+        },
+        kvm_cpuid_entry2 {
+            function: 0x8000_0001,
+            edx: 1 << 29 | 1 << 11,
+            ..kvm_cpuid_entry2::default()
+        },
+    ]
+}

@@ -1,0 +1,201 @@
+//! What goes wrong: calls that fail, a gate that is gone, a guest that hides what it does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use msrgate_filter::{Access, Errno, Filter, MsrIndex, ReasonMask};
+use msrgate_policy::answer::Deed;
+
+use super::machine::{Came, LSTAR, Machine, NOWHERE, STAR, Saw, TestGuest, on_each, policy};
+use super::model::{self, ModelGuest, ModelVm};
+use crate::errno::CallErrno;
+use crate::gate::vm::VmPort;
+use crate::gate::{AnswerError, GateOptions, Outcome};
+use crate::guest::Op::{Read, Write};
+use crate::install::InstallError;
+
+const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
+
+fn audit() -> msrgate_policy::Program {
+    policy("default = 'deny'\nmode = 'audit'", "")
+}
+
+/// A VM whose filters the kernel takes so often, and then no more.
+struct Failing {
+    vm: ModelVm,
+    left: Arc<AtomicUsize>,
+    then: Then,
+}
+
+#[derive(Clone, Copy)]
+enum Then {
+    Refuse,
+    Panic,
+}
+
+impl VmPort for Failing {
+    fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
+        let left = self.left.load(Ordering::SeqCst);
+        match (left, self.then) {
+            (0, Then::Refuse) => Err(InstallError::Filter(CallErrno::Known(Errno::Efault))),
+            (0, Then::Panic) => panic!("as the test wants it"),
+            _ => {
+                self.left.store(left - 1, Ordering::SeqCst);
+                self.vm.replace(filter, reasons)
+            }
+        }
+    }
+
+    fn has_nested_state(&self) -> bool {
+        false
+    }
+
+    fn has_shared_registers(&self) -> bool {
+        true
+    }
+}
+
+/// A VM of which only the first filter is taken.
+fn failing(then: Then) -> (Machine<ModelGuest>, Arc<AtomicUsize>) {
+    let vm = ModelVm::new();
+    let guests = vec![ModelGuest::new(&vm.vm)];
+    let left = Arc::new(AtomicUsize::new(1));
+    let port = Failing {
+        vm,
+        left: Arc::clone(&left),
+        then,
+    };
+    let options = GateOptions::new();
+    let machine = Machine::in_model(audit(), Box::new(port), guests, options, model::cpuid());
+    (machine, left)
+}
+
+/// What becomes in the end of an access that only another filter would let through.
+fn end_of_wait<G: TestGuest>(machine: &mut Machine<G>) -> Option<AnswerError> {
+    let vcpu = machine.first();
+    vcpu.guest.load(&[Read(LSTAR)]);
+    for _ in 0..1_000_000 {
+        match vcpu.guest.resume() {
+            Came::ToItsEnd => return None,
+            Came::ToAnMsr => match vcpu.guest.answer(&mut vcpu.msrs) {
+                Ok(_) => thread::yield_now(),
+                Err(error) => {
+                    // A VMM that goes on all the same: the guest gets its #GP.
+                    assert!(matches!(vcpu.guest.resume(), Came::ToItsEnd));
+                    assert_eq!(vcpu.saw(0, Read(LSTAR)), Saw::Fault);
+                    return Some(error);
+                }
+            },
+        }
+    }
+    panic!("the vCPU waits for ever");
+}
+
+#[test]
+fn a_filter_that_the_kernel_refuses_is_an_error_until_a_program_is_taken() {
+    let (mut machine, left) = failing(Then::Refuse);
+    let refused = AnswerError::Publish(CallErrno::Known(Errno::Efault));
+    assert_eq!(end_of_wait(&mut machine), Some(refused));
+    machine.gate.replace(audit()).unwrap_err();
+    assert_eq!(end_of_wait(&mut machine), Some(refused));
+    left.store(100, Ordering::SeqCst);
+    machine.gate.replace(audit()).unwrap();
+    assert_eq!(end_of_wait(&mut machine), None);
+}
+
+/// No vCPU spins for a thread that has died.
+#[test]
+fn a_publisher_that_panics_is_an_error() {
+    let (mut machine, _) = failing(Then::Panic);
+    assert_eq!(end_of_wait(&mut machine), Some(AnswerError::Gone));
+}
+
+/// The kernel keeps the filter of a gate that was dropped; what needs another one is refused.
+#[test]
+fn a_vcpu_whose_gate_is_gone_is_told() {
+    on_each(&audit(), 1, &GateOptions::new(), |machine| {
+        assert_eq!(machine.first().run(&[Read(STAR)]), [Saw::Value(0)]);
+        let other = model::cpuid();
+        let options = GateOptions::new();
+        let other = Machine::of_model(audit(), 1, options, other);
+        drop(std::mem::replace(&mut machine.gate, other.gate));
+        assert_eq!(end_of_wait(machine), Some(AnswerError::Gone));
+    });
+}
+
+/// KVM would complete an exit that nobody answered as if it had gone well (S5.4).
+#[test]
+fn an_exit_that_nobody_answered_is_not_saved_as_success() {
+    let program = policy(
+        "default = 'deny'",
+        "0x10000 = { read = { handler = 'mine' }, write = 'deny' }",
+    );
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        let script = [Read(LSTAR), Read(SPARE)];
+        vcpu.guest.load(&script);
+        assert!(matches!(vcpu.guest.resume(), Came::ToAnMsr));
+        assert!(vcpu.guest.save(&mut vcpu.msrs).is_err());
+        let outcome = vcpu.guest.answer(&mut vcpu.msrs).unwrap();
+        assert!(matches!(outcome, Outcome::Resume), "{outcome:?}");
+        let Some(Outcome::Handler(asked)) = vcpu.step() else {
+            panic!("no handler");
+        };
+        assert!(vcpu.guest.save(&mut vcpu.msrs).is_err());
+        let reply = msrgate_filter::Reply::value(3);
+        vcpu.guest.finish(&mut vcpu.msrs, asked, reply).unwrap();
+        assert!(vcpu.step().is_none());
+        assert_eq!(vcpu.saw(0, script[0]), Saw::Fault);
+        assert_eq!(vcpu.saw(1, script[1]), Saw::Value(3));
+        vcpu.guest.save(&mut vcpu.msrs).unwrap();
+    });
+}
+
+/// A guest that touches all there is does not make its VM blind to what it does next.
+#[test]
+fn what_is_forgotten_is_told_again() {
+    let program = policy("default = 'allow'\nlog = 'first'", "");
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        for index in 0..100_000 {
+            let index = MsrIndex::new(index);
+            machine.gate.shared.seen.touch(0, index, Access::Read);
+        }
+        assert_eq!(machine.first().run(&[Write(STAR, 5)]), [Saw::Written]);
+        let mut count = 0;
+        machine.gate.events().drain(|_| count += 1);
+        assert!(count >= 1, "{count}");
+    });
+}
+
+/// What was let through under one program is what the next one is to tell of.
+#[test]
+fn each_program_sees_accesses_anew() {
+    let program = policy("default = 'allow'\nlog = 'first'", "");
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let script = [Write(STAR, 5), Read(NOWHERE)];
+        machine.first().run(&script);
+        machine.gate.replace(audit()).unwrap();
+        machine.first().run(&script);
+        let mut seen = Vec::new();
+        machine
+            .gate
+            .events()
+            .drain(|event| seen.push((event.index, event.deed)));
+        let expected = [
+            (STAR, Deed::Allowed),
+            (NOWHERE, Deed::Allowed),
+            (STAR, Deed::WouldDeny),
+            (NOWHERE, Deed::WouldDeny),
+        ];
+        assert_eq!(seen, expected);
+    });
+}
+
+/// In an audit a guest writes what the policy refuses, and a migration must not lose it.
+#[test]
+fn an_audited_guest_is_migrated_whole() {
+    on_each(&audit(), 1, &GateOptions::new(), |machine| {
+        assert_eq!(machine.gate.migration_list(&[STAR, LSTAR]), [STAR, LSTAR]);
+    });
+}

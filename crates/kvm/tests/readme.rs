@@ -1,0 +1,146 @@
+//! Unsafe: gives memory to KVM.
+//!
+//! The README's example of a VMM, compiled and run: the lines between the two marks are those that
+//! the README shows.
+#![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
+
+mod host;
+
+use std::error::Error;
+use std::path::Path;
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use msrgate_filter::Reply;
+use msrgate_kvm::HostCaps;
+use msrgate_kvm::gate::{Asked, Gate, Outcome};
+use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
+
+const POLICY: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
+    0x10000 = { read = { value = 42 }, write = 'deny' }\n\
+    0x10001 = { read = { handler = 'mine' }, write = 'kill' }";
+
+/// A page of the guest's memory.
+#[repr(align(4096))]
+struct Page([u8; 4096]);
+
+/// Where it is, and the guest's code in it.
+const ADDRESS: u16 = 0x1000;
+
+/// 16-bit code: reads 0x10000 into EBX, 0x10001 into EAX.
+const READS: &[u8] = &[
+    0x66, 0xb9, 0x00, 0x00, 0x01, 0x00, // mov ecx, 0x10000
+    0x0f, 0x32, // rdmsr
+    0x66, 0x89, 0xc3, // mov ebx, eax
+    0x66, 0xb9, 0x01, 0x00, 0x01, 0x00, // mov ecx, 0x10001
+    0x0f, 0x32, // rdmsr
+    0xf4, // hlt
+];
+
+/// The same, and writes 0x10001, which ends it.
+const WRITES: &[u8] = &[
+    0x66, 0xb9, 0x01, 0x00, 0x01, 0x00, // mov ecx, 0x10001
+    0x0f, 0x30, // wrmsr
+    0xf4, // hlt
+];
+
+/// The VMM's own code for `handler = "mine"`.
+fn device(asked: &Asked) -> Reply {
+    assert_eq!(asked.handler(), "mine");
+    Reply::value(7)
+}
+
+/// Runs the code behind a gate with the program in `file`, to its HLT.
+fn run(code: &[u8], file: &Path) -> Result<(u64, u64), Box<dyn Error>> {
+    let mut page = Box::new(Page([0; 4096]));
+    page.0[..code.len()].copy_from_slice(code);
+    let host = HostCaps::probe()?;
+    let vm = host.create_vm()?;
+    let region = kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: ADDRESS.into(),
+        memory_size: page.0.len() as u64,
+        userspace_addr: page.0.as_ptr() as u64,
+    };
+    // SAFETY: the page is as large as the region says and lives until the vCPU, which alone uses it
+    // from here on, is gone; nothing is read from it after that.
+    unsafe { vm.set_user_memory_region(region)? };
+    let mut vcpu = vm.create_vcpu(0)?;
+    let cpuid = Kvm::new()?.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    vcpu.set_cpuid2(&cpuid)?;
+    let mut system = vcpu.get_sregs()?;
+    (system.cs.base, system.cs.selector) = (0, 0);
+    vcpu.set_sregs(&system)?;
+    let mut registers = vcpu.get_regs()?;
+    (registers.rip, registers.rflags) = (ADDRESS.into(), 2);
+    vcpu.set_regs(&registers)?;
+    example(file, &vm, &mut vcpu, &cpuid)?;
+    let registers = vcpu.get_regs()?;
+    Ok((registers.rbx, registers.rax))
+}
+
+fn example(
+    file: &Path,
+    vm: &kvm_ioctls::VmFd,
+    vcpu: &mut VcpuFd,
+    cpuid: &kvm_bindings::CpuId,
+) -> Result<(), Box<dyn Error>> {
+    // The README begins here.
+    let program = Program::decode(&std::fs::read(file)?)?;
+    let gate = Gate::new(program, &HostCaps::probe()?)?;
+    gate.install(vm)?;
+    let mut msrs = gate.vcpu(0, cpuid)?;
+    msrs.reset(vcpu)?;
+    loop {
+        match vcpu.run()? {
+            VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_) => match msrs.answer(vcpu)? {
+                Outcome::Resume => {}
+                Outcome::Handler(asked) => {
+                    let reply = device(&asked);
+                    msrs.finish(vcpu, asked, reply)?;
+                }
+                Outcome::Kill(violation) => return Err(violation.into()),
+            },
+            VcpuExit::Hlt => return Ok(()),
+            other => return Err(format!("{other:?}").into()),
+        }
+    }
+    // The README ends here.
+}
+
+fn shown() -> String {
+    let source = include_str!("readme.rs");
+    let lines = source
+        .lines()
+        .skip_while(|line| line.trim() != "// The README begins here.")
+        .skip(1)
+        .take_while(|line| line.trim() != "// The README ends here.");
+    let lines = lines.map(|line| line.strip_prefix("    ").unwrap_or(line));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+#[test]
+fn the_readme_shows_what_is_run_here() {
+    let readme = include_str!("../../../README.md");
+    let block = format!("```rust\n{}```\n", shown());
+    assert!(readme.contains(&block), "README.md is to have\n{block}");
+}
+
+#[test]
+fn the_readmes_vmm_answers_and_ends() {
+    if host::host().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sandbox.msrg");
+    let policy = parse(&Source::new("sandbox.toml", POLICY), &mut NoIncludes).unwrap();
+    let program = Program::of(&compile(policy).unwrap());
+    std::fs::write(&file, program.encode()).unwrap();
+    assert_eq!(run(READS, &file).unwrap(), (42, 7));
+    let violation = run(WRITES, &file).unwrap_err();
+    assert_eq!(
+        violation.to_string(),
+        "vCPU 0: a write of MSR 0x10001, for which the policy says kill"
+    );
+}
