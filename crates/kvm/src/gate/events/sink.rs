@@ -74,6 +74,11 @@ impl JsonLines {
         if self.bytes > 0 && self.bytes + bytes > self.most {
             self.rotate();
         }
+        // A full disk may have cut the last line: that one is ended first.
+        if self.failed > 0 && end_line(&mut self.file).is_err() {
+            self.failed += 1;
+            return;
+        }
         match self.file.write_all(text.as_bytes()) {
             Ok(()) => self.bytes += bytes,
             Err(_) => self.failed += 1,
@@ -109,12 +114,19 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
         .append(true)
         .read(true)
         .open(path)?;
-    let bytes = file.metadata()?.len();
     // A line that a kill cut short must not become the beginning of the next.
-    if bytes > 0 && !ends_with_newline(&mut file, bytes)? {
+    end_line(&mut file)?;
+    let bytes = file.metadata()?.len();
+    Ok((file, bytes))
+}
+
+/// Ends the last line, if it was cut.
+fn end_line(file: &mut File) -> io::Result<()> {
+    let bytes = file.metadata()?.len();
+    if bytes > 0 && !ends_with_newline(file, bytes)? {
         file.write_all(b"\n")?;
     }
-    Ok((file, bytes))
+    Ok(())
 }
 
 fn ends_with_newline(file: &mut File, bytes: u64) -> io::Result<bool> {

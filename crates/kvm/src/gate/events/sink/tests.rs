@@ -92,3 +92,21 @@ fn what_cannot_be_written_is_counted() {
     sink.event(&event(1));
     assert_eq!(sink.failed(), 1);
 }
+
+/// After a write that failed in the middle of a line, too.
+#[test]
+fn a_line_that_a_full_disk_cut_is_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    let mut sink = JsonLines::append(&path, u64::MAX, "").unwrap();
+    sink.event(&event(1));
+    sink.file.write_all(b"{\"sche").unwrap();
+    sink.failed = 1;
+    sink.event(&event(2));
+    sink.event(&event(3));
+    let text = fs::read_to_string(&path).unwrap();
+    let whole = text
+        .lines()
+        .filter(|line| serde_json::from_str::<Value>(line).is_ok());
+    assert_eq!((text.lines().count(), whole.count()), (4, 3));
+}
