@@ -12,6 +12,9 @@
 //! What this crate does not do: it reads no policy's text and knows no register's name.
 
 mod backend;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 mod calls;
 mod doctor;
 mod errno;

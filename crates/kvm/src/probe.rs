@@ -137,6 +137,20 @@ impl HostCaps {
         }
     }
 
+    /// A host that nobody asked, whose KVM takes all there is.
+    #[cfg(feature = "bench")]
+    pub(crate) fn on_paper() -> Self {
+        Self {
+            device: DEVICE.into(),
+            reasons: RawReasons::new(7),
+            unknown_bits: UnknownBits::Rejected,
+            ignore_msrs: IgnoreMsrs::Off,
+            module: Module::NotSeen,
+            release: String::new(),
+            cpu: None,
+        }
+    }
+
     /// The device file that was asked.
     #[must_use]
     pub fn device(&self) -> &Path {

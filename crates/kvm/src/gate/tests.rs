@@ -3,5 +3,6 @@
 mod actions;
 mod kicks;
 mod machine;
+mod paper;
 mod state;
 mod threads;
