@@ -9,7 +9,9 @@ use msrgate_filter::{Access, MsrIndex};
 use crate::guest::{Apic, Guest, GuestError, Op, Report, called};
 use crate::probe::HostCaps;
 
-pub use crate::gate::paper::{Before, Case, PaperVcpu, answer, cases, cpuid, policy, prepare, vcpu};
+pub use crate::gate::paper::{
+    Before, Case, PaperVcpu, answer, cases, cpuid, policy, prepare, vcpu,
+};
 
 /// A host whose KVM takes all there is.
 #[must_use]

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "a union of the kernel's ABI")]
 
 use kvm_bindings::{KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, kvm_cpuid_entry2, kvm_run};
-use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, ReasonMask, Reply, Revision};
+use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply};
 use msrgate_policy::answer::Deed;
 
 use super::port::{KvmPort, Port};
@@ -17,12 +17,6 @@ use crate::gate::AnswerError;
 
 /// No file descriptor: a call that is not on paper fails.
 const NOWHERE: i32 = -1;
-
-/// The kernel's number of a reason (S1.4).
-fn reason(reason: ExitReason) -> u32 {
-    let bits = ReasonMask::of(Revision::Mainline, &[reason]).bits();
-    u32::try_from(bits).unwrap_or(0)
-}
 
 /// A vCPU's page.
 pub struct PaperVcpu {
@@ -47,7 +41,7 @@ impl PaperVcpu {
         let msr = &mut self.page.__bindgen_anon_1;
         msr.msr.error = 0;
         msr.msr.index = exit.index.get();
-        msr.msr.reason = reason(exit.reason);
+        msr.msr.reason = RawReason::from(exit.reason).get();
         msr.msr.data = exit.data;
     }
 
@@ -180,8 +174,12 @@ pub enum Before {
 /// A policy of 500 entries that has every action.
 #[must_use]
 pub fn policy() -> String {
-    let fillers = (0..500 - ENTRIES.lines().count())
-        .map(|number| format!("{:#x} = {{ read = {{ value = {number} }}, write = 'ignore' }}\n", 0x1_0000 + 2 * number));
+    let fillers = (0..500 - ENTRIES.lines().count()).map(|number| {
+        format!(
+            "{:#x} = {{ read = {{ value = {number} }}, write = 'ignore' }}\n",
+            0x1_0000 + 2 * number
+        )
+    });
     format!(
         "policy = 1\ndefault = 'allow'\nlog = 'none'\n\
          unknown = {{ read = '0x77', write = 'ignore' }}\n\

@@ -1,10 +1,7 @@
 //! Unsafe: forks, and asks the kernel to end the child at its next call.
 //!
 //! What an answer that needs nothing of the kernel does not do: allocate, and call.
-#![expect(
-    unsafe_code,
-    reason = "fork, seccomp and exit have no safe form"
-)]
+#![expect(unsafe_code, reason = "fork, seccomp and exit have no safe form")]
 
 use std::collections::BTreeSet;
 
