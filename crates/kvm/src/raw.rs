@@ -113,6 +113,7 @@ pub(crate) fn send(
 }
 
 /// Asks the kernel for the filter at an address that cannot be read (S2.1).
+#[cfg(feature = "kvm-ioctls")]
 pub(crate) fn send_unreadable(vm: &impl AsRawFd) -> Result<(), CallErrno> {
     let nothing = UnreadableEnd::after(&[])?;
     ask(vm, CallerWidth::Bits64, nothing.address() as *const _)
