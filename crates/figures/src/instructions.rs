@@ -36,12 +36,15 @@ impl Counted {
     }
 
     /// The instructions of one run of the routine `name`, which this bench runs as often as
-    /// [`Self::asked`] says. `None` where there is no valgrind.
+    /// [`Self::asked`] says; of these, those that run `within` functions whose names fit one of these
+    /// patterns, with `*` for anything, and what they call. `None` where there is no valgrind.
     ///
     /// # Errors
     /// The process failed, or callgrind does not say what it counted.
-    pub fn instructions(name: &str) -> io::Result<Option<f64>> {
-        let [Some(fewer), Some(more)] = [total(name, RUNS)?, total(name, 2 * RUNS)?] else {
+    pub fn instructions(name: &str, within: &[&str]) -> io::Result<Option<f64>> {
+        let [Some(fewer), Some(more)] =
+            [total(name, within, RUNS)?, total(name, within, 2 * RUNS)?]
+        else {
             return Ok(None);
         };
         #[expect(
@@ -55,9 +58,10 @@ impl Counted {
     }
 }
 
-fn total(name: &str, runs: u64) -> io::Result<Option<u64>> {
+fn total(name: &str, within: &[&str], runs: u64) -> io::Result<Option<u64>> {
     let outcome = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .args(within.iter().map(|one| format!("--toggle-collect={one}")))
         .arg(env::current_exe()?)
         // Of one length, whatever the count: the process lays out what it is given.
         .env(ASKED, format!("{name} {runs:08}"))

@@ -18,7 +18,7 @@ use crate::{Failure, program};
 enum Part {
     /// All of it, and what brings the vCPU to its beginning.
     Whole,
-    /// What brings it there, and the kernel's part: the exit's fields are filled in.
+    /// What brings it there alone.
     Before,
     /// The decision alone.
     Respond,
@@ -38,7 +38,17 @@ impl Part {
             Self::Respond => "respond",
         }
     }
+
+    const fn within(self) -> &'static [&'static str] {
+        match self {
+            Self::Whole | Self::Before => &WITHIN,
+            Self::Respond => &["*Responder*respond*"],
+        }
+    }
 }
+
+/// From the exit's fields to the reply: what the gate does, and not what stands in for the kernel.
+const WITHIN: [&str; 2] = ["*VcpuGate*answer_at*", "*VcpuGate*finish_at*"];
 
 /// A gate without a VM, whose events are never held back and fit.
 fn gate() -> Result<Gate, Failure> {
@@ -75,7 +85,6 @@ pub(crate) fn run(asked: &Counted) -> Result<(), Failure> {
         Part::Before => {
             for _ in 0..asked.runs {
                 prepare(&mut msrs, &mut vcpu, black_box(&case));
-                vcpu.leave(&black_box(&case).exit);
             }
         }
         Part::Respond => respond(&case, asked.runs)?,
@@ -106,7 +115,9 @@ pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
         if !figures.wants(&name) {
             continue;
         }
-        let count = |part: Part| Counted::instructions(&format!("{} {}", case.name, part.word()));
+        let count = |part: Part| {
+            Counted::instructions(&format!("{} {}", case.name, part.word()), part.within())
+        };
         let Some(decision) = count(Part::Respond)? else {
             eprintln!("SKIPPED: {name}: there is no valgrind. Install the package valgrind.");
             continue;
@@ -116,7 +127,13 @@ pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
         if case.name != "first-touch"
             && let (Some(whole), Some(before)) = (count(Part::Whole)?, count(Part::Before)?)
         {
-            figures.value(&name, whole - before, Unit::Instructions)?;
+            let count = whole - before;
+            if count < 1.0 {
+                return Err(
+                    format!("{name}: {WITHIN:?} were not seen, so nothing was counted").into(),
+                );
+            }
+            figures.value(&name, count, Unit::Instructions)?;
             let heap = allocations(&case)?;
             figures.value(&format!("{name}/heap"), heap, Unit::Allocations)?;
         }

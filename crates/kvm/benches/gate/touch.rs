@@ -5,10 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuExit;
-use msrgate_figures::{Figures, Unit};
+use msrgate_figures::{Figures, TimeUnit, Unit};
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_kvm::bench::GuestVm;
-use msrgate_kvm::gate::{Gate, Outcome};
+use msrgate_kvm::gate::{Gate, Outcome, VcpuGate};
 use msrgate_kvm::{HostCaps, RawFilter, set_filter_raw};
 use msrgate_policy::Program;
 
@@ -37,58 +37,88 @@ fn traced() -> Result<Program, Failure> {
 }
 
 pub(crate) fn figures(figures: &mut Figures, host: &HostCaps) -> Result<(), Failure> {
-    let ratio = "gate/first-touch/of-set-call";
-    if !figures.wants(ratio) {
+    if !figures.wants("gate/first-touch/of-set-call") {
         return Ok(());
     }
-    let (mut waits, mut calls) = (Vec::new(), Vec::new());
+    let (mut alone, mut at_once, mut calls) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        waits.push(wait(host)?);
+        alone.push(wait(host, Pace::Apart)?);
+        at_once.push(wait(host, Pace::AtOnce)?);
         calls.push(set_call(host)?);
     }
-    let [wait, call] = [median(waits), median(calls)];
-    figures.value("gate/first-touch", wait.as_secs_f64() * 1e6, microseconds())?;
-    figures.value(
-        "gate/set-call-under-load",
-        call.as_secs_f64() * 1e6,
-        microseconds(),
-    )?;
-    figures.value(ratio, wait.as_secs_f64() / call.as_secs_f64(), Unit::Times)?;
+    let call = median(calls);
+    figures.value("gate/set-call-under-load", microseconds(call), MICROSECONDS)?;
+    for (name, waits) in [
+        ("gate/first-touch", alone),
+        ("gate/first-touch-at-once", at_once),
+    ] {
+        let wait = median(waits);
+        figures.value(name, microseconds(wait), MICROSECONDS)?;
+        let ratio = wait.as_secs_f64() / call.as_secs_f64();
+        figures.value(&format!("{name}/of-set-call"), ratio, Unit::Times)?;
+    }
     Ok(())
 }
 
-const fn microseconds() -> Unit {
-    Unit::Time(msrgate_figures::TimeUnit::Microseconds)
+const MICROSECONDS: Unit = Unit::Time(TimeUnit::Microseconds);
+
+fn microseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
 }
 
-/// The time between the exit of an access and the next exit, one access at a time: of the median
-/// of what is new, what it takes once the filter is open for it subtracted.
-fn wait(host: &HostCaps) -> Result<Duration, Failure> {
+/// How the accesses of a round follow each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// The kernel is done with the filter of one before the next.
+    Apart,
+    /// Without a pause: each meets the set call of the one before it.
+    AtOnce,
+}
+
+/// How long the kernel is given to be done with a filter.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What a distinct access takes the first time, less what it takes the second time.
+fn wait(host: &HostCaps, pace: Pace) -> Result<Duration, Failure> {
     let mut guest = GuestVm::new(host)?;
     let gate = Gate::new(traced()?, host)?;
     gate.install(&**guest.vm())?;
     let mut msrs = gate.vcpu(0, guest.cpuid())?;
     msrs.reset(guest.vcpu())?;
     let script = TOUCHED.map(|index| (MsrIndex::new(index), Access::Read));
-    let mut pass = || -> Result<Duration, Failure> {
-        guest.load(&script)?;
-        let vcpu = guest.vcpu();
-        let start = Instant::now();
-        loop {
-            match vcpu.run()? {
-                VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_) => match msrs.answer(vcpu)? {
-                    Outcome::Resume => {}
-                    other => return Err(format!("the gate says {other:?}").into()),
-                },
-                VcpuExit::IoOut(..) => return Ok(start.elapsed()),
-                other => return Err(format!("the guest left with {other:?}").into()),
-            }
-        }
+    let length = match pace {
+        Pace::Apart => 1,
+        Pace::AtOnce => script.len(),
     };
-    let first = pass()?;
-    let again = pass()?;
-    let count = u32::try_from(TOUCHED.len())?;
-    Ok(first.saturating_sub(again) / count)
+    let mut sum = Duration::ZERO;
+    for part in script.chunks(length) {
+        thread::sleep(PAUSE);
+        let first = pass(&mut guest, &mut msrs, part)?;
+        thread::sleep(PAUSE);
+        sum += first.saturating_sub(pass(&mut guest, &mut msrs, part)?);
+    }
+    Ok(sum / u32::try_from(script.len())?)
+}
+
+/// How long a guest takes for these accesses.
+fn pass(
+    guest: &mut GuestVm,
+    msrs: &mut VcpuGate,
+    accesses: &[(MsrIndex, Access)],
+) -> Result<Duration, Failure> {
+    guest.load(accesses)?;
+    let vcpu = guest.vcpu();
+    let start = Instant::now();
+    loop {
+        match vcpu.run()? {
+            VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_) => match msrs.answer(vcpu)? {
+                Outcome::Resume => {}
+                other => return Err(format!("the gate says {other:?}").into()),
+            },
+            VcpuExit::IoOut(..) => return Ok(start.elapsed()),
+            other => return Err(format!("the guest left with {other:?}").into()),
+        }
+    }
 }
 
 /// One of many set calls back to back, while the guest of the VM accesses without a pause.
