@@ -4,6 +4,8 @@
 //! Used by benches only. A bench selects figures by its first argument, a part of their names.
 #![forbid(unsafe_code)]
 
+mod instructions;
+
 use std::cell::RefCell;
 use std::fmt;
 use std::fs::File;
@@ -12,6 +14,8 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use criterion::{Bencher, Criterion};
+
+pub use instructions::Counted;
 
 /// How many samples a figure is the median of.
 const SAMPLES: usize = 60;
@@ -29,6 +33,10 @@ pub enum Unit {
     Mebibytes,
     /// `x`: so many times as much.
     Times,
+    /// `instructions`
+    Instructions,
+    /// `allocations`
+    Allocations,
 }
 
 /// In what a rate is printed.
@@ -81,6 +89,8 @@ impl fmt::Display for Unit {
             Self::Kibibytes => "KiB",
             Self::Mebibytes => "MiB",
             Self::Times => "x",
+            Self::Instructions => "instructions",
+            Self::Allocations => "allocations",
         })
     }
 }
@@ -194,12 +204,38 @@ impl Figures {
     pub fn compare<R, S>(
         &mut self,
         batch: Batch<'_>,
-        mut ours: impl FnMut() -> R,
+        ours: impl FnMut() -> R,
         baseline: &str,
-        mut theirs: impl FnMut() -> S,
+        theirs: impl FnMut() -> S,
     ) -> io::Result<()> {
         let ratio = format!("{}/vs-{baseline}", batch.name);
-        if !self.wants(&ratio) {
+        self.both(batch, &ratio, ours, theirs, |[ours, theirs]| theirs / ours)
+    }
+
+    /// The same the other way round, as `…/of-BASELINE`: how many times as long ours takes.
+    ///
+    /// # Errors
+    /// As [`Self::compare`].
+    pub fn cost<R, S>(
+        &mut self,
+        batch: Batch<'_>,
+        ours: impl FnMut() -> R,
+        baseline: &str,
+        theirs: impl FnMut() -> S,
+    ) -> io::Result<()> {
+        let ratio = format!("{}/of-{baseline}", batch.name);
+        self.both(batch, &ratio, ours, theirs, |[ours, theirs]| ours / theirs)
+    }
+
+    fn both<R, S>(
+        &mut self,
+        batch: Batch<'_>,
+        name: &str,
+        mut ours: impl FnMut() -> R,
+        mut theirs: impl FnMut() -> S,
+        ratio: impl FnOnce([f64; 2]) -> f64,
+    ) -> io::Result<()> {
+        if !self.wants(name) {
             return Ok(());
         }
         // The least of each side: what else the machine does only ever adds.
@@ -216,7 +252,7 @@ impl Figures {
         if self.wants(batch.name) {
             self.print_time(batch, median_of_last(times), TimeUnit::Nanoseconds)?;
         }
-        self.print(&ratio, least[1] / least[0], Unit::Times)
+        self.print(name, ratio(least), Unit::Times)
     }
 
     /// Lets criterion warm up and choose the iterations of each sample.
@@ -228,7 +264,9 @@ impl Figures {
             });
     }
 
-    fn wants(&self, name: &str) -> bool {
+    /// Whether a figure of this name was asked for.
+    #[must_use]
+    pub fn wants(&self, name: &str) -> bool {
         name.contains(&self.wanted)
     }
 
@@ -290,10 +328,23 @@ mod tests {
             Unit::Kibibytes,
             Unit::Mebibytes,
             Unit::Times,
+            Unit::Instructions,
+            Unit::Allocations,
         ];
         assert_eq!(
             units.map(|unit| unit.to_string()),
-            ["ns", "us", "ms", "/s", "M/s", "KiB", "MiB", "x"]
+            [
+                "ns",
+                "us",
+                "ms",
+                "/s",
+                "M/s",
+                "KiB",
+                "MiB",
+                "x",
+                "instructions",
+                "allocations"
+            ]
         );
     }
 }

@@ -4,14 +4,19 @@
 //! takes a VM's or a vCPU's file descriptor; on any other the kernel answers with an error.
 #![expect(unsafe_code, reason = "ioctls that read and write structures of ours")]
 
+use std::ffi::c_ulong;
 use std::io;
+#[cfg(feature = "kvm-ioctls")]
+use std::os::fd::IntoRawFd;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use kvm_bindings::{
-    KVM_CAP_NESTED_STATE, KVM_CAP_SYNC_REGS, KVM_STATE_NESTED_GUEST_MODE, KVM_SYNC_X86_REGS, KVMIO,
-    kvm_enable_cap, kvm_msr_entry, kvm_msrs, kvm_nested_state, kvm_regs, kvm_sregs,
-    kvm_translation,
+    CpuId, KVM_CAP_NESTED_STATE, KVM_CAP_SYNC_REGS, KVM_MAX_CPUID_ENTRIES,
+    KVM_STATE_NESTED_GUEST_MODE, KVM_SYNC_X86_REGS, KVMIO, kvm_cpuid2, kvm_enable_cap,
+    kvm_msr_entry, kvm_msrs, kvm_nested_state, kvm_regs, kvm_sregs, kvm_translation,
 };
+#[cfg(feature = "kvm-ioctls")]
+use kvm_ioctls::{Kvm, VmFd};
 use msrgate_filter::{Errno, MsrIndex};
 use vmm_sys_util::ioctl::{
     ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
@@ -22,6 +27,9 @@ use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::host::Requirement;
 
+ioctl_io_nr!(KVM_GET_API_VERSION, KVMIO, 0x00);
+ioctl_io_nr!(KVM_CREATE_VM, KVMIO, 0x01);
+ioctl_iowr_nr!(KVM_GET_SUPPORTED_CPUID, KVMIO, 0x05, kvm_cpuid2);
 ioctl_io_nr!(KVM_CHECK_EXTENSION, KVMIO, 0x03);
 ioctl_io_nr!(KVM_RUN, KVMIO, 0x80);
 ioctl_ior_nr!(KVM_GET_REGS, KVMIO, 0x81, kvm_regs);
@@ -84,18 +92,70 @@ pub(crate) fn enable(
 
 /// Whether this VM may have guests that run guests: where KVM has no state of them, it has none.
 pub(crate) fn has_nested_state(vm: &impl AsRawFd) -> bool {
-    check_extension(vm, KVM_CAP_NESTED_STATE) > 0
+    check_extension(vm, KVM_CAP_NESTED_STATE.into()) > 0
 }
 
 /// Whether KVM puts general registers into `kvm_run` when asked.
 pub(crate) fn has_shared_registers(vm: &impl AsRawFd) -> bool {
-    let registers = check_extension(vm, KVM_CAP_SYNC_REGS);
+    let registers = check_extension(vm, KVM_CAP_SYNC_REGS.into());
     u32::try_from(registers).is_ok_and(|bits| bits & KVM_SYNC_X86_REGS != 0)
 }
 
-fn check_extension(vm: &impl AsRawFd, capability: u32) -> i32 {
+/// What KVM, or a VM, says of a capability; not above 0 if it has it not.
+pub(crate) fn check_extension(kvm: &impl AsRawFd, capability: c_ulong) -> i32 {
     // SAFETY: the kernel reads the number alone.
-    unsafe { ioctl_with_val(vm, KVM_CHECK_EXTENSION(), capability.into()) }
+    unsafe { ioctl_with_val(kvm, KVM_CHECK_EXTENSION(), capability) }
+}
+
+/// The version of the interface behind a device file; -1 if it is no KVM.
+pub(crate) fn api_version(kvm: &impl AsRawFd) -> i32 {
+    // SAFETY: it takes no argument.
+    unsafe { ioctl(kvm, KVM_GET_API_VERSION()) }
+}
+
+/// A new VM.
+pub(crate) fn create_vm(kvm: &impl AsRawFd) -> Result<OwnedFd, CallErrno> {
+    loop {
+        // SAFETY: the kernel reads a number, the VM's type.
+        let vm = unsafe { ioctl_with_val(kvm, KVM_CREATE_VM(), 0) };
+        match checked(vm) {
+            // SAFETY: it was made just now, and nobody else knows it.
+            Ok(_) => return Ok(unsafe { OwnedFd::from_raw_fd(vm) }),
+            // It may be interrupted while it waits for other CPUs.
+            Err(errno) if is_interrupted(errno) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// What KVM can offer a guest's CPUID.
+pub(crate) fn supported_cpuid(kvm: &impl AsRawFd) -> Option<CpuId> {
+    let mut cpuid = CpuId::new(KVM_MAX_CPUID_ENTRIES).ok()?;
+    // SAFETY: the kernel writes as many entries as the count has room for, which `cpuid` holds, and
+    // no larger count.
+    checked(unsafe {
+        ioctl_with_mut_ptr(
+            kvm,
+            KVM_GET_SUPPORTED_CPUID(),
+            cpuid.as_mut_fam_struct_ptr(),
+        )
+    })
+    .ok()?;
+    Some(cpuid)
+}
+
+/// The same device in `kvm-ioctls`' type.
+#[cfg(feature = "kvm-ioctls")]
+pub(crate) fn into_kvm(kvm: OwnedFd) -> Kvm {
+    // SAFETY: the file descriptor is given away, to a type that owns it from now on.
+    unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) }
+}
+
+/// The same VM in `kvm-ioctls`' type.
+#[cfg(feature = "kvm-ioctls")]
+pub(crate) fn into_vm(kvm: &Kvm, vm: OwnedFd) -> Result<VmFd, CallErrno> {
+    // SAFETY: as in `into_kvm`; it is a VM's.
+    Ok(unsafe { kvm.create_vmfd_from_rawfd(vm.into_raw_fd()) }?)
 }
 
 /// `KVM_RUN`. `Ok` is an exit to user space.

@@ -48,6 +48,8 @@ mod error;
 pub mod events;
 mod kick;
 mod options;
+#[cfg(feature = "bench")]
+pub(crate) mod paper;
 mod port;
 mod publisher;
 mod rewound;

@@ -11,7 +11,7 @@ mod run;
 mod slot;
 mod watchdog;
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) use layout::VcpuNumber;
 pub(crate) use machine::{Apic, Guest, RawExit, Stop, called};
 pub use run::{GuestError, StepAt};

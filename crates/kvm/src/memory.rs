@@ -83,6 +83,7 @@ impl Memory {
     }
 
     /// How long it is, in bytes.
+    #[cfg(feature = "kvm-ioctls")]
     pub(crate) const fn bytes(&self) -> usize {
         self.bytes
     }

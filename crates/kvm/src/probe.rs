@@ -1,15 +1,15 @@
 //! What this host's KVM can do, asked of it rather than read from its version.
 
-use std::ffi::CString;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::KVM_API_VERSION;
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+#[cfg(feature = "kvm-ioctls")]
 use kvm_ioctls::{Kvm, VmFd};
 use msrgate_filter::Errno;
 
-use crate::calls::enable_reasons;
+use crate::calls::{self, enable_reasons};
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::host::{HostError, Requirement};
@@ -88,11 +88,11 @@ impl HostCaps {
     pub fn probe_at(device: &Path) -> Result<Self, HostError> {
         let kvm = open(device)?;
         for needed in Requirement::ALL {
-            needed.require(|number| kvm.check_extension_raw(number))?;
+            needed.require(|number| calls::check_extension(&kvm, number))?;
         }
         let vm = create_vm(&kvm, device)?;
         for needed in Requirement::ALL {
-            needed.require(|number| vm.check_extension_raw(number))?;
+            needed.require(|number| calls::check_extension(&vm, number))?;
         }
         Ok(Self {
             device: device.to_owned(),
@@ -109,12 +109,16 @@ impl HostCaps {
     ///
     /// # Errors
     /// As [`Self::probe`]: the device may have gone since.
+    #[cfg(feature = "kvm-ioctls")]
     pub fn create_vm(&self) -> Result<VmFd, HostError> {
-        create_vm(&self.open()?, &self.device)
+        let kvm = self.open()?;
+        calls::into_vm(&kvm, create_vm(&kvm, &self.device)?)
+            .map_err(|errno| HostError::from_create(&self.device, errno))
     }
 
+    #[cfg(feature = "kvm-ioctls")]
     pub(crate) fn open(&self) -> Result<Kvm, HostError> {
-        open(&self.device)
+        Ok(calls::into_kvm(open(&self.device)?))
     }
 
     /// This host, or `None` with a word about why the test is skipped.
@@ -122,6 +126,7 @@ impl HostCaps {
     /// # Panics
     /// There is no usable KVM, and `MSRGATE_REQUIRE` says that there must be.
     #[cfg(test)]
+    #[cfg(feature = "kvm-ioctls")]
     pub(crate) fn for_test() -> Option<Self> {
         use std::io::Write;
         match Self::probe() {
@@ -137,9 +142,9 @@ impl HostCaps {
         }
     }
 
-    /// The host of the model, which can do everything.
-    #[cfg(test)]
-    pub(crate) fn of_model() -> Self {
+    /// A host that nobody asked, whose KVM takes all there is: the model's.
+    #[cfg(any(test, feature = "bench"))]
+    pub(crate) fn on_paper() -> Self {
         Self {
             device: DEVICE.into(),
             reasons: RawReasons::new(7),
@@ -195,8 +200,8 @@ impl HostCaps {
 }
 
 /// Leaves 0 and 1 of `KVM_GET_SUPPORTED_CPUID`.
-fn cpu_signature(kvm: &Kvm) -> Option<CpuSignature> {
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).ok()?;
+fn cpu_signature(kvm: &OwnedFd) -> Option<CpuSignature> {
+    let cpuid = calls::supported_cpuid(kvm)?;
     let leaf = |number| cpuid.as_slice().iter().find(|leaf| leaf.function == number);
     let (name, features) = (leaf(0)?, leaf(1)?);
     Some(CpuSignature {
@@ -205,12 +210,10 @@ fn cpu_signature(kvm: &Kvm) -> Option<CpuSignature> {
     })
 }
 
-fn open(device: &Path) -> Result<Kvm, HostError> {
-    let path = CString::new(device.as_os_str().as_encoded_bytes())
-        .map_err(|error| HostError::from_open(device, &error.into()))?;
-    let kvm =
-        Kvm::new_with_path(path).map_err(|error| HostError::from_open(device, &error.into()))?;
-    match kvm.get_api_version() {
+fn open(device: &Path) -> Result<OwnedFd, HostError> {
+    let kvm = OpenOptions::new().read(true).write(true).open(device);
+    let kvm = OwnedFd::from(kvm.map_err(|error| HostError::from_open(device, &error))?);
+    match calls::api_version(&kvm) {
         version if version == KVM_API_VERSION.cast_signed() => Ok(kvm),
         -1 => Err(HostError::NotKvm {
             device: device.to_owned(),
@@ -219,25 +222,18 @@ fn open(device: &Path) -> Result<Kvm, HostError> {
     }
 }
 
-fn create_vm(kvm: &Kvm, device: &Path) -> Result<VmFd, HostError> {
-    loop {
-        match kvm.create_vm() {
-            Ok(vm) => return Ok(vm),
-            // KVM_CREATE_VM may be interrupted while it waits for other CPUs.
-            Err(error) if error.errno() == libc::EINTR => {}
-            Err(error) => return Err(HostError::from_create(device, error.into())),
-        }
-    }
+fn create_vm(kvm: &impl AsRawFd, device: &Path) -> Result<OwnedFd, HostError> {
+    calls::create_vm(kvm).map_err(|errno| HostError::from_create(device, errno))
 }
 
-fn accepted_reasons(vm: &VmFd) -> RawReasons {
+fn accepted_reasons(vm: &OwnedFd) -> RawReasons {
     (0..u64::BITS)
         .map(|bit| RawReasons::new(1 << bit))
         .filter(|&mask| enable_reasons(vm, mask).is_ok())
         .fold(RawReasons::NONE, RawReasons::union)
 }
 
-fn unknown_bits(vm: &VmFd) -> UnknownBits {
+fn unknown_bits(vm: &OwnedFd) -> UnknownBits {
     let request = RawFilter {
         flags: 1 << 31,
         ..RawFilter::default()

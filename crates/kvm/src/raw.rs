@@ -93,12 +93,15 @@ pub(crate) fn send(
     width: CallerWidth,
     filter: &RawFilter,
 ) -> Result<(), CallErrno> {
+    // Most of the sixteen have none: mapping a page for each would take longer than the call does to
+    // publish the filter.
+    let nothing = UnreadableEnd::after(&[])?;
     let mut bitmaps = Vec::with_capacity(MAX_RANGES);
     for range in &filter.ranges {
-        bitmaps.push(UnreadableEnd::after(match &range.bitmap {
-            RawBitmap::Bytes(bytes) => bytes,
-            RawBitmap::Unreadable => &[],
-        })?);
+        bitmaps.push(match &range.bitmap {
+            RawBitmap::Bytes(bytes) if !bytes.is_empty() => Some(UnreadableEnd::after(bytes)?),
+            _ => None,
+        });
     }
     let argument = kvm_msr_filter {
         flags: filter.flags,
@@ -106,13 +109,14 @@ pub(crate) fn send(
             flags: filter.ranges[place].flags,
             nmsrs: filter.ranges[place].nmsrs,
             base: filter.ranges[place].base,
-            bitmap: bitmaps[place].address() as *mut u8,
+            bitmap: bitmaps[place].as_ref().unwrap_or(&nothing).address() as *mut u8,
         }),
     };
     ask(vm, width, &raw const argument)
 }
 
 /// Asks the kernel for the filter at an address that cannot be read (S2.1).
+#[cfg(feature = "kvm-ioctls")]
 pub(crate) fn send_unreadable(vm: &impl AsRawFd) -> Result<(), CallErrno> {
     let nothing = UnreadableEnd::after(&[])?;
     ask(vm, CallerWidth::Bits64, nothing.address() as *const _)

@@ -164,6 +164,7 @@ impl fmt::Display for Deed {
 impl Answer<'_> {
     /// Whether this becomes an event. `is_first` says whether it is the VM's first access of this
     /// direction to this MSR; it is asked only where that matters.
+    #[inline]
     #[must_use]
     pub fn is_event(&self, is_first: impl FnOnce() -> bool) -> bool {
         // What ends a VM, and what an audit is for, is said whatever the policy says of its log.

@@ -77,12 +77,17 @@ pub struct FileId(pub(crate) u32);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     by_access: [Vec<Rule>; 2],
+    /// Where each rule ends, close together: each exit is looked up among them.
+    lasts: [Box<[MsrIndex]>; 2],
 }
 
 impl Rules {
     /// Rules that already cover everything, reads first.
-    pub(crate) const fn new(by_access: [Vec<Rule>; 2]) -> Self {
-        Self { by_access }
+    pub(crate) fn new(by_access: [Vec<Rule>; 2]) -> Self {
+        let lasts = by_access
+            .each_ref()
+            .map(|rules| rules.iter().map(|rule| rule.msrs.last()).collect());
+        Self { by_access, lasts }
     }
 
     /// What a filter without a policy does.
@@ -99,8 +104,8 @@ impl Rules {
     /// The rule of one MSR.
     #[must_use]
     pub fn at(&self, index: MsrIndex, access: Access) -> &Rule {
-        let rules = self.of(access);
-        &rules[rules.partition_point(|rule| rule.msrs.last() < index)]
+        let place = self.lasts[access as usize].partition_point(|&last| last < index);
+        &self.of(access)[place]
     }
 
     /// The rules that share MSRs with `range`.

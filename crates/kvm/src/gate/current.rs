@@ -58,6 +58,7 @@ impl<T> Current<T> {
     }
 
     /// What is in force, if it is not what `have` is.
+    #[inline]
     pub(super) fn newer_than(&self, have: &Numbered<T>) -> Option<Numbered<T>> {
         // Acquire: a vCPU whose access the kernel refused by a new filter sees the program that was
         // put in force before it.

@@ -231,7 +231,7 @@ pub(super) fn shared_exception(run: &mut kvm_run) -> [u8; 2] {
 }
 
 /// The byte at this address, for tests that kick a vCPU as another thread of a VMM does.
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(super) fn shared_byte(address: usize) -> &'static AtomicU8 {
     // SAFETY: the tests pass `immediate_exit` of a vCPU that they keep until all who use it are done.
     unsafe { AtomicU8::from_ptr(address as *mut u8) }

@@ -4,6 +4,7 @@ mod actions;
 mod kicks;
 mod machine;
 mod model;
+mod paper;
 mod random;
 mod state;
 mod threads;

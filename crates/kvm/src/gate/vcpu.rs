@@ -485,30 +485,43 @@ impl VcpuGate {
     }
 
     /// Takes over the program in force, if it has been replaced.
+    #[inline]
     fn follow(&mut self) {
         if let Some(newer) = self.shared.current.newer_than(&self.program) {
-            self.state = self.state.under(&self.program.thing, &newer.thing);
-            self.devices.follow(&newer.thing);
-            self.program = newer;
+            self.take_over(newer);
         }
     }
 
+    #[cold]
+    fn take_over(&mut self, newer: Numbered<Responder>) {
+        self.state = self.state.under(&self.program.thing, &newer.thing);
+        self.devices.follow(&newer.thing);
+        self.program = newer;
+    }
+
     /// Counts an access, and makes an event of it if the policy wants one.
+    #[inline]
     fn tell(&mut self, exit: &Exit, answer: &Answer<'_>, deed: Deed) {
+        self.track.count(exit.index, exit.access, deed);
+        let told = Answer { deed, ..*answer };
+        let seen = &self.shared.seen;
+        // What nobody remembers is told: a guest could make the VM forget what it wants to hide.
+        let program = self.program.number;
+        if told.is_event(|| seen.touch(program, exit.index, exit.access) != Touch::Again) {
+            self.note(exit, &told);
+        }
+    }
+
+    /// Makes an event of an access, unless there have been too many of its kind.
+    #[inline(never)]
+    fn note(&mut self, exit: &Exit, answer: &Answer<'_>) {
         let Exit {
             index,
             access,
             reason,
             data,
         } = *exit;
-        self.track.count(index, access, deed);
-        let told = Answer { deed, ..*answer };
-        let seen = &self.shared.seen;
-        // What nobody remembers is told: a guest could make the VM forget what it wants to hide.
-        let program = self.program.number;
-        if !told.is_event(|| seen.touch(program, index, access) != Touch::Again) {
-            return;
-        }
+        let deed = answer.deed;
         let time = Happened::now();
         let Passage::Passes { held_back } = self.limit.ask(index, access, deed, time) else {
             return;

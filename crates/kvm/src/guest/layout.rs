@@ -64,7 +64,7 @@ impl VcpuNumber {
     pub(crate) const FIRST: Self = Self(0);
 
     /// The others, of which there are five.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn others() -> impl Iterator<Item = Self> {
         (1..6).map(Self)
     }

@@ -239,7 +239,7 @@ impl Guest {
     }
 
     /// The same, to run it.
-    #[cfg(test)]
+    #[cfg(feature = "bench")]
     pub(crate) const fn vcpu_mut(&mut self) -> &mut VcpuFd {
         &mut self.vcpu
     }

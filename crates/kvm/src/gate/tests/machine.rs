@@ -224,7 +224,7 @@ impl Machine<ModelGuest> {
         options: GateOptions,
         cpuid: Vec<kvm_cpuid_entry2>,
     ) -> Self {
-        let gate = Gate::with_options(program, &HostCaps::of_model(), options).unwrap();
+        let gate = Gate::with_options(program, &HostCaps::on_paper(), options).unwrap();
         gate.install_in(vm).unwrap();
         Self::behind(gate, guests, cpuid)
     }

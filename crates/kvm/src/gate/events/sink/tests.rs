@@ -110,3 +110,71 @@ fn a_line_that_a_full_disk_cut_is_ended() {
         .filter(|line| serde_json::from_str::<Value>(line).is_ok());
     assert_eq!((text.lines().count(), whole.count()), (4, 3));
 }
+
+/// What a subscriber of `tracing` gets: target, level and fields, in a line each.
+#[cfg(feature = "tracing")]
+mod tracing_sink {
+    use std::fmt::{Debug, Write as _};
+    use std::sync::{Arc, Mutex};
+
+    use tracing::field::{Field, Visit};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Metadata, Subscriber};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<String>>);
+
+    struct Line<'l>(&'l mut String);
+
+    impl Visit for Line<'_> {
+        fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+            write!(self.0, " {field}={value:?}").unwrap();
+        }
+    }
+
+    impl Subscriber for Lines {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            let mut lines = self.0.lock().unwrap();
+            let of = event.metadata();
+            write!(lines, "{} {}", of.target(), of.level()).unwrap();
+            event.record(&mut Line(&mut lines));
+            lines.push('\n');
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    #[test]
+    fn an_event_is_a_tracing_event() {
+        let lines = Lines::default();
+        tracing::subscriber::with_default(lines.clone(), || {
+            let mut sink = TracingSink;
+            sink.event(&event(0x10));
+            sink.event(&Event {
+                deed: Deed::Allowed,
+                value: None,
+                ..event(0x11)
+            });
+            sink.dropped(VcpuDrops {
+                vcpu: VcpuId::new(2),
+                dropped: 9,
+            });
+        });
+        assert_eq!(
+            *lines.0.lock().unwrap(),
+            "msrgate WARN message=refused vcpu=1 msr=0x10 access=write reason=filter action=deny value=5 held_back=0\n\
+             msrgate INFO message=seen vcpu=1 msr=0x11 access=write reason=filter action=allow held_back=0\n\
+             msrgate WARN message=events dropped vcpu=2 dropped=9\n"
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! What this crate's benches and tests need of its inside. No part of its interface.
+
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{VcpuFd, VmFd};
+use msrgate_filter::{Access, MsrIndex};
+
+use crate::guest::{Apic, Guest, GuestError, Op, Report, called};
+use crate::probe::HostCaps;
+
+pub use crate::gate::paper::{
+    Before, Case, PaperVcpu, answer, cases, cpuid, policy, prepare, vcpu,
+};
+
+/// A host whose KVM takes all there is.
+#[must_use]
+pub fn host_on_paper() -> HostCaps {
+    HostCaps::on_paper()
+}
+
+/// The built-in guest in a VM, run by whoever holds it.
+pub struct GuestVm {
+    guest: Guest,
+    cpuid: CpuId,
+    script: Vec<Op>,
+}
+
+impl GuestVm {
+    /// A VM with one vCPU.
+    ///
+    /// # Errors
+    /// The device cannot be opened any more, or a call fails.
+    pub fn new(host: &HostCaps) -> Result<Self, GuestError> {
+        let cpuid = host
+            .open()?
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(called("KVM_GET_SUPPORTED_CPUID"))?;
+        Ok(Self {
+            guest: Guest::new(host, Apic::Absent)?,
+            cpuid,
+            script: Vec::new(),
+        })
+    }
+
+    /// The VM.
+    #[must_use]
+    pub const fn vm(&self) -> &Arc<VmFd> {
+        self.guest.vm()
+    }
+
+    /// Its vCPU.
+    pub const fn vcpu(&mut self) -> &mut VcpuFd {
+        self.guest.vcpu_mut()
+    }
+
+    /// What the vCPU's CPUID is.
+    #[must_use]
+    pub const fn cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
+    /// Puts the guest in front of accesses, of which a write writes 1. It leaves by OUT at their end.
+    ///
+    /// # Errors
+    /// A call fails.
+    pub fn load(&mut self, accesses: &[(MsrIndex, Access)]) -> Result<(), GuestError> {
+        let op = |&(index, access)| match access {
+            Access::Read => Op::Read(index),
+            Access::Write => Op::Write(index, 1),
+        };
+        self.script.clear();
+        self.script.extend(accesses.iter().map(op));
+        self.guest.load(&self.script)
+    }
+
+    /// How many of the accesses went through without a #GP, reads with this value.
+    #[must_use]
+    pub fn went_through(&self, value: u64) -> usize {
+        let is_done = |(number, op): (usize, &Op)| match (self.guest.report(number), op) {
+            (Report::Done(after), Op::Read(_)) => after.value() == value,
+            (Report::Done(_), _) => true,
+            _ => false,
+        };
+        let script = self.script.iter().enumerate();
+        script.filter(|&step| is_done(step)).count()
+    }
+}

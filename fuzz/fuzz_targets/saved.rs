@@ -1,0 +1,44 @@
+//! Any bytes as a vCPU's saved state: what is decoded is encoded as the same bytes, and a state that
+//! takes it gives it back, or is as it was.
+#![no_main]
+
+use std::sync::{Arc, LazyLock};
+
+use libfuzzer_sys::fuzz_target;
+use msrgate_policy::answer::{Responder, Saved, VcpuState};
+use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
+
+/// Registers, pins, and a register that is neither.
+const POLICY: &str = "policy = 1\ndefault = \"deny\"\n[msrs]\n\
+    \"0x10..=0x13\" = { register = { reset = \"0x5a\", mask = \"0xff\" } }\n\
+    0x200 = { register = { reset = 0, mask = 0 } }\n\
+    IA32_LSTAR = { read = \"allow\", write = \"pin\" }\n\
+    IA32_STAR = { read = \"allow\", write = \"pin\" }\n";
+
+static RESPONDER: LazyLock<Responder> = LazyLock::new(|| {
+    let policy = parse(&Source::new("fuzz.toml", POLICY), &mut NoIncludes).unwrap();
+    let program = Program::of(&compile(policy).unwrap());
+    let cpu = program.variants()[0].example().clone();
+    Responder::new(Arc::new(program), &cpu).unwrap()
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(saved) = Saved::decode(bytes) else {
+        return;
+    };
+    assert_eq!(saved.encode(), bytes);
+    let mut state = VcpuState::new(&RESPONDER, |_| true);
+    let before = state.clone();
+    if state.restore(&RESPONDER, &saved).is_err() {
+        assert_eq!(state, before);
+        return;
+    }
+    let again = state.save(&RESPONDER);
+    assert_eq!(again.pins, saved.pins);
+    for register in &saved.registers {
+        assert!(again.registers.contains(register));
+    }
+    let mut other = VcpuState::new(&RESPONDER, |_| true);
+    other.restore(&RESPONDER, &again).unwrap();
+    assert_eq!(other, state);
+});
