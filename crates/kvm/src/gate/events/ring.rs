@@ -138,6 +138,8 @@ mod model {
                 taken.push(entry);
             }
             assert!(taken.is_sorted());
+            // What an empty queue holds is no entry.
+            assert!(taken.iter().all(|entry| entry[0] > 0));
             assert!(
                 taken
                     .iter()
