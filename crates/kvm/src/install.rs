@@ -8,7 +8,7 @@ use msrgate_filter::{Filter, ReasonMask, Revision};
 use crate::calls::enable_reasons;
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
-use crate::raw::{RawFilter, set_filter_raw};
+use crate::raw::{RawFilter, set_filter, set_filter_raw};
 
 /// What a VM has been given. There is no ioctl that reads it back, so this remembers.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl Installed {
         }
         let reasons = reasons.into();
         self.ask_for(vm, self.reasons.union(reasons))?;
-        set_filter_raw(vm, &RawFilter::from(filter)).map_err(InstallError::Filter)?;
+        set_filter(vm, filter).map_err(InstallError::Filter)?;
         self.ask_for(vm, reasons)
     }
 

@@ -87,6 +87,32 @@ pub fn set_filter_raw(vm: &impl AsRawFd, request: &RawFilter) -> Result<(), Call
     send(vm, CallerWidth::Bits64, request)
 }
 
+/// Asks the kernel for `filter`, whose bitmaps are whole words already (S2.4): it reads them where
+/// they are.
+pub(crate) fn set_filter(vm: &impl AsRawFd, filter: &Filter) -> Result<(), CallErrno> {
+    let range = |place: usize| {
+        let Some(range) = filter.ranges().get(place) else {
+            return kvm_msr_filter_range::default();
+        };
+        kvm_msr_filter_range {
+            flags: range.accesses().bits(),
+            nmsrs: range.bitmap().count(),
+            base: range.base().get(),
+            // x86 is little-endian: the first byte of a word holds its lowest bits. The kernel only
+            // reads.
+            bitmap: range.bitmap().words().as_ptr().cast_mut().cast(),
+        }
+    };
+    let argument = kvm_msr_filter {
+        flags: match filter.fallback() {
+            Fallback::Allow => 0,
+            Fallback::Deny => 1,
+        },
+        ranges: array::from_fn(range),
+    };
+    ask(vm, CallerWidth::Bits64, &raw const argument)
+}
+
 /// Asks the kernel for `filter` under the ioctl number of such a caller, which we need not be.
 pub(crate) fn send(
     vm: &impl AsRawFd,
