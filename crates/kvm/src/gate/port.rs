@@ -224,6 +224,7 @@ impl Port for KvmPort<'_> {
 
 /// The exception that the shared page shows as queued or injected.
 #[cfg(test)]
+#[cfg(not(loom))]
 pub(super) fn shared_exception(run: &mut kvm_run) -> [u8; 2] {
     // SAFETY: on x86 this is the union's member, and all bytes are one.
     let events = unsafe { run.s.regs.events };
