@@ -44,6 +44,7 @@ mod answer;
 mod cpuid;
 mod current;
 mod device;
+mod devices;
 mod error;
 pub mod events;
 mod kick;

@@ -1,6 +1,5 @@
 //! One vCPU's part of a gate, owned by the vCPU's thread: from its exits to its answers.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
@@ -8,15 +7,13 @@ use std::time::Instant;
 
 use kvm_bindings::kvm_run;
 use msrgate_filter::{Access, Exit, MsrIndex, Reply};
-use msrgate_policy::Device as PolicyDevice;
-use msrgate_policy::answer::{
-    Answer, Carried, Deed, Forwarded, Responder, RestoreError, Saved, Step, VcpuState,
-};
+use msrgate_policy::answer::{Answer, Carried, Deed, Forwarded, Responder, Saved, Step, VcpuState};
 
 use super::answer::{Asked, Outcome, Violation};
 use super::cpuid::GuestCpuid;
 use super::current::Numbered;
-use super::device::{self, Device, MICROCODE, MicrocodeDevice, Through};
+use super::device::{self, Device, Through};
+use super::devices::{Devices, Reset};
 use super::error::{AnswerError, StateError};
 use super::events::{Happened, Limit, Passage, Rip, Track, Values};
 use super::port::{KvmPort, Port};
@@ -50,23 +47,6 @@ enum MayNest {
     Perhaps,
 }
 
-/// The emulated devices of one vCPU.
-struct Devices {
-    microcode: Option<MicrocodeDevice>,
-    /// By the handler they answer for.
-    own: BTreeMap<Box<str>, Box<dyn Device>>,
-    reset: Reset,
-    cpu: msrgate_policy::Cpu,
-    signature: u32,
-}
-
-/// Whether the devices have been reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reset {
-    Never,
-    Done,
-}
-
 /// What became of a step that this vCPU could do alone.
 enum Done {
     Reply(Reply, Deed),
@@ -81,14 +61,7 @@ impl VcpuGate {
         shared: Arc<Shared>,
         program: Numbered<Responder>,
     ) -> Self {
-        let own = shared.options.devices.iter();
-        let devices = Devices {
-            microcode: None,
-            own: own.map(|(name, make)| (name.clone(), make(id))).collect(),
-            reset: Reset::Never,
-            cpu: cpuid.cpu().clone(),
-            signature: cpuid.signature(),
-        };
+        let devices = Devices::new(id, &shared.options.devices, cpuid);
         let mut gate = Self {
             id,
             state: VcpuState::new(&program.thing, |bit| cpuid.has(bit)),
@@ -540,74 +513,6 @@ impl VcpuGate {
             held_back,
             digest: self.program.thing.program().digest(),
         });
-    }
-}
-
-impl Devices {
-    /// Takes over what a program says of devices.
-    fn follow(&mut self, responder: &Responder) {
-        let settings = responder.program().settings().microcode;
-        let is_used = responder
-            .devices()
-            .any(|one| one == PolicyDevice::Microcode);
-        match (settings.filter(|_| is_used), &mut self.microcode) {
-            (Some(settings), Some(device)) => device.under(settings),
-            (Some(settings), none) => {
-                *none = Some(MicrocodeDevice::new(
-                    settings,
-                    self.cpu.clone(),
-                    self.signature,
-                ));
-            }
-            (None, some) => *some = None,
-        }
-    }
-
-    fn all(&mut self) -> impl Iterator<Item = &mut dyn Device> {
-        let microcode = self.microcode.iter_mut().map(|one| one as &mut dyn Device);
-        let own = self
-            .own
-            .values_mut()
-            .map(|one| &mut **one as &mut dyn Device);
-        microcode.chain(own)
-    }
-
-    fn save(&self) -> Vec<(Box<str>, Box<[u8]>)> {
-        let microcode = self.microcode.iter();
-        let microcode = microcode.map(|device| (MICROCODE.into(), device.save().into()));
-        let own = self.own.iter();
-        microcode
-            .chain(
-                own.map(|(name, device)| (format!("handler:{name}").into(), device.save().into())),
-            )
-            .collect()
-    }
-
-    /// All of them, or none: what had been restored when one fails is put back.
-    fn restore(&mut self, saved: &Saved) -> Result<(), RestoreError> {
-        let before = self.save();
-        for (name, bytes) in &saved.devices {
-            if self.restore_one(name, bytes).is_err() {
-                for (name, bytes) in &before {
-                    // These bytes were its own.
-                    let _ = self.restore_one(name, bytes);
-                }
-                return Err(RestoreError::Device(name.clone()));
-            }
-        }
-        Ok(())
-    }
-
-    fn restore_one(&mut self, name: &str, bytes: &[u8]) -> Result<(), super::BadState> {
-        let device: Option<&mut dyn Device> = match name.strip_prefix("handler:") {
-            Some(handler) => self
-                .own
-                .get_mut(handler)
-                .map(|one| &mut **one as &mut dyn Device),
-            None if name == MICROCODE => self.microcode.as_mut().map(|one| one as &mut dyn Device),
-            None => None,
-        };
-        device.ok_or(super::BadState)?.restore(bytes)
     }
 }
 

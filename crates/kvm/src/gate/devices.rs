@@ -1,0 +1,111 @@
+//! All devices of one vCPU: the emulated ones, and the VMM's own.
+
+use std::collections::BTreeMap;
+
+use msrgate_policy::answer::{Responder, RestoreError, Saved, SavedDevice};
+use msrgate_policy::{Cpu, Device as PolicyDevice};
+
+use super::VcpuId;
+use super::cpuid::GuestCpuid;
+use super::device::{BadState, Device, MICROCODE, MakeDevice, MicrocodeDevice};
+
+/// The emulated devices of one vCPU.
+pub(super) struct Devices {
+    pub(super) microcode: Option<MicrocodeDevice>,
+    /// By the handler they answer for.
+    pub(super) own: BTreeMap<Box<str>, Box<dyn Device>>,
+    pub(super) reset: Reset,
+    cpu: Cpu,
+    signature: u32,
+}
+
+/// Whether the devices have been reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reset {
+    Never,
+    Done,
+}
+
+impl Devices {
+    /// Those that the VMM makes for this vCPU. None has been reset.
+    pub(super) fn new(
+        id: VcpuId,
+        own: &BTreeMap<Box<str>, MakeDevice>,
+        cpuid: &GuestCpuid,
+    ) -> Self {
+        let own = own.iter();
+        Self {
+            microcode: None,
+            own: own.map(|(name, make)| (name.clone(), make(id))).collect(),
+            reset: Reset::Never,
+            cpu: cpuid.cpu().clone(),
+            signature: cpuid.signature(),
+        }
+    }
+
+    /// Takes over what a program says of devices.
+    pub(super) fn follow(&mut self, responder: &Responder) {
+        let settings = responder.program().settings().microcode;
+        let is_used = responder
+            .devices()
+            .any(|one| one == PolicyDevice::Microcode);
+        match (settings.filter(|_| is_used), &mut self.microcode) {
+            (Some(settings), Some(device)) => device.under(settings),
+            (Some(settings), none) => {
+                *none = Some(MicrocodeDevice::new(
+                    settings,
+                    self.cpu.clone(),
+                    self.signature,
+                ));
+            }
+            (None, some) => *some = None,
+        }
+    }
+
+    pub(super) fn all(&mut self) -> impl Iterator<Item = &mut dyn Device> {
+        let microcode = self.microcode.iter_mut().map(|one| one as &mut dyn Device);
+        let own = self
+            .own
+            .values_mut()
+            .map(|one| &mut **one as &mut dyn Device);
+        microcode.chain(own)
+    }
+
+    pub(super) fn save(&self) -> Vec<SavedDevice> {
+        let microcode = self.microcode.iter();
+        let microcode = microcode.map(|device| (MICROCODE.into(), device.save().into()));
+        let own = self.own.iter();
+        microcode
+            .chain(
+                own.map(|(name, device)| (format!("handler:{name}").into(), device.save().into())),
+            )
+            .collect()
+    }
+
+    /// All of them, or none: what had been restored when one fails is put back.
+    pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), RestoreError> {
+        let before = self.save();
+        for (name, bytes) in &saved.devices {
+            if self.restore_one(name, bytes).is_err() {
+                for (name, bytes) in &before {
+                    // These bytes were its own.
+                    let _ = self.restore_one(name, bytes);
+                }
+                return Err(RestoreError::Device(name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    fn restore_one(&mut self, name: &str, bytes: &[u8]) -> Result<(), BadState> {
+        let device: Option<&mut dyn Device> = match name.strip_prefix("handler:") {
+            Some(handler) => self
+                .own
+                .get_mut(handler)
+                .map(|one| &mut **one as &mut dyn Device),
+            None if name == MICROCODE => self.microcode.as_mut().map(|one| one as &mut dyn Device),
+            None => None,
+        };
+        device.ok_or(BadState)?.restore(bytes)
+    }
+}
