@@ -1,8 +1,6 @@
 //! `msrgate compile`.
 
-use std::fs::Permissions;
 use std::io::{self, IsTerminal as _, Write};
-use std::os::unix::fs::PermissionsExt as _;
 
 use msrgate_policy::{Program, ProgramVariant, emit};
 
@@ -22,8 +20,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut dyn Write) -> Result<Answer, Fai
         }
     };
     match &args.output {
-        // As any new file: what the umask leaves.
-        Some(path) => whole::write(path, &bytes, Permissions::from_mode(0o666))?,
+        Some(path) => whole::write(path, &bytes)?,
         None if args.format.is_text() => out.write_all(&bytes)?,
         None if io::stdout().is_terminal() => {
             return Err(Failure::Usage(
