@@ -138,6 +138,14 @@ fn has(numbers: &Numbers, number: u32) -> bool {
 }
 
 impl CpuSet {
+    /// No processor at all.
+    pub(crate) fn none() -> Self {
+        Self {
+            vendor: Some(Vec::new()),
+            ..Self::default()
+        }
+    }
+
     /// Whether `cpu` is one of them.
     #[must_use]
     pub fn contains(&self, cpu: &Cpu) -> bool {

@@ -286,6 +286,33 @@ fn whens_that_can_both_hold_and_disagree_are_an_error() {
     insta::assert_snapshot!(read(&text("0x6f"), &[]).unwrap_err());
 }
 
+/// A `cpu` that is not understood hides neither its other mistakes nor those of other tables, and
+/// disagrees with nothing.
+#[test]
+fn mistakes_of_whens_are_shown_at_once() {
+    insta::assert_snapshot!(
+        read(
+            r#"policy = 1
+default = "allow"
+unknown = { read = "x", write = "y", log = "z" }
+[[when]]
+cpu = { vendor = ["Intel", 7], family = [6, "0x10..=0x8"], model = "x", stepping = -1, foo = 1 }
+[when.msrs]
+IA32_PAT = "r"
+[[when]]
+[when.msrs]
+IA32_PAT = "w"
+[[when]]
+cpu = { vendor = "AuthenticAMD" }
+[when.msrs]
+IA32_PAT = "none"
+"#,
+            &[]
+        )
+        .unwrap_err()
+    );
+}
+
 /// Every mistake that has to do with actions and settings, at once.
 #[test]
 fn mistakes_of_the_whole_language_are_shown() {
