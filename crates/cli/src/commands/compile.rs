@@ -41,9 +41,12 @@ fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p ProgramVa
             .ok_or_else(|| Failure::Refused(format!("{}: says nothing of {cpu}", args.policy))),
         ([only], None) => Ok(only),
         (several, None) => {
-            let examples = several
-                .iter()
-                .map(|one| format!("\n  --cpu {}", one.example()));
+            // Ready for a shell: the vendor that stands for all others has a space.
+            let example = |one: &ProgramVariant| match one.example().to_string() {
+                cpu if cpu.contains(' ') => format!("\n  --cpu '{cpu}'"),
+                cpu => format!("\n  --cpu {cpu}"),
+            };
+            let examples = several.iter().map(example);
             Err(Failure::Usage(format!(
                 "{} is {} filters, by processor, and this format holds one; say which{}",
                 args.policy,
