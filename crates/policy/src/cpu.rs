@@ -225,7 +225,9 @@ fn vendors(sets: &[CpuSet]) -> BTreeMap<&str, Vec<usize>> {
     }
     for (number, set) in sets.iter().enumerate() {
         let Some(named) = &set.vendor else {
-            vendors.values_mut().for_each(|sets| sets.push(number));
+            for sets in vendors.values_mut() {
+                sets.push(number);
+            }
             continue;
         };
         let named: BTreeSet<&str> = named.iter().map(|vendor| &**vendor).collect();
