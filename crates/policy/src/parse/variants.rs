@@ -85,12 +85,14 @@ pub(crate) fn overridden(policy: &Policy) -> HashMap<EntryId, Vec<EntryId>> {
     overridden
 }
 
-/// Whether `entry` is one that `by` may replace: an included one, or, for an entry of a `[[when]]`,
-/// one that holds for all processors.
+/// Whether `entry` is one that `by` may replace: an included one of the same processors, or, for an
+/// entry of a `[[when]]`, one that holds for all processors.
 fn is_below(policy: &Policy, entry: &Entry, by: &Entry) -> bool {
     let is_included = policy.below[by.source().number()].contains(&entry.source());
     let is_general = by.when.is_some() && entry.when.is_none();
-    is_included && (by.when == entry.when || is_general)
+    // Each text has its own whens; they are the same if they name the same processors.
+    let cpus = |one: &Entry| one.when.map(|when| &policy.whens[when.number()].cpus);
+    is_included && (cpus(by) == cpus(entry) || is_general)
         || is_general && by.source() == entry.source()
 }
 
