@@ -7,10 +7,12 @@ use std::path::Path;
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, Verdict};
 use msrgate_policy::{
     Action, CompileError, Compiled, Entry, IncludeError, Includes, MAX_BYTES, PackError, Policy,
-    Source, Window, compile, one_line, parse,
+    Source, Variant, Window, compile, parse,
 };
 
+use crate::cli::CpuArg;
 use crate::failure::Failure;
+use crate::output;
 
 /// The policies in `policies/`, built in.
 pub(crate) const SHIPPED: [Shipped; 8] = [
@@ -84,6 +86,19 @@ pub(crate) fn compiled_source(source: &Source) -> Result<Compiled, Failure> {
     })
 }
 
+/// The variant on the processor that was named. Where none was, and they differ, it is said which of
+/// them the answer is about.
+pub(crate) fn variant<'c>(compiled: &'c Compiled, cpu: &CpuArg) -> &'c Variant {
+    let variant = compiled.on(cpu.cpu.as_ref());
+    if cpu.cpu.is_none() && compiled.variants().len() > 1 {
+        let example = variant.example();
+        output::say(&format_args!(
+            "note: this is what holds on {example} and the like; by its [[when]]s the policy differs on others, --cpu says on which\n"
+        ));
+    }
+    variant
+}
+
 /// What policies include: files, by a path from where the including one lies, and shipped policies
 /// by name.
 struct Files;
@@ -137,9 +152,8 @@ fn too_wide(policy: &Policy) -> Option<String> {
         Verdict::Deny => ("deny", "allowed"),
     };
     Some(format!(
-        "\n  line {}: {} alone has more than the {reach} MSRs that all ranges reach together\n  write `default = \"{other}\"` instead, and an entry for what is to be {rest}",
-        entry.place().line,
-        one_line(entry.key()),
+        "\n  {} alone has more than the {reach} MSRs that all ranges reach together\n  write `default = \"{other}\"` instead, and an entry for what is to be {rest}",
+        output::where_it_stands(policy, entry),
     ))
 }
 
@@ -158,7 +172,7 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
         };
         let mut entries = policy.entries().iter().filter(within);
         let first = entries.next().map_or(String::new(), |entry| {
-            format!("line {}: {}", entry.place().line, one_line(entry.key()))
+            output::where_it_stands(policy, entry)
         });
         let more = match entries.count() {
             0 => String::new(),

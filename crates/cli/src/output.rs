@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Write};
 
 use msrgate_filter::MsrIndex;
-use msrgate_policy::{MsrRange, registers};
+use msrgate_policy::{Entry, MsrRange, Policy, one_line, registers};
 use serde::Serialize;
 
 /// Every JSON answer says which version of its shape it is.
@@ -49,4 +49,14 @@ pub(crate) fn titled_range(msrs: MsrRange) -> String {
         _ if msrs.count() > 1 => msrs.to_string(),
         _ => titled(msrs.first()),
     }
+}
+
+/// `line 4: IA32_EFER`, or of an entry of an include `base.toml:4: IA32_EFER`.
+pub(crate) fn where_it_stands(policy: &Policy, entry: &Entry) -> String {
+    let (line, key) = (entry.place().line, one_line(entry.key()));
+    if policy.includers(entry.source()).is_empty() {
+        return format!("line {line}: {key}");
+    }
+    let file = one_line(policy.text(entry.source()).name());
+    format!("{file}:{line}: {key}")
 }

@@ -5,7 +5,9 @@
     reason = "a failed assumption is the result of a test"
 )]
 
-use std::fs;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::Read as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -83,4 +85,50 @@ fn a_program_cut_off_is_an_error_of_input() {
     assert_eq!(output.status.code(), Some(2));
     let talk = String::from_utf8(output.stderr).unwrap();
     assert!(talk.contains("a program cut off after"), "{talk}");
+}
+
+/// A link leads to what is written, and a file that others may not read stays so.
+#[test]
+fn a_file_that_is_there_keeps_its_name_and_its_mode() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("a"), folder.path().join("b"));
+    fs::write(&file, "").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    symlink("a", &link).unwrap();
+    let to = link.display().to_string();
+    let output = msrgate(&["compile", GOOD, "--format", "json", "-o", &to]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::read(&file).unwrap().first(), Some(&b'{'));
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o7777,
+        0o600
+    );
+}
+
+/// `-o /dev/null` as root once made a file of the device.
+#[test]
+fn what_is_no_file_is_written_to_and_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let to = pipe.display().to_string();
+    // Opened for both, so that neither end waits for the other.
+    let mut both = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&pipe)
+        .unwrap();
+    let output = msrgate(&["compile", GOOD, "--format", "json", "-o", &to]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+    let mut first = [0];
+    both.read_exact(&mut first).unwrap();
+    assert_eq!(first, *b"{");
 }

@@ -271,6 +271,10 @@ fn every_limit_is_in_it() {
         let some: Vec<_> = (0..128).filter(|model| model >> n & 1 == 1).collect();
         format!("[[when]]\ncpu = {{ model = {some:?} }}\n[when.msrs]\n0x10 = \"r\"\n")
     };
+    let numbers = format!("[{}]", times(600, |n| format!("{},\n", 2 * n)));
+    let apart = format!(
+        "[[when]]\ncpu.family = {numbers}\ncpu.model = {numbers}\n[when.msrs]\n0x10 = \"r\"\n"
+    );
     for (what, limit) in [
         ("ranges of a filter", MAX_RANGES),
         ("MSRs of a range", Bitmap::MAX_COUNT as usize),
@@ -284,6 +288,10 @@ fn every_limit_is_in_it() {
         ("files in a row of which each includes the next", MAX_DEPTH),
         ("`[[when]]`s", limit_of(&times(40, when))),
         ("ways in which they hold", limit_of(&times(7, bits))),
+        (
+            "processors that they tell apart: vendors, times stretches of families, of models and of steppings",
+            limit_of(&apart),
+        ),
     ] {
         let row = format!("| {what} | {limit} |");
         assert!(REFERENCE.lines().any(|line| line == row), "{row}");

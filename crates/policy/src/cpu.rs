@@ -1,6 +1,6 @@
 //! Which processors a `[[when]]` speaks of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -129,6 +129,9 @@ pub struct CpuSet {
     pub stepping: Option<Vec<RangeInclusive<u32>>>,
 }
 
+/// A vendor that nobody names stands for all of those.
+const OTHER: &str = "any other";
+
 type Numbers = Option<Vec<RangeInclusive<u32>>>;
 
 fn has(numbers: &Numbers, number: u32) -> bool {
@@ -138,6 +141,14 @@ fn has(numbers: &Numbers, number: u32) -> bool {
 }
 
 impl CpuSet {
+    /// No processor at all.
+    pub(crate) fn none() -> Self {
+        Self {
+            vendor: Some(Vec::new()),
+            ..Self::default()
+        }
+    }
+
     /// Whether `cpu` is one of them.
     #[must_use]
     pub fn contains(&self, cpu: &Cpu) -> bool {
@@ -161,15 +172,7 @@ pub(crate) fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
     let all: Vec<usize> = (0..sets.len()).collect();
     let mut ways = Vec::new();
     let mut seen = BTreeSet::new();
-    let mut vendors: BTreeSet<&str> = sets
-        .iter()
-        .flat_map(|set| set.vendor.iter().flatten())
-        .map(|vendor| &**vendor)
-        .collect();
-    // A vendor that nobody names stands for all of those.
-    vendors.insert("any other");
-    for vendor in vendors {
-        let some = keep(&all, |set| sets[set].has_vendor(vendor));
+    for (vendor, some) in vendors(sets) {
         for (family, some) in cells(sets, &some, |set| &set.family) {
             for (model, some) in cells(sets, &some, |set| &set.model) {
                 for (stepping, some) in cells(sets, &some, |set| &set.stepping) {
@@ -196,8 +199,43 @@ pub(crate) fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
     ways
 }
 
-fn keep(sets: &[usize], mut holds: impl FnMut(usize) -> bool) -> Vec<usize> {
-    sets.iter().copied().filter(|&set| holds(set)).collect()
+/// At most how many processors [`distinguished`] looks at: one of each vendor, and of each stretch of
+/// families, models and steppings between the ends of what the sets name.
+pub(crate) fn told_apart(sets: &[CpuSet]) -> usize {
+    let stretches = |part: fn(&CpuSet) -> &Numbers| {
+        let ranges = sets.iter().flat_map(|set| part(set).iter().flatten());
+        let ends = ranges.flat_map(|range| [Some(*range.start()), range.end().checked_add(1)]);
+        let points: BTreeSet<u32> = ends.flatten().chain([0]).collect();
+        points.len()
+    };
+    let parts: [fn(&CpuSet) -> &Numbers; 3] =
+        [|set| &set.family, |set| &set.model, |set| &set.stepping];
+    let vendors = vendors(sets).len();
+    parts
+        .into_iter()
+        .map(stretches)
+        .fold(vendors, usize::saturating_mul)
+}
+
+/// The vendors that are named, and one that nobody names, with the sets that hold for them.
+fn vendors(sets: &[CpuSet]) -> BTreeMap<&str, Vec<usize>> {
+    let mut vendors = BTreeMap::from([(OTHER, Vec::new())]);
+    for vendor in sets.iter().flat_map(|set| set.vendor.iter().flatten()) {
+        vendors.entry(&**vendor).or_default();
+    }
+    for (number, set) in sets.iter().enumerate() {
+        let Some(named) = &set.vendor else {
+            for sets in vendors.values_mut() {
+                sets.push(number);
+            }
+            continue;
+        };
+        let named: BTreeSet<&str> = named.iter().map(|vendor| &**vendor).collect();
+        for vendor in named {
+            vendors.entry(vendor).or_default().push(number);
+        }
+    }
+    vendors
 }
 
 /// Of one part of some sets: a number of each stretch between their ends, with those of the sets
@@ -207,19 +245,32 @@ fn cells<'s>(
     some: &[usize],
     part: impl Fn(&'s CpuSet) -> &'s Numbers,
 ) -> Vec<(u32, Vec<usize>)> {
-    let ranges = || {
-        some.iter()
-            .flat_map(|&set| part(&sets[set]).iter().flatten())
-    };
-    let starts = ranges().map(|range| *range.start());
-    let ends = ranges().filter_map(|range| range.end().checked_add(1));
-    let points: BTreeSet<u32> = starts.chain(ends).chain([0]).collect();
+    // How many ranges of each of the sets the point is in; one for a set that takes any number.
+    let mut within: Vec<i32> = Vec::new();
+    let mut steps = BTreeMap::from([(0, Vec::new())]);
+    for (place, &set) in some.iter().enumerate() {
+        let ranges = part(&sets[set]);
+        within.push(i32::from(ranges.is_none()));
+        for range in ranges.iter().flatten() {
+            steps.entry(*range.start()).or_default().push((place, 1));
+            if let Some(after) = range.end().checked_add(1) {
+                steps.entry(after).or_default().push((place, -1));
+            }
+        }
+    }
     let mut seen = BTreeSet::new();
-    points
-        .into_iter()
-        .map(|point| (point, keep(some, |set| has(part(&sets[set]), point))))
-        .filter(|(_, holding)| seen.insert(holding.clone()))
-        .collect()
+    let mut cells = Vec::new();
+    for (point, steps) in steps {
+        for (place, step) in steps {
+            within[place] += step;
+        }
+        let holding = some.iter().zip(&within).filter(|(_, within)| **within > 0);
+        let holding: Vec<usize> = holding.map(|(set, _)| *set).collect();
+        if seen.insert(holding.clone()) {
+            cells.push((point, holding));
+        }
+    }
+    cells
 }
 
 #[cfg(test)]
@@ -268,6 +319,51 @@ mod tests {
         for (holds, cpu) in &ways {
             let real: Vec<_> = sets.iter().map(|set| set.contains(cpu)).collect();
             assert_eq!(*holds, real, "{cpu}");
+        }
+    }
+
+    mod any_sets {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        const VENDORS: [&str; 3] = ["A", "B", OTHER];
+
+        fn numbers() -> impl Strategy<Value = Numbers> {
+            let range = (0..5u32, 0..3u32).prop_map(|(first, more)| first..=first + more);
+            prop::option::of(prop::collection::vec(range, 0..3))
+        }
+
+        fn any_set() -> impl Strategy<Value = CpuSet> {
+            let names = prop::sample::subsequence(vec!["A".into(), "B".into()], 0..=2);
+            let parts = (prop::option::of(names), numbers(), numbers(), numbers());
+            parts.prop_map(|(vendor, family, model, stepping)| CpuSet {
+                vendor,
+                family,
+                model,
+                stepping,
+            })
+        }
+
+        proptest! {
+            /// The ways are those of all processors there are, one by one.
+            #[test]
+            fn have_the_ways_of_all_processors(sets in prop::collection::vec(any_set(), 0..4)) {
+                let mut all = BTreeSet::new();
+                for (vendor, parts) in VENDORS.into_iter().flat_map(|one| (0..512).map(move |n| (one, n))) {
+                    let (family, model, stepping) = (parts >> 6, parts >> 3 & 7, parts & 7);
+                    let vendor = vendor.into();
+                    let cpu = Cpu { vendor, family, model, stepping };
+                    all.insert(sets.iter().map(|set| set.contains(&cpu)).collect::<Vec<_>>());
+                }
+                let ways = distinguished(&sets);
+                prop_assert_eq!(ways.len(), all.len());
+                for (holds, cpu) in ways {
+                    let real: Vec<_> = sets.iter().map(|set| set.contains(&cpu)).collect();
+                    prop_assert_eq!(&holds, &real);
+                    prop_assert!(all.contains(&holds));
+                }
+            }
         }
     }
 

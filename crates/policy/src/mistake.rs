@@ -131,6 +131,22 @@ pub enum Wrong {
         /// How many bits there are.
         bits: u32,
     },
+    /// A range of families, models or steppings that is none, or ends before it begins.
+    #[error("`{text}` is no range of numbers for `{key}`")]
+    BadRange {
+        /// What stands there.
+        text: String,
+        /// The key whose value it is.
+        key: String,
+    },
+    /// A vendor that no processor names, since it has not twelve bytes.
+    #[error("no processor's vendor is `{name}`: CPUID leaf 0 spells it in twelve characters")]
+    NoVendor {
+        /// The name.
+        name: String,
+        /// Known ones, the nearest first.
+        help: String,
+    },
     /// A language version this program does not know.
     #[error("policy language {0} is not known")]
     UnknownVersion(String),
@@ -285,6 +301,7 @@ impl Wrong {
             Self::UnknownKey { help, .. }
             | Self::UnknownWord { help, .. }
             | Self::NamesX2apic { help, .. }
+            | Self::NoVendor { help, .. }
             | Self::UnknownGap { help, .. } => return Some(help.clone()),
             Self::MissingDirection { access, .. } => {
                 return Some(format!(
@@ -306,6 +323,7 @@ impl Wrong {
             Self::BadNumber { .. } => {
                 "write digits, or `0x` and hexadecimal digits; above 2^63 as a string: \"0xffffffffffffffff\""
             }
+            Self::BadRange { .. } => "write the lower end first, as in \"0x6a..=0x6f\"",
             Self::NamesTheLastMsr(_) => "end the range at 0xfffffffe",
             Self::SaidTwice { .. } => "keep one of the two",
             Self::OtherDirection {

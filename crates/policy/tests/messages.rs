@@ -75,6 +75,9 @@ fn mistakes_of_a_policy() {
         wrongs(&format!("{head}name = 1")),
         wrongs("policy = 1\ndefault = 'refuse'"),
         entries("IA32_PAT = { read = { value = '0x1ffffffffffffffff' }, write = 'deny' }"),
+        wrongs(&format!(
+            "{head}[[when]]\ncpu = {{ vendor = 'Genuinintel', model = '9..=8' }}\n[when.msrs]\n"
+        )),
         wrongs("policy = 2\ndefault = 'deny'"),
         entries("IA32_EFFER = 'r'"),
         entries("'0x808' = 'r'\n'0x7ff..=0x900' = 'r'"),

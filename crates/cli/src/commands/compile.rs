@@ -1,8 +1,6 @@
 //! `msrgate compile`.
 
-use std::fs::Permissions;
 use std::io::{self, IsTerminal as _, Write};
-use std::os::unix::fs::PermissionsExt as _;
 
 use msrgate_policy::{Program, ProgramVariant, emit};
 
@@ -22,8 +20,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut dyn Write) -> Result<Answer, Fai
         }
     };
     match &args.output {
-        // As any new file: what the umask leaves.
-        Some(path) => whole::write(path, &bytes, Permissions::from_mode(0o666))?,
+        Some(path) => whole::write(path, &bytes)?,
         None if args.format.is_text() => out.write_all(&bytes)?,
         None if io::stdout().is_terminal() => {
             return Err(Failure::Usage(
@@ -44,9 +41,12 @@ fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p ProgramVa
             .ok_or_else(|| Failure::Refused(format!("{}: says nothing of {cpu}", args.policy))),
         ([only], None) => Ok(only),
         (several, None) => {
-            let examples = several
-                .iter()
-                .map(|one| format!("\n  --cpu {}", one.example()));
+            // Ready for a shell: the vendor that stands for all others has a space.
+            let example = |one: &ProgramVariant| match one.example().to_string() {
+                cpu if cpu.contains(' ') => format!("\n  --cpu '{cpu}'"),
+                cpu => format!("\n  --cpu {cpu}"),
+            };
+            let examples = several.iter().map(example);
             Err(Failure::Usage(format!(
                 "{} is {} filters, by processor, and this format holds one; say which{}",
                 args.policy,

@@ -104,7 +104,7 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Fai
         )));
     }
     let compiled = load::compiled(&args.policy)?;
-    let variant = compiled.on(args.cpu.cpu.as_ref());
+    let variant = load::variant(&compiled, &args.cpu);
     let explained = Explained {
         policy: compiled.policy(),
         variant,

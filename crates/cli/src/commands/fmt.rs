@@ -1,7 +1,6 @@
 //! `msrgate fmt`.
 
-use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 
 use msrgate_policy::format;
@@ -59,7 +58,7 @@ pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure
 fn one(args: &FmtArgs, policy: &str, out: &mut dyn Write) -> Result<FileReport, Failure> {
     let is_text = args.format.format == Format::Text;
     let source = load::source(policy)?;
-    if args.write && (policy == "-" || !Path::new(policy).exists()) {
+    if args.write && (policy == "-" || !Path::new(policy).is_file()) {
         return Err(Failure::Usage(format!(
             "{} is no file that could be written; leave out --write",
             source.name()
@@ -82,7 +81,7 @@ fn one(args: &FmtArgs, policy: &str, out: &mut dyn Write) -> Result<FileReport, 
     };
     let is_changed = text != source.text();
     if args.write && is_changed {
-        replace(policy, &text)?;
+        whole::write(Path::new(policy), text.as_bytes())?;
     }
     if is_text && args.check && is_changed {
         writeln!(out, "{}", source.name())?;
@@ -97,15 +96,4 @@ fn one(args: &FmtArgs, policy: &str, out: &mut dyn Write) -> Result<FileReport, 
         text: is_asked_for.then_some(text),
         mistakes: Vec::new(),
     })
-}
-
-/// Puts the text in the place of the file's, where a link leads to, with the file's mode.
-fn replace(policy: &str, text: &str) -> Result<(), Failure> {
-    let trouble = |error: io::Error| Failure::Input {
-        what: policy.to_owned(),
-        why: error.to_string(),
-    };
-    let path = fs::canonicalize(policy).map_err(trouble)?;
-    let permissions = fs::metadata(&path).map_err(trouble)?.permissions();
-    whole::write(&path, text.as_bytes(), permissions)
 }

@@ -38,7 +38,7 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let compiled = load::compiled(&args.policy)?;
     let trace = open(&args.trace)?;
     let name = trace.name;
-    let mut replay = Replay::new(compiled.policy(), compiled.on(args.cpu.cpu.as_ref()));
+    let mut replay = Replay::new(compiled.policy(), load::variant(&compiled, &args.cpu));
     read(trace, &mut replay)?;
 
     let totals = replay.totals();

@@ -59,29 +59,36 @@ impl Reader<'_> {
         if let DeValue::String(_) = item.value.get_ref() {
             return self.word(item, &words::UNKNOWNS);
         }
+        let before = self.mistakes.len();
         let mut unknown = Unknown::default();
-        let mut is_understood = true;
         for inner in self.table(item)? {
             match inner.key.text {
-                "read" => match inner.value.get_ref() {
-                    DeValue::String(word) if word == "deny" => {}
-                    DeValue::Table(_) => match self.table(inner)?.as_slice() {
-                        [value] if value.key.text == "value" => {
-                            unknown.read = UnknownAction::Value(self.number(*value)?);
-                        }
-                        _ => self.wrong_type(inner, "\"deny\", or `{ value = \"0x0\" }`"),
-                    },
-                    _ => unknown.read = UnknownAction::Value(self.number(inner)?),
-                },
-                "write" => unknown.write = self.word(inner, &words::UNKNOWN_WRITES)?,
-                "log" => unknown.log = Some(self.word(inner, &words::LOGS)?),
-                _ => {
-                    is_understood = false;
-                    self.unknown_key(inner.key, &words::UNKNOWN);
+                "read" => unknown.read = self.unknown_read(inner).unwrap_or_default(),
+                "write" => {
+                    let write = self.word(inner, &words::UNKNOWN_WRITES);
+                    unknown.write = write.unwrap_or_default();
                 }
+                "log" => unknown.log = self.word(inner, &words::LOGS),
+                _ => self.unknown_key(inner.key, &words::UNKNOWN),
             }
         }
-        is_understood.then_some(unknown)
+        (self.mistakes.len() == before).then_some(unknown)
+    }
+
+    fn unknown_read(&mut self, item: Item<'_>) -> Option<UnknownAction> {
+        match item.value.get_ref() {
+            DeValue::String(word) if word == "deny" => Some(UnknownAction::default()),
+            DeValue::Table(_) => match self.table(item)?.as_slice() {
+                [value] if value.key.text == "value" => {
+                    self.number(*value).map(UnknownAction::Value)
+                }
+                _ => {
+                    self.wrong_type(item, "\"deny\", or `{ value = \"0x0\" }`");
+                    None
+                }
+            },
+            _ => self.number(item).map(UnknownAction::Value),
+        }
     }
 
     fn accept(&mut self, item: Item<'_>) {

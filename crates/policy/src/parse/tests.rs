@@ -162,6 +162,30 @@ fn limits_are_stated() {
     assert_eq!(wrong(&text), Wrong::TooMany { what, found, limit });
 }
 
+/// Few lines name many processors; they are counted before they are looked at.
+#[test]
+fn processors_that_are_told_apart_are_limited() {
+    let numbers = |count: u32| (0..count).map(|number| format!("{},\n", 2 * number));
+    let list = |count| numbers(count).collect::<String>();
+    let text = |families, models| {
+        let (families, models) = (list(families), list(models));
+        format!(
+            "policy = 1\ndefault = 'deny'\n[[when]]\ncpu.family = [{families}]\n\
+             cpu.model = [{models}]\n[when.msrs]\n0x10 = 'r'\n"
+        )
+    };
+    sound(&text(10, 20_000));
+    let mistakes = parse(
+        &Source::new("policy.toml", &text(600, 600)),
+        &mut NoIncludes,
+    );
+    // A vendor that nobody names, 600 families with what follows each, and as many models.
+    let (what, limit) = ("processors that its `when`s tell apart", 1 << 20);
+    let found = 1200 * 1200;
+    let wrong = mistakes.unwrap_err().mistakes()[0].wrong().clone();
+    assert_eq!(wrong, Wrong::TooMany { what, found, limit });
+}
+
 mod any_text {
     use proptest::prelude::*;
 

@@ -6,7 +6,7 @@ use msrgate_filter::{Access, MsrIndex};
 
 use super::conflict;
 use crate::action::{Action, Comparison};
-use crate::cpu::{Cpu, distinguished};
+use crate::cpu::{Cpu, distinguished, told_apart};
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::msrs::MsrSet;
 use crate::policy::{Entry, EntryId, Firmness, Log, Policy, Replaces};
@@ -16,6 +16,9 @@ use crate::table::{Said, Segment, Table};
 
 /// More ways than this are a mistake: each becomes a filter of its own.
 const MAX_VARIANTS: usize = 64;
+
+/// With more processors than this to look at, those ways are not looked for.
+const MAX_TOLD_APART: usize = 1 << 20;
 
 /// The entries that hold together on some processors.
 #[derive(Clone, Debug)]
@@ -82,28 +85,35 @@ pub(crate) fn overridden(policy: &Policy) -> HashMap<EntryId, Vec<EntryId>> {
     overridden
 }
 
-/// Whether `entry` is one that `by` may replace: an included one, or, for an entry of a `[[when]]`,
-/// one that holds for all processors.
+/// Whether `entry` is one that `by` may replace: an included one of the same processors, or, for an
+/// entry of a `[[when]]`, one that holds for all processors.
 fn is_below(policy: &Policy, entry: &Entry, by: &Entry) -> bool {
     let is_included = policy.below[by.source().number()].contains(&entry.source());
     let is_general = by.when.is_some() && entry.when.is_none();
-    is_included && (by.when == entry.when || is_general)
+    // Each text has its own whens; they are the same if they name the same processors.
+    let cpus = |one: &Entry| one.when.map(|when| &policy.whens[when.number()].cpus);
+    is_included && (cpus(by) == cpus(entry) || is_general)
         || is_general && by.source() == entry.source()
 }
 
 /// Everything that is wrong with the entries together.
 pub(super) fn mistakes(policy: &Policy) -> Vec<Mistake> {
     let mut mistakes = without_effect(policy);
+    let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
+    let too_many = |what, found, limit| Mistake {
+        wrong: Wrong::TooMany { what, found, limit },
+        places: Vec::new(),
+    };
+    let found = told_apart(&cpus);
+    if found > MAX_TOLD_APART {
+        let what = "processors that its `when`s tell apart";
+        mistakes.push(too_many(what, found, MAX_TOLD_APART));
+        return mistakes;
+    }
     let variants = variants(policy);
     if variants.len() > MAX_VARIANTS {
-        mistakes.push(Mistake {
-            wrong: Wrong::TooMany {
-                what: "ways in which its `when`s hold",
-                found: variants.len(),
-                limit: MAX_VARIANTS,
-            },
-            places: Vec::new(),
-        });
+        let what = "ways in which its `when`s hold";
+        mistakes.push(too_many(what, variants.len(), MAX_VARIANTS));
         return mistakes;
     }
     for active in &variants {

@@ -4,12 +4,16 @@ use std::ops::RangeInclusive;
 
 use toml::de::DeValue;
 
-use super::value::Item;
+use super::value::{Item, one_of};
 use super::words;
 use super::{MAX_WHENS, Reader};
 use crate::cpu::CpuSet;
 use crate::mistake::Wrong;
 use crate::policy::{When, WhenId};
+use crate::source::quoted;
+
+/// How many bytes of a name CPUID leaf 0 has room for, in EBX, EDX and ECX.
+const CPUID_NAME: usize = 12;
 
 impl Reader<'_> {
     pub(super) fn whens(&mut self, item: Item<'_>) {
@@ -52,7 +56,8 @@ impl Reader<'_> {
             let help = "what it says of MSRs: a table `[when.msrs]`";
             self.wrong(at, Wrong::MissingKey { key: "msrs", help });
         }
-        let cpus = cpus.flatten().unwrap_or_default();
+        // What is not understood holds nowhere, so that nothing else disagrees with it.
+        let cpus = cpus.flatten().unwrap_or_else(CpuSet::none);
         self.whens.push(When { cpus });
         if let Some(msrs) = msrs {
             self.msrs(msrs, Some(id));
@@ -60,37 +65,45 @@ impl Reader<'_> {
     }
 
     fn cpus(&mut self, item: Item<'_>) -> Option<CpuSet> {
+        let before = self.mistakes.len();
         let mut cpus = CpuSet::default();
         for part in self.table(item)? {
             match part.key.text {
-                "vendor" => cpus.vendor = Some(self.vendors(part)?),
-                "family" => cpus.family = Some(self.numbers(part)?),
-                "model" => cpus.model = Some(self.numbers(part)?),
-                "stepping" => cpus.stepping = Some(self.numbers(part)?),
+                "vendor" => cpus.vendor = Some(self.vendors(part)),
+                "family" => cpus.family = Some(self.numbers(part)),
+                "model" => cpus.model = Some(self.numbers(part)),
+                "stepping" => cpus.stepping = Some(self.numbers(part)),
                 _ => self.unknown_key(part.key, &words::CPU),
             }
         }
-        Some(cpus)
+        (self.mistakes.len() == before).then_some(cpus)
     }
 
     /// One vendor, or a list of them.
-    fn vendors(&mut self, item: Item<'_>) -> Option<Vec<Box<str>>> {
-        if let DeValue::Array(_) = item.value.get_ref() {
-            let names = self.strings(item);
-            return Some(names.into_iter().map(|(name, _)| name.into()).collect());
+    fn vendors(&mut self, item: Item<'_>) -> Vec<Box<str>> {
+        let names = match item.value.get_ref() {
+            DeValue::Array(_) => self.strings(item),
+            _ => Vec::from_iter(self.string(item).map(|name| (name, item.span()))),
+        };
+        for &(name, span) in &names {
+            if name.len() != CPUID_NAME {
+                let help = one_of(name, &words::VENDORS, '"');
+                let name = quoted(name);
+                self.wrong(self.at(span), Wrong::NoVendor { name, help });
+            }
         }
-        self.string(item).map(|name| vec![name.into()])
+        names.into_iter().map(|(name, _)| name.into()).collect()
     }
 
     /// A number, a range such as `"0x6a..=0x6f"`, or a list of these.
-    fn numbers(&mut self, item: Item<'_>) -> Option<Vec<RangeInclusive<u32>>> {
-        if let DeValue::Array(array) = item.value.get_ref() {
-            return array
-                .iter()
-                .map(|value| self.range(Item { value, ..item }))
-                .collect();
+    fn numbers(&mut self, item: Item<'_>) -> Vec<RangeInclusive<u32>> {
+        match item.value.get_ref() {
+            DeValue::Array(array) => {
+                let each = array.iter().map(|value| Item { value, ..item });
+                each.filter_map(|item| self.range(item)).collect()
+            }
+            _ => Vec::from_iter(self.range(item)),
         }
-        self.range(item).map(|range| vec![range])
     }
 
     fn range(&mut self, item: Item<'_>) -> Option<RangeInclusive<u32>> {
@@ -105,7 +118,9 @@ impl Reader<'_> {
             return match range {
                 Some(range) if !range.is_empty() => Some(range),
                 _ => {
-                    self.wrong_type(item, "a number, or a range such as \"0x6a..=0x6f\"");
+                    let key = quoted(item.key.text);
+                    let text = quoted(text);
+                    self.wrong(self.at(item.span()), Wrong::BadRange { text, key });
                     None
                 }
             };

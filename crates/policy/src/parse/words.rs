@@ -38,6 +38,14 @@ pub(crate) const WHEN: [&str; 2] = ["cpu", "msrs"];
 /// Keys of its `cpu`.
 pub(crate) const CPU: [&str; 4] = ["vendor", "family", "model", "stepping"];
 
+/// Vendors that a misspelt one may be meant to be. Any other of twelve bytes is one, too.
+pub(crate) const VENDORS: [&str; 4] = [
+    "GenuineIntel",
+    "AuthenticAMD",
+    "HygonGenuine",
+    "CentaurHauls",
+];
+
 /// What an entry says of a direction.
 #[derive(Clone)]
 pub(crate) enum Says {

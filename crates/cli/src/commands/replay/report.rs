@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_filter::{Access, X2APIC};
 use msrgate_policy::trace::{Fate, LineNumber, Replay, Row, Totals};
-use msrgate_policy::{Entry, Said, explain, one_line};
+use msrgate_policy::{Entry, Said, explain};
 use serde::Serialize;
 
 use crate::output::{self, SCHEMA};
@@ -55,6 +55,8 @@ struct Listed<'r> {
     first_value: Option<String>,
     /// Where the policy says so; null for the default, and for x2APIC registers.
     policy_line: Option<u32>,
+    /// The text of that line: the policy itself, or what it includes.
+    policy_file: Option<&'r str>,
     entry: Option<&'r str>,
 }
 
@@ -112,6 +114,9 @@ fn listed<'r>(replay: &Replay<'r>, row: &Row) -> Listed<'r> {
         first_line: row.first.get(),
         first_value: row.value.map(|value| format!("{value:#x}")),
         policy_line: explanation.entry.map(|entry| entry.place().line),
+        policy_file: explanation
+            .entry
+            .map(|entry| replay.policy().text(entry.source()).name()),
         entry: explanation.entry.map(Entry::key),
     }
 }
@@ -214,11 +219,8 @@ fn said(replay: &Replay<'_>, row: &Row) -> String {
     let explanation = explain(replay.policy(), replay.variant(), row.index, row.access);
     match (explanation.said, explanation.entry) {
         (Said::ByEntry(_), Some(entry)) => {
-            format!(
-                "policy line {}: {}",
-                entry.place().line,
-                one_line(entry.key())
-            )
+            let place = output::where_it_stands(replay.policy(), entry);
+            format!("policy {place}")
         }
         _ => "by `default`".to_owned(),
     }

@@ -274,6 +274,34 @@ MSR_K7_HWCR = "rw"
     );
 }
 
+/// Each text has its own whens, and an override finds the one that speaks of the same processors.
+#[test]
+fn an_entry_of_an_included_when_is_replaced_in_the_same_when() {
+    let when = |vendor: &str, says: &str| {
+        format!("[[when]]\ncpu = {{ vendor = \"{vendor}\" }}\n[when.msrs]\n0x610 = {{ {says} }}\n")
+    };
+    let denied = "read = \"deny\", write = \"deny\"";
+    let over = "read = \"allow\", write = \"deny\", override = true";
+    let text = |vendor| {
+        let include = "policy = 1\ndefault = \"deny\"\ninclude = [\"base.toml\"]\n";
+        format!("{include}{}", when(vendor, over))
+    };
+    let base = format!("policy = 1\n{}", when("GenuineIntel", denied));
+    let files = |base: &str| [("base.toml", &*base.to_owned().leak())];
+
+    let compiled = compiled(&text("GenuineIntel"), &files(&base));
+    assert_eq!(
+        actions(&compiled, Some("GenuineIntel:6:1"), 0x610),
+        [Action::Allow, Action::Deny]
+    );
+    // There is none of other processors, and a final one is not loosened.
+    let other = read(&text("AuthenticAMD"), &files(&base)).unwrap_err();
+    assert!(other.contains("overrides nothing"), "{other}");
+    let fixed = base.replace(denied, &format!("{denied}, final = true"));
+    let fixed = read(&text("GenuineIntel"), &files(&fixed)).unwrap_err();
+    assert!(fixed.contains("loosens the read"), "{fixed}");
+}
+
 #[test]
 fn whens_that_can_both_hold_and_disagree_are_an_error() {
     let text = |model: &str| {
@@ -284,6 +312,33 @@ fn whens_that_can_both_hold_and_disagree_are_an_error() {
     };
     assert!(read(&text("0x70"), &[]).is_ok());
     insta::assert_snapshot!(read(&text("0x6f"), &[]).unwrap_err());
+}
+
+/// A `cpu` that is not understood hides neither its other mistakes nor those of other tables, and
+/// disagrees with nothing.
+#[test]
+fn mistakes_of_whens_are_shown_at_once() {
+    insta::assert_snapshot!(
+        read(
+            r#"policy = 1
+default = "allow"
+unknown = { read = "x", write = "y", log = "z" }
+[[when]]
+cpu = { vendor = ["Intel", 7], family = [6, "0x10..=0x8"], model = "x", stepping = -1, foo = 1 }
+[when.msrs]
+IA32_PAT = "r"
+[[when]]
+[when.msrs]
+IA32_PAT = "w"
+[[when]]
+cpu = { vendor = "AuthenticAMD" }
+[when.msrs]
+IA32_PAT = "none"
+"#,
+            &[]
+        )
+        .unwrap_err()
+    );
 }
 
 /// Every mistake that has to do with actions and settings, at once.
