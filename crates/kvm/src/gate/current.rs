@@ -74,7 +74,7 @@ mod model {
     /// whole, never an older one after a newer one, and the last one once both have ended.
     #[test]
     fn a_follower_never_goes_back_and_ends_at_the_last() {
-        loom::model(|| {
+        crate::gate::sync::check(|| {
             let current = Arc::new(Current::new([0; 2]));
             let writers = [1, 2].map(|value| {
                 let current = Arc::clone(&current);
@@ -100,7 +100,7 @@ mod model {
     /// What `replace` published before something else was done is seen by who saw that.
     #[test]
     fn what_came_before_a_filter_is_seen_after_its_exit() {
-        loom::model(|| {
+        crate::gate::sync::check(|| {
             let current = Arc::new(Current::new(0));
             let filter = Arc::new(AtomicU64::new(0));
             let writer = {

@@ -94,7 +94,7 @@ mod model {
     /// The VMM's kick at any moment is there in the end.
     #[test]
     fn no_kick_is_lost() {
-        loom::model(|| {
+        crate::gate::sync::check(|| {
             let flag = Arc::new(AtomicU8::new(0));
             let vmm = {
                 let flag = Arc::clone(&flag);

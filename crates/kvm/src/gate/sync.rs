@@ -8,3 +8,12 @@ pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
 pub(super) use std::sync::Mutex;
 #[cfg(not(loom))]
 pub(super) use std::sync::atomic::{AtomicU64, Ordering};
+
+/// All interleavings and reorderings that loom has, with up to three preemptions. Without a bound loom
+/// tries one alone.
+#[cfg(all(test, loom))]
+pub(super) fn check(body: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(body);
+}
