@@ -142,6 +142,7 @@ fn has(numbers: &Numbers, number: u32) -> bool {
 
 impl CpuSet {
     /// No processor at all.
+    #[cfg(feature = "parse")]
     pub(crate) fn none() -> Self {
         Self {
             vendor: Some(Vec::new()),
@@ -201,6 +202,7 @@ pub(crate) fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
 
 /// At most how many processors [`distinguished`] looks at: one of each vendor, and of each stretch of
 /// families, models and steppings between the ends of what the sets name.
+#[cfg(feature = "parse")]
 pub(crate) fn told_apart(sets: &[CpuSet]) -> usize {
     let stretches = |part: fn(&CpuSet) -> &Numbers| {
         let ranges = sets.iter().flat_map(|set| part(set).iter().flatten());
