@@ -5,7 +5,7 @@ use std::io::Write;
 use msrgate_filter::{Access, ExitNumber, ExitReason, MsrIndex, ReasonMask, Revision, Verdict};
 use msrgate_policy::registers;
 use msrgate_policy::{
-    Compiled, Cpu, Entry, Explanation, Extent, Mode, MsrSet, Policy, Program, Reported, Said,
+    Compiled, Cpu, Entry, Explanation, Extent, Log, Mode, MsrSet, Policy, Program, Reported, Said,
     Variant, explain, one_line,
 };
 use serde::Serialize;
@@ -243,7 +243,11 @@ impl<'c> Explained<'c> {
             _ => writeln!(out, "{INDENT}kernel reports: {kernel}")?,
         }
         let (log, events) = (explanation.log.word(), explanation.events());
-        writeln!(out, "{INDENT}events: {events} (log {log})")?;
+        writeln!(
+            out,
+            "{INDENT}events: {events} (log {log}){}",
+            seen(explanation)
+        )?;
         self.print_extent(out, explanation)
     }
 
@@ -328,6 +332,18 @@ fn kernel_row(reported: Reported) -> KernelRow {
         Reported::Nothing => none("nothing"),
         Reported::Fault => none("gp"),
         Reported::Exit(number, reason) => exit_row(number, reason),
+    }
+}
+
+/// How a gate sees accesses that the policy allows.
+fn seen(explanation: &Explanation<'_>) -> &'static str {
+    let is_carried = msrgate_policy::forward(explanation.index).is_some();
+    match (explanation.decision.verdict, explanation.log) {
+        (Verdict::Deny, _) | (_, Log::None | Log::Denied) => "",
+        (Verdict::Allow, Log::All) if is_carried => {
+            "; a gate's filter refuses each, and the gate carries it out"
+        }
+        (Verdict::Allow, _) => "; a gate's filter refuses the first, and the guest repeats it",
     }
 }
 
