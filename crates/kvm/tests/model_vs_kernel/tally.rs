@@ -110,11 +110,11 @@ impl Tally {
         self
     }
 
-    /// The first kind of which there are fewer than its least.
-    pub(crate) fn lacks(&self) -> Option<&'static str> {
+    /// The first kind of which there are fewer than its least, in a run that is one part in so many.
+    pub(crate) fn lacks(&self, part: u32) -> Option<&'static str> {
         let lacking = KINDS
             .iter()
-            .find(|&&(kind, _, least)| self.sum(&[kind]) < least);
+            .find(|&&(kind, _, least)| self.sum(&[kind]) < least / part);
         lacking.map(|&(_, name, _)| name)
     }
 
