@@ -238,6 +238,8 @@ impl VcpuGate {
         Ok(())
     }
 
+    // A function of its own in every build: scripts/bench counts what happens in it.
+    #[inline(never)]
     pub(super) fn answer_at(&mut self, port: &mut impl Port) -> Result<Outcome, AnswerError> {
         let exit = match port.pending() {
             Ok(Some(exit)) => exit,
@@ -406,6 +408,8 @@ impl VcpuGate {
         Ok(Done::Reply(reply, deed))
     }
 
+    // A function of its own in every build: scripts/bench counts what happens in it.
+    #[inline(never)]
     pub(super) fn finish_at(
         &mut self,
         port: &mut impl Port,
