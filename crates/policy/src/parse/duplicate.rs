@@ -26,6 +26,10 @@ impl Reader<'_> {
             self.wrong(self.at(span), Wrong::Syntax(error.message().to_owned()));
         }
         let again: Vec<_> = again.iter().filter_map(|error| error.span()).collect();
+        // Finding the first of each takes reading the text once more.
+        if again.is_empty() {
+            return;
+        }
         let text = self.text().text().to_owned();
         let firsts = firsts(&text, &again);
         for (span, first) in again.iter().zip(firsts) {
