@@ -34,7 +34,7 @@
 //!             }
 //!             Outcome::Kill(violation) => return Err(violation.into()),
 //!         },
-//!         other => todo!("the VMM's other exits"),
+//!         other => return Err(format!("{other:?}").into()),
 //!     }
 //! }
 //! # }
