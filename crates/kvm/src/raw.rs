@@ -55,14 +55,19 @@ impl Default for RawBitmap {
     }
 }
 
+/// The filter's one flag: default deny (S1.7).
+const fn default_flag(fallback: Fallback) -> u32 {
+    match fallback {
+        Fallback::Allow => 0,
+        Fallback::Deny => 1,
+    }
+}
+
 /// The request that sets this filter, bitmaps in whole words as the kernel reads them (S2.4).
 impl From<&Filter> for RawFilter {
     fn from(filter: &Filter) -> Self {
         let mut raw = Self {
-            flags: match filter.fallback() {
-                Fallback::Allow => 0,
-                Fallback::Deny => 1,
-            },
+            flags: default_flag(filter.fallback()),
             ..Self::default()
         };
         for (slot, range) in raw.ranges.iter_mut().zip(filter.ranges()) {
@@ -104,10 +109,7 @@ pub(crate) fn set_filter(vm: &impl AsRawFd, filter: &Filter) -> Result<(), CallE
         }
     };
     let argument = kvm_msr_filter {
-        flags: match filter.fallback() {
-            Fallback::Allow => 0,
-            Fallback::Deny => 1,
-        },
+        flags: default_flag(filter.fallback()),
         ranges: array::from_fn(range),
     };
     ask(vm, CallerWidth::Bits64, &raw const argument)

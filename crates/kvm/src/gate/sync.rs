@@ -9,8 +9,9 @@ pub(super) use std::sync::Mutex;
 #[cfg(not(loom))]
 pub(super) use std::sync::atomic::{AtomicU64, Ordering};
 
-/// All interleavings and reorderings that loom has, with up to three preemptions. Without a bound loom
-/// tries one alone.
+/// The interleavings and reorderings that loom has, with up to three preemptions. Loom knows that two
+/// accesses depend on each other by the last one to each word only: a thread's own load can hide that of
+/// another, so see that a model fails with what it models taken out.
 #[cfg(all(test, loom))]
 pub(super) fn check(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
