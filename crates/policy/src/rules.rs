@@ -1,5 +1,7 @@
 //! What happens to each of 2^32 MSRs in each direction, once nothing of the policy's text is needed.
 
+mod ends;
+
 use msrgate_filter::{Access, Filter, MsrIndex, Verdict, X2APIC};
 
 use crate::action::Action;
@@ -7,6 +9,8 @@ use crate::equality::{covered, points};
 use crate::msrs::MsrRange;
 use crate::settings::Log;
 use crate::verdicts::Verdicts;
+
+use ends::Ends;
 
 /// Consecutive MSRs to which the same happens, for the same reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,17 +81,18 @@ pub struct FileId(pub(crate) u32);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     by_access: [Vec<Rule>; 2],
-    /// Where each rule ends, close together: each exit is looked up among them.
-    lasts: [Box<[MsrIndex]>; 2],
+    /// Where they end.
+    ends: [Ends; 2],
 }
 
 impl Rules {
     /// Rules that already cover everything, reads first.
     pub(crate) fn new(by_access: [Vec<Rule>; 2]) -> Self {
-        let lasts = by_access
-            .each_ref()
-            .map(|rules| rules.iter().map(|rule| rule.msrs.last()).collect());
-        Self { by_access, lasts }
+        let ends = by_access.each_ref().map(|rules| {
+            let lasts: Vec<_> = rules.iter().map(|rule| rule.msrs.last()).collect();
+            Ends::new(&lasts)
+        });
+        Self { by_access, ends }
     }
 
     /// What a filter without a policy does.
@@ -104,8 +109,7 @@ impl Rules {
     /// The rule of one MSR.
     #[must_use]
     pub fn at(&self, index: MsrIndex, access: Access) -> &Rule {
-        let place = self.lasts[access as usize].partition_point(|&last| last < index);
-        &self.of(access)[place]
+        &self.of(access)[self.ends[access as usize].find(index)]
     }
 
     /// The rules that share MSRs with `range`.

@@ -4,7 +4,7 @@ use msrgate_filter::MsrIndex;
 
 use super::Deed;
 use crate::action::{Mask, Outside};
-use crate::forward::{Forwarding, forward};
+use crate::forward::Row;
 use crate::settings::Mode;
 
 /// An access to carry to the register by `KVM_GET_MSRS` and `KVM_SET_MSRS`. Never while the vCPU
@@ -12,6 +12,8 @@ use crate::settings::Mode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forwarded {
     pub(super) index: MsrIndex,
+    /// The register's place in the allow-list.
+    pub(super) row: Row,
     pub(super) what: What,
     pub(super) mode: Mode,
 }
@@ -75,8 +77,7 @@ impl Forwarded {
                 (None, Mode::Enforce) => return (Carried::Fault, Deed::Denied),
             },
         };
-        let permitted = forward(self.index).map(|row| row.write);
-        if permitted.is_some_and(|forwarding: Forwarding| forwarding.permits(value)) {
+        if self.row.forward().write.permits(value) {
             (Carried::Set(value), deed)
         } else {
             // The guest's own write of it would be one, too.

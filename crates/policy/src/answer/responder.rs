@@ -230,12 +230,7 @@ impl Responder {
             }
             Action::Pin => self.pin_write(state, exit),
         };
-        Answer {
-            step,
-            deed,
-            origin: rule.origin,
-            log: self.log(rule, exit.reason),
-        }
+        Answer { step, deed, rule }
     }
 
     fn mode(&self) -> Mode {
@@ -250,7 +245,8 @@ impl Responder {
             // No filter opens for it but by its default (S3.5), and KVM has no such MSR.
             ExitReason::Filter if exit.index == MsrIndex::MAX => self.unknown(exit),
             ExitReason::Filter
-                if is_carried_for_log(rule, exit.index) && state.may_forward(exit.index) =>
+                if is_carried_for_log(rule, exit.index)
+                    && state.may_forward(exit.index).is_some() =>
             {
                 let what = match exit.access {
                     Access::Read => What::Read,
@@ -340,24 +336,41 @@ impl Responder {
         what: What,
         deed: Deed,
     ) -> (Step<'p>, Deed) {
-        if !state.may_forward(exit.index) {
+        let Some(row) = state.may_forward(exit.index) else {
             // The guest has no such register: KVM would refuse it, too.
             return (Step::Reply(Reply::FAULT), Deed::Denied);
-        }
+        };
         let access = Forwarded {
             index: exit.index,
+            row,
             what,
             mode: self.mode(),
         };
         (Step::Forward(access), deed)
     }
 
-    /// What says whether this access becomes an event.
-    fn log(&self, rule: &Rule, reason: ExitReason) -> Log {
-        let settings = self.program.settings();
-        match (reason, settings.unknown.log) {
+    /// Whether an exit becomes an event, where `deed` is what its answer came to in the end.
+    /// `is_first` says whether it is the VM's first access of this direction to this MSR; it is asked
+    /// only where that matters.
+    #[inline]
+    #[must_use]
+    pub fn is_event(
+        &self,
+        exit: &Exit,
+        answer: &Answer<'_>,
+        deed: Deed,
+        is_first: impl FnOnce() -> bool,
+    ) -> bool {
+        let log = match (exit.reason, self.program.settings().unknown.log) {
             (ExitReason::Unknown, Some(log)) => log,
-            _ => rule.log,
+            _ => answer.rule.log,
+        };
+        // What ends a VM, and what an audit is for, is said whatever the policy says of its log.
+        match (deed, log) {
+            (Deed::Killed, _) | (_, Log::All) => true,
+            (Deed::WouldDeny | Deed::WouldKill, _) | (_, Log::First) => is_first(),
+            (deed, Log::Denied) => deed.is_refusal(),
+            (_, Log::None) => false,
         }
     }
 

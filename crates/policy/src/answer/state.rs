@@ -3,7 +3,7 @@
 use msrgate_filter::MsrIndex;
 
 use super::Responder;
-use crate::forward::{self, CpuidBit};
+use crate::forward::{self, CpuidBit, Row};
 
 /// One vCPU's emulated registers and pins, for one [`Responder`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,10 +70,11 @@ impl VcpuState {
         state
     }
 
-    /// Whether accesses to this register may be forwarded for this vCPU: the allow-list has it, and
-    /// the vCPU's CPUID has what the list says it needs.
-    pub(super) fn may_forward(&self, index: MsrIndex) -> bool {
-        forward::row(index).is_some_and(|row| self.may_forward[row])
+    /// The row of the allow-list by which accesses to this register may be forwarded for this vCPU:
+    /// the list has it, and the vCPU's CPUID has what the list says it needs.
+    #[inline]
+    pub(super) fn may_forward(&self, index: MsrIndex) -> Option<Row> {
+        forward::row(index).filter(|row| self.may_forward[row.number()])
     }
 
     /// An access was carried to its register.
