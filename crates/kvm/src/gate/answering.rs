@@ -82,6 +82,7 @@ impl Answering {
     }
 
     /// Answers an exit, whose reply is #GP so far.
+    #[inline]
     pub(super) fn answer(
         &mut self,
         program: &Numbered<Responder>,
@@ -97,7 +98,12 @@ impl Answering {
         let answer = program.thing.respond(&mut self.state, exit);
         let done = match answer.step {
             Step::Reply(reply) => Done::Reply(reply, answer.deed),
-            Step::Handler(name) if !self.devices.own.contains_key(&**name) => {
+            Step::Forward(ref access) => self.forward(program, port, exit, &answer, access)?,
+            Step::Device(_) => self.ask(port, exit, answer.deed, None)?,
+            Step::Handler(name) if self.devices.own.contains_key(&**name) => {
+                self.ask(port, exit, answer.deed, Some(name))?
+            }
+            Step::Handler(name) => {
                 self.tell(program, exit, &answer, answer.deed);
                 return Ok(Outcome::Handler(Asked {
                     handler: Arc::clone(name),
@@ -105,6 +111,7 @@ impl Answering {
                     number: self.exits,
                 }));
             }
+            Step::Rewind | Step::Open => self.let_through(program, port, exit, &answer)?,
             Step::Kill => {
                 self.tell(program, exit, &answer, answer.deed);
                 port.settle();
@@ -114,7 +121,8 @@ impl Answering {
                     access: exit.access,
                 }));
             }
-            _ => self.carry_out(program, port, exit, &answer)?,
+            // Of a step that is not known here nothing is done.
+            _ => Done::Reply(Reply::FAULT, Deed::Denied),
         };
         match done {
             Done::Reply(reply, deed) => {
@@ -126,24 +134,6 @@ impl Answering {
         }
         port.settle();
         Ok(Outcome::Resume)
-    }
-
-    /// What is left to do for an answer that is not there yet, and needs neither the VMM nor its end.
-    fn carry_out(
-        &mut self,
-        program: &Numbered<Responder>,
-        port: &mut impl Port,
-        exit: &Exit,
-        answer: &Answer<'_>,
-    ) -> Result<Done, AnswerError> {
-        match answer.step {
-            Step::Rewind | Step::Open => self.let_through(program, port, exit, answer),
-            Step::Forward(access) => self.forward(program, port, exit, answer, &access),
-            Step::Handler(name) => self.ask(port, exit, answer.deed, Some(name)),
-            Step::Device(_) => self.ask(port, exit, answer.deed, None),
-            // `Reply` and `Kill` have been dealt with; and of a step that is not known here nothing is done.
-            _ => Ok(Done::Reply(Reply::FAULT, Deed::Denied)),
-        }
     }
 
     /// Has the guest execute the access itself, now or as soon as the filter lets it.
@@ -204,7 +194,7 @@ impl Answering {
             Carried::Fault => Done::Reply(Reply::FAULT, deed),
             Carried::Set(value) => match port.set_register(access.index(), value)? {
                 Taken::Yes => {
-                    self.state.carried(&program.thing, access);
+                    self.state.carried(access);
                     Done::Reply(Reply::DONE, deed)
                 }
                 Taken::No => Done::Reply(Reply::FAULT, Deed::Denied),

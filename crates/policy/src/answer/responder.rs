@@ -210,7 +210,8 @@ impl Responder {
     /// What is to be done about an exit of a vCPU in this state.
     #[must_use]
     pub fn respond(&self, state: &mut VcpuState, exit: &Exit) -> Answer<'_> {
-        let rule = self.variant().rule(exit.index, exit.access);
+        let rules = self.variant().rules();
+        let rule = rules.at_again(&mut state.hints, exit.index, exit.access);
         let (step, deed) = match &rule.action {
             Action::Allow => self.allowed(state, rule, exit),
             Action::Deny => self.refused(Deed::Denied, Step::Reply(Reply::FAULT), exit),
@@ -316,15 +317,16 @@ impl Responder {
     }
 
     fn pin_write<'p>(&self, state: &VcpuState, exit: &Exit) -> (Step<'p>, Deed) {
-        let pinned = self
-            .pin(exit.index)
-            .and_then(|at| *state.pins.get(at).unwrap_or(&None));
-        match (pinned, self.mode()) {
-            (None, _) => self.forward(state, exit, What::Pin(exit.data), Deed::Pinned),
-            (Some(value), _) if value == exit.data => (Step::Reply(Reply::DONE), Deed::Pinned),
+        let Some(place) = self.pin(exit.index) else {
+            return (Step::Reply(Reply::FAULT), Deed::Denied);
+        };
+        let value = exit.data;
+        match (state.pins.get(place).copied().flatten(), self.mode()) {
+            (None, _) => self.forward(state, exit, What::Pin { value, place }, Deed::Pinned),
+            (Some(pinned), _) if pinned == value => (Step::Reply(Reply::DONE), Deed::Pinned),
             (Some(_), Mode::Enforce) => (Step::Reply(Reply::FAULT), Deed::Denied),
             (Some(_), Mode::Audit) => {
-                self.forward(state, exit, What::Repinned(exit.data), Deed::WouldDeny)
+                self.forward(state, exit, What::Repinned(value), Deed::WouldDeny)
             }
         }
     }

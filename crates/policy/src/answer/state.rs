@@ -4,9 +4,10 @@ use msrgate_filter::MsrIndex;
 
 use super::Responder;
 use crate::forward::{self, CpuidBit, Row};
+use crate::rules::Hints;
 
 /// One vCPU's emulated registers and pins, for one [`Responder`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct VcpuState {
     /// In the order of the responder's cells.
     pub(super) cells: Box<[u64]>,
@@ -14,6 +15,8 @@ pub struct VcpuState {
     pub(super) pins: Box<[Option<u64>]>,
     /// For each row of the allow-list, whether the vCPU's CPUID has what it needs.
     may_forward: [bool; forward::ROWS],
+    /// Where rules were found.
+    pub(super) hints: Hints,
 }
 
 impl VcpuState {
@@ -24,6 +27,7 @@ impl VcpuState {
             cells: Box::default(),
             pins: Box::default(),
             may_forward: forward::rows().map(|row| row.needs_cpuid.iter().all(&has)),
+            hints: Hints::default(),
         };
         state.reset(responder);
         state
@@ -56,6 +60,7 @@ impl VcpuState {
             cells: new.cells().reset_values().collect(),
             pins: vec![None; new.pins().len()].into(),
             may_forward: self.may_forward,
+            hints: Hints::default(),
         };
         for (at, index) in new.cells().indices().enumerate() {
             if let Some((from, _)) = old.cell(index) {
@@ -78,11 +83,10 @@ impl VcpuState {
     }
 
     /// An access was carried to its register.
-    pub fn carried(&mut self, responder: &Responder, access: &super::Forwarded) {
-        if let Some(value) = access.pins()
-            && let Some(pin) = responder
-                .pin(access.index())
-                .and_then(|at| self.pins.get_mut(at))
+    #[inline]
+    pub fn carried(&mut self, access: &super::Forwarded) {
+        if let Some((place, value)) = access.pins()
+            && let Some(pin) = self.pins.get_mut(place)
         {
             pin.get_or_insert(value);
         }
