@@ -173,7 +173,7 @@ pub enum Before {
     HostWrote,
     /// A write of this value.
     Write(u64),
-    /// An access to a register whose rule the vCPU remembers in the same place.
+    /// Accesses to two other registers, whose rules the vCPU remembers in the same place.
     Elsewhere,
 }
 
@@ -305,9 +305,11 @@ pub fn prepare(msrs: &mut VcpuGate, vcpu: &mut PaperVcpu, case: &Case) {
         Before::Nothing => {}
         Before::HostWrote => msrs.host_wrote(case.exit.index),
         Before::Elsewhere => {
-            let index = MsrIndex::new(case.exit.index.get() - 0x1_0000);
-            vcpu.leave(&Exit { index, ..case.exit });
-            let _ = vcpu.answer(msrs);
+            for offset in [0x1_0000, 0xff00] {
+                let index = MsrIndex::new(case.exit.index.get() - offset);
+                vcpu.leave(&Exit { index, ..case.exit });
+                let _ = vcpu.answer(msrs);
+            }
         }
         Before::Write(data) => {
             msrs.host_wrote(case.exit.index);
