@@ -7,6 +7,7 @@ mod machine;
 mod model;
 mod paper;
 mod random;
+mod refused;
 mod seen;
 mod state;
 mod threads;

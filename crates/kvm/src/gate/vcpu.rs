@@ -10,6 +10,7 @@ use msrgate_filter::{Access, Exit, MsrIndex, Reply};
 use msrgate_policy::answer::{Answer, Carried, Deed, Forwarded, Responder, Saved, Step, VcpuState};
 
 use super::answer::{Asked, Outcome, Violation};
+use super::before::Before;
 use super::cpuid::GuestCpuid;
 use super::current::Numbered;
 use super::device::{self, Device, Through};
@@ -30,6 +31,8 @@ pub struct VcpuGate {
     program: Numbered<Responder>,
     state: VcpuState,
     devices: Devices,
+    /// What it had under the program before: this one may be withdrawn.
+    before: Option<Before>,
     track: Arc<Track>,
     limit: Limit,
     /// How many exits have been handed to the VMM's own code or answered.
@@ -66,6 +69,7 @@ impl VcpuGate {
             id,
             state: VcpuState::new(&program.thing, |bit| cpuid.has(bit)),
             devices,
+            before: None,
             track: shared.tracks.add(id, shared.options.events.queue),
             limit: Limit::new(shared.options.events.per_second),
             exits: 0,
@@ -166,10 +170,15 @@ impl VcpuGate {
     pub fn host_wrote(&mut self, index: MsrIndex) {
         self.follow();
         self.state.host_wrote(&self.program.thing, index);
+        if let Some(before) = &mut self.before {
+            before.host_wrote(index);
+        }
     }
 
     /// The vCPU's emulated registers, pins and devices, for a snapshot or a migration. An answer
     /// that KVM has not taken yet is completed first (S5.6), so save the vCPU's registers after this.
+    /// It waits for a [`Gate::replace`](super::Gate::replace) that is under way, so that the state is of
+    /// a program that stays.
     ///
     /// # Errors
     /// The last exit has not been [answered](Self::answer): KVM would complete it as if the policy
@@ -192,7 +201,8 @@ impl VcpuGate {
     }
 
     /// Takes over a state that [`Self::save`] gave, perhaps of another host. It
-    /// stands for the first [`Self::reset`], and may come after one.
+    /// stands for the first [`Self::reset`], and may come after one. As [`Self::save`], it waits for a
+    /// replacement that is under way.
     ///
     /// # Errors
     /// The bytes are none, or have a register, a pin or a device that the program has not. Nothing
@@ -224,7 +234,7 @@ impl VcpuGate {
         port: &mut impl Port,
         saved: &[u8],
     ) -> Result<(), StateError> {
-        self.follow();
+        self.follow_for_good();
         let saved = Saved::decode(saved)?;
         let mut state = self.state.clone();
         state.restore(&self.program.thing, &saved)?;
@@ -321,7 +331,8 @@ impl VcpuGate {
             if answer.step == Step::Open {
                 self.tell(exit, answer, answer.deed);
             }
-            self.shared.opened.ask(exit.index, exit.access)?;
+            let program = self.program.number;
+            self.shared.opened.ask(program, exit.index, exit.access)?;
         }
         let waited = (self.program.number, exit.index, exit.access);
         if self.rewound.again(waited, Instant::now()) == Wait::TooLong {
@@ -435,6 +446,9 @@ impl VcpuGate {
         }
         self.follow();
         self.state.reset(&self.program.thing);
+        if let Some(before) = &mut self.before {
+            before.reset();
+        }
         if self.shared.options.events.rip == Rip::Shown {
             port.ask_for_registers();
         }
@@ -455,7 +469,7 @@ impl VcpuGate {
             return Err(StateError::Unanswered);
         }
         port.complete()?;
-        self.follow();
+        self.follow_for_good();
         let mut saved = self.state.save(&self.program.thing);
         saved.devices = self.devices.save();
         Ok(saved.encode())
@@ -469,11 +483,31 @@ impl VcpuGate {
         }
     }
 
+    /// The same once no replacement is under way that may yet be withdrawn.
+    fn follow_for_good(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let control = shared.lock();
+        self.follow();
+        drop(control);
+    }
+
     #[cold]
-    fn take_over(&mut self, newer: Numbered<Responder>) {
-        self.state = self.state.under(&self.program.thing, &newer.thing);
-        self.devices.follow(&newer.thing);
-        self.program = newer;
+    fn take_over(&mut self, other: Numbered<Responder>) {
+        if self.program.is_withdrawn()
+            && let Some(before) = self.before.take()
+        {
+            (self.program, self.state) =
+                before.again(&self.program.thing, &self.state, &mut self.devices);
+        }
+        // Else it is back where it was.
+        if other.number != self.program.number {
+            let state = self.state.under(&self.program.thing, &other.thing);
+            self.before = Some(Before {
+                microcode: self.devices.follow(&other.thing),
+                program: std::mem::replace(&mut self.program, other),
+                state: std::mem::replace(&mut self.state, state),
+            });
+        }
     }
 
     /// Counts an access, and makes an event of it if the policy wants one.
