@@ -136,7 +136,8 @@ fn a_program_that_is_tried_does_not_inherit_errors() {
 const WHENS: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
     0x10000 = { read = { value = 1 }, write = 'deny' }\n\
     [[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n\
-    0x10000 = { read = { value = 2 }, write = 'deny', override = true }";
+    0x10000 = { read = { value = 2 }, write = 'deny', override = true }\nIA32_STAR = 'rw'\n\
+    [[when]]\ncpu = { vendor = 'AuthenticAMD' }\n[when.msrs]\nIA32_LSTAR = 'rw'";
 
 /// The kernel refuses the first filters of a VM, and of its first vCPU.
 #[test]
@@ -163,6 +164,8 @@ fn what_cannot_be_chosen_or_installed_may_be_tried_again() {
     other[0].ebx = 0x6874_7541;
     other[0].edx = 0x6974_6e65;
     other[0].ecx = 0x444d_4163;
+    let migrated = || gate.migration_list(&[STAR, LSTAR]);
+    let before = migrated();
     for leaves in [&other, &cpuid] {
         script.refuse(1);
         let seen = gate.vcpu(0, leaves).map(drop);
@@ -172,12 +175,14 @@ fn what_cannot_be_chosen_or_installed_may_be_tried_again() {
         assert!(matches!(closed.resume(), Came::ToItsEnd));
         assert_eq!(closed.saw(0, Read(STAR)), Saw::Fault);
         assert_eq!(closed.saw(1, Read(SPARE)), Saw::Fault);
+        assert_eq!(migrated(), before);
     }
     let mut vcpu = Vcpu {
         guest: guests.next().unwrap(),
         msrs: gate.vcpu(1, &cpuid).unwrap(),
         exits: 0,
     };
-    let saw = vcpu.run(&[Read(SPARE), Read(STAR)]);
-    assert_eq!(saw, [Saw::Value(2), Saw::Fault]);
+    let saw = vcpu.run(&[Read(SPARE), Read(STAR), Read(LSTAR)]);
+    assert_eq!(saw, [Saw::Value(2), Saw::Value(0), Saw::Fault]);
+    assert_eq!(migrated(), [STAR]);
 }
