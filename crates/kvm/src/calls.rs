@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "ioctls that read and write structures of ours")]
 
 use std::ffi::c_ulong;
+use std::fs::File;
 use std::io;
 #[cfg(feature = "kvm-ioctls")]
 use std::os::fd::IntoRawFd;
@@ -68,6 +69,22 @@ pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: it was made just now, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Takes a file's lock against others who do the same, unless one of them has it.
+pub(crate) fn try_lock(file: &File) -> io::Result<()> {
+    // SAFETY: flock(2) of a file descriptor, which `file` keeps open, and a number.
+    let seen = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+    if seen < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Gives it back, if it was taken.
+pub(crate) fn unlock(file: &File) {
+    // SAFETY: as in `try_lock`. It fails where there are no locks.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
 
 /// Asks `vm` for exits for these reasons (S1.9).

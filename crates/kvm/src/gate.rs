@@ -42,6 +42,7 @@
 
 mod answer;
 mod answering;
+mod before;
 mod cpuid;
 mod current;
 mod device;
@@ -86,7 +87,7 @@ pub use vcpu::VcpuGate;
 
 use answering::{Answering, MayNest};
 use cpuid::GuestCpuid;
-use current::Current;
+use current::{Current, Trial};
 use events::{Counted, Events, Tracks};
 use touch::{Opened, Seen};
 use vm::{KvmVm, VmPort};
@@ -202,7 +203,8 @@ impl Gate {
     /// variant. `vm` is the VM's file descriptor, of which the gate keeps a duplicate.
     ///
     /// # Errors
-    /// The kernel refuses it, or the gate is in a VM already.
+    /// The kernel refuses it, or the gate is in a VM already. After a refusal the VM has neither mask
+    /// nor filter, and the gate is in none: this may be called again.
     pub fn install(&self, vm: &impl AsRawFd) -> Result<(), GateError> {
         self.install_in(Box::new(KvmVm::new(vm)?))
     }
@@ -220,10 +222,10 @@ impl Gate {
         } else {
             (publisher::deny_all()?, ReasonMask::NONE)
         };
+        self.start_publisher(&responder)?;
         vm.replace(&filter, reasons)?;
         control.vm = Some(vm);
-        drop(control);
-        self.start_publisher(&responder)
+        Ok(())
     }
 
     /// A vCPU's part. The first one chooses the variant of the program by its CPUID, which is what
@@ -232,7 +234,8 @@ impl Gate {
     ///
     /// # Errors
     /// The CPUID is another processor's, or has changed, or the program says nothing of it; or the
-    /// filter that was chosen cannot be installed.
+    /// filter that was chosen cannot be installed. Nothing has been chosen then, everything is still
+    /// refused, and this may be called again.
     pub fn vcpu(
         &self,
         id: impl Into<VcpuId>,
@@ -282,11 +285,12 @@ impl Gate {
         let has_whens = program.variants().len() > 1;
         let responder = Arc::new(Responder::new(program, cpuid.cpu())?);
         if has_whens {
-            self.shared.current.replace(Arc::clone(&responder));
+            let trial = self.shared.current.try_out(Arc::clone(&responder));
             if let Some(vm) = &mut control.vm {
                 let (filter, reasons) = publisher::first_filter(&responder)?;
                 vm.replace(&filter, reasons)?;
             }
+            self.shared.begin(trial);
         }
         control.chosen = Some(Chosen {
             cpu: cpuid.cpu().clone(),
@@ -301,7 +305,11 @@ impl Gate {
     /// revision, it shows from the next [`VcpuGate::reset`] on.
     ///
     /// # Errors
-    /// As [`Self::new`] and [`Self::install`]. The old program is then in force.
+    /// As [`Self::new`] and [`Self::install`]. The old program is then in force, with its filter and
+    /// its mask. Where the kernel has refused the filter, a vCPU may have answered by the new program
+    /// meanwhile: registers, pins and devices that exist in both keep what came of that, and those of
+    /// the old one alone are as they were, or as a [`VcpuGate::reset`] or
+    /// [`VcpuGate::host_wrote`] meanwhile would have left them.
     pub fn replace(&self, program: Program) -> Result<(), GateError> {
         let program = Arc::new(program);
         check(&program, &self.shared.host, &self.shared.options)?;
@@ -317,19 +325,16 @@ impl Gate {
             (publisher::deny_all()?, ReasonMask::NONE)
         };
         self.start_publisher(&new)?;
-        let old = self.shared.current.get().thing;
+        // The old one last: of programs that are refused one after the other, none makes it forgotten.
         self.shared.tracks.expect(&program);
+        self.shared.tracks.expect(&self.program());
         // The program before the filter: an access that only the new one allows waits for the
         // filter, and none is let through that the program in force refuses (S7).
-        self.shared.current.replace(new);
-        if let Some(vm) = &mut control.vm
-            && let Err(error) = vm.replace(&filter, reasons)
-        {
-            self.shared.current.replace(old);
-            return Err(error.into());
+        let trial = self.shared.current.try_out(new);
+        if let Some(vm) = &mut control.vm {
+            vm.replace(&filter, reasons)?;
         }
-        self.shared.seen.clear();
-        self.shared.opened.clear();
+        self.shared.begin(trial);
         Ok(())
     }
 
@@ -427,6 +432,13 @@ impl Drop for Gate {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The program that is tried is in force for good, and its accesses are seen anew.
+    fn begin(&self, trial: Trial<'_, Responder>) {
+        let number = trial.keep();
+        self.seen.begin(number);
+        self.opened.begin(number);
     }
 
     /// Whether KVM puts registers into `kvm_run`, if events are to have them.

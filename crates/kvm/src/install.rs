@@ -42,7 +42,7 @@ pub enum InstallError {
 ///
 /// # Errors
 /// The kernel refuses the mask or the filter, or the filter is not of mainline's rules. After a
-/// failure the VM has no filter, and may have the mask.
+/// failure the VM has neither.
 pub fn install(
     vm: &impl AsRawFd,
     filter: &Filter,
@@ -62,26 +62,37 @@ impl Installed {
     }
 
     /// Puts `filter` in the place of the one in force; vCPUs may run meanwhile. While both can be
-    /// met, so can the exits of both masks: the old one's, and `reasons`.
+    /// met, so can the exits of both masks: the old one's, and `reasons`. Should the kernel not take
+    /// a mask with fewer reasons, exits go on to come for both, and [`Self::reasons`] tells.
     ///
     /// # Errors
-    /// As [`install`]. The old filter then still holds (S2.7), unless it is [`reasons`] that the
-    /// kernel refuses at the very end; exits may come for either mask, and [`Self::reasons`] tells.
-    ///
-    /// [`reasons`]: InstallError::Reasons
+    /// As [`install`]. The old filter then still holds (S2.7), and so does its mask.
     pub fn replace(
         &mut self,
         vm: &impl AsRawFd,
         filter: &Filter,
         reasons: ReasonMask,
     ) -> Result<(), InstallError> {
+        self.replace_in(&FileOf(vm), filter, reasons)
+    }
+
+    /// The same in whatever takes filters and masks.
+    pub(crate) fn replace_in(
+        &mut self,
+        vm: &impl Filtered,
+        filter: &Filter,
+        reasons: ReasonMask,
+    ) -> Result<(), InstallError> {
         if filter.revision() != Revision::Mainline {
             return Err(InstallError::Revision(filter.revision()));
         }
-        let reasons = reasons.into();
-        self.ask_for(vm, self.reasons.union(reasons))?;
-        set_filter(vm, filter).map_err(InstallError::Filter)?;
-        self.ask_for(vm, reasons)
+        let (before, reasons) = (self.reasons, reasons.into());
+        self.ask_for(vm, before.union(reasons))?;
+        let taken = vm.set_filter(filter).map_err(InstallError::Filter);
+        // Which of the two filters there is now, its mask is enough for it. A mask that has more is
+        // no reason to call one filter the other: it makes exits, and lets nothing through.
+        let _ = self.ask_for(vm, if taken.is_ok() { reasons } else { before });
+        taken
     }
 
     /// Takes the filter out, and only then the mask (S7).
@@ -90,7 +101,7 @@ impl Installed {
     /// The kernel refuses; what is still in force is then still remembered here.
     pub fn remove(&mut self, vm: &impl AsRawFd) -> Result<(), InstallError> {
         set_filter_raw(vm, &RawFilter::default()).map_err(InstallError::Filter)?;
-        self.ask_for(vm, RawReasons::NONE)
+        self.ask_for(&FileOf(vm), RawReasons::NONE)
     }
 
     /// The reasons for which the VM exits.
@@ -99,14 +110,170 @@ impl Installed {
         self.reasons
     }
 
-    fn ask_for(&mut self, vm: &impl AsRawFd, reasons: RawReasons) -> Result<(), InstallError> {
+    fn ask_for(&mut self, vm: &impl Filtered, reasons: RawReasons) -> Result<(), InstallError> {
         if reasons != self.reasons {
-            enable_reasons(vm, reasons).map_err(|errno| InstallError::Reasons {
-                mask: reasons,
-                errno,
-            })?;
+            vm.set_reasons(reasons)
+                .map_err(|errno| InstallError::Reasons {
+                    mask: reasons,
+                    errno,
+                })?;
             self.reasons = reasons;
         }
         Ok(())
+    }
+}
+
+/// A VM, as far as it takes filters and masks.
+pub(crate) trait Filtered {
+    /// Asks for exits for these reasons (S1.9).
+    ///
+    /// # Errors
+    /// It is refused; the mask is what it was.
+    fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno>;
+
+    /// Sets a filter.
+    ///
+    /// # Errors
+    /// It is refused; the filter is what it was (S2.7).
+    fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno>;
+}
+
+/// A VM of a real KVM.
+struct FileOf<'f, F>(&'f F);
+
+impl<F: AsRawFd> Filtered for FileOf<'_, F> {
+    fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno> {
+        enable_reasons(self.0, reasons)
+    }
+
+    fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno> {
+        set_filter(self.0, filter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use msrgate_filter::{Accesses, Bitmap, Errno, ExitReason, Fallback, MsrIndex, Range};
+
+    use super::*;
+
+    const REFUSED: CallErrno = CallErrno::Known(Errno::Efault);
+
+    /// What a VM has, what it was asked, and which of its calls fail, by number.
+    struct Calls {
+        fails: Vec<usize>,
+        state: RefCell<State>,
+    }
+
+    #[derive(Default)]
+    struct State {
+        calls: usize,
+        masks: Vec<u64>,
+        filters: usize,
+    }
+
+    impl Calls {
+        fn failing(fails: &[usize]) -> Self {
+            Self {
+                fails: fails.to_vec(),
+                state: RefCell::default(),
+            }
+        }
+
+        fn call(&self) -> Result<std::cell::RefMut<'_, State>, CallErrno> {
+            let mut state = self.state.borrow_mut();
+            state.calls += 1;
+            if self.fails.contains(&state.calls) {
+                return Err(REFUSED);
+            }
+            Ok(state)
+        }
+
+        /// The masks that it was given, in order, and how many filters.
+        fn given(&self) -> (Vec<u64>, usize) {
+            let state = self.state.borrow();
+            (state.masks.clone(), state.filters)
+        }
+    }
+
+    impl Filtered for Calls {
+        fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno> {
+            self.call()?.masks.push(reasons.get());
+            Ok(())
+        }
+
+        fn set_filter(&self, _: &Filter) -> Result<(), CallErrno> {
+            self.call()?.filters += 1;
+            Ok(())
+        }
+    }
+
+    fn filter() -> Filter {
+        let bitmap = Bitmap::from_fn(1, |_| true).unwrap();
+        let range = Range::new(Accesses::Both, MsrIndex::MIN, bitmap);
+        Filter::new(Revision::Mainline, Fallback::Deny, vec![range]).unwrap()
+    }
+
+    /// A VM that has exits for `before` gets a filter with those for `after`.
+    fn replaced(
+        before: &[ExitReason],
+        after: &[ExitReason],
+        fails: &[usize],
+    ) -> (Result<(), InstallError>, (Vec<u64>, usize), RawReasons) {
+        let mask = |reasons| ReasonMask::of(Revision::Mainline, reasons);
+        let mut installed = Installed::nothing();
+        installed
+            .replace_in(&Calls::failing(&[]), &filter(), mask(before))
+            .unwrap();
+        let vm = Calls::failing(fails);
+        let seen = installed.replace_in(&vm, &filter(), mask(after));
+        (seen, vm.given(), installed.reasons())
+    }
+
+    const UNKNOWN: &[ExitReason] = &[ExitReason::Unknown];
+    const FILTER: &[ExitReason] = &[ExitReason::Filter];
+
+    #[test]
+    fn s7_both_masks_hold_while_either_filter_may() {
+        let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[]);
+        assert_eq!((seen, given), (Ok(()), (vec![6, 4], 1)));
+        assert_eq!(reasons, RawReasons::new(4));
+    }
+
+    #[test]
+    fn after_a_filter_that_is_refused_the_mask_is_what_it_was() {
+        let refused = Err(InstallError::Filter(REFUSED));
+        let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[2]);
+        assert_eq!((seen, given), (refused, (vec![6, 2], 0)));
+        assert_eq!(reasons, RawReasons::new(2));
+        // The first filter of a VM.
+        let (seen, given, reasons) = replaced(&[], FILTER, &[2]);
+        assert_eq!((seen, given), (refused, (vec![4, 0], 0)));
+        assert_eq!(reasons, RawReasons::NONE);
+        // And should that be refused, too, what is there is known.
+        let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[2, 3]);
+        assert_eq!((seen, given), (refused, (vec![6], 0)));
+        assert_eq!(reasons, RawReasons::new(6));
+    }
+
+    #[test]
+    fn without_its_mask_no_filter_is_set() {
+        let refused = InstallError::Reasons {
+            mask: RawReasons::new(6),
+            errno: REFUSED,
+        };
+        let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[1]);
+        assert_eq!((seen, given), (Err(refused), (vec![], 0)));
+        assert_eq!(reasons, RawReasons::new(2));
+    }
+
+    /// The new filter holds, and to say otherwise would put a program beside another's filter.
+    #[test]
+    fn a_mask_that_has_too_much_is_no_failure() {
+        let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[3]);
+        assert_eq!((seen, given), (Ok(()), (vec![6], 1)));
+        assert_eq!(reasons, RawReasons::new(6));
     }
 }

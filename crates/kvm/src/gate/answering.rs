@@ -9,6 +9,7 @@ use msrgate_policy::Origin;
 use msrgate_policy::answer::{Answer, Carried, Deed, Forwarded, Responder, Step, VcpuState};
 
 use super::answer::{Asked, Outcome, Violation};
+use super::before::Before;
 use super::cpuid::GuestCpuid;
 use super::current::Numbered;
 use super::device::{self, Device, Through};
@@ -27,6 +28,8 @@ pub(super) struct Answering {
     pub(super) shared: Arc<Shared>,
     pub(super) state: VcpuState,
     pub(super) devices: Devices,
+    /// What it had under the program before: this one may be withdrawn.
+    pub(super) before: Option<Before>,
     track: Arc<Track>,
     limit: Limit,
     /// How many exits have been handed to the VMM's own code or answered.
@@ -65,6 +68,7 @@ impl Answering {
             id,
             state: VcpuState::new(program, |bit| cpuid.has(bit)),
             devices,
+            before: None,
             track: shared.tracks.add(id, shared.options.events.queue),
             limit: Limit::new(shared.options.events.per_second),
             exits: 0,
@@ -75,10 +79,23 @@ impl Answering {
         }
     }
 
-    /// Goes from one program to another.
-    pub(super) fn follow(&mut self, old: &Responder, new: &Responder) {
-        self.state = self.state.under(old, new);
-        self.devices.follow(new);
+    /// Goes from one program to another, which may be the one before: back, if this one has been
+    /// withdrawn.
+    pub(super) fn follow(&mut self, program: &mut Numbered<Responder>, other: Numbered<Responder>) {
+        if program.is_withdrawn()
+            && let Some(before) = self.before.take()
+        {
+            (*program, self.state) = before.again(&program.thing, &self.state, &mut self.devices);
+        }
+        // Else it is back where it was.
+        if other.number != program.number {
+            let state = self.state.under(&program.thing, &other.thing);
+            self.before = Some(Before {
+                microcode: self.devices.follow(&other.thing),
+                program: std::mem::replace(program, other),
+                state: std::mem::replace(&mut self.state, state),
+            });
+        }
     }
 
     /// Answers an exit, whose reply is #GP so far.
@@ -148,7 +165,8 @@ impl Answering {
             if answer.step == Step::Open {
                 self.tell(program, exit, answer, answer.deed);
             }
-            self.shared.opened.ask(exit.index, exit.access)?;
+            let opened = &self.shared.opened;
+            opened.ask(program.number, exit.index, exit.access)?;
         }
         let waited = (program.number, exit.index, exit.access);
         if self.rewound.again(waited, Instant::now()) == Wait::TooLong {

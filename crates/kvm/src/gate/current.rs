@@ -2,23 +2,55 @@
 //!
 //! A vCPU looks at one number each time, and takes the lock only when that has changed. The lock is
 //! never held over a call into the kernel: a vCPU waits for a copy of a pointer, at most.
+//!
+//! A replacement is a [`Trial`] first. One that is not kept is withdrawn, and what it stood in for is
+//! in force again, under the number that it had.
 
 use std::sync::{Arc, PoisonError};
 
-use super::sync::{AtomicU64, Mutex, Ordering};
+use super::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// One thing of many, by number.
 pub(super) struct Current<T> {
-    /// Of what is in force. It changes under the lock, after the thing itself.
+    /// Of what is in force. It changes under the lock.
+    ///
+    /// Relaxed: the thing comes by the lock. That a vCPU whose access the kernel refused by a new
+    /// filter sees the number that was stored before that filter was set is the kernel's order, which
+    /// shows the filter to one after it took it from the other (S7f). Release here would order what
+    /// is before the store, acquire what is after the load: neither makes a load see more.
     number: AtomicU64,
-    held: Mutex<Numbered<T>>,
+    held: Mutex<Held<T>>,
 }
 
-/// A thing and its number.
+struct Held<T> {
+    now: Numbered<T>,
+    /// The highest number that a thing has had.
+    highest: u64,
+}
+
+/// A thing and its number, which no other thing has.
 #[derive(Debug)]
 pub(super) struct Numbered<T> {
     pub(super) number: u64,
     pub(super) thing: Arc<T>,
+    withdrawn: Arc<AtomicBool>,
+}
+
+impl<T> Numbered<T> {
+    fn new(number: u64, thing: Arc<T>) -> Self {
+        Self {
+            number,
+            thing,
+            withdrawn: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// Whether it was withdrawn. Who has been given another by [`Current::newer_than`] since is told
+    /// the truth.
+    pub(super) fn is_withdrawn(&self) -> bool {
+        // Relaxed: it was stored before the other was put in force, which came by the lock.
+        self.withdrawn.load(Ordering::Relaxed)
+    }
 }
 
 impl<T> Clone for Numbered<T> {
@@ -26,43 +58,82 @@ impl<T> Clone for Numbered<T> {
         Self {
             number: self.number,
             thing: Arc::clone(&self.thing),
+            withdrawn: Arc::clone(&self.withdrawn),
         }
     }
 }
 
 impl<T> Current<T> {
     pub(super) fn new(thing: T) -> Self {
-        let first = Numbered {
-            number: 0,
-            thing: Arc::new(thing),
-        };
         Self {
             number: AtomicU64::new(0),
-            held: Mutex::new(first),
+            held: Mutex::new(Held {
+                now: Numbered::new(0, Arc::new(thing)),
+                highest: 0,
+            }),
         }
     }
 
-    /// Puts another thing in force. Whoever [follows](Self::newer_than) after this has returned
-    /// sees it, or a later one.
-    pub(super) fn replace(&self, thing: Arc<T>) {
+    /// Puts another thing in force, until the trial ends at least. Whoever [follows](Self::newer_than)
+    /// after this has returned sees it, or a later one. One trial at a time.
+    #[must_use = "it is withdrawn at once"]
+    pub(super) fn try_out(&self, thing: Arc<T>) -> Trial<'_, T> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = held.number + 1;
-        *held = Numbered { number, thing };
-        self.number.store(number, Ordering::Release);
+        held.highest += 1;
+        let tried = Numbered::new(held.highest, thing);
+        let before = std::mem::replace(&mut held.now, tried);
+        self.number.store(held.highest, Ordering::Relaxed);
+        Trial {
+            current: self,
+            number: held.highest,
+            before: Some(before),
+        }
+    }
+
+    fn withdraw(&self, before: Numbered<T>) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.now.withdrawn.store(true, Ordering::Relaxed);
+        self.number.store(before.number, Ordering::Relaxed);
+        held.now = before;
     }
 
     /// What is in force.
     pub(super) fn get(&self) -> Numbered<T> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.clone()
+        held.now.clone()
     }
 
     /// What is in force, if it is not what `have` is.
     #[inline]
     pub(super) fn newer_than(&self, have: &Numbered<T>) -> Option<Numbered<T>> {
-        // Acquire: a vCPU whose access the kernel refused by a new filter sees the program that was
-        // put in force before it.
-        (self.number.load(Ordering::Acquire) != have.number).then(|| self.get())
+        if self.number.load(Ordering::Relaxed) == have.number {
+            return None;
+        }
+        // What was tried may have been withdrawn again before this came to look.
+        Some(self.get()).filter(|now| now.number != have.number)
+    }
+}
+
+/// A thing that is in force for now. When this is dropped it is withdrawn.
+pub(super) struct Trial<'c, T> {
+    current: &'c Current<T>,
+    number: u64,
+    before: Option<Numbered<T>>,
+}
+
+impl<T> Trial<'_, T> {
+    /// The thing stays in force: its number.
+    pub(super) fn keep(mut self) -> u64 {
+        self.before = None;
+        self.number
+    }
+}
+
+impl<T> Drop for Trial<'_, T> {
+    fn drop(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.current.withdraw(before);
+        }
     }
 }
 
@@ -78,7 +149,7 @@ mod model {
             let current = Arc::new(Current::new([0; 2]));
             let writers = [1, 2].map(|value| {
                 let current = Arc::clone(&current);
-                loom::thread::spawn(move || current.replace(Arc::new([value; 2])))
+                loom::thread::spawn(move || current.try_out(Arc::new([value; 2])).keep())
             });
             let mut have = current.get();
             for _ in 0..2 {
@@ -97,7 +168,8 @@ mod model {
         });
     }
 
-    /// What `replace` published before something else was done is seen by who saw that.
+    /// What was put in force before something else was done is seen by who saw that. Relaxed for the
+    /// filter, which is the kernel's order taken away, makes it fail whatever the order of the number.
     #[test]
     fn what_came_before_a_filter_is_seen_after_its_exit() {
         crate::gate::sync::check(|| {
@@ -106,8 +178,9 @@ mod model {
             let writer = {
                 let (current, filter) = (Arc::clone(&current), Arc::clone(&filter));
                 loom::thread::spawn(move || {
-                    current.replace(Arc::new(1));
+                    let trial = current.try_out(Arc::new(1));
                     filter.store(1, Ordering::Release);
+                    trial.keep();
                 })
             };
             let have = current.get();
@@ -116,6 +189,32 @@ mod model {
                 assert_eq!(*seen.thing, 1);
             }
             writer.join().unwrap();
+        });
+    }
+
+    /// Whenever a vCPU looks, it finds what is tried or what that stood in for, by its number; once
+    /// the trial is over, the latter, and knows what it had for withdrawn.
+    #[test]
+    fn what_is_withdrawn_is_known_as_such() {
+        crate::gate::sync::check(|| {
+            let current = Arc::new(Current::new(0));
+            let writer = {
+                let current = Arc::clone(&current);
+                loom::thread::spawn(move || drop(current.try_out(Arc::new(1))))
+            };
+            let mut have = current.get();
+            for _ in 0..2 {
+                if let Some(other) = current.newer_than(&have) {
+                    assert_eq!(have.is_withdrawn(), have.number == 1);
+                    have = other;
+                }
+                assert_eq!(have.number, *have.thing);
+            }
+            writer.join().unwrap();
+            let last = current.newer_than(&have);
+            assert_eq!(last.is_some(), have.number == 1);
+            assert_eq!(have.is_withdrawn(), have.number == 1);
+            assert_eq!(last.unwrap_or(have).number, 0);
         });
     }
 }

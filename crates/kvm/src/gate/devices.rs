@@ -43,23 +43,33 @@ impl Devices {
         }
     }
 
-    /// Takes over what a program says of devices.
-    pub(super) fn follow(&mut self, responder: &Responder) {
+    /// Takes over what a program says of devices: the one that it has no more is given out.
+    pub(super) fn follow(&mut self, responder: &Responder) -> Option<MicrocodeDevice> {
         let settings = responder.program().settings().microcode;
         let is_used = responder
             .devices()
             .any(|one| one == PolicyDevice::Microcode);
         match (settings.filter(|_| is_used), &mut self.microcode) {
-            (Some(settings), Some(device)) => device.under(settings),
+            (Some(settings), Some(device)) => {
+                device.under(settings);
+                None
+            }
             (Some(settings), none) => {
                 *none = Some(MicrocodeDevice::new(
                     settings,
                     self.cpu.clone(),
                     self.signature,
                 ));
+                None
             }
-            (None, some) => *some = None,
+            (None, some) => some.take(),
         }
+    }
+
+    /// The same of the program before, which had this device if the one in between had none.
+    pub(super) fn back(&mut self, microcode: Option<MicrocodeDevice>, responder: &Responder) {
+        self.microcode = self.microcode.take().or(microcode);
+        self.follow(responder);
     }
 
     pub(super) fn all(&mut self) -> impl Iterator<Item = &mut dyn Device> {

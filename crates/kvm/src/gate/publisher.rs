@@ -49,8 +49,8 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
     let body = move || {
         let end = End(&shared);
-        while let Some(wanted) = shared.opened.wait() {
-            publish(&shared, &wanted);
+        while let Some(()) = shared.opened.wait() {
+            publish(&shared);
         }
         drop(end);
     };
@@ -71,10 +71,14 @@ impl Drop for End<'_> {
 }
 
 /// Sets the filter that is open for what is wanted, or for as much of it as fits.
-fn publish(shared: &Shared, wanted: &Wanted) {
+fn publish(shared: &Shared) {
     let mut control = shared.lock();
+    // Not before: a replacement would make it another program's.
+    let Some(wanted) = shared.opened.take() else {
+        return;
+    };
     let responder = shared.current.get().thing;
-    let Some((filter, opened)) = fitting(&responder, wanted) else {
+    let Some((filter, opened)) = fitting(&responder, &wanted) else {
         shared
             .opened
             .refuse(CallErrno::Known(msrgate_filter::Errno::Einval));

@@ -1,11 +1,14 @@
 //! The gate in a real VM: every action, by the built-in guest.
 
 mod actions;
+mod devices;
 mod kicks;
 mod machine;
 mod model;
 mod paper;
 mod random;
+mod refused;
+mod seen;
 mod state;
 mod threads;
 mod trouble;

@@ -11,6 +11,9 @@ use crate::errno::CallErrno;
 /// Accesses that a VM remembers to have seen: 64 KiB.
 const SEEN: usize = 8192;
 
+/// From which bit on a slot has the program's number.
+const PROGRAM: u32 = 34;
+
 /// The (MSR, access) pairs that a VM's guest has touched. Lock-free: any vCPU may ask and add.
 pub(super) struct Seen {
     slots: Box<[AtomicU64]>,
@@ -35,7 +38,7 @@ impl Seen {
     /// Notes an access under the program of this number: what one program let pass in silence may be
     /// what the next one is to tell of.
     pub(super) fn touch(&self, program: u64, index: MsrIndex, access: Access) -> Touch {
-        let key = program << 34 | u64::from(index.get()) << 2 | (access as u64) << 1 | 1;
+        let key = program << PROGRAM | u64::from(index.get()) << 2 | (access as u64) << 1 | 1;
         let home = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51;
         let home = usize::try_from(home).unwrap_or(0);
         for offset in 0..64 {
@@ -55,10 +58,13 @@ impl Seen {
         Touch::Forgotten
     }
 
-    /// Another program is in force, under which everything is seen anew.
-    pub(super) fn clear(&self) {
+    /// The program of this number is in force, under which everything is seen anew: what there is of
+    /// others makes room.
+    pub(super) fn begin(&self, program: u64) {
         for slot in &self.slots {
-            slot.store(0, Ordering::Relaxed);
+            if slot.load(Ordering::Relaxed) >> PROGRAM != program {
+                slot.store(0, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -72,6 +78,8 @@ pub(super) struct Opened {
 
 #[derive(Default)]
 struct State {
+    /// The number of the program that all this is about.
+    program: u64,
     /// What the filter opens for, or will with the next one.
     all: BTreeSet<(Access, MsrIndex)>,
     /// What was asked for since the filter was last set.
@@ -102,14 +110,19 @@ pub(super) struct Wanted {
 const MOST: usize = 4096;
 
 impl Opened {
-    /// Asks for an access to be let through.
+    /// Asks for an access to be let through, by the program of this number. If another is in force, or
+    /// this one is only tried, nothing comes of it: the guest executes the access again, the vCPU
+    /// follows, and asks again.
     ///
     /// # Errors
     /// Nobody would let it through: a vCPU that waited for it would do so for ever.
-    pub(super) fn ask(&self, index: MsrIndex, access: Access) -> Result<(), Closed> {
+    pub(super) fn ask(&self, program: u64, index: MsrIndex, access: Access) -> Result<(), Closed> {
         let mut state = self.lock();
-        if let Some(closed) = state.closed {
-            return Err(closed);
+        match state.closed {
+            Some(Closed::Over) => return Err(Closed::Over),
+            _ if state.program != program => return Ok(()),
+            Some(closed) => return Err(closed),
+            None => {}
         }
         if state.all.insert((access, index)) {
             state.waiting.push((access, index));
@@ -119,13 +132,20 @@ impl Opened {
     }
 
     /// Waits until something is asked for; `None` when it is over.
-    pub(super) fn wait(&self) -> Option<Wanted> {
+    pub(super) fn wait(&self) -> Option<()> {
         let mut state = self.lock();
         while state.waiting.is_empty() && state.closed != Some(Closed::Over) {
             let waited = self.asked.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        (state.closed != Some(Closed::Over)).then(|| state.take())
+        (state.closed != Some(Closed::Over)).then_some(())
+    }
+
+    /// What to open for; `None` if nothing is asked for any more. Under the lock of who sets filters,
+    /// so that it is of the program in force.
+    pub(super) fn take(&self) -> Option<Wanted> {
+        let mut state = self.lock();
+        (!state.waiting.is_empty()).then(|| state.take())
     }
 
     /// The filter is to open for nothing but these: for all together there is no room.
@@ -140,10 +160,11 @@ impl Opened {
         state.all.extend(waiting);
     }
 
-    /// A new program is in force, by a filter that the kernel took: what had been opened for was the
-    /// old one's.
-    pub(super) fn clear(&self) {
+    /// The program of this number is in force, by a filter that the kernel took: what had been opened
+    /// for was the old one's.
+    pub(super) fn begin(&self, program: u64) {
         let mut state = self.lock();
+        state.program = program;
         state.all.clear();
         state.waiting.clear();
         if let Some(Closed::Refused(_)) = state.closed {
@@ -201,8 +222,9 @@ mod tests {
                 assert_eq!(seen.touch(1, msr(index), access), Touch::First);
             }
         }
-        seen.clear();
-        assert_eq!(seen.touch(1, msr(0), Access::Read), Touch::First);
+        seen.begin(1);
+        assert_eq!(seen.touch(1, msr(0), Access::Read), Touch::Again);
+        assert_eq!(seen.touch(0, msr(0), Access::Read), Touch::First);
     }
 
     /// Of threads that touch the same, one is first.
@@ -236,29 +258,54 @@ mod tests {
     #[test]
     fn what_is_asked_for_twice_is_opened_for_once() {
         let opened = Opened::default();
-        opened.ask(msr(0x20), Access::Read).unwrap();
-        opened.ask(msr(0x10), Access::Read).unwrap();
-        opened.ask(msr(0x20), Access::Read).unwrap();
-        let wanted = opened.wait().unwrap();
+        opened.ask(0, msr(0x20), Access::Read).unwrap();
+        opened.ask(0, msr(0x10), Access::Read).unwrap();
+        opened.ask(0, msr(0x20), Access::Read).unwrap();
+        opened.wait().unwrap();
+        let wanted = opened.take().unwrap();
         assert_eq!(
             wanted.waiting,
             [(msr(0x10), Access::Read), (msr(0x20), Access::Read)]
         );
-        opened.ask(msr(0x10), Access::Write).unwrap();
-        let wanted = opened.wait().unwrap();
+        opened.ask(0, msr(0x10), Access::Write).unwrap();
+        let wanted = opened.take().unwrap();
         assert_eq!(wanted.waiting, [(msr(0x10), Access::Write)]);
         assert_eq!(wanted.all.len(), 3);
         opened.keep_only(&wanted.waiting);
-        opened.ask(msr(0x10), Access::Read).unwrap();
-        assert_eq!(opened.wait().unwrap().all.len(), 2);
+        opened.ask(0, msr(0x10), Access::Read).unwrap();
+        assert_eq!(opened.take().unwrap().all.len(), 2);
+        assert!(opened.take().is_none());
         let refused = CallErrno::Known(msrgate_filter::Errno::Einval);
         opened.refuse(refused);
-        let asked = opened.ask(msr(0x30), Access::Read);
+        let asked = opened.ask(0, msr(0x30), Access::Read);
         assert_eq!(asked, Err(Closed::Refused(refused)));
-        opened.clear();
-        assert_eq!(opened.ask(msr(0x30), Access::Read), Ok(()));
+        opened.begin(1);
+        assert_eq!(opened.ask(1, msr(0x30), Access::Read), Ok(()));
         opened.end();
-        assert_eq!(opened.ask(msr(0x31), Access::Read), Err(Closed::Over));
+        assert_eq!(opened.ask(1, msr(0x31), Access::Read), Err(Closed::Over));
         assert!(opened.wait().is_none());
+    }
+
+    /// What one program has seen is not what the filter opens for under another.
+    #[test]
+    fn each_program_asks_for_itself() {
+        let opened = Opened::default();
+        opened.ask(0, msr(0x10), Access::Read).unwrap();
+        // Tried: it is not in force for good.
+        opened.ask(1, msr(0x20), Access::Read).unwrap();
+        opened.wait().unwrap();
+        opened.begin(1);
+        assert!(opened.take().is_none());
+        // Of a vCPU that has not followed yet.
+        opened.ask(0, msr(0x10), Access::Read).unwrap();
+        assert!(opened.take().is_none());
+        opened.ask(1, msr(0x20), Access::Read).unwrap();
+        let wanted = opened.take().unwrap();
+        assert_eq!(wanted.all, [(msr(0x20), Access::Read)]);
+        // What the kernel refused of one is no error of another, and the end of all is.
+        opened.refuse(CallErrno::Known(msrgate_filter::Errno::Einval));
+        assert_eq!(opened.ask(2, msr(0x10), Access::Read), Ok(()));
+        opened.end();
+        assert_eq!(opened.ask(2, msr(0x10), Access::Read), Err(Closed::Over));
     }
 }

@@ -1,6 +1,7 @@
 //! One vCPU's part of a gate, owned by the vCPU's thread: from its exits to its answers.
 
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use kvm_bindings::kvm_run;
 use msrgate_filter::{MsrIndex, Reply};
@@ -111,10 +112,15 @@ impl VcpuGate {
     pub fn host_wrote(&mut self, index: MsrIndex) {
         self.follow();
         self.own.state.host_wrote(&self.program.thing, index);
+        if let Some(before) = &mut self.own.before {
+            before.host_wrote(index);
+        }
     }
 
     /// The vCPU's emulated registers, pins and devices, for a snapshot or a migration. An answer
     /// that KVM has not taken yet is completed first (S5.6), so save the vCPU's registers after this.
+    /// It waits for a [`Gate::replace`](super::Gate::replace) that is under way, so that the state is of
+    /// a program that stays.
     ///
     /// # Errors
     /// The last exit has not been [answered](Self::answer): KVM would complete it as if the policy
@@ -137,7 +143,8 @@ impl VcpuGate {
     }
 
     /// Takes over a state that [`Self::save`] gave, perhaps of another host. It
-    /// stands for the first [`Self::reset`], and may come after one.
+    /// stands for the first [`Self::reset`], and may come after one. As [`Self::save`], it waits for a
+    /// replacement that is under way.
     ///
     /// # Errors
     /// The bytes are none, or have a register, a pin or a device that the program has not. Nothing
@@ -169,7 +176,7 @@ impl VcpuGate {
         port: &mut impl Port,
         saved: &[u8],
     ) -> Result<(), StateError> {
-        self.follow();
+        self.follow_for_good();
         let saved = Saved::decode(saved)?;
         let mut state = self.own.state.clone();
         state.restore(&self.program.thing, &saved)?;
@@ -227,6 +234,9 @@ impl VcpuGate {
         }
         self.follow();
         self.own.state.reset(&self.program.thing);
+        if let Some(before) = &mut self.own.before {
+            before.reset();
+        }
         if self.own.shared.options.events.rip == Rip::Shown {
             port.ask_for_registers();
         }
@@ -246,7 +256,7 @@ impl VcpuGate {
             return Err(StateError::Unanswered);
         }
         port.complete()?;
-        self.follow();
+        self.follow_for_good();
         let mut saved = self.own.state.save(&self.program.thing);
         saved.devices = self.own.devices.save();
         Ok(saved.encode())
@@ -260,10 +270,17 @@ impl VcpuGate {
         }
     }
 
+    /// The same once no replacement is under way that may yet be withdrawn.
+    fn follow_for_good(&mut self) {
+        let shared = Arc::clone(&self.own.shared);
+        let control = shared.lock();
+        self.follow();
+        drop(control);
+    }
+
     #[cold]
-    fn take_over(&mut self, newer: Numbered<Responder>) {
-        self.own.follow(&self.program.thing, &newer.thing);
-        self.program = newer;
+    fn take_over(&mut self, other: Numbered<Responder>) {
+        self.own.follow(&mut self.program, other);
     }
 }
 

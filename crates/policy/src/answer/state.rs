@@ -56,23 +56,34 @@ impl VcpuState {
     /// hold.
     #[must_use]
     pub fn under(&self, old: &Responder, new: &Responder) -> Self {
-        let mut state = Self {
-            cells: new.cells().reset_values().collect(),
-            pins: vec![None; new.pins().len()].into(),
-            may_forward: self.may_forward,
-            hints: Hints::default(),
-        };
-        for (at, index) in new.cells().indices().enumerate() {
-            if let Some((from, _)) = old.cell(index) {
-                state.cells[at] = self.cells[from];
-            }
-        }
-        for (at, &index) in new.pins().iter().enumerate() {
-            if let Some(from) = old.pin(index) {
-                state.pins[at] = self.pins[from];
-            }
-        }
+        let mut state = self.clone();
+        state.reset(new);
+        state.take_shared(new, self, old);
         state
+    }
+
+    /// The same vCPU back under the program that it was under before, and where it held `before`:
+    /// registers and pins that exist in both keep what they hold, those of the old one alone hold what
+    /// they held.
+    #[must_use]
+    pub fn back(&self, new: &Responder, before: &Self, old: &Responder) -> Self {
+        let mut state = before.clone();
+        state.take_shared(old, self, new);
+        state
+    }
+
+    /// Takes from another program's state what both programs have.
+    fn take_shared(&mut self, own: &Responder, other: &Self, others: &Responder) {
+        for (index, cell) in own.cells().indices().zip(&mut self.cells) {
+            if let Some((from, _)) = others.cell(index) {
+                *cell = other.cells[from];
+            }
+        }
+        for (&index, pin) in own.pins().iter().zip(&mut self.pins) {
+            if let Some(from) = others.pin(index) {
+                *pin = other.pins[from];
+            }
+        }
     }
 
     /// The row of the allow-list by which accesses to this register may be forwarded for this vCPU:

@@ -12,6 +12,7 @@ use crate::{NoIncludes, compile, parse};
 const LSTAR: u32 = 0xc000_0082;
 const STAR: u32 = 0xc000_0081;
 const FMASK: u32 = 0xc000_0084;
+const CSTAR: u32 = 0xc000_0083;
 
 fn cpu() -> Cpu {
     "GenuineIntel:6:0x6a:6".parse().unwrap()
@@ -387,6 +388,50 @@ fn a_replaced_program_keeps_registers_and_pins_of_both() {
     assert_eq!(machine.read(0x9).0, value(3));
     assert_eq!(machine.read(0x11).0, FAULT);
     assert_eq!(machine.write(LSTAR, 0x2000).0, FAULT);
+}
+
+/// Back under the program before: what both have goes on, what only that one has is as it was.
+#[test]
+fn a_program_that_comes_back_finds_what_it_had() {
+    let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_STAR = { read = 'allow', write = 'pin' }\n";
+    let of = |entries: &str| {
+        let text = format!("policy = 1\ndefault = 'deny'\n[msrs]\n{both}{entries}");
+        Responder::new(program(&text), &cpu()).unwrap()
+    };
+    let old = of(
+        "'0x11..=0x12' = { register = { reset = 2, mask = '0xff' } }\nIA32_CSTAR = { read = 'allow', write = 'pin' }\nIA32_FMASK = { read = 'allow', write = 'pin' }",
+    );
+    let new = of(
+        "'0x8..=0x9' = { register = { reset = 3, mask = '0xff' } }\nIA32_KERNEL_GS_BASE = { read = 'allow', write = 'pin' }",
+    );
+    let mut machine = Machine {
+        state: VcpuState::new(&old, |_| true),
+        responder: old.clone(),
+    };
+    assert_eq!(machine.write(0x10, 0x55).0, DONE);
+    assert_eq!(machine.write(0x12, 0x56).0, DONE);
+    assert_eq!(machine.carry(LSTAR, 0x1000, 0).0, Carried::Set(0x1000));
+    assert_eq!(machine.carry(CSTAR, 0x2000, 0).0, Carried::Set(0x2000));
+    let before = machine.state.clone();
+    machine.state = machine.state.under(&old, &new);
+    machine.responder = new.clone();
+    assert_eq!(machine.write(0x10, 0x65).0, DONE);
+    assert_eq!(machine.write(0x9, 0x66).0, DONE);
+    assert_eq!(machine.carry(STAR, 0x3000, 0).0, Carried::Set(0x3000));
+    machine.state.host_wrote(&new, MsrIndex::new(LSTAR));
+    machine.state = machine.state.back(&new, &before, &old);
+    machine.responder = old.clone();
+    let saved = machine.state.save(&old);
+    let msr = MsrIndex::new;
+    assert_eq!(
+        saved.registers,
+        [(msr(0x10), 0x65), (msr(0x11), 2), (msr(0x12), 0x56)]
+    );
+    assert_eq!(saved.pins, [(msr(STAR), 0x3000), (msr(CSTAR), 0x2000)]);
+    // Without anything in between it is what it was.
+    let there = machine.state.under(&old, &new);
+    let back = there.back(&new, &machine.state, &old);
+    assert_eq!(back.save(&old), machine.state.save(&old));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -12,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::event::Event;
 use super::reader::{Events, VcpuDrops};
-use crate::signals;
+use crate::{calls, signals};
 
 /// Takes events. It runs on a thread of its own, never on a vCPU's.
 pub trait Sink: Send {
@@ -28,8 +29,14 @@ pub trait Sink: Send {
 
 /// Events as JSON, a line each, in a file that is put aside when it is full.
 ///
-/// Each line goes to the file by one write of the whole line, so that others who append to the file
-/// or read it never see part of one, and after a kill at most the last is cut.
+/// Each line goes to the file by one write of the whole line, so that after a kill at most the last is
+/// cut. Whoever writes next ends it. Several may write to one file, in one process or more: they take
+/// turns by `flock`, and put it aside once. Who keeps the lock is not waited for beyond a tenth of a
+/// second, and where the file system has no such locks there is nobody to wait for: a line that a kill
+/// cuts may then have another's at its end.
+///
+/// For each line it calls `flock`, `statx`, `write` and perhaps `pread64`, to put a file aside `rename`
+/// and `openat`: a VMM's seccomp rules have to let it.
 ///
 /// `{"schema":1,"time":1700000000.123456789,"vcpu":0,"msr":"0xc0000082","access":"write",
 /// "reason":"filter","action":"deny","policy":"web.toml","line":12,"digest":"…"}`; with `vm`, and with
@@ -38,10 +45,16 @@ pub struct JsonLines {
     path: PathBuf,
     vm: String,
     file: File,
-    bytes: u64,
+    /// Where the last line ended that was written whole: if the file does, too, so it does with a line.
+    end: Option<u64>,
     most: u64,
     failed: u64,
+    /// How often to ask for the lock.
+    patience: u32,
 }
+
+/// How often the lock is asked for, a millisecond apart. Others have it for one line.
+const PATIENCE: u32 = 100;
 
 impl JsonLines {
     /// Appends to the file at `path`. Beyond `most` bytes it is renamed to `path.1`, in whose place
@@ -50,14 +63,14 @@ impl JsonLines {
     /// # Errors
     /// The file cannot be opened.
     pub fn append(path: &Path, most: u64, vm: &str) -> io::Result<Self> {
-        let (file, bytes) = open(path)?;
         Ok(Self {
             path: path.to_owned(),
             vm: vm.to_owned(),
-            file,
-            bytes,
+            file: open(path)?,
+            end: None,
             most: most.max(1),
             failed: 0,
+            patience: PATIENCE,
         })
     }
 
@@ -70,30 +83,77 @@ impl JsonLines {
     fn write(&mut self, line: Map<String, Value>) {
         let mut text = Value::Object(line).to_string();
         text.push('\n');
-        let bytes = text.len() as u64;
-        if self.bytes > 0 && self.bytes + bytes > self.most {
-            self.rotate();
-        }
-        // A full disk may have cut the last line: that one is ended first.
-        if self.failed > 0 && end_line(&mut self.file).is_err() {
+        let written = self.put(text);
+        calls::unlock(&self.file);
+        if written.is_err() {
             self.failed += 1;
-            return;
-        }
-        match self.file.write_all(text.as_bytes()) {
-            Ok(()) => self.bytes += bytes,
-            Err(_) => self.failed += 1,
         }
     }
 
+    /// Writes a line at the end of the file at the path, with the lock if it can be had.
+    fn put(&mut self, mut text: String) -> io::Result<()> {
+        let mut length = self.take_turn()?;
+        // A kill or a full disk may have cut the last line: that one is ended first.
+        if Some(length) != self.end && is_cut(&self.file, length)? {
+            text.insert(0, '\n');
+        }
+        if length > 0 && length + text.len() as u64 > self.most && self.rotate().is_ok() {
+            length = self.take_turn()?;
+            if length == 0 && text.starts_with('\n') {
+                text.remove(0);
+            }
+        }
+        self.end = None;
+        write_once(&mut self.file, text.as_bytes())?;
+        self.end = Some(length + text.len() as u64);
+        Ok(())
+    }
+
+    /// Takes the lock of the file that is at the path by now: its length. Where that cannot be opened,
+    /// the old one goes on.
+    fn take_turn(&mut self) -> io::Result<u64> {
+        loop {
+            self.lock();
+            if self.is_at_path()? {
+                break;
+            }
+            // Another has put it aside.
+            let Ok(file) = open(&self.path) else {
+                break;
+            };
+            (self.file, self.end) = (file, None);
+        }
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn is_at_path(&self) -> io::Result<bool> {
+        let own = self.file.metadata()?;
+        let is_own = |there: fs::Metadata| (there.dev(), there.ino()) == (own.dev(), own.ino());
+        Ok(fs::metadata(&self.path).is_ok_and(is_own))
+    }
+
+    fn lock(&mut self) {
+        for left in (0..self.patience).rev() {
+            match calls::try_lock(&self.file) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Where there are no locks, nobody has one.
+                Ok(()) | Err(_) => {
+                    self.patience = PATIENCE;
+                    return;
+                }
+            }
+            if left > 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        self.patience = 1;
+    }
+
     /// Where it fails, the old file goes on: too large is better than lost.
-    fn rotate(&mut self) {
+    fn rotate(&self) -> io::Result<()> {
         let mut old = self.path.clone().into_os_string();
         old.push(".1");
-        if fs::rename(&self.path, old).is_ok()
-            && let Ok((file, bytes)) = open(&self.path)
-        {
-            (self.file, self.bytes) = (file, bytes);
-        }
+        fs::rename(&self.path, old)
     }
 
     fn line(&self, time: SystemTime) -> Map<String, Value> {
@@ -108,32 +168,34 @@ impl JsonLines {
     }
 }
 
-fn open(path: &Path) -> io::Result<(File, u64)> {
-    let mut file = OpenOptions::new()
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
         .create(true)
         .append(true)
         .read(true)
-        .open(path)?;
-    // A line that a kill cut short must not become the beginning of the next.
-    end_line(&mut file)?;
-    let bytes = file.metadata()?.len();
-    Ok((file, bytes))
+        .open(path)
 }
 
-/// Ends the last line, if it was cut.
-fn end_line(file: &mut File) -> io::Result<()> {
-    let bytes = file.metadata()?.len();
-    if bytes > 0 && !ends_with_newline(file, bytes)? {
-        file.write_all(b"\n")?;
-    }
-    Ok(())
-}
-
-fn ends_with_newline(file: &mut File, bytes: u64) -> io::Result<bool> {
-    use std::os::unix::fs::FileExt;
+/// Whether a file of this length, if it is one that has a length, ends in the middle of a line.
+fn is_cut(file: &File, length: u64) -> io::Result<bool> {
+    let Some(at) = length.checked_sub(1) else {
+        return Ok(false);
+    };
     let mut last = [0];
-    file.read_exact_at(&mut last, bytes - 1)?;
-    Ok(last == *b"\n")
+    file.read_exact_at(&mut last, at)?;
+    Ok(last != *b"\n")
+}
+
+/// One write: what it leaves out cannot be put behind it, where others may have written since.
+fn write_once(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    loop {
+        match file.write(bytes) {
+            Ok(written) if written == bytes.len() => return Ok(()),
+            Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 impl Sink for JsonLines {

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::VmFd;
 use msrgate_filter::{MsrIndex, Reply};
 use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
 
 use super::model::{self, ModelGuest, ModelVm};
-use crate::gate::vm::VmPort;
+use crate::gate::vm::{KvmVm, VmPort};
 use crate::gate::{
     AnswerError, Asked, Gate, GateOptions, Outcome, StateError, VcpuGate, Violation,
 };
@@ -189,6 +190,18 @@ impl Machine {
         count: usize,
         options: GateOptions,
     ) -> Option<Self> {
+        Self::in_kvm(program, count, options, |vm| {
+            Box::new(KvmVm::new(vm).unwrap())
+        })
+    }
+
+    /// The same with what stands for the VM.
+    pub(super) fn in_kvm(
+        program: Program,
+        count: usize,
+        options: GateOptions,
+        port: impl FnOnce(&VmFd) -> Box<dyn VmPort>,
+    ) -> Option<Self> {
         let host = HostCaps::for_test()?;
         let kvm = host.open().unwrap();
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
@@ -198,7 +211,7 @@ impl Machine {
         let others = others.map(|number| Guest::in_vm(Arc::clone(&vm), number, &cpuid).unwrap());
         let guests = std::iter::once(first).chain(others).collect();
         let gate = Gate::with_options(program, &host, options).unwrap();
-        gate.install(&*vm).unwrap();
+        gate.install_in(port(&vm)).unwrap();
         Some(Self::behind(gate, guests, cpuid.as_slice().to_vec()))
     }
 }
@@ -255,7 +268,7 @@ impl<G: TestGuest> Machine<G> {
 }
 
 impl<G: TestGuest + 'static> Machine<G> {
-    fn any(self) -> Machine<AnyGuest> {
+    pub(super) fn any(self) -> Machine<AnyGuest> {
         let vcpu = |vcpu: Vcpu<G>| Vcpu {
             guest: Box::new(vcpu.guest) as AnyGuest,
             msrs: vcpu.msrs,

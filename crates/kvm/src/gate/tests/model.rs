@@ -11,42 +11,35 @@ use msrgate_filter::{
 use super::machine::{Came, FMASK, KERNEL_GS_BASE, LSTAR, STAR, Saw, TestGuest};
 use crate::calls::{Level, Taken};
 use crate::errno::CallErrno;
-use crate::exit::RawReason;
+use crate::exit::{RawReason, RawReasons};
 use crate::gate::port::Port;
 use crate::gate::vm::VmPort;
 use crate::gate::{AnswerError, Asked, Outcome, StateError, VcpuGate};
 use crate::guest::Op;
-use crate::install::InstallError;
+use crate::install::{Filtered, InstallError, Installed};
 
 const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 const TRIGGER: MsrIndex = MsrIndex::new(0x79);
 const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 
-/// A VM of the model, and its mask.
+/// A VM of the model, and what it was given.
 pub(super) struct ModelVm {
     pub(super) vm: Vm,
-    reasons: ReasonMask,
+    installed: Installed,
 }
 
 impl ModelVm {
     pub(super) fn new() -> Self {
         Self {
             vm: Vm::new(Revision::Mainline),
-            reasons: ReasonMask::NONE,
+            installed: Installed::nothing(),
         }
     }
 }
 
 impl VmPort for ModelVm {
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
-        // The order of `Installed::replace` (S7).
-        let both = self.reasons.bits() | reasons.bits();
-        let both = ReasonMask::from_bits(Revision::Mainline, both).unwrap();
-        self.vm.set_reasons(both);
-        self.vm.set_filter(filter).unwrap();
-        self.vm.set_reasons(reasons);
-        self.reasons = reasons;
-        Ok(())
+        self.installed.replace_in(&self.vm, filter, reasons)
     }
 
     fn has_nested_state(&self) -> bool {
@@ -55,6 +48,19 @@ impl VmPort for ModelVm {
 
     fn has_shared_registers(&self) -> bool {
         true
+    }
+}
+
+impl Filtered for Vm {
+    fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno> {
+        let mask = ReasonMask::from_bits(Revision::Mainline, reasons.get());
+        self.set_reasons(mask.unwrap());
+        Ok(())
+    }
+
+    fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno> {
+        self.set_filter(filter).unwrap();
+        Ok(())
     }
 }
 

@@ -83,6 +83,54 @@ fn a_line_that_was_cut_is_ended() {
     assert_eq!((text.lines().count(), whole.count()), (3, 2));
 }
 
+/// A file that was put aside between a writer's lines, by another or by hand, is not written to again.
+#[test]
+fn who_comes_after_the_file_was_put_aside_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    let append = || JsonLines::append(&path, 1000, "").unwrap();
+    let (mut one, mut other) = (append(), append());
+    other.event(&event(0));
+    (1..10).for_each(|index| one.event(&event(index)));
+    other.event(&event(10));
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.lines().last().unwrap().contains("\"0xa\""), "{text}");
+    assert!(text.len() <= 1000);
+    fs::remove_file(&path).unwrap();
+    other.event(&event(11));
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    // The path is no more: the file that it was goes on.
+    fs::remove_dir_all(folder.path()).unwrap();
+    other.event(&event(12));
+    assert_eq!((one.failed(), other.failed()), (0, 0));
+}
+
+/// Somebody keeps the lock: lines come all the same.
+#[test]
+fn a_lock_that_is_kept_holds_nothing_up_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    let mut sink = JsonLines::append(&path, 1000, "").unwrap();
+    let keeper = open(&path).unwrap();
+    calls::try_lock(&keeper).unwrap();
+    (0..3).for_each(|index| sink.event(&event(index)));
+    assert_eq!(sink.patience, 1);
+    drop(keeper);
+    sink.event(&event(3));
+    assert_eq!((sink.patience, sink.failed()), (PATIENCE, 0));
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 4);
+}
+
+/// What is no file has no length, and is not put aside.
+#[test]
+fn a_device_stays_where_it_is() {
+    let mut sink = JsonLines::append(Path::new("/dev/null"), 1, "").unwrap();
+    (0..3).for_each(|index| sink.event(&event(index)));
+    assert_eq!(sink.failed(), 0);
+    assert!(!Path::new("/dev/null.1").exists());
+}
+
 /// Full disk: counted, and not a panic.
 #[test]
 fn what_cannot_be_written_is_counted() {
@@ -101,7 +149,6 @@ fn a_line_that_a_full_disk_cut_is_ended() {
     let mut sink = JsonLines::append(&path, u64::MAX, "").unwrap();
     sink.event(&event(1));
     sink.file.write_all(b"{\"sche").unwrap();
-    sink.failed = 1;
     sink.event(&event(2));
     sink.event(&event(3));
     let text = fs::read_to_string(&path).unwrap();

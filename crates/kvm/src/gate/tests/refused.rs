@@ -1,0 +1,232 @@
+//! The kernel refuses a filter, while vCPUs have followed to the program that it is of.
+
+mod kernel;
+mod state;
+
+use std::collections::VecDeque;
+use std::panic::resume_unwind;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use kvm_ioctls::VmFd;
+use msrgate_filter::{Filter, MsrIndex, ReasonMask, Vm};
+use msrgate_policy::Program;
+
+use super::machine::{AnyGuest, Machine, policy};
+use super::model::{self, ModelGuest};
+use crate::errno::{CallErrno, RawErrno};
+use crate::exit::RawReasons;
+use crate::gate::vm::VmPort;
+use crate::gate::{Gate, GateError, GateOptions};
+use crate::install::{Filtered, InstallError, Installed};
+
+/// Registers of user space, and one of KVM's.
+const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
+const SHARED: MsrIndex = MsrIndex::new(0x1_0001);
+const NEW: MsrIndex = MsrIndex::new(0x1_0002);
+const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
+
+const ENOMEM: CallErrno = CallErrno::Other(RawErrno::new(12));
+
+/// What a kernel makes of a filter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kernel {
+    Takes,
+    Refuses,
+    /// It has a fault that ends the thread.
+    Panics,
+}
+
+/// What it makes of the next ones; of those after them, that it takes them.
+#[derive(Clone, Default)]
+struct Script(Arc<Mutex<VecDeque<Next>>>);
+
+enum Next {
+    Is(Kernel),
+    /// It tells that it was called, and waits for what to make of it.
+    Asks(Sender<()>, Receiver<Kernel>),
+}
+
+impl Script {
+    fn next(&self, next: Next) {
+        self.0.lock().unwrap().push_back(next);
+    }
+
+    fn refuse(&self, count: usize) {
+        (0..count).for_each(|_| self.next(Next::Is(Kernel::Refuses)));
+    }
+
+    fn decide(&self) -> Kernel {
+        // The lock is not held over what waits.
+        let next = self.0.lock().unwrap().pop_front();
+        match next {
+            None => Kernel::Takes,
+            Some(Next::Is(kernel)) => kernel,
+            Some(Next::Asks(called, answer)) => {
+                called.send(()).unwrap();
+                answer.recv().unwrap()
+            }
+        }
+    }
+
+    /// Replaces the program, and does this after the new one is in force and before the kernel makes
+    /// of its filter what it does.
+    fn replace(
+        &self,
+        gate: &Gate,
+        program: Program,
+        kernel: Kernel,
+        meanwhile: impl FnOnce(),
+    ) -> Result<(), GateError> {
+        /// Says it even if the test panics, whose threads would else be waited for.
+        struct Answer(Sender<Kernel>, Kernel);
+        impl Drop for Answer {
+            fn drop(&mut self) {
+                let _ = self.0.send(self.1);
+            }
+        }
+        let (called, was_called) = channel();
+        let (answer, answered) = channel();
+        self.next(Next::Asks(called, answered));
+        thread::scope(|scope| {
+            let answer = Answer(answer, kernel);
+            let replacing = scope.spawn(|| gate.replace(program));
+            was_called.recv().unwrap();
+            meanwhile();
+            drop(answer);
+            replacing
+                .join()
+                .unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    }
+}
+
+/// A VM whose kernel follows a script.
+struct Scripted<V> {
+    vm: V,
+    installed: Installed,
+    script: Script,
+}
+
+impl<V> Scripted<V> {
+    fn new(vm: V, script: &Script) -> Self {
+        Self {
+            vm,
+            installed: Installed::nothing(),
+            script: script.clone(),
+        }
+    }
+}
+
+struct Follows<'s, V>(&'s V, &'s Script);
+
+impl<V: Filtered> Filtered for Follows<'_, V> {
+    fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno> {
+        self.0.set_reasons(reasons)
+    }
+
+    fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno> {
+        match self.1.decide() {
+            Kernel::Takes => self.0.set_filter(filter),
+            Kernel::Refuses => Err(ENOMEM),
+            Kernel::Panics => panic!("as the test wants it"),
+        }
+    }
+}
+
+impl<V: Filtered + Send> VmPort for Scripted<V> {
+    fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
+        let vm = Follows(&self.vm, &self.script);
+        self.installed.replace_in(&vm, filter, reasons)
+    }
+
+    fn has_nested_state(&self) -> bool {
+        false
+    }
+
+    fn has_shared_registers(&self) -> bool {
+        true
+    }
+}
+
+/// A real VM, by a file descriptor of its own.
+struct RealVm(std::os::fd::OwnedFd);
+
+impl RealVm {
+    fn new(vm: &VmFd) -> Self {
+        Self(crate::calls::duplicate(vm).unwrap())
+    }
+}
+
+impl Filtered for RealVm {
+    fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno> {
+        crate::calls::enable_reasons(&self.0, reasons)
+    }
+
+    fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno> {
+        crate::raw::set_filter(&self.0, filter)
+    }
+}
+
+impl<V: Filtered> Filtered for Arc<V> {
+    fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno> {
+        (**self).set_reasons(reasons)
+    }
+
+    fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno> {
+        (**self).set_filter(filter)
+    }
+}
+
+/// A model's VM and its guests.
+fn of_model(count: usize) -> (Vm, Vec<ModelGuest>) {
+    let vm = Vm::new(msrgate_filter::Revision::Mainline);
+    let guests = (0..count).map(|_| ModelGuest::new(&vm)).collect();
+    (vm, guests)
+}
+
+/// One test body on the model and in a real KVM, of which a script says what they take.
+fn on_each(program: &Program, count: usize, body: impl Fn(&mut Machine<AnyGuest>, &Script)) {
+    let options = GateOptions::new();
+    let script = Script::default();
+    let (vm, guests) = of_model(count);
+    let port = Box::new(Scripted::new(vm, &script));
+    let cpuid = model::cpuid();
+    let model = Machine::in_model(program.clone(), port, guests, options.clone(), cpuid);
+    body(&mut model.any(), &script);
+    let kvm = Machine::in_kvm(program.clone(), count, options, |vm| {
+        Box::new(Scripted::new(RealVm::new(vm), &script))
+    });
+    if let Some(kvm) = kvm {
+        body(&mut kvm.any(), &script);
+    }
+}
+
+fn is_refused(seen: &Result<(), GateError>) -> bool {
+    matches!(
+        seen,
+        Err(GateError::Install(InstallError::Filter(errno))) if *errno == ENOMEM
+    )
+}
+
+const SHARED_REGISTER: &str = "0x10001 = { register = { reset = 8, mask = '0xff' } }\n\
+    IA32_CSTAR = { read = 'allow', write = 'pin' }\n";
+
+/// Two registers, two pins.
+fn old() -> Program {
+    let entries = format!(
+        "{SHARED_REGISTER}0x10000 = {{ register = {{ reset = 7, mask = '0xff' }} }}\n\
+         IA32_LSTAR = {{ read = 'allow', write = 'pin' }}"
+    );
+    policy("default = 'deny'", &entries)
+}
+
+/// One of each is the same, the others are others.
+fn new() -> Program {
+    let entries = format!(
+        "{SHARED_REGISTER}0x10002 = {{ register = {{ reset = 3, mask = '0xff' }} }}\n\
+         IA32_STAR = {{ read = 'allow', write = 'pin' }}"
+    );
+    policy("default = 'deny'", &entries)
+}

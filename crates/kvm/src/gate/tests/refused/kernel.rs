@@ -1,0 +1,188 @@
+//! What the kernel was told, what has been seen, and where a gate begins.
+
+use std::sync::Arc;
+
+use super::super::machine::{Came, LSTAR, NOWHERE, STAR, Saw, TestGuest, Vcpu, policy, program};
+use super::super::model;
+use super::{ENOMEM, Kernel, SPARE, Script, Scripted, is_refused, of_model, old, on_each};
+use crate::gate::{AnswerError, Gate, GateError, GateOptions, Outcome};
+use crate::guest::Op::{Read, Write};
+use crate::probe::HostCaps;
+
+/// What has been seen stays seen, the filter stays open for it, and the mask is what it was.
+#[test]
+fn what_the_kernel_was_told_and_what_was_seen_is_as_before() {
+    let first = || policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
+    let audit = || policy("default = 'deny'\nmode = 'audit'", "");
+    on_each(&first(), 1, |machine, script| {
+        let gate = Arc::clone(&machine.gate);
+        let vcpu = machine.first();
+        let accesses = [Write(STAR, 5), Read(NOWHERE)];
+        vcpu.run(&accesses);
+        let exits = vcpu.exits;
+        let seen = script.replace(&gate, audit(), Kernel::Refuses, || {
+            // The filter is open for those; this one is refused, and told of by the new program.
+            assert_eq!(vcpu.run(&accesses), [Saw::Written, Saw::Fault]);
+            vcpu.guest.load(&[Read(LSTAR)]);
+            assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+            assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+        });
+        assert!(is_refused(&seen), "{seen:?}");
+        while vcpu.step().is_some() {}
+        assert_eq!(vcpu.saw(0, Read(LSTAR)), Saw::Fault);
+        assert_eq!(vcpu.exits, exits + 3);
+        assert_eq!(vcpu.run(&accesses), [Saw::Written, Saw::Fault]);
+        assert_eq!(vcpu.exits, exits + 3);
+        assert_eq!(deeds(&gate), ["allow", "allow", "would-deny", "deny"]);
+        // Under one that is taken each is seen once, be it while the kernel thinks it over.
+        let seen = script.replace(&gate, audit(), Kernel::Takes, || {
+            vcpu.guest.load(&[Read(LSTAR)]);
+            assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+        });
+        seen.unwrap();
+        while vcpu.step().is_some() {}
+        assert_eq!(vcpu.saw(0, Read(LSTAR)), Saw::Value(0));
+        vcpu.run(&accesses);
+        assert_eq!(deeds(&gate), ["would-deny"; 3]);
+    });
+}
+
+fn deeds(gate: &Gate) -> Vec<String> {
+    let mut deeds = Vec::new();
+    gate.events()
+        .drain(|event| deeds.push(event.deed.to_string()));
+    deeds
+}
+
+/// A policy that makes no exits makes none after one that does was refused.
+#[test]
+fn a_mask_that_was_asked_for_in_vain_is_taken_back() {
+    let quiet = policy("default = 'deny'\nlog = 'none'", "IA32_STAR = 'rw'");
+    on_each(&quiet, 1, |machine, script| {
+        let gate = Arc::clone(&machine.gate);
+        let vcpu = machine.first();
+        let accesses = [Read(STAR), Read(LSTAR), Read(SPARE)];
+        let expected = [Saw::Value(0), Saw::Fault, Saw::Fault];
+        assert_eq!(
+            (vcpu.run(&accesses).as_slice(), vcpu.exits),
+            (&expected[..], 0)
+        );
+        let seen = script.replace(&gate, old(), Kernel::Refuses, || {
+            // Exits for the new one's sake, which answers them.
+            let saw = vcpu.run(&[Read(LSTAR), Read(SPARE)][1..]);
+            assert_eq!((saw.as_slice(), vcpu.exits), (&[Saw::Value(7)][..], 1));
+        });
+        assert!(is_refused(&seen), "{seen:?}");
+        assert_eq!(
+            (vcpu.run(&accesses).as_slice(), vcpu.exits),
+            (&expected[..], 1)
+        );
+    });
+}
+
+/// Events keep the name of their file, whatever was refused meanwhile.
+#[test]
+fn the_program_in_force_is_not_forgotten() {
+    on_each(&old(), 1, |machine, script| {
+        script.refuse(40);
+        for number in 0..40 {
+            let other = policy("default = 'deny'", &format!("{:#x} = 'rw'", 0x100 + number));
+            let seen = machine.gate.replace(other);
+            assert!(is_refused(&seen), "{seen:?}");
+        }
+        let saw = machine.first().run(&[Write(LSTAR, 1), Write(LSTAR, 2)]);
+        assert_eq!(saw, [Saw::Written, Saw::Fault]);
+        let mut files = Vec::new();
+        machine.gate.events().drain(|event| files.push(event.file));
+        assert_eq!(files, [Some("test.toml".into())]);
+    });
+}
+
+/// A program whose filters the kernel has refused to open is an error, and the one that comes after it
+/// is none from its first access on.
+#[test]
+fn a_program_that_is_tried_does_not_inherit_errors() {
+    let audit = || policy("default = 'deny'\nmode = 'audit'", "");
+    let first = || policy("default = 'allow'\nlog = 'first'", "");
+    on_each(&audit(), 1, |machine, script| {
+        let gate = Arc::clone(&machine.gate);
+        let vcpu = machine.first();
+        script.refuse(1);
+        vcpu.guest.load(&[Read(STAR)]);
+        let error = loop {
+            let _ = vcpu.guest.resume();
+            if let Err(error) = vcpu.guest.answer(&mut vcpu.msrs) {
+                break error;
+            }
+        };
+        assert_eq!(error, AnswerError::Publish(ENOMEM));
+        let seen = script.replace(&gate, first(), Kernel::Refuses, || {
+            vcpu.guest.load(&[Read(STAR)]);
+            assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+        });
+        assert!(is_refused(&seen), "{seen:?}");
+        let _ = vcpu.guest.resume();
+        assert_eq!(vcpu.guest.answer(&mut vcpu.msrs).unwrap_err(), error);
+        let seen = script.replace(&gate, first(), Kernel::Takes, || {
+            vcpu.guest.load(&[Read(STAR)]);
+            assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+        });
+        seen.unwrap();
+        while vcpu.step().is_some() {}
+        assert_eq!(vcpu.saw(0, Read(STAR)), Saw::Value(0));
+    });
+}
+
+const WHENS: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
+    0x10000 = { read = { value = 1 }, write = 'deny' }\n\
+    [[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n\
+    0x10000 = { read = { value = 2 }, write = 'deny', override = true }\nIA32_STAR = 'rw'\n\
+    [[when]]\ncpu = { vendor = 'AuthenticAMD' }\n[when.msrs]\nIA32_LSTAR = 'rw'";
+
+/// The kernel refuses the first filters of a VM, and of its first vCPU.
+#[test]
+fn what_cannot_be_chosen_or_installed_may_be_tried_again() {
+    let script = Script::default();
+    let (vm, guests) = of_model(2);
+    let vm = Arc::new(vm);
+    let options = GateOptions::new();
+    let host = HostCaps::on_paper();
+    let gate = Gate::with_options(program(WHENS), &host, options).unwrap();
+    let port = || Box::new(Scripted::new(Arc::clone(&vm), &script));
+    script.refuse(1);
+    let seen = gate.install_in(port());
+    assert!(is_refused(&seen), "{seen:?}");
+    gate.install_in(port()).unwrap();
+    assert!(matches!(
+        gate.install_in(port()),
+        Err(GateError::InstalledTwice)
+    ));
+    let cpuid = model::cpuid();
+    let mut guests = guests.into_iter();
+    let mut closed = guests.next().unwrap();
+    let mut other = cpuid.clone();
+    other[0].ebx = 0x6874_7541;
+    other[0].edx = 0x6974_6e65;
+    other[0].ecx = 0x444d_4163;
+    let migrated = || gate.migration_list(&[STAR, LSTAR]);
+    let before = migrated();
+    for leaves in [&other, &cpuid] {
+        script.refuse(1);
+        let seen = gate.vcpu(0, leaves).map(drop);
+        assert!(is_refused(&seen), "{seen:?}");
+        // Everything is still refused, and nothing comes out that nobody would answer.
+        closed.load(&[Read(STAR), Read(SPARE)]);
+        assert!(matches!(closed.resume(), Came::ToItsEnd));
+        assert_eq!(closed.saw(0, Read(STAR)), Saw::Fault);
+        assert_eq!(closed.saw(1, Read(SPARE)), Saw::Fault);
+        assert_eq!(migrated(), before);
+    }
+    let mut vcpu = Vcpu {
+        guest: guests.next().unwrap(),
+        msrs: gate.vcpu(1, &cpuid).unwrap(),
+        exits: 0,
+    };
+    let saw = vcpu.run(&[Read(SPARE), Read(STAR), Read(LSTAR)]);
+    assert_eq!(saw, [Saw::Value(2), Saw::Value(0), Saw::Fault]);
+    assert_eq!(migrated(), [STAR]);
+}

@@ -1,0 +1,137 @@
+//! Accesses that are let through and told of: by first touch, in an audit, each time.
+
+use msrgate_filter::MsrIndex;
+
+use super::machine::{LSTAR, NOWHERE, STAR, Saw, on_each, policy};
+use crate::gate::GateOptions;
+use crate::guest::Op::{Read, Write};
+
+/// Each access comes once, and is then KVM's.
+#[test]
+fn first_touch_sees_each_access_once() {
+    let program = policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let script = [
+            Write(STAR, 5),
+            Read(STAR),
+            Write(STAR, 6),
+            Read(STAR),
+            Read(NOWHERE),
+            Read(LSTAR),
+        ];
+        let vcpu = machine.first();
+        let saw = vcpu.run(&script);
+        let expected = [
+            Saw::Written,
+            Saw::Value(5),
+            Saw::Written,
+            Saw::Value(6),
+            Saw::Fault,
+            Saw::Fault,
+        ];
+        assert_eq!(saw, expected);
+        // At native speed from now on, but for what is refused.
+        let before = vcpu.exits;
+        assert_eq!(vcpu.run(&script), expected);
+        assert_eq!(vcpu.exits, before + 1);
+        let mut seen = Vec::new();
+        machine.gate.events().drain(|event| {
+            seen.push((event.index, event.access, event.deed.to_string()));
+        });
+        let seen: Vec<_> = seen
+            .iter()
+            .map(|(index, access, deed)| format!("{access} {index} {deed}"))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                "write 0xc0000081 allow",
+                "read 0xc0000081 allow",
+                "read 0x12345678 allow",
+                "read 0xc0000082 deny",
+            ]
+        );
+    });
+}
+
+#[test]
+fn an_audit_refuses_nothing_and_records_what_it_would() {
+    let program = policy("default = 'deny'\nmode = 'audit'", "IA32_STAR = 'rw'");
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        let saw = vcpu.run(&[
+            Write(STAR, 1),
+            Write(LSTAR, 2),
+            Read(LSTAR),
+            Write(LSTAR, 3),
+            Read(LSTAR),
+        ]);
+        assert_eq!(
+            saw,
+            [
+                Saw::Written,
+                Saw::Written,
+                Saw::Value(2),
+                Saw::Written,
+                Saw::Value(3)
+            ]
+        );
+        let mut seen = Vec::new();
+        machine
+            .gate
+            .events()
+            .drain(|event| seen.push((event.index, event.deed.to_string())));
+        assert_eq!(
+            seen,
+            [
+                (LSTAR, "would-deny".to_owned()),
+                (LSTAR, "would-deny".to_owned())
+            ]
+        );
+    });
+}
+
+#[test]
+fn all_accesses_are_seen_where_forwarding_is_sound() {
+    let entry = "IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }";
+    on_each(
+        &policy("default = 'deny'", entry),
+        1,
+        &GateOptions::new(),
+        |machine| {
+            let vcpu = machine.first();
+            let saw = vcpu.run(&[
+                Write(LSTAR, 2),
+                Read(LSTAR),
+                Write(LSTAR, 1 << 62),
+                Read(LSTAR),
+            ]);
+            assert_eq!(
+                saw,
+                [Saw::Written, Saw::Value(2), Saw::Fault, Saw::Value(2)]
+            );
+            let mut count = 0;
+            machine.gate.events().drain(|_| count += 1);
+            assert_eq!(count, 4);
+        },
+    );
+}
+
+/// More scattered accesses than a filter has ranges: the filter opens for those that are waited for.
+#[test]
+fn a_guest_that_touches_everywhere_is_still_let_through() {
+    let program = policy("default = 'deny'\nmode = 'audit'", "");
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let script: Vec<_> = (1..60)
+            .map(|number| Read(MsrIndex::new(number << 24)))
+            .chain([Write(STAR, 7), Read(STAR)])
+            .collect();
+        let vcpu = machine.first();
+        let saw = vcpu.run(&script);
+        assert_eq!(saw[script.len() - 2..], [Saw::Written, Saw::Value(7)]);
+        assert!(saw[..59].iter().all(|saw| *saw == Saw::Fault));
+        let mut count = 0;
+        machine.gate.events().drain(|_| count += 1);
+        assert_eq!(count, 61);
+    });
+}
