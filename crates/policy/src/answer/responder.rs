@@ -324,12 +324,15 @@ impl Responder {
             .pin(exit.index)
             .and_then(|at| *state.pins.get(at).unwrap_or(&None));
         match (pinned, self.mode()) {
-            (None, _) => self.forward(state, exit, What::Pin(exit.data), Deed::Pinned),
-            (Some(value), _) if value == exit.data => (Step::Reply(Reply::DONE), Deed::Pinned),
-            (Some(_), Mode::Enforce) => (Step::Reply(Reply::FAULT), Deed::Denied),
-            (Some(_), Mode::Audit) => {
+            (Some(value), Mode::Enforce) if value != exit.data => {
+                (Step::Reply(Reply::FAULT), Deed::Denied)
+            }
+            (Some(value), Mode::Audit) if value != exit.data => {
                 self.forward(state, exit, What::Repinned(exit.data), Deed::WouldDeny)
             }
+            // One that is equal is carried, too: what is pinned is what the guest wrote, and the register
+            // may be another's by now, a nested guest's.
+            _ => self.forward(state, exit, What::Pin(exit.data), Deed::Pinned),
         }
     }
 
