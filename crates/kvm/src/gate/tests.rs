@@ -4,6 +4,7 @@ mod actions;
 mod kicks;
 mod machine;
 mod model;
+mod nested;
 mod paper;
 mod random;
 mod state;

@@ -25,6 +25,8 @@ const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 /// A VM of the model, and its mask.
 pub(super) struct ModelVm {
     pub(super) vm: Vm,
+    /// Whether its guests may run guests.
+    nests: bool,
     reasons: ReasonMask,
 }
 
@@ -32,7 +34,16 @@ impl ModelVm {
     pub(super) fn new() -> Self {
         Self {
             vm: Vm::new(Revision::Mainline),
+            nests: false,
             reasons: ReasonMask::NONE,
+        }
+    }
+
+    /// One whose guests may run guests.
+    pub(super) fn that_nests() -> Self {
+        Self {
+            nests: true,
+            ..Self::new()
         }
     }
 }
@@ -50,7 +61,7 @@ impl VmPort for ModelVm {
     }
 
     fn has_nested_state(&self) -> bool {
-        false
+        self.nests
     }
 
     fn has_shared_registers(&self) -> bool {
@@ -107,6 +118,9 @@ pub(super) struct ModelGuest {
 struct ModelVcpu {
     vcpu: Vcpu<TestRegisters>,
     pending: Pending,
+    level: Level,
+    /// How often the gate asked for it.
+    asked: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -121,10 +135,22 @@ impl ModelGuest {
             vcpu: ModelVcpu {
                 vcpu: vm.create_vcpu(TestRegisters::new()),
                 pending: Pending::Settled,
+                level: Level::Guest,
+                asked: 0,
             },
             script: Vec::new(),
             saw: Vec::new(),
         }
+    }
+
+    /// Has the kernel say that the vCPU runs this.
+    pub(super) fn runs(&mut self, level: Level) {
+        self.vcpu.level = level;
+    }
+
+    /// How often the gate has asked what it runs.
+    pub(super) const fn asked(&self) -> usize {
+        self.vcpu.asked
     }
 
     /// Puts the guest before its next access.
@@ -266,7 +292,8 @@ impl Port for ModelVcpu {
     }
 
     fn level(&mut self) -> Result<Level, CallErrno> {
-        Ok(Level::Guest)
+        self.asked += 1;
+        Ok(self.level)
     }
 
     fn rip(&self) -> Option<u64> {
