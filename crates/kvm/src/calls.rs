@@ -255,8 +255,9 @@ pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
         size: u32::try_from(size_of::<NestedState>()).unwrap_or(u32::MAX),
         rest: [0; NESTED_BYTES],
     };
-    // SAFETY: the kernel reads `size`, writes no more bytes than it says, which are those of
-    // `state`, and any bytes are a NestedState. One that is too small it refuses with E2BIG.
+    // SAFETY: the kernel reads `size`, writes at most the header and what can follow it, for which
+    // NestedState has room, and any bytes are one. A smaller `size` would not hold it back: kvm_amd
+    // writes a whole VMCB behind the header before it answers E2BIG (seen with 6.1).
     checked(unsafe {
         let state = (&raw mut state).cast::<kvm_nested_state>();
         ioctl_with_mut_ptr(vcpu, KVM_GET_NESTED_STATE(), state)

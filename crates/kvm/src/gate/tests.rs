@@ -5,6 +5,7 @@ mod devices;
 mod kicks;
 mod machine;
 mod model;
+mod nested;
 mod paper;
 mod random;
 mod refused;

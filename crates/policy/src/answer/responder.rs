@@ -322,12 +322,15 @@ impl Responder {
         };
         let value = exit.data;
         match (state.pins.get(place).copied().flatten(), self.mode()) {
-            (None, _) => self.forward(state, exit, What::Pin { value, place }, Deed::Pinned),
-            (Some(pinned), _) if pinned == value => (Step::Reply(Reply::DONE), Deed::Pinned),
-            (Some(_), Mode::Enforce) => (Step::Reply(Reply::FAULT), Deed::Denied),
-            (Some(_), Mode::Audit) => {
+            (Some(pinned), Mode::Enforce) if pinned != value => {
+                (Step::Reply(Reply::FAULT), Deed::Denied)
+            }
+            (Some(pinned), Mode::Audit) if pinned != value => {
                 self.forward(state, exit, What::Repinned(value), Deed::WouldDeny)
             }
+            // One that is equal is carried, too: what is pinned is what the guest wrote, and the register
+            // may be another's by now, a nested guest's.
+            _ => self.forward(state, exit, What::Pin { value, place }, Deed::Pinned),
         }
     }
 

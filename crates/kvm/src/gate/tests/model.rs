@@ -26,6 +26,8 @@ const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 pub(super) struct ModelVm {
     pub(super) vm: Vm,
     installed: Installed,
+    /// Whether its guests may run guests.
+    nests: bool,
 }
 
 impl ModelVm {
@@ -33,6 +35,15 @@ impl ModelVm {
         Self {
             vm: Vm::new(Revision::Mainline),
             installed: Installed::nothing(),
+            nests: false,
+        }
+    }
+
+    /// One whose guests may run guests.
+    pub(super) fn that_nests() -> Self {
+        Self {
+            nests: true,
+            ..Self::new()
         }
     }
 }
@@ -43,7 +54,7 @@ impl VmPort for ModelVm {
     }
 
     fn has_nested_state(&self) -> bool {
-        false
+        self.nests
     }
 
     fn has_shared_registers(&self) -> bool {
@@ -113,6 +124,9 @@ pub(super) struct ModelGuest {
 struct ModelVcpu {
     vcpu: Vcpu<TestRegisters>,
     pending: Pending,
+    level: Level,
+    /// How often the gate asked for it.
+    asked: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -127,10 +141,22 @@ impl ModelGuest {
             vcpu: ModelVcpu {
                 vcpu: vm.create_vcpu(TestRegisters::new()),
                 pending: Pending::Settled,
+                level: Level::Guest,
+                asked: 0,
             },
             script: Vec::new(),
             saw: Vec::new(),
         }
+    }
+
+    /// Has the kernel say that the vCPU runs this.
+    pub(super) fn runs(&mut self, level: Level) {
+        self.vcpu.level = level;
+    }
+
+    /// How often the gate has asked what it runs.
+    pub(super) const fn asked(&self) -> usize {
+        self.vcpu.asked
     }
 
     /// Puts the guest before its next access.
@@ -272,7 +298,8 @@ impl Port for ModelVcpu {
     }
 
     fn level(&mut self) -> Result<Level, CallErrno> {
-        Ok(Level::Guest)
+        self.asked += 1;
+        Ok(self.level)
     }
 
     fn rip(&self) -> Option<u64> {
