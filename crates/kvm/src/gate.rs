@@ -128,6 +128,14 @@ pub struct Gate {
     publisher: Mutex<Option<JoinHandle<()>>>,
 }
 
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("digest", &self.program().digest())
+            .finish_non_exhaustive()
+    }
+}
+
 /// What the gate, its vCPUs and its publisher have in common.
 struct Shared {
     /// The program in force, ready to answer.

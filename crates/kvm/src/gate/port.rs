@@ -181,7 +181,11 @@ impl Port for KvmPort<'_> {
         match self.run().exit_reason {
             // The last is what `settle` leaves, and an interrupted KVM_RUN, after which there is
             // nothing to forget.
-            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR | KVM_EXIT_INTR => self.rewind(),
+            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR | KVM_EXIT_INTR => {
+                self.rewind()?;
+                self.settle();
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

@@ -1,5 +1,6 @@
 //! One vCPU's part of a gate, owned by the vCPU's thread: from its exits to its answers.
 
+use std::fmt;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
@@ -38,6 +39,14 @@ pub struct VcpuGate {
     rip: Option<u64>,
     may_nest: MayNest,
     rewound: Rewound,
+}
+
+impl fmt::Debug for VcpuGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VcpuGate")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Whether the vCPU may run a nested guest.
@@ -114,7 +123,7 @@ impl VcpuGate {
     /// Gives the answer of the VMM's own code to the exit that [`Outcome::Handler`] was about.
     ///
     /// # Errors
-    /// The vCPU has had another exit since, or has been run.
+    /// The vCPU has had another exit since, or `asked` is another vCPU's.
     #[expect(clippy::needless_pass_by_value, reason = "an exit is answered once")]
     #[cfg(feature = "kvm-ioctls")]
     pub fn finish(
@@ -266,6 +275,7 @@ impl VcpuGate {
                 return Ok(Outcome::Handler(Asked {
                     handler: Arc::clone(name),
                     exit,
+                    vcpu: self.id,
                     number: self.exits,
                 }));
             }
@@ -421,7 +431,7 @@ impl VcpuGate {
             port.pending().ok().flatten().is_some_and(|exit| {
                 (exit.index, exit.access) == (asked.exit.index, asked.exit.access)
             });
-        if asked.number != self.exits || !waits {
+        if (asked.vcpu, asked.number) != (self.id, self.exits) || !waits {
             return Err(AnswerError::Stale);
         }
         port.reply(reply);
@@ -430,9 +440,7 @@ impl VcpuGate {
     }
 
     pub(super) fn reset_at(&mut self, port: &mut impl Port) -> Result<(), AnswerError> {
-        if self.exits > 0 {
-            port.forget()?;
-        }
+        port.forget()?;
         self.follow();
         self.state.reset(&self.program.thing);
         if self.shared.options.events.rip == Rip::Shown {

@@ -85,8 +85,12 @@ impl JsonLines {
         }
     }
 
-    /// Where it fails, the old file goes on: too large is better than lost.
+    /// Where it fails, the old file goes on: too large is better than lost. What is no file of its own,
+    /// as a FIFO or `/dev/stderr`, is not renamed: it is others', too.
     fn rotate(&mut self) {
+        if !fs::symlink_metadata(&self.path).is_ok_and(|found| found.is_file()) {
+            return;
+        }
         let mut old = self.path.clone().into_os_string();
         old.push(".1");
         if fs::rename(&self.path, old).is_ok()

@@ -266,6 +266,48 @@ fn a_reset_forgets_the_exit_that_is_pending() {
     }
 }
 
+/// The same for an exit that nobody has answered, the vCPU's first: it is not there any more for an
+/// answer or a snapshot.
+#[test]
+fn a_reset_forgets_the_first_exit_of_all() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest.load(&[Read(SPARE)]).unwrap();
+    vcpu.run_once().unwrap();
+    let before = vcpu.guest.registers().unwrap();
+    vcpu.msrs.reset(vcpu.guest.vcpu_mut()).unwrap();
+    let again = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
+    assert!(matches!(again, Err(AnswerError::NoExit)), "{again:?}");
+    vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
+    assert_eq!(vcpu.guest.registers().unwrap(), before);
+}
+
+/// What one vCPU was asked is no answer to another's exit, however alike.
+#[test]
+fn an_answer_is_one_vcpus() {
+    let entries = "0x10001 = { read = { handler = 'x' }, write = 'deny' }";
+    let Some(mut machine) = Machine::new(policy("default = 'deny'", entries), 2) else {
+        return;
+    };
+    let handled = MsrIndex::new(0x1_0001);
+    let mut asked = machine.vcpus.iter_mut().map(|vcpu| {
+        vcpu.guest.load(&[Read(handled)]).unwrap();
+        match vcpu.step() {
+            Some(Outcome::Handler(asked)) => asked,
+            _ => panic!("no handler"),
+        }
+    });
+    let (first, _second) = (asked.next().unwrap(), asked.next().unwrap());
+    drop(asked);
+    let vcpu = &mut machine.vcpus[1];
+    let answered = vcpu
+        .msrs
+        .finish(vcpu.guest.vcpu_mut(), first, Reply::value(1));
+    assert_eq!(answered, Err(AnswerError::Stale));
+}
+
 /// A VMM that has KVM share all it can finds no #GP there that a rewind has cancelled.
 #[test]
 fn a_rewind_leaves_no_fault_in_the_shared_page() {

@@ -239,7 +239,11 @@ impl Port for ModelVcpu {
 
     fn forget(&mut self) -> Result<(), CallErrno> {
         match self.vcpu.pending_exit() {
-            Some(_) => self.rewind(),
+            Some(_) => {
+                self.rewind()?;
+                self.settle();
+                Ok(())
+            }
             None => Ok(()),
         }
     }
