@@ -288,7 +288,8 @@ impl Gate {
         let has_whens = program.variants().len() > 1;
         let responder = Arc::new(Responder::new(program, cpuid.cpu())?);
         if has_whens {
-            self.shared.current.replace(Arc::clone(&responder));
+            let number = self.shared.current.replace(Arc::clone(&responder));
+            self.shared.opened.begin(number);
             if let Some(vm) = &mut control.vm {
                 let (filter, reasons) = publisher::first_filter(&responder)?;
                 vm.replace(&filter, reasons)?;
@@ -327,15 +328,16 @@ impl Gate {
         self.shared.tracks.expect(&program);
         // The program before the filter: an access that only the new one allows waits for the
         // filter, and none is let through that the program in force refuses (S7).
-        self.shared.current.replace(new);
+        self.shared.seen.clear();
+        let number = self.shared.current.replace(new);
         if let Some(vm) = &mut control.vm
             && let Err(error) = vm.replace(&filter, reasons)
         {
-            self.shared.current.replace(old);
+            let number = self.shared.current.replace(old);
+            self.shared.opened.begin(number);
             return Err(error.into());
         }
-        self.shared.seen.clear();
-        self.shared.opened.clear();
+        self.shared.opened.begin_anew(number);
         Ok(())
     }
 

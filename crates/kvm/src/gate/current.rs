@@ -43,12 +43,13 @@ impl<T> Current<T> {
     }
 
     /// Puts another thing in force. Whoever [follows](Self::newer_than) after this has returned
-    /// sees it, or a later one.
-    pub(super) fn replace(&self, thing: Arc<T>) {
+    /// sees it, or a later one. Its number is returned.
+    pub(super) fn replace(&self, thing: Arc<T>) -> u64 {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let number = held.number + 1;
         *held = Numbered { number, thing };
         self.number.store(number, Ordering::Release);
+        number
     }
 
     /// What is in force.
@@ -90,7 +91,7 @@ mod model {
                 assert_eq!(have.thing[0], have.thing[1]);
             }
             for writer in writers {
-                writer.join().unwrap();
+                let _ = writer.join().unwrap();
             }
             let last = current.newer_than(&have).unwrap_or(have);
             assert_eq!(last.number, 2);
@@ -106,7 +107,7 @@ mod model {
             let writer = {
                 let (current, filter) = (Arc::clone(&current), Arc::clone(&filter));
                 loom::thread::spawn(move || {
-                    current.replace(Arc::new(1));
+                    let _ = current.replace(Arc::new(1));
                     filter.store(1, Ordering::Release);
                 })
             };

@@ -71,9 +71,14 @@ impl Drop for End<'_> {
 }
 
 /// Sets the filter that is open for what is wanted, or for as much of it as fits.
-fn publish(shared: &Shared, wanted: &Wanted) {
+pub(super) fn publish(shared: &Shared, wanted: &Wanted) {
     let mut control = shared.lock();
-    let responder = shared.current.get().thing;
+    let current = shared.current.get();
+    if current.number != wanted.program {
+        // It has been replaced meanwhile. What the new one has not seen yet it is to see.
+        return;
+    }
+    let responder = current.thing;
     let Some((filter, opened)) = fitting(&responder, wanted) else {
         shared
             .opened

@@ -72,6 +72,8 @@ pub(super) struct Opened {
 
 #[derive(Default)]
 struct State {
+    /// The number of the program that all this is of.
+    program: u64,
     /// What the filter opens for, or will with the next one.
     all: BTreeSet<(Access, MsrIndex)>,
     /// What was asked for since the filter was last set.
@@ -91,6 +93,8 @@ pub(super) enum Closed {
 
 /// What to open for.
 pub(super) struct Wanted {
+    /// The number of the program that allows it.
+    pub(super) program: u64,
     /// Everything, in order.
     pub(super) all: Vec<(MsrIndex, Access)>,
     /// What vCPUs are waiting for now, in order.
@@ -102,16 +106,18 @@ pub(super) struct Wanted {
 const MOST: usize = 4096;
 
 impl Opened {
-    /// Asks for an access to be let through.
+    /// Asks for an access to be let through, which has been seen under the program of this number.
+    /// If that is not the one that filters are set for, the access will come again under the one that
+    /// is, and has to be seen under it first.
     ///
     /// # Errors
     /// Nobody would let it through: a vCPU that waited for it would do so for ever.
-    pub(super) fn ask(&self, index: MsrIndex, access: Access) -> Result<(), Closed> {
+    pub(super) fn ask(&self, program: u64, index: MsrIndex, access: Access) -> Result<(), Closed> {
         let mut state = self.lock();
         if let Some(closed) = state.closed {
             return Err(closed);
         }
-        if state.all.insert((access, index)) {
+        if program == state.program && state.all.insert((access, index)) {
             state.waiting.push((access, index));
             self.asked.notify_one();
         }
@@ -140,12 +146,18 @@ impl Opened {
         state.all.extend(waiting);
     }
 
-    /// A new program is in force, by a filter that the kernel took: what had been opened for was the
-    /// old one's.
-    pub(super) fn clear(&self) {
+    /// The program in force has this number from now on: what had been opened for was another's.
+    pub(super) fn begin(&self, program: u64) {
         let mut state = self.lock();
+        state.program = program;
         state.all.clear();
         state.waiting.clear();
+    }
+
+    /// The same, by a filter that the kernel took: it may take others, too.
+    pub(super) fn begin_anew(&self, program: u64) {
+        self.begin(program);
+        let mut state = self.lock();
         if let Some(Closed::Refused(_)) = state.closed {
             state.closed = None;
         }
@@ -177,6 +189,7 @@ impl State {
         }
         let swap = |&(access, index): &(Access, MsrIndex)| (index, access);
         Wanted {
+            program: self.program,
             all: self.all.iter().map(swap).collect(),
             waiting: waiting.iter().map(swap).collect(),
         }
@@ -236,29 +249,36 @@ mod tests {
     #[test]
     fn what_is_asked_for_twice_is_opened_for_once() {
         let opened = Opened::default();
-        opened.ask(msr(0x20), Access::Read).unwrap();
-        opened.ask(msr(0x10), Access::Read).unwrap();
-        opened.ask(msr(0x20), Access::Read).unwrap();
+        opened.ask(0, msr(0x20), Access::Read).unwrap();
+        opened.ask(0, msr(0x10), Access::Read).unwrap();
+        opened.ask(0, msr(0x20), Access::Read).unwrap();
         let wanted = opened.wait().unwrap();
         assert_eq!(
             wanted.waiting,
             [(msr(0x10), Access::Read), (msr(0x20), Access::Read)]
         );
-        opened.ask(msr(0x10), Access::Write).unwrap();
+        opened.ask(0, msr(0x10), Access::Write).unwrap();
         let wanted = opened.wait().unwrap();
         assert_eq!(wanted.waiting, [(msr(0x10), Access::Write)]);
         assert_eq!(wanted.all.len(), 3);
         opened.keep_only(&wanted.waiting);
-        opened.ask(msr(0x10), Access::Read).unwrap();
+        opened.ask(0, msr(0x10), Access::Read).unwrap();
         assert_eq!(opened.wait().unwrap().all.len(), 2);
         let refused = CallErrno::Known(msrgate_filter::Errno::Einval);
         opened.refuse(refused);
-        let asked = opened.ask(msr(0x30), Access::Read);
+        let asked = opened.ask(0, msr(0x30), Access::Read);
         assert_eq!(asked, Err(Closed::Refused(refused)));
-        opened.clear();
-        assert_eq!(opened.ask(msr(0x30), Access::Read), Ok(()));
+        opened.begin_anew(1);
+        // Seen under the old program only.
+        assert_eq!(opened.ask(0, msr(0x30), Access::Read), Ok(()));
+        assert_eq!(opened.ask(1, msr(0x31), Access::Read), Ok(()));
+        let wanted = opened.wait().unwrap();
+        assert_eq!(
+            (wanted.program, wanted.all),
+            (1, vec![(msr(0x31), Access::Read)])
+        );
         opened.end();
-        assert_eq!(opened.ask(msr(0x31), Access::Read), Err(Closed::Over));
+        assert_eq!(opened.ask(0, msr(0x31), Access::Read), Err(Closed::Over));
         assert!(opened.wait().is_none());
     }
 }

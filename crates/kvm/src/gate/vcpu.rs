@@ -331,7 +331,8 @@ impl VcpuGate {
             if answer.step == Step::Open {
                 self.tell(exit, answer, answer.deed);
             }
-            self.shared.opened.ask(exit.index, exit.access)?;
+            let number = self.program.number;
+            self.shared.opened.ask(number, exit.index, exit.access)?;
         }
         let waited = (self.program.number, exit.index, exit.access);
         if self.rewound.again(waited, Instant::now()) == Wait::TooLong {

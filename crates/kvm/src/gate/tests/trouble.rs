@@ -10,8 +10,9 @@ use msrgate_policy::answer::Deed;
 use super::machine::{Came, LSTAR, Machine, NOWHERE, STAR, Saw, TestGuest, on_each, policy};
 use super::model::{self, ModelGuest, ModelVm};
 use crate::errno::CallErrno;
+use crate::gate::touch::Wanted;
 use crate::gate::vm::VmPort;
-use crate::gate::{AnswerError, GateOptions, Outcome};
+use crate::gate::{AnswerError, GateOptions, Outcome, publisher};
 use crate::guest::Op::{Read, Write};
 use crate::install::InstallError;
 
@@ -189,6 +190,26 @@ fn each_program_sees_accesses_anew() {
             (NOWHERE, Deed::WouldDeny),
         ];
         assert_eq!(seen, expected);
+    });
+}
+
+/// What a publisher has taken to open for before a program was replaced, it does not open for after.
+#[test]
+fn what_one_program_saw_is_not_opened_under_the_next() {
+    let program = policy("default = 'allow'\nlog = 'first'", "");
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        machine.gate.replace(audit()).unwrap();
+        let seen = vec![(STAR, Access::Read)];
+        let wanted = Wanted {
+            program: 0,
+            all: seen.clone(),
+            waiting: seen,
+        };
+        publisher::publish(&machine.gate.shared, &wanted);
+        machine.first().run(&[Read(STAR)]);
+        let mut deeds = Vec::new();
+        machine.gate.events().drain(|event| deeds.push(event.deed));
+        assert_eq!(deeds, [Deed::WouldDeny]);
     });
 }
 
