@@ -375,7 +375,13 @@ impl Gate {
     pub fn ioctls(&self) -> SystemCalls {
         let responder = self.shared.current.get().thing;
         let has_device = responder.devices().next().is_some();
-        let mut vcpu = vec!["KVM_RUN", "KVM_GET_REGS", "KVM_SET_REGS"];
+        let mut vcpu = vec![
+            "KVM_RUN",
+            "KVM_GET_REGS",
+            "KVM_SET_REGS",
+            "KVM_GET_MP_STATE",
+            "KVM_SET_MP_STATE",
+        ];
         if responder.forwards() || !self.shared.options.devices.is_empty() || has_device {
             vcpu.extend(["KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_NESTED_STATE"]);
         }

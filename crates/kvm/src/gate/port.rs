@@ -12,8 +12,8 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU8;
 
 use kvm_bindings::{
-    KVM_EXIT_INTR, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_SYNC_X86_REGS, kvm_regs, kvm_run,
-    kvm_sync_regs,
+    KVM_EXIT_INTR, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS, kvm_regs, kvm_run, kvm_sync_regs,
 };
 use msrgate_filter::{Access, Exit, MsrIndex, Reply};
 
@@ -182,7 +182,17 @@ impl Port for KvmPort<'_> {
             // The last is what `settle` leaves, and an interrupted KVM_RUN, after which there is
             // nothing to forget.
             KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR | KVM_EXIT_INTR => {
-                self.rewind()?;
+                // Of a vCPU that waits for SIPI, which a VMM's reset makes of all but the first, KVM_RUN
+                // completes nothing.
+                let state = calls::mp_state(&self.vcpu)?;
+                if state == KVM_MP_STATE_UNINITIALIZED {
+                    calls::set_mp_state(&self.vcpu, KVM_MP_STATE_RUNNABLE)?;
+                    let rewound = self.rewind();
+                    calls::set_mp_state(&self.vcpu, state)?;
+                    rewound?;
+                } else {
+                    self.rewind()?;
+                }
                 self.settle();
                 Ok(())
             }

@@ -4,12 +4,16 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
+};
 use msrgate_filter::{Access, MsrIndex, Reply};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::machine::{LSTAR, Machine, STAR, Saw, Vcpu, policy};
-use crate::gate::{AnswerError, Outcome};
+use crate::gate::{AnswerError, Gate, Outcome};
 use crate::guest::Op::{self, Read, Write};
+use crate::guest::{Apic, Guest, Stop};
 
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 
@@ -264,6 +268,37 @@ fn a_reset_forgets_the_exit_that_is_pending() {
             (0, 0)
         );
     }
+}
+
+/// The same for a vCPU that the VMM has made wait for SIPI before.
+#[test]
+fn a_reset_forgets_the_exit_of_a_vcpu_that_waits_for_sipi() {
+    let Some(host) = crate::probe::HostCaps::for_test() else {
+        return;
+    };
+    let entries = "0x10000 = { read = { value = 7 }, write = 'ignore' }";
+    let gate = Gate::new(policy("default = 'deny'", entries), &host).unwrap();
+    let mut guest = Guest::new(&host, Apic::X2apic).unwrap();
+    gate.install(&**guest.vm()).unwrap();
+    let cpuid = guest.vcpu().get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
+    let mut msrs = gate.vcpu(0, &cpuid).unwrap();
+    guest.load(&[Read(SPARE)]).unwrap();
+    assert!(matches!(guest.resume(), Ok(Stop::Msr(_))));
+    assert!(matches!(msrs.answer(guest.vcpu_mut()), Ok(Outcome::Resume)));
+    let state = |mp_state| kvm_mp_state { mp_state };
+    let waits = state(KVM_MP_STATE_UNINITIALIZED);
+    let before = guest.registers().unwrap();
+    guest.vcpu().set_mp_state(waits).unwrap();
+    msrs.reset(guest.vcpu_mut()).unwrap();
+    assert_eq!(guest.vcpu().get_mp_state().unwrap(), waits);
+    guest
+        .vcpu()
+        .set_mp_state(state(KVM_MP_STATE_RUNNABLE))
+        .unwrap();
+    guest.complete().unwrap();
+    assert_eq!(guest.registers().unwrap(), before);
+    let exception = guest.vcpu().get_vcpu_events().unwrap().exception;
+    assert_eq!((exception.injected, exception.pending), (0, 0));
 }
 
 /// The same for an exit that nobody has answered, the vCPU's first: it is not there any more for an
