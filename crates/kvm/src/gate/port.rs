@@ -22,6 +22,10 @@ use crate::calls::{self, Level, Taken};
 use crate::errno::CallErrno;
 use crate::exit::RawReason;
 
+/// A bit of `kvm_run.flags` that no kernel gives. Each KVM_RUN writes that field anew, also one under
+/// `immediate_exit`, after which the reason of the exit is the old one still.
+const WAITS: u16 = 1 << 15;
+
 /// What an answer may do to a vCPU.
 pub(super) trait Port {
     /// The exit that waits for an answer; `None` if the last one was for something else.
@@ -35,6 +39,15 @@ pub(super) trait Port {
 
     /// Marks the exit as answered, so that it is not taken for another one.
     fn settle(&mut self);
+
+    /// Notes that the exit waits for the VMM's own code. Where the exit itself shows that it does,
+    /// there is nothing to note.
+    fn mark(&mut self) {}
+
+    /// Whether it still waits, and nobody has run the vCPU since.
+    fn is_marked(&self) -> bool {
+        true
+    }
 
     /// Has the guest execute the access again (S5.8).
     fn rewind(&mut self) -> Result<(), CallErrno>;
@@ -152,7 +165,16 @@ impl Port for KvmPort<'_> {
         run.__bindgen_anon_1.msr.data = reply.data;
     }
 
+    fn mark(&mut self) {
+        self.run_mut().flags |= WAITS;
+    }
+
+    fn is_marked(&self) -> bool {
+        self.run().flags & WAITS != 0
+    }
+
     fn settle(&mut self) {
+        self.run_mut().flags &= !WAITS;
         // The kernel does not look at it: what completes the exit is its own.
         self.run_mut().exit_reason = KVM_EXIT_INTR;
     }

@@ -123,7 +123,7 @@ impl VcpuGate {
     /// Gives the answer of the VMM's own code to the exit that [`Outcome::Handler`] was about.
     ///
     /// # Errors
-    /// The vCPU has had another exit since, or `asked` is another vCPU's.
+    /// The vCPU has been run since, or `asked` is another vCPU's.
     #[expect(clippy::needless_pass_by_value, reason = "an exit is answered once")]
     #[cfg(feature = "kvm-ioctls")]
     pub fn finish(
@@ -272,6 +272,7 @@ impl VcpuGate {
         match answer.step {
             Step::Handler(name) if !self.devices.own.contains_key(&**name) => {
                 self.tell(&exit, &answer, answer.deed);
+                port.mark();
                 return Ok(Outcome::Handler(Asked {
                     handler: Arc::clone(name),
                     exit,
@@ -432,7 +433,7 @@ impl VcpuGate {
             port.pending().ok().flatten().is_some_and(|exit| {
                 (exit.index, exit.access) == (asked.exit.index, asked.exit.access)
             });
-        if (asked.vcpu, asked.number) != (self.id, self.exits) || !waits {
+        if (asked.vcpu, asked.number) != (self.id, self.exits) || !waits || !port.is_marked() {
             return Err(AnswerError::Stale);
         }
         port.reply(reply);

@@ -88,6 +88,25 @@ fn an_answer_that_never_comes_or_comes_late_is_a_fault() {
     assert_eq!(vcpu.saw(2, Read(SPARE)), Saw::Value(7));
 }
 
+/// The same where a kick had KVM complete the exit, and no other came.
+#[test]
+fn an_answer_after_a_kick_comes_late() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    let handled = MsrIndex::new(0x1_0001);
+    vcpu.guest.load(&[Read(handled)]).unwrap();
+    let Some(Outcome::Handler(asked)) = vcpu.step() else {
+        panic!("no handler");
+    };
+    vcpu.guest.complete().unwrap();
+    let late = vcpu
+        .msrs
+        .finish(vcpu.guest.vcpu_mut(), asked, Reply::value(1));
+    assert_eq!(late, Err(AnswerError::Stale));
+}
+
 /// A kick that was there before our swap is there after a rewind, and the access comes again.
 #[test]
 fn a_rewind_keeps_the_kick_that_came_before_it() {
