@@ -40,11 +40,11 @@ pub(super) trait Port {
     /// Marks the exit as answered, so that it is not taken for another one.
     fn settle(&mut self);
 
-    /// Notes that the exit waits for the VMM's own code. Where the exit itself shows that it does,
-    /// there is nothing to note.
+    /// Notes that the kernel has yet to complete the exit. Where that shows anyway, there is nothing to
+    /// note.
     fn mark(&mut self) {}
 
-    /// Whether it still waits, and nobody has run the vCPU since.
+    /// Whether it still has, so that nobody has run the vCPU since.
     fn is_marked(&self) -> bool {
         true
     }
@@ -56,7 +56,7 @@ pub(super) trait Port {
     /// register changes, and no exception is left.
     fn forget(&mut self) -> Result<(), CallErrno>;
 
-    /// Has the kernel take the answer now, and not enter the guest (S5.6).
+    /// Has the kernel take the answer now, if it has not yet, and not enter the guest (S5.6).
     fn complete(&mut self) -> Result<(), CallErrno>;
 
     /// What a register holds.
@@ -174,7 +174,7 @@ impl Port for KvmPort<'_> {
     }
 
     fn settle(&mut self) {
-        self.run_mut().flags &= !WAITS;
+        self.mark();
         // The kernel does not look at it: what completes the exit is its own.
         self.run_mut().exit_reason = KVM_EXIT_INTR;
     }
@@ -188,6 +188,7 @@ impl Port for KvmPort<'_> {
         let shared = *self.shared();
         self.reply(Reply::FAULT);
         self.run_immediately()?;
+        self.run_mut().exit_reason = KVM_EXIT_INTR;
         calls::set_registers(&self.vcpu, &registers)?;
         if self.run().kvm_valid_regs != 0 {
             // What KVM_RUN left there is of a vCPU with #GP queued, which it is no more.
@@ -201,28 +202,28 @@ impl Port for KvmPort<'_> {
 
     fn forget(&mut self) -> Result<(), CallErrno> {
         match self.run().exit_reason {
-            // The last is what `settle` leaves, and an interrupted KVM_RUN, after which there is
-            // nothing to forget.
-            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR | KVM_EXIT_INTR => {
-                // Of a vCPU that waits for SIPI, which a VMM's reset makes of all but the first, KVM_RUN
-                // completes nothing.
-                let state = calls::mp_state(&self.vcpu)?;
-                if state == KVM_MP_STATE_UNINITIALIZED {
-                    calls::set_mp_state(&self.vcpu, KVM_MP_STATE_RUNNABLE)?;
-                    let rewound = self.rewind();
-                    calls::set_mp_state(&self.vcpu, state)?;
-                    rewound?;
-                } else {
-                    self.rewind()?;
-                }
-                self.settle();
-                Ok(())
-            }
-            _ => Ok(()),
+            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR => {}
+            // What `settle` leaves.
+            KVM_EXIT_INTR if self.is_marked() => {}
+            _ => return Ok(()),
         }
+        // Of a vCPU that waits for SIPI, which a VMM's reset makes of all but the first, KVM_RUN
+        // completes nothing.
+        let state = calls::mp_state(&self.vcpu)?;
+        if state != KVM_MP_STATE_UNINITIALIZED {
+            return self.rewind();
+        }
+        calls::set_mp_state(&self.vcpu, KVM_MP_STATE_RUNNABLE)?;
+        let rewound = self.rewind();
+        calls::set_mp_state(&self.vcpu, state)?;
+        rewound
     }
 
     fn complete(&mut self) -> Result<(), CallErrno> {
+        if !self.is_marked() {
+            // An exit for something else is the VMM's, and is not to be completed behind its back.
+            return Ok(());
+        }
         self.run_immediately()
     }
 

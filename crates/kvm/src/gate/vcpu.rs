@@ -201,7 +201,8 @@ impl VcpuGate {
     }
 
     /// Takes over a state that [`Self::save`] gave, perhaps of another host. It
-    /// stands for the first [`Self::reset`], and may come after one.
+    /// stands for the first [`Self::reset`], and may come after one. An exit that KVM has not completed
+    /// is forgotten, as there: on a vCPU that has run, call it before `KVM_SET_VCPU_EVENTS`.
     ///
     /// # Errors
     /// The bytes are none, or have a register, a pin or a device that the program has not. Nothing
@@ -233,8 +234,9 @@ impl VcpuGate {
         port: &mut impl Port,
         saved: &[u8],
     ) -> Result<(), StateError> {
-        self.follow();
         let saved = Saved::decode(saved)?;
+        port.forget()?;
+        self.follow();
         let mut state = self.state.clone();
         state.restore(&self.program.thing, &saved)?;
         self.devices.restore(&saved)?;
@@ -296,10 +298,10 @@ impl VcpuGate {
                 self.rewound = Rewound::never();
                 self.tell(&exit, &answer, deed);
                 port.reply(reply);
+                port.settle();
             }
             Done::Rewound => thread::yield_now(),
         }
-        port.settle();
         Ok(Outcome::Resume)
     }
 

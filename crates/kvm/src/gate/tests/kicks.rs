@@ -338,6 +338,23 @@ fn a_reset_forgets_the_first_exit_of_all() {
     assert_eq!(vcpu.guest.registers().unwrap(), before);
 }
 
+/// A snapshot is restored over a vCPU that has run, as who fuzzes a guest does: what it was at is gone.
+#[test]
+fn a_restored_vcpu_has_no_exit_pending() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest.load(&[Read(SPARE)]).unwrap();
+    let saved = vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
+    let before = vcpu.guest.vcpu().get_regs().unwrap();
+    assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+    vcpu.guest.vcpu().set_regs(&before).unwrap();
+    vcpu.msrs.restore(vcpu.guest.vcpu_mut(), &saved).unwrap();
+    vcpu.guest.complete().unwrap();
+    assert_eq!(vcpu.guest.vcpu().get_regs().unwrap(), before);
+}
+
 /// What one vCPU was asked is no answer to another's exit, however alike.
 #[test]
 fn an_answer_is_one_vcpus() {

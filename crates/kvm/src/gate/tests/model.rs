@@ -239,11 +239,7 @@ impl Port for ModelVcpu {
 
     fn forget(&mut self) -> Result<(), CallErrno> {
         match self.vcpu.pending_exit() {
-            Some(_) => {
-                self.rewind()?;
-                self.settle();
-                Ok(())
-            }
+            Some(_) => self.rewind(),
             None => Ok(()),
         }
     }
