@@ -330,6 +330,7 @@ impl Gate {
         // filter, and none is let through that the program in force refuses (S7).
         self.shared.seen.clear();
         let number = self.shared.current.replace(new);
+        self.shared.opened.begin(number);
         if let Some(vm) = &mut control.vm
             && let Err(error) = vm.replace(&filter, reasons)
         {
@@ -337,7 +338,7 @@ impl Gate {
             self.shared.opened.begin(number);
             return Err(error.into());
         }
-        self.shared.opened.begin_anew(number);
+        self.shared.opened.reopen();
         Ok(())
     }
 

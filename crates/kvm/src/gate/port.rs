@@ -22,8 +22,8 @@ use crate::calls::{self, Level, Taken};
 use crate::errno::CallErrno;
 use crate::exit::RawReason;
 
-/// A bit of `kvm_run.flags` that no kernel gives. Each KVM_RUN writes that field anew, also one under
-/// `immediate_exit`, after which the reason of the exit is the old one still.
+/// A bit of `kvm_run.flags` that no kernel gives. Each `KVM_RUN` writes that field anew, also one
+/// under `immediate_exit`, after which the reason of the exit is the old one still.
 const WAITS: u16 = 1 << 15;
 
 /// What an answer may do to a vCPU.

@@ -49,8 +49,8 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
     let body = move || {
         let end = End(&shared);
-        while let Some(wanted) = shared.opened.wait() {
-            publish(&shared, &wanted);
+        while shared.opened.wait() {
+            publish(&shared);
         }
         drop(end);
     };
@@ -71,14 +71,14 @@ impl Drop for End<'_> {
 }
 
 /// Sets the filter that is open for what is wanted, or for as much of it as fits.
-pub(super) fn publish(shared: &Shared, wanted: &Wanted) {
+pub(super) fn publish(shared: &Shared) {
     let mut control = shared.lock();
-    let current = shared.current.get();
-    if current.number != wanted.program {
-        // It has been replaced meanwhile. What the new one has not seen yet it is to see.
+    // Taken now, not before: a program that was replaced meanwhile is not to open the new one's filter,
+    // and what the new one waits for is not to wait once more.
+    let Some(wanted) = &shared.opened.take() else {
         return;
-    }
-    let responder = current.thing;
+    };
+    let responder = shared.current.get().thing;
     let Some((filter, opened)) = fitting(&responder, wanted) else {
         shared
             .opened

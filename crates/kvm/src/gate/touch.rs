@@ -93,8 +93,6 @@ pub(super) enum Closed {
 
 /// What to open for.
 pub(super) struct Wanted {
-    /// The number of the program that allows it.
-    pub(super) program: u64,
     /// Everything, in order.
     pub(super) all: Vec<(MsrIndex, Access)>,
     /// What vCPUs are waiting for now, in order.
@@ -124,14 +122,21 @@ impl Opened {
         Ok(())
     }
 
-    /// Waits until something is asked for; `None` when it is over.
-    pub(super) fn wait(&self) -> Option<Wanted> {
+    /// Waits until something is asked for; whether there is, or else it is over.
+    pub(super) fn wait(&self) -> bool {
         let mut state = self.lock();
         while state.waiting.is_empty() && state.closed != Some(Closed::Over) {
             let waited = self.asked.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        (state.closed != Some(Closed::Over)).then(|| state.take())
+        state.closed != Some(Closed::Over)
+    }
+
+    /// Takes what is asked for, if anything still is. Whoever takes it is the one who may change the
+    /// program in force, so that it is that program's.
+    pub(super) fn take(&self) -> Option<Wanted> {
+        let mut state = self.lock();
+        (!state.waiting.is_empty()).then(|| state.take())
     }
 
     /// The filter is to open for nothing but these: for all together there is no room.
@@ -154,9 +159,8 @@ impl Opened {
         state.waiting.clear();
     }
 
-    /// The same, by a filter that the kernel took: it may take others, too.
-    pub(super) fn begin_anew(&self, program: u64) {
-        self.begin(program);
+    /// The kernel took a program's filter: it may take others, too.
+    pub(super) fn reopen(&self) {
         let mut state = self.lock();
         if let Some(Closed::Refused(_)) = state.closed {
             state.closed = None;
@@ -189,7 +193,6 @@ impl State {
         }
         let swap = |&(access, index): &(Access, MsrIndex)| (index, access);
         Wanted {
-            program: self.program,
             all: self.all.iter().map(swap).collect(),
             waiting: waiting.iter().map(swap).collect(),
         }
@@ -246,39 +249,42 @@ mod tests {
         assert!(forgotten > 100_000 - SEEN - 1, "{forgotten}");
     }
 
+    fn taken(opened: &Opened) -> Option<Wanted> {
+        assert!(opened.wait());
+        opened.take()
+    }
+
     #[test]
     fn what_is_asked_for_twice_is_opened_for_once() {
         let opened = Opened::default();
         opened.ask(0, msr(0x20), Access::Read).unwrap();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.ask(0, msr(0x20), Access::Read).unwrap();
-        let wanted = opened.wait().unwrap();
+        let wanted = taken(&opened).unwrap();
         assert_eq!(
             wanted.waiting,
             [(msr(0x10), Access::Read), (msr(0x20), Access::Read)]
         );
         opened.ask(0, msr(0x10), Access::Write).unwrap();
-        let wanted = opened.wait().unwrap();
+        let wanted = taken(&opened).unwrap();
         assert_eq!(wanted.waiting, [(msr(0x10), Access::Write)]);
         assert_eq!(wanted.all.len(), 3);
         opened.keep_only(&wanted.waiting);
         opened.ask(0, msr(0x10), Access::Read).unwrap();
-        assert_eq!(opened.wait().unwrap().all.len(), 2);
+        assert_eq!(taken(&opened).unwrap().all.len(), 2);
         let refused = CallErrno::Known(msrgate_filter::Errno::Einval);
         opened.refuse(refused);
         let asked = opened.ask(0, msr(0x30), Access::Read);
         assert_eq!(asked, Err(Closed::Refused(refused)));
-        opened.begin_anew(1);
+        opened.begin(1);
+        opened.reopen();
         // Seen under the old program only.
         assert_eq!(opened.ask(0, msr(0x30), Access::Read), Ok(()));
         assert_eq!(opened.ask(1, msr(0x31), Access::Read), Ok(()));
-        let wanted = opened.wait().unwrap();
-        assert_eq!(
-            (wanted.program, wanted.all),
-            (1, vec![(msr(0x31), Access::Read)])
-        );
+        let wanted = taken(&opened).unwrap();
+        assert_eq!(wanted.all, [(msr(0x31), Access::Read)]);
         opened.end();
         assert_eq!(opened.ask(0, msr(0x31), Access::Read), Err(Closed::Over));
-        assert!(opened.wait().is_none());
+        assert!(!opened.wait());
     }
 }

@@ -10,7 +10,6 @@ use msrgate_policy::answer::Deed;
 use super::machine::{Came, LSTAR, Machine, NOWHERE, STAR, Saw, TestGuest, on_each, policy};
 use super::model::{self, ModelGuest, ModelVm};
 use crate::errno::CallErrno;
-use crate::gate::touch::Wanted;
 use crate::gate::vm::VmPort;
 use crate::gate::{AnswerError, GateOptions, Outcome, publisher};
 use crate::guest::Op::{Read, Write};
@@ -193,19 +192,15 @@ fn each_program_sees_accesses_anew() {
     });
 }
 
-/// What a publisher has taken to open for before a program was replaced, it does not open for after.
+/// What was seen under one program, and asked for when another is in force, is not opened.
 #[test]
 fn what_one_program_saw_is_not_opened_under_the_next() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         machine.gate.replace(audit()).unwrap();
-        let seen = vec![(STAR, Access::Read)];
-        let wanted = Wanted {
-            program: 0,
-            all: seen.clone(),
-            waiting: seen,
-        };
-        publisher::publish(&machine.gate.shared, &wanted);
+        let shared = &machine.gate.shared;
+        shared.opened.ask(0, STAR, Access::Read).unwrap();
+        publisher::publish(shared);
         machine.first().run(&[Read(STAR)]);
         let mut deeds = Vec::new();
         machine.gate.events().drain(|event| deeds.push(event.deed));
