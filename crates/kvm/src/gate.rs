@@ -41,6 +41,7 @@
 //! ```
 
 mod answer;
+mod answering;
 mod cpuid;
 mod current;
 mod device;
@@ -83,6 +84,7 @@ pub use error::{AnswerError, GateError, StateError};
 pub use options::GateOptions;
 pub use vcpu::VcpuGate;
 
+use answering::{Answering, MayNest};
 use cpuid::GuestCpuid;
 use current::Current;
 use events::{Counted, Events, Tracks};
@@ -247,18 +249,18 @@ impl Gate {
         let (id, cpuid) = (id.into(), GuestCpuid::new(cpuid.leaves())?);
         let mut control = self.shared.lock();
         self.choose(&mut control, id, &cpuid)?;
-        let has_nested = control.vm.as_ref();
-        let has_nested = has_nested.is_none_or(|vm| vm.has_nested_state());
-        let numbered = self.shared.current.get();
+        let vm = control.vm.as_ref();
+        let has_nested = vm.is_none_or(|vm| vm.has_nested_state());
+        let may_nest = if has_nested && cpuid.has_virtualization() {
+            MayNest::Perhaps
+        } else {
+            MayNest::Never
+        };
+        let program = self.shared.current.get();
         drop(control);
-        self.start_publisher(&numbered.thing)?;
-        Ok(VcpuGate::new(
-            id,
-            &cpuid,
-            has_nested && cpuid.has_virtualization(),
-            Arc::clone(&self.shared),
-            numbered,
-        ))
+        self.start_publisher(&program.thing)?;
+        let own = Answering::new(id, &cpuid, may_nest, &self.shared, &program.thing);
+        Ok(VcpuGate::new(program, own))
     }
 
     /// Chooses, or checks that the choice was the same.

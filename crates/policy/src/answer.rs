@@ -6,7 +6,7 @@
 //! allocates nothing. Whoever calls it carries the [`Step`] out.
 //!
 //! Accesses that the policy allows come here, too: those that are to be seen, once
-//! ([`Log::First`]) or each time ([`Log::All`]), and those for which the kernel's filter is not yet
+//! ([`Log::First`](crate::Log::First)) or each time ([`Log::All`](crate::Log::All)), and those for which the kernel's filter is not yet
 //! the new program's. The first and the last are never answered: the guest executes them again
 //! (S5.8).
 
@@ -26,8 +26,7 @@ use std::sync::Arc;
 use msrgate_filter::Reply;
 
 use crate::action::Device;
-use crate::rules::Origin;
-use crate::settings::Log;
+use crate::rules::Rule;
 
 pub use cells::MAX_CELLS;
 pub use forwarded::{Carried, Forwarded};
@@ -44,9 +43,7 @@ pub struct Answer<'p> {
     /// What that is to be called.
     pub deed: Deed,
     /// What says so.
-    pub origin: Origin,
-    /// Which accesses of this kind become events.
-    pub log: Log,
+    pub rule: &'p Rule,
 }
 
 /// What to do about an exit.
@@ -158,21 +155,5 @@ impl fmt::Display for Deed {
             Self::Device => "device",
             Self::Unknown => "unknown",
         })
-    }
-}
-
-impl Answer<'_> {
-    /// Whether this becomes an event. `is_first` says whether it is the VM's first access of this
-    /// direction to this MSR; it is asked only where that matters.
-    #[inline]
-    #[must_use]
-    pub fn is_event(&self, is_first: impl FnOnce() -> bool) -> bool {
-        // What ends a VM, and what an audit is for, is said whatever the policy says of its log.
-        match (self.deed, self.log) {
-            (Deed::Killed, _) | (_, Log::All) => true,
-            (Deed::WouldDeny | Deed::WouldKill, _) | (_, Log::First) => is_first(),
-            (deed, Log::Denied) => deed.is_refusal(),
-            (_, Log::None) => false,
-        }
     }
 }

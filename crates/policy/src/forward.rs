@@ -123,15 +123,33 @@ impl fmt::Display for CpuidRegister {
 /// How accesses to a register may be forwarded, where that is sound: for most it is not.
 #[must_use]
 pub fn forward(index: MsrIndex) -> Option<&'static Forward> {
-    row(index).map(|row| &FORWARDS[row].1)
+    row(index).map(Row::forward)
 }
 
 /// How many registers may be forwarded.
 pub(crate) const ROWS: usize = 10;
 
 /// A register's place among those.
-pub(crate) fn row(index: MsrIndex) -> Option<usize> {
-    FORWARDS.binary_search_by_key(&index, |(row, _)| *row).ok()
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Row(usize);
+
+impl Row {
+    /// The place, counted from 0.
+    pub(crate) const fn number(self) -> usize {
+        self.0
+    }
+
+    /// How accesses to the register may be forwarded.
+    pub(crate) fn forward(self) -> &'static Forward {
+        &FORWARDS[self.0].1
+    }
+}
+
+/// The place of a register, if it is one of those.
+#[inline]
+pub(crate) fn row(index: MsrIndex) -> Option<Row> {
+    let row = FORWARDS.binary_search_by_key(&index, |(row, _)| *row);
+    row.ok().map(Row)
 }
 
 /// Their indices, in order.

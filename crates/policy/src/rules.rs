@@ -77,7 +77,7 @@ pub struct FileId(pub(crate) u32);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     by_access: [Vec<Rule>; 2],
-    /// Where each rule ends, close together: each exit is looked up among them.
+    /// Where each rule ends, close together: exits are looked up among them.
     lasts: [Box<[MsrIndex]>; 2],
 }
 
@@ -104,8 +104,26 @@ impl Rules {
     /// The rule of one MSR.
     #[must_use]
     pub fn at(&self, index: MsrIndex, access: Access) -> &Rule {
-        let place = self.lasts[access as usize].partition_point(|&last| last < index);
-        &self.of(access)[place]
+        &self.of(access)[self.place(index, access)]
+    }
+
+    /// The same for who asks often, and remembers where it was found the last time.
+    #[inline]
+    pub(crate) fn at_again(&self, hints: &mut Hints, index: MsrIndex, access: Access) -> &Rule {
+        let rules = self.of(access);
+        let hint = hints.of(index, access);
+        match rules.get(*hint as usize) {
+            Some(rule) if rule.msrs.contains(index) => rule,
+            _ => {
+                let place = self.place(index, access);
+                *hint = u32::try_from(place).unwrap_or(0);
+                &rules[place]
+            }
+        }
+    }
+
+    fn place(&self, index: MsrIndex, access: Access) -> usize {
+        self.lasts[access as usize].partition_point(|&last| last < index)
     }
 
     /// The rules that share MSRs with `range`.
@@ -130,6 +148,21 @@ impl Rules {
                 (rule.msrs, is_asked.then(|| rule.action.verdict()))
             })
         })
+    }
+}
+
+/// Where the rules of some MSRs were found. Of any other rules, or of none, they are wrong guesses and
+/// cost a search. Guests come back to the same few registers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hints([[u32; HINTS]; 2]);
+
+/// MSRs whose indices differ in these low bits do not share a hint.
+const HINTS: usize = 32;
+
+impl Hints {
+    #[inline]
+    fn of(&mut self, index: MsrIndex, access: Access) -> &mut u32 {
+        &mut self.0[access as usize][index.get() as usize % HINTS]
     }
 }
 
@@ -173,4 +206,45 @@ fn stretches(filter: &Filter, access: Access) -> Vec<Rule> {
         }
     }
     rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(lasts: &[u32]) -> Rules {
+        let mut next = Some(0);
+        let mut rule = |&last: &u32| {
+            let msrs = MsrRange::new(MsrIndex::new(next?), MsrIndex::new(last))?;
+            next = last.checked_add(1);
+            Some(Rule {
+                msrs,
+                action: Action::Deny,
+                log: Log::None,
+                origin: Origin::Default,
+            })
+        };
+        let rules: Option<Vec<_>> = lasts.iter().map(&mut rule).collect();
+        let rules = rules.unwrap();
+        Rules::new([rules.clone(), rules])
+    }
+
+    /// Whatever was asked before, of these rules or of others.
+    #[test]
+    fn a_hint_is_never_believed_blindly() {
+        let few = rules(&[0x1f, u32::MAX]);
+        let many = rules(&[0, 0x10, 0x11, 0x20, 0x3f, 0x1000, 0xc000_0082, u32::MAX]);
+        let mut hints = Hints::default();
+        let indices = [0, 1, 0x10, 0x11, 0x20, 0x30, 0x50, 0xc000_0082, u32::MAX];
+        for (first, second) in indices.iter().flat_map(|a| indices.map(|b| (*a, b))) {
+            for rules in [&many, &few, &many] {
+                for index in [first, second, first].map(MsrIndex::new) {
+                    for access in Access::ALL {
+                        let found = rules.at_again(&mut hints, index, access);
+                        assert_eq!(found, rules.at(index, access), "{index} after {first:#x}");
+                    }
+                }
+            }
+        }
+    }
 }

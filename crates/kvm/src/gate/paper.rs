@@ -173,6 +173,8 @@ pub enum Before {
     HostWrote,
     /// A write of this value.
     Write(u64),
+    /// Accesses to two other registers, whose rules the vCPU remembers in the same place.
+    Elsewhere,
 }
 
 /// A policy of 500 entries that has every action.
@@ -225,6 +227,10 @@ pub fn cases() -> Vec<Case> {
     vec![
         read("deny", 0x2_0001, Deed::Denied),
         read("value", 0x2_0002, Deed::Value),
+        after(
+            read("value-after-another", 0x2_0002, Deed::Value),
+            Before::Elsewhere,
+        ),
         write("ignore", 0x2_0002, 1, Deed::Ignored),
         read("register-read", 0x2_0003, Deed::Register),
         write("register-write", 0x2_0003, 1, Deed::Register),
@@ -298,6 +304,13 @@ pub fn prepare(msrs: &mut VcpuGate, vcpu: &mut PaperVcpu, case: &Case) {
     match case.before {
         Before::Nothing => {}
         Before::HostWrote => msrs.host_wrote(case.exit.index),
+        Before::Elsewhere => {
+            for offset in [0x1_0000, 0xff00] {
+                let index = MsrIndex::new(case.exit.index.get() - offset);
+                vcpu.leave(&Exit { index, ..case.exit });
+                let _ = vcpu.answer(msrs);
+            }
+        }
         Before::Write(data) => {
             msrs.host_wrote(case.exit.index);
             vcpu.leave(&Exit { data, ..case.exit });

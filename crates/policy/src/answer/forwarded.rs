@@ -4,7 +4,7 @@ use msrgate_filter::MsrIndex;
 
 use super::Deed;
 use crate::action::{Mask, Outside};
-use crate::forward::{Forwarding, forward};
+use crate::forward::Row;
 use crate::settings::Mode;
 
 /// An access to carry to the register by `KVM_GET_MSRS` and `KVM_SET_MSRS`. Never while the vCPU
@@ -12,6 +12,8 @@ use crate::settings::Mode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forwarded {
     pub(super) index: MsrIndex,
+    /// The register's place in the allow-list.
+    pub(super) row: Row,
     pub(super) what: What,
     pub(super) mode: Mode,
 }
@@ -26,8 +28,8 @@ pub(super) enum What {
     Mask { value: u64, mask: Mask },
     /// A write, of these bits those that are set stay set.
     Sticky { value: u64, bits: u64 },
-    /// The first write.
-    Pin(u64),
+    /// The first write, and the place among the pins that is to hold it.
+    Pin { value: u64, place: usize },
     /// Another write to a pinned register, which an audit lets through.
     Repinned(u64),
 }
@@ -66,7 +68,7 @@ impl Forwarded {
         let (value, deed) = match self.what {
             What::Read => return (Carried::Value(current), Deed::Allowed),
             What::Write(value) => (value, Deed::Allowed),
-            What::Pin(value) => (value, Deed::Pinned),
+            What::Pin { value, .. } => (value, Deed::Pinned),
             What::Repinned(value) => (value, Deed::WouldDeny),
             What::Sticky { value, bits } => (value | current & bits, Deed::Sticky),
             What::Mask { value, mask } => match (mask.apply(current, value), self.mode) {
@@ -75,8 +77,7 @@ impl Forwarded {
                 (None, Mode::Enforce) => return (Carried::Fault, Deed::Denied),
             },
         };
-        let permitted = forward(self.index).map(|row| row.write);
-        if permitted.is_some_and(|forwarding: Forwarding| forwarding.permits(value)) {
+        if self.row.forward().write.permits(value) {
             (Carried::Set(value), deed)
         } else {
             // The guest's own write of it would be one, too.
@@ -84,10 +85,11 @@ impl Forwarded {
         }
     }
 
-    /// The value that is pinned once it has been carried.
-    pub(super) const fn pins(&self) -> Option<u64> {
+    /// What is pinned once it has been carried: the place, and the value.
+    #[inline]
+    pub(super) const fn pins(&self) -> Option<(usize, u64)> {
         match self.what {
-            What::Pin(value) => Some(value),
+            What::Pin { value, place } => Some((place, value)),
             _ => None,
         }
     }

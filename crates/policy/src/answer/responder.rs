@@ -210,7 +210,8 @@ impl Responder {
     /// What is to be done about an exit of a vCPU in this state.
     #[must_use]
     pub fn respond(&self, state: &mut VcpuState, exit: &Exit) -> Answer<'_> {
-        let rule = self.variant().rule(exit.index, exit.access);
+        let rules = self.variant().rules();
+        let rule = rules.at_again(&mut state.hints, exit.index, exit.access);
         let (step, deed) = match &rule.action {
             Action::Allow => self.allowed(state, rule, exit),
             Action::Deny => self.refused(Deed::Denied, Step::Reply(Reply::FAULT), exit),
@@ -230,12 +231,7 @@ impl Responder {
             }
             Action::Pin => self.pin_write(state, exit),
         };
-        Answer {
-            step,
-            deed,
-            origin: rule.origin,
-            log: self.log(rule, exit.reason),
-        }
+        Answer { step, deed, rule }
     }
 
     fn mode(&self) -> Mode {
@@ -250,7 +246,8 @@ impl Responder {
             // No filter opens for it but by its default (S3.5), and KVM has no such MSR.
             ExitReason::Filter if exit.index == MsrIndex::MAX => self.unknown(exit),
             ExitReason::Filter
-                if is_carried_for_log(rule, exit.index) && state.may_forward(exit.index) =>
+                if is_carried_for_log(rule, exit.index)
+                    && state.may_forward(exit.index).is_some() =>
             {
                 let what = match exit.access {
                     Access::Read => What::Read,
@@ -320,15 +317,16 @@ impl Responder {
     }
 
     fn pin_write<'p>(&self, state: &VcpuState, exit: &Exit) -> (Step<'p>, Deed) {
-        let pinned = self
-            .pin(exit.index)
-            .and_then(|at| *state.pins.get(at).unwrap_or(&None));
-        match (pinned, self.mode()) {
-            (None, _) => self.forward(state, exit, What::Pin(exit.data), Deed::Pinned),
-            (Some(value), _) if value == exit.data => (Step::Reply(Reply::DONE), Deed::Pinned),
+        let Some(place) = self.pin(exit.index) else {
+            return (Step::Reply(Reply::FAULT), Deed::Denied);
+        };
+        let value = exit.data;
+        match (state.pins.get(place).copied().flatten(), self.mode()) {
+            (None, _) => self.forward(state, exit, What::Pin { value, place }, Deed::Pinned),
+            (Some(pinned), _) if pinned == value => (Step::Reply(Reply::DONE), Deed::Pinned),
             (Some(_), Mode::Enforce) => (Step::Reply(Reply::FAULT), Deed::Denied),
             (Some(_), Mode::Audit) => {
-                self.forward(state, exit, What::Repinned(exit.data), Deed::WouldDeny)
+                self.forward(state, exit, What::Repinned(value), Deed::WouldDeny)
             }
         }
     }
@@ -340,24 +338,41 @@ impl Responder {
         what: What,
         deed: Deed,
     ) -> (Step<'p>, Deed) {
-        if !state.may_forward(exit.index) {
+        let Some(row) = state.may_forward(exit.index) else {
             // The guest has no such register: KVM would refuse it, too.
             return (Step::Reply(Reply::FAULT), Deed::Denied);
-        }
+        };
         let access = Forwarded {
             index: exit.index,
+            row,
             what,
             mode: self.mode(),
         };
         (Step::Forward(access), deed)
     }
 
-    /// What says whether this access becomes an event.
-    fn log(&self, rule: &Rule, reason: ExitReason) -> Log {
-        let settings = self.program.settings();
-        match (reason, settings.unknown.log) {
+    /// Whether an exit becomes an event, where `deed` is what its answer came to in the end.
+    /// `is_first` says whether it is the VM's first access of this direction to this MSR; it is asked
+    /// only where that matters.
+    #[inline]
+    #[must_use]
+    pub fn is_event(
+        &self,
+        exit: &Exit,
+        answer: &Answer<'_>,
+        deed: Deed,
+        is_first: impl FnOnce() -> bool,
+    ) -> bool {
+        let log = match (exit.reason, self.program.settings().unknown.log) {
             (ExitReason::Unknown, Some(log)) => log,
-            _ => rule.log,
+            _ => answer.rule.log,
+        };
+        // What ends a VM, and what an audit is for, is said whatever the policy says of its log.
+        match (deed, log) {
+            (Deed::Killed, _) | (_, Log::All) => true,
+            (Deed::WouldDeny | Deed::WouldKill, _) | (_, Log::First) => is_first(),
+            (deed, Log::Denied) => deed.is_refusal(),
+            (_, Log::None) => false,
         }
     }
 

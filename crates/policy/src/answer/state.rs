@@ -3,10 +3,11 @@
 use msrgate_filter::MsrIndex;
 
 use super::Responder;
-use crate::forward::{self, CpuidBit};
+use crate::forward::{self, CpuidBit, Row};
+use crate::rules::Hints;
 
 /// One vCPU's emulated registers and pins, for one [`Responder`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct VcpuState {
     /// In the order of the responder's cells.
     pub(super) cells: Box<[u64]>,
@@ -14,6 +15,8 @@ pub struct VcpuState {
     pub(super) pins: Box<[Option<u64>]>,
     /// For each row of the allow-list, whether the vCPU's CPUID has what it needs.
     may_forward: [bool; forward::ROWS],
+    /// Where rules were found.
+    pub(super) hints: Hints,
 }
 
 impl VcpuState {
@@ -24,6 +27,7 @@ impl VcpuState {
             cells: Box::default(),
             pins: Box::default(),
             may_forward: forward::rows().map(|row| row.needs_cpuid.iter().all(&has)),
+            hints: Hints::default(),
         };
         state.reset(responder);
         state
@@ -56,6 +60,7 @@ impl VcpuState {
             cells: new.cells().reset_values().collect(),
             pins: vec![None; new.pins().len()].into(),
             may_forward: self.may_forward,
+            hints: Hints::default(),
         };
         for (at, index) in new.cells().indices().enumerate() {
             if let Some((from, _)) = old.cell(index) {
@@ -70,18 +75,18 @@ impl VcpuState {
         state
     }
 
-    /// Whether accesses to this register may be forwarded for this vCPU: the allow-list has it, and
-    /// the vCPU's CPUID has what the list says it needs.
-    pub(super) fn may_forward(&self, index: MsrIndex) -> bool {
-        forward::row(index).is_some_and(|row| self.may_forward[row])
+    /// The row of the allow-list by which accesses to this register may be forwarded for this vCPU:
+    /// the list has it, and the vCPU's CPUID has what the list says it needs.
+    #[inline]
+    pub(super) fn may_forward(&self, index: MsrIndex) -> Option<Row> {
+        forward::row(index).filter(|row| self.may_forward[row.number()])
     }
 
     /// An access was carried to its register.
-    pub fn carried(&mut self, responder: &Responder, access: &super::Forwarded) {
-        if let Some(value) = access.pins()
-            && let Some(pin) = responder
-                .pin(access.index())
-                .and_then(|at| self.pins.get_mut(at))
+    #[inline]
+    pub fn carried(&mut self, access: &super::Forwarded) {
+        if let Some((place, value)) = access.pins()
+            && let Some(pin) = self.pins.get_mut(place)
         {
             pin.get_or_insert(value);
         }

@@ -83,10 +83,13 @@ impl Happened {
     /// Now, as a queue counts.
     pub(in crate::gate) fn now() -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let nanoseconds = since.unwrap_or(Duration::ZERO).as_nanos();
-        u64::try_from(nanoseconds).unwrap_or(u64::MAX)
+        let since = since.unwrap_or(Duration::ZERO);
+        // Enough until the year 2554.
+        let whole = since.as_secs().saturating_mul(1_000_000_000);
+        whole.saturating_add(since.subsec_nanos().into())
     }
 
+    #[inline]
     pub(super) fn encode(&self) -> Entry {
         let kind = u64::from(self.index.get())
             | (self.access as u64) << 32

@@ -18,7 +18,7 @@ pub(super) struct Ring<const N: usize = WORDS> {
     taken: AtomicU64,
     /// How many did not fit; written by the vCPU.
     dropped: AtomicU64,
-    words: Box<[AtomicU64]>,
+    slots: Box<[[AtomicU64; N]]>,
 }
 
 impl<const N: usize> Ring<N> {
@@ -28,13 +28,14 @@ impl<const N: usize> Ring<N> {
             put: AtomicU64::new(0),
             taken: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
-            words: (0..capacity.max(1) * N)
-                .map(|_| AtomicU64::new(0))
+            slots: (0..capacity.max(1))
+                .map(|_| std::array::from_fn(|_| AtomicU64::new(0)))
                 .collect(),
         }
     }
 
     /// Puts an entry in, if there is room. Only one thread may do this at a time.
+    #[inline]
     pub(super) fn put(&self, entry: &[u64; N]) {
         let put = self.put.load(Ordering::Relaxed);
         // Acquire: what the reader took out it has read before the words are written anew.
@@ -80,12 +81,12 @@ impl<const N: usize> Ring<N> {
     }
 
     fn capacity(&self) -> u64 {
-        (self.words.len() / N) as u64
+        self.slots.len() as u64
     }
 
-    fn slot(&self, number: u64) -> &[AtomicU64] {
+    fn slot(&self, number: u64) -> &[AtomicU64; N] {
         let place = usize::try_from(number % self.capacity()).unwrap_or(0);
-        &self.words[place * N..][..N]
+        &self.slots[place]
     }
 }
 

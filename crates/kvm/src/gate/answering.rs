@@ -1,0 +1,288 @@
+//! What one vCPU's answers depend on beside the program, and how they are carried out.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use msrgate_filter::{Access, Exit, Reply};
+use msrgate_policy::Origin;
+use msrgate_policy::answer::{Answer, Carried, Deed, Forwarded, Responder, Step, VcpuState};
+
+use super::answer::{Asked, Outcome, Violation};
+use super::cpuid::GuestCpuid;
+use super::current::Numbered;
+use super::device::{self, Device, Through};
+use super::devices::{Devices, Reset};
+use super::error::AnswerError;
+use super::events::{Happened, Limit, Passage, Rip, Track, Values};
+use super::port::Port;
+use super::rewound::{Rewound, Wait};
+use super::touch::Touch;
+use super::{Shared, VcpuId};
+use crate::calls::{Level, Taken};
+
+/// One vCPU, but for the program that it answers by.
+pub(super) struct Answering {
+    pub(super) id: VcpuId,
+    pub(super) shared: Arc<Shared>,
+    pub(super) state: VcpuState,
+    pub(super) devices: Devices,
+    track: Arc<Track>,
+    limit: Limit,
+    /// How many exits have been handed to the VMM's own code or answered.
+    pub(super) exits: u64,
+    /// Where the guest was at the exit that is being answered, if events are to say it.
+    rip: Option<u64>,
+    may_nest: MayNest,
+    rewound: Rewound,
+}
+
+/// Whether the vCPU may run a nested guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MayNest {
+    Never,
+    Perhaps,
+}
+
+/// What became of a step that this vCPU could do alone.
+enum Done {
+    Reply(Reply, Deed),
+    Rewound,
+}
+
+impl Answering {
+    /// A vCPU that has not run.
+    pub(super) fn new(
+        id: VcpuId,
+        cpuid: &GuestCpuid,
+        may_nest: MayNest,
+        shared: &Arc<Shared>,
+        program: &Responder,
+    ) -> Self {
+        let mut devices = Devices::new(id, &shared.options.devices, cpuid);
+        devices.follow(program);
+        Self {
+            id,
+            state: VcpuState::new(program, |bit| cpuid.has(bit)),
+            devices,
+            track: shared.tracks.add(id, shared.options.events.queue),
+            limit: Limit::new(shared.options.events.per_second),
+            exits: 0,
+            rip: None,
+            may_nest,
+            rewound: Rewound::never(),
+            shared: Arc::clone(shared),
+        }
+    }
+
+    /// Goes from one program to another.
+    pub(super) fn follow(&mut self, old: &Responder, new: &Responder) {
+        self.state = self.state.under(old, new);
+        self.devices.follow(new);
+    }
+
+    /// Answers an exit, whose reply is #GP so far.
+    #[inline]
+    pub(super) fn answer(
+        &mut self,
+        program: &Numbered<Responder>,
+        port: &mut impl Port,
+        exit: &Exit,
+    ) -> Result<Outcome, AnswerError> {
+        self.exits += 1;
+        if self.shared.options.events.rip == Rip::Shown {
+            // Before asking: what had not been asked for is not there at this exit.
+            self.rip = port.rip();
+            port.ask_for_registers();
+        }
+        let answer = program.thing.respond(&mut self.state, exit);
+        let done = match answer.step {
+            Step::Reply(reply) => Done::Reply(reply, answer.deed),
+            Step::Forward(ref access) => self.forward(program, port, exit, &answer, access)?,
+            Step::Device(_) => self.ask(port, exit, answer.deed, None)?,
+            Step::Handler(name) if self.devices.own.contains_key(&**name) => {
+                self.ask(port, exit, answer.deed, Some(name))?
+            }
+            Step::Handler(name) => {
+                self.tell(program, exit, &answer, answer.deed);
+                port.mark();
+                return Ok(Outcome::Handler(Asked {
+                    handler: Arc::clone(name),
+                    exit: *exit,
+                    vcpu: self.id,
+                    number: self.exits,
+                }));
+            }
+            Step::Rewind | Step::Open => self.let_through(program, port, exit, &answer)?,
+            Step::Kill => {
+                self.tell(program, exit, &answer, answer.deed);
+                port.settle();
+                return Ok(Outcome::Kill(Violation {
+                    vcpu: self.id,
+                    index: exit.index,
+                    access: exit.access,
+                }));
+            }
+            // Of a step that is not known here nothing is done.
+            _ => Done::Reply(Reply::FAULT, Deed::Denied),
+        };
+        match done {
+            Done::Reply(reply, deed) => {
+                self.rewound = Rewound::never();
+                self.tell(program, exit, &answer, deed);
+                port.reply(reply);
+                port.settle();
+            }
+            Done::Rewound => thread::yield_now(),
+        }
+        Ok(Outcome::Resume)
+    }
+
+    /// Has the guest execute the access itself, now or as soon as the filter lets it.
+    fn let_through(
+        &mut self,
+        program: &Numbered<Responder>,
+        port: &mut impl Port,
+        exit: &Exit,
+        answer: &Answer<'_>,
+    ) -> Result<Done, AnswerError> {
+        if answer.step == Step::Open || program.thing.is_traced() {
+            if answer.step == Step::Open {
+                self.tell(program, exit, answer, answer.deed);
+            }
+            let opened = &self.shared.opened;
+            opened.ask(program.number, exit.index, exit.access)?;
+        }
+        let waited = (program.number, exit.index, exit.access);
+        if self.rewound.again(waited, Instant::now()) == Wait::TooLong {
+            let Exit { index, access, .. } = *exit;
+            return Err(AnswerError::OtherFilter { index, access });
+        }
+        port.rewind()?;
+        Ok(Done::Rewound)
+    }
+
+    fn forward(
+        &mut self,
+        program: &Numbered<Responder>,
+        port: &mut impl Port,
+        exit: &Exit,
+        answer: &Answer<'_>,
+        access: &Forwarded,
+    ) -> Result<Done, AnswerError> {
+        if self.may_nest == MayNest::Perhaps && port.level()? == Level::Nested {
+            // The register is the nested guest's. One that is only to be seen it may have itself.
+            return match answer.deed {
+                Deed::Allowed => {
+                    let open = Answer {
+                        step: Step::Open,
+                        ..*answer
+                    };
+                    self.let_through(program, port, exit, &open)
+                }
+                _ => Ok(Done::Reply(Reply::FAULT, Deed::Denied)),
+            };
+        }
+        let current = if access.needs_current() {
+            match port.register(access.index())? {
+                Some(value) => value,
+                None => return Ok(Done::Reply(Reply::FAULT, Deed::Denied)),
+            }
+        } else {
+            0
+        };
+        let (carried, deed) = access.carry(current);
+        Ok(match carried {
+            Carried::Value(value) => Done::Reply(Reply::value(value), deed),
+            Carried::Fault => Done::Reply(Reply::FAULT, deed),
+            Carried::Set(value) => match port.set_register(access.index(), value)? {
+                Taken::Yes => {
+                    self.state.carried(access);
+                    Done::Reply(Reply::DONE, deed)
+                }
+                Taken::No => Done::Reply(Reply::FAULT, Deed::Denied),
+            },
+        })
+    }
+
+    /// Asks the device that answers for `handler`, or the emulated one.
+    fn ask(
+        &mut self,
+        port: &mut impl Port,
+        exit: &Exit,
+        deed: Deed,
+        handler: Option<&str>,
+    ) -> Result<Done, AnswerError> {
+        if self.devices.reset == Reset::Never {
+            return Err(AnswerError::NotReset);
+        }
+        let mut machine = Through {
+            port,
+            memory: self.shared.options.memory.as_deref(),
+        };
+        let device: Option<&mut dyn Device> = match handler {
+            Some(name) => match self.devices.own.get_mut(name) {
+                Some(device) => Some(&mut **device),
+                None => None,
+            },
+            None => match &mut self.devices.microcode {
+                Some(device) => Some(device),
+                None => None,
+            },
+        };
+        let reply = match device {
+            Some(device) => device::ask(device, exit, &mut machine)?,
+            None => Reply::FAULT,
+        };
+        let deed = if reply.error == 0 { deed } else { Deed::Denied };
+        Ok(Done::Reply(reply, deed))
+    }
+
+    /// Counts an access, and makes an event of it if the policy wants one.
+    #[inline]
+    fn tell(
+        &mut self,
+        program: &Numbered<Responder>,
+        exit: &Exit,
+        answer: &Answer<'_>,
+        deed: Deed,
+    ) {
+        self.track.count(exit.index, exit.access, deed);
+        let seen = &self.shared.seen;
+        // What nobody remembers is told: a guest could make the VM forget what it wants to hide.
+        let touch = || seen.touch(program.number, exit.index, exit.access);
+        let responder = &program.thing;
+        if responder.is_event(exit, answer, deed, || touch() != Touch::Again) {
+            self.note(responder, exit, answer.rule.origin, deed);
+        }
+    }
+
+    /// Makes an event of an access, unless there have been too many of its kind.
+    #[inline(never)]
+    fn note(&mut self, responder: &Responder, exit: &Exit, origin: Origin, deed: Deed) {
+        let Exit {
+            index,
+            access,
+            reason,
+            data,
+        } = *exit;
+        let time = Happened::now();
+        let Passage::Passes { held_back } = self.limit.ask(index, access, deed, time) else {
+            return;
+        };
+        let options = &self.shared.options.events;
+        let is_write = access == Access::Write;
+        self.track.tell(&Happened {
+            time,
+            index,
+            access,
+            reason,
+            deed,
+            value: (is_write && options.values == Values::Shown).then_some(data),
+            rip: self.rip,
+            origin,
+            held_back,
+            digest: responder.program().digest(),
+        });
+    }
+}
