@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use kvm_bindings::{
     CpuId, KVM_CAP_NESTED_STATE, KVM_CAP_SYNC_REGS, KVM_MAX_CPUID_ENTRIES,
     KVM_STATE_NESTED_GUEST_MODE, KVM_SYNC_X86_REGS, KVMIO, kvm_cpuid2, kvm_enable_cap,
-    kvm_msr_entry, kvm_msrs, kvm_nested_state, kvm_regs, kvm_sregs, kvm_translation,
+    kvm_mp_state, kvm_msr_entry, kvm_msrs, kvm_nested_state, kvm_regs, kvm_sregs, kvm_translation,
 };
 #[cfg(feature = "kvm-ioctls")]
 use kvm_ioctls::{Kvm, VmFd};
@@ -39,6 +39,8 @@ ioctl_ior_nr!(KVM_GET_SREGS, KVMIO, 0x83, kvm_sregs);
 ioctl_iowr_nr!(KVM_TRANSLATE, KVMIO, 0x85, kvm_translation);
 ioctl_iowr_nr!(KVM_GET_MSRS, KVMIO, 0x88, kvm_msrs);
 ioctl_iow_nr!(KVM_SET_MSRS, KVMIO, 0x89, kvm_msrs);
+ioctl_ior_nr!(KVM_GET_MP_STATE, KVMIO, 0x98, kvm_mp_state);
+ioctl_iow_nr!(KVM_SET_MP_STATE, KVMIO, 0x99, kvm_mp_state);
 ioctl_iow_nr!(KVM_ENABLE_CAP, KVMIO, 0xa3, kvm_enable_cap);
 ioctl_iowr_nr!(KVM_GET_NESTED_STATE, KVMIO, 0xbe, kvm_nested_state);
 
@@ -193,6 +195,21 @@ pub(crate) fn registers(vcpu: &impl AsRawFd) -> Result<kvm_regs, CallErrno> {
 pub(crate) fn set_registers(vcpu: &impl AsRawFd, registers: &kvm_regs) -> Result<(), CallErrno> {
     // SAFETY: the kernel reads a kvm_regs, which `registers` is.
     checked(unsafe { ioctl_with_ref(vcpu, KVM_SET_REGS(), registers) }).map(drop)
+}
+
+/// Whether the vCPU runs, or waits for INIT or SIPI: `KVM_MP_STATE_*`.
+pub(crate) fn mp_state(vcpu: &impl AsRawFd) -> Result<u32, CallErrno> {
+    let mut state = kvm_mp_state::default();
+    // SAFETY: the kernel writes a kvm_mp_state, which `state` is, an integer.
+    checked(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_MP_STATE(), &mut state) })?;
+    Ok(state.mp_state)
+}
+
+/// Sets it.
+pub(crate) fn set_mp_state(vcpu: &impl AsRawFd, state: u32) -> Result<(), CallErrno> {
+    let state = kvm_mp_state { mp_state: state };
+    // SAFETY: the kernel reads a kvm_mp_state, which `state` is.
+    checked(unsafe { ioctl_with_ref(vcpu, KVM_SET_MP_STATE(), &state) }).map(drop)
 }
 
 /// What a register holds, by the host's access; `None` if the kernel does not say.

@@ -70,10 +70,11 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use msrgate_filter::{ExitReason, MsrIndex, ReasonMask};
+use msrgate_filter::{ExitReason, Filter, MsrIndex, ReasonMask};
 use msrgate_policy::answer::Responder;
 use msrgate_policy::{Cpu, Program, Update};
 
+use crate::install::InstallError;
 use crate::probe::{HostCaps, IgnoreMsrs};
 
 pub use answer::{Asked, Outcome, Violation};
@@ -87,7 +88,7 @@ pub use vcpu::VcpuGate;
 
 use answering::{Answering, MayNest};
 use cpuid::GuestCpuid;
-use current::{Current, Trial};
+use current::Current;
 use events::{Counted, Events, Tracks};
 use touch::{Opened, Seen};
 use vm::{KvmVm, VmPort};
@@ -131,6 +132,14 @@ pub struct Gate {
     publisher: Mutex<Option<JoinHandle<()>>>,
 }
 
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("digest", &self.program().digest())
+            .finish_non_exhaustive()
+    }
+}
+
 /// What the gate, its vCPUs and its publisher have in common.
 struct Shared {
     /// The program in force, ready to answer.
@@ -154,6 +163,17 @@ struct Chosen {
     cpu: Cpu,
     /// What of each vCPU's CPUID must not change.
     vcpus: BTreeMap<VcpuId, u64>,
+}
+
+impl Control {
+    /// Sets the VM's filter and mask. Before there is a VM there is nothing to set: it gets them when
+    /// the gate is installed.
+    fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
+        match &mut self.vm {
+            Some(vm) => vm.replace(filter, reasons),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Gate {
@@ -285,12 +305,9 @@ impl Gate {
         let has_whens = program.variants().len() > 1;
         let responder = Arc::new(Responder::new(program, cpuid.cpu())?);
         if has_whens {
-            let trial = self.shared.current.try_out(Arc::clone(&responder));
-            if let Some(vm) = &mut control.vm {
-                let (filter, reasons) = publisher::first_filter(&responder)?;
-                vm.replace(&filter, reasons)?;
-            }
-            self.shared.begin(trial);
+            let (filter, reasons) = publisher::first_filter(&responder)?;
+            let set = || control.replace(&filter, reasons);
+            self.shared.try_out(responder, set)?;
         }
         control.chosen = Some(Chosen {
             cpu: cpuid.cpu().clone(),
@@ -328,13 +345,10 @@ impl Gate {
         // The old one last: of programs that are refused one after the other, none makes it forgotten.
         self.shared.tracks.expect(&program);
         self.shared.tracks.expect(&self.program());
-        // The program before the filter: an access that only the new one allows waits for the
-        // filter, and none is let through that the program in force refuses (S7).
-        let trial = self.shared.current.try_out(new);
-        if let Some(vm) = &mut control.vm {
-            vm.replace(&filter, reasons)?;
-        }
-        self.shared.begin(trial);
+        // Or else replacements without a pause would keep vCPUs waiting for ever.
+        publisher::publish_in(&self.shared, &mut control);
+        self.shared
+            .try_out(new, || control.replace(&filter, reasons))?;
         Ok(())
     }
 
@@ -372,7 +386,13 @@ impl Gate {
     pub fn ioctls(&self) -> SystemCalls {
         let responder = self.shared.current.get().thing;
         let has_device = responder.devices().next().is_some();
-        let mut vcpu = vec!["KVM_RUN", "KVM_GET_REGS", "KVM_SET_REGS"];
+        let mut vcpu = vec![
+            "KVM_RUN",
+            "KVM_GET_REGS",
+            "KVM_SET_REGS",
+            "KVM_GET_MP_STATE",
+            "KVM_SET_MP_STATE",
+        ];
         if responder.forwards() || !self.shared.options.devices.is_empty() || has_device {
             vcpu.extend(["KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_NESTED_STATE"]);
         }
@@ -434,11 +454,20 @@ impl Shared {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The program that is tried is in force for good, and its accesses are seen anew.
-    fn begin(&self, trial: Trial<'_, Responder>) {
-        let number = trial.keep();
-        self.seen.begin(number);
-        self.opened.begin(number);
+    /// Puts a program in force, and its filter by `set`; if that fails, the one before is back.
+    fn try_out<E>(
+        &self,
+        new: Arc<Responder>,
+        set: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        // The program before the filter: an access that only the new one allows waits for the
+        // filter, and none is let through that the program in force refuses (S7).
+        let trial = self.current.try_out(new);
+        let opened = self.opened.try_out(trial.number());
+        set()?;
+        opened.keep();
+        self.seen.begin(trial.keep());
+        Ok(())
     }
 
     /// Whether KVM puts registers into `kvm_run`, if events are to have them.

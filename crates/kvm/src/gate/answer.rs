@@ -25,6 +25,8 @@ pub enum Outcome {
 pub struct Asked {
     pub(super) handler: Arc<str>,
     pub(super) exit: Exit,
+    /// Whose exit it is.
+    pub(super) vcpu: VcpuId,
     /// Which of the vCPU's exits it is.
     pub(super) number: u64,
 }

@@ -122,9 +122,11 @@ impl Answering {
             }
             Step::Handler(name) => {
                 self.tell(program, exit, &answer, answer.deed);
+                port.mark();
                 return Ok(Outcome::Handler(Asked {
                     handler: Arc::clone(name),
                     exit: *exit,
+                    vcpu: self.id,
                     number: self.exits,
                 }));
             }
@@ -146,10 +148,10 @@ impl Answering {
                 self.rewound = Rewound::never();
                 self.tell(program, exit, &answer, deed);
                 port.reply(reply);
+                port.settle();
             }
             Done::Rewound => thread::yield_now(),
         }
-        port.settle();
         Ok(Outcome::Resume)
     }
 

@@ -122,6 +122,11 @@ pub(super) struct Trial<'c, T> {
 }
 
 impl<T> Trial<'_, T> {
+    /// The thing's number.
+    pub(super) const fn number(&self) -> u64 {
+        self.number
+    }
+
     /// The thing stays in force: its number.
     pub(super) fn keep(mut self) -> u64 {
         self.before = None;

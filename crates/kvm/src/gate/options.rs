@@ -1,6 +1,7 @@
 //! What a VMM gives its gate beside a program.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use super::VcpuId;
@@ -13,6 +14,16 @@ pub struct GateOptions {
     pub(super) memory: Option<Arc<dyn GuestMemory>>,
     pub(super) devices: BTreeMap<Box<str>, MakeDevice>,
     pub(super) events: EventOptions,
+}
+
+impl fmt::Debug for GateOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GateOptions")
+            .field("memory", &self.memory.is_some())
+            .field("devices", &self.devices.keys())
+            .field("events", &self.events)
+            .finish()
+    }
 }
 
 impl GateOptions {

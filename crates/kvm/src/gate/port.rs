@@ -12,8 +12,8 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU8;
 
 use kvm_bindings::{
-    KVM_EXIT_INTR, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_SYNC_X86_REGS, kvm_regs, kvm_run,
-    kvm_sync_regs,
+    KVM_EXIT_INTR, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS, kvm_regs, kvm_run, kvm_sync_regs,
 };
 use msrgate_filter::{Access, Exit, MsrIndex, Reply};
 
@@ -21,6 +21,10 @@ use super::kick;
 use crate::calls::{self, Level, Taken};
 use crate::errno::CallErrno;
 use crate::exit::RawReason;
+
+/// A bit of `kvm_run.flags` that no kernel gives. Each `KVM_RUN` writes that field anew, also one
+/// under `immediate_exit`, after which the reason of the exit is the old one still.
+const WAITS: u16 = 1 << 15;
 
 /// What an answer may do to a vCPU.
 pub(super) trait Port {
@@ -36,6 +40,15 @@ pub(super) trait Port {
     /// Marks the exit as answered, so that it is not taken for another one.
     fn settle(&mut self);
 
+    /// Notes that the kernel has yet to complete the exit. Where that shows anyway, there is nothing to
+    /// note.
+    fn mark(&mut self) {}
+
+    /// Whether it still has, so that nobody has run the vCPU since.
+    fn is_marked(&self) -> bool {
+        true
+    }
+
     /// Has the guest execute the access again (S5.8).
     fn rewind(&mut self) -> Result<(), CallErrno>;
 
@@ -43,7 +56,7 @@ pub(super) trait Port {
     /// register changes, and no exception is left.
     fn forget(&mut self) -> Result<(), CallErrno>;
 
-    /// Has the kernel take the answer now, and not enter the guest (S5.6).
+    /// Has the kernel take the answer now, if it has not yet, and not enter the guest (S5.6).
     fn complete(&mut self) -> Result<(), CallErrno>;
 
     /// What a register holds.
@@ -152,7 +165,16 @@ impl Port for KvmPort<'_> {
         run.__bindgen_anon_1.msr.data = reply.data;
     }
 
+    fn mark(&mut self) {
+        self.run_mut().flags |= WAITS;
+    }
+
+    fn is_marked(&self) -> bool {
+        self.run().flags & WAITS != 0
+    }
+
     fn settle(&mut self) {
+        self.mark();
         // The kernel does not look at it: what completes the exit is its own.
         self.run_mut().exit_reason = KVM_EXIT_INTR;
     }
@@ -166,6 +188,7 @@ impl Port for KvmPort<'_> {
         let shared = *self.shared();
         self.reply(Reply::FAULT);
         self.run_immediately()?;
+        self.run_mut().exit_reason = KVM_EXIT_INTR;
         calls::set_registers(&self.vcpu, &registers)?;
         if self.run().kvm_valid_regs != 0 {
             // What KVM_RUN left there is of a vCPU with #GP queued, which it is no more.
@@ -179,14 +202,28 @@ impl Port for KvmPort<'_> {
 
     fn forget(&mut self) -> Result<(), CallErrno> {
         match self.run().exit_reason {
-            // The last is what `settle` leaves, and an interrupted KVM_RUN, after which there is
-            // nothing to forget.
-            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR | KVM_EXIT_INTR => self.rewind(),
-            _ => Ok(()),
+            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR => {}
+            // What `settle` leaves.
+            KVM_EXIT_INTR if self.is_marked() => {}
+            _ => return Ok(()),
         }
+        // Of a vCPU that waits for SIPI, which a VMM's reset makes of all but the first, KVM_RUN
+        // completes nothing.
+        let state = calls::mp_state(&self.vcpu)?;
+        if state != KVM_MP_STATE_UNINITIALIZED {
+            return self.rewind();
+        }
+        calls::set_mp_state(&self.vcpu, KVM_MP_STATE_RUNNABLE)?;
+        let rewound = self.rewind();
+        calls::set_mp_state(&self.vcpu, state)?;
+        rewound
     }
 
     fn complete(&mut self) -> Result<(), CallErrno> {
+        if !self.is_marked() {
+            // An exit for something else is the VMM's, and is not to be completed behind its back.
+            return Ok(());
+        }
         self.run_immediately()
     }
 

@@ -70,9 +70,13 @@ impl Drop for End<'_> {
     }
 }
 
-/// Sets the filter that is open for what is wanted, or for as much of it as fits.
-fn publish(shared: &Shared) {
-    let mut control = shared.lock();
+/// Sets the filter that is open for what is wanted, if anything is.
+pub(super) fn publish(shared: &Shared) {
+    publish_in(shared, &mut shared.lock());
+}
+
+/// The same by who may set filters: for all that is wanted, or for as much of it as fits.
+pub(super) fn publish_in(shared: &Shared, control: &mut Control) {
     // Not before: a replacement would make it another program's.
     let Some(wanted) = shared.opened.take() else {
         return;
@@ -87,7 +91,7 @@ fn publish(shared: &Shared) {
     if opened.len() < wanted.all.len() {
         shared.opened.keep_only(&opened);
     }
-    if let Err(error) = set(&mut control, &filter, responder.variant().reasons()) {
+    if let Err(error) = control.replace(&filter, responder.variant().reasons()) {
         shared.opened.refuse(errno_of(&error));
     }
 }
@@ -105,14 +109,6 @@ fn fitting(responder: &Responder, wanted: &Wanted) -> Option<(Filter, Vec<Single
     let few: Vec<_> = wanted.waiting.iter().copied().take(16).collect();
     let filter = responder.fewest_verdicts(&few).pack().ok()?;
     Some((filter, few))
-}
-
-fn set(control: &mut Control, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
-    match &mut control.vm {
-        Some(vm) => vm.replace(filter, reasons),
-        // It is installed with what is wanted then.
-        None => Ok(()),
-    }
 }
 
 fn errno_of(error: &InstallError) -> CallErrno {

@@ -110,9 +110,8 @@ pub(super) struct Wanted {
 const MOST: usize = 4096;
 
 impl Opened {
-    /// Asks for an access to be let through, by the program of this number. If another is in force, or
-    /// this one is only tried, nothing comes of it: the guest executes the access again, the vCPU
-    /// follows, and asks again.
+    /// Asks for an access to be let through, by the program of this number. If another is in force,
+    /// nothing comes of it: the guest executes the access again, the vCPU follows, and asks again.
     ///
     /// # Errors
     /// Nobody would let it through: a vCPU that waited for it would do so for ever.
@@ -160,16 +159,29 @@ impl Opened {
         state.all.extend(waiting);
     }
 
-    /// The program of this number is in force, by a filter that the kernel took: what had been opened
-    /// for was the old one's.
-    pub(super) fn begin(&self, program: u64) {
+    /// The program of this number is in force, for now: what had been opened for was the old one's.
+    #[must_use = "it is withdrawn at once"]
+    pub(super) fn try_out(&self, program: u64) -> OpenedTrial<'_> {
         let mut state = self.lock();
-        state.program = program;
-        state.all.clear();
-        state.waiting.clear();
-        if let Some(Closed::Refused(_)) = state.closed {
-            state.closed = None;
+        let new = State {
+            program,
+            closed: state.closed.filter(|closed| *closed == Closed::Over),
+            ..State::default()
+        };
+        OpenedTrial {
+            opened: self,
+            before: Some(std::mem::replace(&mut state, new)),
         }
+    }
+
+    fn withdraw(&self, before: State) {
+        let mut state = self.lock();
+        let is_over = state.closed == Some(Closed::Over);
+        *state = before;
+        if is_over {
+            state.closed = Some(Closed::Over);
+        }
+        self.asked.notify_one();
     }
 
     /// The kernel refuses the filter.
@@ -186,6 +198,28 @@ impl Opened {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The program in force is so for now. When this is dropped, the one before is again, and what had
+/// been opened for it still is.
+pub(super) struct OpenedTrial<'o> {
+    opened: &'o Opened,
+    before: Option<State>,
+}
+
+impl OpenedTrial<'_> {
+    /// The kernel took the program's filter.
+    pub(super) fn keep(mut self) {
+        self.before = None;
+    }
+}
+
+impl Drop for OpenedTrial<'_> {
+    fn drop(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.opened.withdraw(before);
+        }
     }
 }
 
@@ -279,7 +313,7 @@ mod tests {
         opened.refuse(refused);
         let asked = opened.ask(0, msr(0x30), Access::Read);
         assert_eq!(asked, Err(Closed::Refused(refused)));
-        opened.begin(1);
+        opened.try_out(1).keep();
         assert_eq!(opened.ask(1, msr(0x30), Access::Read), Ok(()));
         opened.end();
         assert_eq!(opened.ask(1, msr(0x31), Access::Read), Err(Closed::Over));
@@ -291,15 +325,14 @@ mod tests {
     fn each_program_asks_for_itself() {
         let opened = Opened::default();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
-        // Tried: it is not in force for good.
-        opened.ask(1, msr(0x20), Access::Read).unwrap();
         opened.wait().unwrap();
-        opened.begin(1);
+        let trial = opened.try_out(1);
         assert!(opened.take().is_none());
         // Of a vCPU that has not followed yet.
-        opened.ask(0, msr(0x10), Access::Read).unwrap();
+        opened.ask(0, msr(0x11), Access::Read).unwrap();
         assert!(opened.take().is_none());
         opened.ask(1, msr(0x20), Access::Read).unwrap();
+        trial.keep();
         let wanted = opened.take().unwrap();
         assert_eq!(wanted.all, [(msr(0x20), Access::Read)]);
         // What the kernel refused of one is no error of another, and the end of all is.
@@ -307,5 +340,24 @@ mod tests {
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Ok(()));
         opened.end();
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Err(Closed::Over));
+    }
+
+    /// The kernel refused a program's filter: what the one before had opened is open.
+    #[test]
+    fn what_was_open_is_open_after_a_trial() {
+        let opened = Opened::default();
+        opened.ask(0, msr(0x10), Access::Read).unwrap();
+        opened.take().unwrap();
+        opened.ask(0, msr(0x11), Access::Read).unwrap();
+        let trial = opened.try_out(1);
+        opened.ask(1, msr(0x20), Access::Read).unwrap();
+        drop(trial);
+        let wanted = opened.take().unwrap();
+        assert_eq!(wanted.waiting, [(msr(0x11), Access::Read)]);
+        assert_eq!(wanted.all.len(), 2);
+        let trial = opened.try_out(2);
+        opened.end();
+        drop(trial);
+        assert_eq!(opened.ask(0, msr(0x12), Access::Read), Err(Closed::Over));
     }
 }

@@ -1,5 +1,6 @@
 //! One vCPU's part of a gate, owned by the vCPU's thread: from its exits to its answers.
 
+use std::fmt;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -22,6 +23,14 @@ pub struct VcpuGate {
     /// The program that this vCPU last answered by.
     program: Numbered<Responder>,
     own: Answering,
+}
+
+impl fmt::Debug for VcpuGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VcpuGate")
+            .field("id", &self.id())
+            .finish_non_exhaustive()
+    }
 }
 
 impl VcpuGate {
@@ -60,7 +69,7 @@ impl VcpuGate {
     /// Gives the answer of the VMM's own code to the exit that [`Outcome::Handler`] was about.
     ///
     /// # Errors
-    /// The vCPU has had another exit since, or has been run.
+    /// The vCPU has been run since, or `asked` is another vCPU's.
     #[expect(clippy::needless_pass_by_value, reason = "an exit is answered once")]
     #[cfg(feature = "kvm-ioctls")]
     pub fn finish(
@@ -143,8 +152,9 @@ impl VcpuGate {
     }
 
     /// Takes over a state that [`Self::save`] gave, perhaps of another host. It
-    /// stands for the first [`Self::reset`], and may come after one. As [`Self::save`], it waits for a
-    /// replacement that is under way.
+    /// stands for the first [`Self::reset`], and may come after one. An exit that KVM has not completed
+    /// is forgotten, as there: on a vCPU that has run, call it before `KVM_SET_VCPU_EVENTS`. As
+    /// [`Self::save`], it waits for a replacement that is under way.
     ///
     /// # Errors
     /// The bytes are none, or have a register, a pin or a device that the program has not. Nothing
@@ -176,8 +186,9 @@ impl VcpuGate {
         port: &mut impl Port,
         saved: &[u8],
     ) -> Result<(), StateError> {
-        self.follow_for_good();
         let saved = Saved::decode(saved)?;
+        port.forget()?;
+        self.follow_for_good();
         let mut state = self.own.state.clone();
         state.restore(&self.program.thing, &saved)?;
         self.own.devices.restore(&saved)?;
@@ -220,7 +231,8 @@ impl VcpuGate {
             port.pending().ok().flatten().is_some_and(|exit| {
                 (exit.index, exit.access) == (asked.exit.index, asked.exit.access)
             });
-        if asked.number != self.own.exits || !waits {
+        let is_it = (asked.vcpu, asked.number) == (self.id(), self.own.exits);
+        if !is_it || !waits || !port.is_marked() {
             return Err(AnswerError::Stale);
         }
         port.reply(reply);
@@ -229,9 +241,7 @@ impl VcpuGate {
     }
 
     pub(super) fn reset_at(&mut self, port: &mut impl Port) -> Result<(), AnswerError> {
-        if self.own.exits > 0 {
-            port.forget()?;
-        }
+        port.forget()?;
         self.follow();
         self.own.state.reset(&self.program.thing);
         if let Some(before) = &mut self.own.before {

@@ -151,6 +151,9 @@ impl JsonLines {
 
     /// Where it fails, the old file goes on: too large is better than lost.
     fn rotate(&self) -> io::Result<()> {
+        if !fs::symlink_metadata(&self.path).is_ok_and(|found| found.is_file()) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let mut old = self.path.clone().into_os_string();
         old.push(".1");
         fs::rename(&self.path, old)

@@ -4,12 +4,16 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
+};
 use msrgate_filter::{Access, MsrIndex, Reply};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::machine::{LSTAR, Machine, STAR, Saw, Vcpu, policy};
-use crate::gate::{AnswerError, Outcome};
+use crate::gate::{AnswerError, Gate, Outcome};
 use crate::guest::Op::{self, Read, Write};
+use crate::guest::{Apic, Guest, Stop};
 
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 
@@ -82,6 +86,25 @@ fn an_answer_that_never_comes_or_comes_late_is_a_fault() {
     assert_eq!(vcpu.saw(0, Read(other)), Saw::Fault);
     assert_eq!(vcpu.saw(1, Read(other)), Saw::Value(2));
     assert_eq!(vcpu.saw(2, Read(SPARE)), Saw::Value(7));
+}
+
+/// The same where a kick had KVM complete the exit, and no other came.
+#[test]
+fn an_answer_after_a_kick_comes_late() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    let handled = MsrIndex::new(0x1_0001);
+    vcpu.guest.load(&[Read(handled)]).unwrap();
+    let Some(Outcome::Handler(asked)) = vcpu.step() else {
+        panic!("no handler");
+    };
+    vcpu.guest.complete().unwrap();
+    let late = vcpu
+        .msrs
+        .finish(vcpu.guest.vcpu_mut(), asked, Reply::value(1));
+    assert_eq!(late, Err(AnswerError::Stale));
 }
 
 /// A kick that was there before our swap is there after a rewind, and the access comes again.
@@ -264,6 +287,96 @@ fn a_reset_forgets_the_exit_that_is_pending() {
             (0, 0)
         );
     }
+}
+
+/// The same for a vCPU that the VMM has made wait for SIPI before.
+#[test]
+fn a_reset_forgets_the_exit_of_a_vcpu_that_waits_for_sipi() {
+    let Some(host) = crate::probe::HostCaps::for_test() else {
+        return;
+    };
+    let entries = "0x10000 = { read = { value = 7 }, write = 'ignore' }";
+    let gate = Gate::new(policy("default = 'deny'", entries), &host).unwrap();
+    let mut guest = Guest::new(&host, Apic::X2apic).unwrap();
+    gate.install(&**guest.vm()).unwrap();
+    let cpuid = guest.vcpu().get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
+    let mut msrs = gate.vcpu(0, &cpuid).unwrap();
+    guest.load(&[Read(SPARE)]).unwrap();
+    assert!(matches!(guest.resume(), Ok(Stop::Msr(_))));
+    assert!(matches!(msrs.answer(guest.vcpu_mut()), Ok(Outcome::Resume)));
+    let state = |mp_state| kvm_mp_state { mp_state };
+    let waits = state(KVM_MP_STATE_UNINITIALIZED);
+    let before = guest.registers().unwrap();
+    guest.vcpu().set_mp_state(waits).unwrap();
+    msrs.reset(guest.vcpu_mut()).unwrap();
+    assert_eq!(guest.vcpu().get_mp_state().unwrap(), waits);
+    guest
+        .vcpu()
+        .set_mp_state(state(KVM_MP_STATE_RUNNABLE))
+        .unwrap();
+    guest.complete().unwrap();
+    assert_eq!(guest.registers().unwrap(), before);
+    let exception = guest.vcpu().get_vcpu_events().unwrap().exception;
+    assert_eq!((exception.injected, exception.pending), (0, 0));
+}
+
+/// The same for an exit that nobody has answered, the vCPU's first: it is not there any more for an
+/// answer or a snapshot.
+#[test]
+fn a_reset_forgets_the_first_exit_of_all() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest.load(&[Read(SPARE)]).unwrap();
+    vcpu.run_once().unwrap();
+    let before = vcpu.guest.registers().unwrap();
+    vcpu.msrs.reset(vcpu.guest.vcpu_mut()).unwrap();
+    let again = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
+    assert!(matches!(again, Err(AnswerError::NoExit)), "{again:?}");
+    vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
+    assert_eq!(vcpu.guest.registers().unwrap(), before);
+}
+
+/// A snapshot is restored over a vCPU that has run, as who fuzzes a guest does: what it was at is gone.
+#[test]
+fn a_restored_vcpu_has_no_exit_pending() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest.load(&[Read(SPARE)]).unwrap();
+    let saved = vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
+    let before = vcpu.guest.vcpu().get_regs().unwrap();
+    assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+    vcpu.guest.vcpu().set_regs(&before).unwrap();
+    vcpu.msrs.restore(vcpu.guest.vcpu_mut(), &saved).unwrap();
+    vcpu.guest.complete().unwrap();
+    assert_eq!(vcpu.guest.vcpu().get_regs().unwrap(), before);
+}
+
+/// What one vCPU was asked is no answer to another's exit, however alike.
+#[test]
+fn an_answer_is_one_vcpus() {
+    let entries = "0x10001 = { read = { handler = 'x' }, write = 'deny' }";
+    let Some(mut machine) = Machine::new(policy("default = 'deny'", entries), 2) else {
+        return;
+    };
+    let handled = MsrIndex::new(0x1_0001);
+    let mut asked = machine.vcpus.iter_mut().map(|vcpu| {
+        vcpu.guest.load(&[Read(handled)]).unwrap();
+        match vcpu.step() {
+            Some(Outcome::Handler(asked)) => asked,
+            _ => panic!("no handler"),
+        }
+    });
+    let (first, _second) = (asked.next().unwrap(), asked.next().unwrap());
+    drop(asked);
+    let vcpu = &mut machine.vcpus[1];
+    let answered = vcpu
+        .msrs
+        .finish(vcpu.guest.vcpu_mut(), first, Reply::value(1));
+    assert_eq!(answered, Err(AnswerError::Stale));
 }
 
 /// A VMM that has KVM share all it can finds no #GP there that a rewind has cancelled.

@@ -11,7 +11,7 @@ use super::machine::{Came, LSTAR, Machine, NOWHERE, STAR, Saw, TestGuest, on_eac
 use super::model::{self, ModelGuest, ModelVm};
 use crate::errno::CallErrno;
 use crate::gate::vm::VmPort;
-use crate::gate::{AnswerError, GateOptions, Outcome};
+use crate::gate::{AnswerError, GateOptions, Outcome, publisher};
 use crate::guest::Op::{Read, Write};
 use crate::install::InstallError;
 
@@ -189,6 +189,22 @@ fn each_program_sees_accesses_anew() {
             (NOWHERE, Deed::WouldDeny),
         ];
         assert_eq!(seen, expected);
+    });
+}
+
+/// What was seen under one program, and asked for when another is in force, is not opened.
+#[test]
+fn what_one_program_saw_is_not_opened_under_the_next() {
+    let program = policy("default = 'allow'\nlog = 'first'", "");
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        machine.gate.replace(audit()).unwrap();
+        let shared = &machine.gate.shared;
+        shared.opened.ask(0, STAR, Access::Read).unwrap();
+        publisher::publish(shared);
+        machine.first().run(&[Read(STAR)]);
+        let mut deeds = Vec::new();
+        machine.gate.events().drain(|event| deeds.push(event.deed));
+        assert_eq!(deeds, [Deed::WouldDeny]);
     });
 }
 

@@ -225,3 +225,16 @@ mod tracing_sink {
         );
     }
 }
+
+/// `/dev/stderr` is a link: a VMM that runs as root must not put it aside for everyone.
+#[test]
+fn what_is_no_file_is_not_put_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+    fs::write(&file, "").unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let mut sink = JsonLines::append(&link, 100, "").unwrap();
+    (0..5).for_each(|index| sink.event(&event(index)));
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 5);
+}
