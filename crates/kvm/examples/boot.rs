@@ -9,44 +9,40 @@
 //! $ cargo run --release -p msrgate-kvm --example boot -- vmlinuz initrd --policy linux-guest.msrg
 //! ```
 //!
-//! Exit status: 0, the guest powered off; 3, it asked for a reset more often than `--reboots` permits;
-//! 4, the same by a triple fault; 5, it did what this VMM knows nothing of; 6, it did what the policy
-//! says `kill` to; 1, the VMM failed.
+//! It ends when the guest resets itself once more than `--reboots` permits. What the policy says `kill`
+//! to, and what this VMM knows nothing of, is an error.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
 
-#[path = "boot/acpi.rs"]
-mod acpi;
-#[path = "boot/cpu.rs"]
-mod cpu;
-
-use std::io::{Cursor, Stdout, stdout};
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::fs::{self, File};
+use std::io::{self, Stdout, stdout};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use std::{fs, io, thread};
 
-use anyhow::{Context, Result, anyhow};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT};
+use acpi_tables::{Aml, madt::ProcessorLocalApic, rsdp::Rsdp, sdt::Sdt, xsdt::XSDT};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_bindings::{
-    KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use linux_loader::cmdline::Cmdline;
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
-use linux_loader::loader::{BzImage, KernelLoader, load_cmdline};
+use linux_loader::loader::{BzImage, KernelLoader, bootparam::boot_params, load_cmdline};
+use msrgate_filter::Reply;
 use msrgate_kvm::HostCaps;
 use msrgate_kvm::gate::events::{EventThread, JsonLines};
-use msrgate_kvm::gate::{Gate, GateOptions, GuestPhysical, NotMapped, Violation};
+use msrgate_kvm::gate::{Gate, Outcome, VcpuGate};
 use msrgate_policy::Program;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, Trigger};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_superio::{Serial, Trigger, serial::NoEvents};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
-
-use crate::cpu::Cpu;
 
 /// Boots Linux in a small VM, behind an MSR policy.
 #[derive(Parser)]
@@ -67,121 +63,87 @@ struct Args {
     /// The kernel's command line; with `reboot=k` it can ask for a reset.
     #[arg(long, default_value = "console=ttyS0 reboot=k panic=-1")]
     cmdline: String,
-    /// Memory in MiB.
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(64..=2048))]
-    memory: u64,
     /// How many times the guest may reset itself and boot anew in the same VM.
     #[arg(long, default_value_t = 0)]
     reboots: u32,
 }
 
-// Where things are in the guest's memory (Linux, Documentation/arch/x86/boot.rst).
+// Where things are in the guest's memory (Linux, Documentation/arch/x86/boot.rst). ACPI is where a PC
+// has its firmware.
 const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
 const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
-const LOW_END: usize = 0xa_0000;
-const HIGH: GuestAddress = GuestAddress(0x10_0000);
+const ACPI: GuestAddress = GuestAddress(0xe_0000);
+const END: u64 = 256 << 20;
 
-// Ports.
-const COM1: u16 = 0x3f8;
-const COM1_END: u16 = COM1 + 7;
-const COM1_IRQ: u32 = 4;
-const KEYBOARD: u16 = 0x64;
-
-/// How the guest ended.
-enum End {
-    PowerOff,
-    Reset,
-    TripleFault,
-    Killed(Violation),
-    Unknown(String),
-}
-
-fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(End::PowerOff) => ExitCode::SUCCESS,
-        Ok(End::Reset) => 3.into(),
-        Ok(End::TripleFault) => 4.into(),
-        Ok(End::Killed(violation)) => {
-            eprintln!("boot: {violation}");
-            6.into()
-        }
-        Ok(End::Unknown(exit)) => {
-            eprintln!("boot: the guest ended by {exit}");
-            5.into()
-        }
-        Err(error) => {
-            eprintln!("boot: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(args: &Args) -> Result<End> {
+fn main() -> Result<()> {
+    let args = Args::parse();
     register_signal_handler(SIGRTMIN(), wake)?;
-    let (machine, mut cpus) = Machine::new(args)?;
-    let mut reboots_left = args.reboots;
-    loop {
-        machine.reset()?;
+    let kvm = Kvm::new().context("/dev/kvm")?;
+    let machine = Arc::new(Machine::new(&kvm)?);
+    let gate = args.policy.as_ref().map(|policy| guard(&machine, policy));
+    let gate = gate.transpose()?;
+    let events = gate.as_ref().zip(args.events.as_ref());
+    let _events = events.map(|(gate, path)| log(gate, path)).transpose()?;
+    let cpus = (0..args.cpus).map(|number| Cpu::new(&kvm, &machine.vm, gate.as_ref(), number));
+    let mut cpus = cpus.collect::<Result<Vec<_>>>()?;
+    for boot in 0..=args.reboots {
         cpus.iter_mut().try_for_each(Cpu::reset)?;
-        cpus[0].start_at(machine.load()?)?;
-        let end;
-        (end, cpus) = run_all(&machine, cpus)?;
-        match end {
-            End::Reset | End::TripleFault if reboots_left > 0 => reboots_left -= 1,
-            end => return Ok(end),
-        }
-        eprintln!("boot: once more");
+        cpus[0].start_at(machine.load(&args)?)?;
+        cpus = run(&machine, cpus)?;
+        eprintln!("boot: reset {}", boot + 1);
     }
+    Ok(())
+}
+
+/// The gate: put into the VM before its vCPUs are made.
+fn guard(machine: &Machine, policy: &Path) -> Result<Gate> {
+    let program = Program::decode(&fs::read(policy)?)?;
+    let gate = Gate::new(program, &HostCaps::probe()?)?;
+    gate.install(&machine.vm)?;
+    Ok(gate)
+}
+
+/// The gate: its events, to a file, by a thread that ends with what this returns.
+fn log(gate: &Gate, path: &Path) -> Result<EventThread> {
+    let lines = JsonLines::append(path, 1 << 20, "")?;
+    Ok(gate.events().spawn(vec![Box::new(lines)])?)
+}
+
+/// Each vCPU on a thread of its own, until the guest asks one of them for a reset.
+fn run(machine: &Arc<Machine>, cpus: Vec<Cpu>) -> Result<Vec<Cpu>> {
+    machine.stop.store(false, Ordering::SeqCst);
+    let start = |mut cpu: Cpu| {
+        let machine = Arc::clone(machine);
+        thread::spawn(move || cpu.run(&machine).map(|()| cpu))
+    };
+    let threads: Vec<_> = cpus.into_iter().map(start).collect();
+    let moment = Duration::from_millis(5);
+    while !threads.iter().any(JoinHandle::is_finished) {
+        thread::sleep(moment);
+    }
+    machine.stop.store(true, Ordering::SeqCst);
+    let join = |thread: JoinHandle<_>| {
+        // Again and again: one may come between its look at `stop` and KVM_RUN.
+        while !thread.is_finished() {
+            let _ = thread.kill(SIGRTMIN());
+            thread::sleep(moment);
+        }
+        let joined = thread.join();
+        joined.map_err(|_| anyhow!("a vCPU's thread panicked"))?
+    };
+    threads.into_iter().map(join).collect()
 }
 
 /// Does nothing: that it comes is what gets a thread out of `KVM_RUN`.
 extern "C" fn wake(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// Each vCPU on a thread of its own, until the guest ends on one of them.
-fn run_all(machine: &Arc<Machine>, cpus: Vec<Cpu>) -> Result<(End, Vec<Cpu>)> {
-    machine.stop.store(false, Ordering::SeqCst);
-    let (sender, ends) = mpsc::channel();
-    let start = |mut cpu: Cpu| {
-        let (machine, sender) = (Arc::clone(machine), sender.clone());
-        thread::spawn(move || {
-            if let Some(end) = cpu.run(&machine).transpose() {
-                // More than one may end; the first is taken.
-                let _ = sender.send(end);
-            }
-            cpu
-        })
-    };
-    let threads: Vec<_> = cpus.into_iter().map(start).collect();
-    drop(sender);
-    let end = ends.recv().context("the vCPUs' threads are gone")?;
-    machine.stop.store(true, Ordering::SeqCst);
-    let join = |thread: thread::JoinHandle<Cpu>| {
-        // Again and again: the first may come between its look at `stop` and KVM_RUN.
-        while !thread.is_finished() {
-            let _ = thread.kill(SIGRTMIN());
-            thread::sleep(Duration::from_millis(1));
-        }
-        let panicked = |_| anyhow!("a vCPU's thread panicked");
-        thread.join().map_err(panicked)
-    };
-    let cpus: Result<_> = threads.into_iter().map(join).collect();
-    Ok((end?, cpus?))
-}
-
 /// What vCPUs share. Dropped in this order: the VM goes before its memory.
 struct Machine {
     vm: VmFd,
     memory: GuestMemoryMmap,
-    kernel: Vec<u8>,
-    initrd: Vec<u8>,
-    cmdline: Cmdline,
-    acpi: Vec<u8>,
-    chips: [kvm_irqchip; 3],
-    timer: kvm_pit_state2,
-    serial: Mutex<Serial<Interrupt, NoEvents, Stdout>>,
+    com1: Mutex<Serial<Interrupt, NoEvents, Stdout>>,
+    /// Whether vCPUs are to come back.
     stop: AtomicBool,
-    /// The gate, and the thread that writes its events.
-    _gate: Option<(Gate, Option<EventThread>)>,
 }
 
 struct Interrupt(EventFd);
@@ -195,13 +157,10 @@ impl Trigger for Interrupt {
 }
 
 impl Machine {
-    fn new(args: &Args) -> Result<(Arc<Self>, Vec<Cpu>)> {
-        let read = |path: &PathBuf| fs::read(path).with_context(|| path.display().to_string());
-        let kvm = Kvm::new().context("/dev/kvm")?;
+    fn new(kvm: &Kvm) -> Result<Self> {
         let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
         // Three pages that VMX wants, where nothing else is.
-        vm.set_tss_address(0xfffb_d000)
-            .context("KVM_SET_TSS_ADDR")?;
+        vm.set_tss_address(0xfffb_d000)?;
         vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
         let timer = kvm_pit_config {
             flags: KVM_PIT_SPEAKER_DUMMY,
@@ -209,152 +168,230 @@ impl Machine {
         };
         vm.create_pit2(timer).context("KVM_CREATE_PIT2")?;
         let interrupt = EventFd::new(libc::EFD_NONBLOCK)?;
-        vm.register_irqfd(&interrupt, COM1_IRQ)
-            .context("KVM_IRQFD")?;
-        let memory = add_memory(&vm, args.memory << 20)?;
-        let program = args.policy.as_ref().map(read).transpose()?;
-        let gate = program.map(|program| guard(&vm, &memory, &program, args));
-        let gate = gate.transpose()?;
-        let of_vm = gate.as_ref().map(|(gate, _)| gate);
-        let cpus = (0..args.cpus).map(|number| Cpu::new(&kvm, &vm, of_vm, number));
-        let cpus = cpus.collect::<Result<_>>().context("cannot make a vCPU")?;
-        let chip = |chip_id| {
-            let mut chip = kvm_irqchip {
-                chip_id,
-                ..kvm_irqchip::default()
-            };
-            vm.get_irqchip(&mut chip).map(|()| chip)
+        vm.register_irqfd(&interrupt, 4).context("KVM_IRQFD")?;
+
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), usize::try_from(END)?)])?;
+        let region = kvm_userspace_memory_region {
+            memory_size: END,
+            userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
+            ..kvm_userspace_memory_region::default()
         };
-        let machine = Self {
-            chips: [chip(0)?, chip(1)?, chip(2)?],
-            timer: vm.get_pit2()?,
+        // SAFETY: the region is a mapping of vm-memory's own, which takes it that a guest writes
+        // there, and is reached through it alone; `Machine` keeps it until the VM is gone, and each
+        // vCPU that runs keeps the `Machine`.
+        unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
+        Ok(Self {
             vm,
             memory,
-            kernel: read(&args.kernel)?,
-            initrd: read(&args.initrd)?,
-            cmdline: Cmdline::try_from(&args.cmdline, 2048)?,
-            acpi: acpi::tables(args.cpus),
-            serial: Mutex::new(Serial::new(Interrupt(interrupt), stdout())),
+            com1: Mutex::new(Serial::new(Interrupt(interrupt), stdout())),
             stop: AtomicBool::new(false),
-            _gate: gate,
-        };
-        Ok((Arc::new(machine), cpus))
+        })
     }
 
-    /// The interrupt controllers and the timer as they were made.
-    fn reset(&self) -> Result<()> {
-        self.chips
-            .iter()
-            .try_for_each(|chip| self.vm.set_irqchip(chip))?;
-        Ok(self.vm.set_pit2(&self.timer)?)
-    }
-
-    /// Kernel, initramfs and what they are told, into memory, which a boot before may have changed.
-    fn load(&self) -> Result<GuestAddress> {
-        self.memory
-            .write_slice(&vec![0; LOW_END], GuestAddress(0))?;
-        let kernel = &mut Cursor::new(&self.kernel);
-        let loaded = BzImage::load(&self.memory, Some(HIGH), kernel, Some(HIGH))?;
-        let end = self.memory.last_addr().0 + 1;
-        let initrd = end
-            .checked_sub(self.initrd.len().next_multiple_of(0x1000) as u64)
+    /// Kernel, initramfs and what they are told, into memory; where the kernel begins.
+    fn load(&self, args: &Args) -> Result<GuestAddress> {
+        let mut kernel = File::open(&args.kernel).context("cannot open the kernel")?;
+        let loaded = BzImage::load(&self.memory, None, &mut kernel, None)?;
+        let initrd = fs::read(&args.initrd).context("cannot read the initramfs")?;
+        let initrd_at = END
+            .checked_sub(initrd.len().next_multiple_of(0x1000) as u64)
             .filter(|&start| start > loaded.kernel_end)
             .context("too little memory for the initramfs")?;
-        self.memory
-            .write_slice(&self.initrd, GuestAddress(initrd))?;
-        load_cmdline(&self.memory, CMDLINE, &self.cmdline)?;
-        self.memory
-            .write_slice(&self.acpi, GuestAddress(acpi::RSDP.into()))?;
+        self.memory.write_slice(&initrd, GuestAddress(initrd_at))?;
+        let cmdline = Cmdline::try_from(&args.cmdline, 2048)?;
+        load_cmdline(&self.memory, CMDLINE, &cmdline)?;
 
         let mut params = boot_params {
             hdr: loaded.setup_header.context("the kernel has no header")?,
-            acpi_rsdp_addr: acpi::RSDP.into(),
+            acpi_rsdp_addr: load_acpi(&self.memory, args.cpus)?,
             e820_entries: 2,
             ..boot_params::default()
         };
         params.hdr.type_of_loader = 0xff;
         params.hdr.cmd_line_ptr = u32::try_from(CMDLINE.0)?;
-        params.hdr.ramdisk_image = u32::try_from(initrd)?;
-        params.hdr.ramdisk_size = u32::try_from(self.initrd.len())?;
-        for (entry, (addr, end)) in [(0, LOW_END as u64), (HIGH.0, end)].into_iter().enumerate() {
-            let size = end - addr;
-            params.e820_table[entry] = boot_e820_entry {
-                addr,
-                size,
-                r#type: 1,
-            };
+        params.hdr.ramdisk_image = u32::try_from(initrd_at)?;
+        params.hdr.ramdisk_size = u32::try_from(initrd.len())?;
+        let map = [(0, 0xa_0000), (0x10_0000, END)];
+        for (entry, (addr, end)) in params.e820_table.iter_mut().zip(map) {
+            (entry.addr, entry.size, entry.r#type) = (addr, end - addr, 1);
         }
         self.memory.write_obj(params, ZERO_PAGE)?;
         Ok(loaded.kernel_load)
     }
+}
 
-    fn port_out(&self, port: u16, data: &[u8]) -> Result<Option<End>> {
-        match (port, data) {
-            (COM1..=COM1_END, &[byte]) => {
-                let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-                let written = serial.write(port.to_le_bytes()[0] - COM1.to_le_bytes()[0], byte);
-                written.map_err(|error| anyhow!("cannot write to stdout: {error:?}"))?;
+/// A vCPU, and what it was when it was made.
+struct Cpu {
+    fd: VcpuFd,
+    sregs: kvm_sregs,
+    lapic: kvm_lapic_state,
+    state: kvm_mp_state,
+    events: kvm_vcpu_events,
+    msrs: Vec<Msrs>,
+    gate: Option<VcpuGate>,
+}
+
+impl Cpu {
+    fn new(kvm: &Kvm, vm: &VmFd, gate: Option<&Gate>, number: u8) -> Result<Self> {
+        let fd = vm.create_vcpu(number.into())?;
+        let cpuid = cpuid(kvm, number.into())?;
+        fd.set_cpuid2(&cpuid)?;
+        // The gate: of this vCPU, from its CPUID.
+        let gate = gate.map(|gate| gate.vcpu(u32::from(number), &cpuid));
+        // One at a time: a list ends at the first that this vCPU lacks, or may not be given.
+        let value = |&index: &u32| {
+            let entry = kvm_msr_entry {
+                index,
+                ..kvm_msr_entry::default()
+            };
+            let mut one = Msrs::from_entries(&[entry]).ok()?;
+            let there = fd.get_msrs(&mut one) == Ok(1) && fd.set_msrs(&one) == Ok(1);
+            there.then_some(one)
+        };
+        let list = kvm.get_msr_index_list()?;
+        Ok(Self {
+            sregs: fd.get_sregs()?,
+            lapic: fd.get_lapic()?,
+            state: fd.get_mp_state()?,
+            events: fd.get_vcpu_events()?,
+            msrs: list.as_slice().iter().filter_map(value).collect(),
+            gate: gate.transpose()?,
+            fd,
+        })
+    }
+
+    /// As it was made; the interrupt controllers and the timer Linux sets up anew by itself. The APIC
+    /// comes before its timer's deadline, which is an MSR.
+    fn reset(&mut self) -> Result<()> {
+        self.fd.set_sregs(&self.sregs)?;
+        self.fd.set_lapic(&self.lapic)?;
+        for msr in &self.msrs {
+            let done = self.fd.set_msrs(msr)?;
+            ensure!(done == 1, "cannot reset MSR {:#x}", msr.as_slice()[0].index);
+        }
+        // The gate: pins and emulated registers go back.
+        if let Some(gate) = &mut self.gate {
+            gate.reset(&mut self.fd)?;
+        }
+        self.fd.set_mp_state(self.state)?;
+        Ok(self.fd.set_vcpu_events(&self.events)?)
+    }
+
+    /// Linux's 32-bit entry: protected mode, flat segments, no paging.
+    fn start_at(&self, entry: GuestAddress) -> Result<()> {
+        let mut sregs = self.sregs;
+        sregs.cr0 = 0x11;
+        let flat = |segment: &mut kvm_segment, selector, type_| {
+            (segment.base, segment.limit) = (0, u32::MAX);
+            (segment.selector, segment.type_) = (selector, type_);
+            (segment.db, segment.g) = (1, 1);
+        };
+        flat(&mut sregs.cs, 0x10, 0xb);
+        for data in [&mut sregs.ds, &mut sregs.es, &mut sregs.ss] {
+            flat(data, 0x18, 3);
+        }
+        self.fd.set_sregs(&sregs)?;
+        Ok(self.fd.set_regs(&kvm_regs {
+            rip: entry.0,
+            rsi: ZERO_PAGE.0,
+            rflags: 2,
+            ..kvm_regs::default()
+        })?)
+    }
+
+    /// Runs until the guest asks this vCPU for a reset, or another one.
+    fn run(&mut self, machine: &Machine) -> Result<()> {
+        let com1 = || machine.com1.lock().unwrap_or_else(PoisonError::into_inner);
+        while !machine.stop.load(Ordering::SeqCst) {
+            match self.fd.run() {
+                Ok(VcpuExit::IoOut(port @ 0x3f8..=0x3ff, &[byte])) => {
+                    let written = com1().write(u8::try_from(port & 7)?, byte);
+                    written.context("cannot write to stdout")?;
+                }
+                Ok(VcpuExit::IoIn(port @ 0x3f8..=0x3ff, data)) => {
+                    data.fill(com1().read(u8::try_from(port & 7)?));
+                }
+                // What a keyboard's controller resets the machine by.
+                Ok(VcpuExit::IoOut(0x64, [0xfe])) => return Ok(()),
+                // Where nothing is, 0 is read.
+                Ok(VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data)) => data.fill(0),
+                Ok(VcpuExit::IoOut(..) | VcpuExit::MmioWrite(..)) => {}
+                // The gate: answers an exit for an MSR.
+                Ok(VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_)) => {
+                    let gate = self.gate.as_mut().context("an MSR exit without a gate")?;
+                    match gate.answer(&mut self.fd)? {
+                        Outcome::Resume => {}
+                        // This VMM has no code of its own for any MSR.
+                        Outcome::Handler(asked) => {
+                            gate.finish(&mut self.fd, asked, Reply::FAULT)?;
+                        }
+                        Outcome::Kill(violation) => return Err(violation.into()),
+                    }
+                }
+                Ok(exit) => bail!("the guest ended by {exit:?}"),
+                // EAGAIN: a processor that waits to be started was woken.
+                Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
+                Err(error) => return Err(error).context("KVM_RUN"),
             }
-            (KEYBOARD, [0xfe]) => return Ok(Some(End::Reset)),
-            (acpi::PM_CONTROL, &[_, high]) if high & acpi::SLEEP != 0 => {
-                return Ok(Some(End::PowerOff));
+        }
+        Ok(())
+    }
+}
+
+/// The least ACPI with which Linux finds its processors, each table behind those that it points to;
+/// where the last is (ACPI 6.5, chapter 5).
+fn load_acpi(memory: &GuestMemoryMmap, cpus: u8) -> Result<u64> {
+    let (oem, name) = (*b"MSRGAT", *b"BOOT    ");
+    let mut next = ACPI;
+    let mut put = |table: &dyn Aml| {
+        let (mut bytes, at) = (Vec::new(), next);
+        table.to_aml_bytes(&mut bytes);
+        next = at.unchecked_add(0x200);
+        memory.write_slice(&bytes, at).map(|()| at.0)
+    };
+
+    let dsdt = put(&Sdt::new(*b"DSDT", 36, 2, oem, name, 1))?;
+    let fadt = FADTBuilder::new(oem, name, 1).dsdt_64(dsdt);
+    // Neither of these buttons is there.
+    let mut fadt = fadt.flag(Flags::PwrButton).flag(Flags::SlpButton);
+    // No VGA, no CMOS clock; no keyboard controller.
+    fadt.iapc_boot_arch = (1 << 2 | 1 << 5).into();
+    // Ports of events, of which there are none, and of control.
+    (fadt.pm1a_evt_blk, fadt.pm1_evt_len) = (0x600.into(), 4);
+    (fadt.pm1a_cnt_blk, fadt.pm1_cnt_len) = (0x604.into(), 2);
+    fadt.sci_int = 9.into();
+
+    let mut madt = MADT::new(oem, name, 1, LocalInterruptController::Address(0xfee0_0000));
+    for cpu in 0..cpus {
+        madt.add_structure(ProcessorLocalApic::new(cpu, cpu, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(cpus, 0xfec0_0000, 0));
+
+    let mut xsdt = XSDT::new(oem, name, 1);
+    xsdt.add_entry(put(&fadt.finalize())?);
+    xsdt.add_entry(put(&madt)?);
+    let xsdt = put(&xsdt)?;
+    Ok(put(&Rsdp::new(oem, xsdt))?)
+}
+
+/// What the host has, with this vCPU's APIC number; no PMU and no nested virtualization, which the
+/// shipped policies refuse.
+fn cpuid(kvm: &Kvm, number: u32) -> Result<CpuId> {
+    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    for leaf in cpuid.as_mut_slice() {
+        match leaf.function {
+            1 => {
+                leaf.ebx = leaf.ebx & 0x00ff_ffff | number << 24;
+                // VMX out, a hypervisor in.
+                leaf.ecx = leaf.ecx & !(1 << 5) | 1 << 31;
             }
+            0xa => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
+            0xb | 0x1f => leaf.edx = number,
+            // SVM, and the two extensions of AMD's counters.
+            0x8000_0001 => leaf.ecx &= !(1 << 2 | 1 << 23 | 1 << 24),
+            0x8000_001e => leaf.eax = number,
             _ => {}
         }
-        Ok(None)
     }
-
-    fn port_in(&self, port: u16, data: &mut [u8]) {
-        data.fill(match port {
-            COM1..=COM1_END => {
-                let mut serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner);
-                serial.read(port.to_le_bytes()[0] - COM1.to_le_bytes()[0])
-            }
-            KEYBOARD | acpi::PM_EVENTS..=acpi::PM_END => 0,
-            _ => 0xff,
-        });
-    }
-}
-
-fn add_memory(vm: &VmFd, bytes: u64) -> Result<GuestMemoryMmap> {
-    let range = (GuestAddress(0), usize::try_from(bytes)?);
-    let memory = GuestMemoryMmap::from_ranges(&[range]).context("no memory for the guest")?;
-    let region = kvm_userspace_memory_region {
-        memory_size: bytes,
-        userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
-        ..kvm_userspace_memory_region::default()
-    };
-    // SAFETY: the region is a mapping of vm-memory's own, which takes it that a guest writes there,
-    // and is reached through it alone; `Machine` keeps it until the VM is gone, and each vCPU that
-    // runs keeps the `Machine`.
-    unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
-    Ok(memory)
-}
-
-/// The gate: put into the VM before its vCPUs are made.
-fn guard(
-    vm: &VmFd,
-    memory: &GuestMemoryMmap,
-    program: &[u8],
-    args: &Args,
-) -> Result<(Gate, Option<EventThread>)> {
-    let options = GateOptions::new().memory(Arc::new(Ram(memory.clone())));
-    let gate = Gate::with_options(Program::decode(program)?, &HostCaps::probe()?, options)?;
-    gate.install(vm)?;
-    let sink = |path: &PathBuf| {
-        let lines = JsonLines::append(path, 1 << 20, "")?;
-        gate.events().spawn(vec![Box::new(lines)])
-    };
-    let events = args.events.as_ref().map(sink).transpose()?;
-    Ok((gate, events))
-}
-
-/// The gate: what it reads of the guest's memory, which is the header of a microcode update.
-struct Ram(GuestMemoryMmap);
-
-impl msrgate_kvm::gate::GuestMemory for Ram {
-    fn read(&self, from: GuestPhysical, into: &mut [u8]) -> std::result::Result<(), NotMapped> {
-        let read = self.0.read_slice(into, GuestAddress(from.get()));
-        read.map_err(|_| NotMapped)
-    }
+    Ok(cpuid)
 }
