@@ -150,7 +150,7 @@ impl Answering {
                 port.reply(reply);
                 port.settle();
             }
-            Done::Rewound => thread::yield_now(),
+            Done::Rewound => {}
         }
         Ok(Outcome::Resume)
     }
@@ -171,11 +171,17 @@ impl Answering {
             opened.ask(program.number, exit.index, exit.access)?;
         }
         let waited = (program.number, exit.index, exit.access);
-        if self.rewound.again(waited, Instant::now()) == Wait::TooLong {
+        let wait = self.rewound.again(waited, Instant::now());
+        if wait == Wait::TooLong {
             let Exit { index, access, .. } = *exit;
             return Err(AnswerError::OtherFilter { index, access });
         }
         port.rewind()?;
+        // The publisher may need this processor; and where it has what it needs, it has come to the call
+        // that sets the filter, most likely, which holds before that call returns.
+        if wait == Wait::GoOn || self.shared.opened.is_waiting() {
+            thread::yield_now();
+        }
         Ok(Done::Rewound)
     }
 

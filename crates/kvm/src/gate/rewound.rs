@@ -20,6 +20,8 @@ struct Stretch {
 /// Whether to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
+    /// For the first time.
+    Begin,
     GoOn,
     TooLong,
 }
@@ -45,7 +47,9 @@ impl Rewound {
             Some(stretch) => {
                 stretch.last = now;
                 if now.saturating_duration_since(stretch.since) > PATIENCE {
-                    return Wait::TooLong;
+                    Wait::TooLong
+                } else {
+                    Wait::GoOn
                 }
             }
             None => {
@@ -54,9 +58,9 @@ impl Rewound {
                     since: now,
                     last: now,
                 });
+                Wait::Begin
             }
         }
-        Wait::GoOn
     }
 }
 
@@ -68,7 +72,7 @@ mod tests {
 
     /// Rewinds each half second, for so many, from `start` on.
     fn rewind(rewound: &mut Rewound, program: u64, start: Instant, halves: u32) -> Wait {
-        let mut wait = Wait::GoOn;
+        let mut wait = Wait::Begin;
         for half in 0..halves {
             let now = start + Duration::from_millis(500) * half;
             wait = rewound.again((program, STAR, Access::Read), now);
@@ -83,7 +87,7 @@ mod tests {
         assert_eq!(rewind(&mut rewound, 0, start, 11), Wait::GoOn);
         let next = start + Duration::from_millis(5500);
         let access = |access| (0, STAR, access);
-        assert_eq!(rewound.again(access(Access::Write), next), Wait::GoOn);
+        assert_eq!(rewound.again(access(Access::Write), next), Wait::Begin);
         assert_eq!(rewind(&mut Rewound::never(), 0, start, 12), Wait::TooLong);
     }
 

@@ -123,8 +123,13 @@ impl Opened {
             Some(closed) => return Err(closed),
             None => {}
         }
-        if state.all.insert((access, index)) {
+        let is_new = state.all.insert((access, index));
+        if is_new {
             state.waiting.push((access, index));
+        }
+        // The publisher runs at once, on this processor if there is no other: not into this lock.
+        drop(state);
+        if is_new {
             self.asked.notify_one();
         }
         Ok(())
@@ -138,6 +143,11 @@ impl Opened {
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
         (state.closed != Some(Closed::Over)).then_some(())
+    }
+
+    /// Whether something is asked for that nobody has taken yet.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.lock().waiting.is_empty()
     }
 
     /// What to open for; `None` if nothing is asked for any more. Under the lock of who sets filters,
