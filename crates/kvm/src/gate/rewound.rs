@@ -43,23 +43,19 @@ impl Rewound {
         let goes_on = |before: &&mut Stretch| {
             before.waited == waited && now.saturating_duration_since(before.last) < PAUSE
         };
-        match self.0.as_mut().filter(goes_on) {
-            Some(stretch) => {
-                stretch.last = now;
-                if now.saturating_duration_since(stretch.since) > PATIENCE {
-                    Wait::TooLong
-                } else {
-                    Wait::GoOn
-                }
-            }
-            None => {
-                self.0 = Some(Stretch {
-                    waited,
-                    since: now,
-                    last: now,
-                });
-                Wait::Begin
-            }
+        let Some(stretch) = self.0.as_mut().filter(goes_on) else {
+            self.0 = Some(Stretch {
+                waited,
+                since: now,
+                last: now,
+            });
+            return Wait::Begin;
+        };
+        stretch.last = now;
+        if now.saturating_duration_since(stretch.since) > PATIENCE {
+            Wait::TooLong
+        } else {
+            Wait::GoOn
         }
     }
 }
