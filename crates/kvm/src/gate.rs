@@ -222,6 +222,10 @@ impl Gate {
     /// A program with `[[when]]`s refuses everything until the first [`Self::vcpu`] has chosen its
     /// variant. `vm` is the VM's file descriptor, of which the gate keeps a duplicate.
     ///
+    /// From here on the VM's filter and its mask of reasons are the gate's, and a VMM sets neither
+    /// (there is one of each, and no call to read them back): what it did with exits of its own, for MSRs
+    /// that KVM does not know say, the policy does by `unknown`, or by a `handler` for each.
+    ///
     /// # Errors
     /// The kernel refuses it, or the gate is in a VM already. After a refusal the VM has neither mask
     /// nor filter, and the gate is in none: this may be called again.
@@ -370,43 +374,51 @@ impl Gate {
         self.shared.tracks.counted()
     }
 
-    /// Of `listed`, the MSRs that a VMM has to save and restore for the guest under this program:
-    /// those that the guest may write, itself or through the gate. `listed` is
-    /// `KVM_GET_MSR_INDEX_LIST`. What the gate holds itself is in [`VcpuGate::save`].
+    /// Of `listed`, which is `KVM_GET_MSR_INDEX_LIST`, the MSRs that a VMM has to save and restore for
+    /// the guest under this program. A filter takes few off that list: registers that no guest may
+    /// write are changed by other instructions, such as SWAPGS, by time, and by the VMM itself (S10.5).
+    /// Left out are those of KVM's and Hyper-V's interfaces that the guest can neither write nor
+    /// read. What the gate holds itself is in [`VcpuGate::save`]; that a list lacks registers which
+    /// the policy lets the guest write is what `msrgate check --host` warns of.
     #[must_use]
     pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         let responder = self.shared.current.get().thing;
-        let reaches_kvm = |index: &&MsrIndex| responder.writes_reach_kvm(**index);
-        listed.iter().filter(reaches_kvm).copied().collect()
+        let is_kept = |index: &&MsrIndex| !responder.is_out_of_reach(**index);
+        listed.iter().filter(is_kept).copied().collect()
     }
 
-    /// The `ioctl`s and other system calls that the gate makes, for a VMM's seccomp rules: on the
-    /// vCPUs' threads, and on those that install, replace and publish.
+    /// The `ioctl`s and other system calls that the gate makes, for a VMM's seccomp rules, under
+    /// whatever program it may be [given](Self::replace) later: on the vCPUs' threads, on those that
+    /// install and replace, and on its own.
     #[must_use]
     pub fn ioctls(&self) -> SystemCalls {
-        let responder = self.shared.current.get().thing;
-        let has_device = responder.devices().next().is_some();
         let mut vcpu = vec![
             "KVM_RUN",
             "KVM_GET_REGS",
             "KVM_SET_REGS",
             "KVM_GET_MP_STATE",
             "KVM_SET_MP_STATE",
+            "KVM_GET_MSRS",
+            "KVM_SET_MSRS",
+            "KVM_GET_NESTED_STATE",
         ];
-        if responder.forwards() || !self.shared.options.devices.is_empty() || has_device {
-            vcpu.extend(["KVM_GET_MSRS", "KVM_SET_MSRS", "KVM_GET_NESTED_STATE"]);
-        }
         if self.shared.options.memory.is_some() {
             vcpu.extend(["KVM_GET_SREGS", "KVM_TRANSLATE"]);
         }
         SystemCalls {
             vcpu_ioctls: vcpu,
-            vcpu_others: vec!["sched_yield", "futex"],
+            vcpu_others: [&["sched_yield"], HEAP].concat(),
             vm_ioctls: vec![
                 "KVM_ENABLE_CAP",
                 "KVM_X86_SET_MSR_FILTER",
                 "KVM_CHECK_EXTENSION",
             ],
+            vm_others: [
+                &["fcntl", "close", "clone3", "clone", "rt_sigprocmask"],
+                HEAP,
+            ]
+            .concat(),
+            own_others: [THREAD, HEAP].concat(),
         }
     }
 
@@ -423,8 +435,27 @@ impl Gate {
     }
 }
 
+/// Locks, and memory: a program is taken over, and filters are made, with the heap. As glibc makes
+/// these calls.
+const HEAP: &[&str] = &[
+    "futex", "brk", "mmap", "munmap", "mprotect", "madvise", "mremap",
+];
+
+/// What a thread does to begin and to end, as glibc and Rust have it.
+const THREAD: &[&str] = &[
+    "rseq",
+    "set_robust_list",
+    "rt_sigprocmask",
+    "sigaltstack",
+    "prctl",
+    "gettid",
+    "sched_getaffinity",
+    "exit",
+];
+
 /// System calls, by name. See [`Gate::ioctls`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SystemCalls {
     /// `ioctl`s on a vCPU's file descriptor, by its own thread.
     pub vcpu_ioctls: Vec<&'static str>,
@@ -433,6 +464,11 @@ pub struct SystemCalls {
     /// `ioctl`s on the VM's file descriptor, by the threads that install and replace, and by the
     /// gate's own, `msrgate-publish`.
     pub vm_ioctls: Vec<&'static str>,
+    /// Other calls of the threads that install and replace: one of them starts `msrgate-publish`.
+    pub vm_others: Vec<&'static str>,
+    /// Other calls of `msrgate-publish`. Seccomp rules that its starter has are its own, too. The thread
+    /// that [writes events](events::Events::spawn) makes its sinks' calls beside these.
+    pub own_others: Vec<&'static str>,
 }
 
 impl Drop for Gate {

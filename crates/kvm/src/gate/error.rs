@@ -60,7 +60,9 @@ pub enum GateError {
         seen: Cpu,
     },
     /// A vCPU with another CPUID than it had.
-    #[error("the CPUID of vCPU {vcpu} has changed since it was first added")]
+    #[error(
+        "the CPUID of vCPU {vcpu} has changed since it was first added: give the gate what KVM_SET_CPUID2 got, which KVM_GET_CPUID2 does not give back as it was"
+    )]
     CpuidChanged {
         /// The vCPU.
         vcpu: VcpuId,

@@ -15,7 +15,7 @@ use kvm_bindings::{
     KVM_EXIT_INTR, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS, kvm_regs, kvm_run, kvm_sync_regs,
 };
-use msrgate_filter::{Access, Exit, MsrIndex, Reply};
+use msrgate_filter::{Access, Errno, Exit, MsrIndex, Reply};
 
 use super::kick;
 use crate::calls::{self, Level, Taken};
@@ -85,6 +85,14 @@ pub(super) struct KvmPort<'v> {
     borrowed: PhantomData<&'v mut kvm_run>,
 }
 
+/// How a `KVM_RUN` that enters no guest came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Returned {
+    Interrupted,
+    /// With the step of a debugger, which the completed instruction was.
+    ByExit,
+}
+
 impl<'v> KvmPort<'v> {
     /// The vCPU behind this file descriptor, with its own shared page.
     pub(super) fn new(vcpu: RawFd, run: &'v mut kvm_run) -> Self {
@@ -108,7 +116,7 @@ impl<'v> KvmPort<'v> {
     }
 
     /// `KVM_RUN` that takes the answer and does not enter the guest.
-    fn run_immediately(&self) -> Result<(), CallErrno> {
+    fn run_immediately(&self) -> Result<Returned, CallErrno> {
         // SAFETY: the page is mapped as long as `self` lives; no reference to the field is made.
         let flag = unsafe { &raw mut (*self.run.as_ptr()).immediate_exit };
         // SAFETY: a byte of the page; of whoever else writes it, a VMM's threads and signal
@@ -118,11 +126,20 @@ impl<'v> KvmPort<'v> {
         let outcome = calls::run(&self.vcpu);
         borrowed.give_back(flag);
         match outcome {
-            Err(errno) if calls::is_interrupted(errno) => Ok(()),
+            Err(errno) if calls::is_interrupted(errno) => Ok(Returned::Interrupted),
             Err(errno) => Err(errno),
-            // The kernel has this flag since 4.13, long before filters: it does not come to this.
-            Ok(()) => Err(CallErrno::Known(msrgate_filter::Errno::Einval)),
+            Ok(()) => Ok(Returned::ByExit),
         }
+    }
+
+    /// What the page says of interrupts: the flag, and whether one may be injected.
+    fn injection(&self) -> [u8; 2] {
+        [self.run().if_flag, self.run().ready_for_interrupt_injection]
+    }
+
+    fn set_injection(&mut self, [if_flag, ready]: [u8; 2]) {
+        let run = self.run_mut();
+        (run.if_flag, run.ready_for_interrupt_injection) = (if_flag, ready);
     }
 
     /// Where the shared page has the registers, if it does.
@@ -187,9 +204,14 @@ impl Port for KvmPort<'_> {
         };
         let shared = *self.shared();
         self.reply(Reply::FAULT);
-        self.run_immediately()?;
+        let injection = self.injection();
+        // A fault completes no instruction, so that there is no step for a debugger to be told of.
+        if self.run_immediately()? == Returned::ByExit {
+            return Err(CallErrno::Known(Errno::Einval));
+        }
         self.run_mut().exit_reason = KVM_EXIT_INTR;
         calls::set_registers(&self.vcpu, &registers)?;
+        self.set_injection(injection);
         if self.run().kvm_valid_regs != 0 {
             // What KVM_RUN left there is of a vCPU with #GP queued, which it is no more.
             *self.shared() = shared;
@@ -224,7 +246,8 @@ impl Port for KvmPort<'_> {
             // An exit for something else is the VMM's, and is not to be completed behind its back.
             return Ok(());
         }
-        self.run_immediately()
+        // If it ends by an exit, that tells a debugger of the step, and stays in the page.
+        self.run_immediately().map(drop)
     }
 
     fn register(&mut self, index: MsrIndex) -> Result<Option<u64>, CallErrno> {

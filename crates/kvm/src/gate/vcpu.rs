@@ -129,7 +129,8 @@ impl VcpuGate {
     /// The vCPU's emulated registers, pins and devices, for a snapshot or a migration. An answer
     /// that KVM has not taken yet is completed first (S5.6), so save the vCPU's registers after this.
     /// It waits for a [`Gate::replace`](super::Gate::replace) that is under way, so that the state is of
-    /// a program that stays.
+    /// a program that stays. Where a debugger steps the vCPU, `KVM_EXIT_DEBUG` may be in `kvm_run` after
+    /// this: that is the step over the completed access.
     ///
     /// # Errors
     /// The last exit has not been [answered](Self::answer): KVM would complete it as if the policy

@@ -1,6 +1,7 @@
 //! A program made ready to answer for VMs of one kind of processor.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply, Verdict};
@@ -144,13 +145,25 @@ impl Responder {
         })
     }
 
-    /// Whether a guest's writes may change what KVM holds of this register: directly, through a gate,
-    /// or because this is an audit.
+    /// Whether a migration may leave out what KVM holds of this register: no access of the guest reaches
+    /// it, and nothing else goes by it or changes it. That is known of the registers which KVM and
+    /// Hyper-V made up. Any other counts as one that instructions, time or the VMM change (S10.5).
     #[must_use]
-    pub fn writes_reach_kvm(&self, index: MsrIndex) -> bool {
-        let rule = self.variant().rule(index, Access::Write);
-        let is_allowed = matches!(rule.action, Action::Allow | Action::Device(_));
-        is_allowed || rule.action.needs_forwarding() || self.opens(rule)
+    pub fn is_out_of_reach(&self, index: MsrIndex) -> bool {
+        let reaches_kvm = |access| {
+            let rule = self.variant().rule(index, access);
+            let is_answered = matches!(
+                rule.action,
+                Action::Deny
+                    | Action::Kill
+                    | Action::Value(_)
+                    | Action::Ignore
+                    | Action::Register(_)
+            );
+            !is_answered || self.opens(rule)
+        };
+        let is_made_up = MADE_UP.iter().any(|range| range.contains(&index.get()));
+        is_made_up && !Access::ALL.into_iter().any(reaches_kvm)
     }
 
     /// Whether accesses that KVM is to handle come to user space, to be seen or because this is an
@@ -423,6 +436,14 @@ impl Responder {
         indices.map(MsrIndex::new).collect()
     }
 }
+
+/// Registers that no processor has: those of KVM's and of Hyper-V's interfaces for guests (Linux,
+/// `kvm_para.h` and `hvgdk.h`). Only WRMSR changes them, and what they do only a WRMSR turns on.
+const MADE_UP: [RangeInclusive<u32>; 3] = [
+    0x11..=0x12,
+    0x4000_0000..=0x4000_01ff,
+    0x4b56_4d00..=0x4b56_4dff,
+];
 
 /// An allowed access that is carried to the register each time, so that each time it is seen.
 fn is_carried_for_log(rule: &Rule, index: MsrIndex) -> bool {

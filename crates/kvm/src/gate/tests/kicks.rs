@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
+    KVM_EXIT_DEBUG, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MAX_CPUID_ENTRIES,
+    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_guest_debug, kvm_mp_state,
 };
 use msrgate_filter::{Access, MsrIndex, Reply};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -263,6 +264,56 @@ fn saving_completes_the_exit_that_is_pending() {
     while vcpu.step().is_some() {}
     assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
+}
+
+/// A debugger steps the vCPU: the state is saved all the same, and the step is still told.
+#[test]
+fn saving_leaves_a_debuggers_step_to_be_told() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest.load(&[Read(SPARE)]).unwrap();
+    let step = |control| kvm_guest_debug {
+        control,
+        ..kvm_guest_debug::default()
+    };
+    assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+    let stepping = step(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP);
+    vcpu.guest.vcpu().set_guest_debug(&stepping).unwrap();
+    let before = vcpu.guest.registers().unwrap();
+    vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
+    let after = vcpu.guest.registers().unwrap();
+    assert_eq!((after.rax, after.rip), (7, before.rip + 2));
+    let exit = vcpu.guest.vcpu_mut().get_kvm_run().exit_reason;
+    assert_eq!(exit, KVM_EXIT_DEBUG);
+    vcpu.guest.vcpu().set_guest_debug(&step(0)).unwrap();
+    while vcpu.step().is_some() {}
+    assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
+}
+
+/// What the page says of interrupts is what it said at the exit, not what the #GP makes of it that a
+/// rewind cancels: a VMM that injects interrupts itself goes by it.
+#[test]
+fn a_rewind_leaves_what_the_page_says_of_interrupts() {
+    let traced = policy("default = 'allow'\nlog = 'first'", "");
+    let Some(mut machine) = Machine::new(traced, 1) else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.guest.load(&[Read(STAR)]).unwrap();
+    vcpu.run_once().unwrap();
+    let seen = |vcpu: &mut Vcpu| {
+        let page = vcpu.guest.vcpu_mut().get_kvm_run();
+        (page.if_flag, page.ready_for_interrupt_injection)
+    };
+    let page = vcpu.guest.vcpu_mut().get_kvm_run();
+    (page.if_flag, page.ready_for_interrupt_injection) = (1, 1);
+    let answer = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
+    assert!(matches!(answer, Ok(Outcome::Resume)), "{answer:?}");
+    assert_eq!(seen(vcpu), (1, 1));
+    while vcpu.step().is_some() {}
+    assert_eq!(vcpu.saw(0, Read(STAR)), Saw::Value(0));
 }
 
 /// A vCPU is reset while KVM still has to complete an exit: nothing of it reaches the guest that

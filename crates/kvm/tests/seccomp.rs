@@ -1,0 +1,190 @@
+//! What `Gate::ioctls` lists is all that a gate calls: each thread has rules that let it make those
+//! calls and no others, and any other ends the process.
+
+mod host;
+
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+use std::thread;
+
+use kvm_ioctls::VcpuExit;
+use msrgate_filter::{Access, MsrIndex, Reply};
+use msrgate_kvm::bench::GuestVm;
+use msrgate_kvm::gate::{Gate, Outcome, SystemCalls, VcpuGate};
+use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter,
+};
+
+/// A filter alone: no exit is answered.
+const PLAIN: &str = "default = 'deny'\nlog = 'none'\n[msrs]\nIA32_STAR = 'rw'";
+
+/// Every kind of answer, and what is seen first.
+const ALL: &str = "default = 'allow'\nlog = 'first'\n[msrs]\n\
+    0x10000 = 'none'\n\
+    0x10001 = { read = { value = 7 }, write = 'ignore' }\n\
+    0x10002 = { register = { reset = 1, mask = '0xff' } }\n\
+    0x10003 = { read = { handler = 'own' }, write = 'kill' }\n\
+    IA32_LSTAR = { read = 'allow', write = 'pin', log = 'all' }\n\
+    IA32_FMASK = { read = 'allow', write = { sticky = '0xff' } }\n\
+    IA32_CSTAR = { read = 'allow', write = { mask = '0xffff' } }";
+
+fn program(text: &str) -> Program {
+    let text = format!("policy = 1\n{text}");
+    let policy = parse(&Source::new("calls.toml", &text), &mut NoIncludes).unwrap();
+    Program::of(&compile(policy).unwrap())
+}
+
+/// The numbers of the calls on KVM's file descriptors (Linux, `uapi/linux/kvm.h`).
+fn ioctl(name: &str) -> u64 {
+    match name {
+        "KVM_CHECK_EXTENSION" => 0xae03,
+        "KVM_RUN" => 0xae80,
+        "KVM_GET_REGS" => 0x8090_ae81,
+        "KVM_SET_REGS" => 0x4090_ae82,
+        "KVM_GET_MSRS" => 0xc008_ae88,
+        "KVM_SET_MSRS" => 0x4008_ae89,
+        "KVM_GET_MP_STATE" => 0x8004_ae98,
+        "KVM_SET_MP_STATE" => 0x4004_ae99,
+        "KVM_ENABLE_CAP" => 0x4068_aea3,
+        "KVM_GET_NESTED_STATE" => 0xc080_aebe,
+        "KVM_X86_SET_MSR_FILTER" => 0x4188_aec6,
+        other => panic!("{other} has no number here"),
+    }
+}
+
+fn call(name: &str) -> i64 {
+    match name {
+        "brk" => libc::SYS_brk,
+        "clone" => libc::SYS_clone,
+        "clone3" => libc::SYS_clone3,
+        "close" => libc::SYS_close,
+        "exit" => libc::SYS_exit,
+        "fcntl" => libc::SYS_fcntl,
+        "futex" => libc::SYS_futex,
+        "gettid" => libc::SYS_gettid,
+        "madvise" => libc::SYS_madvise,
+        "mmap" => libc::SYS_mmap,
+        "mprotect" => libc::SYS_mprotect,
+        "mremap" => libc::SYS_mremap,
+        "munmap" => libc::SYS_munmap,
+        "prctl" => libc::SYS_prctl,
+        "rseq" => libc::SYS_rseq,
+        "rt_sigprocmask" => libc::SYS_rt_sigprocmask,
+        "sched_getaffinity" => libc::SYS_sched_getaffinity,
+        "sched_yield" => libc::SYS_sched_yield,
+        "set_robust_list" => libc::SYS_set_robust_list,
+        "sigaltstack" => libc::SYS_sigaltstack,
+        other => panic!("{other} has no number here"),
+    }
+}
+
+/// From here on this thread, and those that it starts, may make these calls only.
+fn permit(ioctls: &[&str], others: &[&[&str]]) {
+    let request = |name: &&str| {
+        let condition =
+            SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, ioctl(name));
+        SeccompRule::new(vec![condition.unwrap()]).unwrap()
+    };
+    let others = others.iter().copied().flatten();
+    let mut rules: BTreeMap<_, _> = others.map(|name| (call(name), Vec::new())).collect();
+    rules.insert(libc::SYS_ioctl, ioctls.iter().map(request).collect());
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    );
+    let filter: BpfProgram = filter.unwrap().try_into().unwrap();
+    apply_filter(&filter).unwrap();
+}
+
+/// Runs a vCPU to its end; how many of its exits were for the VMM's own code.
+fn run(guest: &mut GuestVm, msrs: &mut VcpuGate) -> usize {
+    let mut handled = 0;
+    loop {
+        let exit = guest.vcpu().run();
+        assert!(
+            matches!(
+                exit,
+                Ok(VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_) | VcpuExit::IoOut(..))
+            ),
+            "{exit:?}"
+        );
+        if matches!(exit, Ok(VcpuExit::IoOut(..))) {
+            return handled;
+        }
+        if let Outcome::Handler(asked) = msrs.answer(guest.vcpu()).unwrap() {
+            handled += 1;
+            msrs.finish(guest.vcpu(), asked, Reply::value(9)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_listed_is_all_that_is_called() {
+    let Some(host) = host::host() else {
+        return;
+    };
+    let msrs = [
+        0x1_0000,
+        0x1_0001,
+        0x1_0002,
+        0x1_0003,
+        0x174,
+        0xc000_0081,
+        0xc000_0082,
+        0xc000_0083,
+        0xc000_0084,
+        0xc000_0102,
+    ];
+    let script: Vec<_> = msrs
+        .into_iter()
+        .flat_map(|index| Access::ALL.map(|access| (MsrIndex::new(index), access)))
+        .collect();
+    let mut guest = GuestVm::new(&host).unwrap();
+    let gate = Gate::new(program(PLAIN), &host).unwrap();
+    let calls = gate.ioctls();
+    let (vm, cpuid) = (guest.vm().clone(), guest.cpuid().clone());
+    let (of_gate, at_vcpu) = mpsc::channel::<VcpuGate>();
+    let (of_vcpu, at_gate) = mpsc::channel();
+    let (of_replaced, is_replaced) = mpsc::channel();
+    let (plain, all) = (program(PLAIN), program(ALL));
+    let handled = thread::scope(|scope| {
+        let of_installer = calls.clone();
+        let installer = scope.spawn(move || {
+            let SystemCalls {
+                vm_ioctls,
+                vm_others,
+                own_others,
+                ..
+            } = of_installer;
+            permit(&vm_ioctls, &[&vm_others, &own_others]);
+            gate.install(&*vm).unwrap();
+            of_gate.send(gate.vcpu(0, &cpuid).unwrap()).unwrap();
+            // The vCPU's rules were made for whatever may come.
+            at_gate.recv().unwrap();
+            gate.replace(all).unwrap();
+            of_replaced.send(()).unwrap();
+            at_gate.recv().unwrap();
+            gate.replace(plain).unwrap();
+        });
+        let vcpu = scope.spawn(move || {
+            let mut msrs = at_vcpu.recv().unwrap();
+            guest.load(&script).unwrap();
+            permit(&calls.vcpu_ioctls, &[&calls.vcpu_others, &calls.own_others]);
+            msrs.reset(guest.vcpu()).unwrap();
+            of_vcpu.send(()).unwrap();
+            is_replaced.recv().unwrap();
+            let handled = run(&mut guest, &mut msrs);
+            msrs.save(guest.vcpu()).unwrap();
+            of_vcpu.send(()).unwrap();
+            // What the guest takes to be dropped is no call of the gate.
+            (handled, guest)
+        });
+        installer.join().unwrap();
+        vcpu.join().unwrap().0
+    });
+    assert_eq!(handled, 1);
+}
