@@ -349,8 +349,6 @@ impl Gate {
         // The old one last: of programs that are refused one after the other, none makes it forgotten.
         self.shared.tracks.expect(&program);
         self.shared.tracks.expect(&self.program());
-        // Or else replacements without a pause would keep vCPUs waiting for ever.
-        publisher::publish_in(&self.shared, &mut control);
         self.shared
             .try_out(new, || control.replace(&filter, reasons))?;
         Ok(())

@@ -1,5 +1,10 @@
 //! What `Gate::ioctls` lists is all that a gate calls: each thread has rules that let it make those
 //! calls and no others, and any other ends the process.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "all of this is a test, its functions too"
+)]
 
 mod host;
 

@@ -14,8 +14,8 @@ use msrgate_filter::{
 use msrgate_policy::answer::Responder;
 use msrgate_policy::{CompileError, PackError};
 
+use super::Shared;
 use super::touch::Wanted;
-use super::{Control, Shared};
 use crate::errno::CallErrno;
 use crate::install::InstallError;
 use crate::signals;
@@ -70,13 +70,9 @@ impl Drop for End<'_> {
     }
 }
 
-/// Sets the filter that is open for what is wanted, if anything is.
+/// Sets the filter that is open for what is wanted, or for as much of it as fits.
 pub(super) fn publish(shared: &Shared) {
-    publish_in(shared, &mut shared.lock());
-}
-
-/// The same by who may set filters: for all that is wanted, or for as much of it as fits.
-pub(super) fn publish_in(shared: &Shared, control: &mut Control) {
+    let mut control = shared.lock();
     // Not before: a replacement would make it another program's.
     let Some(wanted) = shared.opened.take() else {
         return;

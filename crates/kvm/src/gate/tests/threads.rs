@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use msrgate_filter::MsrIndex;
+use msrgate_policy::Program;
 
 use super::machine::{FMASK, KERNEL_GS_BASE, LSTAR, Machine, STAR, Saw, policy};
 use crate::guest::Op::{Read, Write};
@@ -15,7 +16,7 @@ const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 const BOTH: &str = "IA32_CSTAR = 'rw'\nIA32_FMASK = 'none'\n\
     0x10001 = { register = { reset = 0, mask = '0xffffffff' } }\n";
 
-fn one() -> msrgate_policy::Program {
+fn one() -> Program {
     let entries = format!(
         "{BOTH}0x10000 = {{ read = {{ value = 1 }}, write = 'ignore' }}\n\
          IA32_STAR = 'rw'\nIA32_LSTAR = {{ read = 'allow', write = {{ mask = '0xffff' }} }}"
@@ -23,7 +24,7 @@ fn one() -> msrgate_policy::Program {
     policy("default = 'deny'", &entries)
 }
 
-fn other() -> msrgate_policy::Program {
+fn other() -> Program {
     let entries = format!(
         "{BOTH}0x10000 = {{ read = {{ value = 2 }}, write = 'deny' }}\n\
          IA32_STAR = 'none'\nIA32_LSTAR = {{ read = 'allow', write = 'ignore' }}\n\
@@ -142,5 +143,40 @@ fn replacements_and_first_touch_together() {
                 .unwrap();
         }
         is_over.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Programs that log by first touch take each other's place without a pause, and each begins with a
+/// filter that opens for nothing: what a vCPU waits for is opened in between, and it gets on.
+#[test]
+fn replacements_without_a_pause_keep_no_vcpu_waiting() {
+    let traced = |value: u32| {
+        let entries = format!("0x10000 = {{ read = {{ value = {value} }}, write = 'deny' }}");
+        policy("default = 'allow'\nlog = 'first'", &entries)
+    };
+    let programs = [traced(0), traced(1)];
+    let Some(mut machine) = Machine::new(programs[1].clone(), 1) else {
+        return;
+    };
+    let gate = std::sync::Arc::clone(&machine.gate);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let replaces = scope.spawn(|| {
+            let mut count = 0;
+            for program in programs.iter().cycle() {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                gate.replace(program.clone()).unwrap();
+                count += 1;
+            }
+            count
+        });
+        for value in 0..100 {
+            let saw = machine.first().run(&[Write(STAR, value), Read(STAR)]);
+            assert_eq!(saw, [Saw::Written, Saw::Value(value)]);
+        }
+        is_over.store(true, Ordering::Relaxed);
+        assert!(replaces.join().unwrap() > 1);
     });
 }
