@@ -70,7 +70,10 @@ fn of_kvm(explanation: &Explanation<'_>) -> String {
 
 fn device(access: Access, microcode: Option<Microcode>) -> String {
     match (access, microcode.map(|device| device.update)) {
-        (Access::Read, _) | (_, None) => "what the device \"microcode\" answers".to_owned(),
+        (Access::Read, _) => {
+            "#GP by the device \"microcode\": the register is for writing only".to_owned()
+        }
+        (Access::Write, None) => "what the device \"microcode\" answers".to_owned(),
         (Access::Write, Some(Update::Accept)) => {
             "an update by the device \"microcode\": its revision becomes the guest's if its header is sound"
                 .to_owned()
