@@ -30,7 +30,7 @@ use crate::rules::Rule;
 
 pub use cells::MAX_CELLS;
 pub use forwarded::{Carried, Forwarded};
-pub use microcode::{MicrocodeHeader, SIGN_ID, revision_value, update_header_at};
+pub use microcode::{MicrocodeHeader, SIGN_ID, is_cleared_first, revision_value, update_header_at};
 pub use responder::{Responder, ResponderError};
 pub use save::{RestoreError, Saved, SavedDevice};
 pub use state::VcpuState;

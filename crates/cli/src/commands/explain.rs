@@ -3,10 +3,10 @@
 use std::io::Write;
 
 use msrgate_filter::{Access, ExitNumber, ExitReason, MsrIndex, ReasonMask, Revision, Verdict};
-use msrgate_policy::registers;
+use msrgate_policy::registers::{self, GapKind};
 use msrgate_policy::{
-    Compiled, Cpu, Entry, Explanation, Extent, Log, Mode, MsrSet, Policy, Program, Reported, Said,
-    Variant, explain, one_line,
+    Action, Compiled, Cpu, Entry, Explanation, Extent, Log, Mode, MsrSet, Policy, Program,
+    Reported, Said, Variant, explain, one_line,
 };
 use serde::Serialize;
 
@@ -84,6 +84,8 @@ struct KernelRow {
 struct UseRow {
     name: &'static str,
     why: &'static str,
+    /// Whether it writes the register, past what the policy says of WRMSR.
+    changes: bool,
 }
 
 /// A policy on one processor.
@@ -154,6 +156,7 @@ impl<'c> Explained<'c> {
         let uses = registers::uses(explanation.index).map(|gap| UseRow {
             name: gap.name,
             why: gap.why,
+            changes: gap.kind == GapKind::Change,
         });
         Row {
             index: explanation.index.to_string(),
@@ -209,8 +212,15 @@ impl<'c> Explained<'c> {
         for access in Access::ALL {
             self.print_access(out, &self.of(index, access))?;
         }
+        let write = self.of(index, Access::Write).action;
         for gap in registers::uses(index) {
-            writeln!(out, "  no filter is asked where {}", gap.why)?;
+            let past = match gap.kind {
+                GapKind::Change if write != Action::Allow => {
+                    format!("; `{}` of a write does not stop it", write.word())
+                }
+                _ => String::new(),
+            };
+            writeln!(out, "  no filter is asked where {}{past}", gap.why)?;
         }
         Ok(())
     }

@@ -28,6 +28,13 @@ pub fn revision_value(cpu: &Cpu, revision: u32) -> u64 {
     }
 }
 
+/// Whether a guest that loads through this trigger writes 0 to [`SIGN_ID`] before it reads a revision
+/// from there: Intel's processors set it when CPUID is executed (SDM volume 3, 11.11.7), AMD's hold it.
+#[must_use]
+pub fn is_cleared_first(trigger: MsrIndex) -> bool {
+    trigger != AMD_LOADER
+}
+
 /// The linear address of the header of an update, and its length in bytes, from a write of `value`
 /// to the trigger. Intel's names the data, which the header stands before; AMD's the header.
 #[must_use]
@@ -196,6 +203,12 @@ mod tests {
         };
         assert_eq!(revision_value(&cpu("GenuineIntel"), 0x2b), 0x2b << 32);
         assert_eq!(revision_value(&cpu("AuthenticAMD"), 0x2b), 0x2b);
+    }
+
+    #[test]
+    fn a_guest_of_intel_clears_the_revision_before_it_reads_it() {
+        assert!(is_cleared_first(INTEL));
+        assert!(!is_cleared_first(AMD_LOADER));
     }
 
     #[test]

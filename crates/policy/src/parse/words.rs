@@ -131,7 +131,7 @@ const STATE_NOT_MIGRATED: &str = "state-not-migrated";
 
 /// Words for `accept`.
 pub(crate) fn gaps() -> impl Iterator<Item = &'static str> {
-    let gaps = registers::gaps().filter(|gap| gap.kind == GapKind::Access);
+    let gaps = registers::gaps().filter(|gap| gap.kind != GapKind::Use);
     gaps.map(|gap| gap.name).chain([STATE_NOT_MIGRATED])
 }
 

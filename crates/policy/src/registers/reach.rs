@@ -2,7 +2,9 @@
 //!
 //! A gap of [*access*](GapKind::Access) lets a guest's RDMSR or WRMSR through unasked: a policy that
 //! refuses it is not, or partly, enforced. A gap of [*use*](GapKind::Use) is no hole in the filter:
-//! every RDMSR and WRMSR of `IA32_LSTAR` is asked, and SYSCALL still jumps to what is in it (S4).
+//! every RDMSR and WRMSR of `IA32_LSTAR` is asked, and SYSCALL still jumps to what is in it (S4). Nor is
+//! one of [*change*](GapKind::Change), and yet it is a way past a policy: WRMSR cannot move a pinned
+//! `IA32_LSTAR`, and VMLOAD does.
 
 mod table;
 
@@ -51,7 +53,7 @@ impl fmt::Display for Reach {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Gap {
-    /// What it is called: the word for a policy's `accept`, if it is a gap of access.
+    /// What it is called: the word for a policy's `accept`, unless it is a gap of use.
     pub name: &'static str,
     /// What is not asked.
     pub kind: GapKind,
@@ -59,6 +61,8 @@ pub struct Gap {
     pub why: &'static str,
     /// Whose processors have it.
     pub on: Vendor,
+    /// What a guest's CPUID has to have for it; `None` is nothing that a VMM could hide.
+    pub needs: Option<&'static str>,
     /// The kernels that have it, as far as known.
     pub kernels: Kernels,
 }
@@ -68,7 +72,10 @@ pub struct Gap {
 pub enum GapKind {
     /// RDMSR or WRMSR, or a list of MSRs that stands for them.
     Access,
-    /// What other instructions do with the register.
+    /// What other instructions write into the register, where a policy may hold it by `mask`, `pin` or
+    /// `sticky`: these hold WRMSR alone.
+    Change,
+    /// Whatever else other instructions do with the register.
     Use,
 }
 
@@ -272,13 +279,14 @@ mod tests {
             (0x10, &["rdtsc", "tsc-adjust"][..]),
             (0x3b, &["tsc-adjust"]),
             (0xc1, &["rdpmc"]),
-            (0x175, &["sysenter", "nested-state"]),
+            (0x175, &["sysenter", "vmload", "vmcs"]),
+            (0x277, &["nested-state"]),
             (0xda0, &["xsaves"]),
             (0xc000_0080, &["paging", "nested-state"]),
-            (0xc000_0082, &["syscall", "nested-state"]),
-            (0xc000_0100, &["segment-base", "nested-state"]),
-            (0xc000_0101, &["segment-base", "swapgs", "nested-state"]),
-            (0xc000_0102, &["swapgs", "nested-state"]),
+            (0xc000_0082, &["syscall", "vmload"]),
+            (0xc000_0100, &["segment-base", "vmload", "vmcs"]),
+            (0xc000_0101, &["segment-base", "swapgs", "vmload", "vmcs"]),
+            (0xc000_0102, &["swapgs", "vmload"]),
             (0xc000_0103, &["rdtscp"]),
             (0x8b, &[]),
             (0xc001_0200, &[]),
@@ -311,10 +319,23 @@ mod tests {
         }
         assert!(vm_gaps().iter().all(|gap| gap.kind == GapKind::Access));
         for (gap, ranges) in &table::USES {
-            assert_eq!(gap.kind, GapKind::Use);
+            assert_ne!(gap.kind, GapKind::Access);
             for index in ranges.iter().cloned().flatten() {
                 assert!(by_index(MsrIndex::new(index)).is_some(), "{index:#x}");
             }
+        }
+    }
+
+    /// The registers that a policy may pin are those that VMLOAD loads, by AMD's manual (volume 3): each
+    /// has another way in, and no other register has a gap of change.
+    #[test]
+    fn what_may_be_pinned_has_gaps_of_change_and_nothing_else_has() {
+        for register in all() {
+            let may_be_pinned = register.forward().is_some();
+            let has_change = register.uses().any(|gap| gap.kind == GapKind::Change);
+            assert_eq!(has_change, may_be_pinned, "{}", register.name);
+            let by_vmload = register.uses().any(|gap| gap.name == "vmload");
+            assert_eq!(by_vmload, may_be_pinned, "{}", register.name);
         }
     }
 

@@ -1,10 +1,13 @@
 //! What is no mistake, and worth knowing.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use msrgate_filter::Access;
-use msrgate_policy::registers;
-use msrgate_policy::{Action, Compiled, Entry, EntryId, MsrRange, Said, Variant, one_line};
+use msrgate_filter::{Access, MsrIndex};
+use msrgate_policy::answer::{SIGN_ID, is_cleared_first};
+use msrgate_policy::registers::{self, Gap, GapKind};
+use msrgate_policy::{
+    Action, Compiled, Device, Entry, EntryId, MsrRange, Policy, Said, Variant, one_line,
+};
 
 use crate::output;
 
@@ -28,6 +31,8 @@ pub(super) enum Code {
     TooWide,
     Gap,
     PinKexec,
+    ChangedUnasked,
+    RevisionUnread,
     StateNotMigrated,
     CpuidRefused,
     NotSaved,
@@ -35,13 +40,15 @@ pub(super) enum Code {
 
 impl Code {
     #[cfg(test)]
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::SaysNothing,
         Self::DecidesNothing,
         Self::Nameless,
         Self::TooWide,
         Self::Gap,
         Self::PinKexec,
+        Self::ChangedUnasked,
+        Self::RevisionUnread,
         Self::StateNotMigrated,
         Self::CpuidRefused,
         Self::NotSaved,
@@ -55,6 +62,8 @@ impl Code {
             Self::TooWide => "too-wide",
             Self::Gap => "gap",
             Self::PinKexec => "pin-kexec",
+            Self::ChangedUnasked => "changed-unasked",
+            Self::RevisionUnread => "revision-unread",
             Self::StateNotMigrated => "state-not-migrated",
             Self::CpuidRefused => "cpuid-refused",
             Self::NotSaved => "not-saved",
@@ -83,6 +92,8 @@ pub(super) fn of(compiled: &Compiled) -> Vec<Warning<'_>> {
     warnings.extend(too_wide(compiled));
     warnings.extend(gaps(compiled));
     warnings.extend(pins(compiled));
+    warnings.extend(changed_unasked(compiled));
+    warnings.extend(revision_unread(compiled));
     warnings.extend(state(compiled));
     warnings
 }
@@ -203,7 +214,6 @@ fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
 /// Refusals that some accesses get around.
 fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
     let policy = compiled.policy();
-    let accepted = |gap: &str| policy.settings().accept.iter().any(|word| **word == *gap);
     let mut warnings = Vec::new();
     for variant in compiled.variants() {
         let registers = registers::all().iter();
@@ -218,30 +228,39 @@ fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
                 Said::ByDefault | Said::ByKvm => None,
             };
             let gaps = registers::reach(register.index, access).gaps().iter();
-            for gap in gaps.filter(|gap| !accepted(gap.name)) {
-                let message = format!(
-                    "a {access} of {} is not always {}: {}",
-                    output::titled(register.index),
-                    segment.action.word(),
-                    gap.why
-                );
-                let help = format!(
-                    "if that is known and fine, write `accept = [\"{}\"]`",
-                    gap.name
-                );
+            for gap in gaps.filter(|gap| !is_accepted(policy, gap.name)) {
                 warnings.push(Warning {
                     code: Code::Gap,
                     details: Vec::new(),
                     entry,
-                    message,
-                    help,
+                    message: format!(
+                        "a {access} of {} is not always {}: {}",
+                        output::titled(register.index),
+                        segment.action.word(),
+                        gap.why
+                    ),
+                    help: format!("if that is known and fine, {}", accept(gap)),
                 });
             }
         }
     }
+    once(warnings)
+}
+
+/// Each once, however many processors it is about.
+fn once(mut warnings: Vec<Warning<'_>>) -> Vec<Warning<'_>> {
     let mut seen = HashSet::new();
     warnings.retain(|warning| seen.insert(warning.message.clone()));
     warnings
+}
+
+fn is_accepted(policy: &Policy, gap: &str) -> bool {
+    let mut accepted = policy.settings().accept.iter();
+    accepted.any(|word| **word == *gap)
+}
+
+fn accept(gap: &Gap) -> String {
+    format!("write `accept = [\"{}\"]`", gap.name)
 }
 
 /// A pinned register does not take what a second kernel writes.
@@ -260,11 +279,118 @@ fn pins(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
     })
 }
 
+/// What a policy is to hold, and one gap changes.
+struct Held {
+    gap: &'static Gap,
+    /// The first entry that has some of it.
+    first: EntryId,
+    /// By which actions.
+    words: BTreeSet<&'static str>,
+    names: BTreeMap<MsrIndex, &'static str>,
+}
+
+/// What is pinned, masked or sticky, and other instructions write: a warning for each way to do so.
+fn changed_unasked(compiled: &Compiled) -> Vec<Warning<'_>> {
+    let policy = compiled.policy();
+    let mut found: BTreeMap<_, Held> = BTreeMap::new();
+    for variant in compiled.variants() {
+        for register in registers::all() {
+            let segment = variant.table().at(register.index, Access::Write);
+            let Said::ByEntry(id) = segment.said else {
+                continue;
+            };
+            if !segment.action.needs_forwarding() {
+                continue;
+            }
+            let changes = register.uses().filter(|gap| gap.kind == GapKind::Change);
+            for gap in changes.filter(|gap| !is_accepted(policy, gap.name)) {
+                let held = found.entry(gap.name).or_insert_with(|| Held {
+                    gap,
+                    first: id,
+                    words: BTreeSet::new(),
+                    names: BTreeMap::new(),
+                });
+                held.first = held.first.min(id);
+                held.words.insert(segment.action.word());
+                held.names.insert(register.index, register.name);
+            }
+        }
+    }
+    found
+        .into_values()
+        .map(|held| Warning {
+            code: Code::ChangedUnasked,
+            details: Vec::new(),
+            entry: Some(policy.entry(held.first)),
+            message: held.message(),
+            help: held.help(),
+        })
+        .collect()
+}
+
+impl Held {
+    fn message(&self) -> String {
+        let words: Vec<_> = self.words.iter().map(|word| format!("`{word}`")).collect();
+        let names: Vec<_> = self.names.values().copied().collect();
+        let stop = if words.len() == 1 { "stops" } else { "stop" };
+        let (words, names) = (words.join(", "), names.join(", "));
+        format!("{words} of {names} {stop} WRMSR alone: {}", self.gap.why)
+    }
+
+    fn help(&self) -> String {
+        let known = format!("this is known and fine, {}", accept(self.gap));
+        match self.gap.needs {
+            Some(needs) => format!("hide {needs} from the guest; where it is hidden, or {known}"),
+            None => format!("allow the write, which has other ways; if {known}"),
+        }
+    }
+}
+
+/// A microcode device whose revision the guest has no way to see.
+fn revision_unread(compiled: &Compiled) -> Vec<Warning<'_>> {
+    let policy = compiled.policy();
+    let mut warnings = Vec::new();
+    for variant in compiled.variants() {
+        let at = |index, access| variant.table().at(index, access);
+        for register in registers::all() {
+            let segment = at(register.index, Access::Write);
+            let (Action::Device(Device::Microcode), Said::ByEntry(id)) =
+                (segment.action, segment.said)
+            else {
+                continue;
+            };
+            let [read, write] = Access::ALL.map(|access| at(SIGN_ID, access).action);
+            let (access, action) = match (read, write) {
+                (Action::Allow | Action::Handler(_), write)
+                    if write.refuses() && is_cleared_first(register.index) =>
+                {
+                    (Access::Write, write)
+                }
+                (Action::Allow | Action::Handler(_), _) => continue,
+                (read, _) => (Access::Read, read),
+            };
+            let entry = policy.entry(id);
+            warnings.push(Warning {
+                code: Code::RevisionUnread,
+                details: Vec::new(),
+                entry: Some(entry),
+                message: format!(
+                    "a guest cannot look up the revision of the device of `{}`: a {access} of {} is {action}",
+                    one_line(entry.key()),
+                    output::titled(SIGN_ID),
+                ),
+                help: "write `IA32_BIOS_SIGN_ID = \"rw\"`: a guest writes 0, executes CPUID, and reads it there"
+                    .to_owned(),
+            });
+        }
+    }
+    once(warnings)
+}
+
 /// State that user space keeps is in no VMM's migration stream.
 fn state(compiled: &Compiled) -> Option<Warning<'_>> {
     let policy = compiled.policy();
-    let mut accepted = policy.settings().accept.iter();
-    if accepted.any(|word| **word == *"state-not-migrated") {
+    if is_accepted(policy, "state-not-migrated") {
         return None;
     }
     let keeps = |entry: &&Entry| {
@@ -287,77 +413,4 @@ fn state(compiled: &Compiled) -> Option<Warning<'_>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use msrgate_policy::{NoIncludes, Source, compile, parse};
-
-    use super::*;
-
-    /// The codes of the warnings about a policy, with the lines they are about.
-    fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
-        let source = Source::new("policy.toml", text);
-        let policy = parse(&source, &mut NoIncludes).expect("a policy");
-        let compiled = compile(policy).expect("a filter");
-        let line = |warning: &Warning<'_>| warning.entry.map(|entry| entry.place().line);
-        of(&compiled)
-            .iter()
-            .map(|warning| (warning.code.word(), line(warning)))
-            .collect()
-    }
-
-    #[test]
-    fn every_code_is_in_the_reference() {
-        let reference = include_str!("../../../../../docs/policy-reference.md");
-        for code in Code::ALL {
-            let row = format!("\n| `{}` | ", code.word());
-            assert!(reference.contains(&row), "{row}");
-        }
-    }
-
-    #[test]
-    fn every_warning_that_the_policy_alone_gives_rise_to() {
-        let text = "policy = 1
-default = 'deny'
-[msrs]
-'0x10..=0x11' = 'r'
-0x10 = { read = 'inherit', write = 'inherit' }
-'0x30000..=0x30001' = 'r'
-'0x174..=0x500' = { read = 'deny', write = 'ignore' }
-'0x600..=0x7ff' = 'r'
-'0x5000..=0x7fff' = 'none'
-IA32_LSTAR = { read = 'allow', write = 'pin' }
-IA32_TSC_DEADLINE = 'r'
-'0x176..=0x177' = 'r'
-0x176 = 'rw'
-0x177 = 'w'
-";
-        assert_eq!(
-            codes(text),
-            [
-                ("says-nothing", Some(5)),
-                ("decides-nothing", Some(12)),
-                ("nameless", Some(6)),
-                ("nameless", Some(9)),
-                ("nameless", Some(14)),
-                ("gap", Some(11)),
-                ("pin-kexec", Some(10)),
-                ("state-not-migrated", Some(10)),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_range_is_too_wide_if_it_allows_far_more_than_exists() {
-        let wide = |key: &str, word: &str| {
-            let text = format!(
-                "policy = 1\ndefault = 'deny'\naccept = ['tsc-deadline-fastpath']\n[msrs]\n'{key}' = '{word}'"
-            );
-            codes(&text).contains(&("too-wide", Some(5)))
-        };
-        // Names end at 0x1983 and begin again at 0x40000000.
-        assert!(wide("0x1900..=0x2fff", "r"));
-        assert!(wide("0x1900..=0x2fff", "w"));
-        assert!(!wide("0x1900..=0x2fff", "none"), "a wide refusal is fine");
-        assert!(!wide("0x1900..=0x1a00", "rw"), "some slack is fine");
-        assert!(!wide("@mtrr", "rw"));
-    }
-}
+mod tests;

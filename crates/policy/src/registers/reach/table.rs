@@ -13,7 +13,15 @@ const fn access(name: &'static str, why: &'static str) -> Gap {
         kind: GapKind::Access,
         why,
         on: Vendor::Any,
+        needs: None,
         kernels: Kernels::ALL,
+    }
+}
+
+const fn change(name: &'static str, why: &'static str) -> Gap {
+    Gap {
+        kind: GapKind::Change,
+        ..access(name, why)
     }
 }
 
@@ -73,6 +81,7 @@ pub(super) static VM: [Gap; 2] = [
         why: "the MSR lists of a nested VM entry or exit may be loaded and stored unasked, \
               in a VM whose CPUID has VMX",
         on: Vendor::Intel,
+        needs: Some("VMX"),
         kernels: Kernels::to(Kernel {
             major: 6,
             minor: 11,
@@ -85,7 +94,7 @@ pub(super) static VM: [Gap; 2] = [
 ];
 
 /// What reads, writes or goes by which registers.
-pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 15] = [
+pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
     (
         usage("syscall", "SYSCALL and SYSRET go by it"),
         &[0xc000_0081..=0xc000_0084],
@@ -98,14 +107,14 @@ pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 15] = [
         &[0x174..=0x176],
     ),
     (
-        usage(
+        change(
             "segment-base",
             "RDFSBASE and RDGSBASE read it; WRFSBASE, WRGSBASE and loads of FS or GS change it",
         ),
         &[0xc000_0100..=0xc000_0101],
     ),
     (
-        usage(
+        change(
             "swapgs",
             "SWAPGS exchanges the base of GS and IA32_KERNEL_GS_BASE",
         ),
@@ -164,9 +173,35 @@ pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 15] = [
         &[one(0x1d9)],
     ),
     (
+        Gap {
+            on: Vendor::Amd,
+            needs: Some("SVM"),
+            ..change(
+                "vmload",
+                "VMLOAD loads it and VMSAVE stores it, in a VM whose CPUID has SVM",
+            )
+        },
+        &[
+            0x174..=0x176,
+            0xc000_0081..=0xc000_0084,
+            0xc000_0100..=0xc000_0102,
+        ],
+    ),
+    (
+        Gap {
+            on: Vendor::Intel,
+            needs: Some("VMX"),
+            ..change(
+                "vmcs",
+                "a nested VM entry or exit loads it from a VMCS, in a VM whose CPUID has VMX",
+            )
+        },
+        &[0x174..=0x176, 0xc000_0100..=0xc000_0101],
+    ),
+    (
         usage(
             "nested-state",
-            "a nested VM entry, a nested VM exit or VMLOAD loads it from a control structure",
+            "a nested VM entry or a nested VM exit loads it from a control structure",
         ),
         CONTROL_STRUCTURES,
     ),
@@ -206,9 +241,9 @@ const SUPERVISOR_STATE: &[RangeInclusive<u32>] = &[
     0x1600..=0x161f,
 ];
 
-/// What a VMCS or a VMCB has a field for: all that KVM reads from the guest hypervisor's.
+/// What a VMCS, or for VMRUN a VMCB, has a field for: all that KVM reads from the guest
+/// hypervisor's, but for what a policy may pin.
 const CONTROL_STRUCTURES: &[RangeInclusive<u32>] = &[
-    0x174..=0x176,
     one(0x1d9),
     one(0x277),
     one(0x38f),
@@ -216,6 +251,5 @@ const CONTROL_STRUCTURES: &[RangeInclusive<u32>] = &[
     one(0x6a2),
     one(0x6a8),
     one(0xd90),
-    0xc000_0080..=0xc000_0084,
-    0xc000_0100..=0xc000_0102,
+    one(0xc000_0080),
 ];

@@ -1,0 +1,190 @@
+use msrgate_policy::{NoIncludes, Source, compile, parse};
+
+use super::*;
+
+/// The codes of the warnings about a policy, with the lines they are about.
+fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
+    let source = Source::new("policy.toml", text);
+    let policy = parse(&source, &mut NoIncludes).expect("a policy");
+    let compiled = compile(policy).expect("a filter");
+    let line = |warning: &Warning<'_>| warning.entry.map(|entry| entry.place().line);
+    of(&compiled)
+        .iter()
+        .map(|warning| (warning.code.word(), line(warning)))
+        .collect()
+}
+
+#[test]
+fn every_code_is_in_the_reference() {
+    let reference = include_str!("../../../../../../docs/policy-reference.md");
+    for code in Code::ALL {
+        let row = format!("\n| `{}` | ", code.word());
+        assert!(reference.contains(&row), "{row}");
+    }
+}
+
+#[test]
+fn every_warning_that_the_policy_alone_gives_rise_to() {
+    let text = "policy = 1
+default = 'deny'
+[msrs]
+'0x10..=0x11' = 'r'
+0x10 = { read = 'inherit', write = 'inherit' }
+'0x30000..=0x30001' = 'r'
+'0x174..=0x500' = { read = 'deny', write = 'ignore' }
+'0x600..=0x7ff' = 'r'
+'0x5000..=0x7fff' = 'none'
+IA32_LSTAR = { read = 'allow', write = 'pin' }
+IA32_TSC_DEADLINE = 'r'
+'0x176..=0x177' = 'r'
+0x176 = 'rw'
+0x177 = 'w'
+";
+    assert_eq!(
+        codes(text),
+        [
+            ("says-nothing", Some(5)),
+            ("decides-nothing", Some(12)),
+            ("nameless", Some(6)),
+            ("nameless", Some(9)),
+            ("nameless", Some(14)),
+            ("gap", Some(11)),
+            ("pin-kexec", Some(10)),
+            ("changed-unasked", Some(10)),
+            ("state-not-migrated", Some(10)),
+        ]
+    );
+}
+
+#[test]
+fn a_range_is_too_wide_if_it_allows_far_more_than_exists() {
+    let wide = |key: &str, word: &str| {
+        let text = format!(
+            "policy = 1\ndefault = 'deny'\naccept = ['tsc-deadline-fastpath']\n[msrs]\n'{key}' = '{word}'"
+        );
+        codes(&text).contains(&("too-wide", Some(5)))
+    };
+    // Names end at 0x1983 and begin again at 0x40000000.
+    assert!(wide("0x1900..=0x2fff", "r"));
+    assert!(wide("0x1900..=0x2fff", "w"));
+    assert!(!wide("0x1900..=0x2fff", "none"), "a wide refusal is fine");
+    assert!(!wide("0x1900..=0x1a00", "rw"), "some slack is fine");
+    assert!(!wide("@mtrr", "rw"));
+}
+
+/// What the warnings of a kind say, with the lines they are about.
+fn said(text: &str, code: Code) -> Vec<(u32, String)> {
+    let source = Source::new("policy.toml", text);
+    let policy = parse(&source, &mut NoIncludes).expect("a policy");
+    let compiled = compile(policy).expect("a filter");
+    let warnings = of(&compiled).into_iter();
+    let of_code = warnings.filter(|warning| warning.code == code);
+    let line = |warning: &Warning<'_>| warning.entry.map_or(0, |entry| entry.place().line);
+    of_code
+        .map(|warning| (line(&warning), warning.message))
+        .collect()
+}
+
+#[test]
+fn what_other_instructions_write_is_not_held() {
+    let text = "policy = 1
+default = 'allow'
+accept = []
+[msrs]
+IA32_CSTAR = { read = 'allow', write = 'pin' }
+'IA32_STAR..=IA32_LSTAR' = { read = 'allow', write = 'pin' }
+IA32_FMASK = { read = 'allow', write = 'sticky' }
+IA32_FS_BASE = { read = 'allow', write = { mask = '0xffff' } }
+IA32_KERNEL_GS_BASE = { read = 'allow', write = 'ignore' }
+[[when]]
+cpu = { vendor = 'GenuineIntel' }
+[when.msrs]
+IA32_FMASK = { read = 'allow', write = 'pin', override = true }
+";
+    // One for each gap, whatever the processor.
+    let expected = [
+        (8, "`mask` of IA32_FS_BASE stops WRMSR alone: RDFSBASE "),
+        (
+            8,
+            "`mask` of IA32_FS_BASE stops WRMSR alone: a nested VM entry ",
+        ),
+        (
+            5,
+            "`mask`, `pin`, `sticky` of IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_FS_BASE stop WRMSR alone: VMLOAD ",
+        ),
+    ];
+    let found = said(text, Code::ChangedUnasked);
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    for ((line, message), (at, start)) in found.iter().zip(expected) {
+        assert!(
+            *line == at && message.starts_with(start),
+            "{line}: {message}"
+        );
+    }
+    let accepting = |gaps: &str| {
+        let text = text.replacen("accept = []", &format!("accept = [{gaps}]"), 1);
+        said(&text, Code::ChangedUnasked).len()
+    };
+    assert_eq!(accepting("'vmload'"), 2);
+    assert_eq!(accepting("'vmload', 'vmcs', 'segment-base'"), 0);
+}
+
+#[test]
+fn a_revision_that_no_guest_can_read_is_one_for_nothing() {
+    let with = |entries: &[&str]| {
+        let head = "policy = 1\ndefault = 'deny'\n[device.microcode]\nrevision = 1\nupdate = 'accept'\n[msrs]\n";
+        said(
+            &format!("{head}{}", entries.join("\n")),
+            Code::RevisionUnread,
+        )
+    };
+    let (intel, amd) = (
+        "0x79 = { device = 'microcode' }",
+        "0xc0010020 = { device = 'microcode' }",
+    );
+    let none: [(u32, String); 0] = [];
+    for seen in [
+        "0x8b = 'rw'",
+        "0x8b = { read = 'allow', write = 'ignore' }",
+        "0x8b = { read = { handler = 'mine' }, write = { handler = 'mine' } }",
+    ] {
+        assert_eq!(with(&[intel, amd, seen]), none, "{seen}");
+    }
+    assert_eq!(with(&[amd, "0x8b = 'r'"]), none, "AMD's is not cleared");
+    assert_eq!(with(&["0x79 = 'r'", "0x8b = 'none'"]), none, "no device");
+    for (entries, line, is) in [
+        (
+            &[intel][..],
+            7,
+            "a read of 0x8b IA32_BIOS_SIGN_ID is \"deny\"",
+        ),
+        (&[amd], 7, "a read of 0x8b IA32_BIOS_SIGN_ID is \"deny\""),
+        (
+            &["0x8b = 'r'", intel],
+            8,
+            "a write of 0x8b IA32_BIOS_SIGN_ID is \"deny\"",
+        ),
+        (
+            &["0x8b = { read = { value = 7 }, write = 'allow' }", amd],
+            8,
+            "a read of 0x8b IA32_BIOS_SIGN_ID is { value = \"0x7\" }",
+        ),
+        // On one processor is enough.
+        (
+            &[
+                "0x8b = 'rw'",
+                intel,
+                "[[when]]",
+                "cpu = { vendor = 'GenuineIntel' }",
+                "[when.msrs]",
+                "0x8b = { read = 'deny', write = 'allow', override = true }",
+            ],
+            8,
+            "a read of 0x8b IA32_BIOS_SIGN_ID is \"deny\"",
+        ),
+    ] {
+        let found = with(entries);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].0 == line && found[0].1.ends_with(is), "{found:?}");
+    }
+}
