@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Instant;
 
 use msrgate_filter::{Access, Exit, Reply};
-use msrgate_policy::Origin;
 use msrgate_policy::answer::{Answer, Carried, Deed, Forwarded, Responder, Step, VcpuState};
+use msrgate_policy::{Mode, Origin};
 
 use super::answer::{Asked, Outcome, Violation};
 use super::before::Before;
@@ -194,17 +194,16 @@ impl Answering {
         access: &Forwarded,
     ) -> Result<Done, AnswerError> {
         if self.may_nest == MayNest::Perhaps && port.level()? == Level::Nested {
-            // The register is the nested guest's. One that is only to be seen it may have itself.
-            return match answer.deed {
-                Deed::Allowed => {
-                    let open = Answer {
-                        step: Step::Open,
-                        ..*answer
-                    };
-                    self.let_through(program, port, exit, &open)
-                }
-                _ => Ok(Done::Reply(Reply::FAULT, Deed::Denied)),
+            // The register is the nested guest's. What is only to be seen, or recorded, it may do itself.
+            let is_audit = program.thing.program().settings().mode == Mode::Audit;
+            if answer.deed != Deed::Allowed && !is_audit {
+                return Ok(Done::Reply(Reply::FAULT, Deed::Denied));
+            }
+            let open = Answer {
+                step: Step::Open,
+                ..*answer
             };
+            return self.let_through(program, port, exit, &open);
         }
         let current = if access.needs_current() {
             match port.register(access.index())? {

@@ -394,10 +394,11 @@ impl Responder {
 
     /// Whether accesses of this rule are let through one by one, once they have been seen.
     fn opens(&self, rule: &Rule) -> bool {
-        match rule.action {
+        match &rule.action {
             Action::Allow => rule.log >= Log::First,
             Action::Deny | Action::Kill => self.mode() == Mode::Audit,
-            _ => false,
+            // In an audit, too, where the access cannot be carried: a nested guest's.
+            action => self.mode() == Mode::Audit && action.needs_forwarding(),
         }
     }
 
