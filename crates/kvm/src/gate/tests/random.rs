@@ -2,6 +2,7 @@
 //! KVM.
 
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use msrgate_filter::MsrIndex;
 use proptest::collection::vec;
@@ -59,6 +60,22 @@ fn write(place: usize) -> impl Strategy<Value = &'static str> {
     prop_oneof![3 => action(place, &FORWARDED), 1 => Just("'ignore'")]
 }
 
+/// Not canonical: KVM refuses it, whoever writes it, and so does a processor.
+const WILD: u64 = 1 << 62;
+
+/// Whether a guest's own writes of it are refused. On QEMU's SVM, where they do not come to KVM, they are
+/// not.
+fn refuses_wild() -> bool {
+    static REFUSES: LazyLock<bool> = LazyLock::new(|| {
+        let Some(mut kvm) = Machine::new(policy("default = 'allow'", ""), 1) else {
+            return true;
+        };
+        let saw = kvm.first().run(&[Write(LSTAR, WILD)]);
+        saw == [Saw::Fault]
+    });
+    *REFUSES
+}
+
 /// Settings, and entries for some of the MSRs.
 fn text() -> impl Strategy<Value = (String, String)> {
     let settings = select(vec![
@@ -95,8 +112,7 @@ fn script() -> impl Strategy<Value = Vec<Op>> {
         None => Read(MSRS[place]),
         Some(value) => Write(MSRS[place], value),
     });
-    // Not canonical: KVM refuses it, whoever writes it.
-    let wild = select(vec![LSTAR, KERNEL_GS_BASE]).prop_map(|index| Write(index, 1 << 62));
+    let wild = select(vec![LSTAR, KERNEL_GS_BASE]).prop_map(|index| Write(index, WILD));
     vec(prop_oneof![12 => access, 1 => wild], 1..40)
 }
 
@@ -124,6 +140,8 @@ proptest! {
         if HostCaps::for_test().is_none() {
             return Ok(());
         }
+        let is_tried = |op: &Op| refuses_wild() || !matches!(op, Write(_, WILD));
+        let script: Vec<_> = script.into_iter().filter(is_tried).collect();
         let program = policy(&settings, &entries);
         let Some(mut kvm) = Machine::new(program.clone(), 1) else {
             return Ok(());
