@@ -84,6 +84,7 @@ pub use device::{
 };
 pub use error::{AnswerError, GateError, StateError};
 pub use options::GateOptions;
+pub use touch::Touched;
 pub use vcpu::VcpuGate;
 
 use answering::{Answering, MayNest};
