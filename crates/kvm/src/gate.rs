@@ -189,12 +189,13 @@ impl Gate {
     /// The same with the VM's memory, the VMM's devices, and what events hold.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// As [`Self::new`], or a queue is to be longer than [`events::EventOptions::LONGEST_QUEUE`].
     pub fn with_options(
         program: Program,
         host: &HostCaps,
         options: GateOptions,
     ) -> Result<Self, GateError> {
+        options.events.check()?;
         let program = Arc::new(program);
         check(&program, host, &options)?;
         let example = program.variants()[0].example();
