@@ -108,7 +108,7 @@ impl Tracks {
             held_back: AtomicU64::new(0),
         });
         let mut live = self.lock();
-        Self::prune(&mut live);
+        Self::prune(&mut live, UNREAD);
         live.tracks.push(Arc::clone(&track));
         track
     }
@@ -147,8 +147,8 @@ impl Tracks {
     }
 
     /// Forgets tracks of vCPUs that are gone, but for what they counted: those whose queues are empty,
-    /// and of the others all but the newest.
-    fn prune(live: &mut Live) {
+    /// and of the others all but so many, the newest ones.
+    fn prune(live: &mut Live, most: usize) {
         let Live {
             tracks,
             gone,
@@ -159,7 +159,7 @@ impl Tracks {
         // Whom nobody else has, neither a vCPU nor a reader: what they did last is seen here.
         let unread = tracks.iter_mut().filter_map(Arc::get_mut);
         let unread = unread.filter(|track| !track.ring.is_empty()).count();
-        let mut too_many = unread.saturating_sub(UNREAD);
+        let mut too_many = unread.saturating_sub(most);
         tracks.retain_mut(|track| {
             let Some(track) = Arc::get_mut(track) else {
                 return true;
@@ -257,7 +257,8 @@ impl Events {
             }
         }
         drop(tracks);
-        Tracks::prune(&mut self.tracks.lock());
+        // There is a reader: what came meanwhile it gets the next time.
+        Tracks::prune(&mut self.tracks.lock(), usize::MAX);
     }
 
     /// How many events of each vCPU were dropped or held back so far, where any were.

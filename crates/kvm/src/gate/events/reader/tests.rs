@@ -75,6 +75,26 @@ fn what_nobody_reads_is_bounded_and_counted() {
     }
 }
 
+/// All vCPUs of a large VM end while a reader reads: nothing of theirs is dropped.
+#[test]
+fn what_comes_while_others_are_read_is_read_the_next_time() {
+    let tracks = Arc::new(Tracks::default());
+    come_and_go(&tracks, 0, 1);
+    let mut events = Events::new(Arc::clone(&tracks));
+    let mut vcpus = Vec::new();
+    events.drain(|event| {
+        vcpus.push(event.vcpu.get());
+        if vcpus.len() == 1 {
+            let late: Vec<_> = (1..100).map(|id| tracks.add(VcpuId::new(id), 1)).collect();
+            for vcpu in &late {
+                vcpu.tell(&happened(2));
+            }
+        }
+    });
+    assert_eq!(vcpus, [0; 3]);
+    assert_eq!(drained(&mut events), [2; 99]);
+}
+
 /// Those that had nothing to tell are forgotten when the next one comes, and leave nothing.
 #[test]
 fn what_has_nothing_to_tell_leaves_nothing() {
