@@ -7,13 +7,12 @@ use msrgate_policy::answer::Deed;
 /// How many kinds of event are told apart; two that share a place share its limit.
 const PLACES: usize = 64;
 
-/// The place of all events of kills, which no other event shares: by none may a guest hide them.
-const KILLS: usize = PLACES;
-
 /// One vCPU's limit. A second begins with the first event of a kind.
 pub(in crate::gate) struct Limit {
     per_second: u32,
-    places: Box<[Place; PLACES + 1]>,
+    places: Box<[Place; PLACES]>,
+    /// Of all kills, which no other event shares: by none may a guest hide them.
+    kills: Place,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -40,7 +39,8 @@ impl Limit {
     pub(in crate::gate) fn new(per_second: u32) -> Self {
         Self {
             per_second,
-            places: Box::new([Place::default(); PLACES + 1]),
+            places: Box::new([Place::default(); PLACES]),
+            kills: Place::default(),
         }
     }
 
@@ -55,11 +55,10 @@ impl Limit {
         let kind = u64::from(index.get()) << 8 | u64::from(deed.number()) << 1 | access as u64;
         let mixed = kind.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0];
         let place = if deed == Deed::Killed {
-            KILLS
+            &mut self.kills
         } else {
-            usize::from(mixed) % PLACES
+            &mut self.places[usize::from(mixed) % PLACES]
         };
-        let place = &mut self.places[place];
         if now.saturating_sub(place.began) >= SECOND || now < place.began {
             (place.began, place.count) = (now, 0);
         }
