@@ -156,6 +156,12 @@ pub struct KvmBackend {
     guest: Guest,
 }
 
+impl fmt::Debug for KvmBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvmBackend").finish_non_exhaustive()
+    }
+}
+
 impl KvmBackend {
     /// A new VM on this host.
     ///

@@ -1,5 +1,6 @@
 //! What this crate's benches and tests need of its inside. No part of its interface.
 
+use std::fmt;
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
@@ -24,6 +25,12 @@ pub struct GuestVm {
     guest: Guest,
     cpuid: CpuId,
     script: Vec<Op>,
+}
+
+impl fmt::Debug for GuestVm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestVm").finish_non_exhaustive()
+    }
 }
 
 impl GuestVm {

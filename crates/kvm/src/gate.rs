@@ -84,6 +84,7 @@ pub use device::{
 };
 pub use error::{AnswerError, GateError, StateError};
 pub use options::GateOptions;
+pub use touch::Touched;
 pub use vcpu::VcpuGate;
 
 use answering::{Answering, MayNest};
@@ -188,12 +189,13 @@ impl Gate {
     /// The same with the VM's memory, the VMM's devices, and what events hold.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// As [`Self::new`], or a queue is to be longer than [`events::EventOptions::LONGEST_QUEUE`].
     pub fn with_options(
         program: Program,
         host: &HostCaps,
         options: GateOptions,
     ) -> Result<Self, GateError> {
+        options.events.check()?;
         let program = Arc::new(program);
         check(&program, host, &options)?;
         let example = program.variants()[0].example();

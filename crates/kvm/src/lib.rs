@@ -14,6 +14,9 @@
 //!
 //! What this crate does not do: it reads no policy's text and knows no register's name.
 
+// A VMM's own types hold these, and derive it.
+#![deny(missing_debug_implementations)]
+
 #[cfg(feature = "kvm-ioctls")]
 mod backend;
 #[cfg(feature = "bench")]

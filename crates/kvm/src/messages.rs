@@ -8,6 +8,7 @@ use msrgate_policy::{CompileError, Cpu, PackError};
 
 use crate::errno::{CallErrno, RawErrno};
 use crate::exit::{RawReason, RawReasons};
+use crate::gate::events::EventOptions;
 use crate::gate::{AnswerError, GateError, StateError, VcpuId};
 use crate::{GuestError, HostError, InstallError, MeasureError, Requirement, StepAt};
 
@@ -127,6 +128,10 @@ fn why_a_gate_does_not_answer() {
         GateError::IgnoreMsrs,
         GateError::NoMemory,
         GateError::NoSharedRegisters,
+        GateError::Queue {
+            asked: usize::MAX,
+            most: EventOptions::LONGEST_QUEUE,
+        },
         GateError::Install(InstallError::Filter(errno())),
         GateError::InstalledTwice,
         GateError::NoCpuid,

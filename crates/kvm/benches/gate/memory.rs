@@ -9,7 +9,7 @@ use msrgate_policy::Program;
 
 use crate::{Failure, program};
 
-/// What an event takes in a queue.
+/// What an event takes in a queue. The place that is kept for a kill's is there whatever is asked for.
 const EVENT: i64 = 80;
 
 pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {

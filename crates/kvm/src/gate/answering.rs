@@ -290,6 +290,7 @@ impl Answering {
         } = *exit;
         let time = Happened::now();
         let Passage::Passes { held_back } = self.limit.ask(index, access, deed, time) else {
+            self.track.hold_back();
             return;
         };
         let options = &self.shared.options.events;

@@ -40,6 +40,16 @@ pub enum GateError {
     /// Events are to have RIP, and KVM does not share registers.
     #[error("events are to hold RIP, and this KVM puts no registers into kvm_run")]
     NoSharedRegisters,
+    /// A queue for events that is too long.
+    #[error(
+        "a queue of {asked} events for each vCPU is too long: EventOptions::queue may be {most} at most"
+    )]
+    Queue {
+        /// What [`EventOptions::queue`](super::events::EventOptions::queue) is.
+        asked: usize,
+        /// What it may be.
+        most: usize,
+    },
     /// The kernel refuses the filter or the mask.
     #[error(transparent)]
     Install(#[from] InstallError),

@@ -4,6 +4,8 @@
 //! costs, and what it does not do, is measured on it.
 #![expect(unsafe_code, reason = "a union of the kernel's ABI")]
 
+use std::fmt;
+
 use kvm_bindings::{KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, kvm_cpuid_entry2, kvm_run};
 use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply};
 use msrgate_policy::answer::Deed;
@@ -21,6 +23,12 @@ const NOWHERE: i32 = -1;
 /// A vCPU's page.
 pub struct PaperVcpu {
     page: Box<kvm_run>,
+}
+
+impl fmt::Debug for PaperVcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PaperVcpu").finish_non_exhaustive()
+    }
 }
 
 impl PaperVcpu {

@@ -12,4 +12,5 @@ mod refused;
 mod seen;
 mod state;
 mod threads;
+mod told;
 mod trouble;

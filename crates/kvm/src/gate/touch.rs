@@ -6,6 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use msrgate_filter::{Access, MsrIndex};
 
+use super::Gate;
 use crate::errno::CallErrno;
 
 /// Accesses that a VM remembers to have seen: 64 KiB.
@@ -17,6 +18,16 @@ const PROGRAM: u32 = 34;
 /// The (MSR, access) pairs that a VM's guest has touched. Lock-free: any vCPU may ask and add.
 pub(super) struct Seen {
     slots: Box<[AtomicU64]>,
+}
+
+/// An access of the VM's guest that was to be told the first time: see
+/// [`Gate::touched`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Touched {
+    /// To which MSR.
+    pub index: MsrIndex,
+    /// In which direction.
+    pub access: Access,
 }
 
 /// Whether an access is the VM's first of its kind.
@@ -58,6 +69,15 @@ impl Seen {
         Touch::Forgotten
     }
 
+    /// What was seen under the program of this number, in order.
+    pub(super) fn under(&self, program: u64) -> Vec<Touched> {
+        let keys = self.slots.iter().map(|slot| slot.load(Ordering::Relaxed));
+        let of_it = keys.filter(|key| key & 1 == 1 && key >> PROGRAM == program);
+        let mut touched: Vec<_> = of_it.filter_map(Touched::of_key).collect();
+        touched.sort_unstable();
+        touched
+    }
+
     /// The program of this number is in force, under which everything is seen anew: what there is of
     /// others makes room.
     pub(super) fn begin(&self, program: u64) {
@@ -66,6 +86,38 @@ impl Seen {
                 slot.store(0, Ordering::Relaxed);
             }
         }
+    }
+}
+
+impl Gate {
+    /// The accesses that were to be told the first time and have come, under the program in force, in
+    /// order: with `log = "first"` all that came to the gate, but for those that ended the VM; with
+    /// `mode = "audit"` those that the program would refuse. With other levels of `log` there are none.
+    ///
+    /// It is what to learn a policy from, once the guest has done what it is to do: such an access
+    /// becomes an event once, and passes by the gate from then on, so that an event which is lost comes no
+    /// second time. What is here stays, whatever became of the event.
+    ///
+    /// There are 8,192 places, and 64 of them where an access may be. What finds none is missing here, and is
+    /// an event each time that it comes: from some five thousand accesses on, all over the MSR space, or
+    /// before if the guest picks its MSRs for that. Another program, by [`Self::replace`] or as the first
+    /// vCPU chooses a variant, begins with none. This waits for a replacement that is under way.
+    #[must_use]
+    pub fn touched(&self) -> Vec<Touched> {
+        let _control = self.shared.lock();
+        let program = self.shared.current.get().number;
+        self.shared.seen.under(program)
+    }
+}
+
+impl Touched {
+    fn of_key(key: u64) -> Option<Self> {
+        let index = u32::try_from(key >> 2 & u64::from(u32::MAX)).ok()?;
+        let access = usize::from(key & 2 != 0);
+        Some(Self {
+            index: MsrIndex::new(index),
+            access: *Access::ALL.get(access)?,
+        })
     }
 }
 
@@ -266,7 +318,15 @@ mod tests {
                 assert_eq!(seen.touch(1, msr(index), access), Touch::First);
             }
         }
+        let all: Vec<_> = [0, 0x10, 0xc000_0082, u32::MAX]
+            .into_iter()
+            .flat_map(|index| Access::ALL.map(|access| (msr(index), access)))
+            .map(|(index, access)| Touched { index, access })
+            .collect();
+        assert_eq!((seen.under(0), seen.under(1)), (all.clone(), all.clone()));
+        assert_eq!(seen.under(2), []);
         seen.begin(1);
+        assert_eq!((seen.under(0), seen.under(1)), (vec![], all));
         assert_eq!(seen.touch(1, msr(0), Access::Read), Touch::Again);
         assert_eq!(seen.touch(0, msr(0), Access::Read), Touch::First);
     }

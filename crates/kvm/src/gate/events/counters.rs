@@ -76,7 +76,7 @@ impl Counters {
 }
 
 /// One writer: no read-modify-write is needed.
-fn add_one(counter: &AtomicU64) {
+pub(super) fn add_one(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 

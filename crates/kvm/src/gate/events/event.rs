@@ -56,7 +56,8 @@ pub struct Event {
     pub file: Option<Box<str>>,
     /// The digest of the program that said so.
     pub digest: Digest,
-    /// How many events of this kind came just before, and were held back by the limit.
+    /// How many events of this kind came just before, and were held back by the limit. Kinds that share
+    /// a place are one; how many there were in all is in [`VcpuDrops`](super::VcpuDrops).
     pub held_back: u32,
 }
 

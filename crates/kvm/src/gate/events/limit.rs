@@ -11,6 +11,8 @@ const PLACES: usize = 64;
 pub(in crate::gate) struct Limit {
     per_second: u32,
     places: Box<[Place; PLACES]>,
+    /// Of all kills, which no other event shares: by none may a guest hide them.
+    kills: Place,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -38,6 +40,7 @@ impl Limit {
         Self {
             per_second,
             places: Box::new([Place::default(); PLACES]),
+            kills: Place::default(),
         }
     }
 
@@ -51,7 +54,11 @@ impl Limit {
     ) -> Passage {
         let kind = u64::from(index.get()) << 8 | u64::from(deed.number()) << 1 | access as u64;
         let mixed = kind.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0];
-        let place = &mut self.places[usize::from(mixed) % PLACES];
+        let place = if deed == Deed::Killed {
+            &mut self.kills
+        } else {
+            &mut self.places[usize::from(mixed) % PLACES]
+        };
         if now.saturating_sub(place.began) >= SECOND || now < place.began {
             (place.began, place.count) = (now, 0);
         }
@@ -83,5 +90,20 @@ mod tests {
         assert_eq!(ask(0x10, 5 + SECOND), passes(2));
         // A clock that was set back begins anew rather than holding back for ever.
         assert_eq!(ask(0x10, 1), passes(0));
+    }
+
+    /// Whatever else there is; and a VMM that runs a guest on after each of its kills is not flooded.
+    #[test]
+    fn only_kills_hold_kills_back() {
+        let mut limit = Limit::new(2);
+        let mut ask = |index, deed| limit.ask(MsrIndex::new(index), Access::Read, deed, 5);
+        for index in 0..10_000 {
+            ask(index, Deed::Denied);
+        }
+        let passes = Passage::Passes { held_back: 0 };
+        assert_eq!(ask(0x10, Deed::Denied), Passage::HeldBack);
+        assert_eq!(ask(0x10, Deed::Killed), passes);
+        assert_eq!(ask(0x11, Deed::Killed), passes);
+        assert_eq!(ask(0x12, Deed::Killed), Passage::HeldBack);
     }
 }

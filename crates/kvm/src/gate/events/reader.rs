@@ -1,15 +1,17 @@
 //! The other end of all vCPUs' queues.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_policy::Program;
 use msrgate_policy::answer::Deed;
 
-use super::counters::{Count, Counters};
+use super::counters::{Count, Counters, add_one};
 use super::event::{Event, Happened};
-use super::ring::Ring;
+use super::ring::{Ring, Room};
 use crate::gate::VcpuId;
 
 /// One vCPU's queue and counters.
@@ -17,6 +19,8 @@ pub(in crate::gate) struct Track {
     id: VcpuId,
     ring: Ring,
     counters: Counters,
+    /// How many events the limit has held back; written by the vCPU.
+    held_back: AtomicU64,
 }
 
 impl Track {
@@ -28,7 +32,24 @@ impl Track {
     /// Puts an event into the queue, or counts it as dropped. One thread at a time.
     #[inline]
     pub(in crate::gate) fn tell(&self, happened: &Happened) {
-        self.ring.put(&happened.encode());
+        let room = if happened.deed == Deed::Killed {
+            Room::Kept
+        } else {
+            Room::Shared
+        };
+        self.ring.put(&happened.encode(), room);
+    }
+
+    /// Counts an event that the limit holds back. One thread at a time.
+    pub(in crate::gate) fn hold_back(&self) {
+        add_one(&self.held_back);
+    }
+
+    fn lost(&self) -> Lost {
+        Lost {
+            dropped: self.ring.dropped(),
+            held_back: self.held_back.load(Ordering::Relaxed),
+        }
     }
 }
 
@@ -44,23 +65,51 @@ struct Live {
     /// What vCPUs that are gone had counted.
     gone: BTreeMap<(MsrIndex, Access, Deed), u64>,
     others: u64,
-    dropped: BTreeMap<VcpuId, u64>,
+    /// What became no event of theirs. Of each number that the VMM gives, which KVM bounds.
+    lost: BTreeMap<VcpuId, Lost>,
     /// Programs whose events may still be in a queue, the newest last.
     programs: Vec<Arc<Program>>,
 }
+
+/// How many events of a vCPU did not come to the reader.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Lost {
+    dropped: u64,
+    held_back: u64,
+}
+
+impl Lost {
+    fn add_to(self, sums: &mut BTreeMap<VcpuId, Self>, id: VcpuId) {
+        if self != Self::default() {
+            let sum = sums.entry(id).or_default();
+            sum.dropped += self.dropped;
+            sum.held_back += self.held_back;
+        }
+    }
+}
+
+/// So many vCPUs that are gone leave their events to a reader, the newest ones.
+const UNREAD: usize = 16;
+
+/// So many kinds of (MSR, access, deed) are told apart of vCPUs that are gone.
+const KINDS: usize = 4096;
 
 /// So many programs are remembered: events that are older have no file name.
 const PROGRAMS: usize = 16;
 
 impl Tracks {
-    /// A track for a vCPU, with a queue of so many events.
+    /// A track for a vCPU, with a queue of so many events. Those of vCPUs that are gone make room: there
+    /// may be no reader.
     pub(in crate::gate) fn add(&self, id: VcpuId, queue: usize) -> Arc<Track> {
         let track = Arc::new(Track {
             id,
             ring: Ring::new(queue),
             counters: Counters::new(),
+            held_back: AtomicU64::new(0),
         });
-        self.lock().tracks.push(Arc::clone(&track));
+        let mut live = self.lock();
+        Self::prune(&mut live, UNREAD);
+        live.tracks.push(Arc::clone(&track));
         track
     }
 
@@ -97,21 +146,44 @@ impl Tracks {
         }
     }
 
-    /// Forgets tracks of vCPUs that are gone and whose queues are empty, but for what they counted.
-    fn prune(live: &mut Live) {
+    /// Forgets tracks of vCPUs that are gone, but for what they counted: those whose queues are empty,
+    /// and of the others all but so many, the newest ones.
+    fn prune(live: &mut Live, most: usize) {
         let Live {
             tracks,
             gone,
             others,
-            dropped,
+            lost,
             ..
         } = live;
-        tracks.retain(|track| {
-            if Arc::strong_count(track) > 1 || !track.ring.is_empty() {
+        // Whom nobody else has, neither a vCPU nor a reader: what they did last is seen here.
+        let unread = tracks.iter_mut().filter_map(Arc::get_mut);
+        let unread = unread.filter(|track| !track.ring.is_empty()).count();
+        let mut too_many = unread.saturating_sub(most);
+        tracks.retain_mut(|track| {
+            let Some(track) = Arc::get_mut(track) else {
                 return true;
+            };
+            let left = track.ring.len();
+            if left > 0 {
+                if too_many == 0 {
+                    return true;
+                }
+                too_many -= 1;
             }
-            *others += track.counters.each(|count| add(gone, count));
-            *dropped.entry(track.id).or_default() += track.ring.dropped();
+            let mut beyond = 0;
+            *others += track.counters.each(|count| {
+                let kind = (count.index, count.access, count.deed);
+                if gone.len() < KINDS || gone.contains_key(&kind) {
+                    add(gone, count);
+                } else {
+                    beyond += count.count;
+                }
+            });
+            *others += beyond;
+            let mut sum = track.lost();
+            sum.dropped += left;
+            sum.add_to(lost, track.id);
             false
         });
     }
@@ -132,22 +204,34 @@ fn add(sums: &mut BTreeMap<(MsrIndex, Access, Deed), u64>, count: Count) {
 pub struct Counted {
     /// By MSR, access and deed, in this order.
     pub counts: Vec<Count>,
-    /// Accesses that are in none of these: a vCPU tells 256 kinds apart.
+    /// Accesses that are in none of these: a vCPU tells 256 kinds apart, and of all vCPUs that are gone
+    /// 4,096 are.
     pub others: u64,
 }
 
-/// How many events of a vCPU did not fit its queue.
+/// How many events of a vCPU the reader does not get, since the vCPU was first added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuDrops {
     /// The vCPU.
     pub vcpu: VcpuId,
-    /// How many since it began.
+    /// How many did not fit its queue. Also those of vCPUs that were dropped, of which more than
+    /// sixteen had left events that nobody read: the oldest ones' go.
     pub dropped: u64,
+    /// How many the limit held back: [`EventOptions::per_second`](super::EventOptions::per_second). An
+    /// event that comes later says how many of its kind were, see
+    /// [`Event::held_back`](super::Event::held_back); those are in this number, too.
+    pub held_back: u64,
 }
 
 /// The reader of a VM's events. There is one.
 pub struct Events {
     tracks: Arc<Tracks>,
+}
+
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
 }
 
 impl Events {
@@ -173,21 +257,24 @@ impl Events {
             }
         }
         drop(tracks);
-        Tracks::prune(&mut self.tracks.lock());
+        // There is a reader: what came meanwhile it gets the next time.
+        Tracks::prune(&mut self.tracks.lock(), usize::MAX);
     }
 
-    /// How many events each vCPU has had to drop so far, those that dropped any.
+    /// How many events of each vCPU were dropped or held back so far, where any were.
     #[must_use]
     pub fn drops(&self) -> Vec<VcpuDrops> {
         let live = self.tracks.lock();
-        let mut sums = live.dropped.clone();
+        let mut sums = live.lost.clone();
         for track in &live.tracks {
-            *sums.entry(track.id).or_default() += track.ring.dropped();
+            track.lost().add_to(&mut sums, track.id);
         }
-        let drops = sums
-            .into_iter()
-            .map(|(vcpu, dropped)| VcpuDrops { vcpu, dropped });
-        drops.filter(|drops| drops.dropped > 0).collect()
+        let drops = sums.into_iter().map(|(vcpu, lost)| VcpuDrops {
+            vcpu,
+            dropped: lost.dropped,
+            held_back: lost.held_back,
+        });
+        drops.collect()
     }
 
     /// The counters, as [`Gate::counted`](crate::gate::Gate::counted) gives them.
@@ -196,3 +283,7 @@ impl Events {
         self.tracks.counted()
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;

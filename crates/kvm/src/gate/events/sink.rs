@@ -2,11 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use msrgate_policy::Origin;
 use serde_json::{Map, Value, json};
@@ -20,7 +20,8 @@ pub trait Sink: Send {
     /// One event.
     fn event(&mut self, event: &Event);
 
-    /// A vCPU has had to drop events: how many so far.
+    /// Events of a vCPU were dropped or held back: how many so far. It is said when that has changed,
+    /// once a second at most and at the end.
     fn dropped(&mut self, drops: VcpuDrops);
 
     /// Some events have been taken, and no more are there for now.
@@ -40,7 +41,14 @@ pub trait Sink: Send {
 ///
 /// `{"schema":1,"time":1700000000.123456789,"vcpu":0,"msr":"0xc0000082","access":"write",
 /// "reason":"filter","action":"deny","policy":"web.toml","line":12,"digest":"…"}`; with `vm`, and with
-/// `value`, `rip`, `held_back` where there is something to say. Dropped events are a line with `dropped`.
+/// `value`, `rip`, `held_back` where there is something to say.
+///
+/// `{"schema":1,"time":1700000000.123456789,"vcpu":0,"dropped":9,"held_back":300}`: how many events of the
+/// vCPU are in no line so far, as in [`VcpuDrops`]. A line with `dropped` is one of these.
+///
+/// A file that it creates only its owner may read and write: values and RIP give away where a guest's
+/// kernel is. One that is there keeps its mode.
+#[derive(Debug)]
 pub struct JsonLines {
     path: PathBuf,
     vm: String,
@@ -176,6 +184,7 @@ fn open(path: &Path) -> io::Result<File> {
         .create(true)
         .append(true)
         .read(true)
+        .mode(0o600)
         .open(path)
 }
 
@@ -231,6 +240,7 @@ impl Sink for JsonLines {
         let mut line = self.line(SystemTime::now());
         line.insert("vcpu".into(), json!(drops.vcpu.get()));
         line.insert("dropped".into(), json!(drops.dropped));
+        line.insert("held_back".into(), json!(drops.held_back));
         self.write(line);
     }
 }
@@ -262,11 +272,17 @@ impl Sink for TracingSink {
     }
 
     fn dropped(&mut self, drops: VcpuDrops) {
-        tracing::warn!(target: "msrgate", vcpu = drops.vcpu.get(), dropped = drops.dropped, "events dropped");
+        let VcpuDrops {
+            vcpu,
+            dropped,
+            held_back,
+        } = drops;
+        tracing::warn!(target: "msrgate", vcpu = vcpu.get(), dropped, held_back, "events lost");
     }
 }
 
 /// A thread that hands events to sinks. When it is dropped it hands over what is left, and ends.
+#[derive(Debug)]
 pub struct EventThread {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<Events>>,
@@ -274,6 +290,16 @@ pub struct EventThread {
 
 /// How often the queues are looked at.
 const INTERVAL: Duration = Duration::from_millis(20);
+
+/// How often it is said how many were lost: a guest's flood is not to become one of such lines.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+
+/// What sinks were told of what was lost.
+#[derive(Default)]
+struct Told {
+    drops: Vec<VcpuDrops>,
+    at: Option<Instant>,
+}
 
 impl Events {
     /// Hands events to `sinks` on a thread of its own, in which all signals are blocked.
@@ -284,10 +310,13 @@ impl Events {
         let (stop, stopped) = channel();
         let body = move || {
             let mut events = self;
-            let mut told = Vec::new();
+            let mut told = Told::default();
             loop {
                 let is_last = stopped.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout);
-                hand_over(&mut events, &mut sinks, &mut told);
+                hand_over(&mut events, &mut sinks);
+                if is_last || told.is_due() {
+                    told.tell(&events, &mut sinks);
+                }
                 if is_last {
                     return events;
                 }
@@ -305,7 +334,7 @@ impl Events {
     }
 }
 
-fn hand_over(events: &mut Events, sinks: &mut [Box<dyn Sink>], told: &mut Vec<VcpuDrops>) {
+fn hand_over(events: &mut Events, sinks: &mut [Box<dyn Sink>]) {
     let mut count = 0;
     events.drain(|event| {
         count += 1;
@@ -313,18 +342,35 @@ fn hand_over(events: &mut Events, sinks: &mut [Box<dyn Sink>], told: &mut Vec<Vc
             sink.event(&event);
         }
     });
-    let drops = events.drops();
-    for &one in drops.iter().filter(|one| !told.contains(one)) {
-        count += 1;
-        for sink in &mut *sinks {
-            sink.dropped(one);
-        }
-    }
-    *told = drops;
     if count > 0 {
-        for sink in &mut *sinks {
+        for sink in sinks {
             sink.flush();
         }
+    }
+}
+
+impl Told {
+    fn is_due(&self) -> bool {
+        self.at.is_none_or(|at| at.elapsed() >= TELL_AGAIN)
+    }
+
+    /// Tells what has changed.
+    fn tell(&mut self, events: &Events, sinks: &mut [Box<dyn Sink>]) {
+        let drops = events.drops();
+        let new: Vec<_> = drops
+            .iter()
+            .filter(|one| !self.drops.contains(one))
+            .collect();
+        if new.is_empty() {
+            return;
+        }
+        for sink in sinks {
+            for one in &new {
+                sink.dropped(**one);
+            }
+            sink.flush();
+        }
+        (self.drops, self.at) = (drops, Some(Instant::now()));
     }
 }
 

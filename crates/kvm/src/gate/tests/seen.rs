@@ -1,9 +1,10 @@
 //! Accesses that are let through and told of: by first touch, in an audit, each time.
 
-use msrgate_filter::MsrIndex;
+use msrgate_filter::{Access, MsrIndex};
 
 use super::machine::{LSTAR, NOWHERE, STAR, Saw, on_each, policy};
-use crate::gate::GateOptions;
+use crate::gate::events::EventOptions;
+use crate::gate::{GateOptions, Touched};
 use crate::guest::Op::{Read, Write};
 
 /// Each access comes once, and is then KVM's.
@@ -133,5 +134,66 @@ fn a_guest_that_touches_everywhere_is_still_let_through() {
         let mut count = 0;
         machine.gate.events().drain(|_| count += 1);
         assert_eq!(count, 61);
+    });
+}
+
+/// Queues of one event each.
+fn one_event() -> GateOptions {
+    GateOptions::new().events(EventOptions {
+        queue: 1,
+        ..EventOptions::default()
+    })
+}
+
+fn touched(index: MsrIndex, access: Access) -> Touched {
+    Touched { index, access }
+}
+
+/// Their events do not fit, the accesses pass by the gate from then on, and still they are known.
+#[test]
+fn what_was_touched_is_known_whatever_became_of_its_event() {
+    let program = policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
+    on_each(&program, 1, &one_event(), |machine| {
+        assert_eq!(machine.gate.touched(), []);
+        let wide = (0..40).map(|number| Read(MsrIndex::new(0x2_0000 + number)));
+        let script: Vec<_> = [Write(STAR, 5), Read(STAR), Read(NOWHERE), Read(LSTAR)]
+            .into_iter()
+            .chain(wide)
+            .collect();
+        let vcpu = machine.first();
+        vcpu.run(&script);
+        vcpu.run(&script);
+        let mut count = 0;
+        machine.gate.events().drain(|_| count += 1);
+        assert_eq!(count, 1);
+        let wide = (0..40).map(|number| touched(MsrIndex::new(0x2_0000 + number), Access::Read));
+        let others = [
+            touched(NOWHERE, Access::Read),
+            touched(STAR, Access::Read),
+            touched(STAR, Access::Write),
+            touched(LSTAR, Access::Read),
+        ];
+        let expected: Vec<_> = wide.chain(others).collect();
+        assert_eq!(machine.gate.touched(), expected);
+    });
+}
+
+/// Each program knows its own: an audit what it would refuse, and one that tells of refusals none.
+#[test]
+fn what_was_touched_is_the_programs_in_force() {
+    let entry = "IA32_STAR = 'rw'";
+    let audit = || policy("default = 'deny'\nmode = 'audit'", entry);
+    on_each(&audit(), 1, &one_event(), |machine| {
+        let script = [Write(STAR, 1), Read(LSTAR), Write(LSTAR, 2), Read(LSTAR)];
+        let would = [touched(LSTAR, Access::Read), touched(LSTAR, Access::Write)];
+        machine.first().run(&script);
+        assert_eq!(machine.gate.touched(), would);
+        let denies = policy("default = 'deny'", entry);
+        machine.gate.replace(denies).unwrap();
+        machine.first().run(&script);
+        assert_eq!(machine.gate.touched(), []);
+        machine.gate.replace(audit()).unwrap();
+        machine.first().run(&[Read(LSTAR)]);
+        assert_eq!(machine.gate.touched(), would[..1]);
     });
 }

@@ -1,3 +1,6 @@
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use msrgate_filter::{Access, ExitReason, MsrIndex};
 use msrgate_policy::Digest;
 use msrgate_policy::answer::Deed;
@@ -31,6 +34,7 @@ fn an_event_is_one_line() {
     sink.dropped(VcpuDrops {
         vcpu: VcpuId::new(2),
         dropped: 9,
+        held_back: 300,
     });
     let text = fs::read_to_string(&path).unwrap();
     let lines: Vec<Value> = text
@@ -45,10 +49,27 @@ fn an_event_is_one_line() {
             "digest": "0".repeat(64),
         })
     );
+    let time = &lines[1]["time"];
     assert_eq!(
-        (&lines[1]["vcpu"], &lines[1]["dropped"]),
-        (&json!(2), &json!(9))
+        lines[1],
+        json!({ "schema": 1, "time": time, "vm": "web", "vcpu": 2, "dropped": 9, "held_back": 300 })
     );
+}
+
+/// Values and RIP may be in it.
+#[test]
+fn a_new_file_is_its_owners_alone_and_an_old_one_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+    let mut sink = JsonLines::append(&path, 500, "").unwrap();
+    sink.event(&event(0));
+    assert_eq!(mode(&path), 0o640);
+    (1..3).for_each(|index| sink.event(&event(index)));
+    assert_eq!(mode(&folder.path().join("events.1")), 0o640);
+    assert_eq!(mode(&path), 0o600);
 }
 
 #[test]
@@ -215,13 +236,14 @@ mod tracing_sink {
             sink.dropped(VcpuDrops {
                 vcpu: VcpuId::new(2),
                 dropped: 9,
+                held_back: 300,
             });
         });
         assert_eq!(
             *lines.0.lock().unwrap(),
             "msrgate WARN message=refused vcpu=1 msr=0x10 access=write reason=filter action=deny value=5 held_back=0\n\
              msrgate INFO message=seen vcpu=1 msr=0x11 access=write reason=filter action=allow held_back=0\n\
-             msrgate WARN message=events dropped vcpu=2 dropped=9\n"
+             msrgate WARN message=events lost vcpu=2 dropped=9 held_back=300\n"
         );
     }
 }

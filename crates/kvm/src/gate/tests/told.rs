@@ -1,0 +1,169 @@
+//! What a guest does to hide in a flood, and a VMM that reads nothing: what is told all the same.
+
+use std::sync::{Arc, Mutex};
+
+use allocation_counter::measure;
+use msrgate_filter::MsrIndex;
+use msrgate_policy::Program;
+use msrgate_policy::answer::Deed;
+
+use super::machine::{LSTAR, on_each, policy};
+use super::model;
+use crate::gate::events::{Event, EventOptions, Sink, VcpuDrops};
+use crate::gate::{Gate, GateError, GateOptions, VcpuId};
+use crate::guest::Op::Read;
+use crate::probe::HostCaps;
+
+const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
+
+fn events(queue: usize, per_second: u32) -> GateOptions {
+    GateOptions::new().events(EventOptions {
+        queue,
+        per_second,
+        ..EventOptions::default()
+    })
+}
+
+fn kills() -> Program {
+    let entry = "0x10000 = { read = 'kill', write = 'deny' }";
+    policy("default = 'deny'\nlog = 'none'", entry)
+}
+
+/// A guest fills its queue, and what the limit lets pass, before it does what ends it.
+#[test]
+fn no_flood_hides_a_kill() {
+    let program = policy(
+        "default = 'deny'",
+        "0x10000 = { read = 'kill', write = 'deny' }",
+    );
+    on_each(&program, 1, &events(4, 2), |machine| {
+        let vcpu = machine.first();
+        // Of every place that the limit has.
+        let scattered = (0..500).map(|number| Read(MsrIndex::new(0x2_0000 + number * 0x101)));
+        let script: Vec<_> = scattered.flat_map(|read| [read; 3]).collect();
+        vcpu.run(&script);
+        vcpu.run_to_kill(&[Read(SPARE)]).unwrap_err();
+        let mut seen = Vec::new();
+        let mut reader = machine.gate.events();
+        reader.drain(|event| seen.push((event.index, event.deed)));
+        assert_eq!(seen.len(), 5);
+        assert_eq!(seen[4], (SPARE, Deed::Killed));
+        // All are accounted for.
+        let drops = reader.drops();
+        assert_eq!(drops.len(), 1);
+        assert_eq!(drops[0].dropped + drops[0].held_back + 4, 1500);
+    });
+}
+
+/// A VMM may end the call only, and run the vCPU on.
+#[test]
+fn kills_without_end_are_bounded_and_counted() {
+    on_each(&kills(), 1, &events(256, 10), |machine| {
+        let vcpu = machine.first();
+        for _ in 0..100 {
+            vcpu.run_to_kill(&[Read(SPARE)]).unwrap_err();
+        }
+        let mut reader = machine.gate.events();
+        let mut seen = 0;
+        let mut held_back = 0;
+        reader.drain(|event| {
+            seen += 1;
+            held_back += u64::from(event.held_back);
+        });
+        let drops = reader.drops();
+        assert_eq!(seen + drops[0].held_back, 100);
+        // A second may have ended meanwhile.
+        assert!(seen < 100 && held_back <= drops[0].held_back, "{seen}");
+    });
+}
+
+/// The last ones of a flood, too, of which no later event tells; and when the vCPU is gone.
+#[test]
+fn what_the_limit_held_back_is_told() {
+    let program = policy("default = 'deny'", "");
+    on_each(&program, 1, &events(1000, 100), |machine| {
+        machine.first().run(&[Read(LSTAR); 400]);
+        let mut reader = machine.gate.events();
+        let mut count = 0;
+        reader.drain(|_| count += 1);
+        let drops = reader.drops();
+        assert_eq!(drops.len(), 1);
+        assert_eq!((drops[0].vcpu, drops[0].dropped), (VcpuId::new(0), 0));
+        assert!(drops[0].held_back > 0);
+        assert_eq!(drops[0].held_back + count, 400);
+        machine.vcpus.clear();
+        reader.drain(|_| ());
+        assert_eq!(reader.drops(), drops);
+    });
+}
+
+#[derive(Clone, Default)]
+struct Kept(Arc<Mutex<(Vec<Event>, Vec<VcpuDrops>)>>);
+
+impl Sink for Kept {
+    fn event(&mut self, event: &Event) {
+        self.0.lock().unwrap().0.push(event.clone());
+    }
+
+    fn dropped(&mut self, drops: VcpuDrops) {
+        self.0.lock().unwrap().1.push(drops);
+    }
+}
+
+/// A sink gets the sum at the end, and not a line for each time that it has changed.
+#[test]
+fn sinks_are_told_what_was_lost_at_the_end_and_seldom_before() {
+    let program = policy("default = 'deny'", "");
+    on_each(&program, 1, &events(1000, 10), |machine| {
+        let kept = Kept::default();
+        let sinks: Vec<Box<dyn Sink>> = vec![Box::new(kept.clone())];
+        let began = std::time::Instant::now();
+        let thread = machine.gate.events().spawn(sinks).unwrap();
+        for _ in 0..20 {
+            machine.first().run(&[Read(LSTAR); 20]);
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        thread.stop().unwrap();
+        let seconds = usize::try_from(began.elapsed().as_secs()).unwrap();
+        let kept = kept.0.lock().unwrap();
+        let (events, drops) = &*kept;
+        let last = drops.last().unwrap();
+        assert_eq!(events.len() as u64 + last.held_back, 400);
+        assert!(drops.len() <= 2 + seconds, "{drops:?}");
+    });
+}
+
+/// vCPUs come and go, and nobody reads.
+#[test]
+fn vcpus_that_are_gone_leave_no_memory() {
+    let gate = Gate::new(policy("default = 'deny'", ""), &HostCaps::on_paper()).unwrap();
+    let cpuid = model::cpuid();
+    gate.vcpu(0, &cpuid).unwrap();
+    let seen = measure(|| {
+        for _ in 0..5000 {
+            gate.vcpu(0, &cpuid).unwrap();
+        }
+    });
+    let one = measure(|| drop(gate.vcpu(0, &cpuid).unwrap())).bytes_max;
+    assert!(
+        seen.bytes_current.unsigned_abs() <= one,
+        "{} of {one}",
+        seen.bytes_current
+    );
+}
+
+#[test]
+fn a_queue_that_is_too_long_is_an_error() {
+    let gate = |queue| {
+        let program = policy("default = 'deny'", "");
+        Gate::with_options(program, &HostCaps::on_paper(), events(queue, 1))
+    };
+    for queue in [usize::MAX, EventOptions::LONGEST_QUEUE + 1] {
+        let made = gate(queue).map(drop);
+        assert!(matches!(made, Err(GateError::Queue { .. })), "{made:?}");
+    }
+    for queue in [0, EventOptions::LONGEST_QUEUE] {
+        let gate = gate(queue).unwrap();
+        gate.vcpu(0, &model::cpuid()).unwrap();
+    }
+}
