@@ -17,7 +17,7 @@ use super::devices::{Devices, Reset};
 use super::error::AnswerError;
 use super::events::{Happened, Limit, Passage, Rip, Track, Values};
 use super::port::Port;
-use super::rewound::{Rewound, Wait};
+use super::rewound::{Filter, Rewound, Wait};
 use super::touch::Touch;
 use super::{Shared, VcpuId};
 use crate::calls::{Level, Taken};
@@ -171,7 +171,12 @@ impl Answering {
             opened.ask(program.number, exit.index, exit.access)?;
         }
         let waited = (program.number, exit.index, exit.access);
-        let wait = self.rewound.again(waited, Instant::now());
+        let filter = if self.shared.opened.is_settled() {
+            Filter::Set
+        } else {
+            Filter::InTheMaking
+        };
+        let wait = self.rewound.again(waited, filter, Instant::now());
         if wait == Wait::TooLong {
             let Exit { index, access, .. } = *exit;
             return Err(AnswerError::OtherFilter { index, access });

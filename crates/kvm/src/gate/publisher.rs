@@ -73,6 +73,7 @@ impl Drop for End<'_> {
 /// Sets the filter that is open for what is wanted, or for as much of it as fits.
 pub(super) fn publish(shared: &Shared) {
     let mut control = shared.lock();
+    let _making = shared.opened.making();
     // Not before: a replacement would make it another program's.
     let Some(wanted) = shared.opened.take() else {
         return;

@@ -26,7 +26,16 @@ pub(super) enum Wait {
     TooLong,
 }
 
-/// How long one access is rewound for. A filter takes the kernel milliseconds.
+/// What the access waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filter {
+    /// A filter that is still to be set, which may take as long as a busy host takes.
+    InTheMaking,
+    /// Nothing any more.
+    Set,
+}
+
+/// How long one access is rewound for, once the kernel has the filter that lets it through.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// After so long without it the guest has gone on meanwhile, and comes again.
@@ -39,7 +48,7 @@ impl Rewound {
     }
 
     /// An access is rewound, perhaps once more.
-    pub(super) fn again(&mut self, waited: Waited, now: Instant) -> Wait {
+    pub(super) fn again(&mut self, waited: Waited, filter: Filter, now: Instant) -> Wait {
         let goes_on = |before: &&mut Stretch| {
             before.waited == waited && now.saturating_duration_since(before.last) < PAUSE
         };
@@ -52,6 +61,9 @@ impl Rewound {
             return Wait::Begin;
         };
         stretch.last = now;
+        if filter == Filter::InTheMaking {
+            stretch.since = now;
+        }
         if now.saturating_duration_since(stretch.since) > PATIENCE {
             Wait::TooLong
         } else {
@@ -71,7 +83,7 @@ mod tests {
         let mut wait = Wait::Begin;
         for half in 0..halves {
             let now = start + Duration::from_millis(500) * half;
-            wait = rewound.again((program, STAR, Access::Read), now);
+            wait = rewound.again((program, STAR, Access::Read), Filter::Set, now);
         }
         wait
     }
@@ -83,8 +95,23 @@ mod tests {
         assert_eq!(rewind(&mut rewound, 0, start, 11), Wait::GoOn);
         let next = start + Duration::from_millis(5500);
         let access = |access| (0, STAR, access);
-        assert_eq!(rewound.again(access(Access::Write), next), Wait::Begin);
+        let wait = rewound.again(access(Access::Write), Filter::Set, next);
+        assert_eq!(wait, Wait::Begin);
         assert_eq!(rewind(&mut Rewound::never(), 0, start, 12), Wait::TooLong);
+    }
+
+    /// The publisher of a busy host: nothing is anybody else's as long as the filter is to come.
+    #[test]
+    fn patience_begins_when_the_filter_is_set() {
+        let (start, mut rewound) = (Instant::now(), Rewound::never());
+        let mut again = |filter, half: u32| {
+            let now = start + Duration::from_millis(500) * half;
+            rewound.again((0, STAR, Access::Read), filter, now)
+        };
+        assert_eq!(again(Filter::InTheMaking, 0), Wait::Begin);
+        assert!((1..100).all(|half| again(Filter::InTheMaking, half) == Wait::GoOn));
+        assert!((100..110).all(|half| again(Filter::Set, half) == Wait::GoOn));
+        assert_eq!(again(Filter::Set, 110), Wait::TooLong);
     }
 
     /// A guest that is idle but for one register comes to the gate only when a program has been

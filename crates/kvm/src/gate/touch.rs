@@ -1,7 +1,7 @@
 //! Which accesses of a VM have been seen, and for which the kernel's filter has been asked to open.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use msrgate_filter::{Access, MsrIndex};
@@ -126,6 +126,8 @@ impl Touched {
 pub(super) struct Opened {
     state: Mutex<State>,
     asked: Condvar,
+    /// How many filters are being set.
+    making: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -202,6 +204,19 @@ impl Opened {
         !self.lock().waiting.is_empty()
     }
 
+    /// Whether the kernel has the filter that all who asked wait for: an access that it still refuses, it
+    /// refuses by another.
+    pub(super) fn is_settled(&self) -> bool {
+        // In this order: what is taken is being made, from before it was taken.
+        !self.is_waiting() && self.making.load(Ordering::Acquire) == 0
+    }
+
+    /// A filter is being set, until what this returns is dropped.
+    pub(super) fn making(&self) -> Making<'_> {
+        self.making.fetch_add(1, Ordering::AcqRel);
+        Making(self)
+    }
+
     /// What to open for; `None` if nothing is asked for any more. Under the lock of who sets filters,
     /// so that it is of the program in force.
     pub(super) fn take(&self) -> Option<Wanted> {
@@ -232,6 +247,7 @@ impl Opened {
         };
         OpenedTrial {
             opened: self,
+            _making: self.making(),
             before: Some(std::mem::replace(&mut state, new)),
         }
     }
@@ -268,6 +284,17 @@ impl Opened {
 pub(super) struct OpenedTrial<'o> {
     opened: &'o Opened,
     before: Option<State>,
+    _making: Making<'o>,
+}
+
+/// A filter is being set.
+#[must_use]
+pub(super) struct Making<'o>(&'o Opened);
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.0.making.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl OpenedTrial<'_> {
@@ -410,6 +437,24 @@ mod tests {
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Ok(()));
         opened.end();
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Err(Closed::Over));
+    }
+
+    /// Whatever is asked for, taken or tried is not settled before it is done.
+    #[test]
+    fn what_is_being_set_is_not_settled() {
+        let opened = Opened::default();
+        assert!(opened.is_settled());
+        opened.ask(0, msr(0x10), Access::Read).unwrap();
+        assert!(!opened.is_settled());
+        let making = opened.making();
+        opened.take().unwrap();
+        assert!(!opened.is_settled());
+        drop(making);
+        assert!(opened.is_settled());
+        let trial = opened.try_out(1);
+        assert!(!opened.is_settled());
+        trial.keep();
+        assert!(opened.is_settled());
     }
 
     /// The kernel refused a program's filter: what the one before had opened is open.
