@@ -1,8 +1,8 @@
-//! Unsafe: ioctls of KVM on file descriptors that somebody else opened.
+//! Unsafe: ioctls of KVM on file descriptors that somebody else opened, and what few calls else a gate
+//! makes of the kernel.
 //!
-//! The calls that a gate makes, whichever crate's types the VMM has for its VM and its vCPUs. Each
-//! takes a VM's or a vCPU's file descriptor; on any other the kernel answers with an error.
-#![expect(unsafe_code, reason = "ioctls that read and write structures of ours")]
+//! Whichever crate's types the VMM has for its VM and its vCPUs: each ioctl takes a VM's or a vCPU's file descriptor; on any other the kernel answers with an error.
+#![expect(unsafe_code, reason = "calls that read and write structures of ours")]
 
 use std::ffi::c_ulong;
 use std::fs::File;
@@ -87,6 +87,20 @@ pub(crate) fn try_lock(file: &File) -> io::Result<()> {
 pub(crate) fn unlock(file: &File) {
     // SAFETY: as in `try_lock`. It fails where there are no locks.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+}
+
+/// Nanoseconds since 1970, 0 before that. `SystemTime` gives them, too, in three times the instructions:
+/// each event asks.
+pub(crate) fn now() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: clock_gettime(2) writes a timespec where it is told to. That fails for no clock that there
+    // always is, and then `now` is what it was.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut now) };
+    let [seconds, rest] = [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
 /// Asks `vm` for exits for these reasons (S1.9).

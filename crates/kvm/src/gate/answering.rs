@@ -20,7 +20,7 @@ use super::port::Port;
 use super::rewound::{Filter, Rewound, Wait};
 use super::touch::Touch;
 use super::{Shared, VcpuId};
-use crate::calls::{Level, Taken};
+use crate::calls::{self, Level, Taken};
 
 /// One vCPU, but for the program that it answers by.
 pub(super) struct Answering {
@@ -293,7 +293,7 @@ impl Answering {
             reason,
             data,
         } = *exit;
-        let time = Happened::now();
+        let time = calls::now();
         let Passage::Passes { held_back } = self.limit.ask(index, access, deed, time) else {
             self.track.hold_back();
             return;

@@ -81,15 +81,6 @@ const HAS_VALUE: u64 = 1 << 60;
 const HAS_RIP: u64 = 1 << 61;
 
 impl Happened {
-    /// Now, as a queue counts.
-    pub(in crate::gate) fn now() -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let since = since.unwrap_or(Duration::ZERO);
-        // Enough until the year 2554.
-        let whole = since.as_secs().saturating_mul(1_000_000_000);
-        whole.saturating_add(since.subsec_nanos().into())
-    }
-
     #[inline]
     pub(super) fn encode(&self) -> Entry {
         let kind = u64::from(self.index.get())
