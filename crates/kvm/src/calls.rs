@@ -1,7 +1,8 @@
 //! Unsafe: ioctls of KVM on file descriptors that somebody else opened, and what few calls else a gate
 //! makes of the kernel.
 //!
-//! Whichever crate's types the VMM has for its VM and its vCPUs: each ioctl takes a VM's or a vCPU's file descriptor; on any other the kernel answers with an error.
+//! Whichever crate's types the VMM has for its VM and its vCPUs: each ioctl takes a VM's or a vCPU's file
+//! descriptor; on any other the kernel answers with an error.
 #![expect(unsafe_code, reason = "calls that read and write structures of ours")]
 
 use std::ffi::c_ulong;
