@@ -28,9 +28,9 @@ fuzz_target!(|bytes: &[u8]| {
     };
     assert_eq!(saved.encode(), bytes);
     let mut state = VcpuState::new(&RESPONDER, |_| true);
-    let before = state.clone();
+    let before = state.save(&RESPONDER);
     if state.restore(&RESPONDER, &saved).is_err() {
-        assert_eq!(state, before);
+        assert_eq!(state.save(&RESPONDER), before);
         return;
     }
     let again = state.save(&RESPONDER);
@@ -40,5 +40,5 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let mut other = VcpuState::new(&RESPONDER, |_| true);
     other.restore(&RESPONDER, &again).unwrap();
-    assert_eq!(other, state);
+    assert_eq!(other.save(&RESPONDER), state.save(&RESPONDER));
 });
