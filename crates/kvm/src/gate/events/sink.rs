@@ -72,7 +72,8 @@ impl JsonLines {
     /// The file cannot be opened.
     pub fn append(path: &Path, most: u64, vm: &str) -> io::Result<Self> {
         Ok(Self {
-            path: path.to_owned(),
+            // A VMM that becomes a daemon goes to another directory, and its file does not.
+            path: std::path::absolute(path)?,
             vm: vm.to_owned(),
             file: open(path)?,
             end: None,

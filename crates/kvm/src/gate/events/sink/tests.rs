@@ -72,6 +72,15 @@ fn a_new_file_is_its_owners_alone_and_an_old_one_stays_as_it_is() {
     assert_eq!(mode(&path), 0o600);
 }
 
+/// A daemon changes its directory, and its file stays where it is.
+#[test]
+fn a_path_is_meant_from_where_it_was_given() {
+    let folder = tempfile::tempdir_in(".").unwrap();
+    let relative = Path::new(folder.path().file_name().unwrap()).join("events");
+    let sink = JsonLines::append(&relative, 1000, "").unwrap();
+    assert_eq!(sink.path, std::env::current_dir().unwrap().join(relative));
+}
+
 #[test]
 fn a_full_file_is_put_aside_between_lines() {
     let folder = tempfile::tempdir().unwrap();
