@@ -75,14 +75,12 @@ impl VcpuState {
     /// Takes from another program's state what both programs have.
     fn take_shared(&mut self, own: &Responder, other: &Self, others: &Responder) {
         for (index, cell) in own.cells().indices().zip(&mut self.cells) {
-            if let Some((from, _)) = others.cell(index) {
-                *cell = other.cells[from];
-            }
+            let from = others.cell(index).and_then(|(at, _)| other.cells.get(at));
+            *cell = from.copied().unwrap_or(*cell);
         }
         for (&index, pin) in own.pins().iter().zip(&mut self.pins) {
-            if let Some(from) = others.pin(index) {
-                *pin = other.pins[from];
-            }
+            let from = others.pin(index).and_then(|at| other.pins.get(at));
+            *pin = from.copied().unwrap_or(*pin);
         }
     }
 

@@ -432,6 +432,9 @@ fn a_program_that_comes_back_finds_what_it_had() {
         [(msr(0x10), 0x65), (msr(0x11), 2), (msr(0x12), 0x56)]
     );
     assert_eq!(saved.pins, [(msr(STAR), 0x3000), (msr(CSTAR), 0x2000)]);
+    // One that is of other programs has none of their registers, and all of its own.
+    let foreign = VcpuState::new(&new, |_| true);
+    assert_eq!(foreign.under(&old, &old).save(&old).registers.len(), 3);
     // Without anything in between it is what it was.
     let there = machine.state.under(&old, &new);
     let back = there.back(&new, &machine.state, &old);
