@@ -23,7 +23,8 @@ use crate::errno::CallErrno;
 use crate::exit::RawReason;
 
 /// A bit of `kvm_run.flags` that no kernel gives. Each `KVM_RUN` writes that field anew, also one
-/// under `immediate_exit`, after which the reason of the exit is the old one still.
+/// under `immediate_exit`, after which the reason of the exit is the old one still, and one that fails
+/// before it has completed anything.
 const WAITS: u16 = 1 << 15;
 
 /// What an answer may do to a vCPU.
@@ -179,7 +180,11 @@ impl Port for KvmPort<'_> {
     fn reply(&mut self, reply: Reply) {
         let run = self.run_mut();
         run.__bindgen_anon_1.msr.error = reply.error;
-        run.__bindgen_anon_1.msr.data = reply.data;
+        // Of a #GP the kernel looks at nothing else (S5.4). What the guest writes stays there for whom
+        // the same exit is answered once more: a VMM that tries again after an error.
+        if reply.error == 0 {
+            run.__bindgen_anon_1.msr.data = reply.data;
+        }
     }
 
     fn mark(&mut self) {
@@ -224,9 +229,9 @@ impl Port for KvmPort<'_> {
 
     fn forget(&mut self) -> Result<(), CallErrno> {
         match self.run().exit_reason {
-            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR => {}
-            // What `settle` leaves.
-            KVM_EXIT_INTR if self.is_marked() => {}
+            // The last is what `settle` leaves. Without the mark too: a KVM_RUN of a vCPU that waits for
+            // SIPI, or of one that is given registers which it does not take, completes nothing.
+            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR | KVM_EXIT_INTR => {}
             _ => return Ok(()),
         }
         // Of a vCPU that waits for SIPI, which a VMM's reset makes of all but the first, KVM_RUN
