@@ -73,7 +73,7 @@ use std::thread::JoinHandle;
 
 use msrgate_filter::{ExitReason, Filter, MsrIndex, ReasonMask};
 use msrgate_policy::answer::Responder;
-use msrgate_policy::{Cpu, Program, Update};
+use msrgate_policy::{CompileError, Cpu, Program, Update};
 
 use crate::install::InstallError;
 use crate::probe::{HostCaps, IgnoreMsrs};
@@ -159,6 +159,15 @@ struct Shared {
 struct Control {
     chosen: Option<Chosen>,
     vm: Option<Box<dyn VmPort>>,
+    past: Past,
+}
+
+/// Whether KVM may hold what the guest did under other rules than those in force.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Past {
+    None,
+    /// The program has been replaced, or a vCPU came from another host.
+    Other,
 }
 
 /// By which processor the program's variant was chosen.
@@ -169,6 +178,20 @@ struct Chosen {
 }
 
 impl Control {
+    /// Whether it is known which of the program's variants holds.
+    fn is_chosen(&self, program: &Program) -> bool {
+        self.chosen.is_some() || program.variants().len() == 1
+    }
+
+    /// What a program's filter is at first, and its mask: before the choice everything is refused.
+    fn first_filter(&self, responder: &Responder) -> Result<(Filter, ReasonMask), CompileError> {
+        if self.is_chosen(responder.program()) {
+            publisher::first_filter(responder)
+        } else {
+            Ok((publisher::deny_all()?, ReasonMask::NONE))
+        }
+    }
+
     /// Sets the VM's filter and mask. Before there is a VM there is nothing to set: it gets them when
     /// the gate is installed.
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
@@ -209,6 +232,7 @@ impl Gate {
             control: Mutex::new(Control {
                 chosen: None,
                 vm: None,
+                past: Past::None,
             }),
             tracks,
             seen: Seen::new(),
@@ -244,12 +268,7 @@ impl Gate {
         }
         self.shared.check_registers(&*vm)?;
         let responder = self.shared.current.get().thing;
-        let is_chosen = control.chosen.is_some() || responder.program().variants().len() == 1;
-        let (filter, reasons) = if is_chosen {
-            publisher::first_filter(&responder)?
-        } else {
-            (publisher::deny_all()?, ReasonMask::NONE)
-        };
+        let (filter, reasons) = control.first_filter(&responder)?;
         self.start_publisher(&responder)?;
         vm.replace(&filter, reasons)?;
         control.vm = Some(vm);
@@ -281,7 +300,6 @@ impl Gate {
         };
         let program = self.shared.current.get();
         drop(control);
-        self.start_publisher(&program.thing)?;
         let own = Answering::new(id, &cpuid, may_nest, &self.shared, &program.thing);
         Ok(VcpuGate::new(program, own))
     }
@@ -314,6 +332,7 @@ impl Gate {
         let responder = Arc::new(Responder::new(program, cpuid.cpu())?);
         if has_whens {
             let (filter, reasons) = publisher::first_filter(&responder)?;
+            self.start_publisher(&responder)?;
             let set = || control.replace(&filter, reasons);
             self.shared.try_out(responder, set)?;
         }
@@ -343,18 +362,14 @@ impl Gate {
         let cpu = control.chosen.as_ref().map(|chosen| &chosen.cpu);
         let new = Responder::new(Arc::clone(&program), cpu.unwrap_or(&example))?;
         let new = Arc::new(new);
-        let is_chosen = control.chosen.is_some() || program.variants().len() == 1;
-        let (filter, reasons) = if is_chosen {
-            publisher::first_filter(&new)?
-        } else {
-            (publisher::deny_all()?, ReasonMask::NONE)
-        };
+        let (filter, reasons) = control.first_filter(&new)?;
         self.start_publisher(&new)?;
         // The old one last: of programs that are refused one after the other, none makes it forgotten.
         self.shared.tracks.expect(&program);
         self.shared.tracks.expect(&self.program());
         self.shared
             .try_out(new, || control.replace(&filter, reasons))?;
+        control.past = Past::Other;
         Ok(())
     }
 
@@ -380,12 +395,17 @@ impl Gate {
     /// the guest under this program. A filter takes few off that list: registers that no guest may
     /// write are changed by other instructions, such as SWAPGS, by time, and by the VMM itself (S10.5).
     /// Left out are those of KVM's and Hyper-V's interfaces that the guest can neither write nor
-    /// read. What the gate holds itself is in [`VcpuGate::save`]; that a list lacks registers which
+    /// read, and never could: none before the first [`Self::vcpu`] has chosen a variant, after a
+    /// [`Self::replace`], or after a [`VcpuGate::restore`], for KVM may hold what another program let
+    /// the guest turn on. What the gate holds itself is in [`VcpuGate::save`]; that a list lacks registers which
     /// the policy lets the guest write is what `msrgate check --host` warns of.
     #[must_use]
     pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
+        let control = self.shared.lock();
         let responder = self.shared.current.get().thing;
-        let is_kept = |index: &&MsrIndex| !responder.is_out_of_reach(**index);
+        let is_all = control.past == Past::Other || !control.is_chosen(responder.program());
+        drop(control);
+        let is_kept = |index: &&MsrIndex| is_all || !responder.is_out_of_reach(**index);
         listed.iter().filter(is_kept).copied().collect()
     }
 

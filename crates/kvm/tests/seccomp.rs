@@ -62,6 +62,7 @@ fn ioctl(name: &str) -> u64 {
 fn call(name: &str) -> i64 {
     match name {
         "brk" => libc::SYS_brk,
+        "clock_gettime" => libc::SYS_clock_gettime,
         "clone" => libc::SYS_clone,
         "clone3" => libc::SYS_clone3,
         "close" => libc::SYS_close,

@@ -8,10 +8,11 @@ use super::Gate;
 pub struct SystemCalls {
     /// `ioctl`s on a vCPU's file descriptor, by its own thread.
     pub vcpu_ioctls: Vec<&'static str>,
-    /// Other calls of a vCPU's thread.
+    /// Other calls of a vCPU's thread. It asks for the time, which the kernel is called for where the
+    /// host's clock is no TSC.
     pub vcpu_others: Vec<&'static str>,
-    /// `ioctl`s on the VM's file descriptor, by the threads that install and replace, and by the
-    /// gate's own, `msrgate-publish`.
+    /// `ioctl`s on the VM's file descriptor, by the threads that install, [add
+    /// vCPUs](Gate::vcpu) and replace, and by the gate's own, `msrgate-publish`.
     pub vm_ioctls: Vec<&'static str>,
     /// Other calls of the threads that install and replace: one of them starts `msrgate-publish`.
     pub vm_others: Vec<&'static str>,
@@ -41,7 +42,7 @@ const THREAD: &[&str] = &[
 impl Gate {
     /// The `ioctl`s and other system calls that the gate makes, for a VMM's seccomp rules, under
     /// whatever program it may be [given](Self::replace) later: on the vCPUs' threads, on those that
-    /// install and replace, and on its own.
+    /// install, add vCPUs and replace, and on its own.
     #[must_use]
     pub fn ioctls(&self) -> SystemCalls {
         let mut vcpu = vec![
@@ -59,7 +60,7 @@ impl Gate {
         }
         SystemCalls {
             vcpu_ioctls: vcpu,
-            vcpu_others: [&["sched_yield"], HEAP].concat(),
+            vcpu_others: [&["sched_yield", "clock_gettime"], HEAP].concat(),
             vm_ioctls: vec![
                 "KVM_ENABLE_CAP",
                 "KVM_X86_SET_MSR_FILTER",

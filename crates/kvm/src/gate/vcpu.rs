@@ -8,7 +8,6 @@ use kvm_bindings::kvm_run;
 use msrgate_filter::{MsrIndex, Reply};
 use msrgate_policy::answer::{Responder, Saved};
 
-use super::VcpuId;
 use super::answer::{Asked, Outcome};
 use super::answering::Answering;
 use super::current::Numbered;
@@ -17,6 +16,7 @@ use super::devices::Reset;
 use super::error::{AnswerError, StateError};
 use super::events::Rip;
 use super::port::{KvmPort, Port};
+use super::{Past, VcpuId};
 
 /// One vCPU's part of a gate.
 pub struct VcpuGate {
@@ -195,6 +195,7 @@ impl VcpuGate {
         self.own.devices.restore(&saved)?;
         self.own.devices.reset = Reset::Done;
         self.own.state = state;
+        self.own.shared.lock().past = Past::Other;
         // The guest reads the revision from a register of KVM's, which is the other host's no more.
         if let Some(microcode) = &self.own.devices.microcode {
             microcode.show(&mut Through { port, memory: None })?;
@@ -227,7 +228,6 @@ impl VcpuGate {
         asked: &Asked,
         reply: Reply,
     ) -> Result<(), AnswerError> {
-        // The data of the pending exit are the #GP that stood in for the answer.
         let waits =
             port.pending().ok().flatten().is_some_and(|exit| {
                 (exit.index, exit.access) == (asked.exit.index, asked.exit.access)

@@ -219,6 +219,30 @@ fn a_full_queue_drops_and_counts() {
     assert_eq!(events.drops(), drops);
 }
 
+/// What KVM may hold by other rules than those of the program in force is migrated, too.
+#[test]
+fn what_came_before_is_migrated() {
+    let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
+        return;
+    };
+    let clock = [MsrIndex::new(0x4b56_4d01)];
+    assert_eq!(machine.gate.migration_list(&clock), []);
+    let vcpu = machine.first();
+    let saved = vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
+    vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
+    assert_eq!(machine.gate.migration_list(&clock), clock);
+    // Before the choice any variant may be the one.
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let text = "policy = 1\ndefault = 'deny'\n[[when]]\ncpu = { vendor = 'CentaurHauls' }\n\
+        [when.msrs]\n0x4b564d01 = 'rw'";
+    let gate = Gate::new(program(text), &host).unwrap();
+    assert_eq!(gate.migration_list(&clock), clock);
+    gate.vcpu(0, &machine.cpuid).map(drop).unwrap();
+    assert_eq!(gate.migration_list(&clock), []);
+}
+
 #[test]
 fn what_has_to_be_migrated_and_called() {
     let entries = format!("{KEEPS}\nIA32_STAR = 'rw'\nIA32_FMASK = 'r'");
@@ -242,6 +266,10 @@ fn what_has_to_be_migrated_and_called() {
         .gate
         .replace(policy("default = 'deny'", "0x4b564d01 = 'r'"))
         .unwrap();
+    assert_eq!(machine.gate.migration_list(&listed), listed);
+    // What the guest has turned on is on, whatever holds now.
+    let stricter = policy("default = 'deny'", "");
+    machine.gate.replace(stricter).unwrap();
     assert_eq!(machine.gate.migration_list(&listed), listed);
     let calls = machine.gate.ioctls();
     assert!(calls.vcpu_ioctls.contains(&"KVM_GET_REGS"));
