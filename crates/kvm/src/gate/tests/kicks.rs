@@ -299,6 +299,21 @@ fn saving_completes_the_exit_that_is_pending() {
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
 }
 
+/// What is not of an MSR is the VMM's to complete: no `KVM_RUN`, each of which writes this field, is made.
+#[test]
+fn saving_completes_no_exit_of_the_vmms_own() {
+    let Some(mut machine) = value_machine() else {
+        return;
+    };
+    let vcpu = machine.first();
+    vcpu.run(&[Read(SPARE)]);
+    vcpu.guest.vcpu_mut().get_kvm_run().if_flag = 0x5a;
+    vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
+    assert_eq!(vcpu.guest.vcpu_mut().get_kvm_run().if_flag, 0x5a);
+    vcpu.guest.complete().unwrap();
+    assert_ne!(vcpu.guest.vcpu_mut().get_kvm_run().if_flag, 0x5a);
+}
+
 /// A debugger steps the vCPU: the state is saved all the same, and the step is still told.
 #[test]
 fn saving_leaves_a_debuggers_step_to_be_told() {

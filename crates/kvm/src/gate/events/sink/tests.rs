@@ -171,6 +171,19 @@ fn what_cannot_be_written_is_counted() {
     assert_eq!(sink.failed(), 1);
 }
 
+/// In a file that is put aside at once, it stays as it is, and the new one begins with a line.
+#[test]
+fn a_line_that_was_cut_is_put_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    fs::write(&path, "{\"sche").unwrap();
+    let mut sink = JsonLines::append(&path, 100, "").unwrap();
+    sink.event(&event(1));
+    let aside = fs::read_to_string(folder.path().join("events.1")).unwrap();
+    assert_eq!(aside, "{\"sche");
+    assert!(fs::read_to_string(&path).unwrap().starts_with('{'));
+}
+
 /// After a write that failed in the middle of a line, too.
 #[test]
 fn a_line_that_a_full_disk_cut_is_ended() {
