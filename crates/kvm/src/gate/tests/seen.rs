@@ -197,3 +197,35 @@ fn what_was_touched_is_the_programs_in_force() {
         assert_eq!(machine.gate.touched(), would[..1]);
     });
 }
+
+/// What only the chosen variant wants to see is let through, too.
+#[test]
+fn a_variant_that_logs_has_its_filter_opened() {
+    let text = "policy = 1\ndefault = 'deny'\n[[when]]\ncpu = { vendor = 'GenuineIntel' }\n\
+        [when.msrs]\nIA32_STAR = { read = 'allow', write = 'allow', log = 'first' }";
+    let program = super::machine::program(text);
+    let mut machine = Machine::of_model(program, 1, GateOptions::new(), model::cpuid());
+    let saw = machine.first().run(&[Write(STAR, 5), Read(STAR)]);
+    assert_eq!(saw, [Saw::Written, Saw::Value(5)]);
+}
+
+/// A vCPU comes again and again to one register, which the filter closes each time for what others
+/// touch: that is for longer than somebody else's filter is waited for.
+#[test]
+fn what_others_close_is_no_filter_of_somebody_elses() {
+    let program = policy("default = 'allow'\nlog = 'first'", "");
+    let mut machine = Machine::of_model(program, 1, GateOptions::new(), model::cpuid());
+    let start = Instant::now();
+    let mut touched = 0;
+    while start.elapsed() < Duration::from_secs(6) {
+        assert_eq!(machine.first().run(&[Read(STAR)]), [Saw::Value(0)]);
+        let shared = &machine.gate.shared;
+        shared.opened.keep_only(&[]);
+        touched += 1;
+        let other = MsrIndex::new(touched);
+        shared.opened.ask(0, other, Access::Read).unwrap();
+        publisher::publish(shared);
+        thread::sleep(Duration::from_millis(200));
+    }
+    assert!(machine.first().exits >= touched as usize);
+}

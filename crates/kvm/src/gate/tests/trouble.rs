@@ -10,6 +10,7 @@ use msrgate_policy::answer::Deed;
 use super::machine::{Came, LSTAR, Machine, NOWHERE, STAR, Saw, TestGuest, on_each, policy};
 use super::model::{self, ModelGuest, ModelVm};
 use crate::errno::CallErrno;
+use crate::gate::touch::Touch;
 use crate::gate::vm::VmPort;
 use crate::gate::{AnswerError, GateOptions, Outcome, publisher};
 use crate::guest::Op::{Read, Write};
@@ -165,6 +166,12 @@ fn what_is_forgotten_is_told_again() {
         let mut count = 0;
         machine.gate.events().drain(|_| count += 1);
         assert!(count >= 1, "{count}");
+        // Another program has all the room for what is seen under it.
+        machine.gate.replace(audit()).unwrap();
+        let number = machine.gate.shared.current.get().number;
+        let seen = &machine.gate.shared.seen;
+        let touches = [(); 2].map(|()| seen.touch(number, STAR, Access::Read));
+        assert_eq!(touches, [Touch::First, Touch::Again]);
     });
 }
 

@@ -184,6 +184,21 @@ fn a_line_that_was_cut_is_put_aside() {
     assert!(fs::read_to_string(&path).unwrap().starts_with('{'));
 }
 
+/// Also in a file that has come in the place of another, where that one's last line ended.
+#[test]
+fn a_cut_line_of_another_file_is_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    let mut sink = JsonLines::append(&path, u64::MAX, "").unwrap();
+    sink.event(&event(1));
+    let length = fs::metadata(&path).unwrap().len();
+    fs::rename(&path, folder.path().join("other")).unwrap();
+    fs::write(&path, "x".repeat(usize::try_from(length).unwrap())).unwrap();
+    sink.event(&event(2));
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text.lines().count(), 2);
+}
+
 /// After a write that failed in the middle of a line, too.
 #[test]
 fn a_line_that_a_full_disk_cut_is_ended() {
