@@ -329,6 +329,10 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+    use std::time::Duration;
+
     use super::*;
 
     const fn msr(index: u32) -> MsrIndex {
@@ -455,6 +459,22 @@ mod tests {
         assert!(!opened.is_settled());
         trial.keep();
         assert!(opened.is_settled());
+    }
+
+    /// Who waits for something to be asked for is told of what was asked for before a trial.
+    #[test]
+    fn what_was_asked_for_is_told_after_a_trial() {
+        let opened = Arc::new(Opened::default());
+        opened.ask(0, msr(0x10), Access::Read).unwrap();
+        let trial = opened.try_out(1);
+        let (told, was_told) = channel();
+        let waits = Arc::clone(&opened);
+        std::thread::spawn(move || told.send(waits.wait()));
+        let early = was_told.recv_timeout(Duration::from_millis(50));
+        assert_eq!(early, Err(RecvTimeoutError::Timeout));
+        drop(trial);
+        let late = was_told.recv_timeout(Duration::from_secs(20));
+        assert_eq!(late, Ok(Some(())));
     }
 
     /// The kernel refused a program's filter: what the one before had opened is open.

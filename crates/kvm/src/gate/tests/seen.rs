@@ -1,10 +1,14 @@
 //! Accesses that are let through and told of: by first touch, in an audit, each time.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use msrgate_filter::{Access, MsrIndex};
 
-use super::machine::{LSTAR, NOWHERE, STAR, Saw, on_each, policy};
+use super::machine::{LSTAR, Machine, NOWHERE, STAR, Saw, on_each, policy};
+use super::model;
 use crate::gate::events::EventOptions;
-use crate::gate::{GateOptions, Touched};
+use crate::gate::{GateOptions, Touched, publisher};
 use crate::guest::Op::{Read, Write};
 
 /// Each access comes once, and is then KVM's.
