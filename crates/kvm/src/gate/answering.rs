@@ -28,7 +28,7 @@ pub(super) struct Answering {
     pub(super) shared: Arc<Shared>,
     pub(super) state: VcpuState,
     pub(super) devices: Devices,
-    /// What it had under the program before: this one may be withdrawn.
+    /// What it had under the program before, as long as this one may be withdrawn.
     pub(super) before: Option<Before>,
     track: Arc<Track>,
     limit: Limit,
@@ -90,11 +90,13 @@ impl Answering {
         // Else it is back where it was.
         if other.number != program.number {
             let state = self.state.under(&program.thing, &other.thing);
-            self.before = Some(Before {
+            let is_kept = other.is_kept();
+            let before = Before {
                 microcode: self.devices.follow(&other.thing),
                 program: std::mem::replace(program, other),
                 state: std::mem::replace(&mut self.state, state),
-            });
+            };
+            self.before = (!is_kept).then_some(before);
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! A replacement whose filter the kernel refuses is withdrawn, and the program that it stood in for
 //! is in force again: vCPUs that had followed get back what only that one has. Each sets aside what
-//! it had when it takes a program over, until it takes over another. That is all it ever needs: a
-//! replacement is decided before the next begins.
+//! it had when it takes over a program that is only tried, until it sees that this is kept or takes
+//! over another. That is all it ever needs: a replacement is decided before the next begins.
 
 use msrgate_filter::MsrIndex;
 use msrgate_policy::answer::{Responder, VcpuState};

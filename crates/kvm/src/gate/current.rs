@@ -8,7 +8,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
+use super::sync::{AtomicU64, Mutex, Ordering};
 
 /// One thing of many, by number.
 pub(super) struct Current<T> {
@@ -33,15 +33,20 @@ struct Held<T> {
 pub(super) struct Numbered<T> {
     pub(super) number: u64,
     pub(super) thing: Arc<T>,
-    withdrawn: Arc<AtomicBool>,
+    /// What became of its trial: one of the three below.
+    fate: Arc<AtomicU64>,
 }
 
+const TRIED: u64 = 0;
+const KEPT: u64 = 1;
+const WITHDRAWN: u64 = 2;
+
 impl<T> Numbered<T> {
-    fn new(number: u64, thing: Arc<T>) -> Self {
+    fn new(number: u64, thing: Arc<T>, fate: u64) -> Self {
         Self {
             number,
             thing,
-            withdrawn: Arc::new(AtomicBool::new(false)),
+            fate: Arc::new(AtomicU64::new(fate)),
         }
     }
 
@@ -49,7 +54,14 @@ impl<T> Numbered<T> {
     /// the truth.
     pub(super) fn is_withdrawn(&self) -> bool {
         // Relaxed: it was stored before the other was put in force, which came by the lock.
-        self.withdrawn.load(Ordering::Relaxed)
+        self.fate.load(Ordering::Relaxed) == WITHDRAWN
+    }
+
+    /// Whether it will not be withdrawn any more, as far as is known here.
+    #[inline]
+    pub(super) fn is_kept(&self) -> bool {
+        // Relaxed: nothing else goes by it, and it does not change again.
+        self.fate.load(Ordering::Relaxed) == KEPT
     }
 }
 
@@ -58,7 +70,7 @@ impl<T> Clone for Numbered<T> {
         Self {
             number: self.number,
             thing: Arc::clone(&self.thing),
-            withdrawn: Arc::clone(&self.withdrawn),
+            fate: Arc::clone(&self.fate),
         }
     }
 }
@@ -68,7 +80,7 @@ impl<T> Current<T> {
         Self {
             number: AtomicU64::new(0),
             held: Mutex::new(Held {
-                now: Numbered::new(0, Arc::new(thing)),
+                now: Numbered::new(0, Arc::new(thing), KEPT),
                 highest: 0,
             }),
         }
@@ -80,19 +92,21 @@ impl<T> Current<T> {
     pub(super) fn try_out(&self, thing: Arc<T>) -> Trial<'_, T> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.highest += 1;
-        let tried = Numbered::new(held.highest, thing);
+        let tried = Numbered::new(held.highest, thing, TRIED);
+        let fate = Arc::clone(&tried.fate);
         let before = std::mem::replace(&mut held.now, tried);
         self.number.store(held.highest, Ordering::Relaxed);
         Trial {
             current: self,
             number: held.highest,
+            fate,
             before: Some(before),
         }
     }
 
     fn withdraw(&self, before: Numbered<T>) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.now.withdrawn.store(true, Ordering::Relaxed);
+        held.now.fate.store(WITHDRAWN, Ordering::Relaxed);
         self.number.store(before.number, Ordering::Relaxed);
         held.now = before;
     }
@@ -118,6 +132,7 @@ impl<T> Current<T> {
 pub(super) struct Trial<'c, T> {
     current: &'c Current<T>,
     number: u64,
+    fate: Arc<AtomicU64>,
     before: Option<Numbered<T>>,
 }
 
@@ -130,6 +145,7 @@ impl<T> Trial<'_, T> {
     /// The thing stays in force: its number.
     pub(super) fn keep(mut self) -> u64 {
         self.before = None;
+        self.fate.store(KEPT, Ordering::Relaxed);
         self.number
     }
 }

@@ -3,11 +3,11 @@
 #[cfg(loom)]
 pub(super) use loom::sync::Mutex;
 #[cfg(loom)]
-pub(super) use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
 #[cfg(not(loom))]
 pub(super) use std::sync::Mutex;
 #[cfg(not(loom))]
-pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+pub(super) use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The interleavings and reorderings that loom has, with up to three preemptions. Loom knows that two
 /// accesses depend on each other by the last one to each word only: a thread's own load can hide that of

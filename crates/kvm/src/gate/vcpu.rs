@@ -278,7 +278,15 @@ impl VcpuGate {
     fn follow(&mut self) {
         if let Some(newer) = self.own.shared.current.newer_than(&self.program) {
             self.take_over(newer);
+        } else if self.own.before.is_some() && self.program.is_kept() {
+            self.own.before = None;
         }
+    }
+
+    #[cfg(test)]
+    #[cfg(not(loom))]
+    pub(super) const fn sets_aside(&self) -> bool {
+        self.own.before.is_some()
     }
 
     /// The same once no replacement is under way that may yet be withdrawn.

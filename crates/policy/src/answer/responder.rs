@@ -146,8 +146,8 @@ impl Responder {
     }
 
     /// Whether a migration may leave out what KVM holds of this register: no access of the guest reaches
-    /// it, and nothing else goes by it or changes it. That is known of the registers which KVM and
-    /// Hyper-V made up. Any other counts as one that instructions, time or the VMM change (S10.5).
+    /// it, and nothing else goes by it or changes it. That is known of the registers which KVM made up.
+    /// Any other counts as one that instructions, time or the VMM change (S10.5).
     #[must_use]
     pub fn is_out_of_reach(&self, index: MsrIndex) -> bool {
         let reaches_kvm = |access| {
@@ -438,13 +438,9 @@ impl Responder {
     }
 }
 
-/// Registers that no processor has: those of KVM's and of Hyper-V's interfaces for guests (Linux,
-/// `kvm_para.h` and `hvgdk.h`). Only WRMSR changes them, and what they do only a WRMSR turns on.
-const MADE_UP: [RangeInclusive<u32>; 3] = [
-    0x11..=0x12,
-    0x4000_0000..=0x4000_01ff,
-    0x4b56_4d00..=0x4b56_4dff,
-];
+/// Registers that no processor has: those of KVM's interface for guests (Linux, `kvm_para.h`). Only WRMSR
+/// changes them, and what they do only a WRMSR turns on. Hyper-V's are not so: its calls go by some.
+const MADE_UP: [RangeInclusive<u32>; 2] = [0x11..=0x12, 0x4b56_4d00..=0x4b56_4dff];
 
 /// An allowed access that is carried to the register each time, so that each time it is seen.
 fn is_carried_for_log(rule: &Rule, index: MsrIndex) -> bool {

@@ -64,6 +64,16 @@ pub struct JsonLines {
 /// How often the lock is asked for, a millisecond apart. Others have it for one line.
 const PATIENCE: u32 = 100;
 
+/// How often a file is looked for that others keep putting aside.
+const TRIES: u32 = 16;
+
+/// Whether others wait while this writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Ours,
+    Anyones,
+}
+
 impl JsonLines {
     /// Appends to the file at `path`. Beyond `most` bytes it is renamed to `path.1`, in whose place
     /// it comes, and a new one is begun. `vm` is what the lines call the VM; empty for nothing.
@@ -101,13 +111,15 @@ impl JsonLines {
 
     /// Writes a line at the end of the file at the path, with the lock if it can be had.
     fn put(&mut self, mut text: String) -> io::Result<()> {
-        let mut length = self.take_turn()?;
+        let (turn, mut length) = self.take_turn()?;
         // A kill or a full disk may have cut the last line: that one is ended first.
         if Some(length) != self.end && is_cut(&self.file, length)? {
             text.insert(0, '\n');
         }
-        if length > 0 && length + text.len() as u64 > self.most && self.rotate().is_ok() {
-            length = self.take_turn()?;
+        let is_full = length > 0 && length + text.len() as u64 > self.most;
+        // Who has not the lock might put aside a file that another has just begun.
+        if is_full && turn == Turn::Ours && self.rotate().is_ok() {
+            (_, length) = self.take_turn()?;
             if length == 0 && text.starts_with('\n') {
                 text.remove(0);
             }
@@ -118,11 +130,11 @@ impl JsonLines {
         Ok(())
     }
 
-    /// Takes the lock of the file that is at the path by now: its length. Where that cannot be opened,
-    /// the old one goes on.
-    fn take_turn(&mut self) -> io::Result<u64> {
-        loop {
-            self.lock();
+    /// Takes the lock of the file that is at the path by now: whether it was to be had, and the file's
+    /// length. Where that file cannot be opened, or is another each time, the old one goes on.
+    fn take_turn(&mut self) -> io::Result<(Turn, u64)> {
+        let mut turn = self.lock();
+        for _ in 0..TRIES {
             if self.is_at_path()? {
                 break;
             }
@@ -131,8 +143,9 @@ impl JsonLines {
                 break;
             };
             (self.file, self.end) = (file, None);
+            turn = self.lock();
         }
-        Ok(self.file.metadata()?.len())
+        Ok((turn, self.file.metadata()?.len()))
     }
 
     fn is_at_path(&self) -> io::Result<bool> {
@@ -141,14 +154,14 @@ impl JsonLines {
         Ok(fs::metadata(&self.path).is_ok_and(is_own))
     }
 
-    fn lock(&mut self) {
+    fn lock(&mut self) -> Turn {
         for left in (0..self.patience).rev() {
             match calls::try_lock(&self.file) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Where there are no locks, nobody has one.
                 Ok(()) | Err(_) => {
                     self.patience = PATIENCE;
-                    return;
+                    return Turn::Ours;
                 }
             }
             if left > 0 {
@@ -156,6 +169,7 @@ impl JsonLines {
             }
         }
         self.patience = 1;
+        Turn::Anyones
     }
 
     /// Where it fails, the old file goes on: too large is better than lost.

@@ -325,3 +325,28 @@ fn a_rip_that_was_not_asked_for_is_not_told() {
     machine.gate.events().drain(|event| seen.push(event.rip));
     assert_eq!(seen, [None, Some(site)]);
 }
+
+/// What a vCPU sets aside for a program that is only tried takes as much memory as its registers: it is
+/// there no longer than that.
+#[test]
+fn nothing_is_set_aside_for_a_program_that_is_kept() {
+    let program = policy("default = 'deny'", KEEPS);
+    let Some(mut machine) = Machine::new(program.clone(), 1) else {
+        return;
+    };
+    let gate = std::sync::Arc::clone(&machine.gate);
+    let vcpu = machine.first();
+    let mut sets_aside = || {
+        vcpu.run(&[Read(SPARE)]);
+        vcpu.msrs.sets_aside()
+    };
+    let responder = gate.shared.current.get().thing;
+    let tried = gate.shared.try_out(responder, || {
+        assert!(sets_aside());
+        Ok::<_, GateError>(())
+    });
+    tried.unwrap();
+    assert!(!sets_aside());
+    gate.replace(program).unwrap();
+    assert!(!sets_aside());
+}
