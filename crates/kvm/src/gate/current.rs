@@ -117,10 +117,15 @@ impl<T> Current<T> {
         held.now.clone()
     }
 
-    /// What is in force, if it is not what `have` is.
+    /// Whether what has this number is in force.
     #[inline]
+    pub(super) fn is_number(&self, number: u64) -> bool {
+        self.number.load(Ordering::Relaxed) == number
+    }
+
+    /// What is in force, if it is not what `have` is.
     pub(super) fn newer_than(&self, have: &Numbered<T>) -> Option<Numbered<T>> {
-        if self.number.load(Ordering::Relaxed) == have.number {
+        if self.is_number(have.number) {
             return None;
         }
         // What was tried may have been withdrawn again before this came to look.

@@ -18,10 +18,15 @@ use super::events::Rip;
 use super::port::{KvmPort, Port};
 use super::{Past, VcpuId};
 
+/// No program's number.
+const UNSETTLED: u64 = u64::MAX;
+
 /// One vCPU's part of a gate.
 pub struct VcpuGate {
     /// The program that this vCPU last answered by.
     program: Numbered<Responder>,
+    /// Its number, or [`UNSETTLED`] as long as it may be withdrawn.
+    settled: u64,
     own: Answering,
 }
 
@@ -35,7 +40,11 @@ impl fmt::Debug for VcpuGate {
 
 impl VcpuGate {
     pub(super) const fn new(program: Numbered<Responder>, own: Answering) -> Self {
-        Self { program, own }
+        Self {
+            settled: program.number,
+            program,
+            own,
+        }
     }
 
     /// The vCPU's number.
@@ -276,11 +285,23 @@ impl VcpuGate {
     /// Takes over the program in force, if it has been replaced.
     #[inline]
     fn follow(&mut self) {
-        if let Some(newer) = self.own.shared.current.newer_than(&self.program) {
-            self.take_over(newer);
-        } else if self.own.before.is_some() && self.program.is_kept() {
+        if !self.own.shared.current.is_number(self.settled) {
+            self.catch_up();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn catch_up(&mut self) {
+        if let Some(other) = self.own.shared.current.newer_than(&self.program) {
+            self.own.follow(&mut self.program, other);
+        } else if self.program.is_kept() {
             self.own.before = None;
         }
+        self.settled = match self.own.before {
+            Some(_) => UNSETTLED,
+            None => self.program.number,
+        };
     }
 
     #[cfg(test)]
@@ -295,11 +316,6 @@ impl VcpuGate {
         let control = shared.lock();
         self.follow();
         drop(control);
-    }
-
-    #[cold]
-    fn take_over(&mut self, other: Numbered<Responder>) {
-        self.own.follow(&mut self.program, other);
     }
 }
 
