@@ -1,9 +1,10 @@
 //! What a gate costs.
 //!
-//! `gate/answer/…` is what happens between an exit's fields and the reply in `kvm_run`, counters and
-//! events included, under a policy of 500 entries: instructions counted by callgrind, without
-//! valgrind none, which is said on stderr. Accesses in a VM stand beside a loop that answers them
-//! itself, in the same process and in turns; without KVM there are none, as in the bench `guest`.
+//! `gate/answer/…` is what happens between an exit's fields and the reply in `kvm_run`, counters
+//! included, and events where the name says so, under a policy of 500 entries: instructions counted by
+//! callgrind, without valgrind none, which is said on stderr. Accesses in a VM stand beside a loop that
+//! answers them itself, in the same process and in turns; without KVM there are none, as in the bench
+//! `guest`.
 //! `gate/first-touch` is how long a vCPU waits for an access that the filter has to open for first.
 
 mod cost;

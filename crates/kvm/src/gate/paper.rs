@@ -249,6 +249,7 @@ pub fn cases() -> Vec<Case> {
         write("mask", 0xc000_0083, 1, Deed::Masked),
         read("handler", 0x2_0004, Deed::Handled),
         read("kill", 0x2_0005, Deed::Killed),
+        read("kill-and-event", 0x2_0005, Deed::Killed),
         reason(
             read("unknown", 0x2_0000, Deed::Unknown),
             ExitReason::Unknown,
