@@ -394,11 +394,11 @@ impl Gate {
     /// Of `listed`, which is `KVM_GET_MSR_INDEX_LIST`, the MSRs that a VMM has to save and restore for
     /// the guest under this program. A filter takes few off that list: registers that no guest may
     /// write are changed by other instructions, such as SWAPGS, by time, and by the VMM itself (S10.5).
-    /// Left out are those of KVM's own interface that the guest can neither write nor
-    /// read, and never could: none before the first [`Self::vcpu`] has chosen a variant, after a
-    /// [`Self::replace`], or after a [`VcpuGate::restore`], for KVM may hold what another program let
-    /// the guest turn on. What the gate holds itself is in [`VcpuGate::save`]; that a list lacks registers which
-    /// the policy lets the guest write is what `msrgate check --host` warns of.
+    /// Left out are those of KVM's own interface that the guest can neither write nor read, and never
+    /// could: none before the first [`Self::vcpu`] has chosen a variant, after a [`Self::replace`], or
+    /// after a [`VcpuGate::restore`], for KVM may hold what another program let the guest turn on. What
+    /// the gate holds itself is in [`VcpuGate::save`]; that a list lacks registers which the policy lets
+    /// the guest write is what `msrgate check --host` warns of.
     #[must_use]
     pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         let control = self.shared.lock();

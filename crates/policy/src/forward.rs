@@ -152,11 +152,6 @@ pub(crate) fn row(index: MsrIndex) -> Option<Row> {
     row.ok().map(Row)
 }
 
-/// Their indices, in order.
-pub(crate) fn indices() -> impl Iterator<Item = MsrIndex> {
-    FORWARDS.iter().map(|(index, _)| *index)
-}
-
 /// All of them, by index.
 pub(crate) fn rows() -> [&'static Forward; ROWS] {
     std::array::from_fn(|row| &FORWARDS[row].1)

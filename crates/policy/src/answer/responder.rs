@@ -135,16 +135,6 @@ impl Responder {
         })
     }
 
-    /// Whether any access is carried to KVM's register.
-    #[must_use]
-    pub fn forwards(&self) -> bool {
-        self.rules().any(|rule| {
-            let mut indices = forward::indices();
-            rule.action.needs_forwarding()
-                || indices.any(|index| rule.msrs.contains(index) && is_carried_for_log(rule, index))
-        })
-    }
-
     /// Whether a migration may leave out what KVM holds of this register: no access of the guest reaches
     /// it, and nothing else goes by it or changes it. That is known of the registers which KVM made up.
     /// Any other counts as one that instructions, time or the VMM change (S10.5).
