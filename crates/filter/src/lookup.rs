@@ -14,9 +14,9 @@ use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::decide::{Because, Decision, Verdict};
-use crate::filter::{Fallback, MAX_RANGES, Range, RangeNumber};
+use crate::decide::{Because, Decision, RangeNumber, Verdict};
 use crate::msr::{Access, MsrIndex};
+use crate::range::{Fallback, MAX_RANGES, Range};
 use crate::revision::Revision;
 
 pub(crate) use shared::SharedLookup;
