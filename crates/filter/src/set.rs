@@ -195,7 +195,7 @@ impl Request {
         memory: &(impl UserMemory + ?Sized),
         argument: UserAddress,
     ) -> Result<Self, SetError> {
-        if !revision.has_call_for(width) {
+        if width == CallerWidth::Bits32 && !revision.has_call_for_32_bit_callers() {
             return Err(SetError::NoSuchCall);
         }
         let mut bytes = vec![0; width.struct_size()];
