@@ -31,6 +31,7 @@ mod range;
 mod registers;
 mod revision;
 mod set;
+mod shared;
 mod vcpu;
 mod vm;
 
@@ -44,8 +45,9 @@ pub use range::{Fallback, MAX_RANGES, Range};
 pub use registers::{Origin, Register, RegisterFault, RegisterMap, Registers};
 pub use revision::Revision;
 pub use set::{RangeError, SetCall, SetError};
+pub use shared::{UnknownMsrs, VcpuNumber};
 pub use vcpu::{
     Entry, Executed, ExitPending, Gprs, GuestMode, Hardware, Instruction, ListAccess, ListFailure,
-    ListOutcome, Privilege, RunExit, SavedVcpu, SingleStep, Vcpu, VcpuNumber,
+    ListOutcome, Privilege, RunExit, SavedVcpu, SingleStep, Vcpu,
 };
-pub use vm::{Capability, Extension, ForeignFilter, UnknownMsrs, Vm};
+pub use vm::{Capability, Extension, ForeignFilter, Vm};
