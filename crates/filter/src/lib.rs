@@ -46,8 +46,8 @@ pub use registers::{Origin, Register, RegisterFault, RegisterMap, Registers};
 pub use revision::Revision;
 pub use set::{RangeError, SetCall, SetError};
 pub use shared::{UnknownMsrs, VcpuNumber};
-pub use vcpu::{
-    Entry, Executed, ExitPending, Gprs, GuestMode, Hardware, Instruction, ListAccess, ListFailure,
-    ListOutcome, Privilege, RunExit, SavedVcpu, SingleStep, Vcpu,
-};
+pub use vcpu::hardware::Hardware;
+pub use vcpu::nested::{ListAccess, ListFailure, ListOutcome};
+pub use vcpu::run::{Entry, Executed, GuestMode, Instruction, RunExit};
+pub use vcpu::{ExitPending, Gprs, Privilege, SavedVcpu, SingleStep, Vcpu};
 pub use vm::{Capability, Extension, ForeignFilter, Vm};

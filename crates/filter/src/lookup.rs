@@ -19,9 +19,7 @@ use crate::msr::{Access, MsrIndex};
 use crate::range::{Fallback, MAX_RANGES, Range};
 use crate::revision::Revision;
 
-pub(crate) use shared::SharedLookup;
-
-mod shared;
+pub(crate) mod shared;
 
 const PAGE_BITS: u32 = 12;
 /// The page of the default, the one with the x2APIC registers, and those of the ranges: 0x3000 MSRs

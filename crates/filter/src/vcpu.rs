@@ -10,13 +10,10 @@ use crate::registers::{Origin, RegisterFault, Registers};
 use crate::shared::{Changes, Shared, VcpuNumber};
 use hardware::Intercepts;
 
-pub use hardware::Hardware;
-pub use nested::{ListAccess, ListFailure, ListOutcome};
-pub use run::{Entry, Executed, GuestMode, Instruction, RunExit};
-
-mod hardware;
-mod nested;
-mod run;
+pub(crate) mod hardware;
+pub(crate) mod nested;
+mod requests;
+pub(crate) mod run;
 
 /// The general registers that an MSR access reads or changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
