@@ -149,11 +149,7 @@ impl Lookup {
         if ranges.is_empty() && revision.ignores_default_without_ranges() {
             return Self::without_filter(revision);
         }
-        let verdict = match fallback {
-            Fallback::Allow => Verdict::Allow,
-            Fallback::Deny => Verdict::Deny,
-        };
-        Builder::new(revision, verdict, DEFAULT, ranges).finish(ranges)
+        Builder::new(revision, fallback.verdict(), DEFAULT, ranges).finish(ranges)
     }
 
     /// Bytes of memory it takes beyond itself.
