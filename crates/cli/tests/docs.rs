@@ -267,8 +267,8 @@ fn a_name_that_no_test_has_is_noticed() {
         ("filter::set::s2_4_each_range", false),
         ("filter::bitmap::tests::a_window_starts_at_any_bit", true),
         ("filter::bitmap::proofs::a_window_starts_at_any_bit", false),
-        ("filter::v6_races::s7_two_v6_setters_free_twice", true),
-        ("policy::v6_races::s7_two_v6_setters_free_twice", false),
+        ("filter::behaviour::s1_numbers::s1_4_reason_bits", true),
+        ("policy::behaviour::s1_numbers::s1_4_reason_bits", false),
     ] {
         assert_eq!(test_exists(path), exists, "{path}");
     }

@@ -5,8 +5,9 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::filter::{Fallback, Filter, MAX_RANGES, Range};
+use crate::filter::Filter;
 use crate::msr::Accesses;
+use crate::range::{Fallback, MAX_RANGES, Range};
 
 /// `KVM_MSR_FILTER_DEFAULT_DENY`, the only known bit of [`Request::flags`]; 0 is the default that
 /// allows.

@@ -1,7 +1,5 @@
 //! The answer to one access, and the reason for it.
 
-use crate::filter::RangeNumber;
-
 /// Whether a guest's access goes on to the register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -20,6 +18,23 @@ impl Verdict {
         } else {
             Self::Deny
         }
+    }
+}
+
+/// A range's place in its filter, counted from 0. Empty ranges have none: the kernel drops them,
+/// and the kept ones move up (S2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RangeNumber(u8);
+
+impl RangeNumber {
+    /// The place as an index into [`Filter::ranges`](crate::Filter::ranges).
+    #[must_use]
+    pub const fn get(self) -> usize {
+        self.0 as usize
+    }
+
+    pub(crate) const fn new(number: u8) -> Self {
+        Self(number)
     }
 }
 

@@ -24,7 +24,12 @@ impl ExitReason {
     /// Its bit, in a mask and in `kvm_run` (S1.4), or `None` if the revision does not have it.
     #[must_use]
     pub const fn bit(self, revision: Revision) -> Option<ReasonMask> {
-        match revision.reason_bit(self) {
+        let bit = match self {
+            Self::Invalid => Some(1),
+            Self::Unknown => revision.unknown_reason_bit(),
+            Self::Filter => Some(revision.filter_reason_bit()),
+        };
+        match bit {
             Some(bit) => Some(ReasonMask(bit)),
             None => None,
         }
@@ -33,8 +38,8 @@ impl ExitReason {
     /// The reason that a register's own fault has (S5.1).
     pub(crate) const fn of(fault: RegisterFault, revision: Revision) -> Self {
         match fault {
-            RegisterFault::Unknown => revision.reason_of_unknown(),
-            RegisterFault::Invalid => Self::Invalid,
+            RegisterFault::Unknown if revision.unknown_reason_bit().is_some() => Self::Unknown,
+            RegisterFault::Unknown | RegisterFault::Invalid => Self::Invalid,
         }
     }
 }
@@ -78,17 +83,15 @@ impl ReasonMask {
     /// The mask with these reasons; one that the revision does not have adds nothing.
     #[must_use]
     pub fn of(revision: Revision, reasons: &[ExitReason]) -> Self {
-        let bits = reasons
-            .iter()
-            .filter_map(|reason| revision.reason_bit(*reason));
-        Self(bits.fold(0, |mask, bit| mask | bit))
+        let bits = reasons.iter().filter_map(|reason| reason.bit(revision));
+        Self(bits.fold(0, |mask, bit| mask | bit.0))
     }
 
     /// Whether an access that fails for this reason exits.
     #[must_use]
     pub const fn contains(self, revision: Revision, reason: ExitReason) -> bool {
-        match revision.reason_bit(reason) {
-            Some(bit) => self.0 & bit != 0,
+        match reason.bit(revision) {
+            Some(bit) => self.0 & bit.0 != 0,
             None => false,
         }
     }
@@ -211,6 +214,11 @@ impl RunLayout {
     /// The layout of this revision.
     #[must_use]
     pub const fn of(revision: Revision) -> Self {
-        revision.run_layout()
+        Self {
+            error: 32,
+            reason: revision.run_reason_offset(),
+            index: revision.run_index_offset(),
+            data: 48,
+        }
     }
 }

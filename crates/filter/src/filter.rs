@@ -4,112 +4,11 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::bitmap::Bitmap;
 use crate::decide::Decision;
-use crate::decide::Verdict;
 use crate::lookup::Lookup;
-use crate::msr::{Access, Accesses, MsrIndex};
+use crate::msr::{Access, MsrIndex};
+use crate::range::{Fallback, MAX_RANGES, Range};
 use crate::revision::Revision;
-
-/// The most ranges one filter has (S1.8).
-pub const MAX_RANGES: usize = 16;
-
-/// What holds for an access that no range speaks of (S3.4). Reads and writes share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fallback {
-    /// `KVM_MSR_FILTER_DEFAULT_ALLOW`.
-    Allow,
-    /// `KVM_MSR_FILTER_DEFAULT_DENY`.
-    Deny,
-}
-
-impl Fallback {
-    /// What it says of an access.
-    #[must_use]
-    pub const fn verdict(self) -> Verdict {
-        match self {
-            Self::Allow => Verdict::Allow,
-            Self::Deny => Verdict::Deny,
-        }
-    }
-}
-
-impl From<Verdict> for Fallback {
-    fn from(verdict: Verdict) -> Self {
-        match verdict {
-            Verdict::Allow => Self::Allow,
-            Verdict::Deny => Self::Deny,
-        }
-    }
-}
-
-/// A range's place in its filter, counted from 0. Empty ranges have none: the kernel drops them,
-/// and the kept ones move up (S2.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RangeNumber(u8);
-
-impl RangeNumber {
-    /// The place as an index into [`Filter::ranges`].
-    #[must_use]
-    pub const fn get(self) -> usize {
-        self.0 as usize
-    }
-
-    pub(crate) const fn new(number: u8) -> Self {
-        Self(number)
-    }
-}
-
-/// A bitmap over consecutive MSRs, for one direction or for both.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Range {
-    accesses: Accesses,
-    base: MsrIndex,
-    bitmap: Bitmap,
-}
-
-impl Range {
-    /// The range that starts at `base` and has a bit for each of the next MSRs.
-    ///
-    /// A range that would reach 2^32 is accepted, as it is by the kernel, and matches nothing
-    /// (S2.6, S3.5); [`Self::end`] tells.
-    #[must_use]
-    pub const fn new(accesses: Accesses, base: MsrIndex, bitmap: Bitmap) -> Self {
-        Self {
-            accesses,
-            base,
-            bitmap,
-        }
-    }
-
-    /// The directions it speaks of.
-    #[must_use]
-    pub const fn accesses(&self) -> Accesses {
-        self.accesses
-    }
-
-    /// Its first MSR.
-    #[must_use]
-    pub const fn base(&self) -> MsrIndex {
-        self.base
-    }
-
-    /// Its bits.
-    #[must_use]
-    pub const fn bitmap(&self) -> &Bitmap {
-        &self.bitmap
-    }
-
-    /// One past its last MSR, or `None` where that is 2^32 or more: then the kernel's 32-bit sum
-    /// wraps and the range matches nothing (S3.5).
-    #[must_use]
-    pub const fn end(&self) -> Option<MsrIndex> {
-        match self.base.get().checked_add(self.bitmap.count()) {
-            Some(end) => Some(MsrIndex::new(end)),
-            None => None,
-        }
-    }
-}
 
 /// A whole filter, as one `KVM_X86_SET_MSR_FILTER` sets it.
 #[derive(Clone, PartialEq, Eq)]
@@ -206,7 +105,7 @@ impl Filter {
         let bitmaps: usize = self
             .ranges
             .iter()
-            .map(|range| size_of_val(range.bitmap.words()))
+            .map(|range| size_of_val(range.bitmap().words()))
             .sum();
         size_of::<Self>() + size_of_val(&*self.ranges) + bitmaps + self.lookup.footprint()
     }

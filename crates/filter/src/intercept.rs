@@ -10,6 +10,8 @@ use core::fmt;
 use crate::decide::{Decision, Verdict};
 use crate::msr::{Access, MsrIndex, X2APIC};
 
+pub use layout::{Svm, Vmx};
+
 /// Whether the hypervisor would let an access reach the register without an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PassThrough {
@@ -39,19 +41,19 @@ pub struct InterceptMap<L: Layout> {
 /// A vendor's layout: [`Vmx`] or [`Svm`].
 pub trait Layout: layout::Regions + Clone + Eq {}
 
-/// The layout of [`VmxBitmap`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Vmx {}
-
-/// The layout of [`SvmMap`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Svm {}
-
 impl Layout for Vmx {}
 impl Layout for Svm {}
 
 mod layout {
-    use super::{Access, MsrIndex, Svm, Vmx};
+    use crate::msr::{Access, MsrIndex};
+
+    /// The layout of [`VmxBitmap`](super::VmxBitmap).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Vmx {}
+
+    /// The layout of [`SvmMap`](super::SvmMap).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Svm {}
 
     /// MSRs in a region; both vendors cut them alike.
     pub(super) const REGION: u32 = 0x2000;

@@ -27,23 +27,27 @@ pub mod intercept;
 mod lookup;
 mod msr;
 mod publish;
+mod range;
 mod registers;
 mod revision;
 mod set;
+mod shared;
 mod vcpu;
 mod vm;
 
 pub use bitmap::{Bitmap, BitmapError};
-pub use decide::{Because, Decision, Verdict};
+pub use decide::{Because, Decision, RangeNumber, Verdict};
 pub use errno::Errno;
 pub use exit::{Exit, ExitNumber, ExitReason, ReasonMask, Reply, RunLayout, UnknownReasons};
-pub use filter::{Fallback, Filter, FilterError, MAX_RANGES, Range, RangeNumber};
+pub use filter::{Filter, FilterError};
 pub use msr::{Access, Accesses, MsrIndex, X2APIC};
+pub use range::{Fallback, MAX_RANGES, Range};
 pub use registers::{Origin, Register, RegisterFault, RegisterMap, Registers};
 pub use revision::Revision;
 pub use set::{RangeError, SetCall, SetError};
-pub use vcpu::{
-    Entry, Executed, ExitPending, Gprs, GuestMode, Hardware, Instruction, ListAccess, ListFailure,
-    ListOutcome, Privilege, RunExit, SavedVcpu, SingleStep, Vcpu, VcpuNumber,
-};
-pub use vm::{Capability, Extension, ForeignFilter, UnknownMsrs, Vm};
+pub use shared::{UnknownMsrs, VcpuNumber};
+pub use vcpu::hardware::Hardware;
+pub use vcpu::nested::{ListAccess, ListFailure, ListOutcome};
+pub use vcpu::run::{Entry, Executed, GuestMode, Instruction, RunExit};
+pub use vcpu::{ExitPending, Gprs, Privilege, SavedVcpu, SingleStep, Vcpu};
+pub use vm::{Capability, Extension, ForeignFilter, Vm};

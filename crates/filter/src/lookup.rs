@@ -14,14 +14,12 @@ use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::decide::{Because, Decision, Verdict};
-use crate::filter::{Fallback, MAX_RANGES, Range, RangeNumber};
+use crate::decide::{Because, Decision, RangeNumber, Verdict};
 use crate::msr::{Access, MsrIndex};
+use crate::range::{Fallback, MAX_RANGES, Range};
 use crate::revision::Revision;
 
-pub(crate) use shared::SharedLookup;
-
-mod shared;
+pub(crate) mod shared;
 
 const PAGE_BITS: u32 = 12;
 /// The page of the default, the one with the x2APIC registers, and those of the ranges: 0x3000 MSRs
@@ -151,11 +149,7 @@ impl Lookup {
         if ranges.is_empty() && revision.ignores_default_without_ranges() {
             return Self::without_filter(revision);
         }
-        let verdict = match fallback {
-            Fallback::Allow => Verdict::Allow,
-            Fallback::Deny => Verdict::Deny,
-        };
-        Builder::new(revision, verdict, DEFAULT, ranges).finish(ranges)
+        Builder::new(revision, fallback.verdict(), DEFAULT, ranges).finish(ranges)
     }
 
     /// Bytes of memory it takes beyond itself.

@@ -1,7 +1,5 @@
 //! The two behaviours this crate knows, and the table of everything in which they differ.
 
-use crate::abi::{CallerWidth, DEFAULT_DENY};
-use crate::exit::{ExitReason, RunLayout};
 use crate::msr::{MsrIndex, X2APIC};
 
 /// Whose behaviour.
@@ -45,18 +43,15 @@ impl Revision {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Mainline, Self::V6];
 
-    /// There is a form of the call that sets a filter for callers of this width (S1.6).
-    pub(crate) const fn has_call_for(self, width: CallerWidth) -> bool {
-        match self {
-            Self::Mainline => true,
-            Self::V6 => matches!(width, CallerWidth::Bits64),
-        }
+    /// Callers with pointers of 32 bits have a form of the call that sets a filter (S1.6).
+    pub(crate) const fn has_call_for_32_bit_callers(self) -> bool {
+        matches!(self, Self::Mainline)
     }
 
-    /// The bits that a filter's flags may have (S2.2).
+    /// The bits that a filter's flags may have (S2.2): on mainline, that of default deny.
     pub(crate) const fn accepted_flags(self) -> u32 {
         match self {
-            Self::Mainline => DEFAULT_DENY,
+            Self::Mainline => 1,
             Self::V6 => u32::MAX,
         }
     }
@@ -121,21 +116,20 @@ impl Revision {
         }
     }
 
-    /// The bit of an exit reason (S1.4).
-    pub(crate) const fn reason_bit(self, reason: ExitReason) -> Option<u32> {
-        match (self, reason) {
-            (_, ExitReason::Invalid) => Some(1),
-            (Self::Mainline, ExitReason::Unknown) | (Self::V6, ExitReason::Filter) => Some(2),
-            (Self::Mainline, ExitReason::Filter) => Some(4),
-            (Self::V6, ExitReason::Unknown) => None,
+    /// The bit of the exit reason UNKNOWN, if there is such a reason (S1.4). Without it an access
+    /// of an unknown MSR fails as an invalid one (S5.1).
+    pub(crate) const fn unknown_reason_bit(self) -> Option<u32> {
+        match self {
+            Self::Mainline => Some(2),
+            Self::V6 => None,
         }
     }
 
-    /// The reason for which an access of an unknown MSR fails (S5.1).
-    pub(crate) const fn reason_of_unknown(self) -> ExitReason {
+    /// The bit of the exit reason FILTER (S1.4).
+    pub(crate) const fn filter_reason_bit(self) -> u32 {
         match self {
-            Self::Mainline => ExitReason::Unknown,
-            Self::V6 => ExitReason::Invalid,
+            Self::Mainline => 4,
+            Self::V6 => 2,
         }
     }
 
@@ -147,17 +141,19 @@ impl Revision {
         }
     }
 
-    /// Where an exit's fields are in `kvm_run` (S1.5).
-    pub(crate) const fn run_layout(self) -> RunLayout {
-        let (reason, index) = match self {
-            Self::Mainline => (40, 44),
-            Self::V6 => (36, 40),
-        };
-        RunLayout {
-            error: 32,
-            reason,
-            index,
-            data: 48,
+    /// The offset of `msr.reason` in `struct kvm_run`, in bytes (S1.5).
+    pub(crate) const fn run_reason_offset(self) -> usize {
+        match self {
+            Self::Mainline => 40,
+            Self::V6 => 36,
+        }
+    }
+
+    /// The offset of `msr.index` in `struct kvm_run`, in bytes (S1.5).
+    pub(crate) const fn run_index_offset(self) -> usize {
+        match self {
+            Self::Mainline => 44,
+            Self::V6 => 40,
         }
     }
 

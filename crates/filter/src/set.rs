@@ -7,8 +7,9 @@ use core::fmt;
 use crate::abi::{CallerWidth, DEFAULT_DENY, RangeRequest, Request, Slot, UserAddress, UserMemory};
 use crate::bitmap::{Bitmap, BitmapError};
 use crate::errno::Errno;
-use crate::filter::{Fallback, Filter, FilterError, Range};
+use crate::filter::{Filter, FilterError};
 use crate::msr::{Accesses, MsrIndex};
+use crate::range::{Fallback, Range};
 use crate::revision::{Publication, RangeChecks, Revision};
 
 /// One call and what came of it.
@@ -194,7 +195,7 @@ impl Request {
         memory: &(impl UserMemory + ?Sized),
         argument: UserAddress,
     ) -> Result<Self, SetError> {
-        if !revision.has_call_for(width) {
+        if width == CallerWidth::Bits32 && !revision.has_call_for_32_bit_callers() {
             return Err(SetError::NoSuchCall);
         }
         let mut bytes = vec![0; width.struct_size()];

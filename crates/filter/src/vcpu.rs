@@ -7,32 +7,13 @@ use crate::decide::{Decision, Verdict};
 use crate::exit::{Exit, ExitReason, Reply};
 use crate::msr::{Access, MsrIndex};
 use crate::registers::{Origin, RegisterFault, Registers};
-use crate::vm::{Changes, Shared};
+use crate::shared::{Changes, Shared, VcpuNumber};
 use hardware::Intercepts;
 
-pub use hardware::Hardware;
-pub use nested::{ListAccess, ListFailure, ListOutcome};
-pub use run::{Entry, Executed, GuestMode, Instruction, RunExit};
-
-mod hardware;
-mod nested;
-mod run;
-
-/// A vCPU's place among those of its VM, counted from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct VcpuNumber(u32);
-
-impl VcpuNumber {
-    /// The number itself.
-    #[must_use]
-    pub const fn get(self) -> u32 {
-        self.0
-    }
-
-    pub(crate) const fn new(number: u32) -> Self {
-        Self(number)
-    }
-}
+pub(crate) mod hardware;
+pub(crate) mod nested;
+mod requests;
+pub(crate) mod run;
 
 /// The general registers that an MSR access reads or changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -297,14 +278,14 @@ impl<R: Registers> Vcpu<R> {
     fn guest_read(&mut self, index: MsrIndex) -> Result<u64, ExitReason> {
         self.ask(index, Access::Read)?;
         self.read(index, Origin::Guest)
-            .map_err(|fault| ExitReason::of(fault, self.shared.revision))
+            .map_err(|fault| ExitReason::of(fault, self.shared.revision()))
     }
 
     /// A guest's write, likewise.
     fn guest_write(&mut self, index: MsrIndex, value: u64) -> Result<(), ExitReason> {
         self.ask(index, Access::Write)?;
         self.write(index, value, Origin::Guest)
-            .map_err(|fault| ExitReason::of(fault, self.shared.revision))
+            .map_err(|fault| ExitReason::of(fault, self.shared.revision()))
     }
 
     fn ask(&self, index: MsrIndex, access: Access) -> Result<(), ExitReason> {

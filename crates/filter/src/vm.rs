@@ -2,38 +2,20 @@
 
 use alloc::sync::Arc;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::abi::{CallerWidth, UserAddress, UserMemory};
-use crate::decide::Decision;
 use crate::errno::Errno;
 use crate::exit::ReasonMask;
 use crate::filter::Filter;
-use crate::lookup::{Lookup, SharedLookup};
-use crate::msr::{Access, MsrIndex};
-use crate::publish::LeftRight;
-use crate::registers::{RegisterFault, Registers};
+use crate::registers::Registers;
 use crate::revision::Revision;
 use crate::set::{SetCall, SetError};
-use crate::vcpu::{Vcpu, VcpuNumber};
+use crate::shared::{Shared, UnknownMsrs};
+use crate::vcpu::Vcpu;
 
 pub use capability::{Capability, Extension};
 
 mod capability;
-
-/// Readers of up to this many vCPUs do not write to each other's cache lines.
-const STRIPES: usize = 16;
-
-/// What the host does about MSRs that KVM does not know: its module parameter `ignore_msrs`
-/// (S10.1).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum UnknownMsrs {
-    /// `ignore_msrs=0`: the access fails.
-    #[default]
-    Fail = 0,
-    /// `ignore_msrs=1`: reads give 0, writes are dropped.
-    Ignore = 1,
-}
 
 /// A VM that treats MSRs as KVM's do.
 ///
@@ -70,21 +52,6 @@ pub struct Vm {
     shared: Arc<Shared>,
 }
 
-/// What the VM and its vCPUs own together.
-pub(crate) struct Shared {
-    pub(crate) revision: Revision,
-    published: LeftRight<SharedLookup, STRIPES>,
-    reasons: AtomicU32,
-    unknown_msrs: AtomicUsize,
-    changes: AtomicU64,
-    vcpus: AtomicU32,
-}
-
-/// How often `MSR_FILTER_CHANGED` was requested of all vCPUs. One that has seen fewer has the
-/// request pending (S6.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Changes(u64);
-
 /// A filter that follows the rules of another revision than the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignFilter {
@@ -107,27 +74,15 @@ impl Vm {
     /// A VM without a filter, in which no access exits. It takes 174 KiB (see `publish.rs`).
     #[must_use]
     pub fn new(revision: Revision) -> Self {
-        let lookup = Lookup::without_filter(revision);
-        let slots = [
-            SharedLookup::holding(&lookup),
-            SharedLookup::holding(&lookup),
-        ];
         Self {
-            shared: Arc::new(Shared {
-                revision,
-                published: LeftRight::new(slots),
-                reasons: AtomicU32::new(ReasonMask::NONE.stored()),
-                unknown_msrs: AtomicUsize::new(UnknownMsrs::Fail as usize),
-                changes: AtomicU64::new(0),
-                vcpus: AtomicU32::new(0),
-            }),
+            shared: Arc::new(Shared::new(revision)),
         }
     }
 
     /// Whose behaviour it has.
     #[must_use]
     pub fn revision(&self) -> Revision {
-        self.shared.revision
+        self.shared.revision()
     }
 
     /// `KVM_CHECK_EXTENSION` (S1.1, S1.2, S1.10).
@@ -161,14 +116,12 @@ impl Vm {
     /// Makes accesses that fail for these reasons exit, from the next one on. Have `Filter` in it
     /// before a filter is set and until it is gone: what is refused in between is #GP (S7).
     pub fn set_reasons(&self, mask: ReasonMask) {
-        self.shared.reasons.store(mask.stored(), Ordering::Release);
+        self.shared.set_reasons(mask);
     }
 
     /// Plays the host's administrator (S10.1).
     pub fn set_unknown_msrs(&self, unknown: UnknownMsrs) {
-        self.shared
-            .unknown_msrs
-            .store(unknown as usize, Ordering::Release);
+        self.shared.set_unknown_msrs(unknown);
     }
 
     /// `KVM_X86_SET_MSR_FILTER` by a caller of this width, whose argument lies at `argument` (S2).
@@ -202,7 +155,7 @@ impl Vm {
     ) -> Result<(), SetError> {
         let call = SetCall::read(self.revision(), width, memory, argument);
         for filter in call.published() {
-            self.shared.published.publish(filter.lookup());
+            self.shared.publish(filter);
             visible(filter);
         }
         if !call.published().is_empty() {
@@ -222,7 +175,7 @@ impl Vm {
                 filter: filter.revision(),
             });
         }
-        self.shared.published.publish(filter.lookup());
+        self.shared.publish(filter);
         self.shared.request_recompute();
         Ok(())
     }
@@ -231,8 +184,8 @@ impl Vm {
     /// from 0 in the order of their creation.
     #[must_use]
     pub fn create_vcpu<R: Registers>(&self, registers: R) -> Vcpu<R> {
-        let number = self.shared.vcpus.fetch_add(1, Ordering::Relaxed);
-        Vcpu::new(Arc::clone(&self.shared), VcpuNumber::new(number), registers)
+        let number = self.shared.next_vcpu();
+        Vcpu::new(Arc::clone(&self.shared), number, registers)
     }
 }
 
@@ -241,53 +194,7 @@ impl fmt::Debug for Vm {
         f.debug_struct("Vm")
             .field("revision", &self.revision())
             .field("reasons", &self.shared.reasons())
-            .field("vcpus", &self.shared.vcpus.load(Ordering::Relaxed))
+            .field("vcpus", &self.shared.vcpus())
             .finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    /// What `look` makes of the decisions of one filter, whole.
-    #[inline]
-    pub(crate) fn with_filter<T>(
-        &self,
-        vcpu: VcpuNumber,
-        look: impl FnOnce(&dyn Fn(MsrIndex, Access) -> Decision) -> T,
-    ) -> T {
-        self.published.read(vcpu.get() as usize, |lookup| {
-            look(&|index, access| lookup.decide(index, access))
-        })
-    }
-
-    #[inline]
-    pub(crate) fn decide(&self, vcpu: VcpuNumber, index: MsrIndex, access: Access) -> Decision {
-        self.published
-            .read(vcpu.get() as usize, |lookup| lookup.decide(index, access))
-    }
-
-    pub(crate) fn reasons(&self) -> ReasonMask {
-        ReasonMask::from_stored(self.reasons.load(Ordering::Acquire))
-    }
-
-    /// What a register's fault comes to under the host's `ignore_msrs`: no fault, and the value 0.
-    ///
-    /// # Errors
-    /// The fault stands.
-    pub(crate) fn ignore(&self, fault: RegisterFault) -> Result<(), RegisterFault> {
-        let ignoring = self.unknown_msrs.load(Ordering::Acquire) == UnknownMsrs::Ignore as usize;
-        match fault {
-            RegisterFault::Unknown if ignoring => Ok(()),
-            _ => Err(fault),
-        }
-    }
-
-    /// Asks all vCPUs, those to come as well, to handle `MSR_FILTER_CHANGED` before their next
-    /// entry. A vCPU that sees the request sees the filter it is about.
-    fn request_recompute(&self) {
-        self.changes.fetch_add(1, Ordering::Release);
-    }
-
-    pub(crate) fn changes(&self) -> Changes {
-        Changes(self.changes.load(Ordering::Acquire))
     }
 }

@@ -5,8 +5,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::bitmap::Bitmap;
 use crate::decide::Because;
-use crate::filter::{Fallback, Filter, Range};
+use crate::filter::Filter;
 use crate::msr::Accesses;
+use crate::range::{Fallback, Range};
 use crate::revision::Revision;
 
 const VMX_BASES: [u32; 2] = [0, 0xc000_0000];

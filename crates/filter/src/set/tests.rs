@@ -3,8 +3,8 @@ use alloc::string::ToString;
 use super::*;
 use crate::abi::Segment;
 use crate::decide::Verdict;
-use crate::filter::MAX_RANGES;
 use crate::msr::Access;
+use crate::range::MAX_RANGES;
 
 const ARGUMENT: UserAddress = UserAddress::new(0x1000);
 const BITMAPS: UserAddress = UserAddress::new(0x8000);

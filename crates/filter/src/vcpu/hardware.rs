@@ -1,8 +1,7 @@
-//! The intercept bitmaps of a vCPU, and the request that has them recomputed (S6.4).
+//! The intercept bitmaps of a vCPU.
 
 use alloc::boxed::Box;
 
-use super::Vcpu;
 use crate::decide::Decision;
 use crate::intercept::{PassThrough, SvmMap, VmxBitmap};
 use crate::msr::{Access, MsrIndex};
@@ -39,7 +38,19 @@ pub(super) enum Intercepts {
 type Wants = Box<dyn Fn(MsrIndex, Access) -> PassThrough + Send>;
 
 impl Intercepts {
-    fn recompute(&mut self, decide: &dyn Fn(MsrIndex, Access) -> Decision) {
+    /// The bitmap of this hardware with which every access exits, until it is computed.
+    pub(super) fn new(
+        hardware: Hardware,
+        wants: impl Fn(MsrIndex, Access) -> PassThrough + Send + 'static,
+    ) -> Self {
+        let wants = Box::new(wants);
+        match hardware {
+            Hardware::Vmx => Self::Vmx(wants, Box::default()),
+            Hardware::Svm => Self::Svm(wants, Box::default()),
+        }
+    }
+
+    pub(super) fn recompute(&mut self, decide: &dyn Fn(MsrIndex, Access) -> Decision) {
         match self {
             Self::All => {}
             Self::Vmx(wants, bitmap) => bitmap.recompute(&**wants, decide),
@@ -58,45 +69,5 @@ impl Intercepts {
         } else {
             Intercept::Passes
         }
-    }
-}
-
-impl<R> Vcpu<R> {
-    /// Runs the guest on this hardware, which passes through what `wants` wants and the filter
-    /// allows (S6.3). Without this call every access exits. `wants` must not set a filter: setters
-    /// wait for it.
-    pub fn pass_through(
-        &mut self,
-        hardware: Hardware,
-        wants: impl Fn(MsrIndex, Access) -> PassThrough + Send + 'static,
-    ) {
-        let wants = Box::new(wants);
-        self.intercepts = match hardware {
-            Hardware::Vmx => Intercepts::Vmx(wants, Box::default()),
-            Hardware::Svm => Intercepts::Svm(wants, Box::default()),
-        };
-        self.recompute();
-    }
-
-    /// Whether `MSR_FILTER_CHANGED` waits for the next entry.
-    #[must_use]
-    pub fn is_recompute_pending(&self) -> bool {
-        self.seen != self.shared.changes()
-    }
-
-    /// What `KVM_RUN` does before each entry.
-    pub(super) fn handle_requests(&mut self) {
-        if self.is_recompute_pending() {
-            self.recompute();
-        }
-    }
-
-    /// From one filter, whole. The request is taken before the filter is looked at, so that one
-    /// published meanwhile is not missed. Setters wait for this, some 50,000 decisions at most.
-    fn recompute(&mut self) {
-        self.seen = self.shared.changes();
-        let intercepts = &mut self.intercepts;
-        self.shared
-            .with_filter(self.number, |decide| intercepts.recompute(decide));
     }
 }

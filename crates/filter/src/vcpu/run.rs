@@ -122,7 +122,7 @@ impl<R: Registers> Vcpu<R> {
             return Some(self.retire());
         }
         self.queued = Queued::GeneralProtection;
-        match self.shared.revision.refused() {
+        match self.shared.revision().refused() {
             Refused::AtInstruction => None,
             Refused::PastInstruction => Some(self.retire()).filter(|exit| *exit == RunExit::Debug),
         }
@@ -179,7 +179,7 @@ impl<R: Registers> Vcpu<R> {
     /// What comes of a failed access: the one reason exits, or else it is #GP; no other reason is
     /// tried (S5.2).
     fn refuse(&mut self, access: Access, reason: ExitReason) -> RunExit {
-        let revision = self.shared.revision;
+        let revision = self.shared.revision();
         if !self.shared.reasons().contains(revision, reason) {
             return self.general_protection();
         }
