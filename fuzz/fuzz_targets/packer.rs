@@ -90,7 +90,7 @@ fuzz_target!(|bytes: &[u8]| {
     if head >> 6 != 0 {
         return;
     }
-    let program = Program::of(&compiled);
+    let program = compiled.program().clone();
     assert_eq!(Program::decode(&program.encode()).as_ref(), Ok(&program));
     let variant = &program.variants()[0];
     let form = match head >> 4 {

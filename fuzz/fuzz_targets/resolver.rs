@@ -40,11 +40,11 @@ fuzz_target!(|text: &str| {
             return;
         }
     };
-    let program = Program::of(&compiled);
+    let program = compiled.program().clone();
     assert_eq!(Program::decode(&program.encode()).as_ref(), Ok(&program));
     match parse(&Source::new("printed.toml", &printed), &mut NoIncludes) {
         Ok(again) => {
-            let again = Program::of(&compile(again).expect("it fitted before"));
+            let again = compile(again).expect("it fitted before").into_program();
             assert!(differences(&program, &again, None).is_empty(), "{printed}");
             assert_eq!(program.settings(), again.settings());
         }

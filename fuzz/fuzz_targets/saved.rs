@@ -17,7 +17,7 @@ const POLICY: &str = "policy = 1\ndefault = \"deny\"\n[msrs]\n\
 
 static RESPONDER: LazyLock<Responder> = LazyLock::new(|| {
     let policy = parse(&Source::new("fuzz.toml", POLICY), &mut NoIncludes).unwrap();
-    let program = Program::of(&compile(policy).unwrap());
+    let program = compile(policy).unwrap().into_program();
     let cpu = program.variants()[0].example().clone();
     Responder::new(Arc::new(program), &cpu).unwrap()
 });

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, Verdict};
 use msrgate_policy::{
-    Action, CompileError, Compiled, Entry, IncludeError, Includes, MAX_BYTES, PackError, Policy,
-    Source, Variant, Window, compile, parse,
+    Action, CompileError, Compiled, Entry, IncludeError, Includes, MAX_BYTES, NotCompiled,
+    PackError, Policy, Source, Variant, Window, compile, parse,
 };
 
 use crate::cli::CpuArg;
@@ -76,8 +76,8 @@ pub(crate) fn compiled(policy: &str) -> Result<Compiled, Failure> {
 
 /// Parses and packs a policy that has been read.
 pub(crate) fn compiled_source(source: &Source) -> Result<Compiled, Failure> {
-    let policy = parse(source, &mut Files).map_err(Failure::Mistakes)?;
-    compile(policy.clone()).map_err(|error| {
+    let resolved = parse(source, &mut Files).map_err(Failure::Mistakes)?;
+    compile(resolved).map_err(|NotCompiled { policy, error }| {
         let clusters = match &error {
             CompileError::Pack(PackError::TooManyRanges(windows)) => clusters(&policy, windows),
             _ => String::new(),

@@ -40,7 +40,7 @@ impl Side {
         } else {
             let text = load::text(&name, bytes)?;
             let compiled = load::compiled_source(&Source::new(&name, &text))?;
-            (Program::of(&compiled), Content::Policy)
+            (compiled.into_program(), Content::Policy)
         };
         Ok(Self {
             name,

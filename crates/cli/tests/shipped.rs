@@ -9,8 +9,8 @@ use std::process::{Command, Output};
 use msrgate_filter::{Access, MsrIndex, X2APIC};
 use msrgate_kvm::HostCaps;
 use msrgate_policy::{
-    Action, Compiled, IncludeError, Includes, Policy, Source, UnknownAction, compile, parse,
-    registers,
+    Action, Compiled, IncludeError, Includes, ResolvedPolicy, Source, UnknownAction, compile,
+    parse, registers,
 };
 
 fn folder() -> PathBuf {
@@ -42,7 +42,7 @@ fn source(name: &str) -> Source {
     Source::new(name, &fs::read_to_string(file).expect(name))
 }
 
-fn read(name: &str) -> Policy {
+fn read(name: &str) -> ResolvedPolicy {
     parse(&source(name), &mut ByName).expect(name)
 }
 
@@ -84,7 +84,8 @@ fn the_program_has_every_policy_of_the_folder() {
 #[test]
 fn each_has_a_summary_its_own_name_and_a_reason_for_every_entry() {
     for name in names() {
-        let policy = read(&name);
+        let resolved = read(&name);
+        let policy = resolved.policy();
         assert_eq!(policy.name(), Some(name.as_str()));
         let first = policy.source().text().lines().next().unwrap_or_default();
         assert!(first.starts_with("# ") && first.ends_with('.'), "{first}");
@@ -118,7 +119,7 @@ fn each_packs_into_the_same_filter_wherever_it_is_compiled() {
 
 /// What a policy says of one access; no shipped policy has a `[[when]]`.
 fn action(compiled: &Compiled, index: MsrIndex, access: Access) -> &Action {
-    compiled.variants()[0].table().at(index, access).action
+    compiled.variants()[0].rules().at(index, access).action
 }
 
 /// Of each recorded MSR, whether a booting kernel read it and wrote it with success.
@@ -157,7 +158,7 @@ fn the_policies_for_linux_allow_what_recorded_boots_did() {
 fn a_linux_guest_may_do_all_that_a_boot_does() {
     let [boot, guest] = ["linux-boot", "linux-guest"].map(|name| compile(read(name)).expect(name));
     for access in Access::ALL {
-        for segment in boot.variants()[0].table().segments(access) {
+        for segment in boot.variants()[0].rules().of(access) {
             if *segment.action == Action::Allow {
                 let (first, last) = (segment.msrs.first(), segment.msrs.last());
                 for index in (first.get()..=last.get()).map(MsrIndex::new) {
@@ -206,7 +207,7 @@ fn each_does_what_its_name_says_and_no_more() {
     assert_eq!(with("pin-security", Access::Write, &Action::Pin), calls);
     assert_eq!(with("pin-security", Access::Write, &Action::Deny), []);
     assert_eq!(with("pin-security", Access::Read, &Action::Deny), []);
-    let unknown = read("quiet-unknown").settings().unknown.clone();
+    let unknown = read("quiet-unknown").policy().settings().unknown.clone();
     let [read, write] = [UnknownAction::Value(0), UnknownAction::Ignore];
     assert_eq!((unknown.read, unknown.write), (read, write));
 }
@@ -242,7 +243,8 @@ fn warnings(text: &str) -> usize {
 fn nothing_is_accepted_in_vain() {
     let mut seen = 0;
     for name in names() {
-        let (policy, source) = (read(&name), source(&name));
+        let (resolved, source) = (read(&name), source(&name));
+        let policy = resolved.policy();
         for gap in &policy.settings().accept {
             let without = source.text().replace(&format!("\"{gap}\""), "");
             assert_ne!(without, source.text(), "{name} accepts {gap} by an include");

@@ -10,7 +10,7 @@
 //! use kvm_ioctls::{Kvm, VcpuExit};
 //! use msrgate_kvm::HostCaps;
 //! use msrgate_kvm::gate::{Gate, Outcome};
-//! use msrgate_policy::Program;
+//! use msrgate_program::Program;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let host = HostCaps::probe()?;
@@ -72,8 +72,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use msrgate_filter::{ExitReason, Filter, MsrIndex, ReasonMask};
-use msrgate_policy::answer::Responder;
-use msrgate_policy::{CompileError, Cpu, Program, Update};
+use msrgate_program::answer::Responder;
+use msrgate_program::{CompileError, Cpu, Program, Update};
 
 use crate::install::InstallError;
 use crate::probe::{HostCaps, IgnoreMsrs};

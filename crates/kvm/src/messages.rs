@@ -12,9 +12,7 @@ use crate::gate::events::EventOptions;
 use crate::gate::{AnswerError, GateError, StateError, VcpuId};
 use crate::{GuestError, HostError, InstallError, MeasureError, Requirement, StepAt};
 
-#[path = "../../policy/tests/variants/mod.rs"]
-mod variants;
-use variants::messages;
+use msrgate_testing::messages::messages;
 
 fn errno() -> CallErrno {
     RawErrno::new(libc::EINVAL).into()

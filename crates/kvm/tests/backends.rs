@@ -1,8 +1,6 @@
 //! One body for every backend: what a user of any of them is promised, through the public
 //! interface. What a host does statement by statement is `msrgate doctor`'s.
 
-mod host;
-
 use msrgate_filter::{
     Access, Accesses, Bitmap, Errno, ExitReason, Fallback, Filter, MsrIndex, Range, Register,
     RegisterMap, Revision,
@@ -29,7 +27,7 @@ fn backends() -> Vec<Box<dyn Backend>> {
     let registers = RegisterMap::from_iter(registers);
     let mut backends: Vec<Box<dyn Backend>> =
         vec![Box::new(ModelBackend::new(Revision::Mainline, registers))];
-    if let Some(host) = host::host() {
+    if let Some(host) = msrgate_testing::host::host() {
         backends.push(Box::new(KvmBackend::new(&host).expect("a VM")));
     }
     backends

@@ -4,8 +4,6 @@
 //! the README shows.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
 
-mod host;
-
 use std::error::Error;
 use std::path::Path;
 
@@ -129,13 +127,13 @@ fn the_readme_shows_what_is_run_here() {
 
 #[test]
 fn the_readmes_vmm_answers_and_ends() {
-    if host::host().is_none() {
+    if msrgate_testing::host::host().is_none() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("sandbox.msrg");
     let policy = parse(&Source::new("sandbox.toml", POLICY), &mut NoIncludes).unwrap();
-    let program = Program::of(&compile(policy).unwrap());
+    let program = compile(policy).unwrap().into_program();
     std::fs::write(&file, program.encode()).unwrap();
     assert_eq!(run(READS, &file).unwrap(), (42, 7));
     let violation = run(WRITES, &file).unwrap_err();

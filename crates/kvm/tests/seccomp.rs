@@ -6,8 +6,6 @@
     reason = "all of this is a test, its functions too"
 )]
 
-mod host;
-
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::thread;
@@ -38,7 +36,7 @@ const ALL: &str = "default = 'allow'\nlog = 'first'\n[msrs]\n\
 fn program(text: &str) -> Program {
     let text = format!("policy = 1\n{text}");
     let policy = parse(&Source::new("calls.toml", &text), &mut NoIncludes).unwrap();
-    Program::of(&compile(policy).unwrap())
+    compile(policy).unwrap().into_program()
 }
 
 /// The numbers of the calls on KVM's file descriptors (Linux, `uapi/linux/kvm.h`).
@@ -130,7 +128,7 @@ fn run(guest: &mut GuestVm, msrs: &mut VcpuGate) -> usize {
 
 #[test]
 fn what_is_listed_is_all_that_is_called() {
-    let Some(host) = host::host() else {
+    let Some(host) = msrgate_testing::host::host() else {
         return;
     };
     let msrs = [

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use msrgate_figures::{Batch, Figures, TimeUnit, Unit};
 use msrgate_filter::{MAX_RANGES, X2APIC};
-use msrgate_policy::{CompileError, NoIncludes, PackError, Policy, Source, compile, parse};
+use msrgate_policy::{CompileError, NoIncludes, PackError, ResolvedPolicy, Source, compile, parse};
 
 /// How many choices of accesses to the registers there are names for.
 const DRAWS: u32 = 1_000;
@@ -101,13 +101,13 @@ fn by_name(random: &mut Random) -> String {
     HEAD.to_owned() + &lines.collect::<String>()
 }
 
-fn policy(text: &str) -> Outcome<Policy> {
+fn policy(text: &str) -> Outcome<ResolvedPolicy> {
     Ok(parse(&Source::new("bench.toml", text), &mut NoIncludes)?)
 }
 
 /// How many ranges it took, fitting or not.
-fn ranges(policy: Policy) -> Outcome<usize> {
-    match compile(policy) {
+fn ranges(policy: ResolvedPolicy) -> Outcome<usize> {
+    match compile(policy).map_err(|not| not.error) {
         Ok(compiled) => Ok(compiled.variants()[0].filter().ranges().len()),
         Err(CompileError::Pack(PackError::TooManyRanges(windows))) => Ok(windows.len()),
         Err(error) => Err(error.into()),
@@ -193,7 +193,7 @@ fn main() -> Outcome<()> {
         "pack/100k-random-entries/refused",
     ] {
         let policy = policy(&text(name, &mut seeded()))?;
-        assert!(policy.entries().len() > 99_000, "{name}");
+        assert!(policy.policy().entries().len() > 99_000, "{name}");
         assert_eq!(
             ranges(policy.clone())? <= MAX_RANGES,
             !name.ends_with("refused")
@@ -204,7 +204,7 @@ fn main() -> Outcome<()> {
 
     let name = "policy/500-entries";
     let text = text(name, &mut seeded());
-    assert_eq!(policy(&text)?.entries().len(), 500);
+    assert_eq!(policy(&text)?.policy().entries().len(), 500);
     time(&mut figures, name, || policy(&text).and_then(ranges))?;
     figures.value("policy/500-entries/peak", peak(name)?, Unit::Mebibytes)?;
     Ok(())

@@ -1,27 +1,18 @@
-//! From a policy to a filter that is shown to be equal to it.
+//! From a policy to a program whose filters are shown to be equal to it.
 
-use msrgate_filter::Filter;
+use std::fmt;
 
-use crate::cpu::Cpu;
-use crate::parse::variants;
+use msrgate_program::{CompileError, Cpu, Program, ProgramSettings, Variant};
+
 use crate::policy::{Policy, WhenId};
-use crate::table::Table;
-use crate::verdicts::CompileError;
+use crate::resolve::ResolvedPolicy;
+use crate::source::Source;
 
-/// A policy with the filters that decide as it says.
+/// A policy with the program that does as it says.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     policy: Policy,
-    variants: Vec<Variant>,
-}
-
-/// What a policy says on the processors on which the same `[[when]]`s hold.
-#[derive(Clone, Debug)]
-pub struct Variant {
-    holds: Vec<bool>,
-    example: Cpu,
-    table: Table,
-    filter: Filter,
+    program: Program,
 }
 
 impl Compiled {
@@ -31,78 +22,82 @@ impl Compiled {
         &self.policy
     }
 
+    /// What a kernel, a gate or a file gets. The [`EntryId`](msrgate_program::EntryId)s of its rules are
+    /// the policy's.
+    #[must_use]
+    pub const fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// The program alone.
+    #[must_use]
+    pub fn into_program(self) -> Program {
+        self.program
+    }
+
     /// One for each way in which the `[[when]]`s hold on some processor; at least one. That in
     /// which none does, if there is such a processor, is the first.
     #[must_use]
     pub fn variants(&self) -> &[Variant] {
-        &self.variants
+        self.program.variants()
     }
 
     /// What holds on this processor; without one, the first variant.
     #[must_use]
     pub fn on(&self, cpu: Option<&Cpu>) -> &Variant {
-        let Some(cpu) = cpu else {
-            return &self.variants[0];
-        };
-        let holds: Vec<_> = self
-            .policy
-            .whens()
-            .iter()
-            .map(|when| when.cpus().contains(cpu))
-            .collect();
-        let this = self.variants.iter().find(|variant| variant.holds == holds);
-        this.unwrap_or(&self.variants[0])
+        let variant = cpu.and_then(|cpu| self.program.on(cpu));
+        variant.unwrap_or(&self.variants()[0])
+    }
+
+    /// Which of the policy's `[[when]]`s hold in a variant.
+    pub fn whens(&self, variant: &Variant) -> impl Iterator<Item = WhenId> {
+        let holds = variant.holds().iter().enumerate();
+        holds.filter_map(|(when, holds)| holds.then(|| WhenId::new(when)))
     }
 }
 
-impl Variant {
-    /// Which of the policy's `[[when]]`s hold.
-    pub fn whens(&self) -> impl Iterator<Item = WhenId> {
-        let ids = (0..self.holds.len()).map(WhenId::new);
-        ids.filter(|id| self.holds[id.number()])
-    }
+/// A policy that became no program, and why.
+#[derive(Clone, Debug)]
+pub struct NotCompiled {
+    /// The policy.
+    pub policy: Box<Policy>,
+    /// Why.
+    pub error: CompileError,
+}
 
-    /// Which of them hold, in their order.
-    pub(crate) fn holds(&self) -> &[bool] {
-        &self.holds
-    }
-
-    /// A processor on which it holds.
-    #[must_use]
-    pub const fn example(&self) -> &Cpu {
-        &self.example
-    }
-
-    /// What the policy says of every MSR.
-    #[must_use]
-    pub const fn table(&self) -> &Table {
-        &self.table
-    }
-
-    /// What the kernel gets.
-    #[must_use]
-    pub const fn filter(&self) -> &Filter {
-        &self.filter
+impl fmt::Display for NotCompiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.error, f)
     }
 }
+
+impl std::error::Error for NotCompiled {}
 
 /// Packs a policy, and compares the result with it over all 2^32 MSRs in both directions.
 ///
 /// # Errors
 /// The policy does not fit a filter, or the comparison failed.
-pub fn compile(policy: Policy) -> Result<Compiled, CompileError> {
-    let variants = variants(&policy).into_iter().map(|active| {
-        let table = Table::resolve(&policy, &active.entries);
-        let filter = table.verdicts().pack()?;
-        Ok(Variant {
-            holds: active.holds,
-            example: active.example,
-            table,
-            filter,
-        })
-    });
-    let variants = variants.collect::<Result<_, _>>()?;
-    Ok(Compiled { policy, variants })
+pub fn compile(resolved: ResolvedPolicy) -> Result<Compiled, NotCompiled> {
+    let (policy, variants) = resolved.into_parts();
+    let said = policy.settings();
+    let settings = ProgramSettings {
+        name: said.name.clone(),
+        mode: said.mode,
+        log: said.log,
+        unknown: said.unknown.clone(),
+        accept: said.accept.clone(),
+        microcode: said.microcode,
+    };
+    let files = policy.sources().iter().map(Source::name);
+    let whens = policy.whens().iter().map(|when| when.cpus().clone());
+    let default = policy.default_action().verdict();
+    match Program::new(settings, files, whens.collect(), default, variants) {
+        Ok(program) => Ok(Compiled { policy, program }),
+        Err(error) => Err(NotCompiled {
+            policy: Box::new(policy),
+            error,
+        }),
+    }
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@ use std::fmt;
 
 use msrgate_filter::Access;
 
-use crate::action::Action;
 use crate::compile::Compiled;
-use crate::msrs::MsrRange;
-use crate::policy::{EntryId, Mode, Settings};
+use crate::policy::{Mode, Settings};
 use crate::registers::{self, Gap, Reach};
-use crate::table::{Said, Segment};
+use msrgate_program::Action;
+use msrgate_program::MsrRange;
+use msrgate_program::{DecidedBy, EntryId, Rule};
 
 /// How far it is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,10 +122,10 @@ pub struct Enforcement {
 #[must_use]
 pub fn enforcement_of(
     settings: &Settings,
-    segment: Segment<'_>,
+    segment: Rule<'_>,
     access: Access,
 ) -> (Extent, Vec<Hole>) {
-    if *segment.action == Action::Allow && segment.said != Said::ByKvm {
+    if *segment.action == Action::Allow && segment.by != DecidedBy::Kvm {
         return (Extent::Enforced, Vec::new());
     }
     let hole = |msrs, cause| Hole {
@@ -161,19 +161,14 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
     let settings = compiled.policy().settings();
     let mut found: BTreeMap<Option<EntryId>, (Vec<Extent>, Enforcement)> = BTreeMap::new();
     for (access, segment) in compiled.variants().iter().flat_map(|variant| {
-        let of = |access| {
-            variant
-                .table()
-                .segments(access)
-                .map(move |one| (access, one))
-        };
+        let of = |access| variant.rules().of(access).map(move |one| (access, one));
         Access::ALL.into_iter().flat_map(of)
     }) {
-        let entry = match segment.said {
-            Said::ByEntry(id) => Some(id),
-            Said::ByDefault if *segment.action == Action::Allow => continue,
-            Said::ByDefault => None,
-            Said::ByKvm => continue,
+        let entry = match segment.by {
+            DecidedBy::Entry(id) => Some(id),
+            DecidedBy::Default if *segment.action == Action::Allow => continue,
+            DecidedBy::Default => None,
+            DecidedBy::Kvm => continue,
         };
         let (extent, holes) = enforcement_of(settings, segment, access);
         let (extents, so_far) = found.entry(entry).or_insert_with(|| {

@@ -8,12 +8,12 @@ use msrgate_filter::{
     Access, Because, Decision, ExitNumber, ExitReason, MsrIndex, ReasonMask, Revision, Verdict,
 };
 
-use crate::action::Action;
-use crate::compile::Variant;
 use crate::enforcement::{Extent, Hole, enforcement_of};
-use crate::msrs::MsrRange;
 use crate::policy::{Entry, Log, Mode, Policy, Settings, UnknownAction};
-use crate::table::{Said, Segment};
+use msrgate_program::Action;
+use msrgate_program::MsrRange;
+use msrgate_program::Variant;
+use msrgate_program::{DecidedBy, Rule};
 
 /// Everything that decides one access.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct Explanation<'p> {
     /// What the policy says.
     pub action: Action,
     /// What in the policy says so.
-    pub said: Said,
+    pub by: DecidedBy,
     /// The entry that says so, unless it is the default, or KVM.
     pub entry: Option<&'p Entry>,
     /// What the kernel's filter decides.
@@ -34,7 +34,7 @@ pub struct Explanation<'p> {
     /// Which of these accesses become events.
     pub log: Log,
     settings: &'p Settings,
-    segment: Segment<'p>,
+    segment: Rule<'p>,
 }
 
 /// How user space learns of an access that comes to the kernel.
@@ -98,7 +98,7 @@ impl Explanation<'_> {
     pub fn unknown(&self) -> Option<UnknownAction> {
         let unknown = &self.settings.unknown;
         match self.action {
-            _ if self.said == Said::ByKvm => None,
+            _ if self.by == DecidedBy::Kvm => None,
             Action::Allow => Some(match self.access {
                 Access::Read => unknown.read,
                 Access::Write => unknown.write,
@@ -154,7 +154,7 @@ impl Explanation<'_> {
     pub fn events(&self) -> &'static str {
         let may_refuse = self.may_refuse();
         match self.log {
-            _ if self.said == Said::ByKvm => "none: KVM asks nobody",
+            _ if self.by == DecidedBy::Kvm => "none: KVM asks nobody",
             Log::None => "none",
             Log::Denied if self.settings.mode == Mode::Audit && may_refuse => {
                 "one for each that would be refused"
@@ -182,25 +182,22 @@ pub fn explain<'p>(
     index: MsrIndex,
     access: Access,
 ) -> Explanation<'p> {
-    let segment = variant.table().at(index, access);
-    let entry = match segment.said {
-        Said::ByEntry(id) => Some(policy.entry(id)),
-        Said::ByDefault | Said::ByKvm => None,
+    let segment = variant.rules().at(index, access);
+    let entry = match segment.by {
+        DecidedBy::Entry(id) => Some(policy.entry(id)),
+        DecidedBy::Default | DecidedBy::Kvm => None,
     };
     let settings = policy.settings();
     Explanation {
         index,
         access,
         action: segment.action.clone(),
-        said: segment.said,
+        by: segment.by,
         entry,
         decision: variant.filter().decide(index, access),
-        log: match segment.said {
-            Said::ByKvm => Log::None,
-            _ => entry.and_then(Entry::log).unwrap_or(settings.log),
-        },
+        log: segment.log,
         settings,
-        segment: Segment {
+        segment: Rule {
             msrs: MsrRange::one(index),
             ..segment
         },

@@ -11,7 +11,8 @@ use crate::layout::{
     self, Body, Comments, EntryText, Field, Value, comment_lines, gap, header, shortened,
 };
 use crate::mistake::{Mistakes, Wrong};
-use crate::parse::{check_alone, mistake_in};
+use crate::parse::mistake_in;
+use crate::resolve::check_alone;
 use crate::selector::spelled;
 use crate::source::Source;
 use node::{Node, Origin};

@@ -1,117 +1,58 @@
 //! MSR policies: the language, the names of registers, packing into a filter, explaining.
 //!
-//! Data goes one way: [`Source`] text is parsed into a [`Policy`], resolved into a [`Table`] that
+//! Data goes one way: [`Source`] text is parsed into a [`Policy`], resolved into [`Rules`] that
 //! says what happens to each of 2^32 MSRs in each direction, and packed into the
 //! [`Filter`](msrgate_filter::Filter) of each [`Variant`] of a [`Compiled`] policy, which is
 //! compared with the table before anyone sees it.
-//!
-//! A [`Program`] is a compiled policy as a file. Without the feature `parse`, which is on by default,
-//! programs are all there is: no text is read, and no name is known.
 //!
 //! With the feature `schema` there is a JSON schema of the language, for editors.
 //!
 //! Everything here is pure: no file is opened and no device.
 #![forbid(unsafe_code)]
 
-mod action;
-pub mod answer;
-#[cfg(feature = "parse")]
 mod compile;
-mod cpu;
-mod diff;
-mod digest;
-#[cfg(feature = "parse")]
 mod effects;
-pub mod emit;
-#[cfg(feature = "parse")]
 mod enforcement;
-mod equality;
-#[cfg(feature = "parse")]
 mod explain;
-#[cfg(feature = "parse")]
 mod format;
-mod forward;
-#[cfg(feature = "parse")]
 pub mod import;
-#[cfg(feature = "parse")]
 mod layout;
-#[cfg(feature = "parse")]
 mod machine;
-#[cfg(feature = "parse")]
 mod mistake;
-mod msrs;
-mod pack;
-#[cfg(feature = "parse")]
 mod parse;
-#[cfg(feature = "parse")]
 mod points;
-#[cfg(feature = "parse")]
 mod policy;
-#[cfg(feature = "parse")]
 mod print;
-mod program;
-#[cfg(feature = "parse")]
 pub mod registers;
-mod rules;
+mod resolve;
 #[cfg(feature = "schema")]
 mod schema;
-#[cfg(feature = "parse")]
 mod selector;
-mod settings;
-#[cfg(feature = "parse")]
 mod source;
-#[cfg(feature = "parse")]
 mod space;
-#[cfg(feature = "parse")]
-mod table;
-#[cfg(feature = "parse")]
 pub mod trace;
-mod verdicts;
 
-pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
-#[cfg(feature = "parse")]
-pub use compile::{Compiled, Variant, compile};
-pub use cpu::{Cpu, CpuError, CpuSet};
-pub use diff::{
-    Change, Difference, Direction, LogChange, SettingChange, changes, differences, setting_changes,
-};
-pub use digest::Digest;
-#[cfg(feature = "parse")]
+pub use compile::{Compiled, NotCompiled, compile};
 pub use effects::write_effect;
-#[cfg(feature = "parse")]
 pub use enforcement::{Cause, Enforcement, Enforcer, Extent, Hole, enforcement, enforcement_of};
-#[cfg(feature = "parse")]
 pub use explain::{Explanation, Reported, explain};
-#[cfg(feature = "parse")]
 pub use format::format;
-pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding, forward};
-#[cfg(feature = "parse")]
 pub use machine::{RefusedFeature, UnsavedWrites, is_offered, refused_features, unsaved_writes};
-#[cfg(feature = "parse")]
 pub use mistake::{Mistake, Mistakes, Wrong};
-pub use msrs::{MsrRange, MsrSet};
-pub use pack::{Colour, PackError, Window};
-#[cfg(feature = "parse")]
-pub use parse::{
-    IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_LINE, NoIncludes, parse,
+pub use msrgate_program::{
+    Action, Change, CompileError, Cpu, CpuError, CpuSet, CpuidBit, CpuidRegister, DecidedBy,
+    Device, Difference, Digest, Direction, Emulated, EntryId, Log, LogChange, Mask, Microcode,
+    Mode, MsrRange, MsrSet, Origin, Outside, PackError, Program, ResolvedVariant, Rule, Rules,
+    SettingChange, Unknown, UnknownAction, Update, Variant, Window, answer, changes, differences,
+    emit, forward, setting_changes,
 };
-#[cfg(feature = "parse")]
+pub use parse::{IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_LINE, NoIncludes};
 pub use points::points;
-#[cfg(feature = "parse")]
-pub use policy::{Entry, EntryId, Policy, Settings, SourceId, When, WhenId};
-#[cfg(feature = "parse")]
+pub use policy::{Entry, Policy, Settings, SourceId, When, WhenId};
 pub use print::print;
-pub use program::{Program, ProgramError, ProgramSettings, ProgramVariant};
-pub use rules::{FileId, Line, Origin, Rule, Rules};
+pub use resolve::{ResolvedPolicy, parse};
 #[cfg(feature = "schema")]
 pub use schema::schema;
-#[cfg(feature = "parse")]
 pub use selector::{SelectorError, parse_msrs};
-pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
-#[cfg(feature = "parse")]
 pub use source::{Place, Source, one_line};
-#[cfg(feature = "parse")]
 pub use space::{Cell, Cluster, Space, Tally, space};
-#[cfg(feature = "parse")]
-pub use table::{Said, Segment, Table};
-pub use verdicts::{CompileError, Verdicts};

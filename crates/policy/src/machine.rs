@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 
 use msrgate_filter::{Access, Accesses, MsrIndex};
 
-use crate::action::Action;
-use crate::compile::Variant;
 use crate::effects::write_effect;
-use crate::forward::CpuidBit;
-use crate::policy::EntryId;
 use crate::registers::{self, Feature};
-use crate::table::Said;
+use msrgate_program::Action;
+use msrgate_program::CpuidBit;
+use msrgate_program::Variant;
+use msrgate_program::{DecidedBy, EntryId};
 
 /// Registers that come with a feature of CPUID, and that a policy refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +19,7 @@ pub struct RefusedFeature {
     /// The feature.
     pub feature: &'static Feature,
     /// What in the policy refuses them.
-    pub said: Said,
+    pub by: DecidedBy,
     /// Each of them once, by index, with what is refused.
     pub msrs: Vec<(MsrIndex, Accesses)>,
 }
@@ -40,16 +39,16 @@ pub fn refused_features(
 
 /// One for each thing in the policy that refuses registers of this feature.
 fn refused(variant: &Variant, feature: &'static Feature) -> Vec<RefusedFeature> {
-    let mut by_said: Vec<(Said, BTreeMap<MsrIndex, Accesses>)> = Vec::new();
+    let mut by_said: Vec<(DecidedBy, BTreeMap<MsrIndex, Accesses>)> = Vec::new();
     for access in Access::ALL {
         for index in feature.msrs(access) {
-            let segment = variant.table().at(index, access);
+            let segment = variant.rules().at(index, access);
             if !segment.action.refuses() {
                 continue;
             }
-            let place = by_said.iter().position(|(said, _)| *said == segment.said);
+            let place = by_said.iter().position(|(said, _)| *said == segment.by);
             let place = place.unwrap_or_else(|| {
-                by_said.push((segment.said, BTreeMap::new()));
+                by_said.push((segment.by, BTreeMap::new()));
                 by_said.len() - 1
             });
             let only = match access {
@@ -64,7 +63,7 @@ fn refused(variant: &Variant, feature: &'static Feature) -> Vec<RefusedFeature> 
     }
     let refused = by_said.into_iter().map(|(said, msrs)| RefusedFeature {
         feature,
-        said,
+        by: said,
         msrs: msrs.into_iter().collect(),
     });
     refused.collect()
@@ -109,9 +108,9 @@ pub fn unsaved_writes(
     let mut by_entry: BTreeMap<EntryId, Vec<MsrIndex>> = BTreeMap::new();
     for register in registers::all() {
         let index = register.index;
-        let segment = variant.table().at(index, Access::Write);
+        let segment = variant.rules().at(index, Access::Write);
         let reaches = *segment.action == Action::Allow || segment.action.needs_forwarding();
-        let Said::ByEntry(entry) = segment.said else {
+        let DecidedBy::Entry(entry) = segment.by else {
             continue;
         };
         let is_kept = IN_SREGS.contains(&index.get()) || write_effect(index).is_some();
@@ -145,9 +144,9 @@ mod tests {
         let shown: Vec<_> = found
             .iter()
             .map(|one| {
-                let by = match one.said {
-                    Said::ByEntry(id) => compiled.policy().entry(id).key(),
-                    Said::ByDefault | Said::ByKvm => "default",
+                let by = match one.by {
+                    DecidedBy::Entry(id) => compiled.policy().entry(id).key(),
+                    DecidedBy::Default | DecidedBy::Kvm => "default",
                 };
                 let msrs = one
                     .msrs

@@ -1,13 +1,11 @@
-//! From a policy's text, and those it includes, to a [`Policy`], or to all mistakes at once.
+//! From a policy's text, and those it includes, to a [`Policy`], with what is wrong in each text.
 
-mod conflict;
 mod duplicate;
 mod entry;
 mod include;
 mod keys;
 mod settings;
 mod value;
-mod variants;
 mod when;
 pub(crate) mod words;
 
@@ -21,7 +19,6 @@ use crate::source::Source;
 pub use include::{IncludeError, Includes, NoIncludes};
 use settings::Said;
 use value::items;
-pub(crate) use variants::{overridden, variants};
 
 /// The most bytes a policy may have, its includes not counted: 16 MiB.
 pub const MAX_BYTES: usize = 16 << 20;
@@ -44,33 +41,31 @@ pub(crate) const MAX_MISTAKES: usize = 1000;
 /// How deep includes may lie in includes.
 pub const MAX_DEPTH: usize = 8;
 
-/// Reads a policy with all it includes.
-///
-/// # Errors
-/// All mistakes, with their places: bad TOML, unknown keys, words and names, includes that cannot
-/// be read, entries that overlap and disagree, answers that cannot be given. Text over
-/// [`MAX_BYTES`], with a line over [`MAX_LINE`] or with more than [`MAX_ENTRIES`] is refused unread.
-pub fn parse(source: &Source, includes: &mut dyn Includes) -> Result<Policy, Box<Mistakes>> {
-    let mut reader = Reader::new(Some(includes));
-    reader.read(source, &mut Vec::new());
-    reader.finish()
+/// What the texts of a policy say, and what is wrong with each of them.
+pub(crate) struct Parsed {
+    /// The texts, the policy's own first.
+    pub(crate) sources: Vec<Source>,
+    /// The policy, as far as it is understood: nothing of it is resolved, and what is wrong is left out.
+    /// `None` without its settings.
+    pub(crate) policy: Option<Policy>,
+    /// What is wrong.
+    pub(crate) mistakes: Vec<Mistake>,
+    /// Whether the policy's own text has a `default`.
+    pub(crate) has_default: bool,
 }
 
-/// Looks for mistakes in one text, for which nothing is included, and which may be meant for being
-/// included: what another text may mend is none.
-///
-/// # Errors
-/// Its mistakes.
-pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
-    let mut reader = Reader::new(None);
+/// Reads a policy's text with all it includes. Without `includes` they are not followed, and a text that has
+/// no `default` gets one.
+pub(crate) fn read(source: &Source, includes: Option<&mut dyn Includes>) -> Parsed {
+    let is_alone = includes.is_none();
+    let mut reader = Reader::new(includes);
     reader.read(source, &mut Vec::new());
-    let has_default = reader.stand_in_for_default();
-    reader.finish_without(|wrong| match wrong {
-        Wrong::OverridesNothing(_) | Wrong::DeviceNotSetUp { .. } => true,
-        Wrong::NamesTheLastMsr(_) | Wrong::UnknownNeedsAllow => !has_default,
-        _ => false,
-    })?;
-    Ok(())
+    let has_default = if is_alone {
+        reader.stand_in_for_default()
+    } else {
+        true
+    };
+    reader.finish(has_default)
 }
 
 /// The one mistake of a text.
@@ -178,12 +173,7 @@ impl<'i> Reader<'i> {
         }
     }
 
-    fn finish(self) -> Result<Policy, Box<Mistakes>> {
-        self.finish_without(|_| false)
-    }
-
-    /// The policy, unless there are mistakes other than these.
-    fn finish_without(mut self, these: impl Fn(&Wrong) -> bool) -> Result<Policy, Box<Mistakes>> {
+    fn finish(mut self, has_default: bool) -> Parsed {
         let settings = self.settings();
         let policy = settings.map(|settings| Policy {
             sources: self.sources.clone(),
@@ -192,13 +182,11 @@ impl<'i> Reader<'i> {
             entries: std::mem::take(&mut self.entries),
             below: std::mem::take(&mut self.below),
         });
-        if let Some(policy) = &policy {
-            self.mistakes.extend(variants::mistakes(policy));
-        }
-        self.mistakes.retain(|mistake| !these(&mistake.wrong));
-        match policy {
-            Some(policy) if self.mistakes.is_empty() => Ok(policy),
-            _ => Err(Box::new(Mistakes::new(self.sources, self.mistakes))),
+        Parsed {
+            sources: self.sources,
+            policy,
+            mistakes: self.mistakes,
+            has_default,
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use msrgate_filter::MsrIndex;
 
-use crate::compile::Variant;
-use crate::msrs::MsrRange;
 use crate::policy::Policy;
+use msrgate_program::MsrRange;
+use msrgate_program::Variant;
 
 /// A range up to this size is looked at whole: the groups and banks that people name.
 const WHOLE: u64 = 64;

@@ -3,11 +3,11 @@
 use miette::SourceSpan;
 use msrgate_filter::Access;
 
-use crate::action::Action;
-use crate::cpu::CpuSet;
-use crate::msrs::MsrSet;
-pub(crate) use crate::settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 use crate::source::{Place, Source};
+use msrgate_program::CpuSet;
+use msrgate_program::MsrSet;
+use msrgate_program::{Action, EntryId};
+pub(crate) use msrgate_program::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 
 /// One of a policy's texts: [`Policy::sources`] by number, 0 the policy itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,10 +16,6 @@ pub struct SourceId(u32);
 /// One of a policy's `[[when]]`s: [`Policy::whens`] by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WhenId(u32);
-
-/// An entry's place in [`Policy::entries`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EntryId(u32);
 
 /// An id is the number of something in a policy, of which there are far fewer than 2^32.
 macro_rules! numbered {
@@ -36,7 +32,7 @@ macro_rules! numbered {
     )*};
 }
 
-numbered!(SourceId WhenId EntryId);
+numbered!(SourceId WhenId);
 
 /// A text and all in it have fewer than 2^32 bytes: [`MAX_BYTES`](crate::MAX_BYTES).
 pub(crate) fn small(number: usize) -> u32 {

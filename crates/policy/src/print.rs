@@ -5,14 +5,15 @@ use std::ops::RangeInclusive;
 
 use msrgate_filter::Access;
 
-use crate::action::{Action, Mask, Outside};
-use crate::cpu::CpuSet;
 use crate::layout::{self, Body, Comments, EntryText, Field, Value, gap, header, shortened};
-use crate::parse::overridden;
 use crate::parse::words::{self, word_for};
 use crate::policy::{
-    Entry, EntryId, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction, WhenId,
+    Entry, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction, WhenId,
 };
+use crate::resolve::overridden;
+use msrgate_program::CpuSet;
+use msrgate_program::EntryId;
+use msrgate_program::{Action, Mask, Outside};
 
 /// The policy as one text without includes, which reads as the same policy: the same settings, the
 /// same `[[when]]`s, and entries that say the same of the same MSRs. What an entry replaced for

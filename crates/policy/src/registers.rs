@@ -58,7 +58,7 @@ use std::fmt;
 
 use msrgate_filter::MsrIndex;
 
-use crate::forward::Forward;
+use msrgate_program::Forward;
 
 pub use features::{Feature, features};
 pub use field::{Decoded, Field};
@@ -97,7 +97,7 @@ impl Register {
     /// How accesses may be forwarded, where that is sound: see [`forward`](crate::forward).
     #[must_use]
     pub fn forward(&self) -> Option<&'static Forward> {
-        crate::forward(self.index)
+        msrgate_program::forward(self.index)
     }
 
     /// Its name, then its aliases.

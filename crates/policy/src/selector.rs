@@ -4,9 +4,9 @@ use std::fmt;
 
 use msrgate_filter::MsrIndex;
 
-use crate::msrs::{MsrRange, MsrSet};
 use crate::registers::{self, Named, Register};
 use crate::source::quoted;
+use msrgate_program::{MsrRange, MsrSet};
 
 /// Text that means no MSRs.
 #[derive(Clone, Debug, PartialEq, Eq)]

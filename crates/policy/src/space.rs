@@ -6,10 +6,10 @@ use std::ops::{AddAssign, Sub};
 
 use msrgate_filter::{Access, Bitmap, MsrIndex};
 
-use crate::action::Action;
-use crate::compile::Variant;
-use crate::msrs::{MsrRange, MsrSet};
-use crate::table::{Said, Segment, Table};
+use msrgate_program::Action;
+use msrgate_program::Variant;
+use msrgate_program::{DecidedBy, Rule, Rules};
+use msrgate_program::{MsrRange, MsrSet};
 
 /// What is no further apart than this is one cluster.
 const NEAR: u64 = 0x1000;
@@ -67,7 +67,7 @@ pub struct Space {
 
 impl Tally {
     /// Of these MSRs.
-    fn of(table: &Table, msrs: MsrRange, access: Access) -> Self {
+    fn of(table: &Rules, msrs: MsrRange, access: Access) -> Self {
         let mut tally = Self::default();
         for segment in table.within(msrs, access) {
             let count = segment.msrs.shared(msrs).map_or(0, MsrRange::count);
@@ -76,9 +76,9 @@ impl Tally {
         tally
     }
 
-    fn field(&mut self, segment: Segment<'_>) -> &mut u64 {
+    fn field(&mut self, segment: Rule<'_>) -> &mut u64 {
         match segment.action {
-            _ if segment.said == Said::ByKvm => &mut self.exempt,
+            _ if segment.by == DecidedBy::Kvm => &mut self.exempt,
             Action::Allow => &mut self.allowed,
             action if action.refuses() => &mut self.refused,
             _ => &mut self.answered,
@@ -134,7 +134,7 @@ impl Cluster {
             .filter_map(|cell| {
                 let [from, to] = [cell, cell + 1].map(|edge| start + edge * count / cells);
                 let msrs = MsrRange::below(from, to)?;
-                Some(Tally::of(variant.table(), msrs, access).cell())
+                Some(Tally::of(variant.rules(), msrs, access).cell())
             })
             .collect()
     }
@@ -143,7 +143,7 @@ impl Cluster {
 /// What one variant of a policy makes of all MSRs.
 #[must_use]
 pub fn space(variant: &Variant) -> Space {
-    let table = variant.table();
+    let table = variant.rules();
     let tallies = |msrs| Access::ALL.map(|access| Tally::of(table, msrs, access));
     let ranges = ranges(variant);
     let clusters: Vec<_> = clusters(table, &ranges)
@@ -182,13 +182,11 @@ fn ranges(variant: &Variant) -> Vec<MsrRange> {
 }
 
 /// Where the ranges lie, and the entries that are no larger than one.
-fn clusters(table: &Table, ranges: &[MsrRange]) -> Vec<MsrRange> {
+fn clusters(table: &Rules, ranges: &[MsrRange]) -> Vec<MsrRange> {
     let most = u64::from(Bitmap::MAX_COUNT);
-    let segments = Access::ALL
-        .iter()
-        .flat_map(|&access| table.segments(access));
+    let segments = Access::ALL.iter().flat_map(|&access| table.of(access));
     let spoken = segments
-        .filter(|segment| matches!(segment.said, Said::ByEntry(_)))
+        .filter(|segment| matches!(segment.by, DecidedBy::Entry(_)))
         .map(|segment| segment.msrs)
         .filter(|msrs| msrs.count() <= most);
     let Some(all) = MsrSet::new(spoken.chain(ranges.iter().copied())) else {

@@ -11,7 +11,7 @@ use std::{env, fs};
 
 use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
 use msrgate_filter::{Fallback, Filter, Revision, SetCall};
-use msrgate_policy::{NoIncludes, Program, ProgramVariant, Source, compile, emit, parse};
+use msrgate_policy::{NoIncludes, Program, Source, Variant, compile, emit, parse};
 
 /// Prints the struct as [`shown`] does.
 const C_MAIN: &str = r#"
@@ -59,10 +59,10 @@ const POLICIES: [&str; 3] = [
 
 fn program(text: &str) -> Program {
     let policy = parse(&Source::new("policy.toml", text), &mut NoIncludes).unwrap();
-    Program::of(&compile(policy).unwrap())
+    compile(policy).unwrap().into_program()
 }
 
-fn shown(variant: &ProgramVariant) -> String {
+fn shown(variant: &Variant) -> String {
     let filter = variant.filter();
     let flags = u32::from(filter.fallback() == Fallback::Deny);
     let mut text = format!("{flags} {:x}\n", variant.reasons().bits());

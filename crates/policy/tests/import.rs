@@ -1,15 +1,13 @@
 //! What `compile` writes comes back as a policy that decides, and where it has answers answers, alike.
 
-mod random;
-
 use msrgate_policy::import::{Format, import, print};
 use msrgate_policy::{
-    Change, Cpu, NoIncludes, Program, ProgramVariant, Source, compile, differences, emit, parse,
+    Change, Cpu, NoIncludes, Program, Source, Variant, compile, differences, emit, parse,
     setting_changes,
 };
 use proptest::prelude::*;
 
-use crate::random::policy;
+use msrgate_testing::random::policy;
 
 /// The program of what is imported from these bytes, and how many things it could not say.
 fn again(bytes: &[u8], format: Format) -> (Program, usize) {
@@ -18,7 +16,7 @@ fn again(bytes: &[u8], format: Format) -> (Program, usize) {
     let text = print(&imported, "FILE");
     let policy = parse(&Source::new("imported.toml", &text), &mut NoIncludes).expect(&text);
     let compiled = compile(policy).expect(&text);
-    (Program::of(&compiled), imported.unsaid.len())
+    (compiled.program().clone(), imported.unsaid.len())
 }
 
 /// What is decided otherwise; a filter has no `log`.
@@ -27,7 +25,7 @@ fn decided(one: &Program, other: &Program, cpu: Option<&Cpu>) -> Vec<Change> {
     differences.flat_map(|one| one.changes).collect()
 }
 
-fn abi(variant: &ProgramVariant) -> Vec<u8> {
+fn abi(variant: &Variant) -> Vec<u8> {
     emit::abi(variant).expect("a pointer of 64 bits holds any offset")
 }
 
@@ -37,7 +35,7 @@ proptest! {
     #[test]
     fn what_compile_writes_comes_back_equal(plan in policy()) {
         let drawn = plan.compile().expect("no defect");
-        let program = Program::of(&drawn.compiled);
+        let program = drawn.compiled.program().clone();
         for variant in program.variants() {
             let filter = Program::of_filter(variant.filter().clone());
             let emitted = [
@@ -62,7 +60,7 @@ proptest! {
             prop_assert_eq!(again.settings(), program.settings());
             for (access, rule) in msrgate_filter::Access::ALL
                 .into_iter()
-                .flat_map(|access| program.variants()[0].rules().of(access).iter().map(move |rule| (access, rule)))
+                .flat_map(|access| program.variants()[0].rules().of(access).map(move |rule| (access, rule)))
             {
                 let same = again.variants()[0].rule(rule.msrs.first(), access);
                 prop_assert_eq!((&same.action, same.log), (&rule.action, rule.log), "{} {}", access, rule.msrs);

@@ -1,24 +1,15 @@
 //! Every message that a user can meet: of mistakes in a policy, and of what is refused after it.
 
-mod variants;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, Segment, UserAddress};
-use msrgate_filter::{
-    Access, Accesses, BitmapError, FilterError, MsrIndex, ReasonMask, Revision, SetCall, SetError,
-    Verdict,
-};
-use msrgate_policy::answer::{ResponderError, RestoreError};
+use msrgate_filter::{BitmapError, FilterError, ReasonMask, Revision, SetCall, SetError};
 use msrgate_policy::import::{Format, ImportError, import};
-use msrgate_policy::{
-    CompileError, Cpu, Device, Digest, IncludeError, Includes, MsrRange, PackError, ProgramError,
-    SelectorError, Source, Window, Wrong, parse, parse_msrs,
-};
+use msrgate_policy::{IncludeError, Includes, SelectorError, Source, Wrong, parse, parse_msrs};
 
-use crate::variants::messages;
+use msrgate_testing::messages::messages;
 
 /// What a text includes, by name. What is not there cannot be read.
 struct Texts(BTreeMap<&'static str, &'static str>);
@@ -134,71 +125,6 @@ fn what_names_no_registers() {
 }
 
 #[test]
-fn what_becomes_no_filter() {
-    let window = Window {
-        colour: Accesses::Both,
-        msrs: MsrRange::one(MsrIndex::MIN),
-    };
-    let packs = || {
-        [
-            PackError::TooManyRanges(vec![window; 17]),
-            PackError::LastMsr,
-        ]
-    };
-    let [too_many, _] = packs();
-    let differs = CompileError::Differs {
-        index: MsrIndex::new(0x10),
-        access: Access::Write,
-        wanted: Verdict::Deny,
-    };
-    insta::assert_snapshot!(
-        messages(
-            include_str!("../src/pack.rs"),
-            "PackError",
-            &packs(),
-            |_| None
-        ) + &messages(
-            include_str!("../src/verdicts.rs"),
-            "CompileError",
-            &[CompileError::Pack(too_many), differs],
-            |_| None
-        )
-    );
-}
-
-#[test]
-fn what_is_no_program_and_no_processor() {
-    let programs = [
-        ProgramError::NotAProgram,
-        ProgramError::UnknownVersion(2),
-        ProgramError::Ends { at: 7 },
-        ProgramError::Trailing { at: 7 },
-        ProgramError::Value {
-            at: 7,
-            what: "an action",
-        },
-        ProgramError::Filter(FilterError::TooManyRanges(17)),
-        ProgramError::Differs {
-            index: MsrIndex::new(0x10),
-            access: Access::Read,
-        },
-        ProgramError::WrongDigest {
-            found: Digest::from_bytes([0; 32]),
-            computed: Digest::from_bytes([0xff; 32]),
-        },
-    ];
-    let processor = "Genuine Intel\u{1b}".parse::<Cpu>().unwrap_err();
-    insta::assert_snapshot!(
-        messages(
-            include_str!("../src/program/error.rs"),
-            "ProgramError",
-            &programs,
-            |_| None
-        ) + &format!("{processor}\n")
-    );
-}
-
-#[test]
 fn what_cannot_be_imported() {
     let wrong = |bytes: &[u8], format| import(bytes, format).unwrap_err();
     let many: String = (0..=msrgate_policy::MAX_ENTRIES)
@@ -219,32 +145,6 @@ fn what_cannot_be_imported() {
         &examples,
         |_: &ImportError| None
     ));
-}
-
-#[test]
-fn what_answers_nothing() {
-    let cpu = "GenuineIntel:6:0x6a:6".parse().unwrap();
-    let index = MsrIndex::new(0x10);
-    let responders = [
-        ResponderError::NoVariant(cpu),
-        ResponderError::TooManyRegisters(1 << 20),
-        ResponderError::NotForwardable(index),
-        ResponderError::NoDevice(Device::Microcode),
-    ];
-    let restores = [
-        RestoreError::NotSaved,
-        RestoreError::Version(2),
-        RestoreError::Broken,
-        RestoreError::NoRegister(index),
-        RestoreError::NoPin(index),
-        RestoreError::Device("microcode".into()),
-    ];
-    let of_responders = include_str!("../src/answer/responder.rs");
-    let of_saves = include_str!("../src/answer/save.rs");
-    insta::assert_snapshot!(
-        messages(of_responders, "ResponderError", &responders, |_| None)
-            + &messages(of_saves, "RestoreError", &restores, |_| None)
-    );
 }
 
 /// Every enum of errors of the libraries is held here, or in the messages of `msrgate-kvm`.
@@ -271,11 +171,12 @@ fn no_error_is_left_out() {
     let held = [
         include_str!("messages.rs"),
         include_str!("../../kvm/src/messages.rs"),
+        include_str!("../../program/tests/messages.rs"),
     ]
     .concat();
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut found = Vec::new();
-    for one in ["filter", "policy", "kvm"] {
+    for one in ["filter", "program", "policy", "kvm"] {
         enums(&crates.join(one).join("src"), &mut found);
     }
     assert!(found.len() > 10, "{found:?}");

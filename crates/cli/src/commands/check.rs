@@ -8,7 +8,7 @@ mod within;
 
 use std::io::Write;
 
-use msrgate_policy::{Compiled, Entry, Program, one_line};
+use msrgate_policy::{Compiled, Entry, one_line};
 use serde::Serialize;
 
 pub(super) use enforced::{HoleRow, accepted};
@@ -134,7 +134,7 @@ fn report(
             name: policy.name().map(str::to_owned),
             default: policy.default_action().word(),
             entries: policy.entries().len(),
-            digest: Program::of(compiled).digest().to_string(),
+            digest: compiled.program().digest().to_string(),
             variants: variants.iter().map(PackedVariant::of).collect(),
         },
         within: within.map(Within::report),
@@ -173,7 +173,7 @@ fn print(
     for variant in variants {
         picture::draw(out, policy, variant, detail)?;
     }
-    writeln!(out, "digest {}", Program::of(compiled).digest().short())?;
+    writeln!(out, "digest {}", compiled.program().digest().short())?;
     Ok(())
 }
 

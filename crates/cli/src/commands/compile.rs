@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal as _, Write};
 
-use msrgate_policy::{Program, ProgramVariant, emit};
+use msrgate_policy::{Program, Variant, emit};
 
 use crate::cli::{CompileArgs, Output};
 use crate::failure::{Answer, Failure};
@@ -10,7 +10,7 @@ use crate::load;
 use crate::whole;
 
 pub(super) fn run(args: &CompileArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
-    let program = Program::of(&load::compiled(&args.policy)?);
+    let program = load::compiled(&args.policy)?.into_program();
     let bytes = match args.format {
         Output::Program => program.encode(),
         format => {
@@ -34,7 +34,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut dyn Write) -> Result<Answer, Fai
 }
 
 /// The one variant that is meant.
-fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p ProgramVariant, Failure> {
+fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p Variant, Failure> {
     match (program.variants(), &args.cpu.cpu) {
         (_, Some(cpu)) => program
             .on(cpu)
@@ -42,7 +42,7 @@ fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p ProgramVa
         ([only], None) => Ok(only),
         (several, None) => {
             // Ready for a shell: the vendor that stands for all others has a space.
-            let example = |one: &ProgramVariant| match one.example().to_string() {
+            let example = |one: &Variant| match one.example().to_string() {
                 cpu if cpu.contains(' ') => format!("\n  --cpu '{cpu}'"),
                 cpu => format!("\n  --cpu {cpu}"),
             };
@@ -57,11 +57,7 @@ fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p ProgramVa
     }
 }
 
-fn keeps_all(
-    program: &Program,
-    variant: &ProgramVariant,
-    args: &CompileArgs,
-) -> Result<(), Failure> {
+fn keeps_all(program: &Program, variant: &Variant, args: &CompileArgs) -> Result<(), Failure> {
     let unsaid = emit::unsaid(program, variant);
     if unsaid.is_empty() || args.filter_only {
         return Ok(());
@@ -74,7 +70,7 @@ fn keeps_all(
     )))
 }
 
-fn filter(variant: &ProgramVariant, format: Output) -> Result<Vec<u8>, Failure> {
+fn filter(variant: &Variant, format: Output) -> Result<Vec<u8>, Failure> {
     Ok(match format {
         Output::Json => emit::json(variant).into_bytes(),
         Output::Rust => emit::rust(variant).into_bytes(),

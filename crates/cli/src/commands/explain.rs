@@ -5,8 +5,8 @@ use std::io::Write;
 use msrgate_filter::{Access, ExitNumber, ExitReason, MsrIndex, ReasonMask, Revision, Verdict};
 use msrgate_policy::registers::{self, GapKind};
 use msrgate_policy::{
-    Action, Compiled, Cpu, Entry, Explanation, Extent, Log, Mode, MsrSet, Policy, Program,
-    Reported, Said, Variant, explain, one_line,
+    Action, Cpu, DecidedBy, Entry, Explanation, Extent, Log, Mode, MsrSet, Policy, Reported,
+    Variant, explain, one_line,
 };
 use serde::Serialize;
 
@@ -111,7 +111,7 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Fai
         policy: compiled.policy(),
         variant,
         cpu: args.cpu.cpu.as_ref().unwrap_or(variant.example()),
-        mask: mask(&compiled, variant),
+        mask: variant.reasons(),
     };
     let indices = args.msrs.iter().flat_map(indices);
     match args.format.format {
@@ -129,13 +129,6 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Fai
         }
     }
     Ok(Answer::Yes)
-}
-
-/// The mask that goes with a variant's filter.
-fn mask(compiled: &Compiled, variant: &Variant) -> ReasonMask {
-    let program = Program::of(compiled);
-    let on = program.on(variant.example());
-    on.map_or(ReasonMask::NONE, msrgate_policy::ProgramVariant::reasons)
 }
 
 fn indices(msrs: &MsrSet) -> impl Iterator<Item = MsrIndex> {
@@ -284,8 +277,8 @@ impl<'c> Explained<'c> {
 
     /// Which line says so, and what includes it.
     fn source_of(&self, explanation: &Explanation<'_>) -> String {
-        match (explanation.said, explanation.entry) {
-            (Said::ByKvm, _) => "an x2APIC register, which KVM never filters (S3.1)".to_owned(),
+        match (explanation.by, explanation.entry) {
+            (DecidedBy::Kvm, _) => "an x2APIC register, which KVM never filters (S3.1)".to_owned(),
             (_, Some(entry)) => {
                 let file = one_line(self.policy.text(entry.source()).name());
                 let (line, key) = (entry.place().line, one_line(entry.key()));
@@ -325,7 +318,7 @@ impl<'c> Explained<'c> {
                 range.accesses(),
                 range.base(),
             ),
-            _ if explanation.said == Said::ByKvm => "not asked".to_owned(),
+            _ if explanation.by == DecidedBy::Kvm => "not asked".to_owned(),
             _ => format!("no range speaks of it, so its default {verdict}"),
         }
     }

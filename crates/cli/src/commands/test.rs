@@ -78,7 +78,7 @@ fn case(variant: &Variant, index: MsrIndex, access: Access) -> Case {
     Case {
         index,
         access,
-        expected: variant.table().at(index, access).action.verdict(),
+        expected: variant.rules().at(index, access).action.verdict(),
         effect: match write_effect(index) {
             Some(_) => WriteEffect::ActsAtOnce,
             None => WriteEffect::StoresOnly,

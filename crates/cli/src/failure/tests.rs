@@ -2,8 +2,7 @@ use msrgate_policy::{NoIncludes, Source, parse};
 
 use super::*;
 
-#[path = "../../../policy/tests/variants/mod.rs"]
-mod variants;
+use msrgate_testing::messages::messages;
 
 #[test]
 fn every_failure_has_a_message() {
@@ -19,7 +18,7 @@ fn every_failure_has_a_message() {
         Failure::Usage("both are standard input".to_owned()),
         Failure::Output(io::Error::from(io::ErrorKind::StorageFull)),
     ];
-    let messages = variants::messages(include_str!("../failure.rs"), "Failure", &failures, |_| {
+    let messages = messages(include_str!("../failure.rs"), "Failure", &failures, |_| {
         None
     });
     let plain = anstream::adapter::strip_str(&messages).to_string();

@@ -20,7 +20,7 @@ type Failure = Box<dyn std::error::Error>;
 
 fn program(text: &str) -> Result<Program, Failure> {
     let policy = parse(&Source::new("bench.toml", text), &mut NoIncludes)?;
-    Ok(Program::of(&compile(policy)?))
+    Ok(compile(policy)?.into_program())
 }
 
 fn main() -> Result<(), Failure> {

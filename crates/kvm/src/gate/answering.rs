@@ -5,8 +5,8 @@ use std::thread;
 use std::time::Instant;
 
 use msrgate_filter::{Access, Exit, Reply};
-use msrgate_policy::answer::{Answer, Carried, Deed, Forwarded, Responder, Step, VcpuState};
-use msrgate_policy::{Mode, Origin};
+use msrgate_program::answer::{Answer, Carried, Deed, Forwarded, Responder, Step, VcpuState};
+use msrgate_program::{Mode, Origin};
 
 use super::answer::{Asked, Outcome, Violation};
 use super::before::Before;
@@ -282,7 +282,12 @@ impl Answering {
         let touch = || seen.touch(program.number, exit.index, exit.access);
         let responder = &program.thing;
         if responder.is_event(exit, answer, deed, || touch() != Touch::Again) {
-            self.note(responder, exit, answer.rule.origin, deed);
+            self.note(
+                responder,
+                exit,
+                responder.variant().rules().origin(answer.rule.by),
+                deed,
+            );
         }
     }
 

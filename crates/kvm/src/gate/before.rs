@@ -6,7 +6,7 @@
 //! over another. That is all it ever needs: a replacement is decided before the next begins.
 
 use msrgate_filter::MsrIndex;
-use msrgate_policy::answer::{Responder, VcpuState};
+use msrgate_program::answer::{Responder, VcpuState};
 
 use super::current::Numbered;
 use super::device::MicrocodeDevice;

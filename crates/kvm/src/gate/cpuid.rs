@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
-use msrgate_policy::{Cpu, CpuidBit, CpuidRegister};
+use msrgate_program::{Cpu, CpuidBit, CpuidRegister};
 
 use super::error::GateError;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_policy::answer::{MicrocodeHeader, SIGN_ID, revision_value, update_header_at};
-use msrgate_policy::{Cpu, Microcode, Update};
+use msrgate_program::answer::{MicrocodeHeader, SIGN_ID, revision_value, update_header_at};
+use msrgate_program::{Cpu, Microcode, Update};
 
 use super::port::Port;
 use crate::calls::Taken;

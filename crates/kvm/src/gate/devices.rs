@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use msrgate_policy::answer::{Responder, RestoreError, Saved, SavedDevice};
-use msrgate_policy::{Cpu, Device as PolicyDevice};
+use msrgate_program::answer::{Responder, RestoreError, Saved, SavedDevice};
+use msrgate_program::{Cpu, Device as PolicyDevice};
 
 use super::VcpuId;
 use super::cpuid::GuestCpuid;

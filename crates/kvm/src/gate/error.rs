@@ -3,8 +3,8 @@
 use std::io;
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_policy::answer::{ResponderError, RestoreError};
-use msrgate_policy::{CompileError, Cpu};
+use msrgate_program::answer::{ResponderError, RestoreError};
+use msrgate_program::{CompileError, Cpu};
 
 use super::VcpuId;
 use super::touch::Closed;

@@ -8,7 +8,7 @@ use std::fmt;
 
 use kvm_bindings::{KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, kvm_cpuid_entry2, kvm_run};
 use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply};
-use msrgate_policy::answer::Deed;
+use msrgate_program::answer::Deed;
 
 use super::port::{KvmPort, Port};
 use super::{Asked, GateError, Outcome, VcpuGate};

@@ -11,8 +11,8 @@ use std::thread::{self, JoinHandle};
 use msrgate_filter::{
     Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
 };
-use msrgate_policy::answer::Responder;
-use msrgate_policy::{CompileError, PackError};
+use msrgate_program::answer::Responder;
+use msrgate_program::{CompileError, PackError};
 
 use super::Shared;
 use super::touch::Wanted;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_run;
 use msrgate_filter::{MsrIndex, Reply};
-use msrgate_policy::answer::{Responder, Saved};
+use msrgate_program::answer::{Responder, Saved};
 
 use super::answer::{Asked, Outcome};
 use super::answering::Answering;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use msrgate_kvm::{Finding, IgnoreMsrs, UnknownBits, statements};
 
-use crate::host::{host, say};
+use msrgate_testing::host::{host, say};
 
 /// The finding of one statement, which has to be that it holds.
 fn holds(number: &str) {

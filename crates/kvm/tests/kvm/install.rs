@@ -5,7 +5,7 @@ use msrgate_filter::{
 };
 use msrgate_kvm::{CallErrno, InstallError, RawFilter, RawReasons, install, set_filter_raw};
 
-use crate::host::host;
+use msrgate_testing::host::host;
 
 fn filter(revision: Revision, count: u32) -> Filter {
     let bitmap = Bitmap::from_fn(count, |offset| offset % 2 == 0).expect("a bitmap");

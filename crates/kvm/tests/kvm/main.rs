@@ -2,7 +2,5 @@
 //! that a failure.
 
 mod doctor;
-#[path = "../host/mod.rs"]
-mod host;
 mod install;
 mod supported;

@@ -3,7 +3,7 @@
 use msrgate_filter::MsrIndex;
 use msrgate_kvm::{IgnoreMsrs, Supported};
 
-use crate::host::host;
+use msrgate_testing::host::host;
 
 #[test]
 fn a_host_says_what_it_offers_and_what_it_saves() {

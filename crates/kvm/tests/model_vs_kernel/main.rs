@@ -4,14 +4,10 @@
 //!
 //! `MSRGATE_SEED` repeats a run; a failure prints the shortest life of a VM that still shows it.
 
-#[path = "../host/mod.rs"]
-mod host;
 mod linear;
 mod pair;
 mod registers;
 mod requests;
-#[path = "../seed/mod.rs"]
-mod seed;
 mod sequence;
 mod tally;
 
@@ -23,12 +19,12 @@ use msrgate_kvm::{HostCaps, UnknownBits};
 use proptest::strategy::Strategy;
 use proptest::test_runner::TestCaseError;
 
-use crate::host::{host, say};
 use crate::pair::{Difference, Pair};
 use crate::registers::{Baseline, EXCEPTIONS};
-use crate::seed::{runner, seed};
 use crate::sequence::{Round, rounds};
 use crate::tally::Tally;
+use msrgate_testing::host::{host, say};
+use msrgate_testing::seed::{runner, seed};
 
 /// The least that has to be compared, all workers together.
 const SET_CALLS: u32 = 5_000;

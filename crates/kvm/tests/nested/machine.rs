@@ -14,10 +14,12 @@ use kvm_ioctls::{Cap, Kvm, KvmNestedStateBuffer, VcpuExit, VcpuFd, VmFd};
 use msrgate_filter::{MsrIndex, Reply};
 use msrgate_kvm::HostCaps;
 use msrgate_kvm::gate::{Gate, GateOptions, GuestPhysical, NotMapped, Outcome, VcpuGate};
-use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
+use msrgate_policy::{NoIncludes, Source, compile, parse};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
-use crate::{code, host, layout, vmcb};
+use msrgate_testing::host;
+
+use crate::{code, layout, vmcb};
 
 pub(crate) const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 pub(crate) const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
@@ -132,7 +134,7 @@ impl Machine {
             "policy = 1\ndefault = 'deny'\n{settings}\n[msrs]\nIA32_EFER = 'rw'\n'@svm' = 'rw'\n{entries}"
         );
         let policy = parse(&Source::new("nested.toml", &text), &mut NoIncludes).expect(&text);
-        let program = Program::of(&compile(policy).expect(&text));
+        let program = compile(policy).expect(&text).into_program();
         let vm = host.create_vm().expect("a VM");
         // Without it a #GP that is still to come is saved as one that a nested guest has got already.
         let payload = kvm_enable_cap {

@@ -7,8 +7,6 @@
 //! `scripts/lab` has one.
 
 mod code;
-#[path = "../host/mod.rs"]
-mod host;
 mod layout;
 mod machine;
 mod vmcb;

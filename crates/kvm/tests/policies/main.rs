@@ -3,13 +3,6 @@
 //!
 //! `MSRGATE_SEED` repeats a run; a failure prints the smallest policy that still shows it.
 
-#[path = "../host/mod.rs"]
-mod host;
-#[path = "../../../policy/tests/random/mod.rs"]
-mod random;
-#[path = "../seed/mod.rs"]
-mod seed;
-
 use std::thread;
 
 use msrgate_filter::{Access, MsrIndex, Register, RegisterMap, Revision, Verdict};
@@ -20,9 +13,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::TestCaseError;
 
-use crate::host::{host, say};
-use crate::random::{PolicyPlan, policy};
-use crate::seed::{runner, seed};
+use msrgate_testing::host::{host, say};
+use msrgate_testing::random::{PolicyPlan, policy};
+use msrgate_testing::seed::{runner, seed};
 
 /// How many policies are tried, all workers together.
 const POLICIES: u32 = 1_002;

@@ -36,8 +36,8 @@ fn the_comparison_catches_every_broken_filter() {
     let compiled = compiled();
     let caught = |filter: Filter| {
         compiled
-            .table()
-            .verdicts()
+            .rules()
+            .verdicts(Verdict::Deny)
             .first_difference(&filter)
             .is_some()
     };
@@ -88,7 +88,10 @@ fn the_comparison_looks_between_the_entries() {
         ranges.push(Range::new(Accesses::Write, MsrIndex::new(index), bitmap));
         let filter = Filter::new(Revision::Mainline, Fallback::Deny, ranges).unwrap();
         assert_eq!(
-            compiled.table().verdicts().first_difference(&filter),
+            compiled
+                .rules()
+                .verdicts(Verdict::Deny)
+                .first_difference(&filter),
             Some((MsrIndex::new(index), Access::Write, Verdict::Deny))
         );
     }

@@ -3,8 +3,8 @@
 use msrgate_filter::Access;
 
 use super::Explanation;
-use crate::action::{Action, Device, Emulated, Mask, Outside};
 use crate::policy::{Microcode, Mode, UnknownAction, Update};
+use msrgate_program::{Action, Device, Emulated, Mask, Outside};
 
 /// What the guest of an access gets.
 pub(super) fn gets(explanation: &Explanation<'_>) -> String {

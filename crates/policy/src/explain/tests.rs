@@ -1,7 +1,7 @@
 use msrgate_filter::MsrIndex;
 
 use super::*;
-use crate::{Compiled, NoIncludes, Program, Source, compile, parse};
+use crate::{Compiled, NoIncludes, Source, compile, parse};
 
 fn compiled(text: &str) -> Compiled {
     let source = Source::new("policy.toml", text);
@@ -11,7 +11,7 @@ fn compiled(text: &str) -> Compiled {
 
 /// What is said of one access: action, guest, kernel, events, enforcement.
 fn said(compiled: &Compiled, index: u32, access: Access) -> String {
-    let program = Program::of(compiled);
+    let program = compiled.program().clone();
     let mask = program.variants()[0].reasons();
     let variant = &compiled.variants()[0];
     let explanation = explain(compiled.policy(), variant, MsrIndex::new(index), access);

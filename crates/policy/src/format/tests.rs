@@ -4,8 +4,9 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::parse::{IncludeError, Includes, NoIncludes, parse};
+use crate::parse::{IncludeError, Includes, NoIncludes};
 use crate::policy::Policy;
+use crate::resolve::parse;
 
 fn formatted(text: &str) -> String {
     match format(&Source::new("policy.toml", text)) {
@@ -31,10 +32,11 @@ fn shipped(file: &str) -> String {
 
 /// What a policy says, whatever the order of its entries and the spelling of their keys.
 fn said(text: &str) -> String {
-    let policy = match parse(&Source::new("policy.toml", text), &mut Shipped) {
-        Ok(policy) => policy,
+    let resolved = match parse(&Source::new("policy.toml", text), &mut Shipped) {
+        Ok(resolved) => resolved,
         Err(mistakes) => panic!("{mistakes:?}\n{text}"),
     };
+    let policy = resolved.policy();
     let entries = |policy: &Policy| {
         let says = policy.entries().iter().map(|one| {
             let place = one.source() == policy.entries()[0].source();
@@ -51,7 +53,7 @@ fn said(text: &str) -> String {
         "{:?}\n{:?}\n{}",
         policy.settings(),
         policy.whens(),
-        entries(&policy)
+        entries(policy)
     )
 }
 

@@ -12,9 +12,9 @@ use msrgate_filter::{
 
 use super::draft::{Draft, Drafts};
 use super::{ImportError, emitted, hexadecimal, quoted};
-use crate::action::Action;
-use crate::msrs::MsrRange;
-use crate::settings::Log;
+use msrgate_program::Action;
+use msrgate_program::Log;
+use msrgate_program::MsrRange;
 
 /// The version of the shape.
 const SCHEMA: u64 = 1;

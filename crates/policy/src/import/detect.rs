@@ -3,7 +3,7 @@
 use serde::de::IgnoredAny;
 
 use super::{Format, compiled, emitted, firecracker, kernel_log, lines, msr_safe, strace};
-use crate::program::Program;
+use msrgate_program::Program;
 
 /// The keys by which JSON files are told apart.
 #[derive(serde::Deserialize)]

@@ -5,9 +5,9 @@ use std::fmt;
 use msrgate_filter::{MsrIndex, X2APIC};
 
 use super::{Format, Imported, grouped};
-use crate::action::Action;
-use crate::msrs::{MsrRange, MsrSet};
 use crate::policy::{Log, Mode, Settings, Unknown};
+use msrgate_program::Action;
+use msrgate_program::{MsrRange, MsrSet};
 
 /// An entry to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

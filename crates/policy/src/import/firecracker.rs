@@ -15,8 +15,8 @@ use serde::de::IgnoredAny;
 
 use super::draft::{Draft, Drafts};
 use super::{ImportError, hexadecimal, lines, quoted};
-use crate::action::Action;
-use crate::msrs::MsrRange;
+use msrgate_program::Action;
+use msrgate_program::MsrRange;
 
 #[derive(serde::Deserialize)]
 struct Template {

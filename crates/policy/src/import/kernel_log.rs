@@ -16,9 +16,9 @@ use msrgate_filter::{Access, MsrIndex};
 
 use super::draft::{Draft, Drafts};
 use super::{hexadecimal, lines};
-use crate::action::Action;
-use crate::msrs::MsrRange;
 use crate::registers::by_index;
+use msrgate_program::Action;
+use msrgate_program::MsrRange;
 
 /// How KVM dealt with an access that it does not know.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use msrgate_filter::MsrIndex;
 
 use super::draft::{Draft, Drafts};
 use super::{hexadecimal, lines};
-use crate::action::{Action, Mask, Outside};
-use crate::msrs::MsrRange;
 use crate::registers::by_index;
+use msrgate_program::MsrRange;
+use msrgate_program::{Action, Mask, Outside};
 
 /// A line that is an entry.
 struct Entry {

@@ -4,9 +4,9 @@ use msrgate_filter::MsrIndex;
 
 use super::{Draft, Imported, grouped};
 use crate::layout::{self, Body, Comments, EntryText, Value, gap, shortened};
-use crate::msrs::MsrSet;
 use crate::print::{self, action};
 use crate::registers::{self, Register, by_index};
+use msrgate_program::MsrSet;
 
 /// The most characters of a comment that come from the file.
 const COMMENT: usize = 100;

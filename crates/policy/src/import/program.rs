@@ -4,11 +4,11 @@ use msrgate_filter::{Access, MsrIndex};
 
 use super::ImportError;
 use super::draft::{Draft, Drafts};
-use crate::msrs::MsrRange;
 use crate::policy::Settings;
-use crate::program::{Program, ProgramVariant};
-use crate::rules::{Origin, Rule};
-use crate::settings::Log;
+use msrgate_program::Log;
+use msrgate_program::MsrRange;
+use msrgate_program::{DecidedBy, Rule};
+use msrgate_program::{Program, Variant};
 
 pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     let program = Program::decode(bytes).map_err(|error| ImportError::Bytes(error.to_string()))?;
@@ -57,23 +57,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
 }
 
 /// The rules of both directions together, x2APIC registers left out.
-fn runs(variant: &ProgramVariant) -> Vec<(MsrRange, [&Rule; 2])> {
-    let [mut reads, mut writes] = Access::ALL.map(|access| variant.rules().of(access).iter());
-    let (mut read, mut write) = (reads.next(), writes.next());
-    let mut runs = Vec::new();
-    while let (Some(r), Some(w)) = (read, write) {
-        if let Some(msrs) = r.msrs.shared(w.msrs)
-            && r.origin != Origin::Kvm
-        {
-            runs.push((msrs, [r, w]));
-        }
-        // Both cover everything, so that both end at 2^32.
-        if r.msrs.last() <= w.msrs.last() {
-            read = reads.next();
-        }
-        if w.msrs.last() <= r.msrs.last() {
-            write = writes.next();
-        }
-    }
-    runs
+fn runs(variant: &Variant) -> impl Iterator<Item = (MsrRange, [Rule<'_>; 2])> {
+    let rules = variant.rules();
+    let both = rules.zip(Access::Read, rules, Access::Write);
+    both.filter(|(read, _)| read.by != DecidedBy::Kvm)
+        .map(|(read, write)| (read.msrs, [read, write]))
 }

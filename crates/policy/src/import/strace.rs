@@ -6,7 +6,7 @@
 
 use super::draft::Drafts;
 use super::lines;
-use crate::action::Action;
+use msrgate_program::Action;
 
 /// How the call is printed, with the name of the request and without.
 const CALLS: [&str; 2] = [

@@ -124,7 +124,7 @@ cpu = { vendor = "GenuineIntel" }
 IA32_XSS = "none"
 "#;
     let policy = parse(&Source::new("whole.toml", policy), &mut NoIncludes).unwrap();
-    let program = crate::Program::of(&compile(policy).unwrap());
+    let program = compile(policy).unwrap().into_program();
     insta::assert_snapshot!(shown_bytes(&program.encode()));
 }
 
@@ -135,11 +135,15 @@ fn groups_are_named_where_they_are_whole() {
     let keys = |entries: &str| {
         let text = format!("policy = 1\ndefault = 'deny'\n[msrs]\n{entries}");
         let policy = parse(&Source::new("groups.toml", &text), &mut NoIncludes).unwrap();
-        let program = crate::Program::of(&compile(policy).unwrap());
+        let program = compile(policy).unwrap().into_program();
         let imported = import(&program.encode(), None).unwrap();
         let text = print(&imported, "FILE");
         let again = parse(&Source::new("again.toml", &text), &mut NoIncludes).unwrap();
-        let keys = again.entries().iter().map(|entry| entry.key().to_owned());
+        let keys = again
+            .policy()
+            .entries()
+            .iter()
+            .map(|entry| entry.key().to_owned());
         keys.collect::<Vec<_>>()
     };
     assert_eq!(keys("'@syscall' = 'rw'"), ["@syscall"]);
@@ -254,7 +258,7 @@ fn nothing_in_a_file_becomes_a_line_of_the_policy() {
     let imported = import(allowlist, None).unwrap();
     let text = print(&imported, "a\n0x1 = 'rw'\nb");
     let policy = parse(&Source::new("printed", &text), &mut NoIncludes).unwrap();
-    assert_eq!(policy.entries().len(), 1, "{text}");
+    assert_eq!(policy.policy().entries().len(), 1, "{text}");
     assert_eq!(text.lines().count(), 7, "{text}");
     assert!(!text.contains(['\r', '\x1b', '\x0b']), "{text}");
 }

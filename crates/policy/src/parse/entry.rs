@@ -6,11 +6,11 @@ use toml::de::DeValue;
 use super::value::{Item, Key};
 use super::words::{self, Says};
 use super::{MAX_ENTRIES, MAX_GROUPS, MAX_MISTAKES, Reader};
-use crate::action::{Action, Emulated, Mask, Outside};
 use crate::mistake::Wrong;
-use crate::msrs::MsrSet;
 use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
 use crate::source::quoted;
+use msrgate_program::MsrSet;
+use msrgate_program::{Action, Emulated, Mask, Outside};
 
 /// What the table of an entry says, as far as it is understood.
 #[derive(Default)]

@@ -5,9 +5,9 @@ use msrgate_filter::X2APIC;
 use super::Reader;
 use super::value::Key;
 use crate::mistake::Wrong;
-use crate::msrs::{MsrRange, MsrSet};
 use crate::selector::parse_msrs;
 use crate::source::quoted;
+use msrgate_program::{MsrRange, MsrSet};
 
 impl Reader<'_> {
     /// The MSRs that a key speaks of.

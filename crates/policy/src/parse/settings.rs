@@ -5,10 +5,10 @@ use toml::de::DeValue;
 use super::Reader;
 use super::value::{Item, one_of};
 use super::words;
-use crate::action::Action;
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
 use crate::source::quoted;
+use msrgate_program::Action;
 
 /// The language version this program reads.
 const VERSION: &str = "1";

@@ -1,7 +1,8 @@
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
 use super::*;
-use crate::action::Action;
+use crate::resolve::{parse, says};
+use msrgate_program::Action;
 
 mod language;
 
@@ -19,7 +20,8 @@ fn report(text: &str) -> String {
 }
 
 fn sound(text: &str) -> Policy {
-    parse(&Source::new("policy.toml", text), &mut NoIncludes).expect("a policy without mistakes")
+    let resolved = parse(&Source::new("policy.toml", text), &mut NoIncludes);
+    resolved.expect("a policy without mistakes").into_parts().0
 }
 
 #[test]
@@ -42,7 +44,7 @@ fn a_policy_is_read_in_the_order_of_its_text() {
                 "{}, line {}: {msrs}: {}",
                 entry.key(),
                 entry.place().line,
-                conflict::says(entry)
+                says(entry)
             )
         })
         .collect();

@@ -7,10 +7,10 @@ use toml::de::DeValue;
 use super::value::{Item, one_of};
 use super::words;
 use super::{MAX_WHENS, Reader};
-use crate::cpu::CpuSet;
 use crate::mistake::Wrong;
 use crate::policy::{When, WhenId};
 use crate::source::quoted;
+use msrgate_program::CpuSet;
 
 /// How many bytes of a name CPUID leaf 0 has room for, in EBX, EDX and ECX.
 const CPUID_NAME: usize = 12;

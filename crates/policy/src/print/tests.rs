@@ -7,8 +7,10 @@ use super::*;
 use crate::compile::compile;
 use crate::format::format;
 use crate::layout::string;
-use crate::parse::{IncludeError, Includes, parse};
+use crate::parse::{IncludeError, Includes};
+use crate::resolve::{ResolvedPolicy, parse};
 use crate::source::Source;
+use msrgate_program::DecidedBy;
 
 /// Texts by name.
 struct Files(BTreeMap<&'static str, &'static str>);
@@ -21,21 +23,22 @@ impl Includes for Files {
     }
 }
 
-fn read(text: &str, files: &[(&'static str, &'static str)]) -> Option<Policy> {
+fn read(text: &str, files: &[(&'static str, &'static str)]) -> Option<ResolvedPolicy> {
     let mut files = Files(files.iter().copied().collect());
     parse(&Source::new("policy.toml", text), &mut files).ok()
 }
 
 /// Everything a policy means on each processor, without where it is written.
-fn meaning(policy: &Policy) -> String {
-    let compiled = compile(policy.clone()).expect("a policy that fits");
+fn meaning(resolved: &ResolvedPolicy) -> String {
+    let policy = resolved.policy();
+    let compiled = compile(resolved.clone()).expect("a policy that fits");
     let mut all = format!("{:?}\n{:?}\n", policy.settings(), policy.whens());
     for variant in compiled.variants() {
-        let _ = writeln!(all, "{:?}", variant.whens().collect::<Vec<_>>());
+        let _ = writeln!(all, "{:?}", compiled.whens(variant).collect::<Vec<_>>());
         for access in Access::ALL {
-            for segment in variant.table().segments(access) {
-                let entry = match segment.said {
-                    crate::table::Said::ByEntry(id) => Some(policy.entry(id)),
+            for segment in variant.rules().of(access) {
+                let entry = match segment.by {
+                    DecidedBy::Entry(id) => Some(policy.entry(id)),
                     _ => None,
                 };
                 let said = entry.map(|one| (one.key(), one.why(), one.log(), one.firmness));
@@ -46,11 +49,11 @@ fn meaning(policy: &Policy) -> String {
     all
 }
 
-fn check(policy: &Policy) {
-    let text = print(policy);
+fn check(resolved: &ResolvedPolicy) {
+    let text = print(resolved.policy());
     let again = read(&text, &[]).unwrap_or_else(|| panic!("{text}"));
-    assert_eq!(meaning(&again), meaning(policy), "{text}");
-    assert_eq!(print(&again), text);
+    assert_eq!(meaning(&again), meaning(resolved), "{text}");
+    assert_eq!(print(again.policy()), text);
     let formatted = format(&Source::new("policy.toml", &text)).expect("no mistakes");
     // A key stays as it is written, but for its spelling.
     assert_eq!(formatted.lines().count(), text.lines().count(), "{text}");
@@ -97,7 +100,7 @@ fn includes_become_part_of_it() {
                 IA32_PAT = { read = \"allow\", write = \"allow\", override = true }\n";
     let policy = read(text, &[("base.toml", base)]).expect("a policy without mistakes");
     check(&policy);
-    let printed = print(&policy);
+    let printed = print(policy.policy());
     let entries = "[msrs]\nIA32_EFER = \"rw\"\n0x10      = \"r\"\nIA32_PAT  = \"rw\"\n";
     assert!(printed.ends_with(entries), "{printed}");
 }

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 
 use msrgate_filter::{Access, MsrIndex};
 
-use crate::forward::{CpuidBit, CpuidRegister};
+use msrgate_program::{CpuidBit, CpuidRegister};
 
 /// A bit of CPUID, and the registers that come with it.
 #[derive(Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use std::ops::RangeInclusive;
 use msrgate_filter::{Access, Accesses, MsrIndex};
 
 use super::{Register, Vendor};
-use crate::msrs::MsrRange;
+use msrgate_program::MsrRange;
 
 /// How far a filter reaches accesses to a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use msrgate_filter::{Access, MsrIndex, Verdict};
 
 use super::{Line, LineNumber, Outcome, Traced};
-use crate::action::Action;
-use crate::compile::Variant;
 use crate::policy::Policy;
+use msrgate_program::Action;
+use msrgate_program::Variant;
 
 /// The most pairs of MSR and direction that are listed one by one: 65,536, so that a trace of
 /// nonsense does not fill the memory. Accesses of others are counted all the same.
@@ -139,7 +139,7 @@ impl<'c> Replay<'c> {
     fn fate(&self, index: MsrIndex, access: Access) -> Fate {
         match self.variant.filter().decide(index, access).verdict {
             Verdict::Allow => Fate::Allowed,
-            Verdict::Deny => match *self.variant.table().at(index, access).action {
+            Verdict::Deny => match *self.variant.rules().at(index, access).action {
                 Action::Deny | Action::Kill => Fate::Refused,
                 _ => Fate::Answered,
             },

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use msrgate_filter::MsrIndex;
 use msrgate_kvm::{HostCaps, HostError, IgnoreMsrs, Supported};
 use msrgate_policy::{
-    Compiled, Cpu, CpuidBit, CpuidRegister, Entry, EntryId, MsrRange, MsrSet, RefusedFeature, Said,
-    is_offered, one_line, refused_features, unsaved_writes,
+    Compiled, Cpu, CpuidBit, CpuidRegister, DecidedBy, Entry, EntryId, MsrRange, MsrSet,
+    RefusedFeature, is_offered, one_line, refused_features, unsaved_writes,
 };
 use serde::Serialize;
 
@@ -163,9 +163,9 @@ fn refused<'c>(
 ) -> Vec<Warning<'c>> {
     let mut by_entry: BTreeMap<Option<EntryId>, Vec<String>> = BTreeMap::new();
     for refused in refused_features(compiled.on(cpu), is_set) {
-        let entry = match refused.said {
-            Said::ByEntry(id) => Some(id),
-            Said::ByDefault | Said::ByKvm => None,
+        let entry = match refused.by {
+            DecidedBy::Entry(id) => Some(id),
+            DecidedBy::Default | DecidedBy::Kvm => None,
         };
         by_entry.entry(entry).or_default().push(line(&refused));
     }

@@ -6,7 +6,7 @@ use msrgate_filter::{Access, MsrIndex};
 use msrgate_policy::answer::{SIGN_ID, is_cleared_first};
 use msrgate_policy::registers::{self, Gap, GapKind};
 use msrgate_policy::{
-    Action, Compiled, Device, Entry, EntryId, MsrRange, Policy, Said, Variant, one_line,
+    Action, Compiled, DecidedBy, Device, Entry, EntryId, MsrRange, Policy, Variant, one_line,
 };
 
 use crate::output;
@@ -100,13 +100,13 @@ pub(super) fn of(compiled: &Compiled) -> Vec<Warning<'_>> {
 
 /// Entries that decide no access on any processor.
 fn without_effect(compiled: &Compiled) -> Vec<Warning<'_>> {
-    let tables = compiled.variants().iter().map(Variant::table);
-    let segments = tables.flat_map(|table| Access::ALL.map(|access| table.segments(access)));
+    let tables = compiled.variants().iter().map(Variant::rules);
+    let segments = tables.flat_map(|table| Access::ALL.map(|access| table.of(access)));
     let effective: HashSet<EntryId> = segments
         .flatten()
-        .filter_map(|segment| match segment.said {
-            Said::ByEntry(id) => Some(id),
-            Said::ByDefault | Said::ByKvm => None,
+        .filter_map(|segment| match segment.by {
+            DecidedBy::Entry(id) => Some(id),
+            DecidedBy::Default | DecidedBy::Kvm => None,
         })
         .collect();
     let policy = compiled.policy();
@@ -219,13 +219,13 @@ fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
         let registers = registers::all().iter();
         for (register, access) in registers.flat_map(|one| Access::ALL.map(|access| (one, access)))
         {
-            let segment = variant.table().at(register.index, access);
+            let segment = variant.rules().at(register.index, access);
             if *segment.action == Action::Allow {
                 continue;
             }
-            let entry = match segment.said {
-                Said::ByEntry(id) => Some(policy.entry(id)),
-                Said::ByDefault | Said::ByKvm => None,
+            let entry = match segment.by {
+                DecidedBy::Entry(id) => Some(policy.entry(id)),
+                DecidedBy::Default | DecidedBy::Kvm => None,
             };
             let gaps = registers::reach(register.index, access).gaps().iter();
             for gap in gaps.filter(|gap| !is_accepted(policy, gap.name)) {
@@ -295,8 +295,8 @@ fn changed_unasked(compiled: &Compiled) -> Vec<Warning<'_>> {
     let mut found: BTreeMap<_, Held> = BTreeMap::new();
     for variant in compiled.variants() {
         for register in registers::all() {
-            let segment = variant.table().at(register.index, Access::Write);
-            let Said::ByEntry(id) = segment.said else {
+            let segment = variant.rules().at(register.index, Access::Write);
+            let DecidedBy::Entry(id) = segment.by else {
                 continue;
             };
             if !segment.action.needs_forwarding() {
@@ -351,11 +351,11 @@ fn revision_unread(compiled: &Compiled) -> Vec<Warning<'_>> {
     let policy = compiled.policy();
     let mut warnings = Vec::new();
     for variant in compiled.variants() {
-        let at = |index, access| variant.table().at(index, access);
+        let at = |index, access| variant.rules().at(index, access);
         for register in registers::all() {
             let segment = at(register.index, Access::Write);
-            let (Action::Device(Device::Microcode), Said::ByEntry(id)) =
-                (segment.action, segment.said)
+            let (Action::Device(Device::Microcode), DecidedBy::Entry(id)) =
+                (segment.action, segment.by)
             else {
                 continue;
             };

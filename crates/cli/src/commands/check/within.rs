@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use msrgate_policy::{Change, Compiled, Difference, Program, SettingChange, differences};
+use msrgate_policy::{Change, Compiled, Difference, SettingChange, differences};
 use serde::Serialize;
 
 use crate::commands::diff;
@@ -40,7 +40,7 @@ impl Within {
         }
         let policy = Side {
             name: compiled.policy().source().name().to_owned(),
-            program: Program::of(compiled),
+            program: compiled.program().clone(),
             content: Content::Policy,
         };
         let org = Side::load(org)?;

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_filter::{Access, X2APIC};
 use msrgate_policy::trace::{Fate, LineNumber, Replay, Row, Totals};
-use msrgate_policy::{Entry, Said, explain};
+use msrgate_policy::{DecidedBy, Entry, explain};
 use serde::Serialize;
 
 use crate::output::{self, SCHEMA};
@@ -217,8 +217,8 @@ fn exempt(row: &Row) -> &'static str {
 /// What in the policy refuses it.
 fn said(replay: &Replay<'_>, row: &Row) -> String {
     let explanation = explain(replay.policy(), replay.variant(), row.index, row.access);
-    match (explanation.said, explanation.entry) {
-        (Said::ByEntry(_), Some(entry)) => {
+    match (explanation.by, explanation.entry) {
+        (DecidedBy::Entry(_), Some(entry)) => {
             let place = output::where_it_stands(replay.policy(), entry);
             format!("policy {place}")
         }

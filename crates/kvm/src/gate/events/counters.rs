@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_policy::answer::Deed;
+use msrgate_program::answer::Deed;
 
 /// Kinds of (MSR, access, deed) that a vCPU counts apart; the rest it counts together.
 const SLOTS: usize = 256;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use msrgate_filter::{Access, ExitReason, MsrIndex};
-use msrgate_policy::answer::Deed;
-use msrgate_policy::{Digest, Origin, Program};
+use msrgate_program::answer::Deed;
+use msrgate_program::{Digest, Origin, Program};
 
 use super::ring::{Entry, WORDS};
 use crate::gate::VcpuId;

@@ -2,7 +2,7 @@
 //! does not hide what it does to others.
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_policy::answer::Deed;
+use msrgate_program::answer::Deed;
 
 /// How many kinds of event are told apart; two that share a place share its limit.
 const PLACES: usize = 64;

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_policy::Program;
-use msrgate_policy::answer::Deed;
+use msrgate_program::Program;
+use msrgate_program::answer::Deed;
 
 use super::counters::{Count, Counters, add_one};
 use super::event::{Event, Happened};

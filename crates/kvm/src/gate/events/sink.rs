@@ -8,7 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use msrgate_policy::Origin;
+use msrgate_program::Origin;
 use serde_json::{Map, Value, json};
 
 use super::event::Event;

@@ -24,7 +24,7 @@ pub(super) const NOWHERE: MsrIndex = MsrIndex::new(0x1234_5678);
 /// The program of a policy.
 pub(super) fn program(text: &str) -> Program {
     let policy = parse(&Source::new("test.toml", text), &mut NoIncludes).expect(text);
-    Program::of(&compile(policy).expect(text))
+    compile(policy).expect(text).into_program()
 }
 
 /// With these settings and entries.

@@ -6,10 +6,11 @@ use msrgate_filter::{Access, MsrIndex};
 
 use super::*;
 use crate::compile::{Compiled, compile};
-use crate::cpu::Cpu;
 use crate::{
-    Emulated, Log, Mask, Microcode, Mode, Outside, Unknown, UnknownAction, Update, explain,
+    Emulated, Log, Mask, Microcode, Mode, Outside, ResolvedPolicy, Unknown, UnknownAction, Update,
+    explain,
 };
+use msrgate_program::Cpu;
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
@@ -26,7 +27,7 @@ impl Includes for Files {
     }
 }
 
-fn read(text: &str, files: &[(&'static str, &'static str)]) -> Result<Policy, String> {
+fn read(text: &str, files: &[(&'static str, &'static str)]) -> Result<ResolvedPolicy, String> {
     let mut files = Files(files.iter().copied().collect());
     parse(&Source::new("policy.toml", text), &mut files).map_err(|mistakes| {
         let mut report = String::new();
@@ -109,17 +110,20 @@ update   = "accept"
 fn settings_have_defaults_and_are_read() {
     let silent = read(HEAD, &[]).unwrap();
     assert_eq!(
-        (silent.settings().mode, silent.settings().log),
+        (
+            silent.policy().settings().mode,
+            silent.policy().settings().log
+        ),
         (Mode::Enforce, Log::Denied)
     );
-    assert_eq!(silent.settings().unknown, Unknown::default());
+    assert_eq!(silent.policy().settings().unknown, Unknown::default());
     let policy = read(
         "policy = 1\ndefault = \"allow\"\nmode = \"audit\"\nlog = \"first\"\naccept = [\"tsc-deadline-fastpath\"]\n\
          unknown = { read = \"0x10\", write = \"ignore\", log = \"none\" }\n",
         &[],
     );
     let policy = policy.unwrap();
-    let settings = policy.settings();
+    let settings = policy.policy().settings();
     assert_eq!((settings.mode, settings.log), (Mode::Audit, Log::First));
     assert_eq!(*settings.accept, ["tsc-deadline-fastpath".into()]);
     let unknown = Unknown {
@@ -213,7 +217,13 @@ fn a_text_that_two_others_include_is_read_once() {
         &files,
     )
     .unwrap();
-    assert_eq!((policy.entries().len(), policy.sources().len()), (1, 4));
+    assert_eq!(
+        (
+            policy.policy().entries().len(),
+            policy.policy().sources().len()
+        ),
+        (1, 4)
+    );
 }
 
 #[test]

@@ -1,0 +1,150 @@
+//! From a policy's entries to the rules that hold on each kind of processor, or to all mistakes at once.
+
+mod conflict;
+mod variants;
+
+use msrgate_filter::Access;
+use msrgate_program::{EntryId, FileId, Layers, Line, MsrRange, Outcome, ResolvedVariant, Rules};
+use std::sync::Arc;
+
+use crate::mistake::{Mistake, Mistakes, Wrong};
+use crate::parse::{self, Includes};
+use crate::policy::{Entry, Policy};
+use crate::source::Source;
+
+#[cfg(test)]
+pub(crate) use conflict::says;
+pub(crate) use variants::overridden;
+
+/// A policy without mistakes, with the rules that hold by its `[[when]]`s.
+#[derive(Clone, Debug)]
+pub struct ResolvedPolicy {
+    policy: Policy,
+    variants: Vec<ResolvedVariant>,
+}
+
+impl ResolvedPolicy {
+    /// The policy.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// One for each way in which the `[[when]]`s hold on some processor; at least one. That in
+    /// which none does, if there is such a processor, is the first.
+    #[must_use]
+    pub fn variants(&self) -> &[ResolvedVariant] {
+        &self.variants
+    }
+
+    /// Both.
+    #[must_use]
+    pub fn into_parts(self) -> (Policy, Vec<ResolvedVariant>) {
+        (self.policy, self.variants)
+    }
+}
+
+/// Reads a policy with all it includes, and resolves it.
+///
+/// # Errors
+/// All mistakes, with their places: bad TOML, unknown keys, words and names, includes that cannot
+/// be read, entries that overlap and disagree, answers that cannot be given. Text over
+/// [`MAX_BYTES`](crate::MAX_BYTES), with a line over [`MAX_LINE`](crate::MAX_LINE) or with more than
+/// [`MAX_ENTRIES`](crate::MAX_ENTRIES) is refused unread.
+pub fn parse(
+    source: &Source,
+    includes: &mut dyn Includes,
+) -> Result<ResolvedPolicy, Box<Mistakes>> {
+    resolve(parse::read(source, Some(includes)), |_| false)
+}
+
+/// Looks for mistakes in one text, for which nothing is included, and which may be meant for being
+/// included: what another text may mend is none.
+///
+/// # Errors
+/// Its mistakes.
+pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
+    let parsed = parse::read(source, None);
+    let has_default = parsed.has_default;
+    let may_be_mended = |wrong: &Wrong| match wrong {
+        Wrong::OverridesNothing(_) | Wrong::DeviceNotSetUp { .. } => true,
+        Wrong::NamesTheLastMsr(_) | Wrong::UnknownNeedsAllow => !has_default,
+        _ => false,
+    };
+    resolve(parsed, may_be_mended).map(|_| ())
+}
+
+/// Resolves a policy, and adds what is wrong with its entries together to the mistakes of its texts;
+/// `these` are no mistakes.
+fn resolve(
+    parsed: parse::Parsed,
+    these: impl Fn(&Wrong) -> bool,
+) -> Result<ResolvedPolicy, Box<Mistakes>> {
+    let mut mistakes = parsed.mistakes;
+    let resolved = parsed.policy.map(|policy| {
+        let (found, variants) = variants::resolve(&policy);
+        mistakes.extend(found);
+        ResolvedPolicy { policy, variants }
+    });
+    mistakes.retain(|mistake: &Mistake| !these(&mistake.wrong));
+    match resolved {
+        Some(resolved) if mistakes.is_empty() => Ok(resolved),
+        _ => Err(Box::new(Mistakes::new(parsed.sources, mistakes))),
+    }
+}
+
+/// The rules of some entries of a policy: of those that contain an MSR, the smallest decides. Where two of
+/// the same size do, they agree: [`conflict`] has seen to it. `lines` says where each entry stands.
+fn rules(policy: &Policy, entries: &[EntryId], lines: Arc<[Line]>) -> Rules {
+    msrgate_program::resolve(&Active { policy, entries }, lines)
+}
+
+/// The line that each entry stands on.
+fn lines(policy: &Policy) -> Arc<[Line]> {
+    let line = |entry: &Entry| Line {
+        file: FileId::new(crate::policy::small(entry.source().number())),
+        number: entry.place().line,
+    };
+    policy.entries().iter().map(line).collect()
+}
+
+/// The entries that hold together on some processors.
+struct Active<'p> {
+    policy: &'p Policy,
+    entries: &'p [EntryId],
+}
+
+impl Layers for Active<'_> {
+    fn ranges(&self, access: Access) -> impl Iterator<Item = (EntryId, MsrRange)> {
+        self.entries.iter().flat_map(move |&id| {
+            let entry = self.policy.entry(id);
+            let speaks = entry.action(access).is_some();
+            let ranges = entry.msrs().ranges().iter();
+            ranges
+                .filter(move |_| speaks)
+                .map(move |&range| (id, range))
+        })
+    }
+
+    /// The smaller an entry, the lower its rank.
+    fn rank(&self, entry: EntryId) -> u64 {
+        self.policy.entry(entry).msrs().count()
+    }
+
+    fn outcome(&self, entry: EntryId, access: Access) -> Option<Outcome> {
+        let entry = self.policy.entry(entry);
+        let action = entry.action(access)?.clone();
+        let log = entry.log().unwrap_or(self.policy.settings().log);
+        Some(Outcome { action, log })
+    }
+
+    fn default(&self) -> Outcome {
+        Outcome {
+            action: self.policy.default_action().clone(),
+            log: self.policy.settings().log,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

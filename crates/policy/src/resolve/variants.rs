@@ -1,0 +1,283 @@
+//! The ways in which the `[[when]]`s of a policy hold, and what is wrong in each.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use msrgate_filter::{Access, MsrIndex};
+
+use super::{conflict, lines, rules};
+use crate::mistake::{Label, Mistake, Wrong};
+use crate::policy::{Entry, Firmness, Log, Policy, Replaces};
+use crate::registers;
+use crate::source::quoted;
+use msrgate_program::MsrSet;
+use msrgate_program::{Action, Comparison, DecidedBy, EntryId, Line, ResolvedVariant, Rule, Rules};
+use msrgate_program::{Cpu, distinguished, told_apart};
+
+/// More ways than this are a mistake: each becomes a filter of its own.
+const MAX_VARIANTS: usize = 64;
+
+/// With more processors than this to look at, those ways are not looked for.
+const MAX_TOLD_APART: usize = 1 << 20;
+
+/// The entries that hold together on some processors.
+#[derive(Clone, Debug)]
+pub(crate) struct Active {
+    /// Which of the `[[when]]`s hold.
+    pub(crate) holds: Vec<bool>,
+    /// A processor on which they do.
+    pub(crate) example: Cpu,
+    /// The entries that decide; those that are overridden are not among them.
+    pub(crate) entries: Vec<EntryId>,
+}
+
+/// All ways in which the `[[when]]`s hold on some processor; the one in which none does, if there
+/// is such a processor, first.
+pub(crate) fn variants(policy: &Policy) -> Vec<Active> {
+    let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
+    let overrides = overridden(policy);
+    let active = |(holds, example): (Vec<bool>, Cpu)| {
+        let is_active = |id: &EntryId| {
+            policy
+                .entry(*id)
+                .when
+                .is_none_or(|when| holds[when.number()])
+        };
+        let is_overridden = |id: &EntryId| {
+            let by = overrides.get(id);
+            by.is_some_and(|by| by.iter().any(is_active))
+        };
+        let entries = policy
+            .ids()
+            .filter(is_active)
+            .filter(|id| !is_overridden(id))
+            .collect();
+        Active {
+            holds,
+            example,
+            entries,
+        }
+    };
+    distinguished(&cpus).into_iter().map(active).collect()
+}
+
+/// Of each entry that is overridden, by which.
+pub(crate) fn overridden(policy: &Policy) -> HashMap<EntryId, Vec<EntryId>> {
+    let mut by_msrs = HashMap::<&MsrSet, Vec<EntryId>>::new();
+    let overriding: Vec<_> = policy
+        .ids()
+        .filter(|id| policy.entry(*id).replaces == Replaces::Included)
+        .collect();
+    if overriding.is_empty() {
+        return HashMap::new();
+    }
+    for id in policy.ids() {
+        by_msrs.entry(&policy.entry(id).msrs).or_default().push(id);
+    }
+    let mut overridden = HashMap::<EntryId, Vec<EntryId>>::new();
+    for by in overriding {
+        for &id in &by_msrs[&policy.entry(by).msrs] {
+            if is_below(policy, policy.entry(id), policy.entry(by)) {
+                overridden.entry(id).or_default().push(by);
+            }
+        }
+    }
+    overridden
+}
+
+/// Whether `entry` is one that `by` may replace: an included one of the same processors, or, for an
+/// entry of a `[[when]]`, one that holds for all processors.
+fn is_below(policy: &Policy, entry: &Entry, by: &Entry) -> bool {
+    let is_included = policy.below[by.source().number()].contains(&entry.source());
+    let is_general = by.when.is_some() && entry.when.is_none();
+    // Each text has its own whens; they are the same if they name the same processors.
+    let cpus = |one: &Entry| one.when.map(|when| &policy.whens[when.number()].cpus);
+    is_included && (cpus(by) == cpus(entry) || is_general)
+        || is_general && by.source() == entry.source()
+}
+
+/// Everything that is wrong with the entries together, and the rules of each variant. Of a variant that has
+/// mistakes there may be none.
+pub(super) fn resolve(policy: &Policy) -> (Vec<Mistake>, Vec<ResolvedVariant>) {
+    let mut mistakes = without_effect(policy);
+    let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
+    let too_many = |what, found, limit| Mistake {
+        wrong: Wrong::TooMany { what, found, limit },
+        places: Vec::new(),
+    };
+    let found = told_apart(&cpus);
+    if found > MAX_TOLD_APART {
+        let what = "processors that its `when`s tell apart";
+        mistakes.push(too_many(what, found, MAX_TOLD_APART));
+        return (mistakes, Vec::new());
+    }
+    let variants = variants(policy);
+    if variants.len() > MAX_VARIANTS {
+        let what = "ways in which its `when`s hold";
+        mistakes.push(too_many(what, variants.len(), MAX_VARIANTS));
+        return (mistakes, Vec::new());
+    }
+    let lines = lines(policy);
+    let mut resolved = Vec::new();
+    for active in variants {
+        let (mut found, rules) = of_variant(policy, &active, &lines);
+        found.retain(|mistake| !mistakes.contains(mistake));
+        mistakes.extend(found);
+        resolved.extend(rules.map(|rules| ResolvedVariant {
+            holds: active.holds,
+            example: active.example,
+            rules,
+        }));
+    }
+    (mistakes, resolved)
+}
+
+fn of_variant(
+    policy: &Policy,
+    active: &Active,
+    lines: &Arc<[Line]>,
+) -> (Vec<Mistake>, Option<Rules>) {
+    let entries: Vec<_> = active
+        .entries
+        .iter()
+        .map(|&id| (id, policy.entry(id)))
+        .collect();
+    let mut mistakes = conflict::find(&entries);
+    // What the smallest entry says means nothing where two of them disagree.
+    if !mistakes.is_empty() {
+        return (mistakes, None);
+    }
+    let table = rules(policy, &active.entries, Arc::clone(lines));
+    mistakes.extend(loosened(policy, active, &table));
+    for access in Access::ALL {
+        mistakes.extend(
+            table
+                .of(access)
+                .filter_map(|one| unsound(policy, one, access)),
+        );
+        mistakes.extend(at_the_top(policy, table.at(MsrIndex::MAX, access)));
+    }
+    (mistakes, Some(table))
+}
+
+/// Overrides of nothing, and devices that are not there.
+fn without_effect(policy: &Policy) -> Vec<Mistake> {
+    let overridden = overridden(policy);
+    let mut mistakes = Vec::new();
+    for id in policy.ids() {
+        let entry = policy.entry(id);
+        let overrides = overridden.values().any(|by| by.contains(&id));
+        if entry.replaces == Replaces::Included && !overrides {
+            mistakes.push(entry_mistake(
+                entry,
+                Wrong::OverridesNothing(quoted(&entry.key)),
+            ));
+        }
+        let device = Access::ALL
+            .into_iter()
+            .find_map(|access| match entry.action(access) {
+                Some(Action::Device(device)) => Some(device),
+                _ => None,
+            });
+        if let (Some(device), None) = (device, policy.settings.microcode) {
+            let (key, device) = (quoted(&entry.key), device.to_string());
+            mistakes.push(entry_mistake(entry, Wrong::DeviceNotSetUp { key, device }));
+        }
+    }
+    mistakes
+}
+
+fn entry_mistake(entry: &Entry, wrong: Wrong) -> Mistake {
+    Mistake {
+        wrong,
+        places: vec![Label::bare(entry.at)],
+    }
+}
+
+/// Entries that are looser than a final one at some of its MSRs. An overridden entry is final, too.
+fn loosened(policy: &Policy, active: &Active, table: &Rules) -> Vec<Mistake> {
+    let is_active = |entry: &Entry| entry.when.is_none_or(|when| active.holds[when.number()]);
+    let finals = policy
+        .entries
+        .iter()
+        .filter(|one| one.firmness == Firmness::Final && is_active(one));
+    let mut mistakes = Vec::new();
+    for fixed in finals {
+        for access in Access::ALL {
+            let Some(limit) = fixed.action(access) else {
+                continue;
+            };
+            let mut seen = BTreeSet::new();
+            for &range in fixed.msrs.ranges() {
+                for segment in table.within(range, access) {
+                    if let DecidedBy::Entry(id) = segment.by
+                        && segment.action.compared_with(limit) != Comparison::NoLooser
+                        && seen.insert(id)
+                        && let Some(shared) = segment.msrs.shared(range)
+                    {
+                        let entry = policy.entry(id);
+                        mistakes.push(loosens(entry, fixed, shared.first(), access));
+                    }
+                }
+            }
+        }
+    }
+    mistakes
+}
+
+fn loosens(entry: &Entry, fixed: &Entry, index: MsrIndex, access: Access) -> Mistake {
+    Mistake {
+        wrong: Wrong::Loosened {
+            key: quoted(&entry.key),
+            fixed: quoted(&fixed.key),
+            index,
+            access,
+        },
+        places: vec![
+            Label::saying(entry.at, conflict::says(entry)),
+            Label::saying(fixed.at, format!("final: {}", conflict::says(fixed))),
+        ],
+    }
+}
+
+/// An action that needs accesses to be forwarded, at an MSR where that is not known to be sound.
+fn unsound(policy: &Policy, segment: Rule<'_>, access: Access) -> Option<Mistake> {
+    let DecidedBy::Entry(id) = segment.by else {
+        return None;
+    };
+    let entry = policy.entry(id);
+    let log = entry.log.unwrap_or(policy.settings.log);
+    let is_logged = log == Log::All && *segment.action == Action::Allow;
+    if !segment.action.needs_forwarding() && !is_logged {
+        return None;
+    }
+    let forwardable = |index: u32| {
+        let register = registers::by_index(MsrIndex::new(index));
+        register.is_some_and(|register| register.forward().is_some())
+    };
+    let range = segment.msrs.first().get()..=segment.msrs.last().get();
+    let index = MsrIndex::new(range.into_iter().find(|&index| !forwardable(index))?);
+    let name = registers::by_index(index).map_or(String::new(), |one| format!(" ({})", one.name));
+    let msr = format!("{index}{name}");
+    let wrong = if segment.action.needs_forwarding() {
+        let word = segment.action.word();
+        Wrong::NotForwardable { word, msr }
+    } else {
+        Wrong::NotLoggable { access, msr }
+    };
+    Some(entry_mistake(entry, wrong))
+}
+
+/// S3.5: MSR 0xffffffff obeys the default only.
+fn at_the_top(policy: &Policy, last: Rule<'_>) -> Option<Mistake> {
+    match last.by {
+        DecidedBy::Entry(id) if *last.action != policy.settings.default => {
+            let entry = policy.entry(id);
+            Some(entry_mistake(
+                entry,
+                Wrong::NamesTheLastMsr(quoted(&entry.key)),
+            ))
+        }
+        _ => None,
+    }
+}

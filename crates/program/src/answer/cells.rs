@@ -1,0 +1,101 @@
+//! Where the emulated registers of a program are in the state of a vCPU.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use msrgate_filter::{Access, MsrIndex};
+
+use crate::action::Action;
+use crate::msrs::MsrRange;
+use crate::rules::{Rule, Rules};
+
+/// The most emulated registers of a vCPU: 8 KiB.
+pub const MAX_CELLS: u64 = 1024;
+
+/// Emulated registers, by MSR.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cells(Box<[Stretch]>);
+
+/// Consecutive MSRs that are registers in user space.
+#[derive(Clone, Copy, Debug)]
+struct Stretch {
+    msrs: MsrRange,
+    /// What each holds at reset.
+    reset: u64,
+    /// The place of the first.
+    at: usize,
+}
+
+impl Cells {
+    /// The emulated registers of both directions. Where the two speak of one MSR, it is one
+    /// register, which holds at reset what its reads say.
+    ///
+    /// # Errors
+    /// There are more than [`MAX_CELLS`]: how many, at least.
+    pub(super) fn of(rules: &Rules) -> Result<Self, u64> {
+        let of = |access| rules.of(access).filter(is_register);
+        for access in Access::ALL {
+            within_limit(of(access).map(|rule| rule.msrs.count()).sum())?;
+        }
+        let mut found = Vec::new();
+        let mut add = |msrs: MsrRange, rule: Rule<'_>| {
+            if let Action::Register(register) = rule.action {
+                let (reset, at) = (register.reset, 0);
+                found.push(Stretch { msrs, reset, at });
+            }
+        };
+        of(Access::Read).for_each(|rule| add(rule.msrs, rule));
+        for rule in of(Access::Write) {
+            let reads = rules.within(rule.msrs, Access::Read);
+            for read in reads.filter(|read| !is_register(read)) {
+                if let Some(shared) = read.msrs.shared(rule.msrs) {
+                    add(shared, rule);
+                }
+            }
+        }
+        within_limit(found.iter().map(|cells| cells.msrs.count()).sum())?;
+        found.sort_by_key(|cells| cells.msrs.first());
+        let mut at = 0;
+        for cells in &mut found {
+            cells.at = at;
+            at += count(cells.msrs);
+        }
+        Ok(Self(found.into()))
+    }
+
+    /// A register's place, and what it holds at reset.
+    pub(super) fn place(&self, index: MsrIndex) -> Option<(usize, u64)> {
+        let place = self.0.partition_point(|cells| cells.msrs.last() < index);
+        let cells = self.0.get(place)?;
+        let offset = index.get().checked_sub(cells.msrs.first().get())?;
+        Some((cells.at + offset as usize, cells.reset))
+    }
+
+    /// All of them, in the order of their places.
+    pub(super) fn indices(&self) -> impl Iterator<Item = MsrIndex> {
+        let indices = |cells: &Stretch| cells.msrs.first().get()..=cells.msrs.last().get();
+        self.0.iter().flat_map(indices).map(MsrIndex::new)
+    }
+
+    /// What they hold at reset, in that order.
+    pub(super) fn reset_values(&self) -> impl Iterator<Item = u64> {
+        let values = |cells: &Stretch| core::iter::repeat_n(cells.reset, count(cells.msrs));
+        self.0.iter().flat_map(values)
+    }
+}
+
+/// Of MSRs of which there are no more than [`MAX_CELLS`].
+fn count(msrs: MsrRange) -> usize {
+    usize::try_from(msrs.count()).unwrap_or(0)
+}
+
+fn within_limit(count: u64) -> Result<(), u64> {
+    if count > MAX_CELLS {
+        Err(count)
+    } else {
+        Ok(())
+    }
+}
+
+const fn is_register(rule: &Rule<'_>) -> bool {
+    matches!(rule.action, Action::Register(_))
+}

@@ -1,0 +1,459 @@
+//! A program made ready to answer for VMs of one kind of processor.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::RangeInclusive;
+
+use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply, Verdict};
+
+use super::cells::{Cells, MAX_CELLS};
+use super::forwarded::What;
+use super::{Answer, Deed, Forwarded, Step, VcpuState};
+use crate::action::{Action, Device, Emulated};
+use crate::cpu::Cpu;
+use crate::forward;
+use crate::msrs::MsrRange;
+use crate::origin::DecidedBy;
+use crate::pack::Verdicts;
+use crate::program::{Program, Variant};
+use crate::rules::Rule;
+use crate::settings::{Log, Mode, UnknownAction};
+
+/// One variant of a program, ready to answer. Immutable: all vCPUs of a VM share it.
+#[derive(Clone, Debug)]
+pub struct Responder {
+    program: Arc<Program>,
+    variant: usize,
+    cells: Cells,
+    pins: Box<[MsrIndex]>,
+}
+
+/// Why a program cannot answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ResponderError {
+    /// It says nothing of this processor.
+    NoVariant(Cpu),
+    /// It has more emulated registers than [`MAX_CELLS`].
+    TooManyRegisters(u64),
+    /// Its action carries writes to a register where that is not known to be sound.
+    NotForwardable(MsrIndex),
+    /// It has a device, and says nothing of what the device is to do.
+    NoDevice(Device),
+}
+
+impl fmt::Display for ResponderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoVariant(cpu) => write!(f, "the program says nothing of the processor {cpu}"),
+            Self::TooManyRegisters(count) => write!(
+                f,
+                "the program has {count} emulated registers, and a vCPU has at most {MAX_CELLS}: name fewer MSRs with `register`"
+            ),
+            Self::NotForwardable(index) => write!(
+                f,
+                "an action on {index} carries writes to the register, which is not known to be sound there"
+            ),
+            Self::NoDevice(device) => write!(
+                f,
+                "the program uses the device {device} and does not set it up: it is no output of a compiler"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for ResponderError {}
+
+impl Responder {
+    /// What `program` says on `cpu`.
+    ///
+    /// # Errors
+    /// It cannot answer: no compiled policy but one with too many registers is refused here.
+    pub fn new(program: Arc<Program>, cpu: &Cpu) -> Result<Self, ResponderError> {
+        let variant = program
+            .place_of(cpu)
+            .ok_or_else(|| ResponderError::NoVariant(cpu.clone()))?;
+        let mut responder = Self {
+            program,
+            variant,
+            cells: Cells::default(),
+            pins: Box::default(),
+        };
+        if let Some(index) = responder.unforwardable() {
+            return Err(ResponderError::NotForwardable(index));
+        }
+        if responder.program.settings().microcode.is_none()
+            && let Some(device) = responder.devices().next()
+        {
+            return Err(ResponderError::NoDevice(device));
+        }
+        responder.cells =
+            Cells::of(responder.variant().rules()).map_err(ResponderError::TooManyRegisters)?;
+        responder.pins = responder.find_pins();
+        Ok(responder)
+    }
+
+    /// A register that an action carries writes to, and may not.
+    fn unforwardable(&self) -> Option<MsrIndex> {
+        let forwarding = self.rules().filter(|rule| rule.action.needs_forwarding());
+        forwarding
+            .flat_map(|rule| rule.msrs.first().get()..=rule.msrs.last().get())
+            .map(MsrIndex::new)
+            .find(|&index| forward::row(index).is_none())
+    }
+
+    /// The program.
+    #[must_use]
+    pub const fn program(&self) -> &Arc<Program> {
+        &self.program
+    }
+
+    /// What of it holds.
+    #[must_use]
+    pub fn variant(&self) -> &Variant {
+        &self.program.variants()[self.variant]
+    }
+
+    /// Which of its variants that is.
+    #[must_use]
+    pub const fn variant_number(&self) -> usize {
+        self.variant
+    }
+
+    /// The devices it asks.
+    pub fn devices(&self) -> impl Iterator<Item = Device> {
+        self.rules().filter_map(|rule| match rule.action {
+            Action::Device(device) => Some(*device),
+            _ => None,
+        })
+    }
+
+    /// The names of the VMM's own code that it asks, each as often as it is named.
+    pub fn handlers(&self) -> impl Iterator<Item = &str> {
+        self.rules().filter_map(|rule| match rule.action {
+            Action::Handler(name) => Some(&**name),
+            _ => None,
+        })
+    }
+
+    /// Whether a migration may leave out what KVM holds of this register: no access of the guest reaches
+    /// it, and nothing else goes by it or changes it. That is known of the registers which KVM made up.
+    /// Any other counts as one that instructions, time or the VMM change (S10.5).
+    #[must_use]
+    pub fn is_out_of_reach(&self, index: MsrIndex) -> bool {
+        let reaches_kvm = |access| {
+            let rule = self.variant().rule(index, access);
+            let is_answered = matches!(
+                rule.action,
+                Action::Deny
+                    | Action::Kill
+                    | Action::Value(_)
+                    | Action::Ignore
+                    | Action::Register(_)
+            );
+            !is_answered || self.opens(rule)
+        };
+        let is_made_up = MADE_UP.iter().any(|range| range.contains(&index.get()));
+        is_made_up && !Access::ALL.into_iter().any(reaches_kvm)
+    }
+
+    /// Whether accesses that KVM is to handle come to user space, to be seen or because this is an
+    /// audit: the kernel's filter then has to open for them one by one.
+    #[must_use]
+    pub fn is_traced(&self) -> bool {
+        self.rules().any(|rule| self.opens(rule))
+    }
+
+    /// What the kernel's filter has to say, where it has opened for these accesses.
+    #[must_use]
+    pub fn verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
+        let last = self.variant().rule(MsrIndex::MAX, Access::Read);
+        self.verdicts_by(self.verdict(last), opened, |rule| {
+            (self.verdict(rule), self.opens(rule))
+        })
+    }
+
+    /// What it may say instead where that does not fit: it lets these accesses through, and those
+    /// that it could let through but does not are [rewound](Step::Rewind).
+    #[must_use]
+    pub fn fewest_verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
+        self.verdicts_by(Verdict::Deny, opened, |rule| {
+            let opens = self.opens(rule) || *rule.action == Action::Allow;
+            (Verdict::Deny, opens)
+        })
+    }
+
+    /// Of each rule: what the filter says, and whether it opens for single accesses.
+    fn verdicts_by(
+        &self,
+        default: Verdict,
+        opened: &[(MsrIndex, Access)],
+        of: impl Fn(Rule<'_>) -> (Verdict, bool),
+    ) -> Verdicts {
+        Verdicts::new(default, |access| {
+            let mut inside: Vec<_> = opened
+                .iter()
+                .filter(|(_, direction)| *direction == access)
+                .map(|(index, _)| *index)
+                .collect();
+            inside.sort_unstable();
+            inside.dedup();
+            let mut stretches = Vec::new();
+            for rule in self.variant().rules().of(access) {
+                let (verdict, opens) = of(rule);
+                let wanted = (rule.by != DecidedBy::Kvm).then_some(verdict);
+                let first = inside.partition_point(|&index| index < rule.msrs.first());
+                let last = inside.partition_point(|&index| index <= rule.msrs.last());
+                let opened = if opens { &inside[first..last] } else { &[] };
+                split(rule.msrs, opened, wanted, &mut stretches);
+            }
+            stretches.into_iter()
+        })
+    }
+
+    /// What is to be done about an exit of a vCPU in this state.
+    #[must_use]
+    pub fn respond(&self, state: &mut VcpuState, exit: &Exit) -> Answer<'_> {
+        let rules = self.variant().rules();
+        let rule = rules.at_again(&mut state.hints, exit.index, exit.access);
+        let (step, deed) = match rule.action {
+            Action::Allow => self.allowed(state, rule, exit),
+            Action::Deny => self.refused(Deed::Denied, Step::Reply(Reply::FAULT), exit),
+            Action::Kill => self.refused(Deed::Killed, Step::Kill, exit),
+            Action::Value(value) => (Step::Reply(Reply::value(*value)), Deed::Value),
+            Action::Ignore => (Step::Reply(Reply::DONE), Deed::Ignored),
+            Action::Register(register) => self.register(state, *register, exit),
+            Action::Handler(name) => (Step::Handler(name), Deed::Handled),
+            Action::Device(device) => (Step::Device(*device), Deed::Device),
+            Action::Mask(mask) => {
+                let (value, mask) = (exit.data, *mask);
+                self.forward(state, exit, What::Mask { value, mask }, Deed::Masked)
+            }
+            Action::Sticky(bits) => {
+                let (value, bits) = (exit.data, *bits);
+                self.forward(state, exit, What::Sticky { value, bits }, Deed::Sticky)
+            }
+            Action::Pin => self.pin_write(state, exit),
+        };
+        Answer { step, deed, rule }
+    }
+
+    fn mode(&self) -> Mode {
+        self.program.settings().mode
+    }
+
+    /// An access that the program lets KVM handle, and that came here all the same.
+    fn allowed(&self, state: &VcpuState, rule: Rule<'_>, exit: &Exit) -> (Step<'_>, Deed) {
+        match exit.reason {
+            ExitReason::Invalid => (Step::Reply(Reply::FAULT), Deed::Denied),
+            ExitReason::Unknown => self.unknown(exit),
+            // No filter opens for it but by its default (S3.5), and KVM has no such MSR.
+            ExitReason::Filter if exit.index == MsrIndex::MAX => self.unknown(exit),
+            ExitReason::Filter
+                if is_carried_for_log(rule, exit.index)
+                    && state.may_forward(exit.index).is_some() =>
+            {
+                let what = match exit.access {
+                    Access::Read => What::Read,
+                    Access::Write => What::Write(exit.data),
+                };
+                self.forward(state, exit, what, Deed::Allowed)
+            }
+            ExitReason::Filter if self.opens(rule) => (Step::Open, Deed::Allowed),
+            ExitReason::Filter => (Step::Rewind, Deed::Allowed),
+        }
+    }
+
+    /// What becomes of an MSR that KVM does not know.
+    fn unknown(&self, exit: &Exit) -> (Step<'_>, Deed) {
+        let unknown = &self.program.settings().unknown;
+        let action = match exit.access {
+            Access::Read => unknown.read,
+            Access::Write => unknown.write,
+        };
+        match action {
+            UnknownAction::Deny => (Step::Reply(Reply::FAULT), Deed::Denied),
+            UnknownAction::Value(value) => (Step::Reply(Reply::value(value)), Deed::Unknown),
+            UnknownAction::Ignore => (Step::Reply(Reply::value(0)), Deed::Unknown),
+        }
+    }
+
+    /// A refusal, which an audit only records: KVM is then to handle the access.
+    fn refused<'p>(&self, deed: Deed, step: Step<'p>, exit: &Exit) -> (Step<'p>, Deed) {
+        match (self.mode(), exit.reason) {
+            (Mode::Enforce, _) => (step, deed),
+            (Mode::Audit, ExitReason::Filter) if exit.index != MsrIndex::MAX => {
+                let would = match deed {
+                    Deed::Killed => Deed::WouldKill,
+                    _ => Deed::WouldDeny,
+                };
+                (Step::Open, would)
+            }
+            // The filter had opened for it, and KVM refused it.
+            (Mode::Audit, _) => (Step::Reply(Reply::FAULT), Deed::Denied),
+        }
+    }
+
+    fn register<'p>(
+        &self,
+        state: &mut VcpuState,
+        register: Emulated,
+        exit: &Exit,
+    ) -> (Step<'p>, Deed) {
+        let place = self.cell(exit.index).map(|(at, _)| at);
+        let Some(cell) = place.and_then(|at| state.cells.get_mut(at)) else {
+            return (Step::Reply(Reply::FAULT), Deed::Denied);
+        };
+        if exit.access == Access::Read {
+            return (Step::Reply(Reply::value(*cell)), Deed::Register);
+        }
+        match (register.mask.apply(*cell, exit.data), self.mode()) {
+            (Some(value), _) => {
+                *cell = value;
+                (Step::Reply(Reply::DONE), Deed::Register)
+            }
+            (None, Mode::Enforce) => (Step::Reply(Reply::FAULT), Deed::Denied),
+            (None, Mode::Audit) => {
+                *cell = exit.data;
+                (Step::Reply(Reply::DONE), Deed::WouldDeny)
+            }
+        }
+    }
+
+    fn pin_write<'p>(&self, state: &VcpuState, exit: &Exit) -> (Step<'p>, Deed) {
+        let Some(place) = self.pin(exit.index) else {
+            return (Step::Reply(Reply::FAULT), Deed::Denied);
+        };
+        let value = exit.data;
+        match (state.pins.get(place).copied().flatten(), self.mode()) {
+            (Some(pinned), Mode::Enforce) if pinned != value => {
+                (Step::Reply(Reply::FAULT), Deed::Denied)
+            }
+            (Some(pinned), Mode::Audit) if pinned != value => {
+                self.forward(state, exit, What::Repinned(value), Deed::WouldDeny)
+            }
+            // One that is equal is carried, too: what is pinned is what the guest wrote, and the register
+            // may be another's by now, a nested guest's.
+            _ => self.forward(state, exit, What::Pin { value, place }, Deed::Pinned),
+        }
+    }
+
+    fn forward<'p>(
+        &self,
+        state: &VcpuState,
+        exit: &Exit,
+        what: What,
+        deed: Deed,
+    ) -> (Step<'p>, Deed) {
+        let Some(row) = state.may_forward(exit.index) else {
+            // The guest has no such register: KVM would refuse it, too.
+            return (Step::Reply(Reply::FAULT), Deed::Denied);
+        };
+        let access = Forwarded {
+            index: exit.index,
+            row,
+            what,
+            mode: self.mode(),
+        };
+        (Step::Forward(access), deed)
+    }
+
+    /// Whether an exit becomes an event, where `deed` is what its answer came to in the end.
+    /// `is_first` says whether it is the VM's first access of this direction to this MSR; it is asked
+    /// only where that matters.
+    #[inline]
+    #[must_use]
+    pub fn is_event(
+        &self,
+        exit: &Exit,
+        answer: &Answer<'_>,
+        deed: Deed,
+        is_first: impl FnOnce() -> bool,
+    ) -> bool {
+        let log = match (exit.reason, self.program.settings().unknown.log) {
+            (ExitReason::Unknown, Some(log)) => log,
+            _ => answer.rule.log,
+        };
+        // What ends a VM, and what an audit is for, is said whatever the policy says of its log.
+        match (deed, log) {
+            (Deed::Killed, _) | (_, Log::All) => true,
+            (Deed::WouldDeny | Deed::WouldKill, _) | (_, Log::First) => is_first(),
+            (deed, Log::Denied) => deed.is_refusal(),
+            (_, Log::None) => false,
+        }
+    }
+
+    /// Whether accesses of this rule are let through one by one, once they have been seen.
+    fn opens(&self, rule: Rule<'_>) -> bool {
+        match rule.action {
+            Action::Allow => rule.log >= Log::First,
+            Action::Deny | Action::Kill => self.mode() == Mode::Audit,
+            // In an audit, too, where the access cannot be carried: a nested guest's.
+            action => self.mode() == Mode::Audit && action.needs_forwarding(),
+        }
+    }
+
+    /// What the kernel's filter says where it has not been opened.
+    fn verdict(&self, rule: Rule<'_>) -> Verdict {
+        match *rule.action {
+            Action::Allow if !self.opens(rule) => Verdict::Allow,
+            _ => Verdict::Deny,
+        }
+    }
+
+    fn rules(&self) -> impl Iterator<Item = Rule<'_>> {
+        self.variant().rules().all().map(|(_, rule)| rule)
+    }
+
+    pub(super) fn pins(&self) -> &[MsrIndex] {
+        &self.pins
+    }
+
+    pub(super) fn pin(&self, index: MsrIndex) -> Option<usize> {
+        self.pins.iter().position(|&one| one == index)
+    }
+
+    /// The place of an emulated register in a [`VcpuState`], and what it holds at reset.
+    pub(super) fn cell(&self, index: MsrIndex) -> Option<(usize, u64)> {
+        self.cells.place(index)
+    }
+
+    pub(super) const fn cells(&self) -> &Cells {
+        &self.cells
+    }
+
+    fn find_pins(&self) -> Box<[MsrIndex]> {
+        let rules = self.rules().filter(|rule| *rule.action == Action::Pin);
+        let indices = rules.flat_map(|rule| rule.msrs.first().get()..=rule.msrs.last().get());
+        indices.map(MsrIndex::new).collect()
+    }
+}
+
+/// Registers that no processor has: those of KVM's interface for guests (Linux, `kvm_para.h`). Only WRMSR
+/// changes them, and what they do only a WRMSR turns on. Hyper-V's are not so: its calls go by some.
+const MADE_UP: [RangeInclusive<u32>; 2] = [0x11..=0x12, 0x4b56_4d00..=0x4b56_4dff];
+
+/// An allowed access that is carried to the register each time, so that each time it is seen.
+fn is_carried_for_log(rule: Rule<'_>, index: MsrIndex) -> bool {
+    *rule.action == Action::Allow && rule.log == Log::All && forward::row(index).is_some()
+}
+
+/// Adds `msrs` with those of `opened`, which are in it and in order, cut out and allowed.
+fn split(
+    msrs: MsrRange,
+    opened: &[MsrIndex],
+    wanted: Option<Verdict>,
+    into: &mut Vec<(MsrRange, Option<Verdict>)>,
+) {
+    let mut next = u64::from(msrs.first().get());
+    for index in opened {
+        let at = u64::from(index.get());
+        into.extend(MsrRange::below(next, at).map(|before| (before, wanted)));
+        into.push((MsrRange::one(*index), Some(Verdict::Allow)));
+        next = at + 1;
+    }
+    let end = u64::from(msrs.last().get()) + 1;
+    into.extend(MsrRange::below(next, end).map(|after| (after, wanted)));
+}

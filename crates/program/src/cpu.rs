@@ -1,0 +1,380 @@
+//! Which processors a `[[when]]` speaks of.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::RangeInclusive;
+use core::str::FromStr;
+
+/// A processor as CPUID leaves 0 and 1 describe it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Cpu {
+    /// The twelve characters of leaf 0, such as `GenuineIntel`.
+    pub vendor: Box<str>,
+    /// Family, the extended one added (SDM volume 2, CPUID; APM volume 3, appendix E).
+    pub family: u32,
+    /// Model, the extended one in front.
+    pub model: u32,
+    /// Stepping.
+    pub stepping: u32,
+}
+
+/// `GenuineIntel:6:0x6a:6`.
+impl fmt::Display for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}:{}:{:#x}:{}",
+            self.vendor, self.family, self.model, self.stepping
+        )
+    }
+}
+
+/// Text that describes no processor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuError(String);
+
+impl fmt::Display for CpuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "`{}` is no processor; write VENDOR:FAMILY:MODEL[:STEPPING], such as GenuineIntel:6:0x6a:6",
+            self.0
+        )
+    }
+}
+
+impl core::error::Error for CpuError {}
+
+impl FromStr for Cpu {
+    type Err = CpuError;
+
+    fn from_str(text: &str) -> Result<Self, CpuError> {
+        let error = || {
+            CpuError(
+                text.chars()
+                    .take(80)
+                    .flat_map(char::escape_default)
+                    .collect(),
+            )
+        };
+        let mut parts = text.split(':');
+        let vendor = parts
+            .next()
+            .filter(|vendor| !vendor.is_empty())
+            .ok_or_else(error)?;
+        let mut number = || {
+            parts
+                .next()
+                .map(|text| parse_number(text).ok_or_else(error))
+        };
+        let family = number().ok_or_else(error)??;
+        let model = number().ok_or_else(error)??;
+        let stepping = number().transpose()?.unwrap_or(0);
+        if parts.next().is_some() {
+            return Err(error());
+        }
+        Ok(Self {
+            vendor: vendor.into(),
+            family,
+            model,
+            stepping,
+        })
+    }
+}
+
+fn parse_number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+impl Cpu {
+    /// The processor that CPUID describes: the vendor's registers of leaf 0 (EBX, EDX, ECX, in
+    /// this order), and EAX of leaf 1.
+    #[must_use]
+    pub fn from_cpuid(vendor: [u32; 3], signature: u32) -> Self {
+        let bytes: Vec<u8> = vendor
+            .iter()
+            .flat_map(|register| register.to_le_bytes())
+            .collect();
+        let field = |low: u32, width: u32| signature >> low & ((1 << width) - 1);
+        let (base, extended) = (field(8, 4), field(20, 8));
+        let family = if base == 0xf { base + extended } else { base };
+        let model = field(4, 4)
+            | if base == 0xf || base == 6 {
+                field(16, 4) << 4
+            } else {
+                0
+            };
+        Self {
+            vendor: String::from_utf8_lossy(&bytes).into(),
+            family,
+            model,
+            stepping: field(0, 4),
+        }
+    }
+}
+
+/// A set of processors: those that agree with each of its four parts. An absent part is any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CpuSet {
+    /// Vendors.
+    pub vendor: Option<Vec<Box<str>>>,
+    /// Families, in order.
+    pub family: Option<Vec<RangeInclusive<u32>>>,
+    /// Models.
+    pub model: Option<Vec<RangeInclusive<u32>>>,
+    /// Steppings.
+    pub stepping: Option<Vec<RangeInclusive<u32>>>,
+}
+
+/// A vendor that nobody names stands for all of those.
+const OTHER: &str = "any other";
+
+type Numbers = Option<Vec<RangeInclusive<u32>>>;
+
+fn has(numbers: &Numbers, number: u32) -> bool {
+    numbers
+        .as_ref()
+        .is_none_or(|ranges| ranges.iter().any(|range| range.contains(&number)))
+}
+
+impl CpuSet {
+    /// No processor at all.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            vendor: Some(Vec::new()),
+            ..Self::default()
+        }
+    }
+
+    /// Whether `cpu` is one of them.
+    #[must_use]
+    pub fn contains(&self, cpu: &Cpu) -> bool {
+        self.has_vendor(&cpu.vendor)
+            && has(&self.family, cpu.family)
+            && has(&self.model, cpu.model)
+            && has(&self.stepping, cpu.stepping)
+    }
+
+    fn has_vendor(&self, name: &str) -> bool {
+        self.vendor
+            .as_ref()
+            .is_none_or(|vendors| vendors.iter().any(|vendor| **vendor == *name))
+    }
+}
+
+/// One processor for each way in which some of the sets hold and the others do not, the way in
+/// which none does first. The ways that no processor takes are not among them.
+#[must_use]
+pub fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
+    let all: Vec<usize> = (0..sets.len()).collect();
+    let mut ways = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (vendor, some) in vendors(sets) {
+        for (family, some) in cells(sets, &some, |set| &set.family) {
+            for (model, some) in cells(sets, &some, |set| &set.model) {
+                for (stepping, some) in cells(sets, &some, |set| &set.stepping) {
+                    if seen.insert(some.clone()) {
+                        let cpu = Cpu {
+                            vendor: vendor.into(),
+                            family,
+                            model,
+                            stepping,
+                        };
+                        let holds = all.iter().map(|set| some.contains(set)).collect();
+                        ways.push((holds, cpu));
+                    }
+                }
+            }
+        }
+    }
+    ways.sort_by_key(|(holds, _): &(Vec<bool>, Cpu)| {
+        (
+            holds.iter().filter(|&&one| one).count(),
+            holds.iter().map(|one| !one).collect::<Vec<_>>(),
+        )
+    });
+    ways
+}
+
+/// At most how many processors [`distinguished`] looks at: one of each vendor, and of each stretch of
+/// families, models and steppings between the ends of what the sets name.
+#[must_use]
+pub fn told_apart(sets: &[CpuSet]) -> usize {
+    let stretches = |part: fn(&CpuSet) -> &Numbers| {
+        let ranges = sets.iter().flat_map(|set| part(set).iter().flatten());
+        let ends = ranges.flat_map(|range| [Some(*range.start()), range.end().checked_add(1)]);
+        let points: BTreeSet<u32> = ends.flatten().chain([0]).collect();
+        points.len()
+    };
+    let parts: [fn(&CpuSet) -> &Numbers; 3] =
+        [|set| &set.family, |set| &set.model, |set| &set.stepping];
+    let vendors = vendors(sets).len();
+    parts
+        .into_iter()
+        .map(stretches)
+        .fold(vendors, usize::saturating_mul)
+}
+
+/// The vendors that are named, and one that nobody names, with the sets that hold for them.
+fn vendors(sets: &[CpuSet]) -> BTreeMap<&str, Vec<usize>> {
+    let mut vendors = BTreeMap::from([(OTHER, Vec::new())]);
+    for vendor in sets.iter().flat_map(|set| set.vendor.iter().flatten()) {
+        vendors.entry(&**vendor).or_default();
+    }
+    for (number, set) in sets.iter().enumerate() {
+        let Some(named) = &set.vendor else {
+            for sets in vendors.values_mut() {
+                sets.push(number);
+            }
+            continue;
+        };
+        let named: BTreeSet<&str> = named.iter().map(|vendor| &**vendor).collect();
+        for vendor in named {
+            vendors.entry(vendor).or_default().push(number);
+        }
+    }
+    vendors
+}
+
+/// Of one part of some sets: a number of each stretch between their ends, with those of the sets
+/// that hold there.
+fn cells<'s>(
+    sets: &'s [CpuSet],
+    some: &[usize],
+    part: impl Fn(&'s CpuSet) -> &'s Numbers,
+) -> Vec<(u32, Vec<usize>)> {
+    // How many ranges of each of the sets the point is in; one for a set that takes any number.
+    let mut within: Vec<i32> = Vec::new();
+    let mut steps = BTreeMap::from([(0, Vec::new())]);
+    for (place, &set) in some.iter().enumerate() {
+        let ranges = part(&sets[set]);
+        within.push(i32::from(ranges.is_none()));
+        for range in ranges.iter().flatten() {
+            steps.entry(*range.start()).or_default().push((place, 1));
+            if let Some(after) = range.end().checked_add(1) {
+                steps.entry(after).or_default().push((place, -1));
+            }
+        }
+    }
+    let mut seen = BTreeSet::new();
+    let mut cells = Vec::new();
+    for (point, steps) in steps {
+        for (place, step) in steps {
+            within[place] += step;
+        }
+        let holding = some.iter().zip(&within).filter(|(_, within)| **within > 0);
+        let holding: Vec<usize> = holding.map(|(set, _)| *set).collect();
+        if seen.insert(holding.clone()) {
+            cells.push((point, holding));
+        }
+    }
+    cells
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(vendor: &str, models: &[RangeInclusive<u32>]) -> CpuSet {
+        CpuSet {
+            vendor: Some(vec![vendor.into()]),
+            model: Some(models.to_vec()),
+            ..CpuSet::default()
+        }
+    }
+
+    #[test]
+    fn cpuid_gives_family_and_model_with_their_extensions() {
+        let intel = Cpu::from_cpuid([0x756e_6547, 0x4965_6e69, 0x6c65_746e], 0x0006_06a6);
+        assert_eq!(intel.to_string(), "GenuineIntel:6:0x6a:6");
+        let amd = Cpu::from_cpuid([0x6874_7541, 0x6974_6e65, 0x444d_4163], 0x00a0_0f11);
+        assert_eq!(amd.to_string(), "AuthenticAMD:25:0x1:1");
+        assert_eq!("GenuineIntel:6:0x6a:6".parse(), Ok(intel));
+        for wrong in ["", "6:6", "GenuineIntel", "GenuineIntel:x:1", "A:1:2:3:4"] {
+            assert!(wrong.parse::<Cpu>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_ways_in_which_sets_hold_are_those_that_some_processor_takes() {
+        let sets = [
+            set("GenuineIntel", &[0x6a..=0x6a, 0x6c..=0x6c]),
+            set("GenuineIntel", &[0x6c..=0x8f]),
+            set("AuthenticAMD", &[0..=0xff]),
+        ];
+        let ways = distinguished(&sets);
+        let holds: Vec<_> = ways.iter().map(|(holds, _)| holds.clone()).collect();
+        assert_eq!(
+            holds,
+            [
+                vec![false, false, false],
+                vec![true, false, false],
+                vec![false, true, false],
+                vec![false, false, true],
+                vec![true, true, false],
+            ]
+        );
+        for (holds, cpu) in &ways {
+            let real: Vec<_> = sets.iter().map(|set| set.contains(cpu)).collect();
+            assert_eq!(*holds, real, "{cpu}");
+        }
+    }
+
+    mod any_sets {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        const VENDORS: [&str; 3] = ["A", "B", OTHER];
+
+        fn numbers() -> impl Strategy<Value = Numbers> {
+            let range = (0..5u32, 0..3u32).prop_map(|(first, more)| first..=first + more);
+            prop::option::of(prop::collection::vec(range, 0..3))
+        }
+
+        fn any_set() -> impl Strategy<Value = CpuSet> {
+            let names = prop::sample::subsequence(vec!["A".into(), "B".into()], 0..=2);
+            let parts = (prop::option::of(names), numbers(), numbers(), numbers());
+            parts.prop_map(|(vendor, family, model, stepping)| CpuSet {
+                vendor,
+                family,
+                model,
+                stepping,
+            })
+        }
+
+        proptest! {
+            /// The ways are those of all processors there are, one by one.
+            #[test]
+            fn have_the_ways_of_all_processors(sets in prop::collection::vec(any_set(), 0..4)) {
+                let mut all = BTreeSet::new();
+                for (vendor, parts) in VENDORS.into_iter().flat_map(|one| (0..512).map(move |n| (one, n))) {
+                    let (family, model, stepping) = (parts >> 6, parts >> 3 & 7, parts & 7);
+                    let vendor = vendor.into();
+                    let cpu = Cpu { vendor, family, model, stepping };
+                    all.insert(sets.iter().map(|set| set.contains(&cpu)).collect::<Vec<_>>());
+                }
+                let ways = distinguished(&sets);
+                prop_assert_eq!(ways.len(), all.len());
+                for (holds, cpu) in ways {
+                    let real: Vec<_> = sets.iter().map(|set| set.contains(&cpu)).collect();
+                    prop_assert_eq!(&holds, &real);
+                    prop_assert!(all.contains(&holds));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_sets_there_is_one_way() {
+        assert_eq!(distinguished(&[]).len(), 1);
+        assert_eq!(distinguished(&[CpuSet::default()]).len(), 1);
+    }
+}

@@ -1,0 +1,303 @@
+//! What another program would change for a guest, by MSR and direction, over all 2^32 of both.
+
+use alloc::borrow::ToOwned as _;
+use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use msrgate_filter::Access;
+
+use crate::action::{Action, Comparison};
+use crate::cpu::{Cpu, distinguished};
+use crate::msrs::MsrRange;
+use crate::origin::Origin;
+use crate::program::{Program, ProgramSettings, Variant};
+use crate::rules::{Rule, Rules};
+use crate::settings::{Log, Mode, UnknownAction};
+
+/// Which way a change goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// It lets the guest do more.
+    Looser,
+    /// It lets the guest do something else: neither is the looser. It has to be looked at as if it
+    /// were looser.
+    Different,
+    /// It lets the guest do less.
+    Stricter,
+    /// The guest can do what it could.
+    Neutral,
+}
+
+impl Direction {
+    /// Whether a guest may do something that it could not do before.
+    #[must_use]
+    pub const fn may_loosen(self) -> bool {
+        matches!(self, Self::Looser | Self::Different)
+    }
+
+    /// Which way it is from `was` to `is`, which are not equal.
+    #[must_use]
+    pub fn of(was: &Action, is: &Action) -> Self {
+        match (is.compared_with(was), was.compared_with(is)) {
+            (Comparison::NoLooser, _) => Self::Stricter,
+            (Comparison::Looser, _) | (_, Comparison::NoLooser) => Self::Looser,
+            (Comparison::Different, _) => Self::Different,
+        }
+    }
+}
+
+/// Consecutive MSRs that another thing happens to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Change {
+    /// The MSRs.
+    pub msrs: MsrRange,
+    /// In this direction.
+    pub access: Access,
+    /// What happened, and what said so of the first of them.
+    pub was: (Action, Origin),
+    /// What happens, and what says so of the first of them.
+    pub is: (Action, Origin),
+    /// Which way it goes.
+    pub direction: Direction,
+}
+
+/// A setting that says something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SettingChange {
+    /// Its key, such as `unknown.read`.
+    pub key: &'static str,
+    /// What it said, as a policy writes it.
+    pub was: String,
+    /// What it says.
+    pub is: String,
+    /// Which way it goes.
+    pub direction: Direction,
+}
+
+/// Consecutive MSRs of which other accesses become events.
+///
+/// No guest can do more or less by it. What only follows from another [`log`](ProgramSettings::log)
+/// of the whole policy is a [`SettingChange`] and no change of this kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogChange {
+    /// The MSRs.
+    pub msrs: MsrRange,
+    /// In this direction.
+    pub access: Access,
+    /// Which accesses became events, and what said so of the first of the MSRs.
+    pub was: (Log, Origin),
+    /// Which do, and what says so of the first of them.
+    pub is: (Log, Origin),
+}
+
+/// What changes on processors on which the same `[[when]]`s of both programs hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Difference {
+    /// One of these processors; `None` where neither program asks for one.
+    pub cpu: Option<Cpu>,
+    /// What changes, in order, reads first.
+    pub changes: Vec<Change>,
+    /// What of it becomes events, in the same order.
+    pub logs: Vec<LogChange>,
+}
+
+/// What changes from `old` to `new` on this processor, or on every one: one difference for each
+/// pair of variants that some processor brings together, those without a change left out.
+///
+/// # Examples
+/// ```
+/// use msrgate_filter::{Fallback, Filter, Revision};
+/// use msrgate_program::{Program, differences};
+///
+/// let filter = Filter::new(Revision::Mainline, Fallback::Allow, Vec::new())?;
+/// let program = Program::of_filter(filter);
+/// assert!(differences(&program, &program, None).is_empty());
+/// # Ok::<_, msrgate_filter::FilterError>(())
+/// ```
+#[must_use]
+pub fn differences(old: &Program, new: &Program, cpu: Option<&Cpu>) -> Vec<Difference> {
+    let ways = || {
+        let sets: Vec<_> = old.whens().iter().chain(new.whens()).cloned().collect();
+        let ways = distinguished(&sets).into_iter();
+        ways.map(|(_, cpu)| cpu).collect()
+    };
+    let cpus = cpu.map_or_else(ways, |cpu| vec![cpu.clone()]);
+    let asks = !old.whens().is_empty() || !new.whens().is_empty();
+    let mut seen = BTreeSet::new();
+    cpus.into_iter()
+        .filter_map(|cpu| Some((old.on(&cpu)?, new.on(&cpu)?, cpu)))
+        .filter(|(old, new, _)| seen.insert((old.holds().to_vec(), new.holds().to_vec())))
+        .map(|(was, is, cpu)| Difference {
+            cpu: asks.then_some(cpu),
+            changes: changes(was, is),
+            logs: log_changes((was, old.settings().log), (is, new.settings().log)),
+        })
+        .filter(|difference| !difference.changes.is_empty() || !difference.logs.is_empty())
+        .collect()
+}
+
+/// What changes from one variant to another, in order, reads first; neighbours that change alike
+/// are one.
+#[must_use]
+pub fn changes(old: &Variant, new: &Variant) -> Vec<Change> {
+    let of = |access| between(old.rules(), new.rules(), access);
+    Access::ALL.into_iter().flat_map(of).collect()
+}
+
+fn between(old: &Rules, new: &Rules, access: Access) -> Vec<Change> {
+    let mut changes: Vec<Change> = Vec::new();
+    for (was, is) in old.zip(access, new, access) {
+        if was.action != is.action {
+            push(&mut changes, access, (old, was), (new, is));
+        }
+    }
+    changes
+}
+
+/// What becomes events otherwise than before, in order, reads first; with each variant the `log` of
+/// its whole program.
+fn log_changes((old, old_log): (&Variant, Log), (new, new_log): (&Variant, Log)) -> Vec<LogChange> {
+    let mut changes: Vec<LogChange> = Vec::new();
+    for access in Access::ALL {
+        for (was, is) in old.rules().zip(access, new.rules(), access) {
+            if was.log == is.log || (was.log, is.log) == (old_log, new_log) {
+                continue;
+            }
+            if let Some(before) = changes.last_mut()
+                && (before.access, before.was.0, before.is.0) == (access, was.log, is.log)
+                && let Some(joined) = before.msrs.joined(was.msrs)
+            {
+                before.msrs = joined;
+                continue;
+            }
+            changes.push(LogChange {
+                msrs: was.msrs,
+                access,
+                was: (was.log, old.rules().origin(was.by)),
+                is: (is.log, new.rules().origin(is.by)),
+            });
+        }
+    }
+    changes
+}
+
+fn push(
+    changes: &mut Vec<Change>,
+    access: Access,
+    (old, was): (&Rules, Rule<'_>),
+    (new, is): (&Rules, Rule<'_>),
+) {
+    if let Some(before) = changes.last_mut()
+        && (&before.was.0, &before.is.0) == (was.action, is.action)
+        && let Some(joined) = before.msrs.joined(was.msrs)
+    {
+        before.msrs = joined;
+        return;
+    }
+    changes.push(Change {
+        msrs: was.msrs,
+        access,
+        was: (was.action.clone(), old.origin(was.by)),
+        is: (is.action.clone(), new.origin(is.by)),
+        direction: Direction::of(was.action, is.action),
+    });
+}
+
+/// What changes outside of the rules.
+#[must_use]
+pub fn setting_changes(old: &ProgramSettings, new: &ProgramSettings) -> Vec<SettingChange> {
+    let mode = |settings: &ProgramSettings| match settings.mode {
+        Mode::Enforce => "enforce".to_owned(),
+        Mode::Audit => "audit".to_owned(),
+    };
+    // Audit refuses nothing.
+    let mode_direction = match new.mode {
+        Mode::Audit => Direction::Looser,
+        Mode::Enforce => Direction::Stricter,
+    };
+    let devices = |settings: &ProgramSettings| {
+        let device = settings.microcode.as_ref();
+        device.map_or_else(|| "none".to_owned(), ToString::to_string)
+    };
+    let (was, is) = (&old.unknown, &new.unknown);
+    let word = |log: Log| log.word().to_owned();
+    let level = |level: Option<Log>| level.map_or_else(|| "as `log`".to_owned(), word);
+    [
+        ("mode", mode(old), mode(new), mode_direction),
+        unknown("unknown.read", was.read, is.read),
+        unknown("unknown.write", was.write, is.write),
+        (
+            "unknown.log",
+            level(was.log),
+            level(is.log),
+            Direction::Neutral,
+        ),
+        ("log", word(old.log), word(new.log), Direction::Neutral),
+        (
+            "device.microcode",
+            devices(old),
+            devices(new),
+            Direction::Different,
+        ),
+        accept(&old.accept, &new.accept),
+    ]
+    .into_iter()
+    .filter(|(_, was, is, _)| was != is)
+    .map(|(key, was, is, direction)| SettingChange {
+        key,
+        was,
+        is,
+        direction,
+    })
+    .collect()
+}
+
+/// #GP is the strictest; an answer lets the guest go on, whatever it is.
+fn unknown(
+    key: &'static str,
+    was: UnknownAction,
+    is: UnknownAction,
+) -> (&'static str, String, String, Direction) {
+    let word = |action| match action {
+        UnknownAction::Deny => "deny".to_owned(),
+        UnknownAction::Value(value) => format!("{value:#x}"),
+        UnknownAction::Ignore => "ignore".to_owned(),
+    };
+    let direction = match (was, is) {
+        (UnknownAction::Deny, _) => Direction::Looser,
+        (_, UnknownAction::Deny) => Direction::Stricter,
+        _ => Direction::Different,
+    };
+    (key, word(was), word(is), direction)
+}
+
+/// Who accepts more gaps lets more past the filter. Neither order nor repetition counts.
+fn accept(was: &[Box<str>], is: &[Box<str>]) -> (&'static str, String, String, Direction) {
+    let [was, is]: [BTreeSet<&str>; 2] =
+        [was, is].map(|words| words.iter().map(|word| &**word).collect());
+    let word = |words: &BTreeSet<&str>| {
+        let words: Vec<_> = words.iter().copied().collect();
+        if words.is_empty() {
+            "nothing".to_owned()
+        } else {
+            words.join(", ")
+        }
+    };
+    let direction = if is.is_superset(&was) {
+        Direction::Looser
+    } else if is.is_subset(&was) {
+        Direction::Stricter
+    } else {
+        Direction::Different
+    };
+    ("accept", word(&was), word(&is), direction)
+}

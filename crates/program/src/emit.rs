@@ -1,0 +1,212 @@
+//! A variant's filter for programs that know nothing of msrgate.
+//!
+//! All of these carry the filter and the reasons to exit, and no answers. What they decide, the
+//! kernel decides alone.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use msrgate_filter::abi::{CallerWidth, EncodeError, Request, UserAddress};
+use msrgate_filter::{ExitReason, Fallback, Filter, Range, Revision};
+
+use crate::program::{Program, Variant};
+use crate::settings::{Log, Mode, UnknownAction};
+
+/// Something of a program that a filter alone does not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unsaid {
+    /// Accesses that user space answers.
+    Answers,
+    /// `unknown`, where it is not `gp`.
+    Unknown,
+    /// `mode = "audit"`.
+    Audit,
+    /// `log = "first"` or `"all"`: events of what the kernel allows.
+    Log,
+}
+
+impl fmt::Display for Unsaid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Answers => "answers from user space",
+            Self::Unknown => "answers for MSRs that KVM does not know",
+            Self::Audit => "the mode audit, which refuses nothing",
+            Self::Log => "a log of accesses that are allowed",
+        })
+    }
+}
+
+/// What would be lost if only this variant's filter were kept. Refusals under `log = "denied"` are not
+/// among it: they exit for the reason `filter`, and whoever sets the filter sees them.
+#[must_use]
+pub fn unsaid(program: &Program, variant: &Variant) -> Vec<Unsaid> {
+    let settings = program.settings();
+    let rules = || variant.rules().all().map(|(_, rule)| rule);
+    let unknown = [settings.unknown.read, settings.unknown.write];
+    [
+        (
+            Unsaid::Answers,
+            rules().any(|rule| rule.action.needs_answer()),
+        ),
+        (Unsaid::Unknown, unknown != [UnknownAction::Deny; 2]),
+        (Unsaid::Audit, settings.mode == Mode::Audit),
+        (Unsaid::Log, rules().any(|rule| rule.log > Log::Denied)),
+    ]
+    .into_iter()
+    .filter_map(|(unsaid, is_lost)| is_lost.then_some(unsaid))
+    .collect()
+}
+
+/// One line of JSON: `{"schema":1,"default":"deny","ranges":[…],"reasons":["filter"]}`. A range is
+/// `{"access":"rw","base":"0x10","count":3,"bitmap":"05"}`, its bitmap in bytes from byte 0 on.
+#[must_use]
+pub fn json(variant: &Variant) -> String {
+    let range = |range: &Range| {
+        let bytes = bytes(range).into_iter();
+        let bitmap: String = bytes.map(|byte| format!("{byte:02x}")).collect();
+        let (access, base) = (range.accesses(), range.base());
+        let count = range.bitmap().count();
+        format!(r#"{{"access":"{access}","base":"{base}","count":{count},"bitmap":"{bitmap}"}}"#)
+    };
+    let ranges: Vec<_> = variant.filter().ranges().iter().map(range).collect();
+    let reasons = ExitReason::ALL
+        .into_iter()
+        .filter(|reason| variant.reasons().contains(Revision::Mainline, *reason));
+    let reasons: Vec<_> = reasons.map(|reason| format!("\"{reason}\"")).collect();
+    format!(
+        "{{\"schema\":1,\"default\":\"{}\",\"ranges\":[{}],\"reasons\":[{}]}}\n",
+        word(variant.filter()),
+        ranges.join(","),
+        reasons.join(",")
+    )
+}
+
+/// The 392 bytes of a 64-bit caller's `struct kvm_msr_filter`, and the bitmaps after them. The pointer
+/// of a range is the offset of its bitmap from the first byte; whoever loads it adds the address. That
+/// of an unused range is 0.
+///
+/// # Errors
+/// None happens: a pointer of 64 bits holds any offset.
+pub fn abi(variant: &Variant) -> Result<Vec<u8>, EncodeError> {
+    let width = CallerWidth::Bits64;
+    let bitmaps_at = UserAddress::new(width.struct_size() as u64);
+    let (request, bitmaps) = Request::of(variant.filter(), bitmaps_at);
+    let mut bytes = request.encode(width)?;
+    bytes.extend(bitmaps);
+    Ok(bytes)
+}
+
+/// A C header that needs only `<linux/kvm.h>`: the bitmaps, `MSRGATE_EXIT_REASONS` for
+/// `KVM_CAP_X86_USER_SPACE_MSR`, and `msrgate_fill`, which fills in the struct.
+#[must_use]
+pub fn c(variant: &Variant) -> String {
+    let filter = variant.filter();
+    let mut arrays = String::new();
+    let mut fill = String::new();
+    for (number, range) in filter.ranges().iter().enumerate() {
+        let (flags, base) = (range.accesses().bits(), range.base());
+        let (bytes, nmsrs) = (bytes(range), range.bitmap().count());
+        arrays.push_str(&format!(
+            "static unsigned char msrgate_bitmap_{number}[{}] = {{\n{}}};\n\n",
+            bytes.len(),
+            rows(&bytes)
+        ));
+        fill.push_str(&format!(
+            "\tfilter->ranges[{number}].flags = {flags};\n\
+             \tfilter->ranges[{number}].nmsrs = {nmsrs};\n\
+             \tfilter->ranges[{number}].base = {base};\n\
+             \tfilter->ranges[{number}].bitmap = msrgate_bitmap_{number};\n"
+        ));
+    }
+    let (flags, reasons) = (flags(filter), variant.reasons().bits());
+    format!(
+        "/* Made by msrgate compile --format c. */\n\
+         #ifndef MSRGATE_FILTER_H\n\
+         #define MSRGATE_FILTER_H\n\n\
+         #include <linux/kvm.h>\n\n\
+         /* args[0] of KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR); 0: refused accesses get #GP. */\n\
+         #define MSRGATE_EXIT_REASONS {reasons:#x}\n\n\
+         {arrays}\
+         /* For KVM_X86_SET_MSR_FILTER. The bitmaps are not written to. */\n\
+         static inline void msrgate_fill(struct kvm_msr_filter *filter)\n\
+         {{\n\
+         \t*filter = (struct kvm_msr_filter){{ .flags = {flags:#x} }};\n\
+         {fill}\
+         }}\n\n\
+         #endif\n"
+    )
+}
+
+/// A Rust module of constants that needs nothing: `DEFAULT_DENY`, `EXIT_REASONS`, and `RANGES` of
+/// flags, base, count and bitmap.
+#[must_use]
+pub fn rust(variant: &Variant) -> String {
+    let filter = variant.filter();
+    let range = |range: &Range| {
+        let bytes = bytes(range);
+        format!(
+            "    Range {{\n        flags: {},\n        base: {},\n        nmsrs: {},\n        bitmap: &[\n{}        ],\n    }},\n",
+            range.accesses().bits(),
+            range.base(),
+            range.bitmap().count(),
+            rows(&bytes)
+        )
+    };
+    let ranges: String = filter.ranges().iter().map(range).collect();
+    format!(
+        "// Made by msrgate compile --format rust.\n\n\
+         /// One range of `struct kvm_msr_filter`.\n\
+         #[derive(Clone, Copy, Debug, PartialEq, Eq)]\n\
+         pub struct Range {{\n\
+         \x20   /// 1: reads, 2: writes, 3: both.\n\
+         \x20   pub flags: u32,\n\
+         \x20   /// The first MSR.\n\
+         \x20   pub base: u32,\n\
+         \x20   /// How many.\n\
+         \x20   pub nmsrs: u32,\n\
+         \x20   /// One bit an MSR, bit 0 of byte 0 first; 1 allows. Whole words of 8 bytes.\n\
+         \x20   pub bitmap: &'static [u8],\n\
+         }}\n\n\
+         /// What holds where no range speaks: whether it is refused.\n\
+         pub const DEFAULT_DENY: bool = {};\n\
+         /// `args[0]` of `KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR)`; 0: refused accesses get #GP.\n\
+         pub const EXIT_REASONS: u64 = {:#x};\n\
+         /// The ranges, in the order in which they are tried.\n\
+         pub const RANGES: &[Range] = &[\n{ranges}];\n",
+        filter.fallback() == Fallback::Deny,
+        variant.reasons().bits(),
+    )
+}
+
+const fn word(filter: &Filter) -> &'static str {
+    match filter.fallback() {
+        Fallback::Allow => "allow",
+        Fallback::Deny => "deny",
+    }
+}
+
+const fn flags(filter: &Filter) -> u32 {
+    match filter.fallback() {
+        Fallback::Allow => 0,
+        Fallback::Deny => msrgate_filter::abi::DEFAULT_DENY,
+    }
+}
+
+/// A range's bitmap as the kernel reads it: in whole words (S2.4).
+fn bytes(range: &Range) -> Vec<u8> {
+    let words = range.bitmap().words().iter();
+    words.flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// Bytes in C or Rust, some a line.
+fn rows(bytes: &[u8]) -> String {
+    const ROW: usize = 12;
+    let row = |row: &[u8]| {
+        let bytes: Vec<_> = row.iter().map(|byte| format!("{byte:#04x},")).collect();
+        format!("\t{}\n", bytes.join(" "))
+    };
+    bytes.chunks(ROW).map(row).collect()
+}

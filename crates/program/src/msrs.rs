@@ -1,0 +1,274 @@
+//! Sets of MSRs: consecutive ones, and what a key of a policy speaks of.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+
+use msrgate_filter::MsrIndex;
+
+/// Consecutive MSRs, at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MsrRange {
+    first: MsrIndex,
+    last: MsrIndex,
+}
+
+impl MsrRange {
+    /// All 2^32.
+    pub const ALL: Self = Self {
+        first: MsrIndex::MIN,
+        last: MsrIndex::MAX,
+    };
+
+    /// From `first` to `last`, both inside. `None` if that is no MSR.
+    #[must_use]
+    pub fn new(first: MsrIndex, last: MsrIndex) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// One MSR.
+    #[must_use]
+    pub const fn one(index: MsrIndex) -> Self {
+        Self {
+            first: index,
+            last: index,
+        }
+    }
+
+    /// The lowest.
+    #[must_use]
+    pub const fn first(self) -> MsrIndex {
+        self.first
+    }
+
+    /// The highest.
+    #[must_use]
+    pub const fn last(self) -> MsrIndex {
+        self.last
+    }
+
+    /// How many, at most 2^32.
+    #[must_use]
+    pub fn count(self) -> u64 {
+        u64::from(self.last.get() - self.first.get()) + 1
+    }
+
+    /// Whether `index` is one of them.
+    #[must_use]
+    pub fn contains(self, index: MsrIndex) -> bool {
+        (self.first..=self.last).contains(&index)
+    }
+
+    /// Whether both contain some MSR.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.shared(other).is_some()
+    }
+
+    /// The MSRs from `from` to below `to`, if there are any.
+    #[must_use]
+    pub fn below(from: u64, to: u64) -> Option<Self> {
+        let first = u32::try_from(from).ok()?;
+        let last = u32::try_from(to.checked_sub(1)?).ok()?;
+        Self::new(MsrIndex::new(first), MsrIndex::new(last))
+    }
+
+    /// Both as one, if `next` begins where this ends.
+    #[must_use]
+    pub fn joined(self, next: Self) -> Option<Self> {
+        let follows = self.last.get().checked_add(1) == Some(next.first.get());
+        follows.then_some(Self {
+            first: self.first,
+            last: next.last,
+        })
+    }
+
+    /// What both contain.
+    #[must_use]
+    pub fn shared(self, other: Self) -> Option<Self> {
+        Self::new(self.first.max(other.first), self.last.min(other.last))
+    }
+}
+
+/// `0x10`, or `0x10..=0x1f`: as a policy writes it.
+impl fmt::Display for MsrRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}..={}", self.first, self.last)
+        }
+    }
+}
+
+/// Some MSRs, at least one: ranges in order that do not touch.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MsrSet {
+    ranges: Ranges,
+}
+
+/// Most entries of a policy are one range: it needs no memory of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Ranges {
+    One(MsrRange),
+    /// Two at least.
+    Several(Box<[MsrRange]>),
+}
+
+impl From<MsrRange> for MsrSet {
+    fn from(range: MsrRange) -> Self {
+        Self {
+            ranges: Ranges::One(range),
+        }
+    }
+}
+
+impl MsrSet {
+    /// The MSRs of all of these. `None` if there are none.
+    #[must_use]
+    pub fn new(ranges: impl IntoIterator<Item = MsrRange>) -> Option<Self> {
+        let mut ranges: Vec<_> = ranges.into_iter().collect();
+        ranges.sort_unstable_by_key(|range| range.first());
+        let mut apart: Vec<MsrRange> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match apart.last_mut() {
+                Some(before)
+                    if u64::from(before.last.get()) + 1 >= u64::from(range.first.get()) =>
+                {
+                    before.last = before.last.max(range.last);
+                }
+                _ => apart.push(range),
+            }
+        }
+        match *apart {
+            [] => None,
+            [range] => Some(range.into()),
+            _ => Some(Self {
+                ranges: Ranges::Several(apart.into()),
+            }),
+        }
+    }
+
+    /// Its ranges, in order.
+    #[must_use]
+    pub const fn ranges(&self) -> &[MsrRange] {
+        match &self.ranges {
+            Ranges::One(range) => core::slice::from_ref(range),
+            Ranges::Several(ranges) => ranges,
+        }
+    }
+
+    /// The only range, if it is one.
+    #[must_use]
+    pub fn as_range(&self) -> Option<MsrRange> {
+        match self.ranges {
+            Ranges::One(range) => Some(range),
+            Ranges::Several(_) => None,
+        }
+    }
+
+    /// How many MSRs, at most 2^32.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.ranges().iter().map(|range| range.count()).sum()
+    }
+
+    /// The lowest.
+    #[must_use]
+    pub fn first(&self) -> MsrIndex {
+        self.ranges()[0].first
+    }
+
+    /// Whether `index` is one of them.
+    #[must_use]
+    pub fn contains(&self, index: MsrIndex) -> bool {
+        let ranges = self.ranges();
+        let place = ranges.partition_point(|range| range.last < index);
+        ranges.get(place).is_some_and(|range| range.contains(index))
+    }
+
+    /// What both contain, in order.
+    pub fn shared<'s>(&'s self, other: &'s Self) -> impl Iterator<Item = MsrRange> + 's {
+        let others = other.ranges();
+        self.ranges().iter().flat_map(move |one| {
+            let start = others.partition_point(|range| range.last < one.first);
+            others[start..]
+                .iter()
+                .map_while(move |range| one.shared(*range))
+        })
+    }
+
+    /// Whether both contain some MSR.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.shared(other).next().is_some()
+    }
+
+    /// Those that `other` does not contain, if there are any.
+    #[must_use]
+    pub fn without(&self, other: &Self) -> Option<Self> {
+        let mut rest = Vec::new();
+        for range in self.ranges() {
+            let mut next = u64::from(range.first.get());
+            for shared in other.ranges().iter().filter_map(|one| one.shared(*range)) {
+                rest.extend(MsrRange::below(next, shared.first.get().into()));
+                next = u64::from(shared.last.get()) + 1;
+            }
+            rest.extend(MsrRange::below(next, u64::from(range.last.get()) + 1));
+        }
+        Self::new(rest)
+    }
+}
+
+/// Its ranges, separated by commas.
+impl fmt::Display for MsrSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, range) in self.ranges().iter().enumerate() {
+            let comma = if number == 0 { "" } else { ", " };
+            write!(f, "{comma}{range}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: u32, last: u32) -> MsrRange {
+        MsrRange::new(MsrIndex::new(first), MsrIndex::new(last)).unwrap()
+    }
+
+    #[test]
+    fn a_set_is_in_order_and_apart() {
+        let set = MsrSet::new([range(8, 9), range(1, 3), range(4, 5), range(9, 12)]).unwrap();
+        assert_eq!(set.to_string(), "0x1..=0x5, 0x8..=0xc");
+        assert_eq!(set.count(), 10);
+        for index in 0..20 {
+            let inside = (1..=5).contains(&index) || (8..=12).contains(&index);
+            assert_eq!(set.contains(MsrIndex::new(index)), inside, "{index}");
+        }
+        assert_eq!(MsrSet::new([]), None);
+        assert_eq!(
+            MsrSet::new([range(0, u32::MAX), range(5, 5)])
+                .unwrap()
+                .count(),
+            1 << 32
+        );
+    }
+
+    #[test]
+    fn what_two_sets_share() {
+        let shared = |one: &[MsrRange], other: &[MsrRange]| {
+            let sets = [one, other].map(|ranges| MsrSet::new(ranges.iter().copied()).unwrap());
+            sets[0]
+                .shared(&sets[1])
+                .map(|range| range.to_string())
+                .collect::<Vec<_>>()
+        };
+        let two = [range(1, 3), range(7, 9)];
+        assert_eq!(shared(&two, &[range(2, 8)]), ["0x2..=0x3", "0x7..=0x8"]);
+        assert_eq!(shared(&[range(2, 8)], &two), ["0x2..=0x3", "0x7..=0x8"]);
+        assert_eq!(shared(&two, &[range(4, 6)]), [""; 0]);
+    }
+}

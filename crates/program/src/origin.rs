@@ -1,0 +1,107 @@
+//! What says what happens to an access: an entry of a policy, its default, or KVM.
+
+/// The number of an entry of the policy that rules were made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId(u32);
+
+impl EntryId {
+    /// The entry with this number, counted from 0. Beyond [`Self::MAX`] it is that.
+    #[must_use]
+    pub fn new(number: usize) -> Self {
+        Self(u32::try_from(number).unwrap_or(u32::MAX).min(Self::MAX.0))
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> usize {
+        self.0 as usize
+    }
+
+    pub(crate) const fn of(number: u32) -> Self {
+        Self(number)
+    }
+
+    pub(crate) const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// The highest number: far more than a policy may have entries.
+    pub const MAX: Self = Self(u32::MAX - 2);
+}
+
+/// What decides an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DecidedBy {
+    /// This entry.
+    Entry(EntryId),
+    /// The policy's default.
+    Default,
+    /// KVM: an x2APIC register, which it never filters (S3.1).
+    Kvm,
+}
+
+/// What says what happens, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A line of a policy.
+    Line(Line),
+    /// The policy's default.
+    Default,
+    /// KVM: an x2APIC register, which it never filters (S3.1).
+    Kvm,
+}
+
+impl Origin {
+    /// As one number, for a queue of events.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        match self {
+            Self::Kvm => 0,
+            Self::Default => 1,
+            Self::Line(Line { file, number }) => {
+                u64::from(number) << 32 | u64::from(file.0.saturating_add(2))
+            }
+        }
+    }
+
+    /// What [`Self::to_bits`] made of it.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        let [f0, f1, f2, f3, n0, n1, n2, n3] = bits.to_le_bytes();
+        match u32::from_le_bytes([f0, f1, f2, f3]) {
+            0 => Self::Kvm,
+            1 => Self::Default,
+            file => Self::Line(Line {
+                file: FileId(file - 2),
+                number: u32::from_le_bytes([n0, n1, n2, n3]),
+            }),
+        }
+    }
+}
+
+/// A line of one of the texts that a program was made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Line {
+    /// The text.
+    pub file: FileId,
+    /// Counted from 1.
+    pub number: u32,
+}
+
+/// The number of a text that a program was made from: see [`Program::file`](crate::Program::file).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(u32);
+
+impl FileId {
+    /// The text with this number, counted from 0.
+    #[must_use]
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+}

@@ -1,0 +1,55 @@
+//! Which MSRs have to lie in a window.
+
+use alloc::vec::Vec;
+
+use msrgate_filter::{Access, Accesses};
+
+use super::verdicts::Verdicts;
+use super::window::Window;
+use crate::msrs::MsrRange;
+
+/// Consecutive MSRs whose answers differ from the default in the same directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Need {
+    pub(super) accesses: Accesses,
+    pub(super) msrs: MsrRange,
+}
+
+/// All needs, in order. x2APIC registers have none: no filter is asked of them (S3.1).
+pub(super) fn needs(verdicts: &Verdicts) -> Vec<Need> {
+    let [reads, writes] = Access::ALL.map(|access| verdicts.of(access));
+    let mut needs: Vec<Need> = Vec::new();
+    for (msrs, read, write) in reads.zip(writes) {
+        let accesses = match [read, write].map(|wanted| verdicts.differs(*wanted)) {
+            [true, true] => Accesses::Both,
+            [true, false] => Accesses::Read,
+            [false, true] => Accesses::Write,
+            [false, false] => continue,
+        };
+        push(&mut needs, Need { accesses, msrs });
+    }
+    needs
+}
+
+/// Adds a need, as part of the last one where it goes on with it.
+fn push(needs: &mut Vec<Need>, need: Need) {
+    if let Some(last) = needs.last_mut()
+        && last.accesses == need.accesses
+        && let Some(joined) = last.msrs.joined(need.msrs)
+    {
+        last.msrs = joined;
+    } else {
+        needs.push(need);
+    }
+}
+
+/// Cuts what lies above the last need off a window.
+pub(super) fn trim(window: &mut Window, needs: &[Need]) {
+    let below = needs.partition_point(|need| need.msrs.first() <= window.msrs.last());
+    if let Some(last) = needs[..below].last() {
+        let end = last.msrs.last().min(window.msrs.last());
+        if let Some(trimmed) = MsrRange::new(window.msrs.first(), end) {
+            window.msrs = trimmed;
+        }
+    }
+}

@@ -1,0 +1,18 @@
+mod brute;
+
+use super::*;
+
+/// No window reaches MSR 0xffffffff: the scan gives up on it, and does not look for one for ever.
+#[test]
+fn the_scan_ends_where_no_window_reaches() {
+    let msrs = MsrRange::new(MsrIndex::new(u32::MAX - 1), MsrIndex::MAX).unwrap();
+    for accesses in [Accesses::Read, Accesses::Write, Accesses::Both] {
+        let windows = scan::fewest_windows(&[need::Need { accesses, msrs }]);
+        assert!(!windows.is_empty());
+        assert!(
+            windows
+                .iter()
+                .all(|window| window.msrs.last() < MsrIndex::MAX)
+        );
+    }
+}

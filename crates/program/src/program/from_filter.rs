@@ -1,0 +1,49 @@
+//! The rules of a filter without a policy.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use msrgate_filter::{Access, Filter, MsrIndex, Verdict, X2APIC};
+
+use crate::action::Action;
+use crate::msrs::MsrRange;
+use crate::origin::DecidedBy;
+use crate::pack::equality::{covered, points};
+use crate::rules::{Outcome, Rules, RulesBuilder};
+use crate::settings::Log;
+
+/// What the filter does, as rules of the default. Its answer changes only where a range of it does, or
+/// within one.
+pub(super) fn rules(filter: &Filter) -> Rules {
+    let mut builder = RulesBuilder::default();
+    let mut starts: Vec<_> = points(MsrRange::ALL, &covered(filter))
+        .chain([*X2APIC.start(), MsrIndex::new(X2APIC.end().get() + 1)])
+        .collect();
+    starts.sort_unstable();
+    starts.dedup();
+    for access in Access::ALL {
+        // A stretch ends before the next one begins.
+        for (first, next) in starts.iter().zip(&starts[1..]) {
+            let last = MsrIndex::new(next.get() - 1);
+            let (outcome, by) = decided(filter, *first, access);
+            builder.join(access, last, &outcome, by);
+        }
+    }
+    let (rest, _) = decided(filter, MsrIndex::MAX, Access::Read);
+    builder.finish(&rest, Arc::default())
+}
+
+fn decided(filter: &Filter, index: MsrIndex, access: Access) -> (Outcome, DecidedBy) {
+    let outcome = |action| Outcome {
+        action,
+        log: Log::None,
+    };
+    if X2APIC.contains(&index) {
+        return (outcome(Action::Allow), DecidedBy::Kvm);
+    }
+    let action = match filter.decide(index, access).verdict {
+        Verdict::Allow => Action::Allow,
+        Verdict::Deny => Action::Deny,
+    };
+    (outcome(action), DecidedBy::Default)
+}

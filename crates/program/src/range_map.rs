@@ -1,0 +1,232 @@
+//! A value for each of 2^32 MSRs, kept as consecutive ranges.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use msrgate_filter::MsrIndex;
+
+use crate::msrs::MsrRange;
+
+/// A value for each MSR. It is kept by range, in order and without a gap.
+///
+/// The ends of the ranges stand close together and apart from the values: a lookup searches only them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeMap<T> {
+    /// The last MSR of each range. They ascend, and the last one is [`MsrIndex::MAX`].
+    lasts: Box<[MsrIndex]>,
+    /// One for each range.
+    values: Box<[T]>,
+}
+
+impl<T> RangeMap<T> {
+    /// The ranges in order, each with its value.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (MsrRange, &T)> + Clone {
+        let places = 0..self.lasts.len();
+        places.map(|place| (self.range(place), self.value(place)))
+    }
+
+    /// The number of ranges, at least 1.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "a map of all MSRs is never empty"
+    )]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lasts.len()
+    }
+
+    /// The range that an MSR lies in, counted from 0: less than [`Self::len`].
+    #[must_use]
+    pub fn place(&self, index: MsrIndex) -> usize {
+        self.lasts.partition_point(|&last| last < index)
+    }
+
+    /// The range at this place, and its value.
+    #[inline]
+    #[must_use]
+    pub fn nth(&self, place: usize) -> Option<(MsrRange, &T)> {
+        let value = self.values.get(place)?;
+        Some((self.range(place), value))
+    }
+
+    /// The range at this place.
+    ///
+    /// # Panics
+    /// The place is not below [`Self::len`].
+    #[must_use]
+    pub fn range(&self, place: usize) -> MsrRange {
+        let last = self.lasts[place];
+        let first = match place {
+            0 => MsrIndex::MIN,
+            _ => MsrIndex::new(self.lasts[place - 1].get().wrapping_add(1)),
+        };
+        MsrRange::new(first, last).unwrap_or(MsrRange::one(last))
+    }
+
+    /// The value of the range at this place.
+    ///
+    /// # Panics
+    /// The place is not below [`Self::len`].
+    #[must_use]
+    pub fn value(&self, place: usize) -> &T {
+        &self.values[place]
+    }
+
+    /// The value of one MSR.
+    #[must_use]
+    pub fn at(&self, index: MsrIndex) -> &T {
+        self.value(self.place(index))
+    }
+
+    /// The ranges that share MSRs with `msrs`, in order, each whole.
+    pub fn within(&self, msrs: MsrRange) -> impl Iterator<Item = (MsrRange, &T)> {
+        let places = self.place(msrs.first())..=self.place(msrs.last());
+        places.map(|place| (self.range(place), self.value(place)))
+    }
+
+    /// Two maps side by side: ranges in order and without a gap, each with the value of both.
+    pub fn zip<'m, U>(
+        &'m self,
+        other: &'m RangeMap<U>,
+    ) -> impl Iterator<Item = (MsrRange, &'m T, &'m U)> {
+        let (mut place, mut others) = (0, 0);
+        core::iter::from_fn(move || {
+            let ((msrs, value), (theirs, other)) = (self.nth(place)?, other.nth(others)?);
+            // Both cover everything, so that both end at the last MSR.
+            place += usize::from(msrs.last() <= theirs.last());
+            others += usize::from(theirs.last() <= msrs.last());
+            Some((msrs.shared(theirs)?, value, other))
+        })
+    }
+}
+
+/// A [`RangeMap`] that is being made, from the lowest MSR up.
+#[derive(Clone, Debug)]
+pub struct RangeMapBuilder<T> {
+    lasts: Vec<MsrIndex>,
+    values: Vec<T>,
+}
+
+impl<T> Default for RangeMapBuilder<T> {
+    fn default() -> Self {
+        Self {
+            lasts: Vec::new(),
+            values: Vec::new(),
+        }
+    }
+}
+
+impl<T> RangeMapBuilder<T> {
+    /// The last MSR that has a value so far.
+    #[must_use]
+    pub fn last(&self) -> Option<MsrIndex> {
+        self.lasts.last().copied()
+    }
+
+    /// Gives `value` to the MSRs after those that have one, up to `last`, as a range of its own. Nothing
+    /// happens if `last` has a value.
+    pub fn push(&mut self, last: MsrIndex, value: T) {
+        if self.last().is_none_or(|before| before < last) {
+            self.lasts.push(last);
+            self.values.push(value);
+        }
+    }
+
+    /// Gives `value` to the MSRs after those that have one, up to `last`, in one range with those before
+    /// if these have the same value.
+    pub fn join(&mut self, last: MsrIndex, value: T)
+    where
+        T: PartialEq,
+    {
+        match (self.lasts.last_mut(), self.values.last()) {
+            (Some(before), Some(same)) if *same == value => *before = last.max(*before),
+            _ => self.push(last, value),
+        }
+    }
+
+    /// The map. MSRs that have no value yet get `rest`.
+    #[must_use]
+    pub fn finish(mut self, rest: T) -> RangeMap<T>
+    where
+        T: PartialEq,
+    {
+        if self.last() != Some(MsrIndex::MAX) {
+            self.join(MsrIndex::MAX, rest);
+        }
+        RangeMap {
+            lasts: self.lasts.into(),
+            values: self.values.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(runs: &[(u32, char)], rest: char) -> RangeMap<char> {
+        let mut builder = RangeMapBuilder::default();
+        for &(last, value) in runs {
+            builder.join(MsrIndex::new(last), value);
+        }
+        builder.finish(rest)
+    }
+
+    fn shown<T: core::fmt::Display>(map: &RangeMap<T>) -> Vec<String> {
+        let one = |(msrs, value): (MsrRange, &T)| format!("{msrs} {value}");
+        map.iter().map(one).collect()
+    }
+
+    #[test]
+    fn map_joins_neighbours_of_one_value_and_fills_the_rest() {
+        let joined = map(&[(3, 'a'), (5, 'a'), (9, 'b')], 'b');
+        assert_eq!(shown(&joined), ["0x0..=0x5 a", "0x6..=0xffffffff b"]);
+        let whole = map(&[(u32::MAX, 'a')], 'b');
+        assert_eq!(shown(&whole), ["0x0..=0xffffffff a"]);
+    }
+
+    #[test]
+    fn pushed_ranges_stay_apart() {
+        let mut builder = RangeMapBuilder::default();
+        builder.push(MsrIndex::new(3), 'a');
+        builder.push(MsrIndex::new(2), 'b');
+        builder.push(MsrIndex::MAX, 'a');
+        let apart = builder.finish('c');
+        assert_eq!(shown(&apart), ["0x0..=0x3 a", "0x4..=0xffffffff a"]);
+    }
+
+    #[test]
+    fn lookups_find_the_range_of_each_msr() {
+        let map = map(&[(3, 'a'), (4, 'b')], 'c');
+        let at = |index: u32| *map.at(MsrIndex::new(index));
+        assert_eq!(
+            [at(0), at(3), at(4), at(5), at(u32::MAX)],
+            ['a', 'a', 'b', 'c', 'c']
+        );
+        let within = MsrRange::new(MsrIndex::new(3), MsrIndex::new(4)).unwrap();
+        let ranges: Vec<_> = map
+            .within(within)
+            .map(|(msrs, _)| msrs.to_string())
+            .collect();
+        assert_eq!(ranges, ["0x0..=0x3", "0x4"]);
+        assert_eq!(map.nth(3), None);
+    }
+
+    #[test]
+    fn zip_cuts_both_maps_where_either_changes() {
+        let (one, other) = (map(&[(3, 'a'), (9, 'b')], 'c'), map(&[(5, 'x')], 'y'));
+        let zipped: Vec<_> = one
+            .zip(&other)
+            .map(|(msrs, one, other)| format!("{msrs} {one}{other}"))
+            .collect();
+        assert_eq!(
+            zipped,
+            [
+                "0x0..=0x3 ax",
+                "0x4..=0x5 bx",
+                "0x6..=0x9 by",
+                "0xa..=0xffffffff cy"
+            ]
+        );
+    }
+}

@@ -1,0 +1,293 @@
+//! What happens to each of 2^32 MSRs in each direction, and what says so: the one resolved form.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use msrgate_filter::{Access, MsrIndex, Verdict};
+
+use crate::action::Action;
+use crate::msrs::MsrRange;
+use crate::origin::{DecidedBy, EntryId, Line, Origin};
+use crate::pack::Verdicts;
+use crate::range_map::{RangeMap, RangeMapBuilder};
+use crate::settings::Log;
+
+/// Consecutive MSRs to which the same happens, for the same reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule<'r> {
+    /// The MSRs.
+    pub msrs: MsrRange,
+    /// What happens to them.
+    pub action: &'r Action,
+    /// Which of these accesses become events.
+    pub log: Log,
+    /// What says so.
+    pub by: DecidedBy,
+}
+
+/// What happens, and which of it becomes events.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Outcome {
+    /// What happens.
+    pub action: Action,
+    /// Which accesses become events.
+    pub log: Log,
+}
+
+/// For each direction, rules that cover all MSRs once, in order.
+///
+/// A policy of 100,000 entries may have 200,000 rules in each direction, so that a rule is kept as three
+/// numbers of 32 bits.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    by_access: [RangeMap<Kept>; 2],
+    /// Each once.
+    outcomes: Box<[Outcome]>,
+    /// Where each entry stands, by [`EntryId`].
+    lines: Arc<[Line]>,
+}
+
+/// A rule as it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kept {
+    /// A place in [`Rules::outcomes`].
+    outcome: u32,
+    /// 0 is KVM, 1 the default; an entry is its number and 2.
+    by: u32,
+}
+
+impl Kept {
+    const fn by(self) -> DecidedBy {
+        match self.by {
+            0 => DecidedBy::Kvm,
+            1 => DecidedBy::Default,
+            entry => DecidedBy::Entry(EntryId::of(entry - 2)),
+        }
+    }
+}
+
+impl Rules {
+    /// The rules of one direction, in order, without a gap.
+    pub fn of(&self, access: Access) -> impl DoubleEndedIterator<Item = Rule<'_>> + Clone {
+        let kept = self.by_access[access as usize].iter();
+        kept.map(|(msrs, kept)| self.rule(msrs, *kept))
+    }
+
+    /// The number of rules of one direction.
+    #[must_use]
+    pub fn count(&self, access: Access) -> usize {
+        self.by_access[access as usize].len()
+    }
+
+    /// The rule of one MSR.
+    #[must_use]
+    pub fn at(&self, index: MsrIndex, access: Access) -> Rule<'_> {
+        let map = &self.by_access[access as usize];
+        self.nth(map, map.place(index))
+    }
+
+    /// The rule of one MSR, for a caller who asks often and remembers where it was found the last time.
+    #[inline]
+    pub(crate) fn at_again(&self, hints: &mut Hints, index: MsrIndex, access: Access) -> Rule<'_> {
+        let map = &self.by_access[access as usize];
+        let hint = hints.of(index, access);
+        match map.nth(*hint as usize) {
+            Some((msrs, kept)) if msrs.contains(index) => self.rule(msrs, *kept),
+            _ => {
+                let place = map.place(index);
+                *hint = u32::try_from(place).unwrap_or(0);
+                self.nth(map, place)
+            }
+        }
+    }
+
+    /// The rules that share MSRs with `range`.
+    pub fn within(&self, range: MsrRange, access: Access) -> impl Iterator<Item = Rule<'_>> {
+        let kept = self.by_access[access as usize].within(range);
+        kept.map(|(msrs, kept)| self.rule(msrs, *kept))
+    }
+
+    /// All of them, reads first.
+    pub fn all(&self) -> impl Iterator<Item = (Access, Rule<'_>)> {
+        let of = |access| self.of(access).map(move |rule| (access, rule));
+        Access::ALL.into_iter().flat_map(of)
+    }
+
+    /// Two sets of rules side by side, of one direction each: MSRs in order and without a gap, each with
+    /// the rule of both, cut to these MSRs.
+    pub fn zip<'r>(
+        &'r self,
+        access: Access,
+        other: &'r Self,
+        others: Access,
+    ) -> impl Iterator<Item = (Rule<'r>, Rule<'r>)> {
+        let (mine, theirs) = (
+            &self.by_access[access as usize],
+            &other.by_access[others as usize],
+        );
+        mine.zip(theirs)
+            .map(|(msrs, mine, theirs)| (self.rule(msrs, *mine), other.rule(msrs, *theirs)))
+    }
+
+    /// Where the entry stands that decides, for people. An entry that no line is known of counts as the
+    /// default.
+    #[must_use]
+    pub fn origin(&self, by: DecidedBy) -> Origin {
+        match by {
+            DecidedBy::Kvm => Origin::Kvm,
+            DecidedBy::Default => Origin::Default,
+            DecidedBy::Entry(entry) => self
+                .lines
+                .get(entry.number())
+                .map_or(Origin::Default, |line| Origin::Line(*line)),
+        }
+    }
+
+    /// What a filter has to say. `default` is that of the filter that is to be made.
+    #[must_use]
+    pub fn verdicts(&self, default: Verdict) -> Verdicts {
+        Verdicts::new(default, |access| {
+            self.of(access).map(|rule| {
+                let is_asked = rule.by != DecidedBy::Kvm;
+                (rule.msrs, is_asked.then(|| rule.action.verdict()))
+            })
+        })
+    }
+
+    fn nth(&self, map: &RangeMap<Kept>, place: usize) -> Rule<'_> {
+        let msrs = map.range(place);
+        self.rule(msrs, *map.value(place))
+    }
+
+    #[inline]
+    fn rule(&self, msrs: MsrRange, kept: Kept) -> Rule<'_> {
+        let Outcome { action, log } = &self.outcomes[kept.outcome as usize];
+        Rule {
+            msrs,
+            action,
+            log: *log,
+            by: kept.by(),
+        }
+    }
+}
+
+/// Rules that are being made: in each direction from the lowest MSR up.
+#[derive(Debug, Default)]
+pub struct RulesBuilder {
+    by_access: [RangeMapBuilder<Kept>; 2],
+    outcomes: Vec<Outcome>,
+    places: BTreeMap<Outcome, u32>,
+}
+
+impl RulesBuilder {
+    /// The last MSR of a direction that has a rule so far.
+    #[must_use]
+    pub fn last(&self, access: Access) -> Option<MsrIndex> {
+        self.by_access[access as usize].last()
+    }
+
+    /// A rule for the MSRs after those that have one, up to `last`.
+    pub fn push(&mut self, access: Access, last: MsrIndex, outcome: &Outcome, by: DecidedBy) {
+        let kept = self.kept(outcome, by);
+        self.by_access[access as usize].push(last, kept);
+    }
+
+    /// The same, as part of the rule before if that says the same for the same reason.
+    pub fn join(&mut self, access: Access, last: MsrIndex, outcome: &Outcome, by: DecidedBy) {
+        let kept = self.kept(outcome, by);
+        self.by_access[access as usize].join(last, kept);
+    }
+
+    /// The rules. MSRs that have none yet get `rest` by the default; `lines` says where each entry stands.
+    #[must_use]
+    pub fn finish(mut self, rest: &Outcome, lines: Arc<[Line]>) -> Rules {
+        let rest = self.kept(rest, DecidedBy::Default);
+        Rules {
+            by_access: self.by_access.map(|map| map.finish(rest)),
+            outcomes: self.outcomes.into(),
+            lines,
+        }
+    }
+
+    fn kept(&mut self, outcome: &Outcome, by: DecidedBy) -> Kept {
+        let outcome = match self.places.get(outcome) {
+            Some(&place) => place,
+            None => {
+                // Fewer than there are entries, of which 32 bits count many times the limit.
+                let place = u32::try_from(self.outcomes.len()).unwrap_or(u32::MAX);
+                self.outcomes.push(outcome.clone());
+                self.places.insert(outcome.clone(), place);
+                place
+            }
+        };
+        Kept {
+            outcome,
+            by: match by {
+                DecidedBy::Kvm => 0,
+                DecidedBy::Default => 1,
+                DecidedBy::Entry(entry) => entry.get() + 2,
+            },
+        }
+    }
+}
+
+/// Where the rules of some MSRs were found. Of any other rules, or of none, they are wrong guesses and
+/// cost a search. Guests come back to the same few registers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hints([[u32; HINTS]; 2]);
+
+/// MSRs whose indices differ in these low bits do not share a hint.
+const HINTS: usize = 32;
+
+impl Hints {
+    #[inline]
+    fn of(&mut self, index: MsrIndex, access: Access) -> &mut u32 {
+        &mut self.0[access as usize][index.get() as usize % HINTS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(lasts: &[u32]) -> Rules {
+        let mut builder = RulesBuilder::default();
+        let deny = Outcome {
+            action: Action::Deny,
+            log: Log::None,
+        };
+        for access in Access::ALL {
+            for last in lasts {
+                builder.push(access, MsrIndex::new(*last), &deny, DecidedBy::Default);
+            }
+        }
+        builder.finish(&deny, Arc::default())
+    }
+
+    /// A policy may have 250,000 entries, and twice as many rules in each direction.
+    #[test]
+    fn rule_is_kept_in_eight_bytes() {
+        assert_eq!(size_of::<Kept>(), 8);
+    }
+
+    /// Whatever was asked before, of these rules or of others.
+    #[test]
+    fn a_hint_is_never_believed_blindly() {
+        let few = rules(&[0x1f, u32::MAX]);
+        let many = rules(&[0, 0x10, 0x11, 0x20, 0x3f, 0x1000, 0xc000_0082, u32::MAX]);
+        let mut hints = Hints::default();
+        let indices = [0, 1, 0x10, 0x11, 0x20, 0x30, 0x50, 0xc000_0082, u32::MAX];
+        for (first, second) in indices.iter().flat_map(|a| indices.map(|b| (*a, b))) {
+            for rules in [&many, &few, &many] {
+                for index in [first, second, first].map(MsrIndex::new) {
+                    for access in Access::ALL {
+                        let found = rules.at_again(&mut hints, index, access);
+                        assert_eq!(found, rules.at(index, access), "{index} after {first:#x}");
+                    }
+                }
+            }
+        }
+    }
+}

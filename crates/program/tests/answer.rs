@@ -1,0 +1,516 @@
+//! Answers to the exits of a guest under policies.
+
+use std::sync::Arc;
+
+use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply, Verdict};
+use proptest::prelude::*;
+
+use msrgate_policy::{NoIncludes, Source, compile, parse};
+use msrgate_program::answer::*;
+use msrgate_program::{Cpu, Mask, Outside, Program};
+
+const LSTAR: u32 = 0xc000_0082;
+const STAR: u32 = 0xc000_0081;
+const FMASK: u32 = 0xc000_0084;
+const CSTAR: u32 = 0xc000_0083;
+
+fn cpu() -> Cpu {
+    "GenuineIntel:6:0x6a:6".parse().unwrap()
+}
+
+fn program(text: &str) -> Arc<Program> {
+    let policy = parse(&Source::new("test.toml", text), &mut NoIncludes).expect(text);
+    Arc::new(compile(policy).unwrap().into_program())
+}
+
+/// A vCPU under a policy; its CPUID has everything.
+const fn exit(index: u32, access: Access, data: u64, reason: ExitReason) -> Exit {
+    let index = MsrIndex::new(index);
+    Exit {
+        index,
+        access,
+        data,
+        reason,
+    }
+}
+
+struct Machine {
+    responder: Responder,
+    state: VcpuState,
+}
+
+impl Machine {
+    fn new(settings: &str, entries: &str) -> Self {
+        let text = format!("policy = 1\n{settings}\n[msrs]\n{entries}");
+        let responder = Responder::new(program(&text), &cpu()).unwrap();
+        let state = VcpuState::new(&responder, |_| true);
+        Self { responder, state }
+    }
+
+    fn deny(entries: &str) -> Self {
+        Self::new("default = 'deny'", entries)
+    }
+
+    fn ask(&mut self, index: u32, access: Access, data: u64, reason: ExitReason) -> Answer<'_> {
+        let exit = exit(index, access, data, reason);
+        self.responder.respond(&mut self.state, &exit)
+    }
+
+    /// Whether an access becomes an event.
+    fn is_event(&mut self, exit: Exit, is_first: bool) -> bool {
+        let answer = self.responder.respond(&mut self.state, &exit);
+        let (responder, deed) = (&self.responder, answer.deed);
+        responder.is_event(&exit, &answer, deed, || is_first)
+    }
+
+    fn read(&mut self, index: u32) -> (Step<'_>, Deed) {
+        let answer = self.ask(index, Access::Read, 0, ExitReason::Filter);
+        (answer.step, answer.deed)
+    }
+
+    fn write(&mut self, index: u32, data: u64) -> (Step<'_>, Deed) {
+        let answer = self.ask(index, Access::Write, data, ExitReason::Filter);
+        (answer.step, answer.deed)
+    }
+
+    /// A write that is forwarded to a register that holds `current`.
+    fn carry(&mut self, index: u32, data: u64, current: u64) -> (Carried, Deed) {
+        let (Step::Forward(access), _) = self.write(index, data) else {
+            panic!("not forwarded");
+        };
+        let (carried, deed) = access.carry(current);
+        if let Carried::Set(_) = carried {
+            self.state.carried(&access);
+        }
+        (carried, deed)
+    }
+}
+
+const FAULT: Step<'static> = Step::Reply(Reply::FAULT);
+const DONE: Step<'static> = Step::Reply(Reply::DONE);
+
+const fn value(value: u64) -> Step<'static> {
+    Step::Reply(Reply::value(value))
+}
+
+#[test]
+fn what_the_policy_refuses_faults() {
+    let mut machine = Machine::deny("0x10 = 'r'");
+    assert_eq!(machine.read(0x11), (FAULT, Deed::Denied));
+    assert_eq!(machine.write(0x10, 1), (FAULT, Deed::Denied));
+    let mut machine = Machine::deny("0x10 = { read = 'kill', write = 'kill' }");
+    assert_eq!(machine.read(0x10), (Step::Kill, Deed::Killed));
+}
+
+#[test]
+fn simple_answers() {
+    let mut machine = Machine::deny(
+        "0x17 = { read = { value = '0x4000000000000' }, write = 'ignore' }\n\
+         0x34 = { read = { handler = 'smi' }, write = 'deny' }",
+    );
+    assert_eq!(
+        machine.read(0x17),
+        (value(0x0004_0000_0000_0000), Deed::Value)
+    );
+    assert_eq!(machine.write(0x17, 5), (DONE, Deed::Ignored));
+    assert_eq!(
+        machine.read(0x34),
+        (Step::Handler(&"smi".into()), Deed::Handled)
+    );
+}
+
+/// The program of an exit may have been replaced by one that allows the access (S5.8).
+#[test]
+fn a_stale_exit_is_rewound() {
+    let mut machine = Machine::deny("0x10 = 'rw'");
+    assert_eq!(machine.read(0x10), (Step::Rewind, Deed::Allowed));
+    assert_eq!(machine.write(0x10, 1), (Step::Rewind, Deed::Allowed));
+    assert!(!machine.responder.is_traced());
+}
+
+#[test]
+fn a_register_keeps_what_its_mask_lets_in() {
+    let mut machine = Machine::deny(
+        "0x10 = { register = { reset = 5, mask = '0xff' } }\n\
+         0x11 = { register = { reset = '0xf00', mask = '0xff', outside = 'keep' } }",
+    );
+    assert_eq!(machine.read(0x10), (value(5), Deed::Register));
+    assert_eq!(machine.write(0x10, 0xfe), (DONE, Deed::Register));
+    assert_eq!(machine.read(0x10).0, value(0xfe));
+    assert_eq!(machine.write(0x10, 0x1fe), (FAULT, Deed::Denied));
+    assert_eq!(machine.read(0x10).0, value(0xfe));
+    assert_eq!(machine.read(0x11).0, value(0xf00));
+    assert_eq!(machine.write(0x11, 0x0aa).0, DONE);
+    assert_eq!(machine.read(0x11).0, value(0xfaa));
+    let responder = machine.responder.clone();
+    machine.state.reset(&responder);
+    assert_eq!(machine.read(0x10).0, value(5));
+}
+
+/// Each MSR of a range is a register of its own, and the two directions share it.
+#[test]
+fn a_range_of_registers() {
+    let mut machine = Machine::deny(
+        "'0x200..=0x20f' = { register = { reset = 7, mask = '0xffff' } }\n\
+         0x205 = { read = 'deny', write = { register = { reset = 9, mask = '0xff' } } }",
+    );
+    for index in 0x200..=0x20f {
+        let fits = machine.write(index, index.into());
+        assert_eq!(fits.0 == DONE, index != 0x205, "{index:#x}");
+    }
+    for index in (0x200..=0x20f).filter(|&index| index != 0x205) {
+        assert_eq!(machine.read(index).0, value(index.into()));
+    }
+    assert_eq!(machine.read(0x205).0, FAULT);
+}
+
+#[test]
+fn a_pin_takes_one_value_until_reset() {
+    let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
+    assert_eq!(
+        machine.carry(LSTAR, 0x1000, 0),
+        (Carried::Set(0x1000), Deed::Pinned)
+    );
+    // The same once more is carried, for the register need not hold it any longer.
+    assert_eq!(
+        machine.carry(LSTAR, 0x1000, 0x3000),
+        (Carried::Set(0x1000), Deed::Pinned)
+    );
+    assert_eq!(machine.write(LSTAR, 0x2000), (FAULT, Deed::Denied));
+    let responder = machine.responder.clone();
+    machine.state.host_wrote(&responder, MsrIndex::new(STAR));
+    assert_eq!(machine.write(LSTAR, 0x2000).0, FAULT);
+    machine.state.host_wrote(&responder, MsrIndex::new(LSTAR));
+    assert_eq!(machine.carry(LSTAR, 0x2000, 0).0, Carried::Set(0x2000));
+    machine.state.reset(&responder);
+    assert_eq!(machine.carry(LSTAR, 0x3000, 0).0, Carried::Set(0x3000));
+}
+
+/// A write that KVM refuses is a #GP, and pins nothing.
+#[test]
+fn what_was_not_carried_pins_nothing() {
+    let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
+    let (Step::Forward(_), Deed::Pinned) = machine.write(LSTAR, 0x8000 << 32) else {
+        panic!("not forwarded");
+    };
+    assert_eq!(machine.carry(LSTAR, 0x1000, 0).0, Carried::Set(0x1000));
+}
+
+#[test]
+fn masks_and_sticky_bits_look_at_the_register() {
+    let mut machine = Machine::deny(
+        "IA32_STAR = { read = 'allow', write = { mask = '0xffff', outside = 'keep' } }\n\
+         IA32_LSTAR = { read = 'allow', write = { mask = '0xffff' } }\n\
+         IA32_FMASK = { read = 'allow', write = { sticky = '0x200' } }",
+    );
+    assert_eq!(
+        machine.carry(STAR, 0xabcd_1234, 0x7777_0000),
+        (Carried::Set(0x7777_1234), Deed::Masked)
+    );
+    assert_eq!(
+        machine.carry(LSTAR, 0x7777_1234, 0x7777_0000).0,
+        Carried::Set(0x7777_1234)
+    );
+    assert_eq!(
+        machine.carry(LSTAR, 0x1234, 0x7777_0000),
+        (Carried::Fault, Deed::Denied)
+    );
+    assert_eq!(
+        machine.carry(FMASK, 0x100, 0x4200),
+        (Carried::Set(0x300), Deed::Sticky)
+    );
+    // Reserved bits that the host's write would keep (S5, hosts do more than guests).
+    assert_eq!(machine.carry(FMASK, 1 << 32, 0).0, Carried::Fault);
+}
+
+/// The guest's CPUID has no long mode: it has no LSTAR either.
+#[test]
+fn nothing_is_forwarded_that_the_guest_has_not() {
+    let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
+    machine.state = VcpuState::new(&machine.responder, |bit| bit.feature != "LM");
+    assert_eq!(machine.write(LSTAR, 1), (FAULT, Deed::Denied));
+}
+
+#[test]
+fn unknown_msrs_get_what_the_policy_says() {
+    let settings = "default = 'allow'\nunknown = { read = 7, write = 'ignore', log = 'first' }";
+    let mut machine = Machine::new(settings, "0x10 = 'none'");
+    let read = machine.ask(0x1234, Access::Read, 0, ExitReason::Unknown);
+    assert_eq!((read.step, read.deed), (value(7), Deed::Unknown));
+    let read = exit(0x1234, Access::Read, 0, ExitReason::Unknown);
+    let told = [true, false].map(|is_first| machine.is_event(read, is_first));
+    assert_eq!(
+        told,
+        [true, false],
+        "the log of `unknown`, not the default's"
+    );
+    let write = machine.ask(0x1234, Access::Write, 9, ExitReason::Unknown);
+    assert_eq!((write.step, write.deed), (DONE, Deed::Unknown));
+    // The program was replaced by one that refuses what KVM just did not know.
+    let stale = machine.ask(0x10, Access::Read, 0, ExitReason::Unknown);
+    assert_eq!((stale.step, stale.deed), (FAULT, Deed::Denied));
+    let invalid = machine.ask(0x1234, Access::Write, 9, ExitReason::Invalid);
+    assert_eq!((invalid.step, invalid.deed), (FAULT, Deed::Denied));
+    // KVM's own #GP, without a word about it.
+    let mut machine = Machine::new("default = 'allow'", "");
+    assert_eq!(
+        machine
+            .ask(0x1234, Access::Read, 0, ExitReason::Unknown)
+            .step,
+        FAULT
+    );
+}
+
+#[test]
+fn an_audit_refuses_nothing() {
+    let mut machine = Machine::new(
+        "default = 'deny'\nmode = 'audit'",
+        "0x10 = { read = 'kill', write = 'deny' }\n\
+         0x11 = { register = { reset = 0, mask = 1 } }\n\
+         IA32_LSTAR = { read = 'allow', write = 'pin' }\n\
+         IA32_STAR = { read = 'allow', write = { mask = '0xff' } }",
+    );
+    assert_eq!(machine.read(0x10), (Step::Open, Deed::WouldKill));
+    assert_eq!(machine.write(0x10, 0), (Step::Open, Deed::WouldDeny));
+    assert_eq!(machine.write(0x11, 6), (DONE, Deed::WouldDeny));
+    assert_eq!(machine.read(0x11).0, value(6));
+    assert_eq!(machine.carry(LSTAR, 1, 0).0, Carried::Set(1));
+    assert_eq!(
+        machine.carry(LSTAR, 2, 1),
+        (Carried::Set(2), Deed::WouldDeny)
+    );
+    assert_eq!(
+        machine.carry(STAR, 0x100, 0),
+        (Carried::Set(0x100), Deed::WouldDeny)
+    );
+    // The filter had been opened, and KVM does not know the MSR.
+    let unknown = machine.ask(0x999, Access::Read, 0, ExitReason::Unknown);
+    assert_eq!((unknown.step, unknown.deed), (FAULT, Deed::Denied));
+    // No filter opens for the last MSR (S3.5): to rewind it would be to run in a circle.
+    assert_eq!(machine.read(u32::MAX).0, FAULT);
+}
+
+#[test]
+fn first_touch_opens_and_all_forwards() {
+    let mut machine = Machine::deny(
+        "0x10 = { read = 'allow', write = 'allow', log = 'first' }\n\
+         IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }",
+    );
+    assert_eq!(machine.read(0x10), (Step::Open, Deed::Allowed));
+    assert!(machine.responder.is_traced());
+    let (Step::Forward(access), Deed::Allowed) = machine.read(LSTAR) else {
+        panic!("not forwarded");
+    };
+    assert!(access.needs_current());
+    assert_eq!(access.carry(3), (Carried::Value(3), Deed::Allowed));
+    assert_eq!(machine.carry(LSTAR, 4, 0).0, Carried::Set(4));
+    machine.state = VcpuState::new(&machine.responder, |_| false);
+    assert_eq!(machine.read(LSTAR).0, Step::Open);
+    let mut machine = Machine::new("default = 'allow'\nlog = 'first'", "");
+    assert_eq!(machine.read(u32::MAX).0, FAULT);
+    assert_eq!(machine.read(0x10).0, Step::Open);
+}
+
+#[test]
+fn what_becomes_an_event() {
+    let log = |settings: &str, entries: &str, index| {
+        let mut machine = Machine::new(settings, entries);
+        let read = exit(index, Access::Read, 0, ExitReason::Filter);
+        [true, false].map(|is_first| machine.is_event(read, is_first))
+    };
+    assert_eq!(log("default = 'deny'", "", 0x10), [true, true]);
+    assert_eq!(
+        log("default = 'deny'\nlog = 'none'", "", 0x10),
+        [false, false]
+    );
+    assert_eq!(
+        log("default = 'deny'\nlog = 'first'", "", 0x10),
+        [true, false]
+    );
+    let quiet = "0x10 = { read = 'kill', write = 'kill', log = 'none' }";
+    assert_eq!(log("default = 'deny'", quiet, 0x10), [true, true]);
+    let value = "0x10 = { read = { value = 0 }, write = 'deny' }";
+    assert_eq!(log("default = 'deny'", value, 0x10), [false, false]);
+    let audit = "default = 'deny'\nmode = 'audit'\nlog = 'none'";
+    assert_eq!(log(audit, "", 0x10), [true, false]);
+}
+
+/// The filter says what the rules say, but for what is to be seen; and opens for one access at a time.
+#[test]
+fn the_filter_of_a_traced_program() {
+    let machine = Machine::deny(
+        "0x10 = 'r'\n0x11 = { read = 'allow', write = 'deny', log = 'first' }\n\
+         0x12 = { read = { value = 1 }, write = 'deny' }",
+    );
+    let verdict = |opened: &[(MsrIndex, Access)], index| {
+        let filter = machine.responder.verdicts(opened).pack().unwrap();
+        filter.decide(MsrIndex::new(index), Access::Read).verdict
+    };
+    let opened = [
+        (MsrIndex::new(0x11), Access::Read),
+        (MsrIndex::new(0x12), Access::Read),
+    ];
+    for (index, closed, open) in [
+        (0x10, Verdict::Allow, Verdict::Allow),
+        (0x11, Verdict::Deny, Verdict::Allow),
+        // What has an answer is never opened, whatever is asked for.
+        (0x12, Verdict::Deny, Verdict::Deny),
+        (0x13, Verdict::Deny, Verdict::Deny),
+    ] {
+        assert_eq!(verdict(&[], index), closed, "{index:#x}");
+        assert_eq!(verdict(&opened, index), open, "{index:#x}");
+    }
+}
+
+#[test]
+fn a_replaced_program_keeps_registers_and_pins_of_both() {
+    let text = "policy = 1\ndefault = 'deny'\n[msrs]\n";
+    let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\n";
+    let old = Responder::new(
+        program(&format!(
+            "{text}{both}0x11 = {{ register = {{ reset = 2, mask = '0xff' }} }}"
+        )),
+        &cpu(),
+    )
+    .unwrap();
+    let new = Responder::new(
+        program(&format!(
+            "{text}{both}0x9 = {{ register = {{ reset = 3, mask = '0xff' }} }}"
+        )),
+        &cpu(),
+    )
+    .unwrap();
+    let mut machine = Machine {
+        state: VcpuState::new(&old, |_| true),
+        responder: old.clone(),
+    };
+    assert_eq!(machine.write(0x10, 0x55).0, DONE);
+    assert_eq!(machine.carry(LSTAR, 0x1000, 0).0, Carried::Set(0x1000));
+    machine.state = machine.state.under(&old, &new);
+    machine.responder = new;
+    assert_eq!(machine.read(0x10).0, value(0x55));
+    assert_eq!(machine.read(0x9).0, value(3));
+    assert_eq!(machine.read(0x11).0, FAULT);
+    assert_eq!(machine.write(LSTAR, 0x2000).0, FAULT);
+}
+
+/// Back under the program before: what both have goes on, what only that one has is as it was.
+#[test]
+fn a_program_that_comes_back_finds_what_it_had() {
+    let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_STAR = { read = 'allow', write = 'pin' }\n";
+    let of = |entries: &str| {
+        let text = format!("policy = 1\ndefault = 'deny'\n[msrs]\n{both}{entries}");
+        Responder::new(program(&text), &cpu()).unwrap()
+    };
+    let old = of(
+        "'0x11..=0x12' = { register = { reset = 2, mask = '0xff' } }\nIA32_CSTAR = { read = 'allow', write = 'pin' }\nIA32_FMASK = { read = 'allow', write = 'pin' }",
+    );
+    let new = of(
+        "'0x8..=0x9' = { register = { reset = 3, mask = '0xff' } }\nIA32_KERNEL_GS_BASE = { read = 'allow', write = 'pin' }",
+    );
+    let mut machine = Machine {
+        state: VcpuState::new(&old, |_| true),
+        responder: old.clone(),
+    };
+    assert_eq!(machine.write(0x10, 0x55).0, DONE);
+    assert_eq!(machine.write(0x12, 0x56).0, DONE);
+    assert_eq!(machine.carry(LSTAR, 0x1000, 0).0, Carried::Set(0x1000));
+    assert_eq!(machine.carry(CSTAR, 0x2000, 0).0, Carried::Set(0x2000));
+    let before = machine.state.clone();
+    machine.state = machine.state.under(&old, &new);
+    machine.responder = new.clone();
+    assert_eq!(machine.write(0x10, 0x65).0, DONE);
+    assert_eq!(machine.write(0x9, 0x66).0, DONE);
+    assert_eq!(machine.carry(STAR, 0x3000, 0).0, Carried::Set(0x3000));
+    machine.state.host_wrote(&new, MsrIndex::new(LSTAR));
+    machine.state = machine.state.back(&new, &before, &old);
+    machine.responder = old.clone();
+    let saved = machine.state.save(&old);
+    let msr = MsrIndex::new;
+    assert_eq!(
+        saved.registers,
+        [(msr(0x10), 0x65), (msr(0x11), 2), (msr(0x12), 0x56)]
+    );
+    assert_eq!(saved.pins, [(msr(STAR), 0x3000), (msr(CSTAR), 0x2000)]);
+    // One that is of other programs has none of their registers, and all of its own.
+    let foreign = VcpuState::new(&new, |_| true);
+    assert_eq!(foreign.under(&old, &old).save(&old).registers.len(), 3);
+    // Without anything in between it is what it was.
+    let there = machine.state.under(&old, &new);
+    let back = there.back(&new, &machine.state, &old);
+    assert_eq!(back.save(&old), machine.state.save(&old));
+}
+
+#[test]
+fn a_snapshot_comes_back_whole_or_not_at_all() {
+    let entries = "'0x10..=0x12' = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }";
+    let mut machine = Machine::deny(entries);
+    assert_eq!(machine.write(0x11, 0x55).0, DONE);
+    assert_eq!(machine.carry(LSTAR, 0x1000, 0).0, Carried::Set(0x1000));
+    let mut saved = machine.state.save(&machine.responder);
+    saved.devices.push(("microcode".into(), Box::new([1, 2])));
+    let saved = Saved::decode(&saved.encode()).unwrap();
+    assert_eq!(saved.devices, [("microcode".into(), [1, 2].into())]);
+    let mut other = Machine::deny(entries);
+    other.state.restore(&other.responder, &saved).unwrap();
+    let again = other.state.save(&other.responder);
+    assert_eq!(again, machine.state.save(&machine.responder));
+    let mut smaller = Machine::deny("'0x10..=0x11' = { register = { reset = 1, mask = '0xff' } }");
+    let before = smaller.state.save(&smaller.responder);
+    let error = smaller.state.restore(&smaller.responder, &saved);
+    assert_eq!(error, Err(RestoreError::NoRegister(MsrIndex::new(0x12))));
+    assert_eq!(smaller.state.save(&smaller.responder), before);
+}
+
+/// Bytes written by the first version, kept for ever.
+#[test]
+fn the_first_version_of_a_saved_state_is_read() {
+    let saved = Saved {
+        registers: vec![(MsrIndex::new(0x10), 5), (MsrIndex::new(0x11), u64::MAX)],
+        pins: vec![(MsrIndex::new(LSTAR), 0xffff_ffff_8100_0000)],
+        devices: vec![("microcode".into(), 0x2b00_0590_u32.to_le_bytes().into())],
+    };
+    let fixture = include_bytes!("fixtures/saved-v1.msrgv");
+    assert_eq!(Saved::decode(fixture), Ok(saved.clone()));
+    assert_eq!(saved.encode(), fixture);
+}
+
+#[test]
+fn every_beginning_of_a_saved_state_and_whatever_follows_it_is_an_error() {
+    let fixture = include_bytes!("fixtures/saved-v1.msrgv");
+    for length in 0..fixture.len() {
+        assert!(Saved::decode(&fixture[..length]).is_err(), "{length}");
+    }
+    let longer = [&fixture[..], &[0]].concat();
+    assert_eq!(Saved::decode(&longer), Err(RestoreError::Broken));
+    let mut newer = fixture.to_vec();
+    newer[8] = 2;
+    assert_eq!(Saved::decode(&newer), Err(RestoreError::Version(2)));
+}
+
+#[test]
+fn too_many_registers_are_refused() {
+    let text = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x1000..=0x1400' = { register = { reset = 0, mask = 0 } }";
+    let error = Responder::new(program(text), &cpu()).unwrap_err();
+    assert_eq!(error, ResponderError::TooManyRegisters(0x401));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_saved_state_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = Saved::decode(&bytes);
+        let versioned = [b"msrgvcpu\x01\x00", &bytes[..]].concat();
+        if let Ok(saved) = Saved::decode(&versioned) {
+            prop_assert_eq!(saved.encode(), versioned);
+        }
+    }
+
+    /// Of a mask no bit gets through that is not in it, and none is lost that is.
+    #[test]
+    fn a_mask_is_exact(current: u64, value: u64, bits: u64) {
+        let keep = Mask { bits, outside: Outside::Keep }.apply(current, value);
+        prop_assert_eq!(keep, Some(value & bits | current & !bits));
+        let deny = Mask { bits, outside: Outside::Deny }.apply(current, value);
+        prop_assert_eq!(deny, keep.filter(|&new| new == value));
+    }
+}

@@ -1,0 +1,99 @@
+//! Every message of an error of this crate.
+
+use msrgate_filter::{Access, Accesses, FilterError, MsrIndex, Verdict};
+use msrgate_program::answer::{ResponderError, RestoreError};
+use msrgate_program::{
+    CompileError, Cpu, Device, Digest, MsrRange, PackError, ProgramError, Window,
+};
+use msrgate_testing::messages::messages;
+
+#[test]
+fn what_becomes_no_filter() {
+    let window = Window {
+        colour: Accesses::Both,
+        msrs: MsrRange::one(MsrIndex::MIN),
+    };
+    let packs = || {
+        [
+            PackError::TooManyRanges(vec![window; 17]),
+            PackError::LastMsr,
+        ]
+    };
+    let [too_many, _] = packs();
+    let differs = CompileError::Differs {
+        index: MsrIndex::new(0x10),
+        access: Access::Write,
+        wanted: Verdict::Deny,
+    };
+    insta::assert_snapshot!(
+        messages(
+            include_str!("../src/pack.rs"),
+            "PackError",
+            &packs(),
+            |_| None
+        ) + &messages(
+            include_str!("../src/pack.rs"),
+            "CompileError",
+            &[CompileError::Pack(too_many), differs],
+            |_| None
+        )
+    );
+}
+
+#[test]
+fn what_is_no_program_and_no_processor() {
+    let programs = [
+        ProgramError::NotAProgram,
+        ProgramError::UnknownVersion(2),
+        ProgramError::Ends { at: 7 },
+        ProgramError::Trailing { at: 7 },
+        ProgramError::Value {
+            at: 7,
+            what: "an action",
+        },
+        ProgramError::Filter(FilterError::TooManyRanges(17)),
+        ProgramError::Differs {
+            index: MsrIndex::new(0x10),
+            access: Access::Read,
+        },
+        ProgramError::WrongDigest {
+            found: Digest::from_bytes([0; 32]),
+            computed: Digest::from_bytes([0xff; 32]),
+        },
+    ];
+    let processor = "Genuine Intel\u{1b}".parse::<Cpu>().unwrap_err();
+    insta::assert_snapshot!(
+        messages(
+            include_str!("../src/program/error.rs"),
+            "ProgramError",
+            &programs,
+            |_| None
+        ) + &format!("{processor}\n")
+    );
+}
+
+#[test]
+fn what_answers_nothing() {
+    let cpu = "GenuineIntel:6:0x6a:6".parse().unwrap();
+    let index = MsrIndex::new(0x10);
+    let responders = [
+        ResponderError::NoVariant(cpu),
+        ResponderError::TooManyRegisters(1 << 20),
+        ResponderError::NotForwardable(index),
+        ResponderError::NoDevice(Device::Microcode),
+    ];
+    let restores = [
+        RestoreError::NotSaved,
+        RestoreError::Version(2),
+        RestoreError::Broken,
+        RestoreError::NoRegister(index),
+        RestoreError::NoPin(index),
+        RestoreError::Device("microcode".into()),
+    ];
+    let of_responders = include_str!("../src/answer/responder.rs");
+    let of_saves = include_str!("../src/answer/save.rs");
+    insta::assert_snapshot!(
+        messages(of_responders, "ResponderError", &responders, |_| None)
+            + &messages(of_saves, "RestoreError", &restores, |_| None)
+    );
+}

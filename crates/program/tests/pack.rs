@@ -1,0 +1,208 @@
+//! From policies to the fewest ranges of a filter.
+
+use std::array;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use proptest::prelude::*;
+
+use msrgate_filter::{Accesses, Filter, Range};
+use msrgate_policy::{NoIncludes, ResolvedPolicy, Source, parse};
+use msrgate_program::{CompileError, PackError, Verdicts};
+
+fn verdicts(text: &str) -> Verdicts {
+    let source = Source::new("test.toml", text);
+    resolved(&parse(&source, &mut NoIncludes).expect("a policy without mistakes"))
+}
+
+fn resolved(policy: &ResolvedPolicy) -> Verdicts {
+    let default = policy.policy().default_action().verdict();
+    policy.variants()[0].rules.verdicts(default)
+}
+
+fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
+    verdicts.pack().map_err(|error| match error {
+        CompileError::Pack(error) => error,
+        other => panic!("{other}"),
+    })
+}
+
+fn packed(default: &str, entries: &str) -> Result<Filter, PackError> {
+    let table = verdicts(&format!(
+        "policy = 1\ndefault = '{default}'\n[msrs]\n{entries}"
+    ));
+    let filter = pack(&table);
+    if let Ok(filter) = &filter {
+        assert_eq!(table.first_difference(filter), None, "{entries}");
+    }
+    filter
+}
+
+fn ranges(filter: &Filter) -> Vec<(Accesses, u32, u32)> {
+    let one = |range: &Range| (range.accesses(), range.base().get(), range.bitmap().count());
+    filter.ranges().iter().map(one).collect()
+}
+
+#[test]
+fn nothing_to_allow_takes_a_dummy_range_and_nothing_to_deny_takes_none() {
+    assert_eq!(
+        ranges(&packed("deny", "").unwrap()),
+        [(Accesses::Both, 0, 1)]
+    );
+    assert_eq!(ranges(&packed("allow", "").unwrap()), []);
+    assert_eq!(
+        ranges(&packed("deny", "0x10 = 'none'").unwrap()),
+        [(Accesses::Both, 0, 1)]
+    );
+}
+
+#[test]
+fn directions_that_agree_share_a_range() {
+    let filter = packed("deny", "0x10 = 'rw'\n0x2f00 = 'rw'").unwrap();
+    assert_eq!(ranges(&filter), [(Accesses::Both, 0x10, 0x2ef1)]);
+}
+
+/// Reads of one MSR and writes of another lie in two windows; a third MSR with both fits the two.
+#[test]
+fn a_need_of_both_is_met_by_read_and_write_windows() {
+    let filter = packed("deny", "0x10 = 'r'\n0x11 = 'w'\n0x12 = 'rw'").unwrap();
+    assert_eq!(
+        ranges(&filter),
+        [(Accesses::Read, 0x10, 3), (Accesses::Write, 0x11, 2)]
+    );
+}
+
+#[test]
+fn x2apic_registers_are_bridged() {
+    let filter = packed("deny", "'0x0..=0x7ff' = 'rw'\n'0x900..=0x2fff' = 'rw'").unwrap();
+    assert_eq!(ranges(&filter), [(Accesses::Both, 0, 0x3000)]);
+}
+
+/// S3.5: no range may end at 2^32, and MSR 0xffffffff obeys the default.
+#[test]
+fn the_top_of_the_space() {
+    let filter = packed("deny", "'0xffffd000..=0xfffffffe' = 'rw'").unwrap();
+    assert_eq!(ranges(&filter), [(Accesses::Both, 0xffff_d000, 0x2fff)]);
+    let filter = packed("deny", "0xfffffffe = 'rw'").unwrap();
+    assert_eq!(ranges(&filter), [(Accesses::Both, 0xffff_fffe, 1)]);
+}
+
+#[test]
+fn seventeen_clusters_are_refused_and_counted() {
+    let entries = |count: u32| {
+        (0..count).fold(String::new(), |mut text, number| {
+            let _ = writeln!(text, "{:#x} = 'rw'", number * 0x10_0000);
+            text
+        })
+    };
+    assert_eq!(packed("deny", &entries(16)).unwrap().ranges().len(), 16);
+    let error = packed("deny", &entries(17)).unwrap_err();
+    assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 17));
+}
+
+/// A wide allowance costs one range for each 0x3000 MSRs; 16 of them hold 0x30000.
+#[test]
+fn the_widest_that_fits() {
+    assert!(packed("deny", "'0x10000..=0x3ffff' = 'rw'").is_ok());
+    let error = packed("deny", "'0x10000..=0x40000' = 'rw'").unwrap_err();
+    assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 17));
+    // A need for every MSR there is ends soon, with the count.
+    let error = packed("allow", "'0x10000..=0xfffffffe' = 'none'").unwrap_err();
+    assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 349_520));
+}
+
+/// The fewest windows by trying all sets of windows over a scaled-down space: a window is `length`
+/// MSRs long instead of 0x3000, and each MSR has one need.
+fn brute_force(needs: &[Option<Accesses>], length: usize) -> usize {
+    // How far each colour reaches from here on, with the fewest windows that lead to it.
+    let mut states = HashMap::from([([0_usize; 3], 0_usize)]);
+    for need in needs {
+        let mut next = HashMap::new();
+        for (ends, count) in states {
+            // Every choice of colours to open here, needed or not.
+            for opened in 0_u32..8 {
+                let opens = |colour: usize| opened >> colour & 1 == 1;
+                let ends: [usize; 3] =
+                    array::from_fn(|colour| if opens(colour) { length } else { ends[colour] });
+                let own = match need {
+                    Some(Accesses::Read) => 0,
+                    Some(Accesses::Write) => 1,
+                    _ => 2,
+                };
+                let others = ends[(own + 1) % 3] > 0 && ends[(own + 2) % 3] > 0;
+                if need.is_none() || ends[own] > 0 || others {
+                    let fewest = next
+                        .entry(ends.map(|end| end.saturating_sub(1)))
+                        .or_insert(usize::MAX);
+                    *fewest = (*fewest).min(count + opened.count_ones() as usize);
+                }
+            }
+        }
+        states = next;
+    }
+    states.into_values().min().unwrap_or(0)
+}
+
+/// One of four needs for each of a few MSRs.
+fn letters(most: usize) -> impl Strategy<Value = Vec<Option<Accesses>>> {
+    let letter = prop_oneof![
+        Just(None),
+        Just(Some(Accesses::Read)),
+        Just(Some(Accesses::Write)),
+        Just(Some(Accesses::Both)),
+    ];
+    prop::collection::vec(letter, 0..most)
+}
+
+fn text_of(letters: &[Option<Accesses>], default: &str, spread: u32) -> String {
+    let mut text = format!("policy = 1\ndefault = '{default}'\n[msrs]\n");
+    for (number, letter) in (0..).zip(letters) {
+        let Some(differs) = letter else { continue };
+        let word = match (differs, default) {
+            (Accesses::Read, "deny") | (Accesses::Write, "allow") => "r",
+            (Accesses::Read | Accesses::Write, _) => "w",
+            (Accesses::Both, "deny") => "rw",
+            (Accesses::Both, _) => "none",
+        };
+        let _ = writeln!(text, "{:#x} = '{word}'", 0x10_0000 + number * spread);
+    }
+    text
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Windows of 0x3000 over MSRs that stand 0x1000 apart: three to a window.
+    #[test]
+    fn takes_as_few_windows_as_brute_force(letters in letters(14), allow in any::<bool>()) {
+        let default = if allow { "allow" } else { "deny" };
+        let table = verdicts(&text_of(&letters, default, 0x1000));
+        let filter = pack(&table).unwrap();
+        prop_assert_eq!(table.first_difference(&filter), None);
+        let wanted = brute_force(&letters, 3);
+        let dummy = usize::from(wanted == 0 && !allow);
+        prop_assert_eq!(filter.ranges().len(), wanted + dummy, "{:?}", letters);
+    }
+
+    /// Random policies over the places where filters change their minds decide as their tables do.
+    #[test]
+    fn packs_what_the_table_says(
+        entries in prop::collection::vec(
+            (prop::sample::select(vec![0_u32, 0x7f0, 0x900, 0xbff0, 0xc000_0080, 0xc001_0000, 0xffff_fff0]), 0_u32..0x40, 0_u32..0x20, 0_usize..4),
+            0..40,
+        ),
+        allow in any::<bool>(),
+    ) {
+        let mut text = format!("policy = 1\ndefault = '{}'\n[msrs]\n", if allow { "allow" } else { "deny" });
+        for (number, &(base, offset, count, word)) in entries.iter().enumerate() {
+            let Some(last) = base.checked_add(offset + count) else { continue };
+            let zeroes = "0".repeat(number + 1);
+            let word = ["rw", "r", "w", "none"][word];
+            let _ = writeln!(text, "'0x{zeroes}{:x}..=0x{last:x}' = '{word}'", base + offset);
+        }
+        let Ok(policy) = parse(&Source::new("test.toml", &text), &mut NoIncludes) else { return Ok(()) };
+        let table = resolved(&policy);
+        let filter = pack(&table).unwrap();
+        prop_assert_eq!(table.first_difference(&filter), None, "{}", text);
+    }
+}

@@ -1,0 +1,34 @@
+//! What a random test starts from.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+/// From `MSRGATE_SEED`, decimal or with `0x`, or by chance.
+///
+/// # Panics
+/// `MSRGATE_SEED` is no number.
+pub fn seed() -> u64 {
+    let Ok(text) = std::env::var("MSRGATE_SEED") else {
+        return RandomState::new().build_hasher().finish();
+    };
+    let seed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    seed.expect("MSRGATE_SEED is a number of up to 64 bits")
+}
+
+/// The generator of one of the threads that share a seed.
+pub fn runner(seed: u64, worker: u32) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..12].copy_from_slice(&worker.to_le_bytes());
+    let config = Config {
+        failure_persistence: None,
+        max_shrink_time: 120_000,
+        ..Config::default()
+    };
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+}
