@@ -72,7 +72,7 @@ pub(crate) fn check_vendor(name: &str) -> Result<(), Wrong> {
     let is_misspelt = |known: &&str| {
         **known != *name && strsim::osa_distance(&written, &known.to_lowercase()) <= MISSPELT
     };
-    if name.len() == CPUID_NAME && !VENDORS.iter().any(|known| is_misspelt(&known)) {
+    if name.len() == CPUID_NAME && !VENDORS.iter().any(is_misspelt) {
         return Ok(());
     }
     // `Intel` is far from every vendor by its letters, and a part of one.
