@@ -12,12 +12,11 @@ mod side;
 mod whole;
 
 use std::env;
-use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use msrgate_policy::{is_shown, shown};
+use msrgate_policy::{one_line, shown};
 
 use crate::cli::{Cli, Command, Format};
 use crate::failure::{Answer, Failure};
@@ -75,13 +74,12 @@ fn run(command: &Command, out: &mut Results) -> u8 {
 
 /// Prints what was asked for instead of a command, such as `--help`, or why there is no command.
 fn usage(refused: &clap::Error) -> (u8, io::Result<()>) {
-    let text = refused.render();
-    // A message repeats arguments, whose escapes would look like styles of its own.
-    let is_plain = |argument: OsString| argument.to_string_lossy().chars().all(is_shown);
-    let text = if env::args_os().all(is_plain) {
-        text.ansi().to_string()
-    } else {
-        shown(&text.to_string())
+    // A message repeats arguments, whose escapes would look like styles of its own: it is made of
+    // arguments as they may be shown.
+    let safe = env::args_os().map(|argument| one_line(&argument.to_string_lossy()));
+    let text = match Cli::try_parse_from(safe) {
+        Err(again) => again.render().ansi().to_string(),
+        Ok(_) => shown(&refused.render().to_string()),
     };
     if refused.use_stderr() {
         output::say(&text);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use miette::{NamedSource, SourceSpan};
 
 use crate::policy::small;
-use crate::shown::shown;
+use crate::shown::{one_line, shown};
 
 /// A policy's text under the name that messages give it.
 #[derive(Clone, Debug)]
@@ -74,7 +74,7 @@ impl Source {
 
     /// The text as a message may quote it.
     pub(crate) fn quotable(&self) -> NamedSource<String> {
-        NamedSource::new(shown(&self.name), shown(&self.text)).with_language("TOML")
+        NamedSource::new(one_line(&self.name), shown(&self.text)).with_language("TOML")
     }
 }
 
