@@ -1,6 +1,8 @@
 //! Where results and talk go, and what of them is shown.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd as _;
 
 use anstream::AutoStream;
 use msrgate_policy::{is_shown, shown};
@@ -8,24 +10,33 @@ use msrgate_policy::{is_shown, shown};
 /// Standard output. What cannot be written is noted once and goes nowhere from then on, so that each
 /// command comes to its answer whoever listens; [`Self::finish`] says what became of it.
 ///
-/// Text leaves it as people may see it: characters that are not [shown](is_shown) are replaced, but for
-/// line feeds, tabs and the styles of msrgate's own.
+/// Text leaves it line by line, as people may see it: characters that are not [shown](is_shown) are
+/// replaced, but for line feeds, tabs and the styles of msrgate's own.
 pub(crate) struct Results {
-    stream: AutoStream<io::Stdout>,
+    /// Not [`io::Stdout`], which takes a descriptor that nobody can write to for a written one.
+    stream: Option<AutoStream<File>>,
+    /// What follows the last line feed.
+    line: Vec<u8>,
     trouble: Option<io::Error>,
 }
 
 impl Results {
     pub(crate) fn new() -> Self {
+        let (stream, trouble) = match io::stdout().as_fd().try_clone_to_owned() {
+            Ok(descriptor) => (Some(AutoStream::auto(File::from(descriptor))), None),
+            Err(error) => (None, Some(error)),
+        };
         Self {
-            stream: anstream::stdout(),
-            trouble: None,
+            stream,
+            line: Vec::new(),
+            trouble,
         }
     }
 
     /// Writes what is no text, as it is.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
-        self.note(|stream| stream.as_inner().lock().write_all(bytes));
+        self.write_lines();
+        self.note(|stream| stream.as_inner().write_all(bytes));
     }
 
     /// Writes what is left.
@@ -33,27 +44,38 @@ impl Results {
     /// # Errors
     /// The first that was met: something of the results is not where they should be.
     pub(crate) fn finish(mut self) -> io::Result<()> {
-        self.note(Write::flush);
+        self.write_lines();
         self.trouble.map_or(Ok(()), Err)
     }
 
-    fn note(&mut self, write: impl FnOnce(&mut AutoStream<io::Stdout>) -> io::Result<()>) {
-        if self.trouble.is_none() {
-            self.trouble = write(&mut self.stream).err();
+    fn write_lines(&mut self) {
+        let lines = std::mem::take(&mut self.line);
+        let text = styled(&String::from_utf8_lossy(&lines));
+        self.note(|stream| stream.write_all(text.as_bytes()));
+    }
+
+    fn note(&mut self, write: impl FnOnce(&mut AutoStream<File>) -> io::Result<()>) {
+        if let (Some(stream), None) = (&mut self.stream, &self.trouble) {
+            self.trouble = write(stream).err();
         }
     }
 }
 
 impl Write for Results {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(bytes);
-        self.note(|stream| stream.write_all(styled(&text).as_bytes()));
+        let lines = bytes.iter().rposition(|byte| *byte == b'\n');
+        let (lines, rest) = bytes.split_at(lines.map_or(0, |last| last + 1));
+        self.line.extend(lines);
+        if !lines.is_empty() {
+            self.write_lines();
+        }
+        self.line.extend(rest);
         Ok(bytes.len())
     }
 
     /// What cannot be written is told at the end.
     fn flush(&mut self) -> io::Result<()> {
-        self.note(Write::flush);
+        self.write_lines();
         Ok(())
     }
 }

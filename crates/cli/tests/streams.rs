@@ -167,6 +167,12 @@ fn the_answer_stays_whoever_takes_the_results() {
             "{arguments:?}"
         );
         assert_eq!(code(command(), full(), full()), wanted, "{arguments:?}");
+        let for_reading = File::open("/dev/null").expect("/dev/null");
+        assert_eq!(
+            code(command(), for_reading, Stdio::null()),
+            wanted,
+            "{arguments:?}"
+        );
     }
 }
 
