@@ -58,6 +58,7 @@ mod schema;
 #[cfg(feature = "parse")]
 mod selector;
 mod settings;
+mod shown;
 #[cfg(feature = "parse")]
 mod source;
 #[cfg(feature = "parse")]
@@ -71,7 +72,9 @@ mod verdicts;
 pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
 #[cfg(feature = "parse")]
 pub use compile::{Compiled, Variant, compile};
-pub use cpu::{Cpu, CpuError, CpuSet};
+#[cfg(feature = "parse")]
+pub use cpu::text::CpuError;
+pub use cpu::{Cpu, CpuSet};
 pub use diff::{
     Change, Difference, Direction, LogChange, SettingChange, changes, differences, setting_changes,
 };
@@ -108,8 +111,9 @@ pub use schema::schema;
 #[cfg(feature = "parse")]
 pub use selector::{SelectorError, parse_msrs};
 pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
+pub use shown::{is_shown, one_line, shown, shown_json};
 #[cfg(feature = "parse")]
-pub use source::{Place, Source, one_line};
+pub use source::{Place, Source};
 #[cfg(feature = "parse")]
 pub use space::{Cell, Cluster, Space, Tally, space};
 #[cfg(feature = "parse")]

@@ -6,7 +6,7 @@ use msrgate_filter::MsrIndex;
 
 use crate::msrs::{MsrRange, MsrSet};
 use crate::registers::{self, Named, Register};
-use crate::source::quoted;
+use crate::shown::quoted;
 
 /// Text that means no MSRs.
 #[derive(Clone, Debug, PartialEq, Eq)]

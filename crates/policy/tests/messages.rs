@@ -76,8 +76,9 @@ fn mistakes_of_a_policy() {
         wrongs("policy = 1\ndefault = 'refuse'"),
         entries("IA32_PAT = { read = { value = '0x1ffffffffffffffff' }, write = 'deny' }"),
         wrongs(&format!(
-            "{head}[[when]]\ncpu = {{ vendor = 'Genuinintel', model = '9..=8' }}\n[when.msrs]\n"
+            "{head}[[when]]\ncpu = {{ vendor = 'Genuinintel', model = '9..=8', family = 0x1ff }}\n[when.msrs]\n"
         )),
+        wrongs(&format!("{head}name = 'a\u{202e}b'")),
         wrongs("policy = 2\ndefault = 'deny'"),
         entries("IA32_EFFER = 'r'"),
         entries("'0x808' = 'r'\n'0x7ff..=0x900' = 'r'"),

@@ -8,6 +8,7 @@ use super::{Format, Imported, grouped};
 use crate::action::Action;
 use crate::msrs::{MsrRange, MsrSet};
 use crate::policy::{Log, Mode, Settings, Unknown};
+use crate::shown::one_line;
 
 /// An entry to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,7 +148,7 @@ impl Drafts {
     pub(super) fn unsaid(&mut self, line: Option<usize>, what: impl Into<String>) {
         self.unsaid.push(Unsaid {
             line,
-            what: what.into(),
+            what: one_line(&what.into()),
         });
     }
 

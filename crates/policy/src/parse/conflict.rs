@@ -12,7 +12,7 @@ use crate::action::Action;
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::msrs::{MsrRange, MsrSet};
 use crate::policy::{Entry, EntryId};
-use crate::source::quoted;
+use crate::shown::quoted;
 
 /// For each entry that conflicts with others, one such conflict at least. In *n* log *n* for
 /// entries of one range; those of several, the groups, are compared with all.

@@ -10,7 +10,7 @@ use crate::action::{Action, Emulated, Mask, Outside};
 use crate::mistake::Wrong;
 use crate::msrs::MsrSet;
 use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
-use crate::source::quoted;
+use crate::shown::quoted;
 
 /// What the table of an entry says, as far as it is understood.
 #[derive(Default)]

@@ -7,7 +7,7 @@ use super::value::Key;
 use crate::mistake::Wrong;
 use crate::msrs::{MsrRange, MsrSet};
 use crate::selector::parse_msrs;
-use crate::source::quoted;
+use crate::shown::quoted;
 
 impl Reader<'_> {
     /// The MSRs that a key speaks of.

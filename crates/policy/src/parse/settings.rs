@@ -8,7 +8,7 @@ use super::words;
 use crate::action::Action;
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
-use crate::source::quoted;
+use crate::shown::quoted;
 
 /// The language version this program reads.
 const VERSION: &str = "1";

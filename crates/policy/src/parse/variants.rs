@@ -11,7 +11,7 @@ use crate::mistake::{Label, Mistake, Wrong};
 use crate::msrs::MsrSet;
 use crate::policy::{Entry, EntryId, Firmness, Log, Policy, Replaces};
 use crate::registers;
-use crate::source::quoted;
+use crate::shown::quoted;
 use crate::table::{Said, Segment, Table};
 
 /// More ways than this are a mistake: each becomes a filter of its own.
