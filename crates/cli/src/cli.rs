@@ -1,9 +1,10 @@
 //! What can be typed.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use msrgate_policy::{Cpu, MsrSet, parse_msrs};
+use msrgate_policy::{Cpu, CpuError, MsrSet, parse_cpu, parse_msrs};
 
 /// An MSR firewall for KVM virtual machines.
 #[derive(Debug, Parser)]
@@ -300,9 +301,29 @@ pub(crate) struct HelpArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CpuArg {
     /// The processor whose `[[when]]`s hold: `VENDOR:FAMILY:MODEL[:STEPPING]`, such as
-    /// `GenuineIntel:6:0x6a`
+    /// `GenuineIntel:6:0x6a`, or `host`, this one
     #[arg(long, value_name = "CPU")]
-    pub(crate) cpu: Option<Cpu>,
+    pub(crate) cpu: Option<Which>,
+}
+
+/// A processor that is asked for.
+#[derive(Clone, Debug)]
+pub(crate) enum Which {
+    /// That which guests of this host get.
+    Host,
+    /// This one.
+    Named(Cpu),
+}
+
+impl FromStr for Which {
+    type Err = CpuError;
+
+    fn from_str(text: &str) -> Result<Self, CpuError> {
+        match text {
+            "host" => Ok(Self::Host),
+            named => parse_cpu(named).map(Self::Named),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Args)]

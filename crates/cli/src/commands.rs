@@ -13,13 +13,12 @@ mod policies;
 mod replay;
 mod test;
 
-use std::io::Write;
-
 use crate::cli::Command;
 use crate::failure::{Answer, Failure};
+use crate::results::Results;
 
 /// Carries a command out; results go to `out`.
-pub(crate) fn run(command: &Command, out: &mut dyn Write) -> Result<Answer, Failure> {
+pub(crate) fn run(command: &Command, out: &mut Results) -> Result<Answer, Failure> {
     match command {
         Command::Test(args) => test::run(args, out),
         Command::Check(args) => check::run(args, out),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
-use msrgate_policy::Mistakes;
+use msrgate_policy::{Mistakes, one_line, shown};
 
 /// A command that was carried out, and the answer to the question it asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,14 +30,9 @@ pub(crate) enum Failure {
     Output(io::Error),
 }
 
-impl Failure {
-    pub(crate) fn is_broken_pipe(&self) -> bool {
-        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
-    }
-}
-
 impl From<io::Error> for Failure {
-    /// Only results are written with `?`; what is read says what it was.
+    /// Only results are written with `?`; what is read says what it was. [`Results`](crate::results::Results)
+    /// notes its errors instead.
     fn from(error: io::Error) -> Self {
         Self::Output(error)
     }
@@ -55,9 +50,11 @@ impl fmt::Display for Failure {
                     .render_report(f, mistakes.as_ref())
             }
             Self::Refused(text) | Self::Host(text) | Self::Usage(text) => {
-                writeln!(f, "{red}error{red:#}: {text}")
+                writeln!(f, "{red}error{red:#}: {}", shown(text))
             }
-            Self::Input { what, why } => writeln!(f, "{red}error{red:#}: {what}: {why}"),
+            Self::Input { what, why } => {
+                writeln!(f, "{red}error{red:#}: {}: {}", one_line(what), shown(why))
+            }
             Self::Output(error) => {
                 writeln!(f, "{red}error{red:#}: cannot write the results: {error}")
             }

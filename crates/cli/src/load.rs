@@ -7,10 +7,9 @@ use std::path::Path;
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, Verdict};
 use msrgate_policy::{
     Action, CompileError, Compiled, Entry, IncludeError, Includes, MAX_BYTES, NotCompiled,
-    PackError, Policy, Source, Variant, Window, compile, parse,
+    PackError, Policy, Source, Window, compile, one_line, parse,
 };
 
-use crate::cli::CpuArg;
 use crate::failure::Failure;
 use crate::output;
 
@@ -82,21 +81,11 @@ pub(crate) fn compiled_source(source: &Source) -> Result<Compiled, Failure> {
             CompileError::Pack(PackError::TooManyRanges(windows)) => clusters(&policy, windows),
             _ => String::new(),
         };
-        Failure::Refused(format!("{}: {error}{clusters}", policy.source().name()))
+        Failure::Refused(format!(
+            "{}: {error}{clusters}",
+            one_line(policy.source().name())
+        ))
     })
-}
-
-/// The variant on the processor that was named. Where none was, and they differ, it is said which of
-/// them the answer is about.
-pub(crate) fn variant<'c>(compiled: &'c Compiled, cpu: &CpuArg) -> &'c Variant {
-    let variant = compiled.on(cpu.cpu.as_ref());
-    if cpu.cpu.is_none() && compiled.variants().len() > 1 {
-        let example = variant.example();
-        output::say(&format_args!(
-            "note: this is what holds on {example} and the like; by its [[when]]s the policy differs on others, --cpu says on which\n"
-        ));
-    }
-    variant
 }
 
 /// What policies include: files, by a path from where the including one lies, and shipped policies

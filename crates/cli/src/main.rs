@@ -5,17 +5,23 @@ mod commands;
 mod failure;
 mod load;
 mod output;
+mod processor;
 mod remark;
+mod results;
 mod side;
 mod whole;
 
+use std::env;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use msrgate_policy::{one_line, shown};
 
-use crate::cli::{Cli, Format};
+use crate::cli::{Cli, Command, Format};
 use crate::failure::{Answer, Failure};
 use crate::remark::Unanswered;
+use crate::results::Results;
 
 /// The answer is yes: the policy is sound, the guest got what was promised.
 const EXIT_YES: u8 = 0;
@@ -27,19 +33,34 @@ const EXIT_TROUBLE: u8 = 2;
 const EXIT_HOST: u8 = 3;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    cli.color.write_global();
-    let code = match commands::run(&cli.command, &mut anstream::stdout()) {
+    let (code, written) = match Cli::try_parse() {
+        Ok(cli) => {
+            cli.color.write_global();
+            let mut out = Results::new();
+            (run(&cli.command, &mut out), out.finish())
+        }
+        Err(refused) => usage(&refused),
+    };
+    ExitCode::from(match written {
+        Ok(()) => code,
+        // The reader has seen enough: `msrgate msr MSR | head` did what was asked.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
+        Err(error) => {
+            output::say(&Failure::Output(error));
+            code.max(EXIT_TROUBLE)
+        }
+    })
+}
+
+/// Carries a command out, whether or not anyone takes its results; the exit code is the answer.
+fn run(command: &Command, out: &mut Results) -> u8 {
+    match commands::run(command, out) {
         Ok(Answer::Yes) => EXIT_YES,
         Ok(Answer::No) => EXIT_NO,
         Err(failure) => {
-            // The reader has seen enough: `msrgate msr MSR | head` did what was asked.
-            if failure.is_broken_pipe() {
-                return ExitCode::from(EXIT_YES);
-            }
-            if cli.command.format() == Format::Json {
-                // If that cannot be written either, the exit code still tells.
-                let _ = output::json(&mut anstream::stdout(), &Unanswered::because(&failure));
+            if command.format() == Format::Json {
+                // What becomes of it, `out` knows.
+                let _ = output::json(out, &Unanswered::because(&failure));
             }
             output::say(&failure);
             match failure {
@@ -48,6 +69,23 @@ fn main() -> ExitCode {
                 Failure::Input { .. } | Failure::Usage(_) | Failure::Output(_) => EXIT_TROUBLE,
             }
         }
+    }
+}
+
+/// Prints what was asked for instead of a command, such as `--help`, or why there is no command.
+fn usage(refused: &clap::Error) -> (u8, io::Result<()>) {
+    // A message repeats arguments, whose escapes would look like styles of its own: it is made of
+    // arguments as they may be shown.
+    let safe = env::args_os().map(|argument| one_line(&argument.to_string_lossy()));
+    let text = match Cli::try_parse_from(safe) {
+        Err(again) => again.render().ansi().to_string(),
+        Ok(_) => shown(&refused.render().to_string()),
     };
-    ExitCode::from(code)
+    if refused.use_stderr() {
+        output::say(&text);
+        return (EXIT_TROUBLE, Ok(()));
+    }
+    let mut out = Results::new();
+    let _ = out.write_all(text.as_bytes());
+    (EXIT_YES, out.finish())
 }

@@ -4,21 +4,24 @@ use std::fmt;
 use std::io::{self, Write};
 
 use msrgate_filter::MsrIndex;
-use msrgate_policy::{Entry, MsrRange, Policy, one_line, registers};
+use msrgate_policy::{Entry, MsrRange, Policy, one_line, registers, shown_json};
 use serde::Serialize;
+
+use crate::results::talk;
 
 /// Every JSON answer says which version of its shape it is.
 pub(crate) const SCHEMA: u32 = 1;
 
 /// Talk, which goes to stderr. Where that cannot be written, the exit code still tells.
 pub(crate) fn say(what: &dyn fmt::Display) {
-    let _ = write!(anstream::stderr(), "{what}");
+    talk(&what.to_string());
 }
 
-/// One JSON document, indented, on its own lines.
+/// One JSON document, indented, on its own lines. Its strings have escapes for what people are not
+/// shown.
 pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
-    writeln!(out)
+    let json = serde_json::to_string_pretty(value)?;
+    writeln!(out, "{}", shown_json(&json))
 }
 
 /// `1 entry`, `2 entries`.

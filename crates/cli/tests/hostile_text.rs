@@ -1,48 +1,311 @@
-//! Text of a policy does nothing to the terminal that shows it.
+//! Text of others does nothing to the terminal that shows it, and hides nothing from its reader.
 
+use std::fs;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
-/// A name, a reason and a key that would clear the screen, return, and turn what follows around.
-const POLICY: &str = r#"
-policy  = 1
-name    = "a\u001b[2J\rb\u009b2J\u202ec"
-default = "deny"
-[msrs]
-"\u0085\u000b0x10 " = { read = "allow", write = "deny", why = "d\u001b[2J\ne\u2066f" }
-"0x10" = "r"
-"#;
+use msrgate_policy::is_shown;
+use proptest::prelude::*;
+use serde_json::Value;
+use tempfile::TempDir;
 
-/// What a command prints of that policy, results and talk.
-fn printed(arguments: &[&str]) -> String {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_msrgate"))
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the command starts");
-    let mut stdin = child.stdin.take().expect("a pipe");
-    stdin.write_all(POLICY.as_bytes()).expect("it reads");
-    drop(stdin);
-    let output = child.wait_with_output().expect("it ends");
-    let text = [output.stdout, output.stderr].concat();
-    String::from_utf8(text).expect("text")
+/// A style that msrgate has no use for.
+const STYLE: &str = "\u{1b}[5;45m";
+
+/// A line that would look like one of msrgate's own.
+const FORGED: &str = "\nforged: no mistakes\n";
+
+/// What a terminal obeys, or does not show, among what it shows.
+const FRAGMENTS: [&str; 21] = [
+    STYLE,
+    FORGED,
+    "\u{1b}[2J",
+    "\u{1b}]0;title\u{7}",
+    "\r",
+    "\n",
+    "\t",
+    "\u{8}",
+    "\u{7f}",
+    "\u{85}",
+    "\u{9b}2J",
+    "\u{ad}",
+    "\u{61c}",
+    "\u{200b}",
+    "\u{200f}",
+    "\u{2028}",
+    "\u{202e}",
+    "\u{2066}",
+    "\u{3164}",
+    "\u{feff}",
+    "\u{e0041}\u{e007f}",
+];
+
+fn hostile() -> impl Strategy<Value = String> {
+    let fragment = prop::sample::select(FRAGMENTS.to_vec()).prop_map(str::to_owned);
+    let any = any::<char>().prop_map(String::from);
+    let part = prop_oneof![4 => fragment, 1 => any, 2 => "[a-z\"'\\\\]{1,3}"];
+    prop::collection::vec(part, 1..8).prop_map(|parts| parts.concat())
 }
 
-fn commands_the_terminal(c: char) -> bool {
-    c != '\n' && c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+/// A string of TOML.
+fn toml(text: &str) -> String {
+    let escaped = text.chars().map(|c| format!("\\U{:08x}", u32::from(c)));
+    format!("\"{}\"", escaped.collect::<String>())
 }
 
-#[test]
-fn no_command_passes_it_on() {
+/// What a command prints, with colours, as if to a terminal.
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    command.args(arguments).env("CLICOLOR_FORCE", "1");
+    let command = command.stdin(Stdio::null()).env_remove("NO_COLOR");
+    command.output().expect("the command runs")
+}
+
+/// The text without the styles that msrgate has: what is left is to be shown.
+fn without_styles(text: &str) -> String {
+    let mut parts = text.split('\u{1b}');
+    let mut rest = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let style = part.strip_prefix('[').and_then(|part| part.split_once('m'));
+        match style {
+            Some((numbers, after)) if numbers.bytes().all(|b| b.is_ascii_digit() || b == b';') => {
+                rest.push_str(after);
+            }
+            _ => rest.push_str(&format!("\u{1b}{part}")),
+        }
+    }
+    rest
+}
+
+/// Runs a command, and looks at all that it prints.
+fn looked_at(arguments: &[&str]) -> Output {
+    let output = run(arguments);
+    for bytes in [&output.stdout, &output.stderr] {
+        let text = String::from_utf8(bytes.clone()).expect("text");
+        assert!(!text.contains(STYLE), "{arguments:?}: {text:?}");
+        let plain = without_styles(&text);
+        let hidden = plain.find(|c| !"\n\t".contains(c) && !is_shown(c));
+        assert_eq!(hidden, None, "{arguments:?}: {plain:?}");
+        // The text of a policy has lines of its own.
+        let is_forged = !["fmt", "import"].contains(&arguments[0])
+            && plain.lines().any(|line| line.starts_with("forged"));
+        assert!(!is_forged, "{arguments:?}: {plain}");
+    }
+    output
+}
+
+/// Files that have the text in every place where there may be text.
+struct Files {
+    folder: TempDir,
+    /// A policy whose strings have it.
+    policy: String,
+    /// Policies that are wrong in each place.
+    wrong: Vec<String>,
+    others: Vec<String>,
+}
+
+impl Files {
+    fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path().to_owned();
+        let put = |name: &str, content: &str| {
+            // A file's name is text of others, too.
+            let name: String = format!("{name}{text}")
+                .chars()
+                .filter(|c| !"/\0".contains(*c))
+                .collect();
+            let mut name = name;
+            while name.len() > 200 {
+                name.pop();
+            }
+            let path = root.join(name + ".toml");
+            fs::write(&path, content).expect("written");
+            path.to_str().expect("text").to_owned()
+        };
+        let quoted = toml(text);
+        let head = "policy = 1\ndefault = \"deny\"\n";
+        let policy = format!(
+            "{head}name = {quoted}\n[msrs]\n\
+             0x10 = {{ read = {{ handler = {quoted} }}, write = \"deny\", why = {quoted} }}\n0x12 = \"rw\"\n"
+        );
+        let wrong = [
+            format!("{head}[msrs]\n{quoted} = \"rw\"\n\"0x10 \" = \"r\"\n\"0x10\" = \"w\"\n"),
+            format!(
+                "{head}include = [{quoted}]\nmode = {quoted}\naccept = [{quoted}]\n{quoted} = 1\n"
+            ),
+            format!(
+                "{head}[[when]]\ncpu = {{ vendor = {quoted}, model = {quoted} }}\n[when.msrs]\n"
+            ),
+            format!("{head}# {text}\nname = '{text}'\n[msrs]\n0x10 = \"rw\" # {text}\n"),
+            text.to_owned(),
+        ];
+        let wrong = wrong.iter().enumerate();
+        let others = [
+            format!("kvm [1]: vcpu0, guest rIP: 0x1 ignored rdmsr: 0x1c9 {text}\n{text}\n"),
+            format!("0x00000010 0x0 # {text}\n{text}\n"),
+            format!(
+                "{{\"msr_modifiers\": [{{\"addr\": {0}, \"bitmap\": {0}}}]}}",
+                Value::from(text)
+            ),
+            format!(
+                "{{\"time\":1,\"msr\":{0},\"access\":{0}}}\n",
+                Value::from(text)
+            ),
+            format!("guest 1 [0] 1.0: kvm:kvm_msr: msr_read 10 = 0x0 ({text})\n{text}\n"),
+        ];
+        let others = others.iter().enumerate();
+        Self {
+            policy: put("policy", &policy),
+            wrong: wrong
+                .map(|(n, text)| put(&format!("wrong{n}"), text))
+                .collect(),
+            others: others
+                .map(|(n, text)| put(&format!("other{n}"), text))
+                .collect(),
+            folder,
+        }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder
+            .path()
+            .join(name)
+            .to_str()
+            .expect("text")
+            .to_owned()
+    }
+}
+
+/// What a program reads from JSON is the text itself.
+fn assert_named(text: &str, files: &Files) {
+    let output = looked_at(&["check", &files.policy, "--host", "none", "--format", "json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["packed"]["name"], text);
+    let output = looked_at(&["explain", &files.policy, "0x10", "--format", "json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report[0]["why"], text);
+    assert_eq!(report[0]["file"], *files.policy);
+}
+
+/// A formatted policy says what the policy said.
+fn assert_formatted(files: &Files) {
+    let formatted = looked_at(&["fmt", &files.policy]);
+    assert!(formatted.status.success(), "{formatted:?}");
+    let path = files.path("formatted.toml");
+    fs::write(&path, formatted.stdout).expect("written");
+    let diff = looked_at(&["diff", &files.policy, &path]);
+    assert!(diff.status.success(), "{diff:?}");
+}
+
+fn look_at_policies(files: &Files) {
+    let policy = &*files.policy;
+    let program = files.path("program");
+    assert!(run(&["compile", policy, "-o", &program]).status.success());
     for arguments in [
-        &["check", "-"][..],
-        &["explain", "-", "0x10"],
-        &["test", "-", "--backend", "model", "--msr", "0x10"],
+        &["check", policy, "--host", "none", "--verbose"][..],
+        &["check", policy, "--host", "none", "--within", "sandbox"],
+        &["explain", policy, "0x10"],
+        &["diff", policy, "sandbox"],
+        &["diff", "sandbox", &program],
+        &["diff", &program, "sandbox", "--format", "json"],
+        &["import", &program],
+        &["compile", policy, "--format", "json"],
+        &["test", policy, "--backend", "model", "--msr", "0x10"],
+        &["fmt", policy, "--check"],
+        &["fmt", policy, "--check", "--format", "json"],
     ] {
-        let text = printed(arguments);
-        assert!(text.contains("0x10"), "{arguments:?}: {text}");
-        assert!(!text.contains(commands_the_terminal), "{text:?}");
+        looked_at(arguments);
+    }
+    for wrong in &files.wrong {
+        looked_at(&["check", wrong, "--host", "none"]);
+        looked_at(&["check", wrong, "--host", "none", "--format", "json"]);
+        looked_at(&["fmt", wrong]);
+    }
+    for other in &files.others {
+        looked_at(&["replay", policy, other]);
+        looked_at(&["replay", policy, other, "--format", "json"]);
+        let imported = looked_at(&["import", other]);
+        assert_ne!(imported.status.code(), Some(101));
+    }
+}
+
+fn look_at_arguments(text: &str) {
+    let text = &*text.replace('\0', "");
+    for arguments in [
+        &[text][..],
+        &["check", text],
+        &["check", "sandbox", text],
+        &["check", "sandbox", "--format", "json", "--within", text],
+        &["check", "sandbox", "--host", text],
+        &["compile", "sandbox", "--format", text],
+        &["compile", "sandbox", "-o", &format!("/nonexistent/{text}")],
+        &["explain", "sandbox", text],
+        &["explain", "sandbox", "0x10", "--cpu", text],
+        &[
+            "explain",
+            "sandbox",
+            "0x10",
+            "--cpu",
+            &format!("GenuineIntel:6:{text}"),
+        ],
+        &["diff", text, "sandbox", "--format", "json"],
+        &["help", text],
+        &["msr", text],
+        &["msr", "0x10", "--decode", text],
+        &["policies", text],
+        &["replay", "sandbox", text],
+        &["import", text],
+        &["fmt", text],
+        &[&format!("--{text}")],
+    ] {
+        looked_at(arguments);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_output_has_a_hidden_character(text in hostile()) {
+        let files = Files::new(&text);
+        assert_named(&text, &files);
+        assert_formatted(&files);
+        look_at_policies(&files);
+        look_at_arguments(&text);
+    }
+}
+
+/// Each kind of hidden character in one text, in every place.
+#[test]
+fn no_output_has_any_of_the_hidden_characters() {
+    let text = FRAGMENTS.concat();
+    let files = Files::new(&text);
+    assert_named(&text, &files);
+    assert_formatted(&files);
+    look_at_policies(&files);
+    look_at_arguments(&text);
+}
+
+/// A reviewed policy that has them as they are is refused, by every command, with their places.
+#[test]
+fn a_policy_with_hidden_characters_as_they_are_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("policy.toml");
+    let mut file = fs::File::create(&path).expect("created");
+    let text = "policy = 1\ndefault = \"deny\"\n[msrs]\n0x10 = \"none\" # \u{202e}\u{2066}\"rw\" = \u{2069}\n";
+    file.write_all(text.as_bytes()).expect("written");
+    let path = Path::to_str(&path).expect("text");
+    for arguments in [
+        &["check", path][..],
+        &["fmt", path],
+        &["fmt", "--check", path],
+        &["compile", path],
+        &["explain", path, "0x10"],
+    ] {
+        let output = looked_at(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let talk = String::from_utf8(output.stderr).expect("text");
+        assert!(talk.contains("U+202E stands in the text"), "{talk}");
     }
 }

@@ -1,23 +1,112 @@
-//! Where results and talk go when nobody can take them.
+//! The exit code is the answer, wherever results and talk go, and whoever takes them.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io::pipe;
 use std::process::{Command, Stdio};
 
-/// What a command exits with whose output goes there. A panic would be 101.
-fn code(arguments: &[&str], out: impl Into<Stdio>, err: impl Into<Stdio>) -> Option<i32> {
+/// A command that writes something, and its exit code.
+struct Row {
+    arguments: &'static [&'static str],
+    /// `None`: it depends on the host.
+    code: Option<i32>,
+}
+
+const fn row(arguments: &'static [&'static str], code: i32) -> Row {
+    let code = Some(code);
+    Row { arguments, code }
+}
+
+const GOOD: &str = "tests/policies/good.toml";
+const ORG: &str = "tests/policies/org.toml";
+const BAD: &str = "tests/policies/bad.toml";
+const CPUS: &str = "tests/policies/cpus.toml";
+const UNTIDY: &str = "tests/policies/untidy.toml";
+const TRACE: &str = "tests/traces/events.jsonl";
+const DMESG: &str = "tests/imports/dmesg.txt";
+
+/// Each command, with each answer it gives, for people and for programs.
+const ROWS: &[Row] = &[
+    row(&["test", GOOD, "--backend", "model"], 0),
+    row(&["test", GOOD, "--backend", "model", "--format", "json"], 0),
+    row(&["check", GOOD], 0),
+    row(&["check", ORG, "--within", GOOD], 1),
+    row(&["check", ORG, "--within", GOOD, "--format", "json"], 1),
+    row(&["check", BAD], 1),
+    row(&["check", BAD, "--format", "json"], 1),
+    row(&["check", "/nonexistent", "--format", "json"], 2),
+    row(&["explain", GOOD, "0x0..=0xff"], 0),
+    row(&["explain", GOOD, "0x0..=0xff", "--format", "json"], 0),
+    row(&["explain", CPUS, "MSR_PPERF"], 0),
+    row(&["diff", GOOD, GOOD], 0),
+    row(&["diff", GOOD, ORG], 1),
+    row(&["diff", GOOD, ORG, "--fail-on", "looser"], 1),
+    row(&["diff", GOOD, ORG, "--format", "json"], 1),
+    row(&["compile", ORG], 0),
+    row(&["compile", ORG, "--format", "abi", "--filter-only"], 0),
+    row(&["compile", ORG, "--format", "json", "--filter-only"], 0),
+    row(&["compile", ORG, "--format", "c", "--filter-only"], 0),
+    row(&["compile", CPUS, "--format", "json"], 2),
+    row(&["replay", GOOD, TRACE], 1),
+    row(&["replay", GOOD, TRACE, "--format", "json"], 1),
+    row(&["replay", "allow-all", TRACE], 0),
+    row(&["replay", GOOD, "/dev/null"], 0),
+    row(&["import", DMESG], 0),
+    row(&["import", "/dev/null", "--from", "kernel-log"], 1),
+    row(&["fmt", UNTIDY], 0),
+    row(&["fmt", UNTIDY, "--check"], 1),
+    row(&["fmt", UNTIDY, "--check", "--format", "json"], 1),
+    row(&["msr", "IA32_EFER"], 0),
+    row(&["msr", "IA32_EFER", "--format", "json"], 0),
+    row(&["msr", "nothing-is-called-this"], 1),
+    Row {
+        arguments: &["doctor"],
+        code: None,
+    },
+    Row {
+        arguments: &["doctor", "--format", "json"],
+        code: None,
+    },
+    row(&["policies"], 0),
+    row(&["policies", "--format", "json"], 0),
+    row(&["policies", "linux-boot"], 0),
+    row(&["help"], 0),
+    row(&["help", "check"], 0),
+    row(&["help", "schema"], 0),
+    row(&["help", "nothing-is-called-this"], 2),
+    row(&["--help"], 0),
+    row(&["check", "--help"], 0),
+    row(&["--version"], 0),
+    row(&["frobnicate"], 2),
+    row(&[], 2),
+];
+
+fn msrgate(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
     command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// The command, started by a shell that does something first.
+fn after(script: &str, arguments: &[&str]) -> Command {
+    let mut shell = Command::new("sh");
+    let script = format!("{script} \"$0\" \"$@\"");
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_msrgate")]);
+    shell.args(arguments).stdin(Stdio::null());
+    shell
+}
+
+/// What a command exits with whose output goes there. A panic would be 101.
+fn code(mut command: Command, out: impl Into<Stdio>, err: impl Into<Stdio>) -> i32 {
     let status = command.stdout(out).stderr(err).status();
-    status.expect("the command runs").code()
+    let status = status.expect("the command runs");
+    status.code().expect("it exits by itself")
 }
 
 /// A file that has room for nothing.
-fn full() -> File {
-    File::options()
-        .write(true)
-        .open("/dev/full")
-        .expect("/dev/full")
+fn full() -> Stdio {
+    let full = File::options().write(true).open("/dev/full");
+    full.expect("/dev/full").into()
 }
 
 /// A pipe that nobody reads.
@@ -27,30 +116,163 @@ fn broken() -> Stdio {
     writer.into()
 }
 
+/// A command that is not in the table is one whose answer nobody has looked at.
 #[test]
-fn results_that_cannot_be_written_are_trouble() {
-    for arguments in [&["policies"][..], &["msr", "0x8b", "--format", "json"]] {
-        assert_eq!(code(arguments, full(), Stdio::null()), Some(2));
-        assert_eq!(code(arguments, full(), full()), Some(2));
+fn the_table_has_every_command() {
+    let help = msrgate(&["--help"]).output().expect("it runs").stdout;
+    let help = String::from_utf8(help).expect("text");
+    let commands = help.split_once("Commands:\n").expect("a list").1;
+    let commands = commands.lines().take_while(|line| !line.is_empty());
+    // What a command is about may go on below it, further in.
+    let names = commands.filter_map(|line| line.strip_prefix("  "));
+    let names = names.filter(|line| !line.starts_with(' '));
+    let names: BTreeSet<_> = names
+        .map(|line| line.split(' ').next().unwrap_or_default())
+        .collect();
+    let rows = ROWS.iter().filter_map(|row| row.arguments.first().copied());
+    let rows: BTreeSet<_> = rows
+        .filter(|first| *first != "frobnicate" && !first.starts_with('-'))
+        .collect();
+    assert_eq!(names, rows);
+}
+
+#[test]
+fn the_answer_stays_whoever_takes_the_results() {
+    for row in ROWS {
+        let (arguments, command) = (row.arguments, || msrgate(row.arguments));
+        let output = command().output().expect("the command runs");
+        let answer = output.status.code().expect("it exits by itself");
+        assert_eq!(row.code.unwrap_or(answer), answer, "{arguments:?}");
+        assert_eq!(
+            code(command(), broken(), Stdio::null()),
+            answer,
+            "{arguments:?}"
+        );
+        // A closed descriptor is /dev/null by the time that main begins.
+        let closed = after("exec >&-;", arguments);
+        assert_eq!(
+            code(closed, Stdio::null(), Stdio::null()),
+            answer,
+            "{arguments:?}"
+        );
+        // What cannot be kept is no result, whatever the answer.
+        let wanted = if output.stdout.is_empty() {
+            answer
+        } else {
+            answer.max(2)
+        };
+        assert_eq!(
+            code(command(), full(), Stdio::null()),
+            wanted,
+            "{arguments:?}"
+        );
+        assert_eq!(code(command(), full(), full()), wanted, "{arguments:?}");
+        let for_reading = File::open("/dev/null").expect("/dev/null");
+        assert_eq!(
+            code(command(), for_reading, Stdio::null()),
+            wanted,
+            "{arguments:?}"
+        );
     }
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_trouble() {
-    for arguments in [&["policies"][..], &["explain", "linux-boot", "0x0..=0xff"]] {
-        assert_eq!(code(arguments, broken(), Stdio::null()), Some(0));
+fn the_answer_stays_whoever_takes_the_talk() {
+    for row in ROWS {
+        let (arguments, command) = (row.arguments, || msrgate(row.arguments));
+        let answer = code(command(), Stdio::null(), Stdio::null());
+        assert_eq!(
+            code(command(), Stdio::null(), full()),
+            answer,
+            "{arguments:?}"
+        );
+        assert_eq!(
+            code(command(), Stdio::null(), broken()),
+            answer,
+            "{arguments:?}"
+        );
+        assert_eq!(code(command(), broken(), broken()), answer, "{arguments:?}");
+        let closed = after("exec 2>&-;", arguments);
+        assert_eq!(
+            code(closed, Stdio::null(), Stdio::null()),
+            answer,
+            "{arguments:?}"
+        );
+        let closed = after("exec <&- >&- 2>&-;", arguments);
+        assert_eq!(
+            code(closed, Stdio::null(), Stdio::null()),
+            answer,
+            "{arguments:?}"
+        );
     }
 }
 
-/// The exit code is the answer, whether or not anyone hears why.
 #[test]
-fn talk_that_cannot_be_written_changes_no_answer() {
-    for (arguments, wanted) in [
-        (&["check", "/nonexistent"][..], 2),
-        (&["check", "/dev/null"], 1),
-        (&["msr", "nothing-is-called-this"], 1),
-    ] {
-        assert_eq!(code(arguments, Stdio::null(), full()), Some(wanted));
-        assert_eq!(code(arguments, Stdio::null(), broken()), Some(wanted));
+fn results_that_are_lost_are_said_to_be() {
+    for arguments in [&["compile", ORG][..], &["policies"], &["--help"]] {
+        let mut command = msrgate(arguments);
+        let output = command.stdout(full()).output().expect("the command runs");
+        let talk = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(
+            talk,
+            "error: cannot write the results: No space left on device (os error 28)\n"
+        );
     }
+}
+
+/// More than a pipe holds: the reader leaves while the command still writes.
+#[test]
+fn a_reader_that_leaves_early_changes_no_answer() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [old, new] = [0, 1].map(|first| {
+        let path = folder.path().join(format!("{first}.toml"));
+        let entries = (0..4000).map(|n| format!("{:#x} = \"rw\"\n", 0x10000 + 2 * n + first));
+        let entries: String = entries.collect();
+        let text = format!("policy = 1\ndefault = \"deny\"\n[msrs]\n{entries}");
+        fs::write(&path, text).expect("written");
+        path.to_str().expect("text").to_owned()
+    });
+    for format in ["text", "json"] {
+        let arguments = [
+            "diff",
+            &old,
+            &new,
+            "--fail-on",
+            "looser",
+            "--format",
+            format,
+        ];
+        let script = "{ exec 3>&1; { \"$0\" \"$@\"; echo $? >&3; } | head -n 1 >&2; };:";
+        let output = after(script, &arguments).output().expect("it runs");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n");
+    }
+}
+
+/// Nothing may be left of a file that did not become whole, and the old one stays.
+#[test]
+fn a_file_that_cannot_be_written_whole_leaves_the_old_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let full_disk = "trap '' XFSZ; ulimit -f 0; exec";
+    let file = folder.path().join("file");
+    let path = file.to_str().expect("text");
+    let untidy = fs::read_to_string(UNTIDY).expect("a policy");
+    let commands = [
+        &["compile", ORG, "-o", path][..],
+        &["compile", ORG, "--format", "c", "--filter-only", "-o", path],
+        &["fmt", "--write", path],
+    ];
+    for arguments in commands {
+        fs::write(&file, &untidy).expect("written");
+        let command = after(full_disk, arguments);
+        assert_eq!(
+            code(command, Stdio::null(), Stdio::null()),
+            2,
+            "{arguments:?}"
+        );
+        assert_eq!(fs::read_to_string(&file).expect("the old one"), untidy);
+        let left = fs::read_dir(folder.path()).expect("a folder").count();
+        assert_eq!(left, 1, "{arguments:?}");
+    }
+    let command = msrgate(&["compile", ORG, "-o", "/dev/full"]);
+    assert_eq!(code(command, Stdio::null(), Stdio::null()), 2);
 }

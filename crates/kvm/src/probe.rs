@@ -39,6 +39,16 @@ pub struct CpuSignature {
     pub signature: u32,
 }
 
+impl CpuSignature {
+    /// Asks `/dev/kvm`, of which it needs no VM; `None` if KVM does not say.
+    ///
+    /// # Errors
+    /// There is no such device, no permission, or no KVM behind it.
+    pub fn of_host() -> Result<Option<Self>, HostError> {
+        Ok(cpu_signature(&open(Path::new(DEVICE))?))
+    }
+}
+
 /// What happens to flag bits that mean nothing (S1.9, S2.2, S9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnknownBits {

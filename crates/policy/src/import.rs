@@ -32,6 +32,7 @@ use msrgate_filter::FilterError;
 
 use crate::parse::MAX_ENTRIES;
 use crate::policy::Settings;
+use msrgate_program::one_line;
 
 pub use compiled::{compiled_filter, is_compiled_filter};
 pub use draft::{Draft, Unsaid};
@@ -154,7 +155,9 @@ impl fmt::Display for ImportError {
             Self::UnknownFormat => f.write_str(
                 "none of the known formats: kernel log lines of KVM, a Firecracker CPU template, fingerprint or list, an msr-safe allowlist, a program, or a compiled filter in JSON, C, Rust or bytes",
             ),
-            Self::Json(message) => write!(f, "not the JSON it should be: {message}"),
+            Self::Json(message) => {
+                write!(f, "not the JSON it should be: {}", one_line(message))
+            }
             Self::Value { place, why } => write!(f, "{place}: {why}"),
             Self::Bytes(why) => f.write_str(why),
             Self::Filter(error) => fmt::Display::fmt(error, f),
@@ -225,7 +228,7 @@ fn quoted(text: &str) -> String {
     } else {
         ""
     };
-    format!("`{shown}{more}`")
+    format!("`{}{more}`", one_line(&shown))
 }
 
 #[cfg(test)]

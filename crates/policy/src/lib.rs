@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod compile;
+mod cpu;
 mod effects;
 mod enforcement;
 mod explain;
@@ -33,6 +34,7 @@ mod space;
 pub mod trace;
 
 pub use compile::{Compiled, NotCompiled, compile};
+pub use cpu::{CpuError, parse_cpu};
 pub use effects::write_effect;
 pub use enforcement::{Cause, Enforcement, Enforcer, Extent, Hole, enforcement, enforcement_of};
 pub use explain::{Explanation, Reported, explain};
@@ -40,11 +42,11 @@ pub use format::format;
 pub use machine::{RefusedFeature, UnsavedWrites, is_offered, refused_features, unsaved_writes};
 pub use mistake::{Mistake, Mistakes, Wrong};
 pub use msrgate_program::{
-    Action, Change, CompileError, Cpu, CpuError, CpuSet, CpuidBit, CpuidRegister, DecidedBy,
-    Device, Difference, Digest, Direction, Emulated, EntryId, Log, LogChange, Mask, Microcode,
-    Mode, MsrRange, MsrSet, Origin, Outside, PackError, Program, ResolvedVariant, Rule, Rules,
+    Action, Change, CompileError, Cpu, CpuSet, CpuidBit, CpuidRegister, DecidedBy, Device,
+    Difference, Digest, Direction, Emulated, EntryId, Log, LogChange, Mask, Microcode, Mode,
+    MsrRange, MsrSet, Origin, Outside, PackError, Program, ResolvedVariant, Rule, Rules,
     SettingChange, Unknown, UnknownAction, Update, Variant, Window, answer, changes, differences,
-    emit, forward, setting_changes,
+    emit, forward, is_shown, one_line, setting_changes, shown, shown_json,
 };
 pub use parse::{IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_LINE, NoIncludes};
 pub use points::points;
@@ -54,5 +56,5 @@ pub use resolve::{ResolvedPolicy, parse};
 #[cfg(feature = "schema")]
 pub use schema::schema;
 pub use selector::{SelectorError, parse_msrs};
-pub use source::{Place, Source, one_line};
+pub use source::{Place, Source};
 pub use space::{Cell, Cluster, Space, Tally, space};

@@ -47,6 +47,14 @@ pub enum Wrong {
     /// The text is not TOML.
     #[error("not TOML: {0}")]
     Syntax(String),
+    /// A character that no editor shows, as it is.
+    #[error("{character} stands in the text, where nobody sees it")]
+    Hidden {
+        /// The character, such as `U+202E`.
+        character: String,
+        /// How a string may have it.
+        help: String,
+    },
     /// A key stands twice in one table.
     #[error("not TOML: `{key}` stands {}", twice(*.line, *.first))]
     DuplicateKey {
@@ -139,7 +147,17 @@ pub enum Wrong {
         /// The key whose value it is.
         key: String,
     },
-    /// A vendor that no processor names, since it has not twelve bytes.
+    /// A family, model or stepping that CPUID has no room for.
+    #[error("no processor has the {key} {number:#x}")]
+    NoProcessor {
+        /// What stands there.
+        number: u32,
+        /// The key whose value it is.
+        key: &'static str,
+        /// What there may be.
+        help: String,
+    },
+    /// A vendor that no processor names: it has not twelve bytes, or is a known one misspelt.
     #[error("no processor's vendor is `{name}`: CPUID leaf 0 spells it in twelve characters")]
     NoVendor {
         /// The name.
@@ -301,7 +319,9 @@ impl Wrong {
             Self::UnknownKey { help, .. }
             | Self::UnknownWord { help, .. }
             | Self::NamesX2apic { help, .. }
+            | Self::Hidden { help, .. }
             | Self::NoVendor { help, .. }
+            | Self::NoProcessor { help, .. }
             | Self::UnknownGap { help, .. } => return Some(help.clone()),
             Self::MissingDirection { access, .. } => {
                 return Some(format!(

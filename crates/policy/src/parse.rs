@@ -15,10 +15,12 @@ use toml::de::{DeTable, DeValue};
 use crate::mistake::{Label, Mistake, Mistakes, Wrong};
 use crate::policy::{At, Entry, Policy, SourceId, When};
 use crate::source::Source;
+use msrgate_program::is_shown;
 
 pub use include::{IncludeError, Includes, NoIncludes};
 use settings::Said;
 use value::items;
+pub(crate) use value::one_of;
 
 /// The most bytes a policy may have, its includes not counted: 16 MiB.
 pub const MAX_BYTES: usize = 16 << 20;
@@ -116,6 +118,7 @@ impl<'i> Reader<'i> {
         if !self.has_readable_size(source) {
             return;
         }
+        self.hidden(source);
         let (document, errors) = DeTable::parse_recoverable(source.text());
         let is_toml = errors.is_empty();
         self.not_toml(&errors);
@@ -138,6 +141,27 @@ impl<'i> Reader<'i> {
             self.wrong_as_a_whole(Wrong::LongLine { line, bytes, limit });
         }
         self.mistakes.len() == before
+    }
+
+    /// Complains of characters that a reviewer does not see. TOML itself forbids the controls of ASCII.
+    fn hidden(&mut self, source: &Source) {
+        const MOST: usize = 20;
+        let is_hidden = |&(at, c): &(usize, char)| {
+            let is_mark_of_utf8 = at == 0 && c == '\u{feff}';
+            !c.is_ascii() && !is_shown(c) && !is_mark_of_utf8
+        };
+        for (at, c) in source.text().char_indices().filter(is_hidden).take(MOST) {
+            let number = u32::from(c);
+            let escape = match c {
+                ..='\u{ffff}' => format!("\\u{number:04x}"),
+                _ => format!("\\U{number:08x}"),
+            };
+            let wrong = Wrong::Hidden {
+                character: format!("U+{number:04X}"),
+                help: format!("delete it; a string in double quotes may have it as `{escape}`"),
+            };
+            self.wrong(self.at((at..at + c.len_utf8()).into()), wrong);
+        }
     }
 
     /// The keys of one text.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use miette::{NamedSource, SourceSpan};
 
 use crate::policy::small;
+use msrgate_program::{one_line, shown};
 
 /// A policy's text under the name that messages give it.
 #[derive(Clone, Debug)]
@@ -73,32 +74,11 @@ impl Source {
 
     /// The text as a message may quote it.
     pub(crate) fn quotable(&self) -> NamedSource<String> {
-        NamedSource::new(harmless(&self.name), harmless(&self.text)).with_language("TOML")
+        NamedSource::new(one_line(&self.name), shown(&self.text)).with_language("TOML")
     }
 }
 
-/// The text without characters that a terminal obeys instead of showing: controls, and those that
-/// turn the direction of writing. What replaces one has its length, so that spans stay true. The
-/// return before a line's end is part of that end, and shown as a space.
-fn harmless(text: &str) -> String {
-    let show = |c: char| match c {
-        '\n' | '\t' => c,
-        '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-        _ if c.is_control() && c.is_ascii() => '?',
-        _ if c.is_control() => '\u{b7}',
-        _ => c,
-    };
-    text.replace("\r\n", " \n").chars().map(show).collect()
-}
-
-/// Text of a policy as a line on a terminal may have it: nothing in it moves the cursor, changes a
-/// colour or turns the direction of writing.
-#[must_use]
-pub fn one_line(text: &str) -> String {
-    harmless(text).replace(['\n', '\t'], " ")
-}
-
-/// Text of a policy as a message may quote it: harmless, and of no more than 80 characters.
+/// Text as a message may quote it: as [`one_line`], and of no more than 80 characters.
 pub(crate) fn quoted(text: &str) -> String {
     const MOST: usize = 80;
     let mut quoted = one_line(text);
@@ -114,19 +94,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_quoted_cannot_speak_to_the_terminal() {
-        let text = "a\u{1b}[31m\r\u{9b}b\u{202e}c\n";
-        let shown = harmless(text);
-        assert_eq!(shown, "a?[31m?\u{b7}b\u{fffd}c\n");
-        assert_eq!(shown.len(), text.len());
-        assert_eq!(harmless("a\r\nb\rc"), "a \nb?c");
-        assert_eq!(one_line("a\tb\u{202e}\nc"), "a b\u{fffd} c");
-        assert_eq!(quoted("a\nb"), "a b");
-        assert_eq!(quoted(&"é".repeat(81)), format!("{}…", "é".repeat(80)));
-        assert_eq!(quoted(&"é".repeat(80)), "é".repeat(80));
-    }
-
-    #[test]
     fn places_count_lines_and_characters_from_one() {
         let source = Source::new("x", "aé\n\nb");
         let place = |offset: usize| {
@@ -139,5 +106,12 @@ mod tests {
         assert_eq!(place(5), (3, 1));
         assert_eq!(place(6), (3, 2));
         assert_eq!(place(99), (3, 2));
+    }
+
+    #[test]
+    fn quoted_text_has_80_characters_at_most() {
+        assert_eq!(quoted("a\nb"), "a b");
+        assert_eq!(quoted(&"é".repeat(81)), format!("{}…", "é".repeat(80)));
+        assert_eq!(quoted(&"é".repeat(80)), "é".repeat(80));
     }
 }

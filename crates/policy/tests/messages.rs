@@ -7,7 +7,9 @@ use std::path::Path;
 use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, Segment, UserAddress};
 use msrgate_filter::{BitmapError, FilterError, ReasonMask, Revision, SetCall, SetError};
 use msrgate_policy::import::{Format, ImportError, import};
-use msrgate_policy::{IncludeError, Includes, SelectorError, Source, Wrong, parse, parse_msrs};
+use msrgate_policy::{
+    IncludeError, Includes, SelectorError, Source, Wrong, parse, parse_cpu, parse_msrs,
+};
 
 use msrgate_testing::messages::messages;
 
@@ -67,8 +69,9 @@ fn mistakes_of_a_policy() {
         wrongs("policy = 1\ndefault = 'refuse'"),
         entries("IA32_PAT = { read = { value = '0x1ffffffffffffffff' }, write = 'deny' }"),
         wrongs(&format!(
-            "{head}[[when]]\ncpu = {{ vendor = 'Genuinintel', model = '9..=8' }}\n[when.msrs]\n"
+            "{head}[[when]]\ncpu = {{ vendor = 'Genuinintel', model = '9..=8', family = 0x1ff }}\n[when.msrs]\n"
         )),
+        wrongs(&format!("{head}name = 'a\u{202e}b'")),
         wrongs("policy = 2\ndefault = 'deny'"),
         entries("IA32_EFFER = 'r'"),
         entries("'0x808' = 'r'\n'0x7ff..=0x900' = 'r'"),
@@ -145,6 +148,18 @@ fn what_cannot_be_imported() {
         &examples,
         |_: &ImportError| None
     ));
+}
+
+#[test]
+fn text_that_is_no_processor() {
+    let texts = [
+        "Genuine Intel\u{1b}",
+        "Intel:6:0x6a",
+        "GenuineIntel:6:0x100",
+        "GenuineIntel:6:x",
+    ];
+    let errors = texts.map(|text| parse_cpu(text).unwrap_err().to_string());
+    insta::assert_snapshot!(errors.join("\n"));
 }
 
 /// Every enum of errors of the libraries is held here, or in the messages of `msrgate-kvm`.

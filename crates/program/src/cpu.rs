@@ -6,7 +6,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::RangeInclusive;
-use core::str::FromStr;
+
+use crate::shown::one_line;
 
 /// A processor as CPUID leaves 0 and 1 describe it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -27,68 +28,11 @@ impl fmt::Display for Cpu {
         write!(
             f,
             "{}:{}:{:#x}:{}",
-            self.vendor, self.family, self.model, self.stepping
+            one_line(&self.vendor),
+            self.family,
+            self.model,
+            self.stepping
         )
-    }
-}
-
-/// Text that describes no processor.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CpuError(String);
-
-impl fmt::Display for CpuError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "`{}` is no processor; write VENDOR:FAMILY:MODEL[:STEPPING], such as GenuineIntel:6:0x6a:6",
-            self.0
-        )
-    }
-}
-
-impl core::error::Error for CpuError {}
-
-impl FromStr for Cpu {
-    type Err = CpuError;
-
-    fn from_str(text: &str) -> Result<Self, CpuError> {
-        let error = || {
-            CpuError(
-                text.chars()
-                    .take(80)
-                    .flat_map(char::escape_default)
-                    .collect(),
-            )
-        };
-        let mut parts = text.split(':');
-        let vendor = parts
-            .next()
-            .filter(|vendor| !vendor.is_empty())
-            .ok_or_else(error)?;
-        let mut number = || {
-            parts
-                .next()
-                .map(|text| parse_number(text).ok_or_else(error))
-        };
-        let family = number().ok_or_else(error)??;
-        let model = number().ok_or_else(error)??;
-        let stepping = number().transpose()?.unwrap_or(0);
-        if parts.next().is_some() {
-            return Err(error());
-        }
-        Ok(Self {
-            vendor: vendor.into(),
-            family,
-            model,
-            stepping,
-        })
-    }
-}
-
-fn parse_number(text: &str) -> Option<u32> {
-    match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
     }
 }
 
@@ -132,8 +76,43 @@ pub struct CpuSet {
     pub stepping: Option<Vec<RangeInclusive<u32>>>,
 }
 
-/// A vendor that nobody names stands for all of those.
-const OTHER: &str = "any other";
+/// A number that CPUID leaf 1 gives.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuPart {
+    /// The word for it in a policy.
+    pub key: &'static str,
+    /// The largest number that CPUID has room for.
+    pub most: u32,
+    of: fn(&CpuSet) -> &Numbers,
+}
+
+impl CpuPart {
+    /// Four bits, and eight more that are added.
+    pub const FAMILY: Self = Self {
+        key: "family",
+        most: 0xf + 0xff,
+        of: |set| &set.family,
+    };
+
+    /// Four bits, and four in front of them.
+    pub const MODEL: Self = Self {
+        key: "model",
+        most: 0xff,
+        of: |set| &set.model,
+    };
+
+    /// Four bits.
+    pub const STEPPING: Self = Self {
+        key: "stepping",
+        most: 0xf,
+        of: |set| &set.stepping,
+    };
+}
+
+impl Cpu {
+    /// The vendor of an example that stands for all vendors which nobody names.
+    pub const OTHER_VENDOR: &str = "any other";
+}
 
 type Numbers = Option<Vec<RangeInclusive<u32>>>;
 
@@ -177,9 +156,9 @@ pub fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
     let mut ways = Vec::new();
     let mut seen = BTreeSet::new();
     for (vendor, some) in vendors(sets) {
-        for (family, some) in cells(sets, &some, |set| &set.family) {
-            for (model, some) in cells(sets, &some, |set| &set.model) {
-                for (stepping, some) in cells(sets, &some, |set| &set.stepping) {
+        for (family, some) in cells(sets, &some, CpuPart::FAMILY) {
+            for (model, some) in cells(sets, &some, CpuPart::MODEL) {
+                for (stepping, some) in cells(sets, &some, CpuPart::STEPPING) {
                     if seen.insert(some.clone()) {
                         let cpu = Cpu {
                             vendor: vendor.into(),
@@ -207,16 +186,14 @@ pub fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
 /// families, models and steppings between the ends of what the sets name.
 #[must_use]
 pub fn told_apart(sets: &[CpuSet]) -> usize {
-    let stretches = |part: fn(&CpuSet) -> &Numbers| {
-        let ranges = sets.iter().flat_map(|set| part(set).iter().flatten());
+    let stretches = |part: CpuPart| {
+        let ranges = sets.iter().flat_map(|set| (part.of)(set).iter().flatten());
         let ends = ranges.flat_map(|range| [Some(*range.start()), range.end().checked_add(1)]);
-        let points: BTreeSet<u32> = ends.flatten().chain([0]).collect();
-        points.len()
+        let points = ends.flatten().filter(|point| *point <= part.most);
+        points.chain([0]).collect::<BTreeSet<u32>>().len()
     };
-    let parts: [fn(&CpuSet) -> &Numbers; 3] =
-        [|set| &set.family, |set| &set.model, |set| &set.stepping];
     let vendors = vendors(sets).len();
-    parts
+    [CpuPart::FAMILY, CpuPart::MODEL, CpuPart::STEPPING]
         .into_iter()
         .map(stretches)
         .fold(vendors, usize::saturating_mul)
@@ -224,7 +201,7 @@ pub fn told_apart(sets: &[CpuSet]) -> usize {
 
 /// The vendors that are named, and one that nobody names, with the sets that hold for them.
 fn vendors(sets: &[CpuSet]) -> BTreeMap<&str, Vec<usize>> {
-    let mut vendors = BTreeMap::from([(OTHER, Vec::new())]);
+    let mut vendors = BTreeMap::from([(Cpu::OTHER_VENDOR, Vec::new())]);
     for vendor in sets.iter().flat_map(|set| set.vendor.iter().flatten()) {
         vendors.entry(&**vendor).or_default();
     }
@@ -244,17 +221,13 @@ fn vendors(sets: &[CpuSet]) -> BTreeMap<&str, Vec<usize>> {
 }
 
 /// Of one part of some sets: a number of each stretch between their ends, with those of the sets
-/// that hold there.
-fn cells<'s>(
-    sets: &'s [CpuSet],
-    some: &[usize],
-    part: impl Fn(&'s CpuSet) -> &'s Numbers,
-) -> Vec<(u32, Vec<usize>)> {
+/// that hold there. Numbers that no processor has are in no stretch.
+fn cells(sets: &[CpuSet], some: &[usize], part: CpuPart) -> Vec<(u32, Vec<usize>)> {
     // How many ranges of each of the sets the point is in; one for a set that takes any number.
     let mut within: Vec<i32> = Vec::new();
     let mut steps = BTreeMap::from([(0, Vec::new())]);
     for (place, &set) in some.iter().enumerate() {
-        let ranges = part(&sets[set]);
+        let ranges = (part.of)(&sets[set]);
         within.push(i32::from(ranges.is_none()));
         for range in ranges.iter().flatten() {
             steps.entry(*range.start()).or_default().push((place, 1));
@@ -265,7 +238,10 @@ fn cells<'s>(
     }
     let mut seen = BTreeSet::new();
     let mut cells = Vec::new();
-    for (point, steps) in steps {
+    for (point, steps) in steps
+        .into_iter()
+        .take_while(|(point, _)| *point <= part.most)
+    {
         for (place, step) in steps {
             within[place] += step;
         }
@@ -296,10 +272,6 @@ mod tests {
         assert_eq!(intel.to_string(), "GenuineIntel:6:0x6a:6");
         let amd = Cpu::from_cpuid([0x6874_7541, 0x6974_6e65, 0x444d_4163], 0x00a0_0f11);
         assert_eq!(amd.to_string(), "AuthenticAMD:25:0x1:1");
-        assert_eq!("GenuineIntel:6:0x6a:6".parse(), Ok(intel));
-        for wrong in ["", "6:6", "GenuineIntel", "GenuineIntel:x:1", "A:1:2:3:4"] {
-            assert!(wrong.parse::<Cpu>().is_err(), "{wrong}");
-        }
     }
 
     #[test]
@@ -332,7 +304,7 @@ mod tests {
 
         use super::*;
 
-        const VENDORS: [&str; 3] = ["A", "B", OTHER];
+        const VENDORS: [&str; 3] = ["A", "B", Cpu::OTHER_VENDOR];
 
         fn numbers() -> impl Strategy<Value = Numbers> {
             let range = (0..5u32, 0..3u32).prop_map(|(first, more)| first..=first + more);
@@ -370,6 +342,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_range_to_the_last_number_has_no_way_beyond_it() {
+        let all = |part: fn(&mut CpuSet) -> &mut Numbers, most| {
+            let mut set = CpuSet::default();
+            *part(&mut set) = Some(vec![0..=most]);
+            distinguished(&[set]).len()
+        };
+        assert_eq!(all(|set| &mut set.family, 0x10e), 1);
+        assert_eq!(all(|set| &mut set.model, 0xff), 1);
+        assert_eq!(all(|set| &mut set.stepping, 0xf), 1);
+        assert_eq!(all(|set| &mut set.stepping, 0xe), 2);
     }
 
     #[test]

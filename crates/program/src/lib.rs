@@ -27,9 +27,10 @@ mod program;
 mod range_map;
 mod rules;
 mod settings;
+mod shown;
 
 pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
-pub use cpu::{Cpu, CpuError, CpuSet, distinguished, told_apart};
+pub use cpu::{Cpu, CpuPart, CpuSet, distinguished, told_apart};
 pub use diff::{
     Change, Difference, Direction, LogChange, SettingChange, changes, differences, setting_changes,
 };
@@ -43,3 +44,4 @@ pub use program::{Program, ProgramError, ProgramSettings, ResolvedVariant, Varia
 pub use range_map::{RangeMap, RangeMapBuilder};
 pub use rules::{Outcome, Rule, Rules, RulesBuilder};
 pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
+pub use shown::{is_shown, one_line, shown, shown_json};

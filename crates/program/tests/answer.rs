@@ -5,7 +5,7 @@ use std::sync::Arc;
 use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply, Verdict};
 use proptest::prelude::*;
 
-use msrgate_policy::{NoIncludes, Source, compile, parse};
+use msrgate_policy::{NoIncludes, Source, compile, parse, parse_cpu};
 use msrgate_program::answer::*;
 use msrgate_program::{Cpu, Mask, Outside, Program};
 
@@ -15,7 +15,7 @@ const FMASK: u32 = 0xc000_0084;
 const CSTAR: u32 = 0xc000_0083;
 
 fn cpu() -> Cpu {
-    "GenuineIntel:6:0x6a:6".parse().unwrap()
+    parse_cpu("GenuineIntel:6:0x6a:6").unwrap()
 }
 
 fn program(text: &str) -> Arc<Program> {

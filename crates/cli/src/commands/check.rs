@@ -8,7 +8,7 @@ mod within;
 
 use std::io::Write;
 
-use msrgate_policy::{Compiled, Entry, one_line};
+use msrgate_policy::{Compiled, Cpu, Entry, one_line};
 use serde::Serialize;
 
 pub(super) use enforced::{HoleRow, accepted};
@@ -17,6 +17,7 @@ use crate::cli::{CheckArgs, Detail, Format};
 use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::output::{self, SCHEMA};
+use crate::processor;
 use crate::remark::Remark;
 use enforced::Counted;
 use host::{Findings, Host, HostRow};
@@ -34,6 +35,8 @@ struct Report {
     /// None: a policy with mistakes has no answer but them.
     mistakes: [Remark; 0],
     warnings: Vec<WarningRow>,
+    /// The processor whose filter was asked for; null for all that the policy tells apart.
+    cpu: Option<String>,
     /// Whose CPUID and list of saved MSRs was looked at.
     host: HostRow,
     enforcement: Counted,
@@ -68,7 +71,13 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<Answer, Failu
         Some(org) => Some(Within::of(&args.policy, &compiled, org)?),
         None => None,
     };
-    let cpu = args.cpu.cpu.as_ref();
+    let asked = args.cpu.asked()?;
+    let cpu = asked.as_ref();
+    if let Some(cpu) = cpu {
+        processor::note(&format!(
+            "the filter is shown for {cpu}; the policy's own warnings are for every processor"
+        ));
+    }
     let has_whens = !compiled.policy().whens().is_empty();
     let shown = |variant, like| Shown {
         variant,
@@ -95,7 +104,7 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<Answer, Failu
             args.detail(),
         )?,
         Format::Json => {
-            let report = report(&compiled, &host, found, within.as_ref(), &variants);
+            let report = report(&compiled, &host, found, within.as_ref(), (cpu, &variants));
             output::json(out, &report)?;
         }
     }
@@ -108,7 +117,7 @@ fn report(
     host: &Host,
     found: Findings<'_>,
     within: Option<&Within>,
-    variants: &[Shown<'_>],
+    (cpu, variants): (Option<&Cpu>, &[Shown<'_>]),
 ) -> Report {
     let policy = compiled.policy();
     let file = |entry: &Entry| policy.text(entry.source()).name().to_owned();
@@ -128,6 +137,7 @@ fn report(
         ok: within.is_none_or(Within::holds),
         mistakes: [],
         warnings: found.warnings.into_iter().map(row).collect(),
+        cpu: cpu.map(ToString::to_string),
         host: host.row(found.not_made),
         enforcement: enforced::report(compiled),
         packed: Packed {

@@ -2,14 +2,21 @@
 
 use std::io::{self, IsTerminal as _, Write};
 
-use msrgate_policy::{Program, Variant, emit};
+use msrgate_policy::{Program, Variant, emit, one_line};
 
 use crate::cli::{CompileArgs, Output};
 use crate::failure::{Answer, Failure};
 use crate::load;
+use crate::processor;
+use crate::results::Results;
 use crate::whole;
 
-pub(super) fn run(args: &CompileArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
+pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failure> {
+    if args.format == Output::Program && args.cpu.cpu.is_some() {
+        return Err(Failure::Usage(
+            "a program holds what the policy says of every processor; leave --cpu out, or choose another --format".to_owned(),
+        ));
+    }
     let program = load::compiled(&args.policy)?.into_program();
     let bytes = match args.format {
         Output::Program => program.encode(),
@@ -28,17 +35,21 @@ pub(super) fn run(args: &CompileArgs, out: &mut dyn Write) -> Result<Answer, Fai
             ));
         }
         // Not through `out`, which takes bytes that look like colours for colours.
-        None => io::stdout().lock().write_all(&bytes)?,
+        None => out.bytes(&bytes),
     }
     Ok(Answer::Yes)
 }
 
-/// The one variant that is meant.
+/// The one variant that is meant. It is never chosen by the host: the file is for another.
 fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p Variant, Failure> {
-    match (program.variants(), &args.cpu.cpu) {
-        (_, Some(cpu)) => program
-            .on(cpu)
-            .ok_or_else(|| Failure::Refused(format!("{}: says nothing of {cpu}", args.policy))),
+    let asked = args.cpu.asked()?;
+    match (program.variants(), &asked) {
+        (_, Some(cpu)) => {
+            processor::say_asked(&args.cpu, cpu);
+            program.on(cpu).ok_or_else(|| {
+                Failure::Refused(format!("{}: says nothing of {cpu}", one_line(&args.policy)))
+            })
+        }
         ([only], None) => Ok(only),
         (several, None) => {
             // Ready for a shell: the vendor that stands for all others has a space.
@@ -49,7 +60,7 @@ fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p Variant, 
             let examples = several.iter().map(example);
             Err(Failure::Usage(format!(
                 "{} is {} filters, by processor, and this format holds one; say which{}",
-                args.policy,
+                one_line(&args.policy),
                 several.len(),
                 examples.collect::<String>()
             )))
@@ -65,7 +76,7 @@ fn keeps_all(program: &Program, variant: &Variant, args: &CompileArgs) -> Result
     let unsaid: Vec<_> = unsaid.iter().map(ToString::to_string).collect();
     Err(Failure::Refused(format!(
         "{}: a filter does not carry {}; compile a program, or say --filter-only to go without",
-        args.policy,
+        one_line(&args.policy),
         unsaid.join(", nor ")
     )))
 }

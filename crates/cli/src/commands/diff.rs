@@ -5,19 +5,22 @@ use std::io::Write;
 use msrgate_filter::Access;
 use msrgate_policy::{
     Change, Difference, Direction, LogChange, MsrRange, Origin, SettingChange, differences,
-    setting_changes,
+    one_line, setting_changes,
 };
 use serde::Serialize;
 
 use crate::cli::{DiffArgs, FailOn, Format};
 use crate::failure::{Answer, Failure};
 use crate::output::{self, SCHEMA};
+use crate::processor;
 use crate::side::{Content, Side};
 
 #[derive(Serialize)]
 struct Report {
     schema: u32,
     same: bool,
+    /// The processor that was asked for; null for all that the two tell apart.
+    cpu: Option<String>,
     old: Described,
     new: Described,
     /// Whether settings and events were compared: a filter alone has none.
@@ -80,7 +83,11 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     }
     let (old, new) = (Side::load(&args.old)?, Side::load(&args.new)?);
     let settings = settings(&old, &new);
-    let mut differences = differences(&old.program, &new.program, args.cpu.cpu.as_ref());
+    let cpu = args.cpu.asked()?;
+    if let Some(cpu) = &cpu {
+        processor::say_asked(&args.cpu, cpu);
+    }
+    let mut differences = differences(&old.program, &new.program, cpu.as_ref());
     if !has_settings(&old, &new) {
         for difference in &mut differences {
             difference.logs.clear();
@@ -88,7 +95,13 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
         differences.retain(|one| !one.changes.is_empty());
     }
     match args.format.format {
-        Format::Json => output::json(out, &report(&old, &new, &settings, &differences))?,
+        Format::Json => {
+            let report = Report {
+                cpu: cpu.as_ref().map(ToString::to_string),
+                ..report(&old, &new, &settings, &differences)
+            };
+            output::json(out, &report)?;
+        }
         Format::Text => print(out, &old, &new, &settings, &differences)?,
     }
     let of_settings = settings.iter().map(|change| change.direction);
@@ -173,6 +186,7 @@ fn report(
     Report {
         schema: SCHEMA,
         same: settings.len() == 0 && differences.is_empty(),
+        cpu: None,
         old: described(old),
         new: described(new),
         settings_compared: has_settings(old, new),
@@ -193,11 +207,12 @@ fn print(
         writeln!(
             out,
             "{} is a filter: only what the kernel decides is compared, no settings and no events",
-            filter.name
+            one_line(&filter.name)
         )?;
     }
     if settings.is_empty() && differences.is_empty() {
-        writeln!(out, "{} and {} do the same", old.name, new.name)?;
+        let [old, new] = [old, new].map(|side| one_line(&side.name));
+        writeln!(out, "{old} and {new} do the same")?;
         return Ok(());
     }
     let bold = anstyle::Style::new().bold();
@@ -206,6 +221,7 @@ fn print(
     }
     for change in settings {
         let SettingChange { key, was, is, .. } = change;
+        let [was, is] = [was, is].map(|text| one_line(text));
         writeln!(out, "  {:<9}  {key}: {was} -> {is}", word(change.direction))?;
     }
     for difference in differences {
@@ -219,7 +235,7 @@ fn print(
                 writeln!(out, "{bold}{}{bold:#}", title(direction))?;
             }
             for change in changes {
-                writeln!(out, "  {}", line(old, new, change))?;
+                writeln!(out, "  {}", one_line(&line(old, new, change)))?;
             }
         }
         if !difference.logs.is_empty() {
@@ -229,7 +245,7 @@ fn print(
             let (was, is) = (change.was.0.word(), change.is.0.word());
             let places = (change.was.1, change.is.1);
             let line = row(old, new, (change.msrs, change.access), (was, is), places);
-            writeln!(out, "  {line}")?;
+            writeln!(out, "  {}", one_line(&line))?;
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ use crate::cli::{ExplainArgs, Format};
 use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::output;
+use crate::processor::{self, Chosen};
 
 /// More MSRs than this at once are a mistake, not a question.
 const MOST: u64 = 0x1_0000;
@@ -25,6 +26,8 @@ const INDENT: &str = "                   ";
 /// One MSR in one direction, for programs.
 #[derive(Serialize)]
 struct Row<'c> {
+    /// The processor that this holds for; null if the policy says the same of all.
+    cpu: Option<String>,
     index: String,
     name: Option<&'static str>,
     access: String,
@@ -92,8 +95,8 @@ struct UseRow {
 struct Explained<'c> {
     policy: &'c Policy,
     variant: &'c Variant,
-    /// The one that was asked about, or one like it.
-    cpu: &'c Cpu,
+    /// The processor; `None` if that makes no difference.
+    cpu: Option<&'c Cpu>,
     /// What the VM's mask has to be.
     mask: ReasonMask,
 }
@@ -106,11 +109,11 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Fai
         )));
     }
     let compiled = load::compiled(&args.policy)?;
-    let variant = load::variant(&compiled, &args.cpu);
+    let Chosen { variant, cpu } = processor::choose(&compiled, &args.cpu)?;
     let explained = Explained {
         policy: compiled.policy(),
         variant,
-        cpu: args.cpu.cpu.as_ref().unwrap_or(variant.example()),
+        cpu: cpu.as_ref(),
         mask: variant.reasons(),
     };
     let indices = args.msrs.iter().flat_map(indices);
@@ -152,6 +155,7 @@ impl<'c> Explained<'c> {
             changes: gap.kind == GapKind::Change,
         });
         Row {
+            cpu: self.cpu.map(ToString::to_string),
             index: explanation.index.to_string(),
             name: output::name(explanation.index),
             access: explanation.access.to_string(),
@@ -282,19 +286,17 @@ impl<'c> Explained<'c> {
             (_, Some(entry)) => {
                 let file = one_line(self.policy.text(entry.source()).name());
                 let (line, key) = (entry.place().line, one_line(entry.key()));
-                let when = match entry.when() {
-                    Some(_) => format!(", in a [[when]] that holds on {}", self.cpu),
-                    None => String::new(),
+                let when = match (entry.when(), self.cpu) {
+                    (Some(_), Some(cpu)) => format!(", in a [[when]] that holds on {cpu}"),
+                    _ => String::new(),
                 };
                 let by = self.included_by(entry);
                 let by = match by[..] {
                     [] => String::new(),
                     _ => format!(", included by {}", one_line(&by.join(", "))),
                 };
-                format!(
-                    "{file}:{line} says {} of {key}{when}{by}",
-                    explanation.action
-                )
+                let action = one_line(&explanation.action.to_string());
+                format!("{file}:{line} says {action} of {key}{when}{by}")
             }
             (_, None) => format!(
                 "no entry of {} decides it, so `default` holds",

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use msrgate_policy::format;
+use msrgate_policy::{format, one_line};
 use serde::Serialize;
 
 use crate::cli::{FmtArgs, Format};
@@ -61,7 +61,7 @@ fn one(args: &FmtArgs, policy: &str, out: &mut dyn Write) -> Result<FileReport, 
     if args.write && (policy == "-" || !Path::new(policy).is_file()) {
         return Err(Failure::Usage(format!(
             "{} is no file that could be written; leave out --write",
-            source.name()
+            one_line(source.name())
         )));
     }
     let text = match format(&source) {
@@ -84,7 +84,7 @@ fn one(args: &FmtArgs, policy: &str, out: &mut dyn Write) -> Result<FileReport, 
         whole::write(Path::new(policy), text.as_bytes())?;
     }
     if is_text && args.check && is_changed {
-        writeln!(out, "{}", source.name())?;
+        writeln!(out, "{}", one_line(source.name()))?;
     }
     let is_asked_for = !args.write && !args.check;
     if is_text && is_asked_for {

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use clap::CommandFactory as _;
+use msrgate_policy::one_line;
 
 use crate::cli::{Cli, HelpArgs};
 use crate::failure::{Answer, Failure};
@@ -41,7 +42,8 @@ pub(super) fn run(args: &HelpArgs, out: &mut dyn Write) -> Result<Answer, Failur
         let topics = TOPICS.iter().map(|topic| topic.name);
         let all: Vec<_> = commands.chain(topics).collect();
         return Err(Failure::Usage(format!(
-            "there is no help about `{topic}`, only about {}",
+            "there is no help about `{}`, only about {}",
+            one_line(topic),
             all.join(", ")
         )));
     }

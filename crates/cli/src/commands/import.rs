@@ -4,9 +4,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 
 use msrgate_policy::import::{Format, Imported, import, print};
+use msrgate_policy::one_line;
 
 use crate::cli::{FromArg, ImportArgs};
 use crate::failure::{Answer, Failure};
+use crate::output;
 
 /// The most bytes of a file that is imported: 64 MiB.
 const MAX_BYTES: usize = 64 << 20;
@@ -44,10 +46,11 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     remark(name, &imported);
     if imported.entries.is_empty() {
         // A policy without entries would refuse everything, or nothing: no one has asked for that.
-        anstream::eprintln!(
-            "{name}: {} with nothing in it that a policy can say",
+        output::say(&format_args!(
+            "{}: {} with nothing in it that a policy can say\n",
+            one_line(name),
             imported.format
-        );
+        ));
         return Ok(Answer::No);
     }
     out.write_all(print(&imported, name).as_bytes())?;
@@ -68,11 +71,15 @@ fn read(file: &str) -> io::Result<Vec<u8>> {
 /// What the policy leaves out, on standard error.
 fn remark(name: &str, imported: &Imported) {
     let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
+    let name = one_line(name);
     for unsaid in &imported.unsaid {
         let place = match unsaid.line {
             Some(line) => format!("{name}:{line}"),
-            None => name.to_owned(),
+            None => name.clone(),
         };
-        anstream::eprintln!("{yellow}not said{yellow:#}: {place}: {}", unsaid.what);
+        output::say(&format_args!(
+            "{yellow}not said{yellow:#}: {place}: {}\n",
+            one_line(&unsaid.what)
+        ));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use msrgate_policy::one_line;
 use serde::Serialize;
 
 use crate::cli::{Format, PoliciesArgs};
@@ -46,7 +47,8 @@ pub(super) fn run(args: &PoliciesArgs, out: &mut dyn Write) -> Result<Answer, Fa
         let Some(shipped) = shipped(name) else {
             let names: Vec<_> = SHIPPED.iter().map(|shipped| shipped.name).collect();
             return Err(Failure::Usage(format!(
-                "no shipped policy is called `{name}`; there are {}",
+                "no shipped policy is called `{}`; there are {}",
+                one_line(name),
                 names.join(", ")
             )));
         };

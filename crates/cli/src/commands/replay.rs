@@ -8,6 +8,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use msrgate_policy::one_line;
 use msrgate_policy::trace::{Lines, Replay};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
@@ -16,6 +17,7 @@ use crate::cli::{Format, ReplayArgs};
 use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::output;
+use crate::processor;
 use progress::Progress;
 
 /// How much of a trace is read at once.
@@ -38,7 +40,8 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let compiled = load::compiled(&args.policy)?;
     let trace = open(&args.trace)?;
     let name = trace.name;
-    let mut replay = Replay::new(compiled.policy(), load::variant(&compiled, &args.cpu));
+    let chosen = processor::choose(&compiled, &args.cpu)?;
+    let mut replay = Replay::new(compiled.policy(), chosen.variant);
     read(trace, &mut replay)?;
 
     let totals = replay.totals();
@@ -51,10 +54,13 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
                 why: why.to_owned(),
             });
         }
-        anstream::eprintln!("{name}: {why}");
+        output::say(&format_args!("{}: {why}\n", one_line(name)));
     }
     match args.format.format {
-        Format::Json => output::json(out, &report::for_programs(name, &replay))?,
+        Format::Json => {
+            let report = report::for_programs(name, &replay, chosen.cpu.as_ref());
+            output::json(out, &report)?;
+        }
         Format::Text => report::for_people(out, name, &replay)?,
     }
     Ok(if replay.totals().refused == 0 {
@@ -96,7 +102,8 @@ fn read(trace: Trace<'_>, replay: &mut Replay<'_>) -> Result<(), Failure> {
         progress.at(number, lines.bytes());
         if stop.load(Ordering::Relaxed) {
             progress.clear();
-            anstream::eprintln!("stopped after line {number} of {}", trace.name);
+            let name = one_line(trace.name);
+            output::say(&format_args!("stopped after line {number} of {name}\n"));
             return Ok(());
         }
     }

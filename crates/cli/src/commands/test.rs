@@ -8,11 +8,12 @@ use msrgate_filter::{Access, MsrIndex, Register, RegisterMap, Revision};
 use msrgate_kvm::{
     Backend, Case, HostCaps, HostError, KvmBackend, ModelBackend, WriteEffect, measure,
 };
-use msrgate_policy::{Cpu, MsrSet, Policy, Variant, points, registers, write_effect};
+use msrgate_policy::{MsrSet, Policy, Variant, points, registers, write_effect};
 
 use crate::cli::{BackendArg, Format, TestArgs};
 use crate::failure::{Answer, Failure};
 use crate::load;
+use crate::processor::{self, Chosen};
 
 /// More MSRs than this at once would keep a guest busy for minutes.
 const MOST: u64 = 0x4_0000;
@@ -21,8 +22,6 @@ const MOST: u64 = 0x4_0000;
 struct Place {
     backend: Box<dyn Backend>,
     measures: Measures,
-    /// The processor that the guest gets, if it gets one.
-    cpu: Option<Cpu>,
 }
 
 /// What a run says of this host.
@@ -38,7 +37,7 @@ enum Measures {
 pub(super) fn run(args: &TestArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     let compiled = load::compiled(&args.policy)?;
     let mut place = place(args.backend)?;
-    let variant = compiled.on(args.cpu.cpu.as_ref().or(place.cpu.as_ref()));
+    let Chosen { variant, cpu } = processor::choose(&compiled, &args.cpu)?;
     let cases = cases(compiled.policy(), variant, &args.msrs)?;
     if args.format.format == Format::Text {
         report::heading(out, compiled.policy(), variant, &place.measures)?;
@@ -46,7 +45,7 @@ pub(super) fn run(args: &TestArgs, out: &mut dyn Write) -> Result<Answer, Failur
     let measured = measure(place.backend.as_mut(), variant.filter(), &cases)
         .map_err(|error| Failure::Host(error.to_string()))?;
     match args.format.format {
-        Format::Json => report::json(out, place.backend.kind(), &measured)?,
+        Format::Json => report::json(out, (place.backend.kind(), cpu.as_ref()), &measured)?,
         Format::Text => report::text(out, compiled.policy(), &measured)?,
     }
     let is_ok = measured.iter().all(msrgate_kvm::Measured::is_ok);
@@ -97,9 +96,6 @@ fn place(backend: BackendArg) -> Result<Place, Failure> {
                 KvmBackend::new(&host).map_err(|error| Failure::Host(error.to_string()))?,
             ),
             measures: Measures::Kernel(host.release().to_owned()),
-            cpu: host
-                .cpu()
-                .map(|cpu| Cpu::from_cpuid(cpu.vendor, cpu.signature)),
         }),
         Err(error) if backend == BackendArg::Auto => Ok(model(Measures::NothingFor(error))),
         Err(error) => Err(Failure::Host(format!("{error}\n  {}", error.advice()))),
@@ -117,6 +113,5 @@ fn model(measures: Measures) -> Place {
             registers.collect::<RegisterMap>(),
         )),
         measures,
-        cpu: None,
     }
 }

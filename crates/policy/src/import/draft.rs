@@ -7,6 +7,7 @@ use msrgate_filter::{MsrIndex, X2APIC};
 use super::{Format, Imported, grouped};
 use crate::policy::{Log, Mode, Settings, Unknown};
 use msrgate_program::Action;
+use msrgate_program::one_line;
 use msrgate_program::{MsrRange, MsrSet};
 
 /// An entry to be.
@@ -147,7 +148,7 @@ impl Drafts {
     pub(super) fn unsaid(&mut self, line: Option<usize>, what: impl Into<String>) {
         self.unsaid.push(Unsaid {
             line,
-            what: what.into(),
+            what: one_line(&what.into()),
         });
     }
 

@@ -7,6 +7,7 @@ use crate::layout::{self, Body, Comments, EntryText, Value, gap, shortened};
 use crate::print::{self, action};
 use crate::registers::{self, Register, by_index};
 use msrgate_program::MsrSet;
+use msrgate_program::one_line;
 
 /// The most characters of a comment that come from the file.
 const COMMENT: usize = 100;
@@ -84,8 +85,8 @@ fn value(draft: &Draft) -> Value {
 
 /// Text of a file as part of a comment: on one line, whatever is in it.
 fn comment(text: &str) -> String {
-    let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
-    let mut comment: String = text.chars().take(COMMENT).map(plain).collect();
+    let start: String = text.chars().take(COMMENT).collect();
+    let mut comment = one_line(&start);
     if text.chars().nth(COMMENT).is_some() {
         comment.push('…');
     }

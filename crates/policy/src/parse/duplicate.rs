@@ -23,7 +23,7 @@ impl Reader<'_> {
             errors.iter().partition(|error| error.message() == MESSAGE);
         for error in others {
             let span = error.span().unwrap_or_default().into();
-            self.wrong(self.at(span), Wrong::Syntax(error.message().to_owned()));
+            self.wrong(self.at(span), Wrong::Syntax(quoted(error.message())));
         }
         let again: Vec<_> = again.iter().filter_map(|error| error.span()).collect();
         // Finding the first of each takes reading the text once more.

@@ -6,7 +6,8 @@ use super::value::Item;
 use super::{MAX_DEPTH, Reader};
 use crate::mistake::Wrong;
 use crate::policy::SourceId;
-use crate::source::{Source, quoted};
+use crate::source::Source;
+use crate::source::quoted;
 
 /// Where included texts come from. Parsing itself opens no file.
 pub trait Includes {

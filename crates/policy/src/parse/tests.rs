@@ -169,23 +169,64 @@ fn limits_are_stated() {
 fn processors_that_are_told_apart_are_limited() {
     let numbers = |count: u32| (0..count).map(|number| format!("{},\n", 2 * number));
     let list = |count| numbers(count).collect::<String>();
-    let text = |families, models| {
-        let (families, models) = (list(families), list(models));
+    let text = |families| {
+        let [families, models, steppings] = [families, 128, 8].map(list);
         format!(
             "policy = 1\ndefault = 'deny'\n[[when]]\ncpu.family = [{families}]\n\
-             cpu.model = [{models}]\n[when.msrs]\n0x10 = 'r'\n"
+             cpu.model = [{models}]\ncpu.stepping = [{steppings}]\n[when.msrs]\n0x10 = 'r'\n"
         )
     };
-    sound(&text(10, 20_000));
-    let mistakes = parse(
-        &Source::new("policy.toml", &text(600, 600)),
-        &mut NoIncludes,
-    );
-    // A vendor that nobody names, 600 families with what follows each, and as many models.
+    sound(&text(120));
+    let mistakes = parse(&Source::new("policy.toml", &text(130)), &mut NoIncludes);
+    // A vendor that nobody names, 130 families with what follows each, all models and all steppings.
     let (what, limit) = ("processors that its `when`s tell apart", 1 << 20);
-    let found = 1200 * 1200;
+    let found = 260 * 256 * 16;
     let wrong = mistakes.unwrap_err().mistakes()[0].wrong().clone();
     assert_eq!(wrong, Wrong::TooMany { what, found, limit });
+}
+
+/// A reviewer would read another policy than msrgate does.
+#[test]
+fn a_hidden_character_is_refused_wherever_it_stands() {
+    for c in [
+        '\u{9b}',
+        '\u{ad}',
+        '\u{200b}',
+        '\u{202e}',
+        '\u{2028}',
+        '\u{feff}',
+        '\u{e0041}',
+    ] {
+        for text in [
+            format!("# a{c}b\npolicy = 1\ndefault = 'deny'\n"),
+            format!("policy = 1\ndefault = 'deny'\nname = '{c}'\n"),
+            format!("policy = 1\ndefault = 'deny'\n[msrs]\n\"0x10{c}\" = 'r'\n"),
+            format!("policy = 1\ndefault = 'deny'\n[msrs]\n0x10 = 'r' # {c}\n"),
+        ] {
+            let source = Source::new("policy.toml", &text);
+            let mistakes = parse(&source, &mut NoIncludes).expect_err(&text);
+            let wrongs = mistakes.mistakes().iter().map(Mistake::wrong);
+            let found: Vec<_> = wrongs
+                .filter(|one| matches!(one, Wrong::Hidden { .. }))
+                .collect();
+            let [Wrong::Hidden { character, .. }] = found[..] else {
+                panic!("{text:?}: {found:?}");
+            };
+            assert_eq!(*character, format!("U+{:04X}", u32::from(c)));
+            assert!(crate::format(&source).is_err(), "{text:?}");
+        }
+    }
+}
+
+#[test]
+fn a_hidden_character_may_be_escaped_and_a_byte_order_mark_may_come_first() {
+    let text = "\u{feff}policy = 1\ndefault = 'deny'\nname = \"a\\u202e\\U000e0041\"\n";
+    assert_eq!(sound(text).name(), Some("a\u{202e}\u{e0041}"));
+    let formatted = crate::format(&Source::new("policy.toml", text)).unwrap();
+    assert_eq!(
+        formatted,
+        "policy  = 1\nname    = \"a\\u202e\\U000e0041\"\ndefault = \"deny\"\n"
+    );
 }
 
 mod any_text {

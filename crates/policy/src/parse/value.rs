@@ -184,11 +184,16 @@ pub(super) fn parse_number(text: &str) -> Option<u64> {
     }
 }
 
+/// How many letters differ, capital or small.
+fn distance(word: &str, known: &str) -> usize {
+    strsim::osa_distance(&word.to_lowercase(), &known.to_lowercase())
+}
+
 /// Which of the known words is meant, or all of them.
-pub(super) fn one_of(word: &str, known: &[&str], quote: char) -> String {
+pub(crate) fn one_of(word: &str, known: &[&str], quote: char) -> String {
     let nearest = known
         .iter()
-        .map(|&known| (strsim::osa_distance(&word.to_lowercase(), known), known))
+        .map(|&known| (distance(word, known), known))
         .min()
         .filter(|&(distance, known)| distance <= known.len() / 2 && distance <= 3);
     let quoted = |word: &str| format!("{quote}{word}{quote}");

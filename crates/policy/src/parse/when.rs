@@ -4,16 +4,14 @@ use std::ops::RangeInclusive;
 
 use toml::de::DeValue;
 
-use super::value::{Item, one_of};
+use super::value::Item;
 use super::words;
 use super::{MAX_WHENS, Reader};
+use crate::cpu::{check_number, check_vendor};
 use crate::mistake::Wrong;
 use crate::policy::{When, WhenId};
 use crate::source::quoted;
-use msrgate_program::CpuSet;
-
-/// How many bytes of a name CPUID leaf 0 has room for, in EBX, EDX and ECX.
-const CPUID_NAME: usize = 12;
+use msrgate_program::{CpuPart, CpuSet};
 
 impl Reader<'_> {
     pub(super) fn whens(&mut self, item: Item<'_>) {
@@ -70,9 +68,9 @@ impl Reader<'_> {
         for part in self.table(item)? {
             match part.key.text {
                 "vendor" => cpus.vendor = Some(self.vendors(part)),
-                "family" => cpus.family = Some(self.numbers(part)),
-                "model" => cpus.model = Some(self.numbers(part)),
-                "stepping" => cpus.stepping = Some(self.numbers(part)),
+                "family" => cpus.family = Some(self.numbers(part, CpuPart::FAMILY)),
+                "model" => cpus.model = Some(self.numbers(part, CpuPart::MODEL)),
+                "stepping" => cpus.stepping = Some(self.numbers(part, CpuPart::STEPPING)),
                 _ => self.unknown_key(part.key, &words::CPU),
             }
         }
@@ -86,24 +84,29 @@ impl Reader<'_> {
             _ => Vec::from_iter(self.string(item).map(|name| (name, item.span()))),
         };
         for &(name, span) in &names {
-            if name.len() != CPUID_NAME {
-                let help = one_of(name, &words::VENDORS, '"');
-                let name = quoted(name);
-                self.wrong(self.at(span), Wrong::NoVendor { name, help });
+            if let Err(wrong) = check_vendor(name) {
+                self.wrong(self.at(span), wrong);
             }
         }
         names.into_iter().map(|(name, _)| name.into()).collect()
     }
 
     /// A number, a range such as `"0x6a..=0x6f"`, or a list of these.
-    fn numbers(&mut self, item: Item<'_>) -> Vec<RangeInclusive<u32>> {
-        match item.value.get_ref() {
-            DeValue::Array(array) => {
-                let each = array.iter().map(|value| Item { value, ..item });
-                each.filter_map(|item| self.range(item)).collect()
+    fn numbers(&mut self, item: Item<'_>, part: CpuPart) -> Vec<RangeInclusive<u32>> {
+        let each = match item.value.get_ref() {
+            DeValue::Array(array) => array.iter().map(|value| Item { value, ..item }).collect(),
+            _ => vec![item],
+        };
+        let ranges = each.into_iter().filter_map(|item| {
+            let range = self.range(item)?;
+            // A range may end beyond: it is one of all that follow.
+            if let Err(wrong) = check_number(part, *range.start()) {
+                self.wrong(self.at(item.span()), wrong);
+                return None;
             }
-            _ => Vec::from_iter(self.range(item)),
-        }
+            Some(range)
+        });
+        ranges.collect()
     }
 
     fn range(&mut self, item: Item<'_>) -> Option<RangeInclusive<u32>> {

@@ -38,7 +38,8 @@ pub(crate) const WHEN: [&str; 2] = ["cpu", "msrs"];
 /// Keys of its `cpu`.
 pub(crate) const CPU: [&str; 4] = ["vendor", "family", "model", "stepping"];
 
-/// Vendors that a misspelt one may be meant to be. Any other of twelve bytes is one, too.
+/// Vendors that a misspelt one may be meant to be. Any other of twelve bytes is one, too, if it is not
+/// nearly one of these.
 pub(crate) const VENDORS: [&str; 4] = [
     "GenuineIntel",
     "AuthenticAMD",

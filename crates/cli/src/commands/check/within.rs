@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use msrgate_policy::{Change, Compiled, Difference, SettingChange, differences};
+use msrgate_policy::{Change, Compiled, Difference, SettingChange, differences, one_line};
 use serde::Serialize;
 
 use crate::commands::diff;
@@ -97,7 +97,7 @@ impl Within {
     }
 
     pub(super) fn print(&self, out: &mut dyn Write) -> Result<(), Failure> {
-        let org = &self.org.name;
+        let org = one_line(&self.org.name);
         if self.holds() {
             writeln!(
                 out,
@@ -108,7 +108,7 @@ impl Within {
         let red = anstyle::AnsiColor::Red.on_default().bold();
         writeln!(out, "{red}not within{red:#} {org}:")?;
         for violation in self.violations() {
-            writeln!(out, "  {violation}")?;
+            writeln!(out, "  {}", one_line(&violation))?;
         }
         match self.count().saturating_sub(SHOWN) {
             0 => {}

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_filter::{Access, X2APIC};
 use msrgate_policy::trace::{Fate, LineNumber, Replay, Row, Totals};
-use msrgate_policy::{DecidedBy, Entry, explain};
+use msrgate_policy::{Cpu, DecidedBy, Entry, explain, one_line};
 use serde::Serialize;
 
 use crate::output::{self, SCHEMA};
@@ -26,6 +26,8 @@ pub(super) struct Report<'r> {
     schema: u32,
     policy: &'r str,
     trace: &'r str,
+    /// The processor that this holds for; null if the policy says the same of all.
+    cpu: Option<String>,
     ok: bool,
     lines: u64,
     accesses: u64,
@@ -72,7 +74,11 @@ struct Unreadable {
     first_lines: Vec<u64>,
 }
 
-pub(super) fn for_programs<'r>(trace: &'r str, replay: &Replay<'r>) -> Report<'r> {
+pub(super) fn for_programs<'r>(
+    trace: &'r str,
+    replay: &Replay<'r>,
+    cpu: Option<&Cpu>,
+) -> Report<'r> {
     let totals = replay.totals();
     let rows = Fate::ALL.into_iter().flat_map(|fate| replay.rows(fate));
     let first = totals.first_unreadable.iter();
@@ -80,6 +86,7 @@ pub(super) fn for_programs<'r>(trace: &'r str, replay: &Replay<'r>) -> Report<'r
         schema: SCHEMA,
         policy: replay.policy().source().name(),
         trace,
+        cpu: cpu.map(ToString::to_string),
         ok: totals.refused == 0,
         lines: totals.lines,
         accesses: totals.accesses(),
@@ -131,7 +138,7 @@ const fn word(fate: Fate) -> &'static str {
 
 pub(super) fn for_people(out: &mut dyn Write, trace: &str, replay: &Replay<'_>) -> io::Result<()> {
     let totals = replay.totals();
-    let policy = replay.policy().source().name();
+    let [trace, policy] = [trace, replay.policy().source().name()].map(one_line);
     let (style, verdict) = if totals.refused == 0 {
         (
             anstyle::AnsiColor::Green,

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_filter::{Access, ExitReason, MsrIndex, Verdict};
 use msrgate_kvm::{BackendKind, HostError, Measured, NotTried, Pass, Seen};
-use msrgate_policy::{Policy, Variant, one_line, write_effect};
+use msrgate_policy::{Cpu, Policy, Variant, one_line, write_effect};
 use serde::Serialize;
 
 use super::Measures;
@@ -14,6 +14,8 @@ use crate::output::{self, SCHEMA};
 struct Report {
     schema: u32,
     backend: String,
+    /// The processor that this holds for; null if the policy says the same of all.
+    cpu: Option<String>,
     cases: Vec<Row>,
     summary: Summary,
 }
@@ -68,7 +70,7 @@ impl Summary {
 
 pub(super) fn json(
     out: &mut dyn Write,
-    backend: BackendKind,
+    (backend, cpu): (BackendKind, Option<&Cpu>),
     measured: &[Measured],
 ) -> io::Result<()> {
     output::json(
@@ -76,6 +78,7 @@ pub(super) fn json(
         &Report {
             schema: SCHEMA,
             backend: backend.to_string(),
+            cpu: cpu.map(ToString::to_string),
             cases: measured.iter().map(row).collect(),
             summary: Summary::of(measured),
         },
@@ -158,7 +161,7 @@ pub(super) fn heading(
     writeln!(
         out,
         "{}: {} in {} of 16 ranges, default {}\n",
-        policy.source().name(),
+        one_line(policy.source().name()),
         output::count(policy.entries().len(), "entry", "entries"),
         variant.filter().ranges().len(),
         policy.default_action().word(),

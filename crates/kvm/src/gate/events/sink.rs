@@ -8,7 +8,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use msrgate_program::Origin;
+use msrgate_program::{Origin, shown_json};
 use serde_json::{Map, Value, json};
 
 use super::event::Event;
@@ -100,8 +100,9 @@ impl JsonLines {
     }
 
     fn write(&mut self, line: Map<String, Value>) {
-        let mut text = Value::Object(line).to_string();
-        text.push('\n');
+        // A file's name or a VM's may hold what a terminal obeys.
+        let json = Value::Object(line).to_string();
+        let text = format!("{}\n", shown_json(&json));
         let written = self.put(text);
         calls::unlock(&self.file);
         if written.is_err() {

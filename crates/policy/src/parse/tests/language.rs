@@ -10,7 +10,6 @@ use crate::{
     Emulated, Log, Mask, Microcode, Mode, Outside, ResolvedPolicy, Unknown, UnknownAction, Update,
     explain,
 };
-use msrgate_program::Cpu;
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
@@ -45,7 +44,7 @@ fn compiled(text: &str, files: &[(&'static str, &'static str)]) -> Compiled {
 }
 
 fn actions(compiled: &Compiled, cpu: Option<&str>, index: u32) -> [Action; 2] {
-    let cpu = cpu.map(|cpu| cpu.parse::<Cpu>().unwrap());
+    let cpu = cpu.map(|cpu| crate::parse_cpu(cpu).unwrap());
     let variant = compiled.on(cpu.as_ref());
     let index = MsrIndex::new(index);
     Access::ALL.map(|access| explain(compiled.policy(), variant, index, access).action)

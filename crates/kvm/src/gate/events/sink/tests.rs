@@ -56,6 +56,24 @@ fn an_event_is_one_line() {
     );
 }
 
+/// Whoever reads the log with `cat` sees it as it is.
+#[test]
+fn a_line_has_no_character_that_a_terminal_obeys() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("events");
+    let name = "a\u{1b}[2J\u{7f}\u{9b}\u{202e}\u{2028}\u{e0041}\nb.toml";
+    let mut sink = JsonLines::append(&path, u64::MAX, name).unwrap();
+    sink.event(&Event {
+        file: Some(name.into()),
+        ..event(0x10)
+    });
+    let text = fs::read_to_string(&path).unwrap();
+    let line = text.strip_suffix('\n').unwrap();
+    assert!(line.chars().all(msrgate_policy::is_shown), "{line:?}");
+    let read: Value = serde_json::from_str(line).unwrap();
+    assert_eq!((&read["vm"], &read["policy"]), (&json!(name), &json!(name)));
+}
+
 /// Values and RIP may be in it.
 #[test]
 fn a_new_file_is_its_owners_alone_and_an_old_one_stays_as_it_is() {

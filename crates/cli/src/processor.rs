@@ -1,0 +1,95 @@
+//! The processor that an answer is about.
+
+use msrgate_kvm::CpuSignature;
+use msrgate_policy::{Compiled, Cpu, Variant};
+
+use crate::cli::{CpuArg, Which};
+use crate::failure::Failure;
+use crate::output;
+
+/// A policy on one processor.
+pub(crate) struct Chosen<'c> {
+    pub(crate) variant: &'c Variant,
+    /// The processor; `None` if the policy says the same of all, and none was asked for.
+    pub(crate) cpu: Option<Cpu>,
+}
+
+impl CpuArg {
+    /// The processor that was asked for.
+    ///
+    /// # Errors
+    /// It is this host's, and cannot be read.
+    pub(crate) fn asked(&self) -> Result<Option<Cpu>, Failure> {
+        match &self.cpu {
+            None => Ok(None),
+            Some(Which::Named(cpu)) => Ok(Some(cpu.clone())),
+            Some(Which::Host) => match of_host() {
+                Ok(cpu) => Ok(Some(cpu)),
+                Err(why) => Err(Failure::Host(format!(
+                    "the processor of this host cannot be read: {why}\n  name one: --cpu VENDOR:FAMILY:MODEL[:STEPPING]"
+                ))),
+            },
+        }
+    }
+}
+
+/// The processor that guests of this host get, or why it cannot be read.
+fn of_host() -> Result<Cpu, String> {
+    match CpuSignature::of_host() {
+        Ok(Some(cpu)) => Ok(Cpu::from_cpuid(cpu.vendor, cpu.signature)),
+        Ok(None) => Err("KVM does not say which it is".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What holds on the processor that was asked for; else on this host's, where it can be read and the policy
+/// asks for one; else on the first that the policy tells apart. Says on stderr which that is.
+pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<'c>, Failure> {
+    if let Some(cpu) = arg.asked()? {
+        say_asked(arg, &cpu);
+        return Ok(Chosen {
+            variant: compiled.on(Some(&cpu)),
+            cpu: Some(cpu),
+        });
+    }
+    let first = compiled.on(None);
+    if compiled.policy().whens().is_empty() {
+        return Ok(Chosen {
+            variant: first,
+            cpu: None,
+        });
+    }
+    let differs = "the policy has [[when]] sections that differ on others, choose one with --cpu";
+    let cpu = match of_host() {
+        Ok(cpu) => {
+            note(&format!(
+                "this is for {cpu}, the processor of this host; {differs}"
+            ));
+            cpu
+        }
+        Err(why) => {
+            let cpu = first.example().clone();
+            note(&format!(
+                "this is for {cpu} and the like, since the processor of this host cannot be read ({why}); {differs}"
+            ));
+            cpu
+        }
+    };
+    Ok(Chosen {
+        variant: compiled.on(Some(&cpu)),
+        cpu: Some(cpu),
+    })
+}
+
+/// Says which processor the answer is about, of one that was asked for.
+pub(crate) fn say_asked(arg: &CpuArg, cpu: &Cpu) {
+    note(&match arg.cpu {
+        Some(Which::Host) => format!("this is for {cpu}, the processor of this host"),
+        _ => format!("this is for {cpu}"),
+    });
+}
+
+/// A remark on stderr.
+pub(crate) fn note(text: &str) {
+    output::say(&format_args!("note: {text}\n"));
+}

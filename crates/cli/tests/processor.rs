@@ -1,0 +1,146 @@
+//! An answer for one processor says which, and is for this host's unless another is named.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// It differs by vendor.
+const POLICY: &str = "tests/policies/vendors.toml";
+const TRACE: &str = "tests/traces/perf.txt";
+
+/// Those that answer for one processor, with the place of `cpu` in their JSON.
+const COMMANDS: [(&[&str], &str); 5] = [
+    (&["explain", POLICY, "MSR_PPERF"], "/0/cpu"),
+    (&["replay", POLICY, TRACE], "/cpu"),
+    (
+        &["test", POLICY, "--backend", "model", "--msr", "0x10"],
+        "/cpu",
+    ),
+    (&["diff", POLICY, "sandbox"], "/cpu"),
+    (&["check", POLICY, "--host", "none"], "/cpu"),
+];
+
+fn msrgate(arguments: &[&str], more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    command.args(arguments).args(more).stdin(Stdio::null());
+    command.output().expect("the command runs")
+}
+
+fn talk(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+fn cpu_in(output: &Output, pointer: &str) -> Value {
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    report.pointer(pointer).expect("a field").clone()
+}
+
+/// The processor of this host, if it can be read.
+fn of_host() -> Option<String> {
+    let output = msrgate(
+        &["explain", POLICY, "0x10", "--format", "json"],
+        &["--cpu", "host"],
+    );
+    match output.status.code() {
+        Some(0) => Some(cpu_in(&output, "/0/cpu").as_str().expect("text").to_owned()),
+        code => {
+            assert_eq!(code, Some(3), "{output:?}");
+            assert!(talk(&output).contains("the processor of this host cannot be read"));
+            None
+        }
+    }
+}
+
+#[test]
+fn a_named_processor_is_said_to_be_the_one() {
+    for (command, pointer) in COMMANDS {
+        let named = ["--cpu", "AuthenticAMD:25:1"];
+        let output = msrgate(command, &named);
+        assert!(
+            talk(&output).contains("AuthenticAMD:25:0x1:0"),
+            "{output:?}"
+        );
+        let json = msrgate(command, &[&named[..], &["--format", "json"]].concat());
+        assert_eq!(
+            cpu_in(&json, pointer),
+            "AuthenticAMD:25:0x1:0",
+            "{command:?}"
+        );
+    }
+}
+
+#[test]
+fn without_a_named_processor_the_answer_is_for_this_host() {
+    let host = of_host();
+    for (command, pointer) in &COMMANDS[..3] {
+        let output = msrgate(command, &[]);
+        let json = cpu_in(&msrgate(command, &["--format", "json"]), pointer);
+        let cpu = json.as_str().expect("a processor");
+        assert!(talk(&output).contains(cpu), "{output:?}");
+        match &host {
+            Some(host) => {
+                assert_eq!(cpu, host);
+                let asked = msrgate(command, &["--cpu", "host"]);
+                assert_eq!(asked.stdout, output.stdout, "{command:?}");
+            }
+            None => assert!(talk(&output).contains("cannot be read"), "{output:?}"),
+        }
+    }
+    for (command, pointer) in &COMMANDS[3..] {
+        let json = msrgate(command, &["--format", "json"]);
+        assert_eq!(cpu_in(&json, pointer), Value::Null, "{command:?}");
+    }
+}
+
+/// A file is for the machine that it is taken to.
+#[test]
+fn compile_does_not_choose_by_the_host() {
+    let json = ["compile", POLICY, "--format", "json", "--filter-only"];
+    let output = msrgate(&json, &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(talk(&output).contains("--cpu"), "{output:?}");
+    let output = msrgate(&json, &["--cpu", "AuthenticAMD:25:1"]);
+    assert!(output.status.success());
+    assert!(
+        talk(&output).contains("AuthenticAMD:25:0x1:0"),
+        "{output:?}"
+    );
+    let program = msrgate(&["compile", POLICY], &["--cpu", "AuthenticAMD:25:1"]);
+    assert_eq!(program.status.code(), Some(2), "{program:?}");
+}
+
+/// A misspelt vendor would be one of which no `[[when]]` speaks, under an allowing default all is allowed.
+#[test]
+fn a_misspelt_vendor_is_refused_by_every_command() {
+    let others = [&["compile", POLICY, "--format", "json", "--filter-only"][..]];
+    let commands = COMMANDS.iter().map(|(command, _)| *command).chain(others);
+    for command in commands {
+        for cpu in ["Intel:6:0x6a", "GenuineIntle:6:0x6a", "genuineintel:6:0x6a"] {
+            let output = msrgate(command, &["--cpu", cpu]);
+            assert_eq!(output.status.code(), Some(2), "{command:?}");
+            assert!(output.stdout.is_empty());
+            assert!(
+                talk(&output).contains("did you mean \"GenuineIntel\"?"),
+                "{output:?}"
+            );
+        }
+    }
+}
+
+/// The processors that `compile` offers are ones that it takes.
+#[test]
+fn every_offered_processor_is_taken() {
+    for policy in [POLICY, "tests/policies/cpus.toml"] {
+        let json = ["compile", policy, "--format", "json", "--filter-only"];
+        let offered = talk(&msrgate(&json, &[]));
+        let offered: Vec<_> = offered
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("--cpu "))
+            .collect();
+        assert!(offered.len() > 1, "{offered:?}");
+        for cpu in offered {
+            let output = msrgate(&json, &["--cpu", cpu.trim_matches('\'')]);
+            assert!(output.status.success(), "{cpu}: {output:?}");
+        }
+    }
+}
