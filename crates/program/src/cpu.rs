@@ -110,6 +110,17 @@ impl CpuPart {
 }
 
 impl Cpu {
+    /// The example of a program that does the same on every processor.
+    #[must_use]
+    pub fn any() -> Self {
+        Self {
+            vendor: "any".into(),
+            family: 0,
+            model: 0,
+            stepping: 0,
+        }
+    }
+
     /// The vendor of an example that stands for all vendors which nobody names.
     pub const OTHER_VENDOR: &str = "any other";
 }

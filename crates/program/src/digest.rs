@@ -4,8 +4,6 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
-use sha2::{Digest as _, Sha256};
-
 /// A SHA-256 of what a policy does, however it is written.
 ///
 /// It covers, for each way in which the `[[when]]`s hold, what happens to each of 2^32 MSRs in each
@@ -37,7 +35,7 @@ impl Digest {
     }
 
     pub(crate) fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
+        Self(hmac_sha256::Hash::hash(bytes))
     }
 }
 

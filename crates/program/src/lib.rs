@@ -14,6 +14,7 @@ extern crate alloc;
 
 mod action;
 pub mod answer;
+mod builder;
 mod cpu;
 mod diff;
 mod digest;
@@ -30,6 +31,7 @@ mod settings;
 mod shown;
 
 pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
+pub use builder::{BuildError, ProgramBuilder};
 pub use cpu::{Cpu, CpuPart, CpuSet, distinguished, told_apart};
 pub use diff::{
     Change, Difference, Direction, LogChange, SettingChange, changes, differences, setting_changes,

@@ -26,6 +26,15 @@ impl MsrRange {
         (first <= last).then_some(Self { first, last })
     }
 
+    /// The MSRs between two, both inside, in whichever order they are given.
+    #[must_use]
+    pub fn between(one: MsrIndex, other: MsrIndex) -> Self {
+        Self {
+            first: one.min(other),
+            last: one.max(other),
+        }
+    }
+
     /// One MSR.
     #[must_use]
     pub const fn one(index: MsrIndex) -> Self {
@@ -87,6 +96,12 @@ impl MsrRange {
     #[must_use]
     pub fn shared(self, other: Self) -> Option<Self> {
         Self::new(self.first.max(other.first), self.last.min(other.last))
+    }
+}
+
+impl From<MsrIndex> for MsrRange {
+    fn from(index: MsrIndex) -> Self {
+        Self::one(index)
     }
 }
 

@@ -3,11 +3,13 @@
 //! `docs/decisions/0008-program-format.md` has the layout.
 
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::vec;
 use alloc::vec::Vec;
 
 use msrgate_filter::{Access, ExitReason, Filter, MsrIndex, ReasonMask, Revision, Verdict};
 
+use crate::action::{Action, Device};
 use crate::cpu::{Cpu, CpuSet};
 use crate::digest::Digest;
 use crate::origin::FileId;
@@ -130,12 +132,7 @@ impl Program {
         let rules = from_filter::rules(&filter);
         let variants = vec![Variant {
             holds: Vec::new(),
-            example: Cpu {
-                vendor: "any".into(),
-                family: 0,
-                model: 0,
-                stepping: 0,
-            },
+            example: Cpu::any(),
             reasons: reasons(&settings, &rules),
             filter,
             rules,
@@ -208,6 +205,31 @@ impl Program {
         self.variants
             .iter()
             .position(|variant| variant.holds == holds)
+    }
+
+    /// The names of the VMM's own code that the program hands accesses to, each once, in order.
+    #[must_use]
+    pub fn handlers(&self) -> BTreeSet<&str> {
+        let named = |action| match action {
+            &Action::Handler(ref name) => Some(&**name),
+            _ => None,
+        };
+        self.actions().filter_map(named).collect()
+    }
+
+    /// The emulated devices that the program hands accesses to, each once.
+    #[must_use]
+    pub fn devices(&self) -> BTreeSet<Device> {
+        let asked = |action: &Action| match action {
+            Action::Device(device) => Some(*device),
+            _ => None,
+        };
+        self.actions().filter_map(asked).collect()
+    }
+
+    fn actions(&self) -> impl Iterator<Item = &Action> {
+        let rules = self.variants.iter().flat_map(|variant| variant.rules.all());
+        rules.map(|(_, rule)| rule.action)
     }
 
     /// The name of a text that the program was made from, without its folder. `None` if the number

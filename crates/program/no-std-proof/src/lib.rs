@@ -1,7 +1,10 @@
-//! The smallest host that `msrgate-filter` can have: no operating system, no std, an allocator over
-//! a fixed arena. It uses every part that allocates or computes, so that all of it is linked.
+//! The smallest host that `msrgate-program` and `msrgate-filter` can have: no operating system, no std, an
+//! allocator over a fixed arena. It uses every part that allocates or computes, so that all of it is linked.
 #![no_std]
 
+extern crate alloc;
+
+use alloc::sync::Arc;
 use core::alloc::{GlobalAlloc, Layout};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -9,8 +12,11 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
 use msrgate_filter::intercept::{PassThrough, SvmMap, VmxBitmap};
 use msrgate_filter::{
-    Access, Instruction, MsrIndex, RegisterMap, Revision, RunExit, SetCall, Verdict, Vm,
+    Access, Accesses, Exit, ExitReason, Instruction, MsrIndex, RegisterMap, Revision, RunExit, SetCall,
+    Verdict, Vm,
 };
+use msrgate_program::answer::{Responder, Step, VcpuState};
+use msrgate_program::{Cpu, Program, ProgramBuilder, differences, emit};
 
 const ARENA: usize = 1 << 20;
 
@@ -106,4 +112,51 @@ pub extern "C" fn msrgate_filter_guest_faults(bytes: &[u8; 4096], at: u64, index
     vcpu.set_gprs(gprs);
     let exit = vcpu.run(Instruction::Rdmsr);
     i32::from(matches!(exit, RunExit::GeneralProtection { .. }))
+}
+
+/// Decodes a program, and answers one read of a guest whose processor CPUID describes by these: its value,
+/// or -1 for a #GP, or -2 for bytes that are no program.
+#[unsafe(no_mangle)]
+pub extern "C" fn msrgate_program_answers(
+    bytes: &[u8; 4096],
+    vendor: &[u32; 3],
+    signature: u32,
+    index: u32,
+) -> i64 {
+    let Ok(program) = Program::decode(bytes) else {
+        return -2;
+    };
+    let cpu = Cpu::from_cpuid(*vendor, signature);
+    let Ok(responder) = Responder::new(Arc::new(program), &cpu) else {
+        return -2;
+    };
+    let mut state = VcpuState::new(&responder, |_| true);
+    let exit = Exit {
+        index: MsrIndex::new(index),
+        access: Access::Read,
+        data: 0,
+        reason: ExitReason::Filter,
+    };
+    match responder.respond(&mut state, &exit).step {
+        Step::Reply(reply) if reply.error == 0 => i64::try_from(reply.data).unwrap_or(-1),
+        _ => -1,
+    }
+}
+
+/// Builds a program that allows one register, writes it as a file and for C, and compares it with one that
+/// allows nothing: the number of changes, or -1.
+#[unsafe(no_mangle)]
+pub extern "C" fn msrgate_program_builds(index: u32) -> i64 {
+    let none = ProgramBuilder::new(Verdict::Deny).build();
+    let one = ProgramBuilder::new(Verdict::Deny)
+        .allow(MsrIndex::new(index), Accesses::Both)
+        .build();
+    let (Ok(none), Ok(one)) = (none, one) else {
+        return -1;
+    };
+    if one.encode().is_empty() || emit::c(&one.variants()[0]).is_empty() {
+        return -1;
+    }
+    let changes = differences(&none, &one, None);
+    changes.iter().map(|one| one.changes.len() as i64).sum()
 }

@@ -1,0 +1,312 @@
+//! A policy from code, without text and without names.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::panic::Location;
+
+use msrgate_filter::{Access, Accesses, Verdict, X2APIC};
+
+use crate::action::{Action, Emulated};
+use crate::answer::{Responder, ResponderError};
+use crate::layers::{Layers, resolve};
+use crate::msrs::MsrRange;
+use crate::origin::{EntryId, FileId, Line};
+use crate::pack::CompileError;
+use crate::program::{Program, ProgramSettings, ResolvedVariant};
+use crate::rules::Outcome;
+use crate::settings::{Log, Microcode, Mode, Unknown, UnknownAction};
+
+/// Makes a [`Program`] from calls. Of two calls that speak of the same access, the later one holds.
+///
+/// A rule's [`Origin`](crate::Origin) is the line of the source code that makes it.
+///
+/// # Examples
+/// ```
+/// use msrgate_filter::{Access, Accesses, MsrIndex, Verdict};
+/// use msrgate_program::{MsrRange, ProgramBuilder};
+///
+/// let efer = MsrIndex::new(0xc000_0080);
+/// let mtrrs = MsrRange::between(MsrIndex::new(0x200), MsrIndex::new(0x20f));
+/// let program = ProgramBuilder::new(Verdict::Deny)
+///     .allow(efer, Accesses::Both)
+///     .allow(mtrrs, Accesses::Read)
+///     .value(MsrIndex::new(0x17), 4 << 52)
+///     .build()?;
+/// let write = program.variants()[0].rule(MsrIndex::new(0x200), Access::Write);
+/// assert_eq!(write.action.word(), "deny");
+/// # Ok::<_, msrgate_program::BuildError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct ProgramBuilder {
+    settings: ProgramSettings,
+    default: Verdict,
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    msrs: MsrRange,
+    access: Access,
+    action: Action,
+    at: &'static Location<'static>,
+}
+
+impl ProgramBuilder {
+    /// A program that does `default` to every access. Refusals become events ([`Log::Denied`]).
+    #[must_use]
+    pub fn new(default: Verdict) -> Self {
+        Self {
+            settings: ProgramSettings::default(),
+            default,
+            entries: Vec::new(),
+        }
+    }
+
+    /// Names the program.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        self.settings.name = Some(name.into());
+        self
+    }
+
+    /// Sets whether refusals are carried out.
+    #[must_use]
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.settings.mode = mode;
+        self
+    }
+
+    /// Sets which accesses become events.
+    #[must_use]
+    pub fn log(mut self, log: Log) -> Self {
+        self.settings.log = log;
+        self
+    }
+
+    /// Sets what becomes of MSRs that KVM does not know.
+    #[must_use]
+    pub fn unknown(mut self, unknown: Unknown) -> Self {
+        self.settings.unknown = unknown;
+        self
+    }
+
+    /// Sets the microcode device up.
+    #[must_use]
+    pub fn microcode(mut self, microcode: Microcode) -> Self {
+        self.settings.microcode = Some(microcode);
+        self
+    }
+
+    /// Lets KVM handle these accesses.
+    #[must_use]
+    #[track_caller]
+    pub fn allow(self, msrs: impl Into<MsrRange>, accesses: Accesses) -> Self {
+        self.each(msrs.into(), accesses, &Action::Allow)
+    }
+
+    /// Refuses these accesses with #GP.
+    #[must_use]
+    #[track_caller]
+    pub fn deny(self, msrs: impl Into<MsrRange>, accesses: Accesses) -> Self {
+        self.each(msrs.into(), accesses, &Action::Deny)
+    }
+
+    /// Gives this value to reads.
+    #[must_use]
+    #[track_caller]
+    pub fn value(self, msrs: impl Into<MsrRange>, value: u64) -> Self {
+        self.each(msrs.into(), Accesses::Read, &Action::Value(value))
+    }
+
+    /// Has writes succeed and do nothing.
+    #[must_use]
+    #[track_caller]
+    pub fn ignore(self, msrs: impl Into<MsrRange>) -> Self {
+        self.each(msrs.into(), Accesses::Write, &Action::Ignore)
+    }
+
+    /// Puts a register in user space, one for each vCPU, in the place of each of these MSRs.
+    #[must_use]
+    #[track_caller]
+    pub fn register(self, msrs: impl Into<MsrRange>, register: Emulated) -> Self {
+        self.each(msrs.into(), Accesses::Both, &Action::Register(register))
+    }
+
+    /// Hands these accesses to the VMM's own code of this name.
+    #[must_use]
+    #[track_caller]
+    pub fn handler(
+        self,
+        msrs: impl Into<MsrRange>,
+        accesses: Accesses,
+        name: impl Into<Arc<str>>,
+    ) -> Self {
+        self.each(msrs.into(), accesses, &Action::Handler(name.into()))
+    }
+
+    /// Does this to accesses of one direction: for the actions that have no method of their own.
+    #[must_use]
+    #[track_caller]
+    pub fn action(self, msrs: impl Into<MsrRange>, access: Access, action: Action) -> Self {
+        let accesses = match access {
+            Access::Read => Accesses::Read,
+            Access::Write => Accesses::Write,
+        };
+        self.each(msrs.into(), accesses, &action)
+    }
+
+    /// Packs the program into a filter, and compares the filter with what was said over all 2^32 MSRs in
+    /// both directions.
+    ///
+    /// # Errors
+    /// A call cannot be kept, or the program does not fit a filter.
+    pub fn build(self) -> Result<Program, BuildError> {
+        self.check()?;
+        let (files, lines) = self.places();
+        let example = crate::Cpu::any();
+        let variant = ResolvedVariant {
+            holds: Vec::new(),
+            example: example.clone(),
+            rules: resolve(&self, lines),
+        };
+        let program = Program::new(
+            self.settings,
+            files,
+            Vec::new(),
+            self.default,
+            Vec::from([variant]),
+        );
+        let program = Arc::new(program.map_err(BuildError::Compile)?);
+        Responder::new(Arc::clone(&program), &example).map_err(BuildError::Responder)?;
+        Ok(Arc::unwrap_or_clone(program))
+    }
+
+    #[track_caller]
+    fn each(mut self, msrs: MsrRange, accesses: Accesses, action: &Action) -> Self {
+        let at = Location::caller();
+        for access in Access::ALL {
+            if accesses.contain(access) {
+                self.entries.push(Entry {
+                    msrs,
+                    access,
+                    action: action.clone(),
+                    at,
+                });
+            }
+        }
+        self
+    }
+
+    fn check(&self) -> Result<(), BuildError> {
+        for entry in &self.entries {
+            if !entry.action.is_for(entry.access) {
+                return Err(BuildError::Direction {
+                    action: entry.action.word(),
+                    access: entry.access,
+                });
+            }
+            if entry.msrs.first() <= *X2APIC.end() && *X2APIC.start() <= entry.msrs.last() {
+                return Err(BuildError::X2apic(entry.msrs));
+            }
+        }
+        let unknown = &self.settings.unknown;
+        let answers = [unknown.read, unknown.write] != [UnknownAction::Deny; 2];
+        if answers && self.default == Verdict::Deny {
+            return Err(BuildError::Unknown);
+        }
+        Ok(())
+    }
+
+    /// The files of source code that calls stand in, and the line of each call.
+    fn places(&self) -> (Vec<Box<str>>, Arc<[Line]>) {
+        let mut files = Vec::new();
+        let mut numbers = BTreeMap::new();
+        let lines = self.entries.iter().map(|entry| {
+            let file = *numbers.entry(entry.at.file()).or_insert_with(|| {
+                files.push(entry.at.file().into());
+                FileId::new(u32::try_from(files.len() - 1).unwrap_or(u32::MAX))
+            });
+            let number = entry.at.line();
+            Line { file, number }
+        });
+        let lines = lines.collect();
+        (files, lines)
+    }
+}
+
+/// The later of two calls holds.
+impl Layers for ProgramBuilder {
+    fn ranges(&self, access: Access) -> impl Iterator<Item = (EntryId, MsrRange)> {
+        let numbered = self.entries.iter().enumerate();
+        let spoken = numbered.filter(move |(_, entry)| entry.access == access);
+        spoken.map(|(number, entry)| (EntryId::new(number), entry.msrs))
+    }
+
+    fn rank(&self, entry: EntryId) -> u64 {
+        u64::MAX - entry.number() as u64
+    }
+
+    fn outcome(&self, entry: EntryId, _: Access) -> Option<Outcome> {
+        let entry = self.entries.get(entry.number())?;
+        Some(Outcome {
+            action: entry.action.clone(),
+            log: self.settings.log,
+        })
+    }
+
+    fn default(&self) -> Outcome {
+        let action = match self.default {
+            Verdict::Allow => Action::Allow,
+            Verdict::Deny => Action::Deny,
+        };
+        Outcome {
+            action,
+            log: self.settings.log,
+        }
+    }
+}
+
+/// Why calls became no program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The action cannot happen to accesses of this direction.
+    Direction {
+        /// The word for the action.
+        action: &'static str,
+        /// The direction.
+        access: Access,
+    },
+    /// The range has x2APIC registers in it, which KVM never filters (S3.1).
+    X2apic(MsrRange),
+    /// Unknown MSRs are to be answered under a default that refuses them first (S5.1).
+    Unknown,
+    /// The program does not fit a filter.
+    Compile(CompileError),
+    /// The answers cannot be given.
+    Responder(ResponderError),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direction { action, access } => {
+                write!(f, "the action `{action}` does not apply to a {access}")
+            }
+            Self::X2apic(msrs) => write!(
+                f,
+                "{msrs} contains x2APIC registers (0x800..=0x8ff), which KVM never filters (S3.1); leave them out"
+            ),
+            Self::Unknown => f.write_str(
+                "`unknown` has no effect under the default deny, since a refused access is never looked up (S5.1); use the default allow",
+            ),
+            Self::Compile(error) => fmt::Display::fmt(error, f),
+            Self::Responder(error) => fmt::Display::fmt(error, f),
+        }
+    }
+}
+
+impl core::error::Error for BuildError {}

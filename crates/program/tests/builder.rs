@@ -1,0 +1,145 @@
+//! Programs from code.
+
+use msrgate_filter::{Access, Accesses, MsrIndex, Verdict};
+use msrgate_policy::{NoIncludes, Source, compile, parse};
+use msrgate_program::{
+    Action, BuildError, Device, Emulated, Mask, Microcode, MsrRange, Origin, Outside, Program,
+    ProgramBuilder, Unknown, UnknownAction, Update,
+};
+
+const fn msr(index: u32) -> MsrIndex {
+    MsrIndex::new(index)
+}
+
+fn from_text(text: &str) -> Program {
+    let resolved = parse(&Source::new("test.toml", text), &mut NoIncludes).expect(text);
+    compile(resolved).unwrap().into_program()
+}
+
+#[test]
+fn builder_and_language_make_programs_of_one_digest() {
+    let low = Emulated {
+        reset: 5,
+        mask: Mask {
+            bits: 0xff,
+            outside: Outside::Deny,
+        },
+    };
+    let built = ProgramBuilder::new(Verdict::Deny)
+        .allow(MsrRange::between(msr(0x20f), msr(0x200)), Accesses::Read)
+        .allow(msr(0x205), Accesses::Both)
+        .value(msr(0x17), 7)
+        .ignore(msr(0x17))
+        .register(msr(0x150), low)
+        .handler(msr(0x34), Accesses::Read, "smi")
+        .action(msr(0x34), Access::Write, Action::Kill)
+        .action(msr(0xc000_0082), Access::Write, Action::Pin)
+        .build()
+        .unwrap();
+    let text = r#"
+policy = 1
+default = "deny"
+[msrs]
+"0x200..=0x20f" = "r"
+0x205 = "rw"
+0x17 = { read = { value = 7 }, write = "ignore" }
+0x34 = { read = { handler = "smi" }, write = "kill" }
+0xc0000082 = { read = "deny", write = "pin" }
+[msrs.0x150]
+register = { reset = 5, mask = 0xff }
+"#;
+    assert_eq!(built.digest(), from_text(text).digest());
+    assert_eq!(Program::decode(&built.encode()), Ok(built.clone()));
+    assert_eq!(Vec::from_iter(built.handlers()), ["smi"]);
+    assert!(built.devices().is_empty());
+}
+
+#[test]
+fn later_call_holds_and_names_its_line_of_source() {
+    let built = ProgramBuilder::new(Verdict::Allow)
+        .deny(MsrRange::between(msr(0x10), msr(0x1f)), Accesses::Both)
+        .allow(msr(0x12), Accesses::Both)
+        .deny(MsrRange::between(msr(0x12), msr(0x13)), Accesses::Write)
+        .build()
+        .unwrap();
+    let variant = &built.variants()[0];
+    let word = |index, access| variant.rule(msr(index), access).action.word();
+    assert_eq!(word(0x12, Access::Read), "allow");
+    assert_eq!(word(0x12, Access::Write), "deny");
+    assert_eq!(word(0x13, Access::Read), "deny");
+    let rule = variant.rule(msr(0x12), Access::Write);
+    let Origin::Line(line) = variant.rules().origin(rule.by) else {
+        panic!("a line of this file");
+    };
+    assert_eq!(built.file(line.file), Some("builder.rs"));
+    let source = include_str!("builder.rs").lines();
+    let at = source.into_iter().nth(line.number as usize - 1).unwrap();
+    assert!(
+        at.contains(".deny(MsrRange::between(msr(0x12), msr(0x13))"),
+        "{at}"
+    );
+}
+
+#[test]
+fn call_that_cannot_be_kept_is_an_error() {
+    let deny = || ProgramBuilder::new(Verdict::Deny);
+    let wrong = |builder: ProgramBuilder| builder.build().unwrap_err().to_string();
+    let ignored = Unknown {
+        read: UnknownAction::Deny,
+        write: UnknownAction::Ignore,
+        log: None,
+    };
+    let clusters = (0..17).fold(deny(), |builder, number| {
+        builder.allow(msr(number * 0x10_0000), Accesses::Both)
+    });
+    let errors = [
+        wrong(deny().action(msr(0x10), Access::Read, Action::Ignore)),
+        wrong(deny().allow(MsrRange::between(msr(0x7ff), msr(0x900)), Accesses::Both)),
+        wrong(deny().unknown(ignored)),
+        wrong(deny().action(msr(0xc000_0080), Access::Write, Action::Pin)),
+        wrong(deny().action(msr(0x79), Access::Write, Action::Device(Device::Microcode))),
+        wrong(deny().allow(MsrIndex::MAX, Accesses::Both)),
+        wrong(clusters),
+    ];
+    insta::assert_snapshot!(errors.join("\n"));
+}
+
+#[test]
+fn device_that_is_set_up_is_listed() {
+    let microcode = Microcode {
+        revision: 7,
+        update: Update::Ignore,
+    };
+    let built = ProgramBuilder::new(Verdict::Deny)
+        .microcode(microcode)
+        .action(msr(0x79), Access::Write, Action::Device(Device::Microcode))
+        .build()
+        .unwrap();
+    assert_eq!(Vec::from_iter(built.devices()), [Device::Microcode]);
+    assert!(built.handlers().is_empty());
+}
+
+#[test]
+fn errors_of_a_builder_each_have_a_message() {
+    let examples = [
+        BuildError::Direction {
+            action: "ignore",
+            access: Access::Read,
+        },
+        BuildError::X2apic(MsrRange::one(msr(0x800))),
+        BuildError::Unknown,
+        BuildError::Compile(msrgate_program::CompileError::Pack(
+            msrgate_program::PackError::LastMsr,
+        )),
+        BuildError::Responder(msrgate_program::answer::ResponderError::NoDevice(
+            Device::Microcode,
+        )),
+    ];
+    let source = include_str!("../src/builder.rs");
+    insta::assert_snapshot!(msrgate_testing::messages::messages(
+        source,
+        "BuildError",
+        &examples,
+        |_| None
+    ));
+}
