@@ -6,7 +6,7 @@ use miette::SourceSpan;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Reader;
+use super::{MAX_MISTAKES, Reader};
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::source::quoted;
 
@@ -21,11 +21,12 @@ impl Reader<'_> {
     pub(super) fn not_toml(&mut self, errors: &[toml::de::Error]) {
         let (again, others): (Vec<_>, Vec<_>) =
             errors.iter().partition(|error| error.message() == MESSAGE);
-        for error in others {
+        for error in others.into_iter().take(MAX_MISTAKES) {
             let span = error.span().unwrap_or_default().into();
             self.wrong(self.at(span), Wrong::Syntax(error.message().to_owned()));
         }
-        let again: Vec<_> = again.iter().filter_map(|error| error.span()).collect();
+        let again = again.iter().filter_map(|error| error.span());
+        let again: Vec<_> = again.take(MAX_MISTAKES).collect();
         // Finding the first of each takes reading the text once more.
         if again.is_empty() {
             return;
@@ -43,7 +44,7 @@ impl Reader<'_> {
             };
             let second = Label::saying(at, "and again here".to_owned());
             let first = first.map(|first| Label::saying(first, "here".to_owned()));
-            self.mistakes.push(Mistake {
+            self.mistake(Mistake {
                 wrong,
                 places: [second].into_iter().chain(first).collect(),
             });
