@@ -36,9 +36,12 @@ pub(super) fn run(args: &CompileArgs, out: &mut dyn Write) -> Result<Answer, Fai
 /// The one variant that is meant.
 fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p ProgramVariant, Failure> {
     match (program.variants(), &args.cpu.cpu) {
-        (_, Some(cpu)) => program
-            .on(cpu)
-            .ok_or_else(|| Failure::Refused(format!("{}: says nothing of {cpu}", args.policy))),
+        (_, Some(cpu)) => program.on(cpu).ok_or_else(|| {
+            Failure::Refused(format!(
+                "{}: says nothing of {cpu}",
+                load::shown(&args.policy)
+            ))
+        }),
         ([only], None) => Ok(only),
         (several, None) => {
             // Ready for a shell: the vendor that stands for all others has a space.
@@ -49,7 +52,7 @@ fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p ProgramVa
             let examples = several.iter().map(example);
             Err(Failure::Usage(format!(
                 "{} is {} filters, by processor, and this format holds one; say which{}",
-                args.policy,
+                load::shown(&args.policy),
                 several.len(),
                 examples.collect::<String>()
             )))
@@ -69,7 +72,7 @@ fn keeps_all(
     let unsaid: Vec<_> = unsaid.iter().map(ToString::to_string).collect();
     Err(Failure::Refused(format!(
         "{}: a filter does not carry {}; compile a program, or say --filter-only to go without",
-        args.policy,
+        load::shown(&args.policy),
         unsaid.join(", nor ")
     )))
 }
