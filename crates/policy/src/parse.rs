@@ -33,9 +33,9 @@ pub const MAX_BYTES: usize = 16 << 20;
 /// The most files a policy may have, itself among them, each counted once. No `include` may name more.
 pub const MAX_FILES: usize = 256;
 
-/// The most tokens of TOML a policy may have, those of its includes, blanks and comments among them.
-/// A token takes its parser up to about 100 bytes of memory.
-pub const MAX_TOKENS: usize = 6_000_000;
+/// The most tokens of TOML a policy may have, those of its includes, comments and ends of lines among
+/// them. A token takes the parser up to about 200 bytes of memory.
+pub const MAX_TOKENS: usize = 5_000_000;
 
 /// The most tables and lists a policy may have, those of its includes among them, and every dot of a
 /// key, which makes a table too. A table takes up to about 1,200 bytes of memory.
@@ -151,7 +151,7 @@ impl<'i> Reader<'i> {
             self.wrong_as_a_whole(Wrong::NotAPolicy { line });
             return;
         }
-        self.not_toml(&errors);
+        self.not_toml(text, &errors);
         way.push(id);
         self.document(document.get_ref(), errors.is_empty(), way);
         way.pop();

@@ -143,7 +143,7 @@ fn entries(policy: &Policy, overrides: &Overrides, when: Option<WhenId>) -> Vec<
     // An entry of the same `[[when]]`, or of none either, is there wherever this one would be.
     let is_gone = |id: EntryId| {
         let mut by = overrides.of_entry(id);
-        by.any(|by| by == policy.entry(id).when)
+        by.any(|by| policy.entry(by).when == policy.entry(id).when)
     };
     let mut said = HashSet::new();
     let mut entries = Vec::new();

@@ -1,6 +1,6 @@
 //! Entries that take the place of others: `override = true`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use crate::msrs::MsrSet;
 use crate::policy::{EntryId, Policy, Replaces, SourceId, When, WhenId};
@@ -35,9 +35,10 @@ pub(crate) enum Effect {
 /// The entries of a policy that are overridden, and those that override.
 #[derive(Default)]
 pub(crate) struct Overrides {
-    /// By overridden entry, the `[[when]]`s of those that replace it, once each; `None` are those
-    /// that hold on every processor.
-    replaced: HashMap<EntryId, Box<[Option<WhenId>]>>,
+    /// By overridden entry, its place in `replacing`.
+    replaced: HashMap<EntryId, usize>,
+    /// Of the entries that replace some entries, one for each file and `[[when]]`.
+    replacing: Vec<Box<[EntryId]>>,
     /// By entry that overrides another.
     effects: HashMap<EntryId, Effect>,
 }
@@ -74,25 +75,27 @@ impl Overrides {
         let overriding = || homes.iter().filter(|(_, one)| !one.overriding.is_empty());
         let mut effects = BTreeMap::<Home, Effect>::new();
         for (home, below) in homes {
-            let replacing = overriding().filter(|(by, _)| may_replace(policy, alike, **by, *home));
-            let by: Vec<Home> = replacing.map(|(by, _)| *by).collect();
-            let whens: BTreeSet<_> = by.iter().map(|by| by.when).collect();
-            let whens: Box<[_]> = whens.into_iter().collect();
-            if whens.is_empty() {
+            let by: Vec<Home> = overriding()
+                .map(|(by, _)| *by)
+                .filter(|by| may_replace(policy, alike, *by, *home))
+                .collect();
+            if by.is_empty() {
                 continue;
             }
             // Only an entry of the same `[[when]]`, or of none either, is there wherever this one is.
-            let effect = if whens.contains(&home.when) {
+            let effect = if by.iter().any(|by| by.when == home.when) {
                 Effect::ForGood
             } else {
                 Effect::OnSome
             };
+            let first = |by: &Home| homes[by].overriding.first().copied();
+            self.replacing.push(by.iter().filter_map(first).collect());
+            let place = self.replacing.len() - 1;
+            self.replaced
+                .extend(below.all.iter().map(|id| (*id, place)));
             for by in by {
                 let most = effects.entry(by).or_insert(effect);
                 *most = effect.max(*most);
-            }
-            for id in &below.all {
-                self.replaced.insert(*id, whens.clone());
             }
         }
         for (by, entries) in overriding() {
@@ -103,10 +106,10 @@ impl Overrides {
         }
     }
 
-    /// The `[[when]]`s of the entries that replace this one; `None` are those that hold on every
-    /// processor.
-    pub(crate) fn of_entry(&self, id: EntryId) -> impl Iterator<Item = Option<WhenId>> {
-        self.replaced.get(&id).into_iter().flatten().copied()
+    /// Of the entries that replace this one, one for each file and `[[when]]`.
+    pub(crate) fn of_entry(&self, id: EntryId) -> impl Iterator<Item = EntryId> {
+        let replacing = self.replaced.get(&id).map(|&place| &self.replacing[place]);
+        replacing.into_iter().flatten().copied()
     }
 
     /// The effect of this entry on others, if it replaces any.

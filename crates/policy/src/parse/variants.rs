@@ -9,7 +9,7 @@ use super::overrides::Overrides;
 use crate::action::{Action, Comparison};
 use crate::cpu::{Cpu, distinguished, told_apart};
 use crate::mistake::{Label, Mistake, Wrong};
-use crate::policy::{Entry, EntryId, Firmness, Log, Policy, Replaces, WhenId};
+use crate::policy::{Entry, EntryId, Firmness, Log, Policy, Replaces};
 use crate::registers;
 use crate::source::quoted;
 use crate::table::{Said, Segment, Table};
@@ -37,11 +37,15 @@ pub(crate) fn variants(policy: &Policy) -> Vec<Active> {
     let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
     let overrides = Overrides::of(policy);
     let active = |(holds, example): (Vec<bool>, Cpu)| {
-        let is_active = |when: Option<WhenId>| when.is_none_or(|when| holds[when.number()]);
+        let is_active = |id: &EntryId| {
+            let when = policy.entry(*id).when;
+            when.is_none_or(|when| holds[when.number()])
+        };
+        let is_overridden = |id: EntryId| overrides.of_entry(id).any(|by| is_active(&by));
         let entries = policy
             .ids()
-            .filter(|id| is_active(policy.entry(*id).when))
-            .filter(|id| !overrides.of_entry(*id).any(is_active))
+            .filter(is_active)
+            .filter(|id| !is_overridden(*id))
             .collect();
         Active {
             holds,

@@ -86,7 +86,7 @@ impl Reader<'_> {
             _ => Vec::from_iter(self.string(item).map(|name| (name, item.span()))),
         };
         for &(name, span) in &names {
-            if name.len() != CPUID_NAME {
+            if name.len() != CPUID_NAME && !self.has_enough_mistakes() {
                 let help = one_of(name, &words::VENDORS, '"');
                 let name = quoted(name);
                 self.wrong(self.at(span), Wrong::NoVendor { name, help });
