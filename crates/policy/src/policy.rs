@@ -62,7 +62,7 @@ impl SourceSet {
         word.is_some_and(|word| word >> (id.number() % 64) & 1 == 1)
     }
 
-    fn len(&self) -> u32 {
+    pub(crate) fn len(&self) -> u32 {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
 }

@@ -135,3 +135,128 @@ fn first_alike(policy: &Policy) -> Vec<WhenId> {
     let first = |one: &When| policy.whens.iter().position(|first| first.cpus == one.cpus);
     whens.filter_map(first).map(WhenId::new).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::mistake::Wrong;
+    use crate::parse::{IncludeError, Includes, Reader};
+    use crate::policy::Entry;
+    use crate::source::Source;
+
+    /// `b.toml` includes `c.toml`.
+    struct Files([String; 2]);
+
+    impl Includes for Files {
+        fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
+            Ok(Source::new(path, &self.0[usize::from(path == "c.toml")]))
+        }
+    }
+
+    /// The rule as the reference has it, for two entries.
+    fn replaces(policy: &Policy, by: &Entry, entry: &Entry) -> bool {
+        let cpus = |one: &Entry| {
+            one.when
+                .map(|when| policy.whens[when.number()].cpus.clone())
+        };
+        let is_included = policy.below[by.source().number()].contains(&entry.source());
+        let is_general = by.when.is_some() && entry.when.is_none();
+        by.replaces == Replaces::Included
+            && by.msrs == entry.msrs
+            && (is_included && (cpus(by) == cpus(entry) || is_general)
+                || is_general && by.source() == entry.source())
+    }
+
+    /// For each entry by the rule alone: where the entries stand that replace it, and whether an
+    /// entry that it replaces still holds somewhere.
+    fn by_the_rule(policy: &Policy, id: EntryId) -> (Vec<Home>, Option<Effect>) {
+        let home = |id: EntryId| {
+            let (source, when) = (policy.entry(id).source(), policy.entry(id).when);
+            Home { source, when }
+        };
+        let replacing = |id: EntryId| -> Vec<Home> {
+            let entry = policy.entry(id);
+            let all = policy
+                .ids()
+                .filter(|by| replaces(policy, policy.entry(*by), entry));
+            let mut homes: Vec<_> = all.map(home).collect();
+            homes.sort();
+            homes.dedup();
+            homes
+        };
+        let of_replaced = |other: EntryId| {
+            let is_there = |by: &Home| by.when == policy.entry(other).when;
+            if replacing(other).iter().any(is_there) {
+                Effect::ForGood
+            } else {
+                Effect::OnSome
+            }
+        };
+        let own = policy.entry(id);
+        let replaced = policy
+            .ids()
+            .filter(|other| replaces(policy, own, policy.entry(*other)));
+        (replacing(id), replaced.map(of_replaced).max())
+    }
+
+    /// The entries of a text and of its `[[when]]`s. Those of one MSR say the same, so that only what
+    /// overrides nothing is a mistake.
+    fn text(head: &str, entries: &[(usize, u32, bool)]) -> String {
+        const CPUS: [&str; 2] = ["{ model = 1 }", "{ model = 2 }"];
+        let mut text = head.to_owned();
+        for when in 0..3 {
+            match when {
+                0 => text.push_str("[msrs]\n"),
+                _ => _ = writeln!(text, "[[when]]\ncpu = {}\n[when.msrs]", CPUS[when - 1]),
+            }
+            let own = entries.iter().filter(|(at, ..)| *at == when);
+            let mut keys = std::collections::BTreeSet::new();
+            for (_, msr, overrides) in own.filter(|(_, msr, _)| keys.insert(*msr)) {
+                // Two spellings of each MSR.
+                let spelling = ["0x1", "0x01"][usize::from(*msr >= 2)];
+                let _ = writeln!(
+                    text,
+                    "{spelling}{} = {{ read = 'allow', write = 'deny', override = {overrides} }}",
+                    msr % 2
+                );
+            }
+        }
+        text
+    }
+
+    proptest! {
+        #[test]
+        fn overrides_are_those_of_the_rule(
+            entries in prop::collection::vec(
+                prop::collection::vec((0_usize..3, 0_u32..4, any::<bool>()), 0..9), 3
+            ),
+        ) {
+            let heads = [
+                "policy = 1\ndefault = 'deny'\ninclude = ['b.toml', 'c.toml']\n",
+                "policy = 1\ninclude = ['c.toml']\n",
+                "policy = 1\n",
+            ];
+            let [own, b, c] = [0, 1, 2].map(|file| text(heads[file], &entries[file]));
+            let mut files = Files([b, c]);
+            let mut reader = Reader::new(Some(&mut files));
+            reader.read(&Source::new("a.toml", &own), &mut Vec::new());
+            // An override of nothing is a mistake, and no matter here.
+            let policy = reader.finish_without(|wrong| matches!(wrong, Wrong::OverridesNothing(_)));
+            let policy = policy.expect("no other mistake");
+            let overrides = Overrides::of(&policy);
+            for id in policy.ids() {
+                let mut homes: Vec<_> = overrides
+                    .of_entry(id)
+                    .map(|by| (policy.entry(by).source(), policy.entry(by).when))
+                    .map(|(source, when)| Home { source, when })
+                    .collect();
+                homes.sort();
+                prop_assert_eq!((homes, overrides.effect(id)), by_the_rule(&policy, id));
+            }
+        }
+    }
+}
