@@ -322,28 +322,11 @@ impl Wrong {
             Self::MissingKey { help, .. }
             | Self::DeviceElsewhere { help, .. }
             | Self::Conflict { help, .. } => help,
-            Self::TooLong { .. }
-            | Self::TooMany {
-                what: "entries", ..
-            } => "name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`",
+            Self::TooLong { .. } => SINGLE_MSRS,
+            Self::TooMany { what, .. } => fewer(what),
             Self::NotAPolicy { .. } => {
-                "write `policy = 1` at its top; until then no message shows any of its text, which may be another's secret"
+                "write `policy = 1` at its top; until then no message shows any of its text, which may be a secret"
             }
-            Self::TooMany {
-                what: "tokens of TOML",
-                ..
-            } => {
-                "name ranges instead of single MSRs, and take out comments that stand at each entry"
-            }
-            Self::TooMany {
-                what: "tables and lists",
-                ..
-            } => "write entries as words: `0x10 = \"rw\"` takes no table",
-            Self::TooMany { what: "files", .. } => "join files that are included together",
-            Self::TooMany {
-                what: "names in an `include`",
-                ..
-            } => "name each file once",
             Self::LongLine { .. } => "write one entry a line",
             Self::UnknownVersion(_) => "this msrgate knows `policy = 1`; a newer one may know more",
             Self::BadNumber { .. } => {
@@ -382,6 +365,29 @@ impl Wrong {
             _ => return None,
         };
         Some(plain.to_owned())
+    }
+}
+
+const SINGLE_MSRS: &str = "name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`";
+
+/// The way to have fewer of them.
+fn fewer(what: &str) -> &'static str {
+    match what {
+        "tokens of TOML" => {
+            "name ranges instead of single MSRs, and write comments above paragraphs, not at each entry"
+        }
+        "tables and lists" => "write entries as words: `0x10 = \"rw\"` takes no table",
+        "files" => "join files that are always included together",
+        "names in an `include`" => "name each file once",
+        "groups" => "name each group once, or write the ranges that are meant",
+        "whens" => "join `[[when]]`s that say the same: each part of `cpu` may be a list",
+        "processors that its `when`s tell apart" => {
+            "write ranges of families, models and steppings instead of single ones"
+        }
+        "ways in which its `when`s hold" => {
+            "let fewer `[[when]]`s hold on the same processors: write one for each kind of processor"
+        }
+        _ => SINGLE_MSRS,
     }
 }
 

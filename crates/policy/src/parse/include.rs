@@ -80,7 +80,9 @@ impl Reader<'_> {
             Wrong::Unreadable { path, why }
         };
         if way.len() >= MAX_DEPTH {
-            let why = format!("includes lie more than {MAX_DEPTH} deep");
+            let why = format!(
+                "includes lie more than {MAX_DEPTH} deep; include it from a file that is nearer to the policy"
+            );
             self.wrong(at, unreadable(why));
             return None;
         }
