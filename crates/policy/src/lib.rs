@@ -96,7 +96,8 @@ pub use msrs::{MsrRange, MsrSet};
 pub use pack::{Colour, PackError, Window};
 #[cfg(feature = "parse")]
 pub use parse::{
-    IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_LINE, NoIncludes, parse,
+    IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TABLES,
+    MAX_TOKENS, NoIncludes, parse,
 };
 #[cfg(feature = "parse")]
 pub use points::points;

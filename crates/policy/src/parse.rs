@@ -5,7 +5,9 @@ mod duplicate;
 mod entry;
 mod include;
 mod keys;
+mod overrides;
 mod settings;
+mod size;
 mod value;
 mod variants;
 mod when;
@@ -15,18 +17,31 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::mistake::{Label, Mistake, Mistakes, Wrong};
-use crate::policy::{At, Entry, Policy, SourceId, When};
-use crate::shown::is_shown;
+use crate::policy::{At, Entry, Policy, SourceId, SourceSet, When};
+use crate::shown::{is_shown, quoted};
 use crate::source::Source;
 
 pub use include::{IncludeError, Includes, NoIncludes};
+pub(crate) use overrides::{Effect, Overrides};
 use settings::Said;
+use size::Size;
 use value::items;
 pub(crate) use value::one_of;
-pub(crate) use variants::{overridden, variants};
+pub(crate) use variants::variants;
 
-/// The most bytes a policy may have, its includes not counted: 16 MiB.
+/// The most bytes a policy may have, those of its includes among them: 16 MiB.
 pub const MAX_BYTES: usize = 16 << 20;
+
+/// The most files a policy may have, itself among them, each counted once. No `include` may name more.
+pub const MAX_FILES: usize = 256;
+
+/// The most tokens of TOML a policy may have, those of its includes, comments and ends of lines among
+/// them. A token takes the parser up to about 200 bytes of memory.
+pub const MAX_TOKENS: usize = 5_000_000;
+
+/// The most tables and lists a policy may have, those of its includes among them, and every dot of a
+/// key, which makes a table too. A table takes up to about 1,200 bytes of memory.
+pub const MAX_TABLES: usize = 500_000;
 
 /// The most bytes a line of a policy may have, so that a message can quote it.
 pub const MAX_LINE: usize = 4096;
@@ -50,8 +65,10 @@ pub const MAX_DEPTH: usize = 8;
 ///
 /// # Errors
 /// All mistakes, with their places: bad TOML, unknown keys, words and names, includes that cannot
-/// be read, entries that overlap and disagree, answers that cannot be given. Text over
-/// [`MAX_BYTES`], with a line over [`MAX_LINE`] or with more than [`MAX_ENTRIES`] is refused unread.
+/// be read, entries that overlap and disagree, answers that cannot be given. Texts over
+/// [`MAX_BYTES`], [`MAX_TOKENS`] or [`MAX_TABLES`], with a line over [`MAX_LINE`], with more than
+/// [`MAX_ENTRIES`], or in more than [`MAX_FILES`] are refused unread. Of a text that does not say
+/// `policy = 1`, or another number, nothing is quoted.
 pub fn parse(source: &Source, includes: &mut dyn Includes) -> Result<Policy, Box<Mistakes>> {
     let mut reader = Reader::new(Some(includes));
     reader.read(source, &mut Vec::new());
@@ -89,8 +106,11 @@ struct Reader<'i> {
     sources: Vec<Source>,
     /// The text that is being read.
     current: SourceId,
-    /// Which texts each text includes, in one step or more.
-    below: Vec<Vec<SourceId>>,
+    /// The place of the include that led to the current text.
+    entrance: Option<At>,
+    /// The texts that each text includes, in one step or more.
+    below: Vec<SourceSet>,
+    size: Size,
     said: Vec<Said>,
     whens: Vec<When>,
     entries: Vec<Entry>,
@@ -104,7 +124,9 @@ impl<'i> Reader<'i> {
             includes,
             sources: Vec::new(),
             current: SourceId::new(0),
+            entrance: None,
             below: Vec::new(),
+            size: Size::default(),
             said: Vec::new(),
             whens: Vec::new(),
             entries: Vec::new(),
@@ -117,30 +139,36 @@ impl<'i> Reader<'i> {
     fn read(&mut self, source: &Source, way: &mut Vec<SourceId>) {
         let id = SourceId::new(self.sources.len());
         self.sources.push(source.clone());
-        self.below.push(Vec::new());
+        self.below.push(SourceSet::default());
         self.said.push(Said::default());
         self.current = id;
         if !self.has_readable_size(source) {
             return;
         }
+        let text = size::to_the_last_mistake(source.text());
+        let (document, errors) = DeTable::parse_recoverable(text);
+        if !says_it_is_a_policy(document.get_ref(), &errors) {
+            let first = errors.first().and_then(toml::de::Error::span);
+            let line = first.map(|span| source.place(span.into()).line);
+            self.wrong_as_a_whole(Wrong::NotAPolicy { line });
+            return;
+        }
+        self.not_toml(text, &errors);
         self.hidden(source);
-        let (document, errors) = DeTable::parse_recoverable(source.text());
-        let is_toml = errors.is_empty();
-        self.not_toml(&errors);
         way.push(id);
-        self.document(document.get_ref(), is_toml, way);
+        self.document(document.get_ref(), errors.is_empty(), way);
         way.pop();
     }
 
     /// Beyond a limit is a mistake of the whole text, which is then not looked at.
     fn has_readable_size(&mut self, source: &Source) -> bool {
-        let before = self.mistakes.len();
-        let bytes = source.text().len();
-        if bytes > MAX_BYTES {
-            let limit = MAX_BYTES;
-            self.wrong_as_a_whole(Wrong::TooLong { bytes, limit });
+        if let Err(wrong) = self.size.add(source.text()) {
+            // What is beyond the limit for all texts is not looked at in any other.
+            self.includes = None;
+            self.wrong_as_a_whole(wrong);
             return false;
         }
+        let before = self.mistakes.len();
         for (line, bytes) in source.lines_over(MAX_LINE) {
             let limit = MAX_LINE;
             self.wrong_as_a_whole(Wrong::LongLine { line, bytes, limit });
@@ -175,13 +203,9 @@ impl<'i> Reader<'i> {
         if let Some(&item) = items.iter().find(|item| item.key.text == "include") {
             self.include(item, way);
         }
-        let mut has_version = false;
         for item in items {
             match item.key.text {
-                "policy" => {
-                    has_version = true;
-                    self.version(item);
-                }
+                "policy" => self.version(item),
                 "include" => {}
                 "msrs" => self.msrs(item, None),
                 "when" => self.whens(item),
@@ -190,12 +214,6 @@ impl<'i> Reader<'i> {
                 other if !words::TOP.contains(&other) => self.unknown_key(item.key, &words::TOP),
                 _ => self.setting(item),
             }
-        }
-        if is_toml && !has_version {
-            self.missing(
-                "policy",
-                "the language version: write `policy = 1` at the top",
-            );
         }
         if is_toml && way.len() == 1 && self.includes.is_some() {
             self.default_is_there();
@@ -233,17 +251,31 @@ impl Reader<'_> {
     }
 
     fn wrong(&mut self, at: At, wrong: Wrong) {
-        self.mistakes.push(Mistake {
+        self.mistake(Mistake {
             wrong,
             places: vec![Label::bare(at)],
         });
     }
 
+    /// Complains of the current text as a whole, at the place that includes it.
     fn wrong_as_a_whole(&mut self, wrong: Wrong) {
-        self.mistakes.push(Mistake {
+        let name = quoted(self.text().name());
+        let place = |at| Label::saying(at, format!("in `{name}`"));
+        self.mistake(Mistake {
             wrong,
-            places: Vec::new(),
+            places: self.entrance.map(place).into_iter().collect(),
         });
+    }
+
+    fn mistake(&mut self, mistake: Mistake) {
+        if !self.has_enough_mistakes() {
+            self.mistakes.push(mistake);
+        }
+    }
+
+    /// Each mistake may cost a search for what was meant, and nobody reads so many.
+    fn has_enough_mistakes(&self) -> bool {
+        self.mistakes.len() >= MAX_MISTAKES
     }
 
     fn missing(&mut self, key: &'static str, help: &'static str) {
@@ -253,6 +285,17 @@ impl Reader<'_> {
     fn text(&self) -> &Source {
         &self.sources[self.current.number()]
     }
+}
+
+/// Whether a text is meant to be a policy, so that messages may quote it: before anything that is not
+/// TOML, it says `policy = ` and a number.
+fn says_it_is_a_policy(document: &DeTable<'_>, errors: &[toml::de::Error]) -> bool {
+    let Some((_, version)) = document.get_key_value("policy") else {
+        return false;
+    };
+    let end = version.span().end;
+    let is_later = |error: &toml::de::Error| error.span().is_none_or(|span| span.start >= end);
+    matches!(version.get_ref(), DeValue::Integer(_)) && errors.iter().all(is_later)
 }
 
 /// A value as TOML has it, with its place.

@@ -8,8 +8,8 @@ use msrgate_filter::Access;
 use crate::action::{Action, Mask, Outside};
 use crate::cpu::CpuSet;
 use crate::layout::{self, Body, Comments, EntryText, Field, Value, gap, header, shortened};
-use crate::parse::overridden;
 use crate::parse::words::{self, word_for};
+use crate::parse::{Effect, Overrides};
 use crate::policy::{
     Entry, EntryId, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction, WhenId,
 };
@@ -21,20 +21,21 @@ use crate::policy::{
 #[must_use]
 pub fn print(policy: &Policy) -> String {
     let mut text = String::new();
+    let overrides = Overrides::of(policy);
     layout::fields(&mut text, &head(policy.settings()));
     gap(&mut text);
     layout::entries(
         &mut text,
         "msrs",
         &Comments::default(),
-        entries(policy, None),
+        entries(policy, &overrides, None),
     );
     devices(&mut text, policy.settings());
     for (id, when) in policy.whens().iter().enumerate() {
         gap(&mut text);
         header(&mut text, "[[when]]", &Comments::default());
         layout::cpu(&mut text, field("cpu", cpus(when.cpus())));
-        let entries = entries(policy, Some(WhenId::new(id)));
+        let entries = entries(policy, &overrides, Some(WhenId::new(id)));
         layout::entries(&mut text, "when.msrs", &Comments::default(), entries);
     }
     text
@@ -138,12 +139,12 @@ fn cpus(cpus: &CpuSet) -> Value {
 }
 
 /// The entries of `[msrs]`, or of one `[when.msrs]`.
-fn entries(policy: &Policy, when: Option<WhenId>) -> Vec<EntryText> {
-    let overridden = overridden(policy);
-    let replaced_by = |id: EntryId| overridden.get(&id).into_iter().flatten();
-    // Only an entry of the same `[[when]]`, or of none either, is there wherever this one is.
-    let is_gone =
-        |id: EntryId| replaced_by(id).any(|&by| policy.entry(by).when == policy.entry(id).when);
+fn entries(policy: &Policy, overrides: &Overrides, when: Option<WhenId>) -> Vec<EntryText> {
+    // An entry of the same `[[when]]`, or of none either, is there wherever this one would be.
+    let is_gone = |id: EntryId| {
+        let mut by = overrides.of_entry(id);
+        by.any(|by| policy.entry(by).when == policy.entry(id).when)
+    };
     let mut said = HashSet::new();
     let mut entries = Vec::new();
     for id in policy.ids() {
@@ -151,14 +152,9 @@ fn entries(policy: &Policy, when: Option<WhenId>) -> Vec<EntryText> {
         if entry.when != when || is_gone(id) || !said.insert(entry.key()) {
             continue;
         }
-        let replaces = entry.replaces == Replaces::Included
-            && overridden
-                .iter()
-                .any(|(&other, by)| !is_gone(other) && by.contains(&id));
-        let replaces = if replaces {
-            Replaces::Included
-        } else {
-            Replaces::Nothing
+        let replaces = match overrides.effect(id) {
+            Some(Effect::OnSome) => Replaces::Included,
+            Some(Effect::ForGood) | None => Replaces::Nothing,
         };
         entries.push(EntryText {
             comments: Comments::default(),

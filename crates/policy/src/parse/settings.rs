@@ -36,7 +36,8 @@ impl Reader<'_> {
                 let version = quoted(&number.to_string());
                 self.wrong(self.at(item.span()), Wrong::UnknownVersion(version));
             }
-            _ => self.wrong_type(item, "a number, 1"),
+            // Nothing else is taken for a policy.
+            _ => {}
         }
     }
 
@@ -94,6 +95,9 @@ impl Reader<'_> {
     fn accept(&mut self, item: Item<'_>) {
         let known: Vec<_> = words::gaps().collect();
         for (name, span) in self.strings(item) {
+            if self.has_enough_mistakes() {
+                return;
+            }
             if known.contains(&name) {
                 self.said[self.current.number()].accept.push(name.into());
             } else {
@@ -248,7 +252,7 @@ impl Reader<'_> {
             let second =
                 policy.map(|(_, at)| Label::saying(*at, "the policy says this".to_owned()));
             let first = Label::saying(*at, "the include says this".to_owned());
-            self.mistakes.push(Mistake {
+            self.mistake(Mistake {
                 wrong: Wrong::Disagrees { key },
                 places: [first].into_iter().chain(second).collect(),
             });

@@ -1,14 +1,14 @@
 //! The ways in which the `[[when]]`s of a policy hold, and what is wrong in each.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 
 use msrgate_filter::{Access, MsrIndex};
 
 use super::conflict;
+use super::overrides::Overrides;
 use crate::action::{Action, Comparison};
 use crate::cpu::{Cpu, distinguished, told_apart};
 use crate::mistake::{Label, Mistake, Wrong};
-use crate::msrs::MsrSet;
 use crate::policy::{Entry, EntryId, Firmness, Log, Policy, Replaces};
 use crate::registers;
 use crate::shown::quoted;
@@ -35,22 +35,17 @@ pub(crate) struct Active {
 /// is such a processor, first.
 pub(crate) fn variants(policy: &Policy) -> Vec<Active> {
     let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
-    let overrides = overridden(policy);
+    let overrides = Overrides::of(policy);
     let active = |(holds, example): (Vec<bool>, Cpu)| {
         let is_active = |id: &EntryId| {
-            policy
-                .entry(*id)
-                .when
-                .is_none_or(|when| holds[when.number()])
+            let when = policy.entry(*id).when;
+            when.is_none_or(|when| holds[when.number()])
         };
-        let is_overridden = |id: &EntryId| {
-            let by = overrides.get(id);
-            by.is_some_and(|by| by.iter().any(is_active))
-        };
+        let is_overridden = |id: EntryId| overrides.of_entry(id).any(|by| is_active(&by));
         let entries = policy
             .ids()
             .filter(is_active)
-            .filter(|id| !is_overridden(id))
+            .filter(|id| !is_overridden(*id))
             .collect();
         Active {
             holds,
@@ -59,41 +54,6 @@ pub(crate) fn variants(policy: &Policy) -> Vec<Active> {
         }
     };
     distinguished(&cpus).into_iter().map(active).collect()
-}
-
-/// Of each entry that is overridden, by which.
-pub(crate) fn overridden(policy: &Policy) -> HashMap<EntryId, Vec<EntryId>> {
-    let mut by_msrs = HashMap::<&MsrSet, Vec<EntryId>>::new();
-    let overriding: Vec<_> = policy
-        .ids()
-        .filter(|id| policy.entry(*id).replaces == Replaces::Included)
-        .collect();
-    if overriding.is_empty() {
-        return HashMap::new();
-    }
-    for id in policy.ids() {
-        by_msrs.entry(&policy.entry(id).msrs).or_default().push(id);
-    }
-    let mut overridden = HashMap::<EntryId, Vec<EntryId>>::new();
-    for by in overriding {
-        for &id in &by_msrs[&policy.entry(by).msrs] {
-            if is_below(policy, policy.entry(id), policy.entry(by)) {
-                overridden.entry(id).or_default().push(by);
-            }
-        }
-    }
-    overridden
-}
-
-/// Whether `entry` is one that `by` may replace: an included one of the same processors, or, for an
-/// entry of a `[[when]]`, one that holds for all processors.
-fn is_below(policy: &Policy, entry: &Entry, by: &Entry) -> bool {
-    let is_included = policy.below[by.source().number()].contains(&entry.source());
-    let is_general = by.when.is_some() && entry.when.is_none();
-    // Each text has its own whens; they are the same if they name the same processors.
-    let cpus = |one: &Entry| one.when.map(|when| &policy.whens[when.number()].cpus);
-    is_included && (cpus(by) == cpus(entry) || is_general)
-        || is_general && by.source() == entry.source()
 }
 
 /// Everything that is wrong with the entries together.
@@ -116,10 +76,13 @@ pub(super) fn mistakes(policy: &Policy) -> Vec<Mistake> {
         mistakes.push(too_many(what, variants.len(), MAX_VARIANTS));
         return mistakes;
     }
+    let mut seen: HashSet<Mistake> = HashSet::new();
     for active in &variants {
-        let mut found = of_variant(policy, active);
-        found.retain(|mistake| !mistakes.contains(mistake));
-        mistakes.extend(found);
+        for mistake in of_variant(policy, active) {
+            if seen.insert(mistake.clone()) {
+                mistakes.push(mistake);
+            }
+        }
     }
     mistakes
 }
@@ -149,12 +112,11 @@ fn of_variant(policy: &Policy, active: &Active) -> Vec<Mistake> {
 
 /// Overrides of nothing, and devices that are not there.
 fn without_effect(policy: &Policy) -> Vec<Mistake> {
-    let overridden = overridden(policy);
+    let overrides = Overrides::of(policy);
     let mut mistakes = Vec::new();
     for id in policy.ids() {
         let entry = policy.entry(id);
-        let overrides = overridden.values().any(|by| by.contains(&id));
-        if entry.replaces == Replaces::Included && !overrides {
+        if entry.replaces == Replaces::Included && overrides.effect(id).is_none() {
             mistakes.push(entry_mistake(
                 entry,
                 Wrong::OverridesNothing(quoted(&entry.key)),
