@@ -52,6 +52,8 @@ mod print;
 mod program;
 #[cfg(feature = "parse")]
 pub mod registers;
+#[cfg(feature = "parse")]
+mod remedy;
 mod rules;
 #[cfg(feature = "schema")]
 mod schema;
@@ -102,6 +104,8 @@ pub use policy::{Entry, EntryId, Policy, Settings, SourceId, When, WhenId};
 #[cfg(feature = "parse")]
 pub use print::print;
 pub use program::{Program, ProgramError, ProgramSettings, ProgramVariant};
+#[cfg(feature = "parse")]
+pub use remedy::Remedy;
 pub use rules::{FileId, Line, Origin, Rule, Rules};
 #[cfg(feature = "schema")]
 pub use schema::schema;
