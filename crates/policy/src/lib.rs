@@ -51,6 +51,8 @@ mod policy;
 mod print;
 mod program;
 #[cfg(feature = "parse")]
+mod punctures;
+#[cfg(feature = "parse")]
 pub mod registers;
 #[cfg(feature = "parse")]
 mod remedy;
@@ -104,6 +106,8 @@ pub use policy::{Entry, EntryId, Policy, Settings, SourceId, When, WhenId};
 #[cfg(feature = "parse")]
 pub use print::print;
 pub use program::{Program, ProgramError, ProgramSettings, ProgramVariant};
+#[cfg(feature = "parse")]
+pub use punctures::{Puncture, punctures};
 #[cfg(feature = "parse")]
 pub use remedy::Remedy;
 pub use rules::{FileId, Line, Origin, Rule, Rules};

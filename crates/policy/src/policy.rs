@@ -38,6 +38,9 @@ macro_rules! numbered {
 
 numbered!(SourceId WhenId EntryId);
 
+/// The policy's own text.
+pub(crate) const OWN: SourceId = SourceId(0);
+
 /// A text and all in it have fewer than 2^32 bytes: [`MAX_BYTES`](crate::MAX_BYTES).
 pub(crate) fn small(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)

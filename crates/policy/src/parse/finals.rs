@@ -10,8 +10,8 @@ use super::{MAX_MISTAKES, conflict};
 use crate::action::{Action, Comparison};
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::msrs::{MsrRange, MsrSet};
-use crate::policy::{Entry, EntryId, Firmness, Mode, Policy, SourceId};
-use crate::remedy::Remedy;
+use crate::policy::{Entry, EntryId, Firmness, Mode, OWN, Policy, SourceId};
+use crate::remedy::Remedies;
 use crate::source::quoted;
 use crate::table::{Said, Segment, Table};
 
@@ -21,7 +21,7 @@ pub(super) struct Finals<'p> {
     stated: &'p [Stated],
     /// Of each entry that is overridden, by which.
     overridden: HashMap<EntryId, Vec<EntryId>>,
-    finals: Vec<EntryId>,
+    ids: Vec<EntryId>,
 }
 
 /// The loosest thing that may happen to some MSRs in one direction.
@@ -53,7 +53,7 @@ impl<'p> Finals<'p> {
             policy,
             stated,
             overridden,
-            finals: policy.ids().filter(is_final).collect(),
+            ids: policy.ids().filter(is_final).collect(),
         }
     }
 
@@ -70,23 +70,27 @@ impl<'p> Finals<'p> {
             found.extend(self.loosened(active, table, promises, access));
         }
         // Both directions, and all that an entry breaks, are mended at once.
-        let mut limits = HashMap::<(EntryId, Access), &Action>::new();
+        let mut limits = HashMap::<(&MsrSet, Access), &Action>::new();
         for one in &found {
             let limit = limits
-                .entry((one.blamed, one.access))
+                .entry((&self.policy.entry(one.blamed).msrs, one.access))
                 .or_insert(&one.promise.limit);
             if one.promise.limit.reach() < limit.reach() {
                 *limit = &one.promise.limit;
             }
         }
-        let each = found.iter();
-        mistakes.extend(each.filter_map(|one| self.mistake(active, one, &limits)));
+        if !found.is_empty() {
+            let remedies = Remedies::new(self.policy);
+            let each = found.iter();
+            let mistake = |one| self.mistake(active, one, &limits, &remedies);
+            mistakes.extend(each.filter_map(mistake));
+        }
         mistakes
     }
 
     fn active(&self, active: &Active) -> impl Iterator<Item = (EntryId, &'p Entry)> {
         let policy = self.policy;
-        let finals = self.finals.iter().map(|&id| (id, policy.entry(id)));
+        let finals = self.ids.iter().map(|&id| (id, policy.entry(id)));
         finals.filter(|(_, entry)| active.has(entry))
     }
 
@@ -195,16 +199,20 @@ impl<'p> Finals<'p> {
         if mode != Mode::Audit || !is_lifted {
             return None;
         }
-        let fixed = self.fixed(active, promise.by, promise.msrs.first(), access)?;
-        let stated = self.stated.get(fixed.source().number())?;
+        let text = match promise.by {
+            By::Entry(id) => self.policy.entry(id).source(),
+            By::Inheriting(text) => text,
+        };
+        let stated = self.stated.get(text.number())?;
         let is_audited = matches!(stated.mode, Some((Mode::Audit, _)));
-        if is_audited || !lifted.insert(fixed.source()) {
+        if is_audited || !lifted.insert(text) {
             return None;
         }
+        let fixed = self.fixed(active, promise.by, promise.msrs.first(), access)?;
         Some(Mistake {
             wrong: Wrong::LiftedByAudit {
                 fixed: quoted(&fixed.key),
-                file: quoted(self.policy.text(fixed.source()).name()),
+                file: quoted(self.policy.text(text).name()),
             },
             places: vec![
                 Label::bare(at),
@@ -296,7 +304,8 @@ impl<'p> Finals<'p> {
         &self,
         active: &Active,
         loosening: &Loosening<'_>,
-        limits: &HashMap<(EntryId, Access), &Action>,
+        limits: &HashMap<(&MsrSet, Access), &Action>,
+        remedies: &Remedies<'_>,
     ) -> Option<Mistake> {
         let &Loosening {
             blamed,
@@ -329,11 +338,11 @@ impl<'p> Finals<'p> {
             }
         };
         // The policy's author edits the policy; an entry of an include is overridden there.
-        let help = if entry.source() == SourceId::new(0) {
+        let help = if entry.source() == OWN {
             "delete the entry, or make it no looser than the final one".to_owned()
         } else {
-            let limits = Access::ALL.map(|access| limits.get(&(blamed, access)).copied());
-            let remedy = Remedy::new(self.policy, entry, fixed, limits);
+            let limits = Access::ALL.map(|access| limits.get(&(&entry.msrs, access)).copied());
+            let remedy = remedies.against(entry, fixed, limits);
             format!("{remedy}; it takes the place of the one in the include")
         };
         Some(Mistake {
