@@ -243,6 +243,23 @@ fn remedies_of_entries_of_the_same_msrs_are_one_line() {
     assert_eq!(found(&format!("{text}{line}\n"), &files), [""; 0]);
 }
 
+/// What an included override took away does not come back by the line that replaces both.
+#[test]
+fn remedy_leaves_out_what_an_included_override_replaced() {
+    let files = [
+        (
+            "guest.toml",
+            "policy = 1\ninclude = ['below.toml']\n[msrs]\n0x611 = { read = 'inherit', write = 'allow', override = true }\n",
+        ),
+        ("below.toml", "policy = 1\n[msrs]\n0x611 = 'r'\n"),
+    ];
+    let text = format!("{HEAD}'0x600..=0x6df' = 'none'\n");
+    let line = "0x611 = { read = \"inherit\", write = \"deny\", override = true }";
+    let by = format!("0x600..=0x6df by 0x611 of guest.toml, read -, write 0x611: {line}");
+    assert_eq!(found(&text, &files), [by]);
+    assert_eq!(found(&format!("{text}{line}\n"), &files), [""; 0]);
+}
+
 #[test]
 fn punctured_entry_is_partly_enforced() {
     let guest = guest("0x611 = 'r'\n0x619 = 'w'\n0x61a = 'w'\n");
