@@ -51,7 +51,11 @@ mod policy;
 mod print;
 mod program;
 #[cfg(feature = "parse")]
+mod punctures;
+#[cfg(feature = "parse")]
 pub mod registers;
+#[cfg(feature = "parse")]
+mod remedy;
 mod rules;
 #[cfg(feature = "schema")]
 mod schema;
@@ -106,6 +110,10 @@ pub use policy::{Entry, EntryId, Policy, Settings, SourceId, When, WhenId};
 #[cfg(feature = "parse")]
 pub use print::print;
 pub use program::{Program, ProgramError, ProgramSettings, ProgramVariant};
+#[cfg(feature = "parse")]
+pub use punctures::{Puncture, punctures};
+#[cfg(feature = "parse")]
+pub use remedy::Remedy;
 pub use rules::{FileId, Line, Origin, Rule, Rules};
 #[cfg(feature = "schema")]
 pub use schema::schema;

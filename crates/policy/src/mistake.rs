@@ -280,9 +280,9 @@ pub enum Wrong {
         help: &'static str,
     },
     /// Something looser than a `final` entry.
-    #[error("`{key}` loosens the {access} of {index}, and `{fixed}` is final")]
+    #[error("`{key}` loosens the {access} of {index}{}, and `{fixed}` is final", decided_by(decides.as_deref()))]
     Loosened {
-        /// The looser entry's key.
+        /// The key of the entry that is looser, or that took the final entry's place.
         key: String,
         /// The final entry's key.
         fixed: String,
@@ -290,6 +290,18 @@ pub enum Wrong {
         index: MsrIndex,
         /// In which direction.
         access: Access,
+        /// What decides the access now, where the entry leaves that to something else.
+        decides: Option<String>,
+        /// What to do.
+        help: String,
+    },
+    /// A policy in audit over an included final entry.
+    #[error("`mode = \"audit\"` lifts what `{fixed}` of {file} refuses, and `{fixed}` is final")]
+    LiftedByAudit {
+        /// The final entry's key.
+        fixed: String,
+        /// The entry's file.
+        file: String,
     },
     /// An `override` with nothing to take the place of.
     #[error("`{0}` overrides nothing: no include speaks of exactly these MSRs")]
@@ -330,7 +342,13 @@ impl Wrong {
             | Self::Hidden { help, .. }
             | Self::NoVendor { help, .. }
             | Self::NoProcessor { help, .. }
-            | Self::UnknownGap { help, .. } => return Some(help.clone()),
+            | Self::UnknownGap { help, .. }
+            | Self::Loosened { help, .. } => return Some(help.clone()),
+            Self::LiftedByAudit { file, .. } => {
+                return Some(format!(
+                    "delete the mode, or have {file} say `mode = \"audit\"`, too: only its own file puts a final entry in audit"
+                ));
+            }
             Self::MissingDirection { access, .. } => {
                 return Some(format!(
                     "add `{access} = \"allow\"`, `{access} = \"deny\"`, or `{access} = \"inherit\"` to take what a wider entry or the default says"
@@ -375,7 +393,6 @@ impl Wrong {
                 "keep one of the two: an entry says both directions at once, by a word or as a table with `read` and `write`"
             }
             Self::UnknownNeedsAllow => "delete it, or write `default = \"allow\"`",
-            Self::Loosened { .. } => "delete the entry, or make it no looser than the final one",
             Self::OverridesNothing(_) => {
                 "delete `override = true`; a strict subset wins without it"
             }
@@ -422,6 +439,13 @@ fn twice(line: u32, first: Option<u32>) -> String {
 fn until(line: Option<u32>) -> String {
     line.map_or(String::new(), |line| {
         format!(" before line {line}, which is not TOML")
+    })
+}
+
+/// What decides an access, as a part of a sentence.
+fn decided_by(decides: Option<&str>) -> String {
+    decides.map_or_else(String::new, |decides| {
+        format!(", which `{decides}` decides now")
     })
 }
 

@@ -192,6 +192,12 @@ impl MsrSet {
     }
 
     #[cfg(feature = "parse")]
+    /// Whether `other` contains all of them.
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        self.shared(other).map(MsrRange::count).sum::<u64>() == self.count()
+    }
+
+    #[cfg(feature = "parse")]
     /// Those that `other` does not contain, if there are any.
     pub(crate) fn without(&self, other: &Self) -> Option<Self> {
         let mut rest = Vec::new();

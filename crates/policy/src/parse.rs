@@ -3,6 +3,7 @@
 mod conflict;
 mod duplicate;
 mod entry;
+mod finals;
 mod include;
 mod keys;
 mod overrides;
@@ -226,6 +227,7 @@ impl<'i> Reader<'i> {
 
     /// The policy, unless there are mistakes other than these.
     fn finish_without(mut self, these: impl Fn(&Wrong) -> bool) -> Result<Policy, Box<Mistakes>> {
+        let stated = self.stated();
         let settings = self.settings();
         let policy = settings.map(|settings| Policy {
             sources: self.sources.clone(),
@@ -235,7 +237,7 @@ impl<'i> Reader<'i> {
             below: std::mem::take(&mut self.below),
         });
         if let Some(policy) = &policy {
-            self.mistakes.extend(variants::mistakes(policy));
+            self.mistakes.extend(variants::mistakes(policy, &stated));
         }
         self.mistakes.retain(|mistake| !these(&mistake.wrong));
         match policy {

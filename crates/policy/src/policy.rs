@@ -67,6 +67,9 @@ impl SourceSet {
     }
 }
 
+/// The policy's own text.
+pub(crate) const OWN: SourceId = SourceId(0);
+
 /// A text and all in it have fewer than 2^32 bytes: [`MAX_BYTES`](crate::MAX_BYTES).
 pub(crate) fn small(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)

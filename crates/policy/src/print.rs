@@ -113,7 +113,7 @@ pub(crate) fn log(log: Log) -> Value {
     Value::text(word_for(&words::LOGS, &log))
 }
 
-fn cpus(cpus: &CpuSet) -> Value {
+pub(crate) fn cpus(cpus: &CpuSet) -> Value {
     let one = |range: &RangeInclusive<u32>| {
         let (first, last) = (range.start(), range.end());
         if first == last {

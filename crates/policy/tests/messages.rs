@@ -114,6 +114,7 @@ fn mistakes_of_a_policy() {
         wrongs(&format!(
             "{head}include = ['final.toml']\n[msrs]\nIA32_PAT = {{ read = 'allow', write = 'deny', override = true }}"
         )),
+        wrongs(&format!("{head}include = ['final.toml']\nmode = 'audit'")),
         entries("IA32_PAT = { read = 'allow', write = 'deny', override = true }"),
         include("absent.toml"),
         include("circle.toml"),

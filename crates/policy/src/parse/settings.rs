@@ -28,6 +28,14 @@ pub(super) struct Said {
 /// What is said, and where; `None` inside, where it was not understood.
 type Setting<T> = Option<(Option<T>, At)>;
 
+/// What one text says of the settings that bear on final entries.
+pub(super) struct Stated {
+    /// The mode and its place, if the text has one that is understood.
+    pub(super) mode: Option<(Mode, At)>,
+    /// Whether the text has a `default`.
+    pub(super) has_default: bool,
+}
+
 impl Reader<'_> {
     pub(super) fn version(&mut self, item: Item<'_>) {
         match item.value.get_ref() {
@@ -173,6 +181,15 @@ impl Reader<'_> {
         let is_there = default.is_some();
         default.get_or_insert((Some(Action::Deny), At::new(SourceId::new(0), (0, 0).into())));
         is_there
+    }
+
+    /// The settings of each text, by [`SourceId`], before [`Self::settings`] puts them together.
+    pub(super) fn stated(&self) -> Vec<Stated> {
+        let stated = |said: &Said| Stated {
+            mode: said.mode.and_then(|(mode, at)| Some((mode?, at))),
+            has_default: said.default.is_some(),
+        };
+        self.said.iter().map(stated).collect()
     }
 
     /// The settings of all texts together: what an include says, the policy says, too.

@@ -3,6 +3,7 @@ use miette::{GraphicalReportHandler, GraphicalTheme};
 use super::*;
 use crate::action::Action;
 
+mod finals;
 mod includes;
 mod language;
 

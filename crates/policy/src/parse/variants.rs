@@ -1,15 +1,17 @@
 //! The ways in which the `[[when]]`s of a policy hold, and what is wrong in each.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use msrgate_filter::{Access, MsrIndex};
 
 use super::conflict;
+use super::finals::Finals;
 use super::overrides::Overrides;
-use crate::action::{Action, Comparison};
+use super::settings::Stated;
+use crate::action::Action;
 use crate::cpu::{Cpu, distinguished, told_apart};
 use crate::mistake::{Label, Mistake, Wrong};
-use crate::policy::{Entry, EntryId, Firmness, Log, Policy, Replaces};
+use crate::policy::{Entry, EntryId, Log, Policy, Replaces};
 use crate::registers;
 use crate::shown::quoted;
 use crate::table::{Said, Segment, Table};
@@ -29,6 +31,13 @@ pub(crate) struct Active {
     pub(crate) example: Cpu,
     /// The entries that decide; those that are overridden are not among them.
     pub(crate) entries: Vec<EntryId>,
+}
+
+impl Active {
+    /// Whether an entry holds on these processors. An overridden entry does, too.
+    pub(super) fn has(&self, entry: &Entry) -> bool {
+        entry.when.is_none_or(|when| self.holds[when.number()])
+    }
 }
 
 /// All ways in which the `[[when]]`s hold on some processor; the one in which none does, if there
@@ -56,8 +65,8 @@ pub(crate) fn variants(policy: &Policy) -> Vec<Active> {
     distinguished(&cpus).into_iter().map(active).collect()
 }
 
-/// Everything that is wrong with the entries together.
-pub(super) fn mistakes(policy: &Policy) -> Vec<Mistake> {
+/// Everything that is wrong with the entries together. `stated` are the settings of each text.
+pub(super) fn mistakes(policy: &Policy, stated: &[Stated]) -> Vec<Mistake> {
     let mut mistakes = without_effect(policy);
     let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
     let too_many = |what, found, limit| Mistake {
@@ -76,9 +85,11 @@ pub(super) fn mistakes(policy: &Policy) -> Vec<Mistake> {
         mistakes.push(too_many(what, variants.len(), MAX_VARIANTS));
         return mistakes;
     }
+    let overrides = Overrides::of(policy);
+    let finals = Finals::new(policy, stated, &overrides);
     let mut seen: HashSet<Mistake> = HashSet::new();
     for active in &variants {
-        for mistake in of_variant(policy, active) {
+        for mistake in of_variant(policy, active, &finals) {
             if seen.insert(mistake.clone()) {
                 mistakes.push(mistake);
             }
@@ -87,7 +98,7 @@ pub(super) fn mistakes(policy: &Policy) -> Vec<Mistake> {
     mistakes
 }
 
-fn of_variant(policy: &Policy, active: &Active) -> Vec<Mistake> {
+fn of_variant(policy: &Policy, active: &Active, finals: &Finals<'_>) -> Vec<Mistake> {
     let entries: Vec<_> = active
         .entries
         .iter()
@@ -97,7 +108,7 @@ fn of_variant(policy: &Policy, active: &Active) -> Vec<Mistake> {
     // What the smallest entry says means nothing where two of them disagree.
     if mistakes.is_empty() {
         let table = Table::resolve(policy, &active.entries);
-        mistakes.extend(loosened(policy, active, &table));
+        mistakes.extend(finals.broken(active, &table));
         for access in Access::ALL {
             mistakes.extend(
                 table
@@ -143,54 +154,8 @@ fn entry_mistake(entry: &Entry, wrong: Wrong) -> Mistake {
     }
 }
 
-/// Entries that are looser than a final one at some of its MSRs. An overridden entry is final, too.
-fn loosened(policy: &Policy, active: &Active, table: &Table) -> Vec<Mistake> {
-    let is_active = |entry: &Entry| entry.when.is_none_or(|when| active.holds[when.number()]);
-    let finals = policy
-        .entries
-        .iter()
-        .filter(|one| one.firmness == Firmness::Final && is_active(one));
-    let mut mistakes = Vec::new();
-    for fixed in finals {
-        for access in Access::ALL {
-            let Some(limit) = fixed.action(access) else {
-                continue;
-            };
-            let mut seen = BTreeSet::new();
-            for &range in fixed.msrs.ranges() {
-                for segment in table.within(range, access) {
-                    if let Said::ByEntry(id) = segment.said
-                        && segment.action.compared_with(limit) != Comparison::NoLooser
-                        && seen.insert(id)
-                        && let Some(shared) = segment.msrs.shared(range)
-                    {
-                        let entry = policy.entry(id);
-                        mistakes.push(loosens(entry, fixed, shared.first(), access));
-                    }
-                }
-            }
-        }
-    }
-    mistakes
-}
-
-fn loosens(entry: &Entry, fixed: &Entry, index: MsrIndex, access: Access) -> Mistake {
-    Mistake {
-        wrong: Wrong::Loosened {
-            key: quoted(&entry.key),
-            fixed: quoted(&fixed.key),
-            index,
-            access,
-        },
-        places: vec![
-            Label::saying(entry.at, conflict::says(entry)),
-            Label::saying(fixed.at, format!("final: {}", conflict::says(fixed))),
-        ],
-    }
-}
-
 /// An action that needs accesses to be forwarded, at an MSR where that is not known to be sound.
-fn unsound(policy: &Policy, segment: Segment<'_>, access: Access) -> Option<Mistake> {
+pub(super) fn unsound(policy: &Policy, segment: Segment<'_>, access: Access) -> Option<Mistake> {
     let Said::ByEntry(id) = segment.said else {
         return None;
     };

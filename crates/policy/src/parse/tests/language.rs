@@ -26,7 +26,7 @@ impl Includes for Files {
     }
 }
 
-fn read(text: &str, files: &[(&'static str, &'static str)]) -> Result<Policy, String> {
+pub(super) fn read(text: &str, files: &[(&'static str, &'static str)]) -> Result<Policy, String> {
     let mut files = Files(files.iter().copied().collect());
     parse(&Source::new("policy.toml", text), &mut files).map_err(|mistakes| {
         let mut report = String::new();
@@ -39,11 +39,11 @@ fn read(text: &str, files: &[(&'static str, &'static str)]) -> Result<Policy, St
     })
 }
 
-fn compiled(text: &str, files: &[(&'static str, &'static str)]) -> Compiled {
+pub(super) fn compiled(text: &str, files: &[(&'static str, &'static str)]) -> Compiled {
     compile(read(text, files).unwrap_or_else(|report| panic!("{report}"))).unwrap()
 }
 
-fn actions(compiled: &Compiled, cpu: Option<&str>, index: u32) -> [Action; 2] {
+pub(super) fn actions(compiled: &Compiled, cpu: Option<&str>, index: u32) -> [Action; 2] {
     let cpu = cpu.map(|cpu| cpu.parse::<Cpu>().unwrap());
     let variant = compiled.on(cpu.as_ref());
     let index = MsrIndex::new(index);
