@@ -99,7 +99,7 @@ impl Input {
             let bytes = read_bytes(io::stdin().lock(), MAX_BYTES);
             return Self::of(name, bytes, Place::StandardInput);
         }
-        let name = shown(argument);
+        let name = argument.display().to_string();
         match File::open(argument) {
             Ok(file) => {
                 let place = files::place(argument, &file);
