@@ -73,10 +73,10 @@ impl Command {
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
     /// A file, `-`, or the name of a shipped policy
-    pub(crate) policy: String,
+    pub(crate) policy: PathBuf,
     /// Prove that the policy is no looser than this one, on every processor
     #[arg(long, value_name = "ORG")]
-    pub(crate) within: Option<String>,
+    pub(crate) within: Option<PathBuf>,
     /// Whose CPUID and list of saved MSRs the policy is compared with, to warn of what they say
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     pub(crate) host: HostArg,
@@ -121,9 +121,9 @@ pub(crate) enum HostArg {
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
     /// A policy, a program, or what `compile` wrote as JSON or abi; `-` for standard input
-    pub(crate) old: String,
+    pub(crate) old: PathBuf,
     /// Another one
-    pub(crate) new: String,
+    pub(crate) new: PathBuf,
     /// What makes the exit code 1
     #[arg(long, value_name = "WHAT", default_value = "any")]
     pub(crate) fail_on: FailOn,
@@ -144,7 +144,7 @@ pub(crate) enum FailOn {
 #[derive(Debug, Args)]
 pub(crate) struct CompileArgs {
     /// A file, `-`, or the name of a shipped policy
-    pub(crate) policy: String,
+    pub(crate) policy: PathBuf,
     /// What to write
     #[arg(long, value_name = "FORMAT", default_value = "program")]
     pub(crate) format: Output,
@@ -184,7 +184,7 @@ impl Output {
 #[command(override_usage = "msrgate test <POLICY> [OPTIONS] [--msr <MSR>...]")]
 pub(crate) struct TestArgs {
     /// A file, `-`, or the name of a shipped policy
-    pub(crate) policy: String,
+    pub(crate) policy: PathBuf,
     /// Where the guest runs: KVM where there is one, else the embedded model
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     pub(crate) backend: BackendArg,
@@ -200,7 +200,7 @@ pub(crate) struct TestArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
     /// A file, `-`, or the name of a shipped policy
-    pub(crate) policy: String,
+    pub(crate) policy: PathBuf,
     /// Names, indices or ranges such as 0x200..=0x20f
     #[arg(required = true, value_name = "MSR", value_parser = msrs)]
     pub(crate) msrs: Vec<MsrSet>,
@@ -213,10 +213,10 @@ pub(crate) struct ExplainArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
     /// A file, `-`, or the name of a shipped policy
-    pub(crate) policy: String,
+    pub(crate) policy: PathBuf,
     /// Text of the event `kvm:kvm_msr` by tracefs, `perf script` or `trace-cmd report`, or JSON lines;
     /// `-` for standard input
-    pub(crate) trace: String,
+    pub(crate) trace: PathBuf,
     #[command(flatten)]
     pub(crate) cpu: CpuArg,
     #[command(flatten)]
@@ -227,7 +227,7 @@ pub(crate) struct ReplayArgs {
 pub(crate) struct ImportArgs {
     /// A kernel log, a Firecracker CPU template, fingerprint or list, an msr-safe allowlist, or what
     /// `compile` wrote; `-` for standard input
-    pub(crate) file: String,
+    pub(crate) file: PathBuf,
     /// What the file is, where that cannot be seen
     #[arg(long, value_name = "WHAT")]
     pub(crate) from: Option<FromArg>,
@@ -255,7 +255,7 @@ pub(crate) enum FromArg {
 pub(crate) struct FmtArgs {
     /// Files; one that is printed may be `-`, or the name of a shipped policy
     #[arg(required = true, value_name = "POLICY")]
-    pub(crate) policies: Vec<String>,
+    pub(crate) policies: Vec<PathBuf>,
     /// Write the files in place, each whole or not at all; what would not change is left alone
     #[arg(long, conflicts_with = "check")]
     pub(crate) write: bool,

@@ -2,15 +2,16 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, Verdict};
 use msrgate_policy::{
-    Action, CompileError, Compiled, Entry, IncludeError, Includes, MAX_BYTES, NotCompiled,
-    PackError, Policy, Source, Window, compile, one_line, parse,
+    Action, CompileError, Compiled, Entry, MAX_BYTES, NotCompiled, PackError, Policy, Source,
+    Window, compile, one_line, parse,
 };
 
 use crate::failure::Failure;
+use crate::files::{self, FileId, Files};
 use crate::output;
 
 /// The policies in `policies/`, built in.
@@ -57,7 +58,7 @@ pub(crate) struct Shipped {
 }
 
 impl Shipped {
-    fn source(self) -> Source {
+    pub(crate) fn source(self) -> Source {
         Source::new(&format!("{}.toml (shipped)", self.name), self.text)
     }
 
@@ -68,63 +69,100 @@ impl Shipped {
     }
 }
 
-/// Reads, parses and packs a policy.
-pub(crate) fn compiled(policy: &str) -> Result<Compiled, Failure> {
-    compiled_source(&source(policy)?)
+/// Bytes that an argument led to.
+#[derive(Debug)]
+pub(crate) struct Input {
+    /// The name that messages give it.
+    pub(crate) name: String,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) place: Place,
 }
 
-/// Parses and packs a policy that has been read.
-pub(crate) fn compiled_source(source: &Source) -> Result<Compiled, Failure> {
-    let resolved = parse(source, &mut Files).map_err(Failure::Mistakes)?;
-    compile(resolved).map_err(|NotCompiled { policy, error }| {
-        let clusters = match &error {
-            CompileError::Pack(PackError::TooManyRanges(windows)) => clusters(&policy, windows),
-            _ => String::new(),
-        };
-        Failure::Refused(format!(
-            "{}: {error}{clusters}",
-            one_line(policy.source().name())
-        ))
-    })
+/// The place that an input was read from.
+#[derive(Debug)]
+pub(crate) enum Place {
+    StandardInput,
+    Shipped(Shipped),
+    File {
+        /// The folder as it was typed.
+        folder: PathBuf,
+        /// Its path without links, unless it is a pipe or the like.
+        real: Option<(PathBuf, FileId)>,
+    },
 }
 
-/// What policies include: files, by a path from where the including one lies, and shipped policies
-/// by name.
-struct Files;
+impl Input {
+    /// Reads what is there under this argument: a file, `-`, or a shipped policy.
+    pub(crate) fn read(argument: &Path) -> Result<Self, Failure> {
+        if is_standard_input(argument) {
+            let name = "standard input".to_owned();
+            let bytes = read_bytes(io::stdin().lock(), MAX_BYTES);
+            return Self::of(name, bytes, Place::StandardInput);
+        }
+        let name = argument.display().to_string();
+        match File::open(argument) {
+            Ok(file) => {
+                let place = files::place(argument, &file);
+                Self::of(name, read_bytes(file, MAX_BYTES), place)
+            }
+            Err(error) => match argument.to_str().and_then(shipped) {
+                Some(shipped) if error.kind() == io::ErrorKind::NotFound => {
+                    let source = shipped.source();
+                    let bytes = Ok(source.text().into());
+                    Self::of(source.name().to_owned(), bytes, Place::Shipped(shipped))
+                }
+                _ => Err(unreadable(argument, &error)),
+            },
+        }
+    }
 
-impl Includes for Files {
-    fn open(&mut self, from: &Source, path: &str) -> Result<Source, IncludeError> {
-        let folder = Path::new(from.name()).parent().unwrap_or(Path::new(""));
-        let file = folder.join(path);
-        // A shipped policy means its like, whatever lies in the folder where the command is run.
-        let is_shipped =
-            |one: &Shipped| *one.source().name() == *from.name() && one.text == from.text();
-        if (!file.exists() || SHIPPED.iter().any(is_shipped))
-            && let Some(shipped) = shipped(path)
-        {
-            return Ok(shipped.source());
+    fn of(name: String, bytes: Result<Vec<u8>, String>, place: Place) -> Result<Self, Failure> {
+        match bytes {
+            Ok(bytes) => Ok(Self { name, bytes, place }),
+            Err(why) => Err(Failure::Input { what: name, why }),
         }
-        // Messages quote what they complain of: only what is meant to be a policy is read.
-        if Path::new(path)
-            .extension()
-            .is_none_or(|extension| extension != "toml")
-        {
-            return Err(IncludeError::new("an included policy is called NAME.toml"));
-        }
-        // One name for one file, however it is reached.
-        let file = file
-            .canonicalize()
-            .map_err(|error| IncludeError::new(error.to_string()))?;
-        if !file.is_file() {
-            return Err(IncludeError::new("not a regular file"));
-        }
-        let name = file.display().to_string();
-        let opened = File::open(&file).map_err(|error| IncludeError::new(error.to_string()))?;
-        read(&name, opened).map_err(|failure| match failure {
-            Failure::Input { why, .. } => IncludeError::new(why),
-            other => IncludeError::new(other.to_string()),
+    }
+
+    /// The text of a policy.
+    pub(crate) fn source(&self) -> Result<Source, Failure> {
+        let text = text(&self.bytes).map_err(|why| Failure::Input {
+            what: self.name.clone(),
+            why,
+        })?;
+        Ok(Source::new(&self.name, text).with_identity(&files::identity(self)))
+    }
+
+    /// Parses and packs a policy.
+    pub(crate) fn compiled(&self) -> Result<Compiled, Failure> {
+        let source = self.source()?;
+        let mut files = Files::from(&source, &self.place);
+        let resolved = parse(&source, &mut files).map_err(Failure::Mistakes)?;
+        compile(resolved).map_err(|NotCompiled { policy, error }| {
+            let clusters = match &error {
+                CompileError::Pack(PackError::TooManyRanges(windows)) => clusters(&policy, windows),
+                _ => String::new(),
+            };
+            Failure::Refused(format!(
+                "{}: {error}{clusters}",
+                one_line(policy.source().name())
+            ))
         })
     }
+}
+
+/// Reads, parses and packs a policy.
+pub(crate) fn compiled(policy: &Path) -> Result<Compiled, Failure> {
+    Input::read(policy)?.compiled()
+}
+
+/// Whether an argument means standard input.
+pub(crate) fn is_standard_input(argument: &Path) -> bool {
+    argument.as_os_str() == "-"
+}
+
+/// A path as a message shows it, whatever bytes it has.
+pub(crate) fn shown(path: &Path) -> String {
+    one_line(&path.display().to_string())
 }
 
 /// An entry that has more MSRs than all ranges together could reach, and differs from the default.
@@ -183,73 +221,46 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
     )
 }
 
-/// Reads a policy.
-pub(crate) fn source(policy: &str) -> Result<Source, Failure> {
-    let (name, bytes) = bytes(policy)?;
-    let text = text(&name, bytes)?;
-    Ok(Source::new(&name, &text))
-}
-
-/// What is there under this argument, and what messages call it.
-pub(crate) fn bytes(argument: &str) -> Result<(String, Vec<u8>), Failure> {
-    let named = |name: &str, bytes| (name.to_owned(), bytes);
-    if argument == "-" {
-        let name = "standard input";
-        return Ok(named(name, read_bytes(name, io::stdin().lock())?));
-    }
-    match File::open(argument) {
-        Ok(file) => Ok(named(argument, read_bytes(argument, file)?)),
-        Err(error) => match shipped(argument) {
-            Some(shipped) if error.kind() == io::ErrorKind::NotFound => {
-                let source = shipped.source();
-                Ok(named(source.name(), source.text().into()))
-            }
-            _ => Err(unreadable(argument, &error)),
-        },
-    }
-}
-
 /// The shipped policy of this name.
 pub(crate) fn shipped(name: &str) -> Option<Shipped> {
     SHIPPED.into_iter().find(|shipped| shipped.name == name)
 }
 
-fn read(name: &str, from: impl io::Read) -> Result<Source, Failure> {
-    let text = text(name, read_bytes(name, from)?)?;
-    Ok(Source::new(name, &text))
+/// Reads at most `most` bytes of text.
+///
+/// # Errors
+/// It is longer, or no text, or cannot be read: why, for a message that names it.
+pub(crate) fn read_text(from: impl io::Read, most: usize) -> Result<String, String> {
+    let bytes = read_bytes(from, most)?;
+    text(&bytes)?;
+    String::from_utf8(bytes).map_err(|error| error.to_string())
 }
 
-fn read_bytes(name: &str, from: impl io::Read) -> Result<Vec<u8>, Failure> {
-    let trouble = |why: String| Failure::Input {
-        what: name.to_owned(),
-        why,
-    };
+fn read_bytes(from: impl io::Read, most: usize) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    // One byte more than a policy may have, so that a longer one is seen to be.
-    let mut from = from.take(MAX_BYTES as u64 + 1);
+    // One byte more, so that a longer one is seen to be.
+    let mut from = from.take(most as u64 + 1);
     from.read_to_end(&mut bytes)
-        .map_err(|error| trouble(error.to_string()))?;
-    if bytes.len() > MAX_BYTES {
-        return Err(trouble(format!(
-            "longer than the {MAX_BYTES} bytes that a policy may have; name ranges instead of single MSRs"
-        )));
+        .map_err(|error| error.to_string())?;
+    if bytes.len() > most {
+        return Err(format!(
+            "longer than the {MAX_BYTES} bytes that a policy may have with its includes; name ranges instead of single MSRs"
+        ));
     }
     Ok(bytes)
 }
 
 /// Bytes as a policy's text.
-pub(crate) fn text(name: &str, bytes: Vec<u8>) -> Result<String, Failure> {
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        Failure::Input {
-            what: name.to_owned(),
-            why: format!("not UTF-8 text (byte {at}); a policy is a TOML file"),
-        }
+fn text(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let at = error.valid_up_to();
+        format!("not UTF-8 text (byte {at}); a policy is a TOML file")
     })
 }
 
-fn unreadable(policy: &str, error: &io::Error) -> Failure {
-    let is_name = Path::new(policy).components().count() == 1 && !policy.contains('.');
+fn unreadable(policy: &Path, error: &io::Error) -> Failure {
+    let is_plain = |name: &str| !name.contains('.');
+    let is_name = policy.components().count() == 1 && policy.to_str().is_some_and(is_plain);
     let why = if error.kind() == io::ErrorKind::NotFound && is_name {
         let names: Vec<_> = SHIPPED.iter().map(|shipped| shipped.name).collect();
         format!(
@@ -260,7 +271,7 @@ fn unreadable(policy: &str, error: &io::Error) -> Failure {
         error.to_string()
     };
     Failure::Input {
-        what: policy.to_owned(),
+        what: shown(policy),
         why,
     }
 }

@@ -1,10 +1,12 @@
 //! What `diff` and `check --within` compare: a policy, or what one was compiled to.
 
+use std::path::Path;
+
 use msrgate_policy::import::{compiled_filter, is_compiled_filter};
-use msrgate_policy::{Origin, Program, Source};
+use msrgate_policy::{Origin, Program};
 
 use crate::failure::Failure;
-use crate::load;
+use crate::load::Input;
 
 /// A program, whatever it was read from.
 #[derive(Debug)]
@@ -25,25 +27,24 @@ pub(crate) enum Content {
 
 impl Side {
     /// Reads a policy, a program, or what else `compile` wrote: what it is, its content says.
-    pub(crate) fn load(argument: &str) -> Result<Self, Failure> {
-        let (name, bytes) = load::bytes(argument)?;
+    pub(crate) fn load(argument: &Path) -> Result<Self, Failure> {
+        let input = Input::read(argument)?;
+        let (name, bytes) = (&input.name, &input.bytes);
         let trouble = |why: String| Failure::Input {
             what: name.clone(),
             why,
         };
-        let (program, content) = if Program::is_program(&bytes) {
-            let program = Program::decode(&bytes).map_err(|error| trouble(error.to_string()))?;
+        let (program, content) = if Program::is_program(bytes) {
+            let program = Program::decode(bytes).map_err(|error| trouble(error.to_string()))?;
             (program, Content::Policy)
-        } else if is_compiled_filter(&bytes) {
-            let filter = compiled_filter(&bytes).map_err(|error| trouble(error.to_string()))?;
+        } else if is_compiled_filter(bytes) {
+            let filter = compiled_filter(bytes).map_err(|error| trouble(error.to_string()))?;
             (Program::of_filter(filter), Content::Filter)
         } else {
-            let text = load::text(&name, bytes)?;
-            let compiled = load::compiled_source(&Source::new(&name, &text))?;
-            (compiled.into_program(), Content::Policy)
+            (input.compiled()?.into_program(), Content::Policy)
         };
         Ok(Self {
-            name,
+            name: input.name,
             program,
             content,
         })

@@ -10,8 +10,8 @@ use std::process::Command;
 use msrgate_filter::{Bitmap, MAX_RANGES};
 use msrgate_policy::registers::{self, GapKind};
 use msrgate_policy::{
-    IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_LINE, Mistake, NoIncludes,
-    Source, Wrong, compile, parse,
+    IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TABLES,
+    MAX_TOKENS, Mistake, NoIncludes, Source, Wrong, compile, parse,
 };
 
 const REFERENCE: &str = include_str!("../../../docs/policy-reference.md");
@@ -281,7 +281,16 @@ fn every_limit_is_in_it() {
     for (what, limit) in [
         ("ranges of a filter", MAX_RANGES),
         ("MSRs of a range", Bitmap::MAX_COUNT as usize),
-        ("bytes of a file", MAX_BYTES),
+        ("files, the policy itself and its includes", MAX_FILES),
+        ("bytes of all files together", MAX_BYTES),
+        (
+            "tokens of TOML in all files together, blanks left out",
+            MAX_TOKENS,
+        ),
+        (
+            "tables, lists, and dots of keys in all files together",
+            MAX_TABLES,
+        ),
         ("bytes of a line", MAX_LINE),
         ("entries, with those of includes", MAX_ENTRIES),
         (

@@ -106,7 +106,7 @@ fn guard(machine: &Machine, policy: &Path) -> Result<Gate> {
 /// The gate: its events, to a file, by a thread that ends with what this returns.
 fn log(gate: &Gate, path: &Path) -> Result<EventThread> {
     let lines = JsonLines::append(path, 1 << 20, "")?;
-    Ok(gate.events().spawn(vec![Box::new(lines)])?)
+    Ok(gate.events()?.spawn(vec![Box::new(lines)])?)
 }
 
 /// Each vCPU on a thread of its own, until the guest asks one of them for a reset.

@@ -11,14 +11,8 @@ use crate::guest::{Apic, Guest, GuestError, Op, Report, called};
 use crate::probe::HostCaps;
 
 pub use crate::gate::paper::{
-    Before, Case, PaperVcpu, answer, cases, cpuid, policy, prepare, vcpu,
+    Before, Case, PaperVcpu, answer, cases, cpuid, gate, policy, prepare, vcpu,
 };
-
-/// A host whose KVM takes all there is.
-#[must_use]
-pub fn host_on_paper() -> HostCaps {
-    HostCaps::on_paper()
-}
 
 /// The built-in guest in a VM, run by whoever holds it.
 pub struct GuestVm {

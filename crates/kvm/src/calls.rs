@@ -14,8 +14,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use kvm_bindings::{
     CpuId, KVM_CAP_NESTED_STATE, KVM_CAP_SYNC_REGS, KVM_MAX_CPUID_ENTRIES,
-    KVM_STATE_NESTED_GUEST_MODE, KVM_SYNC_X86_REGS, KVMIO, kvm_cpuid2, kvm_enable_cap,
-    kvm_mp_state, kvm_msr_entry, kvm_msrs, kvm_nested_state, kvm_regs, kvm_sregs, kvm_translation,
+    KVM_STATE_NESTED_GUEST_MODE, KVM_SYNC_X86_REGS, KVMIO, kvm_cpuid_entry2, kvm_cpuid2,
+    kvm_enable_cap, kvm_mp_state, kvm_msr_entry, kvm_msrs, kvm_nested_state, kvm_regs, kvm_sregs,
+    kvm_translation,
 };
 #[cfg(feature = "kvm-ioctls")]
 use kvm_ioctls::{Kvm, VmFd};
@@ -41,6 +42,7 @@ ioctl_iowr_nr!(KVM_TRANSLATE, KVMIO, 0x85, kvm_translation);
 ioctl_iowr_nr!(KVM_GET_MSRS, KVMIO, 0x88, kvm_msrs);
 ioctl_iow_nr!(KVM_SET_MSRS, KVMIO, 0x89, kvm_msrs);
 ioctl_ior_nr!(KVM_GET_MP_STATE, KVMIO, 0x98, kvm_mp_state);
+ioctl_iowr_nr!(KVM_GET_CPUID2, KVMIO, 0x91, kvm_cpuid2);
 ioctl_iow_nr!(KVM_SET_MP_STATE, KVMIO, 0x99, kvm_mp_state);
 ioctl_iow_nr!(KVM_ENABLE_CAP, KVMIO, 0xa3, kvm_enable_cap);
 ioctl_iowr_nr!(KVM_GET_NESTED_STATE, KVMIO, 0xbe, kvm_nested_state);
@@ -72,6 +74,18 @@ pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: it was made just now, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Whether two file descriptors are of one file; `None` if this kernel does not say, as before 6.10.
+pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bool> {
+    /// `F_DUPFD_QUERY` (Linux, `uapi/linux/fcntl.h`).
+    const DUPFD_QUERY: libc::c_int = 1024 + 3;
+    // SAFETY: fcntl(2) of two numbers, which changes nothing.
+    match unsafe { libc::fcntl(one.as_raw_fd(), DUPFD_QUERY, other.as_raw_fd()) } {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
 }
 
 /// Takes a file's lock against others who do the same, unless one of them has it.
@@ -227,6 +241,23 @@ pub(crate) fn set_mp_state(vcpu: &impl AsRawFd, state: u32) -> Result<(), CallEr
     checked(unsafe { ioctl_with_ref(vcpu, KVM_SET_MP_STATE(), &state) }).map(drop)
 }
 
+/// The CPUID that the vCPU was given, as KVM has it by now; empty before it is set.
+pub(crate) fn cpuid(vcpu: &impl AsRawFd) -> Result<Vec<kvm_cpuid_entry2>, CallErrno> {
+    let mut cpuid = Box::new(AllCpuid {
+        count: u32::try_from(CPUID_ENTRIES).unwrap_or(u32::MAX),
+        padding: 0,
+        entries: [kvm_cpuid_entry2::default(); CPUID_ENTRIES],
+    });
+    // SAFETY: the kernel reads the count, writes at most so many entries, for which AllCpuid has room, and
+    // how many those are.
+    checked(unsafe {
+        let cpuid = (&raw mut *cpuid).cast::<kvm_cpuid2>();
+        ioctl_with_mut_ptr(vcpu, KVM_GET_CPUID2(), cpuid)
+    })?;
+    let count = usize::try_from(cpuid.count).unwrap_or(usize::MAX);
+    Ok(cpuid.entries[..count.min(CPUID_ENTRIES)].to_vec())
+}
+
 /// What a register holds, by the host's access; `None` if the kernel does not say.
 pub(crate) fn register(vcpu: &impl AsRawFd, index: MsrIndex) -> Result<Option<u64>, CallErrno> {
     let mut msrs = OneMsr::new(index, 0);
@@ -301,6 +332,17 @@ pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
             Level::Nested
         },
     )
+}
+
+/// The most that a vCPU is given, by every kernel: kvm-bindings has the number of older ones.
+const CPUID_ENTRIES: usize = 256;
+
+/// `struct kvm_cpuid2` with all that can follow it.
+#[repr(C)]
+struct AllCpuid {
+    count: u32,
+    padding: u32,
+    entries: [kvm_cpuid_entry2; CPUID_ENTRIES],
 }
 
 /// `struct kvm_msrs` with one entry.

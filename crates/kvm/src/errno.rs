@@ -47,6 +47,13 @@ impl From<RawErrno> for CallErrno {
     }
 }
 
+/// 0 for an error that no call made.
+impl From<io::Error> for CallErrno {
+    fn from(error: io::Error) -> Self {
+        RawErrno(error.raw_os_error().unwrap_or(0)).into()
+    }
+}
+
 impl From<vmm_sys_util::errno::Error> for CallErrno {
     fn from(error: vmm_sys_util::errno::Error) -> Self {
         RawErrno(error.errno()).into()

@@ -43,6 +43,8 @@
 mod answer;
 mod answering;
 mod before;
+mod bound;
+mod chosen;
 mod cpuid;
 mod current;
 mod device;
@@ -65,7 +67,6 @@ mod touch;
 mod vcpu;
 mod vm;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -73,9 +74,8 @@ use std::thread::JoinHandle;
 
 use msrgate_filter::{ExitReason, Filter, MsrIndex, ReasonMask};
 use msrgate_program::answer::Responder;
-use msrgate_program::{CompileError, Cpu, Program, Update};
+use msrgate_program::{CompileError, Program, Update};
 
-use crate::install::InstallError;
 use crate::probe::{HostCaps, IgnoreMsrs};
 
 pub use answer::{Asked, Outcome, Violation};
@@ -83,13 +83,14 @@ pub use cpuid::CpuidLeaves;
 pub use device::{
     BadState, Copied, Device, GuestMemory, GuestPhysical, Machine, NotMapped, Written,
 };
-pub use error::{AnswerError, GateError, StateError};
+pub use error::{AnswerError, GateError, StateError, VcpuError};
 pub use options::GateOptions;
 pub use system_calls::SystemCalls;
 pub use touch::Touched;
 pub use vcpu::VcpuGate;
 
 use answering::{Answering, MayNest};
+use chosen::{Alive, Chosen};
 use cpuid::GuestCpuid;
 use current::Current;
 use events::{Counted, Events, Tracks};
@@ -129,7 +130,13 @@ impl fmt::Display for VcpuId {
 /// A policy in a VM.
 ///
 /// It may be used from any thread. When it is dropped the kernel keeps the filter, and vCPUs that
-/// still need another one get an error.
+/// still need another one get an error: keep it as long as the VM.
+///
+/// The calls, in order: [`Self::new`], [`Self::install`] into the VM before any of its vCPUs runs,
+/// [`Self::vcpu`] for each vCPU before that one runs, and then [`Self::replace`] at any time. The VM's file
+/// descriptors work in the process that made the VM alone, so a gate that was installed before a fork(2) is
+/// the parent's: in the child each of its calls on the VM is an error.
+#[must_use = "a gate that is not installed filters nothing"]
 pub struct Gate {
     shared: Arc<Shared>,
     publisher: Mutex<Option<JoinHandle<()>>>,
@@ -170,13 +177,6 @@ enum Past {
     Other,
 }
 
-/// By which processor the program's variant was chosen.
-struct Chosen {
-    cpu: Cpu,
-    /// What of each vCPU's CPUID must not change.
-    vcpus: BTreeMap<VcpuId, u64>,
-}
-
 impl Control {
     /// Whether it is known which of the program's variants holds.
     fn is_chosen(&self, program: &Program) -> bool {
@@ -192,12 +192,11 @@ impl Control {
         }
     }
 
-    /// Sets the VM's filter and mask. Before there is a VM there is nothing to set: it gets them when
-    /// the gate is installed.
-    fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
+    /// The VM, which there is only once the gate is installed.
+    fn vm(&mut self) -> Result<&mut dyn VmPort, GateError> {
         match &mut self.vm {
-            Some(vm) => vm.replace(filter, reasons),
-            None => Ok(()),
+            Some(vm) => Ok(&mut **vm),
+            None => Err(GateError::NotInstalled),
         }
     }
 }
@@ -250,14 +249,22 @@ impl Gate {
     /// A program with `[[when]]`s refuses everything until the first [`Self::vcpu`] has chosen its
     /// variant. `vm` is the VM's file descriptor, of which the gate keeps a duplicate.
     ///
+    /// No call tells whether a vCPU has run already. What its guest did until now no filter undoes.
+    ///
     /// From here on the VM's filter and its mask of reasons are the gate's, and a VMM sets neither
     /// (there is one of each, and no call to read them back): what it did with exits of its own, for MSRs
-    /// that KVM does not know say, the policy does by `unknown`, or by a `handler` for each.
+    /// that KVM does not know say, the policy does by `unknown`, or by a `handler` for each. A filter that a
+    /// VMM sets all the same is found out where it refuses what the program allows, and a mask of its own
+    /// nowhere: with fewer reasons, accesses that the gate would answer are a #GP.
     ///
     /// # Errors
-    /// The kernel refuses it, or the gate is in a VM already. After a refusal the VM has neither mask
-    /// nor filter, and the gate is in none: this may be called again.
+    /// The kernel refuses it, the gate is in a VM already, or, on Linux 6.10 and later, another gate of this
+    /// process is in the VM, as long as that one or one of its [`VcpuGate`]s is there. After a refusal of the
+    /// kernel's a new VM has neither mask nor filter. The gate is in none, and this may be called again.
     pub fn install(&self, vm: &impl AsRawFd) -> Result<(), GateError> {
+        if self.shared.lock().vm.is_some() {
+            return Err(GateError::InstalledTwice);
+        }
         self.install_in(Box::new(KvmVm::new(vm)?))
     }
 
@@ -275,14 +282,16 @@ impl Gate {
         Ok(())
     }
 
-    /// A vCPU's part. The first one chooses the variant of the program by its CPUID, which is what
-    /// `KVM_SET_CPUID2` was given; all others have to be of the same processor. A vCPU that is added
-    /// again, as in hot-plug, has to have the CPUID it had.
+    /// A vCPU's part, once the gate is [installed](Self::install) and before the vCPU runs. The first one
+    /// chooses the variant of the program by its CPUID, which is what `KVM_SET_CPUID2` is given; all
+    /// others have to be of the same processor. A vCPU that is added again, as in hot-plug, has to have the
+    /// CPUID it had, and its [`VcpuGate`] of before has to be dropped.
     ///
     /// # Errors
-    /// The CPUID is another processor's, or has changed, or the program says nothing of it; or the
-    /// filter that was chosen cannot be installed. Nothing has been chosen then, everything is still
-    /// refused, and this may be called again.
+    /// The gate is in no VM; the vCPU still has its [`VcpuGate`] of before; the CPUID is another
+    /// processor's, or has changed, or the program says nothing of it; or the filter that was chosen
+    /// cannot be installed. Nothing has been chosen then, everything is still refused if the gate is
+    /// in a VM, and this may be called again.
     pub fn vcpu(
         &self,
         id: impl Into<VcpuId>,
@@ -290,9 +299,9 @@ impl Gate {
     ) -> Result<VcpuGate, GateError> {
         let (id, cpuid) = (id.into(), GuestCpuid::new(cpuid.leaves())?);
         let mut control = self.shared.lock();
-        self.choose(&mut control, id, &cpuid)?;
-        let vm = control.vm.as_ref();
-        let has_nested = vm.is_none_or(|vm| vm.has_nested_state());
+        let has_nested = control.vm()?.has_nested_state();
+        let alive = Arc::new(Alive);
+        self.choose(&mut control, id, &cpuid, &alive)?;
         let may_nest = if has_nested && cpuid.has_virtualization() {
             MayNest::Perhaps
         } else {
@@ -300,7 +309,7 @@ impl Gate {
         };
         let program = self.shared.current.get();
         drop(control);
-        let own = Answering::new(id, &cpuid, may_nest, &self.shared, &program.thing);
+        let own = Answering::new(id, &cpuid, alive, may_nest, &self.shared, &program.thing);
         Ok(VcpuGate::new(program, own))
     }
 
@@ -310,36 +319,22 @@ impl Gate {
         control: &mut Control,
         id: VcpuId,
         cpuid: &GuestCpuid,
+        alive: &Arc<Alive>,
     ) -> Result<(), GateError> {
-        let known = control.chosen.as_mut();
-        if let Some(chosen) = known {
-            if chosen.cpu != *cpuid.cpu() {
-                return Err(GateError::OtherCpu {
-                    vcpu: id,
-                    chosen: chosen.cpu.clone(),
-                    seen: cpuid.cpu().clone(),
-                });
-            }
-            let before = *chosen.vcpus.entry(id).or_insert(cpuid.fingerprint());
-            return if before == cpuid.fingerprint() {
-                Ok(())
-            } else {
-                Err(GateError::CpuidChanged { vcpu: id })
-            };
+        if let Some(chosen) = &mut control.chosen {
+            return chosen.add(id, cpuid, alive);
         }
         let program = Arc::clone(self.shared.current.get().thing.program());
         let has_whens = program.variants().len() > 1;
         let responder = Arc::new(Responder::new(program, cpuid.cpu())?);
         if has_whens {
             let (filter, reasons) = publisher::first_filter(&responder)?;
+            let vm = control.vm()?;
             self.start_publisher(&responder)?;
-            let set = || control.replace(&filter, reasons);
-            self.shared.try_out(responder, set)?;
+            self.shared
+                .try_out(responder, || vm.replace(&filter, reasons))?;
         }
-        control.chosen = Some(Chosen {
-            cpu: cpuid.cpu().clone(),
-            vcpus: BTreeMap::from([(id, cpuid.fingerprint())]),
-        });
+        control.chosen = Some(Chosen::by(id, cpuid, alive));
         Ok(())
     }
 
@@ -349,8 +344,8 @@ impl Gate {
     /// revision, it shows from the next [`VcpuGate::reset`] on.
     ///
     /// # Errors
-    /// As [`Self::new`] and [`Self::install`]. The old program is then in force, with its filter and
-    /// its mask. Where the kernel has refused the filter, a vCPU may have answered by the new program
+    /// The gate is in no VM, or as [`Self::new`] and [`Self::install`]. The old program is then in force, with
+    /// its filter and its mask. Where the kernel has refused the filter, a vCPU may have answered by the new program
     /// meanwhile: registers, pins and devices that exist in both keep what came of that, and those of
     /// the old one alone are as they were, or as a [`VcpuGate::reset`] or
     /// [`VcpuGate::host_wrote`] meanwhile would have left them.
@@ -359,30 +354,34 @@ impl Gate {
         check(&program, &self.shared.host, &self.shared.options)?;
         let mut control = self.shared.lock();
         let example = program.variants()[0].example().clone();
-        let cpu = control.chosen.as_ref().map(|chosen| &chosen.cpu);
+        let cpu = control.chosen.as_ref().map(Chosen::cpu);
         let new = Responder::new(Arc::clone(&program), cpu.unwrap_or(&example))?;
         let new = Arc::new(new);
         let (filter, reasons) = control.first_filter(&new)?;
+        let vm = control.vm()?;
         self.start_publisher(&new)?;
         // The old one last: of programs that are refused one after the other, none makes it forgotten.
         self.shared.tracks.expect(&program);
         self.shared.tracks.expect(&self.program());
-        self.shared
-            .try_out(new, || control.replace(&filter, reasons))?;
+        self.shared.try_out(new, || vm.replace(&filter, reasons))?;
         control.past = Past::Other;
         Ok(())
     }
 
-    /// The program in force.
+    /// The program in force, or before [`Self::install`] the one that will be.
     #[must_use]
     pub fn program(&self) -> Arc<Program> {
         Arc::clone(self.shared.current.get().thing.program())
     }
 
-    /// The reader of the VM's events. Ask once: two readers would each see a part of them.
-    #[must_use]
-    pub fn events(&self) -> Events {
-        Events::new(Arc::clone(&self.shared.tracks))
+    /// The reader of the VM's events. It may be asked for at any time: until then, each vCPU's queue keeps
+    /// what fits, and counts the rest.
+    ///
+    /// # Errors
+    /// There is a reader: two would each see a part of the events. When it is dropped, this may be called
+    /// again.
+    pub fn events(&self) -> Result<Events, GateError> {
+        Events::take(&self.shared.tracks).ok_or(GateError::EventsTaken)
     }
 
     /// How often each access came here, and what was done.
@@ -395,7 +394,7 @@ impl Gate {
     /// the guest under this program. A filter takes few off that list: registers that no guest may
     /// write are changed by other instructions, such as SWAPGS, by time, and by the VMM itself (S10.5).
     /// Left out are those of KVM's own interface that the guest can neither write nor read, and never
-    /// could: none before the first [`Self::vcpu`] has chosen a variant, after a [`Self::replace`], or
+    /// could: none before [`Self::install`], before the first [`Self::vcpu`] has chosen a variant, after a [`Self::replace`], or
     /// after a [`VcpuGate::restore`], for KVM may hold what another program let the guest turn on. What
     /// the gate holds itself is in [`VcpuGate::save`]; that a list lacks registers which the policy lets
     /// the guest write is what `msrgate check --host` warns of.
@@ -403,7 +402,9 @@ impl Gate {
     pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         let control = self.shared.lock();
         let responder = self.shared.current.get().thing;
-        let is_all = control.past == Past::Other || !control.is_chosen(responder.program());
+        let is_all = control.past == Past::Other
+            || control.vm.is_none()
+            || !control.is_chosen(responder.program());
         drop(control);
         let is_kept = |index: &&MsrIndex| is_all || !responder.is_out_of_reach(**index);
         listed.iter().filter(is_kept).copied().collect()

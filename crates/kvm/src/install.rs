@@ -1,21 +1,27 @@
 //! Putting a filter into a VM, replacing it while guests run, and taking it out again, each in
 //! the order in which no denied access is ever a surprising #GP or an allowed one (S7).
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use msrgate_filter::{Filter, ReasonMask, Revision};
 
-use crate::calls::enable_reasons;
+use crate::calls;
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::raw::{RawFilter, set_filter, set_filter_raw};
 
-/// What a VM has been given. There is no ioctl that reads it back, so this remembers.
+/// A VM with a filter that was put into it. There is no ioctl that reads filter or mask back, so this
+/// remembers the mask; it keeps a duplicate of the VM's file descriptor, so that no other VM can be meant.
 #[derive(Debug)]
 #[must_use = "the filter stays in the VM; without this, its mask is forgotten"]
 pub struct Installed {
-    reasons: RawReasons,
+    vm: OwnedFd,
+    mask: Mask,
 }
+
+/// The mask that a VM was given, if that is known.
+#[derive(Debug)]
+pub(crate) struct Mask(Option<RawReasons>);
 
 /// Why a filter is not in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,42 +38,79 @@ pub enum InstallError {
         /// Its answer.
         errno: CallErrno,
     },
+    /// There is no file descriptor left to keep the VM by. Nothing was set.
+    #[error("cannot keep the VM's file descriptor: {0}")]
+    Duplicate(CallErrno),
     /// `KVM_X86_SET_MSR_FILTER` was refused. The filter that was there before still holds (S2.7).
     #[error("the kernel refuses the filter: {0}")]
     Filter(CallErrno),
 }
 
-/// Installs `filter` in a VM that has none, with exits for `reasons`: the mask first, so that the
-/// first denied access is already an exit (S7).
+/// Installs `filter` in a VM, with exits for `reasons` and no others: the mask first, so that the first
+/// denied access is already an exit (S7). Call it before any vCPU of the VM runs: no call tells whether
+/// one has, and what the guest did until then no filter undoes.
+///
+/// A filter and a mask that the VM has already are replaced; whoever has the VM's [`Installed`] calls
+/// [`Installed::replace`], in whose order no denied access is a surprising #GP.
 ///
 /// # Errors
 /// The kernel refuses the mask or the filter, or the filter is not of mainline's rules. After a
-/// failure the VM has neither.
+/// failure a new VM has neither.
 pub fn install(
     vm: &impl AsRawFd,
     filter: &Filter,
     reasons: ReasonMask,
 ) -> Result<Installed, InstallError> {
-    let mut installed = Installed::nothing();
-    installed.replace(vm, filter, reasons)?;
+    let mut installed = Installed {
+        vm: calls::duplicate(vm).map_err(|error| InstallError::Duplicate(error.into()))?,
+        mask: Mask::unknown(),
+    };
+    installed.replace(filter, reasons)?;
     Ok(installed)
 }
 
 impl Installed {
-    /// What a VM has been given at first.
-    pub(crate) const fn nothing() -> Self {
-        Self {
-            reasons: RawReasons::NONE,
-        }
-    }
-
     /// Puts `filter` in the place of the one in force; vCPUs may run meanwhile. While both can be
     /// met, so can the exits of both masks: the old one's, and `reasons`. Should the kernel not take
     /// a mask with fewer reasons, exits go on to come for both, and [`Self::reasons`] tells.
     ///
     /// # Errors
     /// As [`install`]. The old filter then still holds (S2.7), and so does its mask.
-    pub fn replace(
+    pub fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
+        self.mask.replace(&self.vm, filter, reasons)
+    }
+
+    /// Takes the filter out, and only then the mask (S7).
+    ///
+    /// # Errors
+    /// The kernel refuses; what is still in force is then still remembered here.
+    pub fn remove(&mut self) -> Result<(), InstallError> {
+        set_filter_raw(&self.vm, &RawFilter::default()).map_err(InstallError::Filter)?;
+        self.mask.ask_for(&FileOf(&self.vm), RawReasons::NONE)
+    }
+
+    /// The reasons for which the VM exits.
+    #[must_use]
+    pub fn reasons(&self) -> RawReasons {
+        self.mask.reasons()
+    }
+}
+
+impl Mask {
+    /// Of a VM that somebody else may have given one: the first filter sets it, whatever it is.
+    pub(crate) const fn unknown() -> Self {
+        Self(None)
+    }
+
+    fn reasons(&self) -> RawReasons {
+        self.0.unwrap_or(RawReasons::NONE)
+    }
+
+    /// As [`Installed::replace`], for this VM, which has this mask.
+    ///
+    /// # Errors
+    /// As [`Installed::replace`].
+    pub(crate) fn replace(
         &mut self,
         vm: &impl AsRawFd,
         filter: &Filter,
@@ -86,7 +129,7 @@ impl Installed {
         if filter.revision() != Revision::Mainline {
             return Err(InstallError::Revision(filter.revision()));
         }
-        let (before, reasons) = (self.reasons, reasons.into());
+        let (before, reasons) = (self.reasons(), reasons.into());
         self.ask_for(vm, before.union(reasons))?;
         let taken = vm.set_filter(filter).map_err(InstallError::Filter);
         // Which of the two filters there is now, its mask is enough for it. A mask that has more is
@@ -95,29 +138,14 @@ impl Installed {
         taken
     }
 
-    /// Takes the filter out, and only then the mask (S7).
-    ///
-    /// # Errors
-    /// The kernel refuses; what is still in force is then still remembered here.
-    pub fn remove(&mut self, vm: &impl AsRawFd) -> Result<(), InstallError> {
-        set_filter_raw(vm, &RawFilter::default()).map_err(InstallError::Filter)?;
-        self.ask_for(&FileOf(vm), RawReasons::NONE)
-    }
-
-    /// The reasons for which the VM exits.
-    #[must_use]
-    pub const fn reasons(&self) -> RawReasons {
-        self.reasons
-    }
-
     fn ask_for(&mut self, vm: &impl Filtered, reasons: RawReasons) -> Result<(), InstallError> {
-        if reasons != self.reasons {
+        if self.0 != Some(reasons) {
             vm.set_reasons(reasons)
                 .map_err(|errno| InstallError::Reasons {
                     mask: reasons,
                     errno,
                 })?;
-            self.reasons = reasons;
+            self.0 = Some(reasons);
         }
         Ok(())
     }
@@ -143,7 +171,7 @@ struct FileOf<'f, F>(&'f F);
 
 impl<F: AsRawFd> Filtered for FileOf<'_, F> {
     fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno> {
-        enable_reasons(self.0, reasons)
+        calls::enable_reasons(self.0, reasons)
     }
 
     fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno> {
@@ -223,7 +251,7 @@ mod tests {
         fails: &[usize],
     ) -> (Result<(), InstallError>, (Vec<u64>, usize), RawReasons) {
         let mask = |reasons| ReasonMask::of(Revision::Mainline, reasons);
-        let mut installed = Installed::nothing();
+        let mut installed = Mask::unknown();
         installed
             .replace_in(&Calls::failing(&[]), &filter(), mask(before))
             .unwrap();
@@ -256,6 +284,17 @@ mod tests {
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[2, 3]);
         assert_eq!((seen, given), (refused, (vec![6], 0)));
         assert_eq!(reasons, RawReasons::new(6));
+    }
+
+    /// A VMM may have asked for exits before: with this filter there are to be none.
+    #[test]
+    fn first_filter_sets_its_mask_even_if_that_is_empty() {
+        let (none, vm) = (ReasonMask::NONE, Calls::failing(&[]));
+        let mut mask = Mask::unknown();
+        mask.replace_in(&vm, &filter(), none).unwrap();
+        assert_eq!(vm.given(), (vec![0], 1));
+        mask.replace_in(&vm, &filter(), none).unwrap();
+        assert_eq!(vm.given(), (vec![0], 2));
     }
 
     #[test]

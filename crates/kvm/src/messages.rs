@@ -9,7 +9,7 @@ use msrgate_policy::{CompileError, Cpu, PackError};
 use crate::errno::{CallErrno, RawErrno};
 use crate::exit::{RawReason, RawReasons};
 use crate::gate::events::EventOptions;
-use crate::gate::{AnswerError, GateError, StateError, VcpuId};
+use crate::gate::{AnswerError, GateError, StateError, VcpuError, VcpuId};
 use crate::{GuestError, HostError, InstallError, MeasureError, Requirement, StepAt};
 
 use msrgate_testing::messages::messages;
@@ -55,6 +55,7 @@ fn why_nothing_was_measured() {
             mask: RawReasons::new(8),
             errno: errno(),
         },
+        InstallError::Duplicate(errno()),
         InstallError::Filter(errno()),
     ];
     let step = StepAt::new(3, Some((MsrIndex::new(0x10), Access::Write)));
@@ -131,7 +132,11 @@ fn why_a_gate_does_not_answer() {
             most: EventOptions::LONGEST_QUEUE,
         },
         GateError::Install(InstallError::Filter(errno())),
+        GateError::NotInstalled,
         GateError::InstalledTwice,
+        GateError::OtherGate,
+        GateError::VcpuTwice { vcpu },
+        GateError::EventsTaken,
         GateError::NoCpuid,
         GateError::OtherCpu {
             vcpu,
@@ -151,13 +156,19 @@ fn why_a_gate_does_not_answer() {
             access: Access::Read,
         },
         AnswerError::Gone,
-        AnswerError::NotReset,
+        AnswerError::Vcpu(VcpuError::NotReset { vcpu }),
         AnswerError::Stale,
     ];
     let states = [
         StateError::Restore(RestoreError::NotSaved),
         StateError::Unanswered,
+        StateError::Vcpu(VcpuError::NotReset { vcpu }),
         StateError::Call(errno()),
+    ];
+    let vcpus = [
+        VcpuError::NotReset { vcpu },
+        VcpuError::OtherVcpu { vcpu },
+        VcpuError::OtherCpuid { vcpu },
     ];
     let source = include_str!("gate/error.rs");
     insta::assert_snapshot!(
@@ -165,6 +176,7 @@ fn why_a_gate_does_not_answer() {
             messages(source, "GateError", &gates, |_| None),
             messages(source, "AnswerError", &answers, |_| None),
             messages(source, "StateError", &states, |_| None),
+            messages(source, "VcpuError", &vcpus, |_| None),
         ]
         .concat()
     );

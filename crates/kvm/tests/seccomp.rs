@@ -46,6 +46,7 @@ fn ioctl(name: &str) -> u64 {
         "KVM_RUN" => 0xae80,
         "KVM_GET_REGS" => 0x8090_ae81,
         "KVM_SET_REGS" => 0x4090_ae82,
+        "KVM_GET_CPUID2" => 0xc008_ae91,
         "KVM_GET_MSRS" => 0xc008_ae88,
         "KVM_SET_MSRS" => 0x4008_ae89,
         "KVM_GET_MP_STATE" => 0x8004_ae98,

@@ -7,10 +7,11 @@ use msrgate_filter::Access;
 
 use crate::compile::Compiled;
 use crate::policy::{Mode, Settings};
+use crate::punctures::punctures;
 use crate::registers::{self, Gap, Reach};
 use msrgate_program::Action;
-use msrgate_program::MsrRange;
 use msrgate_program::{DecidedBy, EntryId, Rule};
+use msrgate_program::{MsrRange, MsrSet};
 
 /// How far it is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +43,8 @@ pub enum Cause {
     Gap(&'static Gap),
     /// The policy's `mode` is `"audit"`.
     Audit,
+    /// This entry of another text lies within, and is looser.
+    Puncture(EntryId),
 }
 
 impl Cause {
@@ -51,6 +54,7 @@ impl Cause {
         match self {
             Self::Gap(gap) => gap.name,
             Self::Audit => "audit",
+            Self::Puncture(_) => "punctured",
         }
     }
 
@@ -60,6 +64,7 @@ impl Cause {
         match self {
             Self::Gap(gap) => gap.why,
             Self::Audit => "`mode = \"audit\"` refuses nothing: what would be refused is recorded",
+            Self::Puncture(_) => "an included entry that lies within it decides",
         }
     }
 
@@ -68,7 +73,7 @@ impl Cause {
     pub fn is_accepted(self, settings: &Settings) -> bool {
         match self {
             Self::Gap(gap) => settings.accept.iter().any(|word| **word == *gap.name),
-            Self::Audit => false,
+            Self::Audit | Self::Puncture(_) => false,
         }
     }
 }
@@ -193,9 +198,17 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
             }
         }
     }
+    let mut punctured = punctured(compiled);
     let mut all: Vec<_> = found
         .into_values()
-        .map(|(extents, mut enforcement)| {
+        .map(|(mut extents, mut enforcement)| {
+            if let Some(holes) = enforcement.entry.and_then(|id| punctured.remove(&id)) {
+                enforcement.holes.extend(holes);
+                extents.push(match together(&extents) {
+                    Extent::Not => Extent::Not,
+                    Extent::Enforced | Extent::Partly => Extent::Partly,
+                });
+            }
             enforcement.extent = together(&extents);
             let order = |hole: &Hole| (hole.access, hole.msrs.map(MsrRange::first));
             enforcement.holes.sort_by_key(order);
@@ -207,6 +220,23 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         all.rotate_left(1);
     }
     all
+}
+
+/// Of each entry into which other texts make holes, those holes.
+fn punctured(compiled: &Compiled) -> BTreeMap<EntryId, Vec<Hole>> {
+    let mut punctured = BTreeMap::<_, Vec<Hole>>::new();
+    for puncture in punctures(compiled) {
+        let holes = punctured.entry(puncture.wide).or_default();
+        for (access, msrs) in Access::ALL.into_iter().zip(&puncture.msrs) {
+            let ranges = msrs.iter().flat_map(MsrSet::ranges);
+            holes.extend(ranges.map(|&msrs| Hole {
+                msrs: Some(msrs),
+                access,
+                cause: Cause::Puncture(puncture.narrow),
+            }));
+        }
+    }
+    punctured
 }
 
 fn together(extents: &[Extent]) -> Extent {

@@ -116,7 +116,7 @@ impl Value {
     }
 
     /// On one line, unless there is a comment in it.
-    fn line(&self) -> Option<String> {
+    pub(crate) fn line(&self) -> Option<String> {
         match self {
             Self::Text(text) => Some(string(text)),
             Self::Bare(text) => Some(text.clone()),

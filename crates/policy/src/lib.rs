@@ -24,7 +24,9 @@ mod parse;
 mod points;
 mod policy;
 mod print;
+mod punctures;
 pub mod registers;
+mod remedy;
 mod resolve;
 #[cfg(feature = "schema")]
 mod schema;
@@ -48,10 +50,15 @@ pub use msrgate_program::{
     SettingChange, Unknown, UnknownAction, Update, Variant, Window, answer, changes, differences,
     emit, forward, is_shown, one_line, setting_changes, shown, shown_json,
 };
-pub use parse::{IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_LINE, NoIncludes};
+pub use parse::{
+    IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TABLES,
+    MAX_TOKENS, NoIncludes,
+};
 pub use points::points;
 pub use policy::{Entry, Policy, Settings, SourceId, When, WhenId};
 pub use print::print;
+pub use punctures::{Puncture, punctures};
+pub use remedy::Remedy;
 pub use resolve::{ResolvedPolicy, parse};
 #[cfg(feature = "schema")]
 pub use schema::schema;

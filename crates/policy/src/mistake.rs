@@ -13,7 +13,7 @@ use msrgate_filter::{Access, Accesses, MsrIndex};
 use report::Report;
 
 /// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mistake {
     pub(crate) wrong: Wrong,
     /// The places, the one that a one-line message names first.
@@ -21,7 +21,7 @@ pub struct Mistake {
 }
 
 /// A place in a text, with what is to be said of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Label {
     pub(crate) at: At,
     pub(crate) says: Option<String>,
@@ -41,7 +41,7 @@ impl Label {
 }
 
 /// What is wrong. The fields named `key`, `text` and `word` quote the policy.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Wrong {
     /// The text is not TOML.
@@ -65,10 +65,18 @@ pub enum Wrong {
         /// The line of the first, if it was found.
         first: Option<u32>,
     },
-    /// The text is longer than [`MAX_BYTES`](crate::MAX_BYTES).
-    #[error("the policy has {bytes} bytes, more than the {limit} that one may have")]
+    /// The text does not say that it is a policy. Nothing in it may be quoted.
+    #[error("this is not taken for a policy: it does not say `policy = 1`{}", until(*.line))]
+    NotAPolicy {
+        /// The first line that is not TOML, if there is one.
+        line: Option<u32>,
+    },
+    /// The texts are longer than [`MAX_BYTES`](crate::MAX_BYTES).
+    #[error(
+        "the policy has {bytes} bytes with its includes, more than the {limit} that one may have"
+    )]
     TooLong {
-        /// How long it is.
+        /// How long they are, those that were not read left out.
         bytes: usize,
         /// How long it may be.
         limit: usize,
@@ -86,7 +94,7 @@ pub enum Wrong {
     /// There is more of something than there may be.
     #[error("the policy has {found} {what}, more than the {limit} that one may have")]
     TooMany {
-        /// Of what: entries, groups, whens, or variants.
+        /// Of what: entries, files, tokens, groups, whens, or variants.
         what: &'static str,
         /// How many there are.
         found: usize,
@@ -272,9 +280,9 @@ pub enum Wrong {
         help: &'static str,
     },
     /// Something looser than a `final` entry.
-    #[error("`{key}` loosens the {access} of {index}, and `{fixed}` is final")]
+    #[error("`{key}` loosens the {access} of {index}{}, and `{fixed}` is final", decided_by(decides.as_deref()))]
     Loosened {
-        /// The looser entry's key.
+        /// The key of the entry that is looser, or that took the final entry's place.
         key: String,
         /// The final entry's key.
         fixed: String,
@@ -282,6 +290,18 @@ pub enum Wrong {
         index: MsrIndex,
         /// In which direction.
         access: Access,
+        /// What decides the access now, where the entry leaves that to something else.
+        decides: Option<String>,
+        /// What to do.
+        help: String,
+    },
+    /// A policy in audit over an included final entry.
+    #[error("`mode = \"audit\"` lifts what `{fixed}` of {file} refuses, and `{fixed}` is final")]
+    LiftedByAudit {
+        /// The final entry's key.
+        fixed: String,
+        /// The entry's file.
+        file: String,
     },
     /// An `override` with nothing to take the place of.
     #[error("`{0}` overrides nothing: no include speaks of exactly these MSRs")]
@@ -322,7 +342,13 @@ impl Wrong {
             | Self::Hidden { help, .. }
             | Self::NoVendor { help, .. }
             | Self::NoProcessor { help, .. }
-            | Self::UnknownGap { help, .. } => return Some(help.clone()),
+            | Self::UnknownGap { help, .. }
+            | Self::Loosened { help, .. } => return Some(help.clone()),
+            Self::LiftedByAudit { file, .. } => {
+                return Some(format!(
+                    "delete the mode, or have {file} say `mode = \"audit\"`, too: only its own file puts a final entry in audit"
+                ));
+            }
             Self::MissingDirection { access, .. } => {
                 return Some(format!(
                     "add `{access} = \"allow\"`, `{access} = \"deny\"`, or `{access} = \"inherit\"` to take what a wider entry or the default says"
@@ -334,10 +360,11 @@ impl Wrong {
             Self::MissingKey { help, .. }
             | Self::DeviceElsewhere { help, .. }
             | Self::Conflict { help, .. } => help,
-            Self::TooLong { .. }
-            | Self::TooMany {
-                what: "entries", ..
-            } => "name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`",
+            Self::TooLong { .. } => SINGLE_MSRS,
+            Self::TooMany { what, .. } => fewer(what),
+            Self::NotAPolicy { .. } => {
+                "write `policy = 1` at its top; until then no message shows any of its text, which may be a secret"
+            }
             Self::LongLine { .. } => "write one entry a line",
             Self::UnknownVersion(_) => "this msrgate knows `policy = 1`; a newer one may know more",
             Self::BadNumber { .. } => {
@@ -366,7 +393,6 @@ impl Wrong {
                 "keep one of the two: an entry says both directions at once, by a word or as a table with `read` and `write`"
             }
             Self::UnknownNeedsAllow => "delete it, or write `default = \"allow\"`",
-            Self::Loosened { .. } => "delete the entry, or make it no looser than the final one",
             Self::OverridesNothing(_) => {
                 "delete `override = true`; a strict subset wins without it"
             }
@@ -379,12 +405,48 @@ impl Wrong {
     }
 }
 
+const SINGLE_MSRS: &str = "name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`";
+
+/// The way to have fewer of them.
+fn fewer(what: &str) -> &'static str {
+    match what {
+        "tokens of TOML" => {
+            "name ranges instead of single MSRs, and write comments above paragraphs, not at each entry"
+        }
+        "tables and lists" => "write entries as words: `0x10 = \"rw\"` takes no table",
+        "files" => "join files that are always included together",
+        "names in an `include`" => "name each file once",
+        "groups" => "name each group once, or write the ranges that are meant",
+        "whens" => "join `[[when]]`s that say the same: each part of `cpu` may be a list",
+        "processors that its `when`s tell apart" => {
+            "write ranges of families, models and steppings instead of single ones"
+        }
+        "ways in which its `when`s hold" => {
+            "let fewer `[[when]]`s hold on the same processors: write one for each kind of processor"
+        }
+        _ => SINGLE_MSRS,
+    }
+}
+
 fn twice(line: u32, first: Option<u32>) -> String {
     match first {
         Some(first) if first == line => format!("twice on line {line}"),
         Some(first) => format!("on line {first}, and again on line {line}"),
         None => format!("a second time on line {line}"),
     }
+}
+
+fn until(line: Option<u32>) -> String {
+    line.map_or(String::new(), |line| {
+        format!(" before line {line}, which is not TOML")
+    })
+}
+
+/// What decides an access, as a part of a sentence.
+fn decided_by(decides: Option<&str>) -> String {
+    decides.map_or_else(String::new, |decides| {
+        format!(", which `{decides}` decides now")
+    })
 }
 
 fn both_or(accesses: Accesses) -> &'static str {

@@ -5,6 +5,7 @@ mod entry;
 mod include;
 mod keys;
 mod settings;
+mod size;
 mod value;
 mod when;
 pub(crate) mod words;
@@ -13,17 +14,31 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::mistake::{Label, Mistake, Mistakes, Wrong};
-use crate::policy::{At, Entry, Policy, SourceId, When};
+use crate::policy::{At, Entry, Policy, SourceId, SourceSet, When};
 use crate::source::Source;
+use crate::source::quoted;
 use msrgate_program::is_shown;
 
 pub use include::{IncludeError, Includes, NoIncludes};
 use settings::Said;
+pub(crate) use settings::Stated;
+use size::Size;
 use value::items;
 pub(crate) use value::one_of;
 
-/// The most bytes a policy may have, its includes not counted: 16 MiB.
+/// The most bytes a policy may have, those of its includes among them: 16 MiB.
 pub const MAX_BYTES: usize = 16 << 20;
+
+/// The most files a policy may have, itself among them, each counted once. No `include` may name more.
+pub const MAX_FILES: usize = 256;
+
+/// The most tokens of TOML a policy may have, those of its includes, comments and ends of lines among
+/// them. A token takes the parser up to about 200 bytes of memory.
+pub const MAX_TOKENS: usize = 5_000_000;
+
+/// The most tables and lists a policy may have, those of its includes among them, and every dot of a
+/// key, which makes a table too. A table takes up to about 1,200 bytes of memory.
+pub const MAX_TABLES: usize = 500_000;
 
 /// The most bytes a line of a policy may have, so that a message can quote it.
 pub const MAX_LINE: usize = 4096;
@@ -54,6 +69,8 @@ pub(crate) struct Parsed {
     pub(crate) mistakes: Vec<Mistake>,
     /// Whether the policy's own text has a `default`.
     pub(crate) has_default: bool,
+    /// What each text says for itself, by [`SourceId`].
+    pub(crate) stated: Vec<Stated>,
 }
 
 /// Reads a policy's text with all it includes. Without `includes` they are not followed, and a text that has
@@ -84,8 +101,11 @@ struct Reader<'i> {
     sources: Vec<Source>,
     /// The text that is being read.
     current: SourceId,
-    /// Which texts each text includes, in one step or more.
-    below: Vec<Vec<SourceId>>,
+    /// The place of the include that led to the current text.
+    entrance: Option<At>,
+    /// The texts that each text includes, in one step or more.
+    below: Vec<SourceSet>,
+    size: Size,
     said: Vec<Said>,
     whens: Vec<When>,
     entries: Vec<Entry>,
@@ -99,7 +119,9 @@ impl<'i> Reader<'i> {
             includes,
             sources: Vec::new(),
             current: SourceId::new(0),
+            entrance: None,
             below: Vec::new(),
+            size: Size::default(),
             said: Vec::new(),
             whens: Vec::new(),
             entries: Vec::new(),
@@ -112,30 +134,36 @@ impl<'i> Reader<'i> {
     fn read(&mut self, source: &Source, way: &mut Vec<SourceId>) {
         let id = SourceId::new(self.sources.len());
         self.sources.push(source.clone());
-        self.below.push(Vec::new());
+        self.below.push(SourceSet::default());
         self.said.push(Said::default());
         self.current = id;
         if !self.has_readable_size(source) {
             return;
         }
+        let text = size::to_the_last_mistake(source.text());
+        let (document, errors) = DeTable::parse_recoverable(text);
+        if !says_it_is_a_policy(document.get_ref(), &errors) {
+            let first = errors.first().and_then(toml::de::Error::span);
+            let line = first.map(|span| source.place(span.into()).line);
+            self.wrong_as_a_whole(Wrong::NotAPolicy { line });
+            return;
+        }
+        self.not_toml(text, &errors);
         self.hidden(source);
-        let (document, errors) = DeTable::parse_recoverable(source.text());
-        let is_toml = errors.is_empty();
-        self.not_toml(&errors);
         way.push(id);
-        self.document(document.get_ref(), is_toml, way);
+        self.document(document.get_ref(), errors.is_empty(), way);
         way.pop();
     }
 
     /// Beyond a limit is a mistake of the whole text, which is then not looked at.
     fn has_readable_size(&mut self, source: &Source) -> bool {
-        let before = self.mistakes.len();
-        let bytes = source.text().len();
-        if bytes > MAX_BYTES {
-            let limit = MAX_BYTES;
-            self.wrong_as_a_whole(Wrong::TooLong { bytes, limit });
+        if let Err(wrong) = self.size.add(source.text()) {
+            // What is beyond the limit for all texts is not looked at in any other.
+            self.includes = None;
+            self.wrong_as_a_whole(wrong);
             return false;
         }
+        let before = self.mistakes.len();
         for (line, bytes) in source.lines_over(MAX_LINE) {
             let limit = MAX_LINE;
             self.wrong_as_a_whole(Wrong::LongLine { line, bytes, limit });
@@ -170,13 +198,9 @@ impl<'i> Reader<'i> {
         if let Some(&item) = items.iter().find(|item| item.key.text == "include") {
             self.include(item, way);
         }
-        let mut has_version = false;
         for item in items {
             match item.key.text {
-                "policy" => {
-                    has_version = true;
-                    self.version(item);
-                }
+                "policy" => self.version(item),
                 "include" => {}
                 "msrs" => self.msrs(item, None),
                 "when" => self.whens(item),
@@ -186,18 +210,13 @@ impl<'i> Reader<'i> {
                 _ => self.setting(item),
             }
         }
-        if is_toml && !has_version {
-            self.missing(
-                "policy",
-                "the language version: write `policy = 1` at the top",
-            );
-        }
         if is_toml && way.len() == 1 && self.includes.is_some() {
             self.default_is_there();
         }
     }
 
     fn finish(mut self, has_default: bool) -> Parsed {
+        let stated = self.stated();
         let settings = self.settings();
         let policy = settings.map(|settings| Policy {
             sources: self.sources.clone(),
@@ -211,6 +230,7 @@ impl<'i> Reader<'i> {
             policy,
             mistakes: self.mistakes,
             has_default,
+            stated,
         }
     }
 }
@@ -221,17 +241,31 @@ impl Reader<'_> {
     }
 
     fn wrong(&mut self, at: At, wrong: Wrong) {
-        self.mistakes.push(Mistake {
+        self.mistake(Mistake {
             wrong,
             places: vec![Label::bare(at)],
         });
     }
 
+    /// Complains of the current text as a whole, at the place that includes it.
     fn wrong_as_a_whole(&mut self, wrong: Wrong) {
-        self.mistakes.push(Mistake {
+        let name = quoted(self.text().name());
+        let place = |at| Label::saying(at, format!("in `{name}`"));
+        self.mistake(Mistake {
             wrong,
-            places: Vec::new(),
+            places: self.entrance.map(place).into_iter().collect(),
         });
+    }
+
+    fn mistake(&mut self, mistake: Mistake) {
+        if !self.has_enough_mistakes() {
+            self.mistakes.push(mistake);
+        }
+    }
+
+    /// Each mistake may cost a search for what was meant, and nobody reads so many.
+    fn has_enough_mistakes(&self) -> bool {
+        self.mistakes.len() >= MAX_MISTAKES
     }
 
     fn missing(&mut self, key: &'static str, help: &'static str) {
@@ -241,6 +275,17 @@ impl Reader<'_> {
     fn text(&self) -> &Source {
         &self.sources[self.current.number()]
     }
+}
+
+/// Whether a text is meant to be a policy, so that messages may quote it: before anything that is not
+/// TOML, it says `policy = ` and a number.
+fn says_it_is_a_policy(document: &DeTable<'_>, errors: &[toml::de::Error]) -> bool {
+    let Some((_, version)) = document.get_key_value("policy") else {
+        return false;
+    };
+    let end = version.span().end;
+    let is_later = |error: &toml::de::Error| error.span().is_none_or(|span| span.start >= end);
+    matches!(version.get_ref(), DeValue::Integer(_)) && errors.iter().all(is_later)
 }
 
 /// A value as TOML has it, with its place.

@@ -3,6 +3,7 @@
 use miette::SourceSpan;
 use msrgate_filter::Access;
 
+use crate::parse::MAX_FILES;
 use crate::source::{Place, Source};
 use msrgate_program::CpuSet;
 use msrgate_program::MsrSet;
@@ -34,13 +35,44 @@ macro_rules! numbered {
 
 numbered!(SourceId WhenId);
 
+/// Some of a policy's texts, of which there are at most [`MAX_FILES`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SourceSet([u64; MAX_FILES.div_ceil(64)]);
+
+impl SourceSet {
+    pub(crate) fn insert(&mut self, id: SourceId) {
+        if let Some(word) = self.0.get_mut(id.number() / 64) {
+            *word |= 1 << (id.number() % 64);
+        }
+    }
+
+    /// Adds all texts of `other`.
+    pub(crate) fn extend(&mut self, other: Self) {
+        for (word, other) in self.0.iter_mut().zip(other.0) {
+            *word |= other;
+        }
+    }
+
+    pub(crate) fn contains(&self, id: &SourceId) -> bool {
+        let word = self.0.get(id.number() / 64);
+        word.is_some_and(|word| word >> (id.number() % 64) & 1 == 1)
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
+    }
+}
+
+/// The policy's own text.
+pub(crate) const OWN: SourceId = SourceId(0);
+
 /// A text and all in it have fewer than 2^32 bytes: [`MAX_BYTES`](crate::MAX_BYTES).
 pub(crate) fn small(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 /// Where something stands. Small, since every entry has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct At {
     source: SourceId,
     offset: u32,
@@ -169,8 +201,8 @@ pub struct Policy {
     pub(crate) settings: Settings,
     pub(crate) whens: Vec<When>,
     pub(crate) entries: Vec<Entry>,
-    /// Which texts each text includes, in one step or more.
-    pub(crate) below: Vec<Vec<SourceId>>,
+    /// The texts that each text includes, in one step or more.
+    pub(crate) below: Vec<SourceSet>,
 }
 
 /// What a policy says outside of its entries.
@@ -223,8 +255,10 @@ impl Policy {
         while at != id && self.below[at.number()].contains(&id) {
             way.push(self.text(at));
             // The one with most below it leaves out none between it and the rest.
-            let next = self.below[at.number()].iter().copied();
-            let next = next
+            let below = &self.below[at.number()];
+            let next = (0..self.sources.len())
+                .map(SourceId::new)
+                .filter(|next| below.contains(next))
                 .filter(|next| *next == id || self.below[next.number()].contains(&id))
                 .max_by_key(|next| (self.below[next.number()].len(), *next != id));
             at = next.unwrap_or(id);

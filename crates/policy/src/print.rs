@@ -10,7 +10,7 @@ use crate::parse::words::{self, word_for};
 use crate::policy::{
     Entry, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction, WhenId,
 };
-use crate::resolve::overridden;
+use crate::resolve::{Effect, Overrides};
 use msrgate_program::CpuSet;
 use msrgate_program::EntryId;
 use msrgate_program::{Action, Mask, Outside};
@@ -22,20 +22,21 @@ use msrgate_program::{Action, Mask, Outside};
 #[must_use]
 pub fn print(policy: &Policy) -> String {
     let mut text = String::new();
+    let overrides = Overrides::of(policy);
     layout::fields(&mut text, &head(policy.settings()));
     gap(&mut text);
     layout::entries(
         &mut text,
         "msrs",
         &Comments::default(),
-        entries(policy, None),
+        entries(policy, &overrides, None),
     );
     devices(&mut text, policy.settings());
     for (id, when) in policy.whens().iter().enumerate() {
         gap(&mut text);
         header(&mut text, "[[when]]", &Comments::default());
         layout::cpu(&mut text, field("cpu", cpus(when.cpus())));
-        let entries = entries(policy, Some(WhenId::new(id)));
+        let entries = entries(policy, &overrides, Some(WhenId::new(id)));
         layout::entries(&mut text, "when.msrs", &Comments::default(), entries);
     }
     text
@@ -113,7 +114,7 @@ pub(crate) fn log(log: Log) -> Value {
     Value::text(word_for(&words::LOGS, &log))
 }
 
-fn cpus(cpus: &CpuSet) -> Value {
+pub(crate) fn cpus(cpus: &CpuSet) -> Value {
     let one = |range: &RangeInclusive<u32>| {
         let (first, last) = (range.start(), range.end());
         if first == last {
@@ -139,12 +140,12 @@ fn cpus(cpus: &CpuSet) -> Value {
 }
 
 /// The entries of `[msrs]`, or of one `[when.msrs]`.
-fn entries(policy: &Policy, when: Option<WhenId>) -> Vec<EntryText> {
-    let overridden = overridden(policy);
-    let replaced_by = |id: EntryId| overridden.get(&id).into_iter().flatten();
-    // Only an entry of the same `[[when]]`, or of none either, is there wherever this one is.
-    let is_gone =
-        |id: EntryId| replaced_by(id).any(|&by| policy.entry(by).when == policy.entry(id).when);
+fn entries(policy: &Policy, overrides: &Overrides, when: Option<WhenId>) -> Vec<EntryText> {
+    // An entry of the same `[[when]]`, or of none either, is there wherever this one would be.
+    let is_gone = |id: EntryId| {
+        let mut by = overrides.of_entry(id);
+        by.any(|by| policy.entry(by).when == policy.entry(id).when)
+    };
     let mut said = HashSet::new();
     let mut entries = Vec::new();
     for id in policy.ids() {
@@ -152,14 +153,9 @@ fn entries(policy: &Policy, when: Option<WhenId>) -> Vec<EntryText> {
         if entry.when != when || is_gone(id) || !said.insert(entry.key()) {
             continue;
         }
-        let replaces = entry.replaces == Replaces::Included
-            && overridden
-                .iter()
-                .any(|(&other, by)| !is_gone(other) && by.contains(&id));
-        let replaces = if replaces {
-            Replaces::Included
-        } else {
-            Replaces::Nothing
+        let replaces = match overrides.effect(id) {
+            Some(Effect::OnSome) => Replaces::Included,
+            Some(Effect::ForGood) | None => Replaces::Nothing,
         };
         entries.push(EntryText {
             comments: Comments::default(),

@@ -1,6 +1,8 @@
 //! From a policy's entries to the rules that hold on each kind of processor, or to all mistakes at once.
 
 mod conflict;
+mod finals;
+mod overrides;
 mod variants;
 
 use msrgate_filter::Access;
@@ -14,7 +16,8 @@ use crate::source::Source;
 
 #[cfg(test)]
 pub(crate) use conflict::says;
-pub(crate) use variants::overridden;
+pub(crate) use overrides::{Effect, Overrides};
+pub(crate) use variants::variants;
 
 /// A policy without mistakes, with the rules that hold by its `[[when]]`s.
 #[derive(Clone, Debug)]
@@ -48,9 +51,11 @@ impl ResolvedPolicy {
 ///
 /// # Errors
 /// All mistakes, with their places: bad TOML, unknown keys, words and names, includes that cannot
-/// be read, entries that overlap and disagree, answers that cannot be given. Text over
-/// [`MAX_BYTES`](crate::MAX_BYTES), with a line over [`MAX_LINE`](crate::MAX_LINE) or with more than
-/// [`MAX_ENTRIES`](crate::MAX_ENTRIES) is refused unread.
+/// be read, entries that overlap and disagree, answers that cannot be given. Texts over
+/// [`MAX_BYTES`](crate::MAX_BYTES), [`MAX_TOKENS`](crate::MAX_TOKENS) or
+/// [`MAX_TABLES`](crate::MAX_TABLES), with a line over [`MAX_LINE`](crate::MAX_LINE), with more than
+/// [`MAX_ENTRIES`](crate::MAX_ENTRIES), or in more than [`MAX_FILES`](crate::MAX_FILES) are refused
+/// unread. Of a text that does not say `policy = 1`, or another number, nothing is quoted.
 pub fn parse(
     source: &Source,
     includes: &mut dyn Includes,
@@ -82,7 +87,7 @@ fn resolve(
 ) -> Result<ResolvedPolicy, Box<Mistakes>> {
     let mut mistakes = parsed.mistakes;
     let resolved = parsed.policy.map(|policy| {
-        let (found, variants) = variants::resolve(&policy);
+        let (found, variants) = variants::resolve(&policy, &parsed.stated);
         mistakes.extend(found);
         ResolvedPolicy { policy, variants }
     });

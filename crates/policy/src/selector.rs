@@ -9,7 +9,7 @@ use crate::source::quoted;
 use msrgate_program::{MsrRange, MsrSet};
 
 /// Text that means no MSRs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SelectorError {
     /// No register has this name.

@@ -11,6 +11,8 @@ use msrgate_program::{one_line, shown};
 #[derive(Clone, Debug)]
 pub struct Source {
     name: Arc<str>,
+    /// Equal for sources that are one text, whatever name each was reached by.
+    identity: Arc<[u8]>,
     text: Arc<str>,
     /// Where each line begins, in bytes.
     lines: Arc<[u32]>,
@@ -27,15 +29,32 @@ pub struct Place {
 
 impl Source {
     /// The text `text`, called `name` in messages: a path, or a name such as `-` for standard
-    /// input.
+    /// input. The name identifies it, too.
     #[must_use]
     pub fn new(name: &str, text: &str) -> Self {
         let starts = text.match_indices('\n').map(|(at, _)| small(at + 1));
         Self {
             name: name.into(),
+            identity: name.as_bytes().into(),
             text: text.into(),
             lines: [0].into_iter().chain(starts).collect(),
         }
+    }
+
+    /// The same source, identified by these bytes in place of its name. A name is for people, and
+    /// two files may share it: paths that differ in bytes that are not UTF-8 are shown alike.
+    #[must_use]
+    pub fn with_identity(self, identity: &[u8]) -> Self {
+        Self {
+            identity: identity.into(),
+            ..self
+        }
+    }
+
+    /// The bytes that identify it.
+    #[must_use]
+    pub fn identity(&self) -> &[u8] {
+        &self.identity
     }
 
     /// What messages call it.

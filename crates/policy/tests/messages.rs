@@ -18,7 +18,8 @@ struct Texts(BTreeMap<&'static str, &'static str>);
 
 impl Includes for Texts {
     fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
-        let text = self.0.get(path);
+        let number: Option<u8> = path.parse().ok();
+        let text = self.0.get(path).or(number.map(|_| &"policy = 1"));
         let text = text.ok_or_else(|| IncludeError::new("no such file"))?;
         Ok(Source::new(path, text))
     }
@@ -53,12 +54,28 @@ fn mistakes_of_a_policy() {
     let singles: String = (0..=250_000)
         .map(|index| format!("0x{index:x}='r'\n"))
         .collect();
+    // 256 files beside the policy itself.
+    let files = || {
+        let numbers: Vec<_> = (0..256).map(|number| format!("'{number}',\n")).collect();
+        let text = format!("{head}include = [{}]", numbers.concat());
+        wrongs(&text)
+    };
     let examples = [
         wrongs("policy = 1\ndefault = "),
         wrongs(&format!("{head}[msrs]\nIA32_PAT = 'r'\nIA32_PAT = 'w'")),
         wrongs(&" ".repeat(msrgate_policy::MAX_BYTES + 1)),
         wrongs(&format!("# {}", "x".repeat(msrgate_policy::MAX_LINE))),
         wrongs(&format!("{head}{many}")),
+        wrongs(&format!(
+            "{head}x = [{}]",
+            ",\n".repeat(msrgate_policy::MAX_TOKENS / 2)
+        )),
+        wrongs(&format!(
+            "{head}x = {}",
+            "[\n".repeat(msrgate_policy::MAX_TABLES)
+        )),
+        wrongs(&format!("{head}include = [{}]", "'a.toml',\n".repeat(257))),
+        files(),
         entries(&groups),
         entries(&singles),
         wrongs("[msrs]"),
@@ -90,6 +107,7 @@ fn mistakes_of_a_policy() {
         wrongs(&format!(
             "{head}include = ['final.toml']\n[msrs]\nIA32_PAT = {{ read = 'allow', write = 'deny', override = true }}"
         )),
+        wrongs(&format!("{head}include = ['final.toml']\nmode = 'audit'")),
         entries("IA32_PAT = { read = 'allow', write = 'deny', override = true }"),
         include("absent.toml"),
         include("circle.toml"),

@@ -154,8 +154,10 @@ impl Action {
         }
     }
 
-    /// How far a guest gets: the further, the looser.
-    const fn reach(&self) -> u8 {
+    /// How far a guest gets: the further, the looser. Less than another's is
+    /// [`Comparison::NoLooser`], more is [`Comparison::Looser`].
+    #[must_use]
+    pub const fn reach(&self) -> u8 {
         match self {
             Self::Kill => 0,
             Self::Deny => 1,

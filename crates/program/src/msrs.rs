@@ -219,6 +219,12 @@ impl MsrSet {
         self.shared(other).next().is_some()
     }
 
+    /// Whether `other` contains all of them.
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.shared(other).map(MsrRange::count).sum::<u64>() == self.count()
+    }
+
     /// Those that `other` does not contain, if there are any.
     #[must_use]
     pub fn without(&self, other: &Self) -> Option<Self> {

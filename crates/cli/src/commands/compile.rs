@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal as _, Write};
 
-use msrgate_policy::{Program, Variant, emit, one_line};
+use msrgate_policy::{Program, Variant, emit};
 
 use crate::cli::{CompileArgs, Output};
 use crate::failure::{Answer, Failure};
@@ -47,7 +47,10 @@ fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p Variant, 
         (_, Some(cpu)) => {
             processor::say_asked(&args.cpu, cpu);
             program.on(cpu).ok_or_else(|| {
-                Failure::Refused(format!("{}: says nothing of {cpu}", one_line(&args.policy)))
+                Failure::Refused(format!(
+                    "{}: says nothing of {cpu}",
+                    load::shown(&args.policy)
+                ))
             })
         }
         ([only], None) => Ok(only),
@@ -60,7 +63,7 @@ fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p Variant, 
             let examples = several.iter().map(example);
             Err(Failure::Usage(format!(
                 "{} is {} filters, by processor, and this format holds one; say which{}",
-                one_line(&args.policy),
+                load::shown(&args.policy),
                 several.len(),
                 examples.collect::<String>()
             )))
@@ -76,7 +79,7 @@ fn keeps_all(program: &Program, variant: &Variant, args: &CompileArgs) -> Result
     let unsaid: Vec<_> = unsaid.iter().map(ToString::to_string).collect();
     Err(Failure::Refused(format!(
         "{}: a filter does not carry {}; compile a program, or say --filter-only to go without",
-        one_line(&args.policy),
+        load::shown(&args.policy),
         unsaid.join(", nor ")
     )))
 }

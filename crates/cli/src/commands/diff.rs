@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::cli::{DiffArgs, FailOn, Format};
 use crate::failure::{Answer, Failure};
+use crate::load::is_standard_input;
 use crate::output::{self, SCHEMA};
 use crate::processor;
 use crate::side::{Content, Side};
@@ -76,7 +77,10 @@ const DIRECTIONS: [Direction; 4] = [
 ];
 
 pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
-    if args.old == "-" && args.new == "-" {
+    if [&args.old, &args.new]
+        .into_iter()
+        .all(|side| is_standard_input(side))
+    {
         return Err(Failure::Usage(
             "standard input cannot be both sides".to_owned(),
         ));

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::cli::{FmtArgs, Format};
 use crate::failure::{Answer, Failure};
-use crate::load;
+use crate::load::{Input, is_standard_input};
 use crate::output::{self, SCHEMA};
 use crate::remark::{Remark, remarks};
 use crate::whole;
@@ -55,10 +55,10 @@ pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure
 }
 
 /// Formats one policy. Its mistakes do not keep the others from being looked at.
-fn one(args: &FmtArgs, policy: &str, out: &mut dyn Write) -> Result<FileReport, Failure> {
+fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport, Failure> {
     let is_text = args.format.format == Format::Text;
-    let source = load::source(policy)?;
-    if args.write && (policy == "-" || !Path::new(policy).is_file()) {
+    let source = Input::read(policy)?.source()?;
+    if args.write && (is_standard_input(policy) || !policy.is_file()) {
         return Err(Failure::Usage(format!(
             "{} is no file that could be written; leave out --write",
             one_line(source.name())
@@ -81,7 +81,7 @@ fn one(args: &FmtArgs, policy: &str, out: &mut dyn Write) -> Result<FileReport, 
     };
     let is_changed = text != source.text();
     if args.write && is_changed {
-        whole::write(Path::new(policy), text.as_bytes())?;
+        whole::write(policy, text.as_bytes())?;
     }
     if is_text && args.check && is_changed {
         writeln!(out, "{}", one_line(source.name()))?;

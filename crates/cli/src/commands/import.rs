@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::Path;
 
 use msrgate_policy::import::{Format, Imported, import, print};
 use msrgate_policy::one_line;
 
 use crate::cli::{FromArg, ImportArgs};
 use crate::failure::{Answer, Failure};
+use crate::load::{self, is_standard_input};
 use crate::output;
 
 /// The most bytes of a file that is imported: 64 MiB.
@@ -28,9 +30,10 @@ impl FromArg {
 }
 
 pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
-    let name = match args.file.as_str() {
-        "-" => "standard input",
-        file => file,
+    let name = if is_standard_input(&args.file) {
+        "standard input"
+    } else {
+        &load::shown(&args.file)
     };
     let trouble = |why: String| Failure::Input {
         what: name.to_owned(),
@@ -58,10 +61,11 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
 }
 
 /// At most one byte more than may be imported.
-fn read(file: &str) -> io::Result<Vec<u8>> {
-    let from: Box<dyn Read> = match file {
-        "-" => Box::new(io::stdin().lock()),
-        file => Box::new(File::open(file)?),
+fn read(file: &Path) -> io::Result<Vec<u8>> {
+    let from: Box<dyn Read> = if is_standard_input(file) {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(File::open(file)?)
     };
     let mut bytes = Vec::new();
     from.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;

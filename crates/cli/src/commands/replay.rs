@@ -5,6 +5,7 @@ mod report;
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,7 +16,7 @@ use signal_hook::flag;
 
 use crate::cli::{Format, ReplayArgs};
 use crate::failure::{Answer, Failure};
-use crate::load;
+use crate::load::{self, is_standard_input};
 use crate::output;
 use crate::processor;
 use progress::Progress;
@@ -24,22 +25,25 @@ use progress::Progress;
 const BUFFER: usize = 256 << 10;
 
 /// A trace that is open, and what is known of it.
-struct Trace<'a> {
-    name: &'a str,
+struct Trace {
+    name: String,
     from: Box<dyn Read>,
     /// Its size in bytes, of a file.
     size: Option<u64>,
 }
 
 pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
-    if args.policy == "-" && args.trace == "-" {
+    if [&args.policy, &args.trace]
+        .into_iter()
+        .all(|one| is_standard_input(one))
+    {
         return Err(Failure::Usage(
             "the policy and the trace cannot both be standard input".to_owned(),
         ));
     }
     let compiled = load::compiled(&args.policy)?;
     let trace = open(&args.trace)?;
-    let name = trace.name;
+    let name = &trace.name.clone();
     let chosen = processor::choose(&compiled, &args.cpu)?;
     let mut replay = Replay::new(compiled.policy(), chosen.variant);
     read(trace, &mut replay)?;
@@ -50,7 +54,7 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
         // Nothing at all was recorded, or this is something else than a trace.
         if totals.unreadable > 0 {
             return Err(Failure::Input {
-                what: name.to_owned(),
+                what: name.clone(),
                 why: why.to_owned(),
             });
         }
@@ -70,27 +74,28 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     })
 }
 
-fn open(trace: &str) -> Result<Trace<'_>, Failure> {
-    if trace == "-" {
+fn open(trace: &Path) -> Result<Trace, Failure> {
+    if is_standard_input(trace) {
         return Ok(Trace {
-            name: "standard input",
+            name: "standard input".to_owned(),
             from: Box::new(io::stdin()),
             size: None,
         });
     }
-    let trouble = |error: io::Error| unreadable(trace, &error);
+    let name = load::shown(trace);
+    let trouble = |error: io::Error| unreadable(&name, &error);
     let file = File::open(trace).map_err(trouble)?;
     let metadata = file.metadata().map_err(trouble)?;
     Ok(Trace {
-        name: trace,
+        name,
         from: Box::new(file),
         size: metadata.is_file().then_some(metadata.len()),
     })
 }
 
 /// Counts all lines, or those that come before a Ctrl-C. A second one ends the program.
-fn read(trace: Trace<'_>, replay: &mut Replay<'_>) -> Result<(), Failure> {
-    let trouble = |error: io::Error| unreadable(trace.name, &error);
+fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<(), Failure> {
+    let trouble = |error: io::Error| unreadable(&trace.name, &error);
     let stop = Arc::new(AtomicBool::new(false));
     flag::register_conditional_default(SIGINT, Arc::clone(&stop)).map_err(trouble)?;
     flag::register(SIGINT, Arc::clone(&stop)).map_err(trouble)?;
@@ -102,7 +107,7 @@ fn read(trace: Trace<'_>, replay: &mut Replay<'_>) -> Result<(), Failure> {
         progress.at(number, lines.bytes());
         if stop.load(Ordering::Relaxed) {
             progress.clear();
-            let name = one_line(trace.name);
+            let name = one_line(&trace.name);
             output::say(&format_args!("stopped after line {number} of {name}\n"));
             return Ok(());
         }

@@ -58,7 +58,7 @@ impl Side {
                 let gate = Gate::with_options(program, host, options)?;
                 gate.install(&**guest.vm())?;
                 let msrs = Box::new(gate.vcpu(0, guest.cpuid())?);
-                let events = gate.events();
+                let events = gate.events()?;
                 By::Gate(msrs, events)
             }
             None => By::Loop,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use allocation_counter::measure;
 use msrgate_figures::{Counted, Figures, Unit};
-use msrgate_kvm::bench::{Case, PaperVcpu, answer, cases, host_on_paper, policy, prepare, vcpu};
+use msrgate_kvm::bench::{self, Case, PaperVcpu, answer, cases, policy, prepare, vcpu};
 use msrgate_kvm::gate::events::EventOptions;
 use msrgate_kvm::gate::{Gate, GateOptions, VcpuGate};
 use msrgate_policy::Cpu;
@@ -59,11 +59,7 @@ fn gate(case: &Case) -> Result<Gate, Failure> {
         ..EventOptions::default()
     };
     let options = GateOptions::new().events(events);
-    Ok(Gate::with_options(
-        program(&policy())?,
-        &host_on_paper(),
-        options,
-    )?)
+    Ok(bench::gate(program(&policy())?, options)?)
 }
 
 /// What a process under callgrind does.

@@ -2,7 +2,7 @@
 
 use allocation_counter::measure;
 use msrgate_figures::{Figures, Unit};
-use msrgate_kvm::bench::{cpuid, host_on_paper, policy};
+use msrgate_kvm::bench::{self, cpuid, policy};
 use msrgate_kvm::gate::events::EventOptions;
 use msrgate_kvm::gate::{Gate, GateOptions};
 use msrgate_policy::Program;
@@ -37,7 +37,7 @@ const MOST_REGISTERS: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
 fn of_vcpu(gate: &Gate) -> Result<f64, Failure> {
     let mut vcpu = None;
     let seen = measure(|| vcpu = Some(gate.vcpu(0, &cpuid())));
-    vcpu.ok_or("no vCPU was made")??;
+    drop(vcpu.ok_or("no vCPU was made")??);
     Ok(kibibytes(seen.bytes_current - EVENT))
 }
 
@@ -49,7 +49,7 @@ fn make(bytes: &[u8]) -> Result<Gate, Failure> {
     };
     let options = GateOptions::new().events(events);
     let program = Program::decode(bytes)?;
-    Ok(Gate::with_options(program, &host_on_paper(), options)?)
+    Ok(bench::gate(program, options)?)
 }
 
 fn kibibytes(bytes: i64) -> f64 {

@@ -98,13 +98,13 @@ fn mask_around_filter(lab: &mut Lab) -> Result<Finding, GuestError> {
     let mut installed = install(&vm, &first, filter_only)?;
     let replace = || {
         for _ in 0..ROUNDS {
-            installed.replace(&vm, &second, all)?;
-            installed.replace(&vm, &first, filter_only)?;
+            installed.replace(&second, all)?;
+            installed.replace(&first, filter_only)?;
         }
         Ok(())
     };
     let found = while_running(lab, replace)?;
-    installed.remove(&vm)?;
+    installed.remove()?;
     let gone = lab.try_access(Op::Read(CSTAR))?;
     let value = Observed {
         outcome: Outcome::Value(0),

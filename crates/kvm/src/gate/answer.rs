@@ -25,9 +25,9 @@ pub enum Outcome {
 pub struct Asked {
     pub(super) handler: Arc<str>,
     pub(super) exit: Exit,
-    /// Whose exit it is.
-    pub(super) vcpu: VcpuId,
-    /// Which of the vCPU's exits it is.
+    /// The number of the vCPU's part that handed it out, of this gate or another.
+    pub(super) by: u64,
+    /// Which of that one's exits it is.
     pub(super) number: u64,
 }
 

@@ -1,19 +1,22 @@
 //! What one vCPU's answers depend on beside the program, and how they are carried out.
 
+use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
 use msrgate_filter::{Access, Exit, Reply};
 use msrgate_program::answer::{Answer, Carried, Deed, Forwarded, Responder, Step, VcpuState};
-use msrgate_program::{Mode, Origin};
+use msrgate_program::{CpuidBit, Mode, Origin};
 
 use super::answer::{Asked, Outcome, Violation};
 use super::before::Before;
-use super::cpuid::GuestCpuid;
+use super::chosen::Alive;
+use super::cpuid::{GuestCpuid, ReliedOn};
 use super::current::Numbered;
 use super::device::{self, Device, Through};
-use super::devices::{Devices, Reset};
+use super::devices::Devices;
 use super::error::AnswerError;
 use super::events::{Happened, Limit, Passage, Rip, Track, Values};
 use super::port::Port;
@@ -25,6 +28,10 @@ use crate::calls::{self, Level, Taken};
 /// One vCPU, but for the program that it answers by.
 pub(super) struct Answering {
     pub(super) id: VcpuId,
+    /// A number that no other vCPU's part has, of any gate of this process.
+    pub(super) number: u64,
+    _alive: Arc<Alive>,
+    pub(super) relied_on: ReliedOn,
     pub(super) shared: Arc<Shared>,
     pub(super) state: VcpuState,
     pub(super) devices: Devices,
@@ -53,20 +60,36 @@ enum Done {
     Rewound,
 }
 
+/// The number of the next vCPU's part.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 impl Answering {
     /// A vCPU that has not run.
     pub(super) fn new(
         id: VcpuId,
         cpuid: &GuestCpuid,
+        alive: Arc<Alive>,
         may_nest: MayNest,
         shared: &Arc<Shared>,
         program: &Responder,
     ) -> Self {
         let mut devices = Devices::new(id, &shared.options.devices, cpuid);
         devices.follow(program);
+        let bits = RefCell::new(Vec::new());
+        let has = |bit: &CpuidBit| {
+            let mut bits = bits.borrow_mut();
+            if !bits.contains(bit) {
+                bits.push(*bit);
+            }
+            cpuid.has(bit)
+        };
         Self {
             id,
-            state: VcpuState::new(program, |bit| cpuid.has(bit)),
+            // Relaxed: nothing but that each is another is asked of it.
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            _alive: alive,
+            state: VcpuState::new(program, has),
+            relied_on: cpuid.relied_on(bits.take()),
             devices,
             before: None,
             track: shared.tracks.add(id, shared.options.events.queue),
@@ -128,7 +151,7 @@ impl Answering {
                 return Ok(Outcome::Handler(Asked {
                     handler: Arc::clone(name),
                     exit: *exit,
-                    vcpu: self.id,
+                    by: self.number,
                     number: self.exits,
                 }));
             }
@@ -157,7 +180,9 @@ impl Answering {
         Ok(Outcome::Resume)
     }
 
-    /// Has the guest execute the access itself, now or as soon as the filter lets it.
+    /// Has the guest execute the access itself, now or as soon as the filter lets it. Apart from the rest: inlined,
+    /// it costs each answer four instructions, for registers that it would need.
+    #[inline(never)]
     fn let_through(
         &mut self,
         program: &Numbered<Responder>,
@@ -242,9 +267,6 @@ impl Answering {
         deed: Deed,
         handler: Option<&str>,
     ) -> Result<Done, AnswerError> {
-        if self.devices.reset == Reset::Never {
-            return Err(AnswerError::NotReset);
-        }
         let mut machine = Through {
             port,
             memory: self.shared.options.memory.as_deref(),

@@ -88,6 +88,17 @@ impl GuestCpuid {
         ecx(1) >> 5 & 1 == 1 || ecx(0x8000_0001) >> 2 & 1 == 1
     }
 
+    /// What a gate goes by of this CPUID, where it has asked for these bits.
+    pub(super) fn relied_on(&self, asked: Vec<CpuidBit>) -> ReliedOn {
+        let there = asked.into_iter().filter(|bit| self.has(bit));
+        ReliedOn {
+            cpu: self.cpu.clone(),
+            signature: self.signature,
+            bits: there.collect(),
+            virtualization: self.has_virtualization(),
+        }
+    }
+
     /// A number that is another one if anything has changed, in all likelihood.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut leaves: Vec<_> = self
@@ -102,5 +113,80 @@ impl GuestCpuid {
         let mut hasher = DefaultHasher::new();
         leaves.hash(&mut hasher);
         hasher.finish()
+    }
+}
+
+/// What a gate goes by of a vCPU's CPUID, and what would be unsafe if the vCPU had another one.
+pub(super) struct ReliedOn {
+    /// It chooses the variant.
+    cpu: Cpu,
+    signature: u32,
+    /// The bits that are there. They let accesses be carried to KVM's registers.
+    bits: Vec<CpuidBit>,
+    /// Whether the guest may run guests. If not, nobody looks for a nested one.
+    virtualization: bool,
+}
+
+impl ReliedOn {
+    /// Whether it is safe to go by this for a vCPU to which KVM gives these leaves: some KVMs give a
+    /// vCPU more bits than they were asked for (seen with 6.18).
+    pub(super) fn is_safe_for(&self, leaves: &[kvm_cpuid_entry2]) -> bool {
+        // Without leaf 0 or 1 it is none.
+        GuestCpuid::new(leaves).is_ok_and(|kvm| {
+            self.cpu == *kvm.cpu()
+                && self.signature == kvm.signature()
+                && self.bits.iter().all(|bit| kvm.has(bit))
+                && (self.virtualization || !kvm.has_virtualization())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use msrgate_filter::MsrIndex;
+
+    use super::*;
+
+    const SEP: u32 = 1 << 11;
+    const VMX: u32 = 1 << 5;
+
+    fn leaves(signature: u32, ecx: u32, edx: u32) -> Vec<kvm_cpuid_entry2> {
+        let name = kvm_cpuid_entry2 {
+            ebx: 1,
+            ..kvm_cpuid_entry2::default()
+        };
+        let features = kvm_cpuid_entry2 {
+            function: 1,
+            eax: signature,
+            ecx,
+            edx,
+            ..kvm_cpuid_entry2::default()
+        };
+        vec![name, features]
+    }
+
+    #[test]
+    fn cpuid_of_kvm_is_unsafe_where_the_gate_would_do_too_much() {
+        let sysenter = msrgate_program::forward(MsrIndex::new(0x174)).unwrap();
+        let is_safe = |given: &[_], kvm: &[_]| {
+            let given = GuestCpuid::new(given).unwrap();
+            given
+                .relied_on(sysenter.needs_cpuid.to_vec())
+                .is_safe_for(kvm)
+        };
+        let given = leaves(0x606a6, 0, SEP);
+        assert!(is_safe(&given, &given));
+        assert!(!is_safe(&given, &[]));
+        assert!(!is_safe(&given, &leaves(0x606a7, 0, SEP)));
+        let mut other = given.clone();
+        other[0].ebx = 2;
+        assert!(!is_safe(&given, &other));
+        // It would carry accesses to registers that the guest has not.
+        assert!(!is_safe(&given, &leaves(0x606a6, 0, 0)));
+        assert!(is_safe(&leaves(0x606a6, 0, 0), &given));
+        // It would take a nested guest's registers for the guest's.
+        let nests = leaves(0x606a6, VMX, SEP);
+        assert!(!is_safe(&given, &nests));
+        assert!(is_safe(&nests, &given));
     }
 }

@@ -14,16 +14,8 @@ pub(super) struct Devices {
     pub(super) microcode: Option<MicrocodeDevice>,
     /// By the handler they answer for.
     pub(super) own: BTreeMap<Box<str>, Box<dyn Device>>,
-    pub(super) reset: Reset,
     cpu: Cpu,
     signature: u32,
-}
-
-/// Whether the devices have been reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reset {
-    Never,
-    Done,
 }
 
 impl Devices {
@@ -37,7 +29,6 @@ impl Devices {
         Self {
             microcode: None,
             own: own.map(|(name, make)| (name.clone(), make(id))).collect(),
-            reset: Reset::Never,
             cpu: cpuid.cpu().clone(),
             signature: cpuid.signature(),
         }

@@ -12,7 +12,7 @@ use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
 use crate::install::InstallError;
 
-/// Why a program is not in force.
+/// Why a gate does not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GateError {
@@ -53,9 +53,32 @@ pub enum GateError {
     /// The kernel refuses the filter or the mask.
     #[error(transparent)]
     Install(#[from] InstallError),
+    /// The gate is in no VM, so that nothing is filtered.
+    #[error(
+        "this gate is not installed in a VM, so that nothing is filtered: call Gate::install first"
+    )]
+    NotInstalled,
     /// The gate is in a VM already.
     #[error("this gate is in a VM already: make one for each VM")]
     InstalledTwice,
+    /// Another gate is in the VM, or its vCPUs still have parts of it.
+    #[error(
+        "this VM has a gate already: give that one the program by Gate::replace, or drop it and its VcpuGates first"
+    )]
+    OtherGate,
+    /// The vCPU has a part of the gate already. Two would each have half of its pins.
+    #[error(
+        "vCPU {vcpu} has a VcpuGate already: keep that one as long as the vCPU runs, and drop it before the vCPU is added again"
+    )]
+    VcpuTwice {
+        /// The vCPU.
+        vcpu: VcpuId,
+    },
+    /// The VM's events have a reader already. Two would each get a part of them.
+    #[error(
+        "the VM's events have a reader already: keep what Gate::events has given, or drop it before asking again"
+    )]
+    EventsTaken,
     /// A CPUID by which no processor is known.
     #[error("the vCPU's CPUID has no leaf 0 or no leaf 1: give the gate what KVM_SET_CPUID2 got")]
     NoCpuid,
@@ -112,10 +135,9 @@ pub enum AnswerError {
     /// The access needs another filter, and there is nobody to set it: the gate has been dropped.
     #[error("the gate that sets this VM's filters is gone")]
     Gone,
-    /// A device was to answer for a vCPU that was never reset: see
-    /// [`VcpuGate::reset`](super::VcpuGate::reset).
-    #[error("call VcpuGate::reset before the vCPU first runs")]
-    NotReset,
+    /// The vCPU is not the one that this part of the gate is for, or was not reset.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
     /// This answer is to an exit that has been answered or is gone.
     #[error("the exit that this answers has been answered, or is gone")]
     Stale,
@@ -132,9 +154,42 @@ pub enum StateError {
     /// refused.
     #[error("the vCPU has an MSR exit that waits for an answer: answer it first")]
     Unanswered,
+    /// The vCPU is not the one that this part of the gate is for, or was not reset.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
     /// A call on the vCPU failed.
     #[error("a call on the vCPU failed: {0}")]
     Call(CallErrno),
+}
+
+/// Why a vCPU's part of a gate does nothing for the vCPU that it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum VcpuError {
+    /// The vCPU was never reset or restored, or that failed.
+    #[error(
+        "vCPU {vcpu} was not reset: call VcpuGate::reset or restore before the vCPU first runs"
+    )]
+    NotReset {
+        /// The vCPU.
+        vcpu: VcpuId,
+    },
+    /// It is another vCPU, of this VM or another, than the one that was first reset or restored.
+    #[error(
+        "this is not the vCPU that the VcpuGate of vCPU {vcpu} was first reset with: give it that one's file descriptor and shared page, and each vCPU its own VcpuGate"
+    )]
+    OtherVcpu {
+        /// The vCPU that the part of the gate is for.
+        vcpu: VcpuId,
+    },
+    /// KVM has another CPUID for the vCPU, in what the gate goes by, or none yet.
+    #[error(
+        "KVM has another CPUID for vCPU {vcpu} than Gate::vcpu was given, or none yet: give KVM_SET_CPUID2 the same, before VcpuGate::reset"
+    )]
+    OtherCpuid {
+        /// The vCPU.
+        vcpu: VcpuId,
+    },
 }
 
 impl From<Closed> for AnswerError {

@@ -7,15 +7,20 @@
 use std::fmt;
 
 use kvm_bindings::{KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, kvm_cpuid_entry2, kvm_run};
-use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply};
+use msrgate_filter::{Access, Exit, ExitReason, Filter, MsrIndex, ReasonMask, Reply};
+use msrgate_program::Program;
 use msrgate_program::answer::Deed;
 
+use super::bound::Place;
 use super::port::{KvmPort, Port};
-use super::{Asked, GateError, Outcome, VcpuGate};
+use super::vm::VmPort;
+use super::{Asked, Gate, GateError, GateOptions, Outcome, VcpuGate};
 use crate::calls::{Level, Taken};
 use crate::errno::CallErrno;
 use crate::exit::RawReason;
 use crate::gate::AnswerError;
+use crate::install::InstallError;
+use crate::probe::HostCaps;
 
 /// No file descriptor: a call that is not on paper fails.
 const NOWHERE: i32 = -1;
@@ -109,6 +114,15 @@ impl Default for PaperVcpu {
 struct Paper<'v>(KvmPort<'v>);
 
 impl Port for Paper<'_> {
+    #[inline]
+    fn place(&self) -> Place {
+        self.0.place()
+    }
+
+    fn cpuid(&self) -> Result<Option<Vec<kvm_cpuid_entry2>>, CallErrno> {
+        Ok(None)
+    }
+
     fn pending(&self) -> Result<Option<Exit>, RawReason> {
         self.0.pending()
     }
@@ -156,6 +170,32 @@ impl Port for Paper<'_> {
 
     fn ask_for_registers(&mut self) {
         self.0.ask_for_registers();
+    }
+}
+
+/// A gate in a VM on paper, which takes every filter. Nobody opens it for what is touched.
+///
+/// # Errors
+/// As [`Gate::with_options`].
+pub fn gate(program: Program, options: GateOptions) -> Result<Gate, GateError> {
+    let gate = Gate::with_options(program, &HostCaps::on_paper(), options)?;
+    gate.shared.lock().vm = Some(Box::new(PaperVm));
+    Ok(gate)
+}
+
+struct PaperVm;
+
+impl VmPort for PaperVm {
+    fn replace(&mut self, _: &Filter, _: ReasonMask) -> Result<(), InstallError> {
+        Ok(())
+    }
+
+    fn has_nested_state(&self) -> bool {
+        true
+    }
+
+    fn has_shared_registers(&self) -> bool {
+        true
     }
 }
 
@@ -299,8 +339,8 @@ pub fn cpuid() -> Vec<kvm_cpuid_entry2> {
 /// A vCPU of a gate on paper.
 ///
 /// # Errors
-/// As [`Gate::vcpu`](super::Gate::vcpu), or as [`VcpuGate::reset`].
-pub fn vcpu(gate: &super::Gate) -> Result<(VcpuGate, PaperVcpu), GateError> {
+/// As [`Gate::vcpu`], or as [`VcpuGate::reset`].
+pub fn vcpu(gate: &Gate) -> Result<(VcpuGate, PaperVcpu), GateError> {
     let mut vcpu = PaperVcpu::new();
     let mut msrs = gate.vcpu(0, &cpuid())?;
     // The calls of a reset are on paper, and do not fail.

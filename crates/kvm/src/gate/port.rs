@@ -13,10 +13,12 @@ use std::sync::atomic::AtomicU8;
 
 use kvm_bindings::{
     KVM_EXIT_INTR, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS, kvm_regs, kvm_run, kvm_sync_regs,
+    KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS, kvm_cpuid_entry2, kvm_regs, kvm_run,
+    kvm_sync_regs,
 };
 use msrgate_filter::{Access, Errno, Exit, MsrIndex, Reply};
 
+use super::bound::Place;
 use super::kick;
 use crate::calls::{self, Level, Taken};
 use crate::errno::CallErrno;
@@ -29,6 +31,12 @@ const WAITS: u16 = 1 << 15;
 
 /// What an answer may do to a vCPU.
 pub(super) trait Port {
+    /// Which vCPU it is.
+    fn place(&self) -> Place;
+
+    /// The CPUID that the kernel has for it; `None` where nobody keeps one.
+    fn cpuid(&self) -> Result<Option<Vec<kvm_cpuid_entry2>>, CallErrno>;
+
     /// The exit that waits for an answer; `None` if the last one was for something else.
     ///
     /// # Errors
@@ -160,6 +168,15 @@ impl<'v> KvmPort<'v> {
 }
 
 impl Port for KvmPort<'_> {
+    #[inline]
+    fn place(&self) -> Place {
+        Place::new(self.run.addr().get(), self.vcpu)
+    }
+
+    fn cpuid(&self) -> Result<Option<Vec<kvm_cpuid_entry2>>, CallErrno> {
+        calls::cpuid(&self.vcpu).map(Some)
+    }
+
     fn pending(&self) -> Result<Option<Exit>, RawReason> {
         let access = match self.run().exit_reason {
             KVM_EXIT_X86_RDMSR => Access::Read,

@@ -88,7 +88,10 @@ pub(super) fn publish(shared: &Shared) {
     if opened.len() < wanted.all.len() {
         shared.opened.keep_only(&opened);
     }
-    if let Err(error) = control.replace(&filter, responder.variant().reasons()) {
+    // In a gate without a VM no vCPU asks for anything.
+    if let Some(vm) = &mut control.vm
+        && let Err(error) = vm.replace(&filter, responder.variant().reasons())
+    {
         shared.opened.refuse(errno_of(&error));
     }
 }
@@ -110,7 +113,9 @@ fn fitting(responder: &Responder, wanted: &Wanted) -> Option<(Filter, Vec<Single
 
 fn errno_of(error: &InstallError) -> CallErrno {
     match error {
-        InstallError::Reasons { errno, .. } | InstallError::Filter(errno) => *errno,
+        InstallError::Reasons { errno, .. }
+        | InstallError::Filter(errno)
+        | InstallError::Duplicate(errno) => *errno,
         InstallError::Revision(_) => CallErrno::Known(msrgate_filter::Errno::Einval),
     }
 }

@@ -54,6 +54,7 @@ impl Gate {
             "KVM_GET_MSRS",
             "KVM_SET_MSRS",
             "KVM_GET_NESTED_STATE",
+            "KVM_GET_CPUID2",
         ];
         if self.shared.options.memory.is_some() {
             vcpu.extend(["KVM_GET_SREGS", "KVM_TRANSLATE"]);

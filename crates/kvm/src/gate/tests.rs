@@ -6,6 +6,7 @@ mod kicks;
 mod machine;
 mod model;
 mod nested;
+mod orders;
 mod paper;
 mod random;
 mod refused;

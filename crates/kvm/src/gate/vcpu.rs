@@ -4,16 +4,16 @@ use std::fmt;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_run;
-use msrgate_filter::{MsrIndex, Reply};
+use kvm_bindings::{kvm_cpuid_entry2, kvm_run};
+use msrgate_filter::{Exit, MsrIndex, Reply};
 use msrgate_program::answer::{Responder, Saved};
 
 use super::answer::{Asked, Outcome};
 use super::answering::Answering;
+use super::bound::Bound;
 use super::current::Numbered;
 use super::device::Through;
-use super::devices::Reset;
-use super::error::{AnswerError, StateError};
+use super::error::{AnswerError, StateError, VcpuError};
 use super::events::Rip;
 use super::port::{KvmPort, Port};
 use super::{Past, VcpuId};
@@ -22,7 +22,18 @@ use super::{Past, VcpuId};
 const UNSETTLED: u64 = u64::MAX;
 
 /// One vCPU's part of a gate.
+///
+/// It holds what the guest has pinned and written on this vCPU, so a vCPU keeps its own for as long as it
+/// may run. The calls, in order: [`Gate::vcpu`](super::Gate::vcpu), with the CPUID that `KVM_SET_CPUID2` gets;
+/// `KVM_SET_CPUID2`; [`reset`](Self::reset), or [`restore`](Self::restore) for a vCPU that comes from
+/// elsewhere; then [`answer`](Self::answer) after each `KVM_RUN` that returns with an MSR exit, and
+/// [`finish`](Self::finish) where that says so, before the next `KVM_RUN`. A call out of this order is an
+/// error, and a #GP for the guest, but for one: an exit for which `answer` is never called is the kernel's
+/// own to complete. The guest then reads 0, or its write is dropped without a word.
+#[must_use = "without it the vCPU's exits have no answer"]
 pub struct VcpuGate {
+    /// The vCPU that it answers for.
+    bound: Bound,
     /// The program that this vCPU last answered by.
     program: Numbered<Responder>,
     /// Its number, or [`UNSETTLED`] as long as it may be withdrawn.
@@ -41,6 +52,7 @@ impl fmt::Debug for VcpuGate {
 impl VcpuGate {
     pub(super) const fn new(program: Numbered<Responder>, own: Answering) -> Self {
         Self {
+            bound: Bound::nowhere(),
             settled: program.number,
             program,
             own,
@@ -53,11 +65,12 @@ impl VcpuGate {
         self.own.id
     }
 
-    /// Answers the MSR exit with which the vCPU's `KVM_RUN` has just returned.
+    /// Answers the MSR exit with which the vCPU's `KVM_RUN` has just returned. Call it before the vCPU
+    /// runs again, for each such exit.
     ///
     /// # Errors
-    /// There is no such exit, or a call that the answer needs fails. The guest gets #GP, if the
-    /// vCPU is run on.
+    /// There is no such exit, `vcpu` was not [reset](Self::reset) or is another one, or a call that the
+    /// answer needs fails. The guest gets #GP, if the vCPU is run on.
     #[cfg(feature = "kvm-ioctls")]
     pub fn answer(&mut self, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<Outcome, AnswerError> {
         with_port(vcpu, |port| self.answer_at(port))
@@ -72,13 +85,19 @@ impl VcpuGate {
         vcpu: &impl AsRawFd,
         run: &mut kvm_run,
     ) -> Result<Outcome, AnswerError> {
-        self.answer_at(&mut KvmPort::new(vcpu.as_raw_fd(), run))
+        let mut port = KvmPort::new(vcpu.as_raw_fd(), run);
+        if !self.bound.is_ready(port.place()) {
+            return Err(self.refuse(&mut port));
+        }
+        self.answer_at(&mut port)
     }
 
-    /// Gives the answer of the VMM's own code to the exit that [`Outcome::Handler`] was about.
+    /// Gives the answer of the VMM's own code to the exit that [`Outcome::Handler`] was about. Call it
+    /// before the vCPU runs again: without, the guest gets #GP.
     ///
     /// # Errors
-    /// The vCPU has been run since, or `asked` is another vCPU's.
+    /// The vCPU has been run, [reset](Self::reset) or answered since, or `asked` or `vcpu` is another one's.
+    /// The guest has had its #GP, or gets it.
     #[expect(clippy::needless_pass_by_value, reason = "an exit is answered once")]
     #[cfg(feature = "kvm-ioctls")]
     pub fn finish(
@@ -110,8 +129,13 @@ impl VcpuGate {
     /// `KVM_SET_CPUID2`, and at each reset. An exit that KVM has not completed is forgotten: it would
     /// move RIP and write to registers of the vCPU that begins anew.
     ///
+    /// The first one, or the first [`Self::restore`], ties this to `vcpu`, by its file descriptor and its
+    /// shared page: from then on it answers for no other.
+    ///
     /// # Errors
-    /// A device's call on the vCPU fails.
+    /// `vcpu` is another one than the first time: then nothing has changed. Or it has another CPUID than
+    /// [`Gate::vcpu`](super::Gate::vcpu) was given, or none yet, or a call on it fails: then it counts as
+    /// not reset, until this or [`Self::restore`] succeeds.
     #[cfg(feature = "kvm-ioctls")]
     pub fn reset(&mut self, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<(), AnswerError> {
         with_port(vcpu, |port| self.reset_at(port))
@@ -143,7 +167,8 @@ impl VcpuGate {
     ///
     /// # Errors
     /// The last exit has not been [answered](Self::answer): KVM would complete it as if the policy
-    /// let it through. Or `KVM_RUN` under `immediate_exit` fails.
+    /// let it through. `vcpu` was not [reset](Self::reset), or is another one. Or `KVM_RUN` under
+    /// `immediate_exit` fails.
     #[cfg(feature = "kvm-ioctls")]
     pub fn save(&mut self, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<Vec<u8>, StateError> {
         with_port(vcpu, |port| self.save_at(port))
@@ -167,8 +192,11 @@ impl VcpuGate {
     /// [`Self::save`], it waits for a replacement that is under way.
     ///
     /// # Errors
-    /// The bytes are none, or have a register, a pin or a device that the program has not. Nothing
-    /// has been restored then. Or the call fails that shows the guest its microcode's revision.
+    /// The bytes are not a saved vCPU state, or name a register, pin or device that the program does not
+    /// have; or `vcpu` is another one than the first time, or has another CPUID than
+    /// [`Gate::vcpu`](super::Gate::vcpu) was given, or none yet. Nothing has been restored then. Or the call
+    /// fails that shows the guest its microcode's revision: then the vCPU counts as not reset, until this
+    /// or [`Self::reset`] succeeds.
     #[cfg(feature = "kvm-ioctls")]
     pub fn restore(
         &mut self,
@@ -197,36 +225,55 @@ impl VcpuGate {
         saved: &[u8],
     ) -> Result<(), StateError> {
         let saved = Saved::decode(saved)?;
+        self.bound.is_open_to(self.id(), port.place())?;
+        self.check_cpuid(port.cpuid()?)?;
         port.forget()?;
         self.follow_for_good();
         let mut state = self.own.state.clone();
         state.restore(&self.program.thing, &saved)?;
         self.own.devices.restore(&saved)?;
-        self.own.devices.reset = Reset::Done;
+        self.bound.begin();
         self.own.state = state;
         self.own.shared.lock().past = Past::Other;
+        if self.own.shared.options.events.rip == Rip::Shown {
+            port.ask_for_registers();
+        }
         // The guest reads the revision from a register of KVM's, which is the other host's no more.
         if let Some(microcode) = &self.own.devices.microcode {
             microcode.show(&mut Through { port, memory: None })?;
         }
+        self.bound.done(port.place());
         Ok(())
+    }
+
+    /// Whether the gate may go by the CPUID that it was given, if the kernel has this one.
+    fn check_cpuid(&self, kvm: Option<Vec<kvm_cpuid_entry2>>) -> Result<(), VcpuError> {
+        if kvm.is_none_or(|leaves| self.own.relied_on.is_safe_for(&leaves)) {
+            return Ok(());
+        }
+        Err(VcpuError::OtherCpuid { vcpu: self.id() })
     }
 
     // A function of its own in every build: scripts/bench counts what happens in it.
     #[inline(never)]
     pub(super) fn answer_at(&mut self, port: &mut impl Port) -> Result<Outcome, AnswerError> {
-        let exit = match port.pending() {
-            Ok(Some(exit)) => exit,
-            Ok(None) => return Err(AnswerError::NoExit),
-            Err(reason) => {
-                port.reply(Reply::FAULT);
-                return Err(AnswerError::Reason(reason));
-            }
-        };
-        // Whatever goes wrong from here on, the guest gets #GP.
-        port.reply(Reply::FAULT);
+        // First, where it costs least.
+        if !self.bound.has_page_of(port.place()) {
+            return Err(self.refuse(port));
+        }
+        let exit = taken(port)?;
         self.follow();
         self.own.answer(&self.program, port, &exit)
+    }
+
+    /// Leaves the exit of a vCPU that this may not answer for at #GP.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, port: &mut impl Port) -> AnswerError {
+        match taken(port) {
+            Ok(_) => self.bound.why_not(self.id(), port.place()).into(),
+            Err(error) => error,
+        }
     }
 
     // A function of its own in every build: scripts/bench counts what happens in it.
@@ -237,11 +284,14 @@ impl VcpuGate {
         asked: &Asked,
         reply: Reply,
     ) -> Result<(), AnswerError> {
+        if !self.bound.has_page_of(port.place()) {
+            return Err(self.bound.why_not(self.id(), port.place()).into());
+        }
         let waits =
             port.pending().ok().flatten().is_some_and(|exit| {
                 (exit.index, exit.access) == (asked.exit.index, asked.exit.access)
             });
-        let is_it = (asked.vcpu, asked.number) == (self.id(), self.own.exits);
+        let is_it = (asked.by, asked.number) == (self.own.number, self.own.exits);
         if !is_it || !waits || !port.is_marked() {
             return Err(AnswerError::Stale);
         }
@@ -251,6 +301,9 @@ impl VcpuGate {
     }
 
     pub(super) fn reset_at(&mut self, port: &mut impl Port) -> Result<(), AnswerError> {
+        self.bound.is_open_to(self.id(), port.place())?;
+        self.bound.begin();
+        self.check_cpuid(port.cpuid()?)?;
         port.forget()?;
         self.follow();
         self.own.state.reset(&self.program.thing);
@@ -267,11 +320,14 @@ impl VcpuGate {
         for device in self.own.devices.all() {
             device.reset(&mut machine)?;
         }
-        self.own.devices.reset = Reset::Done;
+        self.bound.done(port.place());
         Ok(())
     }
 
     pub(super) fn save_at(&mut self, port: &mut impl Port) -> Result<Vec<u8>, StateError> {
+        if !self.bound.is_ready(port.place()) {
+            return Err(self.bound.why_not(self.id(), port.place()).into());
+        }
         if !matches!(port.pending(), Ok(None)) {
             return Err(StateError::Unanswered);
         }
@@ -317,6 +373,21 @@ impl VcpuGate {
         self.follow();
         drop(control);
     }
+}
+
+/// The exit that waits for an answer. Whatever goes wrong from here on, the guest gets #GP.
+#[inline]
+fn taken(port: &mut impl Port) -> Result<Exit, AnswerError> {
+    let exit = match port.pending() {
+        Ok(Some(exit)) => exit,
+        Ok(None) => return Err(AnswerError::NoExit),
+        Err(reason) => {
+            port.reply(Reply::FAULT);
+            return Err(AnswerError::Reason(reason));
+        }
+    };
+    port.reply(Reply::FAULT);
+    Ok(exit)
 }
 
 #[cfg(feature = "kvm-ioctls")]

@@ -24,11 +24,11 @@ fn s2_4_filters_of_any_size_are_padded_to_whole_words() {
     let mut installed = install(&vm, &filter(Revision::Mainline, 1), ReasonMask::NONE).unwrap();
     for count in [7, 8, 9, 63, 64, 65, 0x2fff, 0x3000] {
         let filter = filter(Revision::Mainline, count);
-        installed.replace(&vm, &filter, ReasonMask::NONE).unwrap();
+        installed.replace(&filter, ReasonMask::NONE).unwrap();
         // The same by way of bitmaps that end at an unreadable page.
         set_filter_raw(&vm, &RawFilter::from(&filter)).unwrap();
     }
-    installed.remove(&vm).unwrap();
+    installed.remove().unwrap();
 }
 
 #[test]
@@ -39,9 +39,9 @@ fn s7_the_mask_is_remembered_and_ends_with_the_filter() {
     let mut installed = install(&vm, &filter, mask(&[ExitReason::Filter])).unwrap();
     assert_eq!(installed.reasons(), RawReasons::new(4));
     let all = mask(&ExitReason::ALL);
-    installed.replace(&vm, &filter, all).unwrap();
+    installed.replace(&filter, all).unwrap();
     assert_eq!(installed.reasons(), RawReasons::new(7));
-    installed.remove(&vm).unwrap();
+    installed.remove().unwrap();
     assert_eq!(installed.reasons(), RawReasons::NONE);
 }
 

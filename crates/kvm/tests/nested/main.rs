@@ -41,7 +41,7 @@ fn nested_registers(machine: &Machine) -> [(MsrIndex, usize, u64); 4] {
 /// The accesses of one register that were told, in order.
 fn told(machine: &Machine, index: MsrIndex) -> Vec<(Access, Deed)> {
     let mut told = Vec::new();
-    machine.gate.events().drain(|event| {
+    machine.gate.events().expect("one reader").drain(|event| {
         if event.index == index {
             told.push((event.access, event.deed));
         }

@@ -1,12 +1,13 @@
 //! Keys that stand twice in one table. TOML forbids that, and its parser names the second only.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use miette::SourceSpan;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Reader;
+use super::{MAX_MISTAKES, Reader};
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::source::quoted;
 
@@ -16,22 +17,25 @@ const MESSAGE: &str = "duplicate key";
 /// Those beyond are shown without the first key: nobody reads so many.
 const MOST: usize = 50;
 
+/// In a longer text the first key is not looked for: that takes the memory of one more text.
+const LONGEST: usize = 1 << 20;
+
 impl Reader<'_> {
-    /// Complains of what is not TOML in the current text.
-    pub(super) fn not_toml(&mut self, errors: &[toml::de::Error]) {
+    /// Complains of what is not TOML in `text`, which is the current one, or its first part.
+    pub(super) fn not_toml(&mut self, text: &str, errors: &[toml::de::Error]) {
         let (again, others): (Vec<_>, Vec<_>) =
             errors.iter().partition(|error| error.message() == MESSAGE);
-        for error in others {
+        for error in others.into_iter().take(MAX_MISTAKES) {
             let span = error.span().unwrap_or_default().into();
             self.wrong(self.at(span), Wrong::Syntax(quoted(error.message())));
         }
-        let again: Vec<_> = again.iter().filter_map(|error| error.span()).collect();
+        let again = again.iter().filter_map(|error| error.span());
+        let again: Vec<_> = again.take(MAX_MISTAKES).collect();
         // Finding the first of each takes reading the text once more.
         if again.is_empty() {
             return;
         }
-        let text = self.text().text().to_owned();
-        let firsts = firsts(&text, &again);
+        let firsts = firsts(text, &again);
         for (span, first) in again.iter().zip(firsts) {
             let at = self.at(span.clone().into());
             let first = first.map(|first| self.at(first));
@@ -43,7 +47,7 @@ impl Reader<'_> {
             };
             let second = Label::saying(at, "and again here".to_owned());
             let first = first.map(|first| Label::saying(first, "here".to_owned()));
-            self.mistakes.push(Mistake {
+            self.mistake(Mistake {
                 wrong,
                 places: [second].into_iter().chain(first).collect(),
             });
@@ -54,6 +58,9 @@ impl Reader<'_> {
 /// Of each key that stands a second time, where it stood first: what has its name in the table where a
 /// key without a namesake would be in its place.
 fn firsts(text: &str, again: &[Range<usize>]) -> Vec<Option<SourceSpan>> {
+    if text.len() > LONGEST {
+        return vec![None; again.len()];
+    }
     let mut spans: Vec<_> = again.iter().take(MOST).cloned().enumerate().collect();
     spans.sort_by_key(|(_, span)| span.start);
     let mut unlike = text.to_owned();
@@ -73,8 +80,10 @@ fn firsts(text: &str, again: &[Range<usize>]) -> Vec<Option<SourceSpan>> {
         })
     };
     let (unlike, _) = DeTable::parse_recoverable(&unlike);
+    let mut tables = HashMap::new();
+    substituted(unlike.get_ref(), &mut tables);
     let first = |(number, span): (usize, &Range<usize>)| {
-        let table = table_with(unlike.get_ref(), &substitute(number))?;
+        let table = tables.get(substitute(number).as_str())?;
         let (key, _) = table.get_key_value(decoded(text.get(span.clone())?).as_str())?;
         let key = key.span();
         Some((original(key.start), key.len()).into())
@@ -82,8 +91,10 @@ fn firsts(text: &str, again: &[Range<usize>]) -> Vec<Option<SourceSpan>> {
     again.iter().enumerate().map(first).collect()
 }
 
+const SUBSTITUTE: &str = "in-place-of-duplicate-";
+
 fn substitute(number: usize) -> String {
-    format!("in-place-of-duplicate-{number}")
+    format!("{SUBSTITUTE}{number}")
 }
 
 /// A key as it is meant.
@@ -96,18 +107,20 @@ fn decoded(key: &str) -> String {
     first.map_or_else(|| key.to_owned(), |key| key.get_ref().to_string())
 }
 
-/// The table that has this key.
-fn table_with<'t, 's>(table: &'t DeTable<'s>, key: &str) -> Option<&'t DeTable<'s>> {
-    if table.contains_key(key) {
-        return Some(table);
+/// Finds the tables with substituted keys, by key.
+fn substituted<'t, 's>(table: &'t DeTable<'s>, tables: &mut HashMap<&'t str, &'t DeTable<'s>>) {
+    let keys = table.keys().map(|key| &**key.get_ref());
+    let keys = keys.filter(|key| key.starts_with(SUBSTITUTE));
+    tables.extend(keys.map(|key| (key, table)));
+    for value in table.values() {
+        within(value, tables);
     }
-    table.values().find_map(|value| within(value, key))
 }
 
-fn within<'t, 's>(value: &'t Spanned<DeValue<'s>>, key: &str) -> Option<&'t DeTable<'s>> {
+fn within<'t, 's>(value: &'t Spanned<DeValue<'s>>, tables: &mut HashMap<&'t str, &'t DeTable<'s>>) {
     match value.get_ref() {
-        DeValue::Table(table) => table_with(table, key),
-        DeValue::Array(array) => array.iter().find_map(|value| within(value, key)),
-        _ => None,
+        DeValue::Table(table) => substituted(table, tables),
+        DeValue::Array(array) => array.iter().for_each(|value| within(value, tables)),
+        _ => {}
     }
 }

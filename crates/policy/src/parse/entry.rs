@@ -5,7 +5,7 @@ use toml::de::DeValue;
 
 use super::value::{Item, Key};
 use super::words::{self, Says};
-use super::{MAX_ENTRIES, MAX_GROUPS, MAX_MISTAKES, Reader};
+use super::{MAX_ENTRIES, MAX_GROUPS, Reader};
 use crate::mistake::Wrong;
 use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
 use crate::source::quoted;
@@ -37,8 +37,7 @@ impl Reader<'_> {
         }
         self.entries.reserve_exact(table.len());
         for item in super::items(table) {
-            // Each may cost a search for what was meant, and nobody reads so many.
-            if self.mistakes.len() >= MAX_MISTAKES {
+            if self.has_enough_mistakes() {
                 break;
             }
             let entry = self.entry(item, when);
@@ -65,7 +64,7 @@ impl Reader<'_> {
             }
         };
         let msrs = msrs?;
-        self.count_group(&msrs);
+        self.count_group(&msrs)?;
         let [read, write] = long.actions.map(|said| said.and_then(|(_, says)| says));
         let action = |says| match says {
             Says::Inherit => None,
@@ -87,12 +86,14 @@ impl Reader<'_> {
         Some(entry)
     }
 
-    fn count_group(&mut self, msrs: &MsrSet) {
+    /// Groups beyond the limit are left out: each is compared with all other entries.
+    fn count_group(&mut self, msrs: &MsrSet) -> Option<()> {
         self.groups += usize::from(msrs.as_range().is_none());
         if self.groups == MAX_GROUPS + 1 {
             let (what, found, limit) = ("groups", self.groups, MAX_GROUPS);
             self.wrong_as_a_whole(Wrong::TooMany { what, found, limit });
         }
+        (self.groups <= MAX_GROUPS || msrs.as_range().is_some()).then_some(())
     }
 
     fn long_entry(&mut self, item: Item<'_>) -> Option<Long> {

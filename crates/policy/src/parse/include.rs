@@ -3,15 +3,16 @@
 use std::fmt;
 
 use super::value::Item;
-use super::{MAX_DEPTH, Reader};
+use super::{MAX_DEPTH, MAX_FILES, Reader};
 use crate::mistake::Wrong;
-use crate::policy::SourceId;
+use crate::policy::{At, SourceId};
 use crate::source::Source;
 use crate::source::quoted;
 
 /// Where included texts come from. Parsing itself opens no file.
 pub trait Includes {
-    /// The text that `path` means in `from`, under a name that is the same for the same text.
+    /// Returns the text that `path` means in `from`. The same text has the same
+    /// [identity](Source::identity), whatever `path` led to it, so that it is read once.
     ///
     /// # Errors
     /// It cannot be had.
@@ -54,46 +55,68 @@ impl Reader<'_> {
     /// Reads the texts that an `include` names. One that was read before is not read again.
     pub(super) fn include(&mut self, item: Item<'_>, way: &mut Vec<SourceId>) {
         let this = self.current;
-        for (path, span) in self.strings(item) {
+        let names = self.strings(item);
+        if names.len() > MAX_FILES {
+            let (what, found, limit) = ("names in an `include`", names.len(), MAX_FILES);
+            let at = self.key_at(item.key);
+            self.wrong(at, Wrong::TooMany { what, found, limit });
+            return;
+        }
+        for (path, span) in names {
             let at = self.at(span);
-            let Some(includes) = &mut self.includes else {
-                continue;
-            };
-            let opened = includes.open(&self.sources[this.number()], path);
-            let source = match opened {
-                Ok(source) if way.len() < MAX_DEPTH => source,
-                Ok(_) => {
-                    let why = format!("includes lie more than {MAX_DEPTH} deep");
-                    let path = quoted(path);
-                    self.wrong(at, Wrong::Unreadable { path, why });
-                    continue;
-                }
-                Err(error) => {
-                    let (path, why) = (quoted(path), error.to_string());
-                    self.wrong(at, Wrong::Unreadable { path, why });
-                    continue;
-                }
-            };
-            let known = self
-                .sources
-                .iter()
-                .position(|known| known.name() == source.name());
-            let id = match known.map(SourceId::new) {
-                Some(id) if way.contains(&id) => {
-                    let wrong = self.cycle(path, id, way);
-                    self.wrong(at, wrong);
-                    continue;
-                }
-                Some(id) => id,
-                None => {
-                    let id = SourceId::new(self.sources.len());
-                    self.read(&source, way);
-                    self.current = this;
-                    id
-                }
-            };
-            let below = self.below[id.number()].clone();
-            self.below[this.number()].extend(below.into_iter().chain([id]));
+            if let Some(id) = self.included(path, at, way) {
+                let below = self.below[id.number()];
+                self.below[this.number()].extend(below);
+                self.below[this.number()].insert(id);
+            }
+        }
+    }
+
+    /// The text that `path` means in the current one, which is read if it was not yet.
+    fn included(&mut self, path: &str, at: At, way: &mut Vec<SourceId>) -> Option<SourceId> {
+        let this = self.current;
+        let includes = self.includes.as_mut()?;
+        let unreadable = |why| {
+            let path = quoted(path);
+            Wrong::Unreadable { path, why }
+        };
+        if way.len() >= MAX_DEPTH {
+            let why = format!(
+                "includes lie more than {MAX_DEPTH} deep; include it from a file that is nearer to the policy"
+            );
+            self.wrong(at, unreadable(why));
+            return None;
+        }
+        let source = match includes.open(&self.sources[this.number()], path) {
+            Ok(source) => source,
+            Err(error) => {
+                self.wrong(at, unreadable(error.to_string()));
+                return None;
+            }
+        };
+        let mut sources = self.sources.iter();
+        let known = sources.position(|known| known.identity() == source.identity());
+        match known.map(SourceId::new) {
+            Some(id) if way.contains(&id) => {
+                let wrong = self.cycle(path, id, way);
+                self.wrong(at, wrong);
+                None
+            }
+            Some(id) => Some(id),
+            None if self.sources.len() == MAX_FILES => {
+                let (what, found, limit) = ("files", MAX_FILES + 1, MAX_FILES);
+                self.wrong(at, Wrong::TooMany { what, found, limit });
+                // No other file is looked at.
+                self.includes = None;
+                None
+            }
+            None => {
+                let id = SourceId::new(self.sources.len());
+                let before = self.entrance.replace(at);
+                self.read(&source, way);
+                (self.current, self.entrance) = (this, before);
+                Some(id)
+            }
         }
     }
 

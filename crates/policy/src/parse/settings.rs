@@ -28,6 +28,14 @@ pub(super) struct Said {
 /// What is said, and where; `None` inside, where it was not understood.
 type Setting<T> = Option<(Option<T>, At)>;
 
+/// What one text says of the settings that bear on final entries.
+pub(crate) struct Stated {
+    /// The mode and its place, if the text has one that is understood.
+    pub(crate) mode: Option<(Mode, At)>,
+    /// Whether the text has a `default`.
+    pub(crate) has_default: bool,
+}
+
 impl Reader<'_> {
     pub(super) fn version(&mut self, item: Item<'_>) {
         match item.value.get_ref() {
@@ -36,7 +44,8 @@ impl Reader<'_> {
                 let version = quoted(&number.to_string());
                 self.wrong(self.at(item.span()), Wrong::UnknownVersion(version));
             }
-            _ => self.wrong_type(item, "a number, 1"),
+            // Nothing else is taken for a policy.
+            _ => {}
         }
     }
 
@@ -94,6 +103,9 @@ impl Reader<'_> {
     fn accept(&mut self, item: Item<'_>) {
         let known: Vec<_> = words::gaps().collect();
         for (name, span) in self.strings(item) {
+            if self.has_enough_mistakes() {
+                return;
+            }
             if known.contains(&name) {
                 self.said[self.current.number()].accept.push(name.into());
             } else {
@@ -169,6 +181,15 @@ impl Reader<'_> {
         let is_there = default.is_some();
         default.get_or_insert((Some(Action::Deny), At::new(SourceId::new(0), (0, 0).into())));
         is_there
+    }
+
+    /// The settings of each text, by [`SourceId`], before [`Self::settings`] puts them together.
+    pub(super) fn stated(&self) -> Vec<Stated> {
+        let stated = |said: &Said| Stated {
+            mode: said.mode.and_then(|(mode, at)| Some((mode?, at))),
+            has_default: said.default.is_some(),
+        };
+        self.said.iter().map(stated).collect()
     }
 
     /// The settings of all texts together: what an include says, the policy says, too.
@@ -248,7 +269,7 @@ impl Reader<'_> {
             let second =
                 policy.map(|(_, at)| Label::saying(*at, "the policy says this".to_owned()));
             let first = Label::saying(*at, "the include says this".to_owned());
-            self.mistakes.push(Mistake {
+            self.mistake(Mistake {
                 wrong: Wrong::Disagrees { key },
                 places: [first].into_iter().chain(second).collect(),
             });

@@ -4,6 +4,8 @@ use super::*;
 use crate::resolve::{parse, says};
 use msrgate_program::Action;
 
+mod finals;
+mod includes;
 mod language;
 
 /// What a user reads.

@@ -136,7 +136,7 @@ impl Reader<'_> {
     ) -> Option<T> {
         let word = self.string(item)?;
         let found = words.iter().find(|(known, _)| *known == word);
-        if found.is_none() {
+        if found.is_none() && !self.has_enough_mistakes() {
             let known: Vec<_> = words.iter().map(|(known, _)| *known).collect();
             let wrong = Wrong::UnknownWord {
                 word: quoted(word),
@@ -166,6 +166,9 @@ impl Reader<'_> {
     }
 
     pub(super) fn unknown_key(&mut self, key: Key<'_>, known: &[&str]) {
+        if self.has_enough_mistakes() {
+            return;
+        }
         let wrong = Wrong::UnknownKey {
             key: quoted(key.text),
             help: one_of(key.text, known, '`'),

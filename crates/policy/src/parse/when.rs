@@ -84,7 +84,9 @@ impl Reader<'_> {
             _ => Vec::from_iter(self.string(item).map(|name| (name, item.span()))),
         };
         for &(name, span) in &names {
-            if let Err(wrong) = check_vendor(name) {
+            if let Err(wrong) = check_vendor(name)
+                && !self.has_enough_mistakes()
+            {
                 self.wrong(self.at(span), wrong);
             }
         }

@@ -1,17 +1,19 @@
 //! The ways in which the `[[when]]`s of a policy hold, and what is wrong in each.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use msrgate_filter::{Access, MsrIndex};
 
+use super::finals::Finals;
+use super::overrides::Overrides;
 use super::{conflict, lines, rules};
 use crate::mistake::{Label, Mistake, Wrong};
-use crate::policy::{Entry, Firmness, Log, Policy, Replaces};
+use crate::parse::Stated;
+use crate::policy::{Entry, Log, Policy, Replaces};
 use crate::registers;
 use crate::source::quoted;
-use msrgate_program::MsrSet;
-use msrgate_program::{Action, Comparison, DecidedBy, EntryId, Line, ResolvedVariant, Rule, Rules};
+use msrgate_program::{Action, DecidedBy, EntryId, Line, ResolvedVariant, Rule, Rules};
 use msrgate_program::{Cpu, distinguished, told_apart};
 
 /// More ways than this are a mistake: each becomes a filter of its own.
@@ -31,26 +33,28 @@ pub(crate) struct Active {
     pub(crate) entries: Vec<EntryId>,
 }
 
+impl Active {
+    /// Whether an entry holds on these processors. An overridden entry does, too.
+    pub(super) fn has(&self, entry: &Entry) -> bool {
+        entry.when.is_none_or(|when| self.holds[when.number()])
+    }
+}
+
 /// All ways in which the `[[when]]`s hold on some processor; the one in which none does, if there
 /// is such a processor, first.
 pub(crate) fn variants(policy: &Policy) -> Vec<Active> {
     let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
-    let overrides = overridden(policy);
+    let overrides = Overrides::of(policy);
     let active = |(holds, example): (Vec<bool>, Cpu)| {
         let is_active = |id: &EntryId| {
-            policy
-                .entry(*id)
-                .when
-                .is_none_or(|when| holds[when.number()])
+            let when = policy.entry(*id).when;
+            when.is_none_or(|when| holds[when.number()])
         };
-        let is_overridden = |id: &EntryId| {
-            let by = overrides.get(id);
-            by.is_some_and(|by| by.iter().any(is_active))
-        };
+        let is_overridden = |id: EntryId| overrides.of_entry(id).any(|by| is_active(&by));
         let entries = policy
             .ids()
             .filter(is_active)
-            .filter(|id| !is_overridden(id))
+            .filter(|id| !is_overridden(*id))
             .collect();
         Active {
             holds,
@@ -61,44 +65,9 @@ pub(crate) fn variants(policy: &Policy) -> Vec<Active> {
     distinguished(&cpus).into_iter().map(active).collect()
 }
 
-/// Of each entry that is overridden, by which.
-pub(crate) fn overridden(policy: &Policy) -> HashMap<EntryId, Vec<EntryId>> {
-    let mut by_msrs = HashMap::<&MsrSet, Vec<EntryId>>::new();
-    let overriding: Vec<_> = policy
-        .ids()
-        .filter(|id| policy.entry(*id).replaces == Replaces::Included)
-        .collect();
-    if overriding.is_empty() {
-        return HashMap::new();
-    }
-    for id in policy.ids() {
-        by_msrs.entry(&policy.entry(id).msrs).or_default().push(id);
-    }
-    let mut overridden = HashMap::<EntryId, Vec<EntryId>>::new();
-    for by in overriding {
-        for &id in &by_msrs[&policy.entry(by).msrs] {
-            if is_below(policy, policy.entry(id), policy.entry(by)) {
-                overridden.entry(id).or_default().push(by);
-            }
-        }
-    }
-    overridden
-}
-
-/// Whether `entry` is one that `by` may replace: an included one of the same processors, or, for an
-/// entry of a `[[when]]`, one that holds for all processors.
-fn is_below(policy: &Policy, entry: &Entry, by: &Entry) -> bool {
-    let is_included = policy.below[by.source().number()].contains(&entry.source());
-    let is_general = by.when.is_some() && entry.when.is_none();
-    // Each text has its own whens; they are the same if they name the same processors.
-    let cpus = |one: &Entry| one.when.map(|when| &policy.whens[when.number()].cpus);
-    is_included && (cpus(by) == cpus(entry) || is_general)
-        || is_general && by.source() == entry.source()
-}
-
 /// Everything that is wrong with the entries together, and the rules of each variant. Of a variant that has
-/// mistakes there may be none.
-pub(super) fn resolve(policy: &Policy) -> (Vec<Mistake>, Vec<ResolvedVariant>) {
+/// mistakes there may be none. `stated` are the settings of each text.
+pub(super) fn resolve(policy: &Policy, stated: &[Stated]) -> (Vec<Mistake>, Vec<ResolvedVariant>) {
     let mut mistakes = without_effect(policy);
     let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
     let too_many = |what, found, limit| Mistake {
@@ -117,12 +86,18 @@ pub(super) fn resolve(policy: &Policy) -> (Vec<Mistake>, Vec<ResolvedVariant>) {
         mistakes.push(too_many(what, variants.len(), MAX_VARIANTS));
         return (mistakes, Vec::new());
     }
+    let overrides = Overrides::of(policy);
+    let finals = Finals::new(policy, stated, &overrides);
     let lines = lines(policy);
+    let mut seen: HashSet<Mistake> = HashSet::new();
     let mut resolved = Vec::new();
     for active in variants {
-        let (mut found, rules) = of_variant(policy, &active, &lines);
-        found.retain(|mistake| !mistakes.contains(mistake));
-        mistakes.extend(found);
+        let (found, rules) = of_variant(policy, &active, &finals, &lines);
+        for mistake in found {
+            if seen.insert(mistake.clone()) {
+                mistakes.push(mistake);
+            }
+        }
         resolved.extend(rules.map(|rules| ResolvedVariant {
             holds: active.holds,
             example: active.example,
@@ -135,6 +110,7 @@ pub(super) fn resolve(policy: &Policy) -> (Vec<Mistake>, Vec<ResolvedVariant>) {
 fn of_variant(
     policy: &Policy,
     active: &Active,
+    finals: &Finals<'_>,
     lines: &Arc<[Line]>,
 ) -> (Vec<Mistake>, Option<Rules>) {
     let entries: Vec<_> = active
@@ -148,7 +124,7 @@ fn of_variant(
         return (mistakes, None);
     }
     let table = rules(policy, &active.entries, Arc::clone(lines));
-    mistakes.extend(loosened(policy, active, &table));
+    mistakes.extend(finals.broken(active, &table));
     for access in Access::ALL {
         mistakes.extend(
             table
@@ -162,12 +138,11 @@ fn of_variant(
 
 /// Overrides of nothing, and devices that are not there.
 fn without_effect(policy: &Policy) -> Vec<Mistake> {
-    let overridden = overridden(policy);
+    let overrides = Overrides::of(policy);
     let mut mistakes = Vec::new();
     for id in policy.ids() {
         let entry = policy.entry(id);
-        let overrides = overridden.values().any(|by| by.contains(&id));
-        if entry.replaces == Replaces::Included && !overrides {
+        if entry.replaces == Replaces::Included && overrides.effect(id).is_none() {
             mistakes.push(entry_mistake(
                 entry,
                 Wrong::OverridesNothing(quoted(&entry.key)),
@@ -194,54 +169,8 @@ fn entry_mistake(entry: &Entry, wrong: Wrong) -> Mistake {
     }
 }
 
-/// Entries that are looser than a final one at some of its MSRs. An overridden entry is final, too.
-fn loosened(policy: &Policy, active: &Active, table: &Rules) -> Vec<Mistake> {
-    let is_active = |entry: &Entry| entry.when.is_none_or(|when| active.holds[when.number()]);
-    let finals = policy
-        .entries
-        .iter()
-        .filter(|one| one.firmness == Firmness::Final && is_active(one));
-    let mut mistakes = Vec::new();
-    for fixed in finals {
-        for access in Access::ALL {
-            let Some(limit) = fixed.action(access) else {
-                continue;
-            };
-            let mut seen = BTreeSet::new();
-            for &range in fixed.msrs.ranges() {
-                for segment in table.within(range, access) {
-                    if let DecidedBy::Entry(id) = segment.by
-                        && segment.action.compared_with(limit) != Comparison::NoLooser
-                        && seen.insert(id)
-                        && let Some(shared) = segment.msrs.shared(range)
-                    {
-                        let entry = policy.entry(id);
-                        mistakes.push(loosens(entry, fixed, shared.first(), access));
-                    }
-                }
-            }
-        }
-    }
-    mistakes
-}
-
-fn loosens(entry: &Entry, fixed: &Entry, index: MsrIndex, access: Access) -> Mistake {
-    Mistake {
-        wrong: Wrong::Loosened {
-            key: quoted(&entry.key),
-            fixed: quoted(&fixed.key),
-            index,
-            access,
-        },
-        places: vec![
-            Label::saying(entry.at, conflict::says(entry)),
-            Label::saying(fixed.at, format!("final: {}", conflict::says(fixed))),
-        ],
-    }
-}
-
 /// An action that needs accesses to be forwarded, at an MSR where that is not known to be sound.
-fn unsound(policy: &Policy, segment: Rule<'_>, access: Access) -> Option<Mistake> {
+pub(super) fn unsound(policy: &Policy, segment: Rule<'_>, access: Access) -> Option<Mistake> {
     let DecidedBy::Entry(id) = segment.by else {
         return None;
     };

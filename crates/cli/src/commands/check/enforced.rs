@@ -4,10 +4,11 @@ use std::io::{self, Write};
 
 use msrgate_policy::registers::{self, Gap};
 use msrgate_policy::{
-    Compiled, Enforcement, Enforcer, Extent, Hole, Policy, enforcement, one_line,
+    Cause, Compiled, Enforcement, Enforcer, Extent, Hole, Policy, enforcement, one_line,
 };
 use serde::Serialize;
 
+use super::SHOWN;
 use crate::cli::Detail;
 
 /// All entries, and how many there are of each kind.
@@ -46,7 +47,7 @@ pub(crate) struct HoleRow {
     last: Option<String>,
     access: String,
     name: &'static str,
-    why: &'static str,
+    why: String,
     /// Whether the policy's `accept` names it.
     accepted: bool,
 }
@@ -67,9 +68,22 @@ impl HoleRow {
             last: hole.msrs.map(|msrs| msrs.last().to_string()),
             access: hole.access.to_string(),
             name: hole.cause.name(),
-            why: hole.cause.why(),
+            why: why(policy, hole.cause),
             accepted: hole.cause.is_accepted(policy.settings()),
         }
+    }
+}
+
+/// How a hole comes about; of one that another entry makes, which entry that is.
+pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
+    match cause {
+        Cause::Puncture(id) => {
+            let entry = policy.entry(id);
+            let file = one_line(policy.text(entry.source()).name());
+            let (key, line) = (one_line(entry.key()), entry.place().line);
+            format!("`{key}` at {file}:{line}, an included entry that lies within it, decides")
+        }
+        cause => cause.why().to_owned(),
     }
 }
 
@@ -149,6 +163,31 @@ pub(super) fn report(compiled: &Compiled) -> Counted {
     }
 }
 
+/// A line for each hole, or for the first of them.
+fn print_holes(
+    out: &mut dyn Write,
+    policy: &Policy,
+    holes: &[Hole],
+    detail: Detail,
+) -> io::Result<()> {
+    let shown = match detail {
+        Detail::Brief => SHOWN,
+        Detail::Full => usize::MAX,
+    };
+    for hole in holes.iter().take(shown) {
+        let accepted = accepted(policy, hole);
+        let of = hole
+            .msrs
+            .map_or(String::new(), |msrs| format!(" of {msrs}"));
+        let (access, why) = (hole.access, why(policy, hole.cause));
+        writeln!(out, "           {access}{of}: {why}{accepted}")?;
+    }
+    match holes.len().saturating_sub(shown) {
+        0 => Ok(()),
+        more => writeln!(out, "           and {more} more; --verbose lists all"),
+    }
+}
+
 /// How many are enforced; then those that are not or not wholly, or all of them.
 pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) -> io::Result<()> {
     let policy = compiled.policy();
@@ -175,14 +214,7 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
             one.extent.to_string(),
             place(policy, one)
         )?;
-        for hole in &one.holes {
-            let accepted = accepted(policy, hole);
-            let of = hole
-                .msrs
-                .map_or(String::new(), |msrs| format!(" of {msrs}"));
-            let (access, why) = (hole.access, hole.cause.why());
-            writeln!(out, "           {access}{of}: {why}{accepted}")?;
-        }
+        print_holes(out, policy, &one.holes, detail)?;
     }
     let gaps: Vec<_> = registers::vm_gaps()
         .iter()

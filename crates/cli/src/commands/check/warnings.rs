@@ -1,5 +1,7 @@
 //! What is no mistake, and worth knowing.
 
+mod punctured;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use msrgate_filter::{Access, MsrIndex};
@@ -10,6 +12,7 @@ use msrgate_policy::{
 };
 
 use crate::output;
+use punctured::punctured;
 
 /// One warning.
 pub(super) struct Warning<'c> {
@@ -29,6 +32,7 @@ pub(super) enum Code {
     DecidesNothing,
     Nameless,
     TooWide,
+    Punctured,
     Gap,
     PinKexec,
     ChangedUnasked,
@@ -40,11 +44,12 @@ pub(super) enum Code {
 
 impl Code {
     #[cfg(test)]
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::SaysNothing,
         Self::DecidesNothing,
         Self::Nameless,
         Self::TooWide,
+        Self::Punctured,
         Self::Gap,
         Self::PinKexec,
         Self::ChangedUnasked,
@@ -60,6 +65,7 @@ impl Code {
             Self::DecidesNothing => "decides-nothing",
             Self::Nameless => "nameless",
             Self::TooWide => "too-wide",
+            Self::Punctured => "punctured",
             Self::Gap => "gap",
             Self::PinKexec => "pin-kexec",
             Self::ChangedUnasked => "changed-unasked",
@@ -90,6 +96,7 @@ pub(super) fn of(compiled: &Compiled) -> Vec<Warning<'_>> {
     let mut warnings = without_effect(compiled);
     warnings.extend(nameless(compiled));
     warnings.extend(too_wide(compiled));
+    warnings.extend(punctured(compiled));
     warnings.extend(gaps(compiled));
     warnings.extend(pins(compiled));
     warnings.extend(changed_unasked(compiled));

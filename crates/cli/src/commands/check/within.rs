@@ -1,12 +1,14 @@
 //! `check --within`: whether a policy is no looser than another, for every processor and access.
 
 use std::io::Write;
+use std::path::Path;
 
 use msrgate_policy::{Change, Compiled, Difference, SettingChange, differences, one_line};
 use serde::Serialize;
 
 use crate::commands::diff;
 use crate::failure::Failure;
+use crate::load::is_standard_input;
 use crate::side::{Content, Side};
 
 /// As many violations are shown.
@@ -32,8 +34,8 @@ pub(super) struct WithinReport {
 }
 
 impl Within {
-    pub(super) fn of(name: &str, compiled: &Compiled, org: &str) -> Result<Self, Failure> {
-        if [name, org] == ["-"; 2] {
+    pub(super) fn of(name: &Path, compiled: &Compiled, org: &Path) -> Result<Self, Failure> {
+        if is_standard_input(name) && is_standard_input(org) {
             return Err(Failure::Usage(
                 "standard input cannot be both policies".to_owned(),
             ));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use msrgate_filter::{Access, MsrIndex};
@@ -57,6 +57,7 @@ impl Track {
 #[derive(Default)]
 pub(in crate::gate) struct Tracks {
     live: Mutex<Live>,
+    has_reader: AtomicBool,
 }
 
 #[derive(Default)]
@@ -223,7 +224,8 @@ pub struct VcpuDrops {
     pub held_back: u64,
 }
 
-/// The reader of a VM's events. There is one.
+/// The reader of a VM's events. There is one at a time.
+#[must_use = "without a reader, events are dropped once a queue is full"]
 pub struct Events {
     tracks: Arc<Tracks>,
 }
@@ -235,8 +237,13 @@ impl fmt::Debug for Events {
 }
 
 impl Events {
-    pub(in crate::gate) const fn new(tracks: Arc<Tracks>) -> Self {
-        Self { tracks }
+    /// The reader of these tracks; `None` if they have one.
+    pub(in crate::gate) fn take(tracks: &Arc<Tracks>) -> Option<Self> {
+        // Acquire: what the reader before took out is seen as taken.
+        let had_one = tracks.has_reader.swap(true, Ordering::Acquire);
+        (!had_one).then(|| Self {
+            tracks: Arc::clone(tracks),
+        })
     }
 
     /// Takes all events out that are there, those of each vCPU in their order.
@@ -281,6 +288,12 @@ impl Events {
     #[must_use]
     pub fn counted(&self) -> Counted {
         self.tracks.counted()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.tracks.has_reader.store(false, Ordering::Release);
     }
 }
 

@@ -299,6 +299,7 @@ impl Sink for TracingSink {
 
 /// A thread that hands events to sinks. When it is dropped it hands over what is left, and ends.
 #[derive(Debug)]
+#[must_use = "the thread ends when this is dropped"]
 pub struct EventThread {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<Events>>,

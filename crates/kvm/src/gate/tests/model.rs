@@ -1,6 +1,7 @@
 //! The model behind a gate: `msrgate-filter`'s VM in the place of a KVM.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_filter::{
@@ -12,11 +13,12 @@ use super::machine::{Came, FMASK, KERNEL_GS_BASE, LSTAR, STAR, Saw, TestGuest};
 use crate::calls::{Level, Taken};
 use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
+use crate::gate::bound::Place;
 use crate::gate::port::Port;
 use crate::gate::vm::VmPort;
 use crate::gate::{AnswerError, Asked, Outcome, StateError, VcpuGate};
 use crate::guest::Op;
-use crate::install::{Filtered, InstallError, Installed};
+use crate::install::{Filtered, InstallError, Mask};
 
 const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 const TRIGGER: MsrIndex = MsrIndex::new(0x79);
@@ -25,7 +27,7 @@ const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 /// A VM of the model, and what it was given.
 pub(super) struct ModelVm {
     pub(super) vm: Vm,
-    installed: Installed,
+    mask: Mask,
     /// Whether its guests may run guests.
     nests: bool,
 }
@@ -34,7 +36,7 @@ impl ModelVm {
     pub(super) fn new() -> Self {
         Self {
             vm: Vm::new(Revision::Mainline),
-            installed: Installed::nothing(),
+            mask: Mask::unknown(),
             nests: false,
         }
     }
@@ -50,7 +52,7 @@ impl ModelVm {
 
 impl VmPort for ModelVm {
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
-        self.installed.replace_in(&self.vm, filter, reasons)
+        self.mask.replace_in(&self.vm, filter, reasons)
     }
 
     fn has_nested_state(&self) -> bool {
@@ -122,6 +124,8 @@ pub(super) struct ModelGuest {
 
 /// A vCPU, and whether its exit has been answered for good.
 struct ModelVcpu {
+    /// In the place of an address: it is moved.
+    number: usize,
     vcpu: Vcpu<TestRegisters>,
     pending: Pending,
     level: Level,
@@ -135,10 +139,14 @@ enum Pending {
     Settled,
 }
 
+/// The number of the next vCPU.
+static NEXT: AtomicUsize = AtomicUsize::new(1);
+
 impl ModelGuest {
     pub(super) fn new(vm: &Vm) -> Self {
         Self {
             vcpu: ModelVcpu {
+                number: NEXT.fetch_add(1, Ordering::Relaxed),
                 vcpu: vm.create_vcpu(TestRegisters::new()),
                 pending: Pending::Settled,
                 level: Level::Guest,
@@ -248,6 +256,14 @@ impl TestGuest for ModelGuest {
 }
 
 impl Port for ModelVcpu {
+    fn place(&self) -> Place {
+        Place::new(self.number, -1)
+    }
+
+    fn cpuid(&self) -> Result<Option<Vec<kvm_cpuid_entry2>>, CallErrno> {
+        Ok(None)
+    }
+
     fn pending(&self) -> Result<Option<Exit>, RawReason> {
         let exit = self.vcpu.pending_exit();
         Ok(exit.filter(|_| self.pending == Pending::Open))

@@ -10,12 +10,10 @@ use msrgate_policy::answer::Deed;
 
 use super::machine::program;
 use crate::gate::paper::{self, Before, Case};
-use crate::gate::{Gate, Outcome};
-use crate::probe::HostCaps;
+use crate::gate::{Gate, GateOptions, Outcome};
 
 fn gate() -> Gate {
-    let gate = Gate::new(program(&paper::policy()), &HostCaps::on_paper());
-    gate.unwrap()
+    paper::gate(program(&paper::policy()), GateOptions::new()).unwrap()
 }
 
 /// The ones that may call: what is seen first waits for the filter.
@@ -97,12 +95,20 @@ fn forbid_calls() {
 
 /// In a child that the kernel kills at any call but exit.
 fn survives_without_calls(act: impl FnOnce()) -> bool {
+    in_child(|| {
+        forbid_calls();
+        act();
+    })
+}
+
+/// Does it in a child, which ends: whether well.
+pub(super) fn in_child(act: impl FnOnce()) -> bool {
     // SAFETY: until it ends, the child calls only what is safe between fork and exec of a process
-    // with threads: it takes no lock that another thread may hold, and does not allocate.
+    // with threads: it takes no lock that another thread may hold, and what it allocates it does by
+    // glibc, whose locks are whole in a child.
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
-        forbid_calls();
         act();
         // SAFETY: ends the child's only thread. exit_group(2) is not among what it may call.
         unsafe { libc::syscall(libc::SYS_exit, 0) };

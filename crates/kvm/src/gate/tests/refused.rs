@@ -19,7 +19,7 @@ use crate::errno::{CallErrno, RawErrno};
 use crate::exit::RawReasons;
 use crate::gate::vm::VmPort;
 use crate::gate::{Gate, GateError, GateOptions};
-use crate::install::{Filtered, InstallError, Installed};
+use crate::install::{Filtered, InstallError, Mask};
 
 /// Registers of user space, and one of KVM's.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
@@ -105,7 +105,7 @@ impl Script {
 /// A VM whose kernel follows a script.
 struct Scripted<V> {
     vm: V,
-    installed: Installed,
+    mask: Mask,
     script: Script,
 }
 
@@ -113,7 +113,7 @@ impl<V> Scripted<V> {
     fn new(vm: V, script: &Script) -> Self {
         Self {
             vm,
-            installed: Installed::nothing(),
+            mask: Mask::unknown(),
             script: script.clone(),
         }
     }
@@ -138,7 +138,7 @@ impl<V: Filtered> Filtered for Follows<'_, V> {
 impl<V: Filtered + Send> VmPort for Scripted<V> {
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
         let vm = Follows(&self.vm, &self.script);
-        self.installed.replace_in(&vm, filter, reasons)
+        self.mask.replace_in(&vm, filter, reasons)
     }
 
     fn has_nested_state(&self) -> bool {

@@ -81,6 +81,7 @@ fn the_first_vcpu_chooses_the_variant() {
         [Saw::Value(expected), Saw::Fault]
     );
     // Hot-plug of the same, of one that has changed, and of another processor.
+    machine.vcpus.clear();
     machine.gate.vcpu(0, &machine.cpuid).map(drop).unwrap();
     let mut leaves = machine.cpuid.clone();
     leaves.last_mut().unwrap().eax ^= 1;
@@ -179,7 +180,11 @@ fn events_say_what_was_asked_for() {
     vcpu.run(&[Write(LSTAR, 0x1234), Read(SPARE)]);
     let site = vcpu.guest.site(Write(LSTAR, 0));
     let mut seen = Vec::new();
-    machine.gate.events().drain(|event| seen.push(event));
+    machine
+        .gate
+        .events()
+        .unwrap()
+        .drain(|event| seen.push(event));
     assert_eq!(seen.len(), 2);
     assert_eq!((seen[0].index, seen[0].access), (LSTAR, Access::Write));
     assert_eq!((seen[0].value, seen[0].rip), (Some(0x1234), Some(site)));
@@ -204,7 +209,7 @@ fn a_full_queue_drops_and_counts() {
         return;
     };
     machine.first().run(&[Read(LSTAR); 10]);
-    let mut events = machine.gate.events();
+    let mut events = machine.gate.events().unwrap();
     let mut count = 0;
     events.drain(|_| count += 1);
     assert_eq!(count, 4);
@@ -238,6 +243,7 @@ fn what_came_before_is_migrated() {
     let text = "policy = 1\ndefault = 'deny'\n[[when]]\ncpu = { vendor = 'CentaurHauls' }\n\
         [when.msrs]\n0x4b564d01 = 'rw'";
     let gate = Gate::new(program(text), &host).unwrap();
+    gate.install(&host.create_vm().unwrap()).unwrap();
     assert_eq!(gate.migration_list(&clock), clock);
     gate.vcpu(0, &machine.cpuid).map(drop).unwrap();
     assert_eq!(gate.migration_list(&clock), []);
@@ -322,7 +328,11 @@ fn a_rip_that_was_not_asked_for_is_not_told() {
     vcpu.run(&[Read(LSTAR), Read(LSTAR)]);
     let site = vcpu.guest.site(Read(LSTAR));
     let mut seen = Vec::new();
-    machine.gate.events().drain(|event| seen.push(event.rip));
+    machine
+        .gate
+        .events()
+        .unwrap()
+        .drain(|event| seen.push(event.rip));
     assert_eq!(seen, [None, Some(site)]);
 }
 

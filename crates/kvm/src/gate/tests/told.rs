@@ -10,7 +10,7 @@ use msrgate_policy::answer::Deed;
 use super::machine::{LSTAR, on_each, policy};
 use super::model;
 use crate::gate::events::{Event, EventOptions, Sink, VcpuDrops};
-use crate::gate::{Gate, GateError, GateOptions, VcpuId};
+use crate::gate::{Gate, GateError, GateOptions, VcpuId, paper};
 use crate::guest::Op::Read;
 use crate::probe::HostCaps;
 
@@ -44,7 +44,7 @@ fn no_flood_hides_a_kill() {
         vcpu.run(&script);
         vcpu.run_to_kill(&[Read(SPARE)]).unwrap_err();
         let mut seen = Vec::new();
-        let mut reader = machine.gate.events();
+        let mut reader = machine.gate.events().unwrap();
         reader.drain(|event| seen.push((event.index, event.deed)));
         assert_eq!(seen.len(), 5);
         assert_eq!(seen[4], (SPARE, Deed::Killed));
@@ -63,7 +63,7 @@ fn kills_without_end_are_bounded_and_counted() {
         for _ in 0..100 {
             vcpu.run_to_kill(&[Read(SPARE)]).unwrap_err();
         }
-        let mut reader = machine.gate.events();
+        let mut reader = machine.gate.events().unwrap();
         let mut seen = 0;
         let mut held_back = 0;
         reader.drain(|event| {
@@ -83,7 +83,7 @@ fn what_the_limit_held_back_is_told() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 100), |machine| {
         machine.first().run(&[Read(LSTAR); 400]);
-        let mut reader = machine.gate.events();
+        let mut reader = machine.gate.events().unwrap();
         let mut count = 0;
         reader.drain(|_| count += 1);
         let drops = reader.drops();
@@ -118,12 +118,12 @@ fn sinks_are_told_what_was_lost_at_the_end_and_seldom_before() {
         let kept = Kept::default();
         let sinks: Vec<Box<dyn Sink>> = vec![Box::new(kept.clone())];
         let began = std::time::Instant::now();
-        let thread = machine.gate.events().spawn(sinks).unwrap();
+        let thread = machine.gate.events().unwrap().spawn(sinks).unwrap();
         for _ in 0..20 {
             machine.first().run(&[Read(LSTAR); 20]);
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        thread.stop().unwrap();
+        drop(thread.stop().unwrap());
         let seconds = usize::try_from(began.elapsed().as_secs()).unwrap();
         let kept = kept.0.lock().unwrap();
         let (events, drops) = &*kept;
@@ -136,12 +136,13 @@ fn sinks_are_told_what_was_lost_at_the_end_and_seldom_before() {
 /// vCPUs come and go, and nobody reads.
 #[test]
 fn vcpus_that_are_gone_leave_no_memory() {
-    let gate = Gate::new(policy("default = 'deny'", ""), &HostCaps::on_paper()).unwrap();
+    let program = policy("default = 'deny'", "");
+    let gate = paper::gate(program, GateOptions::new()).unwrap();
     let cpuid = model::cpuid();
-    gate.vcpu(0, &cpuid).unwrap();
+    drop(gate.vcpu(0, &cpuid).unwrap());
     let seen = measure(|| {
         for _ in 0..5000 {
-            gate.vcpu(0, &cpuid).unwrap();
+            drop(gate.vcpu(0, &cpuid).unwrap());
         }
     });
     let one = measure(|| drop(gate.vcpu(0, &cpuid).unwrap())).bytes_max;
@@ -163,7 +164,8 @@ fn a_queue_that_is_too_long_is_an_error() {
         assert!(matches!(made, Err(GateError::Queue { .. })), "{made:?}");
     }
     for queue in [0, EventOptions::LONGEST_QUEUE] {
-        let gate = gate(queue).unwrap();
-        gate.vcpu(0, &model::cpuid()).unwrap();
+        let program = policy("default = 'deny'", "");
+        let gate = paper::gate(program, events(queue, 1)).unwrap();
+        drop(gate.vcpu(0, &model::cpuid()).unwrap());
     }
 }

@@ -164,7 +164,7 @@ fn what_is_forgotten_is_told_again() {
         }
         assert_eq!(machine.first().run(&[Write(STAR, 5)]), [Saw::Written]);
         let mut count = 0;
-        machine.gate.events().drain(|_| count += 1);
+        machine.gate.events().unwrap().drain(|_| count += 1);
         assert!(count >= 1, "{count}");
         // Another program has all the room for what is seen under it.
         machine.gate.replace(audit()).unwrap();
@@ -188,6 +188,7 @@ fn each_program_sees_accesses_anew() {
         machine
             .gate
             .events()
+            .unwrap()
             .drain(|event| seen.push((event.index, event.deed)));
         let expected = [
             (STAR, Deed::Allowed),
@@ -210,7 +211,11 @@ fn what_one_program_saw_is_not_opened_under_the_next() {
         publisher::publish(shared);
         machine.first().run(&[Read(STAR)]);
         let mut deeds = Vec::new();
-        machine.gate.events().drain(|event| deeds.push(event.deed));
+        machine
+            .gate
+            .events()
+            .unwrap()
+            .drain(|event| deeds.push(event.deed));
         assert_eq!(deeds, [Deed::WouldDeny]);
     });
 }

@@ -26,7 +26,10 @@ impl Includes for Files {
     }
 }
 
-fn read(text: &str, files: &[(&'static str, &'static str)]) -> Result<ResolvedPolicy, String> {
+pub(super) fn read(
+    text: &str,
+    files: &[(&'static str, &'static str)],
+) -> Result<ResolvedPolicy, String> {
     let mut files = Files(files.iter().copied().collect());
     parse(&Source::new("policy.toml", text), &mut files).map_err(|mistakes| {
         let mut report = String::new();
@@ -39,11 +42,11 @@ fn read(text: &str, files: &[(&'static str, &'static str)]) -> Result<ResolvedPo
     })
 }
 
-fn compiled(text: &str, files: &[(&'static str, &'static str)]) -> Compiled {
+pub(super) fn compiled(text: &str, files: &[(&'static str, &'static str)]) -> Compiled {
     compile(read(text, files).unwrap_or_else(|report| panic!("{report}"))).unwrap()
 }
 
-fn actions(compiled: &Compiled, cpu: Option<&str>, index: u32) -> [Action; 2] {
+pub(super) fn actions(compiled: &Compiled, cpu: Option<&str>, index: u32) -> [Action; 2] {
     let cpu = cpu.map(|cpu| crate::parse_cpu(cpu).unwrap());
     let variant = compiled.on(cpu.as_ref());
     let index = MsrIndex::new(index);

@@ -1,4 +1,4 @@
-use msrgate_policy::{NoIncludes, Source, compile, parse};
+use msrgate_policy::{IncludeError, Includes, NoIncludes, Source, compile, parse};
 
 use super::*;
 
@@ -187,4 +187,85 @@ fn a_revision_that_no_guest_can_read_is_one_for_nothing() {
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].0 == line && found[0].1.ends_with(is), "{found:?}");
     }
+}
+
+/// One text, whatever is asked for.
+struct Only(&'static str);
+
+impl Includes for Only {
+    fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
+        Ok(Source::new(path, self.0))
+    }
+}
+
+#[test]
+fn included_entry_within_a_refusal_is_named_with_the_line_that_closes_it() {
+    let text = "policy = 1
+default = 'deny'
+accept = ['tsc-deadline-fastpath']
+include = ['guest.toml']
+[msrs]
+'@power' = 'none'
+'0x30000..=0x3ffff' = { read = { value = 0 }, write = 'kill' }
+";
+    let guest = "policy = 1
+[msrs]
+'IA32_MPERF..=IA32_APERF' = 'r'
+'0x30010..=0x30011' = { read = 'deny', write = 'ignore' }
+IA32_THERM_STATUS = { read = 'kill', write = 'allow' }
+";
+    let policy = parse(&Source::new("policy.toml", text), &mut Only(guest)).expect("a policy");
+    let compiled = compile(policy).expect("a filter");
+    let warnings = of(&compiled).into_iter();
+    let found: Vec<_> = warnings
+        .filter(|warning| warning.code == Code::Punctured)
+        .map(|warning| {
+            let line = warning.entry.map_or(0, |entry| entry.place().line);
+            (line, warning.message, warning.details, warning.help)
+        })
+        .collect();
+    let expected = [
+        (
+            6,
+            "`@power` does not hold where `IA32_MPERF..=IA32_APERF` at guest.toml:3 lies within it: reads of 0xe7 IA32_MPERF, 0xe8 IA32_APERF are \"allow\", not \"deny\"",
+            "read of 0xe7..=0xe8",
+            "\"IA32_MPERF..=IA32_APERF\" = { read = \"deny\", write = \"deny\", override = true }",
+        ),
+        (
+            6,
+            "`@power` does not hold where `IA32_THERM_STATUS` at guest.toml:5 lies within it: writes of 0x19c IA32_THERM_STATUS are \"allow\", not \"deny\"",
+            "write of 0x19c",
+            "IA32_THERM_STATUS = { read = \"kill\", write = \"deny\", override = true }",
+        ),
+        (
+            7,
+            "`0x30000..=0x3ffff` does not hold where `0x30010..=0x30011` at guest.toml:4 lies within it: writes of 0x30010..=0x30011 are \"ignore\", not \"kill\"",
+            "write of 0x30010..=0x30011",
+            "\"0x30010..=0x30011\" = { read = \"deny\", write = \"kill\", override = true }",
+        ),
+    ];
+    let expected: Vec<_> = expected
+        .into_iter()
+        .map(|(line, message, detail, entry)| {
+            let help = format!("write `{entry}` below `[msrs]` of policy.toml; if the included entry is right, repeat it there as it is");
+            (line, message.to_owned(), vec![detail.to_owned()], help)
+        })
+        .collect();
+    assert_eq!(found, expected);
+}
+
+/// A message stays short, however many registers there are.
+#[test]
+fn many_registers_of_a_puncture_are_counted() {
+    let text =
+        "policy = 1\ndefault = 'deny'\ninclude = ['guest.toml']\n[msrs]\n'0x0..=0x7ff' = 'none'\n";
+    let guest = "policy = 1\n[msrs]\n'@mtrr' = 'r'\n";
+    let policy = parse(&Source::new("policy.toml", text), &mut Only(guest)).expect("a policy");
+    let compiled = compile(policy).expect("a filter");
+    let all = of(&compiled);
+    let warning = all.iter().find(|warning| warning.code == Code::Punctured);
+    let message = &warning.expect("a warning").message;
+    let end = "0x205 IA32_MTRR_PHYSMASK2, 0x206 IA32_MTRR_PHYSBASE3 and 25 more are \"allow\", not \"deny\"";
+    assert!(message.ends_with(end), "{message}");
+    assert!(message.len() < 400, "{message}");
 }

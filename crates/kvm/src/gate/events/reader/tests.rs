@@ -53,7 +53,7 @@ fn what_nobody_reads_is_bounded_and_counted() {
         // One that lives is not taken for one that is gone.
         let live = tracks.add(VcpuId::new(5000), 1);
         live.tell(&happened(5000));
-        let mut events = Events::new(Arc::clone(&tracks));
+        let mut events = Events::take(&tracks).unwrap();
         let sum = |events: &Events| {
             let drops = events.drops();
             let dropped: u64 = drops.iter().map(|one| one.dropped).sum();
@@ -80,7 +80,7 @@ fn what_nobody_reads_is_bounded_and_counted() {
 fn what_comes_while_others_are_read_is_read_the_next_time() {
     let tracks = Arc::new(Tracks::default());
     come_and_go(&tracks, 0, 1);
-    let mut events = Events::new(Arc::clone(&tracks));
+    let mut events = Events::take(&tracks).unwrap();
     let mut vcpus = Vec::new();
     events.drain(|event| {
         vcpus.push(event.vcpu.get());

@@ -50,6 +50,7 @@ fn what_the_kernel_was_told_and_what_was_seen_is_as_before() {
 fn deeds(gate: &Gate) -> Vec<String> {
     let mut deeds = Vec::new();
     gate.events()
+        .unwrap()
         .drain(|event| deeds.push(event.deed.to_string()));
     deeds
 }
@@ -93,7 +94,11 @@ fn the_program_in_force_is_not_forgotten() {
         let saw = machine.first().run(&[Write(LSTAR, 1), Write(LSTAR, 2)]);
         assert_eq!(saw, [Saw::Written, Saw::Fault]);
         let mut files = Vec::new();
-        machine.gate.events().drain(|event| files.push(event.file));
+        machine
+            .gate
+            .events()
+            .unwrap()
+            .drain(|event| files.push(event.file));
         assert_eq!(files, [Some("test.toml".into())]);
     });
 }
@@ -182,6 +187,7 @@ fn what_cannot_be_chosen_or_installed_may_be_tried_again() {
         msrs: gate.vcpu(1, &cpuid).unwrap(),
         exits: 0,
     };
+    vcpu.guest.reset(&mut vcpu.msrs).unwrap();
     let saw = vcpu.run(&[Read(SPARE), Read(STAR), Read(LSTAR)]);
     assert_eq!(saw, [Saw::Value(2), Saw::Value(0), Saw::Fault]);
     assert_ne!(in_force(), before);

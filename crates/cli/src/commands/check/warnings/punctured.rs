@@ -1,0 +1,95 @@
+//! Entries of includes that loosen part of what a wider entry of another text says.
+
+use msrgate_filter::Access;
+use msrgate_policy::{
+    Compiled, MsrRange, MsrSet, Policy, Puncture, one_line, punctures, registers,
+};
+
+use super::{Code, Warning};
+use crate::output;
+
+/// As many registers are named.
+const NAMED: usize = 8;
+
+/// A warning for each included entry and each wider one that it loosens.
+pub(super) fn punctured(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
+    let policy = compiled.policy();
+    let of = |puncture: Puncture| {
+        let wide = policy.entry(puncture.wide);
+        let narrow = policy.entry(puncture.narrow);
+        let loosened: Vec<_> = Access::ALL
+            .into_iter()
+            .filter_map(|access| loosened(policy, &puncture, access))
+            .collect();
+        let (key, within) = (one_line(wide.key()), one_line(narrow.key()));
+        let file = one_line(policy.text(narrow.source()).name());
+        Warning {
+            code: Code::Punctured,
+            entry: Some(wide),
+            message: format!(
+                "`{key}` does not hold where `{within}` at {file}:{} lies within it: {}",
+                narrow.place().line,
+                loosened.join("; "),
+            ),
+            details: details(&puncture),
+            help: format!(
+                "{}; if the included entry is right, repeat it there as it is",
+                puncture.remedy
+            ),
+        }
+    };
+    punctures(compiled).into_iter().map(of)
+}
+
+/// `reads of 0xe7 IA32_MPERF, 0xe8 IA32_APERF are "allow", not "deny"`.
+fn loosened(policy: &Policy, puncture: &Puncture, access: Access) -> Option<String> {
+    let msrs = puncture.msrs[access as usize].as_ref()?;
+    let is = policy.entry(puncture.narrow).action(access)?;
+    let not = policy.entry(puncture.wide).action(access)?;
+    let names = names(msrs);
+    Some(format!("{access}s of {names} are {is}, not {not}"))
+}
+
+/// The registers among these MSRs, by name, and the MSRs if some of them have none.
+fn names(msrs: &MsrSet) -> String {
+    let within = |range: &MsrRange| {
+        let all = registers::all();
+        let from = all.partition_point(|register| register.index < range.first());
+        let to = all.partition_point(|register| register.index <= range.last());
+        &all[from..to]
+    };
+    let ranges = msrs.ranges().iter();
+    let registers: Vec<_> = ranges.clone().flat_map(within).collect();
+    let titles = registers.iter().map(|one| output::titled(one.index));
+    let names = first(titles);
+    if registers.len() as u64 == msrs.count() {
+        return names;
+    }
+    let all = first(ranges.map(ToString::to_string));
+    if registers.is_empty() {
+        all
+    } else {
+        format!("{all}, among them {names},")
+    }
+}
+
+/// The first of a list, and how many more there are.
+fn first(all: impl ExactSizeIterator<Item = String>) -> String {
+    let more = match all.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let shown: Vec<_> = all.take(NAMED).collect();
+    shown.join(", ") + &more
+}
+
+/// "read of 0xe7..=0xe8", for each range and direction.
+fn details(puncture: &Puncture) -> Vec<String> {
+    let directions = Access::ALL.into_iter().zip(&puncture.msrs);
+    directions
+        .flat_map(|(access, msrs)| {
+            let ranges = msrs.iter().flat_map(MsrSet::ranges);
+            ranges.map(move |range| format!("{access} of {range}"))
+        })
+        .collect()
+}

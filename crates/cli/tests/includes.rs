@@ -1,0 +1,422 @@
+//! Files that a policy is read from: which are taken for policies, under which names, and at what cost.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
+
+/// Kibibytes of memory that no policy takes: what the reference says, 1.5 GiB.
+const MOST_MEMORY: u64 = 3 << 19;
+
+fn msrgate(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    command.current_dir(folder).env("NO_COLOR", "1");
+    command
+}
+
+/// The command with no more memory than this, in KiB: more than that is an abort.
+fn limited(folder: &Path, kibibytes: u64, arguments: &[&str]) -> Output {
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -v {kibibytes} && exec \"$0\" \"$@\"");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_msrgate")]);
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env("NO_COLOR", "1");
+    command.output().expect("a shell")
+}
+
+fn said(output: &Output) -> String {
+    let both = [&output.stdout[..], &output.stderr].concat();
+    String::from_utf8(both).expect("text")
+}
+
+/// What the command says and its exit code.
+fn run(folder: &Path, arguments: &[&str]) -> (String, Option<i32>) {
+    let output = msrgate(folder).args(arguments).output().expect("msrgate");
+    (said(&output), output.status.code())
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+fn write(folder: &Path, name: &str, text: &str) {
+    fs::write(folder.join(name), text).expect("a file");
+}
+
+fn including(names: &[&str]) -> String {
+    let names: Vec<_> = names.iter().map(|name| format!("{name:?},\n")).collect();
+    format!("include = [\n{}]\n", names.concat())
+}
+
+/// Of each name: what `check` of a policy that includes it says, and with which exit code.
+fn included(folder: &Path, name: &str) -> (String, Option<i32>) {
+    write(folder, "p.toml", &format!("{HEAD}{}", including(&[name])));
+    run(folder, &["check", "--host", "none", "p.toml"])
+}
+
+#[test]
+fn secret_behind_a_link_is_not_quoted() {
+    let folder = folder();
+    let folder = folder.path();
+    write(folder, "secret", "hunter2 = 'a'\npassword: hunter2\n");
+    symlink("secret", folder.join("link.toml")).expect("a link");
+    symlink("link.toml", folder.join("twice.toml")).expect("a link");
+    fs::hard_link(folder.join("secret"), folder.join("hard.toml")).expect("a link");
+    fs::create_dir(folder.join("in")).expect("a folder");
+    symlink("../secret", folder.join("in/up.toml")).expect("a link");
+    for name in [
+        "link.toml",
+        "twice.toml",
+        "hard.toml",
+        "in/up.toml",
+        "in/../link.toml",
+        "secret",
+    ] {
+        let (said, code) = included(folder, name);
+        assert!(!said.contains("hunter2"), "{name}: {said}");
+        assert_eq!(code, Some(1), "{name}: {said}");
+    }
+    for name in ["link.toml", "twice.toml", "in/up.toml"] {
+        let (said, _) = included(folder, name);
+        assert!(said.contains("so is what a link of"), "{said}");
+    }
+    let (said, _) = included(folder, "hard.toml");
+    assert!(said.contains("this is not taken for a policy"), "{said}");
+}
+
+/// A link in a stranger's repository may be the policy itself.
+#[test]
+fn secret_in_place_of_the_policy_is_not_quoted() {
+    let folder = folder();
+    let folder = folder.path();
+    write(folder, "secret", "hunter2 = 'a'\nhunter2 = hunter2\n");
+    write(folder, "good.toml", HEAD);
+    symlink("secret", folder.join("p.toml")).expect("a link");
+    for arguments in [
+        &["check", "p.toml"][..],
+        &["check", "--format", "json", "p.toml"],
+        &["check", "good.toml", "--within", "p.toml"],
+        &["explain", "p.toml", "0x10"],
+        &["diff", "good.toml", "p.toml"],
+        &["compile", "p.toml"],
+        &["replay", "p.toml", "good.toml"],
+        &["test", "p.toml", "--backend", "model"],
+        &["fmt", "p.toml"],
+        &["fmt", "--check", "p.toml"],
+        &["fmt", "--format", "json", "p.toml"],
+    ] {
+        let (said, code) = run(folder, arguments);
+        assert!(!said.contains("hunter2"), "{arguments:?}: {said}");
+        assert!(
+            said.contains("not taken for a policy"),
+            "{arguments:?}: {said}"
+        );
+        assert_eq!(code, Some(1), "{arguments:?}: {said}");
+    }
+}
+
+/// Nor is one waited for.
+#[test]
+fn included_pipe_device_or_folder_is_refused() {
+    let folder = folder();
+    let folder = folder.path();
+    let made = Command::new("mkfifo")
+        .arg(folder.join("pipe.toml"))
+        .status();
+    assert!(made.expect("mkfifo").success());
+    fs::create_dir(folder.join("folder.toml")).expect("a folder");
+    symlink("/dev/zero", folder.join("zero.toml")).expect("a link");
+    symlink("/proc/self/environ", folder.join("environ.toml")).expect("a link");
+    symlink("loop.toml", folder.join("loop.toml")).expect("a link");
+    for (name, why) in [
+        ("pipe.toml", "not a regular file"),
+        ("folder.toml", "not a regular file"),
+        ("zero.toml", "what a link of that name leads to"),
+        ("environ.toml", "what a link of that name leads to"),
+        ("/proc/self/environ", "is called NAME.toml"),
+        ("loop.toml", "Too many levels of symbolic links"),
+        ("absent.toml", "No such file"),
+    ] {
+        let (said, code) = included(folder, name);
+        let said = said.replace("\n  │ ", " ");
+        assert!(said.contains(why), "{name}: {said}");
+        assert_eq!(code, Some(1), "{name}: {said}");
+    }
+}
+
+/// The keys of the entries of a policy, as programs get them.
+fn entries(folder: &Path, policy: &OsStr) -> Vec<String> {
+    let output = msrgate(folder)
+        .args(["check", "--host", "none", "--format", "json"])
+        .arg(policy)
+        .output()
+        .expect("msrgate");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let entries = report["enforcement"]["entries"].as_array();
+    let keys = entries.unwrap_or_else(|| panic!("{report}")).iter();
+    keys.filter_map(|one| one["entry"].as_str())
+        .filter(|key| *key != "default")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn file_under_several_names_is_one_file() {
+    let folder = folder();
+    let folder = folder.path();
+    write(folder, "a.toml", "policy = 1\n[msrs]\n0x10 = \"r\"\n");
+    symlink("a.toml", folder.join("link.toml")).expect("a link");
+    fs::hard_link(folder.join("a.toml"), folder.join("hard.toml")).expect("a link");
+    fs::create_dir(folder.join("in")).expect("a folder");
+    let real = fs::canonicalize(folder).expect("a path").join("a.toml");
+    let absolute = real.to_str().expect("text");
+    let names = [
+        "a.toml",
+        "./a.toml",
+        "in/../a.toml",
+        "link.toml",
+        "hard.toml",
+        absolute,
+    ];
+    write(folder, "p.toml", &format!("{HEAD}{}", including(&names)));
+    let (said, _) = run(folder, &["check", "--host", "none", "p.toml"]);
+    assert!(said.contains("\n1 entry, default deny"), "{said}");
+    // A policy that its include includes under another name is the same policy.
+    symlink("p.toml", folder.join("self.toml")).expect("a link");
+    write(
+        folder,
+        "p.toml",
+        &format!("{HEAD}{}", including(&["b.toml"])),
+    );
+    write(
+        folder,
+        "b.toml",
+        &format!("policy = 1\n{}", including(&["self.toml"])),
+    );
+    let (said, code) = run(folder, &["check", "p.toml"]);
+    assert!(said.contains("`self.toml` includes itself"), "{said}");
+    assert_eq!(code, Some(1));
+}
+
+/// In another folder the same text includes other files.
+#[test]
+fn hard_link_in_another_folder_has_its_own_includes() {
+    let folder = folder();
+    let folder = folder.path();
+    for (name, msr) in [("one", "0x10"), ("two", "0x11")] {
+        fs::create_dir(folder.join(name)).expect("a folder");
+        let entry = format!("policy = 1\n[msrs]\n{msr} = \"r\"\n");
+        write(folder, &format!("{name}/entry.toml"), &entry);
+    }
+    let text = format!("policy = 1\n{}", including(&["entry.toml"]));
+    write(folder, "one/all.toml", &text);
+    fs::hard_link(folder.join("one/all.toml"), folder.join("two/all.toml")).expect("a link");
+    let both = including(&["one/all.toml", "two/all.toml"]);
+    write(folder, "p.toml", &format!("{HEAD}{both}"));
+    assert_eq!(entries(folder, OsStr::new("p.toml")), ["0x10", "0x11"]);
+    // A file of a folder above is as good as one below.
+    let up = including(&["../two/entry.toml"]);
+    write(folder, "one/p.toml", &format!("{HEAD}{up}"));
+    assert_eq!(entries(folder, OsStr::new("one/p.toml")), ["0x11"]);
+}
+
+/// Names that are shown alike, since they differ in bytes that are no text.
+#[test]
+fn paths_that_are_no_text_are_told_apart() {
+    let folder = folder();
+    let folder = folder.path();
+    let [one, other] = [b"\xff.toml", b"\xfe.toml"].map(|name| OsStr::from_bytes(name));
+    let entry = |msr: &str| format!("{HEAD}[msrs]\n{msr} = \"r\"\n");
+    fs::write(folder.join(one), entry("0x10")).expect("a file");
+    fs::write(folder.join(other), entry("0x11")).expect("a file");
+    symlink(one, folder.join("one.toml")).expect("a link");
+    symlink(other, folder.join("other.toml")).expect("a link");
+    let both = including(&["one.toml", "other.toml"]);
+    write(folder, "p.toml", &format!("{HEAD}{both}"));
+    assert_eq!(entries(folder, OsStr::new("p.toml")), ["0x10", "0x11"]);
+    assert_eq!(entries(folder, one), ["0x10"]);
+    assert_eq!(entries(folder, other), ["0x11"]);
+    // A folder that is no text, from which a name is looked up.
+    let inner = folder.join(OsStr::from_bytes(b"in\xff"));
+    fs::create_dir(&inner).expect("a folder");
+    write(
+        &inner,
+        "a.toml",
+        &format!("{HEAD}{}", including(&["b.toml"])),
+    );
+    write(&inner, "b.toml", "policy = 1\n[msrs]\n0x12 = \"r\"\n");
+    assert_eq!(entries(folder, inner.join("a.toml").as_os_str()), ["0x12"]);
+}
+
+#[test]
+fn every_argument_that_is_a_path_takes_any_bytes() {
+    let folder = folder();
+    let folder = folder.path();
+    let name = |name: &[u8]| OsStr::from_bytes(name).to_owned();
+    let (policy, program) = (name(b"p\xff.toml"), name(b"p\xff.bin"));
+    let (trace, log) = (name(b"t\xff"), name(b"l\xff"));
+    fs::write(folder.join(&policy), format!("{HEAD}msrs.0x10='r'\n")).expect("a file");
+    fs::write(folder.join(&trace), "{\"msr\": 16, \"access\": \"read\"}\n").expect("a file");
+    fs::write(
+        folder.join(&log),
+        "kvm [1]: ignored rdmsr: 0x1c9 data 0x0\n",
+    )
+    .expect("a file");
+    let word = |word: &str| OsStr::new(word).to_owned();
+    for (arguments, code) in [
+        (
+            vec![
+                word("check"),
+                word("--within"),
+                policy.clone(),
+                policy.clone(),
+            ],
+            0,
+        ),
+        (vec![word("explain"), policy.clone(), word("0x10")], 0),
+        (
+            vec![word("compile"), policy.clone(), word("-o"), program.clone()],
+            0,
+        ),
+        (vec![word("diff"), policy.clone(), program.clone()], 0),
+        (
+            vec![
+                word("test"),
+                policy.clone(),
+                word("--backend"),
+                word("model"),
+            ],
+            0,
+        ),
+        (vec![word("import"), log], 0),
+        (vec![word("import"), program], 0),
+        (vec![word("fmt"), word("--check"), policy.clone()], 1),
+        (vec![word("fmt"), word("--write"), policy.clone()], 0),
+        (vec![word("fmt"), word("--check"), policy.clone()], 0),
+        (vec![word("check"), name(b"absent\xff\x1b[2J.toml")], 2),
+        (vec![word("replay"), policy, name(b"absent\xff\x1b[2J")], 2),
+    ] {
+        let output = msrgate(folder).args(&arguments).output().expect("msrgate");
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(!said.contains('\u{1b}'), "{said:?}");
+    }
+    let output = msrgate(folder)
+        .arg("replay")
+        .arg("linux-guest")
+        .arg(trace)
+        .output()
+        .expect("msrgate");
+    assert!(!said(&output).contains("UTF-8"));
+}
+
+/// Each of 141 files includes all of the next layer.
+#[test]
+fn layers_of_includes_take_little_memory() {
+    let folder = folder();
+    let folder = folder.path();
+    let layer = |layer: usize| -> Vec<String> {
+        (0..20)
+            .map(|number| format!("{layer}-{number}.toml"))
+            .collect()
+    };
+    let include = |of: usize| {
+        let names = layer(of);
+        including(&names.iter().map(|name| &**name).collect::<Vec<_>>())
+    };
+    for depth in 0..7 {
+        let next = (depth < 6).then(|| include(depth + 1)).unwrap_or_default();
+        for name in layer(depth) {
+            write(folder, &name, &format!("policy = 1\n{next}"));
+        }
+    }
+    write(folder, "p.toml", &format!("{HEAD}{}", include(0)));
+    let output = limited(folder, 128 << 10, &["check", "--host", "none", "p.toml"]);
+    assert!(output.status.success(), "{}", said(&output));
+}
+
+/// Eight small files, each of which names the next 20 times.
+#[test]
+fn file_named_again_and_again_takes_little_memory() {
+    let folder = folder();
+    let folder = folder.path();
+    for number in 0..6 {
+        let next = format!("b{}.toml", number + 1);
+        let text = format!("policy = 1\n{}", including(&[&*next; 20]));
+        write(folder, &format!("b{number}.toml"), &text);
+    }
+    write(folder, "b6.toml", "policy = 1\n");
+    write(
+        folder,
+        "p.toml",
+        &format!("{HEAD}{}", including(&["b0.toml"; 20])),
+    );
+    for command in ["check", "compile", "fmt", "diff", "explain", "replay"] {
+        write(folder, "trace", "");
+        let more: &[&str] = match command {
+            "check" => &["--host", "none"],
+            "compile" => &["--format", "json"],
+            "diff" => &["p.toml"],
+            "explain" => &["0x10"],
+            "replay" => &["trace"],
+            _ => &[],
+        };
+        let arguments = [&[command, "p.toml"], more].concat();
+        let output = limited(folder, 128 << 10, &arguments);
+        assert!(output.status.success(), "{command}: {}", said(&output));
+    }
+}
+
+/// Texts just within the limits, each of which makes the most of one kind of thing that costs the parser
+/// memory; some took 10 GiB.
+#[test]
+fn text_within_the_limits_takes_no_more_memory_than_the_reference_says() {
+    let folder = folder();
+    let folder = folder.path();
+    let lines = |line: &str, bytes: usize| line.repeat(bytes / line.len());
+    let tables: String = (0..8_000)
+        .map(|number| format!("a{number}{} = 1\n", ".a".repeat(60)))
+        .collect();
+    // A line of values for a list.
+    let values = |value: &str| value.repeat(1_000 / value.len()) + "\n";
+    let mistakes = "=\n".repeat(2_000_000);
+    let keys = lines("a = \"r\"\n", 4 << 20);
+    for (what, text) in [
+        ("mistakes", mistakes),
+        (
+            "tables and mistakes",
+            format!("{tables}{}", "=\n".repeat(1_500_000)),
+        ),
+        (
+            "tables and values",
+            format!("{tables}x = [\n{}]\n", lines(&values("0, "), 5 << 20)),
+        ),
+        (
+            "tables and bad values",
+            format!("{tables}x = [\n{}]\n", lines(&values("y, "), 5 << 20)),
+        ),
+        (
+            "tables and a key again and again",
+            format!("{tables}[msrs]\n{keys}"),
+        ),
+        (
+            "escapes",
+            lines(&format!("b = \"{}\"\n", r"\q".repeat(1_900)), 15 << 20),
+        ),
+    ] {
+        write(folder, "p.toml", &format!("{HEAD}{text}"));
+        let output = limited(folder, MOST_MEMORY, &["check", "--host", "none", "p.toml"]);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{what}: {said}");
+        assert!(
+            !said.contains("more than the"),
+            "{what} beyond a limit: {said}"
+        );
+    }
+}

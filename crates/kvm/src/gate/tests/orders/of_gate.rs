@@ -1,0 +1,340 @@
+//! Of a gate: installing, adding vCPUs, replacing, asking.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _, pipe};
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use msrgate_filter::MsrIndex;
+
+use super::super::machine::{
+    FMASK, KERNEL_GS_BASE, LSTAR, Machine, NOWHERE, STAR, Saw, TestGuest, on_each, policy,
+};
+use super::super::model;
+use super::{HANDLED, HostCaps, SPARE, entries, whens};
+use crate::gate::{Gate, GateError, GateOptions, Outcome};
+use crate::guest::Op::{Read, Write};
+use crate::guest::{Apic, Guest, Report, Stop};
+use crate::install::InstallError;
+
+/// Forgotten, `install` is the first thing that a VMM hears of, whatever the program is.
+#[test]
+fn vcpu_before_install_is_an_error() {
+    for program in [entries(), whens()] {
+        let gate = Gate::new(program, &HostCaps::on_paper()).unwrap();
+        let seen = gate.vcpu(0, &model::cpuid()).map(drop);
+        assert!(matches!(seen, Err(GateError::NotInstalled)), "{seen:?}");
+        // Nothing was chosen: another processor's CPUID is as good.
+        let vm = Box::new(model::ModelVm::new());
+        gate.install_in(vm).unwrap();
+        let other = super::with_leaf(&model::cpuid(), 1, |leaf| leaf.eax ^= 0x10);
+        drop(gate.vcpu(0, &other).unwrap());
+    }
+}
+
+#[test]
+fn replace_before_install_is_an_error_and_changes_nothing() {
+    let gate = Gate::new(entries(), &HostCaps::on_paper()).unwrap();
+    let before = gate.program().digest();
+    let seen = gate.replace(policy("default = 'deny'", ""));
+    assert!(matches!(seen, Err(GateError::NotInstalled)), "{seen:?}");
+    assert_eq!(gate.program().digest(), before);
+}
+
+/// As long as nothing is filtered the guest may turn on whatever KVM has.
+#[test]
+fn migration_list_before_install_is_whole() {
+    let gate = Gate::new(entries(), &HostCaps::on_paper()).unwrap();
+    let clock = [MsrIndex::new(0x4b56_4d01)];
+    assert_eq!(gate.migration_list(&clock), clock);
+    gate.install_in(Box::new(model::ModelVm::new())).unwrap();
+    assert_eq!(gate.migration_list(&clock), []);
+}
+
+/// What is given as the VM is something else: no filter is anywhere, and a VM is still welcome.
+#[test]
+fn install_into_no_vm_is_an_error() {
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let guest = Guest::new(&host, Apic::Absent).unwrap();
+    let plain = policy("default = 'deny'\nlog = 'none'", "IA32_STAR = 'rw'");
+    for program in [entries(), plain] {
+        let gate = Gate::new(program, &host).unwrap();
+        let refused = [
+            gate.install(guest.vcpu()),
+            gate.install(&File::open("/dev/null").unwrap()),
+            gate.install(&File::open(host.device()).unwrap()),
+        ];
+        for seen in refused {
+            assert!(matches!(seen, Err(GateError::Install(_))), "{seen:?}");
+        }
+        assert!(gate.install(&host.create_vm().unwrap()).is_ok());
+    }
+}
+
+#[test]
+fn second_install_is_an_error_in_the_same_vm_and_in_another() {
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let [first, second] = [(); 2].map(|()| host.create_vm().unwrap());
+    let gate = Gate::new(entries(), &host).unwrap();
+    gate.install(&first).unwrap();
+    for vm in [&first, &second] {
+        let seen = gate.install(vm);
+        assert!(matches!(seen, Err(GateError::InstalledTwice)), "{seen:?}");
+    }
+}
+
+/// A VMM that makes a gate for each new policy, where `replace` was meant. While a part of the first gate is
+/// there the second one would set filters that the first one's vCPUs know nothing of.
+#[test]
+fn second_gate_in_a_vm_is_an_error_until_the_first_is_gone() {
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let vm = host.create_vm().unwrap();
+    let same = crate::calls::duplicate(&vm).unwrap();
+    if crate::calls::is_one_file(&vm, &same).is_none() {
+        // Before Linux 6.10 nobody can tell.
+        std::io::stderr()
+            .write_all(b"SKIPPED: this kernel has no F_DUPFD_QUERY\n")
+            .unwrap();
+        return;
+    }
+    let [first, second] = [(); 2].map(|()| Gate::new(entries(), &host).unwrap());
+    first.install(&vm).unwrap();
+    let msrs = first.vcpu(0, &model::cpuid()).unwrap();
+    let mut first = Some(first);
+    for gone in ["none", "the gate"] {
+        for seen in [second.install(&vm), second.install(&same)] {
+            assert!(
+                matches!(seen, Err(GateError::OtherGate)),
+                "{gone}: {seen:?}"
+            );
+        }
+        first.take();
+    }
+    let other = Gate::new(entries(), &host).unwrap();
+    other.install(&host.create_vm().unwrap()).unwrap();
+    drop(msrs);
+    second.install(&vm).unwrap();
+}
+
+/// A mask that a VMM has set before: the program's counts, also where that is none.
+#[test]
+fn install_sets_the_mask_over_the_vmms_own() {
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let mut guest = Guest::new(&host, Apic::Absent).unwrap();
+    crate::calls::enable_reasons(&**guest.vm(), crate::RawReasons::new(7)).unwrap();
+    let plain = policy("default = 'deny'\nlog = 'none'", "IA32_STAR = 'rw'");
+    let gate = Gate::new(plain, &host).unwrap();
+    gate.install(&**guest.vm()).unwrap();
+    guest.load(&[Read(LSTAR), Read(STAR)]).unwrap();
+    assert_eq!(guest.resume().unwrap(), Stop::End);
+    assert!(matches!(guest.report(0), Report::Fault { .. }));
+    assert!(matches!(guest.report(1), Report::Done(_)));
+}
+
+/// The VMM sets a mask itself, which no call can read: what the gate would answer is a #GP, and what KVM refuses
+/// is no more than that. Nothing tells of it.
+#[test]
+fn mask_set_after_install_fails_closed() {
+    let entries = "0x10000 = { read = { value = 7 }, write = 'ignore' }\n\
+                   IA32_KERNEL_GS_BASE = 'rw'\n0x12345678 = 'rw'";
+    let Some(mut machine) = Machine::new(policy("default = 'deny'", entries), 1) else {
+        return;
+    };
+    let vcpu = machine.first();
+    let vm = std::sync::Arc::clone(vcpu.guest.vm());
+    let script = [
+        Read(SPARE),
+        Read(LSTAR),
+        Read(NOWHERE),
+        Write(KERNEL_GS_BASE, 1 << 63),
+    ];
+    let masks = [
+        (4, [Saw::Value(7), Saw::Fault, Saw::Fault, Saw::Fault]),
+        (0, [Saw::Fault; 4]),
+        (7, [Saw::Value(7), Saw::Fault, Saw::Fault, Saw::Fault]),
+    ];
+    for (mask, expected) in masks {
+        crate::calls::enable_reasons(&*vm, crate::RawReasons::new(mask)).unwrap();
+        assert_eq!(vcpu.run(&script), expected, "{mask}");
+    }
+}
+
+/// A gate that comes late filters from then on, and undoes nothing. Nothing tells of it.
+#[test]
+fn late_install_filters_from_then_on() {
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let mut guest = Guest::new(&host, Apic::Absent).unwrap();
+    guest.load(&[Write(FMASK, 5)]).unwrap();
+    assert_eq!(guest.resume().unwrap(), Stop::End);
+    let entries = "IA32_FMASK = { read = 'allow', write = 'deny' }";
+    let gate = Gate::new(policy("default = 'deny'\nlog = 'none'", entries), &host).unwrap();
+    gate.install(&**guest.vm()).unwrap();
+    guest.load(&[Write(FMASK, 6), Read(FMASK)]).unwrap();
+    assert_eq!(guest.resume().unwrap(), Stop::End);
+    assert!(matches!(guest.report(0), Report::Fault { .. }));
+    assert!(matches!(guest.report(1), Report::Done(after) if after.value() == 5));
+}
+
+/// Two parts would each have half of a vCPU's pins, and a new one for each exit would have none.
+#[test]
+fn second_part_of_a_vcpu_is_an_error_until_the_first_is_dropped() {
+    on_each(&entries(), 2, &GateOptions::new(), |machine| {
+        for id in 0..2 {
+            let seen = machine.gate.vcpu(id, &machine.cpuid).map(drop);
+            let Err(GateError::VcpuTwice { vcpu }) = seen else {
+                panic!("{seen:?}");
+            };
+            assert_eq!(vcpu.get(), id);
+        }
+        // Hot-plug: the part goes, and the vCPU comes again.
+        let mut unplugged = machine.vcpus.remove(0);
+        drop(unplugged.msrs);
+        unplugged.msrs = machine.gate.vcpu(0, &machine.cpuid).unwrap();
+        unplugged.guest.reset(&mut unplugged.msrs).unwrap();
+        assert_eq!(unplugged.run(&[Read(SPARE)]), [Saw::Value(7)]);
+    });
+}
+
+/// A part that is made anew for each exit, and never reset, answers nothing: it would know of no pin.
+#[test]
+fn part_made_anew_for_an_exit_answers_nothing() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let mut vcpu = machine.vcpus.remove(0);
+        let script = [Write(LSTAR, 0x1000), Write(LSTAR, 0x2000), Read(LSTAR)];
+        vcpu.guest.load(&script);
+        assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
+        let _ = vcpu.guest.resume();
+        drop(vcpu.msrs);
+        vcpu.msrs = machine.gate.vcpu(0, &machine.cpuid).unwrap();
+        vcpu.guest.answer(&mut vcpu.msrs).unwrap_err();
+        while vcpu.step().is_some() {}
+        assert_eq!(vcpu.saw(1, script[1]), Saw::Fault);
+        assert_eq!(vcpu.saw(2, script[2]), Saw::Value(0x1000));
+    });
+}
+
+/// Two readers would each see a part.
+#[test]
+fn second_reader_of_events_is_an_error_until_the_first_is_dropped() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let first = machine.gate.events().unwrap();
+        let seen = machine.gate.events().map(drop);
+        assert!(matches!(seen, Err(GateError::EventsTaken)), "{seen:?}");
+        let thread = first.spawn(Vec::new()).unwrap();
+        assert!(machine.gate.events().is_err());
+        let reader = thread.stop().unwrap();
+        assert!(machine.gate.events().is_err());
+        drop(reader);
+        drop(machine.gate.events().unwrap().spawn(Vec::new()).unwrap());
+        drop(machine.gate.events().unwrap());
+    });
+}
+
+/// A reader that comes late finds what fits the queue, in order, and how many did not.
+#[test]
+fn late_reader_finds_what_fits_and_counts_the_rest() {
+    let events = crate::gate::events::EventOptions {
+        queue: 3,
+        ..Default::default()
+    };
+    let options = GateOptions::new().events(events);
+    on_each(&entries(), 1, &options, |machine| {
+        let script = [0xc000_0083, 0xc000_0084, 0xc000_0102, 0x174].map(MsrIndex::new);
+        machine.first().run(&script.map(Read));
+        let mut reader = machine.gate.events().unwrap();
+        let mut seen = Vec::new();
+        reader.drain(|event| seen.push(event.index));
+        assert_eq!(seen, script[..3]);
+        assert_eq!(reader.drops()[0].dropped, 1);
+    });
+}
+
+/// The gate goes while its vCPUs run: filter and answers stay, and no other program comes.
+#[test]
+fn dropped_gate_leaves_filter_and_answers() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let other = Machine::of_model(entries(), 1, GateOptions::new(), model::cpuid());
+        drop(std::mem::replace(&mut machine.gate, other.gate));
+        let script = [
+            Read(SPARE),
+            Read(HANDLED),
+            Write(LSTAR, 0x1000),
+            Write(LSTAR, 0x2000),
+            Read(KERNEL_GS_BASE),
+        ];
+        let saw = machine.first().run(&script);
+        let expected = [
+            Saw::Value(7),
+            Saw::Value(0x5a),
+            Saw::Written,
+            Saw::Fault,
+            Saw::Fault,
+        ];
+        assert_eq!(saw, expected);
+    });
+}
+
+/// A VMM that forks has its VM in the parent alone: the kernel refuses the child's calls, and the gate
+/// says so.
+#[test]
+fn replace_in_a_forked_child_is_an_error() {
+    let Some(machine) = Machine::new(entries(), 1) else {
+        return;
+    };
+    let (mut told, tells) = pipe().unwrap();
+    let new = policy("default = 'deny'", "");
+    let before = machine.gate.program().digest();
+    let is_well = super::super::paper::in_child(|| {
+        let seen = machine.gate.replace(new);
+        let is_refused = matches!(
+            seen,
+            Err(GateError::Install(
+                InstallError::Reasons { .. } | InstallError::Filter(_)
+            ))
+        );
+        let is_old = machine.gate.program().digest() == before;
+        // A panic in the child would be another run of the tests: what is not written is missed.
+        let _ = (&tells).write_all(&[u8::from(is_refused), u8::from(is_old)]);
+    });
+    assert!(is_well);
+    let mut seen = [0; 2];
+    told.read_exact(&mut seen).unwrap();
+    assert_eq!(seen, [1, 1]);
+}
+
+/// A gate's first vCPU was chosen by a CPUID that the vCPU has not: nobody answers by the wrong variant.
+#[test]
+fn cpuid_set_after_vcpu_is_found_at_reset() {
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let mut guest = Guest::new(&host, Apic::Absent).unwrap();
+    let cpuid = guest.vcpu().get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
+    let is_amd = &host.cpu().unwrap().vendor[0].to_le_bytes() == b"Auth";
+    let other = super::with_leaf(cpuid.as_slice(), 0, |leaf| {
+        let words = if is_amd {
+            [b"Genu", b"ineI", b"ntel"]
+        } else {
+            [b"Auth", b"enti", b"cAMD"]
+        };
+        [leaf.ebx, leaf.edx, leaf.ecx] = words.map(|word| u32::from_le_bytes(*word));
+    });
+    let gate = Gate::new(whens(), &host).unwrap();
+    gate.install(&**guest.vm()).unwrap();
+    let mut msrs = gate.vcpu(0, &other).unwrap();
+    msrs.reset(guest.vcpu_mut()).unwrap_err();
+    guest.load(&[Read(SPARE)]).unwrap();
+    assert!(matches!(guest.resume().unwrap(), Stop::Msr(_)));
+    msrs.answer(guest.vcpu_mut()).unwrap_err();
+    assert_eq!(guest.resume().unwrap(), Stop::End);
+    assert!(matches!(guest.report(0), Report::Fault { .. }));
+}

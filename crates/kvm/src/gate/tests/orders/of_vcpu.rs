@@ -1,0 +1,457 @@
+//! Of a vCPU's part: resetting, answering, finishing, saving, restoring.
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use msrgate_filter::{Errno, MsrIndex, Reply};
+
+use super::super::machine::{
+    AnyGuest, Came, FMASK, LSTAR, Machine, STAR, Saw, TestGuest, Vcpu, on_each, policy,
+};
+use super::super::model;
+use super::{HANDLED, HostCaps, SPARE, entries, with_leaf};
+use crate::errno::CallErrno;
+use crate::gate::events::{EventOptions, Rip};
+use crate::gate::{
+    AnswerError, Asked, BadState, Device, Gate, GateOptions, Machine as Cpu, Outcome, StateError,
+    VcpuError, VcpuGate, Written,
+};
+use crate::guest::Op::{Read, Write};
+use crate::guest::Stop;
+
+/// Two vCPUs of a machine.
+fn pair(machine: &mut Machine<AnyGuest>) -> (&mut Vcpu<AnyGuest>, &mut Vcpu<AnyGuest>) {
+    let [one, other] = &mut machine.vcpus[..] else {
+        panic!("two vCPUs");
+    };
+    (one, other)
+}
+
+/// Runs to an exit that the VMM's own code is to answer.
+fn to_handler(vcpu: &mut Vcpu<AnyGuest>) -> Asked {
+    vcpu.guest.load(&[Read(HANDLED)]);
+    match vcpu.step() {
+        Some(Outcome::Handler(asked)) => asked,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A vCPU whose part was made anew, and not reset.
+fn unreset(machine: &mut Machine<AnyGuest>) -> &mut Vcpu<AnyGuest> {
+    let mut vcpu = machine.vcpus.remove(0);
+    drop(vcpu.msrs);
+    vcpu.msrs = machine.gate.vcpu(0, &machine.cpuid).unwrap();
+    machine.vcpus.insert(0, vcpu);
+    machine.first()
+}
+
+const fn is_not_reset(error: VcpuError) -> bool {
+    matches!(error, VcpuError::NotReset { .. })
+}
+
+/// No kind of answer is given, and no state that was never begun is saved.
+#[test]
+fn vcpu_without_a_reset_faults_and_is_told() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = unreset(machine);
+        for op in [Read(SPARE), Read(HANDLED), Write(LSTAR, 0x1000)] {
+            vcpu.guest.load(&[op]);
+            assert!(matches!(vcpu.guest.resume(), Came::ToAnMsr));
+            let seen = vcpu.guest.answer(&mut vcpu.msrs);
+            assert!(
+                matches!(seen, Err(AnswerError::Vcpu(error)) if is_not_reset(error)),
+                "{seen:?}"
+            );
+            assert!(vcpu.step().is_none());
+            assert_eq!(vcpu.saw(0, op), Saw::Fault);
+        }
+        let seen = vcpu.guest.save(&mut vcpu.msrs);
+        assert!(
+            matches!(seen, Err(StateError::Vcpu(error)) if is_not_reset(error)),
+            "{seen:?}"
+        );
+    });
+}
+
+/// An exit that came before the reset is the guest's to make again.
+#[test]
+fn late_reset_has_the_access_made_again() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = unreset(machine);
+        vcpu.guest.load(&[Read(SPARE)]);
+        assert!(matches!(vcpu.guest.resume(), Came::ToAnMsr));
+        vcpu.guest.answer(&mut vcpu.msrs).unwrap_err();
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        while vcpu.step().is_some() {}
+        assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
+    });
+}
+
+/// A restore stands for the first reset.
+#[test]
+fn restore_without_a_reset_is_enough() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        vcpu.run(&[Write(LSTAR, 0x1000)]);
+        let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
+        let vcpu = unreset(machine);
+        vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
+        assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Fault]);
+    });
+}
+
+/// It asks for what a reset asks for: the first event after it has RIP.
+#[test]
+fn restore_without_a_reset_asks_for_rip() {
+    let events = EventOptions {
+        rip: Rip::Shown,
+        ..EventOptions::default()
+    };
+    let options = GateOptions::new().events(events);
+    let Some(mut machine) = Machine::with_options(entries(), 1, options) else {
+        return;
+    };
+    let vcpu = machine.first();
+    let saved = vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
+    vcpu.guest.vcpu_mut().get_kvm_run().kvm_valid_regs = 0;
+    vcpu.msrs.restore(vcpu.guest.vcpu_mut(), &saved).unwrap();
+    let denied = Read(FMASK);
+    assert_eq!(vcpu.run(&[denied]), [Saw::Fault]);
+    let site = vcpu.guest.site(denied);
+    let mut rips = Vec::new();
+    let mut reader = machine.gate.events().unwrap();
+    reader.drain(|event| rips.push(event.rip));
+    assert_eq!(rips, [Some(site)]);
+}
+
+/// What cannot be restored stands for no reset.
+#[test]
+fn refused_restore_is_no_reset() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = unreset(machine);
+        vcpu.guest.restore(&mut vcpu.msrs, b"none").unwrap_err();
+        vcpu.guest.load(&[Read(SPARE)]);
+        assert!(matches!(vcpu.guest.resume(), Came::ToAnMsr));
+        vcpu.guest.answer(&mut vcpu.msrs).unwrap_err();
+    });
+}
+
+/// A device that fails its reset from the second on.
+struct Once(bool);
+
+impl Device for Once {
+    fn read(&mut self, _: MsrIndex, _: &mut dyn Cpu) -> Result<Option<u64>, CallErrno> {
+        Ok(Some(1))
+    }
+
+    fn write(&mut self, _: MsrIndex, _: u64, _: &mut dyn Cpu) -> Result<Written, CallErrno> {
+        Ok(Written::Done)
+    }
+
+    fn reset(&mut self, _: &mut dyn Cpu) -> Result<(), CallErrno> {
+        if std::mem::replace(&mut self.0, true) {
+            return Err(CallErrno::Known(Errno::Einval));
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, _: &[u8]) -> Result<(), BadState> {
+        Ok(())
+    }
+}
+
+/// A reboot whose reset fails half-way: the VMM that goes on all the same has a guest that faults.
+#[test]
+fn failed_reset_leaves_a_vcpu_that_faults() {
+    let options = GateOptions::new().device("x", |_| Box::new(Once(false)));
+    on_each(&entries(), 1, &options, |machine| {
+        let vcpu = machine.first();
+        assert_eq!(vcpu.run(&[Read(HANDLED)]), [Saw::Value(1)]);
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap_err();
+        for op in [Read(SPARE), Read(HANDLED)] {
+            vcpu.guest.load(&[op]);
+            assert!(matches!(vcpu.guest.resume(), Came::ToAnMsr));
+            vcpu.guest.answer(&mut vcpu.msrs).unwrap_err();
+            assert!(vcpu.step().is_none());
+            assert_eq!(vcpu.saw(0, op), Saw::Fault);
+        }
+        assert!(vcpu.guest.save(&mut vcpu.msrs).is_err());
+    });
+}
+
+fn is_other<T: std::fmt::Debug>(seen: &Result<T, AnswerError>) -> bool {
+    let Err(AnswerError::Vcpu(error)) = seen else {
+        return false;
+    };
+    matches!(error, VcpuError::OtherVcpu { .. })
+}
+
+/// Every call, with another vCPU of the VM: its exit is a #GP, and nothing of either vCPU has changed.
+#[test]
+fn part_of_one_vcpu_does_nothing_for_another() {
+    on_each(&entries(), 2, &GateOptions::new(), |machine| {
+        let (one, other) = pair(machine);
+        assert_eq!(one.run(&[Write(LSTAR, 0x1000)]), [Saw::Written]);
+        let script = [Write(LSTAR, 0x2000), Read(SPARE)];
+        other.guest.load(&script);
+        assert!(matches!(other.guest.resume(), Came::ToAnMsr));
+        assert!(is_other(&other.guest.answer(&mut one.msrs).map(drop)));
+        assert!(is_other(&other.guest.reset(&mut one.msrs)));
+        let saved = one.guest.save(&mut one.msrs).unwrap();
+        let seen = other.guest.save(&mut one.msrs).map(drop);
+        assert!(matches!(seen, Err(StateError::Vcpu(_))), "{seen:?}");
+        let seen = other.guest.restore(&mut one.msrs, &saved);
+        assert!(matches!(seen, Err(StateError::Vcpu(_))), "{seen:?}");
+        // The exit is still there for its own part.
+        let seen = other.guest.answer(&mut other.msrs);
+        assert!(matches!(seen, Ok(Outcome::Resume)), "{seen:?}");
+        while other.step().is_some() {}
+        assert_eq!(other.saw(0, script[0]), Saw::Written);
+        assert_eq!(other.saw(1, script[1]), Saw::Value(7));
+        let asked = to_handler(one);
+        let _asked = to_handler(other);
+        let seen = other.guest.finish(&mut one.msrs, asked, Reply::value(1));
+        assert!(is_other(&seen), "{seen:?}");
+        assert!(other.step().is_none());
+        assert_eq!(other.saw(0, Read(HANDLED)), Saw::Fault);
+        assert_eq!(one.run(&[Write(LSTAR, 0x3000)]), [Saw::Fault]);
+    });
+}
+
+/// A VMM that runs on after the error has a guest that got a #GP, and not the other vCPU's pin.
+#[test]
+fn exit_answered_by_the_part_of_another_vcpu_is_a_fault() {
+    on_each(&entries(), 2, &GateOptions::new(), |machine| {
+        let (one, other) = pair(machine);
+        other.guest.load(&[Read(SPARE)]);
+        assert!(matches!(other.guest.resume(), Came::ToAnMsr));
+        other.guest.answer(&mut one.msrs).unwrap_err();
+        assert!(other.step().is_none());
+        assert_eq!(other.saw(0, Read(SPARE)), Saw::Fault);
+    });
+}
+
+/// The same for a vCPU of another VM, whose gate has handed out as many exits.
+#[test]
+fn nothing_of_one_vm_is_an_answer_in_another() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let options = GateOptions::new();
+        let model = Machine::of_model(entries(), 1, options, model::cpuid());
+        let mut others = vec![model.any()];
+        let kvm = Machine::new(entries(), 1);
+        others.extend(kvm.map(Machine::any));
+        for mut other in others {
+            let asked = to_handler(machine.first());
+            let other = other.first();
+            let _asked = to_handler(other);
+            let seen = other.guest.finish(&mut other.msrs, asked, Reply::value(1));
+            assert_eq!(seen, Err(AnswerError::Stale));
+            let seen = other.guest.answer(&mut machine.first().msrs).map(drop);
+            assert!(is_other(&seen), "{seen:?}");
+            assert!(other.step().is_none());
+            assert_eq!(other.saw(0, Read(HANDLED)), Saw::Fault);
+        }
+    });
+}
+
+/// What the part before was asked is no answer to the exit of the one after it, however alike.
+#[test]
+fn answer_of_a_part_that_was_dropped_is_stale() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let asked = to_handler(machine.first());
+        let vcpu = unreset(machine);
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        let _asked = to_handler(vcpu);
+        let seen = vcpu.guest.finish(&mut vcpu.msrs, asked, Reply::value(1));
+        assert_eq!(seen, Err(AnswerError::Stale));
+    });
+}
+
+/// An exit that was forgotten, or answered by who has been asked again.
+#[test]
+fn answer_after_a_reset_or_a_second_answer_is_stale() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        let asked = to_handler(vcpu);
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        let seen = vcpu.guest.finish(&mut vcpu.msrs, asked, Reply::value(1));
+        assert_eq!(seen, Err(AnswerError::Stale));
+        let first = to_handler(vcpu);
+        let Ok(Outcome::Handler(second)) = vcpu.guest.answer(&mut vcpu.msrs) else {
+            panic!("no handler");
+        };
+        let seen = vcpu.guest.finish(&mut vcpu.msrs, first, Reply::value(1));
+        assert_eq!(seen, Err(AnswerError::Stale));
+        vcpu.guest
+            .finish(&mut vcpu.msrs, second, Reply::value(2))
+            .unwrap();
+        assert!(vcpu.step().is_none());
+        assert_eq!(vcpu.saw(0, Read(HANDLED)), Saw::Value(2));
+    });
+}
+
+/// No gate can help a VMM that never asks it: the kernel completes the exit as done (S5.4). No register of
+/// KVM's changes, and the guest is shown none. Until the vCPU runs on, a snapshot is refused.
+#[test]
+fn exit_that_is_never_answered_reads_zero_and_writes_nothing() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        let script = [Read(SPARE), Write(LSTAR, 0x1000), Read(LSTAR)];
+        vcpu.guest.load(&script);
+        for _ in 0..2 {
+            assert!(matches!(vcpu.guest.resume(), Came::ToAnMsr));
+            let seen = vcpu.guest.save(&mut vcpu.msrs);
+            assert!(matches!(seen, Err(StateError::Unanswered)), "{seen:?}");
+        }
+        assert!(matches!(vcpu.guest.resume(), Came::ToItsEnd));
+        let saw = [0, 1, 2].map(|step| vcpu.saw(step, script[step]));
+        assert_eq!(saw, [Saw::Value(0), Saw::Written, Saw::Value(0)]);
+        // And nothing is pinned.
+        assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Written]);
+    });
+}
+
+#[test]
+fn answer_without_an_exit_is_an_error() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        for _ in 0..2 {
+            let seen = vcpu.guest.answer(&mut vcpu.msrs).map(drop);
+            assert_eq!(seen, Err(AnswerError::NoExit));
+            vcpu.run(&[Read(STAR)]);
+        }
+    });
+}
+
+/// A VMM that asks once more, after an error or when it has lost what it was handed, gets the same: the
+/// #GP that stands in for the answer is not taken for what the guest writes.
+#[test]
+fn an_exit_that_is_answered_once_more_is_the_same() {
+    /// A device of which every second call fails.
+    struct Failing(Option<u64>);
+    impl Device for Failing {
+        fn read(&mut self, _: MsrIndex, _: &mut dyn Cpu) -> Result<Option<u64>, CallErrno> {
+            Ok(self.0)
+        }
+
+        fn write(
+            &mut self,
+            _: MsrIndex,
+            value: u64,
+            _: &mut dyn Cpu,
+        ) -> Result<Written, CallErrno> {
+            match self.0.replace(value) {
+                None => Err(CallErrno::Known(Errno::Eintr)),
+                Some(_) => Ok(Written::Done),
+            }
+        }
+
+        fn reset(&mut self, _: &mut dyn Cpu) -> Result<(), CallErrno> {
+            Ok(())
+        }
+
+        fn save(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn restore(&mut self, _: &[u8]) -> Result<(), BadState> {
+            Ok(())
+        }
+    }
+    let entries = "0x10000 = { read = 'deny', write = { handler = 'x' } }\n\
+                   0x10001 = { read = { handler = 'y' }, write = { handler = 'y' } }";
+    let options = GateOptions::new().device("y", |_| Box::new(Failing(None)));
+    let program = policy("default = 'deny'", entries);
+    let Some(mut machine) = Machine::with_options(program, 1, options) else {
+        return;
+    };
+    let vcpu = machine.first();
+    let device = HANDLED;
+    let script = [Write(SPARE, 5), Write(device, 0x1000), Read(device)];
+    vcpu.guest.load(&script).unwrap();
+    vcpu.guest.vcpu_mut().run().map(drop).unwrap();
+    for _ in 0..2 {
+        let outcome = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
+        let Ok(Outcome::Handler(asked)) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(asked.value(), 5);
+    }
+    vcpu.guest.vcpu_mut().run().map(drop).unwrap();
+    let failed = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
+    assert!(matches!(failed, Err(AnswerError::Call(_))), "{failed:?}");
+    let again = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
+    assert!(matches!(again, Ok(Outcome::Resume)), "{again:?}");
+    while vcpu.step().is_some() {}
+    assert_eq!(vcpu.saw(0, script[0]), Saw::Fault);
+    assert_eq!(vcpu.saw(2, script[2]), Saw::Value(0x1000));
+}
+
+/// A file descriptor of one vCPU, and the page of another: an answer would write one's registers for the
+/// other's exit.
+#[test]
+fn page_of_another_vcpu_is_found() {
+    let Some(mut machine) = Machine::new(entries(), 2) else {
+        return;
+    };
+    let [one, other] = &mut machine.vcpus[..] else {
+        panic!("two vCPUs");
+    };
+    one.guest.load(&[Write(LSTAR, 0x1000)]).unwrap();
+    assert!(matches!(one.guest.resume(), Ok(Stop::Msr(_))));
+    let page = one.guest.vcpu_mut().get_kvm_run();
+    let seen = one.msrs.answer_raw(other.guest.vcpu(), page).map(drop);
+    assert!(is_other(&seen), "{seen:?}");
+    assert_eq!(other.run(&[Read(LSTAR)]), [Saw::Value(0)]);
+}
+
+/// A vCPU that has no CPUID yet, or another one in what the gate goes by; not what KVM itself changes.
+#[test]
+fn reset_and_restore_ask_for_the_cpuid_that_kvm_has() {
+    let Some(host) = HostCaps::for_test() else {
+        return;
+    };
+    let vm = host.create_vm().unwrap();
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    let kvm = host.open().unwrap();
+    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+    let gate = Gate::new(policy("default = 'deny'", ""), &host).unwrap();
+    gate.install(&vm).unwrap();
+    let saved = {
+        let mut msrs = gate.vcpu(1, &cpuid).unwrap();
+        let mut other = vm.create_vcpu(1).unwrap();
+        other.set_cpuid2(&cpuid).unwrap();
+        msrs.reset(&mut other).unwrap();
+        msrs.save(&mut other).unwrap()
+    };
+    let mut msrs = gate.vcpu(0, &cpuid).unwrap();
+    let is_refused = |msrs: &mut VcpuGate, vcpu: &mut kvm_ioctls::VcpuFd| {
+        let seen = msrs.reset(vcpu);
+        let is_told = matches!(seen, Err(AnswerError::Vcpu(VcpuError::OtherCpuid { .. })));
+        assert!(is_told || seen.is_ok(), "{seen:?}");
+        let restored = msrs.restore(vcpu, &saved);
+        assert_eq!(restored.is_err(), is_told, "{restored:?}");
+        is_told
+    };
+    assert!(is_refused(&mut msrs, &mut vcpu), "none yet");
+    let given = cpuid.as_slice().to_vec();
+    let changes = [
+        with_leaf(&given, 0, |leaf| leaf.ebx ^= 1),
+        with_leaf(&given, 1, |leaf| leaf.eax ^= 0x10),
+    ];
+    for change in changes {
+        cpuid.as_mut_slice().copy_from_slice(&change);
+        vcpu.set_cpuid2(&cpuid).unwrap();
+        assert!(is_refused(&mut msrs, &mut vcpu), "{change:?}");
+    }
+    // The APIC's number is each vCPU's own; bits 3 and 27 of ECX are KVM's to change.
+    let change = with_leaf(&given, 1, |leaf| {
+        leaf.ebx ^= 1 << 24;
+        leaf.ecx ^= 1 << 3 | 1 << 27;
+    });
+    cpuid.as_mut_slice().copy_from_slice(&change);
+    vcpu.set_cpuid2(&cpuid).unwrap();
+    assert!(!is_refused(&mut msrs, &mut vcpu));
+}

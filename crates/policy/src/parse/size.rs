@@ -1,0 +1,131 @@
+//! The size of a policy, counted before memory is spent on what is in it.
+
+use std::cell::Cell;
+
+use toml_parser::lexer::TokenKind;
+use toml_parser::parser::{Event, EventKind, RecursionGuard, ValidateWhitespace, parse_document};
+use toml_parser::{ParseError, Source as Toml};
+
+use super::{MAX_BYTES, MAX_MISTAKES, MAX_TABLES, MAX_TOKENS};
+use crate::mistake::Wrong;
+
+/// How deep TOML's parser follows arrays and tables in each other.
+const MAX_NESTING: u32 = 80;
+
+/// All texts of a policy that were read so far, together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Size {
+    bytes: usize,
+    /// Blanks within a line left out.
+    tokens: usize,
+    /// Tables, arrays, and dots, each of which may be one more table.
+    tables: usize,
+}
+
+impl Size {
+    /// Counts one more text.
+    ///
+    /// # Errors
+    /// With this text the policy is larger than one may be.
+    pub(super) fn add(&mut self, text: &str) -> Result<(), Wrong> {
+        self.bytes += text.len();
+        if self.bytes > MAX_BYTES {
+            let (bytes, limit) = (self.bytes, MAX_BYTES);
+            return Err(Wrong::TooLong { bytes, limit });
+        }
+        for token in Toml::new(text).lex() {
+            match token.kind() {
+                TokenKind::Whitespace => {}
+                TokenKind::Dot | TokenKind::LeftSquareBracket | TokenKind::LeftCurlyBracket => {
+                    self.tokens += 1;
+                    self.tables += 1;
+                }
+                _ => self.tokens += 1,
+            }
+        }
+        let counted = [
+            ("tokens of TOML", self.tokens, MAX_TOKENS),
+            ("tables and lists", self.tables, MAX_TABLES),
+        ];
+        match counted.into_iter().find(|(_, found, limit)| found > limit) {
+            None => Ok(()),
+            Some((what, found, limit)) => Err(Wrong::TooMany { what, found, limit }),
+        }
+    }
+}
+
+/// The text up to the last mistake of TOML that is reported. Each of those costs the parser far more
+/// memory than the byte that is wrong.
+pub(super) fn to_the_last_mistake(text: &str) -> &str {
+    let toml = Toml::new(text);
+    let (mistakes, end) = (Cell::new(0), Cell::new(None));
+    let count = |error: ParseError| {
+        mistakes.set(mistakes.get() + 1);
+        if mistakes.get() == MAX_MISTAKES {
+            end.set(error.unexpected().map(|span| span.end()));
+        }
+    };
+    let mut values = |event: Event| {
+        let raw = toml.get(&event);
+        match (event.kind(), raw) {
+            (EventKind::SimpleKey, Some(raw)) => raw.decode_key(&mut (), &mut &count),
+            (EventKind::Scalar, Some(raw)) => _ = raw.decode_scalar(&mut (), &mut &count),
+            _ => {}
+        }
+    };
+    let mut receiver = ValidateWhitespace::new(&mut values, toml);
+    let mut receiver = RecursionGuard::new(&mut receiver, MAX_NESTING);
+    parse_document(&toml.lex().into_vec(), &mut receiver, &mut &count);
+    let is_boundary = |end: &usize| text.is_char_boundary(*end);
+    let end = end
+        .get()
+        .and_then(|end| (end..=text.len()).find(is_boundary));
+    &text[..end.unwrap_or(text.len())]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_with_many_mistakes_ends_at_the_last_that_is_reported() {
+        // Two mistakes a line: no key, and no value.
+        let text = "=\n".repeat(MAX_MISTAKES);
+        assert_eq!(to_the_last_mistake(&text).len(), MAX_MISTAKES - 1);
+        let text = format!("a = \"{}\"", "\\é".repeat(2 * MAX_MISTAKES));
+        let ends = "a = \"".len() + MAX_MISTAKES * "\\é".len();
+        assert!(to_the_last_mistake(&text).len().abs_diff(ends) <= 2);
+        let text = "a = 1\n".repeat(3);
+        assert_eq!(to_the_last_mistake(&text), text);
+    }
+
+    #[test]
+    fn sizes_of_all_texts_add_up_to_the_limits() {
+        let mut size = Size::default();
+        // A key, `=`, a value, and the end of the line; blanks do not count.
+        assert_eq!(size.add("a.b = [ { } ] \n"), Ok(()));
+        let Size {
+            bytes,
+            tokens,
+            tables,
+        } = size;
+        // The end of the text is a token, too.
+        assert_eq!((bytes, tokens, tables), (15, 10, 3));
+        let commas = ",".repeat(MAX_TOKENS - 10);
+        let found = MAX_TOKENS + 1;
+        let (what, limit) = ("tokens of TOML", MAX_TOKENS);
+        assert_eq!(
+            size.add(&commas),
+            Err(Wrong::TooMany { what, found, limit })
+        );
+        let mut size = Size::default();
+        let (what, limit) = ("tables and lists", MAX_TABLES);
+        let found = MAX_TABLES + 1;
+        assert_eq!(size.add(&".".repeat(limit)), Ok(()));
+        assert_eq!(size.add("["), Err(Wrong::TooMany { what, found, limit }));
+        let mut size = Size::default();
+        let (bytes, limit) = (MAX_BYTES + 1, MAX_BYTES);
+        assert_eq!(size.add(&"#".repeat(limit)), Ok(()));
+        assert_eq!(size.add("\n"), Err(Wrong::TooLong { bytes, limit }));
+    }
+}

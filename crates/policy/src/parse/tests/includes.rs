@@ -1,0 +1,279 @@
+//! Texts that include each other: each is read once, and the limits hold for all together.
+
+use std::cell::Cell;
+use std::fmt::Write as _;
+
+use super::*;
+use crate::compile::compile;
+use crate::resolve::ResolvedPolicy;
+
+const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
+
+/// Texts by the path that names them, each with its name and its identity.
+struct Files<F>(F);
+
+impl<F: FnMut(&str) -> Option<Source>> Includes for Files<F> {
+    fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
+        (self.0)(path).ok_or_else(|| IncludeError::new("no such file"))
+    }
+}
+
+fn read(
+    text: &str,
+    files: impl FnMut(&str) -> Option<Source>,
+) -> Result<ResolvedPolicy, Box<Mistakes>> {
+    parse(&Source::new("policy.toml", text), &mut Files(files))
+}
+
+fn include<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
+    let names: Vec<_> = names
+        .into_iter()
+        .map(|name| format!("{name:?},\n"))
+        .collect();
+    format!("include = [\n{}]\n", names.concat())
+}
+
+fn wrongs(mistakes: &Mistakes) -> Vec<String> {
+    let each = mistakes.mistakes().iter();
+    each.map(|one| one.wrong().to_string()).collect()
+}
+
+/// The rendered report, and the texts of all mistakes as programs get them.
+fn all_that_is_said(mistakes: &Mistakes) -> String {
+    let mut said = String::new();
+    GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
+        .render_report(&mut said, mistakes)
+        .unwrap();
+    for mistake in mistakes.mistakes() {
+        let _ = writeln!(said, "{} {:?}", mistake.wrong(), mistake.wrong().help());
+    }
+    said
+}
+
+/// Eight files, of which each names the next one 20 times, are eight files.
+#[test]
+fn file_named_again_and_again_is_read_once() {
+    let texts: Vec<String> = (0..7)
+        .map(|number| {
+            let next = format!("b{}.toml", number + 1);
+            let next = (number < 6).then(|| include([&*next; 20]));
+            format!("policy = 1\n{}", next.unwrap_or_default())
+        })
+        .collect();
+    let file = |path: &str| {
+        let number: usize = path
+            .strip_prefix('b')?
+            .strip_suffix(".toml")?
+            .parse()
+            .ok()?;
+        Some(Source::new(path, &texts[number]))
+    };
+    let text = format!("{HEAD}{}", include(["b0.toml"; 20]));
+    let policy = read(&text, file).unwrap();
+    assert_eq!(policy.policy().sources().len(), 8);
+    let below: Vec<_> = policy.policy().below.iter().map(SourceSet::len).collect();
+    assert_eq!(below, [7, 6, 5, 4, 3, 2, 1, 0]);
+    let way = policy.policy().includers(SourceId::new(7)).into_iter();
+    let way: Vec<_> = way.map(Source::name).collect();
+    assert_eq!(
+        way.join(" "),
+        "policy.toml b0.toml b1.toml b2.toml b3.toml b4.toml b5.toml"
+    );
+}
+
+/// A file of many layers, of which each file includes all of the next one.
+#[test]
+fn layers_of_files_are_read_once_each() {
+    const WIDTH: usize = 20;
+    let name = |layer: usize, number: usize| format!("{layer}-{number}.toml");
+    let layer = |layer: usize| {
+        let names: Vec<_> = (0..WIDTH).map(|number| name(layer, number)).collect();
+        include(names.iter().map(|name| &**name))
+    };
+    let file = |path: &str| {
+        let above: usize = path.split('-').next()?.parse().ok()?;
+        let next = (above < 6).then(|| layer(above + 1)).unwrap_or_default();
+        Some(Source::new(path, &format!("policy = 1\n{next}")))
+    };
+    let policy = read(&format!("{HEAD}{}", layer(0)), file).unwrap();
+    assert_eq!(policy.policy().sources().len(), 1 + 7 * WIDTH);
+    assert_eq!(policy.policy().below[0].len(), 140);
+    let deepest = policy
+        .policy()
+        .sources()
+        .iter()
+        .position(|one| one.name() == "6-19.toml");
+    let deepest = SourceId::new(deepest.unwrap());
+    assert_eq!(policy.policy().includers(deepest).len(), 7);
+}
+
+#[test]
+fn files_beyond_the_limit_are_refused_and_not_opened() {
+    let opened = Cell::new(0);
+    let file = |path: &str| {
+        opened.set(opened.get() + 1);
+        Some(Source::new(path, "policy = 1\n"))
+    };
+    let names: Vec<_> = (0..MAX_FILES + 9)
+        .map(|number| format!("{number}.toml"))
+        .collect();
+    let names = |count: usize| include(names[..count].iter().map(|name| &**name));
+    // The policy is a file, too.
+    let policy = read(&format!("{HEAD}{}", names(MAX_FILES - 1)), file).unwrap();
+    assert_eq!(policy.policy().sources().len(), MAX_FILES);
+    opened.set(0);
+    let mistakes = read(&format!("{HEAD}{}", names(MAX_FILES)), file).unwrap_err();
+    let files = "the policy has 257 files, more than the 256 that one may have";
+    assert_eq!(wrongs(&mistakes), [files]);
+    assert_eq!(opened.get(), MAX_FILES);
+    opened.set(0);
+    let mistakes = read(&format!("{HEAD}{}", names(MAX_FILES + 1)), file).unwrap_err();
+    let listed = "the policy has 257 names in an `include`, more than the 256 that one may have";
+    assert_eq!(wrongs(&mistakes), [listed]);
+    assert_eq!(opened.get(), 0);
+}
+
+/// 255 files that fit one by one, and not together.
+#[test]
+fn bytes_of_all_files_together_are_limited() {
+    let opened = Cell::new(0);
+    let line = format!("# {}\n", "x".repeat(61));
+    let filler = line.repeat(MAX_BYTES / 100 / line.len());
+    let file = |path: &str| {
+        opened.set(opened.get() + 1);
+        Some(Source::new(path, &format!("policy = 1\n{filler}")))
+    };
+    let names: Vec<_> = (0..MAX_FILES - 1)
+        .map(|number| format!("{number}.toml"))
+        .collect();
+    let text = format!("{HEAD}{}", include(names.iter().map(|name| &**name)));
+    let mistakes = read(&text, file).unwrap_err();
+    let [wrong] = &wrongs(&mistakes)[..] else {
+        panic!("{mistakes:?}");
+    };
+    assert!(
+        wrong.contains("bytes with its includes, more than the 16777216"),
+        "{wrong}"
+    );
+    assert_eq!(opened.get(), 100);
+    // The message is about the place that includes the file.
+    let place = mistakes.place(&mistakes.mistakes()[0]);
+    assert_eq!(
+        place.map(|(source, place)| (source.name(), place.line)),
+        Some(("policy.toml", 103))
+    );
+}
+
+#[test]
+fn files_are_told_apart_by_identity_and_not_by_name() {
+    let file = |path: &str| {
+        let (name, identity, entry) = match path {
+            "a" => ("\u{fffd}.toml", b"\xff.toml".as_slice(), "0x10 = \"r\""),
+            "b" => ("\u{fffd}.toml", b"\xfe.toml".as_slice(), "0x11 = \"r\""),
+            _ => ("link.toml", b"\xff.toml".as_slice(), "0x10 = \"r\""),
+        };
+        let text = format!("policy = 1\n[msrs]\n{entry}\n");
+        Some(Source::new(name, &text).with_identity(identity))
+    };
+    let policy = read(&format!("{HEAD}{}", include(["a", "b", "c"])), file).unwrap();
+    assert_eq!(
+        (
+            policy.policy().sources().len(),
+            policy.policy().entries().len()
+        ),
+        (3, 2)
+    );
+    let keys: Vec<_> = policy.policy().entries().iter().map(Entry::key).collect();
+    assert_eq!(keys, ["0x10", "0x11"]);
+}
+
+/// Of a file that is no policy nobody learns more than that, in whatever form its secret stands.
+#[test]
+fn text_of_a_file_that_is_no_policy_is_never_quoted() {
+    for secret in [
+        "hunter2",
+        "password: hunter2\n",
+        "password = 'hunter2'\n",
+        "[msrs]\nhunter2 = 'r'\n",
+        "default = 'hunter2'\npolicy = 'hunter2'\n",
+        "policy = { hunter2 = 1 }\n",
+        "[policy]\nhunter2 = 1\n",
+        "hunter2\npolicy = 1\n",
+        "include = ['hunter2']\n",
+        &format!("hunter2 = '{}'\n", "x".repeat(MAX_LINE)),
+        "hunter2 = 1\nhunter2 = 2\n",
+        "hunter2 = '\u{fffd}",
+    ] {
+        let included = read(&format!("{HEAD}{}", include(["x.toml"])), |path| {
+            Some(Source::new(path, secret))
+        });
+        let alone = parse(&Source::new("policy.toml", secret), &mut NoIncludes);
+        let formatted = crate::format(&Source::new("policy.toml", secret)).map(|_| ());
+        for mistakes in [included.map(|_| ()), alone.map(|_| ()), formatted] {
+            let mistakes = mistakes.unwrap_err();
+            let said = all_that_is_said(&mistakes);
+            assert!(!said.contains("hunter2"), "{secret}: {said}");
+            assert_eq!(mistakes.total(), 1, "{said}");
+        }
+    }
+}
+
+#[test]
+fn file_that_is_no_policy_is_named_where_it_is_included() {
+    let mistakes = read(&format!("{HEAD}{}", include(["x.toml"])), |path| {
+        Some(Source::new(path, "user = 1\npassword = hunter2\n"))
+    });
+    let said = all_that_is_said(&mistakes.unwrap_err());
+    assert!(said.contains("this is not taken for a policy: it does not say `policy = 1` before line 2, which is not TOML"), "{said}");
+    assert!(
+        said.contains("in `x.toml`") && said.contains("policy.toml:4:1"),
+        "{said}"
+    );
+}
+
+/// The limit is for all files together, and each text over it is refused before it is looked at.
+#[test]
+fn entries_of_all_files_together_are_limited() {
+    let entries = |file: usize| {
+        let lines = (0..60_000).map(|msr| format!("{:#x}='r'\n", 0x10000 * (file + 1) + msr));
+        lines.collect::<String>()
+    };
+    let file = |path: &str| {
+        let number = path.parse().ok()?;
+        Some(Source::new(
+            path,
+            &format!("policy = 1\n[msrs]\n{}", entries(number)),
+        ))
+    };
+    let text = format!("{HEAD}{}", include(["0", "1", "2", "3", "4", "5"]));
+    let mistakes = read(&text, file).unwrap_err();
+    let wrong = "the policy has 300000 entries, more than the 250000 that one may have";
+    assert_eq!(wrongs(&mistakes), [wrong; 2]);
+}
+
+/// 20,000 spellings of one MSR on either side, which once were 400 million pairs.
+#[test]
+fn overrides_of_one_msr_in_many_spellings_are_found() {
+    let spelled = |number: usize| -> String {
+        let bits = (0..15).map(|bit| if number >> bit & 1 == 1 { "0_" } else { "0" });
+        format!("0x{}10", bits.collect::<String>())
+    };
+    let entries = |says: &str| -> String {
+        (0..20_000)
+            .map(|number| format!("{} = {says}\n", spelled(number)))
+            .collect()
+    };
+    let base = format!("policy = 1\n[msrs]\n{}", entries("'r'"));
+    let own = entries("{ read = 'deny', write = 'allow', override = true }");
+    let text = format!("{HEAD}include = ['base.toml']\n[msrs]\n{own}");
+    let policy = read(&text, |path| Some(Source::new(path, &base))).unwrap();
+    let compiled = compile(policy).unwrap();
+    let table = compiled.variants()[0].rules();
+    let said = msrgate_filter::Access::ALL.map(|access| {
+        table
+            .at(msrgate_filter::MsrIndex::new(0x10), access)
+            .action
+            .clone()
+    });
+    assert_eq!(said, [Action::Deny, Action::Allow]);
+}

@@ -1,0 +1,436 @@
+//! Final entries: what each promises on some processors, and what breaks the promise.
+
+use msrgate_program::EntryId;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use msrgate_filter::{Access, MsrIndex};
+
+use super::overrides::Overrides;
+use super::variants::{Active, unsound};
+use super::{conflict, rules};
+use crate::mistake::{Label, Mistake, Wrong};
+use crate::parse::MAX_MISTAKES;
+use crate::parse::Stated;
+use crate::policy::{Entry, Firmness, Mode, OWN, Policy, SourceId};
+use crate::remedy::Remedies;
+use crate::source::quoted;
+use msrgate_program::{Action, Comparison};
+use msrgate_program::{DecidedBy, Rule, Rules};
+use msrgate_program::{MsrRange, MsrSet};
+
+/// The final entries of a policy, with what it takes to see who breaks them.
+pub(super) struct Finals<'p> {
+    policy: &'p Policy,
+    stated: &'p [Stated],
+    overrides: &'p Overrides,
+    ids: Vec<EntryId>,
+}
+
+/// The loosest thing that may happen to some MSRs in one direction.
+struct Promise {
+    msrs: MsrRange,
+    limit: Action,
+    by: By,
+    /// The entry from which the limit comes; `None` is `default`.
+    source: Option<EntryId>,
+}
+
+/// Who promises.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum By {
+    /// A final entry that says what happens.
+    Entry(EntryId),
+    /// The final entries of this text that inherit.
+    Inheriting(SourceId),
+}
+
+impl<'p> Finals<'p> {
+    pub(super) fn new(policy: &'p Policy, stated: &'p [Stated], overrides: &'p Overrides) -> Self {
+        let is_final = |id: &EntryId| policy.entry(*id).firmness == Firmness::Final;
+        Self {
+            policy,
+            stated,
+            overrides,
+            ids: policy.ids().filter(is_final).collect(),
+        }
+    }
+
+    /// What breaks a final entry that holds on these processors. An overridden entry is final, too.
+    pub(super) fn broken(&self, active: &Active, table: &Rules) -> Vec<Mistake> {
+        let promises = Access::ALL.map(|access| self.promises(active, access));
+        let mut mistakes = Vec::new();
+        let mut found = Vec::new();
+        let mut lifted = BTreeSet::new();
+        for (access, promises) in Access::ALL.into_iter().zip(&promises) {
+            for promise in promises {
+                mistakes.extend(self.lifted_by_audit(active, promise, access, &mut lifted));
+            }
+            found.extend(self.loosened(active, table, promises, access));
+        }
+        // Both directions, and all that an entry breaks, are mended at once.
+        let mut limits = HashMap::<(&MsrSet, Access), &Action>::new();
+        for one in &found {
+            let limit = limits
+                .entry((&self.policy.entry(one.blamed).msrs, one.access))
+                .or_insert(&one.promise.limit);
+            if one.promise.limit.reach() < limit.reach() {
+                *limit = &one.promise.limit;
+            }
+        }
+        if !found.is_empty() {
+            let remedies = Remedies::new(self.policy);
+            let each = found.iter();
+            let mistake = |one| self.mistake(active, one, &limits, &remedies);
+            mistakes.extend(each.filter_map(mistake));
+        }
+        mistakes
+    }
+
+    fn active(&self, active: &Active) -> impl Iterator<Item = (EntryId, &'p Entry)> {
+        let policy = self.policy;
+        let finals = self.ids.iter().map(|&id| (id, policy.entry(id)));
+        finals.filter(|(_, entry)| active.has(entry))
+    }
+
+    fn promises(&self, active: &Active, access: Access) -> Vec<Promise> {
+        let mut promises = Vec::new();
+        let mut inheriting = BTreeMap::<SourceId, Vec<MsrRange>>::new();
+        for (id, fixed) in self.active(active) {
+            let ranges = fixed.msrs.ranges().iter().copied();
+            match fixed.action(access) {
+                Some(limit) => promises.extend(ranges.map(|msrs| Promise {
+                    msrs,
+                    limit: limit.clone(),
+                    by: By::Entry(id),
+                    source: Some(id),
+                })),
+                None => inheriting.entry(fixed.source()).or_default().extend(ranges),
+            }
+        }
+        for (text, ranges) in inheriting {
+            promises.extend(self.inherited(active, access, text, ranges));
+        }
+        // Nothing is looser.
+        promises.retain(|promise| promise.limit != Action::Allow);
+        promises
+    }
+
+    /// What the final entries of a text that inherit at these MSRs promise: what the text decides
+    /// there with those it includes.
+    fn inherited(
+        &self,
+        active: &Active,
+        access: Access,
+        text: SourceId,
+        ranges: Vec<MsrRange>,
+    ) -> Vec<Promise> {
+        let below = self.policy.below[text.number()];
+        let sees = |source: SourceId| source == text || below.contains(&source);
+        let entries: Vec<_> = self
+            .policy
+            .ids()
+            .filter(|&id| {
+                let entry = self.policy.entry(id);
+                let mut overriding = self.overriding(active, id);
+                sees(entry.source())
+                    && active.has(entry)
+                    && !overriding.any(|by| sees(self.policy.entry(by).source()))
+            })
+            .collect();
+        let table = rules(self.policy, &entries, Arc::default());
+        let mut texts = self.stated.iter().enumerate();
+        let has_default = texts.any(|(id, stated)| stated.has_default && sees(SourceId::new(id)));
+        let mut promises = Vec::new();
+        let msrs = MsrSet::new(ranges);
+        for &range in msrs.iter().flat_map(MsrSet::ranges) {
+            for segment in table.within(range, access) {
+                let source = match segment.by {
+                    DecidedBy::Entry(id) => Some(id),
+                    DecidedBy::Default if has_default => None,
+                    DecidedBy::Default | DecidedBy::Kvm => continue,
+                };
+                promises.extend(segment.msrs.shared(range).map(|msrs| Promise {
+                    msrs,
+                    limit: segment.action.clone(),
+                    by: By::Inheriting(text),
+                    source,
+                }));
+            }
+        }
+        promises
+    }
+
+    /// The entries that override this one on these processors, one for each text and `[[when]]`.
+    fn overriding(&self, active: &Active, id: EntryId) -> impl Iterator<Item = EntryId> {
+        let all = self.overrides.of_entry(id);
+        all.filter(|&by| active.has(self.policy.entry(by)))
+    }
+
+    /// The final entry that makes a promise about this MSR.
+    fn fixed(&self, active: &Active, by: By, index: MsrIndex, access: Access) -> Option<&'p Entry> {
+        match by {
+            By::Entry(id) => Some(self.policy.entry(id)),
+            By::Inheriting(text) => {
+                let mut finals = self.active(active).map(|(_, fixed)| fixed);
+                finals.find(|fixed| {
+                    fixed.source() == text
+                        && fixed.action(access).is_none()
+                        && fixed.msrs.contains(index)
+                })
+            }
+        }
+    }
+
+    /// A refusal that the policy's audit lifts, once for each text: unless the text itself is in audit.
+    fn lifted_by_audit(
+        &self,
+        active: &Active,
+        promise: &Promise,
+        access: Access,
+        lifted: &mut BTreeSet<SourceId>,
+    ) -> Option<Mistake> {
+        let (mode, at) = self.stated.first()?.mode?;
+        // A nested guest's write that would be carried is its own in an audit.
+        let is_lifted = promise.limit.refuses()
+            || promise.limit.refuses_some()
+            || promise.limit.needs_forwarding();
+        if mode != Mode::Audit || !is_lifted {
+            return None;
+        }
+        let text = match promise.by {
+            By::Entry(id) => self.policy.entry(id).source(),
+            By::Inheriting(text) => text,
+        };
+        let stated = self.stated.get(text.number())?;
+        let is_audited = matches!(stated.mode, Some((Mode::Audit, _)));
+        if is_audited || !lifted.insert(text) {
+            return None;
+        }
+        let fixed = self.fixed(active, promise.by, promise.msrs.first(), access)?;
+        Some(Mistake {
+            wrong: Wrong::LiftedByAudit {
+                fixed: quoted(&fixed.key),
+                file: quoted(self.policy.text(text).name()),
+            },
+            places: vec![
+                Label::bare(at),
+                Label::saying(fixed.at, format!("final: {}", conflict::says(fixed))),
+            ],
+        })
+    }
+
+    /// A sweep over the promises by where they begin and end. Of those that are open the strictest
+    /// is compared with what is decided, so that the time is *n* log *n*.
+    fn loosened<'f>(
+        &self,
+        active: &Active,
+        table: &Rules,
+        promises: &'f [Promise],
+        access: Access,
+    ) -> Vec<Loosening<'f>> {
+        let mut open = Open::default();
+        let mut seen = HashSet::new();
+        let mut found = Vec::new();
+        let edges = edges(promises);
+        for (number, &(at, ref edge)) in edges.iter().enumerate() {
+            match *edge {
+                Edge::End(promise) => open.remove(promise, &promises[promise].limit),
+                Edge::Start(promise) => open.insert(promise, &promises[promise].limit),
+            }
+            let next = edges.get(number + 1).map_or(at, |&(next, _)| next);
+            let Some(msrs) = MsrRange::below(at, next).filter(|_| !open.is_empty()) else {
+                continue;
+            };
+            for segment in table.within(msrs, access) {
+                // An unsound action is a mistake already.
+                if segment.by == DecidedBy::Kvm || unsound(self.policy, segment, access).is_some() {
+                    continue;
+                }
+                let broken = open.broken_by(segment.action).map(|one| &promises[one]);
+                let Some((promise, shared)) = broken.zip(segment.msrs.shared(msrs)) else {
+                    continue;
+                };
+                let blamed = self.blamed(active, promise, segment, access);
+                found.extend(
+                    blamed
+                        .filter(|&id| seen.insert((id, promise.by)))
+                        .map(|blamed| Loosening {
+                            blamed,
+                            promise,
+                            index: shared.first(),
+                            access,
+                            by: segment.by,
+                        }),
+                );
+                if found.len() >= MAX_MISTAKES {
+                    return found;
+                }
+            }
+        }
+        found
+    }
+
+    /// The entry by which a promise is broken: one that says something looser within it or in its
+    /// place, or one that took its place and leaves the access to others.
+    fn blamed(
+        &self,
+        active: &Active,
+        promise: &Promise,
+        segment: Rule<'_>,
+        access: Access,
+    ) -> Option<EntryId> {
+        let decides = match segment.by {
+            DecidedBy::Entry(id) => Some(id),
+            DecidedBy::Default | DecidedBy::Kvm => None,
+        };
+        let Some(source) = promise.source else {
+            return decides;
+        };
+        let msrs = &self.policy.entry(source).msrs;
+        if decides.is_some_and(|id| self.policy.entry(id).msrs.is_within(msrs)) {
+            return decides;
+        }
+        let is_last = |by: &EntryId| self.overriding(active, *by).next().is_none();
+        let is_silent = |by: &EntryId| self.policy.entry(*by).action(access).is_none();
+        let taken = self
+            .overriding(active, source)
+            .max_by_key(|by| (is_silent(by), is_last(by)));
+        taken.or(decides)
+    }
+
+    fn mistake(
+        &self,
+        active: &Active,
+        loosening: &Loosening<'_>,
+        limits: &HashMap<(&MsrSet, Access), &Action>,
+        remedies: &Remedies<'_>,
+    ) -> Option<Mistake> {
+        let &Loosening {
+            blamed,
+            promise,
+            index,
+            access,
+            by,
+        } = loosening;
+        let fixed = self.fixed(active, promise.by, index, access)?;
+        let inherits = match promise.by {
+            By::Entry(_) => String::new(),
+            By::Inheriting(_) => format!("; the {access} is {} in its own file", promise.limit),
+        };
+        let fixed_says = format!("final: {}{inherits}", conflict::says(fixed));
+        let entry = self.policy.entry(blamed);
+        let mut places = vec![
+            Label::saying(entry.at, conflict::says(entry)),
+            Label::saying(fixed.at, fixed_says),
+        ];
+        let decides = match by {
+            DecidedBy::Entry(id) if id == blamed => None,
+            DecidedBy::Entry(id) => {
+                let decider = self.policy.entry(id);
+                let says = format!("decides now: {}", conflict::says(decider));
+                places.push(Label::saying(decider.at, says));
+                Some(quoted(&decider.key))
+            }
+            DecidedBy::Default | DecidedBy::Kvm => {
+                Some(format!("default = {}", self.policy.default_action()))
+            }
+        };
+        // The policy's author edits the policy; an entry of an include is overridden there.
+        let help = if entry.source() == OWN {
+            "delete the entry, or make it no looser than the final one".to_owned()
+        } else {
+            let limits = Access::ALL.map(|access| limits.get(&(&entry.msrs, access)).copied());
+            let remedy = remedies.against(entry, fixed, limits);
+            format!("{remedy}; it takes the place of the one in the include")
+        };
+        Some(Mistake {
+            wrong: Wrong::Loosened {
+                key: quoted(&entry.key),
+                fixed: quoted(&fixed.key),
+                index,
+                access,
+                decides,
+                help,
+            },
+            places,
+        })
+    }
+}
+
+/// A promise that is broken, at one MSR.
+struct Loosening<'f> {
+    /// The entry that breaks it.
+    blamed: EntryId,
+    promise: &'f Promise,
+    index: MsrIndex,
+    access: Access,
+    /// What decides there.
+    by: DecidedBy,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Edge {
+    End(usize),
+    Start(usize),
+}
+
+/// Where promises end, one past their last MSR, and where they begin.
+fn edges(promises: &[Promise]) -> Vec<(u64, Edge)> {
+    let of = |(number, promise): (usize, &Promise)| {
+        let (first, last) = (promise.msrs.first().get(), promise.msrs.last().get());
+        [
+            (first.into(), Edge::Start(number)),
+            (u64::from(last) + 1, Edge::End(number)),
+        ]
+    };
+    let mut edges: Vec<_> = promises.iter().enumerate().flat_map(of).collect();
+    edges.sort_unstable();
+    edges
+}
+
+/// The promises that hold at one MSR, by their limits, the strictest first.
+#[derive(Default)]
+struct Open<'p> {
+    classes: HashMap<&'p Action, usize>,
+    /// By reach and class.
+    by_limit: BTreeMap<(u8, usize), (&'p Action, BTreeSet<usize>)>,
+}
+
+impl<'p> Open<'p> {
+    fn is_empty(&self) -> bool {
+        self.by_limit.is_empty()
+    }
+
+    fn insert(&mut self, promise: usize, limit: &'p Action) {
+        let next = self.classes.len();
+        let class = *self.classes.entry(limit).or_insert(next);
+        let (_, promises) = self
+            .by_limit
+            .entry((limit.reach(), class))
+            .or_insert_with(|| (limit, BTreeSet::new()));
+        promises.insert(promise);
+    }
+
+    fn remove(&mut self, promise: usize, limit: &'p Action) {
+        let Some(&class) = self.classes.get(limit) else {
+            return;
+        };
+        let place = (limit.reach(), class);
+        if let Some((_, promises)) = self.by_limit.get_mut(&place) {
+            promises.remove(&promise);
+            if promises.is_empty() {
+                self.by_limit.remove(&place);
+            }
+        }
+    }
+
+    /// A promise that something looser breaks. One with a lesser reach is broken, one with a greater
+    /// reach is not, so that the first few answer: only masks of one reach need not differ.
+    fn broken_by(&self, action: &Action) -> Option<usize> {
+        let up_to = (action.reach(), usize::MAX);
+        let mut limits = self.by_limit.range(..=up_to).map(|(_, one)| one);
+        let broken = limits.find(|(limit, _)| action.compared_with(limit) != Comparison::NoLooser);
+        broken.and_then(|(_, promises)| promises.first().copied())
+    }
+}

@@ -1,0 +1,262 @@
+//! Entries that take the place of others: `override = true`.
+
+use std::collections::{BTreeMap, HashMap};
+
+use msrgate_program::EntryId;
+
+use crate::policy::{Policy, Replaces, SourceId, When, WhenId};
+use msrgate_program::MsrSet;
+
+/// All that an override needs to be known of an entry beside its MSRs. A policy has no more of these
+/// than files and `[[when]]`s, however many of its entries speak of the same MSRs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Home {
+    source: SourceId,
+    when: Option<WhenId>,
+}
+
+/// The entries with one set of MSRs, by where they stand.
+type Homes = BTreeMap<Home, Entries>;
+
+#[derive(Default)]
+struct Entries {
+    all: Vec<EntryId>,
+    /// Those of them with `override = true`.
+    overriding: Vec<EntryId>,
+}
+
+/// The effect of an entry with `override = true`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Effect {
+    /// Wherever an entry that it replaces would hold, another holds in its place.
+    ForGood,
+    /// An entry that it replaces still holds on some processors.
+    OnSome,
+}
+
+/// The entries of a policy that are overridden, and those that override.
+#[derive(Default)]
+pub(crate) struct Overrides {
+    /// By overridden entry, its place in `replacing`.
+    replaced: HashMap<EntryId, usize>,
+    /// Of the entries that replace some entries, one for each file and `[[when]]`.
+    replacing: Vec<Box<[EntryId]>>,
+    /// By entry that overrides another.
+    effects: HashMap<EntryId, Effect>,
+}
+
+impl Overrides {
+    /// Finds what each `override = true` of a policy replaces. The time grows with the number of
+    /// entries, not with its square.
+    pub(crate) fn of(policy: &Policy) -> Self {
+        let mut overrides = Self::default();
+        let is_overriding = |id: &EntryId| policy.entry(*id).replaces == Replaces::Included;
+        let mut by_msrs = HashMap::<&MsrSet, Homes>::new();
+        for id in policy.ids().filter(is_overriding) {
+            by_msrs.entry(&policy.entry(id).msrs).or_default();
+        }
+        for id in policy.ids() {
+            let entry = policy.entry(id);
+            let Some(homes) = by_msrs.get_mut(&entry.msrs) else {
+                continue;
+            };
+            let (source, when) = (entry.source(), entry.when);
+            let entries = homes.entry(Home { source, when }).or_default();
+            entries.all.push(id);
+            entries.overriding.extend(Some(id).filter(is_overriding));
+        }
+        let alike = first_alike(policy);
+        for homes in by_msrs.values() {
+            overrides.between(policy, &alike, homes);
+        }
+        overrides
+    }
+
+    /// Notes what replaces what among the entries with one set of MSRs.
+    fn between(&mut self, policy: &Policy, alike: &[WhenId], homes: &Homes) {
+        let overriding = || homes.iter().filter(|(_, one)| !one.overriding.is_empty());
+        let mut effects = BTreeMap::<Home, Effect>::new();
+        for (home, below) in homes {
+            let by: Vec<Home> = overriding()
+                .map(|(by, _)| *by)
+                .filter(|by| may_replace(policy, alike, *by, *home))
+                .collect();
+            if by.is_empty() {
+                continue;
+            }
+            // Only an entry of the same `[[when]]`, or of none either, is there wherever this one is.
+            let effect = if by.iter().any(|by| by.when == home.when) {
+                Effect::ForGood
+            } else {
+                Effect::OnSome
+            };
+            let first = |by: &Home| homes[by].overriding.first().copied();
+            self.replacing.push(by.iter().filter_map(first).collect());
+            let place = self.replacing.len() - 1;
+            self.replaced
+                .extend(below.all.iter().map(|id| (*id, place)));
+            for by in by {
+                let most = effects.entry(by).or_insert(effect);
+                *most = effect.max(*most);
+            }
+        }
+        for (by, entries) in overriding() {
+            if let Some(effect) = effects.get(by) {
+                let all = entries.overriding.iter();
+                self.effects.extend(all.map(|id| (*id, *effect)));
+            }
+        }
+    }
+
+    /// Of the entries that replace this one, one for each file and `[[when]]`.
+    pub(crate) fn of_entry(&self, id: EntryId) -> impl Iterator<Item = EntryId> {
+        let replacing = self.replaced.get(&id).map(|&place| &self.replacing[place]);
+        replacing.into_iter().flatten().copied()
+    }
+
+    /// The effect of this entry on others, if it replaces any.
+    pub(crate) fn effect(&self, id: EntryId) -> Option<Effect> {
+        self.effects.get(&id).copied()
+    }
+}
+
+/// Whether an entry that stands at `by` may replace one at `home`: an included one of the same
+/// processors, or, for an entry of a `[[when]]`, one that holds for all processors.
+fn may_replace(policy: &Policy, first_alike: &[WhenId], by: Home, home: Home) -> bool {
+    let is_included = policy.below[by.source.number()].contains(&home.source);
+    let is_general = by.when.is_some() && home.when.is_none();
+    let cpus = |when: Option<WhenId>| when.map(|when| first_alike[when.number()]);
+    is_included && (is_general || cpus(by.when) == cpus(home.when))
+        || is_general && by.source == home.source
+}
+
+/// For each `[[when]]` the first that names the same processors. Each text has its own, and they are
+/// the same in effect.
+fn first_alike(policy: &Policy) -> Vec<WhenId> {
+    let whens = policy.whens.iter();
+    let first = |one: &When| policy.whens.iter().position(|first| first.cpus == one.cpus);
+    whens.filter_map(first).map(WhenId::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::parse::{self, IncludeError, Includes};
+    use crate::policy::Entry;
+    use crate::source::Source;
+
+    /// `b.toml` includes `c.toml`.
+    struct Files([String; 2]);
+
+    impl Includes for Files {
+        fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
+            Ok(Source::new(path, &self.0[usize::from(path == "c.toml")]))
+        }
+    }
+
+    /// The rule as the reference has it, for two entries.
+    fn replaces(policy: &Policy, by: &Entry, entry: &Entry) -> bool {
+        let cpus = |one: &Entry| {
+            one.when
+                .map(|when| policy.whens[when.number()].cpus.clone())
+        };
+        let is_included = policy.below[by.source().number()].contains(&entry.source());
+        let is_general = by.when.is_some() && entry.when.is_none();
+        by.replaces == Replaces::Included
+            && by.msrs == entry.msrs
+            && (is_included && (cpus(by) == cpus(entry) || is_general)
+                || is_general && by.source() == entry.source())
+    }
+
+    /// For each entry by the rule alone: where the entries stand that replace it, and whether an
+    /// entry that it replaces still holds somewhere.
+    fn by_the_rule(policy: &Policy, id: EntryId) -> (Vec<Home>, Option<Effect>) {
+        let home = |id: EntryId| {
+            let (source, when) = (policy.entry(id).source(), policy.entry(id).when);
+            Home { source, when }
+        };
+        let replacing = |id: EntryId| -> Vec<Home> {
+            let entry = policy.entry(id);
+            let all = policy
+                .ids()
+                .filter(|by| replaces(policy, policy.entry(*by), entry));
+            let mut homes: Vec<_> = all.map(home).collect();
+            homes.sort();
+            homes.dedup();
+            homes
+        };
+        let of_replaced = |other: EntryId| {
+            let is_there = |by: &Home| by.when == policy.entry(other).when;
+            if replacing(other).iter().any(is_there) {
+                Effect::ForGood
+            } else {
+                Effect::OnSome
+            }
+        };
+        let own = policy.entry(id);
+        let replaced = policy
+            .ids()
+            .filter(|other| replaces(policy, own, policy.entry(*other)));
+        (replacing(id), replaced.map(of_replaced).max())
+    }
+
+    /// The entries of a text and of its `[[when]]`s. Those of one MSR say the same, so that only what
+    /// overrides nothing is a mistake.
+    fn text(head: &str, entries: &[(usize, u32, bool)]) -> String {
+        const CPUS: [&str; 2] = ["{ model = 1 }", "{ model = 2 }"];
+        let mut text = head.to_owned();
+        for when in 0..3 {
+            match when {
+                0 => text.push_str("[msrs]\n"),
+                _ => _ = writeln!(text, "[[when]]\ncpu = {}\n[when.msrs]", CPUS[when - 1]),
+            }
+            let own = entries.iter().filter(|(at, ..)| *at == when);
+            let mut keys = std::collections::BTreeSet::new();
+            for (_, msr, overrides) in own.filter(|(_, msr, _)| keys.insert(*msr)) {
+                // Two spellings of each MSR.
+                let spelling = ["0x1", "0x01"][usize::from(*msr >= 2)];
+                let _ = writeln!(
+                    text,
+                    "{spelling}{} = {{ read = 'allow', write = 'deny', override = {overrides} }}",
+                    msr % 2
+                );
+            }
+        }
+        text
+    }
+
+    proptest! {
+        #[test]
+        fn overrides_are_those_of_the_rule(
+            entries in prop::collection::vec(
+                prop::collection::vec((0_usize..3, 0_u32..4, any::<bool>()), 0..9), 3
+            ),
+        ) {
+            let heads = [
+                "policy = 1\ndefault = 'deny'\ninclude = ['b.toml', 'c.toml']\n",
+                "policy = 1\ninclude = ['c.toml']\n",
+                "policy = 1\n",
+            ];
+            let [own, b, c] = [0, 1, 2].map(|file| text(heads[file], &entries[file]));
+            let mut files = Files([b, c]);
+            // An override of nothing is a mistake of resolving, and no matter here.
+            let parsed = parse::read(&Source::new("a.toml", &own), Some(&mut files));
+            prop_assert!(parsed.mistakes.is_empty());
+            let policy = parsed.policy.expect("settings");
+            let overrides = Overrides::of(&policy);
+            for id in policy.ids() {
+                let mut homes: Vec<_> = overrides
+                    .of_entry(id)
+                    .map(|by| (policy.entry(by).source(), policy.entry(by).when))
+                    .map(|(source, when)| Home { source, when })
+                    .collect();
+                homes.sort();
+                prop_assert_eq!((homes, overrides.effect(id)), by_the_rule(&policy, id));
+            }
+        }
+    }
+}
