@@ -36,7 +36,7 @@ use linux_loader::cmdline::Cmdline;
 use linux_loader::loader::{BzImage, KernelLoader, bootparam::boot_params, load_cmdline};
 use msrgate_filter::Reply;
 use msrgate_kvm::HostCaps;
-use msrgate_kvm::gate::events::{EventThread, JsonLines};
+use msrgate_kvm::gate::events::{EventThread, JsonLines, LogFile};
 use msrgate_kvm::gate::{Gate, Outcome, VcpuGate};
 use msrgate_policy::Program;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -105,7 +105,7 @@ fn guard(machine: &Machine, policy: &Path) -> Result<Gate> {
 
 /// The gate: its events, to a file, by a thread that ends with what this returns.
 fn log(gate: &Gate, path: &Path) -> Result<EventThread> {
-    let lines = JsonLines::append(path, 1 << 20, "")?;
+    let lines = JsonLines::new(LogFile::append(path)?, "");
     Ok(gate.events()?.spawn(vec![Box::new(lines)])?)
 }
 

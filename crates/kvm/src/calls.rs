@@ -6,7 +6,6 @@
 #![expect(unsafe_code, reason = "calls that read and write structures of ours")]
 
 use std::ffi::c_ulong;
-use std::fs::File;
 use std::io;
 #[cfg(feature = "kvm-ioctls")]
 use std::os::fd::IntoRawFd;
@@ -86,22 +85,6 @@ pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bo
         1 => Some(true),
         _ => None,
     }
-}
-
-/// Takes a file's lock against others who do the same, unless one of them has it.
-pub(crate) fn try_lock(file: &File) -> io::Result<()> {
-    // SAFETY: flock(2) of a file descriptor, which `file` keeps open, and a number.
-    let seen = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
-    if seen < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Gives it back, if it was taken.
-pub(crate) fn unlock(file: &File) {
-    // SAFETY: as in `try_lock`. It fails where there are no locks.
-    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
 
 /// Nanoseconds since 1970, 0 before that. `SystemTime` gives them, too, in three times the instructions:

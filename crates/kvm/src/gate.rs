@@ -63,6 +63,7 @@ mod system_calls;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests;
+mod thread;
 mod touch;
 mod vcpu;
 mod vm;
@@ -70,7 +71,6 @@ mod vm;
 use std::fmt;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use msrgate_filter::{ExitReason, Filter, MsrIndex, ReasonMask};
 use msrgate_program::answer::Responder;
@@ -94,6 +94,7 @@ use chosen::{Alive, Chosen};
 use cpuid::GuestCpuid;
 use current::Current;
 use events::{Counted, Events, Tracks};
+use thread::OwnThread;
 use touch::{Opened, Seen};
 use vm::{KvmVm, VmPort};
 
@@ -135,11 +136,11 @@ impl fmt::Display for VcpuId {
 /// The calls, in order: [`Self::new`], [`Self::install`] into the VM before any of its vCPUs runs,
 /// [`Self::vcpu`] for each vCPU before that one runs, and then [`Self::replace`] at any time. The VM's file
 /// descriptors work in the process that made the VM alone, so a gate that was installed before a fork(2) is
-/// the parent's: in the child each of its calls on the VM is an error.
+/// the parent's: in the child each of its calls on the VM is an error, and to drop it there does nothing.
 #[must_use = "a gate that is not installed filters nothing"]
 pub struct Gate {
     shared: Arc<Shared>,
-    publisher: Mutex<Option<JoinHandle<()>>>,
+    publisher: Mutex<Option<OwnThread<()>>>,
 }
 
 impl fmt::Debug for Gate {
@@ -425,12 +426,18 @@ impl Gate {
 
 impl Drop for Gate {
     fn drop(&mut self) {
-        self.shared.opened.end();
         let publisher = self
             .publisher
             .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(thread) = publisher.take() {
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if publisher.as_ref().is_some_and(|thread| !thread.is_here()) {
+            // A forked child: the publisher may have held the lock of `opened` when it was forked.
+            publisher.map(OwnThread::join);
+            return;
+        }
+        self.shared.opened.end();
+        if let Some(thread) = publisher {
             // Should it have panicked, vCPUs have been told by then that nothing is opened any more.
             let _ = thread.join();
         }

@@ -68,6 +68,7 @@ fn call(name: &str) -> i64 {
         "exit" => libc::SYS_exit,
         "fcntl" => libc::SYS_fcntl,
         "futex" => libc::SYS_futex,
+        "getpid" => libc::SYS_getpid,
         "gettid" => libc::SYS_gettid,
         "madvise" => libc::SYS_madvise,
         "mmap" => libc::SYS_mmap,

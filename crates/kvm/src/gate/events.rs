@@ -6,17 +6,27 @@
 
 mod counters;
 mod event;
+mod file;
 mod limit;
+mod lines;
 mod reader;
 mod ring;
 mod sink;
+mod thread;
 
 pub use counters::Count;
 pub use event::{Event, Rip, Values};
+pub use file::{LogFile, Reopener};
+#[cfg(feature = "json")]
+pub use lines::JsonLines;
+pub use lines::TextLines;
 pub use reader::{Counted, Events, VcpuDrops};
+#[cfg(feature = "log")]
+pub use sink::LogSink;
+pub use sink::Sink;
 #[cfg(feature = "tracing")]
 pub use sink::TracingSink;
-pub use sink::{EventThread, JsonLines, Sink};
+pub use thread::EventThread;
 
 pub(super) use event::Happened;
 pub(super) use limit::{Limit, Passage};

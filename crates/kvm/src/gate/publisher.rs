@@ -6,7 +6,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use msrgate_filter::{
     Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
@@ -15,10 +14,10 @@ use msrgate_program::answer::Responder;
 use msrgate_program::{CompileError, PackError};
 
 use super::Shared;
+use super::thread::OwnThread;
 use super::touch::Wanted;
 use crate::errno::CallErrno;
 use crate::install::InstallError;
-use crate::signals;
 
 /// What a program's filter is at first, and its mask.
 pub(super) fn first_filter(responder: &Responder) -> Result<(Filter, ReasonMask), CompileError> {
@@ -45,7 +44,7 @@ pub(super) fn deny_all() -> Result<Filter, CompileError> {
 }
 
 /// Starts the thread, with all signals blocked.
-pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
+pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<OwnThread<()>> {
     let shared = Arc::clone(shared);
     let body = move || {
         let end = End(&shared);
@@ -54,11 +53,7 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
         }
         drop(end);
     };
-    signals::while_blocked(|| {
-        thread::Builder::new()
-            .name("msrgate-publish".into())
-            .spawn(body)
-    })
+    OwnThread::spawn("msrgate-publish", body)
 }
 
 /// However the thread ends, no vCPU waits for it after that.

@@ -68,7 +68,14 @@ impl Gate {
                 "KVM_CHECK_EXTENSION",
             ],
             vm_others: [
-                &["fcntl", "close", "clone3", "clone", "rt_sigprocmask"],
+                &[
+                    "fcntl",
+                    "close",
+                    "clone3",
+                    "clone",
+                    "rt_sigprocmask",
+                    "getpid",
+                ],
                 HEAP,
             ]
             .concat(),

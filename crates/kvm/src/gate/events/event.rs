@@ -1,11 +1,12 @@
 //! One event, and how it lies in a queue.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use msrgate_filter::{Access, ExitReason, MsrIndex};
 use msrgate_program::answer::Deed;
-use msrgate_program::{Digest, Origin, Program};
+use msrgate_program::{Digest, Origin, Program, one_line};
 
 use super::ring::{Entry, WORDS};
 use crate::gate::VcpuId;
@@ -138,6 +139,60 @@ impl Event {
             digest,
             held_back: u32::try_from(held_back).unwrap_or(u32::MAX),
         })
+    }
+}
+
+#[cfg(test)]
+impl Event {
+    /// A write that vCPU 1 was refused, by `a.toml`.
+    pub(super) fn example(index: u32) -> Self {
+        Self {
+            time: UNIX_EPOCH + Duration::from_millis(1500),
+            vcpu: VcpuId::new(1),
+            index: MsrIndex::new(index),
+            access: Access::Write,
+            reason: ExitReason::Filter,
+            deed: Deed::Denied,
+            value: Some(5),
+            rip: None,
+            origin: Origin::from_bits(7 << 32 | 2),
+            file: Some("a.toml".into()),
+            digest: Digest::from_bytes([0; 32]),
+            held_back: 0,
+        }
+    }
+}
+
+/// One line for people, without the time:
+/// `vCPU 0: write of MSR 0xc0000082: deny (filter), value 0x10, by web.toml:12`.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            vcpu,
+            index,
+            access,
+            reason,
+            deed,
+            held_back,
+            ..
+        } = self;
+        write!(f, "vCPU {vcpu}: {access} of MSR {index}: {deed} ({reason})")?;
+        if let Some(value) = self.value {
+            write!(f, ", value {value:#x}")?;
+        }
+        if let Some(rip) = self.rip {
+            write!(f, ", RIP {rip:#x}")?;
+        }
+        match (self.origin, &self.file) {
+            (Origin::Line(at), Some(file)) => write!(f, ", by {}:{}", one_line(file), at.number)?,
+            (Origin::Line(at), None) => write!(f, ", by line {}", at.number)?,
+            (Origin::Default, _) => f.write_str(", by the policy's default")?,
+            (Origin::Kvm, _) => f.write_str(", by KVM")?,
+        }
+        if *held_back > 0 {
+            write!(f, "; {held_back} like it held back before")?;
+        }
+        Ok(())
     }
 }
 

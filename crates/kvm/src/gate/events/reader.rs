@@ -224,6 +224,21 @@ pub struct VcpuDrops {
     pub held_back: u64,
 }
 
+/// One line for people.
+impl fmt::Display for VcpuDrops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            vcpu,
+            dropped,
+            held_back,
+        } = self;
+        write!(
+            f,
+            "vCPU {vcpu}: events lost so far: {dropped} dropped, {held_back} held back"
+        )
+    }
+}
+
 /// The reader of a VM's events. There is one at a time.
 #[must_use = "without a reader, events are dropped once a queue is full"]
 pub struct Events {

@@ -169,3 +169,42 @@ fn a_queue_that_is_too_long_is_an_error() {
         drop(gate.vcpu(0, &model::cpuid()).unwrap());
     }
 }
+
+/// Fails at every event, and panics at the one of [`SPARE`].
+struct Broken(u64);
+
+impl Sink for Broken {
+    fn event(&mut self, event: &Event) {
+        assert_ne!(event.index, SPARE, "the test wants this panic");
+        self.0 += 1;
+    }
+
+    fn dropped(&mut self, _: VcpuDrops) {}
+
+    fn failed(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Waits for what another thread does.
+fn wait_until(mut is_so: impl FnMut() -> bool) {
+    while !is_so() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn failure_of_a_sink_is_seen_while_the_thread_runs() {
+    let program = policy("default = 'deny'", "");
+    on_each(&program, 1, &events(1000, 10), |machine| {
+        let reader = machine.gate.events().unwrap();
+        let thread = reader.spawn(vec![Box::new(Broken(0))]).unwrap();
+        assert_eq!((thread.failed(), thread.is_running()), (0, true));
+        machine.first().run(&[Read(LSTAR); 2]);
+        wait_until(|| thread.failed() == 2);
+        assert!(thread.is_running());
+        machine.first().run(&[Read(SPARE)]);
+        wait_until(|| !thread.is_running());
+        assert!(thread.stop().is_none());
+    });
+}

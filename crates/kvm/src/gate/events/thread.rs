@@ -1,0 +1,150 @@
+//! The thread that hands events to sinks.
+
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use super::reader::{Events, VcpuDrops};
+use super::sink::Sink;
+use crate::gate::thread::OwnThread;
+
+/// A thread that hands events to sinks. When this is dropped the thread hands over what is left, and ends.
+/// In a forked child, which has no such thread, nothing is done.
+#[derive(Debug)]
+#[must_use = "the thread ends when this is dropped"]
+pub struct EventThread {
+    stop: Option<Sender<()>>,
+    thread: Option<OwnThread<Events>>,
+    failed: Arc<AtomicU64>,
+}
+
+/// How often the queues are looked at.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// How often it is said how many were lost: a guest's flood is not to become one of such lines.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+
+/// What sinks were told of what was lost.
+#[derive(Default)]
+struct Told {
+    drops: Vec<VcpuDrops>,
+    at: Option<Instant>,
+}
+
+impl Events {
+    /// Hands events to `sinks` on a thread of its own, in which all signals are blocked.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn spawn(self, mut sinks: Vec<Box<dyn Sink>>) -> io::Result<EventThread> {
+        let (stop, stopped) = channel();
+        let failed = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&failed);
+        let body = move || {
+            let mut events = self;
+            let mut told = Told::default();
+            loop {
+                let is_last = stopped.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout);
+                hand_over(&mut events, &mut sinks);
+                if is_last || told.is_due() {
+                    told.tell(&events, &mut sinks);
+                }
+                let sum = sinks.iter().map(|sink| sink.failed()).sum();
+                seen.store(sum, Ordering::Relaxed);
+                if is_last {
+                    return events;
+                }
+            }
+        };
+        let thread = OwnThread::spawn("msrgate-events", body)?;
+        Ok(EventThread {
+            stop: Some(stop),
+            thread: Some(thread),
+            failed,
+        })
+    }
+}
+
+fn hand_over(events: &mut Events, sinks: &mut [Box<dyn Sink>]) {
+    let mut count = 0;
+    events.drain(|event| {
+        count += 1;
+        for sink in &mut *sinks {
+            sink.event(&event);
+        }
+    });
+    if count > 0 {
+        for sink in sinks {
+            sink.flush();
+        }
+    }
+}
+
+impl Told {
+    fn is_due(&self) -> bool {
+        self.at.is_none_or(|at| at.elapsed() >= TELL_AGAIN)
+    }
+
+    /// Tells what has changed.
+    fn tell(&mut self, events: &Events, sinks: &mut [Box<dyn Sink>]) {
+        let drops = events.drops();
+        let new: Vec<_> = drops
+            .iter()
+            .filter(|one| !self.drops.contains(one))
+            .collect();
+        if new.is_empty() {
+            return;
+        }
+        for sink in sinks {
+            for one in &new {
+                sink.dropped(**one);
+            }
+            sink.flush();
+        }
+        (self.drops, self.at) = (drops, Some(Instant::now()));
+    }
+}
+
+impl EventThread {
+    /// Returns how many times the sinks have failed so far: the sum of [`Sink::failed`].
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the thread hands events over. It has ended if a sink panicked; in a forked child it never
+    /// was.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        let thread = self.thread.as_ref();
+        thread.is_some_and(|thread| thread.is_here() && !thread.is_finished())
+    }
+
+    /// Hands over what is left, ends the thread, and gives the reader back; `None` if a sink
+    /// panicked, or in a forked child.
+    #[must_use]
+    pub fn stop(mut self) -> Option<Events> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Option<Events> {
+        let thread = self.thread.take()?;
+        let stop = self.stop.take();
+        if thread.is_here() {
+            drop(stop);
+        } else {
+            // To drop it takes a lock that the thread may have held when this process was forked.
+            mem::forget(stop);
+        }
+        thread.join()
+    }
+}
+
+impl Drop for EventThread {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,78 @@
+//! Unsafe: fork(2) and what belongs to it.
+//!
+//! A VMM forks while its gate is in force: in the child the gate and the thread of its events are dropped
+//! without the threads, which are the parent's.
+#![expect(
+    unsafe_code,
+    reason = "fork, alarm, waitpid and _exit have no safe form"
+)]
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of this is a test, its functions too"
+)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use msrgate_kvm::bench::GuestVm;
+use msrgate_kvm::gate::Gate;
+use msrgate_kvm::gate::events::TextLines;
+use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
+
+fn program() -> Program {
+    // A program that opens the filter at the first touch has a publisher, which is a thread.
+    let text = "policy = 1\ndefault = 'allow'\nlog = 'first'\n";
+    let policy = parse(&Source::new("forked.toml", text), &mut NoIncludes).unwrap();
+    compile(policy).unwrap().into_program()
+}
+
+/// Does something in a forked child; the status that waitpid(2) has for it. Should that take ten seconds
+/// the child ends by SIGALRM.
+fn in_child(act: impl FnOnce()) -> i32 {
+    // SAFETY: the child calls `act`, whose allocations glibc allows after a fork, and ends by `_exit`.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        // SAFETY: alarm(2) of this process.
+        unsafe { libc::alarm(10) };
+        let done = catch_unwind(AssertUnwindSafe(act));
+        // SAFETY: _exit(2) of this process.
+        unsafe { libc::_exit(done.is_err().into()) };
+    }
+    let mut status = 0;
+    // SAFETY: waitpid(2) writes to `status`, which lives here.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert_eq!(waited, child);
+    status
+}
+
+#[test]
+fn gate_dropped_in_a_forked_child_neither_panics_nor_hangs() {
+    let Some(host) = msrgate_testing::host::host() else {
+        return;
+    };
+    let guest = GuestVm::new(&host).unwrap();
+    let gate = Gate::new(program(), &host).unwrap();
+    gate.install(&**guest.vm()).unwrap();
+    let msrs = gate.vcpu(0, guest.cpuid()).unwrap();
+    let sinks = || vec![Box::new(TextLines::new(Vec::new(), "")) as _];
+    let thread = gate.events().unwrap().spawn(sinks()).unwrap();
+    let mut all = Some((msrs, thread, gate));
+    let dropped = in_child(|| {
+        let (msrs, thread, gate) = all.take().unwrap();
+        assert!(!thread.is_running());
+        drop((msrs, thread, gate));
+    });
+    assert_eq!(dropped, 0, "of the drop");
+    let stopped = in_child(|| {
+        let (_, thread, gate) = all.take().unwrap();
+        drop(gate);
+        assert!(thread.stop().is_none());
+    });
+    assert_eq!(stopped, 0, "of the stop");
+    // The parent has its threads yet.
+    let (msrs, thread, gate) = all.take().unwrap();
+    assert!(thread.is_running());
+    let reader = thread.stop().unwrap();
+    assert_eq!(reader.drops(), []);
+    drop((msrs, gate));
+}
