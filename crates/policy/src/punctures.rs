@@ -172,7 +172,7 @@ impl Sweep<'_> {
             let text = source(wide);
             if agreeing
                 .iter()
-                .any(|&one: &SourceId| self.policy.below[one.number()].contains(&text))
+                .any(|&one: &SourceId| self.policy.below[one.number()].contains(text))
             {
                 continue;
             }

@@ -104,7 +104,7 @@ impl<'p> Remedies<'p> {
         let below = &self.policy.below[loose.source().number()];
         let is_beside = |one: &&Entry| {
             let source = one.source();
-            source != OWN && !below.contains(&source) && self.cpus(one) == self.cpus(loose)
+            source != OWN && !below.contains(source) && self.cpus(one) == self.cpus(loose)
         };
         let mut beside = self.of_msrs(loose).filter(is_beside);
         let said = loose.action(access);

@@ -126,7 +126,7 @@ impl<'p> Finals<'p> {
         ranges: Vec<MsrRange>,
     ) -> Vec<Promise> {
         let below = self.policy.below[text.number()];
-        let sees = |source: SourceId| source == text || below.contains(&source);
+        let sees = |source: SourceId| source == text || below.contains(source);
         let entries: Vec<_> = self
             .policy
             .ids()

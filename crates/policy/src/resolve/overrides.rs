@@ -123,7 +123,7 @@ impl Overrides {
 /// Whether an entry that stands at `by` may replace one at `home`: an included one of the same
 /// processors, or, for an entry of a `[[when]]`, one that holds for all processors.
 fn may_replace(policy: &Policy, first_alike: &[WhenId], by: Home, home: Home) -> bool {
-    let is_included = policy.below[by.source.number()].contains(&home.source);
+    let is_included = policy.below[by.source.number()].contains(home.source);
     let is_general = by.when.is_some() && home.when.is_none();
     let cpus = |when: Option<WhenId>| when.map(|when| first_alike[when.number()]);
     is_included && (is_general || cpus(by.when) == cpus(home.when))
@@ -164,7 +164,7 @@ mod tests {
             one.when
                 .map(|when| policy.whens[when.number()].cpus.clone())
         };
-        let is_included = policy.below[by.source().number()].contains(&entry.source());
+        let is_included = policy.below[by.source().number()].contains(entry.source());
         let is_general = by.when.is_some() && entry.when.is_none();
         by.replaces == Replaces::Included
             && by.msrs == entry.msrs
