@@ -206,6 +206,7 @@ fn no_error_is_left_out() {
         include_str!("messages.rs"),
         include_str!("../../kvm/src/messages.rs"),
         include_str!("../../program/tests/messages.rs"),
+        include_str!("../../program/tests/builder.rs"),
     ]
     .concat();
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
