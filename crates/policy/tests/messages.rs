@@ -72,13 +72,14 @@ fn mistakes_of_a_policy() {
         )),
         wrongs(&format!(
             "{head}x = {}",
-            "[\n".repeat(msrgate_policy::MAX_TABLES)
+            "[\n".repeat(msrgate_policy::MAX_TABLES + 1)
         )),
         wrongs(&format!("{head}include = [{}]", "'a.toml',\n".repeat(257))),
         files(),
         entries(&groups),
         entries(&singles),
         wrongs("[msrs]"),
+        wrongs("policy = 1\n[msrs]"),
         wrongs(&format!("{head}[[when]]\n[device.microcode]\n")),
         entries("0x12345 = { register = {} }"),
         wrongs(&format!("{head}defalt = 1")),
