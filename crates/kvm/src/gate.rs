@@ -6,11 +6,10 @@
 //! [`Responder`], which decides, and carries out what that says.
 //!
 //! ```no_run
-//! # fn device(_: &msrgate_kvm::gate::Asked) -> msrgate_filter::Reply { msrgate_filter::Reply::DONE }
+//! # fn device(_: &msrgate_kvm::gate::Asked) -> msrgate_kvm::Reply { msrgate_kvm::Reply::DONE }
 //! use kvm_ioctls::{Kvm, VcpuExit};
-//! use msrgate_kvm::HostCaps;
 //! use msrgate_kvm::gate::{Gate, Outcome};
-//! use msrgate_program::Program;
+//! use msrgate_kvm::{HostCaps, Program};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let host = HostCaps::probe()?;

@@ -5,15 +5,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::KVM_API_VERSION;
-#[cfg(feature = "kvm-ioctls")]
-use kvm_ioctls::{Kvm, VmFd};
 use msrgate_filter::Errno;
 
-use crate::calls::{self, enable_reasons};
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::host::{HostError, Requirement};
-use crate::raw::{RawFilter, set_filter_raw};
+use crate::sys::calls::{self, enable_reasons};
+use crate::sys::raw::{RawFilter, set_filter_raw};
 
 const DEVICE: &str = "/dev/kvm";
 const MODULES: &str = "/sys/module";
@@ -115,28 +113,11 @@ impl HostCaps {
         })
     }
 
-    /// A new VM on this host.
-    ///
-    /// # Errors
-    /// As [`Self::probe`]: the device may have gone since.
-    #[cfg(feature = "kvm-ioctls")]
-    pub fn create_vm(&self) -> Result<VmFd, HostError> {
-        let kvm = self.open()?;
-        calls::into_vm(&kvm, create_vm(&kvm, &self.device)?)
-            .map_err(|errno| HostError::from_create(&self.device, errno))
-    }
-
-    #[cfg(feature = "kvm-ioctls")]
-    pub(crate) fn open(&self) -> Result<Kvm, HostError> {
-        Ok(calls::into_kvm(open(&self.device)?))
-    }
-
     /// This host, or `None` with a word about why the test is skipped.
     ///
     /// # Panics
     /// There is no usable KVM, and `MSRGATE_REQUIRE` says that there must be.
     #[cfg(test)]
-    #[cfg(feature = "kvm-ioctls")]
     pub(crate) fn for_test() -> Option<Self> {
         use std::io::Write;
         match Self::probe() {
@@ -220,7 +201,8 @@ fn cpu_signature(kvm: &OwnedFd) -> Option<CpuSignature> {
     })
 }
 
-fn open(device: &Path) -> Result<OwnedFd, HostError> {
+/// Opens a device file and asks the version of the interface behind it.
+pub(crate) fn open(device: &Path) -> Result<OwnedFd, HostError> {
     let kvm = OpenOptions::new().read(true).write(true).open(device);
     let kvm = OwnedFd::from(kvm.map_err(|error| HostError::from_open(device, &error))?);
     match calls::api_version(&kvm) {
@@ -232,7 +214,8 @@ fn open(device: &Path) -> Result<OwnedFd, HostError> {
     }
 }
 
-fn create_vm(kvm: &impl AsRawFd, device: &Path) -> Result<OwnedFd, HostError> {
+/// Makes a new VM by the device file that was opened as `device`.
+pub(crate) fn create_vm(kvm: &impl AsRawFd, device: &Path) -> Result<OwnedFd, HostError> {
     calls::create_vm(kvm).map_err(|errno| HostError::from_create(device, errno))
 }
 

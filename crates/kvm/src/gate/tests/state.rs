@@ -6,7 +6,7 @@ use msrgate_policy::answer::Deed;
 use super::machine::{LSTAR, Machine, STAR, Saw, TestGuest, policy, program};
 use crate::gate::events::{EventOptions, Rip, Values};
 use crate::gate::{Gate, GateError, GateOptions, StateError};
-use crate::guest::Op::{Read, Write};
+use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
@@ -112,12 +112,13 @@ fn before_the_choice_everything_is_refused() {
     let text = "policy = 1\ndefault = 'allow'\n\
         [[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\nIA32_STAR = 'none'";
     let gate = Gate::new(program(text), &host).unwrap();
-    let mut guest = crate::guest::Guest::new(&host, crate::guest::Apic::Absent).unwrap();
+    let mut guest =
+        crate::measure::guest::Guest::new(&host, crate::measure::guest::Apic::Absent).unwrap();
     gate.install(&**guest.vm()).unwrap();
-    let step = (Read(LSTAR), crate::backend::Reply::Value(1));
+    let step = (Read(LSTAR), crate::measure::StepReply::Value(1));
     let seen = guest.run(&[step]).unwrap();
     assert!(
-        matches!(seen[0].outcome, crate::backend::Outcome::Fault(_)),
+        matches!(seen[0].outcome, crate::measure::GuestOutcome::Fault(_)),
         "{seen:?}"
     );
     assert_eq!(seen[0].exit, None);
@@ -291,12 +292,12 @@ fn a_filter_that_is_not_the_gates_is_found_out() {
     let vcpu = machine.first();
     let vm = std::sync::Arc::clone(vcpu.guest.vm());
     let deny_all = crate::gate::publisher::deny_all().unwrap();
-    crate::raw::set_filter_raw(&*vm, &crate::RawFilter::from(&deny_all)).unwrap();
+    crate::sys::raw::set_filter_raw(&*vm, &crate::sys::RawFilter::from(&deny_all)).unwrap();
     vcpu.guest.load(&[Read(STAR)]).unwrap();
     let error = loop {
         assert!(matches!(
             vcpu.guest.resume(),
-            Ok(crate::guest::Stop::Msr(_))
+            Ok(crate::measure::guest::Stop::Msr(_))
         ));
         if let Err(error) = vcpu.msrs.answer(vcpu.guest.vcpu_mut()) {
             break error;

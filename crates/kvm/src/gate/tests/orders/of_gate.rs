@@ -12,9 +12,9 @@ use super::super::machine::{
 use super::super::model;
 use super::{HANDLED, HostCaps, SPARE, entries, whens};
 use crate::gate::{Gate, GateError, GateOptions, Outcome};
-use crate::guest::Op::{Read, Write};
-use crate::guest::{Apic, Guest, Report, Stop};
 use crate::install::InstallError;
+use crate::measure::guest::Op::{Read, Write};
+use crate::measure::guest::{Apic, Guest, Report, Stop};
 
 /// Forgotten, `install` is the first thing that a VMM hears of, whatever the program is.
 #[test]
@@ -94,8 +94,8 @@ fn second_gate_in_a_vm_is_an_error_until_the_first_is_gone() {
         return;
     };
     let vm = host.create_vm().unwrap();
-    let same = crate::calls::duplicate(&vm).unwrap();
-    if crate::calls::is_one_file(&vm, &same).is_none() {
+    let same = crate::sys::calls::duplicate(&vm).unwrap();
+    if crate::sys::calls::is_one_file(&vm, &same).is_none() {
         // Before Linux 6.10 nobody can tell.
         std::io::stderr()
             .write_all(b"SKIPPED: this kernel has no F_DUPFD_QUERY\n")
@@ -128,7 +128,7 @@ fn install_sets_the_mask_over_the_vmms_own() {
         return;
     };
     let mut guest = Guest::new(&host, Apic::Absent).unwrap();
-    crate::calls::enable_reasons(&**guest.vm(), crate::RawReasons::new(7)).unwrap();
+    crate::sys::calls::enable_reasons(&**guest.vm(), crate::RawReasons::new(7)).unwrap();
     let plain = policy("default = 'deny'\nlog = 'none'", "IA32_STAR = 'rw'");
     let gate = Gate::new(plain, &host).unwrap();
     gate.install(&**guest.vm()).unwrap();
@@ -161,7 +161,7 @@ fn mask_set_after_install_fails_closed() {
         (7, [Saw::Value(7), Saw::Fault, Saw::Fault, Saw::Fault]),
     ];
     for (mask, expected) in masks {
-        crate::calls::enable_reasons(&*vm, crate::RawReasons::new(mask)).unwrap();
+        crate::sys::calls::enable_reasons(&*vm, crate::RawReasons::new(mask)).unwrap();
         assert_eq!(vcpu.run(&script), expected, "{mask}");
     }
 }

@@ -14,8 +14,8 @@ use crate::gate::{
     AnswerError, Asked, BadState, Device, Gate, GateOptions, Machine as Cpu, Outcome, StateError,
     VcpuError, VcpuGate, Written,
 };
-use crate::guest::Op::{Read, Write};
-use crate::guest::Stop;
+use crate::measure::guest::Op::{Read, Write};
+use crate::measure::guest::Stop;
 
 /// Two vCPUs of a machine.
 fn pair(machine: &mut Machine<AnyGuest>) -> (&mut Vcpu<AnyGuest>, &mut Vcpu<AnyGuest>) {

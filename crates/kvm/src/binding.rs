@@ -1,0 +1,34 @@
+//! Unsafe: gives file descriptors of ours to types of `kvm-ioctls`.
+//!
+//! The part of the interface that speaks of `kvm-ioctls`.
+#![expect(
+    unsafe_code,
+    reason = "a type that takes a file descriptor over cannot know its owner"
+)]
+
+use std::os::fd::{FromRawFd, IntoRawFd};
+
+use kvm_ioctls::{Kvm, VmFd};
+
+use crate::host::HostError;
+use crate::probe::{self, HostCaps};
+
+impl HostCaps {
+    /// Makes a new VM on this host.
+    ///
+    /// # Errors
+    /// As [`Self::probe`]: the device may have gone since.
+    pub fn create_vm(&self) -> Result<VmFd, HostError> {
+        let kvm = self.open()?;
+        let vm = probe::create_vm(&kvm, self.device())?;
+        // SAFETY: the file descriptor is a VM's, and is given away, to a type that owns it from now on.
+        unsafe { kvm.create_vmfd_from_rawfd(vm.into_raw_fd()) }
+            .map_err(|errno| HostError::from_create(self.device(), errno.into()))
+    }
+
+    pub(crate) fn open(&self) -> Result<Kvm, HostError> {
+        let kvm = probe::open(self.device())?;
+        // SAFETY: the file descriptor is given away, to a type that owns it from now on.
+        Ok(unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) })
+    }
+}
