@@ -6,10 +6,12 @@
     reason = "a type that takes a file descriptor over cannot know its owner"
 )]
 
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_bindings::kvm_run;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use crate::gate::handle::{Parts, VcpuHandle};
 use crate::host::HostError;
 use crate::probe::{self, HostCaps};
 
@@ -30,5 +32,15 @@ impl HostCaps {
         let kvm = probe::open(self.device())?;
         // SAFETY: the file descriptor is given away, to a type that owns it from now on.
         Ok(unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) })
+    }
+}
+
+impl VcpuHandle for VcpuFd {}
+
+impl Parts for VcpuFd {
+    const ARE_ONE: bool = true;
+
+    fn parts(&mut self) -> (RawFd, &mut kvm_run) {
+        (self.as_raw_fd(), self.get_kvm_run())
     }
 }

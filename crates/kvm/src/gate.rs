@@ -50,6 +50,7 @@ mod device;
 mod devices;
 mod error;
 pub mod events;
+pub(crate) mod handle;
 mod kick;
 mod options;
 #[cfg(feature = "bench")]
@@ -78,11 +79,12 @@ use msrgate_program::{CompileError, Program, Update};
 use crate::probe::{HostCaps, IgnoreMsrs};
 
 pub use answer::{Asked, Outcome, Violation};
-pub use cpuid::CpuidLeaves;
+pub use cpuid::{CpuidEntry, CpuidLeaves};
 pub use device::{
     BadState, Copied, Device, GuestMemory, GuestPhysical, Machine, NotMapped, Written,
 };
 pub use error::{AnswerError, GateError, StateError, VcpuError};
+pub use handle::{RawVcpu, VcpuHandle};
 pub use options::GateOptions;
 pub use system_calls::SystemCalls;
 pub use touch::Touched;
@@ -296,7 +298,7 @@ impl Gate {
         id: impl Into<VcpuId>,
         cpuid: &(impl CpuidLeaves + ?Sized),
     ) -> Result<VcpuGate, GateError> {
-        let (id, cpuid) = (id.into(), GuestCpuid::new(cpuid.leaves())?);
+        let (id, cpuid) = (id.into(), GuestCpuid::new(&cpuid.leaves())?);
         let mut control = self.shared.lock();
         let has_nested = control.vm()?.has_nested_state();
         let alive = Arc::new(Alive);

@@ -3,6 +3,10 @@
 //! The README's example of a VMM, compiled and run: the lines between two marks are those that the README
 //! shows.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of this is a test, its functions too"
+)]
 
 use std::error::Error;
 use std::path::Path;

@@ -5,7 +5,7 @@ use msrgate_policy::answer::Deed;
 
 use super::machine::{LSTAR, Machine, STAR, Saw, TestGuest, policy, program};
 use crate::gate::events::{EventOptions, Rip, Values};
-use crate::gate::{Gate, GateError, GateOptions, StateError};
+use crate::gate::{CpuidEntry, Gate, GateError, GateOptions, StateError};
 use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
@@ -99,7 +99,7 @@ fn the_first_vcpu_chooses_the_variant() {
         "{other:?}"
     );
     assert!(matches!(
-        machine.gate.vcpu(3, &Vec::new()),
+        machine.gate.vcpu(3, &Vec::<CpuidEntry>::new()),
         Err(GateError::NoCpuid)
     ));
 }
