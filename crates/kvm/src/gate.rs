@@ -480,8 +480,10 @@ fn check(program: &Arc<Program>, host: &HostCaps, options: &GateOptions) -> Resu
         let asks_unknown = variant
             .reasons()
             .contains(msrgate_filter::Revision::Mainline, ExitReason::Unknown);
-        if asks_unknown && host.ignore_msrs() == IgnoreMsrs::On {
-            return Err(GateError::IgnoreMsrs);
+        match host.ignore_msrs() {
+            IgnoreMsrs::On if asks_unknown => return Err(GateError::IgnoreMsrs),
+            IgnoreMsrs::NotSeen if asks_unknown => return Err(GateError::IgnoreMsrsNotSeen),
+            _ => {}
         }
         let microcode = program.settings().microcode;
         let reads_memory = microcode.is_some_and(|device| device.update == Update::Accept);

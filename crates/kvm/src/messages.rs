@@ -129,6 +129,7 @@ fn why_a_gate_does_not_answer() {
         GateError::Pack(CompileError::Pack(PackError::LastMsr)),
         GateError::Reasons(RawReasons::new(8)),
         GateError::IgnoreMsrs,
+        GateError::IgnoreMsrsNotSeen,
         GateError::NoMemory,
         GateError::NoSharedRegisters,
         GateError::Queue {

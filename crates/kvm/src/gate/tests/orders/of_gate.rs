@@ -15,6 +15,7 @@ use crate::gate::{Gate, GateError, GateOptions, Outcome};
 use crate::install::InstallError;
 use crate::measure::guest::Op::{Read, Write};
 use crate::measure::guest::{Apic, Guest, Report, Stop};
+use crate::probe::IgnoreMsrs;
 
 /// Forgotten, `install` is the first thing that a VMM hears of, whatever the program is.
 #[test]
@@ -337,4 +338,22 @@ fn cpuid_set_after_vcpu_is_found_at_reset() {
     msrs.answer(guest.vcpu_mut()).unwrap_err();
     assert_eq!(guest.resume().unwrap(), Stop::End);
     assert!(matches!(guest.report(0), Report::Fault { .. }));
+}
+
+/// A program that answers for unknown MSRs is refused where they may be hidden; one that does not is not.
+#[test]
+fn unread_ignore_msrs_is_refused_where_unknown_msrs_are_answered() {
+    let host = |ignored| HostCaps::on_paper().with_ignore_msrs(ignored);
+    let asks = || policy("default = 'allow'\nunknown = 'ignore'", "");
+    let seen = Gate::new(asks(), &host(IgnoreMsrs::NotSeen)).map(drop);
+    assert!(
+        matches!(seen, Err(GateError::IgnoreMsrsNotSeen)),
+        "{seen:?}"
+    );
+    let seen = Gate::new(asks(), &host(IgnoreMsrs::On)).map(drop);
+    assert!(matches!(seen, Err(GateError::IgnoreMsrs)), "{seen:?}");
+    drop(Gate::new(asks(), &host(IgnoreMsrs::Off)).unwrap());
+    let silent = policy("default = 'deny'", "");
+    let known = HostCaps::known(crate::RawReasons::new(4), IgnoreMsrs::NotSeen);
+    drop(Gate::new(silent, &known).unwrap());
 }
