@@ -86,7 +86,7 @@ pub use device::{
 pub use error::{AnswerError, GateError, StateError, VcpuError};
 pub use handle::{RawVcpu, VcpuHandle};
 pub use options::GateOptions;
-pub use system_calls::SystemCalls;
+pub use system_calls::{Ioctl, SystemCalls};
 pub use touch::Touched;
 pub use vcpu::VcpuGate;
 

@@ -365,6 +365,19 @@ fn checked(answer: i32) -> Result<u32, CallErrno> {
     u32::try_from(answer).map_err(|_| CallErrno::last())
 }
 
+/// Each `ioctl` of this file, with its number as the kernel's macros make it.
+#[cfg(test)]
+pub(crate) fn numbers() -> Vec<(&'static str, c_ulong)> {
+    macro_rules! numbers {
+        ($($name:ident)*) => { vec![$((stringify!($name), $name())),*] };
+    }
+    numbers!(
+        KVM_GET_API_VERSION KVM_CREATE_VM KVM_GET_SUPPORTED_CPUID KVM_CHECK_EXTENSION KVM_RUN KVM_GET_REGS
+        KVM_SET_REGS KVM_GET_SREGS KVM_TRANSLATE KVM_GET_MSRS KVM_SET_MSRS KVM_GET_MP_STATE KVM_GET_CPUID2
+        KVM_SET_MP_STATE KVM_ENABLE_CAP KVM_GET_NESTED_STATE
+    )
+}
+
 /// Whether an error is the one that `KVM_RUN` under `immediate_exit` ends with (S5.6).
 pub(crate) fn is_interrupted(errno: CallErrno) -> bool {
     errno == CallErrno::Known(Errno::Eintr)
