@@ -32,6 +32,11 @@ pub enum GateError {
         "the policy answers for MSRs that KVM does not know, and this host has kvm.ignore_msrs=1, which hides them: write 0 to /sys/module/kvm/parameters/ignore_msrs"
     )]
     IgnoreMsrs,
+    /// The program answers for unknown MSRs, and nobody can tell whether this host hides them (S10.1).
+    #[error(
+        "the policy answers for MSRs that KVM does not know, and kvm.ignore_msrs, which may hide them, cannot be read: make /sys/module/kvm/parameters/ignore_msrs readable, or tell by HostCaps::with_ignore_msrs"
+    )]
+    IgnoreMsrsNotSeen,
     /// A device reads the guest's memory.
     #[error(
         "the policy's microcode device accepts updates, which it reads from the guest's memory: give the gate that memory (GateOptions::memory), or write `update = \"ignore\"`"

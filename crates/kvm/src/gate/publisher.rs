@@ -18,7 +18,7 @@ use super::Shared;
 use super::touch::Wanted;
 use crate::errno::CallErrno;
 use crate::install::InstallError;
-use crate::signals;
+use crate::sys::signals;
 
 /// What a program's filter is at first, and its mask.
 pub(super) fn first_filter(responder: &Responder) -> Result<(Filter, ReasonMask), CompileError> {

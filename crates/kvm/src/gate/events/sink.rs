@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::event::Event;
 use super::reader::{Events, VcpuDrops};
-use crate::{calls, signals};
+use crate::sys::{calls, signals};
 
 /// Takes events. It runs on a thread of its own, never on a vCPU's.
 pub trait Sink: Send {

@@ -12,9 +12,10 @@ use super::super::machine::{
 use super::super::model;
 use super::{HANDLED, HostCaps, SPARE, entries, whens};
 use crate::gate::{Gate, GateError, GateOptions, Outcome};
-use crate::guest::Op::{Read, Write};
-use crate::guest::{Apic, Guest, Report, Stop};
 use crate::install::InstallError;
+use crate::measure::guest::Op::{Read, Write};
+use crate::measure::guest::{Apic, Guest, Report, Stop};
+use crate::probe::IgnoreMsrs;
 
 const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 
@@ -96,10 +97,10 @@ fn second_gate_in_a_vm_is_an_error_until_the_first_is_gone() {
         return;
     };
     let vm = host.create_vm().unwrap();
-    let same = crate::calls::duplicate(&vm).unwrap();
+    let same = crate::sys::calls::duplicate(&vm).unwrap();
     let [first, second] = [(); 2].map(|()| Gate::new(entries(), &host).unwrap());
     first.install(&vm).unwrap();
-    if crate::calls::is_one_file(&vm, &same).is_none() {
+    if crate::sys::calls::is_one_file(&vm, &same).is_none() {
         // Before Linux 6.10 nobody can tell (F_DUPFD_QUERY): the second gate's filter takes the first one's place.
         second.install(&same).unwrap();
         return;
@@ -128,7 +129,7 @@ fn install_sets_the_mask_over_the_vmms_own() {
         return;
     };
     let mut guest = Guest::new(&host, Apic::Absent).unwrap();
-    crate::calls::enable_reasons(&**guest.vm(), crate::RawReasons::new(7)).unwrap();
+    crate::sys::calls::enable_reasons(&**guest.vm(), crate::RawReasons::new(7)).unwrap();
     let plain = policy("default = 'deny'\nlog = 'none'", "IA32_STAR = 'rw'");
     let gate = Gate::new(plain, &host).unwrap();
     gate.install(&**guest.vm()).unwrap();
@@ -162,7 +163,7 @@ fn mask_set_after_install_fails_closed() {
         (7, [Saw::Value(7), Saw::Fault, Saw::Fault, Saw::Fault]),
     ];
     for (mask, expected) in masks {
-        crate::calls::enable_reasons(&*vm, crate::RawReasons::new(mask)).unwrap();
+        crate::sys::calls::enable_reasons(&*vm, crate::RawReasons::new(mask)).unwrap();
         assert_eq!(vcpu.run(&script), expected, "{mask}");
     }
 }
@@ -338,4 +339,22 @@ fn cpuid_set_after_vcpu_is_found_at_reset() {
     msrs.answer(guest.vcpu_mut()).unwrap_err();
     assert_eq!(guest.resume().unwrap(), Stop::End);
     assert!(matches!(guest.report(0), Report::Fault { .. }));
+}
+
+/// A program that answers for unknown MSRs is refused where they may be hidden; one that does not is not.
+#[test]
+fn unread_ignore_msrs_is_refused_where_unknown_msrs_are_answered() {
+    let host = |ignored| HostCaps::on_paper().with_ignore_msrs(ignored);
+    let asks = || policy("default = 'allow'\nunknown = 'ignore'", "");
+    let seen = Gate::new(asks(), &host(IgnoreMsrs::NotSeen)).map(drop);
+    assert!(
+        matches!(seen, Err(GateError::IgnoreMsrsNotSeen)),
+        "{seen:?}"
+    );
+    let seen = Gate::new(asks(), &host(IgnoreMsrs::On)).map(drop);
+    assert!(matches!(seen, Err(GateError::IgnoreMsrs)), "{seen:?}");
+    drop(Gate::new(asks(), &host(IgnoreMsrs::Off)).unwrap());
+    let silent = policy("default = 'deny'", "");
+    let known = HostCaps::known(crate::RawReasons::new(4), IgnoreMsrs::NotSeen);
+    drop(Gate::new(silent, &known).unwrap());
 }
