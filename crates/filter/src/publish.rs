@@ -35,15 +35,15 @@
 //! them. Plain loads of the counters would not do without `SeqCst` fences, as the store of the
 //! active slot could pass them. The model tests in `publish/model.rs` run all of this under loom.
 
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 pub(crate) use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 use core::hint::spin_loop;
 // Under loom a thread that waits has to let the others run.
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 use loom::thread::yield_now as spin_loop;
 
 /// Words that threads share, replaced as a whole.

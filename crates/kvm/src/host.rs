@@ -1,5 +1,6 @@
 //! Why a host cannot do it, and what its owner can do about that.
 
+use std::error::Error;
 use std::ffi::c_ulong;
 use std::fmt;
 use std::io;
@@ -68,53 +69,45 @@ impl fmt::Display for Requirement {
 }
 
 /// Why there is no KVM to use; [`Self::advice`] says what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HostError {
     /// No such file.
-    #[error("there is no {}", device.display())]
     Absent {
         /// The file that was looked for.
         device: PathBuf,
     },
     /// The file is there, and nothing answers behind it.
-    #[error("{} has no driver behind it", device.display())]
     NoDriver {
         /// The file.
         device: PathBuf,
     },
     /// The file may not be opened.
-    #[error("no permission to open {}", device.display())]
     NotPermitted {
         /// The file.
         device: PathBuf,
     },
     /// The file is no KVM device.
-    #[error("{} is not a KVM device", device.display())]
     NotKvm {
         /// The file.
         device: PathBuf,
     },
     /// An interface that nobody has seen since 2007.
-    #[error("KVM speaks version {version} of its interface, not 12")]
     ApiVersion {
         /// What it answered.
         version: i32,
     },
     /// A capability is missing.
-    #[error("this KVM lacks {missing}, which came with Linux {}", missing.since())]
     TooOld {
         /// The first one found missing.
         missing: Requirement,
     },
     /// The CPU's virtualisation is in other hands.
-    #[error("{} is busy", device.display())]
     Busy {
         /// The file.
         device: PathBuf,
     },
     /// The file could not be opened for another reason.
-    #[error("cannot open {}: {reason}", device.display())]
     Open {
         /// The file.
         device: PathBuf,
@@ -122,18 +115,45 @@ pub enum HostError {
         reason: String,
     },
     /// No VM could be made.
-    #[error("KVM makes no VM: {errno}")]
     CreateVm {
         /// What `KVM_CREATE_VM` answered.
         errno: CallErrno,
     },
     /// It does not say what it offers guests.
-    #[error("KVM does not say what it offers a guest: {errno}")]
     Lists {
         /// What the call answered that failed.
         errno: CallErrno,
     },
 }
+
+impl fmt::Display for HostError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent { device } => write!(f, "there is no {}", device.display()),
+            Self::NoDriver { device } => write!(f, "{} has no driver behind it", device.display()),
+            Self::NotPermitted { device } => {
+                write!(f, "no permission to open {}", device.display())
+            }
+            Self::NotKvm { device } => write!(f, "{} is not a KVM device", device.display()),
+            Self::ApiVersion { version } => {
+                write!(f, "KVM speaks version {version} of its interface, not 12")
+            }
+            Self::TooOld { missing } => write!(
+                f,
+                "this KVM lacks {missing}, which came with Linux {}",
+                missing.since()
+            ),
+            Self::Busy { device } => write!(f, "{} is busy", device.display()),
+            Self::Open { device, reason } => {
+                write!(f, "cannot open {}: {reason}", device.display())
+            }
+            Self::CreateVm { errno } => write!(f, "KVM makes no VM: {errno}"),
+            Self::Lists { errno } => write!(f, "KVM does not say what it offers a guest: {errno}"),
+        }
+    }
+}
+
+impl Error for HostError {}
 
 impl HostError {
     /// What the owner of the host can do about it, in whole sentences.

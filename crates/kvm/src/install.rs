@@ -1,6 +1,8 @@
 //! Putting a filter into a VM, replacing it while guests run, and taking it out again, each in
 //! the order in which no denied access is ever a surprising #GP or an allowed one (S7).
 
+use std::error::Error;
+use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use msrgate_filter::{Filter, ReasonMask, Revision};
@@ -24,14 +26,12 @@ pub struct Installed {
 pub(crate) struct Mask(Option<RawReasons>);
 
 /// Why a filter is not in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstallError {
     /// The filter decides by other rules than the kernel's.
-    #[error("a filter of revision {0:?} cannot be installed: kernels follow mainline")]
     Revision(Revision),
     /// `KVM_CAP_X86_USER_SPACE_MSR` was refused.
-    #[error("the kernel refuses the exit reasons {mask}: {errno}")]
     Reasons {
         /// The bits it was asked for.
         mask: RawReasons,
@@ -39,12 +39,28 @@ pub enum InstallError {
         errno: CallErrno,
     },
     /// There is no file descriptor left to keep the VM by. Nothing was set.
-    #[error("cannot keep the VM's file descriptor: {0}")]
     Duplicate(CallErrno),
     /// `KVM_X86_SET_MSR_FILTER` was refused. The filter that was there before still holds (S2.7).
-    #[error("the kernel refuses the filter: {0}")]
     Filter(CallErrno),
 }
+
+impl fmt::Display for InstallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Revision(revision) => write!(
+                f,
+                "a filter of revision {revision:?} cannot be installed: kernels follow mainline"
+            ),
+            Self::Reasons { mask, errno } => {
+                write!(f, "the kernel refuses the exit reasons {mask}: {errno}")
+            }
+            Self::Duplicate(errno) => write!(f, "cannot keep the VM's file descriptor: {errno}"),
+            Self::Filter(errno) => write!(f, "the kernel refuses the filter: {errno}"),
+        }
+    }
+}
+
+impl Error for InstallError {}
 
 /// Installs `filter` in a VM, with exits for `reasons` and no others: the mask first, so that the first
 /// denied access is already an exit (S7). Call it before any vCPU of the VM runs: no call tells whether

@@ -15,12 +15,12 @@ mod observed;
 mod supported;
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt;
 
 use msrgate_filter::{
     Access, Because, ExitReason, Filter, MsrIndex, ReasonMask, Revision, Verdict,
 };
-use thiserror::Error;
 
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
@@ -129,18 +129,40 @@ impl fmt::Display for Deviation {
 }
 
 /// A measurement that did not take place.
-#[derive(Debug, Error)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum MeasureError {
     /// The guest could not be run.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
+    Guest(GuestError),
     /// The filter could not be set.
-    #[error("setting the filter: {0}")]
     SetFilter(CallErrno),
     /// The mask could not be set.
-    #[error("asking for MSR exits: {0}")]
     SetReasons(CallErrno),
+}
+
+impl fmt::Display for MeasureError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Guest(error) => error.fmt(f),
+            Self::SetFilter(errno) => write!(f, "setting the filter: {errno}"),
+            Self::SetReasons(errno) => write!(f, "asking for MSR exits: {errno}"),
+        }
+    }
+}
+
+impl Error for MeasureError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Guest(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<GuestError> for MeasureError {
+    fn from(error: GuestError) -> Self {
+        Self::Guest(error)
+    }
 }
 
 /// Measures all cases in both passes; first all of one pass, then all of the other.

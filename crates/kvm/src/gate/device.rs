@@ -1,5 +1,6 @@
 //! Emulated registers: a trait for a VMM's own, and the microcode device.
 
+use std::fmt;
 use std::sync::Arc;
 
 use msrgate_filter::{Access, MsrIndex};
@@ -29,9 +30,16 @@ impl GuestPhysical {
 }
 
 /// Memory that is not there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no memory of the guest is there")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotMapped;
+
+impl fmt::Display for NotMapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no memory of the guest is there")
+    }
+}
+
+impl std::error::Error for NotMapped {}
 
 /// The VM's memory, as its VMM knows it.
 pub trait GuestMemory: Send + Sync {
@@ -93,9 +101,16 @@ pub enum Written {
 }
 
 /// Bytes that are no state of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("these bytes are no state of this device")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadState;
+
+impl fmt::Display for BadState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("these bytes are no state of this device")
+    }
+}
+
+impl std::error::Error for BadState {}
 
 /// What a device may do to the vCPU whose access it answers.
 pub trait Machine {

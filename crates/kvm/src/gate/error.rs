@@ -1,5 +1,7 @@
 //! Why a gate cannot do what it was asked.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 
 use msrgate_filter::{Access, MsrIndex};
@@ -13,24 +15,16 @@ use crate::exit::{RawReason, RawReasons};
 use crate::install::InstallError;
 
 /// Why a gate does not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum GateError {
     /// It cannot answer.
-    #[error(transparent)]
-    Responder(#[from] ResponderError),
+    Responder(ResponderError),
     /// Its filter, with what has to be seen of accesses that it allows, fits no filter.
-    #[error("the accesses that the policy logs or audits do not fit a filter: {0}")]
-    Pack(#[from] CompileError),
+    Pack(CompileError),
     /// The host's KVM does not exit for reasons that the program needs.
-    #[error(
-        "this KVM has no exits for the reasons {0}, which the policy needs: run a newer kernel"
-    )]
     Reasons(RawReasons),
     /// The program answers for unknown MSRs, and this host hides them (S10.1).
-    #[error(
-        "the policy answers for MSRs that KVM does not know, and this host has kvm.ignore_msrs=1, which hides them: write 0 to /sys/module/kvm/parameters/ignore_msrs"
-    )]
     IgnoreMsrs,
     /// The program answers for unknown MSRs, and nobody can tell whether this host hides them (S10.1).
     #[error(
@@ -38,17 +32,10 @@ pub enum GateError {
     )]
     IgnoreMsrsNotSeen,
     /// A device reads the guest's memory.
-    #[error(
-        "the policy's microcode device accepts updates, which it reads from the guest's memory: give the gate that memory (GateOptions::memory), or write `update = \"ignore\"`"
-    )]
     NoMemory,
     /// Events are to have RIP, and KVM does not share registers.
-    #[error("events are to hold RIP, and this KVM puts no registers into kvm_run")]
     NoSharedRegisters,
     /// A queue for events that is too long.
-    #[error(
-        "a queue of {asked} events for each vCPU is too long: EventOptions::queue may be {most} at most"
-    )]
     Queue {
         /// What [`EventOptions::queue`](super::events::EventOptions::queue) is.
         asked: usize,
@@ -56,39 +43,23 @@ pub enum GateError {
         most: usize,
     },
     /// The kernel refuses the filter or the mask.
-    #[error(transparent)]
-    Install(#[from] InstallError),
+    Install(InstallError),
     /// The gate is in no VM, so that nothing is filtered.
-    #[error(
-        "this gate is not installed in a VM, so that nothing is filtered: call Gate::install first"
-    )]
     NotInstalled,
     /// The gate is in a VM already.
-    #[error("this gate is in a VM already: make one for each VM")]
     InstalledTwice,
     /// Another gate is in the VM, or its vCPUs still have parts of it.
-    #[error(
-        "this VM has a gate already: give that one the program by Gate::replace, or drop it and its VcpuGates first"
-    )]
     OtherGate,
     /// The vCPU has a part of the gate already. Two would each have half of its pins.
-    #[error(
-        "vCPU {vcpu} has a VcpuGate already: keep that one as long as the vCPU runs, and drop it before the vCPU is added again"
-    )]
     VcpuTwice {
         /// The vCPU.
         vcpu: VcpuId,
     },
     /// The VM's events have a reader already. Two would each get a part of them.
-    #[error(
-        "the VM's events have a reader already: keep what Gate::events has given, or drop it before asking again"
-    )]
     EventsTaken,
     /// A CPUID by which no processor is known.
-    #[error("the vCPU's CPUID has no leaf 0 or no leaf 1: give the gate what KVM_SET_CPUID2 got")]
     NoCpuid,
     /// A vCPU of another processor than the first one's.
-    #[error("vCPU {vcpu} is of the processor {seen}, and the policy was chosen for {chosen}")]
     OtherCpu {
         /// The vCPU.
         vcpu: VcpuId,
@@ -98,39 +69,82 @@ pub enum GateError {
         seen: Cpu,
     },
     /// A vCPU with another CPUID than it had.
-    #[error(
-        "the CPUID of vCPU {vcpu} has changed since it was first added: give the gate what KVM_SET_CPUID2 got, which KVM_GET_CPUID2 does not give back as it was"
-    )]
     CpuidChanged {
         /// The vCPU.
         vcpu: VcpuId,
     },
     /// The system has no file descriptor or no thread left.
-    #[error(transparent)]
     Io(io::Error),
 }
 
+impl fmt::Display for GateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Responder(error) => error.fmt(f),
+Self::Pack(error) => write!(f, "the accesses that the policy logs or audits do not fit a filter: {error}"),
+Self::Reasons(reasons) => write!(f, "this KVM has no exits for the reasons {reasons}, which the policy needs: run a newer kernel"),
+Self::IgnoreMsrs => f.write_str("the policy answers for MSRs that KVM does not know, and this host has kvm.ignore_msrs=1, which hides them: write 0 to /sys/module/kvm/parameters/ignore_msrs"),
+Self::NoMemory => f.write_str("the policy's microcode device accepts updates, which it reads from the guest's memory: give the gate that memory (GateOptions::memory), or write `update = \"ignore\"`"),
+Self::NoSharedRegisters => f.write_str("events are to hold RIP, and this KVM puts no registers into kvm_run"),
+Self::Queue { asked, most } => write!(f, "a queue of {asked} events for each vCPU is too long: EventOptions::queue may be {most} at most"),
+Self::Install(error) => error.fmt(f),
+Self::NotInstalled => f.write_str("this gate is not installed in a VM, so that nothing is filtered: call Gate::install first"),
+Self::InstalledTwice => f.write_str("this gate is in a VM already: make one for each VM"),
+Self::OtherGate => f.write_str("this VM has a gate already: give that one the program by Gate::replace, or drop it and its VcpuGates first"),
+Self::VcpuTwice { vcpu } => write!(f, "vCPU {vcpu} has a VcpuGate already: keep that one as long as the vCPU runs, and drop it before the vCPU is added again"),
+Self::EventsTaken => f.write_str("the VM's events have a reader already: keep what Gate::events has given, or drop it before asking again"),
+Self::NoCpuid => f.write_str("the vCPU's CPUID has no leaf 0 or no leaf 1: give the gate what KVM_SET_CPUID2 got"),
+Self::OtherCpu { vcpu, chosen, seen } => write!(f, "vCPU {vcpu} is of the processor {seen}, and the policy was chosen for {chosen}"),
+Self::CpuidChanged { vcpu } => write!(f, "the CPUID of vCPU {vcpu} has changed since it was first added: give the gate what KVM_SET_CPUID2 got, which KVM_GET_CPUID2 does not give back as it was"),
+Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Error for GateError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Responder(error) => error.source(),
+            Self::Pack(error) => Some(error),
+            Self::Install(error) => error.source(),
+            Self::Io(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<ResponderError> for GateError {
+    fn from(error: ResponderError) -> Self {
+        Self::Responder(error)
+    }
+}
+
+impl From<CompileError> for GateError {
+    fn from(error: CompileError) -> Self {
+        Self::Pack(error)
+    }
+}
+
+impl From<InstallError> for GateError {
+    fn from(error: InstallError) -> Self {
+        Self::Install(error)
+    }
+}
+
 /// Why an exit was not answered as the policy says. The guest gets #GP, if it is run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AnswerError {
     /// The vCPU's last exit was for something else, or has been answered.
-    #[error("the vCPU has no MSR exit that waits for an answer")]
     NoExit,
     /// The exit has a reason that no kernel known here gives.
-    #[error("the exit has the reason {0}, which is none")]
     Reason(RawReason),
     /// A call on the vCPU failed.
-    #[error("a call on the vCPU failed: {0}")]
     Call(CallErrno),
     /// The kernel's filter cannot be opened for the access any more.
-    #[error("the kernel's filter cannot be changed: {0}")]
     Publish(CallErrno),
     /// The program lets KVM handle the access, and the kernel's filter has kept refusing it for
     /// seconds: it is not the gate's.
-    #[error(
-        "the kernel keeps refusing a {access} of MSR {index} that the policy allows: something else has set the VM's filter"
-    )]
     OtherFilter {
         /// The MSR.
         index: MsrIndex,
@@ -138,64 +152,137 @@ pub enum AnswerError {
         access: Access,
     },
     /// The access needs another filter, and there is nobody to set it: the gate has been dropped.
-    #[error("the gate that sets this VM's filters is gone")]
     Gone,
     /// The vCPU is not the one that this part of the gate is for, or was not reset.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
+    Vcpu(VcpuError),
     /// This answer is to an exit that has been answered or is gone.
-    #[error("the exit that this answers has been answered, or is gone")]
     Stale,
 }
 
+impl fmt::Display for AnswerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoExit => f.write_str("the vCPU has no MSR exit that waits for an answer"),
+            Self::Reason(reason) => write!(f, "the exit has the reason {reason}, which is none"),
+            Self::Call(errno) => write!(f, "a call on the vCPU failed: {errno}"),
+            Self::Publish(errno) => write!(f, "the kernel's filter cannot be changed: {errno}"),
+            Self::OtherFilter { index, access } => write!(
+                f,
+                "the kernel keeps refusing a {access} of MSR {index} that the policy allows: something else has set the VM's filter"
+            ),
+            Self::Gone => f.write_str("the gate that sets this VM's filters is gone"),
+            Self::Vcpu(error) => error.fmt(f),
+            Self::Stale => f.write_str("the exit that this answers has been answered, or is gone"),
+        }
+    }
+}
+
+impl Error for AnswerError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Vcpu(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<VcpuError> for AnswerError {
+    fn from(error: VcpuError) -> Self {
+        Self::Vcpu(error)
+    }
+}
+
 /// Why a vCPU's state was not saved or restored.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StateError {
     /// The state is none, or another program's. Nothing was restored.
-    #[error(transparent)]
-    Restore(#[from] RestoreError),
+    Restore(RestoreError),
     /// The vCPU's last exit has not been answered, so that the guest's access is neither done nor
     /// refused.
-    #[error("the vCPU has an MSR exit that waits for an answer: answer it first")]
     Unanswered,
     /// The vCPU is not the one that this part of the gate is for, or was not reset.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
+    Vcpu(VcpuError),
     /// A call on the vCPU failed.
-    #[error("a call on the vCPU failed: {0}")]
     Call(CallErrno),
 }
 
+impl fmt::Display for StateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Restore(error) => error.fmt(f),
+            Self::Unanswered => {
+                f.write_str("the vCPU has an MSR exit that waits for an answer: answer it first")
+            }
+            Self::Vcpu(error) => error.fmt(f),
+            Self::Call(errno) => write!(f, "a call on the vCPU failed: {errno}"),
+        }
+    }
+}
+
+impl Error for StateError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Restore(error) => error.source(),
+            Self::Vcpu(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<RestoreError> for StateError {
+    fn from(error: RestoreError) -> Self {
+        Self::Restore(error)
+    }
+}
+
+impl From<VcpuError> for StateError {
+    fn from(error: VcpuError) -> Self {
+        Self::Vcpu(error)
+    }
+}
+
 /// Why a vCPU's part of a gate does nothing for the vCPU that it was given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VcpuError {
     /// The vCPU was never reset or restored, or that failed.
-    #[error(
-        "vCPU {vcpu} was not reset: call VcpuGate::reset or restore before the vCPU first runs"
-    )]
     NotReset {
         /// The vCPU.
         vcpu: VcpuId,
     },
     /// It is another vCPU, of this VM or another, than the one that was first reset or restored.
-    #[error(
-        "this is not the vCPU that the VcpuGate of vCPU {vcpu} was first reset with: give it that one's file descriptor and shared page, and each vCPU its own VcpuGate"
-    )]
     OtherVcpu {
         /// The vCPU that the part of the gate is for.
         vcpu: VcpuId,
     },
     /// KVM has another CPUID for the vCPU, in what the gate goes by, or none yet.
-    #[error(
-        "KVM has another CPUID for vCPU {vcpu} than Gate::vcpu was given, or none yet: give KVM_SET_CPUID2 the same, before VcpuGate::reset"
-    )]
     OtherCpuid {
         /// The vCPU.
         vcpu: VcpuId,
     },
 }
+
+impl fmt::Display for VcpuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotReset { vcpu } => write!(
+                f,
+                "vCPU {vcpu} was not reset: call VcpuGate::reset or restore before the vCPU first runs"
+            ),
+            Self::OtherVcpu { vcpu } => write!(
+                f,
+                "this is not the vCPU that the VcpuGate of vCPU {vcpu} was first reset with: give it that one's file descriptor and shared page, and each vCPU its own VcpuGate"
+            ),
+            Self::OtherCpuid { vcpu } => write!(
+                f,
+                "KVM has another CPUID for vCPU {vcpu} than Gate::vcpu was given, or none yet: give KVM_SET_CPUID2 the same, before VcpuGate::reset"
+            ),
+        }
+    }
+}
+
+impl Error for VcpuError {}
 
 impl From<Closed> for AnswerError {
     fn from(closed: Closed) -> Self {

@@ -1,12 +1,12 @@
-//! Atomics and locks that loom can watch: its own under `--cfg loom`, else those of `std`.
+//! Atomics and locks that loom can watch: its own in tests under `--cfg loom`, else those of `std`.
 
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 pub(super) use loom::sync::Mutex;
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 pub(super) use loom::sync::atomic::{AtomicU64, Ordering};
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 pub(super) use std::sync::Mutex;
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 pub(super) use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The interleavings and reorderings that loom has, with up to three preemptions. Loom knows that two

@@ -1,5 +1,6 @@
 //! Running a whole script: every step's exit answered, every step's outcome collected.
 
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
@@ -51,17 +52,14 @@ impl fmt::Display for StepAt {
 }
 
 /// Why a script has no outcome.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GuestError {
     /// There is no KVM any more.
-    #[error(transparent)]
-    Host(#[from] HostError),
+    Host(HostError),
     /// A filter could not be installed.
-    #[error(transparent)]
-    Install(#[from] InstallError),
+    Install(InstallError),
     /// A call that should not fail did.
-    #[error("{name}: {errno}")]
     Call {
         /// Its name.
         name: &'static str,
@@ -69,7 +67,6 @@ pub enum GuestError {
         errno: CallErrno,
     },
     /// The guest left in a way that no access can cause.
-    #[error("the guest left at {step} with {exit}")]
     Left {
         /// Where it was.
         step: StepAt,
@@ -77,13 +74,11 @@ pub enum GuestError {
         exit: String,
     },
     /// One step came to user space twice.
-    #[error("the guest left twice at {step}")]
     Twice {
         /// The step.
         step: StepAt,
     },
     /// An access went through, and left registers as no RDMSR and no WRMSR does (S5.4).
-    #[error("{step} left RAX {rax:#x}, RCX {rcx:#x} and RDX {rdx:#x}")]
     Registers {
         /// The access.
         step: StepAt,
@@ -95,7 +90,6 @@ pub enum GuestError {
         rdx: u64,
     },
     /// The guest did not end.
-    #[error("the guest did not get past {step} within {patience:?}")]
     Endless {
         /// Where it was.
         step: StepAt,
@@ -103,17 +97,63 @@ pub enum GuestError {
         patience: Duration,
     },
     /// The guest ended, and a step has no report.
-    #[error("the guest ended without {step}")]
     Skipped {
         /// The step.
         step: StepAt,
     },
     /// `KVM_RUN` came back under `immediate_exit`, but not with EINTR (S5.6).
-    #[error("KVM_RUN under immediate_exit did not return EINTR at {step}")]
     NotImmediate {
         /// Where the guest was.
         step: StepAt,
     },
+}
+
+impl fmt::Display for GuestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(error) => error.fmt(f),
+            Self::Install(error) => error.fmt(f),
+            Self::Call { name, errno } => write!(f, "{name}: {errno}"),
+            Self::Left { step, exit } => write!(f, "the guest left at {step} with {exit}"),
+            Self::Twice { step } => write!(f, "the guest left twice at {step}"),
+            Self::Registers {
+                step,
+                rax,
+                rcx,
+                rdx,
+            } => write!(f, "{step} left RAX {rax:#x}, RCX {rcx:#x} and RDX {rdx:#x}"),
+            Self::Endless { step, patience } => {
+                write!(f, "the guest did not get past {step} within {patience:?}")
+            }
+            Self::Skipped { step } => write!(f, "the guest ended without {step}"),
+            Self::NotImmediate { step } => write!(
+                f,
+                "KVM_RUN under immediate_exit did not return EINTR at {step}"
+            ),
+        }
+    }
+}
+
+impl Error for GuestError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Host(error) => error.source(),
+            Self::Install(error) => error.source(),
+            _ => None,
+        }
+    }
+}
+
+impl From<HostError> for GuestError {
+    fn from(error: HostError) -> Self {
+        Self::Host(error)
+    }
+}
+
+impl From<InstallError> for GuestError {
+    fn from(error: InstallError) -> Self {
+        Self::Install(error)
+    }
 }
 
 impl Guest {
