@@ -2,12 +2,10 @@
 
 use miette::SourceSpan;
 use msrgate_filter::Access;
+use msrgate_program::{Action, CpuSet, EntryId, MsrSet};
 
 use crate::parse::MAX_FILES;
 use crate::source::{Place, Source};
-use msrgate_program::CpuSet;
-use msrgate_program::MsrSet;
-use msrgate_program::{Action, EntryId};
 pub(crate) use msrgate_program::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 
 /// One of a policy's texts: [`Policy::sources`] by number, 0 the policy itself.

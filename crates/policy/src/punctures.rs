@@ -6,14 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use msrgate_filter::Access;
+use msrgate_program::{Action, Comparison, EntryId, MsrRange, MsrSet};
 
 use crate::compile::Compiled;
 use crate::policy::{Policy, SourceId, SourceSet};
 use crate::remedy::{Remedies, Remedy};
 use crate::resolve::variants;
-use msrgate_program::EntryId;
-use msrgate_program::{Action, Comparison};
-use msrgate_program::{MsrRange, MsrSet};
 
 /// A narrow entry that loosens part of a wider one, which another text has that does not know of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

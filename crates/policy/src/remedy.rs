@@ -4,16 +4,12 @@ use std::collections::HashMap;
 use std::fmt;
 
 use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{Action, Comparison, CpuSet, MsrSet, forward, one_line};
 
 use crate::layout::{self, Value};
 use crate::policy::{Entry, OWN, Policy};
 use crate::print;
 use crate::source::quoted;
-use msrgate_program::CpuSet;
-use msrgate_program::MsrSet;
-use msrgate_program::forward;
-use msrgate_program::one_line;
-use msrgate_program::{Action, Comparison};
 
 /// An entry to be pasted into the policy, in the place of an included one.
 #[derive(Clone, Debug, PartialEq, Eq)]

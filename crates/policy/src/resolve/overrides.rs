@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use msrgate_program::EntryId;
+use msrgate_program::{EntryId, MsrSet};
 
 use crate::policy::{Policy, Replaces, SourceId, When, WhenId};
-use msrgate_program::MsrSet;
 
 /// All that an override needs to be known of an entry beside its MSRs. A policy has no more of these
 /// than files and `[[when]]`s, however many of its entries speak of the same MSRs.
