@@ -145,7 +145,7 @@ fn overrides(figures: &mut Figures) -> Outcome<()> {
     };
     figures.cost(
         batch,
-        || Outcome::Ok(ranges(parse(&own, &mut base)?)?),
+        || ranges(parse(&own, &mut base)?),
         "120k-entries",
         || policy(&one).and_then(ranges),
     )?;
