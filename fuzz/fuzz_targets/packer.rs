@@ -64,7 +64,7 @@ fuzz_target!(|bytes: &[u8]| {
         let _ = writeln!(text, "\"{first:#x}..={last:#x}\" = \"{}\"", WORDS[word].0);
     }
     let policy = parse(&Source::new("fuzz.toml", &text), &mut NoIncludes).expect("stretches apart");
-    let compiled = match compile(policy) {
+    let compiled = match compile(policy).map_err(|not| not.error) {
         Ok(compiled) => compiled,
         Err(CompileError::Pack(PackError::TooManyRanges(windows))) => {
             assert!(windows.len() > MAX_RANGES);

@@ -5,8 +5,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use msrgate_policy::{
-    CompileError, IncludeError, Includes, MAX_LINE, NoIncludes, Program, Source, compile,
-    differences, parse, print,
+    CompileError, IncludeError, Includes, MAX_LINE, NoIncludes, NotCompiled, Program, Source,
+    compile, differences, parse, print,
 };
 
 struct Parts<'p>(Vec<&'p str>);
@@ -32,10 +32,10 @@ fuzz_target!(|text: &str| {
             return;
         }
     };
-    let printed = print(&policy);
+    let printed = print(policy.policy());
     let compiled = match compile(policy) {
         Ok(compiled) => compiled,
-        Err(error) => {
+        Err(NotCompiled { error, .. }) => {
             assert!(matches!(error, CompileError::Pack(_)), "{error}");
             return;
         }

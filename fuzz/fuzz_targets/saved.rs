@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
 use msrgate_policy::answer::{Responder, Saved, VcpuState};
-use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
+use msrgate_policy::{NoIncludes, Source, compile, parse};
 
 /// Registers, pins, and a register that is neither.
 const POLICY: &str = "policy = 1\ndefault = \"deny\"\n[msrs]\n\

@@ -76,7 +76,7 @@ impl Files {
             return Ok(source.clone());
         }
         is_called_toml(&path)?;
-        let (file, id) = open(&path).map_err(failed)?;
+        let (file, id) = open(&path).map_err(|error| failed(&error))?;
         let source = match self.by_id.get(&id) {
             Some(source) => source.clone(),
             None => self.read(&path, file)?,
@@ -111,7 +111,7 @@ impl Includes for Files {
             return Ok(shipped.source());
         }
         is_called_toml(Path::new(path))?;
-        self.file(file.canonicalize().map_err(failed)?)
+        self.file(file.canonicalize().map_err(|error| failed(&error))?)
     }
 }
 
@@ -127,7 +127,7 @@ fn is_called_toml(path: &Path) -> Result<(), IncludeError> {
     ))
 }
 
-fn failed(error: io::Error) -> IncludeError {
+fn failed(error: &io::Error) -> IncludeError {
     IncludeError::new(error.to_string())
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use msrgate_kvm::{Statement, statements};
+use msrgate_kvm::measure::{Statement, statements};
 
 /// How many statements each chapter has. S4 and S7 count in letters; S8 and S9 are one each.
 const CHAPTERS: [(&str, Parts); 10] = [

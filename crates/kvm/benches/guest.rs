@@ -6,10 +6,9 @@
 
 use msrgate_figures::{Batch, Figures, RateUnit, TimeUnit};
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, MsrIndex};
-use msrgate_kvm::{
-    Backend, HostCaps, KvmBackend, Observed, Outcome, RawBitmap, RawFilter, RawRange, RawReasons,
-    Reply, Step,
-};
+use msrgate_kvm::measure::{Backend, GuestOutcome, KvmBackend, Observed, Step, StepReply};
+use msrgate_kvm::sys::{RawBitmap, RawFilter, RawRange};
+use msrgate_kvm::{HostCaps, RawReasons};
 
 /// A register that KVM handles here and that nobody else uses.
 const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
@@ -39,13 +38,13 @@ impl Reads {
             index: STAR,
             access: Access::Read,
             value: 0,
-            reply: Reply::Value(ANSWER),
+            reply: StepReply::Value(ANSWER),
         };
         let mut reads = Self {
             backend,
             script: vec![step; ACCESSES as usize],
         };
-        let wrong = |seen: &&Observed| seen.outcome != Outcome::Value(value);
+        let wrong = |seen: &&Observed| seen.outcome != GuestOutcome::Value(value);
         match reads.run()?.iter().find(wrong) {
             Some(seen) => Err(format!("a read of {STAR} is not {value:#x}: {seen:?}").into()),
             None => Ok(reads),

@@ -34,8 +34,8 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use linux_loader::cmdline::Cmdline;
 use linux_loader::loader::{BzImage, KernelLoader, bootparam::boot_params, load_cmdline};
-use msrgate_filter::Reply;
 use msrgate_kvm::HostCaps;
+use msrgate_kvm::Reply;
 use msrgate_kvm::gate::events::{EventThread, JsonLines, LogFile};
 use msrgate_kvm::gate::{Gate, Outcome, VcpuGate};
 use msrgate_policy::Program;

@@ -7,7 +7,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{VcpuFd, VmFd};
 use msrgate_filter::{Access, MsrIndex};
 
-use crate::guest::{Apic, Guest, GuestError, Op, Report, called};
+use crate::measure::guest::{Apic, Guest, GuestError, Op, Report, called};
 use crate::probe::HostCaps;
 
 pub use crate::gate::paper::{

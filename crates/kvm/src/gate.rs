@@ -6,11 +6,10 @@
 //! [`Responder`], which decides, and carries out what that says.
 //!
 //! ```no_run
-//! # fn device(_: &msrgate_kvm::gate::Asked) -> msrgate_filter::Reply { msrgate_filter::Reply::DONE }
+//! # fn device(_: &msrgate_kvm::gate::Asked) -> msrgate_kvm::Reply { msrgate_kvm::Reply::DONE }
 //! use kvm_ioctls::{Kvm, VcpuExit};
-//! use msrgate_kvm::HostCaps;
 //! use msrgate_kvm::gate::{Gate, Outcome};
-//! use msrgate_program::Program;
+//! use msrgate_kvm::{HostCaps, Program};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let host = HostCaps::probe()?;
@@ -51,6 +50,7 @@ mod device;
 mod devices;
 mod error;
 pub mod events;
+pub(crate) mod handle;
 mod kick;
 mod options;
 #[cfg(feature = "bench")]
@@ -79,13 +79,14 @@ use msrgate_program::{CompileError, Program, Update};
 use crate::probe::{HostCaps, IgnoreMsrs};
 
 pub use answer::{Asked, Outcome, Violation};
-pub use cpuid::CpuidLeaves;
+pub use cpuid::{CpuidEntry, CpuidLeaves};
 pub use device::{
     BadState, Copied, Device, GuestMemory, GuestPhysical, Machine, NotMapped, Written,
 };
 pub use error::{AnswerError, GateError, StateError, VcpuError};
+pub use handle::{RawVcpu, VcpuHandle};
 pub use options::GateOptions;
-pub use system_calls::SystemCalls;
+pub use system_calls::{Ioctl, SystemCalls};
 pub use touch::Touched;
 pub use vcpu::VcpuGate;
 
@@ -298,7 +299,7 @@ impl Gate {
         id: impl Into<VcpuId>,
         cpuid: &(impl CpuidLeaves + ?Sized),
     ) -> Result<VcpuGate, GateError> {
-        let (id, cpuid) = (id.into(), GuestCpuid::new(cpuid.leaves())?);
+        let (id, cpuid) = (id.into(), GuestCpuid::new(&cpuid.leaves())?);
         let mut control = self.shared.lock();
         let has_nested = control.vm()?.has_nested_state();
         let alive = Arc::new(Alive);
@@ -486,8 +487,10 @@ fn check(program: &Arc<Program>, host: &HostCaps, options: &GateOptions) -> Resu
         let asks_unknown = variant
             .reasons()
             .contains(msrgate_filter::Revision::Mainline, ExitReason::Unknown);
-        if asks_unknown && host.ignore_msrs() == IgnoreMsrs::On {
-            return Err(GateError::IgnoreMsrs);
+        match host.ignore_msrs() {
+            IgnoreMsrs::On if asks_unknown => return Err(GateError::IgnoreMsrs),
+            IgnoreMsrs::NotSeen if asks_unknown => return Err(GateError::IgnoreMsrsNotSeen),
+            _ => {}
         }
         let microcode = program.settings().microcode;
         let reads_memory = microcode.is_some_and(|device| device.update == Update::Accept);

@@ -7,10 +7,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use msrgate_filter::{Filter, ReasonMask, Revision};
 
-use crate::calls;
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
-use crate::raw::{RawFilter, set_filter, set_filter_raw};
+use crate::sys::calls;
+use crate::sys::raw::{RawFilter, set_filter, set_filter_raw};
 
 /// A VM with a filter that was put into it. There is no ioctl that reads filter or mask back, so this
 /// remembers the mask; it keeps a duplicate of the VM's file descriptor, so that no other VM can be meant.

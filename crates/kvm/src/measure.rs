@@ -7,6 +7,13 @@
 //!    FILTER, an allowed one never does.
 //! 3. [`Pass::Faults`]: the filter, and no exits. A refused access is #GP at its instruction.
 
+mod backend;
+mod doctor;
+pub(crate) mod guest;
+mod model;
+mod observed;
+mod supported;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
@@ -15,11 +22,18 @@ use msrgate_filter::{
     Access, Because, ExitReason, Filter, MsrIndex, ReasonMask, Revision, Verdict,
 };
 
-use crate::backend::{Backend, GuestRegisters, Observed, Outcome, Reply, SeenExit, Site, Step};
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
-use crate::guest::GuestError;
-use crate::raw::RawFilter;
+use crate::sys::raw::RawFilter;
+
+pub use backend::{Backend, BackendKind, KvmBackend};
+pub use doctor::{Finding, Statement, statements};
+pub use guest::{GuestError, StepAt};
+pub use model::ModelBackend;
+pub use observed::{
+    Fault, GuestOutcome, GuestRegisters, Observed, SeenExit, Site, Step, StepReply,
+};
+pub use supported::{CpuidLeaf, Supported};
 
 /// One access to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,8 +227,8 @@ fn baseline(backend: &mut dyn Backend, cases: &[Case]) -> Result<Baseline, Measu
         .collect();
     let observed = backend.run(&steps)?;
     let value = |seen: &Observed| match seen.outcome {
-        Outcome::Value(value) => Some(value),
-        Outcome::Written | Outcome::Fault(_) => None,
+        GuestOutcome::Value(value) => Some(value),
+        GuestOutcome::Written | GuestOutcome::Fault(_) => None,
     };
     Ok(indices
         .into_iter()
@@ -229,7 +243,7 @@ fn step(index: MsrIndex, access: Access, value: u64) -> Step {
         index,
         access,
         value,
-        reply: Reply::Fault,
+        reply: StepReply::Fault,
     }
 }
 
@@ -300,9 +314,9 @@ impl Measured {
     fn look(&mut self, observed: &Observed) {
         self.seen = match (observed.exit, observed.outcome) {
             (Some(exit), _) => Seen::Exit(exit.reason.known()),
-            (None, Outcome::Value(value)) => Seen::Value(value),
-            (None, Outcome::Written) => Seen::Written,
-            (None, Outcome::Fault(_)) => Seen::Fault,
+            (None, GuestOutcome::Value(value)) => Seen::Value(value),
+            (None, GuestOutcome::Written) => Seen::Written,
+            (None, GuestOutcome::Fault(_)) => Seen::Fault,
         };
         if let Seen::Exit(Some(own @ (ExitReason::Unknown | ExitReason::Invalid))) = self.seen {
             self.own_fault = Some(own);
@@ -348,7 +362,7 @@ impl Measured {
         if let Some(exit) = observed.exit {
             self.judge_exit(&exit, value);
         }
-        if let Outcome::Fault(fault) = observed.outcome {
+        if let GuestOutcome::Fault(fault) = observed.outcome {
             if let Site::Elsewhere(rip) = fault.site {
                 self.deviate(
                     "S5.7",

@@ -10,7 +10,8 @@ use crate::errno::{CallErrno, RawErrno};
 use crate::exit::{RawReason, RawReasons};
 use crate::gate::events::EventOptions;
 use crate::gate::{AnswerError, GateError, StateError, VcpuError, VcpuId};
-use crate::{GuestError, HostError, InstallError, MeasureError, Requirement, StepAt};
+use crate::measure::{GuestError, MeasureError, StepAt};
+use crate::{HostError, InstallError, Requirement};
 
 use msrgate_testing::messages::messages;
 
@@ -97,9 +98,12 @@ fn why_nothing_was_measured() {
                 &installs,
                 |_| None
             ),
-            messages(include_str!("guest/run.rs"), "GuestError", &guests, |_| {
-                None
-            }),
+            messages(
+                include_str!("measure/guest/run.rs"),
+                "GuestError",
+                &guests,
+                |_| { None }
+            ),
             messages(
                 include_str!("measure.rs"),
                 "MeasureError",
@@ -125,6 +129,7 @@ fn why_a_gate_does_not_answer() {
         GateError::Pack(CompileError::Pack(PackError::LastMsr)),
         GateError::Reasons(RawReasons::new(8)),
         GateError::IgnoreMsrs,
+        GateError::IgnoreMsrsNotSeen,
         GateError::NoMemory,
         GateError::NoSharedRegisters,
         GateError::Queue {

@@ -5,15 +5,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::KVM_API_VERSION;
-#[cfg(feature = "kvm-ioctls")]
-use kvm_ioctls::{Kvm, VmFd};
 use msrgate_filter::Errno;
 
-use crate::calls::{self, enable_reasons};
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::host::{HostError, Requirement};
-use crate::raw::{RawFilter, set_filter_raw};
+use crate::sys::calls::{self, enable_reasons};
+use crate::sys::raw::{RawFilter, set_filter_raw};
 
 const DEVICE: &str = "/dev/kvm";
 const MODULES: &str = "/sys/module";
@@ -97,10 +95,48 @@ impl HostCaps {
     /// As [`Self::probe`].
     pub fn probe_at(device: &Path) -> Result<Self, HostError> {
         let kvm = open(device)?;
-        for needed in Requirement::ALL {
-            needed.require(|number| calls::check_extension(&kvm, number))?;
+        Self::probe_by(&kvm, device)
+    }
+
+    /// Asks the KVM behind `/dev/kvm`, which the VMM has open as `kvm`, on a VM that is gone when this returns.
+    /// Under Landlock or in a jail without the device file, this works where [`Self::probe`] cannot.
+    ///
+    /// # Errors
+    /// As [`Self::probe`].
+    pub fn probe_with(kvm: &impl AsRawFd) -> Result<Self, HostError> {
+        check_version(kvm, Path::new(DEVICE))?;
+        Self::probe_by(kvm, Path::new(DEVICE))
+    }
+
+    /// A host of which a VMM knows already what a gate goes by, from a probe of another process say. No file
+    /// is opened and no VM is made; what else there is to know counts as not seen.
+    #[must_use]
+    pub fn known(reasons: RawReasons, ignore_msrs: IgnoreMsrs) -> Self {
+        Self {
+            device: DEVICE.into(),
+            reasons,
+            unknown_bits: UnknownBits::Ignored,
+            ignore_msrs,
+            module: Module::NotSeen,
+            release: String::new(),
+            cpu: None,
         }
-        let vm = create_vm(&kvm, device)?;
+    }
+
+    /// This host with `kvm.ignore_msrs` as the VMM knows it, where the parameter could not be read.
+    #[must_use]
+    pub fn with_ignore_msrs(self, ignore_msrs: IgnoreMsrs) -> Self {
+        Self {
+            ignore_msrs,
+            ..self
+        }
+    }
+
+    fn probe_by(kvm: &impl AsRawFd, device: &Path) -> Result<Self, HostError> {
+        for needed in Requirement::ALL {
+            needed.require(|number| calls::check_extension(kvm, number))?;
+        }
+        let vm = create_vm(kvm, device)?;
         for needed in Requirement::ALL {
             needed.require(|number| calls::check_extension(&vm, number))?;
         }
@@ -111,24 +147,8 @@ impl HostCaps {
             ignore_msrs: ignore_msrs(Path::new(MODULES)),
             module: module(Path::new(MODULES)),
             release: release(Path::new("/proc/sys/kernel/osrelease")),
-            cpu: cpu_signature(&kvm),
+            cpu: cpu_signature(kvm),
         })
-    }
-
-    /// A new VM on this host.
-    ///
-    /// # Errors
-    /// As [`Self::probe`]: the device may have gone since.
-    #[cfg(feature = "kvm-ioctls")]
-    pub fn create_vm(&self) -> Result<VmFd, HostError> {
-        let kvm = self.open()?;
-        calls::into_vm(&kvm, create_vm(&kvm, &self.device)?)
-            .map_err(|errno| HostError::from_create(&self.device, errno))
-    }
-
-    #[cfg(feature = "kvm-ioctls")]
-    pub(crate) fn open(&self) -> Result<Kvm, HostError> {
-        Ok(calls::into_kvm(open(&self.device)?))
     }
 
     /// This host, or `None` with a word about why the test is skipped.
@@ -136,7 +156,6 @@ impl HostCaps {
     /// # Panics
     /// There is no usable KVM, and `MSRGATE_REQUIRE` says that there must be.
     #[cfg(test)]
-    #[cfg(feature = "kvm-ioctls")]
     pub(crate) fn for_test() -> Option<Self> {
         use std::io::Write;
         match Self::probe() {
@@ -210,7 +229,7 @@ impl HostCaps {
 }
 
 /// Leaves 0 and 1 of `KVM_GET_SUPPORTED_CPUID`.
-fn cpu_signature(kvm: &OwnedFd) -> Option<CpuSignature> {
+fn cpu_signature(kvm: &impl AsRawFd) -> Option<CpuSignature> {
     let cpuid = calls::supported_cpuid(kvm)?;
     let leaf = |number| cpuid.as_slice().iter().find(|leaf| leaf.function == number);
     let (name, features) = (leaf(0)?, leaf(1)?);
@@ -220,11 +239,17 @@ fn cpu_signature(kvm: &OwnedFd) -> Option<CpuSignature> {
     })
 }
 
-fn open(device: &Path) -> Result<OwnedFd, HostError> {
+/// Opens a device file and asks the version of the interface behind it.
+pub(crate) fn open(device: &Path) -> Result<OwnedFd, HostError> {
     let kvm = OpenOptions::new().read(true).write(true).open(device);
     let kvm = OwnedFd::from(kvm.map_err(|error| HostError::from_open(device, &error))?);
-    match calls::api_version(&kvm) {
-        version if version == KVM_API_VERSION.cast_signed() => Ok(kvm),
+    check_version(&kvm, device)?;
+    Ok(kvm)
+}
+
+fn check_version(kvm: &impl AsRawFd, device: &Path) -> Result<(), HostError> {
+    match calls::api_version(kvm) {
+        version if version == KVM_API_VERSION.cast_signed() => Ok(()),
         -1 => Err(HostError::NotKvm {
             device: device.to_owned(),
         }),
@@ -232,7 +257,8 @@ fn open(device: &Path) -> Result<OwnedFd, HostError> {
     }
 }
 
-fn create_vm(kvm: &impl AsRawFd, device: &Path) -> Result<OwnedFd, HostError> {
+/// Makes a new VM by the device file that was opened as `device`.
+pub(crate) fn create_vm(kvm: &impl AsRawFd, device: &Path) -> Result<OwnedFd, HostError> {
     calls::create_vm(kvm).map_err(|errno| HostError::from_create(device, errno))
 }
 
@@ -330,6 +356,18 @@ mod tests {
         assert!(matches!(seen, Err(HostError::Absent { .. })), "{seen:?}");
         let seen = HostCaps::probe_at(Path::new("/dev/nul\0l"));
         assert!(matches!(seen, Err(HostError::Open { .. })), "{seen:?}");
+    }
+
+    #[test]
+    fn probe_with_open_device_sees_what_probe_sees() {
+        let Some(host) = HostCaps::for_test() else {
+            return;
+        };
+        let kvm = open(Path::new(DEVICE)).unwrap();
+        assert_eq!(HostCaps::probe_with(&kvm), Ok(host));
+        let other = fs::File::open("/dev/null").unwrap();
+        let seen = HostCaps::probe_with(&other);
+        assert!(matches!(seen, Err(HostError::NotKvm { .. })), "{seen:?}");
     }
 
     #[test]

@@ -5,17 +5,18 @@ use msrgate_filter::{
     Access, Accesses, Bitmap, Errno, ExitReason, Fallback, Filter, MsrIndex, Range, Register,
     RegisterMap, Revision,
 };
-use msrgate_kvm::{
-    Backend, CallErrno, Case, Fault, GuestRegisters, KvmBackend, ModelBackend, Observed, Outcome,
-    Pass, RawBitmap, RawFilter, RawRange, RawReasons, Reply, Seen, SeenExit, Site, Step,
-    WriteEffect, measure,
+use msrgate_kvm::measure::{
+    Backend, Case, Fault, GuestOutcome, GuestRegisters, KvmBackend, ModelBackend, Observed, Pass,
+    Seen, SeenExit, Site, Step, StepReply, WriteEffect, measure,
 };
+use msrgate_kvm::sys::{RawBitmap, RawFilter, RawRange};
+use msrgate_kvm::{CallErrno, RawReasons};
 
 const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 const LSTAR: MsrIndex = MsrIndex::new(0xc000_0082);
 const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 
-const GP: Outcome = Outcome::Fault(Fault {
+const GP: GuestOutcome = GuestOutcome::Fault(Fault {
     site: Site::AtInstruction,
     code: 0,
     registers: GuestRegisters::Untouched,
@@ -40,7 +41,7 @@ fn on_each(body: impl Fn(&mut dyn Backend)) {
     }
 }
 
-fn read(index: MsrIndex, reply: Reply) -> Step {
+fn read(index: MsrIndex, reply: StepReply) -> Step {
     Step {
         index,
         access: Access::Read,
@@ -49,7 +50,7 @@ fn read(index: MsrIndex, reply: Reply) -> Step {
     }
 }
 
-fn write(index: MsrIndex, value: u64, reply: Reply) -> Step {
+fn write(index: MsrIndex, value: u64, reply: StepReply) -> Step {
     Step {
         index,
         access: Access::Write,
@@ -90,19 +91,19 @@ fn s5_one_script_shows_values_exits_and_both_replies() {
         backend.set_reasons(RawReasons::new(7)).unwrap();
         backend.set_filter(&star_only()).unwrap();
         let script = [
-            write(STAR, 0x1122_3344_5566_7788, Reply::Fault),
-            read(STAR, Reply::Fault),
-            read(CSTAR, Reply::Value(0xa1b2_c3d4_e5f6_0718)),
-            write(CSTAR, 0x99, Reply::Value(0)),
-            read(CSTAR, Reply::Fault),
-            write(CSTAR, 0x99, Reply::Fault),
+            write(STAR, 0x1122_3344_5566_7788, StepReply::Fault),
+            read(STAR, StepReply::Fault),
+            read(CSTAR, StepReply::Value(0xa1b2_c3d4_e5f6_0718)),
+            write(CSTAR, 0x99, StepReply::Value(0)),
+            read(CSTAR, StepReply::Fault),
+            write(CSTAR, 0x99, StepReply::Fault),
         ];
         let seen = backend.run(&script).unwrap();
         let outcomes = [
-            Outcome::Written,
-            Outcome::Value(0x1122_3344_5566_7788),
-            Outcome::Value(0xa1b2_c3d4_e5f6_0718),
-            Outcome::Written,
+            GuestOutcome::Written,
+            GuestOutcome::Value(0x1122_3344_5566_7788),
+            GuestOutcome::Value(0xa1b2_c3d4_e5f6_0718),
+            GuestOutcome::Written,
             GP,
             GP,
         ];
@@ -121,12 +122,12 @@ fn s5_2_without_a_mask_the_same_script_only_faults() {
     on_each(|backend| {
         backend.set_filter(&star_only()).unwrap();
         let script = [
-            read(STAR, Reply::Value(1)),
-            read(CSTAR, Reply::Value(1)),
-            write(CSTAR, 1, Reply::Value(1)),
+            read(STAR, StepReply::Value(1)),
+            read(CSTAR, StepReply::Value(1)),
+            write(CSTAR, 1, StepReply::Value(1)),
         ];
         let seen = backend.run(&script).unwrap();
-        let outcomes = [Outcome::Value(0), GP, GP];
+        let outcomes = [GuestOutcome::Value(0), GP, GP];
         let wanted = outcomes.map(|outcome| Observed {
             outcome,
             exit: None,
@@ -160,7 +161,7 @@ fn one_vm_serves_many_filters_and_scripts() {
             filter.ranges[0].bitmap = RawBitmap::Bytes(vec![1 << allowed, 0, 0, 0, 0, 0, 0, 0]);
             backend.set_filter(&filter).unwrap();
             let script: Vec<Step> = (0..3)
-                .map(|offset| read(MsrIndex::new(STAR.get() + offset), Reply::Fault))
+                .map(|offset| read(MsrIndex::new(STAR.get() + offset), StepReply::Fault))
                 .collect();
             let seen = backend.run(&script).unwrap();
             for (offset, observed) in (0..).zip(&seen) {
@@ -180,8 +181,8 @@ fn s2_7_a_refused_call_leaves_filter_and_mask() {
         open.ranges[0].bitmap = RawBitmap::Unreadable;
         backend.set_filter(&open).unwrap_err();
         backend.set_reasons(RawReasons::new(8)).unwrap_err();
-        let seen = backend.run(&[read(CSTAR, Reply::Fault)]).unwrap();
-        let wanted = exit(read(CSTAR, Reply::Fault), ExitReason::Filter);
+        let seen = backend.run(&[read(CSTAR, StepReply::Fault)]).unwrap();
+        let wanted = exit(read(CSTAR, StepReply::Fault), ExitReason::Filter);
         assert_eq!(seen[0].exit, Some(wanted));
     });
 }
@@ -196,7 +197,7 @@ fn s3_4_where_no_range_speaks_the_default_decides() {
                 ..star_only()
             };
             backend.set_filter(&filter).unwrap();
-            let nowhere = read(MsrIndex::new(0x1234_5678), Reply::Fault);
+            let nowhere = read(MsrIndex::new(0x1234_5678), StepReply::Fault);
             let seen = backend.run(&[nowhere]).unwrap();
             let wanted = Observed {
                 outcome: GP,

@@ -1,18 +1,27 @@
 //! Unsafe: gives memory to KVM.
 //!
-//! The README's example of a VMM, compiled and run: the lines between the two marks are those that
-//! the README shows.
+//! The README's example of a VMM, compiled and run: the lines between two marks are those that the README
+//! shows.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of this is a test, its functions too"
+)]
 
 use std::error::Error;
 use std::path::Path;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
-use msrgate_filter::Reply;
-use msrgate_kvm::HostCaps;
-use msrgate_kvm::gate::{Asked, Gate, Outcome};
-use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
+use kvm_ioctls::{Kvm, VcpuFd};
+use msrgate_kvm::Reply;
+use msrgate_kvm::gate::Asked;
+use msrgate_policy::{NoIncludes, Source, compile, parse};
+
+// The README begins here.
+use kvm_ioctls::VcpuExit;
+use msrgate_kvm::gate::{Gate, Outcome};
+use msrgate_kvm::{HostCaps, Program};
+// The README ends here.
 
 const POLICY: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
     0x10000 = { read = { value = 42 }, write = 'deny' }\n\
@@ -107,21 +116,45 @@ fn example(
     // The README ends here.
 }
 
+/// Returns the lines between marks: first the `use` lines, then the example.
 fn shown() -> String {
+    const BEGINS: &str = "// The README begins here.\n";
+    const ENDS: &str = "// The README ends here.\n";
     let source = include_str!("readme.rs");
-    let lines = source
-        .lines()
-        .skip_while(|line| line.trim() != "// The README begins here.")
-        .skip(1)
-        .take_while(|line| line.trim() != "// The README ends here.");
-    let lines = lines.map(|line| line.strip_prefix("    ").unwrap_or(line));
-    lines.flat_map(|line| [line, "\n"]).collect()
+    let parts = source.split(BEGINS).skip(1).take(2);
+    let parts = parts.map(|part| part.split(ENDS).next().unwrap_or(part));
+    let parts = parts.map(|part| {
+        let lines = part
+            .lines()
+            .map(|line| line.strip_prefix("    ").unwrap_or(line));
+        lines.collect::<Vec<_>>().join("\n").trim_end().to_owned()
+    });
+    parts.collect::<Vec<_>>().join("\n\n") + "\n"
+}
+
+/// Returns the README's lines for `Cargo.toml`, with the version of `kvm-ioctls` that is tested.
+fn dependencies() -> String {
+    let workspace = include_str!("../../../Cargo.toml");
+    let line = |name: &str| {
+        let line = workspace.lines().find(|line| line.starts_with(name));
+        let version = line
+            .unwrap()
+            .split('"')
+            .rfind(|part| part.starts_with(|c: char| c.is_ascii_digit()));
+        version.unwrap().to_owned()
+    };
+    let own = line("msrgate-kvm = ");
+    let own = own.strip_suffix(".0").unwrap_or(&own);
+    let ioctls = line("kvm-ioctls = ");
+    format!("[dependencies]\nmsrgate-kvm = \"{own}\"\nkvm-ioctls = \"{ioctls}\"\n")
 }
 
 #[test]
 fn the_readme_shows_what_is_run_here() {
     let readme = include_str!("../../../README.md");
     let block = format!("```rust\n{}```\n", shown());
+    assert!(readme.contains(&block), "README.md is to have\n{block}");
+    let block = format!("```toml\n{}```\n", dependencies());
     assert!(readme.contains(&block), "README.md is to have\n{block}");
 }
 

@@ -1,4 +1,4 @@
-//! What `Gate::ioctls` lists is all that a gate calls: each thread has rules that let it make those
+//! What `SystemCalls` lists is all that probing and a gate call: each thread has rules that let it make those
 //! calls and no others, and any other ends the process.
 #![expect(
     clippy::unwrap_used,
@@ -12,8 +12,9 @@ use std::thread;
 
 use kvm_ioctls::VcpuExit;
 use msrgate_filter::{Access, MsrIndex, Reply};
+use msrgate_kvm::HostCaps;
 use msrgate_kvm::bench::GuestVm;
-use msrgate_kvm::gate::{Gate, Outcome, SystemCalls, VcpuGate};
+use msrgate_kvm::gate::{Gate, Ioctl, Outcome, SystemCalls, VcpuGate};
 use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -39,25 +40,6 @@ fn program(text: &str) -> Program {
     compile(policy).unwrap().into_program()
 }
 
-/// The numbers of the calls on KVM's file descriptors (Linux, `uapi/linux/kvm.h`).
-fn ioctl(name: &str) -> u64 {
-    match name {
-        "KVM_CHECK_EXTENSION" => 0xae03,
-        "KVM_RUN" => 0xae80,
-        "KVM_GET_REGS" => 0x8090_ae81,
-        "KVM_SET_REGS" => 0x4090_ae82,
-        "KVM_GET_CPUID2" => 0xc008_ae91,
-        "KVM_GET_MSRS" => 0xc008_ae88,
-        "KVM_SET_MSRS" => 0x4008_ae89,
-        "KVM_GET_MP_STATE" => 0x8004_ae98,
-        "KVM_SET_MP_STATE" => 0x4004_ae99,
-        "KVM_ENABLE_CAP" => 0x4068_aea3,
-        "KVM_GET_NESTED_STATE" => 0xc080_aebe,
-        "KVM_X86_SET_MSR_FILTER" => 0x4188_aec6,
-        other => panic!("{other} has no number here"),
-    }
-}
-
 fn call(name: &str) -> i64 {
     match name {
         "brk" => libc::SYS_brk,
@@ -75,6 +57,13 @@ fn call(name: &str) -> i64 {
         "mprotect" => libc::SYS_mprotect,
         "mremap" => libc::SYS_mremap,
         "munmap" => libc::SYS_munmap,
+        "fstat" => libc::SYS_fstat,
+        "getdents64" => libc::SYS_getdents64,
+        "lseek" => libc::SYS_lseek,
+        "newfstatat" => libc::SYS_newfstatat,
+        "openat" => libc::SYS_openat,
+        "read" => libc::SYS_read,
+        "statx" => libc::SYS_statx,
         "prctl" => libc::SYS_prctl,
         "rseq" => libc::SYS_rseq,
         "rt_sigprocmask" => libc::SYS_rt_sigprocmask,
@@ -87,10 +76,10 @@ fn call(name: &str) -> i64 {
 }
 
 /// From here on this thread, and those that it starts, may make these calls only.
-fn permit(ioctls: &[&str], others: &[&[&str]]) {
-    let request = |name: &&str| {
-        let condition =
-            SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, ioctl(name));
+fn permit(ioctls: &[Ioctl], others: &[&[&str]]) {
+    let request = |ioctl: &Ioctl| {
+        let number = ioctl.number.into();
+        let condition = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, number);
         SeccompRule::new(vec![condition.unwrap()]).unwrap()
     };
     let others = others.iter().copied().flatten();
@@ -151,22 +140,21 @@ fn what_is_listed_is_all_that_is_called() {
         .collect();
     let mut guest = GuestVm::new(&host).unwrap();
     let gate = Gate::new(program(PLAIN), &host).unwrap();
-    let calls = gate.ioctls();
+    let calls = SystemCalls::ALL;
     let (vm, cpuid) = (guest.vm().clone(), guest.cpuid().clone());
     let (of_gate, at_vcpu) = mpsc::channel::<VcpuGate>();
     let (of_vcpu, at_gate) = mpsc::channel();
     let (of_replaced, is_replaced) = mpsc::channel();
     let (plain, all) = (program(PLAIN), program(ALL));
     let handled = thread::scope(|scope| {
-        let of_installer = calls.clone();
         let installer = scope.spawn(move || {
             let SystemCalls {
                 vm_ioctls,
                 vm_others,
                 own_others,
                 ..
-            } = of_installer;
-            permit(&vm_ioctls, &[&vm_others, &own_others]);
+            } = SystemCalls::ALL;
+            permit(vm_ioctls, &[vm_others, own_others]);
             gate.install(&*vm).unwrap();
             of_gate.send(gate.vcpu(0, &cpuid).unwrap()).unwrap();
             // The vCPU's rules were made for whatever may come.
@@ -175,17 +163,22 @@ fn what_is_listed_is_all_that_is_called() {
             of_replaced.send(()).unwrap();
             at_gate.recv().unwrap();
             gate.replace(plain).unwrap();
+            drop(gate);
+            of_replaced.send(()).unwrap();
         });
         let vcpu = scope.spawn(move || {
             let mut msrs = at_vcpu.recv().unwrap();
             guest.load(&script).unwrap();
-            permit(&calls.vcpu_ioctls, &[&calls.vcpu_others, &calls.own_others]);
+            permit(calls.vcpu_ioctls, &[calls.vcpu_others, calls.own_others]);
             msrs.reset(guest.vcpu()).unwrap();
             of_vcpu.send(()).unwrap();
             is_replaced.recv().unwrap();
             let handled = run(&mut guest, &mut msrs);
             msrs.save(guest.vcpu()).unwrap();
             of_vcpu.send(()).unwrap();
+            // The gate is gone: what it has of the VM goes with the last vCPU's part.
+            is_replaced.recv().unwrap();
+            drop(msrs);
             // What the guest takes to be dropped is no call of the gate.
             (handled, guest)
         });
@@ -193,4 +186,18 @@ fn what_is_listed_is_all_that_is_called() {
         vcpu.join().unwrap().0
     });
     assert_eq!(handled, 1);
+}
+
+/// The thread's calls until it ends are beside those of probing.
+#[test]
+fn probe_calls_nothing_that_is_not_listed() {
+    let Some(host) = msrgate_testing::host::host() else {
+        return;
+    };
+    let probed = thread::spawn(|| {
+        let calls = SystemCalls::ALL;
+        permit(calls.probe_ioctls, &[calls.probe_others, calls.own_others]);
+        HostCaps::probe()
+    });
+    assert_eq!(probed.join().unwrap(), Ok(host));
 }

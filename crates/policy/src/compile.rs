@@ -52,7 +52,9 @@ impl Compiled {
     /// Which of the policy's `[[when]]`s hold in a variant.
     pub fn whens(&self, variant: &Variant) -> impl Iterator<Item = WhenId> {
         let holds = variant.holds().iter().enumerate();
-        holds.filter_map(|(when, holds)| holds.then(|| WhenId::new(when)))
+        holds
+            .filter(|(_, holds)| **holds)
+            .map(|(when, _)| WhenId::new(when))
     }
 }
 

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use msrgate_filter::Access;
+use msrgate_program::{Action, DecidedBy, EntryId, MsrRange, MsrSet, Rule};
 
 use crate::compile::Compiled;
 use crate::policy::{Mode, Settings};
 use crate::punctures::punctures;
 use crate::registers::{self, Gap, Reach};
-use msrgate_program::Action;
-use msrgate_program::{DecidedBy, EntryId, Rule};
-use msrgate_program::{MsrRange, MsrSet};
 
 /// How far it is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -7,13 +7,10 @@ use std::fmt;
 use msrgate_filter::{
     Access, Because, Decision, ExitNumber, ExitReason, MsrIndex, ReasonMask, Revision, Verdict,
 };
+use msrgate_program::{Action, DecidedBy, MsrRange, Rule, Variant};
 
 use crate::enforcement::{Extent, Hole, enforcement_of};
 use crate::policy::{Entry, Log, Mode, Policy, Settings, UnknownAction};
-use msrgate_program::Action;
-use msrgate_program::MsrRange;
-use msrgate_program::Variant;
-use msrgate_program::{DecidedBy, Rule};
 
 /// Everything that decides one access.
 #[derive(Clone, Debug)]

@@ -54,6 +54,15 @@ const OTHERS: [&str; 13] = [
 /// an included entry, is none.
 pub fn format(source: &Source) -> Result<String, Box<Mistakes>> {
     check_alone(source)?;
+    let formatted = laid_out(source)?;
+    // Nothing that would not be read takes the place of something that is.
+    check_alone(&Source::new(source.name(), &formatted))?;
+    Ok(formatted)
+}
+
+/// The canonical form of a text without mistakes. Its document takes as much memory as reading the text
+/// does, and is gone when the form is read.
+fn laid_out(source: &Source) -> Result<String, Box<Mistakes>> {
     let text = source.text();
     let document = Document::parse(text).map_err(|error| {
         let wrong = Wrong::Syntax(error.message().to_owned());
@@ -61,10 +70,9 @@ pub fn format(source: &Source) -> Result<String, Box<Mistakes>> {
     })?;
     let statements = Statements::of(document.as_table(), text);
     let (head, foot) = (statements.head, statements.foot);
-    let formatted = write(Node::of(statements.all, text), &head, &foot);
-    // Nothing that would not be read takes the place of something that is.
-    check_alone(&Source::new(source.name(), &formatted))?;
-    Ok(formatted)
+    let root = Node::of(statements.all, text);
+    drop(document);
+    Ok(write(root, &head, &foot))
 }
 
 fn write(mut root: Node, head: &[String], foot: &[String]) -> String {

@@ -29,10 +29,10 @@ mod strace;
 use std::fmt;
 
 use msrgate_filter::FilterError;
+use msrgate_program::one_line;
 
 use crate::parse::MAX_ENTRIES;
 use crate::policy::Settings;
-use msrgate_program::one_line;
 
 pub use compiled::{compiled_filter, is_compiled_filter};
 pub use draft::{Draft, Unsaid};

@@ -4,13 +4,10 @@
 use std::collections::BTreeMap;
 
 use msrgate_filter::{Access, Accesses, MsrIndex};
+use msrgate_program::{Action, CpuidBit, DecidedBy, EntryId, Variant};
 
 use crate::effects::write_effect;
 use crate::registers::{self, Feature};
-use msrgate_program::Action;
-use msrgate_program::CpuidBit;
-use msrgate_program::Variant;
-use msrgate_program::{DecidedBy, EntryId};
 
 /// Registers that come with a feature of CPUID, and that a policy refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ mod value;
 mod when;
 pub(crate) mod words;
 
+use msrgate_program::is_shown;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -17,7 +18,6 @@ use crate::mistake::{Label, Mistake, Mistakes, Wrong};
 use crate::policy::{At, Entry, Policy, SourceId, SourceSet, When};
 use crate::source::Source;
 use crate::source::quoted;
-use msrgate_program::is_shown;
 
 pub use include::{IncludeError, Includes, NoIncludes};
 use settings::Said;

@@ -1,10 +1,9 @@
 //! Where to look at a policy, to see whether it holds.
 
 use msrgate_filter::MsrIndex;
+use msrgate_program::{MsrRange, Variant};
 
 use crate::policy::Policy;
-use msrgate_program::MsrRange;
-use msrgate_program::Variant;
 
 /// A range up to this size is looked at whole: the groups and banks that people name.
 const WHOLE: u64 = 64;

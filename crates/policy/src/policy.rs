@@ -2,12 +2,10 @@
 
 use miette::SourceSpan;
 use msrgate_filter::Access;
+use msrgate_program::{Action, CpuSet, EntryId, MsrSet};
 
 use crate::parse::MAX_FILES;
 use crate::source::{Place, Source};
-use msrgate_program::CpuSet;
-use msrgate_program::MsrSet;
-use msrgate_program::{Action, EntryId};
 pub(crate) use msrgate_program::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 
 /// One of a policy's texts: [`Policy::sources`] by number, 0 the policy itself.
@@ -53,7 +51,7 @@ impl SourceSet {
         }
     }
 
-    pub(crate) fn contains(&self, id: &SourceId) -> bool {
+    pub(crate) fn contains(&self, id: SourceId) -> bool {
         let word = self.0.get(id.number() / 64);
         word.is_some_and(|word| word >> (id.number() % 64) & 1 == 1)
     }
@@ -252,14 +250,14 @@ impl Policy {
     pub fn includers(&self, id: SourceId) -> Vec<&Source> {
         let mut way = Vec::new();
         let mut at = SourceId(0);
-        while at != id && self.below[at.number()].contains(&id) {
+        while at != id && self.below[at.number()].contains(id) {
             way.push(self.text(at));
             // The one with most below it leaves out none between it and the rest.
             let below = &self.below[at.number()];
             let next = (0..self.sources.len())
                 .map(SourceId::new)
-                .filter(|next| below.contains(next))
-                .filter(|next| *next == id || self.below[next.number()].contains(&id))
+                .filter(|next| below.contains(*next))
+                .filter(|next| *next == id || self.below[next.number()].contains(id))
                 .max_by_key(|next| (self.below[next.number()].len(), *next != id));
             at = next.unwrap_or(id);
         }

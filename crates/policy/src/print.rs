@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 use msrgate_filter::Access;
+use msrgate_program::{Action, CpuSet, EntryId, Mask, Outside};
 
 use crate::layout::{self, Body, Comments, EntryText, Field, Value, gap, header, shortened};
 use crate::parse::words::{self, word_for};
@@ -11,9 +12,6 @@ use crate::policy::{
     Entry, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction, WhenId,
 };
 use crate::resolve::{Effect, Overrides};
-use msrgate_program::CpuSet;
-use msrgate_program::EntryId;
-use msrgate_program::{Action, Mask, Outside};
 
 /// The policy as one text without includes, which reads as the same policy: the same settings, the
 /// same `[[when]]`s, and entries that say the same of the same MSRs. What an entry replaced for

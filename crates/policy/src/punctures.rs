@@ -3,17 +3,15 @@
 //! A strict subset wins, also over an entry of the text that includes it. Who writes a wide refusal
 //! beside an include does not see which of the include's entries lie within it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use msrgate_filter::Access;
+use msrgate_program::{Action, Comparison, EntryId, MsrRange, MsrSet};
 
 use crate::compile::Compiled;
-use crate::policy::{Policy, SourceId};
+use crate::policy::{Policy, SourceId, SourceSet};
 use crate::remedy::{Remedies, Remedy};
 use crate::resolve::variants;
-use msrgate_program::EntryId;
-use msrgate_program::{Action, Comparison};
-use msrgate_program::{MsrRange, MsrSet};
 
 /// A narrow entry that loosens part of a wider one, which another text has that does not know of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,14 +27,49 @@ pub struct Puncture {
     pub remedy: Remedy,
 }
 
+/// With so many punctures, of each wider entry that has more of them only the first is kept: as many
+/// as there are entries, and not as many as there are pairs of them.
+const MAX_PUNCTURES: usize = 10_000;
+
 /// The MSRs at which one entry loosens another, by direction.
 type Places = [Vec<MsrRange>; 2];
+
+/// The punctures that were found so far.
+#[derive(Default)]
+struct Found {
+    /// By the wider entry and the narrower one.
+    places: BTreeMap<(EntryId, EntryId), Places>,
+    /// The wider entries.
+    wide: HashSet<EntryId>,
+}
+
+impl Found {
+    fn note(&mut self, pair: (EntryId, EntryId), access: Access, msrs: MsrRange) {
+        let is_full = self.places.len() >= MAX_PUNCTURES;
+        if is_full && self.wide.contains(&pair.0) && !self.places.contains_key(&pair) {
+            return;
+        }
+        self.wide.insert(pair.0);
+        let places = self.places.entry(pair).or_default();
+        places[access as usize].push(msrs);
+    }
+
+    /// Joins what was found on the processors of one variant with what was found before.
+    fn join(&mut self) {
+        for places in self.places.values_mut().flatten() {
+            let all = MsrSet::new(std::mem::take(places));
+            *places = all.map_or_else(Vec::new, |all| all.ranges().to_vec());
+        }
+    }
+}
 
 /// The punctures of a policy, in the order of the wider entries.
 ///
 /// An entry loosens a wider one where what it says is not [`Comparison::NoLooser`]. It may do so in
 /// the text of the wider one, and in a text that includes that: there it is an exception that its
 /// author has made. So is one that such a text repeats, with the same MSRs or with more of them.
+///
+/// After the first 10,000 punctures, only the first of each wider entry that has none yet is added.
 #[must_use]
 pub fn punctures(compiled: &Compiled) -> Vec<Puncture> {
     let policy = compiled.policy();
@@ -44,7 +77,7 @@ pub fn punctures(compiled: &Compiled) -> Vec<Puncture> {
     if policy.sources().len() == 1 {
         return Vec::new();
     }
-    let mut found = BTreeMap::<(EntryId, EntryId), Places>::new();
+    let mut found = Found::default();
     for active in variants(policy) {
         for access in Access::ALL {
             let edges = edges(policy, &active.entries, access);
@@ -55,7 +88,9 @@ pub fn punctures(compiled: &Compiled) -> Vec<Puncture> {
             };
             sweep.run(edges, &mut found);
         }
+        found.join();
     }
+    let found = found.places;
     let limits = limits(policy, &found);
     let remedies = Remedies::new(policy);
     let puncture = |((wide, narrow), places): (_, Places)| {
@@ -126,11 +161,7 @@ struct Sweep<'p> {
 }
 
 impl Sweep<'_> {
-    fn run(
-        mut self,
-        edges: Vec<(u64, Edge, EntryId)>,
-        found: &mut BTreeMap<(EntryId, EntryId), Places>,
-    ) {
+    fn run(mut self, edges: Vec<(u64, Edge, EntryId)>, found: &mut Found) {
         let mut from = 0;
         for (at, edge, id) in edges {
             if let Some(msrs) = MsrRange::below(from, at) {
@@ -151,7 +182,7 @@ impl Sweep<'_> {
     }
 
     /// Compares what decides these MSRs with what each other text says of them.
-    fn look(&self, msrs: MsrRange, found: &mut BTreeMap<(EntryId, EntryId), Places>) {
+    fn look(&self, msrs: MsrRange, found: &mut Found) {
         // A text's own view is that of its smallest entry.
         let mut views: Vec<_> = self
             .open
@@ -166,23 +197,20 @@ impl Sweep<'_> {
         let Some(decided) = self.policy.entry(narrow).action(self.access) else {
             return;
         };
-        // The texts that say the like, or something looser: the others that they include have to bear it.
-        let mut agreeing = vec![source(narrow)];
+        // Of the texts that say the like, or something looser, those that they include have to bear it.
+        let mut bearing = SourceSet::default();
+        bearing.extend(self.policy.below[source(narrow).number()]);
         for &(_, wide) in wider {
             let text = source(wide);
-            if agreeing
-                .iter()
-                .any(|&one: &SourceId| self.policy.below[one.number()].contains(&text))
-            {
+            if bearing.contains(text) {
                 continue;
             }
             let said = self.policy.entry(wide).action(self.access);
             if said.is_none_or(|said| decided.compared_with(said) == Comparison::NoLooser) {
-                agreeing.push(text);
+                bearing.extend(self.policy.below[text.number()]);
                 continue;
             }
-            let places = found.entry((wide, narrow)).or_default();
-            places[self.access as usize].push(msrs);
+            found.note((wide, narrow), self.access, msrs);
         }
     }
 }

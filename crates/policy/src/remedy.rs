@@ -4,16 +4,12 @@ use std::collections::HashMap;
 use std::fmt;
 
 use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{Action, Comparison, CpuSet, MsrSet, forward, one_line};
 
 use crate::layout::{self, Value};
 use crate::policy::{Entry, OWN, Policy};
 use crate::print;
 use crate::source::quoted;
-use msrgate_program::CpuSet;
-use msrgate_program::MsrSet;
-use msrgate_program::forward;
-use msrgate_program::one_line;
-use msrgate_program::{Action, Comparison};
 
 /// An entry to be pasted into the policy, in the place of an included one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +100,7 @@ impl<'p> Remedies<'p> {
         let below = &self.policy.below[loose.source().number()];
         let is_beside = |one: &&Entry| {
             let source = one.source();
-            source != OWN && !below.contains(&source) && self.cpus(one) == self.cpus(loose)
+            source != OWN && !below.contains(source) && self.cpus(one) == self.cpus(loose)
         };
         let mut beside = self.of_msrs(loose).filter(is_beside);
         let said = loose.action(access);

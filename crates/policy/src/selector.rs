@@ -3,10 +3,10 @@
 use std::fmt;
 
 use msrgate_filter::MsrIndex;
+use msrgate_program::{MsrRange, MsrSet};
 
 use crate::registers::{self, Named, Register};
 use crate::source::quoted;
-use msrgate_program::{MsrRange, MsrSet};
 
 /// Text that means no MSRs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use miette::{NamedSource, SourceSpan};
+use msrgate_program::{one_line, shown};
 
 use crate::policy::small;
-use msrgate_program::{one_line, shown};
 
 /// A policy's text under the name that messages give it.
 #[derive(Clone, Debug)]

@@ -5,11 +5,7 @@ use std::num::NonZeroUsize;
 use std::ops::{AddAssign, Sub};
 
 use msrgate_filter::{Access, Bitmap, MsrIndex};
-
-use msrgate_program::Action;
-use msrgate_program::Variant;
-use msrgate_program::{DecidedBy, Rule, Rules};
-use msrgate_program::{MsrRange, MsrSet};
+use msrgate_program::{Action, DecidedBy, MsrRange, MsrSet, Rule, Rules, Variant};
 
 /// What is no further apart than this is one cluster.
 const NEAR: u64 = 0x1000;

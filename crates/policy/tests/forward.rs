@@ -5,7 +5,7 @@ use msrgate_policy::registers::{Group, Named, Register, all, by_name, group};
 
 fn one(name: &str) -> &'static Register {
     let Named::One(register) = by_name(name) else {
-        panic!("{name}");
+        unreachable!("{name}");
     };
     register
 }

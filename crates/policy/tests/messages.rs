@@ -72,13 +72,14 @@ fn mistakes_of_a_policy() {
         )),
         wrongs(&format!(
             "{head}x = {}",
-            "[\n".repeat(msrgate_policy::MAX_TABLES)
+            "[\n".repeat(msrgate_policy::MAX_TABLES + 1)
         )),
         wrongs(&format!("{head}include = [{}]", "'a.toml',\n".repeat(257))),
         files(),
         entries(&groups),
         entries(&singles),
         wrongs("[msrs]"),
+        wrongs("policy = 1\n[msrs]"),
         wrongs(&format!("{head}[[when]]\n[device.microcode]\n")),
         entries("0x12345 = { register = {} }"),
         wrongs(&format!("{head}defalt = 1")),
@@ -205,6 +206,7 @@ fn no_error_is_left_out() {
         include_str!("messages.rs"),
         include_str!("../../kvm/src/messages.rs"),
         include_str!("../../program/tests/messages.rs"),
+        include_str!("../../program/tests/builder.rs"),
     ]
     .concat();
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -150,12 +150,12 @@ impl ProgramBuilder {
     /// Does this to accesses of one direction: for the actions that have no method of their own.
     #[must_use]
     #[track_caller]
-    pub fn action(self, msrs: impl Into<MsrRange>, access: Access, action: Action) -> Self {
+    pub fn action(self, msrs: impl Into<MsrRange>, access: Access, action: &Action) -> Self {
         let accesses = match access {
             Access::Read => Accesses::Read,
             Access::Write => Accesses::Write,
         };
-        self.each(msrs.into(), accesses, &action)
+        self.each(msrs.into(), accesses, action)
     }
 
     /// Packs the program into a filter, and compares the filter with what was said over all 2^32 MSRs in

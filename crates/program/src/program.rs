@@ -210,11 +210,13 @@ impl Program {
     /// The names of the VMM's own code that the program hands accesses to, each once, in order.
     #[must_use]
     pub fn handlers(&self) -> BTreeSet<&str> {
-        let named = |action| match action {
-            &Action::Handler(ref name) => Some(&**name),
-            _ => None,
-        };
-        self.actions().filter_map(named).collect()
+        let mut names = BTreeSet::new();
+        for action in self.actions() {
+            if let Action::Handler(name) = action {
+                names.insert(&**name);
+            }
+        }
+        names
     }
 
     /// The emulated devices that the program hands accesses to, each once.

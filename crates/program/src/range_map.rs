@@ -20,6 +20,7 @@ pub struct RangeMap<T> {
 
 impl<T> RangeMap<T> {
     /// The ranges in order, each with its value.
+    #[must_use]
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (MsrRange, &T)> + Clone {
         let places = 0..self.lasts.len();
         places.map(|place| (self.range(place), self.value(place)))

@@ -70,6 +70,7 @@ impl Kept {
 
 impl Rules {
     /// The rules of one direction, in order, without a gap.
+    #[must_use]
     pub fn of(&self, access: Access) -> impl DoubleEndedIterator<Item = Rule<'_>> + Clone {
         let kept = self.by_access[access as usize].iter();
         kept.map(|(msrs, kept)| self.rule(msrs, *kept))
@@ -212,15 +213,14 @@ impl RulesBuilder {
     }
 
     fn kept(&mut self, outcome: &Outcome, by: DecidedBy) -> Kept {
-        let outcome = match self.places.get(outcome) {
-            Some(&place) => place,
-            None => {
-                // Fewer than there are entries, of which 32 bits count many times the limit.
-                let place = u32::try_from(self.outcomes.len()).unwrap_or(u32::MAX);
-                self.outcomes.push(outcome.clone());
-                self.places.insert(outcome.clone(), place);
-                place
-            }
+        let outcome = if let Some(&place) = self.places.get(outcome) {
+            place
+        } else {
+            // Fewer than there are entries, of which 32 bits count many times the limit.
+            let place = u32::try_from(self.outcomes.len()).unwrap_or(u32::MAX);
+            self.outcomes.push(outcome.clone());
+            self.places.insert(outcome.clone(), place);
+            place
         };
         Kept {
             outcome,

@@ -15,12 +15,12 @@ const FMASK: u32 = 0xc000_0084;
 const CSTAR: u32 = 0xc000_0083;
 
 fn cpu() -> Cpu {
-    parse_cpu("GenuineIntel:6:0x6a:6").unwrap()
+    parse_cpu("GenuineIntel:6:0x6a:6").expect("a processor")
 }
 
 fn program(text: &str) -> Arc<Program> {
     let policy = parse(&Source::new("test.toml", text), &mut NoIncludes).expect(text);
-    Arc::new(compile(policy).unwrap().into_program())
+    Arc::new(compile(policy).expect(text).into_program())
 }
 
 /// A vCPU under a policy; its CPUID has everything.
@@ -42,7 +42,7 @@ struct Machine {
 impl Machine {
     fn new(settings: &str, entries: &str) -> Self {
         let text = format!("policy = 1\n{settings}\n[msrs]\n{entries}");
-        let responder = Responder::new(program(&text), &cpu()).unwrap();
+        let responder = Responder::new(program(&text), &cpu()).expect("answers");
         let state = VcpuState::new(&responder, |_| true);
         Self { responder, state }
     }
@@ -76,7 +76,7 @@ impl Machine {
     /// A write that is forwarded to a register that holds `current`.
     fn carry(&mut self, index: u32, data: u64, current: u64) -> (Carried, Deed) {
         let (Step::Forward(access), _) = self.write(index, data) else {
-            panic!("not forwarded");
+            unreachable!("not forwarded");
         };
         let (carried, deed) = access.carry(current);
         if let Carried::Set(_) = carried {
@@ -191,7 +191,7 @@ fn a_pin_takes_one_value_until_reset() {
 fn what_was_not_carried_pins_nothing() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     let (Step::Forward(_), Deed::Pinned) = machine.write(LSTAR, 0x8000 << 32) else {
-        panic!("not forwarded");
+        unreachable!("not forwarded");
     };
     assert_eq!(machine.carry(LSTAR, 0x1000, 0).0, Carried::Set(0x1000));
 }
@@ -299,7 +299,7 @@ fn first_touch_opens_and_all_forwards() {
     assert_eq!(machine.read(0x10), (Step::Open, Deed::Allowed));
     assert!(machine.responder.is_traced());
     let (Step::Forward(access), Deed::Allowed) = machine.read(LSTAR) else {
-        panic!("not forwarded");
+        unreachable!("not forwarded");
     };
     assert!(access.needs_current());
     assert_eq!(access.carry(3), (Carried::Value(3), Deed::Allowed));
@@ -400,7 +400,7 @@ fn a_program_that_comes_back_finds_what_it_had() {
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_STAR = { read = 'allow', write = 'pin' }\n";
     let of = |entries: &str| {
         let text = format!("policy = 1\ndefault = 'deny'\n[msrs]\n{both}{entries}");
-        Responder::new(program(&text), &cpu()).unwrap()
+        Responder::new(program(&text), &cpu()).expect("answers")
     };
     let old = of(
         "'0x11..=0x12' = { register = { reset = 2, mask = '0xff' } }\nIA32_CSTAR = { read = 'allow', write = 'pin' }\nIA32_FMASK = { read = 'allow', write = 'pin' }",

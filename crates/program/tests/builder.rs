@@ -13,7 +13,7 @@ const fn msr(index: u32) -> MsrIndex {
 
 fn from_text(text: &str) -> Program {
     let resolved = parse(&Source::new("test.toml", text), &mut NoIncludes).expect(text);
-    compile(resolved).unwrap().into_program()
+    compile(resolved).expect(text).into_program()
 }
 
 #[test]
@@ -32,8 +32,8 @@ fn builder_and_language_make_programs_of_one_digest() {
         .ignore(msr(0x17))
         .register(msr(0x150), low)
         .handler(msr(0x34), Accesses::Read, "smi")
-        .action(msr(0x34), Access::Write, Action::Kill)
-        .action(msr(0xc000_0082), Access::Write, Action::Pin)
+        .action(msr(0x34), Access::Write, &Action::Kill)
+        .action(msr(0xc000_0082), Access::Write, &Action::Pin)
         .build()
         .unwrap();
     let text = r#"
@@ -93,11 +93,11 @@ fn call_that_cannot_be_kept_is_an_error() {
         builder.allow(msr(number * 0x10_0000), Accesses::Both)
     });
     let errors = [
-        wrong(deny().action(msr(0x10), Access::Read, Action::Ignore)),
+        wrong(deny().action(msr(0x10), Access::Read, &Action::Ignore)),
         wrong(deny().allow(MsrRange::between(msr(0x7ff), msr(0x900)), Accesses::Both)),
         wrong(deny().unknown(ignored)),
-        wrong(deny().action(msr(0xc000_0080), Access::Write, Action::Pin)),
-        wrong(deny().action(msr(0x79), Access::Write, Action::Device(Device::Microcode))),
+        wrong(deny().action(msr(0xc000_0080), Access::Write, &Action::Pin)),
+        wrong(deny().action(msr(0x79), Access::Write, &Action::Device(Device::Microcode))),
         wrong(deny().allow(MsrIndex::MAX, Accesses::Both)),
         wrong(clusters),
     ];
@@ -112,7 +112,7 @@ fn device_that_is_set_up_is_listed() {
     };
     let built = ProgramBuilder::new(Verdict::Deny)
         .microcode(microcode)
-        .action(msr(0x79), Access::Write, Action::Device(Device::Microcode))
+        .action(msr(0x79), Access::Write, &Action::Device(Device::Microcode))
         .build()
         .unwrap();
     assert_eq!(Vec::from_iter(built.devices()), [Device::Microcode]);

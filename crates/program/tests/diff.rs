@@ -8,8 +8,8 @@ use msrgate_program::*;
 
 fn program(text: &str) -> Program {
     let source = Source::new("policy.toml", text);
-    let policy = parse(&source, &mut NoIncludes).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
-    compile(policy).unwrap().into_program()
+    let policy = parse(&source, &mut NoIncludes).expect(text);
+    compile(policy).expect(text).into_program()
 }
 
 fn small(entries: &str) -> Program {

@@ -23,7 +23,7 @@ fn resolved(policy: &ResolvedPolicy) -> Verdicts {
 fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
     verdicts.pack().map_err(|error| match error {
         CompileError::Pack(error) => error,
-        other => panic!("{other}"),
+        other => unreachable!("{other}"),
     })
 }
 

@@ -34,8 +34,8 @@ cpu = { vendor = "GenuineIntel", family = 6, model = ["0x6a", 0x6c] }
 
 fn program(text: &str) -> Program {
     let source = Source::new("folder/policy.toml", text);
-    let policy = parse(&source, &mut NoIncludes).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
-    compile(policy).unwrap().into_program()
+    let policy = parse(&source, &mut NoIncludes).expect(text);
+    compile(policy).expect(text).into_program()
 }
 
 fn small(entries: &str) -> Program {

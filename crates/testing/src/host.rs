@@ -8,6 +8,7 @@ use msrgate_kvm::HostCaps;
 ///
 /// # Panics
 /// There is no usable KVM, and `MSRGATE_REQUIRE` says that there must be.
+#[must_use]
 pub fn host() -> Option<HostCaps> {
     match HostCaps::probe() {
         Ok(host) => Some(host),

@@ -26,6 +26,9 @@ fn variant(error: &impl Debug) -> String {
 
 /// A line for each variant of an enum of errors, with the message of an example, and the help if there
 /// is some. Every variant has an example.
+///
+/// # Panics
+/// The source has no such enum, or a variant has no example.
 pub fn messages<E: Debug + Display>(
     source: &str,
     name: &str,

@@ -211,6 +211,9 @@ struct Draw {
 
 impl PolicyPlan {
     /// The policy with those of its entries that contradict none before them, and fit with them.
+    ///
+    /// # Errors
+    /// The policy that is left does not fit a filter for another reason than too many ranges.
     pub fn compile(&self) -> Result<Drawn, CompileError> {
         let (default, log) = (self.default, self.log);
         let include = match self.base.as_slice() {

@@ -9,6 +9,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 ///
 /// # Panics
 /// `MSRGATE_SEED` is no number.
+#[must_use]
 pub fn seed() -> u64 {
     let Ok(text) = std::env::var("MSRGATE_SEED") else {
         return RandomState::new().build_hasher().finish();
@@ -21,6 +22,7 @@ pub fn seed() -> u64 {
 }
 
 /// The generator of one of the threads that share a seed.
+#[must_use]
 pub fn runner(seed: u64, worker: u32) -> TestRunner {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());

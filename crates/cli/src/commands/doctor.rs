@@ -2,7 +2,8 @@
 
 use std::io::Write;
 
-use msrgate_kvm::{Finding, HostCaps, IgnoreMsrs, Module, statements};
+use msrgate_kvm::measure::{Finding, statements};
+use msrgate_kvm::{HostCaps, IgnoreMsrs, Module};
 use serde::Serialize;
 
 use crate::cli::{DoctorArgs, Format};

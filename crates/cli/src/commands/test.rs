@@ -5,9 +5,8 @@ mod report;
 use std::io::Write;
 
 use msrgate_filter::{Access, MsrIndex, Register, RegisterMap, Revision};
-use msrgate_kvm::{
-    Backend, Case, HostCaps, HostError, KvmBackend, ModelBackend, WriteEffect, measure,
-};
+use msrgate_kvm::measure::{Backend, Case, KvmBackend, ModelBackend, WriteEffect, measure};
+use msrgate_kvm::{HostCaps, HostError};
 use msrgate_policy::{MsrSet, Policy, Variant, points, registers, write_effect};
 
 use crate::cli::{BackendArg, Format, TestArgs};
@@ -48,7 +47,7 @@ pub(super) fn run(args: &TestArgs, out: &mut dyn Write) -> Result<Answer, Failur
         Format::Json => report::json(out, (place.backend.kind(), cpu.as_ref()), &measured)?,
         Format::Text => report::text(out, compiled.policy(), &measured)?,
     }
-    let is_ok = measured.iter().all(msrgate_kvm::Measured::is_ok);
+    let is_ok = measured.iter().all(msrgate_kvm::measure::Measured::is_ok);
     Ok(if is_ok { Answer::Yes } else { Answer::No })
 }
 

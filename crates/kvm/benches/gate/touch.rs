@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::VcpuExit;
 use msrgate_figures::{Figures, TimeUnit, Unit};
 use msrgate_filter::{Access, MsrIndex};
+use msrgate_kvm::HostCaps;
 use msrgate_kvm::bench::GuestVm;
 use msrgate_kvm::gate::{Gate, Outcome, VcpuGate};
-use msrgate_kvm::{HostCaps, RawFilter, set_filter_raw};
+use msrgate_kvm::sys::{RawFilter, set_filter_raw};
 use msrgate_policy::Program;
 
 use crate::{Failure, program};

@@ -23,7 +23,7 @@ use super::port::Port;
 use super::rewound::{Filter, Rewound, Wait};
 use super::touch::Touch;
 use super::{Shared, VcpuId};
-use crate::calls::{self, Level, Taken};
+use crate::sys::calls::{self, Level, Taken};
 
 /// One vCPU, but for the program that it answers by.
 pub(super) struct Answering {

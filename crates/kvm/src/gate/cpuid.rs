@@ -7,33 +7,61 @@ use msrgate_program::{Cpu, CpuidBit, CpuidRegister};
 
 use super::error::GateError;
 
-/// The leaves that `KVM_SET_CPUID2` gets, in whichever type a VMM has them.
-pub trait CpuidLeaves {
-    /// The leaves.
-    fn leaves(&self) -> &[kvm_cpuid_entry2];
+/// An entry of the CPUID that a VMM gives a vCPU, in plain values: `struct kvm_cpuid_entry2`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "the names of registers say it")]
+pub struct CpuidEntry {
+    /// The leaf: EAX when the guest executes CPUID.
+    pub function: u32,
+    /// The subleaf: ECX, or 0 for leaves that do not look at it.
+    pub index: u32,
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
 }
 
-impl CpuidLeaves for [kvm_cpuid_entry2] {
-    fn leaves(&self) -> &[kvm_cpuid_entry2] {
-        self
+impl From<kvm_cpuid_entry2> for CpuidEntry {
+    fn from(entry: kvm_cpuid_entry2) -> Self {
+        Self {
+            function: entry.function,
+            index: entry.index,
+            eax: entry.eax,
+            ebx: entry.ebx,
+            ecx: entry.ecx,
+            edx: entry.edx,
+        }
     }
 }
 
-impl CpuidLeaves for Vec<kvm_cpuid_entry2> {
-    fn leaves(&self) -> &[kvm_cpuid_entry2] {
-        self
+/// The entries that `KVM_SET_CPUID2` gets, in whichever type a VMM has them: [`CpuidEntry`] in plain
+/// values, or types of kvm-bindings.
+pub trait CpuidLeaves {
+    /// The entries.
+    fn leaves(&self) -> Vec<CpuidEntry>;
+}
+
+impl<T: Copy + Into<CpuidEntry>> CpuidLeaves for [T] {
+    fn leaves(&self) -> Vec<CpuidEntry> {
+        self.iter().map(|&entry| entry.into()).collect()
+    }
+}
+
+impl<T: Copy + Into<CpuidEntry>> CpuidLeaves for Vec<T> {
+    fn leaves(&self) -> Vec<CpuidEntry> {
+        self.as_slice().leaves()
     }
 }
 
 impl CpuidLeaves for CpuId {
-    fn leaves(&self) -> &[kvm_cpuid_entry2] {
-        self.as_slice()
+    fn leaves(&self) -> Vec<CpuidEntry> {
+        self.as_slice().leaves()
     }
 }
 
 /// The CPUID of a vCPU.
 pub(super) struct GuestCpuid {
-    leaves: Vec<kvm_cpuid_entry2>,
+    leaves: Vec<CpuidEntry>,
     cpu: Cpu,
     signature: u32,
 }
@@ -43,7 +71,7 @@ impl GuestCpuid {
     ///
     /// # Errors
     /// Leaf 0 or 1 is missing, by which a processor is known.
-    pub(super) fn new(leaves: &[kvm_cpuid_entry2]) -> Result<Self, GateError> {
+    pub(super) fn new(leaves: &[CpuidEntry]) -> Result<Self, GateError> {
         let leaf = |number| leaves.iter().find(|leaf| leaf.function == number);
         let (Some(name), Some(features)) = (leaf(0), leaf(1)) else {
             return Err(GateError::NoCpuid);
@@ -67,7 +95,7 @@ impl GuestCpuid {
 
     /// Whether it has a feature.
     pub(super) fn has(&self, bit: &CpuidBit) -> bool {
-        let of = |leaf: &&kvm_cpuid_entry2| (leaf.function, leaf.index) == (bit.leaf, bit.subleaf);
+        let of = |leaf: &&CpuidEntry| (leaf.function, leaf.index) == (bit.leaf, bit.subleaf);
         self.leaves.iter().find(of).is_some_and(|leaf| {
             let register = match bit.register {
                 CpuidRegister::Eax => leaf.eax,
@@ -82,7 +110,7 @@ impl GuestCpuid {
     /// Whether the guest may run guests: VMX (leaf 1, ECX 5) or SVM (leaf 0x80000001, ECX 2).
     pub(super) fn has_virtualization(&self) -> bool {
         let ecx = |number: u32| {
-            let of = |leaf: &&kvm_cpuid_entry2| leaf.function == number;
+            let of = |leaf: &&CpuidEntry| leaf.function == number;
             self.leaves.iter().find(of).map_or(0, |leaf| leaf.ecx)
         };
         ecx(1) >> 5 & 1 == 1 || ecx(0x8000_0001) >> 2 & 1 == 1
@@ -130,7 +158,7 @@ pub(super) struct ReliedOn {
 impl ReliedOn {
     /// Whether it is safe to go by this for a vCPU to which KVM gives these leaves: some KVMs give a
     /// vCPU more bits than they were asked for (seen with 6.18).
-    pub(super) fn is_safe_for(&self, leaves: &[kvm_cpuid_entry2]) -> bool {
+    pub(super) fn is_safe_for(&self, leaves: &[CpuidEntry]) -> bool {
         // Without leaf 0 or 1 it is none.
         GuestCpuid::new(leaves).is_ok_and(|kvm| {
             self.cpu == *kvm.cpu()
@@ -150,17 +178,17 @@ mod tests {
     const SEP: u32 = 1 << 11;
     const VMX: u32 = 1 << 5;
 
-    fn leaves(signature: u32, ecx: u32, edx: u32) -> Vec<kvm_cpuid_entry2> {
-        let name = kvm_cpuid_entry2 {
+    fn leaves(signature: u32, ecx: u32, edx: u32) -> Vec<CpuidEntry> {
+        let name = CpuidEntry {
             ebx: 1,
-            ..kvm_cpuid_entry2::default()
+            ..CpuidEntry::default()
         };
-        let features = kvm_cpuid_entry2 {
+        let features = CpuidEntry {
             function: 1,
             eax: signature,
             ecx,
             edx,
-            ..kvm_cpuid_entry2::default()
+            ..CpuidEntry::default()
         };
         vec![name, features]
     }
@@ -168,8 +196,8 @@ mod tests {
     #[test]
     fn cpuid_of_kvm_is_unsafe_where_the_gate_would_do_too_much() {
         let sysenter = msrgate_program::forward(MsrIndex::new(0x174)).unwrap();
-        let is_safe = |given: &[_], kvm: &[_]| {
-            let given = GuestCpuid::new(given).unwrap();
+        let is_safe = |given: &[CpuidEntry], kvm: &[CpuidEntry]| {
+            let given = GuestCpuid::new(&given.leaves()).unwrap();
             given
                 .relied_on(sysenter.needs_cpuid.to_vec())
                 .is_safe_for(kvm)

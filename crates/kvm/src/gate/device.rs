@@ -8,8 +8,8 @@ use msrgate_program::answer::{MicrocodeHeader, SIGN_ID, revision_value, update_h
 use msrgate_program::{Cpu, Microcode, Update};
 
 use super::port::Port;
-use crate::calls::Taken;
 use crate::errno::CallErrno;
+use crate::sys::calls::Taken;
 
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

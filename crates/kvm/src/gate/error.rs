@@ -26,6 +26,8 @@ pub enum GateError {
     Reasons(RawReasons),
     /// The program answers for unknown MSRs, and this host hides them (S10.1).
     IgnoreMsrs,
+    /// The program answers for unknown MSRs, and nobody can tell whether this host hides them (S10.1).
+    IgnoreMsrsNotSeen,
     /// A device reads the guest's memory.
     NoMemory,
     /// Events are to have RIP, and KVM does not share registers.
@@ -75,6 +77,7 @@ pub enum GateError {
 impl fmt::Display for GateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::IgnoreMsrsNotSeen => f.write_str("the policy answers for MSRs that KVM does not know, and kvm.ignore_msrs, which may hide them, cannot be read: make /sys/module/kvm/parameters/ignore_msrs readable, or tell by HostCaps::with_ignore_msrs"),
             Self::Responder(error) => error.fmt(f),
 Self::Pack(error) => write!(f, "the accesses that the policy logs or audits do not fit a filter: {error}"),
 Self::Reasons(reasons) => write!(f, "this KVM has no exits for the reasons {reasons}, which the policy needs: run a newer kernel"),

@@ -15,12 +15,12 @@ use super::bound::Place;
 use super::port::{KvmPort, Port};
 use super::vm::VmPort;
 use super::{Asked, Gate, GateError, GateOptions, Outcome, VcpuGate};
-use crate::calls::{Level, Taken};
 use crate::errno::CallErrno;
 use crate::exit::RawReason;
 use crate::gate::AnswerError;
 use crate::install::InstallError;
 use crate::probe::HostCaps;
+use crate::sys::calls::{Level, Taken};
 
 /// No file descriptor: a call that is not on paper fails.
 const NOWHERE: i32 = -1;

@@ -20,9 +20,9 @@ use msrgate_filter::{Access, Errno, Exit, MsrIndex, Reply};
 
 use super::bound::Place;
 use super::kick;
-use crate::calls::{self, Level, Taken};
 use crate::errno::CallErrno;
 use crate::exit::RawReason;
+use crate::sys::calls::{self, Level, Taken};
 
 /// A bit of `kvm_run.flags` that no kernel gives. Each `KVM_RUN` writes that field anew, also one
 /// under `immediate_exit`, after which the reason of the exit is the old one still, and one that fails

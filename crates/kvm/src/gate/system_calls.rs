@@ -1,85 +1,169 @@
-//! What a gate calls, for a VMM's seccomp rules. `crates/kvm/tests/seccomp.rs` holds it.
+//! The system calls of a gate and of probing, for a VMM's seccomp rules. `crates/kvm/tests/seccomp.rs` holds the
+//! list.
 
-use super::Gate;
-
-/// System calls, by name. See [`Gate::ioctls`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SystemCalls {
-    /// `ioctl`s on a vCPU's file descriptor, by its own thread.
-    pub vcpu_ioctls: Vec<&'static str>,
-    /// Other calls of a vCPU's thread. It asks for the time, which the kernel is called for where the
-    /// host's clock is no TSC.
-    pub vcpu_others: Vec<&'static str>,
-    /// `ioctl`s on the VM's file descriptor, by the threads that install, [add
-    /// vCPUs](Gate::vcpu) and replace, and by the gate's own, `msrgate-publish`.
-    pub vm_ioctls: Vec<&'static str>,
-    /// Other calls of the threads that install and replace: one of them starts `msrgate-publish`.
-    pub vm_others: Vec<&'static str>,
-    /// Other calls of `msrgate-publish`. Seccomp rules that its starter has are its own, too. The thread
-    /// that [writes events](super::events::Events::spawn) makes its sinks' calls beside these.
-    pub own_others: Vec<&'static str>,
+/// An `ioctl` of KVM's: its name in `linux/kvm.h`, and its number on x86-64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ioctl {
+    /// Its name.
+    pub name: &'static str,
+    /// Its number, the second argument of ioctl(2).
+    pub number: u32,
 }
 
-/// Locks, and memory: a program is taken over, and filters are made, with the heap. As glibc makes
-/// these calls.
-const HEAP: &[&str] = &[
-    "futex", "brk", "mmap", "munmap", "mprotect", "madvise", "mremap",
-];
+/// The system calls that this crate makes for a VMM, by thread. [`Self::ALL`] holds for whatever program a gate
+/// has or may be given by [`Gate::replace`](super::Gate::replace), and is there before there is a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SystemCalls {
+    /// `ioctl`s of [`HostCaps::probe`](crate::HostCaps::probe), on `/dev/kvm` and on a VM of its own.
+    pub probe_ioctls: &'static [Ioctl],
+    /// Other calls of [`HostCaps::probe`](crate::HostCaps::probe).
+    pub probe_others: &'static [&'static str],
+    /// `ioctl`s on a vCPU's file descriptor, by its own thread.
+    pub vcpu_ioctls: &'static [Ioctl],
+    /// `ioctl`s beside these on a vCPU's file descriptor, where the gate has the VM's memory
+    /// ([`GateOptions::memory`](super::GateOptions::memory)).
+    pub vcpu_memory_ioctls: &'static [Ioctl],
+    /// Other calls of a vCPU's thread. It asks for the time, which the kernel is called for where the
+    /// host's clock is no TSC; and it closes the gate's duplicate of the VM's file descriptor if it drops its
+    /// [`VcpuGate`](super::VcpuGate) when the gate is gone.
+    pub vcpu_others: &'static [&'static str],
+    /// `ioctl`s on the VM's file descriptor, by the threads that install, [add
+    /// vCPUs](super::Gate::vcpu) and replace, and by the gate's own, `msrgate-publish`.
+    pub vm_ioctls: &'static [Ioctl],
+    /// Other calls of the threads that install, replace and drop the gate: one of them starts
+    /// `msrgate-publish`, and ends it if it is in the same process.
+    pub vm_others: &'static [&'static str],
+    /// Other calls of `msrgate-publish`. Seccomp rules that its starter has are its own, too. The thread
+    /// that [writes events](super::events::Events::spawn) makes its sinks' calls beside these.
+    pub own_others: &'static [&'static str],
+}
 
-/// What a thread does to begin and to end, as glibc and Rust have it.
-const THREAD: &[&str] = &[
-    "rseq",
-    "set_robust_list",
-    "rt_sigprocmask",
-    "sigaltstack",
-    "prctl",
-    "gettid",
-    "sched_getaffinity",
-    "exit",
-];
+const fn ioctl(name: &'static str, number: u32) -> Ioctl {
+    Ioctl { name, number }
+}
 
-impl Gate {
-    /// The `ioctl`s and other system calls that the gate makes, for a VMM's seccomp rules, under
-    /// whatever program it may be [given](Self::replace) later: on the vCPUs' threads, on those that
-    /// install, add vCPUs and replace, and on its own.
-    #[must_use]
-    pub fn ioctls(&self) -> SystemCalls {
-        let mut vcpu = vec![
-            "KVM_RUN",
-            "KVM_GET_REGS",
-            "KVM_SET_REGS",
-            "KVM_GET_MP_STATE",
-            "KVM_SET_MP_STATE",
-            "KVM_GET_MSRS",
-            "KVM_SET_MSRS",
-            "KVM_GET_NESTED_STATE",
-            "KVM_GET_CPUID2",
-        ];
-        if self.shared.options.memory.is_some() {
-            vcpu.extend(["KVM_GET_SREGS", "KVM_TRANSLATE"]);
-        }
-        SystemCalls {
-            vcpu_ioctls: vcpu,
-            vcpu_others: [&["sched_yield", "clock_gettime"], HEAP].concat(),
-            vm_ioctls: vec![
-                "KVM_ENABLE_CAP",
-                "KVM_X86_SET_MSR_FILTER",
-                "KVM_CHECK_EXTENSION",
-            ],
-            vm_others: [
-                &[
-                    "fcntl",
-                    "close",
-                    "clone3",
-                    "clone",
-                    "rt_sigprocmask",
-                    "getpid",
-                ],
-                HEAP,
-            ]
-            .concat(),
-            own_others: [THREAD, HEAP].concat(),
-        }
+const CHECK_EXTENSION: Ioctl = ioctl("KVM_CHECK_EXTENSION", 0xae03);
+const ENABLE_CAP: Ioctl = ioctl("KVM_ENABLE_CAP", 0x4068_aea3);
+const SET_MSR_FILTER: Ioctl = ioctl("KVM_X86_SET_MSR_FILTER", 0x4188_aec6);
+
+impl SystemCalls {
+    /// All of them. Memory, locks and threads are as glibc and Rust's std have them.
+    pub const ALL: Self = Self {
+        probe_ioctls: &[
+            ioctl("KVM_GET_API_VERSION", 0xae00),
+            ioctl("KVM_CREATE_VM", 0xae01),
+            CHECK_EXTENSION,
+            ioctl("KVM_GET_SUPPORTED_CPUID", 0xc008_ae05),
+            ENABLE_CAP,
+            SET_MSR_FILTER,
+        ],
+        probe_others: &[
+            "openat",
+            "close",
+            "read",
+            "lseek",
+            "fstat",
+            "newfstatat",
+            "statx",
+            "getdents64",
+            "fcntl",
+            "futex",
+            "brk",
+            "mmap",
+            "munmap",
+            "mprotect",
+            "madvise",
+            "mremap",
+        ],
+        vcpu_ioctls: &[
+            ioctl("KVM_RUN", 0xae80),
+            ioctl("KVM_GET_REGS", 0x8090_ae81),
+            ioctl("KVM_SET_REGS", 0x4090_ae82),
+            ioctl("KVM_GET_MP_STATE", 0x8004_ae98),
+            ioctl("KVM_SET_MP_STATE", 0x4004_ae99),
+            ioctl("KVM_GET_MSRS", 0xc008_ae88),
+            ioctl("KVM_SET_MSRS", 0x4008_ae89),
+            ioctl("KVM_GET_NESTED_STATE", 0xc080_aebe),
+            ioctl("KVM_GET_CPUID2", 0xc008_ae91),
+        ],
+        vcpu_memory_ioctls: &[
+            ioctl("KVM_GET_SREGS", 0x8138_ae83),
+            ioctl("KVM_TRANSLATE", 0xc018_ae85),
+        ],
+        vcpu_others: &[
+            "sched_yield",
+            "clock_gettime",
+            "close",
+            // Rust's std asks whether a file descriptor is open before it closes it, in debug builds.
+            "fcntl",
+            "futex",
+            "brk",
+            "mmap",
+            "munmap",
+            "mprotect",
+            "madvise",
+            "mremap",
+        ],
+        vm_ioctls: &[ENABLE_CAP, SET_MSR_FILTER, CHECK_EXTENSION],
+        vm_others: &[
+            "fcntl",
+            "close",
+            "clone3",
+            "clone",
+            "rt_sigprocmask",
+            "getpid",
+            "futex",
+            "brk",
+            "mmap",
+            "munmap",
+            "mprotect",
+            "madvise",
+            "mremap",
+        ],
+        own_others: &[
+            "rseq",
+            "set_robust_list",
+            "rt_sigprocmask",
+            "sigaltstack",
+            "prctl",
+            "gettid",
+            "sched_getaffinity",
+            "exit",
+            "futex",
+            "brk",
+            "mmap",
+            "munmap",
+            "mprotect",
+            "madvise",
+            "mremap",
+        ],
+    };
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use msrgate_filter::abi::CallerWidth;
+
+    use super::*;
+    use crate::sys::calls;
+
+    #[test]
+    fn numbers_are_those_of_the_calls_that_are_made() {
+        let mut made: BTreeMap<_, _> = calls::numbers().into_iter().collect();
+        let filter = CallerWidth::Bits64.ioctl_number();
+        made.insert("KVM_X86_SET_MSR_FILTER", filter.into());
+        let SystemCalls {
+            probe_ioctls,
+            vcpu_ioctls,
+            vcpu_memory_ioctls,
+            vm_ioctls,
+            ..
+        } = SystemCalls::ALL;
+        let listed = [probe_ioctls, vcpu_ioctls, vcpu_memory_ioctls, vm_ioctls].concat();
+        let listed = listed.iter().map(|call| (call.name, call.number.into()));
+        assert_eq!(listed.collect::<BTreeMap<_, _>>(), made);
     }
 }

@@ -5,7 +5,7 @@ use std::mem;
 use std::process;
 use std::thread::{Builder, JoinHandle};
 
-use crate::signals;
+use crate::sys::signals;
 
 /// A thread, and the process that it is of.
 #[derive(Debug)]

@@ -1,20 +1,21 @@
 //! One vCPU's part of a gate, owned by the vCPU's thread: from its exits to its answers.
 
 use std::fmt;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use kvm_bindings::{kvm_cpuid_entry2, kvm_run};
+use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_filter::{Exit, MsrIndex, Reply};
 use msrgate_program::answer::{Responder, Saved};
 
 use super::answer::{Asked, Outcome};
 use super::answering::Answering;
 use super::bound::Bound;
+use super::cpuid::CpuidLeaves;
 use super::current::Numbered;
 use super::device::Through;
 use super::error::{AnswerError, StateError, VcpuError};
 use super::events::Rip;
+use super::handle::VcpuHandle;
 use super::port::{KvmPort, Port};
 use super::{Past, VcpuId};
 
@@ -30,6 +31,11 @@ const UNSETTLED: u64 = u64::MAX;
 /// [`finish`](Self::finish) where that says so, before the next `KVM_RUN`. A call out of this order is an
 /// error, and a #GP for the guest, but for one: an exit for which `answer` is never called is the kernel's
 /// own to complete. The guest then reads 0, or its write is dropped without a word.
+///
+/// Each call that takes a vCPU takes `kvm_ioctls::VcpuFd`, or a [`RawVcpu`](super::RawVcpu) of any other binding.
+///
+/// It is `Send`. It is not `Sync`, since a VMM's [`Device`](super::Device) need not be; every call but [`Self::id`]
+/// takes `&mut self`.
 #[must_use = "without it the vCPU's exits have no answer"]
 pub struct VcpuGate {
     /// The vCPU that it answers for.
@@ -71,22 +77,9 @@ impl VcpuGate {
     /// # Errors
     /// There is no such exit, `vcpu` was not [reset](Self::reset) or is another one, or a call that the
     /// answer needs fails. The guest gets #GP, if the vCPU is run on.
-    #[cfg(feature = "kvm-ioctls")]
-    pub fn answer(&mut self, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<Outcome, AnswerError> {
-        with_port(vcpu, |port| self.answer_at(port))
-    }
-
-    /// The same for any binding: the vCPU's file descriptor, and its shared page.
-    ///
-    /// # Errors
-    /// As [`Self::answer`].
-    pub fn answer_raw(
-        &mut self,
-        vcpu: &impl AsRawFd,
-        run: &mut kvm_run,
-    ) -> Result<Outcome, AnswerError> {
-        let mut port = KvmPort::new(vcpu.as_raw_fd(), run);
-        if !self.bound.is_ready(port.place()) {
+    pub fn answer<V: VcpuHandle>(&mut self, vcpu: &mut V) -> Result<Outcome, AnswerError> {
+        let mut port = port(vcpu);
+        if !V::ARE_ONE && !self.bound.is_ready(port.place()) {
             return Err(self.refuse(&mut port));
         }
         self.answer_at(&mut port)
@@ -99,29 +92,13 @@ impl VcpuGate {
     /// The vCPU has been run, [reset](Self::reset) or answered since, or `asked` or `vcpu` is another one's.
     /// The guest has had its #GP, or gets it.
     #[expect(clippy::needless_pass_by_value, reason = "an exit is answered once")]
-    #[cfg(feature = "kvm-ioctls")]
     pub fn finish(
         &mut self,
-        vcpu: &mut kvm_ioctls::VcpuFd,
+        vcpu: &mut impl VcpuHandle,
         asked: Asked,
         reply: Reply,
     ) -> Result<(), AnswerError> {
-        with_port(vcpu, |port| self.finish_at(port, &asked, reply))
-    }
-
-    /// The same for any binding.
-    ///
-    /// # Errors
-    /// As [`Self::finish`].
-    #[expect(clippy::needless_pass_by_value, reason = "an exit is answered once")]
-    pub fn finish_raw(
-        &mut self,
-        vcpu: &impl AsRawFd,
-        run: &mut kvm_run,
-        asked: Asked,
-        reply: Reply,
-    ) -> Result<(), AnswerError> {
-        self.finish_at(&mut KvmPort::new(vcpu.as_raw_fd(), run), &asked, reply)
+        self.finish_at(&mut port(vcpu), &asked, reply)
     }
 
     /// The vCPU is new, or is reset by INIT or a reboot: registers hold what they hold at reset,
@@ -136,17 +113,8 @@ impl VcpuGate {
     /// `vcpu` is another one than the first time: then nothing has changed. Or it has another CPUID than
     /// [`Gate::vcpu`](super::Gate::vcpu) was given, or none yet, or a call on it fails: then it counts as
     /// not reset, until this or [`Self::restore`] succeeds.
-    #[cfg(feature = "kvm-ioctls")]
-    pub fn reset(&mut self, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<(), AnswerError> {
-        with_port(vcpu, |port| self.reset_at(port))
-    }
-
-    /// The same for any binding.
-    ///
-    /// # Errors
-    /// As [`Self::reset`].
-    pub fn reset_raw(&mut self, vcpu: &impl AsRawFd, run: &mut kvm_run) -> Result<(), AnswerError> {
-        self.reset_at(&mut KvmPort::new(vcpu.as_raw_fd(), run))
+    pub fn reset(&mut self, vcpu: &mut impl VcpuHandle) -> Result<(), AnswerError> {
+        self.reset_at(&mut port(vcpu))
     }
 
     /// The VMM has written an MSR of this vCPU by `KVM_SET_MSRS`, as one does that resets its guest:
@@ -169,21 +137,8 @@ impl VcpuGate {
     /// The last exit has not been [answered](Self::answer): KVM would complete it as if the policy
     /// let it through. `vcpu` was not [reset](Self::reset), or is another one. Or `KVM_RUN` under
     /// `immediate_exit` fails.
-    #[cfg(feature = "kvm-ioctls")]
-    pub fn save(&mut self, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<Vec<u8>, StateError> {
-        with_port(vcpu, |port| self.save_at(port))
-    }
-
-    /// The same for any binding.
-    ///
-    /// # Errors
-    /// As [`Self::save`].
-    pub fn save_raw(
-        &mut self,
-        vcpu: &impl AsRawFd,
-        run: &mut kvm_run,
-    ) -> Result<Vec<u8>, StateError> {
-        self.save_at(&mut KvmPort::new(vcpu.as_raw_fd(), run))
+    pub fn save(&mut self, vcpu: &mut impl VcpuHandle) -> Result<Vec<u8>, StateError> {
+        self.save_at(&mut port(vcpu))
     }
 
     /// Takes over a state that [`Self::save`] gave, perhaps of another host. It
@@ -197,26 +152,8 @@ impl VcpuGate {
     /// [`Gate::vcpu`](super::Gate::vcpu) was given, or none yet. Nothing has been restored then. Or the call
     /// fails that shows the guest its microcode's revision: then the vCPU counts as not reset, until this
     /// or [`Self::reset`] succeeds.
-    #[cfg(feature = "kvm-ioctls")]
-    pub fn restore(
-        &mut self,
-        vcpu: &mut kvm_ioctls::VcpuFd,
-        saved: &[u8],
-    ) -> Result<(), StateError> {
-        with_port(vcpu, |port| self.restore_at(port, saved))
-    }
-
-    /// The same for any binding.
-    ///
-    /// # Errors
-    /// As [`Self::restore`].
-    pub fn restore_raw(
-        &mut self,
-        vcpu: &impl AsRawFd,
-        run: &mut kvm_run,
-        saved: &[u8],
-    ) -> Result<(), StateError> {
-        self.restore_at(&mut KvmPort::new(vcpu.as_raw_fd(), run), saved)
+    pub fn restore(&mut self, vcpu: &mut impl VcpuHandle, saved: &[u8]) -> Result<(), StateError> {
+        self.restore_at(&mut port(vcpu), saved)
     }
 
     pub(super) fn restore_at(
@@ -248,7 +185,7 @@ impl VcpuGate {
 
     /// Whether the gate may go by the CPUID that it was given, if the kernel has this one.
     fn check_cpuid(&self, kvm: Option<Vec<kvm_cpuid_entry2>>) -> Result<(), VcpuError> {
-        if kvm.is_none_or(|leaves| self.own.relied_on.is_safe_for(&leaves)) {
+        if kvm.is_none_or(|leaves| self.own.relied_on.is_safe_for(&leaves.leaves())) {
             return Ok(());
         }
         Err(VcpuError::OtherCpuid { vcpu: self.id() })
@@ -390,8 +327,7 @@ fn taken(port: &mut impl Port) -> Result<Exit, AnswerError> {
     Ok(exit)
 }
 
-#[cfg(feature = "kvm-ioctls")]
-fn with_port<T>(vcpu: &mut kvm_ioctls::VcpuFd, act: impl FnOnce(&mut KvmPort<'_>) -> T) -> T {
-    let fd = vcpu.as_raw_fd();
-    act(&mut KvmPort::new(fd, vcpu.get_kvm_run()))
+fn port(vcpu: &mut impl VcpuHandle) -> KvmPort<'_> {
+    let (fd, run) = vcpu.parts();
+    KvmPort::new(fd, run)
 }

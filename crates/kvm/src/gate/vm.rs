@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use msrgate_filter::{Filter, ReasonMask};
 
 use super::error::GateError;
-use crate::calls;
 use crate::install::{InstallError, Mask};
+use crate::sys::calls;
 
 /// What a gate may do to a VM. One thread at a time.
 pub(super) trait VmPort: Send {

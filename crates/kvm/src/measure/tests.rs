@@ -1,8 +1,9 @@
 use msrgate_filter::{Accesses, Bitmap, Fallback, Range, Revision};
 
 use super::*;
-use crate::backend::{BackendKind, Fault};
 use crate::exit::RawReason;
+use crate::measure::backend::BackendKind;
+use crate::measure::observed::Fault;
 
 const ALLOWED: MsrIndex = MsrIndex::new(0x10);
 const REFUSED: MsrIndex = MsrIndex::new(0x20);
@@ -66,14 +67,14 @@ impl<F> Liar<F> {
         let Some(reason) = reason else {
             return Observed {
                 outcome: match step.access {
-                    Access::Read => Outcome::Value(7),
-                    Access::Write => Outcome::Written,
+                    Access::Read => GuestOutcome::Value(7),
+                    Access::Write => GuestOutcome::Written,
                 },
                 exit: None,
             };
         };
         Observed {
-            outcome: Outcome::Fault(Fault {
+            outcome: GuestOutcome::Fault(Fault {
                 site: Site::AtInstruction,
                 code: 0,
                 registers: GuestRegisters::Untouched,
@@ -182,7 +183,7 @@ fn a_refused_access_that_passes_breaks_the_decision() {
     let passes = |step: &Step, _, seen: &mut Observed| {
         if step.index == REFUSED && step.access == Access::Read {
             *seen = Observed {
-                outcome: Outcome::Value(1),
+                outcome: GuestOutcome::Value(1),
                 exit: None,
             };
         }
@@ -221,7 +222,7 @@ fn exit(seen: &mut Observed, change: impl Fn(&mut SeenExit)) {
 }
 
 fn fault(seen: &mut Observed, change: impl Fn(&mut Fault)) {
-    if let Outcome::Fault(fault) = &mut seen.outcome {
+    if let GuestOutcome::Fault(fault) = &mut seen.outcome {
         change(fault);
     }
 }
@@ -252,7 +253,7 @@ fn every_field_of_an_exit_and_of_a_fault_is_looked_at() {
         ("S5.2", &|seen| seen.exit = None),
         ("S5.4", &|seen| {
             if seen.exit.is_some() {
-                seen.outcome = Outcome::Written;
+                seen.outcome = GuestOutcome::Written;
             }
         }),
         ("S5.4", &|seen| {

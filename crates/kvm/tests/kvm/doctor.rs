@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use msrgate_kvm::{Finding, IgnoreMsrs, UnknownBits, statements};
+use msrgate_kvm::measure::{Finding, statements};
+use msrgate_kvm::{IgnoreMsrs, UnknownBits};
 
 use msrgate_testing::host::{host, say};
 

@@ -3,7 +3,8 @@
 use msrgate_filter::{
     Accesses, Bitmap, Errno, ExitReason, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
 };
-use msrgate_kvm::{CallErrno, InstallError, RawFilter, RawReasons, install, set_filter_raw};
+use msrgate_kvm::sys::{RawFilter, set_filter_raw};
+use msrgate_kvm::{CallErrno, InstallError, RawReasons, install};
 
 use msrgate_testing::host::host;
 

@@ -1,7 +1,8 @@
 //! What this host offers a guest.
 
 use msrgate_filter::MsrIndex;
-use msrgate_kvm::{IgnoreMsrs, Supported};
+use msrgate_kvm::IgnoreMsrs;
+use msrgate_kvm::measure::Supported;
 
 use msrgate_testing::host::host;
 

@@ -1,7 +1,7 @@
 //! The decision, as plainly as it can be written: a loop over the ranges of a call's argument.
 
 use msrgate_filter::{Access, MsrIndex, Verdict, X2APIC};
-use msrgate_kvm::{RawBitmap, RawFilter, RawRange};
+use msrgate_kvm::sys::{RawBitmap, RawFilter, RawRange};
 
 /// What a filter that the kernel has taken says of an access (S3).
 pub(crate) fn decide(filter: &RawFilter, index: MsrIndex, access: Access) -> Verdict {

@@ -5,9 +5,9 @@ use std::fmt::Debug;
 use std::rc::Rc;
 
 use msrgate_filter::{Access, Revision, Verdict};
-use msrgate_kvm::{
-    Backend, GuestError, HostCaps, KvmBackend, ModelBackend, RawFilter, RawReasons, Step,
-};
+use msrgate_kvm::measure::{Backend, GuestError, KvmBackend, ModelBackend, Step};
+use msrgate_kvm::sys::RawFilter;
+use msrgate_kvm::{HostCaps, RawReasons};
 use proptest::test_runner::TestCaseError;
 
 use crate::linear;

@@ -10,9 +10,10 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 
 use msrgate_filter::{Access, ExitReason, MsrIndex, Origin, RegisterFault, Registers, X2APIC};
-use msrgate_kvm::{
-    Backend, GuestError, HostCaps, KvmBackend, Observed, Outcome, RawReasons, Reply, Step,
+use msrgate_kvm::measure::{
+    Backend, GuestError, GuestOutcome, KvmBackend, Observed, Step, StepReply,
 };
+use msrgate_kvm::{HostCaps, RawReasons};
 
 const PAT: MsrIndex = MsrIndex::new(0x277);
 const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
@@ -68,10 +69,10 @@ impl Exception {
     fn apply(&self, index: MsrIndex, observed: Observed) -> Observed {
         match observed {
             Observed {
-                outcome: Outcome::Value(_),
+                outcome: GuestOutcome::Value(_),
                 exit: None,
             } if index == self.index => Observed {
-                outcome: Outcome::Value(0),
+                outcome: GuestOutcome::Value(0),
                 exit: None,
             },
             other => other,
@@ -191,7 +192,7 @@ impl Baseline {
             .extend(new.iter().copied().zip(first.iter().map(learnt)));
         let with_value = new.into_iter().zip(first);
         let with_value: Vec<_> = with_value
-            .filter(|(_, seen)| matches!(seen.outcome, Outcome::Value(_)))
+            .filter(|(_, seen)| matches!(seen.outcome, GuestOutcome::Value(_)))
             .collect();
         let script: Vec<_> = with_value.iter().map(|&(index, _)| read(index)).collect();
         for (&(index, first), second) in with_value.iter().zip(self.kernel.run(&script)?) {
@@ -224,7 +225,7 @@ fn read(index: MsrIndex) -> Step {
         index,
         access: Access::Read,
         value: 0,
-        reply: Reply::Fault,
+        reply: StepReply::Fault,
     }
 }
 
@@ -239,9 +240,9 @@ fn write(index: MsrIndex, value: u64) -> Step {
 fn learnt(observed: &Observed) -> Learnt {
     let reason = observed.exit.map(|exit| exit.reason.known());
     match (observed.outcome, reason) {
-        (Outcome::Value(value), None) => Learnt::Value(value),
-        (Outcome::Written, None) => Learnt::Value(0),
-        (Outcome::Fault(_), None) => Learnt::Hardware,
+        (GuestOutcome::Value(value), None) => Learnt::Value(value),
+        (GuestOutcome::Written, None) => Learnt::Value(0),
+        (GuestOutcome::Fault(_), None) => Learnt::Hardware,
         (_, Some(Some(ExitReason::Unknown))) => Learnt::Fault(RegisterFault::Unknown),
         (_, Some(Some(ExitReason::Invalid))) => Learnt::Fault(RegisterFault::Invalid),
         (_, Some(_)) => unreachable!("a VM without a filter: {observed:?}"),

@@ -5,7 +5,7 @@
 use std::ops::RangeInclusive;
 
 use msrgate_filter::{Bitmap, MAX_RANGES, MsrIndex};
-use msrgate_kvm::{RawBitmap, RawFilter, RawRange};
+use msrgate_kvm::sys::{RawBitmap, RawFilter, RawRange};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;

@@ -1,7 +1,8 @@
 //! What is done to a VM: masks, filters and accesses, one after the other.
 
 use msrgate_filter::{Access, MsrIndex, X2APIC};
-use msrgate_kvm::{RawFilter, RawRange, Reply, Step};
+use msrgate_kvm::measure::{Step, StepReply};
+use msrgate_kvm::sys::{RawFilter, RawRange};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -25,7 +26,7 @@ pub(crate) struct AccessPlan {
     place: Place,
     access: Access,
     value: u64,
-    reply: Reply,
+    reply: StepReply,
 }
 
 #[derive(Clone, Debug)]
@@ -84,7 +85,10 @@ fn reasons() -> impl Strategy<Value = u64> {
 }
 
 fn access() -> impl Strategy<Value = AccessPlan> {
-    let reply = prop_oneof![Just(Reply::Fault), any::<u64>().prop_map(Reply::Value),];
+    let reply = prop_oneof![
+        Just(StepReply::Fault),
+        any::<u64>().prop_map(StepReply::Value),
+    ];
     (place(), select(Access::ALL.to_vec()), value(), reply).prop_map(
         |(place, access, value, reply)| AccessPlan {
             place,

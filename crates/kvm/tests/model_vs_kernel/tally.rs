@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::fmt;
 
 use msrgate_filter::{Errno, ExitReason};
-use msrgate_kvm::{CallErrno, Observed, Outcome};
+use msrgate_kvm::CallErrno;
+use msrgate_kvm::measure::{GuestOutcome, Observed};
 
 /// What can come of what is done to a VM, as the kernel says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,12 +71,12 @@ impl Tally {
 
     pub(crate) fn count_access(&self, observed: &Observed) {
         self.add(match (observed.outcome, observed.exit) {
-            (Outcome::Value(_), None) => ReadByKvm,
-            (Outcome::Written, None) => WrittenByKvm,
-            (Outcome::Fault(_), None) => FaultByKvm,
-            (Outcome::Value(_), Some(_)) => ReadByUser,
-            (Outcome::Written, Some(_)) => WrittenByUser,
-            (Outcome::Fault(_), Some(_)) => FaultByUser,
+            (GuestOutcome::Value(_), None) => ReadByKvm,
+            (GuestOutcome::Written, None) => WrittenByKvm,
+            (GuestOutcome::Fault(_), None) => FaultByKvm,
+            (GuestOutcome::Value(_), Some(_)) => ReadByUser,
+            (GuestOutcome::Written, Some(_)) => WrittenByUser,
+            (GuestOutcome::Fault(_), Some(_)) => FaultByUser,
         });
         match observed.exit.and_then(|exit| exit.reason.known()) {
             Some(ExitReason::Filter) => self.add(ExitFilter),

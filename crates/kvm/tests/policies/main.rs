@@ -6,7 +6,8 @@
 use std::thread;
 
 use msrgate_filter::{Access, MsrIndex, Register, RegisterMap, Revision, Verdict};
-use msrgate_kvm::{Backend, Case, HostCaps, KvmBackend, ModelBackend, WriteEffect, measure};
+use msrgate_kvm::HostCaps;
+use msrgate_kvm::measure::{Backend, Case, KvmBackend, ModelBackend, WriteEffect, measure};
 use msrgate_policy::{Compiled, Variant, explain, points, registers, write_effect};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -1,10 +1,10 @@
 //! What a guest gets, in words.
 
 use msrgate_filter::Access;
+use msrgate_program::{Action, Device, Emulated, Mask, Outside};
 
 use super::Explanation;
 use crate::policy::{Microcode, Mode, UnknownAction, Update};
-use msrgate_program::{Action, Device, Emulated, Mask, Outside};
 
 /// What the guest of an access gets.
 pub(super) fn gets(explanation: &Explanation<'_>) -> String {

@@ -9,12 +9,10 @@ use msrgate_filter::{
     Access, Accesses, Bitmap, ExitReason, Fallback, Filter, MsrIndex, Range, Revision, SetCall,
     Verdict, X2APIC,
 };
+use msrgate_program::{Action, Log, MsrRange};
 
 use super::draft::{Draft, Drafts};
 use super::{ImportError, emitted, hexadecimal, quoted};
-use msrgate_program::Action;
-use msrgate_program::Log;
-use msrgate_program::MsrRange;
 
 /// The version of the shape.
 const SCHEMA: u64 = 1;

@@ -1,9 +1,9 @@
 //! What a file looks like.
 
+use msrgate_program::Program;
 use serde::de::IgnoredAny;
 
 use super::{Format, compiled, emitted, firecracker, kernel_log, lines, msr_safe, strace};
-use msrgate_program::Program;
 
 /// The keys by which JSON files are told apart.
 #[derive(serde::Deserialize)]

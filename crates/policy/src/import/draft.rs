@@ -3,12 +3,10 @@
 use std::fmt;
 
 use msrgate_filter::{MsrIndex, X2APIC};
+use msrgate_program::{Action, MsrRange, MsrSet, one_line};
 
 use super::{Format, Imported, grouped};
 use crate::policy::{Log, Mode, Settings, Unknown};
-use msrgate_program::Action;
-use msrgate_program::one_line;
-use msrgate_program::{MsrRange, MsrSet};
 
 /// An entry to be.
 #[derive(Clone, Debug, PartialEq, Eq)]

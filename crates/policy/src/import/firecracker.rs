@@ -11,12 +11,11 @@
 //! Its lists of what a guest could read are text: `MSR_ADDR,VALUE`, and a line for each.
 
 use msrgate_filter::MsrIndex;
+use msrgate_program::{Action, MsrRange};
 use serde::de::IgnoredAny;
 
 use super::draft::{Draft, Drafts};
 use super::{ImportError, hexadecimal, lines, quoted};
-use msrgate_program::Action;
-use msrgate_program::MsrRange;
 
 #[derive(serde::Deserialize)]
 struct Template {

@@ -1,8 +1,9 @@
 //! Entries that together say the same of a whole group, as one that names it.
 
+use msrgate_program::{MsrRange, MsrSet};
+
 use super::draft::Draft;
 use crate::registers::{self, Group};
-use msrgate_program::{MsrRange, MsrSet};
 
 /// The entries, of one range each and in order, with those groups named that make them no more.
 ///

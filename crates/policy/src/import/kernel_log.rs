@@ -13,12 +13,11 @@
 use std::collections::BTreeMap;
 
 use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{Action, MsrRange};
 
 use super::draft::{Draft, Drafts};
 use super::{hexadecimal, lines};
 use crate::registers::by_index;
-use msrgate_program::Action;
-use msrgate_program::MsrRange;
 
 /// How KVM dealt with an access that it does not know.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -5,12 +5,11 @@
 use std::collections::BTreeMap;
 
 use msrgate_filter::MsrIndex;
+use msrgate_program::{Action, Mask, MsrRange, Outside};
 
 use super::draft::{Draft, Drafts};
 use super::{hexadecimal, lines};
 use crate::registers::by_index;
-use msrgate_program::MsrRange;
-use msrgate_program::{Action, Mask, Outside};
 
 /// A line that is an entry.
 struct Entry {

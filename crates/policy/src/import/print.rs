@@ -1,13 +1,12 @@
 //! The text of an imported policy.
 
 use msrgate_filter::MsrIndex;
+use msrgate_program::{MsrSet, one_line};
 
 use super::{Draft, Imported, grouped};
 use crate::layout::{self, Body, Comments, EntryText, Value, gap, shortened};
 use crate::print::{self, action};
 use crate::registers::{self, Register, by_index};
-use msrgate_program::MsrSet;
-use msrgate_program::one_line;
 
 /// The most characters of a comment that come from the file.
 const COMMENT: usize = 100;

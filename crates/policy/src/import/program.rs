@@ -1,14 +1,11 @@
 //! A compiled policy as a [`Program`]: its rules, answers and settings, without the lines they are from.
 
 use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{DecidedBy, Log, MsrRange, Program, Rule, Variant};
 
 use super::ImportError;
 use super::draft::{Draft, Drafts};
 use crate::policy::Settings;
-use msrgate_program::Log;
-use msrgate_program::MsrRange;
-use msrgate_program::{DecidedBy, Rule};
-use msrgate_program::{Program, Variant};
 
 pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     let program = Program::decode(bytes).map_err(|error| ImportError::Bytes(error.to_string()))?;

@@ -4,9 +4,10 @@
 //! struct, and neither the struct nor its bitmaps. There is nothing to import, and that is what is
 //! said of each call.
 
+use msrgate_program::Action;
+
 use super::draft::Drafts;
 use super::lines;
-use msrgate_program::Action;
 
 /// How the call is printed, with the name of the request and without.
 const CALLS: [&str; 2] = [

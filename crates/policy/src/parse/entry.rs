@@ -1,6 +1,7 @@
 //! The entries of `[msrs]`: what each says of its MSRs.
 
 use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{Action, Emulated, Mask, MsrSet, Outside};
 use toml::de::DeValue;
 
 use super::value::{Item, Key};
@@ -9,8 +10,6 @@ use super::{MAX_ENTRIES, MAX_GROUPS, Reader};
 use crate::mistake::Wrong;
 use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
 use crate::source::quoted;
-use msrgate_program::MsrSet;
-use msrgate_program::{Action, Emulated, Mask, Outside};
 
 /// What the table of an entry says, as far as it is understood.
 #[derive(Default)]

@@ -1,13 +1,13 @@
 //! The keys of `[msrs]`: which MSRs each speaks of.
 
 use msrgate_filter::X2APIC;
+use msrgate_program::{MsrRange, MsrSet};
 
 use super::Reader;
 use super::value::Key;
 use crate::mistake::Wrong;
 use crate::selector::parse_msrs;
 use crate::source::quoted;
-use msrgate_program::{MsrRange, MsrSet};
 
 impl Reader<'_> {
     /// The MSRs that a key speaks of.

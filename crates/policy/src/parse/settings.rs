@@ -1,5 +1,6 @@
 //! What a policy says outside of its entries.
 
+use msrgate_program::Action;
 use toml::de::DeValue;
 
 use super::Reader;
@@ -8,7 +9,6 @@ use super::words;
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
 use crate::source::quoted;
-use msrgate_program::Action;
 
 /// The language version this program reads.
 const VERSION: &str = "1";

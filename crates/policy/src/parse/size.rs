@@ -66,7 +66,7 @@ pub(super) fn to_the_last_mistake(text: &str) -> &str {
         }
     };
     let mut values = |event: Event| {
-        let raw = toml.get(&event);
+        let raw = toml.get(event);
         match (event.kind(), raw) {
             (EventKind::SimpleKey, Some(raw)) => raw.decode_key(&mut (), &mut &count),
             (EventKind::Scalar, Some(raw)) => _ = raw.decode_scalar(&mut (), &mut &count),

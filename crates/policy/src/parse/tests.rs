@@ -1,8 +1,8 @@
 use miette::{GraphicalReportHandler, GraphicalTheme};
+use msrgate_program::Action;
 
 use super::*;
 use crate::resolve::{parse, says};
-use msrgate_program::Action;
 
 mod finals;
 mod includes;

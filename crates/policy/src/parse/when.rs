@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use msrgate_program::{CpuPart, CpuSet};
 use toml::de::DeValue;
 
 use super::value::Item;
@@ -11,7 +12,6 @@ use crate::cpu::{check_number, check_vendor};
 use crate::mistake::Wrong;
 use crate::policy::{When, WhenId};
 use crate::source::quoted;
-use msrgate_program::{CpuPart, CpuSet};
 
 impl Reader<'_> {
     pub(super) fn whens(&mut self, item: Item<'_>) {

@@ -1,8 +1,9 @@
 //! The keys and words of the language. What the parser understands, the schema allows.
 
+use msrgate_program::{Action, Device, Outside};
+
 use crate::policy::{Log, Mode, Unknown, UnknownAction, Update};
 use crate::registers::{self, GapKind};
-use msrgate_program::{Action, Device, Outside};
 
 /// Words with what they mean.
 pub(crate) type Words<T, const N: usize> = [(&'static str, T); N];

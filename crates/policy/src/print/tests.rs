@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use msrgate_program::DecidedBy;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -10,7 +12,6 @@ use crate::layout::string;
 use crate::parse::{IncludeError, Includes};
 use crate::resolve::{ResolvedPolicy, parse};
 use crate::source::Source;
-use msrgate_program::DecidedBy;
 
 /// Texts by name.
 struct Files(BTreeMap<&'static str, &'static str>);

@@ -349,3 +349,46 @@ proptest! {
         prop_assert!(left.is_empty(), "{text}\n{files:?}\n{left:?}");
     }
 }
+
+/// Each of many narrow entries lies within a wide one of each of many texts.
+#[test]
+fn punctures_of_many_texts_are_as_many_as_entries_and_not_as_pairs() {
+    const WIDE: usize = 200;
+    let names: Vec<_> = (0..WIDE).map(|text| format!("{text}.toml")).collect();
+    let wide = |text: usize| {
+        let last = if text == 0 {
+            "'0x40000..=0x40001' = 'none'\n"
+        } else {
+            ""
+        };
+        format!(
+            "policy = 1\n[msrs]\n'{:#x}..=0x20fff' = 'none'\n{last}",
+            0x20000 - text
+        )
+    };
+    let narrow = (0..100).map(|number| format!("{:#x} = 'r'\n", 0x20000 + 2 * number));
+    let narrow = format!(
+        "policy = 1\n[msrs]\n{}0x40000 = 'r'\n",
+        narrow.collect::<String>()
+    );
+    let texts: Vec<_> = (0..WIDE).map(wide).collect();
+    let texts = names
+        .iter()
+        .zip(&texts)
+        .map(|(name, text)| (&**name, &**text));
+    let texts: Vec<_> = texts.chain([("narrow.toml", &*narrow)]).collect();
+    let included = texts.iter().map(|(name, _)| format!("'{name}',\n"));
+    let included: String = included.collect();
+    let text = format!("policy = 1\ndefault = 'deny'\ninclude = [\n{included}]\n");
+    let compiled = compiled(&text, &texts);
+    let found = punctures(&compiled);
+    // One more than the limit: the first of an entry that had none.
+    assert_eq!(found.len(), MAX_PUNCTURES + 1);
+    let key = |id| compiled.policy().entry(id).key();
+    let mut pairs = found.iter().map(|one| (key(one.wide), key(one.narrow)));
+    assert!(pairs.any(|pair| pair == ("0x40000..=0x40001", "0x40000")));
+    // Each is said to be punctured, however many are left out.
+    let partly = enforcement(&compiled).into_iter();
+    let partly = partly.filter(|one| one.extent == Extent::Partly && one.entry.is_some());
+    assert_eq!(partly.count(), WIDE + 1);
+}

@@ -12,9 +12,9 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use msrgate_filter::{Access, Accesses, MsrIndex};
+use msrgate_program::MsrRange;
 
 use super::{Register, Vendor};
-use msrgate_program::MsrRange;
 
 /// How far a filter reaches accesses to a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,13 +7,11 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use msrgate_filter::{Access, Accesses, MsrIndex};
+use msrgate_program::{Action, EntryId, MsrRange, MsrSet};
 
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::policy::Entry;
 use crate::source::quoted;
-use msrgate_program::Action;
-use msrgate_program::EntryId;
-use msrgate_program::{MsrRange, MsrSet};
 
 /// For each entry that conflicts with others, one such conflict at least. In *n* log *n* for
 /// entries of one range; those of several, the groups, are compared with all.

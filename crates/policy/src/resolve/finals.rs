@@ -1,10 +1,10 @@
 //! Final entries: what each promises on some processors, and what breaks the promise.
 
-use msrgate_program::EntryId;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{Action, Comparison, DecidedBy, EntryId, MsrRange, MsrSet, Rule, Rules};
 
 use super::overrides::Overrides;
 use super::variants::{Active, unsound};
@@ -15,9 +15,6 @@ use crate::parse::Stated;
 use crate::policy::{Entry, Firmness, Mode, OWN, Policy, SourceId};
 use crate::remedy::Remedies;
 use crate::source::quoted;
-use msrgate_program::{Action, Comparison};
-use msrgate_program::{DecidedBy, Rule, Rules};
-use msrgate_program::{MsrRange, MsrSet};
 
 /// The final entries of a policy, with what it takes to see who breaks them.
 pub(super) struct Finals<'p> {
@@ -126,7 +123,7 @@ impl<'p> Finals<'p> {
         ranges: Vec<MsrRange>,
     ) -> Vec<Promise> {
         let below = self.policy.below[text.number()];
-        let sees = |source: SourceId| source == text || below.contains(&source);
+        let sees = |source: SourceId| source == text || below.contains(source);
         let entries: Vec<_> = self
             .policy
             .ids()

@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use msrgate_program::EntryId;
+use msrgate_program::{EntryId, MsrSet};
 
 use crate::policy::{Policy, Replaces, SourceId, When, WhenId};
-use msrgate_program::MsrSet;
 
 /// All that an override needs to be known of an entry beside its MSRs. A policy has no more of these
 /// than files and `[[when]]`s, however many of its entries speak of the same MSRs.
@@ -123,7 +122,7 @@ impl Overrides {
 /// Whether an entry that stands at `by` may replace one at `home`: an included one of the same
 /// processors, or, for an entry of a `[[when]]`, one that holds for all processors.
 fn may_replace(policy: &Policy, first_alike: &[WhenId], by: Home, home: Home) -> bool {
-    let is_included = policy.below[by.source.number()].contains(&home.source);
+    let is_included = policy.below[by.source.number()].contains(home.source);
     let is_general = by.when.is_some() && home.when.is_none();
     let cpus = |when: Option<WhenId>| when.map(|when| first_alike[when.number()]);
     is_included && (is_general || cpus(by.when) == cpus(home.when))
@@ -164,7 +163,7 @@ mod tests {
             one.when
                 .map(|when| policy.whens[when.number()].cpus.clone())
         };
-        let is_included = policy.below[by.source().number()].contains(&entry.source());
+        let is_included = policy.below[by.source().number()].contains(entry.source());
         let is_general = by.when.is_some() && entry.when.is_none();
         by.replaces == Replaces::Included
             && by.msrs == entry.msrs

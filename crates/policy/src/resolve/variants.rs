@@ -4,6 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{
+    Action, Cpu, DecidedBy, EntryId, Line, ResolvedVariant, Rule, Rules, distinguished, told_apart,
+};
 
 use super::finals::Finals;
 use super::overrides::Overrides;
@@ -13,8 +16,6 @@ use crate::parse::Stated;
 use crate::policy::{Entry, Log, Policy, Replaces};
 use crate::registers;
 use crate::source::quoted;
-use msrgate_program::{Action, DecidedBy, EntryId, Line, ResolvedVariant, Rule, Rules};
-use msrgate_program::{Cpu, distinguished, told_apart};
 
 /// More ways than this are a mistake: each becomes a filter of its own.
 const MAX_VARIANTS: usize = 64;

@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 
 use msrgate_filter::{Access, MsrIndex, Verdict};
+use msrgate_program::{Action, Variant};
 
 use super::{Line, LineNumber, Outcome, Traced};
 use crate::policy::Policy;
-use msrgate_program::Action;
-use msrgate_program::Variant;
 
 /// The most pairs of MSR and direction that are listed one by one: 65,536, so that a trace of
 /// nonsense does not fill the memory. Accesses of others are counted all the same.

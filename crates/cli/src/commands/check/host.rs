@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use msrgate_filter::MsrIndex;
-use msrgate_kvm::{HostCaps, HostError, IgnoreMsrs, Supported};
+use msrgate_kvm::measure::Supported;
+use msrgate_kvm::{HostCaps, HostError, IgnoreMsrs};
 use msrgate_policy::{
     Compiled, Cpu, CpuidBit, CpuidRegister, DecidedBy, Entry, EntryId, MsrRange, MsrSet,
     RefusedFeature, is_offered, one_line, refused_features, unsaved_writes,

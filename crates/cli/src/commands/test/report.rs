@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 
 use msrgate_filter::{Access, ExitReason, MsrIndex, Verdict};
-use msrgate_kvm::{BackendKind, HostError, Measured, NotTried, Pass, Seen};
+use msrgate_kvm::HostError;
+use msrgate_kvm::measure::{BackendKind, Measured, NotTried, Pass, Seen};
 use msrgate_policy::{Cpu, Policy, Variant, one_line, write_effect};
 use serde::Serialize;
 

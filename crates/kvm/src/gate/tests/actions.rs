@@ -4,7 +4,7 @@ use msrgate_filter::MsrIndex;
 
 use super::machine::{FMASK, KERNEL_GS_BASE, LSTAR, NOWHERE, STAR, Saw, on_each, policy};
 use crate::gate::GateOptions;
-use crate::guest::Op::{self, Read, Write};
+use crate::measure::guest::Op::{self, Read, Write};
 
 /// MSRs that no KVM lets a guest have, for registers of user space.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);

@@ -10,7 +10,7 @@ use crate::gate::{
     BadState, Device, GateOptions, GuestMemory, GuestPhysical, Machine as DeviceMachine, NotMapped,
     VcpuId, Written,
 };
-use crate::guest::Op::{Read, Write};
+use crate::measure::guest::Op::{Read, Write};
 
 /// An MSR that no KVM lets a guest have.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);

@@ -13,8 +13,8 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::machine::{LSTAR, Machine, STAR, Saw, Vcpu, policy};
 use crate::gate::{AnswerError, Gate, Outcome};
-use crate::guest::Op::{self, Read, Write};
-use crate::guest::{Apic, Guest, Stop};
+use crate::measure::guest::Op::{self, Read, Write};
+use crate::measure::guest::{Apic, Guest, Stop};
 
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 

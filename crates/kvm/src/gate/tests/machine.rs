@@ -12,7 +12,7 @@ use crate::gate::vm::{KvmVm, VmPort};
 use crate::gate::{
     AnswerError, Asked, Gate, GateOptions, Outcome, StateError, VcpuGate, Violation,
 };
-use crate::guest::{Apic, Guest, Op, Report, Stop, VcpuNumber};
+use crate::measure::guest::{Apic, Guest, Op, Report, Stop, VcpuNumber};
 use crate::probe::HostCaps;
 
 pub(super) const STAR: MsrIndex = MsrIndex::new(0xc000_0081);

@@ -10,15 +10,15 @@ use msrgate_filter::{
 };
 
 use super::machine::{Came, FMASK, KERNEL_GS_BASE, LSTAR, STAR, Saw, TestGuest};
-use crate::calls::{Level, Taken};
 use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
 use crate::gate::bound::Place;
 use crate::gate::port::Port;
 use crate::gate::vm::VmPort;
 use crate::gate::{AnswerError, Asked, Outcome, StateError, VcpuGate};
-use crate::guest::Op;
 use crate::install::{Filtered, InstallError, Mask};
+use crate::measure::guest::Op;
+use crate::sys::calls::{Level, Taken};
 
 const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 const TRIGGER: MsrIndex = MsrIndex::new(0x79);

@@ -5,9 +5,9 @@ use msrgate_policy::Program;
 
 use super::machine::{FMASK, LSTAR, Machine, STAR, Saw, Vcpu, policy};
 use super::model::{self, ModelGuest, ModelVm};
-use crate::calls::Level;
 use crate::gate::GateOptions;
-use crate::guest::Op::{self, Read, Write};
+use crate::measure::guest::Op::{self, Read, Write};
+use crate::sys::calls::Level;
 
 const CARRIED: &str = "IA32_LSTAR = { read = 'allow', write = 'pin' }\n\
     IA32_FMASK = { read = 'allow', write = { sticky = '0x200' } }\n\

@@ -12,7 +12,7 @@ use proptest::sample::select;
 use super::machine::{FMASK, KERNEL_GS_BASE, LSTAR, Machine, NOWHERE, STAR, Saw, policy};
 use crate::gate::events::Count;
 use crate::gate::{GateOptions, Violation};
-use crate::guest::Op::{self, Read, Write};
+use crate::measure::guest::Op::{self, Read, Write};
 use crate::probe::HostCaps;
 
 /// Registers that KVM keeps and forwarding is sound for, and MSRs that it does not know.

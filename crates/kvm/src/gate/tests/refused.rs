@@ -155,17 +155,17 @@ struct RealVm(std::os::fd::OwnedFd);
 
 impl RealVm {
     fn new(vm: &VmFd) -> Self {
-        Self(crate::calls::duplicate(vm).unwrap())
+        Self(crate::sys::calls::duplicate(vm).unwrap())
     }
 }
 
 impl Filtered for RealVm {
     fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno> {
-        crate::calls::enable_reasons(&self.0, reasons)
+        crate::sys::calls::enable_reasons(&self.0, reasons)
     }
 
     fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno> {
-        crate::raw::set_filter(&self.0, filter)
+        crate::sys::raw::set_filter(&self.0, filter)
     }
 }
 

@@ -9,7 +9,7 @@ use super::machine::{LSTAR, Machine, NOWHERE, STAR, Saw, on_each, policy};
 use super::model;
 use crate::gate::events::EventOptions;
 use crate::gate::{GateOptions, Touched, publisher};
-use crate::guest::Op::{Read, Write};
+use crate::measure::guest::Op::{Read, Write};
 
 /// Each access comes once, and is then KVM's.
 #[test]

@@ -5,8 +5,8 @@ use msrgate_policy::answer::Deed;
 
 use super::machine::{LSTAR, Machine, STAR, Saw, TestGuest, policy, program};
 use crate::gate::events::{EventOptions, Rip, Values};
-use crate::gate::{Gate, GateError, GateOptions, StateError};
-use crate::guest::Op::{Read, Write};
+use crate::gate::{CpuidEntry, Gate, GateError, GateOptions, StateError};
+use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
@@ -99,7 +99,7 @@ fn the_first_vcpu_chooses_the_variant() {
         "{other:?}"
     );
     assert!(matches!(
-        machine.gate.vcpu(3, &Vec::new()),
+        machine.gate.vcpu(3, &Vec::<CpuidEntry>::new()),
         Err(GateError::NoCpuid)
     ));
 }
@@ -112,12 +112,13 @@ fn before_the_choice_everything_is_refused() {
     let text = "policy = 1\ndefault = 'allow'\n\
         [[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\nIA32_STAR = 'none'";
     let gate = Gate::new(program(text), &host).unwrap();
-    let mut guest = crate::guest::Guest::new(&host, crate::guest::Apic::Absent).unwrap();
+    let mut guest =
+        crate::measure::guest::Guest::new(&host, crate::measure::guest::Apic::Absent).unwrap();
     gate.install(&**guest.vm()).unwrap();
-    let step = (Read(LSTAR), crate::backend::Reply::Value(1));
+    let step = (Read(LSTAR), crate::measure::StepReply::Value(1));
     let seen = guest.run(&[step]).unwrap();
     assert!(
-        matches!(seen[0].outcome, crate::backend::Outcome::Fault(_)),
+        matches!(seen[0].outcome, crate::measure::GuestOutcome::Fault(_)),
         "{seen:?}"
     );
     assert_eq!(seen[0].exit, None);
@@ -277,9 +278,6 @@ fn what_has_to_be_migrated_and_called() {
     let stricter = policy("default = 'deny'", "");
     machine.gate.replace(stricter).unwrap();
     assert_eq!(machine.gate.migration_list(&listed), listed);
-    let calls = machine.gate.ioctls();
-    assert!(calls.vcpu_ioctls.contains(&"KVM_GET_REGS"));
-    assert!(!calls.vcpu_ioctls.contains(&"KVM_TRANSLATE"));
 }
 
 /// Somebody else's filter in the VM: the guest does not hang, and the VMM is told.
@@ -291,12 +289,12 @@ fn a_filter_that_is_not_the_gates_is_found_out() {
     let vcpu = machine.first();
     let vm = std::sync::Arc::clone(vcpu.guest.vm());
     let deny_all = crate::gate::publisher::deny_all().unwrap();
-    crate::raw::set_filter_raw(&*vm, &crate::RawFilter::from(&deny_all)).unwrap();
+    crate::sys::raw::set_filter_raw(&*vm, &crate::sys::RawFilter::from(&deny_all)).unwrap();
     vcpu.guest.load(&[Read(STAR)]).unwrap();
     let error = loop {
         assert!(matches!(
             vcpu.guest.resume(),
-            Ok(crate::guest::Stop::Msr(_))
+            Ok(crate::measure::guest::Stop::Msr(_))
         ));
         if let Err(error) = vcpu.msrs.answer(vcpu.guest.vcpu_mut()) {
             break error;

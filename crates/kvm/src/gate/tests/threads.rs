@@ -7,7 +7,7 @@ use msrgate_filter::MsrIndex;
 use msrgate_policy::Program;
 
 use super::machine::{FMASK, KERNEL_GS_BASE, LSTAR, Machine, STAR, Saw, policy};
-use crate::guest::Op::{Read, Write};
+use crate::measure::guest::Op::{Read, Write};
 
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const REGISTER: MsrIndex = MsrIndex::new(0x1_0001);

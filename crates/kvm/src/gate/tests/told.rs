@@ -11,7 +11,7 @@ use super::machine::{LSTAR, on_each, policy};
 use super::model;
 use crate::gate::events::{Event, EventOptions, Sink, VcpuDrops};
 use crate::gate::{Gate, GateError, GateOptions, VcpuId, paper};
-use crate::guest::Op::Read;
+use crate::measure::guest::Op::Read;
 use crate::probe::HostCaps;
 
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);

@@ -13,8 +13,8 @@ use crate::errno::CallErrno;
 use crate::gate::touch::Touch;
 use crate::gate::vm::VmPort;
 use crate::gate::{AnswerError, GateOptions, Outcome, publisher};
-use crate::guest::Op::{Read, Write};
 use crate::install::InstallError;
+use crate::measure::guest::Op::{Read, Write};
 
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 

@@ -4,12 +4,12 @@ use super::language::{actions, compiled, read};
 use std::collections::BTreeSet;
 
 use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{Comparison, DecidedBy, Rules};
 use proptest::prelude::*;
 
 use super::*;
 use crate::policy::Replaces;
 use crate::resolve::ResolvedPolicy;
-use msrgate_program::{Comparison, DecidedBy, Rules};
 
 type File = (&'static str, &'static str);
 

@@ -92,7 +92,11 @@ fn layers_of_files_are_read_once_each() {
     };
     let file = |path: &str| {
         let above: usize = path.split('-').next()?.parse().ok()?;
-        let next = (above < 6).then(|| layer(above + 1)).unwrap_or_default();
+        let next = if above < 6 {
+            layer(above + 1)
+        } else {
+            String::new()
+        };
         Some(Source::new(path, &format!("policy = 1\n{next}")))
     };
     let policy = read(&format!("{HEAD}{}", layer(0)), file).unwrap();

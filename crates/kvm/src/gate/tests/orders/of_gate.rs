@@ -12,9 +12,12 @@ use super::super::machine::{
 use super::super::model;
 use super::{HANDLED, HostCaps, SPARE, entries, whens};
 use crate::gate::{Gate, GateError, GateOptions, Outcome};
-use crate::guest::Op::{Read, Write};
-use crate::guest::{Apic, Guest, Report, Stop};
 use crate::install::InstallError;
+use crate::measure::guest::Op::{Read, Write};
+use crate::measure::guest::{Apic, Guest, Report, Stop};
+use crate::probe::IgnoreMsrs;
+
+const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 
 /// Forgotten, `install` is the first thing that a VMM hears of, whatever the program is.
 #[test]
@@ -94,16 +97,14 @@ fn second_gate_in_a_vm_is_an_error_until_the_first_is_gone() {
         return;
     };
     let vm = host.create_vm().unwrap();
-    let same = crate::calls::duplicate(&vm).unwrap();
-    if crate::calls::is_one_file(&vm, &same).is_none() {
-        // Before Linux 6.10 nobody can tell.
-        std::io::stderr()
-            .write_all(b"SKIPPED: this kernel has no F_DUPFD_QUERY\n")
-            .unwrap();
-        return;
-    }
+    let same = crate::sys::calls::duplicate(&vm).unwrap();
     let [first, second] = [(); 2].map(|()| Gate::new(entries(), &host).unwrap());
     first.install(&vm).unwrap();
+    if crate::sys::calls::is_one_file(&vm, &same).is_none() {
+        // Before Linux 6.10 nobody can tell (F_DUPFD_QUERY): the second gate's filter takes the first one's place.
+        second.install(&same).unwrap();
+        return;
+    }
     let msrs = first.vcpu(0, &model::cpuid()).unwrap();
     let mut first = Some(first);
     for gone in ["none", "the gate"] {
@@ -128,7 +129,7 @@ fn install_sets_the_mask_over_the_vmms_own() {
         return;
     };
     let mut guest = Guest::new(&host, Apic::Absent).unwrap();
-    crate::calls::enable_reasons(&**guest.vm(), crate::RawReasons::new(7)).unwrap();
+    crate::sys::calls::enable_reasons(&**guest.vm(), crate::RawReasons::new(7)).unwrap();
     let plain = policy("default = 'deny'\nlog = 'none'", "IA32_STAR = 'rw'");
     let gate = Gate::new(plain, &host).unwrap();
     gate.install(&**guest.vm()).unwrap();
@@ -143,7 +144,7 @@ fn install_sets_the_mask_over_the_vmms_own() {
 #[test]
 fn mask_set_after_install_fails_closed() {
     let entries = "0x10000 = { read = { value = 7 }, write = 'ignore' }\n\
-                   IA32_KERNEL_GS_BASE = 'rw'\n0x12345678 = 'rw'";
+                   IA32_EFER = 'rw'\n0x12345678 = 'rw'";
     let Some(mut machine) = Machine::new(policy("default = 'deny'", entries), 1) else {
         return;
     };
@@ -153,7 +154,8 @@ fn mask_set_after_install_fails_closed() {
         Read(SPARE),
         Read(LSTAR),
         Read(NOWHERE),
-        Write(KERNEL_GS_BASE, 1 << 63),
+        // A reserved bit.
+        Write(EFER, 1 << 63),
     ];
     let masks = [
         (4, [Saw::Value(7), Saw::Fault, Saw::Fault, Saw::Fault]),
@@ -161,7 +163,7 @@ fn mask_set_after_install_fails_closed() {
         (7, [Saw::Value(7), Saw::Fault, Saw::Fault, Saw::Fault]),
     ];
     for (mask, expected) in masks {
-        crate::calls::enable_reasons(&*vm, crate::RawReasons::new(mask)).unwrap();
+        crate::sys::calls::enable_reasons(&*vm, crate::RawReasons::new(mask)).unwrap();
         assert_eq!(vcpu.run(&script), expected, "{mask}");
     }
 }
@@ -337,4 +339,22 @@ fn cpuid_set_after_vcpu_is_found_at_reset() {
     msrs.answer(guest.vcpu_mut()).unwrap_err();
     assert_eq!(guest.resume().unwrap(), Stop::End);
     assert!(matches!(guest.report(0), Report::Fault { .. }));
+}
+
+/// A program that answers for unknown MSRs is refused where they may be hidden; one that does not is not.
+#[test]
+fn unread_ignore_msrs_is_refused_where_unknown_msrs_are_answered() {
+    let host = |ignored| HostCaps::on_paper().with_ignore_msrs(ignored);
+    let asks = || policy("default = 'allow'\nunknown = 'ignore'", "");
+    let seen = Gate::new(asks(), &host(IgnoreMsrs::NotSeen)).map(drop);
+    assert!(
+        matches!(seen, Err(GateError::IgnoreMsrsNotSeen)),
+        "{seen:?}"
+    );
+    let seen = Gate::new(asks(), &host(IgnoreMsrs::On)).map(drop);
+    assert!(matches!(seen, Err(GateError::IgnoreMsrs)), "{seen:?}");
+    drop(Gate::new(asks(), &host(IgnoreMsrs::Off)).unwrap());
+    let silent = policy("default = 'deny'", "");
+    let known = HostCaps::known(crate::RawReasons::new(4), IgnoreMsrs::NotSeen);
+    drop(Gate::new(silent, &known).unwrap());
 }

@@ -10,12 +10,13 @@ use super::super::model;
 use super::{HANDLED, HostCaps, SPARE, entries, with_leaf};
 use crate::errno::CallErrno;
 use crate::gate::events::{EventOptions, Rip};
+use crate::gate::handle::mixed;
 use crate::gate::{
     AnswerError, Asked, BadState, Device, Gate, GateOptions, Machine as Cpu, Outcome, StateError,
     VcpuError, VcpuGate, Written,
 };
-use crate::guest::Op::{Read, Write};
-use crate::guest::Stop;
+use crate::measure::guest::Op::{Read, Write};
+use crate::measure::guest::Stop;
 
 /// Two vCPUs of a machine.
 fn pair(machine: &mut Machine<AnyGuest>) -> (&mut Vcpu<AnyGuest>, &mut Vcpu<AnyGuest>) {
@@ -401,8 +402,8 @@ fn page_of_another_vcpu_is_found() {
     };
     one.guest.load(&[Write(LSTAR, 0x1000)]).unwrap();
     assert!(matches!(one.guest.resume(), Ok(Stop::Msr(_))));
-    let page = one.guest.vcpu_mut().get_kvm_run();
-    let seen = one.msrs.answer_raw(other.guest.vcpu(), page).map(drop);
+    let mut mixed = mixed(other.guest.vcpu(), one.guest.vcpu_mut());
+    let seen = one.msrs.answer(&mut mixed).map(drop);
     assert!(is_other(&seen), "{seen:?}");
     assert_eq!(other.run(&[Read(LSTAR)]), [Saw::Value(0)]);
 }

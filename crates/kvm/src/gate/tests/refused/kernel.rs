@@ -6,7 +6,7 @@ use super::super::machine::{Came, LSTAR, NOWHERE, STAR, Saw, TestGuest, Vcpu, po
 use super::super::model;
 use super::{ENOMEM, Kernel, SPARE, Script, Scripted, is_refused, of_model, old, on_each};
 use crate::gate::{AnswerError, Gate, GateError, GateOptions, Outcome};
-use crate::guest::Op::{Read, Write};
+use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
 /// What has been seen stays seen, the filter stays open for it, and the mask is what it was.

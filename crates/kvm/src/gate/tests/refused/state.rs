@@ -10,7 +10,7 @@ use msrgate_policy::answer::Saved;
 
 use super::super::machine::{LSTAR, STAR, Saw, TestGuest, Vcpu, policy};
 use super::{CSTAR, Kernel, NEW, SHARED, SPARE, is_refused, new, old, on_each};
-use crate::guest::Op::{Read, Write};
+use crate::measure::guest::Op::{Read, Write};
 
 /// Has the vCPU fill what the old program has.
 fn fill<G: TestGuest>(vcpu: &mut Vcpu<G>) {

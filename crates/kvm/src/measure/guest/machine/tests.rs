@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::backend::Reply;
+use crate::measure::observed::StepReply;
 
 const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 
@@ -34,11 +34,11 @@ fn derail(guest: &mut Guest, code: u64) -> GuestError {
 /// The guest is as good as new.
 fn works(guest: &mut Guest) {
     let script = [
-        (Op::Write(STAR, 5), Reply::Fault),
-        (Op::Read(STAR), Reply::Fault),
+        (Op::Write(STAR, 5), StepReply::Fault),
+        (Op::Read(STAR), StepReply::Fault),
     ];
     let seen = guest.run(&script).unwrap();
-    assert_eq!(seen[1].outcome, crate::Outcome::Value(5));
+    assert_eq!(seen[1].outcome, crate::measure::GuestOutcome::Value(5));
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn a_guest_that_writes_to_a_port_is_an_error_that_names_the_step() {
 #[test]
 fn an_exit_left_pending_is_forgotten_by_the_next_script() {
     let Some(mut guest) = guest() else { return };
-    crate::calls::enable_reasons(&guest.vm, crate::RawReasons::new(7)).unwrap();
+    crate::sys::calls::enable_reasons(&guest.vm, crate::RawReasons::new(7)).unwrap();
     guest.load(&[Op::Read(MsrIndex::new(0x1234_5678))]).unwrap();
     assert!(matches!(guest.resume(), Ok(Stop::Msr(_))));
     works(&mut guest);
@@ -103,11 +103,11 @@ fn a_script_may_be_longer_than_the_mailbox() {
     let script: Vec<_> = values
         .clone()
         .flat_map(|value| [Op::Write(STAR, value), Op::Read(STAR)])
-        .map(|op| (op, Reply::Fault))
+        .map(|op| (op, StepReply::Fault))
         .collect();
     let seen = guest.run(&script).unwrap();
     assert_eq!(seen.len(), script.len());
     for (value, pair) in values.zip(seen.chunks(2)) {
-        assert_eq!(pair[1].outcome, crate::Outcome::Value(value));
+        assert_eq!(pair[1].outcome, crate::measure::GuestOutcome::Value(value));
     }
 }

@@ -2,7 +2,7 @@
 
 use msrgate_filter::{Fallback, MsrIndex};
 
-use crate::raw::{RawBitmap, RawFilter, RawRange};
+use crate::sys::raw::{RawBitmap, RawFilter, RawRange};
 
 /// A range's flags.
 pub(super) const READ: u32 = 1;

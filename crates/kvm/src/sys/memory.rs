@@ -81,12 +81,6 @@ impl Memory {
     pub(crate) fn address(&self) -> usize {
         self.start.as_ptr() as usize
     }
-
-    /// How long it is, in bytes.
-    #[cfg(feature = "kvm-ioctls")]
-    pub(crate) const fn bytes(&self) -> usize {
-        self.bytes
-    }
 }
 
 impl Drop for Memory {

@@ -21,8 +21,8 @@ use super::watchdog::Watchdog;
 use super::{GuestError, StepAt, code};
 use crate::errno::CallErrno;
 use crate::exit::RawReason;
-use crate::memory::Memory;
 use crate::probe::HostCaps;
+use crate::sys::memory::{Memory, PAGE};
 
 /// How long a script may run before it is called endless.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -341,7 +341,7 @@ fn add_memory(vm: &VmFd, number: VcpuNumber, memory: &Memory) -> Result<(), Gues
         slot: number.get().into(),
         flags: 0,
         guest_phys_addr: number.base(),
-        memory_size: memory.bytes() as u64,
+        memory_size: (layout::PAGES * PAGE) as u64,
         userspace_addr: memory.address() as u64,
     };
     // SAFETY: the region is a mapping of our own that nothing else is kept in, seen from here only

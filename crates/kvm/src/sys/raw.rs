@@ -15,7 +15,7 @@ use msrgate_filter::{Fallback, Filter, MAX_RANGES};
 use vmm_sys_util::ioctl::ioctl_with_ptr;
 
 use crate::errno::CallErrno;
-use crate::memory::UnreadableEnd;
+use crate::sys::memory::UnreadableEnd;
 
 /// The fields of `struct kvm_msr_filter`, unchecked (S1.7).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -143,14 +143,8 @@ pub(crate) fn send(
     ask(vm, width, &raw const argument)
 }
 
-/// Asks the kernel for the filter at an address that cannot be read (S2.1).
-#[cfg(feature = "kvm-ioctls")]
-pub(crate) fn send_unreadable(vm: &impl AsRawFd) -> Result<(), CallErrno> {
-    let nothing = UnreadableEnd::after(&[])?;
-    ask(vm, CallerWidth::Bits64, nothing.address() as *const _)
-}
-
-fn ask(
+/// Asks the kernel for the filter at `argument`, which need not be readable.
+pub(crate) fn ask(
     vm: &impl AsRawFd,
     width: CallerWidth,
     argument: *const kvm_msr_filter,

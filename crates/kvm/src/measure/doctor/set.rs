@@ -1,5 +1,6 @@
 //! S2: which filters the kernel takes, and what it says to the others.
 
+use msrgate_filter::abi::CallerWidth;
 use msrgate_filter::{Access, Errno, Fallback, MsrIndex, Verdict};
 
 use super::lab::{CSTAR, Lab, NOWHERE, STAR};
@@ -8,12 +9,13 @@ use super::request::{
 };
 use super::{Finding, Statement};
 use crate::errno::CallErrno;
-use crate::guest::GuestError;
-use crate::raw::{RawBitmap, RawFilter, RawRange, send_unreadable};
+use crate::measure::guest::GuestError;
+use crate::sys::memory::UnreadableEnd;
+use crate::sys::raw::{RawBitmap, RawFilter, RawRange, ask};
 
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new("S2.1", "a struct that cannot be read is EFAULT", |lab| {
-        let seen = send_unreadable(lab.guest.vm());
+        let seen = send_unreadable(lab);
         let wanted = Err(CallErrno::Known(Errno::Efault));
         Ok(Finding::compare("the call", &seen, &wanted))
     }),
@@ -269,4 +271,14 @@ fn failure_is_nothing(lab: &mut Lab) -> Result<Finding, GuestError> {
         ])?);
     }
     Ok(Finding::all(findings))
+}
+
+/// Asks the kernel for the filter at an address that cannot be read.
+fn send_unreadable(lab: &Lab) -> Result<(), CallErrno> {
+    let nothing = UnreadableEnd::after(&[])?;
+    ask(
+        lab.guest.vm(),
+        CallerWidth::Bits64,
+        nothing.address() as *const _,
+    )
 }

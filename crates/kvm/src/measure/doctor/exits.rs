@@ -6,9 +6,11 @@ use msrgate_filter::{ExitReason, Instruction, MsrIndex};
 use super::lab::{ALL_REASONS, EFER, Lab, NOWHERE, STAR};
 use super::request::{allow_all, deny_all};
 use super::{Finding, Statement};
-use crate::backend::{Fault, GuestRegisters, Observed, Outcome, Reply, SeenExit, Site};
 use crate::exit::{RawReason, RawReasons};
-use crate::guest::{GuestError, Op, Report, Stop, called};
+use crate::measure::guest::{GuestError, Op, Report, Stop, called};
+use crate::measure::observed::{
+    Fault, GuestOutcome, GuestRegisters, Observed, SeenExit, Site, StepReply,
+};
 
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
@@ -94,7 +96,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
 
 const DATA: u64 = 0xfedc_ba98_7654_3210;
 
-const GP: Outcome = Outcome::Fault(Fault {
+const GP: GuestOutcome = GuestOutcome::Fault(Fault {
     site: Site::AtInstruction,
     code: 0,
     registers: GuestRegisters::Untouched,
@@ -165,7 +167,7 @@ fn exit_fields(lab: &mut Lab) -> Result<Finding, GuestError> {
 fn read_completes(lab: &mut Lab) -> Result<Finding, GuestError> {
     let op = Op::Read(STAR);
     lab.stop_refused(op)?;
-    lab.guest.answer(Reply::Value(DATA).into());
+    lab.guest.answer(StepReply::Value(DATA).into());
     lab.finish()?;
     let mut after = op.operands();
     after.rax = DATA & 0xffff_ffff;
@@ -177,7 +179,7 @@ fn read_completes(lab: &mut Lab) -> Result<Finding, GuestError> {
 fn write_completes(lab: &mut Lab) -> Result<Finding, GuestError> {
     let op = Op::Write(STAR, DATA);
     lab.stop_refused(op)?;
-    lab.guest.answer(Reply::Value(0).into());
+    lab.guest.answer(StepReply::Value(0).into());
     lab.finish()?;
     let after = Report::Done(op.operands());
     Ok(Finding::all([
@@ -219,7 +221,7 @@ fn single_step(lab: &mut Lab) -> Result<Finding, GuestError> {
     for op in [Op::Read(STAR), Op::Write(STAR, DATA)] {
         lab.stop_refused(op)?;
         debug(lab, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP)?;
-        lab.guest.answer(Reply::Value(DATA).into());
+        lab.guest.answer(StepReply::Value(DATA).into());
         let seen = lab.guest.resume()?;
         let rip = lab.guest.site(op) + Instruction::LENGTH;
         found.push(Finding::compare("the stop", &seen, &Stop::Debug { rip }));
@@ -245,13 +247,13 @@ fn debug(lab: &Lab, control: u32) -> Result<(), GuestError> {
 /// Other indices and reasons, and data for a write, come to nothing.
 fn read_back(lab: &mut Lab) -> Result<Finding, GuestError> {
     lab.stop_refused(Op::Read(STAR))?;
-    lab.guest.answer(Reply::Value(DATA).into());
+    lab.guest.answer(StepReply::Value(DATA).into());
     lab.guest.scribble(RawReason::new(0), EFER);
     lab.finish()?;
     let read = lab.guest.report(0);
     let op = Op::Write(STAR, 0x1111);
     lab.stop_refused(op)?;
-    lab.guest.answer(Reply::Value(0x2222).into());
+    lab.guest.answer(StepReply::Value(0x2222).into());
     lab.guest.scribble(RawReason::new(2), EFER);
     lab.finish()?;
     let written = lab.guest.report(0);
@@ -269,7 +271,7 @@ fn read_back(lab: &mut Lab) -> Result<Finding, GuestError> {
 fn set_meanwhile(lab: &mut Lab) -> Result<Finding, GuestError> {
     lab.stop_refused(Op::Read(STAR))?;
     lab.open()?;
-    lab.guest.answer(Reply::Value(DATA).into());
+    lab.guest.answer(StepReply::Value(DATA).into());
     lab.finish()?;
     let completed = match lab.guest.report(0) {
         Report::Done(after) => Some(after.value()),
@@ -278,7 +280,7 @@ fn set_meanwhile(lab: &mut Lab) -> Result<Finding, GuestError> {
     let op = Op::Write(STAR, DATA);
     lab.stop_refused(op)?;
     lab.open()?;
-    lab.guest.answer(Reply::Fault.into());
+    lab.guest.answer(StepReply::Fault.into());
     lab.finish()?;
     let faulted = lab.guest.report(0);
     Ok(Finding::all([
@@ -330,7 +332,7 @@ fn registers_meanwhile(lab: &mut Lab) -> Result<Finding, GuestError> {
 fn immediate_exit(lab: &mut Lab) -> Result<Finding, GuestError> {
     let op = Op::Read(STAR);
     lab.stop_refused(op)?;
-    lab.guest.answer(Reply::Value(DATA).into());
+    lab.guest.answer(StepReply::Value(DATA).into());
     // An error unless it returns EINTR.
     lab.guest.complete()?;
     let after = lab.guest.registers()?;
@@ -385,7 +387,7 @@ fn rewind(lab: &mut Lab) -> Result<Finding, GuestError> {
 /// Rewinds the pending exit: the #GP that `error` queues is cancelled by writing registers.
 fn take_back(lab: &mut Lab) -> Result<(), GuestError> {
     let registers = lab.guest.registers()?;
-    lab.guest.answer(Reply::Fault.into());
+    lab.guest.answer(StepReply::Fault.into());
     lab.guest.complete()?;
     lab.guest.set_registers(&registers)
 }

@@ -5,13 +5,13 @@ use msrgate_filter::{Access, Errno, ExitReason, MsrIndex, Verdict};
 
 use super::Finding;
 use super::request::{allow_all, deny_all};
-use crate::backend::{Observed, Reply};
-use crate::calls::enable_reasons;
 use crate::errno::{CallErrno, RawErrno};
 use crate::exit::{RawReason, RawReasons};
-use crate::guest::{Apic, Guest, GuestError, Op, RawExit, Stop, called};
+use crate::measure::guest::{Apic, Guest, GuestError, Op, RawExit, Stop, called};
+use crate::measure::observed::{Observed, StepReply};
 use crate::probe::{HostCaps, IgnoreMsrs};
-use crate::raw::{RawFilter, set_filter_raw};
+use crate::sys::calls::enable_reasons;
+use crate::sys::raw::{RawFilter, set_filter_raw};
 
 /// Registers that every KVM knows and that hold what is written to them.
 pub(super) const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
@@ -78,13 +78,13 @@ impl Lab {
     }
 
     /// Does one access, and answers its exit with `reply`.
-    pub(super) fn access(&mut self, op: Op, reply: Reply) -> Result<Observed, GuestError> {
+    pub(super) fn access(&mut self, op: Op, reply: StepReply) -> Result<Observed, GuestError> {
         Ok(self.guest.run(&[(op, reply)])?.remove(0))
     }
 
     /// Does one access whose exits all end in #GP.
     pub(super) fn try_access(&mut self, op: Op) -> Result<Observed, GuestError> {
-        self.access(op, Reply::Fault)
+        self.access(op, StepReply::Fault)
     }
 
     /// The reason of the exit that one access makes, under the VM's mask.

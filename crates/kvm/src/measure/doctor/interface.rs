@@ -9,13 +9,13 @@ use msrgate_filter::{Access, Errno, Fallback, MsrIndex, Verdict};
 use super::lab::{ALL_REASONS, EFER, Lab, NOWHERE, STAR, TSC};
 use super::request::{BOTH, READ, allow_all, filter, range};
 use super::{Finding, Statement};
-use crate::backend::Reply;
-use crate::calls::enable;
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
-use crate::guest::{GuestError, Op};
 use crate::host::Requirement;
-use crate::raw::{RawFilter, send};
+use crate::measure::guest::{GuestError, Op};
+use crate::measure::observed::StepReply;
+use crate::sys::calls::enable;
+use crate::sys::raw::{RawFilter, send};
 
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
@@ -199,7 +199,7 @@ fn mask_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
     // With an exit pending as well, which the new mask then has no part in (S5.5).
     lab.stop_refused(Op::Read(STAR))?;
     let meanwhile = lab.reasons(RawReasons::NONE);
-    lab.guest.answer(Reply::Value(0).into());
+    lab.guest.answer(StepReply::Value(0).into());
     lab.finish()?;
     let again = lab.reason(Op::Read(STAR))?;
     Ok(Finding::all([

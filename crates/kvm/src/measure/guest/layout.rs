@@ -17,7 +17,7 @@ use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
 use super::code;
 use super::slot;
-use crate::memory::PAGE;
+use crate::sys::memory::PAGE;
 
 /// Slots a script may have, the last of which is the end.
 pub(super) const SLOTS: usize = (BYTES - SLOT_AREA) / (slot::WORDS * 8);

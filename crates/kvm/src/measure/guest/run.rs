@@ -8,10 +8,12 @@ use msrgate_filter::{Access, MsrIndex};
 
 use super::machine::{Guest, RawExit, Stop};
 use super::slot::{Op, Operands, Report};
-use crate::backend::{Fault, GuestRegisters, Observed, Outcome, Reply, SeenExit, Site, Step};
 use crate::errno::CallErrno;
 use crate::host::HostError;
 use crate::install::InstallError;
+use crate::measure::observed::{
+    Fault, GuestOutcome, GuestRegisters, Observed, SeenExit, Site, Step, StepReply,
+};
 
 /// A step of a script, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +162,7 @@ impl Guest {
     /// # Errors
     /// The guest did something that no access can make it do, or a call failed; the message names
     /// the step, counted from the start of the part of [`Self::LONGEST`] steps it is in.
-    pub(crate) fn run(&mut self, script: &[(Op, Reply)]) -> Result<Vec<Observed>, GuestError> {
+    pub(crate) fn run(&mut self, script: &[(Op, StepReply)]) -> Result<Vec<Observed>, GuestError> {
         let mut observed = Vec::with_capacity(script.len());
         for part in script.chunks(Self::LONGEST) {
             self.run_part(part, &mut observed)?;
@@ -170,7 +172,7 @@ impl Guest {
 
     fn run_part(
         &mut self,
-        part: &[(Op, Reply)],
+        part: &[(Op, StepReply)],
         into: &mut Vec<Observed>,
     ) -> Result<(), GuestError> {
         let ops: Vec<Op> = part.iter().map(|&(op, _)| op).collect();
@@ -227,7 +229,7 @@ impl Guest {
         })
     }
 
-    fn outcome(&self, number: usize, op: Op) -> Result<Outcome, GuestError> {
+    fn outcome(&self, number: usize, op: Op) -> Result<GuestOutcome, GuestError> {
         match (self.report(number), op) {
             (Report::NotReached, _) => Err(GuestError::Skipped {
                 step: StepAt::new(number, op.access()),
@@ -240,7 +242,7 @@ impl Guest {
                     rip,
                 },
                 _,
-            ) => Ok(Outcome::Fault(Fault {
+            ) => Ok(GuestOutcome::Fault(Fault {
                 site: self.where_is(op, rip),
                 code,
                 registers: compare(op, operands),
@@ -261,7 +263,11 @@ impl Guest {
 ///
 /// # Errors
 /// It cannot have left them.
-pub(crate) fn went_through(step: StepAt, op: Op, after: Operands) -> Result<Outcome, GuestError> {
+pub(crate) fn went_through(
+    step: StepAt,
+    op: Op,
+    after: Operands,
+) -> Result<GuestOutcome, GuestError> {
     let Operands { rax, rcx, rdx } = after;
     match op {
         _ if !op.leaves(after) => Err(GuestError::Registers {
@@ -270,8 +276,8 @@ pub(crate) fn went_through(step: StepAt, op: Op, after: Operands) -> Result<Outc
             rcx,
             rdx,
         }),
-        Op::Write(..) => Ok(Outcome::Written),
-        Op::Read(_) | Op::Time | Op::SwapGs => Ok(Outcome::Value(after.value())),
+        Op::Write(..) => Ok(GuestOutcome::Written),
+        Op::Read(_) | Op::Time | Op::SwapGs => Ok(GuestOutcome::Value(after.value())),
     }
 }
 
@@ -288,7 +294,7 @@ pub(crate) fn compare(op: Op, seen: Operands) -> GuestRegisters {
     }
 }
 
-impl From<&Step> for (Op, Reply) {
+impl From<&Step> for (Op, StepReply) {
     fn from(step: &Step) -> Self {
         let op = match step.access {
             Access::Read => Op::Read(step.index),
@@ -298,11 +304,11 @@ impl From<&Step> for (Op, Reply) {
     }
 }
 
-impl From<Reply> for msrgate_filter::Reply {
-    fn from(reply: Reply) -> Self {
+impl From<StepReply> for msrgate_filter::Reply {
+    fn from(reply: StepReply) -> Self {
         match reply {
-            Reply::Fault => Self::FAULT,
-            Reply::Value(data) => Self::value(data),
+            StepReply::Fault => Self::FAULT,
+            StepReply::Value(data) => Self::value(data),
         }
     }
 }

@@ -5,11 +5,11 @@ use msrgate_filter::{Access, Fallback, MsrIndex, Verdict};
 use super::lab::{ALL_REASONS, CSTAR, KERNEL_GS_BASE, LSTAR, Lab, NOWHERE, STAR, TSC};
 use super::request::{BOTH, READ, WRITE, allow_all, deny_all, filter, range};
 use super::{Finding, Statement};
-use crate::backend::{Observed, Outcome, Reply};
 use crate::exit::RawReasons;
-use crate::guest::{GuestError, Op, called};
+use crate::measure::guest::{GuestError, Op, called};
+use crate::measure::observed::{GuestOutcome, Observed, StepReply};
 use crate::probe::IgnoreMsrs;
-use crate::raw::{RawBitmap, RawRange};
+use crate::sys::raw::{RawBitmap, RawRange};
 
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
@@ -139,7 +139,7 @@ fn x2apic_value(lab: &mut Lab) -> Result<Finding, GuestError> {
     lab.guard(&deny_all(), ALL_REASONS)?;
     let seen = lab.try_access(Op::Read(MsrIndex::new(0x803)))?;
     Ok(match seen.outcome {
-        Outcome::Value(version) if (0x10..0x16).contains(&(version & 0xff)) => Finding::Holds,
+        GuestOutcome::Value(version) if (0x10..0x16).contains(&(version & 0xff)) => Finding::Holds,
         _ => Finding::Differs {
             seen: format!("the read of 0x803: {seen:?}"),
         },
@@ -256,7 +256,9 @@ fn time(lab: &mut Lab) -> Result<Finding, GuestError> {
     let first = lab.try_access(Op::Time)?;
     let second = lab.try_access(Op::Time)?;
     let passed = match (first.outcome, second.outcome) {
-        (Outcome::Value(first), Outcome::Value(second)) if first < second => Finding::Holds,
+        (GuestOutcome::Value(first), GuestOutcome::Value(second)) if first < second => {
+            Finding::Holds
+        }
         _ => Finding::Differs {
             seen: format!("two RDTSC: {first:?} and {second:?}"),
         },
@@ -304,12 +306,12 @@ fn ignored(lab: &mut Lab) -> Result<Finding, GuestError> {
     lab.guard(&allow_all(), ALL_REASONS)?;
     let seen = lab.try_access(Op::Read(NOWHERE))?;
     let wanted = Observed {
-        outcome: Outcome::Value(0),
+        outcome: GuestOutcome::Value(0),
         exit: None,
     };
     lab.guard(&deny_all(), RawReasons::new(4))?;
     let refused = lab
-        .access(Op::Read(NOWHERE), Reply::Value(1))?
+        .access(Op::Read(NOWHERE), StepReply::Value(1))?
         .exit
         .is_some();
     Ok(Finding::all([

@@ -3,11 +3,12 @@
 use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, Segment, UserAddress};
 use msrgate_filter::{Capability, Exit, Gprs, Instruction, Registers, Revision, RunExit, Vcpu, Vm};
 
-use crate::backend::{Backend, BackendKind, Fault, Observed, Outcome, Reply, SeenExit, Site, Step};
 use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
-use crate::guest::{GuestError, Op, Operands, StepAt, compare, went_through};
-use crate::raw::{RawBitmap, RawFilter};
+use crate::measure::backend::{Backend, BackendKind};
+use crate::measure::guest::{GuestError, Op, Operands, StepAt, compare, went_through};
+use crate::measure::observed::{Fault, GuestOutcome, Observed, SeenExit, Site, Step, StepReply};
+use crate::sys::raw::{RawBitmap, RawFilter};
 
 /// A VM of the model with one vCPU. What lies behind the filter are the registers it is given.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ impl<R: Registers> ModelBackend<R> {
         Self { vm, vcpu }
     }
 
-    fn step(&mut self, at: StepAt, op: Op, reply: Reply) -> Result<Observed, GuestError> {
+    fn step(&mut self, at: StepAt, op: Op, reply: StepReply) -> Result<Observed, GuestError> {
         let instruction = match op {
             Op::Write(..) => Instruction::Wrmsr,
             Op::Read(_) | Op::Time | Op::SwapGs => Instruction::Rdmsr,
@@ -46,7 +47,7 @@ impl<R: Registers> ModelBackend<R> {
                     continue;
                 }
                 RunExit::Retired => went_through(at, op, self.operands())?,
-                RunExit::GeneralProtection { rip } => Outcome::Fault(Fault {
+                RunExit::GeneralProtection { rip } => GuestOutcome::Fault(Fault {
                     site: where_is(rip),
                     code: 0,
                     registers: compare(op, self.operands()),
@@ -116,7 +117,7 @@ impl<R: Registers> Backend for ModelBackend<R> {
         let steps = script.iter().enumerate();
         steps
             .map(|(number, step)| {
-                let (op, reply): (Op, Reply) = step.into();
+                let (op, reply): (Op, StepReply) = step.into();
                 self.step(StepAt::new(number, op.access()), op, reply)
             })
             .collect()

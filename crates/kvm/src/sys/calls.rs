@@ -7,8 +7,6 @@
 
 use std::ffi::c_ulong;
 use std::io;
-#[cfg(feature = "kvm-ioctls")]
-use std::os::fd::IntoRawFd;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use kvm_bindings::{
@@ -17,8 +15,6 @@ use kvm_bindings::{
     kvm_enable_cap, kvm_mp_state, kvm_msr_entry, kvm_msrs, kvm_nested_state, kvm_regs, kvm_sregs,
     kvm_translation,
 };
-#[cfg(feature = "kvm-ioctls")]
-use kvm_ioctls::{Kvm, VmFd};
 use msrgate_filter::{Errno, MsrIndex};
 use vmm_sys_util::ioctl::{
     ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
@@ -173,20 +169,6 @@ pub(crate) fn supported_cpuid(kvm: &impl AsRawFd) -> Option<CpuId> {
     })
     .ok()?;
     Some(cpuid)
-}
-
-/// The same device in `kvm-ioctls`' type.
-#[cfg(feature = "kvm-ioctls")]
-pub(crate) fn into_kvm(kvm: OwnedFd) -> Kvm {
-    // SAFETY: the file descriptor is given away, to a type that owns it from now on.
-    unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) }
-}
-
-/// The same VM in `kvm-ioctls`' type.
-#[cfg(feature = "kvm-ioctls")]
-pub(crate) fn into_vm(kvm: &Kvm, vm: OwnedFd) -> Result<VmFd, CallErrno> {
-    // SAFETY: as in `into_kvm`; it is a VM's.
-    Ok(unsafe { kvm.create_vmfd_from_rawfd(vm.into_raw_fd()) }?)
 }
 
 /// `KVM_RUN`. `Ok` is an exit to user space.
@@ -364,6 +346,19 @@ struct NestedState {
 
 fn checked(answer: i32) -> Result<u32, CallErrno> {
     u32::try_from(answer).map_err(|_| CallErrno::last())
+}
+
+/// Each `ioctl` of this file, with its number as the kernel's macros make it.
+#[cfg(test)]
+pub(crate) fn numbers() -> Vec<(&'static str, c_ulong)> {
+    macro_rules! numbers {
+        ($($name:ident)*) => { vec![$((stringify!($name), $name())),*] };
+    }
+    numbers!(
+        KVM_GET_API_VERSION KVM_CREATE_VM KVM_GET_SUPPORTED_CPUID KVM_CHECK_EXTENSION KVM_RUN KVM_GET_REGS
+        KVM_SET_REGS KVM_GET_SREGS KVM_TRANSLATE KVM_GET_MSRS KVM_SET_MSRS KVM_GET_MP_STATE KVM_GET_CPUID2
+        KVM_SET_MP_STATE KVM_ENABLE_CAP KVM_GET_NESTED_STATE
+    )
 }
 
 /// Whether an error is the one that `KVM_RUN` under `immediate_exit` ends with (S5.6).

@@ -4,14 +4,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use msrgate_filter::{Access, MsrIndex};
-
-use crate::calls::enable_reasons;
 use crate::errno::CallErrno;
-use crate::exit::{RawReason, RawReasons};
-use crate::guest::{Apic, Guest, GuestError};
+use crate::exit::RawReasons;
+use crate::measure::guest::{Apic, Guest, GuestError};
+use crate::measure::observed::{Observed, Step};
 use crate::probe::HostCaps;
-use crate::raw::{RawFilter, set_filter_raw};
+use crate::sys::calls::enable_reasons;
+use crate::sys::raw::{RawFilter, set_filter_raw};
 
 /// A VM with one vCPU, whose filter and mask can be set and whose guest runs scripts.
 pub trait Backend {
@@ -54,101 +53,6 @@ impl fmt::Display for BackendKind {
             Self::Model => "model",
         })
     }
-}
-
-/// One access, and what user space says should it be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The MSR.
-    pub index: MsrIndex,
-    /// What to do to it.
-    pub access: Access,
-    /// What to write; nothing looks at it in a read.
-    pub value: u64,
-    /// The answer to an exit.
-    pub reply: Reply,
-}
-
-/// User space's answer to an exit (S5.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply {
-    /// #GP: `error` is 1.
-    Fault,
-    /// The access went well: `error` is 0 and `data`, which only a read looks at, is this.
-    Value(u64),
-}
-
-/// What became of one step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Observed {
-    /// What the guest saw.
-    pub outcome: Outcome,
-    /// What user space saw, if it was asked.
-    pub exit: Option<SeenExit>,
-}
-
-/// What the guest saw of its access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// RDMSR gave this value.
-    Value(u64),
-    /// WRMSR went through.
-    Written,
-    /// #GP.
-    Fault(Fault),
-}
-
-/// A #GP as the guest's handler found it (S5.7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Where RIP was.
-    pub site: Site,
-    /// The error code.
-    pub code: u64,
-    /// RAX, RCX and RDX.
-    pub registers: GuestRegisters,
-}
-
-/// Where RIP was at a fault or an exit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Site {
-    /// At the RDMSR or WRMSR.
-    AtInstruction,
-    /// At this address, which is a deviation.
-    Elsewhere(u64),
-}
-
-/// RAX, RCX and RDX at a fault or an exit, compared with those before the access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GuestRegisters {
-    /// All the same, in all 64 bits.
-    Untouched,
-    /// Not the same, which is a deviation; these are they.
-    Changed {
-        /// RAX.
-        rax: u64,
-        /// RCX.
-        rcx: u64,
-        /// RDX.
-        rdx: u64,
-    },
-}
-
-/// An exit to user space as it was found (S5.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SeenExit {
-    /// Why, in the kernel's bits.
-    pub reason: RawReason,
-    /// The MSR.
-    pub index: MsrIndex,
-    /// Which exit it was.
-    pub access: Access,
-    /// The value of a write.
-    pub data: u64,
-    /// Where RIP was.
-    pub site: Site,
-    /// RAX, RCX and RDX.
-    pub registers: GuestRegisters,
 }
 
 /// The backend that is a real KVM. One VM serves any number of filters and scripts.

@@ -11,7 +11,7 @@ mod set;
 
 use std::fmt;
 
-use crate::guest::GuestError;
+use crate::measure::guest::GuestError;
 use crate::probe::HostCaps;
 use lab::Lab;
 

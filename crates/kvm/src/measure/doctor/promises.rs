@@ -13,11 +13,11 @@ use msrgate_filter::{
 use super::lab::{ALL_REASONS, CSTAR, LSTAR, Lab, STAR, failed};
 use super::request::{allow_only, deny_all};
 use super::{Finding, Statement};
-use crate::backend::{Observed, Outcome, Reply};
 use crate::errno::RawErrno;
 use crate::exit::RawReasons;
-use crate::guest::{GuestError, Op, called};
 use crate::install::install;
+use crate::measure::guest::{GuestError, Op, called};
+use crate::measure::observed::{GuestOutcome, Observed, StepReply};
 
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
@@ -84,7 +84,7 @@ fn steady(lab: &mut Lab) -> Result<Finding, GuestError> {
     let replace = move || {
         (0..ROUNDS)
             .flat_map(|_| &filters)
-            .try_for_each(|filter| crate::raw::set_filter_raw(&vm, filter))
+            .try_for_each(|filter| crate::sys::raw::set_filter_raw(&vm, filter))
             .map_err(failed("KVM_X86_SET_MSR_FILTER"))
     };
     while_running(lab, replace)
@@ -107,7 +107,7 @@ fn mask_around_filter(lab: &mut Lab) -> Result<Finding, GuestError> {
     installed.remove()?;
     let gone = lab.try_access(Op::Read(CSTAR))?;
     let value = Observed {
-        outcome: Outcome::Value(0),
+        outcome: GuestOutcome::Value(0),
         exit: None,
     };
     Ok(found.and(Finding::compare("after it is gone", &gone, &value)))
@@ -129,11 +129,11 @@ fn while_running(
     replace: impl FnOnce() -> Result<(), GuestError> + Send,
 ) -> Result<Finding, GuestError> {
     let is_done = AtomicBool::new(false);
-    let script: Vec<(Op, Reply)> = READS
+    let script: Vec<(Op, StepReply)> = READS
         .iter()
         .cycle()
         .take(READS.len() * 64)
-        .map(|&index| (Op::Read(index), Reply::Fault))
+        .map(|&index| (Op::Read(index), StepReply::Fault))
         .collect();
     thread::scope(|scope| {
         let replacing = scope.spawn(|| {
@@ -162,7 +162,7 @@ fn check(observed: &[Observed]) -> Finding {
         let exits = [0, 1, 2].map(|read| reads[read].exit.map(|exit| exit.reason));
         let refused = Some(ExitReason::Filter.into());
         let is_whole = |read: usize| match reads[read].outcome {
-            Outcome::Value(0) => exits[read].is_none(),
+            GuestOutcome::Value(0) => exits[read].is_none(),
             _ => exits[read] == refused,
         };
         let is_right = exits[0].is_none() && exits[2] == refused && (0..3).all(is_whole);
