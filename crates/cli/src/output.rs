@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Write};
 
 use msrgate_filter::MsrIndex;
-use msrgate_policy::{Entry, MsrRange, Policy, one_line, registers, shown_json};
+use msrgate_policy::{Entry, Policy, one_line, registers, shown_json};
 use serde::Serialize;
 
 use crate::results::talk;
@@ -35,23 +35,6 @@ pub(crate) fn count(number: usize, one: &str, several: &str) -> String {
 /// An MSR's name, or nothing.
 pub(crate) fn name(index: MsrIndex) -> Option<&'static str> {
     registers::by_index(index).map(|register| register.name)
-}
-
-/// `0xc0000080 IA32_EFER`, or only the index.
-pub(crate) fn titled(index: MsrIndex) -> String {
-    match name(index) {
-        Some(name) => format!("{index} {name}"),
-        None => index.to_string(),
-    }
-}
-
-/// `0x200..=0x20f from IA32_MTRR_PHYSBASE0`: the name is that of the first.
-pub(crate) fn titled_range(msrs: MsrRange) -> String {
-    match name(msrs.first()) {
-        Some(name) if msrs.count() > 1 => format!("{msrs} from {name}"),
-        _ if msrs.count() > 1 => msrs.to_string(),
-        _ => titled(msrs.first()),
-    }
 }
 
 /// `line 4: IA32_EFER`, or of an entry of an include `base.toml:4: IA32_EFER`.

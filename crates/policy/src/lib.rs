@@ -18,7 +18,7 @@ mod explain;
 mod format;
 pub mod import;
 mod layout;
-mod machine;
+pub mod lint;
 mod mistake;
 mod parse;
 mod points;
@@ -41,7 +41,6 @@ pub use effects::write_effect;
 pub use enforcement::{Cause, Enforcement, Enforcer, Extent, Hole, enforcement, enforcement_of};
 pub use explain::{Explanation, Reported, explain};
 pub use format::format;
-pub use machine::{RefusedFeature, UnsavedWrites, is_offered, refused_features, unsaved_writes};
 pub use mistake::{Mistake, Mistakes, Wrong};
 pub use msrgate_program::{
     Action, Change, CompileError, Cpu, CpuSet, CpuidBit, CpuidRegister, DecidedBy, Device,
@@ -57,7 +56,6 @@ pub use parse::{
 pub use points::points;
 pub use policy::{Entry, Policy, Settings, SourceId, When, WhenId};
 pub use print::print;
-pub use punctures::{Puncture, punctures};
 pub use remedy::Remedy;
 pub use resolve::{ResolvedPolicy, parse};
 #[cfg(feature = "schema")]

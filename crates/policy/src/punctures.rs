@@ -15,16 +15,15 @@ use crate::resolve::variants;
 
 /// A narrow entry that loosens part of a wider one, which another text has that does not know of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Puncture {
+pub(crate) struct Puncture {
     /// The wider entry.
-    pub wide: EntryId,
+    pub(crate) wide: EntryId,
     /// The entry that lies within it, and decides.
-    pub narrow: EntryId,
+    pub(crate) narrow: EntryId,
     /// The MSRs at which it loosens the wider one, by [`Access`], on all processors together.
-    pub msrs: [Option<MsrSet>; 2],
+    pub(crate) msrs: [Option<MsrSet>; 2],
     /// The entry of the policy that closes it.
-    pub remedy: Remedy,
+    pub(crate) remedy: Remedy,
 }
 
 /// With so many punctures, of each wider entry that has more of them only the first is kept: as many
@@ -70,8 +69,7 @@ impl Found {
 /// author has made. So is one that such a text repeats, with the same MSRs or with more of them.
 ///
 /// After the first 10,000 punctures, only the first of each wider entry that has none yet is added.
-#[must_use]
-pub fn punctures(compiled: &Compiled) -> Vec<Puncture> {
+pub(crate) fn punctures(compiled: &Compiled) -> Vec<Puncture> {
     let policy = compiled.policy();
     // One text alone knows of all that it says.
     if policy.sources().len() == 1 {

@@ -6,7 +6,7 @@
 //! 0x3000 indices, so any choice of accesses to them packs into 16 ranges (S1.8).
 //!
 //! ```
-//! use msrgate_policy::registers::{Named, by_name, search};
+//! use msrgate_policy::registers::{Named, by_name, search, titled, titled_range};
 //!
 //! let Named::One(patch_level) = by_name("MSR_AMD64_PATCH_LEVEL") else { panic!() };
 //! assert_eq!(patch_level.name, "IA32_BIOS_SIGN_ID");
@@ -57,13 +57,12 @@ mod tests;
 use std::fmt;
 
 use msrgate_filter::MsrIndex;
-
 use msrgate_program::Forward;
 
-pub use features::{Feature, features};
+pub use features::{Feature, features, is_offered};
 pub use field::{Decoded, Field};
 pub use groups::{Group, group, groups};
-pub use lookup::{Named, by_index, by_name, search};
+pub use lookup::{Named, by_index, by_name, search, titled, titled_range};
 pub(crate) use reach::exempt;
 pub use reach::{Gap, GapKind, Kernel, Kernels, Reach, gaps, reach, uses, vm_gaps};
 pub use series::{Series, all_series};

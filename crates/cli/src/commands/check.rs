@@ -3,11 +3,11 @@
 mod enforced;
 mod host;
 mod picture;
-mod warnings;
 mod within;
 
 use std::io::Write;
 
+use msrgate_policy::lint::{self, Warning};
 use msrgate_policy::{Compiled, Cpu, Entry, one_line};
 use serde::Serialize;
 
@@ -22,7 +22,6 @@ use crate::remark::Remark;
 use enforced::Counted;
 use host::{Findings, Host, HostRow};
 use picture::{PackedVariant, Shown};
-use warnings::Warning;
 use within::{Within, WithinReport};
 
 /// As many lines of a kind of warning are shown, unless all are asked for.
@@ -91,7 +90,7 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<Answer, Failu
     };
     let host = Host::ask(args.host)?;
     let mut found = host.findings(&compiled, cpu);
-    let mut all = warnings::of(&compiled);
+    let mut all = lint::of_policy(&compiled);
     all.append(&mut found.warnings);
     found.warnings = all;
     match args.format.format {

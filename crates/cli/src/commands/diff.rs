@@ -5,7 +5,7 @@ use std::io::Write;
 use msrgate_filter::Access;
 use msrgate_policy::{
     Change, Difference, Direction, LogChange, MsrRange, Origin, SettingChange, differences,
-    one_line, setting_changes,
+    one_line, registers, setting_changes,
 };
 use serde::Serialize;
 
@@ -278,7 +278,7 @@ fn row(
     (was, is): (&str, &str),
     (was_by, is_by): (Origin, Origin),
 ) -> String {
-    let msrs = output::titled_range(msrs);
+    let msrs = registers::titled_range(msrs);
     let (was_by, is_by) = (old.place(was_by), new.place(is_by));
     format!(
         "{:<5}  {msrs}: {was} ({was_by}) -> {is} ({is_by})",

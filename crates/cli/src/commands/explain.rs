@@ -205,7 +205,7 @@ impl<'c> Explained<'c> {
 
     fn print(&self, out: &mut dyn Write, index: MsrIndex) -> Result<(), Failure> {
         let bold = anstyle::Style::new().bold();
-        writeln!(out, "{bold}{}{bold:#}", output::titled(index))?;
+        writeln!(out, "{bold}{}{bold:#}", registers::titled(index))?;
         for access in Access::ALL {
             self.print_access(out, &self.of(index, access))?;
         }

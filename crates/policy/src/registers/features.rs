@@ -9,7 +9,6 @@
 use std::ops::RangeInclusive;
 
 use msrgate_filter::{Access, MsrIndex};
-
 use msrgate_program::{CpuidBit, CpuidRegister};
 
 /// A bit of CPUID, and the registers that come with it.
@@ -39,6 +38,20 @@ impl Feature {
 #[must_use]
 pub fn features() -> &'static [Feature] {
     &FEATURES
+}
+
+/// Returns true if a guest has this register as far as CPUID tells: no feature of the table brings the
+/// register along, or a feature whose bit is set does. The host can read other registers, too; its guest gets #GP.
+#[must_use]
+pub fn is_offered(index: MsrIndex, is_set: impl Fn(&CpuidBit) -> bool) -> bool {
+    let brings = |feature: &&Feature| {
+        let mut msrs = Access::ALL
+            .into_iter()
+            .flat_map(|access| feature.msrs(access));
+        msrs.any(|one| one == index)
+    };
+    let mut features = FEATURES.iter().filter(brings).peekable();
+    features.peek().is_none() || features.any(|feature| is_set(&feature.bit))
 }
 
 use CpuidRegister::{Eax, Ebx, Ecx, Edx};

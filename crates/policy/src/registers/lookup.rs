@@ -5,6 +5,7 @@ mod suggest;
 use std::cmp::Ordering;
 
 use msrgate_filter::MsrIndex;
+use msrgate_program::MsrRange;
 
 use super::names::BY_NAME;
 use super::table::TABLE;
@@ -27,6 +28,25 @@ pub enum Named {
 pub fn by_index(index: MsrIndex) -> Option<&'static Register> {
     let place = TABLE.binary_search_by_key(&index, |register| register.index);
     place.ok().map(|place| &TABLE[place])
+}
+
+/// The index and the name of an MSR, `0xc0000080 IA32_EFER`, or only the index.
+#[must_use]
+pub fn titled(index: MsrIndex) -> String {
+    match by_index(index) {
+        Some(register) => format!("{index} {}", register.name),
+        None => index.to_string(),
+    }
+}
+
+/// A range with the name of its first MSR: `0x200..=0x20f from IA32_MTRR_PHYSBASE0`.
+#[must_use]
+pub fn titled_range(msrs: MsrRange) -> String {
+    match by_index(msrs.first()) {
+        Some(register) if msrs.count() > 1 => format!("{msrs} from {}", register.name),
+        _ if msrs.count() > 1 => msrs.to_string(),
+        _ => titled(msrs.first()),
+    }
 }
 
 /// What `name` means. The case of letters does not count, and `MSR_` in front may be there or not:

@@ -380,3 +380,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_register_of_features_is_offered_if_one_of_them_is() {
+    let offered = |index: u32, on: &str| is_offered(MsrIndex::new(index), |bit| bit.feature == on);
+    assert!(offered(0xc000_0103, "RDTSCP") && offered(0xc000_0103, "RDPID"));
+    assert!(!offered(0xc000_0103, "XSAVES"));
+    assert!(offered(0x9b, "XSAVES"), "no feature speaks of it");
+}

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_filter::{Access, X2APIC};
 use msrgate_policy::trace::{Fate, LineNumber, Replay, Row, Totals};
-use msrgate_policy::{Cpu, DecidedBy, Entry, explain, one_line};
+use msrgate_policy::{Cpu, DecidedBy, Entry, explain, one_line, registers};
 use serde::Serialize;
 
 use crate::output::{self, SCHEMA};
@@ -180,7 +180,7 @@ fn section(out: &mut dyn Write, replay: &Replay<'_>, fate: Fate) -> io::Result<(
     };
     writeln!(out, "{bold}{title}{bold:#}")?;
     for row in rows.iter().take(SHOWN) {
-        let title = output::titled(row.index);
+        let title = registers::titled(row.index);
         let (access, count) = (row.access.to_string(), row.count);
         write!(out, "  {access:<5} {count:>8}  {title:<32}  {}", first(row))?;
         match fate {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use msrgate_filter::{Access, ExitReason, MsrIndex, Verdict};
 use msrgate_kvm::HostError;
 use msrgate_kvm::measure::{BackendKind, Measured, NotTried, Pass, Seen};
-use msrgate_policy::{Cpu, Policy, Variant, one_line, write_effect};
+use msrgate_policy::{Cpu, Policy, Variant, one_line, registers, write_effect};
 use serde::Serialize;
 
 use super::Measures;
@@ -208,7 +208,7 @@ fn line(out: &mut dyn Write, exits: &Measured, faults: &Measured) -> io::Result<
     let case = exits.case;
     let red = anstyle::AnsiColor::Red.on_default().bold();
     let title = match case.access {
-        Access::Read => output::titled(case.index),
+        Access::Read => registers::titled(case.index),
         Access::Write => String::new(),
     };
     let got = got(exits, faults);

@@ -11,19 +11,17 @@ use crate::registers::{self, Feature};
 
 /// Registers that come with a feature of CPUID, and that a policy refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct RefusedFeature {
+pub(super) struct RefusedFeature {
     /// The feature.
-    pub feature: &'static Feature,
+    pub(super) feature: &'static Feature,
     /// What in the policy refuses them.
-    pub by: DecidedBy,
+    pub(super) by: DecidedBy,
     /// Each of them once, by index, with what is refused.
-    pub msrs: Vec<(MsrIndex, Accesses)>,
+    pub(super) msrs: Vec<(MsrIndex, Accesses)>,
 }
 
 /// What a variant of a policy refuses of the features whose bits are set, by feature.
-#[must_use]
-pub fn refused_features(
+pub(super) fn refused_features(
     variant: &Variant,
     is_set: impl Fn(&CpuidBit) -> bool,
 ) -> Vec<RefusedFeature> {
@@ -68,26 +66,11 @@ fn refused(variant: &Variant, feature: &'static Feature) -> Vec<RefusedFeature> 
 
 /// Registers that an entry lets a guest write, and that nobody saves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct UnsavedWrites {
+pub(super) struct UnsavedWrites {
     /// The entry.
-    pub entry: EntryId,
+    pub(super) entry: EntryId,
     /// The registers, by index; at least one.
-    pub msrs: Vec<MsrIndex>,
-}
-
-/// Whether a guest has this register as far as CPUID tells: no feature that the table has brings it
-/// along, or one whose bit is set does. The host can read others, too, and the guest gets #GP.
-#[must_use]
-pub fn is_offered(index: MsrIndex, is_set: impl Fn(&CpuidBit) -> bool) -> bool {
-    let brings = |feature: &&Feature| {
-        let mut msrs = Access::ALL
-            .into_iter()
-            .flat_map(|access| feature.msrs(access));
-        msrs.any(|one| one == index)
-    };
-    let mut features = registers::features().iter().filter(brings).peekable();
-    features.peek().is_none() || features.any(|feature| is_set(&feature.bit))
+    pub(super) msrs: Vec<MsrIndex>,
 }
 
 /// What `KVM_GET_SREGS` hands out: `apic_base`, `efer`, and the bases of `fs` and `gs` (Linux,
@@ -97,8 +80,7 @@ const IN_SREGS: [u32; 4] = [0x1b, 0xc000_0080, 0xc000_0100, 0xc000_0101];
 /// The registers by name that entries let a guest write and that are lost when its VM is saved, by
 /// entry. Not asked about are those that `KVM_GET_SREGS` has, and those whose write is a command and
 /// leaves nothing to save.
-#[must_use]
-pub fn unsaved_writes(
+pub(super) fn unsaved_writes(
     variant: &Variant,
     mut is_lost: impl FnMut(MsrIndex) -> bool,
 ) -> Vec<UnsavedWrites> {
@@ -164,15 +146,6 @@ mod tests {
                 "XSAVES by default: 0xda0 rw",
             ]
         );
-    }
-
-    #[test]
-    fn a_register_of_features_is_offered_if_one_of_them_is() {
-        let offered =
-            |index: u32, on: &str| is_offered(MsrIndex::new(index), |bit| bit.feature == on);
-        assert!(offered(0xc000_0103, "RDTSCP") && offered(0xc000_0103, "RDPID"));
-        assert!(!offered(0xc000_0103, "XSAVES"));
-        assert!(offered(0x9b, "XSAVES"), "no feature speaks of it");
     }
 
     #[test]

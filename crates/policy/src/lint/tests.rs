@@ -1,6 +1,5 @@
-use msrgate_policy::{IncludeError, Includes, NoIncludes, Source, compile, parse};
-
 use super::*;
+use crate::{IncludeError, Includes, NoIncludes, Source, compile, parse};
 
 /// The codes of the warnings about a policy, with the lines they are about.
 fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
@@ -8,7 +7,7 @@ fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
     let policy = parse(&source, &mut NoIncludes).expect("a policy");
     let compiled = compile(policy).expect("a filter");
     let line = |warning: &Warning<'_>| warning.entry.map(|entry| entry.place().line);
-    of(&compiled)
+    of_policy(&compiled)
         .iter()
         .map(|warning| (warning.code.word(), line(warning)))
         .collect()
@@ -16,7 +15,7 @@ fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
 
 #[test]
 fn every_code_is_in_the_reference() {
-    let reference = include_str!("../../../../../../docs/policy-reference.md");
+    let reference = include_str!("../../../../docs/policy-reference.md");
     for code in Code::ALL {
         let row = format!("\n| `{}` | ", code.word());
         assert!(reference.contains(&row), "{row}");
@@ -77,7 +76,7 @@ fn said(text: &str, code: Code) -> Vec<(u32, String)> {
     let source = Source::new("policy.toml", text);
     let policy = parse(&source, &mut NoIncludes).expect("a policy");
     let compiled = compile(policy).expect("a filter");
-    let warnings = of(&compiled).into_iter();
+    let warnings = of_policy(&compiled).into_iter();
     let of_code = warnings.filter(|warning| warning.code == code);
     let line = |warning: &Warning<'_>| warning.entry.map_or(0, |entry| entry.place().line);
     of_code
@@ -216,7 +215,7 @@ IA32_THERM_STATUS = { read = 'kill', write = 'allow' }
 ";
     let policy = parse(&Source::new("policy.toml", text), &mut Only(guest)).expect("a policy");
     let compiled = compile(policy).expect("a filter");
-    let warnings = of(&compiled).into_iter();
+    let warnings = of_policy(&compiled).into_iter();
     let found: Vec<_> = warnings
         .filter(|warning| warning.code == Code::Punctured)
         .map(|warning| {
@@ -262,7 +261,7 @@ fn many_registers_of_a_puncture_are_counted() {
     let guest = "policy = 1\n[msrs]\n'@mtrr' = 'r'\n";
     let policy = parse(&Source::new("policy.toml", text), &mut Only(guest)).expect("a policy");
     let compiled = compile(policy).expect("a filter");
-    let all = of(&compiled);
+    let all = of_policy(&compiled);
     let warning = all.iter().find(|warning| warning.code == Code::Punctured);
     let message = &warning.expect("a warning").message;
     let end = "0x205 IA32_MTRR_PHYSMASK2, 0x206 IA32_MTRR_PHYSBASE3 and 25 more are \"allow\", not \"deny\"";

@@ -1,12 +1,13 @@
 //! Entries of includes that loosen part of what a wider entry of another text says.
 
 use msrgate_filter::Access;
-use msrgate_policy::{
-    Compiled, MsrRange, MsrSet, Policy, Puncture, one_line, punctures, registers,
-};
+use msrgate_program::{MsrRange, MsrSet, one_line};
 
-use super::{Code, Warning};
-use crate::output;
+use super::warning::{Code, Warning};
+use crate::compile::Compiled;
+use crate::policy::Policy;
+use crate::punctures::{Puncture, punctures};
+use crate::registers;
 
 /// As many registers are named.
 const NAMED: usize = 8;
@@ -60,7 +61,7 @@ fn names(msrs: &MsrSet) -> String {
     };
     let ranges = msrs.ranges().iter();
     let registers: Vec<_> = ranges.clone().flat_map(within).collect();
-    let titles = registers.iter().map(|one| output::titled(one.index));
+    let titles = registers.iter().map(|one| registers::titled(one.index));
     let names = first(titles);
     if registers.len() as u64 == msrs.count() {
         return names;

@@ -1,0 +1,50 @@
+//! Devices that a guest cannot use.
+
+use msrgate_filter::Access;
+use msrgate_program::answer::{SIGN_ID, is_cleared_first};
+use msrgate_program::{Action, DecidedBy, Device, one_line};
+
+use super::warning::{Code, Warning, once};
+use crate::compile::Compiled;
+use crate::registers;
+
+/// A microcode device whose revision the guest has no way to see.
+pub(super) fn revision_unread(compiled: &Compiled) -> Vec<Warning<'_>> {
+    let policy = compiled.policy();
+    let mut warnings = Vec::new();
+    for variant in compiled.variants() {
+        let at = |index, access| variant.rules().at(index, access);
+        for register in registers::all() {
+            let segment = at(register.index, Access::Write);
+            let (Action::Device(Device::Microcode), DecidedBy::Entry(id)) =
+                (segment.action, segment.by)
+            else {
+                continue;
+            };
+            let [read, write] = Access::ALL.map(|access| at(SIGN_ID, access).action);
+            let (access, action) = match (read, write) {
+                (Action::Allow | Action::Handler(_), write)
+                    if write.refuses() && is_cleared_first(register.index) =>
+                {
+                    (Access::Write, write)
+                }
+                (Action::Allow | Action::Handler(_), _) => continue,
+                (read, _) => (Access::Read, read),
+            };
+            let entry = policy.entry(id);
+            warnings.push(Warning {
+                code: Code::RevisionUnread,
+                details: Vec::new(),
+                entry: Some(entry),
+                message: format!(
+                    "a guest cannot look up the revision of the device of `{}`: a {access} of {} is {action}",
+                    one_line(entry.key()),
+                    registers::titled(SIGN_ID),
+                ),
+                help: "write `IA32_BIOS_SIGN_ID = \"rw\"`: a guest writes 0, executes CPUID, and reads it there"
+                    .to_owned(),
+            });
+        }
+    }
+    once(warnings)
+}

@@ -1,0 +1,165 @@
+//! Entries that say less, more or something else than their author may think.
+
+use std::collections::HashSet;
+
+use msrgate_filter::Access;
+use msrgate_program::{Action, DecidedBy, EntryId, MsrRange, Variant, one_line};
+
+use super::warning::{Code, Warning, is_accepted};
+use crate::compile::Compiled;
+use crate::policy::Entry;
+use crate::registers;
+
+/// Entries that decide no access on any processor.
+pub(super) fn without_effect(compiled: &Compiled) -> Vec<Warning<'_>> {
+    let tables = compiled.variants().iter().map(Variant::rules);
+    let segments = tables.flat_map(|table| Access::ALL.map(|access| table.of(access)));
+    let effective: HashSet<EntryId> = segments
+        .flatten()
+        .filter_map(|segment| match segment.by {
+            DecidedBy::Entry(id) => Some(id),
+            DecidedBy::Default | DecidedBy::Kvm => None,
+        })
+        .collect();
+    let policy = compiled.policy();
+    // What an include says beyond the policy's own need is no mistake of the policy.
+    let is_own =
+        |id: &EntryId| policy.text(policy.entry(*id).source()).name() == policy.source().name();
+    let idle = policy
+        .ids()
+        .filter(|id| !effective.contains(id) && is_own(id));
+    idle.map(|id| {
+        let entry = policy.entry(id);
+        if Access::ALL
+            .iter()
+            .all(|&access| entry.action(access).is_none())
+        {
+            return Warning {
+                code: Code::SaysNothing,
+                details: Vec::new(),
+                entry: Some(entry),
+                message: format!(
+                    "`{}` says nothing: it inherits both directions",
+                    one_line(entry.key())
+                ),
+                help: "delete it".to_owned(),
+            };
+        }
+        Warning {
+            code: Code::DecidesNothing,
+            details: Vec::new(),
+            entry: Some(entry),
+            message: format!(
+                "`{}` decides nothing: other entries decide all of its MSRs",
+                one_line(entry.key())
+            ),
+            help: "delete it, or the entries within it".to_owned(),
+        }
+    })
+    .collect()
+}
+
+/// Entries that speak of no register that anybody has named.
+pub(super) fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
+    let is_named = |entry: &&Entry| {
+        let mut ranges = entry.msrs().ranges().iter();
+        ranges.any(|range| {
+            let all = registers::all();
+            let from = all.partition_point(|register| register.index < range.first());
+            all.get(from)
+                .is_some_and(|register| range.contains(register.index))
+        })
+    };
+    let nameless = compiled
+        .policy()
+        .entries()
+        .iter()
+        .filter(|entry| !is_named(entry));
+    nameless
+        .map(|entry| Warning {
+            code: Code::Nameless,
+            details: Vec::new(),
+            entry: Some(entry),
+            message: format!(
+                "no source that msrgate knows names a register of `{}`",
+                one_line(entry.key())
+            ),
+            help: "look the index up again; `msrgate msr` finds registers by name and number"
+                .to_owned(),
+        })
+        .collect()
+}
+
+/// Ranges that let a guest at far more than there is: from the first register with a name to the last
+/// would do.
+pub(super) fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
+    /// As many MSRs without a name before the first, or after the last, are no slip.
+    const SLACK: u64 = 0x100;
+    let entries = compiled.policy().entries().iter();
+    entries.filter_map(|entry| {
+        let allows = |&access: &Access| entry.action(access) == Some(&Action::Allow);
+        let range = entry.msrs().as_range().filter(|_| Access::ALL.iter().any(allows))?;
+        let all = registers::all();
+        let from = all.partition_point(|register| register.index < range.first());
+        let to = all.partition_point(|register| register.index <= range.last());
+        let named = all.get(from..to)?;
+        let (first, last) = (named.first()?.index, named.last()?.index);
+        let within = MsrRange::new(first, last)?;
+        let outside = [
+            u64::from(first.get() - range.first().get()),
+            u64::from(range.last().get() - last.get()),
+        ];
+        outside.iter().any(|&count| count > SLACK).then(|| Warning {
+            code: Code::TooWide,
+            details: Vec::new(),
+            entry: Some(entry),
+            message: format!(
+                "`{}` is wider than anything that exists: of its {} MSRs those with a name lie in {within}",
+                one_line(entry.key()),
+                range.count(),
+            ),
+            help: format!("write `\"{within}\"`"),
+        })
+    })
+}
+
+/// A pinned register does not take what a second kernel writes.
+pub(super) fn pins(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
+    let pins = |entry: &&Entry| entry.action(Access::Write) == Some(&Action::Pin);
+    let entries = compiled.policy().entries().iter().filter(pins);
+    entries.map(|entry| Warning {
+        code: Code::PinKexec,
+        details: Vec::new(),
+        entry: Some(entry),
+        message: format!(
+            "a guest that starts another kernel by kexec cannot write `{}` again, which is pinned",
+            one_line(entry.key())
+        ),
+        help: "that is what a pin is for; a reset of the VM releases it".to_owned(),
+    })
+}
+
+/// State that user space keeps is in no VMM's migration stream.
+pub(super) fn state(compiled: &Compiled) -> Option<Warning<'_>> {
+    let policy = compiled.policy();
+    if is_accepted(policy, "state-not-migrated") {
+        return None;
+    }
+    let keeps = |entry: &&Entry| {
+        let mut actions = Access::ALL
+            .into_iter()
+            .filter_map(|access| entry.action(access));
+        actions.any(Action::keeps_state)
+    };
+    let entry = policy.entries().iter().find(keeps)?;
+    Some(Warning {
+        code: Code::StateNotMigrated,
+        details: Vec::new(),
+        entry: Some(entry),
+        message: format!(
+            "what `{}` keeps is lost when a VM is migrated, unless the VMM saves it",
+            one_line(entry.key())
+        ),
+        help: "if that is known and fine, write `accept = [\"state-not-migrated\"]`".to_owned(),
+    })
+}

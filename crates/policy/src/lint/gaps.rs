@@ -1,0 +1,117 @@
+//! Accesses and instructions that get around what a policy says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{Action, DecidedBy, EntryId};
+
+use super::warning::{Code, Warning, is_accepted, once};
+use crate::compile::Compiled;
+use crate::registers::{self, Gap, GapKind};
+
+/// Refusals that some accesses get around.
+pub(super) fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
+    let policy = compiled.policy();
+    let mut warnings = Vec::new();
+    for variant in compiled.variants() {
+        let registers = registers::all().iter();
+        for (register, access) in registers.flat_map(|one| Access::ALL.map(|access| (one, access)))
+        {
+            let segment = variant.rules().at(register.index, access);
+            if *segment.action == Action::Allow {
+                continue;
+            }
+            let entry = match segment.by {
+                DecidedBy::Entry(id) => Some(policy.entry(id)),
+                DecidedBy::Default | DecidedBy::Kvm => None,
+            };
+            let gaps = registers::reach(register.index, access).gaps().iter();
+            for gap in gaps.filter(|gap| !is_accepted(policy, gap.name)) {
+                warnings.push(Warning {
+                    code: Code::Gap,
+                    details: Vec::new(),
+                    entry,
+                    message: format!(
+                        "a {access} of {} is not always {}: {}",
+                        registers::titled(register.index),
+                        segment.action.word(),
+                        gap.why
+                    ),
+                    help: format!("if that is known and fine, {}", accept(gap)),
+                });
+            }
+        }
+    }
+    once(warnings)
+}
+
+fn accept(gap: &Gap) -> String {
+    format!("write `accept = [\"{}\"]`", gap.name)
+}
+
+/// What a policy is to hold, and one gap changes.
+struct Held {
+    gap: &'static Gap,
+    /// The first entry that has some of it.
+    first: EntryId,
+    /// By which actions.
+    words: BTreeSet<&'static str>,
+    names: BTreeMap<MsrIndex, &'static str>,
+}
+
+/// What is pinned, masked or sticky, and other instructions write: a warning for each way to do so.
+pub(super) fn changed_unasked(compiled: &Compiled) -> Vec<Warning<'_>> {
+    let policy = compiled.policy();
+    let mut found: BTreeMap<_, Held> = BTreeMap::new();
+    for variant in compiled.variants() {
+        for register in registers::all() {
+            let segment = variant.rules().at(register.index, Access::Write);
+            let DecidedBy::Entry(id) = segment.by else {
+                continue;
+            };
+            if !segment.action.needs_forwarding() {
+                continue;
+            }
+            let changes = register.uses().filter(|gap| gap.kind == GapKind::Change);
+            for gap in changes.filter(|gap| !is_accepted(policy, gap.name)) {
+                let held = found.entry(gap.name).or_insert_with(|| Held {
+                    gap,
+                    first: id,
+                    words: BTreeSet::new(),
+                    names: BTreeMap::new(),
+                });
+                held.first = held.first.min(id);
+                held.words.insert(segment.action.word());
+                held.names.insert(register.index, register.name);
+            }
+        }
+    }
+    found
+        .into_values()
+        .map(|held| Warning {
+            code: Code::ChangedUnasked,
+            details: Vec::new(),
+            entry: Some(policy.entry(held.first)),
+            message: held.message(),
+            help: held.help(),
+        })
+        .collect()
+}
+
+impl Held {
+    fn message(&self) -> String {
+        let words: Vec<_> = self.words.iter().map(|word| format!("`{word}`")).collect();
+        let names: Vec<_> = self.names.values().copied().collect();
+        let stop = if words.len() == 1 { "stops" } else { "stop" };
+        let (words, names) = (words.join(", "), names.join(", "));
+        format!("{words} of {names} {stop} WRMSR alone: {}", self.gap.why)
+    }
+
+    fn help(&self) -> String {
+        let known = format!("this is known and fine, {}", accept(self.gap));
+        match self.gap.needs {
+            Some(needs) => format!("hide {needs} from the guest; where it is hidden, or {known}"),
+            None => format!("allow the write, which has other ways; if {known}"),
+        }
+    }
+}
