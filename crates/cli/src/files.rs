@@ -6,14 +6,14 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use msrgate_policy::{IncludeError, Includes, MAX_BYTES, Source};
 
-use crate::load::{Input, Place, SHIPPED, Shipped, read_text, shipped};
+use crate::shipped::{SHIPPED, Shipped, shipped};
 
 /// A file with the folder from which its includes are looked up: under a second name in the same
 /// folder, a hard link, a file says the same; in another folder its includes may be other files.
@@ -33,6 +33,45 @@ impl FileId {
             inode: metadata.ino(),
             folder: path.parent().unwrap_or(path).to_owned(),
         })
+    }
+}
+
+/// The place that an input was read from.
+#[derive(Debug)]
+pub(crate) enum Place {
+    StandardInput,
+    Shipped(Shipped),
+    File {
+        /// The folder as it was typed.
+        folder: PathBuf,
+        /// Its path without links, unless it is a pipe or the like.
+        real: Option<(PathBuf, FileId)>,
+    },
+}
+
+impl Place {
+    /// Returns the place of an argument's file, which is open.
+    pub(crate) fn of_file(argument: &Path, file: &File) -> Self {
+        let folder = argument.parent().unwrap_or(Path::new("")).to_owned();
+        let real = argument.canonicalize().ok();
+        let real = real.and_then(|real| Some((FileId::of(file, &real).ok()?, real)));
+        let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        let real = real.filter(|_| is_regular).map(|(id, real)| (real, id));
+        Self::File { folder, real }
+    }
+
+    /// Returns the bytes that identify the text that was read from here.
+    pub(crate) fn identity(&self) -> Vec<u8> {
+        match self {
+            Self::File {
+                real: Some((real, _)),
+                ..
+            } => real.as_os_str().as_bytes().to_vec(),
+            // No path without links begins so.
+            Self::File { .. } => b"an opened file".to_vec(),
+            Self::StandardInput => b"standard input".to_vec(),
+            Self::Shipped(shipped) => shipped.source().identity().to_vec(),
+        }
     }
 }
 
@@ -144,26 +183,35 @@ fn open(path: &Path) -> io::Result<(File, FileId)> {
     Ok((file, id))
 }
 
-/// The place of an argument's file, which is open.
-pub(crate) fn place(argument: &Path, file: &File) -> Place {
-    let folder = argument.parent().unwrap_or(Path::new("")).to_owned();
-    let real = argument.canonicalize().ok();
-    let real = real.and_then(|real| Some((FileId::of(file, &real).ok()?, real)));
-    let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
-    let real = real.filter(|_| is_regular).map(|(id, real)| (real, id));
-    Place::File { folder, real }
+/// Reads at most `most` bytes of text.
+///
+/// # Errors
+/// It is longer, or no text, or cannot be read: why, for a message that names it.
+fn read_text(from: impl io::Read, most: usize) -> Result<String, String> {
+    let bytes = read_bytes(from, most)?;
+    text(&bytes)?;
+    String::from_utf8(bytes).map_err(|error| error.to_string())
 }
 
-/// The bytes that identify the text of an input.
-pub(crate) fn identity(input: &Input) -> Vec<u8> {
-    match &input.place {
-        Place::File {
-            real: Some((real, _)),
-            ..
-        } => real.as_os_str().as_bytes().to_vec(),
-        // No path without links begins so.
-        Place::File { .. } => b"an opened file".to_vec(),
-        Place::StandardInput => b"standard input".to_vec(),
-        Place::Shipped(shipped) => shipped.source().identity().to_vec(),
+/// Reads at most `most` bytes, or says why there are none.
+pub(crate) fn read_bytes(from: impl io::Read, most: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    // One byte more, so that a longer one is seen to be.
+    let mut from = from.take(most as u64 + 1);
+    from.read_to_end(&mut bytes)
+        .map_err(|error| error.to_string())?;
+    if bytes.len() > most {
+        return Err(format!(
+            "longer than the {MAX_BYTES} bytes that a policy may have with its includes; name ranges instead of single MSRs"
+        ));
     }
+    Ok(bytes)
+}
+
+/// Bytes as a policy's text, or why they are none.
+pub(crate) fn text(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let at = error.valid_up_to();
+        format!("not UTF-8 text (byte {at}); a policy is a TOML file")
+    })
 }

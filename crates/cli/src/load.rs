@@ -1,8 +1,8 @@
 //! From what was typed for POLICY to a compiled policy.
 
 use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, Verdict};
 use msrgate_policy::{
@@ -11,63 +11,9 @@ use msrgate_policy::{
 };
 
 use crate::failure::Failure;
-use crate::files::{self, FileId, Files};
+use crate::files::{Files, Place, read_bytes, text};
 use crate::output;
-
-/// The policies in `policies/`, built in.
-pub(crate) const SHIPPED: [Shipped; 8] = [
-    Shipped {
-        name: "allow-all",
-        text: include_str!("../policies/allow-all.toml"),
-    },
-    Shipped {
-        name: "linux-boot",
-        text: include_str!("../policies/linux-boot.toml"),
-    },
-    Shipped {
-        name: "linux-guest",
-        text: include_str!("../policies/linux-guest.toml"),
-    },
-    Shipped {
-        name: "unikernel",
-        text: include_str!("../policies/unikernel.toml"),
-    },
-    Shipped {
-        name: "sandbox",
-        text: include_str!("../policies/sandbox.toml"),
-    },
-    Shipped {
-        name: "pin-security",
-        text: include_str!("../policies/pin-security.toml"),
-    },
-    Shipped {
-        name: "quiet-unknown",
-        text: include_str!("../policies/quiet-unknown.toml"),
-    },
-    Shipped {
-        name: "no-power-telemetry",
-        text: include_str!("../policies/no-power-telemetry.toml"),
-    },
-];
-
-/// A policy that comes with the program.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Shipped {
-    pub(crate) name: &'static str,
-    pub(crate) text: &'static str,
-}
-
-impl Shipped {
-    pub(crate) fn source(self) -> Source {
-        Source::new(&format!("{}.toml (shipped)", self.name), self.text)
-    }
-
-    /// The policy's first comment line, without its mark.
-    pub(crate) fn summary(self) -> &'static str {
-        let first = self.text.lines().next().unwrap_or_default();
-        first.trim_start_matches(['#', ' '])
-    }
-}
+use crate::shipped::{SHIPPED, shipped};
 
 /// Bytes that an argument led to.
 #[derive(Debug)]
@@ -76,19 +22,6 @@ pub(crate) struct Input {
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
     pub(crate) place: Place,
-}
-
-/// The place that an input was read from.
-#[derive(Debug)]
-pub(crate) enum Place {
-    StandardInput,
-    Shipped(Shipped),
-    File {
-        /// The folder as it was typed.
-        folder: PathBuf,
-        /// Its path without links, unless it is a pipe or the like.
-        real: Option<(PathBuf, FileId)>,
-    },
 }
 
 impl Input {
@@ -102,7 +35,7 @@ impl Input {
         let name = argument.display().to_string();
         match File::open(argument) {
             Ok(file) => {
-                let place = files::place(argument, &file);
+                let place = Place::of_file(argument, &file);
                 Self::of(name, read_bytes(file, MAX_BYTES), place)
             }
             Err(error) => match argument.to_str().and_then(shipped) {
@@ -129,7 +62,7 @@ impl Input {
             what: self.name.clone(),
             why,
         })?;
-        Ok(Source::new(&self.name, text).with_identity(&files::identity(self)))
+        Ok(Source::new(&self.name, text).with_identity(&self.place.identity()))
     }
 
     /// Parses and packs a policy.
@@ -219,43 +152,6 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
     format!(
         "{lines}{rest}\n  drop all entries of a cluster, or let its reads and writes be alike, so that they share a range"
     )
-}
-
-/// The shipped policy of this name.
-pub(crate) fn shipped(name: &str) -> Option<Shipped> {
-    SHIPPED.into_iter().find(|shipped| shipped.name == name)
-}
-
-/// Reads at most `most` bytes of text.
-///
-/// # Errors
-/// It is longer, or no text, or cannot be read: why, for a message that names it.
-pub(crate) fn read_text(from: impl io::Read, most: usize) -> Result<String, String> {
-    let bytes = read_bytes(from, most)?;
-    text(&bytes)?;
-    String::from_utf8(bytes).map_err(|error| error.to_string())
-}
-
-fn read_bytes(from: impl io::Read, most: usize) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    // One byte more, so that a longer one is seen to be.
-    let mut from = from.take(most as u64 + 1);
-    from.read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
-    if bytes.len() > most {
-        return Err(format!(
-            "longer than the {MAX_BYTES} bytes that a policy may have with its includes; name ranges instead of single MSRs"
-        ));
-    }
-    Ok(bytes)
-}
-
-/// Bytes as a policy's text.
-fn text(bytes: &[u8]) -> Result<&str, String> {
-    std::str::from_utf8(bytes).map_err(|error| {
-        let at = error.valid_up_to();
-        format!("not UTF-8 text (byte {at}); a policy is a TOML file")
-    })
 }
 
 fn unreadable(policy: &Path, error: &io::Error) -> Failure {

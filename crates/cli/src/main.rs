@@ -9,6 +9,7 @@ mod output;
 mod processor;
 mod remark;
 mod results;
+mod shipped;
 mod side;
 mod whole;
 

@@ -17,6 +17,7 @@
 mod compiled;
 mod detect;
 mod draft;
+mod drafts;
 mod emitted;
 mod firecracker;
 mod grouped;
@@ -25,13 +26,14 @@ mod msr_safe;
 mod print;
 mod program;
 mod strace;
+mod with_reasons;
 
 use std::fmt;
 
 use msrgate_filter::FilterError;
 use msrgate_program::one_line;
 
-use crate::parse::MAX_ENTRIES;
+use crate::limits::MAX_ENTRIES;
 use crate::policy::Settings;
 
 pub use compiled::{compiled_filter, is_compiled_filter};

@@ -3,7 +3,7 @@
 
 mod string;
 
-use crate::parse::MAX_LINE;
+use crate::limits::MAX_LINE;
 use crate::parse::words::BOTH;
 pub(crate) use string::string;
 

@@ -18,8 +18,10 @@ mod explain;
 mod format;
 pub mod import;
 mod layout;
+mod limits;
 pub mod lint;
 mod mistake;
+mod overrides;
 mod parse;
 mod points;
 mod policy;
@@ -41,6 +43,7 @@ pub use effects::write_effect;
 pub use enforcement::{Cause, Enforcement, Enforcer, Extent, Hole, enforcement, enforcement_of};
 pub use explain::{Explanation, Reported, explain};
 pub use format::format;
+pub use limits::{MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TABLES, MAX_TOKENS};
 pub use mistake::{Mistake, Mistakes, Wrong};
 pub use msrgate_program::{
     Action, Change, CompileError, Cpu, CpuSet, CpuidBit, CpuidRegister, DecidedBy, Device,
@@ -49,10 +52,7 @@ pub use msrgate_program::{
     SettingChange, Unknown, UnknownAction, Update, Variant, Window, answer, changes, differences,
     emit, forward, is_shown, one_line, setting_changes, shown, shown_json,
 };
-pub use parse::{
-    IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TABLES,
-    MAX_TOKENS, NoIncludes,
-};
+pub use parse::{IncludeError, Includes, NoIncludes};
 pub use points::points;
 pub use policy::{Entry, Policy, Settings, SourceId, When, WhenId};
 pub use print::print;

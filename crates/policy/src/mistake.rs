@@ -4,7 +4,7 @@ mod report;
 
 use thiserror::Error;
 
-use crate::parse::MAX_MISTAKES;
+use crate::limits::MAX_MISTAKES;
 use crate::policy::At;
 use crate::selector::SelectorError;
 use crate::source::{Place, Source};

@@ -4,8 +4,8 @@ use miette::SourceSpan;
 use msrgate_filter::Access;
 use msrgate_program::{Action, CpuSet, EntryId, MsrSet};
 
-use crate::parse::MAX_FILES;
-use crate::source::{Place, Source};
+use crate::limits::MAX_FILES;
+use crate::source::{Place, Source, small};
 pub(crate) use msrgate_program::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 
 /// One of a policy's texts: [`Policy::sources`] by number, 0 the policy itself.
@@ -63,11 +63,6 @@ impl SourceSet {
 
 /// The policy's own text.
 pub(crate) const OWN: SourceId = SourceId(0);
-
-/// A text and all in it have fewer than 2^32 bytes: [`MAX_BYTES`](crate::MAX_BYTES).
-pub(crate) fn small(number: usize) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
-}
 
 /// Where something stands. Small, since every entry has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -7,11 +7,11 @@ use msrgate_filter::Access;
 use msrgate_program::{Action, CpuSet, EntryId, Mask, Outside};
 
 use crate::layout::{self, Body, Comments, EntryText, Field, Value, gap, header, shortened};
+use crate::overrides::{Effect, Overrides};
 use crate::parse::words::{self, word_for};
 use crate::policy::{
     Entry, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction, WhenId,
 };
-use crate::resolve::{Effect, Overrides};
 
 /// The policy as one text without includes, which reads as the same policy: the same settings, the
 /// same `[[when]]`s, and entries that say the same of the same MSRs. What an entry replaced for

@@ -37,6 +37,7 @@
 //! assert_eq!(gaps[0].name, "tsc-deadline-fastpath");
 //! ```
 
+mod decoded;
 mod features;
 mod field;
 #[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
@@ -59,8 +60,9 @@ use std::fmt;
 use msrgate_filter::MsrIndex;
 use msrgate_program::Forward;
 
+pub use decoded::Decoded;
 pub use features::{Feature, features, is_offered};
-pub use field::{Decoded, Field};
+pub use field::Field;
 pub use groups::{Group, group, groups};
 pub use lookup::{Named, by_index, by_name, search, titled, titled_range};
 pub(crate) use reach::exempt;

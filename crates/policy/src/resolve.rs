@@ -1,23 +1,24 @@
 //! From a policy's entries to the rules that hold on each kind of processor, or to all mistakes at once.
 
+mod active;
 mod conflict;
 mod finals;
-mod overrides;
+mod unsound;
 mod variants;
+
+use std::sync::Arc;
 
 use msrgate_filter::Access;
 use msrgate_program::{EntryId, FileId, Layers, Line, MsrRange, Outcome, ResolvedVariant, Rules};
-use std::sync::Arc;
 
 use crate::mistake::{Mistake, Mistakes, Wrong};
 use crate::parse::{self, Includes};
 use crate::policy::{Entry, Policy};
-use crate::source::Source;
+use crate::source::{Source, small};
 
+pub(crate) use active::variants;
 #[cfg(test)]
 pub(crate) use conflict::says;
-pub(crate) use overrides::{Effect, Overrides};
-pub(crate) use variants::variants;
 
 /// A policy without mistakes, with the rules that hold by its `[[when]]`s.
 #[derive(Clone, Debug)]
@@ -107,7 +108,7 @@ fn rules(policy: &Policy, entries: &[EntryId], lines: Arc<[Line]>) -> Rules {
 /// The line that each entry stands on.
 fn lines(policy: &Policy) -> Arc<[Line]> {
     let line = |entry: &Entry| Line {
-        file: FileId::new(crate::policy::small(entry.source().number())),
+        file: FileId::new(small(entry.source().number())),
         number: entry.place().line,
     };
     policy.entries().iter().map(line).collect()

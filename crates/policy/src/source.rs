@@ -5,8 +5,6 @@ use std::sync::Arc;
 use miette::{NamedSource, SourceSpan};
 use msrgate_program::{one_line, shown};
 
-use crate::policy::small;
-
 /// A policy's text under the name that messages give it.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -95,6 +93,11 @@ impl Source {
     pub(crate) fn quotable(&self) -> NamedSource<String> {
         NamedSource::new(one_line(&self.name), shown(&self.text)).with_language("TOML")
     }
+}
+
+/// A text and all in it have fewer than 2^32 bytes: [`MAX_BYTES`](crate::MAX_BYTES).
+pub(crate) fn small(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 /// Text as a message may quote it: as [`one_line`], and of no more than 80 characters.

@@ -13,6 +13,7 @@
 mod cells;
 mod forwarded;
 mod microcode;
+mod respond;
 mod responder;
 mod save;
 mod state;

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::cli::{Format, PoliciesArgs};
 use crate::failure::{Answer, Failure};
-use crate::load::{SHIPPED, Shipped, shipped};
 use crate::output::{self, SCHEMA};
+use crate::shipped::{SHIPPED, Shipped, shipped};
 
 #[derive(Serialize)]
 struct Listing {

@@ -11,7 +11,9 @@ use msrgate_filter::{
 };
 use msrgate_program::{Action, Log, MsrRange};
 
-use super::draft::{Draft, Drafts};
+use super::draft::Draft;
+use super::drafts::Drafts;
+use super::with_reasons::{Compiled, range_of};
 use super::{ImportError, emitted, hexadecimal, quoted};
 
 /// The version of the shape.
@@ -31,12 +33,6 @@ struct Window {
     base: String,
     count: u32,
     bitmap: String,
-}
-
-/// A filter, and for which reasons accesses are to exit, where that is said.
-pub(super) struct Compiled {
-    pub(super) filter: Filter,
-    pub(super) reasons: Option<Vec<String>>,
 }
 
 /// Whether bytes look like what [`compiled_filter`] reads.
@@ -179,27 +175,6 @@ fn range(window: &Window) -> Result<Range, (&'static str, String)> {
     Bitmap::words_for(window.count).map_err(|error| ("count", error.to_string()))?;
     let bytes = bytes(&window.bitmap).ok_or(("bitmap", "not bytes in hexadecimal".to_owned()))?;
     range_of(accesses, MsrIndex::new(base), window.count, &bytes)
-}
-
-/// A range of `count` MSRs, or the key whose value is wrong and why.
-pub(super) fn range_of(
-    accesses: Accesses,
-    base: MsrIndex,
-    count: u32,
-    bytes: &[u8],
-) -> Result<Range, (&'static str, String)> {
-    let words = Bitmap::words_for(count).map_err(|error| ("count", error.to_string()))?;
-    // Whole words, as the kernel reads them, or only the bytes that have a bit of a register.
-    let least = count.div_ceil(8) as usize;
-    if bytes.len() < least || bytes.len() > words * 8 {
-        let given = bytes.len();
-        let why =
-            format!("its length in bytes is {given}, and should be {least} for a count of {count}");
-        return Err(("bitmap", why));
-    }
-    let bit = |offset: u32| bytes[(offset / 8) as usize] >> (offset % 8) & 1 == 1;
-    let bitmap = Bitmap::from_fn(count, bit).map_err(|error| ("count", error.to_string()))?;
-    Ok(Range::new(accesses, base, bitmap))
 }
 
 fn bytes(digits: &str) -> Option<Vec<u8>> {

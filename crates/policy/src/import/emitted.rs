@@ -5,7 +5,7 @@ use msrgate_filter::{
     Accesses, ExitReason, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
 };
 
-use super::compiled::Compiled;
+use super::with_reasons::{Compiled, range_of};
 use super::{ImportError, hexadecimal, lines};
 
 /// How each begins.
@@ -168,8 +168,7 @@ impl Partial {
         let small = |number: Option<u64>| number.and_then(|number| u32::try_from(number).ok());
         let base = small(self.base).ok_or("no base")?;
         let count = small(self.nmsrs).ok_or("no number of MSRs")?;
-        super::compiled::range_of(accesses, MsrIndex::new(base), count, &self.bytes)
-            .map_err(|(_, why)| why)
+        range_of(accesses, MsrIndex::new(base), count, &self.bytes).map_err(|(_, why)| why)
     }
 }
 

@@ -14,7 +14,8 @@ use msrgate_filter::MsrIndex;
 use msrgate_program::{Action, MsrRange};
 use serde::de::IgnoredAny;
 
-use super::draft::{Draft, Drafts};
+use super::draft::Draft;
+use super::drafts::Drafts;
 use super::{ImportError, hexadecimal, lines, quoted};
 
 #[derive(serde::Deserialize)]

@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, MsrRange};
 
-use super::draft::{Draft, Drafts};
+use super::draft::Draft;
+use super::drafts::Drafts;
 use super::{hexadecimal, lines};
 use crate::registers::by_index;
 

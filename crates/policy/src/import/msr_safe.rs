@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use msrgate_filter::MsrIndex;
 use msrgate_program::{Action, Mask, MsrRange, Outside};
 
-use super::draft::{Draft, Drafts};
+use super::draft::Draft;
+use super::drafts::Drafts;
 use super::{hexadecimal, lines};
 use crate::registers::by_index;
 

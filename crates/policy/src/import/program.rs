@@ -4,7 +4,8 @@ use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{DecidedBy, Log, MsrRange, Program, Rule, Variant};
 
 use super::ImportError;
-use super::draft::{Draft, Drafts};
+use super::draft::Draft;
+use super::drafts::Drafts;
 use crate::policy::Settings;
 
 pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {

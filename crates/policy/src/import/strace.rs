@@ -6,7 +6,7 @@
 
 use msrgate_program::Action;
 
-use super::draft::Drafts;
+use super::drafts::Drafts;
 use super::lines;
 
 /// How the call is printed, with the name of the request and without.

@@ -7,7 +7,8 @@ use miette::SourceSpan;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{MAX_MISTAKES, Reader};
+use super::Reader;
+use crate::limits::MAX_MISTAKES;
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::source::quoted;
 

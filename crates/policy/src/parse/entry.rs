@@ -4,9 +4,10 @@ use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, Emulated, Mask, MsrSet, Outside};
 use toml::de::DeValue;
 
+use super::Reader;
 use super::value::{Item, Key};
 use super::words::{self, Says};
-use super::{MAX_ENTRIES, MAX_GROUPS, Reader};
+use crate::limits::{MAX_ENTRIES, MAX_GROUPS};
 use crate::mistake::Wrong;
 use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
 use crate::source::quoted;

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
+use super::Reader;
 use super::value::Item;
-use super::{MAX_DEPTH, MAX_FILES, Reader};
+use crate::limits::{MAX_DEPTH, MAX_FILES};
 use crate::mistake::Wrong;
 use crate::policy::{At, SourceId};
 use crate::source::Source;

@@ -6,7 +6,7 @@ use toml_parser::lexer::TokenKind;
 use toml_parser::parser::{Event, EventKind, RecursionGuard, ValidateWhitespace, parse_document};
 use toml_parser::{ParseError, Source as Toml};
 
-use super::{MAX_BYTES, MAX_MISTAKES, MAX_TABLES, MAX_TOKENS};
+use crate::limits::{MAX_BYTES, MAX_MISTAKES, MAX_TABLES, MAX_TOKENS};
 use crate::mistake::Wrong;
 
 /// How deep TOML's parser follows arrays and tables in each other.

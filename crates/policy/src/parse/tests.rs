@@ -2,6 +2,7 @@ use miette::{GraphicalReportHandler, GraphicalTheme};
 use msrgate_program::Action;
 
 use super::*;
+use crate::limits::{MAX_BYTES, MAX_ENTRIES};
 use crate::resolve::{parse, says};
 
 mod finals;

@@ -5,10 +5,11 @@ use std::ops::RangeInclusive;
 use msrgate_program::{CpuPart, CpuSet};
 use toml::de::DeValue;
 
+use super::Reader;
 use super::value::Item;
 use super::words;
-use super::{MAX_WHENS, Reader};
 use crate::cpu::{check_number, check_vendor};
+use crate::limits::MAX_WHENS;
 use crate::mistake::Wrong;
 use crate::policy::{When, WhenId};
 use crate::source::quoted;

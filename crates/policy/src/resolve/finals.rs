@@ -6,11 +6,12 @@ use std::sync::Arc;
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, Comparison, DecidedBy, EntryId, MsrRange, MsrSet, Rule, Rules};
 
-use super::overrides::Overrides;
-use super::variants::{Active, unsound};
+use super::active::Active;
+use super::unsound::unsound;
 use super::{conflict, rules};
+use crate::limits::MAX_MISTAKES;
 use crate::mistake::{Label, Mistake, Wrong};
-use crate::parse::MAX_MISTAKES;
+use crate::overrides::Overrides;
 use crate::parse::Stated;
 use crate::policy::{Entry, Firmness, Mode, OWN, Policy, SourceId};
 use crate::remedy::Remedies;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::*;
 use crate::compile::compile;
+use crate::limits::{MAX_BYTES, MAX_FILES};
 use crate::resolve::ResolvedPolicy;
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";

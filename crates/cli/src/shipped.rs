@@ -1,0 +1,63 @@
+//! The policies that come with the program.
+
+use msrgate_policy::Source;
+
+/// The policies in `policies/`, built in.
+pub(crate) const SHIPPED: [Shipped; 8] = [
+    Shipped {
+        name: "allow-all",
+        text: include_str!("../policies/allow-all.toml"),
+    },
+    Shipped {
+        name: "linux-boot",
+        text: include_str!("../policies/linux-boot.toml"),
+    },
+    Shipped {
+        name: "linux-guest",
+        text: include_str!("../policies/linux-guest.toml"),
+    },
+    Shipped {
+        name: "unikernel",
+        text: include_str!("../policies/unikernel.toml"),
+    },
+    Shipped {
+        name: "sandbox",
+        text: include_str!("../policies/sandbox.toml"),
+    },
+    Shipped {
+        name: "pin-security",
+        text: include_str!("../policies/pin-security.toml"),
+    },
+    Shipped {
+        name: "quiet-unknown",
+        text: include_str!("../policies/quiet-unknown.toml"),
+    },
+    Shipped {
+        name: "no-power-telemetry",
+        text: include_str!("../policies/no-power-telemetry.toml"),
+    },
+];
+
+/// A policy that comes with the program.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shipped {
+    pub(crate) name: &'static str,
+    pub(crate) text: &'static str,
+}
+
+impl Shipped {
+    pub(crate) fn source(self) -> Source {
+        Source::new(&format!("{}.toml (shipped)", self.name), self.text)
+    }
+
+    /// The policy's first comment line, without its mark.
+    pub(crate) fn summary(self) -> &'static str {
+        let first = self.text.lines().next().unwrap_or_default();
+        first.trim_start_matches(['#', ' '])
+    }
+}
+
+/// The shipped policy of this name.
+pub(crate) fn shipped(name: &str) -> Option<Shipped> {
+    SHIPPED.into_iter().find(|shipped| shipped.name == name)
+}

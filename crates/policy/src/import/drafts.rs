@@ -1,0 +1,131 @@
+//! The entries that a reader of a format collects, and what it cannot say.
+
+use msrgate_filter::{MsrIndex, X2APIC};
+use msrgate_program::{Action, MsrRange, MsrSet, one_line};
+
+use super::draft::{Draft, Unsaid};
+use super::{Format, Imported, grouped};
+use crate::policy::{Log, Mode, Settings, Unknown};
+
+/// What a reader of a format collects.
+#[derive(Debug)]
+pub(super) struct Drafts {
+    settings: Settings,
+    /// Of one range each.
+    entries: Vec<Draft>,
+    unsaid: Vec<Unsaid>,
+}
+
+impl Drafts {
+    /// Nothing yet, under this default.
+    pub(super) fn new(default: Action) -> Self {
+        Self::under(Settings {
+            name: None,
+            mode: Mode::default(),
+            default,
+            unknown: Unknown::default(),
+            log: Log::default(),
+            accept: Vec::new(),
+            microcode: None,
+        })
+    }
+
+    /// Nothing yet, under these settings.
+    pub(super) const fn under(settings: Settings) -> Self {
+        Self {
+            settings,
+            entries: Vec::new(),
+            unsaid: Vec::new(),
+        }
+    }
+
+    /// What becomes an event, where no entry says otherwise.
+    pub(super) const fn log(&mut self, log: Log) {
+        self.settings.log = log;
+    }
+
+    /// Another entry, apart from all others. What no entry may speak of is left out and remarked.
+    pub(super) fn say(&mut self, draft: &Draft) {
+        for &range in draft.msrs.ranges() {
+            self.say_range(draft, range);
+        }
+    }
+
+    fn say_range(&mut self, draft: &Draft, range: MsrRange) {
+        let (first, last) = (range.first(), range.last());
+        let (x2apic_first, x2apic_last) = (*X2APIC.start(), *X2APIC.end());
+        let is_default = draft
+            .actions
+            .iter()
+            .flatten()
+            .all(|action| *action == self.settings.default);
+        // S3.5
+        let last = if last == MsrIndex::MAX && !is_default {
+            self.unsaid(None, "0xffffffff: only `default` reaches it (S3.5)");
+            MsrIndex::new(u32::MAX - 1)
+        } else {
+            last
+        };
+        if last < x2apic_first || first > x2apic_last {
+            self.part(draft, MsrRange::new(first, last));
+            return;
+        }
+        // S3.1
+        let cut = MsrRange::new(first.max(x2apic_first), last.min(x2apic_last));
+        if let Some(cut) = cut {
+            let what = format!("{cut}: x2APIC registers, which KVM never filters (S3.1)");
+            self.unsaid(None, what);
+        }
+        let below = MsrIndex::new(x2apic_first.get() - 1);
+        let above = MsrIndex::new(x2apic_last.get() + 1);
+        self.part(draft, MsrRange::new(first, below));
+        self.part(draft, MsrRange::new(above, last));
+    }
+
+    fn part(&mut self, draft: &Draft, msrs: Option<MsrRange>) {
+        if let Some(msrs) = msrs {
+            self.entries.push(Draft {
+                msrs: msrs.into(),
+                ..draft.clone()
+            });
+        }
+    }
+
+    /// Something that cannot be said.
+    pub(super) fn unsaid(&mut self, line: Option<usize>, what: impl Into<String>) {
+        self.unsaid.push(Unsaid {
+            line,
+            what: one_line(&what.into()),
+        });
+    }
+
+    /// Everything in order. Neighbours of which the same is said become one, and so do the registers
+    /// of a group.
+    pub(super) fn imported(mut self, format: Format) -> Imported {
+        self.entries.sort_by_key(|draft| draft.msrs.first());
+        let mut entries: Vec<Draft> = Vec::new();
+        for draft in self.entries {
+            match entries.last_mut() {
+                Some(before) if is_continued(before, &draft) => {
+                    let ranges = before.msrs.ranges().iter().chain(draft.msrs.ranges());
+                    let joined = MsrSet::new(ranges.copied());
+                    before.msrs = joined.unwrap_or(draft.msrs);
+                }
+                _ => entries.push(draft),
+            }
+        }
+        self.unsaid.sort_by_key(|unsaid| unsaid.line);
+        Imported {
+            format,
+            settings: self.settings,
+            entries: grouped::grouped(entries),
+            unsaid: self.unsaid,
+        }
+    }
+}
+
+fn is_continued(before: &Draft, draft: &Draft) -> bool {
+    let last = before.msrs.ranges().last().map(|range| range.last().get());
+    last.and_then(|last| last.checked_add(1)) == Some(draft.msrs.first().get())
+        && before.says_as_much_as(draft)
+}

@@ -1,0 +1,30 @@
+//! A filter as a file has it, whatever the file's form.
+
+use msrgate_filter::{Accesses, Bitmap, Filter, MsrIndex, Range};
+
+/// A filter, and for which reasons accesses are to exit, where that is said.
+pub(super) struct Compiled {
+    pub(super) filter: Filter,
+    pub(super) reasons: Option<Vec<String>>,
+}
+
+/// A range of `count` MSRs, or the key whose value is wrong and why.
+pub(super) fn range_of(
+    accesses: Accesses,
+    base: MsrIndex,
+    count: u32,
+    bytes: &[u8],
+) -> Result<Range, (&'static str, String)> {
+    let words = Bitmap::words_for(count).map_err(|error| ("count", error.to_string()))?;
+    // Whole words, as the kernel reads them, or only the bytes that have a bit of a register.
+    let least = count.div_ceil(8) as usize;
+    if bytes.len() < least || bytes.len() > words * 8 {
+        let given = bytes.len();
+        let why =
+            format!("its length in bytes is {given}, and should be {least} for a count of {count}");
+        return Err(("bitmap", why));
+    }
+    let bit = |offset: u32| bytes[(offset / 8) as usize] >> (offset % 8) & 1 == 1;
+    let bitmap = Bitmap::from_fn(count, bit).map_err(|error| ("count", error.to_string()))?;
+    Ok(Range::new(accesses, base, bitmap))
+}
