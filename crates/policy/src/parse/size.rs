@@ -9,7 +9,7 @@ use toml_parser::{ParseError, Source as Toml};
 use crate::limits::{MAX_BYTES, MAX_MISTAKES, MAX_TABLES, MAX_TOKENS};
 use crate::mistake::Wrong;
 
-/// How deep TOML's parser follows arrays and tables in each other.
+/// The depth to which TOML's parser follows arrays and tables in each other.
 const MAX_NESTING: u32 = 80;
 
 /// All texts of a policy that were read so far, together.
@@ -57,11 +57,30 @@ impl Size {
 /// The text up to the last mistake of TOML that is reported. Each of those costs the parser far more
 /// memory than the byte that is wrong.
 pub(super) fn to_the_last_mistake(text: &str) -> &str {
+    // A text of sound lines is sound, and looking at one line at a time takes no memory. The tokens of all of
+    // a long text at once would stay in the peak of what follows.
+    if text.lines().all(|line| mistakes(line).found == 0) {
+        return text;
+    }
+    let is_boundary = |end: &usize| text.is_char_boundary(*end);
+    let end = mistakes(text).end_of_last;
+    let end = end.and_then(|end| (end..=text.len()).find(is_boundary));
+    &text[..end.unwrap_or(text.len())]
+}
+
+/// The mistakes of TOML in a text.
+struct TomlMistakes {
+    found: usize,
+    /// The end of the last one that is reported, in bytes, if there are so many.
+    end_of_last: Option<usize>,
+}
+
+fn mistakes(text: &str) -> TomlMistakes {
     let toml = Toml::new(text);
-    let (mistakes, end) = (Cell::new(0), Cell::new(None));
+    let (found, end) = (Cell::new(0), Cell::new(None));
     let count = |error: ParseError| {
-        mistakes.set(mistakes.get() + 1);
-        if mistakes.get() == MAX_MISTAKES {
+        found.set(found.get() + 1);
+        if found.get() == MAX_MISTAKES {
             end.set(error.unexpected().map(|span| span.end()));
         }
     };
@@ -76,11 +95,10 @@ pub(super) fn to_the_last_mistake(text: &str) -> &str {
     let mut receiver = ValidateWhitespace::new(&mut values, toml);
     let mut receiver = RecursionGuard::new(&mut receiver, MAX_NESTING);
     parse_document(&toml.lex().into_vec(), &mut receiver, &mut &count);
-    let is_boundary = |end: &usize| text.is_char_boundary(*end);
-    let end = end
-        .get()
-        .and_then(|end| (end..=text.len()).find(is_boundary));
-    &text[..end.unwrap_or(text.len())]
+    TomlMistakes {
+        found: found.get(),
+        end_of_last: end.get(),
+    }
 }
 
 #[cfg(test)]
@@ -97,6 +115,11 @@ mod tests {
         assert!(to_the_last_mistake(&text).len().abs_diff(ends) <= 2);
         let text = "a = 1\n".repeat(3);
         assert_eq!(to_the_last_mistake(&text), text);
+        // No line of these is sound alone.
+        let text = format!("a = [\n{}]\n", "\"\"\"\n=\n\"\"\",\n".repeat(MAX_MISTAKES));
+        assert_eq!(to_the_last_mistake(&text), text);
+        let text = format!("a = [\n{}", "=,\n".repeat(2 * MAX_MISTAKES));
+        assert!(to_the_last_mistake(&text).len() < text.len());
     }
 
     #[test]
