@@ -24,7 +24,8 @@ use core::fmt;
 use msrgate_filter::Reply;
 
 use crate::action::Device;
-use crate::rules::Rule;
+use crate::origin::{DecidedBy, PackedBy};
+use crate::rules::Outcome;
 
 pub use cells::MAX_CELLS;
 pub use forwarded::{Carried, Forwarded};
@@ -40,8 +41,17 @@ pub struct Answer<'p> {
     pub step: Step<'p>,
     /// What that is to be called.
     pub deed: Deed,
-    /// What says so.
-    pub rule: Rule<'p>,
+    /// What the program says of the access.
+    pub outcome: &'p Outcome,
+    by: PackedBy,
+}
+
+impl Answer<'_> {
+    /// What decides the access.
+    #[must_use]
+    pub const fn decided_by(&self) -> DecidedBy {
+        self.by.get()
+    }
 }
 
 /// What to do about an exit.

@@ -1,4 +1,4 @@
-//! What says what happens to an access: an entry of a policy, its default, or KVM.
+//! The thing that decides an access: an entry of a policy, its default, or KVM.
 
 /// The number of an entry of the policy that rules were made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,19 +17,11 @@ impl EntryId {
         self.0 as usize
     }
 
-    pub(crate) const fn of(number: u32) -> Self {
-        Self(number)
-    }
-
-    pub(crate) const fn get(self) -> u32 {
-        self.0
-    }
-
     /// The highest number: far more than a policy may have entries.
     pub const MAX: Self = Self(u32::MAX - 2);
 }
 
-/// What decides an access.
+/// The entry, default or rule of KVM that decides an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DecidedBy {
     /// This entry.
@@ -40,7 +32,29 @@ pub enum DecidedBy {
     Kvm,
 }
 
-/// What says what happens, for people.
+/// A [`DecidedBy`] in 32 bits: 0 is KVM, 1 the default; an entry is its number and 2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PackedBy(u32);
+
+impl PackedBy {
+    pub(crate) const fn of(by: DecidedBy) -> Self {
+        Self(match by {
+            DecidedBy::Kvm => 0,
+            DecidedBy::Default => 1,
+            DecidedBy::Entry(entry) => entry.0 + 2,
+        })
+    }
+
+    pub(crate) const fn get(self) -> DecidedBy {
+        match self.0 {
+            0 => DecidedBy::Kvm,
+            1 => DecidedBy::Default,
+            entry => DecidedBy::Entry(EntryId(entry - 2)),
+        }
+    }
+}
+
+/// The place in a policy that decides, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A line of a policy.

@@ -42,6 +42,18 @@ impl<T> RangeMap<T> {
         self.lasts.partition_point(|&last| last < index)
     }
 
+    /// The value of one MSR, if it lies in the range at this place.
+    #[inline]
+    pub(crate) fn at_place(&self, place: usize, index: MsrIndex) -> Option<&T> {
+        let is_after = |before: usize| self.lasts.get(before).is_some_and(|last| *last < index);
+        let is_within = *self.lasts.get(place)? >= index && (place == 0 || is_after(place - 1));
+        if is_within {
+            self.values.get(place)
+        } else {
+            None
+        }
+    }
+
     /// The range at this place, and its value.
     #[inline]
     #[must_use]

@@ -1,4 +1,4 @@
-//! What happens to each of 2^32 MSRs in each direction, and what says so: the one resolved form.
+//! The one resolved form: an action for each of 2^32 MSRs in each direction, and the entry that decides it.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -9,7 +9,7 @@ use msrgate_filter::{Access, MsrIndex, Verdict};
 
 use crate::action::Action;
 use crate::msrs::MsrRange;
-use crate::origin::{DecidedBy, EntryId, Line, Origin};
+use crate::origin::{DecidedBy, Line, Origin, PackedBy};
 use crate::pack::Verdicts;
 use crate::range_map::{RangeMap, RangeMapBuilder};
 use crate::settings::Log;
@@ -27,7 +27,7 @@ pub struct Rule<'r> {
     pub by: DecidedBy,
 }
 
-/// What happens, and which of it becomes events.
+/// An action, and the accesses that become events.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Outcome {
     /// What happens.
@@ -54,18 +54,7 @@ pub struct Rules {
 struct Kept {
     /// A place in [`Rules::outcomes`].
     outcome: u32,
-    /// 0 is KVM, 1 the default; an entry is its number and 2.
-    by: u32,
-}
-
-impl Kept {
-    const fn by(self) -> DecidedBy {
-        match self.by {
-            0 => DecidedBy::Kvm,
-            1 => DecidedBy::Default,
-            entry => DecidedBy::Entry(EntryId::of(entry - 2)),
-        }
-    }
+    by: PackedBy,
 }
 
 impl Rules {
@@ -89,19 +78,23 @@ impl Rules {
         self.nth(map, map.place(index))
     }
 
-    /// The rule of one MSR, for a caller who asks often and remembers where it was found the last time.
+    /// The outcome for one MSR and what decides it, for a caller who asks often and remembers where that was
+    /// found the last time.
     #[inline]
-    pub(crate) fn at_again(&self, hints: &mut Hints, index: MsrIndex, access: Access) -> Rule<'_> {
+    pub(crate) fn at_again(
+        &self,
+        hints: &mut Hints,
+        index: MsrIndex,
+        access: Access,
+    ) -> (&Outcome, PackedBy) {
         let map = &self.by_access[access as usize];
         let hint = hints.of(index, access);
-        match map.nth(*hint as usize) {
-            Some((msrs, kept)) if msrs.contains(index) => self.rule(msrs, *kept),
-            _ => {
-                let place = map.place(index);
-                *hint = u32::try_from(place).unwrap_or(0);
-                self.nth(map, place)
-            }
-        }
+        let kept = map.at_place(*hint as usize, index).unwrap_or_else(|| {
+            let place = map.place(index);
+            *hint = u32::try_from(place).unwrap_or(0);
+            map.value(place)
+        });
+        (&self.outcomes[kept.outcome as usize], kept.by)
     }
 
     /// The rules that share MSRs with `range`.
@@ -169,7 +162,7 @@ impl Rules {
             msrs,
             action,
             log: *log,
-            by: kept.by(),
+            by: kept.by.get(),
         }
     }
 }
@@ -224,11 +217,7 @@ impl RulesBuilder {
         };
         Kept {
             outcome,
-            by: match by {
-                DecidedBy::Kvm => 0,
-                DecidedBy::Default => 1,
-                DecidedBy::Entry(entry) => entry.get() + 2,
-            },
+            by: PackedBy::of(by),
         }
     }
 }
@@ -283,8 +272,10 @@ mod tests {
             for rules in [&many, &few, &many] {
                 for index in [first, second, first].map(MsrIndex::new) {
                     for access in Access::ALL {
-                        let found = rules.at_again(&mut hints, index, access);
-                        assert_eq!(found, rules.at(index, access), "{index} after {first:#x}");
+                        let (found, by) = rules.at_again(&mut hints, index, access);
+                        let rule = rules.at(index, access);
+                        let (found, wanted) = ((&found.action, by.get()), (rule.action, rule.by));
+                        assert_eq!(found, wanted, "{index} after {first:#x}");
                     }
                 }
             }

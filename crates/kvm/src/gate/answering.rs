@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use msrgate_filter::{Access, Exit, Reply};
 use msrgate_program::answer::{Answer, Carried, Deed, Forwarded, Responder, Step, VcpuState};
-use msrgate_program::{CpuidBit, Mode, Origin};
+use msrgate_program::{CpuidBit, Mode};
 
 use super::answer::{Asked, Outcome, Violation};
 use super::before::Before;
@@ -231,10 +231,8 @@ impl Answering {
             if answer.deed != Deed::Allowed && !is_audit {
                 return Ok(Done::Reply(Reply::FAULT, Deed::Denied));
             }
-            let open = Answer {
-                step: Step::Open,
-                ..*answer
-            };
+            let mut open = *answer;
+            open.step = Step::Open;
             return self.let_through(program, port, exit, &open);
         }
         let current = if access.needs_current() {
@@ -304,18 +302,13 @@ impl Answering {
         let touch = || seen.touch(program.number, exit.index, exit.access);
         let responder = &program.thing;
         if responder.is_event(exit, answer, deed, || touch() != Touch::Again) {
-            self.note(
-                responder,
-                exit,
-                responder.variant().rules().origin(answer.rule.by),
-                deed,
-            );
+            self.note(responder, exit, answer, deed);
         }
     }
 
     /// Makes an event of an access, unless there have been too many of its kind.
     #[inline(never)]
-    fn note(&mut self, responder: &Responder, exit: &Exit, origin: Origin, deed: Deed) {
+    fn note(&mut self, responder: &Responder, exit: &Exit, answer: &Answer<'_>, deed: Deed) {
         let Exit {
             index,
             access,
@@ -337,7 +330,7 @@ impl Answering {
             deed,
             value: (is_write && options.values == Values::Shown).then_some(data),
             rip: self.rip,
-            origin,
+            origin: responder.variant().rules().origin(answer.decided_by()),
             held_back,
             digest: responder.program().digest(),
         });

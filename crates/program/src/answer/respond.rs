@@ -3,10 +3,10 @@
 use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply};
 
 use super::forwarded::What;
+use super::responder::is_seen_first;
 use super::{Answer, Deed, Forwarded, Responder, Step, VcpuState};
 use crate::action::{Action, Emulated};
 use crate::forward;
-use crate::rules::Rule;
 use crate::settings::{Log, Mode, UnknownAction};
 
 impl Responder {
@@ -14,9 +14,9 @@ impl Responder {
     #[must_use]
     pub fn respond(&self, state: &mut VcpuState, exit: &Exit) -> Answer<'_> {
         let rules = self.variant().rules();
-        let rule = rules.at_again(&mut state.hints, exit.index, exit.access);
-        let (step, deed) = match rule.action {
-            Action::Allow => self.allowed(state, rule, exit),
+        let (outcome, by) = rules.at_again(&mut state.hints, exit.index, exit.access);
+        let (step, deed) = match &outcome.action {
+            Action::Allow => self.allowed(state, outcome.log, exit),
             Action::Deny => self.refused(Deed::Denied, Step::Reply(Reply::FAULT), exit),
             Action::Kill => self.refused(Deed::Killed, Step::Kill, exit),
             Action::Value(value) => (Step::Reply(Reply::value(*value)), Deed::Value),
@@ -34,18 +34,23 @@ impl Responder {
             }
             Action::Pin => self.pin_write(state, exit),
         };
-        Answer { step, deed, rule }
+        Answer {
+            step,
+            deed,
+            outcome,
+            by,
+        }
     }
 
     /// An access that the program lets KVM handle, and that came here all the same.
-    fn allowed(&self, state: &VcpuState, rule: Rule<'_>, exit: &Exit) -> (Step<'_>, Deed) {
+    fn allowed(&self, state: &VcpuState, log: Log, exit: &Exit) -> (Step<'_>, Deed) {
         match exit.reason {
             ExitReason::Invalid => (Step::Reply(Reply::FAULT), Deed::Denied),
             ExitReason::Unknown => self.unknown(exit),
             // No filter opens for it but by its default (S3.5), and KVM has no such MSR.
             ExitReason::Filter if exit.index == MsrIndex::MAX => self.unknown(exit),
             ExitReason::Filter
-                if is_carried_for_log(rule, exit.index)
+                if is_carried_for_log(log, exit.index)
                     && state.may_forward(exit.index).is_some() =>
             {
                 let what = match exit.access {
@@ -54,7 +59,7 @@ impl Responder {
                 };
                 self.forward(state, exit, what, Deed::Allowed)
             }
-            ExitReason::Filter if self.opens(rule) => (Step::Open, Deed::Allowed),
+            ExitReason::Filter if is_seen_first(log) => (Step::Open, Deed::Allowed),
             ExitReason::Filter => (Step::Rewind, Deed::Allowed),
         }
     }
@@ -167,7 +172,7 @@ impl Responder {
     ) -> bool {
         let log = match (exit.reason, self.program().settings().unknown.log) {
             (ExitReason::Unknown, Some(log)) => log,
-            _ => answer.rule.log,
+            _ => answer.outcome.log,
         };
         // What ends a VM, and what an audit is for, is said whatever the policy says of its log.
         match (deed, log) {
@@ -179,7 +184,7 @@ impl Responder {
     }
 }
 
-/// An allowed access that is carried to the register each time, so that each time it is seen.
-fn is_carried_for_log(rule: Rule<'_>, index: MsrIndex) -> bool {
-    *rule.action == Action::Allow && rule.log == Log::All && forward::row(index).is_some()
+/// Returns true if an allowed access is carried to its register each time, so that each becomes an event.
+fn is_carried_for_log(log: Log, index: MsrIndex) -> bool {
+    log == Log::All && forward::row(index).is_some()
 }

@@ -64,6 +64,11 @@ impl fmt::Display for ResponderError {
 
 impl core::error::Error for ResponderError {}
 
+/// Returns true if allowed accesses of this log level exit to user space before KVM handles them.
+pub(super) const fn is_seen_first(log: Log) -> bool {
+    matches!(log, Log::First | Log::All)
+}
+
 impl Responder {
     /// What `program` says on `cpu`.
     ///
@@ -218,7 +223,7 @@ impl Responder {
     /// Whether accesses of this rule are let through one by one, once they have been seen.
     pub(super) fn opens(&self, rule: Rule<'_>) -> bool {
         match rule.action {
-            Action::Allow => rule.log >= Log::First,
+            Action::Allow => is_seen_first(rule.log),
             Action::Deny | Action::Kill => self.mode() == Mode::Audit,
             // In an audit, too, where the access cannot be carried: a nested guest's.
             action => self.mode() == Mode::Audit && action.needs_forwarding(),
