@@ -88,7 +88,7 @@ pub(crate) fn compiled(policy: &Path) -> Result<Compiled, Failure> {
     Input::read(policy)?.compiled()
 }
 
-/// Whether an argument means standard input.
+/// Returns true if an argument means standard input.
 pub(crate) fn is_standard_input(argument: &Path) -> bool {
     argument.as_os_str() == "-"
 }

@@ -42,7 +42,7 @@ fn of_host() -> Result<Cpu, String> {
     }
 }
 
-/// What holds on the processor that was asked for; else on this host's, where it can be read and the policy
+/// The variant for the processor that was asked for; else on this host's, where it can be read and the policy
 /// asks for one; else on the first that the policy tells apart. Says on stderr which that is.
 pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<'c>, Failure> {
     if let Some(cpu) = arg.asked()? {

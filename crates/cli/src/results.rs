@@ -1,4 +1,4 @@
-//! Where results and talk go, and what of them is shown.
+//! The writers for results and for talk, and the last filter of what they show.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use msrgate_policy::{is_shown, shown};
 pub(crate) struct Results {
     /// Not [`io::Stdout`], which takes a descriptor that nobody can write to for a written one.
     stream: Option<AutoStream<File>>,
-    /// What follows the last line feed.
+    /// The text after the last line feed.
     line: Vec<u8>,
     trouble: Option<io::Error>,
 }
@@ -73,7 +73,7 @@ impl Write for Results {
         Ok(bytes.len())
     }
 
-    /// What cannot be written is told at the end.
+    /// The command says at its end that something could not be written.
     fn flush(&mut self) -> io::Result<()> {
         self.write_lines();
         Ok(())

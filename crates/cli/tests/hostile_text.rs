@@ -16,7 +16,7 @@ const STYLE: &str = "\u{1b}[5;45m";
 /// A line that would look like one of msrgate's own.
 const FORGED: &str = "\nforged: no mistakes\n";
 
-/// What a terminal obeys, or does not show, among what it shows.
+/// Text with characters that a terminal obeys or does not show.
 const FRAGMENTS: [&str; 21] = [
     STYLE,
     FORGED,
@@ -54,7 +54,7 @@ fn toml(text: &str) -> String {
     format!("\"{}\"", escaped.collect::<String>())
 }
 
-/// What a command prints, with colours, as if to a terminal.
+/// The output of a command, with colours, as if to a terminal.
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
     command.args(arguments).env("CLICOLOR_FORCE", "1");
@@ -177,7 +177,7 @@ impl Files {
     }
 }
 
-/// What a program reads from JSON is the text itself.
+/// A program reads the text itself from JSON.
 fn assert_named(text: &str, files: &Files) {
     let output = looked_at(&["check", &files.policy, "--host", "none", "--format", "json"]);
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -96,7 +96,7 @@ fn after(script: &str, arguments: &[&str]) -> Command {
     shell
 }
 
-/// What a command exits with whose output goes there. A panic would be 101.
+/// The exit code of a command whose output goes there. A panic would be 101.
 fn code(mut command: Command, out: impl Into<Stdio>, err: impl Into<Stdio>) -> i32 {
     let status = command.stdout(out).stderr(err).status();
     let status = status.expect("the command runs");

@@ -39,7 +39,7 @@ impl VcpuNumber {
     }
 }
 
-/// What the VM and its vCPUs own together.
+/// The state that a VM and its vCPUs share.
 pub(crate) struct Shared {
     revision: Revision,
     published: LeftRight<SharedLookup, STRIPES>,

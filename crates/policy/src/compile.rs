@@ -49,7 +49,7 @@ impl Compiled {
         variant.unwrap_or(&self.variants()[0])
     }
 
-    /// Which of the policy's `[[when]]`s hold in a variant.
+    /// The policy's `[[when]]`s that hold in a variant.
     pub fn whens(&self, variant: &Variant) -> impl Iterator<Item = WhenId> {
         let holds = variant.holds().iter().enumerate();
         holds

@@ -1,4 +1,4 @@
-//! How much a policy may have.
+//! The limits of a policy's size.
 
 /// The most bytes a policy may have, those of its includes among them: 16 MiB.
 pub const MAX_BYTES: usize = 16 << 20;

@@ -442,7 +442,7 @@ fn until(line: Option<u32>) -> String {
     })
 }
 
-/// What decides an access, as a part of a sentence.
+/// The part of a sentence that names what decides an access.
 fn decided_by(decides: Option<&str>) -> String {
     decides.map_or_else(String::new, |decides| {
         format!(", which `{decides}` decides now")

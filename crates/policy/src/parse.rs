@@ -26,7 +26,7 @@ use size::Size;
 use value::items;
 pub(crate) use value::one_of;
 
-/// What the texts of a policy say, and what is wrong with each of them.
+/// The content of a policy's texts, and the mistakes in each of them.
 pub(crate) struct Parsed {
     /// The texts, the policy's own first.
     pub(crate) sources: Vec<Source>,

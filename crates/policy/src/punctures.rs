@@ -134,7 +134,7 @@ enum Edge {
     Start,
 }
 
-/// Where entries that say something in this direction begin and end, one past their last MSR.
+/// The beginnings and the ends, one past the last MSR, of entries that say something in this direction.
 fn edges(policy: &Policy, entries: &[EntryId], access: Access) -> Vec<(u64, Edge, EntryId)> {
     let entries = entries.iter().map(|&id| (id, policy.entry(id)));
     let mut edges: Vec<_> = entries

@@ -1,4 +1,4 @@
-//! Which registers may be forwarded, by name.
+//! Tests of the registers that may be forwarded, by name.
 
 use msrgate_filter::Access;
 use msrgate_policy::registers::{Group, Named, Register, all, by_name, group};

@@ -68,7 +68,7 @@ impl MsrRange {
         (self.first..=self.last).contains(&index)
     }
 
-    /// Whether both contain some MSR.
+    /// Returns true if some MSR is in both.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
         self.shared(other).is_some()
@@ -213,7 +213,7 @@ impl MsrSet {
         })
     }
 
-    /// Whether both contain some MSR.
+    /// Returns true if some MSR is in both.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.shared(other).next().is_some()

@@ -63,7 +63,7 @@ impl fmt::Display for PackError {
 
 impl core::error::Error for PackError {}
 
-/// What became no filter.
+/// The reason why rules became no filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CompileError {

@@ -57,7 +57,7 @@ pub struct ProgramSettings {
     pub microcode: Option<Microcode>,
 }
 
-/// What a policy says on the processors on which the same `[[when]]`s hold, before it is packed.
+/// The rules that hold on the processors with the same `[[when]]`s, before they are packed.
 #[derive(Clone, Debug)]
 pub struct ResolvedVariant {
     /// Which of the `[[when]]`s hold, in their order.

@@ -8,7 +8,7 @@ use alloc::borrow::Cow;
 use alloc::string::String;
 use core::fmt::Write as _;
 
-/// Whether a person sees this character as it is: false for controls, for what turns the direction of
+/// Returns true if a person sees this character as it is: false for controls, for what turns the direction of
 /// writing, for separators of lines, and for what has no width, the tag characters among them.
 ///
 /// A line feed and a tab are controls, too: whoever prints text of several lines keeps them.
@@ -68,7 +68,7 @@ pub fn shown(text: &str) -> String {
     shown
 }
 
-/// What is as long as `c` in UTF-8.
+/// Returns a visible text of the length that `c` has in UTF-8.
 const fn instead(c: char) -> &'static str {
     match c.len_utf8() {
         1 => "?",

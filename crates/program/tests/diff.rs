@@ -1,4 +1,4 @@
-//! What changes from one program to another.
+//! Tests of the changes from one program to another.
 
 use msrgate_filter::{Access, MsrIndex};
 use proptest::prelude::*;

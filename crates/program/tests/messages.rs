@@ -7,7 +7,7 @@ use msrgate_program::{CompileError, Device, Digest, MsrRange, PackError, Program
 use msrgate_testing::messages::messages;
 
 #[test]
-fn what_becomes_no_filter() {
+fn rules_without_a_filter_have_a_message() {
     let window = Window {
         colour: Accesses::Both,
         msrs: MsrRange::one(MsrIndex::MIN),
@@ -40,7 +40,7 @@ fn what_becomes_no_filter() {
 }
 
 #[test]
-fn what_is_no_program() {
+fn bytes_that_are_no_program_have_a_message() {
     let programs = [
         ProgramError::NotAProgram,
         ProgramError::UnknownVersion(2),
@@ -69,7 +69,7 @@ fn what_is_no_program() {
 }
 
 #[test]
-fn what_answers_nothing() {
+fn programs_that_cannot_answer_have_a_message() {
     let cpu = parse_cpu("GenuineIntel:6:0x6a:6").unwrap();
     let index = MsrIndex::new(0x10);
     let responders = [

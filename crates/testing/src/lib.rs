@@ -1,4 +1,4 @@
-//! What the tests of more than one crate share. Nobody else links it.
+//! Code that the tests of more than one crate share. Only tests link this crate.
 #![forbid(unsafe_code)]
 
 pub mod host;

@@ -1,4 +1,4 @@
-//! Which of KVM's vCPUs a part of a gate answers for, and from when on.
+//! The vCPU of KVM's that a `VcpuGate` is tied to, from its first reset on.
 //!
 //! A part holds pins and registers of one vCPU. The first reset or restore ties it to that vCPU, by the
 //! address of the shared page and by the file descriptor. Each answer looks at the page, and at the file

@@ -9,7 +9,7 @@ use super::VcpuId;
 use super::cpuid::GuestCpuid;
 use super::error::GateError;
 
-/// What every part of a vCPU holds: as long as it does, the vCPU has one.
+/// The token that a `VcpuGate` holds: as long as it exists, the vCPU has a `VcpuGate`.
 #[derive(Default)]
 pub(super) struct Alive;
 

@@ -144,7 +144,7 @@ impl GuestCpuid {
     }
 }
 
-/// What a gate goes by of a vCPU's CPUID, and what would be unsafe if the vCPU had another one.
+/// The parts of a vCPU's CPUID that a gate relies on: with other ones its answers would be unsafe.
 pub(super) struct ReliedOn {
     /// It chooses the variant.
     cpu: Cpu,

@@ -26,7 +26,7 @@ pub enum StepReply {
     Value(u64),
 }
 
-/// What became of one step.
+/// The result of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
     /// What the guest saw.
@@ -35,7 +35,7 @@ pub struct Observed {
     pub exit: Option<SeenExit>,
 }
 
-/// What the guest saw of its access.
+/// The guest's view of its access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestOutcome {
     /// RDMSR gave this value.

@@ -71,7 +71,7 @@ pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
-/// Whether two file descriptors are of one file; `None` if this kernel does not say, as before 6.10.
+/// Returns true if two file descriptors are of one file; `None` if this kernel does not say, as before 6.10.
 pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bool> {
     /// `F_DUPFD_QUERY` (Linux, `uapi/linux/fcntl.h`).
     const DUPFD_QUERY: libc::c_int = 1024 + 3;

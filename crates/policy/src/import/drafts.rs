@@ -7,7 +7,7 @@ use super::draft::{Draft, Unsaid};
 use super::{Format, Imported, grouped};
 use crate::policy::{Log, Mode, Settings, Unknown};
 
-/// What a reader of a format collects.
+/// The drafts and remarks that a reader of a format collects.
 #[derive(Debug)]
 pub(super) struct Drafts {
     settings: Settings,

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_that_nobody_saves_name_their_registers() {
+    fn unsaved_writes_name_their_registers() {
         let compiled = compiled("policy = 1\ndefault = 'deny'\n[msrs]\n'0x200..=0x203' = 'rw'");
         let warnings = of_saved(&compiled, None, |index| index.get() != 0x201);
         let details: Vec<_> = warnings.iter().map(|one| one.details.join(", ")).collect();

@@ -28,7 +28,7 @@ pub(super) struct Said {
 /// What is said, and where; `None` inside, where it was not understood.
 type Setting<T> = Option<(Option<T>, At)>;
 
-/// What one text says of the settings that bear on final entries.
+/// The settings of one text that bear on final entries.
 pub(crate) struct Stated {
     /// The mode and its place, if the text has one that is understood.
     pub(crate) mode: Option<(Mode, At)>,

@@ -187,7 +187,7 @@ pub(super) fn parse_number(text: &str) -> Option<u64> {
     }
 }
 
-/// How many letters differ, capital or small.
+/// The number of letters that differ, capital or small.
 fn distance(word: &str, known: &str) -> usize {
     strsim::osa_distance(&word.to_lowercase(), &known.to_lowercase())
 }

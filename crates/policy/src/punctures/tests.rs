@@ -188,7 +188,7 @@ fn general_amd() -> [(&'static str, &'static str); 1] {
     guest("[[when]]\ncpu = { vendor = 'AuthenticAMD' }\n[when.msrs]\n0x611 = 'r'\n")
 }
 
-/// Where the policy has an entry of these MSRs, which inherits, its line is to be changed.
+/// If the policy has an entry of these MSRs that inherits, the line to change is that entry's.
 #[test]
 fn remedy_takes_the_place_of_an_own_entry_of_the_same_msrs() {
     let guest = guest("0x611 = 'r'\n");
@@ -243,7 +243,7 @@ fn remedies_of_entries_of_the_same_msrs_are_one_line() {
     assert_eq!(found(&format!("{text}{line}\n"), &files), [""; 0]);
 }
 
-/// What an included override took away does not come back by the line that replaces both.
+/// The pasted line does not bring back what an included override took away.
 #[test]
 fn remedy_leaves_out_what_an_included_override_replaced() {
     let files = [

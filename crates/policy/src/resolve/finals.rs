@@ -34,7 +34,7 @@ struct Promise {
     source: Option<EntryId>,
 }
 
-/// Who promises.
+/// The entries that make a promise.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum By {
     /// A final entry that says what happens.
@@ -373,7 +373,7 @@ enum Edge {
     Start(usize),
 }
 
-/// Where promises end, one past their last MSR, and where they begin.
+/// The ends of promises, one past their last MSR, and their beginnings.
 fn edges(promises: &[Promise]) -> Vec<(u64, Edge)> {
     let of = |(number, promise): (usize, &Promise)| {
         let (first, last) = (promise.msrs.first().get(), promise.msrs.last().get());

@@ -12,7 +12,7 @@ use crate::pack::equality::{covered, points};
 use crate::rules::{Outcome, Rules, RulesBuilder};
 use crate::settings::Log;
 
-/// What the filter does, as rules of the default. Its answer changes only where a range of it does, or
+/// The filter's decisions, as rules of the default. Its answer changes only where a range of it does, or
 /// within one.
 pub(super) fn rules(filter: &Filter) -> Rules {
     let mut builder = RulesBuilder::default();

@@ -74,7 +74,7 @@ impl HoleRow {
     }
 }
 
-/// How a hole comes about; of one that another entry makes, which entry that is.
+/// The cause of a hole; if another entry is the cause, that entry.
 pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
     match cause {
         Cause::Puncture(id) => {

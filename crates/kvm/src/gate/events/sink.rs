@@ -1,4 +1,4 @@
-//! What takes events, and the sinks that hand them on to a log of the VMM's own.
+//! The trait of sinks, which take events, and the sinks that hand them on to a log of the VMM's own.
 
 use super::event::Event;
 use super::reader::VcpuDrops;

@@ -439,7 +439,7 @@ fn settings_of_a_final_device_are_the_files_own() {
     );
 }
 
-/// What is logged, and which gaps are accepted, lets no guest do more: neither is part of the promise.
+/// Neither `log` nor `accept` lets a guest do more, so that a final entry promises neither.
 #[test]
 fn logging_and_accepted_gaps_are_not_final() {
     let org = (

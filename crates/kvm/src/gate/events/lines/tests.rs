@@ -14,7 +14,7 @@ const DROPS: VcpuDrops = VcpuDrops {
 /// Characters that a terminal obeys, and one that ends a line.
 const NAME: &str = "a\u{1b}[2J\u{7f}\u{9b}\u{202e}\u{2028}\u{e0041}\nb.toml";
 
-/// What a sink makes of an event and of drops.
+/// The lines that a sink writes for an event and for drops.
 fn written<'w, S: Sink>(
     out: &'w mut Vec<u8>,
     make: impl FnOnce(&'w mut Vec<u8>) -> S,

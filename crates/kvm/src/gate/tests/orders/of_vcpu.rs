@@ -123,7 +123,7 @@ fn restore_without_a_reset_asks_for_rip() {
     assert_eq!(rips, [Some(site)]);
 }
 
-/// What cannot be restored stands for no reset.
+/// A refused restore does not count as a reset.
 #[test]
 fn refused_restore_is_no_reset() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -236,7 +236,7 @@ fn exit_answered_by_the_part_of_another_vcpu_is_a_fault() {
 
 /// The same for a vCPU of another VM, whose gate has handed out as many exits.
 #[test]
-fn nothing_of_one_vm_is_an_answer_in_another() {
+fn answer_for_one_vm_is_refused_in_another() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let options = GateOptions::new();
         let model = Machine::of_model(entries(), 1, options, model::cpuid());
