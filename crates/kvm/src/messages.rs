@@ -174,6 +174,7 @@ fn why_a_gate_does_not_answer() {
         VcpuError::NotReset { vcpu },
         VcpuError::OtherVcpu { vcpu },
         VcpuError::OtherCpuid { vcpu },
+        VcpuError::Restored { vcpu },
     ];
     let source = include_str!("gate/error.rs");
     insta::assert_snapshot!(

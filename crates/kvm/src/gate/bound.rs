@@ -2,7 +2,7 @@
 //!
 //! A part holds pins and registers of one vCPU. The first reset or restore ties it to that vCPU, by the
 //! address of the shared page and by the file descriptor. Each answer looks at the page, and at the file
-//! descriptor where that comes apart from it.
+//! descriptor where that comes apart from it. The first answer after each looks at the CPUID once more.
 
 use std::os::fd::RawFd;
 
@@ -28,8 +28,10 @@ impl Place {
 
 /// The vCPU that a part is tied to.
 pub(super) struct Bound {
-    /// The vCPU whose exits may be answered, or [`Place::NOWHERE`]: it was not reset, or that failed.
-    ready: Place,
+    /// The vCPU that was reset or restored last, or [`Place::NOWHERE`]: none was, or that failed.
+    begun: Place,
+    /// The same once its first exit has come, after which no VMM can give it another CPUID.
+    running: Place,
     /// The vCPU that it was first reset with.
     first: Option<Place>,
 }
@@ -38,32 +40,38 @@ impl Bound {
     /// To none yet.
     pub(super) const fn nowhere() -> Self {
         Self {
-            ready: Place::NOWHERE,
+            begun: Place::NOWHERE,
+            running: Place::NOWHERE,
             first: None,
         }
     }
 
-    /// Whether the vCPU at `place` may be answered for. If not, [`Self::why_not`] says why.
+    /// Tells if the vCPU at `place` has been answered for since it was reset. If not,
+    /// [`Self::check`] tells if it may be.
     #[inline]
-    pub(super) fn is_ready(&self, place: Place) -> bool {
-        self.ready == place
+    pub(super) fn is_running(&self, place: Place) -> bool {
+        self.running == place
     }
 
-    /// The same by the shared page alone: each exit asks, and a binding's type for a vCPU has the file
+    /// Tells the same by the shared page alone: each exit asks, and a binding's type for a vCPU has the file
     /// descriptor of that page.
     #[inline]
-    pub(super) const fn has_page_of(&self, place: Place) -> bool {
-        self.ready.page == place.page
+    pub(super) const fn is_running_at_page_of(&self, place: Place) -> bool {
+        self.running.page == place.page
     }
 
-    /// Why the vCPU at `place` is not answered for: it was not reset, or is another one.
+    /// Checks that the vCPU at `place` is the one that was reset or restored.
+    ///
+    /// # Errors
+    /// None was, or another one.
     #[cold]
     #[inline(never)]
-    pub(super) fn why_not(&self, id: VcpuId, place: Place) -> VcpuError {
-        match self.is_open_to(id, place) {
-            Err(other) => other,
-            Ok(()) => VcpuError::NotReset { vcpu: id },
+    pub(super) fn check(&self, id: VcpuId, place: Place) -> Result<(), VcpuError> {
+        self.is_open_to(id, place)?;
+        if self.begun == place {
+            return Ok(());
         }
+        Err(VcpuError::NotReset { vcpu: id })
     }
 
     /// Whether the vCPU at `place` may be reset or restored by this part.
@@ -79,12 +87,17 @@ impl Bound {
 
     /// A reset or a restore begins: should it fail, nothing is answered until one succeeds.
     pub(super) const fn begin(&mut self) {
-        self.ready = Place::NOWHERE;
+        (self.begun, self.running) = (Place::NOWHERE, Place::NOWHERE);
     }
 
     /// It has succeeded, for the vCPU at `place`.
     pub(super) const fn done(&mut self, place: Place) {
-        self.ready = place;
+        self.begun = place;
         self.first = Some(place);
+    }
+
+    /// Its first exit has come.
+    pub(super) const fn runs(&mut self) {
+        self.running = self.begun;
     }
 }

@@ -259,6 +259,11 @@ pub enum VcpuError {
         /// The vCPU.
         vcpu: VcpuId,
     },
+    /// The vCPU has not run since its state was restored, which this would undo.
+    Restored {
+        /// The vCPU.
+        vcpu: VcpuId,
+    },
 }
 
 impl fmt::Display for VcpuError {
@@ -275,6 +280,10 @@ impl fmt::Display for VcpuError {
             Self::OtherCpuid { vcpu } => write!(
                 f,
                 "KVM has another CPUID for vCPU {vcpu} than Gate::vcpu was given, or none yet: give KVM_SET_CPUID2 the same, before VcpuGate::reset"
+            ),
+            Self::Restored { vcpu } => write!(
+                f,
+                "vCPU {vcpu} has not run since VcpuGate::restore, whose pins and registers this would undo: call restore last, or drop the VcpuGate and make another for a vCPU that begins anew"
             ),
         }
     }

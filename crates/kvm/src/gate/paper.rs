@@ -77,6 +77,14 @@ impl PaperVcpu {
         gate.reset_at(&mut self.port())
     }
 
+    /// Has the gate told that the VMM has written an MSR.
+    ///
+    /// # Errors
+    /// As [`VcpuGate::host_wrote`].
+    pub fn host_wrote(&mut self, gate: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
+        gate.host_wrote_at(&self.port(), index)
+    }
+
     /// Has its exit answered.
     ///
     /// # Errors
@@ -133,6 +141,14 @@ impl Port for Paper<'_> {
 
     fn settle(&mut self) {
         self.0.settle();
+    }
+
+    fn note_restored(&mut self) {
+        self.0.note_restored();
+    }
+
+    fn is_restored(&self) -> bool {
+        self.0.is_restored()
     }
 
     fn rewind(&mut self) -> Result<(), CallErrno> {
@@ -352,7 +368,9 @@ pub fn vcpu(gate: &Gate) -> Result<(VcpuGate, PaperVcpu), GateError> {
 pub fn prepare(msrs: &mut VcpuGate, vcpu: &mut PaperVcpu, case: &Case) {
     match case.before {
         Before::Nothing => {}
-        Before::HostWrote => msrs.host_wrote(case.exit.index),
+        Before::HostWrote => {
+            let _ = vcpu.host_wrote(msrs, case.exit.index);
+        }
         Before::Elsewhere => {
             for offset in [0x1_0000, 0xff00] {
                 let index = MsrIndex::new(case.exit.index.get() - offset);
@@ -361,7 +379,7 @@ pub fn prepare(msrs: &mut VcpuGate, vcpu: &mut PaperVcpu, case: &Case) {
             }
         }
         Before::Write(data) => {
-            msrs.host_wrote(case.exit.index);
+            let _ = vcpu.host_wrote(msrs, case.exit.index);
             vcpu.leave(&Exit { data, ..case.exit });
             let _ = vcpu.answer(msrs);
         }

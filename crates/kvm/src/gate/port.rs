@@ -29,6 +29,9 @@ use crate::sys::calls::{self, Level, Taken};
 /// before it has completed anything.
 const WAITS: u16 = 1 << 15;
 
+/// Another one, of a vCPU that has not run since it was restored.
+const RESTORED: u16 = 1 << 14;
+
 /// What an answer may do to a vCPU.
 pub(super) trait Port {
     /// Which vCPU it is.
@@ -57,6 +60,12 @@ pub(super) trait Port {
     fn is_marked(&self) -> bool {
         true
     }
+
+    /// Notes that the vCPU has a state that was restored, until it runs.
+    fn note_restored(&mut self);
+
+    /// Tells if it has not run since.
+    fn is_restored(&self) -> bool;
 
     /// Has the guest execute the access again (S5.8).
     fn rewind(&mut self) -> Result<(), CallErrno>;
@@ -210,6 +219,14 @@ impl Port for KvmPort<'_> {
 
     fn is_marked(&self) -> bool {
         self.run().flags & WAITS != 0
+    }
+
+    fn note_restored(&mut self) {
+        self.run_mut().flags |= RESTORED;
+    }
+
+    fn is_restored(&self) -> bool {
+        self.run().flags & RESTORED != 0
     }
 
     fn settle(&mut self) {

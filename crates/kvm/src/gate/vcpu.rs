@@ -75,12 +75,12 @@ impl VcpuGate {
     /// runs again, for each such exit.
     ///
     /// # Errors
-    /// There is no such exit, `vcpu` was not [reset](Self::reset) or is another one, or a call that the
-    /// answer needs fails. The guest gets #GP, if the vCPU is run on.
+    /// There is no such exit, `vcpu` was not [reset](Self::reset) or is another one, or was given another
+    /// CPUID after that, or a call that the answer needs fails. The guest gets #GP, if the vCPU is run on.
     pub fn answer<V: VcpuHandle>(&mut self, vcpu: &mut V) -> Result<Outcome, AnswerError> {
         let mut port = port(vcpu);
-        if !V::ARE_ONE && !self.bound.is_ready(port.place()) {
-            return Err(self.refuse(&mut port));
+        if !V::ARE_ONE && !self.bound.is_running(port.place()) {
+            self.first_exit(&mut port)?;
         }
         self.answer_at(&mut port)
     }
@@ -110,7 +110,8 @@ impl VcpuGate {
     /// shared page: from then on it answers for no other.
     ///
     /// # Errors
-    /// `vcpu` is another one than the first time: then nothing has changed. Or it has another CPUID than
+    /// `vcpu` is another one than the first time, or has not run since [`Self::restore`], whose pins and
+    /// registers would be lost: then nothing has changed. Or it has another CPUID than
     /// [`Gate::vcpu`](super::Gate::vcpu) was given, or none yet, or a call on it fails: then it counts as
     /// not reset, until this or [`Self::restore`] succeeds.
     pub fn reset(&mut self, vcpu: &mut impl VcpuHandle) -> Result<(), AnswerError> {
@@ -119,12 +120,16 @@ impl VcpuGate {
 
     /// The VMM has written an MSR of this vCPU by `KVM_SET_MSRS`, as one does that resets its guest:
     /// it is no longer pinned, and if it is emulated it holds what it holds at reset.
-    pub fn host_wrote(&mut self, index: MsrIndex) {
-        self.follow();
-        self.own.state.host_wrote(&self.program.thing, index);
-        if let Some(before) = &mut self.own.before {
-            before.host_wrote(index);
-        }
+    ///
+    /// # Errors
+    /// `vcpu` was not [reset](Self::reset), or is another one, or has not run since [`Self::restore`], whose
+    /// pin and register would be lost. Nothing has changed.
+    pub fn host_wrote(
+        &mut self,
+        vcpu: &mut impl VcpuHandle,
+        index: MsrIndex,
+    ) -> Result<(), AnswerError> {
+        self.host_wrote_at(&port(vcpu), index)
     }
 
     /// The vCPU's emulated registers, pins and devices, for a snapshot or a migration. An answer
@@ -143,7 +148,8 @@ impl VcpuGate {
 
     /// Takes over a state that [`Self::save`] gave, perhaps of another host. It
     /// stands for the first [`Self::reset`], and may come after one. An exit that KVM has not completed
-    /// is forgotten, as there: on a vCPU that has run, call it before `KVM_SET_VCPU_EVENTS`. As
+    /// is forgotten, as there: on a vCPU that has run, call it before `KVM_SET_VCPU_EVENTS`. Until the vCPU
+    /// has run, [`Self::reset`] and [`Self::host_wrote`] are errors: they would undo this. As
     /// [`Self::save`], it waits for a replacement that is under way.
     ///
     /// # Errors
@@ -180,6 +186,30 @@ impl VcpuGate {
             microcode.show(&mut Through { port, memory: None })?;
         }
         self.bound.done(port.place());
+        port.note_restored();
+        Ok(())
+    }
+
+    /// Checks that nothing is lost that was restored for a vCPU which has yet to run.
+    fn keep_restored(&self, port: &impl Port) -> Result<(), VcpuError> {
+        if port.is_restored() {
+            return Err(VcpuError::Restored { vcpu: self.id() });
+        }
+        Ok(())
+    }
+
+    pub(super) fn host_wrote_at(
+        &mut self,
+        port: &impl Port,
+        index: MsrIndex,
+    ) -> Result<(), AnswerError> {
+        self.bound.check(self.id(), port.place())?;
+        self.keep_restored(port)?;
+        self.follow();
+        self.own.state.host_wrote(&self.program.thing, index);
+        if let Some(before) = &mut self.own.before {
+            before.host_wrote(index);
+        }
         Ok(())
     }
 
@@ -195,22 +225,24 @@ impl VcpuGate {
     #[inline(never)]
     pub(super) fn answer_at(&mut self, port: &mut impl Port) -> Result<Outcome, AnswerError> {
         // First, where it costs least.
-        if !self.bound.has_page_of(port.place()) {
-            return Err(self.refuse(port));
+        if !self.bound.is_running_at_page_of(port.place()) {
+            self.first_exit(port)?;
         }
         let exit = taken(port)?;
         self.follow();
         self.own.answer(&self.program, port, &exit)
     }
 
-    /// Leaves the exit of a vCPU that this may not answer for at #GP.
+    /// Goes on with the first exit of a vCPU since it was reset or restored, if its CPUID is as it was then:
+    /// until it runs a VMM may change it. The exit of one that this may not answer for is left at #GP.
     #[cold]
     #[inline(never)]
-    fn refuse(&self, port: &mut impl Port) -> AnswerError {
-        match taken(port) {
-            Ok(_) => self.bound.why_not(self.id(), port.place()).into(),
-            Err(error) => error,
-        }
+    fn first_exit(&mut self, port: &mut impl Port) -> Result<(), AnswerError> {
+        taken(port)?;
+        self.bound.check(self.id(), port.place())?;
+        self.check_cpuid(port.cpuid()?)?;
+        self.bound.runs();
+        Ok(())
     }
 
     // A function of its own in every build: scripts/bench counts what happens in it.
@@ -221,8 +253,8 @@ impl VcpuGate {
         asked: &Asked,
         reply: Reply,
     ) -> Result<(), AnswerError> {
-        if !self.bound.has_page_of(port.place()) {
-            return Err(self.bound.why_not(self.id(), port.place()).into());
+        if !self.bound.is_running_at_page_of(port.place()) {
+            self.bound.check(self.id(), port.place())?;
         }
         let waits =
             port.pending().ok().flatten().is_some_and(|exit| {
@@ -239,6 +271,7 @@ impl VcpuGate {
 
     pub(super) fn reset_at(&mut self, port: &mut impl Port) -> Result<(), AnswerError> {
         self.bound.is_open_to(self.id(), port.place())?;
+        self.keep_restored(port)?;
         self.bound.begin();
         self.check_cpuid(port.cpuid()?)?;
         port.forget()?;
@@ -262,9 +295,7 @@ impl VcpuGate {
     }
 
     pub(super) fn save_at(&mut self, port: &mut impl Port) -> Result<Vec<u8>, StateError> {
-        if !self.bound.is_ready(port.place()) {
-            return Err(self.bound.why_not(self.id(), port.place()).into());
-        }
+        self.bound.check(self.id(), port.place())?;
         if !matches!(port.pending(), Ok(None)) {
             return Err(StateError::Unanswered);
         }

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// a kill cuts the last line at most.
 ///
 /// A line that was cut is ended when the file is opened the next time, or by the next line if it was a full
-/// disk that cut it.
+/// disk that cut it. Whoever opens the file while another process is writing a line cannot tell that line from
+/// a cut one: an empty line may follow it, which readers of JSON lines pass over.
 ///
 /// The file is for logrotate to put aside: its `postrotate` has the VMM ask the file's [`Reopener`].
 ///

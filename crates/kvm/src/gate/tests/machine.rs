@@ -60,6 +60,8 @@ pub(super) trait TestGuest: Send {
 
     fn reset(&mut self, msrs: &mut VcpuGate) -> Result<(), AnswerError>;
 
+    fn host_wrote(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError>;
+
     fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError>;
 
     fn finish(
@@ -98,6 +100,10 @@ impl TestGuest for Guest {
 
     fn reset(&mut self, msrs: &mut VcpuGate) -> Result<(), AnswerError> {
         msrs.reset(self.vcpu_mut())
+    }
+
+    fn host_wrote(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
+        msrs.host_wrote(self.vcpu_mut(), index)
     }
 
     fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError> {
@@ -140,6 +146,10 @@ impl TestGuest for AnyGuest {
 
     fn reset(&mut self, msrs: &mut VcpuGate) -> Result<(), AnswerError> {
         (**self).reset(msrs)
+    }
+
+    fn host_wrote(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
+        (**self).host_wrote(msrs, index)
     }
 
     fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError> {

@@ -128,6 +128,7 @@ struct ModelVcpu {
     number: usize,
     vcpu: Vcpu<TestRegisters>,
     pending: Pending,
+    is_restored: bool,
     level: Level,
     /// How often the gate asked for it.
     asked: usize,
@@ -149,6 +150,7 @@ impl ModelGuest {
                 number: NEXT.fetch_add(1, Ordering::Relaxed),
                 vcpu: vm.create_vcpu(TestRegisters::new()),
                 pending: Pending::Settled,
+                is_restored: false,
                 level: Level::Guest,
                 asked: 0,
             },
@@ -200,6 +202,7 @@ impl TestGuest for ModelGuest {
                 Op::Write(..) => Instruction::Wrmsr,
                 Op::Time | Op::SwapGs => panic!("the model has no {op:?}"),
             };
+            self.vcpu.is_restored = false;
             let saw = match self.vcpu.vcpu.run(instruction) {
                 RunExit::Msr(_) => {
                     self.vcpu.pending = Pending::Open;
@@ -231,6 +234,10 @@ impl TestGuest for ModelGuest {
 
     fn reset(&mut self, msrs: &mut VcpuGate) -> Result<(), AnswerError> {
         msrs.reset_at(&mut self.vcpu)
+    }
+
+    fn host_wrote(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
+        msrs.host_wrote_at(&self.vcpu, index)
     }
 
     fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError> {
@@ -277,6 +284,14 @@ impl Port for ModelVcpu {
         self.pending = Pending::Settled;
     }
 
+    fn note_restored(&mut self) {
+        self.is_restored = true;
+    }
+
+    fn is_restored(&self) -> bool {
+        self.is_restored
+    }
+
     fn rewind(&mut self) -> Result<(), CallErrno> {
         let before = self.vcpu.gprs();
         self.vcpu.reply(Reply::FAULT);
@@ -293,6 +308,8 @@ impl Port for ModelVcpu {
     }
 
     fn complete(&mut self) -> Result<(), CallErrno> {
+        // Of a vCPU without an exit there is nothing to run for.
+        self.is_restored &= self.vcpu.pending_exit().is_none();
         assert_eq!(self.vcpu.run_immediate_exit(), RunExit::Interrupted);
         Ok(())
     }

@@ -26,7 +26,7 @@ fn reset_releases_pins_and_reloads_registers() {
     let script = [Read(SPARE), Write(LSTAR, 0x2000), Write(LSTAR, 0x3000)];
     assert_eq!(vcpu.run(&script), [Saw::Value(7), Saw::Written, Saw::Fault]);
     // A VMM that resets by KVM_SET_MSRS.
-    vcpu.msrs.host_wrote(LSTAR);
+    vcpu.guest.host_wrote(&mut vcpu.msrs, LSTAR).unwrap();
     assert_eq!(vcpu.run(&[Write(LSTAR, 0x3000)]), [Saw::Written]);
 }
 

@@ -36,7 +36,7 @@ fn to_handler(vcpu: &mut Vcpu<AnyGuest>) -> Asked {
 }
 
 /// A vCPU whose part was made anew, and not reset.
-fn unreset(machine: &mut Machine<AnyGuest>) -> &mut Vcpu<AnyGuest> {
+fn unreset<G: TestGuest>(machine: &mut Machine<G>) -> &mut Vcpu<G> {
     let mut vcpu = machine.vcpus.remove(0);
     drop(vcpu.msrs);
     vcpu.msrs = machine.gate.vcpu(0, &machine.cpuid).unwrap();
@@ -97,6 +97,88 @@ fn restore_without_a_reset_is_enough() {
         vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
         assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Fault]);
     });
+}
+
+/// A reset that comes between a restore and the first run would drop pins and registers without a word.
+#[test]
+fn reset_before_the_first_run_keeps_what_was_restored() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        vcpu.run(&[Write(LSTAR, 0x1000)]);
+        let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
+        let vcpu = unreset(machine);
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
+        let is_told = |seen: &Result<(), AnswerError>| {
+            matches!(seen, Err(AnswerError::Vcpu(VcpuError::Restored { .. })))
+        };
+        let seen = vcpu.guest.reset(&mut vcpu.msrs);
+        assert!(is_told(&seen), "{seen:?}");
+        let seen = vcpu.guest.host_wrote(&mut vcpu.msrs, LSTAR);
+        assert!(is_told(&seen), "{seen:?}");
+        // It may be restored and saved as often as one likes.
+        vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
+        assert_eq!(vcpu.guest.save(&mut vcpu.msrs).unwrap(), saved);
+        let seen = vcpu.guest.reset(&mut vcpu.msrs);
+        assert!(is_told(&seen), "{seen:?}");
+        assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Fault]);
+        // From here on it is the guest's reset.
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Written]);
+        vcpu.guest.host_wrote(&mut vcpu.msrs, LSTAR).unwrap();
+        assert_eq!(vcpu.run(&[Write(LSTAR, 0x3000)]), [Saw::Written]);
+    });
+}
+
+/// A refused restore leaves nothing that a reset could undo.
+#[test]
+fn reset_after_a_refused_restore_begins_anew() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = unreset(machine);
+        vcpu.guest.restore(&mut vcpu.msrs, b"none").unwrap_err();
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(7)]);
+    });
+}
+
+#[test]
+fn host_wrote_without_a_reset_is_an_error() {
+    on_each(&entries(), 2, &GateOptions::new(), |machine| {
+        let vcpu = unreset(machine);
+        let seen = vcpu.guest.host_wrote(&mut vcpu.msrs, LSTAR);
+        assert!(
+            matches!(seen, Err(AnswerError::Vcpu(error)) if is_not_reset(error)),
+            "{seen:?}"
+        );
+        let (one, other) = pair(machine);
+        one.guest.reset(&mut one.msrs).unwrap();
+        assert!(is_other(&other.guest.host_wrote(&mut one.msrs, LSTAR)));
+    });
+}
+
+/// A VMM may change a vCPU's CPUID until it runs, also after the reset that looked at it.
+#[test]
+fn cpuid_that_is_changed_after_reset_is_found_at_the_first_exit() {
+    let Some(mut machine) = Machine::new(entries(), 1) else {
+        return;
+    };
+    let given = machine.cpuid.clone();
+    let vcpu = unreset(&mut machine);
+    vcpu.msrs.reset(vcpu.guest.vcpu_mut()).unwrap();
+    let changed = with_leaf(&given, 1, |leaf| leaf.eax ^= 0x10);
+    let changed = kvm_bindings::CpuId::from_entries(&changed).unwrap();
+    vcpu.guest.vcpu_mut().set_cpuid2(&changed).unwrap();
+    for _ in 0..2 {
+        TestGuest::load(&mut vcpu.guest, &[Read(SPARE)]);
+        assert!(matches!(TestGuest::resume(&mut vcpu.guest), Came::ToAnMsr));
+        let seen = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
+        assert!(
+            matches!(seen, Err(AnswerError::Vcpu(VcpuError::OtherCpuid { .. }))),
+            "{seen:?}"
+        );
+        assert!(matches!(TestGuest::resume(&mut vcpu.guest), Came::ToItsEnd));
+        assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Fault);
+    }
 }
 
 /// It asks for what a reset asks for: the first event after it has RIP.
