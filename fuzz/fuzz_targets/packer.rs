@@ -94,9 +94,9 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(Program::decode(&program.encode()).as_ref(), Ok(&program));
     let variant = &program.variants()[0];
     let form = match head >> 4 {
-        0 => emit::json(variant).into_bytes(),
-        1 => emit::c(variant).into_bytes(),
-        2 => emit::rust(variant).into_bytes(),
+        0 => emit::json(variant, None).into_bytes(),
+        1 => emit::c(variant, None).into_bytes(),
+        2 => emit::rust(variant, None).into_bytes(),
         _ => emit::abi(variant).expect("a pointer of 64 bits holds any offset"),
     };
     let again = compiled_filter(&form).expect("what was written");

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use msrgate_policy::{Cpu, CpuError, MsrSet, parse_cpu, parse_msrs};
+use msrgate_policy::{CpuError, MsrSet, NamedCpu, parse_cpu, parse_msrs};
 
 /// An MSR firewall for KVM virtual machines.
 #[derive(Debug, Parser)]
@@ -301,7 +301,8 @@ pub(crate) struct HelpArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CpuArg {
     /// The processor whose `[[when]]`s hold: `VENDOR:FAMILY:MODEL[:STEPPING]`, such as
-    /// `GenuineIntel:6:0x6a`, or `host`, this one
+    /// `GenuineIntel:6:0x6a`, or `host`, this one. The stepping may be left out where the policy says
+    /// the same of all
     #[arg(long, value_name = "CPU")]
     pub(crate) cpu: Option<Which>,
 }
@@ -312,7 +313,7 @@ pub(crate) enum Which {
     /// That which guests of this host get.
     Host,
     /// This one.
-    Named(Cpu),
+    Named(NamedCpu),
 }
 
 impl FromStr for Which {

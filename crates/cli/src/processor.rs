@@ -1,7 +1,7 @@
 //! The processor that an answer is about.
 
 use msrgate_kvm::CpuSignature;
-use msrgate_policy::{Compiled, Cpu, Variant};
+use msrgate_policy::{Compiled, Cpu, Program, Variant};
 
 use crate::cli::{CpuArg, Which};
 use crate::failure::Failure;
@@ -15,14 +15,20 @@ pub(crate) struct Chosen<'c> {
 }
 
 impl CpuArg {
-    /// The processor that was asked for.
+    /// The processor that was asked for, which these programs are for.
     ///
     /// # Errors
-    /// It is this host's, and cannot be read.
-    pub(crate) fn asked(&self) -> Result<Option<Cpu>, Failure> {
+    /// It is this host's, and cannot be read; or its stepping was left out, and makes a difference.
+    pub(crate) fn asked<'p>(
+        &self,
+        programs: impl IntoIterator<Item = &'p Program>,
+    ) -> Result<Option<Cpu>, Failure> {
         match &self.cpu {
             None => Ok(None),
-            Some(Which::Named(cpu)) => Ok(Some(cpu.clone())),
+            Some(Which::Named(named)) => match named.on(programs) {
+                Ok(cpu) => Ok(Some(cpu.clone())),
+                Err(error) => Err(Failure::Usage(error.to_string())),
+            },
             Some(Which::Host) => match of_host() {
                 Ok(cpu) => Ok(Some(cpu)),
                 Err(why) => Err(Failure::Host(format!(
@@ -45,7 +51,7 @@ fn of_host() -> Result<Cpu, String> {
 /// The variant for the processor that was asked for; else on this host's, where it can be read and the policy
 /// asks for one; else on the first that the policy tells apart. Says on stderr which that is.
 pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<'c>, Failure> {
-    if let Some(cpu) = arg.asked()? {
+    if let Some(cpu) = arg.asked([compiled.program()])? {
         say_asked(arg, &cpu);
         return Ok(Chosen {
             variant: compiled.on(Some(&cpu)),

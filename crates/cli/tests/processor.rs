@@ -109,6 +109,61 @@ fn compile_does_not_choose_by_the_host() {
     assert_eq!(program.status.code(), Some(2), "{program:?}");
 }
 
+/// A policy that differs by stepping.
+const BY_STEPPING: &str = "tests/policies/steppings.toml";
+
+/// Under an allowing default a stepping that nobody meant would allow what the policy refuses.
+#[test]
+fn stepping_is_asked_for_where_it_makes_a_difference() {
+    let commands: [&[&str]; 5] = [
+        &["compile", BY_STEPPING, "--format", "json"],
+        &["explain", BY_STEPPING, "IA32_LSTAR"],
+        &["replay", BY_STEPPING, TRACE],
+        &["diff", "allow-all", BY_STEPPING, "--fail-on", "looser"],
+        &["check", BY_STEPPING, "--host", "none"],
+    ];
+    for command in commands {
+        let output = msrgate(command, &["--cpu", "GenuineIntel:6:0x6a"]);
+        assert_eq!(output.status.code(), Some(2), "{command:?}");
+        assert!(
+            talk(&output).contains("write GenuineIntel:6:0x6a:STEPPING"),
+            "{output:?}"
+        );
+        // On this model no stepping differs from another, and on that one it is named.
+        for cpu in ["GenuineIntel:6:0x6c", "GenuineIntel:6:0x6a:6"] {
+            let output = msrgate(command, &["--cpu", cpu]);
+            assert!(!talk(&output).contains("STEPPING"), "{output:?}");
+            assert_ne!(output.status.code(), Some(2), "{command:?} {output:?}");
+        }
+    }
+}
+
+/// A filter that was compiled for another processor says so itself.
+#[test]
+fn compiled_filter_names_the_processor_it_was_chosen_for() {
+    for format in ["json", "c", "rust"] {
+        let compile = ["compile", POLICY, "--filter-only", "--format", format];
+        let output = msrgate(&compile, &["--cpu", "AuthenticAMD:25:1"]);
+        let text = String::from_utf8(output.stdout).expect("text");
+        let first = text.lines().next().expect("a line");
+        assert!(first.contains("AuthenticAMD:25:0x1:0"), "{first}");
+        // A vendor is any twelve characters, and ends neither a comment nor a string.
+        let output = msrgate(&compile, &["--cpu", "*/\"x\\*/zzzzz:6:1"]);
+        let text = String::from_utf8(output.stdout).expect("text");
+        let first = text.lines().next().expect("a line");
+        assert!(first.contains("???x???zzzzz:6:0x1:0"), "{first}");
+    }
+    let output = msrgate(
+        &["compile", "sandbox", "--filter-only", "--format", "c"],
+        &["--cpu", "AuthenticAMD:25:1"],
+    );
+    let text = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        !text.contains("AuthenticAMD"),
+        "sandbox is the same everywhere"
+    );
+}
+
 /// A misspelt vendor would be one of which no `[[when]]` speaks, under an allowing default all is allowed.
 #[test]
 fn a_misspelt_vendor_is_refused_by_every_command() {
@@ -138,8 +193,13 @@ fn every_offered_processor_is_taken() {
             .filter_map(|line| line.trim().strip_prefix("--cpu "))
             .collect();
         assert!(offered.len() > 1, "{offered:?}");
-        for cpu in offered {
-            let output = msrgate(&json, &["--cpu", cpu.trim_matches('\'')]);
+        // That of this host is offered first, and the one for all others last.
+        assert_eq!(offered[0], "host");
+        let is_other = |cpu: &str| cpu.contains(" # for vendors that the policy does not name");
+        assert!(offered.iter().rev().skip(1).all(|cpu| !is_other(cpu)));
+        for cpu in &offered[1..] {
+            let cpu = cpu.split(" #").next().expect("a part");
+            let output = msrgate(&json, &["--cpu", cpu.trim().trim_matches('\'')]);
             assert!(output.status.success(), "{cpu}: {output:?}");
         }
     }

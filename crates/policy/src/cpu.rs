@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use msrgate_program::{Cpu, CpuPart};
+use msrgate_program::{Cpu, CpuPart, Program, Variant};
 
 use crate::mistake::Wrong;
 use crate::parse::one_of;
@@ -14,6 +14,16 @@ const CPUID_NAME: usize = 12;
 
 /// A known vendor that differs from a name in no more letters is the one that was meant.
 const MISSPELT: usize = 3;
+
+/// Words by which people know the vendors that KVM runs on. A name that has one means that vendor.
+const BRANDS: [(&str, &str); 6] = [
+    ("intel", "GenuineIntel"),
+    ("amd", "AuthenticAMD"),
+    ("hygon", "HygonGenuine"),
+    ("centaur", "CentaurHauls"),
+    ("shanghai", "  Shanghai  "),
+    ("zhaoxin", "  Shanghai  "),
+];
 
 /// Text that describes no processor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,15 +46,78 @@ impl From<Wrong> for CpuError {
     }
 }
 
-/// Reads `GenuineIntel:6:0x6a` or `GenuineIntel:6:0x6a:6`; without a stepping it is 0.
+/// A processor by name, whose stepping may have been left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedCpu {
+    cpu: Cpu,
+    stepping: Stepping,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stepping {
+    Named,
+    LeftOut,
+}
+
+impl NamedCpu {
+    /// The processor; a stepping that was left out is 0.
+    #[must_use]
+    pub const fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// The same, where these programs do the same on every stepping that may be meant.
+    ///
+    /// # Errors
+    /// The stepping was left out, and they do not.
+    pub fn on<'p>(
+        &self,
+        programs: impl IntoIterator<Item = &'p Program>,
+    ) -> Result<&Cpu, CpuError> {
+        if self.stepping == Stepping::LeftOut {
+            for program in programs {
+                self.check_all_steppings(program)?;
+            }
+        }
+        Ok(&self.cpu)
+    }
+
+    fn check_all_steppings(&self, program: &Program) -> Result<(), CpuError> {
+        let holding = |stepping| {
+            let cpu = Cpu {
+                stepping,
+                ..self.cpu.clone()
+            };
+            program.on(&cpu).map(Variant::holds)
+        };
+        let first = holding(0);
+        match (1..=CpuPart::STEPPING.most).find(|&stepping| holding(stepping) != first) {
+            None => Ok(()),
+            Some(other) => {
+                let Cpu {
+                    vendor,
+                    family,
+                    model,
+                    ..
+                } = &self.cpu;
+                let named = format!("{}:{family}:{model:#x}", quoted(vendor));
+                Err(CpuError(format!(
+                    "{named} has no stepping, and the policy differs by it: it says one thing of stepping 0 and another of {other}; write {named}:STEPPING"
+                )))
+            }
+        }
+    }
+}
+
+/// Reads `GenuineIntel:6:0x6a` or `GenuineIntel:6:0x6a:6`.
 ///
 /// # Errors
 /// The text describes no processor; the message says what would.
-pub fn parse_cpu(text: &str) -> Result<Cpu, CpuError> {
+pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
     let parts: Vec<_> = text.split(':').collect();
     let (vendor, family, model, stepping) = match parts[..] {
-        [vendor, family, model] => (vendor, family, model, "0"),
-        [vendor, family, model, stepping] => (vendor, family, model, stepping),
+        [vendor, family, model] => (vendor, family, model, None),
+        [vendor, family, model, stepping] => (vendor, family, model, Some(stepping)),
         _ => {
             return Err(CpuError(format!(
                 "`{}` is no processor; write VENDOR:FAMILY:MODEL[:STEPPING], such as GenuineIntel:6:0x6a:6",
@@ -56,29 +129,41 @@ pub fn parse_cpu(text: &str) -> Result<Cpu, CpuError> {
     if vendor != Cpu::OTHER_VENDOR {
         check_vendor(vendor)?;
     }
-    Ok(Cpu {
+    let cpu = Cpu {
         vendor: vendor.into(),
         family: number(CpuPart::FAMILY, family)?,
         model: number(CpuPart::MODEL, model)?,
-        stepping: number(CpuPart::STEPPING, stepping)?,
-    })
+        stepping: number(CpuPart::STEPPING, stepping.unwrap_or("0"))?,
+    };
+    let stepping = match stepping {
+        Some(_) => Stepping::Named,
+        None => Stepping::LeftOut,
+    };
+    Ok(NamedCpu { cpu, stepping })
 }
 
 /// Refuses a name that CPUID has no room for, and a known one misspelt: a `[[when]]` for it would never
 /// hold, and a policy that allows what it does not name would allow all.
 pub(crate) fn check_vendor(name: &str) -> Result<(), Wrong> {
-    let written = name.to_lowercase();
-    let is_misspelt = |known: &&str| {
-        **known != *name && strsim::osa_distance(&written, &known.to_lowercase()) <= MISSPELT
-    };
-    if name.len() == CPUID_NAME && !VENDORS.iter().any(is_misspelt) {
+    if VENDORS.contains(&name) {
+        return Ok(());
+    }
+    let written = name.trim().to_lowercase();
+    // A name of spaces before and after is as near as its letters are.
+    let is_misspelt =
+        |known: &&str| strsim::osa_distance(&written, &known.trim().to_lowercase()) <= MISSPELT;
+    let is_text = name.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    let brand = BRANDS.iter().find(|(brand, _)| written.contains(brand));
+    let is_far = brand.is_none() && !VENDORS.iter().any(is_misspelt);
+    if name.len() == CPUID_NAME && is_text && is_far {
         return Ok(());
     }
     // `Intel` is far from every vendor by its letters, and a part of one.
     let is_part = |known: &&&str| written.len() >= 3 && known.to_lowercase().contains(&written);
     let mut parts = VENDORS.iter().filter(is_part);
-    let meant = match (parts.next(), parts.next()) {
-        (Some(only), None) => only,
+    let meant = match (parts.next(), parts.next(), brand) {
+        (Some(only), None, _) => only,
+        (_, _, Some((_, vendor))) => vendor,
         _ => name,
     };
     Err(Wrong::NoVendor {
@@ -134,9 +219,10 @@ mod tests {
             "AuthenticAMD:25:0x1:1",
             "any other:0:0x0:0",
             "VirtualApple:270:0xff:15",
+            "  Shanghai  :7:0x3b:0",
         ] {
-            let cpu = parse_cpu(text).unwrap();
-            assert_eq!(cpu.to_string(), text);
+            let named = parse_cpu(text).unwrap();
+            assert_eq!(named.cpu().to_string(), text);
         }
     }
 
@@ -154,6 +240,15 @@ mod tests {
             ("GenuineIntel ", "GenuineIntel"),
             ("Hygon", "HygonGenuine"),
             ("Centaur", "CentaurHauls"),
+            ("Shanghai", "  Shanghai  "),
+            ("Shanghai    ", "  Shanghai  "),
+            ("    Shanghai", "  Shanghai  "),
+            ("IntelGenuine", "GenuineIntel"),
+            ("Intel Corpor", "GenuineIntel"),
+            ("INTEL_INTEL_", "GenuineIntel"),
+            ("AMD AMD AMD ", "AuthenticAMD"),
+            ("GenuineAMDxx", "AuthenticAMD"),
+            ("Zhaoxin     ", "  Shanghai  "),
         ] {
             let error = refused(&format!("{vendor}:6:0x6a"));
             assert!(
@@ -162,6 +257,9 @@ mod tests {
             );
         }
         assert!(refused("x:6:0x6a").contains("it may be \"GenuineIntel\""));
+        // Twelve bytes of UTF-8, and twelve that nobody sees.
+        assert!(refused("éééééé:6:0x6a").contains("no processor's vendor"));
+        assert!(refused("\u{1}23456789012:6:0x6a").contains("no processor's vendor"));
         assert!(refused(":6:0x6a").contains("it may be \"GenuineIntel\""));
         assert!(!refused("\u{202e}\u{1b}[2J:6:0x6a").contains(['\u{202e}', '\u{1b}']));
     }

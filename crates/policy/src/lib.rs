@@ -38,7 +38,7 @@ mod space;
 pub mod trace;
 
 pub use compile::{Compiled, NotCompiled, compile};
-pub use cpu::{CpuError, parse_cpu};
+pub use cpu::{CpuError, NamedCpu, parse_cpu};
 pub use effects::write_effect;
 pub use enforcement::{Cause, Enforcement, Enforcer, Extent, Hole, enforcement, enforcement_of};
 pub use explain::{Explanation, Reported, explain};

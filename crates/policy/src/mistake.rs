@@ -155,6 +155,12 @@ pub enum Wrong {
         /// The key whose value it is.
         key: String,
     },
+    /// A list of vendors, families, models or steppings with nothing in it: no processor is one of them.
+    #[error("`{key}` lists nothing, so that this holds on no processor")]
+    ListsNothing {
+        /// The key whose value it is.
+        key: &'static str,
+    },
     /// A family, model or stepping that CPUID has no room for.
     #[error("no processor has the {key} {number:#x}")]
     NoProcessor {
@@ -371,6 +377,9 @@ impl Wrong {
                 "write digits, or `0x` and hexadecimal digits; above 2^63 as a string: \"0xffffffffffffffff\""
             }
             Self::BadRange { .. } => "write the lower end first, as in \"0x6a..=0x6f\"",
+            Self::ListsNothing { .. } => {
+                "name one, or leave the key out where all processors are meant"
+            }
             Self::NamesTheLastMsr(_) => "end the range at 0xfffffffe",
             Self::SaidTwice { .. } => "keep one of the two",
             Self::OtherDirection {

@@ -119,7 +119,7 @@ fn the_c_header_compiles_and_holds_the_filter() {
     for text in POLICIES {
         let program = program(text);
         let variant = &program.variants()[0];
-        fs::write(folder.join("filter.h"), emit::c(variant)).unwrap();
+        fs::write(folder.join("filter.h"), emit::c(variant, None)).unwrap();
         let flags = [
             "-std=c99", "-Wall", "-Wextra", "-Werror", "-o", "main", "main.c",
         ];
@@ -142,7 +142,7 @@ fn the_rust_module_compiles_and_holds_the_filter() {
     for text in POLICIES {
         let program = program(text);
         let variant = &program.variants()[0];
-        fs::write(folder.join("filter.rs"), emit::rust(variant)).unwrap();
+        fs::write(folder.join("filter.rs"), emit::rust(variant, None)).unwrap();
         let flags = [
             "--edition",
             "2021",
@@ -186,7 +186,7 @@ fn the_json_is_one_line_with_the_reasons() {
     let program =
         program("policy = 1\ndefault = 'deny'\n[msrs]\n'0x10..=0x12' = 'rw'\n0x11 = 'none'");
     assert_eq!(
-        emit::json(&program.variants()[0]),
+        emit::json(&program.variants()[0], None),
         "{\"schema\":1,\"default\":\"deny\",\"ranges\":[{\"access\":\"rw\",\"base\":\"0x10\",\"count\":3,\"bitmap\":\"0500000000000000\"}],\"reasons\":[\"filter\"]}\n"
     );
 }

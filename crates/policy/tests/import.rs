@@ -39,9 +39,9 @@ proptest! {
         for variant in program.variants() {
             let filter = Program::of_filter(variant.filter().clone());
             let emitted = [
-                emit::json(variant).into_bytes(),
-                emit::c(variant).into_bytes(),
-                emit::rust(variant).into_bytes(),
+                emit::json(variant, None).into_bytes(),
+                emit::c(variant, None).into_bytes(),
+                emit::rust(variant, None).into_bytes(),
                 abi(variant),
             ];
             for bytes in &emitted {

@@ -89,6 +89,9 @@ fn mistakes_of_a_policy() {
         wrongs(&format!(
             "{head}[[when]]\ncpu = {{ vendor = 'Genuinintel', model = '9..=8', family = 0x1ff }}\n[when.msrs]\n"
         )),
+        wrongs(&format!(
+            "{head}[[when]]\ncpu = {{ model = [] }}\n[when.msrs]\n"
+        )),
         wrongs(&format!("{head}name = 'a\u{202e}b'")),
         wrongs("policy = 2\ndefault = 'deny'"),
         entries("IA32_EFFER = 'r'"),

@@ -11,6 +11,7 @@ use core::fmt;
 use msrgate_filter::abi::{CallerWidth, EncodeError, Request, UserAddress};
 use msrgate_filter::{ExitReason, Fallback, Filter, Range, Revision};
 
+use crate::cpu::Cpu;
 use crate::program::{Program, Variant};
 use crate::settings::{Log, Mode, UnknownAction};
 
@@ -61,9 +62,10 @@ pub fn unsaid(program: &Program, variant: &Variant) -> Vec<Unsaid> {
 }
 
 /// One line of JSON: `{"schema":1,"default":"deny","ranges":[…],"reasons":["filter"]}`. A range is
-/// `{"access":"rw","base":"0x10","count":3,"bitmap":"05"}`, its bitmap in bytes from byte 0 on.
+/// `{"access":"rw","base":"0x10","count":3,"bitmap":"05"}`, its bitmap in bytes from byte 0 on. With the
+/// processor that the variant was chosen for there is `"cpu":"GenuineIntel:6:0x6a:6"`, too.
 #[must_use]
-pub fn json(variant: &Variant) -> String {
+pub fn json(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
     let range = |range: &Range| {
         let bytes = bytes(range).into_iter();
         let bitmap: String = bytes.map(|byte| format!("{byte:02x}")).collect();
@@ -76,8 +78,9 @@ pub fn json(variant: &Variant) -> String {
         .into_iter()
         .filter(|reason| variant.reasons().contains(Revision::Mainline, *reason));
     let reasons: Vec<_> = reasons.map(|reason| format!("\"{reason}\"")).collect();
+    let cpu = chosen_for.map_or(String::new(), |cpu| format!("\"cpu\":\"{}\",", plain(cpu)));
     format!(
-        "{{\"schema\":1,\"default\":\"{}\",\"ranges\":[{}],\"reasons\":[{}]}}\n",
+        "{{\"schema\":1,{cpu}\"default\":\"{}\",\"ranges\":[{}],\"reasons\":[{}]}}\n",
         word(variant.filter()),
         ranges.join(","),
         reasons.join(",")
@@ -100,9 +103,10 @@ pub fn abi(variant: &Variant) -> Result<Vec<u8>, EncodeError> {
 }
 
 /// A C header that needs only `<linux/kvm.h>`: the bitmaps, `MSRGATE_EXIT_REASONS` for
-/// `KVM_CAP_X86_USER_SPACE_MSR`, and `msrgate_fill`, which fills in the struct.
+/// `KVM_CAP_X86_USER_SPACE_MSR`, and `msrgate_fill`, which fills in the struct. Its first line names the
+/// processor that the variant was chosen for.
 #[must_use]
-pub fn c(variant: &Variant) -> String {
+pub fn c(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
     let filter = variant.filter();
     let mut arrays = String::new();
     let mut fill = String::new();
@@ -122,8 +126,9 @@ pub fn c(variant: &Variant) -> String {
         ));
     }
     let (flags, reasons) = (flags(filter), variant.reasons().bits());
+    let cpu = for_cpu(chosen_for);
     format!(
-        "/* Made by msrgate compile --format c. */\n\
+        "/* Made by msrgate compile --format c{cpu}. */\n\
          #ifndef MSRGATE_FILTER_H\n\
          #define MSRGATE_FILTER_H\n\n\
          #include <linux/kvm.h>\n\n\
@@ -141,9 +146,9 @@ pub fn c(variant: &Variant) -> String {
 }
 
 /// A Rust module of constants that needs nothing: `DEFAULT_DENY`, `EXIT_REASONS`, and `RANGES` of
-/// flags, base, count and bitmap.
+/// flags, base, count and bitmap. Its first line names the processor that the variant was chosen for.
 #[must_use]
-pub fn rust(variant: &Variant) -> String {
+pub fn rust(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
     let filter = variant.filter();
     let range = |range: &Range| {
         let bytes = bytes(range);
@@ -157,7 +162,7 @@ pub fn rust(variant: &Variant) -> String {
     };
     let ranges: String = filter.ranges().iter().map(range).collect();
     format!(
-        "// Made by msrgate compile --format rust.\n\n\
+        "// Made by msrgate compile --format rust{}.\n\n\
          /// One range of `struct kvm_msr_filter`.\n\
          #[derive(Clone, Copy, Debug, PartialEq, Eq)]\n\
          pub struct Range {{\n\
@@ -176,9 +181,23 @@ pub fn rust(variant: &Variant) -> String {
          pub const EXIT_REASONS: u64 = {:#x};\n\
          /// The ranges, in the order in which they are tried.\n\
          pub const RANGES: &[Range] = &[\n{ranges}];\n",
+        for_cpu(chosen_for),
         filter.fallback() == Fallback::Deny,
         variant.reasons().bits(),
     )
+}
+
+/// ` for GenuineIntel:6:0x6a:6`, if it was chosen for a processor.
+fn for_cpu(cpu: Option<&Cpu>) -> String {
+    cpu.map_or(String::new(), |cpu| format!(" for {}", plain(cpu)))
+}
+
+/// A processor's name that ends no comment and no string: a vendor is any twelve bytes.
+fn plain(cpu: &Cpu) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == ':' || c == ' ';
+    let name = format!("{cpu}");
+    let plain = name.chars().map(|c| if is_plain(c) { c } else { '?' });
+    plain.collect()
 }
 
 const fn word(filter: &Filter) -> &'static str {

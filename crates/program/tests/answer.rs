@@ -15,7 +15,10 @@ const FMASK: u32 = 0xc000_0084;
 const CSTAR: u32 = 0xc000_0083;
 
 fn cpu() -> Cpu {
-    parse_cpu("GenuineIntel:6:0x6a:6").expect("a processor")
+    parse_cpu("GenuineIntel:6:0x6a:6")
+        .expect("a processor")
+        .cpu()
+        .clone()
 }
 
 fn program(text: &str) -> Arc<Program> {

@@ -60,7 +60,7 @@ fn every_pair_of_variants_that_some_processor_brings_together_is_compared() {
         .map(|one| (one.cpu.clone().unwrap().model, one.changes[0].direction))
         .collect();
     assert_eq!(found, [(1, Direction::Stricter), (3, Direction::Looser)]);
-    let two = parse_cpu("GenuineIntel:6:2").unwrap();
+    let two = parse_cpu("GenuineIntel:6:2").unwrap().cpu().clone();
     assert_eq!(differences(&old, &new, Some(&two)), []);
 }
 

@@ -70,7 +70,7 @@ fn bytes_that_are_no_program_have_a_message() {
 
 #[test]
 fn programs_that_cannot_answer_have_a_message() {
-    let cpu = parse_cpu("GenuineIntel:6:0x6a:6").unwrap();
+    let cpu = parse_cpu("GenuineIntel:6:0x6a:6").unwrap().cpu().clone();
     let index = MsrIndex::new(0x10);
     let responders = [
         ResponderError::NoVariant(cpu),

@@ -70,7 +70,7 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<Answer, Failu
         Some(org) => Some(Within::of(&args.policy, &compiled, org)?),
         None => None,
     };
-    let asked = args.cpu.asked()?;
+    let asked = args.cpu.asked([compiled.program()])?;
     let cpu = asked.as_ref();
     if let Some(cpu) = cpu {
         processor::note(&format!(

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal as _, Write};
 
-use msrgate_policy::{Program, Variant, emit};
+use msrgate_policy::{Cpu, Program, Variant, emit};
 
 use crate::cli::{CompileArgs, Output};
 use crate::failure::{Answer, Failure};
@@ -21,9 +21,12 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
     let bytes = match args.format {
         Output::Program => program.encode(),
         format => {
-            let variant = variant(&program, args)?;
+            let asked = args.cpu.asked([&program])?;
+            let variant = variant(&program, asked.as_ref(), args)?;
             keeps_all(&program, variant, args)?;
-            filter(variant, format)?
+            // Where all processors have one filter, a name would say too much.
+            let chosen_for = asked.filter(|_| program.variants().len() > 1);
+            filter(variant, chosen_for.as_ref(), format)?
         }
     };
     match &args.output {
@@ -41,9 +44,12 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
 }
 
 /// The one variant that is meant. It is never chosen by the host: the file is for another.
-fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p Variant, Failure> {
-    let asked = args.cpu.asked()?;
-    match (program.variants(), &asked) {
+fn variant<'p>(
+    program: &'p Program,
+    asked: Option<&Cpu>,
+    args: &CompileArgs,
+) -> Result<&'p Variant, Failure> {
+    match (program.variants(), asked) {
         (_, Some(cpu)) => {
             processor::say_asked(&args.cpu, cpu);
             program.on(cpu).ok_or_else(|| {
@@ -55,17 +61,23 @@ fn variant<'p>(program: &'p Program, args: &CompileArgs) -> Result<&'p Variant, 
         }
         ([only], None) => Ok(only),
         (several, None) => {
-            // Ready for a shell: the vendor that stands for all others has a space.
-            let example = |one: &Variant| match one.example().to_string() {
+            // The one for vendors that nobody names is the loosest, often, and nobody's first choice.
+            let (other, named): (Vec<_>, Vec<_>) = several
+                .iter()
+                .map(Variant::example)
+                .partition(|cpu| *cpu.vendor == *Cpu::OTHER_VENDOR);
+            let named = named.iter().map(|cpu| match cpu.to_string() {
                 cpu if cpu.contains(' ') => format!("\n  --cpu '{cpu}'"),
                 cpu => format!("\n  --cpu {cpu}"),
-            };
-            let examples = several.iter().map(example);
+            });
+            let other = other.iter().map(|cpu| {
+                format!("\n  --cpu '{cpu}'  # for vendors that the policy does not name")
+            });
             Err(Failure::Usage(format!(
-                "{} is {} filters, by processor, and this format holds one; say which{}",
+                "{} is {} filters, by processor, and this format holds one; say which\n  --cpu host{}",
                 load::shown(&args.policy),
                 several.len(),
-                examples.collect::<String>()
+                named.chain(other).collect::<String>()
             )))
         }
     }
@@ -84,11 +96,11 @@ fn keeps_all(program: &Program, variant: &Variant, args: &CompileArgs) -> Result
     )))
 }
 
-fn filter(variant: &Variant, format: Output) -> Result<Vec<u8>, Failure> {
+fn filter(variant: &Variant, chosen_for: Option<&Cpu>, format: Output) -> Result<Vec<u8>, Failure> {
     Ok(match format {
-        Output::Json => emit::json(variant).into_bytes(),
-        Output::Rust => emit::rust(variant).into_bytes(),
-        Output::C => emit::c(variant).into_bytes(),
+        Output::Json => emit::json(variant, chosen_for).into_bytes(),
+        Output::Rust => emit::rust(variant, chosen_for).into_bytes(),
+        Output::C => emit::c(variant, chosen_for).into_bytes(),
         Output::Abi | Output::Program => {
             emit::abi(variant).map_err(|error| Failure::Refused(error.to_string()))?
         }

@@ -87,7 +87,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     }
     let (old, new) = (Side::load(&args.old)?, Side::load(&args.new)?);
     let settings = settings(&old, &new);
-    let cpu = args.cpu.asked()?;
+    let cpu = args.cpu.asked([&old.program, &new.program])?;
     if let Some(cpu) = &cpu {
         processor::say_asked(&args.cpu, cpu);
     }

@@ -78,8 +78,16 @@ impl Reader<'_> {
         (self.mistakes.len() == before).then_some(cpus)
     }
 
+    /// Refuses an empty list: under `default = "allow"` a policy that holds nowhere allows all.
+    fn check_names_one(&mut self, item: Item<'_>, key: &'static str) {
+        if matches!(item.value.get_ref(), DeValue::Array(array) if array.is_empty()) {
+            self.wrong(self.at(item.span()), Wrong::ListsNothing { key });
+        }
+    }
+
     /// One vendor, or a list of them.
     fn vendors(&mut self, item: Item<'_>) -> Vec<Box<str>> {
+        self.check_names_one(item, "vendor");
         let names = match item.value.get_ref() {
             DeValue::Array(_) => self.strings(item),
             _ => Vec::from_iter(self.string(item).map(|name| (name, item.span()))),
@@ -96,6 +104,7 @@ impl Reader<'_> {
 
     /// A number, a range such as `"0x6a..=0x6f"`, or a list of these.
     fn numbers(&mut self, item: Item<'_>, part: CpuPart) -> Vec<RangeInclusive<u32>> {
+        self.check_names_one(item, part.key);
         let each = match item.value.get_ref() {
             DeValue::Array(array) => array.iter().map(|value| Item { value, ..item }).collect(),
             _ => vec![item],

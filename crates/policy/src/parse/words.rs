@@ -41,11 +41,13 @@ pub(crate) const CPU: [&str; 4] = ["vendor", "family", "model", "stepping"];
 
 /// Vendors that a misspelt one may be meant to be. Any other of twelve bytes is one, too, if it is not
 /// nearly one of these.
-pub(crate) const VENDORS: [&str; 4] = [
+pub(crate) const VENDORS: [&str; 5] = [
     "GenuineIntel",
     "AuthenticAMD",
     "HygonGenuine",
     "CentaurHauls",
+    // Zhaoxin.
+    "  Shanghai  ",
 ];
 
 /// What an entry says of a direction.

@@ -154,7 +154,7 @@ pub extern "C" fn msrgate_program_builds(index: u32) -> i64 {
     let (Ok(none), Ok(one)) = (none, one) else {
         return -1;
     };
-    if one.encode().is_empty() || emit::c(&one.variants()[0]).is_empty() {
+    if one.encode().is_empty() || emit::c(&one.variants()[0], None).is_empty() {
         return -1;
     }
     let changes = differences(&none, &one, None);

@@ -47,7 +47,7 @@ pub(super) fn compiled(text: &str, files: &[(&'static str, &'static str)]) -> Co
 }
 
 pub(super) fn actions(compiled: &Compiled, cpu: Option<&str>, index: u32) -> [Action; 2] {
-    let cpu = cpu.map(|cpu| crate::parse_cpu(cpu).unwrap());
+    let cpu = cpu.map(|cpu| crate::parse_cpu(cpu).unwrap().cpu().clone());
     let variant = compiled.on(cpu.as_ref());
     let index = MsrIndex::new(index);
     Access::ALL.map(|access| explain(compiled.policy(), variant, index, access).action)
@@ -351,6 +351,21 @@ IA32_PAT = "none"
         )
         .unwrap_err()
     );
+}
+
+/// A `[[when]]` that holds nowhere would leave everything to an allowing default.
+#[test]
+fn empty_list_in_cpu_is_a_mistake() {
+    for key in ["vendor", "family", "model", "stepping"] {
+        let text = format!(
+            "policy = 1\ndefault = 'allow'\n[[when]]\ncpu = {{ {key} = [] }}\n[when.msrs]\nIA32_LSTAR = 'none'\n"
+        );
+        let mistakes = read(&text, &[]).unwrap_err();
+        assert!(
+            mistakes.contains(&format!("`{key}` lists nothing")),
+            "{mistakes}"
+        );
+    }
 }
 
 /// Every mistake that has to do with actions and settings, at once.
