@@ -174,15 +174,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
             DecidedBy::Kvm => continue,
         };
         let (extent, holes) = enforcement_of(settings, segment, access);
-        let (extents, so_far) = found.entry(entry).or_insert_with(|| {
-            let enforcement = Enforcement {
-                entry,
-                extent,
-                enforcer: Enforcer::Filter,
-                holes: Vec::new(),
-            };
-            (Vec::new(), enforcement)
-        });
+        let (extents, so_far) = found.entry(entry).or_insert_with(|| nothing_yet(entry));
         // What is allowed makes nothing that is refused any firmer.
         if *segment.action != Action::Allow {
             extents.push(extent);
@@ -197,6 +189,12 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         }
     }
     let mut punctured = punctured(compiled);
+    for &id in punctured.keys() {
+        // Another text may repeat an entry, and decide in its place. It does not hold for all that.
+        found
+            .entry(Some(id))
+            .or_insert_with(|| nothing_yet(Some(id)));
+    }
     let mut all: Vec<_> = found
         .into_values()
         .map(|(mut extents, mut enforcement)| {
@@ -218,6 +216,16 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         all.rotate_left(1);
     }
     all
+}
+
+fn nothing_yet(entry: Option<EntryId>) -> (Vec<Extent>, Enforcement) {
+    let enforcement = Enforcement {
+        entry,
+        extent: Extent::Enforced,
+        enforcer: Enforcer::Filter,
+        holes: Vec::new(),
+    };
+    (Vec::new(), enforcement)
 }
 
 /// Of each entry into which other texts make holes, those holes.
