@@ -39,95 +39,71 @@
 //! # }
 //! ```
 
-mod answer;
-mod answering;
-mod before;
 mod bound;
 mod chosen;
 mod cpuid;
 mod current;
 mod device;
-mod devices;
+mod device_set;
 mod error;
 pub mod events;
+mod exit;
+mod filters;
 pub(crate) mod handle;
+mod id;
 mod kick;
+mod opened;
 mod options;
+mod outcome;
 #[cfg(feature = "bench")]
 pub(crate) mod paper;
 mod port;
 mod publisher;
 mod rewound;
+mod seen;
+mod shared;
 mod sync;
 mod system_calls;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests;
 mod thread;
-mod touch;
 mod vcpu;
 mod vm;
 
 use std::fmt;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use msrgate_filter::{ExitReason, Filter, MsrIndex, ReasonMask};
+use msrgate_filter::{ExitReason, MsrIndex};
 use msrgate_program::answer::Responder;
-use msrgate_program::{CompileError, Program, Update};
+use msrgate_program::{Program, Update};
 
 use crate::probe::{HostCaps, IgnoreMsrs};
 
-pub use answer::{Asked, Outcome, Violation};
 pub use cpuid::{CpuidEntry, CpuidLeaves};
 pub use device::{
     BadState, Copied, Device, GuestMemory, GuestPhysical, Machine, NotMapped, Written,
 };
 pub use error::{AnswerError, GateError, StateError, VcpuError};
 pub use handle::{RawVcpu, VcpuHandle};
+pub use id::VcpuId;
 pub use options::GateOptions;
+pub use outcome::{Asked, Outcome, Violation};
+pub use seen::Touched;
 pub use system_calls::{Ioctl, SystemCalls};
-pub use touch::Touched;
 pub use vcpu::VcpuGate;
 
-use answering::{Answering, MayNest};
 use chosen::{Alive, Chosen};
 use cpuid::GuestCpuid;
 use current::Current;
 use events::{Counted, Events, Tracks};
+use exit::{Answering, MayNest};
+use opened::Opened;
+use seen::Seen;
+use shared::{Control, Past, Shared};
 use thread::OwnThread;
-use touch::{Opened, Seen};
 use vm::{KvmVm, VmPort};
-
-/// The number that a VMM gives a vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct VcpuId(u32);
-
-impl VcpuId {
-    /// This number.
-    #[must_use]
-    pub const fn new(number: u32) -> Self {
-        Self(number)
-    }
-
-    /// The number.
-    #[must_use]
-    pub const fn get(self) -> u32 {
-        self.0
-    }
-}
-
-impl From<u32> for VcpuId {
-    fn from(number: u32) -> Self {
-        Self(number)
-    }
-}
-
-impl fmt::Display for VcpuId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// A policy in a VM.
 ///
@@ -149,57 +125,6 @@ impl fmt::Debug for Gate {
         f.debug_struct("Gate")
             .field("digest", &self.program().digest())
             .finish_non_exhaustive()
-    }
-}
-
-/// What the gate, its vCPUs and its publisher have in common.
-struct Shared {
-    /// The program in force, ready to answer.
-    current: Current<Responder>,
-    control: Mutex<Control>,
-    tracks: Arc<Tracks>,
-    seen: Seen,
-    opened: Opened,
-    options: GateOptions,
-    host: HostCaps,
-}
-
-/// What only those change who set filters. No vCPU that runs waits for it.
-struct Control {
-    chosen: Option<Chosen>,
-    vm: Option<Box<dyn VmPort>>,
-    past: Past,
-}
-
-/// Whether KVM may hold what the guest did under other rules than those in force.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Past {
-    None,
-    /// The program has been replaced, or a vCPU came from another host.
-    Other,
-}
-
-impl Control {
-    /// Whether it is known which of the program's variants holds.
-    fn is_chosen(&self, program: &Program) -> bool {
-        self.chosen.is_some() || program.variants().len() == 1
-    }
-
-    /// What a program's filter is at first, and its mask: before the choice everything is refused.
-    fn first_filter(&self, responder: &Responder) -> Result<(Filter, ReasonMask), CompileError> {
-        if self.is_chosen(responder.program()) {
-            publisher::first_filter(responder)
-        } else {
-            Ok((publisher::deny_all()?, ReasonMask::NONE))
-        }
-    }
-
-    /// The VM, which there is only once the gate is installed.
-    fn vm(&mut self) -> Result<&mut dyn VmPort, GateError> {
-        match &mut self.vm {
-            Some(vm) => Ok(&mut **vm),
-            None => Err(GateError::NotInstalled),
-        }
     }
 }
 
@@ -330,7 +255,7 @@ impl Gate {
         let has_whens = program.variants().len() > 1;
         let responder = Arc::new(Responder::new(program, cpuid.cpu())?);
         if has_whens {
-            let (filter, reasons) = publisher::first_filter(&responder)?;
+            let (filter, reasons) = filters::first_filter(&responder)?;
             let vm = control.vm()?;
             self.start_publisher(&responder)?;
             self.shared
@@ -384,6 +309,25 @@ impl Gate {
     /// again.
     pub fn events(&self) -> Result<Events, GateError> {
         Events::take(&self.shared.tracks).ok_or(GateError::EventsTaken)
+    }
+
+    /// The accesses that were to be told the first time and have come, under the program in force, in
+    /// order: with `log = "first"` all that came to the gate, but for those that ended the VM; with
+    /// `mode = "audit"` those that the program would refuse. With other levels of `log` there are none.
+    ///
+    /// It is what to learn a policy from, once the guest has done what it is to do: such an access
+    /// becomes an event once, and passes by the gate from then on, so that an event which is lost comes no
+    /// second time. What is here stays, whatever became of the event.
+    ///
+    /// There are 8,192 places, and 64 of them where an access may be. What finds none is missing here, and is
+    /// an event each time that it comes: from some five thousand accesses on, all over the MSR space, or
+    /// before if the guest picks its MSRs for that. Another program, by [`Self::replace`] or as the first
+    /// vCPU chooses a variant, begins with none. This waits for a replacement that is under way.
+    #[must_use]
+    pub fn touched(&self) -> Vec<Touched> {
+        let _control = self.shared.lock();
+        let program = self.shared.current.get().number;
+        self.shared.seen.under(program)
     }
 
     /// How often each access came here, and what was done.
@@ -445,37 +389,6 @@ impl Drop for Gate {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Control> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Puts a program in force, and its filter by `set`; if that fails, the one before is back.
-    fn try_out<E>(
-        &self,
-        new: Arc<Responder>,
-        set: impl FnOnce() -> Result<(), E>,
-    ) -> Result<(), E> {
-        // The program before the filter: an access that only the new one allows waits for the
-        // filter, and none is let through that the program in force refuses (S7).
-        let trial = self.current.try_out(new);
-        let opened = self.opened.try_out(trial.number());
-        set()?;
-        opened.keep();
-        self.seen.begin(trial.keep());
-        Ok(())
-    }
-
-    /// Whether KVM puts registers into `kvm_run`, if events are to have them.
-    fn check_registers(&self, vm: &dyn VmPort) -> Result<(), GateError> {
-        let wanted = self.options.events.rip == events::Rip::Shown;
-        if wanted && !vm.has_shared_registers() {
-            return Err(GateError::NoSharedRegisters);
-        }
-        Ok(())
-    }
-}
-
 /// What can be said of a program before there is a VM.
 fn check(program: &Arc<Program>, host: &HostCaps, options: &GateOptions) -> Result<(), GateError> {
     for variant in program.variants() {
@@ -497,7 +410,7 @@ fn check(program: &Arc<Program>, host: &HostCaps, options: &GateOptions) -> Resu
         if reads_memory && responder.devices().next().is_some() && options.memory.is_none() {
             return Err(GateError::NoMemory);
         }
-        publisher::first_filter(&responder)?;
+        filters::first_filter(&responder)?;
     }
     Ok(())
 }

@@ -6,8 +6,8 @@
 
 use std::os::fd::RawFd;
 
-use super::VcpuId;
 use super::error::VcpuError;
+use super::id::VcpuId;
 
 /// A vCPU of KVM's, as its VMM has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

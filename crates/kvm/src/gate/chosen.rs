@@ -5,9 +5,9 @@ use std::sync::{Arc, Weak};
 
 use msrgate_program::Cpu;
 
-use super::VcpuId;
 use super::cpuid::GuestCpuid;
 use super::error::GateError;
+use super::id::VcpuId;
 
 /// The token that a `VcpuGate` holds: as long as it exists, the vCPU has a `VcpuGate`.
 #[derive(Default)]

@@ -7,6 +7,7 @@ use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::answer::{MicrocodeHeader, SIGN_ID, revision_value, update_header_at};
 use msrgate_program::{Cpu, Microcode, Update};
 
+use super::id::VcpuId;
 use super::port::Port;
 use crate::errno::CallErrno;
 use crate::sys::calls::Taken;
@@ -137,7 +138,7 @@ pub enum Copied {
 }
 
 /// Makes a device for a vCPU.
-pub(super) type MakeDevice = Arc<dyn Fn(super::VcpuId) -> Box<dyn Device> + Send + Sync>;
+pub(super) type MakeDevice = Arc<dyn Fn(VcpuId) -> Box<dyn Device> + Send + Sync>;
 
 /// A vCPU and the VM's memory.
 pub(super) struct Through<'a, P> {

@@ -8,8 +8,8 @@ use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::answer::{ResponderError, RestoreError};
 use msrgate_program::{CompileError, Cpu};
 
-use super::VcpuId;
-use super::touch::Closed;
+use super::id::VcpuId;
+use super::opened::Closed;
 use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
 use crate::install::InstallError;

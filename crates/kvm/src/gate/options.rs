@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::VcpuId;
 use super::device::{Device, GuestMemory, MakeDevice};
 use super::events::EventOptions;
+use super::id::VcpuId;
 
 /// What a VMM gives its gate beside a program.
 #[derive(Clone, Default)]

@@ -7,41 +7,11 @@
 use std::io;
 use std::sync::Arc;
 
-use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
-};
-use msrgate_program::answer::Responder;
-use msrgate_program::{CompileError, PackError};
-
-use super::Shared;
+use super::filters::fitting;
+use super::shared::Shared;
 use super::thread::OwnThread;
-use super::touch::Wanted;
 use crate::errno::CallErrno;
 use crate::install::InstallError;
-
-/// What a program's filter is at first, and its mask.
-pub(super) fn first_filter(responder: &Responder) -> Result<(Filter, ReasonMask), CompileError> {
-    let reasons = responder.variant().reasons();
-    let filter = if responder.is_traced() {
-        match responder.verdicts(&[]).pack() {
-            // There is always the narrowest: it opens for what is waited for.
-            Err(CompileError::Pack(_)) => responder.fewest_verdicts(&[]).pack()?,
-            packed => packed?,
-        }
-    } else {
-        responder.variant().filter().clone()
-    };
-    Ok((filter, reasons))
-}
-
-/// A filter that refuses everything. One range that allows nothing: S2.3.
-pub(super) fn deny_all() -> Result<Filter, CompileError> {
-    let too_many = |_| CompileError::Pack(PackError::TooManyRanges(Vec::new()));
-    let bitmap = Bitmap::from_fn(1, |_| false).map_err(too_many)?;
-    let range = Range::new(Accesses::Both, MsrIndex::MIN, bitmap);
-    Filter::new(Revision::Mainline, Fallback::Deny, vec![range])
-        .map_err(|_| CompileError::Pack(PackError::TooManyRanges(Vec::new())))
-}
 
 /// Starts the thread, with all signals blocked.
 pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<OwnThread<()>> {
@@ -89,21 +59,6 @@ pub(super) fn publish(shared: &Shared) {
     {
         shared.opened.refuse(errno_of(&error));
     }
-}
-
-type Single = (MsrIndex, Access);
-
-/// The widest of the filters that fit, and what it is open for.
-fn fitting(responder: &Responder, wanted: &Wanted) -> Option<(Filter, Vec<Single>)> {
-    for opened in [&wanted.all, &wanted.waiting] {
-        if let Ok(filter) = responder.verdicts(opened).pack() {
-            return Some((filter, opened.clone()));
-        }
-    }
-    // Sixteen single MSRs fit whatever they are.
-    let few: Vec<_> = wanted.waiting.iter().copied().take(16).collect();
-    let filter = responder.fewest_verdicts(&few).pack().ok()?;
-    Some((filter, few))
 }
 
 fn errno_of(error: &InstallError) -> CallErrno {

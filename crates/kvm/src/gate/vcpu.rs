@@ -7,17 +7,18 @@ use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_filter::{Exit, MsrIndex, Reply};
 use msrgate_program::answer::{Responder, Saved};
 
-use super::answer::{Asked, Outcome};
-use super::answering::Answering;
 use super::bound::Bound;
 use super::cpuid::CpuidLeaves;
 use super::current::Numbered;
 use super::device::Through;
 use super::error::{AnswerError, StateError, VcpuError};
 use super::events::Rip;
+use super::exit::Answering;
 use super::handle::VcpuHandle;
+use super::id::VcpuId;
+use super::outcome::{Asked, Outcome};
 use super::port::{KvmPort, Port};
-use super::{Past, VcpuId};
+use super::shared::Past;
 
 /// No program's number.
 const UNSETTLED: u64 = u64::MAX;

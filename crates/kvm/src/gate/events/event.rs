@@ -9,7 +9,7 @@ use msrgate_program::answer::Deed;
 use msrgate_program::{Digest, Origin, Program, one_line};
 
 use super::ring::{Entry, WORDS};
-use crate::gate::VcpuId;
+use crate::gate::id::VcpuId;
 
 /// Whether events hold the values that guests write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use msrgate_program::answer::Deed;
 use super::counters::{Count, Counters, add_one};
 use super::event::{Event, Happened};
 use super::ring::{Ring, Room};
-use crate::gate::VcpuId;
+use crate::gate::id::VcpuId;
 
 /// One vCPU's queue and counters.
 pub(in crate::gate) struct Track {

@@ -10,7 +10,7 @@ use msrgate_policy::answer::Deed;
 use super::machine::{Came, LSTAR, Machine, NOWHERE, STAR, Saw, TestGuest, on_each, policy};
 use super::model::{self, ModelGuest, ModelVm};
 use crate::errno::CallErrno;
-use crate::gate::touch::Touch;
+use crate::gate::seen::Touch;
 use crate::gate::vm::VmPort;
 use crate::gate::{AnswerError, GateOptions, Outcome, publisher};
 use crate::install::InstallError;

@@ -3,7 +3,7 @@ use std::io;
 use msrgate_program::{Origin, is_shown};
 
 use super::*;
-use crate::gate::VcpuId;
+use crate::gate::id::VcpuId;
 
 const DROPS: VcpuDrops = VcpuDrops {
     vcpu: VcpuId::new(2),

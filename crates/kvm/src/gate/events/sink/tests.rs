@@ -3,7 +3,7 @@
 use msrgate_program::answer::Deed;
 
 use super::*;
-use crate::gate::VcpuId;
+use crate::gate::id::VcpuId;
 
 /// What a subscriber of `tracing` gets: target, level and fields, in a line each.
 #[cfg(feature = "tracing")]

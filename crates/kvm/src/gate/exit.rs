@@ -6,23 +6,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use msrgate_filter::{Access, Exit, Reply};
+use msrgate_filter::{Access, Exit, MsrIndex, Reply};
 use msrgate_program::answer::{Answer, Carried, Deed, Forwarded, Responder, Step, VcpuState};
 use msrgate_program::{CpuidBit, Mode};
 
-use super::answer::{Asked, Outcome, Violation};
-use super::before::Before;
 use super::chosen::Alive;
 use super::cpuid::{GuestCpuid, ReliedOn};
 use super::current::Numbered;
-use super::device::{self, Device, Through};
-use super::devices::Devices;
+use super::device::{self, Device, MicrocodeDevice, Through};
+use super::device_set::DeviceSet;
 use super::error::AnswerError;
 use super::events::{Happened, Limit, Passage, Rip, Track, Values};
+use super::id::VcpuId;
+use super::outcome::{Asked, Outcome, Violation};
 use super::port::Port;
 use super::rewound::{Filter, Rewound, Wait};
-use super::touch::Touch;
-use super::{Shared, VcpuId};
+use super::seen::Touch;
+use super::shared::Shared;
 use crate::sys::calls::{self, Level, Taken};
 
 /// One vCPU, but for the program that it answers by.
@@ -34,7 +34,7 @@ pub(super) struct Answering {
     pub(super) relied_on: ReliedOn,
     pub(super) shared: Arc<Shared>,
     pub(super) state: VcpuState,
-    pub(super) devices: Devices,
+    pub(super) devices: DeviceSet,
     /// What it had under the program before, as long as this one may be withdrawn.
     pub(super) before: Option<Before>,
     track: Arc<Track>,
@@ -73,7 +73,7 @@ impl Answering {
         shared: &Arc<Shared>,
         program: &Responder,
     ) -> Self {
-        let mut devices = Devices::new(id, &shared.options.devices, cpuid);
+        let mut devices = DeviceSet::new(id, &shared.options.devices, cpuid);
         devices.follow(program);
         let bits = RefCell::new(Vec::new());
         let has = |bit: &CpuidBit| {
@@ -334,5 +334,44 @@ impl Answering {
             held_back,
             digest: responder.program().digest(),
         });
+    }
+}
+
+/// What a vCPU had under the program before the one that it answers by.
+///
+/// A replacement whose filter the kernel refuses is withdrawn, and the program that it stood in for
+/// is in force again: vCPUs that had followed get back what only that one has. Each sets aside what
+/// it had when it takes over a program that is only tried, until it sees that this is kept or takes
+/// over another. That is all it ever needs: a replacement is decided before the next begins.
+pub(super) struct Before {
+    pub(super) program: Numbered<Responder>,
+    pub(super) state: VcpuState,
+    /// If the program after it has none.
+    pub(super) microcode: Option<MicrocodeDevice>,
+}
+
+impl Before {
+    /// The vCPU is reset under the program after this one.
+    pub(super) fn reset(&mut self) {
+        self.state.reset(&self.program.thing);
+        // One that is made anew is at the revision of its program.
+        self.microcode = None;
+    }
+
+    /// The host wrote a register of the vCPU.
+    pub(super) fn host_wrote(&mut self, index: MsrIndex) {
+        self.state.host_wrote(&self.program.thing, index);
+    }
+
+    /// Back from the program that was withdrawn, under which the vCPU holds `state` and `devices`.
+    pub(super) fn again(
+        self,
+        withdrawn: &Responder,
+        state: &VcpuState,
+        devices: &mut DeviceSet,
+    ) -> (Numbered<Responder>, VcpuState) {
+        let state = state.back(withdrawn, &self.state, &self.program.thing);
+        devices.back(self.microcode, &self.program.thing);
+        (self.program, state)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use msrgate_filter::{Access, Exit, MsrIndex};
 
-use super::VcpuId;
+use super::id::VcpuId;
 
 /// What to do after an exit.
 #[derive(Debug)]

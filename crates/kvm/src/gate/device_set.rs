@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use msrgate_program::answer::{Responder, RestoreError, Saved, SavedDevice};
 use msrgate_program::{Cpu, Device as PolicyDevice};
 
-use super::VcpuId;
 use super::cpuid::GuestCpuid;
 use super::device::{BadState, Device, MICROCODE, MakeDevice, MicrocodeDevice};
+use super::id::VcpuId;
 
 /// The emulated devices of one vCPU.
-pub(super) struct Devices {
+pub(super) struct DeviceSet {
     pub(super) microcode: Option<MicrocodeDevice>,
     /// By the handler they answer for.
     pub(super) own: BTreeMap<Box<str>, Box<dyn Device>>,
@@ -18,7 +18,7 @@ pub(super) struct Devices {
     signature: u32,
 }
 
-impl Devices {
+impl DeviceSet {
     /// Those that the VMM makes for this vCPU. None has been reset.
     pub(super) fn new(
         id: VcpuId,

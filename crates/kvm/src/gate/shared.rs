@@ -1,0 +1,103 @@
+//! What the gate, its vCPUs and its publisher have in common.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use msrgate_filter::{Filter, ReasonMask};
+use msrgate_program::answer::Responder;
+use msrgate_program::{CompileError, Program};
+
+use super::chosen::Chosen;
+use super::current::Current;
+use super::error::GateError;
+use super::events::{Rip, Tracks};
+use super::filters;
+use super::opened::Opened;
+use super::options::GateOptions;
+use super::seen::Seen;
+use super::vm::VmPort;
+use crate::probe::HostCaps;
+
+/// A gate of a VM, as all its threads have it.
+pub(super) struct Shared {
+    /// The program in force, ready to answer.
+    pub(super) current: Current<Responder>,
+    pub(super) control: Mutex<Control>,
+    pub(super) tracks: Arc<Tracks>,
+    pub(super) seen: Seen,
+    pub(super) opened: Opened,
+    pub(super) options: GateOptions,
+    pub(super) host: HostCaps,
+}
+
+/// What only those change who set filters. No vCPU that runs waits for it.
+pub(super) struct Control {
+    pub(super) chosen: Option<Chosen>,
+    pub(super) vm: Option<Box<dyn VmPort>>,
+    pub(super) past: Past,
+}
+
+/// Whether KVM may hold what the guest did under other rules than those in force.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Past {
+    None,
+    /// The program has been replaced, or a vCPU came from another host.
+    Other,
+}
+
+impl Control {
+    /// Whether it is known which of the program's variants holds.
+    pub(super) fn is_chosen(&self, program: &Program) -> bool {
+        self.chosen.is_some() || program.variants().len() == 1
+    }
+
+    /// What a program's filter is at first, and its mask: before the choice everything is refused.
+    pub(super) fn first_filter(
+        &self,
+        responder: &Responder,
+    ) -> Result<(Filter, ReasonMask), CompileError> {
+        if self.is_chosen(responder.program()) {
+            filters::first_filter(responder)
+        } else {
+            Ok((filters::deny_all()?, ReasonMask::NONE))
+        }
+    }
+
+    /// The VM, which there is only once the gate is installed.
+    pub(super) fn vm(&mut self) -> Result<&mut dyn VmPort, GateError> {
+        match &mut self.vm {
+            Some(vm) => Ok(&mut **vm),
+            None => Err(GateError::NotInstalled),
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Control> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a program in force, and its filter by `set`; if that fails, the one before is back.
+    pub(super) fn try_out<E>(
+        &self,
+        new: Arc<Responder>,
+        set: impl FnOnce() -> Result<(), E>,
+    ) -> Result<(), E> {
+        // The program before the filter: an access that only the new one allows waits for the
+        // filter, and none is let through that the program in force refuses (S7).
+        let trial = self.current.try_out(new);
+        let opened = self.opened.try_out(trial.number());
+        set()?;
+        opened.keep();
+        self.seen.begin(trial.keep());
+        Ok(())
+    }
+
+    /// Whether KVM puts registers into `kvm_run`, if events are to have them.
+    pub(super) fn check_registers(&self, vm: &dyn VmPort) -> Result<(), GateError> {
+        let wanted = self.options.events.rip == Rip::Shown;
+        if wanted && !vm.has_shared_registers() {
+            return Err(GateError::NoSharedRegisters);
+        }
+        Ok(())
+    }
+}
