@@ -243,8 +243,6 @@ pub(crate) enum FromArg {
     FirecrackerList,
     /// An allowlist of msr-safe: index, write mask, comment
     MsrSafe,
-    /// Output of strace, which prints a filter's address and not the filter
-    Strace,
     /// The filter of a compiled policy: JSON, C, Rust, or the bytes of the ioctl
     Compiled,
     /// A compiled policy as a program, with its answers

@@ -316,35 +316,4 @@ mod tests {
         assert!((median_of_last(vec![3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
         assert!(median_of_last(Vec::new()).abs() < f64::EPSILON);
     }
-
-    #[test]
-    fn units_are_written_as_the_figures_have_them() {
-        let units = [
-            Unit::Time(TimeUnit::Nanoseconds),
-            Unit::Time(TimeUnit::Microseconds),
-            Unit::Time(TimeUnit::Milliseconds),
-            Unit::Rate(RateUnit::PerSecond),
-            Unit::Rate(RateUnit::MillionsPerSecond),
-            Unit::Kibibytes,
-            Unit::Mebibytes,
-            Unit::Times,
-            Unit::Instructions,
-            Unit::Allocations,
-        ];
-        assert_eq!(
-            units.map(|unit| unit.to_string()),
-            [
-                "ns",
-                "us",
-                "ms",
-                "/s",
-                "M/s",
-                "KiB",
-                "MiB",
-                "x",
-                "instructions",
-                "allocations"
-            ]
-        );
-    }
 }

@@ -180,11 +180,6 @@ impl SetCall {
     pub const fn result(&self) -> Result<(), SetError> {
         self.result
     }
-
-    /// [`Self::published`] and [`Self::result`], to keep.
-    pub fn into_parts(self) -> (Vec<Filter>, Result<(), SetError>) {
-        (self.published, self.result)
-    }
 }
 
 impl Request {

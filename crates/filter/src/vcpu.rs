@@ -203,17 +203,6 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// The registers behind the filter.
-    #[must_use]
-    pub const fn registers(&self) -> &R {
-        &self.registers
-    }
-
-    /// The registers behind the filter, to change what the guest finds.
-    pub const fn registers_mut(&mut self) -> &mut R {
-        &mut self.registers
-    }
-
     /// What the VM's filter says of this access now. A fixed number of steps, whatever setters do.
     #[must_use]
     pub fn decide(&self, index: MsrIndex, access: Access) -> Decision {

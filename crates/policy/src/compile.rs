@@ -4,7 +4,7 @@ use std::fmt;
 
 use msrgate_program::{CompileError, Cpu, Program, ProgramSettings, Variant};
 
-use crate::policy::{Policy, WhenId};
+use crate::policy::Policy;
 use crate::resolve::ResolvedPolicy;
 use crate::source::Source;
 
@@ -47,14 +47,6 @@ impl Compiled {
     pub fn on(&self, cpu: Option<&Cpu>) -> &Variant {
         let variant = cpu.and_then(|cpu| self.program.on(cpu));
         variant.unwrap_or(&self.variants()[0])
-    }
-
-    /// The policy's `[[when]]`s that hold in a variant.
-    pub fn whens(&self, variant: &Variant) -> impl Iterator<Item = WhenId> {
-        let holds = variant.holds().iter().enumerate();
-        holds
-            .filter(|(_, holds)| **holds)
-            .map(|(when, _)| WhenId::new(when))
     }
 }
 

@@ -25,7 +25,6 @@ mod kernel_log;
 mod msr_safe;
 mod print;
 mod program;
-mod strace;
 mod with_reasons;
 
 use std::fmt;
@@ -52,8 +51,6 @@ pub enum Format {
     FirecrackerList,
     /// An allowlist of msr-safe: index, mask of writable bits, comment.
     MsrSafe,
-    /// Output of strace. It prints the address of a filter, not the filter.
-    Strace,
     /// The filter of a compiled policy: our own JSON, C, Rust, or the bytes of the ioctl.
     Compiled,
     /// A compiled policy as a program.
@@ -62,12 +59,11 @@ pub enum Format {
 
 impl Format {
     /// Every format.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 6] = [
         Self::KernelLog,
         Self::Firecracker,
         Self::FirecrackerList,
         Self::MsrSafe,
-        Self::Strace,
         Self::Compiled,
         Self::Program,
     ];
@@ -84,7 +80,6 @@ impl Format {
             }
             Self::FirecrackerList => "What the guest could read it can read.",
             Self::MsrSafe => "What the allowlist names can be read, and written where it says so.",
-            Self::Strace => "The filters that the traced program set.",
             Self::Compiled => "It decides every access as the compiled filter does.",
             Self::Program => "It decides and answers every access as the program does.",
         }
@@ -98,7 +93,6 @@ impl fmt::Display for Format {
             Self::Firecracker => "a Firecracker CPU template",
             Self::FirecrackerList => "a Firecracker list of MSRs",
             Self::MsrSafe => "an msr-safe allowlist",
-            Self::Strace => "output of strace",
             Self::Compiled => "a compiled filter",
             Self::Program => "a program",
         })
@@ -188,7 +182,6 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
         Format::Firecracker => firecracker::read(bytes)?,
         Format::FirecrackerList => firecracker::read_list(bytes),
         Format::MsrSafe => msr_safe::read(bytes),
-        Format::Strace => strace::read(bytes),
         Format::Compiled => compiled::read(bytes)?,
         Format::Program => program::read(bytes)?,
     };

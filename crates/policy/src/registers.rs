@@ -21,8 +21,7 @@
 //! ```
 //!
 //! Beside the generated rows stand tables by hand, each row with its reason: what may be forwarded
-//! ([`Register::forward`]), how far a filter reaches ([`reach`], [`Register::uses`]), and which
-//! registers are numbered ([`Register::of_series`]).
+//! ([`Register::forward`]) and how far a filter reaches ([`reach`], [`Register::uses`]).
 //!
 //! ```
 //! use msrgate_policy::registers::{Named, Reach, by_name};
@@ -48,7 +47,6 @@ mod lookup;
 #[rustfmt::skip]
 mod names;
 mod reach;
-mod series;
 #[expect(clippy::unreadable_literal, reason = "as logs write indices, for grep")]
 #[rustfmt::skip]
 mod table;
@@ -67,7 +65,6 @@ pub use groups::{Group, group, groups};
 pub use lookup::{Named, by_index, by_name, search, titled, titled_range};
 pub(crate) use reach::exempt;
 pub use reach::{Gap, GapKind, Kernel, Kernels, Reach, gaps, reach, uses, vm_gaps};
-pub use series::{Series, all_series};
 
 /// One MSR.
 #[derive(Debug, PartialEq, Eq)]

@@ -15,21 +15,13 @@ use crate::source::quoted;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remedy {
     /// The entry, as a line of the policy's text.
-    line: String,
+    pub(crate) line: String,
     /// The `cpu` of the `[[when]]` in which it has to stand.
     cpu: Option<String>,
     /// The policy's name.
     file: String,
     /// The line of the policy that has an entry of these MSRs already.
     instead: Option<u32>,
-}
-
-impl Remedy {
-    /// The entry, as a line of a policy's text.
-    #[must_use]
-    pub fn line(&self) -> &str {
-        &self.line
-    }
 }
 
 /// The entries of a policy by their MSRs: an `override` replaces all included ones of the same MSRs.

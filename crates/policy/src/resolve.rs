@@ -34,14 +34,8 @@ impl ResolvedPolicy {
         &self.policy
     }
 
-    /// One for each way in which the `[[when]]`s hold on some processor; at least one. That in
-    /// which none does, if there is such a processor, is the first.
-    #[must_use]
-    pub fn variants(&self) -> &[ResolvedVariant] {
-        &self.variants
-    }
-
-    /// Both.
+    /// The policy, and a variant for each way in which the `[[when]]`s hold on some processor; at
+    /// least one. The variant in which none holds, if there is such a processor, is the first.
     #[must_use]
     pub fn into_parts(self) -> (Policy, Vec<ResolvedVariant>) {
         (self.policy, self.variants)

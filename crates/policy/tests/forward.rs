@@ -1,6 +1,5 @@
 //! Tests of the registers that may be forwarded, by name.
 
-use msrgate_filter::Access;
 use msrgate_policy::registers::{Group, Named, Register, all, by_name, group};
 
 fn one(name: &str) -> &'static Register {
@@ -102,13 +101,7 @@ fn what_the_host_does_differently_is_not_forwarded() {
 
 #[test]
 fn writes_that_only_the_host_could_do_are_not_permitted() {
-    let write = |name, value| {
-        one(name)
-            .forward()
-            .unwrap()
-            .of(Access::Write)
-            .permits(value)
-    };
+    let write = |name, value| one(name).forward().unwrap().write.permits(value);
     assert!(write("IA32_LSTAR", u64::MAX));
     for name in ["IA32_FMASK", "IA32_SYSENTER_CS"] {
         assert!(write(name, 0xffff_ffff), "{name}");

@@ -16,7 +16,7 @@
 
 use core::fmt;
 
-use msrgate_filter::{Access, MsrIndex};
+use msrgate_filter::MsrIndex;
 
 /// How accesses to a register may be forwarded.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,17 +50,6 @@ impl Forwarding {
         match self {
             Self::Always => true,
             Self::Sets(bits) => value & !bits == 0,
-        }
-    }
-}
-
-impl Forward {
-    /// How accesses of this direction may be forwarded.
-    #[must_use]
-    pub const fn of(&self, access: Access) -> Forwarding {
-        match access {
-            Access::Read => self.read,
-            Access::Write => self.write,
         }
     }
 }
@@ -234,7 +223,7 @@ mod tests {
         for (index, forward) in &FORWARDS {
             assert!(!forward.needs_cpuid.is_empty(), "{index}");
             assert!(!forward.why.is_empty(), "{index}");
-            assert_eq!(forward.of(Access::Read), Forwarding::Always, "{index}");
+            assert_eq!(forward.read, Forwarding::Always, "{index}");
         }
         assert_eq!(LONG_MODE.to_string(), "LM (CPUID 0x80000001 EDX bit 29)");
         assert_eq!(SYSENTER.to_string(), "SEP (CPUID 0x1 EDX bit 11)");

@@ -12,12 +12,14 @@ use msrgate_program::{CompileError, PackError, Verdicts};
 
 fn verdicts(text: &str) -> Verdicts {
     let source = Source::new("test.toml", text);
-    resolved(&parse(&source, &mut NoIncludes).expect("a policy without mistakes"))
+    resolved(parse(&source, &mut NoIncludes).expect("a policy without mistakes"))
 }
 
-fn resolved(policy: &ResolvedPolicy) -> Verdicts {
-    let default = policy.policy().default_action().verdict();
-    policy.variants()[0].rules.verdicts(default)
+fn resolved(policy: ResolvedPolicy) -> Verdicts {
+    let (policy, variants) = policy.into_parts();
+    variants[0]
+        .rules
+        .verdicts(policy.default_action().verdict())
 }
 
 fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
@@ -201,7 +203,7 @@ proptest! {
             let _ = writeln!(text, "'0x{zeroes}{:x}..=0x{last:x}' = '{word}'", base + offset);
         }
         let Ok(policy) = parse(&Source::new("test.toml", &text), &mut NoIncludes) else { return Ok(()) };
-        let table = resolved(&policy);
+        let table = resolved(policy);
         let filter = pack(&table).unwrap();
         prop_assert_eq!(table.first_difference(&filter), None, "{}", text);
     }

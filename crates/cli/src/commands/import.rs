@@ -22,7 +22,6 @@ impl FromArg {
             Self::Firecracker => Format::Firecracker,
             Self::FirecrackerList => Format::FirecrackerList,
             Self::MsrSafe => Format::MsrSafe,
-            Self::Strace => Format::Strace,
             Self::Compiled => Format::Compiled,
             Self::Program => Format::Program,
         }

@@ -360,10 +360,10 @@ fn s2_1_the_struct_has_to_be_readable() {
             (&bytes[..], UserAddress::NULL),
             (&bytes[..], beyond_all),
         ] {
-            let (published, result) = read(bytes, argument).into_parts();
-            assert_eq!(result, Err(SetError::Unreadable(argument)));
-            assert_eq!(result.unwrap_err().errno(), Errno::Efault);
-            assert!(published.is_empty());
+            let call = read(bytes, argument);
+            assert_eq!(call.result(), Err(SetError::Unreadable(argument)));
+            assert_eq!(call.result().unwrap_err().errno(), Errno::Efault);
+            assert!(call.published().is_empty());
         }
     }
 }

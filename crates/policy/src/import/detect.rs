@@ -3,7 +3,7 @@
 use msrgate_program::Program;
 use serde::de::IgnoredAny;
 
-use super::{Format, compiled, emitted, firecracker, kernel_log, lines, msr_safe, strace};
+use super::{Format, compiled, emitted, firecracker, kernel_log, lines, msr_safe};
 
 /// The keys by which JSON files are told apart.
 #[derive(serde::Deserialize)]
@@ -40,9 +40,7 @@ pub(super) fn detect(bytes: &[u8]) -> Option<Format> {
         };
     }
     lines(bytes).find_map(|(_, line)| {
-        if strace::is_filter_call(&line) {
-            Some(Format::Strace)
-        } else if kernel_log::is_message(&line) {
+        if kernel_log::is_message(&line) {
             Some(Format::KernelLog)
         } else if firecracker::is_head(&line) {
             Some(Format::FirecrackerList)

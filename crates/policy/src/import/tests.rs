@@ -181,15 +181,6 @@ fn a_compiled_filter_becomes_names_and_ranges() {
 }
 
 #[test]
-fn strace_has_no_filter_to_import() {
-    insta::assert_snapshot!(shown(
-        "openat(AT_FDCWD, \"/dev/kvm\", O_RDWR|O_CLOEXEC) = 9\n\
-        ioctl(11, KVM_X86_SET_MSR_FILTER, 0x7ffd5c1e3a10) = 0\n\
-        ioctl(11, _IOC(_IOC_WRITE, 0xae, 0xc6, 0x188), 0x7ffd5c1e3a10) = 0\n"
-    ));
-}
-
-#[test]
 fn what_is_wrong_is_said_with_its_place() {
     let error = |file: &str| import(file.as_bytes(), None).unwrap_err().to_string();
     let compiled = |ranges: &str| {

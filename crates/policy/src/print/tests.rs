@@ -35,7 +35,7 @@ fn meaning(resolved: &ResolvedPolicy) -> String {
     let compiled = compile(resolved.clone()).expect("a policy that fits");
     let mut all = format!("{:?}\n{:?}\n", policy.settings(), policy.whens());
     for variant in compiled.variants() {
-        let _ = writeln!(all, "{:?}", compiled.whens(variant).collect::<Vec<_>>());
+        let _ = writeln!(all, "{:?}", variant.holds());
         for access in Access::ALL {
             for segment in variant.rules().of(access) {
                 let entry = match segment.by {

@@ -119,12 +119,6 @@ impl Responder {
         &self.program.variants()[self.variant]
     }
 
-    /// Which of its variants that is.
-    #[must_use]
-    pub const fn variant_number(&self) -> usize {
-        self.variant
-    }
-
     /// The devices it asks.
     pub fn devices(&self) -> impl Iterator<Item = Device> {
         self.rules().filter_map(|rule| match rule.action {

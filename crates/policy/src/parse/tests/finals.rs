@@ -498,8 +498,8 @@ fn parsed(text: &str, base: &str) -> Result<ResolvedPolicy, Box<Mistakes>> {
 
 /// The rules of a policy, one for each way in which its whens hold.
 fn tables(resolved: &ResolvedPolicy) -> Vec<Rules> {
-    let all = resolved.variants().iter();
-    all.map(|variant| variant.rules.clone()).collect()
+    let (_, all) = resolved.clone().into_parts();
+    all.into_iter().map(|variant| variant.rules).collect()
 }
 
 proptest! {
