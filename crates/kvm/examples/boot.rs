@@ -37,7 +37,7 @@ use linux_loader::loader::{BzImage, KernelLoader, bootparam::boot_params, load_c
 use msrgate_kvm::HostCaps;
 use msrgate_kvm::Reply;
 use msrgate_kvm::gate::events::{EventThread, JsonLines, LogFile};
-use msrgate_kvm::gate::{Gate, Outcome, VcpuGate};
+use msrgate_kvm::gate::{Gate, GateOptions, Outcome, VcpuGate};
 use msrgate_policy::Program;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vm_superio::{Serial, Trigger, serial::NoEvents};
@@ -98,7 +98,8 @@ fn main() -> Result<()> {
 /// The gate: put into the VM before its vCPUs are made.
 fn guard(machine: &Machine, policy: &Path) -> Result<Gate> {
     let program = Program::decode(&fs::read(policy)?)?;
-    let gate = Gate::new(program, &HostCaps::probe()?)?;
+    let options = GateOptions::new().handlers(program.handlers());
+    let gate = Gate::with_options(program, &HostCaps::probe()?, options)?;
     gate.install(&machine.vm)?;
     Ok(gate)
 }

@@ -8,7 +8,7 @@
 //! ```no_run
 //! # fn device(_: &msrgate_kvm::gate::Asked) -> msrgate_kvm::Reply { msrgate_kvm::Reply::DONE }
 //! use kvm_ioctls::{Kvm, VcpuExit};
-//! use msrgate_kvm::gate::{Gate, Outcome};
+//! use msrgate_kvm::gate::{Gate, GateOptions, Outcome};
 //! use msrgate_kvm::{HostCaps, Program};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -19,7 +19,8 @@
 //! vcpu.set_cpuid2(&cpuid)?;
 //!
 //! let program = Program::decode(&std::fs::read("sandbox.msrg")?)?;
-//! let gate = Gate::new(program, &host)?;
+//! let options = GateOptions::new().handlers(["mine"]);
+//! let gate = Gate::with_options(program, &host, options)?;
 //! gate.install(&vm)?;
 //! let mut msrs = gate.vcpu(0, &cpuid)?;
 //! msrs.reset(&mut vcpu)?;
@@ -132,7 +133,8 @@ impl Gate {
     /// A gate for one VM of this host. Nothing is done to any VM yet.
     ///
     /// # Errors
-    /// The program needs what this host's KVM does not have, or more than a gate can hold.
+    /// The program needs what this host's KVM does not have, or more than a gate can hold; or it names a
+    /// `handler`, for which [`Self::with_options`] takes the VMM's names.
     pub fn new(program: Program, host: &HostCaps) -> Result<Self, GateError> {
         Self::with_options(program, host, GateOptions::default())
     }
@@ -391,6 +393,9 @@ impl Drop for Gate {
 
 /// What can be said of a program before there is a VM.
 fn check(program: &Arc<Program>, host: &HostCaps, options: &GateOptions) -> Result<(), GateError> {
+    if let Some(name) = options.missing_handler(program) {
+        return Err(GateError::NoHandler { name });
+    }
     for variant in program.variants() {
         let responder = Responder::new(Arc::clone(program), variant.example())?;
         let missing = variant.reasons().bits() & !host.reasons().get();

@@ -131,6 +131,9 @@ fn why_a_gate_does_not_answer() {
         GateError::IgnoreMsrs,
         GateError::IgnoreMsrsNotSeen,
         GateError::NoMemory,
+        GateError::NoHandler {
+            name: "uart".into(),
+        },
         GateError::NoSharedRegisters,
         GateError::Queue {
             asked: usize::MAX,

@@ -19,7 +19,7 @@ use msrgate_policy::{NoIncludes, Source, compile, parse};
 
 // The README begins here.
 use kvm_ioctls::VcpuExit;
-use msrgate_kvm::gate::{Gate, Outcome};
+use msrgate_kvm::gate::{Gate, GateOptions, Outcome};
 use msrgate_kvm::{HostCaps, Program};
 // The README ends here.
 
@@ -95,7 +95,8 @@ fn example(
 ) -> Result<(), Box<dyn Error>> {
     // The README begins here.
     let program = Program::decode(&std::fs::read(file)?)?;
-    let gate = Gate::new(program, &HostCaps::probe()?)?;
+    let options = GateOptions::new().handlers(["mine"]);
+    let gate = Gate::with_options(program, &HostCaps::probe()?, options)?;
     gate.install(vm)?;
     let mut msrs = gate.vcpu(0, cpuid)?;
     msrs.reset(vcpu)?;

@@ -14,7 +14,7 @@ use kvm_ioctls::VcpuExit;
 use msrgate_filter::{Access, MsrIndex, Reply};
 use msrgate_kvm::HostCaps;
 use msrgate_kvm::bench::GuestVm;
-use msrgate_kvm::gate::{Gate, Ioctl, Outcome, SystemCalls, VcpuGate};
+use msrgate_kvm::gate::{Gate, GateOptions, Ioctl, Outcome, SystemCalls, VcpuGate};
 use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -139,7 +139,8 @@ fn what_is_listed_is_all_that_is_called() {
         .flat_map(|index| Access::ALL.map(|access| (MsrIndex::new(index), access)))
         .collect();
     let mut guest = GuestVm::new(&host).unwrap();
-    let gate = Gate::new(program(PLAIN), &host).unwrap();
+    let options = GateOptions::new().handlers(["own"]);
+    let gate = Gate::with_options(program(PLAIN), &host, options).unwrap();
     let calls = SystemCalls::ALL;
     let (vm, cpuid) = (guest.vm().clone(), guest.cpuid().clone());
     let (of_gate, at_vcpu) = mpsc::channel::<VcpuGate>();

@@ -6,7 +6,7 @@ use std::io;
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::answer::{ResponderError, RestoreError};
-use msrgate_program::{CompileError, Cpu};
+use msrgate_program::{CompileError, Cpu, one_line};
 
 use super::id::VcpuId;
 use super::opened::Closed;
@@ -30,6 +30,11 @@ pub enum GateError {
     IgnoreMsrsNotSeen,
     /// A device reads the guest's memory.
     NoMemory,
+    /// The program hands accesses to code that the VMM does not have, or has under another name.
+    NoHandler {
+        /// The name in the policy.
+        name: Box<str>,
+    },
     /// Events are to have RIP, and KVM does not share registers.
     NoSharedRegisters,
     /// A queue for events that is too long.
@@ -83,6 +88,7 @@ Self::Pack(error) => write!(f, "the accesses that the policy logs or audits do n
 Self::Reasons(reasons) => write!(f, "this KVM has no exits for the reasons {reasons}, which the policy needs: run a newer kernel"),
 Self::IgnoreMsrs => f.write_str("the policy answers for MSRs that KVM does not know, and this host has kvm.ignore_msrs=1, which hides them: write 0 to /sys/module/kvm/parameters/ignore_msrs"),
 Self::NoMemory => f.write_str("the policy's microcode device accepts updates, which it reads from the guest's memory: give the gate that memory (GateOptions::memory), or write `update = \"ignore\"`"),
+Self::NoHandler { name } => write!(f, "the policy has handler = \"{}\", for which the VMM has no code: give the gate its name by GateOptions::handlers, or a device by GateOptions::device, or correct the name in the policy", one_line(name)),
 Self::NoSharedRegisters => f.write_str("events are to hold RIP, and this KVM puts no registers into kvm_run"),
 Self::Queue { asked, most } => write!(f, "a queue of {asked} events for each vCPU is too long: EventOptions::queue may be {most} at most"),
 Self::Install(error) => error.fmt(f),

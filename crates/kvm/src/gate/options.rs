@@ -1,8 +1,10 @@
 //! What a VMM gives its gate beside a program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+
+use msrgate_program::Program;
 
 use super::device::{Device, GuestMemory, MakeDevice};
 use super::events::EventOptions;
@@ -13,6 +15,8 @@ use super::id::VcpuId;
 pub struct GateOptions {
     pub(super) memory: Option<Arc<dyn GuestMemory>>,
     pub(super) devices: BTreeMap<Box<str>, MakeDevice>,
+    /// The handlers that the VMM's loop answers for.
+    pub(super) handlers: BTreeSet<Box<str>>,
     pub(super) events: EventOptions,
 }
 
@@ -21,6 +25,7 @@ impl fmt::Debug for GateOptions {
         f.debug_struct("GateOptions")
             .field("memory", &self.memory.is_some())
             .field("devices", &self.devices.keys())
+            .field("handlers", &self.handlers)
             .field("events", &self.events)
             .finish()
     }
@@ -49,6 +54,22 @@ impl GateOptions {
     ) -> Self {
         self.devices.insert(handler.into(), Arc::new(make));
         self
+    }
+
+    /// The names of handlers that the VMM's loop answers for, by [`VcpuGate::finish`](super::VcpuGate::finish),
+    /// beside those named before. A program with a `handler` that neither is here nor has a [device](Self::device)
+    /// is an error when the gate is made, and when it is replaced.
+    #[must_use]
+    pub fn handlers<'n>(mut self, names: impl IntoIterator<Item = &'n str>) -> Self {
+        self.handlers.extend(names.into_iter().map(Box::from));
+        self
+    }
+
+    /// Returns the first of the program's handlers that the VMM does not have.
+    pub(super) fn missing_handler(&self, program: &Program) -> Option<Box<str>> {
+        let has = |name: &str| self.handlers.contains(name) || self.devices.contains_key(name);
+        let missing = program.handlers().into_iter().find(|name| !has(name));
+        missing.map(Box::from)
     }
 
     /// What events hold, and how many there may be.

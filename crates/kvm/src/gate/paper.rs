@@ -194,6 +194,7 @@ impl Port for Paper<'_> {
 /// # Errors
 /// As [`Gate::with_options`].
 pub fn gate(program: Program, options: GateOptions) -> Result<Gate, GateError> {
+    let options = options.handlers(["own"]);
     let gate = Gate::with_options(program, &HostCaps::on_paper(), options)?;
     gate.shared.lock().vm = Some(Box::new(PaperVm));
     Ok(gate)

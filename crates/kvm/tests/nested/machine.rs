@@ -146,6 +146,7 @@ impl Machine {
         let memory = add_memory(&vm);
         layout::load(&memory);
         let options = GateOptions::new().memory(Arc::new(Ram(memory.clone())));
+        let options = options.handlers(["mine"]);
         let gate = Gate::with_options(program, &host, options).expect(&text);
         gate.install(&vm).expect("a VM without a gate");
         let vcpu = vm.create_vcpu(0).expect("a vCPU");

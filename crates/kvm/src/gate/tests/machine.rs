@@ -16,6 +16,14 @@ use crate::measure::guest::{Apic, Guest, Op, Report, Stop, VcpuNumber};
 use crate::probe::HostCaps;
 
 pub(super) const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
+/// The handlers that the tests' VMM answers for.
+pub(super) const HANDLERS: [&str; 3] = ["mine", "own", "x"];
+
+/// A gate of a VMM that has these handlers.
+pub(super) fn gate_with_handlers(program: Program, host: &HostCaps) -> Gate {
+    Gate::with_options(program, host, GateOptions::new().handlers(HANDLERS)).unwrap()
+}
+
 pub(super) const LSTAR: MsrIndex = MsrIndex::new(0xc000_0082);
 pub(super) const FMASK: MsrIndex = MsrIndex::new(0xc000_0084);
 pub(super) const KERNEL_GS_BASE: MsrIndex = MsrIndex::new(0xc000_0102);
@@ -220,7 +228,7 @@ impl Machine {
         let others = VcpuNumber::others().take(count - 1);
         let others = others.map(|number| Guest::in_vm(Arc::clone(&vm), number, &cpuid).unwrap());
         let guests = std::iter::once(first).chain(others).collect();
-        let gate = Gate::with_options(program, &host, options).unwrap();
+        let gate = Gate::with_options(program, &host, options.handlers(HANDLERS)).unwrap();
         gate.install_in(port(&vm)).unwrap();
         Some(Self::behind(gate, guests, cpuid.as_slice().to_vec()))
     }
@@ -247,6 +255,7 @@ impl Machine<ModelGuest> {
         options: GateOptions,
         cpuid: Vec<kvm_cpuid_entry2>,
     ) -> Self {
+        let options = options.handlers(HANDLERS);
         let gate = Gate::with_options(program, &HostCaps::on_paper(), options).unwrap();
         gate.install_in(vm).unwrap();
         Self::behind(gate, guests, cpuid)

@@ -7,7 +7,8 @@ use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use msrgate_filter::MsrIndex;
 
 use super::super::machine::{
-    FMASK, KERNEL_GS_BASE, LSTAR, Machine, NOWHERE, STAR, Saw, TestGuest, on_each, policy,
+    FMASK, KERNEL_GS_BASE, LSTAR, Machine, NOWHERE, STAR, Saw, TestGuest, gate_with_handlers,
+    on_each, policy,
 };
 use super::super::model;
 use super::{HANDLED, HostCaps, SPARE, entries, whens};
@@ -23,7 +24,7 @@ const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 #[test]
 fn vcpu_before_install_is_an_error() {
     for program in [entries(), whens()] {
-        let gate = Gate::new(program, &HostCaps::on_paper()).unwrap();
+        let gate = gate_with_handlers(program, &HostCaps::on_paper());
         let seen = gate.vcpu(0, &model::cpuid()).map(drop);
         assert!(matches!(seen, Err(GateError::NotInstalled)), "{seen:?}");
         // Nothing was chosen: another processor's CPUID is as good.
@@ -36,7 +37,7 @@ fn vcpu_before_install_is_an_error() {
 
 #[test]
 fn replace_before_install_is_an_error_and_changes_nothing() {
-    let gate = Gate::new(entries(), &HostCaps::on_paper()).unwrap();
+    let gate = gate_with_handlers(entries(), &HostCaps::on_paper());
     let before = gate.program().digest();
     let seen = gate.replace(policy("default = 'deny'", ""));
     assert!(matches!(seen, Err(GateError::NotInstalled)), "{seen:?}");
@@ -46,7 +47,7 @@ fn replace_before_install_is_an_error_and_changes_nothing() {
 /// As long as nothing is filtered the guest may turn on whatever KVM has.
 #[test]
 fn migration_list_before_install_is_whole() {
-    let gate = Gate::new(entries(), &HostCaps::on_paper()).unwrap();
+    let gate = gate_with_handlers(entries(), &HostCaps::on_paper());
     let clock = [MsrIndex::new(0x4b56_4d01)];
     assert_eq!(gate.migration_list(&clock), clock);
     gate.install_in(Box::new(model::ModelVm::new())).unwrap();
@@ -62,7 +63,7 @@ fn install_into_no_vm_is_an_error() {
     let guest = Guest::new(&host, Apic::Absent).unwrap();
     let plain = policy("default = 'deny'\nlog = 'none'", "IA32_STAR = 'rw'");
     for program in [entries(), plain] {
-        let gate = Gate::new(program, &host).unwrap();
+        let gate = gate_with_handlers(program, &host);
         let refused = [
             gate.install(guest.vcpu()),
             gate.install(&File::open("/dev/null").unwrap()),
@@ -81,7 +82,7 @@ fn second_install_is_an_error_in_the_same_vm_and_in_another() {
         return;
     };
     let [first, second] = [(); 2].map(|()| host.create_vm().unwrap());
-    let gate = Gate::new(entries(), &host).unwrap();
+    let gate = gate_with_handlers(entries(), &host);
     gate.install(&first).unwrap();
     for vm in [&first, &second] {
         let seen = gate.install(vm);
@@ -98,7 +99,7 @@ fn second_gate_in_a_vm_is_an_error_until_the_first_is_gone() {
     };
     let vm = host.create_vm().unwrap();
     let same = crate::sys::calls::duplicate(&vm).unwrap();
-    let [first, second] = [(); 2].map(|()| Gate::new(entries(), &host).unwrap());
+    let [first, second] = [(); 2].map(|()| gate_with_handlers(entries(), &host));
     first.install(&vm).unwrap();
     if crate::sys::calls::is_one_file(&vm, &same).is_none() {
         // Before Linux 6.10 nobody can tell (F_DUPFD_QUERY): the second gate's filter takes the first one's place.
@@ -116,7 +117,7 @@ fn second_gate_in_a_vm_is_an_error_until_the_first_is_gone() {
         }
         first.take();
     }
-    let other = Gate::new(entries(), &host).unwrap();
+    let other = gate_with_handlers(entries(), &host);
     other.install(&host.create_vm().unwrap()).unwrap();
     drop(msrs);
     second.install(&vm).unwrap();
@@ -330,7 +331,7 @@ fn cpuid_set_after_vcpu_is_found_at_reset() {
         };
         [leaf.ebx, leaf.edx, leaf.ecx] = words.map(|word| u32::from_le_bytes(*word));
     });
-    let gate = Gate::new(whens(), &host).unwrap();
+    let gate = gate_with_handlers(whens(), &host);
     gate.install(&**guest.vm()).unwrap();
     let mut msrs = gate.vcpu(0, &other).unwrap();
     msrs.reset(guest.vcpu_mut()).unwrap_err();
@@ -357,4 +358,27 @@ fn unread_ignore_msrs_is_refused_where_unknown_msrs_are_answered() {
     let silent = policy("default = 'deny'", "");
     let known = HostCaps::known(crate::RawReasons::new(4), IgnoreMsrs::NotSeen);
     drop(Gate::new(silent, &known).unwrap());
+}
+
+/// A handler that is missing or misspelt, in a first program and in one that replaces it; the names that the
+/// VMM has are enough, and so is a device.
+#[test]
+fn handler_that_vmm_lacks_is_an_error_of_new_and_replace() {
+    let asks = || {
+        policy(
+            "default = 'deny'",
+            "0x10001 = { read = { handler = 'clock' }, write = 'deny' }",
+        )
+    };
+    let host = HostCaps::on_paper();
+    let is_refused = |seen: Result<Gate, GateError>| match seen {
+        Err(GateError::NoHandler { name }) => &*name == "clock",
+        _ => false,
+    };
+    assert!(is_refused(Gate::new(asks(), &host)));
+    let named = |name| Gate::with_options(asks(), &host, GateOptions::new().handlers([name]));
+    assert!(is_refused(named("clok")));
+    let gate = named("clock").unwrap();
+    let seen = gate.replace(entries());
+    assert!(matches!(seen, Err(GateError::NoHandler { .. })), "{seen:?}");
 }
