@@ -41,6 +41,8 @@ pub(super) struct Answering {
     limit: Limit,
     /// How many exits have been handed to the VMM's own code or answered.
     pub(super) exits: u64,
+    /// The exit that the VMM's own code is to answer.
+    handed_out: Option<Exit>,
     /// Where the guest was at the exit that is being answered, if events are to say it.
     rip: Option<u64>,
     may_nest: MayNest,
@@ -95,6 +97,7 @@ impl Answering {
             track: shared.tracks.add(id, shared.options.events.queue),
             limit: Limit::new(shared.options.events.per_second),
             exits: 0,
+            handed_out: None,
             rip: None,
             may_nest,
             rewound: Rewound::never(),
@@ -146,7 +149,7 @@ impl Answering {
                 self.ask(port, exit, answer.deed, Some(name))?
             }
             Step::Handler(name) => {
-                self.tell(program, exit, &answer, answer.deed);
+                self.handed_out = Some(*exit);
                 port.mark();
                 return Ok(Outcome::Handler(Asked {
                     handler: Arc::clone(name),
@@ -178,6 +181,34 @@ impl Answering {
             Done::Rewound => {}
         }
         Ok(Outcome::Resume)
+    }
+
+    /// Tells of the exit that was handed out, which the VMM's own code has answered with this.
+    pub(super) fn finished(&mut self, program: &Numbered<Responder>, reply: Reply) {
+        let deed = if reply.error == 0 {
+            Deed::Handled
+        } else {
+            Deed::Denied
+        };
+        if let Some(exit) = self.handed_out.take() {
+            // Such an exit changes nothing of the state, so that the answer is the same again.
+            let answer = program.thing.respond(&mut self.state, &exit);
+            self.tell(program, &exit, &answer, deed);
+        }
+    }
+
+    /// Tells of the exit that was handed out and never answered, if there is one and the guest has run on
+    /// with its #GP.
+    #[inline]
+    pub(super) fn tell_unfinished(&mut self, program: &Numbered<Responder>, port: &impl Port) {
+        if self.handed_out.is_some() && !port.is_marked() {
+            self.finished(program, Reply::FAULT);
+        }
+    }
+
+    /// The vCPU begins anew, and an exit of its is forgotten.
+    pub(super) fn forget(&mut self) {
+        self.handed_out = None;
     }
 
     /// Has the guest execute the access itself, now or as soon as the filter lets it. Apart from the rest: inlined,

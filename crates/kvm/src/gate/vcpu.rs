@@ -87,7 +87,8 @@ impl VcpuGate {
     }
 
     /// Gives the answer of the VMM's own code to the exit that [`Outcome::Handler`] was about. Call it
-    /// before the vCPU runs again: without, the guest gets #GP.
+    /// before the vCPU runs again: without, the guest gets #GP. The event and the count of the access say
+    /// which it was: handled, or denied.
     ///
     /// # Errors
     /// The vCPU has been run, [reset](Self::reset) or answered since, or `asked` or `vcpu` is another one's.
@@ -172,6 +173,7 @@ impl VcpuGate {
         self.bound.is_open_to(self.id(), port.place())?;
         self.check_cpuid(port.cpuid()?)?;
         port.forget()?;
+        self.own.forget();
         self.follow_for_good();
         let mut state = self.own.state.clone();
         state.restore(&self.program.thing, &saved)?;
@@ -230,6 +232,7 @@ impl VcpuGate {
             self.first_exit(port)?;
         }
         let exit = taken(port)?;
+        self.own.tell_unfinished(&self.program, port);
         self.follow();
         self.own.answer(&self.program, port, &exit)
     }
@@ -267,6 +270,7 @@ impl VcpuGate {
         }
         port.reply(reply);
         port.settle();
+        self.own.finished(&self.program, reply);
         Ok(())
     }
 
@@ -276,6 +280,7 @@ impl VcpuGate {
         self.bound.begin();
         self.check_cpuid(port.cpuid()?)?;
         port.forget()?;
+        self.own.forget();
         self.follow();
         self.own.state.reset(&self.program.thing);
         if let Some(before) = &mut self.own.before {

@@ -1,16 +1,17 @@
 //! What a guest does to hide in a flood, and a VMM that reads nothing: what is told all the same.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use allocation_counter::measure;
-use msrgate_filter::MsrIndex;
+use msrgate_filter::{MsrIndex, Reply};
 use msrgate_policy::Program;
 use msrgate_policy::answer::Deed;
 
-use super::machine::{LSTAR, on_each, policy};
+use super::machine::{LSTAR, Machine, Saw, TestGuest, on_each, policy};
 use super::model;
 use crate::gate::events::{Event, EventOptions, Sink, VcpuDrops};
-use crate::gate::{Gate, GateError, GateOptions, VcpuId, paper};
+use crate::gate::{Gate, GateError, GateOptions, Outcome, VcpuId, paper};
 use crate::measure::guest::Op::Read;
 use crate::probe::HostCaps;
 
@@ -207,4 +208,83 @@ fn failure_of_a_sink_is_seen_while_the_thread_runs() {
         wait_until(|| !thread.is_running());
         assert!(thread.stop().is_none());
     });
+}
+
+/// A fault of the VMM's own code is told and counted as one of a device is: as a refusal, once.
+#[test]
+fn fault_of_a_handler_is_an_event_and_its_answer_is_none() {
+    let program = policy(
+        "default = 'deny'",
+        "0x10000 = { read = { handler = 'mine' }, write = 'deny' }",
+    );
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        let mut faults = 0;
+        for reply in [Reply::value(1), Reply::FAULT, Reply::value(2)] {
+            vcpu.guest.load(&[Read(SPARE)]);
+            let Some(Outcome::Handler(asked)) = vcpu.step() else {
+                panic!("an access for the handler");
+            };
+            vcpu.guest.finish(&mut vcpu.msrs, asked, reply).unwrap();
+            while vcpu.step().is_some() {}
+            faults += usize::from(vcpu.saw(0, Read(SPARE)) == Saw::Fault);
+        }
+        assert_eq!(faults, 1);
+        let told = told(&machine.gate);
+        assert_eq!(told, [(SPARE, Deed::Denied)]);
+        assert_eq!(
+            counted(&machine.gate),
+            [(Deed::Denied, 1), (Deed::Handled, 2)]
+        );
+    });
+}
+
+/// So is what the VMM's own code never answers: the guest has had #GP.
+#[test]
+fn access_that_no_handler_answers_is_told_at_the_next_exit() {
+    let program = policy(
+        "default = 'deny'",
+        "0x10000 = { read = { handler = 'mine' }, write = 'deny' }",
+    );
+    let Some(mut machine) = Machine::new(program, 1) else {
+        return;
+    };
+    let vcpu = machine.first();
+    TestGuest::load(&mut vcpu.guest, &[Read(SPARE), Read(SPARE)]);
+    // The same exit twice is one access.
+    assert!(matches!(vcpu.step(), Some(Outcome::Handler(_))));
+    let again = TestGuest::answer(&mut vcpu.guest, &mut vcpu.msrs);
+    assert!(matches!(again, Ok(Outcome::Handler(_))));
+    assert_eq!(told(&machine.gate), []);
+    let vcpu = machine.first();
+    let Some(Outcome::Handler(asked)) = vcpu.step() else {
+        panic!("the second access");
+    };
+    TestGuest::finish(&mut vcpu.guest, &mut vcpu.msrs, asked, Reply::value(7)).unwrap();
+    assert!(vcpu.step().is_none());
+    assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Fault);
+    assert_eq!(vcpu.saw(1, Read(SPARE)), Saw::Value(7));
+    assert_eq!(told(&machine.gate), [(SPARE, Deed::Denied)]);
+    assert_eq!(
+        counted(&machine.gate),
+        [(Deed::Denied, 1), (Deed::Handled, 1)]
+    );
+}
+
+/// The events since the last time, of which nobody else reads.
+fn told(gate: &Gate) -> Vec<(MsrIndex, Deed)> {
+    let mut told = Vec::new();
+    let mut reader = gate.events().unwrap();
+    reader.drain(|event| told.push((event.index, event.deed)));
+    told
+}
+
+/// How often each thing was done.
+fn counted(gate: &Gate) -> Vec<(Deed, u64)> {
+    let counted = gate.counted();
+    let mut by_deed = BTreeMap::new();
+    for count in counted.counts {
+        *by_deed.entry(count.deed).or_insert(0) += count.count;
+    }
+    by_deed.into_iter().collect()
 }
