@@ -350,12 +350,28 @@ impl Gate {
     pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         let control = self.shared.lock();
         let responder = self.shared.current.get().thing;
-        let is_all = control.past == Past::Other
-            || control.vm.is_none()
-            || !control.is_chosen(responder.program());
+        let is_all = control.may_hold_others_writes(responder.program());
         drop(control);
         let is_kept = |index: &&MsrIndex| is_all || !responder.is_out_of_reach(**index);
         listed.iter().filter(is_kept).copied().collect()
+    }
+
+    /// As [`Self::migration_list`], for a VMM that sets a new VM's registers up as the old one's were: left
+    /// out is also each register that holds what the VMM has set, whatever the guest did. The guest cannot
+    /// write it under this program, and neither an instruction nor time changes it, which is known of some
+    /// (S10.5). Where a guest may run guests, and wherever [`Self::migration_list`] leaves out none, this leaves
+    /// out no more than that.
+    #[must_use]
+    pub fn tight_migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
+        let control = self.shared.lock();
+        let responder = self.shared.current.get().thing;
+        let program = responder.program();
+        let nests = control.chosen.as_ref().is_none_or(Chosen::nests);
+        let is_all = nests || control.may_hold_others_writes(program);
+        drop(control);
+        let mut list = self.migration_list(listed);
+        list.retain(|index| is_all || !responder.is_out_of_hand(*index));
+        list
     }
 
     /// Starts the publisher, once, if a program needs one.

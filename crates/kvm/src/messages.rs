@@ -171,6 +171,10 @@ fn why_a_gate_does_not_answer() {
         StateError::Restore(RestoreError::NotSaved),
         StateError::Unanswered,
         StateError::Vcpu(VcpuError::NotReset { vcpu }),
+        StateError::Register {
+            index: MsrIndex::new(0x48),
+            value: 4,
+        },
         StateError::Call(errno()),
     ];
     let vcpus = [

@@ -16,6 +16,8 @@ pub(super) struct Alive;
 /// The processor, and the vCPUs that were added.
 pub(super) struct Chosen {
     cpu: Cpu,
+    /// Whether a vCPU's guest may run guests.
+    nests: bool,
     vcpus: BTreeMap<VcpuId, Added>,
 }
 
@@ -32,6 +34,7 @@ impl Chosen {
         let first = Added::new(cpuid, alive);
         Self {
             cpu: cpuid.cpu().clone(),
+            nests: cpuid.has_virtualization(),
             vcpus: BTreeMap::from([(id, first)]),
         }
     }
@@ -39,6 +42,11 @@ impl Chosen {
     /// The processor.
     pub(super) const fn cpu(&self) -> &Cpu {
         &self.cpu
+    }
+
+    /// Tells if a guest on any of the vCPUs may run guests, as far as CPUID goes.
+    pub(super) const fn nests(&self) -> bool {
+        self.nests
     }
 
     /// Adds a vCPU, perhaps one that was there before.
@@ -67,6 +75,7 @@ impl Chosen {
             }
         }
         self.vcpus.insert(id, Added::new(cpuid, alive));
+        self.nests |= cpuid.has_virtualization();
         Ok(())
     }
 }

@@ -207,6 +207,13 @@ pub enum StateError {
     Unanswered,
     /// The vCPU is not the one that this part of the gate is for, or was not reset.
     Vcpu(VcpuError),
+    /// KVM does not take the value of a register.
+    Register {
+        /// The register.
+        index: MsrIndex,
+        /// The value.
+        value: u64,
+    },
     /// A call on the vCPU failed.
     Call(CallErrno),
 }
@@ -219,6 +226,10 @@ impl fmt::Display for StateError {
                 f.write_str("the vCPU has an MSR exit that waits for an answer: answer it first")
             }
             Self::Vcpu(error) => error.fmt(f),
+            Self::Register { index, value } => write!(
+                f,
+                "KVM does not take the value {value:#x} for MSR {index}: give both hosts' vCPUs the same CPUID, and capture on the newer kernel only what the older one has"
+            ),
             Self::Call(errno) => write!(f, "a call on the vCPU failed: {errno}"),
         }
     }

@@ -62,6 +62,11 @@ impl Control {
         }
     }
 
+    /// Tells if KVM may hold what a guest wrote under other rules than this program's.
+    pub(super) fn may_hold_others_writes(&self, program: &Program) -> bool {
+        self.past == Past::Other || self.vm.is_none() || !self.is_chosen(program)
+    }
+
     /// The VM, which there is only once the gate is installed.
     pub(super) fn vm(&mut self) -> Result<&mut dyn VmPort, GateError> {
         match &mut self.vm {

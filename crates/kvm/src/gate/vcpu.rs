@@ -19,6 +19,7 @@ use super::id::VcpuId;
 use super::outcome::{Asked, Outcome};
 use super::port::{KvmPort, Port};
 use super::shared::Past;
+use crate::sys::calls::Taken;
 
 /// No program's number.
 const UNSETTLED: u64 = u64::MAX;
@@ -164,6 +165,48 @@ impl VcpuGate {
         self.restore_at(&mut port(vcpu), saved)
     }
 
+    /// The values of registers that KVM holds for the guest, for a migration:
+    /// [`Gate::migration_list`](super::Gate::migration_list) or
+    /// [`tight_migration_list`](super::Gate::tight_migration_list) says which. Those that this vCPU
+    /// does not have are left out. As [`Self::save`], it completes an answer that KVM has not taken yet.
+    ///
+    /// # Errors
+    /// As [`Self::save`], or `KVM_GET_MSRS` fails.
+    pub fn capture_registers(
+        &mut self,
+        vcpu: &mut impl VcpuHandle,
+        list: &[MsrIndex],
+    ) -> Result<Vec<(MsrIndex, u64)>, StateError> {
+        let port = &mut port(vcpu);
+        self.come_to_rest(port)?;
+        let mut values = Vec::with_capacity(list.len());
+        for &index in list {
+            values.extend(port.register(index)?.map(|value| (index, value)));
+        }
+        Ok(values)
+    }
+
+    /// Sets what [`Self::capture_registers`] gave, perhaps of another host. No pin is released, so that it may
+    /// come before or after [`Self::restore`].
+    ///
+    /// # Errors
+    /// KVM does not take a value: then those before it in the list are set, and those after it are not. Or
+    /// `vcpu` was neither reset nor restored, or is another one.
+    pub fn restore_registers(
+        &mut self,
+        vcpu: &mut impl VcpuHandle,
+        values: &[(MsrIndex, u64)],
+    ) -> Result<(), StateError> {
+        let port = &mut port(vcpu);
+        self.bound.check(self.id(), port.place())?;
+        for &(index, value) in values {
+            if port.set_register(index, value)? == Taken::No {
+                return Err(StateError::Register { index, value });
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn restore_at(
         &mut self,
         port: &mut impl Port,
@@ -300,12 +343,17 @@ impl VcpuGate {
         Ok(())
     }
 
-    pub(super) fn save_at(&mut self, port: &mut impl Port) -> Result<Vec<u8>, StateError> {
+    /// Has KVM complete what has been answered.
+    fn come_to_rest(&self, port: &mut impl Port) -> Result<(), StateError> {
         self.bound.check(self.id(), port.place())?;
         if !matches!(port.pending(), Ok(None)) {
             return Err(StateError::Unanswered);
         }
-        port.complete()?;
+        Ok(port.complete()?)
+    }
+
+    pub(super) fn save_at(&mut self, port: &mut impl Port) -> Result<Vec<u8>, StateError> {
+        self.come_to_rest(port)?;
         self.follow_for_good();
         let mut saved = self.own.state.save(&self.program.thing);
         saved.devices = self.own.devices.save();

@@ -140,20 +140,30 @@ impl Responder {
     /// Any other counts as one that instructions, time or the VMM change (S10.5).
     #[must_use]
     pub fn is_out_of_reach(&self, index: MsrIndex) -> bool {
-        let reaches_kvm = |access| {
-            let rule = self.variant().rule(index, access);
-            let is_answered = matches!(
-                rule.action,
-                Action::Deny
-                    | Action::Kill
-                    | Action::Value(_)
-                    | Action::Ignore
-                    | Action::Register(_)
-            );
-            !is_answered || self.opens(rule)
-        };
         let is_made_up = MADE_UP.iter().any(|range| range.contains(&index.get()));
+        let reaches_kvm = |access| self.reaches_kvm(index, access);
         is_made_up && !Access::ALL.into_iter().any(reaches_kvm)
+    }
+
+    /// Tells if what KVM holds of this register is what the VMM set, whatever the guest has done under this
+    /// program: no write of the guest's reaches it, and nothing but a write changes it. That is known of some
+    /// registers, and of a guest that runs no guests: nested entries and exits load registers, too (S10.5).
+    #[must_use]
+    pub fn is_out_of_hand(&self, index: MsrIndex) -> bool {
+        let is_only_written = WRITTEN_ONLY
+            .iter()
+            .any(|range| range.contains(&index.get()));
+        is_only_written && !self.reaches_kvm(index, Access::Write)
+    }
+
+    /// Tells if KVM handles an access of the guest's, or the gate carries it to KVM's register, in an audit, too.
+    fn reaches_kvm(&self, index: MsrIndex, access: Access) -> bool {
+        let rule = self.variant().rule(index, access);
+        let is_answered = matches!(
+            rule.action,
+            Action::Deny | Action::Kill | Action::Value(_) | Action::Ignore | Action::Register(_)
+        );
+        !is_answered || self.opens(rule)
     }
 
     /// Whether accesses that KVM is to handle come to user space, to be seen or because this is an
@@ -263,6 +273,47 @@ impl Responder {
 /// Registers that no processor has: those of KVM's interface for guests (Linux, `kvm_para.h`). Only WRMSR
 /// changes them, and what they do only a WRMSR turns on. Hyper-V's are not so: its calls go by some.
 const MADE_UP: [RangeInclusive<u32>; 2] = [0x11..=0x12, 0x4b56_4d00..=0x4b56_4dff];
+
+/// Registers that only a WRMSR or the VMM changes, in a guest that runs no guests (SDM volume 4; APM volume 2,
+/// appendix A). Not in it are registers that time, counting, a fault, a branch, XRSTORS, SWAPGS, RSM, INIT or a
+/// write of another register changes, such as `IA32_TSC_ADJUST`, which a write of the TSC moves.
+const WRITTEN_ONLY: [RangeInclusive<u32>; 25] = [
+    // IA32_FEATURE_CONTROL, IA32_SPEC_CTRL, the microcode's revision, MSR_PLATFORM_INFO.
+    0x3a..=0x3a,
+    0x48..=0x48,
+    0x8b..=0x8b,
+    0xce..=0xce,
+    // IA32_ARCH_CAPABILITIES, IA32_TSX_CTRL, MSR_MISC_FEATURES_ENABLES.
+    0x10a..=0x10a,
+    0x122..=0x122,
+    0x140..=0x140,
+    // IA32_SYSENTER_CS, ESP, EIP.
+    0x174..=0x176,
+    // IA32_MCG_CAP, IA32_MCG_CTL.
+    0x179..=0x179,
+    0x17b..=0x17b,
+    // IA32_MISC_ENABLE.
+    0x1a0..=0x1a0,
+    // MTRRs, and IA32_PAT among them.
+    0x200..=0x20f,
+    0x250..=0x250,
+    0x258..=0x259,
+    0x268..=0x26f,
+    0x277..=0x277,
+    0x2ff..=0x2ff,
+    // IA32_PERF_CAPABILITIES, the capabilities of VMX.
+    0x345..=0x345,
+    0x480..=0x491,
+    // STAR, LSTAR, CSTAR, FMASK; IA32_TSC_AUX.
+    0xc000_0081..=0xc000_0084,
+    0xc000_0103..=0xc000_0103,
+    // MSR_K7_HWCR, VM_HSAVE_PA, MSR_AMD64_DE_CFG.
+    0xc001_0015..=0xc001_0015,
+    0xc001_0117..=0xc001_0117,
+    0xc001_1029..=0xc001_1029,
+    // KVM's own.
+    0x4b56_4d00..=0x4b56_4dff,
+];
 
 /// Adds `msrs` with those of `opened`, which are in it and in order, cut out and allowed.
 fn split(

@@ -4,6 +4,7 @@ use msrgate_filter::{Access, MsrIndex};
 use msrgate_policy::answer::Deed;
 
 use super::machine::{LSTAR, Machine, STAR, Saw, TestGuest, policy, program};
+use super::model::{self, ModelVm};
 use crate::gate::events::{EventOptions, Rip, Values};
 use crate::gate::{CpuidEntry, Gate, GateError, GateOptions, StateError};
 use crate::measure::guest::Op::{Read, Write};
@@ -278,6 +279,68 @@ fn what_has_to_be_migrated_and_called() {
     let stricter = policy("default = 'deny'", "");
     machine.gate.replace(stricter).unwrap();
     assert_eq!(machine.gate.migration_list(&listed), listed);
+}
+
+/// Of a guest that cannot write them, registers that only a write changes need not be moved; a value that is
+/// captured is there again after it was restored.
+#[test]
+fn tight_list_leaves_out_what_only_the_vmm_has_set() {
+    let entries = format!("{KEEPS}\nIA32_STAR = 'rw'\nIA32_FMASK = 'r'");
+    let Some(mut machine) = Machine::new(policy("default = 'deny'", &entries), 1) else {
+        return;
+    };
+    let msrs = |list: &[u32]| list.iter().copied().map(MsrIndex::new).collect::<Vec<_>>();
+    // The TSC runs, SWAPGS exchanges, and STAR and LSTAR the guest may write, once at least.
+    let kept = msrs(&[0x10, 0xc000_0081, 0xc000_0082, 0xc000_0102]);
+    let listed = [&kept[..], &msrs(&[0x174, 0x277, 0xc000_0084, 0x4b56_4d01])].concat();
+    assert_eq!(machine.gate.tight_migration_list(&listed), kept);
+    let vcpu = machine.first();
+    vcpu.run(&[Write(STAR, 0x55), Write(LSTAR, 0x1000)]);
+    let list = [STAR, LSTAR, SPARE];
+    let values = vcpu
+        .msrs
+        .capture_registers(vcpu.guest.vcpu_mut(), &list)
+        .unwrap();
+    assert_eq!(values, [(STAR, 0x55), (LSTAR, 0x1000)]);
+    vcpu.run(&[Write(STAR, 0x66)]);
+    vcpu.msrs
+        .restore_registers(vcpu.guest.vcpu_mut(), &values)
+        .unwrap();
+    assert_eq!(
+        vcpu.run(&[Read(STAR), Write(LSTAR, 0x2000)]),
+        [Saw::Value(0x55), Saw::Fault]
+    );
+    let refused = vcpu
+        .msrs
+        .restore_registers(vcpu.guest.vcpu_mut(), &[(STAR, 0x77), (SPARE, 1)]);
+    assert_eq!(
+        refused,
+        Err(StateError::Register {
+            index: SPARE,
+            value: 1
+        })
+    );
+    // What the guest could write under the program before may be there still.
+    let stricter = policy("default = 'deny'", "");
+    machine.gate.replace(stricter).unwrap();
+    assert_eq!(machine.gate.tight_migration_list(&listed), listed);
+}
+
+/// Nested exits load registers of the guest, and an audit refuses no write.
+#[test]
+fn tight_list_is_whole_where_guests_nest_and_in_an_audit() {
+    let listed = [0x174, 0x277, 0xc000_0084].map(MsrIndex::new);
+    let list = |settings: &str, change: fn(&mut CpuidEntry)| {
+        let gate = Gate::new(policy(settings, ""), &HostCaps::on_paper()).unwrap();
+        gate.install_in(Box::new(ModelVm::that_nests())).unwrap();
+        let mut cpuid = crate::gate::CpuidLeaves::leaves(&model::cpuid());
+        change(&mut cpuid[1]);
+        gate.vcpu(0, &cpuid).map(drop).unwrap();
+        gate.tight_migration_list(&listed)
+    };
+    assert_eq!(list("default = 'deny'", |_| {}), []);
+    assert_eq!(list("default = 'deny'", |leaf| leaf.ecx |= 1 << 5), listed);
+    assert_eq!(list("default = 'deny'\nmode = 'audit'", |_| {}), listed);
 }
 
 /// Somebody else's filter in the VM: the guest does not hang, and the VMM is told.
