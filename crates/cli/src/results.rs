@@ -5,12 +5,12 @@ use std::io::{self, Write};
 use std::os::fd::AsFd as _;
 
 use anstream::AutoStream;
-use msrgate_policy::{is_shown, shown};
+use msrgate_policy::{is_seen, shown};
 
 /// Standard output. What cannot be written is noted once and goes nowhere from then on, so that each
 /// command comes to its answer whoever listens; [`Self::finish`] says what became of it.
 ///
-/// Text leaves it line by line, as people may see it: characters that are not [shown](is_shown) are
+/// Text leaves it line by line, as people may see it: characters that a person does not [see](is_seen) are
 /// replaced, but for line feeds, tabs and the styles of msrgate's own.
 pub(crate) struct Results {
     /// Not [`io::Stdout`], which takes a descriptor that nobody can write to for a written one.
@@ -87,7 +87,7 @@ pub(crate) fn talk(text: &str) {
 
 /// The text as it may be shown, with the styles in it.
 pub(crate) fn styled(text: &str) -> String {
-    if text.chars().all(|c| c == '\n' || is_shown(c)) {
+    if is_seen(text) {
         return text.to_owned();
     }
     let mut rest = text;

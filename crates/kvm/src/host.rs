@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use msrgate_filter::{Capability, Revision};
+use msrgate_program::one_line;
 
 use crate::errno::CallErrno;
 
@@ -129,12 +130,12 @@ pub enum HostError {
 impl fmt::Display for HostError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Absent { device } => write!(f, "there is no {}", device.display()),
-            Self::NoDriver { device } => write!(f, "{} has no driver behind it", device.display()),
+            Self::Absent { device } => write!(f, "there is no {}", name(device)),
+            Self::NoDriver { device } => write!(f, "{} has no driver behind it", name(device)),
             Self::NotPermitted { device } => {
-                write!(f, "no permission to open {}", device.display())
+                write!(f, "no permission to open {}", name(device))
             }
-            Self::NotKvm { device } => write!(f, "{} is not a KVM device", device.display()),
+            Self::NotKvm { device } => write!(f, "{} is not a KVM device", name(device)),
             Self::ApiVersion { version } => {
                 write!(f, "KVM speaks version {version} of its interface, not 12")
             }
@@ -143,14 +144,19 @@ impl fmt::Display for HostError {
                 "this KVM lacks {missing}, which came with Linux {}",
                 missing.since()
             ),
-            Self::Busy { device } => write!(f, "{} is busy", device.display()),
+            Self::Busy { device } => write!(f, "{} is busy", name(device)),
             Self::Open { device, reason } => {
-                write!(f, "cannot open {}: {reason}", device.display())
+                write!(f, "cannot open {}: {}", name(device), one_line(reason))
             }
             Self::CreateVm { errno } => write!(f, "KVM makes no VM: {errno}"),
             Self::Lists { errno } => write!(f, "KVM does not say what it offers a guest: {errno}"),
         }
     }
+}
+
+/// A path as a message may have it.
+fn name(path: &Path) -> String {
+    one_line(&path.display().to_string())
 }
 
 impl Error for HostError {}

@@ -21,6 +21,7 @@ use std::fmt;
 use msrgate_filter::{
     Access, Because, ExitReason, Filter, MsrIndex, ReasonMask, Revision, Verdict,
 };
+use msrgate_program::one_line;
 
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
@@ -124,7 +125,7 @@ pub struct Deviation {
 
 impl fmt::Display for Deviation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.statement, self.seen)
+        write!(f, "{}: {}", self.statement, one_line(&self.seen))
     }
 }
 

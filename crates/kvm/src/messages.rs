@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use msrgate_filter::{Access, MsrIndex, Revision};
 use msrgate_policy::answer::{ResponderError, RestoreError};
-use msrgate_policy::{CompileError, Cpu, PackError};
+use msrgate_policy::{CompileError, Cpu, PackError, is_seen};
 
 use crate::errno::{CallErrno, RawErrno};
 use crate::exit::{RawReason, RawReasons};
@@ -13,7 +13,7 @@ use crate::gate::{AnswerError, GateError, StateError, VcpuError, VcpuId};
 use crate::measure::{GuestError, MeasureError, StepAt};
 use crate::{HostError, InstallError, Requirement};
 
-use msrgate_testing::messages::messages;
+use msrgate_testing::messages::{HOSTILE, messages, messages_with_text};
 
 fn errno() -> CallErrno {
     RawErrno::new(libc::EINVAL).into()
@@ -193,4 +193,39 @@ fn why_a_gate_does_not_answer() {
         ]
         .concat()
     );
+}
+
+#[test]
+fn hostile_text_is_shown_in_one_line() {
+    let device = || HOSTILE.into();
+    let hosts = [
+        HostError::Absent { device: device() },
+        HostError::NoDriver { device: device() },
+        HostError::NotPermitted { device: device() },
+        HostError::NotKvm { device: device() },
+        HostError::Busy { device: device() },
+        HostError::Open {
+            device: device(),
+            reason: HOSTILE.to_owned(),
+        },
+    ];
+    let guest = GuestError::Left {
+        step: StepAt::new(3, None),
+        exit: HOSTILE.to_owned(),
+    };
+    let restore = StateError::Restore(RestoreError::Device(HOSTILE.into()));
+    let cpu = Cpu {
+        vendor: HOSTILE.into(),
+        family: 6,
+        model: 1,
+        stepping: 1,
+    };
+    let gate = GateError::Responder(ResponderError::NoVariant(cpu));
+    let mut texts = messages_with_text(include_str!("host.rs"), "HostError", &hosts);
+    let of_guests = include_str!("measure/guest/run.rs");
+    texts.extend(messages_with_text(of_guests, "GuestError", &[guest]));
+    texts.extend([restore.to_string(), gate.to_string()]);
+    for text in texts {
+        assert!(is_seen(&text) && !text.contains('\n'), "{text:?}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use msrgate_program::{Cpu, CpuPart, Program, Variant};
+use msrgate_program::{Cpu, CpuPart, Program, Variant, one_line};
 
 use crate::mistake::Wrong;
 use crate::parse::one_of;
@@ -31,7 +31,7 @@ pub struct CpuError(String);
 
 impl fmt::Display for CpuError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&one_line(&self.0))
     }
 }
 

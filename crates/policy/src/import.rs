@@ -154,8 +154,8 @@ impl fmt::Display for ImportError {
             Self::Json(message) => {
                 write!(f, "not the JSON it should be: {}", one_line(message))
             }
-            Self::Value { place, why } => write!(f, "{place}: {why}"),
-            Self::Bytes(why) => f.write_str(why),
+            Self::Value { place, why } => { write!(f, "{}: {}", one_line(place), one_line(why)) },
+            Self::Bytes(why) => f.write_str(&one_line(why)),
             Self::Filter(error) => fmt::Display::fmt(error, f),
             Self::TooManyEntries(entries) => write!(
                 f,

@@ -9,6 +9,7 @@ use crate::policy::At;
 use crate::selector::SelectorError;
 use crate::source::{Place, Source};
 use msrgate_filter::{Access, Accesses, MsrIndex};
+use msrgate_program::{one_line, shown};
 
 use report::Report;
 
@@ -40,15 +41,15 @@ impl Label {
     }
 }
 
-/// What is wrong. The fields named `key`, `text` and `word` quote the policy.
+/// What is wrong. The fields named `key`, `text` and `word` quote the policy; messages have them as [`one_line`].
 #[derive(Clone, Debug, Error, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Wrong {
     /// The text is not TOML.
-    #[error("not TOML: {0}")]
+    #[error("not TOML: {}", one_line(.0))]
     Syntax(String),
     /// A character that no editor shows, as it is.
-    #[error("{character} stands in the text, where nobody sees it")]
+    #[error("{character} stands in the text, where nobody sees it", character = one_line(character))]
     Hidden {
         /// The character, such as `U+202E`.
         character: String,
@@ -56,7 +57,7 @@ pub enum Wrong {
         help: String,
     },
     /// A key stands twice in one table.
-    #[error("not TOML: `{key}` stands {}", twice(*.line, *.first))]
+    #[error("not TOML: `{key}` stands {}", twice(*.line, *.first), key = one_line(key))]
     DuplicateKey {
         /// The key.
         key: String,
@@ -110,7 +111,7 @@ pub enum Wrong {
         help: &'static str,
     },
     /// A key that means nothing here.
-    #[error("unknown key `{key}`")]
+    #[error("unknown key `{key}`", key = one_line(key))]
     UnknownKey {
         /// The key.
         key: String,
@@ -118,7 +119,7 @@ pub enum Wrong {
         help: String,
     },
     /// A value of the wrong type.
-    #[error("`{key}` is {found}, and should be {wanted}")]
+    #[error("`{key}` is {found}, and should be {wanted}", key = one_line(key))]
     WrongType {
         /// The key.
         key: String,
@@ -128,7 +129,7 @@ pub enum Wrong {
         wanted: &'static str,
     },
     /// A word that is none of those that may stand here.
-    #[error("`{word}` is not a word for `{key}`")]
+    #[error("`{word}` is not a word for `{key}`", word = one_line(word), key = one_line(key))]
     UnknownWord {
         /// The word.
         word: String,
@@ -138,7 +139,7 @@ pub enum Wrong {
         help: String,
     },
     /// A number that is none, or too large.
-    #[error("`{text}` is no number of {bits} bits for `{key}`")]
+    #[error("`{text}` is no number of {bits} bits for `{key}`", text = one_line(text), key = one_line(key))]
     BadNumber {
         /// What stands there.
         text: String,
@@ -148,7 +149,7 @@ pub enum Wrong {
         bits: u32,
     },
     /// A range of families, models or steppings that is none, or ends before it begins.
-    #[error("`{text}` is no range of numbers for `{key}`")]
+    #[error("`{text}` is no range of numbers for `{key}`", text = one_line(text), key = one_line(key))]
     BadRange {
         /// What stands there.
         text: String,
@@ -172,7 +173,7 @@ pub enum Wrong {
         help: String,
     },
     /// A vendor that no processor names: it has not twelve bytes, or is a known one misspelt.
-    #[error("no processor's vendor is `{name}`: CPUID leaf 0 spells it in twelve characters")]
+    #[error("no processor's vendor is `{name}`: CPUID leaf 0 spells it in twelve characters", name = one_line(name))]
     NoVendor {
         /// The name.
         name: String,
@@ -180,13 +181,13 @@ pub enum Wrong {
         help: String,
     },
     /// A language version this program does not know.
-    #[error("policy language {0} is not known")]
+    #[error("policy language {} is not known", one_line(.0))]
     UnknownVersion(String),
     /// A key of `[msrs]` that means no MSRs.
     #[error("{0}")]
     Msrs(SelectorError),
     /// An entry speaks of x2APIC registers, which no filter reaches (S3.1).
-    #[error("`{text}` speaks of x2APIC registers, which KVM never filters (S3.1)")]
+    #[error("`{text}` speaks of x2APIC registers, which KVM never filters (S3.1)", text = one_line(text))]
     NamesX2apic {
         /// The key.
         text: String,
@@ -194,10 +195,10 @@ pub enum Wrong {
         help: String,
     },
     /// MSR 0xffffffff is to have another action than the default (S3.5).
-    #[error("`{0}` gives MSR 0xffffffff its own action, and only `default` reaches it (S3.5)")]
+    #[error("`{}` gives MSR 0xffffffff its own action, and only `default` reaches it (S3.5)", one_line(.0))]
     NamesTheLastMsr(String),
     /// A table entry that leaves out a direction.
-    #[error("`{key}` does not say what happens to a {access}")]
+    #[error("`{key}` does not say what happens to a {access}", key = one_line(key))]
     MissingDirection {
         /// The entry's key.
         key: String,
@@ -205,7 +206,7 @@ pub enum Wrong {
         access: Access,
     },
     /// Two keys of an entry that both say what happens.
-    #[error("`{key}` has `{one}` and `{other}`, which both say what happens")]
+    #[error("`{key}` has `{one}` and `{other}`, which both say what happens", key = one_line(key), one = one_line(one), other = one_line(other))]
     SaidTwice {
         /// The entry's key.
         key: String,
@@ -223,7 +224,7 @@ pub enum Wrong {
         access: Access,
     },
     /// A device that an entry names and the policy does not set up.
-    #[error("`{key}` names the device `{device}`, which is not set up")]
+    #[error("`{key}` names the device `{device}`, which is not set up", key = one_line(key), device = one_line(device))]
     DeviceNotSetUp {
         /// The entry's key.
         key: String,
@@ -231,7 +232,7 @@ pub enum Wrong {
         device: String,
     },
     /// A device at an MSR that is none of its own.
-    #[error("the device `{device}` has no register at `{key}`")]
+    #[error("the device `{device}` has no register at `{key}`", key = one_line(key), device = one_line(device))]
     DeviceElsewhere {
         /// The entry's key.
         key: String,
@@ -241,7 +242,7 @@ pub enum Wrong {
         help: &'static str,
     },
     /// An action that carries accesses to the real register, where that is not sound.
-    #[error("`{word}` needs the write of {msr} to be forwarded, which is not known to be sound")]
+    #[error("`{word}` needs the write of {msr} to be forwarded, which is not known to be sound", msr = one_line(msr))]
     NotForwardable {
         /// The action's word.
         word: &'static str,
@@ -250,8 +251,7 @@ pub enum Wrong {
     },
     /// All accesses of an MSR are to be logged, where that is not sound.
     #[error(
-        "`log = \"all\"` needs the {access} of {msr} to be forwarded, which is not known to be sound"
-    )]
+        "`log = \"all\"` needs the {access} of {msr} to be forwarded, which is not known to be sound", msr = one_line(msr))]
     NotLoggable {
         /// The direction.
         access: Access,
@@ -264,7 +264,7 @@ pub enum Wrong {
     )]
     UnknownNeedsAllow,
     /// A gap that nobody knows of.
-    #[error("no gap in enforcement is called `{name}`")]
+    #[error("no gap in enforcement is called `{name}`", name = one_line(name))]
     UnknownGap {
         /// The name.
         name: String,
@@ -272,7 +272,7 @@ pub enum Wrong {
         help: String,
     },
     /// Two entries that overlap in part, or are equal, and disagree.
-    #[error("`{first}` and `{second}` {how}, and disagree on {accesses}", accesses = both_or(*accesses))]
+    #[error("`{first}` and `{second}` {how}, and disagree on {accesses}", accesses = both_or(*accesses), first = one_line(first), second = one_line(second), how = one_line(how))]
     Conflict {
         /// The key that comes first.
         first: String,
@@ -286,7 +286,7 @@ pub enum Wrong {
         help: &'static str,
     },
     /// Something looser than a `final` entry.
-    #[error("`{key}` loosens the {access} of {index}{}, and `{fixed}` is final", decided_by(decides.as_deref()))]
+    #[error("`{key}` loosens the {access} of {index}{}, and `{fixed}` is final", decided_by(decides.as_deref()), key = one_line(key), fixed = one_line(fixed))]
     Loosened {
         /// The key of the entry that is looser, or that took the final entry's place.
         key: String,
@@ -302,7 +302,7 @@ pub enum Wrong {
         help: String,
     },
     /// A policy in audit over an included final entry.
-    #[error("`mode = \"audit\"` lifts what `{fixed}` of {file} refuses, and `{fixed}` is final")]
+    #[error("`mode = \"audit\"` lifts what `{fixed}` of {file} refuses, and `{fixed}` is final", fixed = one_line(fixed), file = one_line(file))]
     LiftedByAudit {
         /// The final entry's key.
         fixed: String,
@@ -310,10 +310,10 @@ pub enum Wrong {
         file: String,
     },
     /// An `override` with nothing to take the place of.
-    #[error("`{0}` overrides nothing: no include speaks of exactly these MSRs")]
+    #[error("`{}` overrides nothing: no include speaks of exactly these MSRs", one_line(.0))]
     OverridesNothing(String),
     /// An included text that cannot be had.
-    #[error("cannot include `{path}`: {why}")]
+    #[error("cannot include `{path}`: {why}", path = one_line(path), why = one_line(why))]
     Unreadable {
         /// The path as written.
         path: String,
@@ -321,7 +321,7 @@ pub enum Wrong {
         why: String,
     },
     /// A text that includes itself, through others or not.
-    #[error("`{path}` includes itself: {way}")]
+    #[error("`{path}` includes itself: {way}", path = one_line(path), way = one_line(way))]
     Cycle {
         /// The path as written.
         path: String,
@@ -349,8 +349,9 @@ impl Wrong {
             | Self::NoVendor { help, .. }
             | Self::NoProcessor { help, .. }
             | Self::UnknownGap { help, .. }
-            | Self::Loosened { help, .. } => return Some(help.clone()),
+            | Self::Loosened { help, .. } => return Some(shown(help)),
             Self::LiftedByAudit { file, .. } => {
+                let file = one_line(file);
                 return Some(format!(
                     "delete the mode, or have {file} say `mode = \"audit\"`, too: only its own file puts a final entry in audit"
                 ));
@@ -361,7 +362,7 @@ impl Wrong {
                 ));
             }
             Self::DeviceNotSetUp { device, .. } => {
-                return Some(format!("add a table `[device.{device}]`"));
+                return Some(format!("add a table `[device.{}]`", one_line(device)));
             }
             Self::MissingKey { help, .. }
             | Self::DeviceElsewhere { help, .. }
@@ -454,7 +455,7 @@ fn until(line: Option<u32>) -> String {
 /// The part of a sentence that names what decides an access.
 fn decided_by(decides: Option<&str>) -> String {
     decides.map_or_else(String::new, |decides| {
-        format!(", which `{decides}` decides now")
+        format!(", which `{}` decides now", one_line(decides))
     })
 }
 

@@ -10,7 +10,7 @@ mod value;
 mod when;
 pub(crate) mod words;
 
-use msrgate_program::is_shown;
+use msrgate_program::{TextReader, is_shown};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -142,9 +142,10 @@ impl<'i> Reader<'i> {
     /// Complains of characters that a reviewer does not see. TOML itself forbids the controls of ASCII.
     fn hidden(&mut self, source: &Source) {
         const MOST: usize = 20;
+        let mut reader = TextReader::default();
         let is_hidden = |&(at, c): &(usize, char)| {
             let is_mark_of_utf8 = at == 0 && c == '\u{feff}';
-            !c.is_ascii() && !is_shown(c) && !is_mark_of_utf8
+            !reader.sees(c) && !c.is_ascii() && !is_mark_of_utf8
         };
         for (at, c) in source.text().char_indices().filter(is_hidden).take(MOST) {
             let number = u32::from(c);
@@ -152,9 +153,16 @@ impl<'i> Reader<'i> {
                 ..='\u{ffff}' => format!("\\u{number:04x}"),
                 _ => format!("\\U{number:08x}"),
             };
+            let why = if is_shown(c) {
+                "a letter may have four such marks; "
+            } else {
+                ""
+            };
             let wrong = Wrong::Hidden {
                 character: format!("U+{number:04X}"),
-                help: format!("delete it; a string in double quotes may have it as `{escape}`"),
+                help: format!(
+                    "delete it; {why}a string in double quotes may have it as `{escape}`"
+                ),
             };
             self.wrong(self.at((at..at + c.len_utf8()).into()), wrong);
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use msrgate_filter::MsrIndex;
-use msrgate_program::{MsrRange, MsrSet};
+use msrgate_program::{MsrRange, MsrSet, one_line};
 
 use crate::registers::{self, Named, Register};
 use crate::source::quoted;
@@ -49,14 +49,19 @@ pub enum SelectorError {
 impl fmt::Display for SelectorError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownName { name, .. } => write!(f, "no MSR is called `{name}`"),
-            Self::UnknownGroup(name) => write!(f, "no group is called `{name}`"),
+            Self::UnknownName { name, .. } => write!(f, "no MSR is called `{}`", one_line(name)),
+            Self::UnknownGroup(name) => write!(f, "no group is called `{}`", one_line(name)),
             Self::AmbiguousName { name, candidates } => {
-                write!(f, "`{name}` is {}", candidates.join(" or "))
+                let candidates = one_line(&candidates.join(" or "));
+                write!(f, "`{}` is {candidates}", one_line(name))
             }
-            Self::BadIndex { text, why, .. } => write!(f, "`{text}` is no MSR index: {why}"),
+            Self::BadIndex { text, why, .. } => {
+                write!(f, "`{}` is no MSR index: {why}", one_line(text))
+            }
             Self::OpenRange { .. } => f.write_str("a range includes its last MSR"),
-            Self::BackwardRange(text) => write!(f, "the range `{text}` ends before it begins"),
+            Self::BackwardRange(text) => {
+                write!(f, "the range `{}` ends before it begins", one_line(text))
+            }
         }
     }
 }
@@ -91,7 +96,7 @@ impl SelectorError {
             }
             | Self::OpenRange {
                 instead: Some(instead),
-            } => format!("write `{instead}`"),
+            } => format!("write `{}`", one_line(instead)),
             Self::BackwardRange(_) => "write the lower index first".to_owned(),
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use miette::{NamedSource, SourceSpan};
+pub(crate) use msrgate_program::quoted;
 use msrgate_program::{one_line, shown};
 
 /// A policy's text under the name that messages give it.
@@ -100,17 +101,6 @@ pub(crate) fn small(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// Text as a message may quote it: as [`one_line`], and of no more than 80 characters.
-pub(crate) fn quoted(text: &str) -> String {
-    const MOST: usize = 80;
-    let mut quoted = one_line(text);
-    if let Some((end, _)) = quoted.char_indices().nth(MOST) {
-        quoted.truncate(end);
-        quoted.push('…');
-    }
-    quoted
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,12 +118,5 @@ mod tests {
         assert_eq!(place(5), (3, 1));
         assert_eq!(place(6), (3, 2));
         assert_eq!(place(99), (3, 2));
-    }
-
-    #[test]
-    fn quoted_text_has_80_characters_at_most() {
-        assert_eq!(quoted("a\nb"), "a b");
-        assert_eq!(quoted(&"é".repeat(81)), format!("{}…", "é".repeat(80)));
-        assert_eq!(quoted(&"é".repeat(80)), "é".repeat(80));
     }
 }

@@ -5,13 +5,15 @@ use std::fs;
 use std::path::Path;
 
 use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, Segment, UserAddress};
-use msrgate_filter::{BitmapError, FilterError, ReasonMask, Revision, SetCall, SetError};
+use msrgate_filter::{
+    Access, Accesses, BitmapError, FilterError, MsrIndex, ReasonMask, Revision, SetCall, SetError,
+};
 use msrgate_policy::import::{Format, ImportError, import};
 use msrgate_policy::{
-    IncludeError, Includes, SelectorError, Source, Wrong, parse, parse_cpu, parse_msrs,
+    IncludeError, Includes, SelectorError, Source, Wrong, is_seen, parse, parse_cpu, parse_msrs,
 };
 
-use msrgate_testing::messages::messages;
+use msrgate_testing::messages::{HOSTILE, messages, messages_with_text};
 
 /// What a text includes, by name. What is not there cannot be read.
 struct Texts(BTreeMap<&'static str, &'static str>);
@@ -305,4 +307,175 @@ fn what_cannot_be_set() {
         ]
         .concat()
     );
+}
+
+/// Errors are public: whoever makes one may put any text into it.
+#[test]
+fn hostile_text_is_shown_in_every_mistake() {
+    let text = || HOSTILE.to_owned();
+    let wrongs = [
+        Wrong::Syntax(text()),
+        Wrong::Hidden {
+            character: text(),
+            help: text(),
+        },
+        Wrong::DuplicateKey {
+            key: text(),
+            line: 1,
+            first: None,
+        },
+        Wrong::UnknownKey {
+            key: text(),
+            help: text(),
+        },
+        Wrong::WrongType {
+            key: text(),
+            found: "",
+            wanted: "",
+        },
+        Wrong::UnknownWord {
+            word: text(),
+            key: text(),
+            help: text(),
+        },
+        Wrong::BadNumber {
+            text: text(),
+            key: text(),
+            bits: 1,
+        },
+        Wrong::BadRange {
+            text: text(),
+            key: text(),
+        },
+        Wrong::NoProcessor {
+            number: 1,
+            key: "",
+            help: text(),
+        },
+        Wrong::NoVendor {
+            name: text(),
+            help: text(),
+        },
+        Wrong::UnknownVersion(text()),
+        Wrong::NamesX2apic {
+            text: text(),
+            help: text(),
+        },
+        Wrong::NamesTheLastMsr(text()),
+        Wrong::MissingDirection {
+            key: text(),
+            access: Access::Read,
+        },
+        Wrong::SaidTwice {
+            key: text(),
+            one: text(),
+            other: text(),
+        },
+        Wrong::DeviceNotSetUp {
+            key: text(),
+            device: text(),
+        },
+        Wrong::DeviceElsewhere {
+            key: text(),
+            device: text(),
+            help: "",
+        },
+        Wrong::NotForwardable {
+            word: "",
+            msr: text(),
+        },
+        Wrong::NotLoggable {
+            access: Access::Read,
+            msr: text(),
+        },
+        Wrong::UnknownGap {
+            name: text(),
+            help: text(),
+        },
+        Wrong::Conflict {
+            first: text(),
+            second: text(),
+            how: text(),
+            accesses: Accesses::Both,
+            help: "",
+        },
+        Wrong::Loosened {
+            key: text(),
+            fixed: text(),
+            index: MsrIndex::MIN,
+            access: Access::Read,
+            decides: Some(text()),
+            help: text(),
+        },
+        Wrong::LiftedByAudit {
+            fixed: text(),
+            file: text(),
+        },
+        Wrong::OverridesNothing(text()),
+        Wrong::Unreadable {
+            path: text(),
+            why: text(),
+        },
+        Wrong::Cycle {
+            path: text(),
+            way: text(),
+        },
+    ];
+    let texts = messages_with_text(include_str!("../src/mistake.rs"), "Wrong", &wrongs);
+    let helps = wrongs.iter().filter_map(Wrong::help);
+    for text in texts.into_iter().chain(helps) {
+        assert!(is_seen(&text.replace('\t', " ")), "{text:?}");
+    }
+}
+
+#[test]
+fn hostile_text_is_shown_in_every_other_error() {
+    let text = || HOSTILE.to_owned();
+    let selectors = [
+        SelectorError::UnknownName {
+            name: text(),
+            near: Vec::new(),
+        },
+        SelectorError::UnknownGroup(text()),
+        SelectorError::AmbiguousName {
+            name: text(),
+            candidates: vec![text()],
+        },
+        SelectorError::BadIndex {
+            text: text(),
+            why: "",
+            instead: Some(text()),
+        },
+        SelectorError::OpenRange {
+            instead: Some(text()),
+        },
+        SelectorError::BackwardRange(text()),
+    ];
+    let imports = [
+        ImportError::Json(text()),
+        ImportError::Value {
+            place: text(),
+            why: text(),
+        },
+        ImportError::Bytes(text()),
+    ];
+    let of_selectors = include_str!("../src/selector.rs");
+    let of_imports = include_str!("../src/import.rs");
+    let mut texts = messages_with_text(of_selectors, "SelectorError", &selectors);
+    texts.extend(selectors.iter().map(SelectorError::help));
+    texts.extend(messages_with_text(of_imports, "ImportError", &imports));
+    texts.push(IncludeError::new(HOSTILE).to_string());
+    for processor in [
+        HOSTILE,
+        &format!("{HOSTILE}:6:1"),
+        &format!("GenuineIntel:{HOSTILE}:1"),
+    ] {
+        texts.push(parse_cpu(processor).unwrap_err().to_string());
+    }
+    let log = format!("kvm: ignored rdmsr: 0x1c9 {HOSTILE}\n{HOSTILE}\n");
+    let imported = import(log.as_bytes(), Some(Format::MsrSafe)).unwrap();
+    texts.extend(imported.unsaid.iter().map(ToString::to_string));
+    for text in texts {
+        assert!(is_seen(&text) && !text.contains('\n'), "{text:?}");
+    }
 }

@@ -5,6 +5,8 @@ use core::fmt;
 
 use msrgate_filter::{Access, Verdict};
 
+use crate::shown::one_line;
+
 /// What is to happen to an access.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
@@ -190,11 +192,14 @@ impl Action {
     }
 }
 
-/// As a policy writes it on the right of `read =` or `write =`.
+/// As a policy writes it on the right of `read =` or `write =`, with the name of a handler as [`one_line`].
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Handler(name) => write!(f, "{{ handler = {name:?} }}"),
+            Self::Handler(name) => {
+                let name = one_line(name).replace('\\', "\\\\").replace('"', "\\\"");
+                write!(f, "{{ handler = \"{name}\" }}")
+            }
             Self::Device(device) => write!(f, "{{ device = \"{device}\" }}"),
             Self::Register(register) => {
                 write!(

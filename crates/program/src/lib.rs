@@ -46,4 +46,4 @@ pub use program::{Program, ProgramError, ProgramSettings, ResolvedVariant, Varia
 pub use range_map::{RangeMap, RangeMapBuilder};
 pub use rules::{Outcome, Rule, Rules, RulesBuilder};
 pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
-pub use shown::{is_shown, one_line, shown, shown_json};
+pub use shown::{TextReader, is_seen, is_shown, one_line, quoted, shown, shown_json};

@@ -1,18 +1,32 @@
 //! Text of others, as a person may be shown it.
 //!
 //! A policy's author, a trace or a file's name must not move the cursor of a terminal, turn the direction
-//! of writing, or hide what a reviewer should see. [`is_shown`] says which characters are safe; all that
-//! msrgate writes goes by it.
+//! of writing, or hide what a reviewer should see. [`is_shown`] says which characters are safe, and
+//! [`TextReader`] how many marks may be heaped on one; all that msrgate writes goes by it.
+
+mod marks;
 
 use alloc::borrow::Cow;
 use alloc::string::String;
 use core::fmt::Write as _;
 
-/// Returns true if a person sees this character as it is: false for controls, for what turns the direction of
-/// writing, for separators of lines, and for what has no width, the tag characters among them.
+use marks::MARKS;
+
+/// Returns true if a person sees this character as it is, and not as a blank.
 ///
-/// A line feed and a tab are controls, too: whoever prints text of several lines keeps them.
-/// Combining characters and the variation selectors of emoji are shown.
+/// False for these, by the data of Unicode 16.0:
+/// - the general categories Cc, Cf, Co, Zl and Zp: controls, what turns the direction of writing, private use,
+///   separators of lines;
+/// - the properties `Default_Ignorable_Code_Point` and `Noncharacter_Code_Point`: variation selectors, fillers,
+///   joiners, tags;
+/// - vowels and final consonants of conjoining Hangul (`Hangul_Syllable_Type` V and T), which many terminals draw
+///   without a width; Korean is written in whole syllables;
+/// - hieroglyph format controls (the block), and four blanks that are no spaces: Hangul and Khitan fillers, the
+///   braille blank, the musical null notehead;
+/// - all planes from the fourth on, which have no other characters.
+///
+/// A line feed and a tab are controls, too: whoever prints text of several lines keeps them. Spaces of all kinds
+/// are shown, and so is one combining mark; [`TextReader`] counts those that stand on one character.
 ///
 /// # Examples
 /// ```
@@ -28,44 +42,112 @@ pub const fn is_shown(c: char) -> bool {
         // C0, DEL and C1.
         '\0'..='\u{1f}'
             | '\u{7f}'..='\u{9f}'
-            // Marks of the direction of writing, isolates and overrides; U+2028 and U+2029.
+            // Marks of the direction of writing, isolates and overrides; joiners; U+2028 and U+2029.
             | '\u{61c}'
-            | '\u{200e}'..='\u{200f}'
+            | '\u{200b}'..='\u{200f}'
             | '\u{2028}'..='\u{202e}'
-            | '\u{2066}'..='\u{206f}'
-            // No width: soft hyphen, joiners, fillers, invisible operators, the byte order mark.
+            | '\u{2060}'..='\u{206f}'
+            // The rest of Cf: the soft hyphen, signs that enclose numbers, shorthand and musical controls.
             | '\u{ad}'
-            | '\u{34f}'
-            | '\u{115f}'..='\u{1160}'
-            | '\u{17b4}'..='\u{17b5}'
-            | '\u{180b}'..='\u{180f}'
-            | '\u{200b}'..='\u{200d}'
-            | '\u{2060}'..='\u{2065}'
-            | '\u{3164}'
+            | '\u{600}'..='\u{605}'
+            | '\u{6dd}'
+            | '\u{70f}'
+            | '\u{890}'..='\u{891}'
+            | '\u{8e2}'
             | '\u{feff}'
-            | '\u{ffa0}'
             | '\u{fff0}'..='\u{fffb}'
+            | '\u{110bd}'
+            | '\u{110cd}'
+            | '\u{13430}'..='\u{1345f}'
             | '\u{1bca0}'..='\u{1bca3}'
             | '\u{1d173}'..='\u{1d17a}'
-            // Tags, and the variation selectors that carry hidden bytes.
-            | '\u{e0000}'..='\u{e0fff}'
+            // The grapheme joiner, inherent vowels of Khmer, selectors of Mongolian, variation selectors.
+            | '\u{34f}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{fe00}'..='\u{fe0f}'
+            // Fillers and parts of Hangul; other blanks.
+            | '\u{115f}'..='\u{11ff}'
+            | '\u{3164}'
+            | '\u{d7b0}'..='\u{d7c6}'
+            | '\u{d7cb}'..='\u{d7fb}'
+            | '\u{ffa0}'
+            | '\u{2800}'
+            | '\u{16fe4}'
+            | '\u{1d159}'
+            // Private use, and what is no character.
+            | '\u{e000}'..='\u{f8ff}'
+            | '\u{fdd0}'..='\u{fdef}'
+            | '\u{fffe}'..='\u{ffff}'
+            | '\u{1fffe}'..='\u{1ffff}'
+            | '\u{2fffe}'..='\u{2ffff}'
+            | '\u{3fffe}'..='\u{3ffff}'
+            // Tags and more variation selectors, planes of private use, planes without characters.
+            | '\u{40000}'..
     )
 }
 
-/// Text of several lines, with another character in the place of each that is not [shown](is_shown). Each
-/// keeps its length in bytes, so that a span of the text is one of the result. Line feeds and tabs stay;
+/// The combining marks that may stand on one character, as UTS #39 proposes. Marks have no width: a hundred of them
+/// cover the lines above and below.
+const MOST_MARKS: usize = 4;
+
+/// A reader of a text, who is given one character after the other.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TextReader {
+    /// The marks since the last character that is no mark.
+    marks: usize,
+}
+
+impl TextReader {
+    /// Returns true if a person sees the next character as it is: it [is shown](is_shown), and is at most the
+    /// fourth combining mark (general categories Mn and Me) on one character.
+    ///
+    /// # Examples
+    /// ```
+    /// use msrgate_program::TextReader;
+    ///
+    /// let mut reader = TextReader::default();
+    /// let seen = "e\u{301}\u{301}\u{301}\u{301}\u{301}e".chars().map(|c| reader.sees(c));
+    /// assert!(seen.eq([true, true, true, true, true, false, true]));
+    /// ```
+    pub fn sees(&mut self, c: char) -> bool {
+        if c.is_ascii() || !is_mark(c) {
+            self.marks = 0;
+            return is_shown(c);
+        }
+        self.marks = self.marks.saturating_add(1);
+        is_shown(c) && self.marks <= MOST_MARKS
+    }
+}
+
+fn is_mark(c: char) -> bool {
+    let after = MARKS.partition_point(|&(first, _)| first <= c);
+    after > 0 && c <= MARKS[after - 1].1
+}
+
+/// Text of several lines, with another character in the place of each that a [reader](TextReader) does not see.
+/// Each keeps its length in bytes, so that a span of the text is one of the result. Line feeds and tabs stay;
 /// the return before a line feed becomes a space.
 #[must_use]
 pub fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
+    let mut reader = TextReader::default();
     for c in text.replace("\r\n", " \n").chars() {
+        let is_seen = reader.sees(c);
         match c {
             '\n' | '\t' => shown.push(c),
-            _ if is_shown(c) => shown.push(c),
+            _ if is_seen => shown.push(c),
             _ => shown.push_str(instead(c)),
         }
     }
     shown
+}
+
+/// Returns true if a [reader](TextReader) of these lines sees each of their characters as it is.
+#[must_use]
+pub fn is_seen(lines: &str) -> bool {
+    let mut reader = TextReader::default();
+    lines.chars().all(|c| reader.sees(c) || c == '\n')
 }
 
 /// Returns a visible text of the length that `c` has in UTF-8.
@@ -84,17 +166,29 @@ pub fn one_line(text: &str) -> String {
     shown(text).replace(['\n', '\t'], " ")
 }
 
-/// The same JSON, with `\u` escapes for the characters that are not [shown](is_shown). All of these stand
-/// within strings, but for line feeds, which stay.
+/// Text as a message may quote it: as [`one_line`], and of no more than 80 characters.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    const MOST: usize = 80;
+    let mut quoted = one_line(text);
+    if let Some((end, _)) = quoted.char_indices().nth(MOST) {
+        quoted.truncate(end);
+        quoted.push('…');
+    }
+    quoted
+}
+
+/// The same JSON, with `\u` escapes for the characters that a [reader](TextReader) does not see. All of these
+/// stand within strings, but for line feeds, which stay.
 #[must_use]
 pub fn shown_json(json: &str) -> Cow<'_, str> {
-    let is_kept = |c: char| c == '\n' || is_shown(c);
-    if json.chars().all(is_kept) {
+    if is_seen(json) {
         return json.into();
     }
+    let mut reader = TextReader::default();
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {
-        if is_kept(c) {
+        if reader.sees(c) || c == '\n' {
             escaped.push(c);
             continue;
         }
@@ -109,48 +203,37 @@ pub fn shown_json(json: &str) -> Cow<'_, str> {
 mod tests {
     use super::*;
 
-    /// One of each kind, with its number of bytes.
-    const HIDDEN: [char; 24] = [
-        '\u{1b}',
-        '\r',
-        '\u{7f}',
-        '\u{85}',
-        '\u{9b}',
-        '\u{ad}',
-        '\u{61c}',
-        '\u{200b}',
-        '\u{200d}',
-        '\u{200f}',
-        '\u{2028}',
-        '\u{2029}',
-        '\u{202a}',
-        '\u{202e}',
-        '\u{2060}',
-        '\u{2066}',
-        '\u{2069}',
-        '\u{3164}',
-        '\u{feff}',
-        '\u{fff9}',
-        '\u{1d173}',
-        '\u{e0001}',
-        '\u{e0041}',
-        '\u{e01ef}',
-    ];
-
     #[test]
     fn hidden_characters_are_replaced_at_their_length() {
-        for c in HIDDEN {
-            assert!(!is_shown(c), "{c:?}");
+        for c in ('\0'..=char::MAX).filter(|&c| !is_shown(c) && !"\n\t".contains(c)) {
             let text = format!("a{c}b");
             let shown = shown(&text);
             assert_eq!(shown.len(), text.len(), "{c:?}");
-            assert!(shown.chars().all(is_shown), "{c:?}");
+            assert!(is_seen(&shown), "{c:?}");
         }
     }
 
     #[test]
+    fn fifth_mark_on_a_character_is_replaced() {
+        let heap = |mark: &str, count| format!("a{}b", mark.repeat(count));
+        for mark in ["\u{301}", "\u{e47}", "\u{1abe}", "\u{1e94a}"] {
+            let four = heap(mark, 4);
+            assert_eq!(shown(&four), four, "{mark:?}");
+            let hundred = heap(mark, 100);
+            let shown = shown(&hundred);
+            assert_eq!(shown.len(), hundred.len(), "{mark:?}");
+            assert_eq!(shown.matches(mark).count(), 4, "{mark:?}");
+            assert!(is_seen(&shown), "{mark:?}");
+        }
+        assert_eq!(
+            shown_json(&heap("\u{301}", 5)),
+            format!("{}\\u0301b", &heap("\u{301}", 4)[..9])
+        );
+    }
+
+    #[test]
     fn letters_of_all_scripts_are_shown() {
-        for c in "aé ßЖ中ก\u{301}\u{fe0f}⚠😀\u{a0}\u{3000}\u{fffd}".chars() {
+        for c in "aé ßЖ中한ก\u{301}क\u{94d}⚠😀\u{a0}\u{3000}\u{fffd}".chars() {
             assert!(is_shown(c), "{c:?}");
         }
     }
@@ -163,6 +246,13 @@ mod tests {
         );
         assert_eq!(shown("a\r\nb\rc"), "a \nb?c");
         assert_eq!(one_line("a\tb\u{202e}\nc"), "a b\u{fffd} c");
+    }
+
+    #[test]
+    fn quoted_text_has_80_characters_at_most() {
+        assert_eq!(quoted("a\nb"), "a b");
+        assert_eq!(quoted(&"é".repeat(81)), format!("{}…", "é".repeat(80)));
+        assert_eq!(quoted(&"é".repeat(80)), "é".repeat(80));
     }
 
     #[test]

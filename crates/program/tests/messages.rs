@@ -3,8 +3,10 @@
 use msrgate_filter::{Access, Accesses, FilterError, MsrIndex, Verdict};
 use msrgate_policy::parse_cpu;
 use msrgate_program::answer::{ResponderError, RestoreError};
-use msrgate_program::{CompileError, Device, Digest, MsrRange, PackError, ProgramError, Window};
-use msrgate_testing::messages::messages;
+use msrgate_program::{
+    Action, CompileError, Cpu, Device, Digest, MsrRange, PackError, ProgramError, Window, is_seen,
+};
+use msrgate_testing::messages::{HOSTILE, messages, messages_with_text};
 
 #[test]
 fn rules_without_a_filter_have_a_message() {
@@ -92,4 +94,31 @@ fn programs_that_cannot_answer_have_a_message() {
         messages(of_responders, "ResponderError", &responders, |_| None)
             + &messages(of_saves, "RestoreError", &restores, |_| None)
     );
+}
+
+/// A saved state, a program and CPUID come from elsewhere.
+#[test]
+fn hostile_text_is_shown_in_one_line() {
+    let cpu = Cpu {
+        vendor: HOSTILE.into(),
+        family: 6,
+        model: 1,
+        stepping: 1,
+    };
+    let of_saves = include_str!("../src/answer/save.rs");
+    let restore = RestoreError::Device(HOSTILE.into());
+    let mut texts = messages_with_text(of_saves, "RestoreError", &[restore]);
+    texts.push(Action::Handler(HOSTILE.into()).to_string());
+    texts.push(ResponderError::NoVariant(cpu).to_string());
+    for text in texts {
+        assert!(is_seen(&text) && !text.contains('\n'), "{text:?}");
+    }
+    let long = RestoreError::Device("x".repeat(1 << 20).into());
+    assert!(long.to_string().len() < 200);
+}
+
+#[test]
+fn quotes_in_a_handler_name_are_escaped() {
+    let action = Action::Handler("a\"b\\c".into());
+    assert_eq!(action.to_string(), r#"{ handler = "a\"b\\c" }"#);
 }

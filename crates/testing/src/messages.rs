@@ -3,6 +3,9 @@
 
 use std::fmt::{Debug, Display};
 
+/// Text with one character of each kind that a terminal obeys or nobody sees, and with five marks on a letter.
+pub const HOSTILE: &str = "a\u{1b}[2J\r\u{9b}2J\u{202e}\u{200b}\u{fe01}\u{13430}\u{1160}\u{e0041}\n\te\u{301}\u{301}\u{301}\u{301}\u{301}";
+
 /// The variants of the enum of this name, in their order.
 fn variants<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
     let head = format!("enum {name} {{\n");
@@ -15,6 +18,49 @@ fn variants<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
             .then_some(&line[..end])
     };
     body.lines().filter_map(one).collect()
+}
+
+/// The variants of the enum of this name that have text of their own.
+fn variants_with_text<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
+    let names = variants(source, name);
+    let (_, body) = source
+        .split_once(&format!("enum {name} {{\n"))
+        .expect("the enum");
+    let mut found = Vec::new();
+    let mut current = None;
+    for line in body.lines().take_while(|line| *line != "}") {
+        let begun = |name: &&&str| {
+            let rest = line
+                .strip_prefix("    ")
+                .and_then(|line| line.strip_prefix(**name));
+            rest.is_some_and(|rest| rest.starts_with([' ', '(', ',']))
+        };
+        current = names.iter().find(begun).or(current);
+        let is_text = ["String", "<str>", "PathBuf"]
+            .iter()
+            .any(|text| line.contains(text));
+        if is_text && !line.trim_start().starts_with("//") {
+            found.extend(current.copied());
+        }
+    }
+    found.dedup();
+    found
+}
+
+/// The messages of these errors, which hold hostile text in each variant that has text of its own.
+///
+/// # Panics
+/// The source has no such enum, or a variant with text has no example.
+pub fn messages_with_text<E: Debug + Display>(
+    source: &str,
+    name: &str,
+    examples: &[E],
+) -> Vec<String> {
+    for wanted in variants_with_text(source, name) {
+        let is_there = examples.iter().any(|one| variant(one) == wanted);
+        assert!(is_there, "no example of {name}::{wanted}");
+    }
+    examples.iter().map(ToString::to_string).collect()
 }
 
 /// The variant that a value is, by how it is debugged.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use msrgate_program::{Action, MsrRange, MsrSet};
+use msrgate_program::{Action, MsrRange, MsrSet, one_line};
 
 use crate::policy::Log;
 
@@ -50,8 +50,8 @@ pub struct Unsaid {
 impl fmt::Display for Unsaid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
-            Some(line) => write!(f, "line {line}: {}", self.what),
-            None => f.write_str(&self.what),
+            Some(line) => write!(f, "line {line}: {}", one_line(&self.what)),
+            None => f.write_str(&one_line(&self.what)),
         }
     }
 }

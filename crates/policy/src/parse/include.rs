@@ -9,6 +9,7 @@ use crate::mistake::Wrong;
 use crate::policy::{At, SourceId};
 use crate::source::Source;
 use crate::source::quoted;
+use msrgate_program::one_line;
 
 /// Where included texts come from. Parsing itself opens no file.
 pub trait Includes {
@@ -34,7 +35,7 @@ impl IncludeError {
 
 impl fmt::Display for IncludeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&one_line(&self.0))
     }
 }
 

@@ -198,6 +198,14 @@ fn a_hidden_character_is_refused_wherever_it_stands() {
         '\u{202e}',
         '\u{2028}',
         '\u{feff}',
+        '\u{fe01}',
+        '\u{fe0f}',
+        '\u{1160}',
+        '\u{2800}',
+        '\u{e000}',
+        '\u{fdd0}',
+        '\u{13430}',
+        '\u{16fe4}',
         '\u{e0041}',
     ] {
         for text in [
@@ -219,6 +227,24 @@ fn a_hidden_character_is_refused_wherever_it_stands() {
             assert!(crate::format(&source).is_err(), "{text:?}");
         }
     }
+}
+
+#[test]
+fn fifth_mark_on_a_letter_is_refused() {
+    let text = |marks| {
+        format!(
+            "# e{}\npolicy = 1\ndefault = 'deny'\n",
+            "\u{301}".repeat(marks)
+        )
+    };
+    sound(&text(4));
+    let source = Source::new("policy.toml", &text(5));
+    let mistakes = parse(&source, &mut NoIncludes).expect_err("five");
+    let [mistake] = mistakes.mistakes() else {
+        panic!("{mistakes:?}");
+    };
+    let help = "delete it; a letter may have four such marks; a string in double quotes may have it as `\\u0301`";
+    assert_eq!(mistake.wrong().help().as_deref(), Some(help));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use core::fmt;
 use msrgate_filter::MsrIndex;
 
 use super::{Responder, VcpuState};
+use crate::shown::quoted;
 
 const MAGIC: [u8; 8] = *b"msrgvcpu";
 const VERSION: u16 = 1;
@@ -66,7 +67,8 @@ impl fmt::Display for RestoreError {
             }
             Self::Device(name) => write!(
                 f,
-                "the saved state has a device `{name}`, and it cannot be restored here"
+                "the saved state has a device `{}`, and it cannot be restored here",
+                quoted(name)
             ),
         }
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::one_line;
 
 use super::machine::{Guest, RawExit, Stop};
 use super::slot::{Op, Operands, Report};
@@ -114,7 +115,9 @@ impl fmt::Display for GuestError {
             Self::Host(error) => error.fmt(f),
             Self::Install(error) => error.fmt(f),
             Self::Call { name, errno } => write!(f, "{name}: {errno}"),
-            Self::Left { step, exit } => write!(f, "the guest left at {step} with {exit}"),
+            Self::Left { step, exit } => {
+                write!(f, "the guest left at {step} with {}", one_line(exit))
+            }
             Self::Twice { step } => write!(f, "the guest left twice at {step}"),
             Self::Registers {
                 step,

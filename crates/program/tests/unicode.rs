@@ -1,0 +1,63 @@
+//! The characters that are shown, and the combining marks, compared with the data of Unicode.
+
+use msrgate_program::{TextReader, is_shown};
+use regex_syntax::hir::{Class, HirKind};
+
+/// The characters of a class of a regular expression, as ascending ranges.
+fn ranges(class: &str) -> Vec<(char, char)> {
+    let hir = regex_syntax::parse(class).expect("a class");
+    let HirKind::Class(Class::Unicode(class)) = hir.kind() else {
+        panic!("{hir:?}");
+    };
+    let ranges = class.ranges().iter();
+    ranges.map(|range| (range.start(), range.end())).collect()
+}
+
+/// The characters of which this is true, as ascending ranges.
+fn ranges_of(mut is_in: impl FnMut(char) -> bool) -> Vec<(char, char)> {
+    let mut ranges: Vec<(char, char)> = Vec::new();
+    let mut before = None;
+    for c in '\0'..=char::MAX {
+        match ranges.last_mut() {
+            _ if !is_in(c) => {}
+            Some((_, last)) if Some(*last) == before => *last = c,
+            _ => ranges.push((c, c)),
+        }
+        before = Some(c);
+    }
+    ranges
+}
+
+#[test]
+fn hidden_characters_are_those_of_unicode() {
+    let hidden = r"[
+        \p{Cc}\p{Cf}\p{Co}\p{Zl}\p{Zp}
+        \p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}
+        [[\p{gcb=V}\p{gcb=T}]&&\p{Hangul}]
+        \x{13430}-\x{1345f}
+        \x{2800}\x{3164}\x{ffa0}\x{16fe4}\x{1d159}
+        \x{40000}-\x{10ffff}
+    ]";
+    assert_eq!(
+        ranges_of(|c| !is_shown(c)),
+        ranges(&format!("(?x){hidden}"))
+    );
+}
+
+/// The planes that are refused as a whole have none but hidden characters.
+#[test]
+fn refused_planes_have_no_letters() {
+    let hidden = r"[[\p{Cn}\p{Co}\p{Default_Ignorable_Code_Point}]&&[\x{40000}-\x{10ffff}]]";
+    assert_eq!(ranges(hidden), [('\u{40000}', char::MAX)]);
+}
+
+#[test]
+fn counted_marks_are_those_of_unicode() {
+    let is_counted = |c: char| {
+        let mut reader = TextReader::default();
+        [c; 5].map(|c| reader.sees(c)).ends_with(&[true, false])
+    };
+    let shown: Vec<_> = ranges(r"[\p{Mn}\p{Me}]");
+    let shown = ranges_of(|c| is_shown(c) && shown.iter().any(|&(a, b)| a <= c && c <= b));
+    assert_eq!(ranges_of(is_counted), shown);
+}
