@@ -178,7 +178,7 @@ fn output_to_an_open_file_is_written_where_its_owner_has_come_to() {
         // A file without a name.
         (
             "exec 3<> log; mv log old; rm old; COMPILE /dev/fd/3; cat /proc/self/fd/3 > log",
-            format!("{json}"),
+            json.clone(),
         ),
     ] {
         let log = folder.path().join("log");

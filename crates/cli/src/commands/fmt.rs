@@ -89,9 +89,10 @@ fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport,
     let is_text = args.format.format == Format::Text;
     let input = Input::read(policy)?;
     let source = input.source()?;
-    let to_write = match args.write {
-        true => Some(file_to_write(policy, &input)?),
-        false => None,
+    let to_write = if args.write {
+        Some(file_to_write(policy, &input)?)
+    } else {
+        None
     };
     let mut report = FileReport::of(source.name());
     let text = match format(&source) {
