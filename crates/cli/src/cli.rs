@@ -148,7 +148,8 @@ pub(crate) struct CompileArgs {
     /// What to write
     #[arg(long, value_name = "FORMAT", default_value = "program")]
     pub(crate) format: Output,
-    /// The file to write, whole or not at all; without it, standard output
+    /// The file to write, whole or not at all; without it, standard output. What is no file, or open already,
+    /// such as /dev/stdout, is written to
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     /// Write the filter even though it does not do all that the policy says
@@ -254,7 +255,8 @@ pub(crate) struct FmtArgs {
     /// Files; one that is printed may be `-`, or the name of a shipped policy
     #[arg(required = true, value_name = "POLICY")]
     pub(crate) policies: Vec<PathBuf>,
-    /// Write the files in place, each whole or not at all; what would not change is left alone
+    /// Write the files in place, each whole or not at all; what would not change is left alone. A file that was
+    /// changed meanwhile is an error, and so is one that cannot be read or written; the others are written
     #[arg(long, conflicts_with = "check")]
     pub(crate) write: bool,
     /// Write nothing; name the files that would change, and exit with 1 if there are any

@@ -11,6 +11,8 @@ use msrgate_policy::{Mistakes, one_line, shown};
 pub(crate) enum Answer {
     Yes,
     No,
+    /// It was carried out in part: the results say what of it was not, and why.
+    Incomplete,
 }
 
 /// A command that was not carried out.

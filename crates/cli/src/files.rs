@@ -5,13 +5,13 @@
 //! leads to nothing else. Texts that do not say `policy = 1` are never quoted: the parser sees to it.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use msrgate_policy::{IncludeError, Includes, MAX_BYTES, Source};
+use msrgate_policy::{IncludeError, Includes, MAX_BYTES, Source, is_policy};
 
 use crate::shipped::{SHIPPED, Shipped, shipped};
 
@@ -26,13 +26,44 @@ pub(crate) struct FileId {
 
 impl FileId {
     /// The opened file that `path`, without links, led to.
-    pub(crate) fn of(file: &File, path: &Path) -> io::Result<Self> {
-        let metadata = file.metadata()?;
-        Ok(Self {
+    fn of(metadata: &Metadata, path: &Path) -> Self {
+        Self {
             device: metadata.dev(),
             inode: metadata.ino(),
             folder: path.parent().unwrap_or(path).to_owned(),
-        })
+        }
+    }
+}
+
+/// A regular file that was opened, as it was before anything was read from it.
+#[derive(Clone, Debug)]
+pub(crate) struct Opened {
+    /// Its path without links.
+    pub(crate) path: PathBuf,
+    pub(crate) metadata: Metadata,
+}
+
+impl Opened {
+    /// Returns the file that `argument` led to, or `None` for a pipe and the like, and for a file that has no name
+    /// any more.
+    fn of(argument: &Path, file: &File) -> Option<Self> {
+        let metadata = file.metadata().ok().filter(Metadata::is_file)?;
+        let path = argument.canonicalize().ok()?;
+        // A link may lead elsewhere by now.
+        let there = fs::symlink_metadata(&path).ok()?;
+        let is_same = (there.dev(), there.ino()) == (metadata.dev(), metadata.ino());
+        is_same.then_some(Self { path, metadata })
+    }
+
+    /// Returns true if `now` is of the same file, and nobody has written to it since.
+    pub(crate) fn is_unchanged(&self, now: &Metadata) -> bool {
+        let of = |one: &Metadata| {
+            let modified = (one.mtime(), one.mtime_nsec());
+            // Whoever sets the time of modification back cannot set this one.
+            let changed = (one.ctime(), one.ctime_nsec());
+            (one.dev(), one.ino(), one.len(), modified, changed)
+        };
+        of(&self.metadata) == of(now)
     }
 }
 
@@ -42,31 +73,29 @@ pub(crate) enum Place {
     StandardInput,
     Shipped(Shipped),
     File {
-        /// The folder as it was typed.
+        /// The folder from which its includes are looked up: that of the real file, behind all links.
         folder: PathBuf,
-        /// Its path without links, unless it is a pipe or the like.
-        real: Option<(PathBuf, FileId)>,
+        /// `None` for a pipe and the like.
+        opened: Option<Opened>,
     },
 }
 
 impl Place {
     /// Returns the place of an argument's file, which is open.
     pub(crate) fn of_file(argument: &Path, file: &File) -> Self {
-        let folder = argument.parent().unwrap_or(Path::new("")).to_owned();
-        let real = argument.canonicalize().ok();
-        let real = real.and_then(|real| Some((FileId::of(file, &real).ok()?, real)));
-        let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
-        let real = real.filter(|_| is_regular).map(|(id, real)| (real, id));
-        Self::File { folder, real }
+        let opened = Opened::of(argument, file);
+        let path = opened.as_ref().map_or(argument, |opened| &opened.path);
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        Self::File { folder, opened }
     }
 
     /// Returns the bytes that identify the text that was read from here.
     pub(crate) fn identity(&self) -> Vec<u8> {
         match self {
             Self::File {
-                real: Some((real, _)),
+                opened: Some(opened),
                 ..
-            } => real.as_os_str().as_bytes().to_vec(),
+            } => opened.path.as_os_str().as_bytes().to_vec(),
             // No path without links begins so.
             Self::File { .. } => b"an opened file".to_vec(),
             Self::StandardInput => b"standard input".to_vec(),
@@ -97,13 +126,14 @@ impl Files {
             folders: HashMap::new(),
             left: MAX_BYTES.saturating_sub(source.text().len()),
         };
-        if let Place::File { folder, real } = place {
+        if let Place::File { folder, opened } = place {
             files
                 .folders
                 .insert(source.identity().into(), folder.clone());
-            if let Some((path, id)) = real {
+            if let Some(Opened { path, metadata }) = opened {
                 files.by_path.insert(path.clone(), source.clone());
-                files.by_id.insert(id.clone(), source.clone());
+                let id = FileId::of(metadata, path);
+                files.by_id.insert(id, source.clone());
             }
         }
         files
@@ -144,7 +174,9 @@ impl Includes for Files {
         let file = folder.map_or_else(|| path.into(), |folder| folder.join(path));
         // A shipped policy means its like, whatever lies in the folder where the command is run.
         let is_shipped = |one: &Shipped| one.source().identity() == from.identity();
-        if (!file.exists() || SHIPPED.iter().any(is_shipped))
+        // A link that leads nowhere is there, and does not mean a shipped policy.
+        let is_there = fs::symlink_metadata(&file).is_ok();
+        if (!is_there || SHIPPED.iter().any(is_shipped))
             && let Some(shipped) = shipped(path)
         {
             return Ok(shipped.source());
@@ -176,11 +208,11 @@ fn open(path: &Path) -> io::Result<(File, FileId)> {
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY)
         .open(path)?;
-    if !file.metadata()?.is_file() {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    let id = FileId::of(&file, path)?;
-    Ok((file, id))
+    Ok((file, FileId::of(&metadata, path)))
 }
 
 /// Reads at most `most` bytes of text.
@@ -208,10 +240,16 @@ pub(crate) fn read_bytes(from: impl io::Read, most: usize) -> Result<Vec<u8>, St
     Ok(bytes)
 }
 
-/// Bytes as a policy's text, or why they are none.
+/// Bytes as a policy's text, or why they are none. Of what is no policy that tells nothing.
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
-        format!("not UTF-8 text (byte {at}); a policy is a TOML file")
+        let before = std::str::from_utf8(&bytes[..at]).unwrap_or_default();
+        if is_policy(before) {
+            format!("not UTF-8 text (byte {at}); a policy is a TOML file")
+        } else {
+            "this is not taken for a policy: it does not say `policy = 1`, and is not UTF-8 text"
+                .to_owned()
+        }
     })
 }

@@ -10,6 +10,7 @@ use msrgate_policy::{
     Window, compile, one_line, parse,
 };
 
+use crate::descriptors::{STDIN, duplicate};
 use crate::failure::Failure;
 use crate::files::{Files, Place, read_bytes, text};
 use crate::output;
@@ -29,7 +30,7 @@ impl Input {
     pub(crate) fn read(argument: &Path) -> Result<Self, Failure> {
         if is_standard_input(argument) {
             let name = "standard input".to_owned();
-            let bytes = read_bytes(io::stdin().lock(), MAX_BYTES);
+            let bytes = read_bytes(standard_input()?, MAX_BYTES);
             return Self::of(name, bytes, Place::StandardInput);
         }
         let name = argument.display().to_string();
@@ -39,7 +40,10 @@ impl Input {
                 Self::of(name, read_bytes(file, MAX_BYTES), place)
             }
             Err(error) => match argument.to_str().and_then(shipped) {
-                Some(shipped) if error.kind() == io::ErrorKind::NotFound => {
+                // A link that leads nowhere is there, and does not mean a shipped policy.
+                Some(shipped)
+                    if error.kind() == io::ErrorKind::NotFound && !argument.is_symlink() =>
+                {
                     let source = shipped.source();
                     let bytes = Ok(source.text().into());
                     Self::of(source.name().to_owned(), bytes, Place::Shipped(shipped))
@@ -86,6 +90,17 @@ impl Input {
 /// Reads, parses and packs a policy.
 pub(crate) fn compiled(policy: &Path) -> Result<Compiled, Failure> {
     Input::read(policy)?.compiled()
+}
+
+/// Opens standard input.
+///
+/// # Errors
+/// msrgate was started without.
+pub(crate) fn standard_input() -> Result<File, Failure> {
+    duplicate(STDIN).map_err(|error| Failure::Input {
+        what: "standard input".to_owned(),
+        why: format!("is not open: {error}"),
+    })
 }
 
 /// Returns true if an argument means standard input.

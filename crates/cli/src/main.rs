@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod descriptors;
 mod failure;
 mod files;
 mod load;
@@ -16,9 +17,12 @@ mod whole;
 use std::env;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser as _;
 use msrgate_policy::{one_line, shown};
+use signal_hook::consts::SIGXFSZ;
+use signal_hook::flag;
 
 use crate::cli::{Cli, Command, Format};
 use crate::failure::{Answer, Failure};
@@ -35,6 +39,8 @@ const EXIT_TROUBLE: u8 = 2;
 const EXIT_HOST: u8 = 3;
 
 fn main() -> ExitCode {
+    // A file that may not grow is an error of writing, like a full disk, and does not end the command.
+    let _ = flag::register(SIGXFSZ, Arc::default());
     let (code, written) = match Cli::try_parse() {
         Ok(cli) => {
             cli.color.write_global();
@@ -59,6 +65,7 @@ fn run(command: &Command, out: &mut Results) -> u8 {
     match commands::run(command, out) {
         Ok(Answer::Yes) => EXIT_YES,
         Ok(Answer::No) => EXIT_NO,
+        Ok(Answer::Incomplete) => EXIT_TROUBLE,
         Err(failure) => {
             if command.format() == Format::Json {
                 // What becomes of it, `out` knows.

@@ -27,15 +27,16 @@ pub(crate) struct Unanswered {
     mistakes: Vec<Remark>,
 }
 
+/// Why something was not done.
 #[derive(Serialize)]
-struct Error {
+pub(crate) struct Error {
     /// `mistakes`, `refused`, `host`, `input`, `usage` or `output`.
     kind: &'static str,
     message: String,
 }
 
-impl Unanswered {
-    pub(crate) fn because(failure: &Failure) -> Self {
+impl Error {
+    pub(crate) fn of(failure: &Failure) -> Self {
         let (kind, message) = match failure {
             Failure::Mistakes(mistakes) => ("mistakes", mistakes.to_string()),
             Failure::Refused(text) => ("refused", text.clone()),
@@ -44,6 +45,12 @@ impl Unanswered {
             Failure::Usage(text) => ("usage", text.clone()),
             Failure::Output(error) => ("output", error.to_string()),
         };
+        Self { kind, message }
+    }
+}
+
+impl Unanswered {
+    pub(crate) fn because(failure: &Failure) -> Self {
         let mistakes = match failure {
             Failure::Mistakes(mistakes) => remarks(mistakes),
             _ => Vec::new(),
@@ -51,7 +58,7 @@ impl Unanswered {
         Self {
             schema: SCHEMA,
             ok: false,
-            error: Error { kind, message },
+            error: Error::of(failure),
             mistakes,
         }
     }

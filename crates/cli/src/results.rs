@@ -2,10 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd as _;
 
 use anstream::AutoStream;
 use msrgate_policy::{is_seen, shown};
+
+use crate::descriptors;
 
 /// Standard output. What cannot be written is noted once and goes nowhere from then on, so that each
 /// command comes to its answer whoever listens; [`Self::finish`] says what became of it.
@@ -14,7 +15,7 @@ use msrgate_policy::{is_seen, shown};
 /// replaced, but for line feeds, tabs and the styles of msrgate's own.
 pub(crate) struct Results {
     /// Not [`io::Stdout`], which takes a descriptor that nobody can write to for a written one.
-    stream: Option<AutoStream<File>>,
+    stream: io::Result<AutoStream<File>>,
     /// The text after the last line feed.
     line: Vec<u8>,
     trouble: Option<io::Error>,
@@ -22,21 +23,17 @@ pub(crate) struct Results {
 
 impl Results {
     pub(crate) fn new() -> Self {
-        let (stream, trouble) = match io::stdout().as_fd().try_clone_to_owned() {
-            Ok(descriptor) => (Some(AutoStream::auto(File::from(descriptor))), None),
-            Err(error) => (None, Some(error)),
-        };
         Self {
-            stream,
+            stream: descriptors::duplicate(descriptors::STDOUT).map(AutoStream::auto),
             line: Vec::new(),
-            trouble,
+            trouble: None,
         }
     }
 
     /// Writes what is no text, as it is.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.write_lines();
-        self.note(|stream| stream.as_inner().write_all(bytes));
+        self.note(bytes, |stream, bytes| stream.as_inner().write_all(bytes));
     }
 
     /// Writes what is left.
@@ -51,13 +48,25 @@ impl Results {
     fn write_lines(&mut self) {
         let lines = std::mem::take(&mut self.line);
         let text = styled(&String::from_utf8_lossy(&lines));
-        self.note(|stream| stream.write_all(text.as_bytes()));
+        self.note(text.as_bytes(), Write::write_all);
     }
 
-    fn note(&mut self, write: impl FnOnce(&mut AutoStream<File>) -> io::Result<()>) {
-        if let (Some(stream), None) = (&mut self.stream, &self.trouble) {
-            self.trouble = write(stream).err();
+    /// Writes bytes, if there are any: who writes nothing needs no stream.
+    fn note(
+        &mut self,
+        bytes: &[u8],
+        write: impl FnOnce(&mut AutoStream<File>, &[u8]) -> io::Result<()>,
+    ) {
+        if self.trouble.is_some() || bytes.is_empty() {
+            return;
         }
+        self.trouble = match &mut self.stream {
+            Ok(stream) => write(stream, bytes).err(),
+            Err(error) => {
+                let code = error.raw_os_error().unwrap_or(libc::EBADF);
+                Some(io::Error::from_raw_os_error(code))
+            }
+        };
     }
 }
 

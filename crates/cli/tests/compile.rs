@@ -132,3 +132,95 @@ fn what_is_no_file_is_written_to_and_stays() {
     both.read_exact(&mut first).unwrap();
     assert_eq!(first, *b"{");
 }
+
+/// A shell that runs `msrgate compile GOOD --format json` with what follows, in this folder.
+fn in_shell(folder: &Path, script: &str) -> Output {
+    let script = script.replace("COMPILE", "\"$0\" compile \"$1\" --format json -o");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_msrgate")]);
+    shell.arg(fs::canonicalize(GOOD).unwrap());
+    shell.current_dir(folder).output().unwrap()
+}
+
+/// What is open has its place in a file, after what others have written there, and may have no name any more.
+#[test]
+fn output_to_an_open_file_is_written_where_its_owner_has_come_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = String::from_utf8(msrgate(&["compile", GOOD, "--format", "json"]).stdout).unwrap();
+    symlink("/dev/stdout", folder.path().join("link")).unwrap();
+    let both = format!("before\n{json}after\n");
+    for (script, wanted) in [
+        (
+            "{ echo before; COMPILE /dev/stdout; echo after; } >> log",
+            format!("kept\n{both}"),
+        ),
+        (
+            "{ echo before; COMPILE /dev/fd/1; echo after; } > log",
+            both.clone(),
+        ),
+        (
+            "{ echo before; COMPILE link; echo after; } >> log",
+            format!("kept\n{both}"),
+        ),
+        (
+            "exec 3>> log; COMPILE /proc/self/fd/3; echo after >&3",
+            format!("kept\n{json}after\n"),
+        ),
+        (
+            "exec 3>> log; COMPILE /proc/thread-self/fd/3",
+            format!("kept\n{json}"),
+        ),
+        // That of another process: this shell.
+        (
+            "exec 3>> log; COMPILE /proc/$$/fd/3; exit $?",
+            format!("kept\n{json}"),
+        ),
+        // A file without a name.
+        (
+            "exec 3<> log; mv log old; rm old; COMPILE /dev/fd/3; cat /proc/self/fd/3 > log",
+            json.clone(),
+        ),
+    ] {
+        let log = folder.path().join("log");
+        fs::write(&log, "kept\n").unwrap();
+        let output = in_shell(folder.path(), script);
+        assert_eq!(output.status.code(), Some(0), "{script}: {output:?}");
+        assert_eq!(fs::read_to_string(&log).unwrap(), wanted, "{script}");
+        // Nothing is left beside the log and the link.
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "{script}");
+    }
+    for script in [
+        "COMPILE /dev/stdout >&-",
+        "COMPILE /dev/fd/9",
+        "COMPILE /dev/fd/3 3< link",
+    ] {
+        let output = in_shell(folder.path(), script);
+        assert_eq!(output.status.code(), Some(2), "{script}: {output:?}");
+    }
+}
+
+/// `current -> store/1`, which is made.
+#[test]
+fn output_to_a_link_that_leads_nowhere_makes_its_target() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir(folder.join("store")).unwrap();
+    symlink("store/next", folder.join("current")).unwrap();
+    symlink("1", folder.join("store/next")).unwrap();
+    let output = in_shell(folder, "COMPILE current");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for link in ["current", "store/next"] {
+        assert!(folder.join(link).is_symlink());
+    }
+    let made = fs::read_to_string(folder.join("store/1")).unwrap();
+    assert!(made.starts_with('{'), "{made}");
+    // Where nothing can be made, the link stays.
+    for target in ["absent/1", "loop", "store/2/", "/proc/absent"] {
+        let link = folder.join("loop");
+        symlink(target, &link).unwrap();
+        let output = in_shell(folder, "COMPILE loop");
+        assert_eq!(output.status.code(), Some(2), "{target}: {output:?}");
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new(target));
+        fs::remove_file(link).unwrap();
+    }
+}

@@ -63,6 +63,71 @@ fn all_files_are_looked_at() {
     assert_eq!(fs::read_to_string(&untidy).expect("read"), TIDY);
 }
 
+/// A file that cannot be read or written does not keep the others from being written, and each is accounted for.
+#[test]
+fn file_that_is_missing_leaves_the_others_written_and_listed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [a, missing, wrong, b] =
+        ["a.toml", "missing.toml", "wrong.toml", "b.toml"].map(|name| folder.path().join(name));
+    fs::write(&wrong, "policy = 2\n").expect("written");
+    for format in ["json", "text"] {
+        fs::write(&a, UNTIDY).expect("written");
+        fs::write(&b, UNTIDY).expect("written");
+        let names = [&a, &missing, &wrong].map(|one| one.to_string_lossy());
+        let output = fmt(
+            &[
+                "--write", "--format", format, &names[0], &names[1], &names[2],
+            ],
+            &b,
+        );
+        assert_eq!(output.status.code(), Some(2));
+        let talk = String::from_utf8_lossy(&output.stderr);
+        assert!(talk.contains("missing.toml: No such file"), "{talk}");
+        for file in [&a, &b] {
+            assert_eq!(fs::read_to_string(file).expect("read"), TIDY);
+        }
+        if format == "text" {
+            continue;
+        }
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(report["ok"], false);
+        let files = report["files"].as_array().expect("a list");
+        let of = |one: &serde_json::Value| {
+            let mistakes = one["mistakes"].as_array().map_or(0, Vec::len);
+            (
+                one["written"] == true,
+                mistakes,
+                one["error"]["kind"] == "input",
+            )
+        };
+        let wanted = [
+            (true, 0, false),
+            (false, 0, true),
+            (false, 1, false),
+            (true, 0, false),
+        ];
+        assert_eq!(files.iter().map(of).collect::<Vec<_>>(), wanted);
+    }
+}
+
+/// What is open already is no file that could be replaced: whoever has it open would keep the old one.
+#[test]
+fn open_file_and_pipe_are_not_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("a.toml");
+    fs::write(&file, UNTIDY).expect("written");
+    for name in ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0", "-"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+        command.args(["fmt", "--write", name]);
+        command.stdin(fs::File::open(&file).expect("a file"));
+        let output = command.output().expect("msrgate runs");
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        let talk = String::from_utf8_lossy(&output.stderr);
+        assert!(talk.contains("is no file that could be written"), "{talk}");
+        assert_eq!(fs::read_to_string(&file).expect("read"), UNTIDY);
+    }
+}
+
 #[test]
 fn standard_input_is_formatted_to_standard_output() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));

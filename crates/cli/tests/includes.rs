@@ -121,6 +121,66 @@ fn secret_in_place_of_the_policy_is_not_quoted() {
     }
 }
 
+/// Lengths of a secret are a part of it, and another number is the only thing that is known of it.
+#[test]
+fn nothing_but_its_number_is_told_of_a_text_in_another_language() {
+    const NONE: &str = "this is not taken for a policy";
+    let folder = folder();
+    let folder = folder.path();
+    let long = format!("hunter2 = '{}'\n", "x".repeat(5000));
+    let utf_16: Vec<u8> = "policy = 1\nhunter2\n"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let many = format!("hunter2{}", ",".repeat(5_000_001));
+    for (secret, wanted) in [
+        (
+            b"policy = 7\nhunter2 = 'a'\nhunter2\n".to_vec(),
+            "policy language 7 is not known",
+        ),
+        (
+            b"policy = 30\nmode = 'hunter2'\n[msrs]\nhunter2 = 1\n".to_vec(),
+            "policy language 30 is not known",
+        ),
+        (
+            format!("policy = 30\n{long}").into_bytes(),
+            "policy language 30 is not known",
+        ),
+        (long.clone().into_bytes(), NONE),
+        (utf_16, NONE),
+        (b"hunter2 = '\xe9'\n".to_vec(), NONE),
+        (b"hunter2\npolicy = 1\n\xe9".to_vec(), NONE),
+        (many.into_bytes(), NONE),
+    ] {
+        fs::write(folder.join("x.toml"), &secret).expect("a file");
+        let shown = String::from_utf8_lossy(&secret);
+        let shown = shown.chars().take(40).collect::<String>();
+        let runs = [
+            included(folder, "x.toml").0,
+            run(folder, &["check", "x.toml"]).0,
+            run(folder, &["check", "--format", "json", "x.toml"]).0,
+            run(folder, &["fmt", "x.toml"]).0,
+        ];
+        for said in runs {
+            assert!(
+                said.replace("\n  │ ", " ").contains(wanted),
+                "{shown}: {said}"
+            );
+            for part in ["hunter2", "5000", "5010", "5013", "5012", "byte"] {
+                assert!(!said.contains(part), "{shown}: {said}");
+            }
+        }
+    }
+    // A policy is told of its lines and bytes.
+    let policy = [HEAD.as_bytes(), b"name = '\xe9'\n"].concat();
+    fs::write(folder.join("x.toml"), policy).expect("a file");
+    let (said, _) = run(folder, &["check", "x.toml"]);
+    assert!(said.contains("not UTF-8 text (byte 36)"), "{said}");
+    write(folder, "x.toml", &format!("{HEAD}{long}"));
+    let (said, _) = run(folder, &["check", "x.toml"]);
+    assert!(said.contains("line 3 has 5012 bytes"), "{said}");
+}
+
 /// Nor is one waited for.
 #[test]
 fn included_pipe_device_or_folder_is_refused() {
@@ -224,6 +284,46 @@ fn hard_link_in_another_folder_has_its_own_includes() {
     let up = including(&["../two/entry.toml"]);
     write(folder, "one/p.toml", &format!("{HEAD}{up}"));
     assert_eq!(entries(folder, OsStr::new("one/p.toml")), ["0x11"]);
+}
+
+/// As an argument or included: what a policy means does not depend on the link that leads to it.
+#[test]
+fn policy_behind_a_link_includes_from_the_folder_of_the_real_file() {
+    let folder = folder();
+    let folder = folder.path();
+    for (name, msr) in [("real", "0x10"), ("link", "0x11")] {
+        fs::create_dir(folder.join(name)).expect("a folder");
+        let entry = format!("policy = 1\n[msrs]\n{msr} = \"r\"\n");
+        write(folder, &format!("{name}/entry.toml"), &entry);
+    }
+    let text = format!("{HEAD}{}", including(&["entry.toml"]));
+    write(folder, "real/p.toml", &text);
+    symlink("../real/p.toml", folder.join("link/p.toml")).expect("a link");
+    symlink("link", folder.join("way")).expect("a link");
+    write(
+        folder,
+        "by.toml",
+        &format!("{HEAD}{}", including(&["link/p.toml"])),
+    );
+    for policy in ["real/p.toml", "link/p.toml", "way/p.toml", "by.toml"] {
+        assert_eq!(entries(folder, OsStr::new(policy)), ["0x10"], "{policy}");
+    }
+    // Its name is still the one that was typed.
+    write(folder, "real/p.toml", &text.replace("entry", "absent"));
+    let (said, _) = run(folder, &["check", "link/p.toml"]);
+    assert!(said.contains("[link/p.toml:4:"), "{said}");
+}
+
+/// A file of that name comes first, also where it is a link that leads nowhere.
+#[test]
+fn link_that_leads_nowhere_does_not_mean_a_shipped_policy() {
+    let folder = folder();
+    let folder = folder.path();
+    symlink("absent", folder.join("sandbox")).expect("a link");
+    let (said, code) = run(folder, &["check", "sandbox"]);
+    assert_eq!(code, Some(2), "{said}");
+    let (said, code) = included(folder, "sandbox");
+    assert_eq!(code, Some(1), "{said}");
 }
 
 /// Names that are shown alike, since they differ in bytes that are no text.

@@ -10,8 +10,13 @@ const REFUSED: &[u8] = b"a-1 [0] 1.2: kvm_msr: msr_write 10 = 0x8\n";
 const ALLOWED: &[u8] = b"a-1 [0] 1.3: kvm_msr: msr_read c0000080 = 0x8\n";
 
 fn replay(policy: &str, trace: &str) -> Child {
+    replay_as("text", policy, trace)
+}
+
+fn replay_as(format: &str, policy: &str, trace: &str) -> Child {
     Command::new(env!("CARGO_BIN_EXE_msrgate"))
         .args(["replay", policy, trace, "--color", "never"])
+        .args(["--format", format])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -68,7 +73,28 @@ fn a_trace_of_nothing_refuses_nothing() {
 /// One Ctrl-C ends the reading, and what was read is reported.
 #[test]
 fn a_ctrl_c_ends_the_trace_and_not_the_report() {
-    let mut run = replay("tests/policies/good.toml", "-");
+    let (code, out, err) = interrupted(replay("tests/policies/good.toml", "-"));
+    assert_eq!(err, "stopped after line 2 of standard input\n");
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("of 2 accesses, 1 would be refused"), "{out}");
+}
+
+/// A program is told, too, that the answer is about a part.
+#[test]
+fn report_for_programs_says_after_which_line_a_trace_was_stopped() {
+    let stopped = |out: &str| {
+        let report: serde_json::Value = serde_json::from_str(out).expect("JSON");
+        report["stopped_after_line"].clone()
+    };
+    let run = || replay_as("json", "tests/policies/good.toml", "-");
+    let (_, out, _) = interrupted(run());
+    assert_eq!(stopped(&out), 2);
+    let (_, out, _) = said(run(), ALLOWED);
+    assert_eq!(stopped(&out), serde_json::Value::Null);
+}
+
+/// A run that gets two lines, with a Ctrl-C between them.
+fn interrupted(mut run: Child) -> (Option<i32>, String, String) {
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(REFUSED).expect("it reads");
     assert!(reads(&mut run), "it never waits for its input");
@@ -78,10 +104,7 @@ fn a_ctrl_c_ends_the_trace_and_not_the_report() {
     assert!(kill.expect("a shell").success());
     // Another line comes, and the pipe stays open: it stops all the same.
     stdin.write_all(ALLOWED).expect("it still reads");
-    let (code, out, err) = ended(run);
-    assert_eq!(err, "stopped after line 2 of standard input\n");
-    assert_eq!(code, Some(1), "{out}");
-    assert!(out.contains("of 2 accesses, 1 would be refused"), "{out}");
+    ended(run)
 }
 
 /// Whether it comes to handle the signal and to sleep: all that it waits for is its input.

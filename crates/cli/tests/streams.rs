@@ -148,13 +148,6 @@ fn the_answer_stays_whoever_takes_the_results() {
             answer,
             "{arguments:?}"
         );
-        // A closed descriptor is /dev/null by the time that main begins.
-        let closed = after("exec >&-;", arguments);
-        assert_eq!(
-            code(closed, Stdio::null(), Stdio::null()),
-            answer,
-            "{arguments:?}"
-        );
         // What cannot be kept is no result, whatever the answer.
         let wanted = if output.stdout.is_empty() {
             answer
@@ -167,6 +160,12 @@ fn the_answer_stays_whoever_takes_the_results() {
             "{arguments:?}"
         );
         assert_eq!(code(command(), full(), full()), wanted, "{arguments:?}");
+        let closed = after("exec >&-;", arguments);
+        assert_eq!(
+            code(closed, Stdio::null(), Stdio::null()),
+            wanted,
+            "{arguments:?}"
+        );
         let for_reading = File::open("/dev/null").expect("/dev/null");
         assert_eq!(
             code(command(), for_reading, Stdio::null()),
@@ -198,10 +197,32 @@ fn the_answer_stays_whoever_takes_the_talk() {
             answer,
             "{arguments:?}"
         );
-        let closed = after("exec <&- >&- 2>&-;", arguments);
+        let closed = after("exec <&- 2>&-;", arguments);
         assert_eq!(
             code(closed, Stdio::null(), Stdio::null()),
             answer,
+            "{arguments:?}"
+        );
+    }
+}
+
+/// Nothing was recorded, or nobody opened it: that no access is refused holds of the former alone.
+#[test]
+fn standard_input_that_is_not_open_is_no_empty_input() {
+    for arguments in [
+        &["replay", GOOD, "-"][..],
+        &["replay", "-", TRACE],
+        &["check", "-"],
+        &["compile", "-"],
+        &["fmt", "-"],
+        &["import", "-", "--from", "kernel-log"],
+    ] {
+        let mut command = after("exec <&-;", arguments);
+        let output = command.output().expect("the command runs");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let talk = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(
+            talk, "error: standard input: is not open: Bad file descriptor (os error 9)\n",
             "{arguments:?}"
         );
     }
@@ -216,6 +237,13 @@ fn results_that_are_lost_are_said_to_be() {
         assert_eq!(
             talk,
             "error: cannot write the results: No space left on device (os error 28)\n"
+        );
+        let mut command = after("exec >&-;", arguments);
+        let output = command.output().expect("the command runs");
+        let talk = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(
+            talk,
+            "error: cannot write the results: Bad file descriptor (os error 9)\n"
         );
     }
 }
@@ -252,7 +280,7 @@ fn a_reader_that_leaves_early_changes_no_answer() {
 #[test]
 fn a_file_that_cannot_be_written_whole_leaves_the_old_one() {
     let folder = tempfile::tempdir().expect("a folder");
-    let full_disk = "trap '' XFSZ; ulimit -f 0; exec";
+    let full_disk = "ulimit -f 0; exec";
     let file = folder.path().join("file");
     let path = file.to_str().expect("text");
     let untidy = fs::read_to_string(UNTIDY).expect("a policy");
@@ -275,4 +303,7 @@ fn a_file_that_cannot_be_written_whole_leaves_the_old_one() {
     }
     let command = msrgate(&["compile", ORG, "-o", "/dev/full"]);
     assert_eq!(code(command, Stdio::null(), Stdio::null()), 2);
+    let command = after(full_disk, &["policies", "linux-boot"]);
+    let out = File::create(&file).expect("a file");
+    assert_eq!(code(command, out, Stdio::null()), 2);
 }

@@ -52,7 +52,7 @@ pub use msrgate_program::{
     SettingChange, TextReader, Unknown, UnknownAction, Update, Variant, Window, answer, changes,
     differences, emit, forward, is_seen, is_shown, one_line, setting_changes, shown, shown_json,
 };
-pub use parse::{IncludeError, Includes, NoIncludes};
+pub use parse::{IncludeError, Includes, NoIncludes, is_policy};
 pub use points::points;
 pub use policy::{Entry, Policy, Settings, SourceId, When, WhenId};
 pub use print::print;

@@ -110,10 +110,20 @@ impl<'i> Reader<'i> {
         }
         let text = size::to_the_last_mistake(source.text());
         let (document, errors) = DeTable::parse_recoverable(text);
-        if !says_it_is_a_policy(document.get_ref(), &errors) {
-            let first = errors.first().and_then(toml::de::Error::span);
-            let line = first.map(|span| source.place(span.into()).line);
-            self.wrong_as_a_whole(Wrong::NotAPolicy { line });
+        match language(document.get_ref(), &errors) {
+            Language::Known => {}
+            Language::Unknown(version) => {
+                self.wrong_as_a_whole(Wrong::UnknownVersion(version));
+                return;
+            }
+            Language::None => {
+                let first = errors.first().and_then(toml::de::Error::span);
+                let line = first.map(|span| source.place(span.into()).line);
+                self.wrong_as_a_whole(Wrong::NotAPolicy { line });
+                return;
+            }
+        }
+        if self.has_long_lines(source) {
             return;
         }
         self.not_toml(text, &errors);
@@ -128,15 +138,25 @@ impl<'i> Reader<'i> {
         if let Err(wrong) = self.size.add(source.text()) {
             // What is beyond the limit for all texts is not looked at in any other.
             self.includes = None;
-            self.wrong_as_a_whole(wrong);
+            let is_policy = is_policy(source.text());
+            self.wrong_as_a_whole(if is_policy {
+                wrong
+            } else {
+                Wrong::NotAPolicy { line: None }
+            });
             return false;
         }
+        true
+    }
+
+    /// A line beyond its limit is a mistake of the whole text, which is then not looked at.
+    fn has_long_lines(&mut self, source: &Source) -> bool {
         let before = self.mistakes.len();
         for (line, bytes) in source.lines_over(MAX_LINE) {
             let limit = MAX_LINE;
             self.wrong_as_a_whole(Wrong::LongLine { line, bytes, limit });
         }
-        self.mistakes.len() == before
+        self.mistakes.len() != before
     }
 
     /// Complains of characters that a reviewer does not see. TOML itself forbids the controls of ASCII.
@@ -176,8 +196,8 @@ impl<'i> Reader<'i> {
         }
         for item in items {
             match item.key.text {
-                "policy" => self.version(item),
-                "include" => {}
+                // Both were looked at.
+                "policy" | "include" => {}
                 "msrs" => self.msrs(item, None),
                 "when" => self.whens(item),
                 // Where a table's head is broken, its keys seem to stand outside of it.
@@ -253,15 +273,44 @@ impl Reader<'_> {
     }
 }
 
-/// Whether a text is meant to be a policy, so that messages may quote it: before anything that is not
-/// TOML, it says `policy = ` and a number.
-fn says_it_is_a_policy(document: &DeTable<'_>, errors: &[toml::de::Error]) -> bool {
+/// The language version this program reads.
+const VERSION: &str = "1";
+
+/// The language that a text says it is in, before anything that is not TOML.
+enum Language {
+    /// `policy = 1`: it is a policy, and messages may quote it.
+    Known,
+    /// `policy = ` and another number, which is all that is known of the text.
+    Unknown(String),
+    /// The text says nothing of the kind.
+    None,
+}
+
+fn language(document: &DeTable<'_>, errors: &[toml::de::Error]) -> Language {
     let Some((_, version)) = document.get_key_value("policy") else {
-        return false;
+        return Language::None;
     };
     let end = version.span().end;
     let is_later = |error: &toml::de::Error| error.span().is_none_or(|span| span.start >= end);
-    matches!(version.get_ref(), DeValue::Integer(_)) && errors.iter().all(is_later)
+    match version.get_ref() {
+        DeValue::Integer(number) if errors.iter().all(is_later) => match number.to_string() {
+            number if number == VERSION => Language::Known,
+            number => Language::Unknown(quoted(&number)),
+        },
+        _ => Language::None,
+    }
+}
+
+/// Returns true if a text says `policy = 1` in its first 64 KiB, before anything that is not TOML. A message about
+/// any other text tells nothing of it, its length neither. However long the text is, this takes little memory.
+#[must_use]
+pub fn is_policy(text: &str) -> bool {
+    const HEAD: usize = 64 << 10;
+    let mut ends = (0..=HEAD.min(text.len())).rev();
+    let end = ends.find(|end| text.is_char_boundary(*end));
+    let head = &text[..end.unwrap_or_default()];
+    let (document, errors) = DeTable::parse_recoverable(size::to_the_last_mistake(head));
+    matches!(language(document.get_ref(), &errors), Language::Known)
 }
 
 /// A value as TOML has it, with its place.

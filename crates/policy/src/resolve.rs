@@ -50,7 +50,8 @@ impl ResolvedPolicy {
 /// [`MAX_BYTES`](crate::MAX_BYTES), [`MAX_TOKENS`](crate::MAX_TOKENS) or
 /// [`MAX_TABLES`](crate::MAX_TABLES), with a line over [`MAX_LINE`](crate::MAX_LINE), with more than
 /// [`MAX_ENTRIES`](crate::MAX_ENTRIES), or in more than [`MAX_FILES`](crate::MAX_FILES) are refused
-/// unread. Of a text that does not say `policy = 1`, or another number, nothing is quoted.
+/// unread. A text that does not say `policy = 1` has one mistake, which tells nothing of it but the number that it
+/// says instead.
 pub fn parse(
     source: &Source,
     includes: &mut dyn Includes,

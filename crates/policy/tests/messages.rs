@@ -65,8 +65,8 @@ fn mistakes_of_a_policy() {
     let examples = [
         wrongs("policy = 1\ndefault = "),
         wrongs(&format!("{head}[msrs]\nIA32_PAT = 'r'\nIA32_PAT = 'w'")),
-        wrongs(&" ".repeat(msrgate_policy::MAX_BYTES + 1)),
-        wrongs(&format!("# {}", "x".repeat(msrgate_policy::MAX_LINE))),
+        wrongs(&format!("{head}{}", " ".repeat(msrgate_policy::MAX_BYTES))),
+        wrongs(&format!("{head}# {}", "x".repeat(msrgate_policy::MAX_LINE))),
         wrongs(&format!("{head}{many}")),
         wrongs(&format!(
             "{head}x = [{}]",

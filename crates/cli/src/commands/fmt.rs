@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use crate::cli::{FmtArgs, Format};
 use crate::failure::{Answer, Failure};
-use crate::load::{Input, is_standard_input};
+use crate::files::{Opened, Place};
+use crate::load::Input;
 use crate::output::{self, SCHEMA};
-use crate::remark::{Remark, remarks};
+use crate::remark::{Error, Remark, remarks};
 use crate::whole;
 
 #[derive(Serialize)]
@@ -24,12 +25,29 @@ struct Report {
 #[derive(Serialize)]
 struct FileReport {
     file: String,
-    /// Whether its canonical form is another text; null for one with mistakes.
+    /// Whether its canonical form is another text; null for one with mistakes or an error.
     changed: Option<bool>,
+    /// Whether the canonical form has taken its place.
+    written: bool,
     /// The canonical form, where nothing was written or only asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     mistakes: Vec<Remark>,
+    /// Why nothing is known of it, or it could not be written.
+    error: Option<Error>,
+}
+
+impl FileReport {
+    fn of(file: &str) -> Self {
+        Self {
+            file: file.to_owned(),
+            changed: None,
+            written: false,
+            text: None,
+            mistakes: Vec::new(),
+            error: None,
+        }
+    }
 }
 
 pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
@@ -43,36 +61,44 @@ pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure
         ok: true,
         files: Vec::new(),
     };
+    let mut answer = Answer::Yes;
     for policy in &args.policies {
-        let file = one(args, policy, out)?;
-        report.ok &= file.mistakes.is_empty() && !(args.check && file.changed == Some(true));
+        let file = one(args, policy, out).unwrap_or_else(|failure| {
+            output::say(&failure);
+            answer = Answer::Incomplete;
+            FileReport {
+                error: Some(Error::of(&failure)),
+                ..FileReport::of(&policy.display().to_string())
+            }
+        });
+        let is_wrong = !file.mistakes.is_empty() || (args.check && file.changed == Some(true));
+        if is_wrong && answer == Answer::Yes {
+            answer = Answer::No;
+        }
         report.files.push(file);
     }
     if args.format.format == Format::Json {
+        report.ok = answer == Answer::Yes;
         output::json(out, &report)?;
     }
-    Ok(if report.ok { Answer::Yes } else { Answer::No })
+    Ok(answer)
 }
 
-/// Formats one policy. Its mistakes do not keep the others from being looked at.
+/// Formats one policy. Whatever is wrong with it does not keep the others from being looked at.
 fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport, Failure> {
     let is_text = args.format.format == Format::Text;
-    let source = Input::read(policy)?.source()?;
-    if args.write && (is_standard_input(policy) || !policy.is_file()) {
-        return Err(Failure::Usage(format!(
-            "{} is no file that could be written; leave out --write",
-            one_line(source.name())
-        )));
-    }
+    let input = Input::read(policy)?;
+    let source = input.source()?;
+    let to_write = if args.write {
+        Some(file_to_write(policy, &input)?)
+    } else {
+        None
+    };
+    let mut report = FileReport::of(source.name());
     let text = match format(&source) {
         Ok(text) => text,
         Err(mistakes) => {
-            let report = FileReport {
-                file: source.name().to_owned(),
-                changed: None,
-                text: None,
-                mistakes: remarks(&mistakes),
-            };
+            report.mistakes = remarks(&mistakes);
             if is_text {
                 output::say(&Failure::Mistakes(mistakes));
             }
@@ -80,8 +106,10 @@ fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport,
         }
     };
     let is_changed = text != source.text();
-    if args.write && is_changed {
-        whole::write(policy, text.as_bytes())?;
+    report.changed = Some(is_changed);
+    if let (Some(file), true) = (to_write, is_changed) {
+        whole::replace(policy, file, text.as_bytes())?;
+        report.written = true;
     }
     if is_text && args.check && is_changed {
         writeln!(out, "{}", one_line(source.name()))?;
@@ -90,10 +118,20 @@ fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport,
     if is_text && is_asked_for {
         out.write_all(text.as_bytes())?;
     }
-    Ok(FileReport {
-        file: source.name().to_owned(),
-        changed: Some(is_changed),
-        text: is_asked_for.then_some(text),
-        mistakes: Vec::new(),
-    })
+    report.text = is_asked_for.then_some(text);
+    Ok(report)
+}
+
+/// The file that was read, and may be replaced. Links are not followed again: they may lead elsewhere by now.
+fn file_to_write<'i>(policy: &Path, input: &'i Input) -> Result<&'i Opened, Failure> {
+    match &input.place {
+        Place::File {
+            opened: Some(opened),
+            ..
+        } if !whole::is_open_file(policy) => Ok(opened),
+        _ => Err(Failure::Usage(format!(
+            "{} is no file that could be written; leave out --write",
+            one_line(&input.name)
+        ))),
+    }
 }

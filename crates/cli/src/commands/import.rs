@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
 
 use msrgate_policy::import::{Format, Imported, import, print};
 use msrgate_policy::one_line;
@@ -38,7 +37,12 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
         what: name.to_owned(),
         why,
     };
-    let bytes = read(&args.file).map_err(|error| trouble(error.to_string()))?;
+    let from = if is_standard_input(&args.file) {
+        load::standard_input()?
+    } else {
+        File::open(&args.file).map_err(|error| trouble(error.to_string()))?
+    };
+    let bytes = read(from).map_err(|error| trouble(error.to_string()))?;
     if bytes.len() > MAX_BYTES {
         let limit = MAX_BYTES >> 20;
         return Err(trouble(format!("longer than {limit} MiB; import a part")));
@@ -60,12 +64,7 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
 }
 
 /// At most one byte more than may be imported.
-fn read(file: &Path) -> io::Result<Vec<u8>> {
-    let from: Box<dyn Read> = if is_standard_input(file) {
-        Box::new(io::stdin().lock())
-    } else {
-        Box::new(File::open(file)?)
-    };
+fn read(from: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use msrgate_policy::one_line;
-use msrgate_policy::trace::{Lines, Replay};
+use msrgate_policy::trace::{LineNumber, Lines, Replay};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
@@ -46,7 +46,7 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let name = &trace.name.clone();
     let chosen = processor::choose(&compiled, &args.cpu)?;
     let mut replay = Replay::new(compiled.policy(), chosen.variant);
-    read(trace, &mut replay)?;
+    let stopped = read(trace, &mut replay)?;
 
     let totals = replay.totals();
     if totals.accesses() == 0 {
@@ -62,7 +62,7 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     }
     match args.format.format {
         Format::Json => {
-            let report = report::for_programs(name, &replay, chosen.cpu.as_ref());
+            let report = report::for_programs(name, &replay, chosen.cpu.as_ref(), stopped);
             output::json(out, &report)?;
         }
         Format::Text => report::for_people(out, name, &replay)?,
@@ -78,7 +78,7 @@ fn open(trace: &Path) -> Result<Trace, Failure> {
     if is_standard_input(trace) {
         return Ok(Trace {
             name: "standard input".to_owned(),
-            from: Box::new(io::stdin()),
+            from: Box::new(load::standard_input()?),
             size: None,
         });
     }
@@ -93,8 +93,9 @@ fn open(trace: &Path) -> Result<Trace, Failure> {
     })
 }
 
-/// Counts all lines, or those that come before a Ctrl-C. A second one ends the program.
-fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<(), Failure> {
+/// Counts all lines, or those that come before a Ctrl-C: then it returns the number of the last one. A second Ctrl-C
+/// ends the program.
+fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Failure> {
     let trouble = |error: io::Error| unreadable(&trace.name, &error);
     let stop = Arc::new(AtomicBool::new(false));
     flag::register_conditional_default(SIGINT, Arc::clone(&stop)).map_err(trouble)?;
@@ -109,11 +110,11 @@ fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<(), Failure> {
             progress.clear();
             let name = one_line(&trace.name);
             output::say(&format_args!("stopped after line {number} of {name}\n"));
-            return Ok(());
+            return Ok(Some(number));
         }
     }
     progress.clear();
-    Ok(())
+    Ok(None)
 }
 
 fn unreadable(what: &str, error: &io::Error) -> Failure {

@@ -7,7 +7,7 @@ use msrgate_program::{Action, DecidedBy, EntryId, MsrRange, Variant, one_line};
 
 use super::warning::{Code, Warning, is_accepted};
 use crate::compile::Compiled;
-use crate::policy::Entry;
+use crate::policy::{Entry, OWN};
 use crate::registers;
 
 /// Entries that decide no access on any processor.
@@ -23,8 +23,7 @@ pub(super) fn without_effect(compiled: &Compiled) -> Vec<Warning<'_>> {
         .collect();
     let policy = compiled.policy();
     // What an include says beyond the policy's own need is no mistake of the policy.
-    let is_own =
-        |id: &EntryId| policy.text(policy.entry(*id).source()).name() == policy.source().name();
+    let is_own = |id: &EntryId| policy.entry(*id).source() == OWN;
     let idle = policy
         .ids()
         .filter(|id| !effective.contains(id) && is_own(id));

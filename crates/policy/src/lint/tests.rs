@@ -55,6 +55,24 @@ IA32_TSC_DEADLINE = 'r'
     );
 }
 
+/// The paths of two files may differ in bytes that are not text: both have one shown name.
+#[test]
+fn idle_entry_of_include_with_the_name_of_the_policy_is_no_warning() {
+    struct Base;
+    impl Includes for Base {
+        fn open(&mut self, _: &Source, _: &str) -> Result<Source, IncludeError> {
+            let text = "policy = 1\n[msrs]\n'0x10..=0x11' = 'r'\n";
+            Ok(Source::new("\u{fffd}.toml", text).with_identity(b"\xfe.toml"))
+        }
+    }
+    let text = "policy = 1\ndefault = 'deny'\ninclude = ['x.toml']\n[msrs]\n'0x10' = 'rw'\n'0x11' = 'rw'\n";
+    let source = Source::new("\u{fffd}.toml", text).with_identity(b"\xff.toml");
+    let compiled = compile(parse(&source, &mut Base).expect("a policy")).expect("a filter");
+    let codes = of_policy(&compiled);
+    let codes: Vec<_> = codes.iter().map(|warning| warning.code.word()).collect();
+    assert!(!codes.contains(&"decides-nothing"), "{codes:?}");
+}
+
 #[test]
 fn a_range_is_too_wide_if_it_allows_far_more_than_exists() {
     let wide = |key: &str, word: &str| {

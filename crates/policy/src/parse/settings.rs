@@ -10,9 +10,6 @@ use crate::mistake::{Label, Mistake, Wrong};
 use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
 use crate::source::quoted;
 
-/// The language version this program reads.
-const VERSION: &str = "1";
-
 /// What one text says. A setting that is there and was not understood is `Some(None)`.
 #[derive(Default)]
 pub(super) struct Said {
@@ -37,18 +34,6 @@ pub(crate) struct Stated {
 }
 
 impl Reader<'_> {
-    pub(super) fn version(&mut self, item: Item<'_>) {
-        match item.value.get_ref() {
-            DeValue::Integer(number) if number.to_string() == VERSION => {}
-            DeValue::Integer(number) => {
-                let version = quoted(&number.to_string());
-                self.wrong(self.at(item.span()), Wrong::UnknownVersion(version));
-            }
-            // Nothing else is taken for a policy.
-            _ => {}
-        }
-    }
-
     /// One of the keys that are no entries.
     pub(super) fn setting(&mut self, item: Item<'_>) {
         let at = self.key_at(item.key);

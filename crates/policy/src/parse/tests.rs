@@ -81,7 +81,7 @@ fn the_smallest_policy_has_no_entries() {
 #[test]
 fn every_mistake_of_a_file_is_shown() {
     insta::assert_snapshot!(report(
-        "policy = 2\nname = 7\ndefalt = \"deny\"\ndefault = \"refuse\"\n\n[msrs]\n\
+        "policy = 1\nname = 7\ndefalt = \"deny\"\ndefault = \"refuse\"\n\n[msrs]\n\
          IA32_EFFER = \"rw\"\nIA32_PAT = \"rx\"\n16 = \"r\"\n\"0x20..0x30\" = \"r\"\n\
          \"0x30..=0x20\" = \"r\"\n0x1ffffffff = \"r\"\n\"0x808\" = \"r\"\n\"0x700..=0xfff\" = \"r\"\n\
          IA32_LSTAR = { read = \"allow\" }\nIA32_STAR = { read = \"allow\", write = \"maybe\", because = \"x\" }\n\
@@ -155,9 +155,11 @@ fn limits_are_stated() {
         mistakes.mistakes()[0].wrong().clone()
     };
     let (bytes, limit) = (MAX_BYTES + 1, MAX_BYTES);
-    assert_eq!(wrong(&" ".repeat(bytes)), Wrong::TooLong { bytes, limit });
-    let (line, bytes, limit) = (1, MAX_LINE + 2, MAX_LINE);
-    let long = format!("# {}", "x".repeat(MAX_LINE));
+    let head = "policy = 1\n";
+    let long = format!("{head}{}", " ".repeat(bytes - head.len()));
+    assert_eq!(wrong(&long), Wrong::TooLong { bytes, limit });
+    let (line, bytes, limit) = (2, MAX_LINE + 2, MAX_LINE);
+    let long = format!("{head}# {}", "x".repeat(MAX_LINE));
     assert_eq!(wrong(&long), Wrong::LongLine { line, bytes, limit });
     let (what, found, limit) = ("entries", MAX_ENTRIES + 1, MAX_ENTRIES);
     let many: String = (0..found)

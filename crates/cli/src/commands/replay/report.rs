@@ -29,6 +29,8 @@ pub(super) struct Report<'r> {
     /// The processor that this holds for; null if the policy says the same of all.
     cpu: Option<String>,
     ok: bool,
+    /// The last line that was read before a Ctrl-C; null if the trace was read to its end.
+    stopped_after_line: Option<u64>,
     lines: u64,
     accesses: u64,
     allowed: u64,
@@ -78,6 +80,7 @@ pub(super) fn for_programs<'r>(
     trace: &'r str,
     replay: &Replay<'r>,
     cpu: Option<&Cpu>,
+    stopped: Option<LineNumber>,
 ) -> Report<'r> {
     let totals = replay.totals();
     let rows = Fate::ALL.into_iter().flat_map(|fate| replay.rows(fate));
@@ -88,6 +91,7 @@ pub(super) fn for_programs<'r>(
         trace,
         cpu: cpu.map(ToString::to_string),
         ok: totals.refused == 0,
+        stopped_after_line: stopped.map(LineNumber::get),
         lines: totals.lines,
         accesses: totals.accesses(),
         allowed: totals.allowed,

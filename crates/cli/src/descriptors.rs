@@ -1,0 +1,52 @@
+//! The descriptors that msrgate was started with, by their numbers.
+//!
+//! In the place of a closed descriptor 0, 1 or 2 the standard library opens `/dev/null` before `main` begins. Which of
+//! them were closed, only code that runs earlier can see.
+
+#![expect(
+    unsafe_code,
+    reason = "code before main, and a descriptor that is known by its number, have no safe form"
+)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd as _, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub(crate) const STDIN: RawFd = 0;
+pub(crate) const STDOUT: RawFd = 1;
+
+/// Set for each of the descriptors 0, 1 and 2 that was closed when msrgate was started.
+static CLOSED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
+
+/// The C library calls the functions of this section before it calls `main`.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = note_closed;
+
+extern "C" fn note_closed() {
+    for (number, closed) in (STDIN..).zip(&CLOSED) {
+        // SAFETY: F_GETFD takes any number, and touches no memory.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+        closed.store(flags < 0, Ordering::Relaxed);
+    }
+}
+
+/// Duplicates a descriptor: both share one position in the file, and its flags.
+///
+/// # Errors
+/// EBADF: it is not open, or was closed when msrgate was started.
+pub(crate) fn duplicate(number: RawFd) -> io::Result<File> {
+    let index = usize::try_from(number).ok();
+    let closed = index.and_then(|index| CLOSED.get(index));
+    if closed.is_some_and(|closed| closed.load(Ordering::Relaxed)) {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: F_DUPFD_CLOEXEC takes any number, and touches no memory.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just opened `copy`, and nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(copy) })
+}

@@ -1,0 +1,97 @@
+use std::fs::FileTimes;
+use std::os::unix::fs::{chown, symlink};
+
+use super::*;
+use crate::files::Place;
+
+/// A file as `fmt` reads it: opened by `name`, and looked at.
+fn opened(name: &Path) -> Opened {
+    let file = File::open(name).expect("a file");
+    match Place::of_file(name, &file) {
+        Place::File { opened, .. } => opened.expect("a regular file"),
+        place => unreachable!("{place:?}"),
+    }
+}
+
+/// An editor may save a file, or somebody lead a link elsewhere, between the reading and the writing.
+#[test]
+fn replace_of_changed_file_is_refused_and_changes_nothing() {
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 5] = [
+        ("saved in place", |file| {
+            fs::write(file, "new").expect("written");
+            // Clocks of files are coarse: the time of the change may be that of the making.
+            let times = FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+            let file = OpenOptions::new().write(true).open(file).expect("a file");
+            file.set_times(times).expect("set");
+        }),
+        ("longer", |file| fs::write(file, "longer").expect("written")),
+        ("saved by rename", |file| {
+            let new = file.with_file_name("new");
+            fs::write(&new, "old").expect("written");
+            fs::rename(new, file).expect("renamed");
+        }),
+        ("replaced by a link", |file| {
+            fs::remove_file(file).expect("removed");
+            symlink("victim", file).expect("a link");
+        }),
+        ("removed", |file| fs::remove_file(file).expect("removed")),
+    ];
+    for (what, change) in changes {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [file, victim] = ["file", "victim"].map(|name| folder.path().join(name));
+        fs::write(&file, "old").expect("written");
+        fs::write(&victim, "victim").expect("written");
+        let read = opened(&file);
+        change(&file);
+        let before = fs::read_to_string(&file).ok();
+        let refused = replace(&file, &read, b"formatted");
+        let refused = refused.expect_err(what).to_string();
+        assert!(refused.contains("was changed while"), "{what}: {refused}");
+        assert_eq!(fs::read_to_string(&file).ok(), before, "{what}");
+        assert_eq!(fs::read_to_string(&victim).expect("read"), "victim");
+        let left = fs::read_dir(folder.path()).expect("a folder").count();
+        assert_eq!(left, 1 + usize::from(before.is_some()), "{what}");
+    }
+}
+
+#[test]
+fn replace_after_link_is_led_elsewhere_writes_the_file_that_was_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [file, victim, link] = ["file", "victim", "link"].map(|name| folder.path().join(name));
+    fs::write(&file, "old").expect("written");
+    fs::write(&victim, "victim").expect("written");
+    symlink("file", &link).expect("a link");
+    let read = opened(&link);
+    fs::remove_file(&link).expect("removed");
+    symlink("victim", &link).expect("a link");
+    replace(&link, &read, b"formatted").expect("written");
+    assert_eq!(fs::read_to_string(&file).expect("read"), "formatted");
+    assert_eq!(fs::read_to_string(&victim).expect("read"), "victim");
+}
+
+/// The folder's owner waits for a temporary file, and puts a link in the place of its name.
+#[test]
+fn owner_and_mode_are_given_to_the_open_file_whatever_its_name_leads_to() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [old, victim] = ["old", "victim"].map(|name| folder.path().join(name));
+    fs::write(&old, "").expect("written");
+    fs::set_permissions(&old, Permissions::from_mode(0o606)).expect("set");
+    // Only root can give it away; anybody can set its mode.
+    let is_root = chown(&old, Some(12345), Some(12345)).is_ok();
+    fs::write(&victim, "").expect("written");
+    fs::set_permissions(&victim, Permissions::from_mode(0o600)).expect("set");
+    let before = fs::metadata(&victim).expect("a file");
+
+    let file = NamedTempFile::new_in(folder.path()).expect("a file");
+    fs::remove_file(file.path()).expect("removed");
+    symlink("victim", file.path()).expect("a link");
+    take_over(file.as_file(), &fs::metadata(&old).expect("a file")).expect("done");
+
+    let of = |one: &Metadata| (one.uid(), one.gid(), one.mode());
+    let after = fs::metadata(&victim).expect("a file");
+    assert_eq!(of(&after), of(&before));
+    let given = file.as_file().metadata().expect("a file");
+    assert_eq!(given.mode() & 0o7777, 0o606);
+    assert_eq!(given.uid() == 12345, is_root);
+}
