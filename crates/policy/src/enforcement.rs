@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use msrgate_filter::Access;
-use msrgate_program::{Action, DecidedBy, EntryId, MsrRange, MsrSet, Rule};
+use msrgate_program::{Action, Comparison, DecidedBy, EntryId, MsrRange, MsrSet, Rule};
 
 use crate::compile::Compiled;
 use crate::policy::{Mode, Settings};
@@ -190,10 +190,13 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
     }
     let mut punctured = punctured(compiled);
     for &id in punctured.keys() {
-        // Another text may repeat an entry, and decide in its place. It does not hold for all that.
-        found
+        let (extents, _) = found
             .entry(Some(id))
             .or_insert_with(|| nothing_yet(Some(id)));
+        // Other entries decide in its place: some that loosen it, and maybe some that agree.
+        if extents.is_empty() && !holds_somewhere(compiled, id) {
+            extents.push(Extent::Not);
+        }
     }
     let mut all: Vec<_> = found
         .into_values()
@@ -216,6 +219,23 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         all.rotate_left(1);
     }
     all
+}
+
+/// Returns true if some access that an entry restricts is no looser in the end than it says.
+fn holds_somewhere(compiled: &Compiled, id: EntryId) -> bool {
+    let entry = compiled.policy().entry(id);
+    Access::ALL.into_iter().any(|access| {
+        let said = entry.action(access).filter(|said| **said != Action::Allow);
+        said.is_some_and(|said| {
+            let tables = compiled.variants().iter().map(|variant| variant.rules());
+            let segments = tables.flat_map(|table| {
+                let ranges = entry.msrs().ranges().iter();
+                ranges.flat_map(move |&range| table.within(range, access))
+            });
+            let mut decided = segments.filter(|segment| segment.by != DecidedBy::Kvm);
+            decided.any(|one| one.action.compared_with(said) == Comparison::NoLooser)
+        })
+    })
 }
 
 fn nothing_yet(entry: Option<EntryId>) -> (Vec<Extent>, Enforcement) {

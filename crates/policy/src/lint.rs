@@ -14,21 +14,30 @@ mod tests;
 mod warning;
 
 use crate::compile::Compiled;
+use crate::policy::OWN;
+use crate::punctures::punctures;
 
 pub use host::{of_cpuid, of_saved};
 pub use warning::{Code, Warning};
 
-/// Returns the warnings that depend on the policy alone.
+/// Returns the warnings that depend on the policy alone, a kind after the other. Of each kind, those on
+/// the policy's own entries come first.
 #[must_use]
 pub fn of_policy(compiled: &Compiled) -> Vec<Warning<'_>> {
-    let mut warnings = entries::without_effect(compiled);
+    let punctures = punctures(compiled);
+    let mut warnings = entries::without_effect(compiled, &punctures);
     warnings.extend(entries::nameless(compiled));
     warnings.extend(entries::too_wide(compiled));
-    warnings.extend(punctured::punctured(compiled));
+    warnings.extend(punctured::punctured(compiled, &punctures));
     warnings.extend(gaps::gaps(compiled));
     warnings.extend(entries::pins(compiled));
     warnings.extend(gaps::changed_unasked(compiled));
     warnings.extend(device::revision_unread(compiled));
     warnings.extend(entries::state(compiled));
+    // The policy's author cannot edit an include, however many warnings it has.
+    let is_included = |one: &Warning<'_>| one.entry.is_some_and(|entry| entry.source() != OWN);
+    for warnings in warnings.chunk_by_mut(|one, next| one.code == next.code) {
+        warnings.sort_by_key(is_included);
+    }
     warnings
 }

@@ -4,13 +4,15 @@
 //! beside an include does not see which of the include's entries lie within it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::rc::Rc;
 
 use msrgate_filter::Access;
 use msrgate_program::{Action, Comparison, EntryId, MsrRange, MsrSet};
 
 use crate::compile::Compiled;
+use crate::overrides::Overrides;
 use crate::policy::{Policy, SourceId, SourceSet};
-use crate::remedy::{Remedies, Remedy};
+use crate::remedy::{Limit, Limits, Remedies, Remedy};
 use crate::resolve::variants;
 
 /// A narrow entry that loosens part of a wider one, which another text has that does not know of it.
@@ -22,8 +24,8 @@ pub(crate) struct Puncture {
     pub(crate) narrow: EntryId,
     /// The MSRs at which it loosens the wider one, by [`Access`], on all processors together.
     pub(crate) msrs: [Option<MsrSet>; 2],
-    /// The entry of the policy that closes it.
-    pub(crate) remedy: Remedy,
+    /// The entries of the policy that close it.
+    pub(crate) remedy: Rc<Remedy>,
 }
 
 /// With so many punctures, of each wider entry that has more of them only the first is kept: as many
@@ -89,43 +91,75 @@ pub(crate) fn punctures(compiled: &Compiled) -> Vec<Puncture> {
         found.join();
     }
     let found = found.places;
-    let limits = limits(policy, &found);
-    let remedies = Remedies::new(policy);
-    let puncture = |((wide, narrow), places): (_, Places)| {
-        let strictest = Access::ALL.map(|access| {
-            let msrs = &policy.entry(narrow).msrs;
-            limits.get(&(msrs, access)).copied()
-        });
-        Puncture {
-            wide,
-            narrow,
-            msrs: places.map(MsrSet::new),
-            remedy: remedies.against(policy.entry(narrow), policy.entry(wide), strictest),
-        }
+    if found.is_empty() {
+        return Vec::new();
+    }
+    let overrides = Overrides::of(policy);
+    let remedies = Remedies::new(policy, &overrides);
+    let closing = closing(policy, &found, &remedies);
+    let puncture = |((wide, narrow), places): (_, Places)| Puncture {
+        wide,
+        narrow,
+        msrs: places.map(MsrSet::new),
+        remedy: closing[policy.entry(narrow).msrs()].clone(),
     };
     found.into_iter().map(puncture).collect()
 }
 
-/// The strictest that wider entries say of what entries of the same MSRs loosen: one line closes all
-/// of these holes.
-fn limits<'p>(
+/// Of the MSRs of each narrow entry, the one remedy that closes all holes that entries of these MSRs make.
+fn closing<'p>(
     policy: &'p Policy,
     found: &BTreeMap<(EntryId, EntryId), Places>,
-) -> HashMap<(&'p MsrSet, Access), &'p Action> {
-    let mut limits = HashMap::<_, &Action>::new();
+    remedies: &Remedies<'p>,
+) -> HashMap<&'p MsrSet, Rc<Remedy>> {
+    let mut by_msrs = HashMap::<_, (EntryId, Vec<_>, Limits<'p>)>::new();
     for ((wide, narrow), places) in found {
-        let msrs = &policy.entry(*narrow).msrs;
+        let (wide, loose) = (policy.entry(*wide), policy.entry(*narrow));
+        let (_, bases, limits) = by_msrs
+            .entry(loose.msrs())
+            .or_insert_with(|| (*narrow, Vec::new(), [None; 2]));
+        let base = remedies.base(loose, wide);
+        if !bases.contains(&base) {
+            bases.push(base);
+        }
         for access in Access::ALL {
-            let says = policy.entry(*wide).action(access);
-            if let Some(says) = says.filter(|_| !places[access as usize].is_empty()) {
-                let limit = limits.entry((msrs, access)).or_insert(says);
-                if says.reach() < limit.reach() {
-                    *limit = says;
-                }
+            if let Some(says) = wide.action(access) {
+                let limit = if places[access as usize].is_empty() {
+                    Limit::Whole(says)
+                } else {
+                    Limit::Loosened(says)
+                };
+                let so_far = &mut limits[access as usize];
+                *so_far = Some(so_far.map_or(limit, |so_far| stricter(so_far, limit)));
             }
         }
     }
-    limits
+    let remedy = |(msrs, (narrow, mut bases, limits)): (_, (_, Vec<_>, _))| {
+        // A line that holds for all processors closes the holes of each.
+        if bases.contains(&None) {
+            let is_narrow = |&place: &Option<_>| remedies.has_included(policy.entry(narrow), place);
+            bases.retain(|place| place.is_none() || is_narrow(place));
+        }
+        let remedy = remedies.against(policy.entry(narrow), &bases, limits);
+        (msrs, Rc::new(remedy))
+    };
+    by_msrs.into_iter().map(remedy).collect()
+}
+
+/// The limit that keeps both.
+fn stricter<'a>(one: Limit<'a>, other: Limit<'a>) -> Limit<'a> {
+    let (first, second) = (one.action(), other.action());
+    let action = if first.compared_with(second) == Comparison::NoLooser {
+        first
+    } else if second.compared_with(first) == Comparison::NoLooser {
+        second
+    } else {
+        &Action::Deny
+    };
+    match (one, other) {
+        (Limit::Whole(_), Limit::Whole(_)) => Limit::Whole(action),
+        _ => Limit::Loosened(action),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

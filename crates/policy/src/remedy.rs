@@ -1,66 +1,289 @@
-//! The entry that a policy needs so that an entry of an include no longer loosens something.
+//! The entries that a policy needs so that an entry of an include no longer loosens something.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_program::{Action, Comparison, CpuSet, MsrSet, forward, one_line};
+use msrgate_program::{Action, Comparison, CpuSet, EntryId, MsrSet, forward, one_line};
 
 use crate::layout::{self, Value};
-use crate::policy::{Entry, OWN, Policy};
+use crate::overrides::Overrides;
+use crate::policy::{Entry, OWN, Policy, Replaces};
 use crate::print;
 use crate::source::quoted;
 
-/// An entry to be pasted into the policy, in the place of an included one.
+/// Entries to be pasted into the policy together, in the place of included ones of the same MSRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remedy {
-    /// The entry, as a line of the policy's text.
-    pub(crate) line: String,
-    /// The `cpu` of the `[[when]]` in which it has to stand.
-    cpu: Option<String>,
+    pub(crate) lines: Vec<Line>,
     /// The policy's name.
     file: String,
+}
+
+/// One of these entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Line {
+    /// The entry, as a line of the policy's text.
+    pub(crate) text: String,
+    /// The `cpu` of the `[[when]]` in which it has to stand.
+    pub(crate) cpu: Option<String>,
     /// The line of the policy that has an entry of these MSRs already.
-    instead: Option<u32>,
+    pub(crate) instead: Option<u32>,
+}
+
+impl Remedy {
+    /// The entries, each as a line of a policy's text.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(|line| &*line.text)
+    }
+}
+
+/// The processors of an entry: those of its `[[when]]`, or all.
+type Place<'p> = Option<&'p CpuSet>;
+
+/// The action of a line in one direction, with its origin. Of two that contradict each other on some
+/// processor, the lesser one gives way.
+#[derive(Clone, Copy)]
+struct Said<'a> {
+    action: &'a Action,
+    origin: Origin,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    /// The wider entry, which is loosened.
+    Limit,
+    /// An entry that holds for all processors, and that a line of a `[[when]]` replaces there.
+    General,
+    /// An included entry of the same processors.
+    Here,
+    /// An entry of the policy itself.
+    Own,
+}
+
+/// The loosest that may happen to some MSRs.
+#[derive(Clone, Copy)]
+pub(crate) enum Limit<'a> {
+    /// The action of a wider entry that is loosened.
+    Loosened(&'a Action),
+    /// The action of a wider entry that is loosened in the other direction only. An included entry may
+    /// be looser all the same where a narrower one hides it: a line does not repeat it, but inherits.
+    Whole(&'a Action),
+}
+
+/// The limits by [`Access`].
+pub(crate) type Limits<'a> = [Option<Limit<'a>>; 2];
+
+impl<'a> Limit<'a> {
+    pub(crate) const fn action(self) -> &'a Action {
+        match self {
+            Self::Loosened(action) | Self::Whole(action) => action,
+        }
+    }
+}
+
+/// The actions of an entry of these processors.
+#[derive(Clone, Copy)]
+struct Row<'p> {
+    place: Place<'p>,
+    says: [Option<Said<'p>>; 2],
 }
 
 /// The entries of a policy by their MSRs: an `override` replaces all included ones of the same MSRs.
 pub(crate) struct Remedies<'p> {
     policy: &'p Policy,
-    by_msrs: HashMap<&'p MsrSet, Vec<&'p Entry>>,
+    overrides: &'p Overrides,
+    by_msrs: HashMap<&'p MsrSet, Vec<EntryId>>,
+    /// By [`Access`], the MSRs of entries that overlap another one in part.
+    crossed: [HashSet<&'p MsrSet>; 2],
 }
 
 impl<'p> Remedies<'p> {
-    pub(crate) fn new(policy: &'p Policy) -> Self {
+    pub(crate) fn new(policy: &'p Policy, overrides: &'p Overrides) -> Self {
         let mut by_msrs = HashMap::<_, Vec<_>>::new();
-        for entry in policy.entries() {
-            by_msrs.entry(entry.msrs()).or_default().push(entry);
+        for id in policy.ids() {
+            by_msrs.entry(policy.entry(id).msrs()).or_default().push(id);
         }
-        Self { policy, by_msrs }
+        Self {
+            policy,
+            overrides,
+            by_msrs,
+            crossed: Access::ALL.map(|access| crossed(policy, access)),
+        }
     }
 
     /// The processors of an entry's `[[when]]`.
-    fn cpus(&self, entry: &Entry) -> Option<&'p CpuSet> {
+    fn place(&self, entry: &Entry) -> Place<'p> {
         let when = entry.when?;
         Some(self.policy.whens[when.number()].cpus())
     }
 
-    /// The entry that takes the place of `loose`, and of all other included ones of its MSRs and
-    /// processors. In each direction it is no looser than what `limits` has there, and else says what
-    /// they say. `fixed` is what `loose` loosens.
+    /// The processors of the line against `loose`, which loosens `fixed`: an entry of a `[[when]]` is
+    /// replaced in one of the same processors only.
+    pub(crate) fn base(&self, loose: &Entry, fixed: &Entry) -> Place<'p> {
+        self.place(loose).or(self.place(fixed))
+    }
+
+    /// The entries that take the place of `loose`, and of the other included ones of its MSRs. One holds
+    /// for each of the processors in `bases`, the others for those with another entry of these MSRs that
+    /// would contradict it. In each direction they are no looser than what `limits` has there, and else
+    /// say what is said there already. Where another entry forbids to say so, they inherit: the included
+    /// entries are gone all the same.
     pub(crate) fn against(
         &self,
-        loose: &Entry,
-        fixed: &Entry,
-        limits: [Option<&Action>; 2],
+        loose: &'p Entry,
+        bases: &[Place<'p>],
+        limits: Limits<'p>,
     ) -> Remedy {
-        let says = |access: Access| {
-            let said = self.said(loose, access);
-            let limit = limits[access as usize].map(|limit| possible(loose, limit));
-            let is_kept = |said: &&Action| {
-                limit.is_none_or(|limit| said.compared_with(limit) == Comparison::NoLooser)
+        let limits = limits.map(|limit| {
+            limit.map(|limit| match limit {
+                Limit::Loosened(action) => Limit::Loosened(possible(loose, action)),
+                Limit::Whole(action) => Limit::Whole(action),
+            })
+        });
+        let limits = Bounds {
+            bases,
+            limits,
+            is_crossed: self.crossed.each_ref().map(|all| all.contains(&loose.msrs)),
+        };
+        let mut rows: Vec<_> = bases
+            .iter()
+            .map(|&place| self.row(loose, place, &limits))
+            .collect();
+        while let Some(place) = self.contradicting(loose, &rows) {
+            rows.push(self.row(loose, place, &limits));
+        }
+        self.reconcile(loose, &mut rows);
+        rows.sort_by_key(|row| row.place.is_some());
+        let lines = rows.iter().map(|row| self.line(loose, row));
+        Remedy {
+            lines: lines.collect(),
+            file: quoted(self.policy.source().name()),
+        }
+    }
+
+    /// The entries of the MSRs of `one`.
+    fn of_msrs(&self, one: &Entry) -> impl Iterator<Item = (EntryId, &'p Entry)> {
+        let all = self.by_msrs.get(one.msrs()).into_iter().flatten();
+        all.map(|&id| (id, self.policy.entry(id)))
+    }
+
+    /// Whether an included entry of the MSRs of `one` stands there.
+    pub(crate) fn has_included(&self, one: &Entry, place: Place<'p>) -> bool {
+        let mut all = self.of_msrs(one).map(|(_, entry)| entry);
+        all.any(|entry| entry.source() != OWN && self.place(entry) == place)
+    }
+
+    /// Whether an entry of one of these places replaces this one.
+    fn is_replaced(&self, id: EntryId, places: &[Place<'p>]) -> bool {
+        let mut by = self.overrides.of_entry(id);
+        by.any(|by| places.contains(&self.place(self.policy.entry(by))))
+    }
+
+    /// The line of some processors.
+    fn row(&self, loose: &Entry, place: Place<'p>, bounds: &Bounds<'_, 'p>) -> Row<'p> {
+        let is_base = bounds.bases.contains(&place);
+        let said = |access: Access| {
+            let here = self.said(loose, access, place, &[place]);
+            let found = match (here, place) {
+                (Some((action, true)), _) => Some((action, Origin::Own)),
+                (Some((action, false)), _) => Some((action, Origin::Here)),
+                (None, Some(_)) => {
+                    let general = self.said(loose, access, None, &[None, place]);
+                    general.map(|(action, _)| (action, Origin::General))
+                }
+                (None, None) => None,
             };
-            print::action(said.filter(is_kept).or(limit))
+            bounds.bounded(found, access, is_base)
+        };
+        Row {
+            place,
+            says: Access::ALL.map(said),
+        }
+    }
+
+    /// What entries of this place say, and whether one of the policy itself does, unless one of
+    /// `replacing` replaces them.
+    fn said(
+        &self,
+        loose: &Entry,
+        access: Access,
+        place: Place<'p>,
+        replacing: &[Place<'p>],
+    ) -> Option<(&'p Action, bool)> {
+        let speaking = self.of_msrs(loose).filter_map(|(id, entry)| {
+            let is_here = self.place(entry) == place && !self.is_replaced(id, replacing);
+            let action = entry.action(access).filter(|_| is_here)?;
+            Some((action, entry.source() == OWN))
+        });
+        speaking.max_by_key(|(_, is_own)| *is_own)
+    }
+
+    /// The processors of an entry that contradicts a row, and may have a line of its own.
+    fn contradicting(&self, loose: &Entry, rows: &[Row<'p>]) -> Option<Place<'p>> {
+        let mut others = self.of_msrs(loose).filter(|&(id, entry)| {
+            let place = self.place(entry);
+            // A line of a `[[when]]` replaces one that holds for all processors.
+            let is_other = place.is_some() && rows.iter().all(|row| row.place != place);
+            is_other && !self.is_replaced(id, &[place])
+        });
+        let other = others.find(|(_, entry)| {
+            let is_own = entry.source() == OWN;
+            rows.iter().any(|row| {
+                let may_stay = match row.place {
+                    None => is_own && entry.replaces == Replaces::Included,
+                    Some(_) => is_own,
+                };
+                !may_stay && may_meet(row.place, self.place(entry)) && disagree(row, entry)
+            })
+        });
+        other.map(|(_, entry)| self.place(entry))
+    }
+
+    /// Lets lines of different `[[when]]`s inherit where they contradict each other, or an entry of the
+    /// policy that stays.
+    fn reconcile(&self, loose: &Entry, rows: &mut Vec<Row<'p>>) {
+        let own = self.of_msrs(loose).filter_map(|(_, entry)| {
+            let place = self.place(entry);
+            let stays = entry.source() == OWN && place.is_some();
+            let stays = stays && rows.iter().all(|row| row.place != place);
+            let said = |access: Access| {
+                let action = entry.action(access)?;
+                let origin = Origin::Own;
+                Some(Said { action, origin })
+            };
+            stays.then(|| Row {
+                place,
+                says: Access::ALL.map(said),
+            })
+        });
+        let own: Vec<_> = own.collect();
+        let before = [&rows[..], &own].concat();
+        for row in rows.iter_mut().filter(|row| row.place.is_some()) {
+            let met = before.iter().filter(|other| {
+                other.place.is_some()
+                    && other.place != row.place
+                    && may_meet(other.place, row.place)
+            });
+            for other in met {
+                for (said, against) in row.says.iter_mut().zip(other.says) {
+                    let gives_way = |said: &Said<'_>| {
+                        against.is_some_and(|against| {
+                            said.action != against.action && said.origin <= against.origin
+                        })
+                    };
+                    *said = said.filter(|said| !gives_way(said));
+                }
+            }
+        }
+    }
+
+    fn line(&self, loose: &Entry, row: &Row<'_>) -> Line {
+        let says = |access: Access| {
+            let said = row.says[access as usize];
+            print::action(said.map(|said| said.action))
         };
         let fields = [
             ("read", says(Access::Read)),
@@ -69,35 +292,150 @@ impl<'p> Remedies<'p> {
         ];
         let fields = fields.map(|(key, value)| (key.to_owned(), value));
         let body = Value::Table(fields.into()).line().unwrap_or_default();
-        // An entry of a `[[when]]` is replaced in one of the same processors only.
-        let place = self.cpus(loose).or(self.cpus(fixed));
-        let mut own = self.of_msrs(loose).filter(|one| one.source() == OWN);
-        let there = own.find(|one| self.cpus(one) == place);
-        Remedy {
-            line: one_line(&format!("{} = {body}", layout::key(&loose.key))),
-            cpu: place.and_then(|cpus| print::cpus(cpus).line()),
-            file: quoted(self.policy.source().name()),
+        let mut own = self.of_msrs(loose).map(|(_, entry)| entry);
+        let there = own.find(|one| one.source() == OWN && self.place(one) == row.place);
+        Line {
+            text: one_line(&format!("{} = {body}", layout::key(&loose.key))),
+            cpu: row.place.and_then(|cpus| print::cpus(cpus).line()),
             instead: there.map(|one| one.place.line),
         }
     }
+}
 
-    /// The entries of the MSRs of `one`.
-    fn of_msrs(&self, one: &Entry) -> impl Iterator<Item = &'p Entry> {
-        self.by_msrs.get(one.msrs()).into_iter().flatten().copied()
+/// The bounds of the lines of one remedy.
+struct Bounds<'b, 'p> {
+    bases: &'b [Place<'p>],
+    limits: Limits<'p>,
+    /// Whether a line that says something new would contradict an entry that overlaps it in part.
+    is_crossed: [bool; 2],
+}
+
+impl<'p> Bounds<'_, 'p> {
+    /// What a line says where `found` is said so far.
+    fn bounded(
+        &self,
+        found: Option<(&'p Action, Origin)>,
+        access: Access,
+        is_base: bool,
+    ) -> Option<Said<'p>> {
+        let limit = self.limits[access as usize];
+        let loosened = limit.and_then(|limit| match limit {
+            Limit::Loosened(action) => Some(action),
+            Limit::Whole(_) => None,
+        });
+        if let Some((action, origin)) = found {
+            let is_kept = limit.is_none_or(|limit| no_looser(action, limit.action()));
+            // An exception of the policy's own text is meant.
+            let is_meant = origin == Origin::Own && (!is_base || loosened.is_none());
+            if is_kept || is_meant {
+                return Some(Said { action, origin });
+            }
+        } else if !is_base {
+            return None;
+        }
+        let limit = loosened.filter(|_| !self.is_crossed[access as usize]);
+        limit.map(|action| Said {
+            action,
+            origin: Origin::Limit,
+        })
     }
+}
 
-    /// What `loose` and the other included entries that its override replaces say.
-    fn said<'e>(&'e self, loose: &'e Entry, access: Access) -> Option<&'e Action> {
-        // What `loose` overrides says nothing any more.
-        let below = &self.policy.below[loose.source().number()];
-        let is_beside = |one: &&Entry| {
-            let source = one.source();
-            source != OWN && !below.contains(source) && self.cpus(one) == self.cpus(loose)
+fn no_looser(this: &Action, that: &Action) -> bool {
+    this.compared_with(that) == Comparison::NoLooser
+}
+
+fn disagree(row: &Row<'_>, entry: &Entry) -> bool {
+    Access::ALL.into_iter().any(|access| {
+        let (said, other) = (row.says[access as usize], entry.action(access));
+        matches!((said, other), (Some(said), Some(other)) if said.action != other)
+    })
+}
+
+/// Whether some processor is one of both.
+fn may_meet(one: Place<'_>, other: Place<'_>) -> bool {
+    let (Some(one), Some(other)) = (one, other) else {
+        return true;
+    };
+    let vendors = match (&one.vendor, &other.vendor) {
+        (Some(one), Some(other)) => one.iter().any(|vendor| other.contains(vendor)),
+        _ => true,
+    };
+    let numbers = |one: &Option<Vec<RangeInclusive<u32>>>, other: &Option<Vec<_>>| {
+        let (Some(one), Some(other)) = (one, other) else {
+            return true;
         };
-        let mut beside = self.of_msrs(loose).filter(is_beside);
-        let said = loose.action(access);
-        said.or_else(|| beside.find_map(|one| one.action(access)))
+        let meets = |one: &RangeInclusive<u32>, other: &RangeInclusive<u32>| {
+            one.start() <= other.end() && other.start() <= one.end()
+        };
+        one.iter()
+            .any(|one| other.iter().any(|other| meets(one, other)))
+    };
+    vendors
+        && numbers(&one.family, &other.family)
+        && numbers(&one.model, &other.model)
+        && numbers(&one.stepping, &other.stepping)
+}
+
+/// The MSRs of entries that overlap another one in part, of those that say something in this direction.
+fn crossed(policy: &Policy, access: Access) -> HashSet<&MsrSet> {
+    let speaking = policy
+        .entries()
+        .iter()
+        .filter(|one| one.action(access).is_some());
+    let (ranges, groups): (Vec<_>, Vec<_>) =
+        speaking.partition(|one| one.msrs().as_range().is_some());
+    let mut crossed = HashSet::new();
+    for group in &groups {
+        for other in ranges.iter().chain(&groups) {
+            let (one, other) = (group.msrs(), other.msrs());
+            let shared: u64 = one.shared(other).map(|range| range.count()).sum();
+            if shared > 0 && shared < one.count() && shared < other.count() {
+                crossed.extend([one, other]);
+            }
+        }
     }
+    let ranges: Vec<_> = ranges.into_iter().map(Entry::msrs).collect();
+    // From the left, then from the right: an open one that ends within another begins before it.
+    crossed.extend(ended_within(&ranges, |msrs| {
+        let range = msrs.as_range()?;
+        Some((
+            i64::from(range.first().get()),
+            i64::from(range.last().get()),
+        ))
+    }));
+    crossed.extend(ended_within(&ranges, |msrs| {
+        let range = msrs.as_range()?;
+        Some((
+            -i64::from(range.last().get()),
+            -i64::from(range.first().get()),
+        ))
+    }));
+    crossed
+}
+
+/// Those into which another one reaches that begins before them and ends before they do.
+fn ended_within<'p>(
+    all: &[&'p MsrSet],
+    ends: impl Fn(&MsrSet) -> Option<(i64, i64)>,
+) -> Vec<&'p MsrSet> {
+    let mut order: Vec<_> = all
+        .iter()
+        .filter_map(|&msrs| ends(msrs).map(|ends| (ends, msrs)))
+        .collect();
+    order.sort_by_key(|&((first, last), _)| (first, Reverse(last)));
+    let mut open = BTreeSet::new();
+    let mut crossed = Vec::new();
+    for ((first, last), msrs) in order {
+        while open.first().is_some_and(|&end| end < first) {
+            open.pop_first();
+        }
+        if open.first().is_some_and(|&end| end < last) {
+            crossed.push(msrs);
+        }
+        open.insert(last);
+    }
+    crossed
 }
 
 /// The limit, or a refusal where the limit is an action that is not known to be sound.
@@ -114,22 +452,25 @@ fn possible<'a>(loose: &Entry, limit: &'a Action) -> &'a Action {
     }
 }
 
-/// "write `…` below `[msrs]` of policy.toml".
+/// "write `…` below `[msrs]` of policy.toml", and so on for each line.
 impl fmt::Display for Remedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            line,
-            cpu,
-            file,
-            instead,
-        } = self;
-        match (instead, cpu) {
-            (Some(number), _) => write!(f, "in {file} write `{line}` in place of line {number}"),
-            (None, None) => write!(f, "write `{line}` below `[msrs]` of {file}"),
-            (None, Some(cpu)) => write!(
-                f,
-                "write `{line}` below `[when.msrs]` of a `[[when]]` of {file} with `cpu = {cpu}`"
-            ),
+        let file = &self.file;
+        for (number, Line { text, cpu, instead }) in self.lines.iter().enumerate() {
+            if number > 0 {
+                f.write_str("; and ")?;
+            }
+            match (instead, cpu) {
+                (Some(number), _) => {
+                    write!(f, "in {file} write `{text}` in place of line {number}")?;
+                }
+                (None, None) => write!(f, "write `{text}` below `[msrs]` of {file}")?,
+                (None, Some(cpu)) => write!(
+                    f,
+                    "write `{text}` below `[when.msrs]` of a `[[when]]` of {file} with `cpu = {cpu}`"
+                )?,
+            }
         }
+        Ok(())
     }
 }

@@ -5,9 +5,10 @@ mod host;
 mod picture;
 mod within;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 
-use msrgate_policy::lint::{self, Warning};
+use msrgate_policy::lint::{self, Code, Warning};
 use msrgate_policy::{Compiled, Cpu, Entry, one_line};
 use serde::Serialize;
 
@@ -211,7 +212,8 @@ fn print_warnings(
     };
     let code = first.code.word();
     let shown = match detail {
-        Detail::Brief => SHOWN,
+        // Each entry of the policy's own that is punctured comes once before all others.
+        Detail::Brief => SHOWN.max(own_punctured(compiled, warnings)),
         Detail::Full => usize::MAX,
     };
     let Some(heading) = first.code.heading() else {
@@ -247,6 +249,18 @@ fn print_warnings(
     more(out, code, lines.len().saturating_sub(shown))?;
     writeln!(out, "  help: {}", first.help)?;
     Ok(())
+}
+
+/// The number of entries of the policy's own text that are punctured.
+fn own_punctured(compiled: &Compiled, warnings: &[Warning<'_>]) -> usize {
+    let policy = compiled.policy();
+    let punctured = warnings.iter().filter(|one| one.code == Code::Punctured);
+    let entries = punctured.filter_map(|warning| warning.entry);
+    let own = entries.filter(|entry| std::ptr::eq(policy.text(entry.source()), policy.source()));
+    let places: BTreeSet<_> = own
+        .map(|entry| (entry.place().line, entry.place().column))
+        .collect();
+    places.len()
 }
 
 /// What is left out.

@@ -7,21 +7,29 @@ use msrgate_program::{Action, DecidedBy, EntryId, MsrRange, Variant, one_line};
 
 use super::warning::{Code, Warning, is_accepted};
 use crate::compile::Compiled;
-use crate::policy::{Entry, OWN};
+use crate::policy::{Entry, OWN, Replaces};
+use crate::punctures::Puncture;
 use crate::registers;
 
-/// Entries that decide no access on any processor.
-pub(super) fn without_effect(compiled: &Compiled) -> Vec<Warning<'_>> {
+/// Entries that decide no access on any processor. One of `punctures` should decide, and is none of them.
+pub(super) fn without_effect<'c>(
+    compiled: &'c Compiled,
+    punctures: &[Puncture],
+) -> Vec<Warning<'c>> {
     let tables = compiled.variants().iter().map(Variant::rules);
     let segments = tables.flat_map(|table| Access::ALL.map(|access| table.of(access)));
-    let effective: HashSet<EntryId> = segments
+    let mut effective: HashSet<EntryId> = segments
         .flatten()
         .filter_map(|segment| match segment.by {
             DecidedBy::Entry(id) => Some(id),
             DecidedBy::Default | DecidedBy::Kvm => None,
         })
         .collect();
+    effective.extend(punctures.iter().map(|one| one.wide));
     let policy = compiled.policy();
+    // An override that inherits takes what it replaces away.
+    let takes_away = |id: &EntryId| policy.entry(*id).replaces == Replaces::Included;
+    effective.extend(policy.ids().filter(takes_away));
     // What an include says beyond the policy's own need is no mistake of the policy.
     let is_own = |id: &EntryId| policy.entry(*id).source() == OWN;
     let idle = policy

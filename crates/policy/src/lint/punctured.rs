@@ -6,21 +6,25 @@ use msrgate_program::{MsrRange, MsrSet, one_line};
 use super::warning::{Code, Warning};
 use crate::compile::Compiled;
 use crate::policy::Policy;
-use crate::punctures::{Puncture, punctures};
+use crate::punctures::Puncture;
 use crate::registers;
 
 /// As many registers are named.
 const NAMED: usize = 8;
 
-/// A warning for each included entry and each wider one that it loosens.
-pub(super) fn punctured(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
+/// A warning for each included entry and each wider one that it loosens; the first of each wider one
+/// comes before the second of any.
+pub(super) fn punctured<'c>(
+    compiled: &'c Compiled,
+    punctures: &[Puncture],
+) -> impl Iterator<Item = Warning<'c>> {
     let policy = compiled.policy();
-    let of = |puncture: Puncture| {
+    let of = |puncture: &Puncture| {
         let wide = policy.entry(puncture.wide);
         let narrow = policy.entry(puncture.narrow);
         let loosened: Vec<_> = Access::ALL
             .into_iter()
-            .filter_map(|access| loosened(policy, &puncture, access))
+            .filter_map(|access| loosened(policy, puncture, access))
             .collect();
         let (key, within) = (one_line(wide.key()), one_line(narrow.key()));
         let file = one_line(policy.text(narrow.source()).name());
@@ -32,14 +36,20 @@ pub(super) fn punctured(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>
                 narrow.place().line,
                 loosened.join("; "),
             ),
-            details: details(&puncture),
+            details: details(puncture),
             help: format!(
                 "{}; if the included entry is right, repeat it there as it is",
                 puncture.remedy
             ),
         }
     };
-    punctures(compiled).into_iter().map(of)
+    let by_wide = punctures.chunk_by(|one, next| one.wide == next.wide);
+    let (firsts, others): (Vec<_>, Vec<_>) = by_wide
+        .filter_map(<[Puncture]>::split_first)
+        .map(|(first, others)| (of(first), others))
+        .unzip();
+    let others: Vec<_> = others.into_iter().flatten().map(of).collect();
+    firsts.into_iter().chain(others)
 }
 
 /// `reads of 0xe7 IA32_MPERF, 0xe8 IA32_APERF are "allow", not "deny"`.

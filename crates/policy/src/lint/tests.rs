@@ -249,16 +249,16 @@ IA32_THERM_STATUS = { read = 'kill', write = 'allow' }
             "\"IA32_MPERF..=IA32_APERF\" = { read = \"deny\", write = \"deny\", override = true }",
         ),
         (
-            6,
-            "`@power` does not hold where `IA32_THERM_STATUS` at guest.toml:5 lies within it: writes of 0x19c IA32_THERM_STATUS are \"allow\", not \"deny\"",
-            "write of 0x19c",
-            "IA32_THERM_STATUS = { read = \"kill\", write = \"deny\", override = true }",
-        ),
-        (
             7,
             "`0x30000..=0x3ffff` does not hold where `0x30010..=0x30011` at guest.toml:4 lies within it: writes of 0x30010..=0x30011 are \"ignore\", not \"kill\"",
             "write of 0x30010..=0x30011",
             "\"0x30010..=0x30011\" = { read = \"deny\", write = \"kill\", override = true }",
+        ),
+        (
+            6,
+            "`@power` does not hold where `IA32_THERM_STATUS` at guest.toml:5 lies within it: writes of 0x19c IA32_THERM_STATUS are \"allow\", not \"deny\"",
+            "write of 0x19c",
+            "IA32_THERM_STATUS = { read = \"kill\", write = \"deny\", override = true }",
         ),
     ];
     let expected: Vec<_> = expected

@@ -14,7 +14,7 @@ use crate::mistake::{Label, Mistake, Wrong};
 use crate::overrides::Overrides;
 use crate::parse::Stated;
 use crate::policy::{Entry, Firmness, Mode, OWN, Policy, SourceId};
-use crate::remedy::Remedies;
+use crate::remedy::{Limit, Remedies};
 use crate::source::quoted;
 
 /// The final entries of a policy, with what it takes to see who breaks them.
@@ -77,7 +77,7 @@ impl<'p> Finals<'p> {
             }
         }
         if !found.is_empty() {
-            let remedies = Remedies::new(self.policy);
+            let remedies = Remedies::new(self.policy, self.overrides);
             let each = found.iter();
             let mistake = |one| self.mistake(active, one, &limits, &remedies);
             mistakes.extend(each.filter_map(mistake));
@@ -297,12 +297,12 @@ impl<'p> Finals<'p> {
         taken.or(decides)
     }
 
-    fn mistake(
-        &self,
+    fn mistake<'f>(
+        &'f self,
         active: &Active,
         loosening: &Loosening<'_>,
-        limits: &HashMap<(&MsrSet, Access), &Action>,
-        remedies: &Remedies<'_>,
+        limits: &HashMap<(&MsrSet, Access), &'f Action>,
+        remedies: &Remedies<'f>,
     ) -> Option<Mistake> {
         let &Loosening {
             blamed,
@@ -338,8 +338,9 @@ impl<'p> Finals<'p> {
         let help = if entry.source() == OWN {
             "delete the entry, or make it no looser than the final one".to_owned()
         } else {
-            let limits = Access::ALL.map(|access| limits.get(&(&entry.msrs, access)).copied());
-            let remedy = remedies.against(entry, fixed, limits);
+            let limit = |access| limits.get(&(&entry.msrs, access)).copied();
+            let limits = Access::ALL.map(|access| limit(access).map(Limit::Loosened));
+            let remedy = remedies.against(entry, &[remedies.base(entry, fixed)], limits);
             format!("{remedy}; it takes the place of the one in the include")
         };
         Some(Mistake {
