@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use msrgate_filter::Access;
-use msrgate_program::{Action, Comparison, DecidedBy, EntryId, MsrRange, MsrSet, Rule};
+use msrgate_program::{Action, Comparison, DecidedBy, EntryId, MsrRange, MsrSet, Rule, Variant};
 
 use crate::compile::Compiled;
 use crate::policy::{Mode, Settings};
@@ -227,7 +227,7 @@ fn holds_somewhere(compiled: &Compiled, id: EntryId) -> bool {
     Access::ALL.into_iter().any(|access| {
         let said = entry.action(access).filter(|said| **said != Action::Allow);
         said.is_some_and(|said| {
-            let tables = compiled.variants().iter().map(|variant| variant.rules());
+            let tables = compiled.variants().iter().map(Variant::rules);
             let segments = tables.flat_map(|table| {
                 let ranges = entry.msrs().ranges().iter();
                 ranges.flat_map(move |&range| table.within(range, access))

@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_program::{Action, Comparison, CpuSet, EntryId, MsrSet, forward, one_line};
+use msrgate_program::{Action, Comparison, CpuSet, EntryId, MsrRange, MsrSet, forward, one_line};
 
 use crate::layout::{self, Value};
 use crate::overrides::Overrides;
@@ -389,7 +389,7 @@ fn crossed(policy: &Policy, access: Access) -> HashSet<&MsrSet> {
     for group in &groups {
         for other in ranges.iter().chain(&groups) {
             let (one, other) = (group.msrs(), other.msrs());
-            let shared: u64 = one.shared(other).map(|range| range.count()).sum();
+            let shared: u64 = one.shared(other).map(MsrRange::count).sum();
             if shared > 0 && shared < one.count() && shared < other.count() {
                 crossed.extend([one, other]);
             }
