@@ -32,6 +32,10 @@ pub(crate) struct Puncture {
 /// as there are entries, and not as many as there are pairs of them.
 const MAX_PUNCTURES: usize = 10_000;
 
+/// With so many stretches of MSRs, of each puncture that has some no more are kept: 250 texts that each say
+/// the like of 60,000 MSRs would have 30 million.
+const MAX_STRETCHES: usize = 250_000;
+
 /// The MSRs at which one entry loosens another, by direction.
 type Places = [Vec<MsrRange>; 2];
 
@@ -42,24 +46,37 @@ struct Found {
     places: BTreeMap<(EntryId, EntryId), Places>,
     /// The wider entries.
     wide: HashSet<EntryId>,
+    /// How many stretches of MSRs there are in all.
+    stretches: usize,
 }
 
 impl Found {
     fn note(&mut self, pair: (EntryId, EntryId), access: Access, msrs: MsrRange) {
         let is_full = self.places.len() >= MAX_PUNCTURES;
-        if is_full && self.wide.contains(&pair.0) && !self.places.contains_key(&pair) {
+        if let Some(places) = self.places.get_mut(&pair) {
+            let places = &mut places[access as usize];
+            if self.stretches < MAX_STRETCHES || places.is_empty() {
+                self.stretches += 1;
+                places.push(msrs);
+            }
+            return;
+        }
+        if is_full && self.wide.contains(&pair.0) {
             return;
         }
         self.wide.insert(pair.0);
+        self.stretches += 1;
         let places = self.places.entry(pair).or_default();
         places[access as usize].push(msrs);
     }
 
     /// Joins what was found on the processors of one variant with what was found before.
     fn join(&mut self) {
+        self.stretches = 0;
         for places in self.places.values_mut().flatten() {
             let all = MsrSet::new(std::mem::take(places));
             *places = all.map_or_else(Vec::new, |all| all.ranges().to_vec());
+            self.stretches += places.len();
         }
     }
 }
@@ -70,7 +87,8 @@ impl Found {
 /// the text of the wider one, and in a text that includes that: there it is an exception that its
 /// author has made. So is one that such a text repeats, with the same MSRs or with more of them.
 ///
-/// After the first 10,000 punctures, only the first of each wider entry that has none yet is added.
+/// After the first 10,000 punctures, only the first of each wider entry that has none yet is added; after the
+/// first 250,000 stretches of MSRs, only one of each direction of a puncture.
 pub(crate) fn punctures(compiled: &Compiled) -> Vec<Puncture> {
     let policy = compiled.policy();
     // One text alone knows of all that it says.

@@ -6,10 +6,11 @@ use regex_syntax::hir::{Class, HirKind};
 /// The characters of a class of a regular expression, as ascending ranges.
 fn ranges(class: &str) -> Vec<(char, char)> {
     let hir = regex_syntax::parse(class).expect("a class");
-    let HirKind::Class(Class::Unicode(class)) = hir.kind() else {
-        panic!("{hir:?}");
+    let class = match hir.kind() {
+        HirKind::Class(Class::Unicode(class)) => Some(class),
+        _ => None,
     };
-    let ranges = class.ranges().iter();
+    let ranges = class.expect("a class of characters").ranges().iter();
     ranges.map(|range| (range.start(), range.end())).collect()
 }
 

@@ -1,0 +1,228 @@
+//! A property: the lines against punctures compile, and close every hole.
+
+use msrgate_filter::MsrIndex;
+use msrgate_program::{Cpu, DecidedBy};
+use proptest::prelude::*;
+
+use super::super::*;
+use super::Texts;
+use crate::policy::OWN;
+use crate::remedy;
+use crate::{Source, compile, parse};
+
+/// The tables of a text: `[msrs]`, and one for each of these `cpu`s.
+const CPUS: [&str; 2] = ["{ vendor = [\"GenuineIntel\"] }", "{ family = [0x6] }"];
+
+/// Few enough to be met again, nested and crossing.
+const KEYS: [&str; 7] = [
+    "0x610",
+    "0x611",
+    "'0x610..=0x611'",
+    "'0x610..=0x613'",
+    "'0x612..=0x617'",
+    "'0x600..=0x6df'",
+    "'@power'",
+];
+
+/// The lines of each table of a text.
+#[derive(Clone, Debug)]
+struct Tables {
+    head: &'static str,
+    lines: [Vec<String>; 3],
+}
+
+impl Tables {
+    fn text(&self) -> String {
+        let head = |table: usize| match table {
+            0 => "[msrs]\n".to_owned(),
+            _ => format!("[[when]]\ncpu = {}\n[when.msrs]\n", CPUS[table - 1]),
+        };
+        let tables = self.lines.iter().enumerate();
+        let tables = tables.map(|(table, lines)| head(table) + &lines.join("\n") + "\n");
+        self.head.to_owned() + &tables.collect::<String>()
+    }
+
+    /// Pastes each line once. Those that are changed come first, as long as their numbers are right.
+    fn paste_all(&mut self, lines: &[remedy::Line]) {
+        let mut seen = BTreeSet::new();
+        let mut lines: Vec<_> = lines
+            .iter()
+            .filter(|line| seen.insert((&line.text, &line.cpu)))
+            .collect();
+        lines.sort_by_key(|line| line.instead.is_none());
+        lines.into_iter().for_each(|line| self.paste(line));
+    }
+
+    /// Does what a line of a remedy says. A line that is there already has to be named.
+    fn paste(&mut self, line: &remedy::Line) {
+        let cpu = |cpu: &String| CPUS.iter().position(|one| one == cpu).expect("a known one");
+        let table = line.cpu.as_ref().map_or(0, |name| cpu(name) + 1);
+        if let Some(number) = line.instead {
+            let text = self.text();
+            let old = text.lines().nth(number as usize - 1).expect("it is there");
+            let lines = self.lines[table].iter_mut();
+            let mut old = lines.filter(|one| **one == old);
+            *old.next().expect("it is in this table") = line.text.clone();
+        } else {
+            self.lines[table].push(line.text.clone());
+        }
+    }
+}
+
+/// Reads and writes: those that an include has most often, and those of a policy.
+const LOOSE: [[&str; 6]; 2] = [
+    [
+        "'allow'",
+        "'allow'",
+        "'allow'",
+        "'allow'",
+        "'deny'",
+        "'inherit'",
+    ],
+    [
+        "'allow'",
+        "'allow'",
+        "'allow'",
+        "'allow'",
+        "'kill'",
+        "'inherit'",
+    ],
+];
+const STRICT: [[&str; 6]; 2] = [
+    [
+        "'deny'",
+        "'deny'",
+        "'deny'",
+        "'allow'",
+        "'inherit'",
+        "{ value = 1 }",
+    ],
+    [
+        "'deny'",
+        "'deny'",
+        "'kill'",
+        "'allow'",
+        "'inherit'",
+        "'ignore'",
+    ],
+];
+
+/// A text whose entries may have one of these words.
+fn tables(
+    head: &'static str,
+    [reads, writes]: [[&'static str; 6]; 2],
+    words: &'static [&'static str],
+) -> impl Strategy<Value = Tables> {
+    let entry = (
+        prop::sample::select(KEYS.to_vec()),
+        prop::sample::select(reads.to_vec()),
+        prop::sample::select(writes.to_vec()),
+        prop::sample::select(words),
+    );
+    let table = |most: usize| prop::collection::vec(entry.clone(), 0..=most);
+    [table(3), table(2), table(1)].prop_map(move |tables| {
+        let lines = |entries: Vec<_>| -> Vec<String> {
+            let mut keys = BTreeSet::new();
+            let entries: Vec<(&str, &str, &str, &str)> = entries;
+            let once = entries.into_iter().filter(|(key, ..)| keys.insert(*key));
+            let line = |(key, read, write, word): (&str, &str, &str, &str)| {
+                format!("{key} = {{ read = {read}, write = {write}{word} }}")
+            };
+            once.map(line).collect()
+        };
+        let lines = tables.map(lines);
+        Tables { head, lines }
+    })
+}
+
+/// Where each hole was, on some processor: the MSR, the direction, and the action of the wide entry. An
+/// exception of the policy's own text, or of the wide entry's, is none.
+fn holes(compiled: &Compiled) -> Vec<(Cpu, MsrIndex, Access, Action)> {
+    let policy = compiled.policy();
+    let all = punctures(compiled);
+    let mut holes = Vec::new();
+    for (active, hole) in variants(policy)
+        .iter()
+        .flat_map(|active| all.iter().map(move |hole| (active, hole)))
+    {
+        if ![hole.wide, hole.narrow]
+            .iter()
+            .all(|id| active.entries.contains(id))
+        {
+            continue;
+        }
+        let wide = policy.entry(hole.wide);
+        for (access, msrs) in Access::ALL.into_iter().zip(&hole.msrs) {
+            let Some(said) = wide.action(access) else {
+                continue;
+            };
+            for range in msrs.iter().flat_map(MsrSet::ranges) {
+                for index in [range.first(), range.last()] {
+                    let is_exception = |id: &EntryId| {
+                        let entry = policy.entry(*id);
+                        let says = entry.action(access);
+                        [OWN, wide.source()].contains(&entry.source())
+                            && entry.msrs().contains(index)
+                            && entry.msrs().count() < wide.msrs().count()
+                            && says.is_some_and(|says| {
+                                says.compared_with(said) != Comparison::NoLooser
+                            })
+                    };
+                    let rules = compiled.on(Some(&active.example)).rules();
+                    let decides = rules.at(index, access).by == DecidedBy::Entry(hole.narrow);
+                    if decides && !active.entries.iter().any(is_exception) {
+                        holes.push((active.example.clone(), index, access, said.clone()));
+                    }
+                }
+            }
+        }
+    }
+    holes
+}
+
+const INCLUDING: &str = "policy = 1\ndefault = 'deny'\ninclude = ['one.toml', 'other.toml']\n";
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, max_global_rejects: 60_000, ..ProptestConfig::default() })]
+
+    /// Where all lines are pasted, the policy compiles, and in a few steps there is no puncture: what
+    /// was loosened is not any more. Lines are changed in their place where that is said.
+    #[test]
+    fn remedies_compile_and_close_every_puncture(
+        own in tables(INCLUDING, STRICT, &["", "", ", final = true"]),
+        one in tables("policy = 1\n", LOOSE, &[""]),
+        other in tables("policy = 1\n", LOOSE, &[""]),
+    ) {
+        let texts = [("one.toml", one.text()), ("other.toml", other.text())];
+        let files = texts.each_ref().map(|(name, text)| (*name, &**text));
+        let read = |own: &Tables| parse(&Source::new("policy.toml", &own.text()), &mut Texts(&files));
+        let first = read(&own);
+        prop_assume!(first.is_ok());
+        let first = compile(first.expect("no mistakes")).expect("it fits");
+        let before = holes(&first);
+        prop_assume!(!before.is_empty());
+        let (mut own, mut now) = (own, first);
+        for _ in 0..8 {
+            let lines: Vec<_> = punctures(&now).iter().flat_map(|hole| hole.remedy.lines.clone()).collect();
+            // One by one, and all together.
+            let mut pasted = own.clone();
+            pasted.paste_all(&lines);
+            for hole in punctures(&now) {
+                let mut alone = own.clone();
+                alone.paste_all(&hole.remedy.lines);
+                let parsed = read(&alone);
+                prop_assert!(parsed.is_ok(), "{}\n{}\n{files:?}\n{parsed:?}", own.text(), alone.text());
+            }
+            let parsed = read(&pasted);
+            prop_assert!(parsed.is_ok(), "{}\n{files:?}\n{parsed:?}", pasted.text());
+            now = compile(parsed.expect("no mistakes")).expect("it fits");
+            own = pasted;
+        }
+        let left = punctures(&now);
+        prop_assert!(left.is_empty(), "{}\n{files:?}\n{left:?}", own.text());
+        for (cpu, index, access, said) in before {
+            let is = now.on(Some(&cpu)).rules().at(index, access).action;
+            prop_assert_eq!(is.compared_with(&said), Comparison::NoLooser, "{} {} on {}\n{}\n{:?}", access, index, cpu, own.text(), files);
+        }
+    }
+}
