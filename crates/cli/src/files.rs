@@ -160,10 +160,12 @@ impl Files {
 
     fn read(&mut self, path: &Path, file: File) -> Result<Source, IncludeError> {
         let name = path.display().to_string();
-        // What was too long once is not read again and again.
-        let left = std::mem::take(&mut self.left);
-        let text = read_text(file, left).map_err(IncludeError::new)?;
-        self.left = left - text.len();
+        let mut bytes = Vec::new();
+        let read = read_into(&mut bytes, file, self.left);
+        // What was read counts, a policy or not; of a file that was too long one byte more than was left.
+        self.left = self.left.saturating_sub(bytes.len());
+        let text = read.and_then(|()| text_of(bytes));
+        let text = text.map_err(IncludeError::new)?;
         Ok(Source::new(&name, &text).with_identity(path.as_os_str().as_bytes()))
     }
 }
@@ -215,12 +217,11 @@ fn open(path: &Path) -> io::Result<(File, FileId)> {
     Ok((file, FileId::of(&metadata, path)))
 }
 
-/// Reads at most `most` bytes of text.
+/// Turns bytes into a policy's text.
 ///
 /// # Errors
-/// It is longer, or no text, or cannot be read: why, for a message that names it.
-fn read_text(from: impl io::Read, most: usize) -> Result<String, String> {
-    let bytes = read_bytes(from, most)?;
+/// They are no text: why, for a message that names the file.
+fn text_of(bytes: Vec<u8>) -> Result<String, String> {
     text(&bytes)?;
     String::from_utf8(bytes).map_err(|error| error.to_string())
 }
@@ -228,16 +229,24 @@ fn read_text(from: impl io::Read, most: usize) -> Result<String, String> {
 /// Reads at most `most` bytes, or says why there are none.
 pub(crate) fn read_bytes(from: impl io::Read, most: usize) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
+    read_into(&mut bytes, from, most)?;
+    Ok(bytes)
+}
+
+/// Adds what it reads to no bytes: all there is, at most `most`.
+///
+/// # Errors
+/// There is more, of which one byte is read, or reading failed after the bytes that were added.
+fn read_into(bytes: &mut Vec<u8>, from: impl io::Read, most: usize) -> Result<(), String> {
     // One byte more, so that a longer one is seen to be.
     let mut from = from.take(most as u64 + 1);
-    from.read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
+    from.read_to_end(bytes).map_err(|error| error.to_string())?;
     if bytes.len() > most {
         return Err(format!(
             "longer than the {MAX_BYTES} bytes that a policy may have with its includes; name ranges instead of single MSRs"
         ));
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Bytes as a policy's text, or why they are none. Of what is no policy that tells nothing.

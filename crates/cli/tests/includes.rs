@@ -524,3 +524,18 @@ fn text_within_the_limits_takes_no_more_memory_than_the_reference_says() {
         );
     }
 }
+
+#[test]
+fn unreadable_include_does_not_use_up_the_bytes_of_the_others() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(folder.join("latin1.toml"), b"policy = 1\n# \xe9\n").expect("a file");
+    write(folder, "good.toml", "policy = 1\n[msrs]\n0x10 = 'r'\n");
+    let policy = format!("{HEAD}{}", including(&["latin1.toml", "good.toml"]));
+    write(folder, "p.toml", &policy);
+    let (said, code) = run(folder, &["check", "--host", "none", "p.toml"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("p.toml has a mistake"), "{said}");
+    assert!(said.contains("not UTF-8 text (byte 13)"), "{said}");
+    assert!(!said.contains("longer than"), "{said}");
+}

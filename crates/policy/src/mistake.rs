@@ -92,6 +92,18 @@ pub enum Wrong {
         /// How long it may be.
         limit: usize,
     },
+    /// The text is within all limits, and its canonical form would not be.
+    #[error(
+        "the canonical form would have {found} {what}, more than the {limit} that a policy may have"
+    )]
+    CanonicalForm {
+        /// Of what: bytes, bytes in one line, tokens, or tables.
+        what: &'static str,
+        /// How many it would have.
+        found: usize,
+        /// How many there may be.
+        limit: usize,
+    },
     /// There is more of something than there may be.
     #[error("the policy has {found} {what}, more than the {limit} that one may have")]
     TooMany {
@@ -368,6 +380,9 @@ impl Wrong {
             | Self::DeviceElsewhere { help, .. }
             | Self::Conflict { help, .. } => help,
             Self::TooLong { .. } => SINGLE_MSRS,
+            Self::CanonicalForm { .. } => {
+                "leave out what stands twice, or keep the text as it is: its size is no mistake elsewhere"
+            }
             Self::TooMany { what, .. } => fewer(what),
             Self::NotAPolicy { .. } => {
                 "write `policy = 1` at its top; until then no message shows any of its text, which may be a secret"

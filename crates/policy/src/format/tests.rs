@@ -4,6 +4,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::MAX_BYTES;
 use crate::parse::{IncludeError, Includes, NoIncludes};
 use crate::policy::Policy;
 use crate::resolve::parse;
@@ -174,6 +175,24 @@ fn no_line_becomes_too_long() {
 }
 
 /// Where the first of a paragraph becomes a table, the next one begins the paragraph.
+#[test]
+fn canonical_form_beyond_a_limit_is_not_called_the_size_of_the_text() {
+    // Each value gets a line of its own, with four blanks before it.
+    let values = format!("{}\n", "\"vmload\", ".repeat(10)).repeat(1_000);
+    let mut text = format!("policy = 1\ndefault = \"deny\"\naccept = [\n{values}]\n");
+    let comment = format!("# {}\n", "c".repeat(4_000));
+    text += &comment.repeat((MAX_BYTES - text.len()) / comment.len());
+    assert!(text.len() < MAX_BYTES);
+    let mistakes = format(&Source::new("policy.toml", &text)).unwrap_err();
+    let message = mistakes.mistakes()[0].wrong().to_string();
+    let limit = format!("bytes, more than the {MAX_BYTES} that a policy may have");
+    assert!(
+        message.starts_with("the canonical form would have "),
+        "{message}"
+    );
+    assert!(message.ends_with(&limit), "{message}");
+}
+
 #[test]
 fn paragraphs_stay_apart() {
     let why = "x".repeat(110);

@@ -92,7 +92,7 @@ impl Reader<'_> {
                 return;
             }
             if known.contains(&name) {
-                self.said[self.current.number()].accept.push(name.into());
+                once(&mut self.said[self.current.number()].accept, name.into());
             } else {
                 let help = one_of(name, &known, '"');
                 let name = quoted(name);
@@ -212,7 +212,9 @@ impl Reader<'_> {
                 None,
             );
             all.microcode = all.microcode.or(one.microcode);
-            all.accept.extend(one.accept);
+            for word in one.accept {
+                once(&mut all.accept, word);
+            }
         }
         let default = all.default.and_then(|(default, _)| default)?;
         let unknown_at = all.unknown.as_ref().map(|(_, at)| *at);
@@ -259,6 +261,13 @@ impl Reader<'_> {
                 places: [first].into_iter().chain(second).collect(),
             });
         }
+    }
+}
+
+/// Adds a word that is not there yet. Few words are known, and each entry is compared with all that are accepted.
+fn once(words: &mut Vec<Box<str>>, word: Box<str>) {
+    if !words.contains(&word) {
+        words.push(word);
     }
 }
 
