@@ -267,6 +267,7 @@ fn every_limit_is_in_it() {
         )
     });
     let when = |n: usize| format!("[[when]]\ncpu = {{ model = {n} }}\n[when.msrs]\n0x10 = \"r\"\n");
+    let entry = |n: usize| format!("{n:#x} = \"r\"\n");
     let bits = |n: usize| {
         let some: Vec<_> = (0..128).filter(|model| model >> n & 1 == 1).collect();
         format!("[[when]]\ncpu = {{ model = {some:?} }}\n[when.msrs]\n0x10 = \"r\"\n")
@@ -293,6 +294,14 @@ fn every_limit_is_in_it() {
         ),
         ("bytes of a line", MAX_LINE),
         ("entries, with those of includes", MAX_ENTRIES),
+        (
+            "entries on all ways in which `[[when]]`s hold, each counted in every way in which it holds",
+            limit_of(&format!(
+                "[msrs]\n{}{}",
+                times(132_000, entry),
+                times(31, when)
+            )),
+        ),
         (
             "entries for groups that are not one range",
             limit_of(&groups),

@@ -20,7 +20,11 @@ pub const MAX_LINE: usize = 4096;
 /// The most entries a policy may have, those of its includes among them.
 pub const MAX_ENTRIES: usize = 250_000;
 
-/// The most entries for groups, which are compared with all others.
+/// The most entries on all processors that `[[when]]`s tell apart, each counted wherever it holds: the policy is
+/// resolved and packed for each of them.
+pub(crate) const MAX_ENTRIES_ON_ALL: usize = 4 << 20;
+
+/// The most entries for groups.
 pub(crate) const MAX_GROUPS: usize = 500;
 
 /// The most `[[when]]`s.

@@ -432,6 +432,9 @@ impl Wrong {
 
 const SINGLE_MSRS: &str = "name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`";
 
+/// Of [`MAX_ENTRIES_ON_ALL`](crate::limits::MAX_ENTRIES_ON_ALL) there may be no more.
+pub(crate) const ENTRIES_ON_ALL: &str = "entries, each counted for every kind of processor that its `when`s tell apart and on which it holds";
+
 /// The way to have fewer of them.
 fn fewer(what: &str) -> &'static str {
     match what {
@@ -445,6 +448,9 @@ fn fewer(what: &str) -> &'static str {
         "whens" => "join `[[when]]`s that say the same: each part of `cpu` may be a list",
         "processors that its `when`s tell apart" => {
             "write ranges of families, models and steppings instead of single ones"
+        }
+        ENTRIES_ON_ALL => {
+            "name ranges instead of single MSRs, or let fewer `[[when]]`s differ: every entry without one counts for each"
         }
         "ways in which its `when`s hold" => {
             "let fewer `[[when]]`s hold on the same processors: write one for each kind of processor"

@@ -34,7 +34,7 @@ macro_rules! numbered {
 numbered!(SourceId WhenId);
 
 /// Some of a policy's texts, of which there are at most [`MAX_FILES`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct SourceSet([u64; MAX_FILES.div_ceil(64)]);
 
 impl SourceSet {
@@ -42,6 +42,39 @@ impl SourceSet {
         if let Some(word) = self.0.get_mut(id.number() / 64) {
             *word |= 1 << (id.number() % 64);
         }
+    }
+
+    /// The set of one text.
+    pub(crate) fn of(id: SourceId) -> Self {
+        let mut set = Self::default();
+        set.insert(id);
+        set
+    }
+
+    /// The texts that are in both.
+    pub(crate) fn shared(mut self, other: Self) -> Self {
+        for (word, other) in self.0.iter_mut().zip(other.0) {
+            *word &= other;
+        }
+        self
+    }
+
+    /// The texts that `other` does not contain.
+    pub(crate) fn without(mut self, other: Self) -> Self {
+        for (word, other) in self.0.iter_mut().zip(other.0) {
+            *word &= !other;
+        }
+        self
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// The texts, in order.
+    pub(crate) fn iter(self) -> impl Iterator<Item = SourceId> {
+        let all = (0..MAX_FILES).map(SourceId::new);
+        all.filter(move |id| self.contains(*id))
     }
 
     /// Adds all texts of `other`.

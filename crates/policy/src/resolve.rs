@@ -3,6 +3,7 @@
 mod active;
 mod conflict;
 mod finals;
+mod inherited;
 mod unsound;
 mod variants;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use msrgate_filter::Access;
 use msrgate_program::{EntryId, FileId, Layers, Line, MsrRange, Outcome, ResolvedVariant, Rules};
 
+use crate::limits::MAX_MISTAKES;
 use crate::mistake::{Mistake, Mistakes, Wrong};
 use crate::parse::{self, Includes};
 use crate::policy::{Entry, Policy};
@@ -82,12 +84,16 @@ fn resolve(
     these: impl Fn(&Wrong) -> bool,
 ) -> Result<ResolvedPolicy, Box<Mistakes>> {
     let mut mistakes = parsed.mistakes;
-    let resolved = parsed.policy.map(|policy| {
-        let (found, variants) = variants::resolve(&policy, &parsed.stated);
-        mistakes.extend(found);
+    mistakes.retain(|mistake: &Mistake| !these(&mistake.wrong));
+    // Of a policy that is beyond a limit, not all entries are there.
+    let is_limit =
+        |mistake: &Mistake| matches!(mistake.wrong, Wrong::TooMany { .. } | Wrong::TooLong { .. });
+    let is_to_be_resolved = !mistakes.iter().any(is_limit) && mistakes.len() < MAX_MISTAKES;
+    let policy = parsed.policy.filter(|_| is_to_be_resolved);
+    let resolved = policy.map(|policy| {
+        let variants = variants::resolve(&policy, &parsed.stated, these, &mut mistakes);
         ResolvedPolicy { policy, variants }
     });
-    mistakes.retain(|mistake: &Mistake| !these(&mistake.wrong));
     match resolved {
         Some(resolved) if mistakes.is_empty() => Ok(resolved),
         _ => Err(Box::new(Mistakes::new(parsed.sources, mistakes))),

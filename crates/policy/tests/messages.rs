@@ -56,6 +56,11 @@ fn mistakes_of_a_policy() {
     let singles: String = (0..=250_000)
         .map(|index| format!("0x{index:x}='r'\n"))
         .collect();
+    // 32 ways in which the `[[when]]`s hold.
+    let on_all: String = (0..(4 << 20) / 32 + 1)
+        .map(|index| format!("0x{index:x}='r'\n"))
+        .chain((0..31).map(|model| format!("[[when]]\ncpu = {{ model = {model} }}\n[when.msrs]\n")))
+        .collect();
     // 256 files beside the policy itself.
     let files = || {
         let numbers: Vec<_> = (0..256).map(|number| format!("'{number}',\n")).collect();
@@ -80,6 +85,12 @@ fn mistakes_of_a_policy() {
         files(),
         entries(&groups),
         entries(&singles),
+        entries(&on_all),
+        Vec::from([Wrong::CanonicalForm {
+            what: "bytes",
+            found: msrgate_policy::MAX_BYTES + 1,
+            limit: msrgate_policy::MAX_BYTES,
+        }]),
         wrongs("[msrs]"),
         wrongs("policy = 1\n[msrs]"),
         wrongs(&format!("{head}[[when]]\n[device.microcode]\n")),

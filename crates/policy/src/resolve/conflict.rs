@@ -9,25 +9,22 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use msrgate_filter::{Access, Accesses, MsrIndex};
 use msrgate_program::{Action, EntryId, MsrRange, MsrSet};
 
+use crate::limits::MAX_MISTAKES;
 use crate::mistake::{Label, Mistake, Wrong};
-use crate::policy::Entry;
+use crate::policy::{Entry, Policy};
 use crate::source::quoted;
 
-/// For each entry that conflicts with others, one such conflict at least. In *n* log *n* for
-/// entries of one range; those of several, the groups, are compared with all.
-pub(super) fn find(entries: &[(EntryId, &Entry)]) -> Vec<Mistake> {
-    let (ranges, groups): (Vec<_>, Vec<_>) = entries
-        .iter()
-        .copied()
-        .partition(|(_, entry)| entry.msrs.as_range().is_some());
+/// For each entry of a policy that conflicts with others on some processors, one such conflict at least, until
+/// there are [`MAX_MISTAKES`]. In *n* log *n*.
+pub(super) fn find(policy: &Policy, groups: &Groups, entries: &[EntryId]) -> Vec<Mistake> {
     let mut found = BTreeMap::<[EntryId; 2], Accesses>::new();
     for access in Access::ALL {
         let this = match access {
             Access::Read => Accesses::Read,
             Access::Write => Accesses::Write,
         };
-        let mut pairs = between_ranges(&ranges, access);
-        pairs.extend(with_groups(&groups, entries, access));
+        let mut pairs = between_ranges(policy, entries, access);
+        pairs.extend(groups.conflicts(policy, entries, access));
         for pair in pairs {
             found
                 .entry(pair)
@@ -39,11 +36,10 @@ pub(super) fn find(entries: &[(EntryId, &Entry)]) -> Vec<Mistake> {
                 .or_insert(this);
         }
     }
-    let entries: HashMap<_, _> = entries.iter().copied().collect();
     let mistake = |([one, other], accesses): ([EntryId; 2], Accesses)| {
-        conflict(entries[&one], entries[&other], accesses)
+        conflict(policy.entry(one), policy.entry(other), accesses)
     };
-    found.into_iter().map(mistake).collect()
+    found.into_iter().take(MAX_MISTAKES).map(mistake).collect()
 }
 
 /// The entries that are open at one place, by what they say, those that end first in front.
@@ -101,11 +97,12 @@ impl<'e> Open<'e> {
 
 /// A sweep over the entries by where they begin. Of those that are open where one begins, one that
 /// ends before it does overlaps it in part, since none begins after it.
-fn between_ranges(ranges: &[(EntryId, &Entry)], access: Access) -> Vec<[EntryId; 2]> {
-    let mut order: Vec<(MsrRange, EntryId, &Action)> = ranges
-        .iter()
-        .filter_map(|(id, entry)| Some((entry.msrs.as_range()?, *id, entry.action(access)?)))
-        .collect();
+fn between_ranges(policy: &Policy, entries: &[EntryId], access: Access) -> Vec<[EntryId; 2]> {
+    let range = |&id: &EntryId| {
+        let entry = policy.entry(id);
+        Some((entry.msrs.as_range()?, id, entry.action(access)?))
+    };
+    let mut order: Vec<(MsrRange, EntryId, &Action)> = entries.iter().filter_map(range).collect();
     order.sort_by_key(|(range, id, _)| (range.first(), Reverse(range.last()), *id));
     let mut open = Open::default();
     let mut pairs = Vec::new();
@@ -122,27 +119,77 @@ fn between_ranges(ranges: &[(EntryId, &Entry)], access: Access) -> Vec<[EntryId;
     pairs
 }
 
-fn with_groups(
-    groups: &[(EntryId, &Entry)],
-    entries: &[(EntryId, &Entry)],
-    access: Access,
-) -> Vec<[EntryId; 2]> {
-    let mut pairs = Vec::new();
-    for &(id, group) in groups {
-        for &(other, entry) in entries {
-            let disagree = match (group.action(access), entry.action(access)) {
-                (Some(one), Some(other)) => one != other,
-                _ => false,
-            };
-            if id != other && disagree && clash(&group.msrs, &entry.msrs) {
-                pairs.push([id.min(other), id.max(other)]);
-            }
-        }
-    }
-    pairs
+/// The groups of a policy, entries of several ranges, with the entries that they may conflict with wherever
+/// both hold. There are far fewer sets of MSRs than groups: the language has a name for each.
+pub(super) struct Groups(Vec<Group>);
+
+struct Group {
+    /// The entries of its MSRs.
+    entries: Vec<EntryId>,
+    /// The entries that share MSRs with it, of which neither is a strict subset of the other.
+    clashing: Vec<EntryId>,
 }
 
-/// Whether two sets share MSRs, and neither is a strict subset of the other.
+impl Groups {
+    pub(super) fn of(policy: &Policy) -> Self {
+        let mut by_msrs = HashMap::<&MsrSet, Vec<EntryId>>::new();
+        for id in policy.ids() {
+            let msrs = &policy.entry(id).msrs;
+            if msrs.as_range().is_none() {
+                by_msrs.entry(msrs).or_default().push(id);
+            }
+        }
+        let clashing = |msrs| {
+            let clashes = |id: &EntryId| clash(&policy.entry(*id).msrs, msrs);
+            policy.ids().filter(clashes).collect()
+        };
+        let groups = by_msrs.into_iter().map(|(msrs, entries)| Group {
+            entries,
+            clashing: clashing(msrs),
+        });
+        let mut groups: Vec<_> = groups.collect();
+        groups.sort_by_key(|group| group.entries.first().copied());
+        Self(groups)
+    }
+
+    /// The groups among these entries with those that they conflict with, until there are [`MAX_MISTAKES`]. In
+    /// each step but a few for each group an entry is looked at once, or a conflict found.
+    fn conflicts(&self, policy: &Policy, entries: &[EntryId], access: Access) -> Vec<[EntryId; 2]> {
+        let mut pairs = Vec::new();
+        if self.0.is_empty() {
+            return pairs;
+        }
+        let mut holds = vec![false; policy.entries().len()];
+        for id in entries {
+            holds[id.number()] = true;
+        }
+        let said = |id: EntryId| {
+            let action = policy.entry(id).action(access)?;
+            holds[id.number()].then_some(action)
+        };
+        for group in &self.0 {
+            let mut by_action = BTreeMap::<&Action, Vec<EntryId>>::new();
+            for &id in &group.clashing {
+                if let Some(action) = said(id) {
+                    by_action.entry(action).or_default().push(id);
+                }
+            }
+            for &id in &group.entries {
+                let Some(own) = said(id) else { continue };
+                let others = by_action.iter().filter(|(action, _)| **action != own);
+                for &other in others.flat_map(|(_, others)| others) {
+                    if pairs.len() >= MAX_MISTAKES {
+                        return pairs;
+                    }
+                    pairs.push([id.min(other), id.max(other)]);
+                }
+            }
+        }
+        pairs
+    }
+}
+
+/// Whether two sets share MSRs, and neither is a strict subset of the other. Quick for a set of few ranges first.
 fn clash(one: &MsrSet, other: &MsrSet) -> bool {
     let shared: u64 = one.shared(other).map(MsrRange::count).sum();
     shared > 0 && (one == other || shared != one.count() && shared != other.count())

@@ -1,19 +1,19 @@
 //! Final entries: what each promises on some processors, and what breaks the promise.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, Comparison, DecidedBy, EntryId, MsrRange, MsrSet, Rule, Rules};
 
 use super::active::Active;
+use super::conflict;
+use super::inherited::{Decided, Inheriting};
 use super::unsound::unsound;
-use super::{conflict, rules};
 use crate::limits::MAX_MISTAKES;
 use crate::mistake::{Label, Mistake, Wrong};
 use crate::overrides::Overrides;
 use crate::parse::Stated;
-use crate::policy::{Entry, Firmness, Mode, OWN, Policy, SourceId};
+use crate::policy::{Entry, Firmness, Mode, OWN, Policy, SourceId, SourceSet};
 use crate::remedy::{Limit, Remedies};
 use crate::source::quoted;
 
@@ -41,6 +41,16 @@ enum By {
     Entry(EntryId),
     /// The final entries of this text that inherit.
     Inheriting(SourceId),
+}
+
+impl By {
+    /// The text of the entries.
+    fn text(self, policy: &Policy) -> SourceId {
+        match self {
+            Self::Entry(id) => policy.entry(id).source(),
+            Self::Inheriting(text) => text,
+        }
+    }
 }
 
 impl<'p> Finals<'p> {
@@ -106,56 +116,55 @@ impl<'p> Finals<'p> {
                 None => inheriting.entry(fixed.source()).or_default().extend(ranges),
             }
         }
-        for (text, ranges) in inheriting {
-            promises.extend(self.inherited(active, access, text, ranges));
-        }
+        promises.extend(self.inherited(active, access, inheriting));
         // Nothing is looser.
         promises.retain(|promise| promise.limit != Action::Allow);
         promises
     }
 
-    /// What the final entries of a text that inherit at these MSRs promise: what the text decides
-    /// there with those it includes.
+    /// What the final entries that inherit at these MSRs promise: what their text decides there with those it
+    /// includes. Of texts that decide by the same entry the first speaks for all, but for an audit that lifts it.
     fn inherited(
         &self,
         active: &Active,
         access: Access,
-        text: SourceId,
-        ranges: Vec<MsrRange>,
+        ranges: BTreeMap<SourceId, Vec<MsrRange>>,
     ) -> Vec<Promise> {
-        let below = self.policy.below[text.number()];
-        let sees = |source: SourceId| source == text || below.contains(source);
-        let entries: Vec<_> = self
-            .policy
-            .ids()
-            .filter(|&id| {
-                let entry = self.policy.entry(id);
-                let mut overriding = self.overriding(active, id);
-                sees(entry.source())
-                    && active.has(entry)
-                    && !overriding.any(|by| sees(self.policy.entry(by).source()))
-            })
-            .collect();
-        let table = rules(self.policy, &entries, Arc::default());
-        let mut texts = self.stated.iter().enumerate();
-        let has_default = texts.any(|(id, stated)| stated.has_default && sees(SourceId::new(id)));
+        if ranges.is_empty() {
+            return Vec::new();
+        }
+        let inheriting = Inheriting::new(self.policy, access, ranges);
+        let decided = inheriting.decided(
+            |id| active.has(self.policy.entry(id)),
+            |id| self.overriding(active, id),
+            |text| {
+                let stated = self.stated.get(text.number());
+                stated.is_some_and(|stated| stated.has_default)
+            },
+        );
+        let mut told = SourceSet::default();
         let mut promises = Vec::new();
-        let msrs = MsrSet::new(ranges);
-        for &range in msrs.iter().flat_map(MsrSet::ranges) {
-            for segment in table.within(range, access) {
-                let source = match segment.by {
-                    DecidedBy::Entry(id) => Some(id),
-                    DecidedBy::Default if has_default => None,
-                    DecidedBy::Default | DecidedBy::Kvm => continue,
-                };
-                promises.extend(segment.msrs.shared(range).map(|msrs| Promise {
-                    msrs,
-                    limit: segment.action.clone(),
-                    by: By::Inheriting(text),
-                    source,
-                }));
+        for Decided { msrs, by, texts } in decided {
+            let said = by.and_then(|id| self.policy.entry(id).action(access));
+            let limit = said.unwrap_or(self.policy.default_action());
+            let is_lifted = self.is_lifted(limit);
+            let mut is_first = true;
+            for text in texts.iter() {
+                let is_new = is_lifted && !told.contains(text);
+                if is_new {
+                    told.insert(text);
+                }
+                if std::mem::take(&mut is_first) || is_new {
+                    promises.push(Promise {
+                        msrs,
+                        limit: limit.clone(),
+                        by: By::Inheriting(text),
+                        source: by,
+                    });
+                }
             }
         }
+        promises.sort_by_key(|promise| (promise.by.text(self.policy), promise.msrs.first()));
         promises
     }
 
@@ -180,6 +189,14 @@ impl<'p> Finals<'p> {
         }
     }
 
+    /// Returns true if the policy is in audit, and lifts what this limit refuses.
+    fn is_lifted(&self, limit: &Action) -> bool {
+        let stated = self.stated.first().and_then(|stated| stated.mode);
+        // A nested guest's write that would be carried is its own in an audit.
+        stated.is_some_and(|(mode, _)| mode == Mode::Audit)
+            && (limit.refuses() || limit.refuses_some() || limit.needs_forwarding())
+    }
+
     /// A refusal that the policy's audit lifts, once for each text: unless the text itself is in audit.
     fn lifted_by_audit(
         &self,
@@ -188,18 +205,11 @@ impl<'p> Finals<'p> {
         access: Access,
         lifted: &mut BTreeSet<SourceId>,
     ) -> Option<Mistake> {
-        let (mode, at) = self.stated.first()?.mode?;
-        // A nested guest's write that would be carried is its own in an audit.
-        let is_lifted = promise.limit.refuses()
-            || promise.limit.refuses_some()
-            || promise.limit.needs_forwarding();
-        if mode != Mode::Audit || !is_lifted {
+        let (_, at) = self.stated.first()?.mode?;
+        if !self.is_lifted(&promise.limit) {
             return None;
         }
-        let text = match promise.by {
-            By::Entry(id) => self.policy.entry(id).source(),
-            By::Inheriting(text) => text,
-        };
+        let text = promise.by.text(self.policy);
         let stated = self.stated.get(text.number())?;
         let is_audited = matches!(stated.mode, Some((Mode::Audit, _)));
         if is_audited || !lifted.insert(text) {

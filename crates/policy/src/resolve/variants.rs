@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_program::{Line, ResolvedVariant, Rules, told_apart};
+use msrgate_program::{Line, ResolvedVariant, Rules, distinguished, told_apart};
 
 use super::active::{Active, variants};
 use super::finals::Finals;
 use super::unsound::{at_the_top, unsound, without_effect};
 use super::{conflict, lines, rules};
-use crate::mistake::{Mistake, Wrong};
+use crate::limits::{MAX_ENTRIES_ON_ALL, MAX_MISTAKES};
+use crate::mistake::{ENTRIES_ON_ALL, Mistake, Wrong};
 use crate::overrides::Overrides;
 use crate::parse::Stated;
 use crate::policy::Policy;
@@ -21,35 +22,35 @@ const MAX_VARIANTS: usize = 64;
 /// With more processors than this to look at, those ways are not looked for.
 const MAX_TOLD_APART: usize = 1 << 20;
 
-/// Everything that is wrong with the entries together, and the rules of each variant. Of a variant that has
-/// mistakes there may be none. `stated` are the settings of each text.
-pub(super) fn resolve(policy: &Policy, stated: &[Stated]) -> (Vec<Mistake>, Vec<ResolvedVariant>) {
-    let mut mistakes = without_effect(policy);
-    let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
-    let too_many = |what, found, limit| Mistake {
-        wrong: Wrong::TooMany { what, found, limit },
-        places: Vec::new(),
-    };
-    let found = told_apart(&cpus);
-    if found > MAX_TOLD_APART {
-        let what = "processors that its `when`s tell apart";
-        mistakes.push(too_many(what, found, MAX_TOLD_APART));
-        return (mistakes, Vec::new());
-    }
-    let variants = variants(policy);
-    if variants.len() > MAX_VARIANTS {
-        let what = "ways in which its `when`s hold";
-        mistakes.push(too_many(what, variants.len(), MAX_VARIANTS));
-        return (mistakes, Vec::new());
+/// Adds what is wrong with the entries together to the mistakes, until there are [`MAX_MISTAKES`], and returns
+/// the rules of each variant. Of a variant that has mistakes there may be none. `stated` are the settings of each
+/// text; what `these` are is no mistake.
+pub(super) fn resolve(
+    policy: &Policy,
+    stated: &[Stated],
+    these: impl Fn(&Wrong) -> bool,
+    mistakes: &mut Vec<Mistake>,
+) -> Vec<ResolvedVariant> {
+    let is_mistake = |mistake: &Mistake| !these(&mistake.wrong);
+    mistakes.extend(without_effect(policy).into_iter().filter(is_mistake));
+    if let Some((what, found, limit)) = beyond_a_limit(policy) {
+        let wrong = Wrong::TooMany { what, found, limit };
+        let places = Vec::new();
+        mistakes.push(Mistake { wrong, places });
+        return Vec::new();
     }
     let overrides = Overrides::of(policy);
     let finals = Finals::new(policy, stated, &overrides);
+    let groups = conflict::Groups::of(policy);
     let lines = lines(policy);
     let mut seen: HashSet<Mistake> = HashSet::new();
     let mut resolved = Vec::new();
-    for active in variants {
-        let (found, rules) = of_variant(policy, &active, &finals, &lines);
-        for mistake in found {
+    for active in variants(policy) {
+        if mistakes.len() >= MAX_MISTAKES {
+            break;
+        }
+        let (found, rules) = of_variant(policy, &active, &finals, &groups, &lines);
+        for mistake in found.into_iter().filter(is_mistake) {
             if seen.insert(mistake.clone()) {
                 mistakes.push(mistake);
             }
@@ -60,21 +61,44 @@ pub(super) fn resolve(policy: &Policy, stated: &[Stated]) -> (Vec<Mistake>, Vec<
             rules,
         }));
     }
-    (mistakes, resolved)
+    resolved
+}
+
+/// The limit that a policy is beyond, counted before anything is resolved: of what, how many there are, and how
+/// many there may be.
+fn beyond_a_limit(policy: &Policy) -> Option<(&'static str, usize, usize)> {
+    let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
+    let found = told_apart(&cpus);
+    if found > MAX_TOLD_APART {
+        let what = "processors that its `when`s tell apart";
+        return Some((what, found, MAX_TOLD_APART));
+    }
+    let ways = distinguished(&cpus);
+    if ways.len() > MAX_VARIANTS {
+        let what = "ways in which its `when`s hold";
+        return Some((what, ways.len(), MAX_VARIANTS));
+    }
+    let mut entries = vec![0; cpus.len()];
+    for when in policy.entries().iter().filter_map(|entry| entry.when) {
+        entries[when.number()] += 1;
+    }
+    let everywhere = policy.entries().len() - entries.iter().sum::<usize>();
+    let of_way = |holds: &[bool]| {
+        let holding = holds.iter().zip(&entries).filter(|(holds, _)| **holds);
+        everywhere + holding.map(|(_, entries)| entries).sum::<usize>()
+    };
+    let found = ways.iter().map(|(holds, _)| of_way(holds)).sum();
+    (found > MAX_ENTRIES_ON_ALL).then_some((ENTRIES_ON_ALL, found, MAX_ENTRIES_ON_ALL))
 }
 
 fn of_variant(
     policy: &Policy,
     active: &Active,
     finals: &Finals<'_>,
+    groups: &conflict::Groups,
     lines: &Arc<[Line]>,
 ) -> (Vec<Mistake>, Option<Rules>) {
-    let entries: Vec<_> = active
-        .entries
-        .iter()
-        .map(|&id| (id, policy.entry(id)))
-        .collect();
-    let mut mistakes = conflict::find(&entries);
+    let mut mistakes = conflict::find(policy, groups, &active.entries);
     // What the smallest entry says means nothing where two of them disagree.
     if !mistakes.is_empty() {
         return (mistakes, None);
@@ -85,7 +109,8 @@ fn of_variant(
         mistakes.extend(
             table
                 .of(access)
-                .filter_map(|one| unsound(policy, one, access)),
+                .filter_map(|one| unsound(policy, one, access))
+                .take(MAX_MISTAKES),
         );
         mistakes.extend(at_the_top(policy, table.at(MsrIndex::MAX, access)));
     }

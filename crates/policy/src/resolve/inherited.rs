@@ -1,0 +1,219 @@
+//! The decisions of texts at the MSRs of their final entries that inherit.
+//!
+//! A text decides with the texts it includes. Many texts may include the same ones, so that all decide in one
+//! sweep over the MSRs: an entry is looked at once, with the set of texts that see it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use msrgate_filter::{Access, X2APIC};
+use msrgate_program::{EntryId, MsrRange, MsrSet};
+
+use crate::policy::{Policy, SourceId, SourceSet};
+
+/// The MSRs that one entry decides in some texts.
+pub(super) struct Decided {
+    pub(super) msrs: MsrRange,
+    /// The entry that decides; `None` is `default`.
+    pub(super) by: Option<EntryId>,
+    pub(super) texts: SourceSet,
+}
+
+/// The final entries that inherit a direction, by text, with what bears on the decisions there.
+pub(super) struct Inheriting<'p> {
+    policy: &'p Policy,
+    access: Access,
+    by_text: BTreeMap<SourceId, MsrSet>,
+    /// For each text those of `by_text` that see it.
+    viewers: Vec<SourceSet>,
+}
+
+impl<'p> Inheriting<'p> {
+    pub(super) fn new(
+        policy: &'p Policy,
+        access: Access,
+        ranges: BTreeMap<SourceId, Vec<MsrRange>>,
+    ) -> Self {
+        let x2apic = MsrSet::from(MsrRange::between(*X2APIC.start(), *X2APIC.end()));
+        // x2APIC registers are KVM's, whatever an entry says.
+        let msrs = |ranges| MsrSet::new(ranges)?.without(&x2apic);
+        let by_text = ranges.into_iter();
+        let by_text = by_text.filter_map(|(text, ranges)| Some((text, msrs(ranges)?)));
+        let by_text: BTreeMap<_, _> = by_text.collect();
+        let mut viewers = vec![SourceSet::default(); policy.below.len()];
+        for &text in by_text.keys() {
+            for (number, viewers) in viewers.iter_mut().enumerate() {
+                let source = SourceId::new(number);
+                if source == text || policy.below[text.number()].contains(source) {
+                    viewers.insert(text);
+                }
+            }
+        }
+        Self {
+            policy,
+            access,
+            by_text,
+            viewers,
+        }
+    }
+
+    /// Returns the decisions in the order of their MSRs. `holds` says whether an entry holds, overridden or not,
+    /// `overriding` which entries that hold override it, and `has_default` whether a text has a `default`.
+    pub(super) fn decided<O: Iterator<Item = EntryId>>(
+        &self,
+        holds: impl Fn(EntryId) -> bool,
+        overriding: impl Fn(EntryId) -> O,
+        has_default: impl Fn(SourceId) -> bool,
+    ) -> Vec<Decided> {
+        let all = self.by_text.values().flat_map(MsrSet::ranges).copied();
+        let Some(all) = MsrSet::new(all) else {
+            return Vec::new();
+        };
+        let mut sweep = Sweep::default();
+        for (number, viewers) in self.viewers.iter().enumerate() {
+            if has_default(SourceId::new(number)) {
+                sweep.with_default.extend(*viewers);
+            }
+        }
+        let mut edges = Vec::new();
+        let mut add = |msrs: &MsrSet, one: Edge| {
+            for range in msrs.ranges() {
+                edges.push((u64::from(range.first().get()), true, one));
+                edges.push((u64::from(range.last().get()) + 1, false, one));
+            }
+        };
+        for (&text, msrs) in &self.by_text {
+            add(msrs, Edge::Text(text));
+        }
+        for id in self.policy.ids().filter(|id| holds(*id)) {
+            let entry = self.policy.entry(id);
+            if entry.action(self.access).is_none() || !entry.msrs.overlaps(&all) {
+                continue;
+            }
+            let mut viewers = self.viewers[entry.source().number()];
+            for by in overriding(id) {
+                let source = self.policy.entry(by).source();
+                viewers = viewers.without(self.viewers[source.number()]);
+            }
+            if !viewers.is_empty() {
+                let class = sweep.class(viewers);
+                add(&entry.msrs, Edge::Entry(entry.msrs.count(), id, class));
+            }
+        }
+        edges.sort_unstable();
+        for (at, starts, edge) in edges {
+            sweep.step(at);
+            sweep.turn(edge, starts);
+        }
+        sweep.step(1 << 32);
+        sweep.finish()
+    }
+}
+
+/// The thing that begins or ends.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Edge {
+    /// The MSRs at which a text inherits.
+    Text(SourceId),
+    /// An entry's: how many MSRs it has, and the class of texts that see it.
+    Entry(u64, EntryId, usize),
+}
+
+/// An entry by how many MSRs it has: the least decides.
+type Ranked = (u64, EntryId);
+
+/// A walk over the MSRs from 0 up.
+#[derive(Default)]
+struct Sweep {
+    at: u64,
+    /// The texts that inherit here.
+    texts: SourceSet,
+    with_default: SourceSet,
+    /// The sets of texts that see some entries.
+    classes: Vec<SourceSet>,
+    numbers: HashMap<SourceSet, usize>,
+    /// By class, the entries that contain the current MSR.
+    open: Vec<BTreeSet<Ranked>>,
+    /// The first of each class.
+    heads: BTreeSet<(Ranked, usize)>,
+    /// The decisions at the MSR before: for which texts, and since which MSR.
+    current: BTreeMap<Option<EntryId>, (SourceSet, u64)>,
+    decided: Vec<Decided>,
+}
+
+impl Sweep {
+    fn class(&mut self, viewers: SourceSet) -> usize {
+        let next = self.classes.len();
+        let class = *self.numbers.entry(viewers).or_insert(next);
+        if class == next {
+            self.classes.push(viewers);
+            self.open.push(BTreeSet::new());
+        }
+        class
+    }
+
+    /// Notes what decides from the current MSR to below `to`.
+    fn step(&mut self, to: u64) {
+        if to == self.at {
+            return;
+        }
+        let mut now = BTreeMap::new();
+        let mut rest = self.texts;
+        for &((_, id), class) in &self.heads {
+            if rest.is_empty() {
+                break;
+            }
+            let texts = rest.shared(self.classes[class]);
+            if !texts.is_empty() {
+                now.insert(Some(id), texts);
+                rest = rest.without(texts);
+            }
+        }
+        let by_default = rest.shared(self.with_default);
+        if !by_default.is_empty() {
+            now.insert(None, by_default);
+        }
+        let at = self.at;
+        self.end(|by, texts| now.get(&by) != Some(&texts));
+        for (by, texts) in now {
+            self.current.entry(by).or_insert((texts, at));
+        }
+        self.at = to;
+    }
+
+    /// Ends the decisions for which this is true before the current MSR.
+    fn end(&mut self, is_over: impl Fn(Option<EntryId>, SourceSet) -> bool) {
+        let (at, decided) = (self.at, &mut self.decided);
+        self.current.retain(|&by, &mut (texts, since)| {
+            let is_over = is_over(by, texts);
+            if is_over && let Some(msrs) = MsrRange::below(since, at) {
+                decided.push(Decided { msrs, by, texts });
+            }
+            !is_over
+        });
+    }
+
+    fn turn(&mut self, edge: Edge, starts: bool) {
+        match edge {
+            Edge::Text(text) if starts => self.texts.insert(text),
+            Edge::Text(text) => self.texts = self.texts.without(SourceSet::of(text)),
+            Edge::Entry(count, id, class) => {
+                let open = &mut self.open[class];
+                if let Some(&head) = open.first() {
+                    self.heads.remove(&(head, class));
+                }
+                if starts {
+                    open.insert((count, id));
+                } else {
+                    open.remove(&(count, id));
+                }
+                self.heads.extend(open.first().map(|&head| (head, class)));
+            }
+        }
+    }
+
+    fn finish(mut self) -> Vec<Decided> {
+        self.end(|_, _| true);
+        self.decided.sort_by_key(|decided| decided.msrs.first());
+        self.decided
+    }
+}
