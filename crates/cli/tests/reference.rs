@@ -267,7 +267,7 @@ fn every_limit_is_in_it() {
         )
     });
     let when = |n: usize| format!("[[when]]\ncpu = {{ model = {n} }}\n[when.msrs]\n0x10 = \"r\"\n");
-    let entry = |n: usize| format!("{n:#x} = \"r\"\n");
+    let entry = |n: usize| format!("{:#x} = \"r\"\n", 0x1_0000 + n);
     let bits = |n: usize| {
         let some: Vec<_> = (0..128).filter(|model| model >> n & 1 == 1).collect();
         format!("[[when]]\ncpu = {{ model = {some:?} }}\n[when.msrs]\n0x10 = \"r\"\n")

@@ -57,7 +57,8 @@ fn mistakes_of_a_policy() {
         .map(|index| format!("0x{index:x}='r'\n"))
         .collect();
     // 32 ways in which the `[[when]]`s hold.
-    let on_all: String = (0..(4 << 20) / 32 + 1)
+    let on_all: String = (0..=(4 << 20) / 32)
+        .map(|number| 0x1_0000 + number)
         .map(|index| format!("0x{index:x}='r'\n"))
         .chain((0..31).map(|model| format!("[[when]]\ncpu = {{ model = {model} }}\n[when.msrs]\n")))
         .collect();
