@@ -71,6 +71,13 @@ impl SourceSet {
         self == Self::default()
     }
 
+    /// The first text.
+    pub(crate) fn first(self) -> Option<SourceId> {
+        let mut words = self.0.iter().enumerate();
+        let (number, word) = words.find(|(_, word)| **word != 0)?;
+        Some(SourceId::new(64 * number + word.trailing_zeros() as usize))
+    }
+
     /// The texts, in order.
     pub(crate) fn iter(self) -> impl Iterator<Item = SourceId> {
         let all = (0..MAX_FILES).map(SourceId::new);

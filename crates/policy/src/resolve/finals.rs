@@ -7,7 +7,7 @@ use msrgate_program::{Action, Comparison, DecidedBy, EntryId, MsrRange, MsrSet, 
 
 use super::active::Active;
 use super::conflict;
-use super::inherited::{Decided, Inheriting};
+use super::inherited::{Decided, Inheriting, Limits};
 use super::unsound::unsound;
 use crate::limits::MAX_MISTAKES;
 use crate::mistake::{Label, Mistake, Wrong};
@@ -140,6 +140,10 @@ impl<'p> Finals<'p> {
             |text| {
                 let stated = self.stated.get(text.number());
                 stated.is_some_and(|stated| stated.has_default)
+            },
+            &LimitsOf {
+                finals: self,
+                access,
             },
         );
         let mut told = SourceSet::default();
@@ -364,6 +368,24 @@ impl<'p> Finals<'p> {
             },
             places,
         })
+    }
+}
+
+/// The limits of one direction.
+struct LimitsOf<'f, 'p> {
+    finals: &'f Finals<'p>,
+    access: Access,
+}
+
+impl Limits for LimitsOf<'_, '_> {
+    fn limit(&self, by: Option<EntryId>) -> &Action {
+        let policy = self.finals.policy;
+        let said = by.and_then(|id| policy.entry(id).action(self.access));
+        said.unwrap_or(policy.default_action())
+    }
+
+    fn is_lifted(&self, limit: &Action) -> bool {
+        self.finals.is_lifted(limit)
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use msrgate_filter::{Access, X2APIC};
-use msrgate_program::{EntryId, MsrRange, MsrSet};
+use msrgate_program::{Action, EntryId, MsrRange, MsrSet};
 
 use crate::policy::{Policy, SourceId, SourceSet};
 
@@ -16,6 +16,44 @@ pub(super) struct Decided {
     /// The entry that decides; `None` is `default`.
     pub(super) by: Option<EntryId>,
     pub(super) texts: SourceSet,
+}
+
+/// What decisions come to.
+pub(super) trait Limits {
+    /// What an entry says, or `default`.
+    fn limit(&self, by: Option<EntryId>) -> &Action;
+
+    /// Returns true if an audit lifts it.
+    fn is_lifted(&self, limit: &Action) -> bool;
+
+    /// Leaves out of what is decided at one MSR all that is broken only with another of them: what is not the
+    /// strictest, equal ones of later texts, and, of differing ones that are no masks, all but two. `told` are the
+    /// texts of which something that an audit lifts was kept before.
+    fn keep_strictest(&self, all: &mut Vec<(Option<EntryId>, SourceSet)>, told: &mut SourceSet) {
+        if all.len() <= 2 {
+            return;
+        }
+        let strictest = all.iter().map(|(by, _)| self.limit(*by).reach()).min();
+        all.sort_by_key(|(_, texts)| texts.first());
+        let mut kept: Vec<&Action> = Vec::new();
+        let mut others = 0;
+        all.retain(|&(by, texts)| {
+            let limit = self.limit(by);
+            let is_untold = !texts.without(*told).is_empty() && self.is_lifted(limit);
+            if is_untold {
+                told.extend(texts);
+            }
+            let is_mask = matches!(limit, Action::Mask(_));
+            let is_kept = Some(limit.reach()) == strictest
+                && (is_mask || others < 2)
+                && !kept.contains(&limit);
+            if is_kept {
+                kept.push(limit);
+                others += usize::from(!is_mask);
+            }
+            is_kept || is_untold
+        });
+    }
 }
 
 /// The final entries that inherit a direction, by text, with what bears on the decisions there.
@@ -56,13 +94,14 @@ impl<'p> Inheriting<'p> {
         }
     }
 
-    /// Returns the decisions in the order of their MSRs. `holds` says whether an entry holds, overridden or not,
+    /// Returns the decisions that bear on what breaks a promise, in the order of their MSRs. `holds` says whether an entry holds, overridden or not,
     /// `overriding` which entries that hold override it, and `has_default` whether a text has a `default`.
     pub(super) fn decided<O: Iterator<Item = EntryId>>(
         &self,
         holds: impl Fn(EntryId) -> bool,
         overriding: impl Fn(EntryId) -> O,
         has_default: impl Fn(SourceId) -> bool,
+        limits: &impl Limits,
     ) -> Vec<Decided> {
         let all = self.by_text.values().flat_map(MsrSet::ranges).copied();
         let Some(all) = MsrSet::new(all) else {
@@ -101,10 +140,10 @@ impl<'p> Inheriting<'p> {
         }
         edges.sort_unstable();
         for (at, starts, edge) in edges {
-            sweep.step(at);
+            sweep.step(at, limits);
             sweep.turn(edge, starts);
         }
-        sweep.step(1 << 32);
+        sweep.step(1 << 32, limits);
         sweep.finish()
     }
 }
@@ -138,6 +177,8 @@ struct Sweep {
     /// The decisions at the MSR before: for which texts, and since which MSR.
     current: BTreeMap<Option<EntryId>, (SourceSet, u64)>,
     decided: Vec<Decided>,
+    /// The texts of which something was noted that an audit lifts.
+    told: SourceSet,
 }
 
 impl Sweep {
@@ -152,11 +193,11 @@ impl Sweep {
     }
 
     /// Notes what decides from the current MSR to below `to`.
-    fn step(&mut self, to: u64) {
+    fn step(&mut self, to: u64, limits: &impl Limits) {
         if to == self.at {
             return;
         }
-        let mut now = BTreeMap::new();
+        let mut now = Vec::new();
         let mut rest = self.texts;
         for &((_, id), class) in &self.heads {
             if rest.is_empty() {
@@ -164,14 +205,16 @@ impl Sweep {
             }
             let texts = rest.shared(self.classes[class]);
             if !texts.is_empty() {
-                now.insert(Some(id), texts);
+                now.push((Some(id), texts));
                 rest = rest.without(texts);
             }
         }
         let by_default = rest.shared(self.with_default);
         if !by_default.is_empty() {
-            now.insert(None, by_default);
+            now.push((None, by_default));
         }
+        limits.keep_strictest(&mut now, &mut self.told);
+        let now: BTreeMap<_, _> = now.into_iter().collect();
         let at = self.at;
         self.end(|by, texts| now.get(&by) != Some(&texts));
         for (by, texts) in now {
