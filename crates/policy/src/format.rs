@@ -10,7 +10,7 @@ use toml_edit::Document;
 use crate::layout::{
     self, Body, Comments, EntryText, Field, Value, comment_lines, gap, header, shortened,
 };
-use crate::mistake::{Mistake, Mistakes, Wrong};
+use crate::mistake::{Mistakes, Wrong};
 use crate::parse::mistake_in;
 use crate::resolve::check_alone;
 use crate::selector::spelled;
@@ -57,21 +57,22 @@ pub fn format(source: &Source) -> Result<String, Box<Mistakes>> {
     let formatted = laid_out(source)?;
     // Nothing that would not be read takes the place of something that is.
     let again = check_alone(&Source::new(source.name(), &formatted));
-    again.map_err(|mistakes| beyond_a_limit(source, mistakes))?;
+    again.map_err(|mistakes| match beyond_a_limit(&mistakes) {
+        Some(wrong) => Box::new(mistake_in(source, 0..0, wrong)),
+        None => mistakes,
+    })?;
     Ok(formatted)
 }
 
 /// The limit that only the canonical form is beyond, as a mistake of the text itself: its own size is another.
-fn beyond_a_limit(source: &Source, mistakes: Box<Mistakes>) -> Box<Mistakes> {
-    let first = mistakes.mistakes().first().map(Mistake::wrong);
-    let (what, found, limit) = match first {
-        Some(&Wrong::TooLong { bytes, limit }) => ("bytes", bytes, limit),
-        Some(&Wrong::LongLine { bytes, limit, .. }) => ("bytes in one line", bytes, limit),
-        Some(&Wrong::TooMany { what, found, limit }) => (what, found, limit),
-        _ => return mistakes,
+fn beyond_a_limit(mistakes: &Mistakes) -> Option<Wrong> {
+    let (what, found, limit) = match *mistakes.mistakes().first()?.wrong() {
+        Wrong::TooLong { bytes, limit } => ("bytes", bytes, limit),
+        Wrong::LongLine { bytes, limit, .. } => ("bytes in one line", bytes, limit),
+        Wrong::TooMany { what, found, limit } => (what, found, limit),
+        _ => return None,
     };
-    let wrong = Wrong::CanonicalForm { what, found, limit };
-    Box::new(mistake_in(source, 0..0, wrong))
+    Some(Wrong::CanonicalForm { what, found, limit })
 }
 
 /// The canonical form of a text without mistakes. Its document takes as much memory as reading the text

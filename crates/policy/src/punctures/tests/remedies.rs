@@ -50,7 +50,9 @@ impl Tables {
             .filter(|line| seen.insert((&line.text, &line.cpu)))
             .collect();
         lines.sort_by_key(|line| line.instead.is_none());
-        lines.into_iter().for_each(|line| self.paste(line));
+        for line in lines {
+            self.paste(line);
+        }
     }
 
     /// Does what a line of a remedy says. A line that is there already has to be named.
