@@ -33,8 +33,6 @@ mod host;
 mod install;
 #[cfg(feature = "kvm-ioctls")]
 pub mod measure;
-#[cfg(test)]
-mod messages;
 mod probe;
 pub mod sys;
 

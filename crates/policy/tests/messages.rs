@@ -221,7 +221,7 @@ fn no_error_is_left_out() {
     }
     let held = [
         include_str!("messages.rs"),
-        include_str!("../../kvm/src/messages.rs"),
+        include_str!("../../kvm/tests/messages.rs"),
         include_str!("../../program/tests/messages.rs"),
         include_str!("../../program/tests/builder.rs"),
     ]

@@ -24,7 +24,9 @@ pub struct StepAt {
 }
 
 impl StepAt {
-    pub(crate) const fn new(number: usize, access: Option<(MsrIndex, Access)>) -> Self {
+    /// The step at this place of a script, counted from 0, and its access; `None` past the last step.
+    #[must_use]
+    pub const fn new(number: usize, access: Option<(MsrIndex, Access)>) -> Self {
         Self { number, access }
     }
 

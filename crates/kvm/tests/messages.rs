@@ -6,12 +6,12 @@ use msrgate_filter::{Access, MsrIndex, Revision};
 use msrgate_policy::answer::{ResponderError, RestoreError};
 use msrgate_policy::{CompileError, Cpu, PackError, is_seen};
 
-use crate::errno::{CallErrno, RawErrno};
-use crate::exit::{RawReason, RawReasons};
-use crate::gate::events::EventOptions;
-use crate::gate::{AnswerError, GateError, StateError, VcpuError, VcpuId};
-use crate::measure::{GuestError, MeasureError, StepAt};
-use crate::{HostError, InstallError, Requirement};
+use msrgate_kvm::gate::events::EventOptions;
+use msrgate_kvm::gate::{AnswerError, GateError, StateError, VcpuError, VcpuId};
+use msrgate_kvm::measure::{GuestError, MeasureError, StepAt};
+use msrgate_kvm::{
+    CallErrno, HostError, InstallError, RawErrno, RawReason, RawReasons, Requirement,
+};
 
 use msrgate_testing::messages::{HOSTILE, messages, messages_with_text};
 
@@ -41,7 +41,7 @@ fn why_a_host_cannot_do_it() {
     ];
     let advice = |error: &HostError| Some(error.advice().to_owned());
     insta::assert_snapshot!(messages(
-        include_str!("host.rs"),
+        include_str!("../src/host.rs"),
         "HostError",
         &hosts,
         advice
@@ -93,19 +93,19 @@ fn why_nothing_was_measured() {
     insta::assert_snapshot!(
         [
             messages(
-                include_str!("install.rs"),
+                include_str!("../src/install.rs"),
                 "InstallError",
                 &installs,
                 |_| None
             ),
             messages(
-                include_str!("measure/guest/run.rs"),
+                include_str!("../src/measure/guest/run.rs"),
                 "GuestError",
                 &guests,
                 |_| { None }
             ),
             messages(
-                include_str!("measure.rs"),
+                include_str!("../src/measure.rs"),
                 "MeasureError",
                 &measures,
                 |_| None
@@ -183,7 +183,7 @@ fn why_a_gate_does_not_answer() {
         VcpuError::OtherCpuid { vcpu },
         VcpuError::Restored { vcpu },
     ];
-    let source = include_str!("gate/error.rs");
+    let source = include_str!("../src/gate/error.rs");
     insta::assert_snapshot!(
         [
             messages(source, "GateError", &gates, |_| None),
@@ -221,8 +221,8 @@ fn hostile_text_is_shown_in_one_line() {
         stepping: 1,
     };
     let gate = GateError::Responder(ResponderError::NoVariant(cpu));
-    let mut texts = messages_with_text(include_str!("host.rs"), "HostError", &hosts);
-    let of_guests = include_str!("measure/guest/run.rs");
+    let mut texts = messages_with_text(include_str!("../src/host.rs"), "HostError", &hosts);
+    let of_guests = include_str!("../src/measure/guest/run.rs");
     texts.extend(messages_with_text(of_guests, "GuestError", &[guest]));
     texts.extend([restore.to_string(), gate.to_string()]);
     for text in texts {
