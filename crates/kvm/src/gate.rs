@@ -53,6 +53,7 @@ mod filters;
 pub(crate) mod handle;
 mod id;
 mod kick;
+mod kinds;
 mod opened;
 mod options;
 mod outcome;

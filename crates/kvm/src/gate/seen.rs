@@ -1,19 +1,15 @@
 //! The accesses of a VM that have been seen.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use msrgate_filter::{Access, MsrIndex};
+
+use super::kinds::{Found, Kind, Kinds};
 
 /// Accesses that a VM remembers to have seen: 64 KiB.
 const SEEN: usize = 8192;
 
-/// From which bit on a slot has the program's number.
-const PROGRAM: u32 = 34;
-
-/// The (MSR, access) pairs that a VM's guest has touched. Lock-free: any vCPU may ask and add.
-pub(super) struct Seen {
-    slots: Box<[AtomicU64]>,
-}
+/// The (MSR, access) pairs that a VM's guest has touched, by the number of the program. Lock-free: any vCPU
+/// may ask and add.
+pub(super) struct Seen(Kinds<SEEN>);
 
 /// An access of the VM's guest that was to be told the first time: see
 /// [`Gate::touched`](super::Gate::touched).
@@ -36,39 +32,29 @@ pub(super) enum Touch {
 
 impl Seen {
     pub(super) fn new() -> Self {
-        Self {
-            slots: (0..SEEN).map(|_| AtomicU64::new(0)).collect(),
-        }
+        Self(Kinds::new())
     }
 
     /// Notes an access under the program of this number: what one program let pass in silence may be
     /// what the next one is to tell of.
     pub(super) fn touch(&self, program: u64, index: MsrIndex, access: Access) -> Touch {
-        let key = program << PROGRAM | u64::from(index.get()) << 2 | (access as u64) << 1 | 1;
-        let home = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51;
-        let home = usize::try_from(home).unwrap_or(0);
-        for offset in 0..64 {
-            let slot = &self.slots[(home + offset) % SEEN];
-            let held = slot.load(Ordering::Relaxed);
-            if held == key {
-                return Touch::Again;
-            }
-            if held == 0 {
-                match slot.compare_exchange(0, key, Ordering::Relaxed, Ordering::Relaxed) {
-                    Ok(_) => return Touch::First,
-                    Err(other) if other == key => return Touch::Again,
-                    Err(_) => {}
-                }
-            }
+        match self.0.find(Kind::new(program, index, access), 64) {
+            Found::New(_) => Touch::First,
+            Found::Known(_) => Touch::Again,
+            Found::NoRoom => Touch::Forgotten,
         }
-        Touch::Forgotten
     }
 
     /// What was seen under the program of this number, in order.
     pub(super) fn under(&self, program: u64) -> Vec<Touched> {
-        let keys = self.slots.iter().map(|slot| slot.load(Ordering::Relaxed));
-        let of_it = keys.filter(|key| key & 1 == 1 && key >> PROGRAM == program);
-        let mut touched: Vec<_> = of_it.filter_map(Touched::of_key).collect();
+        let of_it = self.0.all().map(|(_, kind)| kind);
+        let of_it = of_it.filter(|kind| kind.tag() == program);
+        let mut touched: Vec<_> = of_it
+            .map(|kind| Touched {
+                index: kind.index(),
+                access: kind.access(),
+            })
+            .collect();
         touched.sort_unstable();
         touched
     }
@@ -76,22 +62,7 @@ impl Seen {
     /// The program of this number is in force, under which everything is seen anew: what there is of
     /// others makes room.
     pub(super) fn begin(&self, program: u64) {
-        for slot in &self.slots {
-            if slot.load(Ordering::Relaxed) >> PROGRAM != program {
-                slot.store(0, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-impl Touched {
-    fn of_key(key: u64) -> Option<Self> {
-        let index = u32::try_from(key >> 2 & u64::from(u32::MAX)).ok()?;
-        let access = usize::from(key & 2 != 0);
-        Some(Self {
-            index: MsrIndex::new(index),
-            access: *Access::ALL.get(access)?,
-        })
+        self.0.retain(|kind| kind.tag() == program);
     }
 }
 

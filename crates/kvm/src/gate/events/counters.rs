@@ -5,20 +5,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::answer::Deed;
 
+use crate::gate::kinds::{Found, Kind, Kinds};
+
 /// Kinds of (MSR, access, deed) that a vCPU counts apart; the rest it counts together.
 const SLOTS: usize = 256;
 
 /// One vCPU's counters. It alone writes them.
 pub(in crate::gate) struct Counters {
-    slots: Box<[Slot; SLOTS]>,
+    /// Tagged with the number of the deed.
+    kinds: Kinds<SLOTS>,
+    counts: Box<[AtomicU64; SLOTS]>,
     others: AtomicU64,
-}
-
-/// A kind, 0 if none, and its number.
-#[derive(Default)]
-struct Slot {
-    kind: AtomicU64,
-    count: AtomicU64,
 }
 
 /// How often something was done to an access.
@@ -37,38 +34,36 @@ pub struct Count {
 impl Counters {
     pub(in crate::gate) fn new() -> Self {
         Self {
-            slots: Box::new(std::array::from_fn(|_| Slot::default())),
+            kinds: Kinds::new(),
+            counts: Box::new([const { AtomicU64::new(0) }; SLOTS]),
             others: AtomicU64::new(0),
         }
     }
 
     /// Counts one. Only one thread may do this at a time.
     pub(in crate::gate) fn add(&self, index: MsrIndex, access: Access, deed: Deed) {
-        let kind = pack(index, access, deed);
-        let home = spread(kind);
-        // A few places only: a guest that accesses all there is must not make each access slow.
-        for offset in 0..8 {
-            let slot = &self.slots[(home + offset) % SLOTS];
-            let held = slot.kind.load(Ordering::Relaxed);
-            if held == 0 {
-                slot.count.store(1, Ordering::Relaxed);
-                slot.kind.store(kind, Ordering::Release);
-                return;
-            }
-            if held == kind {
-                add_one(&slot.count);
-                return;
-            }
-        }
-        add_one(&self.others);
+        let kind = Kind::new(u64::from(deed.number()), index, access);
+        let count = match self.kinds.find(kind, 8) {
+            Found::New(place) | Found::Known(place) => &self.counts[place % SLOTS],
+            Found::NoRoom => &self.others,
+        };
+        add_one(count);
     }
 
     /// What there is to count, and how often there was no slot for it.
     pub(super) fn each(&self, mut found: impl FnMut(Count)) -> u64 {
-        for slot in self.slots.iter() {
-            let kind = slot.kind.load(Ordering::Acquire);
-            if let Some(count) = unpack(kind, slot.count.load(Ordering::Relaxed)) {
-                found(count);
+        for (place, kind) in self.kinds.all() {
+            let deed = usize::try_from(kind.tag()).ok();
+            let deed = deed.and_then(|number| Deed::ALL.get(number).copied());
+            let count = self.counts[place % SLOTS].load(Ordering::Relaxed);
+            // Its first access is being counted, and not yet counted, where it is 0.
+            if let (Some(deed), 1..) = (deed, count) {
+                found(Count {
+                    index: kind.index(),
+                    access: kind.access(),
+                    deed,
+                    count,
+                });
             }
         }
         self.others.load(Ordering::Relaxed)
@@ -78,32 +73,6 @@ impl Counters {
 /// One writer: no read-modify-write is needed.
 pub(super) fn add_one(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-}
-
-const TAKEN: u64 = 1 << 63;
-
-fn pack(index: MsrIndex, access: Access, deed: Deed) -> u64 {
-    TAKEN | u64::from(deed.number()) << 40 | (access as u64) << 32 | u64::from(index.get())
-}
-
-fn unpack(kind: u64, count: u64) -> Option<Count> {
-    if kind & TAKEN == 0 {
-        return None;
-    }
-    let bytes = kind.to_le_bytes();
-    let [i0, i1, i2, i3, access, deed, ..] = bytes;
-    Some(Count {
-        index: MsrIndex::new(u32::from_le_bytes([i0, i1, i2, i3])),
-        access: *Access::ALL.get(usize::from(access))?,
-        deed: *Deed::ALL.get(usize::from(deed))?,
-        count,
-    })
-}
-
-/// Fibonacci hashing: the top bits of a product with 2^64 divided by the golden ratio.
-fn spread(kind: u64) -> usize {
-    let product = kind.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    usize::from(product.to_be_bytes()[0])
 }
 
 #[cfg(test)]

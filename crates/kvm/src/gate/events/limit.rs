@@ -4,6 +4,8 @@
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::answer::Deed;
 
+use crate::gate::kinds::Kind;
+
 /// How many kinds of event are told apart; two that share a place share its limit.
 const PLACES: usize = 64;
 
@@ -52,12 +54,11 @@ impl Limit {
         deed: Deed,
         now: u64,
     ) -> Passage {
-        let kind = u64::from(index.get()) << 8 | u64::from(deed.number()) << 1 | access as u64;
-        let mixed = kind.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0];
+        let kind = Kind::new(u64::from(deed.number()), index, access);
         let place = if deed == Deed::Killed {
             &mut self.kills
         } else {
-            &mut self.places[usize::from(mixed) % PLACES]
+            &mut self.places[kind.home::<PLACES>() % PLACES]
         };
         if now.saturating_sub(place.began) >= SECOND || now < place.began {
             (place.began, place.count) = (now, 0);
