@@ -163,6 +163,7 @@ impl Gate {
                 vm: None,
                 past: Past::None,
             }),
+            tied: Mutex::default(),
             tracks,
             seen: Seen::new(),
             opened: Opened::default(),
@@ -345,7 +346,9 @@ impl Gate {
     /// Left out are those of KVM's own interface that the guest can neither write nor read, and never
     /// could: none before [`Self::install`], before the first [`Self::vcpu`] has chosen a variant, after a [`Self::replace`], or
     /// after a [`VcpuGate::restore`], for KVM may hold what another program let the guest turn on. What
-    /// the gate holds itself is in [`VcpuGate::save`]; that a list lacks registers which the policy lets
+    /// the gate holds itself is in [`VcpuGate::save`]. Ask when the vCPUs stand still: a replacement or a restore makes
+    /// the list longer. One for a VM that ran before this gate was installed, or into which the VMM itself wrote a
+    /// snapshot of another by `KVM_SET_MSRS`, is `listed` whole. That a list lacks registers which the policy lets
     /// the guest write is what `msrgate check --host` warns of.
     #[must_use]
     pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {

@@ -181,6 +181,10 @@ fn why_a_gate_does_not_answer() {
         VcpuError::NotReset { vcpu },
         VcpuError::OtherVcpu { vcpu },
         VcpuError::OtherCpuid { vcpu },
+        VcpuError::TiedTwice {
+            vcpu,
+            other: VcpuId::new(0),
+        },
         VcpuError::Restored { vcpu },
     ];
     let source = include_str!("../src/gate/error.rs");

@@ -24,6 +24,11 @@ impl Place {
     pub(super) const fn new(page: usize, fd: RawFd) -> Self {
         Self { page, fd }
     }
+
+    /// The address of its shared page, of which a vCPU has one.
+    pub(super) const fn page(self) -> usize {
+        self.page
+    }
 }
 
 /// The vCPU that a part is tied to.
@@ -34,6 +39,19 @@ pub(super) struct Bound {
     running: Place,
     /// The vCPU that it was first reset with.
     first: Option<Place>,
+    /// The one that no other part is tied to meanwhile.
+    tied: Option<Place>,
+    /// The way in which the last one of these began.
+    by: Beginning,
+}
+
+/// The way in which a vCPU begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Beginning {
+    /// Anew.
+    Reset,
+    /// With a state of before.
+    Restore,
 }
 
 impl Bound {
@@ -43,6 +61,8 @@ impl Bound {
             begun: Place::NOWHERE,
             running: Place::NOWHERE,
             first: None,
+            tied: None,
+            by: Beginning::Reset,
         }
     }
 
@@ -91,9 +111,25 @@ impl Bound {
     }
 
     /// It has succeeded, for the vCPU at `place`.
-    pub(super) const fn done(&mut self, place: Place) {
+    pub(super) const fn done(&mut self, place: Place, by: Beginning) {
         self.begun = place;
         self.first = Some(place);
+        self.by = by;
+    }
+
+    /// Tells if the vCPU has what this part has restored, unless it has run since.
+    pub(super) fn was_restored(&self) -> bool {
+        self.begun != Place::NOWHERE && self.by == Beginning::Restore
+    }
+
+    /// The vCPU that it is tied to, from the first call that resets or restores one on, also if that failed.
+    pub(super) const fn tied_to(&self) -> Option<Place> {
+        self.tied
+    }
+
+    /// Ties it to a vCPU, and returns the one that it was tied to.
+    pub(super) const fn tie(&mut self, place: Place) -> Option<Place> {
+        self.tied.replace(place)
     }
 
     /// Its first exit has come.

@@ -72,6 +72,19 @@ impl DeviceSet {
         microcode.chain(own)
     }
 
+    /// Those that a saved state says nothing of.
+    pub(super) fn not_in(&mut self, saved: &Saved) -> impl Iterator<Item = &mut dyn Device> {
+        let is_named = |name: &str| saved.devices.iter().any(|(saved, _)| **saved == *name);
+        let has_microcode = is_named(MICROCODE);
+        let microcode = self.microcode.iter_mut().filter(move |_| !has_microcode);
+        let microcode = microcode.map(|one| one as &mut dyn Device);
+        let own = self
+            .own
+            .iter_mut()
+            .filter(move |(name, _)| !is_named(&format!("handler:{name}")));
+        microcode.chain(own.map(|(_, one)| &mut **one as &mut dyn Device))
+    }
+
     pub(super) fn save(&self) -> Vec<SavedDevice> {
         let microcode = self.microcode.iter();
         let microcode = microcode.map(|device| (MICROCODE.into(), device.save().into()));

@@ -276,6 +276,13 @@ pub enum VcpuError {
         /// The vCPU.
         vcpu: VcpuId,
     },
+    /// The vCPU has a part of the gate already. Two would each have half of its pins.
+    TiedTwice {
+        /// The vCPU whose part this is.
+        vcpu: VcpuId,
+        /// The vCPU whose part was reset or restored with it before.
+        other: VcpuId,
+    },
     /// The vCPU has not run since its state was restored, which this would undo.
     Restored {
         /// The vCPU.
@@ -298,9 +305,13 @@ impl fmt::Display for VcpuError {
                 f,
                 "KVM has another CPUID for vCPU {vcpu} than Gate::vcpu was given, or none yet: give KVM_SET_CPUID2 the same, before VcpuGate::reset"
             ),
+            Self::TiedTwice { vcpu, other } => write!(
+                f,
+                "the VcpuGate of vCPU {vcpu} was given the file descriptor and page of vCPU {other}, which has a VcpuGate: give each vCPU its own, and drop the old one before a vCPU gets another number"
+            ),
             Self::Restored { vcpu } => write!(
                 f,
-                "vCPU {vcpu} has not run since VcpuGate::restore, whose pins and registers this would undo: call restore last, or drop the VcpuGate and make another for a vCPU that begins anew"
+                "vCPU {vcpu} has not run since VcpuGate::restore, whose pins and registers this would undo: call restore last, or drop the VcpuGate and make another for a vCPU that is to begin anew"
             ),
         }
     }

@@ -41,8 +41,8 @@ pub(super) struct Answering {
     limit: Limit,
     /// How many exits have been handed to the VMM's own code or answered.
     pub(super) exits: u64,
-    /// The exit that the VMM's own code is to answer.
-    handed_out: Option<Exit>,
+    /// The exit that the VMM's own code is to answer, and the program that says so.
+    handed_out: Option<(Numbered<Responder>, Exit)>,
     /// Where the guest was at the exit that is being answered, if events are to say it.
     rip: Option<u64>,
     may_nest: MayNest,
@@ -149,7 +149,7 @@ impl Answering {
                 self.ask(port, exit, answer.deed, Some(name))?
             }
             Step::Handler(name) => {
-                self.handed_out = Some(*exit);
+                self.handed_out = Some((program.clone(), *exit));
                 port.mark();
                 return Ok(Outcome::Handler(Asked {
                     handler: Arc::clone(name),
@@ -183,32 +183,41 @@ impl Answering {
         Ok(Outcome::Resume)
     }
 
-    /// Tells of the exit that was handed out, which the VMM's own code has answered with this.
-    pub(super) fn finished(&mut self, program: &Numbered<Responder>, reply: Reply) {
+    /// Tells of the exit that was handed out, which the VMM's own code has answered with this, or has not
+    /// answered, which is a #GP.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn finished(&mut self, reply: Reply) {
         let deed = if reply.error == 0 {
             Deed::Handled
         } else {
             Deed::Denied
         };
-        if let Some(exit) = self.handed_out.take() {
-            // Such an exit changes nothing of the state, so that the answer is the same again.
+        if let Some((program, exit)) = self.handed_out.take() {
+            // The program that handed it out says the same once more, and what it says of a handler touches
+            // nothing of the state, which may be of another program by now.
             let answer = program.thing.respond(&mut self.state, &exit);
-            self.tell(program, &exit, &answer, deed);
+            self.tell(&program, &exit, &answer, deed);
         }
     }
 
-    /// Tells of the exit that was handed out and never answered, if there is one and the guest has run on
-    /// with its #GP.
+    /// Another exit has come, or the same once more.
     #[inline]
-    pub(super) fn tell_unfinished(&mut self, program: &Numbered<Responder>, port: &impl Port) {
-        if self.handed_out.is_some() && !port.is_marked() {
-            self.finished(program, Reply::FAULT);
+    pub(super) fn next_exit(&mut self, port: &impl Port) {
+        if self.handed_out.is_some() {
+            self.next_after_handler(port);
         }
     }
 
-    /// The vCPU begins anew, and an exit of its is forgotten.
-    pub(super) fn forget(&mut self) {
-        self.handed_out = None;
+    #[cold]
+    #[inline(never)]
+    fn next_after_handler(&mut self, port: &impl Port) {
+        if port.is_marked() {
+            // Nobody has run the vCPU: it is the same exit, which is told when it is answered.
+            self.handed_out = None;
+        } else {
+            self.finished(Reply::FAULT);
+        }
     }
 
     /// Has the guest execute the access itself, now or as soon as the filter lets it. Apart from the rest: inlined,

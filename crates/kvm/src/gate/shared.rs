@@ -1,16 +1,20 @@
 //! What the gate, its vCPUs and its publisher have in common.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use msrgate_filter::{Filter, ReasonMask};
 use msrgate_program::answer::Responder;
 use msrgate_program::{CompileError, Program};
 
+use super::bound::Place;
 use super::chosen::Chosen;
 use super::current::Current;
-use super::error::GateError;
+use super::error::{GateError, VcpuError};
 use super::events::{Rip, Tracks};
 use super::filters;
+use super::id::VcpuId;
 use super::opened::Opened;
 use super::options::GateOptions;
 use super::seen::Seen;
@@ -22,6 +26,8 @@ pub(super) struct Shared {
     /// The program in force, ready to answer.
     pub(super) current: Current<Responder>,
     pub(super) control: Mutex<Control>,
+    /// The vCPUs that have a part of the gate, by the addresses of their pages.
+    pub(super) tied: Mutex<BTreeMap<usize, VcpuId>>,
     pub(super) tracks: Arc<Tracks>,
     pub(super) seen: Seen,
     pub(super) opened: Opened,
@@ -79,6 +85,30 @@ impl Control {
 impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ties a vCPU to the part of this number.
+    ///
+    /// # Errors
+    /// The vCPU has another part: each would have half of its pins.
+    pub(super) fn tie(&self, id: VcpuId, place: Place) -> Result<(), VcpuError> {
+        let mut tied = self.tied.lock().unwrap_or_else(PoisonError::into_inner);
+        match tied.entry(place.page()) {
+            Entry::Vacant(free) => {
+                free.insert(id);
+                Ok(())
+            }
+            Entry::Occupied(taken) => Err(VcpuError::TiedTwice {
+                vcpu: id,
+                other: *taken.get(),
+            }),
+        }
+    }
+
+    /// Unties it: its part is dropped.
+    pub(super) fn untie(&self, place: Place) {
+        let mut tied = self.tied.lock().unwrap_or_else(PoisonError::into_inner);
+        tied.remove(&place.page());
     }
 
     /// Puts a program in force, and its filter by `set`; if that fails, the one before is back.

@@ -7,7 +7,7 @@ use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_filter::{Exit, MsrIndex, Reply};
 use msrgate_program::answer::{Responder, Saved};
 
-use super::bound::Bound;
+use super::bound::{Beginning, Bound, Place};
 use super::cpuid::CpuidLeaves;
 use super::current::Numbered;
 use super::device::Through;
@@ -36,6 +36,8 @@ const UNSETTLED: u64 = u64::MAX;
 ///
 /// Each call that takes a vCPU takes `kvm_ioctls::VcpuFd`, or a [`RawVcpu`](super::RawVcpu) of any other binding.
 ///
+/// It is the process's that made it: in a forked child, whose vCPU it is not, it must not be used.
+///
 /// It is `Send`. It is not `Sync`, since a VMM's [`Device`](super::Device) need not be; every call but [`Self::id`]
 /// takes `&mut self`.
 #[must_use = "without it the vCPU's exits have no answer"]
@@ -57,6 +59,16 @@ impl fmt::Debug for VcpuGate {
     }
 }
 
+impl Drop for VcpuGate {
+    fn drop(&mut self) {
+        // Of an exit that the VMM's own code has not answered nothing else would be told.
+        self.own.finished(Reply::FAULT);
+        if let Some(place) = self.bound.tied_to() {
+            self.own.shared.untie(place);
+        }
+    }
+}
+
 impl VcpuGate {
     pub(super) const fn new(program: Numbered<Responder>, own: Answering) -> Self {
         Self {
@@ -73,8 +85,9 @@ impl VcpuGate {
         self.own.id
     }
 
-    /// Answers the MSR exit with which the vCPU's `KVM_RUN` has just returned. Call it before the vCPU
-    /// runs again, for each such exit.
+    /// Answers the MSR exit with which the vCPU's `KVM_RUN` has just returned. Call it before the next
+    /// `KVM_RUN`, also before one under `immediate_exit`, for each such exit: a `KVM_RUN` completes the exit as
+    /// done, with 0 for a read, and this would come too late without a word.
     ///
     /// # Errors
     /// There is no such exit, `vcpu` was not [reset](Self::reset) or is another one, or was given another
@@ -113,8 +126,9 @@ impl VcpuGate {
     /// shared page: from then on it answers for no other.
     ///
     /// # Errors
-    /// `vcpu` is another one than the first time, or has not run since [`Self::restore`], whose pins and
-    /// registers would be lost: then nothing has changed. Or it has another CPUID than
+    /// `vcpu` is another one than the first time, or has another part of the gate, or has not run since
+    /// [`Self::restore`], whose pins and registers would be lost (a `KVM_RUN` under `immediate_exit` counts as
+    /// running): then nothing has changed. Or it has another CPUID than
     /// [`Gate::vcpu`](super::Gate::vcpu) was given, or none yet, or a call on it fails: then it counts as
     /// not reset, until this or [`Self::restore`] succeeds.
     pub fn reset(&mut self, vcpu: &mut impl VcpuHandle) -> Result<(), AnswerError> {
@@ -157,9 +171,9 @@ impl VcpuGate {
     ///
     /// # Errors
     /// The bytes are not a saved vCPU state, or name a register, pin or device that the program does not
-    /// have; or `vcpu` is another one than the first time, or has another CPUID than
-    /// [`Gate::vcpu`](super::Gate::vcpu) was given, or none yet. Nothing has been restored then. Or the call
-    /// fails that shows the guest its microcode's revision: then the vCPU counts as not reset, until this
+    /// have; or `vcpu` is another one than the first time, or has another part of the gate, or another CPUID than
+    /// [`Gate::vcpu`](super::Gate::vcpu) was given, or none yet. Nothing has been restored then, and an exit that
+    /// waits still does. Or a call fails on the vCPU or of a device: then the vCPU counts as not reset, until this
     /// or [`Self::reset`] succeeds.
     pub fn restore(&mut self, vcpu: &mut impl VcpuHandle, saved: &[u8]) -> Result<(), StateError> {
         self.restore_at(&mut port(vcpu), saved)
@@ -187,7 +201,8 @@ impl VcpuGate {
     }
 
     /// Sets what [`Self::capture_registers`] gave, perhaps of another host. No pin is released, so that it may
-    /// come before or after [`Self::restore`].
+    /// come before or after [`Self::restore`]. From then on migration lists are whole: KVM may hold what another
+    /// program let the guest turn on.
     ///
     /// # Errors
     /// KVM does not take a value: then those before it in the list are set, and those after it are not. Or
@@ -199,6 +214,7 @@ impl VcpuGate {
     ) -> Result<(), StateError> {
         let port = &mut port(vcpu);
         self.bound.check(self.id(), port.place())?;
+        self.own.shared.lock().past = Past::Other;
         for &(index, value) in values {
             if port.set_register(index, value)? == Taken::No {
                 return Err(StateError::Register { index, value });
@@ -215,8 +231,7 @@ impl VcpuGate {
         let saved = Saved::decode(saved)?;
         self.bound.is_open_to(self.id(), port.place())?;
         self.check_cpuid(port.cpuid()?)?;
-        port.forget()?;
-        self.own.forget();
+        self.tie(port.place())?;
         self.follow_for_good();
         let mut state = self.own.state.clone();
         state.restore(&self.program.thing, &saved)?;
@@ -224,21 +239,44 @@ impl VcpuGate {
         self.bound.begin();
         self.own.state = state;
         self.own.shared.lock().past = Past::Other;
+        // Not before: it runs the vCPU, and a refused restore leaves all as it is.
+        port.forget()?;
+        self.own.finished(Reply::FAULT);
         if self.own.shared.options.events.rip == Rip::Shown {
             port.ask_for_registers();
+        }
+        let mut machine = Through {
+            port,
+            memory: self.own.shared.options.memory.as_deref(),
+        };
+        for device in self.own.devices.not_in(&saved) {
+            device.reset(&mut machine)?;
         }
         // The guest reads the revision from a register of KVM's, which is the other host's no more.
         if let Some(microcode) = &self.own.devices.microcode {
             microcode.show(&mut Through { port, memory: None })?;
         }
-        self.bound.done(port.place());
+        self.bound.done(port.place(), Beginning::Restore);
         port.note_restored();
+        Ok(())
+    }
+
+    /// Ties this to the vCPU at `place`, if it is tied to none.
+    fn tie(&mut self, place: Place) -> Result<(), VcpuError> {
+        if self.bound.tied_to() == Some(place) {
+            return Ok(());
+        }
+        self.own.shared.tie(self.id(), place)?;
+        // After a call that failed it may be another one than that was given.
+        if let Some(before) = self.bound.tie(place) {
+            self.own.shared.untie(before);
+        }
         Ok(())
     }
 
     /// Checks that nothing is lost that was restored for a vCPU which has yet to run.
     fn keep_restored(&self, port: &impl Port) -> Result<(), VcpuError> {
-        if port.is_restored() {
+        if self.bound.was_restored() && port.is_restored() {
             return Err(VcpuError::Restored { vcpu: self.id() });
         }
         Ok(())
@@ -275,7 +313,7 @@ impl VcpuGate {
             self.first_exit(port)?;
         }
         let exit = taken(port)?;
-        self.own.tell_unfinished(&self.program, port);
+        self.own.next_exit(port);
         self.follow();
         self.own.answer(&self.program, port, &exit)
     }
@@ -313,17 +351,18 @@ impl VcpuGate {
         }
         port.reply(reply);
         port.settle();
-        self.own.finished(&self.program, reply);
+        self.own.finished(reply);
         Ok(())
     }
 
     pub(super) fn reset_at(&mut self, port: &mut impl Port) -> Result<(), AnswerError> {
         self.bound.is_open_to(self.id(), port.place())?;
         self.keep_restored(port)?;
+        self.tie(port.place())?;
         self.bound.begin();
         self.check_cpuid(port.cpuid()?)?;
         port.forget()?;
-        self.own.forget();
+        self.own.finished(Reply::FAULT);
         self.follow();
         self.own.state.reset(&self.program.thing);
         if let Some(before) = &mut self.own.before {
@@ -339,17 +378,20 @@ impl VcpuGate {
         for device in self.own.devices.all() {
             device.reset(&mut machine)?;
         }
-        self.bound.done(port.place());
+        self.bound.done(port.place(), Beginning::Reset);
         Ok(())
     }
 
     /// Has KVM complete what has been answered.
-    fn come_to_rest(&self, port: &mut impl Port) -> Result<(), StateError> {
+    fn come_to_rest(&mut self, port: &mut impl Port) -> Result<(), StateError> {
         self.bound.check(self.id(), port.place())?;
         if !matches!(port.pending(), Ok(None)) {
             return Err(StateError::Unanswered);
         }
-        Ok(port.complete()?)
+        port.complete()?;
+        // One that has been run on since has had its #GP.
+        self.own.finished(Reply::FAULT);
+        Ok(())
     }
 
     pub(super) fn save_at(&mut self, port: &mut impl Port) -> Result<Vec<u8>, StateError> {

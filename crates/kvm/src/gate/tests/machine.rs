@@ -263,6 +263,13 @@ impl Machine<ModelGuest> {
 }
 
 impl<G: TestGuest> Machine<G> {
+    /// The state of the first vCPU, which has pinned `STAR`.
+    pub(super) fn first_saved(mut self) -> Vec<u8> {
+        let vcpu = self.first();
+        vcpu.run(&[Op::Write(STAR, 0x1000)]);
+        vcpu.guest.save(&mut vcpu.msrs).unwrap()
+    }
+
     fn behind(gate: Gate, guests: Vec<G>, cpuid: Vec<kvm_cpuid_entry2>) -> Self {
         let vcpu = |(mut guest, id): (G, u32)| {
             let mut msrs = gate.vcpu(id, &cpuid).unwrap();

@@ -320,10 +320,9 @@ fn tight_list_leaves_out_what_only_the_vmm_has_set() {
             value: 1
         })
     );
-    // What the guest could write under the program before may be there still.
-    let stricter = policy("default = 'deny'", "");
-    machine.gate.replace(stricter).unwrap();
+    // The values may be another program's, of which they have what that one let the guest turn on.
     assert_eq!(machine.gate.tight_migration_list(&listed), listed);
+    assert_eq!(machine.gate.migration_list(&listed), listed);
 }
 
 /// Nested exits load registers of the guest, and an audit refuses no write.

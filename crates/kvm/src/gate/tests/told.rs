@@ -12,7 +12,7 @@ use super::machine::{LSTAR, Machine, Saw, TestGuest, on_each, policy};
 use super::model;
 use crate::gate::events::{Event, EventOptions, Sink, VcpuDrops};
 use crate::gate::{Gate, GateError, GateOptions, Outcome, VcpuId, paper};
-use crate::measure::guest::Op::Read;
+use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
@@ -269,6 +269,56 @@ fn access_that_no_handler_answers_is_told_at_the_next_exit() {
         counted(&machine.gate),
         [(Deed::Denied, 1), (Deed::Handled, 1)]
     );
+}
+
+/// So it is if no other exit comes: at a reset, and when the vCPU's part is dropped.
+#[test]
+fn access_that_no_handler_answers_is_told_at_reset_and_at_the_end() {
+    let program = policy(
+        "default = 'deny'",
+        "0x10000 = { read = { handler = 'mine' }, write = 'deny' }",
+    );
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        vcpu.guest.load(&[Read(SPARE)]);
+        assert!(matches!(vcpu.step(), Some(Outcome::Handler(_))));
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        assert_eq!(told(&machine.gate), [(SPARE, Deed::Denied)]);
+        let vcpu = machine.first();
+        vcpu.guest.load(&[Read(SPARE)]);
+        assert!(matches!(vcpu.step(), Some(Outcome::Handler(_))));
+        machine.vcpus.clear();
+        assert_eq!(told(&machine.gate), [(SPARE, Deed::Denied)]);
+        assert_eq!(counted(&machine.gate), [(Deed::Denied, 2)]);
+    });
+}
+
+/// What one program handed out is told by what that one says, and does nothing to a register that the next one
+/// has at the same MSR.
+#[test]
+fn unanswered_write_does_not_reach_a_register_of_the_next_program() {
+    let old = policy(
+        "default = 'deny'",
+        "0x10000 = { read = 'deny', write = { handler = 'mine' } }",
+    );
+    let Some(mut machine) = Machine::new(old, 1) else {
+        return;
+    };
+    let write = Write(SPARE, 0x42);
+    let vcpu = machine.first();
+    TestGuest::load(&mut vcpu.guest, &[write]);
+    assert!(matches!(vcpu.step(), Some(Outcome::Handler(_))));
+    assert!(vcpu.step().is_none());
+    assert_eq!(vcpu.saw(0, write), Saw::Fault);
+    let entries = "0x10000 = { register = { reset = 7, mask = '0xff' } }";
+    machine
+        .gate
+        .replace(policy("default = 'deny'", entries))
+        .unwrap();
+    let vcpu = machine.first();
+    TestGuest::host_wrote(&mut vcpu.guest, &mut vcpu.msrs, LSTAR).unwrap();
+    assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(7)]);
+    assert_eq!(told(&machine.gate), [(SPARE, Deed::Denied)]);
 }
 
 /// The events since the last time, of which nobody else reads.

@@ -130,6 +130,70 @@ fn reset_before_the_first_run_keeps_what_was_restored() {
     });
 }
 
+/// It does what the error advises: another part has no pins to lose.
+#[test]
+fn new_part_resets_a_vcpu_that_another_part_restored() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        vcpu.run(&[Write(LSTAR, 0x1000)]);
+        let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
+        vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap_err();
+        let vcpu = unreset(machine);
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Written]);
+    });
+}
+
+/// A restore that is refused changes nothing, and what was restored before is safe as it was.
+#[test]
+fn refused_second_restore_keeps_the_first_from_a_reset() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let vcpu = machine.first();
+        vcpu.run(&[Write(LSTAR, 0x1000)]);
+        let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
+        // A reset leaves the vCPU as a kick does: interrupted.
+        vcpu.guest.reset(&mut vcpu.msrs).unwrap();
+        vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
+        let other = policy(
+            "default = 'deny'",
+            "IA32_STAR = { read = 'allow', write = 'pin' }",
+        );
+        let other = Machine::of_model(other, 1, GateOptions::new(), model::cpuid()).first_saved();
+        vcpu.guest.restore(&mut vcpu.msrs, &other).unwrap_err();
+        let seen = vcpu.guest.reset(&mut vcpu.msrs);
+        assert!(
+            matches!(seen, Err(AnswerError::Vcpu(VcpuError::Restored { .. }))),
+            "{seen:?}"
+        );
+        assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Fault]);
+    });
+}
+
+/// Two numbers for one vCPU would be two parts, each with half of its pins.
+#[test]
+fn second_part_of_one_vcpu_is_an_error_until_the_first_is_dropped() {
+    on_each(&entries(), 1, &GateOptions::new(), |machine| {
+        let mut other = machine.gate.vcpu(7, &machine.cpuid).unwrap();
+        let vcpu = machine.first();
+        let seen = vcpu.guest.reset(&mut other);
+        assert!(
+            matches!(seen, Err(AnswerError::Vcpu(VcpuError::TiedTwice { .. }))),
+            "{seen:?}"
+        );
+        let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
+        let seen = vcpu.guest.restore(&mut other, &saved);
+        assert!(
+            matches!(seen, Err(StateError::Vcpu(VcpuError::TiedTwice { .. }))),
+            "{seen:?}"
+        );
+        let old = std::mem::replace(&mut vcpu.msrs, other);
+        drop(old);
+        vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
+        assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(7)]);
+    });
+}
+
 /// A refused restore leaves nothing that a reset could undo.
 #[test]
 fn reset_after_a_refused_restore_begins_anew() {
