@@ -1,10 +1,11 @@
 //! Files that are written whole or not at all.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
+use msrgate_policy::one_line;
 use tempfile::NamedTempFile;
 
 use crate::descriptors;
@@ -17,6 +18,13 @@ const NEW: u32 = 0o666;
 /// As many links in a row as the kernel follows.
 const MOST_LINKS: usize = 40;
 
+/// Bytes for people, or not for them: a terminal would take what an author wrote for commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Text,
+    Binary,
+}
+
 /// Where a path leads to.
 enum Target {
     /// An open file, which may have no name any more: the path ends with a link of a process in `/proc`.
@@ -28,8 +36,32 @@ enum Target {
 /// Where `path` leads to is the old file or the new one, never a part. A file that is there keeps its
 /// mode and, where the caller may give it away, its owner. What is no file, such as a device or a
 /// pipe, and what is open already, such as `/dev/stdout`, is written to and stays what it is.
-pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    written(path, bytes).map_err(|error| trouble(path, &error))
+///
+/// # Errors
+/// It cannot be written, or leads to a terminal and is not for people.
+pub(crate) fn write(path: &Path, bytes: &[u8], content: Content) -> Result<(), Failure> {
+    match written(path, bytes, content) {
+        Ok(Written::All) => Ok(()),
+        Ok(Written::NotToATerminal) => Err(Failure::Usage(format!(
+            "this is binary, and {} is a terminal; name a file with -o",
+            one_line(&path.display().to_string())
+        ))),
+        Err(error) => Err(trouble(path, &error)),
+    }
+}
+
+enum Written {
+    All,
+    NotToATerminal,
+}
+
+/// Writes to what is open already or no file.
+fn pour(mut file: File, bytes: &[u8], content: Content) -> io::Result<Written> {
+    if content == Content::Binary && file.is_terminal() {
+        return Ok(Written::NotToATerminal);
+    }
+    file.write_all(bytes)?;
+    Ok(Written::All)
 }
 
 /// Puts `bytes` in the place of a file that was read, which `name` led to.
@@ -66,7 +98,7 @@ fn trouble(path: &Path, error: &io::Error) -> Failure {
     }
 }
 
-fn written(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn written(path: &Path, bytes: &[u8], content: Content) -> io::Result<Written> {
     // The kernel may refuse to follow a stranger's link, in a folder that all may write to. Then it is not
     // followed here, either.
     if let Err(error) = fs::metadata(path)
@@ -75,17 +107,17 @@ fn written(path: &Path, bytes: &[u8]) -> io::Result<()> {
         return Err(error);
     }
     let there = match follow(path)? {
-        Target::Open(mut file) => return file.write_all(bytes),
+        Target::Open(file) => return pour(file, bytes, content),
         Target::Path(there) => there,
     };
     let old = match fs::symlink_metadata(&there) {
         Ok(old) if old.is_file() => Some(old),
-        Ok(_) => return other(&there)?.write_all(bytes),
+        Ok(_) => return pour(other(&there)?, bytes, content),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
     prepared(&there, bytes, old.as_ref())?.persist(&there)?;
-    Ok(())
+    Ok(Written::All)
 }
 
 /// Follows the links at the end of a path, the last of which may lead to what is not there.

@@ -224,3 +224,55 @@ fn output_to_a_link_that_leads_nowhere_makes_its_target() {
         fs::remove_file(link).unwrap();
     }
 }
+
+/// A program has texts of its author as they are, which a terminal may take for commands.
+#[test]
+fn terminal_gets_no_binary_by_whatever_path() {
+    let folder = tempfile::tempdir().unwrap();
+    symlink("/dev/tty", folder.path().join("link")).unwrap();
+    let text = "policy = 1\ndefault = 'deny'\nname = \"\\u001b]0;owned\\u0007\"\n";
+    fs::write(folder.path().join("p.toml"), text).unwrap();
+    let on_terminal = |command: &str| {
+        let mut script = Command::new("script");
+        script.args(["-qec", command, "/dev/null"]);
+        script.current_dir(folder.path()).stdin(Stdio::null());
+        script.output()
+    };
+    if on_terminal("true").is_err() {
+        eprintln!("SKIPPED: no script(1) on this machine, which makes a terminal");
+        return;
+    }
+    let msrgate = env!("CARGO_BIN_EXE_msrgate");
+    for format in ["program", "abi"] {
+        for to in ["/dev/tty", "/dev/stdout", "/proc/self/fd/2", "link"] {
+            let command = format!("{msrgate} compile p.toml --format {format} -o {to}");
+            let output = on_terminal(&command).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{command}: {output:?}");
+            let told = String::from_utf8(output.stdout).unwrap();
+            assert!(
+                told.contains("is a terminal; name a file with -o"),
+                "{told}"
+            );
+            assert!(!told.contains("owned"), "{told}");
+        }
+    }
+    let output = on_terminal(&format!(
+        "{msrgate} compile p.toml --format json -o /dev/tty"
+    ))
+    .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn policy_is_not_replaced_by_its_program() {
+    let folder = tempfile::tempdir().unwrap();
+    let (policy, link) = (folder.path().join("p.toml"), folder.path().join("link"));
+    fs::copy(GOOD, &policy).unwrap();
+    symlink("p.toml", &link).unwrap();
+    let [policy, link] = [policy, link].map(|path| path.display().to_string());
+    for (from, to) in [(&policy, &policy), (&policy, &link), (&link, &policy)] {
+        let output = msrgate(&["compile", from, "-o", to]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+    }
+    assert_eq!(fs::read(&policy).unwrap(), fs::read(GOOD).unwrap());
+}

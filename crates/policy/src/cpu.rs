@@ -152,24 +152,45 @@ pub(crate) fn check_vendor(name: &str) -> Result<(), Wrong> {
     // A name of spaces before and after is as near as its letters are.
     let is_misspelt =
         |known: &&str| strsim::osa_distance(&written, &known.trim().to_lowercase()) <= MISSPELT;
+    let reordered = VENDORS.iter().find(|known| is_reordered(name, known));
     let is_text = name.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     let brand = BRANDS.iter().find(|(brand, _)| written.contains(brand));
-    let is_far = brand.is_none() && !VENDORS.iter().any(is_misspelt);
+    let is_far = brand.is_none() && reordered.is_none() && !VENDORS.iter().any(is_misspelt);
     if name.len() == CPUID_NAME && is_text && is_far {
         return Ok(());
     }
     // `Intel` is far from every vendor by its letters, and a part of one.
     let is_part = |known: &&&str| written.len() >= 3 && known.to_lowercase().contains(&written);
     let mut parts = VENDORS.iter().filter(is_part);
-    let meant = match (parts.next(), parts.next(), brand) {
-        (Some(only), None, _) => only,
-        (_, _, Some((_, vendor))) => vendor,
+    let meant = match (parts.next(), parts.next(), brand, reordered) {
+        (_, _, _, Some(vendor)) | (Some(vendor), None, _, _) | (_, _, Some((_, vendor)), _) => {
+            vendor
+        }
         _ => name,
     };
     Err(Wrong::NoVendor {
         name: quoted(name),
         help: one_of(meant, &VENDORS, '"'),
     })
+}
+
+/// Returns true if a name has the letters of a vendor's registers, in whichever order somebody read them: leaf 0
+/// has them in EBX, EDX and ECX, the lowest byte first.
+fn is_reordered(name: &str, vendor: &str) -> bool {
+    let words = |name: &str| -> Vec<Vec<u8>> {
+        let mut words: Vec<_> = name
+            .as_bytes()
+            .chunks(4)
+            .map(|word| {
+                let mut word = word.to_vec();
+                word.sort_unstable();
+                word
+            })
+            .collect();
+        words.sort_unstable();
+        words
+    };
+    words(name) == words(vendor)
 }
 
 /// Refuses a number that CPUID has no room for.
@@ -249,6 +270,12 @@ mod tests {
             ("AMD AMD AMD ", "AuthenticAMD"),
             ("GenuineAMDxx", "AuthenticAMD"),
             ("Zhaoxin     ", "  Shanghai  "),
+            // EBX, ECX, EDX; bytes from the highest down; all from the end.
+            ("GenuntelineI", "GenuineIntel"),
+            ("HygouinenGen", "HygonGenuine"),
+            ("CentaulsurHa", "CentaurHauls"),
+            ("uneGIeniletn", "GenuineIntel"),
+            ("letnIeniuneG", "GenuineIntel"),
         ] {
             let error = refused(&format!("{vendor}:6:0x6a"));
             assert!(

@@ -1,6 +1,9 @@
 //! `msrgate compile`.
 
+use std::fs::{self, Metadata};
 use std::io::{self, IsTerminal as _, Write};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 
 use msrgate_policy::{Cpu, Program, Variant, emit};
 
@@ -9,7 +12,7 @@ use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::processor;
 use crate::results::Results;
-use crate::whole;
+use crate::whole::{self, Content};
 
 pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failure> {
     if args.format == Output::Program && args.cpu.cpu.is_some() {
@@ -30,7 +33,20 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
         }
     };
     match &args.output {
-        Some(path) => whole::write(path, &bytes)?,
+        Some(path) if is_same_file(path, &args.policy) => {
+            return Err(Failure::Usage(format!(
+                "{} is the policy itself; name another file with -o",
+                load::shown(path)
+            )));
+        }
+        Some(path) => {
+            let content = if args.format.is_text() {
+                Content::Text
+            } else {
+                Content::Binary
+            };
+            whole::write(path, &bytes, content)?;
+        }
         None if args.format.is_text() => out.write_all(&bytes)?,
         None if io::stdout().is_terminal() => {
             return Err(Failure::Usage(
@@ -41,6 +57,15 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
         None => out.bytes(&bytes),
     }
     Ok(Answer::Yes)
+}
+
+/// Returns true if both paths lead to one file that is there.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let file = |path| {
+        let metadata = fs::metadata(path).ok().filter(Metadata::is_file)?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    file(one).is_some_and(|one| file(other) == Some(one))
 }
 
 /// The one variant that is meant. It is never chosen by the host: the file is for another.
