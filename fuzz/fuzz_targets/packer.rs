@@ -100,5 +100,5 @@ fuzz_target!(|bytes: &[u8]| {
         _ => emit::abi(variant).expect("a pointer of 64 bits holds any offset"),
     };
     let again = compiled_filter(&form).expect("what was written");
-    assert_eq!(&again, filter, "{text}");
+    assert_eq!(&again.filter, filter, "{text}");
 });

@@ -19,7 +19,8 @@ pub(crate) struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 yes, 1 no (differs, has mistakes), 2 usage or input/output, 3 the host lacks something.
+Exit codes: 0 yes, 1 no (differs, has mistakes), 2 no answer (usage, input/output, a trace
+with gaps), 3 the host lacks something.
 POLICY is a file, `-` for standard input, or the name of a shipped policy; a file of that name
 comes first.";
 
@@ -120,7 +121,8 @@ pub(crate) enum HostArg {
 
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
-    /// A policy, a program, or what `compile` wrote as JSON or abi; `-` for standard input
+    /// A policy, a program, or what `compile` wrote; `-` for standard input. With a filter that names its processor, the
+    /// comparison is for that one
     pub(crate) old: PathBuf,
     /// Another one
     pub(crate) new: PathBuf,
@@ -216,7 +218,9 @@ pub(crate) struct ReplayArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: PathBuf,
     /// Text of the event `kvm:kvm_msr` by tracefs, `perf script` or `trace-cmd report`, or JSON lines;
-    /// `-` for standard input
+    /// `-` for standard input. The exit code is 0 only if it has accesses, none of which would be refused, and nothing is
+    /// missing; 2 if nothing would be refused, and there are no accesses, events were lost, lines could not be read
+    /// or Ctrl-C ended the reading
     pub(crate) trace: PathBuf,
     #[command(flatten)]
     pub(crate) cpu: CpuArg,
@@ -227,7 +231,8 @@ pub(crate) struct ReplayArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
     /// A kernel log, a Firecracker CPU template, fingerprint or list, an msr-safe allowlist, or what
-    /// `compile` wrote; `-` for standard input
+    /// `compile` wrote; `-` for standard input. A filter that names its processor is imported with a note of it. Of a
+    /// program that differs by processor one part is imported, named in the policy, and the exit code is 1
     pub(crate) file: PathBuf,
     /// What the file is, where that cannot be seen
     #[arg(long, value_name = "WHAT")]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use msrgate_policy::{IncludeError, Includes, MAX_BYTES, Source, is_policy};
 
+use crate::named::name;
 use crate::shipped::{SHIPPED, Shipped, shipped};
 
 /// A file with the folder from which its includes are looked up: under a second name in the same
@@ -159,7 +160,7 @@ impl Files {
     }
 
     fn read(&mut self, path: &Path, file: File) -> Result<Source, IncludeError> {
-        let name = path.display().to_string();
+        let name = name(path);
         let mut bytes = Vec::new();
         let read = read_into(&mut bytes, file, self.left);
         // What was read counts, a policy or not; of a file that was too long one byte more than was left.

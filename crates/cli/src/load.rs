@@ -13,6 +13,7 @@ use msrgate_policy::{
 use crate::descriptors::{STDIN, duplicate};
 use crate::failure::Failure;
 use crate::files::{Files, Place, read_bytes, text};
+use crate::named::name;
 use crate::output;
 use crate::shipped::{SHIPPED, shipped};
 
@@ -33,7 +34,7 @@ impl Input {
             let bytes = read_bytes(standard_input()?, MAX_BYTES);
             return Self::of(name, bytes, Place::StandardInput);
         }
-        let name = argument.display().to_string();
+        let name = name(argument);
         match File::open(argument) {
             Ok(file) => {
                 let place = Place::of_file(argument, &file);
@@ -108,9 +109,9 @@ pub(crate) fn is_standard_input(argument: &Path) -> bool {
     argument.as_os_str() == "-"
 }
 
-/// A path as a message shows it, whatever bytes it has.
+/// Returns a path as a message shows it, whatever bytes it has.
 pub(crate) fn shown(path: &Path) -> String {
-    one_line(&path.display().to_string())
+    one_line(&name(path))
 }
 
 /// An entry that has more MSRs than all ranges together could reach, and differs from the default.
@@ -182,7 +183,7 @@ fn unreadable(policy: &Path, error: &io::Error) -> Failure {
         error.to_string()
     };
     Failure::Input {
-        what: shown(policy),
+        what: name(policy),
         why,
     }
 }

@@ -6,6 +6,7 @@ mod descriptors;
 mod failure;
 mod files;
 mod load;
+mod named;
 mod output;
 mod processor;
 mod remark;
@@ -16,6 +17,7 @@ mod whole;
 
 use std::env;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -26,6 +28,7 @@ use signal_hook::flag;
 
 use crate::cli::{Cli, Command, Format};
 use crate::failure::{Answer, Failure};
+use crate::named::name;
 use crate::remark::Unanswered;
 use crate::results::Results;
 
@@ -33,7 +36,7 @@ use crate::results::Results;
 const EXIT_YES: u8 = 0;
 /// The answer is no: the policy has mistakes, an access deviated, a statement does not hold.
 const EXIT_NO: u8 = 1;
-/// The command could not be carried out: wrong usage, or something could not be read or written.
+/// The command could not be carried out: wrong usage, or something could not be read or written; or only in part.
 const EXIT_TROUBLE: u8 = 2;
 /// The host lacks something the command needs.
 const EXIT_HOST: u8 = 3;
@@ -85,7 +88,7 @@ fn run(command: &Command, out: &mut Results) -> u8 {
 fn usage(refused: &clap::Error) -> (u8, io::Result<()>) {
     // A message repeats arguments, whose escapes would look like styles of its own: it is made of
     // arguments as they may be shown.
-    let safe = env::args_os().map(|argument| one_line(&argument.to_string_lossy()));
+    let safe = env::args_os().map(|argument| one_line(&name(Path::new(&argument))));
     let text = match Cli::try_parse_from(safe) {
         Err(again) => again.render().ansi().to_string(),
         Ok(_) => shown(&refused.render().to_string()),

@@ -1,11 +1,12 @@
 //! The processor that an answer is about.
 
 use msrgate_kvm::CpuSignature;
-use msrgate_policy::{Compiled, Cpu, Program, Variant};
+use msrgate_policy::{Compiled, Cpu, Program, Variant, emit, one_line, parse_cpu};
 
 use crate::cli::{CpuArg, Which};
 use crate::failure::Failure;
 use crate::output;
+use crate::side::Side;
 
 /// A policy on one processor.
 pub(crate) struct Chosen<'c> {
@@ -85,6 +86,50 @@ pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<
         variant: compiled.on(Some(&cpu)),
         cpu: Some(cpu),
     })
+}
+
+/// The processor on which two sides are compared, or `None` for all that they tell apart: the one that was
+/// asked for, else the one that a filter was compiled for, where the other side tells processors apart. Says on
+/// stderr which that is.
+///
+/// # Errors
+/// A filter was compiled for another processor than the one that was asked for, or for one that `--cpu` does not take.
+pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>, Failure> {
+    let asked = arg.asked(sides.map(|side| &side.program))?;
+    let mut filters = sides
+        .into_iter()
+        .filter_map(|side| Some((side, side.made_for.as_ref()?)));
+    if let Some(cpu) = asked {
+        for (filter, named) in filters {
+            if *named != emit::cpu_name(&cpu) {
+                return Err(Failure::Usage(format!(
+                    "{} was compiled for {}, and --cpu asks for {cpu}; leave --cpu out, or compile a filter for that processor",
+                    one_line(&filter.name),
+                    one_line(named)
+                )));
+            }
+        }
+        say_asked(arg, &cpu);
+        return Ok(Some(cpu));
+    }
+    let tells_apart = sides.iter().any(|side| side.program.variants().len() > 1);
+    let Some((filter, named)) = filters.find(|_| tells_apart) else {
+        return Ok(None);
+    };
+    let name = one_line(&filter.name);
+    let cpu = parse_cpu(named).map(|cpu| cpu.cpu().clone());
+    // A vendor's name with other characters than letters and digits is not in the file as it is.
+    let cpu = cpu.ok().filter(|cpu| !cpu.vendor.contains('?'));
+    let cpu = cpu.ok_or_else(|| {
+        Failure::Usage(format!(
+            "{name} was compiled for {}, which is not the name of a processor in full; name it with --cpu",
+            one_line(named)
+        ))
+    })?;
+    note(&format!(
+        "this is for {cpu}, the processor that {name} was compiled for"
+    ));
+    Ok(Some(cpu))
 }
 
 /// Says which processor the answer is about, of one that was asked for.

@@ -14,6 +14,8 @@ pub(crate) struct Side {
     pub(crate) name: String,
     pub(crate) program: Program,
     pub(crate) content: Content,
+    /// The processor that a filter names as the one it was compiled for.
+    pub(crate) made_for: Option<String>,
 }
 
 /// What was read.
@@ -34,19 +36,21 @@ impl Side {
             what: name.clone(),
             why,
         };
-        let (program, content) = if Program::is_program(bytes) {
+        let (program, content, made_for) = if Program::is_program(bytes) {
             let program = Program::decode(bytes).map_err(|error| trouble(error.to_string()))?;
-            (program, Content::Policy)
+            (program, Content::Policy, None)
         } else if is_compiled_filter(bytes) {
-            let filter = compiled_filter(bytes).map_err(|error| trouble(error.to_string()))?;
-            (Program::of_filter(filter), Content::Filter)
+            let compiled = compiled_filter(bytes).map_err(|error| trouble(error.to_string()))?;
+            let program = Program::of_filter(compiled.filter);
+            (program, Content::Filter, compiled.made_for)
         } else {
-            (input.compiled()?.into_program(), Content::Policy)
+            (input.compiled()?.into_program(), Content::Policy, None)
         };
         Ok(Self {
             name: input.name,
             program,
             content,
+            made_for,
         })
     }
 

@@ -326,7 +326,56 @@ fn link_that_leads_nowhere_does_not_mean_a_shipped_policy() {
     assert_eq!(code, Some(1), "{said}");
 }
 
-/// Names that are shown alike, since they differ in bytes that are no text.
+/// Two folders whose names differ in bytes that are no text, and a third that is called as one of them is shown.
+#[test]
+fn paths_that_are_no_text_have_different_names_in_text_and_json() {
+    let folder = folder();
+    let folder = folder.path();
+    let paths = [&b"d\xff"[..], b"d\xfe", b"d\\xff"].map(OsStr::from_bytes);
+    let paths = paths.map(|path| Path::new(path).join("x.toml"));
+    for path in &paths {
+        fs::create_dir(folder.join(path).parent().expect("a folder")).expect("a folder");
+        fs::write(folder.join(path), "policy = 1\n[[[").expect("a file");
+    }
+    let names = [r"d\xff/x.toml", r"d\xfe/x.toml", r"d\\xff/x.toml"];
+
+    let output = msrgate(folder)
+        .args(["fmt", "--check"])
+        .args(&paths)
+        .output();
+    let text = said(&output.expect("msrgate"));
+    for name in names {
+        assert!(text.contains(&format!("{name}:2:")), "{name}: {text}");
+    }
+    let mut command = msrgate(folder);
+    command
+        .args(["fmt", "--check", "--format", "json"])
+        .args(&paths);
+    let report = command.arg("absent\\").output().expect("msrgate").stdout;
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+    let files = report["files"].as_array().expect("files");
+    let shown: Vec<_> = files.iter().map(|file| &file["file"]).collect();
+    // A name that is text is what it is.
+    assert_eq!(shown, [names[0], names[1], names[2], "absent\\"]);
+    for (name, file) in names.iter().zip(files) {
+        assert_eq!(file["mistakes"][0]["file"], *name);
+    }
+
+    let (trace, refused) = (
+        folder.join(OsStr::from_bytes(b"t\xff\x1b")),
+        "a-1 [0] 1.2: kvm_msr: msr_read 10 = 0x7",
+    );
+    fs::write(&trace, refused).expect("a trace");
+    let mut command = msrgate(folder);
+    command
+        .args(["replay", "sandbox", "--format", "json"])
+        .arg(&trace);
+    let report = command.output().expect("msrgate").stdout;
+    let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+    let shown = report["trace"].as_str().expect("a name");
+    assert!(shown.ends_with("/t\\xff\u{1b}"), "{shown}");
+}
+
 #[test]
 fn paths_that_are_no_text_are_told_apart() {
     let folder = folder();

@@ -1,5 +1,6 @@
 //! An answer for one processor says which, and is for this host's unless another is named.
 
+use std::fs;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -203,4 +204,107 @@ fn every_offered_processor_is_taken() {
             assert!(output.status.success(), "{cpu}: {output:?}");
         }
     }
+}
+
+/// A folder with `amd.json`, `amd.h` and `amd.rs`, the filters of `POLICY` on AMD, and `program`, all of it.
+fn compiled() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (format, file) in [("json", "amd.json"), ("c", "amd.h"), ("rust", "amd.rs")] {
+        let compile = ["compile", POLICY, "--filter-only", "--format", format];
+        let output = msrgate(&compile, &["--cpu", "AuthenticAMD:25:1"]);
+        fs::write(folder.path().join(file), output.stdout).expect("written");
+    }
+    let output = msrgate(&["compile", POLICY], &[]);
+    fs::write(folder.path().join("program"), output.stdout).expect("written");
+    folder
+}
+
+#[test]
+fn import_says_for_which_processor_the_filter_was_compiled() {
+    let folder = compiled();
+    for file in ["amd.json", "amd.h", "amd.rs"] {
+        let file = folder.path().join(file);
+        let output = msrgate(&["import", file.to_str().expect("text")], &[]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let talk = talk(&output);
+        assert!(
+            talk.contains("was compiled for AuthenticAMD:25:0x1:0; on other processors"),
+            "{talk}"
+        );
+        let policy = String::from_utf8(output.stdout).expect("text");
+        let said = "# The filter was compiled for AuthenticAMD:25:0x1:0.\n";
+        assert!(policy.contains(said), "{policy}");
+    }
+}
+
+/// One variant of several may allow what the others refuse.
+#[test]
+fn import_of_one_variant_of_several_is_no_yes() {
+    let folder = compiled();
+    let program = folder.path().join("program");
+    let output = msrgate(&["import", program.to_str().expect("text")], &[]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(
+        talk(&output).contains("of processors such as any other:0:0x0:0; on others"),
+        "{output:?}"
+    );
+    let policy = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        policy.contains("# On processors such as any other:0:0x0:0: It decides"),
+        "{policy}"
+    );
+}
+
+#[test]
+fn diff_with_a_filter_is_for_the_processor_that_it_names() {
+    let folder = compiled();
+    for file in ["amd.json", "amd.h", "amd.rs"] {
+        let file = folder.path().join(file);
+        let file = file.to_str().expect("text");
+        for sides in [[file, POLICY], [POLICY, file]] {
+            let diff = ["diff", sides[0], sides[1]];
+            let output = msrgate(&diff, &[]);
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            let said = format!(
+                "note: this is for AuthenticAMD:25:0x1:0, the processor that {file} was compiled for\n"
+            );
+            assert_eq!(talk(&output), said);
+            let json = msrgate(&diff, &["--format", "json"]);
+            assert_eq!(cpu_in(&json, "/cpu"), "AuthenticAMD:25:0x1:0");
+
+            let output = msrgate(&diff, &["--cpu", "AuthenticAMD:25:1"]);
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            let output = msrgate(&diff, &["--cpu", "GenuineIntel:6:0x6a"]);
+            assert_eq!(output.status.code(), Some(2), "{output:?}");
+            let talk = talk(&output);
+            let both = ["AuthenticAMD:25:0x1:0", "GenuineIntel:6:0x6a:0"];
+            assert!(both.iter().all(|cpu| talk.contains(cpu)), "{talk}");
+        }
+        // A policy that tells no processors apart is compared on all.
+        let output = msrgate(&["diff", file, "sandbox", "--format", "json"], &[]);
+        assert_eq!(cpu_in(&output, "/cpu"), Value::Null);
+        assert_eq!(talk(&output), "");
+        // Whoever wants to be within the filter hears that it is that of one processor.
+        let output = msrgate(&["check", POLICY, "--host", "none", "--within", file], &[]);
+        assert!(
+            talk(&output).contains("was compiled for AuthenticAMD:25:0x1:0;"),
+            "{output:?}"
+        );
+    }
+}
+
+/// A vendor of which a filter's text has not all characters is not taken for another.
+#[test]
+fn diff_with_a_filter_of_a_vendor_not_named_in_full_asks_for_the_processor() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("filter.json");
+    let cpu = "VIA-VIA-VIA-:6:1:0";
+    let compile = ["compile", POLICY, "--filter-only", "--format", "json"];
+    let output = msrgate(&compile, &["--cpu", cpu]);
+    fs::write(&file, output.stdout).expect("written");
+    let diff = ["diff", file.to_str().expect("text"), POLICY];
+    let output = msrgate(&diff, &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(talk(&output).contains("VIA?VIA?VIA?:6:0x1:0"), "{output:?}");
+    assert_eq!(msrgate(&diff, &["--cpu", cpu]).status.code(), Some(0));
 }

@@ -63,11 +63,55 @@ fn a_policy_may_come_from_standard_input() {
     assert_eq!(code, Some(0), "{out}");
 }
 
+/// A tracer that failed, as in `false | msrgate replay POLICY -`, says nothing of the policy.
 #[test]
-fn a_trace_of_nothing_refuses_nothing() {
-    let (code, out, err) = said(replay("tests/policies/good.toml", "-"), b"# tracer: nop\n");
-    assert_eq!(code, Some(0), "{out}");
-    assert!(err.contains("no access is in it"), "{err}");
+fn trace_without_accesses_is_no_answer() {
+    let entry = b"a-1 [0] 1.2: kvm_entry: vcpu 0\nCPU:0 [LOST 3 EVENTS]\n";
+    for trace in [&b""[..], b"# tracer: nop\n", entry] {
+        let (code, out, err) = said(replay("tests/policies/good.toml", "-"), trace);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
+        assert!(
+            err.starts_with("error: standard input: no access is in it"),
+            "{err}"
+        );
+        assert_eq!(err.contains("3 events are missing"), trace == entry);
+
+        let (code, out, _) = said(replay_as("json", "tests/policies/good.toml", "-"), trace);
+        assert_eq!(code, Some(2), "{out}");
+        let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!(report["ok"], false);
+        assert_eq!(report["error"]["kind"], "input");
+    }
+    let (code, out, _) = ended(replay("tests/policies/good.toml", "/dev/null"));
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+}
+
+/// What is missing may be an access that would be refused; one that is there and would be is enough for a no.
+#[test]
+fn trace_with_missing_events_is_no_yes() {
+    let unreadable = b"a-1 [0] 1.4: kvm_msr: msr_wr\n";
+    let lost = b"CPU:1 [LOST 500 EVENTS]\n";
+    let overwritten = b"# entries-in-buffer/entries-written: 45/160   #P:2\n";
+    let nothing = b"# tracer: nop\n";
+    for (more, code_of_allowed) in [
+        (&nothing[..], 0),
+        (unreadable, 2),
+        (lost, 2),
+        (overwritten, 2),
+    ] {
+        for (access, wanted) in [(ALLOWED, code_of_allowed), (REFUSED, 1)] {
+            let trace = [more, access].concat();
+            let (code, out, _) = said(replay("tests/policies/good.toml", "-"), &trace);
+            assert_eq!(code, Some(wanted), "{out}");
+            let is_part = out.contains("only a part of the trace");
+            assert_eq!(is_part, wanted == 2, "{out}");
+            let run = replay_as("json", "tests/policies/good.toml", "-");
+            let (code, out, _) = said(run, &trace);
+            assert_eq!(code, Some(wanted), "{out}");
+            let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+            assert_eq!(report["ok"], wanted == 0);
+        }
+    }
 }
 
 /// One Ctrl-C ends the reading, and what was read is reported.

@@ -36,8 +36,9 @@ use crate::limits::MAX_ENTRIES;
 use crate::policy::Settings;
 
 pub use compiled::{compiled_filter, is_compiled_filter};
-pub use draft::{Draft, Unsaid};
+pub use draft::{Draft, Scope, Unsaid};
 pub use print::print;
+pub use with_reasons::CompiledFilter;
 
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,7 +69,7 @@ impl Format {
         Self::Program,
     ];
 
-    /// What the imported policy means, in a sentence.
+    /// What the imported policy means, in a sentence; of filters and programs, on the processors of its [`Scope`].
     #[must_use]
     pub const fn meaning(self) -> &'static str {
         match self {
@@ -105,6 +106,8 @@ impl fmt::Display for Format {
 pub struct Imported {
     /// What it was read as.
     pub format: Format,
+    /// The processors on which this decides as the file does.
+    pub scope: Scope,
     /// What holds outside of the entries.
     pub settings: Settings,
     /// The entries by index, apart from each other.

@@ -78,7 +78,9 @@ pub fn json(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
         .into_iter()
         .filter(|reason| variant.reasons().contains(Revision::Mainline, *reason));
     let reasons: Vec<_> = reasons.map(|reason| format!("\"{reason}\"")).collect();
-    let cpu = chosen_for.map_or(String::new(), |cpu| format!("\"cpu\":\"{}\",", plain(cpu)));
+    let cpu = chosen_for.map_or(String::new(), |cpu| {
+        format!("\"cpu\":\"{}\",", cpu_name(cpu))
+    });
     format!(
         "{{\"schema\":1,{cpu}\"default\":\"{}\",\"ranges\":[{}],\"reasons\":[{}]}}\n",
         word(variant.filter()),
@@ -189,11 +191,13 @@ pub fn rust(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
 
 /// ` for GenuineIntel:6:0x6a:6`, if it was chosen for a processor.
 fn for_cpu(cpu: Option<&Cpu>) -> String {
-    cpu.map_or(String::new(), |cpu| format!(" for {}", plain(cpu)))
+    cpu.map_or(String::new(), |cpu| format!(" for {}", cpu_name(cpu)))
 }
 
-/// A processor's name that ends no comment and no string: a vendor is any twelve bytes.
-fn plain(cpu: &Cpu) -> String {
+/// Returns a processor's name as these texts have it. It ends no comment and no string: characters of a vendor, which
+/// is any twelve bytes, other than letters, digits and blanks are `?`.
+#[must_use]
+pub fn cpu_name(cpu: &Cpu) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == ':' || c == ' ';
     let name = format!("{cpu}");
     let plain = name.chars().map(|c| if is_plain(c) { c } else { '?' });

@@ -20,7 +20,7 @@ use crate::side::{Content, Side};
 struct Report {
     schema: u32,
     same: bool,
-    /// The processor that was asked for; null for all that the two tell apart.
+    /// The processor that was asked for, or that a filter names; null for all that the two tell apart.
     cpu: Option<String>,
     old: Described,
     new: Described,
@@ -87,10 +87,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     }
     let (old, new) = (Side::load(&args.old)?, Side::load(&args.new)?);
     let settings = settings(&old, &new);
-    let cpu = args.cpu.asked([&old.program, &new.program])?;
-    if let Some(cpu) = &cpu {
-        processor::say_asked(&args.cpu, cpu);
-    }
+    let cpu = processor::compared_on(&args.cpu, [&old, &new])?;
     let mut differences = differences(&old.program, &new.program, cpu.as_ref());
     if !has_settings(&old, &new) {
         for difference in &mut differences {

@@ -10,6 +10,7 @@ use crate::cli::{FmtArgs, Format};
 use crate::failure::{Answer, Failure};
 use crate::files::{Opened, Place};
 use crate::load::Input;
+use crate::named::name;
 use crate::output::{self, SCHEMA};
 use crate::remark::{Error, Remark, remarks};
 use crate::whole;
@@ -68,7 +69,7 @@ pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure
             answer = Answer::Incomplete;
             FileReport {
                 error: Some(Error::of(&failure)),
-                ..FileReport::of(&policy.display().to_string())
+                ..FileReport::of(&name(policy))
             }
         });
         let is_wrong = !file.mistakes.is_empty() || (args.check && file.changed == Some(true));

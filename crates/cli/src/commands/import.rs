@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use msrgate_policy::import::{Format, Imported, import, print};
+use msrgate_policy::import::{Format, Imported, Scope, import, print};
 use msrgate_policy::one_line;
 
 use crate::cli::{FromArg, ImportArgs};
 use crate::failure::{Answer, Failure};
 use crate::load::{self, is_standard_input};
 use crate::output;
+use crate::processor;
 
 /// The most bytes of a file that is imported: 64 MiB.
 const MAX_BYTES: usize = 64 << 20;
@@ -60,7 +61,11 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
         return Ok(Answer::No);
     }
     out.write_all(print(&imported, name).as_bytes())?;
-    Ok(Answer::Yes)
+    Ok(match imported.scope {
+        // Under the policy, guests on other processors may do more than under the program.
+        Scope::Like(_) => Answer::No,
+        _ => Answer::Yes,
+    })
 }
 
 /// At most one byte more than may be imported.
@@ -74,6 +79,16 @@ fn read(from: File) -> io::Result<Vec<u8>> {
 fn remark(name: &str, imported: &Imported) {
     let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
     let name = one_line(name);
+    match &imported.scope {
+        Scope::CompiledFor(cpu) => processor::note(&format!(
+            "{name} was compiled for {}; on other processors the policy may be looser or stricter than the one that the filter came from",
+            one_line(cpu)
+        )),
+        Scope::Like(cpu) => processor::note(&format!(
+            "the policy says what {name} says of processors such as {cpu}; on others it may be looser or stricter than the program"
+        )),
+        _ => {}
+    }
     for unsaid in &imported.unsaid {
         let place = match unsaid.line {
             Some(line) => format!("{name}:{line}"),

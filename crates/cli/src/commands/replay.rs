@@ -17,6 +17,7 @@ use signal_hook::flag;
 use crate::cli::{Format, ReplayArgs};
 use crate::failure::{Answer, Failure};
 use crate::load::{self, is_standard_input};
+use crate::named::name;
 use crate::output;
 use crate::processor;
 use progress::Progress;
@@ -30,6 +31,14 @@ struct Trace {
     from: Box<dyn Read>,
     /// Its size in bytes, of a file.
     size: Option<u64>,
+}
+
+/// How much of a trace was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    Whole,
+    /// Events are missing, lines could not be read, or a Ctrl-C ended the reading.
+    Part,
 }
 
 pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
@@ -48,30 +57,30 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let mut replay = Replay::new(compiled.policy(), chosen.variant);
     let stopped = read(trace, &mut replay)?;
 
-    let totals = replay.totals();
-    if totals.accesses() == 0 {
-        let why = "no access is in it; a trace has lines of the event kvm:kvm_msr, as tracefs, `perf script` and `trace-cmd report` print them";
-        // Nothing at all was recorded, or this is something else than a trace.
-        if totals.unreadable > 0 {
-            return Err(Failure::Input {
-                what: name.clone(),
-                why: why.to_owned(),
-            });
-        }
-        output::say(&format_args!("{}: {why}\n", one_line(name)));
+    if replay.totals().accesses() == 0 {
+        return Err(Failure::Input {
+            what: name.clone(),
+            why: report::no_access(replay.totals()),
+        });
     }
+    let extent = match stopped {
+        None if replay.totals().is_whole() => Extent::Whole,
+        _ => Extent::Part,
+    };
+    let answer = match (replay.totals().refused, extent) {
+        (0, Extent::Whole) => Answer::Yes,
+        // An access that is missing may be one that would be refused.
+        (0, Extent::Part) => Answer::Incomplete,
+        _ => Answer::No,
+    };
     match args.format.format {
         Format::Json => {
-            let report = report::for_programs(name, &replay, chosen.cpu.as_ref(), stopped);
+            let report = report::for_programs(name, &replay, chosen.cpu.as_ref(), stopped, answer);
             output::json(out, &report)?;
         }
-        Format::Text => report::for_people(out, name, &replay)?,
+        Format::Text => report::for_people(out, name, &replay, answer)?,
     }
-    Ok(if replay.totals().refused == 0 {
-        Answer::Yes
-    } else {
-        Answer::No
-    })
+    Ok(answer)
 }
 
 fn open(trace: &Path) -> Result<Trace, Failure> {
@@ -82,7 +91,7 @@ fn open(trace: &Path) -> Result<Trace, Failure> {
             size: None,
         });
     }
-    let name = load::shown(trace);
+    let name = name(trace);
     let trouble = |error: io::Error| unreadable(&name, &error);
     let file = File::open(trace).map_err(trouble)?;
     let metadata = file.metadata().map_err(trouble)?;

@@ -11,9 +11,9 @@ use msrgate_filter::{
 };
 use msrgate_program::{Action, Log, MsrRange};
 
-use super::draft::Draft;
+use super::draft::{Draft, Scope};
 use super::drafts::Drafts;
-use super::with_reasons::{Compiled, range_of};
+use super::with_reasons::{Compiled, CompiledFilter, range_of};
 use super::{ImportError, emitted, hexadecimal, quoted};
 
 /// The version of the shape.
@@ -23,6 +23,7 @@ const SCHEMA: u64 = 1;
 struct Document {
     schema: u64,
     default: String,
+    cpu: Option<String>,
     ranges: Vec<Window>,
     reasons: Option<Vec<String>>,
 }
@@ -50,18 +51,22 @@ pub(super) fn is_abi(bytes: &[u8]) -> bool {
     bytes.contains(&0)
 }
 
-/// The filter that `compile` wrote as JSON, C, Rust, or the bytes of the ioctl.
+/// The filter that `compile` wrote, with the processor it was made for where the file names one: JSON, C, Rust, or the bytes of the ioctl.
 ///
 /// # Errors
 /// The bytes are none of these, or their ranges are none that a filter may have.
-pub fn compiled_filter(bytes: &[u8]) -> Result<Filter, ImportError> {
-    compiled(bytes).map(|compiled| compiled.filter)
+pub fn compiled_filter(bytes: &[u8]) -> Result<CompiledFilter, ImportError> {
+    compiled(bytes).map(|compiled| CompiledFilter {
+        filter: compiled.filter,
+        made_for: compiled.made_for,
+    })
 }
 
 fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
     if is_abi(bytes) {
         return Ok(Compiled {
             filter: abi(bytes)?,
+            made_for: None,
             reasons: None,
         });
     }
@@ -72,6 +77,7 @@ fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
         serde_json::from_slice(bytes).map_err(|error| ImportError::Json(error.to_string()))?;
     Ok(Compiled {
         filter: filter(&document)?,
+        made_for: document.cpu,
         reasons: document.reasons,
     })
 }
@@ -94,11 +100,18 @@ fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
-    let Compiled { filter, reasons } = compiled(bytes)?;
+    let Compiled {
+        filter,
+        made_for,
+        reasons,
+    } = compiled(bytes)?;
     let mut drafts = Drafts::new(match filter.fallback() {
         Fallback::Allow => Action::Allow,
         Fallback::Deny => Action::Deny,
     });
+    if let Some(cpu) = made_for {
+        drafts.holds(Scope::CompiledFor(cpu));
+    }
     for (number, range) in filter.ranges().iter().enumerate() {
         if range.end().is_none() {
             drafts.unsaid(

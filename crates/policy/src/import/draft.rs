@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use msrgate_program::{Action, MsrRange, MsrSet, one_line};
+use msrgate_program::{Action, Cpu, MsrRange, MsrSet, one_line};
 
 use crate::policy::Log;
 
@@ -35,6 +35,19 @@ impl Draft {
     pub(super) fn says_as_much_as(&self, other: &Self) -> bool {
         self.actions == other.actions && self.log == other.log && self.why == other.why
     }
+}
+
+/// The processors on which an imported policy decides as its file does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Scope {
+    /// All of them, as far as the file says.
+    All,
+    /// The processor that the filter was compiled for, as the file names it: any text. On others, the policy that the
+    /// filter came from may decide otherwise.
+    CompiledFor(String),
+    /// Processors such as this one. The program decides otherwise on others, which is [unsaid](Unsaid).
+    Like(Cpu),
 }
 
 /// Something in a file that a policy cannot say.

@@ -3,7 +3,7 @@
 use msrgate_filter::{MsrIndex, X2APIC};
 use msrgate_program::{Action, MsrRange, MsrSet, one_line};
 
-use super::draft::{Draft, Unsaid};
+use super::draft::{Draft, Scope, Unsaid};
 use super::{Format, Imported, grouped};
 use crate::policy::{Log, Mode, Settings, Unknown};
 
@@ -11,6 +11,7 @@ use crate::policy::{Log, Mode, Settings, Unknown};
 #[derive(Debug)]
 pub(super) struct Drafts {
     settings: Settings,
+    scope: Scope,
     /// Of one range each.
     entries: Vec<Draft>,
     unsaid: Vec<Unsaid>,
@@ -34,6 +35,7 @@ impl Drafts {
     pub(super) const fn under(settings: Settings) -> Self {
         Self {
             settings,
+            scope: Scope::All,
             entries: Vec::new(),
             unsaid: Vec::new(),
         }
@@ -42,6 +44,11 @@ impl Drafts {
     /// What becomes an event, where no entry says otherwise.
     pub(super) const fn log(&mut self, log: Log) {
         self.settings.log = log;
+    }
+
+    /// Notes on which processors the policy decides as the file does.
+    pub(super) fn holds(&mut self, scope: Scope) {
+        self.scope = scope;
     }
 
     /// Another entry, apart from all others. What no entry may speak of is left out and remarked.
@@ -118,6 +125,7 @@ impl Drafts {
         Imported {
             format,
             settings: self.settings,
+            scope: self.scope,
             entries: grouped::grouped(entries),
             unsaid: self.unsaid,
         }

@@ -8,10 +8,10 @@ use msrgate_filter::{
 use super::with_reasons::{Compiled, range_of};
 use super::{ImportError, hexadecimal, lines};
 
-/// How each begins.
-const HEADS: [&[u8]; 2] = [
-    b"/* Made by msrgate compile --format c. */",
-    b"// Made by msrgate compile --format rust.",
+/// How the first line of each begins and ends. Between is nothing, or ` for ` and a processor.
+const HEADS: [(&str, &str); 2] = [
+    ("/* Made by msrgate compile --format c", ". */"),
+    ("// Made by msrgate compile --format rust", "."),
 ];
 
 /// A range as far as it has been read.
@@ -35,8 +35,24 @@ struct Reader {
 
 /// Whether the text is one of the two.
 pub(super) fn is_emitted(bytes: &[u8]) -> bool {
-    let text = bytes.trim_ascii_start();
-    HEADS.iter().any(|head| text.starts_with(head))
+    made_for(bytes).is_some()
+}
+
+/// The processor that the first line names; an empty text if it names none. `None` if it is no first line of
+/// the two.
+fn made_for(bytes: &[u8]) -> Option<&str> {
+    let line = bytes
+        .trim_ascii_start()
+        .split(|byte| *byte == b'\n')
+        .next()?;
+    let line = std::str::from_utf8(line).ok()?.trim_end();
+    HEADS.iter().find_map(|(start, end)| {
+        let between = line.strip_prefix(start)?.strip_suffix(end)?;
+        match between {
+            "" => Some(""),
+            named => named.strip_prefix(" for "),
+        }
+    })
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<Compiled, ImportError> {
@@ -45,7 +61,11 @@ pub(super) fn read(bytes: &[u8]) -> Result<Compiled, ImportError> {
         let read = reader.line(line.trim());
         read.map_err(|why| ImportError::value(format!("line {number}"), why))?;
     }
-    reader.compiled()
+    let named = made_for(bytes).filter(|named| !named.is_empty());
+    Ok(Compiled {
+        made_for: named.map(str::to_owned),
+        ..reader.compiled()?
+    })
 }
 
 impl Reader {
@@ -152,6 +172,7 @@ impl Reader {
         Ok(Compiled {
             filter: Filter::new(Revision::Mainline, fallback, ranges)
                 .map_err(ImportError::Filter)?,
+            made_for: None,
             reasons: Some(reasons.map(|reason| reason.to_string()).collect()),
         })
     }

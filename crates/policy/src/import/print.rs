@@ -3,7 +3,7 @@
 use msrgate_filter::MsrIndex;
 use msrgate_program::{MsrSet, one_line};
 
-use super::{Draft, Imported, grouped};
+use super::{Draft, Imported, Scope, grouped};
 use crate::layout::{self, Body, Comments, EntryText, Value, gap, shortened};
 use crate::print::{self, action};
 use crate::registers::{self, Register, by_index};
@@ -18,9 +18,9 @@ const COMMENT: usize = 100;
 pub fn print(imported: &Imported, origin: &str) -> String {
     let format = imported.format;
     let mut text = format!(
-        "# Imported from {}: {format}.\n# {}\n",
+        "# Imported from {}: {format}.\n{}",
         comment(origin),
-        format.meaning()
+        meaning(imported)
     );
     match imported.unsaid.len() {
         0 => {}
@@ -35,6 +35,25 @@ pub fn print(imported: &Imported, origin: &str) -> String {
     layout::entries(&mut text, "msrs", &Comments::default(), entries);
     print::devices(&mut text, &imported.settings);
     text
+}
+
+/// What the policy means, and where: in lines of comments.
+fn meaning(imported: &Imported) -> String {
+    let meaning = imported.format.meaning();
+    match &imported.scope {
+        Scope::All => format!("# {meaning}\n"),
+        Scope::CompiledFor(cpu) => format!(
+            "# {meaning}\n\
+            # The filter was compiled for {}.\n\
+            # On other processors this policy may be looser or stricter than the one that the filter came from.\n",
+            comment(cpu)
+        ),
+        Scope::Like(cpu) => format!(
+            "# On processors such as {}: {meaning}\n\
+            # On others the program says something else, which is not in this policy: it may be looser or stricter there.\n",
+            comment(&cpu.to_string())
+        ),
+    }
 }
 
 fn entry(draft: &Draft) -> EntryText {

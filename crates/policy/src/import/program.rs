@@ -4,7 +4,7 @@ use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{DecidedBy, Log, MsrRange, Program, Rule, Variant};
 
 use super::ImportError;
-use super::draft::Draft;
+use super::draft::{Draft, Scope};
 use super::drafts::Drafts;
 use crate::policy::Settings;
 
@@ -23,6 +23,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         accept: said.accept.clone(),
         microcode: said.microcode,
     });
+    if program.variants().len() > 1 {
+        drafts.holds(Scope::Like(variant.example().clone()));
+    }
     for other in &program.variants()[1..] {
         let what = format!(
             "what holds on processors such as {}: the policy says what holds on {}",

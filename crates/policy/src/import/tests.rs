@@ -388,3 +388,61 @@ fn one_bit_makes_a_difference() {
         Verdict::Allow
     );
 }
+
+/// A policy whose filters differ by vendor.
+const BY_VENDOR: &str = "policy = 1\ndefault = 'allow'\n[msrs]\nIA32_APERF = 'none'\n\
+    [[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\nIA32_TSC = 'none'\n";
+
+fn by_vendor() -> Compiled {
+    compile(parse(&Source::new("by-vendor", BY_VENDOR), &mut NoIncludes).unwrap()).unwrap()
+}
+
+#[test]
+fn filter_made_for_a_processor_is_imported_with_its_name() {
+    let (compiled, amd) = (by_vendor(), "AuthenticAMD:25:0x1:0");
+    let cpu = crate::parse_cpu(amd).unwrap().cpu().clone();
+    let variant = compiled.on(Some(&cpu));
+    let emitted = |cpu| {
+        use crate::emit::{c, json, rust};
+        [json, c, rust].map(|emit| emit(variant, cpu).into_bytes())
+    };
+    for bytes in emitted(Some(&cpu)) {
+        let imported = import(&bytes, None).unwrap();
+        assert_eq!(imported.format, Format::Compiled);
+        assert_eq!(imported.scope, Scope::CompiledFor(amd.to_owned()));
+        let text = print(&imported, "FILE");
+        let head = text.lines().take_while(|line| line.starts_with('#'));
+        assert!(head.collect::<String>().contains(amd), "{text}");
+        let read = compiled_filter(&bytes).unwrap();
+        assert_eq!(read.filter, *variant.filter());
+        assert_eq!(read.made_for.as_deref(), Some(amd));
+    }
+    for bytes in emitted(None) {
+        assert_eq!(import(&bytes, None).unwrap().scope, Scope::All);
+        assert_eq!(compiled_filter(&bytes).unwrap().made_for, None);
+    }
+    // The name of a file is anybody's text.
+    let hostile = br#"{"schema":1,"cpu":"x\ny = 1","default":"deny","ranges":[]}"#;
+    let text = print(&import(hostile, None).unwrap(), "FILE");
+    assert!(!text.contains("\ny = 1"), "{text}");
+}
+
+#[test]
+fn program_of_several_variants_is_imported_for_the_processors_of_one() {
+    let program = by_vendor().into_program();
+    let imported = import(&program.encode(), None).unwrap();
+    let first = program.variants()[0].example();
+    assert_eq!(imported.scope, Scope::Like(first.clone()));
+    let text = print(&imported, "FILE");
+    let sentence = format!("# On processors such as {first}: It decides and answers every access");
+    assert!(text.contains(&sentence), "{text}");
+    assert!(
+        text.contains("# On others the program says something else"),
+        "{text}"
+    );
+
+    let same = "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_TSC = 'r'\n";
+    let same = compile(parse(&Source::new("same", same), &mut NoIncludes).unwrap()).unwrap();
+    let imported = import(&same.into_program().encode(), None).unwrap();
+    assert_eq!(imported.scope, Scope::All);
+}

@@ -2,9 +2,21 @@
 
 use msrgate_filter::{Accesses, Bitmap, Filter, MsrIndex, Range};
 
-/// A filter, and for which reasons accesses are to exit, where that is said.
+/// A filter, with what its file says beside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CompiledFilter {
+    /// The filter.
+    pub filter: Filter,
+    /// The processor that it was compiled for, as [`emit`](crate::emit) names it: any text. `None` where the file
+    /// names none.
+    pub made_for: Option<String>,
+}
+
+/// The same, and for which reasons accesses are to exit, where that is said.
 pub(super) struct Compiled {
     pub(super) filter: Filter,
+    pub(super) made_for: Option<String>,
     pub(super) reasons: Option<Vec<String>>,
 }
 

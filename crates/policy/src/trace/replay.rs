@@ -95,6 +95,14 @@ impl Totals {
     pub const fn accesses(&self) -> u64 {
         self.allowed + self.answered + self.refused
     }
+
+    /// Returns true if nothing is known to be missing: all lines could be read, and no event was lost.
+    ///
+    /// Accesses that went to user space are not counted as missing.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.lost == 0 && self.unreadable == 0
+    }
 }
 
 impl<'c> Replay<'c> {

@@ -234,6 +234,7 @@ fn a_replay_counts_by_msr_and_verdict() {
     assert_eq!((totals.other, totals.lost, totals.unlisted), (1, 7, 0));
     assert_eq!(totals.deflected, [0, 1]);
     assert_eq!(totals.unreadable, 1);
+    assert!(!totals.is_whole());
     assert_eq!(totals.first_unreadable[0].get(), 12);
 
     let row = |row: &Row| {

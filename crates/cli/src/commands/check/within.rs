@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::commands::diff;
 use crate::failure::Failure;
 use crate::load::is_standard_input;
+use crate::processor;
 use crate::side::{Content, Side};
 
 /// As many violations are shown.
@@ -44,8 +45,16 @@ impl Within {
             name: compiled.policy().source().name().to_owned(),
             program: compiled.program().clone(),
             content: Content::Policy,
+            made_for: None,
         };
         let org = Side::load(org)?;
+        if let Some(cpu) = &org.made_for {
+            processor::note(&format!(
+                "{} was compiled for {}; the policy that it came from may be stricter on other processors",
+                one_line(&org.name),
+                one_line(cpu)
+            ));
+        }
         let mut settings = diff::settings(&org, &policy);
         settings.retain(|change| change.direction.may_loosen());
         let mut differences = differences(&org.program, &policy.program, None);

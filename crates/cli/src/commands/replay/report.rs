@@ -7,6 +7,7 @@ use msrgate_policy::trace::{Fate, LineNumber, Replay, Row, Totals};
 use msrgate_policy::{Cpu, DecidedBy, Entry, explain, one_line, registers};
 use serde::Serialize;
 
+use crate::failure::Answer;
 use crate::output::{self, SCHEMA};
 
 /// Rows of one verdict that people see; programs get all.
@@ -28,6 +29,7 @@ pub(super) struct Report<'r> {
     trace: &'r str,
     /// The processor that this holds for; null if the policy says the same of all.
     cpu: Option<String>,
+    /// True if the trace was read whole, and none of its accesses would be refused.
     ok: bool,
     /// The last line that was read before a Ctrl-C; null if the trace was read to its end.
     stopped_after_line: Option<u64>,
@@ -81,6 +83,7 @@ pub(super) fn for_programs<'r>(
     replay: &Replay<'r>,
     cpu: Option<&Cpu>,
     stopped: Option<LineNumber>,
+    answer: Answer,
 ) -> Report<'r> {
     let totals = replay.totals();
     let rows = Fate::ALL.into_iter().flat_map(|fate| replay.rows(fate));
@@ -90,7 +93,7 @@ pub(super) fn for_programs<'r>(
         policy: replay.policy().source().name(),
         trace,
         cpu: cpu.map(ToString::to_string),
-        ok: totals.refused == 0,
+        ok: answer == Answer::Yes,
         stopped_after_line: stopped.map(LineNumber::get),
         lines: totals.lines,
         accesses: totals.accesses(),
@@ -140,17 +143,35 @@ const fn word(fate: Fate) -> &'static str {
     }
 }
 
-pub(super) fn for_people(out: &mut dyn Write, trace: &str, replay: &Replay<'_>) -> io::Result<()> {
+/// Why a trace without accesses is no answer.
+pub(super) fn no_access(totals: &Totals) -> String {
+    let why = "no access is in it; a trace has lines of the event kvm:kvm_msr, as tracefs, `perf script` and `trace-cmd report` print them";
+    let remarks = remarks(totals).into_iter();
+    let remarks: String = remarks.map(|remark| format!("\n  {remark}")).collect();
+    format!("{why}{remarks}")
+}
+
+pub(super) fn for_people(
+    out: &mut dyn Write,
+    trace: &str,
+    replay: &Replay<'_>,
+    answer: Answer,
+) -> io::Result<()> {
     let totals = replay.totals();
     let [trace, policy] = [trace, replay.policy().source().name()].map(one_line);
-    let (style, verdict) = if totals.refused == 0 {
-        (
+    let (style, verdict) = match answer {
+        Answer::Yes => (
             anstyle::AnsiColor::Green,
             "none would be refused".to_owned(),
-        )
-    } else {
-        let refused = format!("{} would be refused", totals.refused);
-        (anstyle::AnsiColor::Red, refused)
+        ),
+        Answer::Incomplete => (
+            anstyle::AnsiColor::Yellow,
+            "none would be refused, but this is only a part of the trace".to_owned(),
+        ),
+        Answer::No => {
+            let refused = format!("{} would be refused", totals.refused);
+            (anstyle::AnsiColor::Red, refused)
+        }
     };
     let style = style.on_default().bold();
     writeln!(

@@ -9,6 +9,7 @@ use msrgate_policy::{Cpu, Policy, Variant, one_line, registers, write_effect};
 use serde::Serialize;
 
 use super::Measures;
+use crate::named::name;
 use crate::output::{self, SCHEMA};
 
 #[derive(Serialize)]
@@ -151,7 +152,7 @@ pub(super) fn heading(
         Measures::Kernel(release) => writeln!(out, "A guest in a real VM, KVM of Linux {release}")?,
         Measures::Nothing => writeln!(out, "{loud}{model}{loud:#}")?,
         Measures::NothingFor(error @ HostError::Absent { device }) => {
-            writeln!(out, "{loud}no {}: {model}{loud:#}", device.display())?;
+            writeln!(out, "{loud}no {}: {model}{loud:#}", one_line(&name(device)))?;
             writeln!(out, "  {}", error.advice())?;
         }
         Measures::NothingFor(error) => {

@@ -1,0 +1,74 @@
+//! The name of a path in what is printed.
+
+use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+/// Returns a text for a path, another one for each path, in JSON and, less its hidden characters, for people.
+///
+/// It is the path itself, unless that has bytes that are not UTF-8, or `\x`: then these bytes are `\xff`, and
+/// each backslash of the path is doubled.
+pub(crate) fn name(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) if !text.contains("\\x") => text.to_owned(),
+        _ => escaped(path.as_os_str().as_bytes()),
+    }
+}
+
+fn escaped(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(&chunk.valid().replace('\\', "\\\\"));
+        for byte in chunk.invalid() {
+            // A `String` takes all that is written to it.
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    fn of(bytes: &[u8]) -> String {
+        name(Path::new(OsStr::from_bytes(bytes)))
+    }
+
+    #[test]
+    fn name_of_a_path_escapes_bytes_that_are_no_text() {
+        for (bytes, wanted) in [
+            (&b"d/x.toml"[..], "d/x.toml"),
+            ("größe\u{1b}".as_bytes(), "größe\u{1b}"),
+            (b"a\\b.toml", "a\\b.toml"),
+            (b"d\xff/x.toml", "d\\xff/x.toml"),
+            (b"d\xfe/x.toml", "d\\xfe/x.toml"),
+            // The first bytes of a character whose last one is missing.
+            (b"\xe2\x82", "\\xe2\\x82"),
+            ("\u{fffd}".as_bytes(), "\u{fffd}"),
+            (b"a\\b\xff", "a\\\\b\\xff"),
+            (b"d\\xff/x.toml", "d\\\\xff/x.toml"),
+        ] {
+            assert_eq!(of(bytes), wanted);
+        }
+    }
+
+    #[test]
+    fn names_of_different_paths_are_different() {
+        const PARTS: [&[u8]; 7] = [b"\\", b"x", b"f", b"\xff", b"\x0f", b"\xe2\x82", b"\\xff"];
+        let mut paths = vec![Vec::new()];
+        for _ in 0..4 {
+            let longer = paths
+                .iter()
+                .flat_map(|path: &Vec<u8>| PARTS.map(|part| [path.as_slice(), part].concat()));
+            let longer: Vec<_> = longer.collect();
+            paths.extend(longer);
+        }
+        let paths: BTreeSet<_> = paths.into_iter().collect();
+        let names: BTreeSet<_> = paths.iter().map(|path| of(path)).collect();
+        assert_eq!(names.len(), paths.len());
+    }
+}
