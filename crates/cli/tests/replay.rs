@@ -117,10 +117,26 @@ fn trace_with_missing_events_is_no_yes() {
 /// One Ctrl-C ends the reading, and what was read is reported.
 #[test]
 fn a_ctrl_c_ends_the_trace_and_not_the_report() {
-    let (code, out, err) = interrupted(replay("tests/policies/good.toml", "-"));
+    let (code, out, err) = interrupted(replay("tests/policies/good.toml", "-"), REFUSED);
     assert_eq!(err, "stopped after line 2 of standard input\n");
     assert_eq!(code, Some(1), "{out}");
     assert!(out.contains("of 2 accesses, 1 would be refused"), "{out}");
+}
+
+/// Lines that were not read may have an access that would be refused.
+#[test]
+fn trace_stopped_before_any_refusal_is_no_yes() {
+    let policy = "tests/policies/good.toml";
+    let (code, out, _) = interrupted(replay(policy, "-"), ALLOWED);
+    assert_eq!(code, Some(2), "{out}");
+    assert!(
+        out.contains("of 2 accesses, none would be refused, but this is only a part of the trace"),
+        "{out}"
+    );
+    let (code, out, _) = interrupted(replay_as("json", policy, "-"), ALLOWED);
+    assert_eq!(code, Some(2), "{out}");
+    let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(report["ok"], false);
 }
 
 /// A program is told, too, that the answer is about a part.
@@ -131,16 +147,16 @@ fn report_for_programs_says_after_which_line_a_trace_was_stopped() {
         report["stopped_after_line"].clone()
     };
     let run = || replay_as("json", "tests/policies/good.toml", "-");
-    let (_, out, _) = interrupted(run());
+    let (_, out, _) = interrupted(run(), REFUSED);
     assert_eq!(stopped(&out), 2);
     let (_, out, _) = said(run(), ALLOWED);
     assert_eq!(stopped(&out), serde_json::Value::Null);
 }
 
-/// A run that gets two lines, with a Ctrl-C between them.
-fn interrupted(mut run: Child) -> (Option<i32>, String, String) {
+/// A run that gets this line and an allowed access, with a Ctrl-C between them.
+fn interrupted(mut run: Child, first: &[u8]) -> (Option<i32>, String, String) {
     let mut stdin = run.stdin.take().expect("a pipe");
-    stdin.write_all(REFUSED).expect("it reads");
+    stdin.write_all(first).expect("it reads");
     assert!(reads(&mut run), "it never waits for its input");
     let kill = Command::new("sh")
         .args(["-c", &format!("kill -INT {}", run.id())])
