@@ -421,8 +421,8 @@ fn filter_made_for_a_processor_is_imported_with_its_name() {
         assert_eq!(import(&bytes, None).unwrap().scope, Scope::All);
         assert_eq!(compiled_filter(&bytes).unwrap().made_for, None);
     }
-    // The name of a file is anybody's text.
-    let hostile = br#"{"schema":1,"cpu":"x\ny = 1","default":"deny","ranges":[]}"#;
+    // The name that a file gives is any text.
+    let hostile = br#"{"schema":1,"cpu":"x\ny = 1","default":"allow","ranges":[]}"#;
     let text = print(&import(hostile, None).unwrap(), "FILE");
     assert!(!text.contains("\ny = 1"), "{text}");
 }
