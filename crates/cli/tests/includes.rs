@@ -511,7 +511,12 @@ fn file_named_again_and_again_takes_little_memory() {
         &format!("{HEAD}{}", including(&["b0.toml"; 20])),
     );
     for command in ["check", "compile", "fmt", "diff", "explain", "replay"] {
-        write(folder, "trace", "");
+        // An access that no filter refuses (S3.1).
+        write(
+            folder,
+            "trace",
+            "a-1 [0] 1.2: kvm_msr: msr_read 802 = 0x0\n",
+        );
         let more: &[&str] = match command {
             "check" => &["--host", "none"],
             "compile" => &["--format", "json"],
