@@ -11,7 +11,7 @@ use msrgate_program::{Action, Comparison, EntryId, MsrRange, MsrSet};
 
 use crate::compile::Compiled;
 use crate::overrides::Overrides;
-use crate::policy::{Policy, SourceId, SourceSet};
+use crate::policy::{Policy, SourceSet};
 use crate::remedy::{Limit, Limits, Remedies, Remedy};
 use crate::resolve::variants;
 
@@ -95,20 +95,7 @@ pub(crate) fn punctures(compiled: &Compiled) -> Vec<Puncture> {
     if policy.sources().len() == 1 {
         return Vec::new();
     }
-    let mut found = Found::default();
-    for active in variants(policy) {
-        for access in Access::ALL {
-            let edges = edges(policy, &active.entries, access);
-            let sweep = Sweep {
-                policy,
-                access,
-                open: BTreeMap::new(),
-            };
-            sweep.run(edges, &mut found);
-        }
-        found.join();
-    }
-    let found = found.places;
+    let found = found(policy).places;
     if found.is_empty() {
         return Vec::new();
     }
@@ -122,6 +109,44 @@ pub(crate) fn punctures(compiled: &Compiled) -> Vec<Puncture> {
         remedy: closing[policy.entry(narrow).msrs()].clone(),
     };
     found.into_iter().map(puncture).collect()
+}
+
+/// The places at which entries loosen wider ones, on all processors together.
+fn found(policy: &Policy) -> Found {
+    let ways = variants(policy);
+    let mut counts = vec![0; policy.entries().len()];
+    for id in ways.iter().flat_map(|active| &active.entries) {
+        counts[id.number()] += 1;
+    }
+    let edges = Access::ALL.map(|access| edges(policy, access));
+    let mut looked = Access::ALL.map(|_| HashSet::new());
+    let mut found = Found::default();
+    for active in &ways {
+        let mut holding = vec![Holding::Nowhere; counts.len()];
+        for id in &active.entries {
+            let is_everywhere = counts[id.number()] == ways.len();
+            holding[id.number()] = if is_everywhere {
+                Holding::Everywhere
+            } else {
+                Holding::HereAndNotEverywhere
+            };
+        }
+        for access in Access::ALL {
+            let sweep = Sweep {
+                policy,
+                access,
+                holding: &holding,
+                open: vec![BTreeSet::new(); policy.sources().len()],
+                views: BTreeSet::new(),
+                said: BTreeMap::new(),
+                special: 0,
+            };
+            let index = access as usize;
+            sweep.run(&edges[index], &mut looked[index], &mut found);
+        }
+        found.join();
+    }
+    found
 }
 
 /// Of the MSRs of each narrow entry, the one remedy that closes all holes that entries of these MSRs make.
@@ -187,8 +212,8 @@ enum Edge {
 }
 
 /// The beginnings and the ends, one past the last MSR, of entries that say something in this direction.
-fn edges(policy: &Policy, entries: &[EntryId], access: Access) -> Vec<(u64, Edge, EntryId)> {
-    let entries = entries.iter().map(|&id| (id, policy.entry(id)));
+fn edges(policy: &Policy, access: Access) -> Vec<(u64, Edge, EntryId)> {
+    let entries = policy.ids().map(|id| (id, policy.entry(id)));
     let mut edges: Vec<_> = entries
         .filter(|(_, entry)| entry.action(access).is_some())
         .flat_map(|(id, entry)| entry.msrs().ranges().iter().map(move |range| (id, range)))
@@ -202,65 +227,138 @@ fn edges(policy: &Policy, entries: &[EntryId], access: Access) -> Vec<(u64, Edge
     edges
 }
 
+/// The processors on which an entry decides, seen from one way in which the `[[when]]`s hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holding {
+    /// It does not decide in this way.
+    Nowhere,
+    /// It decides in this way, and not in all.
+    HereAndNotEverywhere,
+    /// It decides in every way.
+    Everywhere,
+}
+
+/// An entry, and before it how many MSRs it has: the smaller decides.
+type Place = (u64, EntryId);
+
 /// A walk over the MSRs from 0 up, with the entries of each text that contain the current one.
 struct Sweep<'p> {
     policy: &'p Policy,
     access: Access,
-    /// Of each text, the smallest first.
-    open: BTreeMap<SourceId, BTreeSet<(u64, EntryId)>>,
+    /// By the number of the entry.
+    holding: &'p [Holding],
+    /// The entries of each text, the smallest first.
+    open: Vec<BTreeSet<Place>>,
+    /// The smallest entry of each text: what this text alone would say.
+    views: BTreeSet<Place>,
+    /// What the views say, each with the number of views that say it.
+    said: BTreeMap<&'p Action, usize>,
+    /// How many of the open entries do not hold on all processors.
+    special: usize,
 }
 
-impl Sweep<'_> {
-    fn run(mut self, edges: Vec<(u64, Edge, EntryId)>, found: &mut Found) {
+impl<'p> Sweep<'p> {
+    /// `looked` are the MSRs that an earlier walk has compared where all open entries hold on all processors:
+    /// they are the same ones in this walk.
+    fn run(
+        mut self,
+        edges: &[(u64, Edge, EntryId)],
+        looked: &mut HashSet<MsrRange>,
+        found: &mut Found,
+    ) {
         let mut from = 0;
-        for (at, edge, id) in edges {
-            if let Some(msrs) = MsrRange::below(from, at) {
+        for &(at, edge, id) in edges {
+            let holding = self.holding[id.number()];
+            if holding == Holding::Nowhere {
+                continue;
+            }
+            if let Some(msrs) = MsrRange::below(from, at)
+                && self.is_loosened()
+                && (self.special > 0 || looked.insert(msrs))
+            {
                 self.look(msrs, found);
             }
             from = at;
-            let entry = self.policy.entry(id);
-            let place = (entry.msrs().count(), id);
-            let open = self.open.entry(entry.source()).or_default();
-            match edge {
-                Edge::Start => _ = open.insert(place),
-                Edge::End => _ = open.remove(&place),
+            if holding == Holding::HereAndNotEverywhere {
+                match edge {
+                    Edge::Start => self.special += 1,
+                    Edge::End => self.special -= 1,
+                }
             }
-            if open.is_empty() {
-                self.open.remove(&entry.source());
+            self.cross(edge, id);
+        }
+    }
+
+    /// Opens or closes an entry.
+    fn cross(&mut self, edge: Edge, id: EntryId) {
+        let entry = self.policy.entry(id);
+        let place = (entry.msrs().count(), id);
+        let open = &mut self.open[entry.source().number()];
+        let before = open.first().copied();
+        match edge {
+            Edge::Start => _ = open.insert(place),
+            Edge::End => _ = open.remove(&place),
+        }
+        let after = open.first().copied();
+        if before == after {
+            return;
+        }
+        if let Some(view) = before {
+            self.views.remove(&view);
+            if let Some(said) = self.says(view)
+                && let Some(count) = self.said.get_mut(said)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    self.said.remove(said);
+                }
+            }
+        }
+        if let Some(view) = after {
+            self.views.insert(view);
+            if let Some(said) = self.says(view) {
+                *self.said.entry(said).or_default() += 1;
             }
         }
     }
 
+    fn says(&self, (_, id): Place) -> Option<&'p Action> {
+        self.policy.entry(id).action(self.access)
+    }
+
+    /// Whether what decides is looser than what some text says, or different.
+    fn is_loosened(&self) -> bool {
+        let decided = self.views.first().and_then(|&view| self.says(view));
+        decided.is_some_and(|decided| {
+            let mut said = self.said.keys();
+            said.any(|said| decided.compared_with(said) != Comparison::NoLooser)
+        })
+    }
+
     /// Compares what decides these MSRs with what each other text says of them.
     fn look(&self, msrs: MsrRange, found: &mut Found) {
-        // A text's own view is that of its smallest entry.
-        let mut views: Vec<_> = self
-            .open
-            .values()
-            .filter_map(|open| open.first().copied())
-            .collect();
-        views.sort_unstable();
-        let Some((&(_, narrow), wider)) = views.split_first() else {
+        let mut views = self.views.iter().copied();
+        let Some(narrow) = views.next() else {
             return;
         };
-        let source = |id: EntryId| self.policy.entry(id).source();
-        let Some(decided) = self.policy.entry(narrow).action(self.access) else {
+        let Some(decided) = self.says(narrow) else {
             return;
         };
+        let source = |(_, id): Place| self.policy.entry(id).source();
         // Of the texts that say the like, or something looser, those that they include have to bear it.
         let mut bearing = SourceSet::default();
         bearing.extend(self.policy.below[source(narrow).number()]);
-        for &(_, wide) in wider {
+        for wide in views {
             let text = source(wide);
             if bearing.contains(text) {
                 continue;
             }
-            let said = self.policy.entry(wide).action(self.access);
+            let said = self.says(wide);
             if said.is_none_or(|said| decided.compared_with(said) == Comparison::NoLooser) {
                 bearing.extend(self.policy.below[text.number()]);
                 continue;
             }
-            found.note((wide, narrow), self.access, msrs);
+            found.note((wide.1, narrow.1), self.access, msrs);
         }
     }
 }

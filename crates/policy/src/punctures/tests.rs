@@ -557,3 +557,32 @@ fn stretches_of_punctures_are_bounded_and_each_entry_is_listed() {
     let partly = partly.filter(|one| one.extent == Extent::Partly && one.entry.is_some());
     assert_eq!(partly.count(), WIDE);
 }
+
+/// The MSRs are those that were compared for the processors on which the third text says nothing.
+#[test]
+fn hole_in_an_entry_for_some_processors_is_found_beside_one_for_all() {
+    let other = "policy = 1\n[[when]]\ncpu = { model = 1 }\n[when.msrs]\n'0x0..=0x2f' = 'none'\n";
+    let files = [
+        ("guest.toml", "policy = 1\n[msrs]\n0x10 = 'r'\n"),
+        ("other.toml", other),
+    ];
+    let text = "policy = 1\ndefault = 'deny'\ninclude = ['guest.toml', 'other.toml']\n[msrs]\n'0x10..=0x1f' = 'none'\n";
+    let compiled = compiled(text, &files);
+    let policy = compiled.policy();
+    let mut found: Vec<_> = punctures(&compiled)
+        .iter()
+        .map(|one| {
+            let [wide, narrow] = [one.wide, one.narrow].map(|id| policy.entry(id).key());
+            let read = one.msrs[Access::Read as usize].as_ref();
+            format!("{wide} by {narrow}, read {}", read.expect("a hole"))
+        })
+        .collect();
+    found.sort_unstable();
+    assert_eq!(
+        found,
+        [
+            "0x0..=0x2f by 0x10, read 0x10",
+            "0x10..=0x1f by 0x10, read 0x10"
+        ]
+    );
+}
