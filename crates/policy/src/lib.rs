@@ -49,8 +49,9 @@ pub use msrgate_program::{
     Action, Change, CompileError, Cpu, CpuSet, CpuidBit, CpuidRegister, DecidedBy, Device,
     Difference, Digest, Direction, Emulated, EntryId, Log, LogChange, Mask, Microcode, Mode,
     MsrRange, MsrSet, Origin, Outside, PackError, Program, ResolvedVariant, Rule, Rules,
-    SettingChange, TextReader, Unknown, UnknownAction, Update, Variant, Window, answer, changes,
-    differences, emit, forward, is_seen, is_shown, one_line, setting_changes, shown, shown_json,
+    SettingChange, TextReader, TooManyToCompare, Unknown, UnknownAction, Update, Variant, Window,
+    answer, changes, differences, emit, forward, is_seen, is_shown, one_line, setting_changes,
+    shown, shown_json,
 };
 pub use parse::{IncludeError, Includes, NoIncludes, is_policy};
 pub use points::points;

@@ -21,8 +21,11 @@ fn again(bytes: &[u8], format: Format) -> (Program, usize) {
 
 /// What is decided otherwise; a filter has no `log`.
 fn decided(one: &Program, other: &Program, cpu: Option<&Cpu>) -> Vec<Change> {
-    let differences = differences(one, other, cpu).into_iter();
-    differences.flat_map(|one| one.changes).collect()
+    let differences = differences(one, other, cpu).expect("few processors");
+    differences
+        .into_iter()
+        .flat_map(|one| one.changes)
+        .collect()
 }
 
 fn abi(variant: &Variant) -> Vec<u8> {

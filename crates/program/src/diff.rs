@@ -8,11 +8,12 @@ use alloc::string::String;
 use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::fmt;
 
 use msrgate_filter::Access;
 
 use crate::action::{Action, Comparison};
-use crate::cpu::{Cpu, distinguished};
+use crate::cpu::{Cpu, distinguished, told_apart};
 use crate::msrs::MsrRange;
 use crate::origin::Origin;
 use crate::program::{Program, ProgramSettings, Variant};
@@ -110,8 +111,49 @@ pub struct Difference {
     pub logs: Vec<LogChange>,
 }
 
+/// The most stretches of MSRs, or kinds of processors, that [`differences`] looks at where two programs have
+/// several pairs of variants: each stretch may become a change.
+pub const MAX_COMPARED: usize = 1 << 20;
+
+/// Two programs that tell too many processors apart together to be compared on all of them. They can be
+/// compared on one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TooManyToCompare {
+    /// The processors that the `[[when]]`s of both tell apart are more than [`MAX_COMPARED`].
+    Processors(usize),
+    /// The stretches of MSRs on all pairs of variants are more than [`MAX_COMPARED`].
+    Stretches {
+        /// How many pairs of variants some processor brings together.
+        pairs: usize,
+        /// How many stretches both variants of each pair have, in both directions.
+        found: usize,
+    },
+}
+
+impl fmt::Display for TooManyToCompare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Processors(found) => write!(
+                f,
+                "their `[[when]]`s together tell {found} processors apart, more than the {MAX_COMPARED} that can be compared at once"
+            ),
+            Self::Stretches { pairs, found } => write!(
+                f,
+                "their `[[when]]`s together hold in {pairs} ways with {found} stretches of MSRs, more than the {MAX_COMPARED} that can be compared at once"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for TooManyToCompare {}
+
 /// What changes from `old` to `new` on this processor, or on every one: one difference for each
 /// pair of variants that some processor brings together, those without a change left out.
+///
+/// # Errors
+/// Several pairs of variants are to be compared, and are more than [`MAX_COMPARED`] allows. Nothing was
+/// compared.
 ///
 /// # Examples
 /// ```
@@ -120,29 +162,62 @@ pub struct Difference {
 ///
 /// let filter = Filter::new(Revision::Mainline, Fallback::Allow, Vec::new())?;
 /// let program = Program::of_filter(filter);
-/// assert!(differences(&program, &program, None).is_empty());
+/// assert_eq!(differences(&program, &program, None), Ok(Vec::new()));
 /// # Ok::<_, msrgate_filter::FilterError>(())
 /// ```
-#[must_use]
-pub fn differences(old: &Program, new: &Program, cpu: Option<&Cpu>) -> Vec<Difference> {
-    let ways = || {
-        let sets: Vec<_> = old.whens().iter().chain(new.whens()).cloned().collect();
-        let ways = distinguished(&sets).into_iter();
-        ways.map(|(_, cpu)| cpu).collect()
+pub fn differences(
+    old: &Program,
+    new: &Program,
+    cpu: Option<&Cpu>,
+) -> Result<Vec<Difference>, TooManyToCompare> {
+    let pairs = match cpu {
+        Some(cpu) => pairs(old, new, vec![cpu.clone()]),
+        None => all_pairs(old, new)?,
     };
-    let cpus = cpu.map_or_else(ways, |cpu| vec![cpu.clone()]);
     let asks = !old.whens().is_empty() || !new.whens().is_empty();
-    let mut seen = BTreeSet::new();
-    cpus.into_iter()
-        .filter_map(|cpu| Some((old.on(&cpu)?, new.on(&cpu)?, cpu)))
-        .filter(|(old, new, _)| seen.insert((old.holds().to_vec(), new.holds().to_vec())))
+    let differences = pairs
+        .into_iter()
         .map(|(was, is, cpu)| Difference {
             cpu: asks.then_some(cpu),
             changes: changes(was, is),
             logs: log_changes((was, old.settings().log), (is, new.settings().log)),
         })
-        .filter(|difference| !difference.changes.is_empty() || !difference.logs.is_empty())
+        .filter(|difference| !difference.changes.is_empty() || !difference.logs.is_empty());
+    Ok(differences.collect())
+}
+
+/// The variants of both programs on a processor.
+type Pair<'p> = (&'p Variant, &'p Variant, Cpu);
+
+/// The pairs of variants that these processors bring together, each once.
+fn pairs<'p>(old: &'p Program, new: &'p Program, cpus: Vec<Cpu>) -> Vec<Pair<'p>> {
+    let mut seen = BTreeSet::new();
+    cpus.into_iter()
+        .filter_map(|cpu| Some((old.on(&cpu)?, new.on(&cpu)?, cpu)))
+        .filter(|(old, new, _)| seen.insert((old.holds().to_vec(), new.holds().to_vec())))
         .collect()
+}
+
+/// The pairs of variants that some processor brings together, if they are few enough.
+fn all_pairs<'p>(old: &'p Program, new: &'p Program) -> Result<Vec<Pair<'p>>, TooManyToCompare> {
+    let sets: Vec<_> = old.whens().iter().chain(new.whens()).cloned().collect();
+    let processors = told_apart(&sets);
+    if processors > MAX_COMPARED {
+        return Err(TooManyToCompare::Processors(processors));
+    }
+    let ways = distinguished(&sets).into_iter();
+    let pairs = pairs(old, new, ways.map(|(_, cpu)| cpu).collect());
+    let of = |variant: &Variant| -> usize {
+        let count = |access| variant.rules().count(access);
+        Access::ALL.into_iter().map(count).sum()
+    };
+    let found = pairs.iter().map(|(was, is, _)| of(was) + of(is)).sum();
+    // One pair is bounded by the sizes of both programs.
+    if pairs.len() > 1 && found > MAX_COMPARED {
+        let pairs = pairs.len();
+        return Err(TooManyToCompare::Stretches { pairs, found });
+    }
+    Ok(pairs)
 }
 
 /// What changes from one variant to another, in order, reads first; neighbours that change alike

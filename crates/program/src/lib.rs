@@ -34,7 +34,8 @@ pub use action::{Action, Comparison, Device, Emulated, Mask, Outside};
 pub use builder::{BuildError, ProgramBuilder};
 pub use cpu::{Cpu, CpuPart, CpuSet, distinguished, told_apart};
 pub use diff::{
-    Change, Difference, Direction, LogChange, SettingChange, changes, differences, setting_changes,
+    Change, Difference, Direction, LogChange, MAX_COMPARED, SettingChange, TooManyToCompare,
+    changes, differences, setting_changes,
 };
 pub use digest::Digest;
 pub use forward::{CpuidBit, CpuidRegister, Forward, Forwarding, forward};

@@ -7,7 +7,7 @@ use msrgate_policy::{
     Change, Difference, Direction, LogChange, MsrRange, Origin, SettingChange, differences,
     one_line, registers, setting_changes,
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::cli::{DiffArgs, FailOn, Format};
 use crate::failure::{Answer, Failure};
@@ -17,7 +17,7 @@ use crate::processor;
 use crate::side::{Content, Side};
 
 #[derive(Serialize)]
-struct Report {
+struct Report<'r> {
     schema: u32,
     same: bool,
     /// The processor that was asked for, or that a filter names; null for all that the two tell apart.
@@ -27,7 +27,7 @@ struct Report {
     /// Whether settings and events were compared: a filter alone has none.
     settings_compared: bool,
     settings: Vec<SettingRow>,
-    differences: Vec<Group>,
+    differences: Vec<Group<'r>>,
 }
 
 #[derive(Serialize)]
@@ -46,12 +46,24 @@ struct SettingRow {
 
 /// What differs on some processors.
 #[derive(Serialize)]
-struct Group {
+struct Group<'r> {
     /// One of them; null where nothing depends on it.
     cpu: Option<String>,
-    changes: Vec<Row>,
+    changes: Rows<'r, Change>,
     /// What of it becomes events.
-    logs: Vec<Row>,
+    logs: Rows<'r, LogChange>,
+}
+
+/// Changes, each of which becomes a row as it is written: a million rows take more memory than their text.
+struct Rows<'r, T> {
+    of: &'r [T],
+    row: Box<dyn Fn(&T) -> Row + 'r>,
+}
+
+impl<T> Serialize for Rows<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.of.iter().map(&self.row))
+    }
 }
 
 #[derive(Serialize)]
@@ -88,7 +100,13 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     let (old, new) = (Side::load(&args.old)?, Side::load(&args.new)?);
     let settings = settings(&old, &new);
     let cpu = processor::compared_on(&args.cpu, [&old, &new])?;
-    let mut differences = differences(&old.program, &new.program, cpu.as_ref());
+    let mut differences = differences(&old.program, &new.program, cpu.as_ref()).map_err(|why| {
+        let names = [&old, &new].map(|side| one_line(&side.name));
+        Failure::Usage(format!(
+            "{} and {} cannot be compared on all processors: {why}\n  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
+            names[0], names[1]
+        ))
+    })?;
     if !has_settings(&old, &new) {
         for difference in &mut differences {
             difference.logs.clear();
@@ -141,17 +159,17 @@ const fn word(direction: Direction) -> &'static str {
     }
 }
 
-fn report(
-    old: &Side,
-    new: &Side,
+fn report<'r>(
+    old: &'r Side,
+    new: &'r Side,
     settings: &[SettingChange],
-    differences: &[Difference],
-) -> Report {
+    differences: &'r [Difference],
+) -> Report<'r> {
     let described = |side: &Side| Described {
         file: side.name.clone(),
         digest: side.program.digest().to_string(),
     };
-    let changed = |change: &Change| Row {
+    let changed = move |change: &Change| Row {
         first: change.msrs.first().to_string(),
         last: change.msrs.last().to_string(),
         name: output::name(change.msrs.first()),
@@ -162,7 +180,7 @@ fn report(
         is_by: new.place(change.is.1),
         direction: word(change.direction),
     };
-    let logged = |change: &LogChange| Row {
+    let logged = move |change: &LogChange| Row {
         first: change.msrs.first().to_string(),
         last: change.msrs.last().to_string(),
         name: output::name(change.msrs.first()),
@@ -181,8 +199,14 @@ fn report(
     });
     let groups = differences.iter().map(|difference| Group {
         cpu: difference.cpu.as_ref().map(ToString::to_string),
-        changes: difference.changes.iter().map(changed).collect(),
-        logs: difference.logs.iter().map(logged).collect(),
+        changes: Rows {
+            of: &difference.changes,
+            row: Box::new(changed),
+        },
+        logs: Rows {
+            of: &difference.logs,
+            row: Box::new(logged),
+        },
     });
     Report {
         schema: SCHEMA,

@@ -157,6 +157,8 @@ pub extern "C" fn msrgate_program_builds(index: u32) -> i64 {
     if one.encode().is_empty() || emit::c(&one.variants()[0], None).is_empty() {
         return -1;
     }
-    let changes = differences(&none, &one, None);
+    let Ok(changes) = differences(&none, &one, None) else {
+        return -1;
+    };
     changes.iter().map(|one| one.changes.len() as i64).sum()
 }

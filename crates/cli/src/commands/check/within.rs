@@ -57,7 +57,13 @@ impl Within {
         }
         let mut settings = diff::settings(&org, &policy);
         settings.retain(|change| change.direction.may_loosen());
-        let mut differences = differences(&org.program, &policy.program, None);
+        let mut differences =
+            differences(&org.program, &policy.program, None).map_err(|why| {
+                let (org, policy) = (one_line(&org.name), one_line(&policy.name));
+                Failure::Usage(format!(
+                    "{policy} cannot be compared with {org} on all processors: {why}\n  let fewer `[[when]]`s of them differ, or ask of each processor that matters:\n  msrgate diff {org} {policy} --fail-on looser --cpu VENDOR:FAMILY:MODEL[:STEPPING]"
+                ))
+            })?;
         for difference in &mut differences {
             let changes = &mut difference.changes;
             changes.retain(|change| change.direction.may_loosen());

@@ -1,0 +1,147 @@
+//! Two policies that tell processors apart by different parts of their names: the pairs of ways are multiplied.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Kibibytes of memory that no comparison takes: what the reference says, 1.5 GiB.
+const MOST_MEMORY: u64 = 3 << 19;
+
+/// The command with no more memory than the reference says: more than that is an abort.
+fn msrgate(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -v {MOST_MEMORY} && exec \"$0\" \"$@\"");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_msrgate")]);
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env("NO_COLOR", "1");
+    command.output().expect("a shell")
+}
+
+/// A policy with 64 ways in which its `[[when]]`s hold, by this part of the processor's name; each of so many
+/// entries says another value.
+fn in_64_ways(part: &str, entries: u32, first_value: u32) -> String {
+    let mut text = "policy = 1\ndefault = \"deny\"\n[msrs]\n".to_owned();
+    for entry in 0..entries {
+        let (msr, value) = (0x1000_0000 + 2 * entry, first_value + entry);
+        writeln!(
+            text,
+            "{msr:#x} = {{ read = {{ value = {value} }}, write = \"deny\" }}"
+        )
+        .expect("a string");
+    }
+    for bit in 0..6 {
+        let with_bit: Vec<u32> = (0..64).filter(|number| number >> bit & 1 == 1).collect();
+        let msr = 0x100 + bit;
+        writeln!(
+            text,
+            "[[when]]\ncpu = {{ {part} = {with_bit:?} }}\n[when.msrs]\n{msr:#x} = \"r\""
+        )
+        .expect("a string");
+    }
+    text
+}
+
+#[test]
+fn too_many_pairs_of_ways_are_refused_before_memory_is_spent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    for (name, part, first_value) in [("a.toml", "model", 0), ("b.toml", "family", 1)] {
+        let text = in_64_ways(part, 500, first_value);
+        fs::write(folder.join(name), text).expect("a file");
+    }
+    let too_many = "on all processors: their `[[when]]`s together hold in 4096 ways with";
+    let limit = "more than the 1048576 that can be compared at once\n";
+    for (arguments, first, advice) in [
+        (
+            &["diff", "a.toml", "b.toml"][..],
+            "error: a.toml and b.toml cannot be compared",
+            "  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]\n",
+        ),
+        (
+            &["diff", "--format", "json", "a.toml", "b.toml"],
+            "error: a.toml and b.toml cannot be compared",
+            "  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]\n",
+        ),
+        (
+            &["check", "--host", "none", "b.toml", "--within", "a.toml"],
+            "error: b.toml cannot be compared with a.toml",
+            "  msrgate diff a.toml b.toml --fail-on looser --cpu VENDOR:FAMILY:MODEL[:STEPPING]\n",
+        ),
+    ] {
+        let output = msrgate(folder, arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert_eq!(output.stdout, [], "{arguments:?}");
+        for part in [first, too_many, limit, advice] {
+            assert!(said.contains(part), "{arguments:?}: {said}");
+        }
+    }
+    let cpu = ["diff", "a.toml", "b.toml", "--cpu", "GenuineIntel:6:5:0"];
+    let output = msrgate(folder, &cpu);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    // Of the 500 values each is another, and of 0x100..=0x105 the bits of family 6 and of model 5 tell 0x100 and
+    // 0x101 apart.
+    let changes = String::from_utf8_lossy(&output.stdout);
+    let changes = changes.lines().filter(|line| line.starts_with("  read "));
+    assert_eq!(changes.count(), 502);
+}
+
+/// Each part may name as many families or models as there are: their product is what is looked at.
+#[test]
+fn too_many_processors_of_both_are_refused_before_time_is_spent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let every_other = |most: u32| (0..=most).step_by(2).collect::<Vec<_>>();
+    for (name, cpu) in [
+        ("a.toml", format!("family = {:?}", every_other(269))),
+        (
+            "b.toml",
+            format!(
+                "model = {0:?}, stepping = {1:?}",
+                every_other(255),
+                every_other(15)
+            ),
+        ),
+    ] {
+        let text = format!(
+            "policy = 1\ndefault = \"deny\"\n[[when]]\ncpu = {{ {cpu} }}\n[when.msrs]\n0x10 = \"r\"\n"
+        );
+        fs::write(folder.join(name), text).expect("a file");
+    }
+    let output = msrgate(folder, &["diff", "a.toml", "b.toml"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("processors apart, more than the 1048576"),
+        "{said}"
+    );
+}
+
+/// 64 pairs of ways with stretches that overlap, and of which both the action and what is logged change.
+#[test]
+fn pairs_within_the_limit_take_no_more_memory_than_the_reference_says() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    for (name, offset, log) in [("a.toml", 0, "all"), ("b.toml", 1, "none")] {
+        let mut entries = String::new();
+        for entry in 0..3_900 {
+            let first = 0x1000_0000 + 2 * entry + offset;
+            let value = 2 * entry + offset;
+            writeln!(
+                entries,
+                "\"{first:#x}..={:#x}\" = {{ read = {{ value = {value} }}, write = {{ handler = \"h{value}\" }}, log = \"{log}\" }}",
+                first + 1
+            )
+            .expect("a string");
+        }
+        let text = in_64_ways("model", 0, 0).replace("[msrs]\n", &format!("[msrs]\n{entries}"));
+        fs::write(folder.join(name), text).expect("a file");
+    }
+    let output = msrgate(folder, &["diff", "--format", "json", "a.toml", "b.toml"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+}
