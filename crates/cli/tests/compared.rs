@@ -49,32 +49,32 @@ fn too_many_pairs_of_ways_are_refused_before_memory_is_spent() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (name, part, first_value) in [("a.toml", "model", 0), ("b.toml", "family", 1)] {
-        let text = in_64_ways(part, 500, first_value);
+        let text = in_64_ways(part, 200, first_value);
         fs::write(folder.join(name), text).expect("a file");
     }
     let too_many = "on all processors: their `[[when]]`s together hold in 4096 ways with";
-    let limit = "more than the 1048576 that can be compared at once\n";
+    let limit = "more than the 1048576 that can be compared at once";
     for (arguments, first, advice) in [
         (
             &["diff", "a.toml", "b.toml"][..],
-            "error: a.toml and b.toml cannot be compared",
-            "  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]\n",
+            "a.toml and b.toml cannot be compared",
+            "  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
         ),
         (
             &["diff", "--format", "json", "a.toml", "b.toml"],
-            "error: a.toml and b.toml cannot be compared",
-            "  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]\n",
+            "a.toml and b.toml cannot be compared",
+            "  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
         ),
         (
             &["check", "--host", "none", "b.toml", "--within", "a.toml"],
-            "error: b.toml cannot be compared with a.toml",
-            "  msrgate diff a.toml b.toml --fail-on looser --cpu VENDOR:FAMILY:MODEL[:STEPPING]\n",
+            "b.toml cannot be compared with a.toml",
+            "  msrgate diff a.toml b.toml --fail-on looser --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
         ),
     ] {
         let output = msrgate(folder, arguments);
-        let said = String::from_utf8_lossy(&output.stderr);
+        let said = [&output.stdout[..], &output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
-        assert_eq!(output.stdout, [], "{arguments:?}");
         for part in [first, too_many, limit, advice] {
             assert!(said.contains(part), "{arguments:?}: {said}");
         }
@@ -83,11 +83,11 @@ fn too_many_pairs_of_ways_are_refused_before_memory_is_spent() {
     let output = msrgate(folder, &cpu);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    // Of the 500 values each is another, and of 0x100..=0x105 the bits of family 6 and of model 5 tell 0x100 and
+    // Of the 200 values each is another, and of 0x100..=0x105 the bits of family 6 and of model 5 tell 0x100 and
     // 0x101 apart.
     let changes = String::from_utf8_lossy(&output.stdout);
     let changes = changes.lines().filter(|line| line.starts_with("  read "));
-    assert_eq!(changes.count(), 502);
+    assert_eq!(changes.count(), 202);
 }
 
 /// Each part may name as many families or models as there are: their product is what is looked at.
