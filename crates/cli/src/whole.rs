@@ -44,7 +44,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8], content: Content) -> Result<(), F
         Ok(Written::All) => Ok(()),
         Ok(Written::NotToATerminal) => Err(Failure::Usage(format!(
             "this is binary, and {} is a terminal; name a file with -o",
-            one_line(&path.display().to_string())
+            one_line(&crate::named::name(path))
         ))),
         Err(error) => Err(trouble(path, &error)),
     }
@@ -75,7 +75,7 @@ pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Fa
     let now = fs::symlink_metadata(&read.path);
     if !now.is_ok_and(|now| read.is_unchanged(&now)) {
         return Err(Failure::Input {
-            what: name.display().to_string(),
+            what: crate::named::name(name),
             why: "was changed while msrgate worked on it, and is left as it is; run the command again"
                 .to_owned(),
         });
@@ -92,7 +92,7 @@ pub(crate) fn is_open_file(path: &Path) -> bool {
 
 fn trouble(path: &Path, error: &io::Error) -> Failure {
     Failure::Input {
-        what: path.display().to_string(),
+        what: crate::named::name(path),
         // The error may name the temporary file, which is nobody's business.
         why: format!("cannot be written: {}", error.kind()),
     }
