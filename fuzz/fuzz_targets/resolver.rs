@@ -45,7 +45,11 @@ fuzz_target!(|text: &str| {
     match parse(&Source::new("printed.toml", &printed), &mut NoIncludes) {
         Ok(again) => {
             let again = compile(again).expect("it fitted before").into_program();
-            assert_eq!(differences(&program, &again, None), Ok(Vec::new()), "{printed}");
+            assert_eq!(
+                differences(&program, &again, None),
+                Ok(Vec::new()),
+                "{printed}"
+            );
             assert_eq!(program.settings(), again.settings());
         }
         // A `why` of many lines becomes a long one.

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-/// Returns a text for a path, another one for each path, in JSON and, less its hidden characters, for people.
+/// Returns a name that is different for each path, for JSON and, less its hidden characters, for people.
 ///
-/// It is the path itself, unless that has bytes that are not UTF-8, or `\x`: then these bytes are `\xff`, and
-/// each backslash of the path is doubled.
+/// A path of UTF-8 without `\x` in it is its own name. In the name of any other path each backslash is doubled,
+/// and a byte that is not UTF-8 is `\x` and its two hexadecimal digits.
 pub(crate) fn name(path: &Path) -> String {
     match path.to_str() {
         Some(text) if !text.contains("\\x") => text.to_owned(),

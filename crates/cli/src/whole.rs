@@ -160,7 +160,7 @@ fn is_of_a_process(folder: &Path) -> bool {
     first.is_some_and(|first| first.parse::<u32>().is_ok())
 }
 
-/// The file behind a link of a process in `/proc`, to write to. Nothing that it holds is lost.
+/// Opens the file behind a link such as `/proc/7/fd/3` for writing. Its bytes stay.
 fn open_file(link: &Path) -> io::Result<File> {
     let is_own = link.starts_with(fs::canonicalize("/proc/self")?)
         && folder(link).file_name().is_some_and(|name| name == "fd");

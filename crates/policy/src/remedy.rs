@@ -73,7 +73,7 @@ pub(crate) enum Limit<'a> {
     Whole(&'a Action),
 }
 
-/// The limits by [`Access`].
+/// The limit of each direction, at the place of its [`Access`]; `None` where a direction has none.
 pub(crate) type Limits<'a> = [Option<Limit<'a>>; 2];
 
 impl<'a> Limit<'a> {

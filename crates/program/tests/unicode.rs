@@ -30,7 +30,7 @@ fn ranges_of(mut is_in: impl FnMut(char) -> bool) -> Vec<(char, char)> {
 }
 
 #[test]
-fn hidden_characters_are_those_of_unicode() {
+fn is_shown_refuses_exactly_the_hidden_classes_of_unicode() {
     let hidden = r"[
         \p{Cc}\p{Cf}\p{Co}\p{Zl}\p{Zp}
         \p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}

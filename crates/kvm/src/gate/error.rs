@@ -276,11 +276,12 @@ pub enum VcpuError {
         /// The vCPU.
         vcpu: VcpuId,
     },
-    /// The vCPU has a part of the gate already. Two would each have half of its pins.
+    /// Another [`VcpuGate`](super::VcpuGate) answers for this vCPU of KVM's already. Each of the two would
+    /// know only some of the pins that the guest has set.
     TiedTwice {
-        /// The vCPU whose part this is.
+        /// The number of the `VcpuGate` whose call is refused.
         vcpu: VcpuId,
-        /// The vCPU whose part was reset or restored with it before.
+        /// The number of the `VcpuGate` that answers for it.
         other: VcpuId,
     },
     /// The vCPU has not run since its state was restored, which this would undo.

@@ -437,7 +437,7 @@ fn entry_that_an_include_repeats_and_loosens_is_partly_enforced() {
     );
 }
 
-/// However many holes the includes make into each other's entries.
+/// Includes that puncture each other's entries many times do not push these warnings out of sight.
 #[test]
 fn warnings_on_the_policys_own_entries_come_first() {
     let many: String = (0x4000_0000..0x4000_0014_u32)

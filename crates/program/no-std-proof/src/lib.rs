@@ -12,8 +12,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
 use msrgate_filter::intercept::{PassThrough, SvmMap, VmxBitmap};
 use msrgate_filter::{
-    Access, Accesses, Exit, ExitReason, Instruction, MsrIndex, RegisterMap, Revision, RunExit, SetCall,
-    Verdict, Vm,
+    Access, Accesses, Exit, ExitReason, Instruction, MsrIndex, RegisterMap, Revision, RunExit,
+    SetCall, Verdict, Vm,
 };
 use msrgate_program::answer::{Responder, Step, VcpuState};
 use msrgate_program::{Cpu, Program, ProgramBuilder, differences, emit};
