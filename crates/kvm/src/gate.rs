@@ -164,6 +164,7 @@ impl Gate {
                 past: Past::None,
             }),
             tied: Mutex::default(),
+            process: std::process::id(),
             tracks,
             seen: Seen::new(),
             opened: Opened::default(),
@@ -352,30 +353,41 @@ impl Gate {
     /// the guest write is what `msrgate check --host` warns of.
     #[must_use]
     pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
-        let control = self.shared.lock();
-        let responder = self.shared.current.get().thing;
-        let is_all = control.may_hold_others_writes(responder.program());
-        drop(control);
-        let is_kept = |index: &&MsrIndex| is_all || !responder.is_out_of_reach(**index);
-        listed.iter().filter(is_kept).copied().collect()
+        self.listed(listed, |responder, _, index| {
+            responder.is_out_of_reach(index)
+        })
     }
 
     /// As [`Self::migration_list`], for a VMM that sets a new VM's registers up as the old one's were: left
     /// out is also each register that holds what the VMM has set, whatever the guest did. The guest cannot
     /// write it under this program, and neither an instruction nor time changes it, which is known of some
-    /// (S10.5). Where a guest may run guests, and wherever [`Self::migration_list`] leaves out none, this leaves
+    /// (S10.5). The VMM sets them before [`VcpuGate::restore`]. Where a guest may run guests, under a program with a
+    /// `handler` or a `device`, which may set any register, and wherever [`Self::migration_list`] leaves out none, this leaves
     /// out no more than that.
     #[must_use]
     pub fn tight_migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
+        self.listed(listed, |responder, nests, index| {
+            let has_devices =
+                responder.handlers().next().is_some() || responder.devices().next().is_some();
+            responder.is_out_of_reach(index)
+                || !nests && !has_devices && responder.is_out_of_hand(index)
+        })
+    }
+
+    /// Those of `listed` for which this is not true, of the program in force and of whether a guest may run
+    /// guests. All of them where KVM may hold what a guest wrote under other rules.
+    fn listed(
+        &self,
+        listed: &[MsrIndex],
+        is_left_out: impl Fn(&Responder, bool, MsrIndex) -> bool,
+    ) -> Vec<MsrIndex> {
         let control = self.shared.lock();
         let responder = self.shared.current.get().thing;
-        let program = responder.program();
         let nests = control.chosen.as_ref().is_none_or(Chosen::nests);
-        let is_all = nests || control.may_hold_others_writes(program);
+        let is_all = control.may_hold_others_writes(responder.program());
         drop(control);
-        let mut list = self.migration_list(listed);
-        list.retain(|index| is_all || !responder.is_out_of_hand(*index));
-        list
+        let is_kept = |index: &&MsrIndex| is_all || !is_left_out(&responder, nests, **index);
+        listed.iter().filter(is_kept).copied().collect()
     }
 
     /// Starts the publisher, once, if a program needs one.

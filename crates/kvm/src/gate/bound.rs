@@ -127,9 +127,9 @@ impl Bound {
         self.tied
     }
 
-    /// Ties it to a vCPU, and returns the one that it was tied to.
-    pub(super) const fn tie(&mut self, place: Place) -> Option<Place> {
-        self.tied.replace(place)
+    /// Ties it to a vCPU.
+    pub(super) const fn tie(&mut self, place: Place) {
+        self.tied = Some(place);
     }
 
     /// Its first exit has come.

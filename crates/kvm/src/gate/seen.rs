@@ -56,6 +56,8 @@ impl Seen {
             })
             .collect();
         touched.sort_unstable();
+        // One that came while others were taken out may be there twice.
+        touched.dedup();
         touched
     }
 

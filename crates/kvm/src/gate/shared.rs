@@ -28,6 +28,8 @@ pub(super) struct Shared {
     pub(super) control: Mutex<Control>,
     /// The vCPUs that have a part of the gate, by the addresses of their pages.
     pub(super) tied: Mutex<BTreeMap<usize, VcpuId>>,
+    /// The process that made the gate.
+    pub(super) process: u32,
     pub(super) tracks: Arc<Tracks>,
     pub(super) seen: Seen,
     pub(super) opened: Opened,
@@ -107,6 +109,10 @@ impl Shared {
 
     /// Unties it: its part is dropped.
     pub(super) fn untie(&self, place: Place) {
+        // In a forked child another thread may hold the lock for ever, and the parent's list is its own.
+        if self.process != std::process::id() {
+            return;
+        }
         let mut tied = self.tied.lock().unwrap_or_else(PoisonError::into_inner);
         tied.remove(&place.page());
     }

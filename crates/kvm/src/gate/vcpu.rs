@@ -27,7 +27,7 @@ const UNSETTLED: u64 = u64::MAX;
 /// One vCPU's part of a gate.
 ///
 /// It holds what the guest has pinned and written on this vCPU, so a vCPU keeps its own for as long as it
-/// may run. The calls, in order: [`Gate::vcpu`](super::Gate::vcpu), with the CPUID that `KVM_SET_CPUID2` gets;
+/// may run, and drops it before the vCPU's page is unmapped. The calls, in order: [`Gate::vcpu`](super::Gate::vcpu), with the CPUID that `KVM_SET_CPUID2` gets;
 /// `KVM_SET_CPUID2`; [`reset`](Self::reset), or [`restore`](Self::restore) for a vCPU that comes from
 /// elsewhere; then [`answer`](Self::answer) after each `KVM_RUN` that returns with an MSR exit, and
 /// [`finish`](Self::finish) where that says so, before the next `KVM_RUN`. A call out of this order is an
@@ -201,7 +201,7 @@ impl VcpuGate {
     }
 
     /// Sets what [`Self::capture_registers`] gave, perhaps of another host. No pin is released, so that it may
-    /// come before or after [`Self::restore`]. From then on migration lists are whole: KVM may hold what another
+    /// come before [`Self::restore`] or, if no device of the policy shows something in one of them, after it. From then on migration lists are whole: KVM may hold what another
     /// program let the guest turn on.
     ///
     /// # Errors
@@ -263,14 +263,15 @@ impl VcpuGate {
 
     /// Ties this to the vCPU at `place`, if it is tied to none.
     fn tie(&mut self, place: Place) -> Result<(), VcpuError> {
-        if self.bound.tied_to() == Some(place) {
-            return Ok(());
+        let before = self.bound.tied_to();
+        // After a call that failed it may be another vCPU, or the same with the right file descriptor.
+        if before.is_none_or(|before| before.page() != place.page()) {
+            self.own.shared.tie(self.id(), place)?;
+            if let Some(before) = before {
+                self.own.shared.untie(before);
+            }
         }
-        self.own.shared.tie(self.id(), place)?;
-        // After a call that failed it may be another one than that was given.
-        if let Some(before) = self.bound.tie(place) {
-            self.own.shared.untie(before);
-        }
+        self.bound.tie(place);
         Ok(())
     }
 

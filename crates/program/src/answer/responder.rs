@@ -276,12 +276,11 @@ const MADE_UP: [RangeInclusive<u32>; 2] = [0x11..=0x12, 0x4b56_4d00..=0x4b56_4df
 
 /// Registers that only a WRMSR or the VMM changes, in a guest that runs no guests (SDM volume 4; APM volume 2,
 /// appendix A). Not in it are registers that time, counting, a fault, a branch, XRSTORS, SWAPGS, RSM, INIT or a
-/// write of another register changes, such as `IA32_TSC_ADJUST`, which a write of the TSC moves.
-const WRITTEN_ONLY: [RangeInclusive<u32>; 25] = [
-    // IA32_FEATURE_CONTROL, IA32_SPEC_CTRL, the microcode's revision, MSR_PLATFORM_INFO.
+/// write of another register changes, such as `IA32_TSC_ADJUST`, which a write of the TSC moves, and
+/// `IA32_SPEC_CTRL` and registers of KVM's own, which an INIT clears.
+const WRITTEN_ONLY: [RangeInclusive<u32>; 22] = [
+    // IA32_FEATURE_CONTROL, MSR_PLATFORM_INFO.
     0x3a..=0x3a,
-    0x48..=0x48,
-    0x8b..=0x8b,
     0xce..=0xce,
     // IA32_ARCH_CAPABILITIES, IA32_TSX_CTRL, MSR_MISC_FEATURES_ENABLES.
     0x10a..=0x10a,
@@ -311,8 +310,6 @@ const WRITTEN_ONLY: [RangeInclusive<u32>; 25] = [
     0xc001_0015..=0xc001_0015,
     0xc001_0117..=0xc001_0117,
     0xc001_1029..=0xc001_1029,
-    // KVM's own.
-    0x4b56_4d00..=0x4b56_4dff,
 ];
 
 /// Adds `msrs` with those of `opened`, which are in it and in order, cut out and allowed.

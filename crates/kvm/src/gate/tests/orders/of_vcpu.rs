@@ -194,6 +194,20 @@ fn second_part_of_one_vcpu_is_an_error_until_the_first_is_dropped() {
     });
 }
 
+/// The file descriptor was a mistake, and the vCPU is the same.
+#[test]
+fn failed_reset_leaves_the_vcpu_to_the_next_one() {
+    let Some(mut machine) = Machine::new(entries(), 1) else {
+        return;
+    };
+    let vcpu = unreset(&mut machine);
+    let nothing = std::fs::File::open("/dev/null").unwrap();
+    let mut wrong = mixed(&nothing, vcpu.guest.vcpu_mut());
+    vcpu.msrs.reset(&mut wrong).unwrap_err();
+    vcpu.msrs.reset(vcpu.guest.vcpu_mut()).unwrap();
+    assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(7)]);
+}
+
 /// A refused restore leaves nothing that a reset could undo.
 #[test]
 fn reset_after_a_refused_restore_begins_anew() {
