@@ -1,6 +1,7 @@
 //! Processors as people write them, in a policy and for a command.
 
 use std::fmt;
+use std::iter;
 
 use msrgate_program::{Cpu, CpuPart, Program, Variant, one_line};
 
@@ -129,10 +130,18 @@ pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
     if vendor != Cpu::OTHER_VENDOR {
         check_vendor(vendor)?;
     }
+    let (family, model) = (
+        number(CpuPart::FAMILY, family)?,
+        number(CpuPart::MODEL, model)?,
+    );
+    // Family 0 is that of no processor, but of the examples for models of any family.
+    if family != 0 {
+        check_model(iter::once(family), iter::once(model))?;
+    }
     let cpu = Cpu {
         vendor: vendor.into(),
-        family: number(CpuPart::FAMILY, family)?,
-        model: number(CpuPart::MODEL, model)?,
+        family,
+        model,
         stepping: number(CpuPart::STEPPING, stepping.unwrap_or("0"))?,
     };
     let stepping = match stepping {
@@ -203,6 +212,32 @@ pub(crate) fn check_number(part: CpuPart, number: u32) -> Result<u32, Wrong> {
         key: part.key,
         help: format!("CPUID leaf 1 has room for {:#x} at most", part.most),
     })
+}
+
+/// Refuses models that none of the families has: before family 6 CPUID has four bits for a model.
+///
+/// # Errors
+/// The last of the families is before that one, and the first of the models is beyond.
+pub(crate) fn check_model(
+    last_families: impl Iterator<Item = u32>,
+    first_models: impl Iterator<Item = u32>,
+) -> Result<(), Wrong> {
+    match (last_families.max(), first_models.min()) {
+        (Some(family), Some(model))
+            if family < CpuPart::FIRST_WITH_LONG_MODEL && model > CpuPart::LAST_SHORT_MODEL =>
+        {
+            Err(Wrong::NoProcessor {
+                number: model,
+                key: CpuPart::MODEL.key,
+                help: format!(
+                    "in families before {} CPUID leaf 1 has room for {:#x} at most",
+                    CpuPart::FIRST_WITH_LONG_MODEL,
+                    CpuPart::LAST_SHORT_MODEL
+                ),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Digits, or `0x` and hexadecimal digits, and nothing else: no sign, no blank.
@@ -297,6 +332,7 @@ mod tests {
             ("GenuineIntel:0x10f:0", "family"),
             ("GenuineIntel:0x1ff:0", "family"),
             ("GenuineIntel:6:0x100", "model"),
+            ("GenuineIntel:5:0x6a", "model"),
             ("GenuineIntel:6:0x6a:16", "stepping"),
             ("GenuineIntel:-6:0x6a", "family"),
             ("GenuineIntel:+6:0x6a", "family"),

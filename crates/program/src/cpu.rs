@@ -49,7 +49,7 @@ impl Cpu {
         let (base, extended) = (field(8, 4), field(20, 8));
         let family = if base == 0xf { base + extended } else { base };
         let model = field(4, 4)
-            | if base == 0xf || base == 6 {
+            | if base >= CpuPart::FIRST_WITH_LONG_MODEL {
                 field(16, 4) << 4
             } else {
                 0
@@ -93,6 +93,13 @@ impl CpuPart {
         most: 0xf + 0xff,
         of: |set| &set.family,
     };
+
+    /// The first family whose model has four bits more in front. The manuals say so of 6 and 15 alone; Linux
+    /// goes by it from 6 on, and Zhaoxin's processors, of family 7, have such models.
+    pub const FIRST_WITH_LONG_MODEL: u32 = 6;
+
+    /// The largest model of a family before that.
+    pub const LAST_SHORT_MODEL: u32 = 0xf;
 
     /// Four bits, and four in front of them.
     pub const MODEL: Self = Self {
@@ -283,6 +290,11 @@ mod tests {
         assert_eq!(intel.to_string(), "GenuineIntel:6:0x6a:6");
         let amd = Cpu::from_cpuid([0x6874_7541, 0x6974_6e65, 0x444d_4163], 0x00a0_0f11);
         assert_eq!(amd.to_string(), "AuthenticAMD:25:0x1:1");
+        // A KX-6000 of Zhaoxin's, and a Pentium, which has no bits there that count.
+        let zhaoxin = Cpu::from_cpuid([0x6853_2020, 0x6867_6e61, 0x2020_6961], 0x0003_07b0);
+        assert_eq!(zhaoxin.to_string(), "  Shanghai  :7:0x3b:0");
+        let pentium = Cpu::from_cpuid([0x756e_6547, 0x4965_6e69, 0x6c65_746e], 0x0006_05a6);
+        assert_eq!(pentium.to_string(), "GenuineIntel:5:0xa:6");
     }
 
     #[test]

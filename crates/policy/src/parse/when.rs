@@ -8,7 +8,7 @@ use toml::de::DeValue;
 use super::Reader;
 use super::value::Item;
 use super::words;
-use crate::cpu::{check_number, check_vendor};
+use crate::cpu::{check_model, check_number, check_vendor};
 use crate::limits::MAX_WHENS;
 use crate::mistake::Wrong;
 use crate::policy::{When, WhenId};
@@ -66,14 +66,23 @@ impl Reader<'_> {
     fn cpus(&mut self, item: Item<'_>) -> Option<CpuSet> {
         let before = self.mistakes.len();
         let mut cpus = CpuSet::default();
+        let mut models_at = None;
         for part in self.table(item)? {
             match part.key.text {
                 "vendor" => cpus.vendor = Some(self.vendors(part)),
                 "family" => cpus.family = Some(self.numbers(part, CpuPart::FAMILY)),
-                "model" => cpus.model = Some(self.numbers(part, CpuPart::MODEL)),
+                "model" => {
+                    models_at = Some(self.at(part.span()));
+                    cpus.model = Some(self.numbers(part, CpuPart::MODEL));
+                }
                 "stepping" => cpus.stepping = Some(self.numbers(part, CpuPart::STEPPING)),
                 _ => self.unknown_key(part.key, &words::CPU),
             }
+        }
+        let families = cpus.family.iter().flatten().map(|range| *range.end());
+        let models = cpus.model.iter().flatten().map(|range| *range.start());
+        if let (Err(wrong), Some(at)) = (check_model(families, models), models_at) {
+            self.wrong(at, wrong);
         }
         (self.mistakes.len() == before).then_some(cpus)
     }

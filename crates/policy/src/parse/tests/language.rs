@@ -353,6 +353,34 @@ IA32_PAT = "none"
     );
 }
 
+/// A family typed wrong, whose models CPUID cannot spell.
+#[test]
+fn model_that_no_family_of_the_list_has_is_a_mistake() {
+    let read = |cpu: &str| {
+        let text = format!(
+            "policy = 1\ndefault = 'allow'\n[[when]]\ncpu = {{ {cpu} }}\n[when.msrs]\nIA32_LSTAR = 'none'\n"
+        );
+        read(&text, &[])
+    };
+    for cpu in [
+        "family = 5, model = 0x6a",
+        "model = [0x6a, '0x10..=0x11'], family = [4, 5]",
+    ] {
+        let mistakes = read(cpu).unwrap_err();
+        assert!(
+            mistakes.contains("no processor has the model"),
+            "{mistakes}"
+        );
+    }
+    for cpu in [
+        "family = [5, 6], model = 0x6a",
+        "family = 5, model = [0xf, 0x6a]",
+        "model = 0x6a",
+    ] {
+        read(cpu).unwrap();
+    }
+}
+
 /// A `[[when]]` that holds nowhere would leave everything to an allowing default.
 #[test]
 fn empty_list_in_cpu_is_a_mistake() {
