@@ -293,7 +293,16 @@ fn tight_list_leaves_out_what_only_the_vmm_has_set() {
     // The TSC runs, SWAPGS exchanges, and STAR and LSTAR the guest may write, once at least.
     let kept = msrs(&[0x10, 0xc000_0081, 0xc000_0082, 0xc000_0102]);
     let listed = [&kept[..], &msrs(&[0x174, 0x277, 0xc000_0084, 0x4b56_4d01])].concat();
-    assert_eq!(machine.gate.tight_migration_list(&listed), kept);
+    // Where KVM offers SVM or VMX, a guest may run guests, whose exits load registers.
+    let ecx = |leaf: u32| {
+        let mut leaves = machine.cpuid.iter();
+        leaves
+            .find(|one| one.function == leaf)
+            .map_or(0, |one| one.ecx)
+    };
+    let nests = ecx(1) >> 5 & 1 == 1 || ecx(0x8000_0001) >> 2 & 1 == 1;
+    let tight = if nests { &listed[..7] } else { &kept };
+    assert_eq!(machine.gate.tight_migration_list(&listed), tight);
     let vcpu = machine.first();
     vcpu.run(&[Write(STAR, 0x55), Write(LSTAR, 0x1000)]);
     let list = [STAR, LSTAR, SPARE];
