@@ -25,7 +25,7 @@ pub(crate) enum Content {
     Binary,
 }
 
-/// Where a path leads to.
+/// The file that a path leads to.
 enum Target {
     /// An open file, which may have no name any more: the path ends with a link of a process in `/proc`.
     Open(File),
@@ -175,7 +175,7 @@ fn open_file(link: &Path) -> io::Result<File> {
     }
 }
 
-/// What is no file, to write to.
+/// Opens a device, a pipe or the like for writing.
 fn other(path: &Path) -> io::Result<File> {
     let opened = OpenOptions::new()
         .write(true)

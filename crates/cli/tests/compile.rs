@@ -142,7 +142,7 @@ fn in_shell(folder: &Path, script: &str) -> Output {
     shell.current_dir(folder).output().unwrap()
 }
 
-/// What is open has its place in a file, after what others have written there, and may have no name any more.
+/// Output to an open file goes on where the last write to it ended, also if the file has been deleted.
 #[test]
 fn output_to_an_open_file_is_written_where_its_owner_has_come_to() {
     let folder = tempfile::tempdir().unwrap();

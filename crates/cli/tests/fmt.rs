@@ -110,7 +110,7 @@ fn file_that_is_missing_leaves_the_others_written_and_listed() {
     }
 }
 
-/// What is open already is no file that could be replaced: whoever has it open would keep the old one.
+/// `fmt --write` refuses the path of an open file: whoever has it open would keep the old file.
 #[test]
 fn open_file_and_pipe_are_not_replaced() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -123,7 +123,7 @@ fn secret_in_place_of_the_policy_is_not_quoted() {
 
 /// Lengths of a secret are a part of it, and another number is the only thing that is known of it.
 #[test]
-fn nothing_but_its_number_is_told_of_a_text_in_another_language() {
+fn text_in_another_language_shows_its_number_alone() {
     const NONE: &str = "this is not taken for a policy";
     let folder = folder();
     let folder = folder.path();

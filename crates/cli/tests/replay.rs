@@ -86,7 +86,8 @@ fn trace_without_accesses_is_no_answer() {
     assert_eq!((code, out.as_str()), (Some(2), ""));
 }
 
-/// What is missing may be an access that would be refused; one that is there and would be is enough for a no.
+/// A gap in a trace may hide an access that would be refused, so that the answer is not yes. One access in the
+/// trace that would be refused is enough for no.
 #[test]
 fn trace_with_missing_events_is_no_yes() {
     let unreadable = b"a-1 [0] 1.4: kvm_msr: msr_wr\n";

@@ -319,7 +319,7 @@ mod tests {
             );
         }
         assert!(refused("x:6:0x6a").contains("it may be \"GenuineIntel\""));
-        // Twelve bytes of UTF-8, and twelve that nobody sees.
+        // Twelve bytes that are not ASCII, and twelve with a control character.
         assert!(refused("éééééé:6:0x6a").contains("no processor's vendor"));
         assert!(refused("\u{1}23456789012:6:0x6a").contains("no processor's vendor"));
         assert!(refused(":6:0x6a").contains("it may be \"GenuineIntel\""));

@@ -174,7 +174,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
             DecidedBy::Kvm => continue,
         };
         let (extent, holes) = enforcement_of(settings, segment, access);
-        let (extents, so_far) = found.entry(entry).or_insert_with(|| nothing_yet(entry));
+        let (extents, so_far) = found.entry(entry).or_insert_with(|| new_enforcement(entry));
         // What is allowed makes nothing that is refused any firmer.
         if *segment.action != Action::Allow {
             extents.push(extent);
@@ -192,7 +192,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
     for &id in punctured.keys() {
         let (extents, _) = found
             .entry(Some(id))
-            .or_insert_with(|| nothing_yet(Some(id)));
+            .or_insert_with(|| new_enforcement(Some(id)));
         // Other entries decide in its place: some that loosen it, and maybe some that agree.
         if extents.is_empty() && !holds_somewhere(compiled, id) {
             extents.push(Extent::Not);
@@ -238,7 +238,7 @@ fn holds_somewhere(compiled: &Compiled, id: EntryId) -> bool {
     })
 }
 
-fn nothing_yet(entry: Option<EntryId>) -> (Vec<Extent>, Enforcement) {
+fn new_enforcement(entry: Option<EntryId>) -> (Vec<Extent>, Enforcement) {
     let enforcement = Enforcement {
         entry,
         extent: Extent::Enforced,

@@ -432,7 +432,7 @@ impl Wrong {
 
 const SINGLE_MSRS: &str = "name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`";
 
-/// Of [`MAX_ENTRIES_ON_ALL`](crate::limits::MAX_ENTRIES_ON_ALL) there may be no more.
+/// The name of the limit [`MAX_ENTRIES_ON_ALL`](crate::limits::MAX_ENTRIES_ON_ALL) in messages.
 pub(crate) const ENTRIES_ON_ALL: &str = "entries, each counted for every kind of processor that its `when`s tell apart and on which it holds";
 
 /// The way to have fewer of them.

@@ -3,7 +3,7 @@
 
 use std::fmt::{Debug, Display};
 
-/// Text with one character of each kind that a terminal obeys or nobody sees, and with five marks on a letter.
+/// Text with one character of each kind that a terminal obeys or hides, and with five marks on a letter.
 pub const HOSTILE: &str = "a\u{1b}[2J\r\u{9b}2J\u{202e}\u{200b}\u{fe01}\u{13430}\u{1160}\u{e0041}\n\te\u{301}\u{301}\u{301}\u{301}\u{301}";
 
 /// The variants of the enum of this name, in their order.

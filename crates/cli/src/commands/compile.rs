@@ -86,7 +86,7 @@ fn variant<'p>(
         }
         ([only], None) => Ok(only),
         (several, None) => {
-            // The one for vendors that nobody names is the loosest, often, and nobody's first choice.
+            // The filter for all vendors that the policy does not name is often the loosest, so it is offered last.
             let (other, named): (Vec<_>, Vec<_>) = several
                 .iter()
                 .map(Variant::example)

@@ -26,9 +26,9 @@ struct Report {
 #[derive(Serialize)]
 struct FileReport {
     file: String,
-    /// Whether its canonical form is another text; null for one with mistakes or an error.
+    /// True if the file's text is not in canonical form; null for a file with mistakes or an error.
     changed: Option<bool>,
-    /// Whether the canonical form has taken its place.
+    /// True if the file has been replaced by its canonical form.
     written: bool,
     /// The canonical form, where nothing was written or only asked.
     #[serde(skip_serializing_if = "Option::is_none")]

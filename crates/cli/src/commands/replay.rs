@@ -33,7 +33,7 @@ struct Trace {
     size: Option<u64>,
 }
 
-/// How much of a trace was read.
+/// The extent to which a trace was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
     Whole,
