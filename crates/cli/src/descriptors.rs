@@ -1,3 +1,5 @@
+//! Unsafe: runs before `main`, and takes descriptors by their numbers.
+//!
 //! The descriptors that msrgate was started with, by their numbers.
 //!
 //! In the place of a closed descriptor 0, 1 or 2 the standard library opens `/dev/null` before `main` begins. Which of

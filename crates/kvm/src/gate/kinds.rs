@@ -104,7 +104,8 @@ impl<const N: usize> Kinds<N> {
         taken.map(|(place, held)| (place, Kind(held)))
     }
 
-    /// Takes the others out. A kind that is looked for at the same time may be added once more.
+    /// Takes the others out. A kind that stands behind one of them, or is looked for at the same time, may be
+    /// added once more.
     pub(in crate::gate) fn retain(&self, is_kept: impl Fn(Kind) -> bool) {
         for slot in &self.0 {
             let held = slot.load(Ordering::Relaxed);
