@@ -218,9 +218,9 @@ pub(crate) struct ReplayArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: PathBuf,
     /// Text of the event `kvm:kvm_msr` by tracefs, `perf script` or `trace-cmd report`, or JSON lines;
-    /// `-` for standard input. The exit code is 0 only if it has accesses, none of which would be refused, and nothing is
-    /// missing; 2 if nothing would be refused, and there are no accesses, events were lost, lines could not be read
-    /// or Ctrl-C ended the reading
+    /// `-` for standard input. The exit code is 1 if an access would be refused; 0 only if it has accesses, none of
+    /// them would be refused, and nothing is missing; else 2: there are no accesses, events were lost, lines could not be
+    /// read, the last line has no end, Ctrl-C ended the reading, or a write may be refused by what the trace does not show
     pub(crate) trace: PathBuf,
     #[command(flatten)]
     pub(crate) cpu: CpuArg,

@@ -186,3 +186,69 @@ fn reads(run: &mut Child) -> bool {
     }
     false
 }
+
+const BY_VALUE: &str = "policy = 1
+default = 'deny'
+[msrs]
+0x8b = { read = { register = { reset = '0', mask = '0xff', outside = 'deny' } }, \
+         write = { register = { reset = '0', mask = '0xff', outside = 'deny' } } }
+IA32_LSTAR = { read = 'allow', write = { mask = '0xff', outside = 'deny' } }
+IA32_STAR = { read = 'allow', write = 'pin' }
+";
+
+/// Where an action refuses some writes, the exit code is 0 only if the trace proves that it refuses none of these.
+#[test]
+fn exit_code_of_writes_that_are_refused_by_value() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let policy = folder.path().join("by-value.toml");
+    fs::write(&policy, BY_VALUE).expect("written");
+    let policy = policy.to_str().expect("text");
+    let cases = [
+        ("write 8b = 0xff00", 1, "of 1 access, 1 would be refused"),
+        ("write 8b = 0xff", 0, "of 1 access, none would be refused"),
+        (
+            "write c0000082 = 0xff00",
+            2,
+            "of 1 access, 1 may be refused",
+        ),
+        (
+            "read c0000082 = 0xff00\nq-1 [0] 1.0: kvm_msr: msr_write c0000082 = 0xff01",
+            0,
+            "of 2 accesses, none would be refused",
+        ),
+        (
+            "write c0000081 = 0x1",
+            0,
+            "of 1 access, none would be refused",
+        ),
+        (
+            "write c0000081 = 0x1\nq-1 [0] 1.0: kvm_msr: msr_write c0000081 = 0x2",
+            2,
+            "of 2 accesses, 2 may be refused",
+        ),
+    ];
+    for (access, wanted, says) in cases {
+        let trace = format!("q-1 [000] d..1. 1.0: kvm_msr: msr_{access}\n");
+        let (code, out, err) = said(replay(policy, "-"), trace.as_bytes());
+        assert_eq!((code, err.as_str()), (Some(wanted), ""), "{trace}{out}");
+        assert!(out.contains(says), "{trace}{out}");
+
+        let (code, out, _) = said(replay_as("json", policy, "-"), trace.as_bytes());
+        assert_eq!(code, Some(wanted), "{trace}{out}");
+        let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!(report["ok"], wanted == 0, "{trace}{out}");
+    }
+}
+
+/// A number that the end of the trace cuts may be another one.
+#[test]
+fn trace_that_ends_within_a_line_is_incomplete() {
+    let cut = &ALLOWED[..ALLOWED.len() - 1];
+    let trace = [ALLOWED, cut].concat();
+    let (code, out, _) = said(replay("tests/policies/good.toml", "-"), &trace);
+    assert_eq!(code, Some(2), "{out}");
+    assert!(
+        out.contains("the trace is cut off: its last line has no end"),
+        "{out}"
+    );
+}

@@ -12,6 +12,7 @@
 //! assert_eq!(access.to_string(), "msr_read c0000080 = 0xd01");
 //! ```
 
+mod held;
 mod json;
 mod lines;
 mod replay;
@@ -78,6 +79,8 @@ pub enum Line {
     Nothing,
     /// Something that is none of these: garbled, cut off, or too long.
     Unreadable,
+    /// The last line, which has no end. More of it may be missing, of a number for one.
+    CutOff,
 }
 
 /// What a line of a trace says, its end left out. Text need not be UTF-8.

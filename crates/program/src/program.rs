@@ -3,7 +3,8 @@
 //! `docs/decisions/0008-program-format.md` has the layout.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -81,7 +82,8 @@ pub struct Variant {
 impl Program {
     /// Packs what a policy says into a filter for each of its variants, and compares each filter with the
     /// rules over all 2^32 MSRs in both directions. `default` is the filter's, `files` are the names of
-    /// the policy's texts, by [`FileId`]; of a name that what follows the last `/` is kept.
+    /// the policy's texts, by [`FileId`]. Of a name, the part after its last `/` is kept. Where several are
+    /// equal then, all but the first get a number: `i.toml`, `i.toml (2)`.
     ///
     /// # Errors
     /// The rules do not fit a filter, or the comparison failed.
@@ -108,13 +110,9 @@ impl Program {
         };
         let variants = variants.into_iter().map(pack);
         let variants = variants.collect::<Result<Vec<_>, CompileError>>()?;
-        let last_part = |name: &str| name.rsplit('/').next().unwrap_or(name).into();
         Ok(Self {
             digest: write::digest(&settings, &whens, &variants),
-            files: files
-                .into_iter()
-                .map(|name| last_part(name.as_ref()))
-                .collect(),
+            files: without_folders(files),
             settings,
             whens,
             variants,
@@ -234,13 +232,33 @@ impl Program {
         rules.map(|(_, rule)| rule.action)
     }
 
-    /// The name of a text that the program was made from, without its folder. `None` if the number
-    /// is another program's.
+    /// The name of a text that the program was made from, without its folder, as [`new`](Self::new) keeps it.
+    /// `None` if the number is another program's.
     #[must_use]
     pub fn file(&self, id: FileId) -> Option<&str> {
         let place = usize::try_from(id.number()).ok()?;
         self.files.get(place).map(|name| &**name)
     }
+}
+
+/// The part of each name after its last `/`, and a number behind those that would be equal.
+fn without_folders(names: impl IntoIterator<Item: AsRef<str>>) -> Vec<Box<str>> {
+    let mut seen = BTreeMap::<Box<str>, u32>::new();
+    let mut unique = |name: &str| -> Box<str> {
+        let last = name.rsplit('/').next().unwrap_or(name);
+        let mut wanted: Box<str> = last.into();
+        while seen.contains_key(&wanted) {
+            let number = seen.entry(last.into()).or_insert(1);
+            *number += 1;
+            wanted = format!("{last} ({number})").into();
+        }
+        seen.insert(wanted.clone(), 1);
+        wanted
+    };
+    names
+        .into_iter()
+        .map(|name| unique(name.as_ref()))
+        .collect()
 }
 
 impl Variant {
@@ -315,4 +333,32 @@ fn reasons(settings: &ProgramSettings, rules: &Rules) -> ReasonMask {
         reasons.push(ExitReason::Unknown);
     }
     ReasonMask::of(Revision::Mainline, &reasons)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_differ_by_their_folders_alone_get_numbers() {
+        let names = [
+            "p.toml",
+            "a/i.toml",
+            "b/i.toml",
+            "i.toml (2)",
+            "c/d/i.toml",
+            "/p.toml",
+        ];
+        let wanted = [
+            "p.toml",
+            "i.toml",
+            "i.toml (2)",
+            "i.toml (2) (2)",
+            "i.toml (3)",
+            "p.toml (2)",
+        ];
+        let kept = without_folders(names);
+        let kept: Vec<&str> = kept.iter().map(|name| &**name).collect();
+        assert_eq!(kept, wanted);
+    }
 }

@@ -67,10 +67,11 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
         None if replay.totals().is_whole() => Extent::Whole,
         _ => Extent::Part,
     };
-    let answer = match (replay.totals().refused, extent) {
-        (0, Extent::Whole) => Answer::Yes,
+    let totals = replay.totals();
+    let answer = match (totals.refused, totals.unsure, extent) {
+        (0, 0, Extent::Whole) => Answer::Yes,
         // An access that is missing may be one that would be refused.
-        (0, Extent::Part) => Answer::Incomplete,
+        (0, _, _) => Answer::Incomplete,
         _ => Answer::No,
     };
     match args.format.format {

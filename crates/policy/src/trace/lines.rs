@@ -74,7 +74,10 @@ impl<R: BufRead> Lines<R> {
                 // One byte more than a line may have shows that it has.
                 let room = (MAX_LINE_BYTES + 1).saturating_sub(self.part.len());
                 self.part.extend_from_slice(&text[..text.len().min(room)]);
-                is_whole.then(|| bounded(&self.part))
+                match end {
+                    None if is_whole => Some(without_end(&self.part)),
+                    _ => is_whole.then(|| bounded(&self.part)),
+                }
             };
             self.from.consume(taken);
             self.bytes += taken as u64;
@@ -97,5 +100,14 @@ fn bounded(line: &[u8]) -> Line {
         Line::Unreadable
     } else {
         parse_line(line)
+    }
+}
+
+/// What the last line says, if no line feed ends it. An object in JSON has an end of its own.
+fn without_end(line: &[u8]) -> Line {
+    match bounded(line) {
+        Line::Nothing => Line::Nothing,
+        said if said != Line::Unreadable && line.trim_ascii_start().starts_with(b"{") => said,
+        _ => Line::CutOff,
     }
 }

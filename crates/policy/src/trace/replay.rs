@@ -1,10 +1,12 @@
 //! What a policy decides of recorded accesses.
 
 use std::collections::HashMap;
+use std::iter;
 
 use msrgate_filter::{Access, MsrIndex, Verdict};
-use msrgate_program::{Action, Variant};
+use msrgate_program::{Action, Emulated, Mask, Variant};
 
+use super::held::Held;
 use super::{Line, LineNumber, Outcome, Traced};
 use crate::policy::Policy;
 
@@ -20,7 +22,8 @@ const NAMED: usize = 5;
 pub struct Replay<'c> {
     policy: &'c Policy,
     variant: &'c Variant,
-    rows: HashMap<(MsrIndex, Access), Row>,
+    places: HashMap<(MsrIndex, Access), Place>,
+    held: HashMap<MsrIndex, Held>,
     totals: Totals,
     /// Events that lines between others call lost, and those that the heading says are.
     lost: u64,
@@ -34,16 +37,43 @@ pub enum Fate {
     Allowed,
     /// User space answers it.
     Answered,
+    /// User space answers it or refuses it, by what the register of this vCPU held, which the trace
+    /// does not show.
+    Unsure,
     /// #GP, or the end of the guest.
     Refused,
 }
 
 impl Fate {
     /// All of them, the worst first.
-    pub const ALL: [Self; 3] = [Self::Refused, Self::Answered, Self::Allowed];
+    pub const ALL: [Self; 4] = [Self::Refused, Self::Unsure, Self::Answered, Self::Allowed];
 }
 
-/// All accesses of one MSR in one direction.
+/// The accesses of one MSR in one direction.
+#[derive(Clone, Debug)]
+struct Place {
+    decision: Decision,
+    row: Row,
+    /// Writes that have another fate, by their value.
+    others: Vec<Row>,
+}
+
+/// The policy's decision of the accesses of one MSR in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decision {
+    /// The same for all.
+    Always(Fate),
+    /// Writes to a register in user space that refuses some values.
+    Register(Emulated),
+    /// Writes to a register of KVM's: only the bits of the mask may change.
+    Mask(Mask),
+    /// Reads of such a register. They say what it holds.
+    ReadOfMasked(Fate, Mask),
+    /// Writes to a register of KVM's: the first one stands.
+    Pin,
+}
+
+/// The accesses of one MSR in one direction that have the same fate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Row {
@@ -51,7 +81,7 @@ pub struct Row {
     pub index: MsrIndex,
     /// The direction.
     pub access: Access,
-    /// What the policy decides.
+    /// What becomes of them.
     pub fate: Fate,
     /// How many there are.
     pub count: u64,
@@ -73,6 +103,8 @@ pub struct Totals {
     pub allowed: u64,
     /// Accesses that user space would answer.
     pub answered: u64,
+    /// Writes that it may refuse.
+    pub unsure: u64,
     /// Accesses that it refuses.
     pub refused: u64,
     /// Accesses counted above of which there is no [`Row`].
@@ -87,13 +119,36 @@ pub struct Totals {
     pub unreadable: u64,
     /// The first of them.
     pub first_unreadable: Vec<LineNumber>,
+    /// True if the trace ends in the middle of a line, which is one of the unreadable ones.
+    pub is_cut: bool,
+}
+
+impl Place {
+    /// The row of the same fate as `new`, which is added if there is none.
+    fn other(&mut self, new: Row) -> &mut Row {
+        let known = self.others.iter().position(|row| row.fate == new.fate);
+        let at = known.unwrap_or_else(|| {
+            self.others.push(new);
+            self.others.len() - 1
+        });
+        &mut self.others[at]
+    }
 }
 
 impl Totals {
     /// All accesses.
     #[must_use]
     pub const fn accesses(&self) -> u64 {
-        self.allowed + self.answered + self.refused
+        self.allowed + self.answered + self.unsure + self.refused
+    }
+
+    const fn of(&mut self, fate: Fate) -> &mut u64 {
+        match fate {
+            Fate::Allowed => &mut self.allowed,
+            Fate::Answered => &mut self.answered,
+            Fate::Unsure => &mut self.unsure,
+            Fate::Refused => &mut self.refused,
+        }
     }
 
     /// Returns true if nothing is known to be missing: all lines could be read, and no event was lost.
@@ -105,6 +160,16 @@ impl Totals {
     }
 }
 
+/// The fate of a write of this value, which the trace may leave out.
+fn of_register(register: Emulated, value: Option<u64>) -> Fate {
+    match value {
+        // The bits that no write may change hold what they hold at reset.
+        Some(value) if register.mask.apply(register.reset, value).is_some() => Fate::Answered,
+        Some(_) => Fate::Refused,
+        None => Fate::Unsure,
+    }
+}
+
 impl<'c> Replay<'c> {
     /// Nothing yet, under this variant of this policy.
     #[must_use]
@@ -112,7 +177,8 @@ impl<'c> Replay<'c> {
         Self {
             policy,
             variant,
-            rows: HashMap::new(),
+            places: HashMap::new(),
+            held: HashMap::new(),
             totals: Totals::default(),
             lost: 0,
             overwritten: 0,
@@ -132,7 +198,8 @@ impl<'c> Replay<'c> {
                 self.overwritten = self.overwritten.saturating_add(events);
             }
             Line::Nothing => {}
-            Line::Unreadable => {
+            Line::Unreadable | Line::CutOff => {
+                totals.is_cut |= line == Line::CutOff;
                 totals.unreadable += 1;
                 if totals.first_unreadable.len() < NAMED {
                     totals.first_unreadable.push(number);
@@ -142,45 +209,104 @@ impl<'c> Replay<'c> {
         self.totals.lost = self.lost.max(self.overwritten);
     }
 
-    /// What becomes of an access.
-    fn fate(&self, index: MsrIndex, access: Access) -> Fate {
-        match self.variant.filter().decide(index, access).verdict {
-            Verdict::Allow => Fate::Allowed,
-            Verdict::Deny => match *self.variant.rules().at(index, access).action {
-                Action::Deny | Action::Kill => Fate::Refused,
-                _ => Fate::Answered,
-            },
+    fn decide(&self, index: MsrIndex, access: Access) -> Decision {
+        let decision = self.decide_alone(index, access);
+        match (access, decision) {
+            (Access::Read, Decision::Always(fate)) => {
+                match self.decide_alone(index, Access::Write) {
+                    Decision::Mask(mask) => Decision::ReadOfMasked(fate, mask),
+                    _ => decision,
+                }
+            }
+            _ => decision,
+        }
+    }
+
+    /// The decision of this direction, without a look at the other.
+    fn decide_alone(&self, index: MsrIndex, access: Access) -> Decision {
+        if self.variant.filter().decide(index, access).verdict == Verdict::Allow {
+            return Decision::Always(Fate::Allowed);
+        }
+        let action = self.variant.rules().at(index, access).action;
+        match *action {
+            Action::Deny | Action::Kill => Decision::Always(Fate::Refused),
+            _ if access == Access::Read || !action.refuses_some() => {
+                Decision::Always(Fate::Answered)
+            }
+            Action::Register(register) => Decision::Register(register),
+            Action::Mask(mask) => Decision::Mask(mask),
+            Action::Pin => Decision::Pin,
+            _ => Decision::Always(Fate::Answered),
         }
     }
 
     fn access(&mut self, number: LineNumber, traced: Traced) {
         let Traced { index, access, .. } = traced;
-        let known = self.rows.get(&(index, access)).map(|row| row.fate);
-        let fate = known.unwrap_or_else(|| self.fate(index, access));
-        match fate {
-            Fate::Allowed => self.totals.allowed += 1,
-            Fate::Answered => self.totals.answered += 1,
-            Fate::Refused => self.totals.refused += 1,
-        }
-        let is_full = self.rows.len() >= MAX_ROWS;
-        let row = match self.rows.get_mut(&(index, access)) {
-            Some(row) => row,
-            None if is_full => {
-                self.totals.unlisted += 1;
-                return;
+        let known = self.places.get(&(index, access));
+        let decision = match known.map(|place| place.decision) {
+            Some(decision) => decision,
+            None => self.decide(index, access),
+        };
+        let is_listed = known.is_some() || self.places.len() < MAX_ROWS;
+        let fate = match decision {
+            Decision::Always(fate) => fate,
+            Decision::Register(register) => of_register(register, traced.value),
+            Decision::Mask(_) | Decision::Pin if !is_listed => Fate::Unsure,
+            Decision::ReadOfMasked(fate, _) if !is_listed => fate,
+            Decision::Mask(mask) => self.note(index, |held| held.write(mask, traced.value)),
+            Decision::Pin => self.note(index, |held| held.pin(traced.value)),
+            Decision::ReadOfMasked(fate, mask) => {
+                if let (Some(value), Outcome::Done) = (traced.value, traced.outcome) {
+                    self.note(index, |held| held.read(mask, value));
+                }
+                fate
             }
-            None => self.rows.entry((index, access)).or_insert(Row {
-                index,
-                access,
-                fate,
-                count: 0,
-                faulted: 0,
-                first: number,
-                value: traced.value,
-            }),
+        };
+        *self.totals.of(fate) += 1;
+        if !is_listed {
+            self.totals.unlisted += 1;
+            return;
+        }
+        let new = Row {
+            index,
+            access,
+            fate,
+            count: 0,
+            faulted: 0,
+            first: number,
+            value: traced.value,
+        };
+        let place = self.places.entry((index, access)).or_insert(Place {
+            decision,
+            row: new,
+            others: Vec::new(),
+        });
+        let row = if place.row.fate == fate {
+            &mut place.row
+        } else {
+            place.other(new)
         };
         row.count += 1;
         row.faulted += u64::from(traced.outcome == Outcome::Faulted);
+    }
+
+    /// Notes what an access shows of a register, and returns the fate of writes to it.
+    fn note(&mut self, index: MsrIndex, next: impl FnOnce(Held) -> Held) -> Fate {
+        let held = self.held.entry(index).or_default();
+        let before = *held;
+        *held = next(before);
+        if *held != Held::Differs {
+            return Fate::Answered;
+        }
+        // Which of the earlier writes were the first of their vCPU cannot be said now.
+        if before != Held::Differs
+            && let Some(place) = self.places.get_mut(&(index, Access::Write))
+        {
+            *self.totals.of(place.row.fate) -= place.row.count;
+            place.row.fate = Fate::Unsure;
+            *self.totals.of(place.row.fate) += place.row.count;
+        }
+        Fate::Unsure
     }
 
     /// The policy.
@@ -204,8 +330,9 @@ impl<'c> Replay<'c> {
     /// The rows of one fate, in the order of their first lines.
     #[must_use]
     pub fn rows(&self, fate: Fate) -> Vec<Row> {
-        let rows = self.rows.values().filter(|row| row.fate == fate);
-        let mut rows: Vec<_> = rows.copied().collect();
+        let rows = self.places.values();
+        let rows = rows.flat_map(|place| iter::once(&place.row).chain(&place.others));
+        let mut rows: Vec<_> = rows.filter(|row| row.fate == fate).copied().collect();
         rows.sort_unstable_by_key(|row| row.first);
         rows
     }

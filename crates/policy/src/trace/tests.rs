@@ -173,7 +173,7 @@ fn lines_are_the_same_whatever_the_buffer_cuts() {
         (2, Line::Nothing),
         (3, read(0x8b, 7)),
         (4, Line::Unreadable),
-        (5, write(0x10, 1)),
+        (5, Line::CutOff),
     ];
     for buffer in 1..=trace.len() + 1 {
         assert_eq!(all(trace, buffer), wanted, "a buffer of {buffer}");
@@ -191,6 +191,7 @@ fn a_long_line_is_one_unreadable_line_and_takes_no_memory() {
     assert_eq!(all(&trace, 100), [(1, read(0x8b, 7))]);
     trace.insert(0, b' ');
     trace.extend_from_slice(access);
+    trace.push(b'\n');
     let wanted = [(1, Line::Unreadable), (2, read(0x8b, 7))];
     assert_eq!(all(&trace, 1 << 20), wanted);
     assert_eq!(all(&trace, 100), wanted);
@@ -199,14 +200,159 @@ fn a_long_line_is_one_unreadable_line_and_takes_no_memory() {
     let mut lines = Lines::new(&endless[..]);
     assert_eq!(
         lines.next_line().unwrap().map(|(_, line)| line),
-        Some(Line::Unreadable)
+        Some(Line::CutOff)
     );
     assert_eq!(lines.next_line().unwrap(), None);
 }
 
-fn compiled() -> Compiled {
-    let text = "policy = 1\ndefault = 'deny'\n[msrs]\n0x10 = 'r'\n0xc0000080 = 'rw'";
+/// `0xff` may be the beginning of `0xff00`, and a blank before `(#GP)` may be the end.
+#[test]
+fn last_line_without_its_end_is_cut_off() {
+    let access = b"a-1 [0] 1.2: kvm_msr: msr_write 8b = 0xff00 (#GP)\n";
+    for end in 1..access.len() {
+        assert_eq!(all(&access[..end], 64), [(1, Line::CutOff)], "{end}");
+    }
+    for other in ["a-1 [0] 1.2: kvm_entry: vcpu 0", "CPU:0 [LOST 3 EVENTS]"] {
+        assert_eq!(all(other.as_bytes(), 64), [(1, Line::CutOff)], "{other}");
+    }
+    let object = br#"{"schema":1,"access":"read","index":"0x8b","value":"0x0"}"#;
+    assert_eq!(all(object, 64), [(1, read(0x8b, 0))]);
+    let part = &object[..object.len() - 1];
+    assert_eq!(all(part, 64), [(1, Line::CutOff)]);
+    for nothing in [&b"# head"[..], b"  ", b"version = 6"] {
+        assert_eq!(all(nothing, 64), [(1, Line::Nothing)]);
+    }
+}
+
+fn compiled_from(text: &str) -> Compiled {
     compile(parse(&Source::new("test.toml", text), &mut NoIncludes).unwrap()).unwrap()
+}
+
+fn compiled() -> Compiled {
+    compiled_from("policy = 1\ndefault = 'deny'\n[msrs]\n0x10 = 'r'\n0xc0000080 = 'rw'")
+}
+
+/// The fates of all accesses of this trace: how many are refused, unsure, answered and allowed.
+fn fates(compiled: &Compiled, trace: &[Line]) -> [u64; 4] {
+    let mut replay = Replay::new(compiled.policy(), compiled.on(None));
+    let (number, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
+    for line in trace {
+        replay.add(number, *line);
+    }
+    let totals = replay.totals();
+    let counted = [
+        totals.refused,
+        totals.unsure,
+        totals.answered,
+        totals.allowed,
+    ];
+    let listed: [u64; 4] =
+        Fate::ALL.map(|fate| replay.rows(fate).iter().map(|row| row.count).sum());
+    assert_eq!(counted, listed);
+    counted
+}
+
+fn write_without_value(index: u32) -> Line {
+    Line::Access(Traced {
+        index: MsrIndex::new(index),
+        access: Access::Write,
+        value: None,
+        outcome: Outcome::Done,
+    })
+}
+
+/// A register in user space refuses a write by its value alone: bits outside of the mask hold what
+/// they hold at reset.
+#[test]
+fn write_outside_of_a_registers_mask_is_refused() {
+    let register = |outside: &str| {
+        let register =
+            format!("register = {{ reset = '0x100', mask = '0xff', outside = '{outside}' }}");
+        compiled_from(&format!(
+            "policy = 1\ndefault = 'deny'\n[msrs]\n0x8b = {{ read = {{ {register} }}, write = {{ {register} }} }}"
+        ))
+    };
+    let trace = [
+        write(0x8b, 0x1ff),
+        write(0x8b, 0x0ff),
+        write(0x8b, 0xff00),
+        write(0x8b, 0x100),
+        read(0x8b, 0xff00),
+        write_without_value(0x8b),
+    ];
+    assert_eq!(fates(&register("deny"), &trace), [2, 1, 3, 0]);
+    assert_eq!(fates(&register("keep"), &trace), [0, 0, 6, 0]);
+}
+
+/// A write through a mask is compared with what the register holds. Only a first read, and accesses
+/// that all agree with it, show that.
+#[test]
+fn write_through_a_mask_is_unsure_unless_the_trace_shows_the_other_bits() {
+    let lstar = 0xc000_0082;
+    let mask = |outside: &str| {
+        compiled_from(&format!(
+            "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_LSTAR = {{ read = 'allow', write = {{ mask = '0xff', outside = '{outside}' }} }}"
+        ))
+    };
+    let cases: [(&[Line], [u64; 4]); 7] = [
+        (&[write(lstar, 0xff00)], [0, 1, 0, 0]),
+        (&[write(lstar, 0xff)], [0, 1, 0, 0]),
+        (&[read(lstar, 0x100), write(lstar, 0x1ff)], [0, 0, 1, 1]),
+        (&[read(lstar, 0x100), write(lstar, 0xff)], [0, 1, 0, 1]),
+        (
+            &[
+                read(lstar, 0x100),
+                write(lstar, 0x101),
+                write(lstar, 0x201),
+                write(lstar, 0x102),
+            ],
+            [0, 3, 0, 1],
+        ),
+        // Another vCPU may hold what the second read shows.
+        (
+            &[read(lstar, 0), write(lstar, 1), read(lstar, 0x200)],
+            [0, 1, 0, 2],
+        ),
+        (&[read(lstar, 0), write_without_value(lstar)], [0, 1, 0, 1]),
+    ];
+    for (trace, wanted) in cases {
+        assert_eq!(fates(&mask("deny"), trace), wanted, "{trace:?}");
+        let all_answered = [0, 0, wanted[1] + wanted[2], wanted[3]];
+        assert_eq!(fates(&mask("keep"), trace), all_answered, "{trace:?}");
+    }
+    // A read that KVM refused shows no value.
+    let refused = access(Access::Read, lstar, 0, Outcome::Faulted);
+    let trace = [refused, write(lstar, 1)];
+    assert_eq!(fates(&mask("deny"), &trace), [0, 1, 0, 1]);
+}
+
+#[test]
+fn writes_of_two_values_to_a_pinned_register_are_unsure() {
+    let lstar = 0xc000_0082;
+    let pin = compiled_from(
+        "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_LSTAR = { read = 'allow', write = 'pin' }",
+    );
+    let same = [write(lstar, 7), write(lstar, 7), read(lstar, 0)];
+    assert_eq!(fates(&pin, &same), [0, 0, 2, 1]);
+    let other = [write(lstar, 7), write(lstar, 8), write(lstar, 7)];
+    assert_eq!(fates(&pin, &other), [0, 3, 0, 0]);
+    assert_eq!(fates(&pin, &[write_without_value(lstar)]), [0, 1, 0, 0]);
+}
+
+/// Past [`MAX_ROWS`] nothing is kept of a register, so that nothing can be said of its writes.
+#[test]
+fn write_past_the_rows_is_unsure_where_it_depends_on_others() {
+    let pin = compiled_from(
+        "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_LSTAR = { read = 'allow', write = 'pin' }",
+    );
+    let mut replay = Replay::new(pin.policy(), pin.on(None));
+    let (number, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
+    for index in 0..u32::try_from(MAX_ROWS).unwrap() {
+        replay.add(number, read(index, 0));
+    }
+    replay.add(number, write(0xc000_0082, 0));
+    let totals = replay.totals();
+    assert_eq!((totals.unsure, totals.unlisted), (1, 1));
 }
 
 #[test]

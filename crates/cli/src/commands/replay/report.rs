@@ -14,11 +14,12 @@ use crate::output::{self, SCHEMA};
 const SHOWN: usize = 40;
 
 /// What no trace of `kvm:kvm_msr` has in it, whatever was traced.
-const CANNOT_SHOW: [&str; 5] = [
+const CANNOT_SHOW: [&str; 6] = [
     "accesses that a filter sent to user space: they fire only kvm_userspace_exit, reason 29 or 30, without the MSR",
     "accesses that never leave the guest: MSRs that KVM passes through (FS and GS base, SYSENTER, SPEC_CTRL and others), and x2APIC registers with APICv or AVIC",
     "who refused: a #GP by the filter that was set while tracing looks like KVM's own",
     "whether a filter is asked: a write of IA32_TSC_DEADLINE (0x6e0) is traced, and KVM may handle it on a fast path that asks none",
+    "what a handler or a device of the VMM answers: it may refuse, and counts as an answer here",
     "accesses by the VMM (KVM_GET_MSRS, KVM_SET_MSRS), and those of a nested guest that its own hypervisor handles",
 ];
 
@@ -29,7 +30,7 @@ pub(super) struct Report<'r> {
     trace: &'r str,
     /// The processor that this holds for; null if the policy says the same of all.
     cpu: Option<String>,
-    /// True if the trace was read whole, and none of its accesses would be refused.
+    /// True if the trace was read whole, and it is sure that none of its accesses would be refused.
     ok: bool,
     /// The last line that was read before a Ctrl-C; null if the trace was read to its end.
     stopped_after_line: Option<u64>,
@@ -37,6 +38,8 @@ pub(super) struct Report<'r> {
     accesses: u64,
     allowed: u64,
     answered: u64,
+    /// Writes that may be refused, by what the register of that vCPU held, which the trace does not show.
+    unsure: u64,
     refused: u64,
     rows: Vec<Listed<'r>>,
     /// Accesses counted above that `rows` leaves out, since it would grow without bound.
@@ -45,7 +48,7 @@ pub(super) struct Report<'r> {
     other_events: u64,
     lost_events: u64,
     unreadable: Unreadable,
-    cannot_show: [&'static str; 5],
+    cannot_show: [&'static str; 6],
 }
 
 #[derive(Serialize)]
@@ -99,6 +102,7 @@ pub(super) fn for_programs<'r>(
         accesses: totals.accesses(),
         allowed: totals.allowed,
         answered: totals.answered,
+        unsure: totals.unsure,
         refused: totals.refused,
         rows: rows.map(|row| listed(replay, &row)).collect(),
         unlisted: totals.unlisted,
@@ -139,6 +143,7 @@ const fn word(fate: Fate) -> &'static str {
     match fate {
         Fate::Allowed => "allow",
         Fate::Answered => "answer",
+        Fate::Unsure => "unsure",
         Fate::Refused => "deny",
     }
 }
@@ -163,6 +168,10 @@ pub(super) fn for_people(
         Answer::Yes => (
             anstyle::AnsiColor::Green,
             "none would be refused".to_owned(),
+        ),
+        Answer::Incomplete if totals.unsure > 0 => (
+            anstyle::AnsiColor::Yellow,
+            format!("{} may be refused", totals.unsure),
         ),
         Answer::Incomplete => (
             anstyle::AnsiColor::Yellow,
@@ -200,6 +209,9 @@ fn section(out: &mut dyn Write, replay: &Replay<'_>, fate: Fate) -> io::Result<(
     let bold = anstyle::Style::new().bold();
     let title = match fate {
         Fate::Refused => "would be refused",
+        Fate::Unsure => {
+            "may be refused: the trace does not show what decides it, the vCPU and what the register held"
+        }
         Fate::Answered => "would be answered by user space",
         Fate::Allowed => "would be allowed",
     };
@@ -209,7 +221,7 @@ fn section(out: &mut dyn Write, replay: &Replay<'_>, fate: Fate) -> io::Result<(
         let (access, count) = (row.access.to_string(), row.count);
         write!(out, "  {access:<5} {count:>8}  {title:<32}  {}", first(row))?;
         match fate {
-            Fate::Refused | Fate::Answered => {
+            Fate::Refused | Fate::Unsure | Fate::Answered => {
                 writeln!(out, "{}; {}", faulted(row), said(replay, row))?;
             }
             Fate::Allowed => writeln!(out, "{}{}", faulted(row), exempt(row))?,
@@ -286,6 +298,9 @@ fn remarks(totals: &Totals) -> Vec<String> {
             "{lines} could not be read: {}",
             places(totals.unreadable, &totals.first_unreadable)
         ));
+    }
+    if totals.is_cut {
+        remarks.push("the trace is cut off: its last line has no end".to_owned());
     }
     if totals.other > 0 {
         let others = counted(totals.other, "line has", "lines have");
