@@ -76,7 +76,7 @@ impl CallerWidth {
 }
 
 /// An address in the caller's memory. It need not be aligned, nor readable.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserAddress(u64);
 
 impl UserAddress {
@@ -176,37 +176,27 @@ impl fmt::Display for Slot {
     }
 }
 
-/// `struct kvm_msr_filter` as its bytes say it, not validated.
+/// `struct kvm_msr_filter` as its bytes say it, not validated. `B` stands for a bitmap: its address, or
+/// what a caller is about to put there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Request {
+pub struct Request<B = UserAddress> {
     /// [`DEFAULT_DENY`] and unknown bits.
     pub flags: u32,
     /// The ranges; one without MSRs is unused.
-    pub ranges: [RangeRequest; MAX_RANGES],
+    pub ranges: [RangeRequest<B>; MAX_RANGES],
 }
 
 /// `struct kvm_msr_filter_range` as its bytes say it, not validated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RangeRequest {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RangeRequest<B = UserAddress> {
     /// [`RANGE_READ`], [`RANGE_WRITE`] and unknown bits.
     pub flags: u32,
     /// How many MSRs the bitmap speaks of.
     pub nmsrs: u32,
     /// The first of them.
     pub base: u32,
-    /// Where the bitmap is: one bit an MSR, in whole little-endian words of 8 bytes (S2.4).
-    pub bitmap: UserAddress,
-}
-
-impl Default for RangeRequest {
-    fn default() -> Self {
-        Self {
-            flags: 0,
-            nmsrs: 0,
-            base: 0,
-            bitmap: UserAddress::NULL,
-        }
-    }
+    /// The bitmap, or its address: one bit an MSR, in whole little-endian words of 8 bytes (S2.4).
+    pub bitmap: B,
 }
 
 /// Bytes that are not a `struct kvm_msr_filter` of this width.
@@ -260,12 +250,51 @@ impl fmt::Display for EncodeError {
 
 impl core::error::Error for EncodeError {}
 
-impl Request {
+impl<B> Request<B> {
     /// The ranges with the places they stand in.
-    pub fn slots(&self) -> impl Iterator<Item = (Slot, &RangeRequest)> {
+    pub fn slots(&self) -> impl Iterator<Item = (Slot, &RangeRequest<B>)> {
         (0..).map(Slot).zip(&self.ranges)
     }
 
+    /// The request that sets `filter`, with what stands for the bitmap of each range.
+    #[must_use]
+    pub fn with_bitmaps(filter: &Filter, mut bitmap: impl FnMut(&Range) -> B) -> Self
+    where
+        B: Default,
+    {
+        let mut request = Self {
+            flags: match filter.fallback() {
+                Fallback::Allow => 0,
+                Fallback::Deny => DEFAULT_DENY,
+            },
+            ..Self::default()
+        };
+        for (place, range) in request.ranges.iter_mut().zip(filter.ranges()) {
+            *place = RangeRequest {
+                flags: range.accesses().bits(),
+                nmsrs: range.bitmap().count(),
+                base: range.base().get(),
+                bitmap: bitmap(range),
+            };
+        }
+        request
+    }
+
+    /// The same request with something else in the place of each bitmap.
+    pub fn map_bitmaps<'r, C>(&'r self, mut bitmap: impl FnMut(&'r B) -> C) -> Request<C> {
+        Request {
+            flags: self.flags,
+            ranges: self.ranges.each_ref().map(|range| RangeRequest {
+                flags: range.flags,
+                nmsrs: range.nmsrs,
+                base: range.base,
+                bitmap: bitmap(&range.bitmap),
+            }),
+        }
+    }
+}
+
+impl Request {
     /// What these bytes ask for. Padding is not looked at.
     ///
     /// # Errors
@@ -338,36 +367,13 @@ impl Request {
     #[must_use]
     pub fn of(filter: &Filter, bitmaps_at: UserAddress) -> (Self, Vec<u8>) {
         let mut bitmaps = Vec::new();
-        let mut request = Self {
-            flags: match filter.fallback() {
-                Fallback::Allow => 0,
-                Fallback::Deny => DEFAULT_DENY,
-            },
-            ..Self::default()
-        };
-        for (place, range) in request.ranges.iter_mut().zip(filter.ranges()) {
+        let request = Self::with_bitmaps(filter, |range| {
             let offset = bitmaps.len() as u64;
-            *place = RangeRequest::of(range, bitmaps_at.get().wrapping_add(offset));
-            bitmaps.extend(
-                range
-                    .bitmap()
-                    .words()
-                    .iter()
-                    .flat_map(|word| word.to_le_bytes()),
-            );
-        }
+            let words = range.bitmap().words().iter();
+            bitmaps.extend(words.flat_map(|word| word.to_le_bytes()));
+            UserAddress::new(bitmaps_at.get().wrapping_add(offset))
+        });
         (request, bitmaps)
-    }
-}
-
-impl RangeRequest {
-    fn of(range: &Range, bitmap: u64) -> Self {
-        Self {
-            flags: range.accesses().bits(),
-            nmsrs: range.bitmap().count(),
-            base: range.base().get(),
-            bitmap: UserAddress::new(bitmap),
-        }
     }
 }
 

@@ -102,7 +102,7 @@ impl Installed {
     /// The kernel refuses; what is still in force is then still remembered here.
     pub fn remove(&mut self) -> Result<(), InstallError> {
         set_filter_raw(&self.vm, &RawFilter::default()).map_err(InstallError::Filter)?;
-        self.mask.ask_for(&FileOf(&self.vm), RawReasons::NONE)
+        self.mask.ask_for(&self.vm, RawReasons::NONE)
     }
 
     /// The reasons for which the VM exits.
@@ -128,17 +128,7 @@ impl Mask {
     /// As [`Installed::replace`].
     pub(crate) fn replace(
         &mut self,
-        vm: &impl AsRawFd,
-        filter: &Filter,
-        reasons: ReasonMask,
-    ) -> Result<(), InstallError> {
-        self.replace_in(&FileOf(vm), filter, reasons)
-    }
-
-    /// The same in whatever takes filters and masks.
-    pub(crate) fn replace_in(
-        &mut self,
-        vm: &impl Filtered,
+        vm: &(impl Filtered + ?Sized),
         filter: &Filter,
         reasons: ReasonMask,
     ) -> Result<(), InstallError> {
@@ -154,7 +144,11 @@ impl Mask {
         taken
     }
 
-    fn ask_for(&mut self, vm: &impl Filtered, reasons: RawReasons) -> Result<(), InstallError> {
+    fn ask_for(
+        &mut self,
+        vm: &(impl Filtered + ?Sized),
+        reasons: RawReasons,
+    ) -> Result<(), InstallError> {
         if self.0 != Some(reasons) {
             vm.set_reasons(reasons)
                 .map_err(|errno| InstallError::Reasons {
@@ -182,16 +176,14 @@ pub(crate) trait Filtered {
     fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno>;
 }
 
-/// A VM of a real KVM.
-struct FileOf<'f, F>(&'f F);
-
-impl<F: AsRawFd> Filtered for FileOf<'_, F> {
+/// A VM of a real KVM, by its file descriptor.
+impl Filtered for OwnedFd {
     fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno> {
-        calls::enable_reasons(self.0, reasons)
+        calls::enable_reasons(self, reasons)
     }
 
     fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno> {
-        set_filter(self.0, filter)
+        set_filter(self, filter)
     }
 }
 
@@ -269,10 +261,10 @@ mod tests {
         let mask = |reasons| ReasonMask::of(Revision::Mainline, reasons);
         let mut installed = Mask::unknown();
         installed
-            .replace_in(&Calls::failing(&[]), &filter(), mask(before))
+            .replace(&Calls::failing(&[]), &filter(), mask(before))
             .unwrap();
         let vm = Calls::failing(fails);
-        let seen = installed.replace_in(&vm, &filter(), mask(after));
+        let seen = installed.replace(&vm, &filter(), mask(after));
         (seen, vm.given(), installed.reasons())
     }
 
@@ -307,9 +299,9 @@ mod tests {
     fn first_filter_sets_its_mask_even_if_that_is_empty() {
         let (none, vm) = (ReasonMask::NONE, Calls::failing(&[]));
         let mut mask = Mask::unknown();
-        mask.replace_in(&vm, &filter(), none).unwrap();
+        mask.replace(&vm, &filter(), none).unwrap();
         assert_eq!(vm.given(), (vec![0], 1));
-        mask.replace_in(&vm, &filter(), none).unwrap();
+        mask.replace(&vm, &filter(), none).unwrap();
         assert_eq!(vm.given(), (vec![0], 2));
     }
 

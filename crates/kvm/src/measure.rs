@@ -25,7 +25,7 @@ use msrgate_program::one_line;
 
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
-use crate::sys::raw::RawFilter;
+use crate::sys::raw::{RawFilter, raw_filter};
 
 pub use backend::{Backend, BackendKind, KvmBackend};
 pub use doctor::{Finding, Statement, statements};
@@ -180,7 +180,7 @@ pub fn measure(
         .iter()
         .map(|&case| Plan::new(case, &baseline))
         .collect();
-    let request = RawFilter::from(filter);
+    let request = raw_filter(filter);
     let mut measured = Vec::with_capacity(cases.len() * 2);
     for (pass, mask) in [
         (Pass::Exits, every_reason()),

@@ -5,4 +5,4 @@ pub(crate) mod memory;
 pub(crate) mod raw;
 pub(crate) mod signals;
 
-pub use raw::{RawBitmap, RawFilter, RawRange, set_filter_raw};
+pub use raw::{RawBitmap, RawFilter, RawRange, raw_filter, set_filter_raw};

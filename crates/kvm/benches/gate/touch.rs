@@ -10,7 +10,7 @@ use msrgate_filter::{Access, MsrIndex};
 use msrgate_kvm::HostCaps;
 use msrgate_kvm::bench::GuestVm;
 use msrgate_kvm::gate::{Gate, Outcome, VcpuGate};
-use msrgate_kvm::sys::{RawFilter, set_filter_raw};
+use msrgate_kvm::sys::{raw_filter, set_filter_raw};
 use msrgate_policy::Program;
 
 use crate::{Failure, program};
@@ -128,7 +128,7 @@ fn set_call(host: &HostCaps) -> Result<Duration, Failure> {
     let vm = std::sync::Arc::clone(guest.vm());
     let filter =
         program("policy = 1\ndefault = 'deny'\nlog = 'none'\n[msrs]\n'@syscall' = 'rw'\n")?;
-    let filter = RawFilter::from(filter.variants()[0].filter());
+    let filter = raw_filter(filter.variants()[0].filter());
     let is_over = AtomicBool::new(false);
     let script = vec![(MsrIndex::new(TOUCHED[3]), Access::Read); 1_000];
     thread::scope(|scope| {

@@ -61,7 +61,7 @@ impl KvmVm {
 
 impl VmPort for KvmVm {
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
-        self.mask.replace(&self.fd, filter, reasons)
+        self.mask.replace(&*self.fd, filter, reasons)
     }
 
     fn has_nested_state(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The backend that is a model: `msrgate-filter`'s VM, for machines without KVM and for comparing.
 
-use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, Segment, UserAddress};
+use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
 use msrgate_filter::{Capability, Exit, Gprs, Instruction, Registers, Revision, RunExit, Vcpu, Vm};
 
 use crate::errno::CallErrno;
@@ -129,22 +129,14 @@ const ARGUMENT: UserAddress = UserAddress::new(0x1000);
 
 /// A place for each bitmap, far from the others: what follows its last byte cannot be read.
 fn lay_out(raw: &RawFilter) -> (Request, Vec<Segment<'_>>) {
-    let mut request = Request {
-        flags: raw.flags,
-        ..Request::default()
-    };
     let mut memory = Vec::new();
-    let places = (1_u64..).map(|place| UserAddress::new(place << 32));
-    for ((into, range), start) in request.ranges.iter_mut().zip(&raw.ranges).zip(places) {
-        *into = RangeRequest {
-            flags: range.flags,
-            nmsrs: range.nmsrs,
-            base: range.base,
-            bitmap: start,
-        };
-        if let RawBitmap::Bytes(bytes) = &range.bitmap {
+    let mut places = (1_u64..).map(|place| UserAddress::new(place << 32));
+    let request = raw.map_bitmaps(|bitmap| {
+        let start = places.next().unwrap_or_default();
+        if let RawBitmap::Bytes(bytes) = bitmap {
             memory.push(Segment { start, bytes });
         }
-    }
+        start
+    });
     (request, memory)
 }

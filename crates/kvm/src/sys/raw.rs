@@ -6,38 +6,21 @@
     reason = "an ioctl whose argument the caller may have made unreadable"
 )]
 
-use std::array;
 use std::os::fd::AsRawFd;
 
-use kvm_bindings::{kvm_msr_filter, kvm_msr_filter_range};
-use msrgate_filter::abi::CallerWidth;
-use msrgate_filter::{Fallback, Filter, MAX_RANGES};
+use kvm_bindings::kvm_msr_filter;
+use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, UserAddress};
+use msrgate_filter::{Errno, Filter, MAX_RANGES};
 use vmm_sys_util::ioctl::ioctl_with_ptr;
 
 use crate::errno::CallErrno;
 use crate::sys::memory::UnreadableEnd;
 
-/// The fields of `struct kvm_msr_filter`, unchecked (S1.7).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RawFilter {
-    /// 1 is default deny; other bits mean nothing.
-    pub flags: u32,
-    /// All sixteen; unused ones have `nmsrs` 0.
-    pub ranges: [RawRange; MAX_RANGES],
-}
+/// A filter as user space may pass it, unchecked (S1.7). Unused ranges have `nmsrs` 0.
+pub type RawFilter = Request<RawBitmap>;
 
-/// The fields of `struct kvm_msr_filter_range`, unchecked (S1.7).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RawRange {
-    /// 1 reads, 2 writes; other bits mean nothing.
-    pub flags: u32,
-    /// How many MSRs.
-    pub nmsrs: u32,
-    /// The first of them.
-    pub base: u32,
-    /// Their bits.
-    pub bitmap: RawBitmap,
-}
+/// A range of a [`RawFilter`].
+pub type RawRange = RangeRequest<RawBitmap>;
 
 /// What a range's bitmap pointer points at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,32 +38,13 @@ impl Default for RawBitmap {
     }
 }
 
-/// The filter's one flag: default deny (S1.7).
-const fn default_flag(fallback: Fallback) -> u32 {
-    match fallback {
-        Fallback::Allow => 0,
-        Fallback::Deny => 1,
-    }
-}
-
-/// The request that sets this filter, bitmaps in whole words as the kernel reads them (S2.4).
-impl From<&Filter> for RawFilter {
-    fn from(filter: &Filter) -> Self {
-        let mut raw = Self {
-            flags: default_flag(filter.fallback()),
-            ..Self::default()
-        };
-        for (slot, range) in raw.ranges.iter_mut().zip(filter.ranges()) {
-            let words = range.bitmap().words();
-            *slot = RawRange {
-                flags: range.accesses().bits(),
-                nmsrs: range.bitmap().count(),
-                base: range.base().get(),
-                bitmap: RawBitmap::Bytes(words.iter().flat_map(|w| w.to_le_bytes()).collect()),
-            };
-        }
-        raw
-    }
+/// The request that sets `filter`, bitmaps in whole words as the kernel reads them (S2.4).
+#[must_use]
+pub fn raw_filter(filter: &Filter) -> RawFilter {
+    Request::with_bitmaps(filter, |range| {
+        let words = range.bitmap().words().iter();
+        RawBitmap::Bytes(words.flat_map(|word| word.to_le_bytes()).collect())
+    })
 }
 
 /// Asks the kernel for `request`, with nothing checked or padded on the way. `vm` is a VM's file
@@ -95,24 +59,11 @@ pub fn set_filter_raw(vm: &impl AsRawFd, request: &RawFilter) -> Result<(), Call
 /// Asks the kernel for `filter`, whose bitmaps are whole words already (S2.4): it reads them where
 /// they are.
 pub(crate) fn set_filter(vm: &impl AsRawFd, filter: &Filter) -> Result<(), CallErrno> {
-    let range = |place: usize| {
-        let Some(range) = filter.ranges().get(place) else {
-            return kvm_msr_filter_range::default();
-        };
-        kvm_msr_filter_range {
-            flags: range.accesses().bits(),
-            nmsrs: range.bitmap().count(),
-            base: range.base().get(),
-            // x86 is little-endian: the first byte of a word holds its lowest bits. The kernel only
-            // reads.
-            bitmap: range.bitmap().words().as_ptr().cast_mut().cast(),
-        }
-    };
-    let argument = kvm_msr_filter {
-        flags: default_flag(filter.fallback()),
-        ranges: array::from_fn(range),
-    };
-    ask(vm, CallerWidth::Bits64, &raw const argument)
+    // x86 is little-endian: the first byte of a word holds its lowest bits. The kernel only reads.
+    let request = Request::with_bitmaps(filter, |range| {
+        UserAddress::new(range.bitmap().words().as_ptr().addr() as u64)
+    });
+    ask_for(vm, CallerWidth::Bits64, &request)
 }
 
 /// Asks the kernel for `filter` under the ioctl number of such a caller, which we need not be.
@@ -131,16 +82,20 @@ pub(crate) fn send(
             _ => None,
         });
     }
-    let argument = kvm_msr_filter {
-        flags: filter.flags,
-        ranges: array::from_fn(|place| kvm_msr_filter_range {
-            flags: filter.ranges[place].flags,
-            nmsrs: filter.ranges[place].nmsrs,
-            base: filter.ranges[place].base,
-            bitmap: bitmaps[place].as_ref().unwrap_or(&nothing).address() as *mut u8,
-        }),
-    };
-    ask(vm, width, &raw const argument)
+    let mut places = bitmaps.iter();
+    let request = filter.map_bitmaps(|_| {
+        let bitmap = places.next().and_then(Option::as_ref).unwrap_or(&nothing);
+        UserAddress::new(bitmap.address() as u64)
+    });
+    ask_for(vm, width, &request)
+}
+
+/// Asks the kernel for the filter in a struct of 64-bit callers, whatever the number says.
+fn ask_for(vm: &impl AsRawFd, width: CallerWidth, request: &Request) -> Result<(), CallErrno> {
+    // Every address fits a pointer of 64 bits.
+    let argument = request.encode(CallerWidth::Bits64);
+    let argument = argument.map_err(|_| CallErrno::Known(Errno::Efault))?;
+    ask(vm, width, argument.as_ptr().cast())
 }
 
 /// Asks the kernel for the filter at `argument`, which need not be readable.
@@ -162,14 +117,14 @@ pub(crate) fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use msrgate_filter::{Accesses, Bitmap, MsrIndex, Range, Revision};
+    use msrgate_filter::{Accesses, Bitmap, Fallback, MsrIndex, Range, Revision};
 
     #[test]
     fn a_filter_becomes_whole_words() {
         let bitmap = Bitmap::from_fn(65, |offset| offset == 64).unwrap();
         let range = Range::new(Accesses::Write, MsrIndex::new(0x10), bitmap);
         let filter = Filter::new(Revision::Mainline, Fallback::Deny, vec![range]).unwrap();
-        let raw = RawFilter::from(&filter);
+        let raw = raw_filter(&filter);
         assert_eq!(raw.flags, 1);
         let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(

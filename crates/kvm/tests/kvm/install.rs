@@ -3,7 +3,7 @@
 use msrgate_filter::{
     Accesses, Bitmap, Errno, ExitReason, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
 };
-use msrgate_kvm::sys::{RawFilter, set_filter_raw};
+use msrgate_kvm::sys::{RawFilter, raw_filter, set_filter_raw};
 use msrgate_kvm::{CallErrno, InstallError, RawReasons, install};
 
 use msrgate_testing::host::host;
@@ -27,7 +27,7 @@ fn s2_4_filters_of_any_size_are_padded_to_whole_words() {
         let filter = filter(Revision::Mainline, count);
         installed.replace(&filter, ReasonMask::NONE).unwrap();
         // The same by way of bitmaps that end at an unreadable page.
-        set_filter_raw(&vm, &RawFilter::from(&filter)).unwrap();
+        set_filter_raw(&vm, &raw_filter(&filter)).unwrap();
     }
     installed.remove().unwrap();
 }

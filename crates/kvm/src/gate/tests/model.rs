@@ -52,7 +52,7 @@ impl ModelVm {
 
 impl VmPort for ModelVm {
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
-        self.mask.replace_in(&self.vm, filter, reasons)
+        self.mask.replace(&self.vm, filter, reasons)
     }
 
     fn has_nested_state(&self) -> bool {

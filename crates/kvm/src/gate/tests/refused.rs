@@ -138,7 +138,7 @@ impl<V: Filtered> Filtered for Follows<'_, V> {
 impl<V: Filtered + Send> VmPort for Scripted<V> {
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
         let vm = Follows(&self.vm, &self.script);
-        self.mask.replace_in(&vm, filter, reasons)
+        self.mask.replace(&vm, filter, reasons)
     }
 
     fn has_nested_state(&self) -> bool {

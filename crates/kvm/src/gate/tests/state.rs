@@ -360,7 +360,7 @@ fn a_filter_that_is_not_the_gates_is_found_out() {
     let vcpu = machine.first();
     let vm = std::sync::Arc::clone(vcpu.guest.vm());
     let deny_all = crate::gate::filters::deny_all().unwrap();
-    crate::sys::raw::set_filter_raw(&*vm, &crate::sys::RawFilter::from(&deny_all)).unwrap();
+    crate::sys::raw::set_filter_raw(&*vm, &crate::sys::raw_filter(&deny_all)).unwrap();
     vcpu.guest.load(&[Read(STAR)]).unwrap();
     let error = loop {
         assert!(matches!(
