@@ -213,8 +213,8 @@ fn exit_code_of_writes_that_are_refused_by_value() {
         ),
         (
             "read c0000082 = 0xff00\nq-1 [0] 1.0: kvm_msr: msr_write c0000082 = 0xff01",
-            0,
-            "of 2 accesses, none would be refused",
+            2,
+            "of 2 accesses, 1 may be refused",
         ),
         (
             "write c0000081 = 0x1",

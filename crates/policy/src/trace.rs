@@ -12,7 +12,7 @@
 //! assert_eq!(access.to_string(), "msr_read c0000080 = 0xd01");
 //! ```
 
-mod held;
+mod decision;
 mod json;
 mod lines;
 mod replay;

@@ -39,16 +39,18 @@ pub struct Forward {
 pub enum Forwarding {
     /// All.
     Always,
+    /// All, and KVM refuses an address that is not canonical.
+    Canonical,
     /// Writes of values that set no other bits. Any other value is the guest's #GP.
     Sets(u64),
 }
 
 impl Forwarding {
-    /// Whether a write of `value` may be forwarded.
+    /// Returns true if a write of `value` may be forwarded.
     #[must_use]
     pub const fn permits(self, value: u64) -> bool {
         match self {
-            Self::Always => true,
+            Self::Always | Self::Canonical => true,
             Self::Sets(bits) => value & !bits == 0,
         }
     }
@@ -196,12 +198,12 @@ static FORWARDS: [(MsrIndex, Forward); ROWS] = [
     of(0x175, sysenter(Forwarding::Always, MADE)),
     of(0x176, sysenter(Forwarding::Always, MADE)),
     of(0xc000_0081, long_mode(Forwarding::Always, PLAIN)),
-    of(0xc000_0082, long_mode(Forwarding::Always, CHECKED)),
-    of(0xc000_0083, long_mode(Forwarding::Always, CHECKED)),
+    of(0xc000_0082, long_mode(Forwarding::Canonical, CHECKED)),
+    of(0xc000_0083, long_mode(Forwarding::Canonical, CHECKED)),
     of(0xc000_0084, long_mode(Forwarding::Sets(LOW_HALF), LOW)),
-    of(0xc000_0100, long_mode(Forwarding::Always, CHECKED)),
-    of(0xc000_0101, long_mode(Forwarding::Always, CHECKED)),
-    of(0xc000_0102, long_mode(Forwarding::Always, CHECKED)),
+    of(0xc000_0100, long_mode(Forwarding::Canonical, CHECKED)),
+    of(0xc000_0101, long_mode(Forwarding::Canonical, CHECKED)),
+    of(0xc000_0102, long_mode(Forwarding::Canonical, CHECKED)),
 ];
 
 const fn of(index: u32, forward: Forward) -> (MsrIndex, Forward) {

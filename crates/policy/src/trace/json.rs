@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use msrgate_filter::{Access, MsrIndex};
-use serde::de::{self, Deserialize, Deserializer, Visitor};
+use serde::de::{self, Deserialize, Deserializer, IgnoredAny, Visitor};
 
 use super::{Line, Outcome, Traced};
 
@@ -19,15 +19,41 @@ struct Event<'l> {
     access: Option<Cow<'l, str>>,
     index: Option<Number>,
     value: Option<Number>,
+    /// The name of something else that happened.
+    event: Option<IgnoredAny>,
+    /// How many events a gate could not tell, of a line about that.
+    dropped: Option<u64>,
+    held_back: Option<u64>,
 }
 
-/// What an object says. One that names no access is another event.
+/// What an object says. One that is none of ours is unreadable: an access may be in it.
 pub(super) fn parse(line: &[u8]) -> Line {
     match serde_json::from_slice::<Event<'_>>(line) {
-        Ok(event) if event.access.is_none() && event.index.is_none() => Line::Other,
-        Ok(event) => traced(&event).map_or(Line::Unreadable, Line::Access),
+        Ok(event) => match (lost(&event), traced(&event)) {
+            (Some(events), _) => Line::Lost(events),
+            (None, Some(access)) => Line::Access(access),
+            (None, None) if is_other(&event) => Line::Other,
+            (None, None) => Line::Unreadable,
+        },
         Err(_) => Line::Unreadable,
     }
+}
+
+/// How many events are missing, if that is what the line says.
+fn lost(event: &Event<'_>) -> Option<u64> {
+    let is_known = event.schema == Some(SCHEMA) && event.access.is_none();
+    match (event.dropped, event.held_back) {
+        (None, None) => None,
+        (dropped, held_back) if is_known => {
+            Some(dropped.unwrap_or(0).saturating_add(held_back.unwrap_or(0)))
+        }
+        _ => None,
+    }
+}
+
+fn is_other(event: &Event<'_>) -> bool {
+    let is_access = event.access.is_some() || event.index.is_some();
+    event.schema == Some(SCHEMA) && event.event.is_some() && !is_access
 }
 
 fn traced(event: &Event<'_>) -> Option<Traced> {

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::iter;
 
-use msrgate_filter::{Access, MsrIndex, Verdict};
-use msrgate_program::{Action, Emulated, Mask, Variant};
+use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::Variant;
 
-use super::held::Held;
+use super::decision::Decision;
 use super::{Line, LineNumber, Outcome, Traced};
 use crate::policy::Policy;
 
@@ -23,7 +23,8 @@ pub struct Replay<'c> {
     policy: &'c Policy,
     variant: &'c Variant,
     places: HashMap<(MsrIndex, Access), Place>,
-    held: HashMap<MsrIndex, Held>,
+    /// The value of all writes to a pinned register; `None` where they differ.
+    pins: HashMap<MsrIndex, Option<u64>>,
     totals: Totals,
     /// Events that lines between others call lost, and those that the heading says are.
     lost: u64,
@@ -56,21 +57,6 @@ struct Place {
     row: Row,
     /// Writes that have another fate, by their value.
     others: Vec<Row>,
-}
-
-/// The policy's decision of the accesses of one MSR in one direction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Decision {
-    /// The same for all.
-    Always(Fate),
-    /// Writes to a register in user space that refuses some values.
-    Register(Emulated),
-    /// Writes to a register of KVM's: only the bits of the mask may change.
-    Mask(Mask),
-    /// Reads of such a register. They say what it holds.
-    ReadOfMasked(Fate, Mask),
-    /// Writes to a register of KVM's: the first one stands.
-    Pin,
 }
 
 /// The accesses of one MSR in one direction that have the same fate.
@@ -133,6 +119,16 @@ impl Place {
         });
         &mut self.others[at]
     }
+
+    /// Moves the writes that would be answered to those that nothing sure is said of.
+    fn make_unsure(&mut self, totals: &mut Totals) {
+        let all = iter::once(&mut self.row).chain(&mut self.others);
+        for row in all.filter(|row| row.fate == Fate::Answered) {
+            *totals.of(row.fate) -= row.count;
+            row.fate = Fate::Unsure;
+            *totals.of(row.fate) += row.count;
+        }
+    }
 }
 
 impl Totals {
@@ -160,16 +156,6 @@ impl Totals {
     }
 }
 
-/// The fate of a write of this value, which the trace may leave out.
-fn of_register(register: Emulated, value: Option<u64>) -> Fate {
-    match value {
-        // The bits that no write may change hold what they hold at reset.
-        Some(value) if register.mask.apply(register.reset, value).is_some() => Fate::Answered,
-        Some(_) => Fate::Refused,
-        None => Fate::Unsure,
-    }
-}
-
 impl<'c> Replay<'c> {
     /// Nothing yet, under this variant of this policy.
     #[must_use]
@@ -178,7 +164,7 @@ impl<'c> Replay<'c> {
             policy,
             variant,
             places: HashMap::new(),
-            held: HashMap::new(),
+            pins: HashMap::new(),
             totals: Totals::default(),
             lost: 0,
             overwritten: 0,
@@ -209,58 +195,19 @@ impl<'c> Replay<'c> {
         self.totals.lost = self.lost.max(self.overwritten);
     }
 
-    fn decide(&self, index: MsrIndex, access: Access) -> Decision {
-        let decision = self.decide_alone(index, access);
-        match (access, decision) {
-            (Access::Read, Decision::Always(fate)) => {
-                match self.decide_alone(index, Access::Write) {
-                    Decision::Mask(mask) => Decision::ReadOfMasked(fate, mask),
-                    _ => decision,
-                }
-            }
-            _ => decision,
-        }
-    }
-
-    /// The decision of this direction, without a look at the other.
-    fn decide_alone(&self, index: MsrIndex, access: Access) -> Decision {
-        if self.variant.filter().decide(index, access).verdict == Verdict::Allow {
-            return Decision::Always(Fate::Allowed);
-        }
-        let action = self.variant.rules().at(index, access).action;
-        match *action {
-            Action::Deny | Action::Kill => Decision::Always(Fate::Refused),
-            _ if access == Access::Read || !action.refuses_some() => {
-                Decision::Always(Fate::Answered)
-            }
-            Action::Register(register) => Decision::Register(register),
-            Action::Mask(mask) => Decision::Mask(mask),
-            Action::Pin => Decision::Pin,
-            _ => Decision::Always(Fate::Answered),
-        }
-    }
-
     fn access(&mut self, number: LineNumber, traced: Traced) {
         let Traced { index, access, .. } = traced;
         let known = self.places.get(&(index, access));
-        let decision = match known.map(|place| place.decision) {
-            Some(decision) => decision,
-            None => self.decide(index, access),
+        let decision = match known {
+            Some(place) => place.decision,
+            None => Decision::of(self.variant, index, access),
         };
         let is_listed = known.is_some() || self.places.len() < MAX_ROWS;
-        let fate = match decision {
-            Decision::Always(fate) => fate,
-            Decision::Register(register) => of_register(register, traced.value),
-            Decision::Mask(_) | Decision::Pin if !is_listed => Fate::Unsure,
-            Decision::ReadOfMasked(fate, _) if !is_listed => fate,
-            Decision::Mask(mask) => self.note(index, |held| held.write(mask, traced.value)),
-            Decision::Pin => self.note(index, |held| held.pin(traced.value)),
-            Decision::ReadOfMasked(fate, mask) => {
-                if let (Some(value), Outcome::Done) = (traced.value, traced.outcome) {
-                    self.note(index, |held| held.read(mask, value));
-                }
-                fate
-            }
+        let fate = match (decision, decision.fate(traced.value)) {
+            (_, Fate::Refused) => Fate::Refused,
+            (Decision::Pin(_), _) if is_listed => self.pin(index, traced.value),
+            (Decision::Pin(_), _) => Fate::Unsure,
+            (_, fate) => fate,
         };
         *self.totals.of(fate) += 1;
         if !is_listed {
@@ -290,21 +237,20 @@ impl<'c> Replay<'c> {
         row.faulted += u64::from(traced.outcome == Outcome::Faulted);
     }
 
-    /// Notes what an access shows of a register, and returns the fate of writes to it.
-    fn note(&mut self, index: MsrIndex, next: impl FnOnce(Held) -> Held) -> Fate {
-        let held = self.held.entry(index).or_default();
-        let before = *held;
-        *held = next(before);
-        if *held != Held::Differs {
+    /// The fate of a write to a pinned register, by the values of all such writes. A trace does not say
+    /// which vCPU wrote.
+    fn pin(&mut self, index: MsrIndex, value: Option<u64>) -> Fate {
+        let first = self.pins.entry(index).or_insert(value);
+        if first.is_none() {
+            return Fate::Unsure;
+        }
+        if *first == value {
             return Fate::Answered;
         }
+        *first = None;
         // Which of the earlier writes were the first of their vCPU cannot be said now.
-        if before != Held::Differs
-            && let Some(place) = self.places.get_mut(&(index, Access::Write))
-        {
-            *self.totals.of(place.row.fate) -= place.row.count;
-            place.row.fate = Fate::Unsure;
-            *self.totals.of(place.row.fate) += place.row.count;
+        if let Some(place) = self.places.get_mut(&(index, Access::Write)) {
+            place.make_unsure(&mut self.totals);
         }
         Fate::Unsure
     }

@@ -4,7 +4,7 @@
 //! the event as `kvm:kvm_msr:` in `perf script`. What stands before the event's name is not looked
 //! at: it differs by tool, by version and by options.
 
-use memchr::memchr_iter;
+use memchr::{memchr_iter, memmem};
 use msrgate_filter::{Access, MsrIndex};
 
 use super::{Line, Outcome, Traced};
@@ -26,7 +26,12 @@ pub(super) fn parse(line: &[u8]) -> Line {
         }
     }
     match timestamp {
-        _ if line.starts_with(b"#") => overwritten(line).map_or(Line::Nothing, Line::Overwritten),
+        _ if line.starts_with(b"#") => comment(line),
+        Some(event) if event.trim_ascii_start().starts_with(b"PERF_RECORD_LOST") => {
+            Line::Lost(last_number(event).unwrap_or(1))
+        }
+        // Something like the event, in a shape that nobody knows here.
+        Some(event) if has_word(event, b"kvm_msr") => Line::Unreadable,
         // A whole event has a name after its time, and a blank after that.
         Some(event) if memchr_iter(b':', event).any(|at| starts_blank(&event[at + 1..])) => {
             Line::Other
@@ -98,6 +103,29 @@ fn userspace_exit(fields: &[u8]) -> Option<Access> {
         fields if fields.ends_with(b"(30)") => Some(Access::Write),
         _ => None,
     }
+}
+
+/// A comment of tracefs. `##### CPU 1 buffer started ####` stands in a trace only if the ring buffer of some
+/// processor has overrun (kernel/trace/trace.c).
+fn comment(line: &[u8]) -> Line {
+    if line.starts_with(b"##### CPU") && after(line, b"buffer started").is_some() {
+        return Line::Lost(1);
+    }
+    overwritten(line).map_or(Line::Nothing, Line::Overwritten)
+}
+
+/// Returns true if `word` stands in the text, and is not a part of another name.
+fn has_word(text: &[u8], word: &[u8]) -> bool {
+    let ends =
+        |byte: Option<&u8>| byte.is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_');
+    memmem::find_iter(text, word)
+        .any(|at| ends(text[..at].last()) && ends(text.get(at + word.len())))
+}
+
+/// The number at the end of a line.
+fn last_number(line: &[u8]) -> Option<u64> {
+    let digits = line.iter().rev().take_while(|byte| byte.is_ascii_digit());
+    decimal(&line[line.len() - digits.count()..]).map(|(number, _)| number)
 }
 
 /// What a ring buffer of tracefs has lost: `# entries-in-buffer/entries-written: 45/160   #P:2`.
