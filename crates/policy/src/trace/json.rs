@@ -13,7 +13,7 @@ const SCHEMA: u64 = 1;
 
 /// The keys that say which access it was. Others are passed over.
 #[derive(serde::Deserialize)]
-struct Event<'l> {
+struct Object<'l> {
     schema: Option<u64>,
     #[serde(borrow)]
     access: Option<Cow<'l, str>>,
@@ -28,11 +28,11 @@ struct Event<'l> {
 
 /// What an object says. One that is none of ours is unreadable: an access may be in it.
 pub(super) fn parse(line: &[u8]) -> Line {
-    match serde_json::from_slice::<Event<'_>>(line) {
-        Ok(event) => match (lost(&event), traced(&event)) {
+    match serde_json::from_slice::<Object<'_>>(line) {
+        Ok(object) => match (lost(&object), traced(&object)) {
             (Some(events), _) => Line::Lost(events),
             (None, Some(access)) => Line::Access(access),
-            (None, None) if is_other(&event) => Line::Other,
+            (None, None) if is_other(&object) => Line::Other,
             (None, None) => Line::Unreadable,
         },
         Err(_) => Line::Unreadable,
@@ -40,9 +40,9 @@ pub(super) fn parse(line: &[u8]) -> Line {
 }
 
 /// How many events are missing, if that is what the line says.
-fn lost(event: &Event<'_>) -> Option<u64> {
-    let is_known = event.schema == Some(SCHEMA) && event.access.is_none();
-    match (event.dropped, event.held_back) {
+fn lost(object: &Object<'_>) -> Option<u64> {
+    let is_known = object.schema == Some(SCHEMA) && object.access.is_none();
+    match (object.dropped, object.held_back) {
         (None, None) => None,
         (dropped, held_back) if is_known => {
             Some(dropped.unwrap_or(0).saturating_add(held_back.unwrap_or(0)))
@@ -51,23 +51,23 @@ fn lost(event: &Event<'_>) -> Option<u64> {
     }
 }
 
-fn is_other(event: &Event<'_>) -> bool {
-    let is_access = event.access.is_some() || event.index.is_some();
-    event.schema == Some(SCHEMA) && event.event.is_some() && !is_access
+fn is_other(object: &Object<'_>) -> bool {
+    let is_access = object.access.is_some() || object.index.is_some();
+    object.schema == Some(SCHEMA) && object.event.is_some() && !is_access
 }
 
-fn traced(event: &Event<'_>) -> Option<Traced> {
-    if event.schema != Some(SCHEMA) {
+fn traced(object: &Object<'_>) -> Option<Traced> {
+    if object.schema != Some(SCHEMA) {
         return None;
     }
     Some(Traced {
-        index: MsrIndex::new(u32::try_from(event.index.as_ref()?.0).ok()?),
-        access: match event.access.as_deref()? {
+        index: MsrIndex::new(u32::try_from(object.index.as_ref()?.0).ok()?),
+        access: match object.access.as_deref()? {
             "read" => Access::Read,
             "write" => Access::Write,
             _ => return None,
         },
-        value: event.value.as_ref().map(|value| value.0),
+        value: object.value.as_ref().map(|value| value.0),
         outcome: Outcome::Done,
     })
 }
