@@ -10,9 +10,7 @@ use msrgate_filter::{Access, MsrIndex};
 use crate::measure::guest::{Apic, Guest, GuestError, Op, Report, called};
 use crate::probe::HostCaps;
 
-pub use crate::gate::paper::{
-    Before, Case, PaperVcpu, answer, cases, cpuid, gate, policy, prepare, vcpu,
-};
+pub use crate::gate::paper::{PaperVcpu, gate};
 
 /// The built-in guest in a VM, run by whoever holds it.
 pub struct GuestVm {

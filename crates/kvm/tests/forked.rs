@@ -13,15 +13,20 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use msrgate_kvm::InstallError;
 use msrgate_kvm::bench::GuestVm;
-use msrgate_kvm::gate::Gate;
 use msrgate_kvm::gate::events::TextLines;
+use msrgate_kvm::gate::{Gate, GateError};
 use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
 
-fn program() -> Program {
+fn opening() -> Program {
     // A program that opens the filter at the first touch has a publisher, which is a thread.
-    let text = "policy = 1\ndefault = 'allow'\nlog = 'first'\n";
-    let policy = parse(&Source::new("forked.toml", text), &mut NoIncludes).unwrap();
+    program("default = 'allow'\nlog = 'first'")
+}
+
+fn program(settings: &str) -> Program {
+    let text = format!("policy = 1\n{settings}\n");
+    let policy = parse(&Source::new("forked.toml", &text), &mut NoIncludes).unwrap();
     compile(policy).unwrap().into_program()
 }
 
@@ -51,7 +56,7 @@ fn gate_dropped_in_a_forked_child_neither_panics_nor_hangs() {
         return;
     };
     let guest = GuestVm::new(&host).unwrap();
-    let gate = Gate::new(program(), &host).unwrap();
+    let gate = Gate::new(opening(), &host).unwrap();
     gate.install(&**guest.vm()).unwrap();
     let msrs = gate.vcpu(0, guest.cpuid()).unwrap();
     let sinks = || vec![Box::new(TextLines::new(Vec::new(), "")) as _];
@@ -75,4 +80,33 @@ fn gate_dropped_in_a_forked_child_neither_panics_nor_hangs() {
     let reader = thread.stop().unwrap();
     assert_eq!(reader.drops(), []);
     drop((msrs, gate));
+}
+
+/// A VMM that forks has its VM in the parent alone: the kernel refuses the child's calls, and the gate
+/// says so.
+#[test]
+fn replace_in_a_forked_child_is_an_error() {
+    let Some(host) = msrgate_testing::host::host() else {
+        return;
+    };
+    let guest = GuestVm::new(&host).unwrap();
+    let gate = Gate::new(program("default = 'allow'"), &host).unwrap();
+    gate.install(&**guest.vm()).unwrap();
+    let new = program("default = 'deny'");
+    let before = gate.program().digest();
+    let status = in_child(|| {
+        let seen = gate.replace(new.clone());
+        assert!(
+            matches!(
+                seen,
+                Err(GateError::Install(
+                    InstallError::Reasons { .. } | InstallError::Filter(_)
+                ))
+            ),
+            "{seen:?}"
+        );
+        assert_eq!(gate.program().digest(), before);
+    });
+    assert_eq!(status, 0);
+    gate.replace(new).unwrap();
 }

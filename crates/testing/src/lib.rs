@@ -3,5 +3,6 @@
 
 pub mod host;
 pub mod messages;
+pub mod paper;
 pub mod random;
 pub mod seed;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use allocation_counter::measure;
 use msrgate_figures::{Counted, Figures, Unit};
-use msrgate_kvm::bench::{self, Case, PaperVcpu, answer, cases, policy, prepare, vcpu};
+use msrgate_kvm::bench::{self, PaperVcpu};
 use msrgate_kvm::gate::events::EventOptions;
 use msrgate_kvm::gate::{Gate, GateOptions, VcpuGate};
 use msrgate_policy::Cpu;
 use msrgate_policy::answer::{Responder, VcpuState};
+use msrgate_testing::paper::{Case, answer, cases, policy, prepare, vcpu};
 
 use crate::{Failure, program};
 

@@ -2,10 +2,11 @@
 
 use allocation_counter::measure;
 use msrgate_figures::{Figures, Unit};
-use msrgate_kvm::bench::{self, cpuid, policy};
+use msrgate_kvm::bench;
 use msrgate_kvm::gate::events::EventOptions;
 use msrgate_kvm::gate::{Gate, GateOptions};
 use msrgate_policy::Program;
+use msrgate_testing::paper::{cpuid, policy};
 
 use crate::{Failure, program};
 

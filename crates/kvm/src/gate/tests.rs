@@ -7,7 +7,6 @@ mod machine;
 mod model;
 mod nested;
 mod orders;
-mod paper;
 mod random;
 mod refused;
 mod seen;

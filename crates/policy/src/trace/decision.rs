@@ -61,8 +61,11 @@ impl Decision {
     pub(super) fn fate(self, value: Option<u64>) -> Fate {
         let of_value = |fate: Fate, permitted: bool| if permitted { fate } else { Fate::Refused };
         match (self, value) {
-            (Self::Always(fate), _)
-            | (Self::Carried(fate, Forwarding::Always | Forwarding::Canonical), _) => fate,
+            (
+                Self::Always(fate)
+                | Self::Carried(fate, Forwarding::Always | Forwarding::Canonical),
+                _,
+            ) => fate,
             (Self::Register(register), None) if register.mask.outside == Outside::Keep => {
                 Fate::Answered
             }

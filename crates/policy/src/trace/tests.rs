@@ -365,7 +365,7 @@ fn merged_address_is_unsure_unless_its_upper_bits_are_from_one_side() {
     }
 }
 
-/// Of FMASK and SYSENTER_CS the gate carries no write that sets a bit of the upper half.
+/// Of FMASK and `SYSENTER_CS` the gate carries no write that sets a bit of the upper half.
 #[test]
 fn write_that_no_gate_carries_is_refused() {
     let (high, low) = (write(FMASK, 1 << 32), write(FMASK, 0x4_7700));

@@ -1,7 +1,6 @@
 //! Of a gate: installing, adding vCPUs, replacing, asking.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _, pipe};
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use msrgate_filter::MsrIndex;
@@ -13,7 +12,6 @@ use super::super::machine::{
 use super::super::model;
 use super::{HANDLED, HostCaps, SPARE, entries, whens};
 use crate::gate::{Gate, GateError, GateOptions, Outcome};
-use crate::install::InstallError;
 use crate::measure::guest::Op::{Read, Write};
 use crate::measure::guest::{Apic, Guest, Report, Stop};
 use crate::probe::IgnoreMsrs;
@@ -284,34 +282,6 @@ fn dropped_gate_leaves_filter_and_answers() {
         ];
         assert_eq!(saw, expected);
     });
-}
-
-/// A VMM that forks has its VM in the parent alone: the kernel refuses the child's calls, and the gate
-/// says so.
-#[test]
-fn replace_in_a_forked_child_is_an_error() {
-    let Some(machine) = Machine::new(entries(), 1) else {
-        return;
-    };
-    let (mut told, tells) = pipe().unwrap();
-    let new = policy("default = 'deny'", "");
-    let before = machine.gate.program().digest();
-    let is_well = super::super::paper::in_child(|| {
-        let seen = machine.gate.replace(new);
-        let is_refused = matches!(
-            seen,
-            Err(GateError::Install(
-                InstallError::Reasons { .. } | InstallError::Filter(_)
-            ))
-        );
-        let is_old = machine.gate.program().digest() == before;
-        // A panic in the child would be another run of the tests: what is not written is missed.
-        let _ = (&tells).write_all(&[u8::from(is_refused), u8::from(is_old)]);
-    });
-    assert!(is_well);
-    let mut seen = [0; 2];
-    told.read_exact(&mut seen).unwrap();
-    assert_eq!(seen, [1, 1]);
 }
 
 /// A gate's first vCPU was chosen by a CPUID that the vCPU has not: nobody answers by the wrong variant.

@@ -2,18 +2,23 @@
 //!
 //! What an answer that needs nothing of the kernel does not do: allocate, and call.
 #![expect(unsafe_code, reason = "fork, seccomp and exit have no safe form")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of this is a test, its functions too"
+)]
 
 use std::collections::BTreeSet;
 
 use allocation_counter::measure;
-use msrgate_policy::answer::Deed;
-
-use super::machine::program;
-use crate::gate::paper::{self, Before, Case};
-use crate::gate::{Gate, GateOptions, Outcome};
+use msrgate_kvm::gate::{Gate, GateOptions, Outcome};
+use msrgate_kvm::{Deed, bench};
+use msrgate_policy::{NoIncludes, Source, compile, parse};
+use msrgate_testing::paper::{self, Before, Case};
 
 fn gate() -> Gate {
-    paper::gate(program(&paper::policy()), GateOptions::new()).unwrap()
+    let source = Source::new("paper.toml", &paper::policy());
+    let compiled = compile(parse(&source, &mut NoIncludes).unwrap()).unwrap();
+    bench::gate(compiled.into_program(), GateOptions::new()).unwrap()
 }
 
 /// The ones that may call: what is seen first waits for the filter.
@@ -102,7 +107,7 @@ fn survives_without_calls(act: impl FnOnce()) -> bool {
 }
 
 /// Does it in a child, which ends: whether well.
-pub(super) fn in_child(act: impl FnOnce()) -> bool {
+fn in_child(act: impl FnOnce()) -> bool {
     // SAFETY: until it ends, the child calls only what is safe between fork and exec of a process
     // with threads: it takes no lock that another thread may hold, and what it allocates it does by
     // glibc, whose locks are whole in a child.
