@@ -7,7 +7,7 @@
 use libfuzzer_sys::fuzz_target;
 use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
 use msrgate_filter::{
-    Access, Errno, Fallback, Filter, MsrIndex, RangeError, Revision, SetCall, SetError, Verdict,
+    Access, Errno, DefaultAction, Filter, MsrIndex, RangeError, Revision, SetCall, SetError, Verdict,
 };
 
 fuzz_target!(|input: &[u8]| {
@@ -152,5 +152,5 @@ fn linear(filter: &Filter, index: u32, access: Access) -> Verdict {
             return allow(range.bitmap().allows(index - base));
         }
     }
-    allow(filter.fallback() == Fallback::Allow)
+    allow(filter.default_action() == DefaultAction::Allow)
 }

@@ -11,7 +11,7 @@ use msrgate_filter::{Bitmap, MAX_RANGES};
 use msrgate_policy::registers::{self, GapKind};
 use msrgate_policy::{
     IncludeError, Includes, MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TABLES,
-    MAX_TOKENS, Mistake, NoIncludes, Source, Wrong, compile, parse,
+    MAX_TOKENS, Mistake, MistakeKind, NoIncludes, Source, compile, parse,
 };
 
 const REFERENCE: &str = include_str!("../../../docs/policy-reference.md");
@@ -251,7 +251,7 @@ fn limit_of(text: &str) -> usize {
     let mistakes = read.expect_err("too many");
     let mut wrongs = mistakes.mistakes().iter().map(Mistake::wrong);
     let limit = wrongs.find_map(|wrong| match wrong {
-        Wrong::TooMany { limit, .. } => Some(*limit),
+        MistakeKind::TooMany { limit, .. } => Some(*limit),
         _ => None,
     });
     limit.expect("a limit")

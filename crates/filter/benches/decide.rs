@@ -9,7 +9,7 @@ use std::io;
 
 use msrgate_figures::{Batch, Figures, TimeUnit, Unit};
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict, X2APIC,
+    Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, Revision, Verdict, X2APIC,
 };
 
 /// Accesses a run decides.
@@ -26,7 +26,7 @@ struct Scenario {
 
 /// What the seed keeps of a filter.
 struct Linear {
-    fallback: Verdict,
+    default_action: Verdict,
     ranges: Vec<LinearRange>,
 }
 
@@ -46,9 +46,9 @@ impl Linear {
             bitmap: range.bitmap().words().to_vec(),
         };
         Self {
-            fallback: match filter.fallback() {
-                Fallback::Allow => Verdict::Allow,
-                Fallback::Deny => Verdict::Deny,
+            default_action: match filter.default_action() {
+                DefaultAction::Allow => Verdict::Allow,
+                DefaultAction::Deny => Verdict::Deny,
             },
             ranges: filter.ranges().iter().map(range).collect(),
         }
@@ -72,7 +72,7 @@ impl Linear {
                 };
             }
         }
-        self.fallback
+        self.default_action
     }
 }
 
@@ -108,7 +108,11 @@ fn filter(
             Ok(Range::new(accesses, base, bitmap))
         })
         .collect::<Result<_, Box<dyn std::error::Error>>>()?;
-    Ok(Filter::new(Revision::Mainline, Fallback::Deny, ranges)?)
+    Ok(Filter::new(
+        Revision::Mainline,
+        DefaultAction::Deny,
+        ranges,
+    )?)
 }
 
 impl Scenario {
@@ -187,7 +191,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
 
     let full = filter(16, BOTH, |_| Bitmap::MAX_COUNT, &mut random)?;
-    let build = || Filter::new(full.revision(), full.fallback(), full.ranges().to_vec());
+    let build = || {
+        Filter::new(
+            full.revision(),
+            full.default_action(),
+            full.ranges().to_vec(),
+        )
+    };
     let once = Batch {
         name: "decide/build-16-full",
         operations: 1,

@@ -7,7 +7,7 @@ use core::fmt;
 
 use crate::filter::Filter;
 use crate::msr::Accesses;
-use crate::range::{Fallback, MAX_RANGES, Range};
+use crate::range::{DefaultAction, MAX_RANGES, Range};
 
 /// `KVM_MSR_FILTER_DEFAULT_DENY`, the only known bit of [`Request::flags`]; 0 is the default that
 /// allows.
@@ -263,9 +263,9 @@ impl<B> Request<B> {
         B: Default,
     {
         let mut request = Self {
-            flags: match filter.fallback() {
-                Fallback::Allow => 0,
-                Fallback::Deny => DEFAULT_DENY,
+            flags: match filter.default_action() {
+                DefaultAction::Allow => 0,
+                DefaultAction::Deny => DEFAULT_DENY,
             },
             ..Self::default()
         };

@@ -7,14 +7,14 @@ use core::fmt;
 use crate::decide::Decision;
 use crate::lookup::Lookup;
 use crate::msr::{Access, MsrIndex};
-use crate::range::{Fallback, MAX_RANGES, Range};
+use crate::range::{DefaultAction, MAX_RANGES, Range};
 use crate::revision::Revision;
 
 /// A whole filter, as one `KVM_X86_SET_MSR_FILTER` sets it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Filter {
     revision: Revision,
-    fallback: Fallback,
+    default_action: DefaultAction,
     /// Without spare room: [`Self::footprint`] has a bound.
     ranges: Box<[Range]>,
     lookup: Lookup,
@@ -54,20 +54,22 @@ impl Filter {
     /// There are more than [`MAX_RANGES`], or none under default deny on mainline.
     pub fn new(
         revision: Revision,
-        fallback: Fallback,
+        default_action: DefaultAction,
         ranges: Vec<Range>,
     ) -> Result<Self, FilterError> {
         if ranges.len() > MAX_RANGES {
             return Err(FilterError::TooManyRanges(ranges.len()));
         }
-        if ranges.is_empty() && fallback == Fallback::Deny && revision.refuses_deny_without_ranges()
+        if ranges.is_empty()
+            && default_action == DefaultAction::Deny
+            && revision.refuses_deny_without_ranges()
         {
             return Err(FilterError::DenyWithoutRanges);
         }
-        let lookup = Lookup::build(revision, fallback, &ranges);
+        let lookup = Lookup::build(revision, default_action, &ranges);
         Ok(Self {
             revision,
-            fallback,
+            default_action,
             ranges: ranges.into_boxed_slice(),
             lookup,
         })
@@ -89,8 +91,8 @@ impl Filter {
 
     /// What holds where no range does.
     #[must_use]
-    pub const fn fallback(&self) -> Fallback {
-        self.fallback
+    pub const fn default_action(&self) -> DefaultAction {
+        self.default_action
     }
 
     /// The ranges, in the order in which they are tried.
@@ -119,7 +121,7 @@ impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Filter")
             .field("revision", &self.revision)
-            .field("fallback", &self.fallback)
+            .field("default_action", &self.default_action)
             .field("ranges", &self.ranges)
             .finish_non_exhaustive()
     }

@@ -41,7 +41,7 @@ pub use errno::Errno;
 pub use exit::{Exit, ExitNumber, ExitReason, ReasonMask, Reply, RunLayout, UnknownReasons};
 pub use filter::{Filter, FilterError};
 pub use msr::{Access, Accesses, MsrIndex, X2APIC};
-pub use range::{Fallback, MAX_RANGES, Range};
+pub use range::{DefaultAction, MAX_RANGES, Range};
 pub use registers::{Origin, Register, RegisterFault, RegisterMap, Registers};
 pub use revision::Revision;
 pub use set::{RangeError, SetCall, SetError};

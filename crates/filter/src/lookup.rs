@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 
 use crate::decide::{Because, Decision, RangeNumber, Verdict};
 use crate::msr::{Access, MsrIndex};
-use crate::range::{Fallback, MAX_RANGES, Range};
+use crate::range::{DefaultAction, MAX_RANGES, Range};
 use crate::revision::Revision;
 
 pub(crate) mod shared;
@@ -145,11 +145,15 @@ impl Lookup {
     }
 
     /// The decisions of these ranges under this default.
-    pub(crate) fn build(revision: Revision, fallback: Fallback, ranges: &[Range]) -> Self {
+    pub(crate) fn build(
+        revision: Revision,
+        default_action: DefaultAction,
+        ranges: &[Range],
+    ) -> Self {
         if ranges.is_empty() && revision.ignores_default_without_ranges() {
             return Self::without_filter(revision);
         }
-        Builder::new(revision, fallback.verdict(), DEFAULT, ranges).finish(ranges)
+        Builder::new(revision, default_action.verdict(), DEFAULT, ranges).finish(ranges)
     }
 
     /// Bytes of memory it takes beyond itself.

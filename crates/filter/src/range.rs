@@ -9,14 +9,14 @@ pub const MAX_RANGES: usize = 16;
 
 /// What holds for an access that no range speaks of (S3.4). Reads and writes share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fallback {
+pub enum DefaultAction {
     /// `KVM_MSR_FILTER_DEFAULT_ALLOW`.
     Allow,
     /// `KVM_MSR_FILTER_DEFAULT_DENY`.
     Deny,
 }
 
-impl Fallback {
+impl DefaultAction {
     /// What it says of an access.
     #[must_use]
     pub const fn verdict(self) -> Verdict {
@@ -27,7 +27,7 @@ impl Fallback {
     }
 }
 
-impl From<Verdict> for Fallback {
+impl From<Verdict> for DefaultAction {
     fn from(verdict: Verdict) -> Self {
         match verdict {
             Verdict::Allow => Self::Allow,

@@ -9,19 +9,19 @@ use crate::bitmap::{Bitmap, BitmapError};
 use crate::errno::Errno;
 use crate::filter::{Filter, FilterError};
 use crate::msr::{Accesses, MsrIndex};
-use crate::range::{Fallback, Range};
+use crate::range::{DefaultAction, Range};
 use crate::revision::{Publication, RangeChecks, Revision};
 
 /// One call and what came of it.
 ///
 /// ```
 /// use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
-/// use msrgate_filter::{Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range};
+/// use msrgate_filter::{Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range};
 /// use msrgate_filter::{Revision, SetCall, Verdict};
 ///
 /// let bits = Bitmap::from_fn(8, |offset| offset == 3)?;
 /// let range = Range::new(Accesses::Both, MsrIndex::new(0x174), bits);
-/// let filter = Filter::new(Revision::Mainline, Fallback::Deny, vec![range])?;
+/// let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range])?;
 ///
 /// // The caller's memory: the struct, then the bitmaps.
 /// let start = UserAddress::new(0x7000);
@@ -205,7 +205,7 @@ impl Request {
 /// The filter in the making, and what guests have seen of it.
 struct Publisher {
     revision: Revision,
-    fallback: Fallback,
+    default_action: DefaultAction,
     ranges: Vec<Range>,
     published: Vec<Filter>,
 }
@@ -215,7 +215,7 @@ impl Publisher {
         Self {
             revision,
             // The cleared filter of v6 allows everything, whatever it has for a default.
-            fallback: Fallback::Allow,
+            default_action: DefaultAction::Allow,
             ranges: Vec::new(),
             published: Vec::new(),
         }
@@ -231,9 +231,9 @@ impl Publisher {
         if unknown != 0 {
             return Err(SetError::UnknownFlags(request.flags));
         }
-        self.fallback = match request.flags & DEFAULT_DENY {
-            0 => Fallback::Allow,
-            _ => Fallback::Deny,
+        self.default_action = match request.flags & DEFAULT_DENY {
+            0 => DefaultAction::Allow,
+            _ => DefaultAction::Deny,
         };
         self.step()?;
         for (slot, range) in request.slots().filter(|(_, range)| range.nmsrs != 0) {
@@ -259,7 +259,7 @@ impl Publisher {
 
     /// S2.3 needs no look ahead: where all ranges are empty, none of them can fail before this.
     fn publish(&mut self) -> Result<(), SetError> {
-        let filter = Filter::new(self.revision, self.fallback, self.ranges.clone())
+        let filter = Filter::new(self.revision, self.default_action, self.ranges.clone())
             .map_err(SetError::NoFilter)?;
         self.published.push(filter);
         Ok(())

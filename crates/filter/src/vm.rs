@@ -29,7 +29,7 @@ mod capability;
 /// // Deny all but what a range allows; this one allows nothing.
 /// let index = MsrIndex::new(0x8b);
 /// let range = Range::new(Accesses::Both, index, Bitmap::from_fn(1, |_| false)?);
-/// let filter = Filter::new(Revision::Mainline, Fallback::Deny, vec![range])?;
+/// let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range])?;
 ///
 /// let vm = Vm::new(Revision::Mainline);
 /// vm.set_reasons(ReasonMask::of(vm.revision(), &[ExitReason::Filter]));

@@ -6,7 +6,7 @@ use std::thread;
 
 use msrgate_filter::intercept::PassThrough;
 use msrgate_filter::{
-    Access, Accesses, Because, Bitmap, Entry, Fallback, Filter, Gprs, Hardware, Instruction,
+    Access, Accesses, Because, Bitmap, DefaultAction, Entry, Filter, Gprs, Hardware, Instruction,
     MAX_RANGES, MsrIndex, Range, Register, RegisterMap, Revision, RunExit, Vcpu, Verdict, Vm,
 };
 
@@ -25,7 +25,7 @@ fn window(base: u32, verdict: Verdict, place: usize) -> Filter {
     let bases = (1..).map(|number| base ^ number << 24);
     let mut ranges: Vec<_> = bases.take(place).map(|base| full(base, verdict)).collect();
     ranges.push(full(base, verdict));
-    Filter::new(Revision::Mainline, Fallback::Allow, ranges).expect("at most sixteen")
+    Filter::new(Revision::Mainline, DefaultAction::Allow, ranges).expect("at most sixteen")
 }
 
 const BASE: u32 = 0x1234_5678;
@@ -136,11 +136,11 @@ fn passing(vcpu: &mut Vcpu<RegisterMap>, indices: impl Iterator<Item = u32>) -> 
 /// pass and some exit would have bitmaps of both.
 #[test]
 fn s6_4_bitmaps_are_recomputed_from_one_filter() {
-    let all = |fallback| {
+    let all = |default_action| {
         let range = full(0x4000_0000, Verdict::Deny);
-        Filter::new(Revision::Mainline, fallback, vec![range]).unwrap()
+        Filter::new(Revision::Mainline, default_action, vec![range]).unwrap()
     };
-    let filters = [all(Fallback::Allow), all(Fallback::Deny)];
+    let filters = [all(DefaultAction::Allow), all(DefaultAction::Deny)];
     let vm = Vm::new(Revision::Mainline);
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {

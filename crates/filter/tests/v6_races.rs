@@ -6,7 +6,8 @@
 
 use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, RegisterMap, Revision, Verdict, Vm,
+    Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, RegisterMap, Revision,
+    Verdict, Vm,
 };
 
 use Verdict::{Allow, Deny};
@@ -52,7 +53,8 @@ fn during_a_set(filter: &Filter, index: MsrIndex) -> Vec<Verdict> {
 /// ranges are gone, and when the new default is there but no range yet.
 #[test]
 fn s7_v6_allows_everything_between_clear_and_add() {
-    let denies = |revision| Filter::new(revision, Fallback::Deny, vec![one(FIRST, Deny)]).unwrap();
+    let denies =
+        |revision| Filter::new(revision, DefaultAction::Deny, vec![one(FIRST, Deny)]).unwrap();
     let seen = during_a_set(&denies(Revision::V6), FIRST);
     assert_eq!(seen, [Deny, Allow, Allow, Deny, Deny]);
     let seen = during_a_set(&denies(Revision::V6), SECOND);
@@ -68,7 +70,7 @@ fn s7_v6_allows_everything_between_clear_and_add() {
 fn s7_v6_shows_the_half_built_filter_under_the_new_default() {
     let allows = |revision| {
         let ranges = vec![one(FIRST, Allow), one(SECOND, Allow)];
-        Filter::new(revision, Fallback::Deny, ranges).unwrap()
+        Filter::new(revision, DefaultAction::Deny, ranges).unwrap()
     };
     let seen = during_a_set(&allows(Revision::V6), SECOND);
     assert_eq!(seen, [Allow, Allow, Allow, Deny, Allow, Allow]);

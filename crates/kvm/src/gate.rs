@@ -6,7 +6,7 @@
 //! [`Responder`], which decides, and carries out what that says.
 //!
 //! ```no_run
-//! # fn device(_: &msrgate_kvm::gate::Asked) -> msrgate_kvm::Reply { msrgate_kvm::Reply::DONE }
+//! # fn device(_: &msrgate_kvm::gate::HandlerRequest) -> msrgate_kvm::Reply { msrgate_kvm::Reply::DONE }
 //! use kvm_ioctls::{Kvm, VcpuExit};
 //! use msrgate_kvm::gate::{Gate, GateOptions, Outcome};
 //! use msrgate_kvm::{HostCaps, Program};
@@ -43,7 +43,6 @@
 mod bound;
 mod chosen;
 mod cpuid;
-mod current;
 mod device;
 mod device_set;
 mod error;
@@ -54,14 +53,15 @@ pub(crate) mod handle;
 mod id;
 mod kick;
 mod kinds;
-mod opened;
 mod options;
 mod outcome;
 #[cfg(feature = "bench")]
 pub(crate) mod paper;
+mod pass_requests;
 mod port;
+mod published;
 mod publisher;
-mod rewound;
+mod rewind_timer;
 mod seen;
 mod shared;
 mod sync;
@@ -85,23 +85,23 @@ use crate::probe::{HostCaps, IgnoreMsrs};
 
 pub use cpuid::{CpuidEntry, CpuidLeaves};
 pub use device::{
-    BadState, Copied, Device, GuestMemory, GuestPhysical, Machine, NotMapped, Written,
+    BadState, Copied, Device, DeviceContext, GuestMemory, GuestPhysical, NotMapped, Written,
 };
 pub use error::{AnswerError, GateError, StateError, VcpuError};
 pub use handle::{RawVcpu, VcpuHandle};
 pub use id::VcpuId;
 pub use options::GateOptions;
-pub use outcome::{Asked, Outcome, Violation};
-pub use seen::Touched;
+pub use outcome::{HandlerRequest, Outcome, Violation};
+pub use seen::FirstAccess;
 pub use system_calls::{Ioctl, SystemCalls};
 pub use vcpu::VcpuGate;
 
 use chosen::{Alive, Chosen};
 use cpuid::GuestCpuid;
-use current::Current;
-use events::{Counted, Events, Tracks};
+use events::{Counted, Events, VcpuLogs};
 use exit::{Answering, MayNest};
-use opened::Opened;
+use pass_requests::PassRequests;
+use published::Published;
 use seen::Seen;
 use shared::{Control, Past, Shared};
 use thread::OwnThread;
@@ -154,10 +154,10 @@ impl Gate {
         check(&program, host, &options)?;
         let example = program.variants()[0].example();
         let responder = Responder::new(Arc::clone(&program), example)?;
-        let tracks = Arc::new(Tracks::default());
-        tracks.expect(&program);
+        let logs = Arc::new(VcpuLogs::default());
+        logs.expect(&program);
         let shared = Shared {
-            current: Current::new(responder),
+            current: Published::new(responder),
             control: Mutex::new(Control {
                 chosen: None,
                 vm: None,
@@ -165,9 +165,9 @@ impl Gate {
             }),
             tied: Mutex::default(),
             process: std::process::id(),
-            tracks,
+            logs,
             seen: Seen::new(),
-            opened: Opened::default(),
+            opened: PassRequests::default(),
             options,
             host: host.clone(),
         };
@@ -280,7 +280,7 @@ impl Gate {
     /// its filter and its mask. Where the kernel has refused the filter, a vCPU may have answered by the new program
     /// meanwhile: registers, pins and devices that exist in both keep what came of that, and those of
     /// the old one alone are as they were, or as a [`VcpuGate::reset`] or
-    /// [`VcpuGate::host_wrote`] meanwhile would have left them.
+    /// [`VcpuGate::msr_set_by_host`] meanwhile would have left them.
     pub fn replace(&self, program: Program) -> Result<(), GateError> {
         let program = Arc::new(program);
         check(&program, &self.shared.host, &self.shared.options)?;
@@ -293,8 +293,8 @@ impl Gate {
         let vm = control.vm()?;
         self.start_publisher(&new)?;
         // The old one last: of programs that are refused one after the other, none makes it forgotten.
-        self.shared.tracks.expect(&program);
-        self.shared.tracks.expect(&self.program());
+        self.shared.logs.expect(&program);
+        self.shared.logs.expect(&self.program());
         self.shared.try_out(new, || vm.replace(&filter, reasons))?;
         control.past = Past::Other;
         Ok(())
@@ -313,7 +313,7 @@ impl Gate {
     /// There is a reader: two would each see a part of the events. When it is dropped, this may be called
     /// again.
     pub fn events(&self) -> Result<Events, GateError> {
-        Events::take(&self.shared.tracks).ok_or(GateError::EventsTaken)
+        Events::take(&self.shared.logs).ok_or(GateError::EventsTaken)
     }
 
     /// The accesses that were to be told the first time and have come, under the program in force, in
@@ -329,7 +329,7 @@ impl Gate {
     /// before if the guest picks its MSRs for that. Another program, by [`Self::replace`] or as the first
     /// vCPU chooses a variant, begins with none. This waits for a replacement that is under way.
     #[must_use]
-    pub fn touched(&self) -> Vec<Touched> {
+    pub fn first_accesses(&self) -> Vec<FirstAccess> {
         let _control = self.shared.lock();
         let program = self.shared.current.get().number;
         self.shared.seen.under(program)
@@ -338,7 +338,7 @@ impl Gate {
     /// How often each access came here, and what was done.
     #[must_use]
     pub fn counted(&self) -> Counted {
-        self.shared.tracks.counted()
+        self.shared.logs.counted()
     }
 
     /// Of `listed`, which is `KVM_GET_MSR_INDEX_LIST`, the MSRs that a VMM has to save and restore for

@@ -191,7 +191,7 @@ impl Filtered for OwnedFd {
 mod tests {
     use std::cell::RefCell;
 
-    use msrgate_filter::{Accesses, Bitmap, Errno, ExitReason, Fallback, MsrIndex, Range};
+    use msrgate_filter::{Accesses, Bitmap, DefaultAction, Errno, ExitReason, MsrIndex, Range};
 
     use super::*;
 
@@ -249,7 +249,7 @@ mod tests {
     fn filter() -> Filter {
         let bitmap = Bitmap::from_fn(1, |_| true).unwrap();
         let range = Range::new(Accesses::Both, MsrIndex::MIN, bitmap);
-        Filter::new(Revision::Mainline, Fallback::Deny, vec![range]).unwrap()
+        Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap()
     }
 
     /// A VM that has exits for `before` gets a filter with those for `after`.

@@ -46,7 +46,7 @@ pub use install::{InstallError, Installed, install};
 pub use msrgate_filter::{
     Access, Accesses, Errno, ExitReason, Filter, MsrIndex, ReasonMask, Reply, Revision, Verdict,
 };
-pub use msrgate_program::answer::{Deed, ResponderError, RestoreError};
+pub use msrgate_program::answer::{Disposition, ResponderError, RestoreError};
 pub use msrgate_program::{
     Action, BuildError, CompileError, Cpu, Digest, Emulated, Log, Microcode, Mode, MsrRange,
     Origin, Program, ProgramBuilder, ProgramError, Unknown,

@@ -2,7 +2,7 @@
 //! interface. What a host does statement by statement is `msrgate doctor`'s.
 
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Errno, ExitReason, Fallback, Filter, MsrIndex, Range, Register,
+    Access, Accesses, Bitmap, DefaultAction, Errno, ExitReason, Filter, MsrIndex, Range, Register,
     RegisterMap, Revision,
 };
 use msrgate_kvm::measure::{
@@ -213,7 +213,7 @@ fn s3_4_where_no_range_speaks_the_default_decides() {
 fn s5_2_measured_with_exits_and_without_a_filter_keeps_its_promise() {
     let bitmap = Bitmap::from_fn(3, |offset| offset == 0).unwrap();
     let range = Range::new(Accesses::Both, STAR, bitmap);
-    let filter = Filter::new(Revision::Mainline, Fallback::Deny, vec![range]).unwrap();
+    let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap();
     let cases: Vec<Case> = [STAR, LSTAR, CSTAR]
         .into_iter()
         .flat_map(|index| Access::ALL.map(|access| (index, access)))

@@ -15,7 +15,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use msrgate_filter::{Access, ExitReason, MsrIndex};
 use msrgate_kvm::gate::VcpuId;
 use msrgate_kvm::gate::events::{Event, JsonLines, LogFile, Sink};
-use msrgate_policy::answer::Deed;
+use msrgate_policy::answer::Disposition;
 use msrgate_policy::{Digest, Origin};
 use serde_json::Value;
 
@@ -51,7 +51,7 @@ fn event(writer: u32, line: u32) -> Event {
         index: MsrIndex::new(line),
         access: Access::Write,
         reason: ExitReason::Filter,
-        deed: Deed::Denied,
+        disposition: Disposition::Denied,
         value: None,
         rip: None,
         origin: Origin::from_bits(7 << 32 | 2),

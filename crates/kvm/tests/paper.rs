@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use allocation_counter::measure;
 use msrgate_kvm::gate::{Gate, GateOptions, Outcome};
-use msrgate_kvm::{Deed, bench};
+use msrgate_kvm::{Disposition, bench};
 use msrgate_policy::{NoIncludes, Source, compile, parse};
 use msrgate_testing::paper::{self, Before, Case};
 
@@ -37,18 +37,26 @@ fn each_case_does_what_it_is_named_for() {
         paper::answer(&mut msrs, &mut vcpu, &case).unwrap();
         assert_eq!(count(&gate, &case), before + 1, "{case:?}");
     }
-    let deeds: BTreeSet<_> = paper::cases().iter().map(|case| case.deed).collect();
-    let not_enforced = [Deed::WouldDeny, Deed::WouldKill, Deed::Device];
-    for deed in Deed::ALL {
-        let is_there = deeds.contains(&deed);
-        assert_eq!(is_there, !not_enforced.contains(&deed), "{deed}");
+    let dispositions: BTreeSet<_> = paper::cases().iter().map(|case| case.disposition).collect();
+    let not_enforced = [
+        Disposition::WouldDeny,
+        Disposition::WouldKill,
+        Disposition::Device,
+    ];
+    for disposition in Disposition::ALL {
+        let is_there = dispositions.contains(&disposition);
+        assert_eq!(
+            is_there,
+            !not_enforced.contains(&disposition),
+            "{disposition}"
+        );
     }
 }
 
 fn count(gate: &Gate, case: &Case) -> u64 {
-    let access = (case.exit.index, case.exit.access, case.deed);
+    let access = (case.exit.index, case.exit.access, case.disposition);
     let counts = gate.counted().counts.into_iter();
-    let mut of = counts.filter(|one| (one.index, one.access, one.deed) == access);
+    let mut of = counts.filter(|one| (one.index, one.access, one.disposition) == access);
     of.next().map_or(0, |one| one.count)
 }
 

@@ -14,7 +14,7 @@ use std::path::Path;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd};
 use msrgate_kvm::Reply;
-use msrgate_kvm::gate::Asked;
+use msrgate_kvm::gate::HandlerRequest;
 use msrgate_policy::{NoIncludes, Source, compile, parse};
 
 // The README begins here.
@@ -52,7 +52,7 @@ const WRITES: &[u8] = &[
 ];
 
 /// The VMM's own code for `handler = "mine"`.
-fn device(asked: &Asked) -> Reply {
+fn device(asked: &HandlerRequest) -> Reply {
     assert_eq!(asked.handler(), "mine");
     Reply::value(7)
 }

@@ -5,7 +5,7 @@ use std::iter;
 
 use msrgate_program::{Cpu, CpuPart, Program, Variant, one_line};
 
-use crate::mistake::Wrong;
+use crate::mistake::MistakeKind;
 use crate::parse::one_of;
 use crate::parse::words::VENDORS;
 use crate::source::quoted;
@@ -38,8 +38,8 @@ impl fmt::Display for CpuError {
 
 impl std::error::Error for CpuError {}
 
-impl From<Wrong> for CpuError {
-    fn from(wrong: Wrong) -> Self {
+impl From<MistakeKind> for CpuError {
+    fn from(wrong: MistakeKind) -> Self {
         Self(match wrong.help() {
             Some(help) => format!("{wrong}; {help}"),
             None => wrong.to_string(),
@@ -153,7 +153,7 @@ pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
 
 /// Refuses a name that CPUID has no room for, and a known one misspelt: a `[[when]]` for it would never
 /// hold, and a policy that allows what it does not name would allow all.
-pub(crate) fn check_vendor(name: &str) -> Result<(), Wrong> {
+pub(crate) fn check_vendor(name: &str) -> Result<(), MistakeKind> {
     if VENDORS.contains(&name) {
         return Ok(());
     }
@@ -177,7 +177,7 @@ pub(crate) fn check_vendor(name: &str) -> Result<(), Wrong> {
         }
         _ => name,
     };
-    Err(Wrong::NoVendor {
+    Err(MistakeKind::NoVendor {
         name: quoted(name),
         help: one_of(meant, &VENDORS, '"'),
     })
@@ -203,11 +203,11 @@ fn is_reordered(name: &str, vendor: &str) -> bool {
 }
 
 /// Refuses a number that CPUID has no room for.
-pub(crate) fn check_number(part: CpuPart, number: u32) -> Result<u32, Wrong> {
+pub(crate) fn check_number(part: CpuPart, number: u32) -> Result<u32, MistakeKind> {
     if number <= part.most {
         return Ok(number);
     }
-    Err(Wrong::NoProcessor {
+    Err(MistakeKind::NoProcessor {
         number,
         key: part.key,
         help: format!("CPUID leaf 1 has room for {:#x} at most", part.most),
@@ -221,12 +221,12 @@ pub(crate) fn check_number(part: CpuPart, number: u32) -> Result<u32, Wrong> {
 pub(crate) fn check_model(
     last_families: impl Iterator<Item = u32>,
     first_models: impl Iterator<Item = u32>,
-) -> Result<(), Wrong> {
+) -> Result<(), MistakeKind> {
     match (last_families.max(), first_models.min()) {
         (Some(family), Some(model))
             if family < CpuPart::FIRST_WITH_LONG_MODEL && model > CpuPart::LAST_SHORT_MODEL =>
         {
-            Err(Wrong::NoProcessor {
+            Err(MistakeKind::NoProcessor {
                 number: model,
                 key: CpuPart::MODEL.key,
                 help: format!(

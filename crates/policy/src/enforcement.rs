@@ -78,7 +78,7 @@ impl Cause {
 
 /// Accesses that are not, or not always, what the policy says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hole {
+pub struct Bypass {
     /// Of these MSRs; `None` is all that it refuses.
     pub msrs: Option<MsrRange>,
     /// In this direction.
@@ -117,7 +117,7 @@ pub struct Enforcement {
     /// By whom.
     pub enforcer: Enforcer,
     /// What goes past it, in order, reads before writes.
-    pub holes: Vec<Hole>,
+    pub holes: Vec<Bypass>,
 }
 
 /// How far a segment is enforced, and why no further. What a policy allows is: nothing has to stop it.
@@ -127,11 +127,11 @@ pub fn enforcement_of(
     settings: &Settings,
     segment: Rule<'_>,
     access: Access,
-) -> (Extent, Vec<Hole>) {
+) -> (Extent, Vec<Bypass>) {
     if *segment.action == Action::Allow && segment.by != DecidedBy::Kvm {
         return (Extent::Enforced, Vec::new());
     }
-    let hole = |msrs, cause| Hole {
+    let hole = |msrs, cause| Bypass {
         msrs,
         access,
         cause,
@@ -209,7 +209,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
                 });
             }
             enforcement.extent = together(&extents);
-            let order = |hole: &Hole| (hole.access, hole.msrs.map(MsrRange::first));
+            let order = |hole: &Bypass| (hole.access, hole.msrs.map(MsrRange::first));
             enforcement.holes.sort_by_key(order);
             enforcement
         })
@@ -249,13 +249,13 @@ fn new_enforcement(entry: Option<EntryId>) -> (Vec<Extent>, Enforcement) {
 }
 
 /// Of each entry into which other texts make holes, those holes.
-fn punctured(compiled: &Compiled) -> BTreeMap<EntryId, Vec<Hole>> {
-    let mut punctured = BTreeMap::<_, Vec<Hole>>::new();
+fn punctured(compiled: &Compiled) -> BTreeMap<EntryId, Vec<Bypass>> {
+    let mut punctured = BTreeMap::<_, Vec<Bypass>>::new();
     for puncture in punctures(compiled) {
         let holes = punctured.entry(puncture.wide).or_default();
         for (access, msrs) in Access::ALL.into_iter().zip(&puncture.msrs) {
             let ranges = msrs.iter().flat_map(MsrSet::ranges);
-            holes.extend(ranges.map(|&msrs| Hole {
+            holes.extend(ranges.map(|&msrs| Bypass {
                 msrs: Some(msrs),
                 access,
                 cause: Cause::Puncture(puncture.narrow),

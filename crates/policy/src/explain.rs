@@ -9,7 +9,7 @@ use msrgate_filter::{
 };
 use msrgate_program::{Action, DecidedBy, MsrRange, Rule, Variant};
 
-use crate::enforcement::{Extent, Hole, enforcement_of};
+use crate::enforcement::{Bypass, Extent, enforcement_of};
 use crate::policy::{Entry, Log, Mode, Policy, Settings, UnknownAction};
 
 /// Everything that decides one access.
@@ -166,7 +166,7 @@ impl Explanation<'_> {
 
     /// How far this is enforced, and what goes past it.
     #[must_use]
-    pub fn enforced(&self) -> (Extent, Vec<Hole>) {
+    pub fn enforced(&self) -> (Extent, Vec<Bypass>) {
         enforcement_of(self.settings, self.segment, self.access)
     }
 }

@@ -10,7 +10,7 @@ use toml_edit::Document;
 use crate::layout::{
     self, Body, Comments, EntryText, Field, Value, comment_lines, gap, header, shortened,
 };
-use crate::mistake::{Mistakes, Wrong};
+use crate::mistake::{MistakeKind, Mistakes};
 use crate::parse::mistake_in;
 use crate::resolve::check_alone;
 use crate::selector::spelled;
@@ -65,14 +65,14 @@ pub fn format(source: &Source) -> Result<String, Box<Mistakes>> {
 }
 
 /// The limit that only the canonical form is beyond, as a mistake of the text itself: its own size is another.
-fn beyond_a_limit(mistakes: &Mistakes) -> Option<Wrong> {
+fn beyond_a_limit(mistakes: &Mistakes) -> Option<MistakeKind> {
     let (what, found, limit) = match *mistakes.mistakes().first()?.wrong() {
-        Wrong::TooLong { bytes, limit } => ("bytes", bytes, limit),
-        Wrong::LongLine { bytes, limit, .. } => ("bytes in one line", bytes, limit),
-        Wrong::TooMany { what, found, limit } => (what, found, limit),
+        MistakeKind::TooLong { bytes, limit } => ("bytes", bytes, limit),
+        MistakeKind::LongLine { bytes, limit, .. } => ("bytes in one line", bytes, limit),
+        MistakeKind::TooMany { what, found, limit } => (what, found, limit),
         _ => return None,
     };
-    Some(Wrong::CanonicalForm { what, found, limit })
+    Some(MistakeKind::CanonicalForm { what, found, limit })
 }
 
 /// The canonical form of a text without mistakes. Its document takes as much memory as reading the text
@@ -80,7 +80,7 @@ fn beyond_a_limit(mistakes: &Mistakes) -> Option<Wrong> {
 fn laid_out(source: &Source) -> Result<String, Box<Mistakes>> {
     let text = source.text();
     let document = Document::parse(text).map_err(|error| {
-        let wrong = Wrong::Syntax(error.message().to_owned());
+        let wrong = MistakeKind::Syntax(error.message().to_owned());
         Box::new(mistake_in(source, error.span().unwrap_or_default(), wrong))
     })?;
     let statements = Statements::of(document.as_table(), text);

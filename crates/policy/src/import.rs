@@ -36,7 +36,7 @@ use crate::limits::MAX_ENTRIES;
 use crate::policy::Settings;
 
 pub use compiled::{compiled_filter, is_compiled_filter};
-pub use draft::{Draft, Scope, Unsaid};
+pub use draft::{Draft, Loss, Scope};
 pub use print::print;
 pub use with_reasons::CompiledFilter;
 
@@ -113,7 +113,7 @@ pub struct Imported {
     /// The entries by index, apart from each other.
     pub entries: Vec<Draft>,
     /// What could not be said, in the order of the file.
-    pub unsaid: Vec<Unsaid>,
+    pub unsaid: Vec<Loss>,
 }
 
 /// A file that is not what it should be.

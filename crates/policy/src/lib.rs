@@ -22,8 +22,8 @@ mod limits;
 pub mod lint;
 mod mistake;
 mod overrides;
+mod overview;
 mod parse;
-mod points;
 mod policy;
 mod print;
 mod punctures;
@@ -34,17 +34,17 @@ mod resolve;
 mod schema;
 mod selector;
 mod source;
-mod space;
+mod test_points;
 pub mod trace;
 
 pub use compile::{Compiled, NotCompiled, compile};
 pub use cpu::{CpuError, NamedCpu, parse_cpu};
 pub use effects::write_effect;
-pub use enforcement::{Cause, Enforcement, Enforcer, Extent, Hole, enforcement, enforcement_of};
+pub use enforcement::{Bypass, Cause, Enforcement, Enforcer, Extent, enforcement, enforcement_of};
 pub use explain::{Explanation, Reported, explain};
 pub use format::format;
 pub use limits::{MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TABLES, MAX_TOKENS};
-pub use mistake::{Mistake, Mistakes, Wrong};
+pub use mistake::{Mistake, MistakeKind, Mistakes};
 pub use msrgate_program::{
     Action, Change, CompileError, Cpu, CpuSet, CpuidBit, CpuidRegister, DecidedBy, Device,
     Difference, Digest, Direction, Emulated, EntryId, Log, LogChange, Mask, Microcode, Mode,
@@ -53,8 +53,8 @@ pub use msrgate_program::{
     answer, changes, differences, emit, forward, is_seen, is_shown, one_line, setting_changes,
     shown, shown_json,
 };
+pub use overview::{Cell, Cluster, Overview, Tally, overview};
 pub use parse::{IncludeError, Includes, NoIncludes, is_policy};
-pub use points::points;
 pub use policy::{Entry, Policy, Settings, SourceId, When, WhenId};
 pub use print::print;
 pub use remedy::Remedy;
@@ -63,4 +63,4 @@ pub use resolve::{ResolvedPolicy, parse};
 pub use schema::schema;
 pub use selector::{SelectorError, parse_msrs};
 pub use source::{Place, Source};
-pub use space::{Cell, Cluster, Space, Tally, space};
+pub use test_points::test_points;

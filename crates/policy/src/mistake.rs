@@ -16,7 +16,7 @@ use report::Report;
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mistake {
-    pub(crate) wrong: Wrong,
+    pub(crate) wrong: MistakeKind,
     /// The places, the one that a one-line message names first.
     pub(crate) places: Vec<Label>,
 }
@@ -44,7 +44,7 @@ impl Label {
 /// What is wrong. The fields named `key`, `text` and `word` quote the policy; messages have them as [`one_line`].
 #[derive(Clone, Debug, Error, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Wrong {
+pub enum MistakeKind {
     /// The text is not TOML.
     #[error("not TOML: {}", one_line(.0))]
     Syntax(String),
@@ -348,7 +348,7 @@ pub enum Wrong {
     },
 }
 
-impl Wrong {
+impl MistakeKind {
     /// What to do about it, where that is not plain.
     #[must_use]
     pub fn help(&self) -> Option<String> {
@@ -491,7 +491,7 @@ fn both_or(accesses: Accesses) -> &'static str {
 impl Mistake {
     /// What is wrong.
     #[must_use]
-    pub const fn wrong(&self) -> &Wrong {
+    pub const fn wrong(&self) -> &MistakeKind {
         &self.wrong
     }
 }

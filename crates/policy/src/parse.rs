@@ -15,7 +15,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::limits::{MAX_LINE, MAX_MISTAKES};
-use crate::mistake::{Label, Mistake, Mistakes, Wrong};
+use crate::mistake::{Label, Mistake, MistakeKind, Mistakes};
 use crate::policy::{At, Entry, Policy, SourceId, SourceSet, When};
 use crate::source::{Source, quoted};
 
@@ -56,7 +56,11 @@ pub(crate) fn read(source: &Source, includes: Option<&mut dyn Includes>) -> Pars
 }
 
 /// The one mistake of a text.
-pub(crate) fn mistake_in(source: &Source, span: std::ops::Range<usize>, wrong: Wrong) -> Mistakes {
+pub(crate) fn mistake_in(
+    source: &Source,
+    span: std::ops::Range<usize>,
+    wrong: MistakeKind,
+) -> Mistakes {
     let at = At::new(SourceId::new(0), span.into());
     let places = vec![Label::bare(at)];
     Mistakes::new(vec![source.clone()], vec![Mistake { wrong, places }])
@@ -113,13 +117,13 @@ impl<'i> Reader<'i> {
         match language(document.get_ref(), &errors) {
             Language::Known => {}
             Language::Unknown(version) => {
-                self.wrong_as_a_whole(Wrong::UnknownVersion(version));
+                self.wrong_as_a_whole(MistakeKind::UnknownVersion(version));
                 return;
             }
             Language::None => {
                 let first = errors.first().and_then(toml::de::Error::span);
                 let line = first.map(|span| source.place(span.into()).line);
-                self.wrong_as_a_whole(Wrong::NotAPolicy { line });
+                self.wrong_as_a_whole(MistakeKind::NotAPolicy { line });
                 return;
             }
         }
@@ -142,7 +146,7 @@ impl<'i> Reader<'i> {
             self.wrong_as_a_whole(if is_policy {
                 wrong
             } else {
-                Wrong::NotAPolicy { line: None }
+                MistakeKind::NotAPolicy { line: None }
             });
             return false;
         }
@@ -154,7 +158,7 @@ impl<'i> Reader<'i> {
         let before = self.mistakes.len();
         for (line, bytes) in source.lines_over(MAX_LINE) {
             let limit = MAX_LINE;
-            self.wrong_as_a_whole(Wrong::LongLine { line, bytes, limit });
+            self.wrong_as_a_whole(MistakeKind::LongLine { line, bytes, limit });
         }
         self.mistakes.len() != before
     }
@@ -178,7 +182,7 @@ impl<'i> Reader<'i> {
             } else {
                 ""
             };
-            let wrong = Wrong::Hidden {
+            let wrong = MistakeKind::Hidden {
                 character: format!("U+{number:04X}"),
                 help: format!(
                     "delete it; {why}a string in double quotes may have it as `{escape}`"
@@ -236,7 +240,7 @@ impl Reader<'_> {
         At::new(self.current, span)
     }
 
-    fn wrong(&mut self, at: At, wrong: Wrong) {
+    fn wrong(&mut self, at: At, wrong: MistakeKind) {
         self.mistake(Mistake {
             wrong,
             places: vec![Label::bare(at)],
@@ -244,7 +248,7 @@ impl Reader<'_> {
     }
 
     /// Complains of the current text as a whole, at the place that includes it.
-    fn wrong_as_a_whole(&mut self, wrong: Wrong) {
+    fn wrong_as_a_whole(&mut self, wrong: MistakeKind) {
         let name = quoted(self.text().name());
         let place = |at| Label::saying(at, format!("in `{name}`"));
         self.mistake(Mistake {
@@ -265,7 +269,7 @@ impl Reader<'_> {
     }
 
     fn missing(&mut self, key: &'static str, help: &'static str) {
-        self.wrong_as_a_whole(Wrong::MissingKey { key, help });
+        self.wrong_as_a_whole(MistakeKind::MissingKey { key, help });
     }
 
     fn text(&self) -> &Source {

@@ -13,7 +13,7 @@ use msrgate_filter::Access;
 use msrgate_program::{EntryId, FileId, Layers, Line, MsrRange, Outcome, ResolvedVariant, Rules};
 
 use crate::limits::MAX_MISTAKES;
-use crate::mistake::{Mistake, Mistakes, Wrong};
+use crate::mistake::{Mistake, MistakeKind, Mistakes};
 use crate::parse::{self, Includes};
 use crate::policy::{Entry, Policy};
 use crate::source::{Source, small};
@@ -69,9 +69,9 @@ pub fn parse(
 pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
     let parsed = parse::read(source, None);
     let has_default = parsed.has_default;
-    let may_be_mended = |wrong: &Wrong| match wrong {
-        Wrong::OverridesNothing(_) | Wrong::DeviceNotSetUp { .. } => true,
-        Wrong::NamesTheLastMsr(_) | Wrong::UnknownNeedsAllow => !has_default,
+    let may_be_mended = |wrong: &MistakeKind| match wrong {
+        MistakeKind::OverridesNothing(_) | MistakeKind::DeviceNotSetUp { .. } => true,
+        MistakeKind::NamesTheLastMsr(_) | MistakeKind::UnknownNeedsAllow => !has_default,
         _ => false,
     };
     resolve(parsed, may_be_mended).map(|_| ())
@@ -81,13 +81,17 @@ pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
 /// `these` are no mistakes.
 fn resolve(
     parsed: parse::Parsed,
-    these: impl Fn(&Wrong) -> bool,
+    these: impl Fn(&MistakeKind) -> bool,
 ) -> Result<ResolvedPolicy, Box<Mistakes>> {
     let mut mistakes = parsed.mistakes;
     mistakes.retain(|mistake: &Mistake| !these(&mistake.wrong));
     // Of a policy that is beyond a limit, not all entries are there.
-    let is_limit =
-        |mistake: &Mistake| matches!(mistake.wrong, Wrong::TooMany { .. } | Wrong::TooLong { .. });
+    let is_limit = |mistake: &Mistake| {
+        matches!(
+            mistake.wrong,
+            MistakeKind::TooMany { .. } | MistakeKind::TooLong { .. }
+        )
+    };
     let is_to_be_resolved = !mistakes.iter().any(is_limit) && mistakes.len() < MAX_MISTAKES;
     let policy = parsed.policy.filter(|_| is_to_be_resolved);
     let resolved = policy.map(|policy| {

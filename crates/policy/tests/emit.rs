@@ -10,7 +10,7 @@ use std::process::Command;
 use std::{env, fs};
 
 use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
-use msrgate_filter::{Fallback, Filter, Revision, SetCall};
+use msrgate_filter::{DefaultAction, Filter, Revision, SetCall};
 use msrgate_policy::{NoIncludes, Program, Source, Variant, compile, emit, parse};
 
 /// Prints the struct as [`shown`] does.
@@ -64,7 +64,7 @@ fn program(text: &str) -> Program {
 
 fn shown(variant: &Variant) -> String {
     let filter = variant.filter();
-    let flags = u32::from(filter.fallback() == Fallback::Deny);
+    let flags = u32::from(filter.default_action() == DefaultAction::Deny);
     let mut text = format!("{flags} {:x}\n", variant.reasons().bits());
     for range in filter.ranges() {
         let (flags, base) = (range.accesses().bits(), range.base().get());

@@ -10,7 +10,8 @@ use msrgate_filter::{
 };
 use msrgate_policy::import::{Format, ImportError, import};
 use msrgate_policy::{
-    IncludeError, Includes, SelectorError, Source, Wrong, is_seen, parse, parse_cpu, parse_msrs,
+    IncludeError, Includes, MistakeKind, SelectorError, Source, is_seen, parse, parse_cpu,
+    parse_msrs,
 };
 
 use msrgate_testing::messages::{HOSTILE, messages, messages_with_text};
@@ -27,7 +28,7 @@ impl Includes for Texts {
     }
 }
 
-fn wrongs(text: &str) -> Vec<Wrong> {
+fn wrongs(text: &str) -> Vec<MistakeKind> {
     let texts = [
         (
             "final.toml",
@@ -87,7 +88,7 @@ fn mistakes_of_a_policy() {
         entries(&groups),
         entries(&singles),
         entries(&on_all),
-        Vec::from([Wrong::CanonicalForm {
+        Vec::from([MistakeKind::CanonicalForm {
             what: "bytes",
             found: msrgate_policy::MAX_BYTES + 1,
             limit: msrgate_policy::MAX_BYTES,
@@ -136,9 +137,9 @@ fn mistakes_of_a_policy() {
     examples.dedup_by_key(|wrong| wrong.to_string());
     insta::assert_snapshot!(messages(
         include_str!("../src/mistake.rs"),
-        "Wrong",
+        "MistakeKind",
         &examples,
-        Wrong::help
+        MistakeKind::help
     ));
 }
 
@@ -322,102 +323,102 @@ fn what_cannot_be_set() {
 }
 
 /// Mistakes in a value, each text of which is hostile.
-fn values_with_hostile_text() -> Vec<Wrong> {
+fn values_with_hostile_text() -> Vec<MistakeKind> {
     let text = || HOSTILE.to_owned();
     vec![
-        Wrong::Syntax(text()),
-        Wrong::Hidden {
+        MistakeKind::Syntax(text()),
+        MistakeKind::Hidden {
             character: text(),
             help: text(),
         },
-        Wrong::DuplicateKey {
+        MistakeKind::DuplicateKey {
             key: text(),
             line: 1,
             first: None,
         },
-        Wrong::UnknownKey {
+        MistakeKind::UnknownKey {
             key: text(),
             help: text(),
         },
-        Wrong::WrongType {
+        MistakeKind::WrongType {
             key: text(),
             found: "",
             wanted: "",
         },
-        Wrong::UnknownWord {
+        MistakeKind::UnknownWord {
             word: text(),
             key: text(),
             help: text(),
         },
-        Wrong::BadNumber {
+        MistakeKind::BadNumber {
             text: text(),
             key: text(),
             bits: 1,
         },
-        Wrong::BadRange {
+        MistakeKind::BadRange {
             text: text(),
             key: text(),
         },
-        Wrong::NoProcessor {
+        MistakeKind::NoProcessor {
             number: 1,
             key: "",
             help: text(),
         },
-        Wrong::NoVendor {
+        MistakeKind::NoVendor {
             name: text(),
             help: text(),
         },
-        Wrong::UnknownVersion(text()),
+        MistakeKind::UnknownVersion(text()),
     ]
 }
 
 /// Mistakes in an entry or an include, each text of which is hostile.
-fn entries_with_hostile_text() -> Vec<Wrong> {
+fn entries_with_hostile_text() -> Vec<MistakeKind> {
     let text = || HOSTILE.to_owned();
     vec![
-        Wrong::NamesX2apic {
+        MistakeKind::NamesX2apic {
             text: text(),
             help: text(),
         },
-        Wrong::NamesTheLastMsr(text()),
-        Wrong::MissingDirection {
+        MistakeKind::NamesTheLastMsr(text()),
+        MistakeKind::MissingDirection {
             key: text(),
             access: Access::Read,
         },
-        Wrong::SaidTwice {
+        MistakeKind::SaidTwice {
             key: text(),
             one: text(),
             other: text(),
         },
-        Wrong::DeviceNotSetUp {
+        MistakeKind::DeviceNotSetUp {
             key: text(),
             device: text(),
         },
-        Wrong::DeviceElsewhere {
+        MistakeKind::DeviceElsewhere {
             key: text(),
             device: text(),
             help: "",
         },
-        Wrong::NotForwardable {
+        MistakeKind::NotForwardable {
             word: "",
             msr: text(),
         },
-        Wrong::NotLoggable {
+        MistakeKind::NotLoggable {
             access: Access::Read,
             msr: text(),
         },
-        Wrong::UnknownGap {
+        MistakeKind::UnknownGap {
             name: text(),
             help: text(),
         },
-        Wrong::Conflict {
+        MistakeKind::Conflict {
             first: text(),
             second: text(),
             how: text(),
             accesses: Accesses::Both,
             help: "",
         },
-        Wrong::Loosened {
+        MistakeKind::Loosened {
             key: text(),
             fixed: text(),
             index: MsrIndex::MIN,
@@ -425,16 +426,16 @@ fn entries_with_hostile_text() -> Vec<Wrong> {
             decides: Some(text()),
             help: text(),
         },
-        Wrong::LiftedByAudit {
+        MistakeKind::LiftedByAudit {
             fixed: text(),
             file: text(),
         },
-        Wrong::OverridesNothing(text()),
-        Wrong::Unreadable {
+        MistakeKind::OverridesNothing(text()),
+        MistakeKind::Unreadable {
             path: text(),
             why: text(),
         },
-        Wrong::Cycle {
+        MistakeKind::Cycle {
             path: text(),
             way: text(),
         },
@@ -445,8 +446,8 @@ fn entries_with_hostile_text() -> Vec<Wrong> {
 #[test]
 fn hostile_text_is_shown_in_every_mistake() {
     let wrongs = [values_with_hostile_text(), entries_with_hostile_text()].concat();
-    let texts = messages_with_text(include_str!("../src/mistake.rs"), "Wrong", &wrongs);
-    let helps = wrongs.iter().filter_map(Wrong::help);
+    let texts = messages_with_text(include_str!("../src/mistake.rs"), "MistakeKind", &wrongs);
+    let helps = wrongs.iter().filter_map(MistakeKind::help);
     for text in texts.into_iter().chain(helps) {
         assert!(is_seen(&text.replace('\t', " ")), "{text:?}");
     }

@@ -3,7 +3,7 @@
 //! A [`Responder`] is a program made ready for one kind of processor, shared by the vCPUs of a VM. A
 //! [`VcpuState`] is what one vCPU's answers depend on beside it: its emulated registers, and what is
 //! pinned. [`Responder::respond`] is all there is to decide; it opens nothing, waits for nothing and
-//! allocates nothing. Whoever calls it carries the [`Step`] out.
+//! allocates nothing. Whoever calls it carries the [`Response`] out.
 //!
 //! Accesses that the policy allows come here, too: those that are to be seen, once
 //! ([`Log::First`](crate::Log::First)) or each time ([`Log::All`](crate::Log::All)), and those for which the kernel's filter is not yet
@@ -38,9 +38,9 @@ pub use state::VcpuState;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer<'p> {
     /// What to do.
-    pub step: Step<'p>,
+    pub response: Response<'p>,
     /// What that is to be called.
-    pub deed: Deed,
+    pub disposition: Disposition,
     /// What the program says of the access.
     pub outcome: &'p Outcome,
     by: PackedBy,
@@ -57,7 +57,7 @@ impl Answer<'_> {
 /// What to do about an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Step<'p> {
+pub enum Response<'p> {
     /// Complete it with this.
     Reply(Reply),
     /// Have the guest execute the access again (S5.8): the program lets KVM handle it, and the
@@ -78,7 +78,7 @@ pub enum Step<'p> {
 /// What is done to an access, in one word: for events and counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
-pub enum Deed {
+pub enum Disposition {
     /// KVM handles it.
     Allowed,
     /// #GP.
@@ -109,7 +109,7 @@ pub enum Deed {
     Unknown,
 }
 
-impl Deed {
+impl Disposition {
     /// All of them, each at the place of its [number](Self::number).
     pub const ALL: [Self; 14] = [
         Self::Allowed,
@@ -145,7 +145,7 @@ impl Deed {
 }
 
 /// In one word, as events and counters write it.
-impl fmt::Display for Deed {
+impl fmt::Display for Disposition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Allowed => "allow",

@@ -157,10 +157,10 @@ impl core::error::Error for TooManyToCompare {}
 ///
 /// # Examples
 /// ```
-/// use msrgate_filter::{Fallback, Filter, Revision};
+/// use msrgate_filter::{DefaultAction, Filter, Revision};
 /// use msrgate_program::{Program, differences};
 ///
-/// let filter = Filter::new(Revision::Mainline, Fallback::Allow, Vec::new())?;
+/// let filter = Filter::new(Revision::Mainline, DefaultAction::Allow, Vec::new())?;
 /// let program = Program::of_filter(filter);
 /// assert_eq!(differences(&program, &program, None), Ok(Vec::new()));
 /// # Ok::<_, msrgate_filter::FilterError>(())

@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use msrgate_filter::abi::{CallerWidth, EncodeError, Request, UserAddress};
-use msrgate_filter::{ExitReason, Fallback, Filter, Range, Revision};
+use msrgate_filter::{DefaultAction, ExitReason, Filter, Range, Revision};
 
 use crate::cpu::Cpu;
 use crate::program::{Program, Variant};
@@ -18,7 +18,7 @@ use crate::settings::{Log, Mode, UnknownAction};
 /// Something of a program that a filter alone does not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unsaid {
+pub enum Loss {
     /// Accesses that user space answers.
     Answers,
     /// `unknown`, where it is not `gp`.
@@ -29,7 +29,7 @@ pub enum Unsaid {
     Log,
 }
 
-impl fmt::Display for Unsaid {
+impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Answers => "answers from user space",
@@ -43,18 +43,18 @@ impl fmt::Display for Unsaid {
 /// What would be lost if only this variant's filter were kept. Refusals under `log = "denied"` are not
 /// among it: they exit for the reason `filter`, and whoever sets the filter sees them.
 #[must_use]
-pub fn unsaid(program: &Program, variant: &Variant) -> Vec<Unsaid> {
+pub fn unsaid(program: &Program, variant: &Variant) -> Vec<Loss> {
     let settings = program.settings();
     let rules = || variant.rules().all().map(|(_, rule)| rule);
     let unknown = [settings.unknown.read, settings.unknown.write];
     [
         (
-            Unsaid::Answers,
+            Loss::Answers,
             rules().any(|rule| rule.action.needs_answer()),
         ),
-        (Unsaid::Unknown, unknown != [UnknownAction::Deny; 2]),
-        (Unsaid::Audit, settings.mode == Mode::Audit),
-        (Unsaid::Log, rules().any(|rule| rule.log > Log::Denied)),
+        (Loss::Unknown, unknown != [UnknownAction::Deny; 2]),
+        (Loss::Audit, settings.mode == Mode::Audit),
+        (Loss::Log, rules().any(|rule| rule.log > Log::Denied)),
     ]
     .into_iter()
     .filter_map(|(unsaid, is_lost)| is_lost.then_some(unsaid))
@@ -184,7 +184,7 @@ pub fn rust(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
          /// The ranges, in the order in which they are tried.\n\
          pub const RANGES: &[Range] = &[\n{ranges}];\n",
         for_cpu(chosen_for),
-        filter.fallback() == Fallback::Deny,
+        filter.default_action() == DefaultAction::Deny,
         variant.reasons().bits(),
     )
 }
@@ -205,16 +205,16 @@ pub fn cpu_name(cpu: &Cpu) -> String {
 }
 
 const fn word(filter: &Filter) -> &'static str {
-    match filter.fallback() {
-        Fallback::Allow => "allow",
-        Fallback::Deny => "deny",
+    match filter.default_action() {
+        DefaultAction::Allow => "allow",
+        DefaultAction::Deny => "deny",
     }
 }
 
 const fn flags(filter: &Filter) -> u32 {
-    match filter.fallback() {
-        Fallback::Allow => 0,
-        Fallback::Deny => msrgate_filter::abi::DEFAULT_DENY,
+    match filter.default_action() {
+        DefaultAction::Allow => 0,
+        DefaultAction::Deny => msrgate_filter::abi::DEFAULT_DENY,
     }
 }
 

@@ -21,7 +21,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MAX_RANGES, MsrIndex, Range, Revision, Verdict,
+    Access, Accesses, Bitmap, DefaultAction, Filter, MAX_RANGES, MsrIndex, Range, Revision, Verdict,
 };
 
 use crate::msrs::MsrRange;
@@ -141,7 +141,7 @@ fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
         });
     }
     windows.sort_by_key(|window| (window.colour == Accesses::Both, window.msrs.first()));
-    let fallback = Fallback::from(default);
+    let default_action = DefaultAction::from(default);
     if windows.len() > MAX_RANGES {
         return Err(PackError::TooManyRanges(windows));
     }
@@ -149,7 +149,8 @@ fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
         .iter()
         .filter_map(|&window| range(verdicts, &windows, window))
         .collect();
-    Filter::new(Revision::Mainline, fallback, ranges).map_err(|_| PackError::TooManyRanges(windows))
+    Filter::new(Revision::Mainline, default_action, ranges)
+        .map_err(|_| PackError::TooManyRanges(windows))
 }
 
 /// A window with its bits.

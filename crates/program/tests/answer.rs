@@ -62,47 +62,47 @@ impl Machine {
     /// Whether an access becomes an event.
     fn is_event(&mut self, exit: Exit, is_first: bool) -> bool {
         let answer = self.responder.respond(&mut self.state, &exit);
-        let (responder, deed) = (&self.responder, answer.deed);
-        responder.is_event(&exit, &answer, deed, || is_first)
+        let (responder, disposition) = (&self.responder, answer.disposition);
+        responder.is_event(&exit, &answer, disposition, || is_first)
     }
 
-    fn read(&mut self, index: u32) -> (Step<'_>, Deed) {
+    fn read(&mut self, index: u32) -> (Response<'_>, Disposition) {
         let answer = self.ask(index, Access::Read, 0, ExitReason::Filter);
-        (answer.step, answer.deed)
+        (answer.response, answer.disposition)
     }
 
-    fn write(&mut self, index: u32, data: u64) -> (Step<'_>, Deed) {
+    fn write(&mut self, index: u32, data: u64) -> (Response<'_>, Disposition) {
         let answer = self.ask(index, Access::Write, data, ExitReason::Filter);
-        (answer.step, answer.deed)
+        (answer.response, answer.disposition)
     }
 
     /// A write that is forwarded to a register that holds `current`.
-    fn carry(&mut self, index: u32, data: u64, current: u64) -> (Carried, Deed) {
-        let (Step::Forward(access), _) = self.write(index, data) else {
+    fn carry(&mut self, index: u32, data: u64, current: u64) -> (Carried, Disposition) {
+        let (Response::Forward(access), _) = self.write(index, data) else {
             unreachable!("not forwarded");
         };
-        let (carried, deed) = access.carry(current);
+        let (carried, disposition) = access.carry(current);
         if let Carried::Set(_) = carried {
             self.state.carried(&access);
         }
-        (carried, deed)
+        (carried, disposition)
     }
 }
 
-const FAULT: Step<'static> = Step::Reply(Reply::FAULT);
-const DONE: Step<'static> = Step::Reply(Reply::DONE);
+const FAULT: Response<'static> = Response::Reply(Reply::FAULT);
+const DONE: Response<'static> = Response::Reply(Reply::DONE);
 
-const fn value(value: u64) -> Step<'static> {
-    Step::Reply(Reply::value(value))
+const fn value(value: u64) -> Response<'static> {
+    Response::Reply(Reply::value(value))
 }
 
 #[test]
 fn what_the_policy_refuses_faults() {
     let mut machine = Machine::deny("0x10 = 'r'");
-    assert_eq!(machine.read(0x11), (FAULT, Deed::Denied));
-    assert_eq!(machine.write(0x10, 1), (FAULT, Deed::Denied));
+    assert_eq!(machine.read(0x11), (FAULT, Disposition::Denied));
+    assert_eq!(machine.write(0x10, 1), (FAULT, Disposition::Denied));
     let mut machine = Machine::deny("0x10 = { read = 'kill', write = 'kill' }");
-    assert_eq!(machine.read(0x10), (Step::Kill, Deed::Killed));
+    assert_eq!(machine.read(0x10), (Response::Kill, Disposition::Killed));
 }
 
 #[test]
@@ -113,12 +113,12 @@ fn simple_answers() {
     );
     assert_eq!(
         machine.read(0x17),
-        (value(0x0004_0000_0000_0000), Deed::Value)
+        (value(0x0004_0000_0000_0000), Disposition::Value)
     );
-    assert_eq!(machine.write(0x17, 5), (DONE, Deed::Ignored));
+    assert_eq!(machine.write(0x17, 5), (DONE, Disposition::Ignored));
     assert_eq!(
         machine.read(0x34),
-        (Step::Handler(&"smi".into()), Deed::Handled)
+        (Response::Handler(&"smi".into()), Disposition::Handled)
     );
 }
 
@@ -126,8 +126,11 @@ fn simple_answers() {
 #[test]
 fn a_stale_exit_is_rewound() {
     let mut machine = Machine::deny("0x10 = 'rw'");
-    assert_eq!(machine.read(0x10), (Step::Rewind, Deed::Allowed));
-    assert_eq!(machine.write(0x10, 1), (Step::Rewind, Deed::Allowed));
+    assert_eq!(machine.read(0x10), (Response::Rewind, Disposition::Allowed));
+    assert_eq!(
+        machine.write(0x10, 1),
+        (Response::Rewind, Disposition::Allowed)
+    );
     assert!(!machine.responder.is_traced());
 }
 
@@ -137,10 +140,10 @@ fn a_register_keeps_what_its_mask_lets_in() {
         "0x10 = { register = { reset = 5, mask = '0xff' } }\n\
          0x11 = { register = { reset = '0xf00', mask = '0xff', outside = 'keep' } }",
     );
-    assert_eq!(machine.read(0x10), (value(5), Deed::Register));
-    assert_eq!(machine.write(0x10, 0xfe), (DONE, Deed::Register));
+    assert_eq!(machine.read(0x10), (value(5), Disposition::Register));
+    assert_eq!(machine.write(0x10, 0xfe), (DONE, Disposition::Register));
     assert_eq!(machine.read(0x10).0, value(0xfe));
-    assert_eq!(machine.write(0x10, 0x1fe), (FAULT, Deed::Denied));
+    assert_eq!(machine.write(0x10, 0x1fe), (FAULT, Disposition::Denied));
     assert_eq!(machine.read(0x10).0, value(0xfe));
     assert_eq!(machine.read(0x11).0, value(0xf00));
     assert_eq!(machine.write(0x11, 0x0aa).0, DONE);
@@ -172,18 +175,22 @@ fn a_pin_takes_one_value_until_reset() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     assert_eq!(
         machine.carry(LSTAR, 0x1000, 0),
-        (Carried::Set(0x1000), Deed::Pinned)
+        (Carried::Set(0x1000), Disposition::Pinned)
     );
     // The same once more is carried, for the register need not hold it any longer.
     assert_eq!(
         machine.carry(LSTAR, 0x1000, 0x3000),
-        (Carried::Set(0x1000), Deed::Pinned)
+        (Carried::Set(0x1000), Disposition::Pinned)
     );
-    assert_eq!(machine.write(LSTAR, 0x2000), (FAULT, Deed::Denied));
+    assert_eq!(machine.write(LSTAR, 0x2000), (FAULT, Disposition::Denied));
     let responder = machine.responder.clone();
-    machine.state.host_wrote(&responder, MsrIndex::new(STAR));
+    machine
+        .state
+        .msr_set_by_host(&responder, MsrIndex::new(STAR));
     assert_eq!(machine.write(LSTAR, 0x2000).0, FAULT);
-    machine.state.host_wrote(&responder, MsrIndex::new(LSTAR));
+    machine
+        .state
+        .msr_set_by_host(&responder, MsrIndex::new(LSTAR));
     assert_eq!(machine.carry(LSTAR, 0x2000, 0).0, Carried::Set(0x2000));
     machine.state.reset(&responder);
     assert_eq!(machine.carry(LSTAR, 0x3000, 0).0, Carried::Set(0x3000));
@@ -193,7 +200,7 @@ fn a_pin_takes_one_value_until_reset() {
 #[test]
 fn what_was_not_carried_pins_nothing() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
-    let (Step::Forward(_), Deed::Pinned) = machine.write(LSTAR, 0x8000 << 32) else {
+    let (Response::Forward(_), Disposition::Pinned) = machine.write(LSTAR, 0x8000 << 32) else {
         unreachable!("not forwarded");
     };
     assert_eq!(machine.carry(LSTAR, 0x1000, 0).0, Carried::Set(0x1000));
@@ -208,7 +215,7 @@ fn masks_and_sticky_bits_look_at_the_register() {
     );
     assert_eq!(
         machine.carry(STAR, 0xabcd_1234, 0x7777_0000),
-        (Carried::Set(0x7777_1234), Deed::Masked)
+        (Carried::Set(0x7777_1234), Disposition::Masked)
     );
     assert_eq!(
         machine.carry(LSTAR, 0x7777_1234, 0x7777_0000).0,
@@ -216,11 +223,11 @@ fn masks_and_sticky_bits_look_at_the_register() {
     );
     assert_eq!(
         machine.carry(LSTAR, 0x1234, 0x7777_0000),
-        (Carried::Fault, Deed::Denied)
+        (Carried::Fault, Disposition::Denied)
     );
     assert_eq!(
         machine.carry(FMASK, 0x100, 0x4200),
-        (Carried::Set(0x300), Deed::Sticky)
+        (Carried::Set(0x300), Disposition::Sticky)
     );
     // Reserved bits that the host's write would keep (S5, hosts do more than guests).
     assert_eq!(machine.carry(FMASK, 1 << 32, 0).0, Carried::Fault);
@@ -231,7 +238,7 @@ fn masks_and_sticky_bits_look_at_the_register() {
 fn nothing_is_forwarded_that_the_guest_has_not() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     machine.state = VcpuState::new(&machine.responder, |bit| bit.feature != "LM");
-    assert_eq!(machine.write(LSTAR, 1), (FAULT, Deed::Denied));
+    assert_eq!(machine.write(LSTAR, 1), (FAULT, Disposition::Denied));
 }
 
 #[test]
@@ -239,7 +246,10 @@ fn unknown_msrs_get_what_the_policy_says() {
     let settings = "default = 'allow'\nunknown = { read = 7, write = 'ignore', log = 'first' }";
     let mut machine = Machine::new(settings, "0x10 = 'none'");
     let read = machine.ask(0x1234, Access::Read, 0, ExitReason::Unknown);
-    assert_eq!((read.step, read.deed), (value(7), Deed::Unknown));
+    assert_eq!(
+        (read.response, read.disposition),
+        (value(7), Disposition::Unknown)
+    );
     let read = exit(0x1234, Access::Read, 0, ExitReason::Unknown);
     let told = [true, false].map(|is_first| machine.is_event(read, is_first));
     assert_eq!(
@@ -248,18 +258,27 @@ fn unknown_msrs_get_what_the_policy_says() {
         "the log of `unknown`, not the default's"
     );
     let write = machine.ask(0x1234, Access::Write, 9, ExitReason::Unknown);
-    assert_eq!((write.step, write.deed), (DONE, Deed::Unknown));
+    assert_eq!(
+        (write.response, write.disposition),
+        (DONE, Disposition::Unknown)
+    );
     // The program was replaced by one that refuses what KVM just did not know.
     let stale = machine.ask(0x10, Access::Read, 0, ExitReason::Unknown);
-    assert_eq!((stale.step, stale.deed), (FAULT, Deed::Denied));
+    assert_eq!(
+        (stale.response, stale.disposition),
+        (FAULT, Disposition::Denied)
+    );
     let invalid = machine.ask(0x1234, Access::Write, 9, ExitReason::Invalid);
-    assert_eq!((invalid.step, invalid.deed), (FAULT, Deed::Denied));
+    assert_eq!(
+        (invalid.response, invalid.disposition),
+        (FAULT, Disposition::Denied)
+    );
     // KVM's own #GP, without a word about it.
     let mut machine = Machine::new("default = 'allow'", "");
     assert_eq!(
         machine
             .ask(0x1234, Access::Read, 0, ExitReason::Unknown)
-            .step,
+            .response,
         FAULT
     );
 }
@@ -273,22 +292,28 @@ fn an_audit_refuses_nothing() {
          IA32_LSTAR = { read = 'allow', write = 'pin' }\n\
          IA32_STAR = { read = 'allow', write = { mask = '0xff' } }",
     );
-    assert_eq!(machine.read(0x10), (Step::Open, Deed::WouldKill));
-    assert_eq!(machine.write(0x10, 0), (Step::Open, Deed::WouldDeny));
-    assert_eq!(machine.write(0x11, 6), (DONE, Deed::WouldDeny));
+    assert_eq!(machine.read(0x10), (Response::Open, Disposition::WouldKill));
+    assert_eq!(
+        machine.write(0x10, 0),
+        (Response::Open, Disposition::WouldDeny)
+    );
+    assert_eq!(machine.write(0x11, 6), (DONE, Disposition::WouldDeny));
     assert_eq!(machine.read(0x11).0, value(6));
     assert_eq!(machine.carry(LSTAR, 1, 0).0, Carried::Set(1));
     assert_eq!(
         machine.carry(LSTAR, 2, 1),
-        (Carried::Set(2), Deed::WouldDeny)
+        (Carried::Set(2), Disposition::WouldDeny)
     );
     assert_eq!(
         machine.carry(STAR, 0x100, 0),
-        (Carried::Set(0x100), Deed::WouldDeny)
+        (Carried::Set(0x100), Disposition::WouldDeny)
     );
     // The filter had been opened, and KVM does not know the MSR.
     let unknown = machine.ask(0x999, Access::Read, 0, ExitReason::Unknown);
-    assert_eq!((unknown.step, unknown.deed), (FAULT, Deed::Denied));
+    assert_eq!(
+        (unknown.response, unknown.disposition),
+        (FAULT, Disposition::Denied)
+    );
     // No filter opens for the last MSR (S3.5): to rewind it would be to run in a circle.
     assert_eq!(machine.read(u32::MAX).0, FAULT);
 }
@@ -299,19 +324,19 @@ fn first_touch_opens_and_all_forwards() {
         "0x10 = { read = 'allow', write = 'allow', log = 'first' }\n\
          IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }",
     );
-    assert_eq!(machine.read(0x10), (Step::Open, Deed::Allowed));
+    assert_eq!(machine.read(0x10), (Response::Open, Disposition::Allowed));
     assert!(machine.responder.is_traced());
-    let (Step::Forward(access), Deed::Allowed) = machine.read(LSTAR) else {
+    let (Response::Forward(access), Disposition::Allowed) = machine.read(LSTAR) else {
         unreachable!("not forwarded");
     };
     assert!(access.needs_current());
-    assert_eq!(access.carry(3), (Carried::Value(3), Deed::Allowed));
+    assert_eq!(access.carry(3), (Carried::Value(3), Disposition::Allowed));
     assert_eq!(machine.carry(LSTAR, 4, 0).0, Carried::Set(4));
     machine.state = VcpuState::new(&machine.responder, |_| false);
-    assert_eq!(machine.read(LSTAR).0, Step::Open);
+    assert_eq!(machine.read(LSTAR).0, Response::Open);
     let mut machine = Machine::new("default = 'allow'\nlog = 'first'", "");
     assert_eq!(machine.read(u32::MAX).0, FAULT);
-    assert_eq!(machine.read(0x10).0, Step::Open);
+    assert_eq!(machine.read(0x10).0, Response::Open);
 }
 
 #[test]
@@ -425,7 +450,7 @@ fn a_program_that_comes_back_finds_what_it_had() {
     assert_eq!(machine.write(0x10, 0x65).0, DONE);
     assert_eq!(machine.write(0x9, 0x66).0, DONE);
     assert_eq!(machine.carry(STAR, 0x3000, 0).0, Carried::Set(0x3000));
-    machine.state.host_wrote(&new, MsrIndex::new(LSTAR));
+    machine.state.msr_set_by_host(&new, MsrIndex::new(LSTAR));
     machine.state = machine.state.back(&new, &before, &old);
     machine.responder = old.clone();
     let saved = machine.state.save(&old);

@@ -1,7 +1,7 @@
 //! Programs as files.
 
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision, Verdict,
+    Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, ReasonMask, Revision, Verdict,
 };
 use proptest::prelude::*;
 
@@ -187,7 +187,7 @@ fn a_filter_without_a_policy_is_a_program() {
         // Matches nothing (S3.5).
         Range::new(Accesses::Both, MsrIndex::new(u32::MAX - 3), bitmap),
     ];
-    let filter = Filter::new(Revision::Mainline, Fallback::Allow, ranges).unwrap();
+    let filter = Filter::new(Revision::Mainline, DefaultAction::Allow, ranges).unwrap();
     let program = Program::of_filter(filter);
     let [variant] = program.variants() else {
         panic!("one variant");

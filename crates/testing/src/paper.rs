@@ -6,7 +6,7 @@ use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_kvm::bench::PaperVcpu;
 use msrgate_kvm::filter::Exit;
 use msrgate_kvm::gate::{AnswerError, Gate, GateError, Outcome, VcpuGate};
-use msrgate_kvm::{Access, Deed, ExitReason, MsrIndex, Reply};
+use msrgate_kvm::{Access, Disposition, ExitReason, MsrIndex, Reply};
 
 /// A way in which an access is answered.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +16,7 @@ pub struct Case {
     /// The access.
     pub exit: Exit,
     /// What the [`policy`] says to it.
-    pub deed: Deed,
+    pub disposition: Disposition,
     /// What went before.
     pub before: Before,
 }
@@ -70,8 +70,9 @@ const LSTAR: u32 = 0xc000_0082;
 /// All the ways.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    let read = |name, index, deed| case(name, index, Access::Read, 0, deed);
-    let write = |name, index, data, deed| case(name, index, Access::Write, data, deed);
+    let read = |name, index, disposition| case(name, index, Access::Read, 0, disposition);
+    let write =
+        |name, index, data, disposition| case(name, index, Access::Write, data, disposition);
     let reason = |case: Case, reason| Case {
         exit: Exit {
             reason,
@@ -80,40 +81,46 @@ pub fn cases() -> Vec<Case> {
         ..case
     };
     let after = |case: Case, before| Case { before, ..case };
-    let pin = |name, deed| write(name, LSTAR, 5, deed);
+    let pin = |name, disposition| write(name, LSTAR, 5, disposition);
     vec![
-        read("deny", 0x2_0001, Deed::Denied),
-        read("value", 0x2_0002, Deed::Value),
+        read("deny", 0x2_0001, Disposition::Denied),
+        read("value", 0x2_0002, Disposition::Value),
         after(
-            read("value-after-another", 0x2_0002, Deed::Value),
+            read("value-after-another", 0x2_0002, Disposition::Value),
             Before::Elsewhere,
         ),
-        write("ignore", 0x2_0002, 1, Deed::Ignored),
-        read("register-read", 0x2_0003, Deed::Register),
-        write("register-write", 0x2_0003, 1, Deed::Register),
-        after(pin("pin-first", Deed::Pinned), Before::HostWrote),
-        after(pin("pin-again", Deed::Pinned), Before::Write(5)),
-        after(pin("pin-refused", Deed::Denied), Before::Write(6)),
-        write("sticky", 0xc000_0084, 1, Deed::Sticky),
-        write("mask", 0xc000_0083, 1, Deed::Masked),
-        read("handler", 0x2_0004, Deed::Handled),
-        read("kill", 0x2_0005, Deed::Killed),
-        read("kill-and-event", 0x2_0005, Deed::Killed),
+        write("ignore", 0x2_0002, 1, Disposition::Ignored),
+        read("register-read", 0x2_0003, Disposition::Register),
+        write("register-write", 0x2_0003, 1, Disposition::Register),
+        after(pin("pin-first", Disposition::Pinned), Before::HostWrote),
+        after(pin("pin-again", Disposition::Pinned), Before::Write(5)),
+        after(pin("pin-refused", Disposition::Denied), Before::Write(6)),
+        write("sticky", 0xc000_0084, 1, Disposition::Sticky),
+        write("mask", 0xc000_0083, 1, Disposition::Masked),
+        read("handler", 0x2_0004, Disposition::Handled),
+        read("kill", 0x2_0005, Disposition::Killed),
+        read("kill-and-event", 0x2_0005, Disposition::Killed),
         reason(
-            read("unknown", 0x2_0000, Deed::Unknown),
+            read("unknown", 0x2_0000, Disposition::Unknown),
             ExitReason::Unknown,
         ),
         reason(
-            write("invalid", 0x2_0000, 1, Deed::Denied),
+            write("invalid", 0x2_0000, 1, Disposition::Denied),
             ExitReason::Invalid,
         ),
-        write("device-deny", 0x79, 0x1000, Deed::Denied),
-        read("value-and-event", 0x2_0007, Deed::Value),
-        read("first-touch", 0x2_0006, Deed::Allowed),
+        write("device-deny", 0x79, 0x1000, Disposition::Denied),
+        read("value-and-event", 0x2_0007, Disposition::Value),
+        read("first-touch", 0x2_0006, Disposition::Allowed),
     ]
 }
 
-fn case(name: &'static str, index: u32, access: Access, data: u64, deed: Deed) -> Case {
+fn case(
+    name: &'static str,
+    index: u32,
+    access: Access,
+    data: u64,
+    disposition: Disposition,
+) -> Case {
     Case {
         name,
         exit: Exit {
@@ -122,7 +129,7 @@ fn case(name: &'static str, index: u32, access: Access, data: u64, deed: Deed) -
             data,
             reason: ExitReason::Filter,
         },
-        deed,
+        disposition,
         before: Before::Nothing,
     }
 }
@@ -162,7 +169,7 @@ pub fn prepare(msrs: &mut VcpuGate, vcpu: &mut PaperVcpu, case: &Case) {
     match case.before {
         Before::Nothing => {}
         Before::HostWrote => {
-            let _ = vcpu.host_wrote(msrs, case.exit.index);
+            let _ = vcpu.msr_set_by_host(msrs, case.exit.index);
         }
         Before::Elsewhere => {
             for offset in [0x1_0000, 0xff00] {
@@ -172,7 +179,7 @@ pub fn prepare(msrs: &mut VcpuGate, vcpu: &mut PaperVcpu, case: &Case) {
             }
         }
         Before::Write(data) => {
-            let _ = vcpu.host_wrote(msrs, case.exit.index);
+            let _ = vcpu.msr_set_by_host(msrs, case.exit.index);
             vcpu.leave(&Exit { data, ..case.exit });
             let _ = vcpu.answer(msrs);
         }

@@ -7,7 +7,7 @@ use std::io::Write;
 use msrgate_filter::{Access, MsrIndex, Register, RegisterMap, Revision};
 use msrgate_kvm::measure::{Backend, Case, KvmBackend, ModelBackend, WriteEffect, measure};
 use msrgate_kvm::{HostCaps, HostError};
-use msrgate_policy::{MsrSet, Policy, Variant, points, registers, write_effect};
+use msrgate_policy::{MsrSet, Policy, Variant, registers, test_points, write_effect};
 
 use crate::cli::{BackendArg, Format, TestArgs};
 use crate::failure::{Answer, Failure};
@@ -60,7 +60,7 @@ fn cases(policy: &Policy, variant: &Variant, msrs: &[MsrSet]) -> Result<Vec<Case
         )));
     }
     let mut indices: Vec<MsrIndex> = if msrs.is_empty() {
-        points(policy, variant)
+        test_points(policy, variant)
     } else {
         let ranges = msrs.iter().flat_map(MsrSet::ranges);
         let all = ranges.flat_map(|range| range.first().get()..=range.last().get());

@@ -127,7 +127,7 @@ fn bitmaps_are_padded_to_whole_words() {
     };
     let filter = Filter::new(
         Revision::Mainline,
-        Fallback::Deny,
+        DefaultAction::Deny,
         vec![range(1), range(65), range(64)],
     )
     .unwrap();

@@ -7,7 +7,7 @@ use crate::bitmap::Bitmap;
 use crate::decide::Because;
 use crate::filter::Filter;
 use crate::msr::Accesses;
-use crate::range::{Fallback, Range};
+use crate::range::{DefaultAction, Range};
 use crate::revision::Revision;
 
 const VMX_BASES: [u32; 2] = [0, 0xc000_0000];
@@ -265,7 +265,7 @@ fn filter(seed: u64) -> Filter {
             Range::new(accesses, MsrIndex::new(base), bitmap)
         })
         .collect();
-    Filter::new(Revision::Mainline, Fallback::Allow, ranges).unwrap()
+    Filter::new(Revision::Mainline, DefaultAction::Allow, ranges).unwrap()
 }
 
 /// The whole map, bit by bit, as S6.3 and S6.4 say it.

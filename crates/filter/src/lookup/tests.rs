@@ -33,9 +33,9 @@ fn oracle(filter: &Filter, index: MsrIndex, access: Access) -> Decision {
             };
         }
     }
-    let verdict = match filter.fallback() {
-        Fallback::Allow => Verdict::Allow,
-        Fallback::Deny => Verdict::Deny,
+    let verdict = match filter.default_action() {
+        DefaultAction::Allow => Verdict::Allow,
+        DefaultAction::Deny => Verdict::Deny,
     };
     Decision {
         verdict,
@@ -71,15 +71,15 @@ fn range() -> impl Strategy<Value = Range> {
 /// Any filter that can be set, of either revision.
 pub(crate) fn filter() -> impl Strategy<Value = Filter> {
     let revision = prop_oneof![Just(Revision::Mainline), Just(Revision::V6)];
-    let fallback = prop_oneof![Just(Fallback::Allow), Just(Fallback::Deny)];
+    let default_action = prop_oneof![Just(DefaultAction::Allow), Just(DefaultAction::Deny)];
     (
         revision,
-        fallback,
+        default_action,
         prop::collection::vec(range(), 0..=MAX_RANGES),
     )
         .prop_filter_map(
             "default deny needs a range",
-            |(revision, fallback, ranges)| Filter::new(revision, fallback, ranges).ok(),
+            |(revision, default_action, ranges)| Filter::new(revision, default_action, ranges).ok(),
         )
 }
 
@@ -129,7 +129,7 @@ fn largest(accesses: Accesses) -> Filter {
             Range::new(accesses, base, bitmap)
         })
         .collect();
-    Filter::new(Revision::Mainline, Fallback::Deny, ranges).unwrap()
+    Filter::new(Revision::Mainline, DefaultAction::Deny, ranges).unwrap()
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn the_largest_lookup_fits_its_limits() {
 fn room_that_a_caller_left_in_its_list_is_given_back() {
     let mut ranges = Vec::with_capacity(1 << 20);
     ranges.extend_from_slice(largest(Accesses::Both).ranges());
-    let filter = Filter::new(Revision::Mainline, Fallback::Deny, ranges).unwrap();
+    let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, ranges).unwrap();
     assert!(filter.footprint() <= 128 * 1024);
 }
 
@@ -160,7 +160,7 @@ fn many_ranges_in_one_block() {
             Range::new(Accesses::Write, MsrIndex::new(0x100 + 4 * number), bitmap)
         })
         .collect();
-    let filter = Filter::new(Revision::Mainline, Fallback::Allow, ranges).unwrap();
+    let filter = Filter::new(Revision::Mainline, DefaultAction::Allow, ranges).unwrap();
     for index in (0xc0..0x180).map(MsrIndex::new) {
         for access in Access::ALL {
             assert_eq!(filter.decide(index, access), oracle(&filter, index, access));

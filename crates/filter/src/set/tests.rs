@@ -400,8 +400,8 @@ fn s2_7_v6_publishes_as_it_goes() {
         panic!("{call:?}");
     };
     assert_eq!(
-        [cleared.fallback(), new_default.fallback()],
-        [Fallback::Allow, Fallback::Deny]
+        [cleared.default_action(), new_default.default_action()],
+        [DefaultAction::Allow, DefaultAction::Deny]
     );
     // Without ranges the default does not count: everything passes.
     assert_eq!(

@@ -1,8 +1,8 @@
 //! A VM with a vCPU that is about to access an MSR.
 
 use msrgate_filter::{
-    Accesses, Bitmap, Capability, Exit, ExitReason, Fallback, Filter, Gprs, Instruction, MsrIndex,
-    Range, ReasonMask, Register, RegisterMap, Revision, RunExit, Vcpu, Vm,
+    Accesses, Bitmap, Capability, DefaultAction, Exit, ExitReason, Filter, Gprs, Instruction,
+    MsrIndex, Range, ReasonMask, Register, RegisterMap, Revision, RunExit, Vcpu, Vm,
 };
 
 /// A register that takes any value.
@@ -50,7 +50,7 @@ pub(crate) fn denying(revision: Revision, accesses: Accesses, indices: &[MsrInde
         Range::new(accesses, *index, bitmap)
     };
     let ranges = indices.iter().map(deny).collect();
-    Filter::new(revision, Fallback::Allow, ranges).expect("a few ranges")
+    Filter::new(revision, DefaultAction::Allow, ranges).expect("a few ranges")
 }
 
 /// A VM and its vCPU, in which these are denied both ways and every failure exits.

@@ -2,8 +2,8 @@
 
 use msrgate_filter::abi::CallerWidth;
 use msrgate_filter::{
-    Access, Accesses, Because, Errno, Fallback, Filter, ForeignFilter, MsrIndex, Revision, Verdict,
-    Vm,
+    Access, Accesses, Because, DefaultAction, Errno, Filter, ForeignFilter, MsrIndex, Revision,
+    Verdict, Vm,
 };
 
 use crate::caller;
@@ -93,7 +93,7 @@ fn s2_1_an_unreadable_struct_changes_nothing_on_either() {
 fn s2_3_no_range_at_all_means_what_the_revision_says() {
     for revision in Revision::ALL {
         let vm = Vm::new(revision);
-        let empty = Filter::new(revision, Fallback::Allow, Vec::new()).unwrap();
+        let empty = Filter::new(revision, DefaultAction::Allow, Vec::new()).unwrap();
         let denies = |request: &mut msrgate_filter::abi::Request| request.flags = 1;
         let result = caller::edited(&vm, CallerWidth::Bits64, &empty, denies);
         match revision {

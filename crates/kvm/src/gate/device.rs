@@ -62,7 +62,7 @@ pub trait Device: Send {
     fn read(
         &mut self,
         index: MsrIndex,
-        machine: &mut dyn Machine,
+        context: &mut dyn DeviceContext,
     ) -> Result<Option<u64>, CallErrno>;
 
     /// A write of `value`.
@@ -73,14 +73,14 @@ pub trait Device: Send {
         &mut self,
         index: MsrIndex,
         value: u64,
-        machine: &mut dyn Machine,
+        context: &mut dyn DeviceContext,
     ) -> Result<Written, CallErrno>;
 
     /// The vCPU is reset; it has not run since.
     ///
     /// # Errors
     /// A call failed.
-    fn reset(&mut self, machine: &mut dyn Machine) -> Result<(), CallErrno>;
+    fn reset(&mut self, context: &mut dyn DeviceContext) -> Result<(), CallErrno>;
 
     /// Its state, for a snapshot.
     fn save(&self) -> Vec<u8>;
@@ -114,7 +114,7 @@ impl fmt::Display for BadState {
 impl std::error::Error for BadState {}
 
 /// What a device may do to the vCPU whose access it answers.
-pub trait Machine {
+pub trait DeviceContext {
     /// Copies bytes at a linear address of the guest, through the vCPU's own translation, once.
     ///
     /// # Errors
@@ -149,7 +149,7 @@ pub(super) struct Through<'a, P> {
 /// Bytes of a page; a linear address is translated once for each.
 const PAGE: u64 = 0x1000;
 
-impl<P: Port> Machine for Through<'_, P> {
+impl<P: Port> DeviceContext for Through<'_, P> {
     fn read_linear(&mut self, from: u64, into: &mut [u8]) -> Result<Copied, CallErrno> {
         let Some(memory) = self.memory else {
             return Ok(Copied::NotMapped);
@@ -212,22 +212,22 @@ impl MicrocodeDevice {
     }
 
     /// Has the guest read this revision.
-    pub(super) fn show(&self, machine: &mut dyn Machine) -> Result<Written, CallErrno> {
-        machine.set_register(SIGN_ID, revision_value(&self.cpu, self.revision))
+    pub(super) fn show(&self, context: &mut dyn DeviceContext) -> Result<Written, CallErrno> {
+        context.set_register(SIGN_ID, revision_value(&self.cpu, self.revision))
     }
 
     fn load(
         &mut self,
         trigger: MsrIndex,
         value: u64,
-        machine: &mut dyn Machine,
+        context: &mut dyn DeviceContext,
     ) -> Result<Written, CallErrno> {
         let (at, length) = update_header_at(trigger, value);
         let mut header = [0; 64];
         let Some(header) = header.get_mut(..length) else {
             return Ok(Written::Fault);
         };
-        if machine.read_linear(at, header)? == Copied::NotMapped {
+        if context.read_linear(at, header)? == Copied::NotMapped {
             // A CPU would raise #PF, which user space cannot ask for here; nothing is loaded
             // either way.
             return Ok(Written::Fault);
@@ -236,12 +236,12 @@ impl MicrocodeDevice {
             return Ok(Written::Done);
         };
         self.revision = header.revision();
-        self.show(machine)
+        self.show(context)
     }
 }
 
 impl Device for MicrocodeDevice {
-    fn read(&mut self, _: MsrIndex, _: &mut dyn Machine) -> Result<Option<u64>, CallErrno> {
+    fn read(&mut self, _: MsrIndex, _: &mut dyn DeviceContext) -> Result<Option<u64>, CallErrno> {
         // The trigger is write-only (SDM volume 4).
         Ok(None)
     }
@@ -250,19 +250,19 @@ impl Device for MicrocodeDevice {
         &mut self,
         index: MsrIndex,
         value: u64,
-        machine: &mut dyn Machine,
+        context: &mut dyn DeviceContext,
     ) -> Result<Written, CallErrno> {
         match self.settings.update {
             Update::Deny => Ok(Written::Fault),
             Update::Ignore => Ok(Written::Done),
-            Update::Accept => self.load(index, value, machine),
+            Update::Accept => self.load(index, value, context),
         }
     }
 
-    fn reset(&mut self, machine: &mut dyn Machine) -> Result<(), CallErrno> {
+    fn reset(&mut self, context: &mut dyn DeviceContext) -> Result<(), CallErrno> {
         // A loaded update survives INIT on hardware, and goes with power: a VMM's reset is both.
         self.revision = self.settings.revision;
-        self.show(machine).map(drop)
+        self.show(context).map(drop)
     }
 
     fn save(&self) -> Vec<u8> {
@@ -279,15 +279,15 @@ impl Device for MicrocodeDevice {
 pub(super) fn ask(
     device: &mut dyn Device,
     exit: &msrgate_filter::Exit,
-    machine: &mut dyn Machine,
+    context: &mut dyn DeviceContext,
 ) -> Result<msrgate_filter::Reply, CallErrno> {
     use msrgate_filter::Reply;
     match exit.access {
-        Access::Read => Ok(match device.read(exit.index, machine)? {
+        Access::Read => Ok(match device.read(exit.index, context)? {
             Some(value) => Reply::value(value),
             None => Reply::FAULT,
         }),
-        Access::Write => Ok(match device.write(exit.index, exit.data, machine)? {
+        Access::Write => Ok(match device.write(exit.index, exit.data, context)? {
             Written::Done => Reply::DONE,
             Written::Fault => Reply::FAULT,
         }),

@@ -9,7 +9,7 @@ use msrgate_program::answer::{ResponderError, RestoreError};
 use msrgate_program::{CompileError, Cpu, one_line};
 
 use super::id::VcpuId;
-use super::opened::Closed;
+use super::pass_requests::Closed;
 use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
 use crate::install::InstallError;

@@ -28,9 +28,9 @@ pub use sink::Sink;
 pub use sink::TracingSink;
 pub use thread::EventThread;
 
-pub(super) use event::Happened;
+pub(super) use event::EventRecord;
 pub(super) use limit::{Limit, Passage};
-pub(super) use reader::{Track, Tracks};
+pub(super) use reader::{VcpuLog, VcpuLogs};
 
 use super::error::GateError;
 
@@ -40,7 +40,7 @@ pub struct EventOptions {
     /// Events that a vCPU's queue holds, from 1 (which 0 is, too) to [`Self::LONGEST_QUEUE`]; a queue
     /// takes 80 bytes for each, and for the event of a kill beyond them. 256 unless set.
     pub queue: usize,
-    /// Events of one (MSR, access, deed) that a vCPU makes a second, of kills all together; the rest is
+    /// Events of one (MSR, access, disposition) that a vCPU makes a second, of kills all together; the rest is
     /// counted, see [`VcpuDrops::held_back`]. 100 unless set.
     pub per_second: u32,
     /// Whether events hold the values that guests write. Not unless asked for: `IA32_LSTAR` gives

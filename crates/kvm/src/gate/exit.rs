@@ -7,20 +7,22 @@ use std::thread;
 use std::time::Instant;
 
 use msrgate_filter::{Access, Exit, MsrIndex, Reply};
-use msrgate_program::answer::{Answer, Carried, Deed, Forwarded, Responder, Step, VcpuState};
+use msrgate_program::answer::{
+    Answer, Carried, Disposition, Forwarded, Responder, Response, VcpuState,
+};
 use msrgate_program::{CpuidBit, Mode};
 
 use super::chosen::Alive;
 use super::cpuid::{GuestCpuid, ReliedOn};
-use super::current::Numbered;
 use super::device::{self, Device, MicrocodeDevice, Through};
 use super::device_set::DeviceSet;
 use super::error::AnswerError;
-use super::events::{Happened, Limit, Passage, Rip, Track, Values};
+use super::events::{EventRecord, Limit, Passage, Rip, Values, VcpuLog};
 use super::id::VcpuId;
-use super::outcome::{Asked, Outcome, Violation};
+use super::outcome::{HandlerRequest, Outcome, Violation};
 use super::port::Port;
-use super::rewound::{Filter, Rewound, Wait};
+use super::published::Generation;
+use super::rewind_timer::{Filter, RewindTimer, Wait};
 use super::seen::Touch;
 use super::shared::Shared;
 use crate::sys::calls::{self, Level, Taken};
@@ -37,16 +39,16 @@ pub(super) struct Answering {
     pub(super) devices: DeviceSet,
     /// What it had under the program before, as long as this one may be withdrawn.
     pub(super) before: Option<Before>,
-    track: Arc<Track>,
+    log: Arc<VcpuLog>,
     limit: Limit,
     /// How many exits have been handed to the VMM's own code or answered.
     pub(super) exits: u64,
     /// The exit that the VMM's own code is to answer, and the program that says so.
-    handed_out: Option<(Numbered<Responder>, Exit)>,
+    handed_out: Option<(Generation<Responder>, Exit)>,
     /// Where the guest was at the exit that is being answered, if events are to say it.
     rip: Option<u64>,
     may_nest: MayNest,
-    rewound: Rewound,
+    rewound: RewindTimer,
 }
 
 /// Whether the vCPU may run a nested guest.
@@ -58,8 +60,8 @@ pub(super) enum MayNest {
 
 /// What became of a step that this vCPU could do alone.
 enum Done {
-    Reply(Reply, Deed),
-    Rewound,
+    Reply(Reply, Disposition),
+    RewindTimer,
 }
 
 /// The number of the next vCPU's part.
@@ -94,20 +96,24 @@ impl Answering {
             relied_on: cpuid.relied_on(bits.take()),
             devices,
             before: None,
-            track: shared.tracks.add(id, shared.options.events.queue),
+            log: shared.logs.add(id, shared.options.events.queue),
             limit: Limit::new(shared.options.events.per_second),
             exits: 0,
             handed_out: None,
             rip: None,
             may_nest,
-            rewound: Rewound::never(),
+            rewound: RewindTimer::never(),
             shared: Arc::clone(shared),
         }
     }
 
     /// Goes from one program to another, which may be the one before: back, if this one has been
     /// withdrawn.
-    pub(super) fn follow(&mut self, program: &mut Numbered<Responder>, other: Numbered<Responder>) {
+    pub(super) fn follow(
+        &mut self,
+        program: &mut Generation<Responder>,
+        other: Generation<Responder>,
+    ) {
         if program.is_withdrawn()
             && let Some(before) = self.before.take()
         {
@@ -130,7 +136,7 @@ impl Answering {
     #[inline]
     pub(super) fn answer(
         &mut self,
-        program: &Numbered<Responder>,
+        program: &Generation<Responder>,
         port: &mut impl Port,
         exit: &Exit,
     ) -> Result<Outcome, AnswerError> {
@@ -141,26 +147,26 @@ impl Answering {
             port.ask_for_registers();
         }
         let answer = program.thing.respond(&mut self.state, exit);
-        let done = match answer.step {
-            Step::Reply(reply) => Done::Reply(reply, answer.deed),
-            Step::Forward(ref access) => self.forward(program, port, exit, &answer, access)?,
-            Step::Device(_) => self.ask(port, exit, answer.deed, None)?,
-            Step::Handler(name) if self.devices.own.contains_key(&**name) => {
-                self.ask(port, exit, answer.deed, Some(name))?
+        let done = match answer.response {
+            Response::Reply(reply) => Done::Reply(reply, answer.disposition),
+            Response::Forward(ref access) => self.forward(program, port, exit, &answer, access)?,
+            Response::Device(_) => self.ask(port, exit, answer.disposition, None)?,
+            Response::Handler(name) if self.devices.own.contains_key(&**name) => {
+                self.ask(port, exit, answer.disposition, Some(name))?
             }
-            Step::Handler(name) => {
+            Response::Handler(name) => {
                 self.handed_out = Some((program.clone(), *exit));
                 port.mark();
-                return Ok(Outcome::Handler(Asked {
+                return Ok(Outcome::Handler(HandlerRequest {
                     handler: Arc::clone(name),
                     exit: *exit,
                     by: self.number,
                     number: self.exits,
                 }));
             }
-            Step::Rewind | Step::Open => self.let_through(program, port, exit, &answer)?,
-            Step::Kill => {
-                self.tell(program, exit, &answer, answer.deed);
+            Response::Rewind | Response::Open => self.let_through(program, port, exit, &answer)?,
+            Response::Kill => {
+                self.tell(program, exit, &answer, answer.disposition);
                 port.settle();
                 return Ok(Outcome::Kill(Violation {
                     vcpu: self.id,
@@ -169,16 +175,16 @@ impl Answering {
                 }));
             }
             // Of a step that is not known here nothing is done.
-            _ => Done::Reply(Reply::FAULT, Deed::Denied),
+            _ => Done::Reply(Reply::FAULT, Disposition::Denied),
         };
         match done {
-            Done::Reply(reply, deed) => {
-                self.rewound = Rewound::never();
-                self.tell(program, exit, &answer, deed);
+            Done::Reply(reply, disposition) => {
+                self.rewound = RewindTimer::never();
+                self.tell(program, exit, &answer, disposition);
                 port.reply(reply);
                 port.settle();
             }
-            Done::Rewound => {}
+            Done::RewindTimer => {}
         }
         Ok(Outcome::Resume)
     }
@@ -188,16 +194,16 @@ impl Answering {
     #[cold]
     #[inline(never)]
     pub(super) fn finished(&mut self, reply: Reply) {
-        let deed = if reply.error == 0 {
-            Deed::Handled
+        let disposition = if reply.error == 0 {
+            Disposition::Handled
         } else {
-            Deed::Denied
+            Disposition::Denied
         };
         if let Some((program, exit)) = self.handed_out.take() {
             // The program that handed it out says the same once more, and what it says of a handler touches
             // nothing of the state, which may be of another program by now.
             let answer = program.thing.respond(&mut self.state, &exit);
-            self.tell(&program, &exit, &answer, deed);
+            self.tell(&program, &exit, &answer, disposition);
         }
     }
 
@@ -225,14 +231,14 @@ impl Answering {
     #[inline(never)]
     fn let_through(
         &mut self,
-        program: &Numbered<Responder>,
+        program: &Generation<Responder>,
         port: &mut impl Port,
         exit: &Exit,
         answer: &Answer<'_>,
     ) -> Result<Done, AnswerError> {
-        if answer.step == Step::Open || program.thing.is_traced() {
-            if answer.step == Step::Open {
-                self.tell(program, exit, answer, answer.deed);
+        if answer.response == Response::Open || program.thing.is_traced() {
+            if answer.response == Response::Open {
+                self.tell(program, exit, answer, answer.disposition);
             }
             let opened = &self.shared.opened;
             opened.ask(program.number, exit.index, exit.access)?;
@@ -254,12 +260,12 @@ impl Answering {
         if wait == Wait::GoOn || self.shared.opened.is_waiting() {
             thread::yield_now();
         }
-        Ok(Done::Rewound)
+        Ok(Done::RewindTimer)
     }
 
     fn forward(
         &mut self,
-        program: &Numbered<Responder>,
+        program: &Generation<Responder>,
         port: &mut impl Port,
         exit: &Exit,
         answer: &Answer<'_>,
@@ -268,31 +274,31 @@ impl Answering {
         if self.may_nest == MayNest::Perhaps && port.level()? == Level::Nested {
             // The register is the nested guest's. What is only to be seen, or recorded, it may do itself.
             let is_audit = program.thing.program().settings().mode == Mode::Audit;
-            if answer.deed != Deed::Allowed && !is_audit {
-                return Ok(Done::Reply(Reply::FAULT, Deed::Denied));
+            if answer.disposition != Disposition::Allowed && !is_audit {
+                return Ok(Done::Reply(Reply::FAULT, Disposition::Denied));
             }
             let mut open = *answer;
-            open.step = Step::Open;
+            open.response = Response::Open;
             return self.let_through(program, port, exit, &open);
         }
         let current = if access.needs_current() {
             match port.register(access.index())? {
                 Some(value) => value,
-                None => return Ok(Done::Reply(Reply::FAULT, Deed::Denied)),
+                None => return Ok(Done::Reply(Reply::FAULT, Disposition::Denied)),
             }
         } else {
             0
         };
-        let (carried, deed) = access.carry(current);
+        let (carried, disposition) = access.carry(current);
         Ok(match carried {
-            Carried::Value(value) => Done::Reply(Reply::value(value), deed),
-            Carried::Fault => Done::Reply(Reply::FAULT, deed),
+            Carried::Value(value) => Done::Reply(Reply::value(value), disposition),
+            Carried::Fault => Done::Reply(Reply::FAULT, disposition),
             Carried::Set(value) => match port.set_register(access.index(), value)? {
                 Taken::Yes => {
                     self.state.carried(access);
-                    Done::Reply(Reply::DONE, deed)
+                    Done::Reply(Reply::DONE, disposition)
                 }
-                Taken::No => Done::Reply(Reply::FAULT, Deed::Denied),
+                Taken::No => Done::Reply(Reply::FAULT, Disposition::Denied),
             },
         })
     }
@@ -302,7 +308,7 @@ impl Answering {
         &mut self,
         port: &mut impl Port,
         exit: &Exit,
-        deed: Deed,
+        disposition: Disposition,
         handler: Option<&str>,
     ) -> Result<Done, AnswerError> {
         let mut machine = Through {
@@ -323,32 +329,42 @@ impl Answering {
             Some(device) => device::ask(device, exit, &mut machine)?,
             None => Reply::FAULT,
         };
-        let deed = if reply.error == 0 { deed } else { Deed::Denied };
-        Ok(Done::Reply(reply, deed))
+        let disposition = if reply.error == 0 {
+            disposition
+        } else {
+            Disposition::Denied
+        };
+        Ok(Done::Reply(reply, disposition))
     }
 
     /// Counts an access, and makes an event of it if the policy wants one.
     #[inline]
     fn tell(
         &mut self,
-        program: &Numbered<Responder>,
+        program: &Generation<Responder>,
         exit: &Exit,
         answer: &Answer<'_>,
-        deed: Deed,
+        disposition: Disposition,
     ) {
-        self.track.count(exit.index, exit.access, deed);
+        self.log.count(exit.index, exit.access, disposition);
         let seen = &self.shared.seen;
         // What nobody remembers is told: a guest could make the VM forget what it wants to hide.
         let touch = || seen.touch(program.number, exit.index, exit.access);
         let responder = &program.thing;
-        if responder.is_event(exit, answer, deed, || touch() != Touch::Again) {
-            self.note(responder, exit, answer, deed);
+        if responder.is_event(exit, answer, disposition, || touch() != Touch::Again) {
+            self.note(responder, exit, answer, disposition);
         }
     }
 
     /// Makes an event of an access, unless there have been too many of its kind.
     #[inline(never)]
-    fn note(&mut self, responder: &Responder, exit: &Exit, answer: &Answer<'_>, deed: Deed) {
+    fn note(
+        &mut self,
+        responder: &Responder,
+        exit: &Exit,
+        answer: &Answer<'_>,
+        disposition: Disposition,
+    ) {
         let Exit {
             index,
             access,
@@ -356,18 +372,18 @@ impl Answering {
             data,
         } = *exit;
         let time = calls::now();
-        let Passage::Passes { held_back } = self.limit.ask(index, access, deed, time) else {
-            self.track.hold_back();
+        let Passage::Passes { held_back } = self.limit.ask(index, access, disposition, time) else {
+            self.log.hold_back();
             return;
         };
         let options = &self.shared.options.events;
         let is_write = access == Access::Write;
-        self.track.tell(&Happened {
+        self.log.tell(&EventRecord {
             time,
             index,
             access,
             reason,
-            deed,
+            disposition,
             value: (is_write && options.values == Values::Shown).then_some(data),
             rip: self.rip,
             origin: responder.variant().rules().origin(answer.decided_by()),
@@ -384,7 +400,7 @@ impl Answering {
 /// it had when it takes over a program that is only tried, until it sees that this is kept or takes
 /// over another. That is all it ever needs: a replacement is decided before the next begins.
 pub(super) struct Before {
-    pub(super) program: Numbered<Responder>,
+    pub(super) program: Generation<Responder>,
     pub(super) state: VcpuState,
     /// If the program after it has none.
     pub(super) microcode: Option<MicrocodeDevice>,
@@ -399,8 +415,8 @@ impl Before {
     }
 
     /// The host wrote a register of the vCPU.
-    pub(super) fn host_wrote(&mut self, index: MsrIndex) {
-        self.state.host_wrote(&self.program.thing, index);
+    pub(super) fn msr_set_by_host(&mut self, index: MsrIndex) {
+        self.state.msr_set_by_host(&self.program.thing, index);
     }
 
     /// Back from the program that was withdrawn, under which the vCPU holds `state` and `devices`.
@@ -409,7 +425,7 @@ impl Before {
         withdrawn: &Responder,
         state: &VcpuState,
         devices: &mut DeviceSet,
-    ) -> (Numbered<Responder>, VcpuState) {
+    ) -> (Generation<Responder>, VcpuState) {
         let state = state.back(withdrawn, &self.state, &self.program.thing);
         devices.back(self.microcode, &self.program.thing);
         (self.program, state)

@@ -1,12 +1,12 @@
 //! The filters of a program that a gate puts into the kernel.
 
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
+    Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, ReasonMask, Revision,
 };
 use msrgate_program::answer::Responder;
 use msrgate_program::{CompileError, PackError};
 
-use super::opened::Wanted;
+use super::pass_requests::Wanted;
 
 /// What a program's filter is at first, and its mask.
 pub(super) fn first_filter(responder: &Responder) -> Result<(Filter, ReasonMask), CompileError> {
@@ -28,7 +28,7 @@ pub(super) fn deny_all() -> Result<Filter, CompileError> {
     let too_many = |_| CompileError::Pack(PackError::TooManyRanges(Vec::new()));
     let bitmap = Bitmap::from_fn(1, |_| false).map_err(too_many)?;
     let range = Range::new(Accesses::Both, MsrIndex::MIN, bitmap);
-    Filter::new(Revision::Mainline, Fallback::Deny, vec![range])
+    Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range])
         .map_err(|_| CompileError::Pack(PackError::TooManyRanges(Vec::new())))
 }
 

@@ -14,7 +14,7 @@ pub enum Outcome {
     /// Run the vCPU.
     Resume,
     /// Answer, by [`VcpuGate::finish`](super::VcpuGate::finish): the policy names the VMM's own code.
-    Handler(Asked),
+    Handler(HandlerRequest),
     /// End the call or the VM, as the policy says. A vCPU that is run on gets #GP.
     Kill(Violation),
 }
@@ -22,7 +22,7 @@ pub enum Outcome {
 /// An access that the VMM's own code is to answer. If it does not, the guest gets #GP.
 #[derive(Debug)]
 #[must_use = "an access that nobody answers is a #GP"]
-pub struct Asked {
+pub struct HandlerRequest {
     pub(super) handler: Arc<str>,
     pub(super) exit: Exit,
     /// The number of the vCPU's part that handed it out, of this gate or another.
@@ -31,7 +31,7 @@ pub struct Asked {
     pub(super) number: u64,
 }
 
-impl Asked {
+impl HandlerRequest {
     /// The name that the policy has for the code.
     #[must_use]
     pub fn handler(&self) -> &str {

@@ -13,7 +13,7 @@ use msrgate_program::Program;
 use super::bound::Place;
 use super::port::{KvmPort, Port};
 use super::vm::VmPort;
-use super::{Asked, Gate, GateError, GateOptions, Outcome, VcpuGate};
+use super::{Gate, GateError, GateOptions, HandlerRequest, Outcome, VcpuGate};
 use crate::errno::CallErrno;
 use crate::exit::RawReason;
 use crate::gate::AnswerError;
@@ -79,9 +79,13 @@ impl PaperVcpu {
     /// Has the gate told that the VMM has written an MSR.
     ///
     /// # Errors
-    /// As [`VcpuGate::host_wrote`].
-    pub fn host_wrote(&mut self, gate: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
-        gate.host_wrote_at(&self.port(), index)
+    /// As [`VcpuGate::msr_set_by_host`].
+    pub fn msr_set_by_host(
+        &mut self,
+        gate: &mut VcpuGate,
+        index: MsrIndex,
+    ) -> Result<(), AnswerError> {
+        gate.msr_set_by_host_at(&self.port(), index)
     }
 
     /// Has its exit answered.
@@ -100,7 +104,7 @@ impl PaperVcpu {
     pub fn finish(
         &mut self,
         gate: &mut VcpuGate,
-        asked: Asked,
+        asked: HandlerRequest,
         reply: Reply,
     ) -> Result<(), AnswerError> {
         gate.finish_at(&mut self.port(), &asked, reply)

@@ -12,9 +12,9 @@ const SEEN: usize = 8192;
 pub(super) struct Seen(Kinds<SEEN>);
 
 /// An access of the VM's guest that was to be told the first time: see
-/// [`Gate::touched`](super::Gate::touched).
+/// [`Gate::first_accesses`](super::Gate::first_accesses).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Touched {
+pub struct FirstAccess {
     /// To which MSR.
     pub index: MsrIndex,
     /// In which direction.
@@ -46,11 +46,11 @@ impl Seen {
     }
 
     /// What was seen under the program of this number, in order.
-    pub(super) fn under(&self, program: u64) -> Vec<Touched> {
+    pub(super) fn under(&self, program: u64) -> Vec<FirstAccess> {
         let of_it = self.0.all().map(|(_, kind)| kind);
         let of_it = of_it.filter(|kind| kind.tag() == program);
         let mut touched: Vec<_> = of_it
-            .map(|kind| Touched {
+            .map(|kind| FirstAccess {
                 index: kind.index(),
                 access: kind.access(),
             })
@@ -89,7 +89,7 @@ mod tests {
         let all: Vec<_> = [0, 0x10, 0xc000_0082, u32::MAX]
             .into_iter()
             .flat_map(|index| Access::ALL.map(|access| (msr(index), access)))
-            .map(|(index, access)| Touched { index, access })
+            .map(|(index, access)| FirstAccess { index, access })
             .collect();
         assert_eq!((seen.under(0), seen.under(1)), (all.clone(), all.clone()));
         assert_eq!(seen.under(2), []);

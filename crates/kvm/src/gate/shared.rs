@@ -10,13 +10,13 @@ use msrgate_program::{CompileError, Program};
 
 use super::bound::Place;
 use super::chosen::Chosen;
-use super::current::Current;
 use super::error::{GateError, VcpuError};
-use super::events::{Rip, Tracks};
+use super::events::{Rip, VcpuLogs};
 use super::filters;
 use super::id::VcpuId;
-use super::opened::Opened;
 use super::options::GateOptions;
+use super::pass_requests::PassRequests;
+use super::published::Published;
 use super::seen::Seen;
 use super::vm::VmPort;
 use crate::probe::HostCaps;
@@ -24,15 +24,15 @@ use crate::probe::HostCaps;
 /// A gate of a VM, as all its threads have it.
 pub(super) struct Shared {
     /// The program in force, ready to answer.
-    pub(super) current: Current<Responder>,
+    pub(super) current: Published<Responder>,
     pub(super) control: Mutex<Control>,
     /// The vCPUs that have a part of the gate, by the addresses of their pages.
     pub(super) tied: Mutex<BTreeMap<usize, VcpuId>>,
     /// The process that made the gate.
     pub(super) process: u32,
-    pub(super) tracks: Arc<Tracks>,
+    pub(super) logs: Arc<VcpuLogs>,
     pub(super) seen: Seen,
-    pub(super) opened: Opened,
+    pub(super) opened: PassRequests,
     pub(super) options: GateOptions,
     pub(super) host: HostCaps,
 }

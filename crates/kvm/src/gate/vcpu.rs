@@ -9,15 +9,15 @@ use msrgate_program::answer::{Responder, Saved};
 
 use super::bound::{Beginning, Bound, Place};
 use super::cpuid::CpuidLeaves;
-use super::current::Numbered;
 use super::device::Through;
 use super::error::{AnswerError, StateError, VcpuError};
 use super::events::Rip;
 use super::exit::Answering;
 use super::handle::VcpuHandle;
 use super::id::VcpuId;
-use super::outcome::{Asked, Outcome};
+use super::outcome::{HandlerRequest, Outcome};
 use super::port::{KvmPort, Port};
+use super::published::Generation;
 use super::shared::Past;
 use crate::sys::calls::Taken;
 
@@ -45,7 +45,7 @@ pub struct VcpuGate {
     /// The vCPU that it answers for.
     bound: Bound,
     /// The program that this vCPU last answered by.
-    program: Numbered<Responder>,
+    program: Generation<Responder>,
     /// Its number, or [`UNSETTLED`] as long as it may be withdrawn.
     settled: u64,
     own: Answering,
@@ -70,7 +70,7 @@ impl Drop for VcpuGate {
 }
 
 impl VcpuGate {
-    pub(super) const fn new(program: Numbered<Responder>, own: Answering) -> Self {
+    pub(super) const fn new(program: Generation<Responder>, own: Answering) -> Self {
         Self {
             bound: Bound::nowhere(),
             settled: program.number,
@@ -111,7 +111,7 @@ impl VcpuGate {
     pub fn finish(
         &mut self,
         vcpu: &mut impl VcpuHandle,
-        asked: Asked,
+        asked: HandlerRequest,
         reply: Reply,
     ) -> Result<(), AnswerError> {
         self.finish_at(&mut port(vcpu), &asked, reply)
@@ -141,12 +141,12 @@ impl VcpuGate {
     /// # Errors
     /// `vcpu` was not [reset](Self::reset), or is another one, or has not run since [`Self::restore`], whose
     /// pin and register would be lost. Nothing has changed.
-    pub fn host_wrote(
+    pub fn msr_set_by_host(
         &mut self,
         vcpu: &mut impl VcpuHandle,
         index: MsrIndex,
     ) -> Result<(), AnswerError> {
-        self.host_wrote_at(&port(vcpu), index)
+        self.msr_set_by_host_at(&port(vcpu), index)
     }
 
     /// The vCPU's emulated registers, pins and devices, for a snapshot or a migration. An answer
@@ -166,7 +166,7 @@ impl VcpuGate {
     /// Takes over a state that [`Self::save`] gave, perhaps of another host. It
     /// stands for the first [`Self::reset`], and may come after one. An exit that KVM has not completed
     /// is forgotten, as there: on a vCPU that has run, call it before `KVM_SET_VCPU_EVENTS`. Until the vCPU
-    /// has run, [`Self::reset`] and [`Self::host_wrote`] are errors: they would undo this. As
+    /// has run, [`Self::reset`] and [`Self::msr_set_by_host`] are errors: they would undo this. As
     /// [`Self::save`], it waits for a replacement that is under way.
     ///
     /// # Errors
@@ -283,7 +283,7 @@ impl VcpuGate {
         Ok(())
     }
 
-    pub(super) fn host_wrote_at(
+    pub(super) fn msr_set_by_host_at(
         &mut self,
         port: &impl Port,
         index: MsrIndex,
@@ -291,9 +291,9 @@ impl VcpuGate {
         self.bound.check(self.id(), port.place())?;
         self.keep_restored(port)?;
         self.follow();
-        self.own.state.host_wrote(&self.program.thing, index);
+        self.own.state.msr_set_by_host(&self.program.thing, index);
         if let Some(before) = &mut self.own.before {
-            before.host_wrote(index);
+            before.msr_set_by_host(index);
         }
         Ok(())
     }
@@ -336,7 +336,7 @@ impl VcpuGate {
     pub(super) fn finish_at(
         &mut self,
         port: &mut impl Port,
-        asked: &Asked,
+        asked: &HandlerRequest,
         reply: Reply,
     ) -> Result<(), AnswerError> {
         if !self.bound.is_running_at_page_of(port.place()) {

@@ -1,4 +1,4 @@
-use msrgate_filter::{Accesses, Bitmap, Fallback, Range, Revision};
+use msrgate_filter::{Accesses, Bitmap, DefaultAction, Range, Revision};
 
 use super::*;
 use crate::exit::RawReason;
@@ -14,7 +14,7 @@ fn filter() -> Filter {
     let allowed = [ALLOWED, UNKNOWN];
     let bit = |offset| allowed.contains(&MsrIndex::new(0x10 + offset));
     let range = Range::new(Accesses::Both, ALLOWED, Bitmap::from_fn(0x21, bit).unwrap());
-    Filter::new(Revision::Mainline, Fallback::Deny, vec![range]).unwrap()
+    Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap()
 }
 
 /// A KVM that does as S3 and S5 say, until `lie` changes what it lets be seen.

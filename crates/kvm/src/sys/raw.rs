@@ -117,13 +117,13 @@ pub(crate) fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use msrgate_filter::{Accesses, Bitmap, Fallback, MsrIndex, Range, Revision};
+    use msrgate_filter::{Accesses, Bitmap, DefaultAction, MsrIndex, Range, Revision};
 
     #[test]
     fn a_filter_becomes_whole_words() {
         let bitmap = Bitmap::from_fn(65, |offset| offset == 64).unwrap();
         let range = Range::new(Accesses::Write, MsrIndex::new(0x10), bitmap);
-        let filter = Filter::new(Revision::Mainline, Fallback::Deny, vec![range]).unwrap();
+        let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap();
         let raw = raw_filter(&filter);
         assert_eq!(raw.flags, 1);
         let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];

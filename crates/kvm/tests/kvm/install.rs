@@ -1,7 +1,8 @@
 //! Installing a compiled filter, replacing it and taking it out.
 
 use msrgate_filter::{
-    Accesses, Bitmap, Errno, ExitReason, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
+    Accesses, Bitmap, DefaultAction, Errno, ExitReason, Filter, MsrIndex, Range, ReasonMask,
+    Revision,
 };
 use msrgate_kvm::sys::{RawFilter, raw_filter, set_filter_raw};
 use msrgate_kvm::{CallErrno, InstallError, RawReasons, install};
@@ -11,7 +12,7 @@ use msrgate_testing::host::host;
 fn filter(revision: Revision, count: u32) -> Filter {
     let bitmap = Bitmap::from_fn(count, |offset| offset % 2 == 0).expect("a bitmap");
     let range = Range::new(Accesses::Both, MsrIndex::new(0xc000_0080), bitmap);
-    Filter::new(revision, Fallback::Deny, vec![range]).expect("a filter")
+    Filter::new(revision, DefaultAction::Deny, vec![range]).expect("a filter")
 }
 
 fn mask(reasons: &[ExitReason]) -> ReasonMask {

@@ -13,7 +13,7 @@ mod vmcb;
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_kvm::gate::{Outcome, StateError};
-use msrgate_policy::answer::Deed;
+use msrgate_policy::answer::Disposition;
 use vm_memory::{Bytes, GuestAddress};
 
 use machine::Op::{Read, Write};
@@ -39,11 +39,11 @@ fn nested_registers(machine: &Machine) -> [(MsrIndex, usize, u64); 4] {
 }
 
 /// The accesses of one register that were told, in order.
-fn told(machine: &Machine, index: MsrIndex) -> Vec<(Access, Deed)> {
+fn told(machine: &Machine, index: MsrIndex) -> Vec<(Access, Disposition)> {
     let mut told = Vec::new();
     machine.gate.events().expect("one reader").drain(|event| {
         if event.index == index {
-            told.push((event.access, event.deed));
+            told.push((event.access, event.disposition));
         }
     });
     told
@@ -86,7 +86,10 @@ fn writes_of_a_nested_guest_are_not_carried() {
     // Not even that which its hypervisor may write again.
     assert_eq!(machine.run(Nested, Write(LSTAR, 0x5000)), Saw::Fault);
     assert_eq!(machine.run(Guest, Write(LSTAR, 0x5000)), Saw::Written);
-    let (denied, pinned) = ((Access::Write, Deed::Denied), (Access::Write, Deed::Pinned));
+    let (denied, pinned) = (
+        (Access::Write, Disposition::Denied),
+        (Access::Write, Disposition::Pinned),
+    );
     // The guest's second, and the nested guest's three.
     let denials = told(&machine, LSTAR);
     assert_eq!(denials.iter().filter(|one| **one == denied).count(), 4);
@@ -139,7 +142,10 @@ fn what_is_only_to_be_seen_a_nested_guest_does_itself() {
     assert_eq!(machine.run(Guest, Read(STAR)), Saw::Value(0x10));
     assert_eq!(machine.exits, [Guest], "carried again");
     let told = told(&machine, STAR);
-    assert!(told.iter().all(|(_, deed)| *deed == Deed::Allowed));
+    assert!(
+        told.iter()
+            .all(|(_, disposition)| *disposition == Disposition::Allowed)
+    );
     assert!(told.len() >= 6, "{told:?}");
 }
 
@@ -165,8 +171,8 @@ fn a_nested_guests_first_touch_is_rewound() {
     assert!(machine.exits.contains(&Nested));
     assert_eq!(machine.run(Guest, Read(STAR)), Saw::Value(0));
     let both = [
-        (Access::Read, Deed::Allowed),
-        (Access::Write, Deed::Allowed),
+        (Access::Read, Disposition::Allowed),
+        (Access::Write, Disposition::Allowed),
     ];
     assert_eq!(told(&machine, STAR), both);
 }

@@ -8,7 +8,7 @@ use std::thread;
 use msrgate_filter::{Access, MsrIndex, Register, RegisterMap, Revision, Verdict};
 use msrgate_kvm::HostCaps;
 use msrgate_kvm::measure::{Backend, Case, KvmBackend, ModelBackend, WriteEffect, measure};
-use msrgate_policy::{Compiled, Variant, explain, points, registers, write_effect};
+use msrgate_policy::{Compiled, Variant, explain, registers, test_points, write_effect};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -142,7 +142,7 @@ fn holds(
 
 /// Both accesses of some of the MSRs at which the policy may change its mind.
 fn cases(compiled: &Compiled, variant: &Variant, picks: &[Index]) -> Vec<Case> {
-    let points = points(compiled.policy(), variant);
+    let points = test_points(compiled.policy(), variant);
     let mut picked: Vec<MsrIndex> = picks.iter().map(|pick| *pick.get(&points)).collect();
     picked.sort_unstable();
     picked.dedup();

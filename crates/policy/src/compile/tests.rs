@@ -1,5 +1,5 @@
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict,
+    Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, Revision, Verdict,
 };
 
 use super::*;
@@ -21,7 +21,12 @@ fn mutant(compiled: &Variant, number: usize, change: impl Fn(&Range) -> Option<R
         Some(changed) => ranges[number] = changed,
         None => _ = ranges.remove(number),
     }
-    Filter::new(Revision::Mainline, compiled.filter().fallback(), ranges).unwrap()
+    Filter::new(
+        Revision::Mainline,
+        compiled.filter().default_action(),
+        ranges,
+    )
+    .unwrap()
 }
 
 fn with_bit_flipped(range: &Range, bit: u32) -> Range {
@@ -74,7 +79,7 @@ fn the_comparison_catches_every_broken_filter() {
     }
     let ranges = compiled.filter().ranges().to_vec();
     assert!(caught(
-        Filter::new(Revision::Mainline, Fallback::Allow, ranges).unwrap()
+        Filter::new(Revision::Mainline, DefaultAction::Allow, ranges).unwrap()
     ));
 }
 
@@ -86,7 +91,7 @@ fn the_comparison_looks_between_the_entries() {
         let mut ranges = compiled.filter().ranges().to_vec();
         let bitmap = Bitmap::from_fn(1, |_| true).unwrap();
         ranges.push(Range::new(Accesses::Write, MsrIndex::new(index), bitmap));
-        let filter = Filter::new(Revision::Mainline, Fallback::Deny, ranges).unwrap();
+        let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, ranges).unwrap();
         assert_eq!(
             compiled
                 .rules()

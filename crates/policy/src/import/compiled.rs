@@ -6,8 +6,8 @@
 
 use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
 use msrgate_filter::{
-    Access, Accesses, Bitmap, ExitReason, Fallback, Filter, MsrIndex, Range, Revision, SetCall,
-    Verdict, X2APIC,
+    Access, Accesses, Bitmap, DefaultAction, ExitReason, Filter, MsrIndex, Range, Revision,
+    SetCall, Verdict, X2APIC,
 };
 use msrgate_program::{Action, Log, MsrRange};
 
@@ -105,9 +105,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         made_for,
         reasons,
     } = compiled(bytes)?;
-    let mut drafts = Drafts::new(match filter.fallback() {
-        Fallback::Allow => Action::Allow,
-        Fallback::Deny => Action::Deny,
+    let mut drafts = Drafts::new(match filter.default_action() {
+        DefaultAction::Allow => Action::Allow,
+        DefaultAction::Deny => Action::Deny,
     });
     if let Some(cpu) = made_for {
         drafts.holds(Scope::CompiledFor(cpu));
@@ -149,9 +149,9 @@ fn filter(document: &Document) -> Result<Filter, ImportError> {
         let why = format!("{} is not known, only {SCHEMA}", document.schema);
         return Err(ImportError::value("schema", why));
     }
-    let fallback = match document.default.as_str() {
-        "allow" => Fallback::Allow,
-        "deny" => Fallback::Deny,
+    let default_action = match document.default.as_str() {
+        "allow" => DefaultAction::Allow,
+        "deny" => DefaultAction::Deny,
         other => {
             let why = format!("{} is neither `allow` nor `deny`", quoted(other));
             return Err(ImportError::value("default", why));
@@ -164,7 +164,7 @@ fn filter(document: &Document) -> Result<Filter, ImportError> {
                 .map_err(|(key, why)| ImportError::value(format!("ranges[{number}].{key}"), why))
         })
         .collect::<Result<_, _>>()?;
-    Filter::new(Revision::Mainline, fallback, ranges).map_err(ImportError::Filter)
+    Filter::new(Revision::Mainline, default_action, ranges).map_err(ImportError::Filter)
 }
 
 /// A range, or the key whose value is wrong and why.
@@ -205,7 +205,7 @@ fn bytes(digits: &str) -> Option<Vec<u8>> {
 /// Consecutive MSRs of which the filter says the same, and not what its default says. x2APIC
 /// registers are left out: what a range says of them is never asked (S3.1).
 fn runs(filter: &Filter) -> Vec<(MsrRange, [Verdict; 2])> {
-    let default = filter.fallback().verdict();
+    let default = filter.default_action().verdict();
     let mut indices: Vec<u32> = filter
         .ranges()
         .iter()

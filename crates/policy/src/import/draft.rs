@@ -46,21 +46,21 @@ pub enum Scope {
     /// The processor that the filter was compiled for, as the file names it: any text. On others, the policy that the
     /// filter came from may decide otherwise.
     CompiledFor(String),
-    /// Processors such as this one. The program decides otherwise on others, which is [unsaid](Unsaid).
+    /// Processors such as this one. The program decides otherwise on others, which is [unsaid](Loss).
     Like(Cpu),
 }
 
 /// Something in a file that a policy cannot say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Unsaid {
+pub struct Loss {
     /// Where it stands, counted from 1; `None` for the whole file, and in JSON.
     pub line: Option<usize>,
     /// What it is, and what holds instead.
     pub what: String,
 }
 
-impl fmt::Display for Unsaid {
+impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.line {
             Some(line) => write!(f, "line {line}: {}", one_line(&self.what)),

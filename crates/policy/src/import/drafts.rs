@@ -3,7 +3,7 @@
 use msrgate_filter::{MsrIndex, X2APIC};
 use msrgate_program::{Action, MsrRange, MsrSet, one_line};
 
-use super::draft::{Draft, Scope, Unsaid};
+use super::draft::{Draft, Loss, Scope};
 use super::{Format, Imported, grouped};
 use crate::policy::{Log, Mode, Settings, Unknown};
 
@@ -14,7 +14,7 @@ pub(super) struct Drafts {
     scope: Scope,
     /// Of one range each.
     entries: Vec<Draft>,
-    unsaid: Vec<Unsaid>,
+    unsaid: Vec<Loss>,
 }
 
 impl Drafts {
@@ -100,7 +100,7 @@ impl Drafts {
 
     /// Something that cannot be said.
     pub(super) fn unsaid(&mut self, line: Option<usize>, what: impl Into<String>) {
-        self.unsaid.push(Unsaid {
+        self.unsaid.push(Loss {
             line,
             what: one_line(&what.into()),
         });

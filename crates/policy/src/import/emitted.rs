@@ -2,7 +2,7 @@
 //! and what stands between them is passed over.
 
 use msrgate_filter::{
-    Accesses, ExitReason, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
+    Accesses, DefaultAction, ExitReason, Filter, MsrIndex, Range, ReasonMask, Revision,
 };
 
 use super::with_reasons::{Compiled, range_of};
@@ -27,7 +27,7 @@ struct Partial {
 #[derive(Default)]
 struct Reader {
     ranges: Vec<Partial>,
-    fallback: Option<Fallback>,
+    default_action: Option<DefaultAction>,
     reasons: Option<u64>,
     /// Which range's bitmap the lines belong to.
     bitmap: Option<usize>,
@@ -95,9 +95,9 @@ impl Reader {
             }
         } else if let Some((_, flags)) = line.split_once("{ .flags = ") {
             let flags = flags.split(' ').next().and_then(number);
-            self.fallback = Some(match flags.ok_or("no flags of the filter")? {
-                0 => Fallback::Allow,
-                1 => Fallback::Deny,
+            self.default_action = Some(match flags.ok_or("no flags of the filter")? {
+                0 => DefaultAction::Allow,
+                1 => DefaultAction::Deny,
                 _ => return Err("flags that a filter does not have"),
             });
         } else if let Some(reasons) = line.strip_prefix("#define MSRGATE_EXIT_REASONS ") {
@@ -117,9 +117,9 @@ impl Reader {
             let last = self.ranges.len().checked_sub(1);
             self.bitmap = Some(last.ok_or("a bitmap of no range")?);
         } else if let Some(value) = line.strip_prefix("pub const DEFAULT_DENY: bool = ") {
-            self.fallback = Some(match end(value).as_str() {
-                "false" => Fallback::Allow,
-                "true" => Fallback::Deny,
+            self.default_action = Some(match end(value).as_str() {
+                "false" => DefaultAction::Allow,
+                "true" => DefaultAction::Deny,
                 _ => return Err("neither true nor false"),
             });
         } else if let Some(value) = line.strip_prefix("pub const EXIT_REASONS: u64 = ") {
@@ -155,7 +155,7 @@ impl Reader {
 
     fn compiled(self) -> Result<Compiled, ImportError> {
         let missing = |what: &str| ImportError::value(what, "is not there");
-        let fallback = self.fallback.ok_or_else(|| missing("the default"))?;
+        let default_action = self.default_action.ok_or_else(|| missing("the default"))?;
         let bits = self.reasons.ok_or_else(|| missing("the reasons"))?;
         let mask = ReasonMask::from_bits(Revision::Mainline, bits)
             .map_err(|error| ImportError::value("the reasons", error))?;
@@ -170,7 +170,7 @@ impl Reader {
             })
             .collect::<Result<_, _>>()?;
         Ok(Compiled {
-            filter: Filter::new(Revision::Mainline, fallback, ranges)
+            filter: Filter::new(Revision::Mainline, default_action, ranges)
                 .map_err(ImportError::Filter)?,
             made_for: None,
             reasons: Some(reasons.map(|reason| reason.to_string()).collect()),

@@ -1,5 +1,5 @@
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, Revision, Verdict,
+    Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, Revision, Verdict,
 };
 use proptest::prelude::*;
 
@@ -268,9 +268,9 @@ fn a_format_that_is_forced_is_not_guessed() {
 
 /// A filter as `compile --format json` writes it.
 fn json(filter: &Filter) -> String {
-    let default = match filter.fallback() {
-        Fallback::Allow => "allow",
-        Fallback::Deny => "deny",
+    let default = match filter.default_action() {
+        DefaultAction::Allow => "allow",
+        DefaultAction::Deny => "deny",
     };
     let range = |range: &Range| {
         let bytes = range
@@ -342,9 +342,10 @@ fn any_filter() -> impl Strategy<Value = Filter> {
     ];
     let range = (accesses, base, 1u32..0x300, any::<u64>())
         .prop_map(|(accesses, base, count, seed)| range_of(accesses, base, count, seed));
-    let fallback = prop_oneof![Just(Fallback::Allow), Just(Fallback::Deny)];
-    (fallback, proptest::collection::vec(range, 1..=16))
-        .prop_map(|(fallback, ranges)| Filter::new(Revision::Mainline, fallback, ranges).unwrap())
+    let default_action = prop_oneof![Just(DefaultAction::Allow), Just(DefaultAction::Deny)];
+    (default_action, proptest::collection::vec(range, 1..=16)).prop_map(
+        |(default_action, ranges)| Filter::new(Revision::Mainline, default_action, ranges).unwrap(),
+    )
 }
 
 proptest! {
@@ -376,7 +377,7 @@ fn one_bit_makes_a_difference() {
     let one = |allowed| {
         let bitmap = Bitmap::from_fn(3, |offset| offset != 1 || allowed).unwrap();
         let range = Range::new(Accesses::Write, MsrIndex::new(0x10), bitmap);
-        Filter::new(Revision::Mainline, Fallback::Deny, vec![range]).unwrap()
+        Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap()
     };
     assert_eq!(
         difference(&one(true), &one(false)),

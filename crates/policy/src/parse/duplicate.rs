@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::Reader;
 use crate::limits::MAX_MISTAKES;
-use crate::mistake::{Label, Mistake, Wrong};
+use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::source::quoted;
 
 /// What the parser says of a second key.
@@ -28,7 +28,7 @@ impl Reader<'_> {
             errors.iter().partition(|error| error.message() == MESSAGE);
         for error in others.into_iter().take(MAX_MISTAKES) {
             let span = error.span().unwrap_or_default().into();
-            self.wrong(self.at(span), Wrong::Syntax(quoted(error.message())));
+            self.wrong(self.at(span), MistakeKind::Syntax(quoted(error.message())));
         }
         let again = again.iter().filter_map(|error| error.span());
         let again: Vec<_> = again.take(MAX_MISTAKES).collect();
@@ -41,7 +41,7 @@ impl Reader<'_> {
             let at = self.at(span.clone().into());
             let first = first.map(|first| self.at(first));
             let line = |span: SourceSpan| self.text().place(span).line;
-            let wrong = Wrong::DuplicateKey {
+            let wrong = MistakeKind::DuplicateKey {
                 key: quoted(&decoded(text.get(span.clone()).unwrap_or_default())),
                 line: line(at.span()),
                 first: first.map(|first| line(first.span())),

@@ -8,7 +8,7 @@ use super::Reader;
 use super::value::{Item, Key};
 use super::words::{self, Says};
 use crate::limits::{MAX_ENTRIES, MAX_GROUPS};
-use crate::mistake::Wrong;
+use crate::mistake::MistakeKind;
 use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
 use crate::source::quoted;
 
@@ -32,7 +32,7 @@ impl Reader<'_> {
         let found = self.entries.len() + table.len();
         if found > MAX_ENTRIES {
             let (what, limit) = ("entries", MAX_ENTRIES);
-            self.wrong_as_a_whole(Wrong::TooMany { what, found, limit });
+            self.wrong_as_a_whole(MistakeKind::TooMany { what, found, limit });
             return;
         }
         self.entries.reserve_exact(table.len());
@@ -91,7 +91,7 @@ impl Reader<'_> {
         self.groups += usize::from(msrs.as_range().is_none());
         if self.groups == MAX_GROUPS + 1 {
             let (what, found, limit) = ("groups", self.groups, MAX_GROUPS);
-            self.wrong_as_a_whole(Wrong::TooMany { what, found, limit });
+            self.wrong_as_a_whole(MistakeKind::TooMany { what, found, limit });
         }
         (self.groups <= MAX_GROUPS || msrs.as_range().is_some()).then_some(())
     }
@@ -116,7 +116,7 @@ impl Reader<'_> {
                 let key = quoted(item.key.text);
                 self.wrong(
                     self.key_at(item.key),
-                    Wrong::MissingDirection { key, access },
+                    MistakeKind::MissingDirection { key, access },
                 );
             }
         }
@@ -133,7 +133,7 @@ impl Reader<'_> {
         for &access in of {
             let this = inner.key.text.to_owned();
             if let Some((before, _)) = &long.actions[access as usize] {
-                let wrong = Wrong::SaidTwice {
+                let wrong = MistakeKind::SaidTwice {
                     key: quoted(key.text),
                     one: before.clone(),
                     other: this,
@@ -155,7 +155,10 @@ impl Reader<'_> {
             && !action.is_for(access)
         {
             let word = action.word();
-            self.wrong(self.at(item.span()), Wrong::OtherDirection { word, access });
+            self.wrong(
+                self.at(item.span()),
+                MistakeKind::OtherDirection { word, access },
+            );
             return None;
         }
         Some(says)
@@ -186,7 +189,7 @@ impl Reader<'_> {
                 }
             };
             if let Some((one, _)) = action {
-                let wrong = Wrong::SaidTwice {
+                let wrong = MistakeKind::SaidTwice {
                     key: quoted(item.key.text),
                     one: one.to_owned(),
                     other: inner.key.text.to_owned(),
@@ -238,11 +241,11 @@ impl Reader<'_> {
         let at = self.at(item.span());
         if reset.is_none() {
             let help = "what the register holds at reset: `reset = \"0\"`";
-            self.wrong(at, Wrong::MissingKey { key: "reset", help });
+            self.wrong(at, MistakeKind::MissingKey { key: "reset", help });
         }
         if bits.is_none() {
             let help = "the bits that a write may change: `mask = \"0xffffffff\"`";
-            self.wrong(at, Wrong::MissingKey { key: "mask", help });
+            self.wrong(at, MistakeKind::MissingKey { key: "mask", help });
         }
         let (reset, bits, outside) = (reset??, bits??, outside?);
         let mask = Mask { bits, outside };
@@ -260,7 +263,7 @@ impl Reader<'_> {
                 range.count() == 1 && TRIGGERS.map(MsrIndex::new).contains(&range.first())
             });
             if !at_home {
-                let wrong = Wrong::DeviceElsewhere {
+                let wrong = MistakeKind::DeviceElsewhere {
                     key: quoted(&entry.key),
                     device: device.to_string(),
                     help: "microcode is loaded through IA32_BIOS_UPDT_TRIG (0x79), on AMD through 0xc0010020",

@@ -5,7 +5,7 @@ use std::fmt;
 use super::Reader;
 use super::value::Item;
 use crate::limits::{MAX_DEPTH, MAX_FILES};
-use crate::mistake::Wrong;
+use crate::mistake::MistakeKind;
 use crate::policy::{At, SourceId};
 use crate::source::Source;
 use crate::source::quoted;
@@ -61,7 +61,7 @@ impl Reader<'_> {
         if names.len() > MAX_FILES {
             let (what, found, limit) = ("names in an `include`", names.len(), MAX_FILES);
             let at = self.key_at(item.key);
-            self.wrong(at, Wrong::TooMany { what, found, limit });
+            self.wrong(at, MistakeKind::TooMany { what, found, limit });
             return;
         }
         for (path, span) in names {
@@ -80,7 +80,7 @@ impl Reader<'_> {
         let includes = self.includes.as_mut()?;
         let unreadable = |why| {
             let path = quoted(path);
-            Wrong::Unreadable { path, why }
+            MistakeKind::Unreadable { path, why }
         };
         if way.len() >= MAX_DEPTH {
             let why = format!(
@@ -107,7 +107,7 @@ impl Reader<'_> {
             Some(id) => Some(id),
             None if self.sources.len() == MAX_FILES => {
                 let (what, found, limit) = ("files", MAX_FILES + 1, MAX_FILES);
-                self.wrong(at, Wrong::TooMany { what, found, limit });
+                self.wrong(at, MistakeKind::TooMany { what, found, limit });
                 // No other file is looked at.
                 self.includes = None;
                 None
@@ -122,13 +122,13 @@ impl Reader<'_> {
         }
     }
 
-    fn cycle(&self, path: &str, id: SourceId, way: &[SourceId]) -> Wrong {
+    fn cycle(&self, path: &str, id: SourceId, way: &[SourceId]) -> MistakeKind {
         let from = way.iter().position(|&one| one == id).unwrap_or(0);
         let names = way[from..]
             .iter()
             .chain([&id])
             .map(|id| quoted(self.sources[id.number()].name()));
-        Wrong::Cycle {
+        MistakeKind::Cycle {
             path: quoted(path),
             way: names.collect::<Vec<_>>().join(" → "),
         }

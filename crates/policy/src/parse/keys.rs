@@ -5,7 +5,7 @@ use msrgate_program::{MsrRange, MsrSet};
 
 use super::Reader;
 use super::value::Key;
-use crate::mistake::Wrong;
+use crate::mistake::MistakeKind;
 use crate::selector::parse_msrs;
 use crate::source::quoted;
 
@@ -15,7 +15,7 @@ impl Reader<'_> {
         match parse_msrs(key.text) {
             Ok(msrs) => self.without_x2apic(key, msrs),
             Err(error) => {
-                self.wrong(self.key_at(key), Wrong::Msrs(error));
+                self.wrong(self.key_at(key), MistakeKind::Msrs(error));
                 None
             }
         }
@@ -43,7 +43,7 @@ impl Reader<'_> {
             }
         };
         let text = quoted(key.text);
-        self.wrong(self.key_at(key), Wrong::NamesX2apic { text, help });
+        self.wrong(self.key_at(key), MistakeKind::NamesX2apic { text, help });
         None
     }
 }

@@ -6,7 +6,7 @@ use toml::de::DeValue;
 use super::Reader;
 use super::value::{Item, one_of};
 use super::words;
-use crate::mistake::{Label, Mistake, Wrong};
+use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
 use crate::source::quoted;
 
@@ -96,7 +96,7 @@ impl Reader<'_> {
             } else {
                 let help = one_of(name, &known, '"');
                 let name = quoted(name);
-                self.wrong(self.at(span), Wrong::UnknownGap { name, help });
+                self.wrong(self.at(span), MistakeKind::UnknownGap { name, help });
             }
         }
     }
@@ -131,7 +131,7 @@ impl Reader<'_> {
             let help = "the revision that the guest reads: `revision = \"0x2b000000\"`";
             self.wrong(
                 at,
-                Wrong::MissingKey {
+                MistakeKind::MissingKey {
                     key: "revision",
                     help,
                 },
@@ -141,7 +141,7 @@ impl Reader<'_> {
             let help = "what becomes of an update: `update = \"accept\"`, \"ignore\" or \"deny\"";
             self.wrong(
                 at,
-                Wrong::MissingKey {
+                MistakeKind::MissingKey {
                     key: "update",
                     help,
                 },
@@ -224,7 +224,7 @@ impl Reader<'_> {
             .unwrap_or_default();
         let asks = (unknown.read, unknown.write) != Default::default();
         if let (true, Action::Deny, Some(at)) = (asks, &default, unknown_at) {
-            self.wrong(at, Wrong::UnknownNeedsAllow);
+            self.wrong(at, MistakeKind::UnknownNeedsAllow);
         }
         Some(Settings {
             name: all.name,
@@ -257,7 +257,7 @@ impl Reader<'_> {
                 policy.map(|(_, at)| Label::saying(*at, "the policy says this".to_owned()));
             let first = Label::saying(*at, "the include says this".to_owned());
             self.mistake(Mistake {
-                wrong: Wrong::Disagrees { key },
+                wrong: MistakeKind::Disagrees { key },
                 places: [first].into_iter().chain(second).collect(),
             });
         }

@@ -7,7 +7,7 @@ use toml_parser::parser::{Event, EventKind, RecursionGuard, ValidateWhitespace, 
 use toml_parser::{ParseError, Source as Toml};
 
 use crate::limits::{MAX_BYTES, MAX_MISTAKES, MAX_TABLES, MAX_TOKENS};
-use crate::mistake::Wrong;
+use crate::mistake::MistakeKind;
 
 /// The depth to which TOML's parser follows arrays and tables in each other.
 const MAX_NESTING: u32 = 80;
@@ -27,11 +27,11 @@ impl Size {
     ///
     /// # Errors
     /// With this text the policy is larger than one may be.
-    pub(super) fn add(&mut self, text: &str) -> Result<(), Wrong> {
+    pub(super) fn add(&mut self, text: &str) -> Result<(), MistakeKind> {
         self.bytes += text.len();
         if self.bytes > MAX_BYTES {
             let (bytes, limit) = (self.bytes, MAX_BYTES);
-            return Err(Wrong::TooLong { bytes, limit });
+            return Err(MistakeKind::TooLong { bytes, limit });
         }
         for token in Toml::new(text).lex() {
             match token.kind() {
@@ -49,7 +49,7 @@ impl Size {
         ];
         match counted.into_iter().find(|(_, found, limit)| found > limit) {
             None => Ok(()),
-            Some((what, found, limit)) => Err(Wrong::TooMany { what, found, limit }),
+            Some((what, found, limit)) => Err(MistakeKind::TooMany { what, found, limit }),
         }
     }
 }
@@ -139,16 +139,19 @@ mod tests {
         let (what, limit) = ("tokens of TOML", MAX_TOKENS);
         assert_eq!(
             size.add(&commas),
-            Err(Wrong::TooMany { what, found, limit })
+            Err(MistakeKind::TooMany { what, found, limit })
         );
         let mut size = Size::default();
         let (what, limit) = ("tables and lists", MAX_TABLES);
         let found = MAX_TABLES + 1;
         assert_eq!(size.add(&".".repeat(limit)), Ok(()));
-        assert_eq!(size.add("["), Err(Wrong::TooMany { what, found, limit }));
+        assert_eq!(
+            size.add("["),
+            Err(MistakeKind::TooMany { what, found, limit })
+        );
         let mut size = Size::default();
         let (bytes, limit) = (MAX_BYTES + 1, MAX_BYTES);
         assert_eq!(size.add(&"#".repeat(limit)), Ok(()));
-        assert_eq!(size.add("\n"), Err(Wrong::TooLong { bytes, limit }));
+        assert_eq!(size.add("\n"), Err(MistakeKind::TooLong { bytes, limit }));
     }
 }

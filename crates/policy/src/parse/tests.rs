@@ -157,16 +157,16 @@ fn limits_are_stated() {
     let (bytes, limit) = (MAX_BYTES + 1, MAX_BYTES);
     let head = "policy = 1\n";
     let long = format!("{head}{}", " ".repeat(bytes - head.len()));
-    assert_eq!(wrong(&long), Wrong::TooLong { bytes, limit });
+    assert_eq!(wrong(&long), MistakeKind::TooLong { bytes, limit });
     let (line, bytes, limit) = (2, MAX_LINE + 2, MAX_LINE);
     let long = format!("{head}# {}", "x".repeat(MAX_LINE));
-    assert_eq!(wrong(&long), Wrong::LongLine { line, bytes, limit });
+    assert_eq!(wrong(&long), MistakeKind::LongLine { line, bytes, limit });
     let (what, found, limit) = ("entries", MAX_ENTRIES + 1, MAX_ENTRIES);
     let many: String = (0..found)
         .map(|number| format!("0x{number:x}=\"r\"\n"))
         .collect();
     let text = format!("policy = 1\ndefault = \"deny\"\n[msrs]\n{many}");
-    assert_eq!(wrong(&text), Wrong::TooMany { what, found, limit });
+    assert_eq!(wrong(&text), MistakeKind::TooMany { what, found, limit });
 }
 
 /// Few lines name many processors; they are counted before they are looked at.
@@ -187,7 +187,7 @@ fn processors_that_are_told_apart_are_limited() {
     let (what, limit) = ("processors that its `when`s tell apart", 1 << 20);
     let found = 260 * 256 * 16;
     let wrong = mistakes.unwrap_err().mistakes()[0].wrong().clone();
-    assert_eq!(wrong, Wrong::TooMany { what, found, limit });
+    assert_eq!(wrong, MistakeKind::TooMany { what, found, limit });
 }
 
 /// A reviewer would read another policy than msrgate does.
@@ -220,9 +220,9 @@ fn a_hidden_character_is_refused_wherever_it_stands() {
             let mistakes = parse(&source, &mut NoIncludes).expect_err(&text);
             let wrongs = mistakes.mistakes().iter().map(Mistake::wrong);
             let found: Vec<_> = wrongs
-                .filter(|one| matches!(one, Wrong::Hidden { .. }))
+                .filter(|one| matches!(one, MistakeKind::Hidden { .. }))
                 .collect();
-            let [Wrong::Hidden { character, .. }] = found[..] else {
+            let [MistakeKind::Hidden { character, .. }] = found[..] else {
                 panic!("{text:?}: {found:?}");
             };
             assert_eq!(*character, format!("U+{:04X}", u32::from(c)));

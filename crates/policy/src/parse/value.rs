@@ -4,7 +4,7 @@ use miette::SourceSpan;
 use toml::de::{DeTable, DeValue};
 
 use super::{Reader, Value};
-use crate::mistake::Wrong;
+use crate::mistake::MistakeKind;
 use crate::policy::At;
 use crate::source::quoted;
 
@@ -120,7 +120,7 @@ impl Reader<'_> {
             DeValue::String(text) => text.to_string(),
             _ => String::new(),
         };
-        let wrong = Wrong::BadNumber {
+        let wrong = MistakeKind::BadNumber {
             text: quoted(&text),
             key: quoted(item.key.text),
             bits,
@@ -138,7 +138,7 @@ impl Reader<'_> {
         let found = words.iter().find(|(known, _)| *known == word);
         if found.is_none() && !self.has_enough_mistakes() {
             let known: Vec<_> = words.iter().map(|(known, _)| *known).collect();
-            let wrong = Wrong::UnknownWord {
+            let wrong = MistakeKind::UnknownWord {
                 word: quoted(word),
                 key: quoted(item.key.text),
                 help: one_of(word, &known, '"'),
@@ -161,7 +161,7 @@ impl Reader<'_> {
         let key = quoted(item.key.text);
         self.wrong(
             self.at(item.span()),
-            Wrong::WrongType { key, found, wanted },
+            MistakeKind::WrongType { key, found, wanted },
         );
     }
 
@@ -169,7 +169,7 @@ impl Reader<'_> {
         if self.has_enough_mistakes() {
             return;
         }
-        let wrong = Wrong::UnknownKey {
+        let wrong = MistakeKind::UnknownKey {
             key: quoted(key.text),
             help: one_of(key.text, known, '`'),
         };

@@ -10,7 +10,7 @@ use super::value::Item;
 use super::words;
 use crate::cpu::{check_model, check_number, check_vendor};
 use crate::limits::MAX_WHENS;
-use crate::mistake::Wrong;
+use crate::mistake::MistakeKind;
 use crate::policy::{When, WhenId};
 use crate::source::quoted;
 
@@ -23,7 +23,7 @@ impl Reader<'_> {
         let found = self.whens.len() + array.len();
         if found > MAX_WHENS {
             let (what, limit) = ("whens", MAX_WHENS);
-            self.wrong_as_a_whole(Wrong::TooMany { what, found, limit });
+            self.wrong_as_a_whole(MistakeKind::TooMany { what, found, limit });
             return;
         }
         for value in array {
@@ -49,11 +49,11 @@ impl Reader<'_> {
         if cpus.is_none() {
             let help =
                 "the processors it holds for: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
-            self.wrong(at, Wrong::MissingKey { key: "cpu", help });
+            self.wrong(at, MistakeKind::MissingKey { key: "cpu", help });
         }
         if msrs.is_none() {
             let help = "what it says of MSRs: a table `[when.msrs]`";
-            self.wrong(at, Wrong::MissingKey { key: "msrs", help });
+            self.wrong(at, MistakeKind::MissingKey { key: "msrs", help });
         }
         // What is not understood holds nowhere, so that nothing else disagrees with it.
         let cpus = cpus.flatten().unwrap_or_else(CpuSet::none);
@@ -90,7 +90,7 @@ impl Reader<'_> {
     /// Refuses an empty list: under `default = "allow"` a policy that holds nowhere allows all.
     fn check_names_one(&mut self, item: Item<'_>, key: &'static str) {
         if matches!(item.value.get_ref(), DeValue::Array(array) if array.is_empty()) {
-            self.wrong(self.at(item.span()), Wrong::ListsNothing { key });
+            self.wrong(self.at(item.span()), MistakeKind::ListsNothing { key });
         }
     }
 
@@ -144,7 +144,7 @@ impl Reader<'_> {
                 _ => {
                     let key = quoted(item.key.text);
                     let text = quoted(text);
-                    self.wrong(self.at(item.span()), Wrong::BadRange { text, key });
+                    self.wrong(self.at(item.span()), MistakeKind::BadRange { text, key });
                     None
                 }
             };

@@ -3,7 +3,9 @@ mod remedies;
 use super::*;
 use crate::parse::IncludeError;
 use crate::policy::OWN;
-use crate::{Cause, Enforcement, Extent, Includes, Source, Wrong, compile, enforcement, parse};
+use crate::{
+    Cause, Enforcement, Extent, Includes, MistakeKind, Source, compile, enforcement, parse,
+};
 
 struct Texts<'t>(&'t [(&'t str, &'t str)]);
 
@@ -226,7 +228,7 @@ fn remedy_of_an_entry_with_namesakes_in_whens_has_a_line_for_each() {
     let mistakes =
         parse(&Source::new("policy.toml", &broken), &mut Texts(&guest)).expect_err("loosened");
     let advice = mistakes.mistakes().iter().map(|one| match one.wrong() {
-        Wrong::Loosened { help, .. } => help.clone(),
+        MistakeKind::Loosened { help, .. } => help.clone(),
         other => panic!("{other}"),
     });
     let expected = format!("{place}; it takes the place of the one in the include");

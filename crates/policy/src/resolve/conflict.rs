@@ -10,7 +10,7 @@ use msrgate_filter::{Access, Accesses, MsrIndex};
 use msrgate_program::{Action, EntryId, MsrRange, MsrSet};
 
 use crate::limits::MAX_MISTAKES;
-use crate::mistake::{Label, Mistake, Wrong};
+use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::policy::{Entry, Policy};
 use crate::source::quoted;
 
@@ -210,7 +210,7 @@ fn conflict(first: &Entry, second: &Entry, accesses: Accesses) -> Mistake {
         (format!("overlap in part{shared}"), help)
     };
     Mistake {
-        wrong: Wrong::Conflict {
+        wrong: MistakeKind::Conflict {
             first: quoted(&first.key),
             second: quoted(&second.key),
             how,

@@ -10,7 +10,7 @@ use super::conflict;
 use super::inherited::{Decided, Inheriting, Limits};
 use super::unsound::unsound;
 use crate::limits::MAX_MISTAKES;
-use crate::mistake::{Label, Mistake, Wrong};
+use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::overrides::Overrides;
 use crate::parse::Stated;
 use crate::policy::{Entry, Firmness, Mode, OWN, Policy, SourceId, SourceSet};
@@ -221,7 +221,7 @@ impl<'p> Finals<'p> {
         }
         let fixed = self.fixed(active, promise.by, promise.msrs.first(), access)?;
         Some(Mistake {
-            wrong: Wrong::LiftedByAudit {
+            wrong: MistakeKind::LiftedByAudit {
                 fixed: quoted(&fixed.key),
                 file: quoted(self.policy.text(text).name()),
             },
@@ -358,7 +358,7 @@ impl<'p> Finals<'p> {
             format!("{remedy}; it takes the place of the one in the include")
         };
         Some(Mistake {
-            wrong: Wrong::Loosened {
+            wrong: MistakeKind::Loosened {
                 key: quoted(&entry.key),
                 fixed: quoted(&fixed.key),
                 index,

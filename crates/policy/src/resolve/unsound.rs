@@ -3,7 +3,7 @@
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, DecidedBy, Rule};
 
-use crate::mistake::{Label, Mistake, Wrong};
+use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::overrides::Overrides;
 use crate::policy::{Entry, Log, Policy, Replaces};
 use crate::registers;
@@ -18,7 +18,7 @@ pub(super) fn without_effect(policy: &Policy) -> Vec<Mistake> {
         if entry.replaces == Replaces::Included && overrides.effect(id).is_none() {
             mistakes.push(entry_mistake(
                 entry,
-                Wrong::OverridesNothing(quoted(&entry.key)),
+                MistakeKind::OverridesNothing(quoted(&entry.key)),
             ));
         }
         let device = Access::ALL
@@ -29,13 +29,16 @@ pub(super) fn without_effect(policy: &Policy) -> Vec<Mistake> {
             });
         if let (Some(device), None) = (device, policy.settings.microcode) {
             let (key, device) = (quoted(&entry.key), device.to_string());
-            mistakes.push(entry_mistake(entry, Wrong::DeviceNotSetUp { key, device }));
+            mistakes.push(entry_mistake(
+                entry,
+                MistakeKind::DeviceNotSetUp { key, device },
+            ));
         }
     }
     mistakes
 }
 
-fn entry_mistake(entry: &Entry, wrong: Wrong) -> Mistake {
+fn entry_mistake(entry: &Entry, wrong: MistakeKind) -> Mistake {
     Mistake {
         wrong,
         places: vec![Label::bare(entry.at)],
@@ -63,9 +66,9 @@ pub(super) fn unsound(policy: &Policy, segment: Rule<'_>, access: Access) -> Opt
     let msr = format!("{index}{name}");
     let wrong = if segment.action.needs_forwarding() {
         let word = segment.action.word();
-        Wrong::NotForwardable { word, msr }
+        MistakeKind::NotForwardable { word, msr }
     } else {
-        Wrong::NotLoggable { access, msr }
+        MistakeKind::NotLoggable { access, msr }
     };
     Some(entry_mistake(entry, wrong))
 }
@@ -77,7 +80,7 @@ pub(super) fn at_the_top(policy: &Policy, last: Rule<'_>) -> Option<Mistake> {
             let entry = policy.entry(id);
             Some(entry_mistake(
                 entry,
-                Wrong::NamesTheLastMsr(quoted(&entry.key)),
+                MistakeKind::NamesTheLastMsr(quoted(&entry.key)),
             ))
         }
         _ => None,

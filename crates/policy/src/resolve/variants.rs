@@ -11,7 +11,7 @@ use super::finals::Finals;
 use super::unsound::{at_the_top, unsound, without_effect};
 use super::{conflict, lines, rules};
 use crate::limits::{MAX_ENTRIES_ON_ALL, MAX_MISTAKES};
-use crate::mistake::{ENTRIES_ON_ALL, Mistake, Wrong};
+use crate::mistake::{ENTRIES_ON_ALL, Mistake, MistakeKind};
 use crate::overrides::Overrides;
 use crate::parse::Stated;
 use crate::policy::Policy;
@@ -28,13 +28,13 @@ const MAX_TOLD_APART: usize = 1 << 20;
 pub(super) fn resolve(
     policy: &Policy,
     stated: &[Stated],
-    these: impl Fn(&Wrong) -> bool,
+    these: impl Fn(&MistakeKind) -> bool,
     mistakes: &mut Vec<Mistake>,
 ) -> Vec<ResolvedVariant> {
     let is_mistake = |mistake: &Mistake| !these(&mistake.wrong);
     mistakes.extend(without_effect(policy).into_iter().filter(is_mistake));
     if let Some((what, found, limit)) = beyond_a_limit(policy) {
-        let wrong = Wrong::TooMany { what, found, limit };
+        let wrong = MistakeKind::TooMany { what, found, limit };
         let places = Vec::new();
         mistakes.push(Mistake { wrong, places });
         return Vec::new();

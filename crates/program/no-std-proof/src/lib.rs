@@ -15,7 +15,7 @@ use msrgate_filter::{
     Access, Accesses, Exit, ExitReason, Instruction, MsrIndex, RegisterMap, Revision, RunExit,
     SetCall, Verdict, Vm,
 };
-use msrgate_program::answer::{Responder, Step, VcpuState};
+use msrgate_program::answer::{Responder, Response, VcpuState};
 use msrgate_program::{Cpu, Program, ProgramBuilder, differences, emit};
 
 const ARENA: usize = 1 << 20;
@@ -137,8 +137,8 @@ pub extern "C" fn msrgate_program_answers(
         data: 0,
         reason: ExitReason::Filter,
     };
-    match responder.respond(&mut state, &exit).step {
-        Step::Reply(reply) if reply.error == 0 => i64::try_from(reply.data).unwrap_or(-1),
+    match responder.respond(&mut state, &exit).response {
+        Response::Reply(reply) if reply.error == 0 => i64::try_from(reply.data).unwrap_or(-1),
         _ => -1,
     }
 }

@@ -2,7 +2,7 @@
 
 use msrgate_filter::MsrIndex;
 
-use super::Deed;
+use super::Disposition;
 use crate::action::{Mask, Outside};
 use crate::forward::Row;
 use crate::settings::Mode;
@@ -64,24 +64,24 @@ impl Forwarded {
     /// What to do, where the register holds `current`, which may be anything if it
     /// [need not be known](Self::needs_current).
     #[must_use]
-    pub fn carry(&self, current: u64) -> (Carried, Deed) {
-        let (value, deed) = match self.what {
-            What::Read => return (Carried::Value(current), Deed::Allowed),
-            What::Write(value) => (value, Deed::Allowed),
-            What::Pin { value, .. } => (value, Deed::Pinned),
-            What::Repinned(value) => (value, Deed::WouldDeny),
-            What::Sticky { value, bits } => (value | current & bits, Deed::Sticky),
+    pub fn carry(&self, current: u64) -> (Carried, Disposition) {
+        let (value, disposition) = match self.what {
+            What::Read => return (Carried::Value(current), Disposition::Allowed),
+            What::Write(value) => (value, Disposition::Allowed),
+            What::Pin { value, .. } => (value, Disposition::Pinned),
+            What::Repinned(value) => (value, Disposition::WouldDeny),
+            What::Sticky { value, bits } => (value | current & bits, Disposition::Sticky),
             What::Mask { value, mask } => match (mask.apply(current, value), self.mode) {
-                (Some(value), _) => (value, Deed::Masked),
-                (None, Mode::Audit) => (value, Deed::WouldDeny),
-                (None, Mode::Enforce) => return (Carried::Fault, Deed::Denied),
+                (Some(value), _) => (value, Disposition::Masked),
+                (None, Mode::Audit) => (value, Disposition::WouldDeny),
+                (None, Mode::Enforce) => return (Carried::Fault, Disposition::Denied),
             },
         };
         if self.row.forward().write.permits(value) {
-            (Carried::Set(value), deed)
+            (Carried::Set(value), disposition)
         } else {
             // The guest's own write of it would be one, too.
-            (Carried::Fault, Deed::Denied)
+            (Carried::Fault, Disposition::Denied)
         }
     }
 

@@ -4,7 +4,7 @@ use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply};
 
 use super::forwarded::What;
 use super::responder::is_seen_first;
-use super::{Answer, Deed, Forwarded, Responder, Step, VcpuState};
+use super::{Answer, Disposition, Forwarded, Responder, Response, VcpuState};
 use crate::action::{Action, Emulated};
 use crate::forward;
 use crate::settings::{Log, Mode, UnknownAction};
@@ -15,37 +15,42 @@ impl Responder {
     pub fn respond(&self, state: &mut VcpuState, exit: &Exit) -> Answer<'_> {
         let rules = self.variant().rules();
         let (outcome, by) = rules.at_again(&mut state.hints, exit.index, exit.access);
-        let (step, deed) = match &outcome.action {
+        let (response, disposition) = match &outcome.action {
             Action::Allow => self.allowed(state, outcome.log, exit),
-            Action::Deny => self.refused(Deed::Denied, Step::Reply(Reply::FAULT), exit),
-            Action::Kill => self.refused(Deed::Killed, Step::Kill, exit),
-            Action::Value(value) => (Step::Reply(Reply::value(*value)), Deed::Value),
-            Action::Ignore => (Step::Reply(Reply::DONE), Deed::Ignored),
+            Action::Deny => self.refused(Disposition::Denied, Response::Reply(Reply::FAULT), exit),
+            Action::Kill => self.refused(Disposition::Killed, Response::Kill, exit),
+            Action::Value(value) => (Response::Reply(Reply::value(*value)), Disposition::Value),
+            Action::Ignore => (Response::Reply(Reply::DONE), Disposition::Ignored),
             Action::Register(register) => self.register(state, *register, exit),
-            Action::Handler(name) => (Step::Handler(name), Deed::Handled),
-            Action::Device(device) => (Step::Device(*device), Deed::Device),
+            Action::Handler(name) => (Response::Handler(name), Disposition::Handled),
+            Action::Device(device) => (Response::Device(*device), Disposition::Device),
             Action::Mask(mask) => {
                 let (value, mask) = (exit.data, *mask);
-                self.forward(state, exit, What::Mask { value, mask }, Deed::Masked)
+                self.forward(state, exit, What::Mask { value, mask }, Disposition::Masked)
             }
             Action::Sticky(bits) => {
                 let (value, bits) = (exit.data, *bits);
-                self.forward(state, exit, What::Sticky { value, bits }, Deed::Sticky)
+                self.forward(
+                    state,
+                    exit,
+                    What::Sticky { value, bits },
+                    Disposition::Sticky,
+                )
             }
             Action::Pin => self.pin_write(state, exit),
         };
         Answer {
-            step,
-            deed,
+            response,
+            disposition,
             outcome,
             by,
         }
     }
 
     /// An access that the program lets KVM handle, and that came here all the same.
-    fn allowed(&self, state: &VcpuState, log: Log, exit: &Exit) -> (Step<'_>, Deed) {
+    fn allowed(&self, state: &VcpuState, log: Log, exit: &Exit) -> (Response<'_>, Disposition) {
         match exit.reason {
-            ExitReason::Invalid => (Step::Reply(Reply::FAULT), Deed::Denied),
+            ExitReason::Invalid => (Response::Reply(Reply::FAULT), Disposition::Denied),
             ExitReason::Unknown => self.unknown(exit),
             // No filter opens for it but by its default (S3.5), and KVM has no such MSR.
             ExitReason::Filter if exit.index == MsrIndex::MAX => self.unknown(exit),
@@ -57,40 +62,47 @@ impl Responder {
                     Access::Read => What::Read,
                     Access::Write => What::Write(exit.data),
                 };
-                self.forward(state, exit, what, Deed::Allowed)
+                self.forward(state, exit, what, Disposition::Allowed)
             }
-            ExitReason::Filter if is_seen_first(log) => (Step::Open, Deed::Allowed),
-            ExitReason::Filter => (Step::Rewind, Deed::Allowed),
+            ExitReason::Filter if is_seen_first(log) => (Response::Open, Disposition::Allowed),
+            ExitReason::Filter => (Response::Rewind, Disposition::Allowed),
         }
     }
 
     /// What becomes of an MSR that KVM does not know.
-    fn unknown(&self, exit: &Exit) -> (Step<'_>, Deed) {
+    fn unknown(&self, exit: &Exit) -> (Response<'_>, Disposition) {
         let unknown = &self.program().settings().unknown;
         let action = match exit.access {
             Access::Read => unknown.read,
             Access::Write => unknown.write,
         };
         match action {
-            UnknownAction::Deny => (Step::Reply(Reply::FAULT), Deed::Denied),
-            UnknownAction::Value(value) => (Step::Reply(Reply::value(value)), Deed::Unknown),
-            UnknownAction::Ignore => (Step::Reply(Reply::value(0)), Deed::Unknown),
+            UnknownAction::Deny => (Response::Reply(Reply::FAULT), Disposition::Denied),
+            UnknownAction::Value(value) => {
+                (Response::Reply(Reply::value(value)), Disposition::Unknown)
+            }
+            UnknownAction::Ignore => (Response::Reply(Reply::value(0)), Disposition::Unknown),
         }
     }
 
     /// A refusal, which an audit only records: KVM is then to handle the access.
-    fn refused<'p>(&self, deed: Deed, step: Step<'p>, exit: &Exit) -> (Step<'p>, Deed) {
+    fn refused<'p>(
+        &self,
+        disposition: Disposition,
+        response: Response<'p>,
+        exit: &Exit,
+    ) -> (Response<'p>, Disposition) {
         match (self.mode(), exit.reason) {
-            (Mode::Enforce, _) => (step, deed),
+            (Mode::Enforce, _) => (response, disposition),
             (Mode::Audit, ExitReason::Filter) if exit.index != MsrIndex::MAX => {
-                let would = match deed {
-                    Deed::Killed => Deed::WouldKill,
-                    _ => Deed::WouldDeny,
+                let would = match disposition {
+                    Disposition::Killed => Disposition::WouldKill,
+                    _ => Disposition::WouldDeny,
                 };
-                (Step::Open, would)
+                (Response::Open, would)
             }
             // The filter had opened for it, and KVM refused it.
-            (Mode::Audit, _) => (Step::Reply(Reply::FAULT), Deed::Denied),
+            (Mode::Audit, _) => (Response::Reply(Reply::FAULT), Disposition::Denied),
         }
     }
 
@@ -99,42 +111,42 @@ impl Responder {
         state: &mut VcpuState,
         register: Emulated,
         exit: &Exit,
-    ) -> (Step<'p>, Deed) {
+    ) -> (Response<'p>, Disposition) {
         let place = self.cell(exit.index).map(|(at, _)| at);
         let Some(cell) = place.and_then(|at| state.cells.get_mut(at)) else {
-            return (Step::Reply(Reply::FAULT), Deed::Denied);
+            return (Response::Reply(Reply::FAULT), Disposition::Denied);
         };
         if exit.access == Access::Read {
-            return (Step::Reply(Reply::value(*cell)), Deed::Register);
+            return (Response::Reply(Reply::value(*cell)), Disposition::Register);
         }
         match (register.mask.apply(*cell, exit.data), self.mode()) {
             (Some(value), _) => {
                 *cell = value;
-                (Step::Reply(Reply::DONE), Deed::Register)
+                (Response::Reply(Reply::DONE), Disposition::Register)
             }
-            (None, Mode::Enforce) => (Step::Reply(Reply::FAULT), Deed::Denied),
+            (None, Mode::Enforce) => (Response::Reply(Reply::FAULT), Disposition::Denied),
             (None, Mode::Audit) => {
                 *cell = exit.data;
-                (Step::Reply(Reply::DONE), Deed::WouldDeny)
+                (Response::Reply(Reply::DONE), Disposition::WouldDeny)
             }
         }
     }
 
-    fn pin_write<'p>(&self, state: &VcpuState, exit: &Exit) -> (Step<'p>, Deed) {
+    fn pin_write<'p>(&self, state: &VcpuState, exit: &Exit) -> (Response<'p>, Disposition) {
         let Some(place) = self.pin(exit.index) else {
-            return (Step::Reply(Reply::FAULT), Deed::Denied);
+            return (Response::Reply(Reply::FAULT), Disposition::Denied);
         };
         let value = exit.data;
         match (state.pins.get(place).copied().flatten(), self.mode()) {
             (Some(pinned), Mode::Enforce) if pinned != value => {
-                (Step::Reply(Reply::FAULT), Deed::Denied)
+                (Response::Reply(Reply::FAULT), Disposition::Denied)
             }
             (Some(pinned), Mode::Audit) if pinned != value => {
-                self.forward(state, exit, What::Repinned(value), Deed::WouldDeny)
+                self.forward(state, exit, What::Repinned(value), Disposition::WouldDeny)
             }
             // One that is equal is carried, too: what is pinned is what the guest wrote, and the register
             // may be another's by now, a nested guest's.
-            _ => self.forward(state, exit, What::Pin { value, place }, Deed::Pinned),
+            _ => self.forward(state, exit, What::Pin { value, place }, Disposition::Pinned),
         }
     }
 
@@ -143,11 +155,11 @@ impl Responder {
         state: &VcpuState,
         exit: &Exit,
         what: What,
-        deed: Deed,
-    ) -> (Step<'p>, Deed) {
+        disposition: Disposition,
+    ) -> (Response<'p>, Disposition) {
         let Some(row) = state.may_forward(exit.index) else {
             // The guest has no such register: KVM would refuse it, too.
-            return (Step::Reply(Reply::FAULT), Deed::Denied);
+            return (Response::Reply(Reply::FAULT), Disposition::Denied);
         };
         let access = Forwarded {
             index: exit.index,
@@ -155,10 +167,10 @@ impl Responder {
             what,
             mode: self.mode(),
         };
-        (Step::Forward(access), deed)
+        (Response::Forward(access), disposition)
     }
 
-    /// Whether an exit becomes an event, where `deed` is what its answer came to in the end.
+    /// Whether an exit becomes an event, where `disposition` is what its answer came to in the end.
     /// `is_first` says whether it is the VM's first access of this direction to this MSR; it is asked
     /// only where that matters.
     #[inline]
@@ -167,7 +179,7 @@ impl Responder {
         &self,
         exit: &Exit,
         answer: &Answer<'_>,
-        deed: Deed,
+        disposition: Disposition,
         is_first: impl FnOnce() -> bool,
     ) -> bool {
         let log = match (exit.reason, self.program().settings().unknown.log) {
@@ -175,10 +187,10 @@ impl Responder {
             _ => answer.outcome.log,
         };
         // What ends a VM, and what an audit is for, is said whatever the policy says of its log.
-        match (deed, log) {
-            (Deed::Killed, _) | (_, Log::All) => true,
-            (Deed::WouldDeny | Deed::WouldKill, _) | (_, Log::First) => is_first(),
-            (deed, Log::Denied) => deed.is_refusal(),
+        match (disposition, log) {
+            (Disposition::Killed, _) | (_, Log::All) => true,
+            (Disposition::WouldDeny | Disposition::WouldKill, _) | (_, Log::First) => is_first(),
+            (disposition, Log::Denied) => disposition.is_refusal(),
             (_, Log::None) => false,
         }
     }

@@ -183,7 +183,7 @@ impl Responder {
     }
 
     /// What it may say instead where that does not fit: it lets these accesses through, and those
-    /// that it could let through but does not are [rewound](super::Step::Rewind).
+    /// that it could let through but does not are [rewound](super::Response::Rewind).
     #[must_use]
     pub fn fewest_verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
         self.verdicts_by(Verdict::Deny, opened, |rule| {

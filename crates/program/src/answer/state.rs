@@ -43,7 +43,7 @@ impl VcpuState {
 
     /// The host wrote a register past the guest, as a VMM does that resets or restores: it is no
     /// longer pinned, and if it is emulated it holds what it holds at reset.
-    pub fn host_wrote(&mut self, responder: &Responder, index: MsrIndex) {
+    pub fn msr_set_by_host(&mut self, responder: &Responder, index: MsrIndex) {
         if let Some(pin) = responder.pin(index).and_then(|at| self.pins.get_mut(at)) {
             *pin = None;
         }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
 use msrgate_filter::{
-    Access, Accesses, Bitmap, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision, X2APIC,
+    Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, ReasonMask, Revision, X2APIC,
 };
 
 use super::write::{MAGIC, VERSION, digest};
@@ -227,7 +227,7 @@ impl Reader<'_> {
         let filter = self.filter()?;
         let rules = self.both_directions(files)?;
         match rules
-            .verdicts(filter.fallback().verdict())
+            .verdicts(filter.default_action().verdict())
             .first_difference(&filter)
         {
             Some((index, access, _)) => Err(ProgramError::Differs { index, access }),
@@ -242,13 +242,13 @@ impl Reader<'_> {
     }
 
     fn filter(&mut self) -> Read<Filter> {
-        let fallback = match self.u8()? {
-            0 => Fallback::Allow,
-            1 => Fallback::Deny,
+        let default_action = match self.u8()? {
+            0 => DefaultAction::Allow,
+            1 => DefaultAction::Deny,
             _ => return Err(self.wrong("a default")),
         };
         let ranges = self.list(Self::range)?;
-        Filter::new(Revision::Mainline, fallback, ranges).map_err(ProgramError::Filter)
+        Filter::new(Revision::Mainline, default_action, ranges).map_err(ProgramError::Filter)
     }
 
     fn range(&mut self) -> Read<Range> {

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
-use msrgate_filter::{Access, Fallback, Filter};
+use msrgate_filter::{Access, DefaultAction, Filter};
 
 use super::{Program, ProgramSettings, Variant, saturated};
 use crate::action::{Action, Device, Mask, Outside};
@@ -209,9 +209,9 @@ impl Writer {
     }
 
     fn filter(&mut self, filter: &Filter) {
-        self.0.push(match filter.fallback() {
-            Fallback::Allow => 0,
-            Fallback::Deny => 1,
+        self.0.push(match filter.default_action() {
+            DefaultAction::Allow => 0,
+            DefaultAction::Deny => 1,
         });
         self.list(filter.ranges(), |to, range| {
             to.u32(range.accesses().bits());

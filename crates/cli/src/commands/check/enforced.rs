@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_policy::registers::{self, Gap};
 use msrgate_policy::{
-    Cause, Compiled, Enforcement, Enforcer, Extent, Hole, Policy, enforcement, one_line,
+    Bypass, Cause, Compiled, Enforcement, Enforcer, Extent, Policy, enforcement, one_line,
 };
 use serde::Serialize;
 
@@ -62,7 +62,7 @@ struct VmGap {
 }
 
 impl HoleRow {
-    pub(crate) fn of(policy: &Policy, hole: &Hole) -> Self {
+    pub(crate) fn of(policy: &Policy, hole: &Bypass) -> Self {
         Self {
             first: hole.msrs.map(|msrs| msrs.first().to_string()),
             last: hole.msrs.map(|msrs| msrs.last().to_string()),
@@ -88,7 +88,7 @@ pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
 }
 
 /// What is said of a hole that the policy's `accept` names.
-pub(crate) fn accepted(policy: &Policy, hole: &Hole) -> &'static str {
+pub(crate) fn accepted(policy: &Policy, hole: &Bypass) -> &'static str {
     if hole.cause.is_accepted(policy.settings()) {
         " (accepted)"
     } else {
@@ -167,7 +167,7 @@ pub(super) fn report(compiled: &Compiled) -> Counted {
 fn print_holes(
     out: &mut dyn Write,
     policy: &Policy,
-    holes: &[Hole],
+    holes: &[Bypass],
     detail: Detail,
 ) -> io::Result<()> {
     let shown = match detail {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::num::NonZeroUsize;
 
 use msrgate_filter::{Access, MAX_RANGES, Range};
-use msrgate_policy::{Cell, Cluster, Cpu, Policy, Space, Tally, Variant, space};
+use msrgate_policy::{Cell, Cluster, Cpu, Overview, Policy, Tally, Variant, overview};
 use serde::Serialize;
 
 use crate::cli::Detail;
@@ -73,7 +73,7 @@ pub(super) struct Shown<'c> {
 impl PackedVariant {
     pub(super) fn of(shown: &Shown<'_>) -> Self {
         let variant = shown.variant;
-        let Space { clusters, rest, .. } = space(variant);
+        let Overview { clusters, rest, .. } = overview(variant);
         let clusters = clusters.into_iter().map(|cluster| PackedCluster {
             first: cluster.msrs.first().to_string(),
             last: cluster.msrs.last().to_string(),
@@ -129,7 +129,7 @@ pub(super) fn draw(
         out,
         "{bold}how it packs{bold:#}: {on}{count} of {MAX_RANGES} ranges, default {default}"
     )?;
-    let space = space(variant);
+    let space = overview(variant);
     if !space.clusters.is_empty() {
         let head = "reads (r) and writes (w)";
         writeln!(

@@ -3,16 +3,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_program::answer::Deed;
+use msrgate_program::answer::Disposition;
 
 use crate::gate::kinds::{Found, Kind, Kinds};
 
-/// Kinds of (MSR, access, deed) that a vCPU counts apart; the rest it counts together.
+/// Kinds of (MSR, access, disposition) that a vCPU counts apart; the rest it counts together.
 const SLOTS: usize = 256;
 
 /// One vCPU's counters. It alone writes them.
 pub(in crate::gate) struct Counters {
-    /// Tagged with the number of the deed.
+    /// Tagged with the number of the disposition.
     kinds: Kinds<SLOTS>,
     counts: Box<[AtomicU64; SLOTS]>,
     others: AtomicU64,
@@ -26,7 +26,7 @@ pub struct Count {
     /// The direction.
     pub access: Access,
     /// What was done.
-    pub deed: Deed,
+    pub disposition: Disposition,
     /// How often.
     pub count: u64,
 }
@@ -41,8 +41,8 @@ impl Counters {
     }
 
     /// Counts one. Only one thread may do this at a time.
-    pub(in crate::gate) fn add(&self, index: MsrIndex, access: Access, deed: Deed) {
-        let kind = Kind::new(u64::from(deed.number()), index, access);
+    pub(in crate::gate) fn add(&self, index: MsrIndex, access: Access, disposition: Disposition) {
+        let kind = Kind::new(u64::from(disposition.number()), index, access);
         let count = match self.kinds.find(kind, 8) {
             Found::New(place) | Found::Known(place) => &self.counts[place % SLOTS],
             Found::NoRoom => &self.others,
@@ -53,15 +53,15 @@ impl Counters {
     /// What there is to count, and how often there was no slot for it.
     pub(super) fn each(&self, mut found: impl FnMut(Count)) -> u64 {
         for (place, kind) in self.kinds.all() {
-            let deed = usize::try_from(kind.tag()).ok();
-            let deed = deed.and_then(|number| Deed::ALL.get(number).copied());
+            let disposition = usize::try_from(kind.tag()).ok();
+            let disposition = disposition.and_then(|number| Disposition::ALL.get(number).copied());
             let count = self.counts[place % SLOTS].load(Ordering::Relaxed);
             // Its first access is being counted, and not yet counted, where it is 0.
-            if let (Some(deed), 1..) = (deed, count) {
+            if let (Some(disposition), 1..) = (disposition, count) {
                 found(Count {
                     index: kind.index(),
                     access: kind.access(),
-                    deed,
+                    disposition,
                     count,
                 });
             }
@@ -84,25 +84,25 @@ mod tests {
         let counters = Counters::new();
         let lstar = MsrIndex::new(0xc000_0082);
         for _ in 0..3 {
-            counters.add(lstar, Access::Write, Deed::Pinned);
+            counters.add(lstar, Access::Write, Disposition::Pinned);
         }
-        counters.add(lstar, Access::Write, Deed::Denied);
-        counters.add(lstar, Access::Read, Deed::Denied);
+        counters.add(lstar, Access::Write, Disposition::Denied);
+        counters.add(lstar, Access::Read, Disposition::Denied);
         let mut seen = Vec::new();
         assert_eq!(counters.each(|count| seen.push(count)), 0);
         seen.sort_unstable();
-        let count = |access, deed, count| Count {
+        let count = |access, disposition, count| Count {
             index: lstar,
             access,
-            deed,
+            disposition,
             count,
         };
         assert_eq!(
             seen,
             [
-                count(Access::Read, Deed::Denied, 1),
-                count(Access::Write, Deed::Denied, 1),
-                count(Access::Write, Deed::Pinned, 3),
+                count(Access::Read, Disposition::Denied, 1),
+                count(Access::Write, Disposition::Denied, 1),
+                count(Access::Write, Disposition::Pinned, 3),
             ]
         );
     }
@@ -112,7 +112,7 @@ mod tests {
     fn what_has_no_slot_is_counted_together() {
         let counters = Counters::new();
         for index in 0..10_000 {
-            counters.add(MsrIndex::new(index), Access::Read, Deed::Denied);
+            counters.add(MsrIndex::new(index), Access::Read, Disposition::Denied);
         }
         let mut sum = 0;
         let others = counters.each(|count| sum += count.count);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use msrgate_filter::{Access, ExitReason, MsrIndex};
-use msrgate_program::answer::Deed;
+use msrgate_program::answer::Disposition;
 use msrgate_program::{Digest, Origin, Program, one_line};
 
 use super::ring::{Entry, WORDS};
@@ -45,7 +45,7 @@ pub struct Event {
     /// Why KVM handed it over.
     pub reason: ExitReason,
     /// What was done.
-    pub deed: Deed,
+    pub disposition: Disposition,
     /// The value of a write, if asked for.
     pub value: Option<u64>,
     /// The address of the instruction, if asked for.
@@ -64,13 +64,13 @@ pub struct Event {
 
 /// What a vCPU notes of an access.
 #[derive(Clone, Copy)]
-pub(in crate::gate) struct Happened {
+pub(in crate::gate) struct EventRecord {
     /// Nanoseconds since 1970.
     pub(in crate::gate) time: u64,
     pub(in crate::gate) index: MsrIndex,
     pub(in crate::gate) access: Access,
     pub(in crate::gate) reason: ExitReason,
-    pub(in crate::gate) deed: Deed,
+    pub(in crate::gate) disposition: Disposition,
     pub(in crate::gate) value: Option<u64>,
     pub(in crate::gate) rip: Option<u64>,
     pub(in crate::gate) origin: Origin,
@@ -81,13 +81,13 @@ pub(in crate::gate) struct Happened {
 const HAS_VALUE: u64 = 1 << 60;
 const HAS_RIP: u64 = 1 << 61;
 
-impl Happened {
+impl EventRecord {
     #[inline]
     pub(super) fn encode(&self) -> Entry {
         let kind = u64::from(self.index.get())
             | (self.access as u64) << 32
             | (self.reason as u64) << 34
-            | u64::from(self.deed.number()) << 40
+            | u64::from(self.disposition.number()) << 40
             | if self.value.is_some() { HAS_VALUE } else { 0 }
             | if self.rip.is_some() { HAS_RIP } else { 0 };
         let mut entry = [0; WORDS];
@@ -113,7 +113,7 @@ impl Event {
     /// The event in a queue's entry; `programs` are those that may have made it.
     pub(super) fn decode(entry: &Entry, vcpu: VcpuId, programs: &[Arc<Program>]) -> Option<Self> {
         let &[time, kind, value, rip, origin, held_back, ..] = entry;
-        let [i0, i1, i2, i3, flags, deed, ..] = kind.to_le_bytes();
+        let [i0, i1, i2, i3, flags, disposition, ..] = kind.to_le_bytes();
         let mut digest = [0; 32];
         for (bytes, word) in digest.chunks_exact_mut(8).zip(&entry[6..]) {
             bytes.copy_from_slice(&word.to_le_bytes());
@@ -131,7 +131,7 @@ impl Event {
             index: MsrIndex::new(u32::from_le_bytes([i0, i1, i2, i3])),
             access: *Access::ALL.get(usize::from(flags & 1))?,
             reason: *ExitReason::ALL.get(usize::from(flags >> 2 & 3))?,
-            deed: *Deed::ALL.get(usize::from(deed))?,
+            disposition: *Disposition::ALL.get(usize::from(disposition))?,
             value: (kind & HAS_VALUE != 0).then_some(value),
             rip: (kind & HAS_RIP != 0).then_some(rip),
             origin,
@@ -152,7 +152,7 @@ impl Event {
             index: MsrIndex::new(index),
             access: Access::Write,
             reason: ExitReason::Filter,
-            deed: Deed::Denied,
+            disposition: Disposition::Denied,
             value: Some(5),
             rip: None,
             origin: Origin::from_bits(7 << 32 | 2),
@@ -172,11 +172,14 @@ impl fmt::Display for Event {
             index,
             access,
             reason,
-            deed,
+            disposition,
             held_back,
             ..
         } = self;
-        write!(f, "vCPU {vcpu}: {access} of MSR {index}: {deed} ({reason})")?;
+        write!(
+            f,
+            "vCPU {vcpu}: {access} of MSR {index}: {disposition} ({reason})"
+        )?;
         if let Some(value) = self.value {
             write!(f, ", value {value:#x}")?;
         }
@@ -206,15 +209,15 @@ mod tests {
     #[test]
     fn an_event_survives_its_queue() {
         let at = UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
-        for deed in Deed::ALL {
+        for disposition in Disposition::ALL {
             for reason in ExitReason::ALL {
                 for access in Access::ALL {
-                    let happened = Happened {
+                    let happened = EventRecord {
                         time: 1_700_000_000_123_456_789,
                         index: MsrIndex::MAX,
                         access,
                         reason,
-                        deed,
+                        disposition,
                         value: Some(u64::MAX),
                         rip: None,
                         origin: Origin::from_bits(u64::MAX),
@@ -229,7 +232,7 @@ mod tests {
                         index: MsrIndex::MAX,
                         access,
                         reason,
-                        deed,
+                        disposition,
                         value: Some(u64::MAX),
                         rip: None,
                         origin: Origin::from_bits(u64::MAX),

@@ -2,7 +2,7 @@
 //! does not hide what it does to others.
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_program::answer::Deed;
+use msrgate_program::answer::Disposition;
 
 use crate::gate::kinds::Kind;
 
@@ -51,11 +51,11 @@ impl Limit {
         &mut self,
         index: MsrIndex,
         access: Access,
-        deed: Deed,
+        disposition: Disposition,
         now: u64,
     ) -> Passage {
-        let kind = Kind::new(u64::from(deed.number()), index, access);
-        let place = if deed == Deed::Killed {
+        let kind = Kind::new(u64::from(disposition.number()), index, access);
+        let place = if disposition == Disposition::Killed {
             &mut self.kills
         } else {
             &mut self.places[kind.home::<PLACES>() % PLACES]
@@ -81,7 +81,8 @@ mod tests {
     #[test]
     fn a_kind_has_its_number_a_second_and_says_what_was_held_back() {
         let mut limit = Limit::new(2);
-        let mut ask = |index, now| limit.ask(MsrIndex::new(index), Access::Read, Deed::Denied, now);
+        let mut ask =
+            |index, now| limit.ask(MsrIndex::new(index), Access::Read, Disposition::Denied, now);
         let passes = |held_back| Passage::Passes { held_back };
         assert_eq!(ask(0x10, 5), passes(0));
         assert_eq!(ask(0x10, 6), passes(0));
@@ -97,14 +98,15 @@ mod tests {
     #[test]
     fn only_kills_hold_kills_back() {
         let mut limit = Limit::new(2);
-        let mut ask = |index, deed| limit.ask(MsrIndex::new(index), Access::Read, deed, 5);
+        let mut ask =
+            |index, disposition| limit.ask(MsrIndex::new(index), Access::Read, disposition, 5);
         for index in 0..10_000 {
-            ask(index, Deed::Denied);
+            ask(index, Disposition::Denied);
         }
         let passes = Passage::Passes { held_back: 0 };
-        assert_eq!(ask(0x10, Deed::Denied), Passage::HeldBack);
-        assert_eq!(ask(0x10, Deed::Killed), passes);
-        assert_eq!(ask(0x11, Deed::Killed), passes);
-        assert_eq!(ask(0x12, Deed::Killed), Passage::HeldBack);
+        assert_eq!(ask(0x10, Disposition::Denied), Passage::HeldBack);
+        assert_eq!(ask(0x10, Disposition::Killed), passes);
+        assert_eq!(ask(0x11, Disposition::Killed), passes);
+        assert_eq!(ask(0x12, Disposition::Killed), Passage::HeldBack);
     }
 }

@@ -147,7 +147,7 @@ mod json {
             put("msr", json!(event.index.to_string()));
             put("access", json!(event.access.to_string()));
             put("reason", json!(event.reason.to_string()));
-            put("action", json!(event.deed.to_string()));
+            put("action", json!(event.disposition.to_string()));
             if let Some(value) = event.value {
                 put("value", json!(format!("{value:#x}")));
             }

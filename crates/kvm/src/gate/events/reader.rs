@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::Program;
-use msrgate_program::answer::Deed;
+use msrgate_program::answer::Disposition;
 
 use super::counters::{Count, Counters, add_one};
-use super::event::{Event, Happened};
+use super::event::{Event, EventRecord};
 use super::ring::{Ring, Room};
 use crate::gate::id::VcpuId;
 
 /// One vCPU's queue and counters.
-pub(in crate::gate) struct Track {
+pub(in crate::gate) struct VcpuLog {
     id: VcpuId,
     ring: Ring,
     counters: Counters,
@@ -23,16 +23,16 @@ pub(in crate::gate) struct Track {
     held_back: AtomicU64,
 }
 
-impl Track {
+impl VcpuLog {
     /// Counts an access. One thread at a time.
-    pub(in crate::gate) fn count(&self, index: MsrIndex, access: Access, deed: Deed) {
-        self.counters.add(index, access, deed);
+    pub(in crate::gate) fn count(&self, index: MsrIndex, access: Access, disposition: Disposition) {
+        self.counters.add(index, access, disposition);
     }
 
     /// Puts an event into the queue, or counts it as dropped. One thread at a time.
     #[inline]
-    pub(in crate::gate) fn tell(&self, happened: &Happened) {
-        let room = if happened.deed == Deed::Killed {
+    pub(in crate::gate) fn tell(&self, happened: &EventRecord) {
+        let room = if happened.disposition == Disposition::Killed {
             Room::Kept
         } else {
             Room::Shared
@@ -53,18 +53,18 @@ impl Track {
     }
 }
 
-/// The tracks of a VM's vCPUs.
+/// The logs of a VM's vCPUs.
 #[derive(Default)]
-pub(in crate::gate) struct Tracks {
+pub(in crate::gate) struct VcpuLogs {
     live: Mutex<Live>,
     has_reader: AtomicBool,
 }
 
 #[derive(Default)]
 struct Live {
-    tracks: Vec<Arc<Track>>,
+    logs: Vec<Arc<VcpuLog>>,
     /// What vCPUs that are gone had counted.
-    gone: BTreeMap<(MsrIndex, Access, Deed), u64>,
+    gone: BTreeMap<(MsrIndex, Access, Disposition), u64>,
     others: u64,
     /// What became no event of theirs. Of each number that the VMM gives, which KVM bounds.
     lost: BTreeMap<VcpuId, Lost>,
@@ -92,17 +92,17 @@ impl Lost {
 /// So many vCPUs that are gone leave their events to a reader, the newest ones.
 const UNREAD: usize = 16;
 
-/// So many kinds of (MSR, access, deed) are told apart of vCPUs that are gone.
+/// So many kinds of (MSR, access, disposition) are told apart of vCPUs that are gone.
 const KINDS: usize = 4096;
 
 /// So many programs are remembered: events that are older have no file name.
 const PROGRAMS: usize = 16;
 
-impl Tracks {
-    /// A track for a vCPU, with a queue of so many events. Those of vCPUs that are gone make room: there
+impl VcpuLogs {
+    /// A log for a vCPU, with a queue of so many events. Those of vCPUs that are gone make room: there
     /// may be no reader.
-    pub(in crate::gate) fn add(&self, id: VcpuId, queue: usize) -> Arc<Track> {
-        let track = Arc::new(Track {
+    pub(in crate::gate) fn add(&self, id: VcpuId, queue: usize) -> Arc<VcpuLog> {
+        let log = Arc::new(VcpuLog {
             id,
             ring: Ring::new(queue),
             counters: Counters::new(),
@@ -110,8 +110,8 @@ impl Tracks {
         });
         let mut live = self.lock();
         Self::prune(&mut live, UNREAD);
-        live.tracks.push(Arc::clone(&track));
-        track
+        live.logs.push(Arc::clone(&log));
+        log
     }
 
     /// Events may be of this program from now on.
@@ -130,15 +130,15 @@ impl Tracks {
         let live = self.lock();
         let mut sums = live.gone.clone();
         let mut others = live.others;
-        for track in &live.tracks {
-            others += track.counters.each(|count| add(&mut sums, count));
+        for log in &live.logs {
+            others += log.counters.each(|count| add(&mut sums, count));
         }
         let counts = sums
             .into_iter()
-            .map(|((index, access, deed), count)| Count {
+            .map(|((index, access, disposition), count)| Count {
                 index,
                 access,
-                deed,
+                disposition,
                 count,
             });
         Counted {
@@ -147,25 +147,25 @@ impl Tracks {
         }
     }
 
-    /// Forgets tracks of vCPUs that are gone, but for what they counted: those whose queues are empty,
+    /// Forgets logs of vCPUs that are gone, but for what they counted: those whose queues are empty,
     /// and of the others all but so many, the newest ones.
     fn prune(live: &mut Live, most: usize) {
         let Live {
-            tracks,
+            logs,
             gone,
             others,
             lost,
             ..
         } = live;
         // Whom nobody else has, neither a vCPU nor a reader: what they did last is seen here.
-        let unread = tracks.iter_mut().filter_map(Arc::get_mut);
-        let unread = unread.filter(|track| !track.ring.is_empty()).count();
+        let unread = logs.iter_mut().filter_map(Arc::get_mut);
+        let unread = unread.filter(|log| !log.ring.is_empty()).count();
         let mut too_many = unread.saturating_sub(most);
-        tracks.retain_mut(|track| {
-            let Some(track) = Arc::get_mut(track) else {
+        logs.retain_mut(|log| {
+            let Some(log) = Arc::get_mut(log) else {
                 return true;
             };
-            let left = track.ring.len();
+            let left = log.ring.len();
             if left > 0 {
                 if too_many == 0 {
                     return true;
@@ -173,8 +173,8 @@ impl Tracks {
                 too_many -= 1;
             }
             let mut beyond = 0;
-            *others += track.counters.each(|count| {
-                let kind = (count.index, count.access, count.deed);
+            *others += log.counters.each(|count| {
+                let kind = (count.index, count.access, count.disposition);
                 if gone.len() < KINDS || gone.contains_key(&kind) {
                     add(gone, count);
                 } else {
@@ -182,9 +182,9 @@ impl Tracks {
                 }
             });
             *others += beyond;
-            let mut sum = track.lost();
+            let mut sum = log.lost();
             sum.dropped += left;
-            sum.add_to(lost, track.id);
+            sum.add_to(lost, log.id);
             false
         });
     }
@@ -194,16 +194,16 @@ impl Tracks {
     }
 }
 
-fn add(sums: &mut BTreeMap<(MsrIndex, Access, Deed), u64>, count: Count) {
+fn add(sums: &mut BTreeMap<(MsrIndex, Access, Disposition), u64>, count: Count) {
     *sums
-        .entry((count.index, count.access, count.deed))
+        .entry((count.index, count.access, count.disposition))
         .or_default() += count.count;
 }
 
 /// How often each access came to the gate and what was done, in the whole VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
-    /// By MSR, access and deed, in this order.
+    /// By MSR, access and disposition, in this order.
     pub counts: Vec<Count>,
     /// Accesses that are in none of these: a vCPU tells 256 kinds apart, and of all vCPUs that are gone
     /// 4,096 are.
@@ -242,7 +242,7 @@ impl fmt::Display for VcpuDrops {
 /// The reader of a VM's events. There is one at a time.
 #[must_use = "without a reader, events are dropped once a queue is full"]
 pub struct Events {
-    tracks: Arc<Tracks>,
+    logs: Arc<VcpuLogs>,
 }
 
 impl fmt::Debug for Events {
@@ -252,44 +252,44 @@ impl fmt::Debug for Events {
 }
 
 impl Events {
-    /// The reader of these tracks; `None` if they have one.
-    pub(in crate::gate) fn take(tracks: &Arc<Tracks>) -> Option<Self> {
+    /// The reader of these logs; `None` if they have one.
+    pub(in crate::gate) fn take(logs: &Arc<VcpuLogs>) -> Option<Self> {
         // Acquire: what the reader before took out is seen as taken.
-        let had_one = tracks.has_reader.swap(true, Ordering::Acquire);
+        let had_one = logs.has_reader.swap(true, Ordering::Acquire);
         (!had_one).then(|| Self {
-            tracks: Arc::clone(tracks),
+            logs: Arc::clone(logs),
         })
     }
 
     /// Takes all events out that are there, those of each vCPU in their order.
     pub fn drain(&mut self, mut each: impl FnMut(Event)) {
-        let (tracks, programs) = {
-            let live = self.tracks.lock();
-            (live.tracks.clone(), live.programs.clone())
+        let (logs, programs) = {
+            let live = self.logs.lock();
+            (live.logs.clone(), live.programs.clone())
         };
-        for track in &tracks {
+        for log in &logs {
             // No more than there were at the start: a busy vCPU must not keep the others' waiting.
-            for _ in 0..track.ring.len() {
-                let Some(entry) = track.ring.take() else {
+            for _ in 0..log.ring.len() {
+                let Some(entry) = log.ring.take() else {
                     break;
                 };
-                if let Some(event) = Event::decode(&entry, track.id, &programs) {
+                if let Some(event) = Event::decode(&entry, log.id, &programs) {
                     each(event);
                 }
             }
         }
-        drop(tracks);
+        drop(logs);
         // There is a reader: what came meanwhile it gets the next time.
-        Tracks::prune(&mut self.tracks.lock(), usize::MAX);
+        VcpuLogs::prune(&mut self.logs.lock(), usize::MAX);
     }
 
     /// How many events of each vCPU were dropped or held back so far, where any were.
     #[must_use]
     pub fn drops(&self) -> Vec<VcpuDrops> {
-        let live = self.tracks.lock();
+        let live = self.logs.lock();
         let mut sums = live.lost.clone();
-        for track in &live.tracks {
-            track.lost().add_to(&mut sums, track.id);
+        for log in &live.logs {
+            log.lost().add_to(&mut sums, log.id);
         }
         let drops = sums.into_iter().map(|(vcpu, lost)| VcpuDrops {
             vcpu,
@@ -302,13 +302,13 @@ impl Events {
     /// The counters, as [`Gate::counted`](crate::gate::Gate::counted) gives them.
     #[must_use]
     pub fn counted(&self) -> Counted {
-        self.tracks.counted()
+        self.logs.counted()
     }
 }
 
 impl Drop for Events {
     fn drop(&mut self) {
-        self.tracks.has_reader.store(false, Ordering::Release);
+        self.logs.has_reader.store(false, Ordering::Release);
     }
 }
 

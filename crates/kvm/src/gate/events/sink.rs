@@ -35,16 +35,16 @@ impl Sink for TracingSink {
             index,
             access,
             reason,
-            deed,
+            disposition,
             held_back,
             ..
         } = event;
         let vcpu = vcpu.get();
         let (value, rip) = (event.value, event.rip);
-        if deed.is_refusal() {
-            tracing::warn!(target: "msrgate", vcpu, msr = %index, %access, %reason, action = %deed, value, rip, held_back, "refused");
+        if disposition.is_refusal() {
+            tracing::warn!(target: "msrgate", vcpu, msr = %index, %access, %reason, action = %disposition, value, rip, held_back, "refused");
         } else {
-            tracing::info!(target: "msrgate", vcpu, msr = %index, %access, %reason, action = %deed, value, rip, held_back, "seen");
+            tracing::info!(target: "msrgate", vcpu, msr = %index, %access, %reason, action = %disposition, value, rip, held_back, "seen");
         }
     }
 
@@ -67,7 +67,7 @@ pub struct LogSink;
 #[cfg(feature = "log")]
 impl Sink for LogSink {
     fn event(&mut self, event: &Event) {
-        let level = if event.deed.is_refusal() {
+        let level = if event.disposition.is_refusal() {
             log::Level::Warn
         } else {
             log::Level::Info

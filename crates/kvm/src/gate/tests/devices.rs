@@ -7,8 +7,8 @@ use msrgate_filter::MsrIndex;
 use super::machine::{Saw, TestGuest, on_each, policy};
 use crate::errno::CallErrno;
 use crate::gate::{
-    BadState, Device, GateOptions, GuestMemory, GuestPhysical, Machine as DeviceMachine, NotMapped,
-    VcpuId, Written,
+    BadState, Device, DeviceContext, GateOptions, GuestMemory, GuestPhysical, NotMapped, VcpuId,
+    Written,
 };
 use crate::measure::guest::Op::{Read, Write};
 
@@ -19,7 +19,7 @@ const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 struct Doubler(u64);
 
 impl Device for Doubler {
-    fn read(&mut self, _: MsrIndex, _: &mut dyn DeviceMachine) -> Result<Option<u64>, CallErrno> {
+    fn read(&mut self, _: MsrIndex, _: &mut dyn DeviceContext) -> Result<Option<u64>, CallErrno> {
         Ok(Some(self.0 * 2))
     }
 
@@ -27,7 +27,7 @@ impl Device for Doubler {
         &mut self,
         _: MsrIndex,
         value: u64,
-        _: &mut dyn DeviceMachine,
+        _: &mut dyn DeviceContext,
     ) -> Result<Written, CallErrno> {
         self.0 = value;
         Ok(if value == 13 {
@@ -37,7 +37,7 @@ impl Device for Doubler {
         })
     }
 
-    fn reset(&mut self, _: &mut dyn DeviceMachine) -> Result<(), CallErrno> {
+    fn reset(&mut self, _: &mut dyn DeviceContext) -> Result<(), CallErrno> {
         self.0 = 1;
         Ok(())
     }

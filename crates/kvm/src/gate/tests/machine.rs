@@ -10,7 +10,7 @@ use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
 use super::model::{self, ModelGuest, ModelVm};
 use crate::gate::vm::{KvmVm, VmPort};
 use crate::gate::{
-    AnswerError, Asked, Gate, GateOptions, Outcome, StateError, VcpuGate, Violation,
+    AnswerError, Gate, GateOptions, HandlerRequest, Outcome, StateError, VcpuGate, Violation,
 };
 use crate::measure::guest::{Apic, Guest, Op, Report, Stop, VcpuNumber};
 use crate::probe::HostCaps;
@@ -68,14 +68,14 @@ pub(super) trait TestGuest: Send {
 
     fn reset(&mut self, msrs: &mut VcpuGate) -> Result<(), AnswerError>;
 
-    fn host_wrote(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError>;
+    fn msr_set_by_host(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError>;
 
     fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError>;
 
     fn finish(
         &mut self,
         msrs: &mut VcpuGate,
-        asked: Asked,
+        asked: HandlerRequest,
         reply: Reply,
     ) -> Result<(), AnswerError>;
 
@@ -110,8 +110,8 @@ impl TestGuest for Guest {
         msrs.reset(self.vcpu_mut())
     }
 
-    fn host_wrote(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
-        msrs.host_wrote(self.vcpu_mut(), index)
+    fn msr_set_by_host(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
+        msrs.msr_set_by_host(self.vcpu_mut(), index)
     }
 
     fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError> {
@@ -121,7 +121,7 @@ impl TestGuest for Guest {
     fn finish(
         &mut self,
         msrs: &mut VcpuGate,
-        asked: Asked,
+        asked: HandlerRequest,
         reply: Reply,
     ) -> Result<(), AnswerError> {
         msrs.finish(self.vcpu_mut(), asked, reply)
@@ -156,8 +156,8 @@ impl TestGuest for AnyGuest {
         (**self).reset(msrs)
     }
 
-    fn host_wrote(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
-        (**self).host_wrote(msrs, index)
+    fn msr_set_by_host(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
+        (**self).msr_set_by_host(msrs, index)
     }
 
     fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError> {
@@ -167,7 +167,7 @@ impl TestGuest for AnyGuest {
     fn finish(
         &mut self,
         msrs: &mut VcpuGate,
-        asked: Asked,
+        asked: HandlerRequest,
         reply: Reply,
     ) -> Result<(), AnswerError> {
         (**self).finish(msrs, asked, reply)

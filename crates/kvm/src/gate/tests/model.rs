@@ -15,7 +15,7 @@ use crate::exit::{RawReason, RawReasons};
 use crate::gate::bound::Place;
 use crate::gate::port::Port;
 use crate::gate::vm::VmPort;
-use crate::gate::{AnswerError, Asked, Outcome, StateError, VcpuGate};
+use crate::gate::{AnswerError, HandlerRequest, Outcome, StateError, VcpuGate};
 use crate::install::{Filtered, InstallError, Mask};
 use crate::measure::guest::Op;
 use crate::sys::calls::{Level, Taken};
@@ -236,8 +236,8 @@ impl TestGuest for ModelGuest {
         msrs.reset_at(&mut self.vcpu)
     }
 
-    fn host_wrote(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
-        msrs.host_wrote_at(&self.vcpu, index)
+    fn msr_set_by_host(&mut self, msrs: &mut VcpuGate, index: MsrIndex) -> Result<(), AnswerError> {
+        msrs.msr_set_by_host_at(&self.vcpu, index)
     }
 
     fn answer(&mut self, msrs: &mut VcpuGate) -> Result<Outcome, AnswerError> {
@@ -247,7 +247,7 @@ impl TestGuest for ModelGuest {
     fn finish(
         &mut self,
         msrs: &mut VcpuGate,
-        asked: Asked,
+        asked: HandlerRequest,
         reply: Reply,
     ) -> Result<(), AnswerError> {
         msrs.finish_at(&mut self.vcpu, &asked, reply)

@@ -124,8 +124,8 @@ fn observed<G: super::machine::TestGuest>(machine: &mut Machine<G>, script: &[Op
     let saw = machine.first().run_to_kill(script);
     let mut counts = machine.gate.counted().counts;
     for count in &mut counts {
-        use msrgate_policy::answer::Deed::{Allowed, WouldDeny, WouldKill};
-        if [Allowed, WouldDeny, WouldKill].contains(&count.deed) {
+        use msrgate_policy::answer::Disposition::{Allowed, WouldDeny, WouldKill};
+        if [Allowed, WouldDeny, WouldKill].contains(&count.disposition) {
             count.count = 1;
         }
     }

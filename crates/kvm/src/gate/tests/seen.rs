@@ -8,7 +8,7 @@ use msrgate_filter::{Access, MsrIndex};
 use super::machine::{LSTAR, Machine, NOWHERE, STAR, Saw, on_each, policy};
 use super::model;
 use crate::gate::events::EventOptions;
-use crate::gate::{GateOptions, Touched, publisher};
+use crate::gate::{FirstAccess, GateOptions, publisher};
 use crate::measure::guest::Op::{Read, Write};
 
 /// Each access comes once, and is then KVM's.
@@ -41,11 +41,11 @@ fn first_touch_sees_each_access_once() {
         assert_eq!(vcpu.exits, before + 1);
         let mut seen = Vec::new();
         machine.gate.events().unwrap().drain(|event| {
-            seen.push((event.index, event.access, event.deed.to_string()));
+            seen.push((event.index, event.access, event.disposition.to_string()));
         });
         let seen: Vec<_> = seen
             .iter()
-            .map(|(index, access, deed)| format!("{access} {index} {deed}"))
+            .map(|(index, access, disposition)| format!("{access} {index} {disposition}"))
             .collect();
         assert_eq!(
             seen,
@@ -86,7 +86,7 @@ fn an_audit_refuses_nothing_and_records_what_it_would() {
             .gate
             .events()
             .unwrap()
-            .drain(|event| seen.push((event.index, event.deed.to_string())));
+            .drain(|event| seen.push((event.index, event.disposition.to_string())));
         assert_eq!(
             seen,
             [
@@ -150,8 +150,8 @@ fn one_event() -> GateOptions {
     })
 }
 
-fn touched(index: MsrIndex, access: Access) -> Touched {
-    Touched { index, access }
+fn touched(index: MsrIndex, access: Access) -> FirstAccess {
+    FirstAccess { index, access }
 }
 
 /// Their events do not fit, the accesses pass by the gate from then on, and still they are known.
@@ -159,7 +159,7 @@ fn touched(index: MsrIndex, access: Access) -> Touched {
 fn what_was_touched_is_known_whatever_became_of_its_event() {
     let program = policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
     on_each(&program, 1, &one_event(), |machine| {
-        assert_eq!(machine.gate.touched(), []);
+        assert_eq!(machine.gate.first_accesses(), []);
         let wide = (0..40).map(|number| Read(MsrIndex::new(0x2_0000 + number)));
         let script: Vec<_> = [Write(STAR, 5), Read(STAR), Read(NOWHERE), Read(LSTAR)]
             .into_iter()
@@ -179,7 +179,7 @@ fn what_was_touched_is_known_whatever_became_of_its_event() {
             touched(LSTAR, Access::Read),
         ];
         let expected: Vec<_> = wide.chain(others).collect();
-        assert_eq!(machine.gate.touched(), expected);
+        assert_eq!(machine.gate.first_accesses(), expected);
     });
 }
 
@@ -192,14 +192,14 @@ fn what_was_touched_is_the_programs_in_force() {
         let script = [Write(STAR, 1), Read(LSTAR), Write(LSTAR, 2), Read(LSTAR)];
         let would = [touched(LSTAR, Access::Read), touched(LSTAR, Access::Write)];
         machine.first().run(&script);
-        assert_eq!(machine.gate.touched(), would);
+        assert_eq!(machine.gate.first_accesses(), would);
         let denies = policy("default = 'deny'", entry);
         machine.gate.replace(denies).unwrap();
         machine.first().run(&script);
-        assert_eq!(machine.gate.touched(), []);
+        assert_eq!(machine.gate.first_accesses(), []);
         machine.gate.replace(audit()).unwrap();
         machine.first().run(&[Read(LSTAR)]);
-        assert_eq!(machine.gate.touched(), would[..1]);
+        assert_eq!(machine.gate.first_accesses(), would[..1]);
     });
 }
 

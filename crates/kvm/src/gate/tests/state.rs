@@ -1,7 +1,7 @@
 //! Reset, snapshots, the choice by processor, and what a gate tells.
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_policy::answer::Deed;
+use msrgate_policy::answer::Disposition;
 
 use super::machine::{LSTAR, Machine, STAR, Saw, TestGuest, policy, program};
 use super::model::{self, ModelVm};
@@ -27,7 +27,7 @@ fn reset_releases_pins_and_reloads_registers() {
     let script = [Read(SPARE), Write(LSTAR, 0x2000), Write(LSTAR, 0x3000)];
     assert_eq!(vcpu.run(&script), [Saw::Value(7), Saw::Written, Saw::Fault]);
     // A VMM that resets by KVM_SET_MSRS.
-    vcpu.guest.host_wrote(&mut vcpu.msrs, LSTAR).unwrap();
+    vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR).unwrap();
     assert_eq!(vcpu.run(&[Write(LSTAR, 0x3000)]), [Saw::Written]);
 }
 
@@ -190,7 +190,10 @@ fn events_say_what_was_asked_for() {
     assert_eq!(seen.len(), 2);
     assert_eq!((seen[0].index, seen[0].access), (LSTAR, Access::Write));
     assert_eq!((seen[0].value, seen[0].rip), (Some(0x1234), Some(site)));
-    assert_eq!((seen[1].value, seen[1].deed), (None, Deed::Denied));
+    assert_eq!(
+        (seen[1].value, seen[1].disposition),
+        (None, Disposition::Denied)
+    );
     assert_eq!(seen[0].digest, digest);
     assert_eq!(seen[0].file.as_deref(), Some("test.toml"));
     assert!(matches!(seen[0].origin, msrgate_policy::Origin::Line(line) if line.number == 5));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use allocation_counter::measure;
 use msrgate_filter::{MsrIndex, Reply};
 use msrgate_policy::Program;
-use msrgate_policy::answer::Deed;
+use msrgate_policy::answer::Disposition;
 
 use super::machine::{LSTAR, Machine, Saw, TestGuest, on_each, policy};
 use super::model;
@@ -46,9 +46,9 @@ fn no_flood_hides_a_kill() {
         vcpu.run_to_kill(&[Read(SPARE)]).unwrap_err();
         let mut seen = Vec::new();
         let mut reader = machine.gate.events().unwrap();
-        reader.drain(|event| seen.push((event.index, event.deed)));
+        reader.drain(|event| seen.push((event.index, event.disposition)));
         assert_eq!(seen.len(), 5);
-        assert_eq!(seen[4], (SPARE, Deed::Killed));
+        assert_eq!(seen[4], (SPARE, Disposition::Killed));
         // All are accounted for.
         let drops = reader.drops();
         assert_eq!(drops.len(), 1);
@@ -231,10 +231,10 @@ fn fault_of_a_handler_is_an_event_and_its_answer_is_none() {
         }
         assert_eq!(faults, 1);
         let told = told(&machine.gate);
-        assert_eq!(told, [(SPARE, Deed::Denied)]);
+        assert_eq!(told, [(SPARE, Disposition::Denied)]);
         assert_eq!(
             counted(&machine.gate),
-            [(Deed::Denied, 1), (Deed::Handled, 2)]
+            [(Disposition::Denied, 1), (Disposition::Handled, 2)]
         );
     });
 }
@@ -264,10 +264,10 @@ fn access_that_no_handler_answers_is_told_at_the_next_exit() {
     assert!(vcpu.step().is_none());
     assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Fault);
     assert_eq!(vcpu.saw(1, Read(SPARE)), Saw::Value(7));
-    assert_eq!(told(&machine.gate), [(SPARE, Deed::Denied)]);
+    assert_eq!(told(&machine.gate), [(SPARE, Disposition::Denied)]);
     assert_eq!(
         counted(&machine.gate),
-        [(Deed::Denied, 1), (Deed::Handled, 1)]
+        [(Disposition::Denied, 1), (Disposition::Handled, 1)]
     );
 }
 
@@ -283,13 +283,13 @@ fn access_that_no_handler_answers_is_told_at_reset_and_at_the_end() {
         vcpu.guest.load(&[Read(SPARE)]);
         assert!(matches!(vcpu.step(), Some(Outcome::Handler(_))));
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();
-        assert_eq!(told(&machine.gate), [(SPARE, Deed::Denied)]);
+        assert_eq!(told(&machine.gate), [(SPARE, Disposition::Denied)]);
         let vcpu = machine.first();
         vcpu.guest.load(&[Read(SPARE)]);
         assert!(matches!(vcpu.step(), Some(Outcome::Handler(_))));
         machine.vcpus.clear();
-        assert_eq!(told(&machine.gate), [(SPARE, Deed::Denied)]);
-        assert_eq!(counted(&machine.gate), [(Deed::Denied, 2)]);
+        assert_eq!(told(&machine.gate), [(SPARE, Disposition::Denied)]);
+        assert_eq!(counted(&machine.gate), [(Disposition::Denied, 2)]);
     });
 }
 
@@ -316,25 +316,25 @@ fn unanswered_write_does_not_reach_a_register_of_the_next_program() {
         .replace(policy("default = 'deny'", entries))
         .unwrap();
     let vcpu = machine.first();
-    TestGuest::host_wrote(&mut vcpu.guest, &mut vcpu.msrs, LSTAR).unwrap();
+    TestGuest::msr_set_by_host(&mut vcpu.guest, &mut vcpu.msrs, LSTAR).unwrap();
     assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(7)]);
-    assert_eq!(told(&machine.gate), [(SPARE, Deed::Denied)]);
+    assert_eq!(told(&machine.gate), [(SPARE, Disposition::Denied)]);
 }
 
 /// The events since the last time, of which nobody else reads.
-fn told(gate: &Gate) -> Vec<(MsrIndex, Deed)> {
+fn told(gate: &Gate) -> Vec<(MsrIndex, Disposition)> {
     let mut told = Vec::new();
     let mut reader = gate.events().unwrap();
-    reader.drain(|event| told.push((event.index, event.deed)));
+    reader.drain(|event| told.push((event.index, event.disposition)));
     told
 }
 
 /// How often each thing was done.
-fn counted(gate: &Gate) -> Vec<(Deed, u64)> {
+fn counted(gate: &Gate) -> Vec<(Disposition, u64)> {
     let counted = gate.counted();
     let mut by_deed = BTreeMap::new();
     for count in counted.counts {
-        *by_deed.entry(count.deed).or_insert(0) += count.count;
+        *by_deed.entry(count.disposition).or_insert(0) += count.count;
     }
     by_deed.into_iter().collect()
 }

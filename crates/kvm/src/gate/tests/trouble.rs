@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use msrgate_filter::{Access, Errno, Filter, MsrIndex, ReasonMask};
-use msrgate_policy::answer::Deed;
+use msrgate_policy::answer::Disposition;
 
 use super::machine::{Came, LSTAR, Machine, NOWHERE, STAR, Saw, TestGuest, on_each, policy};
 use super::model::{self, ModelGuest, ModelVm};
@@ -189,12 +189,12 @@ fn each_program_sees_accesses_anew() {
             .gate
             .events()
             .unwrap()
-            .drain(|event| seen.push((event.index, event.deed)));
+            .drain(|event| seen.push((event.index, event.disposition)));
         let expected = [
-            (STAR, Deed::Allowed),
-            (NOWHERE, Deed::Allowed),
-            (STAR, Deed::WouldDeny),
-            (NOWHERE, Deed::WouldDeny),
+            (STAR, Disposition::Allowed),
+            (NOWHERE, Disposition::Allowed),
+            (STAR, Disposition::WouldDeny),
+            (NOWHERE, Disposition::WouldDeny),
         ];
         assert_eq!(seen, expected);
     });
@@ -210,13 +210,13 @@ fn what_one_program_saw_is_not_opened_under_the_next() {
         shared.opened.ask(0, STAR, Access::Read).unwrap();
         publisher::publish(shared);
         machine.first().run(&[Read(STAR)]);
-        let mut deeds = Vec::new();
+        let mut dispositions = Vec::new();
         machine
             .gate
             .events()
             .unwrap()
-            .drain(|event| deeds.push(event.deed));
-        assert_eq!(deeds, [Deed::WouldDeny]);
+            .drain(|event| dispositions.push(event.disposition));
+        assert_eq!(dispositions, [Disposition::WouldDeny]);
     });
 }
 

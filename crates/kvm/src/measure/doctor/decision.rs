@@ -1,6 +1,6 @@
 //! S3, S4 and S10: which accesses are asked about, and what decides them.
 
-use msrgate_filter::{Access, Fallback, MsrIndex, Verdict};
+use msrgate_filter::{Access, DefaultAction, MsrIndex, Verdict};
 
 use super::lab::{ALL_REASONS, CSTAR, KERNEL_GS_BASE, LSTAR, Lab, NOWHERE, STAR, TSC};
 use super::request::{BOTH, READ, WRITE, allow_all, deny_all, filter, range};
@@ -102,7 +102,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
         ignored,
     ),
     Statement::new("S10.3", "a range ends before base + nmsrs", |lab| {
-        let ends = filter(Fallback::Deny, [range(BOTH, STAR, 2, |_| true)]);
+        let ends = filter(DefaultAction::Deny, [range(BOTH, STAR, 2, |_| true)]);
         Ok(Finding::all([
             lab.accepts("the call", &ends),
             lab.both(LSTAR, Verdict::Allow)?,
@@ -121,7 +121,7 @@ fn x2apic(lab: &mut Lab) -> Result<Finding, GuestError> {
     let inside = [0x800, 0x802, 0x83f, 0x8ff].map(MsrIndex::new);
     let outside = [0x7ff, 0x900].map(MsrIndex::new);
     let mut findings = Vec::new();
-    for request in [deny_all(), filter(Fallback::Allow, [refuse])] {
+    for request in [deny_all(), filter(DefaultAction::Allow, [refuse])] {
         findings.push(lab.accepts("the call", &request));
         for index in inside {
             findings.push(lab.both(index, Verdict::Allow)?);
@@ -150,11 +150,17 @@ fn first_match(lab: &mut Lab) -> Result<Finding, GuestError> {
     let allow = || range(BOTH, STAR, 3, |offset| offset != 1);
     let refuse = || range(BOTH, LSTAR, 2, |_| false);
     Ok(Finding::all([
-        lab.accepts("the call", &filter(Fallback::Deny, [allow(), refuse()])),
+        lab.accepts(
+            "the call",
+            &filter(DefaultAction::Deny, [allow(), refuse()]),
+        ),
         lab.both(STAR, Verdict::Allow)?,
         lab.both(LSTAR, Verdict::Deny)?,
         lab.both(CSTAR, Verdict::Allow)?,
-        lab.accepts("the call", &filter(Fallback::Deny, [refuse(), allow()])),
+        lab.accepts(
+            "the call",
+            &filter(DefaultAction::Deny, [refuse(), allow()]),
+        ),
         lab.both(STAR, Verdict::Allow)?,
         lab.both(CSTAR, Verdict::Deny)?,
     ]))
@@ -165,7 +171,10 @@ fn other_direction(lab: &mut Lab) -> Result<Finding, GuestError> {
     let reads = range(READ, STAR, 1, |_| true);
     let all = range(BOTH, STAR, 1, |_| true);
     Ok(Finding::all([
-        lab.accepts("the call", &filter(Fallback::Deny, [writes, reads, all])),
+        lab.accepts(
+            "the call",
+            &filter(DefaultAction::Deny, [writes, reads, all]),
+        ),
         lab.verdicts(&[
             (STAR, Access::Read, Verdict::Allow),
             (STAR, Access::Write, Verdict::Deny),
@@ -176,7 +185,7 @@ fn other_direction(lab: &mut Lab) -> Result<Finding, GuestError> {
 fn one_bitmap(lab: &mut Lab) -> Result<Finding, GuestError> {
     let ranges = [range(BOTH, STAR, 3, |offset| offset == 1)];
     Ok(Finding::all([
-        lab.accepts("the call", &filter(Fallback::Allow, ranges)),
+        lab.accepts("the call", &filter(DefaultAction::Allow, ranges)),
         lab.both(STAR, Verdict::Deny)?,
         lab.both(LSTAR, Verdict::Allow)?,
         lab.both(CSTAR, Verdict::Deny)?,
@@ -186,14 +195,14 @@ fn one_bitmap(lab: &mut Lab) -> Result<Finding, GuestError> {
 fn defaults(lab: &mut Lab) -> Result<Finding, GuestError> {
     let ranges = |flags| [range(flags, STAR, 1, |_| flags == READ)];
     Ok(Finding::all([
-        lab.accepts("deny", &filter(Fallback::Deny, ranges(READ))),
+        lab.accepts("deny", &filter(DefaultAction::Deny, ranges(READ))),
         lab.verdicts(&[
             (STAR, Access::Read, Verdict::Allow),
             (STAR, Access::Write, Verdict::Deny),
             (LSTAR, Access::Read, Verdict::Deny),
             (NOWHERE, Access::Write, Verdict::Deny),
         ])?,
-        lab.accepts("allow", &filter(Fallback::Allow, ranges(WRITE))),
+        lab.accepts("allow", &filter(DefaultAction::Allow, ranges(WRITE))),
         lab.verdicts(&[
             (STAR, Access::Read, Verdict::Allow),
             (STAR, Access::Write, Verdict::Deny),
@@ -212,15 +221,15 @@ fn wrapping(lab: &mut Lab) -> Result<Finding, GuestError> {
     let ranges = |bit| [exact(bit), beyond(bit)];
     let mut findings = Vec::new();
     for (default, bit, verdict) in [
-        (Fallback::Deny, true, Verdict::Deny),
-        (Fallback::Allow, false, Verdict::Allow),
+        (DefaultAction::Deny, true, Verdict::Deny),
+        (DefaultAction::Allow, false, Verdict::Allow),
     ] {
         findings.push(lab.accepts("the call", &filter(default, ranges(bit))));
         for index in [base, below, MsrIndex::MAX, MsrIndex::MIN] {
             findings.push(lab.both(index, verdict)?);
         }
     }
-    findings.push(lab.accepts("the call", &filter(Fallback::Deny, [short(true)])));
+    findings.push(lab.accepts("the call", &filter(DefaultAction::Deny, [short(true)])));
     findings.push(lab.both(below, Verdict::Allow)?);
     findings.push(lab.both(MsrIndex::MAX, Verdict::Deny)?);
     Ok(Finding::all(findings))
@@ -234,7 +243,7 @@ fn spare_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
         bitmap: RawBitmap::Bytes(vec![0xff; 8]),
     }];
     Ok(Finding::all([
-        lab.accepts("the call", &filter(Fallback::Deny, ranges)),
+        lab.accepts("the call", &filter(DefaultAction::Deny, ranges)),
         lab.both(LSTAR, Verdict::Allow)?,
         lab.both(CSTAR, Verdict::Deny)?,
         lab.both(MsrIndex::new(STAR.get() + 63), Verdict::Deny)?,

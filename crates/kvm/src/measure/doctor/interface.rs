@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use kvm_bindings::{kvm_msr_filter, kvm_msr_filter_range, kvm_run, kvm_run__bindgen_ty_1};
 use msrgate_filter::abi::CallerWidth;
-use msrgate_filter::{Access, Errno, Fallback, MsrIndex, Verdict};
+use msrgate_filter::{Access, DefaultAction, Errno, MsrIndex, Verdict};
 
 use super::lab::{ALL_REASONS, EFER, Lab, NOWHERE, STAR, TSC};
 use super::request::{BOTH, READ, allow_all, filter, range};
@@ -157,7 +157,7 @@ fn struct_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
         offset_of!(kvm_msr_filter_range, base),
         offset_of!(kvm_msr_filter_range, bitmap),
     ];
-    let mut request = filter(Fallback::Deny, [range(READ, TSC, 1, |_| true)]);
+    let mut request = filter(DefaultAction::Deny, [range(READ, TSC, 1, |_| true)]);
     request.ranges[15] = range(BOTH, STAR, 1, |_| true);
     let taken = lab.accepts("ranges 0 and 15", &request);
     let verdicts = lab.verdicts(&[

@@ -6,8 +6,8 @@ use std::thread;
 
 use kvm_bindings::kvm_msi;
 use msrgate_filter::{
-    Access, Accesses, Bitmap, ExitReason, Fallback, Filter, MsrIndex, Range, ReasonMask, Revision,
-    Verdict,
+    Access, Accesses, Bitmap, DefaultAction, ExitReason, Filter, MsrIndex, Range, ReasonMask,
+    Revision, Verdict,
 };
 
 use super::lab::{ALL_REASONS, CSTAR, LSTAR, Lab, STAR, failed};
@@ -119,7 +119,7 @@ fn only(allowed: &[MsrIndex]) -> Result<Filter, GuestError> {
     let cannot = RawErrno::new(libc::EINVAL).into();
     let bitmap = Bitmap::from_fn(3, bit).map_err(|_| failed("a bitmap of 3 MSRs")(cannot))?;
     let ranges = vec![Range::new(Accesses::Both, STAR, bitmap)];
-    Filter::new(Revision::Mainline, Fallback::Deny, ranges)
+    Filter::new(Revision::Mainline, DefaultAction::Deny, ranges)
         .map_err(|_| failed("a filter of one range")(cannot))
 }
 

@@ -1,6 +1,6 @@
 //! Filters to try statements with, in few words.
 
-use msrgate_filter::{Fallback, MsrIndex};
+use msrgate_filter::{DefaultAction, MsrIndex};
 
 use crate::sys::raw::{RawBitmap, RawFilter, RawRange};
 
@@ -10,11 +10,11 @@ pub(super) const WRITE: u32 = 2;
 pub(super) const BOTH: u32 = READ | WRITE;
 
 /// The filter with these ranges in its first places.
-pub(super) fn filter<const N: usize>(default: Fallback, ranges: [RawRange; N]) -> RawFilter {
+pub(super) fn filter<const N: usize>(default: DefaultAction, ranges: [RawRange; N]) -> RawFilter {
     let mut filter = RawFilter {
         flags: match default {
-            Fallback::Allow => 0,
-            Fallback::Deny => 1,
+            DefaultAction::Allow => 0,
+            DefaultAction::Deny => 1,
         },
         ..RawFilter::default()
     };
@@ -26,18 +26,24 @@ pub(super) fn filter<const N: usize>(default: Fallback, ranges: [RawRange; N]) -
 
 /// Everything is refused. One range with a bit of 0 makes that acceptable (S2.3).
 pub(super) fn deny_all() -> RawFilter {
-    filter(Fallback::Deny, [range(BOTH, MsrIndex::MIN, 1, |_| false)])
+    filter(
+        DefaultAction::Deny,
+        [range(BOTH, MsrIndex::MIN, 1, |_| false)],
+    )
 }
 
 /// Everything is allowed, by a filter.
 pub(super) fn allow_all() -> RawFilter {
-    filter(Fallback::Allow, [range(BOTH, MsrIndex::MIN, 1, |_| true)])
+    filter(
+        DefaultAction::Allow,
+        [range(BOTH, MsrIndex::MIN, 1, |_| true)],
+    )
 }
 
 /// Everything but these is refused, in both directions.
 pub(super) fn allow_only<const N: usize>(indices: [MsrIndex; N]) -> RawFilter {
     let ranges = indices.map(|index| range(BOTH, index, 1, |_| true));
-    filter(Fallback::Deny, ranges)
+    filter(DefaultAction::Deny, ranges)
 }
 
 /// A range whose bitmap is whole words, as it should be.

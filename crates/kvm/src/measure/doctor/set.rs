@@ -1,7 +1,7 @@
 //! S2: which filters the kernel takes, and what it says to the others.
 
 use msrgate_filter::abi::CallerWidth;
-use msrgate_filter::{Access, Errno, Fallback, MsrIndex, Verdict};
+use msrgate_filter::{Access, DefaultAction, Errno, MsrIndex, Verdict};
 
 use super::lab::{CSTAR, Lab, NOWHERE, STAR};
 use super::request::{
@@ -34,7 +34,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "S2.3",
         "default deny with sixteen empty ranges is EINVAL",
         |lab| {
-            let request = filter(Fallback::Deny, []);
+            let request = filter(DefaultAction::Deny, []);
             Ok(lab.refuses("the call", &request, Errno::Einval))
         },
     ),
@@ -115,12 +115,12 @@ pub(super) const STATEMENTS: &[Statement] = &[
 ];
 
 fn one(range: RawRange) -> RawFilter {
-    filter(Fallback::Allow, [range])
+    filter(DefaultAction::Allow, [range])
 }
 
 fn empty_allow(lab: &mut Lab) -> Result<Finding, GuestError> {
     let before = lab.accepts("deny all", &deny_all());
-    let taken = lab.accepts("no range", &filter(Fallback::Allow, []));
+    let taken = lab.accepts("no range", &filter(DefaultAction::Allow, []));
     Ok(Finding::all([
         before,
         taken,
@@ -137,7 +137,7 @@ fn empty_ranges(lab: &mut Lab) -> Result<Finding, GuestError> {
         bitmap: RawBitmap::Unreadable,
     };
     let request = filter(
-        Fallback::Deny,
+        DefaultAction::Deny,
         [
             empty(),
             range(BOTH, STAR, 1, |_| true),
@@ -191,7 +191,7 @@ fn first_bad(lab: &Lab) -> Finding {
         flags,
         ..with_bitmap(nmsrs, RawBitmap::Unreadable)
     };
-    let allow = Fallback::Allow;
+    let allow = DefaultAction::Allow;
     Finding::all([
         lab.refuses(
             "good, unreadable, flagless",
@@ -228,7 +228,7 @@ fn published(lab: &mut Lab) -> Result<Finding, GuestError> {
 }
 
 fn odd_ranges(lab: &Lab) -> Finding {
-    let two = |a, b| filter(Fallback::Deny, [a, b]);
+    let two = |a, b| filter(DefaultAction::Deny, [a, b]);
     let all = |base, nmsrs| range(BOTH, MsrIndex::new(base), nmsrs, |_| true);
     Finding::all([
         lab.accepts(
@@ -247,15 +247,18 @@ fn odd_ranges(lab: &Lab) -> Finding {
 fn failure_is_nothing(lab: &mut Lab) -> Result<Finding, GuestError> {
     let reads = range(READ, STAR, 1, |_| true);
     let writes = range(WRITE, CSTAR, 1, |_| true);
-    let held = filter(Fallback::Deny, [reads, writes]);
+    let held = filter(DefaultAction::Deny, [reads, writes]);
     let open = || range(BOTH, STAR, 3, |_| true);
     let unreadable = with_bitmap(1, RawBitmap::Unreadable);
     let mut flagged = allow_all();
     flagged.flags = 2;
     let failing = [
-        (filter(Fallback::Deny, []), Errno::Einval),
+        (filter(DefaultAction::Deny, []), Errno::Einval),
         (flagged, Errno::Einval),
-        (filter(Fallback::Allow, [open(), unreadable]), Errno::Efault),
+        (
+            filter(DefaultAction::Allow, [open(), unreadable]),
+            Errno::Efault,
+        ),
         (one(range(0, STAR, 1, |_| true)), Errno::Einval),
         (one(range(BOTH, STAR, 0x3001, |_| true)), Errno::Einval),
     ];

@@ -569,7 +569,7 @@ proptest! {
         prop_assert_eq!(with.is_err(), is_loosened, "{}\n{}", base_text, text);
         if let Err(mistakes) = with {
             for mistake in mistakes.mistakes() {
-                let is_loosening = matches!(mistake.wrong(), Wrong::Loosened { .. });
+                let is_loosening = matches!(mistake.wrong(), MistakeKind::Loosened { .. });
                 prop_assert!(is_loosening, "{}", mistake.wrong());
             }
         }

@@ -5,13 +5,13 @@ use super::*;
 
 const LSTAR: MsrIndex = MsrIndex::new(0xc000_0082);
 
-fn happened(number: u64) -> Happened {
-    Happened {
+fn happened(number: u64) -> EventRecord {
+    EventRecord {
         time: number,
         index: LSTAR,
         access: Access::Read,
         reason: ExitReason::Filter,
-        deed: Deed::Denied,
+        disposition: Disposition::Denied,
         value: None,
         rip: None,
         origin: Origin::from_bits(0),
@@ -21,13 +21,13 @@ fn happened(number: u64) -> Happened {
 }
 
 /// A vCPU that is added, tells of so many accesses, of which two do not fit, and is gone.
-fn come_and_go(tracks: &Tracks, id: u32, number: u64) {
-    let track = tracks.add(VcpuId::new(id), 3);
+fn come_and_go(logs: &VcpuLogs, id: u32, number: u64) {
+    let log = logs.add(VcpuId::new(id), 3);
     for _ in 0..5 {
-        track.count(LSTAR, Access::Read, Deed::Denied);
-        track.tell(&happened(number));
+        log.count(LSTAR, Access::Read, Disposition::Denied);
+        log.tell(&happened(number));
     }
-    track.hold_back();
+    log.hold_back();
 }
 
 fn drained(events: &mut Events) -> Vec<u64> {
@@ -45,15 +45,15 @@ fn drained(events: &mut Events) -> Vec<u64> {
 fn what_nobody_reads_is_bounded_and_counted() {
     const VCPUS: u64 = 200;
     for ids in [1, 7, 1000] {
-        let tracks = Arc::new(Tracks::default());
+        let logs = Arc::new(VcpuLogs::default());
         for number in 0..VCPUS {
-            come_and_go(&tracks, u32::try_from(number).unwrap() % ids, number);
-            assert!(tracks.lock().tracks.len() <= UNREAD + 1);
+            come_and_go(&logs, u32::try_from(number).unwrap() % ids, number);
+            assert!(logs.lock().logs.len() <= UNREAD + 1);
         }
         // One that lives is not taken for one that is gone.
-        let live = tracks.add(VcpuId::new(5000), 1);
+        let live = logs.add(VcpuId::new(5000), 1);
         live.tell(&happened(5000));
-        let mut events = Events::take(&tracks).unwrap();
+        let mut events = Events::take(&logs).unwrap();
         let sum = |events: &Events| {
             let drops = events.drops();
             let dropped: u64 = drops.iter().map(|one| one.dropped).sum();
@@ -68,9 +68,9 @@ fn what_nobody_reads_is_bounded_and_counted() {
         times.push(5000);
         assert_eq!(drained(&mut events), times);
         assert_eq!(sum(&events), expected);
-        assert_eq!(tracks.counted().counts[0].count, VCPUS * 5);
+        assert_eq!(logs.counted().counts[0].count, VCPUS * 5);
         // What is gone is gone at once, now that it has been read; the other one is there.
-        assert_eq!(tracks.lock().tracks.len(), 1);
+        assert_eq!(logs.lock().logs.len(), 1);
         drop(live);
     }
 }
@@ -78,14 +78,14 @@ fn what_nobody_reads_is_bounded_and_counted() {
 /// All vCPUs of a large VM end while a reader reads: nothing of theirs is dropped.
 #[test]
 fn what_comes_while_others_are_read_is_read_the_next_time() {
-    let tracks = Arc::new(Tracks::default());
-    come_and_go(&tracks, 0, 1);
-    let mut events = Events::take(&tracks).unwrap();
+    let logs = Arc::new(VcpuLogs::default());
+    come_and_go(&logs, 0, 1);
+    let mut events = Events::take(&logs).unwrap();
     let mut vcpus = Vec::new();
     events.drain(|event| {
         vcpus.push(event.vcpu.get());
         if vcpus.len() == 1 {
-            let late: Vec<_> = (1..100).map(|id| tracks.add(VcpuId::new(id), 1)).collect();
+            let late: Vec<_> = (1..100).map(|id| logs.add(VcpuId::new(id), 1)).collect();
             for vcpu in &late {
                 vcpu.tell(&happened(2));
             }
@@ -98,29 +98,29 @@ fn what_comes_while_others_are_read_is_read_the_next_time() {
 /// Those that had nothing to tell are forgotten when the next one comes, and leave nothing.
 #[test]
 fn what_has_nothing_to_tell_leaves_nothing() {
-    let tracks = Tracks::default();
+    let logs = VcpuLogs::default();
     for id in 0..100 {
-        drop(tracks.add(VcpuId::new(id), 3));
-        assert_eq!(tracks.lock().tracks.len(), 1);
+        drop(logs.add(VcpuId::new(id), 3));
+        assert_eq!(logs.lock().logs.len(), 1);
     }
-    assert!(tracks.lock().lost.is_empty() && tracks.lock().gone.is_empty());
+    assert!(logs.lock().lost.is_empty() && logs.lock().gone.is_empty());
 }
 
 /// vCPUs that come and go, each of which touches other MSRs: the sum is right, and bounded is what is
 /// known by its kind.
 #[test]
 fn kinds_of_vcpus_that_are_gone_are_bounded_and_none_is_lost() {
-    let tracks = Tracks::default();
+    let logs = VcpuLogs::default();
     for life in 0..100 {
-        let track = tracks.add(VcpuId::new(0), 1);
+        let log = logs.add(VcpuId::new(0), 1);
         for index in 0..100 {
             let index = MsrIndex::new(life << 8 | index);
-            track.count(index, Access::Read, Deed::Denied);
+            log.count(index, Access::Read, Disposition::Denied);
         }
-        track.count(LSTAR, Access::Read, Deed::Denied);
+        log.count(LSTAR, Access::Read, Disposition::Denied);
     }
-    drop(tracks.add(VcpuId::new(0), 1));
-    let Counted { counts, others } = tracks.counted();
+    drop(logs.add(VcpuId::new(0), 1));
+    let Counted { counts, others } = logs.counted();
     assert!(counts.len() <= KINDS && others > 0);
     let sum: u64 = counts.iter().map(|count| count.count).sum();
     assert_eq!(sum + others, 100 * 101);

@@ -1,6 +1,6 @@
 #![cfg(any(feature = "tracing", feature = "log"))]
 
-use msrgate_program::answer::Deed;
+use msrgate_program::answer::Disposition;
 
 use super::*;
 use crate::gate::id::VcpuId;
@@ -55,7 +55,7 @@ mod tracing_sink {
             let mut sink = TracingSink;
             sink.event(&Event::example(0x10));
             sink.event(&Event {
-                deed: Deed::Allowed,
+                disposition: Disposition::Allowed,
                 value: None,
                 ..Event::example(0x11)
             });
@@ -100,7 +100,7 @@ fn an_event_is_a_log_record() {
     let mut sink = LogSink;
     sink.event(&Event::example(0x10));
     sink.event(&Event {
-        deed: Deed::Allowed,
+        disposition: Disposition::Allowed,
         ..Event::example(0x11)
     });
     sink.dropped(VcpuDrops {

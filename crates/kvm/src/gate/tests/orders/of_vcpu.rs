@@ -12,8 +12,8 @@ use crate::errno::CallErrno;
 use crate::gate::events::{EventOptions, Rip};
 use crate::gate::handle::mixed;
 use crate::gate::{
-    AnswerError, Asked, BadState, Device, Gate, GateOptions, Machine as Cpu, Outcome, StateError,
-    VcpuError, VcpuGate, Written,
+    AnswerError, BadState, Device, DeviceContext, Gate, GateOptions, HandlerRequest, Outcome,
+    StateError, VcpuError, VcpuGate, Written,
 };
 use crate::measure::guest::Op::{Read, Write};
 use crate::measure::guest::Stop;
@@ -27,7 +27,7 @@ fn pair(machine: &mut Machine<AnyGuest>) -> (&mut Vcpu<AnyGuest>, &mut Vcpu<AnyG
 }
 
 /// Runs to an exit that the VMM's own code is to answer.
-fn to_handler(vcpu: &mut Vcpu<AnyGuest>) -> Asked {
+fn to_handler(vcpu: &mut Vcpu<AnyGuest>) -> HandlerRequest {
     vcpu.guest.load(&[Read(HANDLED)]);
     match vcpu.step() {
         Some(Outcome::Handler(asked)) => asked,
@@ -114,7 +114,7 @@ fn reset_before_the_first_run_keeps_what_was_restored() {
         };
         let seen = vcpu.guest.reset(&mut vcpu.msrs);
         assert!(is_told(&seen), "{seen:?}");
-        let seen = vcpu.guest.host_wrote(&mut vcpu.msrs, LSTAR);
+        let seen = vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR);
         assert!(is_told(&seen), "{seen:?}");
         // It may be restored and saved as often as one likes.
         vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
@@ -125,7 +125,7 @@ fn reset_before_the_first_run_keeps_what_was_restored() {
         // From here on it is the guest's reset.
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();
         assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Written]);
-        vcpu.guest.host_wrote(&mut vcpu.msrs, LSTAR).unwrap();
+        vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR).unwrap();
         assert_eq!(vcpu.run(&[Write(LSTAR, 0x3000)]), [Saw::Written]);
     });
 }
@@ -220,17 +220,17 @@ fn reset_after_a_refused_restore_begins_anew() {
 }
 
 #[test]
-fn host_wrote_without_a_reset_is_an_error() {
+fn msr_set_by_host_without_a_reset_is_an_error() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
-        let seen = vcpu.guest.host_wrote(&mut vcpu.msrs, LSTAR);
+        let seen = vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR);
         assert!(
             matches!(seen, Err(AnswerError::Vcpu(error)) if is_not_reset(error)),
             "{seen:?}"
         );
         let (one, other) = pair(machine);
         one.guest.reset(&mut one.msrs).unwrap();
-        assert!(is_other(&other.guest.host_wrote(&mut one.msrs, LSTAR)));
+        assert!(is_other(&other.guest.msr_set_by_host(&mut one.msrs, LSTAR)));
     });
 }
 
@@ -299,15 +299,20 @@ fn refused_restore_is_no_reset() {
 struct Once(bool);
 
 impl Device for Once {
-    fn read(&mut self, _: MsrIndex, _: &mut dyn Cpu) -> Result<Option<u64>, CallErrno> {
+    fn read(&mut self, _: MsrIndex, _: &mut dyn DeviceContext) -> Result<Option<u64>, CallErrno> {
         Ok(Some(1))
     }
 
-    fn write(&mut self, _: MsrIndex, _: u64, _: &mut dyn Cpu) -> Result<Written, CallErrno> {
+    fn write(
+        &mut self,
+        _: MsrIndex,
+        _: u64,
+        _: &mut dyn DeviceContext,
+    ) -> Result<Written, CallErrno> {
         Ok(Written::Done)
     }
 
-    fn reset(&mut self, _: &mut dyn Cpu) -> Result<(), CallErrno> {
+    fn reset(&mut self, _: &mut dyn DeviceContext) -> Result<(), CallErrno> {
         if std::mem::replace(&mut self.0, true) {
             return Err(CallErrno::Known(Errno::Einval));
         }
@@ -493,7 +498,11 @@ fn an_exit_that_is_answered_once_more_is_the_same() {
     /// A device of which every second call fails.
     struct Failing(Option<u64>);
     impl Device for Failing {
-        fn read(&mut self, _: MsrIndex, _: &mut dyn Cpu) -> Result<Option<u64>, CallErrno> {
+        fn read(
+            &mut self,
+            _: MsrIndex,
+            _: &mut dyn DeviceContext,
+        ) -> Result<Option<u64>, CallErrno> {
             Ok(self.0)
         }
 
@@ -501,7 +510,7 @@ fn an_exit_that_is_answered_once_more_is_the_same() {
             &mut self,
             _: MsrIndex,
             value: u64,
-            _: &mut dyn Cpu,
+            _: &mut dyn DeviceContext,
         ) -> Result<Written, CallErrno> {
             match self.0.replace(value) {
                 None => Err(CallErrno::Known(Errno::Eintr)),
@@ -509,7 +518,7 @@ fn an_exit_that_is_answered_once_more_is_the_same() {
             }
         }
 
-        fn reset(&mut self, _: &mut dyn Cpu) -> Result<(), CallErrno> {
+        fn reset(&mut self, _: &mut dyn DeviceContext) -> Result<(), CallErrno> {
             Ok(())
         }
 

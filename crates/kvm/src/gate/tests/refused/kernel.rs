@@ -33,7 +33,10 @@ fn what_the_kernel_was_told_and_what_was_seen_is_as_before() {
         assert_eq!(vcpu.exits, exits + 3);
         assert_eq!(vcpu.run(&accesses), [Saw::Written, Saw::Fault]);
         assert_eq!(vcpu.exits, exits + 3);
-        assert_eq!(deeds(&gate), ["allow", "allow", "would-deny", "deny"]);
+        assert_eq!(
+            dispositions(&gate),
+            ["allow", "allow", "would-deny", "deny"]
+        );
         // Under one that is taken each is seen once, be it while the kernel thinks it over.
         let seen = script.replace(&gate, audit(), Kernel::Takes, || {
             vcpu.guest.load(&[Read(LSTAR)]);
@@ -43,16 +46,16 @@ fn what_the_kernel_was_told_and_what_was_seen_is_as_before() {
         while vcpu.step().is_some() {}
         assert_eq!(vcpu.saw(0, Read(LSTAR)), Saw::Value(0));
         vcpu.run(&accesses);
-        assert_eq!(deeds(&gate), ["would-deny"; 3]);
+        assert_eq!(dispositions(&gate), ["would-deny"; 3]);
     });
 }
 
-fn deeds(gate: &Gate) -> Vec<String> {
-    let mut deeds = Vec::new();
+fn dispositions(gate: &Gate) -> Vec<String> {
+    let mut dispositions = Vec::new();
     gate.events()
         .unwrap()
-        .drain(|event| deeds.push(event.deed.to_string()));
-    deeds
+        .drain(|event| dispositions.push(event.disposition.to_string()));
+    dispositions
 }
 
 /// A policy that makes no exits makes none after one that does was refused.

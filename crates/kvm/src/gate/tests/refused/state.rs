@@ -104,15 +104,15 @@ fn a_reset_and_a_write_of_the_host_in_between_hold_for_what_was_set_aside() {
         fill(vcpu);
         let seen = script.replace(&gate, new(), Kernel::Refuses, || {
             follow(vcpu);
-            vcpu.guest.host_wrote(&mut vcpu.msrs, LSTAR).unwrap();
-            vcpu.guest.host_wrote(&mut vcpu.msrs, SHARED).unwrap();
+            vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR).unwrap();
+            vcpu.guest.msr_set_by_host(&mut vcpu.msrs, SHARED).unwrap();
         });
         assert!(is_refused(&seen), "{seen:?}");
         let saw = vcpu.run(&[Read(SPARE), Read(SHARED), Write(LSTAR, 0x3000)]);
         assert_eq!(saw, [Saw::Value(9), Saw::Value(8), Saw::Written]);
         let seen = script.replace(&gate, new(), Kernel::Refuses, || {
             assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Fault]);
-            vcpu.guest.host_wrote(&mut vcpu.msrs, SPARE).unwrap();
+            vcpu.guest.msr_set_by_host(&mut vcpu.msrs, SPARE).unwrap();
         });
         assert!(is_refused(&seen), "{seen:?}");
         let saw = vcpu.run(&[Read(SPARE), Write(SPARE, 9), Write(LSTAR, 0x4000)]);

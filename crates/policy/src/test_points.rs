@@ -42,7 +42,7 @@ const ALWAYS: [u32; 24] = [
 /// filter both ends and one past each, small ones whole, and some MSRs whatever the policy says. In
 /// order, each once.
 #[must_use]
-pub fn points(policy: &Policy, variant: &Variant) -> Vec<MsrIndex> {
+pub fn test_points(policy: &Policy, variant: &Variant) -> Vec<MsrIndex> {
     let entries = policy
         .entries()
         .iter()
@@ -86,7 +86,7 @@ mod tests {
         let text = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x10..=0x12' = 'r'\n'0x1000..=0x1fff' = 'w'\n0xfffffffe = 'rw'";
         let compiled =
             compile(parse(&Source::new("test.toml", text), &mut NoIncludes).unwrap()).unwrap();
-        let points = points(compiled.policy(), &compiled.variants()[0]);
+        let points = test_points(compiled.policy(), &compiled.variants()[0]);
         for index in [
             0xf,
             0x10,

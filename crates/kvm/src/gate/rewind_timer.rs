@@ -9,7 +9,7 @@ use msrgate_filter::{Access, MsrIndex};
 type Waited = (u64, MsrIndex, Access);
 
 /// The access that was rewound last.
-pub(super) struct Rewound(Option<Stretch>);
+pub(super) struct RewindTimer(Option<Stretch>);
 
 struct Stretch {
     waited: Waited,
@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// After so long without it the guest has gone on meanwhile, and comes again.
 const PAUSE: Duration = Duration::from_secs(1);
 
-impl Rewound {
+impl RewindTimer {
     /// None was, since an exit was answered.
     pub(super) const fn never() -> Self {
         Self(None)
@@ -79,7 +79,7 @@ mod tests {
     const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 
     /// Rewinds each half second, for so many, from `start` on.
-    fn rewind(rewound: &mut Rewound, program: u64, start: Instant, halves: u32) -> Wait {
+    fn rewind(rewound: &mut RewindTimer, program: u64, start: Instant, halves: u32) -> Wait {
         let mut wait = Wait::Begin;
         for half in 0..halves {
             let now = start + Duration::from_millis(500) * half;
@@ -91,19 +91,22 @@ mod tests {
     #[test]
     fn one_access_without_a_pause_is_too_long() {
         let start = Instant::now();
-        let mut rewound = Rewound::never();
+        let mut rewound = RewindTimer::never();
         assert_eq!(rewind(&mut rewound, 0, start, 11), Wait::GoOn);
         let next = start + Duration::from_millis(5500);
         let access = |access| (0, STAR, access);
         let wait = rewound.again(access(Access::Write), Filter::Set, next);
         assert_eq!(wait, Wait::Begin);
-        assert_eq!(rewind(&mut Rewound::never(), 0, start, 12), Wait::TooLong);
+        assert_eq!(
+            rewind(&mut RewindTimer::never(), 0, start, 12),
+            Wait::TooLong
+        );
     }
 
     /// The publisher of a busy host: nothing is anybody else's as long as the filter is to come.
     #[test]
     fn patience_begins_when_the_filter_is_set() {
-        let (start, mut rewound) = (Instant::now(), Rewound::never());
+        let (start, mut rewound) = (Instant::now(), RewindTimer::never());
         let mut again = |filter, half: u32| {
             let now = start + Duration::from_millis(500) * half;
             rewound.again((0, STAR, Access::Read), filter, now)
@@ -119,7 +122,7 @@ mod tests {
     #[test]
     fn a_pause_or_another_program_begins_anew() {
         let start = Instant::now();
-        let mut rewound = Rewound::never();
+        let mut rewound = RewindTimer::never();
         for round in 0..10 {
             let now = start + Duration::from_secs(3) * round;
             assert_eq!(rewind(&mut rewound, 0, now, 3), Wait::GoOn);

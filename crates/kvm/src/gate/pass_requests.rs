@@ -10,7 +10,7 @@ use crate::errno::CallErrno;
 
 /// What the kernel's filter has been asked to open for.
 #[derive(Default)]
-pub(super) struct Opened {
+pub(super) struct PassRequests {
     state: Mutex<State>,
     asked: Condvar,
     /// How many filters are being set.
@@ -50,7 +50,7 @@ pub(super) struct Wanted {
 /// are waited for.
 const MOST: usize = 4096;
 
-impl Opened {
+impl PassRequests {
     /// Asks for an access to be let through, by the program of this number. If another is in force,
     /// nothing comes of it: the guest executes the access again, the vCPU follows, and asks again.
     ///
@@ -125,14 +125,14 @@ impl Opened {
 
     /// The program of this number is in force, for now: what had been opened for was the old one's.
     #[must_use = "it is withdrawn at once"]
-    pub(super) fn try_out(&self, program: u64) -> OpenedTrial<'_> {
+    pub(super) fn try_out(&self, program: u64) -> PassTrial<'_> {
         let mut state = self.lock();
         let new = State {
             program,
             closed: state.closed.filter(|closed| *closed == Closed::Over),
             ..State::default()
         };
-        OpenedTrial {
+        PassTrial {
             opened: self,
             _making: self.making(),
             before: Some(std::mem::replace(&mut state, new)),
@@ -168,15 +168,15 @@ impl Opened {
 
 /// The program in force is so for now. When this is dropped, the one before is again, and what had
 /// been opened for it still is.
-pub(super) struct OpenedTrial<'o> {
-    opened: &'o Opened,
+pub(super) struct PassTrial<'o> {
+    opened: &'o PassRequests,
     before: Option<State>,
     _making: Making<'o>,
 }
 
 /// A filter is being set.
 #[must_use]
-pub(super) struct Making<'o>(&'o Opened);
+pub(super) struct Making<'o>(&'o PassRequests);
 
 impl Drop for Making<'_> {
     fn drop(&mut self) {
@@ -184,14 +184,14 @@ impl Drop for Making<'_> {
     }
 }
 
-impl OpenedTrial<'_> {
+impl PassTrial<'_> {
     /// The kernel took the program's filter.
     pub(super) fn keep(mut self) {
         self.before = None;
     }
 }
 
-impl Drop for OpenedTrial<'_> {
+impl Drop for PassTrial<'_> {
     fn drop(&mut self) {
         if let Some(before) = self.before.take() {
             self.opened.withdraw(before);
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_twice_is_opened_for_once() {
-        let opened = Opened::default();
+        let opened = PassRequests::default();
         opened.ask(0, msr(0x20), Access::Read).unwrap();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.ask(0, msr(0x20), Access::Read).unwrap();
@@ -260,7 +260,7 @@ mod tests {
     /// What one program has seen is not what the filter opens for under another.
     #[test]
     fn each_program_asks_for_itself() {
-        let opened = Opened::default();
+        let opened = PassRequests::default();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.wait().unwrap();
         let trial = opened.try_out(1);
@@ -282,7 +282,7 @@ mod tests {
     /// Whatever is asked for, taken or tried is not settled before it is done.
     #[test]
     fn what_is_being_set_is_not_settled() {
-        let opened = Opened::default();
+        let opened = PassRequests::default();
         assert!(opened.is_settled());
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         assert!(!opened.is_settled());
@@ -300,7 +300,7 @@ mod tests {
     /// Who waits for something to be asked for is told of what was asked for before a trial.
     #[test]
     fn what_was_asked_for_is_told_after_a_trial() {
-        let opened = Arc::new(Opened::default());
+        let opened = Arc::new(PassRequests::default());
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         let trial = opened.try_out(1);
         let (told, was_told) = channel();
@@ -316,7 +316,7 @@ mod tests {
     /// The kernel refused a program's filter: what the one before had opened is open.
     #[test]
     fn what_was_open_is_open_after_a_trial() {
-        let opened = Opened::default();
+        let opened = PassRequests::default();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.take().unwrap();
         opened.ask(0, msr(0x11), Access::Read).unwrap();

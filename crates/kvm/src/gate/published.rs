@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError};
 use super::sync::{AtomicU64, Mutex, Ordering};
 
 /// One thing of many, by number.
-pub(super) struct Current<T> {
+pub(super) struct Published<T> {
     /// Of what is in force. It changes under the lock.
     ///
     /// Relaxed: the thing comes by the lock. That a vCPU whose access the kernel refused by a new
@@ -23,14 +23,14 @@ pub(super) struct Current<T> {
 }
 
 struct Held<T> {
-    now: Numbered<T>,
+    now: Generation<T>,
     /// The highest number that a thing has had.
     highest: u64,
 }
 
 /// A thing and its number, which no other thing has.
 #[derive(Debug)]
-pub(super) struct Numbered<T> {
+pub(super) struct Generation<T> {
     pub(super) number: u64,
     pub(super) thing: Arc<T>,
     /// What became of its trial: one of the three below.
@@ -41,7 +41,7 @@ const TRIED: u64 = 0;
 const KEPT: u64 = 1;
 const WITHDRAWN: u64 = 2;
 
-impl<T> Numbered<T> {
+impl<T> Generation<T> {
     fn new(number: u64, thing: Arc<T>, fate: u64) -> Self {
         Self {
             number,
@@ -50,7 +50,7 @@ impl<T> Numbered<T> {
         }
     }
 
-    /// Whether it was withdrawn. Who has been given another by [`Current::newer_than`] since is told
+    /// Whether it was withdrawn. Who has been given another by [`Published::newer_than`] since is told
     /// the truth.
     pub(super) fn is_withdrawn(&self) -> bool {
         // Relaxed: it was stored before the other was put in force, which came by the lock.
@@ -65,7 +65,7 @@ impl<T> Numbered<T> {
     }
 }
 
-impl<T> Clone for Numbered<T> {
+impl<T> Clone for Generation<T> {
     fn clone(&self) -> Self {
         Self {
             number: self.number,
@@ -75,12 +75,12 @@ impl<T> Clone for Numbered<T> {
     }
 }
 
-impl<T> Current<T> {
+impl<T> Published<T> {
     pub(super) fn new(thing: T) -> Self {
         Self {
             number: AtomicU64::new(0),
             held: Mutex::new(Held {
-                now: Numbered::new(0, Arc::new(thing), KEPT),
+                now: Generation::new(0, Arc::new(thing), KEPT),
                 highest: 0,
             }),
         }
@@ -92,7 +92,7 @@ impl<T> Current<T> {
     pub(super) fn try_out(&self, thing: Arc<T>) -> Trial<'_, T> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.highest += 1;
-        let tried = Numbered::new(held.highest, thing, TRIED);
+        let tried = Generation::new(held.highest, thing, TRIED);
         let fate = Arc::clone(&tried.fate);
         let before = std::mem::replace(&mut held.now, tried);
         self.number.store(held.highest, Ordering::Relaxed);
@@ -104,7 +104,7 @@ impl<T> Current<T> {
         }
     }
 
-    fn withdraw(&self, before: Numbered<T>) {
+    fn withdraw(&self, before: Generation<T>) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.now.fate.store(WITHDRAWN, Ordering::Relaxed);
         self.number.store(before.number, Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl<T> Current<T> {
     }
 
     /// What is in force.
-    pub(super) fn get(&self) -> Numbered<T> {
+    pub(super) fn get(&self) -> Generation<T> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.now.clone()
     }
@@ -124,7 +124,7 @@ impl<T> Current<T> {
     }
 
     /// What is in force, if it is not what `have` is.
-    pub(super) fn newer_than(&self, have: &Numbered<T>) -> Option<Numbered<T>> {
+    pub(super) fn newer_than(&self, have: &Generation<T>) -> Option<Generation<T>> {
         if self.is_number(have.number) {
             return None;
         }
@@ -135,10 +135,10 @@ impl<T> Current<T> {
 
 /// A thing that is in force for now. When this is dropped it is withdrawn.
 pub(super) struct Trial<'c, T> {
-    current: &'c Current<T>,
+    current: &'c Published<T>,
     number: u64,
     fate: Arc<AtomicU64>,
-    before: Option<Numbered<T>>,
+    before: Option<Generation<T>>,
 }
 
 impl<T> Trial<'_, T> {
@@ -172,7 +172,7 @@ mod model {
     #[test]
     fn a_follower_never_goes_back_and_ends_at_the_last() {
         crate::gate::sync::check(|| {
-            let current = Arc::new(Current::new([0; 2]));
+            let current = Arc::new(Published::new([0; 2]));
             let writers = [1, 2].map(|value| {
                 let current = Arc::clone(&current);
                 loom::thread::spawn(move || current.try_out(Arc::new([value; 2])).keep())
@@ -199,7 +199,7 @@ mod model {
     #[test]
     fn what_came_before_a_filter_is_seen_after_its_exit() {
         crate::gate::sync::check(|| {
-            let current = Arc::new(Current::new(0));
+            let current = Arc::new(Published::new(0));
             let filter = Arc::new(AtomicU64::new(0));
             let writer = {
                 let (current, filter) = (Arc::clone(&current), Arc::clone(&filter));
@@ -223,7 +223,7 @@ mod model {
     #[test]
     fn what_is_withdrawn_is_known_as_such() {
         crate::gate::sync::check(|| {
-            let current = Arc::new(Current::new(0));
+            let current = Arc::new(Published::new(0));
             let writer = {
                 let current = Arc::clone(&current);
                 loom::thread::spawn(move || drop(current.try_out(Arc::new(1))))

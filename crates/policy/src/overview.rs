@@ -54,7 +54,7 @@ pub struct Cluster {
 /// All MSRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Space {
+pub struct Overview {
     /// Where a range of the filter lies, or an entry of no more MSRs than a range can have.
     pub clusters: Vec<Cluster>,
     /// Of all MSRs outside of the clusters, reads, then writes.
@@ -138,7 +138,7 @@ impl Cluster {
 
 /// What one variant of a policy makes of all MSRs.
 #[must_use]
-pub fn space(variant: &Variant) -> Space {
+pub fn overview(variant: &Variant) -> Overview {
     let table = variant.rules();
     let tallies = |msrs| Access::ALL.map(|access| Tally::of(table, msrs, access));
     let ranges = ranges(variant);
@@ -163,7 +163,7 @@ pub fn space(variant: &Variant) -> Space {
         }
         rest[access as usize] = rest[access as usize] - inside;
     }
-    Space { clusters, rest }
+    Overview { clusters, rest }
 }
 
 /// The MSRs of each of the filter's ranges, in its order.
@@ -230,7 +230,7 @@ mod tests {
             "policy = 1\ndefault = 'deny'\n[msrs]\n'0x700..=0x7ff' = 'rw'\n'0x900..=0x93f' = 'r'\n'0x970..=0x9ff' = 'r'\n0xc0000080 = { read = { value = 0 }, write = 'kill' }\n0xc0000081 = 'w'\n'0x40000000..=0x50000000' = { read = 'deny', write = 'kill' }",
         );
         let variant = &compiled.variants()[0];
-        let space = space(variant);
+        let space = overview(variant);
         let shown: Vec<_> = space
             .clusters
             .iter()
@@ -264,8 +264,8 @@ mod tests {
     #[test]
     fn a_policy_that_says_nothing_has_no_cluster_but_the_dummy_range() {
         let allow = compiled("policy = 1\ndefault = 'allow'");
-        assert_eq!(space(&allow.variants()[0]).clusters, []);
+        assert_eq!(overview(&allow.variants()[0]).clusters, []);
         let deny = compiled("policy = 1\ndefault = 'deny'");
-        assert_eq!(space(&deny.variants()[0]).clusters.len(), 1);
+        assert_eq!(overview(&deny.variants()[0]).clusters.len(), 1);
     }
 }
