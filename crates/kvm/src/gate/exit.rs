@@ -61,7 +61,7 @@ pub(super) enum MayNest {
 /// What became of a step that this vCPU could do alone.
 enum Done {
     Reply(Reply, Disposition),
-    RewindTimer,
+    Rewound,
 }
 
 /// The number of the next vCPU's part.
@@ -184,7 +184,7 @@ impl Answering {
                 port.reply(reply);
                 port.settle();
             }
-            Done::RewindTimer => {}
+            Done::Rewound => {}
         }
         Ok(Outcome::Resume)
     }
@@ -260,7 +260,7 @@ impl Answering {
         if wait == Wait::GoOn || self.shared.opened.is_waiting() {
             thread::yield_now();
         }
-        Ok(Done::RewindTimer)
+        Ok(Done::Rewound)
     }
 
     fn forward(
