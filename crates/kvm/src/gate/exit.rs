@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
 
 use msrgate_filter::{Access, Exit, MsrIndex, Reply};
 use msrgate_program::answer::{
@@ -249,7 +248,8 @@ impl Answering {
         } else {
             Filter::InTheMaking
         };
-        let wait = self.rewound.again(waited, filter, Instant::now());
+        let now = (self.shared.options.clock.0)();
+        let wait = self.rewound.again(waited, filter, now);
         if wait == Wait::TooLong {
             let Exit { index, access, .. } = *exit;
             return Err(AnswerError::OtherFilter { index, access });

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use msrgate_program::Program;
 
@@ -18,6 +19,17 @@ pub struct GateOptions {
     /// The handlers that the VMM's loop answers for.
     pub(super) handlers: BTreeSet<Box<str>>,
     pub(super) events: EventOptions,
+    pub(super) clock: Clock,
+}
+
+/// The clock by which a gate finds out that an access waits in vain.
+#[derive(Clone, Copy)]
+pub(super) struct Clock(pub(super) fn() -> Instant);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(Instant::now)
+    }
 }
 
 impl fmt::Debug for GateOptions {
@@ -27,7 +39,7 @@ impl fmt::Debug for GateOptions {
             .field("devices", &self.devices.keys())
             .field("handlers", &self.handlers)
             .field("events", &self.events)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -70,6 +82,13 @@ impl GateOptions {
         let has = |name: &str| self.handlers.contains(name) || self.devices.contains_key(name);
         let missing = program.handlers().into_iter().find(|name| !has(name));
         missing.map(Box::from)
+    }
+
+    /// Replaces the real clock, for tests that would wait for seconds.
+    #[cfg(test)]
+    pub(super) const fn clock(mut self, now: fn() -> Instant) -> Self {
+        self.clock = Clock(now);
+        self
     }
 
     /// What events hold, and how many there may be.

@@ -1,6 +1,7 @@
 //! The gate in a real VM: every action, by the built-in guest.
 
 mod actions;
+mod clock;
 mod devices;
 mod kicks;
 mod machine;

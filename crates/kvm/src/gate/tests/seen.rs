@@ -1,10 +1,10 @@
 //! Accesses that are let through and told of: by first touch, in an audit, each time.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use msrgate_filter::{Access, MsrIndex};
 
+use super::clock;
 use super::machine::{LSTAR, Machine, NOWHERE, STAR, Saw, on_each, policy};
 use super::model;
 use crate::gate::events::EventOptions;
@@ -219,10 +219,10 @@ fn a_variant_that_logs_has_its_filter_opened() {
 #[test]
 fn what_others_close_is_no_filter_of_somebody_elses() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
-    let mut machine = Machine::of_model(program, 1, GateOptions::new(), model::cpuid());
-    let start = Instant::now();
+    let options = GateOptions::new().clock(clock::now);
+    let mut machine = Machine::of_model(program, 1, options, model::cpuid());
     let mut touched = 0;
-    while start.elapsed() < Duration::from_secs(6) {
+    while clock::ahead() < Duration::from_secs(6) {
         assert_eq!(machine.first().run(&[Read(STAR)]), [Saw::Value(0)]);
         let shared = &machine.gate.shared;
         shared.opened.keep_only(&[]);
@@ -230,7 +230,7 @@ fn what_others_close_is_no_filter_of_somebody_elses() {
         let other = MsrIndex::new(touched);
         shared.opened.ask(0, other, Access::Read).unwrap();
         publisher::publish(shared);
-        thread::sleep(Duration::from_millis(200));
+        clock::advance(Duration::from_millis(200));
     }
     assert!(machine.first().exits >= touched as usize);
 }

@@ -1,8 +1,11 @@
 //! Reset, snapshots, the choice by processor, and what a gate tells.
 
+use std::time::Duration;
+
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_policy::answer::Disposition;
 
+use super::clock;
 use super::machine::{LSTAR, Machine, STAR, Saw, TestGuest, policy, program};
 use super::model::{self, ModelVm};
 use crate::gate::events::{EventOptions, Rip, Values};
@@ -357,7 +360,9 @@ fn tight_list_is_whole_where_guests_nest_and_in_an_audit() {
 /// Somebody else's filter in the VM: the guest does not hang, and the VMM is told.
 #[test]
 fn a_filter_that_is_not_the_gates_is_found_out() {
-    let Some(mut machine) = Machine::new(policy("default = 'deny'", "IA32_STAR = 'rw'"), 1) else {
+    let program = policy("default = 'deny'", "IA32_STAR = 'rw'");
+    let options = GateOptions::new().clock(clock::now);
+    let Some(mut machine) = Machine::with_options(program, 1, options) else {
         return;
     };
     let vcpu = machine.first();
@@ -373,6 +378,7 @@ fn a_filter_that_is_not_the_gates_is_found_out() {
         if let Err(error) = vcpu.msrs.answer(vcpu.guest.vcpu_mut()) {
             break error;
         }
+        clock::advance(Duration::from_millis(200));
     };
     assert!(
         matches!(
