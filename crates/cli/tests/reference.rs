@@ -18,6 +18,7 @@ const REFERENCE: &str = include_str!("../../../docs/policy-reference.md");
 const HEAD: &str = "policy  = 1\ndefault = \"deny\"\n";
 
 /// A fenced block: what follows its fence, and its text.
+#[derive(Clone)]
 struct Block {
     kind: &'static str,
     text: &'static str,
@@ -142,6 +143,47 @@ fn every_worked_example_holds_in_a_guest() {
         count += 1;
     }
     assert_eq!(count, 3);
+}
+
+/// The pipeline of the section about a baseline: the team's policy passes, one that forgets the fragment does not.
+#[test]
+fn baseline_example_passes_its_ceiling_and_a_policy_without_it_does_not() {
+    let (_, section) = REFERENCE
+        .split_once("## An organisation's baseline")
+        .expect("it");
+    let blocks = blocks()
+        .into_iter()
+        .filter(|one| section.contains(one.text));
+    let of_kind = |kind: &str| -> Vec<&str> {
+        let blocks = blocks.clone().filter(|one| one.kind == kind);
+        blocks.map(|one| one.text).collect()
+    };
+    let (fragments, policies) = (of_kind("toml,file=baseline.toml"), of_kind("toml"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let without = "policy = 1\ndefault = 'deny'\ninclude = ['linux-boot']\n";
+    for (name, text) in [
+        ("baseline.toml", fragments[0]),
+        ("team.toml", policies[0]),
+        ("ceiling.toml", policies[1]),
+        ("without.toml", without),
+    ] {
+        fs::write(folder.path().join(name), text).expect("written");
+    }
+    for (policy, code) in [("team.toml", 0), ("without.toml", 1)] {
+        let output = Command::new(env!("CARGO_BIN_EXE_msrgate"))
+            .args([
+                "check",
+                policy,
+                "--within",
+                "ceiling.toml",
+                "--host",
+                "none",
+            ])
+            .current_dir(folder.path())
+            .output()
+            .expect("msrgate runs");
+        assert_eq!(output.status.code(), Some(code), "{policy}: {output:?}");
+    }
 }
 
 /// The rows of a table whose first cell is code that starts like this.
