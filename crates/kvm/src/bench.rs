@@ -1,4 +1,4 @@
-//! What this crate's benches and tests need of its inside. No part of its interface.
+//! Internals that this crate's benches and tests need. This module is not part of the public interface.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::probe::HostCaps;
 
 pub use crate::gate::paper::{PaperVcpu, gate};
 
-/// The built-in guest in a VM, run by whoever holds it.
+/// The built-in guest in a VM whose vCPU the caller runs.
 pub struct GuestVm {
     guest: Guest,
     cpuid: CpuId,
@@ -26,10 +26,10 @@ impl fmt::Debug for GuestVm {
 }
 
 impl GuestVm {
-    /// A VM with one vCPU.
+    /// Creates a VM with one vCPU.
     ///
     /// # Errors
-    /// The device cannot be opened any more, or a call fails.
+    /// Returns an error if the device cannot be opened any more, or if a call fails.
     pub fn new(host: &HostCaps) -> Result<Self, GuestError> {
         let cpuid = host
             .open()?
@@ -48,21 +48,22 @@ impl GuestVm {
         self.guest.vm()
     }
 
-    /// Its vCPU.
+    /// The VM's vCPU.
     pub const fn vcpu(&mut self) -> &mut VcpuFd {
         self.guest.vcpu_mut()
     }
 
-    /// What the vCPU's CPUID is.
+    /// The CPUID of the vCPU.
     #[must_use]
     pub const fn cpuid(&self) -> &CpuId {
         &self.cpuid
     }
 
-    /// Puts the guest in front of accesses, of which a write writes 1. It leaves by OUT at their end.
+    /// Loads the guest with a script of accesses. Each write writes 1. After the last access the guest
+    /// exits by OUT.
     ///
     /// # Errors
-    /// A call fails.
+    /// Returns an error if a call fails.
     pub fn load(&mut self, accesses: &[(MsrIndex, Access)]) -> Result<(), GuestError> {
         let op = |&(index, access)| match access {
             Access::Read => Op::Read(index),
@@ -73,7 +74,7 @@ impl GuestVm {
         self.guest.load(&self.script)
     }
 
-    /// How many of the accesses went through without a #GP, reads with this value.
+    /// Counts the accesses that completed without a #GP; a read counts only if it returned `value`.
     #[must_use]
     pub fn went_through(&self, value: u64) -> usize {
         let is_done = |(number, op): (usize, &Op)| match (self.guest.report(number), op) {

@@ -1,4 +1,4 @@
-//! How a call into the kernel failed: an error number this mechanism knows, or the number itself.
+//! Error numbers of failed system calls: those that `msrgate-filter` names, and all others as raw numbers.
 
 use std::fmt;
 use std::io;
@@ -7,23 +7,23 @@ use msrgate_filter::Errno;
 
 /// The error number of a failed call.
 ///
-/// An outcome as much as an error: which one a bad filter gets is part of the behaviour (S2).
+/// The number is part of KVM's behaviour: S2 states which malformed filter gets which error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallErrno {
-    /// One that S2 and S5 speak of.
+    /// An error number that the statements of S2 and S5 name.
     Known(Errno),
-    /// Any other.
+    /// Any other error number.
     Other(RawErrno),
 }
 
-/// An error number of Linux, positive, as in `errno.h`.
+/// A positive error number of Linux, as in `errno.h`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RawErrno(i32);
 
 const KNOWN: [Errno; 4] = [Errno::Eintr, Errno::Efault, Errno::Einval, Errno::Enotty];
 
 impl CallErrno {
-    /// The number itself.
+    /// The raw number.
     #[must_use]
     pub const fn number(self) -> RawErrno {
         match self {
@@ -32,7 +32,7 @@ impl CallErrno {
         }
     }
 
-    /// What the calling thread's last failed call left in `errno`.
+    /// Returns the calling thread's `errno`, which its last failed call set.
     pub(crate) fn last() -> Self {
         vmm_sys_util::errno::Error::last().into()
     }
@@ -47,7 +47,7 @@ impl From<RawErrno> for CallErrno {
     }
 }
 
-/// 0 for an error that no call made.
+/// The number is 0 if the error does not come from a system call.
 impl From<io::Error> for CallErrno {
     fn from(error: io::Error) -> Self {
         RawErrno(error.raw_os_error().unwrap_or(0)).into()
@@ -60,7 +60,7 @@ impl From<vmm_sys_util::errno::Error> for CallErrno {
     }
 }
 
-/// `EINVAL`, or what the C library says to a number that has no name here.
+/// Prints the symbolic name, such as `EINVAL`, or for other numbers the text of the C library.
 impl fmt::Display for CallErrno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -73,13 +73,13 @@ impl fmt::Display for CallErrno {
 impl std::error::Error for CallErrno {}
 
 impl RawErrno {
-    /// This number.
+    /// Wraps a raw error number.
     #[must_use]
     pub const fn new(number: i32) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// The raw number.
     #[must_use]
     pub const fn get(self) -> i32 {
         self.0
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_numbers_have_their_names_and_others_stay_numbers() {
+    fn errno_is_known_for_named_numbers_and_other_for_the_rest() {
         let known = CallErrno::from(RawErrno::new(libc::EFAULT));
         assert_eq!(known, CallErrno::Known(Errno::Efault));
         assert_eq!(known.to_string(), "EFAULT");

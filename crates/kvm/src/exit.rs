@@ -1,30 +1,31 @@
-//! Reasons of exits as raw bits: what user space asks for, and what the kernel gives (S1.4).
+//! Exit reasons as raw bits (S1.4): the mask that user space sets, and the reason that the kernel writes.
 
 use std::fmt;
 
 use msrgate_filter::{ExitReason, ReasonMask, Revision};
 
-/// `args[0]` of `KVM_CAP_X86_USER_SPACE_MSR`: any bits, because user space can pass any (S1.9).
+/// The mask of exit reasons, `args[0]` of `KVM_CAP_X86_USER_SPACE_MSR`. Any bits may be set, because user
+/// space can pass any (S1.9).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RawReasons(u64);
 
 impl RawReasons {
-    /// No exits: every refusal is a #GP.
+    /// The empty mask: no access exits, and every denied access is a #GP.
     pub const NONE: Self = Self(0);
 
-    /// These bits.
+    /// Wraps raw bits.
     #[must_use]
     pub const fn new(bits: u64) -> Self {
         Self(bits)
     }
 
-    /// The bits.
+    /// The raw bits.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// What either asks for.
+    /// Returns the bits that are set in either mask.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -43,34 +44,34 @@ impl fmt::Display for RawReasons {
     }
 }
 
-/// The reason an exit gave, as the kernel wrote it: one bit (S5.2), unless the kernel is wrong.
+/// The reason of one exit as the kernel wrote it: exactly one bit (S5.2), unless the kernel is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RawReason(u32);
 
 impl RawReason {
-    /// These bits.
+    /// Wraps raw bits.
     #[must_use]
     pub const fn new(bits: u32) -> Self {
         Self(bits)
     }
 
-    /// The bits.
+    /// The raw bits.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
     }
 
-    /// The bit that `reason` has in this revision. A reason that it does not have is no bit.
+    /// Returns the bit of `reason` in `revision`, or 0 if that revision does not have the reason.
     #[must_use]
     pub fn of(revision: Revision, reason: ExitReason) -> Self {
         let bits = ReasonMask::of(revision, &[reason]).bits();
         Self(u32::try_from(bits).unwrap_or_default())
     }
 
-    /// The reason they stand for on mainline, or `None` if they are none or several, or unknown.
+    /// Returns the reason that these bits mean on mainline; `None` for an unknown bit, several bits or 0.
     #[must_use]
     pub const fn known(self) -> Option<ExitReason> {
-        // Each exit asks, so the bits are here once more; a test compares them.
+        // Every exit calls this, so the bits are repeated here for speed; a test compares them.
         match self.0 {
             1 => Some(ExitReason::Invalid),
             2 => Some(ExitReason::Unknown),
@@ -80,7 +81,7 @@ impl RawReason {
     }
 }
 
-/// The bit of mainline.
+/// Converts to mainline's bit for the reason.
 impl From<ExitReason> for RawReason {
     fn from(reason: ExitReason) -> Self {
         Self::of(Revision::Mainline, reason)
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn s1_4_reasons_are_single_known_bits() {
+    fn s1_4_only_a_single_defined_bit_is_a_known_reason() {
         for (bits, reason) in [
             (1, ExitReason::Invalid),
             (2, ExitReason::Unknown),

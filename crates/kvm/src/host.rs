@@ -1,4 +1,4 @@
-//! Why a host cannot do it, and what its owner can do about that.
+//! The reasons why a host cannot filter MSRs, with advice for the host's owner.
 
 use std::error::Error;
 use std::ffi::c_ulong;
@@ -11,7 +11,7 @@ use msrgate_program::one_line;
 
 use crate::errno::CallErrno;
 
-/// A capability this project needs from KVM.
+/// A capability of KVM that this project needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requirement {
     /// `KVM_CAP_X86_USER_SPACE_MSR` (S1.1).
@@ -21,10 +21,10 @@ pub enum Requirement {
 }
 
 impl Requirement {
-    /// Both.
+    /// Both capabilities.
     pub const ALL: [Self; 2] = [Self::UserSpaceMsr, Self::MsrFilter];
 
-    /// Its number on mainline.
+    /// The capability's number on mainline.
     #[must_use]
     pub const fn capability(self) -> Capability {
         match self {
@@ -33,7 +33,7 @@ impl Requirement {
         }
     }
 
-    /// Its name in `linux/kvm.h`.
+    /// The capability's name in `linux/kvm.h`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -42,7 +42,7 @@ impl Requirement {
         }
     }
 
-    /// The first kernel that has it (S9).
+    /// The first kernel version that has the capability (S9).
     #[must_use]
     pub const fn since(self) -> &'static str {
         match self {
@@ -50,7 +50,7 @@ impl Requirement {
         }
     }
 
-    /// Asks `check_extension` for it.
+    /// Returns an error unless `check_extension` reports that the capability is supported.
     pub(crate) fn require(
         self,
         check_extension: impl FnOnce(c_ulong) -> i32,
@@ -69,60 +69,60 @@ impl fmt::Display for Requirement {
     }
 }
 
-/// Why there is no KVM to use; [`Self::advice`] says what to do.
+/// The reason why there is no usable KVM; [`Self::advice`] says what the host's owner can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HostError {
-    /// No such file.
+    /// The device file does not exist.
     Absent {
-        /// The file that was looked for.
+        /// The path that was opened.
         device: PathBuf,
     },
-    /// The file is there, and nothing answers behind it.
+    /// The device file exists, but no driver is behind it (ENODEV or ENXIO).
     NoDriver {
-        /// The file.
+        /// The device file.
         device: PathBuf,
     },
-    /// The file may not be opened.
+    /// This process has no permission to open the device file.
     NotPermitted {
-        /// The file.
+        /// The device file.
         device: PathBuf,
     },
-    /// The file is no KVM device.
+    /// The file is not KVM's device.
     NotKvm {
         /// The file.
         device: PathBuf,
     },
-    /// An interface that nobody has seen since 2007.
+    /// `KVM_GET_API_VERSION` did not return 12, which every kernel since 2007 returns.
     ApiVersion {
-        /// What it answered.
+        /// The version that the kernel returned.
         version: i32,
     },
-    /// A capability is missing.
+    /// A capability is missing: the kernel is too old.
     TooOld {
-        /// The first one found missing.
+        /// The first capability that was found missing.
         missing: Requirement,
     },
-    /// The CPU's virtualisation is in other hands.
+    /// Another hypervisor uses the CPU's virtualisation extensions (EBUSY).
     Busy {
-        /// The file.
+        /// The device file.
         device: PathBuf,
     },
-    /// The file could not be opened for another reason.
+    /// The device file could not be opened for another reason.
     Open {
-        /// The file.
+        /// The device file.
         device: PathBuf,
-        /// What the system said.
+        /// The operating system's message.
         reason: String,
     },
-    /// No VM could be made.
+    /// `KVM_CREATE_VM` failed.
     CreateVm {
-        /// What `KVM_CREATE_VM` answered.
+        /// The error number of `KVM_CREATE_VM`.
         errno: CallErrno,
     },
-    /// It does not say what it offers guests.
+    /// KVM's supported CPUID or its list of MSRs could not be read.
     Lists {
-        /// What the call answered that failed.
+        /// The error number of the call that failed.
         errno: CallErrno,
     },
 }
@@ -154,7 +154,7 @@ impl fmt::Display for HostError {
     }
 }
 
-/// A path as a message may have it.
+/// Returns the path as one line for a message.
 fn name(path: &Path) -> String {
     one_line(&path.display().to_string())
 }
@@ -162,7 +162,7 @@ fn name(path: &Path) -> String {
 impl Error for HostError {}
 
 impl HostError {
-    /// What the owner of the host can do about it, in whole sentences.
+    /// Advice for the owner of the host, in whole sentences.
     #[must_use]
     pub const fn advice(&self) -> &'static str {
         match self {
@@ -214,7 +214,8 @@ impl HostError {
         match errno.number().get() {
             libc::EBUSY => Self::Busy { device },
             libc::ENODEV => Self::NoDriver { device },
-            // EPERM and EACCES too: the device was opened, so that its permissions are no help.
+            // EPERM and EACCES belong here too: the device was opened already, so advice about its
+            // permissions would not help.
             _ => Self::CreateVm { errno },
         }
     }
@@ -226,7 +227,7 @@ mod tests {
     use crate::errno::RawErrno;
 
     #[test]
-    fn each_way_to_fail_is_told_apart() {
+    fn open_and_create_errors_map_to_distinct_variants() {
         let device = Path::new("/dev/kvm");
         let open = |number| HostError::from_open(device, &io::Error::from_raw_os_error(number));
         assert!(matches!(open(libc::ENOENT), HostError::Absent { .. }));
@@ -237,14 +238,14 @@ mod tests {
         let create = |number| HostError::from_create(device, RawErrno::new(number).into());
         assert!(matches!(create(libc::EBUSY), HostError::Busy { .. }));
         assert!(matches!(create(libc::ENOMEM), HostError::CreateVm { .. }));
-        // A seccomp filter's answer, say. Joining the group kvm would not help.
+        // A seccomp filter can answer EPERM, for example. Advice to join the group kvm would not help.
         let refused = create(libc::EPERM);
         assert!(matches!(refused, HostError::CreateVm { .. }));
         assert!(refused.advice().contains("seccomp"));
     }
 
     #[test]
-    fn an_old_kernel_is_told_what_is_missing_and_which_one_has_it() {
+    fn missing_capability_error_names_capability_and_first_kernel() {
         let error = Requirement::MsrFilter.require(|_| 0).unwrap_err();
         assert_eq!(
             error.to_string(),

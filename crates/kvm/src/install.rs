@@ -1,5 +1,5 @@
-//! Putting a filter into a VM, replacing it while guests run, and taking it out again, each in
-//! the order in which no denied access is ever a surprising #GP or an allowed one (S7).
+//! Installing a filter in a VM, replacing it while guests run, and removing it. The order of the calls
+//! ensures that a denied access is never an unexpected #GP and never allowed (S7).
 
 use std::error::Error;
 use std::fmt;
@@ -12,8 +12,8 @@ use crate::exit::RawReasons;
 use crate::sys::calls;
 use crate::sys::raw::{RawFilter, set_filter, set_filter_raw};
 
-/// A VM with a filter that was put into it. There is no ioctl that reads filter or mask back, so this
-/// remembers the mask; it keeps a duplicate of the VM's file descriptor, so that no other VM can be meant.
+/// A VM with an installed filter. No ioctl reads the filter or the mask back, so this value remembers the
+/// mask. It keeps a duplicate of the VM's file descriptor, so its calls always reach the same VM.
 #[derive(Debug)]
 #[must_use = "the filter stays in the VM; without this, its mask is forgotten"]
 pub struct Installed {
@@ -21,26 +21,26 @@ pub struct Installed {
     mask: Mask,
 }
 
-/// The mask that a VM was given, if that is known.
+/// The mask that a VM has; `None` if the mask is unknown.
 #[derive(Debug)]
 pub(crate) struct Mask(Option<RawReasons>);
 
-/// Why a filter is not in force.
+/// The reason why a filter could not be installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstallError {
-    /// The filter decides by other rules than the kernel's.
+    /// The filter follows a revision other than the kernel's, which is mainline.
     Revision(Revision),
-    /// `KVM_CAP_X86_USER_SPACE_MSR` was refused.
+    /// The kernel refused to enable `KVM_CAP_X86_USER_SPACE_MSR` with the needed mask.
     Reasons {
-        /// The bits it was asked for.
+        /// The mask that was passed.
         mask: RawReasons,
-        /// Its answer.
+        /// The error number of the call.
         errno: CallErrno,
     },
-    /// There is no file descriptor left to keep the VM by. Nothing was set.
+    /// The VM's file descriptor could not be duplicated. Nothing was set.
     Duplicate(CallErrno),
-    /// `KVM_X86_SET_MSR_FILTER` was refused. The filter that was there before still holds (S2.7).
+    /// The kernel refused `KVM_X86_SET_MSR_FILTER`. The VM keeps the filter that it had (S2.7).
     Filter(CallErrno),
 }
 
@@ -62,16 +62,20 @@ impl fmt::Display for InstallError {
 
 impl Error for InstallError {}
 
-/// Installs `filter` in a VM, with exits for `reasons` and no others: the mask first, so that the first
-/// denied access is already an exit (S7). Call it before any vCPU of the VM runs: no call tells whether
-/// one has, and what the guest did until then no filter undoes.
+/// Installs `filter` in a VM, with exits for exactly the reasons in `reasons`. The mask is set before the
+/// filter, so the first denied access is already an exit (S7).
 ///
-/// A filter and a mask that the VM has already are replaced; whoever has the VM's [`Installed`] calls
-/// [`Installed::replace`], in whose order no denied access is a surprising #GP.
+/// Call this before any vCPU of the VM runs: no call can detect that a vCPU has run, and a filter undoes
+/// nothing of what the guest did before.
+///
+/// A filter and a mask that the VM has already are replaced. If you have the VM's [`Installed`], call
+/// [`Installed::replace`] instead: its order of calls keeps denied accesses from becoming unexpected #GPs.
 ///
 /// # Errors
-/// The kernel refuses the mask or the filter, or the filter is not of mainline's rules. After a
-/// failure a new VM has neither.
+/// - [`InstallError::Revision`]: the filter is not of the revision mainline. Nothing was set.
+/// - [`InstallError::Duplicate`]: the VM's file descriptor could not be duplicated. Nothing was set.
+/// - [`InstallError::Reasons`] or [`InstallError::Filter`]: the kernel refused the mask or the filter. A
+///   VM that was new has neither.
 pub fn install(
     vm: &impl AsRawFd,
     filter: &Filter,
@@ -86,26 +90,31 @@ pub fn install(
 }
 
 impl Installed {
-    /// Puts `filter` in the place of the one in force; vCPUs may run meanwhile. While both can be
-    /// met, so can the exits of both masks: the old one's, and `reasons`. Should the kernel not take
-    /// a mask with fewer reasons, exits go on to come for both, and [`Self::reasons`] tells.
+    /// Replaces the filter and the mask; vCPUs may run meanwhile. During the call the guest can meet
+    /// either filter, and the VM exits for the reasons of both masks.
+    ///
+    /// If the kernel refuses to reduce the mask at the end, the call still succeeds: the VM keeps exiting
+    /// for the reasons of both masks, and [`Self::reasons`] returns them.
     ///
     /// # Errors
-    /// As [`install`]. The old filter then still holds (S2.7), and so does its mask.
+    /// Returns [`InstallError::Revision`], [`InstallError::Reasons`] or [`InstallError::Filter`], as
+    /// [`install`] does. The old filter and its mask then still hold (S2.7).
     pub fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError> {
         self.mask.replace(&self.vm, filter, reasons)
     }
 
-    /// Takes the filter out, and only then the mask (S7).
+    /// Removes the filter, and after it the mask (S7).
     ///
     /// # Errors
-    /// The kernel refuses; what is still in force is then still remembered here.
+    /// - [`InstallError::Filter`]: the kernel refused to remove the filter; filter and mask still hold.
+    /// - [`InstallError::Reasons`]: the filter is removed, but the kernel refused to clear the mask;
+    ///   [`Self::reasons`] still returns it.
     pub fn remove(&mut self) -> Result<(), InstallError> {
         set_filter_raw(&self.vm, &RawFilter::default()).map_err(InstallError::Filter)?;
         self.mask.ask_for(&self.vm, RawReasons::NONE)
     }
 
-    /// The reasons for which the VM exits.
+    /// The reasons for which the VM exits to user space.
     #[must_use]
     pub fn reasons(&self) -> RawReasons {
         self.mask.reasons()
@@ -113,7 +122,8 @@ impl Installed {
 }
 
 impl Mask {
-    /// Of a VM that somebody else may have given one: the first filter sets it, whatever it is.
+    /// The mask of a VM that other code may have set up: installing the first filter sets the mask in any
+    /// case.
     pub(crate) const fn unknown() -> Self {
         Self(None)
     }
@@ -122,10 +132,10 @@ impl Mask {
         self.0.unwrap_or(RawReasons::NONE)
     }
 
-    /// As [`Installed::replace`], for this VM, which has this mask.
+    /// Replaces filter and mask as [`Installed::replace`] does; `self` is the mask of `vm`.
     ///
     /// # Errors
-    /// As [`Installed::replace`].
+    /// Returns the errors of [`Installed::replace`].
     pub(crate) fn replace(
         &mut self,
         vm: &(impl Filtered + ?Sized),
@@ -138,8 +148,8 @@ impl Mask {
         let (before, reasons) = (self.reasons(), reasons.into());
         self.ask_for(vm, before.union(reasons))?;
         let taken = vm.set_filter(filter).map_err(InstallError::Filter);
-        // Which of the two filters there is now, its mask is enough for it. A mask that has more is
-        // no reason to call one filter the other: it makes exits, and lets nothing through.
+        // If this call fails, the mask still has every reason that the filter in force needs. Extra
+        // reasons only cause extra exits and let no access through, so the error can be ignored.
         let _ = self.ask_for(vm, if taken.is_ok() { reasons } else { before });
         taken
     }
@@ -161,18 +171,18 @@ impl Mask {
     }
 }
 
-/// A VM, as far as it takes filters and masks.
+/// A VM whose filter and mask can be set.
 pub(crate) trait Filtered {
-    /// Asks for exits for these reasons (S1.9).
+    /// Enables exits for these reasons (S1.9).
     ///
     /// # Errors
-    /// It is refused; the mask is what it was.
+    /// Returns the kernel's error number; the mask is unchanged.
     fn set_reasons(&self, reasons: RawReasons) -> Result<(), CallErrno>;
 
     /// Sets a filter.
     ///
     /// # Errors
-    /// It is refused; the filter is what it was (S2.7).
+    /// Returns the kernel's error number; the filter is unchanged (S2.7).
     fn set_filter(&self, filter: &Filter) -> Result<(), CallErrno>;
 }
 
@@ -197,7 +207,7 @@ mod tests {
 
     const REFUSED: CallErrno = CallErrno::Known(Errno::Efault);
 
-    /// What a VM has, what it was asked, and which of its calls fail, by number.
+    /// A VM that records its calls and fails those whose numbers are in `fails`, counted from 1.
     struct Calls {
         fails: Vec<usize>,
         state: RefCell<State>,
@@ -227,7 +237,7 @@ mod tests {
             Ok(state)
         }
 
-        /// The masks that it was given, in order, and how many filters.
+        /// Returns the masks that were set, in order, and the number of filters that were set.
         fn given(&self) -> (Vec<u64>, usize) {
             let state = self.state.borrow();
             (state.masks.clone(), state.filters)
@@ -252,7 +262,7 @@ mod tests {
         Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap()
     }
 
-    /// A VM that has exits for `before` gets a filter with those for `after`.
+    /// Replaces a filter with exits for `before` by one with exits for `after`, with these calls failing.
     fn replaced(
         before: &[ExitReason],
         after: &[ExitReason],
@@ -272,31 +282,31 @@ mod tests {
     const FILTER: &[ExitReason] = &[ExitReason::Filter];
 
     #[test]
-    fn s7_both_masks_hold_while_either_filter_may() {
+    fn s7_replace_sets_union_of_masks_before_new_filter() {
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[]);
         assert_eq!((seen, given), (Ok(()), (vec![6, 4], 1)));
         assert_eq!(reasons, RawReasons::new(4));
     }
 
     #[test]
-    fn after_a_filter_that_is_refused_the_mask_is_what_it_was() {
+    fn replace_with_refused_filter_restores_mask() {
         let refused = Err(InstallError::Filter(REFUSED));
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[2]);
         assert_eq!((seen, given), (refused, (vec![6, 2], 0)));
         assert_eq!(reasons, RawReasons::new(2));
-        // The first filter of a VM.
+        // The first filter of a VM is refused.
         let (seen, given, reasons) = replaced(&[], FILTER, &[2]);
         assert_eq!((seen, given), (refused, (vec![4, 0], 0)));
         assert_eq!(reasons, RawReasons::NONE);
-        // And should that be refused, too, what is there is known.
+        // Restoring the mask fails too: the mask remembered is the one in force.
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[2, 3]);
         assert_eq!((seen, given), (refused, (vec![6], 0)));
         assert_eq!(reasons, RawReasons::new(6));
     }
 
-    /// A VMM may have asked for exits before: with this filter there are to be none.
+    /// The VMM may have enabled exits before: this filter is to have none.
     #[test]
-    fn first_filter_sets_its_mask_even_if_that_is_empty() {
+    fn first_replace_sets_mask_even_if_empty() {
         let (none, vm) = (ReasonMask::NONE, Calls::failing(&[]));
         let mut mask = Mask::unknown();
         mask.replace(&vm, &filter(), none).unwrap();
@@ -306,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn without_its_mask_no_filter_is_set() {
+    fn replace_with_refused_mask_sets_no_filter() {
         let refused = InstallError::Reasons {
             mask: RawReasons::new(6),
             errno: REFUSED,
@@ -316,9 +326,9 @@ mod tests {
         assert_eq!(reasons, RawReasons::new(2));
     }
 
-    /// The new filter holds, and to say otherwise would put a program beside another's filter.
+    /// The new filter holds. An error would make the gate use the old program with the new filter.
     #[test]
-    fn a_mask_that_has_too_much_is_no_failure() {
+    fn replace_succeeds_if_mask_cannot_be_reduced() {
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[3]);
         assert_eq!((seen, given), (Ok(()), (vec![6], 1)));
         assert_eq!(reasons, RawReasons::new(6));

@@ -1,24 +1,54 @@
-//! An MSR firewall for a VMM: probing the host, installing a filter, answering what it refuses.
+//! An MSR firewall for a VMM: probing the host, installing a filter, answering the accesses that the
+//! filter denies.
 //!
-//! [`HostCaps`] says what this host's KVM can do, or why not. [`install`](install()) puts a [`Filter`] into
-//! a VM. A [`Gate`](gate::Gate) does all of it for a VMM: it installs a compiled policy, a [`Program`],
-//! answers the exits, replaces the policy while the VM runs, and tells what it saw.
+//! [`HostCaps`] describes this host's KVM; if KVM is unusable, probing returns the reason, a
+//! [`HostError`].
+//! [`install`](install()) puts a [`Filter`] into a VM. A [`Gate`](gate::Gate) does everything that a VMM
+//! needs: it installs a compiled policy, a [`Program`], answers the exits, replaces the policy while the
+//! VM runs, and reports the accesses as events.
 //!
-//! The crate re-exports each type of [`filter`] and [`program`] that its own interface speaks of, so that a
-//! VMM depends on this crate alone.
+//! The crate re-exports each type of [`filter`] and [`program`] that occurs in its own interface, so a VMM
+//! depends on this crate alone.
 //!
-//! Statements such as S3.2 are those of `docs/kvm-semantics.md`.
+//! Numbers such as S3.2 name statements of `docs/kvm-semantics.md`.
+//!
+//! # Terminology
+//!
+//! - *program*: a compiled policy, as a value ([`Program`]) or a file. It has one or more variants.
+//! - *variant*: the rules and the kernel filter for one set of CPUs. The gate chooses the variant by the
+//!   CPUID of the VM's first vCPU.
+//! - *rule*: what a variant does with an access to an MSR in one direction: its [`Action`], and how the
+//!   access is logged.
+//! - *gate*: the object that carries out a program for one VM ([`Gate`](gate::Gate)). Each vCPU's thread
+//!   has a [`VcpuGate`](gate::VcpuGate).
+//! - *responder*: the pure function that chooses the response to an MSR exit
+//!   ([`Responder`](program::answer::Responder)).
+//! - *response*: the instruction of the responder to the gate: complete the exit, rewind it, forward it,
+//!   ask a device or a handler, or end the VM ([`Response`](program::answer::Response)).
+//! - *disposition*: what the gate did with an access, in one word, for events and counters
+//!   ([`Disposition`]).
+//! - *default action*: what happens to an access that no range of the kernel filter matches
+//!   ([`DefaultAction`](filter::DefaultAction)).
+//! - *forward*: to carry an access to the register that KVM keeps, by `KVM_GET_MSRS` or `KVM_SET_MSRS`.
+//! - *rewind*: to complete an exit so that the guest executes its RDMSR or WRMSR again (S5.8).
+//! - *first access*: the first access of a VM's guest to an MSR in one direction that the policy asks to
+//!   log or audit ([`FirstAccess`](gate::FirstAccess)). The gate logs it once, then opens the kernel
+//!   filter for such accesses.
+//! - *pin*: an action that keeps the value of the first write until the vCPU is reset; a later write of
+//!   another value is a #GP.
+//! - *handler request*: an access that the VMM's own code has to answer
+//!   ([`HandlerRequest`](gate::HandlerRequest)).
 //!
 //! # Features
 //!
-//! `kvm-ioctls`, which is on unless switched off, brings calls that take types of `kvm-ioctls` 0.25, and the
-//! module [`measure`], whose [`Backend`](measure::Backend) runs scripts of accesses under a filter, mistakes
-//! of user space included, and shows what the guest and user space saw. Without the feature, every call takes
-//! file descriptors and shared pages of whichever binding the VMM has.
+//! The feature `kvm-ioctls` is on by default. It adds calls that take types of `kvm-ioctls` 0.25, and the
+//! module [`measure`], whose [`Backend`](measure::Backend) runs scripts of MSR accesses under any filter,
+//! even a malformed one, and returns what the guest and user space observed. Without the feature, every
+//! call takes file descriptors and shared pages, so it works with any KVM binding.
 //!
-//! What this crate does not do: it reads no policy's text and knows no register's name.
+//! This crate reads no policy text and knows no register names.
 
-// A VMM's own types hold these, and derive it.
+// A VMM's own types contain these types and derive Debug.
 #![deny(missing_debug_implementations)]
 
 #[cfg(feature = "bench")]

@@ -1,4 +1,4 @@
-//! What this host's KVM can do, asked of it rather than read from its version.
+//! Detection of what this host's KVM can do, by calls to KVM instead of by its version number.
 
 use std::fs::{self, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,7 +16,7 @@ use crate::sys::raw::{RawFilter, set_filter_raw};
 const DEVICE: &str = "/dev/kvm";
 const MODULES: &str = "/sys/module";
 
-/// A host whose KVM can filter MSRs, and how it goes about it.
+/// A host whose KVM can filter MSRs, and the properties of that KVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostCaps {
     device: PathBuf,
@@ -28,88 +28,91 @@ pub struct HostCaps {
     cpu: Option<CpuSignature>,
 }
 
-/// What CPUID says of the processor that guests of this host get.
+/// The identification of the processor that guests of this host get, from CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuSignature {
-    /// EBX, EDX and ECX of leaf 0: the vendor's name, in this order.
+    /// The vendor's name: EBX, EDX and ECX of leaf 0, in this order.
     pub vendor: [u32; 3],
-    /// EAX of leaf 1: family, model and stepping.
+    /// Family, model and stepping: EAX of leaf 1.
     pub signature: u32,
 }
 
 impl CpuSignature {
-    /// Asks `/dev/kvm`, of which it needs no VM; `None` if KVM does not say.
+    /// Asks `/dev/kvm`, without creating a VM. The result is `None` if KVM does not return leaves 0 and 1.
     ///
     /// # Errors
-    /// There is no such device, no permission, or no KVM behind it.
+    /// Returns an error if the device does not exist, if this process may not open it, or if no KVM is
+    /// behind it.
     pub fn of_host() -> Result<Option<Self>, HostError> {
         Ok(cpu_signature(&open(Path::new(DEVICE))?))
     }
 }
 
-/// What happens to flag bits that mean nothing (S1.9, S2.2, S9).
+/// The kernel's reaction to undefined flag bits of a filter (S1.9, S2.2, S9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnknownBits {
-    /// EINVAL, as since 6.2.
+    /// The kernel returns EINVAL: Linux 6.2 and later.
     Rejected,
-    /// Taken without a word, as before.
+    /// The kernel ignores the bits silently: Linux before 6.2.
     Ignored,
 }
 
-/// The host's `kvm.ignore_msrs` (S10.1).
+/// The value of the host's module parameter `kvm.ignore_msrs` (S10.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IgnoreMsrs {
-    /// An access to an MSR that KVM does not know succeeds, and is never reported as UNKNOWN.
+    /// On: an access to an MSR that KVM does not know succeeds, and never exits with the reason UNKNOWN.
     On,
-    /// It faults.
+    /// Off: an access to an MSR that KVM does not know fails.
     Off,
-    /// The parameter could not be read.
+    /// Unknown: the parameter could not be read.
     NotSeen,
 }
 
-/// Which kernel module does the vendor's part of KVM.
+/// The kernel module with the vendor-specific part of KVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Module {
-    /// `kvm_intel`: VMX.
+    /// The module `kvm_intel`, for VMX.
     Intel,
-    /// `kvm_amd`: SVM.
+    /// The module `kvm_amd`, for SVM.
     Amd,
-    /// Another one, by its name.
+    /// Another module whose name begins with `kvm_`.
     Other(String),
-    /// None can be seen: built in, or no sysfs.
+    /// No module was found: KVM is built into the kernel, or sysfs is not mounted.
     NotSeen,
 }
 
 impl HostCaps {
-    /// Asks `/dev/kvm`, on a VM that is gone when this returns.
+    /// Probes the KVM behind `/dev/kvm`. The probe creates a VM and destroys it before it returns.
     ///
     /// # Errors
-    /// There is no such device, no permission, no KVM behind it, or one that is too old or busy.
+    /// Returns an error if the device does not exist or may not be opened, if no KVM is behind it, or if
+    /// that KVM is too old or busy.
     pub fn probe() -> Result<Self, HostError> {
         Self::probe_at(Path::new(DEVICE))
     }
 
-    /// Asks the KVM behind another device file.
+    /// Probes the KVM behind another device file, as [`Self::probe`] does.
     ///
     /// # Errors
-    /// As [`Self::probe`].
+    /// Returns the errors of [`Self::probe`].
     pub fn probe_at(device: &Path) -> Result<Self, HostError> {
         let kvm = open(device)?;
         Self::probe_by(&kvm, device)
     }
 
-    /// Asks the KVM behind `/dev/kvm`, which the VMM has open as `kvm`, on a VM that is gone when this returns.
-    /// Under Landlock or in a jail without the device file, this works where [`Self::probe`] cannot.
+    /// Probes the KVM that the VMM has open as `kvm`, as [`Self::probe`] does. This works under Landlock
+    /// or in a jail without the device file, where [`Self::probe`] fails.
     ///
     /// # Errors
-    /// As [`Self::probe`].
+    /// Returns the errors of [`Self::probe`], except those of opening the device file.
     pub fn probe_with(kvm: &impl AsRawFd) -> Result<Self, HostError> {
         check_version(kvm, Path::new(DEVICE))?;
         Self::probe_by(kvm, Path::new(DEVICE))
     }
 
-    /// A host of which a VMM knows already what a gate goes by, from a probe of another process say. No file
-    /// is opened and no VM is made; what else there is to know counts as not seen.
+    /// Describes a host from facts that the VMM knows already, for example from a probe in another
+    /// process. The call opens no file and creates no VM; every other property of the host counts as
+    /// unknown.
     #[must_use]
     pub fn known(reasons: RawReasons, ignore_msrs: IgnoreMsrs) -> Self {
         Self {
@@ -123,7 +126,8 @@ impl HostCaps {
         }
     }
 
-    /// This host with `kvm.ignore_msrs` as the VMM knows it, where the parameter could not be read.
+    /// Returns this host with another value of `kvm.ignore_msrs`: for a VMM that knows the parameter where
+    /// the probe could not read it.
     #[must_use]
     pub fn with_ignore_msrs(self, ignore_msrs: IgnoreMsrs) -> Self {
         Self {
@@ -151,10 +155,11 @@ impl HostCaps {
         })
     }
 
-    /// This host, or `None` with a word about why the test is skipped.
+    /// Probes this host for a test; returns `None` and prints why the test is skipped if there is no
+    /// usable KVM.
     ///
     /// # Panics
-    /// There is no usable KVM, and `MSRGATE_REQUIRE` says that there must be.
+    /// Panics if there is no usable KVM and `MSRGATE_REQUIRE` contains `kvm`.
     #[cfg(test)]
     pub(crate) fn for_test() -> Option<Self> {
         use std::io::Write;
@@ -163,7 +168,7 @@ impl HostCaps {
             Err(error) => {
                 let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
                 assert!(!required.split(',').any(|word| word == "kvm"), "{error}");
-                // Not by eprintln: a passing test's prints are kept back.
+                // eprintln would not do: the test harness hides the output of a passing test.
                 let line = format!("SKIPPED: {error}. {}\n", error.advice());
                 std::io::stderr().write_all(line.as_bytes()).unwrap();
                 None
@@ -171,7 +176,7 @@ impl HostCaps {
         }
     }
 
-    /// A host that nobody asked, whose KVM takes all there is: the model's.
+    /// Describes a host that supports everything, for the model: no KVM is asked.
     #[cfg(any(test, feature = "bench"))]
     pub(crate) fn on_paper() -> Self {
         Self {
@@ -185,50 +190,51 @@ impl HostCaps {
         }
     }
 
-    /// The device file that was asked.
+    /// The device file that was probed.
     #[must_use]
     pub fn device(&self) -> &Path {
         &self.device
     }
 
-    /// The bits of [`RawReasons`] that it accepts, each tried alone.
+    /// The exit reasons that this KVM accepts; the probe tried each bit alone.
     #[must_use]
     pub const fn reasons(&self) -> RawReasons {
         self.reasons
     }
 
-    /// What it does with unknown flags of a filter.
+    /// The kernel's reaction to undefined flag bits of a filter.
     #[must_use]
     pub const fn unknown_bits(&self) -> UnknownBits {
         self.unknown_bits
     }
 
-    /// Whether it hides unknown MSRs.
+    /// The value of `kvm.ignore_msrs`.
     #[must_use]
     pub const fn ignore_msrs(&self) -> IgnoreMsrs {
         self.ignore_msrs
     }
 
-    /// The vendor's module.
+    /// The kernel module with the vendor-specific part of KVM.
     #[must_use]
     pub const fn module(&self) -> &Module {
         &self.module
     }
 
-    /// The processor that guests get; `None` if KVM does not say.
+    /// The identification of the processor that guests get; `None` if KVM does not return leaves 0 and 1
+    /// of CPUID.
     #[must_use]
     pub const fn cpu(&self) -> Option<CpuSignature> {
         self.cpu
     }
 
-    /// The kernel's release, as `uname -r` prints it; empty where it cannot be read.
+    /// The kernel's release, as `uname -r` prints it; empty if it could not be read.
     #[must_use]
     pub fn release(&self) -> &str {
         &self.release
     }
 }
 
-/// Leaves 0 and 1 of `KVM_GET_SUPPORTED_CPUID`.
+/// Reads leaves 0 and 1 of `KVM_GET_SUPPORTED_CPUID`.
 fn cpu_signature(kvm: &impl AsRawFd) -> Option<CpuSignature> {
     let cpuid = calls::supported_cpuid(kvm)?;
     let leaf = |number| cpuid.as_slice().iter().find(|leaf| leaf.function == number);
@@ -239,7 +245,7 @@ fn cpu_signature(kvm: &impl AsRawFd) -> Option<CpuSignature> {
     })
 }
 
-/// Opens a device file and asks the version of the interface behind it.
+/// Opens a device file and checks the version of its interface.
 pub(crate) fn open(device: &Path) -> Result<OwnedFd, HostError> {
     let kvm = OpenOptions::new().read(true).write(true).open(device);
     let kvm = OwnedFd::from(kvm.map_err(|error| HostError::from_open(device, &error))?);
@@ -257,7 +263,7 @@ fn check_version(kvm: &impl AsRawFd, device: &Path) -> Result<(), HostError> {
     }
 }
 
-/// Makes a new VM by the device file that was opened as `device`.
+/// Creates a VM through `kvm`; errors name `device`, the file that `kvm` was opened from.
 pub(crate) fn create_vm(kvm: &impl AsRawFd, device: &Path) -> Result<OwnedFd, HostError> {
     calls::create_vm(kvm).map_err(|errno| HostError::from_create(device, errno))
 }
@@ -328,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn s10_1_ignore_msrs_is_read_from_sysfs() {
+    fn s10_1_probe_reads_ignore_msrs_from_sysfs() {
         for (text, wanted) in [
             ("Y\n", IgnoreMsrs::On),
             ("N\n", IgnoreMsrs::Off),
@@ -341,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn the_vendor_module_is_found_among_others() {
+    fn probe_finds_vendor_module_among_other_modules() {
         let root = modules(&[("kvm_aaa/x", ""), ("kvm_amd/x", ""), ("kvm/x", "")]);
         assert_eq!(module(root.path()), Module::Amd);
         let root = modules(&[("kvm_other/x", ""), ("ext4/x", "")]);
@@ -351,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_there_is_absent() {
+    fn probe_of_missing_device_is_absent() {
         let seen = HostCaps::probe_at(Path::new("/nonexistent/kvm"));
         assert!(matches!(seen, Err(HostError::Absent { .. })), "{seen:?}");
         let seen = HostCaps::probe_at(Path::new("/dev/nul\0l"));
@@ -359,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn probe_with_open_device_sees_what_probe_sees() {
+    fn probe_with_open_device_returns_same_host_as_probe() {
         let Some(host) = HostCaps::for_test() else {
             return;
         };
@@ -371,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_another_is_not_kvm() {
+    fn probe_of_another_device_is_not_kvm() {
         let seen = HostCaps::probe_at(Path::new("/dev/null"));
         assert!(matches!(seen, Err(HostError::NotKvm { .. })), "{seen:?}");
     }

@@ -1,4 +1,5 @@
-//! Calls into the kernel: `ioctl`s of KVM, memory, signals, and a filter as user space may pass it.
+//! System calls: KVM's `ioctl`s, memory, signals, and filters with the layout and the mistakes of user
+//! space.
 
 pub(crate) mod calls;
 pub(crate) mod memory;

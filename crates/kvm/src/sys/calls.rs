@@ -1,8 +1,8 @@
-//! Unsafe: ioctls of KVM on file descriptors that somebody else opened, and what few calls else a gate
-//! makes of the kernel.
+//! Unsafe: KVM ioctls on file descriptors that other code opened, and the few other system calls of a
+//! gate.
 //!
-//! Whichever crate's types the VMM has for its VM and its vCPUs: each ioctl takes a VM's or a vCPU's file
-//! descriptor; on any other the kernel answers with an error.
+//! Each ioctl takes the file descriptor of a VM or a vCPU, so the VMM may use any crate's types for them.
+//! On any other file descriptor the kernel returns an error.
 #![expect(unsafe_code, reason = "calls that read and write structures of ours")]
 
 use std::ffi::c_ulong;
@@ -42,36 +42,37 @@ ioctl_iow_nr!(KVM_SET_MP_STATE, KVMIO, 0x99, kvm_mp_state);
 ioctl_iow_nr!(KVM_ENABLE_CAP, KVMIO, 0xa3, kvm_enable_cap);
 ioctl_iowr_nr!(KVM_GET_NESTED_STATE, KVMIO, 0xbe, kvm_nested_state);
 
-/// How the kernel took a value for a register.
+/// The kernel's reaction to a value written to a register with `KVM_SET_MSRS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// The register holds it.
+    /// The kernel accepted the value: the register holds it.
     Yes,
-    /// It refused it: the guest's own write would be a #GP, too.
+    /// The kernel refused the value: a write of it by the guest would be a #GP, too.
     No,
 }
 
-/// What a vCPU runs.
+/// The guest that a vCPU is running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
-    /// The guest.
+    /// The VM's own guest.
     Guest,
-    /// A guest of the guest.
+    /// A nested guest, whose hypervisor is the VM's guest.
     Nested,
 }
 
-/// A duplicate of a file descriptor, to keep.
+/// Duplicates a file descriptor.
 pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl(2) of a number makes a new file descriptor or fails.
     let new = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
     if new < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it was made just now, and nobody else knows it.
+    // SAFETY: fcntl returned a new file descriptor, which no other code knows.
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
-/// Returns true if two file descriptors are of one file; `None` if this kernel does not say, as before 6.10.
+/// Returns true if both file descriptors refer to the same open file; `None` if the kernel cannot tell, as
+/// before Linux 6.10.
 pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bool> {
     /// `F_DUPFD_QUERY` (Linux, `uapi/linux/fcntl.h`).
     const DUPFD_QUERY: libc::c_int = 1024 + 3;
@@ -83,21 +84,21 @@ pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bo
     }
 }
 
-/// Nanoseconds since 1970, 0 before that. `SystemTime` gives them, too, in three times the instructions:
-/// each event asks.
+/// Returns nanoseconds since 1970, or 0 if the clock is set before that. Each event calls this;
+/// `SystemTime` would take three times as many instructions.
 pub(crate) fn now() -> u64 {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: clock_gettime(2) writes a timespec where it is told to. That fails for no clock that there
-    // always is, and then `now` is what it was.
+    // SAFETY: clock_gettime(2) writes a timespec to the pointer. CLOCK_REALTIME always exists; if the call
+    // failed, `now` would keep its initial value.
     unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut now) };
     let [seconds, rest] = [now.tv_sec, now.tv_nsec].map(|part| u64::try_from(part).unwrap_or(0));
     seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
-/// Asks `vm` for exits for these reasons (S1.9).
+/// Enables exits of `vm` for these reasons (S1.9).
 pub(crate) fn enable_reasons(vm: &impl AsRawFd, mask: RawReasons) -> Result<(), CallErrno> {
     enable(vm, Requirement::UserSpaceMsr, mask)
 }
@@ -117,49 +118,50 @@ pub(crate) fn enable(
     checked(unsafe { ioctl_with_ref(vm, KVM_ENABLE_CAP(), &request) }).map(drop)
 }
 
-/// Whether this VM may have guests that run guests: where KVM has no state of them, it has none.
+/// Returns true if this VM may have nested guests: KVM saves nested state for it (`KVM_CAP_NESTED_STATE`).
 pub(crate) fn has_nested_state(vm: &impl AsRawFd) -> bool {
     check_extension(vm, KVM_CAP_NESTED_STATE.into()) > 0
 }
 
-/// Whether KVM puts general registers into `kvm_run` when asked.
+/// Returns true if KVM can copy the general registers into `kvm_run` (`KVM_CAP_SYNC_REGS`).
 pub(crate) fn has_shared_registers(vm: &impl AsRawFd) -> bool {
     let registers = check_extension(vm, KVM_CAP_SYNC_REGS.into());
     u32::try_from(registers).is_ok_and(|bits| bits & KVM_SYNC_X86_REGS != 0)
 }
 
-/// What KVM, or a VM, says of a capability; not above 0 if it has it not.
+/// Calls `KVM_CHECK_EXTENSION`. The result is positive if the capability is supported, else 0 or negative.
 pub(crate) fn check_extension(kvm: &impl AsRawFd, capability: c_ulong) -> i32 {
     // SAFETY: the kernel reads the number alone.
     unsafe { ioctl_with_val(kvm, KVM_CHECK_EXTENSION(), capability) }
 }
 
-/// The version of the interface behind a device file; -1 if it is no KVM.
+/// Calls `KVM_GET_API_VERSION`. The result is -1 if the file is not KVM's device.
 pub(crate) fn api_version(kvm: &impl AsRawFd) -> i32 {
     // SAFETY: it takes no argument.
     unsafe { ioctl(kvm, KVM_GET_API_VERSION()) }
 }
 
-/// A new VM.
+/// Creates a VM with `KVM_CREATE_VM`.
 pub(crate) fn create_vm(kvm: &impl AsRawFd) -> Result<OwnedFd, CallErrno> {
     loop {
         // SAFETY: the kernel reads a number, the VM's type.
         let vm = unsafe { ioctl_with_val(kvm, KVM_CREATE_VM(), 0) };
         match checked(vm) {
-            // SAFETY: it was made just now, and nobody else knows it.
+            // SAFETY: the kernel returned a new file descriptor, which no other code knows.
             Ok(_) => return Ok(unsafe { OwnedFd::from_raw_fd(vm) }),
-            // It may be interrupted while it waits for other CPUs.
+            // A signal can interrupt the call while the kernel waits for other CPUs.
             Err(errno) if is_interrupted(errno) => {}
             Err(errno) => return Err(errno),
         }
     }
 }
 
-/// What KVM can offer a guest's CPUID.
+/// Returns the CPUID leaves that KVM can offer to guests (`KVM_GET_SUPPORTED_CPUID`); `None` if the call
+/// fails.
 pub(crate) fn supported_cpuid(kvm: &impl AsRawFd) -> Option<CpuId> {
     let mut cpuid = CpuId::new(KVM_MAX_CPUID_ENTRIES).ok()?;
-    // SAFETY: the kernel writes as many entries as the count has room for, which `cpuid` holds, and
-    // no larger count.
+    // SAFETY: the kernel writes at most as many entries as the count says, and `cpuid` has room for that
+    // count.
     checked(unsafe {
         ioctl_with_mut_ptr(
             kvm,
@@ -171,13 +173,13 @@ pub(crate) fn supported_cpuid(kvm: &impl AsRawFd) -> Option<CpuId> {
     Some(cpuid)
 }
 
-/// `KVM_RUN`. `Ok` is an exit to user space.
+/// Calls `KVM_RUN`. `Ok` means that the vCPU exited to user space.
 pub(crate) fn run(vcpu: &impl AsRawFd) -> Result<(), CallErrno> {
-    // SAFETY: it takes no argument. What it writes, it writes into the vCPU's shared page.
+    // SAFETY: the call takes no argument; the kernel writes only to the vCPU's own shared page.
     checked(unsafe { ioctl(vcpu, KVM_RUN()) }).map(drop)
 }
 
-/// The general registers.
+/// Reads the vCPU's general registers (`KVM_GET_REGS`).
 pub(crate) fn registers(vcpu: &impl AsRawFd) -> Result<kvm_regs, CallErrno> {
     let mut registers = kvm_regs::default();
     // SAFETY: the kernel writes a kvm_regs, which `registers` is, all of integers.
@@ -185,13 +187,13 @@ pub(crate) fn registers(vcpu: &impl AsRawFd) -> Result<kvm_regs, CallErrno> {
     Ok(registers)
 }
 
-/// Sets them, which cancels an exception that is queued (S5.8).
+/// Sets the vCPU's general registers (`KVM_SET_REGS`), which also cancels a queued exception (S5.8).
 pub(crate) fn set_registers(vcpu: &impl AsRawFd, registers: &kvm_regs) -> Result<(), CallErrno> {
     // SAFETY: the kernel reads a kvm_regs, which `registers` is.
     checked(unsafe { ioctl_with_ref(vcpu, KVM_SET_REGS(), registers) }).map(drop)
 }
 
-/// Whether the vCPU runs, or waits for INIT or SIPI: `KVM_MP_STATE_*`.
+/// Reads the vCPU's multiprocessing state, `KVM_MP_STATE_*`: running, halted, or waiting for INIT or SIPI.
 pub(crate) fn mp_state(vcpu: &impl AsRawFd) -> Result<u32, CallErrno> {
     let mut state = kvm_mp_state::default();
     // SAFETY: the kernel writes a kvm_mp_state, which `state` is, an integer.
@@ -199,22 +201,22 @@ pub(crate) fn mp_state(vcpu: &impl AsRawFd) -> Result<u32, CallErrno> {
     Ok(state.mp_state)
 }
 
-/// Sets it.
+/// Sets the vCPU's multiprocessing state, `KVM_MP_STATE_*`.
 pub(crate) fn set_mp_state(vcpu: &impl AsRawFd, state: u32) -> Result<(), CallErrno> {
     let state = kvm_mp_state { mp_state: state };
     // SAFETY: the kernel reads a kvm_mp_state, which `state` is.
     checked(unsafe { ioctl_with_ref(vcpu, KVM_SET_MP_STATE(), &state) }).map(drop)
 }
 
-/// The CPUID that the vCPU was given, as KVM has it by now; empty before it is set.
+/// Reads the vCPU's CPUID as KVM has it now (`KVM_GET_CPUID2`); empty before the VMM sets it.
 pub(crate) fn cpuid(vcpu: &impl AsRawFd) -> Result<Vec<kvm_cpuid_entry2>, CallErrno> {
     let mut cpuid = Box::new(AllCpuid {
         count: u32::try_from(CPUID_ENTRIES).unwrap_or(u32::MAX),
         padding: 0,
         entries: [kvm_cpuid_entry2::default(); CPUID_ENTRIES],
     });
-    // SAFETY: the kernel reads the count, writes at most so many entries, for which AllCpuid has room, and
-    // how many those are.
+    // SAFETY: the kernel reads the count, writes at most that many entries, for which AllCpuid has room,
+    // and writes the number of entries to the count.
     checked(unsafe {
         let cpuid = (&raw mut *cpuid).cast::<kvm_cpuid2>();
         ioctl_with_mut_ptr(vcpu, KVM_GET_CPUID2(), cpuid)
@@ -223,7 +225,7 @@ pub(crate) fn cpuid(vcpu: &impl AsRawFd) -> Result<Vec<kvm_cpuid_entry2>, CallEr
     Ok(cpuid.entries[..count.min(CPUID_ENTRIES)].to_vec())
 }
 
-/// What a register holds, by the host's access; `None` if the kernel does not say.
+/// Reads an MSR with `KVM_GET_MSRS`; `None` if the kernel refuses.
 pub(crate) fn register(vcpu: &impl AsRawFd, index: MsrIndex) -> Result<Option<u64>, CallErrno> {
     let mut msrs = OneMsr::new(index, 0);
     // SAFETY: the kernel reads the count and as many entries as it says, which is one, and writes
@@ -234,7 +236,7 @@ pub(crate) fn register(vcpu: &impl AsRawFd, index: MsrIndex) -> Result<Option<u6
     Ok((count == 1).then_some(msrs.entry.data))
 }
 
-/// Sets a register by the host's access.
+/// Sets an MSR with `KVM_SET_MSRS`.
 pub(crate) fn set_register(
     vcpu: &impl AsRawFd,
     index: MsrIndex,
@@ -248,8 +250,7 @@ pub(crate) fn set_register(
     Ok(if count == 1 { Taken::Yes } else { Taken::No })
 }
 
-/// The guest-physical address behind a linear one, as the vCPU's tables are now; `None` if there is
-/// none.
+/// Translates a linear address by the vCPU's current page tables; `None` if the address is not mapped.
 pub(crate) fn physical(vcpu: &impl AsRawFd, linear: u64) -> Result<Option<u64>, CallErrno> {
     if !is_canonical(vcpu, linear)? {
         return Ok(None);
@@ -263,9 +264,10 @@ pub(crate) fn physical(vcpu: &impl AsRawFd, linear: u64) -> Result<Option<u64>, 
     Ok((translation.valid != 0).then_some(translation.physical_address))
 }
 
-/// Whether the CPU would take this address: KVM's translation looks at its low bits only.
+/// Returns true if the CPU would accept this address. `KVM_TRANSLATE` ignores the upper bits, so they are
+/// checked here.
 fn is_canonical(vcpu: &impl AsRawFd, linear: u64) -> Result<bool, CallErrno> {
-    /// Five levels of tables (SDM volume 3, 2.5).
+    /// The bit of CR4 for page tables of five levels (SDM volume 3, 2.5).
     const CR4_LA57: u64 = 1 << 12;
     let mut system = kvm_sregs::default();
     // SAFETY: the kernel writes a kvm_sregs, which `system` is, all of integers.
@@ -275,7 +277,7 @@ fn is_canonical(vcpu: &impl AsRawFd, linear: u64) -> Result<bool, CallErrno> {
     Ok(address << unused >> unused == address)
 }
 
-/// Whether the vCPU runs a nested guest.
+/// Returns the guest that the vCPU is running: the VM's own or a nested one (`KVM_GET_NESTED_STATE`).
 pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
     let mut state = NestedState {
         flags: 0,
@@ -283,9 +285,10 @@ pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
         size: u32::try_from(size_of::<NestedState>()).unwrap_or(u32::MAX),
         rest: [0; NESTED_BYTES],
     };
-    // SAFETY: the kernel reads `size`, writes at most the header and what can follow it, for which
-    // NestedState has room, and any bytes are one. A smaller `size` would not hold it back: kvm_amd
-    // writes a whole VMCB behind the header before it answers E2BIG (seen with 6.1).
+    // SAFETY: the kernel reads `size` and writes at most the header and the data that can follow it, for
+    // which NestedState has room; any bytes are a valid NestedState. A smaller buffer would be unsound
+    // even with a smaller `size`: kvm_amd writes a whole VMCB behind the header before it returns E2BIG
+    // (seen with 6.1).
     checked(unsafe {
         let state = (&raw mut state).cast::<kvm_nested_state>();
         ioctl_with_mut_ptr(vcpu, KVM_GET_NESTED_STATE(), state)
@@ -299,10 +302,11 @@ pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
     )
 }
 
-/// The most that a vCPU is given, by every kernel: kvm-bindings has the number of older ones.
+/// The largest number of CPUID entries that any kernel gives a vCPU; kvm-bindings has the smaller number
+/// of older kernels.
 const CPUID_ENTRIES: usize = 256;
 
-/// `struct kvm_cpuid2` with all that can follow it.
+/// `struct kvm_cpuid2` with room for the largest number of entries.
 #[repr(C)]
 struct AllCpuid {
     count: u32,
@@ -332,10 +336,11 @@ impl OneMsr {
     }
 }
 
-/// The header beyond its first eight bytes, and room for two VMCSs, or a VMCB.
+/// The bytes of `struct kvm_nested_state` after its first eight: the rest of the header, and two VMCSs or
+/// one VMCB.
 const NESTED_BYTES: usize = 120 + 0x2000;
 
-/// `struct kvm_nested_state` with all that can follow it, and its alignment.
+/// `struct kvm_nested_state` with its alignment and with room for all data that can follow it.
 #[repr(C, align(8))]
 struct NestedState {
     flags: u16,
@@ -348,7 +353,7 @@ fn checked(answer: i32) -> Result<u32, CallErrno> {
     u32::try_from(answer).map_err(|_| CallErrno::last())
 }
 
-/// Each `ioctl` of this file, with its number as the kernel's macros make it.
+/// Returns each `ioctl` of this file with its number, as the kernel's macros compute it.
 #[cfg(test)]
 pub(crate) fn numbers() -> Vec<(&'static str, c_ulong)> {
     macro_rules! numbers {
@@ -361,7 +366,7 @@ pub(crate) fn numbers() -> Vec<(&'static str, c_ulong)> {
     )
 }
 
-/// Whether an error is the one that `KVM_RUN` under `immediate_exit` ends with (S5.6).
+/// Returns true for EINTR, the error with which `KVM_RUN` under `immediate_exit` ends (S5.6).
 pub(crate) fn is_interrupted(errno: CallErrno) -> bool {
     errno == CallErrno::Known(Errno::Eintr)
 }

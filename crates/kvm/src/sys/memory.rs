@@ -1,7 +1,7 @@
-//! Unsafe: maps and unmaps anonymous memory, and shows it as atomic words.
+//! Unsafe: maps and unmaps anonymous memory, and gives access to it as atomic words.
 //!
-//! Memory that others read or write while we hold it: a guest's, and a buffer that ends at a page
-//! nobody may read.
+//! Two kinds of memory need this: a guest's memory, which the guest reads and writes while this process
+//! holds it, and a buffer that ends at an unreadable page.
 #![expect(unsafe_code, reason = "mmap, munmap and mprotect have no safe form")]
 
 use std::ptr::{self, NonNull};
@@ -9,30 +9,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::errno::{CallErrno, RawErrno};
 
-/// Bytes in a page, and the unit of everything here.
+/// The bytes of a page. All mappings here are whole pages.
 pub(crate) const PAGE: usize = 0x1000;
 
 /// A private anonymous mapping, zeroed, readable and writable, unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct Memory {
     start: NonNull<AtomicU64>,
-    /// Bytes of it that can be read and written: all, or all but the last page.
+    /// The bytes from the start that can be read and written: the whole mapping, or all but its last page.
     open: usize,
     bytes: usize,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread; unmapping it from another thread is
-// as good as from this one.
+// SAFETY: the mapping belongs to the process, not to a thread; any thread may unmap it.
 unsafe impl Send for Memory {}
 
-// SAFETY: through a shared reference only `words` reaches the memory, as atomics.
+// SAFETY: through a shared reference only `words` reaches the memory, and only as atomics.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// `pages` pages.
+    /// Maps `pages` pages.
     ///
     /// # Errors
-    /// The kernel's, when it has no memory or no address left for them.
+    /// Returns the kernel's error number if the kernel has no memory or no address range left.
     pub(crate) fn new(pages: usize) -> Result<Self, CallErrno> {
         let bytes = pages * PAGE;
         // SAFETY: mmap(2) with no address hint and no file touches no mapping that exists; the
@@ -58,14 +57,15 @@ impl Memory {
         })
     }
 
-    /// All of it that is open. Atomics, because a vCPU or the kernel may write meanwhile.
+    /// The readable part of the memory. The words are atomics, because a vCPU or the kernel may write
+    /// meanwhile.
     pub(crate) fn words(&self) -> &[AtomicU64] {
         // SAFETY: the mapping is page-aligned, was zeroed by the kernel, is readable and writable
         // for `open` bytes, and lives as long as `self`; any bytes are a valid AtomicU64.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.open / 8) }
     }
 
-    /// Makes the last page one that cannot be read.
+    /// Makes the last page unreadable.
     fn close_last_page(&mut self) -> Result<(), CallErrno> {
         self.open = self.bytes - PAGE;
         let last = (self.address() + self.open) as *mut libc::c_void;
@@ -77,7 +77,7 @@ impl Memory {
         }
     }
 
-    /// Where it begins in this process.
+    /// The address of the mapping in this process.
     pub(crate) fn address(&self) -> usize {
         self.start.as_ptr() as usize
     }
@@ -90,7 +90,7 @@ impl Drop for Memory {
     }
 }
 
-/// Some bytes whose end is the start of a page that cannot be read.
+/// A buffer whose last byte is the last byte before an unreadable page.
 #[derive(Debug)]
 pub(crate) struct UnreadableEnd {
     memory: Memory,
@@ -98,10 +98,10 @@ pub(crate) struct UnreadableEnd {
 }
 
 impl UnreadableEnd {
-    /// A copy of `content`, placed flush against the unreadable page.
+    /// Copies `content` to the end of a new mapping, directly before its unreadable page.
     ///
     /// # Errors
-    /// As [`Memory::new`].
+    /// Returns the errors of [`Memory::new`].
     pub(crate) fn after(content: &[u8]) -> Result<Self, CallErrno> {
         let mut memory = Memory::new(content.len().div_ceil(PAGE) + 1)?;
         memory.close_last_page()?;
@@ -114,7 +114,7 @@ impl UnreadableEnd {
         Ok(Self { memory, content })
     }
 
-    /// Where the content begins. With no content, that is the unreadable page itself.
+    /// The address of the content. Without content, this is the address of the unreadable page.
     pub(crate) fn address(&self) -> usize {
         self.memory.address() + self.memory.open - self.content
     }
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_of_any_length_ends_at_a_page() {
+    fn unreadable_end_places_content_of_any_length_before_a_page() {
         for length in [0_usize, 1, 7, 8, 9, 0x600, PAGE, PAGE + 3] {
             let content: Vec<u8> = (1..=0xff).cycle().take(length).collect();
             let placed = UnreadableEnd::after(&content).unwrap();

@@ -1,6 +1,6 @@
-//! Unsafe: hands `KVM_X86_SET_MSR_FILTER` pointers that may be bad, which is the point.
+//! Unsafe: passes pointers to `KVM_X86_SET_MSR_FILTER` that may be invalid on purpose.
 //!
-//! A filter as user space may really pass it, mistakes included.
+//! This module sends filters exactly as user space could pass them, mistakes included.
 #![expect(
     unsafe_code,
     reason = "an ioctl whose argument the caller may have made unreadable"
@@ -16,17 +16,17 @@ use vmm_sys_util::ioctl::ioctl_with_ptr;
 use crate::errno::CallErrno;
 use crate::sys::memory::UnreadableEnd;
 
-/// A filter as user space may pass it, unchecked (S1.7). Unused ranges have `nmsrs` 0.
+/// A filter as user space can pass it, unchecked (S1.7). An unused range has `nmsrs` 0.
 pub type RawFilter = Request<RawBitmap>;
 
 /// A range of a [`RawFilter`].
 pub type RawRange = RangeRequest<RawBitmap>;
 
-/// What a range's bitmap pointer points at.
+/// The memory behind the bitmap pointer of a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RawBitmap {
-    /// These bytes and not one more: the next one is in a page that cannot be read, so that a
-    /// bitmap too short for its range is EFAULT exactly where the kernel reads past it (S2.4).
+    /// Exactly these bytes. The next byte is in an unreadable page, so the kernel returns EFAULT if it
+    /// reads past the end: if the bitmap is too short for its range (S2.4).
     Bytes(Vec<u8>),
     /// A page that cannot be read.
     Unreadable,
@@ -38,7 +38,8 @@ impl Default for RawBitmap {
     }
 }
 
-/// The request that sets `filter`, bitmaps in whole words as the kernel reads them (S2.4).
+/// Returns the request that sets `filter`. Its bitmaps are whole 64-bit words, as the kernel reads them
+/// (S2.4).
 #[must_use]
 pub fn raw_filter(filter: &Filter) -> RawFilter {
     Request::with_bitmaps(filter, |range| {
@@ -47,33 +48,34 @@ pub fn raw_filter(filter: &Filter) -> RawFilter {
     })
 }
 
-/// Asks the kernel for `request`, with nothing checked or padded on the way. `vm` is a VM's file
-/// descriptor, in whichever crate's type.
+/// Passes `request` to the kernel unchanged: nothing is checked and nothing is padded. `vm` is the file
+/// descriptor of a VM, in any crate's type.
 ///
 /// # Errors
-/// The kernel's answer (S2), or ENOMEM where there is no memory for the bitmaps.
+/// Returns the kernel's error number (S2), or ENOMEM if there is no memory for the bitmaps.
 pub fn set_filter_raw(vm: &impl AsRawFd, request: &RawFilter) -> Result<(), CallErrno> {
     send(vm, CallerWidth::Bits64, request)
 }
 
-/// Asks the kernel for `filter`, whose bitmaps are whole words already (S2.4): it reads them where
-/// they are.
+/// Sets `filter`. Its bitmaps are whole words already (S2.4), so the kernel reads them in place, without a
+/// copy.
 pub(crate) fn set_filter(vm: &impl AsRawFd, filter: &Filter) -> Result<(), CallErrno> {
-    // x86 is little-endian: the first byte of a word holds its lowest bits. The kernel only reads.
+    // x86 is little-endian: the first byte of a word holds the word's lowest bits. The kernel only reads.
     let request = Request::with_bitmaps(filter, |range| {
         UserAddress::new(range.bitmap().words().as_ptr().addr() as u64)
     });
     ask_for(vm, CallerWidth::Bits64, &request)
 }
 
-/// Asks the kernel for `filter` under the ioctl number of such a caller, which we need not be.
+/// Passes `filter` to the kernel with the ioctl number that callers of this width use, although this
+/// process is a 64-bit caller.
 pub(crate) fn send(
     vm: &impl AsRawFd,
     width: CallerWidth,
     filter: &RawFilter,
 ) -> Result<(), CallErrno> {
-    // Most of the sixteen have none: mapping a page for each would take longer than the call does to
-    // publish the filter.
+    // Most of the sixteen ranges have no bitmap. They share one page, because mapping a page for each
+    // would take longer than the ioctl itself.
     let nothing = UnreadableEnd::after(&[])?;
     let mut bitmaps = Vec::with_capacity(MAX_RANGES);
     for range in &filter.ranges {
@@ -90,15 +92,15 @@ pub(crate) fn send(
     ask_for(vm, width, &request)
 }
 
-/// Asks the kernel for the filter in a struct of 64-bit callers, whatever the number says.
+/// Passes `request` in the struct of 64-bit callers, with the ioctl number of `width`.
 fn ask_for(vm: &impl AsRawFd, width: CallerWidth, request: &Request) -> Result<(), CallErrno> {
-    // Every address fits a pointer of 64 bits.
+    // Every address fits into a pointer of 64 bits.
     let argument = request.encode(CallerWidth::Bits64);
     let argument = argument.map_err(|_| CallErrno::Known(Errno::Efault))?;
     ask(vm, width, argument.as_ptr().cast())
 }
 
-/// Asks the kernel for the filter at `argument`, which need not be readable.
+/// Passes the filter at `argument`, which may be unreadable.
 pub(crate) fn ask(
     vm: &impl AsRawFd,
     width: CallerWidth,
@@ -120,7 +122,7 @@ mod tests {
     use msrgate_filter::{Accesses, Bitmap, DefaultAction, MsrIndex, Range, Revision};
 
     #[test]
-    fn a_filter_becomes_whole_words() {
+    fn raw_filter_has_bitmaps_of_whole_words() {
         let bitmap = Bitmap::from_fn(65, |offset| offset == 64).unwrap();
         let range = Range::new(Accesses::Write, MsrIndex::new(0x10), bitmap);
         let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap();

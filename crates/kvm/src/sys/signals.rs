@@ -1,14 +1,14 @@
-//! Unsafe: the thread's signal mask.
+//! Unsafe: changes the thread's signal mask.
 //!
-//! Threads of ours in somebody else's process take none of its signals: a VMM may wait for one of
-//! them in a thread of its own, or have blocked it in all its threads but one.
+//! Threads that this crate starts receive none of the process' signals: the VMM may wait for a signal in a
+//! thread of its own, or may have blocked the signal in all its threads but one.
 #![expect(unsafe_code, reason = "pthread_sigmask has no safe form")]
 
 use std::mem;
 use std::ptr;
 
-/// Does something, such as making a thread, while this thread blocks all signals. A thread that is
-/// made meanwhile blocks them from its first instruction on.
+/// Calls `act` while this thread blocks all signals. A thread that `act` starts inherits the blocked mask
+/// from its first instruction on.
 pub(crate) fn while_blocked<T>(act: impl FnOnce() -> T) -> T {
     // SAFETY: a sigset_t is integers, for which zero is a value; sigfillset fills it.
     let mut all: libc::sigset_t = unsafe { mem::zeroed() };
