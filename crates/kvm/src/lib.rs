@@ -34,8 +34,8 @@
 //! - *first access*: the first access of a VM's guest to an MSR in one direction that the policy asks to
 //!   log or audit ([`FirstAccess`](gate::FirstAccess)). The gate logs it once, then opens the kernel
 //!   filter for such accesses.
-//! - *pin*: an action that keeps the value of the first write until the vCPU is reset; a later write of
-//!   another value is a #GP.
+//! - *pin*: an action that keeps the value of the first write until the vCPU is reset. In enforce mode a
+//!   later write of another value is a #GP.
 //! - *handler request*: an access that the VMM's own code has to answer
 //!   ([`HandlerRequest`](gate::HandlerRequest)).
 //!

@@ -1,11 +1,12 @@
-//! What a guest gets under a filter, compared with what was promised.
+//! Measurements of what a guest gets under a filter, compared with what was promised.
 //!
-//! Three passes over the same accesses, in one VM:
+//! [`measure`](measure()) makes three passes over the same accesses, in one VM:
 //!
-//! 1. *baseline*: no filter; what each MSR reads as, and what KVM itself refuses.
-//! 2. [`Pass::Exits`]: the filter, and exits for every reason. A refused access exits with reason
-//!    FILTER, an allowed one never does.
-//! 3. [`Pass::Faults`]: the filter, and no exits. A refused access is #GP at its instruction.
+//! 1. *baseline*: no filter. It finds the value that each MSR reads as, and the accesses that KVM itself
+//!    refuses.
+//! 2. [`Pass::Exits`]: the filter, and exits for every reason. A denied access exits with reason FILTER;
+//!    an allowed access never does.
+//! 3. [`Pass::Faults`]: the filter, and no exits. A denied access is a #GP at its instruction.
 
 mod backend;
 mod doctor;
@@ -43,83 +44,85 @@ pub struct Case {
     pub index: MsrIndex,
     /// The direction.
     pub access: Access,
-    /// What was promised.
+    /// The promised verdict.
     pub expected: Verdict,
-    /// What an allowed write does.
+    /// The effect of the write, if the access is an allowed write.
     pub effect: WriteEffect,
 }
 
-/// What a write does beyond storing its value. A read has none that matters.
+/// The effect of a write beyond storing its value. Reads have no effect that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteEffect {
-    /// Writing back what was read changes nothing.
+    /// The write only stores its value, so writing back the value that was read changes nothing.
     StoresOnly,
-    /// It does something: it is not tried where it is allowed.
+    /// The write acts at once, so the measurement does not try it where it is allowed.
     ActsAtOnce,
 }
 
-/// Which reasons were asked for while an access was measured.
+/// The exit reasons that are enabled while accesses are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Pass {
-    /// All of them.
+    /// All reasons: a refused access exits to user space.
     Exits,
-    /// None.
+    /// No reasons: a refused access is a #GP.
     Faults,
 }
 
-/// What became of an access.
+/// The observed result of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// A read gave this value.
+    /// A read returned this value.
     Value(u64),
-    /// A write went through.
+    /// A write completed.
     Written,
-    /// It came to user space, with this reason; `None` is no reason or several (S5.2).
+    /// The access exited to user space with this reason; `None` stands for several bits, an unknown bit or
+    /// 0 (S5.2).
     Exit(Option<ExitReason>),
-    /// #GP.
+    /// The access raised #GP.
     Fault,
-    /// Nothing, since it was not done.
+    /// The access was not tried.
     NotTried(NotTried),
 }
 
-/// Why an allowed write was not done.
+/// The reason why an allowed write was not tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTried {
-    /// It does more than to store its value.
+    /// The write does more than store its value.
     ActsAtOnce,
-    /// What to write back is not known: a read fails.
+    /// There is no value to write back: reading the MSR fails.
     Unreadable,
 }
 
-/// An access in one pass.
+/// The result of measuring one access in one pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Measured {
     /// The access.
     pub case: Case,
     /// The pass.
     pub pass: Pass,
-    /// What became of it.
+    /// The observed result.
     pub seen: Seen,
-    /// KVM's own reason to refuse the access, with or without a filter. Known from the first pass.
+    /// KVM's own reason to refuse the access, which does not depend on the filter. It is known from the
+    /// pass with exits.
     pub own_fault: Option<ExitReason>,
-    /// Everything that is not as it should be; empty means as promised.
+    /// The deviations from the promise; empty if the promise was kept.
     pub deviations: Vec<Deviation>,
 }
 
 impl Measured {
-    /// Whether the guest got what was promised.
+    /// Returns true if the guest got what was promised.
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.deviations.is_empty()
     }
 }
 
-/// Something that broke a statement of `docs/kvm-semantics.md`.
+/// An observation that contradicts a statement of `docs/kvm-semantics.md`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deviation {
-    /// Its number, such as `S5.2`.
+    /// The statement's number, such as `S5.2`.
     pub statement: &'static str,
-    /// What was seen.
+    /// The observation.
     pub seen: String,
 }
 
@@ -129,7 +132,7 @@ impl fmt::Display for Deviation {
     }
 }
 
-/// A measurement that did not take place.
+/// The error of a measurement that could not be made.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum MeasureError {
@@ -166,10 +169,12 @@ impl From<GuestError> for MeasureError {
     }
 }
 
-/// Measures all cases in both passes; first all of one pass, then all of the other.
+/// Measures all cases in both passes. The result has all cases of [`Pass::Exits`] first, then all cases of
+/// [`Pass::Faults`], each in the order of `cases`.
 ///
 /// # Errors
-/// The guest could not be run, or the filter or the mask not be set. Nothing is known then.
+/// Returns an error if the guest could not be run, or if the filter or the mask could not be set. No
+/// results are returned then.
 pub fn measure(
     backend: &mut dyn Backend,
     filter: &Filter,
@@ -213,7 +218,7 @@ fn every_reason() -> RawReasons {
     ReasonMask::of(Revision::Mainline, &ExitReason::ALL).into()
 }
 
-/// What each MSR reads as when nothing is filtered, or KVM's own reason to refuse the read.
+/// Reads each MSR without a filter. The result has `None` for an MSR whose read KVM itself refuses.
 fn baseline(backend: &mut dyn Backend, cases: &[Case]) -> Result<Baseline, MeasureError> {
     backend
         .set_reasons(every_reason())
@@ -248,7 +253,7 @@ fn step(index: MsrIndex, access: Access, value: u64) -> Step {
     }
 }
 
-/// A case with the value to write, or why it is not tried.
+/// A case with the value to write, or with the reason why the access is not tried.
 struct Plan {
     case: Case,
     write: Result<u64, NotTried>,
@@ -259,7 +264,7 @@ impl Plan {
         let value = baseline.get(&case.index).copied().flatten();
         let write = match (case.access, case.expected, case.effect, value) {
             (Access::Read, ..) => Ok(0),
-            // Refused, it does nothing, whatever the value.
+            // A denied write has no effect, whatever its value.
             (_, Verdict::Deny, _, value) => Ok(value.unwrap_or(0)),
             (_, _, WriteEffect::ActsAtOnce, _) => Err(NotTried::ActsAtOnce),
             (_, _, _, None) => Err(NotTried::Unreadable),
@@ -297,7 +302,7 @@ impl Plan {
     }
 }
 
-/// Which statement an access breaks that is decided in the other way.
+/// Returns the number of the statement that is broken if the kernel decides this access in the other way.
 fn statement_of(filter: &Filter, case: Case) -> &'static str {
     match filter.decide(case.index, case.access).because {
         Because::X2apic => "S3.1",
@@ -384,7 +389,7 @@ impl Measured {
         }
     }
 
-    /// S5.3.
+    /// Checks the fields of an exit (S5.3).
     fn judge_exit(&mut self, exit: &SeenExit, value: u64) {
         let data = match self.case.access {
             Access::Read => 0,
@@ -411,7 +416,8 @@ impl Measured {
         }
     }
 
-    /// With no exits asked for, an allowed access goes as it went with all of them (S5.2).
+    /// Compares with the pass with exits: without exits, an allowed access must have the same result
+    /// (S5.2).
     fn compare(&mut self, exits: &Self) {
         self.own_fault = exits.own_fault;
         if self.case.expected == Verdict::Deny {

@@ -1,5 +1,5 @@
-//! One interface to everything that lets a guest access MSRs under a filter: a real KVM, the
-//! model of one, and whatever comes next. One test body runs on all.
+//! The interface to everything in which a guest can access MSRs under a filter: a real KVM, the model of
+//! KVM, and future backends. One test body runs on all of them.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,40 +12,42 @@ use crate::probe::HostCaps;
 use crate::sys::calls::enable_reasons;
 use crate::sys::raw::{RawFilter, set_filter_raw};
 
-/// A VM with one vCPU, whose filter and mask can be set and whose guest runs scripts.
+/// A VM with one vCPU. Its filter and mask can be set, and its guest runs scripts of MSR accesses.
 pub trait Backend {
-    /// What is behind it.
+    /// The kind of this backend: a real KVM or the model.
     fn kind(&self) -> BackendKind;
 
-    /// Asks for exits for these reasons: `KVM_ENABLE_CAP` of capability 188 (S1.9).
+    /// Enables exits for these reasons: `KVM_ENABLE_CAP` of capability 188 (S1.9).
     ///
     /// # Errors
-    /// The answer of the call.
+    /// Returns the error number of the call.
     fn set_reasons(&mut self, mask: RawReasons) -> Result<(), CallErrno>;
 
-    /// `KVM_X86_SET_MSR_FILTER` (S2).
+    /// Sets a filter: `KVM_X86_SET_MSR_FILTER` (S2).
     ///
     /// # Errors
-    /// The answer of the call.
+    /// Returns the error number of the call.
     fn set_filter(&mut self, request: &RawFilter) -> Result<(), CallErrno>;
 
-    /// Has the guest do each step in turn, and answers its exits as the steps say.
+    /// Runs the steps of `script` in the guest, one after the other, and answers each exit with the step's
+    /// reply.
     ///
     /// # Errors
-    /// The guest could not be run to its end. What it did until then is lost.
+    /// Returns an error if the guest could not be run to the end of the script. The results of the steps
+    /// before are lost.
     fn run(&mut self, script: &[Step]) -> Result<Vec<Observed>, GuestError>;
 }
 
-/// What is behind a [`Backend`].
+/// The kind of a [`Backend`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BackendKind {
-    /// A real KVM: what is seen is what this host's kernel does.
+    /// A real KVM: results show what this host's kernel does.
     Kvm,
-    /// A model: nothing is measured.
+    /// The model of KVM: results measure no kernel.
     Model,
 }
 
-/// `kvm` or `model`.
+/// Prints `kvm` or `model`.
 impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -55,7 +57,7 @@ impl fmt::Display for BackendKind {
     }
 }
 
-/// The backend that is a real KVM. One VM serves any number of filters and scripts.
+/// The backend with a real KVM. One VM serves any number of filters and scripts.
 pub struct KvmBackend {
     guest: Guest,
 }
@@ -67,20 +69,22 @@ impl fmt::Debug for KvmBackend {
 }
 
 impl KvmBackend {
-    /// A new VM on this host.
+    /// Creates a VM on this host.
     ///
-    /// A run is ended, should it not end by itself, by the signal `SIGRTMIN` + 7, for which the
-    /// process gets a handler that does nothing and which the thread that runs lets through.
+    /// A guest that does not end by itself is interrupted by the signal `SIGRTMIN` + 7. For that,
+    /// [`Backend::run`] installs a handler in this process that does nothing, and unblocks the signal in
+    /// the calling thread.
     ///
     /// # Errors
-    /// The host's KVM has gone, or a call fails.
+    /// Returns an error if the host's KVM is no longer usable, or if a call fails.
     pub fn new(host: &HostCaps) -> Result<Self, GuestError> {
         let guest = Guest::new(host, Apic::Absent)?;
         Ok(Self { guest })
     }
 
-    /// How long a script, or each part of some thousand steps of a long one, may run before it is
-    /// called endless: 60 seconds unless set here. [`Duration::MAX`] is for ever.
+    /// Sets how long a script may run before [`Backend::run`] returns an error. A longer script than a few
+    /// thousand steps runs in parts, each with this time. The default is 60 seconds; [`Duration::MAX`]
+    /// means no limit.
     pub const fn set_patience(&mut self, patience: Duration) {
         self.guest.set_patience(patience);
     }

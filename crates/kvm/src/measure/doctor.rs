@@ -1,5 +1,5 @@
-//! What the numbered statements say, measured on this host: each in a VM of its own, by an ioctl
-//! or by the built-in guest.
+//! The numbered statements of `docs/kvm-semantics.md`, measured on this host. Each is tried in a VM of its
+//! own, by an ioctl or with the built-in guest.
 
 mod decision;
 mod exits;
@@ -15,7 +15,7 @@ use crate::measure::guest::GuestError;
 use crate::probe::HostCaps;
 use lab::Lab;
 
-/// One thing KVM is said to do.
+/// A numbered statement about KVM's behaviour, with the function that tries it.
 #[derive(Clone, Copy)]
 pub struct Statement {
     number: &'static str,
@@ -23,22 +23,23 @@ pub struct Statement {
     check: Check,
 }
 
-/// How a statement is tried. An error means that the guest or a call did what none should.
+/// The function that tries a statement. It returns an error if a call or the guest fails in a way that no
+/// statement allows.
 type Check = fn(&mut Lab) -> Result<Finding, GuestError>;
 
-/// What came of trying a statement on a host.
+/// The result of trying a statement on a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// The host does what it says.
+    /// The host behaves as the statement says.
     Holds,
-    /// It does something else.
+    /// The host behaves in another way.
     Differs {
-        /// What, and where it can be said in few words, instead of what.
+        /// The observation, and the expected one if it is short.
         seen: String,
     },
-    /// No ioctl and no guest of ours can tell, on this host or on any.
+    /// No ioctl and no built-in guest can show this, on this host or on any host.
     CannotBeShown {
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
 }
@@ -52,19 +53,19 @@ impl Statement {
         }
     }
 
-    /// Its number in `docs/kvm-semantics.md`. A letter tells parts of one number apart.
+    /// The statement's number in `docs/kvm-semantics.md`. A letter distinguishes parts of one number.
     #[must_use]
     pub const fn number(&self) -> &'static str {
         self.number
     }
 
-    /// What it says, in one line.
+    /// The statement's text, one line.
     #[must_use]
     pub const fn text(&self) -> &'static str {
         self.text
     }
 
-    /// Tries it in a new VM.
+    /// Tries the statement in a new VM.
     #[must_use]
     pub fn measure(&self, host: &HostCaps) -> Finding {
         match Lab::new(host).and_then(|mut lab| (self.check)(&mut lab)) {
@@ -82,7 +83,7 @@ impl fmt::Debug for Statement {
     }
 }
 
-/// All statements, in the order of their numbers' chapters: those that cannot be shown as well.
+/// Returns all statements, grouped by chapter, including those that cannot be shown.
 pub fn statements() -> impl Iterator<Item = &'static Statement> {
     let chapters = [
         interface::STATEMENTS,
@@ -95,7 +96,7 @@ pub fn statements() -> impl Iterator<Item = &'static Statement> {
 }
 
 impl Finding {
-    /// Compares what was seen with what the statement says.
+    /// Compares the observation with the expected one.
     fn compare<T: fmt::Debug + PartialEq>(what: &str, seen: &T, wanted: &T) -> Self {
         if seen == wanted {
             Self::Holds
@@ -106,7 +107,7 @@ impl Finding {
         }
     }
 
-    /// This one, unless it holds: then the other.
+    /// Returns `other` if `self` holds, else `self`.
     fn and(self, other: Self) -> Self {
         match self {
             Self::Holds => other,
@@ -114,7 +115,7 @@ impl Finding {
         }
     }
 
-    /// The first that does not hold, or [`Self::Holds`].
+    /// Returns the first finding that does not hold, or [`Self::Holds`].
     fn all(findings: impl IntoIterator<Item = Self>) -> Self {
         findings.into_iter().fold(Self::Holds, Self::and)
     }
@@ -126,7 +127,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn every_statement_has_a_number_of_its_own_and_one_line() {
+    fn statements_have_unique_numbers_and_one_line_texts() {
         let mut numbers = BTreeSet::new();
         for statement in statements() {
             assert!(numbers.insert(statement.number()), "{statement:?}");
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_finding_that_does_not_hold_is_the_one() {
+    fn finding_all_returns_first_that_does_not_hold() {
         let differs = Finding::compare("a", &1, &2);
         let wanted = Finding::Differs {
             seen: "a: 1 instead of 2".to_owned(),

@@ -1,8 +1,8 @@
-//! The built-in guest: a few dozen bytes of machine code in long mode that run a script of
-//! accesses, catch their own #GP, and report through memory.
+//! The built-in guest: a few dozen bytes of machine code in long mode that run a script of MSR accesses,
+//! handle their own #GP, and report through memory.
 //!
-//! One `KVM_RUN` does thousands of accesses: the guest walks a list of [slots](slot), each with
-//! the values to load and a place for what came of it, and leaves by OUT at the end.
+//! One `KVM_RUN` runs thousands of accesses: the guest walks a list of [slots](slot), each with the values
+//! to load and a place for the result, and exits by OUT at the end.
 
 mod code;
 mod layout;

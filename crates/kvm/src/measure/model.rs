@@ -1,4 +1,5 @@
-//! The backend that is a model: `msrgate-filter`'s VM, for machines without KVM and for comparing.
+//! The backend with `msrgate-filter`'s model of KVM, for machines without KVM and for comparisons with a
+//! real one.
 
 use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
 use msrgate_filter::{Capability, Exit, Gprs, Instruction, Registers, Revision, RunExit, Vcpu, Vm};
@@ -10,7 +11,7 @@ use crate::measure::guest::{GuestError, Op, Operands, StepAt, compare, went_thro
 use crate::measure::observed::{Fault, GuestOutcome, Observed, SeenExit, Site, Step, StepReply};
 use crate::sys::raw::{RawBitmap, RawFilter};
 
-/// A VM of the model with one vCPU. What lies behind the filter are the registers it is given.
+/// A VM of the model with one vCPU. `R` holds the MSRs behind the filter.
 #[derive(Debug)]
 pub struct ModelBackend<R> {
     vm: Vm,
@@ -18,7 +19,7 @@ pub struct ModelBackend<R> {
 }
 
 impl<R: Registers> ModelBackend<R> {
-    /// A new VM that behaves as this revision does.
+    /// Creates a VM that behaves as KVM of `revision` does.
     #[must_use]
     pub fn new(revision: Revision, registers: R) -> Self {
         let vm = Vm::new(revision);
@@ -77,7 +78,7 @@ impl<R: Registers> ModelBackend<R> {
     }
 }
 
-/// Where the model's one instruction is.
+/// The address of the model's only instruction.
 const SITE: u64 = 0x1000;
 
 fn where_is(rip: u64) -> Site {
@@ -102,7 +103,7 @@ impl<R: Registers> Backend for ModelBackend<R> {
     fn set_filter(&mut self, request: &RawFilter) -> Result<(), CallErrno> {
         let width = CallerWidth::Bits64;
         let (request, mut memory) = lay_out(request);
-        // Every pointer is one that a 64-bit caller can have.
+        // A 64-bit caller can have any of these pointers, so encoding does not fail.
         let argument = request.encode(width).unwrap_or_default();
         memory.push(Segment {
             start: ARGUMENT,
@@ -124,10 +125,10 @@ impl<R: Registers> Backend for ModelBackend<R> {
     }
 }
 
-/// Where the struct is in the memory of the model's caller. Nothing is at 0.
+/// The address of `struct kvm_msr_filter` in the memory of the model's caller. Address 0 stays unmapped.
 const ARGUMENT: UserAddress = UserAddress::new(0x1000);
 
-/// A place for each bitmap, far from the others: what follows its last byte cannot be read.
+/// Places each bitmap far from the others, so the bytes after its last one cannot be read.
 fn lay_out(raw: &RawFilter) -> (Request, Vec<Segment<'_>>) {
     let mut memory = Vec::new();
     let mut places = (1_u64..).map(|place| UserAddress::new(place << 32));

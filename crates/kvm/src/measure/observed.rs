@@ -1,77 +1,77 @@
-//! A guest's accesses, one step each, and what the guest and user space saw of them.
+//! The steps of a script, one MSR access each, and what the guest and user space observed of them.
 
 use msrgate_filter::{Access, MsrIndex};
 
 use crate::exit::RawReason;
 
-/// One access, and what user space says should it be asked.
+/// One access, with user space's reply if the access exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The MSR.
     pub index: MsrIndex,
-    /// What to do to it.
+    /// The direction of the access.
     pub access: Access,
-    /// What to write; nothing looks at it in a read.
+    /// The value to write; ignored for a read.
     pub value: u64,
-    /// The answer to an exit.
+    /// User space's reply to an exit.
     pub reply: StepReply,
 }
 
-/// User space's answer to an exit (S5.4).
+/// User space's reply to an exit (S5.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepReply {
-    /// #GP: `error` is 1.
+    /// A #GP for the guest: `error` is 1.
     Fault,
-    /// The access went well: `error` is 0 and `data`, which only a read looks at, is this.
+    /// Success: `error` is 0 and `data` is this value, which only a read uses.
     Value(u64),
 }
 
 /// The result of one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
-    /// What the guest saw.
+    /// The guest's view of the access.
     pub outcome: GuestOutcome,
-    /// What user space saw, if it was asked.
+    /// User space's view of the access; `None` if the access did not exit.
     pub exit: Option<SeenExit>,
 }
 
 /// The guest's view of its access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestOutcome {
-    /// RDMSR gave this value.
+    /// RDMSR returned this value.
     Value(u64),
-    /// WRMSR went through.
+    /// WRMSR completed.
     Written,
-    /// #GP.
+    /// The access raised #GP.
     Fault(Fault),
 }
 
-/// A #GP as the guest's handler found it (S5.7).
+/// A #GP as the guest's handler observed it (S5.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Where RIP was.
+    /// The position of RIP.
     pub site: Site,
     /// The error code.
     pub code: u64,
-    /// RAX, RCX and RDX.
+    /// RAX, RCX and RDX, compared with their values before the access.
     pub registers: GuestRegisters,
 }
 
-/// Where RIP was at a fault or an exit.
+/// The position of RIP at a fault or an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
-    /// At the RDMSR or WRMSR.
+    /// RIP is at the RDMSR or WRMSR.
     AtInstruction,
-    /// At this address, which is a deviation.
+    /// RIP is at this other address, which is a deviation.
     Elsewhere(u64),
 }
 
 /// RAX, RCX and RDX at a fault or an exit, compared with those before the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestRegisters {
-    /// All the same, in all 64 bits.
+    /// All 64 bits of all three registers are unchanged.
     Untouched,
-    /// Not the same, which is a deviation; these are they.
+    /// At least one register changed, which is a deviation; the fields hold the observed values.
     Changed {
         /// RAX.
         rax: u64,
@@ -82,19 +82,19 @@ pub enum GuestRegisters {
     },
 }
 
-/// An exit to user space as it was found (S5.3).
+/// An exit to user space as it was observed (S5.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeenExit {
-    /// Why, in the kernel's bits.
+    /// The reason, as the kernel wrote it.
     pub reason: RawReason,
     /// The MSR.
     pub index: MsrIndex,
-    /// Which exit it was.
+    /// The direction of the access, from the number of the exit (S1.3).
     pub access: Access,
-    /// The value of a write.
+    /// The field `data`: the value of a write.
     pub data: u64,
-    /// Where RIP was.
+    /// The position of RIP.
     pub site: Site,
-    /// RAX, RCX and RDX.
+    /// RAX, RCX and RDX, compared with their values before the access.
     pub registers: GuestRegisters,
 }

@@ -1,4 +1,4 @@
-//! What this host's KVM offers a guest, and what it hands out for saving one.
+//! The CPUID and the MSRs that this host's KVM supports for guests.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -8,17 +8,17 @@ use crate::errno::CallErrno;
 use crate::host::HostError;
 use crate::probe::HostCaps;
 
-/// The supported CPUID, the list of MSRs to save, and a vCPU to ask about others.
+/// The supported CPUID, the list of MSRs that a VMM saves, and a vCPU that can be asked about other MSRs.
 #[derive(Debug)]
 pub struct Supported {
     cpuid: CpuId,
     saved: Vec<MsrIndex>,
     vcpu: VcpuFd,
-    /// The vCPU's.
+    /// The VM of `vcpu`, which must live as long as the vCPU.
     _vm: VmFd,
 }
 
-/// What CPUID returns.
+/// The registers that CPUID returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct CpuidLeaf {
@@ -29,10 +29,11 @@ pub struct CpuidLeaf {
 }
 
 impl Supported {
-    /// Asks a host, on a VM that lives as long as this.
+    /// Asks the KVM of `host`, on a VM that lives as long as the result.
     ///
     /// # Errors
-    /// The device has gone since it was probed, or one of the calls fails.
+    /// Returns an error if the device has disappeared since the host was probed, or if one of the calls
+    /// fails.
     pub fn of(host: &HostCaps) -> Result<Self, HostError> {
         let kvm = host.open()?;
         let (cpuid, saved) = lists(&kvm).map_err(|errno| HostError::Lists { errno })?;
@@ -51,8 +52,8 @@ impl Supported {
         })
     }
 
-    /// What a guest with all that KVM offers gets from CPUID, by EAX and ECX; `None` for a leaf
-    /// that is not offered. Leaves that do not look at ECX are those of 0.
+    /// Returns what CPUID returns to a guest that gets every leaf that KVM supports; `None` for a leaf
+    /// that KVM does not support. Pass subleaf 0 for leaves that ignore ECX.
     #[must_use]
     pub fn cpuid(&self, leaf: u32, subleaf: u32) -> Option<CpuidLeaf> {
         let entries = self.cpuid.as_slice().iter();
@@ -65,14 +66,14 @@ impl Supported {
         })
     }
 
-    /// What `KVM_GET_MSR_INDEX_LIST` names, by index: what a VMM saves of a VM.
+    /// The MSRs of `KVM_GET_MSR_INDEX_LIST`, sorted by index: those that a VMM saves.
     #[must_use]
     pub fn saved(&self) -> &[MsrIndex] {
         &self.saved
     }
 
-    /// Whether KVM has this MSR at all: `KVM_GET_MSRS` hands it out. A host with `ignore_msrs` says so
-    /// of every MSR.
+    /// Returns true if KVM has this MSR: if `KVM_GET_MSRS` returns a value for it. With
+    /// `kvm.ignore_msrs=1` this is true of every MSR.
     #[must_use]
     pub fn has(&self, index: MsrIndex) -> bool {
         let entry = kvm_msr_entry {

@@ -9,7 +9,7 @@ const ALLOWED: MsrIndex = MsrIndex::new(0x10);
 const REFUSED: MsrIndex = MsrIndex::new(0x20);
 const UNKNOWN: MsrIndex = MsrIndex::new(0x30);
 
-/// Default deny; two MSRs are allowed, of which KVM does not know one.
+/// A filter with the default action deny. It allows two MSRs; KVM does not know one of them.
 fn filter() -> Filter {
     let allowed = [ALLOWED, UNKNOWN];
     let bit = |offset| allowed.contains(&MsrIndex::new(0x10 + offset));
@@ -17,7 +17,7 @@ fn filter() -> Filter {
     Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap()
 }
 
-/// A KVM that does as S3 and S5 say, until `lie` changes what it lets be seen.
+/// A KVM that follows S3 and S5, except that `lie` changes what is observed.
 struct Liar<F> {
     filter: Option<Filter>,
     mask: RawReasons,
@@ -42,7 +42,7 @@ impl<F: FnMut(&Step, RawReasons, &mut Observed)> Backend for Liar<F> {
     fn run(&mut self, script: &[Step]) -> Result<Vec<Observed>, GuestError> {
         let mut run = |step: &Step| {
             let mut observed = self.honest(step);
-            // What is not filtered is the baseline, which is not lied about.
+            // Without a filter this is the baseline pass, whose results stay true.
             if self.filter.is_some() {
                 (self.lie)(step, self.mask, &mut observed);
             }
@@ -109,7 +109,7 @@ fn cases(effect: WriteEffect) -> Vec<Case> {
         .collect()
 }
 
-/// The statements that a lie is found to break.
+/// Returns the statements that `measure` reports as broken under this lie.
 fn broken(lie: impl FnMut(&Step, RawReasons, &mut Observed)) -> Vec<&'static str> {
     let mut liar = Liar {
         filter: None,
@@ -127,7 +127,7 @@ fn broken(lie: impl FnMut(&Step, RawReasons, &mut Observed)) -> Vec<&'static str
 }
 
 #[test]
-fn an_honest_kvm_keeps_every_promise() {
+fn measure_of_conforming_kvm_reports_no_deviation() {
     let mut liar = Liar {
         filter: None,
         mask: RawReasons::NONE,
@@ -165,7 +165,7 @@ fn an_honest_kvm_keeps_every_promise() {
 }
 
 #[test]
-fn an_allowed_write_that_acts_is_not_tried_and_a_refused_one_is() {
+fn measure_skips_allowed_write_that_acts_at_once() {
     let mut liar = Liar {
         filter: None,
         mask: RawReasons::NONE,
@@ -179,7 +179,7 @@ fn an_allowed_write_that_acts_is_not_tried_and_a_refused_one_is() {
 }
 
 #[test]
-fn a_refused_access_that_passes_breaks_the_decision() {
+fn measure_reports_s3_3_if_denied_access_passes() {
     let passes = |step: &Step, _, seen: &mut Observed| {
         if step.index == REFUSED && step.access == Access::Read {
             *seen = Observed {
@@ -192,7 +192,7 @@ fn a_refused_access_that_passes_breaks_the_decision() {
 }
 
 #[test]
-fn an_allowed_access_that_is_refused_breaks_the_decision() {
+fn measure_reports_s3_3_if_allowed_access_is_refused() {
     let refuses = |step: &Step, mask: RawReasons, seen: &mut Observed| {
         if (step.index, mask) == (ALLOWED, every_reason()) {
             let honest = Liar {
@@ -212,7 +212,7 @@ fn an_allowed_access_that_is_refused_breaks_the_decision() {
     assert_eq!(broken(refuses), ["S3.3", "S5.2"]);
 }
 
-/// The statement that is broken by changing what is seen so.
+/// A statement, and a change of the observation that must be reported as breaking that statement.
 type Lie<'l> = (&'static str, &'l dyn Fn(&mut Observed));
 
 fn exit(seen: &mut Observed, change: impl Fn(&mut SeenExit)) {
@@ -227,9 +227,9 @@ fn fault(seen: &mut Observed, change: impl Fn(&mut Fault)) {
     }
 }
 
-/// Each line changes one field of what is seen of refused accesses.
+/// Each lie changes one field of the observation of denied accesses.
 #[test]
-fn every_field_of_an_exit_and_of_a_fault_is_looked_at() {
+fn measure_checks_every_field_of_exits_and_faults() {
     let changed = GuestRegisters::Changed {
         rax: 0,
         rcx: 0,
@@ -275,7 +275,7 @@ fn every_field_of_an_exit_and_of_a_fault_is_looked_at() {
 }
 
 #[test]
-fn an_exit_that_the_mask_does_not_ask_for_is_found() {
+fn measure_reports_s5_2_if_exit_is_not_in_mask() {
     let exits = |step: &Step, _, seen: &mut Observed| {
         let honest = Liar {
             filter: Some(filter()),

@@ -1,4 +1,4 @@
-//! S3, S4 and S10: which accesses are asked about, and what decides them.
+//! S3, S4 and S10: which accesses the kernel asks the filter about, and how it decides.
 
 use msrgate_filter::{Access, DefaultAction, MsrIndex, Verdict};
 
@@ -133,7 +133,8 @@ fn x2apic(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::all(findings))
 }
 
-/// 0x803 is the version register: never 0, and bits 7:0 are 0x10 to 0x15 (SDM volume 3, 12.4.8).
+/// Reads the version register, 0x803. It is never 0, and its bits 7:0 are 0x10 to 0x15 (SDM volume 3,
+/// 12.4.8).
 fn x2apic_value(lab: &mut Lab) -> Result<Finding, GuestError> {
     let mut lab = lab.with_apic()?;
     lab.guard(&deny_all(), ALL_REASONS)?;
@@ -283,7 +284,7 @@ fn swap(lab: &mut Lab) -> Result<Finding, GuestError> {
     const KERNEL: u64 = 0x1234_5000;
     lab.guard(&deny_all(), ALL_REASONS)?;
     lab.host_write(KERNEL_GS_BASE, KERNEL)?;
-    // The script begins with GS at 0, as its system registers say.
+    // The script begins with the GS base 0, as the guest's system registers say.
     let seen = lab.try_access(Op::SwapGs)?;
     let system = lab.guest.vcpu().get_sregs();
     let gs = system.map_err(called("KVM_GET_SREGS"))?.gs.base;

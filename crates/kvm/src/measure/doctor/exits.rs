@@ -1,4 +1,4 @@
-//! S5: what a refusal does, to the guest and to user space.
+//! S5: the effects of a denied access on the guest and on user space.
 
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_regs};
 use msrgate_filter::{ExitReason, Instruction, MsrIndex};
@@ -102,7 +102,7 @@ const GP: GuestOutcome = GuestOutcome::Fault(Fault {
     registers: GuestRegisters::Untouched,
 });
 
-/// Tries an unknown MSR, both ways, and a value that no register takes.
+/// Reads and writes an unknown MSR, and writes a value that no register accepts.
 fn reasons(
     lab: &mut Lab,
     unknown: Option<ExitReason>,
@@ -207,7 +207,7 @@ fn error_faults(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::all(found))
 }
 
-/// The report of an `op` that raised a #GP(0) at its instruction.
+/// Returns the report of an `op` that raised #GP(0) at its instruction.
 fn fault_of(lab: &Lab, op: Op) -> Report {
     Report::Fault {
         operands: op.operands(),
@@ -244,7 +244,7 @@ fn debug(lab: &Lab, control: u32) -> Result<(), GuestError> {
         .map_err(called("KVM_SET_GUEST_DEBUG"))
 }
 
-/// Other indices and reasons, and data for a write, come to nothing.
+/// Changes the index and the reason of an exit, and the data of a write: the kernel must ignore them.
 fn read_back(lab: &mut Lab) -> Result<Finding, GuestError> {
     lab.stop_refused(Op::Read(STAR))?;
     lab.guest.answer(StepReply::Value(DATA).into());
@@ -333,7 +333,7 @@ fn immediate_exit(lab: &mut Lab) -> Result<Finding, GuestError> {
     let op = Op::Read(STAR);
     lab.stop_refused(op)?;
     lab.guest.answer(StepReply::Value(DATA).into());
-    // An error unless it returns EINTR.
+    // `complete` returns an error unless KVM_RUN returns EINTR.
     lab.guest.complete()?;
     let after = lab.guest.registers()?;
     let seen = (after.rip, after.rax, after.rdx);
@@ -361,7 +361,7 @@ fn plain_fault(lab: &mut Lab) -> Result<Finding, GuestError> {
     ]))
 }
 
-/// Once with the filter as it was, then with one that allows.
+/// Rewinds the same access twice: first under the filter that denied it, then under one that allows it.
 fn rewind(lab: &mut Lab) -> Result<Finding, GuestError> {
     let op = Op::Write(STAR, DATA);
     let first = lab.stop_refused(op)?;
@@ -384,7 +384,7 @@ fn rewind(lab: &mut Lab) -> Result<Finding, GuestError> {
     ]))
 }
 
-/// Rewinds the pending exit: the #GP that `error` queues is cancelled by writing registers.
+/// Rewinds the pending exit: `error` queues a #GP, and writing the registers cancels the #GP.
 fn take_back(lab: &mut Lab) -> Result<(), GuestError> {
     let registers = lab.guest.registers()?;
     lab.guest.answer(StepReply::Fault.into());

@@ -112,7 +112,7 @@ fn reason_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::compare("the reasons", &seen, &[1, 2, 4]))
 }
 
-/// The fields were read at these offsets, so it remains to see that they are the right ones.
+/// Checks that the kernel uses the offsets at which kvm-bindings has the fields.
 fn run_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
     let start = offset_of!(kvm_run, __bindgen_anon_1);
     let offsets = [
@@ -147,7 +147,7 @@ fn ioctl_number(lab: &Lab) -> Finding {
     ])
 }
 
-/// A filter that says something in its first and in its last range shows that both are found.
+/// Sets a filter with rules in its first and in its last range; both must have an effect.
 fn struct_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
     let offsets = [
         offset_of!(kvm_msr_filter, ranges),
@@ -196,7 +196,8 @@ fn mask_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
             return Ok(found);
         }
     }
-    // With an exit pending as well, which the new mask then has no part in (S5.5).
+    // The mask may change while an exit is pending, too; that exit's completion does not depend on the new
+    // mask (S5.5).
     lab.stop_refused(Op::Read(STAR))?;
     let meanwhile = lab.reasons(RawReasons::NONE);
     lab.guest.answer(StepReply::Value(0).into());
@@ -208,8 +209,9 @@ fn mask_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
     ]))
 }
 
-/// 184 is `KVM_CAP_LAST_CPU`, which every x86 KVM has. 185 is `KVM_CAP_SMALLER_MAXPHYADDR`, which
-/// `kvm_intel` and `kvm_amd` have only where they do without nested paging: it may be 0.
+/// Checks capability 184. On mainline it is `KVM_CAP_LAST_CPU`, which every x86 KVM has. Capability 185 is
+/// not checked: it is `KVM_CAP_SMALLER_MAXPHYADDR`, which `kvm_intel` and `kvm_amd` offer only without
+/// nested paging, so its answer can be 0.
 fn impostors(lab: &Lab) -> Finding {
     let answer = lab.guest.vm().check_extension_raw(184);
     Finding::compare("the answer of 184", &answer, &1)

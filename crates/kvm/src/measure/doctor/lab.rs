@@ -1,4 +1,4 @@
-//! A VM to try a statement in, and the few things that statements do to it.
+//! The VM in which a statement is tried, and the operations that statements share.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use msrgate_filter::{Access, Errno, ExitReason, MsrIndex, Verdict};
@@ -13,21 +13,21 @@ use crate::probe::{HostCaps, IgnoreMsrs};
 use crate::sys::calls::enable_reasons;
 use crate::sys::raw::{RawFilter, set_filter_raw};
 
-/// Registers that every KVM knows and that hold what is written to them.
+/// Registers that every KVM knows and that hold any value written to them.
 pub(super) const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 pub(super) const LSTAR: MsrIndex = MsrIndex::new(0xc000_0082);
 pub(super) const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 pub(super) const KERNEL_GS_BASE: MsrIndex = MsrIndex::new(0xc000_0102);
-/// A register of which most bits are reserved.
+/// A register most of whose bits are reserved.
 pub(super) const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 pub(super) const TSC: MsrIndex = MsrIndex::new(0x10);
-/// A register that nobody has.
+/// A register that no CPU has.
 pub(super) const NOWHERE: MsrIndex = MsrIndex::new(0x1234_5678);
 
 /// All reasons of mainline.
 pub(super) const ALL_REASONS: RawReasons = RawReasons::new(7);
 
-/// One access, and what the filter is to say to it.
+/// An access, and the verdict that the filter must give.
 pub(super) type Expected = (MsrIndex, Access, Verdict);
 
 /// The VM of one statement.
@@ -45,7 +45,7 @@ impl Lab {
         })
     }
 
-    /// Another VM, with an interrupt controller.
+    /// Creates another VM, with an interrupt controller.
     pub(super) fn with_apic(&self) -> Result<Self, GuestError> {
         Ok(Self {
             host: self.host.clone(),
@@ -53,53 +53,55 @@ impl Lab {
         })
     }
 
-    /// Why nothing can be shown of MSRs that KVM does not know, if this host hides them (S10.1).
+    /// Returns the finding for statements about MSRs that KVM does not know, if this host hides such MSRs
+    /// (S10.1).
     pub(super) fn hides_unknown(&self) -> Option<Finding> {
         (self.host.ignore_msrs() == IgnoreMsrs::On).then_some(Finding::CannotBeShown {
             why: "this host has kvm.ignore_msrs=1: an unknown MSR is no failure (S10.1)",
         })
     }
 
-    /// The kernel's answer to this mask.
+    /// Sets the mask and returns the kernel's answer.
     pub(super) fn reasons(&self, mask: RawReasons) -> Result<(), CallErrno> {
         enable_reasons(self.guest.vm(), mask)
     }
 
-    /// The kernel's answer to this filter.
+    /// Sets the filter and returns the kernel's answer.
     pub(super) fn filter(&self, request: &RawFilter) -> Result<(), CallErrno> {
         set_filter_raw(self.guest.vm(), request)
     }
 
-    /// Sets both, which has to work.
+    /// Sets the mask and then the filter; a refusal of either is an error.
     pub(super) fn guard(&self, request: &RawFilter, mask: RawReasons) -> Result<(), GuestError> {
         self.reasons(mask).map_err(failed("KVM_ENABLE_CAP"))?;
         self.filter(request)
             .map_err(failed("KVM_X86_SET_MSR_FILTER"))
     }
 
-    /// Does one access, and answers its exit with `reply`.
+    /// Runs one access, and answers its exit with `reply`.
     pub(super) fn access(&mut self, op: Op, reply: StepReply) -> Result<Observed, GuestError> {
         Ok(self.guest.run(&[(op, reply)])?.remove(0))
     }
 
-    /// Does one access whose exits all end in #GP.
+    /// Runs one access, and answers its exit with #GP.
     pub(super) fn try_access(&mut self, op: Op) -> Result<Observed, GuestError> {
         self.access(op, StepReply::Fault)
     }
 
-    /// The reason of the exit that one access makes, under the VM's mask.
+    /// Returns the reason of the access's exit under the VM's mask; `None` if the access does not exit.
     pub(super) fn reason(&mut self, op: Op) -> Result<Option<RawReason>, GuestError> {
         Ok(self.try_access(op)?.exit.map(|exit| exit.reason))
     }
 
-    /// Whether the filter says what is expected of it, seen with all reasons asked for.
+    /// Checks the filter's verdicts, with exits enabled for all reasons.
     pub(super) fn verdicts(&mut self, expected: &[Expected]) -> Result<Finding, GuestError> {
         self.reasons(ALL_REASONS)
             .map_err(failed("KVM_ENABLE_CAP"))?;
         self.refusals(expected)
     }
 
-    /// The same under the VM's mask: a refusal shows as an exit for that reason.
+    /// Checks the filter's verdicts under the VM's mask, which must have the reason FILTER: a denied
+    /// access exits with it.
     pub(super) fn refusals(&mut self, expected: &[Expected]) -> Result<Finding, GuestError> {
         for &(index, access, wanted) in expected {
             let op = match access {
@@ -118,7 +120,7 @@ impl Lab {
         Ok(Finding::Holds)
     }
 
-    /// Whether reads and writes of `index` both meet this verdict.
+    /// Checks that reads and writes of `index` both have this verdict.
     pub(super) fn both(&mut self, index: MsrIndex, wanted: Verdict) -> Result<Finding, GuestError> {
         self.verdicts(&[
             (index, Access::Read, wanted),
@@ -126,18 +128,18 @@ impl Lab {
         ])
     }
 
-    /// Whether the kernel takes a filter.
+    /// Checks that the kernel accepts a filter.
     pub(super) fn accepts(&self, what: &str, request: &RawFilter) -> Finding {
         Finding::compare(what, &self.filter(request), &Ok(()))
     }
 
-    /// Whether the kernel answers a filter with `errno`.
+    /// Checks that the kernel refuses a filter with `errno`.
     pub(super) fn refuses(&self, what: &str, request: &RawFilter, errno: Errno) -> Finding {
         let wanted = Err(CallErrno::Known(errno));
         Finding::compare(what, &self.filter(request), &wanted)
     }
 
-    /// Runs `op` alone until it leaves for user space, and leaves it there.
+    /// Runs `op` alone until it exits to user space, and leaves the exit pending.
     pub(super) fn stop_at(&mut self, op: Op) -> Result<RawExit, GuestError> {
         self.guest.load(&[op])?;
         match self.guest.resume()? {
@@ -146,13 +148,13 @@ impl Lab {
         }
     }
 
-    /// As [`Self::stop_at`], in a VM whose filter refuses everything.
+    /// Runs `op` as [`Self::stop_at`] does, in a VM whose filter denies everything.
     pub(super) fn stop_refused(&mut self, op: Op) -> Result<RawExit, GuestError> {
         self.guard(&deny_all(), ALL_REASONS)?;
         self.stop_at(op)
     }
 
-    /// Runs on, which has to reach the end of the script.
+    /// Resumes the guest, which must reach the end of the script.
     pub(super) fn finish(&mut self) -> Result<(), GuestError> {
         match self.guest.resume()? {
             Stop::End => Ok(()),
@@ -160,7 +162,7 @@ impl Lab {
         }
     }
 
-    /// `KVM_SET_MSRS` of one register: how many were set.
+    /// Writes one register with `KVM_SET_MSRS`; returns the number of registers that were set.
     pub(super) fn host_write(&self, index: MsrIndex, data: u64) -> Result<usize, GuestError> {
         self.guest
             .vcpu()
@@ -168,7 +170,7 @@ impl Lab {
             .map_err(called("KVM_SET_MSRS"))
     }
 
-    /// `KVM_GET_MSRS` of one register, or `None` if that was refused.
+    /// Reads one register with `KVM_GET_MSRS`; `None` if the kernel refused.
     pub(super) fn host_read(&self, index: MsrIndex) -> Result<Option<u64>, GuestError> {
         let mut entries = one_msr(index, 0)?;
         let vcpu = self.guest.vcpu();
@@ -178,7 +180,7 @@ impl Lab {
         Ok(entries.as_slice()[..count].first().map(|entry| entry.data))
     }
 
-    /// Lets the guest do what it likes, whatever was set before.
+    /// Allows every access and disables exits, whatever filter and mask were set before.
     pub(super) fn open(&self) -> Result<(), GuestError> {
         self.guard(&allow_all(), RawReasons::NONE)
     }
@@ -191,7 +193,8 @@ impl Lab {
     }
 }
 
-/// A list of one, as these calls want it. It cannot be too long.
+/// Returns a list of one MSR, as `KVM_GET_MSRS` and `KVM_SET_MSRS` take it. A list of one is never too
+/// long.
 fn one_msr(index: MsrIndex, data: u64) -> Result<Msrs, GuestError> {
     let entry = kvm_msr_entry {
         index: index.get(),
@@ -202,7 +205,7 @@ fn one_msr(index: MsrIndex, data: u64) -> Result<Msrs, GuestError> {
     Msrs::from_entries(&[entry]).map_err(|_| failed("a list of one MSR")(too_long))
 }
 
-/// Names a call that has to work.
+/// Converts the error number of the named call to an error, for calls that must succeed.
 pub(super) fn failed(name: &'static str) -> impl Fn(CallErrno) -> GuestError {
     move |errno| GuestError::Call { name, errno }
 }

@@ -1,4 +1,4 @@
-//! S6, S7 and S10.4: hardware bitmaps, concurrency, and what outlives what.
+//! S6, S7 and S10.4: hardware bitmaps, concurrency and lifetimes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,13 +70,13 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
 ];
 
-/// How often filters are replaced under a running guest.
+/// The number of replacements under a running guest.
 const ROUNDS: usize = 12;
 
-/// Reads of these, all in one script.
+/// The MSRs that the guest reads in turn.
 const READS: [MsrIndex; 3] = [STAR, LSTAR, CSTAR];
 
-/// STAR is allowed by both filters, LSTAR by the second, CSTAR by none.
+/// Replaces two filters in turn: both allow STAR, the second allows LSTAR too, and both deny CSTAR.
 fn steady(lab: &mut Lab) -> Result<Finding, GuestError> {
     let filters = [allow_only([STAR]), allow_only([STAR, LSTAR])];
     lab.guard(&filters[0], ALL_REASONS)?;
@@ -113,7 +113,7 @@ fn mask_around_filter(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(found.and(Finding::compare("after it is gone", &gone, &value)))
 }
 
-/// Default deny, and of STAR, LSTAR and CSTAR these are allowed.
+/// Returns a filter with default deny that allows these of STAR, LSTAR and CSTAR.
 fn only(allowed: &[MsrIndex]) -> Result<Filter, GuestError> {
     let bit = |offset| allowed.contains(&MsrIndex::new(STAR.get() + offset));
     let cannot = RawErrno::new(libc::EINVAL).into();
@@ -123,7 +123,7 @@ fn only(allowed: &[MsrIndex]) -> Result<Filter, GuestError> {
         .map_err(|_| failed("a filter of one range")(cannot))
 }
 
-/// Has the guest read for as long as `replace` runs on another thread, then once more.
+/// Runs reads in the guest until `replace` has returned on another thread, then once more.
 fn while_running(
     lab: &mut Lab,
     replace: impl FnOnce() -> Result<(), GuestError> + Send,
@@ -156,7 +156,8 @@ fn while_running(
     })
 }
 
-/// STAR is read, CSTAR is an exit, LSTAR one of the two; a #GP without an exit is never right.
+/// Checks that STAR is always read, CSTAR always exits, and LSTAR does one or the other; a #GP without an
+/// exit is always wrong.
 fn check(observed: &[Observed]) -> Finding {
     let outcomes = observed.chunks_exact(READS.len()).map(|reads| {
         let exits = [0, 1, 2].map(|read| reads[read].exit.map(|exit| exit.reason));
@@ -177,9 +178,9 @@ fn check(observed: &[Observed]) -> Finding {
     Finding::all(outcomes)
 }
 
-/// An INIT that arrives as a message; asking for the vCPU's state makes it take effect.
+/// Sends INIT to the vCPU as a message. Reading the vCPU's state makes KVM process it.
 fn init(lab: &mut Lab) -> Result<Finding, GuestError> {
-    /// Delivery mode INIT, asserted, to the APIC with ID 0 (SDM volume 3, 12.11).
+    /// An asserted INIT to the APIC with ID 0 (SDM volume 3, 12.11).
     const MESSAGE: (u32, u32) = (0xfee0_0000, 1 << 14 | 5 << 8);
     const RESET_VECTOR: u64 = 0xfff0;
     let mut lab = lab.with_apic()?;

@@ -1,15 +1,15 @@
-//! Filters to try statements with, in few words.
+//! Short constructors for the filters that statements try.
 
 use msrgate_filter::{DefaultAction, MsrIndex};
 
 use crate::sys::raw::{RawBitmap, RawFilter, RawRange};
 
-/// A range's flags.
+/// The flags of a range.
 pub(super) const READ: u32 = 1;
 pub(super) const WRITE: u32 = 2;
 pub(super) const BOTH: u32 = READ | WRITE;
 
-/// The filter with these ranges in its first places.
+/// Returns a filter with these ranges in its first places.
 pub(super) fn filter<const N: usize>(default: DefaultAction, ranges: [RawRange; N]) -> RawFilter {
     let mut filter = RawFilter {
         flags: match default {
@@ -24,7 +24,8 @@ pub(super) fn filter<const N: usize>(default: DefaultAction, ranges: [RawRange; 
     filter
 }
 
-/// Everything is refused. One range with a bit of 0 makes that acceptable (S2.3).
+/// Returns a filter that denies everything. It has one range with a bit of 0, because the kernel refuses
+/// default deny without ranges (S2.3).
 pub(super) fn deny_all() -> RawFilter {
     filter(
         DefaultAction::Deny,
@@ -32,7 +33,7 @@ pub(super) fn deny_all() -> RawFilter {
     )
 }
 
-/// Everything is allowed, by a filter.
+/// Returns a filter that allows everything.
 pub(super) fn allow_all() -> RawFilter {
     filter(
         DefaultAction::Allow,
@@ -40,13 +41,13 @@ pub(super) fn allow_all() -> RawFilter {
     )
 }
 
-/// Everything but these is refused, in both directions.
+/// Returns a filter that allows these MSRs in both directions and denies all others.
 pub(super) fn allow_only<const N: usize>(indices: [MsrIndex; N]) -> RawFilter {
     let ranges = indices.map(|index| range(BOTH, index, 1, |_| true));
     filter(DefaultAction::Deny, ranges)
 }
 
-/// A range whose bitmap is whole words, as it should be.
+/// Returns a range whose bitmap is whole 64-bit words, as the kernel reads it.
 pub(super) fn range(
     flags: u32,
     base: MsrIndex,
@@ -63,7 +64,7 @@ pub(super) fn range(
     }
 }
 
-/// A range with these bytes for a bitmap.
+/// Returns a range for both directions with this bitmap.
 pub(super) fn with_bitmap(nmsrs: u32, bitmap: RawBitmap) -> RawRange {
     RawRange {
         flags: BOTH,

@@ -1,4 +1,4 @@
-//! S2: which filters the kernel takes, and what it says to the others.
+//! S2: the filters that the kernel accepts, and the errors for all others.
 
 use msrgate_filter::abi::CallerWidth;
 use msrgate_filter::{Access, DefaultAction, Errno, MsrIndex, Verdict};
@@ -166,7 +166,7 @@ fn whole_words(lab: &Lab) -> Finding {
     ])
 }
 
-/// A surplus byte at the end of a page moves the start of the bitmap off its word.
+/// Sets a bitmap of nine bytes that ends at the end of a page, so its start is not aligned to a word.
 fn unaligned(lab: &mut Lab) -> Result<Finding, GuestError> {
     let request = RawFilter {
         flags: 1,
@@ -276,7 +276,7 @@ fn failure_is_nothing(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::all(findings))
 }
 
-/// Asks the kernel for the filter at an address that cannot be read.
+/// Passes the address of an unreadable page as the filter.
 fn send_unreadable(lab: &Lab) -> Result<(), CallErrno> {
     let nothing = UnreadableEnd::after(&[])?;
     ask(

@@ -1,10 +1,10 @@
-//! The guest's machine code. It finds everything through RSI, so it runs at any address.
+//! The guest's machine code. It addresses all its data through RSI, so it runs at any address.
 //!
-//! RSI points at the current [slot](super::slot); RAX, RCX and RDX belong to the access; RSP is
-//! used by the CPU when it delivers the #GP. No SSE, and nothing that an instruction emulator
-//! would not know: on some hosts one runs this code.
+//! RSI points at the current [slot](super::slot); RAX, RCX and RDX belong to the access; the CPU uses RSP
+//! when it delivers a #GP. The code has no SSE and no rare instruction, because on some hosts KVM's
+//! instruction emulator runs it.
 
-/// Loaded at the start of the code page.
+/// The code, which is loaded at the start of the code page.
 #[rustfmt::skip]
 pub(super) const CODE: [u8; 0x57] = [
     // next: the slot after this one
@@ -50,7 +50,7 @@ pub(super) const CODE: [u8; 0x57] = [
 /// The port of the OUT that ends a script.
 pub(super) const END_PORT: u8 = 0xf4;
 
-/// Where things are in [`CODE`], in bytes from its start.
+/// Offsets of entry points in [`CODE`], in bytes.
 pub(super) const START: u64 = 0x04;
 pub(super) const READ: u64 = 0x12;
 pub(super) const WRITE: u64 = 0x16;
@@ -63,7 +63,7 @@ pub(super) const END: u64 = 0x53;
 mod tests {
     use super::*;
 
-    /// Where the two-byte jump at `at` goes.
+    /// Returns the target of the two-byte jump at `at`.
     fn target(at: usize) -> u64 {
         assert_eq!(CODE[at], 0xeb);
         let next = u64::try_from(at + 2).unwrap();
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn every_jump_goes_where_its_comment_says() {
+    fn guest_code_jumps_reach_their_labels() {
         for jump in [0x14, 0x18, 0x1c] {
             assert_eq!(target(jump), 0x21);
         }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn every_entry_is_the_instruction_it_is_named_after() {
+    fn guest_code_entries_are_the_named_instructions() {
         for (entry, wanted) in [
             (START, &[0x48, 0x8b][..]),
             (READ, &[0x0f, 0x32]),

@@ -1,6 +1,6 @@
-//! Where things are in a guest's memory, and the tables a CPU needs to be in long mode.
+//! The layout of the guest's memory, and the tables that a CPU needs in long mode.
 //!
-//! Physical and linear addresses are the same. Each vCPU has 512 KiB of its own from 1 MiB on:
+//! Linear addresses equal physical addresses. Each vCPU has 512 KiB of its own, starting at 1 MiB:
 //!
 //! | offset | content |
 //! |---|---|
@@ -9,7 +9,7 @@
 //! | 0x04000 | [code](super::code) |
 //! | 0x05000 | stack |
 //! | 0x10000 | the [slots](super::slot) |
-//! | 0x50000 | the end of what is backed by memory |
+//! | 0x50000 | the end of the part that is backed by memory |
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,12 +19,12 @@ use super::code;
 use super::slot;
 use crate::sys::memory::PAGE;
 
-/// Slots a script may have, the last of which is the end.
+/// The number of slots, including the slot of the script's end.
 pub(super) const SLOTS: usize = (BYTES - SLOT_AREA) / (slot::WORDS * 8);
 
-/// Bytes of memory a vCPU has.
+/// The bytes of memory of a vCPU.
 const BYTES: usize = 0x5_0000;
-/// Pages of memory a vCPU has.
+/// The pages of memory of a vCPU.
 pub(super) const PAGES: usize = BYTES / PAGE;
 
 const FIRST: u64 = 0x10_0000;
@@ -55,15 +55,15 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_SCE_LME_LMA: u64 = 1 | 1 << 8 | 1 << 10;
 const RFLAGS_FIXED: u64 = 1 << 1;
 
-/// Which of a VM's vCPUs: as many as the mapped 4 MiB have room for.
+/// The number of a vCPU in its VM. The mapped 4 MiB have room for six vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VcpuNumber(u8);
 
 impl VcpuNumber {
-    /// The first, which every VM has.
+    /// The first vCPU, which every VM has.
     pub(crate) const FIRST: Self = Self(0);
 
-    /// The others, of which there are five.
+    /// Returns the numbers of the other five vCPUs.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn others() -> impl Iterator<Item = Self> {
         (1..6).map(Self)
@@ -73,22 +73,22 @@ impl VcpuNumber {
         self.0
     }
 
-    /// Where this vCPU's memory begins.
+    /// The address of this vCPU's memory.
     pub(super) const fn base(self) -> u64 {
         FIRST + self.0 as u64 * STRIDE
     }
 
-    /// The address of something at this offset of its memory.
+    /// Returns the address of this offset in the vCPU's memory.
     const fn at(self, offset: usize) -> u64 {
         self.base() + offset as u64
     }
 
-    /// Where its code is.
+    /// The address of the vCPU's code.
     pub(super) const fn code(self) -> u64 {
         self.at(CODE)
     }
 
-    /// Its registers at the start of a script.
+    /// The vCPU's general registers at the start of a script.
     pub(super) fn registers(self) -> kvm_regs {
         kvm_regs {
             rip: self.code() + code::START,
@@ -99,7 +99,7 @@ impl VcpuNumber {
         }
     }
 
-    /// Its system registers in long mode at CPL 0, from those of a CPU just reset.
+    /// The vCPU's system registers in long mode at CPL 0, derived from those of a CPU after reset.
     pub(super) fn system_registers(self, reset: &kvm_sregs) -> kvm_sregs {
         let data = segment(DATA_SELECTOR, 0x3);
         kvm_sregs {
@@ -139,7 +139,7 @@ impl VcpuNumber {
         }
     }
 
-    /// Writes the tables and the code into its memory, of which `words` are all words.
+    /// Writes the tables and the code into the vCPU's memory, given as all its words.
     pub(super) fn load(self, words: &[AtomicU64]) {
         let put = |offset: usize, value: u64| words[offset / 8].store(value, Ordering::Relaxed);
         put(CODE_SELECTOR.into(), 0x00af_9b00_0000_ffff);
@@ -147,7 +147,7 @@ impl VcpuNumber {
         let tss = self.at(TSS);
         put(TSS_SELECTOR.into(), 0x0000_8b00_0000_0067 | tss << 16);
 
-        // A present interrupt gate at CPL 0, its target cut in three.
+        // A present interrupt gate at CPL 0; its target is split into three fields.
         let handler = self.code() + code::FAULT;
         let selector = u64::from(CODE_SELECTOR) << 16;
         let gate = handler & 0xffff | selector | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
@@ -169,12 +169,12 @@ impl VcpuNumber {
     }
 }
 
-/// The words of slot `number` in a vCPU's memory.
+/// Returns the words of slot `number` in a vCPU's memory.
 pub(super) fn slot(words: &[AtomicU64], number: usize) -> &[AtomicU64] {
     &words[SLOT_AREA / 8 + number * slot::WORDS..][..slot::WORDS]
 }
 
-/// A flat segment of CPL 0.
+/// Returns a flat segment of CPL 0.
 fn segment(selector: u16, type_: u8) -> kvm_segment {
     kvm_segment {
         limit: u32::MAX,

@@ -1,6 +1,7 @@
 //! Unsafe: gives memory to KVM, and reads the union in `struct kvm_run`.
 //!
-//! A VM with one vCPU in long mode: load a script, run to the next stop, answer, run on.
+//! A VM with one vCPU in long mode. The host loads a script, runs the guest to its next stop, answers, and
+//! resumes it.
 #![expect(
     unsafe_code,
     reason = "KVM_SET_USER_MEMORY_REGION, and a union of the kernel's ABI"
@@ -24,24 +25,24 @@ use crate::exit::RawReason;
 use crate::probe::HostCaps;
 use crate::sys::memory::{Memory, PAGE};
 
-/// How long a script may run before it is called endless.
+/// The time that a script may run.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether the VM has an interrupt controller in the kernel.
+/// The VM's interrupt controller in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Apic {
-    /// None: accesses to x2APIC registers find nothing.
+    /// No interrupt controller: accesses to x2APIC registers reach no register.
     Absent,
-    /// One in x2APIC mode.
+    /// An interrupt controller in x2APIC mode.
     X2apic,
 }
 
-/// What stopped a run.
+/// The event that stopped the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// The script is at its end.
+    /// The script reached its end.
     End,
-    /// An access came to user space, and waits for an answer.
+    /// An access exited to user space and waits for a reply.
     Msr(RawExit),
     /// A debug exit at this RIP.
     Debug { rip: u64 },
@@ -49,10 +50,10 @@ pub(crate) enum Stop {
     Other(String),
 }
 
-/// An exit as `struct kvm_run` has it (S1.5).
+/// An exit as `struct kvm_run` shows it (S1.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RawExit {
-    /// `exit_reason` itself.
+    /// The field `exit_reason`.
     pub(crate) number: u32,
     pub(crate) access: Access,
     pub(crate) error: u8,
@@ -61,10 +62,10 @@ pub(crate) struct RawExit {
     pub(crate) data: u64,
 }
 
-/// Whether the vCPU can be used for another script as it is.
+/// The state of the vCPU before another script.
 enum Health {
     Sound,
-    /// It shut down, or stopped somewhere unknown: its system registers may be anything.
+    /// The vCPU shut down or stopped at an unknown place, so its system registers may hold any value.
     Spoiled,
 }
 
@@ -81,10 +82,10 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// A new VM with the guest in it.
+    /// Creates a VM with the guest in it.
     ///
     /// # Errors
-    /// The device cannot be opened any more, or a call fails.
+    /// Returns an error if the device cannot be opened any more, or if a call fails.
     pub(crate) fn new(host: &HostCaps, apic: Apic) -> Result<Self, GuestError> {
         let kvm = host.open()?;
         let vm = host.create_vm()?;
@@ -101,10 +102,10 @@ impl Guest {
         Ok(guest)
     }
 
-    /// A vCPU of this VM with a guest of its own on it.
+    /// Creates a vCPU in `vm` with a guest of its own.
     ///
     /// # Errors
-    /// A call fails.
+    /// Returns an error if a call fails.
     pub(crate) fn in_vm(
         vm: Arc<VmFd>,
         number: VcpuNumber,
@@ -130,11 +131,11 @@ impl Guest {
         })
     }
 
-    /// Puts a script in front of the guest and the guest at its start. An exit still pending is
-    /// completed first, and comes to nothing.
+    /// Loads a script and puts the guest at its start. A pending exit is completed first, and its result
+    /// is lost. A script of more than [`Self::LONGEST`] steps is cut at that length.
     ///
     /// # Errors
-    /// A call fails. A script with more than [`Self::LONGEST`] steps is cut there.
+    /// Returns an error if a call fails.
     pub(crate) fn load(&mut self, script: &[Op]) -> Result<(), GuestError> {
         let script = &script[..script.len().min(Self::LONGEST)];
         self.script = script.to_vec();
@@ -152,30 +153,30 @@ impl Guest {
         self.set_registers(&self.number.registers())
     }
 
-    /// The most steps a script may have.
+    /// The largest number of steps of a script.
     pub(crate) const LONGEST: usize = layout::SLOTS - 1;
 
-    /// Runs to the next stop.
+    /// Runs the guest to its next stop.
     ///
     /// # Errors
-    /// A call fails, or the guest has run for longer than its patience.
+    /// Returns an error if a call fails, or if the guest runs for longer than its patience.
     pub(crate) fn resume(&mut self) -> Result<Stop, GuestError> {
         let watchdog = self.watch()?;
         self.resume_under(&watchdog)
     }
 
-    /// The guest's patience begins now, for any number of [`Self::resume_under`] on this thread.
+    /// Starts the guest's patience, for any number of [`Self::resume_under`] on this thread.
     ///
     /// # Errors
-    /// There is no timer to be had.
+    /// Returns an error if the kernel has no timer left.
     pub(super) fn watch(&self) -> Result<Watchdog, GuestError> {
         Watchdog::start(self.patience).map_err(call("timer_create"))
     }
 
-    /// Runs to the next stop.
+    /// Runs the guest to its next stop.
     ///
     /// # Errors
-    /// A call fails, or the patience has come to its end.
+    /// Returns an error if a call fails, or if the patience of `watchdog` is over.
     pub(super) fn resume_under(&mut self, watchdog: &Watchdog) -> Result<Stop, GuestError> {
         loop {
             match self.vcpu.run() {
@@ -199,10 +200,10 @@ impl Guest {
         }
     }
 
-    /// Lets the kernel complete a pending exit, and not enter the guest (S5.6).
+    /// Lets the kernel complete a pending exit without entering the guest (S5.6).
     ///
     /// # Errors
-    /// `KVM_RUN` fails with anything but EINTR, or does not fail.
+    /// Returns an error if `KVM_RUN` succeeds, or fails with another error than EINTR.
     pub(crate) fn complete(&mut self) -> Result<(), GuestError> {
         self.vcpu.set_kvm_immediate_exit(1);
         let seen = self.vcpu.run().map(|exit| classify(&exit));
@@ -214,14 +215,14 @@ impl Guest {
         }
     }
 
-    /// Writes the answer to a pending exit.
+    /// Writes the reply to a pending exit.
     pub(crate) fn answer(&mut self, answer: msrgate_filter::Reply) {
         let run = self.vcpu.get_kvm_run();
         run.__bindgen_anon_1.msr.error = answer.error;
         run.__bindgen_anon_1.msr.data = answer.data;
     }
 
-    /// Overwrites what KVM does not read back of a pending exit (S5.5).
+    /// Overwrites the fields of a pending exit that KVM must not read back (S5.5).
     pub(crate) fn scribble(&mut self, reason: RawReason, index: MsrIndex) {
         let run = self.vcpu.get_kvm_run();
         run.__bindgen_anon_1.msr.reason = reason.get();
@@ -233,36 +234,36 @@ impl Guest {
         &self.vm
     }
 
-    /// Its vCPU.
+    /// The VM's vCPU.
     pub(crate) const fn vcpu(&self) -> &VcpuFd {
         &self.vcpu
     }
 
-    /// The same, to run it.
+    /// The VM's vCPU, mutable so that the caller can run it.
     #[cfg(feature = "bench")]
     pub(crate) const fn vcpu_mut(&mut self) -> &mut VcpuFd {
         &mut self.vcpu
     }
 
-    /// The vCPU's general registers.
+    /// Reads the vCPU's general registers.
     ///
     /// # Errors
-    /// The call fails.
+    /// Returns an error if the call fails.
     pub(crate) fn registers(&self) -> Result<kvm_regs, GuestError> {
         self.vcpu.get_regs().map_err(called("KVM_GET_REGS"))
     }
 
-    /// Sets them.
+    /// Sets the vCPU's general registers.
     ///
     /// # Errors
-    /// The call fails.
+    /// Returns an error if the call fails.
     pub(crate) fn set_registers(&self, registers: &kvm_regs) -> Result<(), GuestError> {
         self.vcpu
             .set_regs(registers)
             .map_err(called("KVM_SET_REGS"))
     }
 
-    /// What the guest has to say about step `number` of its script.
+    /// Returns the guest's report of step `number` of its script.
     pub(crate) fn report(&self, number: usize) -> Report {
         slot::report(layout::slot(self.memory.words(), number))
     }
@@ -272,7 +273,7 @@ impl Guest {
         self.number.code() + op.entry()
     }
 
-    /// The step the guest is at: the first without a report.
+    /// Returns the step that the guest is at: the first step without a report.
     pub(crate) fn step(&self) -> StepAt {
         let number = (0..self.script.len())
             .find(|&number| self.report(number) == Report::NotReached)
@@ -281,12 +282,12 @@ impl Guest {
         StepAt::new(number, access)
     }
 
-    /// Has the system registers set anew before the next script.
+    /// Makes the next script set the system registers again.
     pub(crate) const fn spoil(&mut self) {
         self.health = Health::Spoiled;
     }
 
-    /// How long a script may run.
+    /// Sets how long a script may run.
     pub(crate) const fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
     }
@@ -298,12 +299,13 @@ impl Guest {
             .map_err(called("KVM_SET_SREGS"))
     }
 
-    /// Adds what kvm-ioctls leaves out: the exit's number, and a reason's unknown bits.
+    /// Adds the fields that kvm-ioctls does not pass on: the exit's number, and the reason with its
+    /// unknown bits.
     fn in_full(&mut self, stop: Stop) -> Stop {
         let Stop::Msr(exit) = stop else { return stop };
         let run = self.vcpu.get_kvm_run();
-        // SAFETY: kvm-ioctls found KVM_EXIT_X86_RDMSR or _WRMSR in `exit_reason`, for which the
-        // kernel fills `msr`; all its fields are integers.
+        // SAFETY: kvm-ioctls found KVM_EXIT_X86_RDMSR or _WRMSR in `exit_reason`, and for these the kernel
+        // fills `msr`. All fields of `msr` are integers.
         let reason = unsafe { run.__bindgen_anon_1.msr.reason };
         Stop::Msr(RawExit {
             number: run.exit_reason,
@@ -313,7 +315,7 @@ impl Guest {
     }
 }
 
-/// In x2APIC mode and switched on: bits 10 and 11 of `IA32_APIC_BASE` (SDM volume 3, 12.12.1).
+/// The bits 10 and 11 of `IA32_APIC_BASE`: the APIC is enabled and in x2APIC mode (SDM volume 3, 12.12.1).
 const APIC_BASE_ENABLED_X2APIC: u64 = 1 << 10 | 1 << 11;
 
 fn classify(exit: &VcpuExit<'_>) -> Stop {
@@ -344,18 +346,18 @@ fn add_memory(vm: &VmFd, number: VcpuNumber, memory: &Memory) -> Result<(), Gues
         memory_size: (layout::PAGES * PAGE) as u64,
         userspace_addr: memory.address() as u64,
     };
-    // SAFETY: the region is a mapping of our own that nothing else is kept in, seen from here only
-    // as atomics; the guest that may write it runs only inside KVM_RUN of a vCPU that is dropped
-    // together with the mapping, and regions of different vCPUs do not overlap.
+    // SAFETY: the region is a mapping of our own that holds nothing else, and this process accesses it
+    // only as atomics. The guest that may write to it runs only inside KVM_RUN of a vCPU that is dropped
+    // together with the mapping. Regions of different vCPUs do not overlap.
     unsafe { vm.set_user_memory_region(region) }.map_err(called("KVM_SET_USER_MEMORY_REGION"))
 }
 
-/// Names the call that failed.
+/// Converts the error number of the named call to an error.
 fn call(name: &'static str) -> impl Fn(CallErrno) -> GuestError {
     move |errno| GuestError::Call { name, errno }
 }
 
-/// The same, for kvm-ioctls' errors.
+/// Converts the kvm-ioctls error of the named call to an error.
 pub(crate) fn called(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> GuestError {
     move |error| call(name)(error.into())
 }

@@ -1,4 +1,4 @@
-//! Running a whole script: every step's exit answered, every step's outcome collected.
+//! The run of a whole script: the host answers each step's exit and collects each step's outcome.
 
 use std::error::Error;
 use std::fmt;
@@ -24,26 +24,27 @@ pub struct StepAt {
 }
 
 impl StepAt {
-    /// The step at this place of a script, counted from 0, and its access; `None` past the last step.
+    /// Names the step at this place of a script, counted from 0, and its access; `None` after the last
+    /// step.
     #[must_use]
     pub const fn new(number: usize, access: Option<(MsrIndex, Access)>) -> Self {
         Self { number, access }
     }
 
-    /// Its place in the script, counted from 0.
+    /// The step's place in the script, counted from 0.
     #[must_use]
     pub const fn number(&self) -> usize {
         self.number
     }
 
-    /// The MSR, and what was done to it; `None` past the last step.
+    /// The MSR and the direction of the access; `None` after the last step.
     #[must_use]
     pub const fn access(&self) -> Option<(MsrIndex, Access)> {
         self.access
     }
 }
 
-/// `step 3, the read of 0x8b`.
+/// Prints, for example, `step 3, the read of 0x8b`.
 impl fmt::Display for StepAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {}", self.number)?;
@@ -54,36 +55,36 @@ impl fmt::Display for StepAt {
     }
 }
 
-/// Why a script has no outcome.
+/// The reason why a script has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GuestError {
-    /// There is no KVM any more.
+    /// The host's KVM is no longer usable.
     Host(HostError),
     /// A filter could not be installed.
     Install(InstallError),
-    /// A call that should not fail did.
+    /// A call failed that must succeed.
     Call {
-        /// Its name.
+        /// The call's name.
         name: &'static str,
-        /// Its error number.
+        /// The call's error number.
         errno: CallErrno,
     },
-    /// The guest left in a way that no access can cause.
+    /// The guest exited in a way that no MSR access can cause.
     Left {
-        /// Where it was.
+        /// The step at which the guest exited.
         step: StepAt,
-        /// How it left.
+        /// The exit, as text.
         exit: String,
     },
-    /// One step came to user space twice.
+    /// One step exited to user space twice.
     Twice {
         /// The step.
         step: StepAt,
     },
-    /// An access went through, and left registers as no RDMSR and no WRMSR does (S5.4).
+    /// An access completed, but left the registers as no RDMSR or WRMSR does (S5.4).
     Registers {
-        /// The access.
+        /// The step of the access.
         step: StepAt,
         /// RAX.
         rax: u64,
@@ -92,21 +93,21 @@ pub enum GuestError {
         /// RDX.
         rdx: u64,
     },
-    /// The guest did not end.
+    /// The guest did not reach the end of the script in time.
     Endless {
-        /// Where it was.
+        /// The step that the guest was at.
         step: StepAt,
-        /// How long it was given.
+        /// The time that the guest was given.
         patience: Duration,
     },
-    /// The guest ended, and a step has no report.
+    /// The guest reached the end of the script, but one step has no report.
     Skipped {
         /// The step.
         step: StepAt,
     },
-    /// `KVM_RUN` came back under `immediate_exit`, but not with EINTR (S5.6).
+    /// `KVM_RUN` returned under `immediate_exit`, but not with EINTR (S5.6).
     NotImmediate {
-        /// Where the guest was.
+        /// The step that the guest was at.
         step: StepAt,
     },
 }
@@ -162,11 +163,11 @@ impl From<InstallError> for GuestError {
 }
 
 impl Guest {
-    /// Runs a script of any length.
+    /// Runs a script of any length, in parts of [`Self::LONGEST`] steps.
     ///
     /// # Errors
-    /// The guest did something that no access can make it do, or a call failed; the message names
-    /// the step, counted from the start of the part of [`Self::LONGEST`] steps it is in.
+    /// Returns an error if the guest does something that no MSR access can cause, or if a call fails. The
+    /// message counts steps from the start of their part.
     pub(crate) fn run(&mut self, script: &[(Op, StepReply)]) -> Result<Vec<Observed>, GuestError> {
         let mut observed = Vec::with_capacity(script.len());
         for part in script.chunks(Self::LONGEST) {
@@ -216,7 +217,7 @@ impl Guest {
         Ok(())
     }
 
-    /// An exit, and what the guest's registers were at it (S5.3).
+    /// Describes an exit, with the guest's registers at that moment (S5.3).
     pub(crate) fn seen(&self, op: Op, raw: &RawExit) -> Result<SeenExit, GuestError> {
         let registers = self.registers()?;
         let operands = Operands {
@@ -264,10 +265,10 @@ impl Guest {
     }
 }
 
-/// The outcome of an `op` that raised no #GP and left these registers.
+/// Returns the outcome of an `op` that raised no #GP and left these registers.
 ///
 /// # Errors
-/// It cannot have left them.
+/// Returns [`GuestError::Registers`] if `op` cannot have left these registers.
 pub(crate) fn went_through(
     step: StepAt,
     op: Op,
@@ -286,7 +287,7 @@ pub(crate) fn went_through(
     }
 }
 
-/// What `op` left of the registers it began with.
+/// Compares the registers after `op` with those before it.
 pub(crate) fn compare(op: Op, seen: Operands) -> GuestRegisters {
     if seen == op.operands() {
         GuestRegisters::Untouched

@@ -1,5 +1,5 @@
-//! The mailbox: one slot of 64 bytes for each step of a script, filled by the host, answered by
-//! the guest.
+//! The mailbox between host and guest: one slot of 64 bytes for each step of a script. The host fills it,
+//! and the guest writes its result there.
 //!
 //! | offset | the host writes | the guest answers |
 //! |---|---|---|
@@ -18,19 +18,19 @@ use msrgate_filter::{Access, MsrIndex};
 
 use super::code;
 
-/// Words in a slot.
+/// The number of 64-bit words in a slot.
 pub(super) const WORDS: usize = 8;
 
-/// What the halves of RAX and RDX that an access must not look at hold before it, and all of them
-/// before a read: a value that no register has by chance.
+/// The value before an access in all register bits that the access does not define: the upper halves of
+/// RAX and RDX, and before a read all of both. No register holds this value by chance.
 const JUNK: u64 = 0x5a5a_0ff1_c0de_a5a5;
 
-/// One thing for the guest to do.
+/// One instruction for the guest to execute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// RDMSR.
+    /// RDMSR of this MSR.
     Read(MsrIndex),
-    /// WRMSR of a value.
+    /// WRMSR of this value to this MSR.
     Write(MsrIndex, u64),
     /// RDTSC.
     Time,
@@ -38,7 +38,7 @@ pub(crate) enum Op {
     SwapGs,
 }
 
-/// What three registers hold.
+/// The values of three registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Operands {
     pub(crate) rax: u64,
@@ -46,14 +46,14 @@ pub(crate) struct Operands {
     pub(crate) rdx: u64,
 }
 
-/// What a slot says after the guest was there.
+/// The guest's report in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
-    /// It was not.
+    /// The guest has not executed the step.
     NotReached,
-    /// The instruction went through, and left these.
+    /// The instruction completed and left these registers.
     Done(Operands),
-    /// It raised #GP.
+    /// The instruction raised #GP.
     Fault {
         operands: Operands,
         code: u64,
@@ -62,7 +62,7 @@ pub(crate) enum Report {
 }
 
 impl Op {
-    /// Where its instruction is, in bytes from the start of the code.
+    /// The offset of the op's instruction from the start of the code, in bytes.
     pub(crate) const fn entry(self) -> u64 {
         match self {
             Self::Read(_) => code::READ,
@@ -72,7 +72,7 @@ impl Op {
         }
     }
 
-    /// What the registers hold when it begins.
+    /// The registers when the instruction begins.
     pub(crate) const fn operands(self) -> Operands {
         let high = JUNK & !0xffff_ffff;
         match self {
@@ -94,8 +94,8 @@ impl Op {
         }
     }
 
-    /// Whether these are registers as it leaves them when it goes through: RDMSR and RDTSC clear
-    /// the upper halves of RAX and RDX (SDM volume 2), and nothing else changes.
+    /// Returns true if the instruction can have left these registers: RDMSR and RDTSC clear the upper
+    /// halves of RAX and RDX (SDM volume 2), and nothing else changes.
     pub(crate) fn leaves(self, after: Operands) -> bool {
         let before = self.operands();
         match self {
@@ -106,7 +106,7 @@ impl Op {
         }
     }
 
-    /// What it does to an MSR, if that is what it is for.
+    /// The MSR and the direction, if the op is an MSR access.
     pub(crate) const fn access(self) -> Option<(MsrIndex, Access)> {
         match self {
             Self::Read(index) => Some((index, Access::Read)),
@@ -117,13 +117,13 @@ impl Op {
 }
 
 impl Operands {
-    /// EDX:EAX.
+    /// The value in EDX:EAX.
     pub(crate) const fn value(self) -> u64 {
         self.rdx << 32 | self.rax & 0xffff_ffff
     }
 }
 
-/// Fills a slot, of which `words` are the words.
+/// Fills the slot that consists of `words`.
 pub(super) fn fill(words: &[AtomicU64], code_address: u64, op: Op) {
     let before = op.operands();
     let content = [
@@ -135,7 +135,7 @@ pub(super) fn fill(words: &[AtomicU64], code_address: u64, op: Op) {
     store(words, content);
 }
 
-/// Makes a slot the last one.
+/// Makes a slot the end of the script.
 pub(super) fn fill_end(words: &[AtomicU64], code_address: u64) {
     store(words, [code_address + code::END, 0, 0, 0]);
 }
@@ -146,7 +146,7 @@ fn store(words: &[AtomicU64], content: [u64; 4]) {
     }
 }
 
-/// What the guest answered. It may be anything: a guest's write can have gone astray.
+/// Reads the guest's report. Its content may be anything, because a guest can write to the wrong place.
 pub(super) fn report(words: &[AtomicU64]) -> Report {
     let word = |offset: usize| words[offset / 8].load(Ordering::Relaxed);
     let operands = Operands {

@@ -1,6 +1,6 @@
 //! Unsafe: POSIX timers, which are handles to kernel objects.
 //!
-//! An end for a `KVM_RUN` that has none of its own: a timer that interrupts this thread.
+//! A timer that interrupts this thread's `KVM_RUN` if the guest does not exit by itself.
 #![expect(
     unsafe_code,
     reason = "timer_create, timer_settime and timer_delete have no safe form"
@@ -17,26 +17,27 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::errno::CallErrno;
 
-/// The signal, counted from the first real-time one. Its handler does nothing: the interrupted
-/// system call is the message.
+/// The number of the signal, counted from the first real-time signal. Its handler does nothing: the signal
+/// only has to interrupt the system call.
 const SIGNAL: c_int = 7;
 
-/// How often the signal comes again once it has come: the first may arrive just before the call
-/// that it was to interrupt.
+/// The interval at which the signal repeats. The first signal may arrive just before the system call that
+/// it has to interrupt.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// A running timer. Dropping it stops it.
+/// A running timer, which stops when it is dropped.
 pub(super) struct Watchdog {
     timer: libc::timer_t,
-    /// `None` where the clock does not go that far.
+    /// The end of the patience; `None` if that is beyond the clock's range.
     end: Option<Instant>,
 }
 
 impl Watchdog {
-    /// Interrupts this thread after `patience`, and again until dropped.
+    /// Starts a timer that interrupts this thread after `patience`, and then repeatedly until it is
+    /// dropped.
     ///
     /// # Errors
-    /// The kernel's, when it has no timer left.
+    /// Returns the kernel's error number if there is no timer left.
     pub(super) fn start(patience: Duration) -> Result<Self, CallErrno> {
         let signal = signal()?;
         // SAFETY: gettid(2) takes nothing and cannot fail.
@@ -69,7 +70,7 @@ impl Watchdog {
         }
     }
 
-    /// Whether the time is over.
+    /// Returns true if the patience is over.
     pub(super) fn has_barked(&self) -> bool {
         self.end.is_some_and(|end| Instant::now() >= end)
     }
@@ -77,12 +78,12 @@ impl Watchdog {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        // SAFETY: timer_delete(2) of a timer that `start` created and nobody else knows.
+        // SAFETY: timer_delete(2) of a timer that `start` created and that no other code knows.
         unsafe { libc::timer_delete(self.timer) };
     }
 }
 
-/// The signal's number, with its handler in place and deliverable to this thread.
+/// Installs the handler, unblocks the signal in this thread, and returns the signal's number.
 fn signal() -> Result<c_int, CallErrno> {
     static HANDLER: OnceLock<Result<(), Error>> = OnceLock::new();
     let number = SIGRTMIN() + SIGNAL;
@@ -94,7 +95,7 @@ fn signal() -> Result<c_int, CallErrno> {
 extern "C" fn ignore(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
 
 fn timespec(time: Duration) -> libc::timespec {
-    // An it_value of zero would mean "never".
+    // A zero it_value would disarm the timer.
     let time = time.max(Duration::from_nanos(1));
     libc::timespec {
         tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),

@@ -5,15 +5,15 @@ use crate::measure::observed::StepReply;
 
 const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 
-/// Where in a vCPU's memory, in words, these tests put code of their own.
+/// The place of these tests' own code in a vCPU's memory, in words.
 const SPARE: usize = 0x4800 / 8;
 
-/// A guest, or `None` with a word about it where this machine cannot run one.
+/// Creates a guest; returns `None` and prints the reason if this machine cannot run one.
 fn guest() -> Option<Guest> {
     HostCaps::for_test().map(|host| Guest::new(&host, Apic::Absent).unwrap())
 }
 
-/// Three reads of STAR, the second of which runs `code` instead.
+/// Runs three reads of STAR, of which the second runs `code` instead.
 fn derail(guest: &mut Guest, code: u64) -> GuestError {
     guest.load(&[Op::Read(STAR); 3]).unwrap();
     let words = guest.memory.words();
@@ -31,7 +31,7 @@ fn derail(guest: &mut Guest, code: u64) -> GuestError {
     )
 }
 
-/// The guest is as good as new.
+/// Checks that the guest still runs scripts.
 fn works(guest: &mut Guest) {
     let script = [
         (Op::Write(STAR, 5), StepReply::Fault),
@@ -42,7 +42,7 @@ fn works(guest: &mut Guest) {
 }
 
 #[test]
-fn a_guest_that_never_ends_is_an_error_that_names_the_step() {
+fn endless_guest_is_an_error_that_names_the_step() {
     let Some(mut guest) = guest() else { return };
     guest.set_patience(Duration::from_millis(100));
     // jmp $
@@ -56,16 +56,16 @@ fn a_guest_that_never_ends_is_an_error_that_names_the_step() {
 }
 
 #[test]
-fn patience_may_be_without_end() {
+fn script_runs_with_unlimited_patience() {
     let Some(mut guest) = guest() else { return };
     guest.set_patience(Duration::MAX);
     works(&mut guest);
 }
 
 #[test]
-fn a_guest_that_shuts_down_is_an_error_that_names_the_step() {
+fn guest_shutdown_is_an_error_that_names_the_step() {
     let Some(mut guest) = guest() else { return };
-    // ud2, for which there is no handler
+    // ud2, for which the guest has no handler
     let error = derail(&mut guest, 0x0b0f);
     assert_eq!(
         error.to_string(),
@@ -75,7 +75,7 @@ fn a_guest_that_shuts_down_is_an_error_that_names_the_step() {
 }
 
 #[test]
-fn a_guest_that_writes_to_a_port_is_an_error_that_names_the_step() {
+fn guest_port_write_is_an_error_that_names_the_step() {
     let Some(mut guest) = guest() else { return };
     // out 0x80, al
     let error = derail(&mut guest, 0x80e6);
@@ -88,7 +88,7 @@ fn a_guest_that_writes_to_a_port_is_an_error_that_names_the_step() {
 }
 
 #[test]
-fn an_exit_left_pending_is_forgotten_by_the_next_script() {
+fn load_discards_pending_exit() {
     let Some(mut guest) = guest() else { return };
     crate::sys::calls::enable_reasons(&guest.vm, crate::RawReasons::new(7)).unwrap();
     guest.load(&[Op::Read(MsrIndex::new(0x1234_5678))]).unwrap();
@@ -97,7 +97,7 @@ fn an_exit_left_pending_is_forgotten_by_the_next_script() {
 }
 
 #[test]
-fn a_script_may_be_longer_than_the_mailbox() {
+fn run_splits_script_longer_than_mailbox() {
     let Some(mut guest) = guest() else { return };
     let values = 0..Guest::LONGEST as u64 + 10;
     let script: Vec<_> = values
