@@ -86,7 +86,7 @@ fn exit(step: Step, reason: ExitReason) -> SeenExit {
 }
 
 #[test]
-fn s5_one_script_shows_values_exits_and_both_replies() {
+fn s5_run_returns_values_exits_and_replies_of_one_script() {
     on_each(|backend| {
         backend.set_reasons(RawReasons::new(7)).unwrap();
         backend.set_filter(&star_only()).unwrap();
@@ -118,7 +118,7 @@ fn s5_one_script_shows_values_exits_and_both_replies() {
 }
 
 #[test]
-fn s5_2_without_a_mask_the_same_script_only_faults() {
+fn s5_2_run_without_mask_faults_and_never_exits() {
     on_each(|backend| {
         backend.set_filter(&star_only()).unwrap();
         let script = [
@@ -137,7 +137,7 @@ fn s5_2_without_a_mask_the_same_script_only_faults() {
 }
 
 #[test]
-fn s2_a_refused_call_says_which_error_it_was() {
+fn s2_refused_set_call_returns_kernel_errno() {
     on_each(|backend| {
         let mut filter = star_only();
         filter.ranges[0].bitmap = RawBitmap::Bytes(vec![1; 7]);
@@ -152,7 +152,7 @@ fn s2_a_refused_call_says_which_error_it_was() {
 }
 
 #[test]
-fn one_vm_serves_many_filters_and_scripts() {
+fn backend_runs_many_filters_and_scripts_in_one_vm() {
     on_each(|backend| {
         backend.set_reasons(RawReasons::new(4)).unwrap();
         for round in 0..8 {
@@ -172,7 +172,7 @@ fn one_vm_serves_many_filters_and_scripts() {
 }
 
 #[test]
-fn s2_7_a_refused_call_leaves_filter_and_mask() {
+fn s2_7_refused_set_call_keeps_filter_and_mask() {
     on_each(|backend| {
         backend.set_reasons(RawReasons::new(4)).unwrap();
         backend.set_filter(&star_only()).unwrap();
@@ -188,7 +188,7 @@ fn s2_7_a_refused_call_leaves_filter_and_mask() {
 }
 
 #[test]
-fn s3_4_where_no_range_speaks_the_default_decides() {
+fn s3_4_access_outside_all_ranges_gets_default_action() {
     on_each(|backend| {
         backend.set_reasons(RawReasons::new(7)).unwrap();
         for (flags, reason) in [(0, ExitReason::Unknown), (1, ExitReason::Filter)] {
@@ -210,7 +210,7 @@ fn s3_4_where_no_range_speaks_the_default_decides() {
 
 /// Both passes of a measurement: an exit each where a filter refuses, then a #GP each.
 #[test]
-fn s5_2_measured_with_exits_and_without_a_filter_keeps_its_promise() {
+fn s5_2_measure_finds_no_deviation_with_and_without_exits() {
     let bitmap = Bitmap::from_fn(3, |offset| offset == 0).unwrap();
     let range = Range::new(Accesses::Both, STAR, bitmap);
     let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap();

@@ -79,9 +79,9 @@ macro_rules! gate_works_with {
     };
 }
 
-gate_works_with!(vcpu_of_kvm_ioctls_0_19_is_answered_for, kvm_ioctls_0_19);
-gate_works_with!(vcpu_of_kvm_ioctls_0_24_is_answered_for, kvm_ioctls_0_24);
-gate_works_with!(vcpu_of_kvm_ioctls_0_25_is_answered_for, kvm_ioctls);
+gate_works_with!(gate_works_with_vcpu_of_kvm_ioctls_0_19, kvm_ioctls_0_19);
+gate_works_with!(gate_works_with_vcpu_of_kvm_ioctls_0_24, kvm_ioctls_0_24);
+gate_works_with!(gate_works_with_vcpu_of_kvm_ioctls_0_25, kvm_ioctls);
 
 /// The calls as a VMM of this crate's own version writes them borrow-check, by value and by reference.
 fn _obvious_calls(msrs: &mut VcpuGate, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<(), AnswerError> {

@@ -51,7 +51,7 @@ fn in_child(act: impl FnOnce()) -> i32 {
 }
 
 #[test]
-fn gate_dropped_in_a_forked_child_neither_panics_nor_hangs() {
+fn drop_of_gate_in_forked_child_returns_without_panic() {
     let Some(host) = msrgate_testing::host::host() else {
         return;
     };
@@ -85,7 +85,7 @@ fn gate_dropped_in_a_forked_child_neither_panics_nor_hangs() {
 /// A VMM that forks has its VM in the parent alone: the kernel refuses the child's calls, and the gate
 /// says so.
 #[test]
-fn replace_in_a_forked_child_is_an_error() {
+fn replace_in_forked_child_is_an_error() {
     let Some(host) = msrgate_testing::host::host() else {
         return;
     };

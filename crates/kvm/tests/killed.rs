@@ -125,8 +125,8 @@ fn line(bytes: &[u8]) -> Line {
 }
 
 #[test]
-fn killed_writer_cuts_its_last_line_alone() {
-    const NAME: &str = "killed_writer_cuts_its_last_line_alone";
+fn killed_writer_cuts_only_its_last_line() {
+    const NAME: &str = "killed_writer_cuts_only_its_last_line";
     write_if_told();
     let folder = tempfile::tempdir().unwrap();
     let mut cuts = 0;
@@ -167,8 +167,8 @@ fn follow_on(lines: &[Line]) {
 /// Two processes write to one file: every line of each is there, once, in its order. One that opens the file
 /// while the other writes may leave one empty line.
 #[test]
-fn two_writers_leave_each_others_lines_whole() {
-    const NAME: &str = "two_writers_leave_each_others_lines_whole";
+fn two_writers_to_one_file_keep_all_lines_whole() {
+    const NAME: &str = "two_writers_to_one_file_keep_all_lines_whole";
     write_if_told();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("whole");

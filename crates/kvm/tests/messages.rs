@@ -20,7 +20,7 @@ fn errno() -> CallErrno {
 }
 
 #[test]
-fn why_a_host_cannot_do_it() {
+fn host_error_messages() {
     let device = || "/dev/kvm".into();
     let hosts = [
         HostError::Absent { device: device() },
@@ -49,7 +49,7 @@ fn why_a_host_cannot_do_it() {
 }
 
 #[test]
-fn why_nothing_was_measured() {
+fn install_guest_and_measure_error_messages() {
     let installs = [
         InstallError::Revision(Revision::V6),
         InstallError::Reasons {
@@ -116,7 +116,7 @@ fn why_nothing_was_measured() {
 }
 
 #[test]
-fn why_a_gate_does_not_answer() {
+fn gate_answer_state_and_vcpu_error_messages() {
     let cpu = |model| Cpu {
         vendor: "GenuineIntel".into(),
         family: 6,
@@ -200,7 +200,7 @@ fn why_a_gate_does_not_answer() {
 }
 
 #[test]
-fn hostile_text_is_shown_in_one_line() {
+fn error_messages_show_hostile_text_in_one_line() {
     let device = || HOSTILE.into();
     let hosts = [
         HostError::Absent { device: device() },

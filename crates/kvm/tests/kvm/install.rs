@@ -20,7 +20,7 @@ fn mask(reasons: &[ExitReason]) -> ReasonMask {
 }
 
 #[test]
-fn s2_4_filters_of_any_size_are_padded_to_whole_words() {
+fn s2_4_install_accepts_filters_of_any_size() {
     let Some(host) = host() else { return };
     let vm = host.create_vm().unwrap();
     let mut installed = install(&vm, &filter(Revision::Mainline, 1), ReasonMask::NONE).unwrap();
@@ -34,7 +34,7 @@ fn s2_4_filters_of_any_size_are_padded_to_whole_words() {
 }
 
 #[test]
-fn s7_the_mask_is_remembered_and_ends_with_the_filter() {
+fn s7_installed_remembers_mask_until_remove() {
     let Some(host) = host() else { return };
     let vm = host.create_vm().unwrap();
     let filter = filter(Revision::Mainline, 2);
@@ -48,7 +48,7 @@ fn s7_the_mask_is_remembered_and_ends_with_the_filter() {
 }
 
 #[test]
-fn a_filter_of_another_revision_is_refused_before_anything_is_set() {
+fn install_of_v6_filter_is_refused() {
     let Some(host) = host() else { return };
     let vm = host.create_vm().unwrap();
     let seen = install(&vm, &filter(Revision::V6, 2), ReasonMask::NONE);
@@ -56,7 +56,7 @@ fn a_filter_of_another_revision_is_refused_before_anything_is_set() {
 }
 
 #[test]
-fn a_host_that_takes_the_three_reasons_says_so() {
+fn probe_reports_the_accepted_reasons() {
     let Some(host) = host() else { return };
     let known = RawReasons::new(7);
     assert_eq!(host.reasons().union(known), host.reasons());

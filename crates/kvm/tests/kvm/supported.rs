@@ -7,7 +7,7 @@ use msrgate_kvm::measure::Supported;
 use msrgate_testing::host::host;
 
 #[test]
-fn a_host_says_what_it_offers_and_what_it_saves() {
+fn supported_lists_cpuid_leaves_and_saved_msrs() {
     let Some(host) = host() else { return };
     let supported = Supported::of(&host).unwrap();
     let name = supported.cpuid(0, 0).unwrap();
