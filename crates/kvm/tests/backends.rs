@@ -1,5 +1,5 @@
-//! One body for every backend: what a user of any of them is promised, through the public
-//! interface. What a host does statement by statement is `msrgate doctor`'s.
+//! Promises that hold on every backend, tested through the public interface with one test body. `msrgate
+//! doctor` tests the numbered statements on a host.
 
 use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, Errno, ExitReason, Filter, MsrIndex, Range, Register,
@@ -22,7 +22,7 @@ const GP: GuestOutcome = GuestOutcome::Fault(Fault {
     registers: GuestRegisters::Untouched,
 });
 
-/// The model, and KVM where there is one, each in a VM just made.
+/// Returns the model, and a real KVM if this machine has one, each with a new VM.
 fn backends() -> Vec<Box<dyn Backend>> {
     let registers = [STAR, LSTAR, CSTAR].map(|index| (index, Register::new(0)));
     let registers = RegisterMap::from_iter(registers);
@@ -59,7 +59,7 @@ fn write(index: MsrIndex, value: u64, reply: StepReply) -> Step {
     }
 }
 
-/// STAR alone is allowed.
+/// Returns a filter with default deny that allows STAR alone.
 fn star_only() -> RawFilter {
     let mut filter = RawFilter {
         flags: 1,
@@ -208,7 +208,7 @@ fn s3_4_access_outside_all_ranges_gets_default_action() {
     });
 }
 
-/// Both passes of a measurement: an exit each where a filter refuses, then a #GP each.
+/// In the pass with exits each denied access exits; in the other pass each is a #GP.
 #[test]
 fn s5_2_measure_finds_no_deviation_with_and_without_exits() {
     let bitmap = Bitmap::from_fn(3, |offset| offset == 0).unwrap();

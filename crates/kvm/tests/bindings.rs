@@ -1,7 +1,7 @@
 //! Unsafe: gives a gate the shared page of a vCPU by a pointer.
 //!
-//! Gates of VMMs with other versions of `kvm-ioctls` than this crate's, and of VMMs that hold their vCPU by
-//! `&self`: a file descriptor, a pointer and plain values do.
+//! VMMs with other versions of `kvm-ioctls` than this crate's, and VMMs that reach their vCPU by `&self`,
+//! can use a gate: it needs only a file descriptor, a pointer to the shared page, and plain values.
 #![expect(unsafe_code, reason = "RawVcpu::new")]
 #![expect(
     clippy::unwrap_used,
@@ -21,7 +21,7 @@ fn program() -> Program {
     builder.build().unwrap()
 }
 
-/// A VMM's vCPU that its threads share: the page is reached by `&self`.
+/// A VMM's vCPU that several threads share: its page is reached by `&self`.
 struct Held {
     vcpu: RawVcpu,
 }
@@ -32,8 +32,8 @@ impl Held {
     }
 }
 
-/// A vCPU is reset, saved and restored, an answer is asked for, and a `KVM_RUN` of the VMM's own is written
-/// beside it.
+/// Resets, saves and restores a vCPU, and asks for an answer; the VM and the vCPU are of another
+/// `kvm-ioctls`.
 macro_rules! gate_works_with {
     ($test:ident, $ioctls:ident) => {
         #[test]
@@ -70,7 +70,7 @@ macro_rules! gate_works_with {
             let held = Held { vcpu: raw };
             let saved = held.save(&mut msrs).unwrap();
             msrs.restore(&mut raw, &saved).unwrap();
-            // SAFETY: as above; the file descriptor is another vCPU's, and no call is made on it.
+            // SAFETY: as above. The file descriptor is that of another vCPU; no system call is made on it.
             let mut mixed = unsafe { RawVcpu::new(other.as_raw_fd(), page) };
             let seen = msrs.reset(&mut mixed);
             let is_told = matches!(seen, Err(AnswerError::Vcpu(VcpuError::OtherVcpu { .. })));
@@ -83,7 +83,7 @@ gate_works_with!(gate_works_with_vcpu_of_kvm_ioctls_0_19, kvm_ioctls_0_19);
 gate_works_with!(gate_works_with_vcpu_of_kvm_ioctls_0_24, kvm_ioctls_0_24);
 gate_works_with!(gate_works_with_vcpu_of_kvm_ioctls_0_25, kvm_ioctls);
 
-/// The calls as a VMM of this crate's own version writes them borrow-check, by value and by reference.
+/// Compiles only if the usual calls with this crate's own `kvm-ioctls` borrow-check.
 fn _obvious_calls(msrs: &mut VcpuGate, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<(), AnswerError> {
     msrs.reset(vcpu)?;
     while let Outcome::Handler(asked) = msrs.answer(vcpu)? {
@@ -92,7 +92,7 @@ fn _obvious_calls(msrs: &mut VcpuGate, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<
     Ok(())
 }
 
-/// Parts of a vCPU go to the vCPU's thread; they may be looked at from others.
+/// Types of a vCPU can be sent to the vCPU's thread; some can be shared between threads, too.
 const _: () = {
     const fn is_send<T: Send>() {}
     const fn is_shared<T: Send + Sync>() {}

@@ -1,7 +1,7 @@
-//! Unsafe: fork(2) and what belongs to it.
+//! Unsafe: fork(2) and related calls.
 //!
-//! A VMM forks while its gate is in force: in the child the gate and the thread of its events are dropped
-//! without the threads, which are the parent's.
+//! A VMM forks while its gate is in force. The child drops the gate and the thread of its events, although
+//! only the parent has the threads behind them.
 #![expect(
     unsafe_code,
     reason = "fork, alarm, waitpid and _exit have no safe form"
@@ -20,7 +20,7 @@ use msrgate_kvm::gate::{Gate, GateError};
 use msrgate_policy::{NoIncludes, Program, Source, compile, parse};
 
 fn opening() -> Program {
-    // A program that opens the filter at the first touch has a publisher, which is a thread.
+    // A program with log = 'first' has a publisher thread, which opens the filter after a first access.
     program("default = 'allow'\nlog = 'first'")
 }
 
@@ -30,8 +30,8 @@ fn program(settings: &str) -> Program {
     compile(policy).unwrap().into_program()
 }
 
-/// Does something in a forked child; the status that waitpid(2) has for it. Should that take ten seconds
-/// the child ends by SIGALRM.
+/// Calls `act` in a forked child and returns the child's status from waitpid(2). SIGALRM ends the child
+/// after ten seconds.
 fn in_child(act: impl FnOnce()) -> i32 {
     // SAFETY: the child calls `act`, whose allocations glibc allows after a fork, and ends by `_exit`.
     let child = unsafe { libc::fork() };
@@ -74,7 +74,7 @@ fn drop_of_gate_in_forked_child_returns_without_panic() {
         assert!(thread.stop().is_none());
     });
     assert_eq!(stopped, 0, "of the stop");
-    // The parent has its threads yet.
+    // The parent still has its threads.
     let (msrs, thread, gate) = all.take().unwrap();
     assert!(thread.is_running());
     let reader = thread.stop().unwrap();
@@ -82,8 +82,8 @@ fn drop_of_gate_in_forked_child_returns_without_panic() {
     drop((msrs, gate));
 }
 
-/// A VMM that forks has its VM in the parent alone: the kernel refuses the child's calls, and the gate
-/// says so.
+/// A forked child has the parent's file descriptors, but the kernel refuses its calls on the VM, and the
+/// gate returns that error.
 #[test]
 fn replace_in_forked_child_is_an_error() {
     let Some(host) = msrgate_testing::host::host() else {

@@ -1,7 +1,7 @@
-//! Writers of JSON lines that are killed for real, by SIGKILL, in the middle of what they do.
+//! Writers of JSON lines that SIGKILL ends in the middle of a write.
 //!
-//! This program runs itself again as the writer. Its lines are longer than a page, mostly, so that the
-//! kernel does cut some of them.
+//! This program runs itself again as the writer. Most of its lines are longer than a page, so the kernel
+//! writes some of them only in part.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -19,13 +19,13 @@ use msrgate_policy::answer::Disposition;
 use msrgate_policy::{Digest, Origin};
 use serde_json::Value;
 
-/// What tells a process that it is a writer: its number.
+/// The environment variable that makes a process a writer: the writer's number.
 const WRITER: &str = "MSRGATE_TEST_WRITER";
-/// Where to, and after how many lines to end.
+/// The environment variables with the writer's file, and with the number of lines after which it ends.
 const FILE: &str = "MSRGATE_TEST_FILE";
 const LINES: &str = "MSRGATE_TEST_LINES";
 
-/// If this process is to be a writer, it is one, and ends as one.
+/// Writes lines and exits if this process was started as a writer; else returns.
 fn write_if_told() {
     let Ok(writer) = env::var(WRITER) else { return };
     let number = |name| env::var(name).ok().and_then(|text| text.parse().ok());
@@ -42,7 +42,7 @@ fn write_if_told() {
     std::process::exit(0);
 }
 
-/// The writer's number, the line's, and something of a size that changes.
+/// Returns an event with the writer's number, the line's number, and text of varying size.
 fn event(writer: u32, line: u32) -> Event {
     let size = line.wrapping_mul(2_654_435_761) >> 16;
     Event {
@@ -61,7 +61,7 @@ fn event(writer: u32, line: u32) -> Event {
     }
 }
 
-/// A writer. However a test ends, it does not outlive it.
+/// A writer process, which is killed when this is dropped.
 struct Writer(Child);
 
 impl Writer {
@@ -91,19 +91,19 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // SIGKILL. It fails if the writer has ended.
+        // Sends SIGKILL, which fails if the writer has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Each time another moment.
+/// Sleeps for a time that differs in each round.
 fn moment(round: u32) {
     let part = u64::from(round.wrapping_mul(2_654_435_761) >> 19);
     thread::sleep(Duration::from_micros(part));
 }
 
-/// A line of a file: its writer and its number; `None` if it is no JSON.
+/// The writer and the number of a line of a file; `None` if the line is not valid JSON.
 type Line = Option<(u32, u32)>;
 
 fn read(path: &Path) -> Vec<Line> {
@@ -149,8 +149,8 @@ fn killed_writer_cuts_only_its_last_line() {
     eprintln!("lines seen that a kill had cut: {cuts}");
 }
 
-/// Each line follows on from the one before it, or is the first of the next writer. Of a line that was cut
-/// nothing else is lost.
+/// Checks that each line is the next line of the same writer, or the first line of a later writer. A kill
+/// loses nothing but the line that it cuts.
 fn follow_on(lines: &[Line]) {
     for pair in lines.windows(2) {
         match *pair {
@@ -164,8 +164,8 @@ fn follow_on(lines: &[Line]) {
     }
 }
 
-/// Two processes write to one file: every line of each is there, once, in its order. One that opens the file
-/// while the other writes may leave one empty line.
+/// Two processes append to one file: it has every line of each, once and in order. A process that opens
+/// the file while the other writes may add one empty line.
 #[test]
 fn two_writers_to_one_file_keep_all_lines_whole() {
     const NAME: &str = "two_writers_to_one_file_keep_all_lines_whole";

@@ -1,4 +1,4 @@
-//! Every message of an error of this crate.
+//! Snapshots of the message of every error variant of this crate.
 
 use std::time::Duration;
 

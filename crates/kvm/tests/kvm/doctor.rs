@@ -1,4 +1,4 @@
-//! Each numbered statement, measured on this host by the check that `msrgate doctor` runs.
+//! Tests that measure each numbered statement on this host, as `msrgate doctor` does.
 
 use std::collections::BTreeSet;
 
@@ -7,14 +7,15 @@ use msrgate_kvm::{IgnoreMsrs, UnknownBits};
 
 use msrgate_testing::host::{host, say};
 
-/// The finding of one statement, which has to be that it holds.
+/// Checks that the statement holds on this host.
 fn holds(number: &str) {
     if let Some(finding) = measure(number) {
         assert_eq!(finding, Finding::Holds, "{number}");
     }
 }
 
-/// A statement that a host which hides unknown MSRs cannot show (S10.1), and every other has to.
+/// Checks a statement that holds on every host, except that a host with `kvm.ignore_msrs=1` cannot show it
+/// (S10.1).
 fn holds_unless_ignored(number: &str) {
     match host().map(|host| host.ignore_msrs()) {
         Some(IgnoreMsrs::On) => is_not_contradicted(number),
@@ -22,8 +23,8 @@ fn holds_unless_ignored(number: &str) {
     }
 }
 
-/// A statement of mainline that kernels before 6.2 are known to differ from (S9): they take unknown
-/// bits, and check the bitmap before the flags.
+/// Checks a statement of mainline from which kernels before 6.2 differ (S9): they accept unknown bits, and
+/// they check the bitmap before the flags.
 fn holds_on_recent_kernels(number: &str) {
     match host().map(|host| host.unknown_bits()) {
         Some(UnknownBits::Ignored) => {
@@ -35,7 +36,7 @@ fn holds_on_recent_kernels(number: &str) {
     }
 }
 
-/// A statement that this host may be unable to show, but must not contradict.
+/// Checks a statement that this host may be unable to show, but must not contradict.
 fn is_not_contradicted(number: &str) {
     match measure(number) {
         Some(Finding::CannotBeShown { why }) => say(&format!("SKIPPED: {number}: {why}")),

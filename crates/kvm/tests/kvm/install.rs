@@ -1,4 +1,4 @@
-//! Installing a compiled filter, replacing it and taking it out.
+//! Installing, replacing and removing a filter on a real KVM.
 
 use msrgate_filter::{
     Accesses, Bitmap, DefaultAction, Errno, ExitReason, Filter, MsrIndex, Range, ReasonMask,
@@ -27,7 +27,7 @@ fn s2_4_install_accepts_filters_of_any_size() {
     for count in [7, 8, 9, 63, 64, 65, 0x2fff, 0x3000] {
         let filter = filter(Revision::Mainline, count);
         installed.replace(&filter, ReasonMask::NONE).unwrap();
-        // The same by way of bitmaps that end at an unreadable page.
+        // The same filter, with bitmaps that end at an unreadable page.
         set_filter_raw(&vm, &raw_filter(&filter)).unwrap();
     }
     installed.remove().unwrap();

@@ -1,5 +1,5 @@
-//! Tests on a real KVM. Where there is none they are skipped, loudly; `MSRGATE_REQUIRE=kvm` makes
-//! that a failure.
+//! Tests on a real KVM. Without one they print that they are skipped; with `MSRGATE_REQUIRE=kvm` they
+//! fail.
 
 mod doctor;
 mod install;

@@ -1,4 +1,4 @@
-//! What this host offers a guest.
+//! The CPUID and the MSRs that this host supports for guests.
 
 use msrgate_filter::MsrIndex;
 use msrgate_kvm::IgnoreMsrs;

@@ -1,9 +1,10 @@
-//! The decision, as plainly as it can be written: a loop over the ranges of a call's argument.
+//! The decision of a filter, written as plainly as possible: a loop over the ranges of the call's
+//! argument.
 
 use msrgate_filter::{Access, MsrIndex, Verdict, X2APIC};
 use msrgate_kvm::sys::{RawBitmap, RawFilter, RawRange};
 
-/// What a filter that the kernel has taken says of an access (S3).
+/// Returns the verdict of a filter that the kernel has accepted (S3).
 pub(crate) fn decide(filter: &RawFilter, index: MsrIndex, access: Access) -> Verdict {
     if X2APIC.contains(&index) {
         return Verdict::Allow;
@@ -20,7 +21,7 @@ pub(crate) fn decide(filter: &RawFilter, index: MsrIndex, access: Access) -> Ver
     }
 }
 
-/// S3.5: the end is a sum of 32 bits.
+/// Returns true if the range contains `index`. The range's end is a sum of 32 bits (S3.5).
 fn contains(range: &RawRange, index: MsrIndex) -> bool {
     let end = range.base.wrapping_add(range.nmsrs);
     (range.base..end).contains(&index.get())

@@ -1,8 +1,8 @@
-//! The model against the kernel: the same random masks, filters and accesses done to both, and
-//! everything that can be seen of them compared. What each call answers (S1.9, S2), that a failed
-//! one changes nothing (S2.7), what each access decides (S3) and comes to (S5).
+//! Comparison of the model with the kernel: both get the same random masks, filters and accesses, and
+//! everything observable is compared. That is the result of each call (S1.9, S2), that a failed call
+//! changes nothing (S2.7), and the verdict (S3) and the outcome (S5) of each access.
 //!
-//! `MSRGATE_SEED` repeats a run; a failure prints the shortest life of a VM that still shows it.
+//! `MSRGATE_SEED` repeats a run. A failure prints the shortest sequence of rounds that still shows it.
 
 mod linear;
 mod pair;
@@ -26,19 +26,19 @@ use crate::tally::Tally;
 use msrgate_testing::host::{host, say};
 use msrgate_testing::seed::{runner, seed};
 
-/// The least that has to be compared, all workers together.
+/// The least number of set calls and accesses that all workers together must compare.
 const SET_CALLS: u32 = 5_000;
 const ACCESSES: u32 = 200_000;
 
-/// Of both, one part in so many, where the machine is slow: 1 unless `MSRGATE_PART` says otherwise.
+/// Returns the divisor of both numbers for slow machines: the value of `MSRGATE_PART`, 1 by default.
 fn part() -> u32 {
     let part = std::env::var("MSRGATE_PART").ok();
     let part = part.map(|text| text.parse().expect("MSRGATE_PART is a number"));
     part.unwrap_or(1).max(1)
 }
 
-/// Threads, each with VMs of its own: a set call mostly waits. As many on every machine, so that a
-/// seed means the same everywhere.
+/// The number of threads, each with its own VMs: a set call spends most of its time waiting. The number is
+/// the same on every machine, so that a seed has the same meaning everywhere.
 const WORKERS: u32 = 6;
 
 #[test]
@@ -89,7 +89,7 @@ fn model_and_kernel_agree_on_random_sequences() {
     assert_eq!(total.lacks(part()), None, "{total}");
 }
 
-/// One VM's life after the other, until this worker's share is done.
+/// Compares one pair of VMs after the other until this worker's share is done.
 fn work(host: &HostCaps, seed: u64, number: u32) -> Result<Tally, String> {
     let mut runner = runner(seed, number);
     let baseline = Baseline::new(host).map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-//! A VM of KVM and one of the model, that have the same done to them.
+//! A VM of KVM and a VM of the model that run the same operations.
 
 use std::cell::RefCell;
 use std::fmt::Debug;
@@ -15,7 +15,7 @@ use crate::registers::{Baseline, Learnt, LearntRegisters, comparable, may_be_wri
 use crate::sequence::Round;
 use crate::tally::Tally;
 
-/// What the two do not agree on, or what kept them from being compared.
+/// A difference between kernel and model, or the error that prevented the comparison.
 #[derive(Debug)]
 pub(crate) struct Difference(String);
 
@@ -37,19 +37,19 @@ impl From<Difference> for TestCaseError {
     }
 }
 
-/// The two VMs.
+/// A VM of KVM and a VM of the model.
 pub(crate) struct Pair {
     kernel: KvmBackend,
     model: ModelBackend<LearntRegisters>,
     baseline: Rc<RefCell<Baseline>>,
-    /// What the kernel was last asked for.
+    /// The last filter that was passed to both.
     asked: RawFilter,
-    /// What it last took.
+    /// The last filter that the kernel accepted.
     in_force: RawFilter,
 }
 
 impl Pair {
-    /// Both new.
+    /// Creates both VMs.
     pub(crate) fn new(
         host: &HostCaps,
         baseline: &Rc<RefCell<Baseline>>,
@@ -64,7 +64,7 @@ impl Pair {
         })
     }
 
-    /// Has both do the same, and compares everything that can be seen.
+    /// Runs one round on both, and compares everything observable.
     pub(crate) fn go(&mut self, round: &Round, tally: &Tally) -> Result<(), Difference> {
         if let Some(bits) = round.reasons {
             self.set_reasons(RawReasons::new(bits), tally)?;
@@ -120,8 +120,8 @@ impl Pair {
         Ok(())
     }
 
-    /// Makes a read of a write that would have effects. The filter is the kernel's, and the
-    /// decision not the model's: a mistake of the model's does no harm.
+    /// Replaces a write that would have side effects by a read. The plain decision is asked, not the
+    /// model, so a mistake of the model cannot let such a write through.
     fn tame(&self, step: &mut Step) {
         if step.access == Access::Write
             && !may_be_written(step.index, step.value)
@@ -132,7 +132,8 @@ impl Pair {
         }
     }
 
-    /// Whether the model can know what comes of it: the CPU's own faults are not in it.
+    /// Returns true if the model can predict the access: faults that the CPU itself raises are not in the
+    /// model.
     fn is_comparable(&self, step: &Step) -> bool {
         let learnt = self
             .baseline
@@ -146,7 +147,7 @@ impl Pair {
     }
 }
 
-/// A filter without its empty ranges.
+/// Formats a filter without its empty ranges.
 fn show(filter: &RawFilter) -> String {
     let used = filter.ranges.iter().filter(|range| range.nmsrs != 0);
     format!(

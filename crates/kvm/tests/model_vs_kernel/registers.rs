@@ -1,8 +1,8 @@
-//! What lies behind the filter: learnt from this host's KVM, in a VM without one.
+//! The model's registers behind the filter, learnt from this host's KVM in a VM without a filter.
 //!
-//! The comparison is about the filter and not about registers, so that the model is told what each
-//! register does here: its value, or KVM's own reason to refuse. What is learnt is only ever asked
-//! for where the filter lets an access pass.
+//! The comparison is about filters, not about registers. So the model is told what each register does on
+//! this host: its value, or KVM's own reason to refuse an access. This knowledge is used only where the
+//! filter lets an access pass.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,17 +18,18 @@ use msrgate_kvm::{HostCaps, RawReasons};
 const PAT: MsrIndex = MsrIndex::new(0x277);
 const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 const TSC: MsrIndex = MsrIndex::new(0x10);
-/// No register: an access of it is an exit.
+/// An MSR that no CPU has: an access to it exits.
 const NOBODYS: MsrIndex = MsrIndex::new(0x1234_5678);
 
-/// Whether a write is one that QEMU's SVM takes and changes later: nothing else may.
+/// Returns true if QEMU's SVM accepts this write and changes the value later. No other write may behave
+/// so.
 fn is_made_canonical((index, value): (MsrIndex, u64)) -> bool {
     const KERNEL_GS_BASE: MsrIndex = MsrIndex::new(0xc000_0102);
     let value = value.cast_signed();
     index == KERNEL_GS_BASE && value << 16 >> 16 != value
 }
 
-/// Registers that only hold what is written to them, as far as this guest can tell.
+/// Registers that only hold what is written to them; writes have no other effect on this guest.
 pub(crate) const HARMLESS: [MsrIndex; 10] = [
     MsrIndex::new(0x174), // SYSENTER_CS
     MsrIndex::new(0x175), // SYSENTER_ESP
@@ -42,8 +43,8 @@ pub(crate) const HARMLESS: [MsrIndex; 10] = [
     MsrIndex::new(0xc000_0103), // TSC_AUX
 ];
 
-/// Where public sources know of registers, with room around them. Elsewhere nobody has one, and a
-/// write can have no effect.
+/// The areas where public sources list registers, with some room around them. Elsewhere no CPU has a
+/// register, so a write there has no effect.
 const INHABITED: [RangeInclusive<u32>; 5] = [
     0..=0x2fff,
     0x4000_0000..=0x4000_ffff,
@@ -52,20 +53,20 @@ const INHABITED: [RangeInclusive<u32>; 5] = [
     0xc000_0000..=0xc00f_ffff,
 ];
 
-/// All that the two backends may differ in.
+/// The only differences that are allowed between the two backends.
 pub(crate) const EXCEPTIONS: [Exception; 1] = [Exception {
     index: TSC,
     why: "it counts: the two are not read at the same time",
 }];
 
-/// A register whose value KVM's guest and the model's read differently.
+/// A register whose value the two guests may read differently.
 pub(crate) struct Exception {
     pub(crate) index: MsrIndex,
     pub(crate) why: &'static str,
 }
 
 impl Exception {
-    /// `observed`, without the value that this is about. A value that user space gave stays.
+    /// Clears the value of a read that KVM completed. A value that user space gave is kept.
     fn apply(&self, index: MsrIndex, observed: Observed) -> Observed {
         match observed {
             Observed {
@@ -80,22 +81,22 @@ impl Exception {
     }
 }
 
-/// What of `observed` has to be the same on both backends.
+/// Returns the part of `observed` that must be equal on both backends.
 pub(crate) fn comparable(index: MsrIndex, observed: Observed) -> Observed {
     EXCEPTIONS.iter().fold(observed, |observed, exception| {
         exception.apply(index, observed)
     })
 }
 
-/// Whether a write that the filter lets pass may be made.
+/// Returns true if a write that the filter lets pass has no side effects.
 pub(crate) fn may_be_written(index: MsrIndex, value: u64) -> bool {
     let nobody_has_it = !INHABITED.iter().any(|place| place.contains(&index.get()));
-    // The VM has no APIC, and nobody can switch on all of EFER.
+    // The VM has no APIC, and no CPU accepts a write of all ones to EFER.
     let is_refused = X2APIC.contains(&index) || (index, value) == (EFER, u64::MAX);
     HARMLESS.contains(&index) || nobody_has_it || is_refused
 }
 
-/// The value to write instead of `wanted`: one that is as good, and that PAT takes everywhere.
+/// Returns a value to write instead of `wanted`: for PAT one that every CPU accepts, for EFER all ones.
 pub(crate) fn value_for(index: MsrIndex, wanted: u64) -> u64 {
     const TYPES: [u8; 6] = [0, 1, 4, 5, 6, 7];
     match index {
@@ -109,20 +110,20 @@ pub(crate) fn value_for(index: MsrIndex, wanted: u64) -> u64 {
     }
 }
 
-/// What an access does where no filter is.
+/// The effect of an access in a VM without a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Learnt {
-    /// A read gives this value; after a write, a read gives it.
+    /// A read returns this value; after a write, a read returns it.
     Value(u64),
-    /// KVM refuses it.
+    /// KVM refuses the access.
     Fault(RegisterFault),
-    /// The CPU refuses it, or forgets it at the next exit, and KVM is not asked: where registers are
-    /// passed through. QEMU's SVM without hardware takes a `KERNEL_GS_BASE` that is not canonical,
-    /// which a CPU refuses, and makes it canonical when the guest is entered again.
+    /// The CPU refuses the access without asking KVM, because the register is passed through; or the value
+    /// changes at the next exit. QEMU's software SVM does the latter: it accepts a `KERNEL_GS_BASE` that
+    /// is not canonical, which a CPU refuses, and makes it canonical at the next entry.
     Hardware,
 }
 
-/// Everything learnt so far, and the VM it is learnt in.
+/// Everything learnt so far, and the VM in which it is learnt.
 pub(crate) struct Baseline {
     kernel: KvmBackend,
     reads: BTreeMap<MsrIndex, Learnt>,
@@ -131,7 +132,7 @@ pub(crate) struct Baseline {
 }
 
 impl Baseline {
-    /// Knows nothing yet, but what the registers hold that are going to be written.
+    /// Creates a baseline that knows only the values of the registers that will be written.
     pub(crate) fn new(host: &HostCaps) -> Result<Self, GuestError> {
         let mut kernel = KvmBackend::new(host)?;
         kernel
@@ -147,7 +148,7 @@ impl Baseline {
         Ok(baseline)
     }
 
-    /// Learns what the steps of this script would do, had they no filter.
+    /// Learns the effects that the steps of this script would have without a filter.
     pub(crate) fn learn(&mut self, script: &[Step]) -> Result<(), GuestError> {
         let indices: Vec<_> = script.iter().map(|step| step.index).collect();
         self.learn_reads(&indices)?;
@@ -205,13 +206,13 @@ impl Baseline {
         Ok(())
     }
 
-    /// An access that the model let pass since the last call, and the kernel cannot have: what it
-    /// would have done was not learnt.
+    /// Returns an access that the model has let pass since the last call although the filter denies it:
+    /// its effect was not learnt.
     pub(crate) fn take_stray(&mut self) -> Option<(MsrIndex, Access)> {
         self.stray.take()
     }
 
-    /// What an access does, if it was learnt.
+    /// Returns the effect of an access, if it was learnt.
     pub(crate) fn find(&self, index: MsrIndex, access: Access, value: u64) -> Option<Learnt> {
         match access {
             Access::Read => self.reads.get(&index).copied(),
@@ -249,14 +250,14 @@ fn learnt(observed: &Observed) -> Learnt {
     }
 }
 
-/// The model's registers: as learnt, and then as written.
+/// The model's registers: they have the learnt values until they are written.
 pub(crate) struct LearntRegisters {
     baseline: Rc<RefCell<Baseline>>,
     written: BTreeMap<MsrIndex, u64>,
 }
 
 impl LearntRegisters {
-    /// As they are in a new VM.
+    /// Creates the registers of a new VM.
     pub(crate) fn new(baseline: &Rc<RefCell<Baseline>>) -> Self {
         Self {
             baseline: Rc::clone(baseline),

@@ -1,6 +1,6 @@
-//! Filters as user space may send them: most of them sound, some with a mistake or two.
+//! Random filters as user space may pass them: most are valid, some have one or two mistakes.
 //!
-//! A plan says in a few numbers what makes a filter, so that a smaller plan is a simpler filter.
+//! A plan describes a filter by a few numbers, so that proptest can shrink a plan to a simpler filter.
 
 use std::ops::RangeInclusive;
 
@@ -16,45 +16,45 @@ use crate::registers;
 #[derive(Clone, Debug)]
 pub(crate) struct FilterPlan {
     flags: u32,
-    /// Unused places before the first range (S2.4).
+    /// The number of unused places before the first range (S2.4).
     unused: usize,
     ranges: Vec<RangePlan>,
     mistakes: Vec<Mistake>,
 }
 
-/// A range without mistakes, or an empty one, which can have none.
+/// A range without mistakes. An empty range cannot have any.
 #[derive(Clone, Debug)]
 struct RangePlan {
     flags: u32,
     base: u32,
     nmsrs: u32,
     bits: Bits,
-    /// Bytes after the last word, which move its start off a word's boundary.
+    /// The number of bytes after the last word; they move the bitmap's start off a word boundary.
     surplus: usize,
 }
 
-/// What a bitmap says, up to the end of its last word.
+/// The content of a bitmap, up to the end of its last word.
 #[derive(Clone, Copy, Debug)]
 enum Bits {
     All,
     None,
     Random(u64),
-    /// One MSR, the others not.
+    /// One MSR is allowed, the others are denied.
     Only(u32),
-    /// All MSRs but one.
+    /// All MSRs but one are allowed.
     AllBut(u32),
-    /// None of the range's MSRs; all of the bits after them (S3.6).
+    /// All MSRs of the range are denied; the unused bits after them are set (S3.6).
     Spare,
-    /// All of the range's MSRs; none of the bits after them.
+    /// All MSRs of the range are allowed; the unused bits after them are clear.
     NotSpare,
 }
 
-/// What can be wrong with a call (S2.2 to S2.4).
+/// A mistake in a set call (S2.2 to S2.4).
 #[derive(Clone, Copy, Debug)]
 enum Mistake {
     /// An unknown bit in the filter's flags.
     FilterFlag(u32),
-    /// Something about the range in this place, counted from the first one that is used.
+    /// A mistake in the range at this place, counted from the first used place.
     Range(usize, RangeMistake),
 }
 
@@ -65,13 +65,13 @@ enum RangeMistake {
     /// More MSRs than a bitmap holds (S1.8, S10.2).
     Oversize(u32),
     Unreadable,
-    /// So many bytes fewer than whole words.
+    /// A bitmap that is this many bytes shorter than whole words.
     Short(usize),
-    /// One bit an MSR, rounded up to a byte: enough for some counts.
+    /// A bitmap with one bit per MSR, rounded up to a byte: long enough only for some counts.
     Unpadded,
 }
 
-/// Filters of all kinds.
+/// Generates filters of all kinds.
 pub(crate) fn filter() -> impl Strategy<Value = FilterPlan> {
     let ranges = prop_oneof![
         4 => vec(range(), 0..=3),
@@ -106,7 +106,7 @@ fn range() -> impl Strategy<Value = RangePlan> {
     })
 }
 
-/// Where a range begins and how long it is: often around an edge, so that ranges overlap.
+/// Generates the base and the length of a range, often near an edge, so that ranges overlap.
 fn place() -> impl Strategy<Value = (u32, u32)> {
     let near = || -2..=2_i32;
     let begins = (edge(), near(), count()).prop_map(|(edge, step, count)| {
@@ -129,7 +129,8 @@ fn place() -> impl Strategy<Value = (u32, u32)> {
     ]
 }
 
-/// Where something begins or ends: registers, words, hardware's bitmaps, x2APIC, 2^32.
+/// Generates an index where something begins or ends: a register, a word of a bitmap, a hardware bitmap,
+/// x2APIC, or 2^32.
 fn edge() -> impl Strategy<Value = u32> {
     const EDGES: [u32; 9] = [
         0x0,
@@ -201,7 +202,7 @@ fn mistake() -> impl Strategy<Value = Mistake> {
 }
 
 impl FilterPlan {
-    /// The call's argument.
+    /// Returns the argument of the set call.
     pub(crate) fn request(&self) -> RawFilter {
         let mut raw = RawFilter {
             flags: self.flags,
@@ -238,7 +239,7 @@ impl RangePlan {
         }
     }
 
-    /// The 64 bits from bit `from` on, of which some may be past the last MSR.
+    /// Returns the 64 bits starting at bit `from`; some of them may be after the last MSR.
     fn word(&self, from: u32) -> u64 {
         let own = match self.nmsrs - from {
             left @ 0..64 => (1 << left) - 1,

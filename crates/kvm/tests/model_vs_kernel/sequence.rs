@@ -1,4 +1,4 @@
-//! What is done to a VM: masks, filters and accesses, one after the other.
+//! Random sequences of masks, filters and accesses for a VM.
 
 use msrgate_filter::{Access, MsrIndex, X2APIC};
 use msrgate_kvm::measure::{Step, StepReply};
@@ -11,16 +11,16 @@ use proptest::sample::{Index, select};
 use crate::registers::{self, EXCEPTIONS};
 use crate::requests::{FilterPlan, filter};
 
-/// One mask, one filter, and what the guest tries then.
+/// A mask, a filter, and the accesses that the guest makes after both are set.
 #[derive(Clone, Debug)]
 pub(crate) struct Round {
-    /// `args[0]` of `KVM_CAP_X86_USER_SPACE_MSR`, known bits or not.
+    /// `args[0]` of `KVM_CAP_X86_USER_SPACE_MSR`; unknown bits may be set.
     pub(crate) reasons: Option<u64>,
     pub(crate) filter: Option<FilterPlan>,
     pub(crate) accesses: Vec<AccessPlan>,
 }
 
-/// An access whose MSR is said by its place in a filter that is yet to be made.
+/// An access whose MSR is given by a place in a filter that does not exist yet.
 #[derive(Clone, Debug)]
 pub(crate) struct AccessPlan {
     place: Place,
@@ -31,7 +31,7 @@ pub(crate) struct AccessPlan {
 
 #[derive(Clone, Debug)]
 enum Place {
-    /// Near an edge of a range of the last filter asked for, or of the one in force.
+    /// Near an edge of a range of the last filter passed, or of the filter in force.
     Edge {
         whose: Whose,
         range: Index,
@@ -52,13 +52,13 @@ enum Whose {
 enum Edge {
     Base,
     End,
-    /// Where a word of the bitmap ends, counted from its start.
+    /// The end of this word of the bitmap, counted from the bitmap's start.
     Word(u32),
-    /// Where the last word ends: what is before that may be past the range (S3.6).
+    /// The end of the bitmap's last word. Bits before it may be past the range (S3.6).
     LastWord,
 }
 
-/// The life of a VM.
+/// Generates the rounds of a VM's life.
 pub(crate) fn rounds() -> impl Strategy<Value = Vec<Round>> {
     vec(round(), 1..=6)
 }
@@ -137,7 +137,8 @@ fn place() -> impl Strategy<Value = Place> {
     ]
 }
 
-/// Registers that hold values, that are exempt, that only the default speaks of, and neighbours.
+/// Returns registers that hold values, exempt MSRs, MSRs that only the default action decides, and their
+/// neighbours.
 fn known() -> Vec<MsrIndex> {
     const CORNERS: [u32; 12] = [
         0x0,
@@ -166,7 +167,7 @@ fn known() -> Vec<MsrIndex> {
 }
 
 impl AccessPlan {
-    /// The step, once it is known what is asked for and what is in force.
+    /// Returns the step, given the last filter passed and the filter in force.
     pub(crate) fn step(&self, asked: &RawFilter, in_force: &RawFilter) -> Step {
         let index = match &self.place {
             Place::Known(index) => *index,

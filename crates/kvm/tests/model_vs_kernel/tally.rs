@@ -1,4 +1,4 @@
-//! How much was compared: a comparison of nothing passes too.
+//! Counts of everything that was compared: a comparison that runs nothing must not pass.
 
 use std::cell::Cell;
 use std::fmt;
@@ -7,7 +7,7 @@ use msrgate_filter::{Errno, ExitReason};
 use msrgate_kvm::CallErrno;
 use msrgate_kvm::measure::{GuestOutcome, Observed};
 
-/// What can come of what is done to a VM, as the kernel says.
+/// The result of an operation on a VM, as the kernel reported it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     FilterTaken,
@@ -31,7 +31,7 @@ use Kind::{
     FilterUnreadable, MaskInvalid, MaskTaken, ReadByKvm, ReadByUser, WrittenByKvm, WrittenByUser,
 };
 
-/// All of them, with what each is called and the least number that is worth a run.
+/// Each kind with its name and the least number that a run must reach.
 const KINDS: [(Kind, &str, u32); 14] = [
     (FilterTaken, "filters taken", 2_500),
     (FilterInvalid, "filters refused with EINVAL", 400),
@@ -49,7 +49,7 @@ const KINDS: [(Kind, &str, u32); 14] = [
     (ExitInvalid, "exits with reason invalid", 500),
 ];
 
-/// Counters.
+/// One counter for each kind.
 #[derive(Debug, Default)]
 pub(crate) struct Tally([Cell<u32>; KINDS.len()]);
 
@@ -86,12 +86,12 @@ impl Tally {
         }
     }
 
-    /// Calls of `KVM_X86_SET_MSR_FILTER`.
+    /// The number of calls of `KVM_X86_SET_MSR_FILTER`.
     pub(crate) fn filters(&self) -> u32 {
         self.sum(&[FilterTaken, FilterInvalid, FilterUnreadable])
     }
 
-    /// RDMSR and WRMSR.
+    /// The number of RDMSRs and WRMSRs.
     pub(crate) fn accesses(&self) -> u32 {
         self.sum(&[
             ReadByKvm,
@@ -103,7 +103,7 @@ impl Tally {
         ])
     }
 
-    /// These counts and the others.
+    /// Adds the counts of `other`.
     pub(crate) fn and(self, other: &Self) -> Self {
         for (count, more) in self.0.iter().zip(&other.0) {
             count.set(count.get() + more.get());
@@ -111,7 +111,7 @@ impl Tally {
         self
     }
 
-    /// The first kind of which there are fewer than its least, in a run that is one part in so many.
+    /// Returns the name of the first kind whose count is too low; `part` divides the least numbers.
     pub(crate) fn lacks(&self, part: u32) -> Option<&'static str> {
         let lacking = KINDS
             .iter()
