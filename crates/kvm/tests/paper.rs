@@ -1,6 +1,6 @@
-//! Unsafe: forks, and asks the kernel to end the child at its next call.
+//! Unsafe: forks, and makes the kernel kill the child at its next system call.
 //!
-//! What an answer that needs nothing of the kernel does not do: allocate, and call.
+//! Tests that an answer neither allocates nor makes a system call if it needs nothing from the kernel.
 #![expect(unsafe_code, reason = "fork, seccomp and exit have no safe form")]
 #![expect(
     clippy::unwrap_used,
@@ -21,14 +21,16 @@ fn gate() -> Gate {
     bench::gate(compiled.into_program(), GateOptions::new()).unwrap()
 }
 
-/// The ones that may call: what is seen first waits for the filter.
+/// Returns true if the answer needs no system call. A first access needs one: it waits for the filter to
+/// be opened.
 fn is_alone(case: &Case) -> bool {
     case.name != "first-touch"
 }
 
-/// Each case is what its name says, so that what is measured of it is.
+/// Checks that each case has the disposition that its name promises, so the other tests measure that
+/// disposition.
 #[test]
-fn each_case_does_what_it_is_named_for() {
+fn paper_cases_have_the_named_dispositions() {
     let gate = gate();
     for case in paper::cases() {
         let (mut msrs, mut vcpu) = paper::vcpu(&gate).unwrap();
@@ -61,7 +63,7 @@ fn count(gate: &Gate, case: &Case) -> u64 {
 }
 
 #[test]
-fn an_answer_allocates_nothing() {
+fn answer_allocates_no_memory() {
     let gate = gate();
     for case in paper::cases().iter().filter(|case| is_alone(case)) {
         let (mut msrs, mut vcpu) = paper::vcpu(&gate).unwrap();
@@ -75,8 +77,8 @@ fn an_answer_allocates_nothing() {
     }
 }
 
-/// Has the kernel end this process at any call but exit(2). Not by seccomp's strict mode, which takes
-/// RDTSC away, by which the clock is read without a call.
+/// Makes the kernel kill this process at any system call except exit(2). Seccomp's strict mode would not
+/// do, because it also disables RDTSC, which reads the clock without a system call.
 fn forbid_calls() {
     let say = |code: u32, jt, jf, k| libc::sock_filter {
         code: u16::try_from(code).unwrap_or(0),
@@ -84,7 +86,7 @@ fn forbid_calls() {
         jf,
         k,
     };
-    // The number of a call is the first word of what the filter sees.
+    // The number of the system call is the first word of the filter's input.
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     let is = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let end = libc::BPF_RET | libc::BPF_K;
@@ -98,15 +100,16 @@ fn forbid_calls() {
         len: u16::try_from(filter.len()).unwrap_or(0),
         filter: filter.as_mut_ptr(),
     };
-    // SAFETY: takes numbers, and only limits this process.
+    // SAFETY: the call takes only numbers, and only restricts this process.
     let first = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
     let mode = libc::SECCOMP_MODE_FILTER;
-    // SAFETY: the kernel copies the program, which is whole, and keeps no pointer to it.
+    // SAFETY: the kernel copies the program, which is complete, and keeps no pointer to it.
     let second = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) };
     assert_eq!((first, second), (0, 0));
 }
 
-/// In a child that the kernel kills at any call but exit.
+/// Calls `act` in a child that the kernel kills at any system call except exit; returns true if the child
+/// survives.
 fn survives_without_calls(act: impl FnOnce()) -> bool {
     in_child(|| {
         forbid_calls();
@@ -114,26 +117,26 @@ fn survives_without_calls(act: impl FnOnce()) -> bool {
     })
 }
 
-/// Does it in a child, which ends: whether well.
+/// Calls `act` in a child; returns true if the child ends with status 0.
 fn in_child(act: impl FnOnce()) -> bool {
-    // SAFETY: until it ends, the child calls only what is safe between fork and exec of a process
-    // with threads: it takes no lock that another thread may hold, and what it allocates it does by
-    // glibc, whose locks are whole in a child.
+    // SAFETY: until the child ends, it calls only what is safe after a fork of a process with threads: it
+    // takes no lock that another thread may hold, and it allocates only through glibc, whose locks are
+    // consistent in a child.
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
         act();
-        // SAFETY: ends the child's only thread. exit_group(2) is not among what it may call.
+        // SAFETY: ends the child's only thread. The child's filter does not permit exit_group(2).
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     }
     let mut status = 0;
-    // SAFETY: the child is ours, and `status` an integer to be written.
+    // SAFETY: the child is this process' own, and the kernel writes an integer to `status`.
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
     libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
 }
 
 #[test]
-fn an_answer_calls_nothing() {
+fn answer_makes_no_system_call() {
     let gate = gate();
     for case in paper::cases().iter().filter(|case| is_alone(case)) {
         let (mut msrs, mut vcpu) = paper::vcpu(&gate).unwrap();
@@ -141,7 +144,7 @@ fn an_answer_calls_nothing() {
         let survives = survives_without_calls(|| {
             vcpu.leave(&case.exit);
             if let Ok(Outcome::Handler(asked)) = vcpu.answer(&mut msrs) {
-                // Its answer, which frees nothing here: the gate holds the name, too.
+                // Finishing frees no memory here, because the gate holds the handler's name, too.
                 let _ = vcpu.finish(&mut msrs, asked, msrgate_filter::Reply::DONE);
             }
         });

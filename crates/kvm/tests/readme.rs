@@ -1,7 +1,7 @@
 //! Unsafe: gives memory to KVM.
 //!
-//! The README's example of a VMM, compiled and run: the lines between two marks are those that the README
-//! shows.
+//! The README's example of a VMM, compiled and run. The README shows the lines between the two kinds of
+//! marks.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
 #![expect(
     clippy::unwrap_used,
@@ -31,7 +31,7 @@ const POLICY: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
 #[repr(align(4096))]
 struct Page([u8; 4096]);
 
-/// Where it is, and the guest's code in it.
+/// The page's address in the guest.
 const ADDRESS: u16 = 0x1000;
 
 /// 16-bit code: reads 0x10000 into EBX, 0x10001 into EAX.
@@ -44,20 +44,20 @@ const READS: &[u8] = &[
     0xf4, // hlt
 ];
 
-/// The same, and writes 0x10001, which ends it.
+/// 16-bit code that writes 0x10001; the policy kills that access.
 const WRITES: &[u8] = &[
     0x66, 0xb9, 0x01, 0x00, 0x01, 0x00, // mov ecx, 0x10001
     0x0f, 0x30, // wrmsr
     0xf4, // hlt
 ];
 
-/// The VMM's own code for `handler = "mine"`.
+/// The VMM's own handler for `handler = "mine"`.
 fn device(asked: &HandlerRequest) -> Reply {
     assert_eq!(asked.handler(), "mine");
     Reply::value(7)
 }
 
-/// Runs the code behind a gate with the program in `file`, to its HLT.
+/// Runs the code to its HLT, behind a gate with the program in `file`; returns RBX and RAX.
 fn run(code: &[u8], file: &Path) -> Result<(u64, u64), Box<dyn Error>> {
     let mut page = Box::new(Page([0; 4096]));
     page.0[..code.len()].copy_from_slice(code);
@@ -70,8 +70,8 @@ fn run(code: &[u8], file: &Path) -> Result<(u64, u64), Box<dyn Error>> {
         memory_size: page.0.len() as u64,
         userspace_addr: page.0.as_ptr() as u64,
     };
-    // SAFETY: the page is as large as the region says and lives until the vCPU, which alone uses it
-    // from here on, is gone; nothing is read from it after that.
+    // SAFETY: the page is as large as the region says. It outlives the vCPU, which alone uses it from here
+    // on, and this process does not read it afterwards.
     unsafe { vm.set_user_memory_region(region)? };
     let mut vcpu = vm.create_vcpu(0)?;
     let cpuid = Kvm::new()?.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
@@ -151,7 +151,7 @@ fn dependencies() -> String {
 }
 
 #[test]
-fn the_readme_shows_what_is_run_here() {
+fn readme_contains_the_tested_example() {
     let readme = include_str!("../../../README.md");
     let block = format!("```rust\n{}```\n", shown());
     assert!(readme.contains(&block), "README.md is to have\n{block}");
@@ -160,7 +160,7 @@ fn the_readme_shows_what_is_run_here() {
 }
 
 #[test]
-fn the_readmes_vmm_answers_and_ends() {
+fn readme_vmm_answers_exits_and_ends_on_kill() {
     if msrgate_testing::host::host().is_none() {
         return;
     }

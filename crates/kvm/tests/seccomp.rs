@@ -1,5 +1,5 @@
-//! What `SystemCalls` lists is all that probing and a gate call: each thread has rules that let it make those
-//! calls and no others, and any other ends the process.
+//! Tests that probing and a gate make only the system calls that `SystemCalls` lists: each thread gets a
+//! seccomp filter that permits those calls and kills the process at any other.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -21,10 +21,10 @@ use seccompiler::{
     SeccompRule, TargetArch, apply_filter,
 };
 
-/// A filter alone: no exit is answered.
+/// A policy that needs only the kernel's filter: no exit reaches the gate.
 const PLAIN: &str = "default = 'deny'\nlog = 'none'\n[msrs]\nIA32_STAR = 'rw'";
 
-/// Every kind of answer, and what is seen first.
+/// A policy with every kind of answer, and with first accesses.
 const ALL: &str = "default = 'allow'\nlog = 'first'\n[msrs]\n\
     0x10000 = 'none'\n\
     0x10001 = { read = { value = 7 }, write = 'ignore' }\n\
@@ -75,7 +75,7 @@ fn call(name: &str) -> i64 {
     }
 }
 
-/// From here on this thread, and those that it starts, may make these calls only.
+/// Permits only these calls to this thread and to the threads that it starts from now on.
 fn permit(ioctls: &[Ioctl], others: &[&[&str]]) {
     let request = |ioctl: &Ioctl| {
         let number = ioctl.number.into();
@@ -95,7 +95,7 @@ fn permit(ioctls: &[Ioctl], others: &[&[&str]]) {
     apply_filter(&filter).unwrap();
 }
 
-/// Runs a vCPU to its end; how many of its exits were for the VMM's own code.
+/// Runs a vCPU to the end of its script; returns the number of exits for the VMM's own handler.
 fn run(guest: &mut GuestVm, msrs: &mut VcpuGate) -> usize {
     let mut handled = 0;
     loop {
@@ -118,7 +118,7 @@ fn run(guest: &mut GuestVm, msrs: &mut VcpuGate) -> usize {
 }
 
 #[test]
-fn what_is_listed_is_all_that_is_called() {
+fn gate_makes_only_listed_system_calls() {
     let Some(host) = msrgate_testing::host::host() else {
         return;
     };
@@ -158,7 +158,7 @@ fn what_is_listed_is_all_that_is_called() {
             permit(vm_ioctls, &[vm_others, own_others]);
             gate.install(&*vm).unwrap();
             of_gate.send(gate.vcpu(0, &cpuid).unwrap()).unwrap();
-            // The vCPU's rules were made for whatever may come.
+            // The vCPU thread's seccomp filter permits the calls of every program, also of a later one.
             at_gate.recv().unwrap();
             gate.replace(all).unwrap();
             of_replaced.send(()).unwrap();
@@ -177,10 +177,11 @@ fn what_is_listed_is_all_that_is_called() {
             let handled = run(&mut guest, &mut msrs);
             msrs.save(guest.vcpu()).unwrap();
             of_vcpu.send(()).unwrap();
-            // The gate is gone: what it has of the VM goes with the last vCPU's part.
+            // The gate is dropped already; dropping the last vCPU's part closes the gate's file descriptor
+            // of the VM.
             is_replaced.recv().unwrap();
             drop(msrs);
-            // What the guest takes to be dropped is no call of the gate.
+            // Dropping the guest makes calls that are not the gate's, so it happens on another thread.
             (handled, guest)
         });
         installer.join().unwrap();
@@ -189,9 +190,9 @@ fn what_is_listed_is_all_that_is_called() {
     assert_eq!(handled, 1);
 }
 
-/// The thread's calls until it ends are beside those of probing.
+/// The calls with which a thread ends are permitted in addition to those of probing.
 #[test]
-fn probe_calls_nothing_that_is_not_listed() {
+fn probe_makes_only_listed_system_calls() {
     let Some(host) = msrgate_testing::host::host() else {
         return;
     };

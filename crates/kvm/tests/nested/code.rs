@@ -1,10 +1,11 @@
-//! The machine code of the guest and of its nested guest. General registers only, as everywhere here.
+//! The machine code of the guest and of its nested guest. Like the built-in guest's code it uses general
+//! registers only.
 //!
 //! The host sets the registers before each step, and each step ends with an OUT of the guest. The
-//! instructions of SVM are AMD's (APM volume 3): each takes an address of physical memory in RAX.
+//! instructions of SVM are described in the APM, volume 3; each takes a physical address in RAX.
 
-/// The guest, a hypervisor. In RBX is where the nested guest's VMCB is, in RDI where the part of the
-/// guest's own state goes that VMRUN leaves alone (VMSAVE).
+/// The guest, which is a hypervisor. RBX holds the address of the nested guest's VMCB; RDI holds the
+/// address where VMSAVE stores the guest's own state, which VMRUN does not save.
 #[rustfmt::skip]
 pub(crate) const GUEST: [u8; 0x36] = [
     // read
@@ -13,8 +14,8 @@ pub(crate) const GUEST: [u8; 0x36] = [
     // write
     0x0f, 0x30,             // 04  wrmsr
     0xeb, 0x1e,             // 06  jmp  done
-    // enter: what another guest is to see of FS, GS, TR, LDTR, the registers of SYSCALL and
-    // SYSENTER is loaded by VMLOAD; all else by VMRUN, which comes back at an intercept
+    // enter: VMLOAD loads the nested guest's FS, GS, TR, LDTR and the registers of SYSCALL and SYSENTER;
+    // VMRUN loads the rest, and returns at an intercept
     0x0f, 0x01, 0xdd,       // 08  clgi
     0x48, 0x89, 0xf8,       // 0b  mov  rax, rdi
     0x0f, 0x01, 0xdb,       // 0e  vmsave
@@ -25,10 +26,10 @@ pub(crate) const GUEST: [u8; 0x36] = [
     0x48, 0x89, 0xf8,       // 1d  mov  rax, rdi
     0x0f, 0x01, 0xda,       // 20  vmload
     0x0f, 0x01, 0xdc,       // 23  stgi
-    // done: leave to the host
+    // done: exit to the host
     0xe6, DONE_PORT,        // 26  out  0xf4, al
     0xeb, 0xfc,             // 28  jmp  done
-    // fault: the #GP handler; the error code is on the stack, and above it RIP
+    // fault: the #GP handler; the stack has the error code, and RIP above it
     0xe6, FAULT_PORT,       // 2a  out  0xf5, al
     0xeb, 0xfc,             // 2c  jmp  fault
     // load: VMLOAD alone
@@ -52,22 +53,22 @@ pub(crate) const NESTED: [u8; 0xa] = [
 pub(crate) const DONE_PORT: u8 = 0xf4;
 pub(crate) const FAULT_PORT: u8 = 0xf5;
 
-/// Where things are in [`GUEST`], in bytes from its start.
+/// Offsets of entry points in [`GUEST`], in bytes.
 pub(crate) const GUEST_READ: u64 = 0x00;
 pub(crate) const GUEST_WRITE: u64 = 0x04;
 pub(crate) const ENTER: u64 = 0x08;
 pub(crate) const FAULT: u64 = 0x2a;
 pub(crate) const LOAD: u64 = 0x2e;
 
-/// And in [`NESTED`].
+/// Offsets of entry points in [`NESTED`], in bytes.
 pub(crate) const NESTED_READ: u64 = 0x00;
 pub(crate) const NESTED_WRITE: u64 = 0x05;
 
-/// Bytes of an RDMSR, and of a WRMSR.
+/// The length of RDMSR and of WRMSR, in bytes.
 pub(crate) const LENGTH: u64 = 2;
 
 #[test]
-fn every_jump_and_entry_is_where_its_comment_says() {
+fn nested_code_jumps_and_entries_match_their_labels() {
     let target = |at: usize| {
         assert_eq!(GUEST[at], 0xeb);
         let next = u64::try_from(at + 2).unwrap();

@@ -1,19 +1,19 @@
-//! Where things are in the VM's memory, and what is there before a guest runs.
+//! The layout of the VM's memory, and its content before a guest runs.
 //!
-//! For the guest physical and linear addresses are the same; so they are for the nested guest, but its
-//! second large page is by nested paging the same memory as the first. So an address of the nested
-//! guest is not one of its hypervisor.
+//! Linear addresses of the guest equal physical ones. The same holds for the nested guest, but nested
+//! paging maps its second large page to the same memory as its first. So an address in that page is valid
+//! only for the nested guest, not for its hypervisor.
 //!
 //! | address | content |
 //! |---|---|
 //! | 0x01000 | GDT, IDT at 0x100, TSS at 0x800 |
-//! | 0x02000 | PML4, PDPT and PD of both: 6 MiB in three large pages |
-//! | 0x05000 | PML4, PDPT and PD of the nested paging: of 4 MiB, each 2 of which are the first |
-//! | 0x08000 | the guest's [code](super::code), below 0xa000 its stack |
+//! | 0x02000 | PML4, PDPT and PD of both guests: 6 MiB in three large pages |
+//! | 0x05000 | PML4, PDPT and PD of nested paging: 4 MiB, both halves mapped to the first 2 MiB |
+//! | 0x08000 | the guest's [code](super::code); its stack ends at 0xa000 |
 //! | 0x0b000 | the nested guest's code |
 //! | 0x0c000 | the nested guest's [VMCB](super::vmcb) |
-//! | 0x0d000 | VMRUN's save area, then the guest's own for VMSAVE |
-//! | 0x18000 | an update of microcode |
+//! | 0x0d000 | the save area of VMRUN, then the guest's own area for VMSAVE |
+//! | 0x18000 | a microcode update |
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -21,7 +21,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use crate::code;
 use crate::vmcb::{self, Start};
 
-/// Bytes of memory, from address 0.
+/// The size of the memory in bytes; it starts at address 0.
 pub(crate) const BYTES: usize = 0x2_0000;
 
 const GDT: u64 = 0x1000;
@@ -35,13 +35,13 @@ pub(crate) const NESTED: u64 = 0xb000;
 pub(crate) const VMCB: u64 = 0xc000;
 pub(crate) const VMRUN_AREA: u64 = 0xd000;
 const OWN_STATE: u64 = 0xe000;
-/// An update, as the guest's address and as the nested guest's.
+/// The address of a microcode update: the guest's, and the nested guest's.
 pub(crate) const UPDATE: u64 = 0x1_8000;
 pub(crate) const NESTED_UPDATE: u64 = UPDATE + LARGE_PAGE;
-/// What the nested guest's own tables map, and the nested paging does not.
+/// An address that the nested guest's own tables map, but nested paging does not.
 pub(crate) const NESTED_NOWHERE: u64 = 2 * LARGE_PAGE;
 
-/// A table's entries are present, writable and, as nested paging wants it, the user's.
+/// The flags of a table's entries: present, writable and, because nested paging requires it, user.
 const TABLE: u64 = 0x7;
 const LARGE: u64 = 0x80 | TABLE;
 const LARGE_PAGE: u64 = 0x20_0000;
@@ -57,7 +57,7 @@ pub(crate) const EFER_SCE_LME_LMA: u64 = 1 | 1 << 8 | 1 << 10;
 pub(crate) const EFER_SVME: u64 = 1 << 12;
 const RFLAGS_FIXED: u64 = 1 << 1;
 
-/// Writes tables and code.
+/// Writes the tables and the code to memory.
 pub(crate) fn load(memory: &GuestMemoryMmap) {
     let put = |at: u64, value: u64| {
         let written = memory.write_obj(value, GuestAddress(at));
@@ -89,7 +89,7 @@ pub(crate) fn load(memory: &GuestMemoryMmap) {
     }
 }
 
-/// The VMCB of a nested guest that begins at this RIP with this RAX.
+/// Returns the VMCB of a nested guest that begins at this RIP with this RAX.
 pub(crate) fn nested(rip: u64, rax: u64) -> [u8; vmcb::BYTES] {
     vmcb::vmcb(&Start {
         rip,
@@ -103,7 +103,7 @@ pub(crate) fn nested(rip: u64, rax: u64) -> [u8; vmcb::BYTES] {
     })
 }
 
-/// The guest's registers at the start of a step.
+/// Returns the guest's general registers at the start of a step.
 pub(crate) fn registers(rip: u64) -> kvm_regs {
     kvm_regs {
         rip,
@@ -115,7 +115,7 @@ pub(crate) fn registers(rip: u64) -> kvm_regs {
     }
 }
 
-/// Its system registers in long mode at CPL 0, from those of a vCPU just made.
+/// Returns the guest's system registers in long mode at CPL 0, derived from those of a new vCPU.
 pub(crate) fn system_registers(made: &kvm_sregs) -> kvm_sregs {
     let data = segment(DATA_SELECTOR, 0x3);
     let table = |base, limit| kvm_dtable {
@@ -152,7 +152,7 @@ pub(crate) fn system_registers(made: &kvm_sregs) -> kvm_sregs {
     }
 }
 
-/// A flat segment of CPL 0.
+/// Returns a flat segment of CPL 0.
 fn segment(selector: u16, type_: u8) -> kvm_segment {
     kvm_segment {
         limit: u32::MAX,

@@ -1,7 +1,7 @@
 //! Unsafe: gives memory to KVM.
 //!
-//! A VM behind a gate whose guest is a hypervisor: one access at a time, of the guest or of its own
-//! nested guest.
+//! A VM behind a gate whose guest is a hypervisor. The guest, or its nested guest, makes one MSR access at
+//! a time.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
 
 use std::sync::Arc;
@@ -28,7 +28,8 @@ pub(crate) const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 pub(crate) const FMASK: MsrIndex = MsrIndex::new(0xc000_0084);
 const VM_HSAVE_PA: MsrIndex = MsrIndex::new(0xc001_0117);
 
-/// What the nested guest's hypervisor has it begin with in the registers of SYSCALL.
+/// The values that the hypervisor gives the nested guest in the registers of SYSCALL, with their offsets
+/// in the VMCB.
 pub(crate) const NESTED_REGISTERS: [(MsrIndex, usize, u64); 4] = [
     (STAR, vmcb::STAR, 0x0023_0010_0000_0000),
     (LSTAR, vmcb::LSTAR, 0xa000),
@@ -36,39 +37,39 @@ pub(crate) const NESTED_REGISTERS: [(MsrIndex, usize, u64); 4] = [
     (FMASK, vmcb::FMASK, 0xff),
 ];
 
-/// Who makes an access.
+/// The guest that makes an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
     Guest,
     Nested,
 }
 
-/// What it does.
+/// The access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Read(MsrIndex),
     Write(MsrIndex, u64),
 }
 
-/// What it saw of that.
+/// The result of the access for the guest that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Saw {
     Value(u64),
     Written,
     Fault,
-    /// Nothing: the call has ended.
+    /// The gate returned `Outcome::Kill`, so the access was not completed.
     Killed,
 }
 
-/// How far the vCPU came.
+/// The event that stopped the vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Came {
     ToAnMsr,
-    /// By an OUT to this port.
+    /// The end of the access: an OUT to this port.
     ToTheEnd(u16),
 }
 
-/// The VM, its vCPU, and the gate.
+/// The VM, its vCPU and the gate.
 pub(crate) struct Machine {
     pub(crate) vcpu: VcpuFd,
     pub(crate) msrs: VcpuGate,
@@ -76,14 +77,14 @@ pub(crate) struct Machine {
     pub(crate) memory: GuestMemoryMmap,
     /// EAX of CPUID leaf 1.
     pub(crate) signature: u32,
-    /// Who ran at each exit of the last access that came to the gate.
+    /// The guest that ran at each MSR exit of the last access.
     pub(crate) exits: Vec<Who>,
     made: kvm_sregs,
     last: (Who, Op),
     _vm: VmFd,
 }
 
-/// The VM's memory, for the gate.
+/// The VM's memory, in the type that the gate takes.
 struct Ram(GuestMemoryMmap);
 
 impl msrgate_kvm::gate::GuestMemory for Ram {
@@ -93,7 +94,7 @@ impl msrgate_kvm::gate::GuestMemory for Ram {
     }
 }
 
-/// This host and its CPUID, or `None` with a word about why the test is skipped.
+/// Returns this host and its CPUID; returns `None` and prints why the test is skipped if there is no SVM.
 fn host_with_svm() -> Option<(HostCaps, CpuId)> {
     let host = host::host()?;
     let kvm = Kvm::new().expect("KVM");
@@ -101,8 +102,8 @@ fn host_with_svm() -> Option<(HostCaps, CpuId)> {
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .expect("a CPUID");
     let leaf = |number| move |leaf: &&kvm_cpuid_entry2| leaf.function == number;
-    // SVM, without which nobody runs a nested guest, and nested paging, by which this one runs (APM
-    // volume 3, appendix E).
+    // The guest needs SVM to run a nested guest; this nested guest also needs nested paging (APM volume 3,
+    // appendix E).
     let mut leaves = cpuid.as_slice().iter();
     let has_svm = leaves
         .clone()
@@ -126,8 +127,9 @@ fn host_with_svm() -> Option<(HostCaps, CpuId)> {
 }
 
 impl Machine {
-    /// Under a policy with `default = "deny"`, these settings and entries, and what a hypervisor needs.
-    /// `None`, with a word about it, where this machine has no KVM that can nest.
+    /// Creates a VM under a policy with `default = "deny"`, these settings and entries, and the MSRs that
+    /// a hypervisor needs. Returns `None` and prints the reason if this machine has no KVM that supports
+    /// nesting.
     pub(crate) fn new(settings: &str, entries: &str) -> Option<Self> {
         let (host, cpuid) = host_with_svm()?;
         let text = format!(
@@ -136,7 +138,8 @@ impl Machine {
         let policy = parse(&Source::new("nested.toml", &text), &mut NoIncludes).expect(&text);
         let program = compile(policy).expect(&text).into_program();
         let vm = host.create_vm().expect("a VM");
-        // Without it a #GP that is still to come is saved as one that a nested guest has got already.
+        // Without this capability, a #GP that is still to be delivered is saved as one that the nested
+        // guest has received.
         let payload = kvm_enable_cap {
             cap: KVM_CAP_EXCEPTION_PAYLOAD,
             args: [1, 0, 0, 0],
@@ -169,7 +172,7 @@ impl Machine {
         Some(machine)
     }
 
-    /// Has the vCPU begin anew, and the guest become a hypervisor.
+    /// Resets the vCPU, and makes the guest a hypervisor.
     pub(crate) fn start(&mut self) {
         self.msrs.reset(&mut self.vcpu).expect("a reset");
         let system = layout::system_registers(&self.made);
@@ -182,13 +185,13 @@ impl Machine {
         }
     }
 
-    /// Makes an access and has the gate answer; the VMM's own code answers with 0x5a.
+    /// Makes an access, which the gate answers; the VMM's own handler answers 0x5a.
     pub(crate) fn run(&mut self, who: Who, op: Op) -> Saw {
         self.begin(who, op);
         self.run_on()
     }
 
-    /// From wherever the vCPU is to the end of the access.
+    /// Runs the vCPU from its present place to the end of the access.
     pub(crate) fn run_on(&mut self) -> Saw {
         loop {
             match self.resume() {
@@ -206,12 +209,13 @@ impl Machine {
         }
     }
 
-    /// Has the gate answer an exit.
+    /// Lets the gate answer an exit.
     pub(crate) fn answer(&mut self) -> Outcome {
         self.msrs.answer(&mut self.vcpu).expect("an answer")
     }
 
-    /// Puts the vCPU before an access, or before the VMRUN of a guest that makes it.
+    /// Places the vCPU before an access of the guest, or before the VMRUN of a nested guest that makes the
+    /// access.
     pub(crate) fn begin(&mut self, who: Who, op: Op) {
         self.last = (who, op);
         self.exits.clear();
@@ -239,7 +243,7 @@ impl Machine {
         self.memory.write_slice(&vmcb, at).expect("memory");
     }
 
-    /// Has the guest load the nested guest's registers into its own, by VMLOAD.
+    /// Lets the guest load the nested guest's registers into its own with VMLOAD.
     pub(crate) fn load(&mut self) {
         self.fill_vmcb(layout::NESTED, 0);
         let registers = layout::registers(layout::GUEST + code::LOAD);
@@ -247,7 +251,7 @@ impl Machine {
         assert_eq!(self.resume(), Came::ToTheEnd(u16::from(code::DONE_PORT)));
     }
 
-    /// Where the instruction of the access is.
+    /// The address of the instruction that makes the access.
     fn site(&self) -> u64 {
         match self.last {
             (Who::Guest, Op::Read(_)) => layout::GUEST + code::GUEST_READ,
@@ -257,7 +261,7 @@ impl Machine {
         }
     }
 
-    /// Runs to the next exit.
+    /// Runs the vCPU to its next exit.
     pub(crate) fn resume(&mut self) -> Came {
         let came = match self.vcpu.run().expect("KVM_RUN") {
             VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_) => Came::ToAnMsr,
@@ -270,7 +274,7 @@ impl Machine {
         came
     }
 
-    /// Who runs, by the kernel's word.
+    /// Returns the guest that runs, according to the kernel.
     pub(crate) fn level(&self) -> Who {
         let mut state = KvmNestedStateBuffer::empty();
         let state_of = self.vcpu.nested_state(&mut state);
@@ -282,8 +286,8 @@ impl Machine {
         }
     }
 
-    /// What came of the access that ended with an OUT to this port. A #GP is to be at the
-    /// instruction with error code 0, and to leave RAX and RDX as they were (S5.4).
+    /// Returns the result of the access, which ended with an OUT to this port. Checks that a #GP is at the
+    /// instruction, has error code 0, and leaves RAX and RDX unchanged (S5.4).
     fn saw(&self, port: u16) -> Saw {
         let (who, op) = self.last;
         assert_eq!(self.level(), Who::Guest);
@@ -307,13 +311,14 @@ impl Machine {
         }
     }
 
-    /// The error code and RIP of a #GP that the guest's handler got, at the top of its stack.
+    /// Returns the error code and the RIP of a #GP that the guest's handler received; both are on top of
+    /// its stack.
     fn fault(&self, port: u16, stack: u64) -> Option<[u64; 2]> {
         (port == u16::from(code::FAULT_PORT))
             .then(|| [0, 8].map(|offset| self.word(stack + offset)))
     }
 
-    /// And of one that the guest intercepted when it was its nested guest's.
+    /// Returns the error code and the RIP of a #GP of the nested guest that its hypervisor intercepted.
     fn nested_fault(&self, port: u16) -> Option<[u64; 2]> {
         assert_eq!(port, u16::from(code::DONE_PORT));
         let [exit, error, rip] =
@@ -335,14 +340,14 @@ impl Machine {
         self.memory.read_obj(GuestAddress(at)).expect("memory")
     }
 
-    /// What KVM keeps of a register.
+    /// Returns the value of a register as KVM keeps it.
     pub(crate) fn register(&self, index: MsrIndex) -> u64 {
         let mut msrs = one_msr(index, 0);
         assert_eq!(self.vcpu.get_msrs(&mut msrs), Ok(1));
         msrs.as_slice()[0].data
     }
 
-    /// Another VM, just made under the same policy, goes on where this one is, as after a migration.
+    /// Moves the state to another VM that was just created under the same policy, as a migration does.
     pub(crate) fn move_to(&mut self, other: &mut Self) {
         let gate = self.msrs.save(&mut self.vcpu).expect("an answered exit");
         let registers = self.vcpu.get_regs().expect("KVM_GET_REGS");
@@ -391,8 +396,9 @@ fn add_memory(vm: &VmFd) -> GuestMemoryMmap {
         userspace_addr: start.expect("memory") as u64,
         ..kvm_userspace_memory_region::default()
     };
-    // SAFETY: the region is a mapping of vm-memory's own, which takes it that a guest writes there,
-    // and is reached through it alone; `Machine` keeps it, and drops the vCPU first.
+    // SAFETY: the region is a mapping of vm-memory's own, which expects that a guest writes there, and
+    // this process accesses it only through vm-memory. `Machine` keeps the mapping, and drops the vCPU
+    // first.
     unsafe { vm.set_user_memory_region(region) }.expect("KVM_SET_USER_MEMORY_REGION");
     memory
 }

@@ -1,10 +1,10 @@
-//! A guest that is a hypervisor itself, behind a gate: what the gate answers is the guest's, and what it
-//! carries to KVM's registers is never its nested guest's.
+//! A gate for a guest that is a hypervisor. The gate's own answers apply to the nested guest, too, but the
+//! gate never forwards an access of the nested guest to KVM's registers.
 //!
-//! The guest runs its nested guest by SVM and does not intercept MSRs, so that KVM asks its filter, and
-//! the gate answers, while the nested guest runs. That needs a KVM that offers SVM to its guests; where
-//! there is none the tests are skipped, loudly, and `MSRGATE_REQUIRE=nested` makes that a failure.
-//! `scripts/lab` has one.
+//! The guest runs its nested guest by SVM and does not intercept MSR accesses, so KVM asks its filter and
+//! the gate answers while the nested guest runs. That needs a KVM that offers SVM to guests, as
+//! `scripts/lab` has. Without one, the tests print that they are skipped; with `MSRGATE_REQUIRE=nested`
+//! they fail.
 
 mod code;
 mod layout;
@@ -22,23 +22,23 @@ use machine::{CSTAR, Came, FMASK, LSTAR, Machine, NESTED_REGISTERS, STAR, Saw, W
 
 const PAT: MsrIndex = MsrIndex::new(0x277);
 
-/// MSRs that no KVM has, for what the gate answers by itself.
+/// MSRs that no KVM has; the gate answers accesses to them by itself.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const HANDLED: MsrIndex = MsrIndex::new(0x1_0001);
 const REGISTER: MsrIndex = MsrIndex::new(0x1_0002);
 const DEADLY: MsrIndex = MsrIndex::new(0x1_0003);
 
-/// A register of each kind of write that is carried.
+/// One register for each kind of write that is forwarded.
 const CARRIED: &str = "IA32_LSTAR = { read = 'allow', write = 'pin' }\n\
     IA32_CSTAR = { read = 'allow', write = { mask = '0xffff' } }\n\
     IA32_FMASK = { read = 'allow', write = { sticky = '0x200' } }";
 
-/// What the nested guest has in its own registers after it has run.
+/// Returns the nested guest's own registers, from its VMCB after it has run.
 fn nested_registers(machine: &Machine) -> [(MsrIndex, usize, u64); 4] {
     NESTED_REGISTERS.map(|(index, at, _)| (index, at, machine.vmcb(at)))
 }
 
-/// The accesses of one register that were told, in order.
+/// Returns the accesses to one register for which there were events, in order.
 fn told(machine: &Machine, index: MsrIndex) -> Vec<(Access, Disposition)> {
     let mut told = Vec::new();
     machine.gate.events().expect("one reader").drain(|event| {
@@ -49,10 +49,10 @@ fn told(machine: &Machine, index: MsrIndex) -> Vec<(Access, Disposition)> {
     told
 }
 
-/// Of a nested guest they are refused: nothing is written and nothing pinned, neither its own registers
-/// nor its hypervisor's, whose own writes are carried before and after.
+/// Writes of a nested guest to forwarded registers are denied: the gate writes no register and pins none.
+/// Writes of the nested guest's hypervisor are forwarded before and after.
 #[test]
-fn writes_of_a_nested_guest_are_not_carried() {
+fn nested_guest_writes_are_not_forwarded() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
         return;
     };
@@ -72,34 +72,35 @@ fn writes_of_a_nested_guest_are_not_carried() {
         }
     };
     refused(&mut machine, &held);
-    // Nothing was pinned: the guest's first write is still to come.
+    // Nothing was pinned: this is the guest's first write.
     assert_eq!(machine.run(Guest, Write(LSTAR, 0x5000)), Saw::Written);
     assert_eq!(machine.run(Guest, Write(LSTAR, 0x6000)), Saw::Fault);
     assert_eq!(machine.run(Guest, Read(LSTAR)), Saw::Value(0x5000));
-    // What stuck is the guest's own 0x200, and not what its nested guest has in that register.
+    // The sticky bit is the guest's own 0x200, not the value of the nested guest's register.
     assert_eq!(machine.run(Guest, Write(FMASK, 0x100)), Saw::Written);
     assert_eq!(machine.run(Guest, Read(FMASK)), Saw::Value(0x300));
     refused(
         &mut machine,
         &[(LSTAR, 0x5000), (CSTAR, 0x1234), (FMASK, 0x300)],
     );
-    // Not even that which its hypervisor may write again.
+    // The gate denies even the value that the hypervisor may write again.
     assert_eq!(machine.run(Nested, Write(LSTAR, 0x5000)), Saw::Fault);
     assert_eq!(machine.run(Guest, Write(LSTAR, 0x5000)), Saw::Written);
     let (denied, pinned) = (
         (Access::Write, Disposition::Denied),
         (Access::Write, Disposition::Pinned),
     );
-    // The guest's second, and the nested guest's three.
+    // One denial is of the guest's second write, and three are of the nested guest's writes.
     let denials = told(&machine, LSTAR);
     assert_eq!(denials.iter().filter(|one| **one == denied).count(), 4);
     assert!(!denials.contains(&pinned), "{denials:?}");
 }
 
-/// A filter is no boundary for state (S4b): a hypervisor changes a pinned register by VMLOAD, which nobody is
-/// asked about. The gate does not take the register for what was pinned: an equal write writes it.
+/// A filter does not protect a register's value (S4b): a hypervisor changes a pinned register by VMLOAD,
+/// which no filter is asked about. The gate does not assume that the register still holds the pinned
+/// value: writing that value again reaches the register.
 #[test]
-fn vmload_changes_a_pinned_register() {
+fn vmload_changes_pinned_register_and_rewrite_restores_it() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
         return;
     };
@@ -112,10 +113,10 @@ fn vmload_changes_a_pinned_register() {
     assert_eq!(machine.register(LSTAR), 0x5000);
 }
 
-/// What is only to be seen, a nested guest does itself: the filter opens for it. For the guest it is then
-/// open, too, until another program is in force.
+/// The gate opens the filter for a nested guest's access that the policy allows and logs, instead of
+/// forwarding it. The filter is then open for the guest, too, until the program is replaced.
 #[test]
-fn what_is_only_to_be_seen_a_nested_guest_does_itself() {
+fn logged_access_of_nested_guest_opens_filter() {
     let entries = "IA32_STAR = { read = 'allow', write = 'allow', log = 'all' }";
     let Some(mut machine) = Machine::new("", entries) else {
         return;
@@ -149,10 +150,10 @@ fn what_is_only_to_be_seen_a_nested_guest_does_itself() {
     assert!(told.len() >= 6, "{told:?}");
 }
 
-/// First touch: the nested guest's instruction is executed again, by itself, with its own registers, and
-/// the #GP that was queued meanwhile does not become an exit to its hypervisor.
+/// With `log = 'first'` the nested guest's instruction is executed again with the nested guest's own
+/// registers. The #GP that a rewind queues meanwhile does not exit to the nested guest's hypervisor.
 #[test]
-fn a_nested_guests_first_touch_is_rewound() {
+fn first_access_of_nested_guest_is_rewound() {
     let Some(mut machine) = Machine::new("log = 'first'", "IA32_STAR = 'rw'\nIA32_PAT = 'rw'")
     else {
         return;
@@ -166,7 +167,7 @@ fn a_nested_guests_first_touch_is_rewound() {
     );
     assert!(machine.exits.contains(&Nested));
     assert_eq!(machine.vmcb(at), 0x1_0000_0020);
-    // A value that KVM itself refuses is executed again, too.
+    // A write whose value KVM refuses is executed again, too.
     assert_eq!(machine.run(Nested, Write(PAT, 2)), Saw::Fault);
     assert!(machine.exits.contains(&Nested));
     assert_eq!(machine.run(Guest, Read(STAR)), Saw::Value(0));
@@ -177,9 +178,9 @@ fn a_nested_guests_first_touch_is_rewound() {
     assert_eq!(told(&machine, STAR), both);
 }
 
-/// What needs no register of KVM's is answered alike for both.
+/// Answers that need no register of KVM are the same for the guest and for the nested guest.
 #[test]
-fn answers_are_a_nested_guests_too() {
+fn gate_answers_nested_guest_like_guest() {
     let entries = "0x10000 = { read = { value = '0x123456789abcdef0' }, write = 'ignore' }\n\
         0x10001 = { read = { handler = 'mine' }, write = { handler = 'mine' } }\n\
         0x10002 = { register = { reset = 7, mask = '0xff' } }\n\
@@ -202,24 +203,25 @@ fn answers_are_a_nested_guests_too() {
         assert_eq!(machine.run(Nested, op), expected, "{op:?}");
         assert_eq!(machine.exits, [Nested], "{op:?}");
     }
-    // One register a vCPU, whoever runs on it.
+    // A vCPU has one emulated register, which guest and nested guest share.
     assert_eq!(machine.run(Guest, Read(REGISTER)), Saw::Value(0xfe));
     assert_eq!(machine.run(Nested, Read(DEADLY)), Saw::Killed);
-    // A vCPU that is run on all the same.
+    // The vCPU can be run further after a kill: the access is then a #GP.
     assert_eq!(machine.run_on(), Saw::Fault);
 }
 
-/// Runs to a nested guest's write of LSTAR, which waits for its answer.
+/// Runs to a nested guest's write of LSTAR, and leaves its exit unanswered.
 fn at_a_nested_write(machine: &mut Machine, value: u64) {
     machine.begin(Nested, Write(LSTAR, value));
     assert_eq!(machine.resume(), Came::ToAnMsr);
     assert_eq!(machine.exits, [Nested]);
 }
 
-/// A snapshot while the nested guest runs: none of an exit without an answer; with one, it is complete, the
-/// nested guest's #GP is still to come, and what is saved holds no pin but the guest's.
+/// Saving while the nested guest runs fails as long as an exit has no answer. After the answer the exit is
+/// completed, the nested guest's #GP is still to be delivered, and the saved state has only the guest's
+/// own pin.
 #[test]
-fn a_snapshot_while_the_nested_guest_runs() {
+fn save_while_nested_guest_runs_keeps_only_guests_pin() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
         return;
     };
@@ -243,9 +245,9 @@ fn a_snapshot_while_the_nested_guest_runs() {
     assert_eq!(machine.run(Guest, Write(LSTAR, 0x7000)), Saw::Fault);
 }
 
-/// And in the VM that goes on with it, the nested guest gets its #GP, and the pin holds.
+/// After a move, the nested guest receives its #GP in the new VM, and the guest's pin holds there.
 #[test]
-fn a_move_while_the_nested_guest_runs() {
+fn restore_in_other_vm_while_nested_guest_runs() {
     let machines = [(); 2].map(|()| Machine::new("", CARRIED));
     let [Some(mut machine), Some(mut other)] = machines else {
         return;
@@ -261,9 +263,9 @@ fn a_move_while_the_nested_guest_runs() {
     assert_eq!(other.run(Guest, Write(LSTAR, 0x6000)), Saw::Fault);
 }
 
-/// A reset while the nested guest runs: nothing of its exit is left in the vCPU that begins anew.
+/// After a reset while the nested guest runs, the vCPU has nothing left of the nested guest's exit.
 #[test]
-fn a_reset_while_the_nested_guest_runs() {
+fn reset_while_nested_guest_runs_discards_its_exit() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
         return;
     };
@@ -280,10 +282,10 @@ fn a_reset_while_the_nested_guest_runs() {
     }
 }
 
-/// The microcode device finds an update where the nested guest's own tables, and then its hypervisor's, say
-/// that it is.
+/// The microcode device finds an update at the address that results from the nested guest's own page
+/// tables and then the nested page tables.
 #[test]
-fn a_nested_guests_update_is_found_through_both_translations() {
+fn microcode_update_of_nested_guest_is_translated_twice() {
     let trigger = MsrIndex::new(0xc001_0020);
     let revision = MsrIndex::new(0x8b);
     let entries = "0xc0010020 = { device = 'microcode' }\nIA32_BIOS_SIGN_ID = 'rw'\n\
@@ -291,7 +293,7 @@ fn a_nested_guests_update_is_found_through_both_translations() {
     let Some(mut machine) = Machine::new("", entries) else {
         return;
     };
-    // AMD's header: the revision at 4, the processor's sixteen bits at 24.
+    // AMD's header has the revision at offset 4 and the 16-bit processor ID at offset 24.
     let signature = machine.signature;
     let extended = signature >> 16 & 0xfff;
     let processor = (extended >> 4 & 0xf) << 12 | (extended & 0xf) << 8 | signature & 0xff;

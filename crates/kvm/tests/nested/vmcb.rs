@@ -1,17 +1,17 @@
-//! The VMCB, by which a hypervisor says what its guest is, and gets to know why it left. Layout: AMD's
-//! APM volume 2, appendix B.
+//! The VMCB: with it a hypervisor describes its guest to the processor, and reads why the guest exited.
+//! Its layout is from the APM, volume 2, appendix B.
 
-/// Bytes of it, of which KVM and processors look at the first part.
+/// The size of the VMCB in bytes. KVM and processors read only its first part.
 pub(crate) const BYTES: usize = 0x1000;
 
-/// Where its state save area begins, from which the fields below SAVE are counted.
+/// The offset of the state save area.
 const SAVE: usize = 0x400;
 
-/// Fields of the control area that a nested guest's exit fills.
+/// Fields of the control area that the processor fills at a nested guest's exit.
 pub(crate) const EXIT_CODE: usize = 0x70;
 pub(crate) const EXIT_INFO_1: usize = 0x78;
 
-// Fields of the control area that its hypervisor fills.
+// Fields of the control area that the hypervisor fills.
 const INTERCEPT_EXCEPTIONS: usize = 0x08;
 const INTERCEPTS: usize = 0x0c;
 const MORE_INTERCEPTS: usize = 0x10;
@@ -47,23 +47,23 @@ const PAT: usize = SAVE + 0x268;
 pub(crate) const EXIT_GP: u64 = 0x4d;
 pub(crate) const EXIT_VMMCALL: u64 = 0x81;
 
-/// What there is to intercept, of what this hypervisor intercepts: no `MSR_PROT` (bit 28 of the first
-/// word), so that the nested guest's RDMSR and WRMSR are none of its business.
+/// The intercepts that this hypervisor uses. `MSR_PROT` (bit 28 of the first word) is missing, so the
+/// hypervisor does not intercept the nested guest's RDMSR and WRMSR.
 const GP: u32 = 1 << 13;
 const HLT: u32 = 1 << 24;
 const SHUTDOWN: u32 = 1 << 31;
 const VMRUN: u32 = 1 << 0;
 const VMMCALL: u32 = 1 << 1;
 
-/// Attributes of segments: those of a descriptor, the unused four bits between them left out.
+/// Segment attributes: those of a descriptor, without the four unused bits between them.
 const CODE_64: u16 = 0xa9b;
 const DATA: u16 = 0xc93;
 const BUSY_TSS: u16 = 0x08b;
 
-/// What PAT is at reset.
+/// The value of PAT at reset.
 const PAT_AT_RESET: u64 = 0x0007_0406_0007_0406;
 
-/// What a nested guest begins with.
+/// The registers with which a nested guest begins.
 pub(crate) struct Start {
     pub(crate) rip: u64,
     pub(crate) rsp: u64,
@@ -72,11 +72,11 @@ pub(crate) struct Start {
     pub(crate) cr0: u64,
     pub(crate) cr3: u64,
     pub(crate) cr4: u64,
-    /// The tables from its physical addresses to its hypervisor's.
+    /// The page tables that map the nested guest's physical addresses to its hypervisor's.
     pub(crate) nested_cr3: u64,
 }
 
-/// A VMCB for a guest in long mode at CPL 0.
+/// Returns a VMCB for a guest in long mode at CPL 0.
 pub(crate) fn vmcb(start: &Start) -> [u8; BYTES] {
     let mut vmcb = [0; BYTES];
     for (at, value) in [

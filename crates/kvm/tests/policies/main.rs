@@ -1,7 +1,7 @@
-//! Random policies in the built-in guest, on the model and on KVM: every access is refused by the
-//! filter (S5.2: an exit with reason FILTER, or #GP) where `explain` says so, and nowhere else.
+//! Random policies in the built-in guest, on the model and on KVM: the filter must deny an access (S5.2:
+//! an exit with reason FILTER, or #GP) exactly if `explain` says so.
 //!
-//! `MSRGATE_SEED` repeats a run; a failure prints the smallest policy that still shows it.
+//! `MSRGATE_SEED` repeats a run. A failure prints the smallest policy that still shows it.
 
 use std::thread;
 
@@ -18,29 +18,29 @@ use msrgate_testing::host::{host, say};
 use msrgate_testing::random::{PolicyPlan, policy};
 use msrgate_testing::seed::{runner, seed};
 
-/// How many policies are tried, all workers together.
+/// The number of policies that all workers try together.
 const POLICIES: u32 = 1_002;
 
-/// Threads, each with VMs of its own: a set call mostly waits.
+/// The number of threads, each with its own VMs: a set call spends most of its time waiting.
 const WORKERS: u32 = 6;
 
-/// How many MSRs of each policy are accessed, in both directions.
+/// The number of MSRs that the guest accesses under each policy, in both directions.
 const MSRS: usize = 24;
 
-/// What was done.
+/// Counts of what was tried.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     entries: usize,
     overrides: usize,
     finals: usize,
-    /// Policies that say different things on different processors.
+    /// The number of policies that have different variants for different processors.
     by_cpu: usize,
     refused: usize,
     allowed: usize,
 }
 
 #[test]
-fn random_policies_hold_in_a_guest() {
+fn random_policies_hold_in_guest() {
     let host = host();
     let seed = seed();
     say(&format!(
@@ -67,7 +67,7 @@ fn random_policies_hold_in_a_guest() {
     assert!(overrides > 100 && finals > 100 && by_cpu > 100);
 }
 
-/// This worker's share of the policies.
+/// Tries this worker's share of the policies.
 fn work(host: Option<&HostCaps>, seed: u64, worker: u32) -> Result<Tally, String> {
     let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(model())];
     if let Some(host) = host {
@@ -95,15 +95,14 @@ fn work(host: Option<&HostCaps>, seed: u64, worker: u32) -> Result<Tally, String
     Ok(total)
 }
 
-/// A machine that has every register with a name; all of them hold 0.
+/// Returns a model that has every named register, each with the value 0.
 fn model() -> ModelBackend<RegisterMap> {
     let registers = registers::all().iter();
     let registers = registers.map(|register| (register.index, Register::new(0)));
     ModelBackend::new(Revision::Mainline, registers.collect())
 }
 
-/// Compiles a policy and runs a guest under it, as on one of the processors that it tells apart, on
-/// each backend.
+/// Compiles a policy, picks one of its variants, and checks the guest under that variant on each backend.
 fn holds(
     backends: &mut [Box<dyn Backend>],
     plan: &PolicyPlan,
@@ -140,7 +139,7 @@ fn holds(
     })
 }
 
-/// Both accesses of some of the MSRs at which the policy may change its mind.
+/// Returns both accesses of some of the MSRs at which the policy's decision may change.
 fn cases(compiled: &Compiled, variant: &Variant, picks: &[Index]) -> Vec<Case> {
     let points = test_points(compiled.policy(), variant);
     let mut picked: Vec<MsrIndex> = picks.iter().map(|pick| *pick.get(&points)).collect();
