@@ -1,30 +1,31 @@
-//! How many instructions a routine takes, counted by callgrind, which is in valgrind.
+//! The number of instructions of a routine, counted by callgrind, a tool of valgrind.
 //!
-//! The bench is started anew under callgrind, told by an environment variable which routine to run
-//! and how often. Twice, and the difference is of the routine alone: what the process does before
-//! and after is the same in both.
+//! The bench starts itself under callgrind, with an environment variable that names the routine and the
+//! number of runs. It does so twice with different numbers: the difference counts the routine alone,
+//! because the process does the same before and after it.
 
 use std::env;
 use std::io;
 use std::process::{Command, Stdio};
 
-/// Names the routine and how often it is to run.
+/// The environment variable with the routine's name and the number of runs.
 const ASKED: &str = "MSRGATE_BENCH_COUNT";
 
-/// Runs of the shorter process; the longer has twice as many.
+/// The number of runs in the shorter process; the longer process has twice as many.
 const RUNS: u64 = 10_000;
 
-/// What a process that callgrind watches was started for.
+/// The task of a process that was started under callgrind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
-    /// The routine.
+    /// The routine's name.
     pub name: String,
-    /// How often it is to run.
+    /// The number of runs.
     pub runs: u64,
 }
 
 impl Counted {
-    /// What this process is to run and do nothing else; `None` in one that nobody watches.
+    /// Returns this process' task, after which it must end; `None` if the process was not started under
+    /// callgrind.
     #[must_use]
     pub fn asked() -> Option<Self> {
         let asked = env::var(ASKED).ok()?;
@@ -35,12 +36,13 @@ impl Counted {
         })
     }
 
-    /// The instructions of one run of the routine `name`, which this bench runs as often as
-    /// [`Self::asked`] says; of these, those that run `within` functions whose names fit one of these
-    /// patterns, with `*` for anything, and what they call. `None` where there is no valgrind.
+    /// Returns the instructions of one run of the routine `name`, which the bench must run as often as
+    /// [`Self::asked`] says. Only instructions within functions whose names match one of the patterns, and
+    /// within their callees, are counted; `*` in a pattern matches anything. Returns `None` if valgrind is
+    /// not installed.
     ///
     /// # Errors
-    /// The process failed, or callgrind does not say what it counted.
+    /// Returns an error if the process fails, or if callgrind prints no count.
     pub fn instructions(name: &str, within: &[&str]) -> io::Result<Option<f64>> {
         let [Some(fewer), Some(more)] =
             [total(name, within, RUNS)?, total(name, within, 2 * RUNS)?]
@@ -63,7 +65,7 @@ fn total(name: &str, within: &[&str], runs: u64) -> io::Result<Option<u64>> {
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .args(within.iter().map(|one| format!("--toggle-collect={one}")))
         .arg(env::current_exe()?)
-        // Of one length, whatever the count: the process lays out what it is given.
+        // Of one length, whatever the count: the length affects the layout of the process' memory.
         .env(ASKED, format!("{name} {runs:08}"))
         .stdin(Stdio::null())
         .output();
@@ -79,7 +81,7 @@ fn total(name: &str, within: &[&str], runs: u64) -> io::Result<Option<u64>> {
     }
 }
 
-/// `==123== Collected : 456`.
+/// Parses the count from a line such as `==123== Collected : 456`.
 fn collected(said: &str) -> Option<u64> {
     let line = said.lines().rev().find_map(|line| {
         let (_, rest) = line.split_once("Collected :")?;
@@ -93,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_count_is_read_from_what_callgrind_says() {
+    fn collected_parses_count_of_callgrind() {
         let said = "==7== Events    : Ir\n==7== Collected : 1234567\n==7==\n";
         assert_eq!(collected(said), Some(1_234_567));
         assert_eq!(collected("==7== Collected : \n"), None);

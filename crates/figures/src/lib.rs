@@ -1,7 +1,7 @@
-//! The one place that measures. A bench says what to run; this crate runs it under criterion and
-//! prints one line a figure to stdout, `NAME VALUE UNIT`. All that criterion says goes to stderr.
+//! Measurements for all benches. A bench says what to run; this crate runs it under criterion and prints
+//! one line per figure to stdout, `NAME VALUE UNIT`. The output of criterion goes to stderr.
 //!
-//! Used by benches only. A bench selects figures by its first argument, a part of their names.
+//! Only benches use this crate. The first argument of a bench selects the figures whose names contain it.
 #![forbid(unsafe_code)]
 
 mod instructions;
@@ -17,21 +17,21 @@ use criterion::{Bencher, Criterion};
 
 pub use instructions::Counted;
 
-/// How many samples a figure is the median of.
+/// The number of samples; a figure is their median.
 const SAMPLES: usize = 60;
 
-/// The unit that a figure is printed in.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// A time of one operation.
+    /// The time of one operation.
     Time(TimeUnit),
-    /// Operations in a time.
+    /// The number of operations in a time.
     Rate(RateUnit),
     /// `KiB`
     Kibibytes,
     /// `MiB`
     Mebibytes,
-    /// `x`: so many times as much.
+    /// `x`, a ratio.
     Times,
     /// `instructions`
     Instructions,
@@ -39,7 +39,7 @@ pub enum Unit {
     Allocations,
 }
 
-/// In what a rate is printed.
+/// The unit of a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RateUnit {
     /// `/s`
@@ -95,16 +95,16 @@ impl fmt::Display for Unit {
     }
 }
 
-/// What one run of a routine is worth.
+/// A figure's name, and the number of operations of one run of its routine.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch<'a> {
     /// The figure's name.
     pub name: &'a str,
-    /// How many operations one run performs. The figure is the time of one operation.
+    /// The number of operations of one run. The figure is the time of one operation.
     pub operations: u32,
 }
 
-/// Measures figures and prints those that were asked for.
+/// Measures figures and prints those that the argument selects.
 pub struct Figures {
     criterion: Criterion,
     wanted: String,
@@ -112,10 +112,10 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Reads the selection from the arguments, and keeps stdout for the figures.
+    /// Reads the selection from the arguments, and reserves stdout for the figures.
     ///
     /// # Errors
-    /// Stdout or stderr is closed.
+    /// Returns an error if stdout or stderr is closed.
     pub fn from_args() -> io::Result<Self> {
         let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
         let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
@@ -133,10 +133,10 @@ impl Figures {
         })
     }
 
-    /// Prints a figure that is computed and not timed.
+    /// Prints a figure that is computed, not timed.
     ///
     /// # Errors
-    /// Stdout cannot be written.
+    /// Returns an error if stdout cannot be written.
     pub fn value(&mut self, name: &str, value: f64, unit: Unit) -> io::Result<()> {
         if self.wants(name) {
             self.print(name, value, unit)?;
@@ -147,7 +147,7 @@ impl Figures {
     /// Prints the time of one operation of `routine`.
     ///
     /// # Errors
-    /// Stdout cannot be written.
+    /// Returns an error if stdout cannot be written.
     pub fn time<R>(
         &mut self,
         batch: Batch<'_>,
@@ -160,10 +160,10 @@ impl Figures {
         }
     }
 
-    /// Prints how many operations of `routine` there are in a second.
+    /// Prints the number of operations of `routine` per second.
     ///
     /// # Errors
-    /// Stdout cannot be written.
+    /// Returns an error if stdout cannot be written.
     pub fn rate<R>(
         &mut self,
         batch: Batch<'_>,
@@ -179,7 +179,7 @@ impl Figures {
         }
     }
 
-    /// The time of one run of `routine`, if its figure is wanted.
+    /// Returns the time of one run of `routine` in seconds, if its figure is selected.
     fn seconds<R>(&mut self, batch: Batch<'_>, mut routine: impl FnMut() -> R) -> Option<f64> {
         if !self.wants(batch.name) {
             return None;
@@ -193,14 +193,14 @@ impl Figures {
         Some(median_of_last(samples))
     }
 
-    /// Prints the time of one operation of `ours`, and as `…/vs-BASELINE` how many times as long
-    /// `theirs` takes for the same batch.
+    /// Prints the time of one operation of `ours`, and as `…/vs-BASELINE` the time of `theirs` divided by
+    /// the time of `ours`.
     ///
-    /// Each sample runs both, one after the other, and the ratio is that of each side's fastest
-    /// sample: what else the machine does only ever slows one down.
+    /// Each sample runs both routines, one after the other. The ratio compares the fastest sample of each
+    /// routine, because other activity of the machine can only make a sample slower.
     ///
     /// # Errors
-    /// Stdout cannot be written.
+    /// Returns an error if stdout cannot be written.
     pub fn compare<R, S>(
         &mut self,
         batch: Batch<'_>,
@@ -212,10 +212,11 @@ impl Figures {
         self.both(batch, &ratio, ours, theirs, |[ours, theirs]| theirs / ours)
     }
 
-    /// The same the other way round, as `…/of-BASELINE`: how many times as long ours takes.
+    /// Prints the time of one operation of `ours`, and as `…/of-BASELINE` the time of `ours` divided by
+    /// the time of `theirs`. Samples are taken as in [`Self::compare`].
     ///
     /// # Errors
-    /// As [`Self::compare`].
+    /// Returns an error if stdout cannot be written.
     pub fn cost<R, S>(
         &mut self,
         batch: Batch<'_>,
@@ -238,7 +239,7 @@ impl Figures {
         if !self.wants(name) {
             return Ok(());
         }
-        // The least of each side: what else the machine does only ever adds.
+        // The minimum of each routine: other activity of the machine can only add time.
         let (mut times, mut least) = (Vec::new(), [f64::INFINITY; 2]);
         self.sample(batch.name, |iterations| {
             let elapsed_ours = elapsed(iterations, &mut ours);
@@ -255,7 +256,7 @@ impl Figures {
         self.print(name, ratio(least), Unit::Times)
     }
 
-    /// Lets criterion warm up and choose the iterations of each sample.
+    /// Runs `routine` under criterion, which warms up and chooses the iterations of each sample.
     fn sample(&mut self, name: &str, routine: impl FnMut(u64) -> Duration) {
         let routine = RefCell::new(routine);
         self.criterion
@@ -264,7 +265,7 @@ impl Figures {
             });
     }
 
-    /// Whether a figure of this name was asked for.
+    /// Returns true if the argument selects a figure of this name.
     #[must_use]
     pub fn wants(&self, name: &str) -> bool {
         name.contains(&self.wanted)
@@ -288,7 +289,7 @@ fn elapsed<R>(iterations: u64, routine: &mut impl FnMut() -> R) -> Duration {
     start.elapsed()
 }
 
-/// Seconds.
+/// Returns seconds per iteration.
 #[expect(
     clippy::cast_precision_loss,
     reason = "nothing runs 2^53 times within a bench"
@@ -297,7 +298,8 @@ fn per_iteration(elapsed: Duration, iterations: u64) -> f64 {
     elapsed.as_secs_f64() / iterations as f64
 }
 
-/// The median of the samples proper, which follow those of the warm-up. 0 of none.
+/// Returns the median of the last [`SAMPLES`] samples, which leaves out those of the warm-up; 0 if there
+/// are no samples.
 fn median_of_last(mut samples: Vec<f64>) -> f64 {
     let mut samples = samples.split_off(samples.len().saturating_sub(SAMPLES));
     samples.sort_by(f64::total_cmp);
@@ -309,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_leaves_the_warm_up_out() {
+    fn median_of_last_ignores_warm_up_samples() {
         let warm_up = [1e9; 20];
         let samples: Vec<_> = warm_up.into_iter().chain((0..60).map(f64::from)).collect();
         assert!((median_of_last(samples) - 30.0).abs() < f64::EPSILON);

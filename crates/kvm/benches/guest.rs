@@ -1,8 +1,8 @@
-//! What accesses and set calls cost on this host's KVM.
+//! The cost of accesses and set calls on this host's KVM.
 //!
-//! A figure of accesses is of one script after the other, filling the mailbox and reading it
-//! included. Without KVM there is none, which is said on stderr; `MSRGATE_REQUIRE=kvm` makes that
-//! a failure.
+//! The figures of accesses come from scripts that run one after the other. They include filling and
+//! reading the mailbox. Without KVM the bench prints to stderr that it is skipped; with
+//! `MSRGATE_REQUIRE=kvm` it fails.
 
 use msrgate_figures::{Batch, Figures, RateUnit, TimeUnit};
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, MsrIndex};
@@ -10,26 +10,29 @@ use msrgate_kvm::measure::{Backend, GuestOutcome, KvmBackend, Observed, Step, St
 use msrgate_kvm::sys::{RawBitmap, RawFilter, RawRange};
 use msrgate_kvm::{HostCaps, RawReasons};
 
-/// A register that KVM handles here and that nobody else uses.
+/// A register that KVM handles on every host, and that nothing else uses here.
 const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 
-/// Accesses in a script: about what the mailbox holds.
+/// The number of accesses in a script: about as many as the mailbox holds.
 const ACCESSES: u32 = 4_000;
 
-/// What user space says to an access that comes to it.
+/// User space's answer to an access that exits.
 const ANSWER: u64 = 0x5ca1_ab1e;
 
 type Failure = Box<dyn std::error::Error>;
 
-/// A VM in which all reads of STAR come to the same.
+/// A VM in which all reads of STAR have the same result.
 struct Reads {
     backend: KvmBackend,
     script: Vec<Step>,
 }
 
 impl Reads {
+    /// Creates a VM and checks one run of the script.
+    ///
     /// # Errors
-    /// There is no VM, the filter is not taken, or a read does not give `value`.
+    /// Returns an error if the VM cannot be created, the filter is refused, or a read does not return
+    /// `value`.
     fn new(host: &HostCaps, filter: &RawFilter, value: u64) -> Result<Self, Failure> {
         let mut backend = KvmBackend::new(host)?;
         backend.set_reasons(RawReasons::new(7))?;
@@ -56,7 +59,8 @@ impl Reads {
     }
 }
 
-/// Default deny; full ranges of which the last one holds STAR and has `word` for every word.
+/// Returns a filter with default deny and ranges of full size. The last range contains STAR, and each word
+/// of every bitmap is `word`.
 fn full(ranges: usize, word: u64) -> RawFilter {
     let mut filter = RawFilter {
         flags: 1,

@@ -1,16 +1,16 @@
 //! Unsafe: gives the guest's memory to KVM.
 //!
-//! A small VMM, to see a stock Linux run behind a policy: a bzImage and an initramfs, one to four
-//! vCPUs, KVM's interrupt controllers and timer, a serial port. What a VMM has to do about MSRs is
-//! marked: `The gate`.
+//! A small VMM that boots a stock Linux behind a policy: a bzImage and an initramfs, one to four vCPUs,
+//! KVM's interrupt controllers and timer, and a serial port. Comments that begin with `The gate` mark what
+//! a VMM has to do about MSRs.
 //!
 //! ```console
 //! $ msrgate compile linux-guest > linux-guest.msrg
 //! $ cargo run --release -p msrgate-kvm --example boot -- vmlinuz initrd --policy linux-guest.msrg
 //! ```
 //!
-//! It ends when the guest resets itself once more than `--reboots` permits. What the policy says `kill`
-//! to, and what this VMM knows nothing of, is an error.
+//! The VMM ends when the guest has reset itself once more than `--reboots` permits. An access that the
+//! policy kills is an error, and so is an exit that this VMM does not know.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
 
 use std::fs::{self, File};
@@ -57,19 +57,19 @@ struct Args {
     /// Append what the policy wants told, as JSON lines.
     #[arg(long, value_name = "FILE", requires = "policy")]
     events: Option<PathBuf>,
-    /// How many vCPUs.
+    /// The number of vCPUs.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
     cpus: u8,
     /// The kernel's command line; with `reboot=k` it can ask for a reset.
     #[arg(long, default_value = "console=ttyS0 reboot=k panic=-1")]
     cmdline: String,
-    /// How many times the guest may reset itself and boot anew in the same VM.
+    /// The number of times that the guest may reset itself and boot again in the same VM.
     #[arg(long, default_value_t = 0)]
     reboots: u32,
 }
 
-// Where things are in the guest's memory (Linux, Documentation/arch/x86/boot.rst). ACPI is where a PC
-// has its firmware.
+// The layout of the guest's memory (Linux, Documentation/arch/x86/boot.rst). The ACPI tables are where a
+// PC has its firmware.
 const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
 const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 const ACPI: GuestAddress = GuestAddress(0xe_0000);
@@ -95,7 +95,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The gate: put into the VM before its vCPUs are made.
+/// The gate: installs it in the VM before the vCPUs are created.
 fn guard(machine: &Machine, policy: &Path) -> Result<Gate> {
     let program = Program::decode(&fs::read(policy)?)?;
     let options = GateOptions::new().handlers(program.handlers());
@@ -104,13 +104,13 @@ fn guard(machine: &Machine, policy: &Path) -> Result<Gate> {
     Ok(gate)
 }
 
-/// The gate: its events, to a file, by a thread that ends with what this returns.
+/// The gate: writes its events to a file, on a thread that ends when the returned value is dropped.
 fn log(gate: &Gate, path: &Path) -> Result<EventThread> {
     let lines = JsonLines::new(LogFile::append(path)?, "");
     Ok(gate.events()?.spawn(vec![Box::new(lines)])?)
 }
 
-/// Each vCPU on a thread of its own, until the guest asks one of them for a reset.
+/// Runs each vCPU on a thread of its own, until the guest asks one of them for a reset.
 fn run(machine: &Arc<Machine>, cpus: Vec<Cpu>) -> Result<Vec<Cpu>> {
     machine.stop.store(false, Ordering::SeqCst);
     let start = |mut cpu: Cpu| {
@@ -124,7 +124,7 @@ fn run(machine: &Arc<Machine>, cpus: Vec<Cpu>) -> Result<Vec<Cpu>> {
     }
     machine.stop.store(true, Ordering::SeqCst);
     let join = |thread: JoinHandle<_>| {
-        // Again and again: one may come between its look at `stop` and KVM_RUN.
+        // The signal is sent repeatedly: one may arrive between the check of `stop` and KVM_RUN.
         while !thread.is_finished() {
             let _ = thread.kill(SIGRTMIN());
             thread::sleep(moment);
@@ -135,15 +135,15 @@ fn run(machine: &Arc<Machine>, cpus: Vec<Cpu>) -> Result<Vec<Cpu>> {
     threads.into_iter().map(join).collect()
 }
 
-/// Does nothing: that it comes is what gets a thread out of `KVM_RUN`.
+/// Does nothing: the arrival of the signal alone makes a thread return from `KVM_RUN`.
 extern "C" fn wake(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// What vCPUs share. Dropped in this order: the VM goes before its memory.
+/// The parts that all vCPUs share. The fields are dropped in this order: the VM before its memory.
 struct Machine {
     vm: VmFd,
     memory: GuestMemoryMmap,
     com1: Mutex<Serial<Interrupt, NoEvents, Stdout>>,
-    /// Whether vCPUs are to come back.
+    /// True if the vCPUs' threads have to return.
     stop: AtomicBool,
 }
 
@@ -160,7 +160,7 @@ impl Trigger for Interrupt {
 impl Machine {
     fn new(kvm: &Kvm) -> Result<Self> {
         let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
-        // Three pages that VMX wants, where nothing else is.
+        // VMX needs three pages of the guest's address space; nothing else is there.
         vm.set_tss_address(0xfffb_d000)?;
         vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
         let timer = kvm_pit_config {
@@ -177,9 +177,9 @@ impl Machine {
             userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
             ..kvm_userspace_memory_region::default()
         };
-        // SAFETY: the region is a mapping of vm-memory's own, which takes it that a guest writes
-        // there, and is reached through it alone; `Machine` keeps it until the VM is gone, and each
-        // vCPU that runs keeps the `Machine`.
+        // SAFETY: the region is a mapping of vm-memory's own, which expects that a guest writes there, and
+        // this process accesses it only through vm-memory. `Machine` keeps the mapping until the VM is
+        // gone, and each vCPU that runs keeps the `Machine`.
         unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
         Ok(Self {
             vm,
@@ -189,7 +189,8 @@ impl Machine {
         })
     }
 
-    /// Kernel, initramfs and what they are told, into memory; where the kernel begins.
+    /// Loads the kernel, the initramfs and the boot parameters into memory; returns the kernel's entry
+    /// point.
     fn load(&self, args: &Args) -> Result<GuestAddress> {
         let mut kernel = File::open(&args.kernel).context("cannot open the kernel")?;
         let loaded = BzImage::load(&self.memory, None, &mut kernel, None)?;
@@ -221,7 +222,7 @@ impl Machine {
     }
 }
 
-/// A vCPU, and what it was when it was made.
+/// A vCPU, and the state that it had when it was created.
 struct Cpu {
     fd: VcpuFd,
     sregs: kvm_sregs,
@@ -237,9 +238,9 @@ impl Cpu {
         let fd = vm.create_vcpu(number.into())?;
         let cpuid = cpuid(kvm, number.into())?;
         fd.set_cpuid2(&cpuid)?;
-        // The gate: of this vCPU, from its CPUID.
+        // The gate: the part for this vCPU, created from the vCPU's CPUID.
         let gate = gate.map(|gate| gate.vcpu(u32::from(number), &cpuid));
-        // One at a time: a list ends at the first that this vCPU lacks, or may not be given.
+        // One MSR at a time: the call stops at the first MSR that this vCPU lacks or that may not be set.
         let value = |&index: &u32| {
             let entry = kvm_msr_entry {
                 index,
@@ -261,8 +262,8 @@ impl Cpu {
         })
     }
 
-    /// As it was made; the interrupt controllers and the timer Linux sets up anew by itself. The APIC
-    /// comes before its timer's deadline, which is an MSR.
+    /// Resets the vCPU to the state that it was created with; Linux itself reinitialises the interrupt
+    /// controllers and the timer. The APIC is set before its timer's deadline, which is an MSR.
     fn reset(&mut self) -> Result<()> {
         self.fd.set_sregs(&self.sregs)?;
         self.fd.set_lapic(&self.lapic)?;
@@ -270,7 +271,7 @@ impl Cpu {
             let done = self.fd.set_msrs(msr)?;
             ensure!(done == 1, "cannot reset MSR {:#x}", msr.as_slice()[0].index);
         }
-        // The gate: pins and emulated registers go back.
+        // The gate: resets pins and emulated registers.
         if let Some(gate) = &mut self.gate {
             gate.reset(&mut self.fd)?;
         }
@@ -278,7 +279,7 @@ impl Cpu {
         Ok(self.fd.set_vcpu_events(&self.events)?)
     }
 
-    /// Linux's 32-bit entry: protected mode, flat segments, no paging.
+    /// Places the vCPU at Linux's 32-bit entry point: protected mode, flat segments, no paging.
     fn start_at(&self, entry: GuestAddress) -> Result<()> {
         let mut sregs = self.sregs;
         sregs.cr0 = 0x11;
@@ -300,7 +301,7 @@ impl Cpu {
         })?)
     }
 
-    /// Runs until the guest asks this vCPU for a reset, or another one.
+    /// Runs the vCPU until the guest asks this or another vCPU for a reset.
     fn run(&mut self, machine: &Machine) -> Result<()> {
         let com1 = || machine.com1.lock().unwrap_or_else(PoisonError::into_inner);
         while !machine.stop.load(Ordering::SeqCst) {
@@ -312,9 +313,9 @@ impl Cpu {
                 Ok(VcpuExit::IoIn(port @ 0x3f8..=0x3ff, data)) => {
                     data.fill(com1().read(u8::try_from(port & 7)?));
                 }
-                // What a keyboard's controller resets the machine by.
+                // The command with which a keyboard controller resets the machine.
                 Ok(VcpuExit::IoOut(0x64, [0xfe])) => return Ok(()),
-                // Where nothing is, 0 is read.
+                // A read of a port or an address without a device returns 0.
                 Ok(VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data)) => data.fill(0),
                 Ok(VcpuExit::IoOut(..) | VcpuExit::MmioWrite(..)) => {}
                 // The gate: answers an exit for an MSR.
@@ -322,7 +323,7 @@ impl Cpu {
                     let gate = self.gate.as_mut().context("an MSR exit without a gate")?;
                     match gate.answer(&mut self.fd)? {
                         Outcome::Resume => {}
-                        // This VMM has no code of its own for any MSR.
+                        // This VMM has no handler for any MSR.
                         Outcome::Handler(asked) => {
                             gate.finish(&mut self.fd, asked, Reply::FAULT)?;
                         }
@@ -330,7 +331,7 @@ impl Cpu {
                     }
                 }
                 Ok(exit) => bail!("the guest ended by {exit:?}"),
-                // EAGAIN: a processor that waits to be started was woken.
+                // EAGAIN: a vCPU that waits to be started was woken.
                 Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
                 Err(error) => return Err(error).context("KVM_RUN"),
             }
@@ -339,8 +340,8 @@ impl Cpu {
     }
 }
 
-/// The least ACPI with which Linux finds its processors, each table behind those that it points to;
-/// where the last is (ACPI 6.5, chapter 5).
+/// Writes the smallest set of ACPI tables with which Linux finds its processors, each table after those
+/// that it points to. Returns the address of the last table (ACPI 6.5, chapter 5).
 fn load_acpi(memory: &GuestMemoryMmap, cpus: u8) -> Result<u64> {
     let (oem, name) = (*b"MSRGAT", *b"BOOT    ");
     let mut next = ACPI;
@@ -353,11 +354,11 @@ fn load_acpi(memory: &GuestMemoryMmap, cpus: u8) -> Result<u64> {
 
     let dsdt = put(&Sdt::new(*b"DSDT", 36, 2, oem, name, 1))?;
     let fadt = FADTBuilder::new(oem, name, 1).dsdt_64(dsdt);
-    // Neither of these buttons is there.
+    // The flags say that these two buttons do not exist.
     let mut fadt = fadt.flag(Flags::PwrButton).flag(Flags::SlpButton);
     // No VGA, no CMOS clock; no keyboard controller.
     fadt.iapc_boot_arch = (1 << 2 | 1 << 5).into();
-    // Ports of events, of which there are none, and of control.
+    // The ports of events, which never happen, and of control.
     (fadt.pm1a_evt_blk, fadt.pm1_evt_len) = (0x600.into(), 4);
     (fadt.pm1a_cnt_blk, fadt.pm1_cnt_len) = (0x604.into(), 2);
     fadt.sci_int = 9.into();
@@ -375,20 +376,20 @@ fn load_acpi(memory: &GuestMemoryMmap, cpus: u8) -> Result<u64> {
     Ok(put(&Rsdp::new(oem, xsdt))?)
 }
 
-/// What the host has, with this vCPU's APIC number; no PMU and no nested virtualization, which the
-/// shipped policies refuse.
+/// Returns the host's CPUID with this vCPU's APIC ID, and without the PMU and nested virtualization, whose
+/// MSRs the shipped policies deny.
 fn cpuid(kvm: &Kvm, number: u32) -> Result<CpuId> {
     let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
     for leaf in cpuid.as_mut_slice() {
         match leaf.function {
             1 => {
                 leaf.ebx = leaf.ebx & 0x00ff_ffff | number << 24;
-                // VMX out, a hypervisor in.
+                // Clears VMX and sets the hypervisor bit.
                 leaf.ecx = leaf.ecx & !(1 << 5) | 1 << 31;
             }
             0xa => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
             0xb | 0x1f => leaf.edx = number,
-            // SVM, and the two extensions of AMD's counters.
+            // Clears SVM and AMD's two counter extensions.
             0x8000_0001 => leaf.ecx &= !(1 << 2 | 1 << 23 | 1 << 24),
             0x8000_001e => leaf.eax = number,
             _ => {}

@@ -1,13 +1,13 @@
-//! The machine that the tests run on.
+//! The machine on which the tests run.
 
 use std::io::Write;
 
 use msrgate_kvm::HostCaps;
 
-/// This host, or `None` with a word about why the test is skipped.
+/// Probes this host; returns `None` and prints why the test is skipped if there is no usable KVM.
 ///
 /// # Panics
-/// There is no usable KVM, and `MSRGATE_REQUIRE` says that there must be.
+/// Panics if there is no usable KVM and `MSRGATE_REQUIRE` contains `kvm`.
 #[must_use]
 pub fn host() -> Option<HostCaps> {
     match HostCaps::probe() {
@@ -25,8 +25,9 @@ pub fn host() -> Option<HostCaps> {
     }
 }
 
-/// A line on stderr that is seen even where the test passes, whose prints are kept back.
+/// Prints a line to stderr even if the test passes; the test harness would hide what `eprintln` prints.
 pub fn say(line: &str) {
-    // At once, so that no other test's line gets into it. A closed stderr is no reason to fail.
+    // One write, so that no other test's line is mixed into this one. A closed stderr does not fail the
+    // test.
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }

@@ -1,12 +1,13 @@
-//! Which variants an enum has, by its source: what is held for each of them is held for one that
-//! somebody adds.
+//! The variants of error enums, read from the enums' source code, so that a new variant without an example
+//! of its message fails a test.
 
 use std::fmt::{Debug, Display};
 
-/// Text with one character of each kind that a terminal obeys or hides, and with five marks on a letter.
+/// Text with one character of each kind that a terminal obeys or hides, and with a letter that carries
+/// five accents.
 pub const HOSTILE: &str = "a\u{1b}[2J\r\u{9b}2J\u{202e}\u{200b}\u{fe01}\u{13430}\u{1160}\u{e0041}\n\te\u{301}\u{301}\u{301}\u{301}\u{301}";
 
-/// The variants of the enum of this name, in their order.
+/// Returns the variants of the enum of this name, in their order.
 fn variants<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
     let head = format!("enum {name} {{\n");
     let (_, body) = source.split_once(&head).expect("the enum");
@@ -20,7 +21,7 @@ fn variants<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
     body.lines().filter_map(one).collect()
 }
 
-/// The variants of the enum of this name that have text of their own.
+/// Returns the variants of the enum of this name that contain text.
 fn variants_with_text<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
     let names = variants(source, name);
     let (_, body) = source
@@ -47,10 +48,10 @@ fn variants_with_text<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
     found
 }
 
-/// The messages of these errors, which hold hostile text in each variant that has text of its own.
+/// Returns the messages of these errors, which have hostile text in each variant that contains text.
 ///
 /// # Panics
-/// The source has no such enum, or a variant with text has no example.
+/// Panics if the source has no enum of this name, or if a variant with text has no example.
 pub fn messages_with_text<E: Debug + Display>(
     source: &str,
     name: &str,
@@ -63,18 +64,18 @@ pub fn messages_with_text<E: Debug + Display>(
     examples.iter().map(ToString::to_string).collect()
 }
 
-/// The variant that a value is, by how it is debugged.
+/// Returns the name of a value's variant, taken from the value's `Debug` output.
 fn variant(error: &impl Debug) -> String {
     let debug = format!("{error:?}");
     let end = debug.find(|c: char| !c.is_ascii_alphanumeric());
     debug[..end.unwrap_or(debug.len())].to_owned()
 }
 
-/// A line for each variant of an enum of errors, with the message of an example, and the help if there
-/// is some. Every variant has an example.
+/// Returns one line for each example, grouped by the enum's variants: the message, and the help if there
+/// is any.
 ///
 /// # Panics
-/// The source has no such enum, or a variant has no example.
+/// Panics if the source has no enum of this name, or if a variant has no example.
 pub fn messages<E: Debug + Display>(
     source: &str,
     name: &str,

@@ -1,6 +1,6 @@
-//! The ways in which a gate answers an exit, for tests and benches of what an answer costs.
+//! The cases of a gate's answers, for tests and benches of an answer's cost.
 //!
-//! They run on a vCPU on paper: [`PaperVcpu`].
+//! They run on a [`PaperVcpu`], a vCPU without a kernel.
 
 use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_kvm::bench::PaperVcpu;
@@ -8,33 +8,33 @@ use msrgate_kvm::filter::Exit;
 use msrgate_kvm::gate::{AnswerError, Gate, GateError, Outcome, VcpuGate};
 use msrgate_kvm::{Access, Disposition, ExitReason, MsrIndex, Reply};
 
-/// A way in which an access is answered.
+/// An access with the disposition that the gate must give it.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
-    /// In a word or two.
+    /// The case's name.
     pub name: &'static str,
     /// The access.
     pub exit: Exit,
-    /// What the [`policy`] says to it.
+    /// The gate's disposition under the [`policy`].
     pub disposition: Disposition,
-    /// What went before.
+    /// The events before the access.
     pub before: Before,
 }
 
-/// What has to have happened for a case to be what its name says.
+/// The events that must precede the access of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
-    /// Nothing.
+    /// No event.
     Nothing,
-    /// Nothing since the register was last written by the host.
+    /// A write of the register by the host, and no event after it.
     HostWrote,
-    /// A write of this value.
+    /// A write of this value by the guest.
     Write(u64),
-    /// Accesses to two other registers, whose rules the vCPU remembers in the same place.
+    /// Accesses to two other registers that use the same slot of the vCPU's cache of rules.
     Elsewhere,
 }
 
-/// A policy of 500 entries that has every action.
+/// Returns a policy of 500 entries that has every action.
 #[must_use]
 pub fn policy() -> String {
     let fillers = (0..500 - ENTRIES.lines().count()).map(|number| {
@@ -67,7 +67,7 @@ IA32_BIOS_UPDT_TRIG = { device = 'microcode' }
 
 const LSTAR: u32 = 0xc000_0082;
 
-/// All the ways.
+/// Returns all cases.
 #[must_use]
 pub fn cases() -> Vec<Case> {
     let read = |name, index, disposition| case(name, index, Access::Read, 0, disposition);
@@ -134,7 +134,7 @@ fn case(
     }
 }
 
-/// The CPUID of a processor with all that may be forwarded, and without virtualization.
+/// Returns the CPUID of a processor that has every register that may be forwarded, and no virtualization.
 #[must_use]
 pub fn cpuid() -> Vec<kvm_cpuid_entry2> {
     let leaf = |function, [eax, ebx, ecx, edx]: [u32; 4]| kvm_cpuid_entry2 {
@@ -152,19 +152,19 @@ pub fn cpuid() -> Vec<kvm_cpuid_entry2> {
     ]
 }
 
-/// A vCPU of a gate on paper.
+/// Creates a vCPU of a gate without a kernel.
 ///
 /// # Errors
-/// As [`Gate::vcpu`].
+/// Returns the errors of [`Gate::vcpu`].
 pub fn vcpu(gate: &Gate) -> Result<(VcpuGate, PaperVcpu), GateError> {
     let mut vcpu = PaperVcpu::new();
     let mut msrs = gate.vcpu(0, &cpuid())?;
-    // The calls of a reset are on paper, and do not fail.
+    // This vCPU's system calls reach no kernel and never fail.
     let _ = vcpu.reset(&mut msrs);
     Ok((msrs, vcpu))
 }
 
-/// Brings a vCPU to where a case begins.
+/// Brings a vCPU to the state before the case's access.
 pub fn prepare(msrs: &mut VcpuGate, vcpu: &mut PaperVcpu, case: &Case) {
     match case.before {
         Before::Nothing => {}
@@ -186,10 +186,10 @@ pub fn prepare(msrs: &mut VcpuGate, vcpu: &mut PaperVcpu, case: &Case) {
     }
 }
 
-/// Has a case answered, to the end.
+/// Lets the gate answer a case completely, its handler request included.
 ///
 /// # Errors
-/// As [`VcpuGate::answer`].
+/// Returns the errors of [`VcpuGate::answer`] and [`VcpuGate::finish`].
 pub fn answer(
     msrs: &mut VcpuGate,
     vcpu: &mut PaperVcpu,

@@ -1,4 +1,4 @@
-//! Random policies, as text: entries of all kinds, includes, `[[when]]`s.
+//! Random policies as text, with entries of all kinds, includes and `[[when]]`s.
 
 use std::fmt::Write as _;
 
@@ -14,7 +14,7 @@ use proptest::sample::{Index, select};
 /// The name of the included file.
 const BASE: &str = "base.toml";
 
-/// A policy as it is drawn: some of its entries may contradict others.
+/// A randomly generated policy, some of whose entries may contradict others.
 #[derive(Clone, Debug)]
 pub struct PolicyPlan {
     default: &'static str,
@@ -32,29 +32,29 @@ struct EntryPlan {
     is_final: bool,
 }
 
-/// Which key an entry has.
+/// The key of an entry.
 #[derive(Clone, Debug)]
 enum KeyPlan {
     Own(String),
-    /// One of those that hold further out, which is overridden: an include's, or for a `[[when]]`
-    /// one of `[msrs]`.
+    /// One of the keys of an outer section, which the entry overrides: a key of the included file, or for
+    /// a `[[when]]` also one of `[msrs]`.
     Outer(Index),
 }
 
-/// A policy with those of its entries that contradict none before them, and fit with them.
+/// A policy without the generated entries that contradict earlier ones or do not fit into the filter.
 #[derive(Debug)]
 pub struct Drawn {
-    /// The policy, below the text of what it includes.
+    /// The policy's text, after the text of the included file.
     pub text: String,
-    /// The policy, compiled.
+    /// The compiled policy.
     pub compiled: Compiled,
-    /// How many of its entries override one, and how many are final.
+    /// The number of its entries that override another entry.
     pub overrides: usize,
     /// The number of its `final` entries.
     pub finals: usize,
 }
 
-/// Policies of all kinds of entries, many of which lie within others.
+/// Generates policies with entries of all kinds; many entries lie within others.
 pub fn policy() -> impl Strategy<Value = PolicyPlan> {
     const CPUS: [&str; 5] = [
         "{ vendor = \"GenuineIntel\" }",
@@ -79,7 +79,7 @@ pub fn policy() -> impl Strategy<Value = PolicyPlan> {
     )
 }
 
-/// An entry; of 8, so many override another.
+/// Generates an entry; `overriding` of 8 entries override another one.
 fn entry(overriding: u32) -> impl Strategy<Value = EntryPlan> {
     let own = key().prop_map(KeyPlan::Own);
     let outer = any::<Index>().prop_map(KeyPlan::Outer);
@@ -95,7 +95,7 @@ fn entry(overriding: u32) -> impl Strategy<Value = EntryPlan> {
     })
 }
 
-/// What an entry speaks of: an index, a range, a name, a group.
+/// Generates the key of an entry: an index, a range, a name or a group.
 fn key() -> impl Strategy<Value = String> {
     let names: Vec<_> = registers::all().iter().map(|one| one.name).collect();
     let groups: Vec<_> = registers::groups().iter().map(|one| one.name).collect();
@@ -109,7 +109,7 @@ fn key() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Around the places where registers and hardware's bitmaps begin or end.
+/// Generates an index near a place where registers or hardware bitmaps begin or end.
 fn index() -> impl Strategy<Value = u32> {
     const EDGES: [u32; 12] = [
         0x0,
@@ -130,12 +130,13 @@ fn index() -> impl Strategy<Value = u32> {
     prop_oneof![8 => near, 1 => any::<u32>()]
 }
 
-/// How many MSRs follow the first of a range: few, or more than a bitmap holds (S1.8).
+/// Generates the number of MSRs after the first of a range: few, or about as many as a bitmap holds
+/// (S1.8).
 fn length() -> impl Strategy<Value = u32> {
     prop_oneof![6 => 0..0x20_u32, 2 => 0..0x800_u32, 1 => 0x2ff0..0x3010_u32]
 }
 
-/// Both directions, as the inside of a table.
+/// Generates the actions of both directions, as the content of an inline table.
 fn says() -> impl Strategy<Value = String> {
     let either = [
         "\"allow\"",
@@ -160,13 +161,13 @@ fn says() -> impl Strategy<Value = String> {
     prop_oneof![4 => short, 4 => long, 1 => register]
 }
 
-/// The texts of a policy, as far as they are written.
+/// The texts of a policy and its included file as written so far.
 #[derive(Clone, Default)]
 struct Texts {
     head: String,
     base: String,
     entries: String,
-    /// All but the last one whole.
+    /// The `[[when]]` sections; only the last one is still open for entries.
     whens: Vec<String>,
 }
 
@@ -185,7 +186,7 @@ impl Texts {
     }
 }
 
-/// What the policy includes.
+/// The included file.
 struct Base<'t>(&'t Texts);
 
 impl Includes for Base<'_> {
@@ -194,7 +195,7 @@ impl Includes for Base<'_> {
     }
 }
 
-/// Where an entry goes.
+/// The section of an entry.
 #[derive(Clone, Copy)]
 enum Section {
     Base,
@@ -202,7 +203,7 @@ enum Section {
     When,
 }
 
-/// What has been written, and the keys that may be overridden.
+/// The texts written so far, and the keys that may be overridden.
 struct Draw {
     texts: Texts,
     drawn: Drawn,
@@ -210,10 +211,12 @@ struct Draw {
 }
 
 impl PolicyPlan {
-    /// The policy with those of its entries that contradict none before them, and fit with them.
+    /// Compiles the policy. Entries that contradict earlier ones or do not fit into the filter are left
+    /// out.
     ///
     /// # Errors
-    /// The policy that is left does not fit a filter for another reason than too many ranges.
+    /// Returns an error if the remaining policy does not fit into a filter for a reason other than too
+    /// many ranges.
     pub fn compile(&self) -> Result<Drawn, CompileError> {
         let (default, log) = (self.default, self.log);
         let include = match self.base.as_slice() {
@@ -299,12 +302,12 @@ impl Draw {
                     self.drawn.finals += usize::from(entry.is_final);
                     keys.push(key);
                 }
-                // It contradicts an entry before it, or does not fit.
+                // The entry contradicts an earlier one, or does not fit into the filter.
                 Some(Err(CompileError::Pack(PackError::TooManyRanges(_)))) | None => {}
                 Some(Err(error)) => return Err(error),
             }
         }
-        // Only what holds further out is overridden: entries of other `[[when]]`s are not.
+        // Entries override only those of outer sections, not those of other `[[when]]`s.
         if !matches!(section, Section::When) {
             self.keys = keys;
         }

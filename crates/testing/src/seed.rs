@@ -1,14 +1,14 @@
-//! What a random test starts from.
+//! The seeds of random tests.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// From `MSRGATE_SEED`, decimal or with `0x`, or by chance.
+/// Returns the seed from `MSRGATE_SEED`, decimal or hexadecimal with `0x`, or else a random one.
 ///
 /// # Panics
-/// `MSRGATE_SEED` is no number.
+/// Panics if `MSRGATE_SEED` is not a number of up to 64 bits.
 #[must_use]
 pub fn seed() -> u64 {
     let Ok(text) = std::env::var("MSRGATE_SEED") else {
@@ -21,7 +21,7 @@ pub fn seed() -> u64 {
     seed.expect("MSRGATE_SEED is a number of up to 64 bits")
 }
 
-/// The generator of one of the threads that share a seed.
+/// Returns the generator of one of the threads that share a seed.
 #[must_use]
 pub fn runner(seed: u64, worker: u32) -> TestRunner {
     let mut bytes = [0; 32];

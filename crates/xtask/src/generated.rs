@@ -1,4 +1,4 @@
-//! Generated files: written, or compared with what is committed.
+//! Generated files: written, or compared with the committed ones.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +13,8 @@ pub(crate) fn write(files: Vec<(PathBuf, String)>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails when a file differs; it should be what `source` says, and how to make it so.
+/// Returns an error if a committed file differs. `source` completes the message "FILE is not what …": it
+/// names the source and the command that regenerates the file.
 pub(crate) fn compare(files: Vec<(PathBuf, String)>, source: &str) -> anyhow::Result<()> {
     for (path, text) in files {
         let committed =

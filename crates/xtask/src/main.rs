@@ -1,8 +1,8 @@
-//! Tasks of this repository that need more than a shell.
+//! Tasks of this repository that need more than a shell script.
 //!
 //! `cargo run -p xtask -- registers` regenerates the register table of `msrgate-policy` from
-//! `crates/policy/data`, `cargo run -p xtask -- schema` the JSON schema of the language in `docs`; with
-//! `--check` they only compare, and fail when something is stale.
+//! `crates/policy/data`. `cargo run -p xtask -- schema` regenerates the JSON schema of the policy language
+//! in `docs`. With `--check` both only compare, and fail if a committed file is out of date.
 #![forbid(unsafe_code)]
 
 mod generated;

@@ -1,7 +1,7 @@
-//! The register table of `msrgate-policy`: raw lists in, Rust source out.
+//! Generator of the register table of `msrgate-policy`: it reads raw lists and writes Rust source.
 //!
-//! [`sources`] reads each list into mentions of registers, [`weed`] drops names that are none,
-//! [`merge`] makes one row of all mentions of an index and names it, [`emit`] writes the rows.
+//! [`sources`] reads each list into mentions of registers, [`weed`] drops names that name no register,
+//! [`merge`] combines all mentions of an index into one row with one name, and [`emit`] writes the rows.
 
 mod emit;
 mod merge;
@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 
 use crate::generated::{compare, write};
 
-/// Writes the generated files of the crate in `policy`.
+/// Writes the generated files of the policy crate, whose folder is `policy`.
 pub(crate) fn regenerate(policy: &Path) -> anyhow::Result<()> {
     write(generate(policy)?)
 }
 
-/// Fails when a generated file of the crate in `policy` differs from what its data says.
+/// Returns an error if a generated file of the policy crate differs from what its data produces.
 pub(crate) fn check(policy: &Path) -> anyhow::Result<()> {
     let how = "crates/policy/data says: run `cargo run -p xtask -- registers`";
     compare(generate(policy)?, how)
@@ -42,13 +42,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_table_is_what_the_data_says() {
+    fn committed_register_table_matches_data() {
         let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy");
         check(&policy).unwrap();
     }
 
     #[test]
-    fn names_of_linux_and_ia32_doc_mean_what_these_mean() {
+    fn names_of_linux_and_ia32_doc_keep_their_index() {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/data");
         let mentions = weed::weed(sources::read_all(&data).unwrap()).unwrap();
         let mut names = 0;
@@ -60,7 +60,7 @@ mod tests {
                 let Named::One(register) = by_name(&name.text) else {
                     panic!("{} is no register or several", name.text);
                 };
-                // data/README.md says why this one is different.
+                // data/README.md explains this one exception.
                 if name.text != "MSR_IA32_PMC0" {
                     assert_eq!(register.index.get(), mention.index, "{}", name.text);
                 }

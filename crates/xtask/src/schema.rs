@@ -1,4 +1,4 @@
-//! The JSON schema of the language.
+//! The JSON schema of the policy language.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ pub(crate) fn regenerate(docs: &Path) -> anyhow::Result<()> {
     write(files(docs))
 }
 
-/// Fails when the schema in `docs` is another one.
+/// Returns an error if the schema in `docs` differs from the one of the language.
 pub(crate) fn check(docs: &Path) -> anyhow::Result<()> {
     let how = "the language is: run `cargo run -p xtask -- schema`";
     compare(files(docs), how)
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_committed_schema_is_that_of_the_language() {
+    fn committed_schema_matches_language() {
         check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs")).unwrap();
     }
 }

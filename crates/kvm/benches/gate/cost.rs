@@ -1,4 +1,4 @@
-//! Accesses in a VM, answered by a gate and by a loop that knows nothing else.
+//! The time of accesses in a VM that a gate answers, compared with a loop that knows only one answer.
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use msrgate_figures::{Batch, Figures};
@@ -11,34 +11,36 @@ use msrgate_policy::Program;
 
 use crate::{Failure, program};
 
-/// A register that KVM handles, and one that it does not know.
+/// A register that KVM handles, and an MSR that KVM does not know.
 const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 
-/// What a read of [`SPARE`] gives.
+/// The value that a read of [`SPARE`] returns.
 const ANSWER: u64 = 0x5ca1_ab1e;
 
-/// Accesses in a script.
+/// The number of accesses in a script.
 const ACCESSES: u32 = 2_000;
 
-/// The guest in a VM of its own, under a filter, and who answers.
+/// The guest in a VM of its own, under a filter, with the code that answers its exits.
 struct Side {
     guest: GuestVm,
     script: Vec<(MsrIndex, Access)>,
     by: By,
 }
 
-/// Who answers.
+/// The code that answers exits.
 enum By {
-    /// A loop that has the one answer.
+    /// A loop that always gives the same answer.
     Loop,
-    /// A gate's part.
+    /// A gate.
     Gate(Box<VcpuGate>, Events),
 }
 
 impl Side {
+    /// Creates a VM and checks one run of the script.
+    ///
     /// # Errors
-    /// There is no VM, or an access does not come to what it should.
+    /// Returns an error if the VM cannot be created, or if an access does not have the expected result.
     fn new(
         host: &HostCaps,
         program: Option<Program>,
@@ -74,14 +76,14 @@ impl Side {
         }
     }
 
-    /// The same guest and filter, whose exits a loop answers.
+    /// Creates the same guest with the same filter, whose exits a loop answers.
     fn bare(
         host: &HostCaps,
         program: &Program,
         access: (MsrIndex, Access),
     ) -> Result<Self, Failure> {
         let mut side = Self::new(host, Some(program.clone()), access, ANSWER)?;
-        // The filter stays when the gate goes.
+        // The filter stays in the VM when the gate is dropped.
         side.by = By::Loop;
         side.run()?;
         Ok(side)
@@ -128,7 +130,7 @@ fn answer_by_gate(vcpu: &mut VcpuFd, msrs: &mut VcpuGate) -> Result<(), Failure>
     }
 }
 
-/// A policy that answers for [`SPARE`] and leaves STAR alone.
+/// Returns a policy that answers accesses to [`SPARE`] and allows STAR.
 fn answering(log: &str) -> Result<Program, Failure> {
     program(&format!(
         "policy = 1\ndefault = 'deny'\nlog = '{log}'\n[msrs]\nIA32_STAR = {{ read = 'allow', write = 'allow', log = 'none' }}\n\

@@ -1,4 +1,4 @@
-//! Instructions and allocations of one answer.
+//! The number of instructions and allocations of one answer.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use msrgate_testing::paper::{Case, answer, cases, policy, prepare, vcpu};
 
 use crate::{Failure, program};
 
-/// What of a case is counted.
+/// The part of a case that is counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// All of it, and what brings the vCPU to its beginning.
+    /// The answer, and the preparation of the vCPU before it.
     Whole,
-    /// What brings it there alone.
+    /// The preparation alone.
     Before,
-    /// The decision alone.
+    /// The decision of the responder alone.
     Respond,
 }
 
@@ -48,11 +48,13 @@ impl Part {
     }
 }
 
-/// From the exit's fields to the reply: what the gate does, and not what stands in for the kernel.
+/// The functions that take an exit's fields to the reply. The code that stands in for the kernel is not
+/// among them.
 const WITHIN: [&str; 2] = ["*VcpuGate*answer_at*", "*VcpuGate*finish_at*"];
 
-/// A gate without a VM, whose events fit. None is held back, but of `kill` alone each: what it takes without
-/// its event, which a policy cannot turn off, is what is counted then.
+/// Creates a gate without a VM whose queue has room for all events. No event is held back, except in the
+/// case `kill`: a policy cannot switch off that event, so the rate 0 is used to count the answer without
+/// it.
 fn gate(case: &Case) -> Result<Gate, Failure> {
     let events = EventOptions {
         queue: 1 << 15,
@@ -63,7 +65,7 @@ fn gate(case: &Case) -> Result<Gate, Failure> {
     Ok(bench::gate(program(&policy())?, options)?)
 }
 
-/// What a process under callgrind does.
+/// Runs what a process under callgrind was started for.
 pub(crate) fn run(asked: &Counted) -> Result<(), Failure> {
     let (name, part) = asked.name.split_once(' ').ok_or("no part")?;
     let case = cases().into_iter().find(|case| case.name == name);
@@ -72,7 +74,7 @@ pub(crate) fn run(asked: &Counted) -> Result<(), Failure> {
     let (part, _) = part.ok_or("no such part")?;
     let gate = gate(&case)?;
     let (mut msrs, mut vcpu) = vcpu(&gate)?;
-    // The first of a kind takes a slot of the counters: it is not what an answer costs.
+    // The first access of a kind reserves a slot of the counters, which is not part of an answer's cost.
     once(&mut msrs, &mut vcpu, &case)?;
     match part {
         Part::Whole => {
@@ -121,7 +123,7 @@ pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
             continue;
         };
         figures.value(&format!("{name}/decision"), decision, Unit::Instructions)?;
-        // What is seen first is let through by calls into the kernel: of it, the decision only.
+        // A first access is let through by system calls, so only its decision is counted.
         if case.name != "first-touch"
             && let (Some(whole), Some(before)) = (count(Part::Whole)?, count(Part::Before)?)
         {
@@ -139,7 +141,7 @@ pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a thousand answers allocate.
+/// Counts the allocations of a thousand answers.
 fn allocations(case: &Case) -> Result<f64, Failure> {
     let gate = gate(case)?;
     let (mut msrs, mut vcpu) = vcpu(&gate)?;

@@ -1,11 +1,14 @@
-//! What a gate costs.
+//! The cost of a gate.
 //!
-//! `gate/answer/…` is what happens between an exit's fields and the reply in `kvm_run`, counters
-//! included, and events where the name says so, under a policy of 500 entries: instructions counted by
-//! callgrind, without valgrind none, which is said on stderr. Accesses in a VM stand beside a loop that
-//! answers them itself, in the same process and in turns; without KVM there are none, as in the bench
-//! `guest`.
-//! `gate/first-touch` is how long a vCPU waits for an access that the filter has to open for first.
+//! `gate/answer/…` is the number of instructions between an exit's fields and the reply in `kvm_run`,
+//! under a policy of 500 entries. It includes counters, and events where the name says so. Callgrind
+//! counts the instructions; without valgrind these figures are skipped with a note on stderr.
+//!
+//! The figures of accesses in a VM compare a gate with a loop that answers by itself, in the same process
+//! and in turns. Without KVM they are skipped, as in the bench `guest`.
+//!
+//! `gate/first-touch` is the time that a vCPU waits at a first access, for which the filter has to be
+//! opened.
 
 mod cost;
 mod instructions;

@@ -1,4 +1,4 @@
-//! What a gate holds, of the heap.
+//! The heap memory of a gate.
 
 use allocation_counter::measure;
 use msrgate_figures::{Figures, Unit};
@@ -10,7 +10,8 @@ use msrgate_testing::paper::{cpuid, policy};
 
 use crate::{Failure, program};
 
-/// What an event takes in a queue. The place that is kept for a kill's is there whatever is asked for.
+/// The bytes of an event in a queue. The place that is reserved for the event of a kill exists with any
+/// queue length.
 const EVENT: i64 = 80;
 
 pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
@@ -30,11 +31,11 @@ pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
         .map_err(Into::into)
 }
 
-/// As many emulated registers as a vCPU may have.
+/// A policy with the largest number of emulated registers that a vCPU may have.
 const MOST_REGISTERS: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
     '0x10000..=0x103ff' = { register = { reset = 0, mask = '0xff' } }\n";
 
-/// What a vCPU of this gate takes beyond its queue of one event.
+/// Returns the memory of a vCPU of this gate without its queue of one event.
 fn of_vcpu(gate: &Gate) -> Result<f64, Failure> {
     let mut vcpu = None;
     let seen = measure(|| vcpu = Some(gate.vcpu(0, &cpuid())));
@@ -42,7 +43,7 @@ fn of_vcpu(gate: &Gate) -> Result<f64, Failure> {
     Ok(kibibytes(seen.bytes_current - EVENT))
 }
 
-/// From a program's bytes, with queues of one event.
+/// Creates a gate from a program's bytes, with queues of one event.
 fn make(bytes: &[u8]) -> Result<Gate, Failure> {
     let events = EventOptions {
         queue: 1,

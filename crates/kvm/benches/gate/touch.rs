@@ -1,4 +1,4 @@
-//! How long a vCPU waits for an access that the filter has to open for first.
+//! The time that a vCPU waits at a first access, for which the filter has to be opened.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,10 +15,10 @@ use msrgate_policy::Program;
 
 use crate::{Failure, program};
 
-/// Rounds; in each, all distinct accesses are new once more.
+/// The number of rounds. Each has a new VM, so all its accesses are first accesses again.
 const ROUNDS: usize = 12;
 
-/// Distinct accesses of a round: as many as KVM knows and any filter has room for.
+/// The MSRs of a round: as many as KVM knows and any filter has room for.
 const TOUCHED: [u32; 8] = [
     0x174,
     0x175,
@@ -30,7 +30,7 @@ const TOUCHED: [u32; 8] = [
     0xc000_0102,
 ];
 
-/// Set calls of a round.
+/// The number of set calls of a round.
 const SETS: u32 = 16;
 
 fn traced() -> Result<Program, Failure> {
@@ -67,19 +67,19 @@ fn microseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-/// How the accesses of a round follow each other.
+/// The time between the accesses of a round.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pace {
-    /// The kernel is done with the filter of one before the next.
+    /// The kernel finishes with the filter for one access before the next access.
     Apart,
-    /// Without a pause: each meets the set call of the one before it.
+    /// There is no pause, so each access meets the set call of the one before.
     AtOnce,
 }
 
-/// How long the kernel is given to be done with a filter.
+/// The time that the kernel is given to finish with a filter.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a distinct access takes the first time, less what it takes the second time.
+/// Returns the time of a first access, minus the time of the same access when it is repeated.
 fn wait(host: &HostCaps, pace: Pace) -> Result<Duration, Failure> {
     let mut guest = GuestVm::new(host)?;
     let gate = Gate::new(traced()?, host)?;
@@ -101,7 +101,7 @@ fn wait(host: &HostCaps, pace: Pace) -> Result<Duration, Failure> {
     Ok(sum / u32::try_from(script.len())?)
 }
 
-/// How long a guest takes for these accesses.
+/// Returns the time that a guest takes for these accesses.
 fn pass(
     guest: &mut GuestVm,
     msrs: &mut VcpuGate,
@@ -122,7 +122,8 @@ fn pass(
     }
 }
 
-/// One of many set calls back to back, while the guest of the VM accesses without a pause.
+/// Returns the time of one of many set calls in sequence, while the VM's guest makes accesses without a
+/// pause.
 fn set_call(host: &HostCaps) -> Result<Duration, Failure> {
     let mut guest = GuestVm::new(host)?;
     let vm = std::sync::Arc::clone(guest.vm());

@@ -71,8 +71,8 @@ pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
-/// Returns true if both file descriptors refer to the same open file description; `None` if the kernel cannot tell, as
-/// before Linux 6.10.
+/// Returns true if both file descriptors refer to the same open file description; `None` if the kernel
+/// cannot tell, as before Linux 6.10.
 pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bool> {
     /// `F_DUPFD_QUERY` (Linux, `uapi/linux/fcntl.h`).
     const DUPFD_QUERY: libc::c_int = 1024 + 3;

@@ -1,12 +1,12 @@
-//! The rows as Rust source.
+//! Output of the rows as Rust source.
 //!
-//! The files are read by people in reviews and by `grep`: one register, one line.
+//! People read the files in reviews and search them with `grep`, so each register is one line.
 
 use std::fmt::Write as _;
 
 use super::merge::{Row, key};
 
-/// Room for a line of [`names`].
+/// The line width of [`names`].
 const WIDTH: usize = 100;
 
 fn head(what: &str) -> String {
@@ -15,7 +15,7 @@ fn head(what: &str) -> String {
     )
 }
 
-/// `table.rs`: one row a register.
+/// Returns the text of `table.rs`: one row per register.
 pub(super) fn table(rows: &[Row]) -> String {
     let mut out = head("Every register, by index.");
     out.push_str("use super::{Register, Sources, Vendor};\n");
@@ -40,7 +40,7 @@ pub(super) fn table(rows: &[Row]) -> String {
     out
 }
 
-/// `fields.rs`: the bit fields of the registers that have any.
+/// Returns the text of `fields.rs`: the bit fields of the registers that have any.
 pub(super) fn fields(rows: &[Row]) -> String {
     let mut out = head("The bit fields of registers, by index.");
     out.push_str("use super::Field;\nuse msrgate_filter::MsrIndex;\n\n");
@@ -69,7 +69,8 @@ pub(super) fn fields(rows: &[Row]) -> String {
     out
 }
 
-/// `names.rs`: every name in the order of its key, as (row, number of the name in its row).
+/// Returns the text of `names.rs`: every name in the order of its key, as (row, number of the name in its
+/// row).
 pub(super) fn names(rows: &[Row]) -> String {
     let mut all = Vec::new();
     for (place, row) in rows.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! One row of all that is said about an index, and the name it goes by.
+//! Merging of all mentions of an index into one row, and the choice of the register's name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,12 +6,12 @@ use anyhow::{Context, bail, ensure};
 
 use super::sources::{Field, Mention, Name, Rank, Source};
 
-/// One register, ready to be written.
+/// One register, ready to be written to the table.
 pub(super) struct Row {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) aliases: Vec<String>,
-    /// The variant of `Vendor`.
+    /// The variant of `Vendor` in the generated code.
     pub(super) vendor: &'static str,
     pub(super) summary: String,
     pub(super) sources: BTreeSet<Source>,
@@ -19,7 +19,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// The name, then the aliases.
+    /// Returns the name, then the aliases.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         std::iter::once(&self.name)
             .chain(&self.aliases)
@@ -27,8 +27,8 @@ impl Row {
     }
 }
 
-/// What a name is looked up by: without `MSR_`, in capitals. `registers::lookup` of the policy crate
-/// does the same, and its tests find every name there is.
+/// Returns the key by which a name is looked up: in capitals, without `MSR_`. `registers::lookup` of the
+/// policy crate computes the same key, and its tests look up every name.
 pub(super) fn key(name: &str) -> String {
     let name = name.to_ascii_uppercase();
     match name.strip_prefix("MSR_") {
@@ -37,16 +37,17 @@ pub(super) fn key(name: &str) -> String {
     }
 }
 
-/// How much it counts that a list gives a name to a register; the smallest counts.
+/// The authority of a list that gives a name to a register; the smallest value wins.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Authority {
-    /// The SDM's architectural names, which hold for every processor.
+    /// The architectural names of the SDM, which hold for every processor.
     Sdm,
-    /// Linux's constants, which people copy. Linux means one MSR by each.
+    /// The constants of Linux, which people copy. Linux uses each for one MSR only.
     Linux,
-    /// Names from AMD's, Microsoft's and other manuals, in `extra.tsv`.
+    /// The names from manuals of AMD, Microsoft and others, in `extra.tsv`.
     Manual,
-    /// A processor family's own names: another family may mean another register.
+    /// The names that one processor family uses; another family may use the same name for another
+    /// register.
     Family,
 }
 
@@ -61,13 +62,16 @@ impl Authority {
     }
 }
 
-/// What each name means, by its key: the registers that the best authority on it gives it to.
+/// The registers that each name can mean, by the name's key, according to the best authority that has the
+/// name.
 struct Meanings(BTreeMap<String, (Authority, BTreeSet<u32>)>);
 
 impl Meanings {
+    /// Collects the meanings of all names.
+    ///
     /// # Errors
     ///
-    /// A name that one authority, other than the families, gives to two registers.
+    /// Returns an error if one authority, other than [`Authority::Family`], gives a name to two registers.
     fn of(mentions: &[Mention]) -> anyhow::Result<Self> {
         let mut all: BTreeMap<String, (Authority, BTreeSet<u32>)> = BTreeMap::new();
         for mention in mentions {
@@ -101,12 +105,12 @@ impl Meanings {
     }
 }
 
-/// The rows, by index.
+/// Returns the rows, sorted by index.
 ///
 /// # Errors
 ///
-/// A register none of whose names is its alone, a vendor that is none, or an authority that gives
-/// one name to two registers.
+/// Returns an error if a register has no name that is unique, if a vendor is unknown, or if one authority
+/// gives a name to two registers.
 pub(super) fn merge(mentions: &[Mention]) -> anyhow::Result<Vec<Row>> {
     let meanings = Meanings::of(mentions)?;
     let mut by_index: BTreeMap<u32, Vec<&Mention>> = BTreeMap::new();
@@ -140,7 +144,7 @@ fn row(index: u32, mentions: &[&Mention], meanings: &Meanings) -> anyhow::Result
     })
 }
 
-/// `IA32_EFER` for `MSR_IA32_EFER`; other names as they are.
+/// Returns `IA32_EFER` for `MSR_IA32_EFER`, and other names unchanged.
 fn sdm_style(name: &str) -> &str {
     match name.strip_prefix("MSR_") {
         Some(rest) if rest.starts_with("IA32_") => rest,
@@ -148,9 +152,10 @@ fn sdm_style(name: &str) -> &str {
     }
 }
 
-/// Which of `names`, best first, the register goes by: the first that is its `alone`, or the first
-/// whose form with a family is. So `MSR_CORE_C3_RESIDENCY`, another one on Skylake, becomes
-/// `MSR_NEHALEM_CORE_C3_RESIDENCY`, not whatever else a family calls it.
+/// Returns the place of the register's name in `names`, which are sorted best first: the first name that
+/// is unique (`alone`), or whose form with a family is unique. For example, `MSR_CORE_C3_RESIDENCY` means
+/// another register on Skylake, so the name is `MSR_NEHALEM_CORE_C3_RESIDENCY`, and not an unrelated name
+/// of some family.
 fn own_name(names: &[&Name], alone: impl Fn(&Name) -> bool) -> Option<usize> {
     let candidates = names.iter().filter(|name| name.rank < Rank::Alias);
     candidates.into_iter().find_map(|best| {
@@ -163,7 +168,8 @@ fn own_name(names: &[&Name], alone: impl Fn(&Name) -> bool) -> Option<usize> {
     })
 }
 
-/// Who has this register: `extra.tsv`'s word, else by name and index.
+/// Returns the vendor whose processors have this register: from `extra.tsv` if it has one, else by name
+/// and index.
 fn vendor(index: u32, name: &str, mentions: &[&Mention]) -> anyhow::Result<&'static str> {
     if let Some(word) = mentions
         .iter()
@@ -191,7 +197,7 @@ fn vendor(index: u32, name: &str, mentions: &[&Mention]) -> anyhow::Result<&'sta
     })
 }
 
-/// `extra.tsv`'s summary, else the first there is.
+/// Returns the summary from `extra.tsv` if it has one, else the first of the other lists.
 fn summary(mentions: &[&Mention]) -> String {
     let by_hand = mentions.iter().rev();
     by_hand
@@ -201,7 +207,8 @@ fn summary(mentions: &[&Mention]) -> String {
         .unwrap_or_default()
 }
 
-/// The fields of the first list that has any: lists disagree on names, and half of each is none.
+/// Returns the fields of the first list that has any. Lists are not combined, because they disagree on the
+/// fields' names.
 fn fields(mentions: &[&Mention]) -> Vec<Field> {
     let mut lists = mentions.iter().map(|mention| &mention.fields);
     lists
@@ -223,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_name_that_is_a_registers_alone_is_its_name() {
+    fn merge_picks_best_name_that_is_unique() {
         let rows = merge(&[
             mention(
                 2,
@@ -250,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_means_what_the_best_authority_says() {
+    fn merge_gives_name_to_register_of_best_authority() {
         let mut by_hand = mention(4, &[("B", Rank::Alias), ("D", Rank::Hand)]);
         by_hand.source = Source::Extra;
         let rows = merge(&[
@@ -281,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_one_authority_gives_to_two_registers_is_an_error() {
+    fn merge_of_name_with_two_registers_of_one_authority_is_an_error() {
         let mentions = [
             mention(1, &[("A", Rank::Linux), ("X", Rank::Linux)]),
             mention(2, &[("MSR_a", Rank::Linux), ("Y", Rank::Linux)]),
@@ -291,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_register_without_a_name_of_its_own_is_an_error() {
+    fn merge_of_register_without_unique_name_is_an_error() {
         let mentions = [
             mention(1, &[("A", Rank::Generic)]),
             mention(2, &[("MSR_a", Rank::Generic)]),

@@ -1,4 +1,4 @@
-//! Each raw list, read into mentions of registers.
+//! Readers of the raw lists; each returns mentions of registers.
 
 mod extra;
 mod geopm;
@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// Which list a mention is from. The order is that of the bits in the generated table.
+/// The list that a mention comes from. The order is that of the bits in the generated table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
     Ia32Doc,
@@ -20,39 +20,39 @@ pub(super) enum Source {
     Extra,
 }
 
-/// How good a name is as the one a register goes by; the smallest wins.
+/// The quality of a name as the register's main name; the smallest value wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// `extra.tsv` says so.
+    /// A name in `extra.tsv`.
     Hand,
-    /// The SDM's architectural name.
+    /// The architectural name of the SDM.
     Sdm,
-    /// The SDM's long form of it, or EDK2's architectural header.
+    /// The SDM's long form of its name, or a name in EDK2's architectural header.
     Architectural,
     /// An `IA32_` name in a family header of EDK2.
     FamilyArchitectural,
     /// A constant of Linux.
     Linux,
-    /// A constant of Linux for processors long gone.
+    /// A constant of Linux for processors that are no longer in use.
     LinuxOld,
-    /// EDK2's name without its family.
+    /// A name of EDK2 without its family.
     Generic,
-    /// geopm's name.
+    /// A name of geopm.
     Geopm,
-    /// EDK2's name with its family: the place is the family's among EDK2's.
+    /// A name of EDK2 with its family; the number is the family's place in the list of EDK2's families.
     Family(usize),
-    /// Never the name, always an alias.
+    /// A name that is always an alias.
     Alias,
 }
 
-/// What a list calls a register.
+/// A name that a list gives to a register.
 #[derive(Clone, Debug)]
 pub(super) struct Name {
     pub(super) text: String,
     pub(super) rank: Rank,
 }
 
-/// One field of a register, `low` and `high` inclusive.
+/// A bit field of a register; `low` and `high` are inclusive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Field {
     pub(super) low: u8,
@@ -61,13 +61,13 @@ pub(super) struct Field {
     pub(super) summary: String,
 }
 
-/// What one list says about one index.
+/// The content of one list about one index.
 #[derive(Clone, Debug)]
 pub(super) struct Mention {
     pub(super) index: u32,
     pub(super) source: Source,
     pub(super) names: Vec<Name>,
-    /// The vendor in `extra.tsv`'s word, where it says one.
+    /// The vendor in the word of `extra.tsv`; `None` in other lists.
     pub(super) vendor: Option<String>,
     pub(super) summary: Option<String>,
     pub(super) fields: Vec<Field>,
@@ -85,7 +85,7 @@ impl Mention {
         }
     }
 
-    /// The same, with one more name.
+    /// Returns the mention with one more name.
     pub(super) fn named(mut self, text: impl Into<String>, rank: Rank) -> Self {
         let text = text.into();
         self.names.push(Name { text, rank });
@@ -93,7 +93,7 @@ impl Mention {
     }
 }
 
-/// Everything that the files in `data` say, in the order of [`Source`].
+/// Reads all files in `data`, in the order of [`Source`].
 pub(super) fn read_all(data: &Path) -> anyhow::Result<Vec<Mention>> {
     let mut mentions = ia32doc::read(&text(&data.join("intel-architectural-msrs.yml"))?)?;
     mentions.extend(names::linux(&text(&data.join("msr-names-linux.tsv"))?)?);
@@ -110,7 +110,7 @@ fn text(path: &Path) -> anyhow::Result<String> {
     fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// The number in `0x1b`.
+/// Parses a number such as `0x1b`.
 fn hex(text: &str) -> anyhow::Result<u32> {
     let digits = text
         .strip_prefix("0x")
@@ -118,11 +118,12 @@ fn hex(text: &str) -> anyhow::Result<u32> {
     u32::from_str_radix(digits, 16).with_context(|| format!("{text} is no 32-bit number"))
 }
 
-/// The most bytes of a summary: with an index and a name it still fits a terminal's line or two.
+/// The largest number of bytes of a summary. With an index and a name it fits one or two lines of a
+/// terminal.
 const SUMMARY_LIMIT: usize = 90;
 
-/// The first sentence of a description, on one line and cut to [`SUMMARY_LIMIT`]; nothing when it
-/// only repeats a name.
+/// Returns the first sentence of a description, on one line and cut to [`SUMMARY_LIMIT`]; `None` if the
+/// description is a single word, which only repeats a name.
 fn sentence(description: &str) -> Option<String> {
     let words: Vec<&str> = description.split_whitespace().collect();
     let line = words.join(" ").replace(['“', '”'], "\"").replace('’', "'");
@@ -150,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_description_is_cut_to_its_first_sentence_and_to_size() {
+    fn sentence_cuts_description_to_first_sentence_and_limit() {
         let said = |text| sentence(text).unwrap_or_default();
         assert_eq!(
             said("Reads “this”\nand that. Writes nothing."),
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn indices_are_hexadecimal_and_have_32_bits() {
+    fn hex_accepts_only_hexadecimal_32_bit_numbers() {
         assert_eq!(hex("0x1B").unwrap(), 0x1b);
         for text in ["27", "0x", "0x100000000", "0x-1"] {
             assert!(hex(text).is_err(), "{text}");

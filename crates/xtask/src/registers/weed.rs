@@ -1,10 +1,10 @@
-//! What the lists name that is no register.
+//! Removal of names in the lists that do not name a register.
 
 use anyhow::ensure;
 
 use super::sources::{Mention, Source};
 
-/// One kind of name that is no register's.
+/// A kind of name that does not name a register.
 struct Rule {
     source: Source,
     matches: fn(&str) -> bool,
@@ -36,11 +36,11 @@ const RULES: [Rule; 4] = [
     },
 ];
 
-/// The mentions without names that are no register's.
+/// Returns the mentions without those whose names match a rule.
 ///
 /// # Errors
 ///
-/// A rule that drops nothing: the list changed, and the rule ought to go.
+/// Returns an error if a rule drops no mention: the list has changed, and the rule should be removed.
 pub(super) fn weed(mut mentions: Vec<Mention>) -> anyhow::Result<Vec<Mention>> {
     for rule in RULES {
         let before = mentions.len();

@@ -1,4 +1,4 @@
-//! `extra.tsv`: what is written by hand. Its own first lines describe it.
+//! `extra.tsv`, which is written by hand. The file's first lines describe its columns.
 
 use anyhow::{Context, bail, ensure};
 
@@ -39,7 +39,7 @@ fn said(column: &str) -> Option<&str> {
     (column != "-" && !column.is_empty()).then_some(column)
 }
 
-/// `MC29_CTL` for `MC{29}_CTL` and 0, `MC30_CTL` for 1.
+/// Returns `MC29_CTL` for the pattern `MC{29}_CTL` and 0, `MC30_CTL` for 1.
 fn numbered(pattern: &str, nth: u32) -> anyhow::Result<String> {
     let Some((before, rest)) = pattern.split_once('{') else {
         return Ok(pattern.to_owned());
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_as_many_registers_as_it_counts() {
+    fn row_with_count_becomes_that_many_registers() {
         let text = "# heading\n0x474\t3\t4\tMC{29}_CTL\tA{0},B\tany\t-\tmanual\n";
         let mentions = read(text).unwrap();
         let names = |mention: &Mention| -> Vec<String> {
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_row_is_an_error_that_shows_it() {
+    fn bad_row_is_an_error_that_quotes_the_row() {
         for row in [
             "0x1\t1\t1\tA\t-\tany\t-",
             "1\t1\t1\tA\t-\tany\t-\tmanual",

@@ -1,4 +1,4 @@
-//! geopm's lists of fields: `{"msrs": {NAME: {"offset": "0x10", "fields": {NAME: …}}}}`.
+//! The lists of geopm, which have bit fields: `{"msrs": {NAME: {"offset": "0x10", "fields": {NAME: …}}}}`.
 
 use anyhow::Context;
 use serde_json::{Map, Value};
@@ -29,7 +29,7 @@ pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
     Ok(mentions)
 }
 
-/// geopm leaves `MSR_` out.
+/// Adds the prefix `MSR_`, which geopm leaves out.
 fn styled(name: &str) -> String {
     if name.starts_with("IA32_") {
         name.to_owned()

@@ -1,11 +1,12 @@
-//! ia32-doc's list of the SDM's architectural MSRs: entries with a `value`, or groups of them.
+//! The list of ia32-doc, which has the SDM's architectural MSRs: entries with a `value`, and groups of
+//! entries.
 
 use anyhow::{Context, bail};
 use saphyr::{LoadableYamlNode, Yaml};
 
 use super::{Field, Mention, Rank, Source, sentence};
 
-/// Bits of a physical address end at most here; the list says `MAXPHYADDR-1`.
+/// The highest bit that a physical address can have, where the list says `MAXPHYADDR-1`.
 const PHYSICAL_ADDRESS_TOP: u8 = 51;
 
 pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
@@ -21,15 +22,15 @@ pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
     Ok(mentions)
 }
 
-/// Takes an entry that is a register, or the registers of one that is a group. A group's bit fields
-/// are those of each of its registers.
+/// Collects the mention of an entry that is a register, or of each register in a group. The bit fields of
+/// a group are those of each of its registers.
 fn walk(entry: &Yaml<'_>, inherited: &[Field], mentions: &mut Vec<Mention>) -> anyhow::Result<()> {
     if is_bit_field_list(entry) {
         return Ok(()); // the layout of a structure in memory
     }
     let own = bit_fields(entry)?;
     let fields = if own.is_empty() { inherited } else { &own };
-    // `tag: Custom` marks constants that the list's authors computed for themselves.
+    // `tag: Custom` marks constants that the authors of the list computed themselves.
     let index = match entry.as_mapping_get("tag") {
         Some(_) => None,
         None => entry.as_mapping_get("value").and_then(Yaml::as_integer),
@@ -87,7 +88,7 @@ fn is_bit_field_list(entry: &Yaml<'_>) -> bool {
     matches!(kind, Some("bitfield" | "struct"))
 }
 
-/// The fields of an entry's own bit field list, if it has one.
+/// Returns the fields of an entry's own list of bit fields; empty if the entry has none.
 fn bit_fields(entry: &Yaml<'_>) -> anyhow::Result<Vec<Field>> {
     let mut fields = Vec::new();
     for list in children(entry).filter(|child| is_bit_field_list(child)) {
@@ -111,7 +112,7 @@ fn bit_fields(entry: &Yaml<'_>) -> anyhow::Result<Vec<Field>> {
     Ok(fields)
 }
 
-/// The bits of `5`, `50-52` or `12-(MAXPHYADDR-1)`.
+/// Parses bits such as `5`, `50-52` or `12-(MAXPHYADDR-1)`.
 fn bits_of(bits: &Yaml<'_>) -> anyhow::Result<(u8, u8)> {
     if let Some(bit) = bits.as_integer() {
         let bit = u8::try_from(bit)?;

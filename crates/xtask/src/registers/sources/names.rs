@@ -1,12 +1,12 @@
-//! The two lists of names: `index<TAB>name<TAB>header`.
+//! The two lists of names, of Linux and of EDK2: `index<TAB>name<TAB>header`.
 
 use anyhow::{Context, bail};
 
 use super::{Mention, Rank, Source, hex};
 
-/// The families of EDK2's headers, and the prefix each puts into its names. Where a register needs
-/// its family to be told from others, the first family that has it lends its name: the server
-/// line from Nehalem on, then the others.
+/// The families of EDK2's headers, with the prefix that each uses in its names. If a register's name must
+/// include a family to be unique, the first family here that has the register is used: the server line
+/// from Nehalem on, then the others.
 const FAMILIES: [(&str, &str); 21] = [
     ("NehalemMsr", "NEHALEM_"),
     ("SandyBridgeMsr", "SANDY_BRIDGE_"),
@@ -31,11 +31,11 @@ const FAMILIES: [(&str, &str); 21] = [
     ("PentiumMsr", "PENTIUM_"),
 ];
 
-/// Headers of EDK2 whose names carry no family.
+/// Headers of EDK2 whose names contain no family.
 const NO_FAMILY: [&str; 3] = ["ArchitecturalMsr", "SevSnpMsr", "SvsmMsr"];
 
-/// What Linux puts before the constants of processors that no one builds a VM for any more. They
-/// share indices with today's registers, which the index goes by.
+/// Prefixes of Linux's constants for processors for which nobody builds VMs any more. Their indices are
+/// used by today's registers, which give the index its name.
 const OLD: [&str; 8] = [
     "MSR_P4_",
     "MSR_P6_",
@@ -47,7 +47,7 @@ const OLD: [&str; 8] = [
     "MSR_ATOM_",
 ];
 
-/// `msr-names-linux.tsv`.
+/// Reads `msr-names-linux.tsv`.
 pub(super) fn linux(text: &str) -> anyhow::Result<Vec<Mention>> {
     let mut mentions = Vec::new();
     for (index, name, _) in lines(text)? {
@@ -62,7 +62,7 @@ pub(super) fn linux(text: &str) -> anyhow::Result<Vec<Mention>> {
     Ok(mentions)
 }
 
-/// `msr-names-edk2.tsv`. A name is kept with its family and, as the SDM has it, without.
+/// Reads `msr-names-edk2.tsv`. Each name is kept with its family and, as in the SDM, without.
 pub(super) fn edk2(text: &str) -> anyhow::Result<Vec<Mention>> {
     let mut mentions = Vec::new();
     for (index, name, header) in lines(text)? {
