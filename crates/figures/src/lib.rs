@@ -27,24 +27,24 @@ pub enum Unit {
     Time(TimeUnit),
     /// The number of operations in a time.
     Rate(RateUnit),
-    /// `KiB`
+    /// `KiB`, 1024 bytes.
     Kibibytes,
-    /// `MiB`
+    /// `MiB`, 1024 KiB.
     Mebibytes,
     /// `x`, a ratio.
     Times,
-    /// `instructions`
+    /// `instructions`, executed by the CPU.
     Instructions,
-    /// `allocations`
+    /// `allocations`, from the heap.
     Allocations,
 }
 
 /// The unit of a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RateUnit {
-    /// `/s`
+    /// `/s`, operations per second.
     PerSecond,
-    /// `M/s`
+    /// `M/s`, millions of operations per second.
     MillionsPerSecond,
 }
 
@@ -57,7 +57,7 @@ impl RateUnit {
     }
 }
 
-/// The unit of a time.
+/// The unit of time in which a figure is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeUnit {
     /// `ns`

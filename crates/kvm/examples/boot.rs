@@ -54,7 +54,7 @@ struct Args {
     /// A compiled policy, as `msrgate compile` writes it.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// Append what the policy wants told, as JSON lines.
+    /// The file to which the policy's events are appended, as JSON lines.
     #[arg(long, value_name = "FILE", requires = "policy")]
     events: Option<PathBuf>,
     /// The number of vCPUs.

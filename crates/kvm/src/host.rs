@@ -120,7 +120,7 @@ pub enum HostError {
         /// The error number of `KVM_CREATE_VM`.
         errno: CallErrno,
     },
-    /// KVM's supported CPUID or its list of MSRs could not be read.
+    /// The CPUID or the MSRs that KVM supports for guests could not be read: a call for that failed.
     Lists {
         /// The error number of the call that failed.
         errno: CallErrno,

@@ -75,7 +75,7 @@ impl Error for InstallError {}
 /// - [`InstallError::Revision`]: the filter is not of the revision mainline. Nothing was set.
 /// - [`InstallError::Duplicate`]: the VM's file descriptor could not be duplicated. Nothing was set.
 /// - [`InstallError::Reasons`] or [`InstallError::Filter`]: the kernel refused the mask or the filter. A
-///   VM that was new has neither.
+///   VM that was new has no filter then.
 pub fn install(
     vm: &impl AsRawFd,
     filter: &Filter,

@@ -23,8 +23,8 @@
 //!   has a [`VcpuGate`](gate::VcpuGate).
 //! - *responder*: the pure function that chooses the response to an MSR exit
 //!   ([`Responder`](program::answer::Responder)).
-//! - *response*: the instruction of the responder to the gate: complete the exit, rewind it, forward it,
-//!   ask a device or a handler, or end the VM ([`Response`](program::answer::Response)).
+//! - *response*: what the responder tells the gate to do with an exit: complete, rewind or forward it, ask
+//!   a device or a handler, or end the VM ([`Response`](program::answer::Response)).
 //! - *disposition*: what the gate did with an access, in one word, for events and counters
 //!   ([`Disposition`]).
 //! - *default action*: what happens to an access that no range of the kernel filter matches

@@ -37,7 +37,7 @@ pub use observed::{
 };
 pub use supported::{CpuidLeaf, Supported};
 
-/// One access to measure.
+/// An access to measure, with the promised verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
     /// The MSR.

@@ -37,14 +37,14 @@ fn in_child(act: impl FnOnce()) -> i32 {
     let child = unsafe { libc::fork() };
     assert!(child >= 0);
     if child == 0 {
-        // SAFETY: alarm(2) of this process.
+        // SAFETY: alarm(2) takes a number; SIGALRM ends only this process.
         unsafe { libc::alarm(10) };
         let done = catch_unwind(AssertUnwindSafe(act));
-        // SAFETY: _exit(2) of this process.
+        // SAFETY: _exit(2) takes a number and ends this process.
         unsafe { libc::_exit(done.is_err().into()) };
     }
     let mut status = 0;
-    // SAFETY: waitpid(2) writes to `status`, which lives here.
+    // SAFETY: waitpid(2) writes an integer to `status`, a local variable.
     let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
     assert_eq!(waited, child);
     status

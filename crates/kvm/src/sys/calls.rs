@@ -62,7 +62,7 @@ pub(crate) enum Level {
 
 /// Duplicates a file descriptor.
 pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl(2) of a number makes a new file descriptor or fails.
+    // SAFETY: fcntl(2) takes numbers; it returns a new file descriptor or fails.
     let new = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
     if new < 0 {
         return Err(io::Error::last_os_error());
@@ -76,7 +76,7 @@ pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
 pub(crate) fn is_one_file(one: &impl AsRawFd, other: &impl AsRawFd) -> Option<bool> {
     /// `F_DUPFD_QUERY` (Linux, `uapi/linux/fcntl.h`).
     const DUPFD_QUERY: libc::c_int = 1024 + 3;
-    // SAFETY: fcntl(2) of two numbers, which changes nothing.
+    // SAFETY: fcntl(2) takes numbers here, and this command changes nothing.
     match unsafe { libc::fcntl(one.as_raw_fd(), DUPFD_QUERY, other.as_raw_fd()) } {
         0 => Some(false),
         1 => Some(true),
@@ -114,7 +114,7 @@ pub(crate) fn enable(
         args: [mask.get(), 0, 0, 0],
         ..kvm_enable_cap::default()
     };
-    // SAFETY: the kernel reads a kvm_enable_cap, which `request` is, and keeps nothing of it.
+    // SAFETY: the kernel reads one kvm_enable_cap from `request`, and keeps no pointer to it.
     checked(unsafe { ioctl_with_ref(vm, KVM_ENABLE_CAP(), &request) }).map(drop)
 }
 
@@ -131,20 +131,20 @@ pub(crate) fn has_shared_registers(vm: &impl AsRawFd) -> bool {
 
 /// Calls `KVM_CHECK_EXTENSION`. The result is positive if the capability is supported, else 0 or negative.
 pub(crate) fn check_extension(kvm: &impl AsRawFd, capability: c_ulong) -> i32 {
-    // SAFETY: the kernel reads the number alone.
+    // SAFETY: the argument is a number, not a pointer.
     unsafe { ioctl_with_val(kvm, KVM_CHECK_EXTENSION(), capability) }
 }
 
 /// Calls `KVM_GET_API_VERSION`. The result is -1 if the file is not KVM's device.
 pub(crate) fn api_version(kvm: &impl AsRawFd) -> i32 {
-    // SAFETY: it takes no argument.
+    // SAFETY: the call takes no argument.
     unsafe { ioctl(kvm, KVM_GET_API_VERSION()) }
 }
 
 /// Creates a VM with `KVM_CREATE_VM`.
 pub(crate) fn create_vm(kvm: &impl AsRawFd) -> Result<OwnedFd, CallErrno> {
     loop {
-        // SAFETY: the kernel reads a number, the VM's type.
+        // SAFETY: the argument is a number, the VM's type.
         let vm = unsafe { ioctl_with_val(kvm, KVM_CREATE_VM(), 0) };
         match checked(vm) {
             // SAFETY: the kernel returned a new file descriptor, which no other code knows.
@@ -182,21 +182,21 @@ pub(crate) fn run(vcpu: &impl AsRawFd) -> Result<(), CallErrno> {
 /// Reads the vCPU's general registers (`KVM_GET_REGS`).
 pub(crate) fn registers(vcpu: &impl AsRawFd) -> Result<kvm_regs, CallErrno> {
     let mut registers = kvm_regs::default();
-    // SAFETY: the kernel writes a kvm_regs, which `registers` is, all of integers.
+    // SAFETY: the kernel writes one kvm_regs to `registers`; all its fields are integers.
     checked(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_REGS(), &mut registers) })?;
     Ok(registers)
 }
 
 /// Sets the vCPU's general registers (`KVM_SET_REGS`), which also cancels a queued exception (S5.8).
 pub(crate) fn set_registers(vcpu: &impl AsRawFd, registers: &kvm_regs) -> Result<(), CallErrno> {
-    // SAFETY: the kernel reads a kvm_regs, which `registers` is.
+    // SAFETY: the kernel reads one kvm_regs from `registers`.
     checked(unsafe { ioctl_with_ref(vcpu, KVM_SET_REGS(), registers) }).map(drop)
 }
 
 /// Reads the vCPU's multiprocessing state, `KVM_MP_STATE_*`: running, halted, or waiting for INIT or SIPI.
 pub(crate) fn mp_state(vcpu: &impl AsRawFd) -> Result<u32, CallErrno> {
     let mut state = kvm_mp_state::default();
-    // SAFETY: the kernel writes a kvm_mp_state, which `state` is, an integer.
+    // SAFETY: the kernel writes one kvm_mp_state to `state`; its field is an integer.
     checked(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_MP_STATE(), &mut state) })?;
     Ok(state.mp_state)
 }
@@ -204,7 +204,7 @@ pub(crate) fn mp_state(vcpu: &impl AsRawFd) -> Result<u32, CallErrno> {
 /// Sets the vCPU's multiprocessing state, `KVM_MP_STATE_*`.
 pub(crate) fn set_mp_state(vcpu: &impl AsRawFd, state: u32) -> Result<(), CallErrno> {
     let state = kvm_mp_state { mp_state: state };
-    // SAFETY: the kernel reads a kvm_mp_state, which `state` is.
+    // SAFETY: the kernel reads one kvm_mp_state from `state`.
     checked(unsafe { ioctl_with_ref(vcpu, KVM_SET_MP_STATE(), &state) }).map(drop)
 }
 
@@ -228,8 +228,8 @@ pub(crate) fn cpuid(vcpu: &impl AsRawFd) -> Result<Vec<kvm_cpuid_entry2>, CallEr
 /// Reads an MSR with `KVM_GET_MSRS`; `None` if the kernel refuses.
 pub(crate) fn register(vcpu: &impl AsRawFd, index: MsrIndex) -> Result<Option<u64>, CallErrno> {
     let mut msrs = OneMsr::new(index, 0);
-    // SAFETY: the kernel reads the count and as many entries as it says, which is one, and writes
-    // that entry's value: `OneMsr` is a kvm_msrs with room for one.
+    // SAFETY: the kernel reads the count, which is one, reads that many entries, and writes their values.
+    // `OneMsr` has the layout of a kvm_msrs with room for one entry.
     let count = checked(unsafe {
         ioctl_with_mut_ptr(vcpu, KVM_GET_MSRS(), (&raw mut msrs).cast::<kvm_msrs>())
     })?;
@@ -243,7 +243,7 @@ pub(crate) fn set_register(
     value: u64,
 ) -> Result<Taken, CallErrno> {
     let mut msrs = OneMsr::new(index, value);
-    // SAFETY: as in `register`; the kernel only reads.
+    // SAFETY: the same holds as in `register`, except that the kernel only reads.
     let count = checked(unsafe {
         ioctl_with_mut_ptr(vcpu, KVM_SET_MSRS(), (&raw mut msrs).cast::<kvm_msrs>())
     })?;
@@ -259,7 +259,7 @@ pub(crate) fn physical(vcpu: &impl AsRawFd, linear: u64) -> Result<Option<u64>, 
         linear_address: linear,
         ..kvm_translation::default()
     };
-    // SAFETY: the kernel reads and writes a kvm_translation, which `translation` is.
+    // SAFETY: the kernel reads and writes one kvm_translation, `translation`; all its fields are integers.
     checked(unsafe { ioctl_with_mut_ref(vcpu, KVM_TRANSLATE(), &mut translation) })?;
     Ok((translation.valid != 0).then_some(translation.physical_address))
 }
@@ -270,7 +270,7 @@ fn is_canonical(vcpu: &impl AsRawFd, linear: u64) -> Result<bool, CallErrno> {
     /// The bit of CR4 for page tables of five levels (SDM volume 3, 2.5).
     const CR4_LA57: u64 = 1 << 12;
     let mut system = kvm_sregs::default();
-    // SAFETY: the kernel writes a kvm_sregs, which `system` is, all of integers.
+    // SAFETY: the kernel writes one kvm_sregs to `system`; all its fields are integers.
     checked(unsafe { ioctl_with_mut_ref(vcpu, KVM_GET_SREGS(), &mut system) })?;
     let unused = if system.cr4 & CR4_LA57 == 0 { 16 } else { 7 };
     let address = linear.cast_signed();

@@ -34,7 +34,7 @@ impl Memory {
     /// Returns the kernel's error number if the kernel has no memory or no address range left.
     pub(crate) fn new(pages: usize) -> Result<Self, CallErrno> {
         let bytes = pages * PAGE;
-        // SAFETY: mmap(2) with no address hint and no file touches no mapping that exists; the
+        // SAFETY: mmap(2) without an address hint and without a file changes no existing mapping. The
         // result is compared with MAP_FAILED before it is used.
         let start = unsafe {
             libc::mmap(
@@ -60,8 +60,8 @@ impl Memory {
     /// The readable part of the memory. The words are atomics, because a vCPU or the kernel may write
     /// meanwhile.
     pub(crate) fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, was zeroed by the kernel, is readable and writable
-        // for `open` bytes, and lives as long as `self`; any bytes are a valid AtomicU64.
+        // SAFETY: the mapping is page-aligned, was zeroed by the kernel, is readable and writable for
+        // `open` bytes, and lives as long as `self`. Any bytes are a valid AtomicU64.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.open / 8) }
     }
 
@@ -69,8 +69,8 @@ impl Memory {
     fn close_last_page(&mut self) -> Result<(), CallErrno> {
         self.open = self.bytes - PAGE;
         let last = (self.address() + self.open) as *mut libc::c_void;
-        // SAFETY: mprotect(2) of the last page of a mapping that only `self` owns; `words` stops
-        // before it from here on, and the exclusive borrow says that no earlier slice is left.
+        // SAFETY: mprotect(2) changes the last page of a mapping that only `self` owns. `words` ends
+        // before that page from here on, and the exclusive borrow rules out an earlier slice.
         match unsafe { libc::mprotect(last, PAGE, libc::PROT_NONE) } {
             0 => Ok(()),
             _ => Err(CallErrno::last()),
@@ -85,7 +85,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: munmap(2) of exactly what `new` mapped; every reference into it borrowed `self`.
+        // SAFETY: munmap(2) unmaps exactly what `new` mapped; every reference into it borrowed `self`.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
     }
 }

@@ -107,9 +107,9 @@ pub(crate) fn ask(
     argument: *const kvm_msr_filter,
 ) -> Result<(), CallErrno> {
     let number = width.ioctl_number();
-    // SAFETY: under either number the kernel only copies from the argument and from the bitmaps it
-    // points to, through copy_from_user, which answers EFAULT to what cannot be read. Nothing is
-    // written, and no pointer is kept after the call.
+    // SAFETY: with either number the kernel only copies from the argument and from the bitmaps that it
+    // points to, through copy_from_user, which returns EFAULT for unreadable memory. The kernel writes
+    // nothing and keeps no pointer after the call.
     match unsafe { ioctl_with_ptr(vm, number.into(), argument) } {
         0 => Ok(()),
         _ => Err(CallErrno::last()),

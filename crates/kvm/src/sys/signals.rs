@@ -10,15 +10,15 @@ use std::ptr;
 /// Calls `act` while this thread blocks all signals. A thread that `act` starts inherits the blocked mask
 /// from its first instruction on.
 pub(crate) fn while_blocked<T>(act: impl FnOnce() -> T) -> T {
-    // SAFETY: a sigset_t is integers, for which zero is a value; sigfillset fills it.
+    // SAFETY: a sigset_t consists of integers, so zero is a valid value; sigfillset fills it.
     let mut all: libc::sigset_t = unsafe { mem::zeroed() };
-    // SAFETY: the set lives here.
+    // SAFETY: the pointer is to the local variable `all`.
     unsafe { libc::sigfillset(&raw mut all) };
     let mut before = all;
-    // SAFETY: both sets live here; the call changes this thread's mask only.
+    // SAFETY: both pointers are to local variables; the call changes only this thread's mask.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
     let done = act();
-    // SAFETY: `before` is what the call above found.
+    // SAFETY: `before` is the mask that the call above stored.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
     done
 }

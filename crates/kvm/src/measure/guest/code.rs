@@ -7,9 +7,9 @@
 /// The code, which is loaded at the start of the code page.
 #[rustfmt::skip]
 pub(super) const CODE: [u8; 0x57] = [
-    // next: the slot after this one
+    // next: go to the next slot
     0x48, 0x83, 0xc6, 0x40,       // 00  add  rsi, 0x40
-    // start: load what the slot says, and go where it says
+    // start: load the slot's values, and jump to the code that the slot names
     0x48, 0x8b, 0x4e, 0x18,       // 04  mov  rcx, [rsi + 0x18]
     0x48, 0x8b, 0x46, 0x08,       // 08  mov  rax, [rsi + 0x08]
     0x48, 0x8b, 0x56, 0x10,       // 0c  mov  rdx, [rsi + 0x10]
@@ -25,13 +25,13 @@ pub(super) const CODE: [u8; 0x57] = [
     0xeb, 0x03,                   // 1c  jmp  done
     // swap
     0x0f, 0x01, 0xf8,             // 1e  swapgs
-    // done: the access went through
+    // done: the access completed
     0x48, 0x89, 0x46, 0x08,       // 21  mov  [rsi + 0x08], rax
     0x48, 0x89, 0x56, 0x10,       // 25  mov  [rsi + 0x10], rdx
     0x48, 0x89, 0x4e, 0x18,       // 29  mov  [rsi + 0x18], rcx
     0xc6, 0x46, 0x20, 0x01,       // 2d  mov  byte [rsi + 0x20], 1
     0xeb, 0xcd,                   // 31  jmp  next
-    // fault: the #GP handler; six words are on the stack, and it never returns by them
+    // fault: the #GP handler; the CPU pushed six words, which are popped here without an IRET
     0x48, 0x89, 0x46, 0x08,       // 33  mov  [rsi + 0x08], rax
     0x48, 0x89, 0x56, 0x10,       // 37  mov  [rsi + 0x10], rdx
     0x48, 0x89, 0x4e, 0x18,       // 3b  mov  [rsi + 0x18], rcx
@@ -42,7 +42,7 @@ pub(super) const CODE: [u8; 0x57] = [
     0x48, 0x83, 0xc4, 0x20,       // 49  add  rsp, 0x20        CS, RFLAGS, RSP, SS
     0xc6, 0x46, 0x20, 0x02,       // 4d  mov  byte [rsi + 0x20], 2
     0xeb, 0xad,                   // 51  jmp  next
-    // end: leave to the host, again and again
+    // end: exit to the host, and again at each resume
     0xe6, END_PORT,               // 53  out  0xf4, al
     0xeb, 0xfc,                   // 55  jmp  end
 ];

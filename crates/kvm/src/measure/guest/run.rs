@@ -16,7 +16,7 @@ use crate::measure::observed::{
     Fault, GuestOutcome, GuestRegisters, Observed, SeenExit, Site, Step, StepReply,
 };
 
-/// A step of a script, for messages.
+/// The place of a step in its script, and the step's access, for error messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepAt {
     number: usize,

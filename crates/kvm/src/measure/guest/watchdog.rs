@@ -40,16 +40,16 @@ impl Watchdog {
     /// Returns the kernel's error number if there is no timer left.
     pub(super) fn start(patience: Duration) -> Result<Self, CallErrno> {
         let signal = signal()?;
-        // SAFETY: gettid(2) takes nothing and cannot fail.
+        // SAFETY: gettid(2) takes no argument and cannot fail.
         let thread = unsafe { libc::gettid() };
-        // SAFETY: a sigevent is integers and a pointer, for all of which zero is a value.
+        // SAFETY: a sigevent consists of integers and pointers, for all of which zero is a valid value.
         let mut event: libc::sigevent = unsafe { mem::zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
         event.sigev_signo = signal;
         event.sigev_notify_thread_id = thread;
         let mut timer: libc::timer_t = ptr::null_mut();
-        // SAFETY: timer_create(2) reads `event` and writes `timer`, both of which live here; the
-        // thread it is told to signal is this one.
+        // SAFETY: timer_create(2) reads `event` and writes `timer`, which are local variables. The thread
+        // that the timer signals is this one.
         if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) } != 0
         {
             return Err(CallErrno::last());
@@ -62,8 +62,8 @@ impl Watchdog {
             it_interval: timespec(AGAIN),
             it_value: timespec(patience),
         };
-        // SAFETY: timer_settime(2) reads `schedule`; the timer was created above and is deleted only
-        // when `watchdog` is dropped; a null pointer says that the old times are not wanted.
+        // SAFETY: timer_settime(2) reads `schedule`. The timer was created above and is deleted only when
+        // `watchdog` is dropped. A null pointer means that the old times are not returned.
         match unsafe { libc::timer_settime(timer, 0, &raw const schedule, ptr::null_mut()) } {
             0 => Ok(watchdog),
             _ => Err(CallErrno::last()),
