@@ -65,7 +65,8 @@ fn total(name: &str, within: &[&str], runs: u64) -> io::Result<Option<u64>> {
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .args(within.iter().map(|one| format!("--toggle-collect={one}")))
         .arg(env::current_exe()?)
-        // Of one length, whatever the count: the length affects the layout of the process' memory.
+        // The value has the same length for every count, because its length affects the layout of the
+        // process' memory.
         .env(ASKED, format!("{name} {runs:08}"))
         .stdin(Stdio::null())
         .output();

@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(reasons, RawReasons::new(6));
     }
 
-    /// The VMM may have enabled exits before: this filter is to have none.
+    /// The VMM may have enabled exits before; this filter must have none.
     #[test]
     fn first_replace_sets_mask_even_if_empty() {
         let (none, vm) = (ReasonMask::NONE, Calls::failing(&[]));

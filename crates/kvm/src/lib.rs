@@ -21,7 +21,7 @@
 //!   access is logged.
 //! - *gate*: the object that carries out a program for one VM ([`Gate`](gate::Gate)). Each vCPU's thread
 //!   has a [`VcpuGate`](gate::VcpuGate).
-//! - *responder*: the pure function that chooses the response to an MSR exit
+//! - *responder*: the value that chooses the response to an MSR exit, without side effects
 //!   ([`Responder`](program::answer::Responder)).
 //! - *response*: what the responder tells the gate to do with an exit: complete, rewind or forward it, ask
 //!   a device or a handler, or end the VM ([`Response`](program::answer::Response)).
