@@ -44,7 +44,7 @@ enum Place {
 
 #[derive(Clone, Copy, Debug)]
 enum Whose {
-    HandlerRequest,
+    Passed,
     InForce,
 }
 
@@ -114,7 +114,7 @@ fn value() -> impl Strategy<Value = u64> {
 }
 
 fn place() -> impl Strategy<Value = Place> {
-    let whose = prop_oneof![2 => Just(Whose::HandlerRequest), 1 => Just(Whose::InForce)];
+    let whose = prop_oneof![2 => Just(Whose::Passed), 1 => Just(Whose::InForce)];
     let edge = prop_oneof![
         3 => Just(Edge::Base),
         3 => Just(Edge::End),
@@ -179,7 +179,7 @@ impl AccessPlan {
                 step,
             } => {
                 let filter = match whose {
-                    Whose::HandlerRequest => asked,
+                    Whose::Passed => asked,
                     Whose::InForce => in_force,
                 };
                 let used = filter.ranges.iter().filter(|range| range.nmsrs != 0);
