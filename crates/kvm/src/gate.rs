@@ -1,9 +1,9 @@
-//! The gate: a policy's answers in a real VM.
+//! The gate: it enforces a compiled policy in a KVM VM.
 //!
-//! A [`Gate`] belongs to a VM. It installs the filter of a [`Program`], chooses the program's variant
-//! by the CPUID of the first vCPU, and replaces the program while the VM runs. Each vCPU's thread owns
-//! a [`VcpuGate`], which answers the exits: it moves the exit's fields to the
-//! [`Responder`], which decides, and carries out what that says.
+//! A [`Gate`] belongs to one VM. It installs the filter of a [`Program`], chooses the program's variant
+//! by the CPUID of the first vCPU, and replaces the program while the VM runs. The thread of each vCPU
+//! owns a [`VcpuGate`], which answers the vCPU's MSR exits: it passes the fields of the exit to the
+//! [`Responder`], which decides, and carries out the response.
 //!
 //! ```no_run
 //! # fn device(_: &msrgate_kvm::gate::HandlerRequest) -> msrgate_kvm::Reply { msrgate_kvm::Reply::DONE }
@@ -107,15 +107,16 @@ use shared::{Control, Past, Shared};
 use thread::OwnThread;
 use vm::{KvmVm, VmPort};
 
-/// A policy in a VM.
+/// A policy in force in one VM.
 ///
-/// It may be used from any thread. When it is dropped the kernel keeps the filter, and vCPUs that
-/// still need another one get an error: keep it as long as the VM.
+/// Any thread may use it. When a gate is dropped, the kernel keeps the filter, and a vCPU that needs
+/// another filter gets [`AnswerError::Gone`]: keep the gate as long as the VM.
 ///
-/// The calls, in order: [`Self::new`], [`Self::install`] into the VM before any of its vCPUs runs,
-/// [`Self::vcpu`] for each vCPU before that one runs, and then [`Self::replace`] at any time. The VM's file
-/// descriptors work in the process that made the VM alone, so a gate that was installed before a fork(2) is
-/// the parent's: in the child each of its calls on the VM is an error, and to drop it there does nothing.
+/// The calls, in order: [`Self::new`]; [`Self::install`] before any vCPU of the VM runs; [`Self::vcpu`]
+/// for each vCPU, before that vCPU runs; then [`Self::replace`] at any time. KVM accepts calls on a
+/// VM's file descriptors only from the process that made the VM, so a gate that was installed before a
+/// fork(2) belongs to the parent. In the child each call of the gate on the VM fails, and dropping the
+/// gate does nothing.
 #[must_use = "a gate that is not installed filters nothing"]
 pub struct Gate {
     shared: Arc<Shared>,
@@ -131,19 +132,27 @@ impl fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// A gate for one VM of this host. Nothing is done to any VM yet.
+    /// Makes a gate for one VM of this host. No VM is changed until [`Self::install`].
     ///
     /// # Errors
-    /// The program needs what this host's KVM does not have, or more than a gate can hold; or it names a
-    /// `handler`, for which [`Self::with_options`] takes the VMM's names.
+    /// - [`GateError::Reasons`], [`GateError::IgnoreMsrs`] or [`GateError::IgnoreMsrsNotSeen`]: this
+    ///   host's KVM cannot hand over an exit that the program needs.
+    /// - [`GateError::NoMemory`]: the program's microcode device reads the guest's memory.
+    /// - [`GateError::NoHandler`]: the program names a `handler`; [`Self::with_options`] takes the
+    ///   names of the VMM's handlers.
+    /// - [`GateError::Responder`]: the program cannot be carried out, for instance because it has too
+    ///   many emulated registers.
+    /// - [`GateError::Pack`]: the accesses that the program logs or audits do not fit a filter.
     pub fn new(program: Program, host: &HostCaps) -> Result<Self, GateError> {
         Self::with_options(program, host, GateOptions::default())
     }
 
-    /// The same with the VM's memory, the VMM's devices, and what events hold.
+    /// Makes a gate as [`Self::new`] does, with the VM's memory, the VMM's handlers and devices, and
+    /// the contents of events.
     ///
     /// # Errors
-    /// As [`Self::new`], or a queue is to be longer than [`events::EventOptions::LONGEST_QUEUE`].
+    /// Those of [`Self::new`], and [`GateError::Queue`] if the event queue is longer than
+    /// [`events::EventOptions::LONGEST_QUEUE`].
     pub fn with_options(
         program: Program,
         host: &HostCaps,
@@ -177,22 +186,30 @@ impl Gate {
         })
     }
 
-    /// Puts the filter into a VM, before any of its vCPUs runs: the mask first, then the filter (S7).
-    /// A program with `[[when]]`s refuses everything until the first [`Self::vcpu`] has chosen its
-    /// variant. `vm` is the VM's file descriptor, of which the gate keeps a duplicate.
+    /// Sets the mask of exit reasons and then the filter in a VM (S7), before any vCPU of the VM runs.
+    /// If the program has `[[when]]` sections, the filter refuses every access until the first
+    /// [`Self::vcpu`] has chosen the variant. `vm` is the VM's file descriptor, which the gate
+    /// duplicates.
     ///
-    /// No call tells whether a vCPU has run already. What its guest did until now no filter undoes.
+    /// KVM has no call that tells whether a vCPU has run already. A filter does not undo what the guest
+    /// did before `install`.
     ///
-    /// From here on the VM's filter and its mask of reasons are the gate's, and a VMM sets neither
-    /// (there is one of each, and no call to read them back): what it did with exits of its own, for MSRs
-    /// that KVM does not know say, the policy does by `unknown`, or by a `handler` for each. A filter that a
-    /// VMM sets all the same is found out where it refuses what the program allows, and a mask of its own
-    /// nowhere: with fewer reasons, accesses that the gate would answer are a #GP.
+    /// From here on the filter and the mask of the VM belong to the gate, and the VMM must set neither.
+    /// A VM has one of each, and no call reads them back. A VMM that answered MSR exits itself, such as
+    /// those for MSRs that KVM does not know, moves that into the policy: `unknown`, or a `handler` for
+    /// each MSR. The gate reports a filter that the VMM sets all the same only where that filter
+    /// refuses an access that the program allows. The gate cannot detect a mask that the VMM sets: with
+    /// fewer reasons, accesses that the gate would answer become a #GP.
     ///
     /// # Errors
-    /// The kernel refuses it, the gate is in a VM already, or, on Linux 6.10 and later, another gate of this
-    /// process is in the VM, as long as that one or one of its [`VcpuGate`]s is there. After a refusal of the
-    /// kernel's a new VM has neither mask nor filter. The gate is in none, and this may be called again.
+    /// - [`GateError::Install`]: the kernel refuses the mask or the filter. A new VM then has neither,
+    ///   the gate is in no VM, and `install` may be called again.
+    /// - [`GateError::InstalledTwice`]: the gate is in a VM already.
+    /// - [`GateError::OtherGate`]: another gate of this process, or one of its [`VcpuGate`]s, is in the
+    ///   VM. Linux before 6.10 cannot detect this.
+    /// - [`GateError::NoSharedRegisters`]: events are to hold RIP, and KVM does not share registers.
+    /// - [`GateError::Pack`]: the first filter does not fit.
+    /// - [`GateError::Io`]: the process has no file descriptor or no thread left.
     pub fn install(&self, vm: &impl AsRawFd) -> Result<(), GateError> {
         if self.shared.lock().vm.is_some() {
             return Err(GateError::InstalledTwice);
@@ -214,16 +231,23 @@ impl Gate {
         Ok(())
     }
 
-    /// A vCPU's part, once the gate is [installed](Self::install) and before the vCPU runs. The first one
-    /// chooses the variant of the program by its CPUID, which is what `KVM_SET_CPUID2` is given; all
-    /// others have to be of the same processor. A vCPU that is added again, as in hot-plug, has to have the
-    /// CPUID it had, and its [`VcpuGate`] of before has to be dropped.
+    /// Adds a vCPU and returns the [`VcpuGate`] that answers its exits. Call it once the gate is
+    /// [installed](Self::install) and before the vCPU runs. `cpuid` is the CPUID that `KVM_SET_CPUID2`
+    /// gets. The CPUID of the first vCPU chooses the variant of the program; every other vCPU must be
+    /// of the same processor. A vCPU that is added again, as in hot-plug, must have the same CPUID as
+    /// before, and its old [`VcpuGate`] must have been dropped.
     ///
     /// # Errors
-    /// The gate is in no VM; the vCPU still has its [`VcpuGate`] of before; the CPUID is another
-    /// processor's, or has changed, or the program says nothing of it; or the filter that was chosen
-    /// cannot be installed. Nothing has been chosen then, everything is still refused if the gate is
-    /// in a VM, and this may be called again.
+    /// After an error no variant has been chosen, an installed filter is as it was, and `vcpu` may be
+    /// called again.
+    ///
+    /// - [`GateError::NotInstalled`]: the gate is in no VM.
+    /// - [`GateError::VcpuTwice`]: the vCPU still has its old [`VcpuGate`].
+    /// - [`GateError::NoCpuid`], [`GateError::OtherCpu`] or [`GateError::CpuidChanged`]: the CPUID
+    ///   lacks leaf 0 or 1, is of another processor, or has changed.
+    /// - [`GateError::Responder`]: the program has no variant for this processor.
+    /// - [`GateError::Pack`], [`GateError::Install`] or [`GateError::Io`]: the filter of the chosen
+    ///   variant cannot be installed.
     pub fn vcpu(
         &self,
         id: impl Into<VcpuId>,
@@ -245,7 +269,7 @@ impl Gate {
         Ok(VcpuGate::new(program, own))
     }
 
-    /// Chooses, or checks that the choice was the same.
+    /// Chooses the variant by the first vCPU, or checks that a later vCPU is of the chosen processor.
     fn choose(
         &self,
         control: &mut Control,
@@ -270,17 +294,19 @@ impl Gate {
         Ok(())
     }
 
-    /// Puts another program in force while vCPUs run. For each access the old one or the new one
-    /// holds, whole; registers, pins and devices that exist in both keep their state. When this
-    /// returns, the new one holds. What a device shows in a register of KVM's, such as the microcode's
-    /// revision, it shows from the next [`VcpuGate::reset`] on.
+    /// Puts another program in force while vCPUs run. Each access is handled entirely by the old
+    /// program or entirely by the new one. Registers, pins and devices that exist in both programs keep
+    /// their state. When this returns, the new program is in force for every vCPU. A register of KVM's
+    /// in which a device shows a value, such as the microcode revision, shows the new program's value
+    /// from the next [`VcpuGate::reset`] on.
     ///
     /// # Errors
-    /// The gate is in no VM, or as [`Self::new`] and [`Self::install`]. The old program is then in force, with
-    /// its filter and its mask. Where the kernel has refused the filter, a vCPU may have answered by the new program
-    /// meanwhile: registers, pins and devices that exist in both keep what came of that, and those of
-    /// the old one alone are as they were, or as a [`VcpuGate::reset`] or
-    /// [`VcpuGate::msr_set_by_host`] meanwhile would have left them.
+    /// [`GateError::NotInstalled`] if the gate is in no VM; otherwise those of [`Self::new`] and
+    /// [`Self::install`]. After an error the old program is in force, with its filter and its mask. If
+    /// the kernel has refused the filter, a vCPU may have answered exits by the new program in the
+    /// meantime. Registers, pins and devices that exist in both programs keep the changes of that time.
+    /// Those of the old program alone are as they were, or as a [`VcpuGate::reset`] or
+    /// [`VcpuGate::msr_set_by_host`] in the meantime would have left them.
     pub fn replace(&self, program: Program) -> Result<(), GateError> {
         let program = Arc::new(program);
         check(&program, &self.shared.host, &self.shared.options)?;
@@ -292,7 +318,7 @@ impl Gate {
         let (filter, reasons) = control.first_filter(&new)?;
         let vm = control.vm()?;
         self.start_publisher(&new)?;
-        // The old one last: of programs that are refused one after the other, none makes it forgotten.
+        // The old program last: a series of refused programs must not push it out of the list.
         self.shared.logs.expect(&program);
         self.shared.logs.expect(&self.program());
         self.shared.try_out(new, || vm.replace(&filter, reasons))?;
@@ -300,34 +326,35 @@ impl Gate {
         Ok(())
     }
 
-    /// The program in force, or before [`Self::install`] the one that will be.
+    /// The program in force; before [`Self::install`], the program that `install` will put in force.
     #[must_use]
     pub fn program(&self) -> Arc<Program> {
         Arc::clone(self.shared.current.get().thing.program())
     }
 
-    /// The reader of the VM's events. It may be asked for at any time: until then, each vCPU's queue keeps
-    /// what fits, and counts the rest.
+    /// The reader of the VM's events. A VMM may ask for it at any time. Until then the queue of each
+    /// vCPU keeps the events that fit, and counts the others.
     ///
     /// # Errors
-    /// There is a reader: two would each see a part of the events. When it is dropped, this may be called
-    /// again.
+    /// [`GateError::EventsTaken`] if a reader exists: two readers would each get a part of the events.
+    /// Once the reader is dropped, this may be called again.
     pub fn events(&self) -> Result<Events, GateError> {
         Events::take(&self.shared.logs).ok_or(GateError::EventsTaken)
     }
 
-    /// The accesses that were to be told the first time and have come, under the program in force, in
-    /// order: with `log = "first"` all that came to the gate, but for those that ended the VM; with
-    /// `mode = "audit"` those that the program would refuse. With other levels of `log` there are none.
+    /// The first accesses under the program in force, sorted by MSR. With `log = "first"` they are all
+    /// accesses that came to the gate, except those that ended the VM; with `mode = "audit"`, those
+    /// that the program would refuse; with other levels of `log` there are none.
     ///
-    /// It is what to learn a policy from, once the guest has done what it is to do: such an access
-    /// becomes an event once, and passes by the gate from then on, so that an event which is lost comes no
-    /// second time. What is here stays, whatever became of the event.
+    /// Learn a policy from this list once the guest has done its work. A first access becomes one
+    /// event, and afterwards bypasses the gate, so a lost event is not repeated. An access stays in
+    /// this list even if its event was lost.
     ///
-    /// There are 8,192 places, and 64 of them where an access may be. What finds none is missing here, and is
-    /// an event each time that it comes: from some five thousand accesses on, all over the MSR space, or
-    /// before if the guest picks its MSRs for that. Another program, by [`Self::replace`] or as the first
-    /// vCPU chooses a variant, begins with none. This waits for a replacement that is under way.
+    /// The list has 8,192 slots, and each access can be in 64 of them. An access without a free slot is
+    /// missing here, and becomes an event each time. That happens after some five thousand accesses
+    /// spread over the MSR space, or earlier if the guest chooses its MSRs for it. Another program, put
+    /// in force by [`Self::replace`] or by the choice of a variant, starts with an empty list. This
+    /// call waits for a replacement that is under way.
     #[must_use]
     pub fn first_accesses(&self) -> Vec<FirstAccess> {
         let _control = self.shared.lock();
@@ -335,22 +362,27 @@ impl Gate {
         self.shared.seen.under(program)
     }
 
-    /// How often each access came here, and what was done.
+    /// The number of accesses that came to the gate, by MSR, direction and disposition.
     #[must_use]
     pub fn counted(&self) -> Counted {
         self.shared.logs.counted()
     }
 
-    /// Of `listed`, which is `KVM_GET_MSR_INDEX_LIST`, the MSRs that a VMM has to save and restore for
-    /// the guest under this program. A filter takes few off that list: registers that no guest may
-    /// write are changed by other instructions, such as SWAPGS, by time, and by the VMM itself (S10.5).
-    /// Left out are those of KVM's own interface that the guest can neither write nor read, and never
-    /// could: none before [`Self::install`], before the first [`Self::vcpu`] has chosen a variant, after a [`Self::replace`], or
-    /// after a [`VcpuGate::restore`], for KVM may hold what another program let the guest turn on. What
-    /// the gate holds itself is in [`VcpuGate::save`]. Ask when the vCPUs stand still: a replacement or a restore makes
-    /// the list longer. One for a VM that ran before this gate was installed, or into which the VMM itself wrote a
-    /// snapshot of another by `KVM_SET_MSRS`, is `listed` whole. That a list lacks registers which the policy lets
-    /// the guest write is what `msrgate check --host` warns of.
+    /// Returns the MSRs of `listed` that a VMM has to save and restore for the guest under this
+    /// program; `listed` is the list of `KVM_GET_MSR_INDEX_LIST`. Call it while no vCPU runs: a
+    /// replacement or a restore makes the list longer.
+    ///
+    /// A filter removes few MSRs from the list, since a register that the guest may not write still
+    /// changes by other instructions, such as SWAPGS, with time, and by the VMM itself (S10.5). This
+    /// leaves out the registers of KVM's own interface that the guest can neither read nor write, and
+    /// never could. It leaves out no register before [`Self::install`], before the first [`Self::vcpu`]
+    /// has chosen a variant, after a [`Self::replace`], or after a [`VcpuGate::restore`]: KVM may then
+    /// hold a setting that another program let the guest turn on. Use the whole of `listed` for a VM
+    /// that ran before this gate was installed, and for one into which the VMM wrote a snapshot of
+    /// another VM by `KVM_SET_MSRS`.
+    ///
+    /// The state that the gate itself holds is in [`VcpuGate::save`]. If `listed` lacks a register that
+    /// the policy lets the guest write, `msrgate check --host` warns of it.
     #[must_use]
     pub fn migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         self.listed(listed, |responder, _, index| {
@@ -358,12 +390,14 @@ impl Gate {
         })
     }
 
-    /// As [`Self::migration_list`], for a VMM that sets a new VM's registers up as the old one's were: left
-    /// out is also each register that holds what the VMM has set, whatever the guest did. The guest cannot
-    /// write it under this program, and neither an instruction nor time changes it, which is known of some
-    /// (S10.5). The VMM sets them before [`VcpuGate::restore`]. Where a guest may run guests, under a program with a
-    /// `handler` or a `device`, which may set any register, and wherever [`Self::migration_list`] leaves out none, this leaves
-    /// out no more than that.
+    /// Returns a shorter [`Self::migration_list`], for a VMM that sets up the registers of the new VM
+    /// as it did those of the old one, before [`VcpuGate::restore`].
+    ///
+    /// This also leaves out each register that still holds the VMM's value, whatever the guest did: the
+    /// guest cannot write the register under this program, and neither an instruction nor time changes
+    /// it. That is known of some registers (S10.5). The result equals [`Self::migration_list`] where a
+    /// guest may run guests, under a program with a `handler` or a `device`, which may set any
+    /// register, and wherever [`Self::migration_list`] leaves out no register.
     #[must_use]
     pub fn tight_migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         self.listed(listed, |responder, nests, index| {
@@ -374,8 +408,9 @@ impl Gate {
         })
     }
 
-    /// Those of `listed` for which this is not true, of the program in force and of whether a guest may run
-    /// guests. All of them where KVM may hold what a guest wrote under other rules.
+    /// Returns `listed` without the registers for which `is_left_out` is true. `is_left_out` gets the
+    /// responder in force, and `true` if a guest may run guests. Returns all of `listed` if KVM may
+    /// hold a value that a guest wrote under another program.
     fn listed(
         &self,
         listed: &[MsrIndex],
@@ -390,7 +425,7 @@ impl Gate {
         listed.iter().filter(is_kept).copied().collect()
     }
 
-    /// Starts the publisher, once, if a program needs one.
+    /// Starts the publisher if the program needs it and it is not running.
     fn start_publisher(&self, responder: &Responder) -> Result<(), GateError> {
         let mut publisher = self
             .publisher
@@ -411,19 +446,20 @@ impl Drop for Gate {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if publisher.as_ref().is_some_and(|thread| !thread.is_here()) {
-            // A forked child: the publisher may have held the lock of `opened` when it was forked.
+            // A forked child: the publisher may have held the lock of `opened` at the time of the fork.
             publisher.map(OwnThread::join);
             return;
         }
         self.shared.opened.end();
         if let Some(thread) = publisher {
-            // Should it have panicked, vCPUs have been told by then that nothing is opened any more.
+            // If the publisher has panicked, it has already told the vCPUs that no filter is opened any
+            // more.
             let _ = thread.join();
         }
     }
 }
 
-/// What can be said of a program before there is a VM.
+/// Checks a program against the host and the options, before there is a VM.
 fn check(program: &Arc<Program>, host: &HostCaps, options: &GateOptions) -> Result<(), GateError> {
     if let Some(name) = options.missing_handler(program) {
         return Err(GateError::NoHandler { name });

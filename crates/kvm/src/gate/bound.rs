@@ -1,61 +1,64 @@
-//! The vCPU of KVM's that a `VcpuGate` is tied to, from its first reset on.
+//! The KVM vCPU that a `VcpuGate` is bound to, from its first reset on.
 //!
-//! A part holds pins and registers of one vCPU. The first reset or restore ties it to that vCPU, by the
-//! address of the shared page and by the file descriptor. Each answer looks at the page, and at the file
-//! descriptor where that comes apart from it. The first answer after each looks at the CPUID once more.
+//! A `VcpuGate` holds the pins and registers of one vCPU. The first reset or restore binds it to that
+//! vCPU, by the address of the shared page and by the file descriptor. Each answer compares the page,
+//! and the file descriptor too where a VMM passes the two separately. The first answer after a reset or
+//! a restore checks the CPUID again.
 
 use std::os::fd::RawFd;
 
 use super::error::VcpuError;
 use super::id::VcpuId;
 
-/// A vCPU of KVM's, as its VMM has it.
+/// The identity of a KVM vCPU, as its VMM passes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// The address of its shared page.
+    /// The address of the vCPU's shared page.
     page: usize,
     fd: RawFd,
 }
 
 impl Place {
-    /// No vCPU's: nothing is mapped at 0.
+    /// The place of no vCPU: no page is mapped at 0.
     const NOWHERE: Self = Self { page: 0, fd: -1 };
 
     pub(super) const fn new(page: usize, fd: RawFd) -> Self {
         Self { page, fd }
     }
 
-    /// The address of its shared page, of which a vCPU has one.
+    /// The address of the shared page, which is unique to the vCPU.
     pub(super) const fn page(self) -> usize {
         self.page
     }
 }
 
-/// The vCPU that a part is tied to.
+/// The vCPU that a `VcpuGate` is bound to.
 pub(super) struct Bound {
-    /// The vCPU that was reset or restored last, or [`Place::NOWHERE`]: none was, or that failed.
+    /// The vCPU that was reset or restored last; [`Place::NOWHERE`] before that, and after a call that
+    /// failed.
     begun: Place,
-    /// The same once its first exit has come, after which no VMM can give it another CPUID.
+    /// The place of `begun` once its first exit has come. From then on a VMM cannot change the vCPU's
+    /// CPUID.
     running: Place,
-    /// The vCPU that it was first reset with.
+    /// The vCPU of the first successful reset or restore.
     first: Option<Place>,
-    /// The one that no other part is tied to meanwhile.
+    /// The vCPU that is reserved for this `VcpuGate`: no other one can be tied to it.
     tied: Option<Place>,
-    /// The way in which the last one of these began.
+    /// The way in which `begun` began.
     by: Beginning,
 }
 
-/// The way in which a vCPU begins.
+/// The call by which a vCPU begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beginning {
-    /// Anew.
+    /// A reset.
     Reset,
-    /// With a state of before.
+    /// A restore, with saved state.
     Restore,
 }
 
 impl Bound {
-    /// To none yet.
+    /// Returns the binding of a `VcpuGate` that has no vCPU yet.
     pub(super) const fn nowhere() -> Self {
         Self {
             begun: Place::NOWHERE,
@@ -66,24 +69,25 @@ impl Bound {
         }
     }
 
-    /// Tells if the vCPU at `place` has been answered for since it was reset. If not,
-    /// [`Self::check`] tells if it may be.
+    /// Tells if this `VcpuGate` has answered an exit of the vCPU at `place` since the vCPU was reset or
+    /// restored. If not, [`Self::check`] tells if it may.
     #[inline]
     pub(super) fn is_running(&self, place: Place) -> bool {
         self.running == place
     }
 
-    /// Tells the same by the shared page alone: each exit asks, and a binding's type for a vCPU has the file
-    /// descriptor of that page.
+    /// Tells the same as [`Self::is_running`] by the shared page alone. Each exit asks this, and a
+    /// binding's own type for a vCPU always has the file descriptor of its page.
     #[inline]
     pub(super) const fn is_running_at_page_of(&self, place: Place) -> bool {
         self.running.page == place.page
     }
 
-    /// Checks that the vCPU at `place` is the one that was reset or restored.
+    /// Checks that the vCPU at `place` is the one that was reset or restored last.
     ///
     /// # Errors
-    /// None was, or another one.
+    /// [`VcpuError::NotReset`] if no reset or restore has succeeded, [`VcpuError::OtherVcpu`] if this
+    /// is another vCPU.
     #[cold]
     #[inline(never)]
     pub(super) fn check(&self, id: VcpuId, place: Place) -> Result<(), VcpuError> {
@@ -94,10 +98,10 @@ impl Bound {
         Err(VcpuError::NotReset { vcpu: id })
     }
 
-    /// Whether the vCPU at `place` may be reset or restored by this part.
+    /// Checks that this `VcpuGate` may reset or restore the vCPU at `place`.
     ///
     /// # Errors
-    /// Another one was before.
+    /// [`VcpuError::OtherVcpu`] if this `VcpuGate` has reset or restored another vCPU.
     pub(super) fn is_open_to(&self, id: VcpuId, place: Place) -> Result<(), VcpuError> {
         match self.first {
             Some(first) if first != place => Err(VcpuError::OtherVcpu { vcpu: id }),
@@ -105,34 +109,35 @@ impl Bound {
         }
     }
 
-    /// A reset or a restore begins: should it fail, nothing is answered until one succeeds.
+    /// Begins a reset or a restore: if that fails, no exit is answered until another one succeeds.
     pub(super) const fn begin(&mut self) {
         (self.begun, self.running) = (Place::NOWHERE, Place::NOWHERE);
     }
 
-    /// It has succeeded, for the vCPU at `place`.
+    /// Notes that the reset or restore of the vCPU at `place` has succeeded.
     pub(super) const fn done(&mut self, place: Place, by: Beginning) {
         self.begun = place;
         self.first = Some(place);
         self.by = by;
     }
 
-    /// Tells if the vCPU has what this part has restored, unless it has run since.
+    /// Tells if the last reset or restore was a restore. The vCPU may have run since.
     pub(super) fn was_restored(&self) -> bool {
         self.begun != Place::NOWHERE && self.by == Beginning::Restore
     }
 
-    /// The vCPU that it is tied to, from the first call that resets or restores one on, also if that failed.
+    /// The vCPU that this `VcpuGate` is tied to, from the first call that resets or restores a vCPU,
+    /// even if that call failed.
     pub(super) const fn tied_to(&self) -> Option<Place> {
         self.tied
     }
 
-    /// Ties it to a vCPU.
+    /// Ties this `VcpuGate` to a vCPU.
     pub(super) const fn tie(&mut self, place: Place) {
         self.tied = Some(place);
     }
 
-    /// Its first exit has come.
+    /// Notes that the first exit of the vCPU has come.
     pub(super) const fn runs(&mut self) {
         self.running = self.begun;
     }

@@ -1,4 +1,4 @@
-//! By which processor a program's variant was chosen, and which vCPUs have a part of the gate.
+//! The processor that chose a program's variant, and the vCPUs that have been added to the gate.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -9,27 +9,27 @@ use super::cpuid::GuestCpuid;
 use super::error::GateError;
 use super::id::VcpuId;
 
-/// The token that a `VcpuGate` holds: as long as it exists, the vCPU has a `VcpuGate`.
+/// The token that a `VcpuGate` holds: while the token exists, the vCPU has a `VcpuGate`.
 #[derive(Default)]
 pub(super) struct Alive;
 
-/// The processor, and the vCPUs that were added.
+/// The chosen processor, and the vCPUs that were added.
 pub(super) struct Chosen {
     cpu: Cpu,
-    /// Whether a vCPU's guest may run guests.
+    /// True if the CPUID of any vCPU offers virtualization, so that its guest may run guests.
     nests: bool,
     vcpus: BTreeMap<VcpuId, Added>,
 }
 
-/// A vCPU that was added, and may be gone.
+/// A vCPU that was added. Its `VcpuGate` may have been dropped.
 struct Added {
-    /// Of its CPUID, which must not change.
+    /// The fingerprint of the vCPU's CPUID, which must not change.
     fingerprint: u64,
     alive: Weak<Alive>,
 }
 
 impl Chosen {
-    /// The first vCPU has this CPUID.
+    /// Chooses the processor by the CPUID of the first vCPU.
     pub(super) fn by(id: VcpuId, cpuid: &GuestCpuid, alive: &Arc<Alive>) -> Self {
         let first = Added::new(cpuid, alive);
         Self {
@@ -39,20 +39,21 @@ impl Chosen {
         }
     }
 
-    /// The processor.
+    /// The chosen processor.
     pub(super) const fn cpu(&self) -> &Cpu {
         &self.cpu
     }
 
-    /// Tells if a guest on any of the vCPUs may run guests, as far as CPUID goes.
+    /// Tells if, by CPUID, the guest on any vCPU may run guests.
     pub(super) const fn nests(&self) -> bool {
         self.nests
     }
 
-    /// Adds a vCPU, perhaps one that was there before.
+    /// Adds a vCPU, which may have been added before.
     ///
     /// # Errors
-    /// It is of another processor, still has a part of the gate, or had another CPUID.
+    /// [`GateError::OtherCpu`], [`GateError::VcpuTwice`] if its old `VcpuGate` still exists, or
+    /// [`GateError::CpuidChanged`].
     pub(super) fn add(
         &mut self,
         id: VcpuId,

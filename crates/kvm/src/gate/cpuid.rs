@@ -1,4 +1,4 @@
-//! What a gate looks at of the CPUID that a VMM gives its vCPUs.
+//! The CPUID that a VMM gives its vCPUs, as far as a gate uses it.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -11,9 +11,9 @@ use super::error::GateError;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names of registers say it")]
 pub struct CpuidEntry {
-    /// The leaf: EAX when the guest executes CPUID.
+    /// The leaf: the value of EAX when the guest executes CPUID.
     pub function: u32,
-    /// The subleaf: ECX, or 0 for leaves that do not look at it.
+    /// The subleaf: the value of ECX, or 0 for a leaf that has no subleaves.
     pub index: u32,
     pub eax: u32,
     pub ebx: u32,
@@ -34,10 +34,10 @@ impl From<kvm_cpuid_entry2> for CpuidEntry {
     }
 }
 
-/// The entries that `KVM_SET_CPUID2` gets, in whichever type a VMM has them: [`CpuidEntry`] in plain
-/// values, or types of kvm-bindings.
+/// The CPUID entries that `KVM_SET_CPUID2` gets, in the VMM's own type: [`CpuidEntry`], or a type of
+/// `kvm-bindings`.
 pub trait CpuidLeaves {
-    /// The entries.
+    /// Returns the entries.
     fn leaves(&self) -> Vec<CpuidEntry>;
 }
 
@@ -67,10 +67,10 @@ pub(super) struct GuestCpuid {
 }
 
 impl GuestCpuid {
-    /// The CPUID of these leaves.
+    /// Makes the CPUID of these leaves.
     ///
     /// # Errors
-    /// Leaf 0 or 1 is missing, by which a processor is known.
+    /// [`GateError::NoCpuid`] if leaf 0 or 1, which identify the processor, is missing.
     pub(super) fn new(leaves: &[CpuidEntry]) -> Result<Self, GateError> {
         let leaf = |number| leaves.iter().find(|leaf| leaf.function == number);
         let (Some(name), Some(features)) = (leaf(0), leaf(1)) else {
@@ -93,7 +93,7 @@ impl GuestCpuid {
         self.signature
     }
 
-    /// Whether it has a feature.
+    /// Tells if the CPUID has a feature.
     pub(super) fn has(&self, bit: &CpuidBit) -> bool {
         let of = |leaf: &&CpuidEntry| (leaf.function, leaf.index) == (bit.leaf, bit.subleaf);
         self.leaves.iter().find(of).is_some_and(|leaf| {
@@ -107,7 +107,7 @@ impl GuestCpuid {
         })
     }
 
-    /// Whether the guest may run guests: VMX (leaf 1, ECX 5) or SVM (leaf 0x80000001, ECX 2).
+    /// Tells if the guest may run guests: VMX (leaf 1, ECX 5) or SVM (leaf 0x80000001, ECX 2).
     pub(super) fn has_virtualization(&self) -> bool {
         let ecx = |number: u32| {
             let of = |leaf: &&CpuidEntry| leaf.function == number;
@@ -116,7 +116,8 @@ impl GuestCpuid {
         ecx(1) >> 5 & 1 == 1 || ecx(0x8000_0001) >> 2 & 1 == 1
     }
 
-    /// What a gate goes by of this CPUID, where it has asked for these bits.
+    /// Returns the parts of this CPUID that the gate relies on, if it has asked for the bits in
+    /// `asked`.
     pub(super) fn relied_on(&self, asked: Vec<CpuidBit>) -> ReliedOn {
         let there = asked.into_iter().filter(|bit| self.has(bit));
         ReliedOn {
@@ -127,7 +128,7 @@ impl GuestCpuid {
         }
     }
 
-    /// A number that is another one if anything has changed, in all likelihood.
+    /// Returns a hash of all leaves: a changed CPUID has, in all likelihood, another one.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut leaves: Vec<_> = self
             .leaves
@@ -144,22 +145,23 @@ impl GuestCpuid {
     }
 }
 
-/// The parts of a vCPU's CPUID that a gate relies on: with other ones its answers would be unsafe.
+/// The parts of a vCPU's CPUID that a gate relies on. If KVM's CPUID differs in them, the gate's
+/// answers would be unsafe.
 pub(super) struct ReliedOn {
-    /// It chooses the variant.
+    /// The processor, which chooses the variant.
     cpu: Cpu,
     signature: u32,
-    /// The bits that are there. They let accesses be carried to KVM's registers.
+    /// The feature bits that are set, which let the gate forward accesses to KVM's registers.
     bits: Vec<CpuidBit>,
-    /// Whether the guest may run guests. If not, nobody looks for a nested one.
+    /// True if the guest may run guests. If false, the gate does not check for a nested guest.
     virtualization: bool,
 }
 
 impl ReliedOn {
-    /// Whether it is safe to go by this for a vCPU to which KVM gives these leaves: some KVMs give a
-    /// vCPU more bits than they were asked for (seen with 6.18).
+    /// Tells if the gate may rely on this for a vCPU to which KVM gives these leaves. Some KVMs give a
+    /// vCPU more bits than the VMM asked for (seen with 6.18).
     pub(super) fn is_safe_for(&self, leaves: &[CpuidEntry]) -> bool {
-        // Without leaf 0 or 1 it is none.
+        // A CPUID without leaf 0 or 1 is not safe.
         GuestCpuid::new(leaves).is_ok_and(|kvm| {
             self.cpu == *kvm.cpu()
                 && self.signature == kvm.signature()
@@ -194,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn cpuid_of_kvm_is_unsafe_where_the_gate_would_do_too_much() {
+    fn is_safe_for_rejects_cpuid_that_would_allow_too_much() {
         let sysenter = msrgate_program::forward(MsrIndex::new(0x174)).unwrap();
         let is_safe = |given: &[CpuidEntry], kvm: &[CpuidEntry]| {
             let given = GuestCpuid::new(&given.leaves()).unwrap();
@@ -209,10 +211,10 @@ mod tests {
         let mut other = given.clone();
         other[0].ebx = 2;
         assert!(!is_safe(&given, &other));
-        // It would carry accesses to registers that the guest has not.
+        // The gate would forward accesses to registers that the guest does not have.
         assert!(!is_safe(&given, &leaves(0x606a6, 0, 0)));
         assert!(is_safe(&leaves(0x606a6, 0, 0), &given));
-        // It would take a nested guest's registers for the guest's.
+        // The gate would take the registers of a nested guest for the guest's.
         let nests = leaves(0x606a6, VMX, SEP);
         assert!(!is_safe(&given, &nests));
         assert!(is_safe(&nests, &given));

@@ -1,4 +1,4 @@
-//! Emulated registers: a trait for a VMM's own, and the microcode device.
+//! Emulated registers: the trait for a VMM's own devices, and the microcode device.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use crate::sys::calls::Taken;
 pub struct GuestPhysical(u64);
 
 impl GuestPhysical {
-    /// This address.
+    /// Makes the guest-physical address `address`.
     #[must_use]
     pub const fn new(address: u64) -> Self {
         Self(address)
     }
 
-    /// The number.
+    /// The address as a number.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 }
 
-/// Memory that is not there.
+/// The error of an address range that the guest has no memory at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotMapped;
 
@@ -42,33 +42,36 @@ impl fmt::Display for NotMapped {
 
 impl std::error::Error for NotMapped {}
 
-/// The VM's memory, as its VMM knows it.
+/// The VM's memory, as the VMM maps it.
 pub trait GuestMemory: Send + Sync {
-    /// Copies bytes of the guest's memory, which other vCPUs may write meanwhile.
+    /// Copies the guest's memory from the address `from` into `into`. Other vCPUs may write that memory
+    /// at the same time.
     ///
     /// # Errors
-    /// Part of it is no memory. `into` may have been written in part.
+    /// [`NotMapped`] if the guest has no memory at a part of the range. `into` may have been written in
+    /// part.
     fn read(&self, from: GuestPhysical, into: &mut [u8]) -> Result<(), NotMapped>;
 }
 
-/// A register, or several, that a VMM emulates: one for each vCPU.
+/// One or more registers that a VMM emulates, with state of its own for each vCPU.
 ///
-/// A gate asks the device that was given to it under the name of a policy's `handler`.
+/// A gate asks the device that [`GateOptions::device`](super::GateOptions::device) gave it under the
+/// name of a policy's `handler`.
 pub trait Device: Send {
-    /// A read; `None` is a #GP.
+    /// Reads the MSR `index`. `None` gives the guest a #GP.
     ///
     /// # Errors
-    /// A call failed; the guest gets #GP, and the VMM the error.
+    /// The errno of a call that failed. The guest gets #GP, and the VMM gets the error.
     fn read(
         &mut self,
         index: MsrIndex,
         context: &mut dyn DeviceContext,
     ) -> Result<Option<u64>, CallErrno>;
 
-    /// A write of `value`.
+    /// Writes `value` to the MSR `index`.
     ///
     /// # Errors
-    /// As [`Self::read`].
+    /// Those of [`Self::read`].
     fn write(
         &mut self,
         index: MsrIndex,
@@ -76,32 +79,32 @@ pub trait Device: Send {
         context: &mut dyn DeviceContext,
     ) -> Result<Written, CallErrno>;
 
-    /// The vCPU is reset; it has not run since.
+    /// Resets the device, because the vCPU is being reset. The vCPU does not run before this returns.
     ///
     /// # Errors
-    /// A call failed.
+    /// The errno of a call that failed.
     fn reset(&mut self, context: &mut dyn DeviceContext) -> Result<(), CallErrno>;
 
-    /// Its state, for a snapshot.
+    /// Returns the device's state, for a snapshot.
     fn save(&self) -> Vec<u8>;
 
-    /// Takes a state over that [`Self::save`] gave.
+    /// Restores a state that [`Self::save`] returned.
     ///
     /// # Errors
-    /// The bytes are none; the device is then as it was.
+    /// [`BadState`] if the bytes are not a state of this device, which is then unchanged.
     fn restore(&mut self, bytes: &[u8]) -> Result<(), BadState>;
 }
 
-/// What became of a write.
+/// The result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// It is done.
+    /// The write is done.
     Done,
     /// The guest gets #GP.
     Fault,
 }
 
-/// Bytes that are no state of a device.
+/// The error of bytes that are not a state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadState;
 
@@ -113,40 +116,42 @@ impl fmt::Display for BadState {
 
 impl std::error::Error for BadState {}
 
-/// What a device may do to the vCPU whose access it answers.
+/// The operations that a device may do on the vCPU whose access it answers.
 pub trait DeviceContext {
-    /// Copies bytes at a linear address of the guest, through the vCPU's own translation, once.
+    /// Copies guest memory at the linear address `from` into `into`. The vCPU's page tables translate
+    /// the address once for each page.
     ///
     /// # Errors
-    /// The calls that translate failed.
+    /// The errno of a call that failed to translate the address.
     fn read_linear(&mut self, from: u64, into: &mut [u8]) -> Result<Copied, CallErrno>;
 
-    /// Sets a register by the host's access.
+    /// Sets a register of KVM's by a host access, `KVM_SET_MSRS`.
     ///
     /// # Errors
-    /// The call failed. That KVM refuses the value is [`Written::Fault`].
+    /// The errno of a call that failed. If KVM refuses the value, the result is [`Written::Fault`], not
+    /// an error.
     fn set_register(&mut self, index: MsrIndex, value: u64) -> Result<Written, CallErrno>;
 }
 
-/// Whether bytes of the guest could be copied.
+/// The result of a copy of guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copied {
-    /// They were.
+    /// All bytes were copied.
     Whole,
     /// Part of the address range has no memory behind it.
     NotMapped,
 }
 
-/// Makes a device for a vCPU.
+/// A function of the VMM's that makes a device for a vCPU.
 pub(super) type MakeDevice = Arc<dyn Fn(VcpuId) -> Box<dyn Device> + Send + Sync>;
 
-/// A vCPU and the VM's memory.
+/// The [`DeviceContext`] of a vCPU: its port, and the VM's memory.
 pub(super) struct Through<'a, P> {
     pub(super) port: &'a mut P,
     pub(super) memory: Option<&'a dyn GuestMemory>,
 }
 
-/// Bytes of a page; a linear address is translated once for each.
+/// The size of a page in bytes. A linear address is translated once for each page.
 const PAGE: u64 = 0x1000;
 
 impl<P: Port> DeviceContext for Through<'_, P> {
@@ -181,8 +186,8 @@ impl<P: Port> DeviceContext for Through<'_, P> {
 
 /// The emulated microcode loader of one vCPU.
 ///
-/// Only writes of the trigger come here: the guest reads the revision from the register itself, so
-/// that its own write of 0 to `IA32_BIOS_SIGN_ID`, and CPUID, stay what they are.
+/// Only writes to the trigger register come here. The guest reads the revision from KVM's register, so
+/// the guest's own write of 0 to `IA32_BIOS_SIGN_ID`, and CPUID, act as without a gate.
 pub(super) struct MicrocodeDevice {
     settings: Microcode,
     cpu: Cpu,
@@ -190,11 +195,11 @@ pub(super) struct MicrocodeDevice {
     revision: u32,
 }
 
-/// The name that policies and snapshots have for it.
+/// The name of the microcode device in policies and snapshots.
 pub(super) const MICROCODE: &str = "microcode";
 
 impl MicrocodeDevice {
-    /// At the revision that the policy says; `signature` is EAX of CPUID leaf 1.
+    /// Makes the device at the policy's revision. `signature` is EAX of CPUID leaf 1.
     pub(super) const fn new(settings: Microcode, cpu: Cpu, signature: u32) -> Self {
         let revision = settings.revision;
         Self {
@@ -205,13 +210,12 @@ impl MicrocodeDevice {
         }
     }
 
-    /// The same under another policy, whose revision holds from the next reset on: until then the
-    /// guest keeps what it has.
+    /// Changes the settings to another policy's. The guest keeps its revision until the next reset.
     pub(super) const fn under(&mut self, settings: Microcode) {
         self.settings = settings;
     }
 
-    /// Has the guest read this revision.
+    /// Writes the revision into the register that the guest reads.
     pub(super) fn show(&self, context: &mut dyn DeviceContext) -> Result<Written, CallErrno> {
         context.set_register(SIGN_ID, revision_value(&self.cpu, self.revision))
     }
@@ -228,8 +232,8 @@ impl MicrocodeDevice {
             return Ok(Written::Fault);
         };
         if context.read_linear(at, header)? == Copied::NotMapped {
-            // A CPU would raise #PF, which user space cannot ask for here; nothing is loaded
-            // either way.
+            // A CPU would raise #PF, which user space cannot inject here. In both cases nothing is
+            // loaded.
             return Ok(Written::Fault);
         }
         let Some(header) = MicrocodeHeader::accepted(trigger, header, self.signature) else {
@@ -260,7 +264,8 @@ impl Device for MicrocodeDevice {
     }
 
     fn reset(&mut self, context: &mut dyn DeviceContext) -> Result<(), CallErrno> {
-        // A loaded update survives INIT on hardware, and goes with power: a VMM's reset is both.
+        // On hardware a loaded update survives INIT, and is lost with power. A VMM's reset stands for
+        // both.
         self.revision = self.settings.revision;
         self.show(context).map(drop)
     }
@@ -275,7 +280,7 @@ impl Device for MicrocodeDevice {
     }
 }
 
-/// Asks a device.
+/// Passes an exit to a device and returns the device's reply.
 pub(super) fn ask(
     device: &mut dyn Device,
     exit: &msrgate_filter::Exit,

@@ -1,4 +1,4 @@
-//! All devices of one vCPU: the emulated ones, and the VMM's own.
+//! The devices of one vCPU: the emulated ones, and the VMM's own.
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ use super::id::VcpuId;
 /// The emulated devices of one vCPU.
 pub(super) struct DeviceSet {
     pub(super) microcode: Option<MicrocodeDevice>,
-    /// By the handler they answer for.
+    /// The VMM's devices, by the name of the handler that each answers for.
     pub(super) own: BTreeMap<Box<str>, Box<dyn Device>>,
     cpu: Cpu,
     signature: u32,
 }
 
 impl DeviceSet {
-    /// Those that the VMM makes for this vCPU. None has been reset.
+    /// Makes the VMM's devices for this vCPU. The devices have not been reset.
     pub(super) fn new(
         id: VcpuId,
         own: &BTreeMap<Box<str>, MakeDevice>,
@@ -34,7 +34,8 @@ impl DeviceSet {
         }
     }
 
-    /// Takes over what a program says of devices: the one that it has no more is given out.
+    /// Changes the devices to those of a program. Returns the microcode device if the program does not
+    /// use it.
     pub(super) fn follow(&mut self, responder: &Responder) -> Option<MicrocodeDevice> {
         let settings = responder.program().settings().microcode;
         let is_used = responder
@@ -57,7 +58,8 @@ impl DeviceSet {
         }
     }
 
-    /// The same of the program before, which had this device if the one in between had none.
+    /// Changes the devices back to those of the previous program. `microcode` is the microcode device
+    /// that [`Self::follow`] returned, for the case that the program in between had none.
     pub(super) fn back(&mut self, microcode: Option<MicrocodeDevice>, responder: &Responder) {
         self.microcode = self.microcode.take().or(microcode);
         self.follow(responder);
@@ -72,7 +74,7 @@ impl DeviceSet {
         microcode.chain(own)
     }
 
-    /// Those that a saved state says nothing of.
+    /// Returns the devices that are not in a saved state.
     pub(super) fn not_in(&mut self, saved: &Saved) -> impl Iterator<Item = &mut dyn Device> {
         let is_named = |name: &str| saved.devices.iter().any(|(saved, _)| **saved == *name);
         let has_microcode = is_named(MICROCODE);
@@ -96,13 +98,14 @@ impl DeviceSet {
             .collect()
     }
 
-    /// All of them, or none: what had been restored when one fails is put back.
+    /// Restores all devices of a saved state. If one fails, those restored before it get their old
+    /// state back.
     pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), RestoreError> {
         let before = self.save();
         for (name, bytes) in &saved.devices {
             if self.restore_one(name, bytes).is_err() {
                 for (name, bytes) in &before {
-                    // These bytes were its own.
+                    // These bytes come from the same device, so it accepts them.
                     let _ = self.restore_one(name, bytes);
                 }
                 return Err(RestoreError::Device(name.clone()));

@@ -1,4 +1,4 @@
-//! Why a gate cannot do what it was asked.
+//! The errors of a gate and of its vCPUs.
 
 use std::error::Error;
 use std::fmt;
@@ -14,68 +14,73 @@ use crate::errno::CallErrno;
 use crate::exit::{RawReason, RawReasons};
 use crate::install::InstallError;
 
-/// Why a gate does not do what it was asked.
+/// The errors of [`Gate`](super::Gate)'s calls.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum GateError {
-    /// It cannot answer.
+    /// The program has no variant for this processor, or cannot be carried out: the error says why.
     Responder(ResponderError),
-    /// Its filter, with what has to be seen of accesses that it allows, fits no filter.
+    /// The filter does not fit once the accesses that the program allows but logs or audits are
+    /// refused.
     Pack(CompileError),
-    /// The host's KVM does not exit for reasons that the program needs.
+    /// The host's KVM does not support these exit reasons, which the program needs.
     Reasons(RawReasons),
-    /// The program answers for unknown MSRs, and this host hides them (S10.1).
+    /// The program answers for MSRs that KVM does not know, and this host hides those MSRs:
+    /// `kvm.ignore_msrs` is on (S10.1).
     IgnoreMsrs,
-    /// The program answers for unknown MSRs, and nobody can tell whether this host hides them (S10.1).
+    /// The program answers for MSRs that KVM does not know, and `kvm.ignore_msrs`, which may hide those
+    /// MSRs, cannot be read (S10.1).
     IgnoreMsrsNotSeen,
-    /// A device reads the guest's memory.
+    /// The program's microcode device reads the guest's memory, and the gate has none: see
+    /// [`GateOptions::memory`](super::GateOptions::memory).
     NoMemory,
-    /// The program hands accesses to code that the VMM does not have, or has under another name.
+    /// The program names a handler that the VMM does not have, or has under another name.
     NoHandler {
-        /// The name in the policy.
+        /// The handler's name in the policy.
         name: Box<str>,
     },
-    /// Events are to have RIP, and KVM does not share registers.
+    /// Events are to hold RIP, and this KVM does not share registers by `kvm_run`.
     NoSharedRegisters,
-    /// A queue for events that is too long.
+    /// The event queue is too long.
     Queue {
-        /// What [`EventOptions::queue`](super::events::EventOptions::queue) is.
+        /// The value of [`EventOptions::queue`](super::events::EventOptions::queue).
         asked: usize,
-        /// What it may be.
+        /// The largest value that is allowed.
         most: usize,
     },
-    /// The kernel refuses the filter or the mask.
+    /// The kernel refused the filter or the mask.
     Install(InstallError),
-    /// The gate is in no VM, so that nothing is filtered.
+    /// The gate is not installed in a VM, so no access is filtered.
     NotInstalled,
     /// The gate is in a VM already.
     InstalledTwice,
-    /// Another gate is in the VM, or its vCPUs still have parts of it.
+    /// Another gate, or one of its [`VcpuGate`](super::VcpuGate)s, is in the VM.
     OtherGate,
-    /// The vCPU has a part of the gate already. Two would each have half of its pins.
+    /// The vCPU has a [`VcpuGate`](super::VcpuGate) already. Each of two would know only some of the
+    /// vCPU's pins.
     VcpuTwice {
         /// The vCPU.
         vcpu: VcpuId,
     },
-    /// The VM's events have a reader already. Two would each get a part of them.
+    /// The VM's events have a reader already. Each of two would get only some of the events.
     EventsTaken,
-    /// A CPUID by which no processor is known.
+    /// The CPUID has no leaf 0 or no leaf 1, which identify the processor.
     NoCpuid,
-    /// A vCPU of another processor than the first one's.
+    /// The vCPU is of another processor than the first vCPU.
     OtherCpu {
         /// The vCPU.
         vcpu: VcpuId,
         /// The first vCPU's processor.
         chosen: Cpu,
-        /// This one's.
+        /// This vCPU's processor.
         seen: Cpu,
     },
-    /// A vCPU with another CPUID than it had.
+    /// The vCPU was added before with another CPUID.
     CpuidChanged {
         /// The vCPU.
         vcpu: VcpuId,
     },
-    /// The system has no file descriptor or no thread left.
+    /// The process has no file descriptor or no thread left.
     Io(io::Error),
 }
 
@@ -135,31 +140,32 @@ impl From<InstallError> for GateError {
     }
 }
 
-/// Why an exit was not answered as the policy says. The guest gets #GP, if it is run on.
+/// The reasons why an exit was not answered as the policy says. A vCPU that is run on gets #GP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AnswerError {
-    /// The vCPU's last exit was for something else, or has been answered.
+    /// The vCPU's last exit was not an MSR exit, or has been answered.
     NoExit,
-    /// The exit has a reason that no kernel known here gives.
+    /// The exit has a reason that no kernel known to this crate gives.
     Reason(RawReason),
     /// A call on the vCPU failed.
     Call(CallErrno),
-    /// The kernel's filter cannot be opened for the access any more.
+    /// The kernel refused the filter that would let the access through.
     Publish(CallErrno),
-    /// The program lets KVM handle the access, and the kernel's filter has kept refusing it for
-    /// seconds: it is not the gate's.
+    /// The program lets KVM handle the access, and the kernel's filter has kept refusing the access for
+    /// seconds: something other than the gate has set that filter.
     OtherFilter {
         /// The MSR.
         index: MsrIndex,
         /// The direction.
         access: Access,
     },
-    /// The access needs another filter, and there is nobody to set it: the gate has been dropped.
+    /// The access needs another filter, and the gate that would set it has been dropped, or its
+    /// publisher has panicked.
     Gone,
-    /// The vCPU is not the one that this part of the gate is for, or was not reset.
+    /// The `VcpuGate` does not answer for this vCPU, or the vCPU was not reset.
     Vcpu(VcpuError),
-    /// This answer is to an exit that has been answered or is gone.
+    /// The handler request is of an exit that has been answered, or is gone.
     Stale,
 }
 
@@ -196,18 +202,17 @@ impl From<VcpuError> for AnswerError {
     }
 }
 
-/// Why a vCPU's state was not saved or restored.
+/// The reasons why a vCPU's state was not saved or restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StateError {
-    /// The state is none, or another program's. Nothing was restored.
+    /// The bytes are not a saved state, or the program cannot take it over. Nothing was restored.
     Restore(RestoreError),
-    /// The vCPU's last exit has not been answered, so that the guest's access is neither done nor
-    /// refused.
+    /// The vCPU's last exit has not been answered: the guest's access is neither done nor refused.
     Unanswered,
-    /// The vCPU is not the one that this part of the gate is for, or was not reset.
+    /// The `VcpuGate` does not answer for this vCPU, or the vCPU was not reset.
     Vcpu(VcpuError),
-    /// KVM does not take the value of a register.
+    /// KVM does not accept the value of a register.
     Register {
         /// The register.
         index: MsrIndex,
@@ -257,34 +262,34 @@ impl From<VcpuError> for StateError {
     }
 }
 
-/// Why a vCPU's part of a gate does nothing for the vCPU that it was given.
+/// The reasons why a [`VcpuGate`](super::VcpuGate) refuses a call for the vCPU that it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VcpuError {
-    /// The vCPU was never reset or restored, or that failed.
+    /// The vCPU was not reset or restored, or that call failed.
     NotReset {
         /// The vCPU.
         vcpu: VcpuId,
     },
-    /// It is another vCPU, of this VM or another, than the one that was first reset or restored.
+    /// The vCPU is not the one that was first reset or restored. It may be of another VM.
     OtherVcpu {
-        /// The vCPU that the part of the gate is for.
+        /// The vCPU that the `VcpuGate` is for.
         vcpu: VcpuId,
     },
-    /// KVM has another CPUID for the vCPU, in what the gate goes by, or none yet.
+    /// KVM has no CPUID for the vCPU yet, or one that differs in a part that the gate relies on.
     OtherCpuid {
         /// The vCPU.
         vcpu: VcpuId,
     },
-    /// Another [`VcpuGate`](super::VcpuGate) answers for this vCPU of KVM's already. Each of the two would
+    /// Another [`VcpuGate`](super::VcpuGate) answers for this KVM vCPU already. Each of the two would
     /// know only some of the pins that the guest has set.
     TiedTwice {
         /// The number of the `VcpuGate` whose call is refused.
         vcpu: VcpuId,
-        /// The number of the `VcpuGate` that answers for it.
+        /// The number of the `VcpuGate` that answers for the vCPU.
         other: VcpuId,
     },
-    /// The vCPU has not run since its state was restored, which this would undo.
+    /// The vCPU has not run since its state was restored, and this call would undo the restore.
     Restored {
         /// The vCPU.
         vcpu: VcpuId,

@@ -1,8 +1,8 @@
-//! What a gate tells about accesses: events, in a bounded queue a vCPU, and counters.
+//! The gate's record of accesses: events, in a bounded queue for each vCPU, and counters.
 //!
-//! A vCPU puts its events into a queue of its own and goes on; what does not fit is counted. A
-//! reader takes them out when it likes and hands them to [sinks](Sink). In each queue a place is kept for
-//! the event of a kill, so that no guest hides its end by what it did before.
+//! A vCPU puts its events into its own queue and goes on; an event that does not fit is counted. A
+//! reader takes the events out and passes them to [sinks](Sink). Each queue keeps a slot for the event
+//! of a kill, so that a guest cannot hide the kill by earlier events.
 
 mod counters;
 mod event;
@@ -34,24 +34,27 @@ pub(super) use reader::{VcpuLog, VcpuLogs};
 
 use super::error::GateError;
 
-/// What events hold, and how many there may be.
+/// The contents of events, and the limits on their number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventOptions {
-    /// Events that a vCPU's queue holds, from 1 (which 0 is, too) to [`Self::LONGEST_QUEUE`]; a queue
-    /// takes 80 bytes for each, and for the event of a kill beyond them. 256 unless set.
+    /// The number of events that a vCPU's queue holds, from 1 to [`Self::LONGEST_QUEUE`]; 0 counts as
+    /// 1. A queue takes 80 bytes for each event, and for one more, which is kept for a kill. The
+    /// default is 256.
     pub queue: usize,
-    /// Events of one (MSR, access, disposition) that a vCPU makes a second, of kills all together; the rest is
-    /// counted, see [`VcpuDrops::held_back`]. 100 unless set.
+    /// The number of events of one (MSR, access, disposition) that a vCPU makes in a second; all kills
+    /// count together. Further events are only counted, see [`VcpuDrops::held_back`]. The default is
+    /// 100.
     pub per_second: u32,
-    /// Whether events hold the values that guests write. Not unless asked for: `IA32_LSTAR` gives
-    /// away where a kernel is.
+    /// The choice whether events hold the values that guests write. The default is no: `IA32_LSTAR`
+    /// reveals the address of a kernel.
     pub values: Values,
-    /// Whether events hold RIP. Not unless asked for: each exit then copies the vCPU's registers.
+    /// The choice whether events hold RIP. The default is no: with RIP each exit copies the vCPU's
+    /// registers.
     pub rip: Rip,
 }
 
 impl EventOptions {
-    /// The most events that a queue may be asked to hold: 80 MiB for each vCPU.
+    /// The longest queue, in events: it takes 80 MiB for each vCPU.
     pub const LONGEST_QUEUE: usize = 1 << 20;
 
     pub(super) const fn check(&self) -> Result<(), GateError> {

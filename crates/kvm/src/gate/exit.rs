@@ -1,4 +1,4 @@
-//! What one vCPU's answers depend on beside the program, and how they are carried out.
+//! The state of one vCPU beside the program, and how the vCPU's thread carries out a response.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -26,48 +26,48 @@ use super::seen::Touch;
 use super::shared::Shared;
 use crate::sys::calls::{self, Level, Taken};
 
-/// One vCPU, but for the program that it answers by.
+/// The state of one vCPU, without the program that answers its exits.
 pub(super) struct Answering {
     pub(super) id: VcpuId,
-    /// A number that no other vCPU's part has, of any gate of this process.
+    /// A number that is unique among the `VcpuGate`s of all gates of this process.
     pub(super) number: u64,
     _alive: Arc<Alive>,
     pub(super) relied_on: ReliedOn,
     pub(super) shared: Arc<Shared>,
     pub(super) state: VcpuState,
     pub(super) devices: DeviceSet,
-    /// What it had under the program before, as long as this one may be withdrawn.
+    /// The state under the previous program, kept while the current program may still be withdrawn.
     pub(super) before: Option<Before>,
     log: Arc<VcpuLog>,
     limit: Limit,
-    /// How many exits have been handed to the VMM's own code or answered.
+    /// The number of exits that have been answered or handed to the VMM's handler.
     pub(super) exits: u64,
-    /// The exit that the VMM's own code is to answer, and the program that says so.
+    /// The exit that the VMM's handler is to answer, and the program that says so.
     handed_out: Option<(Generation<Responder>, Exit)>,
-    /// Where the guest was at the exit that is being answered, if events are to say it.
+    /// The guest's RIP at the exit that is being answered, if events are to hold RIP.
     rip: Option<u64>,
     may_nest: MayNest,
     rewound: RewindTimer,
 }
 
-/// Whether the vCPU may run a nested guest.
+/// The possibility that the vCPU runs a nested guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum MayNest {
     Never,
     Perhaps,
 }
 
-/// What became of a step that this vCPU could do alone.
+/// The result of a response that this vCPU could carry out alone.
 enum Done {
     Reply(Reply, Disposition),
     Rewound,
 }
 
-/// The number of the next vCPU's part.
+/// The number of the next `VcpuGate`.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
 impl Answering {
-    /// A vCPU that has not run.
+    /// Makes the state of a vCPU that has not run.
     pub(super) fn new(
         id: VcpuId,
         cpuid: &GuestCpuid,
@@ -88,7 +88,7 @@ impl Answering {
         };
         Self {
             id,
-            // Relaxed: nothing but that each is another is asked of it.
+            // Relaxed: the numbers only have to be distinct.
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             _alive: alive,
             state: VcpuState::new(program, has),
@@ -106,8 +106,8 @@ impl Answering {
         }
     }
 
-    /// Goes from one program to another, which may be the one before: back, if this one has been
-    /// withdrawn.
+    /// Changes from one program to another. If the current program has been withdrawn, `other` may be
+    /// the program before it.
     pub(super) fn follow(
         &mut self,
         program: &mut Generation<Responder>,
@@ -118,7 +118,7 @@ impl Answering {
         {
             (*program, self.state) = before.again(&program.thing, &self.state, &mut self.devices);
         }
-        // Else it is back where it was.
+        // If the numbers are equal, the vCPU is back at the program it had.
         if other.number != program.number {
             let state = self.state.under(&program.thing, &other.thing);
             let is_kept = other.is_kept();
@@ -131,7 +131,7 @@ impl Answering {
         }
     }
 
-    /// Answers an exit, whose reply is #GP so far.
+    /// Answers an exit. The caller has already written #GP as its reply.
     #[inline]
     pub(super) fn answer(
         &mut self,
@@ -141,7 +141,7 @@ impl Answering {
     ) -> Result<Outcome, AnswerError> {
         self.exits += 1;
         if self.shared.options.events.rip == Rip::Shown {
-            // Before asking: what had not been asked for is not there at this exit.
+            // Read RIP before asking: this exit has registers only if they were asked for before it.
             self.rip = port.rip();
             port.ask_for_registers();
         }
@@ -173,7 +173,7 @@ impl Answering {
                     access: exit.access,
                 }));
             }
-            // Of a step that is not known here nothing is done.
+            // A response that is unknown here is a refusal.
             _ => Done::Reply(Reply::FAULT, Disposition::Denied),
         };
         match done {
@@ -188,8 +188,8 @@ impl Answering {
         Ok(Outcome::Resume)
     }
 
-    /// Tells of the exit that was handed out, which the VMM's own code has answered with this, or has not
-    /// answered, which is a #GP.
+    /// Counts and logs the exit that the VMM's handler was to answer. `reply` is the handler's reply,
+    /// or #GP if the handler gave none.
     #[cold]
     #[inline(never)]
     pub(super) fn finished(&mut self, reply: Reply) {
@@ -199,14 +199,14 @@ impl Answering {
             Disposition::Denied
         };
         if let Some((program, exit)) = self.handed_out.take() {
-            // The program that handed it out says the same once more, and what it says of a handler touches
-            // nothing of the state, which may be of another program by now.
+            // The same program gives the same response again. For a handler it does not change the
+            // state, which may be of another program by now.
             let answer = program.thing.respond(&mut self.state, &exit);
             self.tell(&program, &exit, &answer, disposition);
         }
     }
 
-    /// Another exit has come, or the same once more.
+    /// Notes that an exit has come: a new one, or the previous one again.
     #[inline]
     pub(super) fn next_exit(&mut self, port: &impl Port) {
         if self.handed_out.is_some() {
@@ -218,15 +218,16 @@ impl Answering {
     #[inline(never)]
     fn next_after_handler(&mut self, port: &impl Port) {
         if port.is_marked() {
-            // Nobody has run the vCPU: it is the same exit, which is told when it is answered.
+            // The vCPU has not run, so this is the same exit, which is logged once it is answered.
             self.handed_out = None;
         } else {
             self.finished(Reply::FAULT);
         }
     }
 
-    /// Has the guest execute the access itself, now or as soon as the filter lets it. Apart from the rest: inlined,
-    /// it costs each answer four instructions, for registers that it would need.
+    /// Has the guest execute the access again, which succeeds once the kernel's filter allows it. This
+    /// is not inlined: inlined, it costs each answer four instructions, for registers that it would
+    /// need.
     #[inline(never)]
     fn let_through(
         &mut self,
@@ -255,8 +256,9 @@ impl Answering {
             return Err(AnswerError::OtherFilter { index, access });
         }
         port.rewind()?;
-        // The publisher may need this processor; and where it has what it needs, it has come to the call
-        // that sets the filter, most likely, which holds before that call returns.
+        // The publisher may need this processor. Once the publisher has taken the requests, it has most
+        // likely come to the call that sets the filter, and that filter is in force before the call
+        // returns.
         if wait == Wait::GoOn || self.shared.opened.is_waiting() {
             thread::yield_now();
         }
@@ -272,7 +274,8 @@ impl Answering {
         access: &Forwarded,
     ) -> Result<Done, AnswerError> {
         if self.may_nest == MayNest::Perhaps && port.level()? == Level::Nested {
-            // The register is the nested guest's. What is only to be seen, or recorded, it may do itself.
+            // The register belongs to the nested guest. If the access is only to be seen or recorded,
+            // the nested guest may execute it itself.
             let is_audit = program.thing.program().settings().mode == Mode::Audit;
             if answer.disposition != Disposition::Allowed && !is_audit {
                 return Ok(Done::Reply(Reply::FAULT, Disposition::Denied));
@@ -303,7 +306,7 @@ impl Answering {
         })
     }
 
-    /// Asks the device that answers for `handler`, or the emulated one.
+    /// Asks the device that answers for `handler`, or the emulated device if `handler` is `None`.
     fn ask(
         &mut self,
         port: &mut impl Port,
@@ -337,7 +340,7 @@ impl Answering {
         Ok(Done::Reply(reply, disposition))
     }
 
-    /// Counts an access, and makes an event of it if the policy wants one.
+    /// Counts an access, and logs it as an event if the policy wants one.
     #[inline]
     fn tell(
         &mut self,
@@ -348,7 +351,8 @@ impl Answering {
     ) {
         self.log.count(exit.index, exit.access, disposition);
         let seen = &self.shared.seen;
-        // What nobody remembers is told: a guest could make the VM forget what it wants to hide.
+        // An access that there is no room to remember is logged: otherwise a guest could make the VM
+        // forget accesses that it wants to hide.
         let touch = || seen.touch(program.number, exit.index, exit.access);
         let responder = &program.thing;
         if responder.is_event(exit, answer, disposition, || touch() != Touch::Again) {
@@ -356,7 +360,7 @@ impl Answering {
         }
     }
 
-    /// Makes an event of an access, unless there have been too many of its kind.
+    /// Logs an access as an event, unless the limit holds it back.
     #[inline(never)]
     fn note(
         &mut self,
@@ -393,33 +397,35 @@ impl Answering {
     }
 }
 
-/// What a vCPU had under the program before the one that it answers by.
+/// The state that a vCPU had under the program before the current one.
 ///
-/// A replacement whose filter the kernel refuses is withdrawn, and the program that it stood in for
-/// is in force again: vCPUs that had followed get back what only that one has. Each sets aside what
-/// it had when it takes over a program that is only tried, until it sees that this is kept or takes
-/// over another. That is all it ever needs: a replacement is decided before the next begins.
+/// If the kernel refuses the filter of a replacement, the replacement is withdrawn, and the program
+/// before it is in force again. vCPUs that had taken over the new program then get back the state that
+/// only the old program has. Each vCPU sets that state aside when it takes over a program on trial,
+/// until it sees that the program is kept, or takes over another one. One set of state is enough: a
+/// replacement is decided before the next one begins.
 pub(super) struct Before {
     pub(super) program: Generation<Responder>,
     pub(super) state: VcpuState,
-    /// If the program after it has none.
+    /// The microcode device, if the next program has none.
     pub(super) microcode: Option<MicrocodeDevice>,
 }
 
 impl Before {
-    /// The vCPU is reset under the program after this one.
+    /// Resets the state that was set aside, because the vCPU is reset under the next program.
     pub(super) fn reset(&mut self) {
         self.state.reset(&self.program.thing);
-        // One that is made anew is at the revision of its program.
+        // A new device starts at the revision of its program.
         self.microcode = None;
     }
 
-    /// The host wrote a register of the vCPU.
+    /// Notes that the host wrote a register of the vCPU.
     pub(super) fn msr_set_by_host(&mut self, index: MsrIndex) {
         self.state.msr_set_by_host(&self.program.thing, index);
     }
 
-    /// Back from the program that was withdrawn, under which the vCPU holds `state` and `devices`.
+    /// Returns to the previous program. `state` and `devices` are the vCPU's under the withdrawn
+    /// program.
     pub(super) fn again(
         self,
         withdrawn: &Responder,

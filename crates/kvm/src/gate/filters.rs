@@ -1,4 +1,4 @@
-//! The filters of a program that a gate puts into the kernel.
+//! The filters that a gate sets in the kernel for a program.
 
 use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, ReasonMask, Revision,
@@ -8,12 +8,12 @@ use msrgate_program::{CompileError, PackError};
 
 use super::pass_requests::Wanted;
 
-/// What a program's filter is at first, and its mask.
+/// Returns the filter with which a program starts, and its mask of exit reasons.
 pub(super) fn first_filter(responder: &Responder) -> Result<(Filter, ReasonMask), CompileError> {
     let reasons = responder.variant().reasons();
     let filter = if responder.is_traced() {
         match responder.verdicts(&[]).pack() {
-            // There is always the narrowest: it opens for what is waited for.
+            // The narrowest filter always fits: it is opened for accesses as vCPUs wait for them.
             Err(CompileError::Pack(_)) => responder.fewest_verdicts(&[]).pack()?,
             packed => packed?,
         }
@@ -23,7 +23,7 @@ pub(super) fn first_filter(responder: &Responder) -> Result<(Filter, ReasonMask)
     Ok((filter, reasons))
 }
 
-/// A filter that refuses everything. One range that allows nothing: S2.3.
+/// Returns a filter that refuses every access: it has one range that allows nothing (S2.3).
 pub(super) fn deny_all() -> Result<Filter, CompileError> {
     let too_many = |_| CompileError::Pack(PackError::TooManyRanges(Vec::new()));
     let bitmap = Bitmap::from_fn(1, |_| false).map_err(too_many)?;
@@ -34,14 +34,14 @@ pub(super) fn deny_all() -> Result<Filter, CompileError> {
 
 type Single = (MsrIndex, Access);
 
-/// The widest of the filters that fit, and what it is open for.
+/// Returns the widest filter that fits, and the requested accesses that it allows.
 pub(super) fn fitting(responder: &Responder, wanted: &Wanted) -> Option<(Filter, Vec<Single>)> {
     for opened in [&wanted.all, &wanted.waiting] {
         if let Ok(filter) = responder.verdicts(opened).pack() {
             return Some((filter, opened.clone()));
         }
     }
-    // Sixteen single MSRs fit whatever they are.
+    // Any sixteen single MSRs fit.
     let few: Vec<_> = wanted.waiting.iter().copied().take(16).collect();
     let filter = responder.fewest_verdicts(&few).pack().ok()?;
     Some((filter, few))

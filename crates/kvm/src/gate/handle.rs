@@ -1,6 +1,7 @@
 //! Unsafe: takes the shared page of a vCPU by a pointer of the VMM's.
 //!
-//! A vCPU of KVM's as its VMM holds it: by a type of a binding, or by file descriptor and shared page.
+//! The ways in which a VMM passes a KVM vCPU: as the type of a binding, or as file descriptor and
+//! shared page.
 #![expect(unsafe_code, reason = "a pointer whose target the VMM answers for")]
 
 use std::os::fd::RawFd;
@@ -8,26 +9,26 @@ use std::ptr::NonNull;
 
 use kvm_bindings::kvm_run;
 
-/// A vCPU of KVM's, as its VMM holds it.
+/// A KVM vCPU, in the type by which its VMM holds it.
 ///
-/// `kvm_ioctls::VcpuFd` is one, of the version of `kvm-ioctls` that the crate's feature names. VMMs with
-/// another version or another binding make a [`RawVcpu`].
+/// `kvm_ioctls::VcpuFd` implements this, in the version of `kvm-ioctls` that the crate's feature names.
+/// A VMM with another version or another binding makes a [`RawVcpu`].
 pub trait VcpuHandle: Parts {}
 
-/// A vCPU in its parts. No other crate implements it.
+/// A vCPU as file descriptor and shared page. Other crates cannot implement this.
 pub trait Parts {
-    /// Whether the page that [`Self::parts`] gives is always the one of the file descriptor beside it.
+    /// True if the page of [`Self::parts`] always belongs to the file descriptor beside it.
     const ARE_ONE: bool;
 
-    /// The vCPU's file descriptor, and its shared page.
+    /// Returns the vCPU's file descriptor, and its shared page.
     fn parts(&mut self) -> (RawFd, &mut kvm_run);
 }
 
 /// A vCPU of any binding: its file descriptor, and a pointer to its shared page.
 ///
-/// A VMM that holds its vCPU by `&self` keeps a copy of this beside it, and calls
+/// A VMM that holds its vCPU by `&self` keeps a copy of this beside the vCPU, and passes that copy to
 /// [`VcpuGate::save`](super::VcpuGate::save), [`restore`](super::VcpuGate::restore) and
-/// [`reset`](super::VcpuGate::reset) through that copy.
+/// [`reset`](super::VcpuGate::reset).
 ///
 /// ```no_run
 /// use std::os::fd::AsRawFd;
@@ -51,21 +52,21 @@ pub struct RawVcpu {
     run: NonNull<kvm_run>,
 }
 
-// SAFETY: a page of memory and a number, which belong to no thread. `RawVcpu::new`'s caller keeps threads
-// from using them at the same time.
+// SAFETY: a pointer to a page and a number, neither of which is bound to a thread. The caller of
+// `RawVcpu::new` keeps threads from using them at the same time.
 unsafe impl Send for RawVcpu {}
-// SAFETY: as above; nothing can be done by a shared reference but to copy it.
+// SAFETY: as above; a shared reference only allows copying it.
 unsafe impl Sync for RawVcpu {}
 
 impl RawVcpu {
-    /// The vCPU behind `fd`, whose shared page, `struct kvm_run`, is at `run`. `T` is whatever the VMM's
-    /// binding calls that structure.
+    /// Makes the handle of the vCPU behind `fd`. Its shared page, `struct kvm_run`, is at `run`. `T` is
+    /// the name that the VMM's binding has for that structure.
     ///
     /// # Safety
-    /// `run` points to the mapping of a vCPU's file descriptor, as `KVM_GET_VCPU_MMAP_SIZE` has its size, and
-    /// that is mapped as long as this or a copy of it is used. During each call that is given this or a copy,
-    /// no other thread runs the vCPU, and nobody else reads or writes the page, but for `immediate_exit` by
-    /// accesses of one byte.
+    /// `run` points to the mapping of a vCPU's file descriptor, of the size that
+    /// `KVM_GET_VCPU_MMAP_SIZE` returns. The mapping exists as long as this handle or a copy of it is
+    /// used. During each call that gets this handle or a copy, no other thread runs the vCPU, and no
+    /// other code reads or writes the page, except `immediate_exit` by accesses of one byte.
     #[must_use]
     pub const unsafe fn new<T>(fd: RawFd, run: NonNull<T>) -> Self {
         Self {
@@ -81,16 +82,18 @@ impl Parts for RawVcpu {
     const ARE_ONE: bool = false;
 
     fn parts(&mut self) -> (RawFd, &mut kvm_run) {
-        // SAFETY: `new`'s caller answers for the page, and that nobody else uses it during the call that
-        // this borrow is for.
+        // SAFETY: the caller of `new` guarantees that the page is mapped, and that no other code uses
+        // it during the call that this borrow is for.
         (self.fd, unsafe { self.run.as_mut() })
     }
 }
 
-/// A vCPU whose file descriptor and page are of two, as a mistaken VMM may have them.
+/// A handle with the file descriptor of one vCPU and the page of another, as a mistaken VMM may pass
+/// it.
 #[cfg(all(test, not(loom)))]
 pub(super) fn mixed(fd: &impl std::os::fd::AsRawFd, of: &mut kvm_ioctls::VcpuFd) -> RawVcpu {
     let page = NonNull::from(of.get_kvm_run());
-    // SAFETY: the tests use it while they keep `of`, on one thread, and no reference to the page is left.
+    // SAFETY: the tests use the handle while they keep `of`, on one thread, and hold no reference to
+    // the page.
     unsafe { RawVcpu::new(fd.as_raw_fd(), page) }
 }

@@ -7,13 +7,13 @@ use std::fmt;
 pub struct VcpuId(u32);
 
 impl VcpuId {
-    /// This number.
+    /// Makes the id of vCPU `number`.
     #[must_use]
     pub const fn new(number: u32) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// The id as a number.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0

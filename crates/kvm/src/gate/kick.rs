@@ -1,22 +1,22 @@
-//! `kvm_run.immediate_exit`, which belongs to the VMM, borrowed for one `KVM_RUN` of ours.
+//! The byte `kvm_run.immediate_exit`, which belongs to the VMM and which the gate borrows for one
+//! `KVM_RUN`.
 //!
-//! A VMM kicks a vCPU by writing a value that is not 0, from any thread or a signal handler, and
-//! waits for `KVM_RUN` to return EINTR. To complete an exit without entering the guest (S5.6) a gate
-//! needs the same byte. It takes the byte by a swap and gives it back by a compare-and-swap, never
-//! by a plain store, so that a kick before, between or after the two is still there for the VMM's
-//! own next `KVM_RUN`.
+//! A VMM kicks a vCPU by writing a value other than 0, from any thread or a signal handler, and waits
+//! for `KVM_RUN` to return EINTR. To complete an exit without entering the guest (S5.6) a gate needs
+//! the same byte. The gate takes the byte by a swap and gives it back by a compare-and-swap, never by a
+//! plain store. So a kick before, between or after the two is still there for the VMM's next `KVM_RUN`.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Our own value: not one that a VMM writes, so that a kick in between shows. Every kernel takes
-/// any value but 0.
+/// The gate's own value. A VMM does not write this value, so a kick in between shows. Every kernel acts
+/// on any value but 0.
 const OURS: u8 = 0x80;
 
-/// A byte that threads share: loom has its own.
+/// A byte that threads share. Loom has its own type for it.
 pub(super) trait Flag {
     fn swap(&self, value: u8) -> u8;
 
-    /// Stores `value` where `current` is.
+    /// Stores `value` if the byte is `current`.
     fn replace(&self, current: u8, value: u8);
 }
 
@@ -30,7 +30,7 @@ impl Flag for AtomicU8 {
     }
 }
 
-/// The byte, borrowed.
+/// The byte while the gate has borrowed it.
 #[must_use]
 pub(super) struct Borrowed {
     before: u8,
@@ -44,9 +44,9 @@ pub(super) fn borrow(flag: &impl Flag) -> Borrowed {
 }
 
 impl Borrowed {
-    /// Gives the byte back: what it was, or the kick that came meanwhile.
+    /// Restores the byte's old value, or leaves a kick that came in the meantime.
     pub(super) fn give_back(self, flag: &impl Flag) {
-        // If it fails, the VMM has written what it wants to find there.
+        // If this fails, the VMM has written the value that it wants to find there.
         flag.replace(OURS, self.before);
     }
 }
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kick_before_between_or_after_is_still_there() {
+    fn give_back_keeps_kick_before_and_between() {
         let flag = AtomicU8::new(0);
         borrow(&flag).give_back(&flag);
         assert_eq!(flag.load(Ordering::Relaxed), 0);
@@ -91,15 +91,16 @@ mod model {
         }
     }
 
-    /// The VMM's kick at any moment is there in the end.
+    /// A kick at any moment is still set at the end.
     #[test]
-    fn no_kick_is_lost() {
+    fn give_back_keeps_concurrent_kick() {
         crate::gate::sync::check(|| {
             let flag = Arc::new(AtomicU8::new(0));
             let vmm = {
                 let flag = Arc::clone(&flag);
-                // A VMM stores. Between a store and a read-modify-write of another thread loom sees
-                // no order, and so outcomes that no byte in memory has; between two of these it does.
+                // A VMM uses a store. Loom sees no order between a store and a read-modify-write of
+                // another thread, so it shows outcomes that no byte in memory has. Loom does order two
+                // read-modify-writes.
                 loom::thread::spawn(move || AtomicU8::swap(&flag, 1, Ordering::Release))
             };
             let borrowed = borrow(&*flag);

@@ -1,18 +1,18 @@
-//! Kinds of accesses, and a table of them that has a fixed size and no lock.
+//! Kinds of accesses, and a lock-free table of them of a fixed size.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msrgate_filter::{Access, MsrIndex};
 
-/// An MSR, a direction and a tag, such as what was done, in 64 bits that are never 0.
+/// An MSR, a direction and a tag, such as a disposition, in 64 bits that are never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gate) struct Kind(u64);
 
-/// From which bit on a kind has its tag. Below are the MSR, the direction, and a bit that is always set.
+/// The lowest bit of a kind's tag. Below it are the MSR, the direction, and a bit that is always set.
 const TAG: u32 = 34;
 
 impl Kind {
-    /// The kind with this tag, of which 30 bits count.
+    /// Makes a kind with the lower 30 bits of `tag`.
     pub(in crate::gate) const fn new(tag: u64, index: MsrIndex, access: Access) -> Self {
         Self(tag << TAG | (index.get() as u64) << 2 | (access as u64) << 1 | 1)
     }
@@ -37,8 +37,8 @@ impl Kind {
         }
     }
 
-    /// The place, of `N`, where it belongs. Fibonacci hashing: the top bits of a product with 2^64 divided by
-    /// the golden ratio.
+    /// The kind's first place of the `N` places of a table. Fibonacci hashing: the top bits of the
+    /// product with 2^64 divided by the golden ratio.
     #[inline]
     pub(in crate::gate) const fn home<const N: usize>(self) -> usize {
         const { assert!(N.is_power_of_two() && N > 1) };
@@ -52,17 +52,18 @@ impl Kind {
     }
 }
 
-/// Kinds at `N` places, each at its home or one of the places after that. Any thread may look and add.
+/// A table of kinds with `N` places. Each kind is at its home or at one of the places after that. Any
+/// thread may search and add.
 pub(in crate::gate) struct Kinds<const N: usize>(Box<[AtomicU64]>);
 
-/// The place of a kind.
+/// The result of a search for a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gate) enum Found {
-    /// It has been added at this place.
+    /// The kind was added at this place.
     New(usize),
-    /// It was there.
+    /// The kind was at this place already.
     Known(usize),
-    /// All places where it may be have others.
+    /// Other kinds have taken all places where the kind may be.
     NoRoom,
 }
 
@@ -72,8 +73,8 @@ impl<const N: usize> Kinds<N> {
         Self((0..N).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Finds a kind, or adds it. It may be at so many places: a guest that accesses all there is must not make
-    /// each access slow.
+    /// Finds a kind, or adds it. `places` is the number of places to look at, from the kind's home on.
+    /// It is bounded so that a guest that accesses all MSRs does not make each access slow.
     #[inline]
     pub(in crate::gate) fn find(&self, kind: Kind, places: usize) -> Found {
         let home = kind.home::<N>();
@@ -97,15 +98,15 @@ impl<const N: usize> Kinds<N> {
         Found::NoRoom
     }
 
-    /// The kinds, each with its place.
+    /// Returns the kinds, each with its place.
     pub(in crate::gate) fn all(&self) -> impl Iterator<Item = (usize, Kind)> {
         let slots = self.0.iter().map(|slot| slot.load(Ordering::Relaxed));
         let taken = slots.enumerate().filter(|(_, held)| *held != 0);
         taken.map(|(place, held)| (place, Kind(held)))
     }
 
-    /// Takes the others out. A kind that stands behind one of them, or is looked for at the same time, may be
-    /// added once more.
+    /// Removes the kinds for which `is_kept` is false. A kind that stands behind a removed one, or is
+    /// searched for at the same time, may be added a second time.
     pub(in crate::gate) fn retain(&self, is_kept: impl Fn(Kind) -> bool) {
         for slot in &self.0 {
             let held = slot.load(Ordering::Relaxed);
@@ -121,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kind_gives_back_its_parts() {
+    fn kind_returns_its_parts() {
         for index in [0, 0x10, 0xc000_0082, u32::MAX] {
             for access in Access::ALL {
                 for tag in [0, 13, (1 << 30) - 1] {
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn kind_without_a_place_is_not_added() {
+    fn find_in_full_table_adds_nothing() {
         let kinds = Kinds::<2>::new();
         let kind = |index| Kind::new(0, MsrIndex::new(index), Access::Read);
         let found: Vec<_> = (0..3).map(|index| kinds.find(kind(index), 2)).collect();

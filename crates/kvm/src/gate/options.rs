@@ -1,4 +1,4 @@
-//! What a VMM gives its gate beside a program.
+//! The settings of a gate beside its program: the VM's memory, handlers, devices and events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,12 +11,12 @@ use super::device::{Device, GuestMemory, MakeDevice};
 use super::events::EventOptions;
 use super::id::VcpuId;
 
-/// What a VMM gives its gate beside a program.
+/// The settings of a gate beside its program: the VM's memory, handlers, devices and events.
 #[derive(Clone, Default)]
 pub struct GateOptions {
     pub(super) memory: Option<Arc<dyn GuestMemory>>,
     pub(super) devices: BTreeMap<Box<str>, MakeDevice>,
-    /// The handlers that the VMM's loop answers for.
+    /// The names of the handlers that the VMM's loop answers for.
     pub(super) handlers: BTreeSet<Box<str>>,
     pub(super) events: EventOptions,
     pub(super) clock: Clock,
@@ -44,20 +44,21 @@ impl fmt::Debug for GateOptions {
 }
 
 impl GateOptions {
-    /// Nothing: no memory, no devices, events without values and RIP.
+    /// Makes options without memory, handlers and devices. Events hold neither values nor RIP.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The VM's memory. `[device.microcode]` with `update = "accept"` needs it.
+    /// Sets the VM's memory. `[device.microcode]` with `update = "accept"` needs it.
     #[must_use]
     pub fn memory(mut self, memory: Arc<dyn GuestMemory>) -> Self {
         self.memory = Some(memory);
         self
     }
 
-    /// A device for each vCPU that answers for the `handler` of this name, in place of the VMM's loop.
+    /// Adds a device, which answers for the `handler` of this name in place of the VMM's loop. `make`
+    /// is called for each vCPU.
     #[must_use]
     pub fn device(
         mut self,
@@ -68,9 +69,10 @@ impl GateOptions {
         self
     }
 
-    /// The names of handlers that the VMM's loop answers for, by [`VcpuGate::finish`](super::VcpuGate::finish),
-    /// beside those named before. A program with a `handler` that neither is here nor has a [device](Self::device)
-    /// is an error when the gate is made, and when it is replaced.
+    /// Adds names of handlers that the VMM's loop answers for, by
+    /// [`VcpuGate::finish`](super::VcpuGate::finish). A program with a `handler` that neither is named
+    /// here nor has a [device](Self::device) is an error when the gate is made, and in
+    /// [`Gate::replace`](super::Gate::replace).
     #[must_use]
     pub fn handlers<'n>(mut self, names: impl IntoIterator<Item = &'n str>) -> Self {
         self.handlers.extend(names.into_iter().map(Box::from));
@@ -91,7 +93,7 @@ impl GateOptions {
         self
     }
 
-    /// What events hold, and how many there may be.
+    /// Sets the contents of events, and their limits.
     #[must_use]
     pub const fn events(mut self, events: EventOptions) -> Self {
         self.events = events;

@@ -1,4 +1,4 @@
-//! What a vCPU's thread is told of an exit.
+//! The result of an answer, for the vCPU's thread.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,32 +7,34 @@ use msrgate_filter::{Access, Exit, MsrIndex};
 
 use super::id::VcpuId;
 
-/// What to do after an exit.
+/// The VMM's next step after an exit.
 #[derive(Debug)]
 #[must_use = "an exit that nobody answers is a #GP"]
 pub enum Outcome {
     /// Run the vCPU.
     Resume,
-    /// Answer, by [`VcpuGate::finish`](super::VcpuGate::finish): the policy names the VMM's own code.
+    /// Answer the handler request, by [`VcpuGate::finish`](super::VcpuGate::finish): the policy names a
+    /// handler of the VMM's.
     Handler(HandlerRequest),
-    /// End the call or the VM, as the policy says. A vCPU that is run on gets #GP.
+    /// End the VM, or the function call that the VM serves, as the policy says. A vCPU that is run on
+    /// gets #GP.
     Kill(Violation),
 }
 
-/// An access that the VMM's own code is to answer. If it does not, the guest gets #GP.
+/// An access that a handler of the VMM's is to answer. If no handler answers, the guest gets #GP.
 #[derive(Debug)]
 #[must_use = "an access that nobody answers is a #GP"]
 pub struct HandlerRequest {
     pub(super) handler: Arc<str>,
     pub(super) exit: Exit,
-    /// The number of the vCPU's part that handed it out, of this gate or another.
+    /// The number of the `VcpuGate` that made the request, unique in this process.
     pub(super) by: u64,
-    /// Which of that one's exits it is.
+    /// The number of the exit among those of that `VcpuGate`.
     pub(super) number: u64,
 }
 
 impl HandlerRequest {
-    /// The name that the policy has for the code.
+    /// The handler's name in the policy.
     #[must_use]
     pub fn handler(&self) -> &str {
         &self.handler
@@ -50,14 +52,15 @@ impl HandlerRequest {
         self.exit.access
     }
 
-    /// The value of a write; 0 for a read.
+    /// The value that the guest writes; 0 for a read.
     #[must_use]
     pub const fn value(&self) -> u64 {
         self.exit.data
     }
 }
 
-/// An access for which the policy ends the call or the VM.
+/// An access for which the policy says `kill`: the VMM ends the VM, or the function call that the VM
+/// serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// The vCPU.

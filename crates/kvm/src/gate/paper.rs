@@ -1,7 +1,7 @@
 //! Unsafe: reads `struct kvm_run`, which is a union.
 //!
-//! A vCPU on paper: the shared page of an exit, and a kernel that takes every call. The cases that are
-//! measured on it are in `crates/testing`.
+//! A vCPU on paper, for benches: the shared page of an exit, and a kernel that accepts every call. The
+//! cases that are measured on it are in `crates/testing`.
 #![expect(unsafe_code, reason = "a union of the kernel's ABI")]
 
 use std::fmt;
@@ -21,7 +21,7 @@ use crate::install::InstallError;
 use crate::probe::HostCaps;
 use crate::sys::calls::{Level, Taken};
 
-/// No file descriptor: a call that is not on paper fails.
+/// An invalid file descriptor, so that a call that is not on paper fails.
 const NOWHERE: i32 = -1;
 
 /// A vCPU's page.
@@ -36,7 +36,7 @@ impl fmt::Debug for PaperVcpu {
 }
 
 impl PaperVcpu {
-    /// One that has not run.
+    /// Makes a vCPU that has not run.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -44,7 +44,7 @@ impl PaperVcpu {
         }
     }
 
-    /// What `KVM_RUN` leaves for an exit.
+    /// Writes into the page what `KVM_RUN` leaves there for `exit`.
     pub fn leave(&mut self, exit: &Exit) {
         self.page.exit_reason = match exit.access {
             Access::Read => KVM_EXIT_X86_RDMSR,
@@ -57,10 +57,10 @@ impl PaperVcpu {
         msr.msr.data = exit.data;
     }
 
-    /// What the next `KVM_RUN` would take.
+    /// The reply that the next `KVM_RUN` would take.
     #[must_use]
     pub fn reply(&self) -> Reply {
-        // SAFETY: whatever was written last, it is integers.
+        // SAFETY: every member of the union that may have been written last consists of integers.
         let msr = unsafe { self.page.__bindgen_anon_1.msr };
         Reply {
             error: msr.error,
@@ -68,18 +68,18 @@ impl PaperVcpu {
         }
     }
 
-    /// The vCPU is new.
+    /// Resets the vCPU, by [`VcpuGate::reset`].
     ///
     /// # Errors
-    /// As [`VcpuGate::reset`].
+    /// Those of [`VcpuGate::reset`].
     pub fn reset(&mut self, gate: &mut VcpuGate) -> Result<(), AnswerError> {
         gate.reset_at(&mut self.port())
     }
 
-    /// Has the gate told that the VMM has written an MSR.
+    /// Tells the gate that the VMM has written an MSR, by [`VcpuGate::msr_set_by_host`].
     ///
     /// # Errors
-    /// As [`VcpuGate::msr_set_by_host`].
+    /// Those of [`VcpuGate::msr_set_by_host`].
     pub fn msr_set_by_host(
         &mut self,
         gate: &mut VcpuGate,
@@ -88,18 +88,18 @@ impl PaperVcpu {
         gate.msr_set_by_host_at(&self.port(), index)
     }
 
-    /// Has its exit answered.
+    /// Answers the vCPU's exit, by [`VcpuGate::answer`].
     ///
     /// # Errors
-    /// As [`VcpuGate::answer`].
+    /// Those of [`VcpuGate::answer`].
     pub fn answer(&mut self, gate: &mut VcpuGate) -> Result<Outcome, AnswerError> {
         gate.answer_at(&mut self.port())
     }
 
-    /// The VMM's own code has answered.
+    /// Gives the handler's reply, by [`VcpuGate::finish`].
     ///
     /// # Errors
-    /// As [`VcpuGate::finish`].
+    /// Those of [`VcpuGate::finish`].
     #[expect(clippy::needless_pass_by_value, reason = "an exit is answered once")]
     pub fn finish(
         &mut self,
@@ -121,7 +121,7 @@ impl Default for PaperVcpu {
     }
 }
 
-/// The page as it is, calls that come to nothing.
+/// A port with the real page, and calls that do nothing.
 struct Paper<'v>(KvmPort<'v>);
 
 impl Port for Paper<'_> {
@@ -192,10 +192,10 @@ impl Port for Paper<'_> {
     }
 }
 
-/// A gate in a VM on paper, which takes every filter. Nobody opens it for what is touched.
+/// Makes a gate in a VM on paper, which accepts every filter. No publisher runs.
 ///
 /// # Errors
-/// As [`Gate::with_options`].
+/// Those of [`Gate::with_options`].
 pub fn gate(program: Program, options: GateOptions) -> Result<Gate, GateError> {
     let options = options.handlers(["own"]);
     let gate = Gate::with_options(program, &HostCaps::on_paper(), options)?;

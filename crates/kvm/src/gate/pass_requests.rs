@@ -1,4 +1,4 @@
-//! The accesses for which the kernel's filter has been asked to open.
+//! The pass requests: accesses for which vCPUs have asked the publisher to open the kernel's filter.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,54 +8,56 @@ use msrgate_filter::{Access, MsrIndex};
 
 use crate::errno::CallErrno;
 
-/// What the kernel's filter has been asked to open for.
+/// The pass requests of all vCPUs of a VM.
 #[derive(Default)]
 pub(super) struct PassRequests {
     state: Mutex<State>,
     asked: Condvar,
-    /// How many filters are being set.
+    /// The number of filters that are being set.
     making: AtomicUsize,
 }
 
 #[derive(Default)]
 struct State {
-    /// The number of the program that all this is about.
+    /// The number of the program that the requests are about.
     program: u64,
-    /// What the filter opens for, or will with the next one.
+    /// The accesses that the filter allows, or that the next filter will.
     all: BTreeSet<(Access, MsrIndex)>,
-    /// What was asked for since the filter was last set.
+    /// The accesses that were requested since the filter was last set.
     waiting: Vec<(Access, MsrIndex)>,
-    /// Why nothing is opened any more.
+    /// The reason why no filter is opened any more.
     closed: Option<Closed>,
 }
 
-/// Why no filter is set any more for what vCPUs ask for.
+/// The reasons why no filter is set any more for the vCPUs' requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Closed {
-    /// The kernel refused one. A program that is put in force later opens anew.
+    /// The kernel refused a filter. A program that is put in force later starts without this error.
     Refused(CallErrno),
-    /// There is no publisher any more: its gate has been dropped, or it panicked.
+    /// The publisher has ended: its gate has been dropped, or it panicked.
     Over,
 }
 
-/// What to open for.
+/// The accesses to open the filter for.
 pub(super) struct Wanted {
-    /// Everything, in order.
+    /// All accesses, sorted.
     pub(super) all: Vec<(MsrIndex, Access)>,
-    /// What vCPUs are waiting for now, in order.
+    /// The accesses that vCPUs are waiting for now, sorted.
     pub(super) waiting: Vec<(MsrIndex, Access)>,
 }
 
-/// So many accesses the filter is opened for at most, before it is closed again but for those that
-/// are waited for.
+/// The largest number of accesses that the filter is opened for. Beyond it the filter is closed again,
+/// except for the accesses that are waited for.
 const MOST: usize = 4096;
 
 impl PassRequests {
-    /// Asks for an access to be let through, by the program of this number. If another is in force,
-    /// nothing comes of it: the guest executes the access again, the vCPU follows, and asks again.
+    /// Asks the publisher to let an access through, for the program of this number. If another program
+    /// is in force the request is ignored: the guest executes the access again, the vCPU takes over the
+    /// other program, and asks again.
     ///
     /// # Errors
-    /// Nobody would let it through: a vCPU that waited for it would do so for ever.
+    /// The reason why no filter will let the access through. A vCPU that waited for that filter would
+    /// wait for ever.
     pub(super) fn ask(&self, program: u64, index: MsrIndex, access: Access) -> Result<(), Closed> {
         let mut state = self.lock();
         match state.closed {
@@ -68,7 +70,7 @@ impl PassRequests {
         if is_new {
             state.waiting.push((access, index));
         }
-        // The publisher runs at once, on this processor if there is no other: not into this lock.
+        // Release the lock first: the publisher runs at once, on this processor if there is no other.
         drop(state);
         if is_new {
             self.asked.notify_one();
@@ -76,7 +78,7 @@ impl PassRequests {
         Ok(())
     }
 
-    /// Waits until something is asked for; `None` when it is over.
+    /// Waits until an access is requested. Returns `None` once the publisher is to end.
     pub(super) fn wait(&self) -> Option<()> {
         let mut state = self.lock();
         while state.waiting.is_empty() && state.closed != Some(Closed::Over) {
@@ -86,35 +88,35 @@ impl PassRequests {
         (state.closed != Some(Closed::Over)).then_some(())
     }
 
-    /// Whether something is asked for that nobody has taken yet.
+    /// Tells if there is a request that the publisher has not taken yet.
     pub(super) fn is_waiting(&self) -> bool {
         !self.lock().waiting.is_empty()
     }
 
-    /// Whether the kernel has the filter that all who asked wait for: an access that it still refuses, it
-    /// refuses by another.
+    /// Tells if the kernel has the filter for all requests. If the kernel still refuses a requested
+    /// access, another filter refuses it.
     pub(super) fn is_settled(&self) -> bool {
-        // In this order: what is taken is being made, from before it was taken.
+        // Ask in this order: `making` counts a filter before its requests are taken.
         !self.is_waiting() && self.making.load(Ordering::Acquire) == 0
     }
 
-    /// A filter is being set, until what this returns is dropped.
+    /// Counts a filter as being set until the returned guard is dropped.
     pub(super) fn making(&self) -> Making<'_> {
         self.making.fetch_add(1, Ordering::AcqRel);
         Making(self)
     }
 
-    /// What to open for; `None` if nothing is asked for any more. Under the lock of who sets filters,
-    /// so that it is of the program in force.
+    /// Takes the requests; `None` if there are none. The caller holds the lock of `Control`, so that
+    /// the requests are of the program in force.
     pub(super) fn take(&self) -> Option<Wanted> {
         let mut state = self.lock();
         (!state.waiting.is_empty()).then(|| state.take())
     }
 
-    /// The filter is to open for nothing but these: for all together there is no room.
+    /// Keeps only these accesses, because a filter that allows all of them does not fit.
     pub(super) fn keep_only(&self, these: &[(MsrIndex, Access)]) {
         let mut state = self.lock();
-        // What was asked for since is in a filter to come.
+        // The next filter allows the accesses that were requested since.
         let waiting = state.waiting.clone();
         state.all = these
             .iter()
@@ -123,7 +125,7 @@ impl PassRequests {
         state.all.extend(waiting);
     }
 
-    /// The program of this number is in force, for now: what had been opened for was the old one's.
+    /// Starts the trial of the program of this number: the requests of the old program are set aside.
     #[must_use = "it is withdrawn at once"]
     pub(super) fn try_out(&self, program: u64) -> PassTrial<'_> {
         let mut state = self.lock();
@@ -149,13 +151,13 @@ impl PassRequests {
         self.asked.notify_one();
     }
 
-    /// The kernel refuses the filter.
+    /// Notes that the kernel has refused the filter.
     pub(super) fn refuse(&self, errno: CallErrno) {
         let mut state = self.lock();
         state.closed.get_or_insert(Closed::Refused(errno));
     }
 
-    /// There is no publisher any more.
+    /// Notes that the publisher has ended.
     pub(super) fn end(&self) {
         self.lock().closed = Some(Closed::Over);
         self.asked.notify_all();
@@ -166,15 +168,14 @@ impl PassRequests {
     }
 }
 
-/// The program in force is so for now. When this is dropped, the one before is again, and what had
-/// been opened for it still is.
+/// The trial of a program. Dropping it puts the previous program's requests back.
 pub(super) struct PassTrial<'o> {
     opened: &'o PassRequests,
     before: Option<State>,
     _making: Making<'o>,
 }
 
-/// A filter is being set.
+/// The guard of a filter that is being set.
 #[must_use]
 pub(super) struct Making<'o>(&'o PassRequests);
 
@@ -185,7 +186,7 @@ impl Drop for Making<'_> {
 }
 
 impl PassTrial<'_> {
-    /// The kernel took the program's filter.
+    /// Ends the trial: the kernel has accepted the program's filter.
     pub(super) fn keep(mut self) {
         self.before = None;
     }
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_twice_is_opened_for_once() {
+    fn repeated_ask_is_taken_once() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x20), Access::Read).unwrap();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
@@ -257,31 +258,31 @@ mod tests {
         assert!(opened.wait().is_none());
     }
 
-    /// What one program has seen is not what the filter opens for under another.
+    /// The filter does not open under one program for an access that was requested under another.
     #[test]
-    fn each_program_asks_for_itself() {
+    fn ask_for_other_program_is_ignored() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.wait().unwrap();
         let trial = opened.try_out(1);
         assert!(opened.take().is_none());
-        // Of a vCPU that has not followed yet.
+        // A vCPU that still answers by the old program.
         opened.ask(0, msr(0x11), Access::Read).unwrap();
         assert!(opened.take().is_none());
         opened.ask(1, msr(0x20), Access::Read).unwrap();
         trial.keep();
         let wanted = opened.take().unwrap();
         assert_eq!(wanted.all, [(msr(0x20), Access::Read)]);
-        // What the kernel refused of one is no error of another, and the end of all is.
+        // A filter that the kernel refused is no error of another program; the end of the publisher is.
         opened.refuse(CallErrno::Known(msrgate_filter::Errno::Einval));
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Ok(()));
         opened.end();
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Err(Closed::Over));
     }
 
-    /// Whatever is asked for, taken or tried is not settled before it is done.
+    /// A request, a filter that is being set, and a trial are not settled until they are done.
     #[test]
-    fn what_is_being_set_is_not_settled() {
+    fn is_settled_is_false_until_filter_is_set() {
         let opened = PassRequests::default();
         assert!(opened.is_settled());
         opened.ask(0, msr(0x10), Access::Read).unwrap();
@@ -297,9 +298,9 @@ mod tests {
         assert!(opened.is_settled());
     }
 
-    /// Who waits for something to be asked for is told of what was asked for before a trial.
+    /// After a trial is withdrawn, `wait` returns for a request from before it.
     #[test]
-    fn what_was_asked_for_is_told_after_a_trial() {
+    fn withdrawn_trial_wakes_wait_for_earlier_ask() {
         let opened = Arc::new(PassRequests::default());
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         let trial = opened.try_out(1);
@@ -313,9 +314,9 @@ mod tests {
         assert_eq!(late, Ok(Some(())));
     }
 
-    /// The kernel refused a program's filter: what the one before had opened is open.
+    /// The kernel refused a program's filter: the previous program's accesses are open again.
     #[test]
-    fn what_was_open_is_open_after_a_trial() {
+    fn withdrawn_trial_restores_open_accesses() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.take().unwrap();

@@ -1,6 +1,6 @@
 //! Unsafe: reads and writes `struct kvm_run`, which is a union shared with the kernel.
 //!
-//! One vCPU at an exit: its fields, and the calls that an answer may need.
+//! A vCPU at an exit: the exit's fields, and the calls that an answer may need.
 #![expect(
     unsafe_code,
     reason = "a union of the kernel's ABI, and a byte that other threads write"
@@ -24,95 +24,95 @@ use crate::errno::CallErrno;
 use crate::exit::RawReason;
 use crate::sys::calls::{self, Level, Taken};
 
-/// A bit of `kvm_run.flags` that no kernel gives. Each `KVM_RUN` writes that field anew, also one
-/// under `immediate_exit`, after which the reason of the exit is the old one still, and one that fails
-/// before it has completed anything.
+/// The mark of an exit that KVM has yet to complete: a bit of `kvm_run.flags` that no kernel sets. Each
+/// `KVM_RUN` rewrites that field, even one under `immediate_exit`, which leaves the old exit reason in
+/// place, and one that fails before it has completed an exit.
 const WAITS: u16 = 1 << 15;
 
-/// Another one, of a vCPU that has not run since it was restored.
+/// The mark of a vCPU that has not run since it was restored: another such bit.
 const RESTORED: u16 = 1 << 14;
 
-/// What an answer may do to a vCPU.
+/// The operations that an answer may do on a vCPU.
 pub(super) trait Port {
-    /// Which vCPU it is.
+    /// Returns the identity of the vCPU.
     fn place(&self) -> Place;
 
-    /// The CPUID that the kernel has for it; `None` where nobody keeps one.
+    /// Returns the CPUID that the kernel has for the vCPU; `None` from a port without one.
     fn cpuid(&self) -> Result<Option<Vec<kvm_cpuid_entry2>>, CallErrno>;
 
-    /// The exit that waits for an answer; `None` if the last one was for something else.
+    /// Returns the exit that waits for an answer; `None` if the last exit was not an MSR exit.
     ///
     /// # Errors
-    /// It has a reason that is none.
+    /// The exit's reason, if it is unknown.
     fn pending(&self) -> Result<Option<Exit>, RawReason>;
 
-    /// Writes the answer, which the next `KVM_RUN` takes. It may be written again before that.
+    /// Writes the reply, which the next `KVM_RUN` takes. The reply may be overwritten before that.
     fn reply(&mut self, reply: Reply);
 
-    /// Marks the exit as answered, so that it is not taken for another one.
+    /// Marks the exit as answered, so that [`Self::pending`] does not return it again.
     fn settle(&mut self);
 
-    /// Notes that the kernel has yet to complete the exit. Where that shows anyway, there is nothing to
-    /// note.
+    /// Marks the exit as one that the kernel has yet to complete. A port that can see this anyway does
+    /// nothing.
     fn mark(&mut self) {}
 
-    /// Whether it still has, so that nobody has run the vCPU since.
+    /// Tells if the exit is still to be completed: the vCPU has not run since [`Self::mark`].
     fn is_marked(&self) -> bool {
         true
     }
 
-    /// Notes that the vCPU has a state that was restored, until it runs.
+    /// Marks the vCPU as restored, until it runs.
     fn note_restored(&mut self);
 
-    /// Tells if it has not run since.
+    /// Tells if the vCPU has not run since [`Self::note_restored`].
     fn is_restored(&self) -> bool;
 
     /// Has the guest execute the access again (S5.8).
     fn rewind(&mut self) -> Result<(), CallErrno>;
 
-    /// Has the kernel forget an exit for an MSR that it has not completed, answered or not: no
-    /// register changes, and no exception is left.
+    /// Makes the kernel forget an MSR exit that it has not completed, answered or not: no register
+    /// changes, and no exception is left pending.
     fn forget(&mut self) -> Result<(), CallErrno>;
 
-    /// Has the kernel take the answer now, if it has not yet, and not enter the guest (S5.6).
+    /// Makes the kernel take the reply now, if it has not yet, without entering the guest (S5.6).
     fn complete(&mut self) -> Result<(), CallErrno>;
 
-    /// What a register holds.
+    /// Returns the value of an MSR; `None` if KVM does not have it.
     fn register(&mut self, index: MsrIndex) -> Result<Option<u64>, CallErrno>;
 
-    /// Sets it.
+    /// Sets an MSR by a host access.
     fn set_register(&mut self, index: MsrIndex, value: u64) -> Result<Taken, CallErrno>;
 
-    /// Where a linear address is.
+    /// Translates a linear address into a guest-physical one; `None` if it is not mapped.
     fn physical(&mut self, linear: u64) -> Result<Option<u64>, CallErrno>;
 
-    /// What the vCPU runs.
+    /// Tells if the vCPU runs the guest or a nested guest.
     fn level(&mut self) -> Result<Level, CallErrno>;
 
-    /// The address of the instruction, if the vCPU's registers are in `kvm_run` at each exit.
+    /// Returns the address of the instruction, if `kvm_run` has the vCPU's registers at this exit.
     fn rip(&self) -> Option<u64>;
 
-    /// Has them put there, and RIP with them.
+    /// Asks KVM to put the registers, RIP among them, into `kvm_run` at each exit.
     fn ask_for_registers(&mut self);
 }
 
-/// A vCPU of a real KVM.
+/// A vCPU of the real KVM.
 pub(super) struct KvmPort<'v> {
     vcpu: RawFd,
     run: NonNull<kvm_run>,
     borrowed: PhantomData<&'v mut kvm_run>,
 }
 
-/// How a `KVM_RUN` that enters no guest came back.
+/// The result of a `KVM_RUN` that does not enter the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Returned {
     Interrupted,
-    /// With the step of a debugger, which the completed instruction was.
+    /// With the debug exit of a single step, because the instruction was completed.
     ByExit,
 }
 
 impl<'v> KvmPort<'v> {
-    /// The vCPU behind this file descriptor, with its own shared page.
+    /// Makes the port of the vCPU behind this file descriptor, with its own shared page.
     pub(super) fn new(vcpu: RawFd, run: &'v mut kvm_run) -> Self {
         Self {
             vcpu,
@@ -122,9 +122,9 @@ impl<'v> KvmPort<'v> {
     }
 
     fn run(&self) -> &kvm_run {
-        // SAFETY: `new` got the page by a mutable reference that lives as long as `self`, so nobody
-        // else in this process uses it meanwhile, but for `immediate_exit`, which is never read
-        // through this reference; the kernel writes it only inside KVM_RUN, when none is held.
+        // SAFETY: `new` got the page by a mutable reference that lives as long as `self`, so no other
+        // code in this process uses the page, except `immediate_exit`, which is never read through this
+        // reference. The kernel writes the page only inside KVM_RUN, during which no reference is held.
         unsafe { self.run.as_ref() }
     }
 
@@ -133,12 +133,12 @@ impl<'v> KvmPort<'v> {
         unsafe { self.run.as_mut() }
     }
 
-    /// `KVM_RUN` that takes the answer and does not enter the guest.
+    /// Calls `KVM_RUN` so that it takes the reply and does not enter the guest.
     fn run_immediately(&self) -> Result<Returned, CallErrno> {
         // SAFETY: the page is mapped as long as `self` lives; no reference to the field is made.
         let flag = unsafe { &raw mut (*self.run.as_ptr()).immediate_exit };
-        // SAFETY: a byte of the page; of whoever else writes it, a VMM's threads and signal
-        // handlers, each does so by one byte-sized access.
+        // SAFETY: a byte of the page. A VMM's threads and signal handlers may write the byte too, each
+        // by one byte-sized access.
         let flag = unsafe { AtomicU8::from_ptr(flag) };
         let borrowed = kick::borrow(flag);
         let outcome = calls::run(&self.vcpu);
@@ -150,7 +150,7 @@ impl<'v> KvmPort<'v> {
         }
     }
 
-    /// What the page says of interrupts: the flag, and whether one may be injected.
+    /// Returns the interrupt fields of the page: `if_flag`, and whether an interrupt may be injected.
     fn injection(&self) -> [u8; 2] {
         [self.run().if_flag, self.run().ready_for_interrupt_injection]
     }
@@ -160,7 +160,7 @@ impl<'v> KvmPort<'v> {
         (run.if_flag, run.ready_for_interrupt_injection) = (if_flag, ready);
     }
 
-    /// Where the shared page has the registers, if it does.
+    /// Returns the registers in the shared page, if the bit for them is set in `field`.
     fn shared_registers(&mut self, field: impl Fn(&kvm_run) -> u64) -> Option<&mut kvm_regs> {
         if field(self.run()) & u64::from(KVM_SYNC_X86_REGS) == 0 {
             return None;
@@ -168,10 +168,10 @@ impl<'v> KvmPort<'v> {
         Some(&mut self.shared().regs)
     }
 
-    /// What of a vCPU the shared page has room for.
+    /// Returns the part of the shared page that holds the vCPU's registers and events.
     fn shared(&mut self) -> &mut kvm_sync_regs {
-        // SAFETY: on x86 this is the union's member, and all bytes are one. The borrow ends with
-        // that of `self`.
+        // SAFETY: on x86 this is the union's only member in use, and any bytes are a valid value. The
+        // borrow ends with that of `self`.
         unsafe { &mut self.run_mut().s.regs }
     }
 }
@@ -192,7 +192,7 @@ impl Port for KvmPort<'_> {
             KVM_EXIT_X86_WRMSR => Access::Write,
             _ => return Ok(None),
         };
-        // SAFETY: for these two exits the kernel has filled `msr`, all of integers.
+        // SAFETY: for these two exits the kernel has filled `msr`, which consists of integers.
         let msr = unsafe { self.run().__bindgen_anon_1.msr };
         let reason = RawReason::new(msr.reason);
         Ok(Some(Exit {
@@ -206,8 +206,8 @@ impl Port for KvmPort<'_> {
     fn reply(&mut self, reply: Reply) {
         let run = self.run_mut();
         run.__bindgen_anon_1.msr.error = reply.error;
-        // Of a #GP the kernel looks at nothing else (S5.4). What the guest writes stays there for whom
-        // the same exit is answered once more: a VMM that tries again after an error.
+        // For a #GP the kernel reads only `error` (S5.4). The guest's value stays in `data`, for a VMM
+        // that answers the same exit again after an error.
         if reply.error == 0 {
             run.__bindgen_anon_1.msr.data = reply.data;
         }
@@ -231,12 +231,13 @@ impl Port for KvmPort<'_> {
 
     fn settle(&mut self) {
         self.mark();
-        // The kernel does not look at it: what completes the exit is its own.
+        // The kernel does not read this field: it completes the exit by its own state.
         self.run_mut().exit_reason = KVM_EXIT_INTR;
     }
 
     fn rewind(&mut self) -> Result<(), CallErrno> {
-        // What a VMM has put there for the next KVM_RUN would be taken by ours, and then undone.
+        // If the VMM has put registers there for the next KVM_RUN, they are the vCPU's registers: the
+        // KVM_RUN below would take them, and the rewind would undo them.
         let registers = match self.shared_registers(|run| run.kvm_dirty_regs) {
             Some(registers) => *registers,
             None => calls::registers(&self.vcpu)?,
@@ -244,7 +245,7 @@ impl Port for KvmPort<'_> {
         let shared = *self.shared();
         self.reply(Reply::FAULT);
         let injection = self.injection();
-        // A fault completes no instruction, so that there is no step for a debugger to be told of.
+        // A fault completes no instruction, so there is no step to report to a debugger.
         if self.run_immediately()? == Returned::ByExit {
             return Err(CallErrno::Known(Errno::Einval));
         }
@@ -252,7 +253,7 @@ impl Port for KvmPort<'_> {
         calls::set_registers(&self.vcpu, &registers)?;
         self.set_injection(injection);
         if self.run().kvm_valid_regs != 0 {
-            // What KVM_RUN left there is of a vCPU with #GP queued, which it is no more.
+            // KVM_RUN left the state of a vCPU with a #GP queued there. That #GP is cancelled.
             *self.shared() = shared;
         }
         if let Some(shared) = self.shared_registers(|run| run.kvm_valid_regs) {
@@ -263,13 +264,14 @@ impl Port for KvmPort<'_> {
 
     fn forget(&mut self) -> Result<(), CallErrno> {
         match self.run().exit_reason {
-            // The last is what `settle` leaves. Without the mark too: a KVM_RUN of a vCPU that waits for
-            // SIPI, or of one that is given registers which it does not take, completes nothing.
+            // KVM_EXIT_INTR is the reason that `settle` leaves. The mark may be gone even so: a KVM_RUN
+            // of a vCPU that waits for SIPI, or that is given registers which it does not take,
+            // completes no exit.
             KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR | KVM_EXIT_INTR => {}
             _ => return Ok(()),
         }
-        // Of a vCPU that waits for SIPI, which a VMM's reset makes of all but the first, KVM_RUN
-        // completes nothing.
+        // A VMM's reset makes every vCPU but the first wait for SIPI. For such a vCPU KVM_RUN completes
+        // no exit.
         let state = calls::mp_state(&self.vcpu)?;
         if state != KVM_MP_STATE_UNINITIALIZED {
             return self.rewind();
@@ -282,10 +284,10 @@ impl Port for KvmPort<'_> {
 
     fn complete(&mut self) -> Result<(), CallErrno> {
         if !self.is_marked() {
-            // An exit for something else is the VMM's, and is not to be completed behind its back.
+            // Another kind of exit is the VMM's, which completes it itself.
             return Ok(());
         }
-        // If it ends by an exit, that tells a debugger of the step, and stays in the page.
+        // If this ends by an exit, the exit reports the step to a debugger, and stays in the page.
         self.run_immediately().map(drop)
     }
 
@@ -321,18 +323,18 @@ impl Port for KvmPort<'_> {
     }
 }
 
-/// The exception that the shared page shows as queued or injected.
+/// Returns the exception of the shared page: its fields `injected` and `pending`.
 #[cfg(test)]
 #[cfg(not(loom))]
 pub(super) fn shared_exception(run: &mut kvm_run) -> [u8; 2] {
-    // SAFETY: on x86 this is the union's member, and all bytes are one.
+    // SAFETY: on x86 this is the union's only member in use, and any bytes are a valid value.
     let events = unsafe { run.s.regs.events };
     [events.exception.injected, events.exception.pending]
 }
 
-/// The byte at this address, for tests that kick a vCPU as another thread of a VMM does.
+/// Returns the byte at this address, for tests that kick a vCPU as another thread of a VMM does.
 #[cfg(all(test, not(loom)))]
 pub(super) fn shared_byte(address: usize) -> &'static AtomicU8 {
-    // SAFETY: the tests pass `immediate_exit` of a vCPU that they keep until all who use it are done.
+    // SAFETY: the tests pass `immediate_exit` of a vCPU that they keep until no thread uses the byte.
     unsafe { AtomicU8::from_ptr(address as *mut u8) }
 }

@@ -1,39 +1,40 @@
-//! What is in force, replaced from any thread and followed by each vCPU.
+//! The program in force, which any thread may replace and which each vCPU follows.
 //!
-//! A vCPU looks at one number each time, and takes the lock only when that has changed. The lock is
-//! never held over a call into the kernel: a vCPU waits for a copy of a pointer, at most.
+//! A vCPU compares one number at each exit, and takes the lock only if the number has changed. The lock
+//! is never held over a call into the kernel: a vCPU waits at most for a copy of a pointer.
 //!
-//! A replacement is a [`Trial`] first. One that is not kept is withdrawn, and what it stood in for is
-//! in force again, under the number that it had.
+//! A replacement starts as a [`Trial`]. If the trial is not kept, the replacement is withdrawn, and the
+//! previous program is in force again under its old number.
 
 use std::sync::{Arc, PoisonError};
 
 use super::sync::{AtomicU64, Mutex, Ordering};
 
-/// One thing of many, by number.
+/// A published value, and the number of its generation.
 pub(super) struct Published<T> {
-    /// Of what is in force. It changes under the lock.
+    /// The number of the generation in force. It changes under the lock.
     ///
-    /// Relaxed: the thing comes by the lock. That a vCPU whose access the kernel refused by a new
-    /// filter sees the number that was stored before that filter was set is the kernel's order, which
-    /// shows the filter to one after it took it from the other (S7f). Release here would order what
-    /// is before the store, acquire what is after the load: neither makes a load see more.
+    /// Relaxed: a reader gets the value itself under the lock. A vCPU whose access the kernel refused
+    /// by a new filter must see the number that was stored before that filter was set. The kernel's own
+    /// order guarantees this: it shows the filter to one thread after it took the filter from another
+    /// (S7f). Release here would only order earlier memory accesses before the store, and acquire later
+    /// ones after the load; neither makes a load see a newer store.
     number: AtomicU64,
     held: Mutex<Held<T>>,
 }
 
 struct Held<T> {
     now: Generation<T>,
-    /// The highest number that a thing has had.
+    /// The highest number so far.
     highest: u64,
 }
 
-/// A thing and its number, which no other thing has.
+/// A value and its unique number.
 #[derive(Debug)]
 pub(super) struct Generation<T> {
     pub(super) number: u64,
     pub(super) thing: Arc<T>,
-    /// What became of its trial: one of the three below.
+    /// The state of its trial: one of the three constants below.
     fate: Arc<AtomicU64>,
 }
 
@@ -50,17 +51,18 @@ impl<T> Generation<T> {
         }
     }
 
-    /// Whether it was withdrawn. Who has been given another by [`Published::newer_than`] since is told
-    /// the truth.
+    /// Tells if this generation was withdrawn. The result is certain for a caller that has since got
+    /// another generation from [`Published::newer_than`].
     pub(super) fn is_withdrawn(&self) -> bool {
-        // Relaxed: it was stored before the other was put in force, which came by the lock.
+        // Relaxed: the store came before the other generation was put in force, which the caller got
+        // under the lock.
         self.fate.load(Ordering::Relaxed) == WITHDRAWN
     }
 
-    /// Whether it will not be withdrawn any more, as far as is known here.
+    /// Tells if this generation is known to be kept: it will not be withdrawn.
     #[inline]
     pub(super) fn is_kept(&self) -> bool {
-        // Relaxed: nothing else goes by it, and it does not change again.
+        // Relaxed: no other memory access depends on this value, and it does not change again.
         self.fate.load(Ordering::Relaxed) == KEPT
     }
 }
@@ -86,8 +88,9 @@ impl<T> Published<T> {
         }
     }
 
-    /// Puts another thing in force, until the trial ends at least. Whoever [follows](Self::newer_than)
-    /// after this has returned sees it, or a later one. One trial at a time.
+    /// Puts another value in force, at least until the trial ends. A vCPU that
+    /// [follows](Self::newer_than) after this has returned sees it, or a later one. There is one trial
+    /// at a time.
     #[must_use = "it is withdrawn at once"]
     pub(super) fn try_out(&self, thing: Arc<T>) -> Trial<'_, T> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,29 +114,29 @@ impl<T> Published<T> {
         held.now = before;
     }
 
-    /// What is in force.
+    /// Returns the generation in force.
     pub(super) fn get(&self) -> Generation<T> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.now.clone()
     }
 
-    /// Whether what has this number is in force.
+    /// Tells if the generation in force has this number.
     #[inline]
     pub(super) fn is_number(&self, number: u64) -> bool {
         self.number.load(Ordering::Relaxed) == number
     }
 
-    /// What is in force, if it is not what `have` is.
+    /// Returns the generation in force, if it is another one than `have`.
     pub(super) fn newer_than(&self, have: &Generation<T>) -> Option<Generation<T>> {
         if self.is_number(have.number) {
             return None;
         }
-        // What was tried may have been withdrawn again before this came to look.
+        // The trial may have been withdrawn between the two looks.
         Some(self.get()).filter(|now| now.number != have.number)
     }
 }
 
-/// A thing that is in force for now. When this is dropped it is withdrawn.
+/// The trial of a value that is in force. Dropping the trial withdraws the value.
 pub(super) struct Trial<'c, T> {
     current: &'c Published<T>,
     number: u64,
@@ -142,12 +145,12 @@ pub(super) struct Trial<'c, T> {
 }
 
 impl<T> Trial<'_, T> {
-    /// The thing's number.
+    /// The number of the value's generation.
     pub(super) const fn number(&self) -> u64 {
         self.number
     }
 
-    /// The thing stays in force: its number.
+    /// Ends the trial so that the value stays in force. Returns its number.
     pub(super) fn keep(mut self) -> u64 {
         self.before = None;
         self.fate.store(KEPT, Ordering::Relaxed);
@@ -167,10 +170,10 @@ impl<T> Drop for Trial<'_, T> {
 mod model {
     use super::*;
 
-    /// Two replacements, by threads of their own, and a vCPU that follows: it sees one of the three,
-    /// whole, never an older one after a newer one, and the last one once both have ended.
+    /// Two threads replace the value, and a vCPU follows. The vCPU sees one whole value of the three,
+    /// never an older one after a newer one, and the last one once both replacements have ended.
     #[test]
-    fn a_follower_never_goes_back_and_ends_at_the_last() {
+    fn newer_than_never_goes_back_and_ends_at_last_program() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new([0; 2]));
             let writers = [1, 2].map(|value| {
@@ -194,10 +197,11 @@ mod model {
         });
     }
 
-    /// What was put in force before something else was done is seen by who saw that. Relaxed for the
-    /// filter, which is the kernel's order taken away, makes it fail whatever the order of the number.
+    /// A thread that sees an effect of a later step also sees the value that was put in force before
+    /// that step. The test fails, whatever the order of the number, if the store of the filter, which
+    /// stands for the kernel's order, is relaxed.
     #[test]
-    fn what_came_before_a_filter_is_seen_after_its_exit() {
+    fn newer_than_after_exit_of_new_filter_sees_its_program() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new(0));
             let filter = Arc::new(AtomicU64::new(0));
@@ -218,10 +222,10 @@ mod model {
         });
     }
 
-    /// Whenever a vCPU looks, it finds what is tried or what that stood in for, by its number; once
-    /// the trial is over, the latter, and knows what it had for withdrawn.
+    /// A vCPU always finds the value on trial or the one before it, each under its number. After the
+    /// trial it finds the latter, and sees that the former was withdrawn.
     #[test]
-    fn what_is_withdrawn_is_known_as_such() {
+    fn withdrawn_trial_is_reported_to_follower() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new(0));
             let writer = {

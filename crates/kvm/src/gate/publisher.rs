@@ -1,8 +1,9 @@
-//! The thread that opens a VM's filter for accesses that have been seen.
+//! The publisher: the thread that opens a VM's filter for first accesses.
 //!
-//! A vCPU asks, rewinds its access and tries again; it does not wait until the filter is set, which
-//! takes the kernel a grace period: the new filter holds long before (S7). There is one publisher a
-//! VM, so that filters are set in the order in which they were made.
+//! A vCPU asks the publisher, rewinds its access, and the guest tries again. The vCPU does not wait
+//! until the call that sets the filter returns, which takes the kernel a grace period: the new filter
+//! is in force long before that (S7). Each VM has one publisher, so that filters are set in the order
+//! in which they were made.
 
 use std::io;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<OwnThread<()>> {
     OwnThread::spawn("msrgate-publish", body)
 }
 
-/// However the thread ends, no vCPU waits for it after that.
+/// The guard of the thread's end: however the thread ends, no vCPU waits for it after that.
 struct End<'s>(&'s Shared);
 
 impl Drop for End<'_> {
@@ -35,11 +36,12 @@ impl Drop for End<'_> {
     }
 }
 
-/// Sets the filter that is open for what is wanted, or for as much of it as fits.
+/// Sets a filter that allows the requested accesses, or as many of them as fit.
 pub(super) fn publish(shared: &Shared) {
     let mut control = shared.lock();
     let _making = shared.opened.making();
-    // Not before: a replacement would make it another program's.
+    // Take the requests only under the lock of `Control`: a replacement would change the program that
+    // they are of.
     let Some(wanted) = shared.opened.take() else {
         return;
     };
@@ -53,7 +55,7 @@ pub(super) fn publish(shared: &Shared) {
     if opened.len() < wanted.all.len() {
         shared.opened.keep_only(&opened);
     }
-    // In a gate without a VM no vCPU asks for anything.
+    // In a gate without a VM no vCPU makes requests.
     if let Some(vm) = &mut control.vm
         && let Err(error) = vm.replace(&filter, responder.variant().reasons())
     {

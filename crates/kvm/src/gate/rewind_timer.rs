@@ -1,11 +1,11 @@
-//! How long a vCPU has had one access executed again and again: for ever, if the VM's filter is not
-//! the gate's.
+//! The time for which a vCPU has rewound one access. If the VM's filter is not the gate's, the rewinds
+//! never end.
 
 use std::time::{Duration, Instant};
 
 use msrgate_filter::{Access, MsrIndex};
 
-/// An access under the program of a number.
+/// An access, and the number of its program.
 type Waited = (u64, MsrIndex, Access);
 
 /// The access that was rewound last.
@@ -17,37 +17,38 @@ struct Stretch {
     last: Instant,
 }
 
-/// Whether to go on.
+/// The decision on a rewind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
-    /// For the first time.
+    /// The access is rewound for the first time.
     Begin,
     GoOn,
     TooLong,
 }
 
-/// What the access waits for.
+/// The filter that the access waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filter {
-    /// A filter that is still to be set, which may take as long as a busy host takes.
+    /// The filter is still to be set, which a busy host may delay for any time.
     InTheMaking,
-    /// Nothing any more.
+    /// The filter is set, so the access should not have been refused.
     Set,
 }
 
-/// How long one access is rewound for, once the kernel has the filter that lets it through.
+/// The time for which one access is rewound after the kernel has the filter that lets it through.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// After so long without it the guest has gone on meanwhile, and comes again.
+/// The pause after which a rewind counts as new: the guest has made progress, and has come to the
+/// access again.
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl RewindTimer {
-    /// None was, since an exit was answered.
+    /// Makes the timer of a vCPU that has rewound no access since its last answer.
     pub(super) const fn never() -> Self {
         Self(None)
     }
 
-    /// An access is rewound, perhaps once more.
+    /// Notes a rewind of an access, and decides if it may go on.
     pub(super) fn again(&mut self, waited: Waited, filter: Filter, now: Instant) -> Wait {
         let goes_on = |before: &&mut Stretch| {
             before.waited == waited && now.saturating_duration_since(before.last) < PAUSE
@@ -78,7 +79,7 @@ mod tests {
 
     const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 
-    /// Rewinds each half second, for so many, from `start` on.
+    /// Rewinds every half second from `start` on, `halves` times.
     fn rewind(rewound: &mut RewindTimer, program: u64, start: Instant, halves: u32) -> Wait {
         let mut wait = Wait::Begin;
         for half in 0..halves {
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn one_access_without_a_pause_is_too_long() {
+    fn repeated_access_without_pause_becomes_too_long() {
         let start = Instant::now();
         let mut rewound = RewindTimer::never();
         assert_eq!(rewind(&mut rewound, 0, start, 11), Wait::GoOn);
@@ -103,9 +104,9 @@ mod tests {
         );
     }
 
-    /// The publisher of a busy host: nothing is anybody else's as long as the filter is to come.
+    /// On a busy host, time does not count while the filter is still to be set.
     #[test]
-    fn patience_begins_when_the_filter_is_set() {
+    fn patience_starts_when_filter_is_set() {
         let (start, mut rewound) = (Instant::now(), RewindTimer::never());
         let mut again = |filter, half: u32| {
             let now = start + Duration::from_millis(500) * half;
@@ -117,10 +118,10 @@ mod tests {
         assert_eq!(again(Filter::Set, 110), Wait::TooLong);
     }
 
-    /// A guest that is idle but for one register comes to the gate only when a program has been
-    /// replaced: that is no filter of somebody else's.
+    /// An idle guest that accesses one register comes to the gate only after a replacement, which does
+    /// not point to another filter.
     #[test]
-    fn a_pause_or_another_program_begins_anew() {
+    fn pause_or_other_program_restarts_timer() {
         let start = Instant::now();
         let mut rewound = RewindTimer::never();
         for round in 0..10 {

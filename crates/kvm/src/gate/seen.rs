@@ -1,32 +1,32 @@
-//! The accesses of a VM that have been seen.
+//! The first accesses of a VM's guest.
 
 use msrgate_filter::{Access, MsrIndex};
 
 use super::kinds::{Found, Kind, Kinds};
 
-/// Accesses that a VM remembers to have seen: 64 KiB.
+/// The number of accesses that a VM remembers, which takes 64 KiB.
 const SEEN: usize = 8192;
 
-/// The (MSR, access) pairs that a VM's guest has touched, by the number of the program. Lock-free: any vCPU
-/// may ask and add.
+/// The (MSR, direction) pairs that a VM's guest has accessed, by the number of the program. The table
+/// is lock-free: any vCPU may search and add.
 pub(super) struct Seen(Kinds<SEEN>);
 
-/// An access of the VM's guest that was to be told the first time: see
-/// [`Gate::first_accesses`](super::Gate::first_accesses).
+/// The first access of a VM's guest to an MSR in one direction, under a program that logs first
+/// accesses or audits: see [`Gate::first_accesses`](super::Gate::first_accesses).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FirstAccess {
-    /// To which MSR.
+    /// The MSR.
     pub index: MsrIndex,
-    /// In which direction.
+    /// The direction.
     pub access: Access,
 }
 
-/// Whether an access is the VM's first of its kind.
+/// The answer to whether an access is the VM's first of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Touch {
     First,
     Again,
-    /// More kinds than can be remembered have been seen: nobody knows.
+    /// The table has no room for this access, so it is unknown whether it is the first.
     Forgotten,
 }
 
@@ -35,8 +35,8 @@ impl Seen {
         Self(Kinds::new())
     }
 
-    /// Notes an access under the program of this number: what one program let pass in silence may be
-    /// what the next one is to tell of.
+    /// Notes an access under the program of this number. Each program starts anew: an access that
+    /// passed without an event under one program may have to be logged under the next.
     pub(super) fn touch(&self, program: u64, index: MsrIndex, access: Access) -> Touch {
         match self.0.find(Kind::new(program, index, access), 64) {
             Found::New(_) => Touch::First,
@@ -45,7 +45,7 @@ impl Seen {
         }
     }
 
-    /// What was seen under the program of this number, in order.
+    /// Returns the first accesses under the program of this number, sorted.
     pub(super) fn under(&self, program: u64) -> Vec<FirstAccess> {
         let of_it = self.0.all().map(|(_, kind)| kind);
         let of_it = of_it.filter(|kind| kind.tag() == program);
@@ -56,13 +56,12 @@ impl Seen {
             })
             .collect();
         touched.sort_unstable();
-        // One that came while others were taken out may be there twice.
+        // An access that came while others were removed may be in the table twice.
         touched.dedup();
         touched
     }
 
-    /// The program of this number is in force, under which everything is seen anew: what there is of
-    /// others makes room.
+    /// Starts a program: the accesses under other programs make room.
     pub(super) fn begin(&self, program: u64) {
         self.0.retain(|kind| kind.tag() == program);
     }
@@ -77,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn each_access_is_first_once_and_directions_are_apart() {
+    fn touch_is_first_once_for_each_direction_and_program() {
         let seen = Seen::new();
         for index in [0, 0x10, 0xc000_0082, u32::MAX] {
             for access in Access::ALL {
@@ -99,9 +98,9 @@ mod tests {
         assert_eq!(seen.touch(0, msr(0), Access::Read), Touch::First);
     }
 
-    /// Of threads that touch the same, one is first.
+    /// If several threads touch the same access, it is the first for exactly one of them.
     #[test]
-    fn one_vcpu_is_first() {
+    fn concurrent_touch_is_first_for_one_vcpu() {
         let seen = Seen::new();
         let first = || {
             let touches = (0..2000).map(|index| seen.touch(0, msr(index), Access::Read));
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_touches_everything_is_not_remembered() {
+    fn touch_of_too_many_msrs_is_forgotten() {
         let seen = Seen::new();
         let forgotten = (0..100_000)
             .map(|index| seen.touch(0, msr(index), Access::Read))

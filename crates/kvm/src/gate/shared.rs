@@ -1,4 +1,4 @@
-//! What the gate, its vCPUs and its publisher have in common.
+//! The state that a gate, its vCPUs and its publisher share.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -21,14 +21,14 @@ use super::seen::Seen;
 use super::vm::VmPort;
 use crate::probe::HostCaps;
 
-/// A gate of a VM, as all its threads have it.
+/// The state of a gate that all its threads share.
 pub(super) struct Shared {
-    /// The program in force, ready to answer.
+    /// The responder of the program in force.
     pub(super) current: Published<Responder>,
     pub(super) control: Mutex<Control>,
-    /// The vCPUs that have a part of the gate, by the addresses of their pages.
+    /// The vCPUs that a `VcpuGate` answers for, by the addresses of their pages.
     pub(super) tied: Mutex<BTreeMap<usize, VcpuId>>,
-    /// The process that made the gate.
+    /// The id of the process that made the gate.
     pub(super) process: u32,
     pub(super) logs: Arc<VcpuLogs>,
     pub(super) seen: Seen,
@@ -37,14 +37,16 @@ pub(super) struct Shared {
     pub(super) host: HostCaps,
 }
 
-/// What only those change who set filters. No vCPU that runs waits for it.
+/// The state that a thread changes only while it sets filters. A vCPU that runs never waits for its
+/// lock.
 pub(super) struct Control {
     pub(super) chosen: Option<Chosen>,
     pub(super) vm: Option<Box<dyn VmPort>>,
     pub(super) past: Past,
 }
 
-/// Whether KVM may hold what the guest did under other rules than those in force.
+/// The possibility that KVM holds values that the guest wrote under another program than the one in
+/// force.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Past {
     None,
@@ -53,12 +55,13 @@ pub(super) enum Past {
 }
 
 impl Control {
-    /// Whether it is known which of the program's variants holds.
+    /// Tells if the variant of the program is chosen.
     pub(super) fn is_chosen(&self, program: &Program) -> bool {
         self.chosen.is_some() || program.variants().len() == 1
     }
 
-    /// What a program's filter is at first, and its mask: before the choice everything is refused.
+    /// Returns the filter with which a program starts, and its mask. Before the variant is chosen, the
+    /// filter refuses every access.
     pub(super) fn first_filter(
         &self,
         responder: &Responder,
@@ -70,12 +73,12 @@ impl Control {
         }
     }
 
-    /// Tells if KVM may hold what a guest wrote under other rules than this program's.
+    /// Tells if KVM may hold a value that a guest wrote under another program than this one.
     pub(super) fn may_hold_others_writes(&self, program: &Program) -> bool {
         self.past == Past::Other || self.vm.is_none() || !self.is_chosen(program)
     }
 
-    /// The VM, which there is only once the gate is installed.
+    /// Returns the VM, if the gate is installed.
     pub(super) fn vm(&mut self) -> Result<&mut dyn VmPort, GateError> {
         match &mut self.vm {
             Some(vm) => Ok(&mut **vm),
@@ -89,10 +92,11 @@ impl Shared {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ties a vCPU to the part of this number.
+    /// Ties a vCPU to the `VcpuGate` of this number.
     ///
     /// # Errors
-    /// The vCPU has another part: each would have half of its pins.
+    /// [`VcpuError::TiedTwice`] if another `VcpuGate` answers for the vCPU: each would know only some
+    /// of its pins.
     pub(super) fn tie(&self, id: VcpuId, place: Place) -> Result<(), VcpuError> {
         let mut tied = self.tied.lock().unwrap_or_else(PoisonError::into_inner);
         match tied.entry(place.page()) {
@@ -107,9 +111,10 @@ impl Shared {
         }
     }
 
-    /// Unties it: its part is dropped.
+    /// Unties a vCPU, whose `VcpuGate` is being dropped.
     pub(super) fn untie(&self, place: Place) {
-        // In a forked child another thread may hold the lock for ever, and the parent's list is its own.
+        // In a forked child another thread may hold the lock for ever, and the list belongs to the
+        // parent.
         if self.process != std::process::id() {
             return;
         }
@@ -117,14 +122,15 @@ impl Shared {
         tied.remove(&place.page());
     }
 
-    /// Puts a program in force, and its filter by `set`; if that fails, the one before is back.
+    /// Puts a program in force, and its filter by calling `set`. If `set` fails, the previous program
+    /// is in force again.
     pub(super) fn try_out<E>(
         &self,
         new: Arc<Responder>,
         set: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        // The program before the filter: an access that only the new one allows waits for the
-        // filter, and none is let through that the program in force refuses (S7).
+        // The program comes before the filter. So an access that only the new program allows waits for
+        // the new filter, and an access that the program in force refuses is never let through (S7).
         let trial = self.current.try_out(new);
         let opened = self.opened.try_out(trial.number());
         set()?;
@@ -133,7 +139,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether KVM puts registers into `kvm_run`, if events are to have them.
+    /// Checks that KVM shares registers by `kvm_run`, if events are to hold RIP.
     pub(super) fn check_registers(&self, vm: &dyn VmPort) -> Result<(), GateError> {
         let wanted = self.options.events.rip == Rip::Shown;
         if wanted && !vm.has_shared_registers() {

@@ -9,9 +9,10 @@ pub(super) use std::sync::Mutex;
 #[cfg(not(all(test, loom)))]
 pub(super) use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The interleavings and reorderings that loom has, with up to three preemptions. Loom knows that two
-/// accesses depend on each other by the last one to each word only: a thread's own load can hide that of
-/// another, so see that a model fails with what it models taken out.
+/// Runs `body` under all interleavings and reorderings that loom knows, with up to three preemptions.
+/// Loom detects that two accesses depend on each other only by the last access to each word, so a
+/// thread's own load can hide that of another. Make sure that a model fails if the code that it checks
+/// is broken.
 #[cfg(all(test, loom))]
 pub(super) fn check(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();

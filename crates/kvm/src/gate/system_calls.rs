@@ -1,41 +1,44 @@
-//! The system calls of a gate and of probing, for a VMM's seccomp rules. `crates/kvm/tests/seccomp.rs` holds the
-//! list.
+//! The system calls of a gate and of probing, for a VMM's seccomp rules. `crates/kvm/tests/seccomp.rs` checks
+//! the list.
 
-/// An `ioctl` of KVM's: its name in `linux/kvm.h`, and its number on x86-64.
+/// An `ioctl` of KVM: its name in `linux/kvm.h`, and its number on x86-64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ioctl {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
-    /// Its number, the second argument of ioctl(2).
+    /// The number, which is the second argument of ioctl(2).
     pub number: u32,
 }
 
-/// The system calls that this crate makes for a VMM, by thread. [`Self::ALL`] holds for whatever program a gate
-/// has or may be given by [`Gate::replace`](super::Gate::replace), and is there before there is a gate.
+/// The system calls that this crate makes for a VMM, by thread. [`Self::ALL`] is valid for every
+/// program that a gate has or may get by [`Gate::replace`](super::Gate::replace), and is available
+/// before there is a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SystemCalls {
-    /// `ioctl`s of [`HostCaps::probe`](crate::HostCaps::probe), on `/dev/kvm` and on a VM of its own.
+    /// The `ioctl`s of [`HostCaps::probe`](crate::HostCaps::probe), on `/dev/kvm` and on a VM of its
+    /// own.
     pub probe_ioctls: &'static [Ioctl],
-    /// Other calls of [`HostCaps::probe`](crate::HostCaps::probe).
+    /// The other calls of [`HostCaps::probe`](crate::HostCaps::probe).
     pub probe_others: &'static [&'static str],
-    /// `ioctl`s on a vCPU's file descriptor, by its own thread.
+    /// The `ioctl`s of a vCPU's thread on the vCPU's file descriptor.
     pub vcpu_ioctls: &'static [Ioctl],
-    /// `ioctl`s beside these on a vCPU's file descriptor, where the gate has the VM's memory
+    /// Further `ioctl`s on a vCPU's file descriptor if the gate has the VM's memory
     /// ([`GateOptions::memory`](super::GateOptions::memory)).
     pub vcpu_memory_ioctls: &'static [Ioctl],
-    /// Other calls of a vCPU's thread. It asks for the time, which the kernel is called for where the
-    /// host's clock is no TSC; and it closes the gate's duplicate of the VM's file descriptor if it drops its
-    /// [`VcpuGate`](super::VcpuGate) when the gate is gone.
+    /// The other calls of a vCPU's thread. It reads the clock, which calls the kernel if the host's
+    /// clock source is not the TSC. It also closes the gate's duplicate of the VM's file descriptor if
+    /// it drops its [`VcpuGate`](super::VcpuGate) after the gate is gone.
     pub vcpu_others: &'static [&'static str],
-    /// `ioctl`s on the VM's file descriptor, by the threads that install, [add
-    /// vCPUs](super::Gate::vcpu) and replace, and by the gate's own, `msrgate-publish`.
+    /// The `ioctl`s on the VM's file descriptor, by the threads that install, [add
+    /// vCPUs](super::Gate::vcpu) and replace, and by the gate's own thread, `msrgate-publish`.
     pub vm_ioctls: &'static [Ioctl],
-    /// Other calls of the threads that install, replace and drop the gate: one of them starts
-    /// `msrgate-publish`, and ends it if it is in the same process.
+    /// The other calls of the threads that install, replace and drop the gate: one of them starts
+    /// `msrgate-publish`, and ends it if it runs in the same process.
     pub vm_others: &'static [&'static str],
-    /// Other calls of `msrgate-publish`. Seccomp rules that its starter has are its own, too. The thread
-    /// that [writes events](super::events::Events::spawn) makes its sinks' calls beside these.
+    /// The other calls of `msrgate-publish`, which inherits the seccomp rules of the thread that starts
+    /// it. The thread that [writes events](super::events::Events::spawn) makes these calls and those of
+    /// its sinks.
     pub own_others: &'static [&'static str],
 }
 
@@ -48,7 +51,7 @@ const ENABLE_CAP: Ioctl = ioctl("KVM_ENABLE_CAP", 0x4068_aea3);
 const SET_MSR_FILTER: Ioctl = ioctl("KVM_X86_SET_MSR_FILTER", 0x4188_aec6);
 
 impl SystemCalls {
-    /// All of them. Memory, locks and threads are as glibc and Rust's std have them.
+    /// All calls. Those for memory, locks and threads are the ones of glibc and Rust's std.
     pub const ALL: Self = Self {
         probe_ioctls: &[
             ioctl("KVM_GET_API_VERSION", 0xae00),
@@ -94,7 +97,7 @@ impl SystemCalls {
         vcpu_others: &[
             "sched_yield",
             "clock_gettime",
-            // Whoever drops a `VcpuGate` asks if this is the process that made it.
+            // Dropping a `VcpuGate` checks that this is the process that made it.
             "getpid",
             "close",
             // Rust's std asks whether a file descriptor is open before it closes it, in debug builds.
@@ -153,7 +156,7 @@ mod tests {
     use crate::sys::calls;
 
     #[test]
-    fn numbers_are_those_of_the_calls_that_are_made() {
+    fn listed_ioctl_numbers_match_calls_made() {
         let mut made: BTreeMap<_, _> = calls::numbers().into_iter().collect();
         let filter = CallerWidth::Bits64.ioctl_number();
         made.insert("KVM_X86_SET_MSR_FILTER", filter.into());

@@ -1,4 +1,4 @@
-//! The gate in a real VM: every action, by the built-in guest.
+//! Tests of the gate in a real VM and in the model: every action, tried by the built-in guest.
 
 mod actions;
 mod clock;

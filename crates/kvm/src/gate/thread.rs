@@ -7,7 +7,7 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::sys::signals;
 
-/// A thread, and the process that it is of.
+/// A thread, and the id of its process.
 #[derive(Debug)]
 pub(super) struct OwnThread<T> {
     handle: JoinHandle<T>,
@@ -25,23 +25,23 @@ impl<T: Send + 'static> OwnThread<T> {
         })
     }
 
-    /// Whether the thread is one of this process. In a forked child it is not, and a lock that it held
-    /// is held for ever.
+    /// Tells if the thread runs in this process. In a forked child it does not, and a lock that the
+    /// thread held stays locked for ever.
     pub(super) fn is_here(&self) -> bool {
         self.process == process::id()
     }
 
-    /// Whether the thread has ended.
+    /// Tells if the thread has ended.
     pub(super) fn is_finished(&self) -> bool {
         self.handle.is_finished()
     }
 
-    /// Waits for the thread's end; `None` if it panicked, or is of another process.
+    /// Waits for the thread to end. Returns `None` if the thread panicked, or is of another process.
     pub(super) fn join(self) -> Option<T> {
         if self.is_here() {
             self.handle.join().ok()
         } else {
-            // To detach from a thread that is not there is an error, to wait for it takes for ever.
+            // Detaching from a thread that does not exist is an error, and joining it waits for ever.
             mem::forget(self.handle);
             None
         }

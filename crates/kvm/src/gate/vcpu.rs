@@ -1,4 +1,4 @@
-//! One vCPU's part of a gate, owned by the vCPU's thread: from its exits to its answers.
+//! The `VcpuGate` of one vCPU, owned by the vCPU's thread: it answers the vCPU's exits.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,32 +21,36 @@ use super::published::Generation;
 use super::shared::Past;
 use crate::sys::calls::Taken;
 
-/// No program's number.
+/// A number that no program has.
 const UNSETTLED: u64 = u64::MAX;
 
-/// One vCPU's part of a gate.
+/// The part of a gate that answers the MSR exits of one vCPU.
 ///
-/// It holds what the guest has pinned and written on this vCPU, so a vCPU keeps its own for as long as it
-/// may run, and drops it before the vCPU's page is unmapped. The calls, in order: [`Gate::vcpu`](super::Gate::vcpu), with the CPUID that `KVM_SET_CPUID2` gets;
-/// `KVM_SET_CPUID2`; [`reset`](Self::reset), or [`restore`](Self::restore) for a vCPU that comes from
-/// elsewhere; then [`answer`](Self::answer) after each `KVM_RUN` that returns with an MSR exit, and
-/// [`finish`](Self::finish) where that says so, before the next `KVM_RUN`. A call out of this order is an
-/// error, and a #GP for the guest, but for one: an exit for which `answer` is never called is the kernel's
-/// own to complete. The guest then reads 0, or its write is dropped without a word.
+/// It holds the pins and emulated registers of the vCPU. Keep it for as long as the vCPU may run, and
+/// drop it before the vCPU's page is unmapped. The calls, in order: [`Gate::vcpu`](super::Gate::vcpu),
+/// with the CPUID that `KVM_SET_CPUID2` gets; `KVM_SET_CPUID2`; [`reset`](Self::reset), or
+/// [`restore`](Self::restore) for a vCPU that comes from elsewhere; then [`answer`](Self::answer) after
+/// each `KVM_RUN` that returns with an MSR exit, and [`finish`](Self::finish) for each handler request,
+/// before the next `KVM_RUN`.
 ///
-/// Each call that takes a vCPU takes `kvm_ioctls::VcpuFd`, or a [`RawVcpu`](super::RawVcpu) of any other binding.
+/// A call out of this order is an error, and a #GP for the guest, with one exception: if `answer` is
+/// not called for an exit, the kernel completes the exit itself. The guest then reads 0, or its write
+/// is dropped silently.
 ///
-/// It is the process's that made it: in a forked child, whose vCPU it is not, it must not be used.
+/// Each call on a vCPU takes `kvm_ioctls::VcpuFd`, or a [`RawVcpu`](super::RawVcpu) of any other
+/// binding.
 ///
-/// It is `Send`. It is not `Sync`, since a VMM's [`Device`](super::Device) need not be; every call but [`Self::id`]
-/// takes `&mut self`.
+/// Only the process that made it may use it: a forked child does not have the vCPU.
+///
+/// It is `Send`. It is not `Sync`, since a VMM's [`Device`](super::Device) need not be; every call
+/// except [`Self::id`] takes `&mut self`.
 #[must_use = "without it the vCPU's exits have no answer"]
 pub struct VcpuGate {
-    /// The vCPU that it answers for.
+    /// The vCPU whose exits this answers.
     bound: Bound,
-    /// The program that this vCPU last answered by.
+    /// The program by which the last exit was answered.
     program: Generation<Responder>,
-    /// Its number, or [`UNSETTLED`] as long as it may be withdrawn.
+    /// The number of `program`, or [`UNSETTLED`] while the program may be withdrawn.
     settled: u64,
     own: Answering,
 }
@@ -61,7 +65,7 @@ impl fmt::Debug for VcpuGate {
 
 impl Drop for VcpuGate {
     fn drop(&mut self) {
-        // Of an exit that the VMM's own code has not answered nothing else would be told.
+        // If the VMM's handler has not answered an exit, log that exit now: nothing else would.
         self.own.finished(Reply::FAULT);
         if let Some(place) = self.bound.tied_to() {
             self.own.shared.untie(place);
@@ -85,13 +89,20 @@ impl VcpuGate {
         self.own.id
     }
 
-    /// Answers the MSR exit with which the vCPU's `KVM_RUN` has just returned. Call it before the next
-    /// `KVM_RUN`, also before one under `immediate_exit`, for each such exit: a `KVM_RUN` completes the exit as
-    /// done, with 0 for a read, and this would come too late without a word.
+    /// Answers the MSR exit with which the vCPU's `KVM_RUN` has just returned. Call it for each such
+    /// exit, before the next `KVM_RUN`, even before one under `immediate_exit`. Otherwise `KVM_RUN`
+    /// completes the exit as done, with 0 for a read, and a later `answer` has no effect and no error.
     ///
     /// # Errors
-    /// There is no such exit, `vcpu` was not [reset](Self::reset) or is another one, or was given another
-    /// CPUID after that, or a call that the answer needs fails. The guest gets #GP, if the vCPU is run on.
+    /// After an error the guest gets #GP if the vCPU is run on.
+    ///
+    /// - [`AnswerError::NoExit`] or [`AnswerError::Reason`]: the vCPU has no MSR exit, or one with an
+    ///   unknown reason.
+    /// - [`AnswerError::Vcpu`]: `vcpu` was not [reset](Self::reset), is another vCPU, or got another
+    ///   CPUID after the reset.
+    /// - [`AnswerError::Call`]: a call that the answer needs fails.
+    /// - [`AnswerError::Publish`], [`AnswerError::OtherFilter`] or [`AnswerError::Gone`]: the kernel's
+    ///   filter does not let the access through, and will not.
     pub fn answer<V: VcpuHandle>(&mut self, vcpu: &mut V) -> Result<Outcome, AnswerError> {
         let mut port = port(vcpu);
         if !V::ARE_ONE && !self.bound.is_running(port.place()) {
@@ -100,13 +111,14 @@ impl VcpuGate {
         self.answer_at(&mut port)
     }
 
-    /// Gives the answer of the VMM's own code to the exit that [`Outcome::Handler`] was about. Call it
-    /// before the vCPU runs again: without, the guest gets #GP. The event and the count of the access say
-    /// which it was: handled, or denied.
+    /// Gives the reply of the VMM's handler to the exit of a handler request, [`Outcome::Handler`].
+    /// Call it before the vCPU runs again: otherwise the guest gets #GP. The access is logged and
+    /// counted as handled, or as denied if `reply` is a fault.
     ///
     /// # Errors
-    /// The vCPU has been run, [reset](Self::reset) or answered since, or `asked` or `vcpu` is another one's.
-    /// The guest has had its #GP, or gets it.
+    /// [`AnswerError::Stale`] if the vCPU has been run, [reset](Self::reset) or answered since, or if
+    /// `asked` is of another vCPU; [`AnswerError::Vcpu`] if `vcpu` is another vCPU. The guest has got a
+    /// #GP, or gets it.
     #[expect(clippy::needless_pass_by_value, reason = "an exit is answered once")]
     pub fn finish(
         &mut self,
@@ -117,30 +129,35 @@ impl VcpuGate {
         self.finish_at(&mut port(vcpu), &asked, reply)
     }
 
-    /// The vCPU is new, or is reset by INIT or a reboot: registers hold what they hold at reset,
-    /// nothing is pinned, devices begin anew. Call it before the vCPU first runs, after
-    /// `KVM_SET_CPUID2`, and at each reset. An exit that KVM has not completed is forgotten: it would
-    /// move RIP and write to registers of the vCPU that begins anew.
+    /// Resets the vCPU's state in the gate: emulated registers get their reset values, pins are
+    /// released, and devices are reset. Call it before the vCPU first runs, after `KVM_SET_CPUID2`, and
+    /// each time the vCPU is reset, by INIT or a reboot. If KVM has not completed an exit, KVM forgets
+    /// that exit: otherwise its completion would move RIP and write to registers of the reset vCPU.
     ///
-    /// The first one, or the first [`Self::restore`], ties this to `vcpu`, by its file descriptor and its
-    /// shared page: from then on it answers for no other.
+    /// The first `reset` or [`Self::restore`] ties this `VcpuGate` to `vcpu`, by the file descriptor
+    /// and the shared page. From then on it answers for no other vCPU.
     ///
     /// # Errors
-    /// `vcpu` is another one than the first time, or has another part of the gate, or has not run since
-    /// [`Self::restore`], whose pins and registers would be lost (a `KVM_RUN` under `immediate_exit` counts as
-    /// running): then nothing has changed. Or it has another CPUID than
-    /// [`Gate::vcpu`](super::Gate::vcpu) was given, or none yet, or a call on it fails: then it counts as
-    /// not reset, until this or [`Self::restore`] succeeds.
+    /// - [`AnswerError::Vcpu`] with [`VcpuError::OtherVcpu`], [`VcpuError::TiedTwice`] or
+    ///   [`VcpuError::Restored`]: `vcpu` is another vCPU than the first time, has another [`VcpuGate`],
+    ///   or has not run since [`Self::restore`], whose state would be lost. A `KVM_RUN` under
+    ///   `immediate_exit` counts as running. Nothing has changed.
+    /// - [`AnswerError::Vcpu`] with [`VcpuError::OtherCpuid`]: KVM has no CPUID for the vCPU, or
+    ///   another one than [`Gate::vcpu`](super::Gate::vcpu) was given. The vCPU counts as not reset
+    ///   until `reset` or [`Self::restore`] succeeds.
+    /// - [`AnswerError::Call`]: a call on the vCPU or of a device fails. The vCPU counts as not reset,
+    ///   as above.
     pub fn reset(&mut self, vcpu: &mut impl VcpuHandle) -> Result<(), AnswerError> {
         self.reset_at(&mut port(vcpu))
     }
 
-    /// The VMM has written an MSR of this vCPU by `KVM_SET_MSRS`, as one does that resets its guest:
-    /// it is no longer pinned, and if it is emulated it holds what it holds at reset.
+    /// Tells the gate that the VMM has written an MSR of this vCPU by `KVM_SET_MSRS`, as a VMM does
+    /// that resets its guest. The MSR's pin is released, and if the MSR is emulated it gets its reset
+    /// value.
     ///
     /// # Errors
-    /// `vcpu` was not [reset](Self::reset), or is another one, or has not run since [`Self::restore`], whose
-    /// pin and register would be lost. Nothing has changed.
+    /// [`AnswerError::Vcpu`] if `vcpu` was not [reset](Self::reset), is another vCPU, or has not run
+    /// since [`Self::restore`], whose pin and register would be lost. Nothing has changed.
     pub fn msr_set_by_host(
         &mut self,
         vcpu: &mut impl VcpuHandle,
@@ -149,43 +166,49 @@ impl VcpuGate {
         self.msr_set_by_host_at(&port(vcpu), index)
     }
 
-    /// The vCPU's emulated registers, pins and devices, for a snapshot or a migration. An answer
-    /// that KVM has not taken yet is completed first (S5.6), so save the vCPU's registers after this.
-    /// It waits for a [`Gate::replace`](super::Gate::replace) that is under way, so that the state is of
-    /// a program that stays. Where a debugger steps the vCPU, `KVM_EXIT_DEBUG` may be in `kvm_run` after
-    /// this: that is the step over the completed access.
+    /// Returns the vCPU's emulated registers, pins and devices as bytes, for a snapshot or a migration.
+    ///
+    /// This first completes an answer that KVM has not taken yet (S5.6), so save the vCPU's registers
+    /// after it. It also waits for a [`Gate::replace`](super::Gate::replace) that is under way, so that
+    /// the state is of a program that stays in force. If a debugger steps the vCPU, `kvm_run` may hold
+    /// `KVM_EXIT_DEBUG` afterwards, which reports the step over the completed access.
     ///
     /// # Errors
-    /// The last exit has not been [answered](Self::answer): KVM would complete it as if the policy
-    /// let it through. `vcpu` was not [reset](Self::reset), or is another one. Or `KVM_RUN` under
-    /// `immediate_exit` fails.
+    /// - [`StateError::Unanswered`]: the last exit has not been [answered](Self::answer). KVM would
+    ///   complete it as if the policy allowed the access.
+    /// - [`StateError::Vcpu`]: `vcpu` was not [reset](Self::reset), or is another vCPU.
+    /// - [`StateError::Call`]: `KVM_RUN` under `immediate_exit` fails.
     pub fn save(&mut self, vcpu: &mut impl VcpuHandle) -> Result<Vec<u8>, StateError> {
         self.save_at(&mut port(vcpu))
     }
 
-    /// Takes over a state that [`Self::save`] gave, perhaps of another host. It
-    /// stands for the first [`Self::reset`], and may come after one. An exit that KVM has not completed
-    /// is forgotten, as there: on a vCPU that has run, call it before `KVM_SET_VCPU_EVENTS`. Until the vCPU
-    /// has run, [`Self::reset`] and [`Self::msr_set_by_host`] are errors: they would undo this. As
-    /// [`Self::save`], it waits for a replacement that is under way.
+    /// Restores a state that [`Self::save`] returned, on this host or another. It replaces the first
+    /// [`Self::reset`], and may also come after one. If KVM has not completed an exit, KVM forgets that
+    /// exit, as in [`Self::reset`]: on a vCPU that has run, call `restore` before
+    /// `KVM_SET_VCPU_EVENTS`. Until the vCPU has run, [`Self::reset`] and [`Self::msr_set_by_host`] are
+    /// errors, since they would undo the restore. Like [`Self::save`], this waits for a replacement
+    /// that is under way.
     ///
     /// # Errors
-    /// The bytes are not a saved vCPU state, or name a register, pin or device that the program does not
-    /// have; or `vcpu` is another one than the first time, or has another part of the gate, or another CPUID than
-    /// [`Gate::vcpu`](super::Gate::vcpu) was given, or none yet. Nothing has been restored then, and an exit that
-    /// waits still does. Or a call fails on the vCPU or of a device: then the vCPU counts as not reset, until this
-    /// or [`Self::reset`] succeeds.
+    /// - [`StateError::Restore`]: the bytes are not a saved vCPU state, or name a register, pin or
+    ///   device that the program does not have. Nothing has been restored, and an exit that waits for
+    ///   an answer still waits.
+    /// - [`StateError::Vcpu`]: `vcpu` is another vCPU than the first time, has another [`VcpuGate`],
+    ///   has no CPUID in KVM, or another one than [`Gate::vcpu`](super::Gate::vcpu) was given. The
+    ///   consequences are the same.
+    /// - [`StateError::Call`]: a call on the vCPU or of a device fails. The vCPU then counts as not
+    ///   reset until this or [`Self::reset`] succeeds.
     pub fn restore(&mut self, vcpu: &mut impl VcpuHandle, saved: &[u8]) -> Result<(), StateError> {
         self.restore_at(&mut port(vcpu), saved)
     }
 
-    /// The values of registers that KVM holds for the guest, for a migration:
-    /// [`Gate::migration_list`](super::Gate::migration_list) or
-    /// [`tight_migration_list`](super::Gate::tight_migration_list) says which. Those that this vCPU
-    /// does not have are left out. As [`Self::save`], it completes an answer that KVM has not taken yet.
+    /// Returns the values of the MSRs in `list`, which KVM holds for the guest, for a migration. `list`
+    /// comes from [`Gate::migration_list`](super::Gate::migration_list) or
+    /// [`tight_migration_list`](super::Gate::tight_migration_list). MSRs that this vCPU does not have
+    /// are left out. Like [`Self::save`], this completes an answer that KVM has not taken yet.
     ///
     /// # Errors
-    /// As [`Self::save`], or `KVM_GET_MSRS` fails.
+    /// Those of [`Self::save`], and [`StateError::Call`] if `KVM_GET_MSRS` fails.
     pub fn capture_registers(
         &mut self,
         vcpu: &mut impl VcpuHandle,
@@ -200,13 +223,16 @@ impl VcpuGate {
         Ok(values)
     }
 
-    /// Sets what [`Self::capture_registers`] gave, perhaps of another host. No pin is released, so that it may
-    /// come before [`Self::restore`] or, if no device of the policy shows something in one of them, after it. From then on migration lists are whole: KVM may hold what another
-    /// program let the guest turn on.
+    /// Sets the values that [`Self::capture_registers`] returned, on this host or another. No pin is
+    /// released, so this may come before [`Self::restore`], or after it if no device of the policy
+    /// shows a value in one of the MSRs. Afterwards migration lists are whole: KVM may hold a setting
+    /// that another program let the guest turn on.
     ///
     /// # Errors
-    /// KVM does not take a value: then those before it in the list are set, and those after it are not. Or
-    /// `vcpu` was neither reset nor restored, or is another one.
+    /// - [`StateError::Register`]: KVM does not accept a value. The values before it in the list are
+    ///   set, those after it are not.
+    /// - [`StateError::Vcpu`]: `vcpu` was neither reset nor restored, or is another vCPU.
+    /// - [`StateError::Call`]: `KVM_SET_MSRS` fails.
     pub fn restore_registers(
         &mut self,
         vcpu: &mut impl VcpuHandle,
@@ -239,7 +265,7 @@ impl VcpuGate {
         self.bound.begin();
         self.own.state = state;
         self.own.shared.lock().past = Past::Other;
-        // Not before: it runs the vCPU, and a refused restore leaves all as it is.
+        // Forget the exit only here: this runs the vCPU, and a refused restore must change nothing.
         port.forget()?;
         self.own.finished(Reply::FAULT);
         if self.own.shared.options.events.rip == Rip::Shown {
@@ -252,7 +278,7 @@ impl VcpuGate {
         for device in self.own.devices.not_in(&saved) {
             device.reset(&mut machine)?;
         }
-        // The guest reads the revision from a register of KVM's, which is the other host's no more.
+        // The guest reads the revision from a register of KVM, which on this host does not hold it yet.
         if let Some(microcode) = &self.own.devices.microcode {
             microcode.show(&mut Through { port, memory: None })?;
         }
@@ -261,10 +287,11 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Ties this to the vCPU at `place`, if it is tied to none.
+    /// Ties this to the vCPU at `place`.
     fn tie(&mut self, place: Place) -> Result<(), VcpuError> {
         let before = self.bound.tied_to();
-        // After a call that failed it may be another vCPU, or the same with the right file descriptor.
+        // After a failed call, this may be another vCPU, or the same vCPU with the right file
+        // descriptor.
         if before.is_none_or(|before| before.page() != place.page()) {
             self.own.shared.tie(self.id(), place)?;
             if let Some(before) = before {
@@ -275,7 +302,7 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Checks that nothing is lost that was restored for a vCPU which has yet to run.
+    /// Checks that the vCPU has run since it was restored, so that no restored state is lost.
     fn keep_restored(&self, port: &impl Port) -> Result<(), VcpuError> {
         if self.bound.was_restored() && port.is_restored() {
             return Err(VcpuError::Restored { vcpu: self.id() });
@@ -298,7 +325,8 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Whether the gate may go by the CPUID that it was given, if the kernel has this one.
+    /// Checks that the gate may rely on the CPUID that it was given, if the kernel has this CPUID for
+    /// the vCPU.
     fn check_cpuid(&self, kvm: Option<Vec<kvm_cpuid_entry2>>) -> Result<(), VcpuError> {
         if kvm.is_none_or(|leaves| self.own.relied_on.is_safe_for(&leaves.leaves())) {
             return Ok(());
@@ -309,7 +337,7 @@ impl VcpuGate {
     // A function of its own in every build: scripts/bench counts what happens in it.
     #[inline(never)]
     pub(super) fn answer_at(&mut self, port: &mut impl Port) -> Result<Outcome, AnswerError> {
-        // First, where it costs least.
+        // This check comes first, where it costs least.
         if !self.bound.is_running_at_page_of(port.place()) {
             self.first_exit(port)?;
         }
@@ -319,8 +347,9 @@ impl VcpuGate {
         self.own.answer(&self.program, port, &exit)
     }
 
-    /// Goes on with the first exit of a vCPU since it was reset or restored, if its CPUID is as it was then:
-    /// until it runs a VMM may change it. The exit of one that this may not answer for is left at #GP.
+    /// Admits the first exit of a vCPU after a reset or a restore, if the CPUID is the same as then: a
+    /// VMM may change the CPUID until the vCPU runs. If this `VcpuGate` may not answer the exit, the
+    /// reply stays #GP.
     #[cold]
     #[inline(never)]
     fn first_exit(&mut self, port: &mut impl Port) -> Result<(), AnswerError> {
@@ -383,14 +412,14 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Has KVM complete what has been answered.
+    /// Makes KVM complete an exit that has been answered.
     fn come_to_rest(&mut self, port: &mut impl Port) -> Result<(), StateError> {
         self.bound.check(self.id(), port.place())?;
         if !matches!(port.pending(), Ok(None)) {
             return Err(StateError::Unanswered);
         }
         port.complete()?;
-        // One that has been run on since has had its #GP.
+        // If the vCPU has run on since a handler request, the guest has got its #GP.
         self.own.finished(Reply::FAULT);
         Ok(())
     }
@@ -403,7 +432,7 @@ impl VcpuGate {
         Ok(saved.encode())
     }
 
-    /// Takes over the program in force, if it has been replaced.
+    /// Takes over the program in force, if the program has been replaced.
     #[inline]
     fn follow(&mut self) {
         if !self.own.shared.current.is_number(self.settled) {
@@ -431,7 +460,7 @@ impl VcpuGate {
         self.own.before.is_some()
     }
 
-    /// The same once no replacement is under way that may yet be withdrawn.
+    /// Takes over the program in force, after waiting for any replacement that may still be withdrawn.
     fn follow_for_good(&mut self) {
         let shared = Arc::clone(&self.own.shared);
         let control = shared.lock();
@@ -440,7 +469,8 @@ impl VcpuGate {
     }
 }
 
-/// The exit that waits for an answer. Whatever goes wrong from here on, the guest gets #GP.
+/// Returns the exit that waits for an answer, and writes #GP as its reply: if the answer fails later,
+/// the guest gets #GP.
 #[inline]
 fn taken(port: &mut impl Port) -> Result<Exit, AnswerError> {
     let exit = match port.pending() {

@@ -1,4 +1,4 @@
-//! What a gate does to a VM: it sets filters and masks, and asks what it has.
+//! The operations of a gate on a VM: setting filters and masks, and asking for capabilities.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -9,36 +9,37 @@ use super::error::GateError;
 use crate::install::{InstallError, Mask};
 use crate::sys::calls;
 
-/// What a gate may do to a VM. One thread at a time.
+/// The operations that a gate may do on a VM, by one thread at a time.
 pub(super) trait VmPort: Send {
     /// Puts a filter and a mask in force (S7).
     ///
     /// # Errors
-    /// As [`Installed::replace`](crate::Installed::replace).
+    /// Those of [`Installed::replace`](crate::Installed::replace).
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError>;
 
-    /// Whether its guests may run guests.
+    /// Tells if guests of the VM may run guests.
     fn has_nested_state(&self) -> bool;
 
-    /// Whether registers are put into `kvm_run` when asked for.
+    /// Tells if KVM puts registers into `kvm_run` when asked.
     fn has_shared_registers(&self) -> bool;
 }
 
-/// A VM of a real KVM.
+/// A VM of the real KVM.
 pub(super) struct KvmVm {
     fd: Arc<OwnedFd>,
     mask: Mask,
     has_nested_state: bool,
 }
 
-/// The VMs of this process that have a gate. Each gate sets filters as if it were alone.
+/// The VMs of this process that have a gate. Each gate sets filters as if it were the only one.
 static GUARDED: Mutex<Vec<Weak<OwnedFd>>> = Mutex::new(Vec::new());
 
 impl KvmVm {
-    /// The VM of this file descriptor, of which this keeps a duplicate.
+    /// Makes the port of a VM, and duplicates its file descriptor.
     ///
     /// # Errors
-    /// The VM has a gate already, if the kernel can tell; or there is no file descriptor left.
+    /// [`GateError::OtherGate`] if the VM has a gate already and the kernel can tell; [`GateError::Io`]
+    /// if the process has no file descriptor left.
     pub(super) fn new(vm: &impl AsRawFd) -> Result<Self, GateError> {
         let mut guarded = GUARDED.lock().unwrap_or_else(PoisonError::into_inner);
         guarded.retain(|other| other.strong_count() > 0);

@@ -1,4 +1,4 @@
-//! How often each access came and what was done, by vCPU, without a lock and of a fixed size.
+//! The number of accesses by kind, for each vCPU: lock-free, and of a fixed size.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,27 +7,28 @@ use msrgate_program::answer::Disposition;
 
 use crate::gate::kinds::{Found, Kind, Kinds};
 
-/// Kinds of (MSR, access, disposition) that a vCPU counts apart; the rest it counts together.
+/// The number of kinds (MSR, access, disposition) that a vCPU counts apart; it counts the others
+/// together.
 const SLOTS: usize = 256;
 
-/// One vCPU's counters. It alone writes them.
+/// The counters of one vCPU. Only that vCPU writes them.
 pub(in crate::gate) struct Counters {
-    /// Tagged with the number of the disposition.
+    /// The kinds, whose tag is the number of the disposition.
     kinds: Kinds<SLOTS>,
     counts: Box<[AtomicU64; SLOTS]>,
     others: AtomicU64,
 }
 
-/// How often something was done to an access.
+/// The number of accesses of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Count {
     /// The MSR.
     pub index: MsrIndex,
     /// The direction.
     pub access: Access,
-    /// What was done.
+    /// The disposition.
     pub disposition: Disposition,
-    /// How often.
+    /// The number of accesses.
     pub count: u64,
 }
 
@@ -40,7 +41,7 @@ impl Counters {
         }
     }
 
-    /// Counts one. Only one thread may do this at a time.
+    /// Counts one access. Only one thread may do this at a time.
     pub(in crate::gate) fn add(&self, index: MsrIndex, access: Access, disposition: Disposition) {
         let kind = Kind::new(u64::from(disposition.number()), index, access);
         let count = match self.kinds.find(kind, 8) {
@@ -50,13 +51,13 @@ impl Counters {
         add_one(count);
     }
 
-    /// What there is to count, and how often there was no slot for it.
+    /// Passes each count to `found`. Returns the number of accesses that had no slot.
     pub(super) fn each(&self, mut found: impl FnMut(Count)) -> u64 {
         for (place, kind) in self.kinds.all() {
             let disposition = usize::try_from(kind.tag()).ok();
             let disposition = disposition.and_then(|number| Disposition::ALL.get(number).copied());
             let count = self.counts[place % SLOTS].load(Ordering::Relaxed);
-            // Its first access is being counted, and not yet counted, where it is 0.
+            // A count of 0 means that the first access of the kind is being counted right now.
             if let (Some(disposition), 1..) = (disposition, count) {
                 found(Count {
                     index: kind.index(),
@@ -70,7 +71,7 @@ impl Counters {
     }
 }
 
-/// One writer: no read-modify-write is needed.
+/// Adds one. There is one writer, so no read-modify-write is needed.
 pub(super) fn add_one(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
@@ -80,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_are_told_apart_and_nothing_is_lost() {
+    fn add_counts_each_kind_apart() {
         let counters = Counters::new();
         let lstar = MsrIndex::new(0xc000_0082);
         for _ in 0..3 {
@@ -107,9 +108,9 @@ mod tests {
         );
     }
 
-    /// A guest that accesses everything: the sum is right, whatever has a slot.
+    /// A guest accesses many MSRs: the sum is right, whichever kinds have a slot.
     #[test]
-    fn what_has_no_slot_is_counted_together() {
+    fn add_without_slot_counts_in_others() {
         let counters = Counters::new();
         for index in 0..10_000 {
             counters.add(MsrIndex::new(index), Access::Read, Disposition::Denied);

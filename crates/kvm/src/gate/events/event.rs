@@ -1,4 +1,4 @@
-//! One event, and how it lies in a queue.
+//! An event, and its encoding in a queue.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,58 +11,58 @@ use msrgate_program::{Digest, Origin, Program, one_line};
 use super::ring::{Entry, WORDS};
 use crate::gate::id::VcpuId;
 
-/// Whether events hold the values that guests write.
+/// The choice whether events hold the values that guests write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Values {
-    /// They do not.
+    /// Events do not hold it.
     #[default]
     Hidden,
-    /// They do.
+    /// Events hold it.
     Shown,
 }
 
-/// Whether events hold the address of the instruction.
+/// The choice whether events hold the address of the instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rip {
-    /// They do not.
+    /// Events do not hold it.
     #[default]
     Hidden,
-    /// They do.
+    /// Events hold it.
     Shown,
 }
 
-/// An access that a policy wants told.
+/// An access that the policy logs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// When.
+    /// The time of the exit.
     pub time: SystemTime,
-    /// By which vCPU.
+    /// The vCPU.
     pub vcpu: VcpuId,
-    /// To which MSR.
+    /// The MSR.
     pub index: MsrIndex,
-    /// In which direction.
+    /// The direction.
     pub access: Access,
-    /// Why KVM handed it over.
+    /// The reason for which KVM made the exit.
     pub reason: ExitReason,
-    /// What was done.
+    /// The disposition.
     pub disposition: Disposition,
-    /// The value of a write, if asked for.
+    /// The value that the guest writes, if events hold values ([`Values::Shown`]).
     pub value: Option<u64>,
-    /// The address of the instruction, if asked for.
+    /// The address of the instruction, if events hold it ([`Rip::Shown`]).
     pub rip: Option<u64>,
-    /// What says so.
+    /// The part of the policy that decided the access.
     pub origin: Origin,
-    /// The policy text that the line of `origin` is in, if it is a line and the program is not long
-    /// gone.
+    /// The policy file that contains the line of `origin`. `None` if `origin` is not a line, or if the
+    /// program was replaced too long ago.
     pub file: Option<Box<str>>,
-    /// The digest of the program that said so.
+    /// The digest of the program that decided the access.
     pub digest: Digest,
-    /// How many events of this kind came just before, and were held back by the limit. Kinds that share
-    /// a place are one; how many there were in all is in [`VcpuDrops`](super::VcpuDrops).
+    /// The number of events of this kind just before this one that the limit held back. Kinds that
+    /// share a place of the limit count as one. The total is in [`VcpuDrops`](super::VcpuDrops).
     pub held_back: u32,
 }
 
-/// What a vCPU notes of an access.
+/// The record that a vCPU makes of an access.
 #[derive(Clone, Copy)]
 pub(in crate::gate) struct EventRecord {
     /// Nanoseconds since 1970.
@@ -110,7 +110,7 @@ impl EventRecord {
 }
 
 impl Event {
-    /// The event in a queue's entry; `programs` are those that may have made it.
+    /// Decodes an entry of a queue. `programs` are the programs that may have decided the access.
     pub(super) fn decode(entry: &Entry, vcpu: VcpuId, programs: &[Arc<Program>]) -> Option<Self> {
         let &[time, kind, value, rip, origin, held_back, ..] = entry;
         let [i0, i1, i2, i3, flags, disposition, ..] = kind.to_le_bytes();
@@ -144,7 +144,7 @@ impl Event {
 
 #[cfg(test)]
 impl Event {
-    /// A write that vCPU 1 was refused, by `a.toml`.
+    /// Makes an example: a write of vCPU 1 that `a.toml` denies.
     pub(super) fn example(index: u32) -> Self {
         Self {
             time: UNIX_EPOCH + Duration::from_millis(1500),
@@ -163,7 +163,7 @@ impl Event {
     }
 }
 
-/// One line for people, without the time:
+/// Formats the event as one line of text, without the time:
 /// `vCPU 0: write of MSR 0xc0000082: deny (filter), value 0x10, by web.toml:12`.
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -205,9 +205,9 @@ mod tests {
 
     use super::*;
 
-    /// Each field comes back, at its largest.
+    /// Each field is decoded as it was encoded, with its largest value.
     #[test]
-    fn an_event_survives_its_queue() {
+    fn encoded_event_decodes_unchanged() {
         let at = UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
         for disposition in Disposition::ALL {
             for reason in ExitReason::ALL {

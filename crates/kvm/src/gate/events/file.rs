@@ -1,4 +1,4 @@
-//! A file that lines are appended to, and that logrotate may put aside.
+//! A log file that lines are appended to, and that logrotate may rename.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -7,39 +7,39 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A file of whole lines, for [`TextLines`](super::TextLines) and others: each [`Write::write`] takes whole
-/// lines, and is one `write` to the end of the file (`O_APPEND`). So several VMMs may write to one file, and
-/// a kill cuts the last line at most.
+/// A log file of whole lines, for [`TextLines`](super::TextLines) and others: each [`Write::write`]
+/// takes whole lines, and is one `write` to the end of the file (`O_APPEND`). So several VMMs may write
+/// to one file, and a killed VMM leaves at most its last line cut.
 ///
-/// A line that was cut is ended when the file is opened the next time, or by the next line if it was a full
-/// disk that cut it. Whoever opens the file while another process is writing a line cannot tell that line from
-/// a cut one: an empty line may follow it, which readers of JSON lines pass over.
+/// A cut line is ended when the file is opened the next time, or by the next line if a full disk cut
+/// it. If another process is writing a line while this opens the file, that line looks like a cut one:
+/// an empty line may follow it, which readers of JSON lines skip.
 ///
-/// The file is for logrotate to put aside: its `postrotate` has the VMM ask the file's [`Reopener`].
+/// For logrotate: its `postrotate` script makes the VMM call the file's [`Reopener`].
 ///
-/// A file that it creates only its owner may read and write: values and RIP give away where a guest's
-/// kernel is. One that exists keeps its mode.
+/// A new file can be read and written by its owner only, because values and RIP reveal the addresses of
+/// a guest's kernel. An existing file keeps its mode.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
     file: File,
-    /// Whether the last `write` ended in the middle of a line.
+    /// True if the last `write` ended in the middle of a line.
     is_cut: bool,
     reopen: Arc<AtomicBool>,
 }
 
-/// Asks a [`LogFile`] to open the file at its path anew. It stays with the VMM when the file has gone to
-/// the thread that writes it.
+/// The handle that asks a [`LogFile`] to open its path again. The VMM keeps it when the file has moved
+/// to the thread that writes to it.
 #[derive(Clone, Debug)]
 pub struct Reopener(Arc<AtomicBool>);
 
 impl LogFile {
-    /// Appends to the file at `path`, which is created if there is none.
+    /// Opens the file at `path` for appending, and creates the file if there is none.
     ///
     /// # Errors
-    /// The file cannot be opened, or a line of it that was cut cannot be ended.
+    /// The error of the call that failed to open the file, or to end its cut last line.
     pub fn append(path: &Path) -> io::Result<Self> {
-        // A VMM that becomes a daemon changes its directory, and means the same file.
+        // A VMM that becomes a daemon changes its directory, but the path must name the same file.
         let path = std::path::absolute(path)?;
         Ok(Self {
             file: open(&path)?,
@@ -49,14 +49,14 @@ impl LogFile {
         })
     }
 
-    /// Returns the handle by which the file at the path is opened anew.
+    /// Returns the handle by which the VMM asks to open the path again.
     #[must_use]
     pub fn reopener(&self) -> Reopener {
         Reopener(Arc::clone(&self.reopen))
     }
 
-    /// Opens the file at the path if that was asked for. Where this fails the old file goes on, and the
-    /// request stays.
+    /// Opens the path again if that was requested. If this fails, the old file stays in use, and the
+    /// request stays pending.
     fn follow(&mut self) {
         if !self.reopen.swap(false, Ordering::AcqRel) {
             return;
@@ -69,13 +69,14 @@ impl LogFile {
 }
 
 impl Reopener {
-    /// Has the next line go to the file that is at the path by then. A signal handler may call this.
+    /// Requests that the next line goes to the file that is at the path by then. A signal handler may
+    /// call this.
     pub fn request(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether the request is still to be done: no line has come since, or the new file cannot be opened,
-    /// which is tried again at each line.
+    /// Tells if the request is pending: no line has come since, or the new file cannot be opened, which
+    /// is tried again at each line.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         self.0.load(Ordering::Acquire)
@@ -83,8 +84,8 @@ impl Reopener {
 }
 
 impl Write for LogFile {
-    /// Appends whole lines by one `write`. What that leaves out is an error, not a part: put behind it,
-    /// the rest could come after a line of another process.
+    /// Appends whole lines by one `write`. A partial write is an error: if the rest were written later,
+    /// it could follow a line of another process.
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         self.follow();
         let ended;
@@ -108,7 +109,7 @@ impl Write for LogFile {
     }
 }
 
-/// Opens a file to append to, and ends its last line if that was cut.
+/// Opens a file to append to, and ends its last line if that line was cut.
 fn open(path: &Path) -> io::Result<File> {
     let mut file = OpenOptions::new()
         .create(true)
@@ -118,7 +119,8 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)?;
     let length = file.metadata()?.len();
     let mut last = *b"\n";
-    // What is no file has no length. A file that another has truncated meanwhile has no such byte.
+    // A device has the length 0. If another process has truncated the file in the meantime, there is no
+    // byte to read.
     if let Some(at) = length.checked_sub(1) {
         file.read_at(&mut last, at)?;
     }

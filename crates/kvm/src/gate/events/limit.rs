@@ -1,19 +1,19 @@
-//! A limit on how many events one MSR makes a second, so that a guest that hammers one register
-//! does not hide what it does to others.
+//! A limit on the events of one kind in a second, so that a guest that hammers one register does not
+//! hide its accesses to others.
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::answer::Disposition;
 
 use crate::gate::kinds::Kind;
 
-/// How many kinds of event are told apart; two that share a place share its limit.
+/// The number of places of the limit; kinds of events that share a place share its limit.
 const PLACES: usize = 64;
 
-/// One vCPU's limit. A second begins with the first event of a kind.
+/// The limit of one vCPU. A second begins with the first event of a kind.
 pub(in crate::gate) struct Limit {
     per_second: u32,
     places: Box<[Place; PLACES]>,
-    /// Of all kills, which no other event shares: by none may a guest hide them.
+    /// The place of all kills. No other event shares it, so a guest cannot hide a kill by other events.
     kills: Place,
 }
 
@@ -21,23 +21,23 @@ pub(in crate::gate) struct Limit {
 struct Place {
     began: u64,
     count: u32,
-    /// Held back since the last one that was let through.
+    /// The number of events held back since the last one that passed.
     held_back: u32,
 }
 
-/// What becomes of an event.
+/// The decision on an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gate) enum Passage {
-    /// It passes, and stands for so many before it that did not.
+    /// The event passes; `held_back` events before it did not.
     Passes { held_back: u32 },
-    /// It is counted only.
+    /// The event is only counted.
     HeldBack,
 }
 
 const SECOND: u64 = 1_000_000_000;
 
 impl Limit {
-    /// At most so many events of a kind a second.
+    /// Makes a limit of `per_second` events of each kind in a second.
     pub(in crate::gate) fn new(per_second: u32) -> Self {
         Self {
             per_second,
@@ -46,7 +46,7 @@ impl Limit {
         }
     }
 
-    /// Whether an event at `now`, in nanoseconds, passes.
+    /// Decides if an event at the time `now`, in nanoseconds, passes.
     pub(in crate::gate) fn ask(
         &mut self,
         index: MsrIndex,
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_has_its_number_a_second_and_says_what_was_held_back() {
+    fn limit_passes_per_second_and_reports_held_back() {
         let mut limit = Limit::new(2);
         let mut ask =
             |index, now| limit.ask(MsrIndex::new(index), Access::Read, Disposition::Denied, now);
@@ -90,13 +90,14 @@ mod tests {
         assert_eq!(ask(0x10, 8), Passage::HeldBack);
         assert_eq!(ask(0x11, 9), passes(0), "another MSR");
         assert_eq!(ask(0x10, 5 + SECOND), passes(2));
-        // A clock that was set back begins anew rather than holding back for ever.
+        // If the clock was set back, a new second begins; otherwise events would be held back for ever.
         assert_eq!(ask(0x10, 1), passes(0));
     }
 
-    /// Whatever else there is; and a VMM that runs a guest on after each of its kills is not flooded.
+    /// Other events do not hold back a kill. A VMM that runs the guest on after each kill is not
+    /// flooded.
     #[test]
-    fn only_kills_hold_kills_back() {
+    fn kill_is_held_back_only_by_kills() {
         let mut limit = Limit::new(2);
         let mut ask =
             |index, disposition| limit.ask(MsrIndex::new(index), Access::Read, disposition, 5);

@@ -1,4 +1,4 @@
-//! Events as lines of text, for people or as JSON, to whatever is an `impl Write`.
+//! Sinks that write events as lines, of text or of JSON, to any `impl Write`.
 
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,7 +9,7 @@ use super::event::Event;
 use super::reader::VcpuDrops;
 use super::sink::Sink;
 
-/// A writer, and how often it has failed.
+/// A writer, and the number of writes that have failed.
 #[derive(Debug)]
 struct Out<W> {
     out: W,
@@ -36,19 +36,21 @@ impl<W: Write> Out<W> {
     }
 }
 
-/// Events as text, a line each: the time in seconds since 1970, the VM, and what [`Event`] is displayed as.
+/// The sink that writes each event as a line of text: the time in seconds since 1970, the VM, and the
+/// text of [`Event`]'s `Display`.
 /// `1700000000.123 web: vCPU 0: write of MSR 0xc0000082: deny (filter), by web.toml:12`
 ///
 /// Each line is one [`Write::write_all`].
 #[derive(Debug)]
 pub struct TextLines<W> {
     out: Out<W>,
-    /// The VM's name, with what sets it off from the rest.
+    /// The VM's name and the separator after it.
     vm: String,
 }
 
 impl<W: Write> TextLines<W> {
-    /// Writes to `out`. `vm` is what the lines call the VM; with an empty one they call it nothing.
+    /// Makes a sink that writes to `out`. `vm` is the VM's name in the lines; if it is empty, the lines
+    /// have no name.
     pub fn new(out: W, vm: &str) -> Self {
         let vm = if vm.is_empty() {
             String::new()
@@ -87,14 +89,14 @@ impl<W: Write + Send> Sink for TextLines<W> {
     }
 }
 
-/// Events as JSON, a line each, which is one [`Write::write_all`].
+/// The sink that writes each event as a line of JSON, by one [`Write::write_all`].
 ///
 /// `{"schema":1,"time":1700000000.123456789,"vcpu":0,"msr":"0xc0000082","access":"write",
-/// "reason":"filter","action":"deny","policy":"web.toml","line":12,"digest":"…"}`; with `vm`, and with
-/// `value`, `rip`, `held_back` where there is something to say.
+/// "reason":"filter","action":"deny","policy":"web.toml","line":12,"digest":"…"}`; with `vm` if the VM has a
+/// name, and with `value`, `rip` and `held_back` if the event has them.
 ///
-/// `{"schema":1,"time":1700000000.123456789,"vcpu":0,"dropped":9,"held_back":300}`: how many events of the
-/// vCPU are in no line so far, as in [`VcpuDrops`]. A line with `dropped` is one of these.
+/// `{"schema":1,"time":1700000000.123456789,"vcpu":0,"dropped":9,"held_back":300}`: the number of events of
+/// the vCPU that are in no line so far, as in [`VcpuDrops`]. Only such a line has `dropped`.
 #[cfg(feature = "json")]
 #[derive(Debug)]
 pub struct JsonLines<W> {
@@ -113,7 +115,8 @@ mod json {
     use super::{Event, JsonLines, Out, Sink, VcpuDrops};
 
     impl<W: Write> JsonLines<W> {
-        /// Writes to `out`. `vm` is what the lines call the VM; with an empty one they call it nothing.
+        /// Makes a sink that writes to `out`. `vm` is the VM's name in the lines; if it is empty, the
+        /// lines have no name.
         pub fn new(out: W, vm: &str) -> Self {
             Self {
                 out: Out::new(out),
@@ -122,7 +125,7 @@ mod json {
         }
 
         fn write(&mut self, line: Map<String, Value>) {
-            // A file's name or a VM's may hold what a terminal obeys.
+            // The name of a file or a VM may hold characters that control a terminal.
             let json = Value::Object(line).to_string();
             self.out.line(shown_json(&json).into_owned());
         }

@@ -1,4 +1,4 @@
-//! The other end of all vCPUs' queues.
+//! The reading end of the vCPUs' queues.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,12 +14,12 @@ use super::event::{Event, EventRecord};
 use super::ring::{Ring, Room};
 use crate::gate::id::VcpuId;
 
-/// One vCPU's queue and counters.
+/// The queue and the counters of one vCPU.
 pub(in crate::gate) struct VcpuLog {
     id: VcpuId,
     ring: Ring,
     counters: Counters,
-    /// How many events the limit has held back; written by the vCPU.
+    /// The number of events that the limit has held back; written by the vCPU.
     held_back: AtomicU64,
 }
 
@@ -63,16 +63,16 @@ pub(in crate::gate) struct VcpuLogs {
 #[derive(Default)]
 struct Live {
     logs: Vec<Arc<VcpuLog>>,
-    /// What vCPUs that are gone had counted.
+    /// The counts of vCPUs that are gone.
     gone: BTreeMap<(MsrIndex, Access, Disposition), u64>,
     others: u64,
-    /// What became no event of theirs. Of each number that the VMM gives, which KVM bounds.
+    /// The lost events of vCPUs that are gone, by vCPU id. KVM bounds the number of ids.
     lost: BTreeMap<VcpuId, Lost>,
     /// Programs whose events may still be in a queue, the newest last.
     programs: Vec<Arc<Program>>,
 }
 
-/// How many events of a vCPU did not come to the reader.
+/// The number of events of a vCPU that did not reach the reader.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Lost {
     dropped: u64,
@@ -89,18 +89,18 @@ impl Lost {
     }
 }
 
-/// So many vCPUs that are gone leave their events to a reader, the newest ones.
+/// The number of vCPUs that are gone whose unread events are kept: the newest ones.
 const UNREAD: usize = 16;
 
-/// So many kinds of (MSR, access, disposition) are told apart of vCPUs that are gone.
+/// The number of kinds (MSR, access, disposition) that are counted apart for vCPUs that are gone.
 const KINDS: usize = 4096;
 
-/// So many programs are remembered: events that are older have no file name.
+/// The number of programs that are remembered. Events of older programs have no file name.
 const PROGRAMS: usize = 16;
 
 impl VcpuLogs {
-    /// A log for a vCPU, with a queue of so many events. Those of vCPUs that are gone make room: there
-    /// may be no reader.
+    /// Makes a log for a vCPU, with a queue of `queue` events. Logs of vCPUs that are gone are removed
+    /// here, since there may be no reader.
     pub(in crate::gate) fn add(&self, id: VcpuId, queue: usize) -> Arc<VcpuLog> {
         let log = Arc::new(VcpuLog {
             id,
@@ -114,7 +114,7 @@ impl VcpuLogs {
         log
     }
 
-    /// Events may be of this program from now on.
+    /// Notes that events may be of this program from now on.
     pub(in crate::gate) fn expect(&self, program: &Arc<Program>) {
         let mut live = self.lock();
         let digest = program.digest();
@@ -125,7 +125,7 @@ impl VcpuLogs {
         live.programs.push(Arc::clone(program));
     }
 
-    /// All counters of the VM.
+    /// Returns the counters of the whole VM.
     pub(in crate::gate) fn counted(&self) -> Counted {
         let live = self.lock();
         let mut sums = live.gone.clone();
@@ -147,8 +147,8 @@ impl VcpuLogs {
         }
     }
 
-    /// Forgets logs of vCPUs that are gone, but for what they counted: those whose queues are empty,
-    /// and of the others all but so many, the newest ones.
+    /// Removes the logs of vCPUs that are gone, and keeps their counts. Logs with an empty queue are
+    /// removed, and of the others all but the newest `most`.
     fn prune(live: &mut Live, most: usize) {
         let Live {
             logs,
@@ -157,7 +157,7 @@ impl VcpuLogs {
             lost,
             ..
         } = live;
-        // Whom nobody else has, neither a vCPU nor a reader: what they did last is seen here.
+        // No vCPU and no reader holds these logs, so this sees the last writes to them.
         let unread = logs.iter_mut().filter_map(Arc::get_mut);
         let unread = unread.filter(|log| !log.ring.is_empty()).count();
         let mut too_many = unread.saturating_sub(most);
@@ -200,31 +200,31 @@ fn add(sums: &mut BTreeMap<(MsrIndex, Access, Disposition), u64>, count: Count) 
         .or_default() += count.count;
 }
 
-/// How often each access came to the gate and what was done, in the whole VM.
+/// The number of accesses that came to the gate, by kind, in the whole VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
-    /// By MSR, access and disposition, in this order.
+    /// The counts, sorted by MSR, access and disposition.
     pub counts: Vec<Count>,
-    /// Accesses that are in none of these: a vCPU tells 256 kinds apart, and of all vCPUs that are gone
-    /// 4,096 are.
+    /// The number of accesses that are not in `counts`. A vCPU counts 256 kinds apart, and 4,096 kinds
+    /// are counted apart for all vCPUs that are gone.
     pub others: u64,
 }
 
-/// How many events of a vCPU the reader does not get, since the vCPU was first added.
+/// The number of events of a vCPU that the reader does not get, since the vCPU was first added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuDrops {
     /// The vCPU.
     pub vcpu: VcpuId,
-    /// How many did not fit its queue. Also those of vCPUs that were dropped, of which more than
-    /// sixteen had left events that nobody read: the oldest ones' go.
+    /// The number of events that did not fit the queue. It includes unread events of dropped vCPUs: the
+    /// events of only sixteen such vCPUs, the newest, are kept.
     pub dropped: u64,
-    /// How many the limit held back: [`EventOptions::per_second`](super::EventOptions::per_second). An
-    /// event that comes later says how many of its kind were, see
-    /// [`Event::held_back`](super::Event::held_back); those are in this number, too.
+    /// The number of events that the limit of
+    /// [`EventOptions::per_second`](super::EventOptions::per_second) held back. It includes those that
+    /// a later event reports in [`Event::held_back`](super::Event::held_back).
     pub held_back: u64,
 }
 
-/// One line for people.
+/// Formats the numbers as one line of text.
 impl fmt::Display for VcpuDrops {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -239,7 +239,7 @@ impl fmt::Display for VcpuDrops {
     }
 }
 
-/// The reader of a VM's events. There is one at a time.
+/// The reader of a VM's events. A VM has at most one at a time.
 #[must_use = "without a reader, events are dropped once a queue is full"]
 pub struct Events {
     logs: Arc<VcpuLogs>,
@@ -252,23 +252,24 @@ impl fmt::Debug for Events {
 }
 
 impl Events {
-    /// The reader of these logs; `None` if they have one.
+    /// Returns the reader of these logs; `None` if they have one already.
     pub(in crate::gate) fn take(logs: &Arc<VcpuLogs>) -> Option<Self> {
-        // Acquire: what the reader before took out is seen as taken.
+        // Acquire: this reader sees which entries the previous reader has taken.
         let had_one = logs.has_reader.swap(true, Ordering::Acquire);
         (!had_one).then(|| Self {
             logs: Arc::clone(logs),
         })
     }
 
-    /// Takes all events out that are there, those of each vCPU in their order.
+    /// Takes all events out of the queues and passes them to `each`, those of each vCPU in their order.
     pub fn drain(&mut self, mut each: impl FnMut(Event)) {
         let (logs, programs) = {
             let live = self.logs.lock();
             (live.logs.clone(), live.programs.clone())
         };
         for log in &logs {
-            // No more than there were at the start: a busy vCPU must not keep the others' waiting.
+            // Take no more events than there were at the start: a busy vCPU must not delay those of
+            // others.
             for _ in 0..log.ring.len() {
                 let Some(entry) = log.ring.take() else {
                     break;
@@ -279,11 +280,11 @@ impl Events {
             }
         }
         drop(logs);
-        // There is a reader: what came meanwhile it gets the next time.
+        // There is a reader, which gets the events that came in the meantime the next time.
         VcpuLogs::prune(&mut self.logs.lock(), usize::MAX);
     }
 
-    /// How many events of each vCPU were dropped or held back so far, where any were.
+    /// Returns the number of events that were dropped or held back so far, for each vCPU that lost any.
     #[must_use]
     pub fn drops(&self) -> Vec<VcpuDrops> {
         let live = self.logs.lock();
@@ -299,7 +300,7 @@ impl Events {
         drops.collect()
     }
 
-    /// The counters, as [`Gate::counted`](crate::gate::Gate::counted) gives them.
+    /// Returns the counters, as [`Gate::counted`](crate::gate::Gate::counted) does.
     #[must_use]
     pub fn counted(&self) -> Counted {
         self.logs.counted()

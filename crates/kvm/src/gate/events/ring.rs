@@ -1,38 +1,39 @@
 //! A bounded queue from one vCPU to one reader, of atomic words: no lock, no allocation, no waiting.
 //!
-//! What does not fit is not put in, and counted. One slot is kept for what must not be hidden by what
-//! came before it.
+//! An entry that does not fit is dropped and counted. One slot is kept for an entry that earlier ones
+//! must not crowd out.
 
 use crate::gate::sync::{AtomicU64, Ordering};
 
-/// Words of one entry.
+/// The number of words of an entry.
 pub(super) const WORDS: usize = 10;
 
 /// One entry.
 pub(super) type Entry = [u64; WORDS];
 
-/// How much of a ring an entry may take.
+/// The slots of a ring that an entry may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// What was asked for.
+    /// The slots of the requested capacity.
     Shared,
-    /// The slot beyond that, too.
+    /// These and the kept slot.
     Kept,
 }
 
-/// Entries of so many words: an event has [`WORDS`], and the model of it under loom fewer.
+/// A ring of entries of `N` words: an event has [`WORDS`] words, and the loom model has fewer.
 pub(super) struct Ring<const N: usize = WORDS> {
-    /// How many were ever put in; written by the vCPU.
+    /// The number of entries ever put in; written by the vCPU.
     put: AtomicU64,
-    /// How many were ever taken out; written by the reader.
+    /// The number of entries ever taken out; written by the reader.
     taken: AtomicU64,
-    /// How many did not fit; written by the vCPU.
+    /// The number of entries that did not fit; written by the vCPU.
     dropped: AtomicU64,
     slots: Box<[[AtomicU64; N]]>,
 }
 
 impl<const N: usize> Ring<N> {
-    /// Room for `capacity` entries, at least one, and a slot more that is [kept](Room::Kept).
+    /// Makes a ring with room for `capacity` entries, at least one, and one [kept](Room::Kept) slot
+    /// more.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             put: AtomicU64::new(0),
@@ -49,7 +50,7 @@ impl<const N: usize> Ring<N> {
     pub(super) fn put(&self, entry: &[u64; N], room: Room) {
         let kept = u64::from(room == Room::Shared);
         let put = self.put.load(Ordering::Relaxed);
-        // Acquire: what the reader took out it has read before the words are written anew.
+        // Acquire: the reader has read an entry that it took out before its words are overwritten.
         if put - self.taken.load(Ordering::Acquire) >= self.slots() - kept {
             let dropped = self.dropped.load(Ordering::Relaxed);
             self.dropped.store(dropped + 1, Ordering::Relaxed);
@@ -58,7 +59,7 @@ impl<const N: usize> Ring<N> {
         for (word, &value) in self.slot(put).iter().zip(entry) {
             word.store(value, Ordering::Relaxed);
         }
-        // Release: whoever sees the number sees the words.
+        // Release: a reader that sees the number also sees the words.
         self.put.store(put + 1, Ordering::Release);
     }
 
@@ -76,7 +77,7 @@ impl<const N: usize> Ring<N> {
         Some(entry)
     }
 
-    /// How many are in it.
+    /// The number of entries in the ring.
     pub(super) fn len(&self) -> u64 {
         let taken = self.taken.load(Ordering::Acquire);
         self.put.load(Ordering::Acquire) - taken
@@ -86,7 +87,7 @@ impl<const N: usize> Ring<N> {
         self.len() == 0
     }
 
-    /// How many did not fit, ever.
+    /// The number of entries that ever failed to fit.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_fits_comes_out_in_order_and_the_rest_is_counted() {
+    fn put_beyond_capacity_is_counted_as_dropped() {
         let ring = Ring::new(3);
         for number in 0..5 {
             ring.put(&[number; WORDS], Room::Shared);
@@ -121,9 +122,9 @@ mod tests {
         assert_eq!(ring.take(), Some([9; WORDS]));
     }
 
-    /// Each time anew, whatever has been put and taken; and there is one.
+    /// The kept slot is free in each round, and there is only one.
     #[test]
-    fn what_is_kept_is_there_when_all_else_is_full() {
+    fn kept_slot_is_free_when_ring_is_full() {
         for capacity in 0..4_u64 {
             let ring = Ring::new(usize::try_from(capacity).unwrap());
             let fit = capacity.max(1);
@@ -151,13 +152,13 @@ mod model {
 
     use super::*;
 
-    /// Under every interleaving the reader takes whole entries, in order; those that are missing
-    /// are counted; the last one, for which a slot is kept, is there. It fails with a weaker `put`, on
-    /// either side, with one entry too many, and without that slot. Loom
-    /// never lets a load see a store that comes later, so that the release of `taken` and its acquire
-    /// rest on the argument alone.
+    /// Under every interleaving the reader takes whole entries, in order; missing entries are counted;
+    /// and the last entry, for which a slot is kept, is there. The test fails with a weaker ordering in
+    /// `put`, on either side, with one entry too many, and without that slot. Loom never lets a load
+    /// see a later store, so it cannot check the release of `taken` and its acquire: those rest on the
+    /// argument alone.
     #[test]
-    fn entries_are_whole_in_order_and_none_is_lost_uncounted() {
+    fn concurrent_take_returns_whole_entries_in_order() {
         crate::gate::sync::check(|| {
             let ring = Arc::new(Ring::<2>::new(1));
             let vcpu = {
@@ -168,8 +169,9 @@ mod model {
                     ring.put(&[3; 2], Room::Kept);
                 })
             };
-            // On a thread of its own, and joined last: loom takes two accesses for dependent by the
-            // last one to each word, and the vCPU's own load of `put` would hide the reader's.
+            // The reader has its own thread, which is joined last: loom detects that two accesses
+            // depend on each other only by the last access to each word, and the vCPU's own load of
+            // `put` would hide the reader's.
             let reader = {
                 let ring = Arc::clone(&ring);
                 loom::thread::spawn(move || {
@@ -184,7 +186,7 @@ mod model {
             }
             assert!(taken.is_sorted());
             assert_eq!(taken.last(), Some(&[3; 2]));
-            // What an empty queue holds is no entry.
+            // The zeros of an empty slot are never taken as an entry.
             assert!(taken.iter().all(|entry| entry[0] > 0));
             assert!(
                 taken

@@ -1,9 +1,10 @@
-//! The trait of sinks, which take events, and the sinks that hand them on to a log of the VMM's own.
+//! The trait of sinks, which take events, and the sinks that pass them to a log of the VMM.
 
 use super::event::Event;
 use super::reader::VcpuDrops;
 
-/// Takes events. It runs on a thread of its own, never on a vCPU's.
+/// A receiver of events. Its methods run on the thread of [`Events::spawn`](super::Events::spawn),
+/// never on a vCPU's thread.
 pub trait Sink: Send {
     /// Takes one event.
     fn event(&mut self, event: &Event);
@@ -12,17 +13,18 @@ pub trait Sink: Send {
     /// number has changed, once a second at most and at the end.
     fn dropped(&mut self, drops: VcpuDrops);
 
-    /// Some events have been taken, and for now there are no others.
+    /// Flushes, after some events have been taken and while no others wait.
     fn flush(&mut self) {}
 
-    /// Returns how many times the sink has failed to hand on what it was given.
+    /// Returns the number of times that the sink has failed to pass on an event.
     /// [`EventThread::failed`](super::EventThread::failed) is the sum over a thread's sinks.
     fn failed(&self) -> u64 {
         0
     }
 }
 
-/// Events as `tracing` events of the target `msrgate`: refusals as warnings, the rest as info.
+/// The sink that emits `tracing` events of the target `msrgate`: warnings for refusals, info for the
+/// rest.
 #[cfg(feature = "tracing")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TracingSink;
@@ -58,8 +60,8 @@ impl Sink for TracingSink {
     }
 }
 
-/// Events as records of the `log` crate, of the target `msrgate`: refusals as warnings, the rest as info.
-/// A record's text is what [`Event`] is displayed as.
+/// The sink that emits records of the `log` crate, of the target `msrgate`: warnings for refusals, info
+/// for the rest. A record's text is the `Display` of [`Event`].
 #[cfg(feature = "log")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogSink;

@@ -1,4 +1,4 @@
-//! The thread that hands events to sinks.
+//! The thread that passes events to sinks.
 
 use std::io;
 use std::mem;
@@ -11,8 +11,8 @@ use super::reader::{Events, VcpuDrops};
 use super::sink::Sink;
 use crate::gate::thread::OwnThread;
 
-/// A thread that hands events to sinks. When this is dropped the thread hands over what is left, and ends.
-/// In a forked child, which has no such thread, nothing is done.
+/// A thread that passes events to sinks. When this is dropped, the thread passes on the remaining
+/// events, and ends. In a forked child, which does not have the thread, dropping this does nothing.
 #[derive(Debug)]
 #[must_use = "the thread ends when this is dropped"]
 pub struct EventThread {
@@ -21,13 +21,14 @@ pub struct EventThread {
     failed: Arc<AtomicU64>,
 }
 
-/// How often the queues are looked at.
+/// The interval at which the thread drains the queues.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// How often it is said how many were lost: a guest's flood is not to become one of such lines.
+/// The shortest time between two reports of lost events, so that a guest's flood does not become a
+/// flood of reports.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
-/// What sinks were told of what was lost.
+/// The last report of lost events to the sinks.
 #[derive(Default)]
 struct Told {
     drops: Vec<VcpuDrops>,
@@ -35,10 +36,10 @@ struct Told {
 }
 
 impl Events {
-    /// Hands events to `sinks` on a thread of its own, in which all signals are blocked.
+    /// Starts a thread that passes events to `sinks`. All signals are blocked in it.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The error of starting the thread.
     pub fn spawn(self, mut sinks: Vec<Box<dyn Sink>>) -> io::Result<EventThread> {
         let (stop, stopped) = channel();
         let failed = Arc::new(AtomicU64::new(0));
@@ -88,7 +89,7 @@ impl Told {
         self.at.is_none_or(|at| at.elapsed() >= TELL_AGAIN)
     }
 
-    /// Tells what has changed.
+    /// Reports the numbers that have changed.
     fn tell(&mut self, events: &Events, sinks: &mut [Box<dyn Sink>]) {
         let drops = events.drops();
         let new: Vec<_> = drops
@@ -109,21 +110,21 @@ impl Told {
 }
 
 impl EventThread {
-    /// Returns how many times the sinks have failed so far: the sum of [`Sink::failed`].
+    /// Returns the number of times that the sinks have failed so far: the sum of [`Sink::failed`].
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Whether the thread hands events over. It has ended if a sink panicked; in a forked child it never
-    /// was.
+    /// Tells if the thread is running. It has ended if a sink panicked; a forked child does not have
+    /// it.
     #[must_use]
     pub fn is_running(&self) -> bool {
         let thread = self.thread.as_ref();
         thread.is_some_and(|thread| thread.is_here() && !thread.is_finished())
     }
 
-    /// Hands over what is left, ends the thread, and gives the reader back; `None` if a sink
+    /// Passes on the remaining events, ends the thread, and returns the reader; `None` if a sink
     /// panicked, or in a forked child.
     #[must_use]
     pub fn stop(mut self) -> Option<Events> {
@@ -136,7 +137,7 @@ impl EventThread {
         if thread.is_here() {
             drop(stop);
         } else {
-            // To drop it takes a lock that the thread may have held when this process was forked.
+            // Dropping it takes a lock that the thread may have held at the time of the fork.
             mem::forget(stop);
         }
         thread.join()

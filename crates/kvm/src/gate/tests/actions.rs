@@ -1,4 +1,5 @@
-//! Each action, as the guest sees it. Devices are in `devices`, what only watches in `seen`.
+//! The tests of each action, as the guest sees it. Those of devices are in `devices`, those of logging
+//! in `seen`.
 
 use msrgate_filter::MsrIndex;
 
@@ -6,11 +7,12 @@ use super::machine::{FMASK, KERNEL_GS_BASE, LSTAR, NOWHERE, STAR, Saw, on_each, 
 use crate::gate::GateOptions;
 use crate::measure::guest::Op::{self, Read, Write};
 
-/// MSRs that no KVM lets a guest have, for registers of user space.
+/// MSRs that no KVM gives a guest, for emulated registers.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const OTHER: MsrIndex = MsrIndex::new(0x1_0001);
 
-/// What each guest sees under a policy with `default = "deny"`, alone and beside others.
+/// Checks the accesses of each guest under a policy with `default = "deny"`, with one vCPU and with
+/// four.
 fn under(entries: &str, script: &[Op], expected: &[Saw]) {
     let program = policy("default = 'deny'", entries);
     for count in [1, 4] {
@@ -25,7 +27,7 @@ fn under(entries: &str, script: &[Op], expected: &[Saw]) {
 }
 
 #[test]
-fn what_the_policy_allows_is_kvms_and_the_rest_faults() {
+fn allowed_access_reaches_kvm_and_others_fault() {
     under(
         "IA32_STAR = 'rw'\nIA32_LSTAR = 'r'",
         &[
@@ -45,9 +47,9 @@ fn what_the_policy_allows_is_kvms_and_the_rest_faults() {
     );
 }
 
-/// A policy with nothing to answer and nothing to log leaves everything to the kernel.
+/// A policy with nothing to answer and nothing to log leaves every access to the kernel.
 #[test]
-fn without_answers_and_events_nothing_exits() {
+fn policy_without_answers_and_log_makes_no_exit() {
     let settings = "default = 'deny'\nlog = 'none'";
     on_each(
         &policy(settings, "IA32_STAR = 'rw'"),
@@ -63,7 +65,7 @@ fn without_answers_and_events_nothing_exits() {
 }
 
 #[test]
-fn values_and_ignored_writes() {
+fn value_and_ignore_are_answered() {
     under(
         "0x10000 = { read = { value = '0x123456789abcdef0' }, write = 'ignore' }",
         &[Write(SPARE, 1), Read(SPARE)],
@@ -72,7 +74,7 @@ fn values_and_ignored_writes() {
 }
 
 #[test]
-fn registers_of_user_space() {
+fn emulated_register_obeys_mask() {
     under(
         "0x10000 = { register = { reset = 7, mask = '0xff' } }\n\
          0x10001 = { register = { reset = '0xf00', mask = '0xff', outside = 'keep' } }",
@@ -96,7 +98,7 @@ fn registers_of_user_space() {
 }
 
 #[test]
-fn a_pinned_register_takes_one_value() {
+fn pinned_register_takes_one_value() {
     under(
         "IA32_LSTAR = { read = 'allow', write = 'pin' }",
         &[
@@ -109,9 +111,9 @@ fn a_pinned_register_takes_one_value() {
     );
 }
 
-/// KVM refuses an address that is not canonical: #GP, and it pins nothing.
+/// KVM refuses an address that is not canonical: the guest gets #GP, and the register is not pinned.
 #[test]
-fn what_kvm_refuses_is_a_fault_and_pins_nothing() {
+fn forwarded_write_that_kvm_refuses_faults_and_pins_nothing() {
     under(
         "IA32_LSTAR = { read = 'allow', write = 'pin' }",
         &[Write(LSTAR, 1 << 62), Write(LSTAR, 0x1000), Read(LSTAR)],
@@ -120,7 +122,7 @@ fn what_kvm_refuses_is_a_fault_and_pins_nothing() {
 }
 
 #[test]
-fn masks_and_sticky_bits() {
+fn forwarded_write_obeys_mask_and_sticky_bits() {
     under(
         "IA32_STAR = { read = 'allow', write = { mask = '0xffff', outside = 'keep' } }\n\
          IA32_KERNEL_GS_BASE = { read = 'allow', write = { mask = '0xffff' } }\n\
@@ -149,7 +151,7 @@ fn masks_and_sticky_bits() {
 }
 
 #[test]
-fn a_handler_is_the_vmms_own() {
+fn handler_of_vmm_answers() {
     under(
         "0x10000 = { read = { handler = 'mine' }, write = { handler = 'mine' } }",
         &[Read(SPARE), Write(SPARE, 9)],
@@ -158,7 +160,7 @@ fn a_handler_is_the_vmms_own() {
 }
 
 #[test]
-fn kill_ends_the_call_and_a_vcpu_that_is_run_on_faults() {
+fn kill_returns_violation_and_vcpu_that_runs_on_faults() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = 'kill', write = 'deny' }",
@@ -176,7 +178,7 @@ fn kill_ends_the_call_and_a_vcpu_that_is_run_on_faults() {
 }
 
 #[test]
-fn unknown_msrs_are_quiet() {
+fn unknown_msr_is_answered_as_policy_says() {
     let settings = "default = 'allow'\nunknown = { read = '0x77', write = 'ignore' }";
     on_each(
         &policy(settings, "IA32_LSTAR = 'none'"),
@@ -206,9 +208,9 @@ fn unknown_msrs_are_quiet() {
     );
 }
 
-/// Four vCPUs, each with registers and pins of its own.
+/// Each of four vCPUs has its own registers and pins.
 #[test]
-fn vcpus_have_their_own_registers() {
+fn each_vcpu_has_its_own_registers_and_pins() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { register = { reset = 7, mask = '0xff' } }\n\

@@ -1,4 +1,4 @@
-//! Devices: a VMM's own, and the microcode loader.
+//! Tests of devices: a VMM's own, and the microcode loader.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ use crate::gate::{
 };
 use crate::measure::guest::Op::{Read, Write};
 
-/// An MSR that no KVM lets a guest have.
+/// An MSR that no KVM gives a guest.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 
 /// A device of the VMM's own, in place of its loop.
@@ -53,7 +53,7 @@ impl Device for Doubler {
 }
 
 #[test]
-fn a_device_answers_for_its_handler() {
+fn device_answers_for_its_handler() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = { handler = 'double' }, write = { handler = 'double' } }",
@@ -71,7 +71,7 @@ fn a_device_answers_for_its_handler() {
     });
 }
 
-/// The built-in guest's memory, of which linear and physical addresses are the same.
+/// The built-in guest's memory, in which linear and physical addresses are equal.
 #[derive(Clone, Default)]
 struct Memory(Arc<Mutex<Vec<Region>>>);
 
@@ -94,10 +94,10 @@ impl GuestMemory for Memory {
     }
 }
 
-/// A guest loads microcode by an update that crosses a page, by one whose header is unsound, and by
-/// one that is nowhere.
+/// A guest loads microcode by an update that crosses a page, by one whose header is wrong, and by one
+/// at an unmapped address.
 #[test]
-fn a_guest_believes_its_microcode_was_updated() {
+fn microcode_update_changes_revision_and_survives_restore() {
     let trigger = MsrIndex::new(0x79);
     let revision = MsrIndex::new(0x8b);
     let program = policy(
@@ -134,7 +134,7 @@ fn a_guest_believes_its_microcode_was_updated() {
                 .flat_map(|field| field.to_le_bytes())
                 .collect()
         };
-        // Two pages that the guest's tables map, and what it would find there.
+        // Pages that the guest's tables map, and their contents.
         *memory.0.lock().unwrap() = vec![
             (0x1ff0, header(signature)[..0x10].to_vec()),
             (0x2000, header(signature)[0x10..].to_vec()),
@@ -169,7 +169,7 @@ fn a_guest_believes_its_microcode_was_updated() {
                 Saw::Fault,
             ]
         );
-        // On another host, which has shown the guest what the policy says.
+        // On another host, the register first shows the policy's revision.
         let vcpu = machine.first();
         let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();

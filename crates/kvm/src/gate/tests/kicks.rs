@@ -1,4 +1,5 @@
-//! A vCPU that is kicked or interrupted around an exit: nothing is answered twice, nothing is lost.
+//! Tests of a vCPU that is kicked or interrupted around an exit: no exit is answered twice, and no kick
+//! is lost.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread;
@@ -19,7 +20,7 @@ use crate::measure::guest::{Apic, Guest, Stop};
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 
 impl Vcpu {
-    /// One `KVM_RUN`: whether it was interrupted.
+    /// Calls `KVM_RUN` once. The error is EINTR if the call was interrupted.
     fn run_once(&mut self) -> Result<(), kvm_ioctls::Error> {
         self.guest.vcpu_mut().run().map(drop)
     }
@@ -36,7 +37,7 @@ fn value_machine() -> Option<Machine> {
 }
 
 #[test]
-fn an_exit_is_answered_once() {
+fn second_answer_to_exit_is_an_error() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -49,7 +50,7 @@ fn an_exit_is_answered_once() {
     ));
     let again = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
     assert!(matches!(again, Err(AnswerError::NoExit)), "{again:?}");
-    // The kernel takes the answer, and does not enter the guest (S5.6).
+    // The kernel takes the reply, and does not enter the guest (S5.6).
     vcpu.guest.vcpu_mut().set_kvm_immediate_exit(1);
     assert_eq!(vcpu.run_once().unwrap_err().errno(), libc::EINTR);
     let again = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
@@ -59,9 +60,9 @@ fn an_exit_is_answered_once() {
     assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
 }
 
-/// The VMM's own code has its answer thrown away, or comes too late: the guest has had its #GP.
+/// The VMM's handler never replies, or replies too late: the guest has got a #GP.
 #[test]
-fn an_answer_that_never_comes_or_comes_late_is_a_fault() {
+fn missing_or_late_finish_is_a_fault() {
     let other = MsrIndex::new(0x1_0001);
     let Some(mut machine) = value_machine() else {
         return;
@@ -89,9 +90,9 @@ fn an_answer_that_never_comes_or_comes_late_is_a_fault() {
     assert_eq!(vcpu.saw(2, Read(SPARE)), Saw::Value(7));
 }
 
-/// An answer comes too late where a kick had KVM complete the exit, and no other came.
+/// A reply is too late if a kick has made KVM complete the exit, even if no other exit has come.
 #[test]
-fn an_answer_after_a_kick_comes_late() {
+fn finish_after_kick_is_stale() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -108,9 +109,9 @@ fn an_answer_after_a_kick_comes_late() {
     assert_eq!(late, Err(AnswerError::Stale));
 }
 
-/// A kick that was there before our swap is there after a rewind, and the access comes again.
+/// A kick from before the swap is still set after a rewind, and the guest repeats the access.
 #[test]
-fn a_rewind_keeps_the_kick_that_came_before_it() {
+fn rewind_keeps_earlier_kick() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
         return;
     };
@@ -133,7 +134,7 @@ fn a_rewind_keeps_the_kick_that_came_before_it() {
     assert_eq!(counted.counts.iter().filter(writes).count(), 1);
 }
 
-/// Distinct accesses, each of which is rewound; and what a guest sees of them.
+/// Returns distinct accesses, each of which is rewound, and a check of the guest's results.
 fn touches(count: u32) -> (Vec<Op>, impl Fn(&Vcpu)) {
     let script: Vec<Op> = (0..count)
         .flat_map(|number| {
@@ -151,18 +152,18 @@ fn touches(count: u32) -> (Vec<Op>, impl Fn(&Vcpu)) {
     (script, check)
 }
 
-/// Another thread kicks while accesses are rewound, at any moment: between our swap and its restore,
-/// before, after. Each kick is acknowledged by a `KVM_RUN` of the VMM's that ends with EINTR; one
-/// that was lost would never be.
+/// Another thread kicks while accesses are rewound, at any moment: before the swap, between the swap
+/// and its restore, after it. A `KVM_RUN` of the VMM that ends with EINTR acknowledges each kick; a
+/// lost kick would never be acknowledged.
 #[test]
-fn no_kick_is_lost_while_accesses_are_rewound() {
+fn rewind_keeps_concurrent_kicks() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
         return;
     };
     let vcpu = machine.first();
     let (script, check) = touches(200);
     vcpu.guest.load(&script).unwrap();
-    // Where the VMM's kicker finds the byte, as it would in its own mapping of the vCPU.
+    // The kicker finds the byte at this address, as it would in its own mapping of the vCPU.
     let flag = std::ptr::from_mut(&mut vcpu.guest.vcpu_mut().get_kvm_run().immediate_exit);
     let address = flag as usize;
     let acknowledged = AtomicU64::new(0);
@@ -199,7 +200,7 @@ fn is_msr_exit(vcpu: &mut Vcpu) -> bool {
     .contains(&reason)
 }
 
-/// Kicks, waits for the acknowledgement, and kicks again. Returns how often.
+/// Kicks, waits for the acknowledgement, and kicks again. Returns the number of kicks.
 fn kick_until(address: usize, acknowledged: &AtomicU64, is_over: &AtomicU64) -> u64 {
     let mut kicks = 0;
     while is_over.load(Ordering::SeqCst) == 0 {
@@ -213,7 +214,7 @@ fn kick_until(address: usize, acknowledged: &AtomicU64, is_over: &AtomicU64) -> 
             );
             thread::yield_now();
         }
-        // Not in step with the vCPU.
+        // Vary the delay, to be out of step with the vCPU.
         (0..kicks % 97 * 50).for_each(|_| std::hint::spin_loop());
     }
     kicks
@@ -223,9 +224,10 @@ fn byte(address: usize) -> &'static AtomicU8 {
     crate::gate::port::shared_byte(address)
 }
 
-/// Signals at any moment: each interrupts a call of ours or the guest, and nothing else.
+/// Signals come at any moment: each interrupts a call of the gate or the guest, and changes nothing
+/// else.
 #[test]
-fn signals_change_nothing() {
+fn rewind_interrupted_by_signals_is_complete() {
     extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut std::ffi::c_void) {}
     let Some(machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
         return;
@@ -247,9 +249,9 @@ fn signals_change_nothing() {
     assert_eq!(vcpu_thread.join().unwrap(), 600);
 }
 
-/// An exit left pending is completed before its vCPU is saved (S5.6), with the answer it was given.
+/// A pending exit is completed, with the reply it was given, before its vCPU is saved (S5.6).
 #[test]
-fn saving_completes_the_exit_that_is_pending() {
+fn save_completes_pending_exit() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -266,9 +268,10 @@ fn saving_completes_the_exit_that_is_pending() {
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
 }
 
-/// What is not of an MSR is the VMM's to complete: no `KVM_RUN`, each of which writes this field, is made.
+/// The VMM completes an exit that is not an MSR exit. `save` makes no `KVM_RUN`, since each would write
+/// this field.
 #[test]
-fn saving_completes_no_exit_of_the_vmms_own() {
+fn save_leaves_other_exits_to_vmm() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -281,9 +284,9 @@ fn saving_completes_no_exit_of_the_vmms_own() {
     assert_ne!(vcpu.guest.vcpu_mut().get_kvm_run().if_flag, 0x5a);
 }
 
-/// A debugger steps the vCPU: the state is saved all the same, and the step is still told.
+/// A debugger steps the vCPU: the state is saved, and the step is still reported.
 #[test]
-fn saving_leaves_a_debuggers_step_to_be_told() {
+fn save_leaves_debug_exit_in_page() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -307,10 +310,10 @@ fn saving_leaves_a_debuggers_step_to_be_told() {
     assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
 }
 
-/// What the page says of interrupts is what it said at the exit, not what the #GP makes of it that a
-/// rewind cancels: a VMM that injects interrupts itself goes by it.
+/// The page's interrupt fields keep their values from the exit; the #GP that a rewind cancels does not
+/// change them. A VMM that injects interrupts itself relies on them.
 #[test]
-fn a_rewind_leaves_what_the_page_says_of_interrupts() {
+fn rewind_keeps_interrupt_fields_of_page() {
     let traced = policy("default = 'allow'\nlog = 'first'", "");
     let Some(mut machine) = Machine::new(traced, 1) else {
         return;
@@ -331,10 +334,10 @@ fn a_rewind_leaves_what_the_page_says_of_interrupts() {
     assert_eq!(vcpu.saw(0, Read(STAR)), Saw::Value(0));
 }
 
-/// A vCPU is reset while KVM still has to complete an exit: nothing of it reaches the guest that
-/// begins anew.
+/// A vCPU is reset while KVM still has to complete an exit: the reset guest sees no effect of that
+/// exit.
 #[test]
-fn a_reset_forgets_the_exit_that_is_pending() {
+fn reset_forgets_pending_exit() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -355,9 +358,9 @@ fn a_reset_forgets_the_exit_that_is_pending() {
     }
 }
 
-/// The same for a vCPU that the VMM has made wait for SIPI before.
+/// A vCPU that the VMM has already made wait for SIPI is reset while KVM still has to complete an exit.
 #[test]
-fn a_reset_forgets_the_exit_of_a_vcpu_that_waits_for_sipi() {
+fn reset_forgets_pending_exit_of_vcpu_that_waits_for_sipi() {
     let Some(host) = crate::probe::HostCaps::for_test() else {
         return;
     };
@@ -375,7 +378,7 @@ fn a_reset_forgets_the_exit_of_a_vcpu_that_waits_for_sipi() {
     let waits = state(KVM_MP_STATE_UNINITIALIZED);
     let before = guest.registers().unwrap();
     guest.vcpu().set_mp_state(waits).unwrap();
-    // It was run meanwhile, and kicked: that has completed nothing.
+    // A run under a kick in the meantime has completed no exit.
     guest.complete().unwrap();
     msrs.reset(guest.vcpu_mut()).unwrap();
     assert_eq!(guest.vcpu().get_mp_state().unwrap(), waits);
@@ -389,10 +392,9 @@ fn a_reset_forgets_the_exit_of_a_vcpu_that_waits_for_sipi() {
     assert_eq!((exception.injected, exception.pending), (0, 0));
 }
 
-/// The same for an exit that nobody has answered, the vCPU's first: it is not there any more for an
-/// answer or a snapshot.
+/// The first exit of a vCPU, unanswered, is gone after a reset: it can be neither answered nor saved.
 #[test]
-fn a_reset_forgets_the_first_exit_of_all() {
+fn reset_forgets_unanswered_first_exit() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -407,9 +409,10 @@ fn a_reset_forgets_the_first_exit_of_all() {
     assert_eq!(vcpu.guest.registers().unwrap(), before);
 }
 
-/// A snapshot is restored over a vCPU that has run, as who fuzzes a guest does: what it was at is gone.
+/// A snapshot is restored over a vCPU that has run, as a fuzzer of guests does: the vCPU's pending exit
+/// is gone.
 #[test]
-fn a_restored_vcpu_has_no_exit_pending() {
+fn restore_forgets_pending_exit() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -424,9 +427,10 @@ fn a_restored_vcpu_has_no_exit_pending() {
     assert_eq!(vcpu.guest.vcpu().get_regs().unwrap(), before);
 }
 
-/// What one vCPU was asked is no answer to another's exit, however alike.
+/// The handler request of one vCPU does not answer the exit of another, even if the two exits are
+/// equal.
 #[test]
-fn an_answer_is_one_vcpus() {
+fn finish_for_other_vcpu_is_stale() {
     let entries = "0x10001 = { read = { handler = 'x' }, write = 'deny' }";
     let Some(mut machine) = Machine::new(policy("default = 'deny'", entries), 2) else {
         return;
@@ -448,9 +452,9 @@ fn an_answer_is_one_vcpus() {
     assert_eq!(answered, Err(AnswerError::Stale));
 }
 
-/// A VMM that has KVM share all it can finds no #GP there that a rewind has cancelled.
+/// A VMM that lets KVM share registers and events finds no #GP there after a rewind has cancelled it.
 #[test]
-fn a_rewind_leaves_no_fault_in_the_shared_page() {
+fn rewind_leaves_no_fault_in_page() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
         return;
     };

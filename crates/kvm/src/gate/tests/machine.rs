@@ -19,7 +19,7 @@ pub(super) const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 /// The handlers that the tests' VMM answers for.
 pub(super) const HANDLERS: [&str; 3] = ["mine", "own", "x"];
 
-/// A gate of a VMM that has these handlers.
+/// Makes a gate of a VMM that has these handlers.
 pub(super) fn gate_with_handlers(program: Program, host: &HostCaps) -> Gate {
     Gate::with_options(program, host, GateOptions::new().handlers(HANDLERS)).unwrap()
 }
@@ -29,18 +29,18 @@ pub(super) const FMASK: MsrIndex = MsrIndex::new(0xc000_0084);
 pub(super) const KERNEL_GS_BASE: MsrIndex = MsrIndex::new(0xc000_0102);
 pub(super) const NOWHERE: MsrIndex = MsrIndex::new(0x1234_5678);
 
-/// The program of a policy.
+/// Compiles a policy's text into a program.
 pub(super) fn program(text: &str) -> Program {
     let policy = parse(&Source::new("test.toml", text), &mut NoIncludes).expect(text);
     compile(policy).expect(text).into_program()
 }
 
-/// With these settings and entries.
+/// Compiles a policy with these settings and entries.
 pub(super) fn policy(settings: &str, entries: &str) -> Program {
     program(&format!("policy = 1\n{settings}\n[msrs]\n{entries}"))
 }
 
-/// What a guest saw of an access.
+/// The result of an access, as the guest saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Saw {
     Value(u64),
@@ -48,22 +48,22 @@ pub(super) enum Saw {
     Fault,
 }
 
-/// How far a guest came.
+/// The reason why a guest stopped.
 pub(super) enum Came {
-    /// To an exit for an MSR.
+    /// The guest made an MSR exit.
     ToAnMsr,
-    /// To the end of its script.
+    /// The guest came to the end of its script.
     ToItsEnd,
 }
 
 /// A guest that runs scripts, on a vCPU that a gate answers for.
 pub(super) trait TestGuest: Send {
-    /// A script of at most [`Guest::LONGEST`] accesses, from its start.
+    /// Loads a script of at most [`Guest::LONGEST`] accesses, and puts the guest at its start.
     fn load(&mut self, script: &[Op]);
 
     fn resume(&mut self) -> Came;
 
-    /// What it saw of an access that it has made.
+    /// Returns the result of an access that the guest has made.
     fn saw(&self, number: usize, op: Op) -> Saw;
 
     fn reset(&mut self, msrs: &mut VcpuGate) -> Result<(), AnswerError>;
@@ -136,7 +136,7 @@ impl TestGuest for Guest {
     }
 }
 
-/// A guest of either.
+/// A guest of a real KVM or of the model.
 pub(super) type AnyGuest = Box<dyn TestGuest>;
 
 impl TestGuest for AnyGuest {
@@ -182,23 +182,23 @@ impl TestGuest for AnyGuest {
     }
 }
 
-/// A VM with some vCPUs, and their parts of its gate.
+/// A VM with some vCPUs, its gate, and their `VcpuGate`s.
 pub(super) struct Machine<G = Guest> {
     pub(super) gate: Arc<Gate>,
     pub(super) vcpus: Vec<Vcpu<G>>,
     pub(super) cpuid: Vec<kvm_cpuid_entry2>,
 }
 
-/// A vCPU and its part of the gate.
+/// A vCPU and its `VcpuGate`.
 pub(super) struct Vcpu<G = Guest> {
     pub(super) guest: G,
     pub(super) msrs: VcpuGate,
-    /// Exits that came for MSRs.
+    /// The number of MSR exits.
     pub(super) exits: usize,
 }
 
 impl Machine {
-    /// `None`, with a word about it, where this machine has no KVM.
+    /// Makes a machine in a real KVM. Returns `None`, and prints a message, on a host without KVM.
     pub(super) fn new(program: Program, count: usize) -> Option<Self> {
         Self::with_options(program, count, GateOptions::new())
     }
@@ -213,7 +213,7 @@ impl Machine {
         })
     }
 
-    /// The same with what stands for the VM.
+    /// Makes a machine in a real KVM, with this port of the VM.
     pub(super) fn in_kvm(
         program: Program,
         count: usize,
@@ -235,7 +235,7 @@ impl Machine {
 }
 
 impl Machine<ModelGuest> {
-    /// The same on the model. Its guests' CPUID is `cpuid`.
+    /// Makes a machine of the model. Its guests have the CPUID `cpuid`.
     pub(super) fn of_model(
         program: Program,
         count: usize,
@@ -247,7 +247,7 @@ impl Machine<ModelGuest> {
         Self::in_model(program, Box::new(vm), guests, options, cpuid)
     }
 
-    /// The same with this VM, to which these guests belong.
+    /// Makes a machine of the model with this VM and its guests.
     pub(super) fn in_model(
         program: Program,
         vm: Box<dyn VmPort>,
@@ -263,7 +263,7 @@ impl Machine<ModelGuest> {
 }
 
 impl<G: TestGuest> Machine<G> {
-    /// The state of the first vCPU, which has pinned `STAR`.
+    /// Returns the saved state of the first vCPU after it has pinned `STAR`.
     pub(super) fn first_saved(mut self) -> Vec<u8> {
         let vcpu = self.first();
         vcpu.run(&[Op::Write(STAR, 0x1000)]);
@@ -308,7 +308,7 @@ impl<G: TestGuest + 'static> Machine<G> {
     }
 }
 
-/// One test body on the model and, where there is one, on a real KVM.
+/// Runs a test body on the model and, if the host has one, on a real KVM.
 pub(super) fn on_each(
     program: &Program,
     count: usize,
@@ -323,12 +323,12 @@ pub(super) fn on_each(
 }
 
 impl<G: TestGuest> Vcpu<G> {
-    /// Runs accesses; whatever the policy calls a handler answers with 0x5a.
+    /// Runs accesses. Every handler replies with 0x5a.
     pub(super) fn run(&mut self, script: &[Op]) -> Vec<Saw> {
         self.run_to_kill(script).expect("no violation")
     }
 
-    /// The same, to the access that ends the call.
+    /// Runs accesses up to one that the policy kills.
     pub(super) fn run_to_kill(&mut self, script: &[Op]) -> Result<Vec<Saw>, Violation> {
         let mut saw = Vec::new();
         for part in script.chunks(Guest::LONGEST) {
@@ -348,7 +348,7 @@ impl<G: TestGuest> Vcpu<G> {
         Ok(saw)
     }
 
-    /// Runs to the next exit for an MSR, and has the gate answer it; `None` at the end.
+    /// Runs to the next MSR exit and answers it; `None` at the end of the script.
     pub(super) fn step(&mut self) -> Option<Outcome> {
         match self.guest.resume() {
             Came::ToItsEnd => None,
@@ -359,7 +359,7 @@ impl<G: TestGuest> Vcpu<G> {
         }
     }
 
-    /// What the guest saw of one step of what it ran last.
+    /// Returns the result of one access of the last script.
     pub(super) fn saw(&self, number: usize, op: Op) -> Saw {
         self.guest.saw(number, op)
     }

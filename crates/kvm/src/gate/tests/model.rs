@@ -1,4 +1,4 @@
-//! The model behind a gate: `msrgate-filter`'s VM in the place of a KVM.
+//! The model behind a gate: the VM of `msrgate-filter` in place of a KVM.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,11 +24,11 @@ const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 const TRIGGER: MsrIndex = MsrIndex::new(0x79);
 const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 
-/// A VM of the model, and what it was given.
+/// A VM of the model, and its mask.
 pub(super) struct ModelVm {
     pub(super) vm: Vm,
     mask: Mask,
-    /// Whether its guests may run guests.
+    /// True if guests of the VM may run guests.
     nests: bool,
 }
 
@@ -41,7 +41,7 @@ impl ModelVm {
         }
     }
 
-    /// One whose guests may run guests.
+    /// Makes a VM whose guests may run guests.
     pub(super) fn that_nests() -> Self {
         Self {
             nests: true,
@@ -77,7 +77,7 @@ impl Filtered for Vm {
     }
 }
 
-/// What lies behind the model's filter: what the tests use of a real vCPU.
+/// The registers behind the model's filter: those that the tests use of a real vCPU.
 pub(super) struct TestRegisters(BTreeMap<MsrIndex, u64>);
 
 impl TestRegisters {
@@ -87,7 +87,7 @@ impl TestRegisters {
     }
 }
 
-/// An address of 48 bits.
+/// Tells if an address of 48 bits is canonical.
 const fn is_canonical(address: u64) -> bool {
     let address = address.cast_signed();
     address << 16 >> 16 == address
@@ -107,7 +107,7 @@ impl Registers for TestRegisters {
             return Ok(());
         }
         let held = self.0.get_mut(&index).ok_or(RegisterFault::Unknown)?;
-        // A guest's write of the revision is how it asks for it: KVM drops it.
+        // A guest writes the revision register to ask for the revision: KVM drops the value.
         if (index, by) != (SIGN_ID, Origin::Guest) {
             *held = value;
         }
@@ -122,15 +122,15 @@ pub(super) struct ModelGuest {
     saw: Vec<Saw>,
 }
 
-/// A vCPU, and whether its exit has been answered for good.
+/// A vCPU, and the state of its exit.
 struct ModelVcpu {
-    /// In the place of an address: it is moved.
+    /// The vCPU's identity, in place of an address, since this value moves.
     number: usize,
     vcpu: Vcpu<TestRegisters>,
     pending: Pending,
     is_restored: bool,
     level: Level,
-    /// How often the gate asked for it.
+    /// The number of times that the gate asked for `level`.
     asked: usize,
 }
 
@@ -159,17 +159,17 @@ impl ModelGuest {
         }
     }
 
-    /// Has the kernel say that the vCPU runs this.
+    /// Sets the level that the kernel reports.
     pub(super) fn runs(&mut self, level: Level) {
         self.vcpu.level = level;
     }
 
-    /// How often the gate has asked what it runs.
+    /// The number of times that the gate asked for the level.
     pub(super) const fn asked(&self) -> usize {
         self.vcpu.asked
     }
 
-    /// Puts the guest before its next access.
+    /// Sets up the registers for the guest's next access.
     fn begin(&mut self) {
         if let Some(op) = self.script.get(self.saw.len()) {
             let before = op.operands();
@@ -183,12 +183,12 @@ impl ModelGuest {
     }
 }
 
-/// Where the model's one instruction is.
+/// The address of the model's only instruction.
 const SITE: u64 = 0x1000;
 
 impl TestGuest for ModelGuest {
     fn load(&mut self, script: &[Op]) {
-        // What had been left pending comes to nothing.
+        // A pending exit is completed and has no effect.
         let _ = self.vcpu.vcpu.run_immediate_exit();
         self.script = script.to_vec();
         self.saw.clear();
@@ -308,7 +308,7 @@ impl Port for ModelVcpu {
     }
 
     fn complete(&mut self) -> Result<(), CallErrno> {
-        // Of a vCPU without an exit there is nothing to run for.
+        // A vCPU without an exit has nothing to complete.
         self.is_restored &= self.vcpu.pending_exit().is_none();
         assert_eq!(self.vcpu.run_immediate_exit(), RunExit::Interrupted);
         Ok(())
@@ -342,7 +342,7 @@ impl Port for ModelVcpu {
     fn ask_for_registers(&mut self) {}
 }
 
-/// What the model's guests get from CPUID: an Intel processor with long mode and SYSENTER.
+/// Returns the CPUID of the model's guests: an Intel processor with long mode and SYSENTER.
 pub(super) fn cpuid() -> Vec<kvm_cpuid_entry2> {
     let word = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes);
     vec![

@@ -1,4 +1,5 @@
-//! A guest that runs guests, on the model: what `crates/kvm/tests/nested` shows where a KVM has SVM.
+//! Tests of a guest that runs guests, on the model. `crates/kvm/tests/nested` has them for a KVM with
+//! SVM.
 
 use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_policy::Program;
@@ -18,7 +19,7 @@ fn machine(program: Program, vm: ModelVm, cpuid: Vec<kvm_cpuid_entry2>) -> Machi
     Machine::in_model(program, Box::new(vm), guests, GateOptions::new(), cpuid)
 }
 
-/// The model's CPUID with these bits of ECX in this leaf.
+/// Returns the model's CPUID with these bits of ECX set in this leaf.
 fn cpuid_with(function: u32, ecx: u32) -> Vec<kvm_cpuid_entry2> {
     let mut cpuid = model::cpuid();
     let mut leaves = cpuid.iter_mut();
@@ -30,7 +31,7 @@ const VMX: (u32, u32) = (1, 1 << 5);
 const SVM: (u32, u32) = (0x8000_0001, 1 << 2);
 
 #[test]
-fn the_kernel_is_asked_who_runs_only_where_a_guest_may_nest() {
+fn level_is_asked_for_only_if_guest_may_nest() {
     let script = [Write(LSTAR, 5), Read(STAR), Write(FMASK, 5)];
     for ((function, ecx), vm, asked) in [
         (VMX, ModelVm::that_nests(), 3),
@@ -53,10 +54,10 @@ fn run(vcpu: &mut Vcpu<ModelGuest>, level: Level, op: Op) -> Saw {
     vcpu.run(&[op])[0]
 }
 
-/// Of a nested guest writes that would be carried are refused, and pin nothing; what is only to be
-/// seen it does itself.
+/// Writes of a nested guest that would be forwarded are refused and pin nothing. A nested guest's
+/// access that is only logged is executed by itself.
 #[test]
-fn a_nested_guests_accesses_are_not_carried() {
+fn access_of_nested_guest_is_not_forwarded() {
     let program = policy("default = 'deny'", CARRIED);
     let mut machine = machine(program, ModelVm::that_nests(), cpuid_with(SVM.0, SVM.1));
     let vcpu = machine.first();
@@ -64,17 +65,19 @@ fn a_nested_guests_accesses_are_not_carried() {
     assert_eq!(run(vcpu, Level::Nested, Write(FMASK, 5)), Saw::Fault);
     assert_eq!(run(vcpu, Level::Nested, Write(STAR, 5)), Saw::Written);
     assert_eq!(run(vcpu, Level::Guest, Write(LSTAR, 6)), Saw::Written);
-    // Not even a value that its hypervisor may write again: it is not what the register holds.
+    // Even the value that its hypervisor may write again is refused: the nested guest's register does
+    // not hold it.
     assert_eq!(run(vcpu, Level::Nested, Write(LSTAR, 6)), Saw::Fault);
     assert_eq!(run(vcpu, Level::Guest, Write(LSTAR, 6)), Saw::Written);
     assert_eq!(run(vcpu, Level::Guest, Read(LSTAR)), Saw::Value(6));
     assert_eq!(run(vcpu, Level::Guest, Read(FMASK)), Saw::Value(0));
 }
 
-/// An audit refuses nothing, and still carries nothing for a nested guest: it does itself what its
-/// hypervisor would have carried, and what came before holds. So with nothing else to be opened for.
+/// Audit mode refuses nothing, and still forwards nothing for a nested guest: the nested guest executes
+/// the access itself, and the pin of its hypervisor stays. The policy has no other access that the
+/// filter is opened for.
 #[test]
-fn in_an_audit_a_nested_guest_does_it_itself() {
+fn audit_lets_nested_guest_execute_access_itself() {
     let entries = "IA32_LSTAR = { read = 'allow', write = 'pin' }";
     let program = policy("default = 'allow'\nmode = 'audit'\nlog = 'none'", entries);
     let mut machine = machine(program, ModelVm::that_nests(), cpuid_with(SVM.0, SVM.1));

@@ -1,5 +1,5 @@
-//! Calls in an order in which they do not work: each is an error that says what to call, and what the
-//! guest asks for meanwhile is a #GP.
+//! Tests of calls in a wrong order: each is an error that says which call is missing, and accesses in
+//! the meantime are a #GP.
 
 mod of_gate;
 mod of_vcpu;
@@ -11,11 +11,11 @@ use msrgate_policy::Program;
 use super::machine::{policy, program};
 use crate::probe::HostCaps;
 
-/// A register of user space, and one of the VMM's own code.
+/// An MSR that user space answers, and one that a handler answers.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const HANDLED: MsrIndex = MsrIndex::new(0x1_0001);
 
-/// An answer, a handler, a pin, and what KVM does itself.
+/// A policy with a value, a handler, a pin, and a register that KVM handles.
 fn entries() -> Program {
     policy(
         "default = 'deny'",
@@ -26,7 +26,7 @@ fn entries() -> Program {
     )
 }
 
-/// One variant for AMD's processors, another for the rest.
+/// A policy with one variant for AMD processors and another for the rest.
 fn whens() -> Program {
     program(
         "policy = 1\ndefault = 'deny'\n[msrs]\n\
@@ -36,7 +36,7 @@ fn whens() -> Program {
     )
 }
 
-/// Changes what a CPUID says of one leaf.
+/// Returns a CPUID with one leaf changed.
 fn with_leaf(
     cpuid: &[kvm_cpuid_entry2],
     function: u32,

@@ -1,5 +1,4 @@
-//! Random policies and random accesses: the gate makes the same of them on the model and in a real
-//! KVM.
+//! Random policies and random accesses: the gate acts the same on the model and on a real KVM.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -15,7 +14,7 @@ use crate::gate::{GateOptions, Violation};
 use crate::measure::guest::Op::{self, Read, Write};
 use crate::probe::HostCaps;
 
-/// Registers that KVM keeps and forwarding is sound for, and MSRs that it does not know.
+/// Registers of KVM for which forwarding is sound, and MSRs that KVM does not know.
 const MSRS: [MsrIndex; 8] = [
     STAR,
     LSTAR,
@@ -29,7 +28,7 @@ const MSRS: [MsrIndex; 8] = [
 
 const FORWARDED: usize = 4;
 
-/// What a policy says of one direction of the MSR at this place.
+/// Returns an action for one direction of the MSR at this place.
 fn action(place: usize, forwarded: &[&'static str]) -> impl Strategy<Value = &'static str> + use<> {
     let anywhere = [
         "'allow'",
@@ -60,11 +59,11 @@ fn write(place: usize) -> impl Strategy<Value = &'static str> {
     prop_oneof![3 => action(place, &FORWARDED), 1 => Just("'ignore'")]
 }
 
-/// Not canonical: KVM refuses it, whoever writes it, and so does a processor.
+/// A value that is not canonical: KVM and processors refuse it, from the host and from the guest.
 const WILD: u64 = 1 << 62;
 
-/// Whether a guest's own writes of it are refused. On QEMU's SVM, where they do not come to KVM, they are
-/// not.
+/// Tells if a guest's own writes of [`WILD`] are refused. On QEMU's SVM they do not reach KVM, and are
+/// not refused.
 fn refuses_wild() -> bool {
     static REFUSES: LazyLock<bool> = LazyLock::new(|| {
         let Some(mut kvm) = Machine::new(policy("default = 'allow'", ""), 1) else {
@@ -76,7 +75,7 @@ fn refuses_wild() -> bool {
     *REFUSES
 }
 
-/// Settings, and entries for some of the MSRs.
+/// Returns settings, and entries for some of the MSRs.
 fn text() -> impl Strategy<Value = (String, String)> {
     let settings = select(vec![
         "default = 'deny'",
@@ -116,8 +115,8 @@ fn script() -> impl Strategy<Value = Vec<Op>> {
     vec(prop_oneof![12 => access, 1 => wild], 1..40)
 }
 
-/// What the guest saw, and what the gate counted where it does not depend on how soon the filter
-/// is opened.
+/// The guest's results, and the gate's counts. Counts that depend on how soon the filter is opened are
+/// set to 1.
 type Observed = (Result<Vec<Saw>, Violation>, Vec<Count>);
 
 fn observed<G: super::machine::TestGuest>(machine: &mut Machine<G>, script: &[Op]) -> Observed {
@@ -136,7 +135,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn the_model_and_a_real_kvm_show_the_same((settings, entries) in text(), script in script()) {
+    fn random_policy_acts_same_on_model_and_kvm((settings, entries) in text(), script in script()) {
         if HostCaps::for_test().is_none() {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! The kernel refuses a filter, while vCPUs have followed to the program that it is of.
+//! Tests of a filter that the kernel refuses after vCPUs have taken over its program.
 
 mod kernel;
 mod state;
@@ -21,7 +21,7 @@ use crate::gate::vm::VmPort;
 use crate::gate::{Gate, GateError, GateOptions};
 use crate::install::{Filtered, InstallError, Mask};
 
-/// Registers of user space, and one of KVM's.
+/// MSRs for emulated registers, and a register of KVM's.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const SHARED: MsrIndex = MsrIndex::new(0x1_0001);
 const NEW: MsrIndex = MsrIndex::new(0x1_0002);
@@ -29,22 +29,22 @@ const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 
 const ENOMEM: CallErrno = CallErrno::Other(RawErrno::new(12));
 
-/// What a kernel makes of a filter.
+/// The reaction of a kernel to a filter.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kernel {
     Takes,
     Refuses,
-    /// It has a fault that ends the thread.
+    /// The call panics.
     Panics,
 }
 
-/// What it makes of the next ones; of those after them, that it takes them.
+/// The reactions to the next filters. The kernel accepts all later filters.
 #[derive(Clone, Default)]
 struct Script(Arc<Mutex<VecDeque<Next>>>);
 
 enum Next {
     Is(Kernel),
-    /// It tells that it was called, and waits for what to make of it.
+    /// Reports the call, and waits for the reaction.
     Asks(Sender<()>, Receiver<Kernel>),
 }
 
@@ -58,7 +58,7 @@ impl Script {
     }
 
     fn decide(&self) -> Kernel {
-        // The lock is not held over what waits.
+        // Release the lock before waiting.
         let next = self.0.lock().unwrap().pop_front();
         match next {
             None => Kernel::Takes,
@@ -70,8 +70,8 @@ impl Script {
         }
     }
 
-    /// Replaces the program, and does this after the new one is in force and before the kernel makes
-    /// of its filter what it does.
+    /// Replaces the program. Runs `meanwhile` after the new program is in force and before the kernel
+    /// reacts to its filter.
     fn replace(
         &self,
         gate: &Gate,
@@ -79,7 +79,7 @@ impl Script {
         kernel: Kernel,
         meanwhile: impl FnOnce(),
     ) -> Result<(), GateError> {
-        /// Says it even if the test panics, whose threads would else be waited for.
+        /// Sends the reaction even if the test panics; otherwise its threads would be waited for.
         struct Answer(Sender<Kernel>, Kernel);
         impl Drop for Answer {
             fn drop(&mut self) {
@@ -102,7 +102,7 @@ impl Script {
     }
 }
 
-/// A VM whose kernel follows a script.
+/// A VM whose kernel reacts by a script.
 struct Scripted<V> {
     vm: V,
     mask: Mask,
@@ -150,7 +150,7 @@ impl<V: Filtered + Send> VmPort for Scripted<V> {
     }
 }
 
-/// A real VM, by a file descriptor of its own.
+/// A real VM, by a duplicate of its file descriptor.
 struct RealVm(std::os::fd::OwnedFd);
 
 impl RealVm {
@@ -179,14 +179,14 @@ impl<V: Filtered> Filtered for Arc<V> {
     }
 }
 
-/// A model's VM and its guests.
+/// Makes a VM of the model and its guests.
 fn of_model(count: usize) -> (Vm, Vec<ModelGuest>) {
     let vm = Vm::new(msrgate_filter::Revision::Mainline);
     let guests = (0..count).map(|_| ModelGuest::new(&vm)).collect();
     (vm, guests)
 }
 
-/// One test body on the model and in a real KVM, of which a script says what they take.
+/// Runs a test body on the model and on a real KVM, whose reactions to filters follow a script.
 fn on_each(program: &Program, count: usize, body: impl Fn(&mut Machine<AnyGuest>, &Script)) {
     let options = GateOptions::new();
     let script = Script::default();
@@ -213,7 +213,7 @@ fn is_refused(seen: &Result<(), GateError>) -> bool {
 const SHARED_REGISTER: &str = "0x10001 = { register = { reset = 8, mask = '0xff' } }\n\
     IA32_CSTAR = { read = 'allow', write = 'pin' }\n";
 
-/// Two registers, two pins.
+/// A policy with two registers and two pins.
 fn old() -> Program {
     let entries = format!(
         "{SHARED_REGISTER}0x10000 = {{ register = {{ reset = 7, mask = '0xff' }} }}\n\
@@ -222,7 +222,7 @@ fn old() -> Program {
     policy("default = 'deny'", &entries)
 }
 
-/// One of each is the same, the others are others.
+/// A policy that shares one register and one pin with `old`.
 fn new() -> Program {
     let entries = format!(
         "{SHARED_REGISTER}0x10002 = {{ register = {{ reset = 3, mask = '0xff' }} }}\n\

@@ -1,4 +1,4 @@
-//! Accesses that are let through and told of: by first touch, in an audit, each time.
+//! Tests of accesses that are logged and let through: first accesses, audit mode, and `log = "all"`.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::gate::events::EventOptions;
 use crate::gate::{FirstAccess, GateOptions, publisher};
 use crate::measure::guest::Op::{Read, Write};
 
-/// Each access comes once, and is then KVM's.
+/// Each access comes to the gate once; afterwards KVM handles it alone.
 #[test]
-fn first_touch_sees_each_access_once() {
+fn first_access_is_logged_once() {
     let program = policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         let script = [
@@ -35,7 +35,7 @@ fn first_touch_sees_each_access_once() {
             Saw::Fault,
         ];
         assert_eq!(saw, expected);
-        // At native speed from now on, but for what is refused.
+        // From now on only refused accesses make exits.
         let before = vcpu.exits;
         assert_eq!(vcpu.run(&script), expected);
         assert_eq!(vcpu.exits, before + 1);
@@ -60,7 +60,7 @@ fn first_touch_sees_each_access_once() {
 }
 
 #[test]
-fn an_audit_refuses_nothing_and_records_what_it_would() {
+fn audit_allows_and_logs_would_deny() {
     let program = policy("default = 'deny'\nmode = 'audit'", "IA32_STAR = 'rw'");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
@@ -98,7 +98,7 @@ fn an_audit_refuses_nothing_and_records_what_it_would() {
 }
 
 #[test]
-fn all_accesses_are_seen_where_forwarding_is_sound() {
+fn log_all_logs_every_forwarded_access() {
     let entry = "IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }";
     on_each(
         &policy("default = 'deny'", entry),
@@ -123,9 +123,10 @@ fn all_accesses_are_seen_where_forwarding_is_sound() {
     );
 }
 
-/// More scattered accesses than a filter has ranges: the filter opens for those that are waited for.
+/// There are more scattered accesses than a filter has ranges: the filter opens for those that vCPUs
+/// wait for.
 #[test]
-fn a_guest_that_touches_everywhere_is_still_let_through() {
+fn scattered_first_accesses_are_all_let_through() {
     let program = policy("default = 'deny'\nmode = 'audit'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         let script: Vec<_> = (1..60)
@@ -142,7 +143,7 @@ fn a_guest_that_touches_everywhere_is_still_let_through() {
     });
 }
 
-/// Queues of one event each.
+/// Returns options with queues of one event.
 fn one_event() -> GateOptions {
     GateOptions::new().events(EventOptions {
         queue: 1,
@@ -154,9 +155,10 @@ fn touched(index: MsrIndex, access: Access) -> FirstAccess {
     FirstAccess { index, access }
 }
 
-/// Their events do not fit, the accesses pass by the gate from then on, and still they are known.
+/// The events do not fit the queue, and the accesses bypass the gate from then on. The accesses are
+/// still listed.
 #[test]
-fn what_was_touched_is_known_whatever_became_of_its_event() {
+fn first_accesses_lists_access_whose_event_was_dropped() {
     let program = policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
     on_each(&program, 1, &one_event(), |machine| {
         assert_eq!(machine.gate.first_accesses(), []);
@@ -183,9 +185,10 @@ fn what_was_touched_is_known_whatever_became_of_its_event() {
     });
 }
 
-/// Each program knows its own: an audit what it would refuse, and one that tells of refusals none.
+/// Each program has its own list: audit mode lists accesses that it would refuse, and a program that
+/// logs refusals lists none.
 #[test]
-fn what_was_touched_is_the_programs_in_force() {
+fn first_accesses_lists_only_program_in_force() {
     let entry = "IA32_STAR = 'rw'";
     let audit = || policy("default = 'deny'\nmode = 'audit'", entry);
     on_each(&audit(), 1, &one_event(), |machine| {
@@ -203,9 +206,9 @@ fn what_was_touched_is_the_programs_in_force() {
     });
 }
 
-/// What only the chosen variant wants to see is let through, too.
+/// An access that only the chosen variant logs is let through, too.
 #[test]
-fn a_variant_that_logs_has_its_filter_opened() {
+fn first_access_that_only_chosen_variant_logs_is_let_through() {
     let text = "policy = 1\ndefault = 'deny'\n[[when]]\ncpu = { vendor = 'GenuineIntel' }\n\
         [when.msrs]\nIA32_STAR = { read = 'allow', write = 'allow', log = 'first' }";
     let program = super::machine::program(text);
@@ -214,10 +217,10 @@ fn a_variant_that_logs_has_its_filter_opened() {
     assert_eq!(saw, [Saw::Written, Saw::Value(5)]);
 }
 
-/// A vCPU comes again and again to one register, which the filter closes each time for what others
-/// touch: that is for longer than somebody else's filter is waited for.
+/// A vCPU accesses one register again and again, and the filter closes for it each time because of the
+/// accesses of others. This lasts longer than the time after which another filter is reported.
 #[test]
-fn what_others_close_is_no_filter_of_somebody_elses() {
+fn filter_closed_for_others_is_not_reported_as_other_filter() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     let options = GateOptions::new().clock(clock::now);
     let mut machine = Machine::of_model(program, 1, options, model::cpuid());

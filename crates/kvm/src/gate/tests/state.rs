@@ -1,4 +1,4 @@
-//! Reset, snapshots, the choice by processor, and what a gate tells.
+//! Tests of resets, snapshots, the choice of the variant, events, and migration lists.
 
 use std::time::Duration;
 
@@ -29,13 +29,13 @@ fn reset_releases_pins_and_reloads_registers() {
     vcpu.msrs.reset(vcpu.guest.vcpu_mut()).unwrap();
     let script = [Read(SPARE), Write(LSTAR, 0x2000), Write(LSTAR, 0x3000)];
     assert_eq!(vcpu.run(&script), [Saw::Value(7), Saw::Written, Saw::Fault]);
-    // A VMM that resets by KVM_SET_MSRS.
+    // A VMM resets the register by KVM_SET_MSRS.
     vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR).unwrap();
     assert_eq!(vcpu.run(&[Write(LSTAR, 0x3000)]), [Saw::Written]);
 }
 
 #[test]
-fn a_snapshot_is_restored_in_another_vm() {
+fn restore_in_other_vm_keeps_registers_and_pins() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -60,9 +60,9 @@ fn a_snapshot_is_restored_in_another_vm() {
     assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(9)]);
 }
 
-/// Everything is refused until the first vCPU has chosen; another processor is an error.
+/// The first vCPU chooses the variant; a vCPU of another processor is an error.
 #[test]
-fn the_first_vcpu_chooses_the_variant() {
+fn first_vcpu_chooses_variant() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -84,7 +84,7 @@ fn the_first_vcpu_chooses_the_variant() {
         machine.first().run(&[Read(SPARE), Read(STAR)]),
         [Saw::Value(expected), Saw::Fault]
     );
-    // Hot-plug of the same, of one that has changed, and of another processor.
+    // Hot-plug of the same vCPU, of one with a changed CPUID, and of another processor.
     machine.vcpus.clear();
     machine.gate.vcpu(0, &machine.cpuid).map(drop).unwrap();
     let mut leaves = machine.cpuid.clone();
@@ -109,7 +109,7 @@ fn the_first_vcpu_chooses_the_variant() {
 }
 
 #[test]
-fn before_the_choice_everything_is_refused() {
+fn install_refuses_every_access_before_variant_is_chosen() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -133,7 +133,7 @@ fn before_the_choice_everything_is_refused() {
 }
 
 #[test]
-fn what_a_host_cannot_do_is_said_before_there_is_a_vm() {
+fn new_rejects_missing_memory_and_too_many_registers() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -150,7 +150,7 @@ fn what_a_host_cannot_do_is_said_before_there_is_a_vm() {
 
 /// A program that is refused leaves the old one in force.
 #[test]
-fn a_replacement_that_is_refused_changes_nothing() {
+fn refused_replace_changes_nothing() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -169,7 +169,7 @@ fn a_replacement_that_is_refused_changes_nothing() {
 }
 
 #[test]
-fn events_say_what_was_asked_for() {
+fn event_holds_requested_value_and_rip() {
     let events = EventOptions {
         values: Values::Shown,
         rip: Rip::Shown,
@@ -203,9 +203,9 @@ fn events_say_what_was_asked_for() {
     assert_eq!(seen[1].origin, msrgate_policy::Origin::Default);
 }
 
-/// A queue that is full drops events, and says so; counters lose nothing.
+/// A full queue drops events and counts them; the counters are complete.
 #[test]
-fn a_full_queue_drops_and_counts() {
+fn full_queue_drops_events_and_counts_them() {
     let events = EventOptions {
         queue: 4,
         per_second: u32::MAX,
@@ -225,16 +225,16 @@ fn a_full_queue_drops_and_counts() {
     assert_eq!((drops.len(), drops[0].dropped), (1, 6));
     let counted = machine.gate.counted();
     assert_eq!(counted.counts[0].count, 10);
-    // A vCPU that is gone is still counted.
+    // A vCPU that is gone still counts.
     machine.vcpus.clear();
     events.drain(|_| ());
     assert_eq!(events.counted(), counted);
     assert_eq!(events.drops(), drops);
 }
 
-/// What KVM may hold by other rules than those of the program in force is migrated, too.
+/// The list has registers that KVM may hold because of another program.
 #[test]
-fn what_came_before_is_migrated() {
+fn migration_list_is_whole_after_restore_and_before_choice() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -244,7 +244,7 @@ fn what_came_before_is_migrated() {
     let saved = vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
     vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
     assert_eq!(machine.gate.migration_list(&clock), clock);
-    // Before the choice any variant may be the one.
+    // Before the choice any variant may come.
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -258,12 +258,13 @@ fn what_came_before_is_migrated() {
 }
 
 #[test]
-fn what_has_to_be_migrated_and_called() {
+fn migration_list_omits_unreachable_clock_until_replace() {
     let entries = format!("{KEEPS}\nIA32_STAR = 'rw'\nIA32_FMASK = 'r'");
     let Some(machine) = Machine::new(policy("default = 'deny'", &entries), 1) else {
         return;
     };
-    // Time goes on, SWAPGS exchanges, a VMM sets what no guest may: all but the clock of KVM's own.
+    // Time changes registers, SWAPGS does, and a VMM sets registers that no guest may: only KVM's own
+    // clock is left out.
     let kept = [
         0x10,
         0xce,
@@ -281,25 +282,25 @@ fn what_has_to_be_migrated_and_called() {
         .replace(policy("default = 'deny'", "0x4b564d01 = 'r'"))
         .unwrap();
     assert_eq!(machine.gate.migration_list(&listed), listed);
-    // What the guest has turned on is on, whatever holds now.
+    // A setting that the guest has turned on stays on under a stricter program.
     let stricter = policy("default = 'deny'", "");
     machine.gate.replace(stricter).unwrap();
     assert_eq!(machine.gate.migration_list(&listed), listed);
 }
 
-/// Of a guest that cannot write them, registers that only a write changes need not be moved; a value that is
-/// captured is there again after it was restored.
+/// Registers that change only by a write need not be moved if the guest cannot write them. A captured
+/// value is back after it is restored.
 #[test]
-fn tight_list_leaves_out_what_only_the_vmm_has_set() {
+fn tight_migration_list_omits_registers_that_only_vmm_sets() {
     let entries = format!("{KEEPS}\nIA32_STAR = 'rw'\nIA32_FMASK = 'r'");
     let Some(mut machine) = Machine::new(policy("default = 'deny'", &entries), 1) else {
         return;
     };
     let msrs = |list: &[u32]| list.iter().copied().map(MsrIndex::new).collect::<Vec<_>>();
-    // The TSC runs, SWAPGS exchanges, and STAR and LSTAR the guest may write, once at least.
+    // The TSC runs, SWAPGS changes KERNEL_GS_BASE, and the guest may write STAR, and LSTAR once.
     let kept = msrs(&[0x10, 0xc000_0081, 0xc000_0082, 0xc000_0102]);
     let listed = [&kept[..], &msrs(&[0x174, 0x277, 0xc000_0084, 0x4b56_4d01])].concat();
-    // Where KVM offers SVM or VMX, a guest may run guests, whose exits load registers.
+    // If KVM offers SVM or VMX, a guest may run guests, whose exits load registers.
     let ecx = |leaf: u32| {
         let mut leaves = machine.cpuid.iter();
         leaves
@@ -335,14 +336,14 @@ fn tight_list_leaves_out_what_only_the_vmm_has_set() {
             value: 1
         })
     );
-    // The values may be another program's, of which they have what that one let the guest turn on.
+    // The values may be of another program, which may have let the guest turn something on.
     assert_eq!(machine.gate.tight_migration_list(&listed), listed);
     assert_eq!(machine.gate.migration_list(&listed), listed);
 }
 
-/// Nested exits load registers of the guest, and an audit refuses no write.
+/// Nested exits load registers of the guest, and audit mode refuses no write.
 #[test]
-fn tight_list_is_whole_where_guests_nest_and_in_an_audit() {
+fn tight_migration_list_is_whole_if_guest_nests_and_in_audit() {
     let listed = [0x174, 0x277, 0xc000_0084].map(MsrIndex::new);
     let list = |settings: &str, change: fn(&mut CpuidEntry)| {
         let gate = Gate::new(policy(settings, ""), &HostCaps::on_paper()).unwrap();
@@ -357,9 +358,9 @@ fn tight_list_is_whole_where_guests_nest_and_in_an_audit() {
     assert_eq!(list("default = 'deny'\nmode = 'audit'", |_| {}), listed);
 }
 
-/// Somebody else's filter in the VM: the guest does not hang, and the VMM is told.
+/// Another filter is in the VM: the guest does not hang, and the VMM gets an error.
 #[test]
-fn a_filter_that_is_not_the_gates_is_found_out() {
+fn filter_set_by_vmm_is_reported_as_other_filter() {
     let program = policy("default = 'deny'", "IA32_STAR = 'rw'");
     let options = GateOptions::new().clock(clock::now);
     let Some(mut machine) = Machine::with_options(program, 1, options) else {
@@ -389,9 +390,9 @@ fn a_filter_that_is_not_the_gates_is_found_out() {
     );
 }
 
-/// RIP is not known at an exit before which nobody had asked for it: it is not invented.
+/// At an exit for which registers were not asked for, RIP is unknown, and the event has none.
 #[test]
-fn a_rip_that_was_not_asked_for_is_not_told() {
+fn event_has_no_rip_if_registers_were_not_asked_for() {
     let events = EventOptions {
         rip: Rip::Shown,
         ..EventOptions::default()
@@ -414,10 +415,10 @@ fn a_rip_that_was_not_asked_for_is_not_told() {
     assert_eq!(seen, [None, Some(site)]);
 }
 
-/// What a vCPU sets aside for a program that is only tried takes as much memory as its registers: it is
-/// there no longer than that.
+/// The state that a vCPU sets aside during a trial takes as much memory as its registers: it is dropped
+/// when the trial ends.
 #[test]
-fn nothing_is_set_aside_for_a_program_that_is_kept() {
+fn kept_program_leaves_nothing_set_aside() {
     let program = policy("default = 'deny'", KEEPS);
     let Some(mut machine) = Machine::new(program.clone(), 1) else {
         return;

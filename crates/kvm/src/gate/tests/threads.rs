@@ -1,4 +1,4 @@
-//! Programs replaced while vCPUs run.
+//! Tests of programs that are replaced while vCPUs run.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -33,10 +33,10 @@ fn other() -> Program {
     policy("default = 'deny'", &entries)
 }
 
-/// All vCPUs access what the two programs agree on and what they do not, while one takes the other's
-/// place a thousand times. Whatever is seen is what one of the two says.
+/// Each of two programs replaces the other, a thousand times, while all vCPUs access MSRs on which the
+/// programs agree and differ. Each result is the one of one of the programs.
 #[test]
-fn a_thousand_replacements_under_load() {
+fn replace_under_load_answers_by_one_program() {
     let Some(mut machine) = Machine::new(one(), 4) else {
         return;
     };
@@ -47,7 +47,7 @@ fn a_thousand_replacements_under_load() {
             let is_over = &is_over;
             scope.spawn(move || {
                 let mut rounds = 0;
-                // The least once more after the last replacement.
+                // At least one round comes after the last replacement.
                 while !is_over.load(Ordering::Relaxed) || rounds == 0 {
                     rounds += 1;
                     round(vcpu, id, rounds);
@@ -64,7 +64,7 @@ fn a_thousand_replacements_under_load() {
         vcpus.into_iter().map(|vcpu| vcpu.join().unwrap()).collect()
     });
     assert!(rounds.iter().all(|&rounds| rounds > 1), "{rounds:?}");
-    // The last one holds, whole.
+    // The last program holds for every access.
     for vcpu in &mut machine.vcpus {
         let saw = vcpu.run(&[
             Read(SPARE),
@@ -99,7 +99,7 @@ fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
     assert_eq!(saw[2..4], [Saw::Written, Saw::Value(value)], "{saw:?}");
     assert_eq!(saw[4..6], [Saw::Fault, Saw::Fault], "{saw:?}");
     assert_eq!(saw[6..8], [Saw::Written, Saw::Value(value)], "{saw:?}");
-    // The write may have met another program than the read.
+    // The write and the read may be of different programs.
     assert!([Saw::Written, Saw::Fault].contains(&saw[8]), "{saw:?}");
     if saw[8] == Saw::Written {
         assert!([Saw::Value(value), Saw::Fault].contains(&saw[9]), "{saw:?}");
@@ -112,10 +112,9 @@ fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
     assert_ne!(saw[12], Saw::Value(0), "{saw:?}");
 }
 
-/// Programs that log by first touch are replaced, too: the publisher and the replacements do not
-/// overtake each other.
+/// Programs that log first accesses are replaced: the publisher and the replacements keep their order.
 #[test]
-fn replacements_and_first_touch_together() {
+fn replace_keeps_order_with_first_accesses() {
     let traced = || policy("default = 'allow'\nlog = 'first'", "IA32_FMASK = 'none'");
     let plain = || policy("default = 'allow'\nlog = 'none'", "IA32_FMASK = 'none'");
     let Some(mut machine) = Machine::new(traced(), 2) else {
@@ -146,10 +145,10 @@ fn replacements_and_first_touch_together() {
     });
 }
 
-/// Programs that log by first touch take each other's place without a pause, and each begins with a
-/// filter that opens for nothing: what a vCPU waits for is opened in between, and it gets on.
+/// Programs that log first accesses replace each other without a pause, and each starts with a filter
+/// that is open for no first access. The publisher opens it in between, and the vCPU makes progress.
 #[test]
-fn replacements_without_a_pause_keep_no_vcpu_waiting() {
+fn repeated_replace_keeps_no_vcpu_waiting() {
     let traced = |value: u32| {
         let entries = format!("0x10000 = {{ read = {{ value = {value} }}, write = 'deny' }}");
         policy("default = 'allow'\nlog = 'first'", &entries)

@@ -1,4 +1,4 @@
-//! What a guest does to hide in a flood, and a VMM that reads nothing: what is told all the same.
+//! Tests of events when a guest floods them or the VMM does not read them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -30,16 +30,16 @@ fn kills() -> Program {
     policy("default = 'deny'\nlog = 'none'", entry)
 }
 
-/// A guest fills its queue, and what the limit lets pass, before it does what ends it.
+/// A guest fills its queue and exhausts the limit before the access that kills it.
 #[test]
-fn no_flood_hides_a_kill() {
+fn flood_of_events_does_not_hide_kill() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = 'kill', write = 'deny' }",
     );
     on_each(&program, 1, &events(4, 2), |machine| {
         let vcpu = machine.first();
-        // Of every place that the limit has.
+        // These use every place of the limit.
         let scattered = (0..500).map(|number| Read(MsrIndex::new(0x2_0000 + number * 0x101)));
         let script: Vec<_> = scattered.flat_map(|read| [read; 3]).collect();
         vcpu.run(&script);
@@ -49,16 +49,16 @@ fn no_flood_hides_a_kill() {
         reader.drain(|event| seen.push((event.index, event.disposition)));
         assert_eq!(seen.len(), 5);
         assert_eq!(seen[4], (SPARE, Disposition::Killed));
-        // All are accounted for.
+        // All accesses are accounted for.
         let drops = reader.drops();
         assert_eq!(drops.len(), 1);
         assert_eq!(drops[0].dropped + drops[0].held_back + 4, 1500);
     });
 }
 
-/// A VMM may end the call only, and run the vCPU on.
+/// A VMM may end only the function call, and run the vCPU on.
 #[test]
-fn kills_without_end_are_bounded_and_counted() {
+fn repeated_kills_are_limited_and_counted() {
     on_each(&kills(), 1, &events(256, 10), |machine| {
         let vcpu = machine.first();
         for _ in 0..100 {
@@ -78,9 +78,10 @@ fn kills_without_end_are_bounded_and_counted() {
     });
 }
 
-/// The last ones of a flood, too, of which no later event tells; and when the vCPU is gone.
+/// The last events of a flood are reported too, although no later event follows, and also after the
+/// vCPU is gone.
 #[test]
-fn what_the_limit_held_back_is_told() {
+fn drops_reports_held_back_events() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 100), |machine| {
         machine.first().run(&[Read(LSTAR); 400]);
@@ -111,9 +112,9 @@ impl Sink for Kept {
     }
 }
 
-/// A sink gets the sum at the end, and not a line for each time that it has changed.
+/// A sink gets the sum at the end, and not one report for each change.
 #[test]
-fn sinks_are_told_what_was_lost_at_the_end_and_seldom_before() {
+fn sink_gets_drops_at_end_and_at_most_once_a_second() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 10), |machine| {
         let kept = Kept::default();
@@ -134,9 +135,9 @@ fn sinks_are_told_what_was_lost_at_the_end_and_seldom_before() {
     });
 }
 
-/// vCPUs come and go, and nobody reads.
+/// vCPUs come and go, and no reader exists.
 #[test]
-fn vcpus_that_are_gone_leave_no_memory() {
+fn dropped_vcpu_gates_leave_no_memory() {
     let program = policy("default = 'deny'", "");
     let gate = paper::gate(program, GateOptions::new()).unwrap();
     let cpuid = model::cpuid();
@@ -155,7 +156,7 @@ fn vcpus_that_are_gone_leave_no_memory() {
 }
 
 #[test]
-fn a_queue_that_is_too_long_is_an_error() {
+fn too_long_queue_is_an_error() {
     let gate = |queue| {
         let program = policy("default = 'deny'", "");
         Gate::with_options(program, &HostCaps::on_paper(), events(queue, 1))
@@ -171,7 +172,7 @@ fn a_queue_that_is_too_long_is_an_error() {
     }
 }
 
-/// Fails at every event, and panics at the one of [`SPARE`].
+/// A sink that fails at every event, and panics at an event of [`SPARE`].
 struct Broken(u64);
 
 impl Sink for Broken {
@@ -187,7 +188,7 @@ impl Sink for Broken {
     }
 }
 
-/// Waits for what another thread does.
+/// Waits until another thread has made `is_so` true.
 fn wait_until(mut is_so: impl FnMut() -> bool) {
     while !is_so() {
         std::thread::sleep(std::time::Duration::from_millis(1));
@@ -195,7 +196,7 @@ fn wait_until(mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn failure_of_a_sink_is_seen_while_the_thread_runs() {
+fn failed_counts_failures_of_sink_while_thread_runs() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 10), |machine| {
         let reader = machine.gate.events().unwrap();
@@ -210,9 +211,9 @@ fn failure_of_a_sink_is_seen_while_the_thread_runs() {
     });
 }
 
-/// A fault of the VMM's own code is told and counted as one of a device is: as a refusal, once.
+/// A fault from a handler is logged and counted like one from a device: as a refusal, once.
 #[test]
-fn fault_of_a_handler_is_an_event_and_its_answer_is_none() {
+fn fault_of_handler_is_logged_and_success_is_not() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = { handler = 'mine' }, write = 'deny' }",
@@ -239,9 +240,9 @@ fn fault_of_a_handler_is_an_event_and_its_answer_is_none() {
     });
 }
 
-/// So is what the VMM's own code never answers: the guest has had #GP.
+/// An access that the handler never answers is logged as a refusal: the guest has got #GP.
 #[test]
-fn access_that_no_handler_answers_is_told_at_the_next_exit() {
+fn unanswered_handler_request_is_logged_at_next_exit() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = { handler = 'mine' }, write = 'deny' }",
@@ -251,7 +252,7 @@ fn access_that_no_handler_answers_is_told_at_the_next_exit() {
     };
     let vcpu = machine.first();
     TestGuest::load(&mut vcpu.guest, &[Read(SPARE), Read(SPARE)]);
-    // The same exit twice is one access.
+    // The same exit, answered twice, is one access.
     assert!(matches!(vcpu.step(), Some(Outcome::Handler(_))));
     let again = TestGuest::answer(&mut vcpu.guest, &mut vcpu.msrs);
     assert!(matches!(again, Ok(Outcome::Handler(_))));
@@ -271,9 +272,10 @@ fn access_that_no_handler_answers_is_told_at_the_next_exit() {
     );
 }
 
-/// So it is if no other exit comes: at a reset, and when the vCPU's part is dropped.
+/// If no other exit comes, the unanswered access is logged at a reset, and when the `VcpuGate` is
+/// dropped.
 #[test]
-fn access_that_no_handler_answers_is_told_at_reset_and_at_the_end() {
+fn unanswered_handler_request_is_logged_at_reset_and_drop() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = { handler = 'mine' }, write = 'deny' }",
@@ -293,10 +295,10 @@ fn access_that_no_handler_answers_is_told_at_reset_and_at_the_end() {
     });
 }
 
-/// What one program handed out is told by what that one says, and does nothing to a register that the next one
-/// has at the same MSR.
+/// A handler request of one program is logged by that program, and does not change a register that the
+/// next program has at the same MSR.
 #[test]
-fn unanswered_write_does_not_reach_a_register_of_the_next_program() {
+fn unanswered_handler_request_does_not_change_register_of_next_program() {
     let old = policy(
         "default = 'deny'",
         "0x10000 = { read = 'deny', write = { handler = 'mine' } }",
@@ -321,7 +323,7 @@ fn unanswered_write_does_not_reach_a_register_of_the_next_program() {
     assert_eq!(told(&machine.gate), [(SPARE, Disposition::Denied)]);
 }
 
-/// The events since the last time, of which nobody else reads.
+/// Returns the events since the last call.
 fn told(gate: &Gate) -> Vec<(MsrIndex, Disposition)> {
     let mut told = Vec::new();
     let mut reader = gate.events().unwrap();
@@ -329,7 +331,7 @@ fn told(gate: &Gate) -> Vec<(MsrIndex, Disposition)> {
     told
 }
 
-/// How often each thing was done.
+/// Returns the number of accesses of each disposition.
 fn counted(gate: &Gate) -> Vec<(Disposition, u64)> {
     let counted = gate.counted();
     let mut by_deed = BTreeMap::new();

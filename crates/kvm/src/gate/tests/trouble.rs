@@ -1,4 +1,4 @@
-//! What goes wrong: calls that fail, a gate that is gone, a guest that hides what it does.
+//! Tests of failures: calls that fail, a gate that is dropped, a guest that hides its accesses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ fn audit() -> msrgate_policy::Program {
     policy("default = 'deny'\nmode = 'audit'", "")
 }
 
-/// A VM whose filters the kernel takes so often, and then no more.
+/// A VM whose kernel accepts `left` more filters, and then fails as `then` says.
 struct Failing {
     vm: ModelVm,
     left: Arc<AtomicUsize>,
@@ -57,7 +57,7 @@ impl VmPort for Failing {
     }
 }
 
-/// A VM of which only the first filter is taken.
+/// Makes a machine whose kernel accepts only the first filter.
 fn failing(then: Then) -> (Machine<ModelGuest>, Arc<AtomicUsize>) {
     let vm = ModelVm::new();
     let guests = vec![ModelGuest::new(&vm.vm)];
@@ -72,7 +72,8 @@ fn failing(then: Then) -> (Machine<ModelGuest>, Arc<AtomicUsize>) {
     (machine, left)
 }
 
-/// What becomes in the end of an access that only another filter would let through.
+/// Runs an access that only another filter would let through. Returns the error that ends the wait, or
+/// `None` if the access is let through.
 fn end_of_wait<G: TestGuest>(machine: &mut Machine<G>) -> Option<AnswerError> {
     let vcpu = machine.first();
     vcpu.guest.load(&[Read(LSTAR)]);
@@ -82,7 +83,7 @@ fn end_of_wait<G: TestGuest>(machine: &mut Machine<G>) -> Option<AnswerError> {
             Came::ToAnMsr => match vcpu.guest.answer(&mut vcpu.msrs) {
                 Ok(_) => thread::yield_now(),
                 Err(error) => {
-                    // A VMM that goes on all the same: the guest gets its #GP.
+                    // If the VMM goes on all the same, the guest gets a #GP.
                     assert!(matches!(vcpu.guest.resume(), Came::ToItsEnd));
                     assert_eq!(vcpu.saw(0, Read(LSTAR)), Saw::Fault);
                     return Some(error);
@@ -94,7 +95,7 @@ fn end_of_wait<G: TestGuest>(machine: &mut Machine<G>) -> Option<AnswerError> {
 }
 
 #[test]
-fn a_filter_that_the_kernel_refuses_is_an_error_until_a_program_is_taken() {
+fn filter_that_kernel_refuses_is_an_error_until_replace_succeeds() {
     let (mut machine, left) = failing(Then::Refuse);
     let refused = AnswerError::Publish(CallErrno::Known(Errno::Efault));
     assert_eq!(end_of_wait(&mut machine), Some(refused));
@@ -105,16 +106,16 @@ fn a_filter_that_the_kernel_refuses_is_an_error_until_a_program_is_taken() {
     assert_eq!(end_of_wait(&mut machine), None);
 }
 
-/// No vCPU spins for a thread that has died.
+/// No vCPU waits for a thread that has died.
 #[test]
-fn a_publisher_that_panics_is_an_error() {
+fn panicked_publisher_is_an_error() {
     let (mut machine, _) = failing(Then::Panic);
     assert_eq!(end_of_wait(&mut machine), Some(AnswerError::Gone));
 }
 
-/// The kernel keeps the filter of a gate that was dropped; what needs another one is refused.
+/// The kernel keeps the filter of a dropped gate; an access that needs another filter is an error.
 #[test]
-fn a_vcpu_whose_gate_is_gone_is_told() {
+fn answer_after_gate_is_dropped_is_an_error() {
     on_each(&audit(), 1, &GateOptions::new(), |machine| {
         assert_eq!(machine.first().run(&[Read(STAR)]), [Saw::Value(0)]);
         let other = model::cpuid();
@@ -125,9 +126,9 @@ fn a_vcpu_whose_gate_is_gone_is_told() {
     });
 }
 
-/// KVM would complete an exit that nobody answered as if it had gone well (S5.4).
+/// KVM would complete an unanswered exit as if it had succeeded (S5.4).
 #[test]
-fn an_exit_that_nobody_answered_is_not_saved_as_success() {
+fn save_with_unanswered_exit_is_an_error() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = { handler = 'mine' }, write = 'deny' }",
@@ -153,9 +154,9 @@ fn an_exit_that_nobody_answered_is_not_saved_as_success() {
     });
 }
 
-/// A guest that touches all there is does not make its VM blind to what it does next.
+/// A guest that accesses every MSR does not hide its later accesses.
 #[test]
-fn what_is_forgotten_is_told_again() {
+fn forgotten_first_access_is_logged_again() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         for index in 0..100_000 {
@@ -166,7 +167,7 @@ fn what_is_forgotten_is_told_again() {
         let mut count = 0;
         machine.gate.events().unwrap().drain(|_| count += 1);
         assert!(count >= 1, "{count}");
-        // Another program has all the room for what is seen under it.
+        // Another program has the whole table for its first accesses.
         machine.gate.replace(audit()).unwrap();
         let number = machine.gate.shared.current.get().number;
         let seen = &machine.gate.shared.seen;
@@ -175,9 +176,9 @@ fn what_is_forgotten_is_told_again() {
     });
 }
 
-/// What was let through under one program is what the next one is to tell of.
+/// The next program logs first accesses that were let through under the previous one.
 #[test]
-fn each_program_sees_accesses_anew() {
+fn replace_logs_first_accesses_anew() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         let script = [Write(STAR, 5), Read(NOWHERE)];
@@ -200,9 +201,10 @@ fn each_program_sees_accesses_anew() {
     });
 }
 
-/// What was seen under one program, and asked for when another is in force, is not opened.
+/// The filter is not opened for a request that was made under one program while another one is in
+/// force.
 #[test]
-fn what_one_program_saw_is_not_opened_under_the_next() {
+fn request_of_old_program_opens_nothing_under_next() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         machine.gate.replace(audit()).unwrap();
@@ -220,9 +222,10 @@ fn what_one_program_saw_is_not_opened_under_the_next() {
     });
 }
 
-/// In an audit a guest writes what the policy refuses, and a migration must not lose it.
+/// In audit mode a guest writes registers that the policy refuses, and a migration must not lose the
+/// values.
 #[test]
-fn an_audited_guest_is_migrated_whole() {
+fn migration_list_is_whole_in_audit() {
     on_each(&audit(), 1, &GateOptions::new(), |machine| {
         let listed = [LSTAR, MsrIndex::new(0x4b56_4d01)];
         assert_eq!(machine.gate.migration_list(&listed), listed);

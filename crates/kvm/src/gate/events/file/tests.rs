@@ -3,9 +3,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// Values and RIP may be in it.
+/// The file may hold values and RIP.
 #[test]
-fn new_file_is_its_owners_alone_and_an_old_one_keeps_its_mode() {
+fn append_creates_file_for_owner_only_and_keeps_old_mode() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (folder.path().join("old"), folder.path().join("new"));
     fs::write(&old, "").unwrap();
@@ -17,18 +17,18 @@ fn new_file_is_its_owners_alone_and_an_old_one_keeps_its_mode() {
     assert_eq!((mode(&old), mode(&new)), (0o640, 0o600));
 }
 
-/// A daemon changes its directory, and its file stays where it is.
+/// A daemon changes its directory, and the file stays the same.
 #[test]
-fn path_is_meant_from_where_it_was_given() {
+fn append_resolves_relative_path_at_once() {
     let folder = tempfile::tempdir_in(".").unwrap();
     let relative = Path::new(folder.path().file_name().unwrap()).join("events");
     let file = LogFile::append(&relative).unwrap();
     assert_eq!(file.path, std::env::current_dir().unwrap().join(relative));
 }
 
-/// What a kill has cut short stays one broken line, and no line of ours is lost in it.
+/// A line that a kill has cut stays one broken line, and no later line is joined to it.
 #[test]
-fn cut_line_is_ended_at_open() {
+fn cut_line_is_ended_by_append() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events");
     for (before, after) in [
@@ -42,9 +42,9 @@ fn cut_line_is_ended_at_open() {
     }
 }
 
-/// logrotate renames the file, and asks for the new one.
+/// logrotate renames the file, and requests the new one.
 #[test]
-fn reopened_file_takes_the_next_line() {
+fn request_reopens_file_at_next_line() {
     let folder = tempfile::tempdir().unwrap();
     let (path, aside) = (folder.path().join("events"), folder.path().join("events.1"));
     let mut file = LogFile::append(&path).unwrap();
@@ -66,7 +66,7 @@ fn reopened_file_takes_the_next_line() {
 }
 
 #[test]
-fn old_file_goes_on_until_the_new_one_can_be_opened() {
+fn failed_reopen_keeps_old_file_and_request() {
     let folder = tempfile::tempdir().unwrap();
     let (path, aside) = (folder.path().join("events"), folder.path().join("events.1"));
     let mut file = LogFile::append(&path).unwrap();
@@ -83,7 +83,7 @@ fn old_file_goes_on_until_the_new_one_can_be_opened() {
 
 /// A full disk takes the beginning of a line.
 #[test]
-fn line_that_a_full_disk_cut_is_ended_by_the_next() {
+fn line_cut_by_full_disk_is_ended_by_next_write() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events");
     let mut file = LogFile::append(&path).unwrap();
@@ -94,9 +94,9 @@ fn line_that_a_full_disk_cut_is_ended_by_the_next() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "cu\none\ntwo\n");
 }
 
-/// What is no file has no length, and nothing to end.
+/// A device has the length 0, and no line to end.
 #[test]
-fn device_takes_lines_or_says_that_it_is_full() {
+fn full_device_returns_storage_full() {
     let mut null = LogFile::append(Path::new("/dev/null")).unwrap();
     null.write_all(b"line\n").unwrap();
     let Ok(mut full) = LogFile::append(Path::new("/dev/full")) else {

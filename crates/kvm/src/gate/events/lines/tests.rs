@@ -11,10 +11,10 @@ const DROPS: VcpuDrops = VcpuDrops {
     held_back: 300,
 };
 
-/// Characters that a terminal obeys, and one that ends a line.
+/// Characters that control a terminal, and one that ends a line.
 const NAME: &str = "a\u{1b}[2J\u{7f}\u{9b}\u{202e}\u{2028}\u{e0041}\nb.toml";
 
-/// The lines that a sink writes for an event and for drops.
+/// Passes an event and a report of drops to a sink that writes to `out`.
 fn written<'w, S: Sink>(
     out: &'w mut Vec<u8>,
     make: impl FnOnce(&'w mut Vec<u8>) -> S,
@@ -45,9 +45,9 @@ fn text_line_has_time_vm_and_event() {
     assert!(second.ends_with(lost), "{second}");
 }
 
-/// Every part of an event's text, there or not.
+/// Each optional part of an event's text, with and without a value.
 #[test]
-fn event_display_has_what_the_event_has() {
+fn event_display_shows_each_field_that_is_set() {
     let plain = Event {
         value: None,
         ..Event::example(0x10)
@@ -83,9 +83,9 @@ fn event_display_has_what_the_event_has() {
     );
 }
 
-/// Whoever reads the log with `cat` sees it as it is.
+/// A log that `cat` prints cannot control the terminal.
 #[test]
-fn text_line_has_no_character_that_a_terminal_obeys() {
+fn text_line_has_no_control_character() {
     let mut out = Vec::new();
     let event = Event {
         file: Some(NAME.into()),
@@ -100,7 +100,7 @@ fn text_line_has_no_character_that_a_terminal_obeys() {
     );
 }
 
-/// Fails at each write.
+/// A writer that fails at each write.
 struct Full;
 
 impl Write for Full {
@@ -156,7 +156,7 @@ mod json {
     }
 
     #[test]
-    fn json_line_has_no_character_that_a_terminal_obeys() {
+    fn json_line_has_no_control_character() {
         let mut out = Vec::new();
         let event = Event {
             file: Some(NAME.into()),

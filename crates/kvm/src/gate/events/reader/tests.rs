@@ -20,7 +20,8 @@ fn happened(number: u64) -> EventRecord {
     }
 }
 
-/// A vCPU that is added, tells of so many accesses, of which two do not fit, and is gone.
+/// Adds a vCPU that logs five events, of which two do not fit its queue, and drops it. `number` is the
+/// time of the events.
 fn come_and_go(logs: &VcpuLogs, id: u32, number: u64) {
     let log = logs.add(VcpuId::new(id), 3);
     for _ in 0..5 {
@@ -39,10 +40,10 @@ fn drained(events: &mut Events) -> Vec<u64> {
     times
 }
 
-/// Whether it is one vCPU, added again and again, or ever new ones: the newest ones' events are there,
-/// and of the others it is known how many there were.
+/// One vCPU that is added again and again, or always new ones: the newest ones' events are kept, and
+/// those of the others are counted.
 #[test]
-fn what_nobody_reads_is_bounded_and_counted() {
+fn unread_events_of_gone_vcpus_are_bounded_and_counted() {
     const VCPUS: u64 = 200;
     for ids in [1, 7, 1000] {
         let logs = Arc::new(VcpuLogs::default());
@@ -50,7 +51,7 @@ fn what_nobody_reads_is_bounded_and_counted() {
             come_and_go(&logs, u32::try_from(number).unwrap() % ids, number);
             assert!(logs.lock().logs.len() <= UNREAD + 1);
         }
-        // One that lives is not taken for one that is gone.
+        // A live vCPU is not taken for one that is gone.
         let live = logs.add(VcpuId::new(5000), 1);
         live.tell(&happened(5000));
         let mut events = Events::take(&logs).unwrap();
@@ -69,15 +70,15 @@ fn what_nobody_reads_is_bounded_and_counted() {
         assert_eq!(drained(&mut events), times);
         assert_eq!(sum(&events), expected);
         assert_eq!(logs.counted().counts[0].count, VCPUS * 5);
-        // What is gone is gone at once, now that it has been read; the other one is there.
+        // Logs of gone vCPUs are removed once they have been read; the live one stays.
         assert_eq!(logs.lock().logs.len(), 1);
         drop(live);
     }
 }
 
-/// All vCPUs of a large VM end while a reader reads: nothing of theirs is dropped.
+/// All vCPUs of a large VM end while a reader reads: no event of theirs is dropped.
 #[test]
-fn what_comes_while_others_are_read_is_read_the_next_time() {
+fn drain_keeps_events_that_come_meanwhile() {
     let logs = Arc::new(VcpuLogs::default());
     come_and_go(&logs, 0, 1);
     let mut events = Events::take(&logs).unwrap();
@@ -95,9 +96,9 @@ fn what_comes_while_others_are_read_is_read_the_next_time() {
     assert_eq!(drained(&mut events), [2; 99]);
 }
 
-/// Those that had nothing to tell are forgotten when the next one comes, and leave nothing.
+/// Logs without events are removed when the next vCPU is added.
 #[test]
-fn what_has_nothing_to_tell_leaves_nothing() {
+fn gone_vcpu_without_events_is_forgotten() {
     let logs = VcpuLogs::default();
     for id in 0..100 {
         drop(logs.add(VcpuId::new(id), 3));
@@ -106,10 +107,10 @@ fn what_has_nothing_to_tell_leaves_nothing() {
     assert!(logs.lock().lost.is_empty() && logs.lock().gone.is_empty());
 }
 
-/// vCPUs that come and go, each of which touches other MSRs: the sum is right, and bounded is what is
-/// known by its kind.
+/// vCPUs come and go, and each accesses other MSRs: the sum is right, and the number of kinds is
+/// bounded.
 #[test]
-fn kinds_of_vcpus_that_are_gone_are_bounded_and_none_is_lost() {
+fn counted_kinds_of_gone_vcpus_are_bounded_and_complete() {
     let logs = VcpuLogs::default();
     for life in 0..100 {
         let log = logs.add(VcpuId::new(0), 1);

@@ -5,7 +5,7 @@ use msrgate_program::answer::Disposition;
 use super::*;
 use crate::gate::id::VcpuId;
 
-/// What a subscriber of `tracing` gets: target, level and fields, in a line each.
+/// A `tracing` subscriber gets the target, the level and the fields, on one line for each event.
 #[cfg(feature = "tracing")]
 mod tracing_sink {
     use std::fmt::{Debug, Write as _};
@@ -49,7 +49,7 @@ mod tracing_sink {
     }
 
     #[test]
-    fn an_event_is_a_tracing_event() {
+    fn tracing_sink_emits_level_and_fields() {
         let lines = Lines::default();
         tracing::subscriber::with_default(lines.clone(), || {
             let mut sink = TracingSink;
@@ -77,7 +77,7 @@ mod tracing_sink {
 /// A logger of the process gets the event as text, with its target and level.
 #[cfg(feature = "log")]
 #[test]
-fn an_event_is_a_log_record() {
+fn log_sink_emits_level_and_text() {
     use std::sync::Mutex;
 
     struct Lines(Mutex<String>);

@@ -1,4 +1,4 @@
-//! Of a gate: installing, adding vCPUs, replacing, asking.
+//! Tests of the calls of `Gate` in a wrong order.
 
 use std::fs::File;
 
@@ -18,14 +18,14 @@ use crate::probe::IgnoreMsrs;
 
 const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 
-/// Forgotten, `install` is the first thing that a VMM hears of, whatever the program is.
+/// A VMM that forgets `install` gets this error first, whatever the program is.
 #[test]
 fn vcpu_before_install_is_an_error() {
     for program in [entries(), whens()] {
         let gate = gate_with_handlers(program, &HostCaps::on_paper());
         let seen = gate.vcpu(0, &model::cpuid()).map(drop);
         assert!(matches!(seen, Err(GateError::NotInstalled)), "{seen:?}");
-        // Nothing was chosen: another processor's CPUID is as good.
+        // No variant was chosen: the CPUID of another processor is accepted.
         let vm = Box::new(model::ModelVm::new());
         gate.install_in(vm).unwrap();
         let other = super::with_leaf(&model::cpuid(), 1, |leaf| leaf.eax ^= 0x10);
@@ -42,7 +42,7 @@ fn replace_before_install_is_an_error_and_changes_nothing() {
     assert_eq!(gate.program().digest(), before);
 }
 
-/// As long as nothing is filtered the guest may turn on whatever KVM has.
+/// Without a filter the guest may turn on anything that KVM has.
 #[test]
 fn migration_list_before_install_is_whole() {
     let gate = gate_with_handlers(entries(), &HostCaps::on_paper());
@@ -52,9 +52,10 @@ fn migration_list_before_install_is_whole() {
     assert_eq!(gate.migration_list(&clock), []);
 }
 
-/// What is given as the VM is something else: no filter is anywhere, and a VM is still welcome.
+/// The file descriptor is not a VM's: no filter is set anywhere, and the gate can still be installed in
+/// a VM.
 #[test]
-fn install_into_no_vm_is_an_error() {
+fn install_into_other_file_is_an_error() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -75,7 +76,7 @@ fn install_into_no_vm_is_an_error() {
 }
 
 #[test]
-fn second_install_is_an_error_in_the_same_vm_and_in_another() {
+fn second_install_is_an_error() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -88,10 +89,10 @@ fn second_install_is_an_error_in_the_same_vm_and_in_another() {
     }
 }
 
-/// A VMM that makes a gate for each new policy, where `replace` was meant. While a part of the first gate is
-/// there the second one would set filters that the first one's vCPUs know nothing of.
+/// A VMM makes a gate for each new policy instead of calling `replace`. While a part of the first gate
+/// exists, the second one would set filters that the first one's vCPUs do not know.
 #[test]
-fn second_gate_in_a_vm_is_an_error_until_the_first_is_gone() {
+fn second_gate_in_vm_is_an_error_until_first_is_dropped() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -100,7 +101,8 @@ fn second_gate_in_a_vm_is_an_error_until_the_first_is_gone() {
     let [first, second] = [(); 2].map(|()| gate_with_handlers(entries(), &host));
     first.install(&vm).unwrap();
     if crate::sys::calls::is_one_file(&vm, &same).is_none() {
-        // Before Linux 6.10 nobody can tell (F_DUPFD_QUERY): the second gate's filter takes the first one's place.
+        // Linux before 6.10 cannot tell (F_DUPFD_QUERY): the second gate's filter replaces the first
+        // one's.
         second.install(&same).unwrap();
         return;
     }
@@ -121,9 +123,9 @@ fn second_gate_in_a_vm_is_an_error_until_the_first_is_gone() {
     second.install(&vm).unwrap();
 }
 
-/// A mask that a VMM has set before: the program's counts, also where that is none.
+/// The VMM has set a mask before: the program's mask replaces it, even an empty one.
 #[test]
-fn install_sets_the_mask_over_the_vmms_own() {
+fn install_replaces_mask_of_vmm() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -138,8 +140,8 @@ fn install_sets_the_mask_over_the_vmms_own() {
     assert!(matches!(guest.report(1), Report::Done(_)));
 }
 
-/// The VMM sets a mask itself, which no call can read: what the gate would answer is a #GP, and what KVM refuses
-/// is no more than that. Nothing tells of it.
+/// The VMM sets a mask itself, which no call can read back. An access that the gate would answer
+/// becomes a #GP, and an access that KVM refuses stays one. The gate cannot detect this.
 #[test]
 fn mask_set_after_install_fails_closed() {
     let entries = "0x10000 = { read = { value = 7 }, write = 'ignore' }\n\
@@ -167,7 +169,8 @@ fn mask_set_after_install_fails_closed() {
     }
 }
 
-/// A gate that comes late filters from then on, and undoes nothing. Nothing tells of it.
+/// A gate that is installed late filters from then on. It cannot detect that it is late, nor undo
+/// earlier writes.
 #[test]
 fn late_install_filters_from_then_on() {
     let Some(host) = HostCaps::for_test() else {
@@ -185,9 +188,10 @@ fn late_install_filters_from_then_on() {
     assert!(matches!(guest.report(1), Report::Done(after) if after.value() == 5));
 }
 
-/// Two parts would each have half of a vCPU's pins, and a new one for each exit would have none.
+/// Each of two `VcpuGate`s would know only some of the vCPU's pins, and a new one for each exit would
+/// know none.
 #[test]
-fn second_part_of_a_vcpu_is_an_error_until_the_first_is_dropped() {
+fn second_vcpu_gate_of_same_id_is_an_error_until_first_is_dropped() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
         for id in 0..2 {
             let seen = machine.gate.vcpu(id, &machine.cpuid).map(drop);
@@ -196,7 +200,7 @@ fn second_part_of_a_vcpu_is_an_error_until_the_first_is_dropped() {
             };
             assert_eq!(vcpu.get(), id);
         }
-        // Hot-plug: the part goes, and the vCPU comes again.
+        // Hot-plug: the `VcpuGate` is dropped, and the vCPU is added again.
         let mut unplugged = machine.vcpus.remove(0);
         drop(unplugged.msrs);
         unplugged.msrs = machine.gate.vcpu(0, &machine.cpuid).unwrap();
@@ -205,9 +209,10 @@ fn second_part_of_a_vcpu_is_an_error_until_the_first_is_dropped() {
     });
 }
 
-/// A part that is made anew for each exit, and never reset, answers nothing: it would know of no pin.
+/// A `VcpuGate` that is made anew for an exit and never reset answers nothing: it would not know the
+/// pins.
 #[test]
-fn part_made_anew_for_an_exit_answers_nothing() {
+fn new_vcpu_gate_without_reset_answers_nothing() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let mut vcpu = machine.vcpus.remove(0);
         let script = [Write(LSTAR, 0x1000), Write(LSTAR, 0x2000), Read(LSTAR)];
@@ -223,9 +228,9 @@ fn part_made_anew_for_an_exit_answers_nothing() {
     });
 }
 
-/// Two readers would each see a part.
+/// Each of two readers would see only some of the events.
 #[test]
-fn second_reader_of_events_is_an_error_until_the_first_is_dropped() {
+fn second_reader_of_events_is_an_error_until_first_is_dropped() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let first = machine.gate.events().unwrap();
         let seen = machine.gate.events().map(drop);
@@ -240,9 +245,9 @@ fn second_reader_of_events_is_an_error_until_the_first_is_dropped() {
     });
 }
 
-/// A reader that comes late finds what fits the queue, in order, and how many did not.
+/// A late reader gets the events that fit the queue, in order, and the number of those that did not.
 #[test]
-fn late_reader_finds_what_fits_and_counts_the_rest() {
+fn late_reader_gets_queued_events_and_drop_count() {
     let events = crate::gate::events::EventOptions {
         queue: 3,
         ..Default::default()
@@ -259,9 +264,10 @@ fn late_reader_finds_what_fits_and_counts_the_rest() {
     });
 }
 
-/// The gate goes while its vCPUs run: filter and answers stay, and no other program comes.
+/// The gate is dropped while its vCPUs run: the filter and the answers stay, and no other program can
+/// come.
 #[test]
-fn dropped_gate_leaves_filter_and_answers() {
+fn dropped_gate_leaves_filter_and_answers_in_force() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let other = Machine::of_model(entries(), 1, GateOptions::new(), model::cpuid());
         drop(std::mem::replace(&mut machine.gate, other.gate));
@@ -284,9 +290,9 @@ fn dropped_gate_leaves_filter_and_answers() {
     });
 }
 
-/// A gate's first vCPU was chosen by a CPUID that the vCPU has not: nobody answers by the wrong variant.
+/// The CPUID that chose the variant is not the vCPU's: the gate does not answer by the wrong variant.
 #[test]
-fn cpuid_set_after_vcpu_is_found_at_reset() {
+fn cpuid_other_than_given_to_vcpu_is_an_error_at_reset() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -312,9 +318,10 @@ fn cpuid_set_after_vcpu_is_found_at_reset() {
     assert!(matches!(guest.report(0), Report::Fault { .. }));
 }
 
-/// A program that answers for unknown MSRs is refused where they may be hidden; one that does not is not.
+/// A program that answers for unknown MSRs is refused if `kvm.ignore_msrs` may hide them; another
+/// program is not.
 #[test]
-fn unread_ignore_msrs_is_refused_where_unknown_msrs_are_answered() {
+fn new_rejects_unread_ignore_msrs_if_unknown_msrs_are_answered() {
     let host = |ignored| HostCaps::on_paper().with_ignore_msrs(ignored);
     let asks = || policy("default = 'allow'\nunknown = 'ignore'", "");
     let seen = Gate::new(asks(), &host(IgnoreMsrs::NotSeen)).map(drop);
@@ -330,10 +337,10 @@ fn unread_ignore_msrs_is_refused_where_unknown_msrs_are_answered() {
     drop(Gate::new(silent, &known).unwrap());
 }
 
-/// A handler that is missing or misspelt, in a first program and in one that replaces it; the names that the
-/// VMM has are enough, and so is a device.
+/// A handler is missing or misspelt, in the first program or in a replacement. A name is enough, and so
+/// is a device.
 #[test]
-fn handler_that_vmm_lacks_is_an_error_of_new_and_replace() {
+fn missing_handler_is_an_error_of_new_and_replace() {
     let asks = || {
         policy(
             "default = 'deny'",

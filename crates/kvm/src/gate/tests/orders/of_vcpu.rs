@@ -1,4 +1,4 @@
-//! Of a vCPU's part: resetting, answering, finishing, saving, restoring.
+//! Tests of the calls of `VcpuGate` in a wrong order.
 
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use msrgate_filter::{Errno, MsrIndex, Reply};
@@ -18,7 +18,7 @@ use crate::gate::{
 use crate::measure::guest::Op::{Read, Write};
 use crate::measure::guest::Stop;
 
-/// Two vCPUs of a machine.
+/// Returns the two vCPUs of a machine.
 fn pair(machine: &mut Machine<AnyGuest>) -> (&mut Vcpu<AnyGuest>, &mut Vcpu<AnyGuest>) {
     let [one, other] = &mut machine.vcpus[..] else {
         panic!("two vCPUs");
@@ -26,7 +26,7 @@ fn pair(machine: &mut Machine<AnyGuest>) -> (&mut Vcpu<AnyGuest>, &mut Vcpu<AnyG
     (one, other)
 }
 
-/// Runs to an exit that the VMM's own code is to answer.
+/// Runs to an exit that a handler is to answer.
 fn to_handler(vcpu: &mut Vcpu<AnyGuest>) -> HandlerRequest {
     vcpu.guest.load(&[Read(HANDLED)]);
     match vcpu.step() {
@@ -35,7 +35,7 @@ fn to_handler(vcpu: &mut Vcpu<AnyGuest>) -> HandlerRequest {
     }
 }
 
-/// A vCPU whose part was made anew, and not reset.
+/// Makes a new `VcpuGate` for the first vCPU, without a reset.
 fn unreset<G: TestGuest>(machine: &mut Machine<G>) -> &mut Vcpu<G> {
     let mut vcpu = machine.vcpus.remove(0);
     drop(vcpu.msrs);
@@ -48,9 +48,9 @@ const fn is_not_reset(error: VcpuError) -> bool {
     matches!(error, VcpuError::NotReset { .. })
 }
 
-/// No kind of answer is given, and no state that was never begun is saved.
+/// Without a reset no exit gets its answer, and no state is saved.
 #[test]
-fn vcpu_without_a_reset_faults_and_is_told() {
+fn answer_and_save_without_reset_are_errors() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
         for op in [Read(SPARE), Read(HANDLED), Write(LSTAR, 0x1000)] {
@@ -72,9 +72,9 @@ fn vcpu_without_a_reset_faults_and_is_told() {
     });
 }
 
-/// An exit that came before the reset is the guest's to make again.
+/// The guest repeats an access whose exit came before the reset.
 #[test]
-fn late_reset_has_the_access_made_again() {
+fn late_reset_makes_guest_repeat_access() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
         vcpu.guest.load(&[Read(SPARE)]);
@@ -86,9 +86,9 @@ fn late_reset_has_the_access_made_again() {
     });
 }
 
-/// A restore stands for the first reset.
+/// A restore replaces the first reset.
 #[test]
-fn restore_without_a_reset_is_enough() {
+fn restore_replaces_first_reset() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
@@ -99,9 +99,9 @@ fn restore_without_a_reset_is_enough() {
     });
 }
 
-/// A reset that comes between a restore and the first run would drop pins and registers without a word.
+/// A reset between a restore and the first run would silently drop pins and registers.
 #[test]
-fn reset_before_the_first_run_keeps_what_was_restored() {
+fn reset_after_restore_is_an_error_until_vcpu_runs() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
@@ -116,13 +116,13 @@ fn reset_before_the_first_run_keeps_what_was_restored() {
         assert!(is_told(&seen), "{seen:?}");
         let seen = vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR);
         assert!(is_told(&seen), "{seen:?}");
-        // It may be restored and saved as often as one likes.
+        // Restoring and saving again are allowed.
         vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
         assert_eq!(vcpu.guest.save(&mut vcpu.msrs).unwrap(), saved);
         let seen = vcpu.guest.reset(&mut vcpu.msrs);
         assert!(is_told(&seen), "{seen:?}");
         assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Fault]);
-        // From here on it is the guest's reset.
+        // After a run, a reset is allowed.
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();
         assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Written]);
         vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR).unwrap();
@@ -130,9 +130,9 @@ fn reset_before_the_first_run_keeps_what_was_restored() {
     });
 }
 
-/// It does what the error advises: another part has no pins to lose.
+/// This is what the error advises: a new `VcpuGate` has no pins to lose.
 #[test]
-fn new_part_resets_a_vcpu_that_another_part_restored() {
+fn new_vcpu_gate_resets_vcpu_that_old_one_restored() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
@@ -145,14 +145,15 @@ fn new_part_resets_a_vcpu_that_another_part_restored() {
     });
 }
 
-/// A restore that is refused changes nothing, and what was restored before is safe as it was.
+/// A refused restore changes nothing: the state that was restored before is still protected from a
+/// reset.
 #[test]
-fn refused_second_restore_keeps_the_first_from_a_reset() {
+fn refused_restore_keeps_earlier_restored_state() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
         let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
-        // A reset leaves the vCPU as a kick does: interrupted.
+        // A reset leaves the vCPU interrupted, as a kick does.
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();
         vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
         let other = policy(
@@ -170,9 +171,9 @@ fn refused_second_restore_keeps_the_first_from_a_reset() {
     });
 }
 
-/// Two numbers for one vCPU would be two parts, each with half of its pins.
+/// Two ids for one vCPU would give two `VcpuGate`s, each with only some of its pins.
 #[test]
-fn second_part_of_one_vcpu_is_an_error_until_the_first_is_dropped() {
+fn second_vcpu_gate_of_same_vcpu_is_an_error_until_first_is_dropped() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let mut other = machine.gate.vcpu(7, &machine.cpuid).unwrap();
         let vcpu = machine.first();
@@ -194,9 +195,9 @@ fn second_part_of_one_vcpu_is_an_error_until_the_first_is_dropped() {
     });
 }
 
-/// The file descriptor was a mistake, and the vCPU is the same.
+/// The first reset got a wrong file descriptor, with the page of the right vCPU.
 #[test]
-fn failed_reset_leaves_the_vcpu_to_the_next_one() {
+fn reset_after_failed_reset_succeeds() {
     let Some(mut machine) = Machine::new(entries(), 1) else {
         return;
     };
@@ -208,9 +209,9 @@ fn failed_reset_leaves_the_vcpu_to_the_next_one() {
     assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(7)]);
 }
 
-/// A refused restore leaves nothing that a reset could undo.
+/// A refused restore leaves no state that a reset would undo.
 #[test]
-fn reset_after_a_refused_restore_begins_anew() {
+fn reset_after_refused_restore_succeeds() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
         vcpu.guest.restore(&mut vcpu.msrs, b"none").unwrap_err();
@@ -220,7 +221,7 @@ fn reset_after_a_refused_restore_begins_anew() {
 }
 
 #[test]
-fn msr_set_by_host_without_a_reset_is_an_error() {
+fn msr_set_by_host_without_reset_is_an_error() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
         let seen = vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR);
@@ -234,9 +235,9 @@ fn msr_set_by_host_without_a_reset_is_an_error() {
     });
 }
 
-/// A VMM may change a vCPU's CPUID until it runs, also after the reset that looked at it.
+/// A VMM may change a vCPU's CPUID until the vCPU runs, even after the reset that checked it.
 #[test]
-fn cpuid_that_is_changed_after_reset_is_found_at_the_first_exit() {
+fn cpuid_changed_after_reset_is_an_error_at_first_exit() {
     let Some(mut machine) = Machine::new(entries(), 1) else {
         return;
     };
@@ -259,9 +260,9 @@ fn cpuid_that_is_changed_after_reset_is_found_at_the_first_exit() {
     }
 }
 
-/// It asks for what a reset asks for: the first event after it has RIP.
+/// A restore asks for shared registers as a reset does: the first event after it has RIP.
 #[test]
-fn restore_without_a_reset_asks_for_rip() {
+fn restore_without_reset_asks_for_rip() {
     let events = EventOptions {
         rip: Rip::Shown,
         ..EventOptions::default()
@@ -285,7 +286,7 @@ fn restore_without_a_reset_asks_for_rip() {
 
 /// A refused restore does not count as a reset.
 #[test]
-fn refused_restore_is_no_reset() {
+fn refused_restore_does_not_count_as_reset() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
         vcpu.guest.restore(&mut vcpu.msrs, b"none").unwrap_err();
@@ -328,9 +329,9 @@ impl Device for Once {
     }
 }
 
-/// A reboot whose reset fails half-way: the VMM that goes on all the same has a guest that faults.
+/// The reset of a reboot fails half-way: if the VMM goes on all the same, the guest's accesses fault.
 #[test]
-fn failed_reset_leaves_a_vcpu_that_faults() {
+fn vcpu_after_failed_reset_faults() {
     let options = GateOptions::new().device("x", |_| Box::new(Once(false)));
     on_each(&entries(), 1, &options, |machine| {
         let vcpu = machine.first();
@@ -354,9 +355,9 @@ fn is_other<T: std::fmt::Debug>(seen: &Result<T, AnswerError>) -> bool {
     matches!(error, VcpuError::OtherVcpu { .. })
 }
 
-/// Every call, with another vCPU of the VM: its exit is a #GP, and nothing of either vCPU has changed.
+/// Each call gets another vCPU of the VM: that vCPU's exit is a #GP, and neither vCPU's state changes.
 #[test]
-fn part_of_one_vcpu_does_nothing_for_another() {
+fn vcpu_gate_refuses_other_vcpu() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
         let (one, other) = pair(machine);
         assert_eq!(one.run(&[Write(LSTAR, 0x1000)]), [Saw::Written]);
@@ -370,7 +371,7 @@ fn part_of_one_vcpu_does_nothing_for_another() {
         assert!(matches!(seen, Err(StateError::Vcpu(_))), "{seen:?}");
         let seen = other.guest.restore(&mut one.msrs, &saved);
         assert!(matches!(seen, Err(StateError::Vcpu(_))), "{seen:?}");
-        // The exit is still there for its own part.
+        // Its own `VcpuGate` can still answer the exit.
         let seen = other.guest.answer(&mut other.msrs);
         assert!(matches!(seen, Ok(Outcome::Resume)), "{seen:?}");
         while other.step().is_some() {}
@@ -386,9 +387,9 @@ fn part_of_one_vcpu_does_nothing_for_another() {
     });
 }
 
-/// A VMM that runs on after the error has a guest that got a #GP, and not the other vCPU's pin.
+/// If the VMM runs on after the error, the guest gets a #GP, and no answer from the other vCPU's state.
 #[test]
-fn exit_answered_by_the_part_of_another_vcpu_is_a_fault() {
+fn exit_answered_by_other_vcpu_gate_is_a_fault() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
         let (one, other) = pair(machine);
         other.guest.load(&[Read(SPARE)]);
@@ -399,9 +400,9 @@ fn exit_answered_by_the_part_of_another_vcpu_is_a_fault() {
     });
 }
 
-/// The same for a vCPU of another VM, whose gate has handed out as many exits.
+/// The vCPU is of another VM, whose gate has handed out equally many exits.
 #[test]
-fn answer_for_one_vm_is_refused_in_another() {
+fn finish_in_other_vm_is_refused() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let options = GateOptions::new();
         let model = Machine::of_model(entries(), 1, options, model::cpuid());
@@ -422,9 +423,10 @@ fn answer_for_one_vm_is_refused_in_another() {
     });
 }
 
-/// What the part before was asked is no answer to the exit of the one after it, however alike.
+/// The handler request of a dropped `VcpuGate` does not answer the exit of its successor, even if the
+/// two exits are equal.
 #[test]
-fn answer_of_a_part_that_was_dropped_is_stale() {
+fn finish_of_dropped_vcpu_gate_is_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let asked = to_handler(machine.first());
         let vcpu = unreset(machine);
@@ -435,9 +437,9 @@ fn answer_of_a_part_that_was_dropped_is_stale() {
     });
 }
 
-/// An exit that was forgotten, or answered by who has been asked again.
+/// The exit was forgotten by a reset, or was answered again.
 #[test]
-fn answer_after_a_reset_or_a_second_answer_is_stale() {
+fn finish_after_reset_or_second_answer_is_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         let asked = to_handler(vcpu);
@@ -458,10 +460,10 @@ fn answer_after_a_reset_or_a_second_answer_is_stale() {
     });
 }
 
-/// No gate can help a VMM that never asks it: the kernel completes the exit as done (S5.4). No register of
-/// KVM's changes, and the guest is shown none. Until the vCPU runs on, a snapshot is refused.
+/// The VMM never calls `answer`: the kernel completes the exit as done (S5.4). No register of KVM's
+/// changes, and the guest sees the value of none. Until the vCPU runs on, a snapshot is refused.
 #[test]
-fn exit_that_is_never_answered_reads_zero_and_writes_nothing() {
+fn unanswered_exit_reads_zero_and_writes_nothing() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         let script = [Read(SPARE), Write(LSTAR, 0x1000), Read(LSTAR)];
@@ -474,13 +476,13 @@ fn exit_that_is_never_answered_reads_zero_and_writes_nothing() {
         assert!(matches!(vcpu.guest.resume(), Came::ToItsEnd));
         let saw = [0, 1, 2].map(|step| vcpu.saw(step, script[step]));
         assert_eq!(saw, [Saw::Value(0), Saw::Written, Saw::Value(0)]);
-        // And nothing is pinned.
+        // The register is not pinned.
         assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Written]);
     });
 }
 
 #[test]
-fn answer_without_an_exit_is_an_error() {
+fn answer_without_exit_is_an_error() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         for _ in 0..2 {
@@ -491,11 +493,11 @@ fn answer_without_an_exit_is_an_error() {
     });
 }
 
-/// A VMM that asks once more, after an error or when it has lost what it was handed, gets the same: the
-/// #GP that stands in for the answer is not taken for what the guest writes.
+/// A VMM answers an exit again, after an error or because it has lost the handler request: the exit is
+/// the same. The #GP that was written as its reply does not overwrite the value that the guest writes.
 #[test]
-fn an_exit_that_is_answered_once_more_is_the_same() {
-    /// A device of which every second call fails.
+fn repeated_answer_gets_same_exit() {
+    /// A device whose first write fails.
     struct Failing(Option<u64>);
     impl Device for Failing {
         fn read(
@@ -559,10 +561,10 @@ fn an_exit_that_is_answered_once_more_is_the_same() {
     assert_eq!(vcpu.saw(2, script[2]), Saw::Value(0x1000));
 }
 
-/// A file descriptor of one vCPU, and the page of another: an answer would write one's registers for the
-/// other's exit.
+/// The handle has the file descriptor of one vCPU and the page of another: an answer would write the
+/// registers of one for the exit of the other.
 #[test]
-fn page_of_another_vcpu_is_found() {
+fn answer_with_page_of_other_vcpu_is_an_error() {
     let Some(mut machine) = Machine::new(entries(), 2) else {
         return;
     };
@@ -577,9 +579,10 @@ fn page_of_another_vcpu_is_found() {
     assert_eq!(other.run(&[Read(LSTAR)]), [Saw::Value(0)]);
 }
 
-/// A vCPU that has no CPUID yet, or another one in what the gate goes by; not what KVM itself changes.
+/// KVM has no CPUID for the vCPU yet, or one that differs in a part that the gate relies on.
+/// Differences that KVM makes itself are accepted.
 #[test]
-fn reset_and_restore_ask_for_the_cpuid_that_kvm_has() {
+fn reset_and_restore_check_cpuid_in_kvm() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -616,7 +619,7 @@ fn reset_and_restore_ask_for_the_cpuid_that_kvm_has() {
         vcpu.set_cpuid2(&cpuid).unwrap();
         assert!(is_refused(&mut msrs, &mut vcpu), "{change:?}");
     }
-    // The APIC's number is each vCPU's own; bits 3 and 27 of ECX are KVM's to change.
+    // Each vCPU has its own APIC id; KVM itself changes bits 3 and 27 of ECX.
     let change = with_leaf(&given, 1, |leaf| {
         leaf.ebx ^= 1 << 24;
         leaf.ecx ^= 1 << 3 | 1 << 27;

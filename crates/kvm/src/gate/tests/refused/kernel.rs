@@ -1,4 +1,5 @@
-//! What the kernel was told, what has been seen, and where a gate begins.
+//! Tests of the kernel's filter and mask, of first accesses, and of the start of a gate, after a
+//! refusal.
 
 use std::sync::Arc;
 
@@ -9,9 +10,9 @@ use crate::gate::{AnswerError, Gate, GateError, GateOptions, Outcome};
 use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
-/// What has been seen stays seen, the filter stays open for it, and the mask is what it was.
+/// First accesses stay known, the filter stays open for them, and the mask is as before.
 #[test]
-fn what_the_kernel_was_told_and_what_was_seen_is_as_before() {
+fn refused_replace_keeps_open_filter_and_first_accesses() {
     let first = || policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");
     on_each(&first(), 1, |machine, script| {
@@ -21,7 +22,8 @@ fn what_the_kernel_was_told_and_what_was_seen_is_as_before() {
         vcpu.run(&accesses);
         let exits = vcpu.exits;
         let seen = script.replace(&gate, audit(), Kernel::Refuses, || {
-            // The filter is open for those; this one is refused, and told of by the new program.
+            // The filter is open for those accesses. The next one is refused, and the new program logs
+            // it.
             assert_eq!(vcpu.run(&accesses), [Saw::Written, Saw::Fault]);
             vcpu.guest.load(&[Read(LSTAR)]);
             assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
@@ -37,7 +39,8 @@ fn what_the_kernel_was_told_and_what_was_seen_is_as_before() {
             dispositions(&gate),
             ["allow", "allow", "would-deny", "deny"]
         );
-        // Under one that is taken each is seen once, be it while the kernel thinks it over.
+        // Under an accepted program each first access is logged once, even one that comes while the
+        // kernel still decides.
         let seen = script.replace(&gate, audit(), Kernel::Takes, || {
             vcpu.guest.load(&[Read(LSTAR)]);
             assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
@@ -58,9 +61,9 @@ fn dispositions(gate: &Gate) -> Vec<String> {
     dispositions
 }
 
-/// A policy that makes no exits makes none after one that does was refused.
+/// A policy without exits still makes no exit after a policy with exits was refused.
 #[test]
-fn a_mask_that_was_asked_for_in_vain_is_taken_back() {
+fn refused_replace_restores_mask() {
     let quiet = policy("default = 'deny'\nlog = 'none'", "IA32_STAR = 'rw'");
     on_each(&quiet, 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
@@ -72,7 +75,7 @@ fn a_mask_that_was_asked_for_in_vain_is_taken_back() {
             (&expected[..], 0)
         );
         let seen = script.replace(&gate, old(), Kernel::Refuses, || {
-            // Exits for the new one's sake, which answers them.
+            // The new program causes exits, and answers them.
             let saw = vcpu.run(&[Read(LSTAR), Read(SPARE)][1..]);
             assert_eq!((saw.as_slice(), vcpu.exits), (&[Saw::Value(7)][..], 1));
         });
@@ -84,9 +87,9 @@ fn a_mask_that_was_asked_for_in_vain_is_taken_back() {
     });
 }
 
-/// Events keep the name of their file, whatever was refused meanwhile.
+/// Events keep the name of their policy file after any number of refused programs.
 #[test]
-fn the_program_in_force_is_not_forgotten() {
+fn refused_replace_keeps_file_name_of_events() {
     on_each(&old(), 1, |machine, script| {
         script.refuse(40);
         for number in 0..40 {
@@ -106,10 +109,10 @@ fn the_program_in_force_is_not_forgotten() {
     });
 }
 
-/// A program whose filters the kernel has refused to open is an error, and the one that comes after it
-/// is none from its first access on.
+/// The kernel refuses a filter of the publisher, which is an error for that program. The next program
+/// starts without the error.
 #[test]
-fn a_program_that_is_tried_does_not_inherit_errors() {
+fn replace_does_not_inherit_publish_error() {
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");
     let first = || policy("default = 'allow'\nlog = 'first'", "");
     on_each(&audit(), 1, |machine, script| {
@@ -147,9 +150,9 @@ const WHENS: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
     0x10000 = { read = { value = 2 }, write = 'deny', override = true }\nIA32_STAR = 'rw'\n\
     [[when]]\ncpu = { vendor = 'AuthenticAMD' }\n[when.msrs]\nIA32_LSTAR = 'rw'";
 
-/// The kernel refuses the first filters of a VM, and of its first vCPU.
+/// The kernel refuses the first filters of a VM and of its first vCPU.
 #[test]
-fn what_cannot_be_chosen_or_installed_may_be_tried_again() {
+fn refused_install_and_vcpu_may_be_repeated() {
     let script = Script::default();
     let (vm, guests) = of_model(2);
     let vm = Arc::new(vm);
@@ -178,7 +181,7 @@ fn what_cannot_be_chosen_or_installed_may_be_tried_again() {
         script.refuse(1);
         let seen = gate.vcpu(0, leaves).map(drop);
         assert!(is_refused(&seen), "{seen:?}");
-        // Everything is still refused, and nothing comes out that nobody would answer.
+        // Every access is still refused, and no exit comes that no `VcpuGate` would answer.
         closed.load(&[Read(STAR), Read(SPARE)]);
         assert!(matches!(closed.resume(), Came::ToItsEnd));
         assert_eq!(closed.saw(0, Read(STAR)), Saw::Fault);

@@ -1,4 +1,4 @@
-//! What a vCPU holds: registers, pins, devices.
+//! Tests of a vCPU's state, registers, pins and devices, after a refused replacement.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use super::super::machine::{LSTAR, STAR, Saw, TestGuest, Vcpu, policy};
 use super::{CSTAR, Kernel, NEW, SHARED, SPARE, is_refused, new, old, on_each};
 use crate::measure::guest::Op::{Read, Write};
 
-/// Has the vCPU fill what the old program has.
+/// Makes the vCPU write the registers of the old program.
 fn fill<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let script = [Write(SPARE, 9), Write(SHARED, 0x11), Write(LSTAR, 0x1000)];
     assert_eq!(vcpu.run(&script), [Saw::Written; 3]);
 }
 
-/// Has it answer by the new program, which has some of that.
+/// Makes the vCPU take over the new program, which has some of those registers.
 fn follow<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let saw = vcpu.run(&[
         Read(SPARE),
@@ -39,7 +39,8 @@ fn follow<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     assert_eq!(saw, expected);
 }
 
-/// What only the old program has is there, what both have is as it was left, the rest is gone.
+/// Checks that the state of the old program alone is back, that shared state keeps its latest values,
+/// and that the rest is gone.
 fn is_back<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let saw = vcpu.run(&[
         Read(SPARE),
@@ -63,12 +64,12 @@ fn is_back<G: TestGuest>(vcpu: &mut Vcpu<G>) {
 }
 
 #[test]
-fn nothing_is_lost_by_who_had_followed_nor_by_who_had_not() {
+fn refused_replace_keeps_state_of_every_vcpu() {
     on_each(&old(), 2, |machine, script| {
         machine.vcpus.iter_mut().for_each(fill);
         let gate = Arc::clone(&machine.gate);
         let before = gate.program().digest();
-        // And again: it is no matter of the first time.
+        // Repeat it: the first time is not special.
         for round in 0..3 {
             let vcpu = machine.first();
             let seen = script.replace(&gate, new(), Kernel::Refuses, || {
@@ -86,7 +87,7 @@ fn nothing_is_lost_by_who_had_followed_nor_by_who_had_not() {
         let other = &mut machine.vcpus[1];
         let saw = other.run(&[Read(SPARE), Read(SHARED), Write(LSTAR, 0x3000)]);
         assert_eq!(saw, [Saw::Value(9), Saw::Value(0x11), Saw::Fault]);
-        // What is taken in the end is taken.
+        // A replacement that the kernel accepts stays.
         gate.replace(new()).unwrap();
         let saw = machine.first().run(&[Read(SPARE), Read(NEW), Read(SHARED)]);
         assert_eq!(saw, [Saw::Fault, Saw::Value(3), Saw::Value(0x22)]);
@@ -97,7 +98,7 @@ fn nothing_is_lost_by_who_had_followed_nor_by_who_had_not() {
 }
 
 #[test]
-fn a_reset_and_a_write_of_the_host_in_between_hold_for_what_was_set_aside() {
+fn refused_replace_keeps_reset_and_msr_set_by_host() {
     on_each(&old(), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();
@@ -133,10 +134,10 @@ fn a_reset_and_a_write_of_the_host_in_between_hold_for_what_was_set_aside() {
     });
 }
 
-/// The vCPU makes no exit between a program that is refused and the next, which has what the first
-/// had: it comes by way of the first.
+/// The vCPU makes no exit between a refused program and the next one, which has state that the refused
+/// one also had: the vCPU goes through the old program.
 #[test]
-fn a_vcpu_that_sleeps_through_the_end_of_a_trial_loses_nothing() {
+fn refused_replace_keeps_state_of_idle_vcpu() {
     on_each(&old(), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();
@@ -153,11 +154,11 @@ fn a_vcpu_that_sleeps_through_the_end_of_a_trial_loses_nothing() {
             assert_eq!(saw, [Saw::Value(9), Saw::Written, Saw::Fault]);
         });
         assert!(is_refused(&seen), "{seen:?}");
-        // It does not look before this one is in force, either.
+        // The vCPU makes no exit before this program is in force, either.
         gate.replace(more()).unwrap();
         let saw = vcpu.run(&[Read(SPARE), Read(SHARED), Write(LSTAR, 0x3000)]);
         assert_eq!(saw, [Saw::Value(10), Saw::Fault, Saw::Fault]);
-        // What had been set aside long ago is not what comes back.
+        // State that was set aside earlier does not come back.
         let seen = script.replace(&gate, new(), Kernel::Refuses, || {
             assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Fault]);
         });
@@ -166,9 +167,9 @@ fn a_vcpu_that_sleeps_through_the_end_of_a_trial_loses_nothing() {
     });
 }
 
-/// A snapshot is of a program that stays: it waits for a replacement that is under way.
+/// A snapshot is of a program that stays in force: it waits for a replacement that is under way.
 #[test]
-fn a_snapshot_is_not_taken_of_a_program_that_is_tried() {
+fn save_and_restore_wait_for_replace() {
     on_each(&old(), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();
@@ -184,7 +185,7 @@ fn a_snapshot_is_not_taken_of_a_program_that_is_tried() {
                     vcpu.guest.save(&mut vcpu.msrs).unwrap()
                 }));
                 begun.recv().unwrap();
-                // Time for one that does not wait. One that does may begin only after this.
+                // Time for a `save` that does not wait. A `save` that waits may begin after this.
                 thread::sleep(std::time::Duration::from_millis(20));
             });
             assert!(is_refused(&seen), "{seen:?}");
@@ -215,7 +216,7 @@ fn a_snapshot_is_not_taken_of_a_program_that_is_tried() {
     });
 }
 
-/// A policy with the microcode device at this revision.
+/// Makes a policy with the microcode device at this revision.
 fn microcode(revision: &str) -> Program {
     let entries = format!(
         "IA32_BIOS_UPDT_TRIG = {{ device = 'microcode' }}\nIA32_BIOS_SIGN_ID = 'rw'\n\
@@ -232,11 +233,11 @@ fn revision<G: TestGuest>(vcpu: &mut Vcpu<G>) -> Option<u32> {
 }
 
 #[test]
-fn a_device_of_the_old_program_alone_is_as_it_was() {
+fn refused_replace_keeps_device_of_old_program() {
     on_each(&microcode("0x10"), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();
-        // As if an update had been loaded.
+        // As after a loaded update.
         let loaded = Saved {
             devices: vec![("microcode".into(), 0x17_u32.to_le_bytes().into())],
             ..Saved::default()
@@ -259,7 +260,7 @@ fn a_device_of_the_old_program_alone_is_as_it_was() {
         assert_eq!(revision(vcpu), Some(0x10));
         gate.replace(new()).unwrap();
         assert_eq!(revision(vcpu), None);
-        // One that comes only with what is refused goes with it.
+        // A device that only the refused program has is gone again.
         let seen = script.replace(&gate, microcode("0x20"), Kernel::Refuses, || {
             assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Fault]);
         });
@@ -268,9 +269,9 @@ fn a_device_of_the_old_program_alone_is_as_it_was() {
     });
 }
 
-/// Whatever ends the call, what is not kept is withdrawn.
+/// A replacement that is not kept is withdrawn, even if the call panics.
 #[test]
-fn a_replacement_that_panics_is_withdrawn() {
+fn panicked_replace_is_withdrawn() {
     on_each(&old(), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let before = gate.program().digest();
@@ -285,10 +286,10 @@ fn a_replacement_that_panics_is_withdrawn() {
     });
 }
 
-/// Two vCPUs, the one program again and again refused in the place of the other: a register and a pin
-/// that only the old one has are there whenever it answers.
+/// The kernel refuses the same replacement again and again while two vCPUs run. A register and a pin of
+/// the old program alone are there whenever that program answers.
 #[test]
-fn a_thousand_refusals_under_load() {
+fn refused_replace_under_load_keeps_registers_and_pins() {
     on_each(&old(), 2, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         script.refuse(1000);
@@ -319,7 +320,7 @@ fn a_thousand_refusals_under_load() {
                         }
                         assert_eq!(saw[3], Saw::Written);
                         shared = value;
-                        // The first that is written is pinned, and no other is ever taken.
+                        // The first value that is written is pinned, and no other value is accepted.
                         if saw[4] == Saw::Written {
                             assert_eq!(*pinned.get_or_insert(value), value);
                         }
