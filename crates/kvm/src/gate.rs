@@ -136,8 +136,9 @@ impl Gate {
     ///
     /// # Errors
     /// - [`GateError::Reasons`], [`GateError::IgnoreMsrs`] or [`GateError::IgnoreMsrsNotSeen`]: this
-    ///   host's KVM cannot hand over an exit that the program needs.
-    /// - [`GateError::NoMemory`]: the program's microcode device reads the guest's memory.
+    ///   host's KVM does not make, or may not make, an exit that the program needs.
+    /// - [`GateError::NoMemory`]: the program's microcode device reads the guest's memory, and the gate
+    ///   has none.
     /// - [`GateError::NoHandler`]: the program names a `handler`; [`Self::with_options`] takes the
     ///   names of the VMM's handlers.
     /// - [`GateError::Responder`]: the program cannot be carried out, for instance because it has too
@@ -197,9 +198,9 @@ impl Gate {
     /// From here on the filter and the mask of the VM belong to the gate, and the VMM must set neither.
     /// A VM has one of each, and no call reads them back. A VMM that answered MSR exits itself, such as
     /// those for MSRs that KVM does not know, moves that into the policy: `unknown`, or a `handler` for
-    /// each MSR. The gate reports a filter that the VMM sets all the same only where that filter
-    /// refuses an access that the program allows. The gate cannot detect a mask that the VMM sets: with
-    /// fewer reasons, accesses that the gate would answer become a #GP.
+    /// each MSR. If the VMM sets a filter, the gate reports it, by [`AnswerError::OtherFilter`], only
+    /// where that filter refuses an access that the program allows. If the VMM sets a mask, the gate
+    /// cannot detect it: with fewer reasons, accesses that the gate would answer become a #GP.
     ///
     /// # Errors
     /// - [`GateError::Install`]: the kernel refuses the mask or the filter. A new VM then has neither,
@@ -238,8 +239,8 @@ impl Gate {
     /// before, and its old [`VcpuGate`] must have been dropped.
     ///
     /// # Errors
-    /// After an error no variant has been chosen, an installed filter is as it was, and `vcpu` may be
-    /// called again.
+    /// After an error the call has chosen no variant, the filter is as it was, and `vcpu` may be called
+    /// again.
     ///
     /// - [`GateError::NotInstalled`]: the gate is in no VM.
     /// - [`GateError::VcpuTwice`]: the vCPU still has its old [`VcpuGate`].
@@ -301,11 +302,15 @@ impl Gate {
     /// from the next [`VcpuGate::reset`] on.
     ///
     /// # Errors
-    /// [`GateError::NotInstalled`] if the gate is in no VM; otherwise those of [`Self::new`] and
-    /// [`Self::install`]. After an error the old program is in force, with its filter and its mask. If
-    /// the kernel has refused the filter, a vCPU may have answered exits by the new program in the
-    /// meantime. Registers, pins and devices that exist in both programs keep the changes of that time.
-    /// Those of the old program alone are as they were, or as a [`VcpuGate::reset`] or
+    /// - [`GateError::NotInstalled`]: the gate is in no VM.
+    /// - [`GateError::Install`]: the kernel refuses the filter or the mask.
+    /// - [`GateError::Io`]: the process has no thread left.
+    /// - Those of [`Self::new`], for this program.
+    ///
+    /// After an error the old program is in force, with its filter and its mask. If the kernel has
+    /// refused the filter, a vCPU may have answered exits by the new program in the meantime.
+    /// Registers, pins and devices that exist in both programs keep the changes of that time. Those of
+    /// the old program alone are as they were, or as a [`VcpuGate::reset`] or
     /// [`VcpuGate::msr_set_by_host`] in the meantime would have left them.
     pub fn replace(&self, program: Program) -> Result<(), GateError> {
         let program = Arc::new(program);
@@ -346,9 +351,9 @@ impl Gate {
     /// accesses that came to the gate, except those that ended the VM; with `mode = "audit"`, those
     /// that the program would refuse; with other levels of `log` there are none.
     ///
-    /// Learn a policy from this list once the guest has done its work. A first access becomes one
-    /// event, and afterwards bypasses the gate, so a lost event is not repeated. An access stays in
-    /// this list even if its event was lost.
+    /// Learn a policy from this list once the guest has done its work. A first access becomes an event
+    /// only once, so a lost event is not repeated; if it is allowed, it bypasses the gate from then on.
+    /// An access stays in this list even if its event was lost.
     ///
     /// The list has 8,192 slots, and each access can be in 64 of them. An access without a free slot is
     /// missing here, and becomes an event each time. That happens after some five thousand accesses

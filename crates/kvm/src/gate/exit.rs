@@ -225,9 +225,9 @@ impl Answering {
         }
     }
 
-    /// Has the guest execute the access again, which succeeds once the kernel's filter allows it. This
-    /// is not inlined: inlined, it costs each answer four instructions, for registers that it would
-    /// need.
+    /// Makes the guest execute the access again, which succeeds once the kernel's filter allows it.
+    /// This is not inlined: inlined, it costs each answer four instructions, for registers that it
+    /// would need.
     #[inline(never)]
     fn let_through(
         &mut self,

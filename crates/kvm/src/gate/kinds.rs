@@ -68,7 +68,7 @@ pub(in crate::gate) enum Found {
 }
 
 impl<const N: usize> Kinds<N> {
-    /// An empty table.
+    /// Makes an empty table.
     pub(in crate::gate) fn new() -> Self {
         Self((0..N).map(|_| AtomicU64::new(0)).collect())
     }

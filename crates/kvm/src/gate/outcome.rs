@@ -11,7 +11,7 @@ use super::id::VcpuId;
 #[derive(Debug)]
 #[must_use = "an exit that nobody answers is a #GP"]
 pub enum Outcome {
-    /// Run the vCPU.
+    /// Run the vCPU again.
     Resume,
     /// Answer the handler request, by [`VcpuGate::finish`](super::VcpuGate::finish): the policy names a
     /// handler of the VMM's.

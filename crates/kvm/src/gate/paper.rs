@@ -24,7 +24,7 @@ use crate::sys::calls::{Level, Taken};
 /// An invalid file descriptor, so that a call that is not on paper fails.
 const NOWHERE: i32 = -1;
 
-/// A vCPU's page.
+/// A vCPU on paper: its shared page.
 pub struct PaperVcpu {
     page: Box<kvm_run>,
 }

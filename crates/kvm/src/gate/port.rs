@@ -67,7 +67,7 @@ pub(super) trait Port {
     /// Tells if the vCPU has not run since [`Self::note_restored`].
     fn is_restored(&self) -> bool;
 
-    /// Has the guest execute the access again (S5.8).
+    /// Makes the guest execute the access again (S5.8).
     fn rewind(&mut self) -> Result<(), CallErrno>;
 
     /// Makes the kernel forget an MSR exit that it has not completed, answered or not: no register

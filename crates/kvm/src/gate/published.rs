@@ -131,7 +131,7 @@ impl<T> Published<T> {
         if self.is_number(have.number) {
             return None;
         }
-        // The trial may have been withdrawn between the two looks.
+        // The trial may have been withdrawn between the two reads.
         Some(self.get()).filter(|now| now.number != have.number)
     }
 }

@@ -1,4 +1,4 @@
-//! The gate's own threads, and fork(2): a child of the process has none of them.
+//! The gate's own threads, which do not exist in a child of fork(2).
 
 use std::io;
 use std::mem;

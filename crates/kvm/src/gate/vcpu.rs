@@ -91,10 +91,11 @@ impl VcpuGate {
 
     /// Answers the MSR exit with which the vCPU's `KVM_RUN` has just returned. Call it for each such
     /// exit, before the next `KVM_RUN`, even before one under `immediate_exit`. Otherwise `KVM_RUN`
-    /// completes the exit as done, with 0 for a read, and a later `answer` has no effect and no error.
+    /// completes the exit as done, with 0 for a read, and a later `answer` to that exit has no effect
+    /// and reports no error.
     ///
     /// # Errors
-    /// After an error the guest gets #GP if the vCPU is run on.
+    /// After an error the guest gets #GP if the VMM runs the vCPU again.
     ///
     /// - [`AnswerError::NoExit`] or [`AnswerError::Reason`]: the vCPU has no MSR exit, or one with an
     ///   unknown reason.
@@ -102,7 +103,7 @@ impl VcpuGate {
     ///   CPUID after the reset.
     /// - [`AnswerError::Call`]: a call that the answer needs fails.
     /// - [`AnswerError::Publish`], [`AnswerError::OtherFilter`] or [`AnswerError::Gone`]: the kernel's
-    ///   filter does not let the access through, and will not.
+    ///   filter refuses the access, which the program lets through, and will keep refusing it.
     pub fn answer<V: VcpuHandle>(&mut self, vcpu: &mut V) -> Result<Outcome, AnswerError> {
         let mut port = port(vcpu);
         if !V::ARE_ONE && !self.bound.is_running(port.place()) {
@@ -194,8 +195,8 @@ impl VcpuGate {
     ///   device that the program does not have. Nothing has been restored, and an exit that waits for
     ///   an answer still waits.
     /// - [`StateError::Vcpu`]: `vcpu` is another vCPU than the first time, has another [`VcpuGate`],
-    ///   has no CPUID in KVM, or another one than [`Gate::vcpu`](super::Gate::vcpu) was given. The
-    ///   consequences are the same.
+    ///   has no CPUID in KVM, or another one than [`Gate::vcpu`](super::Gate::vcpu) was given. Nothing
+    ///   has been restored, as above.
     /// - [`StateError::Call`]: a call on the vCPU or of a device fails. The vCPU then counts as not
     ///   reset until this or [`Self::reset`] succeeds.
     pub fn restore(&mut self, vcpu: &mut impl VcpuHandle, saved: &[u8]) -> Result<(), StateError> {
@@ -302,7 +303,7 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Checks that the vCPU has run since it was restored, so that no restored state is lost.
+    /// Checks that no restored state would be lost: the vCPU was not restored, or has run since.
     fn keep_restored(&self, port: &impl Port) -> Result<(), VcpuError> {
         if self.bound.was_restored() && port.is_restored() {
             return Err(VcpuError::Restored { vcpu: self.id() });

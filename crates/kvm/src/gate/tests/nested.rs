@@ -54,8 +54,8 @@ fn run(vcpu: &mut Vcpu<ModelGuest>, level: Level, op: Op) -> Saw {
     vcpu.run(&[op])[0]
 }
 
-/// Writes of a nested guest that would be forwarded are refused and pin nothing. A nested guest's
-/// access that is only logged is executed by itself.
+/// Writes of a nested guest that would be forwarded are refused and pin nothing. An access that is only
+/// logged is executed by the nested guest itself.
 #[test]
 fn access_of_nested_guest_is_not_forwarded() {
     let program = policy("default = 'deny'", CARRIED);
