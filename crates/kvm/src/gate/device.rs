@@ -79,7 +79,8 @@ pub trait Device: Send {
         context: &mut dyn DeviceContext,
     ) -> Result<Written, CallErrno>;
 
-    /// Resets the device, because the vCPU is being reset. The vCPU does not run before this returns.
+    /// Resets the device. The gate calls this when the vCPU is reset, and when it is restored from a
+    /// state that does not have this device. The vCPU does not run before this returns.
     ///
     /// # Errors
     /// The errno of a call that failed.
@@ -119,7 +120,7 @@ impl std::error::Error for BadState {}
 /// The operations that a device may do on the vCPU whose access it answers.
 pub trait DeviceContext {
     /// Copies guest memory at the linear address `from` into `into`. The vCPU's page tables translate
-    /// the address once for each page.
+    /// the address, once for each page, and each byte is read once.
     ///
     /// # Errors
     /// The errno of a call that failed to translate the address.

@@ -38,12 +38,12 @@ use super::error::GateError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventOptions {
     /// The number of events that a vCPU's queue holds, from 1 to [`Self::LONGEST_QUEUE`]; 0 counts as
-    /// 1. A queue takes 80 bytes for each event, and for one more, which is kept for a kill. The
+    /// one. A queue takes 80 bytes for each event, and for one more, which is kept for a kill. The
     /// default is 256.
     pub queue: usize,
-    /// The number of events of one (MSR, access, disposition) that a vCPU makes in a second; all kills
-    /// count together. Further events are only counted, see [`VcpuDrops::held_back`]. The default is
-    /// 100.
+    /// The number of events of one (MSR, access, disposition) that a vCPU makes in a second, 100 by
+    /// default. All kills count together. Further events are only counted, see
+    /// [`VcpuDrops::held_back`].
     pub per_second: u32,
     /// The choice whether events hold the values that guests write. The default is no: `IA32_LSTAR`
     /// reveals the address of a kernel.
