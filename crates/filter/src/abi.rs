@@ -1,6 +1,6 @@
 //! The bytes of `KVM_X86_SET_MSR_FILTER`'s argument, as user space lays them out (S1.6, S1.7).
 //!
-//! Nothing here judges what the bytes ask for: that is [`SetCall`](crate::SetCall).
+//! This module does not validate the request: [`SetCall`](crate::SetCall) does.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -9,12 +9,12 @@ use crate::filter::Filter;
 use crate::msr::Accesses;
 use crate::range::{DefaultAction, MAX_RANGES, Range};
 
-/// `KVM_MSR_FILTER_DEFAULT_DENY`, the only known bit of [`Request::flags`]; 0 is the default that
-/// allows.
+/// `KVM_MSR_FILTER_DEFAULT_DENY`, the only known bit of [`Request::flags`]. If the bit is 0, the
+/// default action is allow.
 pub const DEFAULT_DENY: u32 = 1 << 0;
 /// `KVM_MSR_FILTER_READ`, a bit of [`RangeRequest::flags`].
 pub const RANGE_READ: u32 = Accesses::Read.bits();
-/// `KVM_MSR_FILTER_WRITE`, the other one.
+/// `KVM_MSR_FILTER_WRITE`, a bit of [`RangeRequest::flags`].
 pub const RANGE_WRITE: u32 = Accesses::Write.bits();
 
 /// The size of a caller's pointers, on which the struct's layout depends (S1.6).
@@ -26,7 +26,7 @@ pub enum CallerWidth {
     Bits32,
 }
 
-/// Where the fields of one layout are, in bytes.
+/// The offsets and sizes of one layout, in bytes.
 struct Layout {
     size: usize,
     first_range: usize,
@@ -41,8 +41,8 @@ impl CallerWidth {
     /// Both layouts.
     pub const ALL: [Self; 2] = [Self::Bits64, Self::Bits32];
 
-    /// The request number that such a caller hands to `ioctl(2)`:
-    /// `_IOW(0xAE, 0xc6, struct kvm_msr_filter)` with its own size of the struct.
+    /// The number that such a caller passes to `ioctl(2)`: `_IOW(0xAE, 0xc6, struct
+    /// kvm_msr_filter)`, which contains the size of that caller's struct.
     #[must_use]
     pub const fn ioctl_number(self) -> u32 {
         match self {
@@ -75,7 +75,7 @@ impl CallerWidth {
     }
 }
 
-/// An address in the caller's memory. It need not be aligned, nor readable.
+/// An address in the caller's memory, aligned or not, readable or not.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserAddress(u64);
 
@@ -83,7 +83,7 @@ impl UserAddress {
     /// `NULL`.
     pub const NULL: Self = Self(0);
 
-    /// The address with this number.
+    /// Creates the address with this number.
     #[must_use]
     pub const fn new(address: u64) -> Self {
         Self(address)
@@ -108,7 +108,7 @@ impl fmt::Display for UserAddress {
     }
 }
 
-/// Some byte of what was to be read is not readable.
+/// An error for a read of which at least one byte is not readable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault;
 
@@ -122,19 +122,19 @@ impl core::error::Error for Fault {}
 
 /// The memory of the process that makes the call.
 pub trait UserMemory {
-    /// Fills `into` with the bytes from `from` on.
+    /// Fills `into` with the bytes from the address `from` on.
     ///
     /// # Errors
-    /// One of them cannot be read, or the last one would lie past the end of the address space.
+    /// [`Fault`] if one of the bytes cannot be read, or lies past the end of the address space.
     fn read(&self, from: UserAddress, into: &mut [u8]) -> Result<(), Fault>;
 }
 
-/// A stretch of readable memory with nothing readable around it.
+/// A segment of readable memory, with no readable memory around it.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
-    /// Where it begins.
+    /// The address of the first byte.
     pub start: UserAddress,
-    /// What it holds.
+    /// The bytes of the segment.
     pub bytes: &'a [u8],
 }
 
@@ -148,7 +148,8 @@ impl UserMemory for Segment<'_> {
     }
 }
 
-/// Several stretches. A read has to lie in one of them; the first that can serve it does.
+/// Several segments. A read succeeds if it lies within one of them; the first such segment serves
+/// it.
 impl UserMemory for [Segment<'_>] {
     fn read(&self, from: UserAddress, into: &mut [u8]) -> Result<(), Fault> {
         self.iter()
@@ -157,8 +158,9 @@ impl UserMemory for [Segment<'_>] {
     }
 }
 
-/// One of the struct's sixteen places for a range, counted from 0. A range that is skipped has one
-/// too: this is not its [`RangeNumber`](crate::RangeNumber).
+/// The position of a range in the struct, which has sixteen, counted from 0.
+///
+/// Unused ranges have a slot too, so a slot is not a [`RangeNumber`](crate::RangeNumber).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(u8);
 
@@ -176,38 +178,39 @@ impl fmt::Display for Slot {
     }
 }
 
-/// `struct kvm_msr_filter` as its bytes say it, not validated. `B` stands for a bitmap: its address, or
-/// what a caller is about to put there.
+/// The fields of `struct kvm_msr_filter`, not validated. `B` is the type of a range's bitmap: an
+/// address, or a value that the caller will replace by an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request<B = UserAddress> {
-    /// [`DEFAULT_DENY`] and unknown bits.
+    /// The flags: [`DEFAULT_DENY`] and unknown bits.
     pub flags: u32,
-    /// The ranges; one without MSRs is unused.
+    /// The ranges. A range of 0 MSRs is unused.
     pub ranges: [RangeRequest<B>; MAX_RANGES],
 }
 
-/// `struct kvm_msr_filter_range` as its bytes say it, not validated.
+/// The fields of `struct kvm_msr_filter_range`, not validated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RangeRequest<B = UserAddress> {
-    /// [`RANGE_READ`], [`RANGE_WRITE`] and unknown bits.
+    /// The flags: [`RANGE_READ`], [`RANGE_WRITE`] and unknown bits.
     pub flags: u32,
-    /// How many MSRs the bitmap speaks of.
+    /// The number of MSRs in the range.
     pub nmsrs: u32,
-    /// The first of them.
+    /// The first MSR.
     pub base: u32,
-    /// The bitmap, or its address: one bit an MSR, in whole little-endian words of 8 bytes (S2.4).
+    /// The bitmap, or its address. The bitmap has one bit for each MSR, in whole little-endian
+    /// words of 8 bytes (S2.4).
     pub bitmap: B,
 }
 
-/// Bytes that are not a `struct kvm_msr_filter` of this width.
+/// An error for bytes that are not a `struct kvm_msr_filter` of this width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// Too few or too many.
+    /// The number of bytes is wrong.
     WrongSize {
-        /// How many there are.
+        /// The number of bytes given.
         found: usize,
-        /// How many the struct has.
+        /// The size of the struct, in bytes.
         expected: usize,
     },
 }
@@ -224,15 +227,15 @@ impl fmt::Display for DecodeError {
 
 impl core::error::Error for DecodeError {}
 
-/// A request that this caller cannot make.
+/// An error for a request that this caller cannot make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EncodeError {
-    /// The bitmap of this slot lies above 4 GiB, where no pointer of a 32-bit caller reaches.
+    /// The bitmap of this slot lies above 4 GiB, which a pointer of a 32-bit caller cannot reach.
     PointerTooWide {
-        /// The range.
+        /// The slot of the range.
         slot: Slot,
-        /// Its bitmap.
+        /// The address of the range's bitmap.
         bitmap: UserAddress,
     },
 }
@@ -251,12 +254,13 @@ impl fmt::Display for EncodeError {
 impl core::error::Error for EncodeError {}
 
 impl<B> Request<B> {
-    /// The ranges with the places they stand in.
+    /// Iterates over the ranges with their slots.
     pub fn slots(&self) -> impl Iterator<Item = (Slot, &RangeRequest<B>)> {
         (0..).map(Slot).zip(&self.ranges)
     }
 
-    /// The request that sets `filter`, with what stands for the bitmap of each range.
+    /// Creates the request that sets `filter`. `bitmap` returns the value for the bitmap of each
+    /// range.
     #[must_use]
     pub fn with_bitmaps(filter: &Filter, mut bitmap: impl FnMut(&Range) -> B) -> Self
     where
@@ -280,7 +284,7 @@ impl<B> Request<B> {
         request
     }
 
-    /// The same request with something else in the place of each bitmap.
+    /// Returns the request with each bitmap replaced by the result of `bitmap`.
     pub fn map_bitmaps<'r, C>(&'r self, mut bitmap: impl FnMut(&'r B) -> C) -> Request<C> {
         Request {
             flags: self.flags,
@@ -295,10 +299,10 @@ impl<B> Request<B> {
 }
 
 impl Request {
-    /// What these bytes ask for. Padding is not looked at.
+    /// Decodes the bytes of a struct. Padding is ignored.
     ///
     /// # Errors
-    /// They are not [`CallerWidth::struct_size`] bytes.
+    /// [`DecodeError::WrongSize`] if `bytes` does not have [`CallerWidth::struct_size`] bytes.
     pub fn decode(bytes: &[u8], width: CallerWidth) -> Result<Self, DecodeError> {
         let layout = width.layout();
         if bytes.len() != layout.size {
@@ -332,10 +336,11 @@ impl Request {
         Ok(request)
     }
 
-    /// The bytes of the struct, [`CallerWidth::struct_size`] of them, padding 0.
+    /// Encodes the struct as [`CallerWidth::struct_size`] bytes, with padding 0.
     ///
     /// # Errors
-    /// A bitmap, be it of an unused range, lies where this caller's pointers do not reach.
+    /// [`EncodeError::PointerTooWide`] if a bitmap, even of an unused range, lies above 4 GiB and
+    /// the caller is 32-bit.
     pub fn encode(&self, width: CallerWidth) -> Result<Vec<u8>, EncodeError> {
         let layout = width.layout();
         let mut bytes = Vec::with_capacity(layout.size);
@@ -360,10 +365,11 @@ impl Request {
         Ok(bytes)
     }
 
-    /// The request that sets `filter`, and all its bitmaps one after the other, each in whole
-    /// words, to be put at `bitmaps_at`. At most 24 KiB.
+    /// Creates the request that sets `filter`, and the bytes of its bitmaps: at most 24 KiB, for
+    /// the caller to put at the address `bitmaps_at`. The bitmaps follow one another, each in whole
+    /// words.
     ///
-    /// A blob that would not end below 2^64 gets addresses that wrap, which no memory can serve.
+    /// If the bytes would reach past 2^64, the addresses wrap, and no memory can serve them.
     #[must_use]
     pub fn of(filter: &Filter, bitmaps_at: UserAddress) -> (Self, Vec<u8>) {
         let mut bitmaps = Vec::new();
@@ -377,7 +383,7 @@ impl Request {
     }
 }
 
-/// The little-endian word at `offset`, or 0 past the end.
+/// Returns the little-endian word at `offset`, or 0 past the end.
 fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     bytes
         .get(offset..)

@@ -1,29 +1,30 @@
-//! The bits of one range: which of its MSRs are allowed.
+//! The bitmap of one range: the bits that say which of the range's MSRs are allowed.
 
 use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 
-/// `KVM_MSR_FILTER_MAX_BITMAP_SIZE`: the most bytes one bitmap may have (S1.8).
+/// `KVM_MSR_FILTER_MAX_BITMAP_SIZE`: the size limit of one bitmap, in bytes (S1.8).
 const MAX_BYTES: u64 = 0x600;
 
-/// One bit an MSR, 1 allows. Bit 0 belongs to the range's base.
+/// A bitmap with one bit for each MSR of a range: 1 allows, 0 denies. Bit 0 belongs to the range's
+/// base.
 ///
-/// Bits past the last MSR do not exist here, whatever user space left in its last word (S3.6).
+/// Bits past the last MSR are 0, whatever user space left in the last word (S3.6).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Bitmap {
     count: u32,
     words: Box<[u64]>,
 }
 
-/// A number of MSRs that no bitmap has.
+/// A number of MSRs that one bitmap cannot have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BitmapError {
-    /// No MSR at all: the kernel takes such a range for an unused one (S2.4).
+    /// The count is 0: the kernel treats a range of 0 MSRs as unused (S2.4).
     Empty,
-    /// More MSRs than 0x600 bytes have bits (S1.8). The count is the one that was asked for.
+    /// The count, which this variant holds, needs more than 0x600 bytes (S1.8).
     TooLong(u32),
 }
 
@@ -43,13 +44,15 @@ impl fmt::Display for BitmapError {
 impl core::error::Error for BitmapError {}
 
 impl Bitmap {
-    /// The most MSRs one bitmap speaks of.
+    /// The largest number of MSRs in one bitmap.
     pub const MAX_COUNT: u32 = 0x3000;
 
-    /// A bitmap of `count` MSRs in which `allowed(offset)` says which bits are 1.
+    /// Creates a bitmap of `count` MSRs, in which the bit at `offset` is 1 if `allowed(offset)` is
+    /// true.
     ///
     /// # Errors
-    /// `count` is 0 or above [`Self::MAX_COUNT`].
+    /// - [`BitmapError::Empty`]: `count` is 0.
+    /// - [`BitmapError::TooLong`]: `count` is above [`Self::MAX_COUNT`].
     pub fn from_fn(count: u32, mut allowed: impl FnMut(u32) -> bool) -> Result<Self, BitmapError> {
         let mut words = vec![0; Self::words_for(count)?];
         for offset in (0..count).filter(|&offset| allowed(offset)) {
@@ -61,11 +64,13 @@ impl Bitmap {
         })
     }
 
-    /// A bitmap of `count` MSRs from the words the kernel would copy: little-endian, bit 0 of word
-    /// 0 first. Missing words are 0, surplus words and bits are dropped.
+    /// Creates a bitmap of `count` MSRs from the 64-bit words that the kernel would copy. The bit
+    /// at `offset` is bit `offset % 64` of word `offset / 64`. Missing words count as 0; surplus
+    /// words and bits are dropped.
     ///
     /// # Errors
-    /// `count` is 0 or above [`Self::MAX_COUNT`].
+    /// - [`BitmapError::Empty`]: `count` is 0.
+    /// - [`BitmapError::TooLong`]: `count` is above [`Self::MAX_COUNT`].
     pub fn from_words(count: u32, mut words: Vec<u64>) -> Result<Self, BitmapError> {
         words.resize(Self::words_for(count)?, 0);
         if let (Some(last), used @ 1..) = (words.last_mut(), count % 64) {
@@ -77,11 +82,15 @@ impl Bitmap {
         })
     }
 
-    /// How many 64-bit words the kernel reads for `count` MSRs: whole ones (S2.4). The size in
-    /// bytes is computed in 64 bits, so that no count near 2^32 wraps to a small one (S10.2).
+    /// Returns the number of 64-bit words that the kernel reads for `count` MSRs: it reads whole
+    /// words (S2.4).
+    ///
+    /// The size is computed in 64 bits, so that a count near 2^32 does not wrap to a small size
+    /// (S10.2).
     ///
     /// # Errors
-    /// `count` is 0 or above [`Self::MAX_COUNT`].
+    /// - [`BitmapError::Empty`]: `count` is 0.
+    /// - [`BitmapError::TooLong`]: `count` is above [`Self::MAX_COUNT`].
     pub fn words_for(count: u32) -> Result<usize, BitmapError> {
         let bytes = u64::from(count).next_multiple_of(64) / 8;
         match bytes {
@@ -91,13 +100,14 @@ impl Bitmap {
         }
     }
 
-    /// How many MSRs it speaks of, 1 to [`Self::MAX_COUNT`].
+    /// The number of MSRs in the bitmap, 1 to [`Self::MAX_COUNT`].
     #[must_use]
     pub const fn count(&self) -> u32 {
         self.count
     }
 
-    /// Whether the MSR `offset` above the base is allowed. One past the end is not.
+    /// Returns true if the MSR at `offset` from the base is allowed; false for an offset past the
+    /// end.
     #[must_use]
     pub fn allows(&self, offset: u32) -> bool {
         self.words
@@ -105,13 +115,13 @@ impl Bitmap {
             .is_some_and(|word| word >> (offset % 64) & 1 == 1)
     }
 
-    /// The words, bit 0 of word 0 first; bits past [`Self::count`] are 0.
+    /// The 64-bit words of the bitmap, bit 0 of word 0 first. Bits past [`Self::count`] are 0.
     #[must_use]
     pub fn words(&self) -> &[u64] {
         &self.words
     }
 
-    /// The 64 bits from `offset` on, in one word; 0 where there is no MSR.
+    /// Returns the 64 bits from `offset` on in one word. Bits past the end are 0.
     pub(crate) fn window(&self, offset: u32) -> u64 {
         let word = |at: u32| self.words.get(at as usize).copied().unwrap_or(0);
         let (first, shift) = (offset / 64, offset % 64);

@@ -1,16 +1,16 @@
-//! The answer to one access, and the reason for it.
+//! The decision on one access: a verdict and the reason for it.
 
-/// Whether a guest's access goes on to the register.
+/// The filter's verdict on a guest's access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
-    /// The guest gets #GP, or user space gets an exit with reason FILTER.
+    /// The guest gets #GP, or user space gets an exit with the reason FILTER.
     Deny = 0,
     /// KVM handles the access as if there were no filter.
     Allow = 1,
 }
 
 impl Verdict {
-    /// What the lowest bit of a bitmap's word says: 1 allows.
+    /// Returns the verdict of a bitmap's word, whose lowest bit is 1 to allow.
     #[inline]
     pub(crate) const fn from_bit(word: u64) -> Self {
         if word & 1 == 1 {
@@ -21,13 +21,15 @@ impl Verdict {
     }
 }
 
-/// A range's place in its filter, counted from 0. Empty ranges have none: the kernel drops them,
-/// and the kept ones move up (S2.4).
+/// A range's position in its filter, counted from 0.
+///
+/// Empty ranges of a set call have no number: the kernel drops them, and the ranges after them move
+/// up (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RangeNumber(u8);
 
 impl RangeNumber {
-    /// The place as an index into [`Filter::ranges`](crate::Filter::ranges).
+    /// The position as an index into [`Filter::ranges`](crate::Filter::ranges).
     #[must_use]
     pub const fn get(self) -> usize {
         self.0 as usize
@@ -38,24 +40,25 @@ impl RangeNumber {
     }
 }
 
-/// What decided an access (S3).
+/// The reason for a decision (S3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Because {
-    /// The index is an x2APIC register, which no filter reaches (S3.1).
+    /// The MSR is an x2APIC register, which the filter does not cover (S3.1).
     X2apic,
     /// No filter is set (S3.2).
     NoFilter,
-    /// The first range that contains the index and speaks of this access (S3.3).
+    /// This range decided: the first one that contains the MSR and covers the direction of the
+    /// access (S3.3).
     Range(RangeNumber),
-    /// No range speaks of the access, so the default holds (S3.4).
+    /// No range covers the access, so the default action applies (S3.4).
     Default,
 }
 
 /// A verdict with its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Decision {
-    /// What happens.
+    /// The verdict.
     pub verdict: Verdict,
-    /// Why.
+    /// The reason for the verdict.
     pub because: Because,
 }

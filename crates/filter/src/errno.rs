@@ -1,23 +1,23 @@
-//! The kernel's error numbers that this mechanism can answer with.
+//! The error numbers of the kernel that this mechanism returns.
 
 use core::fmt;
 
-/// An error number of Linux on x86. A verdict is never one of these (S8).
+/// An error number of Linux on x86. A verdict is never an error number (S8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Errno {
-    /// `EINTR`, 4: `KVM_RUN` was told to come straight back (S5.6).
+    /// `EINTR`, 4: `KVM_RUN` was told to return at once (S5.6).
     Eintr,
-    /// `EFAULT`, 14: memory of the caller could not be read.
+    /// `EFAULT`, 14: memory of the caller cannot be read.
     Efault,
-    /// `EINVAL`, 22: the arguments are not ones this call takes.
+    /// `EINVAL`, 22: the call does not accept the arguments.
     Einval,
-    /// `ENOTTY`, 25: there is no such call.
+    /// `ENOTTY`, 25: the call does not exist.
     Enotty,
 }
 
 impl Errno {
-    /// The number, positive, as in `errno.h`.
+    /// The number as in `errno.h`, positive.
     #[must_use]
     pub const fn number(self) -> i32 {
         match self {

@@ -1,4 +1,5 @@
-//! An access that user space is to answer: what `KVM_RUN` hands out and takes back (S5).
+//! The exit of an MSR access to user space: the fields that `KVM_RUN` hands out and reads back
+//! (S5).
 
 use core::fmt;
 
@@ -6,22 +7,23 @@ use crate::msr::{Access, MsrIndex};
 use crate::registers::RegisterFault;
 use crate::revision::Revision;
 
-/// Why an access failed. An exit has exactly one reason (S5.2).
+/// The reason for which an access failed. An exit has exactly one reason (S5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ExitReason {
-    /// `KVM_MSR_EXIT_REASON_INVAL`: the value is illegal, or the register not there for the guest.
+    /// `KVM_MSR_EXIT_REASON_INVAL`: the value is illegal, or the guest does not have the register.
     Invalid,
-    /// `KVM_MSR_EXIT_REASON_UNKNOWN`: no such register is known. Not of v6, where it is `Invalid`.
+    /// `KVM_MSR_EXIT_REASON_UNKNOWN`: KVM does not know the register. v6 reports `Invalid` instead.
     Unknown,
     /// `KVM_MSR_EXIT_REASON_FILTER`: the filter refused the access.
     Filter,
 }
 
 impl ExitReason {
-    /// All of them.
+    /// All three reasons.
     pub const ALL: [Self; 3] = [Self::Invalid, Self::Unknown, Self::Filter];
 
-    /// Its bit, in a mask and in `kvm_run` (S1.4), or `None` if the revision does not have it.
+    /// The bit of the reason, in a mask and in `kvm_run` (S1.4). `None` if the revision does not
+    /// have the reason.
     #[must_use]
     pub const fn bit(self, revision: Revision) -> Option<ReasonMask> {
         let bit = match self {
@@ -35,7 +37,7 @@ impl ExitReason {
         }
     }
 
-    /// The reason that a register's own fault has (S5.1).
+    /// Returns the reason for a fault of the register itself (S5.1).
     pub(crate) const fn of(fault: RegisterFault, revision: Revision) -> Self {
         match fault {
             RegisterFault::Unknown if revision.unknown_reason_bit().is_some() => Self::Unknown,
@@ -44,7 +46,7 @@ impl ExitReason {
     }
 }
 
-/// In one word, as `doctor` and events write it.
+/// Writes the reason as one word, as `doctor` and events do.
 impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -55,22 +57,24 @@ impl fmt::Display for ExitReason {
     }
 }
 
-/// The reasons for which a VM's accesses exit; for the others the guest gets #GP (S5.2).
+/// The reason mask of a VM: an access that fails for a reason in the mask exits. For other reasons
+/// the guest gets #GP (S5.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ReasonMask(u32);
 
-/// Bits in a mask that are no reason of the revision: EINVAL (S1.9).
+/// An error for a mask with bits that are not a reason of the revision: EINVAL (S1.9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownReasons(u64);
 
 impl ReasonMask {
-    /// No access exits. A VM begins so.
+    /// The empty mask, with which no access exits. A new VM has this mask.
     pub const NONE: Self = Self(0);
 
-    /// The mask in `args[0]` of `KVM_ENABLE_CAP`. v6 keeps its lower 32 bits, whatever they are.
+    /// Reads the mask from `args[0]` of `KVM_ENABLE_CAP`. v6 accepts any bits and keeps the lower
+    /// 32.
     ///
     /// # Errors
-    /// Bits are set that mainline does not know.
+    /// [`UnknownReasons`] if a bit is set that mainline does not know, on mainline.
     pub const fn from_bits(revision: Revision, bits: u64) -> Result<Self, UnknownReasons> {
         let unknown = bits & !revision.accepted_reasons();
         if unknown == 0 {
@@ -80,14 +84,14 @@ impl ReasonMask {
         }
     }
 
-    /// The mask with these reasons; one that the revision does not have adds nothing.
+    /// Creates the mask with these reasons. A reason that the revision does not have adds no bit.
     #[must_use]
     pub fn of(revision: Revision, reasons: &[ExitReason]) -> Self {
         let bits = reasons.iter().filter_map(|reason| reason.bit(revision));
         Self(bits.fold(0, |mask, bit| mask | bit.0))
     }
 
-    /// Whether an access that fails for this reason exits.
+    /// Returns true if an access that fails for this reason exits.
     #[must_use]
     pub const fn contains(self, revision: Revision, reason: ExitReason) -> bool {
         match reason.bit(revision) {
@@ -144,21 +148,21 @@ impl ExitNumber {
     }
 }
 
-/// What user space is told of an access (S5.3).
+/// The exit of one access, as user space sees it (S5.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Exit {
-    /// ECX.
+    /// The MSR: the guest's ECX.
     pub index: MsrIndex,
-    /// Which instruction it was.
+    /// The direction of the access.
     pub access: Access,
     /// EDX:EAX for a write, 0 for a read.
     pub data: u64,
-    /// Why it failed.
+    /// The reason for the exit.
     pub reason: ExitReason,
 }
 
 impl Exit {
-    /// The number that `KVM_RUN` leaves in `kvm_run.exit_reason`.
+    /// The number that `KVM_RUN` stores in `kvm_run.exit_reason`.
     #[must_use]
     pub const fn number(&self) -> ExitNumber {
         match self.access {
@@ -168,36 +172,36 @@ impl Exit {
     }
 }
 
-/// What the next `KVM_RUN` reads back, and nothing else (S5.5).
+/// The answer of user space to an exit: the only fields that the next `KVM_RUN` reads back (S5.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reply {
-    /// 0 completes the access; anything else is #GP(0) (S5.4).
+    /// The error byte: 0 completes the access, any other value is #GP(0) (S5.4).
     pub error: u8,
-    /// What a completed read returns.
+    /// The value that a completed read returns.
     pub data: u64,
 }
 
 impl Reply {
-    /// The guest gets #GP(0).
+    /// The answer with which the guest gets #GP(0).
     pub const FAULT: Self = Self { error: 1, data: 0 };
-    /// The write is done.
+    /// The answer that completes a write.
     pub const DONE: Self = Self { error: 0, data: 0 };
 
-    /// The read returns this.
+    /// Creates the answer that completes a read with `data`.
     #[must_use]
     pub const fn value(data: u64) -> Self {
         Self { error: 0, data }
     }
 
-    /// What `KVM_RUN` leaves there: a VMM that answers nothing completes a read with 0 and drops
-    /// a write.
+    /// Returns the answer that `KVM_RUN` itself leaves in `kvm_run`. If the VMM writes no answer, a
+    /// read completes with 0, and a write completes without an effect.
     #[must_use]
     pub const fn unanswered(exit: &Exit) -> Self {
         Self::value(exit.data)
     }
 }
 
-/// Where an exit's fields are in `struct kvm_run`, in bytes from its start (S1.5).
+/// The offsets of an exit's fields in `struct kvm_run`, in bytes (S1.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunLayout {
     /// `msr.error`, one byte.
@@ -211,7 +215,7 @@ pub struct RunLayout {
 }
 
 impl RunLayout {
-    /// The layout of this revision.
+    /// Returns the layout of this revision.
     #[must_use]
     pub const fn of(revision: Revision) -> Self {
         Self {

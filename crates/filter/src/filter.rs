@@ -1,4 +1,4 @@
-//! The filter itself: an immutable, validated list of ranges under a default.
+//! The filter: an immutable, validated list of ranges and a default action.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -10,24 +10,25 @@ use crate::msr::{Access, MsrIndex};
 use crate::range::{DefaultAction, MAX_RANGES, Range};
 use crate::revision::Revision;
 
-/// A whole filter, as one `KVM_X86_SET_MSR_FILTER` sets it.
+/// A complete filter, as one `KVM_X86_SET_MSR_FILTER` call sets it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Filter {
     revision: Revision,
     default_action: DefaultAction,
-    /// Without spare room: [`Self::footprint`] has a bound.
+    /// A boxed slice, because a `Vec` with spare capacity would break the bound of
+    /// [`Self::footprint`].
     ranges: Box<[Range]>,
     lookup: Lookup,
 }
 
-/// A filter that cannot be set.
+/// An error for ranges and a default action that do not make a valid filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FilterError {
-    /// More than [`MAX_RANGES`]; the number is how many there were.
+    /// The list has this many ranges, which is more than [`MAX_RANGES`].
     TooManyRanges(usize),
-    /// Default deny without a range: EINVAL on mainline (S2.3). A range with one bit of 0 makes
-    /// the same filter acceptable.
+    /// The default action is deny and the list of ranges is empty: EINVAL on mainline (S2.3). A
+    /// range with a single 0 bit makes an equivalent filter that the kernel accepts.
     DenyWithoutRanges,
 }
 
@@ -48,10 +49,12 @@ impl fmt::Display for FilterError {
 impl core::error::Error for FilterError {}
 
 impl Filter {
-    /// The filter with these ranges, tried in this order.
+    /// Creates a filter of these ranges. The first range that covers an access decides.
     ///
     /// # Errors
-    /// There are more than [`MAX_RANGES`], or none under default deny on mainline.
+    /// - [`FilterError::TooManyRanges`]: there are more than [`MAX_RANGES`] ranges.
+    /// - [`FilterError::DenyWithoutRanges`]: `ranges` is empty and the default action is deny, on
+    ///   mainline.
     pub fn new(
         revision: Revision,
         default_action: DefaultAction,
@@ -75,21 +78,21 @@ impl Filter {
         })
     }
 
-    /// What happens to `access` of `index`, and why (S3). Its time does not depend on the number
-    /// of ranges.
+    /// Returns the verdict on `access` to the MSR `index`, and the reason for it (S3). The time
+    /// this takes does not depend on the number of ranges.
     #[inline]
     #[must_use]
     pub fn decide(&self, index: MsrIndex, access: Access) -> Decision {
         self.lookup.decide(index, access)
     }
 
-    /// Whose rules it follows.
+    /// The revision of KVM that the filter is for.
     #[must_use]
     pub const fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// What holds where no range does.
+    /// The default action, for accesses that no range covers.
     #[must_use]
     pub const fn default_action(&self) -> DefaultAction {
         self.default_action
@@ -101,7 +104,7 @@ impl Filter {
         &self.ranges
     }
 
-    /// Bytes of memory it takes, at most 128 KiB.
+    /// The memory that the filter takes, in bytes: at most 128 KiB.
     #[must_use]
     pub fn footprint(&self) -> usize {
         let bitmaps: usize = self

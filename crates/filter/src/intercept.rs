@@ -1,9 +1,8 @@
-//! The bitmaps with which the processor lets an MSR access through without asking the hypervisor
-//! (S6).
+//! The hardware bitmaps that let an MSR access through without a VM exit (S6).
 //!
-//! A bit of 1 intercepts. It is 0 only where the hypervisor wants the access passed through *and*
-//! the filter allows it (S6.3). A map is recomputed from these two sources as a whole and never
-//! adjusted: what is adjusted drifts from its sources (S8).
+//! A bit of 1 intercepts the access. A bit is 0 only if the hypervisor wants to pass the access
+//! through *and* the filter allows it (S6.3). A map is always recomputed as a whole from these two
+//! sources. It is never changed bit by bit, because it could then drift from its sources (S8).
 
 use core::fmt;
 
@@ -12,26 +11,29 @@ use crate::msr::{Access, MsrIndex, X2APIC};
 
 pub use layout::{Svm, Vmx};
 
-/// Whether the hypervisor would let an access reach the register without an exit.
+/// The hypervisor's wish for one access, before the filter is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PassThrough {
-    /// It would.
+    /// The access should reach the register without a VM exit, if the filter allows it.
     Wanted,
-    /// It has to see the access, whatever the filter says.
+    /// The hypervisor has to see the access, whatever the filter says.
     Unwanted,
 }
 
-/// The 4 KiB page of Intel's VMX (S6.1): read low, read high, write low, write high. Low is
-/// 0x0–0x1fff, high is 0xc0000000–0xc0001fff; every other MSR always exits.
+/// The 4 KiB MSR bitmap of Intel's VMX (S6.1): read low, read high, write low, write high.
+///
+/// Low is 0x0–0x1fff, high is 0xc0000000–0xc0001fff. An access to any other MSR always exits.
 pub type VmxBitmap = InterceptMap<Vmx>;
 
-/// The 8 KiB map of AMD's SVM (S6.2): two bits an MSR, for 0x0–0x1fff, 0xc0000000–0xc0001fff and
-/// 0xc0010000–0xc0011fff; every other MSR always exits. The last 2 KiB are reserved, all ones.
+/// The 8 KiB MSR permission map of AMD's SVM (S6.2), with two bits for each MSR.
+///
+/// The map covers 0x0–0x1fff, 0xc0000000–0xc0001fff and 0xc0010000–0xc0011fff. An access to any
+/// other MSR always exits. The last 2 KiB are reserved and all ones.
 pub type SvmMap = InterceptMap<Svm>;
 
-/// Which accesses exit, in the layout of one vendor.
+/// A map of the accesses that exit, in the layout of one vendor.
 ///
-/// Aligned as the processors want it, so that a page of its own can be handed to the hardware.
+/// The map is aligned to a page, so that its address can be handed to the processor.
 #[derive(Clone, PartialEq, Eq)]
 #[repr(C, align(4096))]
 pub struct InterceptMap<L: Layout> {
@@ -55,7 +57,7 @@ mod layout {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Svm {}
 
-    /// MSRs in a region; both vendors cut them alike.
+    /// The number of MSRs in a region, equal for both vendors.
     pub(super) const REGION: u32 = 0x2000;
 
     /// A row of bits for one direction: the bit of the MSR `base + n` is `first_bit + n * stride`.
@@ -77,7 +79,7 @@ mod layout {
             }
         }
 
-        /// The bit of this MSR, if it is one of the region's.
+        /// Returns the position of this MSR's bit, or `None` if the MSR is outside the region.
         pub(super) fn bit(&self, index: MsrIndex) -> Option<usize> {
             let offset = index.get().checked_sub(self.base)?;
             (offset < REGION).then_some(self.first_bit + offset as usize * self.stride)
@@ -104,8 +106,8 @@ mod layout {
         const NAME: &str = "VmxBitmap";
     }
 
-    /// AMD APM volume 2, "MSR Intercepts": 2 KiB for each range, an MSR's read bit below its
-    /// write bit.
+    /// AMD APM volume 2, "MSR Intercepts": 2 KiB for each range. The read bit of an MSR is directly
+    /// below its write bit.
     impl Regions for Svm {
         type Bytes = [u8; 0x2000];
         const ONES: Self::Bytes = [u8::MAX; 0x2000];
@@ -122,22 +124,23 @@ mod layout {
 }
 
 impl<L: Layout> InterceptMap<L> {
-    /// The map with which every access exits.
+    /// Creates the map with which every access exits.
     #[must_use]
     pub const fn exit_all() -> Self {
         Self { bytes: L::ONES }
     }
 
-    /// The map with these bytes, such as the one a nested hypervisor made.
+    /// Creates a map from bytes, for example from the map of a nested hypervisor.
     #[must_use]
     pub const fn from_bytes(bytes: L::Bytes) -> Self {
         Self { bytes }
     }
 
-    /// Computes the map anew: an access passes where `wants` wants it and `decide` allows it.
+    /// Recomputes the whole map: an access passes if `wants` returns [`PassThrough::Wanted`] and
+    /// `decide` allows it.
     ///
-    /// `decide` is asked only about wanted accesses, and never about [`X2APIC`], where `wants`
-    /// alone decides (S6.4).
+    /// `decide` is called only for wanted accesses, and never for an MSR of [`X2APIC`], for which
+    /// `wants` alone decides (S6.4).
     pub fn recompute(
         &mut self,
         wants: impl Fn(MsrIndex, Access) -> PassThrough,
@@ -162,7 +165,8 @@ impl<L: Layout> InterceptMap<L> {
         self.bytes = next;
     }
 
-    /// The map for a guest's guest: what either level intercepts exits (S6.5).
+    /// Returns the map for a nested guest: an access exits if this map or `other` intercepts it
+    /// (S6.5).
     #[must_use]
     pub fn merged_with(&self, other: &Self) -> Self {
         let mut merged = self.clone();
@@ -172,7 +176,7 @@ impl<L: Layout> InterceptMap<L> {
         merged
     }
 
-    /// Whether `access` of `index` exits to the hypervisor.
+    /// Returns true if `access` to `index` exits to the hypervisor.
     #[must_use]
     pub fn intercepts(&self, index: MsrIndex, access: Access) -> bool {
         L::REGIONS
@@ -182,7 +186,7 @@ impl<L: Layout> InterceptMap<L> {
             .is_none_or(|bit| self.bytes.as_ref()[bit / 8] >> (bit % 8) & 1 == 1)
     }
 
-    /// The map as the processor reads it.
+    /// The bytes of the map, as the processor reads them.
     #[must_use]
     pub const fn as_bytes(&self) -> &L::Bytes {
         &self.bytes
@@ -195,7 +199,7 @@ impl<L: Layout> Default for InterceptMap<L> {
     }
 }
 
-/// How many of the bits are 0; the bits themselves are 4 or 8 KiB.
+/// Writes the number of 0 bits instead of the 4 or 8 KiB of bits.
 impl<L: Layout> fmt::Debug for InterceptMap<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let passing: u32 = self

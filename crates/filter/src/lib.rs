@@ -1,15 +1,37 @@
 //! KVM's x86 MSR filter as a library.
 //!
-//! User space hands a VM up to sixteen bitmaps over ranges of model-specific registers; each guest
-//! RDMSR and WRMSR is then allowed, refused with #GP, or handed to user space. This crate is that
-//! mechanism: the [`Filter`] and its [`decide`](Filter::decide), the bytes of
-//! `KVM_X86_SET_MSR_FILTER` in [`abi`], a [`Vm`] with [`Vcpu`]s that behaves like KVM's, and the
-//! hardware bitmaps that keep allowed accesses out of the hypervisor in [`intercept`].
+//! A VMM gives the kernel up to sixteen bitmaps over ranges of model-specific registers. The kernel
+//! then allows each RDMSR and WRMSR of the guest, refuses the access with #GP, or exits to user
+//! space. This crate implements that mechanism without a kernel:
 //!
-//! Statements such as S3.2 are those of `docs/kvm-semantics.md`.
+//! - [`Filter`] is a validated filter. [`Filter::new`] builds one from [`Range`]s, tried in order,
+//!   and a [`DefaultAction`] for the accesses that no range covers.
+//! - [`Filter::decide`] returns the verdict on one access and the reason for it.
+//! - [`Vm::set_filter`] sets the filter in a [`Vm`], whose [`Vcpu`]s behave like KVM's.
+//! - [`abi`] encodes and decodes the bytes of `KVM_X86_SET_MSR_FILTER`, for a VM of KVM itself.
+//! - [`intercept`] computes the hardware bitmaps that let allowed accesses through without a VM
+//!   exit.
 //!
-//! What this crate does not do: it opens no device, reads no policy, knows no register's name, and
-//! has no opinion on what ought to be allowed.
+//! ```
+//! use msrgate_filter::*;
+//!
+//! // A range of eight MSRs from 0x174 on, of which only 0x177 is allowed.
+//! let bits = Bitmap::from_fn(8, |offset| offset == 3)?;
+//! let range = Range::new(Accesses::Both, MsrIndex::new(0x174), bits);
+//! let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range])?;
+//!
+//! let decision = filter.decide(MsrIndex::new(0x177), Access::Write);
+//! assert_eq!(decision.verdict, Verdict::Allow);
+//!
+//! let vm = Vm::new(Revision::Mainline);
+//! vm.set_filter(&filter)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Numbers such as S3.2 refer to the statements of `docs/kvm-semantics.md`.
+//!
+//! This crate opens no device, reads no policy, knows no register names, and does not say which
+//! accesses a filter should allow.
 //!
 #![doc = include_str!("seed.md")]
 #![no_std]

@@ -1,14 +1,17 @@
-//! A filter's decisions, laid out so that one costs the same for one range and for sixteen.
+//! The lookup table of a filter's decisions. One decision costs the same for one range and for
+//! sixteen.
 //!
-//! The indices are cut into pages of 4,096. A page that some range touches is stored as one bit of
-//! verdict and one owner for each MSR and direction; all other pages share page 0, which holds what
-//! the default says. A hash that is perfect for the touched pages (at most 64) finds the page.
+//! The table divides the MSR indices into pages of 4,096. For each page that a range touches, the
+//! table stores a verdict bit and an owner for each MSR and direction. All other pages share page
+//! 0, which holds the default action. A perfect hash over the touched pages (at most 64) finds the
+//! page.
 //!
-//! Everything is a 64-bit word, because [`publish`](crate::publish) keeps the same lookup in atomics:
-//! without `unsafe`, words are what threads can share and replace.
+//! All fields are 64-bit words, because [`publish`](crate::publish) keeps the same lookup in
+//! atomics: without `unsafe`, threads can share and replace only words.
 //!
-//! An owner is a byte for each block of 64 MSRs: a range's number, [`DEFAULT`], [`NO_FILTER`], or
-//! [`MIXED`] + n for a block in which ranges begin or end; those have a byte for each MSR.
+//! An owner is a byte for each block of 64 MSRs: the number of a range, [`DEFAULT`], [`NO_FILTER`],
+//! or [`MIXED`] + n. [`MIXED`] + n stands for a block in which ranges begin or end: the n-th mixed
+//! block has an owner byte for each of its MSRs.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -22,20 +25,22 @@ use crate::revision::Revision;
 pub(crate) mod shared;
 
 const PAGE_BITS: u32 = 12;
-/// The page of the default, the one with the x2APIC registers, and those of the ranges: 0x3000 MSRs
-/// that are not aligned touch four.
+/// The page of the default action, the page of the x2APIC registers, and the pages of the ranges:
+/// an unaligned range of 0x3000 MSRs touches four pages.
 const MAX_PAGES: usize = 2 + MAX_RANGES * 4;
 const BLOCKS: usize = 1 << (PAGE_BITS - 6);
-/// Each range begins in one block and ends in one, for reads and for writes.
+/// A range begins in one block and ends in one block, for reads and for writes.
 const MAX_MIXED: usize = MAX_RANGES * 2 * 2;
 
-/// A page's words: verdicts (64 read, 64 write), then owners (8 read, 8 write).
+/// The offset of the owners in a page: 128 words of verdicts (64 read, 64 write) precede the owners
+/// (8 read, 8 write).
 const OWNERS: usize = 2 * BLOCKS;
 const PAGE_WORDS: usize = OWNERS + 2 * BLOCKS / 8;
-/// The owners of a mixed block, one byte each.
+/// The words for the owners of a mixed block, one byte each.
 const MIXED_WORDS: usize = 64 / 8;
 
-/// The most words [`Lookup::pages`] has: 66 KiB of verdicts, 8 of owners, 4 of mixed blocks.
+/// The largest length of [`Lookup::pages`], in words: 66 KiB of verdicts, 8 KiB of owners, 4 KiB of
+/// mixed blocks.
 pub(crate) const MAX_WORDS: usize = MAX_PAGES * PAGE_WORDS + MAX_MIXED * MIXED_WORDS;
 
 const TABLE_BITS: u32 = 10;
@@ -47,9 +52,9 @@ const NO_FILTER: u8 = 17;
 const EXEMPT: u8 = 18;
 const MIXED: u8 = 19;
 
-/// A word of a lookup: one of its own, or an atomic that threads share.
+/// A word of a lookup: a plain `u64`, or an atomic that threads share.
 pub(crate) trait Word {
-    /// What it holds.
+    /// The value of the word.
     fn get(&self) -> u64;
 }
 
@@ -60,20 +65,21 @@ impl Word for u64 {
     }
 }
 
-/// All decisions of one filter, or of none.
+/// All decisions of one filter, or of a VM without a filter.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Lookup<W = u64> {
     multiplier: W,
-    /// Where in `pages` the mixed blocks begin.
+    /// The offset of the mixed blocks in `pages`.
     mixed: W,
-    /// Page number << 32 | where in `pages` it begins, or [`VACANT`].
+    /// The hash table. An entry is page number << 32 | offset of the page in `pages`, or
+    /// [`VACANT`].
     table: Box<[W; TABLE]>,
-    /// [`PAGE_WORDS`] words for each slot, then [`MIXED_WORDS`] for each mixed block.
+    /// The pages, [`PAGE_WORDS`] words each, then the mixed blocks, [`MIXED_WORDS`] words each.
     pages: Box<[W]>,
 }
 
 impl<W: Word> Lookup<W> {
-    /// The one place where an access is decided (S3).
+    /// Decides an access (S3). All decisions of this crate are made here.
     #[inline]
     pub(crate) fn decide(&self, index: MsrIndex, access: Access) -> Decision {
         let page = self.page(index);
@@ -84,7 +90,7 @@ impl<W: Word> Lookup<W> {
         }
     }
 
-    /// Where the page of this MSR begins.
+    /// Returns the offset of the page of this MSR.
     #[inline]
     fn page(&self, index: MsrIndex) -> usize {
         let number = u64::from(index.get() >> PAGE_BITS);
@@ -116,7 +122,8 @@ impl<W: Word> Lookup<W> {
         }
     }
 
-    /// The word at `at` of the pages, or 0 past their end: a verdict of 0 is a denial.
+    /// Returns the word at the offset `at` of the pages, or 0 past their end: a verdict of 0
+    /// denies.
     #[inline]
     fn word(&self, at: usize) -> u64 {
         self.pages.get(at).map_or(0, Word::get)
@@ -139,12 +146,12 @@ fn hash(number: u64, multiplier: u64) -> usize {
 }
 
 impl Lookup {
-    /// The decisions of a VM in which no filter was ever set (S3.2).
+    /// Creates the lookup of a VM in which no filter was ever set (S3.2).
     pub(crate) fn without_filter(revision: Revision) -> Self {
         Builder::new(revision, Verdict::Allow, NO_FILTER, &[]).finish(&[])
     }
 
-    /// The decisions of these ranges under this default.
+    /// Creates the lookup of these ranges and this default action.
     pub(crate) fn build(
         revision: Revision,
         default_action: DefaultAction,
@@ -156,14 +163,15 @@ impl Lookup {
         Builder::new(revision, default_action.verdict(), DEFAULT, ranges).finish(ranges)
     }
 
-    /// Bytes of memory it takes beyond itself.
+    /// The memory that the lookup takes beyond its own struct, in bytes.
     pub(crate) fn footprint(&self) -> usize {
         size_of_val(&*self.table) + size_of_val(&*self.pages)
     }
 }
 
-/// The numbers of the pages that are not all default, each once: those a range reaches, and the
-/// first one, where the x2APIC registers are. A range that wraps reaches none (S3.5).
+/// Returns the numbers of the pages that differ from the default page, without duplicates: the
+/// pages that a range touches, and page 0, where the x2APIC registers are. A range that wraps
+/// touches no page (S3.5).
 fn special_pages(ranges: &[Range]) -> Vec<u32> {
     let mut pages: Vec<u32> = ranges
         .iter()
@@ -184,7 +192,7 @@ struct Builder {
     mixed: Vec<[u8; 64]>,
 }
 
-/// 64 MSRs in one direction.
+/// The verdicts and owners of 64 MSRs in one direction.
 #[derive(Clone, Copy)]
 struct Block {
     verdicts: u64,
@@ -240,9 +248,11 @@ impl Builder {
         self.lookup
     }
 
-    /// What holds for the 64 MSRs from `base` on. They are exempt together or not at all (S3.1);
-    /// else, for each, the first range that contains it and has the flag of this access decides
-    /// (S3.3), else the default (S3.4).
+    /// Returns the decisions for the 64 MSRs from `base` on.
+    ///
+    /// The MSRs of a block are all exempt, or all not exempt (S3.1). For each MSR that is not
+    /// exempt, the first range that contains it and covers this direction decides (S3.3), else the
+    /// default action does (S3.4).
     #[expect(
         clippy::cast_possible_truncation,
         reason = "at most `MAX_MIXED` blocks are mixed"
@@ -296,7 +306,8 @@ fn store(page: &mut [u64], direction: usize, block: usize, content: Block) {
     page[owners] |= u64::from(content.owner) << (block % 8 * 8);
 }
 
-/// Which of the 64 MSRs from `base` on the range contains, one bit each. None if it wraps (S3.5).
+/// Returns a bit for each of the 64 MSRs from `base` on: 1 if the range contains the MSR. A range
+/// that wraps contains no MSR (S3.5).
 fn reach(range: &Range, base: u32) -> u64 {
     let Some(end) = range.end() else { return 0 };
     let start = u64::from(range.base().get().max(base));
@@ -307,11 +318,11 @@ fn reach(range: &Range, base: u32) -> u64 {
     }
 }
 
-/// A multiplier under which no two of the pages share a place in the hash table.
+/// Returns a multiplier for which no two of the pages share a place in the hash table.
 ///
-/// One in seven does for 64 random pages, so a few tries find one; of sets made to be hard, the
-/// hardest found by search took 152, a few microseconds. That no set defeats all multipliers is
-/// expected, not proved: there are fewer than 2^512 sets, each try fails for less than 7/8 of them,
+/// For 64 random pages one multiplier in seven works, so a few tries find one. The hardest set of
+/// pages found by search took 152 tries, a few microseconds. It is expected, not proved, that every
+/// set has a multiplier: there are fewer than 2^512 sets, each try fails for less than 7/8 of them,
 /// and there are 2^63 multipliers.
 fn perfect_multiplier(numbers: &[u32]) -> u64 {
     let mut state = 0_u64;
@@ -331,7 +342,7 @@ fn perfect_multiplier(numbers: &[u32]) -> u64 {
     }
 }
 
-/// The finaliser of `SplitMix64`.
+/// Mixes the bits of `z`: the finaliser of `SplitMix64`.
 fn mix(mut z: u64) -> u64 {
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,23 +1,23 @@
-//! Which register, and which way: the words every other module speaks.
+//! MSR numbers and directions of access, which every other module uses.
 
 use core::fmt;
 use core::ops::RangeInclusive;
 
-/// The number a guest puts into ECX for RDMSR and WRMSR.
+/// The number of an MSR, which a guest puts into ECX for RDMSR and WRMSR.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MsrIndex(u32);
 
-/// The x2APIC registers, which no filter reaches on mainline (S3.1).
+/// The x2APIC registers, which no filter covers on mainline (S3.1).
 pub const X2APIC: RangeInclusive<MsrIndex> = MsrIndex(0x800)..=MsrIndex(0x8ff);
 
 impl MsrIndex {
     /// The lowest index.
     pub const MIN: Self = Self(0);
-    /// The highest index. It obeys only a filter's default: no range that matches anything
-    /// contains it (S3.5).
+    /// The highest index. Only a filter's default action applies to it: no range that matches any
+    /// access contains it (S3.5).
     pub const MAX: Self = Self(u32::MAX);
 
-    /// The register with this number.
+    /// Creates the index with this number.
     #[must_use]
     pub const fn new(index: u32) -> Self {
         Self(index)
@@ -36,14 +36,14 @@ impl fmt::Debug for MsrIndex {
     }
 }
 
-/// `0x8b`, as the field writes it.
+/// Writes the index in hexadecimal: `0x8b`.
 impl fmt::Display for MsrIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
     }
 }
 
-/// One direction of access.
+/// The direction of one access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
     /// RDMSR.
@@ -66,8 +66,8 @@ impl fmt::Display for Access {
     }
 }
 
-/// The directions a range speaks of: the flags of `struct kvm_msr_filter_range`. "None" cannot be
-/// said, as in the kernel (S2.4).
+/// The directions that a range covers: the flags of `struct kvm_msr_filter_range`. There is no
+/// value for neither direction, because the kernel refuses such a range (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Accesses {
     /// `KVM_MSR_FILTER_READ`.
@@ -79,7 +79,7 @@ pub enum Accesses {
 }
 
 impl Accesses {
-    /// Whether `access` is one of these.
+    /// Returns true if `access` is one of these directions.
     #[must_use]
     pub const fn contain(self, access: Access) -> bool {
         match self {
@@ -99,7 +99,8 @@ impl Accesses {
         }
     }
 
-    /// What the flag bits of the ABI mean, or `None` for no bit or an unknown one (S2.4).
+    /// Returns the directions for the flag bits of the ABI, or `None` for 0 and for unknown bits
+    /// (S2.4).
     #[must_use]
     pub const fn from_bits(bits: u32) -> Option<Self> {
         match bits {

@@ -1,39 +1,41 @@
-//! How every vCPU gets the one filter of its VM, without `unsafe` and without `std`.
+//! The publication of a VM's filter to all its vCPUs, without `unsafe` and without `std`.
 //!
-//! **Left-right.** A VM has two slots, each large enough for any filter, all of atomic words. One
-//! is active. A publication fills the other, makes it the active one, and waits until no reader is
-//! left in the old one, which the next publication fills. So a reader sees one filter, whole (S7),
-//! and when [`LeftRight::publish`] returns nobody uses the old one any more: the kernel's grace
-//! period.
+//! **Left-right.** A VM has two slots of atomic words, each large enough for any filter. One slot
+//! is active. A publication fills the other slot, makes that slot active, and waits until no reader
+//! is left in the old one, which the next publication fills. So a reader sees exactly one filter
+//! (S7). When [`LeftRight::publish`] returns, no reader uses the old filter any more. This is the
+//! kernel's grace period.
 //!
-//! **Readers never wait.** A read is four steps on shared words around the decision: load the turn,
-//! arrive (one `fetch_add`), load which slot is active, ..., depart (one `fetch_sub`). No step is
-//! ever repeated, whatever writers do. The decision between them is at most five loads. Arrivals
-//! are counted in stripes of one cache line, chosen by vCPU number, so that the vCPUs of a small VM
-//! do not write to each other's lines.
+//! **Readers never wait.** A read takes four steps on shared words besides the decision: load the
+//! turn, arrive (one `fetch_add`), load which slot is active, ..., depart (one `fetch_sub`). A
+//! reader never repeats a step, whatever writers do. The decision itself takes at most five loads.
+//! Arrivals are counted in stripes of one cache line each. A vCPU's number chooses its stripe, so
+//! that the vCPUs of a small VM do not write to each other's lines.
 //!
-//! **Writers wait**, spinning: for the writer before them, and for readers. There are two counters
-//! a stripe, and readers arrive at the one whose turn it is. A writer waits for the idle one
-//! (stragglers only: those that loaded the turn before it last changed), changes the turn, and
-//! waits for the other, at which nobody arrives any more but stragglers. So it waits for each
-//! reader at most twice, and a stream of new readers cannot hold it up. The turn is for progress
-//! only: nothing below relies on which counter a reader arrived at.
+//! **Writers wait**, spinning: for the writer before them, and for readers. Each stripe has two
+//! counters, and readers arrive at the counter whose turn it is. A writer first waits for the
+//! readers at the idle counter, which are all stragglers: they loaded the turn before it last
+//! changed. Then the writer changes the turn and waits for the other counter, at which from then on
+//! only stragglers arrive. So a writer waits for each reader at most twice, and a stream of new
+//! readers cannot delay the writer. The turn only ensures progress: nothing below relies on which
+//! counter a reader arrived at.
 //!
 //! **Memory.** 2 x 86 KiB a VM for the slots and 1 KiB for the stripes.
 //!
-//! **Why the orderings suffice.** Let a writer have made a slot active (release) and then looked at
-//! a counter with a read-modify-write that found 0. A reader's arrival at that counter is a
-//! read-modify-write too, so one of the two comes first:
-//! - the arrival. Then, for the writer to find 0, the departure came before it as well. A
-//!   departure releases and the writer's look acquires, so all that the reader loaded from the slot
-//!   it loaded before the writer's next store.
-//! - the look. It releases and the arrival acquires, so the reader's load of the active slot, which
-//!   follows, finds this publication or a later one: never the old content, whose slot is filled
-//!   next.
+//! **Why the orderings suffice.** Suppose that a writer has made a slot active (release), and has
+//! then looked at a counter with a read-modify-write that found 0. A reader's arrival at that
+//! counter is a read-modify-write too, so one of the two comes first:
+//! - The arrival comes first. Then the departure also came before the look, because the writer
+//!   found 0. The departure releases and the look acquires, so the reader finished all its loads
+//!   from the slot before the writer's next store.
+//! - The look comes first. The look releases and the arrival acquires, so the reader's load of the
+//!   active slot, which follows the arrival, finds this publication or a later one. The reader
+//!   never finds the old content, whose slot is filled next.
 //!
-//! Fills are relaxed stores: the release that makes the slot active, and its acquiring load, carry
-//! them. Plain loads of the counters would not do without `SeqCst` fences, as the store of the
-//! active slot could pass them. The model tests in `publish/model.rs` run all of this under loom.
+//! Fills are relaxed stores: the release that makes the slot active, and the acquiring load of the
+//! active slot, order them. Plain loads of the counters would need `SeqCst` fences, because the
+//! store of the active slot could pass them. The model tests in `publish/model.rs` run all of this
+//! under loom.
 
 #[cfg(not(all(test, loom)))]
 pub(crate) use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -42,20 +44,21 @@ pub(crate) use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 #[cfg(not(all(test, loom)))]
 use core::hint::spin_loop;
-// Under loom a thread that waits has to let the others run.
+// Under loom a thread that waits has to let the other threads run.
 #[cfg(all(test, loom))]
 use loom::thread::yield_now as spin_loop;
 
-/// Words that threads share, replaced as a whole.
+/// A set of words that threads share, replaced as a whole.
 pub(crate) trait Slot {
-    /// What replaces them.
+    /// The type of a new content for the words.
     type Content;
 
-    /// Replaces all words a reader may look at, by relaxed stores. No reader is looking.
+    /// Replaces all words that a reader may look at, by relaxed stores. No reader may be in the
+    /// slot.
     fn fill(&self, content: &Self::Content);
 }
 
-/// Two slots, and who is looking at them.
+/// Two slots, and the counters of the readers in them.
 pub(crate) struct LeftRight<S, const STRIPES: usize> {
     slots: [S; 2],
     /// The slot that readers use.
@@ -66,12 +69,12 @@ pub(crate) struct LeftRight<S, const STRIPES: usize> {
     writers: Lock,
 }
 
-/// Counts of the readers that have arrived and not departed, by turn.
+/// The readers that have arrived and not departed, counted for each turn.
 #[repr(align(64))]
 struct Stripe([AtomicUsize; 2]);
 
 impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
-    /// Readers find the first slot until something is published.
+    /// Creates the pair. Readers find the first slot until something is published.
     pub(crate) fn new(slots: [S; 2]) -> Self {
         let none = || AtomicUsize::new(0);
         Self {
@@ -83,8 +86,11 @@ impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
         }
     }
 
-    /// What `look` makes of the active slot, which does not change while it looks. `reader` picks
-    /// the stripe; any number is right, and different ones are faster.
+    /// Returns the result of `look` on the active slot, whose content does not change during the
+    /// call.
+    ///
+    /// `reader` picks the stripe. Any number is correct; different numbers for different readers
+    /// are faster.
     #[inline]
     pub(crate) fn read<T>(&self, reader: usize, look: impl FnOnce(&S) -> T) -> T {
         let turn = self.turn.load(Ordering::Relaxed);
@@ -92,8 +98,8 @@ impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
         look(&self.slots[self.active.load(Ordering::Acquire)])
     }
 
-    /// Replaces what readers find. On return all reads that begin find `content`, and none that
-    /// found what was there before is still at it.
+    /// Replaces the content that readers find. After the return, all reads that begin find
+    /// `content`, and no read of the old content is still running.
     pub(crate) fn publish(&self, content: &S::Content) {
         let _writing = self.writers.lock();
         let fresh = 1 - self.active.load(Ordering::Relaxed);
@@ -106,8 +112,9 @@ impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
         self.wait_for_readers(turn);
     }
 
-    /// Until each stripe had a moment without a reader of this turn. They need not be empty at the
-    /// same moment: who arrives at one behind our back finds the fresh slot.
+    /// Waits until each stripe has had a moment without a reader of this turn. The stripes need not
+    /// be empty at the same moment: a reader that arrives at a stripe already checked finds the new
+    /// slot.
     fn wait_for_readers(&self, turn: usize) {
         for stripe in &self.stripes {
             while stripe.0[turn].fetch_add(0, Ordering::AcqRel) != 0 {
@@ -117,7 +124,7 @@ impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
     }
 }
 
-/// A reader that has arrived; dropped, it departs, even if `look` panics.
+/// The visit of a reader that has arrived. Its drop is the departure, even if `look` panics.
 struct Visit<'a>(&'a AtomicUsize);
 
 impl<'a> Visit<'a> {
@@ -135,10 +142,10 @@ impl Drop for Visit<'_> {
     }
 }
 
-/// Lets one writer in at a time: 0 is free, 1 is held.
+/// A lock that lets one writer in at a time: 0 is free, 1 is held.
 struct Lock(AtomicUsize);
 
-/// Dropped, the next writer may enter.
+/// The held lock. Its drop lets the next writer in.
 struct Held<'a>(&'a AtomicUsize);
 
 impl Lock {

@@ -1,13 +1,14 @@
-//! The parts of a filter: up to sixteen ranges, and the default where no range speaks.
+//! The parts of a filter: up to sixteen ranges, and the default action for accesses that no range
+//! covers.
 
 use crate::bitmap::Bitmap;
 use crate::decide::Verdict;
 use crate::msr::{Accesses, MsrIndex};
 
-/// The most ranges one filter has (S1.8).
+/// The largest number of ranges in one filter (S1.8).
 pub const MAX_RANGES: usize = 16;
 
-/// What holds for an access that no range speaks of (S3.4). Reads and writes share it.
+/// The default action: the verdict on reads and writes that no range covers (S3.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DefaultAction {
     /// `KVM_MSR_FILTER_DEFAULT_ALLOW`.
@@ -17,7 +18,7 @@ pub enum DefaultAction {
 }
 
 impl DefaultAction {
-    /// What it says of an access.
+    /// Returns the default action as a verdict.
     #[must_use]
     pub const fn verdict(self) -> Verdict {
         match self {
@@ -45,10 +46,10 @@ pub struct Range {
 }
 
 impl Range {
-    /// The range that starts at `base` and has a bit for each of the next MSRs.
+    /// Creates a range that starts at `base`, with one bit of `bitmap` for each MSR.
     ///
-    /// A range that would reach 2^32 is accepted, as it is by the kernel, and matches nothing
-    /// (S2.6, S3.5); [`Self::end`] tells.
+    /// A range that would reach 2^32 is accepted, as the kernel accepts it, but matches no access
+    /// (S2.6, S3.5); [`Self::end`] is then `None`.
     #[must_use]
     pub const fn new(accesses: Accesses, base: MsrIndex, bitmap: Bitmap) -> Self {
         Self {
@@ -58,26 +59,28 @@ impl Range {
         }
     }
 
-    /// The directions it speaks of.
+    /// The directions that the range covers.
     #[must_use]
     pub const fn accesses(&self) -> Accesses {
         self.accesses
     }
 
-    /// Its first MSR.
+    /// The first MSR of the range.
     #[must_use]
     pub const fn base(&self) -> MsrIndex {
         self.base
     }
 
-    /// Its bits.
+    /// The bitmap of the range.
     #[must_use]
     pub const fn bitmap(&self) -> &Bitmap {
         &self.bitmap
     }
 
-    /// One past its last MSR, or `None` where that is 2^32 or more: then the kernel's 32-bit sum
-    /// wraps and the range matches nothing (S3.5).
+    /// The MSR after the last one of the range.
+    ///
+    /// `None` if that number is 2^32 or more: the kernel's 32-bit sum wraps, and the range matches
+    /// no access (S3.5).
     #[must_use]
     pub const fn end(&self) -> Option<MsrIndex> {
         match self.base.get().checked_add(self.bitmap.count()) {

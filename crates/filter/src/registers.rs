@@ -1,25 +1,26 @@
-//! What lies behind the filter: the registers themselves.
+//! The registers behind the filter.
 
 use alloc::collections::BTreeMap;
 use core::fmt;
 
 use crate::msr::MsrIndex;
 
-/// Who accesses a register. Only a guest is filtered (S4), and registers may let a host do more.
+/// The origin of an access. Only a guest's accesses are filtered (S4). Registers may allow a host
+/// more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// An instruction or an MSR list of the guest.
     Guest,
-    /// `KVM_GET_MSRS`, `KVM_SET_MSRS`.
+    /// `KVM_GET_MSRS` or `KVM_SET_MSRS`.
     Host,
 }
 
-/// A register's own refusal, which is not the filter's.
+/// A fault of the register itself, not of the filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RegisterFault {
-    /// No such register.
+    /// The register does not exist.
     Unknown,
-    /// The register does not take this value, or is not there for this guest.
+    /// The register does not accept the value, or this guest does not have the register.
     Invalid,
 }
 
@@ -36,33 +37,35 @@ impl core::error::Error for RegisterFault {}
 
 /// The registers of one vCPU: a hypervisor's own, or a [`RegisterMap`].
 ///
-/// No method knows of a filter. An access that faults must have had no effect.
+/// The methods do not know the filter. An access that faults must have no effect.
 pub trait Registers {
-    /// The value.
+    /// Reads the register.
     ///
     /// # Errors
-    /// The register is unknown, or cannot be read by `origin`.
+    /// - [`RegisterFault::Unknown`]: the register does not exist.
+    /// - [`RegisterFault::Invalid`]: `origin` cannot read the register.
     fn read(&mut self, index: MsrIndex, origin: Origin) -> Result<u64, RegisterFault>;
 
-    /// Puts `value` there.
+    /// Writes `value` to the register.
     ///
     /// # Errors
-    /// The register is unknown, or does not take `value` from `origin`.
+    /// - [`RegisterFault::Unknown`]: the register does not exist.
+    /// - [`RegisterFault::Invalid`]: the register does not accept `value` from `origin`.
     fn write(&mut self, index: MsrIndex, value: u64, origin: Origin) -> Result<(), RegisterFault>;
 }
 
 /// One register of a [`RegisterMap`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Register {
-    /// What it holds.
+    /// The value of the register.
     pub value: u64,
-    /// The bits that a guest may change. A write that changes another is
-    /// [`RegisterFault::Invalid`]; the host may write what it likes.
+    /// The bits that a guest may change. A guest's write that changes another bit is
+    /// [`RegisterFault::Invalid`]. The host may write any value.
     pub writable: u64,
 }
 
 impl Register {
-    /// One that takes any value.
+    /// Creates a register that accepts any value.
     #[must_use]
     pub const fn new(value: u64) -> Self {
         Self {
@@ -72,8 +75,8 @@ impl Register {
     }
 }
 
-/// Registers that only hold what is written to them: enough for tests, and for a machine that is
-/// nothing but a model.
+/// Registers that only store the values written to them: enough for tests, and for a machine that
+/// is only a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegisterMap(BTreeMap<MsrIndex, Register>);
 

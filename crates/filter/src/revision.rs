@@ -1,54 +1,55 @@
-//! The two behaviours this crate knows, and the table of everything in which they differ.
+//! The two revisions of the filter that this crate knows, and the table of all their differences.
 
 use crate::msr::{MsrIndex, X2APIC};
 
-/// Whose behaviour.
+/// The version of KVM whose behaviour is followed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Revision {
-    /// What Linux runs today.
+    /// The behaviour of current Linux.
     #[default]
     Mainline,
-    /// The patch "[PATCH v6 6/7] KVM: x86: Introduce MSR filtering" of 2 September 2020 as posted.
+    /// The behaviour of the patch "[PATCH v6 6/7] KVM: x86: Introduce MSR filtering" of 2 September
+    /// 2020, as posted.
     V6,
 }
 
-/// What guests see of a filter while it is being set (S2.7).
+/// The steps of a set call that guests can see (S2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publication {
-    /// The whole of it at the end, or nothing.
+    /// Guests see the whole new filter at the end, or no change.
     Whole,
-    /// The old one torn down, then the new one as it grows.
+    /// Guests see the old filter torn down, then the new one after each range.
     Stepwise,
 }
 
-/// What of a range is checked first (S2.4).
+/// The order of the checks of a range (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RangeChecks {
-    /// Its flags, then the size of its bitmap, then the copy.
+    /// The flags, then the size of the bitmap, then the copy.
     FlagsFirst,
-    /// The size, the copy, then the flags.
+    /// The size of the bitmap, the copy, then the flags.
     BitmapFirst,
 }
 
-/// Where the guest is when an exit was answered with an error (S5.4).
+/// The position of the guest after an exit was answered with an error (S5.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// At the instruction, as a fault is.
+    /// At the instruction, as for a fault.
     AtInstruction,
-    /// Past it: the handler sees the wrong address.
+    /// Past the instruction: the guest's handler sees the wrong address.
     PastInstruction,
 }
 
 impl Revision {
-    /// Both.
+    /// Both revisions.
     pub const ALL: [Self; 2] = [Self::Mainline, Self::V6];
 
-    /// Callers with pointers of 32 bits have a form of the call that sets a filter (S1.6).
+    /// Returns true if callers with 32-bit pointers can set a filter (S1.6).
     pub(crate) const fn has_call_for_32_bit_callers(self) -> bool {
         matches!(self, Self::Mainline)
     }
 
-    /// The bits that a filter's flags may have (S2.2): on mainline, that of default deny.
+    /// The bits that a filter's flags may have (S2.2). On mainline that is the bit of default deny.
     pub(crate) const fn accepted_flags(self) -> u32 {
         match self {
             Self::Mainline => 1,
@@ -56,17 +57,18 @@ impl Revision {
         }
     }
 
-    /// Default deny with nothing but empty ranges is EINVAL (S2.3).
+    /// Returns true if a default of deny with no range, or only empty ranges, is EINVAL (S2.3).
     pub(crate) const fn refuses_deny_without_ranges(self) -> bool {
         matches!(self, Self::Mainline)
     }
 
-    /// Without ranges everything is allowed, whatever the default (S2.3).
+    /// Returns true if a filter without ranges allows everything, whatever its default action
+    /// (S2.3).
     pub(crate) const fn ignores_default_without_ranges(self) -> bool {
         matches!(self, Self::V6)
     }
 
-    /// The order in which a range is checked (S2.4).
+    /// The order in which the parts of a range are checked (S2.4).
     pub(crate) const fn range_checks(self) -> RangeChecks {
         match self {
             Self::Mainline => RangeChecks::FlagsFirst,
@@ -74,7 +76,7 @@ impl Revision {
         }
     }
 
-    /// What guests see of a filter while it is being set (S2.7).
+    /// The steps of a set call that guests can see (S2.7).
     pub(crate) const fn publication(self) -> Publication {
         match self {
             Self::Mainline => Publication::Whole,
@@ -82,7 +84,7 @@ impl Revision {
         }
     }
 
-    /// No filter reaches this MSR, whatever it says (S3.1).
+    /// Returns true if no filter covers this MSR (S3.1).
     pub(crate) fn exempts(self, index: MsrIndex) -> bool {
         match self {
             Self::Mainline => X2APIC.contains(&index),
@@ -106,9 +108,9 @@ impl Revision {
         }
     }
 
-    /// Capabilities that have nothing to do with MSRs and answer 1, for which a probe with the
-    /// other revision's numbers takes its own (S1.10). Whether 185 answers 1 depends on the host;
-    /// here it does, as the worst for such a probe.
+    /// The capabilities that have nothing to do with MSRs but answer 1 (S1.10). A probe with the
+    /// other revision's numbers mistakes them for its own. On a real host the answer for 185
+    /// varies; here it is 1, the worst case for such a probe.
     pub(crate) const fn impostors(self) -> &'static [u32] {
         match self {
             Self::Mainline => &[184, 185],
@@ -116,8 +118,8 @@ impl Revision {
         }
     }
 
-    /// The bit of the exit reason UNKNOWN, if there is such a reason (S1.4). Without it an access
-    /// of an unknown MSR fails as an invalid one (S5.1).
+    /// The bit of the exit reason UNKNOWN, or `None` if the revision does not have the reason
+    /// (S1.4). Without it, an access to an unknown MSR has the reason INVAL (S5.1).
     pub(crate) const fn unknown_reason_bit(self) -> Option<u32> {
         match self {
             Self::Mainline => Some(2),
@@ -157,7 +159,7 @@ impl Revision {
         }
     }
 
-    /// Where the guest is when an exit was answered with an error (S5.4).
+    /// The position of the guest after an exit was answered with an error (S5.4).
     pub(crate) const fn refused(self) -> Refused {
         match self {
             Self::Mainline => Refused::AtInstruction,

@@ -1,4 +1,5 @@
-//! `KVM_X86_SET_MSR_FILTER`: from the caller's memory to the filters that become visible (S2).
+//! `KVM_X86_SET_MSR_FILTER`: from the struct in the caller's memory to the filters that become
+//! visible (S2).
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -12,7 +13,7 @@ use crate::msr::{Accesses, MsrIndex};
 use crate::range::{DefaultAction, Range};
 use crate::revision::{Publication, RangeChecks, Revision};
 
-/// One call and what came of it.
+/// One set call and its result.
 ///
 /// ```
 /// use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
@@ -41,48 +42,48 @@ pub struct SetCall {
     result: Result<(), SetError>,
 }
 
-/// Why the call failed.
+/// The reason for which the call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SetError {
-    /// This revision has no form of the call for 32-bit callers (S1.6).
+    /// v6 has no call for 32-bit callers (S1.6).
     NoSuchCall,
     /// The struct at this address cannot be read (S2.1).
     Unreadable(UserAddress),
-    /// The filter's flags, which have bits that mean nothing (S2.2).
+    /// The filter's flags, which this variant holds, have unknown bits (S2.2).
     UnknownFlags(u32),
-    /// The ranges are fine each, but make no filter (S2.3).
+    /// Each range is valid, but the ranges and the default action make no filter (S2.3).
     NoFilter(FilterError),
-    /// The first bad range (S2.4).
+    /// A range is invalid (S2.4). This is the first invalid one.
     Range {
-        /// Its place in the struct.
+        /// The range's position in the struct.
         slot: Slot,
-        /// What is bad about it.
+        /// The reason for which the range is refused.
         why: RangeError,
     },
 }
 
-/// Why a range was refused (S2.4).
+/// The reason for which a range was refused (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RangeError {
-    /// Its flags, which have bits that mean nothing.
+    /// The range's flags, which this variant holds, have unknown bits.
     UnknownFlags(u32),
-    /// Neither READ nor WRITE.
+    /// The flags are 0: neither READ nor WRITE is set.
     NoFlags,
-    /// It has more MSRs than a bitmap.
+    /// The range has more MSRs than a bitmap can have.
     Bitmap(BitmapError),
-    /// The bitmap cannot be read, all its whole words.
+    /// The bitmap, in whole words, cannot be read.
     Unreadable {
-        /// Where it begins.
+        /// The address of the bitmap.
         bitmap: UserAddress,
-        /// How many bytes of it are read.
+        /// The number of bytes that the kernel reads.
         bytes: usize,
     },
 }
 
 impl SetError {
-    /// What `ioctl(2)` sets `errno` to.
+    /// The `errno` that `ioctl(2)` sets for this error.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -96,7 +97,7 @@ impl SetError {
         }
     }
 
-    /// The range to blame, if it is one.
+    /// The position of the invalid range, if the error is about one range.
     #[must_use]
     pub const fn slot(&self) -> Option<Slot> {
         match self {
@@ -145,7 +146,8 @@ impl fmt::Display for RangeError {
 impl core::error::Error for RangeError {}
 
 impl SetCall {
-    /// Makes the call: `argument` is where a caller of this width has its `struct kvm_msr_filter`.
+    /// Handles the call of a caller of this width, whose `struct kvm_msr_filter` is at the address
+    /// `argument`.
     #[must_use]
     pub fn read(
         revision: Revision,
@@ -162,18 +164,19 @@ impl SetCall {
         }
     }
 
-    /// The filters that become visible to guests, one after the other; the last one stays.
+    /// The filters that become visible to guests, one after the other. The last one stays.
     ///
-    /// On mainline one on success, none on failure (S2.7). On v6, unless the call fails before it
-    /// touches anything, first the cleared filter, then the new default without ranges, then one
-    /// more range each time, up to the bad one. If there is any, every vCPU is asked to recompute
-    /// its intercepts, even where the call fails.
+    /// On mainline there is one filter on success and none on failure (S2.7). On v6 there are none
+    /// if the call fails before it touches the old filter. Otherwise there is first the cleared
+    /// filter, then the new default without ranges, then one filter for each added range, up to the
+    /// invalid one. If the slice is not empty, every vCPU is asked to recompute its intercepts,
+    /// even if the call failed.
     #[must_use]
     pub fn published(&self) -> &[Filter] {
         &self.published
     }
 
-    /// What the call returns.
+    /// The result of the call.
     ///
     /// # Errors
     /// The first check of S2 that failed.
@@ -183,7 +186,7 @@ impl SetCall {
 }
 
 impl Request {
-    /// The copy with which the call begins (S2.1).
+    /// Copies and decodes the struct, with which the call begins (S2.1).
     fn read(
         revision: Revision,
         width: CallerWidth,
@@ -202,7 +205,7 @@ impl Request {
     }
 }
 
-/// The filter in the making, and what guests have seen of it.
+/// The filter under construction, and the filters that guests have seen so far.
 struct Publisher {
     revision: Revision,
     default_action: DefaultAction,
@@ -214,7 +217,7 @@ impl Publisher {
     const fn new(revision: Revision) -> Self {
         Self {
             revision,
-            // The cleared filter of v6 allows everything, whatever it has for a default.
+            // v6 clears the filter to one that allows everything, whatever its default action was.
             default_action: DefaultAction::Allow,
             ranges: Vec::new(),
             published: Vec::new(),
@@ -249,7 +252,7 @@ impl Publisher {
         }
     }
 
-    /// A point at which v6 lets guests see what there is.
+    /// Publishes the filter as built so far, on v6 only.
     fn step(&mut self) -> Result<(), SetError> {
         match self.revision.publication() {
             Publication::Whole => Ok(()),
@@ -257,7 +260,8 @@ impl Publisher {
         }
     }
 
-    /// S2.3 needs no look ahead: where all ranges are empty, none of them can fail before this.
+    /// Publishes the filter as built so far. The check of S2.3 can wait until here: if all ranges
+    /// are empty, no range can fail before it.
     fn publish(&mut self) -> Result<(), SetError> {
         let filter = Filter::new(self.revision, self.default_action, self.ranges.clone())
             .map_err(SetError::NoFilter)?;
@@ -267,7 +271,7 @@ impl Publisher {
 }
 
 impl RangeRequest {
-    /// The checks of S2.4 on a range that is not empty, in the revision's order.
+    /// Checks and reads a range that is not empty, in the revision's order of the checks of S2.4.
     fn read(
         &self,
         revision: Revision,

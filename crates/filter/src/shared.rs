@@ -1,4 +1,4 @@
-//! The state that a VM and its vCPUs own together: one filter, one reason mask, the requests to all
+//! The state that a VM and its vCPUs share: one filter, one reason mask, and the requests to all
 //! vCPUs.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -13,21 +13,20 @@ use crate::publish::LeftRight;
 use crate::registers::RegisterFault;
 use crate::revision::Revision;
 
-/// Readers of up to this many vCPUs do not write to each other's cache lines.
+/// The number of vCPUs whose reads do not write to each other's cache lines.
 const STRIPES: usize = 16;
 
-/// What the host does about MSRs that KVM does not know: its module parameter `ignore_msrs`
-/// (S10.1).
+/// The host's handling of MSRs that KVM does not know: the module parameter `ignore_msrs` (S10.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum UnknownMsrs {
     /// `ignore_msrs=0`: the access fails.
     #[default]
     Fail = 0,
-    /// `ignore_msrs=1`: reads give 0, writes are dropped.
+    /// `ignore_msrs=1`: reads return 0, writes are dropped.
     Ignore = 1,
 }
 
-/// A vCPU's place among those of its VM, counted from 0.
+/// A vCPU's number in its VM, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VcpuNumber(u32);
 
@@ -49,13 +48,13 @@ pub(crate) struct Shared {
     vcpus: AtomicU32,
 }
 
-/// How often `MSR_FILTER_CHANGED` was requested of all vCPUs. One that has seen fewer has the
-/// request pending (S6.4).
+/// The number of times that `MSR_FILTER_CHANGED` was requested of all vCPUs. A vCPU that has seen
+/// fewer requests has the request pending (S6.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Changes(u64);
 
 impl Shared {
-    /// The state of a VM without a filter, in which no access exits.
+    /// Creates the state of a VM without a filter, in which no access exits.
     pub(crate) fn new(revision: Revision) -> Self {
         let lookup = Lookup::without_filter(revision);
         let slots = [
@@ -81,18 +80,18 @@ impl Shared {
         VcpuNumber(self.vcpus.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The number of vCPUs that were ever created.
+    /// The number of vCPUs created so far.
     pub(crate) fn vcpus(&self) -> u32 {
         self.vcpus.load(Ordering::Relaxed)
     }
 
-    /// Replaces the filter. On return every check that begins uses `filter`, and none that began
-    /// before still uses the old one.
+    /// Replaces the filter. After the return every check that begins uses `filter`, and no check
+    /// still uses the old one.
     pub(crate) fn publish(&self, filter: &Filter) {
         self.published.publish(filter.lookup());
     }
 
-    /// What `look` makes of the decisions of one filter, whole.
+    /// Returns the result of `look`, which gets the decisions of one filter.
     #[inline]
     pub(crate) fn with_filter<T>(
         &self,
@@ -122,10 +121,11 @@ impl Shared {
         self.unknown_msrs.store(unknown as usize, Ordering::Release);
     }
 
-    /// What a register's fault comes to under the host's `ignore_msrs`: no fault, and the value 0.
+    /// Applies the host's `ignore_msrs` to a register's fault: returns `Ok` if the host ignores the
+    /// fault.
     ///
     /// # Errors
-    /// The fault stands.
+    /// The fault, if the host does not ignore it.
     pub(crate) fn ignore(&self, fault: RegisterFault) -> Result<(), RegisterFault> {
         let ignoring = self.unknown_msrs.load(Ordering::Acquire) == UnknownMsrs::Ignore as usize;
         match fault {
@@ -134,8 +134,8 @@ impl Shared {
         }
     }
 
-    /// Asks all vCPUs, those to come as well, to handle `MSR_FILTER_CHANGED` before their next
-    /// entry. A vCPU that sees the request sees the filter it is about.
+    /// Asks all vCPUs, including future ones, to handle `MSR_FILTER_CHANGED` before their next
+    /// entry. A vCPU that sees the request also sees the filter that caused it.
     pub(crate) fn request_recompute(&self) {
         self.changes.fetch_add(1, Ordering::Release);
     }

@@ -1,4 +1,4 @@
-//! A vCPU: the little of one that RDMSR and WRMSR can see, and what `KVM_RUN` does with it.
+//! A vCPU: the part of its state that RDMSR and WRMSR can see, and the effects of `KVM_RUN` on it.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -24,13 +24,13 @@ pub struct Gprs {
     pub rcx: u64,
     /// The upper half of the value, in its lower 32 bits.
     pub rdx: u64,
-    /// The address of the next instruction.
+    /// The address of the instruction to execute next.
     pub rip: u64,
 }
 
 impl Gprs {
-    /// Where a reset vCPU starts, within its code segment (SDM volume 3, "Processor State After
-    /// Reset").
+    /// The state after a reset, with the instruction pointer relative to the code segment (SDM
+    /// volume 3, "Processor State After Reset").
     pub const RESET: Self = Self {
         rax: 0,
         rcx: 0,
@@ -38,19 +38,20 @@ impl Gprs {
         rip: 0xfff0,
     };
 
-    /// The register that ECX names.
+    /// The MSR that ECX names.
     #[must_use]
     pub const fn index(&self) -> MsrIndex {
         MsrIndex::new(low(self.rcx))
     }
 
-    /// EDX:EAX.
+    /// The value in EDX:EAX.
     #[must_use]
     pub const fn value(&self) -> u64 {
         (low(self.rdx) as u64) << 32 | low(self.rax) as u64
     }
 
-    /// These with a value in EDX:EAX, the upper halves of both registers cleared, as RDMSR does.
+    /// Returns the registers with `value` in EDX:EAX and the upper halves of both registers
+    /// cleared, as after RDMSR.
     #[must_use]
     pub const fn with_value(self, value: u64) -> Self {
         Self {
@@ -69,23 +70,23 @@ const fn low(register: u64) -> u32 {
     register as u32
 }
 
-/// What the guest's code is allowed to do.
+/// The privilege level of the guest's code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Privilege {
     /// CPL 0.
     #[default]
     Kernel,
-    /// CPL 1 to 3: RDMSR and WRMSR are #GP before any filter (S4).
+    /// CPL 1 to 3: RDMSR and WRMSR are #GP before the filter is asked (S4).
     User,
 }
 
-/// `KVM_GUESTDBG_SINGLESTEP`.
+/// The state of `KVM_GUESTDBG_SINGLESTEP`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SingleStep {
-    /// The guest runs on after an instruction.
+    /// The guest continues after an instruction.
     #[default]
     Off,
-    /// `KVM_RUN` returns after each one.
+    /// `KVM_RUN` returns after each instruction.
     On,
 }
 
@@ -97,14 +98,15 @@ enum Queued {
     GeneralProtection,
 }
 
-/// An exit that no `KVM_RUN` has completed yet, and the answer as it stands in `kvm_run`.
+/// An exit that no `KVM_RUN` has completed yet, and the reply that `kvm_run` holds for it.
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     exit: Exit,
     reply: Reply,
 }
 
-/// What a vCPU takes to another host, its MSRs aside: those are read with [`Vcpu::host_read`].
+/// The state that a vCPU takes to another host, without its MSRs. Those are read with
+/// [`Vcpu::host_read`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedVcpu {
     gprs: Gprs,
@@ -112,8 +114,8 @@ pub struct SavedVcpu {
     queued: Queued,
 }
 
-/// The vCPU has an exit pending, whose completion is no state that could be saved (S5.6). Complete
-/// it with [`Vcpu::run_immediate_exit`] first.
+/// An error for a vCPU with a pending exit, which cannot be part of a saved state (S5.6). Complete
+/// the exit with [`Vcpu::run_immediate_exit`] first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExitPending(pub Exit);
 
@@ -128,7 +130,7 @@ impl core::error::Error for ExitPending {}
 
 /// A vCPU of a [`Vm`](crate::Vm), owned by the thread that runs it.
 ///
-/// It keeps its VM's filter alive: dropping the VM first is fine (S7).
+/// The vCPU keeps the VM's filter alive: the VM may be dropped first (S7).
 pub struct Vcpu<R> {
     shared: Arc<Shared>,
     number: VcpuNumber,
@@ -139,7 +141,7 @@ pub struct Vcpu<R> {
     pending: Option<Pending>,
     queued: Queued,
     intercepts: Intercepts,
-    /// The requests handled so far.
+    /// The number of requests handled so far.
     seen: Changes,
 }
 
@@ -160,84 +162,92 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// Its place in the VM.
+    /// The vCPU's number in the VM.
     #[must_use]
     pub const fn number(&self) -> VcpuNumber {
         self.number
     }
 
-    /// `KVM_GET_REGS`.
+    /// The general registers, as `KVM_GET_REGS` returns them.
     #[must_use]
     pub const fn gprs(&self) -> Gprs {
         self.gprs
     }
 
-    /// `KVM_SET_REGS`. Cancels a queued #GP, so that an exit can be rewound (S5.8); does not touch
-    /// a pending exit (S5.5).
+    /// Handles `KVM_SET_REGS`.
+    ///
+    /// The call cancels a queued #GP, so that an exit can be rewound (S5.8). It leaves a pending
+    /// exit as it is (S5.5).
     pub const fn set_gprs(&mut self, gprs: Gprs) {
         self.gprs = gprs;
         self.queued = Queued::Nothing;
     }
 
-    /// Puts the guest's code at CPL 0 or above it.
+    /// Sets the privilege level of the guest's code.
     pub const fn set_privilege(&mut self, privilege: Privilege) {
         self.privilege = privilege;
     }
 
-    /// `KVM_SET_GUEST_DEBUG`.
+    /// Handles `KVM_SET_GUEST_DEBUG`.
     pub const fn set_single_step(&mut self, single_step: SingleStep) {
         self.single_step = single_step;
     }
 
-    /// The exit that the next `KVM_RUN` completes.
+    /// The exit that the next `KVM_RUN` completes, if one is pending.
     #[must_use]
     pub fn pending_exit(&self) -> Option<Exit> {
         self.pending.map(|pending| pending.exit)
     }
 
-    /// Writes the answer to the pending exit into `kvm_run`, where the next `KVM_RUN` finds it; the
-    /// last one counts. Without a pending exit nobody reads it.
+    /// Writes the reply to the pending exit into `kvm_run`, where the next `KVM_RUN` finds it.
+    ///
+    /// If called more than once, the last reply counts. Without a pending exit the call has no
+    /// effect.
     pub const fn reply(&mut self, reply: Reply) {
         if let Some(pending) = &mut self.pending {
             pending.reply = reply;
         }
     }
 
-    /// What the VM's filter says of this access now. A fixed number of steps, whatever setters do.
+    /// Returns the decision of the VM's current filter on this access. The number of steps is
+    /// fixed, whatever setters do.
     #[must_use]
     pub fn decide(&self, index: MsrIndex, access: Access) -> Decision {
         self.shared.decide(self.number, index, access)
     }
 
-    /// `KVM_GET_MSRS` of one register: not filtered (S4).
+    /// Reads one register as `KVM_GET_MSRS` does: the filter is not asked (S4).
     ///
     /// # Errors
-    /// The register's own. The ioctl returns how many it read before.
+    /// The fault of the register. In KVM the ioctl then returns the number of registers it read
+    /// before this one.
     pub fn host_read(&mut self, index: MsrIndex) -> Result<u64, RegisterFault> {
         self.read(index, Origin::Host)
     }
 
-    /// `KVM_SET_MSRS` of one register: not filtered (S4).
+    /// Writes one register as `KVM_SET_MSRS` does: the filter is not asked (S4).
     ///
     /// # Errors
-    /// The register's own. The ioctl returns how many it wrote before.
+    /// The fault of the register. In KVM the ioctl then returns the number of registers it wrote
+    /// before this one.
     pub fn host_write(&mut self, index: MsrIndex, value: u64) -> Result<(), RegisterFault> {
         self.write(index, value, Origin::Host)
     }
 
-    /// INIT, or a reset by the VMM: the guest starts anew, with no exception queued. The VM's
-    /// filter and mask stay (S10.4), so does a pending exit, which the next `KVM_RUN` still
-    /// completes.
+    /// Resets the vCPU, by INIT or by the VMM: the guest starts again, with no exception queued.
+    ///
+    /// The VM's filter and mask stay (S10.4). A pending exit stays too, and the next `KVM_RUN`
+    /// completes it.
     pub const fn reset(&mut self) {
         self.gprs = Gprs::RESET;
         self.privilege = Privilege::Kernel;
         self.queued = Queued::Nothing;
     }
 
-    /// What another vCPU needs to go on where this one stands.
+    /// Returns the state with which another vCPU can continue.
     ///
     /// # Errors
-    /// An exit is pending (S5.6).
+    /// [`ExitPending`] if an exit is pending (S5.6).
     pub const fn save(&self) -> Result<SavedVcpu, ExitPending> {
         match self.pending {
             Some(pending) => Err(ExitPending(pending.exit)),
@@ -249,10 +259,10 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// Goes on where another vCPU stood.
+    /// Takes over the state of another vCPU.
     ///
     /// # Errors
-    /// An exit is pending here, which would be completed on top of the restored state.
+    /// [`ExitPending`] if an exit is pending here: its completion would change the restored state.
     pub const fn restore(&mut self, saved: SavedVcpu) -> Result<(), ExitPending> {
         if let Some(pending) = self.pending {
             return Err(ExitPending(pending.exit));
@@ -263,14 +273,16 @@ impl<R: Registers> Vcpu<R> {
         Ok(())
     }
 
-    /// A guest's read, past the hardware's intercepts: the filter first, then the register (S5.1).
+    /// Reads a register for a guest whose access left guest mode: the filter first, then the
+    /// register (S5.1).
     fn guest_read(&mut self, index: MsrIndex) -> Result<u64, ExitReason> {
         self.ask(index, Access::Read)?;
         self.read(index, Origin::Guest)
             .map_err(|fault| ExitReason::of(fault, self.shared.revision()))
     }
 
-    /// A guest's write, likewise.
+    /// Writes a register for a guest whose access left guest mode: the filter first, then the
+    /// register.
     fn guest_write(&mut self, index: MsrIndex, value: u64) -> Result<(), ExitReason> {
         self.ask(index, Access::Write)?;
         self.write(index, value, Origin::Guest)
@@ -284,7 +296,7 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// The register, under the host's `ignore_msrs` (S10.1).
+    /// Reads a register. The host's `ignore_msrs` may turn a fault into the value 0 (S10.1).
     fn read(&mut self, index: MsrIndex, origin: Origin) -> Result<u64, RegisterFault> {
         self.registers
             .read(index, origin)

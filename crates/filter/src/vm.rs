@@ -19,9 +19,9 @@ mod capability;
 
 /// A VM that treats MSRs as KVM's do.
 ///
-/// All methods take `&self`: the VM may be reconfigured from any thread while its vCPUs run on
-/// others, and none of them waits (see `publish.rs` for how). The VM's filter lives as long as the
-/// last of its vCPUs, whatever is dropped first (S7).
+/// All methods take `&self`: any thread may reconfigure the VM while its vCPUs run on other
+/// threads, and no vCPU waits for it (`publish.rs` explains how). The filter lives until the VM and
+/// all its vCPUs are dropped, in whichever order (S7).
 ///
 /// ```
 /// use msrgate_filter::*;
@@ -52,12 +52,12 @@ pub struct Vm {
     shared: Arc<Shared>,
 }
 
-/// A filter that follows the rules of another revision than the VM.
+/// An error for a filter that was made for another revision than the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForeignFilter {
     /// The VM's revision.
     pub vm: Revision,
-    /// The filter's.
+    /// The filter's revision.
     pub filter: Revision,
 }
 
@@ -71,7 +71,8 @@ impl fmt::Display for ForeignFilter {
 impl core::error::Error for ForeignFilter {}
 
 impl Vm {
-    /// A VM without a filter, in which no access exits. It takes 174 KiB (see `publish.rs`).
+    /// Creates a VM without a filter, in which no access exits. It takes 174 KiB (see
+    /// `publish.rs`).
     #[must_use]
     pub fn new(revision: Revision) -> Self {
         Self {
@@ -79,13 +80,13 @@ impl Vm {
         }
     }
 
-    /// Whose behaviour it has.
+    /// The revision of KVM that the VM behaves like.
     #[must_use]
     pub fn revision(&self) -> Revision {
         self.shared.revision()
     }
 
-    /// `KVM_CHECK_EXTENSION` (S1.1, S1.2, S1.10).
+    /// Answers `KVM_CHECK_EXTENSION` (S1.1, S1.2, S1.10).
     #[must_use]
     pub fn check_extension(&self, capability: Capability) -> Extension {
         let revision = self.revision();
@@ -99,11 +100,13 @@ impl Vm {
         }
     }
 
-    /// `KVM_ENABLE_CAP` with `argument` in `args[0]` (S1.9). Only the one of the reason mask can be
-    /// enabled; the filter's merely answers [`Self::check_extension`].
+    /// Handles `KVM_ENABLE_CAP` with `argument` in `args[0]` (S1.9).
+    ///
+    /// Only the capability of the reason mask can be enabled. The capability of the filter only
+    /// answers [`Self::check_extension`].
     ///
     /// # Errors
-    /// EINVAL for any other capability, and for a mask with bits that mainline does not know.
+    /// `EINVAL` for any other capability, and for a mask with bits that mainline does not know.
     pub fn enable_cap(&self, capability: Capability, argument: u64) -> Result<(), Errno> {
         if capability != Capability::user_space_msr(self.revision()) {
             return Err(Errno::Einval);
@@ -113,25 +116,30 @@ impl Vm {
         Ok(())
     }
 
-    /// Makes accesses that fail for these reasons exit, from the next one on. Have `Filter` in it
-    /// before a filter is set and until it is gone: what is refused in between is #GP (S7).
+    /// Sets the reason mask: from the next access on, accesses that fail for one of these reasons
+    /// exit.
+    ///
+    /// A VMM should include `Filter` in the mask before it sets a filter, and keep it there until
+    /// the filter is gone. Without `Filter` in the mask, a refused access is #GP (S7).
     pub fn set_reasons(&self, mask: ReasonMask) {
         self.shared.set_reasons(mask);
     }
 
-    /// Plays the host's administrator (S10.1).
+    /// Sets the host's `ignore_msrs` parameter, as an administrator does (S10.1).
     pub fn set_unknown_msrs(&self, unknown: UnknownMsrs) {
         self.shared.set_unknown_msrs(unknown);
     }
 
-    /// `KVM_X86_SET_MSR_FILTER` by a caller of this width, whose argument lies at `argument` (S2).
+    /// Handles `KVM_X86_SET_MSR_FILTER` for a caller of this width, whose struct is at `argument`
+    /// (S2).
     ///
-    /// On return every check that begins uses the new filter, and none that began before still uses
-    /// the old one. On mainline a failure changes nothing; on v6 it leaves what was built up to
-    /// then (S2.7). Allocates; waits for other setters and for readers.
+    /// After the return every check that begins uses the new filter, and no check still uses the
+    /// old one. On mainline a failed call changes nothing. On v6 a failed call leaves the filter as
+    /// built up to the failure (S2.7). The call allocates, and waits for other setters and for
+    /// readers.
     ///
     /// # Errors
-    /// The first check of S2 that failed, with its errno.
+    /// The first check of S2 that fails, with its errno.
     pub fn set_msr_filter(
         &self,
         width: CallerWidth,
@@ -141,11 +149,12 @@ impl Vm {
         self.set_msr_filter_watched(width, memory, argument, |_| ())
     }
 
-    /// [`Self::set_msr_filter`], calling `visible` after each filter that guests get to see on the
-    /// way, before the next one: exactly one on mainline, several on v6 (S7).
+    /// Handles the call as [`Self::set_msr_filter`] does, and calls `visible` with each filter that
+    /// becomes visible to guests, before the next one does. On mainline that is one filter, on v6
+    /// several (S7).
     ///
     /// # Errors
-    /// Those of [`Self::set_msr_filter`].
+    /// The errors of [`Self::set_msr_filter`].
     pub fn set_msr_filter_watched(
         &self,
         width: CallerWidth,
@@ -164,10 +173,12 @@ impl Vm {
         call.result()
     }
 
-    /// Sets a filter that is already validated: one swap, on either revision. Never half done.
+    /// Sets a validated filter in one step, on either revision. Guests never see part of the new
+    /// filter.
     ///
     /// # Errors
-    /// The filter was made for the other revision; nothing has changed.
+    /// [`ForeignFilter`] if the filter was made for the other revision. The VM then keeps its
+    /// filter.
     pub fn set_filter(&self, filter: &Filter) -> Result<(), ForeignFilter> {
         if filter.revision() != self.revision() {
             return Err(ForeignFilter {
@@ -180,8 +191,9 @@ impl Vm {
         Ok(())
     }
 
-    /// `KVM_CREATE_VCPU`: a vCPU with these registers, to be run by one thread. They are numbered
-    /// from 0 in the order of their creation.
+    /// Handles `KVM_CREATE_VCPU`: creates a vCPU with these registers, for one thread to run.
+    ///
+    /// VCPUs are numbered from 0 in the order of their creation.
     #[must_use]
     pub fn create_vcpu<R: Registers>(&self, registers: R) -> Vcpu<R> {
         let number = self.shared.next_vcpu();

@@ -1,4 +1,4 @@
-//! A lookup of atomics, large enough for any filter: one slot of [`publish`](crate::publish).
+//! A lookup of atomic words, large enough for any filter: one slot of [`publish`](crate::publish).
 
 use alloc::boxed::Box;
 
@@ -12,11 +12,11 @@ impl Word for AtomicU64 {
     }
 }
 
-/// Decisions that threads share.
+/// A lookup that threads share.
 pub(crate) type SharedLookup = Lookup<AtomicU64>;
 
 impl SharedLookup {
-    /// A slot that says what `content` does, with room for any other.
+    /// Creates a slot with the decisions of `content` and room for any other content.
     pub(crate) fn holding(content: &Lookup) -> Self {
         let slot = Self {
             multiplier: AtomicU64::new(0),
@@ -32,7 +32,8 @@ impl SharedLookup {
 impl Slot for SharedLookup {
     type Content = Lookup;
 
-    /// Words past the new content's end stay as they are: its table leads to none of them.
+    /// Copies the content. Words past its end stay as they are, because no entry of its table leads
+    /// to them.
     fn fill(&self, content: &Lookup) {
         let store = |to: &AtomicU64, from: &u64| to.store(*from, Ordering::Relaxed);
         store(&self.multiplier, &content.multiplier);

@@ -1,21 +1,21 @@
-//! All interleavings and reorderings that loom has of a few readers and writers, with up to three
-//! preemptions each:
+//! Model tests of publication: all interleavings and reorderings that loom has of a few readers and
+//! writers, with up to three preemptions each. Run them with:
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test -p msrgate-filter --release --lib publish::model
 //! ```
 //!
-//! Without either wait, with one of the two only, with any weaker ordering of `active` or of the
-//! arrival, with a plain load for the look, with the arrival after the load of `active`, or without
-//! the writers' lock, some test here fails. Loom never lets a load see a store that comes later, so
-//! that the release of a departure and the acquire of the look rest on the argument alone.
+//! At least one test here fails after each of these changes: leaving out one wait, or both;
+//! weakening any ordering of `active` or of the arrival; a plain load for the look; the arrival
+//! after the load of `active`; no writers' lock. Loom never lets a load see a later store. So the
+//! release of a departure and the acquire of the look rest on the argument in `publish.rs` alone.
 
 use super::*;
 use loom::model::Builder;
 use loom::sync::Arc;
 use loom::thread;
 
-/// Three words that are equal whenever a reader may look.
+/// Three words, which are equal whenever a reader may look.
 struct Triple([AtomicU64; 3]);
 
 impl Slot for Triple {
@@ -35,7 +35,7 @@ fn published<const STRIPES: usize>() -> Arc<Published<STRIPES>> {
     Arc::new(LeftRight::new([zero(), zero()]))
 }
 
-/// One read, which fails if the words are of two contents.
+/// Reads once, and fails if the words belong to two contents.
 fn whole<const STRIPES: usize>(published: &Published<STRIPES>, reader: usize) -> u64 {
     published.read(reader, |slot| {
         let [first, second, third] = slot.0.each_ref().map(|word| word.load(Ordering::Relaxed));
@@ -69,7 +69,7 @@ fn a_slot_is_not_filled_while_a_reader_is_in_it() {
     });
 }
 
-/// Three publications go through both turns and fill both slots, under a reader of either turn.
+/// Three publications use both turns and fill both slots while a reader of either turn is in one.
 #[test]
 fn a_straggler_is_waited_for_in_later_turns() {
     check(|| {

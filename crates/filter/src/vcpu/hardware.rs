@@ -6,39 +6,39 @@ use crate::decide::Decision;
 use crate::intercept::{PassThrough, SvmMap, VmxBitmap};
 use crate::msr::{Access, MsrIndex};
 
-/// Whose virtualization extension runs the guest.
+/// The virtualization extension that runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hardware {
-    /// Intel's.
+    /// Intel VMX.
     Vmx,
-    /// AMD's.
+    /// AMD SVM.
     Svm,
 }
 
-/// What the processor does with an access.
+/// The processor's handling of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Intercept {
-    /// It leaves guest mode.
+    /// The access leaves guest mode.
     Exits,
-    /// It goes to the register.
+    /// The access goes to the register.
     Passes,
 }
 
-/// Which accesses leave guest mode.
+/// The accesses that leave guest mode.
 pub(super) enum Intercepts {
-    /// All: the hypervisor passes nothing through.
+    /// All accesses: the hypervisor passes nothing through.
     All,
-    /// Those whose bit is 1.
+    /// The accesses whose bit in this bitmap is 1.
     Vmx(Wants, Box<VmxBitmap>),
-    /// Those whose bit is 1.
+    /// The accesses whose bit in this map is 1.
     Svm(Wants, Box<SvmMap>),
 }
 
-/// What the hypervisor would pass through if there were no filter.
+/// The accesses that the hypervisor would pass through if there were no filter.
 type Wants = Box<dyn Fn(MsrIndex, Access) -> PassThrough + Send>;
 
 impl Intercepts {
-    /// The bitmap of this hardware with which every access exits, until it is computed.
+    /// Creates the bitmap of this hardware. Every access exits until the bitmap is computed.
     pub(super) fn new(
         hardware: Hardware,
         wants: impl Fn(MsrIndex, Access) -> PassThrough + Send + 'static,

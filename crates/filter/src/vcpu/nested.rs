@@ -5,39 +5,39 @@ use crate::exit::ExitReason;
 use crate::msr::MsrIndex;
 use crate::registers::Registers;
 
-/// One element of a list that a guest hypervisor made and KVM goes through for it.
+/// One element of an MSR list that a guest hypervisor made and KVM processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListAccess {
-    /// VM-entry or VM-exit MSR load: the value goes to the register.
+    /// An element of a VM-entry or VM-exit MSR-load list: the value goes to the register.
     Load(u64),
-    /// VM-exit MSR store: the register goes to the list.
+    /// An element of a VM-exit MSR-store list: the value of the register goes to the list.
     Store,
 }
 
-/// What became of the element.
+/// The result for one element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListOutcome {
     /// The register holds the value.
     Loaded,
     /// The list gets this value.
     Stored(u64),
-    /// The nested entry or exit fails, whatever the VM's reason mask: this never gets to user space
-    /// as an exit.
+    /// The nested entry or exit fails. The VM's reason mask does not matter: the failure never
+    /// becomes an exit to user space.
     Fails(ListFailure),
 }
 
-/// Why a nested entry or exit fails.
+/// The reason for which a nested entry or exit fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListFailure {
-    /// The register to blame.
+    /// The register whose access failed.
     pub index: MsrIndex,
-    /// What an RDMSR or WRMSR of it would have failed for.
+    /// The reason with which an RDMSR or WRMSR of the register would have failed.
     pub reason: ExitReason,
 }
 
 impl<R: Registers> Vcpu<R> {
-    /// Does what one element of a nested hypervisor's list asks for. The guest made the list, so
-    /// the filter is asked, on both revisions; they differ in what it exempts (S3.1).
+    /// Handles one element of a nested hypervisor's list. The guest made the list, so the filter is
+    /// asked, on both revisions. The revisions differ in the MSRs that are exempt (S3.1).
     pub fn nested_list_access(&mut self, index: MsrIndex, access: ListAccess) -> ListOutcome {
         let result = match access {
             ListAccess::Load(value) => self.guest_write(index, value).map(|()| ListOutcome::Loaded),

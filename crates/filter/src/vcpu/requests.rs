@@ -1,4 +1,4 @@
-//! The request that has a vCPU's intercept bitmaps recomputed (S6.4).
+//! The request to a vCPU to recompute its intercept bitmaps (S6.4).
 
 use super::Vcpu;
 use super::hardware::{Hardware, Intercepts};
@@ -6,9 +6,11 @@ use crate::intercept::PassThrough;
 use crate::msr::{Access, MsrIndex};
 
 impl<R> Vcpu<R> {
-    /// Runs the guest on this hardware, which passes through what `wants` wants and the filter
-    /// allows (S6.3). Without this call every access exits. `wants` must not set a filter: setters
-    /// wait for it.
+    /// Runs the guest on this hardware, which passes an access through if `wants` wants that and
+    /// the filter allows the access (S6.3).
+    ///
+    /// Before the first call every access exits. `wants` must not set a filter: the setter would
+    /// wait for `wants` to return.
     pub fn pass_through(
         &mut self,
         hardware: Hardware,
@@ -18,21 +20,23 @@ impl<R> Vcpu<R> {
         self.recompute();
     }
 
-    /// Whether `MSR_FILTER_CHANGED` waits for the next entry.
+    /// Returns true if `MSR_FILTER_CHANGED` is pending: the vCPU handles the request at its next
+    /// entry.
     #[must_use]
     pub fn is_recompute_pending(&self) -> bool {
         self.seen != self.shared.changes()
     }
 
-    /// What `KVM_RUN` does before each entry.
+    /// Handles the pending request, as `KVM_RUN` does before each entry.
     pub(super) fn handle_requests(&mut self) {
         if self.is_recompute_pending() {
             self.recompute();
         }
     }
 
-    /// From one filter, whole. The request is taken before the filter is looked at, so that one
-    /// published meanwhile is not missed. Setters wait for this, some 50,000 decisions at most.
+    /// Recomputes the intercepts from one filter. The request is marked as handled before the
+    /// filter is read, so that a filter published meanwhile leaves a new request. Setters wait for
+    /// this, for some 50,000 decisions at most.
     fn recompute(&mut self) {
         self.seen = self.shared.changes();
         let intercepts = &mut self.intercepts;

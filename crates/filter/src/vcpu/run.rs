@@ -10,17 +10,17 @@ use crate::revision::Refused;
 /// An instruction that accesses MSRs, two bytes long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Instruction {
-    /// `0f 32`: EDX:EAX = the register that ECX names.
+    /// `0f 32`: reads the MSR that ECX names into EDX:EAX.
     Rdmsr,
-    /// `0f 30`: the other way.
+    /// `0f 30`: writes EDX:EAX to the MSR that ECX names.
     Wrmsr,
 }
 
 impl Instruction {
-    /// Its length in bytes.
+    /// The length of the instruction, in bytes.
     pub const LENGTH: u64 = 2;
 
-    /// Which way it goes.
+    /// The direction of the access.
     #[must_use]
     pub const fn access(self) -> Access {
         match self {
@@ -30,58 +30,59 @@ impl Instruction {
     }
 }
 
-/// Why the vCPU stopped.
+/// The reason for which the vCPU stopped.
 ///
-/// KVM itself would not return to user space after an instruction, nor on a #GP that the guest
-/// handles; the model does, so that its caller can look.
+/// KVM itself does not return to user space after an instruction, or on a #GP that the guest
+/// handles. The model does, so that its caller can look at the vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunExit {
-    /// The instruction is done and RIP past it, be it by KVM or by the completion of an exit.
+    /// The instruction is done and RIP is past it. KVM executed the instruction, or completed its
+    /// exit.
     Retired,
-    /// The guest's handler was called for #GP(0) and finds this address on its stack (S5.7). RIP is
-    /// left there, for the model has no handler.
+    /// The guest's handler was called for #GP(0), with this address on its stack (S5.7). RIP keeps
+    /// the address, because the model has no handler.
     GeneralProtection {
-        /// The address.
+        /// The address on the handler's stack.
         rip: u64,
     },
     /// `KVM_EXIT_X86_RDMSR` or `KVM_EXIT_X86_WRMSR`: RIP is at the instruction and no register has
-    /// changed (S5.3). [`Vcpu::reply`], then run again.
+    /// changed (S5.3). Call [`Vcpu::reply`], then run the vCPU again.
     Msr(Exit),
-    /// `KVM_EXIT_DEBUG`: as `Retired`, under single-step.
+    /// `KVM_EXIT_DEBUG`: the instruction is done, under single-step.
     Debug,
     /// EINTR: `immediate_exit` was set (S5.6).
     Interrupted,
 }
 
-/// How far a `KVM_RUN` came before it executed anything.
+/// The result of `KVM_RUN` up to the guest's next instruction.
 pub enum Entry<'a, R> {
     /// The vCPU is in guest mode.
     Guest(GuestMode<'a, R>),
-    /// There was something to finish first, and this came of it.
+    /// The vCPU had to finish an exit or an exception first, with this outcome.
     Finished(RunExit),
 }
 
-/// A vCPU in guest mode: requests made meanwhile are not seen until it leaves (S7).
+/// A vCPU in guest mode. It does not see requests until it leaves guest mode (S7).
 ///
-/// Dropping this is leaving: what the kick of a request, or any interrupt, does.
+/// Dropping this value leaves guest mode, as the kick of a request or any interrupt does.
 pub struct GuestMode<'a, R> {
     vcpu: &'a mut Vcpu<R>,
 }
 
-/// What one instruction did.
+/// The result of one instruction.
 pub struct Executed<'a, R> {
-    /// Its outcome.
+    /// The outcome of the instruction.
     pub outcome: RunExit,
-    /// The vCPU, if the hardware alone executed the instruction and guest mode was never left.
+    /// The vCPU, if the hardware alone executed the instruction, without leaving guest mode.
     pub still_in_guest: Option<GuestMode<'a, R>>,
 }
 
 impl<R: Registers> Vcpu<R> {
-    /// `KVM_RUN` up to the next thing worth a look, where `instruction` is what the guest has at
-    /// RIP.
+    /// Runs the vCPU as `KVM_RUN` does, with `instruction` as the guest's instruction at RIP, and
+    /// returns the first outcome.
     ///
-    /// A pending exit is completed first (S5.4), and a queued #GP delivered; then that is what is
-    /// returned, and `instruction` does not execute.
+    /// A pending exit is completed first (S5.4), and a queued #GP is delivered. If that has an
+    /// outcome, this call returns it and does not execute `instruction`.
     pub fn run(&mut self, instruction: Instruction) -> RunExit {
         match self.enter() {
             Entry::Guest(guest) => guest.execute(instruction).outcome,
@@ -89,8 +90,11 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// `KVM_RUN` under `immediate_exit`: completes a pending exit and enters no guest (S5.6). It
-    /// gives `Interrupted`, or `Debug` if a completion under single-step comes first (S5.8).
+    /// Runs `KVM_RUN` under `immediate_exit`: completes a pending exit and does not enter the guest
+    /// (S5.6).
+    ///
+    /// Returns [`RunExit::Interrupted`], or [`RunExit::Debug`] if an exit is completed under
+    /// single-step (S5.8).
     pub fn run_immediate_exit(&mut self) -> RunExit {
         match self.complete() {
             Some(RunExit::Debug) => RunExit::Debug,
@@ -98,8 +102,8 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// `KVM_RUN` up to the guest's next instruction: completes a pending exit, handles requests,
-    /// delivers a queued #GP.
+    /// Runs `KVM_RUN` up to the guest's next instruction: completes a pending exit, handles
+    /// requests, delivers a queued #GP.
     pub fn enter(&mut self) -> Entry<'_, R> {
         if let Some(outcome) = self.complete() {
             return Entry::Finished(outcome);
@@ -111,8 +115,8 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// Completes a pending exit as its reply says (S5.4, S5.5). What it comes to, unless the guest
-    /// goes straight on.
+    /// Completes a pending exit by its reply (S5.4, S5.5). Returns the outcome, or `None` if the
+    /// guest continues without one.
     fn complete(&mut self) -> Option<RunExit> {
         let Pending { exit, reply } = self.pending.take()?;
         if reply.error == 0 {
@@ -128,7 +132,7 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// Moves past the instruction.
+    /// Moves RIP past the instruction.
     const fn retire(&mut self) -> RunExit {
         self.gprs.rip = self.gprs.rip.wrapping_add(Instruction::LENGTH);
         match self.single_step {
@@ -141,7 +145,7 @@ impl<R: Registers> Vcpu<R> {
         RunExit::GeneralProtection { rip: self.gprs.rip }
     }
 
-    /// What KVM does with an instruction that exited.
+    /// Emulates an instruction that exited, as KVM does.
     fn emulate(&mut self, instruction: Instruction) -> RunExit {
         let index = self.gprs.index();
         let result = match instruction {
@@ -156,8 +160,8 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// What the processor does with an instruction that does not exit: no filter is asked, no
-    /// reason given, and the host's `ignore_msrs` does not come into it.
+    /// Executes an instruction that does not exit, as the processor does: the filter is not asked,
+    /// a fault has no exit reason, and the host's `ignore_msrs` has no effect.
     fn execute_natively(&mut self, instruction: Instruction) -> RunExit {
         let index = self.gprs.index();
         let result = match instruction {
@@ -176,8 +180,8 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// What comes of a failed access: the one reason exits, or else it is #GP; no other reason is
-    /// tried (S5.2).
+    /// Refuses a failed access. The access exits if its reason is in the mask, else the guest gets
+    /// #GP. No other reason is tried (S5.2).
     fn refuse(&mut self, access: Access, reason: ExitReason) -> RunExit {
         let revision = self.shared.revision();
         if !self.shared.reasons().contains(revision, reason) {
@@ -199,7 +203,7 @@ impl<R: Registers> Vcpu<R> {
 }
 
 impl<'a, R: Registers> GuestMode<'a, R> {
-    /// What the guest's other instructions do to its registers.
+    /// Sets the registers, as other instructions of the guest would.
     pub const fn set_gprs(&mut self, gprs: Gprs) {
         self.vcpu.gprs = gprs;
     }
@@ -230,10 +234,10 @@ impl<'a, R: Registers> GuestMode<'a, R> {
     }
 }
 
-/// Who saw to an instruction.
+/// The executor of an instruction, with the outcome.
 enum Handled {
-    /// The processor.
+    /// The processor executed the instruction.
     Natively(RunExit),
-    /// KVM, for which the vCPU left guest mode.
+    /// KVM executed the instruction, so the vCPU left guest mode.
     ByKvm(RunExit),
 }

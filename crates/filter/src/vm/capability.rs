@@ -1,4 +1,4 @@
-//! What user space may ask a VM about, and switch on (S1).
+//! The capabilities that user space may query and enable (S1).
 
 use crate::revision::Revision;
 
@@ -7,7 +7,7 @@ use crate::revision::Revision;
 pub struct Capability(u32);
 
 impl Capability {
-    /// The capability with this number, known or not.
+    /// Creates the capability with this number, known or not.
     #[must_use]
     pub const fn new(number: u32) -> Self {
         Self(number)
@@ -32,14 +32,14 @@ impl Capability {
     }
 }
 
-/// What `KVM_CHECK_EXTENSION` returns: 0 for no, 1 or more for yes.
+/// The result of `KVM_CHECK_EXTENSION`: 0 if the capability is absent, 1 or more if it is present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Extension(i32);
 
 impl Extension {
-    /// Not there.
+    /// The capability is absent.
     pub const ABSENT: Self = Self(0);
-    /// There, with no more to say.
+    /// The capability is present, without further information.
     pub const PRESENT: Self = Self(1);
 
     /// The number itself.
