@@ -1,8 +1,8 @@
-//! What a decision costs, alone and against a loop over the ranges.
+//! Benchmark of the cost of a decision, alone and against a loop over the ranges.
 //!
-//! A figure is the time of one of many independent decisions in a row, as a hypervisor's bitmaps or
-//! a replay ask for them. `decide` here means the verdict; `…/with-reason` uses the reason too,
-//! which the compiler otherwise leaves out.
+//! A figure is the time of one of many independent decisions in a row, as for recomputing a
+//! hypervisor's bitmaps or for a replay. `decide` means the verdict alone. `…/with-reason` also
+//! uses the reason, which the compiler otherwise leaves out.
 
 use std::hint::black_box;
 use std::io;
@@ -12,19 +12,19 @@ use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, Revision, Verdict, X2APIC,
 };
 
-/// Accesses a run decides.
+/// The number of accesses that one run decides.
 const POINTS: u32 = 1 << 16;
 
 type Point = (MsrIndex, Access);
 
-/// One filter in both forms, and the accesses it is asked about.
+/// One filter in both forms, and the accesses to decide.
 struct Scenario {
     filter: Filter,
     linear: Linear,
     points: Vec<Point>,
 }
 
-/// What the seed keeps of a filter.
+/// The filter as the seed stores it: a list of ranges.
 struct Linear {
     default_action: Verdict,
     ranges: Vec<LinearRange>,
@@ -54,8 +54,8 @@ impl Linear {
         }
     }
 
-    /// One range after the other until one matches, as the seed's code does it; with mainline's
-    /// exemption, as ours.
+    /// Decides as the seed's code does: tries one range after the other until one matches. The
+    /// x2APIC registers are exempt, as on mainline.
     #[inline]
     fn decide(&self, index: MsrIndex, access: Access) -> Verdict {
         if X2APIC.contains(&index) {
@@ -76,7 +76,7 @@ impl Linear {
     }
 }
 
-/// Xorshift: the same accesses at every run.
+/// A Xorshift generator with a fixed seed: every run has the same accesses.
 struct Random(u64);
 
 impl Random {
@@ -87,13 +87,14 @@ impl Random {
         self.0
     }
 
-    /// Below `end`, which is not 0.
+    /// Returns a random number below `end`, which is not 0.
     fn below(&mut self, end: u32) -> u32 {
         u32::try_from(self.next() % u64::from(end)).unwrap_or_default()
     }
 }
 
-/// A filter of random bits: ranges of `count(n)` MSRs that begin in the middle of a page, far apart.
+/// Creates a filter of random bits. The ranges have `count(n)` MSRs, begin in the middle of a page,
+/// and are far apart.
 fn filter(
     number: u32,
     accesses: &[Accesses],
@@ -133,7 +134,7 @@ impl Scenario {
         figures.compare(batch(name), ours, "linear", theirs)
     }
 
-    /// How many of the accesses are allowed.
+    /// Returns the number of accesses that are allowed.
     #[inline]
     fn allowed(&self, decide: impl Fn(MsrIndex, Access) -> Verdict) -> u32 {
         let allowed = |&(index, access): &Point| decide(index, access) as u32;
@@ -148,7 +149,7 @@ fn batch(name: &str) -> Batch<'_> {
     }
 }
 
-/// An MSR of this range.
+/// Returns a random MSR of the range.
 fn inside(range: &Range, random: &mut Random) -> MsrIndex {
     MsrIndex::new(range.base().get() + random.below(range.bitmap().count()))
 }

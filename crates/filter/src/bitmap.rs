@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_whole_words_up_to_0x600_bytes() {
+    fn words_for_counts_whole_words_up_to_0x600_bytes() {
         assert_eq!(Bitmap::words_for(0), Err(BitmapError::Empty));
         assert_eq!(Bitmap::words_for(1), Ok(1));
         assert_eq!(Bitmap::words_for(64), Ok(1));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_past_the_count_do_not_exist() {
+    fn from_words_drops_bits_past_the_count() {
         let bitmap = Bitmap::from_words(3, vec![u64::MAX, u64::MAX]).unwrap();
         assert_eq!(bitmap.words(), [0b111]);
         assert!(bitmap.allows(2));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_starts_at_any_bit() {
+    fn window_starts_at_any_bit() {
         let bitmap = Bitmap::from_fn(200, |offset| offset % 3 == 0).unwrap();
         for offset in 0..260 {
             for bit in 0..64 {

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_guest_changes_writable_bits_only() {
+    fn guest_write_changes_only_writable_bits() {
         let index = MsrIndex::new(0x10);
         let register = Register {
             value: 0xf0,
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_map_lacks_is_unknown_to_everyone() {
+    fn missing_register_is_unknown_to_guest_and_host() {
         let index = MsrIndex::new(0x11);
         let mut map = RegisterMap::default();
         for origin in [Origin::Guest, Origin::Host] {

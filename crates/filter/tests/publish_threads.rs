@@ -1,5 +1,5 @@
-//! S7 on real threads: vCPUs decide while a setter replaces the filter. What loom proves of two
-//! words (`publish/model.rs`), here of whole filters.
+//! S7 on real threads: vCPUs decide while a setter replaces the filter. `publish/model.rs` has loom
+//! prove this for a few words; here the content is a whole filter.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -12,15 +12,15 @@ use msrgate_filter::{
 
 const PUBLICATIONS: usize = 400;
 
-/// A range of full size that decides all its MSRs alike.
+/// Creates a range of full size with one verdict for all its MSRs.
 fn full(base: u32, verdict: Verdict) -> Range {
     let allows = |_| verdict == Verdict::Allow;
     let bitmap = Bitmap::from_fn(Bitmap::MAX_COUNT, allows).expect("the largest there is");
     Range::new(Accesses::Both, MsrIndex::new(base), bitmap)
 }
 
-/// A window in which `verdict` is the verdict, given by the last of `place + 1` ranges. The others
-/// lie where they move the window's pages about.
+/// Creates a filter with `verdict` for a window, in which range number `place` decides. The ranges
+/// before it lie where they change the position of the window's pages.
 fn window(base: u32, verdict: Verdict, place: usize) -> Filter {
     let bases = (1..).map(|number| base ^ number << 24);
     let mut ranges: Vec<_> = bases.take(place).map(|base| full(base, verdict)).collect();
@@ -30,10 +30,10 @@ fn window(base: u32, verdict: Verdict, place: usize) -> Filter {
 
 const BASE: u32 = 0x1234_5678;
 
-/// One filter allows a window by its range 15, the other denies it by its range 3. A decision made
-/// of both would mix verdict and range, or find neither.
+/// One filter allows a window by its range 15, the other denies the window by its range 3. A
+/// decision made from both filters would mix verdict and range, or find neither range.
 #[test]
-fn s7_a_decision_is_of_one_filter() {
+fn s7_decision_uses_one_filter_while_it_is_replaced() {
     let [allowing, denying] = [
         window(BASE, Verdict::Allow, 15),
         window(BASE, Verdict::Deny, 3),
@@ -68,9 +68,10 @@ fn s7_a_decision_is_of_one_filter() {
     });
 }
 
-/// The filters come in the order of the range that decides, so that a vCPU can tell which it saw.
+/// The filters are set in the order of the range that decides, so that a vCPU can tell which filter
+/// it saw.
 #[test]
-fn s7_a_check_that_starts_after_set_returned_uses_the_new_filter() {
+fn s7_check_after_set_uses_new_filter() {
     let filters: Vec<_> = (0..MAX_RANGES)
         .map(|place| window(BASE, Verdict::Deny, place))
         .collect();
@@ -103,7 +104,7 @@ fn s7_a_check_that_starts_after_set_returned_uses_the_new_filter() {
     }
 }
 
-/// MSRs of both ends of both bitmaps' regions.
+/// MSRs at both ends of both regions of the bitmaps.
 const EDGES: [u32; 4] = [0x10, 0x1fff, 0xc000_0080, 0xc000_1fff];
 
 fn at(index: u32) -> Gprs {
@@ -113,7 +114,8 @@ fn at(index: u32) -> Gprs {
     }
 }
 
-/// Reads the MSRs in one stretch of guest mode: how many pass before one exits.
+/// Reads the MSRs without leaving guest mode, and returns the number of reads before the first
+/// exit.
 fn passing(vcpu: &mut Vcpu<RegisterMap>, indices: impl Iterator<Item = u32>) -> usize {
     let Entry::Guest(mut guest) = vcpu.enter() else {
         unreachable!("nothing is ever pending");
@@ -132,10 +134,10 @@ fn passing(vcpu: &mut Vcpu<RegisterMap>, indices: impl Iterator<Item = u32>) -> 
     passed
 }
 
-/// The bitmaps of one filter allow all the MSRs, those of the other none. A stretch in which some
-/// pass and some exit would have bitmaps of both.
+/// The bitmaps of one filter pass all the MSRs, those of the other pass none. If some reads of one
+/// stretch in guest mode pass and some exit, the bitmaps were computed from both filters.
 #[test]
-fn s6_4_bitmaps_are_recomputed_from_one_filter() {
+fn s6_4_recomputed_bitmaps_come_from_one_filter() {
     let all = |default_action| {
         let range = full(0x4000_0000, Verdict::Deny);
         Filter::new(Revision::Mainline, default_action, vec![range]).unwrap()

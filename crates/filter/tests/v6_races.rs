@@ -1,8 +1,9 @@
-//! What was wrong with v6's way of replacing a filter (S7), each beside the same test on mainline,
-//! where it cannot happen: shown on the crate's own VM, whose v6 shows guests what the seed's does.
+//! Races of v6's way of replacing a filter (S7), each beside the same test on mainline, where the
+//! race cannot happen. The tests run on the crate's own VM, which publishes the same steps under v6
+//! as the seed's code does.
 //!
-//! The seed also frees memory twice, and uses what it freed (S7h). Safe code cannot do either, so
-//! no test here shows it.
+//! The seed also frees memory twice, and uses freed memory (S7h). Safe code cannot do either, so no
+//! test here shows it.
 
 use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
 use msrgate_filter::{
@@ -21,8 +22,8 @@ fn one(index: MsrIndex, verdict: Verdict) -> Range {
     Range::new(Accesses::Both, index, bitmap)
 }
 
-/// What a guest's read of `index` meets, before a call that sets the very filter that is set, at
-/// each moment of it, and after it.
+/// Returns the verdicts on a guest's read of `index` while the filter that is set is set again:
+/// before the call, after each step of it, and after it.
 fn during_a_set(filter: &Filter, index: MsrIndex) -> Vec<Verdict> {
     let (argument, bitmaps) = (UserAddress::new(0x1000), UserAddress::new(0x2000));
     let (request, bitmap_bytes) = Request::of(filter, bitmaps);
@@ -49,8 +50,8 @@ fn during_a_set(filter: &Filter, index: MsrIndex) -> Vec<Verdict> {
     seen
 }
 
-/// The old and the new filter deny the MSR. Between the two v6 allows all, twice: when the old
-/// ranges are gone, and when the new default is there but no range yet.
+/// Both the old and the new filter deny the MSR. In between v6 allows everything, twice: after the
+/// old ranges are gone, and after the new default is set but before any range is.
 #[test]
 fn s7_v6_allows_everything_between_clear_and_add() {
     let denies =
@@ -64,8 +65,8 @@ fn s7_v6_allows_everything_between_clear_and_add() {
     assert_eq!(seen, [Deny, Deny, Deny]);
 }
 
-/// The old and the new filter allow the second MSR. After the first range is added, and before the
-/// second, v6 denies it: a guest that does nothing wrong gets #GP.
+/// Both the old and the new filter allow the second MSR. After the first range is added and before
+/// the second, v6 denies that MSR: a guest that does nothing wrong gets #GP.
 #[test]
 fn s7_v6_shows_the_half_built_filter_under_the_new_default() {
     let allows = |revision| {

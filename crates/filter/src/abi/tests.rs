@@ -10,10 +10,10 @@ use crate::msr::MsrIndex;
 use crate::revision::Revision;
 use crate::set::SetCall;
 
-/// S1.6: `_IOW('KVMIO' = 0xAE, 0xc6, size)` is direction 1 (write) in bits 30–31, the size in bits
-/// 16–29, then type and number.
+/// S1.6: in `_IOW('KVMIO' = 0xAE, 0xc6, size)`, bits 30–31 are the direction 1 (write), bits 16–29
+/// are the size, and the type and the number follow.
 #[test]
-fn ioctl_numbers_carry_the_sizes() {
+fn ioctl_number_contains_struct_size() {
     for width in CallerWidth::ALL {
         let size = u32::try_from(width.struct_size()).unwrap();
         assert_eq!(
@@ -25,9 +25,9 @@ fn ioctl_numbers_carry_the_sizes() {
     assert_eq!(CallerWidth::Bits32.struct_size(), 260);
 }
 
-/// S1.7: each field has a value of its own, so that none can stand in for another.
+/// S1.7: each field has a different value, so that a swap of two fields is noticed.
 #[test]
-fn fields_are_where_the_kernel_reads_them() {
+fn encode_puts_fields_where_the_kernel_reads_them() {
     let mut request = Request {
         flags: 0x0403_0201,
         ..Request::default()
@@ -67,7 +67,7 @@ fn fields_are_where_the_kernel_reads_them() {
 }
 
 #[test]
-fn a_struct_of_another_size_is_refused() {
+fn decode_refuses_struct_of_another_size() {
     for width in CallerWidth::ALL {
         let expected = width.struct_size();
         for found in [0, 1, expected - 1, expected + 1] {
@@ -82,7 +82,7 @@ fn a_struct_of_another_size_is_refused() {
 }
 
 #[test]
-fn a_32_bit_caller_has_no_pointer_above_4_gib() {
+fn encode_refuses_pointer_above_4_gib_of_32_bit_caller() {
     let mut request = Request::default();
     request.ranges[3].bitmap = UserAddress::new(u64::from(u32::MAX));
     assert!(request.encode(CallerWidth::Bits32).is_ok());
@@ -96,7 +96,7 @@ fn a_32_bit_caller_has_no_pointer_above_4_gib() {
 }
 
 #[test]
-fn a_segment_is_readable_from_its_first_byte_to_its_last() {
+fn segment_is_readable_only_within_its_bounds() {
     let bytes = [1, 2, 3, 4];
     let start = UserAddress::new(u64::MAX - 7);
     let segment = Segment {
@@ -120,7 +120,7 @@ fn a_segment_is_readable_from_its_first_byte_to_its_last() {
 }
 
 #[test]
-fn bitmaps_are_padded_to_whole_words() {
+fn request_pads_bitmaps_to_whole_words() {
     let range = |count| {
         let bitmap = Bitmap::from_fn(count, |_| true).unwrap();
         Range::new(Accesses::Both, MsrIndex::new(0x10), bitmap)
@@ -149,7 +149,7 @@ fn range_request() -> impl Strategy<Value = RangeRequest> {
     })
 }
 
-/// What is left of the pointers in a 32-bit process.
+/// Returns the request with each pointer cut to the 32 bits of a 32-bit process.
 fn narrowed(mut request: Request) -> Request {
     for range in &mut request.ranges {
         range.bitmap = UserAddress::new(range.bitmap.get() & u64::from(u32::MAX));
@@ -158,7 +158,7 @@ fn narrowed(mut request: Request) -> Request {
 }
 
 proptest! {
-    /// S1.7: any struct, valid or not, comes back from its bytes.
+    /// S1.7: any struct, valid or not, is unchanged after encoding and decoding.
     #[test]
     fn decode_undoes_encode(flags: u32, ranges in prop::array::uniform16(range_request())) {
         let wide = Request { flags, ranges };
@@ -170,16 +170,16 @@ proptest! {
         }
     }
 
-    /// Padding apart, any bytes come back from their struct.
+    /// Any bytes, except for padding, are unchanged after decoding and encoding.
     #[test]
     fn encode_undoes_decode(bytes in prop::collection::vec(any::<u8>(), 260)) {
         let request = Request::decode(&bytes, CallerWidth::Bits32).unwrap();
         prop_assert_eq!(request.encode(CallerWidth::Bits32), Ok(bytes));
     }
 
-    /// A filter handed to the call is the filter that the call sets.
+    /// The call sets the same filter as the one that was encoded.
     #[test]
-    fn a_filter_survives_its_own_bytes(filter in filter()) {
+    fn filter_set_from_its_own_bytes_is_unchanged(filter in filter()) {
         let (struct_at, bitmaps_at) = (UserAddress::new(0x1000), UserAddress::new(0x7fff_f001));
         let (request, bitmaps) = Request::of(&filter, bitmaps_at);
         for width in CallerWidth::ALL {

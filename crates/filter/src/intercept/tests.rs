@@ -13,8 +13,8 @@ use crate::revision::Revision;
 const VMX_BASES: [u32; 2] = [0, 0xc000_0000];
 const SVM_BASES: [u32; 3] = [0, 0xc000_0000, 0xc001_0000];
 
-/// Where the manuals put the bit of an access: written out again, from the layout's description
-/// and not from its table.
+/// The manuals' positions of the bits, written from the description of each layout and not from the
+/// table of the code.
 trait Oracle: Layout {
     const BASES: &[u32];
     fn bit(region: usize, offset: usize, access: Access) -> usize;
@@ -64,7 +64,7 @@ fn computed<L: Layout>(
     map
 }
 
-/// The one access `(index, access)`, as a decision that differs from all others.
+/// Returns decisions that differ for one access: `here` for `wanted`, `elsewhere` for all others.
 fn only(
     wanted: (MsrIndex, Access),
     here: Verdict,
@@ -80,7 +80,7 @@ fn only(
 }
 
 /// S6.1, S6.2: at each edge of each region, in both directions and both polarities, the access has
-/// its own bit, exactly where the manual puts it, and one past the edge has none.
+/// its own bit, exactly where the manual puts it. An access past the edge has no bit.
 fn every_edge_has_its_bit<L: Oracle>() {
     for (region, &base) in L::BASES.iter().enumerate() {
         for (access, offset) in Access::ALL
@@ -113,24 +113,26 @@ fn passing<L: Layout>(map: &InterceptMap<L>) -> usize {
     bytes.iter().map(|byte| byte.count_zeros() as usize).sum()
 }
 
-/// Without the x2APIC registers, which pass because they are wanted.
+/// Returns the number of passing accesses without the x2APIC registers, which pass because they are
+/// wanted.
 fn passing_but_x2apic<L: Layout>(map: &InterceptMap<L>) -> usize {
     passing(map) - 2 * 0x100
 }
 
 #[test]
-fn every_edge_has_its_bit_in_the_vmx_page() {
+fn vmx_region_edges_have_their_bits() {
     every_edge_has_its_bit::<Vmx>();
 }
 
 #[test]
-fn every_edge_has_its_bit_in_the_svm_map() {
+fn svm_region_edges_have_their_bits() {
     every_edge_has_its_bit::<Svm>();
 }
 
-/// S6.1, S6.2: one before a region and one past it always exit, though all that can pass does.
+/// S6.1, S6.2: the MSRs directly before and after a region always exit, even if every access that
+/// can pass does.
 #[test]
-fn what_no_region_covers_exits() {
+fn msr_outside_all_regions_always_exits() {
     let vmx = computed::<Vmx>(want_all, allow_all);
     let svm = computed::<Svm>(want_all, allow_all);
     let outside_of_both = [
@@ -154,9 +156,9 @@ fn what_no_region_covers_exits() {
     }
 }
 
-/// S6.2: the last 2 KiB of the SVM map are ones, and nothing else is when all passes.
+/// S6.2: the last 2 KiB of the SVM map are ones. All other bits are 0 if every access passes.
 #[test]
-fn reserved_bytes_stay_ones() {
+fn svm_reserved_bytes_stay_ones() {
     let map = computed::<Svm>(want_all, allow_all);
     let (used, reserved) = map.as_bytes().split_at(0x1800);
     assert!(used.iter().all(|&byte| byte == 0));
@@ -165,9 +167,9 @@ fn reserved_bytes_stay_ones() {
     assert!(page.as_bytes().iter().all(|&byte| byte == 0));
 }
 
-/// S6.3: both sources have to agree.
+/// S6.3: an access passes only if the hypervisor wants it to and the filter allows it.
 #[test]
-fn passes_only_what_is_wanted_and_allowed() {
+fn recompute_passes_only_wanted_and_allowed_accesses() {
     let index = MsrIndex::new(0x10);
     for wanted in [PassThrough::Wanted, PassThrough::Unwanted] {
         for allowed in [Verdict::Allow, Verdict::Deny] {
@@ -178,9 +180,9 @@ fn passes_only_what_is_wanted_and_allowed() {
     }
 }
 
-/// S6.4: the filter neither opens nor closes an x2APIC register, and is not asked.
+/// S6.4: the filter does not affect x2APIC registers, and `recompute` does not ask it about them.
 #[test]
-fn the_filter_never_drives_x2apic_bits() {
+fn recompute_ignores_the_filter_for_x2apic() {
     let edges = [(0x7ff, true), (0x800, false), (0x8ff, false), (0x900, true)];
     for access in Access::ALL {
         let decide = |index: MsrIndex, _| {
@@ -198,9 +200,9 @@ fn the_filter_never_drives_x2apic_bits() {
     }
 }
 
-/// S6.3: nothing of an earlier computation stays.
+/// S6.3: no bit of an earlier computation remains.
 #[test]
-fn recomputing_forgets() {
+fn recompute_forgets_earlier_bits() {
     let mut map = SvmMap::exit_all();
     map.recompute(want_all, allow_all);
     map.recompute(|_, _| PassThrough::Unwanted, allow_all);
@@ -208,9 +210,9 @@ fn recomputing_forgets() {
     assert_eq!(map, SvmMap::default());
 }
 
-/// The processor takes a physical address with the low 12 bits 0, and reads the bytes from there.
+/// The processor takes a physical address whose low 12 bits are 0, and reads the bytes from there.
 #[test]
-fn maps_are_pages() {
+fn maps_are_page_aligned() {
     assert_eq!(
         (size_of::<VmxBitmap>(), align_of::<VmxBitmap>()),
         (4096, 4096)
@@ -219,7 +221,7 @@ fn maps_are_pages() {
 }
 
 #[test]
-fn debug_counts() {
+fn debug_shows_number_of_passing_accesses() {
     let map = computed::<Vmx>(want_all, allow_all);
     assert_eq!(alloc::format!("{map:?}"), "VmxBitmap(32768 accesses pass)");
 }
@@ -242,7 +244,7 @@ fn wants(seed: u64) -> impl Fn(MsrIndex, Access) -> PassThrough {
     }
 }
 
-/// A filter whose ranges cross the edges of the regions.
+/// Creates a filter whose ranges cross the edges of the regions.
 fn filter(seed: u64) -> Filter {
     let bases = [
         0,
@@ -268,7 +270,7 @@ fn filter(seed: u64) -> Filter {
     Filter::new(Revision::Mainline, DefaultAction::Allow, ranges).unwrap()
 }
 
-/// The whole map, bit by bit, as S6.3 and S6.4 say it.
+/// Computes the whole map bit by bit from the text of S6.3 and S6.4.
 fn oracle<L: Oracle>(wants: impl Fn(MsrIndex, Access) -> PassThrough, filter: &Filter) -> Vec<u8> {
     let mut bytes = InterceptMap::<L>::exit_all().as_bytes().as_ref().to_vec();
     for (region, &base) in L::BASES.iter().enumerate() {
@@ -290,9 +292,9 @@ fn oracle<L: Oracle>(wants: impl Fn(MsrIndex, Access) -> PassThrough, filter: &F
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// S6.1 to S6.4, every bit of both maps.
+    /// S6.1 to S6.4, for every bit of both maps.
     #[test]
-    fn maps_are_what_the_obvious_loop_makes(seed: u64) {
+    fn recompute_matches_obvious_loop(seed: u64) {
         let filter = filter(seed);
         let decide = |index, access| filter.decide(index, access);
         let vmx = computed::<Vmx>(wants(seed), decide);
@@ -301,10 +303,10 @@ proptest! {
         prop_assert!(svm.as_bytes()[..] == oracle::<Svm>(wants(seed), &filter));
     }
 
-    /// S6.5: an access exits under the merged map if it exits under either; and merging with the
+    /// S6.5: an access exits under the merged map if it exits under either map. Merging with the
     /// map of a hypervisor that intercepts nothing changes nothing.
     #[test]
-    fn merging_is_or(one: u64, other: u64) {
+    fn merged_with_intercepts_if_either_map_does(one: u64, other: u64) {
         let level1 = computed::<Svm>(wants(one), allow_all);
         let level0 = computed::<Svm>(wants(other), allow_all);
         let merged = level1.merged_with(&level0);

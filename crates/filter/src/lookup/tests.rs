@@ -4,7 +4,7 @@ use crate::filter::Filter;
 use crate::msr::{Accesses, X2APIC};
 use proptest::prelude::*;
 
-/// S3 word for word, over a list of ranges: slow and obvious.
+/// Decides by the text of S3, with a slow and obvious loop over the ranges.
 fn oracle(filter: &Filter, index: MsrIndex, access: Access) -> Decision {
     if filter.revision() == Revision::Mainline && X2APIC.contains(&index) {
         return Decision {
@@ -68,7 +68,7 @@ fn range() -> impl Strategy<Value = Range> {
     })
 }
 
-/// Any filter that can be set, of either revision.
+/// Generates any filter that can be set, of either revision.
 pub(crate) fn filter() -> impl Strategy<Value = Filter> {
     let revision = prop_oneof![Just(Revision::Mainline), Just(Revision::V6)];
     let default_action = prop_oneof![Just(DefaultAction::Allow), Just(DefaultAction::Deny)];
@@ -83,7 +83,7 @@ pub(crate) fn filter() -> impl Strategy<Value = Filter> {
         )
 }
 
-/// Every index at which the answer may change, and its neighbours.
+/// Returns every index at which the decision may change, and its neighbours.
 fn edges(filter: &Filter) -> Vec<u32> {
     let mut edges = vec![0, 0x800, 0x900, u32::MAX];
     for range in filter.ranges() {
@@ -100,7 +100,7 @@ proptest! {
 
     /// S3.1 to S3.6.
     #[test]
-    fn decides_as_the_obvious_loop_does(
+    fn decide_matches_obvious_loop(
         filter in filter(),
         picks in prop::collection::vec((any::<prop::sample::Index>(), 0_u32..0x3100), 64),
         anywhere in prop::collection::vec(any::<u32>(), 32),
@@ -119,8 +119,8 @@ proptest! {
     }
 }
 
-/// Sixteen full ranges that begin in the middle of a block of the middle of a page, no two on one
-/// page: the most words a lookup has.
+/// Creates the filter with the largest lookup: sixteen full ranges, each of which begins in the
+/// middle of a block in the middle of a page, and no two on one page.
 fn largest(accesses: Accesses) -> Filter {
     let ranges = (0..16)
         .map(|number| {
@@ -133,7 +133,7 @@ fn largest(accesses: Accesses) -> Filter {
 }
 
 #[test]
-fn the_largest_lookup_fits_its_limits() {
+fn largest_lookup_fits_max_words_and_footprint() {
     let filter = largest(Accesses::Both);
     assert_eq!(filter.lookup().pages.len(), MAX_WORDS);
     assert!(
@@ -144,16 +144,16 @@ fn the_largest_lookup_fits_its_limits() {
 }
 
 #[test]
-fn room_that_a_caller_left_in_its_list_is_given_back() {
+fn new_filter_frees_spare_capacity_of_ranges() {
     let mut ranges = Vec::with_capacity(1 << 20);
     ranges.extend_from_slice(largest(Accesses::Both).ranges());
     let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, ranges).unwrap();
     assert!(filter.footprint() <= 128 * 1024);
 }
 
-/// A block may hold sixteen ranges of one MSR each: every one of them is found.
+/// Sixteen ranges of one MSR each lie in few blocks, and each of the ranges is found.
 #[test]
-fn many_ranges_in_one_block() {
+fn decide_finds_each_of_sixteen_adjacent_ranges() {
     let ranges: Vec<_> = (0..16)
         .map(|number| {
             let bitmap = Bitmap::from_fn(1, |_| number % 2 == 0).unwrap();
@@ -168,9 +168,9 @@ fn many_ranges_in_one_block() {
     }
 }
 
-/// S3.2: with no filter everything is allowed, and the x2APIC exemption still comes first.
+/// S3.2: without a filter every access is allowed, and the x2APIC exemption still comes first.
 #[test]
-fn without_a_filter() {
+fn decide_without_a_filter_allows_all() {
     let cases = [
         (Revision::Mainline, 0x10, Because::NoFilter),
         (Revision::Mainline, 0x8ff, Because::X2apic),

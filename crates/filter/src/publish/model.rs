@@ -52,7 +52,7 @@ fn check(body: impl Fn() + Sync + Send + 'static) {
 
 /// The second publication fills the slot in which the reader may have begun.
 #[test]
-fn a_slot_is_not_filled_while_a_reader_is_in_it() {
+fn publish_does_not_fill_a_slot_with_a_reader() {
     check(|| {
         let published = published::<1>();
         let reader = thread::spawn({
@@ -71,7 +71,7 @@ fn a_slot_is_not_filled_while_a_reader_is_in_it() {
 
 /// Three publications use both turns and fill both slots while a reader of either turn is in one.
 #[test]
-fn a_straggler_is_waited_for_in_later_turns() {
+fn publish_waits_for_stragglers_of_earlier_turns() {
     check(|| {
         let published = published::<1>();
         let reader = thread::spawn({
@@ -86,7 +86,7 @@ fn a_straggler_is_waited_for_in_later_turns() {
 }
 
 #[test]
-fn a_read_that_starts_after_publish_finds_the_new_content() {
+fn read_after_publish_finds_new_content() {
     check(|| {
         let published = published::<2>();
         let returned = Arc::new(AtomicU64::new(0));
@@ -106,7 +106,7 @@ fn a_read_that_starts_after_publish_finds_the_new_content() {
 }
 
 #[test]
-fn readers_of_two_stripes_are_both_waited_for() {
+fn publish_waits_for_readers_of_all_stripes() {
     check(|| {
         let published = published::<2>();
         let readers = [0, 1].map(|reader| {
@@ -122,7 +122,7 @@ fn readers_of_two_stripes_are_both_waited_for() {
 }
 
 #[test]
-fn two_writers_take_turns() {
+fn concurrent_publishes_take_turns() {
     check(|| {
         let published = published::<1>();
         let writer = thread::spawn({

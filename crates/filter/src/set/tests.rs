@@ -10,10 +10,10 @@ const ARGUMENT: UserAddress = UserAddress::new(0x1000);
 const BITMAPS: UserAddress = UserAddress::new(0x8000);
 const NOWHERE: UserAddress = UserAddress::new(0xdead_0000);
 
-/// The bytes of bitmap that can be read at [`BITMAPS`]: one full range.
+/// The number of readable bytes at [`BITMAPS`]: the bitmap of one full range.
 const READABLE: usize = 0x600;
 
-/// Calls with this struct and `READABLE` bytes of ones for bitmaps.
+/// Makes the call with this struct. The bitmaps are `READABLE` bytes of ones.
 fn call(revision: Revision, width: CallerWidth, request: &Request) -> SetCall {
     let bytes = request.encode(width).unwrap();
     let memory = [
@@ -40,7 +40,7 @@ fn request<const N: usize>(flags: u32, ranges: [(usize, RangeRequest); N]) -> Re
     request
 }
 
-/// A range of reads and writes from 0x10 on.
+/// Creates a range of reads and writes from 0x10 on.
 fn range(nmsrs: u32) -> RangeRequest {
     RangeRequest {
         flags: 3,
@@ -50,7 +50,7 @@ fn range(nmsrs: u32) -> RangeRequest {
     }
 }
 
-/// A range whose bitmap begins this many bytes before the end of the readable memory.
+/// Creates a range whose bitmap begins `bytes` bytes before the end of the readable memory.
 fn before_end(nmsrs: u32, bytes: u64) -> RangeRequest {
     RangeRequest {
         bitmap: UserAddress::new(BITMAPS.get() + READABLE as u64 - bytes),
@@ -73,7 +73,7 @@ fn unreadable(nmsrs: u32) -> RangeRequest {
     }
 }
 
-/// How many ranges the filter has that stays, or errno and the slot to blame.
+/// The number of ranges of the filter that stays, or the errno and the slot of the invalid range.
 type Outcome = Result<usize, (Errno, Option<usize>)>;
 
 const EINVAL: Outcome = Err((Errno::Einval, None));
@@ -93,13 +93,14 @@ fn outcome(call: &SetCall) -> Outcome {
     }
 }
 
-/// Runs each row on both revisions: what it is, the struct, mainline's outcome, v6's.
+/// Runs each row on both revisions. A row has a name, the struct, mainline's outcome and v6's
+/// outcome.
 fn check<const N: usize>(rows: [(&str, Request, Outcome, Outcome); N]) {
     for (what, request, mainline, v6) in rows {
         for width in CallerWidth::ALL {
             let call = call(Revision::Mainline, width, &request);
             assert_eq!(outcome(&call), mainline, "{what}, mainline, {width:?}");
-            // S2.7: all or nothing.
+            // S2.7: a call publishes one filter or none.
             let published = usize::from(mainline.is_ok());
             assert_eq!(call.published().len(), published, "{what}");
         }
@@ -109,7 +110,7 @@ fn check<const N: usize>(rows: [(&str, Request, Outcome, Outcome); N]) {
 }
 
 #[test]
-fn s2_2_and_s2_3_the_filter_as_a_whole() {
+fn s2_2_s2_3_set_checks_flags_and_default_action() {
     let none = |flags| request(flags, []);
     let one = |flags| request(flags, [(0, range(1))]);
     check([
@@ -131,7 +132,7 @@ fn s2_2_and_s2_3_the_filter_as_a_whole() {
 }
 
 #[test]
-fn s2_4_each_range() {
+fn s2_4_set_checks_each_range() {
     let one = |range| request(1, [(5, range)]);
     check([
         ("reads", one(flagged(1, range(1))), Ok(1), Ok(1)),
@@ -152,7 +153,7 @@ fn s2_4_each_range() {
         ("the most MSRs", one(range(0x3000)), Ok(1), Ok(1)),
         ("one MSR more", one(range(0x3001)), einval(5), einval(5)),
         ("2^31 MSRs", one(range(1 << 31)), einval(5), einval(5)),
-        // S10.2: these round up past 2^32.
+        // S10.2: these counts round up past 2^32.
         (
             "2^32 - 63 MSRs",
             one(range(0xffff_ffc1)),
@@ -188,7 +189,7 @@ fn s2_4_bitmaps_are_read_in_whole_words() {
 }
 
 #[test]
-fn s2_4_empty_ranges_are_not_looked_at() {
+fn s2_4_set_ignores_empty_ranges() {
     let skipped = RangeRequest {
         flags: u32::MAX,
         nmsrs: 0,
@@ -226,11 +227,11 @@ fn s2_4_empty_ranges_are_not_looked_at() {
 }
 
 #[test]
-fn s2_4_of_several_mistakes_the_first_check_decides() {
+fn s2_4_first_failed_check_decides_the_error() {
     let order = |first, second| request(1, [(2, first), (7, second)]);
     let (no_flag, long) = (flagged(0, range(1)), range(0x3001));
     check([
-        // Of one range: flags before bitmap on mainline, after it on v6; size before copy on both.
+        // For one range: flags before bitmap on mainline, after it on v6; size before copy on both.
         (
             "bad flags, bad pointer",
             request(1, [(4, flagged(4, unreadable(1)))]),
@@ -249,7 +250,7 @@ fn s2_4_of_several_mistakes_the_first_check_decides() {
             einval(4),
             einval(4),
         ),
-        // Of several: the lowest slot.
+        // For several ranges: the lowest slot.
         (
             "unreadable, then no flag",
             order(unreadable(1), no_flag),
@@ -274,7 +275,7 @@ fn s2_4_of_several_mistakes_the_first_check_decides() {
             efault(2),
             efault(2),
         ),
-        // The filter's flags come before any range.
+        // The filter's flags are checked before any range.
         (
             "unknown flag, unreadable",
             request(2, [(0, unreadable(1))]),
@@ -295,7 +296,7 @@ fn s2_4_of_several_mistakes_the_first_check_decides() {
 }
 
 #[test]
-fn s2_6_what_is_accepted_without_complaint() {
+fn s2_6_set_accepts_overlapping_and_wrapping_ranges() {
     let pair = |first, second| request(0, [(0, first), (1, second)]);
     check([
         ("duplicates", pair(range(9), range(9)), Ok(2), Ok(2)),
@@ -335,9 +336,9 @@ fn s2_6_what_is_accepted_without_complaint() {
     ]);
 }
 
-/// S2.1: not one byte of the struct may be missing, and nothing changes, on v6 either.
+/// S2.1: if one byte of the struct is not readable, no filter is published, on v6 either.
 #[test]
-fn s2_1_the_struct_has_to_be_readable() {
+fn s2_1_set_fails_if_a_byte_of_the_struct_is_unreadable() {
     let cases = [
         (Revision::Mainline, CallerWidth::Bits64),
         (Revision::Mainline, CallerWidth::Bits32),
@@ -368,9 +369,9 @@ fn s2_1_the_struct_has_to_be_readable() {
     }
 }
 
-/// S1.6: v6 has no form for 32-bit callers, whatever they pass.
+/// S1.6: v6 has no call for 32-bit callers, whatever the argument.
 #[test]
-fn s1_6_v6_does_not_know_32_bit_callers() {
+fn s1_6_v6_refuses_32_bit_callers() {
     let memory = Segment {
         start: ARGUMENT,
         bytes: &[],
@@ -385,9 +386,9 @@ fn verdict(filter: &Filter, index: u32) -> Verdict {
     filter.decide(MsrIndex::new(index), Access::Read).verdict
 }
 
-/// S2.7 on v6: guests see the filter torn down, then half-built under the new default.
+/// S2.7 on v6: guests see the filter cleared, then the incomplete filter under the new default.
 #[test]
-fn s2_7_v6_publishes_as_it_goes() {
+fn s2_7_v6_publishes_after_each_range() {
     let ranges = [(1, at(0x10, range(1))), (4, at(0x20, range(1)))];
     let call = call(Revision::V6, CallerWidth::Bits64, &request(1, ranges));
     let counts: Vec<_> = call
@@ -403,7 +404,7 @@ fn s2_7_v6_publishes_as_it_goes() {
         [cleared.default_action(), new_default.default_action()],
         [DefaultAction::Allow, DefaultAction::Deny]
     );
-    // Without ranges the default does not count: everything passes.
+    // Without ranges v6 ignores the default action: every access is allowed.
     assert_eq!(
         [0x20, 0x30].map(|index| verdict(cleared, index)),
         [Verdict::Allow; 2]
@@ -412,14 +413,15 @@ fn s2_7_v6_publishes_as_it_goes() {
         [0x20, 0x30].map(|index| verdict(new_default, index)),
         [Verdict::Allow; 2]
     );
-    // What the finished filter allows is refused for a while.
+    // The incomplete filter denies an access that the finished filter allows.
     assert_eq!(verdict(half, 0x20), Verdict::Deny);
     assert_eq!(verdict(whole, 0x20), Verdict::Allow);
 }
 
-/// S2.7 on v6: a failure leaves the ranges before the bad one; if the first is bad, it fails open.
+/// S2.7 on v6: a failed call leaves the ranges before the invalid one. If the first range is
+/// invalid, every access is allowed.
 #[test]
-fn s2_7_a_failure_on_v6_leaves_what_came_before() {
+fn s2_7_failed_set_on_v6_leaves_earlier_ranges() {
     let after_good = request(1, [(0, range(1)), (1, unreadable(1)), (2, range(1))]);
     let call_after_good = call(Revision::V6, CallerWidth::Bits64, &after_good);
     assert_eq!(outcome(&call_after_good), efault(1));
@@ -434,9 +436,9 @@ fn s2_7_a_failure_on_v6_leaves_what_came_before() {
     assert_eq!(verdict(left, 0x30), Verdict::Allow);
 }
 
-/// S3.6: what user space leaves in the last word past `nmsrs` is not the filter's.
+/// S3.6: bits past `nmsrs` in the last word are not part of the filter.
 #[test]
-fn s3_6_surplus_bits_are_dropped() {
+fn s3_6_set_drops_surplus_bits() {
     let call = call(
         Revision::Mainline,
         CallerWidth::Bits64,
@@ -446,7 +448,7 @@ fn s3_6_surplus_bits_are_dropped() {
 }
 
 #[test]
-fn errors_say_where_and_what_to_do() {
+fn set_error_messages_name_range_and_remedy() {
     let mainline = |request: Request| {
         call(Revision::Mainline, CallerWidth::Bits64, &request)
             .result()

@@ -6,12 +6,12 @@ use msrgate_filter::{Filter, SetError, Vm};
 const ARGUMENT: UserAddress = UserAddress::new(0x1000);
 const BITMAPS: UserAddress = UserAddress::new(0x10_0000);
 
-/// Sets the filter as a process does.
+/// Sets the filter from the bytes of the struct, as a process does.
 pub(crate) fn set(vm: &Vm, width: CallerWidth, filter: &Filter) -> Result<(), SetError> {
     edited(vm, width, filter, |_| ())
 }
 
-/// The same after `edit` has spoilt the struct.
+/// Sets the filter from the bytes of the struct after `edit` has changed the struct.
 pub(crate) fn edited(
     vm: &Vm,
     width: CallerWidth,
@@ -34,7 +34,7 @@ pub(crate) fn edited(
     vm.set_msr_filter(width, &memory[..], ARGUMENT)
 }
 
-/// Hands over an address at which there is nothing.
+/// Makes the call with the address of unreadable memory.
 pub(crate) fn unreadable(vm: &Vm) -> Result<(), SetError> {
     let nothing: &[Segment<'_>] = &[];
     vm.set_msr_filter(CallerWidth::Bits64, nothing, ARGUMENT)

@@ -5,21 +5,21 @@ use msrgate_filter::{
     MsrIndex, Range, ReasonMask, Register, RegisterMap, Revision, RunExit, Vcpu, Vm,
 };
 
-/// A register that takes any value.
+/// A register that accepts any value.
 pub(crate) const PLAIN: MsrIndex = MsrIndex::new(0x10);
 /// A register whose upper 32 bits are reserved.
 pub(crate) const PICKY: MsrIndex = MsrIndex::new(0x277);
-/// An x2APIC register that takes any value.
+/// An x2APIC register that accepts any value.
 pub(crate) const X2APIC_TPR: MsrIndex = MsrIndex::new(0x808);
-/// No register.
+/// The index of no register.
 pub(crate) const MISSING: MsrIndex = MsrIndex::new(0xdead);
 
-/// What the registers hold at first.
+/// The initial value of the registers.
 pub(crate) const INITIAL: u64 = 0x1122_3344_5566_7788;
 
-/// Where the instruction is.
+/// The address of the instruction.
 pub(crate) const AT: u64 = 0xffff_8000_0000_1000;
-/// Where the next one is.
+/// The address of the next instruction.
 pub(crate) const PAST: u64 = AT + Instruction::LENGTH;
 
 pub(crate) fn registers() -> RegisterMap {
@@ -34,7 +34,7 @@ pub(crate) fn registers() -> RegisterMap {
     ])
 }
 
-/// A VM in which accesses that fail for these reasons exit.
+/// Creates a VM in which accesses that fail for these reasons exit.
 pub(crate) fn vm(revision: Revision, reasons: &[ExitReason]) -> Vm {
     let vm = Vm::new(revision);
     let mask = ReasonMask::of(revision, reasons);
@@ -43,7 +43,7 @@ pub(crate) fn vm(revision: Revision, reasons: &[ExitReason]) -> Vm {
     vm
 }
 
-/// Everything is allowed but these.
+/// Creates a filter that denies these MSRs and allows all others.
 pub(crate) fn denying(revision: Revision, accesses: Accesses, indices: &[MsrIndex]) -> Filter {
     let deny = |index: &MsrIndex| {
         let bitmap = Bitmap::from_fn(1, |_| false).expect("one MSR");
@@ -53,7 +53,7 @@ pub(crate) fn denying(revision: Revision, accesses: Accesses, indices: &[MsrInde
     Filter::new(revision, DefaultAction::Allow, ranges).expect("a few ranges")
 }
 
-/// A VM and its vCPU, in which these are denied both ways and every failure exits.
+/// Creates a VM and its vCPU. These MSRs are denied in both directions, and every failure exits.
 pub(crate) fn guarded(revision: Revision, denied: &[MsrIndex]) -> (Vm, Vcpu<RegisterMap>) {
     let vm = vm(revision, &ExitReason::ALL);
     vm.set_filter(&denying(revision, Accesses::Both, denied))
@@ -62,7 +62,8 @@ pub(crate) fn guarded(revision: Revision, denied: &[MsrIndex]) -> (Vm, Vcpu<Regi
     (vm, vcpu)
 }
 
-/// The guest has this in ECX and EDX:EAX, with rubbish in the upper halves.
+/// Returns the registers of a guest with this index in ECX and this value in EDX:EAX. The upper
+/// halves contain rubbish.
 pub(crate) const fn about_to_access(index: MsrIndex, value: u64) -> Gprs {
     Gprs {
         rax: 0xaaaa_aaaa_0000_0000 | value & 0xffff_ffff,
@@ -72,7 +73,7 @@ pub(crate) const fn about_to_access(index: MsrIndex, value: u64) -> Gprs {
     }
 }
 
-/// The same, EDX:EAX left from earlier.
+/// Returns the registers of a guest that is about to read this MSR, with an old value in EDX:EAX.
 pub(crate) const fn about_to_read(index: MsrIndex) -> Gprs {
     about_to_access(index, 0x0bad_0bad_0bad_0bad)
 }
@@ -87,7 +88,7 @@ pub(crate) fn write(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex, value: u64) -
     vcpu.run(Instruction::Wrmsr)
 }
 
-/// The reason of the exit, if it is one.
+/// The reason of the exit, if the outcome is an MSR exit.
 pub(crate) fn reason(outcome: RunExit) -> Option<ExitReason> {
     match outcome {
         RunExit::Msr(Exit { reason, .. }) => Some(reason),
@@ -95,5 +96,5 @@ pub(crate) fn reason(outcome: RunExit) -> Option<ExitReason> {
     }
 }
 
-/// #GP as it ought to be: at the instruction.
+/// The outcome of a correct #GP: RIP is at the instruction.
 pub(crate) const FAULT: RunExit = RunExit::GeneralProtection { rip: AT };

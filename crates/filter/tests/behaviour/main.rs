@@ -1,5 +1,6 @@
-//! The VM and its vCPUs, statement by statement of `docs/kvm-semantics.md`: each test is named
-//! after what it holds, and runs on every revision that has it. No device is needed.
+//! Tests of the VM and its vCPUs, for each statement of `docs/kvm-semantics.md`. A test is named
+//! after its statement, and runs on every revision to which the statement applies. No device is
+//! needed.
 
 mod caller;
 mod machine;

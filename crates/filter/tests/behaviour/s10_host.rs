@@ -7,7 +7,7 @@ use msrgate_filter::{
 use crate::machine::{INITIAL, MISSING, PICKY, PLAIN, denying, guarded, read, reason, write};
 
 #[test]
-fn s10_1_a_host_that_ignores_unknown_msrs_never_reports_them() {
+fn s10_1_ignored_unknown_msr_never_exits() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[PLAIN]);
         vm.set_unknown_msrs(UnknownMsrs::Ignore);
@@ -17,7 +17,7 @@ fn s10_1_a_host_that_ignores_unknown_msrs_never_reports_them() {
         assert_eq!(vcpu.host_read(MISSING), Ok(0));
         assert_eq!(vcpu.host_write(MISSING, 5), Ok(()));
 
-        // What is known faults as before.
+        // A known register faults as before.
         assert_eq!(
             reason(write(&mut vcpu, PICKY, 1 << 40)),
             Some(ExitReason::Invalid)
@@ -29,7 +29,7 @@ fn s10_1_a_host_that_ignores_unknown_msrs_never_reports_them() {
 }
 
 #[test]
-fn s10_1_the_filter_still_comes_first() {
+fn s10_1_filter_is_asked_before_ignore_msrs() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[MISSING]);
         vm.set_unknown_msrs(UnknownMsrs::Ignore);
@@ -42,7 +42,7 @@ fn s10_1_the_filter_still_comes_first() {
 }
 
 #[test]
-fn s10_4_init_leaves_filter_and_mask_alone() {
+fn s10_4_reset_keeps_filter_and_mask() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         read(&mut vcpu, PLAIN);

@@ -7,7 +7,7 @@ use msrgate_filter::{
 use crate::machine::{PLAIN, denying, read, reason, registers, write};
 
 #[test]
-fn s1_1_s1_2_capabilities_are_found_by_the_revisions_numbers() {
+fn s1_1_s1_2_check_extension_knows_the_revisions_numbers() {
     for (revision, user_space_msr, msr_filter) in
         [(Revision::Mainline, 188, 189), (Revision::V6, 184, 185)]
     {
@@ -30,7 +30,7 @@ fn s1_1_s1_2_capabilities_are_found_by_the_revisions_numbers() {
 }
 
 #[test]
-fn s1_3_an_exits_number_says_which_instruction() {
+fn s1_3_exit_number_depends_on_direction() {
     for (access, number) in [(Access::Read, 29), (Access::Write, 30)] {
         let exit = Exit {
             index: PLAIN,
@@ -56,7 +56,7 @@ fn s1_4_reason_bits() {
 }
 
 #[test]
-fn s1_5_where_an_exits_fields_are() {
+fn s1_5_exit_field_offsets_depend_on_revision() {
     let layout = |reason, index| RunLayout {
         error: 32,
         reason,
@@ -68,7 +68,7 @@ fn s1_5_where_an_exits_fields_are() {
 }
 
 #[test]
-fn s1_9_the_mask_is_checked_on_mainline_and_stored_on_v6() {
+fn s1_9_enable_cap_checks_mask_on_mainline_and_stores_it_on_v6() {
     let einval = Err(Errno::Einval);
     let rows = [
         (Revision::Mainline, 0, Ok(())),
@@ -91,9 +91,9 @@ fn s1_9_the_mask_is_checked_on_mainline_and_stored_on_v6() {
     }
 }
 
-/// A refused mask leaves the old one; an accepted one holds from the next access on.
+/// A refused mask leaves the old mask; an accepted mask holds from the next access on.
 #[test]
-fn s1_9_the_mask_may_change_at_any_time() {
+fn s1_9_new_mask_holds_from_the_next_access() {
     let revision = Revision::Mainline;
     let vm = Vm::new(revision);
     vm.set_filter(&denying(revision, msrgate_filter::Accesses::Both, &[PLAIN]))
@@ -109,9 +109,9 @@ fn s1_9_the_mask_may_change_at_any_time() {
     assert_eq!(reason(write(&mut vcpu, PLAIN, 1)), None);
 }
 
-/// v6 keeps 32 bits of what it is given, of which those it knows count.
+/// v6 keeps 32 bits of the mask. Only the bits that v6 knows have an effect.
 #[test]
-fn s1_9_unknown_bits_of_a_v6_mask_mean_nothing() {
+fn s1_9_unknown_mask_bits_on_v6_have_no_effect() {
     for (mask, expected) in [
         (0xfa, Some(ExitReason::Filter)),
         (0xf8, None),
@@ -131,7 +131,7 @@ fn s1_9_unknown_bits_of_a_v6_mask_mean_nothing() {
 }
 
 #[test]
-fn s1_9_nothing_else_can_be_enabled() {
+fn s1_9_enable_cap_refuses_other_capabilities() {
     for revision in Revision::ALL {
         let vm = Vm::new(revision);
         let enabled = Capability::user_space_msr(revision);
@@ -148,7 +148,7 @@ fn s1_9_nothing_else_can_be_enabled() {
 }
 
 #[test]
-fn s1_10_the_seeds_numbers_fool_a_probe_on_mainline() {
+fn s1_10_v6_numbers_mislead_a_probe_on_mainline() {
     let vm = Vm::new(Revision::Mainline);
     for capability in [184, 185].map(Capability::new) {
         assert_eq!(vm.check_extension(capability), Extension::PRESENT);

@@ -1,4 +1,4 @@
-//! S2, as the VM shows it: what a set call leaves behind. Its checks are tested with `SetCall`.
+//! S2, for the VM: the effects of a set call. The tests of `SetCall` cover the checks of the call.
 
 use msrgate_filter::abi::CallerWidth;
 use msrgate_filter::{
@@ -17,7 +17,7 @@ fn verdicts<const N: usize>(vm: &Vm, indices: [MsrIndex; N]) -> [Verdict; N] {
 }
 
 #[test]
-fn s2_5_a_filter_set_through_the_abi_holds_and_is_announced() {
+fn s2_5_set_msr_filter_takes_effect_and_requests_recompute() {
     for (revision, width) in [
         (Revision::Mainline, CallerWidth::Bits64),
         (Revision::Mainline, CallerWidth::Bits32),
@@ -36,10 +36,10 @@ fn s2_5_a_filter_set_through_the_abi_holds_and_is_announced() {
     }
 }
 
-/// The second range is bad. Mainline keeps the old filter and tells no vCPU; v6 is left with the
-/// first range under the new default, and has all vCPUs recompute.
+/// The second range is invalid. Mainline keeps the old filter and requests nothing from the vCPUs.
+/// v6 keeps the first range under the new default, and requests all vCPUs to recompute.
 #[test]
-fn s2_7_a_failed_call_changes_nothing_on_mainline() {
+fn s2_7_failed_set_keeps_filter_on_mainline() {
     for (revision, expected) in [
         (Revision::Mainline, [Deny, Allow, Allow]),
         (Revision::V6, [Allow, Deny, Allow]),
@@ -60,7 +60,7 @@ fn s2_7_a_failed_call_changes_nothing_on_mainline() {
 }
 
 #[test]
-fn s2_7_v6_fails_open_if_the_first_range_is_bad() {
+fn s2_7_failed_first_range_on_v6_allows_all() {
     for (revision, expected) in [(Revision::Mainline, Deny), (Revision::V6, Allow)] {
         let vm = Vm::new(revision);
         let filter = denying(revision, Accesses::Both, &[PLAIN]);
@@ -76,7 +76,7 @@ fn s2_7_v6_fails_open_if_the_first_range_is_bad() {
 
 /// v6 tears the old filter down only after it has read the struct.
 #[test]
-fn s2_1_an_unreadable_struct_changes_nothing_on_either() {
+fn s2_1_unreadable_struct_keeps_filter() {
     for revision in Revision::ALL {
         let vm = Vm::new(revision);
         vm.set_filter(&denying(revision, Accesses::Both, &[PLAIN]))
@@ -90,7 +90,7 @@ fn s2_1_an_unreadable_struct_changes_nothing_on_either() {
 }
 
 #[test]
-fn s2_3_no_range_at_all_means_what_the_revision_says() {
+fn s2_3_set_of_deny_without_ranges_depends_on_revision() {
     for revision in Revision::ALL {
         let vm = Vm::new(revision);
         let empty = Filter::new(revision, DefaultAction::Allow, Vec::new()).unwrap();
@@ -114,7 +114,7 @@ fn s1_6_v6_has_no_call_for_32_bit_callers() {
 }
 
 #[test]
-fn a_filter_of_the_other_revision_is_refused() {
+fn set_filter_refuses_filter_of_other_revision() {
     let vm = Vm::new(Revision::Mainline);
     let filter = denying(Revision::V6, Accesses::Both, &[PLAIN]);
     let foreign = ForeignFilter {

@@ -1,4 +1,4 @@
-//! S4: which accesses the filter is asked about.
+//! S4: the accesses for which the filter is asked.
 
 use msrgate_filter::{
     ExitReason, ListAccess, ListFailure, ListOutcome, Privilege, RegisterFault, Revision, RunExit,
@@ -9,7 +9,7 @@ use crate::machine::{
 };
 
 #[test]
-fn s4_the_host_is_not_filtered() {
+fn s4_host_accesses_are_not_filtered() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN, PICKY]);
         assert_eq!(vcpu.host_read(PLAIN), Ok(INITIAL));
@@ -21,9 +21,9 @@ fn s4_the_host_is_not_filtered() {
     }
 }
 
-/// Whatever the mask says, and for a register that a guest may use just as well.
+/// The fault comes whatever the mask is, and also for a register that the filter allows.
 #[test]
-fn s4_above_cpl_0_the_processor_faults_before_any_filter() {
+fn s4_access_above_cpl_0_faults_before_the_filter() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         vcpu.set_privilege(Privilege::User);
@@ -66,7 +66,7 @@ fn s4_nested_lists_are_filtered_and_never_exit() {
     }
 }
 
-/// The exemption is of the index, not of the way to it.
+/// The exemption depends on the index, not on the way of the access.
 #[test]
 fn s3_1_x2apic_registers_are_exempt_on_mainline_only() {
     for (revision, expected) in [

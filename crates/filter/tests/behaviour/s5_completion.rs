@@ -1,4 +1,4 @@
-//! S5.4 to S5.8: how an exit is completed, interrupted, saved, rewound.
+//! S5.4 to S5.8: completing, interrupting, saving and rewinding an exit.
 
 use msrgate_filter::{
     Accesses, ExitPending, ExitReason, Gprs, Instruction, ReasonMask, RegisterMap, Reply, Revision,
@@ -12,7 +12,7 @@ use crate::machine::{
 
 const ANSWER: u64 = 0xfedc_ba98_7654_3210;
 
-/// Any error byte will do.
+/// Returns a reply with this error byte.
 fn error(error: u8) -> Reply {
     Reply {
         error,
@@ -20,7 +20,7 @@ fn error(error: u8) -> Reply {
     }
 }
 
-/// Where a refused access leaves the guest: v6 skips the instruction as well.
+/// Returns the address at which a refused access leaves the guest. v6 skips the instruction.
 fn refused_at(revision: Revision) -> u64 {
     match revision {
         Revision::Mainline => AT,
@@ -34,7 +34,7 @@ fn resume(vcpu: &mut Vcpu<RegisterMap>, reply: Reply) -> RunExit {
 }
 
 #[test]
-fn s5_4_completion_of_a_read_returns_data_and_moves_on() {
+fn s5_4_completed_read_returns_data_and_advances_rip() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         read(&mut vcpu, PLAIN);
@@ -52,7 +52,7 @@ fn s5_4_completion_of_a_read_returns_data_and_moves_on() {
 }
 
 #[test]
-fn s5_4_completion_of_a_write_only_moves_on() {
+fn s5_4_completed_write_only_advances_rip() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         write(&mut vcpu, PLAIN, 5);
@@ -66,9 +66,9 @@ fn s5_4_completion_of_a_write_only_moves_on() {
     }
 }
 
-/// `kvm_run` holds `error` 0 and the exit's `data` until someone writes to it.
+/// `kvm_run` holds `error` 0 and the exit's `data` until the VMM writes to it.
 #[test]
-fn s5_4_an_exit_nobody_answers_reads_as_zero() {
+fn s5_4_unanswered_read_returns_zero() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         read(&mut vcpu, PLAIN);
@@ -78,7 +78,7 @@ fn s5_4_an_exit_nobody_answers_reads_as_zero() {
 }
 
 #[test]
-fn s5_4_any_error_is_a_fault_at_the_instruction_and_v6_skips_it() {
+fn s5_4_error_reply_faults_and_v6_skips_the_instruction() {
     for revision in Revision::ALL {
         for byte in [1, 2, 0x80, 0xff] {
             for start in [read, |vcpu: &mut _, index| write(vcpu, index, 5)] {
@@ -97,7 +97,7 @@ fn s5_4_any_error_is_a_fault_at_the_instruction_and_v6_skips_it() {
 }
 
 #[test]
-fn s5_4_single_step_is_honoured() {
+fn s5_4_completion_under_single_step_is_a_debug_exit() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         vcpu.set_single_step(SingleStep::On);
@@ -118,9 +118,9 @@ fn s5_4_single_step_is_honoured() {
     }
 }
 
-/// What an access comes to is settled at its exit.
+/// The exit decides about the access; a later filter or mask does not.
 #[test]
-fn s5_5_a_new_filter_or_mask_does_not_change_a_pending_completion() {
+fn s5_5_new_filter_or_mask_keeps_pending_exit() {
     for revision in Revision::ALL {
         for (reply, rip) in [
             (Reply::value(ANSWER), PAST),
@@ -143,7 +143,7 @@ fn s5_5_a_new_filter_or_mask_does_not_change_a_pending_completion() {
 }
 
 #[test]
-fn s5_5_registers_set_meanwhile_lose_to_data_on_a_read_and_survive_otherwise() {
+fn s5_5_only_a_completed_read_overwrites_registers_set_meanwhile() {
     let meanwhile = Gprs {
         rax: 1,
         rcx: 2,
@@ -184,7 +184,7 @@ fn s5_5_registers_set_meanwhile_lose_to_data_on_a_read_and_survive_otherwise() {
 }
 
 #[test]
-fn s5_6_immediate_exit_completes_and_returns_eintr() {
+fn s5_6_immediate_exit_completes_pending_exit_and_returns_eintr() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         assert_eq!(vcpu.run_immediate_exit(), RunExit::Interrupted);
@@ -204,7 +204,7 @@ fn s5_6_immediate_exit_completes_and_returns_eintr() {
 }
 
 #[test]
-fn s5_6_a_pending_exit_cannot_be_saved() {
+fn s5_6_save_and_restore_refuse_a_pending_exit() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[PLAIN]);
         let before = vcpu.save().unwrap();
@@ -215,7 +215,7 @@ fn s5_6_a_pending_exit_cannot_be_saved() {
         vcpu.reply(Reply::FAULT);
         vcpu.run_immediate_exit();
 
-        // The queued #GP goes along.
+        // The queued #GP is part of the saved state.
         let saved = vcpu.save().unwrap();
         let mut other = vm.create_vcpu(registers());
         other.restore(saved).unwrap();
@@ -226,7 +226,7 @@ fn s5_6_a_pending_exit_cannot_be_saved() {
 }
 
 #[test]
-fn s5_7_the_handler_sees_the_address_of_the_instruction() {
+fn s5_7_fault_handler_sees_address_of_the_instruction() {
     let (_vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
     for start in [read, |vcpu: &mut _, index| write(vcpu, index, 5)] {
         start(&mut vcpu, PLAIN);
@@ -237,10 +237,10 @@ fn s5_7_the_handler_sees_the_address_of_the_instruction() {
     }
 }
 
-/// The guest executes the access itself, under a filter that has come to allow it, and is none the
-/// wiser; with single-step too.
+/// After the rewind the guest executes the access itself, under a filter that now allows it, and
+/// sees no difference. This holds under single-step too.
 #[test]
-fn s5_8_an_exit_can_be_rewound() {
+fn s5_8_rewound_access_executes_again() {
     for single_step in [SingleStep::Off, SingleStep::On] {
         let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
         vcpu.set_single_step(single_step);
@@ -263,9 +263,9 @@ fn s5_8_an_exit_can_be_rewound() {
     }
 }
 
-/// Without `error` the instruction is done with, and under single-step there is no EINTR.
+/// Without an error reply the exit is completed, and under single-step there is no EINTR.
 #[test]
-fn s5_8_a_rewind_without_error_is_none() {
+fn s5_8_rewind_without_error_completes_the_access() {
     for (single_step, outcome) in [
         (SingleStep::Off, RunExit::Interrupted),
         (SingleStep::On, RunExit::Debug),
@@ -278,9 +278,9 @@ fn s5_8_a_rewind_without_error_is_none() {
     }
 }
 
-/// Without the registers written back the guest gets its #GP after all.
+/// Unless the registers are written back, the guest gets the #GP.
 #[test]
-fn s5_8_it_is_set_regs_that_cancels_the_fault() {
+fn s5_8_rewind_without_set_regs_faults() {
     let (_vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
     read(&mut vcpu, PLAIN);
     vcpu.reply(Reply::FAULT);

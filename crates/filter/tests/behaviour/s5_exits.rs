@@ -1,4 +1,4 @@
-//! S5.1 to S5.3, S5.7: what a refused access comes to.
+//! S5.1 to S5.3, S5.7: the outcome of a refused access.
 
 use msrgate_filter::{
     Access, Accesses, Exit, ExitReason, MsrIndex, RegisterMap, Revision, RunExit, Vcpu,
@@ -11,7 +11,7 @@ use crate::machine::{
 
 const ILLEGAL: u64 = 1 << 40;
 
-/// The reasons for which an unknown register, an illegal value and a denied read exit.
+/// Returns the exit reasons of an unknown register, an illegal value and a denied read.
 fn failures(vcpu: &mut Vcpu<RegisterMap>) -> [Option<ExitReason>; 3] {
     let unknown = reason(read(vcpu, MISSING));
     vcpu.run_immediate_exit();
@@ -23,7 +23,7 @@ fn failures(vcpu: &mut Vcpu<RegisterMap>) -> [Option<ExitReason>; 3] {
 }
 
 #[test]
-fn s5_1_the_filter_is_asked_before_the_register() {
+fn s5_1_filter_is_asked_before_the_register() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[MISSING, PICKY, PLAIN]);
         assert_eq!(failures(&mut vcpu), [Some(ExitReason::Filter); 3]);
@@ -38,9 +38,9 @@ fn s5_1_the_filter_is_asked_before_the_register() {
     }
 }
 
-/// All masks: an access exits for its own reason or not at all.
+/// Under every mask, an access exits for its own reason or not at all.
 #[test]
-fn s5_2_no_reason_stands_in_for_another() {
+fn s5_2_access_exits_only_for_its_own_reason() {
     for mask in 0..8_u64 {
         let revision = Revision::Mainline;
         let vm = vm(revision, &[]);
@@ -59,7 +59,7 @@ fn s5_2_no_reason_stands_in_for_another() {
 }
 
 #[test]
-fn s5_2_without_its_reason_in_the_mask_a_refusal_is_a_fault_at_the_instruction() {
+fn s5_2_refused_access_faults_without_its_reason_in_the_mask() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[PLAIN]);
         vm.set_reasons(msrgate_filter::ReasonMask::NONE);
@@ -73,7 +73,7 @@ fn s5_2_without_its_reason_in_the_mask_a_refusal_is_a_fault_at_the_instruction()
 }
 
 #[test]
-fn s5_3_an_exit_shows_the_access_and_leaves_the_guest_as_it_was() {
+fn s5_3_exit_shows_access_and_keeps_guest_state() {
     let value = 0xfeed_beef_dead_cafe;
     for revision in Revision::ALL {
         for index in [PLAIN, MsrIndex::MIN, MsrIndex::new(0xc000_0080)] {
@@ -95,9 +95,9 @@ fn s5_3_an_exit_shows_the_access_and_leaves_the_guest_as_it_was() {
     }
 }
 
-/// One direction denied: the other is KVM's business.
+/// One direction is denied: an access in the other direction is handled by KVM.
 #[test]
-fn s3_3_an_allowed_access_reaches_the_register() {
+fn s3_3_allowed_access_reaches_the_register() {
     for revision in Revision::ALL {
         let (vm, mut vcpu) = guarded(revision, &[]);
         vm.set_filter(&denying(revision, Accesses::Write, &[PLAIN]))

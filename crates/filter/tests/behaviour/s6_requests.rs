@@ -1,4 +1,4 @@
-//! S6.3, S6.4, S7: hardware bitmaps, and the request that has them follow the filter.
+//! S6.3, S6.4, S7: the hardware bitmaps, and the request to recompute them after a new filter.
 
 use msrgate_filter::intercept::PassThrough;
 use msrgate_filter::{
@@ -33,10 +33,10 @@ fn enter(vcpu: &mut Vcpu<RegisterMap>, index: MsrIndex) -> GuestMode<'_, Registe
     }
 }
 
-/// What is passed through does not leave guest mode, and its faults are the processor's own: no
-/// mask makes them exits, no `ignore_msrs` hides them.
+/// An access that passes through does not leave guest mode, and its faults are the processor's own:
+/// no mask makes them exits, and `ignore_msrs` does not hide them.
 #[test]
-fn s6_3_an_access_passes_if_it_is_wanted_and_allowed() {
+fn s6_3_wanted_and_allowed_access_passes_through() {
     for hardware in BOTH {
         let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
         vm.set_unknown_msrs(UnknownMsrs::Ignore);
@@ -48,7 +48,7 @@ fn s6_3_an_access_passes_if_it_is_wanted_and_allowed() {
             assert_eq!(executed.outcome, outcome);
             assert!(executed.still_in_guest.is_some());
         }
-        // Out of the bitmaps' reach, so KVM handles it.
+        // The bitmaps do not cover this MSR, so KVM handles the access.
         let executed = enter(&mut vcpu, MISSING).execute(Instruction::Rdmsr);
         assert_eq!(executed.outcome, RunExit::Retired);
         assert!(executed.still_in_guest.is_none());
@@ -56,7 +56,7 @@ fn s6_3_an_access_passes_if_it_is_wanted_and_allowed() {
 }
 
 #[test]
-fn s6_3_an_access_that_kvm_wants_to_see_exits_whatever_the_filter_says() {
+fn s6_3_unwanted_access_exits_under_any_filter() {
     for hardware in BOTH {
         let (_vm, mut vcpu) = guarded(Revision::Mainline, &[]);
         vcpu.pass_through(hardware, only_plain);
@@ -66,9 +66,9 @@ fn s6_3_an_access_that_kvm_wants_to_see_exits_whatever_the_filter_says() {
     }
 }
 
-/// A debug exit leaves guest mode, though the access itself passed.
+/// A debug exit leaves guest mode, although the access itself passed through.
 #[test]
-fn s5_4_single_step_is_honoured_where_kvm_sees_no_access() {
+fn s5_4_single_step_stops_after_passed_through_access() {
     for hardware in BOTH {
         let (_vm, mut vcpu) = guarded(Revision::Mainline, &[]);
         vcpu.pass_through(hardware, everything);
@@ -79,10 +79,10 @@ fn s5_4_single_step_is_honoured_where_kvm_sees_no_access() {
     }
 }
 
-/// In guest mode the old bits hold, though the set call has returned; so they do for an allowed
-/// access that is now denied. Each exit, for whatever reason, ends that.
+/// In guest mode the old bits hold even after the set call has returned, also for an allowed access
+/// that the new filter denies. Any exit ends that.
 #[test]
-fn s7_old_hardware_bits_rule_until_the_next_entry() {
+fn s7_old_hardware_bits_hold_until_the_next_entry() {
     for hardware in BOTH {
         let (vm, mut vcpu) = guarded(Revision::Mainline, &[]);
         vcpu.pass_through(hardware, only_plain);
@@ -102,10 +102,10 @@ fn s7_old_hardware_bits_rule_until_the_next_entry() {
     }
 }
 
-/// In the other direction the old bits only cost an exit: software checks use the new filter at
-/// once.
+/// If the new filter allows an access that the old bits intercept, the access only costs an exit:
+/// software checks use the new filter at once.
 #[test]
-fn s7_software_checks_use_the_new_filter_at_once() {
+fn s7_software_check_uses_new_filter_at_once() {
     for hardware in BOTH {
         let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
         vcpu.pass_through(hardware, only_plain);
@@ -122,7 +122,7 @@ fn s7_software_checks_use_the_new_filter_at_once() {
 }
 
 #[test]
-fn s6_4_each_vcpu_handles_the_request_for_itself() {
+fn s6_4_each_vcpu_handles_its_own_request() {
     let (vm, mut first) = guarded(Revision::Mainline, &[]);
     let second = vm.create_vcpu(RegisterMap::default());
     vm.set_filter(&denying(Revision::Mainline, Accesses::Both, &[PLAIN]))
@@ -134,9 +134,9 @@ fn s6_4_each_vcpu_handles_the_request_for_itself() {
     assert!(!first.is_recompute_pending() && second.is_recompute_pending());
 }
 
-/// An exit that only gets completed is not an entry.
+/// An exit that is only completed is not an entry.
 #[test]
-fn s6_4_immediate_exit_leaves_the_request_pending() {
+fn s6_4_immediate_exit_keeps_request_pending() {
     let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
     read(&mut vcpu, PLAIN);
     vm.set_filter(&denying(Revision::Mainline, Accesses::Both, &[]))
@@ -146,7 +146,7 @@ fn s6_4_immediate_exit_leaves_the_request_pending() {
 }
 
 #[test]
-fn s6_4_the_filter_never_drives_x2apic_bits() {
+fn s6_4_filter_does_not_change_x2apic_bits() {
     for (revision, hardware) in Revision::ALL.into_iter().zip(BOTH) {
         let (vm, mut vcpu) = guarded(revision, &[X2APIC_TPR]);
         vm.set_reasons(ReasonMask::NONE);

@@ -1,13 +1,13 @@
-//! S7: what outlives what.
+//! S7: the lifetimes of VM, vCPU and filter.
 
 use msrgate_filter::{Access, ExitReason, RegisterMap, Revision, Verdict};
 
 use crate::machine::{MISSING, PICKY, PLAIN, guarded, read, reason};
 
-/// In v6's teardown the bitmaps go before the vCPUs do. Here nothing can: each vCPU owns a share of
-/// what it looks at.
+/// In v6's teardown the bitmaps are freed before the vCPUs. Here they cannot be, because each vCPU
+/// owns a share of the filter.
 #[test]
-fn s7_the_filter_outlives_every_vcpu() {
+fn s7_filter_outlives_vm_while_a_vcpu_lives() {
     for revision in Revision::ALL {
         let (vm, mut first) = guarded(revision, &[PLAIN]);
         let second = vm.create_vcpu(RegisterMap::default());
@@ -19,16 +19,16 @@ fn s7_the_filter_outlives_every_vcpu() {
 }
 
 #[test]
-fn vcpus_are_numbered_in_the_order_of_their_creation() {
+fn vcpus_are_numbered_in_creation_order() {
     let (vm, first) = guarded(Revision::Mainline, &[MISSING]);
     drop(first);
     let numbers = [(); 40].map(|()| vm.create_vcpu(RegisterMap::default()).number().get());
     assert!(numbers.into_iter().eq(1..41));
 }
 
-/// More vCPUs than there are stripes of counters: all see the filter.
+/// The VM has more vCPUs than there are stripes of counters, and each vCPU sees the filter.
 #[test]
-fn every_vcpu_sees_the_filter() {
+fn filter_holds_for_more_vcpus_than_stripes() {
     let (vm, _first) = guarded(Revision::Mainline, &[PLAIN]);
     for _ in 0..40 {
         let vcpu = vm.create_vcpu(RegisterMap::default());
