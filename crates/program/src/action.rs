@@ -1,4 +1,4 @@
-//! What can happen to an access, and which of two things is the looser.
+//! The actions for an access, and the order in which one action is looser than another.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -7,81 +7,83 @@ use msrgate_filter::{Access, Verdict};
 
 use crate::shown::one_line;
 
-/// What is to happen to an access.
+/// The action for an access.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
-    /// KVM handles it as if there were no policy.
+    /// KVM handles the access as if there were no policy.
     Allow,
     /// The guest gets #GP.
     Deny,
-    /// The call or the VM ends, with an event.
+    /// The VMM ends the call or the VM, and an event is recorded.
     Kill,
-    /// The VMM's own code of this name answers.
+    /// The VMM's own code with this name answers.
     Handler(Arc<str>),
-    /// An emulated device of this name answers.
+    /// The emulated device answers.
     Device(Device),
     /// A register in user space, one for each vCPU, answers.
     Register(Emulated),
-    /// A read gives this value.
+    /// A read returns this value.
     Value(u64),
-    /// A write succeeds and does nothing.
+    /// A write succeeds and has no effect.
     Ignore,
-    /// A write reaches the register, as far as its changes lie in the mask.
+    /// A write reaches the register if it changes only bits of the mask; [`Outside`] says what
+    /// happens otherwise.
     Mask(Mask),
-    /// The first write stands until reset.
+    /// The first write is kept until reset. A later write of another value gets #GP.
     Pin,
-    /// A write reaches the register; of these bits, those that are set stay set.
+    /// A write reaches the register, but the bits of this mask that are 1 in the register stay 1.
     Sticky(u64),
 }
 
 /// An emulated device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Device {
-    /// Microcode updates: `[device.microcode]`.
+    /// The device for microcode updates: `[device.microcode]`.
     Microcode,
 }
 
 /// A register in user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Emulated {
-    /// What it holds at reset.
+    /// The value at reset.
     pub reset: u64,
-    /// What a write may change.
+    /// The bits that a write may change.
     pub mask: Mask,
 }
 
 /// The bits that a write may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mask {
-    /// 1: may change.
+    /// The bits: a write may change those that are 1.
     pub bits: u64,
-    /// What a write does that would change another bit.
+    /// The handling of a write that would change another bit.
     pub outside: Outside,
 }
 
-/// What becomes of a write that would change bits outside of a mask.
+/// The handling of a write that would change bits outside of a mask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outside {
-    /// #GP.
+    /// The write gets #GP.
     #[default]
     Deny,
-    /// Those bits keep what they hold.
+    /// The bits outside of the mask keep their values.
     Keep,
 }
 
-/// How one action compares with another that it would take the place of.
+/// The result of comparing an action with another one that it would replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// It lets the guest do no more.
+    /// The guest can do the same or less.
     NoLooser,
-    /// It lets the guest do more.
+    /// The guest can do more.
     Looser,
-    /// It lets the guest do something else: neither can be said.
+    /// The guest can do something else, which is neither more nor less.
     Different,
 }
 
 impl Action {
-    /// What the kernel's filter says of it: only what KVM may handle on its own is allowed.
+    /// Returns the verdict of the kernel's filter for this action: allow only for
+    /// [`Action::Allow`].
     #[must_use]
     pub const fn verdict(&self) -> Verdict {
         match self {
@@ -90,7 +92,7 @@ impl Action {
         }
     }
 
-    /// Whether it can happen to accesses of this direction.
+    /// Returns true if the action can apply to accesses of this direction.
     #[must_use]
     pub fn is_for(&self, access: Access) -> bool {
         match self {
@@ -100,19 +102,21 @@ impl Action {
         }
     }
 
-    /// Whether user space has to answer the access. The kernel alone can allow and deny.
+    /// Returns true if user space has to answer the access. The kernel alone can only allow and
+    /// deny.
     #[must_use]
     pub const fn needs_answer(&self) -> bool {
         !matches!(self, Self::Allow | Self::Deny)
     }
 
-    /// Whether no access is carried out, nor answered: the guest gets #GP, or ends.
+    /// Returns true if the action refuses every access: the guest gets #GP, or ends.
     #[must_use]
     pub const fn refuses(&self) -> bool {
         matches!(self, Self::Deny | Self::Kill)
     }
 
-    /// Whether some accesses get #GP and others do not, by what they write.
+    /// Returns true if the action refuses some accesses with #GP and accepts others, depending on
+    /// the written value.
     #[must_use]
     pub const fn refuses_some(&self) -> bool {
         match self {
@@ -124,20 +128,21 @@ impl Action {
         }
     }
 
-    /// Whether user space has to carry the access to the real register.
+    /// Returns true if user space has to forward the access to the register that KVM keeps.
     #[must_use]
     pub const fn needs_forwarding(&self) -> bool {
         matches!(self, Self::Mask(_) | Self::Pin | Self::Sticky(_))
     }
 
-    /// Whether answers depend on a state that user space keeps, and that is in no VMM's migration
-    /// stream.
+    /// Returns true if the answers depend on a state that user space keeps and that no VMM's
+    /// migration stream contains.
     #[must_use]
     pub const fn keeps_state(&self) -> bool {
         matches!(self, Self::Register(_) | Self::Device(_) | Self::Pin)
     }
 
-    /// Whether this lets a guest do more than `other` does.
+    /// Compares how much a guest can do under this action and under `other`, which it would
+    /// replace.
     #[must_use]
     pub fn compared_with(&self, other: &Self) -> Comparison {
         if self == other {
@@ -156,24 +161,26 @@ impl Action {
         }
     }
 
-    /// How far a guest gets: the further, the looser. Less than another's is
-    /// [`Comparison::NoLooser`], more is [`Comparison::Looser`].
+    /// Returns a number that is higher the more a guest can do under this action.
+    ///
+    /// A number lower than the other action's is [`Comparison::NoLooser`], a higher one is
+    /// [`Comparison::Looser`].
     #[must_use]
     pub const fn reach(&self) -> u8 {
         match self {
             Self::Kill => 0,
             Self::Deny => 1,
-            // The guest goes on, and the real register is out of its reach.
+            // The guest continues, but cannot reach the real register.
             Self::Value(_) | Self::Ignore => 2,
             Self::Register(_) => 3,
             Self::Device(_) | Self::Handler(_) => 4,
-            // It reaches part of the real register.
+            // The guest reaches a part of the real register.
             Self::Mask(_) | Self::Pin | Self::Sticky(_) => 5,
             Self::Allow => 6,
         }
     }
 
-    /// The word for it in a policy.
+    /// The word for the action in a policy.
     #[must_use]
     pub const fn word(&self) -> &'static str {
         match self {
@@ -192,7 +199,8 @@ impl Action {
     }
 }
 
-/// As a policy writes it on the right of `read =` or `write =`, with the name of a handler as [`one_line`].
+/// Writes the action as a policy does, on the right of `read =` or `write =`. The name of a handler
+/// is written as by [`one_line`].
 impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -243,7 +251,7 @@ mod tests {
         Action::Mask(Mask { bits, outside })
     }
 
-    /// From the strictest up.
+    /// The actions are listed from the strictest to the loosest.
     #[test]
     fn what_lets_a_guest_get_further_is_looser() {
         let ladder = [

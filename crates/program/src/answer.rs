@@ -1,14 +1,14 @@
-//! What user space says to an access that KVM hands to it: from an exit to an answer.
+//! The answers of user space to the MSR exits of a guest.
 //!
-//! A [`Responder`] is a program made ready for one kind of processor, shared by the vCPUs of a VM. A
-//! [`VcpuState`] is what one vCPU's answers depend on beside it: its emulated registers, and what is
-//! pinned. [`Responder::respond`] is all there is to decide; it opens nothing, waits for nothing and
-//! allocates nothing. Whoever calls it carries the [`Response`] out.
+//! A [`Responder`] is a program prepared for one kind of processor, shared by the vCPUs of a VM. A
+//! [`VcpuState`] is the state of one vCPU on which its answers depend: emulated registers and
+//! pinned values. [`Responder::respond`] makes the whole decision; it opens nothing, waits for
+//! nothing and allocates nothing. The caller carries out the [`Response`].
 //!
-//! Accesses that the policy allows come here, too: those that are to be seen, once
-//! ([`Log::First`](crate::Log::First)) or each time ([`Log::All`](crate::Log::All)), and those for which the kernel's filter is not yet
-//! the new program's. The first and the last are never answered: the guest executes them again
-//! (S5.8).
+//! Accesses that the policy allows can exit too: accesses that are recorded once
+//! ([`Log::First`](crate::Log::First)) or each time ([`Log::All`](crate::Log::All)), and accesses
+//! that the kernel's filter still denies because the program has just been replaced. Accesses of
+//! the first and the last kind are not answered: the guest executes them again (S5.8).
 
 mod cells;
 mod forwarded;
@@ -34,40 +34,40 @@ pub use responder::{Responder, ResponderError};
 pub use save::{RestoreError, Saved, SavedDevice};
 pub use state::VcpuState;
 
-/// What is to be done about an exit.
+/// The answer to an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer<'p> {
-    /// What to do.
+    /// The step to take.
     pub response: Response<'p>,
-    /// What that is to be called.
+    /// The disposition of the access if the step succeeds.
     pub disposition: Disposition,
-    /// What the program says of the access.
+    /// The outcome that the program has for the access.
     pub outcome: &'p Outcome,
     by: PackedBy,
 }
 
 impl Answer<'_> {
-    /// What decides the access.
+    /// The entry, default or rule of KVM that decides the access.
     #[must_use]
     pub const fn decided_by(&self) -> DecidedBy {
         self.by.get()
     }
 }
 
-/// What to do about an exit.
+/// The step with which the gate reacts to an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Response<'p> {
-    /// Complete it with this.
+    /// Complete the exit with this reply.
     Reply(Reply),
-    /// Have the guest execute the access again (S5.8): the program lets KVM handle it, and the
-    /// kernel's filter will.
+    /// Rewind the exit: the guest executes the access again (S5.8). The program lets KVM handle the
+    /// access, and the kernel's filter will allow it.
     Rewind,
-    /// The same, and see to it that the kernel's filter lets this access through from now on.
+    /// Rewind the exit, and open the kernel's filter for this access from now on.
     Open,
-    /// Carry it to the register that KVM keeps.
+    /// Forward the access to the register that KVM keeps.
     Forward(Forwarded),
-    /// Ask the VMM's own code of this name.
+    /// Ask the VMM's own code with this name.
     Handler(&'p Arc<str>),
     /// Ask this device.
     Device(Device),
@@ -75,42 +75,42 @@ pub enum Response<'p> {
     Kill,
 }
 
-/// What is done to an access, in one word: for events and counters.
+/// What the gate did with an access, as one word for events and counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Disposition {
-    /// KVM handles it.
+    /// KVM handled the access.
     Allowed,
-    /// #GP.
+    /// The guest got #GP.
     Denied,
-    /// KVM handles it, where without `mode = "audit"` it would be a #GP.
+    /// KVM handled the access; without `mode = "audit"` the guest would have got #GP.
     WouldDeny,
-    /// The call or the VM ends.
+    /// The call or the VM ended.
     Killed,
-    /// KVM handles it, where without `mode = "audit"` the call or the VM would end.
+    /// KVM handled the access; without `mode = "audit"` the call or the VM would have ended.
     WouldKill,
-    /// A read gets the policy's value.
+    /// The read returned the policy's value.
     Value,
-    /// A write does nothing.
+    /// The write had no effect.
     Ignored,
-    /// A register in user space answers.
+    /// A register in user space answered.
     Register,
-    /// A write reaches the register as far as the mask goes.
+    /// The write reached the register in the bits of the mask.
     Masked,
-    /// A write to a pinned register, the first or one that is equal.
+    /// The write reached a pinned register: it was the first write, or had the pinned value.
     Pinned,
-    /// A write reaches the register, and bits that were set stay set.
+    /// The write reached the register, in which the sticky bits that were 1 stayed 1.
     Sticky,
-    /// The VMM's own code answers.
+    /// The VMM's own code answered.
     Handled,
-    /// A device answers.
+    /// A device answered.
     Device,
-    /// KVM does not know the MSR, and `unknown` answers.
+    /// KVM does not know the MSR, and the setting `unknown` answered.
     Unknown,
 }
 
 impl Disposition {
-    /// All of them, each at the place of its [number](Self::number).
+    /// All dispositions, each at the position of its [number](Self::number).
     pub const ALL: [Self; 14] = [
         Self::Allowed,
         Self::Denied,
@@ -128,13 +128,13 @@ impl Disposition {
         Self::Unknown,
     ];
 
-    /// Its place in [`Self::ALL`].
+    /// The position in [`Self::ALL`].
     #[must_use]
     pub const fn number(self) -> u8 {
         self as u8
     }
 
-    /// Whether the policy refuses the access, or would.
+    /// Returns true if the policy refused the access, or would have refused it without audit mode.
     #[must_use]
     pub const fn is_refusal(self) -> bool {
         matches!(
@@ -144,7 +144,7 @@ impl Disposition {
     }
 }
 
-/// In one word, as events and counters write it.
+/// Writes the disposition as one word, as events and counters do.
 impl fmt::Display for Disposition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -1,4 +1,4 @@
-//! A policy from code, without text and without names.
+//! A builder of programs from code, without the text of a policy and without register names.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -19,9 +19,10 @@ use crate::program::{Program, ProgramSettings, ResolvedVariant};
 use crate::rules::Outcome;
 use crate::settings::{Log, Microcode, Mode, Unknown, UnknownAction};
 
-/// Makes a [`Program`] from calls. Of two calls that speak of the same access, the later one holds.
+/// A builder that makes a [`Program`] from calls. If two calls cover the same access, the later one
+/// applies.
 ///
-/// A rule's [`Origin`](crate::Origin) is the line of the source code that makes it.
+/// The [`Origin`](crate::Origin) of a rule is the source line of the call that made it.
 ///
 /// # Examples
 /// ```
@@ -55,7 +56,8 @@ struct Entry {
 }
 
 impl ProgramBuilder {
-    /// A program that does `default` to every access. Refusals become events ([`Log::Denied`]).
+    /// Creates a builder of a program that applies `default` to every access. Refusals become
+    /// events ([`Log::Denied`]).
     #[must_use]
     pub fn new(default: Verdict) -> Self {
         Self {
@@ -65,35 +67,35 @@ impl ProgramBuilder {
         }
     }
 
-    /// Names the program.
+    /// Sets the name of the program.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
         self.settings.name = Some(name.into());
         self
     }
 
-    /// Sets whether refusals are carried out.
+    /// Sets the mode: enforce or audit.
     #[must_use]
     pub fn mode(mut self, mode: Mode) -> Self {
         self.settings.mode = mode;
         self
     }
 
-    /// Sets which accesses become events.
+    /// Sets the accesses that become events.
     #[must_use]
     pub fn log(mut self, log: Log) -> Self {
         self.settings.log = log;
         self
     }
 
-    /// Sets what becomes of MSRs that KVM does not know.
+    /// Sets the action for MSRs that KVM does not know.
     #[must_use]
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.settings.unknown = unknown;
         self
     }
 
-    /// Sets the microcode device up.
+    /// Configures the microcode device.
     #[must_use]
     pub fn microcode(mut self, microcode: Microcode) -> Self {
         self.settings.microcode = Some(microcode);
@@ -114,28 +116,28 @@ impl ProgramBuilder {
         self.each(msrs.into(), accesses, &Action::Deny)
     }
 
-    /// Gives this value to reads.
+    /// Makes reads of these MSRs return `value`.
     #[must_use]
     #[track_caller]
     pub fn value(self, msrs: impl Into<MsrRange>, value: u64) -> Self {
         self.each(msrs.into(), Accesses::Read, &Action::Value(value))
     }
 
-    /// Has writes succeed and do nothing.
+    /// Makes writes to these MSRs succeed without an effect.
     #[must_use]
     #[track_caller]
     pub fn ignore(self, msrs: impl Into<MsrRange>) -> Self {
         self.each(msrs.into(), Accesses::Write, &Action::Ignore)
     }
 
-    /// Puts a register in user space, one for each vCPU, in the place of each of these MSRs.
+    /// Replaces each of these MSRs by a register in user space, one for each vCPU.
     #[must_use]
     #[track_caller]
     pub fn register(self, msrs: impl Into<MsrRange>, register: Emulated) -> Self {
         self.each(msrs.into(), Accesses::Both, &Action::Register(register))
     }
 
-    /// Hands these accesses to the VMM's own code of this name.
+    /// Passes these accesses to the VMM's own code with this name.
     #[must_use]
     #[track_caller]
     pub fn handler(
@@ -147,7 +149,7 @@ impl ProgramBuilder {
         self.each(msrs.into(), accesses, &Action::Handler(name.into()))
     }
 
-    /// Does this to accesses of one direction: for the actions that have no method of their own.
+    /// Applies `action` to accesses of one direction, for actions without a method of their own.
     #[must_use]
     #[track_caller]
     pub fn action(self, msrs: impl Into<MsrRange>, access: Access, action: &Action) -> Self {
@@ -158,11 +160,16 @@ impl ProgramBuilder {
         self.each(msrs.into(), accesses, action)
     }
 
-    /// Packs the program into a filter, and compares the filter with what was said over all 2^32 MSRs in
-    /// both directions.
+    /// Builds the program: packs it into a filter, and compares the filter with the calls over all
+    /// 2^32 MSRs in both directions.
     ///
     /// # Errors
-    /// A call cannot be kept, or the program does not fit a filter.
+    /// - [`BuildError::Direction`]: a call has an action that cannot apply to its direction.
+    /// - [`BuildError::X2apic`]: a call contains an x2APIC register.
+    /// - [`BuildError::Unknown`]: unknown MSRs are to be answered, but the default refuses them
+    ///   first.
+    /// - [`BuildError::Compile`]: the program does not fit a filter.
+    /// - [`BuildError::Responder`]: the answers of the program cannot be given.
     pub fn build(self) -> Result<Program, BuildError> {
         self.check()?;
         let (files, lines) = self.places();
@@ -220,7 +227,7 @@ impl ProgramBuilder {
         Ok(())
     }
 
-    /// The files of source code that calls stand in, and the line of each call.
+    /// Returns the source files of the calls, and the line of each call.
     fn places(&self) -> (Vec<Box<str>>, Arc<[Line]>) {
         let mut files = Vec::new();
         let mut numbers = BTreeMap::new();
@@ -237,7 +244,7 @@ impl ProgramBuilder {
     }
 }
 
-/// The later of two calls holds.
+/// Ranks calls so that the later of two applies.
 impl Layers for ProgramBuilder {
     fn ranges(&self, access: Access) -> impl Iterator<Item = (EntryId, MsrRange)> {
         let numbered = self.entries.iter().enumerate();
@@ -269,24 +276,24 @@ impl Layers for ProgramBuilder {
     }
 }
 
-/// Why calls became no program.
+/// The reason why calls could not be built into a program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// The action cannot happen to accesses of this direction.
+    /// The action cannot apply to accesses of this direction.
     Direction {
-        /// The word for the action.
+        /// The word for the action in a policy.
         action: &'static str,
         /// The direction.
         access: Access,
     },
-    /// The range has x2APIC registers in it, which KVM never filters (S3.1).
+    /// The range contains x2APIC registers, which KVM never filters (S3.1).
     X2apic(MsrRange),
-    /// Unknown MSRs are to be answered under a default that refuses them first (S5.1).
+    /// Unknown MSRs are to be answered, but the default refuses them first (S5.1).
     Unknown,
     /// The program does not fit a filter.
     Compile(CompileError),
-    /// The answers cannot be given.
+    /// The answers of the program cannot be given.
     Responder(ResponderError),
 }
 

@@ -1,4 +1,4 @@
-//! Which processors a `[[when]]` speaks of.
+//! The processors to which a `[[when]]` section applies.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -14,15 +14,15 @@ use crate::shown::one_line;
 pub struct Cpu {
     /// The twelve characters of leaf 0, such as `GenuineIntel`.
     pub vendor: Box<str>,
-    /// Family, the extended one added (SDM volume 2, CPUID; APM volume 3, appendix E).
+    /// The family, with the extended family added (SDM volume 2, CPUID; APM volume 3, appendix E).
     pub family: u32,
-    /// Model, the extended one in front.
+    /// The model, with the extended model in front.
     pub model: u32,
-    /// Stepping.
+    /// The stepping.
     pub stepping: u32,
 }
 
-/// `GenuineIntel:6:0x6a:6`.
+/// Writes the processor as `GenuineIntel:6:0x6a:6`.
 impl fmt::Display for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -37,8 +37,8 @@ impl fmt::Display for Cpu {
 }
 
 impl Cpu {
-    /// The processor that CPUID describes: the vendor's registers of leaf 0 (EBX, EDX, ECX, in
-    /// this order), and EAX of leaf 1.
+    /// Creates the processor that CPUID describes. `vendor` is EBX, EDX and ECX of leaf 0, in this
+    /// order; `signature` is EAX of leaf 1.
     #[must_use]
     pub fn from_cpuid(vendor: [u32; 3], signature: u32) -> Self {
         let bytes: Vec<u8> = vendor
@@ -63,52 +63,53 @@ impl Cpu {
     }
 }
 
-/// A set of processors: those that agree with each of its four parts. An absent part is any.
+/// A set of processors: those that match all four parts. An absent part matches every processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuSet {
-    /// Vendors.
+    /// The vendors.
     pub vendor: Option<Vec<Box<str>>>,
-    /// Families, in order.
+    /// The families, in order.
     pub family: Option<Vec<RangeInclusive<u32>>>,
-    /// Models.
+    /// The models.
     pub model: Option<Vec<RangeInclusive<u32>>>,
-    /// Steppings.
+    /// The steppings.
     pub stepping: Option<Vec<RangeInclusive<u32>>>,
 }
 
-/// A number that CPUID leaf 1 gives.
+/// One of the numbers in CPUID leaf 1.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuPart {
-    /// The word for it in a policy.
+    /// The word for the number in a policy.
     pub key: &'static str,
-    /// The largest number that CPUID has room for.
+    /// The largest value that CPUID can express.
     pub most: u32,
     of: fn(&CpuSet) -> &Numbers,
 }
 
 impl CpuPart {
-    /// Four bits, and eight more that are added.
+    /// The family: four bits, plus the eight bits of the extended family.
     pub const FAMILY: Self = Self {
         key: "family",
         most: 0xf + 0xff,
         of: |set| &set.family,
     };
 
-    /// The first family whose model has four bits more in front. The manuals say so of 6 and 15 alone; Linux
-    /// goes by it from 6 on, and Zhaoxin's processors, of family 7, have such models.
+    /// The first family whose model has the four bits of the extended model in front. The manuals
+    /// say this of families 6 and 15 only. Linux does it for all families from 6 on, and Zhaoxin's
+    /// processors of family 7 have such models.
     pub const FIRST_WITH_LONG_MODEL: u32 = 6;
 
-    /// The largest model of a family before that.
+    /// The largest model of the families below [`Self::FIRST_WITH_LONG_MODEL`].
     pub const LAST_SHORT_MODEL: u32 = 0xf;
 
-    /// Four bits, and four in front of them.
+    /// The model: four bits, with four bits of the extended model in front.
     pub const MODEL: Self = Self {
         key: "model",
         most: 0xff,
         of: |set| &set.model,
     };
 
-    /// Four bits.
+    /// The stepping: four bits.
     pub const STEPPING: Self = Self {
         key: "stepping",
         most: 0xf,
@@ -117,7 +118,7 @@ impl CpuPart {
 }
 
 impl Cpu {
-    /// The example of a program that does the same on every processor.
+    /// Creates the example processor of a program that does the same on every processor.
     #[must_use]
     pub fn any() -> Self {
         Self {
@@ -128,7 +129,7 @@ impl Cpu {
         }
     }
 
-    /// The vendor of an example that stands for all vendors which nobody names.
+    /// The vendor of an example processor that stands for all vendors without a name in the policy.
     pub const OTHER_VENDOR: &str = "any other";
 }
 
@@ -141,7 +142,7 @@ fn has(numbers: &Numbers, number: u32) -> bool {
 }
 
 impl CpuSet {
-    /// No processor at all.
+    /// Creates the empty set.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -150,7 +151,7 @@ impl CpuSet {
         }
     }
 
-    /// Whether `cpu` is one of them.
+    /// Returns true if the set contains `cpu`.
     #[must_use]
     pub fn contains(&self, cpu: &Cpu) -> bool {
         self.has_vendor(&cpu.vendor)
@@ -166,8 +167,11 @@ impl CpuSet {
     }
 }
 
-/// One processor for each way in which some of the sets hold and the others do not, the way in
-/// which none does first. The ways that no processor takes are not among them.
+/// Returns one processor for each combination in which some of the sets contain a processor and the
+/// others do not.
+///
+/// The combination in which no set contains the processor comes first. Combinations that no
+/// processor has are left out.
 #[must_use]
 pub fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
     let all: Vec<usize> = (0..sets.len()).collect();
@@ -200,8 +204,9 @@ pub fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
     ways
 }
 
-/// At most how many processors [`distinguished`] looks at: one of each vendor, and of each stretch of
-/// families, models and steppings between the ends of what the sets name.
+/// Returns an upper bound for the number of processors that [`distinguished`] tries: the product of
+/// the number of vendors and of the numbers of family, model and stepping intervals between the
+/// bounds in the sets.
 #[must_use]
 pub fn told_apart(sets: &[CpuSet]) -> usize {
     let stretches = |part: CpuPart| {
@@ -217,7 +222,8 @@ pub fn told_apart(sets: &[CpuSet]) -> usize {
         .fold(vendors, usize::saturating_mul)
 }
 
-/// The vendors that are named, and one that nobody names, with the sets that hold for them.
+/// Returns the vendors that the sets name, and one for all others, with the sets that contain each
+/// vendor.
 fn vendors(sets: &[CpuSet]) -> BTreeMap<&str, Vec<usize>> {
     let mut vendors = BTreeMap::from([(Cpu::OTHER_VENDOR, Vec::new())]);
     for vendor in sets.iter().flat_map(|set| set.vendor.iter().flatten()) {
@@ -238,10 +244,12 @@ fn vendors(sets: &[CpuSet]) -> BTreeMap<&str, Vec<usize>> {
     vendors
 }
 
-/// Of one part of some sets: a number of each stretch between their ends, with those of the sets
-/// that hold there. Numbers that no processor has are in no stretch.
+/// Divides the numbers of one part into the intervals between the bounds of some sets. Returns a
+/// number of each interval, with the sets that contain it. Numbers above the largest possible one
+/// are left out.
 fn cells(sets: &[CpuSet], some: &[usize], part: CpuPart) -> Vec<(u32, Vec<usize>)> {
-    // How many ranges of each of the sets the point is in; one for a set that takes any number.
+    // The number of ranges of each set that contain the point; 1 for a set that contains every
+    // number.
     let mut within: Vec<i32> = Vec::new();
     let mut steps = BTreeMap::from([(0, Vec::new())]);
     for (place, &set) in some.iter().enumerate() {
@@ -290,7 +298,8 @@ mod tests {
         assert_eq!(intel.to_string(), "GenuineIntel:6:0x6a:6");
         let amd = Cpu::from_cpuid([0x6874_7541, 0x6974_6e65, 0x444d_4163], 0x00a0_0f11);
         assert_eq!(amd.to_string(), "AuthenticAMD:25:0x1:1");
-        // A KX-6000 of Zhaoxin's, and a Pentium, which has no bits there that count.
+        // A KX-6000 of Zhaoxin, and a Pentium, for which the bits of the extended model do not
+        // count.
         let zhaoxin = Cpu::from_cpuid([0x6853_2020, 0x6867_6e61, 0x2020_6961], 0x0003_07b0);
         assert_eq!(zhaoxin.to_string(), "  Shanghai  :7:0x3b:0");
         let pentium = Cpu::from_cpuid([0x756e_6547, 0x4965_6e69, 0x6c65_746e], 0x0006_05a6);
@@ -346,7 +355,7 @@ mod tests {
         }
 
         proptest! {
-            /// The ways are those of all processors there are, one by one.
+            /// The combinations are those found by trying all processors one by one.
             #[test]
             fn have_the_ways_of_all_processors(sets in prop::collection::vec(any_set(), 0..4)) {
                 let mut all = BTreeSet::new();

@@ -1,4 +1,5 @@
-//! What another program would change for a guest, by MSR and direction, over all 2^32 of both.
+//! The changes that a guest would see under another program, by MSR and direction, over all 2^32
+//! MSRs of both.
 
 use alloc::borrow::ToOwned as _;
 use alloc::boxed::Box;
@@ -20,28 +21,28 @@ use crate::program::{Program, ProgramSettings, Variant};
 use crate::rules::{Rule, Rules};
 use crate::settings::{Log, Mode, UnknownAction};
 
-/// Which way a change goes.
+/// The direction of a change, from the guest's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
-    /// It lets the guest do more.
+    /// The guest can do more.
     Looser,
-    /// It lets the guest do something else: neither is the looser. It has to be looked at as if it
-    /// were looser.
+    /// The guest can do something else, which is neither more nor less. Review such a change as if
+    /// it were looser.
     Different,
-    /// It lets the guest do less.
+    /// The guest can do less.
     Stricter,
-    /// The guest can do what it could.
+    /// The guest can do the same as before.
     Neutral,
 }
 
 impl Direction {
-    /// Whether a guest may do something that it could not do before.
+    /// Returns true if a guest may be able to do something that it could not do before.
     #[must_use]
     pub const fn may_loosen(self) -> bool {
         matches!(self, Self::Looser | Self::Different)
     }
 
-    /// Which way it is from `was` to `is`, which are not equal.
+    /// Returns the direction of a change from `was` to `is`, which must differ.
     #[must_use]
     pub fn of(was: &Action, is: &Action) -> Self {
         match (is.compared_with(was), was.compared_with(is)) {
@@ -52,81 +53,83 @@ impl Direction {
     }
 }
 
-/// Consecutive MSRs that another thing happens to.
+/// Consecutive MSRs whose action changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
     /// The MSRs.
     pub msrs: MsrRange,
-    /// In this direction.
+    /// The direction of the accesses.
     pub access: Access,
-    /// What happened, and what said so of the first of them.
+    /// The old action, and the origin of the first MSR's.
     pub was: (Action, Origin),
-    /// What happens, and what says so of the first of them.
+    /// The new action, and the origin of the first MSR's.
     pub is: (Action, Origin),
-    /// Which way it goes.
+    /// The direction of the change.
     pub direction: Direction,
 }
 
-/// A setting that says something else.
+/// A setting whose value changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SettingChange {
-    /// Its key, such as `unknown.read`.
+    /// The key of the setting, such as `unknown.read`.
     pub key: &'static str,
-    /// What it said, as a policy writes it.
+    /// The old value, as a policy writes it.
     pub was: String,
-    /// What it says.
+    /// The new value.
     pub is: String,
-    /// Which way it goes.
+    /// The direction of the change.
     pub direction: Direction,
 }
 
-/// Consecutive MSRs of which other accesses become events.
+/// Consecutive MSRs whose logging changes: other accesses become events.
 ///
-/// No guest can do more or less by it. What only follows from another [`log`](ProgramSettings::log)
-/// of the whole policy is a [`SettingChange`] and no change of this kind.
+/// Such a change does not affect the guest. A difference that only follows from another
+/// [`log`](ProgramSettings::log) of the whole policy is a [`SettingChange`] instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogChange {
     /// The MSRs.
     pub msrs: MsrRange,
-    /// In this direction.
+    /// The direction of the accesses.
     pub access: Access,
-    /// Which accesses became events, and what said so of the first of the MSRs.
+    /// The accesses that became events under the old program, and the origin of the first MSR's.
     pub was: (Log, Origin),
-    /// Which do, and what says so of the first of them.
+    /// The accesses that become events under the new program, and the origin of the first MSR's.
     pub is: (Log, Origin),
 }
 
-/// What changes on processors on which the same `[[when]]`s of both programs hold.
+/// The changes on the processors on which the same `[[when]]` sections of both programs apply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
-    /// One of these processors; `None` where neither program asks for one.
+    /// One of these processors; `None` if neither program has a `[[when]]` section.
     pub cpu: Option<Cpu>,
-    /// What changes, in order, reads first.
+    /// The changes of actions, in order, reads first.
     pub changes: Vec<Change>,
-    /// What of it becomes events, in the same order.
+    /// The changes of logging, in order, reads first.
     pub logs: Vec<LogChange>,
 }
 
-/// The most stretches of MSRs, or kinds of processors, that [`differences`] looks at where two programs have
-/// several pairs of variants: each stretch may become a change.
+/// The limit of [`differences`] for two programs with several pairs of variants: the number of
+/// kinds of processors, and the number of rules of all pairs. Each rule may become a change.
 pub const MAX_COMPARED: usize = 1 << 20;
 
-/// Two programs that tell too many processors apart together to be compared on all of them. They can be
-/// compared on one.
+/// An error for two programs that distinguish too many processors to be compared on all of them.
+/// They can still be compared on one processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TooManyToCompare {
-    /// The processors that the `[[when]]`s of both tell apart are more than [`MAX_COMPARED`].
+    /// The `[[when]]` sections of both programs distinguish this many processors, which is more
+    /// than [`MAX_COMPARED`].
     Processors(usize),
-    /// The stretches of MSRs on all pairs of variants are more than [`MAX_COMPARED`].
+    /// The variants of all pairs have more rules than [`MAX_COMPARED`].
     Stretches {
-        /// How many pairs of variants some processor brings together.
+        /// The number of pairs of variants: two variants are a pair if both apply on some
+        /// processor.
         pairs: usize,
-        /// How many stretches both variants of each pair have, in both directions.
+        /// The number of rules of the variants of all pairs, in both directions.
         found: usize,
     },
 }
@@ -148,12 +151,15 @@ impl fmt::Display for TooManyToCompare {
 
 impl core::error::Error for TooManyToCompare {}
 
-/// What changes from `old` to `new` on this processor, or on every one: one difference for each
-/// pair of variants that some processor brings together, those without a change left out.
+/// Returns the changes from `old` to `new` on this processor, or on all processors if `cpu` is
+/// `None`.
+///
+/// There is one difference for each pair of variants that apply on the same processor. Pairs
+/// without a change are left out.
 ///
 /// # Errors
-/// Several pairs of variants are to be compared, and are more than [`MAX_COMPARED`] allows. Nothing was
-/// compared.
+/// [`TooManyToCompare`] if there are several pairs of variants and they exceed [`MAX_COMPARED`].
+/// Nothing is compared then.
 ///
 /// # Examples
 /// ```
@@ -189,7 +195,7 @@ pub fn differences(
 /// The variants of both programs on a processor.
 type Pair<'p> = (&'p Variant, &'p Variant, Cpu);
 
-/// The pairs of variants that these processors bring together, each once.
+/// Returns the pairs of variants on these processors, each pair once.
 fn pairs<'p>(old: &'p Program, new: &'p Program, cpus: Vec<Cpu>) -> Vec<Pair<'p>> {
     let mut seen = BTreeSet::new();
     cpus.into_iter()
@@ -198,7 +204,10 @@ fn pairs<'p>(old: &'p Program, new: &'p Program, cpus: Vec<Cpu>) -> Vec<Pair<'p>
         .collect()
 }
 
-/// The pairs of variants that some processor brings together, if they are few enough.
+/// Returns the pairs of variants on all processors.
+///
+/// # Errors
+/// The pairs exceed [`MAX_COMPARED`].
 fn all_pairs<'p>(old: &'p Program, new: &'p Program) -> Result<Vec<Pair<'p>>, TooManyToCompare> {
     let sets: Vec<_> = old.whens().iter().chain(new.whens()).cloned().collect();
     let processors = told_apart(&sets);
@@ -212,7 +221,7 @@ fn all_pairs<'p>(old: &'p Program, new: &'p Program) -> Result<Vec<Pair<'p>>, To
         Access::ALL.into_iter().map(count).sum()
     };
     let found = pairs.iter().map(|(was, is, _)| of(was) + of(is)).sum();
-    // One pair is bounded by the sizes of both programs.
+    // A single pair has no limit, because the sizes of both programs bound it.
     if pairs.len() > 1 && found > MAX_COMPARED {
         let pairs = pairs.len();
         return Err(TooManyToCompare::Stretches { pairs, found });
@@ -220,8 +229,8 @@ fn all_pairs<'p>(old: &'p Program, new: &'p Program) -> Result<Vec<Pair<'p>>, To
     Ok(pairs)
 }
 
-/// What changes from one variant to another, in order, reads first; neighbours that change alike
-/// are one.
+/// Returns the changes of actions from one variant to another, in order, reads first. Adjacent
+/// changes of the same kind are joined.
 #[must_use]
 pub fn changes(old: &Variant, new: &Variant) -> Vec<Change> {
     let of = |access| between(old.rules(), new.rules(), access);
@@ -238,8 +247,8 @@ fn between(old: &Rules, new: &Rules, access: Access) -> Vec<Change> {
     changes
 }
 
-/// What becomes events otherwise than before, in order, reads first; with each variant the `log` of
-/// its whole program.
+/// Returns the changes of logging from one variant to another, in order, reads first. Each variant
+/// comes with the `log` setting of its program.
 fn log_changes((old, old_log): (&Variant, Log), (new, new_log): (&Variant, Log)) -> Vec<LogChange> {
     let mut changes: Vec<LogChange> = Vec::new();
     for access in Access::ALL {
@@ -287,14 +296,14 @@ fn push(
     });
 }
 
-/// What changes outside of the rules.
+/// Returns the changes of the settings.
 #[must_use]
 pub fn setting_changes(old: &ProgramSettings, new: &ProgramSettings) -> Vec<SettingChange> {
     let mode = |settings: &ProgramSettings| match settings.mode {
         Mode::Enforce => "enforce".to_owned(),
         Mode::Audit => "audit".to_owned(),
     };
-    // Audit refuses nothing.
+    // Audit mode refuses no access.
     let mode_direction = match new.mode {
         Mode::Audit => Direction::Looser,
         Mode::Enforce => Direction::Stricter,
@@ -336,7 +345,8 @@ pub fn setting_changes(old: &ProgramSettings, new: &ProgramSettings) -> Vec<Sett
     .collect()
 }
 
-/// #GP is the strictest; an answer lets the guest go on, whatever it is.
+/// Compares two actions for unknown MSRs. #GP is the strictest; with any answer the guest
+/// continues.
 fn unknown(
     key: &'static str,
     was: UnknownAction,
@@ -355,7 +365,8 @@ fn unknown(
     (key, word(was), word(is), direction)
 }
 
-/// Who accepts more gaps lets more past the filter. Neither order nor repetition counts.
+/// Compares two lists of accepted gaps, in any order and with duplicates. A list with more gaps
+/// lets more accesses past the filter.
 fn accept(was: &[Box<str>], is: &[Box<str>]) -> (&'static str, String, String, Direction) {
     let [was, is]: [BTreeSet<&str>; 2] =
         [was, is].map(|words| words.iter().map(|word| &**word).collect());

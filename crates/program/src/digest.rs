@@ -1,31 +1,31 @@
-//! What tells two policies apart by what they do.
+//! The digest of a policy's effect.
 
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
 
-/// A SHA-256 of what a policy does, however it is written.
+/// The SHA-256 of a policy's effect, independent of how the policy is written.
 ///
-/// It covers, for each way in which the `[[when]]`s hold, what happens to each of 2^32 MSRs in each
-/// direction and which accesses become events, and the policy's `mode`, `unknown`, `log` and devices.
-/// Names, lines, comments, reasons and the packing have no part in it.
+/// For each combination of `[[when]]` sections, the digest covers the action for each of 2^32 MSRs
+/// in each direction and the accesses that become events. It also covers the policy's `mode`,
+/// `unknown`, `log` and devices. It does not cover names, lines, comments, reasons and the packing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// The digest with these bytes.
+    /// Creates the digest with these bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// Its bytes, in the order of its digits.
+    /// The bytes of the digest, in the order of its digits.
     #[must_use]
     pub const fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// Its first 16 digits, which tell policies apart that nobody made to collide.
+    /// Returns the first 16 digits. They distinguish policies that were not made to collide.
     #[must_use]
     pub fn short(&self) -> String {
         self.0[..8]
@@ -39,7 +39,7 @@ impl Digest {
     }
 }
 
-/// 64 digits.
+/// Writes 64 hexadecimal digits.
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

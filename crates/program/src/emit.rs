@@ -1,7 +1,7 @@
-//! A variant's filter for programs that know nothing of msrgate.
+//! Output of a variant's filter for programs that do not use msrgate.
 //!
-//! All of these carry the filter and the reasons to exit, and no answers. What they decide, the
-//! kernel decides alone.
+//! All formats contain the filter and the exit reasons. They contain no answers: the kernel alone
+//! enforces them.
 
 use alloc::format;
 use alloc::string::String;
@@ -15,17 +15,17 @@ use crate::cpu::Cpu;
 use crate::program::{Program, Variant};
 use crate::settings::{Log, Mode, UnknownAction};
 
-/// Something of a program that a filter alone does not do.
+/// A part of a program that a filter alone cannot enforce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Loss {
-    /// Accesses that user space answers.
+    /// The answers of user space.
     Answers,
-    /// `unknown`, where it is not `gp`.
+    /// The setting `unknown`, if it is not `gp`.
     Unknown,
-    /// `mode = "audit"`.
+    /// The setting `mode = "audit"`.
     Audit,
-    /// `log = "first"` or `"all"`: events of what the kernel allows.
+    /// The setting `log = "first"` or `"all"`: events for accesses that the kernel allows.
     Log,
 }
 
@@ -40,8 +40,10 @@ impl fmt::Display for Loss {
     }
 }
 
-/// What would be lost if only this variant's filter were kept. Refusals under `log = "denied"` are not
-/// among it: they exit for the reason `filter`, and whoever sets the filter sees them.
+/// Returns the parts of the program that are lost if only this variant's filter is used.
+///
+/// Refusals under `log = "denied"` are not lost: they exit with the reason `filter`, and the
+/// program that sets the filter sees them.
 #[must_use]
 pub fn unsaid(program: &Program, variant: &Variant) -> Vec<Loss> {
     let settings = program.settings();
@@ -61,9 +63,11 @@ pub fn unsaid(program: &Program, variant: &Variant) -> Vec<Loss> {
     .collect()
 }
 
-/// One line of JSON: `{"schema":1,"default":"deny","ranges":[…],"reasons":["filter"]}`. A range is
-/// `{"access":"rw","base":"0x10","count":3,"bitmap":"05"}`, its bitmap in bytes from byte 0 on. With the
-/// processor that the variant was chosen for there is `"cpu":"GenuineIntel:6:0x6a:6"`, too.
+/// Returns one line of JSON: `{"schema":1,"default":"deny","ranges":[…],"reasons":["filter"]}`.
+///
+/// A range is `{"access":"rw","base":"0x10","count":3,"bitmap":"05"}`, with its bitmap in bytes
+/// from byte 0 on. If the variant was chosen for a processor, there is also
+/// `"cpu":"GenuineIntel:6:0x6a:6"`.
 #[must_use]
 pub fn json(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
     let range = |range: &Range| {
@@ -89,12 +93,13 @@ pub fn json(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
     )
 }
 
-/// The 392 bytes of a 64-bit caller's `struct kvm_msr_filter`, and the bitmaps after them. The pointer
-/// of a range is the offset of its bitmap from the first byte; whoever loads it adds the address. That
-/// of an unused range is 0.
+/// Returns the 392 bytes of a 64-bit caller's `struct kvm_msr_filter`, followed by the bitmaps.
+///
+/// The pointer of a range is the offset of its bitmap from the first byte, to which the loader has
+/// to add the address of the first byte. The pointer of an unused range is 0.
 ///
 /// # Errors
-/// None happens: a pointer of 64 bits holds any offset.
+/// None in practice: a pointer of 64 bits can hold any offset.
 pub fn abi(variant: &Variant) -> Result<Vec<u8>, EncodeError> {
     let width = CallerWidth::Bits64;
     let bitmaps_at = UserAddress::new(width.struct_size() as u64);
@@ -104,9 +109,11 @@ pub fn abi(variant: &Variant) -> Result<Vec<u8>, EncodeError> {
     Ok(bytes)
 }
 
-/// A C header that needs only `<linux/kvm.h>`: the bitmaps, `MSRGATE_EXIT_REASONS` for
-/// `KVM_CAP_X86_USER_SPACE_MSR`, and `msrgate_fill`, which fills in the struct. Its first line names the
-/// processor that the variant was chosen for.
+/// Returns a C header that needs only `<linux/kvm.h>`.
+///
+/// The header contains the bitmaps, `MSRGATE_EXIT_REASONS` for `KVM_CAP_X86_USER_SPACE_MSR`, and
+/// `msrgate_fill`, which fills in the struct. The first line names the processor that the variant
+/// was chosen for.
 #[must_use]
 pub fn c(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
     let filter = variant.filter();
@@ -147,8 +154,10 @@ pub fn c(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
     )
 }
 
-/// A Rust module of constants that needs nothing: `DEFAULT_DENY`, `EXIT_REASONS`, and `RANGES` of
-/// flags, base, count and bitmap. Its first line names the processor that the variant was chosen for.
+/// Returns a Rust module of constants without dependencies.
+///
+/// The constants are `DEFAULT_DENY`, `EXIT_REASONS`, and `RANGES` with flags, base, count and
+/// bitmap. The first line names the processor that the variant was chosen for.
 #[must_use]
 pub fn rust(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
     let filter = variant.filter();
@@ -189,13 +198,13 @@ pub fn rust(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
     )
 }
 
-/// ` for GenuineIntel:6:0x6a:6`, if it was chosen for a processor.
+/// Returns ` for GenuineIntel:6:0x6a:6` for a processor, else an empty text.
 fn for_cpu(cpu: Option<&Cpu>) -> String {
     cpu.map_or(String::new(), |cpu| format!(" for {}", cpu_name(cpu)))
 }
 
-/// Returns a processor's name as these texts have it. It ends no comment and no string: characters of a vendor, which
-/// is any twelve bytes, other than letters, digits and blanks are `?`.
+/// Returns the name of a processor for these formats. It cannot end a comment or a string: a vendor
+/// is any twelve bytes, and characters other than letters, digits and blanks become `?`.
 #[must_use]
 pub fn cpu_name(cpu: &Cpu) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == ':' || c == ' ';
@@ -218,13 +227,13 @@ const fn flags(filter: &Filter) -> u32 {
     }
 }
 
-/// A range's bitmap as the kernel reads it: in whole words (S2.4).
+/// Returns the bitmap of a range in whole words, as the kernel reads it (S2.4).
 fn bytes(range: &Range) -> Vec<u8> {
     let words = range.bitmap().words().iter();
     words.flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// Bytes in C or Rust, some a line.
+/// Formats bytes for C or Rust, several on each line.
 fn rows(bytes: &[u8]) -> String {
     const ROW: usize = 12;
     let row = |row: &[u8]| {

@@ -1,47 +1,50 @@
-//! Which registers a gate may read and write on a guest's behalf.
+//! The registers that a gate may read and write on behalf of a guest.
 //!
-//! `KVM_GET_MSRS` and `KVM_SET_MSRS` skip what a guest's own access is checked for, so forwarding
-//! is sound for the registers of this list only: those that KVM keeps and hands out in one way, for
-//! the host as for the guest. Not in it, and not to be added:
+//! `KVM_GET_MSRS` and `KVM_SET_MSRS` skip checks that KVM makes for a guest's own access.
+//! Forwarding is therefore sound only for the registers of this list, which KVM stores and returns
+//! for the host in the same way as for the guest. These registers are not in the list and must not
+//! be added:
 //!
-//! - what the guest's CPUID has to allow, and the host need not have: `IA32_EFER`,
-//!   `IA32_SPEC_CTRL`, `IA32_PRED_CMD`, `IA32_FLUSH_CMD` (a real WRMSR on the host), `IA32_TSC_AUX`,
-//!   `IA32_DEBUGCTL`, `IA32_XFD`, the PMU and more;
-//! - what only the host may write: `IA32_ARCH_CAPABILITIES`, `MSR_PLATFORM_INFO`, the microcode's
-//!   revision, machine-check banks, the VMX capabilities and more;
-//! - what does something else for the host: `IA32_TIME_STAMP_COUNTER`, `IA32_APIC_BASE`,
-//!   `IA32_MISC_ENABLE`, KVM's and Hyper-V's own.
+//! - registers that the guest's CPUID has to allow, while the host can use them without:
+//!   `IA32_EFER`, `IA32_SPEC_CTRL`, `IA32_PRED_CMD`, `IA32_FLUSH_CMD` (a real WRMSR on the host),
+//!   `IA32_TSC_AUX`, `IA32_DEBUGCTL`, `IA32_XFD`, the PMU and more;
+//! - registers that only the host may write: `IA32_ARCH_CAPABILITIES`, `MSR_PLATFORM_INFO`, the
+//!   microcode's revision, machine-check banks, the VMX capabilities and more;
+//! - registers for which the host's access does something else: `IA32_TIME_STAMP_COUNTER`,
+//!   `IA32_APIC_BASE`, `IA32_MISC_ENABLE`, the registers of KVM and Hyper-V.
 //!
-//! Never forward while the vCPU runs a nested guest: the host's access is to the wrong one's state.
+//! A gate must not forward while the vCPU runs a nested guest, because the host's access would use
+//! the state of the wrong guest.
 
 use core::fmt;
 
 use msrgate_filter::MsrIndex;
 
-/// How accesses to a register may be forwarded.
+/// The conditions under which accesses to a register may be forwarded.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Forward {
-    /// Reads, by `KVM_GET_MSRS`.
+    /// The condition for reads, by `KVM_GET_MSRS`.
     pub read: Forwarding,
-    /// Writes, by `KVM_SET_MSRS`. A count of 0 that it returns is the #GP of the guest.
+    /// The condition for writes, by `KVM_SET_MSRS`. If that returns a count of 0, the guest gets
+    /// #GP.
     pub write: Forwarding,
-    /// What the guest's CPUID has to have, all of it; without, the guest would fault where the
-    /// host does not.
+    /// The CPUID bits that the guest needs, all of them. Without them the guest's own access would
+    /// fault, but the host's would not.
     pub needs_cpuid: &'static [CpuidBit],
-    /// Why this is sound.
+    /// The reason why forwarding is sound.
     pub why: &'static str,
 }
 
-/// Which accesses of one direction may be forwarded.
+/// The condition for accesses of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Forwarding {
-    /// All.
+    /// Every access may be forwarded.
     Always,
-    /// All, and KVM refuses an address that is not canonical.
+    /// Every access may be forwarded. KVM itself refuses an address that is not canonical.
     Canonical,
-    /// Writes of values that set no other bits. Any other value is the guest's #GP.
+    /// Writes may be forwarded if they set only these bits. For any other value the guest gets #GP.
     Sets(u64),
 }
 
@@ -56,22 +59,22 @@ impl Forwarding {
     }
 }
 
-/// One bit of what CPUID returns.
+/// One bit of CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CpuidBit {
-    /// What goes into EAX.
+    /// The leaf, in EAX.
     pub leaf: u32,
-    /// What goes into ECX; 0 for leaves that do not look at it.
+    /// The subleaf, in ECX; 0 for leaves without subleaves.
     pub subleaf: u32,
-    /// Where the bit comes out.
+    /// The register that contains the bit.
     pub register: CpuidRegister,
-    /// Its number, at most 31.
+    /// The number of the bit, at most 31.
     pub bit: u8,
-    /// The feature, as the SDM calls it.
+    /// The name of the feature in the SDM.
     pub feature: &'static str,
 }
 
-/// `LM (CPUID 0x80000001 EDX bit 29)`, `XFD (CPUID 0xd.1 EAX bit 4)`.
+/// Writes the bit as `LM (CPUID 0x80000001 EDX bit 29)` or `XFD (CPUID 0xd.1 EAX bit 4)`.
 impl fmt::Display for CpuidBit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -110,39 +113,40 @@ impl fmt::Display for CpuidRegister {
     }
 }
 
-/// How accesses to a register may be forwarded, where that is sound: for most it is not.
+/// Returns the conditions under which accesses to a register may be forwarded, or `None` if
+/// forwarding is not known to be sound. For most registers it is not.
 #[must_use]
 pub fn forward(index: MsrIndex) -> Option<&'static Forward> {
     row(index).map(Row::forward)
 }
 
-/// How many registers may be forwarded.
+/// The number of registers that may be forwarded.
 pub(crate) const ROWS: usize = 10;
 
-/// A register's place among those.
+/// The position of a register in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row(usize);
 
 impl Row {
-    /// The place, counted from 0.
+    /// The position, counted from 0.
     pub(crate) const fn number(self) -> usize {
         self.0
     }
 
-    /// How accesses to the register may be forwarded.
+    /// Returns the conditions under which accesses to the register may be forwarded.
     pub(crate) fn forward(self) -> &'static Forward {
         &FORWARDS[self.0].1
     }
 }
 
-/// The place of a register, if it is one of those.
+/// Returns the position of a register, or `None` if the list does not contain it.
 #[inline]
 pub(crate) fn row(index: MsrIndex) -> Option<Row> {
     let row = FORWARDS.binary_search_by_key(&index, |(row, _)| *row);
     row.ok().map(Row)
 }
 
-/// All of them, by index.
+/// Returns all registers of the list, by index.
 pub(crate) fn rows() -> [&'static Forward; ROWS] {
     core::array::from_fn(|row| &FORWARDS[row].1)
 }
@@ -163,11 +167,11 @@ const SYSENTER: CpuidBit = CpuidBit {
     feature: "SEP",
 };
 
-/// The bits of registers whose upper half is reserved. The host's write keeps what it sets there
-/// (measured), so a write that sets any is not forwarded.
+/// The lower half of a register whose upper half is reserved. The host's write stores bits that it
+/// sets in the upper half (measured), so a write that sets any of them is not forwarded.
 const LOW_HALF: u64 = 0xffff_ffff;
 
-/// A register that every processor with long mode has.
+/// Returns the conditions for a register that every processor with long mode has.
 const fn long_mode(write: Forwarding, why: &'static str) -> Forward {
     Forward {
         read: Forwarding::Always,
@@ -177,7 +181,7 @@ const fn long_mode(write: Forwarding, why: &'static str) -> Forward {
     }
 }
 
-/// A register that every processor with SYSENTER has.
+/// Returns the conditions for a register that every processor with SYSENTER has.
 const fn sysenter(write: Forwarding, why: &'static str) -> Forward {
     Forward {
         read: Forwarding::Always,
@@ -192,7 +196,7 @@ const MADE: &str = "KVM makes the address canonical, on AMD 32 bits, whoever wri
 const CHECKED: &str = "KVM refuses an address that is not canonical, whoever writes it";
 const PLAIN: &str = "kept as written; every value is legal";
 
-/// By index.
+/// The list, by index.
 static FORWARDS: [(MsrIndex, Forward); ROWS] = [
     of(0x174, sysenter(Forwarding::Sets(LOW_HALF), LOW)),
     of(0x175, sysenter(Forwarding::Always, MADE)),
@@ -219,7 +223,7 @@ mod tests {
         assert!(FORWARDS.is_sorted_by(|(one, _), (next, _)| one < next));
     }
 
-    /// A register that a guest may lack is forwarded only with the CPUID bit it has it by.
+    /// A register that a guest may lack is forwarded only with the CPUID bit that announces it.
     #[test]
     fn each_needs_a_cpuid_bit_and_says_why() {
         for (index, forward) in &FORWARDS {

@@ -1,4 +1,5 @@
-//! Entries that overlap, resolved: of those that contain an MSR, the one of the lowest rank decides.
+//! Resolution of entries that overlap: among the entries that contain an MSR, the one with the
+//! lowest rank decides.
 
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
@@ -12,24 +13,26 @@ use crate::origin::{DecidedBy, EntryId, Line};
 use crate::rules::{Outcome, Rules, RulesBuilder};
 use crate::settings::Log;
 
-/// Entries with an order between them.
+/// A set of entries, with a rank for each.
 pub trait Layers {
-    /// The ranges of the entries that say something of this direction, in any order.
+    /// The ranges of the entries that cover this direction, in any order.
     fn ranges(&self, access: Access) -> impl Iterator<Item = (EntryId, MsrRange)>;
 
-    /// The rank of an entry. Of two that contain an MSR, the lower rank decides; of two with one rank,
-    /// the entry with the lower number.
+    /// The rank of an entry. If two entries contain an MSR, the lower rank decides; if the ranks
+    /// are equal, the entry with the lower number.
     fn rank(&self, entry: EntryId) -> u64;
 
-    /// What an entry says of this direction. `None` stands for the default's.
+    /// The outcome of an entry in this direction. `None` stands for the default's outcome.
     fn outcome(&self, entry: EntryId, access: Access) -> Option<Outcome>;
 
-    /// What happens where no entry says anything.
+    /// The outcome for accesses that no entry covers.
     fn default(&self) -> Outcome;
 }
 
-/// Resolves entries: rules for all MSRs. x2APIC registers are KVM's whatever an entry says (S3.1).
-/// `lines` says where each entry stands, by its number.
+/// Resolves entries into rules for all MSRs. `lines` has the line of each entry, by the entry's
+/// number.
+///
+/// x2APIC registers always get a rule of KVM, even if an entry contains them (S3.1).
 pub fn resolve(layers: &impl Layers, lines: Arc<[Line]>) -> Rules {
     let mut rules = RulesBuilder::default();
     let default = layers.default();
@@ -54,12 +57,12 @@ enum Edge {
     X2apicEnd,
 }
 
-/// A walk over the MSRs from 0 up, with the entries that contain the current one at hand.
+/// A walk over the MSRs from 0 up, which knows the entries that contain the current MSR.
 struct Sweep<'l, L> {
     layers: &'l L,
     access: Access,
     default: &'l Outcome,
-    /// Lowest rank first.
+    /// The entries that contain the current MSR, lowest rank first.
     open: BTreeSet<(u64, EntryId)>,
     rules: &'l mut RulesBuilder,
 }
@@ -82,7 +85,7 @@ impl<L: Layers> Sweep<'_, L> {
         self.push(1 << 32, in_x2apic);
     }
 
-    /// The places where entries begin and end, one past their last MSR.
+    /// Returns the first MSR of each entry, and the MSR after its last one.
     fn edges(&self) -> Vec<(u64, Edge)> {
         let mut edges: Vec<_> = self
             .layers
@@ -103,7 +106,7 @@ impl<L: Layers> Sweep<'_, L> {
         edges
     }
 
-    /// The MSRs up to below `to` are decided by what is open now.
+    /// Adds a rule for the MSRs below `to`, decided by the entries that are open now.
     fn push(&mut self, to: u64, in_x2apic: bool) {
         const KVM: Outcome = Outcome {
             action: Action::Allow,

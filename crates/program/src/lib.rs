@@ -1,12 +1,38 @@
-//! Compiled MSR policies: what a VMM, a preload library or a hypervisor links.
+//! Compiled MSR policies, as a VMM, a preload library or a hypervisor links them.
 //!
-//! A [`Program`] is a compiled policy as a value and as a file: for each kind of processor the rules that
-//! say what happens to each of 2^32 MSRs in each direction, and the
-//! [`Filter`](msrgate_filter::Filter) that a kernel gets, which is compared with the rules before
-//! anyone sees it. [`answer`] decides what user space says to the accesses that the filter refuses.
+//! A [`Program`] is a compiled policy, as a value and as a file. For each kind of processor it
+//! contains rules, which give the action for each of 2^32 MSRs in each direction, and the
+//! [`Filter`](msrgate_filter::Filter) for the kernel. The filter is compared with the rules before
+//! the program can be used. The module [`answer`] decides how user space responds to the accesses
+//! that the filter denies.
 //!
-//! What this crate does not do: it reads no policy's text, knows no register's name, opens no file and
-//! no device. It needs no std, only `alloc`.
+//! This crate does not read the text of a policy, knows no register names, and opens no file or
+//! device. It needs only `alloc`, not std.
+//!
+//! # Terminology
+//!
+//! - **Program** ([`Program`]): a compiled policy, with all that is needed to enforce it and
+//!   without its text.
+//! - **Variant** ([`Variant`]): the part of a program for the processors on which the same
+//!   `[[when]]` sections of the policy apply: a set of rules, a filter, and the exit reasons that
+//!   the filter needs.
+//! - **Rule** ([`Rule`]): consecutive MSRs that have the same action and the same logging in one
+//!   direction, for the same reason: an entry of the policy, its default, or KVM.
+//! - **Responder** ([`answer::Responder`]): a variant prepared to answer exits. All vCPUs of a VM
+//!   share it.
+//! - **Response** ([`answer::Response`]): the step with which the gate, the part of a VMM that
+//!   handles MSR exits, reacts to an exit: reply, rewind, forward, ask a device or a handler, or
+//!   kill.
+//! - **Disposition** ([`answer::Disposition`]): what the gate did with an access, as one word for
+//!   events and counters.
+//! - **Forward**: to carry out an access of the guest with `KVM_GET_MSRS` or `KVM_SET_MSRS` on the
+//!   register that KVM keeps. [`forward()`] lists the registers for which this is sound.
+//! - **Rewind**: to end an exit so that the guest executes the same instruction again (S5.8 of
+//!   `docs/kvm-semantics.md`).
+//! - **First access**: the first access of a VM to an MSR in one direction. With [`Log::First`]
+//!   only this access becomes an event.
+//! - **Pin** ([`Action::Pin`]): a rule with which a register keeps the guest's first write until
+//!   the vCPU is reset. Later writes of another value get #GP.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

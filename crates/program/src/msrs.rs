@@ -1,4 +1,4 @@
-//! Sets of MSRs: consecutive ones, and what a key of a policy speaks of.
+//! Sets of MSRs: consecutive MSRs, and the MSRs that a key of a policy covers.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -14,19 +14,19 @@ pub struct MsrRange {
 }
 
 impl MsrRange {
-    /// All 2^32.
+    /// All 2^32 MSRs.
     pub const ALL: Self = Self {
         first: MsrIndex::MIN,
         last: MsrIndex::MAX,
     };
 
-    /// From `first` to `last`, both inside. `None` if that is no MSR.
+    /// Creates the range from `first` to `last`, including both. `None` if `first` is above `last`.
     #[must_use]
     pub fn new(first: MsrIndex, last: MsrIndex) -> Option<Self> {
         (first <= last).then_some(Self { first, last })
     }
 
-    /// The MSRs between two, both inside, in whichever order they are given.
+    /// Creates the range between two MSRs, including both, in whichever order they are given.
     #[must_use]
     pub fn between(one: MsrIndex, other: MsrIndex) -> Self {
         Self {
@@ -35,7 +35,7 @@ impl MsrRange {
         }
     }
 
-    /// One MSR.
+    /// Creates the range of one MSR.
     #[must_use]
     pub const fn one(index: MsrIndex) -> Self {
         Self {
@@ -44,37 +44,37 @@ impl MsrRange {
         }
     }
 
-    /// The lowest.
+    /// The lowest MSR.
     #[must_use]
     pub const fn first(self) -> MsrIndex {
         self.first
     }
 
-    /// The highest.
+    /// The highest MSR.
     #[must_use]
     pub const fn last(self) -> MsrIndex {
         self.last
     }
 
-    /// How many, at most 2^32.
+    /// The number of MSRs, at most 2^32.
     #[must_use]
     pub fn count(self) -> u64 {
         u64::from(self.last.get() - self.first.get()) + 1
     }
 
-    /// Whether `index` is one of them.
+    /// Returns true if the range contains `index`.
     #[must_use]
     pub fn contains(self, index: MsrIndex) -> bool {
         (self.first..=self.last).contains(&index)
     }
 
-    /// Returns true if some MSR is in both.
+    /// Returns true if both ranges contain some MSR.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
         self.shared(other).is_some()
     }
 
-    /// The MSRs from `from` to below `to`, if there are any.
+    /// Creates the range from `from` to below `to`. `None` if it would be empty.
     #[must_use]
     pub fn below(from: u64, to: u64) -> Option<Self> {
         let first = u32::try_from(from).ok()?;
@@ -82,7 +82,7 @@ impl MsrRange {
         Self::new(MsrIndex::new(first), MsrIndex::new(last))
     }
 
-    /// Both as one, if `next` begins where this ends.
+    /// Returns both ranges as one if `next` begins where this range ends.
     #[must_use]
     pub fn joined(self, next: Self) -> Option<Self> {
         let follows = self.last.get().checked_add(1) == Some(next.first.get());
@@ -92,7 +92,7 @@ impl MsrRange {
         })
     }
 
-    /// What both contain.
+    /// Returns the MSRs that both ranges contain, if there are any.
     #[must_use]
     pub fn shared(self, other: Self) -> Option<Self> {
         Self::new(self.first.max(other.first), self.last.min(other.last))
@@ -105,7 +105,7 @@ impl From<MsrIndex> for MsrRange {
     }
 }
 
-/// `0x10`, or `0x10..=0x1f`: as a policy writes it.
+/// Writes the range as a policy does: `0x10`, or `0x10..=0x1f`.
 impl fmt::Display for MsrRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.first == self.last {
@@ -116,17 +116,17 @@ impl fmt::Display for MsrRange {
     }
 }
 
-/// Some MSRs, at least one: ranges in order that do not touch.
+/// A set of at least one MSR: ranges in order that do not touch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MsrSet {
     ranges: Ranges,
 }
 
-/// Most entries of a policy are one range: it needs no memory of its own.
+/// The ranges. Most entries of a policy are one range, which needs no memory of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Ranges {
     One(MsrRange),
-    /// Two at least.
+    /// At least two ranges.
     Several(Box<[MsrRange]>),
 }
 
@@ -139,7 +139,7 @@ impl From<MsrRange> for MsrSet {
 }
 
 impl MsrSet {
-    /// The MSRs of all of these. `None` if there are none.
+    /// Creates the set of the MSRs of all these ranges. `None` if there are none.
     #[must_use]
     pub fn new(ranges: impl IntoIterator<Item = MsrRange>) -> Option<Self> {
         let mut ranges: Vec<_> = ranges.into_iter().collect();
@@ -164,7 +164,7 @@ impl MsrSet {
         }
     }
 
-    /// Its ranges, in order.
+    /// The ranges of the set, in order.
     #[must_use]
     pub const fn ranges(&self) -> &[MsrRange] {
         match &self.ranges {
@@ -173,7 +173,7 @@ impl MsrSet {
         }
     }
 
-    /// The only range, if it is one.
+    /// The only range of the set, or `None` if it has several.
     #[must_use]
     pub fn as_range(&self) -> Option<MsrRange> {
         match self.ranges {
@@ -182,19 +182,19 @@ impl MsrSet {
         }
     }
 
-    /// How many MSRs, at most 2^32.
+    /// The number of MSRs, at most 2^32.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.ranges().iter().map(|range| range.count()).sum()
     }
 
-    /// The lowest.
+    /// The lowest MSR.
     #[must_use]
     pub fn first(&self) -> MsrIndex {
         self.ranges()[0].first
     }
 
-    /// Whether `index` is one of them.
+    /// Returns true if the set contains `index`.
     #[must_use]
     pub fn contains(&self, index: MsrIndex) -> bool {
         let ranges = self.ranges();
@@ -202,7 +202,7 @@ impl MsrSet {
         ranges.get(place).is_some_and(|range| range.contains(index))
     }
 
-    /// What both contain, in order.
+    /// Iterates over the ranges that both sets contain, in order.
     pub fn shared<'s>(&'s self, other: &'s Self) -> impl Iterator<Item = MsrRange> + 's {
         let others = other.ranges();
         self.ranges().iter().flat_map(move |one| {
@@ -213,19 +213,19 @@ impl MsrSet {
         })
     }
 
-    /// Returns true if some MSR is in both.
+    /// Returns true if both sets contain some MSR.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.shared(other).next().is_some()
     }
 
-    /// Whether `other` contains all of them.
+    /// Returns true if `other` contains all MSRs of this set.
     #[must_use]
     pub fn is_within(&self, other: &Self) -> bool {
         self.shared(other).map(MsrRange::count).sum::<u64>() == self.count()
     }
 
-    /// Those that `other` does not contain, if there are any.
+    /// Returns the MSRs that `other` does not contain, if there are any.
     #[must_use]
     pub fn without(&self, other: &Self) -> Option<Self> {
         let mut rest = Vec::new();
@@ -241,7 +241,7 @@ impl MsrSet {
     }
 }
 
-/// Its ranges, separated by commas.
+/// Writes the ranges of the set, separated by commas.
 impl fmt::Display for MsrSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, range) in self.ranges().iter().enumerate() {

@@ -1,11 +1,12 @@
-//! The thing that decides an access: an entry of a policy, its default, or KVM.
+//! The origin of a decision: an entry of a policy, its default, or KVM.
 
-/// The number of an entry of the policy that rules were made from.
+/// The number of an entry in the policy that rules were made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryId(u32);
 
 impl EntryId {
-    /// The entry with this number, counted from 0. Beyond [`Self::MAX`] it is that.
+    /// Creates the number of an entry, counted from 0. A number above [`Self::MAX`] becomes
+    /// [`Self::MAX`].
     #[must_use]
     pub fn new(number: usize) -> Self {
         Self(u32::try_from(number).unwrap_or(u32::MAX).min(Self::MAX.0))
@@ -17,22 +18,22 @@ impl EntryId {
         self.0 as usize
     }
 
-    /// The highest number: far more than a policy may have entries.
+    /// The highest number, far above the largest number of entries in a policy.
     pub const MAX: Self = Self(u32::MAX - 2);
 }
 
-/// The entry, default or rule of KVM that decides an access.
+/// The entry, the default, or the rule of KVM that decides an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DecidedBy {
-    /// This entry.
+    /// This entry decides.
     Entry(EntryId),
-    /// The policy's default.
+    /// The policy's default decides.
     Default,
-    /// KVM: an x2APIC register, which it never filters (S3.1).
+    /// KVM decides: the MSR is an x2APIC register, which KVM never filters (S3.1).
     Kvm,
 }
 
-/// A [`DecidedBy`] in 32 bits: 0 is KVM, 1 the default; an entry is its number and 2.
+/// A [`DecidedBy`] in 32 bits: 0 is KVM, 1 the default, n + 2 the entry n.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PackedBy(u32);
 
@@ -54,19 +55,19 @@ impl PackedBy {
     }
 }
 
-/// The place in a policy that decides, for people.
+/// The place in a policy that decides, for people to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A line of a policy.
     Line(Line),
     /// The policy's default.
     Default,
-    /// KVM: an x2APIC register, which it never filters (S3.1).
+    /// KVM: the MSR is an x2APIC register, which KVM never filters (S3.1).
     Kvm,
 }
 
 impl Origin {
-    /// As one number, for a queue of events.
+    /// Returns the origin as one number, for a queue of events.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         match self {
@@ -78,7 +79,7 @@ impl Origin {
         }
     }
 
-    /// What [`Self::to_bits`] made of it.
+    /// Returns the origin that [`Self::to_bits`] encoded.
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
         let [f0, f1, f2, f3, n0, n1, n2, n3] = bits.to_le_bytes();
@@ -98,16 +99,17 @@ impl Origin {
 pub struct Line {
     /// The text.
     pub file: FileId,
-    /// Counted from 1.
+    /// The line number, counted from 1.
     pub number: u32,
 }
 
-/// The number of a text that a program was made from: see [`Program::file`](crate::Program::file).
+/// The number of a text that a program was made from. [`Program::file`](crate::Program::file)
+/// returns its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(u32);
 
 impl FileId {
-    /// The text with this number, counted from 0.
+    /// Creates the number of a text, counted from 0.
     #[must_use]
     pub const fn new(number: u32) -> Self {
         Self(number)

@@ -1,20 +1,21 @@
-//! From verdicts to the fewest ranges of a filter.
+//! The packer: from verdicts to a filter with the fewest ranges.
 //!
-//! An access whose answer is not the default has to lie in a range. A range is a *window* of at
-//! most 0x3000 MSRs in one of three colours: `R` and `W` speak of one direction, `RW` of both with
-//! one bitmap. The filter tries the `R` and `W` windows first, with exact bits; an `RW` bit then
-//! decides whatever direction is still open. So an MSR that needs
+//! An access whose verdict is not the default has to lie in a range. A range is a *window* of at
+//! most 0x3000 MSRs with one of three colours: `R` and `W` cover one direction, `RW` covers both
+//! with one bitmap. The filter tries the `R` and `W` windows first, with exact bits. A bit of an
+//! `RW` window then decides the directions that are still open. The need of an MSR is satisfied by
+//! windows of its own colour, or of both other colours:
 //!
-//! - a read (only its reads differ from the default) is satisfied by `R`, or by `W` and `RW`;
-//! - a write, by `W`, or by `R` and `RW`;
-//! - both, by `RW`, or by `R` and `W`:
+//! - a read (only the verdict on reads differs from the default) is satisfied by `R`, or by `W` and
+//!   `RW`;
+//! - a write is satisfied by `W`, or by `R` and `RW`;
+//! - both are satisfied by `RW`, or by `R` and `W`.
 //!
-//! its own colour, or both others.
-//!
-//! A scan upwards keeps every state that may still win: how far each colour reaches, and how many
-//! windows that took. A window may always begin at the first MSR that needs it: one that begins
-//! earlier covers less above. A state that reaches no further than another in any colour, with no
-//! fewer windows, is dropped.
+//! A scan from the lowest MSR upwards keeps every state that may still lead to the fewest ranges. A
+//! state is the last MSR that each colour reaches, and the number of windows so far. A window may
+//! always begin at the first MSR that needs it, because a window that begins earlier covers less
+//! above. The scan drops a state if another state reaches as far in every colour with no more
+//! windows.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -37,13 +38,14 @@ pub use window::{Colour, Window};
 
 use need::needs;
 
-/// A table that no filter expresses.
+/// A table of verdicts that no filter can express.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PackError {
-    /// It takes more ranges than a filter has. These are the fewest.
+    /// The table needs more ranges than a filter can have. These are the fewest.
     TooManyRanges(Vec<Window>),
-    /// MSR 0xffffffff is to have another answer than the default; no range reaches it (S3.5).
+    /// The verdict on MSR 0xffffffff differs from the default. No range can contain that MSR
+    /// (S3.5).
     LastMsr,
 }
 
@@ -63,20 +65,20 @@ impl fmt::Display for PackError {
 
 impl core::error::Error for PackError {}
 
-/// The reason why rules became no filter.
+/// The reason why rules could not be compiled into a filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CompileError {
-    /// No filter can express it.
+    /// No filter can express the rules.
     Pack(PackError),
-    /// The filter that was made is not what the policy says: a defect of this program, found by
-    /// its check of all accesses. Nothing was installed.
+    /// The filter differs from the policy. This is a defect of this program, found by its check of
+    /// all accesses. Nothing was installed.
     Differs {
-        /// An MSR on which they differ.
+        /// An MSR on which the filter and the policy differ.
         index: MsrIndex,
-        /// In this direction.
+        /// The direction in which they differ.
         access: Access,
-        /// What the policy says.
+        /// The policy's verdict.
         wanted: Verdict,
     },
 }
@@ -100,11 +102,12 @@ impl fmt::Display for CompileError {
 impl core::error::Error for CompileError {}
 
 impl Verdicts {
-    /// The filter that decides as these say, in the fewest ranges, compared with them over all 2^32
-    /// MSRs in both directions.
+    /// Packs the verdicts into the filter with the fewest ranges, and compares the filter with the
+    /// verdicts over all 2^32 MSRs in both directions.
     ///
     /// # Errors
-    /// They do not fit a filter, or the comparison failed.
+    /// - [`CompileError::Pack`]: the verdicts do not fit a filter.
+    /// - [`CompileError::Differs`]: the filter differs from the verdicts.
     pub fn pack(&self) -> Result<Filter, CompileError> {
         let filter = pack(self).map_err(CompileError::Pack)?;
         match self.first_difference(&filter) {
@@ -118,7 +121,7 @@ impl Verdicts {
     }
 }
 
-/// The filter that decides as these say, in the fewest ranges.
+/// Packs the verdicts into the filter with the fewest ranges.
 fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
     let default = verdicts.default();
     let last = |access| *verdicts.of(access).at(MsrIndex::MAX);
@@ -133,7 +136,8 @@ fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
     for window in &mut windows {
         need::trim(window, &needs);
     }
-    // One that no MSR needs keeps the kernel from taking "deny everything" for a mistake (S2.3).
+    // The kernel refuses default deny without ranges (S2.3), so the filter gets a range that no MSR
+    // needs.
     if windows.is_empty() && default == Verdict::Deny {
         windows.push(Window {
             colour: Accesses::Both,
@@ -153,11 +157,11 @@ fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
         .map_err(|_| PackError::TooManyRanges(windows))
 }
 
-/// A window with its bits.
+/// Returns the range of a window, with its bits.
 fn range(verdicts: &Verdicts, windows: &[Window], window: Window) -> Option<Range> {
     let count = u32::try_from(window.msrs.count()).ok()?;
     let allowed = Access::ALL.map(|access| {
-        // x2APIC registers have no bits of their own: what a range says of them is never asked.
+        // x2APIC registers get a 0 bit: the kernel never reads a range's bit for them.
         let allowed = verdicts
             .of(access)
             .iter()
@@ -176,7 +180,7 @@ fn range(verdicts: &Verdicts, windows: &[Window], window: Window) -> Option<Rang
     Some(Range::new(window.colour, window.msrs.first(), bitmap))
 }
 
-/// Which of the `count` MSRs of `canvas` lie in one of these.
+/// Returns, for each of the `count` MSRs of `canvas`, whether one of `msrs` contains it.
 fn paint(canvas: MsrRange, count: u32, msrs: impl Iterator<Item = MsrRange>) -> Vec<bool> {
     let mut painted = vec![false; count as usize];
     let base = canvas.first().get();

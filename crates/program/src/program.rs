@@ -1,6 +1,6 @@
-//! A compiled policy as a file: all that is needed to enforce it, without its text.
+//! A compiled policy as a file: all that is needed to enforce the policy, without its text.
 //!
-//! `docs/decisions/0008-program-format.md` has the layout.
+//! `docs/decisions/0008-program-format.md` describes the layout.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -25,13 +25,13 @@ mod write;
 
 pub use error::ProgramError;
 
-/// The most `[[when]]`s, and ways in which they hold, that a program has.
+/// The largest number of `[[when]]` sections in a program.
 const MAX_WHENS: usize = 32;
 const MAX_VARIANTS: usize = 64;
 
 /// A compiled policy.
 ///
-/// Of its filters each decides as its rules say: decoding checks it.
+/// Each filter of a program decides as the rules of its variant do: decoding a program checks this.
 #[derive(Clone, Debug)]
 pub struct Program {
     settings: ProgramSettings,
@@ -41,35 +41,36 @@ pub struct Program {
     digest: Digest,
 }
 
-/// What holds for a whole program.
+/// The settings of a whole program.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgramSettings {
-    /// The policy's name, if it has one.
+    /// The name of the policy, if it has one.
     pub name: Option<Box<str>>,
-    /// Whether refusals are carried out.
+    /// The mode: refusals are carried out, or only recorded.
     pub mode: Mode,
-    /// Which accesses become events, where no entry says otherwise.
+    /// The accesses that become events, unless an entry has its own `log`.
     pub log: Log,
-    /// What becomes of MSRs that KVM does not know.
+    /// The handling of MSRs that KVM does not know.
     pub unknown: Unknown,
-    /// Gaps in enforcement that the author knows of, by their words.
+    /// The gaps in enforcement that the policy's author accepts, by their words.
     pub accept: Vec<Box<str>>,
-    /// The microcode device, if it is set up.
+    /// The microcode device, if it is configured.
     pub microcode: Option<Microcode>,
 }
 
-/// The rules that hold on the processors with the same `[[when]]`s, before they are packed.
+/// The rules for the processors on which the same `[[when]]` sections apply, before they are
+/// packed.
 #[derive(Clone, Debug)]
 pub struct ResolvedVariant {
-    /// Which of the `[[when]]`s hold, in their order.
+    /// For each `[[when]]` section, in order, true if it applies.
     pub holds: Vec<bool>,
-    /// A processor on which they do.
+    /// A processor on which these sections apply.
     pub example: Cpu,
-    /// What happens there.
+    /// The rules on these processors.
     pub rules: Rules,
 }
 
-/// What a program does on the processors on which the same `[[when]]`s hold.
+/// The part of a program for the processors on which the same `[[when]]` sections apply.
 #[derive(Clone, Debug)]
 pub struct Variant {
     holds: Vec<bool>,
@@ -80,13 +81,16 @@ pub struct Variant {
 }
 
 impl Program {
-    /// Packs what a policy says into a filter for each of its variants, and compares each filter with the
-    /// rules over all 2^32 MSRs in both directions. `default` is the filter's, `files` are the names of
-    /// the policy's texts, by [`FileId`]. Of a name, the part after its last `/` is kept. Where several are
-    /// equal then, all but the first get a number: `i.toml`, `i.toml (2)`.
+    /// Creates a program: packs the rules of each variant into a filter, and compares each filter
+    /// with the rules over all 2^32 MSRs in both directions.
+    ///
+    /// `default` is the default action of the filters. `files` are the names of the policy's texts,
+    /// by [`FileId`]. Only the part of a name after its last `/` is kept. If several names are then
+    /// equal, all but the first get a number: `i.toml`, `i.toml (2)`.
     ///
     /// # Errors
-    /// The rules do not fit a filter, or the comparison failed.
+    /// - [`CompileError::Pack`]: the rules do not fit a filter.
+    /// - [`CompileError::Differs`]: a filter differs from its rules.
     pub fn new(
         settings: ProgramSettings,
         files: impl IntoIterator<Item: AsRef<str>>,
@@ -119,8 +123,8 @@ impl Program {
         })
     }
 
-    /// The program of a filter without a policy: it refuses what the filter does, and answers and
-    /// logs nothing.
+    /// Creates the program of a filter without a policy. It refuses the accesses that the filter
+    /// denies. It answers no access and logs no access.
     #[must_use]
     pub fn of_filter(filter: Filter) -> Self {
         let settings = ProgramSettings {
@@ -144,60 +148,65 @@ impl Program {
         }
     }
 
-    /// The file's bytes. The same program has the same bytes on every machine.
+    /// Encodes the program as the bytes of a file. A program has the same bytes on every machine.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         write::program(self)
     }
 
-    /// The program in a file. It takes at most a small multiple of the file's size in memory, and
-    /// 128 KiB for the filter of each variant, of which there are at most 64.
+    /// Decodes the program in the bytes of a file.
+    ///
+    /// Decoding takes at most a small multiple of the file's size in memory, plus 128 KiB for the
+    /// filter of each variant, of which there are at most 64.
     ///
     /// # Errors
-    /// The bytes are no program of a version known here, whole and without anything after it; or it
-    /// contradicts itself: its digest or a filter is not that of its rules.
+    /// [`ProgramError`] if the bytes are not a complete program of a known version, if bytes follow
+    /// the program, or if its digest or a filter does not match its rules.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProgramError> {
         read::program(bytes)
     }
 
-    /// Whether these bytes begin as a program does, of whatever version.
+    /// Returns true if the bytes begin as a program of any version does.
     #[must_use]
     pub fn is_program(bytes: &[u8]) -> bool {
         bytes.starts_with(&write::MAGIC)
     }
 
-    /// What holds for all of it.
+    /// The settings of the whole program.
     #[must_use]
     pub const fn settings(&self) -> &ProgramSettings {
         &self.settings
     }
 
-    /// What tells it apart from programs that do something else.
+    /// The digest of the program's effect.
     #[must_use]
     pub const fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// The processors of each `[[when]]`.
+    /// The processors of each `[[when]]` section.
     #[must_use]
     pub fn whens(&self) -> &[CpuSet] {
         &self.whens
     }
 
-    /// One for each way in which the `[[when]]`s hold on some processor; at least one.
+    /// The variants: one for each combination of `[[when]]` sections that some processor has. There
+    /// is at least one.
     #[must_use]
     pub fn variants(&self) -> &[Variant] {
         &self.variants
     }
 
-    /// What holds on this processor. A program that was made from a policy has an answer for each;
-    /// where there is none, nothing may be run.
+    /// Returns the variant for this processor.
+    ///
+    /// A program that was compiled from a policy has a variant for every processor. If there is no
+    /// variant, the VMM must not run the guest.
     #[must_use]
     pub fn on(&self, cpu: &Cpu) -> Option<&Variant> {
         self.place_of(cpu).map(|place| &self.variants[place])
     }
 
-    /// The place of that among the variants.
+    /// Returns the position of this processor's variant.
     pub(crate) fn place_of(&self, cpu: &Cpu) -> Option<usize> {
         let holds: Vec<_> = self.whens.iter().map(|when| when.contains(cpu)).collect();
         self.variants
@@ -205,7 +214,8 @@ impl Program {
             .position(|variant| variant.holds == holds)
     }
 
-    /// The names of the VMM's own code that the program hands accesses to, each once, in order.
+    /// Returns the names of the VMM's own code to which the program passes accesses, without
+    /// duplicates, in order.
     #[must_use]
     pub fn handlers(&self) -> BTreeSet<&str> {
         let mut names = BTreeSet::new();
@@ -217,7 +227,7 @@ impl Program {
         names
     }
 
-    /// The emulated devices that the program hands accesses to, each once.
+    /// Returns the emulated devices to which the program passes accesses, without duplicates.
     #[must_use]
     pub fn devices(&self) -> BTreeSet<Device> {
         let asked = |action: &Action| match action {
@@ -232,8 +242,8 @@ impl Program {
         rules.map(|(_, rule)| rule.action)
     }
 
-    /// The name of a text that the program was made from, without its folder, as [`new`](Self::new) keeps it.
-    /// `None` if the number is another program's.
+    /// Returns the name of a text that the program was made from, without its folder, as
+    /// [`new`](Self::new) keeps it. `None` if the number does not belong to this program.
     #[must_use]
     pub fn file(&self, id: FileId) -> Option<&str> {
         let place = usize::try_from(id.number()).ok()?;
@@ -241,7 +251,8 @@ impl Program {
     }
 }
 
-/// The part of each name after its last `/`, and a number behind those that would be equal.
+/// Returns the part of each name after its last `/`. A number is added to names that would be
+/// equal.
 fn without_folders(names: impl IntoIterator<Item: AsRef<str>>) -> Vec<Box<str>> {
     let mut seen = BTreeMap::<Box<str>, u32>::new();
     let mut unique = |name: &str| -> Box<str> {
@@ -262,45 +273,46 @@ fn without_folders(names: impl IntoIterator<Item: AsRef<str>>) -> Vec<Box<str>> 
 }
 
 impl Variant {
-    /// Which of the `[[when]]`s hold, in the order of [`Program::whens`].
+    /// The `[[when]]` sections that apply, in the order of [`Program::whens`]: true if the section
+    /// applies.
     #[must_use]
     pub fn holds(&self) -> &[bool] {
         &self.holds
     }
 
-    /// A processor on which it holds.
+    /// A processor to which the variant applies.
     #[must_use]
     pub const fn example(&self) -> &Cpu {
         &self.example
     }
 
-    /// Why accesses have to exit to user space: the kernel's mask. Empty where the kernel does all
-    /// there is to do.
+    /// The reasons for which accesses have to exit to user space: the mask for the kernel. The mask
+    /// is empty if the kernel alone enforces the variant.
     #[must_use]
     pub const fn reasons(&self) -> ReasonMask {
         self.reasons
     }
 
-    /// What the kernel gets.
+    /// The filter for the kernel.
     #[must_use]
     pub const fn filter(&self) -> &Filter {
         &self.filter
     }
 
-    /// What happens to every MSR.
+    /// The rules for all MSRs.
     #[must_use]
     pub const fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// What happens to one access.
+    /// Returns the rule for one access.
     #[must_use]
     pub fn rule(&self, index: MsrIndex, access: Access) -> Rule<'_> {
         self.rules.at(index, access)
     }
 }
 
-/// Programs are equal if their files are.
+/// Compares programs by their files.
 impl PartialEq for Program {
     fn eq(&self, other: &Self) -> bool {
         self.digest == other.digest && self.encode() == other.encode()
@@ -309,12 +321,13 @@ impl PartialEq for Program {
 
 impl Eq for Program {}
 
-/// A policy has no more bytes, and so no more of anything, than 32 bits count.
+/// Converts a count to 32 bits: a policy is too small to contain more of anything than 32 bits can
+/// count.
 fn saturated(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// Which failed accesses user space has to see (S5.1, S5.2).
+/// Returns the reasons for which user space has to see failed accesses (S5.1, S5.2).
 fn reasons(settings: &ProgramSettings, rules: &Rules) -> ReasonMask {
     let is_seen = |(_, rule): (Access, Rule<'_>)| match rule.log {
         Log::First | Log::All => true,

@@ -1,4 +1,4 @@
-//! A value for each of 2^32 MSRs, kept as consecutive ranges.
+//! A map from each of 2^32 MSRs to a value, stored as consecutive ranges.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -7,14 +7,15 @@ use msrgate_filter::MsrIndex;
 
 use crate::msrs::MsrRange;
 
-/// A value for each MSR. It is kept by range, in order and without a gap.
+/// A map with a value for each MSR, stored as ranges in order and without gaps.
 ///
-/// The ends of the ranges stand close together and apart from the values: a lookup searches only them.
+/// The ends of the ranges are stored apart from the values, so that a lookup searches only the
+/// ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeMap<T> {
-    /// The last MSR of each range. They ascend, and the last one is [`MsrIndex::MAX`].
+    /// The last MSR of each range, ascending. The last one is [`MsrIndex::MAX`].
     lasts: Box<[MsrIndex]>,
-    /// One for each range.
+    /// The value of each range.
     values: Box<[T]>,
 }
 
@@ -36,13 +37,14 @@ impl<T> RangeMap<T> {
         self.lasts.len()
     }
 
-    /// The range that an MSR lies in, counted from 0: less than [`Self::len`].
+    /// Returns the position of the range that contains an MSR, counted from 0: less than
+    /// [`Self::len`].
     #[must_use]
     pub fn place(&self, index: MsrIndex) -> usize {
         self.lasts.partition_point(|&last| last < index)
     }
 
-    /// The value of one MSR, if it lies in the range at this place.
+    /// Returns the value of an MSR if the range at `place` contains the MSR.
     #[inline]
     pub(crate) fn at_place(&self, place: usize, index: MsrIndex) -> Option<&T> {
         let is_after = |before: usize| self.lasts.get(before).is_some_and(|last| *last < index);
@@ -54,7 +56,8 @@ impl<T> RangeMap<T> {
         }
     }
 
-    /// The range at this place, and its value.
+    /// Returns the range at this position and its value, or `None` if `place` is not below
+    /// [`Self::len`].
     #[inline]
     #[must_use]
     pub fn nth(&self, place: usize) -> Option<(MsrRange, &T)> {
@@ -62,10 +65,10 @@ impl<T> RangeMap<T> {
         Some((self.range(place), value))
     }
 
-    /// The range at this place.
+    /// Returns the range at this position.
     ///
     /// # Panics
-    /// The place is not below [`Self::len`].
+    /// Panics if `place` is not below [`Self::len`].
     #[must_use]
     pub fn range(&self, place: usize) -> MsrRange {
         let last = self.lasts[place];
@@ -76,10 +79,10 @@ impl<T> RangeMap<T> {
         MsrRange::new(first, last).unwrap_or(MsrRange::one(last))
     }
 
-    /// The value of the range at this place.
+    /// Returns the value of the range at this position.
     ///
     /// # Panics
-    /// The place is not below [`Self::len`].
+    /// Panics if `place` is not below [`Self::len`].
     #[must_use]
     pub fn value(&self, place: usize) -> &T {
         &self.values[place]
@@ -91,13 +94,15 @@ impl<T> RangeMap<T> {
         self.value(self.place(index))
     }
 
-    /// The ranges that share MSRs with `msrs`, in order, each whole.
+    /// Iterates over the ranges that share MSRs with `msrs`, in order. The ranges are not cut to
+    /// `msrs`.
     pub fn within(&self, msrs: MsrRange) -> impl Iterator<Item = (MsrRange, &T)> {
         let places = self.place(msrs.first())..=self.place(msrs.last());
         places.map(|place| (self.range(place), self.value(place)))
     }
 
-    /// Two maps side by side: ranges in order and without a gap, each with the value of both.
+    /// Iterates over two maps at once: over ranges in order and without gaps, with the values of
+    /// both maps.
     pub fn zip<'m, U>(
         &'m self,
         other: &'m RangeMap<U>,
@@ -105,7 +110,7 @@ impl<T> RangeMap<T> {
         let (mut place, mut others) = (0, 0);
         core::iter::from_fn(move || {
             let ((msrs, value), (theirs, other)) = (self.nth(place)?, other.nth(others)?);
-            // Both cover everything, so that both end at the last MSR.
+            // Both maps cover all MSRs, so both end at the last MSR.
             place += usize::from(msrs.last() <= theirs.last());
             others += usize::from(theirs.last() <= msrs.last());
             Some((msrs.shared(theirs)?, value, other))
@@ -113,7 +118,7 @@ impl<T> RangeMap<T> {
     }
 }
 
-/// A [`RangeMap`] that is being made, from the lowest MSR up.
+/// A builder of a [`RangeMap`], from the lowest MSR up.
 #[derive(Clone, Debug)]
 pub struct RangeMapBuilder<T> {
     lasts: Vec<MsrIndex>,
@@ -136,8 +141,8 @@ impl<T> RangeMapBuilder<T> {
         self.lasts.last().copied()
     }
 
-    /// Gives `value` to the MSRs after those that have one, up to `last`, as a range of its own. Nothing
-    /// happens if `last` has a value.
+    /// Adds a range with `value` from the first MSR without a value up to `last`. If `last` already
+    /// has a value, this does nothing.
     pub fn push(&mut self, last: MsrIndex, value: T) {
         if self.last().is_none_or(|before| before < last) {
             self.lasts.push(last);
@@ -145,8 +150,8 @@ impl<T> RangeMapBuilder<T> {
         }
     }
 
-    /// Gives `value` to the MSRs after those that have one, up to `last`, in one range with those before
-    /// if these have the same value.
+    /// Gives `value` to the MSRs from the first one without a value up to `last`. If the range
+    /// before has the same value, it is extended.
     pub fn join(&mut self, last: MsrIndex, value: T)
     where
         T: PartialEq,
@@ -157,7 +162,7 @@ impl<T> RangeMapBuilder<T> {
         }
     }
 
-    /// The map. MSRs that have no value yet get `rest`.
+    /// Returns the map. MSRs without a value get `rest`.
     #[must_use]
     pub fn finish(mut self, rest: T) -> RangeMap<T>
     where

@@ -1,4 +1,5 @@
-//! The one resolved form: an action for each of 2^32 MSRs in each direction, and the entry that decides it.
+//! The rules of a resolved policy: an action for each of 2^32 MSRs in each direction, and the entry
+//! that decides it.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -14,51 +15,51 @@ use crate::pack::Verdicts;
 use crate::range_map::{RangeMap, RangeMapBuilder};
 use crate::settings::Log;
 
-/// Consecutive MSRs to which the same happens, for the same reason.
+/// Consecutive MSRs with the same action and logging, for the same reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule<'r> {
     /// The MSRs.
     pub msrs: MsrRange,
-    /// What happens to them.
+    /// The action for accesses to the MSRs.
     pub action: &'r Action,
-    /// Which of these accesses become events.
+    /// The accesses that become events.
     pub log: Log,
-    /// What says so.
+    /// The entry, default or rule of KVM that decides.
     pub by: DecidedBy,
 }
 
 /// An action, and the accesses that become events.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Outcome {
-    /// What happens.
+    /// The action.
     pub action: Action,
-    /// Which accesses become events.
+    /// The accesses that become events.
     pub log: Log,
 }
 
-/// For each direction, rules that cover all MSRs once, in order.
+/// The rules for all MSRs: in each direction, every MSR has exactly one rule, in order.
 ///
-/// A policy of 100,000 entries may have 200,000 rules in each direction, so that a rule is kept as three
-/// numbers of 32 bits.
+/// A policy of 100,000 entries may have 200,000 rules in each direction, so a rule is stored as
+/// three numbers of 32 bits.
 #[derive(Clone, Debug)]
 pub struct Rules {
     by_access: [RangeMap<Kept>; 2],
-    /// Each once.
+    /// The outcomes, without duplicates.
     outcomes: Box<[Outcome]>,
-    /// Where each entry stands, by [`EntryId`].
+    /// The line of each entry, by [`EntryId`].
     lines: Arc<[Line]>,
 }
 
-/// A rule as it is kept.
+/// A rule as it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kept {
-    /// A place in [`Rules::outcomes`].
+    /// The position of the outcome in [`Rules::outcomes`].
     outcome: u32,
     by: PackedBy,
 }
 
 impl Rules {
-    /// The rules of one direction, in order, without a gap.
+    /// Iterates over the rules of one direction, in order and without gaps.
     #[must_use]
     pub fn of(&self, access: Access) -> impl DoubleEndedIterator<Item = Rule<'_>> + Clone {
         let kept = self.by_access[access as usize].iter();
@@ -78,8 +79,8 @@ impl Rules {
         self.nth(map, map.place(index))
     }
 
-    /// The outcome for one MSR and what decides it, for a caller who asks often and remembers where that was
-    /// found the last time.
+    /// Returns the outcome for one MSR and the entry that decides it. `hints` makes repeated calls
+    /// for the same MSR fast.
     #[inline]
     pub(crate) fn at_again(
         &self,
@@ -97,20 +98,20 @@ impl Rules {
         (&self.outcomes[kept.outcome as usize], kept.by)
     }
 
-    /// The rules that share MSRs with `range`.
+    /// Iterates over the rules that share MSRs with `range`.
     pub fn within(&self, range: MsrRange, access: Access) -> impl Iterator<Item = Rule<'_>> {
         let kept = self.by_access[access as usize].within(range);
         kept.map(|(msrs, kept)| self.rule(msrs, *kept))
     }
 
-    /// All of them, reads first.
+    /// Iterates over all rules, reads first.
     pub fn all(&self) -> impl Iterator<Item = (Access, Rule<'_>)> {
         let of = |access| self.of(access).map(move |rule| (access, rule));
         Access::ALL.into_iter().flat_map(of)
     }
 
-    /// Two sets of rules side by side, of one direction each: MSRs in order and without a gap, each with
-    /// the rule of both, cut to these MSRs.
+    /// Iterates over two sets of rules at once, of one direction each. Each item has the rules of
+    /// both for the same MSRs. The items are in order and without gaps.
     pub fn zip<'r>(
         &'r self,
         access: Access,
@@ -125,8 +126,8 @@ impl Rules {
             .map(|(msrs, mine, theirs)| (self.rule(msrs, *mine), other.rule(msrs, *theirs)))
     }
 
-    /// Where the entry stands that decides, for people. An entry that no line is known of counts as the
-    /// default.
+    /// Returns the line of the entry that decides, for people to read. An entry without a known
+    /// line counts as the default.
     #[must_use]
     pub fn origin(&self, by: DecidedBy) -> Origin {
         match by {
@@ -139,7 +140,7 @@ impl Rules {
         }
     }
 
-    /// What a filter has to say. `default` is that of the filter that is to be made.
+    /// Returns the verdicts for a filter whose default is `default`.
     #[must_use]
     pub fn verdicts(&self, default: Verdict) -> Verdicts {
         Verdicts::new(default, |access| {
@@ -167,7 +168,7 @@ impl Rules {
     }
 }
 
-/// Rules that are being made: in each direction from the lowest MSR up.
+/// A builder of rules, from the lowest MSR up in each direction.
 #[derive(Debug, Default)]
 pub struct RulesBuilder {
     by_access: [RangeMapBuilder<Kept>; 2],
@@ -182,19 +183,21 @@ impl RulesBuilder {
         self.by_access[access as usize].last()
     }
 
-    /// A rule for the MSRs after those that have one, up to `last`.
+    /// Adds a rule from the first MSR without one up to `last`.
     pub fn push(&mut self, access: Access, last: MsrIndex, outcome: &Outcome, by: DecidedBy) {
         let kept = self.kept(outcome, by);
         self.by_access[access as usize].push(last, kept);
     }
 
-    /// The same, as part of the rule before if that says the same for the same reason.
+    /// Adds a rule from the first MSR without one up to `last`. If the rule before has the same
+    /// outcome and reason, it is extended.
     pub fn join(&mut self, access: Access, last: MsrIndex, outcome: &Outcome, by: DecidedBy) {
         let kept = self.kept(outcome, by);
         self.by_access[access as usize].join(last, kept);
     }
 
-    /// The rules. MSRs that have none yet get `rest` by the default; `lines` says where each entry stands.
+    /// Returns the rules. MSRs without a rule get the outcome `rest` by the default. `lines` has
+    /// the line of each entry.
     #[must_use]
     pub fn finish(mut self, rest: &Outcome, lines: Arc<[Line]>) -> Rules {
         let rest = self.kept(rest, DecidedBy::Default);
@@ -209,7 +212,8 @@ impl RulesBuilder {
         let outcome = if let Some(&place) = self.places.get(outcome) {
             place
         } else {
-            // Fewer than there are entries, of which 32 bits count many times the limit.
+            // There are fewer outcomes than entries, and 32 bits can count far more entries than
+            // the limit.
             let place = u32::try_from(self.outcomes.len()).unwrap_or(u32::MAX);
             self.outcomes.push(outcome.clone());
             self.places.insert(outcome.clone(), place);
@@ -222,12 +226,14 @@ impl RulesBuilder {
     }
 }
 
-/// Where the rules of some MSRs were found. Of any other rules, or of none, they are wrong guesses and
-/// cost a search. Guests come back to the same few registers.
+/// The positions at which the rules of some MSRs were found last time.
+///
+/// For other rules a position is a wrong guess, which only costs a search. Guests access the same
+/// few registers again and again.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hints([[u32; HINTS]; 2]);
 
-/// MSRs whose indices differ in these low bits do not share a hint.
+/// The number of hints in each direction. MSRs whose lowest bits differ do not share a hint.
 const HINTS: usize = 32;
 
 impl Hints {
@@ -261,7 +267,7 @@ mod tests {
         assert_eq!(size_of::<Kept>(), 8);
     }
 
-    /// Whatever was asked before, of these rules or of others.
+    /// The hints may come from earlier lookups in these rules or in others.
     #[test]
     fn a_hint_is_never_believed_blindly() {
         let few = rules(&[0x1f, u32::MAX]);

@@ -1,33 +1,33 @@
-//! What holds for a whole policy, beside its default.
+//! The settings of a whole policy, besides its default.
 
 use core::fmt;
 
-/// Whether refusals are carried out.
+/// The mode: refusals are carried out, or only recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// They are.
+    /// Refusals are carried out.
     #[default]
     Enforce,
-    /// Nothing is refused; what would have been is recorded.
+    /// No access is refused; the refusals that enforcing would cause are recorded.
     Audit,
 }
 
-/// Which accesses become events.
+/// The accesses that become events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Log {
-    /// None.
+    /// No accesses.
     None,
-    /// Refusals.
+    /// Accesses that are refused.
     #[default]
     Denied,
-    /// Of each MSR and direction the first of the VM.
+    /// The first access of the VM to each MSR in each direction.
     First,
-    /// All: only where forwarding is sound.
+    /// Every access. This is possible only for registers that can be forwarded.
     All,
 }
 
 impl Log {
-    /// The word for it in a policy.
+    /// The word for the log level in a policy.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -39,51 +39,51 @@ impl Log {
     }
 }
 
-/// What becomes of an MSR that KVM does not know.
+/// The handling of MSRs that KVM does not know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unknown {
-    /// Of a read; `Deny` is #GP.
+    /// The action for a read; `Deny` is #GP.
     pub read: UnknownAction,
-    /// Of a write.
+    /// The action for a write.
     pub write: UnknownAction,
-    /// What it says of logging, if it says something.
+    /// The accesses that become events, if that is set for unknown MSRs.
     pub log: Option<Log>,
 }
 
-/// What becomes of one access to an MSR that KVM does not know.
+/// The action for one access to an MSR that KVM does not know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnknownAction {
-    /// #GP, as KVM does it.
+    /// The guest gets #GP, as from KVM itself.
     #[default]
     Deny,
-    /// A read gives this value.
+    /// A read returns this value.
     Value(u64),
-    /// A write succeeds and does nothing.
+    /// A write succeeds without an effect.
     Ignore,
 }
 
-/// `[device.microcode]`.
+/// The microcode device, `[device.microcode]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Microcode {
     /// The revision that the guest reads.
     pub revision: u32,
-    /// What becomes of an update.
+    /// The handling of an update.
     pub update: Update,
 }
 
-/// What becomes of a microcode update.
+/// The handling of a microcode update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Update {
-    /// Its revision is the guest's from then on, if its header is sound.
+    /// If the update's header is valid, the guest reads its revision from then on.
     Accept,
-    /// Nothing, and the guest is not told.
+    /// The update has no effect, and the guest gets no error.
     Ignore,
-    /// #GP.
+    /// The guest gets #GP.
     Deny,
 }
 
 impl Update {
-    /// The word for it in a policy.
+    /// The word for the handling in a policy.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -94,7 +94,7 @@ impl Update {
     }
 }
 
-/// `revision 0x2b000000, update accept`.
+/// Writes the device as `revision 0x2b000000, update accept`.
 impl fmt::Display for Microcode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { revision, update } = self;

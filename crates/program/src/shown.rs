@@ -1,8 +1,9 @@
-//! Text of others, as a person may be shown it.
+//! Display of text that others wrote.
 //!
-//! A policy's author, a trace or a file's name must not move the cursor of a terminal, turn the direction
-//! of writing, or hide what a reviewer should see. [`is_shown`] says which characters are safe, and
-//! [`TextReader`] how many marks may be heaped on one; all that msrgate writes goes by it.
+//! Text from the author of a policy, from a trace or from a file's name must not move the cursor of
+//! a terminal, change the direction of writing, or hide something from a reviewer. [`is_shown`]
+//! returns true for safe characters, and [`TextReader`] limits the marks on one character.
+//! Everything that msrgate writes is checked by them.
 
 mod marks;
 
@@ -14,19 +15,20 @@ use marks::MARKS;
 
 /// Returns true if a person sees this character as it is, and not as a blank.
 ///
-/// False for these, by the data of Unicode 16.0:
-/// - the general categories Cc, Cf, Co, Zl and Zp: controls, what turns the direction of writing, private use,
-///   separators of lines;
-/// - the properties `Default_Ignorable_Code_Point` and `Noncharacter_Code_Point`: variation selectors, fillers,
-///   joiners, tags;
-/// - vowels and final consonants of conjoining Hangul (`Hangul_Syllable_Type` V and T), which many terminals draw
-///   without a width; Korean is written in whole syllables;
-/// - hieroglyph format controls (the block), and four blanks that are no spaces: Hangul and Khitan fillers, the
-///   braille blank, the musical null notehead;
+/// The function returns false for these characters, by the data of Unicode 16.0:
+/// - the general categories Cc, Cf, Co, Zl and Zp: controls, characters that change the direction
+///   of writing, private use, separators of lines;
+/// - the properties `Default_Ignorable_Code_Point` and `Noncharacter_Code_Point`: variation
+///   selectors, fillers, joiners, tags;
+/// - vowels and final consonants of conjoining Hangul (`Hangul_Syllable_Type` V and T), which many
+///   terminals draw without a width; Korean is written in whole syllables;
+/// - hieroglyph format controls (the block), and four blanks that are not spaces: Hangul and Khitan
+///   fillers, the braille blank, the musical null notehead;
 /// - all planes from the fourth on, which have no other characters.
 ///
-/// A line feed and a tab are controls, too: whoever prints text of several lines keeps them. Spaces of all kinds
-/// are shown, and so is one combining mark; [`TextReader`] counts those that stand on one character.
+/// A line feed and a tab are controls too: the caller that prints text of several lines has to keep
+/// them. Spaces of all kinds are shown, and so is one combining mark; [`TextReader`] counts the
+/// marks on one character.
 ///
 /// # Examples
 /// ```
@@ -42,7 +44,8 @@ pub const fn is_shown(c: char) -> bool {
         // C0, DEL and C1.
         '\0'..='\u{1f}'
             | '\u{7f}'..='\u{9f}'
-            // Marks of the direction of writing, isolates and overrides; joiners; U+2028 and U+2029.
+            // Marks of the direction of writing, isolates and overrides; joiners; U+2028 and
+            // U+2029.
             | '\u{61c}'
             | '\u{200b}'..='\u{200f}'
             | '\u{2028}'..='\u{202e}'
@@ -75,7 +78,7 @@ pub const fn is_shown(c: char) -> bool {
             | '\u{2800}'
             | '\u{16fe4}'
             | '\u{1d159}'
-            // Private use, and what is no character.
+            // Private use, and noncharacters.
             | '\u{e000}'..='\u{f8ff}'
             | '\u{fdd0}'..='\u{fdef}'
             | '\u{fffe}'..='\u{ffff}'
@@ -87,20 +90,21 @@ pub const fn is_shown(c: char) -> bool {
     )
 }
 
-/// The combining marks that may stand on one character, as UTS #39 proposes. Marks have no width: a hundred of them
-/// cover the lines above and below.
+/// The largest number of combining marks on one character, as UTS #39 proposes. Marks have no
+/// width: a hundred of them would cover the lines above and below.
 const MOST_MARKS: usize = 4;
 
-/// A reader of a text, who is given one character after the other.
+/// A reader that is given the characters of a text one after the other.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TextReader {
-    /// The marks since the last character that is no mark.
+    /// The number of marks since the last character that is not a mark.
     marks: usize,
 }
 
 impl TextReader {
-    /// Returns true if a person sees the next character as it is: it [is shown](is_shown), and is at most the
-    /// fourth combining mark (general categories Mn and Me) on one character.
+    /// Returns true if a person sees the next character as it is: the character [is
+    /// shown](is_shown), and it is not the fifth or a later combining mark (general categories Mn
+    /// and Me) on one character.
     ///
     /// # Examples
     /// ```
@@ -125,9 +129,11 @@ fn is_mark(c: char) -> bool {
     after > 0 && c <= MARKS[after - 1].1
 }
 
-/// Text of several lines, with another character in the place of each that a [reader](TextReader) does not see.
-/// Each keeps its length in bytes, so that a span of the text is one of the result. Line feeds and tabs stay;
-/// the return before a line feed becomes a space.
+/// Returns a text of several lines in which each character that a [`TextReader`] does not see is
+/// replaced.
+///
+/// Each replacement has the same length in bytes, so that a span of the text is a span of the
+/// result. Line feeds and tabs stay; a carriage return before a line feed becomes a space.
 #[must_use]
 pub fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -143,14 +149,14 @@ pub fn shown(text: &str) -> String {
     shown
 }
 
-/// Returns true if a [reader](TextReader) of these lines sees each of their characters as it is.
+/// Returns true if a [`TextReader`] sees every character of these lines.
 #[must_use]
 pub fn is_seen(lines: &str) -> bool {
     let mut reader = TextReader::default();
     lines.chars().all(|c| reader.sees(c) || c == '\n')
 }
 
-/// Returns a visible text of the length that `c` has in UTF-8.
+/// Returns a visible text with the length that `c` has in UTF-8.
 const fn instead(c: char) -> &'static str {
     match c.len_utf8() {
         1 => "?",
@@ -160,13 +166,14 @@ const fn instead(c: char) -> &'static str {
     }
 }
 
-/// Text as a part of one line: as [`shown`], with spaces for line feeds and tabs.
+/// Returns the text as a part of one line: as [`shown`] does, with spaces for line feeds and tabs.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     shown(text).replace(['\n', '\t'], " ")
 }
 
-/// Text as a message may quote it: as [`one_line`], and of no more than 80 characters.
+/// Returns the text for a quotation in a message: as [`one_line`] does, cut to at most 80
+/// characters.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     const MOST: usize = 80;
@@ -178,8 +185,9 @@ pub fn quoted(text: &str) -> String {
     quoted
 }
 
-/// The same JSON, with `\u` escapes for the characters that a [reader](TextReader) does not see. All of these
-/// stand within strings, but for line feeds, which stay.
+/// Returns the same JSON with `\u` escapes for the characters that a [`TextReader`] does not see.
+///
+/// All such characters are within strings, except for line feeds, which stay.
 #[must_use]
 pub fn shown_json(json: &str) -> Cow<'_, str> {
     if is_seen(json) {

@@ -1,4 +1,4 @@
-//! Answers to the exits of a guest under policies.
+//! Tests of the answers to a guest's exits under policies.
 
 use std::sync::Arc;
 
@@ -59,7 +59,7 @@ impl Machine {
         self.responder.respond(&mut self.state, &exit)
     }
 
-    /// Whether an access becomes an event.
+    /// Returns true if an access becomes an event.
     fn is_event(&mut self, exit: Exit, is_first: bool) -> bool {
         let answer = self.responder.respond(&mut self.state, &exit);
         let (responder, disposition) = (&self.responder, answer.disposition);
@@ -76,7 +76,7 @@ impl Machine {
         (answer.response, answer.disposition)
     }
 
-    /// A write that is forwarded to a register that holds `current`.
+    /// Carries out a forwarded write to a register with the value `current`.
     fn carry(&mut self, index: u32, data: u64, current: u64) -> (Carried, Disposition) {
         let (Response::Forward(access), _) = self.write(index, data) else {
             unreachable!("not forwarded");
@@ -122,7 +122,8 @@ fn simple_answers() {
     );
 }
 
-/// The program of an exit may have been replaced by one that allows the access (S5.8).
+/// The exit may come from a program that has since been replaced by one that allows the access
+/// (S5.8).
 #[test]
 fn a_stale_exit_is_rewound() {
     let mut machine = Machine::deny("0x10 = 'rw'");
@@ -153,7 +154,7 @@ fn a_register_keeps_what_its_mask_lets_in() {
     assert_eq!(machine.read(0x10).0, value(5));
 }
 
-/// Each MSR of a range is a register of its own, and the two directions share it.
+/// Each MSR of a range is a register of its own. Both directions share it.
 #[test]
 fn a_range_of_registers() {
     let mut machine = Machine::deny(
@@ -177,7 +178,8 @@ fn a_pin_takes_one_value_until_reset() {
         machine.carry(LSTAR, 0x1000, 0),
         (Carried::Set(0x1000), Disposition::Pinned)
     );
-    // The same once more is carried, for the register need not hold it any longer.
+    // A second write of the same value is forwarded too, because the register may have lost the
+    // value.
     assert_eq!(
         machine.carry(LSTAR, 0x1000, 0x3000),
         (Carried::Set(0x1000), Disposition::Pinned)
@@ -196,7 +198,7 @@ fn a_pin_takes_one_value_until_reset() {
     assert_eq!(machine.carry(LSTAR, 0x3000, 0).0, Carried::Set(0x3000));
 }
 
-/// A write that KVM refuses is a #GP, and pins nothing.
+/// A write that KVM refuses is #GP, and pins nothing.
 #[test]
 fn what_was_not_carried_pins_nothing() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
@@ -229,11 +231,11 @@ fn masks_and_sticky_bits_look_at_the_register() {
         machine.carry(FMASK, 0x100, 0x4200),
         (Carried::Set(0x300), Disposition::Sticky)
     );
-    // Reserved bits that the host's write would keep (S5, hosts do more than guests).
+    // Reserved bits, which the host's write would store (S5: hosts can do more than guests).
     assert_eq!(machine.carry(FMASK, 1 << 32, 0).0, Carried::Fault);
 }
 
-/// The guest's CPUID has no long mode: it has no LSTAR either.
+/// The guest's CPUID has no long mode, so the guest has no LSTAR.
 #[test]
 fn nothing_is_forwarded_that_the_guest_has_not() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
@@ -262,7 +264,7 @@ fn unknown_msrs_get_what_the_policy_says() {
         (write.response, write.disposition),
         (DONE, Disposition::Unknown)
     );
-    // The program was replaced by one that refuses what KVM just did not know.
+    // The program was replaced by one that refuses an MSR that KVM did not know.
     let stale = machine.ask(0x10, Access::Read, 0, ExitReason::Unknown);
     assert_eq!(
         (stale.response, stale.disposition),
@@ -273,7 +275,7 @@ fn unknown_msrs_get_what_the_policy_says() {
         (invalid.response, invalid.disposition),
         (FAULT, Disposition::Denied)
     );
-    // KVM's own #GP, without a word about it.
+    // KVM's own #GP, without a setting for unknown MSRs.
     let mut machine = Machine::new("default = 'allow'", "");
     assert_eq!(
         machine
@@ -308,13 +310,13 @@ fn an_audit_refuses_nothing() {
         machine.carry(STAR, 0x100, 0),
         (Carried::Set(0x100), Disposition::WouldDeny)
     );
-    // The filter had been opened, and KVM does not know the MSR.
+    // The filter had opened for the access, and KVM does not know the MSR.
     let unknown = machine.ask(0x999, Access::Read, 0, ExitReason::Unknown);
     assert_eq!(
         (unknown.response, unknown.disposition),
         (FAULT, Disposition::Denied)
     );
-    // No filter opens for the last MSR (S3.5): to rewind it would be to run in a circle.
+    // No filter can open for the last MSR (S3.5): rewinding its access would loop forever.
     assert_eq!(machine.read(u32::MAX).0, FAULT);
 }
 
@@ -363,7 +365,8 @@ fn what_becomes_an_event() {
     assert_eq!(log(audit, "", 0x10), [true, false]);
 }
 
-/// The filter says what the rules say, but for what is to be seen; and opens for one access at a time.
+/// The filter follows the rules, except for accesses that are to be recorded. It opens for one
+/// access at a time.
 #[test]
 fn the_filter_of_a_traced_program() {
     let machine = Machine::deny(
@@ -381,7 +384,7 @@ fn the_filter_of_a_traced_program() {
     for (index, closed, open) in [
         (0x10, Verdict::Allow, Verdict::Allow),
         (0x11, Verdict::Deny, Verdict::Allow),
-        // What has an answer is never opened, whatever is asked for.
+        // The filter never opens for an access that user space answers, even if it is asked to.
         (0x12, Verdict::Deny, Verdict::Deny),
         (0x13, Verdict::Deny, Verdict::Deny),
     ] {
@@ -422,7 +425,8 @@ fn a_replaced_program_keeps_registers_and_pins_of_both() {
     assert_eq!(machine.write(LSTAR, 0x2000).0, FAULT);
 }
 
-/// Back under the program before: what both have goes on, what only that one has is as it was.
+/// Back under the program before: values that both programs have continue, values that only the
+/// program before has are restored.
 #[test]
 fn a_program_that_comes_back_finds_what_it_had() {
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_STAR = { read = 'allow', write = 'pin' }\n";
@@ -460,10 +464,11 @@ fn a_program_that_comes_back_finds_what_it_had() {
         [(msr(0x10), 0x65), (msr(0x11), 2), (msr(0x12), 0x56)]
     );
     assert_eq!(saved.pins, [(msr(STAR), 0x3000), (msr(CSTAR), 0x2000)]);
-    // One that is of other programs has none of their registers, and all of its own.
+    // A state of another program has none of this program's registers, so all values come from the
+    // state before.
     let foreign = VcpuState::new(&new, |_| true);
     assert_eq!(foreign.under(&old, &old).save(&old).registers.len(), 3);
-    // Without anything in between it is what it was.
+    // A switch and a switch back without an access in between changes nothing.
     let there = machine.state.under(&old, &new);
     let back = there.back(&new, &machine.state, &old);
     assert_eq!(back.save(&old), machine.state.save(&old));
@@ -490,7 +495,7 @@ fn a_snapshot_comes_back_whole_or_not_at_all() {
     assert_eq!(smaller.state.save(&smaller.responder), before);
 }
 
-/// Bytes written by the first version, kept for ever.
+/// The bytes were written by the first version and must always be readable.
 #[test]
 fn the_first_version_of_a_saved_state_is_read() {
     let saved = Saved {
@@ -533,7 +538,7 @@ proptest! {
         }
     }
 
-    /// Of a mask no bit gets through that is not in it, and none is lost that is.
+    /// A bit outside the mask never gets through; a bit inside the mask is never lost.
     #[test]
     fn a_mask_is_exact(current: u64, value: u64, bits: u64) {
         let keep = Mask { bits, outside: Outside::Keep }.apply(current, value);

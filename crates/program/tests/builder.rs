@@ -1,4 +1,4 @@
-//! Programs from code.
+//! Tests of programs built from code.
 
 use msrgate_filter::{Access, Accesses, MsrIndex, Verdict};
 use msrgate_policy::{NoIncludes, Source, compile, parse};

@@ -16,7 +16,7 @@ fn small(entries: &str) -> Program {
     program(&format!("policy = 1\ndefault = 'deny'\n[msrs]\n{entries}"))
 }
 
-/// The first variants' changes.
+/// Returns the changes of the first variants.
 fn changed(old: &Program, new: &Program) -> Vec<Change> {
     let [old, new] = [old, new].map(|program| &program.variants()[0]);
     changes(old, new)
@@ -162,7 +162,7 @@ fn another_log_of_an_entry_is_a_change_and_that_of_the_policy_is_not() {
         ["read 0x10..=0x20 denied first", "write 0x20 denied first"]
     );
     assert_eq!(found(&plain, &of("none", "", "")), [""; 0]);
-    // That of the policy, which 0x20 does not follow.
+    // The `log` of the policy, which 0x20 does not follow because it has its own.
     assert_eq!(found(&plain, &of("none", "", ", log = 'denied'")), [""; 0]);
     assert_eq!(
         found(&plain, &of("none", "", ", log = 'first'")),
@@ -170,7 +170,7 @@ fn another_log_of_an_entry_is_a_change_and_that_of_the_policy_is_not() {
     );
 }
 
-/// What may stand in an entry, from all rungs of the ladder.
+/// Values of an entry, from all levels of looseness.
 const VALUES: [&str; 8] = [
     "'rw'",
     "'r'",
@@ -182,7 +182,7 @@ const VALUES: [&str; 8] = [
     "{ read = { handler = 'b' }, write = 'deny' }",
 ];
 
-/// Single MSRs from 0x10 to 0x1f.
+/// Generates programs over single MSRs from 0x10 to 0x1f.
 fn any_program() -> impl Strategy<Value = Program> {
     let values = proptest::collection::vec(proptest::option::of(0..VALUES.len()), 16);
     (values, any::<bool>()).prop_map(|(values, is_open)| {
@@ -203,7 +203,7 @@ fn is_within(policy: &Program, org: &Program) -> bool {
     changes.iter().all(|change| !change.direction.may_loosen())
 }
 
-/// Where anything in these programs may differ, and its neighbours.
+/// Iterates over the MSRs at which these programs may differ, and their neighbours.
 fn indices() -> impl Iterator<Item = MsrIndex> {
     let everywhere = (0..0x40).chain([0x7ff, 0x800, 0x8ff, 0x900, u32::MAX]);
     everywhere.map(MsrIndex::new)

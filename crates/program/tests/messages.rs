@@ -1,4 +1,4 @@
-//! Every message of an error of this crate.
+//! The messages of all errors of this crate.
 
 use msrgate_filter::{Access, Accesses, FilterError, MsrIndex, Verdict};
 use msrgate_policy::parse_cpu;
@@ -96,7 +96,7 @@ fn programs_that_cannot_answer_have_a_message() {
     );
 }
 
-/// A saved state, a program and CPUID come from elsewhere.
+/// A saved state, a program and CPUID come from outside and may contain hostile text.
 #[test]
 fn hostile_text_is_shown_in_one_line() {
     let cpu = Cpu {

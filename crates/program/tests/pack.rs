@@ -1,4 +1,4 @@
-//! From policies to the fewest ranges of a filter.
+//! Packing of policies into filters with the fewest ranges.
 
 use std::array;
 use std::collections::HashMap;
@@ -64,7 +64,8 @@ fn directions_that_agree_share_a_range() {
     assert_eq!(ranges(&filter), [(Accesses::Both, 0x10, 0x2ef1)]);
 }
 
-/// Reads of one MSR and writes of another lie in two windows; a third MSR with both fits the two.
+/// Reads of one MSR and writes of another lie in two windows. A third MSR that needs both
+/// directions fits into these two windows.
 #[test]
 fn a_need_of_both_is_met_by_read_and_write_windows() {
     let filter = packed("deny", "0x10 = 'r'\n0x11 = 'w'\n0x12 = 'rw'").unwrap();
@@ -80,7 +81,7 @@ fn x2apic_registers_are_bridged() {
     assert_eq!(ranges(&filter), [(Accesses::Both, 0, 0x3000)]);
 }
 
-/// S3.5: no range may end at 2^32, and MSR 0xffffffff obeys the default.
+/// S3.5: no range may end at 2^32, so MSR 0xffffffff has the default action.
 #[test]
 fn the_top_of_the_space() {
     let filter = packed("deny", "'0xffffd000..=0xfffffffe' = 'rw'").unwrap();
@@ -102,26 +103,26 @@ fn seventeen_clusters_are_refused_and_counted() {
     assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 17));
 }
 
-/// A wide allowance costs one range for each 0x3000 MSRs; 16 of them hold 0x30000.
+/// A wide allowance costs one range for each 0x3000 MSRs; 16 ranges hold 0x30000 MSRs.
 #[test]
 fn the_widest_that_fits() {
     assert!(packed("deny", "'0x10000..=0x3ffff' = 'rw'").is_ok());
     let error = packed("deny", "'0x10000..=0x40000' = 'rw'").unwrap_err();
     assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 17));
-    // A need for every MSR there is ends soon, with the count.
+    // A table with a need for almost every MSR is refused quickly, with the number of ranges.
     let error = packed("allow", "'0x10000..=0xfffffffe' = 'none'").unwrap_err();
     assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 349_520));
 }
 
-/// The fewest windows by trying all sets of windows over a scaled-down space: a window is `length`
-/// MSRs long instead of 0x3000, and each MSR has one need.
+/// Finds the fewest windows by trying all sets of windows over a smaller space: a window has
+/// `length` MSRs instead of 0x3000, and each MSR has one need.
 fn brute_force(needs: &[Option<Accesses>], length: usize) -> usize {
-    // How far each colour reaches from here on, with the fewest windows that lead to it.
+    // The positions that each colour reaches, with the fewest windows that lead to them.
     let mut states = HashMap::from([([0_usize; 3], 0_usize)]);
     for need in needs {
         let mut next = HashMap::new();
         for (ends, count) in states {
-            // Every choice of colours to open here, needed or not.
+            // Each choice of colours to open here, needed or not.
             for opened in 0_u32..8 {
                 let opens = |colour: usize| opened >> colour & 1 == 1;
                 let ends: [usize; 3] =
@@ -145,7 +146,7 @@ fn brute_force(needs: &[Option<Accesses>], length: usize) -> usize {
     states.into_values().min().unwrap_or(0)
 }
 
-/// One of four needs for each of a few MSRs.
+/// Generates one of four needs for each of a few MSRs.
 fn letters(most: usize) -> impl Strategy<Value = Vec<Option<Accesses>>> {
     let letter = prop_oneof![
         Just(None),
@@ -174,7 +175,7 @@ fn text_of(letters: &[Option<Accesses>], default: &str, spread: u32) -> String {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Windows of 0x3000 over MSRs that stand 0x1000 apart: three to a window.
+    /// The MSRs are 0x1000 apart, so that a window of 0x3000 contains three.
     #[test]
     fn takes_as_few_windows_as_brute_force(letters in letters(14), allow in any::<bool>()) {
         let default = if allow { "allow" } else { "deny" };
@@ -186,7 +187,7 @@ proptest! {
         prop_assert_eq!(filter.ranges().len(), wanted + dummy, "{:?}", letters);
     }
 
-    /// Random policies over the places where filters change their minds decide as their tables do.
+    /// Random policies over the places where filters can change their verdict.
     #[test]
     fn packs_what_the_table_says(
         entries in prop::collection::vec(

@@ -1,4 +1,4 @@
-//! Programs as files.
+//! Tests of programs as files.
 
 use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, ReasonMask, Revision, Verdict,
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use msrgate_policy::{NoIncludes, Source, compile, parse};
 use msrgate_program::*;
 
-/// Every action, level and setting.
+/// A policy with every action, level and setting.
 const EVERYTHING: &str = r#"
 policy  = 1
 name    = "everything"
@@ -93,7 +93,7 @@ fn equal_policies_have_one_digest_however_they_are_written() {
     assert_ne!(one, digest("[msrs]\n'0x10..=0x12' = 'r'\n0x12 = 'rw'"));
     assert_ne!(digest(""), digest("log = 'none'"));
     assert_ne!(digest(""), digest("mode = 'audit'"));
-    // The same filter, and another answer.
+    // Two policies with the same filter and different answers.
     let value = |value: &str| {
         format!("[msrs]\n0x10 = {{ read = {{ value = '{value}' }}, write = 'deny' }}")
     };
@@ -113,7 +113,7 @@ fn the_order_of_whens_has_no_part_in_the_digest() {
     let other = small(&(when("7", "0x20") + &when("[2, 3, 1]", "0x10")));
     assert_eq!(one.digest(), other.digest());
     assert_ne!(one.digest(), small(&when("7", "0x20")).digest());
-    // One that changes nothing.
+    // A `[[when]]` section that changes nothing.
     let nothing = small(&format!("[msrs]\n0x10 = 'r'\n{}", when("7", "0x10")));
     assert_eq!(nothing.digest(), small("[msrs]\n0x10 = 'r'").digest());
 }
@@ -129,8 +129,8 @@ fn every_beginning_of_a_program_and_whatever_follows_it_is_an_error() {
     assert_eq!(Program::decode(&bytes), Err(ProgramError::Trailing { at }));
 }
 
-/// What happens is covered by the digest, what the kernel gets by the comparison; the rest says who
-/// said it.
+/// The digest covers what happens, and the comparison covers what the kernel gets. The rest of the
+/// bytes only says where decisions come from.
 #[test]
 fn a_changed_byte_changes_no_behaviour_unseen() {
     let before = program(EVERYTHING);
@@ -165,7 +165,7 @@ fn what_cannot_be_is_refused() {
     insta::assert_snapshot!(errors.join("\n"));
 }
 
-/// A length that the bytes do not bear out costs no more than the bytes.
+/// A length that is larger than the bytes available does not cost more memory than the bytes.
 #[test]
 fn a_length_is_believed_when_its_bytes_are_there() {
     let mut bytes = small("").encode();
@@ -184,7 +184,7 @@ fn a_filter_without_a_policy_is_a_program() {
     let ranges = vec![
         Range::new(Accesses::Read, MsrIndex::new(0x7fc), bitmap.clone()),
         Range::new(Accesses::Both, MsrIndex::new(0x10), bitmap.clone()),
-        // Matches nothing (S3.5).
+        // This range matches no access (S3.5).
         Range::new(Accesses::Both, MsrIndex::new(u32::MAX - 3), bitmap),
     ];
     let filter = Filter::new(Revision::Mainline, DefaultAction::Allow, ranges).unwrap();
@@ -204,7 +204,8 @@ fn a_filter_without_a_policy_is_a_program() {
     assert_eq!(Program::decode(&program.encode()), Ok(program));
 }
 
-/// Version 1 is read for ever: a change of what `fixtures/program-v1.msrg` means is a defect.
+/// Version 1 must always be readable: a change of what `fixtures/program-v1.msrg` means is a
+/// defect.
 #[test]
 fn the_fixture_of_version_1() {
     let bytes = include_bytes!("fixtures/program-v1.msrg");

@@ -1,9 +1,9 @@
-//! The characters that are shown, and the combining marks, compared with the data of Unicode.
+//! Comparison of the shown characters and the combining marks with the data of Unicode.
 
 use msrgate_program::{TextReader, is_shown};
 use regex_syntax::hir::{Class, HirKind};
 
-/// The characters of a class of a regular expression, as ascending ranges.
+/// Returns the characters of a class of a regular expression, as ascending ranges.
 fn ranges(class: &str) -> Vec<(char, char)> {
     let hir = regex_syntax::parse(class).expect("a class");
     let class = match hir.kind() {
@@ -14,7 +14,7 @@ fn ranges(class: &str) -> Vec<(char, char)> {
     ranges.map(|range| (range.start(), range.end())).collect()
 }
 
-/// The characters of which this is true, as ascending ranges.
+/// Returns the characters for which `is_in` is true, as ascending ranges.
 fn ranges_of(mut is_in: impl FnMut(char) -> bool) -> Vec<(char, char)> {
     let mut ranges: Vec<(char, char)> = Vec::new();
     let mut before = None;
@@ -45,7 +45,7 @@ fn is_shown_refuses_exactly_the_hidden_classes_of_unicode() {
     );
 }
 
-/// The planes that are refused as a whole have none but hidden characters.
+/// The planes that are refused as a whole contain only hidden characters.
 #[test]
 fn refused_planes_have_no_letters() {
     let hidden = r"[[\p{Cn}\p{Co}\p{Default_Ignorable_Code_Point}]&&[\x{40000}-\x{10ffff}]]";

@@ -1,5 +1,6 @@
-//! The smallest host that `msrgate-program` and `msrgate-filter` can have: no operating system, no std, an
-//! allocator over a fixed arena. It uses every part that allocates or computes, so that all of it is linked.
+//! The smallest possible host of `msrgate-program` and `msrgate-filter`: no operating system, no
+//! std, and an allocator over a fixed arena. It uses every part that allocates or computes, so that
+//! all of them are linked.
 #![no_std]
 
 extern crate alloc;
@@ -20,7 +21,7 @@ use msrgate_program::{Cpu, Program, ProgramBuilder, differences, emit};
 
 const ARENA: usize = 1 << 20;
 
-/// Hands out an arena once and takes nothing back.
+/// An allocator that hands out an arena once and never frees.
 #[repr(C, align(4096))]
 struct Arena {
     bytes: core::cell::UnsafeCell<[u8; ARENA]>,
@@ -74,9 +75,11 @@ fn panic(_: &PanicInfo<'_>) -> ! {
     }
 }
 
-/// Sets the filter in these bytes, which end with its bitmaps and stand at `at`, and asks it for one
-/// read: 1 allowed, 0 denied, a negative errno if the filter is refused. Bit 1 and bit 2 tell
-/// whether VMX and SVM intercept the read.
+/// Sets the filter in these bytes, which lie at the address `at` and end with the bitmaps, and
+/// decides one read.
+///
+/// Returns 1 if the read is allowed, 0 if it is denied, and a negative errno if the filter is
+/// refused. Bit 1 is set if VMX intercepts the read, bit 2 if SVM does.
 #[unsafe(no_mangle)]
 pub extern "C" fn msrgate_filter_reads(bytes: &[u8; 4096], at: u64, index: u32) -> i32 {
     let start = UserAddress::new(at);
@@ -98,7 +101,7 @@ pub extern "C" fn msrgate_filter_reads(bytes: &[u8; 4096], at: u64, index: u32) 
         | i32::from(svm.intercepts(index, Access::Read)) << 2
 }
 
-/// Sets the same filter in a VM, and has its guest do the read: 1 if it gets #GP.
+/// Sets the same filter in a VM whose guest executes the read. Returns 1 if the guest gets #GP.
 #[unsafe(no_mangle)]
 pub extern "C" fn msrgate_filter_guest_faults(bytes: &[u8; 4096], at: u64, index: u32) -> i32 {
     let start = UserAddress::new(at);
@@ -114,8 +117,8 @@ pub extern "C" fn msrgate_filter_guest_faults(bytes: &[u8; 4096], at: u64, index
     i32::from(matches!(exit, RunExit::GeneralProtection { .. }))
 }
 
-/// Decodes a program, and answers one read of a guest whose processor CPUID describes by these: its value,
-/// or -1 for a #GP, or -2 for bytes that are no program.
+/// Decodes a program, and answers one read of a guest on the processor that CPUID describes.
+/// Returns the value, -1 for #GP, or -2 for bytes that are not a program.
 #[unsafe(no_mangle)]
 pub extern "C" fn msrgate_program_answers(
     bytes: &[u8; 4096],
@@ -143,8 +146,8 @@ pub extern "C" fn msrgate_program_answers(
     }
 }
 
-/// Builds a program that allows one register, writes it as a file and for C, and compares it with one that
-/// allows nothing: the number of changes, or -1.
+/// Builds a program that allows one register, encodes it as a file and for C, and compares it with
+/// a program that allows nothing. Returns the number of changes, or -1.
 #[unsafe(no_mangle)]
 pub extern "C" fn msrgate_program_builds(index: u32) -> i64 {
     let none = ProgramBuilder::new(Verdict::Deny).build();

@@ -1,4 +1,4 @@
-//! Where the emulated registers of a program are in the state of a vCPU.
+//! The positions of a program's emulated registers in the state of a vCPU.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -8,29 +8,29 @@ use crate::action::Action;
 use crate::msrs::MsrRange;
 use crate::rules::{Rule, Rules};
 
-/// The most emulated registers of a vCPU: 8 KiB.
+/// The largest number of emulated registers of a vCPU, which take 8 KiB.
 pub const MAX_CELLS: u64 = 1024;
 
-/// Emulated registers, by MSR.
+/// The emulated registers, by MSR.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cells(Box<[Stretch]>);
 
-/// Consecutive MSRs that are registers in user space.
+/// Consecutive MSRs that are emulated registers.
 #[derive(Clone, Copy, Debug)]
 struct Stretch {
     msrs: MsrRange,
-    /// What each holds at reset.
+    /// The reset value of each register.
     reset: u64,
-    /// The place of the first.
+    /// The position of the first register.
     at: usize,
 }
 
 impl Cells {
-    /// The emulated registers of both directions. Where the two speak of one MSR, it is one
-    /// register, which holds at reset what its reads say.
+    /// Returns the emulated registers of both directions. If both directions of an MSR are
+    /// emulated, they share one register, which has the reset value of the read rule.
     ///
     /// # Errors
-    /// There are more than [`MAX_CELLS`]: how many, at least.
+    /// The number of registers, or a lower bound of it, if there are more than [`MAX_CELLS`].
     pub(super) fn of(rules: &Rules) -> Result<Self, u64> {
         let of = |access| rules.of(access).filter(is_register);
         for access in Access::ALL {
@@ -62,7 +62,7 @@ impl Cells {
         Ok(Self(found.into()))
     }
 
-    /// A register's place, and what it holds at reset.
+    /// Returns the position of a register and its reset value.
     pub(super) fn place(&self, index: MsrIndex) -> Option<(usize, u64)> {
         let place = self.0.partition_point(|cells| cells.msrs.last() < index);
         let cells = self.0.get(place)?;
@@ -70,20 +70,20 @@ impl Cells {
         Some((cells.at + offset as usize, cells.reset))
     }
 
-    /// All of them, in the order of their places.
+    /// Iterates over the registers, in the order of their positions.
     pub(super) fn indices(&self) -> impl Iterator<Item = MsrIndex> {
         let indices = |cells: &Stretch| cells.msrs.first().get()..=cells.msrs.last().get();
         self.0.iter().flat_map(indices).map(MsrIndex::new)
     }
 
-    /// What they hold at reset, in that order.
+    /// Iterates over the reset values of the registers, in the order of their positions.
     pub(super) fn reset_values(&self) -> impl Iterator<Item = u64> {
         let values = |cells: &Stretch| core::iter::repeat_n(cells.reset, count(cells.msrs));
         self.0.iter().flat_map(values)
     }
 }
 
-/// Of MSRs of which there are no more than [`MAX_CELLS`].
+/// Returns the number of MSRs, which is at most [`MAX_CELLS`].
 fn count(msrs: MsrRange) -> usize {
     usize::try_from(msrs.count()).unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! Accesses that user space carries to the register that KVM keeps.
+//! Accesses that user space forwards to the register that KVM keeps.
 
 use msrgate_filter::MsrIndex;
 
@@ -7,12 +7,14 @@ use crate::action::{Mask, Outside};
 use crate::forward::Row;
 use crate::settings::Mode;
 
-/// An access to carry to the register by `KVM_GET_MSRS` and `KVM_SET_MSRS`. Never while the vCPU
-/// runs a nested guest: the register would be the wrong one's.
+/// An access to forward to the register, by `KVM_GET_MSRS` and `KVM_SET_MSRS`.
+///
+/// The gate must not forward while the vCPU runs a nested guest: it would reach the register of the
+/// wrong guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forwarded {
     pub(super) index: MsrIndex,
-    /// The register's place in the allow-list.
+    /// The register's row in the forward list.
     pub(super) row: Row,
     pub(super) what: What,
     pub(super) mode: Mode,
@@ -22,26 +24,26 @@ pub struct Forwarded {
 pub(super) enum What {
     /// A read.
     Read,
-    /// A write, as it is.
+    /// A write without changes.
     Write(u64),
-    /// Of a write, the bits of a mask.
+    /// A write of the bits of a mask.
     Mask { value: u64, mask: Mask },
-    /// A write, of these bits those that are set stay set.
+    /// A write in which those of `bits` that are 1 in the register stay 1.
     Sticky { value: u64, bits: u64 },
-    /// The first write, and the place among the pins that is to hold it.
+    /// The first write, and the position of the pin that will record it.
     Pin { value: u64, place: usize },
-    /// Another write to a pinned register, which an audit lets through.
+    /// A write of another value to a pinned register, which audit mode lets through.
     Repinned(u64),
 }
 
-/// What to carry to the register.
+/// The step with which a forwarded access is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carried {
-    /// Nothing: what it holds is the answer to a read.
+    /// No access: the value of the register is the answer to a read.
     Value(u64),
-    /// This value. If KVM refuses it, the guest gets #GP.
+    /// A write of this value. If KVM refuses the value, the guest gets #GP.
     Set(u64),
-    /// Nothing: the guest gets #GP.
+    /// No access: the guest gets #GP.
     Fault,
 }
 
@@ -52,7 +54,7 @@ impl Forwarded {
         self.index
     }
 
-    /// Whether what the register holds has to be known.
+    /// Returns true if the register has to be read first.
     #[must_use]
     pub const fn needs_current(&self) -> bool {
         matches!(
@@ -61,8 +63,8 @@ impl Forwarded {
         )
     }
 
-    /// What to do, where the register holds `current`, which may be anything if it
-    /// [need not be known](Self::needs_current).
+    /// Returns the step and the disposition. `current` is the value of the register; it is ignored
+    /// unless [`Self::needs_current`] returns true.
     #[must_use]
     pub fn carry(&self, current: u64) -> (Carried, Disposition) {
         let (value, disposition) = match self.what {
@@ -80,12 +82,12 @@ impl Forwarded {
         if self.row.forward().write.permits(value) {
             (Carried::Set(value), disposition)
         } else {
-            // The guest's own write of it would be one, too.
+            // The guest's own write of this value would fault too.
             (Carried::Fault, Disposition::Denied)
         }
     }
 
-    /// What is pinned once it has been carried: the place, and the value.
+    /// Returns the pin to set after the write has been carried out: the position and the value.
     #[inline]
     pub(super) const fn pins(&self) -> Option<(usize, u64)> {
         match self.what {
@@ -96,7 +98,8 @@ impl Forwarded {
 }
 
 impl Mask {
-    /// What a register that holds `current` holds after a write of `value`; `None` is a #GP.
+    /// Returns the value of a register after a write of `value` to it, if it had the value
+    /// `current`. `None` means #GP.
     #[must_use]
     pub const fn apply(self, current: u64, value: u64) -> Option<u64> {
         let outside = (current ^ value) & !self.bits;

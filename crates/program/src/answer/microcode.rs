@@ -1,25 +1,27 @@
-//! The emulated microcode device: what an update's header says, and where its revision is read.
+//! The emulated microcode device: it reads an update's header, and keeps the revision that the
+//! guest reads.
 //!
-//! SDM volume 3, 11.11, and AMD's patch loader as Linux's `arch/x86/kernel/cpu/microcode` uses it.
-//! Of an update only the header is looked at: its body is ciphertext to everyone but a processor,
-//! and nothing is loaded. A header that hardware would not take is not an error of the guest's
-//! access: hardware keeps the old revision and raises nothing.
+//! The device follows SDM volume 3, 11.11, and AMD's patch loader as Linux's
+//! `arch/x86/kernel/cpu/microcode` uses it. The device reads only the header of an update and loads
+//! nothing, because only a processor can decrypt the body. A header that hardware would not accept
+//! causes no error in the guest's access: hardware keeps the old revision and raises no exception.
 
 use msrgate_filter::MsrIndex;
 
 use crate::cpu::Cpu;
 
-/// `IA32_BIOS_SIGN_ID`, where a guest reads the revision.
+/// The register `IA32_BIOS_SIGN_ID`, in which a guest reads the revision.
 pub const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 
-/// AMD's trigger; Intel's is 0x79.
+/// The register of AMD that triggers an update. Intel's is 0x79.
 const AMD_LOADER: MsrIndex = MsrIndex::new(0xc001_0020);
 
-/// How long an update's header is, by vendor.
+/// The length of an update's header in bytes, by vendor.
 const INTEL_BYTES: usize = 48;
 const AMD_BYTES: usize = 64;
 
-/// What [`SIGN_ID`] holds at this revision: in the upper half on Intel, in the lower on AMD.
+/// Returns the value of [`SIGN_ID`] for this revision: the upper half on Intel, the lower half on
+/// AMD.
 #[must_use]
 pub fn revision_value(cpu: &Cpu, revision: u32) -> u64 {
     match &*cpu.vendor {
@@ -28,15 +30,19 @@ pub fn revision_value(cpu: &Cpu, revision: u32) -> u64 {
     }
 }
 
-/// Whether a guest that loads through this trigger writes 0 to [`SIGN_ID`] before it reads a revision
-/// from there: Intel's processors set it when CPUID is executed (SDM volume 3, 11.11.7), AMD's hold it.
+/// Returns true if a guest that uses this trigger has to write 0 to [`SIGN_ID`] before it reads a
+/// revision there.
+///
+/// Intel's processors set [`SIGN_ID`] when CPUID is executed (SDM volume 3, 11.11.7); AMD's always
+/// hold the revision.
 #[must_use]
 pub fn is_cleared_first(trigger: MsrIndex) -> bool {
     trigger != AMD_LOADER
 }
 
-/// The linear address of the header of an update, and its length in bytes, from a write of `value`
-/// to the trigger. Intel's names the data, which the header stands before; AMD's the header.
+/// Returns the linear address of an update's header and the header's length in bytes, for a write
+/// of `value` to the trigger. On Intel the value is the address of the data after the header, on
+/// AMD the address of the header.
 #[must_use]
 pub fn update_header_at(trigger: MsrIndex, value: u64) -> (u64, usize) {
     if trigger == AMD_LOADER {
@@ -46,15 +52,15 @@ pub fn update_header_at(trigger: MsrIndex, value: u64) -> (u64, usize) {
     }
 }
 
-/// An update's header.
+/// The header of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MicrocodeHeader {
     revision: u32,
 }
 
 impl MicrocodeHeader {
-    /// The header in these bytes, if a processor with this EAX of CPUID leaf 1 would load an update
-    /// that has it.
+    /// Returns the header in these bytes if a processor would load the update. `signature` is EAX
+    /// of the processor's CPUID leaf 1.
     #[must_use]
     pub fn accepted(trigger: MsrIndex, bytes: &[u8], signature: u32) -> Option<Self> {
         if trigger == AMD_LOADER {
@@ -64,18 +70,19 @@ impl MicrocodeHeader {
         }
     }
 
-    /// The revision after the update.
+    /// The revision that the guest reads after the update.
     #[must_use]
     pub const fn revision(self) -> u32 {
         self.revision
     }
 
-    /// Table 11-6 of the SDM: version, revision, date, signature, checksum, loader, flags, sizes.
+    /// Reads a header of SDM table 11-6: version, revision, date, signature, checksum, loader,
+    /// flags, sizes.
     fn of_intel(bytes: &[u8], signature: u32) -> Option<Self> {
         let field = |number: usize| word(bytes, number * 4);
         let (version, loader) = (field(0)?, field(5)?);
         let (data, total) = match (field(7)?, field(8)?) {
-            // An update from before the sizes were written down.
+            // Old updates have the size 0 and these implied sizes.
             (0, _) => (2000, 2048),
             sizes => sizes,
         };
@@ -91,7 +98,8 @@ impl MicrocodeHeader {
         is_sound.then_some(Self { revision })
     }
 
-    /// Date, patch number, data (2 bytes), length, flag, checksum, two devices, processor (2 bytes).
+    /// Reads a header of AMD: date, patch number, data (2 bytes), length, flag, checksum, two
+    /// devices, processor (2 bytes).
     fn of_amd(bytes: &[u8], signature: u32) -> Option<Self> {
         let revision = word(bytes, 4)?;
         let processor = word(bytes, 24)? & 0xffff;
@@ -101,8 +109,8 @@ impl MicrocodeHeader {
     }
 }
 
-/// The sixteen bits by which AMD's patches name a processor: extended family, extended model,
-/// model, stepping, of four bits each.
+/// Returns the sixteen bits that identify a processor in AMD's patches: extended family, extended
+/// model, model, stepping, of four bits each.
 const fn amd_processor(signature: u32) -> u32 {
     let extended = signature >> 16 & 0xfff;
     (extended >> 4 & 0xf) << 12 | (extended & 0xf) << 8 | signature & 0xff
@@ -126,7 +134,8 @@ mod tests {
             .collect()
     }
 
-    /// Version, revision, date, signature, checksum, loader, flags, data, total, reserved.
+    /// A valid header: version, revision, date, signature, checksum, loader, flags, data, total,
+    /// reserved.
     const SOUND: [u32; 12] = [
         1,
         0x2b00_0590,
@@ -151,7 +160,7 @@ mod tests {
         assert!(MicrocodeHeader::accepted(INTEL, &intel(old), 0x606a6).is_some());
     }
 
-    /// Each field that hardware looks at, wrong.
+    /// Each field that hardware checks is wrong in turn.
     #[test]
     fn what_hardware_does_not_take_is_not_taken() {
         for (field, wrong) in [
@@ -169,7 +178,7 @@ mod tests {
         }
         for length in 0..INTEL_BYTES {
             let bytes = &intel(SOUND)[..length];
-            // The last three words are reserved, and all that is looked at is before.
+            // The last three words are reserved. All words that are checked come before them.
             let taken = MicrocodeHeader::accepted(INTEL, bytes, 0x606a6).is_some();
             assert_eq!(taken, length >= 36, "{length} bytes");
         }
@@ -177,7 +186,7 @@ mod tests {
 
     #[test]
     fn amd_names_a_processor_in_sixteen_bits() {
-        // Zen 2's family 17h, model 31h, stepping 0: CPUID 0x00830f10.
+        // Family 17h, model 31h, stepping 0 of Zen 2: CPUID 0x00830f10.
         let mut bytes = [0; AMD_BYTES];
         bytes[4..8].copy_from_slice(&0x0830_107c_u32.to_le_bytes());
         bytes[24..26].copy_from_slice(&0x8310_u16.to_le_bytes());

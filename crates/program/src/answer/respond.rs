@@ -1,4 +1,4 @@
-//! From an exit to an answer, and whether that becomes an event.
+//! The answer to an exit, and the choice of exits that become events.
 
 use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply};
 
@@ -10,7 +10,7 @@ use crate::forward;
 use crate::settings::{Log, Mode, UnknownAction};
 
 impl Responder {
-    /// What is to be done about an exit of a vCPU in this state.
+    /// Returns the answer to an exit of a vCPU in this state.
     #[must_use]
     pub fn respond(&self, state: &mut VcpuState, exit: &Exit) -> Answer<'_> {
         let rules = self.variant().rules();
@@ -47,12 +47,12 @@ impl Responder {
         }
     }
 
-    /// An access that the program lets KVM handle, and that came here all the same.
+    /// Answers the exit of an access that the program lets KVM handle.
     fn allowed(&self, state: &VcpuState, log: Log, exit: &Exit) -> (Response<'_>, Disposition) {
         match exit.reason {
             ExitReason::Invalid => (Response::Reply(Reply::FAULT), Disposition::Denied),
             ExitReason::Unknown => self.unknown(exit),
-            // No filter opens for it but by its default (S3.5), and KVM has no such MSR.
+            // A filter allows this MSR only by its default action (S3.5), and KVM has no such MSR.
             ExitReason::Filter if exit.index == MsrIndex::MAX => self.unknown(exit),
             ExitReason::Filter
                 if is_carried_for_log(log, exit.index)
@@ -69,7 +69,7 @@ impl Responder {
         }
     }
 
-    /// What becomes of an MSR that KVM does not know.
+    /// Answers an access to an MSR that KVM does not know.
     fn unknown(&self, exit: &Exit) -> (Response<'_>, Disposition) {
         let unknown = &self.program().settings().unknown;
         let action = match exit.access {
@@ -85,7 +85,8 @@ impl Responder {
         }
     }
 
-    /// A refusal, which an audit only records: KVM is then to handle the access.
+    /// Answers an access that the policy refuses. In audit mode KVM handles the access, and the
+    /// refusal is only recorded.
     fn refused<'p>(
         &self,
         disposition: Disposition,
@@ -101,7 +102,7 @@ impl Responder {
                 };
                 (Response::Open, would)
             }
-            // The filter had opened for it, and KVM refused it.
+            // The filter had opened for the access, and KVM refused it.
             (Mode::Audit, _) => (Response::Reply(Reply::FAULT), Disposition::Denied),
         }
     }
@@ -144,8 +145,8 @@ impl Responder {
             (Some(pinned), Mode::Audit) if pinned != value => {
                 self.forward(state, exit, What::Repinned(value), Disposition::WouldDeny)
             }
-            // One that is equal is carried, too: what is pinned is what the guest wrote, and the register
-            // may be another's by now, a nested guest's.
+            // A write of the pinned value is forwarded too: the pin records the guest's write, but
+            // the register may have another value by now, for example a nested guest's.
             _ => self.forward(state, exit, What::Pin { value, place }, Disposition::Pinned),
         }
     }
@@ -158,7 +159,7 @@ impl Responder {
         disposition: Disposition,
     ) -> (Response<'p>, Disposition) {
         let Some(row) = state.may_forward(exit.index) else {
-            // The guest has no such register: KVM would refuse it, too.
+            // The guest does not have the register: KVM would refuse the access too.
             return (Response::Reply(Reply::FAULT), Disposition::Denied);
         };
         let access = Forwarded {
@@ -170,9 +171,11 @@ impl Responder {
         (Response::Forward(access), disposition)
     }
 
-    /// Whether an exit becomes an event, where `disposition` is what its answer came to in the end.
-    /// `is_first` says whether it is the VM's first access of this direction to this MSR; it is asked
-    /// only where that matters.
+    /// Returns true if an exit becomes an event. `disposition` is the final disposition of the
+    /// access.
+    ///
+    /// `is_first` returns true if this is the VM's first access to this MSR in this direction. It
+    /// is called only if that matters.
     #[inline]
     #[must_use]
     pub fn is_event(
@@ -186,7 +189,8 @@ impl Responder {
             (ExitReason::Unknown, Some(log)) => log,
             _ => answer.outcome.log,
         };
-        // What ends a VM, and what an audit is for, is said whatever the policy says of its log.
+        // The end of a VM and the findings of audit mode become events whatever the policy's `log`
+        // is.
         match (disposition, log) {
             (Disposition::Killed, _) | (_, Log::All) => true,
             (Disposition::WouldDeny | Disposition::WouldKill, _) | (_, Log::First) => is_first(),
@@ -196,7 +200,8 @@ impl Responder {
     }
 }
 
-/// Returns true if an allowed access is carried to its register each time, so that each becomes an event.
+/// Returns true if an allowed access is forwarded to its register each time, so that each access
+/// becomes an event.
 fn is_carried_for_log(log: Log, index: MsrIndex) -> bool {
     log == Log::All && forward::row(index).is_some()
 }

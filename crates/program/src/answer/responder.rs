@@ -1,4 +1,4 @@
-//! A program made ready to answer for VMs of one kind of processor.
+//! A program prepared to answer the exits of VMs on one kind of processor.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -19,7 +19,8 @@ use crate::program::{Program, Variant};
 use crate::rules::Rule;
 use crate::settings::{Log, Mode};
 
-/// One variant of a program, ready to answer. Immutable: all vCPUs of a VM share it.
+/// A responder: one variant of a program, prepared to answer exits. It is immutable, and all vCPUs
+/// of a VM share it.
 #[derive(Clone, Debug)]
 pub struct Responder {
     program: Arc<Program>,
@@ -28,17 +29,17 @@ pub struct Responder {
     pins: Box<[MsrIndex]>,
 }
 
-/// Why a program cannot answer.
+/// The reason why a program cannot answer exits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResponderError {
-    /// It says nothing of this processor.
+    /// The program has no variant for this processor.
     NoVariant(Cpu),
-    /// It has more emulated registers than [`MAX_CELLS`].
+    /// The program has this many emulated registers, which is more than [`MAX_CELLS`].
     TooManyRegisters(u64),
-    /// Its action carries writes to a register where that is not known to be sound.
+    /// An action forwards writes to this register, for which forwarding is not known to be sound.
     NotForwardable(MsrIndex),
-    /// It has a device, and says nothing of what the device is to do.
+    /// The program uses this device but does not configure it.
     NoDevice(Device),
 }
 
@@ -70,10 +71,18 @@ pub(super) const fn is_seen_first(log: Log) -> bool {
 }
 
 impl Responder {
-    /// What `program` says on `cpu`.
+    /// Creates the responder of the variant of `program` for `cpu`.
+    ///
+    /// Programs that were compiled from a policy can only fail with
+    /// [`ResponderError::TooManyRegisters`].
     ///
     /// # Errors
-    /// It cannot answer: no compiled policy but one with too many registers is refused here.
+    /// - [`ResponderError::NoVariant`]: the program has no variant for `cpu`.
+    /// - [`ResponderError::NotForwardable`]: an action forwards writes to a register for which that
+    ///   is not sound.
+    /// - [`ResponderError::NoDevice`]: the program uses a device that it does not configure.
+    /// - [`ResponderError::TooManyRegisters`]: the program has more emulated registers than
+    ///   [`MAX_CELLS`].
     pub fn new(program: Arc<Program>, cpu: &Cpu) -> Result<Self, ResponderError> {
         let variant = program
             .place_of(cpu)
@@ -98,7 +107,8 @@ impl Responder {
         Ok(responder)
     }
 
-    /// A register that an action carries writes to, and may not.
+    /// Returns a register to which an action forwards writes although the forward list does not
+    /// contain it.
     fn unforwardable(&self) -> Option<MsrIndex> {
         let forwarding = self.rules().filter(|rule| rule.action.needs_forwarding());
         forwarding
@@ -107,19 +117,19 @@ impl Responder {
             .find(|&index| forward::row(index).is_none())
     }
 
-    /// The program.
+    /// The program of the responder.
     #[must_use]
     pub const fn program(&self) -> &Arc<Program> {
         &self.program
     }
 
-    /// What of it holds.
+    /// The variant in force.
     #[must_use]
     pub fn variant(&self) -> &Variant {
         &self.program.variants()[self.variant]
     }
 
-    /// The devices it asks.
+    /// The devices that the variant uses, possibly with duplicates.
     pub fn devices(&self) -> impl Iterator<Item = Device> {
         self.rules().filter_map(|rule| match rule.action {
             Action::Device(device) => Some(*device),
@@ -127,7 +137,7 @@ impl Responder {
         })
     }
 
-    /// The names of the VMM's own code that it asks, each as often as it is named.
+    /// The names of the VMM's own code that the variant uses, possibly with duplicates.
     pub fn handlers(&self) -> impl Iterator<Item = &str> {
         self.rules().filter_map(|rule| match rule.action {
             Action::Handler(name) => Some(&**name),
@@ -135,9 +145,11 @@ impl Responder {
         })
     }
 
-    /// Whether a migration may leave out what KVM holds of this register: no access of the guest reaches
-    /// it, and nothing else goes by it or changes it. That is known of the registers which KVM made up.
-    /// Any other counts as one that instructions, time or the VMM change (S10.5).
+    /// Returns true if a migration may leave out KVM's value of this register: no access of the
+    /// guest reaches the register, and nothing else depends on it or changes it.
+    ///
+    /// This is known only for the registers that KVM invented. Other registers count as changed by
+    /// instructions, time or the VMM (S10.5).
     #[must_use]
     pub fn is_out_of_reach(&self, index: MsrIndex) -> bool {
         let is_made_up = MADE_UP.iter().any(|range| range.contains(&index.get()));
@@ -145,9 +157,12 @@ impl Responder {
         is_made_up && !Access::ALL.into_iter().any(reaches_kvm)
     }
 
-    /// Tells if what KVM holds of this register is what the VMM set, whatever the guest has done under this
-    /// program: no write of the guest's reaches it, and nothing but a write changes it. That is known of some
-    /// registers, and of a guest that runs no guests: nested entries and exits load registers, too (S10.5).
+    /// Returns true if KVM's value of this register is the value that the VMM set, whatever the
+    /// guest has done under this program: no write of the guest reaches the register, and only
+    /// writes change it.
+    ///
+    /// This is known for some registers, and only for a guest that runs no nested guests: nested
+    /// entries and exits load registers too (S10.5).
     #[must_use]
     pub fn is_out_of_hand(&self, index: MsrIndex) -> bool {
         let is_only_written = WRITTEN_ONLY
@@ -156,7 +171,8 @@ impl Responder {
         is_only_written && !self.reaches_kvm(index, Access::Write)
     }
 
-    /// Tells if KVM handles an access of the guest's, or the gate carries it to KVM's register, in an audit, too.
+    /// Returns true if KVM handles an access of the guest, or the gate forwards it to KVM's
+    /// register. In audit mode, also for accesses that would be refused.
     fn reaches_kvm(&self, index: MsrIndex, access: Access) -> bool {
         let rule = self.variant().rule(index, access);
         let is_answered = matches!(
@@ -166,14 +182,14 @@ impl Responder {
         !is_answered || self.opens(rule)
     }
 
-    /// Whether accesses that KVM is to handle come to user space, to be seen or because this is an
-    /// audit: the kernel's filter then has to open for them one by one.
+    /// Returns true if accesses that KVM is to handle exit to user space, to be recorded or because
+    /// of audit mode. The kernel's filter then has to open for them one by one.
     #[must_use]
     pub fn is_traced(&self) -> bool {
         self.rules().any(|rule| self.opens(rule))
     }
 
-    /// What the kernel's filter has to say, where it has opened for these accesses.
+    /// Returns the verdicts for the kernel's filter after it has opened for these accesses.
     #[must_use]
     pub fn verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
         let last = self.variant().rule(MsrIndex::MAX, Access::Read);
@@ -182,8 +198,9 @@ impl Responder {
         })
     }
 
-    /// What it may say instead where that does not fit: it lets these accesses through, and those
-    /// that it could let through but does not are [rewound](super::Response::Rewind).
+    /// Returns the verdicts to use if those of [`Self::verdicts`] do not fit a filter. The filter
+    /// then allows only these accesses, and the others that it could allow are
+    /// [rewound](super::Response::Rewind).
     #[must_use]
     pub fn fewest_verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
         self.verdicts_by(Verdict::Deny, opened, |rule| {
@@ -192,7 +209,8 @@ impl Responder {
         })
     }
 
-    /// Of each rule: what the filter says, and whether it opens for single accesses.
+    /// Returns verdicts for a filter. `of` returns, for each rule, the verdict and whether the
+    /// filter may open for single accesses.
     fn verdicts_by(
         &self,
         default: Verdict,
@@ -224,17 +242,18 @@ impl Responder {
         self.program.settings().mode
     }
 
-    /// Whether accesses of this rule are let through one by one, once they have been seen.
+    /// Returns true if the filter opens for accesses of this rule one by one, after they have been
+    /// recorded.
     pub(super) fn opens(&self, rule: Rule<'_>) -> bool {
         match rule.action {
             Action::Allow => is_seen_first(rule.log),
             Action::Deny | Action::Kill => self.mode() == Mode::Audit,
-            // In an audit, too, where the access cannot be carried: a nested guest's.
+            // In audit mode also the accesses that cannot be forwarded: those of a nested guest.
             action => self.mode() == Mode::Audit && action.needs_forwarding(),
         }
     }
 
-    /// What the kernel's filter says where it has not been opened.
+    /// Returns the verdict of the kernel's filter for accesses for which it has not opened.
     fn verdict(&self, rule: Rule<'_>) -> Verdict {
         match *rule.action {
             Action::Allow if !self.opens(rule) => Verdict::Allow,
@@ -254,7 +273,8 @@ impl Responder {
         self.pins.iter().position(|&one| one == index)
     }
 
-    /// The place of an emulated register in a [`VcpuState`](super::VcpuState), and what it holds at reset.
+    /// Returns the position of an emulated register in a [`VcpuState`](super::VcpuState), and its
+    /// reset value.
     pub(super) fn cell(&self, index: MsrIndex) -> Option<(usize, u64)> {
         self.cells.place(index)
     }
@@ -270,14 +290,17 @@ impl Responder {
     }
 }
 
-/// Registers that no processor has: those of KVM's interface for guests (Linux, `kvm_para.h`). Only WRMSR
-/// changes them, and what they do only a WRMSR turns on. Hyper-V's are not so: its calls go by some.
+/// Registers that no processor has: those of KVM's interface for guests (Linux, `kvm_para.h`). Only
+/// WRMSR changes them, and only a WRMSR starts their effects. Hyper-V's registers are left out,
+/// because some of its hypercalls depend on them.
 const MADE_UP: [RangeInclusive<u32>; 2] = [0x11..=0x12, 0x4b56_4d00..=0x4b56_4dff];
 
-/// Registers that only a WRMSR or the VMM changes, in a guest that runs no guests (SDM volume 4; APM volume 2,
-/// appendix A). Not in it are registers that time, counting, a fault, a branch, XRSTORS, SWAPGS, RSM, INIT or a
-/// write of another register changes, such as `IA32_TSC_ADJUST`, which a write of the TSC moves, and
-/// `IA32_SPEC_CTRL` and registers of KVM's own, which an INIT clears.
+/// Registers that only a WRMSR or the VMM changes, in a guest that runs no nested guests (SDM
+/// volume 4; APM volume 2, appendix A).
+///
+/// Left out are registers that time, counting, a fault, a branch, XRSTORS, SWAPGS, RSM, INIT or a
+/// write to another register changes. Examples are `IA32_TSC_ADJUST`, which a write to the TSC
+/// changes, and `IA32_SPEC_CTRL` and KVM's own registers, which an INIT clears.
 const WRITTEN_ONLY: [RangeInclusive<u32>; 22] = [
     // IA32_FEATURE_CONTROL, MSR_PLATFORM_INFO.
     0x3a..=0x3a,
@@ -293,14 +316,14 @@ const WRITTEN_ONLY: [RangeInclusive<u32>; 22] = [
     0x17b..=0x17b,
     // IA32_MISC_ENABLE.
     0x1a0..=0x1a0,
-    // MTRRs, and IA32_PAT among them.
+    // The MTRRs, and IA32_PAT between them.
     0x200..=0x20f,
     0x250..=0x250,
     0x258..=0x259,
     0x268..=0x26f,
     0x277..=0x277,
     0x2ff..=0x2ff,
-    // IA32_PERF_CAPABILITIES, the capabilities of VMX.
+    // IA32_PERF_CAPABILITIES, and the capabilities of VMX.
     0x345..=0x345,
     0x480..=0x491,
     // STAR, LSTAR, CSTAR, FMASK; IA32_TSC_AUX.
@@ -312,7 +335,8 @@ const WRITTEN_ONLY: [RangeInclusive<u32>; 22] = [
     0xc001_1029..=0xc001_1029,
 ];
 
-/// Adds `msrs` with those of `opened`, which are in it and in order, cut out and allowed.
+/// Adds `msrs` to `into` with the verdict `wanted`. The MSRs of `opened`, which lie in `msrs` in
+/// order, are allowed.
 fn split(
     msrs: MsrRange,
     opened: &[MsrIndex],

@@ -1,9 +1,10 @@
-//! The state of a vCPU's answers as bytes, for a snapshot or a migration.
+//! The encoding of the state of a vCPU's answers, for a snapshot or a migration.
 //!
-//! Version 1: `msrgvcpu`, the version as two bytes, then three lists, each after its length:
+//! Version 1 has: `msrgvcpu`; the version, in two bytes; then three lists, each after its length:
 //! registers (index, value), pins (index, value), devices (name, bytes). Numbers are little-endian,
-//! lengths and indices of four bytes, values of eight; indices ascend. Registers and pins go by the
-//! MSR, not by the program, so that a snapshot may be restored under a program that has grown.
+//! lengths and indices have four bytes, values eight; indices ascend. Registers and pins are
+//! identified by their MSR and not by the program, so that a snapshot can be restored under a
+//! program that has grown.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -17,35 +18,36 @@ use crate::shown::quoted;
 const MAGIC: [u8; 8] = *b"msrgvcpu";
 const VERSION: u16 = 1;
 
-/// A device's name, and bytes that are its own business.
+/// The name of a device, and its state in the device's own format.
 pub type SavedDevice = (Box<str>, Box<[u8]>);
 
-/// What of a vCPU no KVM holds.
+/// The part of a vCPU's state that KVM does not have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Saved {
-    /// Emulated registers.
+    /// The emulated registers and their values.
     pub registers: Vec<(MsrIndex, u64)>,
-    /// Registers that are pinned, and the value.
+    /// The pinned registers and their values.
     pub pins: Vec<(MsrIndex, u64)>,
-    /// Devices.
+    /// The devices.
     pub devices: Vec<SavedDevice>,
 }
 
-/// Why a saved state cannot be restored. Nothing has been restored then.
+/// The reason why a saved state cannot be restored. Nothing has been restored then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RestoreError {
-    /// These bytes are no saved state.
+    /// The bytes are not a saved state.
     NotSaved,
-    /// They are of a version that is not known here.
+    /// The saved state has this version, which this crate does not know.
     Version(u16),
-    /// They end too early, go on after their end, or are out of order.
+    /// The bytes end too early, continue after the end, or are out of order.
     Broken,
-    /// A register that the program does not have.
+    /// The state has this register, which the program does not have.
     NoRegister(MsrIndex),
-    /// A pin that the program does not have.
+    /// The state has a pin of this register, which the program does not have.
     NoPin(MsrIndex),
-    /// A device that the program does not have, or one that does not take its bytes.
+    /// The state has a device that the program does not have, or a device that does not accept its
+    /// bytes.
     Device(Box<str>),
 }
 
@@ -77,7 +79,7 @@ impl fmt::Display for RestoreError {
 impl core::error::Error for RestoreError {}
 
 impl Saved {
-    /// The bytes.
+    /// Encodes the state as bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut to = MAGIC.to_vec();
@@ -99,10 +101,13 @@ impl Saved {
         to
     }
 
-    /// What is in these bytes.
+    /// Decodes the state from bytes.
     ///
     /// # Errors
-    /// They are no saved state of a known version, whole and without anything after it.
+    /// - [`RestoreError::NotSaved`]: the bytes are not a saved state.
+    /// - [`RestoreError::Version`]: the bytes have an unknown version.
+    /// - [`RestoreError::Broken`]: the bytes are incomplete, out of order, or continue after the
+    ///   end.
     pub fn decode(bytes: &[u8]) -> Result<Self, RestoreError> {
         let rest = bytes.strip_prefix(&MAGIC).ok_or(RestoreError::NotSaved)?;
         let mut from = Reader(rest);
@@ -123,7 +128,7 @@ impl Saved {
 }
 
 fn length(length: usize) -> [u8; 4] {
-    // A program has no more registers, pins and devices than 32 bits count.
+    // A program has fewer registers, pins and devices than 32 bits can count.
     u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes()
 }
 
@@ -141,7 +146,7 @@ impl<'b> Reader<'b> {
         bytes.try_into().map_err(|_| RestoreError::Broken)
     }
 
-    /// A length, of things of which each takes at least a byte.
+    /// Reads a length, of elements that take at least a byte each.
     fn length(&mut self) -> Result<usize, RestoreError> {
         let length = u32::from_le_bytes(self.array()?) as usize;
         if length > self.0.len() {
@@ -176,7 +181,7 @@ impl<'b> Reader<'b> {
 }
 
 impl VcpuState {
-    /// The emulated registers and the pins. The devices are not known here.
+    /// Returns the emulated registers and the pins. The caller adds the devices.
     #[must_use]
     pub fn save(&self, responder: &Responder) -> Saved {
         let registers = responder.cells().indices().zip(self.cells.iter().copied());
@@ -194,10 +199,13 @@ impl VcpuState {
         }
     }
 
-    /// Takes over registers and pins; those that were not saved are as at reset.
+    /// Restores registers and pins. Those that were not saved get their reset values.
     ///
     /// # Errors
-    /// The program has no such register or pin. The state is then as it was.
+    /// - [`RestoreError::NoRegister`]: the program does not have one of the registers.
+    /// - [`RestoreError::NoPin`]: the program does not have one of the pins.
+    ///
+    /// After an error the state is unchanged.
     pub fn restore(&mut self, responder: &Responder, saved: &Saved) -> Result<(), RestoreError> {
         let mut state = self.clone();
         state.reset(responder);

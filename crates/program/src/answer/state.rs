@@ -1,4 +1,4 @@
-//! What the answers to one vCPU depend on.
+//! The state of a vCPU on which its answers depend.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -8,21 +8,22 @@ use super::Responder;
 use crate::forward::{self, CpuidBit, Row};
 use crate::rules::Hints;
 
-/// One vCPU's emulated registers and pins, for one [`Responder`].
+/// The emulated registers and pins of one vCPU, for one [`Responder`].
 #[derive(Clone, Debug)]
 pub struct VcpuState {
-    /// In the order of the responder's cells.
+    /// The values of the emulated registers, in the order of the responder's cells.
     pub(super) cells: Box<[u64]>,
-    /// In the order of the responder's pins.
+    /// The pinned values, in the order of the responder's pins.
     pub(super) pins: Box<[Option<u64>]>,
-    /// For each row of the allow-list, whether the vCPU's CPUID has what it needs.
+    /// For each row of the forward list, true if the vCPU has the CPUID bits that the row needs.
     may_forward: [bool; forward::ROWS],
-    /// Where rules were found.
+    /// The positions at which rules were found.
     pub(super) hints: Hints,
 }
 
 impl VcpuState {
-    /// The state at reset of a vCPU whose CPUID has what `has` says.
+    /// Creates the state of a vCPU at reset. `has` returns true for the CPUID bits that the vCPU
+    /// has.
     #[must_use]
     pub fn new(responder: &Responder, has: impl Fn(&CpuidBit) -> bool) -> Self {
         let mut state = Self {
@@ -35,14 +36,15 @@ impl VcpuState {
         state
     }
 
-    /// What a reset or an INIT does: registers hold what they hold at reset, nothing is pinned.
+    /// Resets the state, as a reset or an INIT does: registers get their reset values, and nothing
+    /// is pinned.
     pub fn reset(&mut self, responder: &Responder) {
         self.cells = responder.cells().reset_values().collect();
         self.pins = vec![None; responder.pins().len()].into();
     }
 
-    /// The host wrote a register past the guest, as a VMM does that resets or restores: it is no
-    /// longer pinned, and if it is emulated it holds what it holds at reset.
+    /// Handles a host's write to a register, by a VMM that resets or restores the vCPU. The
+    /// register is then no longer pinned; an emulated register gets its reset value.
     pub fn msr_set_by_host(&mut self, responder: &Responder, index: MsrIndex) {
         if let Some(pin) = responder.pin(index).and_then(|at| self.pins.get_mut(at)) {
             *pin = None;
@@ -54,8 +56,8 @@ impl VcpuState {
         }
     }
 
-    /// The same vCPU under another program: registers and pins that exist in both keep what they
-    /// hold.
+    /// Returns the state of the vCPU under another program. Registers and pins that both programs
+    /// have keep their values.
     #[must_use]
     pub fn under(&self, old: &Responder, new: &Responder) -> Self {
         let mut state = self.clone();
@@ -64,9 +66,11 @@ impl VcpuState {
         state
     }
 
-    /// The same vCPU back under the program that it was under before, and where it held `before`:
-    /// registers and pins that exist in both keep what they hold, those of the old one alone hold what
-    /// they held.
+    /// Returns the state of the vCPU back under `old`, the program before `new`. `before` is its
+    /// state at the switch to `new`.
+    ///
+    /// Registers and pins that both programs have keep their current values; those that only `old`
+    /// has get their values from `before`.
     #[must_use]
     pub fn back(&self, new: &Responder, before: &Self, old: &Responder) -> Self {
         let mut state = before.clone();
@@ -74,7 +78,8 @@ impl VcpuState {
         state
     }
 
-    /// Takes from another program's state what both programs have.
+    /// Copies the values of the registers and pins that both programs have from another program's
+    /// state.
     fn take_shared(&mut self, own: &Responder, other: &Self, others: &Responder) {
         for (index, cell) in own.cells().indices().zip(&mut self.cells) {
             let from = others.cell(index).and_then(|(at, _)| other.cells.get(at));
@@ -86,14 +91,15 @@ impl VcpuState {
         }
     }
 
-    /// The row of the allow-list by which accesses to this register may be forwarded for this vCPU:
-    /// the list has it, and the vCPU's CPUID has what the list says it needs.
+    /// Returns the row of the forward list for this register, if the list contains the register and
+    /// the vCPU has the CPUID bits that the row needs.
     #[inline]
     pub(super) fn may_forward(&self, index: MsrIndex) -> Option<Row> {
         forward::row(index).filter(|row| self.may_forward[row.number()])
     }
 
-    /// An access was carried to its register.
+    /// Records that a forwarded access has reached its register. A write to a pinned register then
+    /// pins its value.
     #[inline]
     pub fn carried(&mut self, access: &super::Forwarded) {
         if let Some((place, value)) = access.pins()

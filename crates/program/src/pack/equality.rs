@@ -1,14 +1,14 @@
-//! Whether a filter decides as it should, over all 2^32 MSRs in both directions.
+//! The comparison of a filter with the wanted verdicts, over all 2^32 MSRs in both directions.
 
 use alloc::vec::Vec;
 use msrgate_filter::{Access, Filter, MsrIndex, Verdict};
 
 use crate::msrs::MsrRange;
 
-/// The first access that the filter does not decide as these say.
+/// Returns the first access on which the filter differs from the wanted verdict.
 ///
-/// Within the filter's ranges every MSR is asked about, at most 16 times 0x3000. Outside them the
-/// filter has one answer, so one MSR of each stretch for which one answer is wanted, too, is enough.
+/// Every MSR within the filter's ranges is tried, at most 16 times 0x3000 MSRs. Outside the ranges
+/// the filter has one verdict, so one MSR of each stretch with one wanted verdict is enough.
 pub(crate) fn first_difference(
     wanted: impl Iterator<Item = (MsrRange, Access, Verdict)>,
     filter: &Filter,
@@ -23,7 +23,7 @@ pub(crate) fn first_difference(
     None
 }
 
-/// The MSRs that some range contains, in order and apart.
+/// Returns the MSRs that some range contains, as ranges that ascend and do not overlap.
 pub(crate) fn covered(filter: &Filter) -> Vec<MsrRange> {
     let mut ranges: Vec<_> = filter
         .ranges()
@@ -47,7 +47,7 @@ pub(crate) fn covered(filter: &Filter) -> Vec<MsrRange> {
     apart
 }
 
-/// Every MSR of `msrs` that is covered, and one of each stretch that is not.
+/// Iterates over every MSR of `msrs` that is covered, and at least one of each stretch that is not.
 pub(crate) fn points(msrs: MsrRange, covered: &[MsrRange]) -> impl Iterator<Item = MsrIndex> {
     let first = covered.partition_point(|range| range.last() < msrs.first());
     let within = covered[first..]

@@ -1,4 +1,4 @@
-//! Which MSRs have to lie in a window.
+//! The MSRs that have to lie in a window.
 
 use alloc::vec::Vec;
 
@@ -8,14 +8,15 @@ use super::verdicts::Verdicts;
 use super::window::Window;
 use crate::msrs::MsrRange;
 
-/// Consecutive MSRs whose answers differ from the default in the same directions.
+/// Consecutive MSRs whose verdicts differ from the default in the same directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Need {
     pub(super) accesses: Accesses,
     pub(super) msrs: MsrRange,
 }
 
-/// All needs, in order. x2APIC registers have none: no filter is asked of them (S3.1).
+/// Returns all needs, in order. x2APIC registers have none, because the kernel does not ask the
+/// filter for them (S3.1).
 pub(super) fn needs(verdicts: &Verdicts) -> Vec<Need> {
     let [reads, writes] = Access::ALL.map(|access| verdicts.of(access));
     let mut needs: Vec<Need> = Vec::new();
@@ -31,7 +32,7 @@ pub(super) fn needs(verdicts: &Verdicts) -> Vec<Need> {
     needs
 }
 
-/// Adds a need, as part of the last one where it goes on with it.
+/// Adds a need. If it continues the last one, both are joined.
 fn push(needs: &mut Vec<Need>, need: Need) {
     if let Some(last) = needs.last_mut()
         && last.accesses == need.accesses
@@ -43,7 +44,7 @@ fn push(needs: &mut Vec<Need>, need: Need) {
     }
 }
 
-/// Cuts what lies above the last need off a window.
+/// Cuts off the part of a window above the last need.
 pub(super) fn trim(window: &mut Window, needs: &[Need]) {
     let below = needs.partition_point(|need| need.msrs.first() <= window.msrs.last());
     if let Some(last) = needs[..below].last() {

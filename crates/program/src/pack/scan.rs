@@ -1,4 +1,5 @@
-//! The scan for the fewest windows; [`pack`](super) says why it finds them.
+//! The scan for the fewest windows. The documentation of [`pack`](super) explains why it finds
+//! them.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -12,18 +13,18 @@ use crate::msrs::MsrRange;
 
 const COLOURS: [Accesses; 3] = [Accesses::Read, Accesses::Write, Accesses::Both];
 
-/// One way to cover all needs so far.
+/// One way to satisfy all needs so far.
 #[derive(Clone, Copy)]
 struct State {
-    /// One past the last MSR that each of [`COLOURS`] reaches.
+    /// The MSR after the last one that each of [`COLOURS`] reaches.
     ends: [u64; 3],
     count: u32,
-    /// Its newest window: a place in [`Scan::opened`], counted from 1.
+    /// The newest window: a position in [`Scan::opened`], counted from 1.
     newest: Option<NonZeroU32>,
 }
 
-/// A window with the one that was opened before it. Small, since a policy that does not fit may
-/// open a million.
+/// A window, with the window that was opened before it. The struct is small because a policy that
+/// does not fit may open a million windows.
 struct Opened {
     first: MsrIndex,
     before: Option<NonZeroU32>,
@@ -35,7 +36,7 @@ struct Scan {
     front: Vec<State>,
 }
 
-/// The fewest windows that satisfy all needs, lowest first.
+/// Returns the fewest windows that satisfy all needs, lowest first.
 pub(super) fn fewest_windows(needs: &[Need]) -> Vec<Window> {
     let start = State {
         ends: [0; 3],
@@ -53,7 +54,7 @@ pub(super) fn fewest_windows(needs: &[Need]) -> Vec<Window> {
 }
 
 impl Scan {
-    /// Extends every state until it satisfies `need` from end to end.
+    /// Extends every state until it satisfies all of `need`.
     fn satisfy(&mut self, need: &Need) {
         let own = COLOURS
             .iter()
@@ -81,8 +82,8 @@ impl Scan {
             }
             self.front = undominated(next, at);
             let satisfied = self.front.iter().map(|state| state.satisfied_up_to(own));
-            // Each window reaches beyond where it begins, but for one at MSR 0xffffffff (S3.5): `pack`
-            // refuses what needs it, and the comparison with the table would.
+            // Each window reaches beyond its first MSR, except for a window at MSR 0xffffffff
+            // (S3.5). `pack` refuses a table that needs such a window.
             match satisfied.min() {
                 Some(next) if next > at => at = next,
                 _ => return,
@@ -92,7 +93,7 @@ impl Scan {
 
     fn open(&mut self, mut state: State, colour: usize, first: u64) -> State {
         self.opened.push(Opened {
-            // A need is an MSR, and there are three colours: both fit.
+            // Both conversions succeed: a need is an MSR, and there are three colours.
             first: MsrIndex::new(u32::try_from(first).unwrap_or(u32::MAX)),
             before: state.newest,
             colour: u8::try_from(colour).unwrap_or(u8::MAX),
@@ -126,8 +127,8 @@ impl Scan {
 }
 
 impl State {
-    /// Where the first MSR is that a need of this colour leaves unsatisfied: its own colour does,
-    /// or both others.
+    /// Returns the first MSR at which a need of the colour `own` is not satisfied, by its own
+    /// colour or by both others.
     fn satisfied_up_to(&self, own: usize) -> u64 {
         let [a, b] = [(own + 1) % 3, (own + 2) % 3].map(|other| self.ends[other]);
         self.ends[own].max(a.min(b))
@@ -140,12 +141,14 @@ impl State {
     }
 }
 
-/// One past the last MSR of a window that begins at `first`. None ends at 2^32 (S3.5).
+/// Returns the MSR after the last one of a window that begins at `first`. No window ends at 2^32
+/// (S3.5).
 fn end_of(first: u64) -> u64 {
     (first + u64::from(Bitmap::MAX_COUNT)).min(u64::from(u32::MAX))
 }
 
-/// The states that may still win; of two that are worth the same, the earlier.
+/// Returns the states that may still lead to the fewest windows. Of two equivalent states, the
+/// earlier one is kept.
 fn undominated(states: Vec<State>, at: u64) -> Vec<State> {
     let mut kept: Vec<State> = Vec::with_capacity(states.len());
     for state in states {

@@ -2,7 +2,7 @@ mod brute;
 
 use super::*;
 
-/// No window reaches MSR 0xffffffff: the scan gives up on it, and does not look for one for ever.
+/// No window contains MSR 0xffffffff: the scan stops there instead of searching forever.
 #[test]
 fn the_scan_ends_where_no_window_reaches() {
     let msrs = MsrRange::new(MsrIndex::new(u32::MAX - 1), MsrIndex::MAX).unwrap();

@@ -1,5 +1,5 @@
-//! What a filter has to say of each of 2^32 MSRs in each direction: what is packed, and what the
-//! packed filter is compared with.
+//! The wanted verdicts for each of 2^32 MSRs in each direction. The packer packs them, and the
+//! packed filter is compared with them.
 
 use msrgate_filter::{Access, Filter, MsrIndex, Verdict};
 
@@ -7,17 +7,18 @@ use super::equality;
 use crate::msrs::MsrRange;
 use crate::range_map::{RangeMap, RangeMapBuilder};
 
-/// What a filter has to say of each access, and its default.
+/// The wanted verdict of a filter on each access, and the filter's default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdicts {
-    /// `None` where nothing asks the filter: x2APIC registers (S3.1).
+    /// The verdicts. `None` stands for x2APIC registers, for which the kernel does not ask the
+    /// filter (S3.1).
     by_access: [RangeMap<Option<Verdict>>; 2],
     default: Verdict,
 }
 
 impl Verdicts {
-    /// What these say, which cover the MSRs of their direction in order and without a gap; `None` is for
-    /// x2APIC. `default` is that of the filter that is to be made.
+    /// Creates verdicts. `of` iterates over the MSRs of a direction in order and without gaps, with
+    /// `None` for x2APIC registers. `default` is the default of the filter to make.
     pub(crate) fn new<I>(default: Verdict, of: impl Fn(Access) -> I) -> Self
     where
         I: Iterator<Item = (MsrRange, Option<Verdict>)>,
@@ -33,22 +34,23 @@ impl Verdicts {
         }
     }
 
-    /// What it has to say of one direction.
+    /// The verdicts of one direction.
     pub(crate) const fn of(&self, access: Access) -> &RangeMap<Option<Verdict>> {
         &self.by_access[access as usize]
     }
 
-    /// What the filter is to say where no range does.
+    /// The filter's verdict on accesses that no range covers.
     pub(crate) const fn default(&self) -> Verdict {
         self.default
     }
 
-    /// Whether what is wanted of one access is other than the default.
+    /// Returns true if the wanted verdict differs from the default.
     pub(crate) fn differs(&self, wanted: Option<Verdict>) -> bool {
         wanted.is_some_and(|verdict| verdict != self.default)
     }
 
-    /// The first access that `filter` does not decide as wanted.
+    /// Returns the first access on which `filter` differs from the wanted verdict, with that
+    /// verdict.
     #[must_use]
     pub fn first_difference(&self, filter: &Filter) -> Option<(MsrIndex, Access, Verdict)> {
         let of = |access| {

@@ -4,14 +4,14 @@ use msrgate_filter::Accesses;
 
 use crate::msrs::MsrRange;
 
-/// The directions a window speaks of: a range's accesses, as the packer sees them.
+/// The directions that a window covers: the accesses of its range.
 pub type Colour = Accesses;
 
 /// One range of a packed filter, before it has bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// What it speaks of.
+    /// The directions that the window covers.
     pub colour: Colour,
-    /// The MSRs, at most 0x3000.
+    /// The MSRs of the window, at most 0x3000.
     pub msrs: MsrRange,
 }

@@ -1,4 +1,4 @@
-//! Why bytes are no program.
+//! The errors of decoding a program.
 
 use core::fmt;
 
@@ -6,45 +6,45 @@ use msrgate_filter::{Access, FilterError, MsrIndex};
 
 use crate::digest::Digest;
 
-/// Bytes that are no program. Places are counted in bytes from 0.
+/// An error for bytes that are not a program. Positions are counted in bytes from 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProgramError {
-    /// They do not begin as one.
+    /// The bytes do not begin as a program does.
     NotAProgram,
-    /// They are one of a version that is not known here.
+    /// The bytes are a program of this version, which this crate does not know.
     UnknownVersion(u16),
-    /// They end where more was to follow.
+    /// The bytes end too early.
     Ends {
-        /// How many there are.
+        /// The number of bytes.
         at: usize,
     },
-    /// Something follows the program.
+    /// Bytes follow the program.
     Trailing {
-        /// Where it begins.
+        /// The position of the first of them.
         at: usize,
     },
-    /// A value that nothing may have in its place.
+    /// A value is invalid.
     Value {
-        /// One past it.
+        /// The position after the value.
         at: usize,
-        /// What it should be.
+        /// The expected value.
         what: &'static str,
     },
-    /// The ranges are none that a filter may have.
+    /// The ranges do not form a valid filter.
     Filter(FilterError),
-    /// A filter does not decide this access as its rules do.
+    /// The filter and the rules differ on this access.
     Differs {
         /// The MSR.
         index: MsrIndex,
         /// The direction.
         access: Access,
     },
-    /// The digest is not that of the rules.
+    /// The digest does not match the rules.
     WrongDigest {
-        /// What stands there.
+        /// The digest in the bytes.
         found: Digest,
-        /// What the rules have.
+        /// The digest of the rules.
         computed: Digest,
     },
 }

@@ -1,4 +1,4 @@
-//! The rules of a filter without a policy.
+//! The rules of a filter that has no policy.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -12,8 +12,8 @@ use crate::pack::equality::{covered, points};
 use crate::rules::{Outcome, Rules, RulesBuilder};
 use crate::settings::Log;
 
-/// The filter's decisions, as rules of the default. Its answer changes only where a range of it does, or
-/// within one.
+/// Returns the filter's decisions as rules of the default. A decision can change only at an end of
+/// a range, or within a range.
 pub(super) fn rules(filter: &Filter) -> Rules {
     let mut builder = RulesBuilder::default();
     let mut starts: Vec<_> = points(MsrRange::ALL, &covered(filter))

@@ -1,4 +1,5 @@
-//! From bytes to a program. Nothing is allocated for a length before the bytes are there.
+//! The decoder of a program. It allocates memory for a length only after it has found that many
+//! bytes.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -349,7 +350,7 @@ impl Reader<'_> {
     }
 }
 
-/// The lines that rules are from, each once. A program knows no entries: a line stands for one.
+/// The lines of the rules, each once. A program has no entries: a line takes the place of an entry.
 #[derive(Default)]
 struct Lines {
     all: Vec<Line>,
@@ -365,7 +366,7 @@ impl Lines {
     }
 }
 
-/// S3.1: of x2APIC registers KVM alone decides, and of no others.
+/// Returns true if a rule follows S3.1: KVM alone decides for x2APIC registers, and only for these.
 fn leaves_x2apic_alone(msrs: MsrRange, outcome: &Outcome, by: DecidedBy) -> bool {
     let (first, last) = (msrs.first(), msrs.last());
     let is_within = X2APIC.contains(&first) && X2APIC.contains(&last);

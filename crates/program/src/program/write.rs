@@ -1,4 +1,5 @@
-//! From a program to bytes: numbers little-endian, lists and text after their length in 32 bits.
+//! The encoder of a program. Numbers are little-endian; a list or a text follows its length, in 32
+//! bits.
 
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
@@ -13,9 +14,9 @@ use crate::origin::Origin;
 use crate::rules::{Rule, Rules};
 use crate::settings::{Log, Microcode, Mode, UnknownAction, Update};
 
-/// What every program begins with.
+/// The first bytes of every program.
 pub(super) const MAGIC: [u8; 8] = *b"msrgate\0";
-/// The version of what follows.
+/// The version of the bytes that follow.
 pub(super) const VERSION: u16 = 1;
 
 pub(super) fn program(program: &Program) -> Vec<u8> {
@@ -32,8 +33,9 @@ pub(super) fn program(program: &Program) -> Vec<u8> {
     to.0
 }
 
-/// The digest of what these do: of one way, if all do the same; else of all in an order that does not
-/// depend on that of the `[[when]]`s.
+/// Returns the digest of these settings and variants. If all variants do the same, it is the digest
+/// of one. Else it covers all variants, in an order that does not depend on the order of the
+/// `[[when]]` sections.
 pub(super) fn digest(settings: &ProgramSettings, whens: &[CpuSet], variants: &[Variant]) -> Digest {
     let does = |variant: &Variant| {
         let mut to = Writer(b"msrgate rules 1\0".to_vec());
@@ -68,7 +70,7 @@ pub(super) fn digest(settings: &ProgramSettings, whens: &[CpuSet], variants: &[V
     Digest::of(&to.0)
 }
 
-/// The bytes of a set of processors, its lists in order.
+/// Encodes a set of processors with its lists sorted.
 fn cpus(set: &CpuSet) -> Vec<u8> {
     let mut set = set.clone();
     if let Some(vendors) = &mut set.vendor {
@@ -84,7 +86,7 @@ fn cpus(set: &CpuSet) -> Vec<u8> {
     to.0
 }
 
-/// The same numbers, in order and apart.
+/// Returns the same numbers as ranges that ascend and do not touch.
 fn joined(ranges: &[RangeInclusive<u32>]) -> Vec<RangeInclusive<u32>> {
     let mut ranges = ranges.to_vec();
     ranges.sort_unstable_by_key(|range| *range.start());
@@ -130,7 +132,7 @@ impl Writer {
         }
     }
 
-    /// What of the settings decides what happens.
+    /// Writes the settings that decide what happens to accesses.
     fn behaviour(&mut self, settings: &ProgramSettings) {
         self.0.push(match settings.mode {
             Mode::Enforce => 0,
@@ -185,7 +187,7 @@ impl Writer {
     }
 
     fn variant(&mut self, variant: &Variant) {
-        // As many as there are `when`s.
+        // The length is known: there is one entry for each `[[when]]`.
         self.0
             .extend(variant.holds.iter().map(|&holds| u8::from(holds)));
         let Cpu {
@@ -221,7 +223,7 @@ impl Writer {
         });
     }
 
-    /// A rule begins where the one before ends: its last MSR is enough.
+    /// Writes a rule. Only its last MSR is written, because it begins where the rule before ends.
     fn rule(&mut self, rule: Rule<'_>, origin: Origin) {
         self.u32(rule.msrs.last().get());
         self.log(rule.log);
@@ -277,7 +279,7 @@ impl Writer {
         });
     }
 
-    /// What happens, without what says so.
+    /// Writes the outcomes without their origins.
     fn canonical(&mut self, rules: &Rules) {
         for access in Access::ALL {
             let mut rules = rules.of(access).peekable();

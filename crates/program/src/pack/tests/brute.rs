@@ -1,8 +1,9 @@
-//! The packer against all filters there are, in a space small enough to try them.
+//! Comparison of the packer with all possible filters, in a space small enough to try them.
 //!
-//! Here a filter is what the kernel sees: ranges in any order, of any colour, with any bits, of
-//! which the first that contains an access decides it (S3.3). Nothing is taken over from the
-//! packer: neither which colours come first, nor what a bit says, nor how long a window is.
+//! A filter is modelled as the kernel sees it: ranges in any order, of any colour, with any bits,
+//! of which the first that contains an access decides it (S3.3). The model shares no assumption
+//! with the packer: not the order of the colours, not the meaning of a bit, not the length of a
+//! window.
 
 use msrgate_filter::{Accesses, MsrIndex};
 
@@ -10,7 +11,7 @@ use super::super::need::Need;
 use super::super::scan::fewest_windows;
 use super::MsrRange;
 
-/// So many MSRs, of which a range holds so many at most.
+/// The number of MSRs, and the largest number of MSRs in a range.
 #[derive(Clone, Copy)]
 struct Space {
     msrs: u32,
@@ -20,14 +21,14 @@ struct Space {
 /// A set of accesses: bit *n* is the read of the *n*th MSR, bit *n* + `msrs` its write.
 type Points = u32;
 
-/// A range: the accesses it decides, and which of them it answers otherwise than the default.
+/// A range: the accesses that it decides, and those of them whose verdict differs from the default.
 struct SmallRange {
     decides: Points,
     differs: Points,
 }
 
 impl Space {
-    /// Every range there is.
+    /// Returns all possible ranges.
     fn ranges(self) -> Vec<SmallRange> {
         let mut ranges = Vec::new();
         for base in 0..self.msrs {
@@ -44,9 +45,9 @@ impl Space {
         ranges
     }
 
-    /// For each set of accesses the fewest ranges of a filter in which these and no others differ
-    /// from the default. Every filter of one range is tried, then every one of two, and so on; of
-    /// those that decide the same accesses in the same way, one goes on.
+    /// Returns, for each set of accesses, the fewest ranges of a filter in which exactly these
+    /// accesses differ from the default. All filters of one range are tried, then all of two, and
+    /// so on. Of filters that decide the same accesses in the same way, only one is extended.
     fn fewest(self) -> Vec<usize> {
         let bits = 2 * self.msrs;
         let ranges = self.ranges();
@@ -82,8 +83,8 @@ impl Space {
         fewest
     }
 
-    /// The same needs in the packer's space, where the MSRs are so far apart that as many of them
-    /// lie in a window.
+    /// Returns the same needs in the packer's space. The MSRs are spaced so that as many of them
+    /// lie in a window as in a range of the small space.
     fn needs(self, differing: Points) -> Vec<Need> {
         let spread = 0x3000 / self.length;
         let need = |msr: u32| {
@@ -100,7 +101,7 @@ impl Space {
         (0..self.msrs).filter_map(need).collect()
     }
 
-    /// How many sets of accesses were compared.
+    /// Compares all sets of accesses, and returns their number.
     fn compare(self) -> usize {
         let fewest = self.fewest();
         for (differing, &fewest) in (0..).zip(&fewest) {
