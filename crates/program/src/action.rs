@@ -253,7 +253,7 @@ mod tests {
 
     /// The actions are listed from the strictest to the loosest.
     #[test]
-    fn what_lets_a_guest_get_further_is_looser() {
+    fn compared_with_orders_actions_by_reach() {
         let ladder = [
             Action::Kill,
             Action::Deny,
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_within_a_mask_is_no_looser() {
+    fn compared_with_narrower_mask_is_no_looser() {
         let wide = mask(0xff, Outside::Deny);
         assert_eq!(
             mask(0x0f, Outside::Deny).compared_with(&wide),

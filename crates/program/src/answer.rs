@@ -75,7 +75,7 @@ pub enum Response<'p> {
     Kill,
 }
 
-/// What the gate did with an access, as one word for events and counters.
+/// The gate's handling of an access, as one word for events and counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Disposition {

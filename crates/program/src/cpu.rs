@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn cpuid_gives_family_and_model_with_their_extensions() {
+    fn from_cpuid_adds_extended_family_and_model() {
         let intel = Cpu::from_cpuid([0x756e_6547, 0x4965_6e69, 0x6c65_746e], 0x0006_06a6);
         assert_eq!(intel.to_string(), "GenuineIntel:6:0x6a:6");
         let amd = Cpu::from_cpuid([0x6874_7541, 0x6974_6e65, 0x444d_4163], 0x00a0_0f11);
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ways_in_which_sets_hold_are_those_that_some_processor_takes() {
+    fn distinguished_returns_only_combinations_of_some_processor() {
         let sets = [
             set("GenuineIntel", &[0x6a..=0x6a, 0x6c..=0x6c]),
             set("GenuineIntel", &[0x6c..=0x8f]),
@@ -357,7 +357,7 @@ mod tests {
         proptest! {
             /// The combinations are those found by trying all processors one by one.
             #[test]
-            fn have_the_ways_of_all_processors(sets in prop::collection::vec(any_set(), 0..4)) {
+            fn distinguished_matches_trying_all_processors(sets in prop::collection::vec(any_set(), 0..4)) {
                 let mut all = BTreeSet::new();
                 for (vendor, parts) in VENDORS.into_iter().flat_map(|one| (0..512).map(move |n| (one, n))) {
                     let (family, model, stepping) = (parts >> 6, parts >> 3 & 7, parts & 7);
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_to_the_last_number_has_no_way_beyond_it() {
+    fn distinguished_ignores_numbers_above_the_largest() {
         let all = |part: fn(&mut CpuSet) -> &mut Numbers, most| {
             let mut set = CpuSet::default();
             *part(&mut set) = Some(vec![0..=most]);
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn without_sets_there_is_one_way() {
+    fn distinguished_without_sets_has_one_combination() {
         assert_eq!(distinguished(&[]).len(), 1);
         assert_eq!(distinguished(&[CpuSet::default()]).len(), 1);
     }

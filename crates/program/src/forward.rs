@@ -219,13 +219,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_in_order_and_each_once() {
+    fn forward_rows_are_sorted_and_unique() {
         assert!(FORWARDS.is_sorted_by(|(one, _), (next, _)| one < next));
     }
 
     /// A register that a guest may lack is forwarded only with the CPUID bit that announces it.
     #[test]
-    fn each_needs_a_cpuid_bit_and_says_why() {
+    fn forward_rows_have_cpuid_bits_and_a_reason() {
         for (index, forward) in &FORWARDS {
             assert!(!forward.needs_cpuid.is_empty(), "{index}");
             assert!(!forward.why.is_empty(), "{index}");

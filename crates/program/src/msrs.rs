@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_in_order_and_apart() {
+    fn new_set_sorts_and_joins_ranges() {
         let set = MsrSet::new([range(8, 9), range(1, 3), range(4, 5), range(9, 12)]).unwrap();
         assert_eq!(set.to_string(), "0x1..=0x5, 0x8..=0xc");
         assert_eq!(set.count(), 10);
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_sets_share() {
+    fn shared_returns_ranges_of_both_sets() {
         let shared = |one: &[MsrRange], other: &[MsrRange]| {
             let sets = [one, other].map(|ranges| MsrSet::new(ranges.iter().copied()).unwrap());
             sets[0]

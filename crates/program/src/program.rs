@@ -27,6 +27,7 @@ pub use error::ProgramError;
 
 /// The largest number of `[[when]]` sections in a program.
 const MAX_WHENS: usize = 32;
+/// The largest number of variants of a program.
 const MAX_VARIANTS: usize = 64;
 
 /// A compiled policy.
@@ -353,7 +354,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_differ_by_their_folders_alone_get_numbers() {
+    fn names_that_differ_only_by_folder_get_numbers() {
         let names = [
             "p.toml",
             "a/i.toml",

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn map_joins_neighbours_of_one_value_and_fills_the_rest() {
+    fn join_merges_equal_neighbours_and_finish_fills_the_rest() {
         let joined = map(&[(3, 'a'), (5, 'a'), (9, 'b')], 'b');
         assert_eq!(shown(&joined), ["0x0..=0x5 a", "0x6..=0xffffffff b"]);
         let whole = map(&[(u32::MAX, 'a')], 'b');
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn pushed_ranges_stay_apart() {
+    fn push_keeps_ranges_apart() {
         let mut builder = RangeMapBuilder::default();
         builder.push(MsrIndex::new(3), 'a');
         builder.push(MsrIndex::new(2), 'b');
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn lookups_find_the_range_of_each_msr() {
+    fn lookup_finds_the_range_of_each_msr() {
         let map = map(&[(3, 'a'), (4, 'b')], 'c');
         let at = |index: u32| *map.at(MsrIndex::new(index));
         assert_eq!(

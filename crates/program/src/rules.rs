@@ -263,13 +263,13 @@ mod tests {
 
     /// A policy may have 250,000 entries, and twice as many rules in each direction.
     #[test]
-    fn rule_is_kept_in_eight_bytes() {
+    fn stored_rule_takes_eight_bytes() {
         assert_eq!(size_of::<Kept>(), 8);
     }
 
     /// The hints may come from earlier lookups in these rules or in others.
     #[test]
-    fn a_hint_is_never_believed_blindly() {
+    fn stale_hint_is_rejected() {
         let few = rules(&[0x1f, u32::MAX]);
         let many = rules(&[0, 0x10, 0x11, 0x20, 0x3f, 0x1000, 0xc000_0082, u32::MAX]);
         let mut hints = Hints::default();

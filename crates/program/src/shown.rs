@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hidden_characters_are_replaced_at_their_length() {
+    fn shown_replaces_hidden_characters_at_their_length() {
         for c in ('\0'..=char::MAX).filter(|&c| !is_shown(c) && !"\n\t".contains(c)) {
             let text = format!("a{c}b");
             let shown = shown(&text);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn fifth_mark_on_a_character_is_replaced() {
+    fn shown_replaces_fifth_mark_on_a_character() {
         let heap = |mark: &str, count| format!("a{}b", mark.repeat(count));
         for mark in ["\u{301}", "\u{e47}", "\u{1abe}", "\u{1e94a}"] {
             let four = heap(mark, 4);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_no_line_feed() {
+    fn one_line_has_no_line_feed() {
         assert_eq!(
             shown("a\u{1b}[31m\r\u{9b}b\u{202e}c\n"),
             "a?[31m?\u{b7}b\u{fffd}c\n"
@@ -257,14 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn quoted_text_has_80_characters_at_most() {
+    fn quoted_text_has_at_most_80_characters() {
         assert_eq!(quoted("a\nb"), "a b");
         assert_eq!(quoted(&"é".repeat(81)), format!("{}…", "é".repeat(80)));
         assert_eq!(quoted(&"é".repeat(80)), "é".repeat(80));
     }
 
     #[test]
-    fn escaped_json_has_the_same_value() {
+    fn shown_json_has_the_same_value() {
         assert_eq!(
             shown_json("{\n  \"a\u{7f}\u{e0041}é\"}"),
             "{\n  \"a\\u007f\\udb40\\udc41é\"}"

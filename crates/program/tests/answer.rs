@@ -26,7 +26,6 @@ fn program(text: &str) -> Arc<Program> {
     Arc::new(compile(policy).expect(text).into_program())
 }
 
-/// A vCPU under a policy; its CPUID has everything.
 const fn exit(index: u32, access: Access, data: u64, reason: ExitReason) -> Exit {
     let index = MsrIndex::new(index);
     Exit {
@@ -37,6 +36,7 @@ const fn exit(index: u32, access: Access, data: u64, reason: ExitReason) -> Exit
     }
 }
 
+/// A vCPU under a policy. Its CPUID has all bits.
 struct Machine {
     responder: Responder,
     state: VcpuState,
@@ -97,7 +97,7 @@ const fn value(value: u64) -> Response<'static> {
 }
 
 #[test]
-fn what_the_policy_refuses_faults() {
+fn respond_to_refused_access_is_a_fault() {
     let mut machine = Machine::deny("0x10 = 'r'");
     assert_eq!(machine.read(0x11), (FAULT, Disposition::Denied));
     assert_eq!(machine.write(0x10, 1), (FAULT, Disposition::Denied));
@@ -106,7 +106,7 @@ fn what_the_policy_refuses_faults() {
 }
 
 #[test]
-fn simple_answers() {
+fn respond_to_value_ignore_and_handler() {
     let mut machine = Machine::deny(
         "0x17 = { read = { value = '0x4000000000000' }, write = 'ignore' }\n\
          0x34 = { read = { handler = 'smi' }, write = 'deny' }",
@@ -125,7 +125,7 @@ fn simple_answers() {
 /// The exit may come from a program that has since been replaced by one that allows the access
 /// (S5.8).
 #[test]
-fn a_stale_exit_is_rewound() {
+fn respond_rewinds_exit_of_replaced_program() {
     let mut machine = Machine::deny("0x10 = 'rw'");
     assert_eq!(machine.read(0x10), (Response::Rewind, Disposition::Allowed));
     assert_eq!(
@@ -136,7 +136,7 @@ fn a_stale_exit_is_rewound() {
 }
 
 #[test]
-fn a_register_keeps_what_its_mask_lets_in() {
+fn register_keeps_only_bits_of_its_mask() {
     let mut machine = Machine::deny(
         "0x10 = { register = { reset = 5, mask = '0xff' } }\n\
          0x11 = { register = { reset = '0xf00', mask = '0xff', outside = 'keep' } }",
@@ -156,7 +156,7 @@ fn a_register_keeps_what_its_mask_lets_in() {
 
 /// Each MSR of a range is a register of its own. Both directions share it.
 #[test]
-fn a_range_of_registers() {
+fn each_msr_of_a_range_is_its_own_register() {
     let mut machine = Machine::deny(
         "'0x200..=0x20f' = { register = { reset = 7, mask = '0xffff' } }\n\
          0x205 = { read = 'deny', write = { register = { reset = 9, mask = '0xff' } } }",
@@ -172,7 +172,7 @@ fn a_range_of_registers() {
 }
 
 #[test]
-fn a_pin_takes_one_value_until_reset() {
+fn pin_keeps_first_value_until_reset() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     assert_eq!(
         machine.carry(LSTAR, 0x1000, 0),
@@ -200,7 +200,7 @@ fn a_pin_takes_one_value_until_reset() {
 
 /// A write that KVM refuses is #GP, and pins nothing.
 #[test]
-fn what_was_not_carried_pins_nothing() {
+fn refused_forward_does_not_pin() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     let (Response::Forward(_), Disposition::Pinned) = machine.write(LSTAR, 0x8000 << 32) else {
         unreachable!("not forwarded");
@@ -209,7 +209,7 @@ fn what_was_not_carried_pins_nothing() {
 }
 
 #[test]
-fn masks_and_sticky_bits_look_at_the_register() {
+fn carry_of_mask_and_sticky_depends_on_the_register() {
     let mut machine = Machine::deny(
         "IA32_STAR = { read = 'allow', write = { mask = '0xffff', outside = 'keep' } }\n\
          IA32_LSTAR = { read = 'allow', write = { mask = '0xffff' } }\n\
@@ -237,14 +237,14 @@ fn masks_and_sticky_bits_look_at_the_register() {
 
 /// The guest's CPUID has no long mode, so the guest has no LSTAR.
 #[test]
-fn nothing_is_forwarded_that_the_guest_has_not() {
+fn register_missing_in_cpuid_is_not_forwarded() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     machine.state = VcpuState::new(&machine.responder, |bit| bit.feature != "LM");
     assert_eq!(machine.write(LSTAR, 1), (FAULT, Disposition::Denied));
 }
 
 #[test]
-fn unknown_msrs_get_what_the_policy_says() {
+fn respond_to_unknown_msr_follows_the_setting() {
     let settings = "default = 'allow'\nunknown = { read = 7, write = 'ignore', log = 'first' }";
     let mut machine = Machine::new(settings, "0x10 = 'none'");
     let read = machine.ask(0x1234, Access::Read, 0, ExitReason::Unknown);
@@ -286,7 +286,7 @@ fn unknown_msrs_get_what_the_policy_says() {
 }
 
 #[test]
-fn an_audit_refuses_nothing() {
+fn audit_mode_refuses_nothing() {
     let mut machine = Machine::new(
         "default = 'deny'\nmode = 'audit'",
         "0x10 = { read = 'kill', write = 'deny' }\n\
@@ -321,7 +321,7 @@ fn an_audit_refuses_nothing() {
 }
 
 #[test]
-fn first_touch_opens_and_all_forwards() {
+fn log_first_opens_and_log_all_forwards() {
     let mut machine = Machine::deny(
         "0x10 = { read = 'allow', write = 'allow', log = 'first' }\n\
          IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }",
@@ -342,7 +342,7 @@ fn first_touch_opens_and_all_forwards() {
 }
 
 #[test]
-fn what_becomes_an_event() {
+fn is_event_depends_on_log_and_disposition() {
     let log = |settings: &str, entries: &str, index| {
         let mut machine = Machine::new(settings, entries);
         let read = exit(index, Access::Read, 0, ExitReason::Filter);
@@ -368,7 +368,7 @@ fn what_becomes_an_event() {
 /// The filter follows the rules, except for accesses that are to be recorded. It opens for one
 /// access at a time.
 #[test]
-fn the_filter_of_a_traced_program() {
+fn verdicts_of_traced_program_open_one_access_at_a_time() {
     let machine = Machine::deny(
         "0x10 = 'r'\n0x11 = { read = 'allow', write = 'deny', log = 'first' }\n\
          0x12 = { read = { value = 1 }, write = 'deny' }",
@@ -394,7 +394,7 @@ fn the_filter_of_a_traced_program() {
 }
 
 #[test]
-fn a_replaced_program_keeps_registers_and_pins_of_both() {
+fn state_under_new_program_keeps_shared_registers_and_pins() {
     let text = "policy = 1\ndefault = 'deny'\n[msrs]\n";
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\n";
     let old = Responder::new(
@@ -428,7 +428,7 @@ fn a_replaced_program_keeps_registers_and_pins_of_both() {
 /// Back under the program before: values that both programs have continue, values that only the
 /// program before has are restored.
 #[test]
-fn a_program_that_comes_back_finds_what_it_had() {
+fn state_back_under_old_program_restores_its_own_values() {
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_STAR = { read = 'allow', write = 'pin' }\n";
     let of = |entries: &str| {
         let text = format!("policy = 1\ndefault = 'deny'\n[msrs]\n{both}{entries}");
@@ -464,8 +464,8 @@ fn a_program_that_comes_back_finds_what_it_had() {
         [(msr(0x10), 0x65), (msr(0x11), 2), (msr(0x12), 0x56)]
     );
     assert_eq!(saved.pins, [(msr(STAR), 0x3000), (msr(CSTAR), 0x2000)]);
-    // A state of another program has none of this program's registers, so all values come from the
-    // state before.
+    // The state belongs to another program than `under` is told. The result still has all registers
+    // of `old`.
     let foreign = VcpuState::new(&new, |_| true);
     assert_eq!(foreign.under(&old, &old).save(&old).registers.len(), 3);
     // A switch and a switch back without an access in between changes nothing.
@@ -475,7 +475,7 @@ fn a_program_that_comes_back_finds_what_it_had() {
 }
 
 #[test]
-fn a_snapshot_comes_back_whole_or_not_at_all() {
+fn restore_takes_whole_state_or_nothing() {
     let entries = "'0x10..=0x12' = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }";
     let mut machine = Machine::deny(entries);
     assert_eq!(machine.write(0x11, 0x55).0, DONE);
@@ -497,7 +497,7 @@ fn a_snapshot_comes_back_whole_or_not_at_all() {
 
 /// The bytes were written by the first version and must always be readable.
 #[test]
-fn the_first_version_of_a_saved_state_is_read() {
+fn decode_reads_saved_state_of_version_1() {
     let saved = Saved {
         registers: vec![(MsrIndex::new(0x10), 5), (MsrIndex::new(0x11), u64::MAX)],
         pins: vec![(MsrIndex::new(LSTAR), 0xffff_ffff_8100_0000)],
@@ -509,7 +509,7 @@ fn the_first_version_of_a_saved_state_is_read() {
 }
 
 #[test]
-fn every_beginning_of_a_saved_state_and_whatever_follows_it_is_an_error() {
+fn decode_refuses_truncated_and_trailing_saved_state() {
     let fixture = include_bytes!("fixtures/saved-v1.msrgv");
     for length in 0..fixture.len() {
         assert!(Saved::decode(&fixture[..length]).is_err(), "{length}");
@@ -522,7 +522,7 @@ fn every_beginning_of_a_saved_state_and_whatever_follows_it_is_an_error() {
 }
 
 #[test]
-fn too_many_registers_are_refused() {
+fn responder_refuses_too_many_registers() {
     let text = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x1000..=0x1400' = { register = { reset = 0, mask = 0 } }";
     let error = Responder::new(program(text), &cpu()).unwrap_err();
     assert_eq!(error, ResponderError::TooManyRegisters(0x401));
@@ -530,7 +530,7 @@ fn too_many_registers_are_refused() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_a_saved_state_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn decode_of_any_bytes_is_a_saved_state_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = Saved::decode(&bytes);
         let versioned = [b"msrgvcpu\x01\x00", &bytes[..]].concat();
         if let Ok(saved) = Saved::decode(&versioned) {
@@ -540,7 +540,7 @@ proptest! {
 
     /// A bit outside the mask never gets through; a bit inside the mask is never lost.
     #[test]
-    fn a_mask_is_exact(current: u64, value: u64, bits: u64) {
+    fn applied_mask_changes_exactly_its_bits(current: u64, value: u64, bits: u64) {
         let keep = Mask { bits, outside: Outside::Keep }.apply(current, value);
         prop_assert_eq!(keep, Some(value & bits | current & !bits));
         let deny = Mask { bits, outside: Outside::Deny }.apply(current, value);

@@ -55,7 +55,7 @@ register = { reset = 5, mask = 0xff }
 }
 
 #[test]
-fn later_call_holds_and_names_its_line_of_source() {
+fn later_call_applies_and_names_its_source_line() {
     let built = ProgramBuilder::new(Verdict::Allow)
         .deny(MsrRange::between(msr(0x10), msr(0x1f)), Accesses::Both)
         .allow(msr(0x12), Accesses::Both)
@@ -81,7 +81,7 @@ fn later_call_holds_and_names_its_line_of_source() {
 }
 
 #[test]
-fn call_that_cannot_be_kept_is_an_error() {
+fn build_refuses_invalid_calls() {
     let deny = || ProgramBuilder::new(Verdict::Deny);
     let wrong = |builder: ProgramBuilder| builder.build().unwrap_err().to_string();
     let ignored = Unknown {
@@ -105,7 +105,7 @@ fn call_that_cannot_be_kept_is_an_error() {
 }
 
 #[test]
-fn device_that_is_set_up_is_listed() {
+fn configured_device_is_listed_in_devices() {
     let microcode = Microcode {
         revision: 7,
         update: Update::Ignore,
@@ -120,7 +120,7 @@ fn device_that_is_set_up_is_listed() {
 }
 
 #[test]
-fn errors_of_a_builder_each_have_a_message() {
+fn build_errors_have_messages() {
     let examples = [
         BuildError::Direction {
             action: "ignore",

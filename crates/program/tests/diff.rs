@@ -23,7 +23,7 @@ fn changed(old: &Program, new: &Program) -> Vec<Change> {
 }
 
 #[test]
-fn neighbours_that_change_alike_are_one() {
+fn changes_joins_equal_neighbours() {
     let old = small("'0x10..=0x1f' = 'r'\n0x30 = 'rw'");
     let new = small("'0x10..=0x17' = 'rw'\n'0x18..=0x1f' = 'rw'\n'0x20..=0x2f' = 'none'");
     let shown: Vec<_> = changed(&old, &new)
@@ -47,7 +47,7 @@ fn neighbours_that_change_alike_are_one() {
 }
 
 #[test]
-fn every_pair_of_variants_that_some_processor_brings_together_is_compared() {
+fn differences_compares_every_pair_of_variants_on_a_processor() {
     let when = |model: &str, entry: &str| {
         format!(
             "policy = 1\ndefault = 'deny'\n[[when]]\ncpu = {{ vendor = 'GenuineIntel', model = {model} }}\n[when.msrs]\n{entry}"
@@ -66,7 +66,7 @@ fn every_pair_of_variants_that_some_processor_brings_together_is_compared() {
 }
 
 #[test]
-fn a_mask_that_widens_is_looser_and_one_that_differs_may_be() {
+fn direction_of_wider_mask_is_looser() {
     let mask = |bits: u64| {
         Action::Mask(Mask {
             bits,
@@ -82,7 +82,7 @@ fn a_mask_that_widens_is_looser_and_one_that_differs_may_be() {
 }
 
 #[test]
-fn settings_are_compared_too() {
+fn setting_changes_lists_changed_settings() {
     let of = |text: &str| {
         program(&format!("policy = 1\ndefault = 'allow'\n{text}"))
             .settings()
@@ -108,7 +108,7 @@ fn settings_are_compared_too() {
 }
 
 #[test]
-fn accepting_more_is_looser_whatever_the_order() {
+fn setting_changes_with_more_accepted_gaps_are_looser() {
     let of = |words: &str| {
         program(&format!("policy = 1\ndefault = 'deny'\naccept = [{words}]"))
             .settings()
@@ -139,7 +139,7 @@ fn accepting_more_is_looser_whatever_the_order() {
 }
 
 #[test]
-fn another_log_of_an_entry_is_a_change_and_that_of_the_policy_is_not() {
+fn differences_lists_log_of_entry_but_not_of_policy() {
     let of = |log: &str, entry: &str, other: &str| {
         program(&format!(
             "policy = 1\ndefault = 'deny'\nlog = '{log}'\n[msrs]\n'0x10..=0x1f' = {{ read = 'allow', write = 'inherit'{entry} }}\n0x20 = {{ read = 'allow', write = 'deny'{other} }}"
@@ -213,7 +213,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
-    fn a_diff_says_of_each_access_what_the_rules_say(old in any_program(), new in any_program()) {
+    fn changes_match_rules_of_each_access(old in any_program(), new in any_program()) {
         let changes = changed(&old, &new);
         for (index, access) in indices().flat_map(|index| Access::ALL.map(|access| (index, access))) {
             let [was, is] = [&old, &new].map(|program| program.variants()[0].rule(index, access).action);
@@ -240,7 +240,7 @@ proptest! {
     }
 
     #[test]
-    fn within_is_a_partial_order(
+    fn no_looser_than_is_a_partial_order(
         one in any_program(), two in any_program(), three in any_program(),
     ) {
         prop_assert!(is_within(&one, &one));
@@ -253,7 +253,7 @@ proptest! {
     }
 
     #[test]
-    fn there_and_back_are_opposite(old in any_program(), new in any_program()) {
+    fn changes_back_have_opposite_direction(old in any_program(), new in any_program()) {
         let back = changed(&new, &old);
         for (there, back) in changed(&old, &new).iter().zip(back) {
             prop_assert_eq!((there.msrs, &there.was, &there.is), (back.msrs, &back.is, &back.was));

@@ -9,7 +9,7 @@ use msrgate_program::{
 use msrgate_testing::messages::{HOSTILE, messages, messages_with_text};
 
 #[test]
-fn rules_without_a_filter_have_a_message() {
+fn compile_errors_have_messages() {
     let window = Window {
         colour: Accesses::Both,
         msrs: MsrRange::one(MsrIndex::MIN),
@@ -42,7 +42,7 @@ fn rules_without_a_filter_have_a_message() {
 }
 
 #[test]
-fn bytes_that_are_no_program_have_a_message() {
+fn program_errors_have_messages() {
     let programs = [
         ProgramError::NotAProgram,
         ProgramError::UnknownVersion(2),
@@ -71,7 +71,7 @@ fn bytes_that_are_no_program_have_a_message() {
 }
 
 #[test]
-fn programs_that_cannot_answer_have_a_message() {
+fn responder_errors_have_messages() {
     let cpu = parse_cpu("GenuineIntel:6:0x6a:6").unwrap().cpu().clone();
     let index = MsrIndex::new(0x10);
     let responders = [
@@ -98,7 +98,7 @@ fn programs_that_cannot_answer_have_a_message() {
 
 /// A saved state, a program and CPUID come from outside and may contain hostile text.
 #[test]
-fn hostile_text_is_shown_in_one_line() {
+fn hostile_text_in_errors_is_shown_in_one_line() {
     let cpu = Cpu {
         vendor: HOSTILE.into(),
         family: 6,
@@ -118,7 +118,7 @@ fn hostile_text_is_shown_in_one_line() {
 }
 
 #[test]
-fn quotes_in_a_handler_name_are_escaped() {
+fn displayed_action_escapes_quotes_in_handler_name() {
     let action = Action::Handler("a\"b\\c".into());
     assert_eq!(action.to_string(), r#"{ handler = "a\"b\\c" }"#);
 }

@@ -46,7 +46,7 @@ fn ranges(filter: &Filter) -> Vec<(Accesses, u32, u32)> {
 }
 
 #[test]
-fn nothing_to_allow_takes_a_dummy_range_and_nothing_to_deny_takes_none() {
+fn pack_of_deny_all_has_a_dummy_range_and_allow_all_has_none() {
     assert_eq!(
         ranges(&packed("deny", "").unwrap()),
         [(Accesses::Both, 0, 1)]
@@ -59,7 +59,7 @@ fn nothing_to_allow_takes_a_dummy_range_and_nothing_to_deny_takes_none() {
 }
 
 #[test]
-fn directions_that_agree_share_a_range() {
+fn pack_joins_directions_that_agree() {
     let filter = packed("deny", "0x10 = 'rw'\n0x2f00 = 'rw'").unwrap();
     assert_eq!(ranges(&filter), [(Accesses::Both, 0x10, 0x2ef1)]);
 }
@@ -67,7 +67,7 @@ fn directions_that_agree_share_a_range() {
 /// Reads of one MSR and writes of another lie in two windows. A third MSR that needs both
 /// directions fits into these two windows.
 #[test]
-fn a_need_of_both_is_met_by_read_and_write_windows() {
+fn pack_covers_both_directions_by_read_and_write_windows() {
     let filter = packed("deny", "0x10 = 'r'\n0x11 = 'w'\n0x12 = 'rw'").unwrap();
     assert_eq!(
         ranges(&filter),
@@ -76,14 +76,14 @@ fn a_need_of_both_is_met_by_read_and_write_windows() {
 }
 
 #[test]
-fn x2apic_registers_are_bridged() {
+fn pack_bridges_x2apic_registers() {
     let filter = packed("deny", "'0x0..=0x7ff' = 'rw'\n'0x900..=0x2fff' = 'rw'").unwrap();
     assert_eq!(ranges(&filter), [(Accesses::Both, 0, 0x3000)]);
 }
 
 /// S3.5: no range may end at 2^32, so MSR 0xffffffff has the default action.
 #[test]
-fn the_top_of_the_space() {
+fn pack_ends_ranges_below_the_last_msr() {
     let filter = packed("deny", "'0xffffd000..=0xfffffffe' = 'rw'").unwrap();
     assert_eq!(ranges(&filter), [(Accesses::Both, 0xffff_d000, 0x2fff)]);
     let filter = packed("deny", "0xfffffffe = 'rw'").unwrap();
@@ -91,7 +91,7 @@ fn the_top_of_the_space() {
 }
 
 #[test]
-fn seventeen_clusters_are_refused_and_counted() {
+fn pack_refuses_seventeen_clusters_with_their_number() {
     let entries = |count: u32| {
         (0..count).fold(String::new(), |mut text, number| {
             let _ = writeln!(text, "{:#x} = 'rw'", number * 0x10_0000);
@@ -105,7 +105,7 @@ fn seventeen_clusters_are_refused_and_counted() {
 
 /// A wide allowance costs one range for each 0x3000 MSRs; 16 ranges hold 0x30000 MSRs.
 #[test]
-fn the_widest_that_fits() {
+fn pack_fits_0x30000_msrs_and_refuses_more() {
     assert!(packed("deny", "'0x10000..=0x3ffff' = 'rw'").is_ok());
     let error = packed("deny", "'0x10000..=0x40000' = 'rw'").unwrap_err();
     assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 17));
@@ -177,7 +177,7 @@ proptest! {
 
     /// The MSRs are 0x1000 apart, so that a window of 0x3000 contains three.
     #[test]
-    fn takes_as_few_windows_as_brute_force(letters in letters(14), allow in any::<bool>()) {
+    fn pack_takes_as_few_windows_as_brute_force(letters in letters(14), allow in any::<bool>()) {
         let default = if allow { "allow" } else { "deny" };
         let table = verdicts(&text_of(&letters, default, 0x1000));
         let filter = pack(&table).unwrap();
@@ -189,7 +189,7 @@ proptest! {
 
     /// Random policies over the places where filters can change their verdict.
     #[test]
-    fn packs_what_the_table_says(
+    fn packed_filter_decides_as_the_table(
         entries in prop::collection::vec(
             (prop::sample::select(vec![0_u32, 0x7f0, 0x900, 0xbff0, 0xc000_0080, 0xc001_0000, 0xffff_fff0]), 0_u32..0x40, 0_u32..0x20, 0_usize..4),
             0..40,

@@ -43,7 +43,7 @@ fn small(entries: &str) -> Program {
 }
 
 #[test]
-fn what_is_encoded_is_decoded() {
+fn decode_returns_the_encoded_program() {
     let everything = program(EVERYTHING);
     let bytes = everything.encode();
     assert_eq!(Program::decode(&bytes), Ok(everything.clone()));
@@ -68,7 +68,7 @@ fn what_is_encoded_is_decoded() {
 }
 
 #[test]
-fn exits_are_asked_for_where_something_is_to_be_done() {
+fn reasons_contain_only_needed_exit_reasons() {
     let bits = |text: &str| small(text).variants()[0].reasons().bits();
     assert_eq!(bits("log = 'none'"), 0);
     assert_eq!(bits("log = 'none'\n[msrs]\n0x10 = 'rw'"), 0);
@@ -83,7 +83,7 @@ fn exits_are_asked_for_where_something_is_to_be_done() {
 }
 
 #[test]
-fn equal_policies_have_one_digest_however_they_are_written() {
+fn digest_ignores_spelling_of_the_policy() {
     let digest = |text: &str| small(text).digest();
     let one = digest("[msrs]\n'0x10..=0x12' = 'r'\n0x12 = 'rw'\n0x20 = 'w'");
     let other = digest(
@@ -103,7 +103,7 @@ fn equal_policies_have_one_digest_however_they_are_written() {
 }
 
 #[test]
-fn the_order_of_whens_has_no_part_in_the_digest() {
+fn digest_ignores_order_of_whens() {
     let when = |models: &str, msr: &str| {
         format!(
             "[[when]]\ncpu = {{ vendor = 'GenuineIntel', model = {models} }}\n[when.msrs]\n{msr} = 'r'\n"
@@ -119,7 +119,7 @@ fn the_order_of_whens_has_no_part_in_the_digest() {
 }
 
 #[test]
-fn every_beginning_of_a_program_and_whatever_follows_it_is_an_error() {
+fn decode_refuses_truncated_and_trailing_program() {
     let mut bytes = program(EVERYTHING).encode();
     for length in 0..bytes.len() {
         assert!(Program::decode(&bytes[..length]).is_err(), "{length}");
@@ -132,7 +132,7 @@ fn every_beginning_of_a_program_and_whatever_follows_it_is_an_error() {
 /// The digest covers what happens, and the comparison covers what the kernel gets. The rest of the
 /// bytes only says where decisions come from.
 #[test]
-fn a_changed_byte_changes_no_behaviour_unseen() {
+fn decode_detects_changed_byte_that_changes_behaviour() {
     let before = program(EVERYTHING);
     let bytes = before.encode();
     for at in 0..bytes.len() {
@@ -147,7 +147,7 @@ fn a_changed_byte_changes_no_behaviour_unseen() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn decode_refuses_invalid_values() {
     let bytes = small("[msrs]\n0x10 = 'rw'").encode();
     let decode = |at: usize, value: u8| {
         let mut changed = bytes.clone();
@@ -167,7 +167,7 @@ fn what_cannot_be_is_refused() {
 
 /// A length that is larger than the bytes available does not cost more memory than the bytes.
 #[test]
-fn a_length_is_believed_when_its_bytes_are_there() {
+fn decode_does_not_allocate_for_missing_bytes() {
     let mut bytes = small("").encode();
     let name = 42;
     bytes[name] = 1;
@@ -179,7 +179,7 @@ fn a_length_is_believed_when_its_bytes_are_there() {
 }
 
 #[test]
-fn a_filter_without_a_policy_is_a_program() {
+fn of_filter_makes_a_program_of_the_filter() {
     let bitmap = Bitmap::from_fn(9, |offset| offset % 3 == 0).unwrap();
     let ranges = vec![
         Range::new(Accesses::Read, MsrIndex::new(0x7fc), bitmap.clone()),
@@ -207,7 +207,7 @@ fn a_filter_without_a_policy_is_a_program() {
 /// Version 1 must always be readable: a change of what `fixtures/program-v1.msrg` means is a
 /// defect.
 #[test]
-fn the_fixture_of_version_1() {
+fn decode_reads_program_of_version_1() {
     let bytes = include_bytes!("fixtures/program-v1.msrg");
     let source = Source::new("program-v1.toml", include_str!("fixtures/program-v1.toml"));
     let compiled = compile(parse(&source, &mut NoIncludes).unwrap()).unwrap();
@@ -220,7 +220,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_bytes_are_a_program_or_an_error(
+    fn decode_of_any_bytes_is_a_program_or_an_error(
         mut bytes in proptest::collection::vec(any::<u8>(), 0..400),
         is_headed in any::<bool>(),
     ) {

@@ -47,13 +47,13 @@ fn is_shown_refuses_exactly_the_hidden_classes_of_unicode() {
 
 /// The planes that are refused as a whole contain only hidden characters.
 #[test]
-fn refused_planes_have_no_letters() {
+fn is_shown_refuses_only_planes_without_letters() {
     let hidden = r"[[\p{Cn}\p{Co}\p{Default_Ignorable_Code_Point}]&&[\x{40000}-\x{10ffff}]]";
     assert_eq!(ranges(hidden), [('\u{40000}', char::MAX)]);
 }
 
 #[test]
-fn counted_marks_are_those_of_unicode() {
+fn marks_match_unicode() {
     let is_counted = |c: char| {
         let mut reader = TextReader::default();
         [c; 5].map(|c| reader.sees(c)).ends_with(&[true, false])

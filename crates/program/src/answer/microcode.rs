@@ -152,7 +152,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_sound_header_gives_its_revision() {
+    fn accepted_header_has_its_revision() {
         let seen = MicrocodeHeader::accepted(INTEL, &intel(SOUND), 0x606a6);
         assert_eq!(seen.map(MicrocodeHeader::revision), Some(0x2b00_0590));
         let mut old = SOUND;
@@ -162,7 +162,7 @@ mod tests {
 
     /// Each field that hardware checks is wrong in turn.
     #[test]
-    fn what_hardware_does_not_take_is_not_taken() {
+    fn accepted_rejects_headers_that_hardware_rejects() {
         for (field, wrong) in [
             (0, 2),
             (3, 0x606a5),
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn amd_names_a_processor_in_sixteen_bits() {
+    fn accepted_amd_header_matches_one_processor() {
         // Family 17h, model 31h, stepping 0 of Zen 2: CPUID 0x00830f10.
         let mut bytes = [0; AMD_BYTES];
         bytes[4..8].copy_from_slice(&0x0830_107c_u32.to_le_bytes());
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_revision_is_where_the_vendor_keeps_it() {
+    fn revision_value_depends_on_vendor() {
         let cpu = |vendor: &str| Cpu {
             vendor: vendor.into(),
             family: 6,
@@ -215,13 +215,13 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_of_intel_clears_the_revision_before_it_reads_it() {
+    fn is_cleared_first_is_true_only_on_intel() {
         assert!(is_cleared_first(INTEL));
         assert!(!is_cleared_first(AMD_LOADER));
     }
 
     #[test]
-    fn the_header_stands_before_intels_data_and_at_amds_address() {
+    fn update_header_is_before_intels_data_and_at_amds_address() {
         assert_eq!(update_header_at(INTEL, 0x1030), (0x1000, 48));
         assert_eq!(update_header_at(INTEL, 0), (0_u64.wrapping_sub(48), 48));
         assert_eq!(update_header_at(AMD_LOADER, 0x1000), (0x1000, 64));

@@ -35,7 +35,7 @@ pub struct Responder {
 pub enum ResponderError {
     /// The program has no variant for this processor.
     NoVariant(Cpu),
-    /// The program has this many emulated registers, which is more than [`MAX_CELLS`].
+    /// The program has at least this many emulated registers, which is more than [`MAX_CELLS`].
     TooManyRegisters(u64),
     /// An action forwards writes to this register, for which forwarding is not known to be sound.
     NotForwardable(MsrIndex),

@@ -4,7 +4,7 @@ use super::*;
 
 /// No window contains MSR 0xffffffff: the scan stops there instead of searching forever.
 #[test]
-fn the_scan_ends_where_no_window_reaches() {
+fn scan_ends_at_msr_that_no_window_contains() {
     let msrs = MsrRange::new(MsrIndex::new(u32::MAX - 1), MsrIndex::MAX).unwrap();
     for accesses in [Accesses::Read, Accesses::Write, Accesses::Both] {
         let windows = scan::fewest_windows(&[need::Need { accesses, msrs }]);

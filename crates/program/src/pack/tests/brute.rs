@@ -113,7 +113,7 @@ impl Space {
 }
 
 #[test]
-fn no_filter_of_any_order_has_fewer_ranges() {
+fn fewest_windows_matches_all_possible_filters() {
     let small = [(1, 1), (4, 1), (6, 2), (7, 3)];
     let compared = small.map(|(msrs, length)| Space { msrs, length }.compare());
     assert_eq!(compared, [4, 256, 4096, 16_384]);
