@@ -41,8 +41,8 @@ impl CallerWidth {
     /// Both layouts.
     pub const ALL: [Self; 2] = [Self::Bits64, Self::Bits32];
 
-    /// The number that such a caller passes to `ioctl(2)`: `_IOW(0xAE, 0xc6, struct
-    /// kvm_msr_filter)`, which contains the size of that caller's struct.
+    /// The number that such a caller passes to `ioctl(2)`, which contains the size of that caller's
+    /// struct: `_IOW(0xAE, 0xc6, struct kvm_msr_filter)`.
     #[must_use]
     pub const fn ioctl_number(self) -> u32 {
         match self {
@@ -89,7 +89,7 @@ impl UserAddress {
         Self(address)
     }
 
-    /// The number itself.
+    /// The address as a number.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0

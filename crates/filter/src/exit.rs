@@ -141,7 +141,7 @@ impl ExitNumber {
     /// `KVM_EXIT_X86_WRMSR` (S1.3).
     pub const WRMSR: Self = Self(30);
 
-    /// The number itself.
+    /// The exit reason as a number.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
@@ -155,7 +155,7 @@ pub struct Exit {
     pub index: MsrIndex,
     /// The direction of the access.
     pub access: Access,
-    /// EDX:EAX for a write, 0 for a read.
+    /// The value to write, from EDX:EAX; 0 for a read.
     pub data: u64,
     /// The reason for the exit.
     pub reason: ExitReason,

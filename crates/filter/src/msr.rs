@@ -23,7 +23,7 @@ impl MsrIndex {
         Self(index)
     }
 
-    /// The number itself.
+    /// The index as a number.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
@@ -46,9 +46,9 @@ impl fmt::Display for MsrIndex {
 /// The direction of one access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
-    /// RDMSR.
+    /// A read, by RDMSR.
     Read = 0,
-    /// WRMSR.
+    /// A write, by WRMSR.
     Write = 1,
 }
 

@@ -31,7 +31,7 @@ pub enum UnknownMsrs {
 pub struct VcpuNumber(u32);
 
 impl VcpuNumber {
-    /// The number itself.
+    /// The vCPU number as an integer.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0

@@ -193,7 +193,7 @@ impl Vm {
 
     /// Handles `KVM_CREATE_VCPU`: creates a vCPU with these registers, for one thread to run.
     ///
-    /// VCPUs are numbered from 0 in the order of their creation.
+    /// The vCPUs of a VM are numbered from 0 in the order of their creation.
     #[must_use]
     pub fn create_vcpu<R: Registers>(&self, registers: R) -> Vcpu<R> {
         let number = self.shared.next_vcpu();

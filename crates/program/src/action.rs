@@ -14,13 +14,13 @@ pub enum Action {
     Allow,
     /// The guest gets #GP.
     Deny,
-    /// The VMM ends the call or the VM, and an event is recorded.
+    /// The VMM ends the call or the VM, and an event tells of it.
     Kill,
-    /// The VMM's own code with this name answers.
+    /// The VMM's handler with this name answers: code of the VMM itself.
     Handler(Arc<str>),
     /// The emulated device answers.
     Device(Device),
-    /// A register in user space, one for each vCPU, answers.
+    /// An emulated register answers: a register in user space, one for each vCPU.
     Register(Emulated),
     /// A read returns this value.
     Value(u64),
@@ -42,7 +42,7 @@ pub enum Device {
     Microcode,
 }
 
-/// A register in user space.
+/// An emulated register: a register in user space, one for each vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Emulated {
     /// The value at reset.
@@ -51,10 +51,10 @@ pub struct Emulated {
     pub mask: Mask,
 }
 
-/// The bits that a write may change.
+/// The bits that a write may change, and the handling of writes that would change others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mask {
-    /// The bits: a write may change those that are 1.
+    /// The bits of the mask: 1 for a bit that a write may change.
     pub bits: u64,
     /// The handling of a write that would change another bit.
     pub outside: Outside,

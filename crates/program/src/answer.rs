@@ -3,12 +3,16 @@
 //! A [`Responder`] is a program prepared for one kind of processor, shared by the vCPUs of a VM. A
 //! [`VcpuState`] is the state of one vCPU on which its answers depend: emulated registers and
 //! pinned values. [`Responder::respond`] makes the whole decision; it opens nothing, waits for
-//! nothing and allocates nothing. The caller carries out the [`Response`].
+//! nothing and allocates nothing. The gate, its caller, carries out the [`Response`].
 //!
-//! Accesses that the policy allows can exit too: accesses that are recorded once
-//! ([`Log::First`](crate::Log::First)) or each time ([`Log::All`](crate::Log::All)), and accesses
-//! that the kernel's filter still denies because the program has just been replaced. Accesses of
-//! the first and the last kind are not answered: the guest executes them again (S5.8).
+//! Accesses that the policy allows can exit too, for one of three reasons:
+//!
+//! - The policy logs first accesses ([`Log::First`](crate::Log::First)). The gate rewinds the exit:
+//!   the guest executes the access again (S5.8).
+//! - The policy logs every access ([`Log::All`](crate::Log::All)). The gate forwards the access if
+//!   it can, and otherwise rewinds the exit.
+//! - The program has just been replaced, and the kernel's filter is still that of the old program.
+//!   The gate rewinds the exit.
 
 mod cells;
 mod forwarded;
@@ -58,20 +62,20 @@ impl Answer<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Response<'p> {
-    /// Complete the exit with this reply.
+    /// The gate completes the exit with this reply.
     Reply(Reply),
-    /// Rewind the exit: the guest executes the access again (S5.8). The program lets KVM handle the
-    /// access, and the kernel's filter will allow it.
+    /// The gate rewinds the exit, so that the guest executes the access again (S5.8). The program
+    /// lets KVM handle the access, and the kernel's filter will allow it.
     Rewind,
-    /// Rewind the exit, and open the kernel's filter for this access from now on.
+    /// The gate rewinds the exit, and opens the kernel's filter for this access from now on.
     Open,
-    /// Forward the access to the register that KVM keeps.
+    /// The gate forwards the access to the register that KVM keeps.
     Forward(Forwarded),
-    /// Ask the VMM's own code with this name.
+    /// The gate asks the VMM's handler with this name: a handler request.
     Handler(&'p Arc<str>),
-    /// Ask this device.
+    /// The gate asks this device.
     Device(Device),
-    /// End the call or the VM.
+    /// The gate ends the call or the VM.
     Kill,
 }
 
@@ -93,7 +97,7 @@ pub enum Disposition {
     Value,
     /// The write had no effect.
     Ignored,
-    /// A register in user space answered.
+    /// An emulated register answered.
     Register,
     /// The write reached the register in the bits of the mask.
     Masked,
@@ -101,7 +105,7 @@ pub enum Disposition {
     Pinned,
     /// The write reached the register, in which the sticky bits that were 1 stayed 1.
     Sticky,
-    /// The VMM's own code answered.
+    /// The VMM's handler answered.
     Handled,
     /// A device answered.
     Device,

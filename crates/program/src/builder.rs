@@ -130,14 +130,14 @@ impl ProgramBuilder {
         self.each(msrs.into(), Accesses::Write, &Action::Ignore)
     }
 
-    /// Replaces each of these MSRs by a register in user space, one for each vCPU.
+    /// Replaces each of these MSRs by an emulated register, one for each vCPU.
     #[must_use]
     #[track_caller]
     pub fn register(self, msrs: impl Into<MsrRange>, register: Emulated) -> Self {
         self.each(msrs.into(), Accesses::Both, &Action::Register(register))
     }
 
-    /// Passes these accesses to the VMM's own code with this name.
+    /// Passes these accesses to the VMM's handler with this name.
     #[must_use]
     #[track_caller]
     pub fn handler(

@@ -92,7 +92,7 @@ impl fmt::Display for CpuidBit {
     }
 }
 
-/// A register that CPUID fills.
+/// A register in which CPUID returns bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum CpuidRegister {

@@ -12,7 +12,7 @@ impl EntryId {
         Self(u32::try_from(number).unwrap_or(u32::MAX).min(Self::MAX.0))
     }
 
-    /// The number.
+    /// The number of the entry.
     #[must_use]
     pub const fn number(self) -> usize {
         self.0 as usize
@@ -97,7 +97,7 @@ impl Origin {
 /// A line of one of the texts that a program was made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Line {
-    /// The text.
+    /// The text that contains the line.
     pub file: FileId,
     /// The line number, counted from 1.
     pub number: u32,
@@ -115,7 +115,7 @@ impl FileId {
         Self(number)
     }
 
-    /// The number.
+    /// The number of the text.
     #[must_use]
     pub const fn number(self) -> u32 {
         self.0

@@ -47,7 +47,7 @@ pub struct Program {
 pub struct ProgramSettings {
     /// The name of the policy, if it has one.
     pub name: Option<Box<str>>,
-    /// The mode: refusals are carried out, or only recorded.
+    /// The mode: refusals are carried out, or only become events.
     pub mode: Mode,
     /// The accesses that become events, unless an entry has its own `log`.
     pub log: Log,
@@ -215,7 +215,7 @@ impl Program {
             .position(|variant| variant.holds == holds)
     }
 
-    /// Returns the names of the VMM's own code to which the program passes accesses, without
+    /// Returns the names of the VMM's handlers to which the program passes accesses, without
     /// duplicates, in order.
     #[must_use]
     pub fn handlers(&self) -> BTreeSet<&str> {

@@ -140,7 +140,7 @@ impl Rules {
         }
     }
 
-    /// Returns the verdicts for a filter whose default is `default`.
+    /// Returns the verdicts for a filter with the default action `default`.
     #[must_use]
     pub fn verdicts(&self, default: Verdict) -> Verdicts {
         Verdicts::new(default, |access| {

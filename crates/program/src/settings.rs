@@ -2,13 +2,13 @@
 
 use core::fmt;
 
-/// The mode: refusals are carried out, or only recorded.
+/// The mode: refusals are carried out, or only become events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// Refusals are carried out.
     #[default]
     Enforce,
-    /// No access is refused; the refusals that enforcing would cause are recorded.
+    /// No access is refused. A refusal that enforcing would cause becomes an event.
     Audit,
 }
 

@@ -25,7 +25,7 @@ impl Capability {
         Self(revision.msr_filter())
     }
 
-    /// The number itself.
+    /// The number of the capability.
     #[must_use]
     pub const fn get(self) -> u32 {
         self.0
@@ -42,7 +42,7 @@ impl Extension {
     /// The capability is present, without further information.
     pub const PRESENT: Self = Self(1);
 
-    /// The number itself.
+    /// The returned number.
     #[must_use]
     pub const fn get(self) -> i32 {
         self.0

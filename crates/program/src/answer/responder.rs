@@ -137,7 +137,7 @@ impl Responder {
         })
     }
 
-    /// The names of the VMM's own code that the variant uses, possibly with duplicates.
+    /// The names of the VMM's handlers that the variant uses, possibly with duplicates.
     pub fn handlers(&self) -> impl Iterator<Item = &str> {
         self.rules().filter_map(|rule| match rule.action {
             Action::Handler(name) => Some(&**name),
@@ -182,8 +182,8 @@ impl Responder {
         !is_answered || self.opens(rule)
     }
 
-    /// Returns true if accesses that KVM is to handle exit to user space, to be recorded or because
-    /// of audit mode. The kernel's filter then has to open for them one by one.
+    /// Returns true if accesses that KVM is to handle exit to user space first, to become events or
+    /// because of audit mode. The kernel's filter then has to open for them one by one.
     #[must_use]
     pub fn is_traced(&self) -> bool {
         self.rules().any(|rule| self.opens(rule))
@@ -242,8 +242,8 @@ impl Responder {
         self.program.settings().mode
     }
 
-    /// Returns true if the filter opens for accesses of this rule one by one, after they have been
-    /// recorded.
+    /// Returns true if the filter opens for accesses of this rule one by one, after each has exited
+    /// once.
     pub(super) fn opens(&self, rule: Rule<'_>) -> bool {
         match rule.action {
             Action::Allow => is_seen_first(rule.log),

@@ -7,7 +7,7 @@ use super::equality;
 use crate::msrs::MsrRange;
 use crate::range_map::{RangeMap, RangeMapBuilder};
 
-/// The wanted verdict of a filter on each access, and the filter's default.
+/// The wanted verdict of a filter on each access, and the filter's default action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdicts {
     /// The verdicts. `None` stands for x2APIC registers, for which the kernel does not ask the
@@ -44,7 +44,7 @@ impl Verdicts {
         self.default
     }
 
-    /// Returns true if the wanted verdict differs from the default.
+    /// Returns true if the wanted verdict differs from the filter's default action.
     pub(crate) fn differs(&self, wanted: Option<Verdict>) -> bool {
         wanted.is_some_and(|verdict| verdict != self.default)
     }
