@@ -170,8 +170,8 @@ impl Lookup {
 }
 
 /// Returns the numbers of the pages that differ from the default page, without duplicates: the
-/// pages that a range touches, and page 0, where the x2APIC registers are. A range that wraps
-/// touches no page (S3.5).
+/// pages that a range touches, and the page of the MSRs below 0x1000, which include the x2APIC
+/// registers. A range that wraps touches no page (S3.5).
 fn special_pages(ranges: &[Range]) -> Vec<u32> {
     let mut pages: Vec<u32> = ranges
         .iter()

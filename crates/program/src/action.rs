@@ -14,7 +14,7 @@ pub enum Action {
     Allow,
     /// The guest gets #GP.
     Deny,
-    /// The VMM ends the call or the VM, and an event tells of it.
+    /// The VMM ends the VM, or the call that the guest is serving. An event tells of it.
     Kill,
     /// The VMM's handler with this name answers: code of the VMM itself.
     Handler(Arc<str>),

@@ -7,10 +7,10 @@
 //!
 //! Accesses that the policy allows can exit too, for one of three reasons:
 //!
-//! - The policy logs first accesses ([`Log::First`](crate::Log::First)). The gate rewinds the exit:
-//!   the guest executes the access again (S5.8).
+//! - The policy logs first accesses ([`Log::First`](crate::Log::First)). The gate opens the kernel's
+//!   filter for the access and rewinds the exit: the guest executes the access again (S5.8).
 //! - The policy logs every access ([`Log::All`](crate::Log::All)). The gate forwards the access if
-//!   it can, and otherwise rewinds the exit.
+//!   it can; otherwise it does the same as for a first access.
 //! - The program has just been replaced, and the kernel's filter is still that of the old program.
 //!   The gate rewinds the exit.
 
@@ -75,7 +75,7 @@ pub enum Response<'p> {
     Handler(&'p Arc<str>),
     /// The gate asks this device.
     Device(Device),
-    /// The gate ends the call or the VM.
+    /// The gate tells the VMM to end the VM, or the call that the guest is serving.
     Kill,
 }
 
@@ -89,9 +89,10 @@ pub enum Disposition {
     Denied,
     /// KVM handled the access; without `mode = "audit"` the guest would have got #GP.
     WouldDeny,
-    /// The call or the VM ended.
+    /// The gate told the VMM to end the VM, or the call that the guest was serving.
     Killed,
-    /// KVM handled the access; without `mode = "audit"` the call or the VM would have ended.
+    /// KVM handled the access; without `mode = "audit"` the disposition would have been
+    /// [`Self::Killed`].
     WouldKill,
     /// The read returned the policy's value.
     Value,
