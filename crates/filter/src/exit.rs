@@ -70,8 +70,8 @@ impl ReasonMask {
     /// The empty mask, with which no access exits. A new VM has this mask.
     pub const NONE: Self = Self(0);
 
-    /// Reads the mask from `args[0]` of `KVM_ENABLE_CAP`. v6 accepts any bits and keeps the lower
-    /// 32.
+    /// Reads the mask from `args[0]` of `KVM_ENABLE_CAP`. v6 keeps its lower 32 bits and
+    /// ignores the rest.
     ///
     /// # Errors
     /// [`UnknownReasons`] if a bit is set that mainline does not know, on mainline.
