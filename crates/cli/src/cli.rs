@@ -232,7 +232,8 @@ pub(crate) struct ReplayArgs {
 pub(crate) struct ImportArgs {
     /// A kernel log, a Firecracker CPU template, fingerprint or list, an msr-safe allowlist, or what
     /// `compile` wrote; `-` for standard input. A filter that names its processor is imported with a note of it. Of a
-    /// program that differs by processor one part is imported, named in the policy, and the exit code is 1
+    /// program that differs by processor one part is imported, named in the policy, and the exit code is 1. A
+    /// last line without its line feed is not read unless it is whole all the same, and the exit code is 2 then
     pub(crate) file: PathBuf,
     /// What the file is, where that cannot be seen
     #[arg(long, value_name = "WHAT")]

@@ -35,8 +35,10 @@ use msrgate_program::one_line;
 use crate::limits::MAX_ENTRIES;
 use crate::policy::Settings;
 
+use drafts::Drafts;
+
 pub use compiled::{compiled_filter, is_compiled_filter};
-pub use draft::{Draft, Loss, Scope};
+pub use draft::{Draft, Gap, Loss, Scope};
 pub use print::print;
 pub use with_reasons::CompiledFilter;
 
@@ -114,6 +116,8 @@ pub struct Imported {
     pub entries: Vec<Draft>,
     /// What could not be said, in the order of the file.
     pub unsaid: Vec<Loss>,
+    /// The sign that a part of the file is missing, if there is one; it is among [`unsaid`](Self::unsaid), too.
+    pub gap: Option<Gap>,
 }
 
 /// A file that is not what it should be.
@@ -173,18 +177,18 @@ impl std::error::Error for ImportError {}
 /// Reads a file, as `format` or as what it looks like.
 ///
 /// # Errors
-/// It is of no known format, or its JSON is not what the format has. In formats of lines, a line
-/// that is not understood is a remark.
+/// It is of no known format, or not the whole of what the format has. In formats of lines, a line
+/// that is not understood is a remark, and so is a last line that may be cut off.
 pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportError> {
     let format = match format {
         Some(format) => format,
         None => detect::detect(bytes).ok_or(ImportError::UnknownFormat)?,
     };
     let drafts = match format {
-        Format::KernelLog => kernel_log::read(bytes),
+        Format::KernelLog => read_lines(bytes, kernel_log::read, kernel_log::is_whole),
         Format::Firecracker => firecracker::read(bytes)?,
-        Format::FirecrackerList => firecracker::read_list(bytes),
-        Format::MsrSafe => msr_safe::read(bytes),
+        Format::FirecrackerList => read_lines(bytes, firecracker::read_list, firecracker::is_whole),
+        Format::MsrSafe => read_lines(bytes, msr_safe::read, msr_safe::is_whole),
         Format::Compiled => compiled::read(bytes)?,
         Format::Program => program::read(bytes)?,
     };
@@ -193,6 +197,24 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
         return Err(ImportError::TooManyEntries(imported.entries.len()));
     }
     Ok(imported)
+}
+
+/// Reads a text of lines. A last line that no line feed ends may be the beginning of a longer one, as `0xff` of `0xff00`:
+/// it is read only if `is_whole` finds all that is read of a line in it.
+fn read_lines(bytes: &[u8], read: fn(&[u8]) -> Drafts, is_whole: fn(&str) -> bool) -> Drafts {
+    let start = memchr::memrchr(b'\n', bytes).map_or(0, |end| end + 1);
+    let (before, last) = bytes.split_at(start);
+    let last = String::from_utf8_lossy(last);
+    if last.trim().is_empty() || is_whole(&last) {
+        return read(bytes);
+    }
+    let mut drafts = read(before);
+    drafts.unsaid(
+        Some(memchr::memchr_iter(b'\n', before).count() + 1),
+        "not read: no line feed ends this last line, so that it and what follows may be cut off; if it is whole, end the file with a line feed",
+    );
+    drafts.lacks(Gap::CutOff);
+    drafts
 }
 
 /// The lines of a text with their numbers, counted from 1; what is not UTF-8 is replaced.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use msrgate_policy::import::{Format, Imported, Scope, import, print};
+use msrgate_policy::import::{Format, Gap, Imported, Scope, import, print};
 use msrgate_policy::one_line;
 
 use crate::cli::{FromArg, ImportArgs};
@@ -58,12 +58,17 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
             one_line(name),
             imported.format
         ));
-        return Ok(Answer::No);
+        return Ok(match imported.gap {
+            Some(Gap::CutOff) => Answer::Incomplete,
+            _ => Answer::No,
+        });
     }
     out.write_all(print(&imported, name).as_bytes())?;
-    Ok(match imported.scope {
+    Ok(match (imported.gap, imported.scope) {
+        // What is missing may refuse more. A log that lacks messages is all that there is: the remark has to do.
+        (Some(Gap::CutOff), _) => Answer::Incomplete,
         // Under the policy, guests on other processors may do more than under the program.
-        Scope::Like(_) => Answer::No,
+        (_, Scope::Like(_)) => Answer::No,
         _ => Answer::Yes,
     })
 }

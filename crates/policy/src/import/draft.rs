@@ -50,6 +50,16 @@ pub enum Scope {
     Like(Cpu),
 }
 
+/// A sign that a part of a file is missing, from the lightest to the gravest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Gap {
+    /// The log says that messages are missing from it.
+    LostMessages,
+    /// No line feed ends the last line, which was not read.
+    CutOff,
+}
+
 /// Something in a file that a policy cannot say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

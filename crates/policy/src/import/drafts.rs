@@ -3,7 +3,7 @@
 use msrgate_filter::{MsrIndex, X2APIC};
 use msrgate_program::{Action, MsrRange, MsrSet, one_line};
 
-use super::draft::{Draft, Loss, Scope};
+use super::draft::{Draft, Gap, Loss, Scope};
 use super::{Format, Imported, grouped};
 use crate::policy::{Log, Mode, Settings, Unknown};
 
@@ -15,6 +15,7 @@ pub(super) struct Drafts {
     /// Of one range each.
     entries: Vec<Draft>,
     unsaid: Vec<Loss>,
+    gap: Option<Gap>,
 }
 
 impl Drafts {
@@ -38,6 +39,7 @@ impl Drafts {
             scope: Scope::All,
             entries: Vec::new(),
             unsaid: Vec::new(),
+            gap: None,
         }
     }
 
@@ -106,6 +108,11 @@ impl Drafts {
         });
     }
 
+    /// Notes a sign that a part of the file is missing; the gravest one counts.
+    pub(super) fn lacks(&mut self, gap: Gap) {
+        self.gap = self.gap.max(Some(gap));
+    }
+
     /// Everything in order. Neighbours of which the same is said become one, and so do the registers
     /// of a group.
     pub(super) fn imported(mut self, format: Format) -> Imported {
@@ -128,6 +135,7 @@ impl Drafts {
             scope: self.scope,
             entries: grouped::grouped(entries),
             unsaid: self.unsaid,
+            gap: self.gap,
         }
     }
 }

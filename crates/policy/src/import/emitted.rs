@@ -1,5 +1,6 @@
 //! The C and the Rust that [`emit`](crate::emit) writes. Not any C and any Rust: the lines are those,
-//! and what stands between them is passed over.
+//! and what stands between them is passed over. The last of them has to be there, and behind it are comments only: a
+//! text that is cut off is no filter, and two in one file are none, either.
 
 use msrgate_filter::{
     Accesses, DefaultAction, ExitReason, Filter, MsrIndex, Range, ReasonMask, Revision,
@@ -8,10 +9,23 @@ use msrgate_filter::{
 use super::with_reasons::{Compiled, range_of};
 use super::{ImportError, hexadecimal, lines};
 
-/// How the first line of each begins and ends. Between is nothing, or ` for ` and a processor.
-const HEADS: [(&str, &str); 2] = [
-    ("/* Made by msrgate compile --format c", ". */"),
-    ("// Made by msrgate compile --format rust", "."),
+/// The lines by which a text is told, and told to be whole.
+struct Language {
+    /// The beginning and the end of the first line. Between is nothing, or ` for ` and a processor.
+    head: (&'static str, &'static str),
+    /// The last line, which there is once.
+    last: &'static str,
+}
+
+static LANGUAGES: [Language; 2] = [
+    Language {
+        head: ("/* Made by msrgate compile --format c", ". */"),
+        last: "#endif",
+    },
+    Language {
+        head: ("// Made by msrgate compile --format rust", "."),
+        last: "];",
+    },
 ];
 
 /// A range as far as it has been read.
@@ -38,34 +52,54 @@ pub(super) fn is_emitted(bytes: &[u8]) -> bool {
     made_for(bytes).is_some()
 }
 
-/// The processor that the first line names; an empty text if it names none. `None` if it is no first line of
-/// the two.
-fn made_for(bytes: &[u8]) -> Option<&str> {
+/// The language, and the processor that the first line names; an empty text if it names none. `None` if it is no first
+/// line of the two.
+fn made_for(bytes: &[u8]) -> Option<(&'static Language, &str)> {
     let line = bytes
         .trim_ascii_start()
         .split(|byte| *byte == b'\n')
         .next()?;
     let line = std::str::from_utf8(line).ok()?.trim_end();
-    HEADS.iter().find_map(|(start, end)| {
+    LANGUAGES.iter().find_map(|language| {
+        let (start, end) = language.head;
         let between = line.strip_prefix(start)?.strip_suffix(end)?;
-        match between {
-            "" => Some(""),
-            named => named.strip_prefix(" for "),
-        }
+        let named = match between {
+            "" => "",
+            named => named.strip_prefix(" for ")?,
+        };
+        Some((language, named))
     })
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<Compiled, ImportError> {
+    let (language, named) = made_for(bytes).ok_or(ImportError::UnknownFormat)?;
+    let is_last = |line: &str| line.trim() == language.last;
+    let mut end = lines(bytes).skip_while(|(_, line)| !is_last(line));
+    if end.next().is_none() {
+        let why = format!(
+            "`{}` is not there: the file is cut off, compile it again",
+            language.last
+        );
+        return Err(ImportError::value("the last line", why));
+    }
+    if let Some((number, _)) = end.find(|(_, line)| !is_comment(line.trim())) {
+        let why = "text after the end of the filter";
+        return Err(ImportError::value(format!("line {number}"), why));
+    }
     let mut reader = Reader::default();
-    for (number, line) in lines(bytes) {
+    for (number, line) in lines(bytes).take_while(|(_, line)| !is_last(line)) {
         let read = reader.line(line.trim());
         read.map_err(|why| ImportError::value(format!("line {number}"), why))?;
     }
-    let named = made_for(bytes).filter(|named| !named.is_empty());
     Ok(Compiled {
-        made_for: named.map(str::to_owned),
+        made_for: (!named.is_empty()).then(|| named.to_owned()),
         ..reader.compiled()?
     })
+}
+
+/// Returns true if a line says nothing.
+fn is_comment(line: &str) -> bool {
+    line.is_empty() || line.starts_with("//") || line.starts_with("/*")
 }
 
 impl Reader {

@@ -129,6 +129,21 @@ pub(super) fn is_head(line: &str) -> bool {
     line.trim().eq_ignore_ascii_case(HEAD)
 }
 
+/// Returns true if a line without its line feed names its register all the same: a comma follows the index.
+pub(super) fn is_whole(line: &str) -> bool {
+    is_head(line) || pair(line).is_some()
+}
+
+/// The two numbers of a line.
+fn pair(line: &str) -> Option<(u64, u64)> {
+    let number = |text: &str| match hexadecimal(text) {
+        Some((number, "")) => Some(number),
+        _ => None,
+    };
+    let (address, value) = line.trim().split_once(',')?;
+    Some((number(address)?, number(value)?))
+}
+
 /// A list of what a guest could read. Its values are of one moment, and nothing is made of them.
 pub(super) fn read_list(bytes: &[u8]) -> Drafts {
     let mut drafts = Drafts::new(Action::Deny);
@@ -138,14 +153,7 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
         if line.is_empty() || is_head(line) {
             continue;
         }
-        let number_of = |text: &str| match hexadecimal(text) {
-            Some((number, "")) => Some(number),
-            _ => None,
-        };
-        let pair = line
-            .split_once(',')
-            .and_then(|(address, value)| Some((number_of(address)?, number_of(value)?)));
-        match pair.map(|(address, _)| u32::try_from(address)) {
+        match pair(line).map(|(address, _)| u32::try_from(address)) {
             Some(Ok(index)) => {
                 if !readable.insert(index) {
                     let what = format!("names {index:#x} again");

@@ -9,13 +9,17 @@
 //! - `ignored rdmsr: 0x1c9 data 0x0`, with `ignore_msrs=1` (S10.1): it read 0, or its write went
 //!   nowhere; `unimplemented perfctr wrmsr: 0x186 data 0x130079` and `disabled perfctr wrmsr: …` are
 //!   writes that went nowhere, too.
+//!
+//! Daemons that write logs replace repetitions by `message repeated 3 times: [ … ]`, or, for the line before, by
+//! `last message repeated 3 times`. Those are counted. Where the kernel or a daemon dropped messages, the log says how many
+//! at best: that is remarked.
 
 use std::collections::BTreeMap;
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, MsrRange};
 
-use super::draft::Draft;
+use super::draft::{Draft, Gap};
 use super::drafts::Drafts;
 use super::{hexadecimal, lines};
 use crate::registers::by_index;
@@ -37,6 +41,7 @@ const WORDS: [(&str, Dealt); 4] = [
     ("disabled perfctr", Dealt::Answered),
 ];
 
+#[derive(Clone, Copy)]
 struct Message {
     index: MsrIndex,
     access: Access,
@@ -53,35 +58,39 @@ struct Seen {
     count: usize,
 }
 
+/// A log as far as it has been read.
+#[derive(Default)]
+struct Log {
+    seen: BTreeMap<MsrIndex, [Option<Seen>; 2]>,
+    /// The message in the line before.
+    before: Option<Message>,
+    /// The first line that says that messages were dropped.
+    dropped: Option<usize>,
+}
+
 /// Whether a line is such a message.
 pub(super) fn is_message(line: &str) -> bool {
     parse(line).is_some()
 }
 
+/// Returns true if a line without its line feed names its register all the same: something follows the index.
+pub(super) fn is_whole(line: &str) -> bool {
+    // A letter directly behind the index makes a line unreadable.
+    is_message(&format!("{line}x"))
+}
+
 pub(super) fn read(bytes: &[u8]) -> Drafts {
     let mut drafts = Drafts::new(Action::Allow);
-    let mut seen: BTreeMap<MsrIndex, [Option<Seen>; 2]> = BTreeMap::new();
+    let mut log = Log::default();
     for (number, line) in lines(bytes) {
-        match parse(&line) {
-            Some(message) => {
-                let both = seen.entry(message.index).or_default();
-                let seen = both[message.access as usize].get_or_insert(Seen {
-                    dealt: message.dealt,
-                    changed: None,
-                    count: 0,
-                });
-                seen.count += 1;
-                if seen.dealt != message.dealt {
-                    seen.changed.get_or_insert(number);
-                }
-            }
-            None if is_about_msrs(&line) => {
-                drafts.unsaid(Some(number), "KVM names no MSR there that is understood");
-            }
-            None => {}
-        }
+        log.line(number, &line, &mut drafts);
     }
-    for (index, both) in seen {
+    if let Some(line) = log.dropped {
+        let what = "the log says that messages are missing from it, and with them perhaps registers from the policy; a trace of kvm:kvm_msr has them, for `msrgate replay`";
+        drafts.unsaid(Some(line), what);
+        drafts.lacks(Gap::LostMessages);
+    }
+    for (index, both) in log.seen {
         for (access, seen) in Access::ALL.into_iter().zip(both) {
             if let Some(line) = seen.and_then(|seen| seen.changed) {
                 let name = by_index(index).map_or(String::new(), |one| format!(" {}", one.name));
@@ -98,6 +107,38 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
         });
     }
     drafts
+}
+
+impl Log {
+    fn line(&mut self, number: usize, line: &str, drafts: &mut Drafts) {
+        let repeated = repetitions(line);
+        let message = parse(line);
+        match (message, repeated, self.before) {
+            (Some(message), ..) => self.count(number, message, repeated.unwrap_or(1)),
+            (None, Some(repeated), Some(before)) => self.count(number, before, repeated),
+            (None, None, _) if is_about_msrs(line) => {
+                drafts.unsaid(Some(number), "KVM names no MSR there that is understood");
+            }
+            (None, None, _) if says_that_messages_were_dropped(line) => {
+                self.dropped.get_or_insert(number);
+            }
+            _ => {}
+        }
+        self.before = message;
+    }
+
+    fn count(&mut self, number: usize, message: Message, times: usize) {
+        let both = self.seen.entry(message.index).or_default();
+        let seen = both[message.access as usize].get_or_insert(Seen {
+            dealt: message.dealt,
+            changed: None,
+            count: 0,
+        });
+        seen.count = seen.count.saturating_add(times);
+        if seen.dealt != message.dealt {
+            seen.changed.get_or_insert(number);
+        }
+    }
 }
 
 impl Seen {
@@ -126,6 +167,31 @@ fn times(count: usize) -> String {
         2 => "twice".to_owned(),
         count => format!("{count} times"),
     }
+}
+
+/// The number of times that a line says its message, or that of the line before, came once more.
+fn repetitions(line: &str) -> Option<usize> {
+    let (_, after) = line.split_once("message repeated ")?;
+    let (times, _) = after.split_once(" times")?;
+    times.parse().ok()
+}
+
+/// Returns true if a line says that messages were dropped, among them perhaps some of KVM's about MSRs: by the kernel's limits, or
+/// since whoever reads them was too slow.
+fn says_that_messages_were_dropped(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    if let Some((before, _)) = line.split_once(" callbacks suppressed") {
+        // `kvm_msr_ignored_check: 120`: each function that speaks has a limit of its own.
+        let function = before
+            .rsplit_once(':')
+            .map_or(before, |(function, _)| function);
+        let function = function.rsplit(' ').next().unwrap_or_default();
+        let of_kvm = ["kvm", "vmx", "svm", "msr", "__ratelimit"];
+        return of_kvm.iter().any(|part| function.contains(part));
+    }
+    line.contains("printk messages dropped")
+        || line.contains("/dev/kmsg buffer overrun")
+        || line.contains(" missed ") && line.contains(" kernel messages")
 }
 
 /// Whether KVM speaks of RDMSR or WRMSR in a line, whatever it says.

@@ -31,6 +31,11 @@ pub(super) fn is_entry(line: &str) -> bool {
     matches!(parse(line), Line::Entry(_))
 }
 
+/// Returns true if a line without its line feed is an entry all the same: a blank or a comment follows the mask.
+pub(super) fn is_whole(line: &str) -> bool {
+    line.contains('#') || is_entry(line) && line.ends_with(char::is_whitespace)
+}
+
 pub(super) fn read(bytes: &[u8]) -> Drafts {
     let mut drafts = Drafts::new(Action::Deny);
     let mut entries: BTreeMap<MsrIndex, (usize, Entry)> = BTreeMap::new();

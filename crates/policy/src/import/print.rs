@@ -3,7 +3,7 @@
 use msrgate_filter::MsrIndex;
 use msrgate_program::{MsrSet, one_line};
 
-use super::{Draft, Imported, Scope, grouped};
+use super::{Draft, Gap, Imported, Scope, grouped};
 use crate::layout::{self, Body, Comments, EntryText, Value, gap, shortened};
 use crate::print::{self, action};
 use crate::registers::{self, Register, by_index};
@@ -29,6 +29,15 @@ pub fn print(imported: &Imported, origin: &str) -> String {
             "# {count} things in it could not be said; the import named them.\n"
         )),
     }
+    text.push_str(match imported.gap {
+        None => "",
+        Some(Gap::LostMessages) => {
+            "# The log says that messages are missing from it: registers may be missing here.\n"
+        }
+        Some(Gap::CutOff) => {
+            "# The file may be cut off: no line feed ends its last line, which was not read.\n"
+        }
+    });
     layout::fields(&mut text, &print::head(&imported.settings));
     gap(&mut text);
     let entries = imported.entries.iter().map(entry).collect();

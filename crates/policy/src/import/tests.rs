@@ -199,7 +199,8 @@ fn what_is_wrong_is_said_with_its_place() {
         \t*filter = (struct kvm_msr_filter){ .flags = 0x1 };\n\
         \tfilter->ranges[0].flags = 1;\n\
         \tfilter->ranges[0].nmsrs = 1;\n\
-        \tfilter->ranges[0].base = 0x10;\n";
+        \tfilter->ranges[0].base = 0x10;\n\
+        #endif\n";
     assert!(import(range_c.as_bytes(), None).is_ok());
     let emitted = |old: &str, new: &str| error(&range_c.replace(old, new));
     let errors = [
@@ -227,7 +228,9 @@ fn what_is_wrong_is_said_with_its_place() {
         range("r", "0x0", 1, "010000000000000000"),
         range("r", "0x0", 1, "0"),
         range("r", "0x0", 1, "0g"),
-        error("/* Made by msrgate compile --format c. */\n"),
+        error("/* Made by msrgate compile --format c. */\n#endif\n"),
+        error("// Made by msrgate compile --format rust.\n"),
+        emitted("#endif", "#endif\nint x;"),
         emitted(".flags = 1", ".flags = 4"),
         emitted("nmsrs = 1", "nmsrs = 65"),
         emitted("0x01,", "0x100,"),

@@ -1,0 +1,109 @@
+//! Files that are cut off are wrong input, whichever command reads them.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn msrgate(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    command
+        .args(arguments)
+        .args(["--color", "never"])
+        .current_dir(folder);
+    command.output().expect("msrgate starts")
+}
+
+fn talk(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+const ORG: &str =
+    "policy = 1\ndefault = \"allow\"\n[msrs]\n0x277 = \"none\"\nIA32_EFER = \"none\"\n";
+const LOOSE: &str = "policy = 1\ndefault = \"allow\"\n[msrs]\n0x277 = \"none\"\n";
+
+/// Without its last ranges, a filter that allows by default is looser, so that a policy seems to be within it.
+#[test]
+fn compiled_filter_that_is_cut_off_is_wrong_input() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    fs::write(folder.join("org.toml"), ORG).expect("a file");
+    fs::write(folder.join("loose.toml"), LOOSE).expect("a file");
+    let within = ["check", "loose.toml", "--host", "none", "--within", "cut"];
+    let diff = ["diff", "cut", "loose.toml", "--fail-on", "looser"];
+    let import = ["import", "cut"];
+    for format in ["json", "c", "rust", "abi", "program"] {
+        let compiled = ["compile", "org.toml", "--format", format, "-o", "whole"];
+        assert!(msrgate(folder, &compiled).status.success(), "{format}");
+        let whole = fs::read(folder.join("whole")).expect("the filter");
+        fs::write(folder.join("cut"), &whole).expect("a file");
+        for (command, code) in [(&within[..], 1), (&diff, 1), (&import, 0)] {
+            let output = msrgate(folder, command);
+            assert_eq!(output.status.code(), Some(code), "{format} {output:?}");
+        }
+        let lines = whole.split_inclusive(|&byte| byte == b'\n');
+        let ends = lines.scan(0, |end, line| {
+            *end += line.len();
+            Some(*end)
+        });
+        let inside = [whole.len() / 2, whole.trim_ascii_end().len() - 1];
+        for length in ends.filter(|&end| end < whole.len()).chain(inside) {
+            fs::write(folder.join("cut"), &whole[..length]).expect("a file");
+            for command in [&within[..], &diff, &import] {
+                let output = msrgate(folder, command);
+                assert_eq!(
+                    output.status.code(),
+                    Some(2),
+                    "{format} {length} {output:?}"
+                );
+                assert_eq!(output.stdout, b"", "{format} {length}");
+            }
+        }
+    }
+}
+
+/// `0xffffffff0` may be the beginning of the mask `0xffffffff00000000`.
+#[test]
+fn import_of_a_file_whose_last_line_may_be_cut_is_incomplete() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    for (text, code, says) in [
+        (
+            "0x10 0x0\n0xc0000081 0xffffffff0",
+            2,
+            Some("not said: list:2: not read: no line feed"),
+        ),
+        (
+            "0xc0000081 0xffffffff0",
+            2,
+            Some("not said: list:1: not read: no line feed"),
+        ),
+        ("0x10 0x0\n0xc0000081 0xffffffff0\n", 0, None),
+        ("0x10 0x0 # \"TSC\"", 0, None),
+        (
+            "kvm [1]: ignored wrmsr: 0x10 data 0x0\nkvm [1]: ignored wrmsr: 0xc001",
+            2,
+            Some("not said: list:2: "),
+        ),
+        (
+            "MSR_ADDR,VALUE\n0x10,0x5\n0x17",
+            2,
+            Some("not said: list:3: "),
+        ),
+        (
+            "kvm [1]: ignored rdmsr: 0x10\nkvm_msr_ignored_check: 120 callbacks suppressed\n",
+            0,
+            Some("not said: list:2: the log says that messages are missing"),
+        ),
+    ] {
+        fs::write(folder.join("list"), text).expect("a file");
+        let output = msrgate(folder, &["import", "list"]);
+        assert_eq!(output.status.code(), Some(code), "{text}: {output:?}");
+        let talk = talk(&output);
+        assert!(says.is_none_or(|says| talk.contains(says)), "{talk}");
+        let policy = String::from_utf8(output.stdout).expect("text");
+        let is_cut = policy.contains("# The file may be cut off");
+        assert_eq!(is_cut, code == 2 && !policy.is_empty(), "{policy}");
+        let names_cut = policy.contains("0xc001 ") || policy.contains("STAR");
+        assert!(!(is_cut && names_cut), "{policy}");
+    }
+}
