@@ -363,7 +363,7 @@ fn paths_that_are_no_text_have_different_names_in_text_and_json() {
 
     let (trace, refused) = (
         folder.join(OsStr::from_bytes(b"t\xff\x1b")),
-        "a-1 [0] 1.2: kvm_msr: msr_read 10 = 0x7",
+        "a-1 [0] 1.2: kvm_msr: msr_read 10 = 0x7\n",
     );
     fs::write(&trace, refused).expect("a trace");
     let mut command = msrgate(folder);
