@@ -45,7 +45,7 @@ fn compiled_filter_that_is_cut_off_is_wrong_input() {
             *end += line.len();
             Some(*end)
         });
-        let inside = [whole.len() / 2, whole.trim_ascii_end().len() - 1];
+        let inside = [20, whole.len() / 2, whole.trim_ascii_end().len() - 1];
         for length in ends.filter(|&end| end < whole.len()).chain(inside) {
             fs::write(folder.join("cut"), &whole[..length]).expect("a file");
             for command in [&within[..], &diff, &import] {

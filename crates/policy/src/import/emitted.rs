@@ -47,32 +47,37 @@ struct Reader {
     bitmap: Option<usize>,
 }
 
-/// Whether the text is one of the two.
+/// Whether the text is one of the two, or the beginning of one.
 pub(super) fn is_emitted(bytes: &[u8]) -> bool {
-    made_for(bytes).is_some()
+    language(bytes).is_some()
 }
 
-/// The language, and the processor that the first line names; an empty text if it names none. `None` if it is no first
-/// line of the two.
-fn made_for(bytes: &[u8]) -> Option<(&'static Language, &str)> {
+/// The language of a text, which may be cut off in its first line.
+fn language(bytes: &[u8]) -> Option<&'static Language> {
+    let bytes = bytes.trim_ascii_start();
+    LANGUAGES.iter().find(|language| {
+        let start = language.head.0.as_bytes();
+        bytes.starts_with(start) || !bytes.is_empty() && start.starts_with(bytes)
+    })
+}
+
+/// The processor that the first line names; an empty text if it names none. `None` if it is no first line of
+/// this language.
+fn made_for<'t>(bytes: &'t [u8], language: &Language) -> Option<&'t str> {
     let line = bytes
         .trim_ascii_start()
         .split(|byte| *byte == b'\n')
         .next()?;
     let line = std::str::from_utf8(line).ok()?.trim_end();
-    LANGUAGES.iter().find_map(|language| {
-        let (start, end) = language.head;
-        let between = line.strip_prefix(start)?.strip_suffix(end)?;
-        let named = match between {
-            "" => "",
-            named => named.strip_prefix(" for ")?,
-        };
-        Some((language, named))
-    })
+    let (start, end) = language.head;
+    match line.strip_prefix(start)?.strip_suffix(end)? {
+        "" => Some(""),
+        named => named.strip_prefix(" for "),
+    }
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<Compiled, ImportError> {
-    let (language, named) = made_for(bytes).ok_or(ImportError::UnknownFormat)?;
+    let language = language(bytes).ok_or(ImportError::UnknownFormat)?;
     let is_last = |line: &str| line.trim() == language.last;
     let mut end = lines(bytes).skip_while(|(_, line)| !is_last(line));
     if end.next().is_none() {
@@ -86,6 +91,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Compiled, ImportError> {
         let why = "text after the end of the filter";
         return Err(ImportError::value(format!("line {number}"), why));
     }
+    let named = made_for(bytes, language);
+    let named =
+        named.ok_or_else(|| ImportError::value("the first line", "is not there in full"))?;
     let mut reader = Reader::default();
     for (number, line) in lines(bytes).take_while(|(_, line)| !is_last(line)) {
         let read = reader.line(line.trim());

@@ -231,6 +231,8 @@ fn what_is_wrong_is_said_with_its_place() {
         error("/* Made by msrgate compile --format c. */\n#endif\n"),
         error("// Made by msrgate compile --format rust.\n"),
         emitted("#endif", "#endif\nint x;"),
+        emitted("--format c.", "--format c for"),
+        error("/* Made by msr"),
         emitted(".flags = 1", ".flags = 4"),
         emitted("nmsrs = 1", "nmsrs = 65"),
         emitted("0x01,", "0x100,"),
