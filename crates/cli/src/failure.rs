@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 
 use miette::{GraphicalReportHandler, GraphicalTheme};
-use msrgate_policy::{Mistakes, one_line, shown};
+use msrgate_policy::{Mistakes, shown, shown_name};
 
 /// A command that was carried out, and the answer to the question it asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl fmt::Display for Failure {
                 writeln!(f, "{red}error{red:#}: {}", shown(text))
             }
             Self::Input { what, why } => {
-                writeln!(f, "{red}error{red:#}: {}: {}", one_line(what), shown(why))
+                writeln!(f, "{red}error{red:#}: {}: {}", shown_name(what), shown(why))
             }
             Self::Output(error) => {
                 writeln!(f, "{red}error{red:#}: cannot write the results: {error}")

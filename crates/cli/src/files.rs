@@ -2,26 +2,58 @@
 //!
 //! Messages quote a policy's text, and a policy may come from a stranger. So a file is opened first and
 //! looked at afterwards, by its handle and by the name that it has in the end: a link or a change in between
-//! leads to nothing else. Texts that do not say `policy = 1` are never quoted: the parser sees to it.
+//! leads to nothing else. Texts that do not say `policy = 1` are never quoted: the parser sees to it. Their lengths are
+//! not told either: of such a text no more than its head is read, whatever else the policy has.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Read as _};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use msrgate_policy::{IncludeError, Includes, MAX_BYTES, Source, is_policy};
+use msrgate_policy::{
+    HEAD_BYTES, IncludeError, Includes, MAX_BYTES, Program, Source, head_of, is_policy,
+};
 
+use crate::access::Access;
 use crate::named::name;
 use crate::shipped::{SHIPPED, Shipped, shipped};
+use crate::whole;
+
+/// A file as the kernel knows it, whatever names lead to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Inode {
+    device: u64,
+    number: u64,
+}
+
+impl Inode {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            number: metadata.ino(),
+        }
+    }
+
+    /// Returns the inode of an open file, or `None` for a pipe and the like.
+    pub(crate) fn of_open(file: &File) -> Option<Self> {
+        let metadata = file.metadata().ok().filter(Metadata::is_file)?;
+        Some(Self::of(&metadata))
+    }
+
+    /// Returns the inode of the file that `path` leads to, through all links, those to open files among them.
+    pub(crate) fn behind(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok().filter(Metadata::is_file)?;
+        Some(Self::of(&metadata))
+    }
+}
 
 /// A file with the folder from which its includes are looked up: under a second name in the same
 /// folder, a hard link, a file says the same; in another folder its includes may be other files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileId {
-    device: u64,
-    inode: u64,
+    inode: Inode,
     folder: PathBuf,
 }
 
@@ -29,19 +61,20 @@ impl FileId {
     /// The opened file that `path`, without links, led to.
     fn of(metadata: &Metadata, path: &Path) -> Self {
         Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
+            inode: Inode::of(metadata),
             folder: path.parent().unwrap_or(path).to_owned(),
         }
     }
 }
 
 /// A regular file that was opened, as it was before anything was read from it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Opened {
     /// Its path without links.
     pub(crate) path: PathBuf,
     pub(crate) metadata: Metadata,
+    /// Who may read and write it, for a file that takes its place.
+    pub(crate) access: io::Result<Access>,
 }
 
 impl Opened {
@@ -52,8 +85,12 @@ impl Opened {
         let path = argument.canonicalize().ok()?;
         // A link may lead elsewhere by now.
         let there = fs::symlink_metadata(&path).ok()?;
-        let is_same = (there.dev(), there.ino()) == (metadata.dev(), metadata.ino());
-        is_same.then_some(Self { path, metadata })
+        let is_same = Inode::of(&there) == Inode::of(&metadata);
+        is_same.then(|| Self {
+            path,
+            access: Access::of_open(file, &metadata),
+            metadata,
+        })
     }
 
     /// Returns true if `now` is of the same file, and nobody has written to it since.
@@ -62,7 +99,7 @@ impl Opened {
             let modified = (one.mtime(), one.mtime_nsec());
             // Whoever sets the time of modification back cannot set this one.
             let changed = (one.ctime(), one.ctime_nsec());
-            (one.dev(), one.ino(), one.len(), modified, changed)
+            (Inode::of(one), one.len(), modified, changed)
         };
         of(&self.metadata) == of(now)
     }
@@ -74,18 +111,23 @@ pub(crate) enum Place {
     StandardInput,
     Shipped(Shipped),
     File {
-        /// The folder from which its includes are looked up: that of the real file, behind all links.
+        /// The folder from which its includes are looked up: that of the real file, behind all links. Of what is open
+        /// already and has no name, such as a pipe at `/dev/stdin`, the working folder.
         folder: PathBuf,
         /// `None` for a pipe and the like.
-        opened: Option<Opened>,
+        opened: Option<Box<Opened>>,
     },
 }
 
 impl Place {
     /// Returns the place of an argument's file, which is open.
     pub(crate) fn of_file(argument: &Path, file: &File) -> Self {
-        let opened = Opened::of(argument, file);
-        let path = opened.as_ref().map_or(argument, |opened| &opened.path);
+        let opened = Opened::of(argument, file).map(Box::new);
+        let path = match &opened {
+            Some(opened) => &opened.path,
+            None if whole::is_open_file(argument) => Path::new(""),
+            None => argument,
+        };
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         Self::File { folder, opened }
     }
@@ -110,11 +152,12 @@ impl Place {
 /// Policies include files by a path from the folder of the including one, and shipped policies by
 /// name.
 pub(crate) struct Files {
-    by_path: HashMap<PathBuf, Source>,
+    /// What cannot be read is not read again either.
+    by_path: HashMap<PathBuf, Result<Source, IncludeError>>,
     by_id: HashMap<FileId, Source>,
     /// By identity of a text, the folder from which its includes are looked up.
     folders: HashMap<Box<[u8]>, PathBuf>,
-    /// The bytes that may still be read.
+    /// The bytes that policies may still have.
     left: usize,
 }
 
@@ -131,43 +174,56 @@ impl Files {
             files
                 .folders
                 .insert(source.identity().into(), folder.clone());
-            if let Some(Opened { path, metadata }) = opened {
-                files.by_path.insert(path.clone(), source.clone());
-                let id = FileId::of(metadata, path);
+            if let Some(opened) = opened {
+                let path = &opened.path;
+                files.by_path.insert(path.clone(), Ok(source.clone()));
+                let id = FileId::of(&opened.metadata, path);
                 files.by_id.insert(id, source.clone());
             }
         }
         files
     }
 
+    /// The inodes of all files that were read but the policy's own, which may have no name.
+    pub(crate) fn inodes(self) -> HashSet<Inode> {
+        self.by_id.into_keys().map(|id| id.inode).collect()
+    }
+
     /// The file at a path that is free of links, unless it was read before.
     fn file(&mut self, path: PathBuf) -> Result<Source, IncludeError> {
-        if let Some(source) = self.by_path.get(&path) {
-            return Ok(source.clone());
+        if let Some(known) = self.by_path.get(&path) {
+            return known.clone();
         }
         is_called_toml(&path)?;
         let (file, id) = open(&path).map_err(|error| failed(&error))?;
-        let source = match self.by_id.get(&id) {
-            Some(source) => source.clone(),
-            None => self.read(&path, file)?,
+        let read = match self.by_id.get(&id) {
+            Some(source) => Ok(source.clone()),
+            None => self.read(&path, file),
         };
-        self.folders
-            .entry(source.identity().into())
-            .or_insert_with(|| id.folder.clone());
-        self.by_id.insert(id, source.clone());
-        self.by_path.insert(path, source.clone());
-        Ok(source)
+        if let Ok(source) = &read {
+            self.folders
+                .entry(source.identity().into())
+                .or_insert_with(|| id.folder.clone());
+            self.by_id.insert(id, source.clone());
+        }
+        self.by_path.insert(path, read.clone());
+        read
     }
 
     fn read(&mut self, path: &Path, file: File) -> Result<Source, IncludeError> {
-        let name = name(path);
-        let mut bytes = Vec::new();
-        let read = read_into(&mut bytes, file, self.left);
-        // What was read counts, a policy or not; of a file that was too long one byte more than was left.
-        self.left = self.left.saturating_sub(bytes.len());
-        let text = read.and_then(|()| text_of(bytes));
-        let text = text.map_err(IncludeError::new)?;
-        Ok(Source::new(&name, &text).with_identity(path.as_os_str().as_bytes()))
+        let text = match read_text(file, self.left).map_err(|error| failed(&error))? {
+            Text::Policy(bytes) => {
+                self.left -= bytes.len();
+                text_of(bytes).map_err(IncludeError::new)?
+            }
+            Text::TooLong => {
+                self.left = 0;
+                return Err(IncludeError::new(too_long()));
+            }
+            // What is no policy takes nothing from the others: what is left would tell its length.
+            Text::Head(text) => text,
+        };
+        Ok(Source::new(&name(path), &text).with_identity(path.as_os_str().as_bytes()))
     }
 }
 
@@ -218,6 +274,42 @@ fn open(path: &Path) -> io::Result<(File, FileId)> {
     Ok((file, FileId::of(&metadata, path)))
 }
 
+/// What was read of a text.
+enum Text {
+    /// All of a policy.
+    Policy(Vec<u8>),
+    /// A policy that is longer than it may be.
+    TooLong,
+    /// The head of what is no policy, by which it is judged, as far as it is text.
+    Head(String),
+}
+
+/// Reads a policy of at most `most` bytes, or the head of what is no policy, however long that is.
+fn read_text(mut from: impl Read, most: usize) -> io::Result<Text> {
+    let mut bytes = Vec::new();
+    read_to(&mut bytes, from.by_ref(), HEAD_BYTES)?;
+    if !is_policy_so_far(&bytes) {
+        return Ok(Text::Head(text_before_others(head_of(&bytes)).to_owned()));
+    }
+    read_to(&mut bytes, from, most)?;
+    Ok(if bytes.len() > most {
+        Text::TooLong
+    } else {
+        Text::Policy(bytes)
+    })
+}
+
+/// Returns true if bytes say that they are a policy, before any that are no text.
+fn is_policy_so_far(bytes: &[u8]) -> bool {
+    is_policy(text_before_others(head_of(bytes)))
+}
+
+/// The bytes that are text, before any that are not.
+fn text_before_others(bytes: &[u8]) -> &str {
+    let first = bytes.utf8_chunks().next();
+    first.map_or("", |chunk| chunk.valid())
+}
+
 /// Turns bytes into a policy's text.
 ///
 /// # Errors
@@ -227,36 +319,43 @@ fn text_of(bytes: Vec<u8>) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|error| error.to_string())
 }
 
-/// Reads at most `most` bytes, or says why there are none.
-pub(crate) fn read_bytes(from: impl io::Read, most: usize) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    read_into(&mut bytes, from, most)?;
-    Ok(bytes)
-}
-
-/// Adds what it reads to no bytes: all there is, at most `most`.
+/// Reads at most [`MAX_BYTES`] of an argument. Of what is longer, and neither a policy nor a program, it reads the head:
+/// that is enough to say that it is none.
 ///
 /// # Errors
-/// There is more, of which one byte is read, or reading failed after the bytes that were added.
-fn read_into(bytes: &mut Vec<u8>, from: impl io::Read, most: usize) -> Result<(), String> {
-    // One byte more, so that a longer one is seen to be.
-    let mut from = from.take(most as u64 + 1);
-    from.read_to_end(bytes).map_err(|error| error.to_string())?;
-    if bytes.len() > most {
-        return Err(format!(
-            "longer than the {MAX_BYTES} bytes that a policy may have with its includes; name ranges instead of single MSRs"
-        ));
+/// It cannot be read, or is a policy or a program that is longer: why, for a message that names it.
+pub(crate) fn read_bytes(from: impl Read) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    read_to(&mut bytes, from, MAX_BYTES).map_err(|error| error.to_string())?;
+    match bytes.len() > MAX_BYTES {
+        false => Ok(bytes),
+        true if is_policy_so_far(&bytes) || Program::is_program(&bytes) => Err(too_long()),
+        true => Ok(head_of(&bytes).to_owned()),
     }
+}
+
+/// Adds what it reads to the bytes that are there, until there are `most`, and one more if there is more: so that what
+/// is longer is seen to be.
+fn read_to(bytes: &mut Vec<u8>, from: impl Read, most: usize) -> io::Result<()> {
+    let room = (most + 1).saturating_sub(bytes.len());
+    from.take(room as u64).read_to_end(bytes)?;
     Ok(())
+}
+
+fn too_long() -> String {
+    format!(
+        "longer than the {MAX_BYTES} bytes that a policy may have with its includes; name ranges instead of single MSRs"
+    )
 }
 
 /// Bytes as a policy's text, or why they are none. Of what is no policy that tells nothing.
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|error| {
-        let at = error.valid_up_to();
-        let before = std::str::from_utf8(&bytes[..at]).unwrap_or_default();
-        if is_policy(before) {
-            format!("not UTF-8 text (byte {at}); a policy is a TOML file")
+        if is_policy_so_far(bytes) {
+            format!(
+                "not UTF-8 text (byte {}); a policy is a TOML file",
+                error.valid_up_to()
+            )
         } else {
             "this is not taken for a policy: it does not say `policy = 1`, and is not UTF-8 text"
                 .to_owned()

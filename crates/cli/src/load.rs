@@ -1,18 +1,19 @@
 //! From what was typed for POLICY to a compiled policy.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, Verdict};
 use msrgate_policy::{
-    Action, CompileError, Compiled, Entry, MAX_BYTES, NotCompiled, PackError, Policy, Source,
-    Window, compile, one_line, parse,
+    Action, CompileError, Compiled, Entry, NotCompiled, PackError, Policy, Source, Window, compile,
+    parse, shown_name,
 };
 
 use crate::descriptors::{STDIN, duplicate};
 use crate::failure::Failure;
-use crate::files::{Files, Place, read_bytes, text};
+use crate::files::{Files, Inode, Place, read_bytes, text};
 use crate::named::name;
 use crate::output;
 use crate::shipped::{SHIPPED, shipped};
@@ -24,6 +25,8 @@ pub(crate) struct Input {
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
     pub(crate) place: Place,
+    /// The file that was read; `None` for a pipe and the like, and for a shipped policy.
+    pub(crate) inode: Option<Inode>,
 }
 
 impl Input {
@@ -31,14 +34,16 @@ impl Input {
     pub(crate) fn read(argument: &Path) -> Result<Self, Failure> {
         if is_standard_input(argument) {
             let name = "standard input".to_owned();
-            let bytes = read_bytes(standard_input()?, MAX_BYTES);
-            return Self::of(name, bytes, Place::StandardInput);
+            let from = standard_input()?;
+            let inode = Inode::of_open(&from);
+            return Self::of(name, read_bytes(from), Place::StandardInput, inode);
         }
         let name = name(argument);
         match File::open(argument) {
             Ok(file) => {
                 let place = Place::of_file(argument, &file);
-                Self::of(name, read_bytes(file, MAX_BYTES), place)
+                let inode = Inode::of_open(&file);
+                Self::of(name, read_bytes(file), place, inode)
             }
             Err(error) => match argument.to_str().and_then(shipped) {
                 // A link that leads nowhere is there, and does not mean a shipped policy.
@@ -47,16 +52,27 @@ impl Input {
                 {
                     let source = shipped.source();
                     let bytes = Ok(source.text().into());
-                    Self::of(source.name().to_owned(), bytes, Place::Shipped(shipped))
+                    let place = Place::Shipped(shipped);
+                    Self::of(source.name().to_owned(), bytes, place, None)
                 }
                 _ => Err(unreadable(argument, &error)),
             },
         }
     }
 
-    fn of(name: String, bytes: Result<Vec<u8>, String>, place: Place) -> Result<Self, Failure> {
+    fn of(
+        name: String,
+        bytes: Result<Vec<u8>, String>,
+        place: Place,
+        inode: Option<Inode>,
+    ) -> Result<Self, Failure> {
         match bytes {
-            Ok(bytes) => Ok(Self { name, bytes, place }),
+            Ok(bytes) => Ok(Self {
+                name,
+                bytes,
+                place,
+                inode,
+            }),
             Err(why) => Err(Failure::Input { what: name, why }),
         }
     }
@@ -72,19 +88,25 @@ impl Input {
 
     /// Parses and packs a policy.
     pub(crate) fn compiled(&self) -> Result<Compiled, Failure> {
+        self.compiled_with_files().map(|(compiled, _)| compiled)
+    }
+
+    /// Parses and packs a policy. Returns the files that it includes, too.
+    pub(crate) fn compiled_with_files(&self) -> Result<(Compiled, HashSet<Inode>), Failure> {
         let source = self.source()?;
         let mut files = Files::from(&source, &self.place);
         let resolved = parse(&source, &mut files).map_err(Failure::Mistakes)?;
-        compile(resolved).map_err(|NotCompiled { policy, error }| {
+        let compiled = compile(resolved).map_err(|NotCompiled { policy, error }| {
             let clusters = match &error {
                 CompileError::Pack(PackError::TooManyRanges(windows)) => clusters(&policy, windows),
                 _ => String::new(),
             };
             Failure::Refused(format!(
                 "{}: {error}{clusters}",
-                one_line(policy.source().name())
+                shown_name(policy.source().name())
             ))
-        })
+        })?;
+        Ok((compiled, files.inodes()))
     }
 }
 
@@ -109,9 +131,9 @@ pub(crate) fn is_standard_input(argument: &Path) -> bool {
     argument.as_os_str() == "-"
 }
 
-/// Returns a path as a message shows it, whatever bytes it has.
+/// Returns a path as people are shown it, whatever bytes it has: different paths look different.
 pub(crate) fn shown(path: &Path) -> String {
-    one_line(&name(path))
+    shown_name(&name(path))
 }
 
 /// An entry that has more MSRs than all ranges together could reach, and differs from the default.

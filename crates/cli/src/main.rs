@@ -1,5 +1,6 @@
 //! The command `msrgate`: it parses, calls the libraries, and prints.
 
+mod access;
 mod cli;
 mod commands;
 mod descriptors;

@@ -4,12 +4,16 @@ use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-/// Returns a name that is different for each path, for JSON and, less its hidden characters, for people.
+use msrgate_policy::is_no_file;
+
+/// Returns a name that is different for each path, for JSON and, as [`shown_name`](msrgate_policy::shown_name), for people.
 ///
 /// A path of UTF-8 without `\x` in it is its own name. In the name of any other path each backslash is doubled,
-/// and a byte that is not UTF-8 is `\x` and its two hexadecimal digits.
+/// and a byte that is not UTF-8 is `\x` and its two hexadecimal digits. A file that is called like [what is no
+/// file](is_no_file) has `./` before its name.
 pub(crate) fn name(path: &Path) -> String {
     match path.to_str() {
+        Some(text) if is_no_file(text) => format!("./{text}"),
         Some(text) if !text.contains("\\x") => text.to_owned(),
         _ => escaped(path.as_os_str().as_bytes()),
     }
@@ -51,6 +55,12 @@ mod tests {
             ("\u{fffd}".as_bytes(), "\u{fffd}"),
             (b"a\\b\xff", "a\\\\b\\xff"),
             (b"d\\xff/x.toml", "d\\\\xff/x.toml"),
+            (b"standard input", "./standard input"),
+            (b"sandbox.toml (shipped)", "./sandbox.toml (shipped)"),
+            (
+                b"/tmp/sandbox.toml (shipped)",
+                "/tmp/sandbox.toml (shipped)",
+            ),
         ] {
             assert_eq!(of(bytes), wanted);
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Write};
 
 use msrgate_filter::MsrIndex;
-use msrgate_policy::{Entry, Policy, one_line, registers, shown_json};
+use msrgate_policy::{Entry, Policy, one_line, registers, shown_json, shown_name};
 use serde::Serialize;
 
 use crate::results::talk;
@@ -43,6 +43,6 @@ pub(crate) fn where_it_stands(policy: &Policy, entry: &Entry) -> String {
     if policy.includers(entry.source()).is_empty() {
         return format!("line {line}: {key}");
     }
-    let file = one_line(policy.text(entry.source()).name());
+    let file = shown_name(policy.text(entry.source()).name());
     format!("{file}:{line}: {key}")
 }

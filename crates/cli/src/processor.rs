@@ -1,7 +1,7 @@
 //! The processor that an answer is about.
 
 use msrgate_kvm::CpuSignature;
-use msrgate_policy::{Compiled, Cpu, Program, Variant, emit, one_line, parse_cpu};
+use msrgate_policy::{Compiled, Cpu, Program, Variant, emit, one_line, parse_cpu, shown_name};
 
 use crate::cli::{CpuArg, Which};
 use crate::failure::Failure;
@@ -104,7 +104,7 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
             if *named != emit::cpu_name(&cpu) {
                 return Err(Failure::Usage(format!(
                     "{} was compiled for {}, and --cpu asks for {cpu}; leave --cpu out, or compile a filter for that processor",
-                    one_line(&filter.name),
+                    shown_name(&filter.name),
                     one_line(named)
                 )));
             }
@@ -116,7 +116,7 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
     let Some((filter, named)) = filters.find(|_| tells_apart) else {
         return Ok(None);
     };
-    let name = one_line(&filter.name);
+    let name = shown_name(&filter.name);
     let cpu = parse_cpu(named).map(|cpu| cpu.cpu().clone());
     // A vendor's name with other characters than letters and digits is not in the file as it is.
     let cpu = cpu.ok().filter(|cpu| !cpu.vendor.contains('?'));

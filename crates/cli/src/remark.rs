@@ -15,6 +15,19 @@ pub(crate) struct Remark {
     pub(crate) file: Option<String>,
     pub(crate) line: Option<u32>,
     pub(crate) column: Option<u32>,
+    /// The other places that it is about, such as that of the second of two entries that disagree.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) others: Vec<Other>,
+}
+
+/// Another place that a mistake is about.
+#[derive(Serialize)]
+pub(crate) struct Other {
+    file: String,
+    line: u32,
+    column: u32,
+    /// What is to be said of it.
+    says: Option<String>,
 }
 
 /// What a program gets instead of an answer, from every command.
@@ -68,12 +81,21 @@ impl Unanswered {
 pub(crate) fn remarks(mistakes: &Mistakes) -> Vec<Remark> {
     let remark = |mistake: &Mistake| {
         let (source, place) = mistakes.place(mistake).unzip();
+        let others = mistakes.other_places(mistake);
         Remark {
             message: mistake.wrong().to_string(),
             help: mistake.wrong().help(),
             file: source.map(|source| source.name().to_owned()),
             line: place.map(|place| place.line),
             column: place.map(|place| place.column),
+            others: others
+                .map(|(source, place, says)| Other {
+                    file: source.name().to_owned(),
+                    line: place.line,
+                    column: place.column,
+                    says: says.map(str::to_owned),
+                })
+                .collect(),
         }
     };
     mistakes.mistakes().iter().map(remark).collect()

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use msrgate_policy::import::{compiled_filter, is_compiled_filter};
-use msrgate_policy::{Origin, Program};
+use msrgate_policy::{Origin, Program, shown_name};
 
 use crate::failure::Failure;
 use crate::load::Input;
@@ -54,15 +54,25 @@ impl Side {
         })
     }
 
-    /// What says so: `policy.toml:7`, or why there is no line.
+    /// What says so, for programs: `policy.toml:7`, or why there is no line.
     pub(crate) fn place(&self, origin: Origin) -> String {
+        self.place_by(origin, str::to_owned)
+    }
+
+    /// [`Self::place`] for people.
+    pub(crate) fn shown_place(&self, origin: Origin) -> String {
+        self.place_by(origin, shown_name)
+    }
+
+    fn place_by(&self, origin: Origin, name: impl Fn(&str) -> String) -> String {
+        let own = || name(&self.name);
         match origin {
             Origin::Line(line) => {
-                let file = self.program.file(line.file).unwrap_or(&self.name);
+                let file = self.program.file(line.file).map_or_else(own, &name);
                 format!("{file}:{}", line.number)
             }
-            Origin::Default if self.content == Content::Filter => format!("{}'s filter", self.name),
-            Origin::Default => format!("{}'s default", self.name),
+            Origin::Default if self.content == Content::Filter => format!("{}'s filter", own()),
+            Origin::Default => format!("{}'s default", own()),
             Origin::Kvm => "KVM".to_owned(),
         }
     }

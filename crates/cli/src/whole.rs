@@ -2,15 +2,17 @@
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, IsTerminal as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use msrgate_policy::one_line;
 use tempfile::NamedTempFile;
 
+use crate::access::{Access, Given};
 use crate::descriptors;
 use crate::failure::Failure;
 use crate::files::Opened;
+use crate::load::shown;
+use crate::processor::note;
 
 /// What a new file may be, less the umask.
 const NEW: u32 = 0o666;
@@ -27,14 +29,14 @@ pub(crate) enum Content {
 
 /// The file that a path leads to.
 enum Target {
-    /// An open file, which may have no name any more: the path ends with a link of a process in `/proc`.
-    Open(File),
+    /// A link of a process in `/proc`, to an open file, which may have no name any more.
+    Open(PathBuf),
     /// The path, in a folder without links, of what is no link: something that is there, or may be made.
     Path(PathBuf),
 }
 
-/// Where `path` leads to is the old file or the new one, never a part. A file that is there keeps its
-/// mode and, where the caller may give it away, its owner. What is no file, such as a device or a
+/// Where `path` leads to is the old file or the new one, never a part. A file that is there keeps the
+/// [access](Access) to it and, where the caller may give it away, its owner. What is no file, such as a device or a
 /// pipe, and what is open already, such as `/dev/stdout`, is written to and stays what it is.
 ///
 /// # Errors
@@ -44,7 +46,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8], content: Content) -> Result<(), F
         Ok(Written::All) => Ok(()),
         Ok(Written::NotToATerminal) => Err(Failure::Usage(format!(
             "this is binary, and {} is a terminal; name a file with -o",
-            one_line(&crate::named::name(path))
+            shown(path)
         ))),
         Err(error) => Err(trouble(path, &error)),
     }
@@ -69,8 +71,9 @@ fn pour(mut file: File, bytes: &[u8], content: Content) -> io::Result<Written> {
 /// # Errors
 /// It cannot be written, or was changed or replaced since it was opened: then it stays as it is.
 pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Failure> {
-    let prepared = prepared(&read.path, bytes, Some(&read.metadata));
-    let file = prepared.map_err(|error| trouble(name, &error))?;
+    let access = read.access.as_ref().map_err(|error| trouble(name, error))?;
+    let prepared = prepared(&read.path, bytes, Some(access));
+    let new = prepared.map_err(|error| trouble(name, &error))?;
     // As late as can be: an editor may have saved the file meanwhile.
     let now = fs::symlink_metadata(&read.path);
     if !now.is_ok_and(|now| read.is_unchanged(&now)) {
@@ -80,8 +83,9 @@ pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Fa
                 .to_owned(),
         });
     }
-    let persisted = file.persist(&read.path);
+    let persisted = new.file.persist(&read.path);
     persisted.map_err(|error| trouble(name, &error.error))?;
+    say_what_changed(name, &read.metadata, new.given);
     Ok(())
 }
 
@@ -107,17 +111,41 @@ fn written(path: &Path, bytes: &[u8], content: Content) -> io::Result<Written> {
         return Err(error);
     }
     let there = match follow(path)? {
-        Target::Open(file) => return pour(file, bytes, content),
+        Target::Open(link) => return pour(open_file(&link)?, bytes, content),
         Target::Path(there) => there,
     };
-    let old = match fs::symlink_metadata(&there) {
-        Ok(old) if old.is_file() => Some(old),
+    match fs::symlink_metadata(&there) {
+        Ok(old) if old.is_file() => {
+            let access = Access::of_path(&there, &old)?;
+            let new = prepared(&there, bytes, Some(&access))?;
+            new.file.persist(&there)?;
+            say_what_changed(path, &old, new.given);
+        }
         Ok(_) => return pour(other(&there)?, bytes, content),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            prepared(&there, bytes, None)?.file.persist(&there)?;
+        }
         Err(error) => return Err(error),
-    };
-    prepared(&there, bytes, old.as_ref())?.persist(&there)?;
+    }
     Ok(Written::All)
+}
+
+/// Says on stderr what is not as it was after a file was replaced.
+fn say_what_changed(name: &Path, old: &Metadata, given: Given) {
+    if given == Given::WithoutGroup {
+        note(&format!(
+            "{} could not be given its group {}, whose members have the rights of others now; give it back with chgrp and chmod",
+            shown(name),
+            old.gid()
+        ));
+    }
+    if old.nlink() > 1 {
+        note(&format!(
+            "{} was one of {} hard links, and is a file of its own now; the other names keep the old file",
+            shown(name),
+            old.nlink()
+        ));
+    }
 }
 
 /// Follows the links at the end of a path, the last of which may lead to what is not there.
@@ -139,7 +167,7 @@ fn follow(path: &Path) -> io::Result<Target> {
             Ok(_) | Err(_) => return Ok(Target::Path(there)),
         }
         if is_of_a_process(&folder) {
-            return open_file(&there).map(Target::Open);
+            return Ok(Target::Open(there));
         }
         path = folder.join(fs::read_link(&there)?);
     }
@@ -188,33 +216,25 @@ fn other(path: &Path) -> io::Result<File> {
 }
 
 /// A file that has all of its bytes, and will take the place of another, or of none.
-///
-/// Whoever may write to the folder may put something else in the place of the temporary name: owner and mode are given
+struct Prepared {
+    file: NamedTempFile,
+    given: Given,
+}
+
+/// Whoever may write to the folder may put something else in the place of the temporary name: owner and access are given
 /// to the open file.
-fn prepared(path: &Path, bytes: &[u8], old: Option<&Metadata>) -> io::Result<NamedTempFile> {
+fn prepared(path: &Path, bytes: &[u8], old: Option<&Access>) -> io::Result<Prepared> {
     let mut builder = tempfile::Builder::new();
     if old.is_none() {
         builder.permissions(Permissions::from_mode(NEW));
     }
-    // Until it has its owner and its mode, one that takes the place of another is its maker's alone.
+    // Until it has its owner and its access, one that takes the place of another is its maker's alone.
     let mut file = builder.tempfile_in(folder(path))?;
     file.write_all(bytes)?;
-    if let Some(old) = old {
-        take_over(file.as_file(), old)?;
-    }
-    file.as_file().sync_all()?;
-    Ok(file)
-}
-
-/// Gives an open file the owner and the mode of another.
-fn take_over(file: &File, old: &Metadata) -> io::Result<()> {
-    let new = file.metadata()?;
-    if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
-        // Only the superuser may give any file away: then it is the caller's.
-        let _ = fchown(file, Some(old.uid()), Some(old.gid()));
-    }
     // The mode that was asked for at its making would lose what the umask takes.
-    file.set_permissions(old.permissions())
+    let given = old.map_or(Ok(Given::Whole), |old| old.give(file.as_file()))?;
+    file.as_file().sync_all()?;
+    Ok(Prepared { file, given })
 }
 
 #[cfg(test)]

@@ -276,3 +276,71 @@ fn policy_is_not_replaced_by_its_program() {
     }
     assert_eq!(fs::read(&policy).unwrap(), fs::read(GOOD).unwrap());
 }
+
+/// However the path leads to a file that was read, its text is not lost.
+#[test]
+fn file_that_was_read_is_not_replaced_by_its_program() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let policy = "policy = 1\ndefault = 'deny'\ninclude = ['i.toml']\n";
+    let included = "policy = 1\ninclude = ['in/deep.toml']\n";
+    fs::create_dir(folder.join("in")).unwrap();
+    symlink("i.toml", folder.join("out")).unwrap();
+    let texts = [
+        ("p.toml", policy),
+        ("i.toml", included),
+        ("in/deep.toml", "policy = 1\n"),
+    ];
+    for (name, text) in texts {
+        fs::write(folder.join(name), text).unwrap();
+    }
+    for (what, script) in [
+        (
+            "a file that the policy includes",
+            "compile p.toml -o i.toml",
+        ),
+        (
+            "a file that the policy includes",
+            "compile p.toml -o in/deep.toml",
+        ),
+        ("a file that the policy includes", "compile p.toml -o out"),
+        (
+            "a file that the policy includes",
+            "compile p.toml -o /dev/fd/5 5>> i.toml",
+        ),
+        (
+            "a file that the policy includes",
+            "compile p.toml -o /dev/stdout >> in/deep.toml",
+        ),
+        (
+            "a file that the policy includes",
+            "compile - -o i.toml < p.toml",
+        ),
+        ("the policy itself", "compile - -o p.toml < p.toml"),
+        ("the policy itself", "compile /dev/stdin -o p.toml < p.toml"),
+        (
+            "the policy itself",
+            "compile p.toml -o /dev/fd/5 5>> p.toml",
+        ),
+        ("the policy itself", "compile /dev/fd/5 -o p.toml 5< p.toml"),
+    ] {
+        let mut shell = Command::new("sh");
+        shell.args([
+            "-c",
+            &format!("\"$0\" {script}"),
+            env!("CARGO_BIN_EXE_msrgate"),
+        ]);
+        let output = shell.current_dir(folder).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{script}: {output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        let wanted = format!("is {what}; name another file with -o");
+        assert!(said.contains(&wanted), "{script}: {said}");
+        for (name, text) in texts {
+            assert_eq!(
+                fs::read_to_string(folder.join(name)).unwrap(),
+                text,
+                "{script}"
+            );
+        }
+    }
+}

@@ -314,6 +314,35 @@ fn policy_behind_a_link_includes_from_the_folder_of_the_real_file() {
     assert!(said.contains("[link/p.toml:4:"), "{said}");
 }
 
+/// A pipe has no folder of its own, whatever it is called: `-`, `/dev/stdin` or what `<(…)` of a shell makes.
+#[test]
+fn includes_of_an_open_pipe_are_looked_up_from_the_working_folder() {
+    let folder = folder();
+    let folder = folder.path();
+    write(
+        folder,
+        "p.toml",
+        &format!("{HEAD}{}", including(&["entry.toml"])),
+    );
+    write(folder, "entry.toml", "policy = 1\n[msrs]\n0x10 = \"r\"\n");
+    for script in [
+        "cat p.toml | \"$0\" check --host none -",
+        "cat p.toml | \"$0\" check --host none /dev/stdin",
+        "cat p.toml | { exec 5<&0; \"$0\" check --host none /dev/fd/5; }",
+        "cat p.toml | \"$0\" check --host none /proc/self/fd/0",
+        // The folder of a file that has a name is its own.
+        "cd /; \"$0\" check --host none /dev/stdin < \"$1/p.toml\"",
+    ] {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", script, env!("CARGO_BIN_EXE_msrgate")])
+            .arg(folder);
+        let output = shell.current_dir(folder).env("NO_COLOR", "1").output();
+        let said = said(&output.expect("a shell"));
+        assert!(said.contains("1 entry, default deny"), "{script}: {said}");
+    }
+}
+
 /// A file of that name comes first, also where it is a link that leads nowhere.
 #[test]
 fn link_that_leads_nowhere_does_not_mean_a_shipped_policy() {

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use msrgate_filter::{Capability, Revision};
-use msrgate_program::one_line;
+use msrgate_program::{one_line, shown_name};
 
 use crate::errno::CallErrno;
 
@@ -156,7 +156,7 @@ impl fmt::Display for HostError {
 
 /// Returns the path as one line for a message.
 fn name(path: &Path) -> String {
-    one_line(&path.display().to_string())
+    shown_name(&path.display().to_string())
 }
 
 impl Error for HostError {}

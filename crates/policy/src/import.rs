@@ -26,6 +26,7 @@ mod msr_safe;
 mod print;
 mod program;
 mod with_reasons;
+mod wrong_json;
 
 use std::fmt;
 
@@ -126,7 +127,7 @@ pub struct Imported {
 pub enum ImportError {
     /// It is none of the formats.
     UnknownFormat,
-    /// It is not JSON, or not of the right shape; the text says where.
+    /// It is not JSON, or not of the right shape; the text says where, and quotes no value.
     Json(String),
     /// A value that means nothing.
     Value {

@@ -50,11 +50,11 @@ pub use msrgate_program::{
     Difference, Digest, Direction, Emulated, EntryId, Log, LogChange, Mask, Microcode, Mode,
     MsrRange, MsrSet, Origin, Outside, PackError, Program, ResolvedVariant, Rule, Rules,
     SettingChange, TextReader, TooManyToCompare, Unknown, UnknownAction, Update, Variant, Window,
-    answer, changes, differences, emit, forward, is_seen, is_shown, one_line, setting_changes,
-    shown, shown_json,
+    answer, changes, differences, emit, forward, is_no_file, is_seen, is_shown, one_line,
+    setting_changes, shown, shown_json, shown_name,
 };
 pub use overview::{Cell, Cluster, Overview, Tally, overview};
-pub use parse::{IncludeError, Includes, NoIncludes, is_policy};
+pub use parse::{HEAD_BYTES, IncludeError, Includes, NoIncludes, head_of, is_policy};
 pub use policy::{Entry, Policy, Settings, SourceId, When, WhenId};
 pub use print::print;
 pub use remedy::Remedy;

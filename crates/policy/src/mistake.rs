@@ -9,7 +9,7 @@ use crate::policy::At;
 use crate::selector::SelectorError;
 use crate::source::{Place, Source};
 use msrgate_filter::{Access, Accesses, MsrIndex};
-use msrgate_program::{one_line, shown};
+use msrgate_program::{one_line, shown, shown_name};
 
 use report::Report;
 
@@ -529,7 +529,7 @@ impl Mistakes {
         let total = mistakes.len();
         mistakes.truncate(Self::SHOWN);
         Self {
-            name: crate::source::quoted(sources[0].name()),
+            name: shown_name(sources[0].name()),
             reports: report::reports(&sources, &mistakes),
             sources,
             shown: mistakes,
@@ -552,8 +552,24 @@ impl Mistakes {
     /// Where a mistake is, if it is at one place: the text and the place in it.
     #[must_use]
     pub fn place(&self, mistake: &Mistake) -> Option<(&Source, Place)> {
-        let at = mistake.places.first()?.at;
-        let source = &self.sources[at.source().number()];
-        Some((source, source.place(at.span())))
+        let first = mistake.places.first()?;
+        Some(self.place_of(first))
+    }
+
+    /// The other places that a mistake is about, such as the second of two entries that disagree, each with what is to
+    /// be said of it.
+    pub fn other_places<'m>(
+        &'m self,
+        mistake: &'m Mistake,
+    ) -> impl Iterator<Item = (&'m Source, Place, Option<&'m str>)> {
+        mistake.places.iter().skip(1).map(|label| {
+            let (source, place) = self.place_of(label);
+            (source, place, label.says.as_deref())
+        })
+    }
+
+    fn place_of(&self, label: &Label) -> (&Source, Place) {
+        let source = &self.sources[label.at.source().number()];
+        (source, source.place(label.at.span()))
     }
 }

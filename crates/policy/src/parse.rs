@@ -10,14 +10,14 @@ mod value;
 mod when;
 pub(crate) mod words;
 
-use msrgate_program::{TextReader, is_shown};
+use msrgate_program::{TextReader, is_shown, shown_name};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::limits::{MAX_LINE, MAX_MISTAKES};
 use crate::mistake::{Label, Mistake, MistakeKind, Mistakes};
 use crate::policy::{At, Entry, Policy, SourceId, SourceSet, When};
-use crate::source::{Source, quoted};
+use crate::source::{Source, quoted, small};
 
 pub use include::{IncludeError, Includes, NoIncludes};
 use settings::Said;
@@ -77,6 +77,8 @@ struct Reader<'i> {
     entrance: Option<At>,
     /// The texts that each text includes, in one step or more.
     below: Vec<SourceSet>,
+    /// For each text the files of the longest row, from it on, of which each includes the next.
+    heights: Vec<usize>,
     size: Size,
     said: Vec<Said>,
     whens: Vec<When>,
@@ -93,6 +95,7 @@ impl<'i> Reader<'i> {
             current: SourceId::new(0),
             entrance: None,
             below: Vec::new(),
+            heights: Vec::new(),
             size: Size::default(),
             said: Vec::new(),
             whens: Vec::new(),
@@ -108,24 +111,22 @@ impl<'i> Reader<'i> {
         self.sources.push(source.clone());
         self.below.push(SourceSet::default());
         self.said.push(Said::default());
+        self.heights.push(1);
         self.current = id;
+        // Before it is counted: how much there may still be of the others would tell the size of a secret.
+        if let Err(wrong) = judged(source.text()) {
+            self.wrong_as_a_whole(wrong);
+            return;
+        }
         if !self.has_readable_size(source) {
             return;
         }
         let text = size::to_the_last_mistake(source.text());
         let (document, errors) = DeTable::parse_recoverable(text);
-        match language(document.get_ref(), &errors) {
-            Language::Known => {}
-            Language::Unknown(version) => {
-                self.wrong_as_a_whole(MistakeKind::UnknownVersion(version));
-                return;
-            }
-            Language::None => {
-                let first = errors.first().and_then(toml::de::Error::span);
-                let line = first.map(|span| source.place(span.into()).line);
-                self.wrong_as_a_whole(MistakeKind::NotAPolicy { line });
-                return;
-            }
+        // The head may end within the number.
+        if let Err(wrong) = language(document.get_ref(), &errors) {
+            self.wrong_as_a_whole(wrong);
+            return;
         }
         if self.has_long_lines(source) {
             return;
@@ -142,12 +143,7 @@ impl<'i> Reader<'i> {
         if let Err(wrong) = self.size.add(source.text()) {
             // What is beyond the limit for all texts is not looked at in any other.
             self.includes = None;
-            let is_policy = is_policy(source.text());
-            self.wrong_as_a_whole(if is_policy {
-                wrong
-            } else {
-                MistakeKind::NotAPolicy { line: None }
-            });
+            self.wrong_as_a_whole(wrong);
             return false;
         }
         true
@@ -249,7 +245,7 @@ impl Reader<'_> {
 
     /// Complains of the current text as a whole, at the place that includes it.
     fn wrong_as_a_whole(&mut self, wrong: MistakeKind) {
-        let name = quoted(self.text().name());
+        let name = shown_name(self.text().name());
         let place = |at| Label::saying(at, format!("in `{name}`"));
         self.mistake(Mistake {
             wrong,
@@ -280,41 +276,61 @@ impl Reader<'_> {
 /// The language version this program reads.
 const VERSION: &str = "1";
 
-/// The language that a text says it is in, before anything that is not TOML.
-enum Language {
-    /// `policy = 1`: it is a policy, and messages may quote it.
-    Known,
-    /// `policy = ` and another number, which is all that is known of the text.
-    Unknown(String),
-    /// The text says nothing of the kind.
-    None,
-}
-
-fn language(document: &DeTable<'_>, errors: &[toml::de::Error]) -> Language {
+/// Looks for the language that a text says it is in, before anything that is not TOML. With `policy = 1` it is a policy,
+/// and messages may quote it.
+///
+/// # Errors
+/// It is no policy, or one in another language, whose number is all that is known of the text.
+fn language(document: &DeTable<'_>, errors: &[toml::de::Error]) -> Result<(), MistakeKind> {
+    let none = MistakeKind::NotAPolicy { line: None };
     let Some((_, version)) = document.get_key_value("policy") else {
-        return Language::None;
+        return Err(none);
     };
     let end = version.span().end;
     let is_later = |error: &toml::de::Error| error.span().is_none_or(|span| span.start >= end);
     match version.get_ref() {
         DeValue::Integer(number) if errors.iter().all(is_later) => match number.to_string() {
-            number if number == VERSION => Language::Known,
-            number => Language::Unknown(quoted(&number)),
+            number if number == VERSION => Ok(()),
+            number => Err(MistakeKind::UnknownVersion(quoted(&number))),
         },
-        _ => Language::None,
+        _ => Err(none),
     }
 }
 
-/// Returns true if a text says `policy = 1` in its first 64 KiB, before anything that is not TOML. A message about
-/// any other text tells nothing of it, its length neither. However long the text is, this takes little memory.
+/// Looks for the language in the [head](head_of) of a text. However long the text is, this takes little memory.
+fn judged(text: &str) -> Result<(), MistakeKind> {
+    let head = &text[..head_of(text.as_bytes()).len()];
+    let (document, errors) = DeTable::parse_recoverable(size::to_the_last_mistake(head));
+    language(document.get_ref(), &errors).map_err(|wrong| match wrong {
+        MistakeKind::NotAPolicy { .. } => {
+            let first = errors.first().and_then(toml::de::Error::span);
+            let line = first.map(|span| head[..span.start].matches('\n').count() + 1);
+            MistakeKind::NotAPolicy {
+                line: line.map(small),
+            }
+        }
+        other => other,
+    })
+}
+
+/// Bytes within which a text has to say that it is a policy: 64 KiB.
+pub const HEAD_BYTES: usize = 64 << 10;
+
+/// The lines of a text that lie within its first [`HEAD_BYTES`].
+#[must_use]
+pub fn head_of(text: &[u8]) -> &[u8] {
+    if text.len() <= HEAD_BYTES {
+        return text;
+    }
+    let end = text[..HEAD_BYTES].iter().rposition(|byte| *byte == b'\n');
+    &text[..end.map_or(0, |end| end + 1)]
+}
+
+/// Returns true if a text says `policy = 1` in its [head](head_of), before anything that is not TOML. A message about
+/// any other text tells nothing of it, its length neither.
 #[must_use]
 pub fn is_policy(text: &str) -> bool {
-    const HEAD: usize = 64 << 10;
-    let mut ends = (0..=HEAD.min(text.len())).rev();
-    let end = ends.find(|end| text.is_char_boundary(*end));
-    let head = &text[..end.unwrap_or_default()];
-    let (document, errors) = DeTable::parse_recoverable(size::to_the_last_mistake(head));
-    matches!(language(document.get_ref(), &errors), Language::Known)
+    judged(text).is_ok()
 }
 
 /// A value as TOML has it, with its place.

@@ -6,13 +6,14 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_program::{Action, Comparison, CpuSet, EntryId, MsrRange, MsrSet, forward, one_line};
+use msrgate_program::{
+    Action, Comparison, CpuSet, EntryId, MsrRange, MsrSet, forward, one_line, shown_name,
+};
 
 use crate::layout::{self, Value};
 use crate::overrides::Overrides;
 use crate::policy::{Entry, OWN, Policy, Replaces};
 use crate::print;
-use crate::source::quoted;
 
 /// Entries to be pasted into the policy together, in the place of included ones of the same MSRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,7 +161,7 @@ impl<'p> Remedies<'p> {
         let lines = rows.iter().map(|row| self.line(loose, row));
         Remedy {
             lines: lines.collect(),
-            file: quoted(self.policy.source().name()),
+            file: shown_name(self.policy.source().name()),
         }
     }
 

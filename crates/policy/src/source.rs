@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use miette::{NamedSource, SourceSpan};
 pub(crate) use msrgate_program::quoted;
-use msrgate_program::{one_line, shown};
+use msrgate_program::{shown, shown_name};
 
 /// A policy's text under the name that messages give it.
 #[derive(Clone, Debug)]
@@ -92,7 +92,7 @@ impl Source {
 
     /// The text as a message may quote it.
     pub(crate) fn quotable(&self) -> NamedSource<String> {
-        NamedSource::new(one_line(&self.name), shown(&self.text)).with_language("TOML")
+        NamedSource::new(shown_name(&self.name), shown(&self.text)).with_language("TOML")
     }
 }
 

@@ -41,7 +41,7 @@ pub use state::VcpuState;
 /// The answer to an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer<'p> {
-    /// The step to take.
+    /// The response to take.
     pub response: Response<'p>,
     /// The disposition of the access if the step succeeds.
     pub disposition: Disposition,
@@ -58,7 +58,7 @@ impl Answer<'_> {
     }
 }
 
-/// The step with which the gate reacts to an exit.
+/// The response with which the gate reacts to an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Response<'p> {

@@ -73,4 +73,6 @@ pub use program::{Program, ProgramError, ProgramSettings, ResolvedVariant, Varia
 pub use range_map::{RangeMap, RangeMapBuilder};
 pub use rules::{Outcome, Rule, Rules, RulesBuilder};
 pub use settings::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
-pub use shown::{TextReader, is_seen, is_shown, one_line, quoted, shown, shown_json};
+pub use shown::{
+    TextReader, is_no_file, is_seen, is_shown, one_line, quoted, shown, shown_json, shown_name,
+};

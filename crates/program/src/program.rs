@@ -17,6 +17,7 @@ use crate::origin::FileId;
 use crate::pack::CompileError;
 use crate::rules::{Rule, Rules};
 use crate::settings::{Log, Microcode, Mode, Unknown, UnknownAction};
+use crate::shown::is_no_file;
 
 mod error;
 mod from_filter;
@@ -87,7 +88,8 @@ impl Program {
     ///
     /// `default` is the default action of the filters. `files` are the names of the policy's texts,
     /// by [`FileId`]. Only the part of a name after its last `/` is kept. If several names are then
-    /// equal, all but the first get a number: `i.toml`, `i.toml (2)`.
+    /// equal, all but the first get a number: `i.toml`, `i.toml (2)`. A name that then looks like
+    /// a name of something that is not a file begins with `./`: see [`is_no_file`](crate::is_no_file).
     ///
     /// # Errors
     /// - [`CompileError::Pack`]: the rules do not fit a filter.
@@ -257,7 +259,11 @@ impl Program {
 fn without_folders(names: impl IntoIterator<Item: AsRef<str>>) -> Vec<Box<str>> {
     let mut seen = BTreeMap::<Box<str>, u32>::new();
     let mut unique = |name: &str| -> Box<str> {
-        let last = name.rsplit('/').next().unwrap_or(name);
+        let last = match name.rsplit_once('/') {
+            Some((_, last)) if is_no_file(last) => &format!("./{last}"),
+            Some((_, last)) => last,
+            None => name,
+        };
         let mut wanted: Box<str> = last.into();
         while seen.contains_key(&wanted) {
             let number = seen.entry(last.into()).or_insert(1);
@@ -362,6 +368,9 @@ mod tests {
             "i.toml (2)",
             "c/d/i.toml",
             "/p.toml",
+            "sandbox.toml (shipped)",
+            "./sandbox.toml (shipped)",
+            "/tmp/standard input",
         ];
         let wanted = [
             "p.toml",
@@ -370,6 +379,9 @@ mod tests {
             "i.toml (2) (2)",
             "i.toml (3)",
             "p.toml (2)",
+            "sandbox.toml (shipped)",
+            "./sandbox.toml (shipped)",
+            "./standard input",
         ];
         let kept = without_folders(names);
         let kept: Vec<&str> = kept.iter().map(|name| &**name).collect();

@@ -7,7 +7,7 @@
 
 mod marks;
 
-use alloc::borrow::Cow;
+use alloc::borrow::{Cow, ToOwned as _};
 use alloc::string::String;
 use core::fmt::Write as _;
 
@@ -185,6 +185,57 @@ pub fn quoted(text: &str) -> String {
     quoted
 }
 
+/// The name of a file as a part of one line, with escapes for what [`one_line`] would replace, so that different names
+/// look different: `\n`, `\t`, `\x1b`, `\u{202e}`. In a name with escapes, or with what looks like one, each backslash
+/// is doubled. It is never cut: names may differ at either end.
+///
+/// # Examples
+/// ```
+/// use msrgate_program::shown_name;
+///
+/// assert_eq!(shown_name("größe.toml"), "größe.toml");
+/// assert_eq!(shown_name("a\u{1b}\n.toml"), r"a\x1b\n.toml");
+/// ```
+#[must_use]
+pub fn shown_name(name: &str) -> String {
+    if is_plain(name) {
+        return name.to_owned();
+    }
+    let mut reader = TextReader::default();
+    let mut shown = String::with_capacity(name.len());
+    for c in name.chars() {
+        // A `String` takes all that is written to it.
+        let _ = match c {
+            _ if reader.sees(c) && c != '\\' => shown.write_char(c),
+            '\\' => shown.write_str("\\\\"),
+            '\n' => shown.write_str("\\n"),
+            '\t' => shown.write_str("\\t"),
+            _ if c.is_ascii() => write!(shown, "\\x{:02x}", u32::from(c)),
+            _ => write!(shown, "\\u{{{:x}}}", u32::from(c)),
+        };
+    }
+    shown
+}
+
+/// Returns true if a reader sees each character of a name, and none for the escape of another. A byte from 0x80 on, as
+/// in `\xff`, is no character's escape.
+fn is_plain(name: &str) -> bool {
+    let looks_escaped = |after: &str| match *after.as_bytes() {
+        [b'n' | b't', ..] | [b'u', b'{', ..] => true,
+        [b'x', high, low, ..] => matches!(high, b'0'..=b'7') && low.is_ascii_hexdigit(),
+        _ => false,
+    };
+    let mut reader = TextReader::default();
+    name.chars().all(|c| reader.sees(c)) && !name.split('\\').skip(1).any(looks_escaped)
+}
+
+/// Returns true for the names that msrgate gives to what is no file: `standard input`, and those of shipped policies. A
+/// file that is called so is shown with the folder that it is in, `./standard input`.
+#[must_use]
+pub fn is_no_file(name: &str) -> bool {
+    name == "standard input" || (name.ends_with(" (shipped)") && !name.contains('/'))
+}
+
 /// Returns the same JSON with `\u` escapes for the characters that a [`TextReader`] does not see.
 ///
 /// All such characters are within strings, except for line feeds, which stay.
@@ -209,6 +260,10 @@ pub fn shown_json(json: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use alloc::collections::BTreeSet;
+    use alloc::vec;
+    use alloc::vec::Vec;
+
     use super::*;
 
     #[test]
@@ -254,6 +309,55 @@ mod tests {
         );
         assert_eq!(shown("a\r\nb\rc"), "a \nb?c");
         assert_eq!(one_line("a\tb\u{202e}\nc"), "a b\u{fffd} c");
+    }
+
+    #[test]
+    fn names_of_files_have_escapes_for_what_nobody_sees() {
+        for (name, wanted) in [
+            ("d/x.toml", "d/x.toml"),
+            ("größe 1.toml", "größe 1.toml"),
+            ("a\\b.toml", "a\\b.toml"),
+            // Bytes that are no text have these names already.
+            ("d\\xff/x.toml", "d\\xff/x.toml"),
+            ("a\u{1b}.toml", "a\\x1b.toml"),
+            ("a\u{1}\u{7f}\u{9b}.toml", "a\\x01\\x7f\\u{9b}.toml"),
+            ("a\nb\tc\r", "a\\nb\\tc\\x0d"),
+            ("a\u{202e}\u{e0041}", "a\\u{202e}\\u{e0041}"),
+            (
+                "e\u{301}\u{301}\u{301}\u{301}\u{301}",
+                "e\u{301}\u{301}\u{301}\u{301}\\u{301}",
+            ),
+            ("a\\b\u{1b}", "a\\\\b\\x1b"),
+            ("C:\\new", "C:\\\\new"),
+            ("a\\x1b.toml", "a\\\\x1b.toml"),
+        ] {
+            assert_eq!(shown_name(name), wanted);
+        }
+        let long = "d/".repeat(100);
+        assert_eq!(shown_name(&long), long);
+    }
+
+    #[test]
+    fn different_names_of_files_look_different() {
+        const PARTS: [&str; 12] = [
+            "\\", "x", "1b", "n", "u{1b}", "\u{1b}", "\n", "\t", " ", "?", "\u{85}", "\\xff",
+        ];
+        let mut names = vec![String::new()];
+        for _ in 0..4 {
+            let longer = names
+                .iter()
+                .flat_map(|name| PARTS.map(|part| name.clone() + part));
+            let longer: Vec<_> = longer.collect();
+            names.extend(longer);
+        }
+        let names: BTreeSet<_> = names.into_iter().collect();
+        let shown: BTreeSet<_> = names.iter().map(|name| shown_name(name)).collect();
+        assert_eq!(shown.len(), names.len());
+        assert!(
+            shown
+                .iter()
+                .all(|name| is_seen(name) && !name.contains('\n'))
+        );
     }
 
     #[test]

@@ -52,6 +52,7 @@ fn program_errors_have_messages() {
             at: 7,
             what: "an action",
         },
+        ProgramError::SameName("i.toml".into()),
         ProgramError::Filter(FilterError::TooManyRanges(17)),
         ProgramError::Differs {
             index: MsrIndex::new(0x10),

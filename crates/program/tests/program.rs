@@ -5,7 +5,7 @@ use msrgate_filter::{
 };
 use proptest::prelude::*;
 
-use msrgate_policy::{NoIncludes, Source, compile, parse};
+use msrgate_policy::{IncludeError, Includes, NoIncludes, Source, compile, parse};
 use msrgate_program::*;
 
 /// A policy with every action, level and setting.
@@ -165,7 +165,31 @@ fn decode_refuses_invalid_values() {
     insta::assert_snapshot!(errors.join("\n"));
 }
 
-/// A length that is larger than the bytes available does not cost more memory than the bytes.
+/// An empty policy under each name.
+struct EmptyPolicies;
+
+impl Includes for EmptyPolicies {
+    fn open(&mut self, _: &Source, path: &str) -> Result<Source, IncludeError> {
+        Ok(Source::new(path, "policy = 1\n"))
+    }
+}
+
+/// A line is named by its file: two files of one name would be one.
+#[test]
+fn program_with_two_files_of_one_name_is_refused() {
+    let text = "policy = 1\ndefault = \"deny\"\ninclude = [\"i.toml\", \"j.toml\"]\n";
+    let parsed = parse(&Source::new("p.toml", text), &mut EmptyPolicies).unwrap();
+    let mut bytes = compile(parsed).unwrap().into_program().encode();
+    assert!(Program::decode(&bytes).is_ok());
+    let name = b"j.toml";
+    let at = bytes.windows(name.len()).position(|bytes| bytes == name);
+    bytes[at.unwrap()] = b'i';
+    let refused = Program::decode(&bytes).unwrap_err();
+    assert_eq!(refused, ProgramError::SameName("i.toml".into()));
+    assert!(refused.to_string().contains("`i.toml`"), "{refused}");
+}
+
+/// A length that the bytes do not bear out costs no more than the bytes.
 #[test]
 fn decode_does_not_allocate_for_missing_bytes() {
     let mut bytes = small("").encode();

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 
 use msrgate_policy::lint::{self, Code, Warning};
-use msrgate_policy::{Compiled, Cpu, Entry, one_line};
+use msrgate_policy::{Compiled, Cpu, Entry, one_line, shown_name};
 use serde::Serialize;
 
 pub(super) use enforced::{HoleRow, accepted};
@@ -129,6 +129,7 @@ fn report(
             file: warning.entry.map(file),
             line: warning.entry.map(|entry| entry.place().line),
             column: warning.entry.map(|entry| entry.place().column),
+            others: Vec::new(),
         },
         details: warning.details,
     };
@@ -170,7 +171,7 @@ fn print(
         writeln!(out, "note: not looked for: {}: {why}", codes.join(", "))?;
     }
     let green = anstyle::AnsiColor::Green.on_default().bold();
-    let source = one_line(policy.source().name());
+    let source = shown_name(policy.source().name());
     writeln!(out, "{source}: {green}no mistakes{green:#}")?;
     writeln!(
         out,
@@ -191,9 +192,9 @@ fn print(
 fn place(compiled: &Compiled, entry: Option<&Entry>) -> String {
     let policy = compiled.policy();
     match entry {
-        None => one_line(policy.source().name()),
+        None => shown_name(policy.source().name()),
         Some(entry) => {
-            let file = one_line(policy.text(entry.source()).name());
+            let file = shown_name(policy.text(entry.source()).name());
             format!("{file}:{}", entry.place().line)
         }
     }

@@ -1,15 +1,13 @@
 //! `msrgate compile`.
 
-use std::fs::{self, Metadata};
 use std::io::{self, IsTerminal as _, Write};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
 
 use msrgate_policy::{Cpu, Program, Variant, emit};
 
 use crate::cli::{CompileArgs, Output};
 use crate::failure::{Answer, Failure};
-use crate::load;
+use crate::files::Inode;
+use crate::load::{self, Input};
 use crate::processor;
 use crate::results::Results;
 use crate::whole::{self, Content};
@@ -20,7 +18,9 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
             "a program holds what the policy says of every processor; leave --cpu out, or choose another --format".to_owned(),
         ));
     }
-    let program = load::compiled(&args.policy)?.into_program();
+    let input = Input::read(&args.policy)?;
+    let (compiled, included) = input.compiled_with_files()?;
+    let program = compiled.into_program();
     let bytes = match args.format {
         Output::Program => program.encode(),
         format => {
@@ -33,13 +33,19 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
         }
     };
     match &args.output {
-        Some(path) if is_same_file(path, &args.policy) => {
-            return Err(Failure::Usage(format!(
-                "{} is the policy itself; name another file with -o",
-                load::shown(path)
-            )));
-        }
         Some(path) => {
+            let there = Inode::behind(path);
+            let read = match there {
+                Some(_) if there == input.inode => Some("the policy itself"),
+                Some(there) if included.contains(&there) => Some("a file that the policy includes"),
+                _ => None,
+            };
+            if let Some(read) = read {
+                return Err(Failure::Usage(format!(
+                    "{} is {read}; name another file with -o",
+                    load::shown(path)
+                )));
+            }
             let content = if args.format.is_text() {
                 Content::Text
             } else {
@@ -57,15 +63,6 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
         None => out.bytes(&bytes),
     }
     Ok(Answer::Yes)
-}
-
-/// Returns true if both paths lead to one file that is there.
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    let file = |path| {
-        let metadata = fs::metadata(path).ok().filter(Metadata::is_file)?;
-        Some((metadata.dev(), metadata.ino()))
-    };
-    file(one).is_some_and(|one| file(other) == Some(one))
 }
 
 /// The one variant that is meant. It is never chosen by the host: the file is for another.

@@ -5,7 +5,7 @@ use std::io::Write;
 use msrgate_filter::Access;
 use msrgate_policy::{
     Change, Difference, Direction, LogChange, MsrRange, Origin, SettingChange, differences,
-    one_line, registers, setting_changes,
+    one_line, registers, setting_changes, shown_name,
 };
 use serde::{Serialize, Serializer};
 
@@ -101,7 +101,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     let settings = settings(&old, &new);
     let cpu = processor::compared_on(&args.cpu, [&old, &new])?;
     let mut differences = differences(&old.program, &new.program, cpu.as_ref()).map_err(|why| {
-        let names = [&old, &new].map(|side| one_line(&side.name));
+        let names = [&old, &new].map(|side| shown_name(&side.name));
         Failure::Usage(format!(
             "{} and {} cannot be compared on all processors: {why}\n  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
             names[0], names[1]
@@ -232,11 +232,11 @@ fn print(
         writeln!(
             out,
             "{} is a filter: only what the kernel decides is compared, no settings and no events",
-            one_line(&filter.name)
+            shown_name(&filter.name)
         )?;
     }
     if settings.is_empty() && differences.is_empty() {
-        let [old, new] = [old, new].map(|side| one_line(&side.name));
+        let [old, new] = [old, new].map(|side| shown_name(&side.name));
         writeln!(out, "{old} and {new} do the same")?;
         return Ok(());
     }
@@ -300,7 +300,7 @@ fn row(
     (was_by, is_by): (Origin, Origin),
 ) -> String {
     let msrs = registers::titled_range(msrs);
-    let (was_by, is_by) = (old.place(was_by), new.place(is_by));
+    let (was_by, is_by) = (old.shown_place(was_by), new.shown_place(is_by));
     format!(
         "{:<5}  {msrs}: {was} ({was_by}) -> {is} ({is_by})",
         access.to_string()

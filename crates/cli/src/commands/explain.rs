@@ -6,7 +6,7 @@ use msrgate_filter::{Access, ExitNumber, ExitReason, MsrIndex, ReasonMask, Revis
 use msrgate_policy::registers::{self, GapKind};
 use msrgate_policy::{
     Action, Cpu, DecidedBy, Entry, Explanation, Extent, Log, Mode, MsrSet, Policy, Reported,
-    Variant, explain, one_line,
+    Variant, explain, one_line, shown_name,
 };
 use serde::Serialize;
 
@@ -284,23 +284,23 @@ impl<'c> Explained<'c> {
         match (explanation.by, explanation.entry) {
             (DecidedBy::Kvm, _) => "an x2APIC register, which KVM never filters (S3.1)".to_owned(),
             (_, Some(entry)) => {
-                let file = one_line(self.policy.text(entry.source()).name());
+                let file = shown_name(self.policy.text(entry.source()).name());
                 let (line, key) = (entry.place().line, one_line(entry.key()));
                 let when = match (entry.when(), self.cpu) {
                     (Some(_), Some(cpu)) => format!(", in a [[when]] that holds on {cpu}"),
                     _ => String::new(),
                 };
-                let by = self.included_by(entry);
-                let by = match by[..] {
-                    [] => String::new(),
-                    _ => format!(", included by {}", one_line(&by.join(", "))),
+                let by = self.included_by(entry).into_iter().map(shown_name);
+                let by = match by.collect::<Vec<_>>().join(", ") {
+                    by if by.is_empty() => by,
+                    by => format!(", included by {by}"),
                 };
                 let action = one_line(&explanation.action.to_string());
                 format!("{file}:{line} says {action} of {key}{when}{by}")
             }
             (_, None) => format!(
                 "no entry of {} decides it, so `default` holds",
-                one_line(self.policy.source().name())
+                shown_name(self.policy.source().name())
             ),
         }
     }

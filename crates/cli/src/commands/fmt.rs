@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use msrgate_policy::{format, one_line};
+use msrgate_policy::{format, shown_name};
 use serde::Serialize;
 
 use crate::cli::{FmtArgs, Format};
@@ -113,7 +113,7 @@ fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport,
         report.written = true;
     }
     if is_text && args.check && is_changed {
-        writeln!(out, "{}", one_line(source.name()))?;
+        writeln!(out, "{}", shown_name(source.name()))?;
     }
     let is_asked_for = !args.write && !args.check;
     if is_text && is_asked_for {
@@ -132,7 +132,7 @@ fn file_to_write<'i>(policy: &Path, input: &'i Input) -> Result<&'i Opened, Fail
         } if !whole::is_open_file(policy) => Ok(opened),
         _ => Err(Failure::Usage(format!(
             "{} is no file that could be written; leave out --write",
-            one_line(&input.name)
+            shown_name(&input.name)
         ))),
     }
 }

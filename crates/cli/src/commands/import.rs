@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 
 use msrgate_policy::import::{Format, Gap, Imported, Scope, import, print};
-use msrgate_policy::one_line;
+use msrgate_policy::{one_line, shown_name};
 
 use crate::cli::{FromArg, ImportArgs};
 use crate::failure::{Answer, Failure};
 use crate::load::{self, is_standard_input};
+use crate::named::name;
 use crate::output;
 use crate::processor;
 
@@ -30,12 +31,12 @@ impl FromArg {
 
 pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     let name = if is_standard_input(&args.file) {
-        "standard input"
+        "standard input".to_owned()
     } else {
-        &load::shown(&args.file)
+        name(&args.file)
     };
     let trouble = |why: String| Failure::Input {
-        what: name.to_owned(),
+        what: name.clone(),
         why,
     };
     let from = if is_standard_input(&args.file) {
@@ -50,13 +51,13 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     }
     let imported = import(&bytes, args.from.map(FromArg::format))
         .map_err(|error| trouble(error.to_string()))?;
+    let name = &shown_name(&name);
     remark(name, &imported);
     if imported.entries.is_empty() {
         // A policy without entries would refuse everything, or nothing: no one has asked for that.
         output::say(&format_args!(
             "{}: {} with nothing in it that a policy can say\n",
-            one_line(name),
-            imported.format
+            name, imported.format
         ));
         return Ok(match imported.gap {
             Some(Gap::CutOff) => Answer::Incomplete,
@@ -83,7 +84,6 @@ fn read(from: File) -> io::Result<Vec<u8>> {
 /// What the policy leaves out, on standard error.
 fn remark(name: &str, imported: &Imported) {
     let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
-    let name = one_line(name);
     match &imported.scope {
         Scope::CompiledFor(cpu) => processor::note(&format!(
             "{name} was compiled for {}; on other processors the policy may be looser or stricter than the one that the filter came from",
@@ -97,7 +97,7 @@ fn remark(name: &str, imported: &Imported) {
     for unsaid in &imported.unsaid {
         let place = match unsaid.line {
             Some(line) => format!("{name}:{line}"),
-            None => name.clone(),
+            None => name.to_owned(),
         };
         output::say(&format_args!(
             "{yellow}not said{yellow:#}: {place}: {}\n",

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use msrgate_policy::one_line;
+use msrgate_policy::shown_name;
 use msrgate_policy::trace::{LineNumber, Lines, Replay};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
@@ -118,7 +118,7 @@ fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Fai
         progress.at(number, lines.bytes());
         if stop.load(Ordering::Relaxed) {
             progress.clear();
-            let name = one_line(&trace.name);
+            let name = shown_name(&trace.name);
             output::say(&format_args!("stopped after line {number} of {name}\n"));
             return Ok(Some(number));
         }

@@ -5,7 +5,7 @@ use super::*;
 use crate::files::Place;
 
 /// A file as `fmt` reads it: opened by `name`, and looked at.
-fn opened(name: &Path) -> Opened {
+fn opened(name: &Path) -> Box<Opened> {
     let file = File::open(name).expect("a file");
     match Place::of_file(name, &file) {
         Place::File { opened, .. } => opened.expect("a regular file"),
@@ -86,7 +86,8 @@ fn owner_and_mode_are_given_to_the_open_file_whatever_its_name_leads_to() {
     let file = NamedTempFile::new_in(folder.path()).expect("a file");
     fs::remove_file(file.path()).expect("removed");
     symlink("victim", file.path()).expect("a link");
-    take_over(file.as_file(), &fs::metadata(&old).expect("a file")).expect("done");
+    let access = Access::of_path(&old, &fs::metadata(&old).expect("a file")).expect("its access");
+    access.give(file.as_file()).expect("done");
 
     let of = |one: &Metadata| (one.uid(), one.gid(), one.mode());
     let after = fs::metadata(&victim).expect("a file");

@@ -7,13 +7,14 @@
 use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
 use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, ExitReason, Filter, MsrIndex, Range, Revision,
-    SetCall, Verdict, X2APIC,
+    SetCall, SetError, Verdict, X2APIC,
 };
 use msrgate_program::{Action, Log, MsrRange};
 
 use super::draft::{Draft, Scope};
 use super::drafts::Drafts;
 use super::with_reasons::{Compiled, CompiledFilter, range_of};
+use super::wrong_json::wrong_json;
 use super::{ImportError, emitted, hexadecimal, quoted};
 
 /// The version of the shape.
@@ -74,7 +75,7 @@ fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
         return emitted::read(bytes);
     }
     let document: Document =
-        serde_json::from_slice(bytes).map_err(|error| ImportError::Json(error.to_string()))?;
+        serde_json::from_slice(bytes).map_err(|error| wrong_json(bytes, &error))?;
     Ok(Compiled {
         filter: filter(&document)?,
         made_for: document.cpu,
@@ -93,9 +94,21 @@ fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
     match (call.result(), call.published().last()) {
         (Ok(()), Some(filter)) => Ok(filter.clone()),
         (Err(error), _) => Err(ImportError::Bytes(format!(
-            "neither text nor a program, and as the bytes of a filter: {error}"
+            "neither text nor a program, and as the bytes of a filter: {}",
+            without_values(&error)
         ))),
         (Ok(()), None) => Err(ImportError::Bytes("no filter".to_owned())),
+    }
+}
+
+/// Which part of the struct is wrong. Its numbers are bytes of the file, which may be somebody's secret.
+fn without_values(error: &SetError) -> String {
+    match error {
+        SetError::UnknownFlags(_) => "its flags are neither 0 nor 1".to_owned(),
+        SetError::Range { slot, .. } => format!("range {slot} is not one that a filter may have"),
+        SetError::Unreadable(_) => "they are too few".to_owned(),
+        SetError::NoFilter(error) => error.to_string(),
+        _ => "they are none".to_owned(),
     }
 }
 
@@ -152,8 +165,8 @@ fn filter(document: &Document) -> Result<Filter, ImportError> {
     let default_action = match document.default.as_str() {
         "allow" => DefaultAction::Allow,
         "deny" => DefaultAction::Deny,
-        other => {
-            let why = format!("{} is neither `allow` nor `deny`", quoted(other));
+        _ => {
+            let why = "neither `allow` nor `deny`";
             return Err(ImportError::value("default", why));
         }
     };
@@ -173,19 +186,15 @@ fn range(window: &Window) -> Result<Range, (&'static str, String)> {
         "r" => Accesses::Read,
         "w" => Accesses::Write,
         "rw" => Accesses::Both,
-        other => {
-            return Err((
-                "access",
-                format!("{} is none of `r`, `w`, `rw`", quoted(other)),
-            ));
-        }
+        _ => return Err(("access", "none of `r`, `w`, `rw`".to_owned())),
     };
     let base = match hexadecimal(&window.base) {
         Some((base, "")) => u32::try_from(base).ok(),
         _ => None,
     };
-    let base = base.ok_or_else(|| ("base", format!("{} is no index", quoted(&window.base))))?;
-    Bitmap::words_for(window.count).map_err(|error| ("count", error.to_string()))?;
+    let base = base.ok_or(("base", "no index such as `0x10`".to_owned()))?;
+    Bitmap::words_for(window.count)
+        .map_err(|_| ("count", format!("not 1 to {}", Bitmap::MAX_COUNT)))?;
     let bytes = bytes(&window.bitmap).ok_or(("bitmap", "not bytes in hexadecimal".to_owned()))?;
     range_of(accesses, MsrIndex::new(base), window.count, &bytes)
 }

@@ -16,7 +16,8 @@ use serde::de::IgnoredAny;
 
 use super::draft::Draft;
 use super::drafts::Drafts;
-use super::{ImportError, hexadecimal, lines, quoted};
+use super::wrong_json::wrong_json;
+use super::{ImportError, hexadecimal, lines};
 
 #[derive(serde::Deserialize)]
 struct Template {
@@ -53,23 +54,24 @@ struct Bits {
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
-    let template = template(bytes).map_err(|error| ImportError::Json(error.to_string()))?;
+    let template = template(bytes).map_err(|error| wrong_json(bytes, &error))?;
     let mut drafts = Drafts::new(Action::Allow);
     let mut seen = std::collections::BTreeSet::new();
     for (number, modifier) in template.msr_modifiers.iter().enumerate() {
         let place = |key| format!("msr_modifiers[{number}].{key}");
-        let index = index(&modifier.addr).ok_or_else(|| {
+        let index = index(&modifier.addr)
+            .ok_or_else(|| ImportError::value(place("addr"), "no index such as `0x10`"))?;
+        let bits = bits(&modifier.bitmap).ok_or_else(|| {
             ImportError::value(
-                place("addr"),
-                format!("{} is no index", quoted(&modifier.addr)),
+                place("bitmap"),
+                "no bitmap of up to 64 bits, such as `0b1x0`",
             )
         })?;
-        let bits = bits(&modifier.bitmap).ok_or_else(|| {
-            let why = format!("{} is no bitmap of up to 64 bits", quoted(&modifier.bitmap));
-            ImportError::value(place("bitmap"), why)
-        })?;
         if !seen.insert(index) {
-            return Err(ImportError::value(place("addr"), format!("{index} again")));
+            return Err(ImportError::value(
+                place("addr"),
+                "an MSR that is named before",
+            ));
         }
         say(&mut drafts, index, bits);
     }
@@ -160,10 +162,7 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
                     drafts.unsaid(Some(number), what);
                 }
             }
-            Some(Err(_)) => drafts.unsaid(
-                Some(number),
-                format!("{}: an index has 32 bits", quoted(line)),
-            ),
+            Some(Err(_)) => drafts.unsaid(Some(number), "an index has 32 bits"),
             None => drafts.unsaid(Some(number), "not `0xADDRESS,0xVALUE`; passed over"),
         }
     }

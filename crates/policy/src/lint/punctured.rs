@@ -1,7 +1,7 @@
 //! Entries of includes that loosen part of what a wider entry of another text says.
 
 use msrgate_filter::Access;
-use msrgate_program::{MsrRange, MsrSet, one_line};
+use msrgate_program::{MsrRange, MsrSet, one_line, shown_name};
 
 use super::warning::{Code, Warning};
 use crate::compile::Compiled;
@@ -27,7 +27,7 @@ pub(super) fn punctured<'c>(
             .filter_map(|access| loosened(policy, puncture, access))
             .collect();
         let (key, within) = (one_line(wide.key()), one_line(narrow.key()));
-        let file = one_line(policy.text(narrow.source()).name());
+        let file = shown_name(policy.text(narrow.source()).name());
         Warning {
             code: Code::Punctured,
             entry: Some(wide),

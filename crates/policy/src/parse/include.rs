@@ -8,8 +8,7 @@ use crate::limits::{MAX_DEPTH, MAX_FILES};
 use crate::mistake::MistakeKind;
 use crate::policy::{At, SourceId};
 use crate::source::Source;
-use crate::source::quoted;
-use msrgate_program::one_line;
+use msrgate_program::{one_line, shown_name};
 
 /// Where included texts come from. Parsing itself opens no file.
 pub trait Includes {
@@ -70,6 +69,8 @@ impl Reader<'_> {
                 let below = self.below[id.number()];
                 self.below[this.number()].extend(below);
                 self.below[this.number()].insert(id);
+                let height = self.heights[this.number()].max(1 + self.heights[id.number()]);
+                self.heights[this.number()] = height;
             }
         }
     }
@@ -79,14 +80,16 @@ impl Reader<'_> {
         let this = self.current;
         let includes = self.includes.as_mut()?;
         let unreadable = |why| {
-            let path = quoted(path);
+            let path = shown_name(path);
             MistakeKind::Unreadable { path, why }
         };
-        if way.len() >= MAX_DEPTH {
-            let why = format!(
+        let too_deep = || {
+            unreadable(format!(
                 "includes lie more than {MAX_DEPTH} deep; include it from a file that is nearer to the policy"
-            );
-            self.wrong(at, unreadable(why));
+            ))
+        };
+        if way.len() >= MAX_DEPTH {
+            self.wrong(at, too_deep());
             return None;
         }
         let source = match includes.open(&self.sources[this.number()], path) {
@@ -102,6 +105,11 @@ impl Reader<'_> {
             Some(id) if way.contains(&id) => {
                 let wrong = self.cycle(path, id, way);
                 self.wrong(at, wrong);
+                None
+            }
+            // The longest row counts, whichever of them the file was read in.
+            Some(id) if way.len() + self.heights[id.number()] > MAX_DEPTH => {
+                self.wrong(at, too_deep());
                 None
             }
             Some(id) => Some(id),
@@ -127,9 +135,9 @@ impl Reader<'_> {
         let names = way[from..]
             .iter()
             .chain([&id])
-            .map(|id| quoted(self.sources[id.number()].name()));
+            .map(|id| shown_name(self.sources[id.number()].name()));
         MistakeKind::Cycle {
-            path: quoted(path),
+            path: shown_name(path),
             way: names.collect::<Vec<_>>().join(" → "),
         }
     }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use msrgate_filter::{Access, MsrIndex};
-use msrgate_program::{Action, Comparison, DecidedBy, EntryId, MsrRange, MsrSet, Rule, Rules};
+use msrgate_program::{
+    Action, Comparison, DecidedBy, EntryId, MsrRange, MsrSet, Rule, Rules, shown_name,
+};
 
 use super::active::Active;
 use super::conflict;
@@ -223,7 +225,7 @@ impl<'p> Finals<'p> {
         Some(Mistake {
             wrong: MistakeKind::LiftedByAudit {
                 fixed: quoted(&fixed.key),
-                file: quoted(self.policy.text(text).name()),
+                file: shown_name(self.policy.text(text).name()),
             },
             places: vec![
                 Label::bare(at),

@@ -36,7 +36,7 @@ pub(super) enum What {
     Repinned(u64),
 }
 
-/// The step with which a forwarded access is carried out.
+/// The response with which a forwarded access is carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carried {
     /// No access: the value of the register is the answer to a read.

@@ -1,10 +1,12 @@
 //! The errors of decoding a program.
 
+use alloc::boxed::Box;
 use core::fmt;
 
 use msrgate_filter::{Access, FilterError, MsrIndex};
 
 use crate::digest::Digest;
+use crate::shown::quoted;
 
 /// An error for bytes that are not a program. Positions are counted in bytes from 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub enum ProgramError {
         /// The expected value.
         what: &'static str,
     },
+    /// Two texts of the program have this name, so that their lines look alike.
+    SameName(Box<str>),
     /// The ranges do not form a valid filter.
     Filter(FilterError),
     /// The filter and the rules differ on this access.
@@ -59,6 +63,11 @@ impl fmt::Display for ProgramError {
             Self::Ends { at } => write!(f, "a program cut off after {at} bytes"),
             Self::Trailing { at } => write!(f, "a program of {at} bytes with more after it"),
             Self::Value { at, what } => write!(f, "before byte {at}: not {what}"),
+            Self::SameName(name) => write!(
+                f,
+                "two of its files are called `{}`; compile the policy again",
+                quoted(name)
+            ),
             Self::Filter(error) => fmt::Display::fmt(error, f),
             Self::Differs { index, access } => {
                 write!(

@@ -2,7 +2,7 @@
 //! bytes.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
@@ -37,6 +37,10 @@ pub(super) fn program(bytes: &[u8]) -> Read<Program> {
     let accept = from.list(Reader::text)?;
     let settings = from.settings(name, accept)?;
     let files = from.list(Reader::text)?;
+    let mut seen = BTreeSet::new();
+    if let Some(again) = files.iter().find(|name| !seen.insert(*name)) {
+        return Err(ProgramError::SameName(again.clone()));
+    }
     let whens = from.list(Reader::cpus)?;
     from.expect(whens.len() <= MAX_WHENS, "at most 32 whens")?;
     let variants = from.variants(&whens, files.len())?;

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use msrgate_policy::registers::{self, Gap};
 use msrgate_policy::{
     Bypass, Cause, Compiled, Enforcement, Enforcer, Extent, Policy, enforcement, one_line,
+    shown_name,
 };
 use serde::Serialize;
 
@@ -79,7 +80,7 @@ pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
     match cause {
         Cause::Puncture(id) => {
             let entry = policy.entry(id);
-            let file = one_line(policy.text(entry.source()).name());
+            let file = shown_name(policy.text(entry.source()).name());
             let (key, line) = (one_line(entry.key()), entry.place().line);
             format!("`{key}` at {file}:{line}, an included entry that lies within it, decides")
         }
@@ -120,10 +121,10 @@ fn idle(policy: &Policy, all: &[Enforcement]) -> usize {
 fn place(policy: &Policy, one: &Enforcement) -> String {
     match one.entry.map(|id| policy.entry(id)) {
         Some(entry) => {
-            let file = one_line(policy.text(entry.source()).name());
+            let file = shown_name(policy.text(entry.source()).name());
             format!("{file}:{} {}", entry.place().line, one_line(entry.key()))
         }
-        None => format!("{} default", one_line(policy.source().name())),
+        None => format!("{} default", shown_name(policy.source().name())),
     }
 }
 

@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::path::Path;
 
-use msrgate_policy::{Change, Compiled, Difference, SettingChange, differences, one_line};
+use msrgate_policy::{
+    Change, Compiled, Difference, SettingChange, differences, one_line, shown_name,
+};
 use serde::Serialize;
 
 use crate::commands::diff;
@@ -51,7 +53,7 @@ impl Within {
         if let Some(cpu) = &org.made_for {
             processor::note(&format!(
                 "{} was compiled for {}; the policy that it came from may be stricter on other processors",
-                one_line(&org.name),
+                shown_name(&org.name),
                 one_line(cpu)
             ));
         }
@@ -59,7 +61,7 @@ impl Within {
         settings.retain(|change| change.direction.may_loosen());
         let mut differences =
             differences(&org.program, &policy.program, None).map_err(|why| {
-                let (org, policy) = (one_line(&org.name), one_line(&policy.name));
+                let (org, policy) = (shown_name(&org.name), shown_name(&policy.name));
                 Failure::Usage(format!(
                     "{policy} cannot be compared with {org} on all processors: {why}\n  let fewer `[[when]]`s of them differ, or ask of each processor that matters:\n  msrgate diff {org} {policy} --fail-on looser --cpu VENDOR:FAMILY:MODEL[:STEPPING]"
                 ))
@@ -114,7 +116,7 @@ impl Within {
     }
 
     pub(super) fn print(&self, out: &mut dyn Write) -> Result<(), Failure> {
-        let org = one_line(&self.org.name);
+        let org = shown_name(&self.org.name);
         if self.holds() {
             writeln!(
                 out,

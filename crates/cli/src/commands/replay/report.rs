@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use msrgate_filter::{Access, X2APIC};
 use msrgate_policy::trace::{Fate, LineNumber, Replay, Row, Totals};
-use msrgate_policy::{Cpu, DecidedBy, Entry, explain, one_line, registers};
+use msrgate_policy::{Cpu, DecidedBy, Entry, explain, registers, shown_name};
 use serde::Serialize;
 
 use crate::failure::Answer;
@@ -163,7 +163,7 @@ pub(super) fn for_people(
     answer: Answer,
 ) -> io::Result<()> {
     let totals = replay.totals();
-    let [trace, policy] = [trace, replay.policy().source().name()].map(one_line);
+    let [trace, policy] = [trace, replay.policy().source().name()].map(shown_name);
     let (style, verdict) = match answer {
         Answer::Yes => (
             anstyle::AnsiColor::Green,

@@ -5,11 +5,11 @@ use std::io::{self, Write};
 use msrgate_filter::{Access, ExitReason, MsrIndex, Verdict};
 use msrgate_kvm::HostError;
 use msrgate_kvm::measure::{BackendKind, Measured, NotTried, Pass, Seen};
-use msrgate_policy::{Cpu, Policy, Variant, one_line, registers, write_effect};
+use msrgate_policy::{Cpu, Policy, Variant, one_line, registers, shown_name, write_effect};
 use serde::Serialize;
 
 use super::Measures;
-use crate::named::name;
+use crate::load::shown;
 use crate::output::{self, SCHEMA};
 
 #[derive(Serialize)]
@@ -152,7 +152,7 @@ pub(super) fn heading(
         Measures::Kernel(release) => writeln!(out, "A guest in a real VM, KVM of Linux {release}")?,
         Measures::Nothing => writeln!(out, "{loud}{model}{loud:#}")?,
         Measures::NothingFor(error @ HostError::Absent { device }) => {
-            writeln!(out, "{loud}no {}: {model}{loud:#}", one_line(&name(device)))?;
+            writeln!(out, "{loud}no {}: {model}{loud:#}", shown(device))?;
             writeln!(out, "  {}", error.advice())?;
         }
         Measures::NothingFor(error) => {
@@ -163,7 +163,7 @@ pub(super) fn heading(
     writeln!(
         out,
         "{}: {} in {} of 16 ranges, default {}\n",
-        one_line(policy.source().name()),
+        shown_name(policy.source().name()),
         output::count(policy.entries().len(), "entry", "entries"),
         variant.filter().ranges().len(),
         policy.default_action().word(),

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use msrgate_filter::{Access, ExitReason, MsrIndex};
 use msrgate_program::answer::Disposition;
-use msrgate_program::{Digest, Origin, Program, one_line};
+use msrgate_program::{Digest, Origin, Program, shown_name};
 
 use super::ring::{Entry, WORDS};
 use crate::gate::id::VcpuId;
@@ -187,7 +187,7 @@ impl fmt::Display for Event {
             write!(f, ", RIP {rip:#x}")?;
         }
         match (self.origin, &self.file) {
-            (Origin::Line(at), Some(file)) => write!(f, ", by {}:{}", one_line(file), at.number)?,
+            (Origin::Line(at), Some(file)) => write!(f, ", by {}:{}", shown_name(file), at.number)?,
             (Origin::Line(at), None) => write!(f, ", by line {}", at.number)?,
             (Origin::Default, _) => f.write_str(", by the policy's default")?,
             (Origin::Kvm, _) => f.write_str(", by KVM")?,

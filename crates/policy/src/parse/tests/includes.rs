@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::*;
 use crate::compile::compile;
-use crate::limits::{MAX_BYTES, MAX_FILES};
+use crate::limits::{MAX_BYTES, MAX_DEPTH, MAX_FILES};
 use crate::resolve::ResolvedPolicy;
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
@@ -110,6 +110,36 @@ fn layers_of_files_are_read_once_each() {
         .position(|one| one.name() == "6-19.toml");
     let deepest = SourceId::new(deepest.unwrap());
     assert_eq!(policy.policy().includers(deepest).len(), 7);
+}
+
+/// `1.toml` includes `2.toml`, and so on; a file may be reached first by the short way or by the long one.
+#[test]
+fn depth_of_includes_does_not_depend_on_their_order() {
+    let of_last = |last: usize, names: [&str; 2]| {
+        let file = |path: &str| {
+            let number: usize = path.strip_suffix(".toml")?.parse().ok()?;
+            let next = format!("{}.toml", number + 1);
+            let more = if number < last {
+                include([&*next])
+            } else {
+                String::new()
+            };
+            Some(Source::new(path, &format!("policy = 1\n{more}")))
+        };
+        read(&format!("{HEAD}{}", include(names)), file)
+    };
+    for names in [["1.toml", "6.toml"], ["6.toml", "1.toml"]] {
+        assert!(of_last(MAX_DEPTH - 1, names).is_ok(), "{names:?}");
+        for last in [MAX_DEPTH, MAX_DEPTH + 1] {
+            let mistakes = of_last(last, names).unwrap_err();
+            let wrongs = wrongs(&mistakes);
+            assert!(
+                wrongs[0].contains("more than 8 deep"),
+                "{names:?}: {wrongs:?}"
+            );
+            assert_eq!(wrongs.len(), 1, "{names:?}: {wrongs:?}");
+        }
+    }
 }
 
 #[test]

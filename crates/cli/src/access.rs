@@ -1,0 +1,177 @@
+//! Who may read and write a file, given to the new file that takes its place: owner, group, mode, and POSIX ACL.
+//!
+//! Nobody may do more with the new file than with the old one, but for the caller, who makes it. The bits for setuid,
+//! setgid and sticky stay behind: these files are data, and a new owner never gave them.
+
+use std::fs::{File, Metadata, Permissions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+use std::path::Path;
+
+use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr, lgetxattr};
+use rustix::io::Errno;
+
+/// The extended attribute that has a file's ACL.
+const ACL: &str = "system.posix_acl_access";
+
+/// The most bytes that Linux keeps in an extended attribute.
+const MOST_BYTES: usize = 64 << 10;
+
+/// Read, write and execute, for owner, group and others.
+const RIGHTS: u32 = 0o777;
+
+/// The access that a file grants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Access {
+    owner: u32,
+    group: u32,
+    mode: u32,
+    acl: Option<Acl>,
+}
+
+/// What became of the access when it was given to another file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Given {
+    /// All of it.
+    Whole,
+    /// The caller may not give the file this group: its members have at most what others have.
+    WithoutGroup,
+}
+
+impl Access {
+    /// Returns the access of an open file.
+    ///
+    /// # Errors
+    /// Its ACL cannot be read.
+    pub(crate) fn of_open(file: &File, metadata: &Metadata) -> io::Result<Self> {
+        let mut bytes = vec![0; MOST_BYTES];
+        let length = fgetxattr(file, ACL, &mut bytes[..]);
+        Self::with(metadata, &bytes, length)
+    }
+
+    /// Returns the access of the file at `path`, which may be one that the caller cannot open. A link is not followed.
+    ///
+    /// # Errors
+    /// Its ACL cannot be read.
+    pub(crate) fn of_path(path: &Path, metadata: &Metadata) -> io::Result<Self> {
+        let mut bytes = vec![0; MOST_BYTES];
+        let length = lgetxattr(path, ACL, &mut bytes[..]);
+        Self::with(metadata, &bytes, length)
+    }
+
+    fn with(metadata: &Metadata, bytes: &[u8], length: Result<usize, Errno>) -> io::Result<Self> {
+        let acl = match length {
+            Ok(length) => Some(Acl::of(&bytes[..length])?),
+            // The file has none, or the file system knows none.
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self {
+            owner: metadata.uid(),
+            group: metadata.gid(),
+            mode: metadata.mode(),
+            acl,
+        })
+    }
+
+    /// Gives this access to a new file of the caller, which nobody else may read yet. Where the caller may not give it
+    /// the owner, it is the caller's.
+    ///
+    /// # Errors
+    /// Mode or ACL cannot be set.
+    pub(crate) fn give(&self, new: &File) -> io::Result<Given> {
+        let before = new.metadata()?;
+        if (before.uid(), before.gid()) != (self.owner, self.group) {
+            // Only the superuser may give any file away; whoever is in the group may still give it the group.
+            let whole = fchown(new, Some(self.owner), Some(self.group));
+            let _ = whole.or_else(|_| fchown(new, None, Some(self.group)));
+        }
+        let given = if new.metadata()?.gid() == self.group {
+            Given::Whole
+        } else {
+            Given::WithoutGroup
+        };
+        match (&self.acl, given) {
+            (Some(acl), Given::Whole) => acl.set(new)?,
+            (Some(acl), Given::WithoutGroup) => acl.without_group().set(new)?,
+            (None, _) => {
+                // One that it has from its folder: entries of it would come to life with the mode's bits for the group.
+                remove_acl(new)?;
+                new.set_permissions(Permissions::from_mode(self.rights(given)))?;
+            }
+        }
+        Ok(given)
+    }
+
+    /// The mode's bits. Members of a group that is lost become others, and others the members of the new group.
+    const fn rights(&self, given: Given) -> u32 {
+        let rights = self.mode & RIGHTS;
+        match given {
+            Given::Whole => rights,
+            Given::WithoutGroup => {
+                let others = rights & (rights >> 3) & 0o7;
+                rights & 0o700 | others << 3 | others
+            }
+        }
+    }
+}
+
+fn remove_acl(file: impl AsFd) -> io::Result<()> {
+    match fremovexattr(file, ACL) {
+        Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// An ACL as the attribute has it: a version, then entries of eight bytes, each a tag, rights, and a user or group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Acl(Vec<u8>);
+
+impl Acl {
+    const VERSION: [u8; 4] = 2u32.to_le_bytes();
+    const OWNING_GROUP: u16 = 0x04;
+    const MASK: u16 = 0x10;
+    const OTHERS: u16 = 0x20;
+
+    fn of(bytes: &[u8]) -> io::Result<Self> {
+        match bytes.strip_prefix(&Self::VERSION) {
+            Some(entries) if entries.len() % 8 == 0 => Ok(Self(bytes.to_owned())),
+            _ => Err(io::Error::other("an ACL of an unknown form")),
+        }
+    }
+
+    fn set(&self, file: impl AsFd) -> io::Result<()> {
+        Ok(fsetxattr(file, ACL, &self.0, XattrFlags::empty())?)
+    }
+
+    fn rights_of(&self, wanted: u16) -> Option<u16> {
+        let (_, entries) = self.0.split_at(Self::VERSION.len());
+        let (entries, _) = entries.as_chunks::<8>();
+        entries.iter().find_map(|&[t0, t1, r0, r1, ..]| {
+            (u16::from_le_bytes([t0, t1]) == wanted).then(|| u16::from_le_bytes([r0, r1]))
+        })
+    }
+
+    /// The ACL for a file of another group, which gets nothing by it. Members of the lost group become others.
+    fn without_group(&self) -> Self {
+        let mask = self.rights_of(Self::MASK).unwrap_or(0o7);
+        let lost = self.rights_of(Self::OWNING_GROUP).unwrap_or(0) & mask;
+        let mut acl = self.clone();
+        let (_, entries) = acl.0.split_at_mut(Self::VERSION.len());
+        let (entries, _) = entries.as_chunks_mut::<8>();
+        for [t0, t1, r0, r1, ..] in entries {
+            let rights = u16::from_le_bytes([*r0, *r1]);
+            let fewer = match u16::from_le_bytes([*t0, *t1]) {
+                Self::OWNING_GROUP => 0,
+                Self::OTHERS => rights & lost,
+                _ => rights,
+            };
+            [*r0, *r1] = fewer.to_le_bytes();
+        }
+        acl
+    }
+}
+
+#[cfg(test)]
+mod tests;

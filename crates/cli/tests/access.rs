@@ -1,0 +1,259 @@
+//! Who may read and write a file after `fmt --write` and `compile -o` have put another in its place.
+//!
+//! What other users may do is seen as root only, who can become them; `MSRGATE_REQUIRE=root` makes a skipped test fail.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use rustix::fs::{XattrFlags, lgetxattr, setxattr};
+use tempfile::TempDir;
+
+const UNTIDY: &str = "default=\"deny\"\npolicy=1\n[msrs]\n0x10={read=\"allow\",write=\"allow\"}\n";
+
+const OWNER: u32 = 1001;
+const CALLER: u32 = 1002;
+const TEAM: u32 = 2000;
+
+/// The two commands that put a file in the place of another.
+#[derive(Clone, Copy, Debug)]
+enum Writer {
+    Fmt,
+    Compile,
+}
+
+const WRITERS: [Writer; 2] = [Writer::Fmt, Writer::Compile];
+
+/// A file in a folder where everybody may make files.
+struct Place {
+    folder: TempDir,
+    file: PathBuf,
+}
+
+impl Place {
+    fn new(mode: u32) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let all = Permissions::from_mode(0o777);
+        fs::set_permissions(folder.path(), all).expect("set");
+        let file = folder.path().join("p.toml");
+        fs::write(&file, UNTIDY).expect("written");
+        fs::write(folder.path().join("from.toml"), UNTIDY).expect("written");
+        fs::set_permissions(&file, Permissions::from_mode(mode)).expect("set");
+        Self { folder, file }
+    }
+
+    /// One that belongs to another user than the caller.
+    fn of_owner(group: u32, mode: u32) -> Self {
+        let place = Self::new(mode);
+        chown(&place.file, Some(OWNER), Some(group)).expect("root");
+        // A change of the owner takes setuid away.
+        fs::set_permissions(&place.file, Permissions::from_mode(mode)).expect("set");
+        place
+    }
+
+    fn run(&self, mut command: Command, writer: Writer) -> Output {
+        match writer {
+            Writer::Fmt => command.args(["fmt", "--write", "p.toml"]),
+            Writer::Compile => command.args(["compile", "from.toml", "-o", "p.toml"]),
+        };
+        let before = fs::metadata(&self.file).expect("a file").ino();
+        let output = command.current_dir(self.folder.path()).output();
+        let output = output.expect("the command runs");
+        assert_eq!(output.status.code(), Some(0), "{writer:?}: {output:?}");
+        assert_ne!(fs::metadata(&self.file).expect("a file").ino(), before);
+        output
+    }
+
+    /// Owner, group, and mode.
+    fn access(&self) -> (u32, u32, u32) {
+        let metadata = fs::metadata(&self.file).expect("a file");
+        (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777)
+    }
+}
+
+fn msrgate() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_msrgate"))
+}
+
+/// The command as the caller, who is in a group of his own, and in these.
+fn as_caller(groups: &[u32]) -> Command {
+    let mut command = Command::new("setpriv");
+    command.arg(format!("--reuid={CALLER}"));
+    command.arg(format!("--regid={CALLER}"));
+    let groups: Vec<_> = groups.iter().map(u32::to_string).collect();
+    match groups[..] {
+        [] => command.arg("--clear-groups"),
+        _ => command.arg(format!("--groups={}", groups.join(","))),
+    };
+    command.arg(env!("CARGO_BIN_EXE_msrgate"));
+    command
+}
+
+/// Returns true where other users can be had; says loudly that a test is skipped where not.
+fn can_become_others() -> bool {
+    let version = as_caller(&[]).arg("--version").output();
+    let can = version.is_ok_and(|output| output.status.success());
+    if !can {
+        let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
+        let is_required = required.split(',').any(|one| one == "root");
+        assert!(!is_required, "MSRGATE_REQUIRE=root, but this is not root");
+        eprintln!("SKIPPED: not root, or no setpriv(1), or msrgate is where others cannot run it");
+    }
+    can
+}
+
+#[test]
+fn setuid_setgid_and_sticky_are_not_carried_over() {
+    for writer in WRITERS {
+        let place = Place::new(0o7755);
+        place.run(msrgate(), writer);
+        assert_eq!(place.access().2, 0o755, "{writer:?}");
+    }
+}
+
+#[test]
+fn setuid_file_of_another_user_becomes_no_setuid_file_of_the_caller() {
+    if !can_become_others() {
+        return;
+    }
+    for writer in WRITERS {
+        let place = Place::of_owner(OWNER, 0o6755);
+        place.run(as_caller(&[]), writer);
+        assert_eq!(place.access(), (CALLER, CALLER, 0o755), "{writer:?}");
+        let place = Place::of_owner(OWNER, 0o6755);
+        place.run(msrgate(), writer);
+        assert_eq!(place.access(), (OWNER, OWNER, 0o755), "{writer:?}");
+    }
+}
+
+#[test]
+fn group_is_kept_where_the_caller_is_in_it_and_gives_no_other_group_its_rights() {
+    if !can_become_others() {
+        return;
+    }
+    for writer in WRITERS {
+        let place = Place::of_owner(TEAM, 0o664);
+        let output = place.run(as_caller(&[TEAM]), writer);
+        assert_eq!(place.access(), (CALLER, TEAM, 0o664), "{writer:?}");
+        assert!(output.stderr.is_empty(), "{output:?}");
+        for (before, after) in [(0o664, 0o644), (0o606, 0o600), (0o666, 0o666)] {
+            let place = Place::of_owner(TEAM, before);
+            let output = place.run(as_caller(&[]), writer);
+            assert_eq!(place.access(), (CALLER, CALLER, after), "{writer:?}");
+            let said = String::from_utf8(output.stderr).expect("text");
+            assert!(
+                said.contains("p.toml could not be given its group 2000"),
+                "{said}"
+            );
+        }
+    }
+    // One that the caller may not even read.
+    let place = Place::of_owner(TEAM, 0o660);
+    place.run(as_caller(&[]), Writer::Compile);
+    assert_eq!(place.access(), (CALLER, CALLER, 0o600));
+}
+
+/// The rights of an ACL's entries: of the owner, a user, the owning group, the mask and others.
+fn acl(user: u32, rights: [u16; 5]) -> Vec<u8> {
+    let entry = |tag: u16, rights: u16, id: u32| {
+        let (tag, rights) = (tag.to_le_bytes(), rights.to_le_bytes());
+        [&tag[..], &rights, &id.to_le_bytes()].concat()
+    };
+    let none = u32::MAX;
+    let tags = [(1, none), (2, user), (4, none), (0x10, none), (0x20, none)];
+    let entries = tags.into_iter().zip(rights);
+    let entries = entries.map(|((tag, id), rights)| entry(tag, rights, id));
+    [2u32.to_le_bytes().to_vec()]
+        .into_iter()
+        .chain(entries)
+        .flatten()
+        .collect()
+}
+
+const ACL: &str = "system.posix_acl_access";
+const ACL_OF_NEW_FILES: &str = "system.posix_acl_default";
+
+/// Sets an ACL; says loudly that a test is skipped where the file system has none.
+fn has_acl(path: &Path, name: &str, acl: &[u8]) -> bool {
+    let set = setxattr(path, name, acl, XattrFlags::empty());
+    if let Err(error) = set {
+        eprintln!("SKIPPED: no ACLs on the file system of temporary files: {error}");
+    }
+    set.is_ok()
+}
+
+fn acl_of(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; 4096];
+    let length = lgetxattr(path, ACL, &mut bytes[..]).ok()?;
+    bytes.truncate(length);
+    Some(bytes)
+}
+
+#[test]
+fn acl_is_carried_over() {
+    for writer in WRITERS {
+        let place = Place::new(0o600);
+        let wanted = acl(1003, [6, 6, 0, 6, 0]);
+        if !has_acl(&place.file, ACL, &wanted) {
+            return;
+        }
+        place.run(msrgate(), writer);
+        assert_eq!(acl_of(&place.file), Some(wanted), "{writer:?}");
+        assert_eq!(place.access().2, 0o660, "{writer:?}");
+    }
+}
+
+#[test]
+fn acl_of_a_file_whose_owner_or_group_is_lost_lets_nobody_do_more() {
+    if !can_become_others() {
+        return;
+    }
+    for writer in WRITERS {
+        for (groups, before, after) in [
+            (&[TEAM][..], [6, 6, 4, 6, 4], [6, 6, 4, 6, 4]),
+            (&[], [6, 6, 4, 6, 4], [6, 6, 0, 6, 4]),
+            (&[], [6, 6, 0, 6, 4], [6, 6, 0, 6, 0]),
+        ] {
+            let place = Place::of_owner(TEAM, 0o644);
+            // The caller has to read the file: as the user whom the ACL names.
+            if !has_acl(&place.file, ACL, &acl(CALLER, before)) {
+                return;
+            }
+            place.run(as_caller(groups), writer);
+            assert_eq!(acl_of(&place.file), Some(acl(CALLER, after)), "{writer:?}");
+        }
+    }
+}
+
+/// The ACL that a folder gives to new files is no part of the file that a new one replaces.
+#[test]
+fn acl_of_the_folder_is_not_given_to_a_file_that_had_none() {
+    for writer in WRITERS {
+        let place = Place::new(0o660);
+        let of_folder = acl(1003, [6, 6, 0, 6, 0]);
+        if !has_acl(place.folder.path(), ACL_OF_NEW_FILES, &of_folder) {
+            return;
+        }
+        place.run(msrgate(), writer);
+        assert_eq!(acl_of(&place.file), None, "{writer:?}");
+        assert_eq!(place.access().2, 0o660, "{writer:?}");
+    }
+}
+
+/// A rename parts hard links, as it does in most editors.
+#[test]
+fn hard_link_that_becomes_a_file_of_its_own_is_named_on_stderr() {
+    for writer in WRITERS {
+        let place = Place::new(0o644);
+        let other = place.folder.path().join("other.toml");
+        fs::hard_link(&place.file, &other).expect("a link");
+        let output = place.run(msrgate(), writer);
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert!(said.contains("p.toml was one of 2 hard links"), "{said}");
+        assert_eq!(fs::read_to_string(other).expect("read"), UNTIDY);
+        // It is none any more.
+        fs::write(&place.file, UNTIDY).expect("written");
+        assert!(place.run(msrgate(), writer).stderr.is_empty());
+    }
+}

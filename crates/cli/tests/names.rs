@@ -1,0 +1,198 @@
+//! Names of files, in all that a person or a program is shown: each file has its own.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use msrgate_policy::is_seen;
+use serde_json::Value;
+
+const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
+
+/// It has no canonical form, so that `fmt --check` names its file.
+const UNTIDY: &str = "policy=1\ndefault='deny'\n";
+
+fn run<A: AsRef<OsStr>>(folder: &Path, arguments: &[A]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    command.args(arguments).current_dir(folder);
+    let command = command.env("NO_COLOR", "1").stdin(Stdio::null());
+    command.output().expect("msrgate runs")
+}
+
+fn said(output: &Output) -> String {
+    let both = [&output.stdout[..], &output.stderr].concat();
+    String::from_utf8(both).expect("text")
+}
+
+#[test]
+fn names_that_differ_in_hidden_characters_look_different() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let names: [(&[u8], &str); 10] = [
+        (b"a\x1b.toml", r"a\x1b.toml"),
+        (b"a\x01.toml", r"a\x01.toml"),
+        (b"a?.toml", "a?.toml"),
+        (b"a b.toml", "a b.toml"),
+        (b"a\nb.toml", r"a\nb.toml"),
+        (b"a\tb.toml", r"a\tb.toml"),
+        ("a\u{202e}.toml".as_bytes(), r"a\u{202e}.toml"),
+        ("a\u{fffd}.toml".as_bytes(), "a\u{fffd}.toml"),
+        (b"a\xff.toml", r"a\xff.toml"),
+        (b"a\\x1b.toml", r"a\\\\x1b.toml"),
+    ];
+    let paths = names.map(|(path, _)| OsStr::from_bytes(path));
+    for path in paths {
+        fs::write(folder.join(path), UNTIDY).expect("written");
+    }
+    let check = [OsStr::new("fmt"), OsStr::new("--check")];
+    let output = run(folder, &[&check[..], &paths].concat());
+    let text = String::from_utf8(output.stdout).expect("text");
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines, names.map(|(_, shown)| shown));
+
+    // Each command that names its file.
+    for (path, shown) in names {
+        let path = OsStr::from_bytes(path);
+        let word = OsStr::new;
+        for arguments in [
+            &[word("check"), word("--host"), word("none"), path][..],
+            &[word("check"), word("--within"), path, word("allow-all")],
+            &[word("explain"), path, word("0x10")],
+            &[word("diff"), path, word("allow-all")],
+            &[word("test"), word("--backend"), word("model"), path],
+            &[word("import"), path],
+            &[word("replay"), word("allow-all"), path],
+            &[word("compile"), path, word("-o"), path],
+        ] {
+            let said = said(&run(folder, arguments));
+            assert!(said.contains(shown), "{arguments:?}: {said}");
+            assert!(is_seen(&said), "{arguments:?}: {said:?}");
+        }
+        fs::write(folder.join(path), UNTIDY).expect("written");
+    }
+    // Programs get the name itself, which JSON has escapes for.
+    let output = run(
+        folder,
+        &[
+            "fmt",
+            "--check",
+            "--format",
+            "json",
+            "a\u{1b}.toml",
+            "a\nb.toml",
+        ],
+    );
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(report["files"][0]["file"], "a\u{1b}.toml");
+    assert_eq!(report["files"][1]["file"], "a\nb.toml");
+}
+
+#[test]
+fn file_is_not_shown_as_a_shipped_policy_or_standard_input() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let entry = format!("{HEAD}[msrs]\n0x12345 = \"r\"\n");
+    for name in ["linux-boot.toml (shipped)", "standard input"] {
+        fs::write(folder.join(name), &entry).expect("written");
+        let wanted = format!("./{name}");
+        for arguments in [
+            &["check", "--host", "none", name][..],
+            &["explain", name, "0x12345"],
+            &["diff", name, "linux-boot"],
+            &["diff", "linux-boot", name],
+        ] {
+            let text = said(&run(folder, arguments));
+            assert!(text.contains(&wanted), "{arguments:?}: {text}");
+        }
+        let output = run(folder, &["explain", "--format", "json", name, "0x12345"]);
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(report[0]["file"], *wanted);
+        // A program keeps no folders, and has the same name for it.
+        for path in [name, &*folder.join(name).to_string_lossy()] {
+            let output = run(folder, &["compile", path, "-o", "program"]);
+            assert!(output.status.success(), "{output:?}");
+            let text = said(&run(folder, &["diff", "program", "linux-boot"]));
+            assert!(text.contains(&format!("({wanted}:4)")), "{text}");
+        }
+    }
+}
+
+/// Paths that differ at their beginning, their end, or in the middle.
+#[test]
+fn long_names_are_not_cut() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = fs::canonicalize(folder.path()).expect("a path");
+    let deep = format!("{}/{}", "d".repeat(100), "e".repeat(100));
+    fs::create_dir_all(folder.join(&deep)).expect("a folder");
+    let names = [1, 2, 3].map(|number| format!("{deep}/{number}.toml"));
+    let including = |name: &str| format!("include = [\"{name}\"]\n");
+    fs::write(
+        folder.join("p.toml"),
+        format!("{HEAD}{}", including(&names[0])),
+    )
+    .expect("written");
+    for (name, next) in names.iter().zip(["2.toml", "3.toml", "1.toml"]) {
+        fs::write(
+            folder.join(name),
+            format!("policy = 1\n{}", including(next)),
+        )
+        .expect("written");
+    }
+    let way = [0, 1, 2, 0].map(|at| format!("{}/{}", folder.display(), names[at]));
+    let way = way.join(" → ");
+    let output = run(&folder, &["check", "--format", "json", "p.toml"]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let message = report["mistakes"][0]["message"]
+        .as_str()
+        .expect("a message");
+    assert!(message.contains(&way), "{message}");
+    let text = said(&run(&folder, &["check", "p.toml"]));
+    let joined: String = text.split(['\n', '│', ' ']).collect();
+    assert!(joined.contains(&way.replace(' ', "")), "{text}");
+    // A name that leads nowhere is quoted whole, too.
+    let absent = format!("{deep}/absent.toml");
+    fs::write(
+        folder.join("p.toml"),
+        format!("{HEAD}{}", including(&absent)),
+    )
+    .expect("written");
+    let output = run(&folder, &["check", "--format", "json", "p.toml"]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let message = report["mistakes"][0]["message"]
+        .as_str()
+        .expect("a message");
+    assert!(message.contains(&absent), "{message}");
+}
+
+#[test]
+fn conflict_of_two_files_names_both_in_json() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let policy = format!("{HEAD}include = [\"i.toml\"]\n[msrs]\n0x10 = \"r\"\n");
+    fs::write(folder.join("p.toml"), policy).expect("written");
+    fs::write(
+        folder.join("i.toml"),
+        "policy = 1\n[msrs]\n# two lines\n\n  0x10 = \"w\"\n",
+    )
+    .expect("written");
+    let output = run(folder, &["check", "--format", "json", "p.toml"]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let mistakes = report["mistakes"].as_array().expect("mistakes");
+    assert_eq!(mistakes.len(), 1, "{report}");
+    let place = |one: &Value| {
+        let file = one["file"].as_str().expect("a file");
+        let file = Path::new(file).file_name().and_then(OsStr::to_str);
+        let (line, column) = (one["line"].as_u64(), one["column"].as_u64());
+        (file.map(str::to_owned), line, column)
+    };
+    let others = mistakes[0]["others"].as_array().expect("other places");
+    let mut places = vec![place(&mistakes[0]), place(&others[0])];
+    places.sort();
+    let wanted = [("i.toml", 5, 3), ("p.toml", 5, 1)];
+    let wanted =
+        wanted.map(|(file, line, column)| (Some(file.to_owned()), Some(line), Some(column)));
+    assert_eq!(places, wanted);
+    assert!(others[0]["says"].is_string(), "{report}");
+}
