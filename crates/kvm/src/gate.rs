@@ -40,6 +40,7 @@
 //! # }
 //! ```
 
+mod beside;
 mod bound;
 mod chosen;
 mod cpuid;
@@ -72,6 +73,7 @@ mod tests;
 mod thread;
 mod vcpu;
 mod vm;
+mod watch;
 
 use std::fmt;
 use std::os::fd::AsRawFd;
@@ -83,6 +85,7 @@ use msrgate_program::{Program, Update};
 
 use crate::probe::{HostCaps, IgnoreMsrs};
 
+pub use beside::Beside;
 pub use cpuid::{CpuidEntry, CpuidLeaves};
 pub use device::{
     BadState, Copied, Device, DeviceContext, GuestMemory, GuestPhysical, NotMapped, Written,
@@ -95,7 +98,9 @@ pub use outcome::{HandlerRequest, Outcome, Violation};
 pub use seen::FirstAccess;
 pub use system_calls::{Ioctl, SystemCalls};
 pub use vcpu::VcpuGate;
+pub use watch::{Told, Watcher};
 
+use beside::CurrentBeside;
 use chosen::{Alive, Chosen};
 use cpuid::GuestCpuid;
 use events::{Counted, Events, VcpuLogs};
@@ -180,6 +185,7 @@ impl Gate {
             opened: PassRequests::default(),
             options,
             host: host.clone(),
+            beside: CurrentBeside::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -225,7 +231,7 @@ impl Gate {
         }
         self.shared.check_registers(&*vm)?;
         let responder = self.shared.current.get().thing;
-        let (filter, reasons) = control.first_filter(&responder)?;
+        let (filter, reasons) = control.first_filter(&responder, &self.shared)?;
         self.start_publisher(&responder)?;
         vm.replace(&filter, reasons)?;
         control.vm = Some(vm);
@@ -285,7 +291,9 @@ impl Gate {
         let has_whens = program.variants().len() > 1;
         let responder = Arc::new(Responder::new(program, cpuid.cpu())?);
         if has_whens {
-            let (filter, reasons) = filters::first_filter(&responder)?;
+            let beside = self.shared.beside.get();
+            let filter = filters::first_filter(&responder, &beside)?;
+            let reasons = self.shared.reasons(&responder, &beside);
             let vm = control.vm()?;
             self.start_publisher(&responder)?;
             self.shared
@@ -320,7 +328,7 @@ impl Gate {
         let cpu = control.chosen.as_ref().map(Chosen::cpu);
         let new = Responder::new(Arc::clone(&program), cpu.unwrap_or(&example))?;
         let new = Arc::new(new);
-        let (filter, reasons) = control.first_filter(&new)?;
+        let (filter, reasons) = control.first_filter(&new, &self.shared)?;
         let vm = control.vm()?;
         self.start_publisher(&new)?;
         // The old program last: a series of refused programs must not push it out of the list.
@@ -329,6 +337,39 @@ impl Gate {
         self.shared.try_out(new, || vm.replace(&filter, reasons))?;
         control.past = Past::Other;
         Ok(())
+    }
+
+    /// Puts beside the program's filter and mask what the VMM asks for itself: for a library that gives a VMM a
+    /// gate without its knowledge. From then on an access is let through only if the policy and the VMM's filter
+    /// both allow it. Where the policy allows it and the VMM's filter does not, or where KVM refuses it and the
+    /// VMM's mask asks for that, [`VcpuGate::answer`] gives [`AnswerError::Theirs`] and the exit back as the kernel
+    /// made it; where the VMM's mask asks for no exit, the guest gets #GP. Accesses that have been let through once
+    /// they were seen stay so, as far as the new filter allows them.
+    ///
+    /// # Errors
+    /// Both filters together take more ranges than KVM has, the gate is in no VM, or the kernel refuses the filter. What was
+    /// beside the program before still is.
+    pub fn set_beside(&self, new: Beside) -> Result<(), GateError> {
+        let mut control = self.shared.lock();
+        let responder = self.shared.current.get().thing;
+        let _making = self.shared.opened.making();
+        let before = self.shared.beside.replace(Arc::new(new));
+        let set = self.set_for_both(&mut control, &responder);
+        if set.is_err() {
+            self.shared.beside.replace(before);
+        }
+        set
+    }
+
+    fn set_for_both(&self, control: &mut Control, responder: &Responder) -> Result<(), GateError> {
+        let (filter, reasons) = if control.is_chosen(responder.program()) {
+            let (beside, opened) = (self.shared.beside.get(), self.shared.opened.all());
+            let filter = filters::filter_opened_for(responder, &beside, &opened)?;
+            (filter, self.shared.reasons(responder, &beside))
+        } else {
+            control.first_filter(responder, &self.shared)?
+        };
+        Ok(control.vm()?.replace(&filter, reasons)?)
     }
 
     /// The program in force; before [`Self::install`], the program that `install` will put in force.
@@ -488,7 +529,7 @@ fn check(program: &Arc<Program>, host: &HostCaps, options: &GateOptions) -> Resu
         if reads_memory && responder.devices().next().is_some() && options.memory.is_none() {
             return Err(GateError::NoMemory);
         }
-        filters::first_filter(&responder)?;
+        filters::first_filter(&responder, &Beside::default())?;
     }
     Ok(())
 }

@@ -164,6 +164,7 @@ fn gate_answer_state_and_vcpu_error_messages() {
             access: Access::Read,
         },
         AnswerError::Gone,
+        AnswerError::Theirs,
         AnswerError::Vcpu(VcpuError::NotReset { vcpu }),
         AnswerError::Stale,
     ];

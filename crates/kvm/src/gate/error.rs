@@ -165,6 +165,9 @@ pub enum AnswerError {
     Gone,
     /// The `VcpuGate` does not answer for this vCPU, or the vCPU was not reset.
     Vcpu(VcpuError),
+    /// The VMM's own filter or mask asks for the exit, and the policy does not refuse the access: the exit is there as
+    /// the kernel made it, for the VMM to answer. It comes only after [`Gate::set_beside`](super::Gate::set_beside).
+    Theirs,
     /// The handler request is of an exit that has been answered, or is gone.
     Stale,
 }
@@ -182,6 +185,9 @@ impl fmt::Display for AnswerError {
             ),
             Self::Gone => f.write_str("the gate that sets this VM's filters is gone"),
             Self::Vcpu(error) => error.fmt(f),
+            Self::Theirs => {
+                f.write_str("the exit is one that the VMM's own filter or mask asks for")
+            }
             Self::Stale => f.write_str("the exit that this answers has been answered, or is gone"),
         }
     }

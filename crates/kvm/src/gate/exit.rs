@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use msrgate_filter::{Access, Exit, MsrIndex, Reply};
+use msrgate_filter::{Access, Exit, ExitReason, MsrIndex, Reply};
 use msrgate_program::answer::{
     Answer, Carried, Disposition, Forwarded, Responder, Response, VcpuState,
 };
 use msrgate_program::{CpuidBit, Mode};
 
+use super::beside::Claim;
 use super::chosen::Alive;
 use super::cpuid::{GuestCpuid, ReliedOn};
 use super::device::{self, Device, MicrocodeDevice, Through};
@@ -24,6 +25,7 @@ use super::published::Generation;
 use super::rewind_timer::{Filter, RewindTimer, Wait};
 use super::seen::Touch;
 use super::shared::Shared;
+use super::watch::Told;
 use crate::sys::calls::{self, Level, Taken};
 
 /// The state of one vCPU, without the program that answers its exits.
@@ -61,6 +63,8 @@ pub(super) enum MayNest {
 enum Done {
     Reply(Reply, Disposition),
     Rewound,
+    /// By the VMM's own filter: nothing is told of it.
+    TheirFault,
 }
 
 /// The number of the next `VcpuGate`.
@@ -145,6 +149,9 @@ impl Answering {
             self.rip = port.rip();
             port.ask_for_registers();
         }
+        if exit.reason != ExitReason::Filter && self.shared.beside.get().is_first(exit) {
+            return Err(theirs(port, exit));
+        }
         let answer = program.thing.respond(&mut self.state, exit);
         let done = match answer.response {
             Response::Reply(reply) => Done::Reply(reply, answer.disposition),
@@ -166,6 +173,7 @@ impl Answering {
             Response::Rewind | Response::Open => self.let_through(program, port, exit, &answer)?,
             Response::Kill => {
                 self.tell(program, exit, &answer, answer.disposition);
+                self.watch(program, exit, &answer, answer.disposition);
                 port.settle();
                 return Ok(Outcome::Kill(Violation {
                     vcpu: self.id,
@@ -180,10 +188,12 @@ impl Answering {
             Done::Reply(reply, disposition) => {
                 self.rewound = RewindTimer::never();
                 self.tell(program, exit, &answer, disposition);
+                self.watch(program, exit, &answer, disposition);
                 port.reply(reply);
                 port.settle();
             }
             Done::Rewound => {}
+            Done::TheirFault => port.settle(),
         }
         Ok(Outcome::Resume)
     }
@@ -243,6 +253,17 @@ impl Answering {
             let opened = &self.shared.opened;
             opened.ask(program.number, exit.index, exit.access)?;
         }
+        match self.shared.beside.get().claim(exit) {
+            Claim::None => {}
+            Claim::Exit => {
+                self.watch_opened(program, exit, answer);
+                return Err(theirs(port, exit));
+            }
+            Claim::Fault => {
+                self.watch_opened(program, exit, answer);
+                return Ok(Done::TheirFault);
+            }
+        }
         let waited = (program.number, exit.index, exit.access);
         let filter = if self.shared.opened.is_settled() {
             Filter::Set
@@ -254,6 +275,9 @@ impl Answering {
         if wait == Wait::TooLong {
             let Exit { index, access, .. } = *exit;
             return Err(AnswerError::OtherFilter { index, access });
+        }
+        if wait == Wait::Begin {
+            self.watch_opened(program, exit, answer);
         }
         port.rewind()?;
         // The publisher may need this processor. Once the publisher has taken the requests, it has most
@@ -360,6 +384,33 @@ impl Answering {
         }
     }
 
+    /// Tells the watcher of an answer, if there is one.
+    #[inline]
+    fn watch(
+        &self,
+        program: &Generation<Responder>,
+        exit: &Exit,
+        answer: &Answer<'_>,
+        disposition: Disposition,
+    ) {
+        if let Some(watcher) = &self.shared.options.watcher {
+            let rules = program.thing.variant().rules();
+            watcher.told(&Told {
+                vcpu: self.id,
+                exit: *exit,
+                disposition,
+                origin: rules.origin(answer.decided_by()),
+            });
+        }
+    }
+
+    /// Tells the watcher of an access that is seen and then let through, once for all turns of its wait.
+    fn watch_opened(&self, program: &Generation<Responder>, exit: &Exit, answer: &Answer<'_>) {
+        if answer.response == Response::Open {
+            self.watch(program, exit, answer, answer.disposition);
+        }
+    }
+
     /// Logs an access as an event, unless the limit holds it back.
     #[inline(never)]
     fn note(
@@ -395,6 +446,12 @@ impl Answering {
             digest: responder.program().digest(),
         });
     }
+}
+
+/// Leaves an exit to the VMM, as the kernel made it.
+fn theirs(port: &mut impl Port, exit: &Exit) -> AnswerError {
+    port.reply(Reply::value(exit.data));
+    AnswerError::Theirs
 }
 
 /// The state that a vCPU had under the program before the current one.

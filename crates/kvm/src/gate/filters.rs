@@ -1,26 +1,34 @@
 //! The filters that a gate sets in the kernel for a program.
 
-use msrgate_filter::{
-    Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, ReasonMask, Revision,
-};
+use msrgate_filter::{Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, Revision};
 use msrgate_program::answer::Responder;
 use msrgate_program::{CompileError, PackError};
 
+use super::beside::Beside;
 use super::pass_requests::Wanted;
 
-/// Returns the filter with which a program starts, and its mask of exit reasons.
-pub(super) fn first_filter(responder: &Responder) -> Result<(Filter, ReasonMask), CompileError> {
-    let reasons = responder.variant().reasons();
-    let filter = if responder.is_traced() {
-        match responder.verdicts(&[]).pack() {
+/// Returns the filter with which a program starts.
+pub(super) fn first_filter(responder: &Responder, beside: &Beside) -> Result<Filter, CompileError> {
+    filter_opened_for(responder, beside, &[])
+}
+
+/// Returns the program's filter, open for these accesses if it fits.
+pub(super) fn filter_opened_for(
+    responder: &Responder,
+    beside: &Beside,
+    opened: &[Single],
+) -> Result<Filter, CompileError> {
+    if responder.is_traced() {
+        match beside.pack(&responder.verdicts(opened)) {
             // The narrowest filter always fits: it is opened for accesses as vCPUs wait for them.
-            Err(CompileError::Pack(_)) => responder.fewest_verdicts(&[]).pack()?,
-            packed => packed?,
+            Err(CompileError::Pack(_)) => beside.pack(&responder.fewest_verdicts(&[])),
+            packed => packed,
         }
+    } else if beside.filter.is_some() {
+        beside.pack(&responder.verdicts(&[]))
     } else {
-        responder.variant().filter().clone()
-    };
-    Ok((filter, reasons))
+        Ok(responder.variant().filter().clone())
+    }
 }
 
 /// Returns a filter that refuses every access: it has one range that allows nothing (S2.3).
@@ -35,14 +43,18 @@ pub(super) fn deny_all() -> Result<Filter, CompileError> {
 type Single = (MsrIndex, Access);
 
 /// Returns the widest filter that fits, and the requested accesses that it allows.
-pub(super) fn fitting(responder: &Responder, wanted: &Wanted) -> Option<(Filter, Vec<Single>)> {
+pub(super) fn fitting(
+    responder: &Responder,
+    beside: &Beside,
+    wanted: &Wanted,
+) -> Option<(Filter, Vec<Single>)> {
     for opened in [&wanted.all, &wanted.waiting] {
-        if let Ok(filter) = responder.verdicts(opened).pack() {
+        if let Ok(filter) = beside.pack(&responder.verdicts(opened)) {
             return Some((filter, opened.clone()));
         }
     }
     // Any sixteen single MSRs fit.
     let few: Vec<_> = wanted.waiting.iter().copied().take(16).collect();
-    let filter = responder.fewest_verdicts(&few).pack().ok()?;
+    let filter = beside.pack(&responder.fewest_verdicts(&few)).ok()?;
     Some((filter, few))
 }

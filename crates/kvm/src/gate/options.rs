@@ -10,6 +10,7 @@ use msrgate_program::Program;
 use super::device::{Device, GuestMemory, MakeDevice};
 use super::events::EventOptions;
 use super::id::VcpuId;
+use super::watch::Watcher;
 
 /// The settings of a gate beside its program: the VM's memory, handlers, devices and events.
 #[derive(Clone, Default)]
@@ -20,6 +21,7 @@ pub struct GateOptions {
     pub(super) handlers: BTreeSet<Box<str>>,
     pub(super) events: EventOptions,
     pub(super) clock: Clock,
+    pub(super) watcher: Option<Arc<dyn Watcher>>,
 }
 
 /// The clock by which a gate finds out that an access waits in vain.
@@ -39,6 +41,7 @@ impl fmt::Debug for GateOptions {
             .field("devices", &self.devices.keys())
             .field("handlers", &self.handlers)
             .field("events", &self.events)
+            .field("watcher", &self.watcher.is_some())
             .finish_non_exhaustive()
     }
 }
@@ -84,6 +87,14 @@ impl GateOptions {
         let has = |name: &str| self.handlers.contains(name) || self.devices.contains_key(name);
         let missing = program.handlers().into_iter().find(|name| !has(name));
         missing.map(Box::from)
+    }
+
+    /// A watcher, which is told of each answer as it is given. Each access that the policy refuses then comes to the
+    /// gate, also where the policy logs none of them.
+    #[must_use]
+    pub fn watcher(mut self, watcher: Arc<dyn Watcher>) -> Self {
+        self.watcher = Some(watcher);
+        self
     }
 
     /// Replaces the real clock, for tests that would wait for seconds.

@@ -88,6 +88,13 @@ impl PassRequests {
         (state.closed != Some(Closed::Over)).then_some(())
     }
 
+    /// What the filter opens for.
+    pub(super) fn all(&self) -> Vec<(MsrIndex, Access)> {
+        let state = self.lock();
+        let all = state.all.iter();
+        all.map(|&(access, index)| (index, access)).collect()
+    }
+
     /// Tells if there is a request that the publisher has not taken yet.
     pub(super) fn is_waiting(&self) -> bool {
         !self.lock().waiting.is_empty()

@@ -168,6 +168,27 @@ impl<'v> KvmPort<'v> {
         Some(&mut self.shared().regs)
     }
 
+    /// The rewinding of a vCPU whose registers KVM puts into the shared page: by KVM_RUN alone, which is all that
+    /// the thread of a VMM under seccomp may be allowed.
+    fn rewind_by_shared_registers(&mut self) -> Result<(), CallErrno> {
+        self.reply(Reply::FAULT);
+        let injection = self.injection();
+        // A fault completes no instruction, so that there is no step for a debugger to be told of. It changes no
+        // register, either: what KVM_RUN has left in the page is what they were before.
+        if self.run_immediately()? == Returned::ByExit {
+            return Err(CallErrno::Known(Errno::Einval));
+        }
+        self.run_mut().exit_reason = KVM_EXIT_INTR;
+        // Taken by a KVM_RUN before it looks at `immediate_exit`, which drops the fault. Here and not by the VMM's next
+        // one: between the two the VMM would see a vCPU with #GP queued.
+        self.run_mut().kvm_dirty_regs |= u64::from(KVM_SYNC_X86_REGS);
+        if self.run_immediately()? == Returned::ByExit {
+            return Err(CallErrno::Known(Errno::Einval));
+        }
+        self.set_injection(injection);
+        Ok(())
+    }
+
     /// Returns the part of the shared page that holds the vCPU's registers and events.
     fn shared(&mut self) -> &mut kvm_sync_regs {
         // SAFETY: on x86 this is the union's only member in use, and any bytes are a valid value. The
@@ -236,6 +257,9 @@ impl Port for KvmPort<'_> {
     }
 
     fn rewind(&mut self) -> Result<(), CallErrno> {
+        if self.run().kvm_valid_regs & u64::from(KVM_SYNC_X86_REGS) != 0 {
+            return self.rewind_by_shared_registers();
+        }
         // If the VMM has put registers there for the next KVM_RUN, they are the vCPU's registers: the
         // KVM_RUN below would take them, and the rewind would undo them.
         let registers = match self.shared_registers(|run| run.kvm_dirty_regs) {
@@ -255,9 +279,6 @@ impl Port for KvmPort<'_> {
         if self.run().kvm_valid_regs != 0 {
             // KVM_RUN left the state of a vCPU with a #GP queued there. That #GP is cancelled.
             *self.shared() = shared;
-        }
-        if let Some(shared) = self.shared_registers(|run| run.kvm_valid_regs) {
-            *shared = registers;
         }
         Ok(())
     }

@@ -46,7 +46,8 @@ pub(super) fn publish(shared: &Shared) {
         return;
     };
     let responder = shared.current.get().thing;
-    let Some((filter, opened)) = fitting(&responder, &wanted) else {
+    let beside = shared.beside.get();
+    let Some((filter, opened)) = fitting(&responder, &beside, &wanted) else {
         shared
             .opened
             .refuse(CallErrno::Known(msrgate_filter::Errno::Einval));
@@ -56,8 +57,9 @@ pub(super) fn publish(shared: &Shared) {
         shared.opened.keep_only(&opened);
     }
     // In a gate without a VM no vCPU makes requests.
+    let reasons = shared.reasons(&responder, &beside);
     if let Some(vm) = &mut control.vm
-        && let Err(error) = vm.replace(&filter, responder.variant().reasons())
+        && let Err(error) = vm.replace(&filter, reasons)
     {
         shared.opened.refuse(errno_of(&error));
     }

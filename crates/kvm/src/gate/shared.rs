@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use msrgate_filter::{Filter, ReasonMask};
+use msrgate_filter::{ExitReason, Filter, ReasonMask, Revision};
 use msrgate_program::answer::Responder;
 use msrgate_program::{CompileError, Program};
 
+use super::beside::{Beside, CurrentBeside};
 use super::bound::Place;
 use super::chosen::Chosen;
 use super::error::{GateError, VcpuError};
@@ -35,6 +36,8 @@ pub(super) struct Shared {
     pub(super) opened: PassRequests,
     pub(super) options: GateOptions,
     pub(super) host: HostCaps,
+    /// What the VMM asked for itself.
+    pub(super) beside: CurrentBeside,
 }
 
 /// The state that a thread changes only while it sets filters. A vCPU that runs never waits for its
@@ -65,9 +68,12 @@ impl Control {
     pub(super) fn first_filter(
         &self,
         responder: &Responder,
+        shared: &Shared,
     ) -> Result<(Filter, ReasonMask), CompileError> {
         if self.is_chosen(responder.program()) {
-            filters::first_filter(responder)
+            let beside = shared.beside.get();
+            let filter = filters::first_filter(responder, &beside)?;
+            Ok((filter, shared.reasons(responder, &beside)))
         } else {
             Ok((filters::deny_all()?, ReasonMask::NONE))
         }
@@ -90,6 +96,19 @@ impl Control {
 impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The mask for a program, and for what the VMM asked for itself. Where accesses are watched, each that is
+    /// refused has to come to the gate.
+    pub(super) fn reasons(&self, responder: &Responder, beside: &Beside) -> ReasonMask {
+        let own = responder.variant().reasons();
+        let watched = match self.options.watcher {
+            Some(_) => ReasonMask::of(Revision::Mainline, &[ExitReason::Filter]),
+            None => ReasonMask::NONE,
+        };
+        let own = own.bits() | watched.bits();
+        let own = ReasonMask::from_bits(Revision::Mainline, own).unwrap_or(watched);
+        beside.reasons_with(own)
     }
 
     /// Ties a vCPU to the `VcpuGate` of this number.

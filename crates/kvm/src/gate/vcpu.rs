@@ -152,6 +152,27 @@ impl VcpuGate {
         self.reset_at(&mut port(vcpu))
     }
 
+    /// As [`Self::reset`], of a vCPU that will run before it gets another CPUID. The CPUID is looked at now, and not
+    /// once more at the first exit: where registers are in `kvm_run` at each exit, [`Self::answer`] then calls nothing
+    /// but `KVM_RUN` under a program without a `mask`, `sticky`, `pin` or device, as the seccomp rules of some VMMs demand.
+    ///
+    /// # Errors
+    /// As [`Self::reset`].
+    pub fn reset_to_run(&mut self, vcpu: &mut impl VcpuHandle) -> Result<(), AnswerError> {
+        self.reset_at(&mut port(vcpu))?;
+        self.bound.runs();
+        Ok(())
+    }
+
+    /// Has KVM take an answer that it has not taken yet, by a `KVM_RUN` that does not enter the guest (S5.6): before a
+    /// VMM is to see the vCPU's registers. Where a debugger steps the vCPU, `KVM_EXIT_DEBUG` may be in `kvm_run` after this.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn complete(&mut self, vcpu: &mut impl VcpuHandle) -> Result<(), StateError> {
+        self.come_to_rest(&mut port(vcpu))
+    }
+
     /// Tells the gate that the VMM has written an MSR of this vCPU by `KVM_SET_MSRS`, as a VMM does
     /// that resets its guest. The MSR's pin is released, and if the MSR is emulated it gets its reset
     /// value.

@@ -16,14 +16,14 @@ use kvm_bindings::{
     kvm_translation,
 };
 use msrgate_filter::{Errno, MsrIndex};
-use vmm_sys_util::ioctl::{
-    ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
-};
 use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::host::Requirement;
+use crate::sys::ioctl::{
+    ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val, lowest_fd,
+};
 
 ioctl_io_nr!(KVM_GET_API_VERSION, KVMIO, 0x00);
 ioctl_io_nr!(KVM_CREATE_VM, KVMIO, 0x01);
@@ -63,7 +63,7 @@ pub(crate) enum Level {
 /// Duplicates a file descriptor.
 pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl(2) takes numbers; it returns a new file descriptor or fails.
-    let new = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+    let new = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest_fd()) };
     if new < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -11,9 +11,9 @@ use std::os::fd::AsRawFd;
 use kvm_bindings::kvm_msr_filter;
 use msrgate_filter::abi::{CallerWidth, RangeRequest, Request, UserAddress};
 use msrgate_filter::{Errno, Filter, MAX_RANGES};
-use vmm_sys_util::ioctl::ioctl_with_ptr;
 
 use crate::errno::CallErrno;
+use crate::sys::ioctl::ioctl_with_ptr;
 use crate::sys::memory::UnreadableEnd;
 
 /// A filter as user space can pass it, unchecked (S1.7). An unused range has `nmsrs` 0.

@@ -1,6 +1,8 @@
 //! The wanted verdicts for each of 2^32 MSRs in each direction. The packer packs them, and the
 //! packed filter is compared with them.
 
+use alloc::vec::Vec;
+
 use msrgate_filter::{Access, Filter, MsrIndex, Verdict};
 
 use super::equality;
@@ -34,6 +36,25 @@ impl Verdicts {
         }
     }
 
+    /// The verdicts that are left where another filter has to allow an access, too: it is allowed if both allow it.
+    #[must_use]
+    pub fn under(&self, other: &Filter) -> Self {
+        let both = |one, other| match (one, other) {
+            (Verdict::Allow, Verdict::Allow) => Verdict::Allow,
+            _ => Verdict::Deny,
+        };
+        let default = both(self.default, other.default_action().verdict());
+        Self::new(default, |access| {
+            let theirs = stretches(other, access);
+            let zipped: Vec<_> = self
+                .of(access)
+                .zip(&theirs)
+                .map(|(msrs, own, their)| (msrs, own.map(|own| both(own, *their))))
+                .collect();
+            zipped.into_iter()
+        })
+    }
+
     /// The verdicts of one direction.
     pub(crate) const fn of(&self, access: Access) -> &RangeMap<Option<Verdict>> {
         &self.by_access[access as usize]
@@ -58,5 +79,103 @@ impl Verdicts {
             ranges.filter_map(move |(msrs, verdict)| Some((msrs, access, (*verdict)?)))
         };
         equality::first_difference(Access::ALL.into_iter().flat_map(of), filter)
+    }
+}
+
+/// What a filter says of each MSR in one direction.
+fn stretches(filter: &Filter, access: Access) -> RangeMap<Verdict> {
+    let mut map = RangeMapBuilder::default();
+    // Between two neighbouring edges lies either no MSR of any range, or all MSRs lie in the same ranges.
+    let mut edges: Vec<u64> = filter
+        .ranges()
+        .iter()
+        .flat_map(|range| {
+            let base = u64::from(range.base().get());
+            [base, base + u64::from(range.bitmap().count())]
+        })
+        .chain([0, 1 << u32::BITS])
+        .collect();
+    edges.sort_unstable();
+    edges.dedup();
+    for pair in edges.windows(2) {
+        let &[from, to] = pair else { continue };
+        let Some(msrs) = MsrRange::below(from, to) else {
+            continue;
+        };
+        let is_inside = filter.ranges().iter().any(|range| {
+            let offset = msrs.first().get().checked_sub(range.base().get());
+            offset.is_some_and(|offset| offset < range.bitmap().count())
+        });
+        let singles = if is_inside {
+            msrs.first().get()..msrs.last().get()
+        } else {
+            0..0
+        };
+        for index in singles.map(MsrIndex::new) {
+            map.join(index, filter.decide(index, access).verdict);
+        }
+        let last = msrs.last();
+        map.join(last, filter.decide(last, access).verdict);
+    }
+    map.finish(filter.default_action().verdict())
+}
+
+#[cfg(test)]
+mod tests {
+    use msrgate_filter::{Accesses, Bitmap, DefaultAction, Range, Revision};
+
+    use super::*;
+
+    /// Of each access near an edge of either, and at both ends.
+    #[test]
+    fn under_another_filter_only_what_both_allow_is_allowed() {
+        let range = |accesses, base, bits: &[bool]| {
+            let count = u32::try_from(bits.len()).unwrap();
+            let bitmap = Bitmap::from_fn(count, |at| bits[at as usize]).unwrap();
+            Range::new(accesses, MsrIndex::new(base), bitmap)
+        };
+        let filter = |default_action, ranges| {
+            Filter::new(Revision::Mainline, default_action, ranges).unwrap()
+        };
+        let own = filter(
+            DefaultAction::Deny,
+            alloc::vec![range(Accesses::Both, 0x30, &[true; 16])],
+        );
+        let theirs = [
+            filter(
+                DefaultAction::Allow,
+                alloc::vec![range(Accesses::Read, 0x35, &[false, true, false])],
+            ),
+            filter(
+                DefaultAction::Deny,
+                alloc::vec![range(
+                    Accesses::Write,
+                    0x2e,
+                    &[true, false, true, true, false]
+                )],
+            ),
+            filter(DefaultAction::Allow, Vec::new()),
+        ];
+        let verdicts = Verdicts::new(Verdict::Deny, |access| {
+            let map = stretches(&own, access);
+            let all: Vec<_> = map
+                .iter()
+                .map(|(msrs, verdict)| (msrs, Some(*verdict)))
+                .collect();
+            all.into_iter()
+        });
+        for other in &theirs {
+            let both = verdicts.under(other);
+            for access in Access::ALL {
+                for index in (0..0x60).chain([u32::MAX - 1, u32::MAX]).map(MsrIndex::new) {
+                    let allows =
+                        |filter: &Filter| filter.decide(index, access).verdict == Verdict::Allow;
+                    let wanted = allows(&own) && allows(other);
+                    let is = *both.of(access).at(index) == Some(Verdict::Allow);
+                    assert_eq!(is, wanted, "{access} of {index} under {other:?}");
+                }
+            }
+            assert_eq!(both.first_difference(&both.pack().unwrap()), None);
+        }
     }
 }
