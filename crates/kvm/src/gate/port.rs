@@ -168,7 +168,7 @@ impl<'v> KvmPort<'v> {
         Some(&mut self.shared().regs)
     }
 
-    /// The rewinding of a vCPU whose registers KVM puts into the shared page: by KVM_RUN alone, which is all that
+    /// The rewinding of a vCPU whose registers KVM puts into the shared page: by `KVM_RUN` alone, which is all that
     /// the thread of a VMM under seccomp may be allowed.
     fn rewind_by_shared_registers(&mut self) -> Result<(), CallErrno> {
         self.reply(Reply::FAULT);

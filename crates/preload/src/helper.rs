@@ -1,0 +1,91 @@
+//! The helper thread: it makes all calls that a VMM's own threads may not make.
+//!
+//! VMMs put their threads under seccomp. This one is made at the process' first call of KVM, before that, and blocks all
+//! signals. A vCPU's thread that needs something hands it a job and waits, which takes a futex and nothing else.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::{self, Builder, Thread};
+use std::time::Duration;
+
+use crate::process::Process;
+use crate::signals;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The helper thread of a process.
+pub(crate) struct Helper {
+    jobs: Mutex<VecDeque<Job>>,
+    thread: OnceLock<Result<Thread, String>>,
+}
+
+/// How long a thing that somebody still uses waits until it is looked at again.
+const AGAIN: Duration = Duration::from_millis(20);
+
+impl Helper {
+    pub(crate) const fn new() -> Self {
+        Self {
+            jobs: Mutex::new(VecDeque::new()),
+            thread: OnceLock::new(),
+        }
+    }
+
+    /// Starts the thread, if it has not been.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub(crate) fn start(&self, process: &'static Process) -> Result<(), String> {
+        let start = || {
+            let builder = Builder::new().name("msrgate".to_owned());
+            let spawned = signals::while_blocked(|| builder.spawn(move || serve(process)));
+            let handle = spawned.map_err(|error| format!("no helper thread: {error}"))?;
+            Ok(handle.thread().clone())
+        };
+        match self.thread.get_or_init(start) {
+            Ok(_) => Ok(()),
+            Err(why) => Err(why.clone()),
+        }
+    }
+
+    /// Has the thread look for what there is to do. It takes no lock and allocates nothing.
+    pub(crate) fn wake(&self) {
+        if let Some(Ok(thread)) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+
+    /// Has the thread do something, and waits for what comes of it; `None` if it did not come to an end.
+    pub(crate) fn ask<T: Send + 'static>(
+        &self,
+        act: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (tell, told) = sync_channel(1);
+        let job: Job = Box::new(move || {
+            let _ = tell.send(act());
+        });
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.push_back(job);
+        drop(jobs);
+        self.wake();
+        told.recv().ok()
+    }
+
+    fn next(&self) -> Option<Job> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.pop_front()
+    }
+}
+
+fn serve(process: &'static Process) {
+    loop {
+        while let Some(job) = process.helper.next() {
+            job();
+        }
+        if process.table.sweep() {
+            thread::park_timeout(AGAIN);
+        } else {
+            thread::park();
+        }
+    }
+}

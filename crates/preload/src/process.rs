@@ -1,0 +1,103 @@
+//! Unsafe: a page that is empty in a forked child.
+//!
+//! All that this library knows of its process. A child that was forked begins anew: it has none of the parent's threads,
+//! locks that were held as it was forked are held for ever, and the parent's VMs are not usable in it.
+#![expect(unsafe_code, reason = "madvise(2) of a page of our own")]
+
+use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use crate::helper::Helper;
+use crate::sys;
+use crate::table::Table;
+
+/// What there is once a process.
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) table: Table,
+    pub(crate) helper: Helper,
+}
+
+/// The address of the word that holds the process, in a page that is zeros in a forked child.
+static PLACE: OnceLock<&'static AtomicPtr<Process>> = OnceLock::new();
+
+/// Makes the page, once.
+///
+/// # Errors
+/// The kernel has none, or cannot clear it in a child.
+pub(crate) fn prepare() -> Result<(), String> {
+    const SIZE: usize = 4096;
+    let failed = || format!("no page for a process: {}", std::io::Error::last_os_error());
+    let (prot, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
+    // SAFETY: a new mapping at a place that the kernel chooses.
+    let page = unsafe { libc::mmap(ptr::null_mut(), SIZE, prot, flags, -1, 0) };
+    let page = NonNull::new(page).filter(|_| page != libc::MAP_FAILED);
+    let page = page.ok_or_else(failed)?;
+    // SAFETY: a mapping of ours, of this size.
+    if unsafe { libc::madvise(page.as_ptr(), SIZE, libc::MADV_WIPEONFORK) } != 0 {
+        return Err(failed());
+    }
+    // SAFETY: the page stays mapped, has the alignment, and zeros are a null pointer.
+    let place = unsafe { page.cast::<AtomicPtr<Process>>().as_ref() };
+    let _ = PLACE.set(place);
+    Ok(())
+}
+
+/// This process, if it has made a call of KVM.
+#[inline]
+pub(crate) fn known() -> Option<&'static Process> {
+    let process = PLACE.get()?.load(Ordering::Acquire);
+    // SAFETY: null, or a process that `here` has leaked.
+    unsafe { process.as_ref() }
+}
+
+/// This process, with its helper thread.
+///
+/// # Errors
+/// There is no thread to be had.
+pub(crate) fn here() -> Result<&'static Process, String> {
+    if let Some(process) = known() {
+        return Ok(process);
+    }
+    let place = PLACE.get().ok_or("the library was not set up")?;
+    let process = Box::into_raw(Box::new(Process {
+        pid: sys::process(),
+        table: Table::new(),
+        helper: Helper::new(),
+    }));
+    let set = place.compare_exchange(
+        ptr::null_mut(),
+        process,
+        Ordering::AcqRel,
+        Ordering::Acquire,
+    );
+    let process = match set {
+        // SAFETY: it is never dropped.
+        Ok(_) => unsafe { &*process },
+        Err(other) => {
+            // SAFETY: it was made above, and nobody else has seen it.
+            drop(unsafe { Box::from_raw(process) });
+            // SAFETY: another thread's, which is never dropped.
+            unsafe { &*other }
+        }
+    };
+    process.helper.start(process)?;
+    Ok(process)
+}
+
+/// The lowest number for descriptors of our own: above those that a VMM counts on, below its limit.
+pub(crate) fn lowest_fd() -> i32 {
+    const HIGH: libc::rlim_t = 4096;
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: getrlimit(2) writes a rlimit, which `limit` is.
+    let failed = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0;
+    let limit = if failed { 0 } else { limit.rlim_cur };
+    i32::try_from((limit / 4 * 3).min(HIGH)).unwrap_or(0)
+}

@@ -1,0 +1,235 @@
+//! Unsafe: passes on requests whose arguments are the VMM's.
+//!
+//! The requests of KVM that the library has a part in. All others are the kernel's, as they came.
+#![expect(
+    unsafe_code,
+    reason = "an ioctl's argument is whatever its request says"
+)]
+
+use std::ffi::{c_ulong, c_void};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use kvm_bindings::{kvm_cpuid_entry2, kvm_cpuid2, kvm_msr_entry, kvm_msrs};
+use msrgate_filter::{Capability, MsrIndex, Revision};
+use msrgate_kvm::gate::CpuidLeaves as _;
+
+use crate::process::{self, Process};
+use crate::run;
+use crate::state::{self, Run};
+use crate::sys::{self, Returned};
+use crate::table::FDS;
+use crate::thing::{Thing, Vcpu, Vm, capability};
+
+/// Request numbers (`linux/kvm.h`), as the kernel looks at them: by their low half.
+pub(crate) const KVM_RUN: u32 = 0xae80;
+const KVM_CREATE_VM: u32 = 0xae01;
+const KVM_CREATE_VCPU: u32 = 0xae41;
+const KVM_SET_CPUID2: u32 = 0x4008_ae90;
+const KVM_SET_MSRS: u32 = 0x4008_ae89;
+const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
+const KVM_X86_SET_MSR_FILTER: u32 = 0x4188_aec6;
+const KVM_MEMORY_ENCRYPT_OP: u32 = 0xc008_aeba;
+
+/// A request as the VMM made it.
+#[derive(Clone, Copy)]
+pub(crate) struct Request {
+    pub(crate) fd: RawFd,
+    pub(crate) asked: c_ulong,
+    pub(crate) argument: *mut c_void,
+}
+
+impl Request {
+    /// The number, as the kernel looks at it.
+    #[expect(clippy::cast_possible_truncation, reason = "as the kernel does")]
+    #[inline]
+    pub(crate) const fn number(self) -> u32 {
+        self.asked as u32
+    }
+
+    /// Hands it to the kernel.
+    #[inline]
+    pub(crate) fn pass(self) -> Returned {
+        // SAFETY: the VMM answers for what it asks the kernel to do.
+        unsafe { sys::ioctl(self.fd, self.asked, self.argument) }
+    }
+
+    fn address(self) -> u64 {
+        self.argument.expose_provenance() as u64
+    }
+}
+
+/// `KVM_RUN`.
+#[inline]
+pub(crate) fn run(request: Request) -> Returned {
+    let Some(process) = process::known() else {
+        return request.pass();
+    };
+    match process.table.get(request.fd) {
+        Some(held) => match held.vcpu() {
+            Some(vcpu) => run::run(process, vcpu, || request.pass()),
+            None => request.pass(),
+        },
+        None => request.pass(),
+    }
+}
+
+/// Any other request of KVM's.
+pub(crate) fn other(request: Request) -> Returned {
+    let page = match state::run() {
+        Run::Page(page) => *page,
+        Run::Bad(why) if request.number() == KVM_CREATE_VM => return refuse(libc::EPERM, why),
+        Run::None | Run::Bad(_) => return request.pass(),
+    };
+    let process = match process::here() {
+        Ok(process) => process,
+        Err(why) if request.number() == KVM_CREATE_VM => return refuse(libc::EAGAIN, &why),
+        Err(_) => return request.pass(),
+    };
+    match request.number() {
+        KVM_CREATE_VM => {
+            // SAFETY: it takes a number.
+            let made = unsafe { sys::guarded_ioctl(request.fd, request.asked, request.argument) };
+            add(process, made, move |fd| {
+                Ok(Thing::Vm(Arc::new(Vm::new(fd, page, process.pid)?)))
+            })
+        }
+        KVM_CREATE_VCPU => {
+            let Some(vm) = vm(process, request.fd) else {
+                return request.pass();
+            };
+            #[expect(clippy::cast_possible_truncation, reason = "KVM looks at the low half")]
+            let id = request.address() as u32;
+            add(process, request.pass(), move |fd| {
+                Ok(Thing::Vcpu(Arc::new(Vcpu::new(fd, id, vm)?)))
+            })
+        }
+        KVM_SET_CPUID2 => set_cpuid(process, request),
+        KVM_SET_MSRS => set_msrs(process, request),
+        KVM_ENABLE_CAP => enable_capability(process, request),
+        KVM_X86_SET_MSR_FILTER => match vm(process, request.fd) {
+            Some(vm) => {
+                let at = request.address();
+                asked(process, move || vm.set_their_filter(at))
+            }
+            // Of a VM that is not known here. Without the cookie the kernel refuses it.
+            None => request.pass(),
+        },
+        KVM_MEMORY_ENCRYPT_OP if vm(process, request.fd).is_some() => refuse(
+            libc::EPERM,
+            "VMs with encrypted registers cannot be guarded: the policy's answers could not be given; run it without SEV",
+        ),
+        _ => request.pass(),
+    }
+}
+
+fn vm(process: &Process, fd: RawFd) -> Option<Arc<Vm>> {
+    process.table.get(fd)?.vm().cloned()
+}
+
+fn vcpu(process: &Process, fd: RawFd) -> Option<Arc<Vcpu>> {
+    process.table.get(fd)?.vcpu().cloned()
+}
+
+/// Has the helper thread do something.
+fn asked(process: &'static Process, act: impl FnOnce() -> Returned + Send + 'static) -> Returned {
+    process
+        .helper
+        .ask(act)
+        .unwrap_or(Returned::error(libc::EIO))
+}
+
+/// Refuses a request, with a sentence.
+fn refuse(errno: i32, why: &str) -> Returned {
+    sys::say(why);
+    Returned::error(errno)
+}
+
+/// Puts what the kernel has just made under its descriptor, in the place of whatever was there.
+fn add(
+    process: &'static Process,
+    returned: Returned,
+    make: impl FnOnce(RawFd) -> Result<Thing, String> + Send + 'static,
+) -> Returned {
+    let Ok(fd) = returned.get() else {
+        return returned;
+    };
+    if usize::try_from(fd).is_ok_and(|fd| fd >= FDS) {
+        sys::close(fd);
+        return refuse(
+            libc::EMFILE,
+            "descriptors of VMs and vCPUs have to be below 65536: close some files, or lower RLIMIT_NOFILE",
+        );
+    }
+    let thing = process.helper.ask(move || make(fd));
+    match thing {
+        Some(Ok(thing)) => {
+            process.table.put(fd, thing);
+            process.helper.wake();
+            returned
+        }
+        failed => {
+            sys::close(fd);
+            let why = failed.and_then(Result::err);
+            let why = why.as_deref().unwrap_or("the helper thread has ended");
+            refuse(
+                libc::EPERM,
+                &format!("the policy cannot be put into the VM: {why}"),
+            )
+        }
+    }
+}
+
+fn set_cpuid(process: &Process, request: Request) -> Returned {
+    let returned = request.pass();
+    let vcpu = vcpu(process, request.fd).filter(|vcpu| !vcpu.is_bound());
+    if let (Returned::DONE, Some(vcpu)) = (returned, vcpu) {
+        // SAFETY: the kernel has just read a kvm_cpuid2 there, which begins with the count of entries behind it.
+        let count = unsafe { request.argument.cast::<u32>().read_unaligned() };
+        // SAFETY: as above.
+        let entries: Vec<kvm_cpuid_entry2> =
+            unsafe { behind(request, size_of::<kvm_cpuid2>(), count) };
+        vcpu.note_cpuid(entries.leaves());
+    }
+    returned
+}
+
+fn set_msrs(process: &Process, request: Request) -> Returned {
+    let returned = request.pass();
+    if let (Ok(count), Some(vcpu)) = (returned.get(), vcpu(process, request.fd)) {
+        let count = u32::try_from(count).unwrap_or(0);
+        // SAFETY: the kernel has just read a kvm_msrs there, with at least so many entries behind it.
+        let entries: Vec<kvm_msr_entry> = unsafe { behind(request, size_of::<kvm_msrs>(), count) };
+        vcpu.msr_set_by_host(entries.iter().map(|entry| MsrIndex::new(entry.index)));
+    }
+    returned
+}
+
+/// The entries behind the header of a request's structure.
+///
+/// # Safety
+/// There are so many, which the kernel has just read; a `T` is integers.
+unsafe fn behind<T>(request: Request, header: usize, count: u32) -> Vec<T> {
+    let first = request.argument.wrapping_byte_add(header).cast::<T>();
+    let places = (0..usize::try_from(count).unwrap_or(0)).map(|at| first.wrapping_add(at));
+    // SAFETY: our caller's. The VMM need not have aligned them.
+    places
+        .map(|place| unsafe { place.read_unaligned() })
+        .collect()
+}
+
+fn enable_capability(process: &'static Process, request: Request) -> Returned {
+    let Some(vm) = vm(process, request.fd) else {
+        return request.pass();
+    };
+    let at = request.address();
+    let asked_for = process.helper.ask(move || capability(at)).flatten();
+    let wanted = Capability::user_space_msr(Revision::Mainline).get();
+    match asked_for {
+        Some((capability, 0, mask)) if capability == wanted => {
+            asked(process, move || vm.set_their_mask(mask))
+        }
+        // The kernel's own answer to one that is wrong.
+        _ => request.pass(),
+    }
+}

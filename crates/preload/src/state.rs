@@ -1,0 +1,72 @@
+//! Unsafe: maps the run's state page.
+//!
+//! The run that this process is part of, which `msrgate exec` has begun.
+#![expect(unsafe_code, reason = "a file that other processes read is mapped")]
+
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+
+use msrgate_state::Page;
+
+/// The variable that names the state page.
+const VARIABLE: &str = "MSRGATE_STATE";
+
+/// What is known of the run.
+#[derive(Debug)]
+pub(crate) enum Run {
+    /// There is none: this library does nothing.
+    None,
+    /// Its state page.
+    Page(Page<'static>),
+    /// It has a state page that cannot be had, for this reason.
+    Bad(String),
+}
+
+static RUN: OnceLock<Run> = OnceLock::new();
+
+/// Finds the run: once, before the VMM's `main`.
+pub(crate) fn find() -> &'static Run {
+    RUN.get_or_init(|| match std::env::var_os(VARIABLE) {
+        None => Run::None,
+        Some(path) => match map(Path::new(&path)) {
+            Ok(page) => Run::Page(page),
+            Err(why) => Run::Bad(format!("the run's state page cannot be had: {why}")),
+        },
+    })
+}
+
+/// The run that was found.
+#[inline]
+pub(crate) fn run() -> &'static Run {
+    RUN.get().unwrap_or(&Run::None)
+}
+
+fn map(path: &Path) -> Result<Page<'static>, String> {
+    let file = File::options().read(true).write(true).open(path);
+    let file = file.map_err(|error| format!("{}: {error}", path.display()))?;
+    let size = file.metadata().map_err(|error| error.to_string())?.len();
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    let size = size.min(msrgate_state::Layout::largest());
+    // SAFETY: a new mapping at a place that the kernel chooses, of a file that is open.
+    let address = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    let address = NonNull::new(address).filter(|_| address != libc::MAP_FAILED);
+    let address = address.ok_or_else(|| std::io::Error::last_os_error().to_string())?;
+    // SAFETY: so many words are mapped, for as long as the process lives, at the beginning of a page, and everybody
+    // reads and writes them as atomics. `msrgate exec` has allocated the file, and nobody shortens it.
+    let words = unsafe { slice::from_raw_parts(address.cast::<AtomicU64>().as_ptr(), size / 8) };
+    Page::new(words).map_err(|bad| bad.to_string())
+}

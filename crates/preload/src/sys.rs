@@ -1,0 +1,188 @@
+//! Unsafe: system calls by the instruction.
+//!
+//! The C library's `ioctl` and `close` are ours in this process, so that we call the kernel ourselves. A call that the
+//! kernel lets nobody else make carries the run's cookie in R10, where ioctl(2) has no argument.
+#![expect(unsafe_code, reason = "there is no function below this one to call")]
+
+use std::arch::asm;
+use std::ffi::{c_int, c_long, c_ulong, c_void};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use msrgate_filter::abi::{Fault, UserAddress, UserMemory};
+
+/// The cookie of this run; 0 outside of one.
+static COOKIE: AtomicU64 = AtomicU64::new(0);
+
+/// Has guarded calls carry this from now on.
+pub(crate) fn set_cookie(cookie: u64) {
+    COOKIE.store(cookie, Ordering::Relaxed);
+}
+
+/// An answer of the kernel: a number, or an error number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Returned(i64);
+
+impl Returned {
+    /// The error with this number.
+    pub(crate) const fn error(errno: c_int) -> Self {
+        Self(-(errno as i64))
+    }
+
+    /// Success with 0.
+    pub(crate) const DONE: Self = Self(0);
+
+    /// The number; the error number if it is one.
+    pub(crate) fn get(self) -> Result<i32, c_int> {
+        match self.0 {
+            -4095..=-1 => Err(c_int::try_from(-self.0).unwrap_or(libc::EIO)),
+            value => Ok(i32::try_from(value).unwrap_or(i32::MAX)),
+        }
+    }
+
+    /// As a function of the C library returns it, with `errno`.
+    pub(crate) fn as_c(self) -> c_int {
+        self.get().unwrap_or_else(|errno| {
+            // SAFETY: the C library's own place for this thread's errno, which is always there.
+            let place = unsafe { libc::__errno_location() };
+            // SAFETY: as above; nobody else writes this thread's.
+            unsafe { *place = errno };
+            -1
+        })
+    }
+}
+
+/// Calls the kernel.
+///
+/// # Safety
+/// As the call of this number with these arguments.
+unsafe fn call(number: c_long, arguments: [u64; 6]) -> Returned {
+    let [first, second, third, fourth, fifth, sixth] = arguments;
+    let returned: i64;
+    // SAFETY: the kernel changes RAX, RCX and R11, and the memory that the caller answers for.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => returned,
+            in("rdi") first,
+            in("rsi") second,
+            in("rdx") third,
+            in("r10") fourth,
+            in("r8") fifth,
+            in("r9") sixth,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    Returned(returned)
+}
+
+/// A descriptor as the kernel takes it.
+fn number(fd: RawFd) -> u64 {
+    i64::from(fd).cast_unsigned()
+}
+
+/// ioctl(2), as the VMM asked for it.
+///
+/// # Safety
+/// `argument` is what `request` asks for, or the kernel says that it is not.
+#[inline]
+pub(crate) unsafe fn ioctl(fd: RawFd, request: c_ulong, argument: *mut c_void) -> Returned {
+    let argument = argument.expose_provenance() as u64;
+    // SAFETY: our caller's.
+    unsafe { call(libc::SYS_ioctl, [number(fd), request, argument, 0, 0, 0]) }
+}
+
+/// The same with the cookie.
+///
+/// # Safety
+/// As [`ioctl`].
+pub(crate) unsafe fn guarded_ioctl(fd: RawFd, request: c_ulong, argument: *mut c_void) -> Returned {
+    let argument = argument.expose_provenance() as u64;
+    let cookie = COOKIE.load(Ordering::Relaxed);
+    // SAFETY: our caller's.
+    unsafe {
+        call(
+            libc::SYS_ioctl,
+            [number(fd), request, argument, cookie, 0, 0],
+        )
+    }
+}
+
+/// ioctl(2) for the gate, in the place of the C library's.
+///
+/// # Safety
+/// As [`ioctl`].
+pub(crate) unsafe extern "C" fn ioctl_of_gate(
+    fd: c_int,
+    request: c_ulong,
+    argument: *mut c_void,
+) -> c_int {
+    // SAFETY: our caller's.
+    unsafe { guarded_ioctl(fd, request, argument) }.as_c()
+}
+
+/// close(2).
+pub(crate) fn close(fd: RawFd) -> Returned {
+    // SAFETY: it touches no memory. Whose descriptor it is, our caller answers for.
+    unsafe { call(libc::SYS_close, [number(fd), 0, 0, 0, 0, 0]) }
+}
+
+/// The number of this process.
+pub(crate) fn process() -> u32 {
+    // SAFETY: getpid(2) touches no memory and does not fail.
+    let pid = unsafe { call(libc::SYS_getpid, [0; 6]) };
+    pid.get()
+        .ok()
+        .and_then(|pid| u32::try_from(pid).ok())
+        .unwrap_or(0)
+}
+
+/// Says a sentence on the VMM's stderr.
+pub(crate) fn say(text: &str) {
+    let line = format!("msrgate: {text}\n");
+    let bytes = line.as_bytes();
+    let arguments = [2, bytes.as_ptr().addr() as u64, bytes.len() as u64, 0, 0, 0];
+    // SAFETY: write(2) reads so many bytes, which `line` has.
+    let _ = unsafe { call(libc::SYS_write, arguments) };
+}
+
+/// Ends this process at once, also where it is the first one of a PID namespace, which takes no SIGKILL of its own.
+pub(crate) fn end_process() -> ! {
+    const KILLED: u64 = 137;
+    let pid = u64::from(process());
+    // SAFETY: kill(2) touches no memory.
+    let _ = unsafe { call(libc::SYS_kill, [pid, libc::SIGKILL as u64, 0, 0, 0, 0]) };
+    loop {
+        // SAFETY: exit_group(2) does not come back.
+        let _ = unsafe { call(libc::SYS_exit_group, [KILLED, 0, 0, 0, 0, 0]) };
+    }
+}
+
+/// The memory of this process, at addresses of the VMM's, which may be bad: a read of such a one is an error and no
+/// SIGSEGV.
+pub(crate) struct OwnMemory;
+
+impl UserMemory for OwnMemory {
+    fn read(&self, from: UserAddress, into: &mut [u8]) -> Result<(), Fault> {
+        let local = [into.as_mut_ptr().addr() as u64, into.len() as u64];
+        let remote = [from.get(), into.len() as u64];
+        let arguments = [
+            process().into(),
+            local.as_ptr().addr() as u64,
+            1,
+            remote.as_ptr().addr() as u64,
+            1,
+            0,
+        ];
+        into.as_mut_ptr().expose_provenance();
+        // SAFETY: process_vm_readv(2) of this process itself writes at most `into.len()` bytes into `into`; it checks the
+        // other address. Both vectors are struct iovec: an address and a length.
+        let read = unsafe { call(libc::SYS_process_vm_readv, arguments) };
+        match read.get() {
+            Ok(count) if usize::try_from(count) == Ok(into.len()) => Ok(()),
+            _ => Err(Fault),
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! A VM and a vCPU of the VMM's, with what the gate has of them.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use msrgate_filter::abi::{CallerWidth, UserAddress, UserMemory as _};
+use msrgate_filter::{MsrIndex, ReasonMask, Revision, SetCall};
+use msrgate_kvm::gate::{
+    Beside, CpuidEntry, Gate, GateError, GateOptions, Told, VcpuGate, Watcher,
+};
+use msrgate_kvm::{HostCaps, IgnoreMsrs, RawReasons};
+use msrgate_program::answer::Disposition;
+use msrgate_program::{Log, Mode, Program};
+use msrgate_state::{Kind, Page, Seen};
+
+use crate::shared::SharedPage;
+use crate::sys::{OwnMemory, Returned};
+
+/// What is behind a descriptor.
+pub(crate) enum Thing {
+    Vm(Arc<Vm>),
+    Vcpu(Arc<Vcpu>),
+}
+
+impl Thing {
+    /// The VM, if it is one.
+    pub(crate) fn vm(&self) -> Option<&Arc<Vm>> {
+        match self {
+            Self::Vm(vm) => Some(vm),
+            Self::Vcpu(_) => None,
+        }
+    }
+
+    /// The vCPU, if it is one.
+    #[inline]
+    pub(crate) fn vcpu(&self) -> Option<&Arc<Vcpu>> {
+        match self {
+            Self::Vcpu(vcpu) => Some(vcpu),
+            Self::Vm(_) => None,
+        }
+    }
+}
+
+/// A VM. It is kept by its own descriptor and by those of its vCPUs.
+pub(crate) struct Vm {
+    gate: Gate,
+    /// What the VMM asked for itself. The helper thread alone changes it.
+    beside: Mutex<Beside>,
+    /// Set where accesses are executed again, for which each exit has to bring the vCPU's registers.
+    rewinds: AtomicBool,
+    has_registers: bool,
+    has_one_variant: bool,
+}
+
+/// A vCPU.
+pub(crate) struct Vcpu {
+    pub(crate) fd: RawFd,
+    id: u32,
+    /// Before `page`: it is dropped first.
+    gate: Mutex<Option<VcpuGate>>,
+    pub(crate) page: SharedPage,
+    pub(crate) vm: Arc<Vm>,
+    /// What the last `KVM_SET_CPUID2` said.
+    cpuid: Mutex<Option<Vec<CpuidEntry>>>,
+    is_bound: AtomicBool,
+}
+
+/// A descriptor by its number.
+struct Number(RawFd);
+
+impl AsRawFd for Number {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+impl Vm {
+    /// Puts the run's policy into a new VM. On the helper thread.
+    ///
+    /// # Errors
+    /// The sentence that says why not.
+    pub(crate) fn new(fd: RawFd, page: Page<'static>, pid: u32) -> Result<Self, String> {
+        let program = Program::decode(&page.program())
+            .map_err(|error| format!("the run's program cannot be read: {error}"))?;
+        let ignore_msrs = match page.ignore_msrs() {
+            0 => IgnoreMsrs::Off,
+            1 => IgnoreMsrs::On,
+            _ => IgnoreMsrs::NotSeen,
+        };
+        let host = HostCaps::known(RawReasons::new(page.reasons()), ignore_msrs);
+        let recorder = Recorder {
+            page,
+            pid,
+            vm: page.add_vm(pid, now()),
+        };
+        let (rewinds, has_registers) = (program_rewinds(&program), program_has_registers(&program));
+        let has_one_variant = program.variants().len() == 1;
+        let options = GateOptions::new().watcher(Arc::new(recorder));
+        let gate =
+            Gate::with_options(program, &host, options).map_err(|error| error.to_string())?;
+        gate.install(&Number(fd))
+            .map_err(|error| error.to_string())?;
+        Ok(Self {
+            gate,
+            beside: Mutex::default(),
+            rewinds: AtomicBool::new(rewinds),
+            has_registers,
+            has_one_variant,
+        })
+    }
+
+    /// Tells if accesses may be executed again.
+    #[inline]
+    pub(crate) fn rewinds(&self) -> bool {
+        self.rewinds.load(Ordering::Relaxed)
+    }
+
+    /// The VMM's own `KVM_X86_SET_MSR_FILTER`. On the helper thread.
+    pub(crate) fn set_their_filter(&self, argument: u64) -> Returned {
+        let at = UserAddress::new(argument);
+        let call = SetCall::read(Revision::Mainline, CallerWidth::Bits64, &OwnMemory, at);
+        if let Err(error) = call.result() {
+            return Returned::error(error.errno().number());
+        }
+        let filter = call.published().last().cloned();
+        self.set_beside(|beside| beside.filter = filter)
+    }
+
+    /// The VMM's own mask of exit reasons. On the helper thread.
+    pub(crate) fn set_their_mask(&self, bits: u64) -> Returned {
+        match ReasonMask::from_bits(Revision::Mainline, bits) {
+            Ok(reasons) => self.set_beside(|beside| beside.reasons = reasons),
+            Err(_) => Returned::error(libc::EINVAL),
+        }
+    }
+
+    fn set_beside(&self, change: impl FnOnce(&mut Beside)) -> Returned {
+        let mut held = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = held.clone();
+        change(&mut new);
+        // Before the filter changes: an access that comes meanwhile may wait for the new one.
+        self.rewinds.store(true, Ordering::Relaxed);
+        match self.gate.set_beside(new.clone()) {
+            Ok(()) => {
+                *held = new;
+                Returned::DONE
+            }
+            Err(GateError::Pack(_)) => {
+                crate::sys::say(
+                    "the VMM's own MSR filter and the policy take more than KVM's 16 ranges together: name fewer clusters of MSRs in the policy",
+                );
+                Returned::error(libc::ENOMEM)
+            }
+            Err(error) => {
+                crate::sys::say(&format!("the VMM's own MSR filter cannot be set: {error}"));
+                Returned::error(libc::ENOMEM)
+            }
+        }
+    }
+}
+
+impl Vcpu {
+    /// A vCPU that the VMM has made. On the helper thread.
+    ///
+    /// # Errors
+    /// The sentence that says why it cannot be had.
+    pub(crate) fn new(fd: RawFd, id: u32, vm: Arc<Vm>) -> Result<Self, String> {
+        Ok(Self {
+            fd,
+            id,
+            gate: Mutex::new(None),
+            page: SharedPage::map(fd)?,
+            vm,
+            cpuid: Mutex::new(None),
+            is_bound: AtomicBool::new(false),
+        })
+    }
+
+    /// Tells if the gate answers for it.
+    #[inline]
+    pub(crate) fn is_bound(&self) -> bool {
+        self.is_bound.load(Ordering::Relaxed)
+    }
+
+    /// The VMM has given it this CPUID.
+    pub(crate) fn note_cpuid(&self, leaves: Vec<CpuidEntry>) {
+        let mut held = self.cpuid.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = Some(leaves);
+    }
+
+    /// Has the gate answer for it from now on: before its first `KVM_RUN`, on the helper thread.
+    ///
+    /// # Errors
+    /// The sentence that says why not.
+    pub(crate) fn bind(&self) -> Result<(), String> {
+        let leaves = self.leaves()?;
+        let mut gate = self
+            .vm
+            .gate
+            .vcpu(self.id, &leaves)
+            .map_err(|error| error.to_string())?;
+        self.with_raw(|vcpu| gate.reset_to_run(vcpu))
+            .map_err(|error| error.to_string())?;
+        *self.gate() = Some(gate);
+        self.is_bound.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn leaves(&self) -> Result<Vec<CpuidEntry>, String> {
+        let held = self.cpuid.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*held {
+            Some(leaves) => Ok(leaves.clone()),
+            // What holds for every processor holds for one without a name.
+            None if self.vm.has_one_variant => Ok(vec![
+                CpuidEntry::default(),
+                CpuidEntry {
+                    function: 1,
+                    ..CpuidEntry::default()
+                },
+            ]),
+            None => Err(format!(
+                "the policy differs by processor, and the VMM has given vCPU {} no CPUID by KVM_SET_CPUID2",
+                self.id
+            )),
+        }
+    }
+
+    /// The gate's part, once it is bound.
+    #[inline]
+    pub(crate) fn gate(&self) -> MutexGuard<'_, Option<VcpuGate>> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The VMM has written these MSRs.
+    pub(crate) fn msr_set_by_host(&self, written: impl Iterator<Item = MsrIndex>) {
+        if !self.vm.has_registers {
+            return;
+        }
+        if let Some(gate) = &mut *self.gate() {
+            for index in written {
+                // Of a vCPU that is not bound yet there is nothing to load anew.
+                let _ = self.with_raw(|vcpu| gate.msr_set_by_host(vcpu, index));
+            }
+        }
+    }
+}
+
+/// `KVM_ENABLE_CAP`'s argument, as far as it is looked at: `cap`, `flags`, `args[0]`.
+pub(crate) fn capability(argument: u64) -> Option<(u32, u32, u64)> {
+    let mut bytes = [0; 16];
+    OwnMemory
+        .read(UserAddress::new(argument), &mut bytes)
+        .ok()?;
+    let (words, _) = bytes.as_chunks();
+    let [first, second] = words.first_chunk()?.map(u64::from_le_bytes);
+    let low = |word: u64| u32::try_from(word & 0xffff_ffff).unwrap_or(0);
+    Some((low(first), low(first >> 32), second))
+}
+
+/// Writes what the gate does into the state page.
+struct Recorder {
+    page: Page<'static>,
+    pid: u32,
+    vm: u32,
+}
+
+impl Watcher for Recorder {
+    fn told(&self, told: &Told) {
+        let exit = told.exit;
+        let seen = Seen {
+            kind: Kind {
+                index: exit.index,
+                access: exit.access,
+                disposition: told.disposition,
+                reason: exit.reason,
+            },
+            value: exit.data,
+            vcpu: told.vcpu.get(),
+            pid: self.pid,
+            vm: self.vm,
+            origin: told.origin,
+            time: now(),
+        };
+        self.page.note(&seen, told.disposition != Disposition::Allowed);
+    }
+}
+
+/// Nanoseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    })
+}
+
+fn program_rewinds(program: &Program) -> bool {
+    program.settings().mode == Mode::Audit
+        || program.variants().iter().any(|variant| {
+            let mut rules = variant.rules().all();
+            rules.any(|(_, rule)| matches!(rule.log, Log::First | Log::All))
+        })
+}
+
+fn program_has_registers(program: &Program) -> bool {
+    let variants = program.variants().iter();
+    variants
+        .flat_map(|variant| variant.rules().all())
+        .any(|(_, rule)| rule.action.keeps_state())
+}

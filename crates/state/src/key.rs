@@ -1,0 +1,80 @@
+//! The kind of an access, as one word.
+
+use msrgate_filter::{Access, ExitReason, MsrIndex};
+use msrgate_program::answer::Disposition;
+
+/// An MSR, a direction, the reason of the exit, and what was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Kind {
+    /// The MSR.
+    pub index: MsrIndex,
+    /// The direction.
+    pub access: Access,
+    /// What was done.
+    pub disposition: Disposition,
+    /// Why the access came to user space.
+    pub reason: ExitReason,
+}
+
+const ACCESS: u32 = 1;
+const INDEX: u32 = 2;
+const DEED: u32 = INDEX + u32::BITS;
+const REASON: u32 = DEED + 8;
+
+impl Kind {
+    /// As one word, which is never 0.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        let reason = ExitReason::ALL.iter().position(|one| *one == self.reason);
+        1 | u64::from(self.access == Access::Write) << ACCESS
+            | u64::from(self.index.get()) << INDEX
+            | u64::from(self.disposition.number()) << DEED
+            | (reason.unwrap_or(0) as u64) << REASON
+    }
+
+    /// What [`Self::to_bits`] made of it; `None` for any other word.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Option<Self> {
+        let at = |shift: u32, mask: u64| usize::try_from(bits >> shift & mask).ok();
+        let kind = Self {
+            index: MsrIndex::new(u32::try_from(bits >> INDEX & 0xffff_ffff).ok()?),
+            access: *Access::ALL.get(at(ACCESS, 1)?)?,
+            disposition: *Disposition::ALL.get(at(DEED, 0xff)?)?,
+            reason: *ExitReason::ALL.get(at(REASON, u64::MAX)?)?,
+        };
+        (kind.to_bits() == bits).then_some(kind)
+    }
+
+    /// The place, of so many, where it is looked for first: the top bits of a product with 2^64 divided by the golden
+    /// ratio.
+    pub(crate) fn home(self, places: usize) -> usize {
+        let hash = self.to_bits().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        usize::try_from(hash).unwrap_or(0) % places.max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_comes_back_from_its_word() {
+        for access in Access::ALL {
+            for disposition in Disposition::ALL {
+                for reason in ExitReason::ALL {
+                    for index in [0, 0x10, 0xc000_0082, u32::MAX].map(MsrIndex::new) {
+                        let kind = Kind {
+                            index,
+                            access,
+                            disposition,
+                            reason,
+                        };
+                        assert_eq!(Kind::from_bits(kind.to_bits()), Some(kind));
+                    }
+                }
+            }
+        }
+        assert_eq!(Kind::from_bits(0), None);
+        assert_eq!(Kind::from_bits(u64::MAX), None);
+    }
+}

@@ -1,0 +1,189 @@
+//! Where things are in a state page, and the bytes of a new one.
+
+use std::fmt;
+
+/// The build that a command and its library have to share: version and format.
+pub const BUILD: &str = concat!(
+    "msrgate-build ",
+    env!("CARGO_PKG_VERSION"),
+    " state 1 program 1"
+);
+
+/// `MSRGATE` and a line's end.
+const MAGIC: u64 = u64::from_le_bytes(*b"MSRGATE\n");
+const VERSION: u64 = 1;
+
+/// The largest program, in bytes, that a page holds: far more than a policy of the largest size becomes.
+pub const MAX_PROGRAM: usize = 16 << 20;
+
+/// Places for kinds of accesses.
+const PLACES: usize = 8192;
+/// Entries of the ring of events.
+const EVENTS: usize = 8192;
+/// Entries for VMs.
+const VMS: usize = 64;
+
+/// Words of one place, of one event and of one VM.
+pub(crate) const PLACE_WORDS: usize = 8;
+pub(crate) const EVENT_WORDS: usize = 8;
+pub(crate) const VM_WORDS: usize = 4;
+
+/// The words of the header, by number.
+pub(crate) mod word {
+    pub(crate) const MAGIC: usize = 0;
+    pub(crate) const VERSION: usize = 1;
+    pub(crate) const SIZE: usize = 2;
+    pub(crate) const COOKIE: usize = 3;
+    pub(crate) const REASONS: usize = 4;
+    pub(crate) const IGNORE_MSRS: usize = 5;
+    pub(crate) const PROGRAM: usize = 6;
+    pub(crate) const PLACES: usize = 7;
+    pub(crate) const EVENTS: usize = 8;
+    /// How many VMs were made.
+    pub(crate) const VMS_MADE: usize = 16;
+    /// How many accesses found no place.
+    pub(crate) const OTHERS: usize = 17;
+    /// How many events were ever put into the ring.
+    pub(crate) const EVENTS_PUT: usize = 18;
+    /// How many events were not put, for the sake of the limit.
+    pub(crate) const HELD_BACK: usize = 19;
+    /// The words of the header.
+    pub(crate) const COUNT: usize = 64;
+}
+
+/// Where the parts of a page are, in words from its beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    pub(crate) vms: usize,
+    pub(crate) places: usize,
+    pub(crate) place_count: usize,
+    pub(crate) events: usize,
+    pub(crate) event_count: usize,
+    pub(crate) program: usize,
+    pub(crate) program_bytes: usize,
+    pub(crate) words: usize,
+}
+
+/// What the library of a run needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct NewRun<'p> {
+    /// The word that the library's calls carry, so that the kernel lets them through.
+    pub cookie: u64,
+    /// The exit reasons that this host's KVM takes.
+    pub reasons: u64,
+    /// The host's `kvm.ignore_msrs`: 0 off, 1 on, 2 not seen.
+    pub ignore_msrs: u64,
+    /// The encoded program.
+    pub program: &'p [u8],
+    /// Tells if somebody reads events.
+    pub has_events: bool,
+}
+
+/// Bytes that are no state page of this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BadPage {
+    /// They do not begin as one.
+    NotAPage,
+    /// They are one of another version.
+    Version(u64),
+    /// A number in the header does not fit the others or the file's size.
+    Header,
+}
+
+impl fmt::Display for BadPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAPage => f.write_str("it is no state page of msrgate"),
+            Self::Version(version) => write!(
+                f,
+                "it is a state page of version {version}, and this msrgate knows {VERSION}"
+            ),
+            Self::Header => f.write_str("its header contradicts itself"),
+        }
+    }
+}
+
+impl std::error::Error for BadPage {}
+
+impl Layout {
+    /// The parts of a page with so many places and events, and a program of so many bytes.
+    const fn of(place_count: usize, event_count: usize, program_bytes: usize) -> Self {
+        let vms = word::COUNT;
+        let places = vms + VMS * VM_WORDS;
+        let events = places + place_count * PLACE_WORDS;
+        let program = events + event_count * EVENT_WORDS;
+        Self {
+            vms,
+            places,
+            place_count,
+            events,
+            event_count,
+            program,
+            program_bytes,
+            words: program + program_bytes.div_ceil(8),
+        }
+    }
+
+    /// The parts of a page whose header has these words.
+    ///
+    /// # Errors
+    /// It is no page of this version, or is to have more words than there are.
+    pub(crate) fn read(header: impl Fn(usize) -> u64, words: usize) -> Result<Self, BadPage> {
+        if words < word::COUNT || header(word::MAGIC) != MAGIC {
+            return Err(BadPage::NotAPage);
+        }
+        if header(word::VERSION) != VERSION {
+            return Err(BadPage::Version(header(word::VERSION)));
+        }
+        let bounded = |at: usize, most: usize| {
+            let value = usize::try_from(header(at)).ok();
+            value.filter(|value| *value <= most).ok_or(BadPage::Header)
+        };
+        let layout = Self::of(
+            bounded(word::PLACES, PLACES)?,
+            bounded(word::EVENTS, EVENTS)?,
+            bounded(word::PROGRAM, MAX_PROGRAM)?,
+        );
+        let is_whole = usize::try_from(header(word::SIZE)) == Ok(layout.words * 8);
+        if !is_whole || layout.words > words {
+            return Err(BadPage::Header);
+        }
+        Ok(layout)
+    }
+
+    /// The number of VMs that have an entry.
+    pub(crate) const fn vm_count() -> usize {
+        VMS
+    }
+
+    /// The size of the largest page, in bytes: a reader needs to read no more.
+    #[must_use]
+    pub const fn largest() -> usize {
+        Self::of(PLACES, EVENTS, MAX_PROGRAM).words * 8
+    }
+}
+
+impl NewRun<'_> {
+    /// The bytes of the run's page.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let events = if self.has_events { EVENTS } else { 0 };
+        let layout = Layout::of(PLACES, events, self.program.len());
+        let mut bytes = vec![0; layout.words * 8];
+        let mut set = |at: usize, value: u64| {
+            bytes[at * 8..][..8].copy_from_slice(&value.to_le_bytes());
+        };
+        set(word::MAGIC, MAGIC);
+        set(word::VERSION, VERSION);
+        set(word::SIZE, layout.words as u64 * 8);
+        set(word::COOKIE, self.cookie);
+        set(word::REASONS, self.reasons);
+        set(word::IGNORE_MSRS, self.ignore_msrs);
+        set(word::PROGRAM, self.program.len() as u64);
+        set(word::PLACES, PLACES as u64);
+        set(word::EVENTS, events as u64);
+        bytes[layout.program * 8..][..self.program.len()].copy_from_slice(self.program);
+        bytes
+    }
+}

@@ -1,0 +1,313 @@
+//! The reader's side: a copy of the file, whose writer may be anybody.
+
+use msrgate_program::Origin;
+
+use crate::key::Kind;
+use crate::layout::{BadPage, EVENT_WORDS, Layout, PLACE_WORDS, VM_WORDS, word};
+use crate::page::Seen;
+
+/// A copy of a state page.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    words: Vec<u64>,
+    layout: Layout,
+}
+
+/// A kind of access that the library has recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// The first of its kind.
+    pub first: Seen,
+    /// How many there were.
+    pub count: u64,
+}
+
+/// A VM of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmRecord {
+    /// The process that made it.
+    pub pid: u32,
+    /// When, in nanoseconds since 1970.
+    pub time: u64,
+}
+
+/// An event.
+pub type Event = Seen;
+
+/// What [`Snapshot::events_since`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Followed {
+    /// The events, in order.
+    pub events: Vec<Event>,
+    /// The number to ask for next time.
+    pub next: u64,
+    /// How many were overwritten before they were read.
+    pub lost: u64,
+}
+
+impl Snapshot {
+    /// The page in these bytes.
+    ///
+    /// # Errors
+    /// They are no page of this version.
+    pub fn new(bytes: &[u8]) -> Result<Self, BadPage> {
+        let bytes = &bytes[..bytes.len().min(Layout::largest())];
+        let (chunks, _) = bytes.as_chunks();
+        let words: Vec<u64> = chunks
+            .iter()
+            .map(|chunk| u64::from_le_bytes(*chunk))
+            .collect();
+        let header = |at: usize| words.get(at).copied().unwrap_or(0);
+        let layout = Layout::read(header, words.len())?;
+        Ok(Self { words, layout })
+    }
+
+    fn get(&self, at: usize) -> u64 {
+        self.words.get(at).copied().unwrap_or(0)
+    }
+
+    /// How many VMs were made.
+    #[must_use]
+    pub fn vms_made(&self) -> u64 {
+        self.get(word::VMS_MADE)
+    }
+
+    /// The first VMs of the run: 64 of them have an entry.
+    #[must_use]
+    pub fn vms(&self) -> Vec<VmRecord> {
+        let made = usize::try_from(self.vms_made()).unwrap_or(usize::MAX);
+        let entries = (0..made.min(Layout::vm_count())).map(|at| self.layout.vms + at * VM_WORDS);
+        entries
+            .map(|base| VmRecord {
+                pid: low(self.get(base)),
+                time: self.get(base + 1),
+            })
+            .collect()
+    }
+
+    /// How many accesses found no place.
+    #[must_use]
+    pub fn others(&self) -> u64 {
+        self.get(word::OTHERS)
+    }
+
+    /// How many events the limit held back.
+    #[must_use]
+    pub fn held_back(&self) -> u64 {
+        self.get(word::HELD_BACK)
+    }
+
+    /// The kinds that were recorded, each once, the earliest first.
+    #[must_use]
+    pub fn recorded(&self) -> Vec<Recorded> {
+        let places = (0..self.layout.place_count).map(|at| self.layout.places + at * PLACE_WORDS);
+        let mut recorded: Vec<_> = places.filter_map(|base| self.place(base)).collect();
+        recorded.sort_by_key(|one| (one.first.time, one.first.kind));
+        let mut kinds = std::collections::BTreeSet::new();
+        recorded.retain(|one| kinds.insert(one.first.kind));
+        recorded
+    }
+
+    fn place(&self, base: usize) -> Option<Recorded> {
+        let count = self.get(base + 1);
+        // One that is counted and not yet filled was being written as the process died: it is told without the rest.
+        let first = self.seen(base, base + 2)?;
+        (count > 0).then_some(Recorded { first, count })
+    }
+
+    /// The entry with its kind in one word and the rest from `rest` on.
+    fn seen(&self, kind: usize, rest: usize) -> Option<Seen> {
+        let who = self.get(rest + 2);
+        Some(Seen {
+            kind: Kind::from_bits(self.get(kind))?,
+            time: self.get(rest),
+            value: self.get(rest + 1),
+            vcpu: low(who),
+            pid: low(who >> 32),
+            origin: Origin::from_bits(self.get(rest + 3)),
+            vm: low(self.get(rest + 4)),
+        })
+    }
+
+    /// The events from number `from` on, counted from 0, as far as they are still there and whole.
+    #[must_use]
+    pub fn events_since(&self, from: u64) -> Followed {
+        let put = self.get(word::EVENTS_PUT).max(from);
+        let room = self.layout.event_count as u64;
+        let oldest = put.saturating_sub(room).max(from);
+        let mut followed = Followed {
+            events: Vec::new(),
+            next: oldest,
+            lost: oldest - from,
+        };
+        for number in oldest..put {
+            let slot = usize::try_from(number % room.max(1)).unwrap_or(0);
+            let base = self.layout.events + slot * EVENT_WORDS;
+            let done = self.get(base + EVENT_WORDS - 1);
+            if done <= number {
+                // It is being written: the next call finds it.
+                break;
+            }
+            match self.seen(base, base + 1).filter(|_| done == number + 1) {
+                Some(event) => followed.events.push(event),
+                None => followed.lost += 1,
+            }
+            followed.next = number + 1;
+        }
+        followed
+    }
+}
+
+/// The low half of a word.
+fn low(word: u64) -> u32 {
+    u32::try_from(word & 0xffff_ffff).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use msrgate_filter::{Access, ExitReason, MsrIndex};
+    use msrgate_program::answer::Disposition;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::layout::NewRun;
+    use crate::page::Page;
+
+    fn run(has_events: bool) -> Vec<AtomicU64> {
+        let bytes = NewRun {
+            cookie: 7,
+            reasons: 6,
+            ignore_msrs: 2,
+            program: b"a program",
+            has_events,
+        }
+        .encode();
+        words(&bytes)
+    }
+
+    fn words(bytes: &[u8]) -> Vec<AtomicU64> {
+        let (chunks, _) = bytes.as_chunks();
+        chunks
+            .iter()
+            .map(|chunk| AtomicU64::new(u64::from_le_bytes(*chunk)))
+            .collect()
+    }
+
+    fn copy(words: &[AtomicU64]) -> Vec<u8> {
+        let values = words.iter().map(|word| word.load(Ordering::Relaxed));
+        values.flat_map(u64::to_le_bytes).collect()
+    }
+
+    fn seen(index: u32, time: u64) -> Seen {
+        Seen {
+            kind: Kind {
+                index: MsrIndex::new(index),
+                access: Access::Write,
+                disposition: Disposition::Denied,
+                reason: ExitReason::Filter,
+            },
+            value: 5,
+            vcpu: 1,
+            pid: 42,
+            vm: 0,
+            origin: Origin::Default,
+            time,
+        }
+    }
+
+    #[test]
+    fn library_reads_what_the_command_wrote() {
+        let words = run(false);
+        let page = Page::new(&words).unwrap();
+        assert_eq!(
+            (page.cookie(), page.reasons(), page.ignore_msrs()),
+            (7, 6, 2)
+        );
+        assert_eq!(page.program(), b"a program");
+    }
+
+    #[test]
+    fn first_of_a_kind_is_kept_and_all_are_counted() {
+        let words = run(false);
+        let page = Page::new(&words).unwrap();
+        assert_eq!(page.add_vm(42, 1), 0);
+        for time in 10..13 {
+            page.note(&seen(0x8b, time), true);
+        }
+        page.note(&seen(0x10, 9), true);
+        let snapshot = Snapshot::new(&copy(&words)).unwrap();
+        let recorded: Vec<_> = snapshot
+            .recorded()
+            .iter()
+            .map(|one| (one.first, one.count))
+            .collect();
+        assert_eq!(recorded, [(seen(0x10, 9), 1), (seen(0x8b, 10), 3)]);
+        assert_eq!(snapshot.vms(), [VmRecord { pid: 42, time: 1 }]);
+        assert_eq!(snapshot.events_since(0).events, []);
+    }
+
+    #[test]
+    fn access_without_a_place_is_counted() {
+        let words = run(false);
+        let page = Page::new(&words).unwrap();
+        for index in 0..20_000 {
+            page.note(&seen(index, 1), false);
+        }
+        let snapshot = Snapshot::new(&copy(&words)).unwrap();
+        let counted: u64 = snapshot.recorded().iter().map(|one| one.count).sum();
+        assert!(snapshot.others() > 0);
+        assert_eq!(counted + snapshot.others(), 20_000);
+    }
+
+    #[test]
+    fn events_come_in_order_and_those_that_were_overwritten_are_counted() {
+        let words = run(true);
+        let page = Page::new(&words).unwrap();
+        let read = |from| Snapshot::new(&copy(&words)).unwrap().events_since(from);
+        for time in 0..3 {
+            page.note(&seen(0x8b, time), true);
+        }
+        let first = read(0);
+        let times =
+            |followed: &Followed| -> Vec<_> { followed.events.iter().map(|e| e.time).collect() };
+        assert_eq!(
+            (times(&first), first.next, first.lost),
+            (vec![0, 1, 2], 3, 0)
+        );
+        for time in 3..10_003 {
+            page.note(&seen(0x8b, time), true);
+        }
+        let second = read(first.next);
+        assert_eq!(second.lost + second.events.len() as u64, 10_000);
+        assert_eq!(times(&second).last(), Some(&10_002));
+        assert_eq!(read(second.next).events, []);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// Whatever the VMM's process has written, a reader says something or refuses.
+        #[test]
+        fn any_bytes_are_a_page_or_an_error(
+            changes in prop::collection::vec((0_usize..2000, any::<u64>()), 0..40),
+            cut in 0_usize..5000,
+        ) {
+            let words = run(true);
+            for (at, value) in changes {
+                words[at].store(value, Ordering::Relaxed);
+            }
+            let mut bytes = copy(&words);
+            bytes.truncate(bytes.len() - cut);
+            if let Ok(snapshot) = Snapshot::new(&bytes) {
+                let _ = (snapshot.recorded(), snapshot.vms(), snapshot.others());
+                let followed = snapshot.events_since(0);
+                prop_assert!(followed.events.len() <= 8192);
+            }
+            if let Ok(page) = Page::new(&words) {
+                page.note(&seen(1, 1), true);
+                let _ = page.program();
+            }
+        }
+    }
+}
