@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -34,6 +35,8 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Say what changes from one policy to another, looser and stricter apart
     Diff(DiffArgs),
+    /// Run a VMM, as it is, with its VMs behind a policy
+    Exec(ExecArgs),
     /// Turn a policy into a program, or its filter into JSON, Rust, C or the kernel's bytes
     Compile(CompileArgs),
     /// Say what a policy would have decided of the accesses in a trace
@@ -66,7 +69,7 @@ impl Command {
             Self::Diff(args) => args.format.format,
             Self::Fmt(args) => args.format.format,
             // Their output is the text or the file itself.
-            Self::Compile(_) | Self::Import(_) | Self::Help(_) => Format::Text,
+            Self::Compile(_) | Self::Import(_) | Self::Help(_) | Self::Exec(_) => Format::Text,
         }
     }
 }
@@ -283,6 +286,33 @@ pub(crate) struct MsrArgs {
     #[command(flatten)]
     pub(crate) format: FormatArg,
 }
+
+// The VMM's own arguments come after `--`, whatever they look like.
+#[derive(Debug, Args)]
+#[command(override_usage = "msrgate exec [OPTIONS] <POLICY> -- <VMM> [ARGS...]", after_help = EXEC_STATUS)]
+pub(crate) struct ExecArgs {
+    /// A file, `-`, or the name of a shipped policy
+    pub(crate) policy: PathBuf,
+    /// The VMM and its arguments
+    #[arg(last = true, required = true, value_name = "VMM")]
+    pub(crate) vmm: Vec<OsString>,
+    /// Refuse nothing, and record what the policy would refuse
+    #[arg(long)]
+    pub(crate) audit: bool,
+    /// Append each refusal and answer to this file, as lines of JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) events: Option<PathBuf>,
+    /// Say nothing at the VMM's end
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Let a VMM that does not load the library have its VMs, without a policy
+    #[arg(long)]
+    pub(crate) fail_open: bool,
+}
+
+const EXEC_STATUS: &str = "\
+Exit status: the VMM's own, which keeps msrgate's process; 125 if msrgate could not put it behind the
+policy, 126 if the VMM cannot be run, 127 if there is none.";
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {

@@ -4,6 +4,7 @@ mod check;
 mod compile;
 mod diff;
 mod doctor;
+mod exec;
 mod explain;
 mod fmt;
 mod help;
@@ -32,5 +33,6 @@ pub(crate) fn run(command: &Command, out: &mut Results) -> Result<Answer, Failur
         Command::Doctor(args) => doctor::run(args, out),
         Command::Policies(args) => policies::run(args, out),
         Command::Help(args) => help::run(args, out),
+        Command::Exec(args) => Err(exec::run(args)),
     }
 }

@@ -13,13 +13,16 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd as _, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 pub(crate) const STDIN: RawFd = 0;
 pub(crate) const STDOUT: RawFd = 1;
 
 /// Set for each of the descriptors 0, 1 and 2 that was closed when msrgate was started.
 static CLOSED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
+
+/// What SIGPIPE did when msrgate was started. The standard library has it ignored before `main` begins.
+static SIGPIPE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 
 /// The C library calls the functions of this section before it calls `main`.
 #[used]
@@ -32,6 +35,25 @@ extern "C" fn note_closed() {
         let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
         closed.store(flags < 0, Ordering::Relaxed);
     }
+    // SAFETY: no handler is set; what there was is put back at once.
+    let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    if before != libc::SIG_ERR {
+        SIGPIPE.store(before, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { libc::signal(libc::SIGPIPE, before) };
+    }
+}
+
+/// Puts back what the standard library has changed before `main`: for a program that takes this process over.
+pub(crate) fn as_before_main() {
+    for (number, closed) in (STDIN..).zip(&CLOSED) {
+        if closed.load(Ordering::Relaxed) {
+            // SAFETY: it is `/dev/null`, which the standard library has opened for nobody to own.
+            unsafe { libc::close(number) };
+        }
+    }
+    // SAFETY: a disposition that this process was started with: one of the two that are no handlers.
+    unsafe { libc::signal(libc::SIGPIPE, SIGPIPE.load(Ordering::Relaxed)) };
 }
 
 /// Duplicates a descriptor: both share one position in the file, and its flags.

@@ -28,6 +28,12 @@ pub(crate) enum Failure {
     Input { what: String, why: String },
     /// The arguments do not fit together.
     Usage(String),
+    /// The VMM is not there, or cannot be run: the exit status of a shell that finds as much.
+    NotRun {
+        status: u8,
+        what: String,
+        why: String,
+    },
     /// The results could not be written.
     Output(io::Error),
 }
@@ -54,7 +60,7 @@ impl fmt::Display for Failure {
             Self::Refused(text) | Self::Host(text) | Self::Usage(text) => {
                 writeln!(f, "{red}error{red:#}: {}", shown(text))
             }
-            Self::Input { what, why } => {
+            Self::Input { what, why } | Self::NotRun { what, why, .. } => {
                 writeln!(f, "{red}error{red:#}: {}: {}", shown_name(what), shown(why))
             }
             Self::Output(error) => {

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, Verdict};
 use msrgate_policy::{
-    Action, CompileError, Compiled, Entry, NotCompiled, PackError, Policy, Source, Window, compile,
-    parse, shown_name,
+    Action, CompileError, Compiled, Entry, Mode, NotCompiled, PackError, Policy, Source, Window,
+    compile, parse, shown_name,
 };
 
 use crate::descriptors::{STDIN, duplicate};
@@ -88,14 +88,20 @@ impl Input {
 
     /// Parses and packs a policy.
     pub(crate) fn compiled(&self) -> Result<Compiled, Failure> {
-        self.compiled_with_files().map(|(compiled, _)| compiled)
+        self.compiled_with_files(None).map(|(compiled, _)| compiled)
     }
 
-    /// Parses and packs a policy. Returns the files that it includes, too.
-    pub(crate) fn compiled_with_files(&self) -> Result<(Compiled, HashSet<Inode>), Failure> {
+    /// Parses and packs a policy, in another mode than it says if there is one. Returns the files that it includes, too.
+    pub(crate) fn compiled_with_files(
+        &self,
+        mode: Option<Mode>,
+    ) -> Result<(Compiled, HashSet<Inode>), Failure> {
         let source = self.source()?;
         let mut files = Files::from(&source, &self.place);
-        let resolved = parse(&source, &mut files).map_err(Failure::Mistakes)?;
+        let mut resolved = parse(&source, &mut files).map_err(Failure::Mistakes)?;
+        if let Some(mode) = mode {
+            resolved = resolved.in_mode(mode);
+        }
         let compiled = compile(resolved).map_err(|NotCompiled { policy, error }| {
             let clusters = match &error {
                 CompileError::Pack(PackError::TooManyRanges(windows)) => clusters(&policy, windows),
@@ -113,6 +119,12 @@ impl Input {
 /// Reads, parses and packs a policy.
 pub(crate) fn compiled(policy: &Path) -> Result<Compiled, Failure> {
     Input::read(policy)?.compiled()
+}
+
+/// Reads, parses and packs a policy, in another mode than it says if there is one.
+pub(crate) fn compiled_in(policy: &Path, mode: Option<Mode>) -> Result<Compiled, Failure> {
+    let compiled = Input::read(policy)?.compiled_with_files(mode)?;
+    Ok(compiled.0)
 }
 
 /// Opens standard input.

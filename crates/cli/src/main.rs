@@ -41,6 +41,8 @@ const EXIT_NO: u8 = 1;
 const EXIT_TROUBLE: u8 = 2;
 /// The host lacks something the command needs.
 const EXIT_HOST: u8 = 3;
+/// `exec` could not put the VMM behind the policy. All other exit statuses of `exec` are the VMM's.
+const EXIT_NOT_BEHIND: u8 = 125;
 
 fn main() -> ExitCode {
     // A file that may not grow is an error of writing, like a full disk, and does not end the command.
@@ -76,9 +78,14 @@ fn run(command: &Command, out: &mut Results) -> u8 {
                 let _ = output::json(out, &Unanswered::because(&failure));
             }
             output::say(&failure);
+            if let (Command::Exec(_), false) = (command, matches!(failure, Failure::NotRun { .. }))
+            {
+                return EXIT_NOT_BEHIND;
+            }
             match failure {
                 Failure::Mistakes(_) | Failure::Refused(_) => EXIT_NO,
                 Failure::Host(_) => EXIT_HOST,
+                Failure::NotRun { status, .. } => status,
                 Failure::Input { .. } | Failure::Usage(_) | Failure::Output(_) => EXIT_TROUBLE,
             }
         }

@@ -54,7 +54,10 @@ impl Error {
             Failure::Mistakes(mistakes) => ("mistakes", mistakes.to_string()),
             Failure::Refused(text) => ("refused", text.clone()),
             Failure::Host(text) => ("host", text.clone()),
-            Failure::Input { what, why } => ("input", format!("{what}: {why}")),
+            // The last one of `exec`, which prints no JSON.
+            Failure::Input { what, why } | Failure::NotRun { what, why, .. } => {
+                ("input", format!("{what}: {why}"))
+            }
             Failure::Usage(text) => ("usage", text.clone()),
             Failure::Output(error) => ("output", error.to_string()),
         };

@@ -10,7 +10,9 @@ mod variants;
 use std::sync::Arc;
 
 use msrgate_filter::Access;
-use msrgate_program::{EntryId, FileId, Layers, Line, MsrRange, Outcome, ResolvedVariant, Rules};
+use msrgate_program::{
+    EntryId, FileId, Layers, Line, Mode, MsrRange, Outcome, ResolvedVariant, Rules,
+};
 
 use crate::limits::MAX_MISTAKES;
 use crate::mistake::{Mistake, MistakeKind, Mistakes};
@@ -34,6 +36,13 @@ impl ResolvedPolicy {
     #[must_use]
     pub const fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// The same policy in this mode, whatever its text says.
+    #[must_use]
+    pub fn in_mode(mut self, mode: Mode) -> Self {
+        self.policy.settings.mode = mode;
+        self
     }
 
     /// The policy, and a variant for each way in which the `[[when]]`s hold on some processor; at

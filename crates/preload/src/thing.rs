@@ -283,7 +283,8 @@ impl Watcher for Recorder {
             origin: told.origin,
             time: now(),
         };
-        self.page.note(&seen, told.disposition != Disposition::Allowed);
+        self.page
+            .note(&seen, told.disposition != Disposition::Allowed);
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
         ));
     }
     let input = Input::read(&args.policy)?;
-    let (compiled, included) = input.compiled_with_files()?;
+    let (compiled, included) = input.compiled_with_files(None)?;
     let program = compiled.into_program();
     let bytes = match args.format {
         Output::Program => program.encode(),

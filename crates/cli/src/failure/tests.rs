@@ -16,6 +16,11 @@ fn every_failure_has_a_message() {
             why: "not UTF-8".to_owned(),
         },
         Failure::Usage("both are standard input".to_owned()),
+        Failure::NotRun {
+            status: 127,
+            what: "qemu".to_owned(),
+            why: "no such program".to_owned(),
+        },
         Failure::Output(io::Error::from(io::ErrorKind::StorageFull)),
     ];
     let messages = messages(include_str!("../failure.rs"), "Failure", &failures, |_| {
@@ -36,6 +41,7 @@ fn every_failure_has_a_message() {
             "  Host: error: there is no /dev/kvm",
             "  Input: error: x.toml: not UTF-8",
             "  Usage: error: both are standard input",
+            "  NotRun: error: qemu: no such program",
             "  Output: error: cannot write the results: no storage space",
         ]
     );

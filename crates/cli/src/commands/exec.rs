@@ -1,0 +1,108 @@
+//! `msrgate exec`: a VMM as it is, behind a policy.
+//!
+//! This process compiles the policy, writes it into the run's state page, has the kernel refuse VMs to everybody but the
+//! library, and becomes the VMM. What is left of msrgate beside the VMM is the library in it, and a small process that
+//! watches: it says what was refused, at the time and at the end.
+
+mod allow;
+mod door;
+mod elf;
+mod library;
+mod page;
+mod process;
+mod summary;
+mod supported;
+mod watch;
+
+use std::env;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use msrgate_kvm::{HostCaps, IgnoreMsrs};
+use msrgate_policy::{Mode, one_line};
+use msrgate_state::NewRun;
+
+use crate::cli::ExecArgs;
+use crate::failure::Failure;
+use crate::load;
+use crate::named::name;
+
+use door::Door;
+use page::StateFile;
+use process::Vmm;
+use watch::Watch;
+
+/// Where the documents say what is guarded and what is not.
+const GUIDE: &str = "docs/wrapping-vmms.md";
+
+/// Becomes the VMM. It returns only if that failed, and nothing is left of the run then.
+pub(super) fn run(args: &ExecArgs) -> Failure {
+    match start(args) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    }
+}
+
+/// Nothing: the VMM has taken this process over.
+enum Never {}
+
+fn start(args: &ExecArgs) -> Result<Never, Failure> {
+    let mode = args.audit.then_some(Mode::Audit);
+    let compiled = load::compiled_in(&args.policy, mode)?;
+    let program = compiled.program();
+    supported::check(program, &load::shown(&args.policy))?;
+    let vmm = Vmm::find(&args.vmm)?;
+    let preload = preload(&library::find()?)?;
+    elf::check(&vmm.path)?;
+    let host =
+        HostCaps::probe().map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
+    let cookie = process::random()?;
+    let page = StateFile::new(&NewRun {
+        cookie,
+        reasons: host.reasons().get(),
+        ignore_msrs: match host.ignore_msrs() {
+            IgnoreMsrs::Off => 0,
+            IgnoreMsrs::On => 1,
+            IgnoreMsrs::NotSeen => 2,
+        },
+        program: &program.encode(),
+        has_events: args.events.is_some(),
+    })?;
+    let watch = Watch::new(args, program.clone(), &page)?;
+    let variables = [
+        ("MSRGATE_STATE", page.path().as_os_str().to_owned()),
+        ("LD_PRELOAD", preload),
+    ];
+    let watcher = watch.begin(page)?;
+    let door = if args.fail_open {
+        say("--fail-open: a VMM that does not load the library runs its VMs without a policy");
+        Door::Open
+    } else {
+        Door::close(cookie).inspect_err(|_| watcher.give_up())?
+    };
+    watcher.hand_over(&door)?;
+    Err(vmm.become_it(&variables))
+}
+
+/// The libraries to load before others: ours first.
+fn preload(library: &Path) -> Result<OsString, Failure> {
+    let is_cut = |byte: &u8| matches!(byte, b':' | b' ' | b'\t' | b'\n');
+    if library.as_os_str().as_bytes().iter().any(is_cut) {
+        return Err(Failure::Usage(format!(
+            "{}: the dynamic linker takes no library whose path has a space or a colon; name a copy by MSRGATE_PRELOAD",
+            one_line(&name(library))
+        )));
+    }
+    let mut all = library.as_os_str().to_owned();
+    if let Some(others) = env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
+        all.push(":");
+        all.push(others);
+    }
+    Ok(all)
+}
+
+/// A sentence on standard error.
+fn say(text: &str) {
+    crate::results::talk(&format!("msrgate: {}\n", msrgate_policy::shown(text)));
+}

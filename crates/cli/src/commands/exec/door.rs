@@ -1,0 +1,324 @@
+//! Unsafe: puts a seccomp filter on this thread, and reads what the kernel tells of it.
+//!
+//! The door: a seccomp filter by which the kernel refuses VMs, and MSR filters, to everybody but the library. A call of
+//! the library's carries the run's cookie in an argument that ioctl(2) does not have. All others are handed to the watcher,
+//! which says a sentence and has them fail with EPERM; without a watcher they fail with ENOSYS.
+//!
+//! The filter is the VMM's and its children's from its first instruction on, whichever libraries are in it.
+#![expect(unsafe_code, reason = "seccomp(2) and its ioctls have no safe form")]
+
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use msrgate_filter::abi::CallerWidth;
+
+use crate::failure::Failure;
+
+/// What became of the door.
+#[derive(Debug)]
+pub(super) enum Door {
+    /// It is closed, and who knocks is heard here.
+    Heard(OwnedFd),
+    /// It is closed. Another seccomp filter has a listener already, so that the kernel says EPERM without a word.
+    Silent,
+    /// It is open.
+    Open,
+}
+
+/// A call that was held at the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Knock {
+    id: u64,
+    /// The thread that made it.
+    pub(super) thread: u32,
+    /// What it asked for.
+    pub(super) wish: Wish,
+}
+
+/// What a call at the door asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// A VM.
+    Vm,
+    /// Another MSR filter.
+    Filter,
+}
+
+const KVM_CREATE_VM: u32 = 0xae01;
+const REQUESTS: [u32; 3] = [
+    KVM_CREATE_VM,
+    CallerWidth::Bits64.ioctl_number(),
+    CallerWidth::Bits32.ioctl_number(),
+];
+
+/// Instructions of the kernel's classic BPF (`linux/filter.h`).
+mod bpf {
+    /// A word of `struct seccomp_data`, by its offset.
+    pub(super) const LOAD: u16 = 0x20;
+    pub(super) const JUMP_IF_EQUAL: u16 = 0x15;
+    pub(super) const RETURN: u16 = 0x06;
+
+    /// Offsets in `struct seccomp_data`.
+    pub(super) const NUMBER: u32 = 0;
+    pub(super) const ARCH: u32 = 4;
+    /// The low half of the request, which is all that the kernel looks at.
+    pub(super) const REQUEST: u32 = 16 + 8;
+    pub(super) const COOKIE_LOW: u32 = 16 + 3 * 8;
+    pub(super) const COOKIE_HIGH: u32 = COOKIE_LOW + 4;
+}
+
+/// `AUDIT_ARCH_*` (`linux/audit.h`), and ioctl(2)'s number for each.
+const X86_64: u32 = 0xc000_003e;
+const I386: u32 = 0x4000_0003;
+const IOCTL: u32 = 16;
+const IOCTL_OF_I386: u32 = 54;
+const IOCTL_OF_X32: u32 = 0x4000_0000 + 514;
+
+const NEW_LISTENER: u64 = 1 << 3;
+const RET_ALLOW: u32 = 0x7fff_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
+const RET_EPERM: u32 = 0x0005_0000 | libc::EPERM.cast_unsigned();
+
+/// The instructions of the filter. `refuse` is what it returns to who has no cookie.
+fn instructions(cookie: u64, refuse: u32) -> [libc::sock_filter; 23] {
+    const REFUSE: usize = 21;
+    const ALLOW: usize = 22;
+    let [low, high] =
+        [cookie & 0xffff_ffff, cookie >> 32].map(|half| u32::try_from(half).unwrap_or(0));
+    let load = |offset| instruction(bpf::LOAD, 0, 0, offset);
+    // Each jump says where it stands, for the kernel counts from the next instruction.
+    let equal = |at: usize, value, yes: usize, no: usize| {
+        let distance = |to: usize| u8::try_from(to - at - 1).unwrap_or(0);
+        instruction(bpf::JUMP_IF_EQUAL, distance(yes), distance(no), value)
+    };
+    let [vm, filter, filter_of_32] = REQUESTS;
+    [
+        load(bpf::ARCH),
+        equal(1, X86_64, 5, 2),
+        equal(2, I386, 3, ALLOW),
+        load(bpf::NUMBER),
+        equal(4, IOCTL_OF_I386, 9, ALLOW),
+        load(bpf::NUMBER),
+        equal(6, IOCTL, 13, 7),
+        equal(7, IOCTL_OF_X32, 9, 8),
+        instruction(bpf::RETURN, 0, 0, RET_ALLOW),
+        // Of those who cannot carry a cookie.
+        load(bpf::REQUEST),
+        equal(10, vm, REFUSE, 11),
+        equal(11, filter, REFUSE, 12),
+        equal(12, filter_of_32, REFUSE, ALLOW),
+        // Of those who can.
+        load(bpf::REQUEST),
+        equal(14, vm, 17, 15),
+        equal(15, filter, 17, 16),
+        equal(16, filter_of_32, 17, ALLOW),
+        load(bpf::COOKIE_LOW),
+        equal(18, low, 19, REFUSE),
+        load(bpf::COOKIE_HIGH),
+        equal(20, high, ALLOW, REFUSE),
+        instruction(bpf::RETURN, 0, 0, refuse),
+        instruction(bpf::RETURN, 0, 0, RET_ALLOW),
+    ]
+}
+
+const fn instruction(code: u16, yes: u8, no: u8, value: u32) -> libc::sock_filter {
+    libc::sock_filter {
+        code,
+        jt: yes,
+        jf: no,
+        k: value,
+    }
+}
+
+impl Door {
+    /// Closes it, for this thread and all that it starts.
+    ///
+    /// # Errors
+    /// The kernel does not take the filter.
+    pub(super) fn close(cookie: u64) -> Result<Self, Failure> {
+        let heard = with_privileges(|| seccomp(cookie, RET_USER_NOTIF, NEW_LISTENER));
+        let door = match heard {
+            // SAFETY: the kernel has just opened it, and nobody else knows it.
+            Ok(listener) => Ok(Self::Heard(unsafe { OwnedFd::from_raw_fd(listener) })),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                with_privileges(|| seccomp(cookie, RET_EPERM, 0)).map(|_| Self::Silent)
+            }
+            Err(error) => Err(error),
+        };
+        door.map_err(|error| {
+            Failure::Host(format!(
+                "the kernel takes no seccomp filter, by which VMs without the policy are refused: {error}; --fail-open does without"
+            ))
+        })
+    }
+}
+
+/// Does something that takes `CAP_SYS_ADMIN`, or else the promise that nobody gains privileges by execve(2).
+fn with_privileges<T>(act: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match act() {
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            // SAFETY: it takes numbers.
+            let promised = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+            if promised != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            act()
+        }
+        done => done,
+    }
+}
+
+fn seccomp(cookie: u64, refuse: u32, flags: u64) -> io::Result<i32> {
+    let mut filter = instructions(cookie, refuse);
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).unwrap_or(0),
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the kernel copies the instructions, of which there are so many.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(i32::try_from(answer).unwrap_or(-1))
+}
+
+/// Takes the next call that is held at the door; `None` if its thread has been killed meanwhile.
+pub(super) fn take(listener: &OwnedFd) -> Option<Knock> {
+    let request = libc::_IOWR::<libc::seccomp_notif>(b'!'.into(), 0);
+    let mut held = libc::seccomp_notif {
+        id: 0,
+        pid: 0,
+        flags: 0,
+        data: libc::seccomp_data {
+            nr: 0,
+            arch: 0,
+            instruction_pointer: 0,
+            args: [0; 6],
+        },
+    };
+    // SAFETY: the kernel writes a seccomp_notif, which `held` is, all zeros before as it demands.
+    if unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw mut held) } != 0 {
+        return None;
+    }
+    let wish = match held.data.args[1] & 0xffff_ffff {
+        request if request == u64::from(KVM_CREATE_VM) => Wish::Vm,
+        _ => Wish::Filter,
+    };
+    Some(Knock {
+        id: held.id,
+        thread: held.pid,
+        wish,
+    })
+}
+
+/// Has a call fail with EPERM.
+pub(super) fn refuse(listener: &OwnedFd, knock: Knock) {
+    let request = libc::_IOWR::<libc::seccomp_notif_resp>(b'!'.into(), 1);
+    let mut answer = libc::seccomp_notif_resp {
+        id: knock.id,
+        val: 0,
+        error: -libc::EPERM,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads a seccomp_notif_resp, which `answer` is. It is an error if the thread is gone.
+    let _ = unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw mut answer) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call as `struct seccomp_data` has it.
+    #[derive(Clone, Copy)]
+    struct Call {
+        arch: u32,
+        number: u32,
+        request: u64,
+        cookie: u64,
+    }
+
+    const COOKIE: u64 = 0x1234_5678_9abc_def0;
+    const REFUSED: u32 = 77;
+
+    /// What the filter returns, by the kernel's rules for the three instructions.
+    fn answer(call: Call) -> u32 {
+        let filter = instructions(COOKIE, REFUSED);
+        let (mut at, mut loaded) = (0, 0);
+        loop {
+            let one = filter[at];
+            at += 1;
+            match one.code {
+                bpf::LOAD => {
+                    loaded = match one.k {
+                        bpf::NUMBER => call.number,
+                        bpf::ARCH => call.arch,
+                        bpf::REQUEST => u32::try_from(call.request & 0xffff_ffff).unwrap(),
+                        bpf::COOKIE_LOW => u32::try_from(call.cookie & 0xffff_ffff).unwrap(),
+                        bpf::COOKIE_HIGH => u32::try_from(call.cookie >> 32).unwrap(),
+                        other => panic!("offset {other}"),
+                    }
+                }
+                bpf::JUMP_IF_EQUAL => {
+                    at += usize::from(if loaded == one.k { one.jt } else { one.jf })
+                }
+                bpf::RETURN => return one.k,
+                other => panic!("code {other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn guarded_request_without_the_cookie_is_refused() {
+        let ways = [
+            (X86_64, IOCTL),
+            (X86_64, IOCTL_OF_X32),
+            (I386, IOCTL_OF_I386),
+        ];
+        for (arch, number) in ways {
+            for request in REQUESTS.map(u64::from) {
+                for cookie in [0, COOKIE ^ 1, COOKIE ^ 1 << 40] {
+                    for high in [0, 0xdead << 32] {
+                        let call = Call {
+                            arch,
+                            number,
+                            request: request | high,
+                            cookie,
+                        };
+                        assert_eq!(answer(call), REFUSED, "{arch:#x} {number} {request:#x}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_calls_and_those_with_the_cookie_pass() {
+        let passes = |arch, number, request, cookie| {
+            let call = Call {
+                arch,
+                number,
+                request,
+                cookie,
+            };
+            assert_eq!(answer(call), RET_ALLOW, "{arch:#x} {number} {request:#x}");
+        };
+        for request in REQUESTS.map(u64::from) {
+            passes(X86_64, IOCTL, request, COOKIE);
+            // close(2) of i386, and so on.
+            passes(I386, 6, request, 0);
+            passes(X86_64, 6, request, 0);
+        }
+        for request in [0xae80, 0xae41, 0x5401] {
+            passes(X86_64, IOCTL, request, 0);
+            passes(X86_64, IOCTL_OF_X32, request, 0);
+            passes(I386, IOCTL_OF_I386, request, 0);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What kind of program the VMM is, as far as its file tells: whether the dynamic linker will load the library.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use msrgate_policy::one_line;
+
+use super::GUIDE;
+use crate::failure::Failure;
+use crate::named::name;
+
+/// A program's file, by what comes first in it.
+#[derive(Debug, PartialEq, Eq)]
+enum Kind {
+    /// It asks for this dynamic linker.
+    Dynamic(PathBuf),
+    /// It asks for none.
+    Static,
+    /// For another processor, or of 32 bits.
+    Foreign,
+    /// A script for this interpreter.
+    Script(PathBuf),
+    /// The kernel would not run it.
+    Unknown,
+}
+
+/// Scripts whose interpreter is a script: the kernel follows as many.
+const DEPTH: usize = 4;
+
+/// Checks that the program will load the library, as far as that can be seen before it runs.
+///
+/// # Errors
+/// It will not: the sentence says why.
+pub(super) fn check(path: &Path) -> Result<(), Failure> {
+    let mut path = path.to_owned();
+    for _ in 0..DEPTH {
+        let kind = kind(&path).map_err(|error| Failure::NotRun {
+            status: 126,
+            what: name(&path),
+            why: error.to_string(),
+        })?;
+        let shown = one_line(&name(&path));
+        let refused = |why: &str| Err(Failure::Refused(format!("{shown}: {why}; see {GUIDE}")));
+        return match kind {
+            Kind::Dynamic(linker) if linker.ends_with("ld-linux-x86-64.so.2") => Ok(()),
+            Kind::Dynamic(linker) => refused(&format!(
+                "this program is loaded by {}, for which there is no library: it needs a build for glibc",
+                one_line(&name(&linker))
+            )),
+            Kind::Static => refused(
+                "this program is statically linked, so that no library can be put into it: use a dynamically linked build",
+            ),
+            Kind::Foreign => refused("this is no program of x86-64, for which the library is"),
+            Kind::Script(interpreter) => {
+                path = interpreter;
+                continue;
+            }
+            Kind::Unknown => Err(Failure::NotRun {
+                status: 126,
+                what: name(&path),
+                why: "this is neither a program nor a script that begins with #!".to_owned(),
+            }),
+        };
+    }
+    Ok(())
+}
+
+fn kind(path: &Path) -> io::Result<Kind> {
+    let file = File::open(path)?;
+    let mut head = Vec::new();
+    read(&file, 0, 4096, &mut head)?;
+    if let Some(line) = head.strip_prefix(b"#!") {
+        let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let interpreter = line.trim_ascii().split(u8::is_ascii_whitespace).next();
+        return Ok(match interpreter {
+            Some(path) if !path.is_empty() => Kind::Script(path_of(path)),
+            _ => Kind::Unknown,
+        });
+    }
+    if !head.starts_with(b"\x7fELF") {
+        return Ok(Kind::Unknown);
+    }
+    Ok(of_elf(&file, &head).unwrap_or(Kind::Unknown))
+}
+
+/// Up to so many bytes, as many as there are.
+fn read(file: &File, at: u64, most: usize, into: &mut Vec<u8>) -> io::Result<()> {
+    into.resize(most, 0);
+    let mut count = 0;
+    while count < most {
+        match file.read_at(&mut into[count..], at + count as u64)? {
+            0 => break,
+            more => count += more,
+        }
+    }
+    into.truncate(count);
+    Ok(())
+}
+
+/// The kind of an ELF file (System V ABI, chapters 4 and 5); `None` if it contradicts itself.
+fn of_elf(file: &File, head: &[u8]) -> Option<Kind> {
+    const CLASS_64: u8 = 2;
+    const X86_64: u64 = 62;
+    const INTERPRETER: u64 = 3;
+    if *head.get(4)? != CLASS_64 || number(head, 18, 2)? != X86_64 {
+        return Some(Kind::Foreign);
+    }
+    let (table, size, count) = (
+        number(head, 32, 8)?,
+        number(head, 54, 2)?,
+        number(head, 56, 2)?,
+    );
+    let mut segments = Vec::new();
+    let bytes = usize::try_from(size * count).ok()?;
+    read(file, table, bytes, &mut segments).ok()?;
+    let size = usize::try_from(size).ok().filter(|size| *size >= 56)?;
+    for segment in segments.chunks_exact(size) {
+        if number(segment, 0, 4)? == INTERPRETER {
+            let (at, length) = (number(segment, 8, 8)?, number(segment, 32, 8)?);
+            let mut linker = Vec::new();
+            read(
+                file,
+                at,
+                usize::try_from(length.min(4096)).ok()?,
+                &mut linker,
+            )
+            .ok()?;
+            let end = linker
+                .iter()
+                .position(|byte| *byte == 0)
+                .unwrap_or(linker.len());
+            return Some(Kind::Dynamic(path_of(&linker[..end])));
+        }
+    }
+    Some(Kind::Static)
+}
+
+/// A little-endian number of so many bytes.
+fn number(bytes: &[u8], at: usize, size: usize) -> Option<u64> {
+    let field = bytes.get(at..at.checked_add(size)?)?;
+    Some(
+        field
+            .iter()
+            .rev()
+            .fold(0, |number, byte| number << 8 | u64::from(*byte)),
+    )
+}
+
+fn path_of(bytes: &[u8]) -> PathBuf {
+    std::ffi::OsStr::from_bytes(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(bytes: &[u8]) -> Kind {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("program");
+        std::fs::write(&path, bytes).unwrap();
+        kind(&path).unwrap()
+    }
+
+    #[test]
+    fn kind_of_a_file_is_seen_by_its_beginning() {
+        let itself = kind(&std::env::current_exe().unwrap()).unwrap();
+        assert_eq!(itself, Kind::Dynamic("/lib64/ld-linux-x86-64.so.2".into()));
+        assert_eq!(of(b"#! /bin/sh -e\n"), Kind::Script("/bin/sh".into()));
+        assert_eq!(of(b"#!\n"), Kind::Unknown);
+        assert_eq!(of(b""), Kind::Unknown);
+        assert_eq!(of(b"echo hello\n"), Kind::Unknown);
+    }
+
+    #[test]
+    fn elf_without_a_linker_is_static_and_a_cut_one_is_unknown() {
+        let mut elf = vec![0; 64 + 56];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        (elf[18], elf[32], elf[54], elf[56]) = (62, 64, 56, 1);
+        assert_eq!(of(&elf), Kind::Static);
+        assert_eq!(of(&elf[..40]), Kind::Unknown);
+        elf[4] = 1;
+        assert_eq!(of(&elf), Kind::Foreign);
+    }
+}

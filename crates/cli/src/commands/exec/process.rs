@@ -1,0 +1,214 @@
+//! Unsafe: fork(2), execve(2), and descriptors by their numbers.
+//!
+//! The processes of a run: this one, which becomes the VMM, and the watcher.
+#![expect(
+    unsafe_code,
+    reason = "fork and execve have no safe form that keeps the VMM's signals as they are"
+)]
+
+use std::env;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::descriptors;
+use crate::failure::Failure;
+use crate::named::name;
+
+/// The program that is to run.
+#[derive(Debug)]
+pub(super) struct Vmm {
+    pub(super) path: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl Vmm {
+    /// Finds the program as a shell does.
+    ///
+    /// # Errors
+    /// There is none of this name, or it may not be run.
+    pub(super) fn find(arguments: &[OsString]) -> Result<Self, Failure> {
+        let typed = arguments
+            .first()
+            .map_or(OsStr::new(""), |first| first.as_os_str());
+        let not_run = |status, why: &str| Failure::NotRun {
+            status,
+            what: name(Path::new(typed)),
+            why: why.to_owned(),
+        };
+        if typed.is_empty() {
+            return Err(not_run(127, "no such program"));
+        }
+        let candidates: Vec<PathBuf> = if typed.as_bytes().contains(&b'/') {
+            vec![typed.into()]
+        } else {
+            let path = env::var_os("PATH").unwrap_or_else(|| "/bin:/usr/bin".into());
+            env::split_paths(&path)
+                .map(|folder| folder.join(typed))
+                .collect()
+        };
+        let is_there = |path: &&PathBuf| path.metadata().is_ok_and(|file| !file.is_dir());
+        let mut there = candidates.iter().filter(is_there);
+        let Some(first) = there.clone().next() else {
+            let why = match candidates.as_slice() {
+                [only] if only.is_dir() => return Err(not_run(126, "this is a folder")),
+                [only] => only.metadata().err().map(|error| error.to_string()),
+                _ => None,
+            };
+            return Err(not_run(
+                127,
+                &why.unwrap_or_else(|| "no such program in PATH".to_owned()),
+            ));
+        };
+        let may_run = |path: &&PathBuf| {
+            path.metadata()
+                .is_ok_and(|file| file.permissions().mode() & 0o111 != 0)
+        };
+        let Some(path) = there.find(may_run) else {
+            let why = format!("{} may not be run: its mode has no x", name(first));
+            return Err(not_run(126, &why));
+        };
+        Ok(Self {
+            path: path.clone(),
+            arguments: arguments.to_vec(),
+        })
+    }
+
+    /// Becomes the program, with these variables beside those that there are. It returns only if that fails.
+    pub(super) fn become_it(&self, variables: &[(&str, OsString)]) -> Failure {
+        let failed = |why: String| Failure::NotRun {
+            status: 126,
+            what: name(&self.path),
+            why,
+        };
+        let is_replaced = |key: &OsStr| variables.iter().any(|(own, _)| key == *own);
+        let others = env::vars_os().filter(|(key, _)| !is_replaced(key));
+        let own = variables
+            .iter()
+            .map(|(key, value)| (OsString::from(key), value.clone()));
+        let environment = others.chain(own).map(|(mut variable, value)| {
+            variable.push("=");
+            variable.push(value);
+            variable
+        });
+        let path = CString::new(self.path.as_os_str().as_bytes());
+        let strings = |all: &mut dyn Iterator<Item = OsString>| {
+            all.map(|one| CString::new(one.into_vec()))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let arguments = strings(&mut self.arguments.iter().cloned());
+        let environment = strings(&mut environment.into_iter());
+        let (Ok(path), Ok(arguments), Ok(environment)) = (path, arguments, environment) else {
+            return failed("an argument has a zero byte".to_owned());
+        };
+        let pointers = |all: &[CString]| {
+            let pointers = all.iter().map(|one| one.as_ptr());
+            pointers.chain([ptr::null()]).collect::<Vec<_>>()
+        };
+        let (arguments_of, environment_of) = (pointers(&arguments), pointers(&environment));
+        descriptors::as_before_main();
+        // SAFETY: strings that end, in lists that end, all of which live here.
+        unsafe {
+            libc::execve(
+                path.as_ptr(),
+                arguments_of.as_ptr(),
+                environment_of.as_ptr(),
+            )
+        };
+        failed(io::Error::last_os_error().to_string())
+    }
+}
+
+/// A number that nobody guesses.
+pub(super) fn random() -> Result<u64, Failure> {
+    let mut bytes = [0; 8];
+    match getrandom(&mut bytes, GetRandomFlags::empty()) {
+        Ok(8) => Ok(u64::from_le_bytes(bytes)),
+        _ => Err(Failure::Host(
+            "the kernel gives no random numbers".to_owned(),
+        )),
+    }
+}
+
+/// Runs `act` in a process of its own, which is no child of this one and of no terminal: what becomes of this process
+/// reaps no child that it does not know.
+///
+/// # Errors
+/// There is no process to be had.
+pub(super) fn apart(act: impl FnOnce()) -> io::Result<()> {
+    // SAFETY: this process has one thread, so that the child may do anything.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // SAFETY: it takes nothing.
+            unsafe { libc::setsid() };
+            // SAFETY: as above.
+            if unsafe { libc::fork() } == 0 {
+                ignore_signals();
+                act();
+            }
+            // SAFETY: it runs nothing of the parent's.
+            unsafe { libc::_exit(0) }
+        }
+        child => {
+            // SAFETY: it writes nowhere. The child ends at once; where children are ignored there is none to wait for.
+            unsafe { libc::waitpid(child, ptr::null_mut(), 0) };
+            Ok(())
+        }
+    }
+}
+
+/// Signals that are meant for the VMM's group do not end the watcher before the VMM.
+fn ignore_signals() {
+    for signal in [
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGPIPE,
+    ] {
+        // SAFETY: no handler is set.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// Leaves the process with these descriptors and standard error, and nothing at 0 and 1: a pipe that the VMM's parent
+/// reads must end with the VMM.
+pub(super) fn keep_only(kept: &[RawFd]) {
+    let open = fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let numbers: Vec<RawFd> = numbers.collect();
+    for fd in numbers
+        .into_iter()
+        .filter(|fd| *fd > libc::STDERR_FILENO && !kept.contains(fd))
+    {
+        // SAFETY: of this process, which is the watcher, nothing uses another descriptor than those.
+        unsafe { libc::close(fd) };
+    }
+    for fd in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
+        replace_by_nothing(fd);
+    }
+    // A folder that is to be unmounted is not held.
+    let _ = env::set_current_dir("/");
+}
+
+/// Puts `/dev/null` in the place of a descriptor.
+pub(super) fn replace_by_nothing(fd: RawFd) {
+    if let Ok(nothing) = File::options().read(true).write(true).open("/dev/null") {
+        // SAFETY: both are numbers; of the one that is closed nobody has an owner.
+        unsafe { libc::dup2(nothing.as_raw_fd(), fd) };
+    }
+}
+
+/// Standard error, as a descriptor.
+pub(super) fn standard_error() -> BorrowedFd<'static> {
+    // SAFETY: it is open, or `/dev/null` in its place, from before `main` on.
+    unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) }
+}

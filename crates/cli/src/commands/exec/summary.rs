@@ -1,0 +1,143 @@
+//! What is said of a run: at its end, and of each event.
+
+use std::fmt::Write as _;
+
+use msrgate_filter::ExitReason;
+use msrgate_policy::answer::Disposition;
+use msrgate_policy::{Origin, Program, registers, shown_json};
+use msrgate_state::{Event, Recorded, Snapshot};
+use serde_json::json;
+
+use super::allow;
+use super::supported::origin;
+use crate::output::count;
+
+/// Kinds of refusals that are listed.
+const LISTED: usize = 20;
+
+/// What was refused in a run, and how to allow it; nothing if it had no VM.
+pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str) -> String {
+    let made = usize::try_from(snapshot.vms_made()).unwrap_or(usize::MAX);
+    if made == 0 {
+        return String::new();
+    }
+    let recorded = snapshot.recorded();
+    let (refused, others): (Vec<_>, Vec<_>) = recorded
+        .iter()
+        .partition(|one| one.first.kind.disposition.is_refusal());
+    let sum = |all: &[&Recorded]| {
+        all.iter()
+            .map(|one| one.count)
+            .fold(0_u64, u64::saturating_add)
+    };
+    let vms = count(made, "VM", "VMs");
+    let mut text = if refused.is_empty() {
+        format!("msrgate: {policy} guarded {vms}, and refused nothing")
+    } else {
+        let accesses = count(
+            usize::try_from(sum(&refused)).unwrap_or(usize::MAX),
+            "access",
+            "accesses",
+        );
+        format!(
+            "msrgate: {policy} guarded {vms}, and {} {accesses}",
+            verb(&refused)
+        )
+    };
+    let is_answer = |one: &&&Recorded| one.first.kind.disposition != Disposition::Allowed;
+    let answered: Vec<_> = others.iter().filter(is_answer).copied().collect();
+    if !answered.is_empty() {
+        let _ = write!(text, "; it answered {} itself", sum(&answered));
+    }
+    text.push('\n');
+    for one in refused.iter().take(LISTED) {
+        let _ = writeln!(text, "  {}", line(one, snapshot, program, policy));
+    }
+    if let Some(more @ 1..) = refused.len().checked_sub(LISTED) {
+        let _ = writeln!(text, "  and {more} more kinds");
+    }
+    if snapshot.others() > 0 {
+        let _ = writeln!(
+            text,
+            "  and {} of kinds that found no place to be recorded",
+            snapshot.others()
+        );
+    }
+    text
+}
+
+const fn is_audit(disposition: Disposition) -> bool {
+    matches!(disposition, Disposition::WouldDeny | Disposition::WouldKill)
+}
+
+fn verb(refused: &[&Recorded]) -> &'static str {
+    if refused
+        .iter()
+        .any(|one| is_audit(one.first.kind.disposition))
+    {
+        "would have refused"
+    } else {
+        "refused"
+    }
+}
+
+/// `8 reads of 0x8b IA32_BIOS_SIGN_ID by deny.toml:4, first by vCPU 0 after 0.31 s; to allow them: …`.
+fn line(one: &Recorded, snapshot: &Snapshot, program: &Program, policy: &str) -> String {
+    let (first, kind) = (&one.first, one.first.kind);
+    let access = kind.access.to_string();
+    let accesses = count(
+        usize::try_from(one.count).unwrap_or(usize::MAX),
+        &access,
+        &format!("{access}s"),
+    );
+    let mut text = format!("{accesses} of {}", kind.index);
+    if let Some(register) = registers::by_index(kind.index) {
+        let _ = write!(text, " {}", register.name);
+    }
+    let vm = usize::try_from(first.vm)
+        .ok()
+        .and_then(|at| snapshot.vms().get(at).copied());
+    let after = vm.map(|vm| first.time.saturating_sub(vm.time) / 1_000_000);
+    let who = format!("first by vCPU {}", first.vcpu);
+    let when = after.map_or_else(String::new, |millis| {
+        format!(" after {}.{:03} s", millis / 1000, millis % 1000)
+    });
+    if kind.reason == ExitReason::Filter {
+        let by = origin(program, first.origin, policy);
+        let _ = write!(text, " by {by}, {who}{when}");
+        if let Some(entry) = allow::line(program, kind.index, kind.access) {
+            let _ = write!(text, "; to allow: {entry}");
+        }
+    } else {
+        let _ = write!(
+            text,
+            ", which KVM does not know, {who}{when}; to answer: an entry with `value` or `ignore`, or [unknown]"
+        );
+    }
+    text
+}
+
+/// An event as a line of JSON.
+pub(super) fn json(event: &Event, program: &Program) -> String {
+    let seconds = event.time / 1_000_000_000;
+    let (file, line) = match event.origin {
+        Origin::Line(line) => (program.file(line.file), Some(line.number)),
+        Origin::Default | Origin::Kvm => (None, None),
+    };
+    let mut object = json!({
+        "schema": 1,
+        "time": format!("{seconds}.{:09}", event.time % 1_000_000_000),
+        "pid": event.pid,
+        "vm": event.vm,
+        "vcpu": event.vcpu,
+        "msr": event.kind.index.to_string(),
+        "access": event.kind.access.to_string(),
+        "reason": event.kind.reason.to_string(),
+        "action": event.kind.disposition.to_string(),
+    });
+    if let (Some(file), Some(line)) = (file, line) {
+        object["policy"] = json!(file);
+        object["line"] = json!(line);
+    }
+    format!("{}\n", shown_json(&object.to_string()))
+}

@@ -1,0 +1,83 @@
+//! The actions that need a VMM with a gate of its own.
+
+use msrgate_filter::Access;
+use msrgate_policy::{Action, DecidedBy, Log, Origin, Program, Rule, Variant, one_line, registers};
+
+use crate::failure::Failure;
+
+/// Checks that a program asks for nothing that only a VMM with a gate of its own can do.
+///
+/// # Errors
+/// It does: what, where, and what to write instead.
+pub(super) fn check(program: &Program, policy: &str) -> Result<(), Failure> {
+    for variant in program.variants() {
+        for (access, rule) in variant.rules().all() {
+            if let Some((what, instead)) = unsupported(rule) {
+                return Err(Failure::Refused(format!(
+                    "{}: `{what}` on {access}s of {} needs a VMM that links msrgate-kvm; under exec, {instead}",
+                    place(program, variant, rule.by, policy),
+                    described(rule),
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The word of what is asked for, and what to do instead.
+fn unsupported(rule: Rule<'_>) -> Option<(&'static str, &'static str)> {
+    match rule.action {
+        Action::Mask(_) | Action::Sticky(_) | Action::Pin => Some((
+            rule.action.word(),
+            "its threads may be allowed no call that reads or sets a register: write `allow` or `deny`",
+        )),
+        Action::Handler(_) => Some((
+            "handler",
+            "the VMM has no code that the policy could name: write `value`, `ignore`, `register` or `deny`",
+        )),
+        Action::Device(_) => Some((
+            "device",
+            "the guest's memory is out of reach: write `value`, `ignore` or `deny`",
+        )),
+        Action::Allow if rule.log == Log::All => Some((
+            "log = \"all\"",
+            "each access would have to be carried to its register: write `log = \"first\"`",
+        )),
+        _ => None,
+    }
+}
+
+fn described(rule: Rule<'_>) -> String {
+    let name = registers::by_index(rule.msrs.first()).map(|register| register.name);
+    match name {
+        Some(name) if rule.msrs.count() == 1 => format!("{} {name}", rule.msrs),
+        _ => rule.msrs.to_string(),
+    }
+}
+
+/// `guest.toml:12`, or the policy's name where its default decides.
+pub(super) fn place(program: &Program, variant: &Variant, by: DecidedBy, policy: &str) -> String {
+    origin(program, variant.rules().origin(by), policy)
+}
+
+/// The same of an origin.
+pub(super) fn origin(program: &Program, origin: Origin, policy: &str) -> String {
+    match origin {
+        Origin::Line(line) => {
+            let file = program
+                .file(line.file)
+                .map_or_else(|| policy.to_owned(), one_line);
+            format!("{file}:{}", line.number)
+        }
+        Origin::Default => format!("the default of {policy}"),
+        Origin::Kvm => "KVM".to_owned(),
+    }
+}
+
+/// The word for an access of a list.
+pub(super) const fn letter(access: Access) -> &'static str {
+    match access {
+        Access::Read => "r",
+        Access::Write => "w",
+    }
+}

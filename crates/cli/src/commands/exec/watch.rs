@@ -1,0 +1,318 @@
+//! The watcher: a small process beside the VMM. It hears who knocks at the door, writes events, and says at the end what
+//! was refused. No VM depends on it: if it dies, nobody gets a VM any more, and those that run are guarded as before.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use msrgate_policy::{Program, one_line};
+use msrgate_state::Snapshot;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
+
+use super::door::{self, Door, Knock, Wish};
+use super::page::StateFile;
+use super::{GUIDE, process, summary};
+use crate::cli::ExecArgs;
+use crate::failure::Failure;
+use crate::load;
+use crate::named::name;
+
+/// What the watcher is to do.
+pub(super) struct Watch {
+    program: Program,
+    policy: String,
+    events: Option<File>,
+    has_summary: bool,
+    vmm: Pid,
+    pidfd: OwnedFd,
+}
+
+/// The watcher, as the process sees it that is to become the VMM.
+#[derive(Debug)]
+pub(super) struct Watcher {
+    socket: OwnedFd,
+}
+
+/// How long events stay unwritten.
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// What is sent with the door's listener, and without.
+const WITH_LISTENER: &[u8] = b"L";
+const WITHOUT: &[u8] = b"-";
+
+impl Watch {
+    /// Gets ready.
+    ///
+    /// # Errors
+    /// The file for events cannot be written, or the kernel lacks something.
+    pub(super) fn new(
+        args: &ExecArgs,
+        program: Program,
+        page: &StateFile,
+    ) -> Result<Self, Failure> {
+        let open = |path: &Path| {
+            let file = File::options().create(true).append(true).open(path);
+            file.map_err(|error| Failure::Input {
+                what: name(path),
+                why: format!("cannot be written: {error}"),
+            })
+        };
+        let events = args
+            .events
+            .as_deref()
+            .map(open)
+            .transpose()
+            .inspect_err(|_| page.remove())?;
+        let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).map_err(|error| {
+            page.remove();
+            Failure::Host(format!("the kernel watches no process: {error}"))
+        })?;
+        Ok(Self {
+            program,
+            policy: load::shown(&args.policy),
+            events,
+            has_summary: !args.quiet,
+            vmm: getpid(),
+            pidfd,
+        })
+    }
+
+    /// Starts the process.
+    ///
+    /// # Errors
+    /// There is none to be had.
+    pub(super) fn begin(self, page: StateFile) -> Result<Watcher, Failure> {
+        let failed = |error: io::Error| {
+            Failure::Host(format!("there is no process to watch the VMM: {error}"))
+        };
+        let pair = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        );
+        let (socket, its) = pair.map_err(|error| failed(error.into()))?;
+        let number = socket.as_raw_fd();
+        process::apart(move || {
+            let mut kept = vec![
+                its.as_raw_fd(),
+                self.pidfd.as_raw_fd(),
+                page.file().as_raw_fd(),
+            ];
+            kept.extend(self.events.as_ref().map(AsRawFd::as_raw_fd));
+            debug_assert!(!kept.contains(&number));
+            process::keep_only(&kept);
+            self.watch(&its, &page);
+            page.remove();
+        })
+        .map_err(failed)?;
+        Ok(Watcher { socket })
+    }
+
+    fn watch(mut self, socket: &OwnedFd, page: &StateFile) {
+        // Without a message the process that was to become the VMM has given up.
+        let Some(Received { listener }) = receive(socket) else {
+            return;
+        };
+        let mut state = Watched {
+            listener,
+            is_running: true,
+            said: Vec::new(),
+            next_event: 0,
+        };
+        while state.is_running || state.listener.is_some() {
+            self.turn(&mut state, page);
+        }
+        self.write_events(&mut state, page);
+    }
+
+    /// Waits for something, and does what is to be done about it.
+    fn turn(&mut self, state: &mut Watched, page: &StateFile) {
+        let (mut listens, mut runs) = (PollFlags::empty(), PollFlags::empty());
+        {
+            let mut polled = Vec::new();
+            polled.extend(
+                state
+                    .listener
+                    .as_ref()
+                    .map(|one| PollFd::new(one, PollFlags::IN)),
+            );
+            if state.is_running {
+                polled.push(PollFd::new(&self.pidfd, PollFlags::IN));
+            }
+            let pause = self.events.is_some().then_some(&PAUSE);
+            if poll(&mut polled, pause).is_err() {
+                return;
+            }
+            let mut seen = polled.iter().map(PollFd::revents);
+            if state.listener.is_some() {
+                listens = seen.next().unwrap_or(PollFlags::empty());
+            }
+            runs = seen.next().unwrap_or(runs);
+        }
+        if let Some(listener) = &state.listener {
+            if listens.contains(PollFlags::IN) {
+                if let Some(knock) = door::take(listener) {
+                    say_once(&mut state.said, knock);
+                    door::refuse(listener, knock);
+                }
+            } else if !listens.is_empty() {
+                // No process has the filter any more.
+                state.listener = None;
+            }
+        }
+        self.write_events(state, page);
+        if !runs.is_empty() {
+            state.is_running = false;
+            self.end_of_vmm(page);
+        }
+    }
+
+    /// The process that became the VMM has ended, and whoever waits for its standard error is to go on.
+    fn end_of_vmm(&self, page: &StateFile) {
+        if self.has_summary
+            && let Some(snapshot) = snapshot(page)
+        {
+            // A VM that another process has made, and that runs on, is a daemon's: its end is not now.
+            let own = u32::try_from(self.vmm.as_raw_pid()).unwrap_or(0);
+            let runs_on = |pid: u32| {
+                let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+                pid.is_some_and(|pid| test_kill_process(pid).is_ok())
+            };
+            let vms = snapshot.vms();
+            if !vms.iter().any(|vm| vm.pid != own && runs_on(vm.pid)) {
+                let text = summary::text(&snapshot, &self.program, &self.policy);
+                crate::results::talk(&text);
+            }
+        }
+        process::replace_by_nothing(process::standard_error().as_raw_fd());
+    }
+
+    fn write_events(&mut self, state: &mut Watched, page: &StateFile) {
+        let Some(file) = &mut self.events else { return };
+        let Some(snapshot) = snapshot(page) else {
+            return;
+        };
+        let followed = snapshot.events_since(state.next_event);
+        state.next_event = followed.next;
+        let mut lines = String::new();
+        for event in &followed.events {
+            lines += &summary::json(event, &self.program);
+        }
+        if followed.lost > 0 {
+            lines += &format!("{{\"schema\":1,\"dropped\":{}}}\n", followed.lost);
+        }
+        // There is nobody to tell, and the counts are in the summary.
+        let _ = file.write_all(lines.as_bytes());
+    }
+}
+
+struct Watched {
+    listener: Option<OwnedFd>,
+    is_running: bool,
+    /// What has been said to whom, by process.
+    said: Vec<(String, Wish)>,
+    next_event: u64,
+}
+
+impl Watcher {
+    /// Tells the watcher that nothing comes of it.
+    pub(super) fn give_up(&self) {
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+
+    /// Gives the watcher the door's listener.
+    ///
+    /// # Errors
+    /// The watcher has died.
+    pub(super) fn hand_over(self, door: &Door) -> Result<(), Failure> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut message = SendAncillaryBuffer::new(&mut space);
+        let listener = match door {
+            Door::Heard(listener) => Some([listener.as_fd()]),
+            Door::Silent | Door::Open => None,
+        };
+        let bytes = match &listener {
+            Some(listener) => {
+                message.push(SendAncillaryMessage::ScmRights(listener));
+                WITH_LISTENER
+            }
+            None => WITHOUT,
+        };
+        let sent = sendmsg(
+            &self.socket,
+            &[IoSlice::new(bytes)],
+            &mut message,
+            SendFlags::NOSIGNAL,
+        );
+        match sent {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Failure::Host(format!(
+                "the process that watches the VMM has died: {error}"
+            ))),
+        }
+    }
+}
+
+/// The message that the VMM is about to run.
+struct Received {
+    /// The door's listener, if it has one.
+    listener: Option<OwnedFd>,
+}
+
+/// The message; `None` if none comes.
+fn receive(socket: &OwnedFd) -> Option<Received> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut message = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let received = recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut message,
+        RecvFlags::CMSG_CLOEXEC,
+    );
+    if received.ok()?.bytes == 0 {
+        return None;
+    }
+    let descriptors = message.drain().find_map(|one| match one {
+        RecvAncillaryMessage::ScmRights(mut all) => all.next(),
+        _ => None,
+    });
+    Some(Received {
+        listener: descriptors,
+    })
+}
+
+fn snapshot(page: &StateFile) -> Option<Snapshot> {
+    Snapshot::new(&page.bytes().ok()?).ok()
+}
+
+/// Says who was refused what: of each program once, for one may try without end.
+fn say_once(said: &mut Vec<(String, Wish)>, knock: Knock) {
+    const MOST: usize = 64;
+    let comm = std::fs::read_to_string(format!("/proc/{}/comm", knock.thread)).unwrap_or_default();
+    let one = (comm.trim().to_owned(), knock.wish);
+    if said.contains(&one) || said.len() >= MOST {
+        return;
+    }
+    let what = match knock.wish {
+        Wish::Vm => "asked KVM for a VM",
+        Wish::Filter => "asked KVM to replace a VM's MSR filter",
+    };
+    super::say(&format!(
+        "process {} ({}) {what} past msrgate's library, and was refused: it has the C library inside, was started without LD_PRELOAD, or calls the kernel by itself; see {GUIDE}",
+        knock.thread,
+        one_line(&one.0),
+    ));
+    said.push(one);
+}
