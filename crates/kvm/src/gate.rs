@@ -260,11 +260,29 @@ impl Gate {
         id: impl Into<VcpuId>,
         cpuid: &(impl CpuidLeaves + ?Sized),
     ) -> Result<VcpuGate, GateError> {
-        let (id, cpuid) = (id.into(), GuestCpuid::new(&cpuid.leaves())?);
+        self.add_vcpu(id.into(), &GuestCpuid::new(&cpuid.leaves())?)
+    }
+
+    /// As [`Self::vcpu`], of a vCPU whose CPUID nobody tells, or that has none: under a program that is the same for all
+    /// processors, and that carries no access to a register of KVM's, nothing depends on it. All vCPUs of a VM are added in
+    /// this way, or none.
+    ///
+    /// # Errors
+    /// As [`Self::vcpu`], or the program differs by processor, or has an action such as `mask` for which CPUID says which
+    /// registers there are.
+    pub fn vcpu_of_any_cpuid(&self, id: impl Into<VcpuId>) -> Result<VcpuGate, GateError> {
+        let program = self.program();
+        if depends_on_cpuid(&program) {
+            return Err(GateError::NoCpuid);
+        }
+        self.add_vcpu(id.into(), &GuestCpuid::unknown())
+    }
+
+    fn add_vcpu(&self, id: VcpuId, cpuid: &GuestCpuid) -> Result<VcpuGate, GateError> {
         let mut control = self.shared.lock();
         let has_nested = control.vm()?.has_nested_state();
         let alive = Arc::new(Alive);
-        self.choose(&mut control, id, &cpuid, &alive)?;
+        self.choose(&mut control, id, cpuid, &alive)?;
         let may_nest = if has_nested && cpuid.has_virtualization() {
             MayNest::Perhaps
         } else {
@@ -272,7 +290,7 @@ impl Gate {
         };
         let program = self.shared.current.get();
         drop(control);
-        let own = Answering::new(id, &cpuid, alive, may_nest, &self.shared, &program.thing);
+        let own = Answering::new(id, cpuid, alive, may_nest, &self.shared, &program.thing);
         Ok(VcpuGate::new(program, own))
     }
 
@@ -325,6 +343,13 @@ impl Gate {
         check(&program, &self.shared.host, &self.shared.options)?;
         let mut control = self.shared.lock();
         let example = program.variants()[0].example().clone();
+        let is_unknown = control
+            .chosen
+            .as_ref()
+            .is_some_and(|chosen| !chosen.is_known());
+        if is_unknown && depends_on_cpuid(&program) {
+            return Err(GateError::NoCpuid);
+        }
         let cpu = control.chosen.as_ref().map(Chosen::cpu);
         let new = Responder::new(Arc::clone(&program), cpu.unwrap_or(&example))?;
         let new = Arc::new(new);
@@ -503,6 +528,16 @@ impl Drop for Gate {
             let _ = thread.join();
         }
     }
+}
+
+/// Tells if a vCPU's CPUID says what a program does on it: which of its variants, or which registers there are.
+fn depends_on_cpuid(program: &Program) -> bool {
+    let carries = |rule: msrgate_program::Rule<'_>| {
+        rule.action.needs_forwarding() || matches!(rule.log, msrgate_program::Log::All)
+    };
+    let mut variants = program.variants().iter();
+    program.variants().len() > 1
+        || variants.any(|variant| variant.rules().all().any(|(_, rule)| carries(rule)))
 }
 
 /// Checks a program against the host and the options, before there is a VM.

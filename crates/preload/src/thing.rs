@@ -195,12 +195,12 @@ impl Vcpu {
     /// # Errors
     /// The sentence that says why not.
     pub(crate) fn bind(&self) -> Result<(), String> {
-        let leaves = self.leaves()?;
-        let mut gate = self
-            .vm
-            .gate
-            .vcpu(self.id, &leaves)
-            .map_err(|error| error.to_string())?;
+        let gate = if self.vm.has_one_variant {
+            self.vm.gate.vcpu_of_any_cpuid(self.id)
+        } else {
+            self.vm.gate.vcpu(self.id, &self.leaves()?)
+        };
+        let mut gate = gate.map_err(|error| error.to_string())?;
         self.with_raw(|vcpu| gate.reset_to_run(vcpu))
             .map_err(|error| error.to_string())?;
         *self.gate() = Some(gate);
@@ -212,14 +212,6 @@ impl Vcpu {
         let held = self.cpuid.lock().unwrap_or_else(PoisonError::into_inner);
         match &*held {
             Some(leaves) => Ok(leaves.clone()),
-            // What holds for every processor holds for one without a name.
-            None if self.vm.has_one_variant => Ok(vec![
-                CpuidEntry::default(),
-                CpuidEntry {
-                    function: 1,
-                    ..CpuidEntry::default()
-                },
-            ]),
             None => Err(format!(
                 "the policy differs by processor, and the VMM has given vCPU {} no CPUID by KVM_SET_CPUID2",
                 self.id

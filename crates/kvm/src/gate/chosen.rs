@@ -16,6 +16,8 @@ pub(super) struct Alive;
 /// The chosen processor, and the vCPUs that were added.
 pub(super) struct Chosen {
     cpu: Cpu,
+    /// If not, the program is the same for all processors.
+    is_known: bool,
     /// True if the CPUID of any vCPU offers virtualization, so that its guest may run guests.
     nests: bool,
     vcpus: BTreeMap<VcpuId, Added>,
@@ -34,6 +36,7 @@ impl Chosen {
         let first = Added::new(cpuid, alive);
         Self {
             cpu: cpuid.cpu().clone(),
+            is_known: cpuid.is_known(),
             nests: cpuid.has_virtualization(),
             vcpus: BTreeMap::from([(id, first)]),
         }
@@ -42,6 +45,11 @@ impl Chosen {
     /// The chosen processor.
     pub(super) const fn cpu(&self) -> &Cpu {
         &self.cpu
+    }
+
+    /// Tells if the processor is known: else no program that differs by processor may be in force.
+    pub(super) const fn is_known(&self) -> bool {
+        self.is_known
     }
 
     /// Tells if, by CPUID, the guest on any vCPU may run guests.

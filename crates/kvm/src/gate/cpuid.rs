@@ -83,6 +83,20 @@ impl GuestCpuid {
         })
     }
 
+    /// The CPUID of a vCPU that may have any, or none.
+    pub(super) fn unknown() -> Self {
+        Self {
+            leaves: Vec::new(),
+            cpu: Cpu::from_cpuid([0; 3], 0),
+            signature: 0,
+        }
+    }
+
+    /// Tells if it is known.
+    pub(super) const fn is_known(&self) -> bool {
+        !self.leaves.is_empty()
+    }
+
     /// The processor.
     pub(super) const fn cpu(&self) -> &Cpu {
         &self.cpu
@@ -121,6 +135,7 @@ impl GuestCpuid {
     pub(super) fn relied_on(&self, asked: Vec<CpuidBit>) -> ReliedOn {
         let there = asked.into_iter().filter(|bit| self.has(bit));
         ReliedOn {
+            is_known: self.is_known(),
             cpu: self.cpu.clone(),
             signature: self.signature,
             bits: there.collect(),
@@ -148,6 +163,8 @@ impl GuestCpuid {
 /// The parts of a vCPU's CPUID that a gate relies on. If KVM's CPUID differs in them, the gate's
 /// answers would be unsafe.
 pub(super) struct ReliedOn {
+    /// If not, nothing is relied on.
+    is_known: bool,
     /// The processor, which chooses the variant.
     cpu: Cpu,
     signature: u32,
@@ -162,12 +179,13 @@ impl ReliedOn {
     /// vCPU more bits than the VMM asked for (seen with 6.18).
     pub(super) fn is_safe_for(&self, leaves: &[CpuidEntry]) -> bool {
         // A CPUID without leaf 0 or 1 is not safe.
-        GuestCpuid::new(leaves).is_ok_and(|kvm| {
-            self.cpu == *kvm.cpu()
-                && self.signature == kvm.signature()
-                && self.bits.iter().all(|bit| kvm.has(bit))
-                && (self.virtualization || !kvm.has_virtualization())
-        })
+        !self.is_known
+            || GuestCpuid::new(leaves).is_ok_and(|kvm| {
+                self.cpu == *kvm.cpu()
+                    && self.signature == kvm.signature()
+                    && self.bits.iter().all(|bit| kvm.has(bit))
+                    && (self.virtualization || !kvm.has_virtualization())
+            })
     }
 }
 
