@@ -1,0 +1,12 @@
+//! `msrgate exec` with real VMMs: QEMU, and small ones in `tests/vmms`.
+
+#[path = "exec/awkward.rs"]
+mod awkward;
+#[path = "exec/door.rs"]
+mod door;
+#[path = "exec/lab.rs"]
+mod lab;
+#[path = "exec/qemu.rs"]
+mod qemu;
+#[path = "exec/refused.rs"]
+mod refused;

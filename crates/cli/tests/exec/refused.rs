@@ -1,0 +1,127 @@
+//! What `exec` refuses before there is a VMM: one sentence and a status, and nothing is left.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+
+use crate::lab::{ALLOWS, Lab, library, ran};
+
+/// The one line that is said, and the status.
+fn refused(command: &mut Command) -> (String, i32) {
+    let ran = ran(command);
+    assert_eq!(ran.out, "");
+    assert_eq!(ran.err.trim_end().lines().count(), 1, "{}", ran.err);
+    (ran.err, ran.status)
+}
+
+#[test]
+fn vmm_that_is_not_there_or_cannot_run_has_a_shells_status() {
+    let lab = Lab::new(ALLOWS);
+    fs::write(lab.path("text"), "no program\n").unwrap();
+    fs::write(lab.path("script"), "echo no interpreter\n").unwrap();
+    fs::set_permissions(lab.path("script"), fs::Permissions::from_mode(0o755)).unwrap();
+    for (vmm, status, why) in [
+        ("no-such-program-anywhere", 127, "no such program in PATH"),
+        ("./no-such-program", 127, "No such file or directory"),
+        ("./text", 126, "may not be run: its mode has no x"),
+        (
+            "./script",
+            126,
+            "neither a program nor a script that begins with #!",
+        ),
+        ("/", 126, "this is a folder"),
+    ] {
+        let (said, code) = refused(lab.exec(&[]).arg(vmm));
+        assert!(said.contains(why) && code == status, "{code} {said}");
+    }
+    lab.assert_no_page_is_left();
+}
+
+#[test]
+fn static_vmm_is_refused_before_it_runs() {
+    let lab = Lab::new(ALLOWS);
+    for option in ["-static", "-static-pie"] {
+        let vmm = lab.build("strict.c", &[option]);
+        let (said, status) = refused(lab.exec(&[]).arg(vmm));
+        assert!(said.contains("this program is statically linked"), "{said}");
+        assert_eq!(status, 125);
+    }
+    lab.assert_no_page_is_left();
+}
+
+#[test]
+fn library_that_is_missing_or_of_another_build_is_refused() {
+    let lab = Lab::new(ALLOWS);
+    let (said, status) = refused(
+        lab.exec(&[])
+            .env("MSRGATE_PRELOAD", "/nonexistent")
+            .arg("true"),
+    );
+    assert!(
+        said.contains("/nonexistent: No such file") && status == 125,
+        "{status} {said}"
+    );
+    let other = fs::canonicalize("/bin/sh").unwrap();
+    let (said, status) = refused(lab.exec(&[]).env("MSRGATE_PRELOAD", other).arg("true"));
+    assert!(
+        said.contains("not the library of this msrgate") && status == 125,
+        "{status} {said}"
+    );
+    let odd = lab.path("a folder.so");
+    fs::copy(library(), &odd).unwrap();
+    let (said, status) = refused(lab.exec(&[]).env("MSRGATE_PRELOAD", odd).arg("true"));
+    assert!(
+        said.contains("no library whose path has a space") && status == 125,
+        "{status} {said}"
+    );
+}
+
+#[test]
+fn actions_that_need_a_gate_in_the_vmm_are_refused_by_name_and_line() {
+    for (entry, word) in [
+        (
+            "IA32_LSTAR = { read = 'allow', write = { mask = 0xffff } }",
+            "`mask` on writes of 0xc0000082 IA32_LSTAR",
+        ),
+        (
+            "IA32_LSTAR = { read = 'allow', write = 'pin' }",
+            "`pin` on writes of 0xc0000082 IA32_LSTAR",
+        ),
+        (
+            "IA32_LSTAR = { read = 'allow', write = { handler = 'mine' } }",
+            "`handler` on writes",
+        ),
+        (
+            "IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }",
+            "`log = \"all\"` on reads",
+        ),
+    ] {
+        let lab = Lab::new(&format!("policy = 1\ndefault = 'allow'\n[msrs]\n{entry}\n"));
+        let (said, status) = refused(lab.exec(&[]).arg("true"));
+        assert!(
+            said.contains("guest.toml:4: ") && said.contains(word),
+            "{said}"
+        );
+        assert_eq!(status, 125);
+    }
+}
+
+#[test]
+fn policy_and_folder_that_cannot_be_had_are_125() {
+    let lab = Lab::new("policy = 1\n");
+    assert_eq!(ran(lab.exec(&[]).arg("true")).status, 125);
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let (said, status) = refused(lab.exec(&[]).env("MSRGATE_STATE_DIR", "/proc").arg("true"));
+    assert!(
+        said.contains("no room for the run's state page") && status == 125,
+        "{status} {said}"
+    );
+    let (said, status) = refused(lab.exec(&["--events", "/nonexistent/events"]).arg("true"));
+    assert!(
+        said.contains("/nonexistent/events: cannot be written") && status == 125,
+        "{status} {said}"
+    );
+    lab.assert_no_page_is_left();
+}
