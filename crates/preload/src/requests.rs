@@ -31,6 +31,16 @@ const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 const KVM_X86_SET_MSR_FILTER: u32 = 0x4188_aec6;
 const KVM_MEMORY_ENCRYPT_OP: u32 = 0xc008_aeba;
 
+/// Those that are about a VM or a vCPU that has to be known.
+const LOOKED_UP: [u32; 6] = [
+    KVM_CREATE_VCPU,
+    KVM_SET_CPUID2,
+    KVM_SET_MSRS,
+    KVM_ENABLE_CAP,
+    KVM_X86_SET_MSR_FILTER,
+    KVM_MEMORY_ENCRYPT_OP,
+];
+
 /// A request as the VMM made it.
 #[derive(Clone, Copy)]
 pub(crate) struct Request {
@@ -65,6 +75,9 @@ pub(crate) fn run(request: Request) -> Returned {
     let Some(process) = process::known() else {
         return request.pass();
     };
+    if !process.table.has(request.fd) {
+        adopt(process, request.fd);
+    }
     match process.table.get(request.fd) {
         Some(held) => match held.vcpu() {
             Some(vcpu) => run::run(process, vcpu, || request.pass()),
@@ -86,7 +99,11 @@ pub(crate) fn other(request: Request) -> Returned {
         Err(why) if request.number() == KVM_CREATE_VM => return refuse(libc::EAGAIN, &why),
         Err(_) => return request.pass(),
     };
-    match request.number() {
+    let number = request.number();
+    if LOOKED_UP.contains(&number) && !process.table.has(request.fd) {
+        adopt(process, request.fd);
+    }
+    match number {
         KVM_CREATE_VM => {
             // SAFETY: it takes a number.
             let made = unsafe { sys::guarded_ioctl(request.fd, request.asked, request.argument) };
@@ -121,6 +138,22 @@ pub(crate) fn other(request: Request) -> Returned {
         ),
         _ => request.pass(),
     }
+}
+
+/// Finds the VM or vCPU of a descriptor that the VMM has got otherwise than by making one, by dup(2) say. Nobody sees
+/// those calls.
+#[cold]
+fn adopt(process: &'static Process, fd: RawFd) {
+    process.helper.ask(move || {
+        let same = process
+            .table
+            .numbers()
+            .find(|known| sys::is_one_file(*known, fd));
+        let thing = same.and_then(|known| Some((*process.table.get(known)?).clone()));
+        if let Some(thing) = thing {
+            process.table.put(fd, thing);
+        }
+    });
 }
 
 fn vm(process: &Process, fd: RawFd) -> Option<Arc<Vm>> {

@@ -160,6 +160,26 @@ pub(crate) fn end_process() -> ! {
     }
 }
 
+/// Tells if two descriptors of this process are of one file.
+pub(crate) fn is_one_file(one: RawFd, other: RawFd) -> bool {
+    /// `F_DUPFD_QUERY` (`linux/fcntl.h`), since Linux 6.10.
+    const DUPFD_QUERY: u64 = 1024 + 3;
+    const KCMP_FILE: u64 = 0;
+    let asked = [number(one), DUPFD_QUERY, number(other), 0, 0, 0];
+    // SAFETY: it takes numbers and changes nothing.
+    match unsafe { call(libc::SYS_fcntl, asked) }.get() {
+        Ok(answer) => answer == 1,
+        Err(libc::EINVAL) => {
+            let pid = u64::from(process());
+            let asked = [pid, pid, KCMP_FILE, number(one), number(other), 0];
+            // SAFETY: as above.
+            let compared = unsafe { call(libc::SYS_kcmp, asked) };
+            compared == Returned::DONE
+        }
+        Err(_) => false,
+    }
+}
+
 /// The memory of this process, at addresses of the VMM's, which may be bad: a read of such a one is an error and no
 /// SIGSEGV.
 pub(crate) struct OwnMemory;

@@ -107,6 +107,13 @@ impl Table {
         slot.is_some_and(|slot| !slot.entry.load(Ordering::Relaxed).is_null())
     }
 
+    /// The numbers behind which there is something.
+    pub(crate) fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        let all = (0..).zip(self.slots.iter());
+        all.filter(|(_, slot)| !slot.entry.load(Ordering::Relaxed).is_null())
+            .map(|(fd, _)| fd)
+    }
+
     /// Puts a thing behind a descriptor, in the place of what was there.
     pub(crate) fn put(&self, fd: RawFd, thing: Thing) {
         let (Some(slot), Ok(at)) = (self.slot(fd), usize::try_from(fd)) else {

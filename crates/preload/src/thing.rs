@@ -19,6 +19,7 @@ use crate::shared::SharedPage;
 use crate::sys::{OwnMemory, Returned};
 
 /// What is behind a descriptor.
+#[derive(Clone)]
 pub(crate) enum Thing {
     Vm(Arc<Vm>),
     Vcpu(Arc<Vcpu>),

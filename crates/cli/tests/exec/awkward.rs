@@ -1,5 +1,9 @@
 //! Small VMMs that do what some VMMs do, on purpose.
 
+use std::process::Command;
+
+use msrgate_testing::host;
+
 use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, ran};
 
 /// A VMM whose threads may call next to nothing.
@@ -37,6 +41,148 @@ fn audit_of_a_vmm_under_seccomp_lets_all_through() {
     assert_eq!((&*ran.out, ran.status), (".\n", 0), "{}", ran.err);
     assert!(
         ran.err.contains("would have refused 1 access\n"),
+        "{}",
+        ran.err
+    );
+}
+
+/// What `awkward WHAT` prints under a policy.
+fn awkward(policy: &str, what: &str) -> Option<String> {
+    let lab = Lab::with_kvm(policy)?;
+    let vmm = lab.build("awkward.c", &[]);
+    let ran = ran(lab.exec(&["--quiet"]).arg(vmm).arg(what));
+    assert_eq!((&*ran.err, ran.status), ("", 0), "{}", ran.out);
+    lab.assert_no_page_is_left();
+    Some(ran.out)
+}
+
+/// What it prints without `exec`.
+fn plain(what: &str) -> Option<String> {
+    let lab = Lab::with_kvm(ALLOWS)?;
+    let vmm = lab.build("awkward.c", &[]);
+    Some(ran(Command::new(vmm).arg(what)).out)
+}
+
+/// Answers to right and wrong requests, exits, and what the guest gets.
+#[test]
+fn vmms_own_filter_and_mask_mean_what_they_do_without_a_policy() {
+    let Some(plain) = plain("own-filter") else {
+        return;
+    };
+    assert!(plain.contains("[exit 8b 4]7"), "{plain}");
+    assert_eq!(awkward(ALLOWS, "own-filter"), Some(plain));
+}
+
+/// The VMM is asked for none of the accesses that the policy refuses, and for the MSRs that KVM does not know.
+#[test]
+fn vmms_own_filter_opens_nothing_that_the_policy_refuses() {
+    let Some(shown) = awkward(DENIES, "own-filter") else {
+        return;
+    };
+    assert!(!shown.contains("[exit 8b"), "{shown}");
+    assert!(shown.contains("[exit 12345678 2]7."), "{shown}");
+    // 0x10, which neither refuses, and the unknown one.
+    assert_eq!(
+        shown.lines().filter(|line| line.ends_with('.')).count(),
+        2,
+        "{shown}"
+    );
+}
+
+#[test]
+fn reboots_on_the_same_numbers_are_guarded_and_leave_nothing() {
+    let Some(shown) = awkward(DENIES, "reboots") else {
+        return;
+    };
+    let expected = "!\n".repeat(10) + "same numbers 10 of 10, more files 0, more threads 0\n";
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn two_vms_at_once_and_duplicates_of_their_descriptors_are_guarded() {
+    for what in ["two", "duplicated"] {
+        let Some(shown) = awkward(DENIES, what) else {
+            return;
+        };
+        assert_eq!(shown, "!\n!\n!\n", "{what}");
+    }
+}
+
+#[test]
+fn children_take_nothing_from_their_parent_and_are_guarded() {
+    let Some(shown) = awkward(DENIES, "children") else {
+        return;
+    };
+    assert_eq!(shown, "child !\nparent !\n");
+}
+
+/// Of a guest that does nothing but what the policy answers.
+#[test]
+fn kick_by_a_signal_without_immediate_exit_is_seen() {
+    let Some(shown) = awkward(ANSWERS, "kicks") else {
+        return;
+    };
+    assert_eq!(shown, "seen 1000 of 1000, no exception\n");
+}
+
+#[test]
+fn vmm_that_catches_no_signal_sees_no_interruption() {
+    for policy in [ANSWERS, DENIES] {
+        let Some(shown) = awkward(policy, "uncaught") else {
+            return;
+        };
+        assert_eq!(shown, "0, exit 2\n");
+    }
+}
+
+#[test]
+fn registers_in_the_shared_page_are_the_vmms() {
+    let Some(plain) = plain("shared-registers") else {
+        return;
+    };
+    for policy in [ALLOWS, ANSWERS, LOGS] {
+        assert_eq!(
+            awkward(policy, "shared-registers").as_ref(),
+            Some(&plain),
+            "{policy}"
+        );
+    }
+    let denied = plain.replace('.', "!");
+    assert_eq!(awkward(DENIES, "shared-registers"), Some(denied));
+}
+
+/// Where SIGKILL of its own does nothing.
+#[test]
+fn first_process_of_a_namespace_is_killed_too() {
+    let Some(lab) = Lab::with_kvm(KILLS) else {
+        return;
+    };
+    let unshare = ["--user", "--map-root-user", "--pid", "--fork"];
+    if !Command::new("unshare")
+        .args(unshare)
+        .arg("true")
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        host::say("SKIPPED: unshare(1) makes no PID namespace here");
+        return;
+    }
+    let strict = lab.build("strict.c", &[]);
+    let exec = lab.exec(&["--quiet"]);
+    let mut command = Command::new("unshare");
+    command
+        .args(unshare)
+        .arg(exec.get_program())
+        .args(exec.get_args())
+        .arg(strict);
+    command.current_dir(lab.folder.path()).envs(
+        exec.get_envs()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
+    let ran = ran(&mut command);
+    assert_eq!((&*ran.out, ran.status), ("", 137), "{}", ran.err);
+    assert!(
+        ran.err.contains("for which the policy says kill"),
         "{}",
         ran.err
     );
