@@ -103,7 +103,14 @@ fn usage(refused: &clap::Error) -> (u8, io::Result<()>) {
     };
     if refused.use_stderr() {
         output::say(&text);
-        return (EXIT_TROUBLE, Ok(()));
+        // All other exit statuses of `exec` are the VMM's.
+        let is_exec = env::args_os().nth(1).is_some_and(|first| first == "exec");
+        let code = if is_exec {
+            EXIT_NOT_BEHIND
+        } else {
+            EXIT_TROUBLE
+        };
+        return (code, Ok(()));
     }
     let mut out = Results::new();
     let _ = out.write_all(text.as_bytes());

@@ -1,6 +1,7 @@
 //! What is said of a run: at its end, and of each event.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use msrgate_filter::ExitReason;
 use msrgate_policy::answer::Disposition;
@@ -119,14 +120,13 @@ fn line(one: &Recorded, snapshot: &Snapshot, program: &Program, policy: &str) ->
 
 /// An event as a line of JSON.
 pub(super) fn json(event: &Event, program: &Program) -> String {
-    let seconds = event.time / 1_000_000_000;
     let (file, line) = match event.origin {
         Origin::Line(line) => (program.file(line.file), Some(line.number)),
         Origin::Default | Origin::Kvm => (None, None),
     };
     let mut object = json!({
         "schema": 1,
-        "time": format!("{seconds}.{:09}", event.time % 1_000_000_000),
+        "time": Duration::from_nanos(event.time).as_secs_f64(),
         "pid": event.pid,
         "vm": event.vm,
         "vcpu": event.vcpu,

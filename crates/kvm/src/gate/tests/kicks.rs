@@ -465,6 +465,11 @@ fn rewind_leaves_no_fault_in_page() {
     assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
     let run = vcpu.guest.vcpu_mut().get_kvm_run();
     assert_eq!(crate::gate::port::shared_exception(run), [0, 0]);
+    // Nor by KVM_GET_VCPU_EVENTS, whose answer a VMM may write back.
+    assert_eq!(run.kvm_dirty_regs, 0);
+    let events = vcpu.guest.vcpu().get_vcpu_events().unwrap();
+    let exception = events.exception;
+    assert_eq!([exception.injected, exception.pending], [0, 0]);
     while vcpu.step().is_some() {}
     assert_eq!(vcpu.saw(0, Read(STAR)), Saw::Value(0));
 }
