@@ -1,4 +1,9 @@
 //! `msrgate exec` with real VMMs: QEMU, and small ones in `tests/vmms`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "all of this is a test, its functions too"
+)]
 
 #[path = "exec/awkward.rs"]
 mod awkward;

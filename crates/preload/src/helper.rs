@@ -60,6 +60,9 @@ impl Helper {
         &self,
         act: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
+        if let Some(Err(_)) = self.thread.get() {
+            return None;
+        }
         let (tell, told) = sync_channel(1);
         let job: Job = Box::new(move || {
             let _ = tell.send(act());

@@ -75,6 +75,7 @@ pub extern "C" fn close(fd: c_int) -> c_int {
 static BEFORE_MAIN: extern "C" fn() = begin;
 
 extern "C" fn begin() {
+    sys::note_standard_error();
     if let Run::Page(page) = state::find() {
         sys::set_cookie(page.cookie());
         let calls = OwnCalls {

@@ -61,6 +61,8 @@ pub(crate) fn known() -> Option<&'static Process> {
 /// There is no thread to be had.
 pub(crate) fn here() -> Result<&'static Process, String> {
     if let Some(process) = known() {
+        // Another thread may be about to start it.
+        process.helper.start(process)?;
         return Ok(process);
     }
     let place = PLACE.get().ok_or("the library was not set up")?;

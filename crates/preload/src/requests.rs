@@ -172,9 +172,15 @@ fn asked(process: &'static Process, act: impl FnOnce() -> Returned + Send + 'sta
         .unwrap_or(Returned::error(libc::EIO))
 }
 
-/// Refuses a request, with a sentence.
+/// Refuses a request, with a sentence, which the helper thread says where there is one.
 fn refuse(errno: i32, why: &str) -> Returned {
-    sys::say(why);
+    match process::known() {
+        Some(process) => {
+            let why = why.to_owned();
+            process.helper.ask(move || sys::say(&why));
+        }
+        None => sys::say(why),
+    }
     Returned::error(errno)
 }
 

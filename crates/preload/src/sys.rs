@@ -6,7 +6,9 @@
 
 use std::arch::asm;
 use std::ffi::{c_int, c_long, c_ulong, c_void};
+use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msrgate_filter::abi::{Fault, UserAddress, UserMemory};
@@ -139,8 +141,34 @@ pub(crate) fn process() -> u32 {
         .unwrap_or(0)
 }
 
-/// Says a sentence on the VMM's stderr.
+/// The device and the number of the file that was standard error before the VMM's `main`, if there was one.
+static STANDARD_ERROR: OnceLock<(u64, u64)> = OnceLock::new();
+
+/// Remembers which file is standard error: a VMM may close it, and open a guest's disk under its number.
+pub(crate) fn note_standard_error() {
+    if let Some(file) = file_of(libc::STDERR_FILENO) {
+        let _ = STANDARD_ERROR.set(file);
+    }
+}
+
+/// The device and the number of a descriptor's file.
+fn file_of(fd: RawFd) -> Option<(u64, u64)> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: fstat(2) writes a stat, for which there is room.
+    let answer = unsafe { libc::fstat(fd, stat.as_mut_ptr()) };
+    // SAFETY: it has been written where the call succeeded.
+    (answer == 0)
+        .then(|| unsafe { stat.assume_init() })
+        .map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Says a sentence on the VMM's standard error, if that is still the file that it was started with.
 pub(crate) fn say(text: &str) {
+    if file_of(libc::STDERR_FILENO).as_ref() != STANDARD_ERROR.get()
+        || STANDARD_ERROR.get().is_none()
+    {
+        return;
+    }
     let line = format!("msrgate: {text}\n");
     let bytes = line.as_bytes();
     let arguments = [2, bytes.as_ptr().addr() as u64, bytes.len() as u64, 0, 0, 0];

@@ -48,6 +48,12 @@ pub(super) fn run(args: &ExecArgs) -> Failure {
 enum Never {}
 
 fn start(args: &ExecArgs) -> Result<Never, Failure> {
+    if env::var_os(page::LIBRARY_VARIABLE).is_some() {
+        return Err(Failure::Usage(format!(
+            "this is inside of a run of msrgate exec, whose policy holds for all VMs: one run in another is refused ({} is set)",
+            page::LIBRARY_VARIABLE
+        )));
+    }
     let mode = args.audit.then_some(Mode::Audit);
     let compiled = load::compiled_in(&args.policy, mode)?;
     let program = compiled.program();
@@ -71,7 +77,7 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     })?;
     let watch = Watch::new(args, program.clone(), &page)?;
     let variables = [
-        ("MSRGATE_STATE", page.path().as_os_str().to_owned()),
+        (page::LIBRARY_VARIABLE, page.path().as_os_str().to_owned()),
         ("LD_PRELOAD", preload),
     ];
     let watcher = watch.begin(page)?;

@@ -125,3 +125,39 @@ fn policy_and_folder_that_cannot_be_had_are_125() {
     );
     lab.assert_no_page_is_left();
 }
+
+#[test]
+fn run_inside_of_a_run_is_refused() {
+    let lab = Lab::new(ALLOWS);
+    let (said, status) = refused(
+        lab.exec(&[])
+            .env("MSRGATE_STATE", "/nonexistent")
+            .arg("true"),
+    );
+    assert!(
+        said.contains("inside of a run of msrgate exec") && status == 125,
+        "{status} {said}"
+    );
+}
+
+/// A third function would stand in for one of the VMM's, and an import would be a call of the library by itself.
+#[test]
+fn library_exports_two_functions_and_imports_neither() {
+    let output = Command::new("nm")
+        .args(["-D", "--format=posix"])
+        .arg(library())
+        .output();
+    let text = String::from_utf8(output.expect("nm is there").stdout).unwrap();
+    let symbols = text.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        Some((words.next()?, words.next()?))
+    });
+    let (imported, exported): (Vec<_>, Vec<_>) =
+        symbols.partition(|(_, kind)| matches!(*kind, "U" | "w" | "v"));
+    assert_eq!(exported, [("close", "T"), ("ioctl", "T")]);
+    let is_own = |name: &str| name.starts_with("ioctl") || name.starts_with("close@");
+    assert!(
+        !imported.iter().any(|(name, _)| is_own(name)),
+        "{imported:?}"
+    );
+}

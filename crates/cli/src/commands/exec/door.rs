@@ -266,7 +266,7 @@ mod tests {
                     }
                 }
                 bpf::JUMP_IF_EQUAL => {
-                    at += usize::from(if loaded == one.k { one.jt } else { one.jf })
+                    at += usize::from(if loaded == one.k { one.jt } else { one.jf });
                 }
                 bpf::RETURN => return one.k,
                 other => panic!("code {other}"),

@@ -12,6 +12,9 @@ use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 
 use crate::failure::Failure;
 
+/// The variable by which the library finds the file.
+pub(super) const LIBRARY_VARIABLE: &str = "MSRGATE_STATE";
+
 /// The variable that names a folder for the file.
 const VARIABLE: &str = "MSRGATE_STATE_DIR";
 

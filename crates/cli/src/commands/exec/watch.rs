@@ -212,8 +212,11 @@ impl Watch {
         if followed.lost > 0 {
             lines += &format!("{{\"schema\":1,\"dropped\":{}}}\n", followed.lost);
         }
-        // There is nobody to tell, and the counts are in the summary.
-        let _ = file.write_all(lines.as_bytes());
+        // Once: what is not there is in the summary's counts.
+        if let Err(error) = file.write_all(lines.as_bytes()) {
+            super::say(&format!("the events cannot be written any more: {error}"));
+            self.events = None;
+        }
     }
 }
 

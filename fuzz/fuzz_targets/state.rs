@@ -1,0 +1,27 @@
+//! Any bytes over a state page: a reader says something of bounded size, or refuses.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use msrgate_state::{NewRun, Snapshot};
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut page = NewRun {
+        cookie: 1,
+        reasons: 7,
+        ignore_msrs: 0,
+        program: b"program",
+        has_events: true,
+    }
+    .encode();
+    // Changes, each of a place and a value of eight bytes.
+    for change in bytes.chunks_exact(12) {
+        let at = u32::from_le_bytes([change[0], change[1], change[2], change[3]]) as usize
+            % (page.len() - 8);
+        page[at..at + 8].copy_from_slice(&change[4..]);
+    }
+    if let Ok(snapshot) = Snapshot::new(&page) {
+        assert!(snapshot.recorded().len() <= 8192);
+        assert!(snapshot.vms().len() <= 64);
+        assert!(snapshot.events_since(0).events.len() <= 8192);
+    }
+});
