@@ -311,8 +311,8 @@ pub(crate) struct ExecArgs {
 }
 
 const EXEC_STATUS: &str = "\
-Exit status: the VMM's own, which keeps msrgate's process; 125 if msrgate could not put it behind the
-policy, 126 if the VMM cannot be run, 127 if there is none.";
+Exit status: the VMM's own, which keeps msrgate's process; 125 if it was not put behind the policy,
+126 if the VMM cannot be run, 127 if there is none.";
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {

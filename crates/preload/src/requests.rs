@@ -145,11 +145,13 @@ pub(crate) fn other(request: Request) -> Returned {
 #[cold]
 fn adopt(process: &'static Process, fd: RawFd) {
     process.helper.ask(move || {
-        let same = process
-            .table
-            .numbers()
-            .find(|known| sys::is_one_file(*known, fd));
-        let thing = same.and_then(|known| Some((*process.table.get(known)?).clone()));
+        // What was closed a moment ago may be behind this number still.
+        process.table.sweep();
+        let same = process.table.numbers().find_map(|known| {
+            let held = process.table.get(known)?;
+            (sys::is_one_file(held.own(), fd) == Some(true)).then(|| (*held).clone())
+        });
+        let thing = same.filter(|_| !process.table.has(fd));
         if let Some(thing) = thing {
             process.table.put(fd, thing);
         }
@@ -200,7 +202,10 @@ fn add(
             "descriptors of VMs and vCPUs have to be below 65536: close some files, or lower RLIMIT_NOFILE",
         );
     }
-    let thing = process.helper.ask(move || make(fd));
+    let thing = process.helper.ask(move || {
+        process.table.take_stale();
+        make(fd)
+    });
     match thing {
         Some(Ok(thing)) => {
             process.table.put(fd, thing);

@@ -91,7 +91,7 @@ impl Vcpu {
     pub(crate) fn with_raw<T>(&self, act: impl FnOnce(&mut RawVcpu) -> T) -> T {
         // SAFETY: the page was mapped from this descriptor and lives as long as `self`. KVM lets one thread at a time
         // run a vCPU, and this is called by the one that does so next, or by the VMM's between two runs.
-        let mut vcpu = unsafe { self.page.vcpu(self.fd) };
+        let mut vcpu = unsafe { self.page.vcpu(self.own()) };
         act(&mut vcpu)
     }
 }

@@ -7,7 +7,7 @@
 use std::arch::asm;
 use std::ffi::{c_int, c_long, c_ulong, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -188,23 +188,46 @@ pub(crate) fn end_process() -> ! {
     }
 }
 
-/// Tells if two descriptors of this process are of one file.
-pub(crate) fn is_one_file(one: RawFd, other: RawFd) -> bool {
+/// A duplicate of a descriptor, for ourselves, out of the way of the VMM's.
+pub(crate) fn duplicate(fd: RawFd, lowest: RawFd) -> std::io::Result<OwnedFd> {
+    let asked = [
+        number(fd),
+        libc::F_DUPFD_CLOEXEC as u64,
+        number(lowest),
+        0,
+        0,
+        0,
+    ];
+    // SAFETY: it takes numbers.
+    match unsafe { call(libc::SYS_fcntl, asked) }.get() {
+        // SAFETY: the kernel has just opened it, and nobody else knows it.
+        Ok(new) => Ok(unsafe { OwnedFd::from_raw_fd(new) }),
+        Err(errno) => Err(std::io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// Tells if two descriptors of this process are of one file; `None` if this kernel does not say.
+pub(crate) fn is_one_file(one: RawFd, other: RawFd) -> Option<bool> {
     /// `F_DUPFD_QUERY` (`linux/fcntl.h`), since Linux 6.10.
     const DUPFD_QUERY: u64 = 1024 + 3;
     const KCMP_FILE: u64 = 0;
     let asked = [number(one), DUPFD_QUERY, number(other), 0, 0, 0];
     // SAFETY: it takes numbers and changes nothing.
-    match unsafe { call(libc::SYS_fcntl, asked) }.get() {
-        Ok(answer) => answer == 1,
+    let answer = match unsafe { call(libc::SYS_fcntl, asked) }.get() {
         Err(libc::EINVAL) => {
             let pid = u64::from(process());
             let asked = [pid, pid, KCMP_FILE, number(one), number(other), 0];
             // SAFETY: as above.
             let compared = unsafe { call(libc::SYS_kcmp, asked) };
-            compared == Returned::DONE
+            compared.get().map(|order| i32::from(order == 0))
         }
-        Err(_) => false,
+        answer => answer,
+    };
+    match answer {
+        Ok(answer) => Some(answer == 1),
+        // One of them is no descriptor.
+        Err(libc::EBADF) => Some(false),
+        Err(_) => None,
     }
 }
 

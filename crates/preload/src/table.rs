@@ -15,6 +15,8 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::thread;
 
+use crate::process;
+use crate::sys;
 use crate::thing::Thing;
 
 /// Descriptors that can be a VM's or a vCPU's have lower numbers.
@@ -35,6 +37,14 @@ struct Entry {
     /// Its slot.
     at: usize,
     thing: Thing,
+}
+
+/// A number by which the VMM has the file of a descriptor of ours.
+fn other_number(own: RawFd) -> Option<RawFd> {
+    let all = std::fs::read_dir("/proc/self/fd").ok()?;
+    let numbers = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut theirs = numbers.filter(|fd: &RawFd| *fd < process::lowest_fd());
+    theirs.find(|fd| sys::is_one_file(own, *fd) == Some(true))
 }
 
 /// The slots, and what was taken out of them.
@@ -156,7 +166,20 @@ impl Table {
         }
     }
 
-    /// Drops what was taken away and is not used any more. Returns true if something is still used. Of one thread.
+    /// Takes away what is behind a number that has another file by now: by dup2(2) or `close_range(2)`, which nobody sees.
+    pub(crate) fn take_stale(&self) {
+        for fd in self.numbers() {
+            let is_stale = self
+                .get(fd)
+                .is_some_and(|held| sys::is_one_file(fd, held.own()) == Some(false));
+            if is_stale {
+                self.take(fd);
+            }
+        }
+    }
+
+    /// Drops what was taken away and is not used any more, but for what the VMM has by another number, too. Returns true if
+    /// something is still used. Of one thread.
     pub(crate) fn sweep(&self) -> bool {
         let mut entry = self.taken.swap(ptr::null_mut(), Ordering::AcqRel);
         let mut is_used = false;
@@ -175,7 +198,10 @@ impl Table {
                 self.retire(entry);
             } else {
                 // SAFETY: `put` made it of a Box; it is in no slot, and whoever found it there has counted out.
-                drop(unsafe { Box::from_raw(entry) });
+                let one = unsafe { Box::from_raw(entry) };
+                if let Some(fd) = other_number(one.thing.own()).filter(|fd| !self.has(*fd)) {
+                    self.put(fd, one.thing);
+                }
             }
             entry = next;
         }

@@ -1,6 +1,6 @@
 //! A VM and a vCPU of the VMM's, with what the gate has of them.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,8 +15,9 @@ use msrgate_program::answer::Disposition;
 use msrgate_program::{Log, Mode, Program};
 use msrgate_state::{Kind, Page, Seen};
 
+use crate::process;
 use crate::shared::SharedPage;
-use crate::sys::{OwnMemory, Returned};
+use crate::sys::{self, OwnMemory, Returned};
 
 /// What is behind a descriptor.
 #[derive(Clone)]
@@ -34,6 +35,14 @@ impl Thing {
         }
     }
 
+    /// Our own descriptor of it.
+    pub(crate) fn own(&self) -> RawFd {
+        match self {
+            Self::Vm(vm) => vm.own.as_raw_fd(),
+            Self::Vcpu(vcpu) => vcpu.own(),
+        }
+    }
+
     /// The vCPU, if it is one.
     #[inline]
     pub(crate) fn vcpu(&self) -> Option<&Arc<Vcpu>> {
@@ -42,6 +51,12 @@ impl Thing {
             Self::Vm(_) => None,
         }
     }
+}
+
+/// A duplicate, by which a VM or vCPU is known when the VMM has closed the number that it got.
+fn duplicate(fd: RawFd) -> Result<OwnedFd, String> {
+    let own = sys::duplicate(fd, process::lowest_fd());
+    own.map_err(|error| format!("no descriptor is left: {error}"))
 }
 
 /// A VM. It is kept by its own descriptor and by those of its vCPUs.
@@ -53,11 +68,12 @@ pub(crate) struct Vm {
     rewinds: AtomicBool,
     has_registers: bool,
     has_one_variant: bool,
+    /// Of the VM, to know it by.
+    own: OwnedFd,
 }
 
 /// A vCPU.
 pub(crate) struct Vcpu {
-    pub(crate) fd: RawFd,
     id: u32,
     /// Before `page`: it is dropped first.
     gate: Mutex<Option<VcpuGate>>,
@@ -66,6 +82,8 @@ pub(crate) struct Vcpu {
     /// What the last `KVM_SET_CPUID2` said.
     cpuid: Mutex<Option<Vec<CpuidEntry>>>,
     is_bound: AtomicBool,
+    /// Of the vCPU, to know it by, and for our calls: the VMM may close the number that it got.
+    own: OwnedFd,
 }
 
 /// A descriptor by its number.
@@ -109,6 +127,7 @@ impl Vm {
             rewinds: AtomicBool::new(rewinds),
             has_registers,
             has_one_variant,
+            own: duplicate(fd)?,
         })
     }
 
@@ -149,13 +168,13 @@ impl Vm {
                 Returned::DONE
             }
             Err(GateError::Pack(_)) => {
-                crate::sys::say(
+                sys::say(
                     "the VMM's own MSR filter and the policy take more than KVM's 16 ranges together: name fewer clusters of MSRs in the policy",
                 );
                 Returned::error(libc::ENOMEM)
             }
             Err(error) => {
-                crate::sys::say(&format!("the VMM's own MSR filter cannot be set: {error}"));
+                sys::say(&format!("the VMM's own MSR filter cannot be set: {error}"));
                 Returned::error(libc::ENOMEM)
             }
         }
@@ -169,14 +188,19 @@ impl Vcpu {
     /// The sentence that says why it cannot be had.
     pub(crate) fn new(fd: RawFd, id: u32, vm: Arc<Vm>) -> Result<Self, String> {
         Ok(Self {
-            fd,
             id,
             gate: Mutex::new(None),
             page: SharedPage::map(fd)?,
             vm,
             cpuid: Mutex::new(None),
             is_bound: AtomicBool::new(false),
+            own: duplicate(fd)?,
         })
+    }
+
+    /// Our own descriptor of it.
+    pub(crate) fn own(&self) -> RawFd {
+        self.own.as_raw_fd()
     }
 
     /// Tells if the gate answers for it.

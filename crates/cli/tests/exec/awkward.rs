@@ -109,6 +109,14 @@ fn two_vms_at_once_and_duplicates_of_their_descriptors_are_guarded() {
 }
 
 #[test]
+fn descriptors_that_go_unseen_leave_nothing_behind() {
+    let Some(shown) = awkward(DENIES, "unseen") else {
+        return;
+    };
+    assert_eq!(shown, "!\n!\n!\n!\nleft: 0\n");
+}
+
+#[test]
 fn children_take_nothing_from_their_parent_and_are_guarded() {
     let Some(shown) = awkward(DENIES, "children") else {
         return;
