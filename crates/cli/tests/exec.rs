@@ -15,3 +15,5 @@ mod lab;
 mod qemu;
 #[path = "exec/refused.rs"]
 mod refused;
+#[path = "exec/same.rs"]
+mod same;

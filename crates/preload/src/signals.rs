@@ -3,6 +3,7 @@
 //! Signals of the VMM's: our thread takes none of them, and a vCPU's thread must not swallow a kick by one.
 #![expect(unsafe_code, reason = "pthread_sigmask has no safe form")]
 
+use std::ffi::c_int;
 use std::mem;
 use std::ptr;
 
@@ -22,30 +23,28 @@ pub(crate) fn while_blocked<T>(act: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Tells if the process catches a signal by which a vCPU may be kicked: any but those that an instruction raises, and
-/// those that the C library keeps for itself. True where nobody can tell.
+/// Tells if the process catches a signal by which a vCPU may be kicked: any but those that an instruction raises. Those that
+/// the C library keeps for itself it does not tell of.
 pub(crate) fn are_caught() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    caught.is_none_or(|mask| mask & !OF_INSTRUCTIONS & !OF_C_LIBRARY != 0)
+    (1..=LAST).any(|signal| !OF_INSTRUCTIONS.contains(&signal) && is_caught(signal))
 }
 
-const OF_INSTRUCTIONS: u64 = bit(libc::SIGILL)
-    | bit(libc::SIGTRAP)
-    | bit(libc::SIGBUS)
-    | bit(libc::SIGFPE)
-    | bit(libc::SIGSEGV)
-    | bit(libc::SIGSYS)
-    | bit(libc::SIGABRT);
-
-/// Those below `SIGRTMIN`, which musl has one higher than glibc.
-const OF_C_LIBRARY: u64 = if cfg!(target_env = "musl") {
-    bit(32) | bit(33) | bit(34)
-} else {
-    bit(32) | bit(33)
-};
-
-const fn bit(signal: i32) -> u64 {
-    1 << (signal - 1)
+fn is_caught(signal: c_int) -> bool {
+    // SAFETY: a sigaction is integers and an address, for which zeros are values.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: it writes the action that there is, and sets none.
+    let failed = unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) } != 0;
+    !failed && ![libc::SIG_DFL, libc::SIG_IGN].contains(&action.sa_sigaction)
 }
+
+const LAST: c_int = 64;
+
+const OF_INSTRUCTIONS: [c_int; 7] = [
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGSEGV,
+    libc::SIGSYS,
+];

@@ -39,12 +39,10 @@ struct Entry {
     thing: Thing,
 }
 
-/// A number by which the VMM has the file of a descriptor of ours.
+/// A number by which the VMM has the file of a descriptor of ours. Each is tried: to list them takes a descriptor, and the VMM
+/// may count on the lowest one that is free.
 fn other_number(own: RawFd) -> Option<RawFd> {
-    let all = std::fs::read_dir("/proc/self/fd").ok()?;
-    let numbers = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let mut theirs = numbers.filter(|fd: &RawFd| *fd < process::lowest_fd());
-    theirs.find(|fd| sys::is_one_file(own, *fd) == Some(true))
+    (0..process::lowest_fd()).find(|fd| sys::is_one_file(own, *fd) == Some(true))
 }
 
 /// The slots, and what was taken out of them.

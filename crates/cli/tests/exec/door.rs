@@ -1,7 +1,11 @@
 //! VMMs that do not load the library, or go round it: the kernel refuses them.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Stdio};
+
+use msrgate_testing::host;
 
 use crate::lab::{ALLOWS, DENIES, Lab, ran};
 
@@ -76,4 +80,102 @@ fn door_that_is_left_open_lets_a_vmm_without_the_library_pass() {
         "{}",
         ran.err
     );
+}
+
+/// Who may not put a seccomp filter on a process that could gain privileges promises that it gains none.
+#[test]
+fn door_of_a_caller_without_privileges_is_closed_too() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let without = ["--bounding-set=-sys_admin"];
+    if !Command::new("setpriv")
+        .args(without)
+        .arg("true")
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        host::say("SKIPPED: setpriv(1) takes no capability away here");
+        return;
+    }
+    let strict = lab.build("strict.c", &[]);
+    let exec = lab.exec(&["--quiet"]);
+    let mut command = Command::new("setpriv");
+    command
+        .args(without)
+        .arg(exec.get_program())
+        .args(exec.get_args());
+    command
+        .args([
+            "sh",
+            "-c",
+            "grep NoNewPrivs /proc/self/status; $0; LD_PRELOAD= $0",
+        ])
+        .arg(strict);
+    command.current_dir(lab.folder.path());
+    command.envs(
+        exec.get_envs()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
+    let ran = ran(&mut command);
+    assert_eq!(
+        (&*ran.out, ran.status),
+        ("NoNewPrivs:\t1\n.\n", 1),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains(SENTENCE), "{}", ran.err);
+}
+
+/// A VM that is made by the library is guarded all the same; nobody else gets one.
+#[test]
+fn door_without_a_watcher_stays_closed() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    let mark = lab.path("events");
+    let mut command = lab.exec(&["--events", mark.to_str().unwrap()]);
+    command
+        .args(["sh", "-c", "read go; $0; LD_PRELOAD= $0"])
+        .arg(strict);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let watcher = watcher(mark.to_str().unwrap(), child.id());
+    assert!(
+        Command::new("kill")
+            .args(["-9", &watcher.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "!\n");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("Function not implemented"), "{said}");
+}
+
+/// The process that has this word on its command line, as the VMM had until it began.
+fn watcher(word: &str, vmm: u32) -> u32 {
+    for _ in 0..200 {
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let pid = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok());
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let has_word = String::from_utf8_lossy(&line).contains(word);
+            // Only the VMM itself has begun by then: it is a shell, without the word.
+            let own = fs::read(format!("/proc/{vmm}/cmdline")).unwrap_or_default();
+            if let Some(pid) = pid.filter(|pid| *pid != vmm && has_word && own.starts_with(b"sh")) {
+                return pid;
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("there is no watcher");
 }

@@ -1,0 +1,83 @@
+//! What of its process a VMM finds as it would without `exec`.
+
+use std::process::{Command, Stdio};
+
+use crate::lab::{ALLOWS, Lab, ran};
+
+/// What a shell prints behind `exec`, and without.
+fn both(lab: &Lab, before: &str, script: &str) -> [String; 2] {
+    let exec = lab.exec(&["--quiet"]);
+    let guarded: Vec<_> = [exec.get_program()]
+        .into_iter()
+        .chain(exec.get_args())
+        .collect();
+    [guarded, Vec::new()].map(|words| {
+        let mut shell = Command::new("sh");
+        let run = format!("{before} exec \"$@\"");
+        shell
+            .args(["-c", &run, "sh"])
+            .args(words)
+            .args(["sh", "-c", script]);
+        shell.current_dir(lab.folder.path()).stdin(Stdio::null());
+        shell.envs(
+            exec.get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        );
+        let ran = ran(&mut shell);
+        assert_eq!((&*ran.err, ran.status), ("", 0));
+        ran.out
+    })
+}
+
+#[test]
+fn signals_descriptors_and_umask_are_those_of_the_caller() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let script = "grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status; umask; pwd; cat /proc/self/oom_score_adj; ls /proc/self/fd";
+    for before in [
+        "",
+        "trap '' PIPE HUP;",
+        "umask 077;",
+        "exec 7</dev/null;",
+        "exec 0<&-;",
+    ] {
+        let [guarded, plain] = both(&lab, before, script);
+        assert_eq!(guarded, plain, "{before}");
+    }
+}
+
+#[test]
+fn vmm_has_the_process_and_the_name_that_it_was_started_by() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let mut command = lab.exec(&[]);
+    command.args([
+        "sh",
+        "-c",
+        "echo $$ $0; tr '\\0' ' ' </proc/$$/cmdline; exit 7",
+    ]);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = child.id();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(out.starts_with(&format!("{pid} sh\nsh -c ")), "{out}");
+    lab.assert_no_page_is_left();
+}
+
+#[test]
+fn vmm_that_ends_by_a_signal_is_seen_to_do_so() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let ran = ran(lab.exec(&[]).args(["sh", "-c", "kill -TERM $$"]));
+    assert_eq!((&*ran.err, ran.status), ("", 128 + 15));
+    lab.assert_no_page_is_left();
+}
