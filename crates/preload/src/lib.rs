@@ -10,6 +10,7 @@
 
 mod helper;
 mod process;
+mod record;
 mod requests;
 mod run;
 mod shared;

@@ -3,19 +3,16 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use msrgate_filter::abi::{CallerWidth, UserAddress, UserMemory as _};
 use msrgate_filter::{MsrIndex, ReasonMask, Revision, SetCall};
-use msrgate_kvm::gate::{
-    Beside, CpuidEntry, Gate, GateError, GateOptions, Told, VcpuGate, Watcher,
-};
+use msrgate_kvm::gate::{Beside, CpuidEntry, Gate, GateError, GateOptions, VcpuGate};
 use msrgate_kvm::{HostCaps, IgnoreMsrs, RawReasons};
-use msrgate_program::answer::Disposition;
 use msrgate_program::{Log, Mode, Program};
-use msrgate_state::{Kind, Page, Seen};
+use msrgate_state::Page;
 
 use crate::process;
+use crate::record::Recorder;
 use crate::shared::SharedPage;
 use crate::sys::{self, OwnMemory, Returned};
 
@@ -109,11 +106,7 @@ impl Vm {
             _ => IgnoreMsrs::NotSeen,
         };
         let host = HostCaps::known(RawReasons::new(page.reasons()), ignore_msrs);
-        let recorder = Recorder {
-            page,
-            pid,
-            vm: page.add_vm(pid, now()),
-        };
+        let recorder = Recorder::of_new_vm(page, pid);
         let (rewinds, has_registers) = (program_rewinds(&program), program_has_registers(&program));
         let has_one_variant = program.variants().len() == 1;
         let options = GateOptions::new().watcher(Arc::new(recorder));
@@ -274,43 +267,6 @@ pub(crate) fn capability(argument: u64) -> Option<(u32, u32, u64)> {
     let [first, second] = words.first_chunk()?.map(u64::from_le_bytes);
     let low = |word: u64| u32::try_from(word & 0xffff_ffff).unwrap_or(0);
     Some((low(first), low(first >> 32), second))
-}
-
-/// Writes what the gate does into the state page.
-struct Recorder {
-    page: Page<'static>,
-    pid: u32,
-    vm: u32,
-}
-
-impl Watcher for Recorder {
-    fn told(&self, told: &Told) {
-        let exit = told.exit;
-        let seen = Seen {
-            kind: Kind {
-                index: exit.index,
-                access: exit.access,
-                disposition: told.disposition,
-                reason: exit.reason,
-            },
-            value: exit.data,
-            vcpu: told.vcpu.get(),
-            pid: self.pid,
-            vm: self.vm,
-            origin: told.origin,
-            time: now(),
-        };
-        self.page
-            .note(&seen, told.disposition != Disposition::Allowed);
-    }
-}
-
-/// Nanoseconds since 1970.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| {
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-    })
 }
 
 fn program_rewinds(program: &Program) -> bool {

@@ -19,6 +19,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use msrgate_kvm::gate::Gate;
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
 use msrgate_policy::{Mode, one_line};
 use msrgate_state::NewRun;
@@ -63,6 +64,10 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     elf::check(&vmm.path)?;
     let host =
         HostCaps::probe().map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
+    // What the library would find out as the VMM makes its first VM.
+    let checked = Gate::new(program.clone(), &host)
+        .map_err(|error| Failure::Host(format!("{}: {error}", load::shown(&args.policy))))?;
+    drop(checked);
     let cookie = process::random()?;
     let page = StateFile::new(&NewRun {
         cookie,

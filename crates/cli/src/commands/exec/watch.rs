@@ -129,6 +129,7 @@ impl Watch {
             is_running: true,
             said: Vec::new(),
             next_event: 0,
+            held_back: 0,
         };
         while state.is_running || state.listener.is_some() {
             self.turn(&mut state, page);
@@ -212,6 +213,12 @@ impl Watch {
         if followed.lost > 0 {
             lines += &format!("{{\"schema\":1,\"dropped\":{}}}\n", followed.lost);
         }
+        let held_back = snapshot.held_back();
+        if held_back > state.held_back {
+            let more = held_back - state.held_back;
+            lines += &format!("{{\"schema\":1,\"held_back\":{more}}}\n");
+            state.held_back = held_back;
+        }
         // Once: what is not there is in the summary's counts.
         if let Err(error) = file.write_all(lines.as_bytes()) {
             super::say(&format!("the events cannot be written any more: {error}"));
@@ -226,6 +233,7 @@ struct Watched {
     /// What has been said to whom, by process.
     said: Vec<(String, Wish)>,
     next_event: u64,
+    held_back: u64,
 }
 
 impl Watcher {

@@ -1,0 +1,103 @@
+//! The watcher of a gate's answers, which writes them into the state page.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use msrgate_kvm::gate::{Told, Watcher};
+use msrgate_program::answer::Disposition;
+use msrgate_state::{Kind, Page, Seen};
+
+/// Writes what the gate of a VM does into the state page.
+pub(crate) struct Recorder {
+    page: Page<'static>,
+    pid: u32,
+    vm: u32,
+    limit: Limit,
+}
+
+impl Recorder {
+    /// Of a new VM of this process.
+    pub(crate) fn of_new_vm(page: Page<'static>, pid: u32) -> Self {
+        Self {
+            page,
+            pid,
+            vm: page.add_vm(pid, now()),
+            limit: Limit::default(),
+        }
+    }
+}
+
+impl Watcher for Recorder {
+    fn told(&self, told: &Told) {
+        let (exit, time) = (told.exit, now());
+        let is_event = match told.disposition {
+            Disposition::Allowed => false,
+            Disposition::Killed => true,
+            _ => {
+                let passes = self.limit.passes(time);
+                if !passes {
+                    self.page.hold_back();
+                }
+                passes
+            }
+        };
+        let seen = Seen {
+            kind: Kind {
+                index: exit.index,
+                access: exit.access,
+                disposition: told.disposition,
+                reason: exit.reason,
+            },
+            value: exit.data,
+            vcpu: told.vcpu.get(),
+            pid: self.pid,
+            vm: self.vm,
+            origin: told.origin,
+            time,
+        };
+        self.page.note(&seen, is_event);
+    }
+}
+
+/// So many events of a VM a second, and no more: whoever writes them down takes them ten times a second out of a ring that has
+/// room for eight times as many. Those of a kill are not counted.
+#[derive(Default)]
+struct Limit {
+    second: AtomicU64,
+    count: AtomicU64,
+}
+
+const PER_SECOND: u64 = 1000;
+
+impl Limit {
+    /// Tells if there may be one more at this time. Of two vCPUs that begin a second together, each may count itself first: a
+    /// few more pass then.
+    fn passes(&self, time: u64) -> bool {
+        let second = time / 1_000_000_000;
+        if self.second.swap(second, Ordering::Relaxed) != second {
+            self.count.store(0, Ordering::Relaxed);
+        }
+        self.count.fetch_add(1, Ordering::Relaxed) < PER_SECOND
+    }
+}
+
+/// Nanoseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limit_begins_anew_each_second() {
+        let limit = Limit::default();
+        let passed = |time: u64| (0..3000).filter(|_| limit.passes(time)).count();
+        assert_eq!([passed(5), passed(999_999_999)], [1000, 0]);
+        assert_eq!([passed(1_000_000_000), passed(7_000_000_000)], [1000, 1000]);
+    }
+}
