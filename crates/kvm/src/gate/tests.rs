@@ -1,6 +1,7 @@
 //! Tests of the gate in a real VM and in the model: every action, tried by the built-in guest.
 
 mod actions;
+mod beside;
 mod clock;
 mod devices;
 mod kicks;

@@ -106,6 +106,10 @@ fn first_vcpu_chooses_variant() {
         machine.gate.vcpu(3, &Vec::<CpuidEntry>::new()),
         Err(GateError::NoCpuid)
     ));
+    assert!(matches!(
+        machine.gate.vcpu_of_any_cpuid(3),
+        Err(GateError::NoCpuid)
+    ));
 }
 
 #[test]

@@ -1,0 +1,100 @@
+//! A VMM's own filter and mask beside the policy's, and what a watcher is told.
+
+use std::sync::{Arc, Mutex};
+
+use msrgate_filter::{
+    Accesses, Bitmap, ExitReason, DefaultAction, Filter, MsrIndex, Range, ReasonMask, Revision,
+};
+
+use super::machine::{Came, LSTAR, STAR, Saw, on_each, policy};
+use crate::gate::{AnswerError, Beside, GateOptions, Told, Watcher};
+use crate::measure::guest::Op::{Read, Write};
+
+/// A VMM that refuses reads of one MSR, and wants exits for these reasons.
+fn refusing(index: MsrIndex, reasons: &[ExitReason]) -> Beside {
+    let bitmap = Bitmap::from_fn(1, |_| false).unwrap();
+    let range = Range::new(Accesses::Read, index, bitmap);
+    let filter = Filter::new(Revision::Mainline, DefaultAction::Allow, vec![range]).unwrap();
+    Beside {
+        filter: Some(filter),
+        reasons: ReasonMask::of(Revision::Mainline, reasons),
+    }
+}
+
+#[test]
+fn access_that_the_vmms_filter_refuses_is_its_exit_or_a_fault() {
+    let program = policy("default = 'allow'", "IA32_LSTAR = 'none'");
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        machine.first().run(&[Write(STAR, 5)]);
+        machine.gate.set_beside(refusing(STAR, &[])).unwrap();
+        let saw = machine.first().run(&[Read(STAR), Read(LSTAR)]);
+        assert_eq!(saw, [Saw::Fault, Saw::Fault]);
+        let asks = refusing(STAR, &[ExitReason::Filter]);
+        machine.gate.set_beside(asks).unwrap();
+        let vcpu = machine.first();
+        vcpu.guest.load(&[Read(STAR), Read(LSTAR)]);
+        assert!(matches!(vcpu.guest.resume(), Came::ToAnMsr));
+        let answered = vcpu.guest.answer(&mut vcpu.msrs);
+        assert!(matches!(answered, Err(AnswerError::Theirs)), "{answered:?}");
+        // As the kernel made it, which is what a VMM finds that answers nothing.
+        while vcpu.step().is_some() {}
+        assert_eq!(vcpu.saw(0, Read(STAR)), Saw::Value(0));
+        assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
+        machine.gate.set_beside(Beside::default()).unwrap();
+        assert_eq!(machine.first().run(&[Read(STAR)]), [Saw::Value(5)]);
+    });
+}
+
+/// What was opened before the VMM's filter changed is open after that, and what it refuses waits for nobody.
+#[test]
+fn opened_access_stays_open_under_another_filter_of_the_vmms() {
+    let program = policy("default = 'allow'\nlog = 'first'", "");
+    on_each(&program, 1, &GateOptions::new(), |machine| {
+        machine
+            .first()
+            .run(&[Write(STAR, 5), Read(STAR), Read(LSTAR)]);
+        machine.gate.set_beside(refusing(LSTAR, &[])).unwrap();
+        let vcpu = machine.first();
+        let before = vcpu.exits;
+        assert_eq!(vcpu.run(&[Read(STAR)]), [Saw::Value(5)]);
+        assert_eq!(vcpu.exits, before);
+        assert_eq!(vcpu.run(&[Read(LSTAR)]), [Saw::Fault]);
+    });
+}
+
+#[derive(Default)]
+struct Notes(Mutex<Vec<String>>);
+
+impl Watcher for Notes {
+    fn told(&self, told: &Told) {
+        let (exit, disposition) = (told.exit, told.disposition);
+        let note = format!("{} {} {disposition}", exit.access, exit.index);
+        self.0.lock().unwrap().push(note);
+    }
+}
+
+/// Also where the policy logs nothing, and once for all turns of a wait.
+#[test]
+fn watcher_is_told_each_refusal_and_each_opening_once() {
+    for (settings, expected) in [
+        (
+            "default = 'deny'\nlog = 'none'",
+            ["read 0xc0000081 deny", "read 0xc0000081 deny"].as_slice(),
+        ),
+        (
+            "default = 'deny'\nmode = 'audit'",
+            ["read 0xc0000081 would-deny"].as_slice(),
+        ),
+        ("default = 'allow'", [].as_slice()),
+    ] {
+        let program = policy(settings, "");
+        // One for each machine: of the model, and of a real KVM.
+        let notes = Arc::new(Notes::default());
+        let options = GateOptions::new().watcher(Arc::clone(&notes) as Arc<dyn Watcher>);
+        on_each(&program, 1, &options, |machine| {
+            machine.first().run(&[Read(STAR), Read(STAR)]);
+            let told = std::mem::take(&mut *notes.0.lock().unwrap());
+            assert_eq!(told, expected, "{settings}");
+        });
+    }
+}
