@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use msrgate_filter::{
-    Accesses, Bitmap, ExitReason, DefaultAction, Filter, MsrIndex, Range, ReasonMask, Revision,
+    Accesses, Bitmap, DefaultAction, ExitReason, Filter, MsrIndex, Range, ReasonMask, Revision,
 };
 
 use super::machine::{Came, LSTAR, STAR, Saw, on_each, policy};
