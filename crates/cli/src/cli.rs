@@ -74,6 +74,19 @@ impl Command {
     }
 }
 
+impl Command {
+    /// Returns true if the results are rows and sentences, which may be broken where a terminal is narrow; text of
+    /// files and JSON is not.
+    pub(crate) const fn is_for_reading(&self) -> bool {
+        let is_text = matches!(self.format(), Format::Text);
+        match self {
+            Self::Policies(args) => is_text && args.name.is_none(),
+            Self::Compile(_) | Self::Import(_) | Self::Fmt(_) | Self::Help(_) => false,
+            _ => is_text,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
     /// A file, `-`, or the name of a shipped policy
@@ -81,7 +94,7 @@ pub(crate) struct CheckArgs {
     /// Prove that the policy is no looser than this one, on every processor
     #[arg(long, value_name = "ORG")]
     pub(crate) within: Option<PathBuf>,
-    /// Whose CPUID and list of saved MSRs the policy is compared with, to warn of what they say
+    /// The host whose CPUID and list of saved MSRs the policy is compared with
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     pub(crate) host: HostArg,
     /// List every entry, cluster and range, not only what is worth a look
@@ -124,10 +137,10 @@ pub(crate) enum HostArg {
 
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
-    /// A policy, a program, or what `compile` wrote; `-` for standard input. With a filter that names its processor, the
-    /// comparison is for that one
+    /// A policy, a program, or a filter that `compile` wrote; `-` for standard input. A filter that names its
+    /// processor is compared for that processor
     pub(crate) old: PathBuf,
-    /// Another one
+    /// The policy, program or filter to compare it with
     pub(crate) new: PathBuf,
     /// What makes the exit code 1
     #[arg(long, value_name = "WHAT", default_value = "any")]
@@ -153,8 +166,8 @@ pub(crate) struct CompileArgs {
     /// What to write
     #[arg(long, value_name = "FORMAT", default_value = "program")]
     pub(crate) format: Output,
-    /// The file to write, whole or not at all; without it, standard output. What is no file, or open already,
-    /// such as /dev/stdout, is written to
+    /// The file to write, whole or not at all; without it, standard output. A device, a pipe, or an open file such
+    /// as /dev/stdout is written to directly
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
     /// Write the filter even though it does not do all that the policy says
@@ -238,7 +251,7 @@ pub(crate) struct ImportArgs {
     /// program that differs by processor one part is imported, named in the policy, and the exit code is 1. A
     /// last line without its line feed is not read unless it is whole all the same, and the exit code is 2 then
     pub(crate) file: PathBuf,
-    /// What the file is, where that cannot be seen
+    /// The format of the file, if import does not recognise it
     #[arg(long, value_name = "WHAT")]
     pub(crate) from: Option<FromArg>,
 }
@@ -337,8 +350,8 @@ pub(crate) struct HelpArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CpuArg {
     /// The processor whose `[[when]]`s hold: `VENDOR:FAMILY:MODEL[:STEPPING]`, such as
-    /// `GenuineIntel:6:0x6a`, or `host`, this one. The stepping may be left out where the policy says
-    /// the same of all
+    /// `GenuineIntel:6:0x6a`, or `host` for the one of this host. The stepping may be left out if the policy is the
+    /// same for all steppings
     #[arg(long, value_name = "CPU")]
     pub(crate) cpu: Option<Which>,
 }
@@ -418,7 +431,9 @@ fn value(text: &str) -> Result<u64, String> {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => digits.parse(),
     };
-    value.map_err(|_| "no number of 64 bits; write digits, or 0x and hexadecimal digits".to_owned())
+    value.map_err(|_| {
+        "not a number of at most 64 bits; write digits, or 0x and hexadecimal digits".to_owned()
+    })
 }
 
 fn msrs(text: &str) -> Result<MsrSet, String> {

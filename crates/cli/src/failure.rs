@@ -6,6 +6,12 @@ use std::io;
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use msrgate_policy::{Mistakes, shown, shown_name};
 
+use crate::missing;
+use crate::terminal;
+
+/// Mistakes have no longer lines, however wide the terminal is.
+const WIDTH: usize = 100;
+
 /// A command that was carried out, and the answer to the question it asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -54,7 +60,7 @@ impl fmt::Display for Failure {
             Self::Mistakes(mistakes) => {
                 GraphicalReportHandler::new_themed(GraphicalTheme::unicode())
                     .with_links(false)
-                    .with_width(100)
+                    .with_width(terminal::of_talk().map_or(WIDTH, |width| width.min(WIDTH)))
                     .render_report(f, mistakes.as_ref())
             }
             Self::Refused(text) | Self::Host(text) | Self::Usage(text) => {
@@ -64,7 +70,11 @@ impl fmt::Display for Failure {
                 writeln!(f, "{red}error{red:#}: {}: {}", shown_name(what), shown(why))
             }
             Self::Output(error) => {
-                writeln!(f, "{red}error{red:#}: cannot write the results: {error}")
+                writeln!(
+                    f,
+                    "{red}error{red:#}: cannot write the results: {}",
+                    missing::reason(error)
+                )
             }
         }
     }

@@ -13,10 +13,11 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use msrgate_policy::{
-    HEAD_BYTES, IncludeError, Includes, MAX_BYTES, Program, Source, head_of, is_policy,
+    HEAD_BYTES, IncludeError, Includes, MAX_BYTES, Program, Source, head_of, is_policy, shown_name,
 };
 
 use crate::access::Access;
+use crate::missing;
 use crate::named::name;
 use crate::shipped::{SHIPPED, Shipped, shipped};
 use crate::whole;
@@ -240,8 +241,14 @@ impl Includes for Files {
         {
             return Ok(shipped.source());
         }
-        is_called_toml(Path::new(path))?;
-        self.file(file.canonicalize().map_err(|error| failed(&error))?)
+        let folder = folder.map_or_else(PathBuf::new, Clone::clone);
+        if is_called_toml(Path::new(path)).is_err() {
+            return Err(unnamed(path, &file));
+        }
+        match file.canonicalize() {
+            Ok(file) => self.file(file),
+            Err(error) => Err(unfound(path, &folder, &error)),
+        }
     }
 }
 
@@ -253,12 +260,57 @@ fn is_called_toml(path: &Path) -> Result<(), IncludeError> {
         return Ok(());
     }
     Err(IncludeError::new(
-        "an included policy is called NAME.toml, and so is what a link of that name leads to",
+        "the link leads to a file whose name does not end in `.toml`",
     ))
 }
 
+/// An include that is no shipped policy, and not called as a file is. Of what else may have this name nothing
+/// is told.
+fn unnamed(path: &str, file: &Path) -> IncludeError {
+    if shipped(path).is_some() {
+        let why = "a file or folder of this name hides the shipped policy";
+        let help = format!("rename it, or include a copy: `msrgate policies {path} > {path}.toml`");
+        return IncludeError::new(why).with_help(help);
+    }
+    let why = "no shipped policy has this name, and the name of a file ends in `.toml`";
+    let toml = format!("{path}.toml");
+    let help = if file
+        .with_file_name(Path::new(&toml).file_name().unwrap_or_default())
+        .is_file()
+    {
+        format!("did you mean \"{}\"?", shown_name(&toml))
+    } else if let Some(meant) = missing::meant(path) {
+        format!("did you mean \"{meant}\"?")
+    } else {
+        let names: Vec<_> = SHIPPED.iter().map(|shipped| shipped.name).collect();
+        format!("the shipped policies are {}", names.join(", "))
+    };
+    IncludeError::new(why).with_help(help)
+}
+
+/// An include that cannot be had, with the folder in which it was looked for.
+fn unfound(path: &str, folder: &Path, error: &io::Error) -> IncludeError {
+    if error.kind() != io::ErrorKind::NotFound {
+        return failed(error);
+    }
+    let error = if Path::new(path).is_absolute() {
+        IncludeError::new("there is no such file")
+    } else {
+        let folder = missing::folder(folder);
+        IncludeError::new(if path.contains('/') {
+            format!("there is no such file; the path begins in {folder}")
+        } else {
+            format!("there is no such file in {folder}")
+        })
+    };
+    match missing::meant(path) {
+        Some(meant) => error.with_help(format!("did you mean the shipped policy \"{meant}\"?")),
+        None => error.with_help("write the path from the folder of the file that includes it"),
+    }
+}
+
 fn failed(error: &io::Error) -> IncludeError {
-    IncludeError::new(error.to_string())
+    IncludeError::new(missing::reason(error))
 }
 
 /// Opens a regular file. Opening anything else, such as a pipe without a writer, does not wait.
@@ -269,7 +321,7 @@ fn open(path: &Path) -> io::Result<(File, FileId)> {
         .open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::other("not a regular file"));
+        return Err(io::Error::other("it is not a regular file"));
     }
     Ok((file, FileId::of(&metadata, path)))
 }
@@ -326,7 +378,7 @@ fn text_of(bytes: Vec<u8>) -> Result<String, String> {
 /// It cannot be read, or is a policy or a program that is longer: why, for a message that names it.
 pub(crate) fn read_bytes(from: impl Read) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    read_to(&mut bytes, from, MAX_BYTES).map_err(|error| error.to_string())?;
+    read_to(&mut bytes, from, MAX_BYTES).map_err(|error| missing::reason(&error))?;
     match bytes.len() > MAX_BYTES {
         false => Ok(bytes),
         true if is_policy_so_far(&bytes) || Program::is_program(&bytes) => Err(too_long()),
@@ -344,20 +396,18 @@ fn read_to(bytes: &mut Vec<u8>, from: impl Read, most: usize) -> io::Result<()> 
 
 fn too_long() -> String {
     format!(
-        "longer than the {MAX_BYTES} bytes that a policy may have with its includes; name ranges instead of single MSRs"
+        "it is longer than the {MAX_BYTES} bytes that a policy may have with its includes; name ranges instead of single MSRs"
     )
 }
 
 /// Bytes as a policy's text, or why they are none. Of what is no policy that tells nothing.
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|error| {
+        let at = error.valid_up_to();
         if is_policy_so_far(bytes) {
-            format!(
-                "not UTF-8 text (byte {}); a policy is a TOML file",
-                error.valid_up_to()
-            )
+            format!("byte {at} is not UTF-8 text; a policy is a TOML file, which is UTF-8 text")
         } else {
-            "this is not taken for a policy: it does not say `policy = 1`, and is not UTF-8 text"
+            "this is not taken for a policy: it is not UTF-8 text, and does not say `policy = 1`"
                 .to_owned()
         }
     })

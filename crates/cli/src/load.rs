@@ -1,6 +1,8 @@
 //! From what was typed for POLICY to a compiled policy.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -14,6 +16,7 @@ use msrgate_policy::{
 use crate::descriptors::{STDIN, duplicate};
 use crate::failure::Failure;
 use crate::files::{Files, Inode, Place, read_bytes, text};
+use crate::missing;
 use crate::named::name;
 use crate::output;
 use crate::shipped::{SHIPPED, shipped};
@@ -40,6 +43,17 @@ impl Input {
         }
         let name = name(argument);
         match File::open(argument) {
+            Ok(file) if file.metadata().is_ok_and(|found| found.is_dir()) => {
+                let hidden = argument.to_str().and_then(shipped);
+                let why = hidden.map_or_else(
+                    || "it is a folder; name a file in it".to_owned(),
+                    |shipped| {
+                        let name = shipped.name;
+                        format!("it is a folder, which hides the shipped policy of this name\n  rename the folder, or write `msrgate policies {name} | msrgate check -`")
+                    },
+                );
+                Err(Failure::Input { what: name, why })
+            }
             Ok(file) => {
                 let place = Place::of_file(argument, &file);
                 let inode = Inode::of_open(&file);
@@ -134,7 +148,7 @@ pub(crate) fn compiled_in(policy: &Path, mode: Option<Mode>) -> Result<Compiled,
 pub(crate) fn standard_input() -> Result<File, Failure> {
     duplicate(STDIN).map_err(|error| Failure::Input {
         what: "standard input".to_owned(),
-        why: format!("is not open: {error}"),
+        why: format!("it is not open: {}", missing::reason(&error)),
     })
 }
 
@@ -200,24 +214,28 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
         rest => format!("\n  and {rest} more"),
     };
     format!(
-        "{lines}{rest}\n  drop all entries of a cluster, or let its reads and writes be alike, so that they share a range"
+        "{lines}{rest}\n  delete all entries of a cluster, or give its reads and writes the same action, so that they share a range"
     )
 }
 
 fn unreadable(policy: &Path, error: &io::Error) -> Failure {
-    let is_plain = |name: &str| !name.contains('.');
-    let is_name = policy.components().count() == 1 && policy.to_str().is_some_and(is_plain);
-    let why = if error.kind() == io::ErrorKind::NotFound && is_name {
-        let names: Vec<_> = SHIPPED.iter().map(|shipped| shipped.name).collect();
-        format!(
-            "no such file, and no shipped policy of this name ({})",
-            names.join(", ")
-        )
-    } else {
-        error.to_string()
-    };
-    Failure::Input {
-        what: name(policy),
-        why,
+    let what = name(policy);
+    let mut why = missing::why(policy, error);
+    if error.kind() == io::ErrorKind::NotFound {
+        let is_bare = policy.components().count() == 1 && !what.contains('.');
+        if is_bare {
+            why.push_str(", and no shipped policy has this name");
+        }
+        if let Some(meant) = policy
+            .file_name()
+            .and_then(OsStr::to_str)
+            .and_then(missing::meant)
+        {
+            let _ = write!(why, "\n  did you mean the shipped policy `{meant}`?");
+        } else if is_bare {
+            let names: Vec<_> = SHIPPED.iter().map(|shipped| shipped.name).collect();
+            let _ = write!(why, "\n  the shipped policies are {}", names.join(", "));
+        }
     }
+    Failure::Input { what, why }
 }

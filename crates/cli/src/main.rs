@@ -7,6 +7,7 @@ mod descriptors;
 mod failure;
 mod files;
 mod load;
+mod missing;
 mod named;
 mod output;
 mod processor;
@@ -14,6 +15,7 @@ mod remark;
 mod results;
 mod shipped;
 mod side;
+mod terminal;
 mod whole;
 
 use std::env;
@@ -51,6 +53,9 @@ fn main() -> ExitCode {
         Ok(cli) => {
             cli.color.write_global();
             let mut out = Results::new();
+            if cli.command.is_for_reading() {
+                out.fit(terminal::of_results());
+            }
             (run(&cli.command, &mut out), out.finish())
         }
         Err(refused) => usage(&refused),

@@ -66,7 +66,7 @@ pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<
             cpu: None,
         });
     }
-    let differs = "the policy has [[when]] sections that differ on others, choose one with --cpu";
+    let differs = "the policy differs on other processors; choose one with --cpu";
     let cpu = match of_host() {
         Ok(cpu) => {
             note(&format!(
@@ -77,7 +77,7 @@ pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<
         Err(why) => {
             let cpu = first.example().clone();
             note(&format!(
-                "this is for {cpu} and the like, since the processor of this host cannot be read ({why}); {differs}"
+                "this is for processors like {cpu}, since the processor of this host cannot be read ({why}); {differs}"
             ));
             cpu
         }
@@ -122,7 +122,7 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
     let cpu = cpu.ok().filter(|cpu| !cpu.vendor.contains('?'));
     let cpu = cpu.ok_or_else(|| {
         Failure::Usage(format!(
-            "{name} was compiled for {}, which is not the name of a processor in full; name it with --cpu",
+            "{name} was compiled for {}, which does not name a processor fully; name it with --cpu",
             one_line(named)
         ))
     })?;

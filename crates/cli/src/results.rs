@@ -7,6 +7,7 @@ use anstream::AutoStream;
 use msrgate_policy::{is_seen, shown};
 
 use crate::descriptors;
+use crate::terminal::{self, wrapped};
 
 /// Standard output. What cannot be written is noted once and goes nowhere from then on, so that each
 /// command comes to its answer whoever listens; [`Self::finish`] says what became of it.
@@ -18,6 +19,8 @@ pub(crate) struct Results {
     stream: io::Result<AutoStream<File>>,
     /// The text after the last line feed.
     line: Vec<u8>,
+    /// Longer lines are broken between words.
+    width: Option<usize>,
     trouble: Option<io::Error>,
 }
 
@@ -26,8 +29,14 @@ impl Results {
         Self {
             stream: descriptors::duplicate(descriptors::STDOUT).map(AutoStream::auto),
             line: Vec::new(),
+            width: None,
             trouble: None,
         }
+    }
+
+    /// Breaks lines that do not fit into a terminal of this width from now on.
+    pub(crate) fn fit(&mut self, width: Option<usize>) {
+        self.width = width;
     }
 
     /// Writes what is no text, as it is.
@@ -47,7 +56,7 @@ impl Results {
 
     fn write_lines(&mut self) {
         let lines = std::mem::take(&mut self.line);
-        let text = styled(&String::from_utf8_lossy(&lines));
+        let text = fitted(styled(&String::from_utf8_lossy(&lines)), self.width);
         self.note(text.as_bytes(), Write::write_all);
     }
 
@@ -91,7 +100,15 @@ impl Write for Results {
 
 /// Talk, to standard error. Where that cannot be written, the exit code still tells.
 pub(crate) fn talk(text: &str) {
-    let _ = anstream::stderr().write_all(styled(text).as_bytes());
+    let text = fitted(styled(text), terminal::of_talk());
+    let _ = anstream::stderr().write_all(text.as_bytes());
+}
+
+fn fitted(text: String, width: Option<usize>) -> String {
+    match width {
+        Some(width) => wrapped(&text, width),
+        None => text,
+    }
 }
 
 /// The text as it may be shown, with the styles in it.

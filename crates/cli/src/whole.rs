@@ -45,7 +45,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8], content: Content) -> Result<(), F
     match written(path, bytes, content) {
         Ok(Written::All) => Ok(()),
         Ok(Written::NotToATerminal) => Err(Failure::Usage(format!(
-            "this is binary, and {} is a terminal; name a file with -o",
+            "a program is binary, and {} is a terminal; name a file with -o",
             shown(path)
         ))),
         Err(error) => Err(trouble(path, &error)),
@@ -79,7 +79,7 @@ pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Fa
     if !now.is_ok_and(|now| read.is_unchanged(&now)) {
         return Err(Failure::Input {
             what: crate::named::name(name),
-            why: "was changed while msrgate worked on it, and is left as it is; run the command again"
+            why: "another program changed the file while msrgate worked on it, and msrgate left it alone; run the command again"
                 .to_owned(),
         });
     }
@@ -97,8 +97,25 @@ pub(crate) fn is_open_file(path: &Path) -> bool {
 fn trouble(path: &Path, error: &io::Error) -> Failure {
     Failure::Input {
         what: crate::named::name(path),
-        // The error may name the temporary file, which is nobody's business.
-        why: format!("cannot be written: {}", error.kind()),
+        // The error may name the temporary file, which means nothing to the reader.
+        why: format!("cannot be written: {}", unwritten(path, error.kind())),
+    }
+}
+
+/// Returns the reason of an error of writing. A file that is not there would be made: its folder is missing.
+fn unwritten(path: &Path, kind: io::ErrorKind) -> String {
+    let folder = folder(path);
+    match kind {
+        io::ErrorKind::NotFound if !folder.is_dir() => {
+            format!("there is no folder {}", shown(folder))
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "permission denied for it or for its folder, {}",
+                shown(folder)
+            )
+        }
+        kind => kind.to_string(),
     }
 }
 
@@ -210,7 +227,7 @@ fn other(path: &Path) -> io::Result<File> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_NOCTTY)
         .open(path)?;
     if opened.metadata()?.is_file() {
-        return Err(io::Error::other("it became a file meanwhile"));
+        return Err(io::Error::other("it has become a file"));
     }
     Ok(opened)
 }

@@ -58,12 +58,12 @@ fn too_many_pairs_of_ways_are_refused_before_memory_is_spent() {
         (
             &["diff", "a.toml", "b.toml"][..],
             "a.toml and b.toml cannot be compared",
-            "  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
+            "  compare them on one processor: --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
         ),
         (
             &["diff", "--format", "json", "a.toml", "b.toml"],
             "a.toml and b.toml cannot be compared",
-            "  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
+            "  compare them on one processor: --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
         ),
         (
             &["check", "--host", "none", "b.toml", "--within", "a.toml"],

@@ -70,29 +70,29 @@ fn import_of_a_file_whose_last_line_may_be_cut_is_incomplete() {
         (
             "0x10 0x0\n0xc0000081 0xffffffff0",
             2,
-            Some("not said: list:2: not read: no line feed"),
+            Some("not imported: list:2: not read: no line feed"),
         ),
         (
             "0xc0000081 0xffffffff0",
             2,
-            Some("not said: list:1: not read: no line feed"),
+            Some("not imported: list:1: not read: no line feed"),
         ),
         ("0x10 0x0\n0xc0000081 0xffffffff0\n", 0, None),
         ("0x10 0x0 # \"TSC\"", 0, None),
         (
             "kvm [1]: ignored wrmsr: 0x10 data 0x0\nkvm [1]: ignored wrmsr: 0xc001",
             2,
-            Some("not said: list:2: "),
+            Some("not imported: list:2: "),
         ),
         (
             "MSR_ADDR,VALUE\n0x10,0x5\n0x17",
             2,
-            Some("not said: list:3: "),
+            Some("not imported: list:3: "),
         ),
         (
             "kvm [1]: ignored rdmsr: 0x10\nkvm_msr_ignored_check: 120 callbacks suppressed\n",
             0,
-            Some("not said: list:2: the log says that messages are missing"),
+            Some("not imported: list:2: the log says that messages are missing"),
         ),
     ] {
         fs::write(folder.join("list"), text).expect("a file");

@@ -313,6 +313,6 @@ fn a_policy_with_hidden_characters_as_they_are_is_refused() {
         let output = looked_at(arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         let talk = String::from_utf8(output.stderr).expect("text");
-        assert!(talk.contains("U+202E stands in the text"), "{talk}");
+        assert!(talk.contains("invisible character: U+202E"), "{talk}");
     }
 }

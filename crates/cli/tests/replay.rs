@@ -71,7 +71,7 @@ fn trace_without_accesses_is_no_answer() {
         let (code, out, err) = said(replay("tests/policies/good.toml", "-"), trace);
         assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
         assert!(
-            err.starts_with("error: standard input: no access is in it"),
+            err.starts_with("error: standard input: the trace has no access"),
             "{err}"
         );
         assert_eq!(err.contains("3 events are missing"), trace == entry);
@@ -131,7 +131,7 @@ fn trace_stopped_before_any_refusal_is_no_yes() {
     let (code, out, _) = interrupted(replay(policy, "-"), ALLOWED);
     assert_eq!(code, Some(2), "{out}");
     assert!(
-        out.contains("of 2 accesses, none would be refused, but this is only a part of the trace"),
+        out.contains("of 2 accesses, none would be refused, but only a part of the trace was read"),
         "{out}"
     );
     let (code, out, _) = interrupted(replay_as("json", policy, "-"), ALLOWED);

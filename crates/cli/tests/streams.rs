@@ -225,7 +225,7 @@ fn standard_input_that_is_not_open_is_no_empty_input() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let talk = String::from_utf8(output.stderr).expect("text");
         assert_eq!(
-            talk, "error: standard input: is not open: Bad file descriptor (os error 9)\n",
+            talk, "error: standard input: it is not open: bad file descriptor\n",
             "{arguments:?}"
         );
     }
@@ -239,14 +239,14 @@ fn results_that_are_lost_are_said_to_be() {
         let talk = String::from_utf8(output.stderr).expect("text");
         assert_eq!(
             talk,
-            "error: cannot write the results: No space left on device (os error 28)\n"
+            "error: cannot write the results: no space left on device\n"
         );
         let mut command = after("exec >&-;", arguments);
         let output = command.output().expect("the command runs");
         let talk = String::from_utf8(output.stderr).expect("text");
         assert_eq!(
             talk,
-            "error: cannot write the results: Bad file descriptor (os error 9)\n"
+            "error: cannot write the results: bad file descriptor\n"
         );
     }
 }

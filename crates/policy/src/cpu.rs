@@ -103,7 +103,7 @@ impl NamedCpu {
                 } = &self.cpu;
                 let named = format!("{}:{family}:{model:#x}", quoted(vendor));
                 Err(CpuError(format!(
-                    "{named} has no stepping, and the policy differs by it: it says one thing of stepping 0 and another of {other}; write {named}:STEPPING"
+                    "{named} needs a stepping, since the policy differs between the steppings 0 and {other}; write {named}:STEPPING"
                 )))
             }
         }
@@ -121,7 +121,7 @@ pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
         [vendor, family, model, stepping] => (vendor, family, model, Some(stepping)),
         _ => {
             return Err(CpuError(format!(
-                "`{}` is no processor; write VENDOR:FAMILY:MODEL[:STEPPING], such as GenuineIntel:6:0x6a:6",
+                "`{}` is not a processor; write VENDOR:FAMILY:MODEL[:STEPPING], such as GenuineIntel:6:0x6a:6",
                 quoted(text)
             )));
         }
@@ -179,7 +179,7 @@ pub(crate) fn check_vendor(name: &str) -> Result<(), MistakeKind> {
     };
     Err(MistakeKind::NoVendor {
         name: quoted(name),
-        help: one_of(meant, &VENDORS, '"'),
+        help: one_of(meant, &VENDORS, "a vendor", '"'),
     })
 }
 
@@ -210,7 +210,7 @@ pub(crate) fn check_number(part: CpuPart, number: u32) -> Result<u32, MistakeKin
     Err(MistakeKind::NoProcessor {
         number,
         key: part.key,
-        help: format!("CPUID leaf 1 has room for {:#x} at most", part.most),
+        help: format!("the largest in CPUID leaf 1 is {:#x}", part.most),
     })
 }
 
@@ -230,7 +230,7 @@ pub(crate) fn check_model(
                 number: model,
                 key: CpuPart::MODEL.key,
                 help: format!(
-                    "in families before {} CPUID leaf 1 has room for {:#x} at most",
+                    "the largest in CPUID leaf 1 is {1:#x} for families before {0}",
                     CpuPart::FIRST_WITH_LONG_MODEL,
                     CpuPart::LAST_SHORT_MODEL
                 ),
@@ -250,7 +250,7 @@ fn number(part: CpuPart, text: &str) -> Result<u32, CpuError> {
     match u32::from_str_radix(digits, radix) {
         Ok(number) if is_plain => Ok(check_number(part, number)?),
         _ => Err(CpuError(format!(
-            "`{}` is no {}; write digits, or `0x` and hexadecimal digits",
+            "`{}` is not a {}; write digits, or `0x` and hexadecimal digits",
             quoted(text),
             part.key
         ))),
@@ -318,11 +318,11 @@ mod tests {
                 "{error}"
             );
         }
-        assert!(refused("x:6:0x6a").contains("it may be \"GenuineIntel\""));
+        assert!(refused("x:6:0x6a").contains("may be \"GenuineIntel\""));
         // Twelve bytes that are not ASCII, and twelve with a control character.
         assert!(refused("éééééé:6:0x6a").contains("no processor's vendor"));
         assert!(refused("\u{1}23456789012:6:0x6a").contains("no processor's vendor"));
-        assert!(refused(":6:0x6a").contains("it may be \"GenuineIntel\""));
+        assert!(refused(":6:0x6a").contains("may be \"GenuineIntel\""));
         assert!(!refused("\u{202e}\u{1b}[2J:6:0x6a").contains(['\u{202e}', '\u{1b}']));
     }
 
@@ -351,7 +351,7 @@ mod tests {
             assert!(refused(text).contains(part), "{}", refused(text));
         }
         for text in ["", "6:6", "GenuineIntel", "GenuineIntel:6:1:2:3"] {
-            assert!(refused(text).contains("is no processor"), "{text}");
+            assert!(refused(text).contains("is not a processor"), "{text}");
         }
     }
 }

@@ -5,7 +5,7 @@ use msrgate_filter::MsrIndex;
 /// First and last index, and what a write does.
 const EFFECTS: [(u32, u32, &str); 12] = [
     (0x10, 0x10, "sets the time-stamp counter"),
-    (0x11, 0x12, "gives KVM memory of the guest to write to"),
+    (0x11, 0x12, "gives KVM an address in the guest to write to"),
     (0x49, 0x49, "flushes the branch predictors"),
     (0x79, 0x79, "loads microcode from the guest's memory"),
     (0x10b, 0x10b, "flushes the L1 cache"),
@@ -23,7 +23,7 @@ const EFFECTS: [(u32, u32, &str); 12] = [
     (
         0x4b56_4d00,
         0x4b56_4dff,
-        "gives KVM memory of the guest to write to",
+        "gives KVM an address in the guest to write to",
     ),
     (
         0xc001_0020,

@@ -151,16 +151,16 @@ impl Explanation<'_> {
     pub fn events(&self) -> &'static str {
         let may_refuse = self.may_refuse();
         match self.log {
-            _ if self.by == DecidedBy::Kvm => "none: KVM asks nobody",
+            _ if self.by == DecidedBy::Kvm => "none: KVM asks neither filter nor VMM",
             Log::None => "none",
             Log::Denied if self.settings.mode == Mode::Audit && may_refuse => {
-                "one for each that would be refused"
+                "one for each access that would be refused"
             }
-            Log::Denied if self.action.refuses() => "one for each",
-            Log::Denied if may_refuse => "one for each that is refused",
+            Log::Denied if self.action.refuses() => "one for each access",
+            Log::Denied if may_refuse => "one for each access that is refused",
             Log::Denied => "none: only refusals are logged",
-            Log::First => "one for the first of the VM",
-            Log::All => "one for each",
+            Log::First => "one for the first access of the VM",
+            Log::All => "one for each access",
         }
     }
 

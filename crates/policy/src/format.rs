@@ -80,7 +80,10 @@ fn beyond_a_limit(mistakes: &Mistakes) -> Option<MistakeKind> {
 fn laid_out(source: &Source) -> Result<String, Box<Mistakes>> {
     let text = source.text();
     let document = Document::parse(text).map_err(|error| {
-        let wrong = MistakeKind::Syntax(error.message().to_owned());
+        let wrong = MistakeKind::Syntax {
+            why: error.message().to_owned(),
+            help: "write it another way".to_owned(),
+        };
         Box::new(mistake_in(source, error.span().unwrap_or_default(), wrong))
     })?;
     let statements = Statements::of(document.as_table(), text);

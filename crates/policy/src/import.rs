@@ -77,13 +77,15 @@ impl Format {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::KernelLog => {
-                "What KVM did with what it does not know is said of it; all else is left to KVM. Where it answered, a gate has to."
+                "For MSRs that KVM did not know the policy does what KVM did; KVM handles all others. Where KVM answered, a gate has to answer."
             }
             Self::Firecracker => {
-                "A template gives registers their first values and refuses nothing. A value is said where a guest cannot change it."
+                "A template gives registers their first values and refuses nothing. The policy has the values that a guest cannot change."
             }
-            Self::FirecrackerList => "What the guest could read it can read.",
-            Self::MsrSafe => "What the allowlist names can be read, and written where it says so.",
+            Self::FirecrackerList => "The guest can read what it could read before.",
+            Self::MsrSafe => {
+                "The guest can read what the allowlist names, and write where the allowlist says so."
+            }
             Self::Compiled => "It decides every access as the compiled filter does.",
             Self::Program => "It decides and answers every access as the program does.",
         }
@@ -157,17 +159,17 @@ impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownFormat => f.write_str(
-                "none of the known formats: kernel log lines of KVM, a Firecracker CPU template, fingerprint or list, an msr-safe allowlist, a program, or a compiled filter in JSON, C, Rust or bytes",
+                "the file has no known format; msrgate imports kernel logs of KVM, Firecracker's CPU templates, fingerprints and lists, msr-safe allowlists, programs, and compiled filters in JSON, C, Rust or bytes; name the format with --from",
             ),
             Self::Json(message) => {
-                write!(f, "not the JSON it should be: {}", one_line(message))
+                write!(f, "the JSON is not as it should be: {}", one_line(message))
             }
             Self::Value { place, why } => { write!(f, "{}: {}", one_line(place), one_line(why)) },
             Self::Bytes(why) => f.write_str(&one_line(why)),
             Self::Filter(error) => fmt::Display::fmt(error, f),
             Self::TooManyEntries(entries) => write!(
                 f,
-                "{entries} entries, more than the {MAX_ENTRIES} that a policy may have"
+                "the policy would have {entries} entries; at most {MAX_ENTRIES} are allowed"
             ),
         }
     }

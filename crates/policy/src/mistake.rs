@@ -1,15 +1,18 @@
 //! Everything that can be wrong with a policy's text, with the places and what to do about it.
 
+mod help;
 mod report;
 
 use thiserror::Error;
 
 use crate::limits::MAX_MISTAKES;
 use crate::policy::At;
+pub(crate) use help::{COMBINATIONS, ENTRIES_ON_ALL, PROCESSORS};
+
 use crate::selector::SelectorError;
 use crate::source::{Place, Source};
 use msrgate_filter::{Access, Accesses, MsrIndex};
-use msrgate_program::{one_line, shown, shown_name};
+use msrgate_program::{one_line, shown_name};
 
 use report::Report;
 
@@ -46,10 +49,15 @@ impl Label {
 #[non_exhaustive]
 pub enum MistakeKind {
     /// The text is not TOML.
-    #[error("not TOML: {}", one_line(.0))]
-    Syntax(String),
+    #[error("{}", one_line(why))]
+    Syntax {
+        /// The reason.
+        why: String,
+        /// The advice: how to mend it.
+        help: String,
+    },
     /// A character that no editor shows, as it is.
-    #[error("{character} stands in the text, where nobody sees it", character = one_line(character))]
+    #[error("the text has an invisible character: {character}", character = one_line(character))]
     Hidden {
         /// The character, such as `U+202E`.
         character: String,
@@ -57,25 +65,25 @@ pub enum MistakeKind {
         help: String,
     },
     /// A key stands twice in one table.
-    #[error("not TOML: `{key}` stands {}", twice(*.line, *.first), key = one_line(key))]
+    #[error("`{key}` stands {}", twice(*.line, *.first), key = one_line(key))]
     DuplicateKey {
         /// The key.
         key: String,
+        /// The advice: how to mend it.
+        help: &'static str,
         /// The line of the second, counted from 1.
         line: u32,
         /// The line of the first, if it was found.
         first: Option<u32>,
     },
     /// The text does not say that it is a policy. Nothing in it may be quoted.
-    #[error("this is not taken for a policy: it does not say `policy = 1`{}", until(*.line))]
+    #[error("this is not taken for a policy: {}", no_language(*.line))]
     NotAPolicy {
         /// The first line that is not TOML, if there is one.
         line: Option<u32>,
     },
     /// The texts are longer than [`MAX_BYTES`](crate::MAX_BYTES).
-    #[error(
-        "the policy has {bytes} bytes with its includes, more than the {limit} that one may have"
-    )]
+    #[error("the policy has {bytes} bytes with its includes; at most {limit} are allowed")]
     TooLong {
         /// How long they are, those that were not read left out.
         bytes: usize,
@@ -83,7 +91,7 @@ pub enum MistakeKind {
         limit: usize,
     },
     /// A line is longer than [`MAX_LINE`](crate::MAX_LINE).
-    #[error("line {line} has {bytes} bytes, more than the {limit} that one may have")]
+    #[error("line {line} has {bytes} bytes; at most {limit} are allowed")]
     LongLine {
         /// The line, counted from 1.
         line: usize,
@@ -93,9 +101,7 @@ pub enum MistakeKind {
         limit: usize,
     },
     /// The text is within all limits, and its canonical form would not be.
-    #[error(
-        "the canonical form would have {found} {what}, more than the {limit} that a policy may have"
-    )]
+    #[error("the canonical form would have {found} {what}; at most {limit} are allowed")]
     CanonicalForm {
         /// Of what: bytes, bytes in one line, tokens, or tables.
         what: &'static str,
@@ -105,7 +111,7 @@ pub enum MistakeKind {
         limit: usize,
     },
     /// There is more of something than there may be.
-    #[error("the policy has {found} {what}, more than the {limit} that one may have")]
+    #[error("the policy has {found} {what}; at most {limit} are allowed")]
     TooMany {
         /// Of what: entries, files, tokens, groups, whens, or variants.
         what: &'static str,
@@ -119,7 +125,7 @@ pub enum MistakeKind {
     MissingKey {
         /// The key.
         key: &'static str,
-        /// What to write.
+        /// The advice: what to write.
         help: &'static str,
     },
     /// A key that means nothing here.
@@ -130,18 +136,30 @@ pub enum MistakeKind {
         /// The nearest known key, or all of them.
         help: String,
     },
+    /// A key that is known elsewhere in a policy.
+    #[error("`{key}` stands {place}", key = one_line(key))]
+    Misplaced {
+        /// The key.
+        key: String,
+        /// Its place, and what belongs there.
+        place: &'static str,
+        /// The advice: where to write it.
+        help: String,
+    },
     /// A value of the wrong type.
     #[error("`{key}` is {found}, and should be {wanted}", key = one_line(key))]
     WrongType {
         /// The key.
         key: String,
-        /// What stands there.
+        /// The type of its value.
         found: &'static str,
-        /// What should.
+        /// The type that it should have.
         wanted: &'static str,
+        /// The advice: what to write.
+        help: String,
     },
     /// A word that is none of those that may stand here.
-    #[error("`{word}` is not a word for `{key}`", word = one_line(word), key = one_line(key))]
+    #[error("`{key}` cannot be \"{word}\"", word = one_line(word), key = one_line(key))]
     UnknownWord {
         /// The word.
         word: String,
@@ -150,26 +168,30 @@ pub enum MistakeKind {
         /// The words there are, the nearest one first.
         help: String,
     },
-    /// A number that is none, or too large.
-    #[error("`{text}` is no number of {bits} bits for `{key}`", text = one_line(text), key = one_line(key))]
+    /// Text that is not a number, or a number that is too large.
+    #[error("`{key}` cannot be `{text}`, which is not a number of at most {bits} bits", text = one_line(text), key = one_line(key))]
     BadNumber {
-        /// What stands there.
+        /// The text.
         text: String,
         /// The key whose value it is.
         key: String,
         /// How many bits there are.
         bits: u32,
+        /// The advice: what to write.
+        help: String,
     },
-    /// A range of families, models or steppings that is none, or ends before it begins.
-    #[error("`{text}` is no range of numbers for `{key}`", text = one_line(text), key = one_line(key))]
+    /// A range of families, models or steppings that ends before it begins, or has an end that is not a number.
+    #[error("`{key}` cannot be `{text}`, which is not a range of numbers", text = one_line(text), key = one_line(key))]
     BadRange {
-        /// What stands there.
+        /// The text.
         text: String,
         /// The key whose value it is.
         key: String,
+        /// The advice: what to write.
+        help: String,
     },
     /// A list of vendors, families, models or steppings with nothing in it: no processor is one of them.
-    #[error("`{key}` lists nothing, so that this holds on no processor")]
+    #[error("`{key}` is an empty list, so the `[[when]]` holds on no processor")]
     ListsNothing {
         /// The key whose value it is.
         key: &'static str,
@@ -193,13 +215,13 @@ pub enum MistakeKind {
         help: String,
     },
     /// A language version this program does not know.
-    #[error("policy language {} is not known", one_line(.0))]
+    #[error("this msrgate does not know version {} of the policy language", one_line(.0))]
     UnknownVersion(String),
     /// A key of `[msrs]` that means no MSRs.
     #[error("{0}")]
     Msrs(SelectorError),
     /// An entry speaks of x2APIC registers, which no filter reaches (S3.1).
-    #[error("`{text}` speaks of x2APIC registers, which KVM never filters (S3.1)", text = one_line(text))]
+    #[error("`{text}` names x2APIC registers (0x800 to 0x8ff), which KVM never filters (S3.1)", text = one_line(text))]
     NamesX2apic {
         /// The key.
         text: String,
@@ -207,7 +229,7 @@ pub enum MistakeKind {
         help: String,
     },
     /// MSR 0xffffffff is to have another action than the default (S3.5).
-    #[error("`{}` gives MSR 0xffffffff its own action, and only `default` reaches it (S3.5)", one_line(.0))]
+    #[error("`{}` gives MSR 0xffffffff another action than `default`, which alone decides it (S3.5)", one_line(.0))]
     NamesTheLastMsr(String),
     /// A table entry that leaves out a direction.
     #[error("`{key}` does not say what happens to a {access}", key = one_line(key))]
@@ -228,12 +250,20 @@ pub enum MistakeKind {
         other: String,
     },
     /// An action for the other direction.
-    #[error("`{word}` is no action for a {access}")]
+    #[error("`{word}` is not an action for a {access}")]
     OtherDirection {
         /// The action's word.
         word: &'static str,
         /// The direction it stands at.
         access: Access,
+    },
+    /// A table of a device that does not exist.
+    #[error("no device is called `{name}`", name = one_line(name))]
+    UnknownDevice {
+        /// The name.
+        name: String,
+        /// The device there is.
+        help: String,
     },
     /// A device that an entry names and the policy does not set up.
     #[error("`{key}` names the device `{device}`, which is not set up", key = one_line(key), device = one_line(device))]
@@ -254,7 +284,7 @@ pub enum MistakeKind {
         help: &'static str,
     },
     /// An action that carries accesses to the real register, where that is not sound.
-    #[error("`{word}` needs the write of {msr} to be forwarded, which is not known to be sound", msr = one_line(msr))]
+    #[error("`{word}` cannot be used for {msr}: the VMM would write this register for the guest, which is not known to be safe", msr = one_line(msr))]
     NotForwardable {
         /// The action's word.
         word: &'static str,
@@ -262,8 +292,7 @@ pub enum MistakeKind {
         msr: String,
     },
     /// All accesses of an MSR are to be logged, where that is not sound.
-    #[error(
-        "`log = \"all\"` needs the {access} of {msr} to be forwarded, which is not known to be sound", msr = one_line(msr))]
+    #[error("`log = \"all\"` cannot be used for {msr}: the VMM would carry out each {access} for the guest, which is not known to be safe", msr = one_line(msr))]
     NotLoggable {
         /// The direction.
         access: Access,
@@ -272,11 +301,11 @@ pub enum MistakeKind {
     },
     /// Unknown MSRs are to be answered under default deny, where nobody is asked about them (S5.1).
     #[error(
-        "`unknown` has no effect under `default = \"deny\"`: a refused access is never looked up (S5.1)"
+        "`unknown` has no effect under `default = \"deny\"`, which refuses these accesses first (S5.1)"
     )]
     UnknownNeedsAllow,
     /// A gap that nobody knows of.
-    #[error("no gap in enforcement is called `{name}`", name = one_line(name))]
+    #[error("`accept` cannot have \"{name}\", which is not the name of a gap", name = one_line(name))]
     UnknownGap {
         /// The name.
         name: String,
@@ -295,10 +324,10 @@ pub enum MistakeKind {
         /// On which directions they disagree.
         accesses: Accesses,
         /// What to do.
-        help: &'static str,
+        help: String,
     },
     /// Something looser than a `final` entry.
-    #[error("`{key}` loosens the {access} of {index}{}, and `{fixed}` is final", decided_by(decides.as_deref()), key = one_line(key), fixed = one_line(fixed))]
+    #[error("{} the {access} of {index}{} than the final entry `{fixed}`", loosens(key, decides.as_deref()), looser(decides.as_deref()), fixed = one_line(fixed))]
     Loosened {
         /// The key of the entry that is looser, or that took the final entry's place.
         key: String,
@@ -314,7 +343,7 @@ pub enum MistakeKind {
         help: String,
     },
     /// A policy in audit over an included final entry.
-    #[error("`mode = \"audit\"` lifts what `{fixed}` of {file} refuses, and `{fixed}` is final", fixed = one_line(fixed), file = one_line(file))]
+    #[error("`mode = \"audit\"` lets through what the final entry `{fixed}` of {file} refuses", fixed = one_line(fixed), file = one_line(file))]
     LiftedByAudit {
         /// The final entry's key.
         fixed: String,
@@ -322,15 +351,17 @@ pub enum MistakeKind {
         file: String,
     },
     /// An `override` with nothing to take the place of.
-    #[error("`{}` overrides nothing: no include speaks of exactly these MSRs", one_line(.0))]
+    #[error("`{}` overrides nothing: no included entry has exactly these MSRs", one_line(.0))]
     OverridesNothing(String),
     /// An included text that cannot be had.
     #[error("cannot include `{path}`: {why}", path = one_line(path), why = one_line(why))]
     Unreadable {
         /// The path as written.
         path: String,
-        /// Why not.
+        /// The reason.
         why: String,
+        /// The advice, if it is known what to write.
+        help: Option<String>,
     },
     /// A text that includes itself, through others or not.
     #[error("`{path}` includes itself: {way}", path = one_line(path), way = one_line(way))]
@@ -341,142 +372,44 @@ pub enum MistakeKind {
         way: String,
     },
     /// A setting of an include that the policy does not share.
-    #[error("`{key}` is not what the including policy says")]
+    #[error("{file} has another `{key}` than the policy that includes it", file = one_line(file))]
     Disagrees {
         /// The setting.
         key: &'static str,
+        /// The include's name.
+        file: String,
     },
-}
-
-impl MistakeKind {
-    /// What to do about it, where that is not plain.
-    #[must_use]
-    pub fn help(&self) -> Option<String> {
-        let plain = match self {
-            Self::Msrs(error) => return Some(error.help()),
-            Self::UnknownKey { help, .. }
-            | Self::UnknownWord { help, .. }
-            | Self::NamesX2apic { help, .. }
-            | Self::Hidden { help, .. }
-            | Self::NoVendor { help, .. }
-            | Self::NoProcessor { help, .. }
-            | Self::UnknownGap { help, .. }
-            | Self::Loosened { help, .. } => return Some(shown(help)),
-            Self::LiftedByAudit { file, .. } => {
-                let file = one_line(file);
-                return Some(format!(
-                    "delete the mode, or have {file} say `mode = \"audit\"`, too: only its own file puts a final entry in audit"
-                ));
-            }
-            Self::MissingDirection { access, .. } => {
-                return Some(format!(
-                    "add `{access} = \"allow\"`, `{access} = \"deny\"`, or `{access} = \"inherit\"` to take what a wider entry or the default says"
-                ));
-            }
-            Self::DeviceNotSetUp { device, .. } => {
-                return Some(format!("add a table `[device.{}]`", one_line(device)));
-            }
-            Self::MissingKey { help, .. }
-            | Self::DeviceElsewhere { help, .. }
-            | Self::Conflict { help, .. } => help,
-            Self::TooLong { .. } => SINGLE_MSRS,
-            Self::CanonicalForm { .. } => {
-                "leave out what stands twice, or keep the text as it is: its size is no mistake elsewhere"
-            }
-            Self::TooMany { what, .. } => fewer(what),
-            Self::NotAPolicy { .. } => {
-                "write `policy = 1` at its top; until then no message shows any of its text, which may be a secret"
-            }
-            Self::LongLine { .. } => "write one entry a line",
-            Self::UnknownVersion(_) => "this msrgate knows `policy = 1`; a newer one may know more",
-            Self::BadNumber { .. } => {
-                "write digits, or `0x` and hexadecimal digits; above 2^63 as a string: \"0xffffffffffffffff\""
-            }
-            Self::BadRange { .. } => "write the lower end first, as in \"0x6a..=0x6f\"",
-            Self::ListsNothing { .. } => {
-                "name one, or leave the key out where all processors are meant"
-            }
-            Self::NamesTheLastMsr(_) => "end the range at 0xfffffffe",
-            Self::SaidTwice { .. } => "keep one of the two",
-            Self::OtherDirection {
-                access: Access::Read,
-                ..
-            } => "a read takes allow, deny, kill, inherit, value, handler, device or register",
-            Self::OtherDirection {
-                access: Access::Write,
-                ..
-            } => {
-                "a write takes allow, deny, kill, inherit, ignore, mask, pin, sticky, handler, device or register"
-            }
-            Self::NotForwardable { .. } => {
-                "it is known of STAR, LSTAR, CSTAR, FMASK, FS_BASE, GS_BASE, KERNEL_GS_BASE and SYSENTER_*; elsewhere use allow, deny, ignore or register"
-            }
-            Self::NotLoggable { .. } => {
-                "use `log = \"first\"`, which sees each access once, at any MSR"
-            }
-            Self::DuplicateKey { .. } => {
-                "keep one of the two: an entry says both directions at once, by a word or as a table with `read` and `write`"
-            }
-            Self::UnknownNeedsAllow => "delete it, or write `default = \"allow\"`",
-            Self::OverridesNothing(_) => {
-                "delete `override = true`; a strict subset wins without it"
-            }
-            Self::Disagrees { .. } => {
-                "an include only adds entries: delete the setting there, or say the same in both"
-            }
-            _ => return None,
-        };
-        Some(plain.to_owned())
-    }
-}
-
-const SINGLE_MSRS: &str = "name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`";
-
-/// The name of the limit [`MAX_ENTRIES_ON_ALL`](crate::limits::MAX_ENTRIES_ON_ALL) in messages.
-pub(crate) const ENTRIES_ON_ALL: &str = "entries, each counted for every kind of processor that its `when`s tell apart and on which it holds";
-
-/// The way to have fewer of them.
-fn fewer(what: &str) -> &'static str {
-    match what {
-        "tokens of TOML" => {
-            "name ranges instead of single MSRs, and write comments above paragraphs, not at each entry"
-        }
-        "tables and lists" => "write entries as words: `0x10 = \"rw\"` takes no table",
-        "files" => "join files that are always included together",
-        "names in an `include`" => "name each file once",
-        "groups" => "name each group once, or write the ranges that are meant",
-        "whens" => "join `[[when]]`s that say the same: each part of `cpu` may be a list",
-        "processors that its `when`s tell apart" => {
-            "write ranges of families, models and steppings instead of single ones"
-        }
-        ENTRIES_ON_ALL => {
-            "name ranges instead of single MSRs, or let fewer `[[when]]`s differ: every entry without one counts for each"
-        }
-        "ways in which its `when`s hold" => {
-            "let fewer `[[when]]`s hold on the same processors: write one for each kind of processor"
-        }
-        _ => SINGLE_MSRS,
-    }
 }
 
 fn twice(line: u32, first: Option<u32>) -> String {
     match first {
         Some(first) if first == line => format!("twice on line {line}"),
-        Some(first) => format!("on line {first}, and again on line {line}"),
+        Some(first) => format!("twice, on line {first} and on line {line}"),
         None => format!("a second time on line {line}"),
     }
 }
 
-fn until(line: Option<u32>) -> String {
-    line.map_or(String::new(), |line| {
-        format!(" before line {line}, which is not TOML")
-    })
+fn no_language(line: Option<u32>) -> String {
+    match line {
+        None => "it does not say `policy = 1`".to_owned(),
+        Some(line) => {
+            format!("line {line} is not TOML, and `policy = 1` does not stand above it")
+        }
+    }
 }
 
-/// The part of a sentence that names what decides an access.
-fn decided_by(decides: Option<&str>) -> String {
+/// The first part of a sentence that compares an entry with a final one.
+fn loosens(key: &str, decides: Option<&str>) -> String {
+    let key = one_line(key);
+    match decides {
+        None => format!("`{key}` is looser for"),
+        Some(_) => format!("`{key}` leaves"),
+    }
+}
+
+fn looser(decides: Option<&str>) -> String {
     decides.map_or_else(String::new, |decides| {
-        format!(", which `{}` decides now", one_line(decides))
+        format!(" to `{}`, which is looser", one_line(decides))
     })
 }
 

@@ -6,14 +6,18 @@ mod include;
 mod keys;
 mod settings;
 mod size;
+mod syntax;
 mod value;
 mod when;
 pub(crate) mod words;
+
+use std::collections::BTreeSet;
 
 use msrgate_program::{TextReader, is_shown, shown_name};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::layout;
 use crate::limits::{MAX_LINE, MAX_MISTAKES};
 use crate::mistake::{Label, Mistake, MistakeKind, Mistakes};
 use crate::policy::{At, Entry, Policy, SourceId, SourceSet, When};
@@ -23,8 +27,8 @@ pub use include::{IncludeError, Includes, NoIncludes};
 use settings::Said;
 pub(crate) use settings::Stated;
 use size::Size;
-use value::items;
 pub(crate) use value::one_of;
+use value::{Item, items};
 
 /// The content of a policy's texts, and the mistakes in each of them.
 pub(crate) struct Parsed {
@@ -37,6 +41,8 @@ pub(crate) struct Parsed {
     pub(crate) mistakes: Vec<Mistake>,
     /// Whether the policy's own text has a `default`.
     pub(crate) has_default: bool,
+    /// True if something is wrong with a device: then it is not reported as missing, too.
+    pub(crate) has_broken_device: bool,
     /// What each text says for itself, by [`SourceId`].
     pub(crate) stated: Vec<Stated>,
 }
@@ -85,6 +91,10 @@ struct Reader<'i> {
     entries: Vec<Entry>,
     groups: usize,
     mistakes: Vec<Mistake>,
+    /// True if a misspelt or misplaced `default` was reported: then it is not reported as missing, too.
+    has_lost_default: bool,
+    /// True if something in `[device]` was reported: then no device is reported as missing, too.
+    has_broken_device: bool,
 }
 
 impl<'i> Reader<'i> {
@@ -102,6 +112,8 @@ impl<'i> Reader<'i> {
             entries: Vec::new(),
             groups: 0,
             mistakes: Vec::new(),
+            has_lost_default: false,
+            has_broken_device: false,
         }
     }
 
@@ -131,11 +143,31 @@ impl<'i> Reader<'i> {
         if self.has_long_lines(source) {
             return;
         }
-        self.not_toml(text, &errors);
+        let lines = self.not_toml(text, &errors);
         self.hidden(source);
+        let before = self.mistakes.len();
         way.push(id);
         self.document(document.get_ref(), errors.is_empty(), way);
         way.pop();
+        self.forget(before, id, &lines);
+    }
+
+    /// Forgets the mistakes from number `from` on that are on these lines of a text: it has others that are the cause.
+    fn forget(&mut self, from: usize, id: SourceId, lines: &BTreeSet<u32>) {
+        if lines.is_empty() {
+            return;
+        }
+        let source = &self.sources[id.number()];
+        // A value that stands in for a missing one has no place.
+        let is_there = |at: At| {
+            let is_nowhere = (at.span().offset(), at.span().len()) == (0, 0);
+            at.source() == id && (is_nowhere || lines.contains(&source.place(at.span()).line))
+        };
+        let mut number = 0;
+        self.mistakes.retain(|mistake| {
+            number += 1;
+            number <= from || !mistake.places.iter().any(|label| is_there(label.at))
+        });
     }
 
     /// Beyond a limit is a mistake of the whole text, which is then not looked at.
@@ -202,13 +234,46 @@ impl<'i> Reader<'i> {
                 "when" => self.whens(item),
                 // Where a table's head is broken, its keys seem to stand outside of it.
                 other if !words::TOP.contains(&other) && !is_toml => {}
-                other if !words::TOP.contains(&other) => self.unknown_key(item.key, &words::TOP),
+                other if !words::TOP.contains(&other) => self.unknown_setting(item, document),
                 _ => self.setting(item),
             }
         }
         if is_toml && way.len() == 1 && self.includes.is_some() {
             self.default_is_there();
         }
+    }
+
+    /// Complains of a key at the top that is no setting: an entry, perhaps.
+    fn unknown_setting(&mut self, item: Item<'_>, document: &DeTable<'_>) {
+        if self.has_enough_mistakes() {
+            return;
+        }
+        let key = item.key.text;
+        let meant = value::meant(key, &words::TOP);
+        self.has_lost_default |= meant == Some("default");
+        self.has_broken_device |= meant == Some("device");
+        let name = quoted(key);
+        let (place, help) = if words::DEVICES.iter().any(|(device, _)| *device == key) {
+            self.has_broken_device = true;
+            let place = "at the top of the policy, where settings stand";
+            (place, format!("write `[device.{name}]`"))
+        } else if meant.is_none() && entry::names_msrs(key) {
+            let written = layout::key(&name);
+            let help = match (item.value.get_ref(), document.contains_key("msrs")) {
+                (DeValue::Table(_), _) => format!("write `[msrs.{written}]`"),
+                (_, true) => "move it below `[msrs]`".to_owned(),
+                (_, false) => "write `[msrs]` above it, on a line of its own".to_owned(),
+            };
+            ("above `[msrs]`, where settings of the policy stand", help)
+        } else {
+            self.unknown_key(item.key, &words::TOP);
+            return;
+        };
+        let key = name;
+        self.wrong(
+            self.key_at(item.key),
+            MistakeKind::Misplaced { key, place, help },
+        );
     }
 
     fn finish(mut self, has_default: bool) -> Parsed {
@@ -226,6 +291,7 @@ impl<'i> Reader<'i> {
             policy,
             mistakes: self.mistakes,
             has_default,
+            has_broken_device: self.has_broken_device,
             stated,
         }
     }

@@ -92,6 +92,10 @@ fn resolve(
     parsed: parse::Parsed,
     these: impl Fn(&MistakeKind) -> bool,
 ) -> Result<ResolvedPolicy, Box<Mistakes>> {
+    let has_broken_device = parsed.has_broken_device;
+    let these = |wrong: &MistakeKind| {
+        these(wrong) || has_broken_device && matches!(wrong, MistakeKind::DeviceNotSetUp { .. })
+    };
     let mut mistakes = parsed.mistakes;
     mistakes.retain(|mistake: &Mistake| !these(&mistake.wrong));
     // Of a policy that is beyond a limit, not all entries are there.

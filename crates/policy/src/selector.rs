@@ -5,6 +5,8 @@ use std::fmt;
 use msrgate_filter::MsrIndex;
 use msrgate_program::{MsrRange, MsrSet, one_line};
 
+use crate::layout;
+use crate::parse::one_of;
 use crate::registers::{self, Named, Register};
 use crate::source::quoted;
 
@@ -25,25 +27,36 @@ pub enum SelectorError {
     AmbiguousName {
         /// The name.
         name: String,
-        /// What it may mean, such as `0x1d9 on Intel`.
+        /// Its meanings, such as `0x1d9 on Intel`.
         candidates: Vec<String>,
     },
-    /// Something that begins like an index, and is none.
+    /// A name with `*` or `?` in it, which stands for nothing else.
+    Wildcard(String),
+    /// Several names or indices at once.
+    List(String),
+    /// Text that begins like an index and is no index.
     BadIndex {
-        /// What stands there.
+        /// The text.
         text: String,
-        /// What is wrong with it.
+        /// The reason.
         why: &'static str,
-        /// What was meant, where that can be told.
-        instead: Option<String>,
+        /// Indices or ranges that were meant, the likeliest first. Each of them is valid.
+        instead: Vec<String>,
     },
-    /// A range written with `..`, of which nobody knows whether its end is part of it.
+    /// A range that is not written with `..=`, or lacks one of its ends.
     OpenRange {
-        /// The same range, its end included, where that can be told.
-        instead: Option<String>,
+        /// The text.
+        text: String,
+        /// Ranges that were meant, the likeliest first. Each of them is valid.
+        instead: Vec<String>,
     },
     /// A range whose end is below its start.
-    BackwardRange(String),
+    BackwardRange {
+        /// The text.
+        text: String,
+        /// The range from the lower end to the upper one.
+        instead: String,
+    },
 }
 
 impl fmt::Display for SelectorError {
@@ -53,13 +66,28 @@ impl fmt::Display for SelectorError {
             Self::UnknownGroup(name) => write!(f, "no group is called `{}`", one_line(name)),
             Self::AmbiguousName { name, candidates } => {
                 let candidates = one_line(&candidates.join(" or "));
-                write!(f, "`{}` is {candidates}", one_line(name))
+                let name = one_line(name);
+                write!(f, "`{name}` is the name of several MSRs: {candidates}")
             }
+            Self::Wildcard(text) => write!(
+                f,
+                "`{}` has a wildcard, and names are taken as they are written",
+                one_line(text)
+            ),
+            Self::List(text) => write!(
+                f,
+                "`{}` is a list: an entry is for one MSR, one range or one group",
+                one_line(text)
+            ),
             Self::BadIndex { text, why, .. } => {
-                write!(f, "`{}` is no MSR index: {why}", one_line(text))
+                write!(f, "`{}` is not an MSR index: {why}", one_line(text))
             }
-            Self::OpenRange { .. } => f.write_str("a range includes its last MSR"),
-            Self::BackwardRange(text) => {
+            Self::OpenRange { text, .. } => write!(
+                f,
+                "`{}` is not a range: `..=` joins the first MSR and the last one",
+                one_line(text)
+            ),
+            Self::BackwardRange { text, .. } => {
                 write!(f, "the range `{}` ends before it begins", one_line(text))
             }
         }
@@ -69,64 +97,170 @@ impl fmt::Display for SelectorError {
 impl std::error::Error for SelectorError {}
 
 impl SelectorError {
-    /// What to do about it, in a sentence.
+    /// Says how to mend it, in a sentence.
     #[must_use]
     pub fn help(&self) -> String {
+        self.help_quoting(str::to_owned)
+    }
+
+    /// Says how to mend it in a policy, whose keys have quotes where TOML wants them.
+    pub(crate) fn help_in_policy(&self) -> String {
+        if matches!(self, Self::UnknownName { near, .. } if near.is_empty()) {
+            return "look it up with `msrgate msr WORD`; an entry looks like `IA32_PAT = \"r\"`"
+                .to_owned();
+        }
+        self.help_quoting(layout::key)
+    }
+
+    fn help_quoting(&self, quote: fn(&str) -> String) -> String {
+        let code = |text: &str| format!("`{}`", one_line(&quote(text)));
         match self {
             Self::UnknownName { near, .. } if near.is_empty() => {
-                "`msrgate msr WORD` looks registers up; an index such as `0x8b` is always understood"
-                    .to_owned()
+                "look it up with `msrgate msr WORD`, or write its index, such as `0x8b`".to_owned()
             }
             Self::UnknownName { near, .. } => {
-                let near: Vec<_> = near.iter().map(|name| format!("`{name}`")).collect();
+                let near: Vec<_> = near.iter().map(|name| code(name)).collect();
                 format!("did you mean {}?", near.join(" or "))
             }
-            Self::UnknownGroup(_) => {
+            Self::UnknownGroup(name) => {
                 let names: Vec<_> = registers::groups().iter().map(|group| group.name).collect();
-                format!("there are {}", names.join(", "))
+                one_of(name, &names, "a group", '`')
             }
             Self::AmbiguousName { .. } => "write the index of the one that is meant".to_owned(),
-            Self::BadIndex { instead: None, .. } => {
-                "an index looks like `0xc0000080`, a name like `IA32_EFER`".to_owned()
-            }
-            Self::OpenRange { instead: None } => "a range looks like `0x200..=0x20f`".to_owned(),
-            Self::BadIndex {
-                instead: Some(instead),
-                ..
-            }
-            | Self::OpenRange {
-                instead: Some(instead),
-            } => format!("write `{}`", one_line(instead)),
-            Self::BackwardRange(_) => "write the lower index first".to_owned(),
+            Self::Wildcard(text) => match group_in(text) {
+                Some(group) => format!("write the group {}, or a range", code(group)),
+                None => format!(
+                    "write a range, such as {}, or a group, such as {}; `default` decides all MSRs that no entry names",
+                    code("0x200..=0x20f"),
+                    code("@mtrr")
+                ),
+            },
+            Self::List(_) => "write an entry for each, on a line of its own".to_owned(),
+            Self::BadIndex { instead, .. } => match &instead[..] {
+                [] => "an index looks like `0xc0000080`, a name like `IA32_EFER`".to_owned(),
+                several => written(several, code),
+            },
+            Self::OpenRange { instead, .. } => match &instead[..] {
+                [] => format!("a range looks like {}", code("0x200..=0x20f")),
+                several => written(several, code),
+            },
+            Self::BackwardRange { instead, .. } => format!("write {}", code(instead)),
         }
     }
+}
+
+/// Names what to write instead, the likeliest first.
+fn written(instead: &[String], code: impl Fn(&str) -> String) -> String {
+    match instead {
+        [meant, hexadecimal] => format!(
+            "write {}; or {}, if the digits are hexadecimal already",
+            code(meant),
+            code(hexadecimal)
+        ),
+        several => {
+            let several: Vec<_> = several.iter().map(|one| code(one)).collect();
+            format!("write {}", several.join(" or "))
+        }
+    }
+}
+
+/// Finds the group whose name, but for its `@`, is part of a text.
+fn group_in(text: &str) -> Option<&'static str> {
+    let text = text.to_lowercase();
+    let mut groups = registers::groups().iter().map(|group| group.name);
+    groups.find(|name| text.contains(name.trim_start_matches('@')))
 }
 
 /// The MSRs that `text` means: `IA32_EFER`, `0xc0000080`, `0x200..=0x20f` with an index or a name on
 /// either side, or a group such as `@mtrr`.
 ///
 /// # Errors
-/// It means none.
+/// The text means no MSRs.
 pub fn parse_msrs(text: &str) -> Result<MsrSet, SelectorError> {
     let text = text.trim();
-    if text.starts_with('@') {
+    let is_list = text.contains([',', ';', '|', '[']) || text.split_whitespace().count() > 1;
+    if text.starts_with('@') && !is_list {
         return group(text);
     }
-    let Some((first, last)) = text.split_once("..") else {
-        return parse_index(text).map(|index| MsrRange::one(index).into());
-    };
-    let Some(last) = last.strip_prefix('=') else {
-        let both = [first, last].map(|end| parse_index(end.trim()));
-        let is_range = both.iter().all(Result::is_ok);
+    if let Some((first, last)) = text.split_once("..=") {
+        return range(text, first.trim(), last.trim());
+    }
+    if let Some((first, last)) = joined_otherwise(text) {
         return Err(SelectorError::OpenRange {
-            instead: is_range.then(|| quoted(&format!("{}..={}", first.trim(), last.trim()))),
+            text: quoted(text),
+            instead: meant_ranges(first, last),
         });
+    }
+    if is_list {
+        return Err(SelectorError::List(quoted(text)));
+    }
+    if text.contains(['*', '?']) {
+        return Err(SelectorError::Wildcard(quoted(text)));
+    }
+    parse_index(text).map(|index| MsrRange::one(index).into())
+}
+
+fn range(text: &str, first: &str, last: &str) -> Result<MsrSet, SelectorError> {
+    let open = |instead| SelectorError::OpenRange {
+        text: quoted(text),
+        instead,
     };
-    let (first, last) = (parse_index(first.trim())?, parse_index(last.trim())?);
-    let range = MsrRange::new(first, last);
-    range
-        .map(MsrSet::from)
-        .ok_or_else(|| SelectorError::BackwardRange(quoted(text)))
+    if first.is_empty() || last.is_empty() || last.contains("..") {
+        return Err(open(Vec::new()));
+    }
+    let ends = [first, last].map(parse_index);
+    let (first_index, last_index) = match ends {
+        [Ok(first), Ok(last)] => (first, last),
+        [Err(error), _] | [_, Err(error)] => {
+            return Err(match error {
+                SelectorError::BadIndex { text, why, .. } => SelectorError::BadIndex {
+                    text,
+                    why,
+                    instead: meant_ranges(first, last),
+                },
+                error => error,
+            });
+        }
+    };
+    match MsrRange::new(first_index, last_index) {
+        Some(range) => Ok(range.into()),
+        None => Err(SelectorError::BackwardRange {
+            text: quoted(text),
+            instead: quoted(&format!("{last}..={first}")),
+        }),
+    }
+}
+
+/// The ends of what is meant for a range, and written as one in other languages.
+fn joined_otherwise(text: &str) -> Option<(&str, &str)> {
+    let joints = ["..", "-", "\u{2013}", ":", "~", " to "];
+    let (first, last) = joints.iter().find_map(|joint| text.split_once(joint))?;
+    let last = last.trim_start_matches(['.', '=', ' ']);
+    let (first, last) = (first.trim(), last.trim());
+    let is_joint = text.contains("..") || !first.is_empty() && !last.is_empty();
+    is_joint.then_some((first, last))
+}
+
+/// The ranges that these ends may mean, the likeliest first.
+fn meant_ranges(first: &str, last: &str) -> Vec<String> {
+    let readings = |text: &str| match parse_index(text) {
+        Ok(_) => vec![text.to_owned()],
+        Err(SelectorError::BadIndex { instead, .. }) => instead,
+        Err(_) => Vec::new(),
+    };
+    let (first, last) = (readings(first), readings(last));
+    let count = first.len().max(last.len());
+    let reading = |number: usize| {
+        let first = first.get(number).or(first.last())?;
+        let last = last.get(number).or(last.last())?;
+        let (low, high) = (parse_index(first).ok()?, parse_index(last).ok()?);
+        Some(quoted(&if low <= high {
+            format!("{first}..={last}")
+        } else {
+            format!("{last}..={first}")
+        }))
+    };
+    (0..count).filter_map(reading).collect()
 }
 
 /// Text that means the same MSRs in the spelling of the table: `IA32_EFER` for `ia32_efer`, digits
@@ -171,39 +305,65 @@ fn group(name: &str) -> Result<MsrSet, SelectorError> {
     MsrSet::new(ranges).ok_or_else(|| SelectorError::UnknownGroup(quoted(name)))
 }
 
+/// The reason for which digits alone are no index.
+const WHY: &str = "an index is hexadecimal and begins with `0x`";
+
 fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
-    let bad = |why, instead: Option<String>| {
+    let bad = |why, instead: Vec<u32>| {
         Err(SelectorError::BadIndex {
             text: quoted(text),
             why,
-            instead,
+            instead: instead.iter().map(|index| format!("{index:#x}")).collect(),
         })
     };
-    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
-    if let Some(digits) = digits {
-        let plain = digits.replace('_', "");
-        if !is_hexadecimal(&plain) {
-            return bad("these are not hexadecimal digits", None);
-        }
-        return match u32::from_str_radix(&plain, 16) {
-            Ok(index) => Ok(MsrIndex::new(index)),
-            Err(_) => bad("an index has 32 bits", None),
+    let plain = text.replace('_', "").to_ascii_lowercase();
+    let hexadecimal = |digits: &str| u32::from_str_radix(digits, 16).ok();
+    if let Some(digits) = plain.strip_prefix("0x") {
+        return match hexadecimal(digits) {
+            Some(index) if is_hexadecimal(digits) => Ok(MsrIndex::new(index)),
+            _ if digits.is_empty() => bad("no digit follows `0x`", Vec::new()),
+            _ if is_hexadecimal(digits) => bad("an index has 32 bits", Vec::new()),
+            _ => bad("not all of its digits are hexadecimal", Vec::new()),
         };
     }
-    if text.is_empty() {
-        return bad("there is nothing", None);
+    for (prefix, radix, why) in [
+        ("0b", 2, "an index is hexadecimal, not binary"),
+        ("0o", 8, "an index is hexadecimal, not octal"),
+    ] {
+        let digits = plain.strip_prefix(prefix);
+        if let Some(Ok(index)) = digits.map(|digits| u32::from_str_radix(digits, radix)) {
+            return bad(why, vec![index]);
+        }
     }
-    if text.starts_with(|first: char| first.is_ascii_digit()) && is_hexadecimal(text) {
-        return bad(
-            "indices are hexadecimal and say so",
-            Some(format!("0x{text}")),
-        );
+    if is_decimal(&plain) {
+        let decimal = plain.parse().ok();
+        let instead: Vec<_> = decimal.into_iter().chain(hexadecimal(&plain)).collect();
+        return match instead[..] {
+            [] => bad("an index has 32 bits", Vec::new()),
+            // The digits of small numbers are the same.
+            [decimal, hexadecimal] if decimal == hexadecimal => bad(WHY, vec![decimal]),
+            _ => bad(WHY, instead),
+        };
     }
-    named(text)
+    let error = match named(text) {
+        Err(error @ SelectorError::UnknownName { .. }) => error,
+        other => return other,
+    };
+    let digits = plain.strip_suffix('h').unwrap_or(&plain);
+    match hexadecimal(digits) {
+        Some(index) if is_hexadecimal(digits) && digits.contains(|c: char| c.is_ascii_digit()) => {
+            bad(WHY, vec![index])
+        }
+        _ => Err(error),
+    }
 }
 
 fn is_hexadecimal(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn is_decimal(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn named(name: &str) -> Result<MsrIndex, SelectorError> {
@@ -214,6 +374,11 @@ fn named(name: &str) -> Result<MsrIndex, SelectorError> {
         Named::Several(registers) => {
             let candidates = registers.into_iter().map(candidate).collect();
             Err(SelectorError::AmbiguousName { name, candidates })
+        }
+        Named::None(near) if near.is_empty() => {
+            let group = registers::group(&format!("@{}", name.to_lowercase()));
+            let near = group.into_iter().map(|group| group.name).collect();
+            Err(SelectorError::UnknownName { name, near })
         }
         Named::None(near) => Err(SelectorError::UnknownName { name, near }),
     }
@@ -245,6 +410,38 @@ mod tests {
         assert_eq!(range("0x0..=0xffffffff"), (0, u32::MAX));
     }
 
+    /// Whatever a message proposes is understood when it is pasted.
+    #[test]
+    fn proposed_index_or_range_is_valid() {
+        let texts = [
+            "16",
+            "3221225602",
+            "0b11",
+            "0o17",
+            "8b",
+            "10h",
+            "10..=20",
+            "10-20",
+            "0x20..0x10",
+            "0x20..=0x10",
+            "8b..=0x9f",
+            "0b1..0b11",
+            "0x10...0x20",
+        ];
+        for text in texts {
+            let instead = match parse_msrs(text).unwrap_err() {
+                SelectorError::BadIndex { instead, .. }
+                | SelectorError::OpenRange { instead, .. } => instead,
+                SelectorError::BackwardRange { instead, .. } => vec![instead],
+                error => panic!("{text}: {error}"),
+            };
+            assert!(!instead.is_empty(), "{text}");
+            for one in instead {
+                assert!(parse_msrs(&one).is_ok(), "{text}: {one}");
+            }
+        }
+    }
+
     #[test]
     fn what_is_wrong_says_what_to_write() {
         let error = |text: &str| {
@@ -267,6 +464,28 @@ mod tests {
             "0x10..=0x20..=0x30",
             "-1",
             "0x+1",
+            "5",
+            "16",
+            "3221225602",
+            "99999999999",
+            "0b11",
+            "0o17",
+            "8b",
+            "C0000080h",
+            "0x200-0x20f",
+            "0x200 - 0x20f",
+            "IA32_SYSENTER_CS to IA32_SYSENTER_EIP",
+            "10..=20",
+            "10-20",
+            "0x20..0x10",
+            "0x10..=8b",
+            "IA32_MTRR_*",
+            "*",
+            "IA32_LSTAR, IA32_STAR",
+            "IA32_LSTAR IA32_STAR",
+            "mtrr",
+            "@mtrrs",
+            "@pat,@mtrr",
         ];
         let all: Vec<_> = texts
             .iter()

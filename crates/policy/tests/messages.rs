@@ -97,7 +97,10 @@ fn mistakes_of_a_policy() {
         wrongs("policy = 1\n[msrs]"),
         wrongs(&format!("{head}[[when]]\n[device.microcode]\n")),
         entries("0x12345 = { register = {} }"),
-        wrongs(&format!("{head}defalt = 1")),
+        wrongs(&format!("{head}[msr]")),
+        wrongs("policy = 1\nIA32_PAT = 'r'\n[msrs]\ndefault = 'deny'"),
+        entries("read = { IA32_PAT = 'allow' }"),
+        wrongs(&format!("{head}[device.microcod]")),
         wrongs(&format!("{head}name = 1")),
         wrongs("policy = 1\ndefault = 'refuse'"),
         entries("IA32_PAT = { read = { value = '0x1ffffffffffffffff' }, write = 'deny' }"),
@@ -152,6 +155,10 @@ fn what_names_no_registers() {
         "MSR_LASTBRANCH_TOS",
         "0x1ffffffff",
         "16",
+        "3221225602",
+        "0b11",
+        "IA32_MTRR_*",
+        "IA32_LSTAR, IA32_STAR",
         "0x10..0x20",
         "0x10..",
         "0x20..=0x10",
@@ -326,13 +333,17 @@ fn what_cannot_be_set() {
 fn values_with_hostile_text() -> Vec<MistakeKind> {
     let text = || HOSTILE.to_owned();
     vec![
-        MistakeKind::Syntax(text()),
+        MistakeKind::Syntax {
+            why: text(),
+            help: text(),
+        },
         MistakeKind::Hidden {
             character: text(),
             help: text(),
         },
         MistakeKind::DuplicateKey {
             key: text(),
+            help: "",
             line: 1,
             first: None,
         },
@@ -340,10 +351,20 @@ fn values_with_hostile_text() -> Vec<MistakeKind> {
             key: text(),
             help: text(),
         },
+        MistakeKind::Misplaced {
+            key: text(),
+            place: "",
+            help: text(),
+        },
+        MistakeKind::UnknownDevice {
+            name: text(),
+            help: text(),
+        },
         MistakeKind::WrongType {
             key: text(),
             found: "",
             wanted: "",
+            help: text(),
         },
         MistakeKind::UnknownWord {
             word: text(),
@@ -354,10 +375,12 @@ fn values_with_hostile_text() -> Vec<MistakeKind> {
             text: text(),
             key: text(),
             bits: 1,
+            help: text(),
         },
         MistakeKind::BadRange {
             text: text(),
             key: text(),
+            help: text(),
         },
         MistakeKind::NoProcessor {
             number: 1,
@@ -416,7 +439,7 @@ fn entries_with_hostile_text() -> Vec<MistakeKind> {
             second: text(),
             how: text(),
             accesses: Accesses::Both,
-            help: "",
+            help: text(),
         },
         MistakeKind::Loosened {
             key: text(),
@@ -434,6 +457,11 @@ fn entries_with_hostile_text() -> Vec<MistakeKind> {
         MistakeKind::Unreadable {
             path: text(),
             why: text(),
+            help: Some(text()),
+        },
+        MistakeKind::Disagrees {
+            key: "",
+            file: text(),
         },
         MistakeKind::Cycle {
             path: text(),
@@ -466,15 +494,21 @@ fn hostile_text_is_shown_in_every_other_error() {
             name: text(),
             candidates: vec![text()],
         },
+        SelectorError::Wildcard(text()),
+        SelectorError::List(text()),
         SelectorError::BadIndex {
             text: text(),
             why: "",
-            instead: Some(text()),
+            instead: vec![text()],
         },
         SelectorError::OpenRange {
-            instead: Some(text()),
+            text: text(),
+            instead: vec![text()],
         },
-        SelectorError::BackwardRange(text()),
+        SelectorError::BackwardRange {
+            text: text(),
+            instead: text(),
+        },
     ];
     let imports = [
         ImportError::Json(text()),

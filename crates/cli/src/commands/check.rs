@@ -20,9 +20,10 @@ use crate::load;
 use crate::output::{self, SCHEMA};
 use crate::processor;
 use crate::remark::Remark;
+use crate::terminal;
 use enforced::Counted;
 use host::{Findings, Host, HostRow};
-use picture::{PackedVariant, Shown};
+use picture::{Layout, PackedVariant, Shown};
 use within::{Within, WithinReport};
 
 /// As many lines of a kind of warning are shown, unless all are asked for.
@@ -168,21 +169,23 @@ fn print(
     for missing in found.not_made.chunk_by(|one, next| one.why == next.why) {
         let codes: Vec<_> = missing.iter().map(|one| one.code).collect();
         let why = missing.first().map_or("", |one| &one.why);
-        writeln!(out, "note: not looked for: {}: {why}", codes.join(", "))?;
+        let codes = codes.join(" and ");
+        writeln!(out, "note: msrgate did not look for {codes}: {why}")?;
     }
     let green = anstyle::AnsiColor::Green.on_default().bold();
     let source = shown_name(policy.source().name());
     writeln!(out, "{source}: {green}no mistakes{green:#}")?;
     writeln!(
         out,
-        "{}, default {}; each filter is equal to the policy for all 2^32 MSRs, reads and writes",
+        "{}, default {}; each filter does as the policy says for all 2^32 MSRs, reads and writes",
         output::count(policy.entries().len(), "entry", "entries"),
         policy.default_action().word(),
     )?;
     within.iter().try_for_each(|within| within.print(out))?;
     enforced::print(out, compiled, detail)?;
     for variant in variants {
-        picture::draw(out, policy, variant, detail)?;
+        let layout = Layout::of(terminal::of_results());
+        picture::draw(out, policy, variant, (detail, layout))?;
     }
     writeln!(out, "digest {}", compiled.program().digest().short())?;
     Ok(())

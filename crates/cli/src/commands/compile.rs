@@ -15,7 +15,8 @@ use crate::whole::{self, Content};
 pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failure> {
     if args.format == Output::Program && args.cpu.cpu.is_some() {
         return Err(Failure::Usage(
-            "a program holds what the policy says of every processor; leave --cpu out, or choose another --format".to_owned(),
+            "a program is for every processor; leave --cpu out, or choose another --format"
+                .to_owned(),
         ));
     }
     let input = Input::read(&args.policy)?;
@@ -56,7 +57,8 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
         None if args.format.is_text() => out.write_all(&bytes)?,
         None if io::stdout().is_terminal() => {
             return Err(Failure::Usage(
-                "this is binary, and standard output a terminal; name a file with -o".to_owned(),
+                "this format is binary, and standard output is a terminal; name a file with -o"
+                    .to_owned(),
             ));
         }
         // Not through `out`, which takes bytes that look like colours for colours.
@@ -76,7 +78,7 @@ fn variant<'p>(
             processor::say_asked(&args.cpu, cpu);
             program.on(cpu).ok_or_else(|| {
                 Failure::Refused(format!(
-                    "{}: says nothing of {cpu}",
+                    "{}: the policy does not hold on {cpu}",
                     load::shown(&args.policy)
                 ))
             })
@@ -96,7 +98,7 @@ fn variant<'p>(
                 format!("\n  --cpu '{cpu}'  # for vendors that the policy does not name")
             });
             Err(Failure::Usage(format!(
-                "{} is {} filters, by processor, and this format holds one; say which\n  --cpu host{}",
+                "{} becomes {} filters for different processors, and this format holds one; choose it\n  --cpu host{}",
                 load::shown(&args.policy),
                 several.len(),
                 named.chain(other).collect::<String>()
@@ -112,9 +114,9 @@ fn keeps_all(program: &Program, variant: &Variant, args: &CompileArgs) -> Result
     }
     let unsaid: Vec<_> = unsaid.iter().map(ToString::to_string).collect();
     Err(Failure::Refused(format!(
-        "{}: a filter does not carry {}; compile a program, or say --filter-only to go without",
+        "{}: a filter cannot hold {}; compile a program, or leave them out with --filter-only",
         load::shown(&args.policy),
-        unsaid.join(", nor ")
+        unsaid.join(" and ")
     )))
 }
 

@@ -103,7 +103,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     let mut differences = differences(&old.program, &new.program, cpu.as_ref()).map_err(|why| {
         let names = [&old, &new].map(|side| shown_name(&side.name));
         Failure::Usage(format!(
-            "{} and {} cannot be compared on all processors: {why}\n  compare them on one of them: --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
+            "{} and {} cannot be compared on all processors: {why}\n  compare them on one processor: --cpu VENDOR:FAMILY:MODEL[:STEPPING]",
             names[0], names[1]
         ))
     })?;
@@ -231,7 +231,7 @@ fn print(
     for filter in filters.filter(|side| side.content == Content::Filter) {
         writeln!(
             out,
-            "{} is a filter: only what the kernel decides is compared, no settings and no events",
+            "{} is a filter: diff compares what the kernel decides, without settings and events",
             shown_name(&filter.name)
         )?;
     }
@@ -251,7 +251,7 @@ fn print(
     }
     for difference in differences {
         if let Some(cpu) = &difference.cpu {
-            writeln!(out, "{bold}on {cpu} and the like{bold:#}")?;
+            writeln!(out, "{bold}on processors like {cpu}{bold:#}")?;
         }
         for direction in DIRECTIONS {
             let of = |change: &&Change| change.direction == direction;
@@ -264,7 +264,7 @@ fn print(
             }
         }
         if !difference.logs.is_empty() {
-            writeln!(out, "{bold}logged otherwise{bold:#}")?;
+            writeln!(out, "{bold}logged differently{bold:#}")?;
         }
         for change in &difference.logs {
             let (was, is) = (change.was.0.word(), change.is.0.word());
@@ -279,9 +279,9 @@ fn print(
 const fn title(direction: Direction) -> &'static str {
     match direction {
         Direction::Looser => "looser",
-        Direction::Different => "different: neither looser nor stricter, and counted as looser",
+        Direction::Different => "different: neither looser nor stricter; counted as looser",
         Direction::Stricter => "stricter",
-        Direction::Neutral => "neither",
+        Direction::Neutral => "neutral",
     }
 }
 

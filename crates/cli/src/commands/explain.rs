@@ -105,7 +105,7 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Fai
     let asked: u64 = args.msrs.iter().map(MsrSet::count).sum();
     if asked > MOST {
         return Err(Failure::Usage(format!(
-            "{asked} MSRs are more than the {MOST} that are explained at once; name a smaller range"
+            "explain takes at most {MOST} MSRs at once, not {asked}; name a smaller range"
         )));
     }
     let compiled = load::compiled(&args.policy)?;
@@ -213,11 +213,11 @@ impl<'c> Explained<'c> {
         for gap in registers::uses(index) {
             let past = match gap.kind {
                 GapKind::Change if write != Action::Allow => {
-                    format!("; `{}` of a write does not stop it", write.word())
+                    format!("; `{}` does not stop that", write.word())
                 }
                 _ => String::new(),
             };
-            writeln!(out, "  no filter is asked where {}{past}", gap.why)?;
+            writeln!(out, "  not filtered: {}{past}", gap.why)?;
         }
         Ok(())
     }
@@ -231,12 +231,12 @@ impl<'c> Explained<'c> {
         let source = self.source_of(explanation);
         writeln!(out, "  {access:<5}  {word:<8}  {source}")?;
         if let Some(why) = explanation.entry.and_then(Entry::why) {
-            writeln!(out, "{INDENT}because {}", one_line(why))?;
+            writeln!(out, "{INDENT}why: {}", one_line(why))?;
         }
         writeln!(out, "{INDENT}filter: {}", self.mechanism(explanation))?;
         let guest = one_line(&explanation.guest());
         let by = if explanation.needs_gate() {
-            " (by a gate; without one, #GP)"
+            " (answered by a gate in the VMM; without one, #GP)"
         } else {
             ""
         };
@@ -245,7 +245,7 @@ impl<'c> Explained<'c> {
         match explanation.reported_unknown(self.mask) {
             Some(unknown @ Reported::Exit(..)) => writeln!(
                 out,
-                "{INDENT}kernel reports: {kernel}; {unknown} if it does not know the register"
+                "{INDENT}kernel reports: {kernel}; {unknown} if KVM does not know the register"
             )?,
             _ => writeln!(out, "{INDENT}kernel reports: {kernel}")?,
         }
@@ -282,7 +282,7 @@ impl<'c> Explained<'c> {
     /// Which line says so, and what includes it.
     fn source_of(&self, explanation: &Explanation<'_>) -> String {
         match (explanation.by, explanation.entry) {
-            (DecidedBy::Kvm, _) => "an x2APIC register, which KVM never filters (S3.1)".to_owned(),
+            (DecidedBy::Kvm, _) => "KVM never filters x2APIC registers (S3.1)".to_owned(),
             (_, Some(entry)) => {
                 let file = shown_name(self.policy.text(entry.source()).name());
                 let (line, key) = (entry.place().line, one_line(entry.key()));
@@ -299,7 +299,7 @@ impl<'c> Explained<'c> {
                 format!("{file}:{line} says {action} of {key}{when}{by}")
             }
             (_, None) => format!(
-                "no entry of {} decides it, so `default` holds",
+                "no entry of {} is for it, so `default` decides",
                 shown_name(self.policy.source().name())
             ),
         }
@@ -321,7 +321,7 @@ impl<'c> Explained<'c> {
                 range.base(),
             ),
             _ if explanation.by == DecidedBy::Kvm => "not asked".to_owned(),
-            _ => format!("no range speaks of it, so its default {verdict}"),
+            _ => format!("no range has it, so the filter's default {verdict}"),
         }
     }
 }
@@ -346,9 +346,11 @@ fn seen(explanation: &Explanation<'_>) -> &'static str {
     match (explanation.decision.verdict, explanation.log) {
         (Verdict::Deny, _) | (_, Log::None | Log::Denied) => "",
         (Verdict::Allow, Log::All) if is_carried => {
-            "; a gate's filter refuses each, and the gate carries it out"
+            "; the gate's filter refuses each access, and the gate carries it out"
         }
-        (Verdict::Allow, _) => "; a gate's filter refuses the first, and the guest repeats it",
+        (Verdict::Allow, _) => {
+            "; the gate's filter refuses the first access, and the guest repeats it"
+        }
     }
 }
 

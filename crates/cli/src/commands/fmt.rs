@@ -54,7 +54,7 @@ impl FileReport {
 pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     if !args.write && !args.check && args.policies.len() > 1 {
         return Err(Failure::Usage(
-            "standard output takes one policy; say --write or --check for several".to_owned(),
+            "fmt prints one policy; use --write or --check for several".to_owned(),
         ));
     }
     let mut report = Report {
@@ -131,7 +131,7 @@ fn file_to_write<'i>(policy: &Path, input: &'i Input) -> Result<&'i Opened, Fail
             ..
         } if !whole::is_open_file(policy) => Ok(opened),
         _ => Err(Failure::Usage(format!(
-            "{} is no file that could be written; leave out --write",
+            "{} is not a file that can be written; leave --write out",
             shown_name(&input.name)
         ))),
     }

@@ -9,6 +9,7 @@ use msrgate_policy::{one_line, shown_name};
 use crate::cli::{FromArg, ImportArgs};
 use crate::failure::{Answer, Failure};
 use crate::load::{self, is_standard_input};
+use crate::missing;
 use crate::named::name;
 use crate::output;
 use crate::processor;
@@ -42,12 +43,14 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let from = if is_standard_input(&args.file) {
         load::standard_input()?
     } else {
-        File::open(&args.file).map_err(|error| trouble(error.to_string()))?
+        File::open(&args.file).map_err(|error| trouble(missing::why(&args.file, &error)))?
     };
-    let bytes = read(from).map_err(|error| trouble(error.to_string()))?;
+    let bytes = read(from).map_err(|error| trouble(missing::reason(&error)))?;
     if bytes.len() > MAX_BYTES {
         let limit = MAX_BYTES >> 20;
-        return Err(trouble(format!("longer than {limit} MiB; import a part")));
+        return Err(trouble(format!(
+            "it is longer than {limit} MiB; import a part of it"
+        )));
     }
     let imported = import(&bytes, args.from.map(FromArg::format))
         .map_err(|error| trouble(error.to_string()))?;
@@ -56,7 +59,7 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     if imported.entries.is_empty() {
         // A policy without entries would refuse everything, or nothing: no one has asked for that.
         output::say(&format_args!(
-            "{}: {} with nothing in it that a policy can say\n",
+            "{}: this is {}, and nothing in it can be written as a policy\n",
             name, imported.format
         ));
         return Ok(match imported.gap {
@@ -100,7 +103,7 @@ fn remark(name: &str, imported: &Imported) {
             None => name.to_owned(),
         };
         output::say(&format_args!(
-            "{yellow}not said{yellow:#}: {place}: {}\n",
+            "{yellow}not imported{yellow:#}: {place}: {}\n",
             one_line(&unsaid.what)
         ));
     }

@@ -76,7 +76,7 @@ pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure
     }
     if found.is_empty() {
         output::say(
-            &"no register matches; a name, part of a name, an index such as 0x8b, or a word of its description would\n",
+            &"no register matches; write a name, a part of a name, an index such as 0x8b, or a word of the description\n",
         );
         return Ok(Answer::No);
     }
@@ -119,7 +119,7 @@ fn print(out: &mut dyn Write, register: &Register) -> Result<(), Failure> {
     for gap in register.reach().gaps() {
         writeln!(
             out,
-            "           {dim}not always filtered: {}{dim:#}",
+            "           {dim}can bypass the filter: {}{dim:#}",
             gap.why
         )?;
     }
@@ -162,11 +162,11 @@ fn print_decoded(out: &mut dyn Write, register: &Register, value: u64) -> Result
         )?;
     }
     match (decoded.undescribed(), register.fields().is_empty()) {
-        (_, true) => writeln!(out, "             no source describes its fields")?,
+        (_, true) => writeln!(out, "             msrgate knows no fields of this register")?,
         (0, false) => {}
         (rest, false) => writeln!(
             out,
-            "             {rest:#x} set in bits that no source describes"
+            "             {rest:#x}  bits that msrgate does not know"
         )?,
     }
     Ok(())

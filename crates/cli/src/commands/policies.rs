@@ -47,7 +47,7 @@ pub(super) fn run(args: &PoliciesArgs, out: &mut dyn Write) -> Result<Answer, Fa
         let Some(shipped) = shipped(name) else {
             let names: Vec<_> = SHIPPED.iter().map(|shipped| shipped.name).collect();
             return Err(Failure::Usage(format!(
-                "no shipped policy is called `{}`; there are {}",
+                "no shipped policy is called `{}`; the shipped policies are {}",
                 one_line(name),
                 names.join(", ")
             )));

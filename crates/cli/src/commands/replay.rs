@@ -17,6 +17,7 @@ use signal_hook::flag;
 use crate::cli::{Format, ReplayArgs};
 use crate::failure::{Answer, Failure};
 use crate::load::{self, is_standard_input};
+use crate::missing;
 use crate::named::name;
 use crate::output;
 use crate::processor;
@@ -94,7 +95,10 @@ fn open(trace: &Path) -> Result<Trace, Failure> {
     }
     let name = name(trace);
     let trouble = |error: io::Error| unreadable(&name, &error);
-    let file = File::open(trace).map_err(trouble)?;
+    let file = File::open(trace).map_err(|error| Failure::Input {
+        what: name.clone(),
+        why: missing::why(trace, &error),
+    })?;
     let metadata = file.metadata().map_err(trouble)?;
     Ok(Trace {
         name,
@@ -130,6 +134,6 @@ fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Fai
 fn unreadable(what: &str, error: &io::Error) -> Failure {
     Failure::Input {
         what: what.to_owned(),
-        why: error.to_string(),
+        why: missing::reason(error),
     }
 }

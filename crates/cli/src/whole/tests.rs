@@ -47,7 +47,10 @@ fn replace_of_changed_file_is_refused_and_changes_nothing() {
         let before = fs::read_to_string(&file).ok();
         let refused = replace(&file, &read, b"formatted");
         let refused = refused.expect_err(what).to_string();
-        assert!(refused.contains("was changed while"), "{what}: {refused}");
+        assert!(
+            refused.contains("another program changed the file while"),
+            "{what}: {refused}"
+        );
         assert_eq!(fs::read_to_string(&file).ok(), before, "{what}");
         assert_eq!(fs::read_to_string(&victim).expect("read"), "victim");
         let left = fs::read_dir(folder.path()).expect("a folder").count();

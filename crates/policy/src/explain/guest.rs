@@ -13,10 +13,10 @@ pub(super) fn gets(explanation: &Explanation<'_>) -> String {
     match settings.mode {
         Mode::Audit if explanation.is_let_through() => {
             let answer = of_kvm(explanation);
-            format!("as if it were allowed, {answer}; the refusal is only recorded")
+            format!("as if the policy allowed it: {answer}; the refusal is only recorded")
         }
         Mode::Audit if !explanation.action.refuses() && explanation.may_refuse() => {
-            format!("{answer}; in audit mode what would be #GP is let through, and recorded")
+            format!("{answer}; in audit mode a write that would be #GP is let through and recorded")
         }
         _ => answer,
     }
@@ -27,11 +27,11 @@ fn of_action(explanation: &Explanation<'_>) -> String {
     match &explanation.action {
         Action::Allow => of_kvm(explanation),
         Action::Deny => "#GP".to_owned(),
-        Action::Kill => "nothing more: the call or the VM ends".to_owned(),
+        Action::Kill => "the end of its call or of its VM".to_owned(),
         Action::Handler(name) => {
             let answers = match access {
-                Access::Read => "returns",
-                Access::Write => "makes of it",
+                Access::Read => "answers",
+                Access::Write => "does with the value",
             };
             format!("what the VMM's handler {name:?} {answers}")
         }
@@ -41,7 +41,7 @@ fn of_action(explanation: &Explanation<'_>) -> String {
         Action::Ignore => "success, and nothing is written".to_owned(),
         Action::Mask(mask) => masked(*mask, "the real register"),
         Action::Pin => {
-            "success for the first write, which stands until reset, and for an equal one; #GP for a different one"
+            "success for the first write, which stands until reset, and for an equal value; #GP for another value"
                 .to_owned()
         }
         Action::Sticky(u64::MAX) => {
@@ -56,13 +56,13 @@ fn of_action(explanation: &Explanation<'_>) -> String {
 /// What KVM does with an access that reaches it.
 fn of_kvm(explanation: &Explanation<'_>) -> String {
     let does = match explanation.access {
-        Access::Read => "what KVM has for it",
-        Access::Write => "what KVM makes of it",
+        Access::Read => "KVM's value",
+        Access::Write => "what KVM does with the value",
     };
     let unknown = match explanation.unknown() {
         None => return does.to_owned(),
         Some(UnknownAction::Value(value)) => format!("the value {value:#x}"),
-        Some(UnknownAction::Ignore) => "success, and nothing is written,".to_owned(),
+        Some(UnknownAction::Ignore) => "success without a write".to_owned(),
         Some(UnknownAction::Deny) => "#GP".to_owned(),
     };
     format!("{does}; {unknown} where KVM does not know the register")
@@ -71,11 +71,11 @@ fn of_kvm(explanation: &Explanation<'_>) -> String {
 fn device(access: Access, microcode: Option<Microcode>) -> String {
     match (access, microcode.map(|device| device.update)) {
         (Access::Read, _) => {
-            "#GP by the device \"microcode\": the register is for writing only".to_owned()
+            "#GP by the device \"microcode\": the register is write-only".to_owned()
         }
         (Access::Write, None) => "what the device \"microcode\" answers".to_owned(),
         (Access::Write, Some(Update::Accept)) => {
-            "an update by the device \"microcode\": its revision becomes the guest's if its header is sound"
+            "an update by the device \"microcode\": the guest sees its revision if its header is valid"
                 .to_owned()
         }
         (Access::Write, Some(Update::Ignore)) => {
@@ -88,10 +88,10 @@ fn device(access: Access, microcode: Option<Microcode>) -> String {
 fn emulated(access: Access, register: Emulated) -> String {
     match access {
         Access::Read => format!(
-            "what a register of this vCPU in user space holds: {:#x} after a reset",
+            "the value of this vCPU's register in user space: {:#x} after a reset",
             register.reset
         ),
-        Access::Write => masked(register.mask, "a register of this vCPU in user space"),
+        Access::Write => masked(register.mask, "this vCPU's register in user space"),
     }
 }
 
@@ -103,7 +103,7 @@ fn masked(mask: Mask, of: &str) -> String {
             format!("success: {of} takes the bits {bits:#x} and keeps the others")
         }
         (bits, Outside::Deny) => format!(
-            "success: {of} takes the bits {bits:#x}; #GP for a write that would change another"
+            "success: {of} takes the bits {bits:#x}; #GP for a write that would change another bit"
         ),
     }
 }

@@ -131,7 +131,7 @@ fn each_log_level_says_which_accesses_become_events() {
 #[test]
 fn the_device_does_with_an_update_what_it_is_told() {
     for (update, wanted) in [
-        ("accept", "its revision becomes the guest's"),
+        ("accept", "the guest sees its revision"),
         ("ignore", "loads nothing"),
         ("deny", "#GP"),
     ] {

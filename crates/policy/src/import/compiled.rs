@@ -94,7 +94,7 @@ fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
     match (call.result(), call.published().last()) {
         (Ok(()), Some(filter)) => Ok(filter.clone()),
         (Err(error), _) => Err(ImportError::Bytes(format!(
-            "neither text nor a program, and as the bytes of a filter: {}",
+            "this is neither text nor a program; read as the bytes of a filter: {}",
             without_values(&error)
         ))),
         (Ok(()), None) => Err(ImportError::Bytes("no filter".to_owned())),
@@ -129,7 +129,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         if range.end().is_none() {
             drafts.unsaid(
                 None,
-                format!("ranges[{number}]: reaches 2^32, so that it decides nothing (S3.5)"),
+                format!("ranges[{number}]: it reaches 2^32, so it decides nothing (S3.5)"),
             );
         }
     }
@@ -141,7 +141,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         }
         for reason in reasons.iter().filter(|reason| **reason != filter) {
             let what = format!(
-                "reasons: {}; a policy's filter speaks of refusals only",
+                "reasons: {}; a policy's filter has refusals only",
                 quoted(reason)
             );
             drafts.unsaid(None, what);
@@ -159,7 +159,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
 
 fn filter(document: &Document) -> Result<Filter, ImportError> {
     if document.schema != SCHEMA {
-        let why = format!("{} is not known, only {SCHEMA}", document.schema);
+        let why = format!("this msrgate knows {SCHEMA}, not {}", document.schema);
         return Err(ImportError::value("schema", why));
     }
     let default_action = match document.default.as_str() {
@@ -186,15 +186,15 @@ fn range(window: &Window) -> Result<Range, (&'static str, String)> {
         "r" => Accesses::Read,
         "w" => Accesses::Write,
         "rw" => Accesses::Both,
-        _ => return Err(("access", "none of `r`, `w`, `rw`".to_owned())),
+        _ => return Err(("access", "this is not `r`, `w` or `rw`".to_owned())),
     };
     let base = match hexadecimal(&window.base) {
         Some((base, "")) => u32::try_from(base).ok(),
         _ => None,
     };
-    let base = base.ok_or(("base", "no index such as `0x10`".to_owned()))?;
+    let base = base.ok_or(("base", "this is not an index such as `0x10`".to_owned()))?;
     Bitmap::words_for(window.count)
-        .map_err(|_| ("count", format!("not 1 to {}", Bitmap::MAX_COUNT)))?;
+        .map_err(|_| ("count", format!("this is not 1 to {}", Bitmap::MAX_COUNT)))?;
     let bytes = bytes(&window.bitmap).ok_or(("bitmap", "not bytes in hexadecimal".to_owned()))?;
     range_of(accesses, MsrIndex::new(base), window.count, &bytes)
 }

@@ -70,7 +70,7 @@ impl Drafts {
             .all(|action| *action == self.settings.default);
         // S3.5
         let last = if last == MsrIndex::MAX && !is_default {
-            self.unsaid(None, "0xffffffff: only `default` reaches it (S3.5)");
+            self.unsaid(None, "0xffffffff: `default` alone decides it (S3.5)");
             MsrIndex::new(u32::MAX - 1)
         } else {
             last

@@ -59,19 +59,17 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     let mut seen = std::collections::BTreeSet::new();
     for (number, modifier) in template.msr_modifiers.iter().enumerate() {
         let place = |key| format!("msr_modifiers[{number}].{key}");
-        let index = index(&modifier.addr)
-            .ok_or_else(|| ImportError::value(place("addr"), "no index such as `0x10`"))?;
+        let index = index(&modifier.addr).ok_or_else(|| {
+            ImportError::value(place("addr"), "this is not an index such as `0x10`")
+        })?;
         let bits = bits(&modifier.bitmap).ok_or_else(|| {
             ImportError::value(
                 place("bitmap"),
-                "no bitmap of up to 64 bits, such as `0b1x0`",
+                "this is not a bitmap of up to 64 bits, such as `0b1x0`",
             )
         })?;
         if !seen.insert(index) {
-            return Err(ImportError::value(
-                place("addr"),
-                "an MSR that is named before",
-            ));
+            return Err(ImportError::value(place("addr"), "this MSR stands twice"));
         }
         say(&mut drafts, index, bits);
     }
@@ -80,7 +78,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         ("KVM capabilities", template.kvm_capabilities.len()),
     ] {
         if count > 0 {
-            let what = format!("{what} ({count}): a policy speaks of MSRs only");
+            let what = format!("{what} ({count}): a policy is for MSRs only");
             drafts.unsaid(None, what);
         }
     }
@@ -158,17 +156,20 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
         match pair(line).map(|(address, _)| u32::try_from(address)) {
             Some(Ok(index)) => {
                 if !readable.insert(index) {
-                    let what = format!("names {index:#x} again");
+                    let what = format!("{index:#x} stands twice");
                     drafts.unsaid(Some(number), what);
                 }
             }
             Some(Err(_)) => drafts.unsaid(Some(number), "an index has 32 bits"),
-            None => drafts.unsaid(Some(number), "not `0xADDRESS,0xVALUE`; passed over"),
+            None => drafts.unsaid(
+                Some(number),
+                "this line is not `0xADDRESS,0xVALUE` and was skipped",
+            ),
         }
     }
     if !readable.is_empty() {
         let what = format!(
-            "which of them ({}) a guest writes: the list does not say, and all writes are refused",
+            "writes ({}): the list does not say which registers a guest writes, so the policy refuses all writes",
             readable.len()
         );
         drafts.unsaid(None, what);

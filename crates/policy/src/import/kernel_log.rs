@@ -95,7 +95,7 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
             if let Some(line) = seen.and_then(|seen| seen.changed) {
                 let name = by_index(index).map_or(String::new(), |one| format!(" {}", one.name));
                 let what = format!(
-                    "{index}{name}: KVM refused some {access}s and answered others; all are refused"
+                    "{index}{name}: KVM refused some {access}s and answered others; the policy refuses all"
                 );
                 drafts.unsaid(Some(line), what);
             }
@@ -117,7 +117,10 @@ impl Log {
             (Some(message), ..) => self.count(number, message, repeated.unwrap_or(1)),
             (None, Some(repeated), Some(before)) => self.count(number, before, repeated),
             (None, None, _) if is_about_msrs(line) => {
-                drafts.unsaid(Some(number), "KVM names no MSR there that is understood");
+                drafts.unsaid(
+                    Some(number),
+                    "this line of KVM has no MSR that msrgate understands",
+                );
             }
             (None, None, _) if says_that_messages_were_dropped(line) => {
                 self.dropped.get_or_insert(number);

@@ -43,14 +43,17 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
         match parse(&line) {
             Line::Nothing => {}
             Line::Unreadable => {
-                drafts.unsaid(Some(number), "not `0xINDEX 0xMASK # COMMENT`; passed over");
+                drafts.unsaid(
+                    Some(number),
+                    "this line is not `0xINDEX 0xMASK # COMMENT` and was skipped",
+                );
             }
             Line::Entry(entry) => match entries.get_mut(&entry.index) {
                 Some((first, before)) => {
                     let index = entry.index;
                     before.writable &= entry.writable;
                     let what = format!(
-                        "names {index} again, after line {first}; bits that both let be written count"
+                        "{index} stands on line {first}, too; the policy allows the bits that both lines allow"
                     );
                     drafts.unsaid(Some(number), what);
                 }
@@ -78,7 +81,7 @@ fn say(drafts: &mut Drafts, number: usize, entry: Entry) {
         }),
         bits => {
             let what = format!(
-                "{index}: a write of the bits {bits:#x} only; a mask needs the write to be forwarded, which is not known to be sound, and all writes are refused"
+                "{index}: writes of the bits {bits:#x} only; a mask is not possible for this register, so the policy refuses all writes"
             );
             drafts.unsaid(Some(number), what);
             Action::Deny

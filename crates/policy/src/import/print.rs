@@ -24,9 +24,9 @@ pub fn print(imported: &Imported, origin: &str) -> String {
     );
     match imported.unsaid.len() {
         0 => {}
-        1 => text.push_str("# One thing in it could not be said; the import named it.\n"),
+        1 => text.push_str("# One thing in it could not be imported; `msrgate import` named it.\n"),
         count => text.push_str(&format!(
-            "# {count} things in it could not be said; the import named them.\n"
+            "# {count} things in it could not be imported; `msrgate import` named them.\n"
         )),
     }
     text.push_str(match imported.gap {
@@ -59,7 +59,7 @@ fn meaning(imported: &Imported) -> String {
         ),
         Scope::Like(cpu) => format!(
             "# On processors such as {}: {meaning}\n\
-            # On others the program says something else, which is not in this policy: it may be looser or stricter there.\n",
+            # On others the program does something else, which is not in this policy: the policy may be looser or stricter there.\n",
             comment(&cpu.to_string())
         ),
     }

@@ -42,7 +42,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
             // One level for both directions: the one that sees more, but for `all`, which may be
             // sound for one of them only.
             let log = logs[0].max(logs[1]).min(Log::First);
-            let what = format!("{msrs}: reads and writes have a `log` each; an entry has one");
+            let what = format!(
+                "{msrs}: reads and writes have different values of `log`, and an entry has one"
+            );
             drafts.unsaid(None, what);
             log
         };

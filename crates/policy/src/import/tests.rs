@@ -443,7 +443,7 @@ fn program_of_several_variants_is_imported_for_the_processors_of_one() {
     let sentence = format!("# On processors such as {first}: It decides and answers every access");
     assert!(text.contains(&sentence), "{text}");
     assert!(
-        text.contains("# On others the program says something else"),
+        text.contains("# On others the program does something else"),
         "{text}"
     );
 

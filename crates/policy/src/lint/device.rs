@@ -37,11 +37,11 @@ pub(super) fn revision_unread(compiled: &Compiled) -> Vec<Warning<'_>> {
                 details: Vec::new(),
                 entry: Some(entry),
                 message: format!(
-                    "a guest cannot look up the revision of the device of `{}`: a {access} of {} is {action}",
+                    "the guest cannot read the microcode revision of `{}`: {access}s of {} are {action}",
                     one_line(entry.key()),
                     registers::titled(SIGN_ID),
                 ),
-                help: "write `IA32_BIOS_SIGN_ID = \"rw\"`: a guest writes 0, executes CPUID, and reads it there"
+                help: "write `IA32_BIOS_SIGN_ID = \"rw\"`: a guest writes 0 to it, executes CPUID, and reads the revision"
                     .to_owned(),
             });
         }

@@ -88,7 +88,7 @@ pub(super) fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
             details: Vec::new(),
             entry: Some(entry),
             message: format!(
-                "no source that msrgate knows names a register of `{}`",
+                "`{}` is for no register that msrgate knows",
                 one_line(entry.key())
             ),
             help: "look the index up again; `msrgate msr` finds registers by name and number"
@@ -105,7 +105,10 @@ pub(super) fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>>
     let entries = compiled.policy().entries().iter();
     entries.filter_map(|entry| {
         let allows = |&access: &Access| entry.action(access) == Some(&Action::Allow);
-        let range = entry.msrs().as_range().filter(|_| Access::ALL.iter().any(allows))?;
+        let range = entry
+            .msrs()
+            .as_range()
+            .filter(|_| Access::ALL.iter().any(allows))?;
         let all = registers::all();
         let from = all.partition_point(|register| register.index < range.first());
         let to = all.partition_point(|register| register.index <= range.last());
@@ -121,11 +124,11 @@ pub(super) fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>>
             details: Vec::new(),
             entry: Some(entry),
             message: format!(
-                "`{}` is wider than anything that exists: of its {} MSRs those with a name lie in {within}",
+                "`{}` allows {} MSRs, most of which do not exist",
                 one_line(entry.key()),
                 range.count(),
             ),
-            help: format!("write `\"{within}\"`"),
+            help: format!("write `\"{within}\"`, where those that exist lie"),
         })
     })
 }
@@ -139,10 +142,11 @@ pub(super) fn pins(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
         details: Vec::new(),
         entry: Some(entry),
         message: format!(
-            "a guest that starts another kernel by kexec cannot write `{}` again, which is pinned",
+            "`{}` is pinned: a second kernel, which the guest starts by kexec, cannot write it",
             one_line(entry.key())
         ),
-        help: "that is what a pin is for; a reset of the VM releases it".to_owned(),
+        help: "do nothing if the guest uses no kexec; a reset of the VM releases the pin"
+            .to_owned(),
     })
 }
 
@@ -164,9 +168,9 @@ pub(super) fn state(compiled: &Compiled) -> Option<Warning<'_>> {
         details: Vec::new(),
         entry: Some(entry),
         message: format!(
-            "what `{}` keeps is lost when a VM is migrated, unless the VMM saves it",
+            "the state of `{}` is lost when a VM is migrated, unless the VMM saves it",
             one_line(entry.key())
         ),
-        help: "if that is known and fine, write `accept = [\"state-not-migrated\"]`".to_owned(),
+        help: "to accept that, write `accept = [\"state-not-migrated\"]`".to_owned(),
     })
 }

@@ -32,12 +32,12 @@ pub(super) fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
                     details: Vec::new(),
                     entry,
                     message: format!(
-                        "a {access} of {} is not always {}: {}",
+                        "{access}s of {} can bypass `{}`: {}",
                         registers::titled(register.index),
                         segment.action.word(),
                         gap.why
                     ),
-                    help: format!("if that is known and fine, {}", accept(gap)),
+                    help: format!("to accept that, {}", accept(gap)),
                 });
             }
         }
@@ -102,16 +102,18 @@ impl Held {
     fn message(&self) -> String {
         let words: Vec<_> = self.words.iter().map(|word| format!("`{word}`")).collect();
         let names: Vec<_> = self.names.values().copied().collect();
-        let stop = if words.len() == 1 { "stops" } else { "stop" };
+        let hold = if words.len() == 1 { "holds" } else { "hold" };
         let (words, names) = (words.join(", "), names.join(", "));
-        format!("{words} of {names} {stop} WRMSR alone: {}", self.gap.why)
+        format!("{words} of {names} {hold} for WRMSR only: {}", self.gap.why)
     }
 
     fn help(&self) -> String {
-        let known = format!("this is known and fine, {}", accept(self.gap));
+        let accept = accept(self.gap);
         match self.gap.needs {
-            Some(needs) => format!("hide {needs} from the guest; where it is hidden, or {known}"),
-            None => format!("allow the write, which has other ways; if {known}"),
+            Some(needs) => {
+                format!("hide {needs} from the guest; then, or to accept the gap, {accept}")
+            }
+            None => format!("allow the write, or accept the gap: {accept}"),
         }
     }
 }

@@ -120,14 +120,14 @@ IA32_FMASK = { read = 'allow', write = 'pin', override = true }
 ";
     // One for each gap, whatever the processor.
     let expected = [
-        (8, "`mask` of IA32_FS_BASE stops WRMSR alone: RDFSBASE "),
+        (8, "`mask` of IA32_FS_BASE holds for WRMSR only: RDFSBASE "),
         (
             8,
-            "`mask` of IA32_FS_BASE stops WRMSR alone: a nested VM entry ",
+            "`mask` of IA32_FS_BASE holds for WRMSR only: a nested VM entry ",
         ),
         (
             5,
-            "`mask`, `pin`, `sticky` of IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_FS_BASE stop WRMSR alone: VMLOAD ",
+            "`mask`, `pin`, `sticky` of IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_FS_BASE hold for WRMSR only: VMLOAD ",
         ),
     ];
     let found = said(text, Code::ChangedUnasked);
@@ -173,18 +173,18 @@ fn a_revision_that_no_guest_can_read_is_one_for_nothing() {
         (
             &[intel][..],
             7,
-            "a read of 0x8b IA32_BIOS_SIGN_ID is \"deny\"",
+            "reads of 0x8b IA32_BIOS_SIGN_ID are \"deny\"",
         ),
-        (&[amd], 7, "a read of 0x8b IA32_BIOS_SIGN_ID is \"deny\""),
+        (&[amd], 7, "reads of 0x8b IA32_BIOS_SIGN_ID are \"deny\""),
         (
             &["0x8b = 'r'", intel],
             8,
-            "a write of 0x8b IA32_BIOS_SIGN_ID is \"deny\"",
+            "writes of 0x8b IA32_BIOS_SIGN_ID are \"deny\"",
         ),
         (
             &["0x8b = { read = { value = 7 }, write = 'allow' }", amd],
             8,
-            "a read of 0x8b IA32_BIOS_SIGN_ID is { value = \"0x7\" }",
+            "reads of 0x8b IA32_BIOS_SIGN_ID are { value = \"0x7\" }",
         ),
         // On one processor is enough.
         (
@@ -197,7 +197,7 @@ fn a_revision_that_no_guest_can_read_is_one_for_nothing() {
                 "0x8b = { read = 'deny', write = 'allow', override = true }",
             ],
             8,
-            "a read of 0x8b IA32_BIOS_SIGN_ID is \"deny\"",
+            "reads of 0x8b IA32_BIOS_SIGN_ID are \"deny\"",
         ),
     ] {
         let found = with(entries);

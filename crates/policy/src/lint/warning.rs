@@ -92,10 +92,10 @@ impl Code {
     pub const fn heading(self) -> Option<&'static str> {
         match self {
             Self::CpuidRefused => {
-                Some("this is refused, and the CPUID of this host's guests says that it is there")
+                Some("the policy refuses registers that the CPUID of this host's guests offers")
             }
             Self::NotSaved => Some(
-                "a guest may write this, and KVM_GET_MSR_INDEX_LIST of this host does not name it: a migration may lose it",
+                "a guest may write registers that this host's KVM_GET_MSR_INDEX_LIST does not name: a migration may lose them",
             ),
             _ => None,
         }

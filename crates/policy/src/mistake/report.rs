@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode};
+use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
 
 use super::{Label, Mistake, Mistakes};
 use crate::source::Source;
@@ -16,6 +16,7 @@ pub(super) struct Report {
     text: Option<Arc<NamedSource<String>>>,
     labels: Vec<LabeledSpan>,
     elsewhere: Vec<Report>,
+    severity: Severity,
 }
 
 pub(super) fn reports(sources: &[Source], mistakes: &[Mistake]) -> Vec<Report> {
@@ -36,11 +37,12 @@ fn report(texts: &[Arc<NamedSource<String>>], mistake: &Mistake) -> Report {
         .iter()
         .partition(|label| Some(label.at.source()) == home);
     let elsewhere = there.into_iter().map(|label| Report {
-        message: "the other one".to_owned(),
+        message: "this place is meant, too".to_owned(),
         help: None,
         text: texts.get(label.at.source().number()).cloned(),
         labels: vec![labelled(label)],
         elsewhere: Vec::new(),
+        severity: Severity::Advice,
     });
     Report {
         message: mistake.wrong.to_string(),
@@ -48,6 +50,7 @@ fn report(texts: &[Arc<NamedSource<String>>], mistake: &Mistake) -> Report {
         text: home.and_then(|home| texts.get(home.number()).cloned()),
         labels: here.into_iter().map(labelled).collect(),
         elsewhere: elsewhere.collect(),
+        severity: Severity::Error,
     }
 }
 
@@ -64,6 +67,10 @@ impl fmt::Display for Report {
 impl std::error::Error for Report {}
 
 impl Diagnostic for Report {
+    fn severity(&self) -> Option<Severity> {
+        Some(self.severity)
+    }
+
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
         self.help
             .as_ref()

@@ -1,13 +1,13 @@
 //! Keys that stand twice in one table. TOML forbids that, and its parser names the second only.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use miette::SourceSpan;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::Reader;
+use super::{Reader, words};
 use crate::limits::MAX_MISTAKES;
 use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::source::quoted;
@@ -22,14 +22,17 @@ const MOST: usize = 50;
 const LONGEST: usize = 1 << 20;
 
 impl Reader<'_> {
-    /// Complains of what is not TOML in `text`, which is the current one, or its first part.
-    pub(super) fn not_toml(&mut self, text: &str, errors: &[toml::de::Error]) {
+    /// Complains of what is not TOML in `text`, which is the current one, or its first part. Returns the lines of
+    /// which nothing else needs to be said.
+    pub(super) fn not_toml(&mut self, text: &str, errors: &[toml::de::Error]) -> BTreeSet<u32> {
         let (again, others): (Vec<_>, Vec<_>) =
             errors.iter().partition(|error| error.message() == MESSAGE);
-        for error in others.into_iter().take(MAX_MISTAKES) {
-            let span = error.span().unwrap_or_default().into();
-            self.wrong(self.at(span), MistakeKind::Syntax(quoted(error.message())));
-        }
+        let lines = self.bad_lines(others.into_iter());
+        self.duplicates(text, &again);
+        lines
+    }
+
+    fn duplicates(&mut self, text: &str, again: &[&toml::de::Error]) {
         let again = again.iter().filter_map(|error| error.span());
         let again: Vec<_> = again.take(MAX_MISTAKES).collect();
         // Finding the first of each takes reading the text once more.
@@ -41,8 +44,10 @@ impl Reader<'_> {
             let at = self.at(span.clone().into());
             let first = first.map(|first| self.at(first));
             let line = |span: SourceSpan| self.text().place(span).line;
+            let key = decoded(text.get(span.clone()).unwrap_or_default());
             let wrong = MistakeKind::DuplicateKey {
-                key: quoted(&decoded(text.get(span.clone()).unwrap_or_default())),
+                help: help(&key, text[..span.start.min(text.len())].ends_with('[')),
+                key: quoted(&key),
                 line: line(at.span()),
                 first: first.map(|first| line(first.span())),
             };
@@ -53,6 +58,21 @@ impl Reader<'_> {
                 places: [second].into_iter().chain(first).collect(),
             });
         }
+    }
+}
+
+/// The advice about a key, or a table's head, that stands twice.
+fn help(key: &str, is_head: bool) -> &'static str {
+    match (key, is_head) {
+        ("msrs", true) => {
+            "write all entries below one `[msrs]`; those of a `[[when]]` stand below `[when.msrs]`"
+        }
+        ("when", true) => "write `[[when]]`, with two brackets, for each",
+        (_, true) => "write all of it below one of the two",
+        (key, false) if words::TOP.contains(&key) || words::ENTRY.contains(&key) => {
+            "delete one of the two"
+        }
+        _ => "delete one of the two; `{ read = …, write = … }` says both directions in one entry",
     }
 }
 

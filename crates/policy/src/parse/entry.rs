@@ -8,8 +8,9 @@ use super::Reader;
 use super::value::{Item, Key};
 use super::words::{self, Says};
 use crate::limits::{MAX_ENTRIES, MAX_GROUPS};
-use crate::mistake::MistakeKind;
+use crate::mistake::{Mistake, MistakeKind};
 use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
+use crate::selector::{SelectorError, parse_msrs};
 use crate::source::quoted;
 
 /// What the table of an entry says, as far as it is understood.
@@ -26,7 +27,8 @@ struct Long {
 impl Reader<'_> {
     pub(super) fn msrs(&mut self, item: Item<'_>, when: Option<WhenId>) {
         let DeValue::Table(table) = item.value.get_ref() else {
-            self.wrong_type(item, "a table");
+            let help = "write `[msrs]` on a line of its own, and below it entries such as `IA32_PAT = \"r\"`".to_owned();
+            self.wrong_type(item, "a table", help);
             return;
         };
         let found = self.entries.len() + table.len();
@@ -47,9 +49,25 @@ impl Reader<'_> {
 
     /// One entry. The key and the value are both looked at, so that both are complained of.
     fn entry(&mut self, item: Item<'_>, when: Option<WhenId>) -> Option<Entry> {
+        if self.is_misplaced(item, when) {
+            return None;
+        }
+        let before = self.mistakes.len();
         let msrs = self.msrs_of(item.key);
+        // A key that looks like no MSR may be meant for something else, and so may its value.
+        if self
+            .mistakes
+            .get(before..)
+            .is_some_and(|new| new.iter().any(is_unlike_any_msr))
+        {
+            return None;
+        }
         let long = match item.value.get_ref() {
-            DeValue::String(_) => {
+            DeValue::String(word) => {
+                if let Some(example) = of_one_direction(word) {
+                    self.needs_a_table(item, word, &format!("{{ {example} }}"));
+                    return None;
+                }
                 let both = self.word(item, &words::BOTH);
                 let said = |action| (String::new(), Some(Says::This(action)));
                 Long {
@@ -59,7 +77,8 @@ impl Reader<'_> {
             }
             DeValue::Table(_) => self.long_entry(item)?,
             _ => {
-                self.wrong_type(item, "\"rw\", \"r\", \"w\", \"none\", or a table");
+                let help = "write \"rw\", \"r\", \"w\", \"none\", or `{ read = \"allow\", write = \"deny\" }`".to_owned();
+                self.wrong_type(item, "a word or a table", help);
                 return None;
             }
         };
@@ -86,6 +105,39 @@ impl Reader<'_> {
         Some(entry)
     }
 
+    /// Complains of a key that is a setting of the policy, or a part of an entry.
+    fn is_misplaced(&mut self, item: Item<'_>, when: Option<WhenId>) -> bool {
+        let key = item.key.text;
+        let help = if words::TOP.contains(&key) {
+            self.has_lost_default |= key == "default";
+            "move it above the first `[table]`: all lines below a `[table]` belong to it"
+        } else if words::ENTRY.contains(&key) {
+            "write an entry for each MSR, such as `IA32_PAT = { read = \"allow\", write = \"deny\" }`"
+        } else {
+            return false;
+        };
+        let wrong = MistakeKind::Misplaced {
+            key: quoted(key),
+            place: match when {
+                Some(_) => "below `[when.msrs]`, where each key names MSRs",
+                None => "below `[msrs]`, where each key names MSRs",
+            },
+            help: help.to_owned(),
+        };
+        self.wrong(self.key_at(item.key), wrong);
+        true
+    }
+
+    /// Complains of a word that says nothing without a table.
+    fn needs_a_table(&mut self, item: Item<'_>, word: &str, table: &str) {
+        let wrong = MistakeKind::UnknownWord {
+            word: quoted(word),
+            key: quoted(item.key.text),
+            help: format!("write `{} = {table}`", quoted(item.key.text)),
+        };
+        self.wrong(self.at(item.span()), wrong);
+    }
+
     /// Groups beyond the limit are left out: each is compared with all other entries.
     fn count_group(&mut self, msrs: &MsrSet) -> Option<()> {
         self.groups += usize::from(msrs.as_range().is_none());
@@ -98,7 +150,7 @@ impl Reader<'_> {
 
     fn long_entry(&mut self, item: Item<'_>) -> Option<Long> {
         let mut long = Long::default();
-        for inner in self.table(item)? {
+        for inner in self.table(item, "{ read = \"allow\", write = \"deny\" }")? {
             match inner.key.text {
                 "read" => self.say(item.key, &mut long, inner, &[Access::Read]),
                 "write" => self.say(item.key, &mut long, inner, &[Access::Write]),
@@ -108,6 +160,17 @@ impl Reader<'_> {
                 "override" if self.is_true(inner) => long.replaces = Replaces::Included,
                 "final" if self.is_true(inner) => long.firmness = Firmness::Final,
                 "override" | "final" => {}
+                other if words::ACTION.contains(&other) => {
+                    let wrong = MistakeKind::Misplaced {
+                        key: quoted(other),
+                        place: "beside `read` and `write`",
+                        help: format!(
+                            "write it for one of the two, such as `{}`",
+                            in_one_direction(other)
+                        ),
+                    };
+                    self.wrong(self.key_at(inner.key), wrong);
+                }
                 _ => self.unknown_key(inner.key, &words::ENTRY),
             }
         }
@@ -149,7 +212,22 @@ impl Reader<'_> {
     fn action(&mut self, item: Item<'_>, access: Access) -> Option<Says> {
         let says = match item.value.get_ref() {
             DeValue::Table(_) => Says::This(self.action_table(item)?),
-            _ => self.word(item, &words::ONE)?,
+            DeValue::String(word) => {
+                if let Some((_, example)) = EXAMPLES.iter().find(|(known, _)| known == word) {
+                    self.needs_a_table(item, word, example);
+                    return None;
+                }
+                self.word(item, &words::ONE)?
+            }
+            other => {
+                let key = item.key.text;
+                let help = match other {
+                    DeValue::Integer(number) => format!("write `{key} = {{ value = {number} }}`"),
+                    _ => format!("write `{key} = \"allow\"` or `{key} = \"deny\"`"),
+                };
+                self.wrong_type(item, "a word or a table", help);
+                return None;
+            }
         };
         if let Says::This(action) = &says
             && !action.is_for(access)
@@ -166,9 +244,10 @@ impl Reader<'_> {
 
     /// `{ value = … }`, `{ mask = …, outside = … }` and the like: one action.
     fn action_table(&mut self, item: Item<'_>) -> Option<Action> {
+        let before = self.mistakes.len();
         let mut action: Option<(&str, Option<Action>)> = None;
         let mut outside = None;
-        for inner in self.table(item)? {
+        for inner in self.table(item, "{ value = \"0x0\" }")? {
             let found = match inner.key.text {
                 "value" => self.number(inner).map(Action::Value),
                 "mask" => self.number(inner).map(|bits| {
@@ -200,10 +279,15 @@ impl Reader<'_> {
             action = Some((inner.key.text, found));
         }
         let Some((_, action)) = action else {
-            self.wrong_type(
-                item,
-                "a word, or a table with an action such as `{ value = \"0x0\" }`",
-            );
+            if self.mistakes.len() == before {
+                let wrong = MistakeKind::WrongType {
+                    key: quoted(item.key.text),
+                    found: "a table without an action",
+                    wanted: "a table with one",
+                    help: "write an action in it, such as `{ value = \"0x0\" }`".to_owned(),
+                };
+                self.wrong(self.at(item.span()), wrong);
+            }
             return None;
         };
         match (action?, outside) {
@@ -230,21 +314,26 @@ impl Reader<'_> {
 
     fn register(&mut self, item: Item<'_>) -> Option<Action> {
         let (mut reset, mut bits, mut outside) = (None, None, Some(Outside::default()));
-        for inner in self.table(item)? {
+        let mut has_unknown = false;
+        for inner in self.table(item, REGISTER)? {
             match inner.key.text {
                 "reset" => reset = Some(self.number(inner)),
                 "mask" => bits = Some(self.number(inner)),
                 "outside" => outside = self.outside(inner),
-                _ => self.unknown_key(inner.key, &words::REGISTER),
+                _ => {
+                    has_unknown = true;
+                    self.unknown_key(inner.key, &words::REGISTER);
+                }
             }
         }
         let at = self.at(item.span());
-        if reset.is_none() {
-            let help = "what the register holds at reset: `reset = \"0\"`";
+        // An unknown key may be the one that is missing.
+        if reset.is_none() && !has_unknown {
+            let help = "write what the register holds at reset: `reset = \"0\"`";
             self.wrong(at, MistakeKind::MissingKey { key: "reset", help });
         }
-        if bits.is_none() {
-            let help = "the bits that a write may change: `mask = \"0xffffffff\"`";
+        if bits.is_none() && !has_unknown {
+            let help = "write the bits that a guest may change: `mask = \"0xffffffff\"`";
             self.wrong(at, MistakeKind::MissingKey { key: "mask", help });
         }
         let (reset, bits, outside) = (reset??, bits??, outside?);
@@ -273,4 +362,59 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+const REGISTER: &str = "{ register = { reset = \"0\", mask = \"0xff\" } }";
+
+/// The actions that are tables, each with an example.
+const EXAMPLES: [(&str, &str); 5] = [
+    ("value", "{ value = \"0x0\" }"),
+    ("mask", "{ mask = \"0xff\" }"),
+    ("handler", "{ handler = \"NAME\" }"),
+    ("device", "{ device = \"microcode\" }"),
+    ("register", REGISTER),
+];
+
+/// An example of both directions for a word that says something of one direction only.
+fn of_one_direction(word: &str) -> Option<String> {
+    match word {
+        "kill" => Some("read = \"kill\", write = \"kill\"".to_owned()),
+        "inherit" => Some("read = \"inherit\", write = \"deny\"".to_owned()),
+        "ignore" | "pin" | "sticky" => Some(format!("read = \"allow\", write = \"{word}\"")),
+        "device" => Some("device = \"microcode\"".to_owned()),
+        "register" => Some("register = { reset = \"0\", mask = \"0xff\" }".to_owned()),
+        "value" | "mask" | "handler" => Some(match word {
+            "value" => "read = { value = \"0x0\" }, write = \"deny\"".to_owned(),
+            _ => format!("read = \"allow\", {}", in_one_direction(word)),
+        }),
+        _ => None,
+    }
+}
+
+/// An example of an action that is a key of the table of a direction.
+fn in_one_direction(word: &str) -> String {
+    let example = EXAMPLES.iter().find(|(known, _)| *known == word);
+    let (direction, example) = match example {
+        Some(("value", example)) => ("read", *example),
+        Some((_, example)) => ("write", *example),
+        None if word == "sticky" => ("write", "{ sticky = \"0x1\" }"),
+        None => ("write", "{ mask = \"0xff\", outside = \"keep\" }"),
+    };
+    format!("{direction} = {example}")
+}
+
+/// Returns true if a key that is no key of the policy is, or may be meant for, one of `[msrs]`.
+pub(super) fn names_msrs(key: &str) -> bool {
+    match parse_msrs(key) {
+        Err(SelectorError::UnknownName { near, .. }) => !near.is_empty(),
+        Err(SelectorError::List(_)) => false,
+        _ => true,
+    }
+}
+
+fn is_unlike_any_msr(mistake: &Mistake) -> bool {
+    let MistakeKind::Msrs(SelectorError::UnknownName { near, .. }) = &mistake.wrong else {
+        return false;
+    };
+    near.is_empty()
 }

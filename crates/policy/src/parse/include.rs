@@ -20,21 +20,36 @@ pub trait Includes {
     fn open(&mut self, from: &Source, path: &str) -> Result<Source, IncludeError>;
 }
 
-/// Why a text cannot be included, in a few words.
+/// The reason for which a text cannot be included, in a few words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IncludeError(String);
+pub struct IncludeError {
+    why: String,
+    help: Option<String>,
+}
 
 impl IncludeError {
-    /// For this reason.
+    /// An error for this reason.
     #[must_use]
     pub fn new(why: impl Into<String>) -> Self {
-        Self(why.into())
+        Self {
+            why: why.into(),
+            help: None,
+        }
+    }
+
+    /// The same error, with what to write instead.
+    #[must_use]
+    pub fn with_help(self, help: impl Into<String>) -> Self {
+        Self {
+            help: Some(help.into()),
+            ..self
+        }
     }
 }
 
 impl fmt::Display for IncludeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&one_line(&self.0))
+        f.write_str(&one_line(&self.why))
     }
 }
 
@@ -46,9 +61,7 @@ pub struct NoIncludes;
 
 impl Includes for NoIncludes {
     fn open(&mut self, _: &Source, _: &str) -> Result<Source, IncludeError> {
-        Err(IncludeError::new(
-            "this text has no place from which others could be read",
-        ))
+        Err(IncludeError::new("this text cannot include files"))
     }
 }
 
@@ -79,14 +92,15 @@ impl Reader<'_> {
     fn included(&mut self, path: &str, at: At, way: &mut Vec<SourceId>) -> Option<SourceId> {
         let this = self.current;
         let includes = self.includes.as_mut()?;
-        let unreadable = |why| {
+        let unreadable = |IncludeError { why, help }| {
             let path = shown_name(path);
-            MistakeKind::Unreadable { path, why }
+            MistakeKind::Unreadable { path, why, help }
         };
         let too_deep = || {
-            unreadable(format!(
-                "includes lie more than {MAX_DEPTH} deep; include it from a file that is nearer to the policy"
-            ))
+            let why = format!("more than {MAX_DEPTH} files in a row include each other");
+            let error = IncludeError::new(why)
+                .with_help("include it from a file that is nearer to the policy");
+            unreadable(error)
         };
         if way.len() >= MAX_DEPTH {
             self.wrong(at, too_deep());
@@ -95,7 +109,7 @@ impl Reader<'_> {
         let source = match includes.open(&self.sources[this.number()], path) {
             Ok(source) => source,
             Err(error) => {
-                self.wrong(at, unreadable(error.to_string()));
+                self.wrong(at, unreadable(error));
                 return None;
             }
         };

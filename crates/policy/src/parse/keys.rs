@@ -1,6 +1,6 @@
 //! The keys of `[msrs]`: which MSRs each speaks of.
 
-use msrgate_filter::X2APIC;
+use msrgate_filter::{MsrIndex, X2APIC};
 use msrgate_program::{MsrRange, MsrSet};
 
 use super::Reader;
@@ -28,9 +28,12 @@ impl Reader<'_> {
             return Some(msrs);
         }
         let rest = msrs.without(&x2apic);
+        // A proposal has to be valid: MSR 0xffffffff obeys `default` only (S3.5).
+        let last = MsrSet::from(MsrRange::one(MsrIndex::MAX));
+        let rest = rest.and_then(|rest| rest.without(&last));
         let help = match &rest {
             None => {
-                "delete the entry: a guest that has an x2APIC reaches it whatever a policy says"
+                "delete the entry: a guest that has an x2APIC reaches these registers whatever a policy says"
                     .to_owned()
             }
             Some(rest) => {
@@ -39,7 +42,7 @@ impl Reader<'_> {
                     .iter()
                     .map(|range| format!("`\"{range}\"`"))
                     .collect();
-                format!("write {} instead", each.join(" and "))
+                format!("write {}", each.join(" and "))
             }
         };
         let text = quoted(key.text);

@@ -4,7 +4,7 @@ use msrgate_program::Action;
 use toml::de::DeValue;
 
 use super::Reader;
-use super::value::{Item, one_of};
+use super::value::{Item, one_of, parse_number};
 use super::words;
 use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
@@ -50,12 +50,25 @@ impl Reader<'_> {
     }
 
     fn unknown(&mut self, item: Item<'_>) -> Option<Unknown> {
-        if let DeValue::String(_) = item.value.get_ref() {
-            return self.word(item, &words::UNKNOWNS);
+        if let DeValue::String(word) = item.value.get_ref() {
+            let known = words::UNKNOWNS.map(|(known, _)| known);
+            if known.contains(&&**word) {
+                return self.word(item, &words::UNKNOWNS);
+            }
+            let all = one_of(word, &known, "`unknown`", '"');
+            let wrong = MistakeKind::UnknownWord {
+                word: quoted(word),
+                key: quoted(item.key.text),
+                help: format!(
+                    "with \"gp\" the guest gets #GP; with \"ignore\" a read gives 0 and a write does nothing; {all}"
+                ),
+            };
+            self.wrong(self.at(item.span()), wrong);
+            return None;
         }
         let before = self.mistakes.len();
         let mut unknown = Unknown::default();
-        for inner in self.table(item)? {
+        for inner in self.table(item, "unknown = { read = 0, write = \"ignore\" }")? {
             match inner.key.text {
                 "read" => unknown.read = self.unknown_read(inner).unwrap_or_default(),
                 "write" => {
@@ -72,12 +85,23 @@ impl Reader<'_> {
     fn unknown_read(&mut self, item: Item<'_>) -> Option<UnknownAction> {
         match item.value.get_ref() {
             DeValue::String(word) if word == "deny" => Some(UnknownAction::default()),
-            DeValue::Table(_) => match self.table(item)?.as_slice() {
+            DeValue::String(word) if parse_number(word).is_none() => {
+                let wrong = MistakeKind::UnknownWord {
+                    word: quoted(word),
+                    key: quoted(item.key.text),
+                    help: "write the number that a read gives, such as `read = 0`, or `read = \"deny\"`"
+                        .to_owned(),
+                };
+                self.wrong(self.at(item.span()), wrong);
+                None
+            }
+            DeValue::Table(_) => match self.table(item, "")?.as_slice() {
                 [value] if value.key.text == "value" => {
                     self.number(*value).map(UnknownAction::Value)
                 }
                 _ => {
-                    self.wrong_type(item, "\"deny\", or `{ value = \"0x0\" }`");
+                    let help = "write `read = \"deny\"`, or a number: `read = \"0x0\"`".to_owned();
+                    self.wrong_type(item, "\"deny\" or a number", help);
                     None
                 }
             },
@@ -94,7 +118,7 @@ impl Reader<'_> {
             if known.contains(&name) {
                 once(&mut self.said[self.current.number()].accept, name.into());
             } else {
-                let help = one_of(name, &known, '"');
+                let help = one_of(name, &known, "a gap", '"');
                 let name = quoted(name);
                 self.wrong(self.at(span), MistakeKind::UnknownGap { name, help });
             }
@@ -102,7 +126,8 @@ impl Reader<'_> {
     }
 
     fn devices(&mut self, item: Item<'_>) {
-        let Some(devices) = self.table(item) else {
+        let before = self.mistakes.len();
+        let Some(devices) = self.table(item, "[device.microcode]") else {
             return;
         };
         for device in devices {
@@ -111,24 +136,45 @@ impl Reader<'_> {
                 let at = self.key_at(device.key);
                 let microcode = self.microcode(device);
                 self.said[self.current.number()].microcode = Some((microcode, at));
-            } else {
-                self.unknown_key(device.key, &known);
+            } else if words::MICROCODE.contains(&device.key.text) {
+                let key = quoted(device.key.text);
+                let wrong = MistakeKind::Misplaced {
+                    help: "write `[device.microcode]` in place of `[device]`".to_owned(),
+                    place: "below `[device]`, where devices are named",
+                    key,
+                };
+                self.wrong(self.key_at(device.key), wrong);
+            } else if !self.has_enough_mistakes() {
+                let name = quoted(device.key.text);
+                let help =
+                    "write `[device.microcode]`; the only name of a device may be `microcode`"
+                        .to_owned();
+                self.wrong(
+                    self.key_at(device.key),
+                    MistakeKind::UnknownDevice { name, help },
+                );
             }
         }
+        self.has_broken_device |= self.mistakes.len() != before;
     }
 
     fn microcode(&mut self, item: Item<'_>) -> Option<Microcode> {
         let (mut revision, mut update) = (None, None);
-        for inner in self.table(item)? {
+        let mut has_unknown = false;
+        for inner in self.table(item, "[device.microcode]")? {
             match inner.key.text {
                 "revision" => revision = Some(self.small_number(inner)),
                 "update" => update = Some(self.word(inner, &words::UPDATES)),
-                _ => self.unknown_key(inner.key, &words::MICROCODE),
+                _ => {
+                    has_unknown = true;
+                    self.unknown_key(inner.key, &words::MICROCODE);
+                }
             }
         }
         let at = self.key_at(item.key);
-        if revision.is_none() {
-            let help = "the revision that the guest reads: `revision = \"0x2b000000\"`";
+        // An unknown key may be the one that is missing.
+        if revision.is_none() && !has_unknown {
+            let help = "write the revision that the guest reads: `revision = \"0x2b000000\"`";
             self.wrong(
                 at,
                 MistakeKind::MissingKey {
@@ -137,8 +183,9 @@ impl Reader<'_> {
                 },
             );
         }
-        if update.is_none() {
-            let help = "what becomes of an update: `update = \"accept\"`, \"ignore\" or \"deny\"";
+        if update.is_none() && !has_unknown {
+            let help =
+                "write what becomes of an update: `update = \"accept\"`, \"ignore\" or \"deny\"";
             self.wrong(
                 at,
                 MistakeKind::MissingKey {
@@ -152,10 +199,10 @@ impl Reader<'_> {
     }
 
     pub(super) fn default_is_there(&mut self) {
-        if self.said[0].default.is_none() {
+        if self.said[0].default.is_none() && !self.has_lost_default {
             self.missing(
                 "default",
-                "what happens to MSRs that no entry names: write `default = \"deny\"` or `default = \"allow\"` above `[msrs]`",
+                "write `default = \"deny\"` or `default = \"allow\"` above `[msrs]`: it decides the MSRs that no entry names",
             );
         }
     }
@@ -256,8 +303,9 @@ impl Reader<'_> {
             let second =
                 policy.map(|(_, at)| Label::saying(*at, "the policy says this".to_owned()));
             let first = Label::saying(*at, "the include says this".to_owned());
+            let file = quoted(self.sources[at.source().number()].name());
             self.mistake(Mistake {
-                wrong: MistakeKind::Disagrees { key },
+                wrong: MistakeKind::Disagrees { key, file },
                 places: [first].into_iter().chain(second).collect(),
             });
         }

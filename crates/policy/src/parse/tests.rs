@@ -8,6 +8,7 @@ use crate::resolve::{parse, says};
 mod finals;
 mod includes;
 mod language;
+mod newcomers;
 
 /// What a user reads.
 fn report(text: &str) -> String {
@@ -184,7 +185,10 @@ fn processors_that_are_told_apart_are_limited() {
     sound(&text(120));
     let mistakes = parse(&Source::new("policy.toml", &text(130)), &mut NoIncludes);
     // A vendor that nobody names, 130 families with what follows each, all models and all steppings.
-    let (what, limit) = ("processors that its `when`s tell apart", 1 << 20);
+    let (what, limit) = (
+        "kinds of processors that its `[[when]]`s tell apart",
+        1 << 20,
+    );
     let found = 260 * 256 * 16;
     let wrong = mistakes.unwrap_err().mistakes()[0].wrong().clone();
     assert_eq!(wrong, MistakeKind::TooMany { what, found, limit });

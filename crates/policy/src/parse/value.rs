@@ -4,6 +4,7 @@ use miette::SourceSpan;
 use toml::de::{DeTable, DeValue};
 
 use super::{Reader, Value};
+use crate::layout;
 use crate::mistake::MistakeKind;
 use crate::policy::At;
 use crate::source::quoted;
@@ -53,16 +54,22 @@ impl Reader<'_> {
         if let DeValue::String(text) = item.value.get_ref() {
             Some(text)
         } else {
-            self.wrong_type(item, "a string");
+            let help = format!("write `{} = \"…\"`", quoted(item.key.text));
+            self.wrong_type(item, "a string", help);
             None
         }
     }
 
-    pub(super) fn table<'k>(&mut self, item: Item<'k>) -> Option<Vec<Item<'k>>> {
+    /// The items of a table, which looks like `example`.
+    pub(super) fn table<'k>(
+        &mut self,
+        item: Item<'k>,
+        example: &'static str,
+    ) -> Option<Vec<Item<'k>>> {
         if let DeValue::Table(table) = item.value.get_ref() {
             Some(items(table))
         } else {
-            self.wrong_type(item, "a table");
+            self.wrong_type(item, "a table", format!("write `{example}`"));
             None
         }
     }
@@ -71,7 +78,8 @@ impl Reader<'_> {
         if let DeValue::Boolean(value) = item.value.get_ref() {
             *value
         } else {
-            self.wrong_type(item, "true or false");
+            let help = format!("write `{} = true`, without quotes", quoted(item.key.text));
+            self.wrong_type(item, "a boolean", help);
             false
         }
     }
@@ -79,12 +87,24 @@ impl Reader<'_> {
     /// The strings of a list.
     pub(super) fn strings<'k>(&mut self, item: Item<'k>) -> Vec<(&'k str, SourceSpan)> {
         let DeValue::Array(array) = item.value.get_ref() else {
-            self.wrong_type(item, "a list of strings");
+            let help = match item.value.get_ref() {
+                DeValue::String(text) => {
+                    let (key, text) = (quoted(item.key.text), quoted(&layout::string(text)));
+                    format!("write `{key} = [{text}]`")
+                }
+                _ => format!("write `{} = [\"…\"]`", quoted(item.key.text)),
+            };
+            self.wrong_type(item, "a list of strings", help);
             return Vec::new();
         };
         let each = array.iter().filter_map(|value| {
             let item = Item { value, ..item };
-            Some((self.string(item)?, item.span()))
+            let DeValue::String(text) = value.get_ref() else {
+                let help = "write each item of the list in quotes".to_owned();
+                self.wrong_type(item, "a list of strings", help);
+                return None;
+            };
+            Some((&**text, item.span()))
         });
         each.collect()
     }
@@ -95,7 +115,8 @@ impl Reader<'_> {
             DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
             DeValue::String(text) => parse_number(text),
             _ => {
-                self.wrong_type(item, "a number, or a string of one");
+                let help = "write a number such as `0x10`, or in quotes `\"0x10\"`".to_owned();
+                self.wrong_type(item, "a whole number", help);
                 return None;
             }
         };
@@ -121,6 +142,7 @@ impl Reader<'_> {
             _ => String::new(),
         };
         let wrong = MistakeKind::BadNumber {
+            help: number_instead(&text, bits),
             text: quoted(&text),
             key: quoted(item.key.text),
             bits,
@@ -134,26 +156,32 @@ impl Reader<'_> {
         item: Item<'_>,
         words: &[(&'static str, T)],
     ) -> Option<T> {
-        let word = self.string(item)?;
+        let DeValue::String(word) = item.value.get_ref() else {
+            let known: Vec<_> = words.iter().map(|(known, _)| *known).collect();
+            let help = one_of("", &known, &format!("`{}`", quoted(item.key.text)), '"');
+            self.wrong_type(item, "a word in quotes", help);
+            return None;
+        };
+        let word = &**word;
         let found = words.iter().find(|(known, _)| *known == word);
         if found.is_none() && !self.has_enough_mistakes() {
             let known: Vec<_> = words.iter().map(|(known, _)| *known).collect();
             let wrong = MistakeKind::UnknownWord {
                 word: quoted(word),
                 key: quoted(item.key.text),
-                help: one_of(word, &known, '"'),
+                help: one_of(word, &known, &format!("`{}`", quoted(item.key.text)), '"'),
             };
             self.wrong(self.at(item.span()), wrong);
         }
         found.map(|(_, meaning)| meaning.clone())
     }
 
-    pub(super) fn wrong_type(&mut self, item: Item<'_>, wanted: &'static str) {
+    pub(super) fn wrong_type(&mut self, item: Item<'_>, wanted: &'static str, help: String) {
         let found = match item.value.get_ref() {
             DeValue::String(_) => "a string",
             DeValue::Integer(_) => "a number",
             DeValue::Float(_) => "a number with a point",
-            DeValue::Boolean(_) => "true or false",
+            DeValue::Boolean(_) => "a boolean",
             DeValue::Datetime(_) => "a date",
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
@@ -161,7 +189,12 @@ impl Reader<'_> {
         let key = quoted(item.key.text);
         self.wrong(
             self.at(item.span()),
-            MistakeKind::WrongType { key, found, wanted },
+            MistakeKind::WrongType {
+                key,
+                found,
+                wanted,
+                help,
+            },
         );
     }
 
@@ -171,7 +204,7 @@ impl Reader<'_> {
         }
         let wrong = MistakeKind::UnknownKey {
             key: quoted(key.text),
-            help: one_of(key.text, known, '`'),
+            help: one_of(key.text, known, "a key here", '`'),
         };
         self.wrong(self.key_at(key), wrong);
     }
@@ -187,28 +220,85 @@ pub(super) fn parse_number(text: &str) -> Option<u64> {
     }
 }
 
+/// The advice about text that is not a number.
+fn number_instead(text: &str, bits: u32) -> String {
+    let text = text.trim();
+    let is_hexadecimal = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_hexadecimal && !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return format!("hexadecimal digits follow `0x`: `\"0x{}\"`", quoted(text));
+    }
+    let digits = text.strip_prefix("0x").unwrap_or(text).replace('_', "");
+    if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let most = u64::MAX >> (u64::BITS - bits.clamp(1, u64::BITS));
+        return format!("the largest number is `\"{most:#x}\"`");
+    }
+    if text.starts_with('-') {
+        return "write it without a sign".to_owned();
+    }
+    "write digits, or `0x` and hexadecimal digits; above 2^63 in quotes: `\"0xffffffffffffffff\"`"
+        .to_owned()
+}
+
+/// Words of other tools and languages, by what they mean: of each row, the first word that may stand somewhere
+/// is the one that is meant there. A word that stands in several rows means the first of them that has a word
+/// for the place.
+const CONCEPTS: [&[&str]; 11] = [
+    &["r", "ro", "read", "read-only", "readonly"],
+    &["w", "wo", "write", "write-only", "writeonly"],
+    &["denied", "deny", "refused", "denials", "errors", "on"],
+    &["all", "debug", "verbose", "every", "trace"],
+    &["first", "once"],
+    &["audit", "permissive", "log", "warn", "dry-run", "test"],
+    &["enforce", "enforcing", "strict", "on"],
+    &[
+        "allow", "rw", "wr", "r", "w", "accept", "permit", "yes", "all", "on",
+    ],
+    &[
+        "deny", "none", "gp", "no", "off", "refuse", "reject", "block", "drop", "kill",
+    ],
+    &["ignore", "drop", "discard", "skip", "zero", "none"],
+    &["keep", "ignore", "preserve"],
+];
+
+/// The known word for which people write this one.
+fn synonym<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let word = word.to_lowercase();
+    let rows = CONCEPTS.iter().filter(|row| row.contains(&&*word));
+    let mut meant = rows.flat_map(|row| row.iter());
+    meant.find_map(|meant| known.iter().copied().find(|known| known == meant))
+}
+
 /// The number of letters that differ, capital or small.
 fn distance(word: &str, known: &str) -> usize {
     strsim::osa_distance(&word.to_lowercase(), &known.to_lowercase())
 }
 
-/// Which of the known words is meant, or all of them.
-pub(crate) fn one_of(word: &str, known: &[&str], quote: char) -> String {
+/// The known word that is meant, if that can be told.
+pub(super) fn meant<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let nearest = known
         .iter()
         .map(|&known| (distance(word, known), known))
         .min()
         .filter(|&(distance, known)| distance <= known.len() / 2 && distance <= 3);
+    synonym(word, known).or(nearest.map(|(_, nearest)| nearest))
+}
+
+/// The known word that is meant, if that can be told, and all that `what` may be.
+pub(crate) fn one_of(word: &str, known: &[&str], what: &str, quote: char) -> String {
+    let meant = meant(word, known);
     let quoted = |word: &str| format!("{quote}{word}{quote}");
-    let all = || {
-        known
-            .iter()
-            .map(|word| quoted(word))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    match nearest {
-        Some((_, nearest)) => format!("did you mean {}? It may be {}", quoted(nearest), all()),
-        None => format!("it may be {}", all()),
+    let all: Vec<_> = known.iter().map(|word| quoted(word)).collect();
+    let all = format!("{what} may be {}", all.join(", "));
+    match meant {
+        Some(meant) if known.len() == 1 => format!("did you mean {}?", quoted(meant)),
+        Some(meant) => format!("did you mean {}? {}", quoted(meant), capital(&all)),
+        None => all,
     }
+}
+
+/// A sentence, whose first letter is a capital one.
+fn capital(text: &str) -> String {
+    let mut rest = text.chars();
+    let first = rest.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(rest).collect()
 }

@@ -6,6 +6,7 @@ use msrgate_program::{CpuPart, CpuSet};
 use toml::de::DeValue;
 
 use super::Reader;
+use super::entry::names_msrs;
 use super::value::Item;
 use super::words;
 use crate::cpu::{check_model, check_number, check_vendor};
@@ -17,18 +18,19 @@ use crate::source::quoted;
 impl Reader<'_> {
     pub(super) fn whens(&mut self, item: Item<'_>) {
         let DeValue::Array(array) = item.value.get_ref() else {
-            self.wrong_type(item, "a list of tables: write [[when]]");
+            let help = "write `[[when]]`, with two brackets".to_owned();
+            self.wrong_type(item, "a list of tables", help);
             return;
         };
         let found = self.whens.len() + array.len();
         if found > MAX_WHENS {
-            let (what, limit) = ("whens", MAX_WHENS);
+            let (what, limit) = ("`[[when]]`s", MAX_WHENS);
             self.wrong_as_a_whole(MistakeKind::TooMany { what, found, limit });
             return;
         }
         for value in array {
             let one = Item { value, ..item };
-            if let Some(parts) = self.table(one) {
+            if let Some(parts) = self.table(one, "[[when]]") {
                 self.when(one, &parts);
             }
         }
@@ -39,20 +41,24 @@ impl Reader<'_> {
         let at = self.at(item.span());
         let mut cpus = None;
         let mut msrs = None;
+        let mut has_misplaced = false;
         for part in parts {
             match part.key.text {
                 "cpu" => cpus = Some(self.cpus(*part)),
                 "msrs" => msrs = Some(*part),
-                _ => self.unknown_key(part.key, &words::WHEN),
+                _ => {
+                    has_misplaced = true;
+                    self.misplaced_in_a_when(*part);
+                }
             }
         }
-        if cpus.is_none() {
-            let help =
-                "the processors it holds for: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
+        // A misplaced or misspelt key may be the one that is missing, or belong into it.
+        if cpus.is_none() && !has_misplaced {
+            let help = "write the processors that it is for: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
             self.wrong(at, MistakeKind::MissingKey { key: "cpu", help });
         }
-        if msrs.is_none() {
-            let help = "what it says of MSRs: a table `[when.msrs]`";
+        if msrs.is_none() && !has_misplaced {
+            let help = "write `[when.msrs]` below its `cpu`, and its entries below that";
             self.wrong(at, MistakeKind::MissingKey { key: "msrs", help });
         }
         // What is not understood holds nowhere, so that nothing else disagrees with it.
@@ -63,11 +69,36 @@ impl Reader<'_> {
         }
     }
 
+    /// Complains of a key of a `[[when]]` that belongs elsewhere, or nowhere.
+    fn misplaced_in_a_when(&mut self, part: Item<'_>) {
+        if self.has_enough_mistakes() {
+            return;
+        }
+        let key = part.key.text;
+        let help = if words::CPU.contains(&key) {
+            format!("write it as a part of `cpu`: `{CPU}`")
+        } else if names_msrs(key) && super::value::meant(key, &words::WHEN).is_none() {
+            "write `[when.msrs]` above the entries".to_owned()
+        } else if words::TOP.contains(&key) {
+            self.has_lost_default |= key == "default";
+            "move it above the first `[table]` of the policy".to_owned()
+        } else {
+            self.unknown_key(part.key, &words::WHEN);
+            return;
+        };
+        let wrong = MistakeKind::Misplaced {
+            key: quoted(key),
+            place: "directly below `[[when]]`, where only `cpu` and `msrs` may stand",
+            help,
+        };
+        self.wrong(self.key_at(part.key), wrong);
+    }
+
     fn cpus(&mut self, item: Item<'_>) -> Option<CpuSet> {
         let before = self.mistakes.len();
         let mut cpus = CpuSet::default();
         let mut models_at = None;
-        for part in self.table(item)? {
+        for part in self.table(item, CPU)? {
             match part.key.text {
                 "vendor" => cpus.vendor = Some(self.vendors(part)),
                 "family" => cpus.family = Some(self.numbers(part, CpuPart::FAMILY)),
@@ -132,23 +163,39 @@ impl Reader<'_> {
 
     fn range(&mut self, item: Item<'_>) -> Option<RangeInclusive<u32>> {
         if let DeValue::String(text) = item.value.get_ref()
-            && let Some((first, last)) = text.split_once("..=")
+            && let Some((first, last)) = ends(text)
         {
-            let [first, last] = [first, last].map(super::value::parse_number);
-            let range = first.zip(last).and_then(|(first, last)| {
+            let is_joined = text.contains("..=");
+            let [first_number, last_number] = [first, last].map(super::value::parse_number);
+            let range = first_number.zip(last_number).and_then(|(first, last)| {
                 let first = u32::try_from(first).ok()?;
                 Some(first..=u32::try_from(last).ok()?)
             });
-            return match range {
-                Some(range) if !range.is_empty() => Some(range),
-                _ => {
-                    let key = quoted(item.key.text);
-                    let text = quoted(text);
-                    self.wrong(self.at(item.span()), MistakeKind::BadRange { text, key });
-                    None
-                }
+            let help = match range {
+                Some(range) if is_joined && !range.is_empty() => return Some(range),
+                Some(range) if range.is_empty() => format!("write `\"{last}..={first}\"`"),
+                Some(_) => format!("write `\"{first}..={last}\"`"),
+                None => "a range looks like `\"0x6a..=0x6f\"`".to_owned(),
             };
+            let (key, text) = (quoted(item.key.text), quoted(text));
+            self.wrong(
+                self.at(item.span()),
+                MistakeKind::BadRange { text, key, help },
+            );
+            return None;
         }
         self.small_number(item).map(|number| number..=number)
     }
+}
+
+/// The parts of a `cpu`, as an example.
+const CPU: &str = "cpu = { vendor = \"GenuineIntel\", family = 6 }";
+
+/// The ends of a range, or of what is meant for one.
+fn ends(text: &str) -> Option<(&str, &str)> {
+    let (first, last) = ["..=", "..", "-"]
+        .iter()
+        .find_map(|joint| text.split_once(joint))?;
+    let (first, last) = (first.trim(), last.trim());
+    (!first.is_empty()).then_some((first, last))
 }

@@ -201,13 +201,23 @@ fn conflict(first: &Entry, second: &Entry, accesses: Accesses) -> Mistake {
             1 => format!("are the same MSR, {}", first.msrs.first()),
             _ => "are the same MSRs".to_owned(),
         };
-        let help = "keep one of the two; an entry of an include, or one that holds for all processors, is replaced with `override = true`";
-        (how, help)
+        let help = match (first.when, second.when) {
+            (None, Some(_)) | (Some(_), None) => {
+                "write `override = true` into the entry of the `[[when]]`, which then takes the place of the other one"
+            }
+            (one, other) if one != other => {
+                "both `[[when]]`s hold on some processor: write the same in both, or let their `cpu`s exclude each other"
+            }
+            _ if first.source() != second.source() => {
+                "delete one of the two, or write `override = true` into the one that includes the other: it then takes its place"
+            }
+            _ => "delete one of the two",
+        };
+        (how, help.to_owned())
     } else {
         let shared = first.msrs.shared(&second.msrs).next();
         let shared = shared.map_or(String::new(), |shared| format!(", in {shared}"));
-        let help = "make one of them part of the other, or end one where the other begins: a strict subset wins, and no order between the two is safe to guess";
-        (format!("overlap in part{shared}"), help)
+        (format!("overlap in part{shared}"), parted(first, second))
     };
     Mistake {
         wrong: MistakeKind::Conflict {
@@ -221,6 +231,34 @@ fn conflict(first: &Entry, second: &Entry, accesses: Accesses) -> Mistake {
             Label::saying(first.at, says(first)),
             Label::saying(second.at, says(second)),
         ],
+    }
+}
+
+/// The ways to part two entries that overlap, for a message.
+fn parted(first: &Entry, second: &Entry) -> String {
+    const WHY: &str =
+        "of two entries the narrower one holds only where it lies wholly within the other";
+    let ranges = (first.msrs.as_range(), second.msrs.as_range());
+    let (Some(one), Some(other)) = ranges else {
+        return format!(
+            "write ranges in place of the group, or let the range contain all of it or nothing of it: {WHY}"
+        );
+    };
+    let (low, high) = if one.first() <= other.first() {
+        ((first, one), (second, other))
+    } else {
+        ((second, other), (first, one))
+    };
+    let below = MsrRange::below(low.1.first().get().into(), high.1.first().get().into());
+    let above = u64::from(low.1.last().get()) + 1;
+    let above = MsrRange::below(above, u64::from(high.1.last().get()) + 1);
+    match (below, above) {
+        (Some(below), Some(above)) => format!(
+            "write `\"{below}\"` in place of `{}`, or `\"{above}\"` in place of `{}`: {WHY}",
+            quoted(&low.0.key),
+            quoted(&high.0.key)
+        ),
+        _ => format!("let one end where the other begins: {WHY}"),
     }
 }
 

@@ -352,7 +352,7 @@ impl<'p> Finals<'p> {
         };
         // The policy's author edits the policy; an entry of an include is overridden there.
         let help = if entry.source() == OWN {
-            "delete the entry, or make it no looser than the final one".to_owned()
+            "delete it, or say in it what the final entry says".to_owned()
         } else {
             let limit = |access| limits.get(&(&entry.msrs, access)).copied();
             let limits = Access::ALL.map(|access| limit(access).map(Limit::Loosened));

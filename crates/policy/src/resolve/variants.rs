@@ -11,7 +11,7 @@ use super::finals::Finals;
 use super::unsound::{at_the_top, unsound, without_effect};
 use super::{conflict, lines, rules};
 use crate::limits::{MAX_ENTRIES_ON_ALL, MAX_MISTAKES};
-use crate::mistake::{ENTRIES_ON_ALL, Mistake, MistakeKind};
+use crate::mistake::{COMBINATIONS, ENTRIES_ON_ALL, Mistake, MistakeKind, PROCESSORS};
 use crate::overrides::Overrides;
 use crate::parse::Stated;
 use crate::policy::Policy;
@@ -70,13 +70,11 @@ fn beyond_a_limit(policy: &Policy) -> Option<(&'static str, usize, usize)> {
     let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
     let found = told_apart(&cpus);
     if found > MAX_TOLD_APART {
-        let what = "processors that its `when`s tell apart";
-        return Some((what, found, MAX_TOLD_APART));
+        return Some((PROCESSORS, found, MAX_TOLD_APART));
     }
     let ways = distinguished(&cpus);
     if ways.len() > MAX_VARIANTS {
-        let what = "ways in which its `when`s hold";
-        return Some((what, ways.len(), MAX_VARIANTS));
+        return Some((COMBINATIONS, ways.len(), MAX_VARIANTS));
     }
     let mut entries = vec![0; cpus.len()];
     for when in policy.entries().iter().filter_map(|entry| entry.when) {

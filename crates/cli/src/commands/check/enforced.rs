@@ -11,13 +11,16 @@ use serde::Serialize;
 
 use super::SHOWN;
 use crate::cli::Detail;
+use crate::output;
 
-/// All entries, and how many there are of each kind.
+/// All entries, and how many there are of each kind: enforced, partly, not and idle ones are all there are.
 #[derive(Serialize)]
 pub(super) struct Counted {
     enforced: usize,
     partly: usize,
     not: usize,
+    /// The extent to which `default` is enforced: `enforced`, `partly` or `not`.
+    default: String,
     /// Of all these, those that need a gate to answer; without one their accesses are refused.
     by_gate: usize,
     /// Entries that decide nothing: others take their place, or lie within them.
@@ -102,19 +105,29 @@ fn accepts(policy: &Policy, gap: &Gap) -> bool {
     accepted.any(|word| **word == *gap.name)
 }
 
+/// The entries without the default.
+fn entries(all: &[Enforcement]) -> impl Iterator<Item = &Enforcement> {
+    all.iter().filter(|one| one.entry.is_some())
+}
+
 fn count(all: &[Enforcement], extent: Extent) -> usize {
-    all.iter().filter(|one| one.extent == extent).count()
+    entries(all).filter(|one| one.extent == extent).count()
 }
 
 fn by_gate(all: &[Enforcement]) -> usize {
-    all.iter()
+    entries(all)
         .filter(|one| one.enforcer == Enforcer::Gate)
         .count()
 }
 
+/// The extent to which the default is enforced. A default that decides nothing is enforced: nothing goes past it.
+fn of_default(all: &[Enforcement]) -> Extent {
+    let default = all.iter().find(|one| one.entry.is_none());
+    default.map_or(Extent::Enforced, |one| one.extent)
+}
+
 fn idle(policy: &Policy, all: &[Enforcement]) -> usize {
-    let deciding = all.iter().filter(|one| one.entry.is_some()).count();
-    policy.entries().len() - deciding
+    policy.entries().len() - entries(all).count()
 }
 
 /// `policy.toml:7`, or the policy's name where there is no line.
@@ -157,6 +170,7 @@ pub(super) fn report(compiled: &Compiled) -> Counted {
         enforced: count(&all, Extent::Enforced),
         partly: count(&all, Extent::Partly),
         not: count(&all, Extent::Not),
+        default: of_default(&all).to_string(),
         by_gate: by_gate(&all),
         idle: idle(policy, &all),
         entries: all.iter().map(row).collect(),
@@ -199,8 +213,20 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
     let (gate, idle) = (by_gate(&all), idle(policy, &all));
     writeln!(
         out,
-        "{bold}how far it is enforced{bold:#}: {enforced} enforced, {partly} partly, {not} not; {gate} by a gate; {idle} without effect",
+        "{bold}how far it is enforced{bold:#}: of {}, {enforced} enforced, {partly} partly, {not} not, {idle} without effect; `default` {}",
+        output::count(policy.entries().len(), "entry", "entries"),
+        of_default(&all),
     )?;
+    if gate > 0 {
+        let (needs, accesses) = match gate {
+            1 => ("needs", "its accesses"),
+            _ => ("need", "their accesses"),
+        };
+        writeln!(
+            out,
+            "  {gate} of them {needs} a gate in the VMM; without one {accesses} are refused"
+        )?;
+    }
     for one in &all {
         if one.extent == Extent::Enforced && detail == Detail::Brief {
             continue;
@@ -225,7 +251,7 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
     if !gaps.is_empty() {
         writeln!(
             out,
-            "  in some VMs none wholly: {} (`msrgate help policy` says which)",
+            "  not fully enforced in VMs with: {} (see `msrgate help policy`)",
             gaps.join(", ")
         )?;
     }

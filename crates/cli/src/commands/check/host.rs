@@ -89,7 +89,7 @@ impl Host {
         if let (Some(named), Some(cpu)) = (named, &asked.cpu)
             && (&named.vendor, named.family, named.model) != (&cpu.vendor, cpu.family, cpu.model)
         {
-            return none(&format!("this host is no {named}, but {cpu}"));
+            return none(&format!("this host is {cpu}, not {named}"));
         }
         let supported = &asked.supported;
         let is_set = |bit: &CpuidBit| has(supported, bit);
@@ -98,7 +98,7 @@ impl Host {
         let mut not_made_here = Vec::new();
         // Such a host hands out every MSR, so that nobody can tell which it has.
         if asked.ignore_msrs == IgnoreMsrs::On {
-            let why = "this host has `ignore_msrs` on, which hides what KVM has";
+            let why = "this host has `ignore_msrs` on, which hides the MSRs that KVM has";
             not_made_here.push(not_made(Code::NotSaved, why));
         } else {
             let is_lost = |index: MsrIndex| {

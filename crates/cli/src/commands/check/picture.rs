@@ -15,8 +15,35 @@ const CELLS: NonZeroUsize = NonZeroUsize::new(22).expect("not zero");
 /// As many clusters are drawn, unless all are asked for.
 const SHOWN: usize = 32;
 
-const LEGEND: &str =
-    "# allowed   + some allowed   . refused   ? some answered   x x2APIC, never asked";
+/// The columns of a row.
+const COLUMNS: usize = 78;
+
+const LEGEND: [&str; 5] = [
+    "# allowed",
+    "+ some allowed",
+    ". refused",
+    "? some answered",
+    "x x2APIC, never asked",
+];
+
+/// The arrangement of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// A row for each direction, with its numbers beside the bar.
+    Table,
+    /// Numbers below the bar: for terminals that are narrower than a row.
+    Narrow,
+}
+
+impl Layout {
+    /// The layout for a terminal of this width, or for what is no terminal.
+    pub(super) fn of(width: Option<usize>) -> Self {
+        match width {
+            Some(width) if width < COLUMNS => Self::Narrow,
+            _ => Self::Table,
+        }
+    }
+}
 
 /// One filter.
 #[derive(Serialize)]
@@ -111,26 +138,26 @@ fn packed(range: &Range) -> PackedRange {
     }
 }
 
-/// Draws one filter, for a terminal of 80 columns, with or without colours.
+/// Draws one filter, with or without colours.
 pub(super) fn draw(
     out: &mut dyn Write,
     policy: &Policy,
     shown: &Shown<'_>,
-    detail: Detail,
+    (detail, layout): (Detail, Layout),
 ) -> io::Result<()> {
     let variant = shown.variant;
     let bold = anstyle::Style::new().bold();
     let ranges = variant.filter().ranges();
     let on = shown
         .cpu
-        .map_or(String::new(), |cpu| format!("on {cpu} and the like, "));
+        .map_or(String::new(), |cpu| format!("on processors like {cpu}, "));
     let (count, default) = (ranges.len(), policy.default_action().word());
     writeln!(
         out,
         "{bold}how it packs{bold:#}: {on}{count} of {MAX_RANGES} ranges, default {default}"
     )?;
     let space = overview(variant);
-    if !space.clusters.is_empty() {
+    if !space.clusters.is_empty() && layout == Layout::Table {
         let head = "reads (r) and writes (w)";
         writeln!(
             out,
@@ -143,14 +170,21 @@ pub(super) fn draw(
         Detail::Full => usize::MAX,
     };
     for cluster in space.clusters.iter().take(most) {
-        draw_cluster(out, variant, cluster)?;
+        match layout {
+            Layout::Table => draw_cluster(out, variant, cluster)?,
+            Layout::Narrow => draw_narrow(out, variant, cluster)?,
+        }
     }
     match space.clusters.len().saturating_sub(most) {
         0 => {}
-        more => writeln!(out, "and {more} clusters more; --verbose draws all")?,
+        more => writeln!(out, "and {more} more clusters; --verbose draws all")?,
     }
     if !space.clusters.is_empty() {
-        writeln!(out, "{LEGEND}")?;
+        let between = match layout {
+            Layout::Table => "   ",
+            Layout::Narrow => "\n",
+        };
+        writeln!(out, "{}", LEGEND.join(between))?;
     }
     let other = if space.clusters.is_empty() {
         "every MSR"
@@ -160,39 +194,73 @@ pub(super) fn draw(
     let [reads, writes] = space.rest.map(words);
     writeln!(out, "{other}: reads {reads}; writes {writes}")?;
     if detail == Detail::Full {
-        for (number, range) in ranges.iter().map(packed).enumerate() {
-            let PackedRange {
-                access,
-                base,
-                count,
-                allowed,
-            } = range;
-            writeln!(
-                out,
-                "range {number:<2} {access:<2} from {base:<10} {count:>5} MSRs, {allowed} allowed"
-            )?;
-        }
+        list_ranges(out, ranges)?;
+    }
+    Ok(())
+}
+
+fn list_ranges(out: &mut dyn Write, ranges: &[Range]) -> io::Result<()> {
+    for (number, range) in ranges.iter().map(packed).enumerate() {
+        let PackedRange {
+            access,
+            base,
+            count,
+            allowed,
+        } = range;
+        writeln!(
+            out,
+            "range {number:<2} {access:<2} from {base:<10} {count:>5} MSRs, {allowed} allowed"
+        )?;
+    }
+    Ok(())
+}
+
+/// The ranges that lie in a cluster: `0 rw`.
+fn range_names(variant: &Variant, cluster: &Cluster) -> Vec<String> {
+    let ranges = variant.filter().ranges();
+    let name = |&number: &usize| {
+        let accesses = ranges.get(number).map(Range::accesses);
+        let accesses = accesses.map_or(String::new(), |one| one.to_string());
+        format!("{number} {accesses}")
+    };
+    cluster.ranges.iter().map(name).collect()
+}
+
+fn bar(variant: &Variant, cluster: &Cluster, access: Access) -> String {
+    let cells = cluster.cells(variant, access, CELLS);
+    let bar: String = cells.into_iter().map(symbol).collect();
+    format!("[{bar}]")
+}
+
+const fn mark(access: Access) -> char {
+    match access {
+        Access::Read => 'r',
+        Access::Write => 'w',
+    }
+}
+
+/// Draws a cluster in at most 40 columns.
+fn draw_narrow(out: &mut dyn Write, variant: &Variant, cluster: &Cluster) -> io::Result<()> {
+    writeln!(out, "{}", cluster.msrs)?;
+    for name in range_names(variant, cluster) {
+        writeln!(out, "  range {name}")?;
+    }
+    for access in Access::ALL {
+        let bar = bar(variant, cluster, access);
+        writeln!(out, "  {} {bar}", mark(access))?;
+        writeln!(out, "    {}", words(cluster.tallies[access as usize]))?;
     }
     Ok(())
 }
 
 fn draw_cluster(out: &mut dyn Write, variant: &Variant, cluster: &Cluster) -> io::Result<()> {
-    let ranges = variant.filter().ranges();
-    let mut names = cluster.ranges.iter().map(|&number| {
-        let accesses = ranges.get(number).map(Range::accesses);
-        format!(
-            "{number} {}",
-            accesses.map_or(String::new(), |one| one.to_string())
-        )
-    });
+    let mut names = range_names(variant, cluster).into_iter();
     let mut next = || names.next().unwrap_or_default();
     for access in Access::ALL {
-        let (msrs, mark) = match access {
-            Access::Read => (cluster.msrs.to_string(), 'r'),
-            Access::Write => (String::new(), 'w'),
+        let msrs = match access {
+            Access::Read => cluster.msrs.to_string(),
+            Access::Write => String::new(),
         };
-        let cells = cluster.cells(variant, access, CELLS);
-        let bar: String = cells.into_iter().map(symbol).collect();
         let Tally {
             allowed,
             refused,
@@ -201,9 +269,10 @@ fn draw_cluster(out: &mut dyn Write, variant: &Variant, cluster: &Cluster) -> io
         } = cluster.tallies[access as usize];
         writeln!(
             out,
-            "{msrs:<23} {:<5} {mark} {:<24} {allowed:>6} {refused:>6} {answered:>6}",
+            "{msrs:<23} {:<5} {} {:<24} {allowed:>6} {refused:>6} {answered:>6}",
             next(),
-            format!("[{bar}]"),
+            mark(access),
+            bar(variant, cluster, access),
         )?;
     }
     for name in names {
@@ -239,4 +308,45 @@ fn words(tally: Tally) -> String {
         .map(|(count, word)| format!("{count} {word}"))
         .collect();
     said.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use msrgate_policy::{NoIncludes, Source, compile, parse};
+
+    use super::*;
+
+    #[test]
+    fn narrow_picture_fits_40_columns() {
+        let text = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x0..=0x7ff' = 'r'\n0xc0000080 = 'rw'\n'0x1000..=0x9000' = 'w'\n";
+        let policy = parse(&Source::new("policy.toml", text), &mut NoIncludes).expect("a policy");
+        let compiled = compile(policy).expect("a filter");
+        let shown = Shown {
+            variant: compiled.on(None),
+            cpu: None,
+        };
+        let mut drawn = Vec::new();
+        let layout = Layout::of(Some(40));
+        draw(
+            &mut drawn,
+            compiled.policy(),
+            &shown,
+            (Detail::Full, layout),
+        )
+        .expect("drawn");
+        let text = crate::terminal::wrapped(&String::from_utf8(drawn).expect("text"), 40);
+        let text = anstream::adapter::strip_str(&text).to_string();
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 40),
+            "{text}"
+        );
+        assert!(text.contains("\n0x0..=0x9000\n  range 0 r"), "{text}");
+    }
+
+    #[test]
+    fn table_needs_78_columns() {
+        assert_eq!(Layout::of(Some(77)), Layout::Narrow);
+        assert_eq!(Layout::of(Some(78)), Layout::Table);
+        assert_eq!(Layout::of(None), Layout::Table);
+    }
 }

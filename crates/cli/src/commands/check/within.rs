@@ -63,7 +63,7 @@ impl Within {
             differences(&org.program, &policy.program, None).map_err(|why| {
                 let (org, policy) = (shown_name(&org.name), shown_name(&policy.name));
                 Failure::Usage(format!(
-                    "{policy} cannot be compared with {org} on all processors: {why}\n  let fewer `[[when]]`s of them differ, or ask of each processor that matters:\n  msrgate diff {org} {policy} --fail-on looser --cpu VENDOR:FAMILY:MODEL[:STEPPING]"
+                    "{policy} cannot be compared with {org} on all processors: {why}\n  write fewer `[[when]]`s, or compare on each processor that matters:\n  msrgate diff {org} {policy} --fail-on looser --cpu VENDOR:FAMILY:MODEL[:STEPPING]"
                 ))
             })?;
         for difference in &mut differences {
@@ -96,7 +96,7 @@ impl Within {
         };
         let of = |difference: &Difference| {
             let cpu = difference.cpu.as_ref();
-            let cpu = cpu.map_or_else(String::new, |cpu| format!("  [on {cpu} and the like]"));
+            let cpu = cpu.map_or_else(String::new, |cpu| format!("  [on processors like {cpu}]"));
             let line = |change: &Change| diff::line(&self.org, &self.policy, change) + &cpu;
             difference.changes.iter().map(line).collect::<Vec<_>>()
         };
@@ -120,7 +120,7 @@ impl Within {
         if self.holds() {
             writeln!(
                 out,
-                "within {org}: no access of 2^32 MSRs, read or written, is looser, on any processor"
+                "within {org}: on no processor is any access of the 2^32 MSRs looser"
             )?;
             return Ok(());
         }

@@ -17,9 +17,9 @@ const SHOWN: usize = 40;
 const CANNOT_SHOW: [&str; 6] = [
     "accesses that a filter sent to user space: they fire only kvm_userspace_exit, reason 29 or 30, without the MSR",
     "accesses that never leave the guest: MSRs that KVM passes through (FS and GS base, SYSENTER, SPEC_CTRL and others), and x2APIC registers with APICv or AVIC",
-    "who refused: a #GP by the filter that was set while tracing looks like KVM's own",
-    "whether a filter is asked: a write of IA32_TSC_DEADLINE (0x6e0) is traced, and KVM may handle it on a fast path that asks none",
-    "what a handler or a device of the VMM answers: it may refuse, and counts as an answer here",
+    "who refused an access: a #GP by the filter that was set while tracing looks like KVM's own",
+    "whether KVM asks the filter: it may handle a write of IA32_TSC_DEADLINE (0x6e0), which is traced, on a fast path that asks no filter",
+    "what a handler or a device of the VMM answers: it may refuse the access, which counts as answered here",
     "accesses by the VMM (KVM_GET_MSRS, KVM_SET_MSRS), and those of a nested guest that its own hypervisor handles",
 ];
 
@@ -150,7 +150,7 @@ const fn word(fate: Fate) -> &'static str {
 
 /// Why a trace without accesses is no answer.
 pub(super) fn no_access(totals: &Totals) -> String {
-    let why = "no access is in it; a trace has lines of the event kvm:kvm_msr, as tracefs, `perf script` and `trace-cmd report` print them";
+    let why = "the trace has no access; a trace has lines of the event kvm:kvm_msr, as tracefs, `perf script` and `trace-cmd report` print them";
     let remarks = remarks(totals).into_iter();
     let remarks: String = remarks.map(|remark| format!("\n  {remark}")).collect();
     format!("{why}{remarks}")
@@ -175,7 +175,7 @@ pub(super) fn for_people(
         ),
         Answer::Incomplete => (
             anstyle::AnsiColor::Yellow,
-            "none would be refused, but this is only a part of the trace".to_owned(),
+            "none would be refused, but only a part of the trace was read".to_owned(),
         ),
         Answer::No => {
             let refused = format!("{} would be refused", totals.refused);
@@ -194,7 +194,7 @@ pub(super) fn for_people(
     for remark in remarks(totals) {
         writeln!(out, "{remark}")?;
     }
-    writeln!(out, "such a trace cannot show")?;
+    writeln!(out, "no trace of this event shows")?;
     for blind in CANNOT_SHOW {
         writeln!(out, "  - {blind}")?;
     }
@@ -210,7 +210,7 @@ fn section(out: &mut dyn Write, replay: &Replay<'_>, fate: Fate) -> io::Result<(
     let title = match fate {
         Fate::Refused => "would be refused",
         Fate::Unsure => {
-            "may be refused: the trace does not show what decides it, the vCPU and what the register held"
+            "may be refused: that depends on the vCPU and on what the register held, which the trace does not show"
         }
         Fate::Answered => "would be answered by user space",
         Fate::Allowed => "would be allowed",
@@ -244,8 +244,8 @@ fn first(row: &Row) -> String {
 fn faulted(row: &Row) -> String {
     match (row.faulted, row.count) {
         (0, _) => String::new(),
-        (faulted, count) if faulted == count => ", got #GP then, too".to_owned(),
-        (faulted, count) => format!(", {faulted} of {count} got #GP then, too"),
+        (faulted, count) if faulted == count => ", was #GP when traced, too".to_owned(),
+        (faulted, count) => format!(", {faulted} of {count} were #GP when traced, too"),
     }
 }
 
@@ -275,13 +275,13 @@ fn remarks(totals: &Totals) -> Vec<String> {
     if totals.unlisted > 0 {
         let unlisted = counted(totals.unlisted, "access is", "accesses are");
         remarks.push(format!(
-            "{unlisted} counted and not listed: the trace has too many MSRs"
+            "{unlisted} counted but not listed: the trace has too many MSRs"
         ));
     }
     let [reads, writes] = totals.deflected;
     if reads + writes > 0 {
         remarks.push(format!(
-            "{} and {} went to user space; the trace does not say of which MSR, and they are not counted",
+            "{} and {} went to user space and are not counted: the trace does not name their MSRs",
             counted(reads, "read", "reads"),
             counted(writes, "write", "writes"),
         ));
@@ -304,7 +304,7 @@ fn remarks(totals: &Totals) -> Vec<String> {
     }
     if totals.other > 0 {
         let others = counted(totals.other, "line has", "lines have");
-        remarks.push(format!("{others} other events, passed over"));
+        remarks.push(format!("{others} other events and were skipped"));
     }
     remarks
 }

@@ -133,7 +133,7 @@ fn not_tried(index: MsrIndex, why: NotTried) -> String {
     match why {
         NotTried::ActsAtOnce => format!(
             "a write {}",
-            write_effect(index).unwrap_or("does more than to store its value")
+            write_effect(index).unwrap_or("does more than store its value")
         ),
         NotTried::Unreadable => "it cannot be read, so nothing can be written back".to_owned(),
     }
@@ -186,7 +186,7 @@ pub(super) fn text(out: &mut dyn Write, policy: &Policy, measured: &[Measured]) 
     let tried = summary.cases - summary.not_tried;
     writeln!(
         out,
-        "\n{}, {} accesses in two passes (exits for every reason; none)",
+        "\n{}, {} accesses in two passes: with exits for every reason, and without exits",
         output::count(summary.msrs, "MSR", "MSRs"),
         summary.cases / 2,
     )?;
@@ -234,7 +234,9 @@ fn got(exits: &Measured, faults: &Measured) -> String {
         (Seen::Exit(Some(ExitReason::Filter)), Seen::Fault) => {
             "#GP, or an exit with reason filter".to_owned()
         }
-        (Seen::Exit(Some(own)), Seen::Fault) => format!("passed on; KVM: {own}"),
+        (Seen::Exit(Some(own)), Seen::Fault) => {
+            format!("the filter let it pass; KVM reports {own}")
+        }
         (one, other) => format!("{}, then {}", alone(one), alone(other)),
     }
 }
@@ -244,7 +246,7 @@ fn alone(seen: Seen) -> String {
         Seen::Value(value) => format!("{value:#x}"),
         Seen::Written => "written back".to_owned(),
         Seen::Exit(Some(reason)) => format!("an exit with reason {reason}"),
-        Seen::Exit(None) => "an exit without one reason".to_owned(),
+        Seen::Exit(None) => "an exit without a single reason".to_owned(),
         Seen::Fault => "#GP".to_owned(),
         Seen::NotTried(_) => "not tried".to_owned(),
     }

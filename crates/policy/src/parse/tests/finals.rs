@@ -51,8 +51,8 @@ fn over_org(default: &str, rest: &str) -> String {
 }
 
 const NOW_ALLOWED: [&str; 2] = [
-    "`0x611` loosens the read of 0x611, which `default = \"allow\"` decides now, and `0x611` is final",
-    "`0x611` loosens the write of 0x611, which `default = \"allow\"` decides now, and `0x611` is final",
+    "`0x611` leaves the read of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`",
+    "`0x611` leaves the write of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`",
 ];
 
 #[test]
@@ -96,7 +96,7 @@ fn override_that_inherits_a_looser_wider_entry_is_a_mistake() {
     assert_eq!(
         messages(&text, &[ORG]),
         [
-            "`0x611` loosens the read of 0x611, which `0x600..=0x61f` decides now, and `0x611` is final"
+            "`0x611` leaves the read of 0x611 to `0x600..=0x61f`, which is looser than the final entry `0x611`"
         ]
     );
     // The wider entry belongs to another include.
@@ -128,7 +128,7 @@ fn override_of_a_range_that_inherits_is_a_mistake_where_it_loosens() {
     assert_eq!(
         messages(&over("0x600..=0x6df"), &[org]),
         [
-            "`0x600..=0x6df` loosens the read of 0x600, which `default = \"allow\"` decides now, and `0x600..=0x6df` is final"
+            "`0x600..=0x6df` leaves the read of 0x600 to `default = \"allow\"`, which is looser than the final entry `0x600..=0x6df`"
         ]
     );
     // What is not final gives way to the final one around it.
@@ -141,7 +141,7 @@ fn override_of_a_range_that_inherits_is_a_mistake_where_it_loosens() {
     let text = over("@tsc").replace("'deny', over", "'inherit', over");
     let found = messages(&text, &[group]);
     assert!(
-        found.len() == 1 && found[0].starts_with("`@tsc` loosens the write of 0x10, "),
+        found.len() == 1 && found[0].starts_with("`@tsc` leaves the write of 0x10 to "),
         "{found:?}"
     );
 }
@@ -164,8 +164,8 @@ fn final_entry_that_a_final_entry_overrides_holds_on() {
     let found = messages(&text("read = 'inherit', write = 'deny'"), &[ORG, strict]);
     // The stricter of the two is named.
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found[0].contains("loosens the read"), "{found:?}");
-    assert!(found[1].contains("loosens the write"), "{found:?}");
+    assert!(found[0].contains("leaves the read"), "{found:?}");
+    assert!(found[1].contains("looser for the write"), "{found:?}");
     assert!(read(&text("read = 'kill', write = 'kill'"), &[ORG, strict]).is_ok());
     // The one in the middle takes away what the first one says.
     let open = "policy = 1\ndefault = 'allow'\ninclude = ['mid.toml']\n";
@@ -187,7 +187,7 @@ fn final_entries_of_two_includes_both_hold() {
     // What is final in the one loosens what is final in the other.
     assert_eq!(
         messages(&text(""), &[ORG, other]),
-        ["`0x611` loosens the read of 0x611, and `0x610..=0x61f` is final"]
+        ["`0x611` is looser for the read of 0x611 than the final entry `0x610..=0x61f`"]
     );
     let mended = text("0x611 = { read = 'kill', write = 'deny', override = true }\n");
     assert!(read(&mended, &[ORG, other]).is_ok());
@@ -195,7 +195,7 @@ fn final_entries_of_two_includes_both_hold() {
     assert_eq!(
         messages(&swapped, &[ORG, other]),
         [
-            "`0x611` loosens the write of 0x611, which `0x610..=0x61f` decides now, and `0x611` is final"
+            "`0x611` leaves the write of 0x611 to `0x610..=0x61f`, which is looser than the final entry `0x611`"
         ]
     );
 }
@@ -215,19 +215,19 @@ fn final_entry_that_inherits_promises_what_its_own_file_says() {
     let text = |default: &str, entries: &str| over_org(default, &format!("[msrs]\n{entries}"));
     assert_eq!(
         messages(&text("deny", opened), &[org("", wide)]),
-        ["`0x600..=0x6df` loosens the read of 0x611, and `0x611` is final"]
+        ["`0x600..=0x6df` is looser for the read of 0x611 than the final entry `0x611`"]
     );
     assert_eq!(
         messages(&text("allow", silent), &[org("", wide)]),
         [
-            "`0x600..=0x6df` loosens the read of 0x611, which `default = \"allow\"` decides now, and `0x611` is final"
+            "`0x600..=0x6df` leaves the read of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`"
         ]
     );
     // By its own `default`, which every includer shares; without one it leaves reads to others.
     let reads = "0x611 = { read = 'allow', write = 'deny', override = true }\n";
     assert_eq!(
         messages(&text("deny", reads), &[org("default = 'deny'\n", "")]),
-        ["`0x611` loosens the read of 0x611, and `0x611` is final"]
+        ["`0x611` is looser for the read of 0x611 than the final entry `0x611`"]
     );
     assert!(read(&text("deny", reads), &[org("", "")]).is_ok());
     assert!(read(&text("allow", ""), &[org("", "")]).is_ok());
@@ -243,7 +243,7 @@ fn final_entry_that_inherits_promises_what_its_own_file_says() {
     let including = org("include = ['below.toml']\n", "");
     assert_eq!(
         messages(&text("deny", opened), &[including, below]),
-        ["`0x600..=0x6df` loosens the read of 0x611, and `0x611` is final"]
+        ["`0x600..=0x6df` is looser for the read of 0x611 than the final entry `0x611`"]
     );
 }
 
@@ -253,8 +253,8 @@ fn audit_over_an_included_final_entry_is_a_mistake() {
     assert_eq!(
         refused(&text, &[ORG]),
         [[
-            "`mode = \"audit\"` lifts what `0x611` of org.toml refuses, and `0x611` is final",
-            "delete the mode, or have org.toml say `mode = \"audit\"`, too: only its own file puts a final entry in audit",
+            "`mode = \"audit\"` lets through what the final entry `0x611` of org.toml refuses",
+            "delete `mode`, or write `mode = \"audit\"` in org.toml, too: only its own file puts a final entry in audit",
         ]]
     );
     let audited = ORG
@@ -308,8 +308,8 @@ fn audit_over_many_final_entries_is_said_once_for_each_file() {
     assert_eq!(
         messages(text, &files),
         [
-            "`mode = \"audit\"` lifts what `0x610` of a.toml refuses, and `0x610` is final",
-            "`mode = \"audit\"` lifts what `0x650` of b.toml refuses, and `0x650` is final",
+            "`mode = \"audit\"` lets through what the final entry `0x610` of a.toml refuses",
+            "`mode = \"audit\"` lets through what the final entry `0x650` of b.toml refuses",
         ]
     );
 }
@@ -386,7 +386,7 @@ fn advice_on_an_own_entry_is_to_delete_or_tighten_it() {
     );
     assert_eq!(
         refused(&text, &[ORG])[0][1],
-        "delete the entry, or make it no looser than the final one"
+        "delete it, or say in it what the final entry says"
     );
 }
 
@@ -435,7 +435,7 @@ fn settings_of_a_final_device_are_the_files_own() {
     assert!(read(&device("deny"), &[org]).is_ok());
     assert_eq!(
         messages(&device("accept"), &[org]),
-        ["`device.microcode` is not what the including policy says"]
+        ["org.toml has another `device.microcode` than the policy that includes it"]
     );
 }
 

@@ -78,7 +78,7 @@ pub(super) static VM: [Gap; 2] = [
     Gap {
         name: "nested-msr-lists",
         kind: GapKind::Access,
-        why: "the MSR lists of a nested VM entry or exit may be loaded and stored unasked, \
+        why: "a nested VM entry or exit may load and store its MSR lists without asking the filter, \
               in a VM whose CPUID has VMX",
         on: Vendor::Intel,
         needs: Some("VMX"),
@@ -89,20 +89,20 @@ pub(super) static VM: [Gap; 2] = [
     },
     access(
         "confidential-guest",
-        "the MSRs of a SEV-ES, SEV-SNP, TDX or pKVM guest are handled in part outside of KVM",
+        "code outside of KVM handles some MSRs of a SEV-ES, SEV-SNP, TDX or pKVM guest",
     ),
 ];
 
 /// What reads, writes or goes by which registers.
 pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
     (
-        usage("syscall", "SYSCALL and SYSRET go by it"),
+        usage("syscall", "SYSCALL and SYSRET use it"),
         &[0xc000_0081..=0xc000_0084],
     ),
     (
         usage(
             "sysenter",
-            "SYSENTER goes by it, and SYSEXIT by IA32_SYSENTER_CS",
+            "SYSENTER uses it, and SYSEXIT uses IA32_SYSENTER_CS",
         ),
         &[0x174..=0x176],
     ),
@@ -124,7 +124,7 @@ pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
     (
         usage(
             "tsc-adjust",
-            "a write of IA32_TIME_STAMP_COUNTER moves IA32_TSC_ADJUST as far, and the other way round",
+            "a write of IA32_TIME_STAMP_COUNTER changes IA32_TSC_ADJUST by as much, and the other way round",
         ),
         &[one(0x10), one(0x3b)],
     ),
@@ -133,10 +133,7 @@ pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
         &[one(0xc000_0103)],
     ),
     (usage("rdpmc", "RDPMC reads it"), COUNTERS),
-    (
-        usage("xsaves", "XSAVES and XRSTORS go by it"),
-        &[one(0xda0)],
-    ),
+    (usage("xsaves", "XSAVES and XRSTORS use it"), &[one(0xda0)]),
     (
         usage(
             "xrstors",
@@ -147,28 +144,28 @@ pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
     (
         usage(
             "xfd",
-            "instructions that need a disabled state component fault by the one and set the other",
+            "an instruction that needs a disabled state component faults by IA32_XFD and sets IA32_XFD_ERR",
         ),
         &[0x1c4..=0x1c5],
     ),
     (
         usage(
             "shadow-stack",
-            "calls, interrupts and returns between privilege levels go by it",
+            "calls, interrupts and returns between privilege levels use it",
         ),
         &[0x6a4..=0x6a8],
     ),
     (
         usage(
             "paging",
-            "switching paging on or off by CR0 changes its LMA",
+            "switching paging on or off in CR0 changes its LMA bit",
         ),
         &[one(0xc000_0080)],
     ),
     (
         usage(
             "debug-exception",
-            "a debug exception clears its LBR and BTF",
+            "a debug exception clears its LBR and BTF bits",
         ),
         &[one(0x1d9)],
     ),

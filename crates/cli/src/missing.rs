@@ -1,0 +1,51 @@
+//! Plain words for files that cannot be opened, read or written.
+
+use std::env;
+use std::io;
+use std::path::Path;
+
+use crate::load;
+use crate::shipped::SHIPPED;
+
+/// Returns the reason of an error, without its number.
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut rest = text.chars();
+    let first = rest.next().map(|first| first.to_ascii_lowercase());
+    first.into_iter().chain(rest).collect()
+}
+
+/// Returns the reason for which a file could not be opened or written. For one that is not there it names the
+/// folder.
+pub(crate) fn why(path: &Path, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::NotFound {
+        return reason(error);
+    }
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    match folder {
+        Some(folder) if !folder.is_dir() => format!("there is no folder {}", load::shown(folder)),
+        _ if path.is_symlink() => "it is a link that leads nowhere".to_owned(),
+        Some(folder) => format!("there is no such file in {}", load::shown(folder)),
+        None => "there is no such file in the current folder".to_owned(),
+    }
+}
+
+/// Returns a folder as a message names it: below the current folder, by the way from there.
+pub(crate) fn folder(path: &Path) -> String {
+    let current = env::current_dir().ok();
+    let below = current.and_then(|current| path.strip_prefix(current).ok());
+    match below.unwrap_or(path) {
+        here if here == Path::new("") => "the current folder".to_owned(),
+        path => load::shown(path),
+    }
+}
+
+/// Returns the shipped policy that is meant by a name of none, with or without `.toml`.
+pub(crate) fn meant(name: &str) -> Option<&'static str> {
+    let name = name.strip_suffix(".toml").unwrap_or(name).to_lowercase();
+    let names = SHIPPED.iter().map(|shipped| shipped.name);
+    let distances = names.map(|known| (strsim::osa_distance(&name, known), known));
+    let (distance, known) = distances.min()?;
+    (distance <= known.len() / 4).then_some(known)
+}

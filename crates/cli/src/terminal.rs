@@ -1,0 +1,154 @@
+//! The width of the terminal, and lines that fit into it.
+
+use std::io;
+
+use terminal_size::{Width, terminal_size_of};
+
+/// Narrower terminals get lines of this width.
+const LEAST: usize = 20;
+
+/// The indent of what follows the first line, where a column of its own would leave no room.
+const INDENT: usize = 4;
+
+/// Returns the width of the terminal that results go to; `None` if they go elsewhere.
+pub(crate) fn of_results() -> Option<usize> {
+    terminal_size_of(io::stdout()).map(columns)
+}
+
+/// Returns the width of the terminal that messages go to; `None` if they go elsewhere.
+pub(crate) fn of_talk() -> Option<usize> {
+    terminal_size_of(io::stderr()).map(columns)
+}
+
+fn columns((Width(width), _): (Width, terminal_size::Height)) -> usize {
+    usize::from(width).max(LEAST)
+}
+
+/// Breaks the lines of a text that are longer than `width` between words. What follows the first line of a row
+/// stands below its last column, if that leaves it half of the width.
+pub(crate) fn wrapped(text: &str, width: usize) -> String {
+    let mut all = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        let (line, end) = match line.strip_suffix('\n') {
+            Some(line) => (line, "\n"),
+            None => (line, ""),
+        };
+        wrap(&mut all, line, width);
+        all.push_str(end);
+    }
+    all
+}
+
+fn wrap(all: &mut String, line: &str, width: usize) {
+    if seen(line) <= width {
+        all.push_str(line);
+        return;
+    }
+    let lead = line.len() - line.trim_start_matches(' ').len();
+    let lead = if lead > width / 2 { INDENT } else { lead };
+    let column = last_column(line).filter(|column| *column <= width / 2);
+    let indent = column.unwrap_or(lead + INDENT);
+    // Without columns below each other, wide gaps mean nothing.
+    let gap = if column.is_some() { width } else { 2 };
+    let mut column = lead;
+    all.extend(std::iter::repeat_n(' ', lead));
+    let mut rest = line.trim_start_matches(' ');
+    let mut is_first = true;
+    while !rest.is_empty() {
+        let word = rest.split(' ').next().unwrap_or_default();
+        let after = rest[word.len()..].trim_start_matches(' ');
+        let blanks = (rest.len() - word.len() - after.len()).min(gap);
+        if !is_first && column + seen(word) > width {
+            all.truncate(all.trim_end_matches(' ').len());
+            all.push('\n');
+            all.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+        }
+        all.push_str(word);
+        column += seen(word);
+        if !after.is_empty() {
+            all.extend(std::iter::repeat_n(' ', blanks));
+            column += blanks;
+        }
+        (rest, is_first) = (after, false);
+    }
+}
+
+/// The column after the last run of blanks, as rows of a table have them between cells.
+fn last_column(line: &str) -> Option<usize> {
+    let body = line.trim_start_matches(' ');
+    let at = line.len() - body.len() + body.rfind("  ")? + 2;
+    Some(seen(&line[..at]))
+}
+
+/// The number of characters that are seen, without styles.
+fn seen(text: &str) -> usize {
+    let mut count = 0;
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        if c == '\u{1b}' {
+            rest.by_ref().find(|end| *end == 'm');
+        } else {
+            count += 1;
+        }
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_that_fits_stays_as_it_is() {
+        let text = "a  b\n\n  c d\n";
+        assert_eq!(wrapped(text, 20), text);
+        let styled = "\u{1b}[1mtwenty characters   \u{1b}[0m";
+        assert_eq!(wrapped(styled, 20), styled);
+    }
+
+    #[test]
+    fn long_row_goes_on_below_its_last_column() {
+        assert_eq!(
+            wrapped(
+                "S1.1    holds      capability 188 says that user space can handle\n",
+                40
+            ),
+            "S1.1    holds      capability 188 says\n                   that user space can\n                   handle\n"
+        );
+    }
+
+    #[test]
+    fn row_of_wide_columns_goes_on_with_a_small_indent() {
+        assert_eq!(
+            wrapped(
+                "0x10 IA32_TIME_STAMP_COUNTER                 read   deny     #GP, or an exit",
+                40
+            ),
+            "0x10 IA32_TIME_STAMP_COUNTER  read  deny\n    #GP, or an exit"
+        );
+        assert_eq!(
+            wrapped(
+                "                                             write  deny     #GP, or an exit",
+                40
+            ),
+            "    write  deny  #GP, or an exit"
+        );
+    }
+
+    #[test]
+    fn sentence_goes_on_with_an_indent() {
+        assert_eq!(
+            wrapped("  - accesses that never leave the guest", 30),
+            "  - accesses that never leave\n      the guest"
+        );
+    }
+
+    #[test]
+    fn word_longer_than_a_line_has_a_line_of_its_own() {
+        assert_eq!(
+            wrapped("a bbbbbbbbbbbbbbbbbbbbbbbbb c", 20),
+            "a\n    bbbbbbbbbbbbbbbbbbbbbbbbb\n    c"
+        );
+    }
+}

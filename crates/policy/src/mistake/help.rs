@@ -1,0 +1,152 @@
+//! The advice that comes with each mistake.
+
+use msrgate_filter::Access;
+use msrgate_program::{one_line, shown};
+
+use super::MistakeKind;
+use crate::selector::parse_msrs;
+
+impl MistakeKind {
+    /// Says what to do about it, where that is not plain.
+    #[must_use]
+    pub fn help(&self) -> Option<String> {
+        Some(match self {
+            Self::Msrs(error) => error.help_in_policy(),
+            Self::Syntax { help, .. }
+            | Self::UnknownKey { help, .. }
+            | Self::Misplaced { help, .. }
+            | Self::UnknownDevice { help, .. }
+            | Self::UnknownWord { help, .. }
+            | Self::WrongType { help, .. }
+            | Self::BadNumber { help, .. }
+            | Self::BadRange { help, .. }
+            | Self::NamesX2apic { help, .. }
+            | Self::Hidden { help, .. }
+            | Self::NoVendor { help, .. }
+            | Self::NoProcessor { help, .. }
+            | Self::UnknownGap { help, .. }
+            | Self::Conflict { help, .. }
+            | Self::Loosened { help, .. } => shown(help),
+            Self::Unreadable { help, .. } => return help.as_deref().map(shown),
+            Self::NamesTheLastMsr(key) => without_the_last(key),
+            Self::OtherDirection { word, access } => other_direction(word, *access),
+            Self::LiftedByAudit { file, .. } => {
+                let file = one_line(file);
+                format!(
+                    "delete `mode`, or write `mode = \"audit\"` in {file}, too: only its own file puts a final entry in audit"
+                )
+            }
+            Self::MissingDirection { access, .. } => format!(
+                "add `{access} = \"allow\"` or `{access} = \"deny\"`; `{access} = \"inherit\"` takes what a wider entry or `default` says"
+            ),
+            Self::DeviceNotSetUp { device, .. } => format!(
+                "add a table `[device.{}]` with `revision` and `update`",
+                one_line(device)
+            ),
+            _ => return self.fixed_help().map(str::to_owned),
+        })
+    }
+
+    /// The advice that is the same for all mistakes of a kind.
+    fn fixed_help(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::MissingKey { help, .. }
+            | Self::DuplicateKey { help, .. }
+            | Self::DeviceElsewhere { help, .. } => help,
+            Self::TooLong { .. } => SINGLE_MSRS,
+            Self::CanonicalForm { .. } => {
+                "delete what is repeated, or leave the file as it is: the other commands take it"
+            }
+            Self::TooMany { what, .. } => fewer(what),
+            Self::NotAPolicy { .. } => {
+                "begin the file with the line `policy = 1`, without quotes; msrgate shows no text of other files, which may be secret"
+            }
+            Self::LongLine { .. } => "write one entry a line",
+            Self::UnknownVersion(_) => "write `policy = 1`, or use a newer msrgate",
+            Self::ListsNothing { .. } => {
+                "name one, or delete the key where all processors are meant"
+            }
+            Self::SaidTwice { .. } => "keep one of the two",
+            Self::NotForwardable { .. } => {
+                "`mask`, `pin` and `sticky` work for IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE and IA32_SYSENTER_*; for others write \"allow\", \"deny\", \"ignore\" or a `register`"
+            }
+            Self::NotLoggable { .. } => {
+                "write `log = \"first\"`, which records the first access of any MSR"
+            }
+            Self::UnknownNeedsAllow => "delete it, or write `default = \"allow\"`",
+            Self::OverridesNothing(_) => {
+                "delete `override = true`: a narrower entry wins over an included one without it; to replace an included entry, write that entry's key"
+            }
+            Self::Cycle { .. } => "delete one of these includes",
+            Self::Disagrees { .. } => {
+                "write the include's setting in the policy, too, or include a copy of the file without it (`msrgate policies NAME` prints a shipped policy)"
+            }
+            // The others have advice of their own.
+            _ => return None,
+        })
+    }
+}
+
+fn without_the_last(key: &str) -> String {
+    let range = parse_msrs(key).ok().and_then(|msrs| msrs.as_range());
+    match range {
+        Some(range) if range.count() > 1 => {
+            format!(
+                "end the range before it: `\"{}..=0xfffffffe\"`",
+                range.first()
+            )
+        }
+        _ => "delete the entry".to_owned(),
+    }
+}
+
+/// The way to say for one direction what a word says for the other, and all words of that direction.
+fn other_direction(word: &str, access: Access) -> String {
+    let first = match (word, access) {
+        ("ignore", Access::Read) => "to answer a read, write `{ value = \"0x0\" }`; ",
+        (_, Access::Read) => "write it for `write`; ",
+        ("value", Access::Write) => "to drop a write, write \"ignore\"; ",
+        (_, Access::Write) => "write it for `read`; ",
+    };
+    let all = match access {
+        Access::Read => {
+            "a read may be allow, deny, kill, inherit, value, handler, device or register"
+        }
+        Access::Write => {
+            "a write may be allow, deny, kill, inherit, ignore, mask, pin, sticky, handler, device or register"
+        }
+    };
+    format!("{first}{all}")
+}
+
+/// Names of limits in messages.
+pub(crate) const PROCESSORS: &str = "kinds of processors that its `[[when]]`s tell apart";
+pub(crate) const COMBINATIONS: &str = "combinations of `[[when]]`s that hold together";
+
+const SINGLE_MSRS: &str = "name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`";
+
+/// The name of the limit [`MAX_ENTRIES_ON_ALL`](crate::limits::MAX_ENTRIES_ON_ALL) in messages.
+pub(crate) const ENTRIES_ON_ALL: &str =
+    "entries, each counted once for every kind of processor on which it holds";
+
+/// The way to have fewer of them.
+fn fewer(what: &str) -> &'static str {
+    match what {
+        "tokens of TOML" => {
+            "name ranges instead of single MSRs, and write comments above paragraphs, not at each entry"
+        }
+        "tables and lists" => "write entries as words: `0x10 = \"rw\"` takes no table",
+        "files" => "join files that are always included together",
+        "names in an `include`" => "name each file once",
+        "groups" => "name each group once, or write the ranges that are meant",
+        "`[[when]]`s" => "join those that say the same: each part of `cpu` may be a list",
+        PROCESSORS => "write ranges of families, models and steppings instead of single ones",
+        ENTRIES_ON_ALL => {
+            "name ranges instead of single MSRs, or write fewer `[[when]]`s: an entry outside of them counts for each kind of processor"
+        }
+        COMBINATIONS => {
+            "write one `[[when]]` for each kind of processor, so that fewer of them hold together"
+        }
+        _ => SINGLE_MSRS,
+    }
+}

@@ -1,0 +1,365 @@
+//! Mistakes of people who know TOML or msrgate little: each has one message, which says what to write.
+
+use crate::{Mistake, NoIncludes, Source, parse};
+
+const HEAD: &str = "policy = 1\ndefault = 'deny'\n";
+
+/// The messages of a text with their help.
+fn said(text: &str) -> Vec<(String, String)> {
+    let mistakes = parse(&Source::new("policy.toml", text), &mut NoIncludes).expect_err(text);
+    let wrongs = mistakes.mistakes().iter().map(Mistake::wrong);
+    wrongs
+        .map(|wrong| (wrong.to_string(), wrong.help().unwrap_or_default()))
+        .collect()
+}
+
+/// Checks the one message of each line, which stands in `[msrs]`.
+fn check_entries(lines: &[(&str, &str, &str)]) {
+    for (line, why, help) in lines {
+        let text = format!("{HEAD}[msrs]\n{line}\nIA32_PAT = 'r'\n");
+        assert_eq!(
+            said(&text),
+            [((*why).to_owned(), (*help).to_owned())],
+            "{line}"
+        );
+    }
+}
+
+fn check_texts(texts: &[(&str, &str, &str)]) {
+    for (text, why, help) in texts {
+        assert_eq!(
+            said(text),
+            [((*why).to_owned(), (*help).to_owned())],
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn unquoted_range_group_or_word_is_to_be_quoted() {
+    check_entries(&[
+        (
+            "0x200..=0x20f = 'r'",
+            "`0x200..=0x20f` needs quotes",
+            "quote it: `\"0x200..=0x20f\" = 'r'`",
+        ),
+        (
+            "0x200..0x20f = r",
+            "`0x200..0x20f` needs quotes",
+            "quote it: `\"0x200..=0x20f\" = \"r\"`",
+        ),
+        (
+            "  IA32_SYSENTER_CS..=IA32_SYSENTER_EIP = { read = 'allow', write = 'deny' }",
+            "`IA32_SYSENTER_CS..=IA32_SYSENTER_EIP` needs quotes",
+            "quote it: `\"IA32_SYSENTER_CS..=IA32_SYSENTER_EIP\" = { read = 'allow', write = 'deny' }`",
+        ),
+        (
+            "@mtrr = 'r'",
+            "`@mtrr` needs quotes",
+            "quote it: `\"@mtrr\" = 'r'`",
+        ),
+        (
+            "IA32_EFER = rw",
+            "`rw` needs quotes",
+            "quote it: `IA32_EFER = \"rw\"`",
+        ),
+        (
+            "IA32_EFER = none",
+            "`none` needs quotes",
+            "quote it: `IA32_EFER = \"none\"`",
+        ),
+        (
+            "IA32_EFER = { read = allow, write = 'deny' }",
+            "`allow` needs quotes",
+            "quote it: `\"allow\"`",
+        ),
+        (
+            "IA32_EFER = { read = 'deny', write = 'deny', why = who needs it }",
+            "`who needs it` needs quotes",
+            "quote it: `\"who needs it\"`",
+        ),
+    ]);
+    check_texts(&[
+        (
+            "policy = 1\ndefault = 'deny'\n[msrs.@cet]\nread = 'allow'\nwrite = 'deny'\n",
+            "`@cet` needs quotes",
+            "quote it: `[msrs.\"@cet\"]`",
+        ),
+        (
+            "policy = 1\ndefault = deny\n",
+            "`deny` needs quotes",
+            "quote it: `default = \"deny\"`",
+        ),
+        (
+            "policy = 1\ndefault = 'deny'\n[[when]]\ncpu = { model = 0x6a..=0x6c }\n[when.msrs]\n",
+            "`0x6a..=0x6c` needs quotes",
+            "quote it: `\"0x6a..=0x6c\"`",
+        ),
+    ]);
+}
+
+#[test]
+fn line_that_is_not_toml_says_what_to_write() {
+    check_entries(&[
+        (
+            "IA32_EFER: 'rw'",
+            "`=` joins a key and its value, not `:`",
+            "write `IA32_EFER = 'rw'`",
+        ),
+        ("IA32_EFER == 'rw'", "a second `=` stands here", "delete it"),
+        (
+            "IA32_EFER",
+            "a key has no value",
+            "write `=` and the value after it",
+        ),
+        (
+            "IA32_EFER = { read = 'allow', write = 'deny', final }",
+            "a key has no value",
+            "write `=` and the value after it",
+        ),
+        (
+            "IA32_EFER = { read = 'allow' write = 'deny' }",
+            "a comma is missing in a table",
+            "write `,` between its parts, as in `{ read = \"allow\", write = \"deny\" }`, or `}` at its end",
+        ),
+        (
+            "IA32_EFER = { read = 'allow', write = 'deny', final = True }",
+            "`True` is not a word of TOML",
+            "write `true`",
+        ),
+        (
+            "IA32_EFER = 'rw",
+            "a string has no closing quote on this line",
+            "write `'` at its end",
+        ),
+        (
+            "IA32_EFER = “rw”",
+            "a typographic quote is not a quote of TOML",
+            "write `\"`",
+        ),
+        (
+            "// the system call",
+            "this is not a comment of TOML",
+            "begin a comment with `#`",
+        ),
+        (
+            "IA32_EFER = 'rw';",
+            "the line goes on after its value",
+            "begin a new line, or a comment with `#`",
+        ),
+    ]);
+    check_texts(&[(
+        "policy = 1\ndefault = 'deny'\n[msrs\nIA32_EFER = 'rw'\n",
+        "the head of a table has no `]`",
+        "write `[msrs]`",
+    )]);
+}
+
+#[test]
+fn setting_or_entry_in_the_wrong_table_says_where_to_move_it() {
+    check_texts(&[
+        (
+            "policy = 1\ndefault = 'deny'\nIA32_EFER = 'rw'\n[msrs]\n",
+            "`IA32_EFER` stands above `[msrs]`, where settings of the policy stand",
+            "move it below `[msrs]`",
+        ),
+        (
+            "policy = 1\ndefault = 'deny'\n'@mtrr' = 'rw'\n",
+            "`@mtrr` stands above `[msrs]`, where settings of the policy stand",
+            "write `[msrs]` above it, on a line of its own",
+        ),
+        (
+            "policy = 1\ndefault = 'deny'\n[IA32_EFER]\nread = 'allow'\n",
+            "`IA32_EFER` stands above `[msrs]`, where settings of the policy stand",
+            "write `[msrs.IA32_EFER]`",
+        ),
+        (
+            "policy = 1\n[msrs]\nIA32_EFER = 'rw'\ndefault = 'deny'\n",
+            "`default` stands below `[msrs]`, where each key names MSRs",
+            "move it above the first `[table]`: all lines below a `[table]` belong to it",
+        ),
+        (
+            "policy = 1\ndefault = 'deny'\n[msrs.read]\nIA32_EFER = 'allow'\n",
+            "`read` stands below `[msrs]`, where each key names MSRs",
+            "write an entry for each MSR, such as `IA32_PAT = { read = \"allow\", write = \"deny\" }`",
+        ),
+        (
+            "policy = 1\ndefault = 'deny'\n[[when]]\nMSR_PPERF = 'r'\n",
+            "`MSR_PPERF` stands directly below `[[when]]`, where only `cpu` and `msrs` may stand",
+            "write `[when.msrs]` above the entries",
+        ),
+        (
+            "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_STAR = { read = 'allow', write = 'allow', mask = 1 }\n",
+            "`mask` stands beside `read` and `write`",
+            "write it for one of the two, such as `write = { mask = \"0xff\" }`",
+        ),
+    ]);
+}
+
+#[test]
+fn typo_in_the_microcode_device_says_how_it_is_written() {
+    let device = |lines: &str| {
+        format!("{HEAD}{lines}\n[msrs]\nIA32_BIOS_UPDT_TRIG = {{ device = 'microcode' }}\n")
+    };
+    for (lines, why, help) in [
+        (
+            "[device.microcod]\nrevision = 1\nupdate = 'accept'",
+            "no device is called `microcod`",
+            "write `[device.microcode]`; the only name of a device may be `microcode`",
+        ),
+        (
+            "[microcode]\nrevision = 1\nupdate = 'accept'",
+            "`microcode` stands at the top of the policy, where settings stand",
+            "write `[device.microcode]`",
+        ),
+        (
+            "[device.microcode]\nrevison = 1\nupdate = 'accept'",
+            "unknown key `revison`",
+            "did you mean `revision`? A key here may be `revision`, `update`",
+        ),
+        (
+            "[device.microcode]\nrevision = 1\nupdate = 'acept'",
+            "`update` cannot be \"acept\"",
+            "did you mean \"accept\"? `update` may be \"accept\", \"ignore\", \"deny\"",
+        ),
+        (
+            "[device]\nmicrocode = true",
+            "`microcode` is a boolean, and should be a table",
+            "write `[device.microcode]`",
+        ),
+    ] {
+        check_texts(&[(&device(lines), why, help)]);
+    }
+}
+
+#[test]
+fn index_that_is_not_hexadecimal_gets_the_form_to_write() {
+    const WHY: &str = "is not an MSR index: an index is hexadecimal and begins with `0x`";
+    let decimal = format!("`3221225602` {WHY}");
+    let small = format!("`16` {WHY}");
+    let bare = format!("`8b` {WHY}");
+    check_entries(&[
+        ("3221225602 = 'r'", &decimal, "write `0xc0000082`"),
+        (
+            "16 = 'r'",
+            &small,
+            "write `0x10`; or `0x16`, if the digits are hexadecimal already",
+        ),
+        ("8b = 'r'", &bare, "write `0x8b`"),
+        (
+            "0b11 = 'r'",
+            "`0b11` is not an MSR index: an index is hexadecimal, not binary",
+            "write `0x3`",
+        ),
+    ]);
+}
+
+/// A range that is proposed is understood, and makes no new mistake.
+#[test]
+fn proposed_range_is_a_valid_entry() {
+    for line in [
+        "'0x700..=0x9ff' = 'r'",
+        "'0x0..=0xffffffff' = 'r'",
+        "'0xfffffff0..=0xffffffff' = 'r'",
+        "'0x200-0x20f' = 'r'",
+        "'0x20f..0x200' = 'r'",
+        "'100..=200' = 'r'",
+        "0x200..0x20f = 'r'",
+    ] {
+        let [(_, help)] = &said(&format!("{HEAD}[msrs]\n{line}\n"))[..] else {
+            panic!("{line} has not one message");
+        };
+        let proposed: Vec<_> = help
+            .split('"')
+            .filter(|part| part.contains("..="))
+            .collect();
+        assert!(!proposed.is_empty(), "{line}: {help}");
+        for range in proposed {
+            let text = format!("{HEAD}[msrs]\n\"{range}\" = 'r'\n");
+            let parsed = parse(&Source::new("policy.toml", &text), &mut NoIncludes);
+            assert!(parsed.is_ok(), "{line}: {range}");
+        }
+    }
+}
+
+#[test]
+fn word_or_number_that_cannot_stand_there_says_what_can() {
+    check_entries(&[
+        (
+            "IA32_EFER = 'deny'",
+            "`IA32_EFER` cannot be \"deny\"",
+            "did you mean \"none\"? `IA32_EFER` may be \"rw\", \"r\", \"w\", \"none\"",
+        ),
+        (
+            "IA32_LSTAR = 'pin'",
+            "`IA32_LSTAR` cannot be \"pin\"",
+            "write `IA32_LSTAR = { read = \"allow\", write = \"pin\" }`",
+        ),
+        (
+            "IA32_EFER = { read = 'value', write = 'deny' }",
+            "`read` cannot be \"value\"",
+            "write `read = { value = \"0x0\" }`",
+        ),
+        (
+            "IA32_EFER = { read = 7, write = 'deny' }",
+            "`read` is a number, and should be a word or a table",
+            "write `read = { value = 7 }`",
+        ),
+        (
+            "IA32_EFER = { read = { value = 'ffff' }, write = 'deny' }",
+            "`value` cannot be `ffff`, which is not a number of at most 64 bits",
+            "hexadecimal digits follow `0x`: `\"0xffff\"`",
+        ),
+        (
+            "IA32_EFER = { read = { value = '0x1ffffffffffffffff' }, write = 'deny' }",
+            "`value` cannot be `0x1ffffffffffffffff`, which is not a number of at most 64 bits",
+            "the largest number is `\"0xffffffffffffffff\"`",
+        ),
+        (
+            "action = 1",
+            "no MSR is called `action`",
+            "look it up with `msrgate msr WORD`; an entry looks like `IA32_PAT = \"r\"`",
+        ),
+    ]);
+    check_texts(&[
+        (
+            "policy = 1\ndefault = 'none'\n",
+            "`default` cannot be \"none\"",
+            "did you mean \"deny\"? `default` may be \"allow\", \"deny\"",
+        ),
+        (
+            "policy = 1\ndefault = 'allow'\nunknown = { read = 'ignore' }\n",
+            "`read` cannot be \"ignore\"",
+            "write the number that a read gives, such as `read = 0`, or `read = \"deny\"`",
+        ),
+        (
+            "policy = 1\ndefault = 'deny'\ninclude = 'linux-boot'\n",
+            "`include` is a string, and should be a list of strings",
+            "write `include = [\"linux-boot\"]`",
+        ),
+    ]);
+}
+
+#[test]
+fn entries_that_disagree_say_how_to_part_them() {
+    const WHY: &str = "`MSR_PPERF` and `MSR_PPERF` are the same MSR, 0x64e, and disagree on writes";
+    let when = "[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\nMSR_PPERF = 'r'\n";
+    let other = "[[when]]\ncpu = { family = 6 }\n[when.msrs]\nMSR_PPERF = 'rw'\n";
+    check_texts(&[
+        (
+            &format!("{HEAD}[msrs]\nMSR_PPERF = 'rw'\n{when}"),
+            WHY,
+            "write `override = true` into the entry of the `[[when]]`, which then takes the place of the other one",
+        ),
+        (
+            &format!("{HEAD}{when}{other}"),
+            WHY,
+            "both `[[when]]`s hold on some processor: write the same in both, or let their `cpu`s exclude each other",
+        ),
+        (
+            &format!("{HEAD}[msrs]\n'0x200..=0x20f' = 'r'\n'0x20f..=0x21f' = 'rw'\n"),
+            "`0x200..=0x20f` and `0x20f..=0x21f` overlap in part, in 0x20f, and disagree on writes",
+            "write `\"0x200..=0x20e\"` in place of `0x200..=0x20f`, or `\"0x210..=0x21f\"` in place of `0x20f..=0x21f`: of two entries the narrower one holds only where it lies wholly within the other",
+        ),
+    ]);
+}
