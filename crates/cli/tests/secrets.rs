@@ -95,7 +95,7 @@ fn place_in_json_tells_no_length_of_a_value() {
     let short = diff("{\"schema\":\"a\", \"x\": 1");
     assert_eq!(short, diff("{\"schema\":\"abcdefgh\", \"x\": 1"));
     assert!(
-        short.contains("x.json: not the JSON it should be: line 1: expected u64"),
+        short.contains("x.json: the JSON is not as it should be: line 1: expected u64"),
         "{short}"
     );
     let ours = diff("{\"schema\":1,\"default\":\"deny\",\"ranges\":[");
