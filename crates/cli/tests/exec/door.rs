@@ -179,3 +179,28 @@ fn watcher(word: &str, vmm: u32) -> u32 {
     }
     panic!("there is no watcher");
 }
+
+/// Of two seccomp filters only one may have a listener: the kernel then refuses without a word of ours.
+#[test]
+fn door_beside_another_listener_is_closed_without_a_sentence() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let (strict, listener) = (lab.build("strict.c", &[]), lab.build("listener.c", &[]));
+    let exec = lab.exec(&["--quiet"]);
+    let mut command = Command::new(listener);
+    command.arg(exec.get_program()).args(exec.get_args());
+    command.args(["sh", "-c", "$0; LD_PRELOAD= $0"]).arg(strict);
+    command.current_dir(lab.folder.path());
+    command.envs(
+        exec.get_envs()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
+    let ran = ran(&mut command);
+    assert_eq!((&*ran.out, ran.status), ("!\n", 1), "{}", ran.err);
+    assert!(
+        ran.err.contains("Operation not permitted") && !ran.err.contains(SENTENCE),
+        "{}",
+        ran.err
+    );
+}
