@@ -17,10 +17,10 @@ use msrgate_policy::{
 };
 
 use crate::access::Access;
+use crate::links;
 use crate::missing;
 use crate::named::name;
 use crate::shipped::{SHIPPED, Shipped, shipped};
-use crate::whole;
 
 /// A file as the kernel knows it, whatever names lead to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,7 +126,7 @@ impl Place {
         let opened = Opened::of(argument, file).map(Box::new);
         let path = match &opened {
             Some(opened) => &opened.path,
-            None if whole::is_open_file(argument) => Path::new(""),
+            None if links::is_open_file(argument) => Path::new(""),
             None => argument,
         };
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();

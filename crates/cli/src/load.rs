@@ -157,11 +157,6 @@ pub(crate) fn is_standard_input(argument: &Path) -> bool {
     argument.as_os_str() == "-"
 }
 
-/// Returns a path as people are shown it, whatever bytes it has: different paths look different.
-pub(crate) fn shown(path: &Path) -> String {
-    shown_name(&name(path))
-}
-
 /// An entry that has more MSRs than all ranges together could reach, and differs from the default.
 fn too_wide(policy: &Policy) -> Option<String> {
     let reach = MAX_RANGES as u64 * u64::from(Bitmap::MAX_COUNT);

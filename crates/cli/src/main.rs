@@ -6,6 +6,7 @@ mod commands;
 mod descriptors;
 mod failure;
 mod files;
+mod links;
 mod load;
 mod missing;
 mod named;

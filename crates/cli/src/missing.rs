@@ -4,7 +4,7 @@ use std::env;
 use std::io;
 use std::path::Path;
 
-use crate::load;
+use crate::named;
 use crate::shipped::SHIPPED;
 
 /// Returns the reason of an error, without its number.
@@ -24,9 +24,9 @@ pub(crate) fn why(path: &Path, error: &io::Error) -> String {
     }
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     match folder {
-        Some(folder) if !folder.is_dir() => format!("there is no folder {}", load::shown(folder)),
+        Some(folder) if !folder.is_dir() => format!("there is no folder {}", named::shown(folder)),
         _ if path.is_symlink() => "it is a link that leads nowhere".to_owned(),
-        Some(folder) => format!("there is no such file in {}", load::shown(folder)),
+        Some(folder) => format!("there is no such file in {}", named::shown(folder)),
         None => "there is no such file in the current folder".to_owned(),
     }
 }
@@ -37,7 +37,7 @@ pub(crate) fn folder(path: &Path) -> String {
     let below = current.and_then(|current| path.strip_prefix(current).ok());
     match below.unwrap_or(path) {
         here if here == Path::new("") => "the current folder".to_owned(),
-        path => load::shown(path),
+        path => named::shown(path),
     }
 }
 

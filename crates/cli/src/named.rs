@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use msrgate_policy::is_no_file;
+use msrgate_policy::{is_no_file, shown_name};
 
 /// Returns a name that is different for each path, for JSON and, as [`shown_name`](msrgate_policy::shown_name), for people.
 ///
@@ -17,6 +17,11 @@ pub(crate) fn name(path: &Path) -> String {
         Some(text) if !text.contains("\\x") => text.to_owned(),
         _ => escaped(path.as_os_str().as_bytes()),
     }
+}
+
+/// Returns a path as people are shown it, whatever bytes it has: different paths look different.
+pub(crate) fn shown(path: &Path) -> String {
+    shown_name(&name(path))
 }
 
 fn escaped(bytes: &[u8]) -> String {

@@ -3,7 +3,7 @@
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tempfile::NamedTempFile;
 
@@ -11,28 +11,18 @@ use crate::access::{Access, Given};
 use crate::descriptors;
 use crate::failure::Failure;
 use crate::files::Opened;
-use crate::load::shown;
+use crate::links::{Target, folder, follow};
+use crate::named::shown;
 use crate::processor::note;
 
 /// What a new file may be, less the umask.
 const NEW: u32 = 0o666;
-
-/// As many links in a row as the kernel follows.
-const MOST_LINKS: usize = 40;
 
 /// Bytes for people, or not for them: a terminal would take what an author wrote for commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Text,
     Binary,
-}
-
-/// The file that a path leads to.
-enum Target {
-    /// A link of a process in `/proc`, to an open file, which may have no name any more.
-    Open(PathBuf),
-    /// The path, in a folder without links, of what is no link: something that is there, or may be made.
-    Path(PathBuf),
 }
 
 /// Where `path` leads to is the old file or the new one, never a part. A file that is there keeps the
@@ -87,11 +77,6 @@ pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Fa
     persisted.map_err(|error| trouble(name, &error.error))?;
     say_what_changed(name, &read.metadata, new.given);
     Ok(())
-}
-
-/// Returns true if a path leads to an open file and not to a name: `/dev/stdin`, `/proc/self/fd/3`.
-pub(crate) fn is_open_file(path: &Path) -> bool {
-    matches!(follow(path), Ok(Target::Open(_)))
 }
 
 fn trouble(path: &Path, error: &io::Error) -> Failure {
@@ -163,46 +148,6 @@ fn say_what_changed(name: &Path, old: &Metadata, given: Given) {
             old.nlink()
         ));
     }
-}
-
-/// Follows the links at the end of a path, the last of which may lead to what is not there.
-fn follow(path: &Path) -> io::Result<Target> {
-    let mut path = path.to_owned();
-    for _ in 0..MOST_LINKS {
-        let Some(name) = path.file_name() else {
-            return Ok(Target::Path(path));
-        };
-        let folder = folder(&path).canonicalize()?;
-        let there = folder.join(name);
-        // By the path as it is: a `/` at its end means a folder.
-        match fs::symlink_metadata(&path) {
-            Ok(one) if one.is_symlink() => {}
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Err(_) if path.as_os_str().as_encoded_bytes().ends_with(b"/") => {
-                return Err(io::ErrorKind::NotADirectory.into());
-            }
-            Ok(_) | Err(_) => return Ok(Target::Path(there)),
-        }
-        if is_of_a_process(&folder) {
-            return Ok(Target::Open(there));
-        }
-        path = folder.join(fs::read_link(&there)?);
-    }
-    Err(io::Error::from_raw_os_error(libc::ELOOP))
-}
-
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// Returns true for the folders in `/proc` whose links lead to files, whatever names those have.
-fn is_of_a_process(folder: &Path) -> bool {
-    let inside = folder.strip_prefix("/proc").ok();
-    let first = inside.and_then(|inside| inside.iter().next()?.to_str());
-    first.is_some_and(|first| first.parse::<u32>().is_ok())
 }
 
 /// Opens the file behind a link such as `/proc/7/fd/3` for writing. Its bytes stay.

@@ -6,7 +6,7 @@ use std::iter;
 use msrgate_program::{Cpu, CpuPart, Program, Variant, one_line};
 
 use crate::mistake::MistakeKind;
-use crate::parse::one_of;
+use crate::nearest::one_of;
 use crate::parse::words::VENDORS;
 use crate::source::quoted;
 

@@ -21,6 +21,7 @@ mod layout;
 mod limits;
 pub mod lint;
 mod mistake;
+mod nearest;
 mod overrides;
 mod overview;
 mod parse;

@@ -20,6 +20,7 @@ use toml::de::{DeTable, DeValue};
 use crate::layout;
 use crate::limits::{MAX_LINE, MAX_MISTAKES};
 use crate::mistake::{Label, Mistake, MistakeKind, Mistakes};
+use crate::nearest;
 use crate::policy::{At, Entry, Policy, SourceId, SourceSet, When};
 use crate::source::{Source, quoted, small};
 
@@ -27,7 +28,6 @@ pub use include::{IncludeError, Includes, NoIncludes};
 use settings::Said;
 pub(crate) use settings::Stated;
 use size::Size;
-pub(crate) use value::one_of;
 use value::{Item, items};
 
 /// The content of a policy's texts, and the mistakes in each of them.
@@ -249,7 +249,7 @@ impl<'i> Reader<'i> {
             return;
         }
         let key = item.key.text;
-        let meant = value::meant(key, &words::TOP);
+        let meant = nearest::meant(key, &words::TOP);
         self.has_lost_default |= meant == Some("default");
         self.has_broken_device |= meant == Some("device");
         let name = quoted(key);

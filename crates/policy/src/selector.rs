@@ -6,7 +6,7 @@ use msrgate_filter::MsrIndex;
 use msrgate_program::{MsrRange, MsrSet, one_line};
 
 use crate::layout;
-use crate::parse::one_of;
+use crate::nearest::one_of;
 use crate::registers::{self, Named, Register};
 use crate::source::quoted;
 

@@ -9,7 +9,6 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, Builder, Thread};
 use std::time::Duration;
 
-use crate::process::Process;
 use crate::signals;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -31,14 +30,18 @@ impl Helper {
         }
     }
 
-    /// Starts the thread, if it has not been.
+    /// Starts the thread, if it has not been. Between jobs it calls `sweep`, and calls it again after a while where that
+    /// says that something is left.
     ///
     /// # Errors
     /// There is no thread to be had.
-    pub(crate) fn start(&self, process: &'static Process) -> Result<(), String> {
+    pub(crate) fn start(
+        &'static self,
+        sweep: impl Fn() -> bool + Send + 'static,
+    ) -> Result<(), String> {
         let start = || {
             let builder = Builder::new().name("msrgate".to_owned());
-            let spawned = signals::while_blocked(|| builder.spawn(move || serve(process)));
+            let spawned = signals::while_blocked(|| builder.spawn(move || self.serve(sweep)));
             let handle = spawned.map_err(|error| format!("no helper thread: {error}"))?;
             Ok(handle.thread().clone())
         };
@@ -78,17 +81,17 @@ impl Helper {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.pop_front()
     }
-}
 
-fn serve(process: &'static Process) {
-    loop {
-        while let Some(job) = process.helper.next() {
-            job();
-        }
-        if process.table.sweep() {
-            thread::park_timeout(AGAIN);
-        } else {
-            thread::park();
+    fn serve(&self, sweep: impl Fn() -> bool) {
+        loop {
+            while let Some(job) = self.next() {
+                job();
+            }
+            if sweep() {
+                thread::park_timeout(AGAIN);
+            } else {
+                thread::park();
+            }
         }
     }
 }

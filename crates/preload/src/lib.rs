@@ -81,7 +81,7 @@ extern "C" fn begin() {
         sys::set_cookie(page.cookie());
         let calls = OwnCalls {
             ioctl: sys::ioctl_of_gate,
-            lowest_fd: process::lowest_fd(),
+            lowest_fd: sys::lowest_fd(),
         };
         // SAFETY: the function makes the very call.
         unsafe { make_calls_by(calls) };

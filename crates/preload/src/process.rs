@@ -4,7 +4,6 @@
 //! locks that were held as it was forked are held for ever, and the parent's VMs are not usable in it.
 #![expect(unsafe_code, reason = "madvise(2) of a page of our own")]
 
-use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -63,7 +62,7 @@ pub(crate) fn known() -> Option<&'static Process> {
 pub(crate) fn here() -> Result<&'static Process, String> {
     if let Some(process) = known() {
         // Another thread may be about to start it.
-        process.helper.start(process)?;
+        process.helper.start(|| process.table.sweep())?;
         return Ok(process);
     }
     let place = PLACE.get().ok_or("the library was not set up")?;
@@ -88,23 +87,6 @@ pub(crate) fn here() -> Result<&'static Process, String> {
             unsafe { &*other }
         }
     };
-    process.helper.start(process)?;
+    process.helper.start(|| process.table.sweep())?;
     Ok(process)
-}
-
-/// The lowest number for descriptors of our own: above those that a VMM counts on, below its limit as it was in the
-/// beginning.
-pub(crate) fn lowest_fd() -> RawFd {
-    static LOWEST: OnceLock<RawFd> = OnceLock::new();
-    *LOWEST.get_or_init(|| {
-        const HIGH: libc::rlim_t = 4096;
-        let mut limit = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
-        // SAFETY: getrlimit(2) writes a rlimit, which `limit` is.
-        let failed = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0;
-        let limit = if failed { 0 } else { limit.rlim_cur };
-        i32::try_from((limit / 4 * 3).min(HIGH)).unwrap_or(0)
-    })
 }

@@ -72,7 +72,7 @@ fn answer(process: &'static Process, vcpu: &Arc<Vcpu>) -> bool {
     let Some(gate) = &mut *gate else {
         end(process, "a vCPU has lost its gate");
     };
-    match vcpu.with_raw(|raw| gate.answer(raw)) {
+    match vcpu.page.with_vcpu(|raw| gate.answer(raw)) {
         Ok(Outcome::Resume) => true,
         Err(AnswerError::Theirs) => false,
         Ok(Outcome::Kill(violation)) => end(process, &format!("{violation}; the VMM is ended")),
@@ -106,7 +106,7 @@ fn turn(process: &'static Process, vcpu: &Arc<Vcpu>) -> Returned {
     let Some(gate) = &mut *gate else {
         end(process, "a vCPU has lost its gate");
     };
-    if let Err(error) = vcpu.with_raw(|raw| gate.complete(raw)) {
+    if let Err(error) = vcpu.page.with_vcpu(|raw| gate.complete(raw)) {
         end(
             process,
             &format!("an answer was not taken, and the VMM is ended: {error}"),

@@ -1,17 +1,15 @@
 //! Unsafe: maps and reads a vCPU's shared page, `struct kvm_run`, which the VMM and the kernel write.
 #![expect(unsafe_code, reason = "a union of the kernel's ABI")]
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::ptr::{self, NonNull};
 
 use kvm_bindings::{KVM_SYNC_X86_REGS, kvm_run};
 use msrgate_kvm::gate::RawVcpu;
 
-use crate::thing::Vcpu;
-
-/// Its first page, mapped once more: all that the gate looks at lies there.
+/// A vCPU's descriptor of our own, by which it is known whatever number the VMM has closed, and its first page, mapped once more: all that the gate looks at lies there.
 #[derive(Debug)]
-pub(crate) struct SharedPage(NonNull<kvm_run>);
+pub(crate) struct SharedPage(NonNull<kvm_run>, OwnedFd);
 
 // SAFETY: memory that stays mapped until this is dropped, and belongs to no thread. Who runs the vCPU uses it.
 unsafe impl Send for SharedPage {}
@@ -26,12 +24,21 @@ impl SharedPage {
     ///
     /// # Errors
     /// The kernel does not map it.
-    pub(crate) fn map(vcpu: RawFd) -> Result<Self, String> {
+    pub(crate) fn map(vcpu: OwnedFd) -> Result<Self, String> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at a place that the kernel chooses.
-        let page = unsafe { libc::mmap(ptr::null_mut(), SIZE, prot, libc::MAP_SHARED, vcpu, 0) };
+        let page = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                SIZE,
+                prot,
+                libc::MAP_SHARED,
+                vcpu.as_raw_fd(),
+                0,
+            )
+        };
         match NonNull::new(page).filter(|_| page != libc::MAP_FAILED) {
-            Some(page) => Ok(Self(page.cast())),
+            Some(page) => Ok(Self(page.cast(), vcpu)),
             None => Err(format!(
                 "the vCPU's page cannot be mapped: {}",
                 std::io::Error::last_os_error()
@@ -39,13 +46,18 @@ impl SharedPage {
         }
     }
 
-    /// The vCPU, for the gate.
-    ///
-    /// # Safety
-    /// This page is the descriptor's and outlives the value. As it is used, no other thread runs the vCPU.
-    pub(crate) unsafe fn vcpu(&self, fd: RawFd) -> RawVcpu {
-        // SAFETY: the page stays mapped, and our caller answers for the rest.
-        unsafe { RawVcpu::new(fd, self.0) }
+    /// The descriptor.
+    pub(crate) fn own(&self) -> RawFd {
+        self.1.as_raw_fd()
+    }
+
+    /// Calls `act` with the vCPU as the gate takes it: on the thread that runs the vCPU next, or on the helper's while
+    /// that thread waits.
+    pub(crate) fn with_vcpu<T>(&self, act: impl FnOnce(&mut RawVcpu) -> T) -> T {
+        // SAFETY: the page was mapped from this descriptor, and both live as long as `self`. KVM lets one thread at a time
+        // run a vCPU, and this is called by the one that does so next, or by the VMM's between two runs.
+        let mut vcpu = unsafe { RawVcpu::new(self.own(), self.0) };
+        act(&mut vcpu)
     }
 
     /// Why the last `KVM_RUN` returned.
@@ -85,13 +97,3 @@ impl Drop for SharedPage {
 
 /// The general registers, as a bit of `kvm_valid_regs`.
 pub(crate) const GENERAL: u64 = KVM_SYNC_X86_REGS as u64;
-
-impl Vcpu {
-    /// Does something with the vCPU as the gate takes it: on its own thread, or on the helper's while that waits.
-    pub(crate) fn with_raw<T>(&self, act: impl FnOnce(&mut RawVcpu) -> T) -> T {
-        // SAFETY: the page was mapped from this descriptor and lives as long as `self`. KVM lets one thread at a time
-        // run a vCPU, and this is called by the one that does so next, or by the VMM's between two runs.
-        let mut vcpu = unsafe { self.page.vcpu(self.own()) };
-        act(&mut vcpu)
-    }
-}

@@ -257,3 +257,20 @@ impl UserMemory for OwnMemory {
         }
     }
 }
+
+/// The lowest number for descriptors of our own: above those that a VMM counts on, below its limit as it was in the
+/// beginning.
+pub(crate) fn lowest_fd() -> RawFd {
+    static LOWEST: OnceLock<RawFd> = OnceLock::new();
+    *LOWEST.get_or_init(|| {
+        const HIGH: libc::rlim_t = 4096;
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: getrlimit(2) writes a rlimit, which `limit` is.
+        let failed = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0;
+        let limit = if failed { 0 } else { limit.rlim_cur };
+        i32::try_from((limit / 4 * 3).min(HIGH)).unwrap_or(0)
+    })
+}

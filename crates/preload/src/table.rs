@@ -15,7 +15,6 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::thread;
 
-use crate::process;
 use crate::sys;
 use crate::thing::Thing;
 
@@ -42,7 +41,7 @@ struct Entry {
 /// A number by which the VMM has the file of a descriptor of ours. Each is tried: to list them takes a descriptor, and the VMM
 /// may count on the lowest one that is free.
 fn other_number(own: RawFd) -> Option<RawFd> {
-    (0..process::lowest_fd()).find(|fd| sys::is_one_file(own, *fd) == Some(true))
+    (0..sys::lowest_fd()).find(|fd| sys::is_one_file(own, *fd) == Some(true))
 }
 
 /// The slots, and what was taken out of them.

@@ -11,7 +11,6 @@ use msrgate_kvm::{HostCaps, IgnoreMsrs, RawReasons};
 use msrgate_program::{Log, Mode, Program};
 use msrgate_state::Page;
 
-use crate::process;
 use crate::record::Recorder;
 use crate::shared::SharedPage;
 use crate::sys::{self, OwnMemory, Returned};
@@ -52,7 +51,7 @@ impl Thing {
 
 /// A duplicate, by which a VM or vCPU is known when the VMM has closed the number that it got.
 fn duplicate(fd: RawFd) -> Result<OwnedFd, String> {
-    let own = sys::duplicate(fd, process::lowest_fd());
+    let own = sys::duplicate(fd, sys::lowest_fd());
     own.map_err(|error| format!("no descriptor is left: {error}"))
 }
 
@@ -79,8 +78,6 @@ pub(crate) struct Vcpu {
     /// What the last `KVM_SET_CPUID2` said.
     cpuid: Mutex<Option<Vec<CpuidEntry>>>,
     is_bound: AtomicBool,
-    /// Of the vCPU, to know it by, and for our calls: the VMM may close the number that it got.
-    own: OwnedFd,
 }
 
 /// A descriptor by its number.
@@ -183,17 +180,16 @@ impl Vcpu {
         Ok(Self {
             id,
             gate: Mutex::new(None),
-            page: SharedPage::map(fd)?,
+            page: SharedPage::map(duplicate(fd)?)?,
             vm,
             cpuid: Mutex::new(None),
             is_bound: AtomicBool::new(false),
-            own: duplicate(fd)?,
         })
     }
 
     /// Our own descriptor of it.
     pub(crate) fn own(&self) -> RawFd {
-        self.own.as_raw_fd()
+        self.page.own()
     }
 
     /// Tells if the gate answers for it.
@@ -219,7 +215,8 @@ impl Vcpu {
             self.vm.gate.vcpu(self.id, &self.leaves()?)
         };
         let mut gate = gate.map_err(|error| error.to_string())?;
-        self.with_raw(|vcpu| gate.reset_to_run(vcpu))
+        self.page
+            .with_vcpu(|vcpu| gate.reset_to_run(vcpu))
             .map_err(|error| error.to_string())?;
         *self.gate() = Some(gate);
         self.is_bound.store(true, Ordering::Relaxed);
@@ -251,7 +248,9 @@ impl Vcpu {
         if let Some(gate) = &mut *self.gate() {
             for index in written {
                 // Of a vCPU that is not bound yet there is nothing to load anew.
-                let _ = self.with_raw(|vcpu| gate.msr_set_by_host(vcpu, index));
+                let _ = self
+                    .page
+                    .with_vcpu(|vcpu| gate.msr_set_by_host(vcpu, index));
             }
         }
     }

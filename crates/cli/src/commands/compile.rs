@@ -7,7 +7,8 @@ use msrgate_policy::{Cpu, Program, Variant, emit};
 use crate::cli::{CompileArgs, Output};
 use crate::failure::{Answer, Failure};
 use crate::files::Inode;
-use crate::load::{self, Input};
+use crate::load::Input;
+use crate::named;
 use crate::processor;
 use crate::results::Results;
 use crate::whole::{self, Content};
@@ -44,7 +45,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
             if let Some(read) = read {
                 return Err(Failure::Usage(format!(
                     "{} is {read}; name another file with -o",
-                    load::shown(path)
+                    named::shown(path)
                 )));
             }
             let content = if args.format.is_text() {
@@ -79,7 +80,7 @@ fn variant<'p>(
             program.on(cpu).ok_or_else(|| {
                 Failure::Refused(format!(
                     "{}: the policy does not hold on {cpu}",
-                    load::shown(&args.policy)
+                    named::shown(&args.policy)
                 ))
             })
         }
@@ -99,7 +100,7 @@ fn variant<'p>(
             });
             Err(Failure::Usage(format!(
                 "{} becomes {} filters for different processors, and this format holds one; choose it\n  --cpu host{}",
-                load::shown(&args.policy),
+                named::shown(&args.policy),
                 several.len(),
                 named.chain(other).collect::<String>()
             )))
@@ -115,7 +116,7 @@ fn keeps_all(program: &Program, variant: &Variant, args: &CompileArgs) -> Result
     let unsaid: Vec<_> = unsaid.iter().map(ToString::to_string).collect();
     Err(Failure::Refused(format!(
         "{}: a filter cannot hold {}; compile a program, or leave them out with --filter-only",
-        load::shown(&args.policy),
+        named::shown(&args.policy),
         unsaid.join(" and ")
     )))
 }

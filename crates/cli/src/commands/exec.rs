@@ -27,6 +27,7 @@ use msrgate_state::NewRun;
 use crate::cli::ExecArgs;
 use crate::failure::Failure;
 use crate::load;
+use crate::named;
 use crate::named::name;
 
 use door::Door;
@@ -58,7 +59,7 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     let mode = args.audit.then_some(Mode::Audit);
     let compiled = load::compiled_in(&args.policy, mode)?;
     let program = compiled.program();
-    supported::check(program, &load::shown(&args.policy))?;
+    supported::check(program, &named::shown(&args.policy))?;
     let vmm = Vmm::find(&args.vmm)?;
     let preload = preload(&library::find()?)?;
     elf::check(&vmm.path)?;
@@ -66,7 +67,7 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
         HostCaps::probe().map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
     // What the library would find out as the VMM makes its first VM.
     let checked = Gate::new(program.clone(), &host)
-        .map_err(|error| Failure::Host(format!("{}: {error}", load::shown(&args.policy))))?;
+        .map_err(|error| Failure::Host(format!("{}: {error}", named::shown(&args.policy))))?;
     drop(checked);
     let cookie = process::random()?;
     let page = StateFile::new(&NewRun {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::cli::{FmtArgs, Format};
 use crate::failure::{Answer, Failure};
 use crate::files::{Opened, Place};
+use crate::links;
 use crate::load::Input;
 use crate::named::name;
 use crate::output::{self, SCHEMA};
@@ -129,7 +130,7 @@ fn file_to_write<'i>(policy: &Path, input: &'i Input) -> Result<&'i Opened, Fail
         Place::File {
             opened: Some(opened),
             ..
-        } if !whole::is_open_file(policy) => Ok(opened),
+        } if !links::is_open_file(policy) => Ok(opened),
         _ => Err(Failure::Usage(format!(
             "{} is not a file that can be written; leave --write out",
             shown_name(&input.name)

@@ -4,9 +4,10 @@ use msrgate_program::Action;
 use toml::de::DeValue;
 
 use super::Reader;
-use super::value::{Item, one_of, parse_number};
+use super::value::{Item, parse_number};
 use super::words;
 use crate::mistake::{Label, Mistake, MistakeKind};
+use crate::nearest::one_of;
 use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
 use crate::source::quoted;
 

@@ -77,7 +77,7 @@ impl Reader<'_> {
         let key = part.key.text;
         let help = if words::CPU.contains(&key) {
             format!("write it as a part of `cpu`: `{CPU}`")
-        } else if names_msrs(key) && super::value::meant(key, &words::WHEN).is_none() {
+        } else if names_msrs(key) && crate::nearest::meant(key, &words::WHEN).is_none() {
             "write `[when.msrs]` above the entries".to_owned()
         } else if words::TOP.contains(&key) {
             self.has_lost_default |= key == "default";

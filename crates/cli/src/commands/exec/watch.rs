@@ -21,7 +21,7 @@ use super::page::StateFile;
 use super::{GUIDE, process, summary};
 use crate::cli::ExecArgs;
 use crate::failure::Failure;
-use crate::load;
+use crate::named;
 use crate::named::name;
 
 /// What the watcher is to do.
@@ -79,7 +79,7 @@ impl Watch {
         })?;
         Ok(Self {
             program,
-            policy: load::shown(&args.policy),
+            policy: named::shown(&args.policy),
             events,
             has_summary: !args.quiet,
             vmm: getpid(),

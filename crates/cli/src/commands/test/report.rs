@@ -9,7 +9,7 @@ use msrgate_policy::{Cpu, Policy, Variant, one_line, registers, shown_name, writ
 use serde::Serialize;
 
 use super::Measures;
-use crate::load::shown;
+use crate::named::shown;
 use crate::output::{self, SCHEMA};
 
 #[derive(Serialize)]

@@ -1,0 +1,65 @@
+//! The word that somebody means who writes another one.
+
+/// Words of other tools and languages, by what they mean: of each row, the first word that may stand somewhere
+/// is the one that is meant there. A word that stands in several rows means the first of them that has a word
+/// for the place.
+const CONCEPTS: [&[&str]; 11] = [
+    &["r", "ro", "read", "read-only", "readonly"],
+    &["w", "wo", "write", "write-only", "writeonly"],
+    &["denied", "deny", "refused", "denials", "errors", "on"],
+    &["all", "debug", "verbose", "every", "trace"],
+    &["first", "once"],
+    &["audit", "permissive", "log", "warn", "dry-run", "test"],
+    &["enforce", "enforcing", "strict", "on"],
+    &[
+        "allow", "rw", "wr", "r", "w", "accept", "permit", "yes", "all", "on",
+    ],
+    &[
+        "deny", "none", "gp", "no", "off", "refuse", "reject", "block", "drop", "kill",
+    ],
+    &["ignore", "drop", "discard", "skip", "zero", "none"],
+    &["keep", "ignore", "preserve"],
+];
+
+/// The known word for which people write this one.
+fn synonym<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let word = word.to_lowercase();
+    let rows = CONCEPTS.iter().filter(|row| row.contains(&&*word));
+    let mut meant = rows.flat_map(|row| row.iter());
+    meant.find_map(|meant| known.iter().copied().find(|known| known == meant))
+}
+
+/// The number of letters that differ, capital or small.
+fn distance(word: &str, known: &str) -> usize {
+    strsim::osa_distance(&word.to_lowercase(), &known.to_lowercase())
+}
+
+/// The known word that is meant, if that can be told.
+pub(crate) fn meant<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let nearest = known
+        .iter()
+        .map(|&known| (distance(word, known), known))
+        .min()
+        .filter(|&(distance, known)| distance <= known.len() / 2 && distance <= 3);
+    synonym(word, known).or(nearest.map(|(_, nearest)| nearest))
+}
+
+/// The known word that is meant, if that can be told, and all that `what` may be.
+pub(crate) fn one_of(word: &str, known: &[&str], what: &str, quote: char) -> String {
+    let meant = meant(word, known);
+    let quoted = |word: &str| format!("{quote}{word}{quote}");
+    let all: Vec<_> = known.iter().map(|word| quoted(word)).collect();
+    let all = format!("{what} may be {}", all.join(", "));
+    match meant {
+        Some(meant) if known.len() == 1 => format!("did you mean {}?", quoted(meant)),
+        Some(meant) => format!("did you mean {}? {}", quoted(meant), capital(&all)),
+        None => all,
+    }
+}
+
+/// A sentence, whose first letter is a capital one.
+fn capital(text: &str) -> String {
+    let mut rest = text.chars();
+    let first = rest.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(rest).collect()
+}
