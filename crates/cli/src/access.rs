@@ -3,7 +3,7 @@
 //! Nobody may do more with the new file than with the old one, but for the caller, who makes it. The bits for setuid,
 //! setgid and sticky stay behind: these files are data, and a new owner never gave them.
 
-use std::fs::{File, Metadata, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
@@ -82,12 +82,14 @@ impl Access {
     /// Mode or ACL cannot be set.
     pub(crate) fn give(&self, new: &File) -> io::Result<Given> {
         let before = new.metadata()?;
-        if (before.uid(), before.gid()) != (self.owner, self.group) {
+        let owner = Ids::Users.knows(self.owner).then_some(self.owner);
+        let group = Ids::Groups.knows(self.group).then_some(self.group);
+        if (Some(before.uid()), Some(before.gid())) != (owner, group) {
             // Only the superuser may give any file away; whoever is in the group may still give it the group.
-            let whole = fchown(new, Some(self.owner), Some(self.group));
-            let _ = whole.or_else(|_| fchown(new, None, Some(self.group)));
+            let whole = fchown(new, owner, group);
+            let _ = whole.or_else(|_| fchown(new, None, group));
         }
-        let given = if new.metadata()?.gid() == self.group {
+        let given = if group == Some(new.metadata()?.gid()) {
             Given::Whole
         } else {
             Given::WithoutGroup
@@ -114,6 +116,27 @@ impl Access {
                 rights & 0o700 | others << 3 | others
             }
         }
+    }
+}
+
+/// The users or groups of this process's user namespace.
+#[derive(Clone, Copy, Debug)]
+enum Ids {
+    Users,
+    Groups,
+}
+
+impl Ids {
+    /// Returns false for the number that stands for all users or groups that the namespace has no number for: two of
+    /// them need not be the same one.
+    fn knows(self, id: u32) -> bool {
+        let (map, overflow) = match self {
+            Self::Users => ("/proc/self/uid_map", "/proc/sys/kernel/overflowuid"),
+            Self::Groups => ("/proc/self/gid_map", "/proc/sys/kernel/overflowgid"),
+        };
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let has_all = read(map).split_whitespace().eq(["0", "0", "4294967295"]);
+        has_all || read(overflow).trim().parse() != Ok(id)
     }
 }
 

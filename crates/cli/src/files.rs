@@ -245,7 +245,7 @@ impl Includes for Files {
         if is_called_toml(Path::new(path)).is_err() {
             return Err(unnamed(path, &file));
         }
-        match file.canonicalize() {
+        match links::real(&file) {
             Ok(file) => self.file(file),
             Err(error) => Err(unfound(path, &folder, &error)),
         }

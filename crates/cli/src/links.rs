@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// As many links in a row as the kernel follows.
@@ -27,7 +28,7 @@ pub(crate) fn follow(path: &Path) -> io::Result<Target> {
         let Some(name) = path.file_name() else {
             return Ok(Target::Path(path));
         };
-        let folder = folder(&path).canonicalize()?;
+        let folder = real(folder(&path))?;
         let there = folder.join(name);
         // By the path as it is: a `/` at its end means a folder.
         match fs::symlink_metadata(&path) {
@@ -44,6 +45,22 @@ pub(crate) fn follow(path: &Path) -> io::Result<Target> {
         path = folder.join(fs::read_link(&there)?);
     }
     Err(io::Error::from_raw_os_error(libc::ELOOP))
+}
+
+/// Returns a path without links to the same file.
+///
+/// # Errors
+/// It cannot be followed, or the kernel follows it to another file: through `/proc/PID/root` into another mount
+/// namespace, or from a working folder that something is mounted over.
+pub(crate) fn real(path: &Path) -> io::Result<PathBuf> {
+    let real = path.canonicalize()?;
+    let inode = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    if inode(path)? == inode(&real)? {
+        return Ok(real);
+    }
+    Err(io::Error::other(
+        "the path leads to a file that has no path here, as in another mount namespace",
+    ))
 }
 
 /// Returns the folder that a path names its file in.

@@ -135,10 +135,16 @@ pub(crate) fn compiled(policy: &Path) -> Result<Compiled, Failure> {
     Input::read(policy)?.compiled()
 }
 
-/// Reads, parses and packs a policy, in another mode than it says if there is one.
-pub(crate) fn compiled_in(policy: &Path, mode: Option<Mode>) -> Result<Compiled, Failure> {
-    let compiled = Input::read(policy)?.compiled_with_files(mode)?;
-    Ok(compiled.0)
+/// Reads, parses and packs a policy, in another mode than it says if there is one. Returns the files that it was read
+/// from, too.
+pub(crate) fn compiled_in(
+    policy: &Path,
+    mode: Option<Mode>,
+) -> Result<(Compiled, HashSet<Inode>), Failure> {
+    let input = Input::read(policy)?;
+    let (compiled, mut files) = input.compiled_with_files(mode)?;
+    files.extend(input.inode);
+    Ok((compiled, files))
 }
 
 /// Opens standard input.

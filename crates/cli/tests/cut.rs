@@ -107,3 +107,59 @@ fn import_of_a_file_whose_last_line_may_be_cut_is_incomplete() {
         assert!(!(is_cut && names_cut), "{policy}");
     }
 }
+
+/// A file of zeros, as a crash leaves it, would be the filter that allows everything.
+#[test]
+fn bytes_behind_the_last_bitmap_are_wrong_input() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    fs::write(folder.join("org.toml"), ORG).expect("a file");
+    fs::write(folder.join("all.toml"), "policy = 1\ndefault = \"allow\"\n").expect("a file");
+    let compile = |policy: &str, to: &str| {
+        let arguments = ["compile", policy, "--format", "abi", "-o", to];
+        assert!(msrgate(folder, &arguments).status.success());
+        fs::read(folder.join(to)).expect("the filter")
+    };
+    let (whole, all) = (
+        compile("org.toml", "org.abi"),
+        compile("all.toml", "all.abi"),
+    );
+    let zeroed = [&vec![0; all.len()][..], &whole[all.len()..]].concat();
+    for text in [
+        vec![0; whole.len()],
+        zeroed,
+        [&all[..], &whole].concat(),
+        [&whole[..], b"junk"].concat(),
+    ] {
+        fs::write(folder.join("cut"), &text).expect("a file");
+        for command in [
+            &["check", "all.toml", "--host", "none", "--within", "cut"][..],
+            &["diff", "cut", "all.toml", "--fail-on", "any"],
+            &["import", "cut"],
+        ] {
+            let output = msrgate(folder, command);
+            assert_eq!(output.status.code(), Some(2), "{output:?}");
+        }
+    }
+    // 392 zeros are what `compile` writes of a policy that allows everything.
+    assert_eq!(all, vec![0; 392]);
+    assert!(msrgate(folder, &["import", "all.abi"]).status.success());
+}
+
+/// A hole of zeros in a text is a part that was lost.
+#[test]
+fn log_and_list_with_a_hole_are_incomplete() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let log = b"[1.0] kvm [1]: ignored rdmsr: 0x1c9 data 0x0\n\0\0\0\n";
+    fs::write(folder.join("log"), log).expect("a file");
+    fs::write(folder.join("list"), b"0x10 0x0 # TSC\n\0\0\n").expect("a file");
+    for (file, from) in [("log", "kernel-log"), ("list", "msr-safe")] {
+        let output = msrgate(folder, &["import", file, "--from", from]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(
+            talk(&output).contains("a part of the file was lost"),
+            "{output:?}"
+        );
+    }
+}

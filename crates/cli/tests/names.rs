@@ -196,3 +196,47 @@ fn conflict_of_two_files_names_both_in_json() {
     assert_eq!(places, wanted);
     assert!(others[0]["says"].is_string(), "{report}");
 }
+
+/// A path through `/proc/PID/root` is followed by the kernel into another mount namespace, and by its text into this one.
+#[test]
+fn path_into_another_mount_namespace_is_refused_and_replaces_nothing_here() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let below = folder.path().join("ns");
+    fs::create_dir(&below).expect("a folder");
+    fs::write(below.join("out.json"), "here").expect("a file");
+    fs::write(
+        folder.path().join("p.toml"),
+        "policy = 1\ndefault = 'deny'\n",
+    )
+    .expect("a file");
+    let script =
+        "mount -t tmpfs none \"$1\" && echo there > \"$1/out.json\" && echo ready && exec sleep 60";
+    let mut other = Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "sh"])
+        .arg(&below)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("unshare runs");
+    let mut line = String::new();
+    let stdout = other.stdout.take().expect("a pipe");
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line).expect("text");
+    if line.trim() == "ready" {
+        let path = format!("/proc/{}/root{}/out.json", other.id(), below.display());
+        let output = Command::new(env!("CARGO_BIN_EXE_msrgate"))
+            .current_dir(folder.path())
+            .args(["compile", "p.toml", "--format", "json", "-o", &path])
+            .output()
+            .expect("msrgate runs");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert_eq!(
+            fs::read_to_string(below.join("out.json")).expect("text"),
+            "here"
+        );
+        assert_eq!(fs::read_to_string(&path).expect("text"), "there\n");
+    } else {
+        msrgate_testing::host::say("SKIPPED: no mount namespace can be made here");
+    }
+    let _ = other.kill();
+    let _ = other.wait();
+}

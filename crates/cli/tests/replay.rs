@@ -168,6 +168,27 @@ fn interrupted(mut run: Child, first: &[u8]) -> (Option<i32>, String, String) {
     ended(run)
 }
 
+/// A Ctrl-C ends whoever writes the trace, too: no further line comes, and the end of the pipe is not the trace's.
+#[test]
+fn ctrl_c_while_the_next_line_is_waited_for_leaves_the_trace_incomplete() {
+    let mut run = replay_as("json", "tests/policies/good.toml", "-");
+    let mut stdin = run.stdin.take().expect("a pipe");
+    stdin.write_all(ALLOWED).expect("it reads");
+    assert!(reads(&mut run), "it never waits for its input");
+    let kill = Command::new("sh")
+        .args(["-c", &format!("kill -INT {}", run.id())])
+        .status();
+    assert!(kill.expect("a shell").success());
+    drop(stdin);
+    let (code, out, err) = ended(run);
+    assert_eq!(code, Some(2), "{out}{err}");
+    let report: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(
+        (&report["ok"], &report["stopped_after_line"]),
+        (&false.into(), &1.into())
+    );
+}
+
 /// Whether it comes to handle the signal and to sleep: all that it waits for is its input.
 fn reads(run: &mut Child) -> bool {
     const SIGINT: u64 = 1 << 1;

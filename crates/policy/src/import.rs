@@ -204,7 +204,18 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
 
 /// Reads a text of lines. A last line that no line feed ends may be the beginning of a longer one, as `0xff` of `0xff00`:
 /// it is read only if `is_whole` finds all that is read of a line in it.
+///
+/// No such text has a 0: it stands for a part that was lost on its way to a disk.
 fn read_lines(bytes: &[u8], read: fn(&[u8]) -> Drafts, is_whole: fn(&str) -> bool) -> Drafts {
+    if let Some(at) = memchr::memchr(0, bytes) {
+        let mut drafts = read(bytes);
+        drafts.unsaid(
+            Some(memchr::memchr_iter(b'\n', &bytes[..at]).count() + 1),
+            "this line has a byte that is 0, so a part of the file was lost; get the file anew",
+        );
+        drafts.lacks(Gap::CutOff);
+        return drafts;
+    }
     let start = memchr::memrchr(b'\n', bytes).map_or(0, |end| end + 1);
     let (before, last) = bytes.split_at(start);
     let last = String::from_utf8_lossy(last);

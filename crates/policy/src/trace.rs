@@ -72,9 +72,14 @@ pub enum Line {
     Other,
     /// So many events are missing from the trace here, or an unknown number, which counts as one.
     Lost(u64),
-    /// So many events were overwritten in the tracer's buffer before it was read. Some kernels say
-    /// of the same ones that they are [lost](Self::Lost), too.
-    Overwritten(u64),
+    /// The heading of a trace says how many events follow, and how many were overwritten in the tracer's buffer
+    /// before it was read. Some kernels say of the same ones that they are [lost](Self::Lost), too.
+    Heading {
+        /// The events that follow.
+        kept: u64,
+        /// The events that were overwritten.
+        overwritten: u64,
+    },
     /// Nothing: a blank line, a comment, a heading.
     Nothing,
     /// Something that is none of these: garbled, cut off, or too long.
@@ -88,6 +93,8 @@ pub enum Line {
 pub fn parse_line(line: &[u8]) -> Line {
     let line = line.trim_ascii();
     match line.first() {
+        // No text has a 0: something of the trace was lost on its way to a disk or to here.
+        _ if line.contains(&0) => Line::Unreadable,
         None => Line::Nothing,
         Some(b'{') => json::parse(line),
         Some(_) => text::parse(line),

@@ -26,6 +26,7 @@ use msrgate_state::NewRun;
 
 use crate::cli::ExecArgs;
 use crate::failure::Failure;
+use crate::files::Inode;
 use crate::load;
 use crate::named;
 use crate::named::name;
@@ -57,7 +58,15 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
         )));
     }
     let mode = args.audit.then_some(Mode::Audit);
-    let compiled = load::compiled_in(&args.policy, mode)?;
+    let (compiled, read) = load::compiled_in(&args.policy, mode)?;
+    if let Some(events) = &args.events
+        && Inode::behind(events).is_some_and(|there| read.contains(&there))
+    {
+        return Err(Failure::Usage(format!(
+            "{} is a file that the policy was read from; name another file for --events",
+            named::shown(events)
+        )));
+    }
     let program = compiled.program();
     supported::check(program, &named::shown(&args.policy))?;
     let vmm = Vmm::find(&args.vmm)?;

@@ -117,18 +117,24 @@ fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Fai
 
     let mut progress = Progress::new(trace.size);
     let mut lines = Lines::new(BufReader::with_capacity(BUFFER, trace.from));
-    while let Some((number, line)) = lines.next_line().map_err(trouble)? {
+    let mut last = None;
+    while !stop.load(Ordering::Relaxed)
+        && let Some((number, line)) = lines.next_line().map_err(trouble)?
+    {
         replay.add(number, line);
         progress.at(number, lines.bytes());
-        if stop.load(Ordering::Relaxed) {
-            progress.clear();
-            let name = shown_name(&trace.name);
-            output::say(&format_args!("stopped after line {number} of {name}\n"));
-            return Ok(Some(number));
-        }
+        last = Some(number);
     }
     progress.clear();
-    Ok(None)
+    // It may have come while the next line was waited for, and have ended whoever writes the trace, too.
+    if !stop.load(Ordering::Relaxed) {
+        return Ok(None);
+    }
+    if let Some(number) = last {
+        let name = shown_name(&trace.name);
+        output::say(&format_args!("stopped after line {number} of {name}\n"));
+    }
+    Ok(last)
 }
 
 fn unreadable(what: &str, error: &io::Error) -> Failure {

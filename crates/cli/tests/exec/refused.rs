@@ -161,3 +161,24 @@ fn library_exports_two_functions_and_imports_neither() {
         "{imported:?}"
     );
 }
+
+/// Events are appended: in a policy they would be mistakes.
+#[test]
+fn events_into_the_policy_or_its_include_are_refused() {
+    let lab = Lab::new(ALLOWS);
+    fs::write(lab.path("i.toml"), "policy = 1\n").unwrap();
+    let text = "policy = 1\ndefault = 'allow'\ninclude = ['i.toml']\n";
+    fs::write(lab.path("p.toml"), text).unwrap();
+    for events in ["p.toml", "i.toml"] {
+        let before = fs::read(lab.path(events)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+        command
+            .current_dir(lab.path(""))
+            .args(["exec", "--events", events, "p.toml", "--", "true"]);
+        let (said, status) = refused(&mut command);
+        assert!(said.contains("name another file for --events"), "{said}");
+        assert_eq!(status, 125);
+        assert_eq!(fs::read(lab.path(events)).unwrap(), before);
+    }
+    lab.assert_no_page_is_left();
+}

@@ -92,6 +92,10 @@ fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
     let width = CallerWidth::Bits64;
     let call = SetCall::read(Revision::Mainline, width, &memory, UserAddress::NULL);
     match (call.result(), call.published().last()) {
+        (Ok(()), Some(filter)) if has_more(bytes, filter) => Err(ImportError::Bytes(
+            "more bytes follow the filter's last bitmap: this is not one filter, or a part of the file was overwritten"
+                .to_owned(),
+        )),
         (Ok(()), Some(filter)) => Ok(filter.clone()),
         (Err(error), _) => Err(ImportError::Bytes(format!(
             "this is neither text nor a program; read as the bytes of a filter: {}",
@@ -99,6 +103,13 @@ fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
         ))),
         (Ok(()), None) => Err(ImportError::Bytes("no filter".to_owned())),
     }
+}
+
+/// Returns true if bytes follow those of the struct and its bitmaps. A file that was zeroed at its beginning has some.
+fn has_more(bytes: &[u8], filter: &Filter) -> bool {
+    let bitmaps = filter.ranges().iter().map(|range| range.bitmap().words());
+    let bitmaps: usize = bitmaps.map(size_of_val).sum();
+    bytes.len() > CallerWidth::Bits64.struct_size() + bitmaps
 }
 
 /// Which part of the struct is wrong. Its numbers are bytes of the file, which may be somebody's secret.

@@ -29,6 +29,8 @@ pub struct Replay<'c> {
     /// Events that lines between others call lost, and those that the heading says are.
     lost: u64,
     overwritten: u64,
+    /// Events that the headings say follow.
+    promised: u64,
 }
 
 /// What becomes of an access under a policy.
@@ -168,6 +170,7 @@ impl<'c> Replay<'c> {
             totals: Totals::default(),
             lost: 0,
             overwritten: 0,
+            promised: 0,
         }
     }
 
@@ -180,8 +183,9 @@ impl<'c> Replay<'c> {
             Line::Deflected(access) => totals.deflected[access as usize] += 1,
             Line::Other => totals.other += 1,
             Line::Lost(events) => self.lost = self.lost.saturating_add(events),
-            Line::Overwritten(events) => {
-                self.overwritten = self.overwritten.saturating_add(events);
+            Line::Heading { kept, overwritten } => {
+                self.overwritten = self.overwritten.saturating_add(overwritten);
+                self.promised = self.promised.saturating_add(kept);
             }
             Line::Nothing => {}
             Line::Unreadable | Line::CutOff => {
@@ -192,7 +196,11 @@ impl<'c> Replay<'c> {
                 }
             }
         }
-        self.totals.lost = self.lost.max(self.overwritten);
+        let totals = &mut self.totals;
+        let [reads, writes] = totals.deflected;
+        let events = totals.accesses() + reads + writes + totals.other + totals.unreadable;
+        let missing = self.promised.saturating_sub(events);
+        totals.lost = self.lost.max(self.overwritten.saturating_add(missing));
     }
 
     fn access(&mut self, number: LineNumber, traced: Traced) {

@@ -68,11 +68,17 @@ fn what_is_no_access_is_told_apart() {
         ("# tracer: nop", Line::Nothing),
         (
             "# entries-in-buffer/entries-written: 45/45   #P:2",
-            Line::Nothing,
+            Line::Heading {
+                kept: 45,
+                overwritten: 0,
+            },
         ),
         (
             "# entries-in-buffer/entries-written: 45/160   #P:2",
-            Line::Overwritten(115),
+            Line::Heading {
+                kept: 45,
+                overwritten: 115,
+            },
         ),
         ("version = 6", Line::Nothing),
         ("cpus=8", Line::Nothing),
@@ -135,6 +141,17 @@ fn what_is_garbled_is_unreadable() {
         "x-1 [001] 1.2:",
         "x-1 [001] ",
         "x-1 [001] 1.2: kvm_msr : msr_read 8b = 0x0",
+        // perf with a sampling period: the line stands for 4,096 events.
+        "CPU 0/KVM  1234 [001] 123.456:       4096 kvm:kvm_msr: msr_read 10 = 0x0",
+        "x-1 [001] 1.2: 2 kvm_msr: msr_read 10 = 0x0",
+        // A hole, as a crash leaves it in a file.
+        "x-1 [0] 1.5: kvm_m\0\0 [0] 1.6: kvm_msr: msr_read 10 = 0x0",
+        "# tracer: nop\0\0",
+        "\0\0\0",
+        "# entries-in-buffer/entries-written: 45/",
+        "# entries-in-buffer/entries-written:",
+        "# entries-in-buffer/entries-written: 45/99999999999999999999999",
+        "# entries-in-buffer/entries-written: 45/44",
         "x-1 [001] 1.2: annotated: kvm_msr msr_read 8b = 0x0",
         "word",
         "{",
@@ -421,7 +438,7 @@ fn write_past_the_rows_is_unsure_where_it_depends_on_others() {
 
 #[test]
 fn a_replay_counts_by_msr_and_verdict() {
-    let trace = b"# entries-in-buffer/entries-written: 45/50   #P:2\n\
+    let trace = b"# entries-in-buffer/entries-written: 9/14   #P:2\n\
         a-1 [0] 1.2: kvm_msr: msr_read 10 = 0x7\n\
         a-1 [0] 1.2: kvm_msr: msr_write 10 = 0x8 (#GP)\n\
         a-1 [0] 1.2: kvm_msr: msr_write c0000080 = 0x9\n\
@@ -468,6 +485,27 @@ fn a_replay_counts_by_msr_and_verdict() {
     );
 }
 
+/// A trace that was cut at a line's end has fewer events than its heading says.
+#[test]
+fn events_that_the_heading_promises_are_missed() {
+    let lost = |trace: &[u8]| {
+        let compiled = compiled();
+        let mut replay = Replay::new(compiled.policy(), compiled.on(None));
+        let mut lines = Lines::new(trace);
+        while let Some((number, line)) = lines.next_line().unwrap() {
+            replay.add(number, line);
+        }
+        replay.totals().lost
+    };
+    let access = b"a-1 [0] 1.2: kvm_msr: msr_read 10 = 0x7\n";
+    let heading = |numbers: &str| format!("# entries-in-buffer/entries-written: {numbers} #P:2\n");
+    let trace = |numbers: &str| [heading(numbers).as_bytes(), access].concat();
+    assert_eq!(lost(&trace("1/1")), 0);
+    assert_eq!(lost(&trace("45/45")), 44);
+    assert_eq!(lost(&trace("45/50")), 49);
+    assert_eq!(lost(&[trace("1/1"), trace("1/1")].concat()), 0);
+}
+
 /// A trace of ever new MSRs is counted whole in bounded memory.
 #[test]
 fn the_rows_are_bounded() {
@@ -492,7 +530,7 @@ proptest! {
     }
 
     #[test]
-    fn a_printed_access_is_read_back(index: u32, is_write: bool, value: u64, is_fault: bool, task in "[^\n\r:]{0,16}") {
+    fn a_printed_access_is_read_back(index: u32, is_write: bool, value: u64, is_fault: bool, task in "[^\n\r:\0]{0,16}") {
         let traced = Traced {
             index: MsrIndex::new(index),
             access: if is_write { Access::Write } else { Access::Read },

@@ -15,7 +15,8 @@ pub(super) fn parse(line: &[u8]) -> Line {
     for colon in memchr_iter(b':', line) {
         let (before, after) = (&line[..colon], &line[colon + 1..]);
         if is_event(before, b"kvm_msr") {
-            return kvm_msr(after).map_or(Line::Unreadable, Line::Access);
+            let access = kvm_msr(after).filter(|_| stands_for_one(before));
+            return access.map_or(Line::Unreadable, Line::Access);
         }
         if is_event(before, b"kvm_userspace_exit") {
             return userspace_exit(after).map_or(Line::Other, Line::Deflected);
@@ -47,6 +48,16 @@ fn is_event(before: &[u8], name: &[u8]) -> bool {
     before
         .strip_suffix(name)
         .is_some_and(|rest| !rest.last().is_some_and(is_part_of_name))
+}
+
+/// Returns true unless `perf script` says, between the time and the event's name, that the line stands for
+/// several events: a sampling period above 1.
+fn stands_for_one(before: &[u8]) -> bool {
+    let name = before.strip_suffix(b"kvm_msr").unwrap_or(before);
+    let head = name.strip_suffix(b"kvm:").unwrap_or(name).trim_ascii_end();
+    let digits = head.iter().rev().take_while(|byte| byte.is_ascii_digit());
+    let (head, period) = head.split_at(head.len() - digits.count());
+    !head.trim_ascii_end().ends_with(b":") || matches!(period, b"" | b"1")
 }
 
 fn starts_blank(text: &[u8]) -> bool {
@@ -111,7 +122,10 @@ fn comment(line: &[u8]) -> Line {
     if line.starts_with(b"##### CPU") && after(line, b"buffer started").is_some() {
         return Line::Lost(1);
     }
-    overwritten(line).map_or(Line::Nothing, Line::Overwritten)
+    match after(line, b"entries-written:") {
+        Some(numbers) => heading(numbers).unwrap_or(Line::Unreadable),
+        None => Line::Nothing,
+    }
 }
 
 /// Returns true if `word` stands in the text, and is not a part of another name.
@@ -128,12 +142,12 @@ fn last_number(line: &[u8]) -> Option<u64> {
     decimal(&line[line.len() - digits.count()..]).map(|(number, _)| number)
 }
 
-/// What a ring buffer of tracefs has lost: `# entries-in-buffer/entries-written: 45/160   #P:2`.
-fn overwritten(comment: &[u8]) -> Option<u64> {
-    let numbers = after(comment, b"entries-written:")?.trim_ascii_start();
-    let (kept, rest) = decimal(numbers)?;
+/// The numbers of tracefs's heading, `# entries-in-buffer/entries-written: 45/160   #P:2`.
+fn heading(numbers: &[u8]) -> Option<Line> {
+    let (kept, rest) = decimal(numbers.trim_ascii_start())?;
     let (written, _) = decimal(rest.strip_prefix(b"/")?)?;
-    written.checked_sub(kept).filter(|&lost| lost > 0)
+    let overwritten = written.checked_sub(kept)?;
+    Some(Line::Heading { kept, overwritten })
 }
 
 /// Lines without a time: what was lost, and headings of `trace-cmd`.

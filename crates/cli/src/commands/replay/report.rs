@@ -14,12 +14,13 @@ use crate::output::{self, SCHEMA};
 const SHOWN: usize = 40;
 
 /// What no trace of `kvm:kvm_msr` has in it, whatever was traced.
-const CANNOT_SHOW: [&str; 6] = [
+const CANNOT_SHOW: [&str; 7] = [
     "accesses that a filter sent to user space: they fire only kvm_userspace_exit, reason 29 or 30, without the MSR",
     "accesses that never leave the guest: MSRs that KVM passes through (FS and GS base, SYSENTER, SPEC_CTRL and others), and x2APIC registers with APICv or AVIC",
     "who refused an access: a #GP by the filter that was set while tracing looks like KVM's own",
     "whether KVM asks the filter: it may handle a write of IA32_TSC_DEADLINE (0x6e0), which is traced, on a fast path that asks no filter",
     "what a handler or a device of the VMM answers: it may refuse the access, which counts as answered here",
+    "whether a nested guest made an access: a gate refuses its writes to registers that the policy masks or pins",
     "accesses by the VMM (KVM_GET_MSRS, KVM_SET_MSRS), and those of a nested guest that its own hypervisor handles",
 ];
 
@@ -48,7 +49,7 @@ pub(super) struct Report<'r> {
     other_events: u64,
     lost_events: u64,
     unreadable: Unreadable,
-    cannot_show: [&'static str; 6],
+    cannot_show: [&'static str; 7],
 }
 
 #[derive(Serialize)]
