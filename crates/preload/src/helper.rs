@@ -1,7 +1,8 @@
-//! The helper thread: it makes all calls that a VMM's own threads may not make.
+//! The helper thread, which makes the system calls that a VMM's own threads may not make.
 //!
-//! VMMs put their threads under seccomp. This one is made at the process' first call of KVM, before that, and blocks all
-//! signals. A vCPU's thread that needs something hands it a job and waits, which takes a futex and nothing else.
+//! VMMs put their threads under seccomp. The helper thread is started before that, at the process's first
+//! KVM request, and blocks all signals. A vCPU's thread hands a job to the helper thread and waits for it,
+//! which takes only futex calls.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::sync_channel;
@@ -19,7 +20,7 @@ pub(crate) struct Helper {
     thread: OnceLock<Result<Thread, String>>,
 }
 
-/// How long a thing that somebody still uses waits until it is looked at again.
+/// The time until the thread looks again at a thing that is still in use.
 const AGAIN: Duration = Duration::from_millis(20);
 
 impl Helper {
@@ -51,14 +52,14 @@ impl Helper {
         }
     }
 
-    /// Has the thread look for what there is to do. It takes no lock and allocates nothing.
+    /// Wakes the thread, so that it looks for jobs. The function takes no lock and allocates nothing.
     pub(crate) fn wake(&self) {
         if let Some(Ok(thread)) = self.thread.get() {
             thread.unpark();
         }
     }
 
-    /// Has the thread do something, and waits for what comes of it; `None` if it did not come to an end.
+    /// Has the thread run `act`, and waits for the result. Returns `None` if the thread did not finish it.
     pub(crate) fn ask<T: Send + 'static>(
         &self,
         act: impl FnOnce() -> T + Send + 'static,

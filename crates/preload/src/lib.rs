@@ -1,11 +1,11 @@
 //! Unsafe: two functions of the C library, and code before `main`.
 //!
-//! A library that puts an MSR policy into an unmodified VMM. `msrgate exec` has the dynamic linker load it before the C
-//! library, so that the VMM's `ioctl` and `close` are the two functions here.
+//! A library that puts an MSR policy into an unmodified VMM. `msrgate exec` has the dynamic linker load the
+//! library before the C library, so that the VMM calls the `ioctl` and `close` of this crate.
 //!
-//! It exports these two and imports neither. What it does of KVM's requests is in `requests`, the loop of a vCPU in `run`;
-//! all that is more than that one call is made by the thread in `helper`. Where nothing of it is asked for, outside of a
-//! run of `msrgate exec`, it passes everything on.
+//! The library exports these two functions and imports neither. `requests` handles KVM's requests, `run` is
+//! the loop of a vCPU, and the thread in `helper` makes every further system call. Outside of a run of
+//! `msrgate exec` the library passes every call on to the kernel.
 #![expect(unsafe_code, reason = "C's interface")]
 
 mod helper;
@@ -27,17 +27,17 @@ use msrgate_kvm::sys::{OwnCalls, make_calls_by};
 use requests::{KVM_RUN, Request};
 use state::Run;
 
-/// The build, for the command that looks for its library.
+/// The build, as text that the command finds when it looks for its library.
 #[used]
 static BUILD: &str = msrgate_state::BUILD;
 
 /// KVM's type of ioctl(2) requests: `KVMIO`.
 const KVMIO: u32 = 0xae;
 
-/// ioctl(2).
+/// Handles KVM's requests, and passes every other ioctl(2) on to the kernel.
 ///
 /// # Safety
-/// As the C library's.
+/// The caller keeps the contract of the C library's `ioctl`: `argument` is what `request` asks for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     let request = Request {
@@ -53,14 +53,15 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
     returned.as_c()
 }
 
-/// close(2). It takes no lock and allocates nothing: the standard library's own descriptors come here, too.
+/// Closes a descriptor, and forgets the VM or vCPU behind it. The function takes no lock and allocates
+/// nothing: the standard library closes its own descriptors through it, too.
 #[unsafe(no_mangle)]
 pub extern "C" fn close(fd: c_int) -> c_int {
     if let Some(process) = process::known()
         && process.table.has(fd)
-        // A child by vfork(2) has our memory, and its descriptors are others.
+        // A child made by vfork(2) shares the parent's memory, but has descriptors of its own.
         && sys::process() == process.pid
-        // Before the kernel may give the number to something else.
+        // The slot is emptied before the kernel can give the number to another file.
         && process.table.take(fd)
     {
         let returned = sys::close(fd);
@@ -70,7 +71,7 @@ pub extern "C" fn close(fd: c_int) -> c_int {
     sys::close(fd).as_c()
 }
 
-/// The C library calls the functions of this section before it calls the VMM's `main`.
+/// The function that the C library calls, through this section, before it calls the VMM's `main`.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = begin;
@@ -83,7 +84,7 @@ extern "C" fn begin() {
             ioctl: sys::ioctl_of_gate,
             lowest_fd: sys::lowest_fd(),
         };
-        // SAFETY: the function makes the very call.
+        // SAFETY: `ioctl_of_gate` makes the system call ioctl(2) with the arguments that it is given.
         unsafe { make_calls_by(calls) };
         if let Err(why) = process::prepare() {
             sys::say(&why);

@@ -1,7 +1,8 @@
-//! Unsafe: a page that is empty in a forked child.
+//! Unsafe: a page that is zeros in a forked child.
 //!
-//! All that this library knows of its process. A child that was forked begins anew: it has none of the parent's threads,
-//! locks that were held as it was forked are held for ever, and the parent's VMs are not usable in it.
+//! The library's data about its process. A forked child begins anew: it has none of the parent's threads,
+//! its copies of locks that were held during the fork are never released, and it cannot use the parent's
+//! VMs.
 #![expect(unsafe_code, reason = "madvise(2) of a page of our own")]
 
 use std::ptr::{self, NonNull};
@@ -12,7 +13,7 @@ use crate::helper::Helper;
 use crate::sys;
 use crate::table::Table;
 
-/// What there is once a process.
+/// The data of which a process has one.
 pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) table: Table,
@@ -22,10 +23,10 @@ pub(crate) struct Process {
 /// The address of the word that holds the process, in a page that is zeros in a forked child.
 static PLACE: OnceLock<&'static AtomicPtr<Process>> = OnceLock::new();
 
-/// Makes the page, once.
+/// Makes the page for [`PLACE`].
 ///
 /// # Errors
-/// The kernel has none, or cannot clear it in a child.
+/// The kernel gives no page, or cannot zero the page in a child.
 pub(crate) fn prepare() -> Result<(), String> {
     const SIZE: usize = 4096;
     let failed = || format!("no page for a process: {}", std::io::Error::last_os_error());
@@ -33,32 +34,32 @@ pub(crate) fn prepare() -> Result<(), String> {
         libc::PROT_READ | libc::PROT_WRITE,
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
     );
-    // SAFETY: a new mapping at a place that the kernel chooses.
+    // SAFETY: the mapping is new, at a place that the kernel chooses.
     let page = unsafe { libc::mmap(ptr::null_mut(), SIZE, prot, flags, -1, 0) };
     let page = NonNull::new(page).filter(|_| page != libc::MAP_FAILED);
     let page = page.ok_or_else(failed)?;
-    // SAFETY: a mapping of ours, of this size.
+    // SAFETY: the mapping is ours and has this size.
     if unsafe { libc::madvise(page.as_ptr(), SIZE, libc::MADV_WIPEONFORK) } != 0 {
         return Err(failed());
     }
-    // SAFETY: the page stays mapped, has the alignment, and zeros are a null pointer.
+    // SAFETY: the page stays mapped and is aligned, and zeros are a null pointer.
     let place = unsafe { page.cast::<AtomicPtr<Process>>().as_ref() };
     let _ = PLACE.set(place);
     Ok(())
 }
 
-/// This process, if it has made a call of KVM.
+/// Returns this process, if it has made a KVM request.
 #[inline]
 pub(crate) fn known() -> Option<&'static Process> {
     let process = PLACE.get()?.load(Ordering::Acquire);
-    // SAFETY: null, or a process that `here` has leaked.
+    // SAFETY: the pointer is null, or to a process that `here` has leaked.
     unsafe { process.as_ref() }
 }
 
-/// This process, with its helper thread.
+/// Returns this process, and starts its helper thread if necessary.
 ///
 /// # Errors
-/// There is no thread to be had.
+/// The kernel does not make the thread, or the library was not set up.
 pub(crate) fn here() -> Result<&'static Process, String> {
     if let Some(process) = known() {
         // Another thread may be about to start it.
@@ -78,12 +79,12 @@ pub(crate) fn here() -> Result<&'static Process, String> {
         Ordering::Acquire,
     );
     let process = match set {
-        // SAFETY: it is never dropped.
+        // SAFETY: the process is never dropped.
         Ok(_) => unsafe { &*process },
         Err(other) => {
-            // SAFETY: it was made above, and nobody else has seen it.
+            // SAFETY: the box was made above, and no other thread has seen it.
             drop(unsafe { Box::from_raw(process) });
-            // SAFETY: another thread's, which is never dropped.
+            // SAFETY: another thread has stored this process, and it is never dropped.
             unsafe { &*other }
         }
     };

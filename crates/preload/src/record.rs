@@ -1,4 +1,4 @@
-//! The watcher of a gate's answers, which writes them into the state page.
+//! The watcher of a gate's answers. It writes them into the state page.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,7 +7,7 @@ use msrgate_kvm::gate::{Told, Watcher};
 use msrgate_program::answer::Disposition;
 use msrgate_state::{Kind, Page, Seen};
 
-/// Writes what the gate of a VM does into the state page.
+/// A watcher that writes the answers of one VM's gate into the state page.
 pub(crate) struct Recorder {
     page: Page<'static>,
     pid: u32,
@@ -16,7 +16,7 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Of a new VM of this process.
+    /// Makes a recorder for a new VM of this process, and adds the VM to the page.
     pub(crate) fn of_new_vm(page: Page<'static>, pid: u32) -> Self {
         Self {
             page,
@@ -59,8 +59,8 @@ impl Watcher for Recorder {
     }
 }
 
-/// So many events of a VM a second, and no more: whoever writes them down takes them ten times a second out of a ring that has
-/// room for eight times as many. Those of a kill are not counted.
+/// A limit of events per second for one VM. The command takes events out of the ring ten times a second, and
+/// the ring has room for eight times [`PER_SECOND`]. Events of a kill do not count.
 #[derive(Default)]
 struct Limit {
     second: AtomicU64,
@@ -70,8 +70,8 @@ struct Limit {
 const PER_SECOND: u64 = 1000;
 
 impl Limit {
-    /// Tells if there may be one more at this time. Of two vCPUs that begin a second together, each may count itself first: a
-    /// few more pass then.
+    /// Counts an event at this time, and returns true if it is within the limit. If two vCPUs begin a second
+    /// together, both may reset the count, and a few more events pass.
     fn passes(&self, time: u64) -> bool {
         let second = time / 1_000_000_000;
         if self.second.swap(second, Ordering::Relaxed) != second {
@@ -81,7 +81,7 @@ impl Limit {
     }
 }
 
-/// Nanoseconds since 1970.
+/// Returns the time in nanoseconds since 1970.
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| {

@@ -1,6 +1,6 @@
 //! Unsafe: passes on requests whose arguments are the VMM's.
 //!
-//! The requests of KVM that the library has a part in. All others are the kernel's, as they came.
+//! The KVM requests that the library handles. Every other request goes to the kernel unchanged.
 #![expect(
     unsafe_code,
     reason = "an ioctl's argument is whatever its request says"
@@ -21,7 +21,7 @@ use crate::sys::{self, Returned};
 use crate::table::FDS;
 use crate::thing::{Thing, Vcpu, Vm, capability};
 
-/// Request numbers (`linux/kvm.h`), as the kernel looks at them: by their low half.
+/// Request numbers (`linux/kvm.h`). The kernel looks at their low 32 bits only.
 pub(crate) const KVM_RUN: u32 = 0xae80;
 const KVM_CREATE_VM: u32 = 0xae01;
 const KVM_CREATE_VCPU: u32 = 0xae41;
@@ -31,7 +31,7 @@ const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
 const KVM_X86_SET_MSR_FILTER: u32 = 0x4188_aec6;
 const KVM_MEMORY_ENCRYPT_OP: u32 = 0xc008_aeba;
 
-/// Those that are about a VM or a vCPU that has to be known.
+/// The requests for which the library must know the VM or vCPU behind the descriptor.
 const LOOKED_UP: [u32; 6] = [
     KVM_CREATE_VCPU,
     KVM_SET_CPUID2,
@@ -41,7 +41,7 @@ const LOOKED_UP: [u32; 6] = [
     KVM_MEMORY_ENCRYPT_OP,
 ];
 
-/// A request as the VMM made it.
+/// A request with the arguments that the VMM gave.
 #[derive(Clone, Copy)]
 pub(crate) struct Request {
     pub(crate) fd: RawFd,
@@ -50,17 +50,17 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// The number, as the kernel looks at it.
+    /// Returns the low 32 bits of the request number, which are all that the kernel looks at.
     #[expect(clippy::cast_possible_truncation, reason = "as the kernel does")]
     #[inline]
     pub(crate) const fn number(self) -> u32 {
         self.asked as u32
     }
 
-    /// Hands it to the kernel.
+    /// Passes the request to the kernel.
     #[inline]
     pub(crate) fn pass(self) -> Returned {
-        // SAFETY: the VMM answers for what it asks the kernel to do.
+        // SAFETY: the VMM called ioctl(2) with these arguments, and is responsible for them.
         unsafe { sys::ioctl(self.fd, self.asked, self.argument) }
     }
 
@@ -69,7 +69,7 @@ impl Request {
     }
 }
 
-/// `KVM_RUN`.
+/// Handles `KVM_RUN`.
 #[inline]
 pub(crate) fn run(request: Request) -> Returned {
     let Some(process) = process::known() else {
@@ -87,7 +87,7 @@ pub(crate) fn run(request: Request) -> Returned {
     }
 }
 
-/// Any other request of KVM's.
+/// Handles every KVM request except `KVM_RUN`.
 pub(crate) fn other(request: Request) -> Returned {
     let page = match state::run() {
         Run::Page(page) => *page,
@@ -105,7 +105,7 @@ pub(crate) fn other(request: Request) -> Returned {
     }
     match number {
         KVM_CREATE_VM => {
-            // SAFETY: it takes a number.
+            // SAFETY: the argument of KVM_CREATE_VM is a number, so the kernel accesses no memory.
             let made = unsafe { sys::guarded_ioctl(request.fd, request.asked, request.argument) };
             add(process, made, move |fd| {
                 Ok(Thing::Vm(Arc::new(Vm::new(fd, page, process.pid)?)))
@@ -129,7 +129,7 @@ pub(crate) fn other(request: Request) -> Returned {
                 let at = request.address();
                 asked(process, move || vm.set_their_filter(at))
             }
-            // Of a VM that is not known here. Without the cookie the kernel refuses it.
+            // The library does not know this VM. The kernel refuses the request, as it has no cookie.
             None => request.pass(),
         },
         KVM_MEMORY_ENCRYPT_OP if vm(process, request.fd).is_some() => refuse(
@@ -140,12 +140,12 @@ pub(crate) fn other(request: Request) -> Returned {
     }
 }
 
-/// Finds the VM or vCPU of a descriptor that the VMM has got otherwise than by making one, by dup(2) say. Nobody sees
-/// those calls.
+/// Finds the VM or vCPU behind a descriptor that the VMM got without a KVM request, for example by dup(2).
+/// The library does not see such calls.
 #[cold]
 fn adopt(process: &'static Process, fd: RawFd) {
     process.helper.ask(move || {
-        // What was closed a moment ago may be behind this number still.
+        // The table may still hold a thing whose number was closed a moment ago.
         process.table.sweep();
         let same = process.table.numbers().find_map(|known| {
             let held = process.table.get(known)?;
@@ -166,7 +166,7 @@ fn vcpu(process: &Process, fd: RawFd) -> Option<Arc<Vcpu>> {
     process.table.get(fd)?.vcpu().cloned()
 }
 
-/// Has the helper thread do something.
+/// Runs `act` on the helper thread, and returns its result, or `EIO` if the thread has ended.
 fn asked(process: &'static Process, act: impl FnOnce() -> Returned + Send + 'static) -> Returned {
     process
         .helper
@@ -174,7 +174,7 @@ fn asked(process: &'static Process, act: impl FnOnce() -> Returned + Send + 'sta
         .unwrap_or(Returned::error(libc::EIO))
 }
 
-/// Refuses a request, with a sentence, which the helper thread says where there is one.
+/// Refuses a request with `errno` and prints the reason. The helper thread prints it, if there is one.
 fn refuse(errno: i32, why: &str) -> Returned {
     match process::known() {
         Some(process) => {
@@ -186,7 +186,8 @@ fn refuse(errno: i32, why: &str) -> Returned {
     Returned::error(errno)
 }
 
-/// Puts what the kernel has just made under its descriptor, in the place of whatever was there.
+/// Puts the VM or vCPU that the kernel has just made into the table, and replaces an older entry for the
+/// number.
 fn add(
     process: &'static Process,
     returned: Returned,
@@ -228,9 +229,11 @@ fn set_cpuid(process: &Process, request: Request) -> Returned {
     let returned = request.pass();
     let vcpu = vcpu(process, request.fd).filter(|vcpu| !vcpu.is_bound());
     if let (Returned::DONE, Some(vcpu)) = (returned, vcpu) {
-        // SAFETY: the kernel has just read a kvm_cpuid2 there, which begins with the count of entries behind it.
+        // SAFETY: the kernel has just read a kvm_cpuid2 there. It begins with the number of entries behind
+        // it.
         let count = unsafe { request.argument.cast::<u32>().read_unaligned() };
-        // SAFETY: as above.
+        // SAFETY: the kernel has just read `count` entries behind the header; kvm_cpuid_entry2 consists of
+        // integers.
         let entries: Vec<kvm_cpuid_entry2> =
             unsafe { behind(request, size_of::<kvm_cpuid2>(), count) };
         vcpu.note_cpuid(entries.leaves());
@@ -242,21 +245,23 @@ fn set_msrs(process: &Process, request: Request) -> Returned {
     let returned = request.pass();
     if let (Ok(count), Some(vcpu)) = (returned.get(), vcpu(process, request.fd)) {
         let count = u32::try_from(count).unwrap_or(0);
-        // SAFETY: the kernel has just read a kvm_msrs there, with at least so many entries behind it.
+        // SAFETY: the kernel has just read a kvm_msrs there, with at least `count` entries; kvm_msr_entry
+        // consists of integers.
         let entries: Vec<kvm_msr_entry> = unsafe { behind(request, size_of::<kvm_msrs>(), count) };
         vcpu.msr_set_by_host(entries.iter().map(|entry| MsrIndex::new(entry.index)));
     }
     returned
 }
 
-/// The entries behind the header of a request's structure.
+/// Returns the entries behind the header of a request's structure.
 ///
 /// # Safety
-/// There are so many, which the kernel has just read; a `T` is integers.
+/// The kernel has just read `count` entries there, and `T` consists of integers.
 unsafe fn behind<T>(request: Request, header: usize, count: u32) -> Vec<T> {
     let first = request.argument.wrapping_byte_add(header).cast::<T>();
     let places = (0..usize::try_from(count).unwrap_or(0)).map(|at| first.wrapping_add(at));
-    // SAFETY: our caller's. The VMM need not have aligned them.
+    // SAFETY: the caller says that the entries are there. The read is unaligned, as the VMM may not have
+    // aligned them.
     places
         .map(|place| unsafe { place.read_unaligned() })
         .collect()
@@ -273,7 +278,7 @@ fn enable_capability(process: &'static Process, request: Request) -> Returned {
         Some((capability, 0, mask)) if capability == wanted => {
             asked(process, move || vm.set_their_mask(mask))
         }
-        // The kernel's own answer to one that is wrong.
+        // The kernel answers a request for another capability, or one that is malformed.
         _ => request.pass(),
     }
 }

@@ -1,4 +1,4 @@
-//! `KVM_RUN`: the exits that are the policy's are answered here, and the VMM sees the others.
+//! The loop of `KVM_RUN`. The gate answers the policy's exits here, and the VMM gets all others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,14 +13,14 @@ use crate::signals;
 use crate::sys::{self, Returned};
 use crate::thing::Vcpu;
 
-/// How long exits are answered before the VMM is to look for a kick by a signal, which may have come between two
-/// `KVM_RUN`s.
+/// The time for which the library answers exits before it returns to the VMM. The VMM may then notice a kick
+/// by a signal that came between two `KVM_RUN`s.
 const TURN: Duration = Duration::from_millis(1);
 
-/// Set once the process has been seen to catch signals by which it may kick vCPUs.
+/// True once the process was found to catch signals with which it may kick vCPUs.
 static ARE_CAUGHT: AtomicBool = AtomicBool::new(false);
 
-/// Runs a vCPU until it has an exit for the VMM. `enter` is its `KVM_RUN`.
+/// Runs a vCPU until it has an exit for the VMM. `enter` makes the `KVM_RUN` system call.
 pub(crate) fn run(
     process: &'static Process,
     vcpu: &Arc<Vcpu>,
@@ -66,7 +66,7 @@ fn answered(process: &'static Process, vcpu: &Arc<Vcpu>, enter: impl Fn() -> Ret
     }
 }
 
-/// Answers an exit. Returns false if it is the VMM's.
+/// Answers an exit. Returns false if the exit belongs to the VMM.
 fn answer(process: &'static Process, vcpu: &Arc<Vcpu>) -> bool {
     let mut gate = vcpu.gate();
     let Some(gate) = &mut *gate else {
@@ -99,8 +99,8 @@ fn are_caught(process: &'static Process) -> bool {
     ARE_CAUGHT.load(Ordering::Relaxed)
 }
 
-/// Lets the VMM look, as if a signal had come: the exit that was answered is completed first, so that it may read and
-/// write the vCPU's registers.
+/// Returns to the VMM as if a signal had come. The answered exit is completed first, so that the VMM may
+/// read and write the vCPU's registers.
 fn turn(process: &'static Process, vcpu: &Arc<Vcpu>) -> Returned {
     let mut gate = vcpu.gate();
     let Some(gate) = &mut *gate else {
@@ -115,7 +115,7 @@ fn turn(process: &'static Process, vcpu: &Arc<Vcpu>) -> Returned {
     if vcpu.page.exit_reason() == KVM_EXIT_INTR {
         Returned::error(libc::EINTR)
     } else {
-        // A debugger's step over the access.
+        // A debugger has stepped over the access.
         Returned::DONE
     }
 }
@@ -134,7 +134,8 @@ fn bind(process: &'static Process, vcpu: &Arc<Vcpu>) {
     }
 }
 
-/// Says why, and ends the process. The helper thread does it: a vCPU's may be allowed no such call.
+/// Prints the reason, and ends the process. The helper thread does both: the vCPU's thread may be forbidden
+/// to.
 #[cold]
 fn end(process: &'static Process, why: &str) -> ! {
     let why = why.to_owned();

@@ -11,9 +11,10 @@ use msrgate_kvm::gate::RawVcpu;
 #[derive(Debug)]
 pub(crate) struct SharedPage(NonNull<kvm_run>, OwnedFd);
 
-// SAFETY: memory that stays mapped until this is dropped, and belongs to no thread. Who runs the vCPU uses it.
+// SAFETY: the memory stays mapped until this value is dropped, and belongs to no thread. The thread that
+// runs the vCPU uses it.
 unsafe impl Send for SharedPage {}
-// SAFETY: as above; each access is a volatile one of a single field.
+// SAFETY: as for `Send`; each access is a volatile one of a single field.
 unsafe impl Sync for SharedPage {}
 
 const SIZE: usize = 4096;
@@ -60,40 +61,40 @@ impl SharedPage {
         act(&mut vcpu)
     }
 
-    /// Why the last `KVM_RUN` returned.
+    /// Returns the exit reason of the last `KVM_RUN`.
     #[inline]
     pub(crate) fn exit_reason(&self) -> u32 {
-        // SAFETY: a field of the mapped page.
+        // SAFETY: the field lies in the mapped page.
         let field = unsafe { &raw const (*self.0.as_ptr()).exit_reason };
-        // SAFETY: as above, aligned; volatile, for the kernel writes it.
+        // SAFETY: the field is mapped and aligned; the read is volatile, as the kernel writes the field.
         unsafe { field.read_volatile() }
     }
 
-    /// Which registers the VMM wants in the page.
+    /// Returns the sets of registers that the kernel puts into the page at each exit: `kvm_valid_regs`.
     #[inline]
     pub(crate) fn valid_regs(&self) -> u64 {
-        // SAFETY: a field of the mapped page.
+        // SAFETY: the field lies in the mapped page.
         let field = unsafe { &raw const (*self.0.as_ptr()).kvm_valid_regs };
-        // SAFETY: as above, aligned; volatile, for the VMM writes it.
+        // SAFETY: the field is mapped and aligned; the read is volatile, as the VMM writes the field.
         unsafe { field.read_volatile() }
     }
 
-    /// Asks for these registers.
+    /// Sets `kvm_valid_regs`, by which the kernel puts these sets of registers into the page at each exit.
     #[inline]
     pub(crate) fn set_valid_regs(&self, registers: u64) {
-        // SAFETY: a field of the mapped page.
+        // SAFETY: the field lies in the mapped page.
         let field = unsafe { &raw mut (*self.0.as_ptr()).kvm_valid_regs };
-        // SAFETY: as above, aligned; the vCPU's own thread writes it.
+        // SAFETY: the field is mapped and aligned, and the vCPU's own thread calls this between two runs.
         unsafe { field.write_volatile(registers) }
     }
 }
 
 impl Drop for SharedPage {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, which nobody uses any more.
+        // SAFETY: the mapping is ours, and nobody uses it after the drop.
         unsafe { libc::munmap(self.0.as_ptr().cast(), SIZE) };
     }
 }
 
-/// The general registers, as a bit of `kvm_valid_regs`.
+/// The bit of `kvm_valid_regs` for the general registers.
 pub(crate) const GENERAL: u64 = KVM_SYNC_X86_REGS as u64;

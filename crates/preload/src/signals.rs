@@ -1,38 +1,40 @@
 //! Unsafe: the thread's signal mask.
 //!
-//! Signals of the VMM's: our thread takes none of them, and a vCPU's thread must not swallow a kick by one.
+//! The VMM's signals: the helper thread must take none of them, and a vCPU's thread must not swallow a kick
+//! by one.
 #![expect(unsafe_code, reason = "pthread_sigmask has no safe form")]
 
 use std::ffi::c_int;
 use std::mem;
 use std::ptr;
 
-/// Does something, such as making a thread, while this thread blocks all signals. A thread that is made meanwhile
-/// blocks them from its first instruction on.
+/// Calls `act`, for example to start a thread, while this thread blocks all signals. A thread that `act`
+/// starts blocks them from its first instruction on.
 pub(crate) fn while_blocked<T>(act: impl FnOnce() -> T) -> T {
-    // SAFETY: a sigset_t is integers, for which zero is a value; sigfillset fills it.
+    // SAFETY: a sigset_t consists of integers, for which zero is a value; sigfillset fills the set.
     let mut all: libc::sigset_t = unsafe { mem::zeroed() };
-    // SAFETY: the set lives here.
+    // SAFETY: `all` is a sigset_t on this stack.
     unsafe { libc::sigfillset(&raw mut all) };
     let mut before = all;
-    // SAFETY: both sets live here; the call changes this thread's mask only.
+    // SAFETY: both sets are on this stack; the call changes only this thread's mask.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
     let done = act();
-    // SAFETY: `before` is what the call above found.
+    // SAFETY: `before` is the mask that the first call returned.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
     done
 }
 
-/// Tells if the process catches a signal by which a vCPU may be kicked: any but those that an instruction raises. Those that
-/// the C library keeps for itself it does not tell of.
+/// Returns true if the process catches a signal with which a vCPU may be kicked: any signal that the C
+/// library reports, except those that an instruction raises. The C library does not report the signals that
+/// it reserves.
 pub(crate) fn are_caught() -> bool {
     (1..=LAST).any(|signal| !OF_INSTRUCTIONS.contains(&signal) && is_caught(signal))
 }
 
 fn is_caught(signal: c_int) -> bool {
-    // SAFETY: a sigaction is integers and an address, for which zeros are values.
+    // SAFETY: a sigaction consists of integers and an address, for which zeros are values.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
-    // SAFETY: it writes the action that there is, and sets none.
+    // SAFETY: the call writes the present action into `action`, and sets none.
     let failed = unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) } != 0;
     !failed && ![libc::SIG_DFL, libc::SIG_IGN].contains(&action.sa_sigaction)
 }

@@ -1,6 +1,6 @@
 //! Unsafe: maps the run's state page.
 //!
-//! The run that this process is part of, which `msrgate exec` has begun.
+//! The run of `msrgate exec` that this process is part of.
 #![expect(unsafe_code, reason = "a file that other processes read is mapped")]
 
 use std::fs::File;
@@ -13,23 +13,23 @@ use std::sync::atomic::AtomicU64;
 
 use msrgate_state::Page;
 
-/// The variable that names the state page.
+/// The environment variable with the path of the state page.
 const VARIABLE: &str = "MSRGATE_STATE";
 
-/// What is known of the run.
+/// The run that the environment names.
 #[derive(Debug)]
 pub(crate) enum Run {
-    /// There is none: this library does nothing.
+    /// No run: the library does nothing.
     None,
-    /// Its state page.
+    /// A run, with its state page.
     Page(Page<'static>),
-    /// It has a state page that cannot be had, for this reason.
+    /// A run whose state page cannot be mapped, and the reason.
     Bad(String),
 }
 
 static RUN: OnceLock<Run> = OnceLock::new();
 
-/// Finds the run: once, before the VMM's `main`.
+/// Finds the run. The library calls this once, before the VMM's `main`.
 pub(crate) fn find() -> &'static Run {
     RUN.get_or_init(|| match std::env::var_os(VARIABLE) {
         None => Run::None,
@@ -40,7 +40,7 @@ pub(crate) fn find() -> &'static Run {
     })
 }
 
-/// The run that was found.
+/// Returns the run that [`find`] found.
 #[inline]
 pub(crate) fn run() -> &'static Run {
     RUN.get().unwrap_or(&Run::None)
@@ -52,7 +52,7 @@ fn map(path: &Path) -> Result<Page<'static>, String> {
     let size = file.metadata().map_err(|error| error.to_string())?.len();
     let size = usize::try_from(size).unwrap_or(usize::MAX);
     let size = size.min(msrgate_state::Layout::largest());
-    // SAFETY: a new mapping at a place that the kernel chooses, of a file that is open.
+    // SAFETY: the mapping is new, at a place that the kernel chooses, of an open file.
     let address = unsafe {
         libc::mmap(
             ptr::null_mut(),
@@ -65,8 +65,9 @@ fn map(path: &Path) -> Result<Page<'static>, String> {
     };
     let address = NonNull::new(address).filter(|_| address != libc::MAP_FAILED);
     let address = address.ok_or_else(|| std::io::Error::last_os_error().to_string())?;
-    // SAFETY: so many words are mapped, for as long as the process lives, at the beginning of a page, and everybody
-    // reads and writes them as atomics. `msrgate exec` has allocated the file, and nobody shortens it.
+    // SAFETY: `size` bytes are mapped from the beginning of a page, for as long as the process lives, and
+    // every process reads and writes them as atomics. `msrgate exec` has allocated the file, and nobody
+    // shortens it.
     let words = unsafe { slice::from_raw_parts(address.cast::<AtomicU64>().as_ptr(), size / 8) };
     Page::new(words).map_err(|bad| bad.to_string())
 }

@@ -1,7 +1,8 @@
-//! Unsafe: system calls by the instruction.
+//! Unsafe: system calls by the `syscall` instruction.
 //!
-//! The C library's `ioctl` and `close` are ours in this process, so that we call the kernel ourselves. A call that the
-//! kernel lets nobody else make carries the run's cookie in R10, where ioctl(2) has no argument.
+//! This library replaces the C library's `ioctl` and `close` in this process, so it makes the system calls
+//! itself. Some requests the kernel allows only to this library: they carry the run's cookie in R10, which
+//! ioctl(2) does not use.
 #![expect(unsafe_code, reason = "there is no function below this one to call")]
 
 use std::arch::asm;
@@ -13,28 +14,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use msrgate_filter::abi::{Fault, UserAddress, UserMemory};
 
-/// The cookie of this run; 0 outside of one.
+/// The cookie of this run; 0 outside of a run.
 static COOKIE: AtomicU64 = AtomicU64::new(0);
 
-/// Has guarded calls carry this from now on.
+/// Sets the cookie that guarded calls carry from now on.
 pub(crate) fn set_cookie(cookie: u64) {
     COOKIE.store(cookie, Ordering::Relaxed);
 }
 
-/// An answer of the kernel: a number, or an error number.
+/// The result of a system call: a number, or a negated error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Returned(i64);
 
 impl Returned {
-    /// The error with this number.
+    /// Makes the result of a call that failed with this error number.
     pub(crate) const fn error(errno: c_int) -> Self {
         Self(-(errno as i64))
     }
 
-    /// Success with 0.
+    /// The result 0 of a call that succeeded.
     pub(crate) const DONE: Self = Self(0);
 
-    /// The number; the error number if it is one.
+    /// Returns the number of a call that succeeded.
+    ///
+    /// # Errors
+    /// The error number of a call that failed.
     pub(crate) fn get(self) -> Result<i32, c_int> {
         match self.0 {
             -4095..=-1 => Err(c_int::try_from(-self.0).unwrap_or(libc::EIO)),
@@ -42,26 +46,26 @@ impl Returned {
         }
     }
 
-    /// As a function of the C library returns it, with `errno`.
+    /// Returns the result as a function of the C library does: -1 with `errno` set if the call failed.
     pub(crate) fn as_c(self) -> c_int {
         self.get().unwrap_or_else(|errno| {
-            // SAFETY: the C library's own place for this thread's errno, which is always there.
+            // SAFETY: the function has no condition; the C library has a place for each thread's errno.
             let place = unsafe { libc::__errno_location() };
-            // SAFETY: as above; nobody else writes this thread's.
+            // SAFETY: the place is valid, and only this thread writes its errno.
             unsafe { *place = errno };
             -1
         })
     }
 }
 
-/// Calls the kernel.
+/// Makes a system call.
 ///
 /// # Safety
-/// As the call of this number with these arguments.
+/// The arguments meet the contract of the system call with this number.
 unsafe fn call(number: c_long, arguments: [u64; 6]) -> Returned {
     let [first, second, third, fourth, fifth, sixth] = arguments;
     let returned: i64;
-    // SAFETY: the kernel changes RAX, RCX and R11, and the memory that the caller answers for.
+    // SAFETY: the kernel changes RAX, RCX and R11, and memory for which the caller is responsible.
     unsafe {
         asm!(
             "syscall",
@@ -80,30 +84,30 @@ unsafe fn call(number: c_long, arguments: [u64; 6]) -> Returned {
     Returned(returned)
 }
 
-/// A descriptor as the kernel takes it.
+/// Returns a descriptor in the form of a system call's argument.
 fn number(fd: RawFd) -> u64 {
     i64::from(fd).cast_unsigned()
 }
 
-/// ioctl(2), as the VMM asked for it.
+/// Makes the ioctl(2) call that the VMM asked for, without the cookie.
 ///
 /// # Safety
-/// `argument` is what `request` asks for, or the kernel says that it is not.
+/// `argument` is what `request` asks for, or an address that the kernel refuses.
 #[inline]
 pub(crate) unsafe fn ioctl(fd: RawFd, request: c_ulong, argument: *mut c_void) -> Returned {
     let argument = argument.expose_provenance() as u64;
-    // SAFETY: our caller's.
+    // SAFETY: the caller is responsible for `request` and `argument`.
     unsafe { call(libc::SYS_ioctl, [number(fd), request, argument, 0, 0, 0]) }
 }
 
-/// The same with the cookie.
+/// Makes an ioctl(2) call with the cookie.
 ///
 /// # Safety
-/// As [`ioctl`].
+/// The contract is that of [`ioctl`].
 pub(crate) unsafe fn guarded_ioctl(fd: RawFd, request: c_ulong, argument: *mut c_void) -> Returned {
     let argument = argument.expose_provenance() as u64;
     let cookie = COOKIE.load(Ordering::Relaxed);
-    // SAFETY: our caller's.
+    // SAFETY: the caller is responsible for `request` and `argument`.
     unsafe {
         call(
             libc::SYS_ioctl,
@@ -112,28 +116,28 @@ pub(crate) unsafe fn guarded_ioctl(fd: RawFd, request: c_ulong, argument: *mut c
     }
 }
 
-/// ioctl(2) for the gate, in the place of the C library's.
+/// Makes the gate's ioctl(2) calls, in place of the C library's function.
 ///
 /// # Safety
-/// As [`ioctl`].
+/// The contract is that of [`ioctl`].
 pub(crate) unsafe extern "C" fn ioctl_of_gate(
     fd: c_int,
     request: c_ulong,
     argument: *mut c_void,
 ) -> c_int {
-    // SAFETY: our caller's.
+    // SAFETY: the caller is responsible for `request` and `argument`.
     unsafe { guarded_ioctl(fd, request, argument) }.as_c()
 }
 
-/// close(2).
+/// Closes a descriptor by close(2).
 pub(crate) fn close(fd: RawFd) -> Returned {
-    // SAFETY: it touches no memory. Whose descriptor it is, our caller answers for.
+    // SAFETY: close(2) accesses no memory. The caller says that the descriptor may be closed.
     unsafe { call(libc::SYS_close, [number(fd), 0, 0, 0, 0, 0]) }
 }
 
-/// The number of this process.
+/// Returns the process ID of this process.
 pub(crate) fn process() -> u32 {
-    // SAFETY: getpid(2) touches no memory and does not fail.
+    // SAFETY: getpid(2) accesses no memory and does not fail.
     let pid = unsafe { call(libc::SYS_getpid, [0; 6]) };
     pid.get()
         .ok()
@@ -141,28 +145,29 @@ pub(crate) fn process() -> u32 {
         .unwrap_or(0)
 }
 
-/// The device and the number of the file that was standard error before the VMM's `main`, if there was one.
+/// The device and inode number of the file that was standard error before the VMM's `main`, if there was
+/// one.
 static STANDARD_ERROR: OnceLock<(u64, u64)> = OnceLock::new();
 
-/// Remembers which file is standard error: a VMM may close it, and open a guest's disk under its number.
+/// Notes the file that is standard error now. A VMM may close it, and open a guest's disk under its number.
 pub(crate) fn note_standard_error() {
     if let Some(file) = file_of(libc::STDERR_FILENO) {
         let _ = STANDARD_ERROR.set(file);
     }
 }
 
-/// The device and the number of a descriptor's file.
+/// Returns the device and inode number of a descriptor's file.
 fn file_of(fd: RawFd) -> Option<(u64, u64)> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: fstat(2) writes a stat, for which there is room.
+    // SAFETY: fstat(2) writes a stat into `stat`, which has room for one.
     let answer = unsafe { libc::fstat(fd, stat.as_mut_ptr()) };
-    // SAFETY: it has been written where the call succeeded.
+    // SAFETY: fstat(2) has written the value if it returned 0.
     (answer == 0)
         .then(|| unsafe { stat.assume_init() })
         .map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// Says a sentence on the VMM's standard error, if that is still the file that it was started with.
+/// Prints a sentence to the VMM's standard error, if that is still the file that the VMM was started with.
 pub(crate) fn say(text: &str) {
     if file_of(libc::STDERR_FILENO).as_ref() != STANDARD_ERROR.get()
         || STANDARD_ERROR.get().is_none()
@@ -172,23 +177,24 @@ pub(crate) fn say(text: &str) {
     let line = format!("msrgate: {text}\n");
     let bytes = line.as_bytes();
     let arguments = [2, bytes.as_ptr().addr() as u64, bytes.len() as u64, 0, 0, 0];
-    // SAFETY: write(2) reads so many bytes, which `line` has.
+    // SAFETY: write(2) reads `bytes.len()` bytes of `line`.
     let _ = unsafe { call(libc::SYS_write, arguments) };
 }
 
-/// Ends this process at once, also where it is the first one of a PID namespace, which takes no SIGKILL of its own.
+/// Ends this process at once. The first process of a PID namespace ignores its own SIGKILL; `exit_group(2)`
+/// ends it.
 pub(crate) fn end_process() -> ! {
     const KILLED: u64 = 137;
     let pid = u64::from(process());
-    // SAFETY: kill(2) touches no memory.
+    // SAFETY: kill(2) accesses no memory.
     let _ = unsafe { call(libc::SYS_kill, [pid, libc::SIGKILL as u64, 0, 0, 0, 0]) };
     loop {
-        // SAFETY: exit_group(2) does not come back.
+        // SAFETY: exit_group(2) does not return.
         let _ = unsafe { call(libc::SYS_exit_group, [KILLED, 0, 0, 0, 0, 0]) };
     }
 }
 
-/// A duplicate of a descriptor, for ourselves, out of the way of the VMM's.
+/// Duplicates a descriptor for the library, with a number of at least `lowest`.
 pub(crate) fn duplicate(fd: RawFd, lowest: RawFd) -> std::io::Result<OwnedFd> {
     let asked = [
         number(fd),
@@ -198,26 +204,27 @@ pub(crate) fn duplicate(fd: RawFd, lowest: RawFd) -> std::io::Result<OwnedFd> {
         0,
         0,
     ];
-    // SAFETY: it takes numbers.
+    // SAFETY: F_DUPFD_CLOEXEC takes numbers, and accesses no memory.
     match unsafe { call(libc::SYS_fcntl, asked) }.get() {
-        // SAFETY: the kernel has just opened it, and nobody else knows it.
+        // SAFETY: the kernel has just opened the descriptor, and nobody else knows it.
         Ok(new) => Ok(unsafe { OwnedFd::from_raw_fd(new) }),
         Err(errno) => Err(std::io::Error::from_raw_os_error(errno)),
     }
 }
 
-/// Tells if two descriptors of this process are of one file; `None` if this kernel does not say.
+/// Returns true if two descriptors of this process have one file description; `None` if the kernel cannot
+/// tell.
 pub(crate) fn is_one_file(one: RawFd, other: RawFd) -> Option<bool> {
     /// `F_DUPFD_QUERY` (`linux/fcntl.h`), since Linux 6.10.
     const DUPFD_QUERY: u64 = 1024 + 3;
     const KCMP_FILE: u64 = 0;
     let asked = [number(one), DUPFD_QUERY, number(other), 0, 0, 0];
-    // SAFETY: it takes numbers and changes nothing.
+    // SAFETY: F_DUPFD_QUERY takes numbers, accesses no memory and changes nothing.
     let answer = match unsafe { call(libc::SYS_fcntl, asked) }.get() {
         Err(libc::EINVAL) => {
             let pid = u64::from(process());
             let asked = [pid, pid, KCMP_FILE, number(one), number(other), 0];
-            // SAFETY: as above.
+            // SAFETY: kcmp(2) takes numbers, and changes nothing.
             let compared = unsafe { call(libc::SYS_kcmp, asked) };
             compared.get().map(|order| i32::from(order == 0))
         }
@@ -225,14 +232,14 @@ pub(crate) fn is_one_file(one: RawFd, other: RawFd) -> Option<bool> {
     };
     match answer {
         Ok(answer) => Some(answer == 1),
-        // One of them is no descriptor.
+        // One of the two is no open descriptor.
         Err(libc::EBADF) => Some(false),
         Err(_) => None,
     }
 }
 
-/// The memory of this process, at addresses of the VMM's, which may be bad: a read of such a one is an error and no
-/// SIGSEGV.
+/// The memory of this process. The addresses are the VMM's and may be bad: reading a bad one is an error,
+/// not a SIGSEGV.
 pub(crate) struct OwnMemory;
 
 impl UserMemory for OwnMemory {
@@ -248,8 +255,8 @@ impl UserMemory for OwnMemory {
             0,
         ];
         into.as_mut_ptr().expose_provenance();
-        // SAFETY: process_vm_readv(2) of this process itself writes at most `into.len()` bytes into `into`; it checks the
-        // other address. Both vectors are struct iovec: an address and a length.
+        // SAFETY: process_vm_readv(2) of this process writes at most `into.len()` bytes into `into`, and
+        // checks the remote address. Both vectors are struct iovec: an address and a length.
         let read = unsafe { call(libc::SYS_process_vm_readv, arguments) };
         match read.get() {
             Ok(count) if usize::try_from(count) == Ok(into.len()) => Ok(()),

@@ -1,11 +1,12 @@
 //! Unsafe: pointers that one thread takes away while another uses them.
 //!
-//! The VMs and vCPUs of this process by the numbers of their file descriptors.
+//! A table of this process's VMs and vCPUs by file descriptor number.
 //!
-//! close(2) is ours, and may be called from anywhere, by ourselves too: it takes no lock and allocates nothing. It takes
-//! the thing out of its slot and leaves it to the helper thread, which drops it when nobody uses it any more. Whoever looks
-//! a thing up counts itself in the slot, then in the thing, and then out of the slot: so a thing whose slot has been seen
-//! without readers after it was taken out is used by those alone who have counted themselves in it.
+//! The library's `close` may be called from anywhere, also by the library itself, so it takes no lock and
+//! allocates nothing. It takes the thing out of its slot and leaves it to the helper thread, which drops the
+//! thing when it has no user. A thread that looks up a thing counts itself in the slot, then in the thing,
+//! and then leaves the slot's count. So once a thing was taken out of its slot, and the slot was seen
+//! without readers, the thing's own count has all of its users.
 #![expect(unsafe_code, reason = "a slot's pointer is followed under a count")]
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
@@ -18,39 +19,39 @@ use std::thread;
 use crate::sys;
 use crate::thing::Thing;
 
-/// Descriptors that can be a VM's or a vCPU's have lower numbers.
+/// The limit of descriptor numbers: a VM's or vCPU's number must be lower.
 pub(crate) const FDS: usize = 1 << 16;
 
-/// The slot of one descriptor. All zeros are an empty one.
+/// The slot of one descriptor. A slot of zeros is empty.
 #[repr(C)]
 struct Slot {
     entry: AtomicPtr<Entry>,
     readers: AtomicU32,
 }
 
-/// A thing, and who uses it.
+/// A thing, and the number of its users.
 struct Entry {
     users: AtomicU32,
-    /// The next of those that were taken out.
+    /// The next entry in the list of those taken out of their slots.
     next: AtomicPtr<Entry>,
-    /// Its slot.
+    /// The number of its slot.
     at: usize,
     thing: Thing,
 }
 
-/// A number by which the VMM has the file of a descriptor of ours. Each is tried: to list them takes a descriptor, and the VMM
-/// may count on the lowest one that is free.
+/// Returns a number by which the VMM has the same file as our descriptor. The function tries each number:
+/// listing them would take a descriptor, and the VMM may rely on the lowest free one.
 fn other_number(own: RawFd) -> Option<RawFd> {
     (0..sys::lowest_fd()).find(|fd| sys::is_one_file(own, *fd) == Some(true))
 }
 
-/// The slots, and what was taken out of them.
+/// The slots, and a list of the entries taken out of them.
 pub(crate) struct Table {
     slots: Box<[Slot; FDS]>,
     taken: AtomicPtr<Entry>,
 }
 
-/// A thing that somebody uses.
+/// A thing in use: it is counted as used until this value is dropped.
 pub(crate) struct Held<'t>(&'t Entry);
 
 impl Deref for Held<'_> {
@@ -68,7 +69,7 @@ impl Drop for Held<'_> {
 }
 
 impl Table {
-    /// An empty one.
+    /// Makes an empty table.
     pub(crate) fn new() -> Self {
         let layout = Layout::new::<[Slot; FDS]>();
         #[expect(clippy::cast_ptr_alignment, reason = "the layout has the alignment")]
@@ -78,7 +79,8 @@ impl Table {
             handle_alloc_error(layout);
         }
         Self {
-            // SAFETY: it was allocated by this layout just now, and zeros are empty slots. They are zero pages until used.
+            // SAFETY: the memory was just allocated with this layout, and zeros are empty slots. The kernel
+            // gives memory to a page only when it is used.
             slots: unsafe { Box::from_raw(slots) },
             taken: AtomicPtr::new(ptr::null_mut()),
         }
@@ -88,7 +90,7 @@ impl Table {
         self.slots.get(usize::try_from(fd).ok()?)
     }
 
-    /// The thing behind a descriptor.
+    /// Returns the thing behind a descriptor, and counts a user until the result is dropped.
     #[inline]
     pub(crate) fn get(&self, fd: RawFd) -> Option<Held<'_>> {
         let slot = self.slot(fd)?;
@@ -97,8 +99,8 @@ impl Table {
         }
         slot.readers.fetch_add(1, Ordering::SeqCst);
         let entry = slot.entry.load(Ordering::SeqCst);
-        // SAFETY: it is null, or an entry that is not dropped before the slot has been seen without readers after the
-        // entry was taken out of it; this is one.
+        // SAFETY: the pointer is null or to an entry. An entry that was taken out of its slot is dropped
+        // only after the slot was seen without readers, and this thread is a reader.
         let held = unsafe { entry.as_ref() }.map(|entry| {
             entry.users.fetch_add(1, Ordering::SeqCst);
             Held(entry)
@@ -107,21 +109,21 @@ impl Table {
         held
     }
 
-    /// Tells if there is something behind a descriptor.
+    /// Returns true if a thing is behind the descriptor.
     #[inline]
     pub(crate) fn has(&self, fd: RawFd) -> bool {
         let slot = self.slot(fd);
         slot.is_some_and(|slot| !slot.entry.load(Ordering::Relaxed).is_null())
     }
 
-    /// The numbers behind which there is something.
+    /// Returns the numbers of all descriptors with a thing.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = RawFd> {
         let all = (0..).zip(self.slots.iter());
         all.filter(|(_, slot)| !slot.entry.load(Ordering::Relaxed).is_null())
             .map(|(fd, _)| fd)
     }
 
-    /// Puts a thing behind a descriptor, in the place of what was there.
+    /// Puts a thing behind a descriptor, and replaces the one that was there.
     pub(crate) fn put(&self, fd: RawFd, thing: Thing) {
         let (Some(slot), Ok(at)) = (self.slot(fd), usize::try_from(fd)) else {
             return;
@@ -135,7 +137,8 @@ impl Table {
         self.retire(slot.entry.swap(Box::into_raw(entry), Ordering::SeqCst));
     }
 
-    /// Takes away what is behind a descriptor. Returns true if there was something, which [`Self::sweep`] is to drop.
+    /// Takes the thing behind a descriptor out of the table. Returns true if there was one; [`Self::sweep`]
+    /// drops it.
     pub(crate) fn take(&self, fd: RawFd) -> bool {
         let Some(slot) = self.slot(fd) else {
             return false;
@@ -146,7 +149,8 @@ impl Table {
     }
 
     fn retire(&self, entry: *mut Entry) {
-        // SAFETY: null, or an entry that was in a slot until now: `sweep` has yet to find it.
+        // SAFETY: the pointer is null, or to an entry that was in a slot until now: `sweep` has not found it
+        // yet.
         let Some(one) = (unsafe { entry.as_ref() }) else {
             return;
         };
@@ -163,7 +167,8 @@ impl Table {
         }
     }
 
-    /// Takes away what is behind a number that has another file by now: by dup2(2) or `close_range(2)`, which nobody sees.
+    /// Takes out the things whose numbers have another file by now, by dup2(2) or `close_range(2)`: the
+    /// library does not see those calls.
     pub(crate) fn take_stale(&self) {
         for fd in self.numbers() {
             let is_stale = self
@@ -175,17 +180,18 @@ impl Table {
         }
     }
 
-    /// Drops what was taken away and is not used any more, but for what the VMM has by another number, too. Returns true if
-    /// something is still used. Of one thread.
+    /// Drops the things that were taken out and have no user. A thing that the VMM still has by another
+    /// number is put back under that number. Returns true if a thing is still in use. Only one thread may
+    /// call this.
     pub(crate) fn sweep(&self) -> bool {
         let mut entry = self.taken.swap(ptr::null_mut(), Ordering::AcqRel);
         let mut is_used = false;
         while !entry.is_null() {
-            // SAFETY: this thread has taken the list, and nobody else drops an entry of it.
+            // SAFETY: this thread has taken the list, and no other thread drops an entry of it.
             let one = unsafe { &*entry };
             let next = one.next.load(Ordering::Relaxed);
             if let Some(slot) = self.slots.get(one.at) {
-                // Each of them stays for a few instructions.
+                // A reader leaves the count after a few instructions.
                 while slot.readers.load(Ordering::SeqCst) > 0 {
                     thread::yield_now();
                 }
@@ -194,7 +200,8 @@ impl Table {
                 is_used = true;
                 self.retire(entry);
             } else {
-                // SAFETY: `put` made it of a Box; it is in no slot, and whoever found it there has counted out.
+                // SAFETY: `put` made the entry from a Box. No slot has it, and every thread that found it
+                // there has left its count.
                 let one = unsafe { Box::from_raw(entry) };
                 if let Some(fd) = other_number(one.thing.own()).filter(|fd| !self.has(*fd)) {
                     self.put(fd, one.thing);

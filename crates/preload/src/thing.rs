@@ -1,4 +1,4 @@
-//! A VM and a vCPU of the VMM's, with what the gate has of them.
+//! The VMM's VMs and vCPUs, each with its part of the gate.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use crate::record::Recorder;
 use crate::shared::SharedPage;
 use crate::sys::{self, OwnMemory, Returned};
 
-/// What is behind a descriptor.
+/// A VM or a vCPU behind a descriptor.
 #[derive(Clone)]
 pub(crate) enum Thing {
     Vm(Arc<Vm>),
@@ -23,7 +23,7 @@ pub(crate) enum Thing {
 }
 
 impl Thing {
-    /// The VM, if it is one.
+    /// Returns the VM, if the thing is one.
     pub(crate) fn vm(&self) -> Option<&Arc<Vm>> {
         match self {
             Self::Vm(vm) => Some(vm),
@@ -39,7 +39,7 @@ impl Thing {
         }
     }
 
-    /// The vCPU, if it is one.
+    /// Returns the vCPU, if the thing is one.
     #[inline]
     pub(crate) fn vcpu(&self) -> Option<&Arc<Vcpu>> {
         match self {
@@ -49,33 +49,33 @@ impl Thing {
     }
 }
 
-/// A duplicate, by which a VM or vCPU is known when the VMM has closed the number that it got.
+/// Duplicates a descriptor: the library needs one of its own when the VMM has closed the number that it got.
 fn duplicate(fd: RawFd) -> Result<OwnedFd, String> {
     let own = sys::duplicate(fd, sys::lowest_fd());
     own.map_err(|error| format!("no descriptor is left: {error}"))
 }
 
-/// A VM. It is kept by its own descriptor and by those of its vCPUs.
+/// A VM. The table's entries for it and for its vCPUs keep it alive.
 pub(crate) struct Vm {
     gate: Gate,
-    /// What the VMM asked for itself. The helper thread alone changes it.
+    /// The filter and mask that the VMM itself has asked for. Only the helper thread changes them.
     beside: Mutex<Beside>,
-    /// Set where accesses are executed again, for which each exit has to bring the vCPU's registers.
+    /// True if the gate may rewind: each exit must then bring the vCPU's registers.
     rewinds: AtomicBool,
     has_registers: bool,
     has_one_variant: bool,
-    /// Of the VM, to know it by.
+    /// Our own descriptor of the VM, by which the library recognises it.
     own: OwnedFd,
 }
 
 /// A vCPU.
 pub(crate) struct Vcpu {
     id: u32,
-    /// Before `page`: it is dropped first.
+    /// The gate's part. The field stands before `page`, so that it is dropped first.
     gate: Mutex<Option<VcpuGate>>,
     pub(crate) page: SharedPage,
     pub(crate) vm: Arc<Vm>,
-    /// What the last `KVM_SET_CPUID2` said.
+    /// The CPUID that the last `KVM_SET_CPUID2` set.
     cpuid: Mutex<Option<Vec<CpuidEntry>>>,
     is_bound: AtomicBool,
 }
@@ -90,7 +90,7 @@ impl AsRawFd for Number {
 }
 
 impl Vm {
-    /// Puts the run's policy into a new VM. On the helper thread.
+    /// Puts the run's policy into a new VM. The helper thread calls this.
     ///
     /// # Errors
     /// The sentence that says why not.
@@ -121,13 +121,13 @@ impl Vm {
         })
     }
 
-    /// Tells if accesses may be executed again.
+    /// Returns true if the gate may rewind.
     #[inline]
     pub(crate) fn rewinds(&self) -> bool {
         self.rewinds.load(Ordering::Relaxed)
     }
 
-    /// The VMM's own `KVM_X86_SET_MSR_FILTER`. On the helper thread.
+    /// Carries out the VMM's own `KVM_X86_SET_MSR_FILTER`. The helper thread calls this.
     pub(crate) fn set_their_filter(&self, argument: u64) -> Returned {
         let at = UserAddress::new(argument);
         let call = SetCall::read(Revision::Mainline, CallerWidth::Bits64, &OwnMemory, at);
@@ -138,7 +138,7 @@ impl Vm {
         self.set_beside(|beside| beside.filter = filter)
     }
 
-    /// The VMM's own mask of exit reasons. On the helper thread.
+    /// Sets the VMM's own mask of exit reasons. The helper thread calls this.
     pub(crate) fn set_their_mask(&self, bits: u64) -> Returned {
         match ReasonMask::from_bits(Revision::Mainline, bits) {
             Ok(reasons) => self.set_beside(|beside| beside.reasons = reasons),
@@ -150,7 +150,7 @@ impl Vm {
         let mut held = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
         let mut new = held.clone();
         change(&mut new);
-        // Before the filter changes: an access that comes meanwhile may wait for the new one.
+        // This comes before the filter changes: an access that exits meanwhile may wait for the new filter.
         self.rewinds.store(true, Ordering::Relaxed);
         match self.gate.set_beside(new.clone()) {
             Ok(()) => {
@@ -172,10 +172,10 @@ impl Vm {
 }
 
 impl Vcpu {
-    /// A vCPU that the VMM has made. On the helper thread.
+    /// Makes the record of a vCPU that the VMM has made. The helper thread calls this.
     ///
     /// # Errors
-    /// The sentence that says why it cannot be had.
+    /// A sentence that says why the descriptor cannot be duplicated or the vCPU's page cannot be mapped.
     pub(crate) fn new(fd: RawFd, id: u32, vm: Arc<Vm>) -> Result<Self, String> {
         Ok(Self {
             id,
@@ -192,19 +192,20 @@ impl Vcpu {
         self.page.own()
     }
 
-    /// Tells if the gate answers for it.
+    /// Returns true once the gate answers this vCPU's exits.
     #[inline]
     pub(crate) fn is_bound(&self) -> bool {
         self.is_bound.load(Ordering::Relaxed)
     }
 
-    /// The VMM has given it this CPUID.
+    /// Notes the CPUID that the VMM has set.
     pub(crate) fn note_cpuid(&self, leaves: Vec<CpuidEntry>) {
         let mut held = self.cpuid.lock().unwrap_or_else(PoisonError::into_inner);
         *held = Some(leaves);
     }
 
-    /// Has the gate answer for it from now on: before its first `KVM_RUN`, on the helper thread.
+    /// Binds the vCPU to the gate, which answers its exits from then on. The helper thread calls this before
+    /// the vCPU's first `KVM_RUN`.
     ///
     /// # Errors
     /// The sentence that says why not.
@@ -234,13 +235,13 @@ impl Vcpu {
         }
     }
 
-    /// The gate's part, once it is bound.
+    /// Locks the gate's part of the vCPU: `None` until the vCPU is bound.
     #[inline]
     pub(crate) fn gate(&self) -> MutexGuard<'_, Option<VcpuGate>> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The VMM has written these MSRs.
+    /// Tells the gate that the VMM has written these MSRs.
     pub(crate) fn msr_set_by_host(&self, written: impl Iterator<Item = MsrIndex>) {
         if !self.vm.has_registers {
             return;
@@ -256,7 +257,8 @@ impl Vcpu {
     }
 }
 
-/// `KVM_ENABLE_CAP`'s argument, as far as it is looked at: `cap`, `flags`, `args[0]`.
+/// Reads `cap`, `flags` and `args[0]` of the argument of `KVM_ENABLE_CAP`. Returns `None` if the address is
+/// bad.
 pub(crate) fn capability(argument: u64) -> Option<(u32, u32, u64)> {
     let mut bytes = [0; 16];
     OwnMemory
