@@ -1,4 +1,4 @@
-//! `msrgate exec` with real VMMs: QEMU, and small ones in `tests/vmms`.
+//! Tests of `msrgate exec` with real VMMs: QEMU, and small ones in `tests/vmms`.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,

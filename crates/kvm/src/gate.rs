@@ -263,13 +263,13 @@ impl Gate {
         self.add_vcpu(id.into(), &GuestCpuid::new(&cpuid.leaves())?)
     }
 
-    /// As [`Self::vcpu`], of a vCPU whose CPUID nobody tells, or that has none: under a program that is the same for all
-    /// processors, and that carries no access to a register of KVM's, nothing depends on it. All vCPUs of a VM are added in
-    /// this way, or none.
+    /// Adds a vCPU whose CPUID the caller does not know, or that has none. This needs a program that is the
+    /// same for all processors and that forwards no access to KVM's registers: such a program does not
+    /// depend on the CPUID. Add all vCPUs of a VM in this way, or none.
     ///
     /// # Errors
-    /// As [`Self::vcpu`], or the program differs by processor, or has an action such as `mask` for which CPUID says which
-    /// registers there are.
+    /// The errors are those of [`Self::vcpu`], and [`GateError::NoCpuid`] if the program differs by
+    /// processor, or has an action such as `mask` that needs the CPUID to know which registers there are.
     pub fn vcpu_of_any_cpuid(&self, id: impl Into<VcpuId>) -> Result<VcpuGate, GateError> {
         let program = self.program();
         if depends_on_cpuid(&program) {
@@ -364,16 +364,19 @@ impl Gate {
         Ok(())
     }
 
-    /// Puts beside the program's filter and mask what the VMM asks for itself: for a library that gives a VMM a
-    /// gate without its knowledge. From then on an access is let through only if the policy and the VMM's filter
-    /// both allow it. Where the policy allows it and the VMM's filter does not, or where KVM refuses it and the
-    /// VMM's mask asks for that, [`VcpuGate::answer`] gives [`AnswerError::Theirs`] and the exit back as the kernel
-    /// made it; where the VMM's mask asks for no exit, the guest gets #GP. Accesses that have been let through once
-    /// they were seen stay so, as far as the new filter allows them.
+    /// Combines the program's filter and mask with those that the VMM itself sets. A library that gives a
+    /// VMM a gate without its knowledge calls this. From then on the gate lets an access through only if the
+    /// policy and the VMM's filter both allow it.
+    ///
+    /// [`VcpuGate::answer`] returns [`AnswerError::Theirs`], with the exit as the kernel made it, in two
+    /// cases: the policy allows an access that the VMM's filter denies, and the VMM's mask asks for the
+    /// exit; or KVM itself refuses the access, and the VMM's mask asks for that reason. If the VMM's filter
+    /// denies an access and the VMM's mask does not ask for the exit, the guest gets #GP. An access that was
+    /// let through after its first access stays so, as far as the new filter allows it.
     ///
     /// # Errors
-    /// Both filters together take more ranges than KVM has, the gate is in no VM, or the kernel refuses the filter. What was
-    /// beside the program before still is.
+    /// Both filters together take more ranges than KVM has, the gate is in no VM, or the kernel refuses the
+    /// filter. The VMM's previous filter and mask then stay in force.
     pub fn set_beside(&self, new: Beside) -> Result<(), GateError> {
         let mut control = self.shared.lock();
         let responder = self.shared.current.get().thing;
@@ -530,7 +533,8 @@ impl Drop for Gate {
     }
 }
 
-/// Tells if a vCPU's CPUID says what a program does on it: which of its variants, or which registers there are.
+/// Returns true if the CPUID of a vCPU decides what the program does on it: the variant, or the registers
+/// that exist.
 fn depends_on_cpuid(program: &Program) -> bool {
     let carries = |rule: msrgate_program::Rule<'_>| {
         rule.action.needs_forwarding() || matches!(rule.log, msrgate_program::Log::All)

@@ -1,18 +1,18 @@
-//! The kind of an access, as one word.
+//! The kind of an access, encoded in one word.
 
 use msrgate_filter::{Access, ExitReason, MsrIndex};
 use msrgate_program::answer::Disposition;
 
-/// An MSR, a direction, the reason of the exit, and what was done.
+/// A kind of access: an MSR, a direction, the gate's disposition and the reason of the exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kind {
     /// The MSR.
     pub index: MsrIndex,
     /// The direction.
     pub access: Access,
-    /// What was done.
+    /// The gate's disposition of the access.
     pub disposition: Disposition,
-    /// Why the access came to user space.
+    /// The reason of the exit to user space.
     pub reason: ExitReason,
 }
 
@@ -22,7 +22,7 @@ const DEED: u32 = INDEX + u32::BITS;
 const REASON: u32 = DEED + 8;
 
 impl Kind {
-    /// As one word, which is never 0.
+    /// Encodes the kind in one word, which is never 0.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         let reason = ExitReason::ALL.iter().position(|one| *one == self.reason);
@@ -32,7 +32,7 @@ impl Kind {
             | (reason.unwrap_or(0) as u64) << REASON
     }
 
-    /// What [`Self::to_bits`] made of it; `None` for any other word.
+    /// Decodes a word of [`Self::to_bits`]. Returns `None` for any other word.
     #[must_use]
     pub fn from_bits(bits: u64) -> Option<Self> {
         let at = |shift: u32, mask: u64| usize::try_from(bits >> shift & mask).ok();
@@ -45,8 +45,8 @@ impl Kind {
         (kind.to_bits() == bits).then_some(kind)
     }
 
-    /// The place, of so many, where it is looked for first: the top bits of a product with 2^64 divided by the golden
-    /// ratio.
+    /// Returns the number of the place, below `places`, where the search for this kind begins. The hash is
+    /// the upper half of the product with 2^64 divided by the golden ratio.
     pub(crate) fn home(self, places: usize) -> usize {
         let hash = self.to_bits().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         usize::try_from(hash).unwrap_or(0) % places.max(1)

@@ -1,34 +1,35 @@
-//! Where things are in a state page, and the bytes of a new one.
+//! The layout of a state page, and the bytes of a new one.
 
 use std::fmt;
 
-/// The build that a command and its library have to share: version and format.
+/// The build: the versions of the crate, the state page and the program file. The command and its library
+/// must have the same one.
 pub const BUILD: &str = concat!(
     "msrgate-build ",
     env!("CARGO_PKG_VERSION"),
     " state 1 program 1"
 );
 
-/// `MSRGATE` and a line's end.
+/// The first word of a page: `MSRGATE` and a line feed.
 const MAGIC: u64 = u64::from_le_bytes(*b"MSRGATE\n");
 const VERSION: u64 = 1;
 
-/// The largest program, in bytes, that a page holds: far more than a policy of the largest size becomes.
+/// The size of the largest program in bytes. A policy of the largest size becomes a far smaller program.
 pub const MAX_PROGRAM: usize = 16 << 20;
 
-/// Places for kinds of accesses.
+/// The number of places for kinds of accesses.
 const PLACES: usize = 8192;
-/// Entries of the ring of events.
+/// The number of entries in the ring of events.
 const EVENTS: usize = 8192;
-/// Entries for VMs.
+/// The number of entries for VMs.
 const VMS: usize = 64;
 
-/// Words of one place, of one event and of one VM.
+/// The number of words of a place, of an event and of a VM's entry.
 pub(crate) const PLACE_WORDS: usize = 8;
 pub(crate) const EVENT_WORDS: usize = 8;
 pub(crate) const VM_WORDS: usize = 4;
 
-/// The words of the header, by number.
+/// The word numbers of the header.
 pub(crate) mod word {
     pub(crate) const MAGIC: usize = 0;
     pub(crate) const VERSION: usize = 1;
@@ -39,19 +40,19 @@ pub(crate) mod word {
     pub(crate) const PROGRAM: usize = 6;
     pub(crate) const PLACES: usize = 7;
     pub(crate) const EVENTS: usize = 8;
-    /// How many VMs were made.
+    /// The number of VMs that were made.
     pub(crate) const VMS_MADE: usize = 16;
-    /// How many accesses found no place.
+    /// The number of accesses that found no place.
     pub(crate) const OTHERS: usize = 17;
-    /// How many events were ever put into the ring.
+    /// The number of events that were ever put into the ring.
     pub(crate) const EVENTS_PUT: usize = 18;
-    /// How many events were not put, for the sake of the limit.
+    /// The number of events that the limit held back.
     pub(crate) const HELD_BACK: usize = 19;
-    /// The words of the header.
+    /// The number of words of the header.
     pub(crate) const COUNT: usize = 64;
 }
 
-/// Where the parts of a page are, in words from its beginning.
+/// The positions of the parts of a page, in words from its beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub(crate) vms: usize,
@@ -64,28 +65,28 @@ pub struct Layout {
     pub(crate) words: usize,
 }
 
-/// What the library of a run needs to know.
+/// The data that the library of a run needs.
 #[derive(Clone, Copy, Debug)]
 pub struct NewRun<'p> {
-    /// The word that the library's calls carry, so that the kernel lets them through.
+    /// The word that the library's system calls carry, so that the seccomp filter of the run allows them.
     pub cookie: u64,
-    /// The exit reasons that this host's KVM takes.
+    /// The exit reasons that this host's KVM accepts, as bits of the mask.
     pub reasons: u64,
     /// The host's `kvm.ignore_msrs`: 0 off, 1 on, 2 not seen.
     pub ignore_msrs: u64,
     /// The encoded program.
     pub program: &'p [u8],
-    /// Tells if somebody reads events.
+    /// True if the command reads events: the page then has a ring for them.
     pub has_events: bool,
 }
 
-/// Bytes that are no state page of this version.
+/// An error of bytes that are no state page of this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BadPage {
-    /// They do not begin as one.
+    /// The bytes do not begin with `MSRGATE` and a line feed, or are shorter than the header.
     NotAPage,
-    /// They are one of another version.
+    /// The page has this version, which is not the crate's.
     Version(u64),
     /// A number in the header does not fit the others or the file's size.
     Header,
@@ -107,7 +108,7 @@ impl fmt::Display for BadPage {
 impl std::error::Error for BadPage {}
 
 impl Layout {
-    /// The parts of a page with so many places and events, and a program of so many bytes.
+    /// Returns the layout for these numbers of places and events and this size of the program.
     const fn of(place_count: usize, event_count: usize, program_bytes: usize) -> Self {
         let vms = word::COUNT;
         let places = vms + VMS * VM_WORDS;
@@ -125,10 +126,10 @@ impl Layout {
         }
     }
 
-    /// The parts of a page whose header has these words.
+    /// Returns the layout of a page with this header; `words` is the number of words that there are.
     ///
     /// # Errors
-    /// It is no page of this version, or is to have more words than there are.
+    /// The header is not one of this version, or the page is larger than `words`.
     pub(crate) fn read(header: impl Fn(usize) -> u64, words: usize) -> Result<Self, BadPage> {
         if words < word::COUNT || header(word::MAGIC) != MAGIC {
             return Err(BadPage::NotAPage);
@@ -152,12 +153,12 @@ impl Layout {
         Ok(layout)
     }
 
-    /// The number of VMs that have an entry.
+    /// The number of entries for VMs.
     pub(crate) const fn vm_count() -> usize {
         VMS
     }
 
-    /// The size of the largest page, in bytes: a reader needs to read no more.
+    /// The size of the largest page in bytes. A reader needs to read no more.
     #[must_use]
     pub const fn largest() -> usize {
         Self::of(PLACES, EVENTS, MAX_PROGRAM).words * 8
@@ -165,7 +166,7 @@ impl Layout {
 }
 
 impl NewRun<'_> {
-    /// The bytes of the run's page.
+    /// Encodes the run's page.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let events = if self.has_events { EVENTS } else { 0 };

@@ -1,22 +1,23 @@
-//! The state page of a run: one file that `msrgate exec` makes before it starts a VMM, that the library in the VMM
-//! maps, and that whoever wants to know what happened reads.
+//! The state page of a run: a file that `msrgate exec` makes before it starts a VMM, that the library in the
+//! VMM maps, and that the command reads to learn what happened.
 //!
-//! It holds what the library needs to know, the compiled program among it, and afterwards what the library saw: which
-//! accesses were refused or answered, how often, first by which vCPU and when; the VMs of the run; and events. All of it
-//! stands in 64-bit words in the byte order of x86. The library writes them by atomic operations on a shared mapping, so
-//! that they are in the file whichever way the VMM ends, `SIGKILL` included.
+//! The command writes what the library needs, such as the compiled program. The library then records what it
+//! saw: the accesses that were refused or answered, with their counts and the first vCPU and time; the VMs
+//! of the run; and events. All data are 64-bit words in little-endian byte order. The library writes them
+//! with atomic operations to a shared mapping, so that they are in the file however the VMM ends, also after
+//! `SIGKILL`.
 //!
 //! # Trust
 //!
-//! The VMM's process can write every byte, and its guest may own it. [`Snapshot`] therefore takes the file as hostile
-//! input: it reads a copy that somebody has made by pread(2), never a mapping, and bounds all that it finds there. What
-//! it says is what the VMM's process wants to be said.
+//! The VMM's process can write every byte, and a hostile guest may control that process. [`Snapshot`]
+//! therefore treats the file as hostile input: it takes bytes that the caller has read by pread(2), never a
+//! mapping, and bounds every number that it finds. A hostile VMM decides what the page says.
 //!
 //! # Terminology
 //!
 //! - *run*: one call of `msrgate exec`. It may start several processes with VMs, one after another or at once.
-//! - *place*: one of the fixed number of entries for kinds of accesses. A kind is an MSR, a direction, a disposition and a
-//!   reason.
+//! - *kind*: an MSR, a direction, a disposition and the reason of the exit.
+//! - *place*: one of a fixed number of entries, each for the accesses of one kind.
 #![forbid(unsafe_code)]
 
 mod key;

@@ -1,4 +1,4 @@
-//! The library's side: words that it shares with whoever reads the file.
+//! The library's side of a state page: words that the library shares with readers of the file.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,33 +14,34 @@ pub struct Page<'w> {
     layout: Layout,
 }
 
-/// An access as the library saw it.
+/// A record of an access that the library saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// What kind of access it was.
+    /// The kind of the access.
     pub kind: Kind,
     /// The value of a write; 0 for a read.
     pub value: u64,
     /// The number of the vCPU.
     pub vcpu: u32,
-    /// The process.
+    /// The process ID of the VMM.
     pub pid: u32,
     /// The number of the VM in this run, from [`Page::add_vm`].
     pub vm: u32,
-    /// What of the policy decided.
+    /// The part of the policy that decided.
     pub origin: Origin,
-    /// Nanoseconds since 1970.
+    /// The time in nanoseconds since 1970.
     pub time: u64,
 }
 
-/// So many places are looked at for a kind: a guest that accesses everything must not make each access slow.
+/// The number of places that the search for a kind looks at. It is bounded so that a guest that accesses
+/// every MSR does not make each access slow.
 const PROBES: usize = 32;
 
 impl<'w> Page<'w> {
-    /// The page in these words.
+    /// Reads the header, and returns the page in these words.
     ///
     /// # Errors
-    /// They are no page of this version.
+    /// The words are no page of this version.
     pub fn new(words: &'w [AtomicU64]) -> Result<Self, BadPage> {
         let header = |at: usize| words.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
         let layout = Layout::read(header, words.len())?;
@@ -48,7 +49,8 @@ impl<'w> Page<'w> {
     }
 
     fn word(&self, at: usize) -> &'w AtomicU64 {
-        // `Layout::read` has checked that all parts lie within the words; any other place is a word that nobody reads.
+        // `Layout::read` has checked that all parts lie within the words. Any other position gets a word
+        // that is not read.
         self.words.get(at).unwrap_or(&self.words[word::COUNT - 1])
     }
 
@@ -56,13 +58,13 @@ impl<'w> Page<'w> {
         self.word(at).load(Ordering::Relaxed)
     }
 
-    /// The word that the library's calls carry.
+    /// The word that the library's system calls carry.
     #[must_use]
     pub fn cookie(&self) -> u64 {
         self.get(word::COOKIE)
     }
 
-    /// The exit reasons that this host's KVM takes.
+    /// The exit reasons that this host's KVM accepts, as bits of the mask.
     #[must_use]
     pub fn reasons(&self) -> u64 {
         self.get(word::REASONS)
@@ -83,7 +85,8 @@ impl<'w> Page<'w> {
         bytes
     }
 
-    /// Notes a VM of a process, and gives its number.
+    /// Adds a VM of the process `pid`, made at `time` in nanoseconds since 1970. Returns its number in the
+    /// run.
     #[must_use]
     pub fn add_vm(&self, pid: u32, time: u64) -> u32 {
         let number = self.word(word::VMS_MADE).fetch_add(1, Ordering::Relaxed);
@@ -97,8 +100,9 @@ impl<'w> Page<'w> {
         number
     }
 
-    /// Counts an access, notes it if it is the first of its kind, and puts an event into the ring if `is_event` is
-    /// true for it. Any number of threads may do this at once. Nothing is allocated, nobody is waited for.
+    /// Counts an access, records it if it is the first of its kind, and puts an event into the ring if
+    /// `is_event` is true. Any number of threads may call this at once. The function does not allocate and
+    /// does not wait.
     pub fn note(&self, seen: &Seen, is_event: bool) {
         match self.place(seen.kind) {
             Some(base) => {
@@ -121,7 +125,8 @@ impl<'w> Page<'w> {
         self.word(word::HELD_BACK).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The place of a kind, which may be made just now.
+    /// Returns the first word of the kind's place, and takes a free place if the kind has none. Returns
+    /// `None` if no free place is near.
     fn place(&self, kind: Kind) -> Option<usize> {
         let (bits, count) = (kind.to_bits(), self.layout.place_count);
         let home = kind.home(count);
@@ -150,11 +155,12 @@ impl<'w> Page<'w> {
         for (word, value) in (base + 2..).zip(rest) {
             self.word(word).store(value, Ordering::Relaxed);
         }
-        // Release: whoever sees this sees the rest.
+        // Release: a reader that sees this word sees the others.
         self.word(base + 7).store(1, Ordering::Release);
     }
 
-    /// Puts an event over the oldest one. Its last word says which it is, so that a reader sees whether it was whole.
+    /// Writes an event over the oldest one. The last word is the event's number plus 1, or 0 while the event
+    /// is being written, so that a reader recognises an incomplete event.
     fn put(&self, seen: &Seen) {
         let number = self.word(word::EVENTS_PUT).fetch_add(1, Ordering::Relaxed);
         let slot = usize::try_from(number % self.layout.event_count as u64).unwrap_or(0);
@@ -176,7 +182,7 @@ impl<'w> Page<'w> {
     }
 }
 
-/// Two numbers in one word.
+/// Encodes two numbers in one word.
 fn pair(low: u32, high: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }

@@ -1,4 +1,4 @@
-//! The reader's side: a copy of the file, whose writer may be anybody.
+//! The reader's side of a state page: a copy of the file, which a hostile process may have written.
 
 use msrgate_program::Origin;
 
@@ -18,38 +18,38 @@ pub struct Snapshot {
 pub struct Recorded {
     /// The first of its kind.
     pub first: Seen,
-    /// How many there were.
+    /// The number of accesses of this kind.
     pub count: u64,
 }
 
 /// A VM of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmRecord {
-    /// The process that made it.
+    /// The ID of the process that made the VM.
     pub pid: u32,
-    /// When, in nanoseconds since 1970.
+    /// The time when the VM was made, in nanoseconds since 1970.
     pub time: u64,
 }
 
-/// An event.
+/// An access in the ring of events.
 pub type Event = Seen;
 
-/// What [`Snapshot::events_since`] found.
+/// The result of [`Snapshot::events_since`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Followed {
     /// The events, in order.
     pub events: Vec<Event>,
-    /// The number to ask for next time.
+    /// The number of the first event after these: the argument of the next call.
     pub next: u64,
-    /// How many were overwritten before they were read.
+    /// The number of events that were overwritten before they were read, or cannot be decoded.
     pub lost: u64,
 }
 
 impl Snapshot {
-    /// The page in these bytes.
+    /// Reads the page in these bytes.
     ///
     /// # Errors
-    /// They are no page of this version.
+    /// The bytes are no page of this version.
     pub fn new(bytes: &[u8]) -> Result<Self, BadPage> {
         let bytes = &bytes[..bytes.len().min(Layout::largest())];
         let (chunks, _) = bytes.as_chunks();
@@ -66,13 +66,13 @@ impl Snapshot {
         self.words.get(at).copied().unwrap_or(0)
     }
 
-    /// How many VMs were made.
+    /// The number of VMs that were made.
     #[must_use]
     pub fn vms_made(&self) -> u64 {
         self.get(word::VMS_MADE)
     }
 
-    /// The first VMs of the run: 64 of them have an entry.
+    /// Returns the first VMs of the run, at most 64.
     #[must_use]
     pub fn vms(&self) -> Vec<VmRecord> {
         let made = usize::try_from(self.vms_made()).unwrap_or(usize::MAX);
@@ -85,19 +85,19 @@ impl Snapshot {
             .collect()
     }
 
-    /// How many accesses found no place.
+    /// The number of accesses that found no place, and were only counted.
     #[must_use]
     pub fn others(&self) -> u64 {
         self.get(word::OTHERS)
     }
 
-    /// How many events the limit held back.
+    /// The number of events that the limit held back.
     #[must_use]
     pub fn held_back(&self) -> u64 {
         self.get(word::HELD_BACK)
     }
 
-    /// The kinds that were recorded, each once, the earliest first.
+    /// Returns each recorded kind once, the earliest first.
     #[must_use]
     pub fn recorded(&self) -> Vec<Recorded> {
         let places = (0..self.layout.place_count).map(|at| self.layout.places + at * PLACE_WORDS);
@@ -110,12 +110,13 @@ impl Snapshot {
 
     fn place(&self, base: usize) -> Option<Recorded> {
         let count = self.get(base + 1);
-        // One that is counted and not yet filled was being written as the process died: it is told without the rest.
+        // The process may have died after it counted a kind and before it filled the place: the other fields
+        // are then 0.
         let first = self.seen(base, base + 2)?;
         (count > 0).then_some(Recorded { first, count })
     }
 
-    /// The entry with its kind in one word and the rest from `rest` on.
+    /// Decodes an access whose kind is in the word `kind` and whose other fields begin at the word `rest`.
     fn seen(&self, kind: usize, rest: usize) -> Option<Seen> {
         let who = self.get(rest + 2);
         Some(Seen {
@@ -129,7 +130,7 @@ impl Snapshot {
         })
     }
 
-    /// The events from number `from` on, counted from 0, as far as they are still there and whole.
+    /// Returns the events from number `from` on, counted from 0, that are still in the ring and complete.
     #[must_use]
     pub fn events_since(&self, from: u64) -> Followed {
         let put = self.get(word::EVENTS_PUT).max(from);
@@ -145,7 +146,7 @@ impl Snapshot {
             let base = self.layout.events + slot * EVENT_WORDS;
             let done = self.get(base + EVENT_WORDS - 1);
             if done <= number {
-                // It is being written: the next call finds it.
+                // The event is being written; the next call finds it.
                 break;
             }
             match self.seen(base, base + 1).filter(|_| done == number + 1) {
@@ -158,7 +159,7 @@ impl Snapshot {
     }
 }
 
-/// The low half of a word.
+/// Returns the low half of a word.
 fn low(word: u64) -> u32 {
     u32::try_from(word & 0xffff_ffff).unwrap_or(0)
 }
@@ -287,7 +288,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
-        /// Whatever the VMM's process has written, a reader says something or refuses.
+        /// A snapshot of any bytes that a VMM's process may write is read in bounds, or is an error.
         #[test]
         fn any_bytes_are_a_page_or_an_error(
             changes in prop::collection::vec((0_usize..2000, any::<u64>()), 0..40),

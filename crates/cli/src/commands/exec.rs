@@ -1,8 +1,8 @@
-//! `msrgate exec`: a VMM as it is, behind a policy.
+//! `msrgate exec`: runs an unmodified VMM behind a policy.
 //!
-//! This process compiles the policy, writes it into the run's state page, has the kernel refuse VMs to everybody but the
-//! library, and becomes the VMM. What is left of msrgate beside the VMM is the library in it, and a small process that
-//! watches: it says what was refused, at the time and at the end.
+//! This process compiles the policy, writes it into the run's state page, sets a seccomp filter by which
+//! only the library can make VMs, and becomes the VMM by execve(2). Beside the VMM there remain the library
+//! in it, and the watcher: a small process that reports what was refused, at the time and at the end.
 
 mod allow;
 mod door;
@@ -36,10 +36,10 @@ use page::StateFile;
 use process::Vmm;
 use watch::Watch;
 
-/// Where the documents say what is guarded and what is not.
+/// The document that says what `exec` guards and what it does not.
 const GUIDE: &str = "docs/wrapping-vmms.md";
 
-/// Becomes the VMM. It returns only if that failed, and nothing is left of the run then.
+/// Becomes the VMM. The function returns only if that failed; the run then has left nothing behind.
 pub(super) fn run(args: &ExecArgs) -> Failure {
     match start(args) {
         Ok(never) => match never {},
@@ -47,7 +47,7 @@ pub(super) fn run(args: &ExecArgs) -> Failure {
     }
 }
 
-/// Nothing: the VMM has taken this process over.
+/// A type without a value: on success the VMM has replaced this process.
 enum Never {}
 
 fn start(args: &ExecArgs) -> Result<Never, Failure> {
@@ -74,7 +74,7 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     elf::check(&vmm.path)?;
     let host =
         HostCaps::probe().map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
-    // What the library would find out as the VMM makes its first VM.
+    // The library makes the same check when the VMM makes its first VM.
     let checked = Gate::new(program.clone(), &host)
         .map_err(|error| Failure::Host(format!("{}: {error}", named::shown(&args.policy))))?;
     drop(checked);
@@ -106,7 +106,7 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     Err(vmm.become_it(&variables))
 }
 
-/// The libraries to load before others: ours first.
+/// Returns the value of `LD_PRELOAD`: our library, then those that the variable already names.
 fn preload(library: &Path) -> Result<OsString, Failure> {
     let is_cut = |byte: &u8| matches!(byte, b':' | b' ' | b'\t' | b'\n');
     if library.as_os_str().as_bytes().iter().any(is_cut) {
@@ -123,7 +123,7 @@ fn preload(library: &Path) -> Result<OsString, Failure> {
     Ok(all)
 }
 
-/// A sentence on standard error.
+/// Prints a sentence to standard error.
 fn say(text: &str) {
     crate::results::talk(&format!("msrgate: {}\n", msrgate_policy::shown(text)));
 }

@@ -1,4 +1,4 @@
-//! What the tests share: the command with its library, policies, and VMMs.
+//! Shared parts of the tests: the command with its library, policies, and VMMs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use msrgate_testing::host;
 use tempfile::TempDir;
 
-/// The library of this build. No test of another package builds it, so it is built here.
+/// Builds the library, which no test of another package builds, and returns its path.
 pub(crate) fn library() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -26,12 +26,12 @@ pub(crate) fn library() -> &'static Path {
     })
 }
 
-/// A folder of a test's own, with a policy in it.
+/// A test's own folder, with a policy in it.
 pub(crate) struct Lab {
     pub(crate) folder: TempDir,
 }
 
-/// What became of a run.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) out: String,
@@ -54,24 +54,24 @@ impl From<Output> for Ran {
 }
 
 impl Lab {
-    /// A lab with this policy under the name `guest.toml`; `None`, with a word, where there is no KVM.
+    /// Makes a lab with this policy as `guest.toml`. Returns `None`, and prints why, on a host without KVM.
     pub(crate) fn with_kvm(policy: &str) -> Option<Self> {
         host::host().map(|_| Self::new(policy))
     }
 
-    /// The same for tests that make no VM.
+    /// Makes a lab for tests that make no VM.
     pub(crate) fn new(policy: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("guest.toml"), policy).unwrap();
         Self { folder }
     }
 
-    /// A file in the folder.
+    /// Returns the path of a file in the folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// `msrgate exec OPTIONS guest.toml -- …`, to which the VMM is to be added.
+    /// Returns the command `msrgate exec OPTIONS guest.toml -- …`, to which the test adds the VMM.
     pub(crate) fn exec(&self, options: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
         command
@@ -100,7 +100,7 @@ impl Lab {
         program
     }
 
-    /// No state page is left when all is over.
+    /// Asserts that no state page is left once the watcher has ended.
     pub(crate) fn assert_no_page_is_left(&self) {
         for _ in 0..200 {
             let names = fs::read_dir(self.folder.path()).unwrap();
@@ -114,7 +114,7 @@ impl Lab {
     }
 }
 
-/// Runs it to its end.
+/// Runs a command to its end.
 pub(crate) fn ran(command: &mut Command) -> Ran {
     command.output().unwrap().into()
 }

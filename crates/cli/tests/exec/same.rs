@@ -1,10 +1,10 @@
-//! What of its process a VMM finds as it would without `exec`.
+//! Tests of a VMM's view of its process, which `exec` does not change.
 
 use std::process::{Command, Stdio};
 
 use crate::lab::{ALLOWS, Lab, ran};
 
-/// What a shell prints behind `exec`, and without.
+/// Returns the output of a shell under `exec`, and without.
 fn both(lab: &Lab, before: &str, script: &str) -> [String; 2] {
     let exec = lab.exec(&["--quiet"]);
     let guarded: Vec<_> = [exec.get_program()]

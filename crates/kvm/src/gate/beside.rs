@@ -1,41 +1,42 @@
-//! The filter and the mask that an unmodified VMM has asked for itself, beside the gate's.
+//! The filter and the mask that an unmodified VMM sets itself, beside the gate's.
 //!
-//! A library that puts a gate into somebody else's VMM takes that VMM's requests for a filter and a mask, and gives
-//! them to the gate. The kernel has one filter and one mask: those of both.
+//! A library that puts a gate into somebody else's VMM intercepts the VMM's requests for a filter and a
+//! mask, and gives them to the gate. The kernel has one filter and one mask, which combine the VMM's and the
+//! gate's.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use msrgate_filter::{Exit, ExitReason, Filter, ReasonMask, Revision, Verdict};
 use msrgate_program::{CompileError, Verdicts};
 
-/// The filter and the mask that a VMM has asked for itself: see [`Gate::set_beside`](super::Gate::set_beside).
+/// The filter and the mask that a VMM sets itself: see [`Gate::set_beside`](super::Gate::set_beside).
 #[derive(Clone, Debug, Default)]
 pub struct Beside {
-    /// Its filter.
+    /// The VMM's filter; `None` if the VMM has set none.
     pub filter: Option<Filter>,
-    /// Its mask.
+    /// The VMM's mask of exit reasons.
     pub reasons: ReasonMask,
 }
 
-/// Who an access is for that the policy lets through.
+/// The VMM's claim on an access that the policy allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// The VMM does not speak of it.
+    /// The VMM's filter allows the access, or the VMM has no filter.
     None,
-    /// The VMM's filter refuses it, and its mask asks for the exit.
+    /// The VMM's filter denies the access, and the VMM's mask asks for the exit.
     Exit,
-    /// The VMM's filter refuses it, and its mask does not ask: the guest gets #GP.
+    /// The VMM's filter denies the access, and the VMM's mask does not ask for the exit: the guest gets #GP.
     Fault,
 }
 
 impl Beside {
-    /// The mask for both.
+    /// Returns the union of the gate's mask `own` and the VMM's.
     pub(super) fn reasons_with(&self, own: ReasonMask) -> ReasonMask {
         let bits = own.bits() | self.reasons.bits();
         ReasonMask::from_bits(Revision::Mainline, bits).unwrap_or(own)
     }
 
-    /// The filter for both.
+    /// Returns the filter that allows an access if both `own` and the VMM's filter allow it.
     pub(super) fn pack(&self, own: &Verdicts) -> Result<Filter, CompileError> {
         match &self.filter {
             None => own.pack(),
@@ -47,13 +48,14 @@ impl Beside {
         self.reasons.contains(Revision::Mainline, reason)
     }
 
-    /// Tells if the exit is the VMM's before the policy is asked: KVM itself refuses the access.
+    /// Returns true if the exit belongs to the VMM before the policy is asked: KVM itself refuses the
+    /// access, and the VMM's mask asks for that reason.
     #[inline]
     pub(super) fn is_first(&self, exit: &Exit) -> bool {
         exit.reason != ExitReason::Filter && self.asks_for(exit.reason)
     }
 
-    /// Whose an access is that the policy lets through.
+    /// Returns the VMM's claim on an access that the policy allows.
     pub(super) fn claim(&self, exit: &Exit) -> Claim {
         let decides = |filter: &Filter| filter.decide(exit.index, exit.access).verdict;
         match &self.filter {
@@ -69,7 +71,7 @@ impl Beside {
     }
 }
 
-/// The [`Beside`] of a VM, replaced from any thread.
+/// The [`Beside`] in force in a VM. Any thread may replace it.
 #[derive(Default)]
 pub(super) struct CurrentBeside(Mutex<Arc<Beside>>);
 
@@ -78,7 +80,7 @@ impl CurrentBeside {
         Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Puts another one in force, and gives back the one before.
+    /// Puts `new` in force, and returns the previous one.
     pub(super) fn replace(&self, new: Arc<Beside>) -> Arc<Beside> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut held, new)

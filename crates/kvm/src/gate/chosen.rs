@@ -16,7 +16,7 @@ pub(super) struct Alive;
 /// The chosen processor, and the vCPUs that were added.
 pub(super) struct Chosen {
     cpu: Cpu,
-    /// If not, the program is the same for all processors.
+    /// False if the processor is unknown: the program is then one that is the same for all processors.
     is_known: bool,
     /// True if the CPUID of any vCPU offers virtualization, so that its guest may run guests.
     nests: bool,
@@ -47,7 +47,7 @@ impl Chosen {
         &self.cpu
     }
 
-    /// Tells if the processor is known: else no program that differs by processor may be in force.
+    /// Returns true if the processor is known. If not, no program that differs by processor may be in force.
     pub(super) const fn is_known(&self) -> bool {
         self.is_known
     }

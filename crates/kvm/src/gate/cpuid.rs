@@ -83,7 +83,7 @@ impl GuestCpuid {
         })
     }
 
-    /// The CPUID of a vCPU that may have any, or none.
+    /// Makes the CPUID of a vCPU about which nothing is known.
     pub(super) fn unknown() -> Self {
         Self {
             leaves: Vec::new(),
@@ -92,7 +92,7 @@ impl GuestCpuid {
         }
     }
 
-    /// Tells if it is known.
+    /// Returns true if the CPUID is known.
     pub(super) const fn is_known(&self) -> bool {
         !self.leaves.is_empty()
     }
@@ -163,7 +163,7 @@ impl GuestCpuid {
 /// The parts of a vCPU's CPUID that a gate relies on. If KVM's CPUID differs in them, the gate's
 /// answers would be unsafe.
 pub(super) struct ReliedOn {
-    /// If not, nothing is relied on.
+    /// False if the CPUID is unknown: the gate then relies on nothing.
     is_known: bool,
     /// The processor, which chooses the variant.
     cpu: Cpu,

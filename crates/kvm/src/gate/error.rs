@@ -165,8 +165,9 @@ pub enum AnswerError {
     Gone,
     /// The `VcpuGate` does not answer for this vCPU, or the vCPU was not reset.
     Vcpu(VcpuError),
-    /// The VMM's own filter or mask asks for the exit, and the policy does not refuse the access: the exit is there as
-    /// the kernel made it, for the VMM to answer. It comes only after [`Gate::set_beside`](super::Gate::set_beside).
+    /// The VMM's own filter or mask asks for the exit, and the policy does not deny the access. The exit is
+    /// as the kernel made it, for the VMM to answer. This error comes only after
+    /// [`Gate::set_beside`](super::Gate::set_beside).
     Theirs,
     /// The handler request is of an exit that has been answered, or is gone.
     Stale,

@@ -63,7 +63,7 @@ pub(super) enum MayNest {
 enum Done {
     Reply(Reply, Disposition),
     Rewound,
-    /// By the VMM's own filter: nothing is told of it.
+    /// The VMM's own filter denied the access with a #GP. The gate tells and logs nothing of it.
     TheirFault,
 }
 
@@ -384,7 +384,7 @@ impl Answering {
         }
     }
 
-    /// Tells the watcher of an answer, if there is one.
+    /// Tells the watcher of an answer, if the gate has a watcher.
     #[inline]
     fn watch(
         &self,
@@ -404,7 +404,7 @@ impl Answering {
         }
     }
 
-    /// Tells the watcher of an access that is seen and then let through, once for all turns of its wait.
+    /// Tells the watcher of a first access that is then let through.
     fn watch_opened(&self, program: &Generation<Responder>, exit: &Exit, answer: &Answer<'_>) {
         if answer.response == Response::Open {
             self.watch(program, exit, answer, answer.disposition);
@@ -448,7 +448,7 @@ impl Answering {
     }
 }
 
-/// Leaves an exit to the VMM, as the kernel made it.
+/// Leaves an exit to the VMM in the form in which the kernel made it.
 fn theirs(port: &mut impl Port, exit: &Exit) -> AnswerError {
     port.reply(Reply::value(exit.data));
     AnswerError::Theirs

@@ -12,7 +12,7 @@ pub(super) fn first_filter(responder: &Responder, beside: &Beside) -> Result<Fil
     filter_opened_for(responder, beside, &[])
 }
 
-/// Returns the program's filter, open for these accesses if it fits.
+/// Returns the program's filter combined with the VMM's own, open for the accesses in `opened` if they fit.
 pub(super) fn filter_opened_for(
     responder: &Responder,
     beside: &Beside,

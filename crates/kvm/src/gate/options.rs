@@ -89,8 +89,8 @@ impl GateOptions {
         missing.map(Box::from)
     }
 
-    /// A watcher, which is told of each answer as it is given. Each access that the policy refuses then comes to the
-    /// gate, also where the policy logs none of them.
+    /// Sets a watcher, which is told of each answer before the gate gives it. Each access that the policy
+    /// denies then comes to the gate, also under a policy that logs none of them.
     #[must_use]
     pub fn watcher(mut self, watcher: Arc<dyn Watcher>) -> Self {
         self.watcher = Some(watcher);

@@ -88,7 +88,7 @@ impl PassRequests {
         (state.closed != Some(Closed::Over)).then_some(())
     }
 
-    /// What the filter opens for.
+    /// Returns the accesses that the filter is open for.
     pub(super) fn all(&self) -> Vec<(MsrIndex, Access)> {
         let state = self.lock();
         let all = state.all.iter();

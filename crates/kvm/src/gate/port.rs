@@ -168,19 +168,20 @@ impl<'v> KvmPort<'v> {
         Some(&mut self.shared().regs)
     }
 
-    /// The rewinding of a vCPU whose registers KVM puts into the shared page: by `KVM_RUN` alone, which is all that
-    /// the thread of a VMM under seccomp may be allowed.
+    /// Rewinds a vCPU whose registers KVM puts into the shared page. The function calls only `KVM_RUN`,
+    /// since the seccomp rules of a VMM may allow its threads nothing else.
     fn rewind_by_shared_registers(&mut self) -> Result<(), CallErrno> {
         self.reply(Reply::FAULT);
         let injection = self.injection();
-        // A fault completes no instruction, so that there is no step for a debugger to be told of. It changes no
-        // register, either: what KVM_RUN has left in the page is what they were before.
+        // A fault completes no instruction, so that a debugger has no step to see. A fault changes no
+        // register, either: the registers that `KVM_RUN` has left in the page are those from before the
+        // access.
         if self.run_immediately()? == Returned::ByExit {
             return Err(CallErrno::Known(Errno::Einval));
         }
         self.run_mut().exit_reason = KVM_EXIT_INTR;
-        // Taken by a KVM_RUN before it looks at `immediate_exit`, which drops the fault. Here and not by the VMM's next
-        // one: between the two the VMM would see a vCPU with #GP queued.
+        // A KVM_RUN sets dirty registers before it looks at `immediate_exit`, and so drops the fault. This
+        // calls that KVM_RUN now: before the VMM's next one, the VMM would see a vCPU with a queued #GP.
         self.run_mut().kvm_dirty_regs |= u64::from(KVM_SYNC_X86_REGS);
         if self.run_immediately()? == Returned::ByExit {
             return Err(CallErrno::Known(Errno::Einval));

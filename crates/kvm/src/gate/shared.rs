@@ -36,7 +36,7 @@ pub(super) struct Shared {
     pub(super) opened: PassRequests,
     pub(super) options: GateOptions,
     pub(super) host: HostCaps,
-    /// What the VMM asked for itself.
+    /// The filter and mask that the VMM itself has set.
     pub(super) beside: CurrentBeside,
 }
 
@@ -98,8 +98,8 @@ impl Shared {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The mask for a program, and for what the VMM asked for itself. Where accesses are watched, each that is
-    /// refused has to come to the gate.
+    /// Returns the mask for a program and for the VMM's own mask. If the gate has a watcher, the mask
+    /// includes `KVM_MSR_EXIT_REASON_FILTER`, so that each denied access comes to the gate.
     pub(super) fn reasons(&self, responder: &Responder, beside: &Beside) -> ReasonMask {
         let own = responder.variant().reasons();
         let watched = match self.options.watcher {

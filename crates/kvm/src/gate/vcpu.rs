@@ -152,23 +152,25 @@ impl VcpuGate {
         self.reset_at(&mut port(vcpu))
     }
 
-    /// As [`Self::reset`], of a vCPU that will run before it gets another CPUID. The CPUID is looked at now, and not
-    /// once more at the first exit: where registers are in `kvm_run` at each exit, [`Self::answer`] then calls nothing
-    /// but `KVM_RUN` under a program without a `mask`, `sticky`, `pin` or device, as the seccomp rules of some VMMs demand.
+    /// Resets a vCPU that will run before it gets another CPUID. [`Self::reset`] lets the gate look at the
+    /// CPUID once more at the first exit; this function looks at it now instead. Then [`Self::answer`] calls
+    /// nothing but `KVM_RUN`, as the seccomp rules of some VMMs demand, if each exit brings the registers in
+    /// `kvm_run` and the program has no `mask`, `sticky`, `pin` or device.
     ///
     /// # Errors
-    /// As [`Self::reset`].
+    /// The errors are those of [`Self::reset`].
     pub fn reset_to_run(&mut self, vcpu: &mut impl VcpuHandle) -> Result<(), AnswerError> {
         self.reset_at(&mut port(vcpu))?;
         self.bound.runs();
         Ok(())
     }
 
-    /// Has KVM take an answer that it has not taken yet, by a `KVM_RUN` that does not enter the guest (S5.6): before a
-    /// VMM is to see the vCPU's registers. Where a debugger steps the vCPU, `KVM_EXIT_DEBUG` may be in `kvm_run` after this.
+    /// Has KVM take the last answer by a `KVM_RUN` that does not enter the guest (S5.6), if KVM has not
+    /// taken it yet. Call this before a VMM looks at the vCPU's registers. If a debugger steps the vCPU,
+    /// `kvm_run` may have the exit reason `KVM_EXIT_DEBUG` afterwards.
     ///
     /// # Errors
-    /// As [`Self::save`].
+    /// The errors are those of [`Self::save`].
     pub fn complete(&mut self, vcpu: &mut impl VcpuHandle) -> Result<(), StateError> {
         self.come_to_rest(&mut port(vcpu))
     }

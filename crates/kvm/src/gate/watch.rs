@@ -1,4 +1,4 @@
-//! A watcher that sees each answer as it is given, on the vCPU's own thread.
+//! A watcher that is told of each answer, on the vCPU's own thread.
 
 use msrgate_filter::Exit;
 use msrgate_program::Origin;
@@ -6,23 +6,24 @@ use msrgate_program::answer::Disposition;
 
 use super::id::VcpuId;
 
-/// An access, and what was done.
+/// An access, and the gate's disposition of it.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Told {
     /// The vCPU.
     pub vcpu: VcpuId,
-    /// The access, and why it came to user space.
+    /// The access, with the exit's reason.
     pub exit: Exit,
-    /// What was done.
+    /// The gate's disposition of the access.
     pub disposition: Disposition,
-    /// What of the policy says so.
+    /// The part of the policy that decided.
     pub origin: Origin,
 }
 
 /// A watcher of all answers of a gate: see [`GateOptions::watcher`](super::GateOptions::watcher).
 pub trait Watcher: Send + Sync {
-    /// Notes an answer that is about to be given. It is called on the vCPU's thread, which may be allowed no system
-    /// call. An access that is executed again, because the kernel's filter is still to open for it, is told once.
+    /// Notes an answer that the gate is about to give. The gate calls this on the vCPU's thread, which a
+    /// VMM's seccomp rules may forbid every system call. The gate tells of an access once, even if the guest
+    /// executes the access again while it waits for the kernel's filter to open.
     fn told(&self, told: &Told);
 }

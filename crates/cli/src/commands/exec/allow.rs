@@ -1,11 +1,12 @@
-//! The line that would allow what a policy refused.
+//! The line of a policy that would allow a refused access.
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_policy::{Action, Cpu, Program, registers};
 
 use super::supported::letter;
 
-/// An entry for the policy by which the access is allowed, where the other direction stays as it is.
+/// Returns an entry for the policy that allows the access and does not change the other direction. Returns
+/// `None` if the other direction has an answer: its entry is to be changed, and no entry to be added.
 pub(super) fn line(program: &Program, index: MsrIndex, access: Access) -> Option<String> {
     let variant = match program.variants() {
         [only] => only,
@@ -22,7 +23,7 @@ pub(super) fn line(program: &Program, index: MsrIndex, access: Access) -> Option
     let rights = match variant.rule(index, other).action {
         Action::Allow => "rw",
         Action::Deny => letter(access),
-        // It has an entry with an answer, which is to be changed and not added.
+        // The MSR has an entry with an answer, which the user has to change.
         _ => return None,
     };
     Some(format!("{key} = \"{rights}\""))

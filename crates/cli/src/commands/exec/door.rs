@@ -1,10 +1,12 @@
-//! Unsafe: puts a seccomp filter on this thread, and reads what the kernel tells of it.
+//! Unsafe: sets a seccomp filter on this thread, and reads the kernel's notifications.
 //!
-//! The door: a seccomp filter by which the kernel refuses VMs, and MSR filters, to everybody but the library. A call of
-//! the library's carries the run's cookie in an argument that ioctl(2) does not have. All others are handed to the watcher,
-//! which says a sentence and has them fail with EPERM; without a watcher they fail with ENOSYS.
+//! The door: a seccomp filter by which the kernel lets only the library make VMs and set MSR filters. The
+//! library's requests carry the run's cookie in an argument that ioctl(2) does not have. The kernel hands
+//! all other such requests to the watcher, which prints a sentence and lets them fail with EPERM. Without a
+//! watcher they fail with ENOSYS.
 //!
-//! The filter is the VMM's and its children's from its first instruction on, whichever libraries are in it.
+//! The filter applies to the VMM and its children from their first instruction on, whether or not they load
+//! the library.
 #![expect(unsafe_code, reason = "seccomp(2) and its ioctls have no safe form")]
 
 use std::io;
@@ -14,33 +16,34 @@ use msrgate_filter::abi::CallerWidth;
 
 use crate::failure::Failure;
 
-/// What became of the door.
+/// The state of the door.
 #[derive(Debug)]
 pub(super) enum Door {
-    /// It is closed, and who knocks is heard here.
+    /// The door is closed, and this listener gets the refused requests.
     Heard(OwnedFd),
-    /// It is closed. Another seccomp filter has a listener already, so that the kernel says EPERM without a word.
+    /// The door is closed without a listener, since another seccomp filter has one: the kernel answers
+    /// EPERM, and no sentence is printed.
     Silent,
-    /// It is open.
+    /// The door is open.
     Open,
 }
 
-/// A call that was held at the door.
+/// A request that waits at the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Knock {
     id: u64,
-    /// The thread that made it.
+    /// The ID of the thread that made the request.
     pub(super) thread: u32,
-    /// What it asked for.
+    /// The kind of the request.
     pub(super) wish: Wish,
 }
 
-/// What a call at the door asks for.
+/// The kind of a request at the door.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// A VM.
+    /// `KVM_CREATE_VM`.
     Vm,
-    /// Another MSR filter.
+    /// `KVM_X86_SET_MSR_FILTER`.
     Filter,
 }
 
@@ -51,9 +54,9 @@ const REQUESTS: [u32; 3] = [
     CallerWidth::Bits32.ioctl_number(),
 ];
 
-/// Instructions of the kernel's classic BPF (`linux/filter.h`).
+/// The instructions of the kernel's classic BPF (`linux/filter.h`) that the filter uses.
 mod bpf {
-    /// A word of `struct seccomp_data`, by its offset.
+    /// Loads the 32-bit word of `struct seccomp_data` at an offset.
     pub(super) const LOAD: u16 = 0x20;
     pub(super) const JUMP_IF_EQUAL: u16 = 0x15;
     pub(super) const RETURN: u16 = 0x06;
@@ -61,7 +64,7 @@ mod bpf {
     /// Offsets in `struct seccomp_data`.
     pub(super) const NUMBER: u32 = 0;
     pub(super) const ARCH: u32 = 4;
-    /// The low half of the request, which is all that the kernel looks at.
+    /// The low half of the request number, which is all that the kernel looks at.
     pub(super) const REQUEST: u32 = 16 + 8;
     pub(super) const COOKIE_LOW: u32 = 16 + 3 * 8;
     pub(super) const COOKIE_HIGH: u32 = COOKIE_LOW + 4;
@@ -79,14 +82,14 @@ const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const RET_EPERM: u32 = 0x0005_0000 | libc::EPERM.cast_unsigned();
 
-/// The instructions of the filter. `refuse` is what it returns to who has no cookie.
+/// Returns the instructions of the filter. `refuse` is its result for a guarded request without the cookie.
 fn instructions(cookie: u64, refuse: u32) -> [libc::sock_filter; 23] {
     const REFUSE: usize = 21;
     const ALLOW: usize = 22;
     let [low, high] =
         [cookie & 0xffff_ffff, cookie >> 32].map(|half| u32::try_from(half).unwrap_or(0));
     let load = |offset| instruction(bpf::LOAD, 0, 0, offset);
-    // Each jump says where it stands, for the kernel counts from the next instruction.
+    // Each jump is given its own position, as the kernel counts from the next instruction.
     let equal = |at: usize, value, yes: usize, no: usize| {
         let distance = |to: usize| u8::try_from(to - at - 1).unwrap_or(0);
         instruction(bpf::JUMP_IF_EQUAL, distance(yes), distance(no), value)
@@ -102,12 +105,12 @@ fn instructions(cookie: u64, refuse: u32) -> [libc::sock_filter; 23] {
         equal(6, IOCTL, 13, 7),
         equal(7, IOCTL_OF_X32, 9, 8),
         instruction(bpf::RETURN, 0, 0, RET_ALLOW),
-        // Of those who cannot carry a cookie.
+        // The requests of 32-bit and x32 programs, which cannot carry a cookie.
         load(bpf::REQUEST),
         equal(10, vm, REFUSE, 11),
         equal(11, filter, REFUSE, 12),
         equal(12, filter_of_32, REFUSE, ALLOW),
-        // Of those who can.
+        // The requests of 64-bit programs, which can.
         load(bpf::REQUEST),
         equal(14, vm, 17, 15),
         equal(15, filter, 17, 16),
@@ -131,14 +134,14 @@ const fn instruction(code: u16, yes: u8, no: u8, value: u32) -> libc::sock_filte
 }
 
 impl Door {
-    /// Closes it, for this thread and all that it starts.
+    /// Closes the door for this thread and for every thread and process that it starts.
     ///
     /// # Errors
-    /// The kernel does not take the filter.
+    /// The kernel does not accept the filter.
     pub(super) fn close(cookie: u64) -> Result<Self, Failure> {
         let heard = with_privileges(|| seccomp(cookie, RET_USER_NOTIF, NEW_LISTENER));
         let door = match heard {
-            // SAFETY: the kernel has just opened it, and nobody else knows it.
+            // SAFETY: the kernel has just opened the descriptor, and nobody else knows it.
             Ok(listener) => Ok(Self::Heard(unsafe { OwnedFd::from_raw_fd(listener) })),
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                 with_privileges(|| seccomp(cookie, RET_EPERM, 0)).map(|_| Self::Silent)
@@ -153,11 +156,12 @@ impl Door {
     }
 }
 
-/// Does something that takes `CAP_SYS_ADMIN`, or else the promise that nobody gains privileges by execve(2).
+/// Calls `act`, which needs `CAP_SYS_ADMIN`. Without that capability the function first sets `no_new_privs`:
+/// execve(2) then grants no privileges.
 fn with_privileges<T>(act: impl Fn() -> io::Result<T>) -> io::Result<T> {
     match act() {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
-            // SAFETY: it takes numbers.
+            // SAFETY: PR_SET_NO_NEW_PRIVS takes numbers.
             let promised = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
             if promised != 0 {
                 return Err(io::Error::last_os_error());
@@ -174,7 +178,7 @@ fn seccomp(cookie: u64, refuse: u32, flags: u64) -> io::Result<i32> {
         len: u16::try_from(filter.len()).unwrap_or(0),
         filter: filter.as_mut_ptr(),
     };
-    // SAFETY: the kernel copies the instructions, of which there are so many.
+    // SAFETY: the kernel copies `len` instructions, which `filter` has.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
@@ -189,7 +193,7 @@ fn seccomp(cookie: u64, refuse: u32, flags: u64) -> io::Result<i32> {
     Ok(i32::try_from(answer).unwrap_or(-1))
 }
 
-/// Takes the next call that is held at the door; `None` if its thread has been killed meanwhile.
+/// Takes the next request at the door. Returns `None` if its thread has been killed meanwhile.
 pub(super) fn take(listener: &OwnedFd) -> Option<Knock> {
     let request = libc::_IOWR::<libc::seccomp_notif>(b'!'.into(), 0);
     let mut held = libc::seccomp_notif {
@@ -203,7 +207,8 @@ pub(super) fn take(listener: &OwnedFd) -> Option<Knock> {
             args: [0; 6],
         },
     };
-    // SAFETY: the kernel writes a seccomp_notif, which `held` is, all zeros before as it demands.
+    // SAFETY: the kernel writes a seccomp_notif into `held`, which is all zeros before, as the kernel
+    // demands.
     if unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw mut held) } != 0 {
         return None;
     }
@@ -218,7 +223,7 @@ pub(super) fn take(listener: &OwnedFd) -> Option<Knock> {
     })
 }
 
-/// Has a call fail with EPERM.
+/// Lets a request fail with EPERM.
 pub(super) fn refuse(listener: &OwnedFd, knock: Knock) {
     let request = libc::_IOWR::<libc::seccomp_notif_resp>(b'!'.into(), 1);
     let mut answer = libc::seccomp_notif_resp {
@@ -227,7 +232,8 @@ pub(super) fn refuse(listener: &OwnedFd, knock: Knock) {
         error: -libc::EPERM,
         flags: 0,
     };
-    // SAFETY: the kernel reads a seccomp_notif_resp, which `answer` is. It is an error if the thread is gone.
+    // SAFETY: the kernel reads a seccomp_notif_resp, which `answer` is. The call fails if the thread is
+    // gone.
     let _ = unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw mut answer) };
 }
 
@@ -235,7 +241,7 @@ pub(super) fn refuse(listener: &OwnedFd, knock: Knock) {
 mod tests {
     use super::*;
 
-    /// A call as `struct seccomp_data` has it.
+    /// The fields of `struct seccomp_data` that the filter reads.
     #[derive(Clone, Copy)]
     struct Call {
         arch: u32,
@@ -247,7 +253,7 @@ mod tests {
     const COOKIE: u64 = 0x1234_5678_9abc_def0;
     const REFUSED: u32 = 77;
 
-    /// What the filter returns, by the kernel's rules for the three instructions.
+    /// Returns the filter's result, by the kernel's rules for the three instructions.
     fn answer(call: Call) -> u32 {
         let filter = instructions(COOKIE, REFUSED);
         let (mut at, mut loaded) = (0, 0);

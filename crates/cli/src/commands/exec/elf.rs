@@ -1,4 +1,4 @@
-//! What kind of program the VMM is, as far as its file tells: whether the dynamic linker will load the library.
+//! A check of the VMM's file: will the dynamic linker load the library into the program?
 
 use std::fs::File;
 use std::io;
@@ -12,28 +12,28 @@ use super::GUIDE;
 use crate::failure::Failure;
 use crate::named::name;
 
-/// A program's file, by what comes first in it.
+/// The kind of a program's file, by its first bytes.
 #[derive(Debug, PartialEq, Eq)]
 enum Kind {
-    /// It asks for this dynamic linker.
+    /// A program for this dynamic linker.
     Dynamic(PathBuf),
-    /// It asks for none.
+    /// A program without a dynamic linker.
     Static,
-    /// For another processor, or of 32 bits.
+    /// A program for another processor, or of 32 bits.
     Foreign,
     /// A script for this interpreter.
     Script(PathBuf),
-    /// The kernel would not run it.
+    /// A file that the kernel would not run.
     Unknown,
 }
 
-/// Scripts whose interpreter is a script: the kernel follows as many.
+/// The number of scripts in a chain of interpreters that the check follows, as the kernel does.
 const DEPTH: usize = 4;
 
-/// Checks that the program will load the library, as far as that can be seen before it runs.
+/// Checks, as far as the file shows it, that the program will load the library.
 ///
 /// # Errors
-/// It will not: the sentence says why.
+/// The program will not load the library, or cannot be run; the error's sentence says why.
 pub(super) fn check(path: &Path) -> Result<(), Failure> {
     let mut path = path.to_owned();
     for _ in 0..DEPTH {
@@ -86,7 +86,7 @@ fn kind(path: &Path) -> io::Result<Kind> {
     Ok(of_elf(&file, &head).unwrap_or(Kind::Unknown))
 }
 
-/// Up to so many bytes, as many as there are.
+/// Reads at most `most` bytes, or all that there are.
 fn read(file: &File, at: u64, most: usize, into: &mut Vec<u8>) -> io::Result<()> {
     into.resize(most, 0);
     let mut count = 0;
@@ -100,7 +100,8 @@ fn read(file: &File, at: u64, most: usize, into: &mut Vec<u8>) -> io::Result<()>
     Ok(())
 }
 
-/// The kind of an ELF file (System V ABI, chapters 4 and 5); `None` if it contradicts itself.
+/// Returns the kind of an ELF file (System V ABI, chapters 4 and 5), or `None` if the file contradicts
+/// itself.
 fn of_elf(file: &File, head: &[u8]) -> Option<Kind> {
     const CLASS_64: u8 = 2;
     const X86_64: u64 = 62;
@@ -138,7 +139,7 @@ fn of_elf(file: &File, head: &[u8]) -> Option<Kind> {
     Some(Kind::Static)
 }
 
-/// A little-endian number of so many bytes.
+/// Returns the little-endian number of `size` bytes at `at`.
 fn number(bytes: &[u8], at: usize, size: usize) -> Option<u64> {
     let field = bytes.get(at..at.checked_add(size)?)?;
     Some(

@@ -1,4 +1,4 @@
-//! The library that goes into the VMM.
+//! The search for the library that goes into the VMM.
 
 use std::env;
 use std::fs;
@@ -10,15 +10,16 @@ use msrgate_state::BUILD;
 use crate::failure::Failure;
 use crate::named::name;
 
-/// The variable that names it.
+/// The environment variable with the library's path.
 const VARIABLE: &str = "MSRGATE_PRELOAD";
-/// Its file.
+/// The name of the library's file.
 const FILE: &str = "libmsrgate_preload.so";
 
-/// Finds the library of this very build: by the variable, in the folder of an installation, or beside the command.
+/// Finds the library of this build: by the environment variable, in the folder of an installation, or beside
+/// the command.
 ///
 /// # Errors
-/// It is nowhere, cannot be read, or is another build's.
+/// The library is missing, cannot be read, or is from another build.
 pub(super) fn find() -> Result<PathBuf, Failure> {
     let path = match env::var_os(VARIABLE) {
         Some(path) => PathBuf::from(path),

@@ -12,13 +12,13 @@ use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 
 use crate::failure::Failure;
 
-/// The variable by which the library finds the file.
+/// The environment variable with the file's path, by which the library finds it.
 pub(super) const LIBRARY_VARIABLE: &str = "MSRGATE_STATE";
 
-/// The variable that names a folder for the file.
+/// The environment variable with the folder for the file.
 const VARIABLE: &str = "MSRGATE_STATE_DIR";
 
-/// A file that the library finds by a path, and that the watcher takes away at the end.
+/// The file of a state page. The library finds it by its path, and the watcher removes it at the end.
 #[derive(Debug)]
 pub(super) struct StateFile {
     file: File,
@@ -26,10 +26,11 @@ pub(super) struct StateFile {
 }
 
 impl StateFile {
-    /// Makes it, with all its bytes allocated: the VMM must not die of a page that a full disk has no room for.
+    /// Makes the file and allocates all its bytes: if a disk were full later, the VMM would die of a page
+    /// that has no room.
     ///
     /// # Errors
-    /// There is no place for it.
+    /// No folder and no memory has room for the file.
     pub(super) fn new(run: &NewRun<'_>) -> Result<Self, Failure> {
         let bytes = run.encode();
         let failed = |what: &Path, error: &io::Error| Failure::Input {
@@ -47,7 +48,7 @@ impl StateFile {
         let in_folder = folders.find_map(|folder| Self::in_folder(&folder, &bytes).ok());
         match in_folder {
             Some(state) => Ok(state),
-            // Under AppArmor's profile for libvirt there may be no folder to write to.
+            // AppArmor's profile for libvirt may allow no folder to write to.
             None => Self::in_memory(&bytes).map_err(|error| failed(Path::new("memory"), &error)),
         }
     }
@@ -61,7 +62,7 @@ impl StateFile {
         Ok(Self { file, path })
     }
 
-    /// Without a folder: by a descriptor that the VMM inherits.
+    /// Makes the file in memory. The library finds it by a descriptor that the VMM inherits.
     fn in_memory(bytes: &[u8]) -> io::Result<Self> {
         let file = File::from(memfd_create("msrgate", MemfdFlags::empty())?);
         fill(&file, bytes)?;
@@ -69,12 +70,12 @@ impl StateFile {
         Ok(Self { file, path })
     }
 
-    /// Where the library finds it.
+    /// The path by which the library finds the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its bytes as they are now.
+    /// Reads the file's present bytes.
     pub(super) fn bytes(&self) -> io::Result<Vec<u8>> {
         let size = self.file.metadata()?.len();
         let size = usize::try_from(size).unwrap_or(usize::MAX);
@@ -83,15 +84,15 @@ impl StateFile {
         Ok(bytes)
     }
 
-    /// The descriptor.
+    /// The open file.
     pub(super) const fn file(&self) -> &File {
         &self.file
     }
 
-    /// Takes it away. Processes that have it keep it.
+    /// Removes the file. Processes that have it open or mapped keep it.
     pub(super) fn remove(&self) {
         if !self.path.starts_with("/proc") {
-            // Somebody else may have done so.
+            // Another process may have removed the file.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -1,6 +1,6 @@
 //! Unsafe: fork(2), execve(2), and descriptors by their numbers.
 //!
-//! The processes of a run: this one, which becomes the VMM, and the watcher.
+//! The processes of a run: this process, which becomes the VMM, and the watcher.
 #![expect(
     unsafe_code,
     reason = "fork and execve have no safe form that keeps the VMM's signals as they are"
@@ -22,7 +22,7 @@ use crate::descriptors;
 use crate::failure::Failure;
 use crate::named::name;
 
-/// The program that is to run.
+/// The program to run, with its arguments.
 #[derive(Debug)]
 pub(super) struct Vmm {
     pub(super) path: PathBuf,
@@ -33,7 +33,7 @@ impl Vmm {
     /// Finds the program as a shell does.
     ///
     /// # Errors
-    /// There is none of this name, or it may not be run.
+    /// No program has this name, or its file may not be executed.
     pub(super) fn find(arguments: &[OsString]) -> Result<Self, Failure> {
         let typed = arguments
             .first()
@@ -81,7 +81,8 @@ impl Vmm {
         })
     }
 
-    /// Becomes the program, with these variables beside those that there are. It returns only if that fails.
+    /// Becomes the program by execve(2), with `variables` added to the environment. The function returns
+    /// only on failure.
     pub(super) fn become_it(&self, variables: &[(&str, OsString)]) -> Failure {
         let failed = |why: String| Failure::NotRun {
             status: 126,
@@ -114,7 +115,8 @@ impl Vmm {
         };
         let (arguments_of, environment_of) = (pointers(&arguments), pointers(&environment));
         descriptors::as_before_main();
-        // SAFETY: strings that end, in lists that end, all of which live here.
+        // SAFETY: the strings end with a zero byte and the lists with a null pointer, and all of them live
+        // on this stack.
         unsafe {
             libc::execve(
                 path.as_ptr(),
@@ -126,7 +128,7 @@ impl Vmm {
     }
 }
 
-/// A number that nobody guesses.
+/// Returns a random number that no other process can guess.
 pub(super) fn random() -> Result<u64, Failure> {
     let mut bytes = [0; 8];
     match getrandom(&mut bytes, GetRandomFlags::empty()) {
@@ -137,35 +139,37 @@ pub(super) fn random() -> Result<u64, Failure> {
     }
 }
 
-/// Runs `act` in a process of its own, which is no child of this one and of no terminal: what becomes of this process
-/// reaps no child that it does not know.
+/// Runs `act` in a process that is no child of this one and has no terminal. So the VMM, which replaces this
+/// process, never has to reap a child that it does not know.
 ///
 /// # Errors
-/// There is no process to be had.
+/// The kernel makes no process.
 pub(super) fn apart(act: impl FnOnce()) -> io::Result<()> {
-    // SAFETY: this process has one thread, so that the child may do anything.
+    // SAFETY: this process has one thread, so the child may call any function.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            // SAFETY: it takes nothing.
+            // SAFETY: setsid(2) has no argument.
             unsafe { libc::setsid() };
-            // SAFETY: as above.
+            // SAFETY: the child has one thread, too.
             if unsafe { libc::fork() } == 0 {
                 ignore_signals();
                 act();
             }
-            // SAFETY: it runs nothing of the parent's.
+            // SAFETY: _exit runs no destructor and no handler of the parent.
             unsafe { libc::_exit(0) }
         }
         child => {
-            // SAFETY: it writes nowhere. The child ends at once; where children are ignored there is none to wait for.
+            // SAFETY: waitpid(2) writes no status. The child ends at once; if the process ignores SIGCHLD,
+            // the call fails.
             unsafe { libc::waitpid(child, ptr::null_mut(), 0) };
             Ok(())
         }
     }
 }
 
-/// Signals that are meant for the VMM's group do not end the watcher before the VMM.
+/// Ignores signals that are meant for the VMM's process group, so that they do not end the watcher before
+/// the VMM.
 fn ignore_signals() {
     for signal in [
         libc::SIGINT,
@@ -174,13 +178,13 @@ fn ignore_signals() {
         libc::SIGHUP,
         libc::SIGPIPE,
     ] {
-        // SAFETY: no handler is set.
+        // SAFETY: SIG_IGN sets no handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 
-/// Leaves the process with these descriptors and standard error, and nothing at 0 and 1: a pipe that the VMM's parent
-/// reads must end with the VMM.
+/// Closes all descriptors except `kept` and standard error, and puts `/dev/null` at 0 and 1: a pipe that the
+/// VMM's parent reads must end with the VMM.
 pub(super) fn keep_only(kept: &[RawFd]) {
     let open = fs::read_dir("/proc/self/fd").into_iter().flatten();
     let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -189,26 +193,26 @@ pub(super) fn keep_only(kept: &[RawFd]) {
         .into_iter()
         .filter(|fd| *fd > libc::STDERR_FILENO && !kept.contains(fd))
     {
-        // SAFETY: of this process, which is the watcher, nothing uses another descriptor than those.
+        // SAFETY: this process is the watcher, which uses no other descriptors than those in `kept`.
         unsafe { libc::close(fd) };
     }
     for fd in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
         replace_by_nothing(fd);
     }
-    // A folder that is to be unmounted is not held.
+    // The watcher must not keep a folder busy that is to be unmounted.
     let _ = env::set_current_dir("/");
 }
 
-/// Puts `/dev/null` in the place of a descriptor.
+/// Replaces a descriptor by `/dev/null`.
 pub(super) fn replace_by_nothing(fd: RawFd) {
     if let Ok(nothing) = File::options().read(true).write(true).open("/dev/null") {
-        // SAFETY: both are numbers; of the one that is closed nobody has an owner.
+        // SAFETY: dup2(2) takes numbers. No value owns the descriptor that it closes.
         unsafe { libc::dup2(nothing.as_raw_fd(), fd) };
     }
 }
 
-/// Standard error, as a descriptor.
+/// Returns standard error as a descriptor.
 pub(super) fn standard_error() -> BorrowedFd<'static> {
-    // SAFETY: it is open, or `/dev/null` in its place, from before `main` on.
+    // SAFETY: the descriptor is open from before `main` on, with `/dev/null` in its place if it was closed.
     unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) }
 }

@@ -1,4 +1,4 @@
-//! What is said of a run: at its end, and of each event.
+//! The text about a run at its end, and the JSON line of each event.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -13,10 +13,11 @@ use super::allow;
 use super::supported::origin;
 use crate::output::count;
 
-/// Kinds of refusals that are listed.
+/// The number of refused kinds that the summary lists.
 const LISTED: usize = 20;
 
-/// What was refused in a run, and how to allow it; nothing if it had no VM.
+/// Returns the summary: what was refused in a run, and how to allow it. Returns an empty text if the run had
+/// no VM.
 pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str) -> String {
     let made = usize::try_from(snapshot.vms_made()).unwrap_or(usize::MAX);
     if made == 0 {
@@ -82,7 +83,8 @@ fn verb(refused: &[&Recorded]) -> &'static str {
     }
 }
 
-/// `8 reads of 0x8b IA32_BIOS_SIGN_ID by deny.toml:4, first by vCPU 0 after 0.31 s; to allow them: …`.
+/// Returns a line such as `8 reads of 0x8b IA32_BIOS_SIGN_ID by deny.toml:4, first by vCPU 0 after 0.31 s;
+/// to allow: …`.
 fn line(one: &Recorded, snapshot: &Snapshot, program: &Program, policy: &str) -> String {
     let (first, kind) = (&one.first, one.first.kind);
     let access = kind.access.to_string();
@@ -118,7 +120,7 @@ fn line(one: &Recorded, snapshot: &Snapshot, program: &Program, policy: &str) ->
     text
 }
 
-/// An event as a line of JSON.
+/// Returns an event as a line of JSON.
 pub(super) fn json(event: &Event, program: &Program) -> String {
     let (file, line) = match event.origin {
         Origin::Line(line) => (program.file(line.file), Some(line.number)),

@@ -1,4 +1,4 @@
-//! The actions that need a VMM with a gate of its own.
+//! A check for actions that need a VMM with a gate of its own.
 
 use msrgate_filter::Access;
 use msrgate_policy::{Action, DecidedBy, Log, Origin, Program, Rule, Variant, one_line, registers};
@@ -8,7 +8,7 @@ use crate::failure::Failure;
 /// Checks that a program asks for nothing that only a VMM with a gate of its own can do.
 ///
 /// # Errors
-/// It does: what, where, and what to write instead.
+/// The program does. The error names the action, its place, and the alternative.
 pub(super) fn check(program: &Program, policy: &str) -> Result<(), Failure> {
     for variant in program.variants() {
         for (access, rule) in variant.rules().all() {
@@ -24,7 +24,8 @@ pub(super) fn check(program: &Program, policy: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The word of what is asked for, and what to do instead.
+/// Returns the word for the unsupported part of a rule and the alternative, or `None` if the rule is
+/// supported.
 fn unsupported(rule: Rule<'_>) -> Option<(&'static str, &'static str)> {
     match rule.action {
         Action::Mask(_) | Action::Sticky(_) | Action::Pin => Some((
@@ -55,12 +56,12 @@ fn described(rule: Rule<'_>) -> String {
     }
 }
 
-/// `guest.toml:12`, or the policy's name where its default decides.
+/// Returns the place of a decision, such as `guest.toml:12`, or the policy's name if its default decides.
 pub(super) fn place(program: &Program, variant: &Variant, by: DecidedBy, policy: &str) -> String {
     origin(program, variant.rules().origin(by), policy)
 }
 
-/// The same of an origin.
+/// Returns the place that an origin names, in the form of [`place`].
 pub(super) fn origin(program: &Program, origin: Origin, policy: &str) -> String {
     match origin {
         Origin::Line(line) => {
@@ -74,7 +75,7 @@ pub(super) fn origin(program: &Program, origin: Origin, policy: &str) -> String 
     }
 }
 
-/// The word for an access of a list.
+/// Returns the letter of an access in an entry's list.
 pub(super) const fn letter(access: Access) -> &'static str {
     match access {
         Access::Read => "r",

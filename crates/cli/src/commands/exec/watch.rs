@@ -1,5 +1,6 @@
-//! The watcher: a small process beside the VMM. It hears who knocks at the door, writes events, and says at the end what
-//! was refused. No VM depends on it: if it dies, nobody gets a VM any more, and those that run are guarded as before.
+//! The watcher: a small process beside the VMM. It refuses and reports requests at the door, writes events,
+//! and prints the summary at the end. No VM depends on the watcher: if it dies, no new VM can be made
+//! without the library, and running VMs stay guarded.
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Write as _};
@@ -24,7 +25,7 @@ use crate::failure::Failure;
 use crate::named;
 use crate::named::name;
 
-/// What the watcher is to do.
+/// The watcher's task.
 pub(super) struct Watch {
     program: Program,
     policy: String,
@@ -34,24 +35,24 @@ pub(super) struct Watch {
     pidfd: OwnedFd,
 }
 
-/// The watcher, as the process sees it that is to become the VMM.
+/// The connection to the watcher in the process that becomes the VMM.
 #[derive(Debug)]
 pub(super) struct Watcher {
     socket: OwnedFd,
 }
 
-/// How long events stay unwritten.
+/// The longest time until the watcher writes new events.
 const PAUSE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
 
-/// What is sent with the door's listener, and without.
+/// The message that carries the door's listener, and the one without it.
 const WITH_LISTENER: &[u8] = b"L";
 const WITHOUT: &[u8] = b"-";
 
 impl Watch {
-    /// Gets ready.
+    /// Opens the file for events and a descriptor of this process.
     ///
     /// # Errors
     /// The file for events cannot be written, or the kernel lacks something.
@@ -87,10 +88,10 @@ impl Watch {
         })
     }
 
-    /// Starts the process.
+    /// Starts the watcher's process.
     ///
     /// # Errors
-    /// There is none to be had.
+    /// The kernel makes no process.
     pub(super) fn begin(self, page: StateFile) -> Result<Watcher, Failure> {
         let failed = |error: io::Error| {
             Failure::Host(format!("there is no process to watch the VMM: {error}"))
@@ -120,7 +121,7 @@ impl Watch {
     }
 
     fn watch(mut self, socket: &OwnedFd, page: &StateFile) {
-        // Without a message the process that was to become the VMM has given up.
+        // No message comes if the process that was to become the VMM has given up.
         let Some(Received { listener }) = receive(socket) else {
             return;
         };
@@ -137,7 +138,7 @@ impl Watch {
         self.write_events(&mut state, page);
     }
 
-    /// Waits for something, and does what is to be done about it.
+    /// Waits for a request at the door, the VMM's end or the time for events, and handles it.
     fn turn(&mut self, state: &mut Watched, page: &StateFile) {
         let (mut listens, mut runs) = (PollFlags::empty(), PollFlags::empty());
         {
@@ -168,7 +169,7 @@ impl Watch {
                     door::refuse(listener, knock);
                 }
             } else if !listens.is_empty() {
-                // No process has the filter any more.
+                // No process with the filter is left.
                 state.listener = None;
             }
         }
@@ -179,12 +180,13 @@ impl Watch {
         }
     }
 
-    /// The process that became the VMM has ended, and whoever waits for its standard error is to go on.
+    /// Prints the summary after the VMM's process has ended, and closes standard error, so that a reader of
+    /// it sees the end.
     fn end_of_vmm(&self, page: &StateFile) {
         if self.has_summary
             && let Some(snapshot) = snapshot(page)
         {
-            // A VM that another process has made, and that runs on, is a daemon's: its end is not now.
+            // If another process with a VM runs on, the VMM is a daemon, and its end is not now.
             let own = u32::try_from(self.vmm.as_raw_pid()).unwrap_or(0);
             let runs_on = |pid: u32| {
                 let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
@@ -219,7 +221,7 @@ impl Watch {
             lines += &format!("{{\"schema\":1,\"held_back\":{more}}}\n");
             state.held_back = held_back;
         }
-        // Once: what is not there is in the summary's counts.
+        // This is said once. The summary's counts include the events that were not written.
         if let Err(error) = file.write_all(lines.as_bytes()) {
             super::say(&format!("the events cannot be written any more: {error}"));
             self.events = None;
@@ -230,14 +232,14 @@ impl Watch {
 struct Watched {
     listener: Option<OwnedFd>,
     is_running: bool,
-    /// What has been said to whom, by process.
+    /// The refusals that were reported, by the program's name.
     said: Vec<(String, Wish)>,
     next_event: u64,
     held_back: u64,
 }
 
 impl Watcher {
-    /// Tells the watcher that nothing comes of it.
+    /// Tells the watcher that this process does not become the VMM.
     pub(super) fn give_up(&self) {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
@@ -275,13 +277,13 @@ impl Watcher {
     }
 }
 
-/// The message that the VMM is about to run.
+/// The message that the VMM is about to start.
 struct Received {
     /// The door's listener, if it has one.
     listener: Option<OwnedFd>,
 }
 
-/// The message; `None` if none comes.
+/// Receives the message. Returns `None` if the other process has ended or given up without one.
 fn receive(socket: &OwnedFd) -> Option<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut message = RecvAncillaryBuffer::new(&mut space);
@@ -308,7 +310,7 @@ fn snapshot(page: &StateFile) -> Option<Snapshot> {
     Snapshot::new(&page.bytes().ok()?).ok()
 }
 
-/// Says who was refused what: of each program once, for one may try without end.
+/// Reports a refused request once for each program and kind, as a program may try again without end.
 fn say_once(said: &mut Vec<(String, Wish)>, knock: Knock) {
     const MOST: usize = 64;
     let comm = std::fs::read_to_string(format!("/proc/{}/comm", knock.thread)).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A VMM's own filter and mask beside the policy's, and what a watcher is told.
+//! Tests of a VMM's own filter and mask beside the policy's, and of the watcher.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use super::machine::{Came, LSTAR, STAR, Saw, on_each, policy};
 use crate::gate::{AnswerError, Beside, GateOptions, Told, Watcher};
 use crate::measure::guest::Op::{Read, Write};
 
-/// A VMM that refuses reads of one MSR, and wants exits for these reasons.
+/// Returns the filter of a VMM that denies reads of one MSR, and a mask with these reasons.
 fn refusing(index: MsrIndex, reasons: &[ExitReason]) -> Beside {
     let bitmap = Bitmap::from_fn(1, |_| false).unwrap();
     let range = Range::new(Accesses::Read, index, bitmap);
@@ -36,7 +36,7 @@ fn access_that_the_vmms_filter_refuses_is_its_exit_or_a_fault() {
         assert!(matches!(vcpu.guest.resume(), Came::ToAnMsr));
         let answered = vcpu.guest.answer(&mut vcpu.msrs);
         assert!(matches!(answered, Err(AnswerError::Theirs)), "{answered:?}");
-        // As the kernel made it, which is what a VMM finds that answers nothing.
+        // The exit is as the kernel made it: a VMM that does not answer it gives the guest 0.
         while vcpu.step().is_some() {}
         assert_eq!(vcpu.saw(0, Read(STAR)), Saw::Value(0));
         assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
@@ -45,7 +45,8 @@ fn access_that_the_vmms_filter_refuses_is_its_exit_or_a_fault() {
     });
 }
 
-/// What was opened before the VMM's filter changed is open after that, and what it refuses waits for nobody.
+/// An access that was let through before the VMM's filter changed stays so. An access that the VMM's filter
+/// denies does not wait for the publisher.
 #[test]
 fn opened_access_stays_open_under_another_filter_of_the_vmms() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
@@ -73,7 +74,8 @@ impl Watcher for Notes {
     }
 }
 
-/// Also where the policy logs nothing, and once for all turns of a wait.
+/// The watcher is told also under a policy that logs nothing. It is told of an access once, however often
+/// the guest executes the access again while it waits.
 #[test]
 fn watcher_is_told_each_refusal_and_each_opening_once() {
     for (settings, expected) in [
@@ -88,7 +90,7 @@ fn watcher_is_told_each_refusal_and_each_opening_once() {
         ("default = 'allow'", [].as_slice()),
     ] {
         let program = policy(settings, "");
-        // One for each machine: of the model, and of a real KVM.
+        // The body runs for each machine: the model, and a real KVM.
         let notes = Arc::new(Notes::default());
         let options = GateOptions::new().watcher(Arc::clone(&notes) as Arc<dyn Watcher>);
         on_each(&program, 1, &options, |machine| {

@@ -465,7 +465,7 @@ fn rewind_leaves_no_fault_in_page() {
     assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
     let run = vcpu.guest.vcpu_mut().get_kvm_run();
     assert_eq!(crate::gate::port::shared_exception(run), [0, 0]);
-    // Nor by KVM_GET_VCPU_EVENTS, whose answer a VMM may write back.
+    // KVM_GET_VCPU_EVENTS does not show the fault either: a VMM may write the result back.
     assert_eq!(run.kvm_dirty_regs, 0);
     let events = vcpu.guest.vcpu().get_vcpu_events().unwrap();
     let exception = events.exception;
