@@ -1,7 +1,9 @@
-//! Who may read and write a file, given to the new file that takes its place: owner, group, mode, and POSIX ACL.
+//! The access rights of a file, which are given to the new file that replaces it: owner, group, mode, and
+//! POSIX ACL.
 //!
-//! Nobody may do more with the new file than with the old one, but for the caller, who makes it. The bits for setuid,
-//! setgid and sticky stay behind: these files are data, and a new owner never gave them.
+//! No user may do more with the new file than with the old one, except for the caller, who makes the file.
+//! The bits setuid, setgid and sticky are not carried over: these files are data, and a new owner has never
+//! set the bits.
 
 use std::fs::{self, File, Metadata, Permissions};
 use std::io;
@@ -12,13 +14,13 @@ use std::path::Path;
 use rustix::fs::{XattrFlags, fgetxattr, fremovexattr, fsetxattr, lgetxattr};
 use rustix::io::Errno;
 
-/// The extended attribute that has a file's ACL.
+/// The extended attribute with a file's ACL.
 const ACL: &str = "system.posix_acl_access";
 
-/// The most bytes that Linux keeps in an extended attribute.
+/// The largest size of an extended attribute in Linux, in bytes.
 const MOST_BYTES: usize = 64 << 10;
 
-/// Read, write and execute, for owner, group and others.
+/// The mode's bits for reading, writing and executing.
 const RIGHTS: u32 = 0o777;
 
 /// The access that a file grants.
@@ -30,12 +32,13 @@ pub(crate) struct Access {
     acl: Option<Acl>,
 }
 
-/// What became of the access when it was given to another file.
+/// The result of giving a file's access to another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
-    /// All of it.
+    /// The new file has the whole access.
     Whole,
-    /// The caller may not give the file this group: its members have at most what others have.
+    /// The caller may not give the file this group. The members of the file's group have at most the rights
+    /// of others.
     WithoutGroup,
 }
 
@@ -43,17 +46,18 @@ impl Access {
     /// Returns the access of an open file.
     ///
     /// # Errors
-    /// Its ACL cannot be read.
+    /// The file's ACL cannot be read.
     pub(crate) fn of_open(file: &File, metadata: &Metadata) -> io::Result<Self> {
         let mut bytes = vec![0; MOST_BYTES];
         let length = fgetxattr(file, ACL, &mut bytes[..]);
         Self::with(metadata, &bytes, length)
     }
 
-    /// Returns the access of the file at `path`, which may be one that the caller cannot open. A link is not followed.
+    /// Returns the access of the file at `path`, which the caller may not be able to open. Links are not
+    /// followed.
     ///
     /// # Errors
-    /// Its ACL cannot be read.
+    /// The file's ACL cannot be read.
     pub(crate) fn of_path(path: &Path, metadata: &Metadata) -> io::Result<Self> {
         let mut bytes = vec![0; MOST_BYTES];
         let length = lgetxattr(path, ACL, &mut bytes[..]);
@@ -63,7 +67,7 @@ impl Access {
     fn with(metadata: &Metadata, bytes: &[u8], length: Result<usize, Errno>) -> io::Result<Self> {
         let acl = match length {
             Ok(length) => Some(Acl::of(&bytes[..length])?),
-            // The file has none, or the file system knows none.
+            // The file has no ACL, or the file system supports none.
             Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
             Err(error) => return Err(error.into()),
         };
@@ -75,11 +79,11 @@ impl Access {
         })
     }
 
-    /// Gives this access to a new file of the caller, which nobody else may read yet. Where the caller may not give it
-    /// the owner, it is the caller's.
+    /// Gives this access to a new file of the caller, which no other user may read yet. If the caller may
+    /// not give the owner, the file stays the caller's.
     ///
     /// # Errors
-    /// Mode or ACL cannot be set.
+    /// The mode or the ACL cannot be set.
     pub(crate) fn give(&self, new: &File) -> io::Result<Given> {
         let before = new.metadata()?;
         let owner = Ids::Users.knows(self.owner).then_some(self.owner);
@@ -98,7 +102,8 @@ impl Access {
             (Some(acl), Given::Whole) => acl.set(new)?,
             (Some(acl), Given::WithoutGroup) => acl.without_group().set(new)?,
             (None, _) => {
-                // One that it has from its folder: entries of it would come to life with the mode's bits for the group.
+                // The file may have an ACL from its folder. The mode's bits for the group would activate
+                // entries of that ACL.
                 remove_acl(new)?;
                 new.set_permissions(Permissions::from_mode(self.rights(given)))?;
             }
@@ -106,7 +111,8 @@ impl Access {
         Ok(given)
     }
 
-    /// The mode's bits. Members of a group that is lost become others, and others the members of the new group.
+    /// Returns the mode's bits. If the group is lost, its members count as others, and others may be members
+    /// of the new group.
     const fn rights(&self, given: Given) -> u32 {
         let rights = self.mode & RIGHTS;
         match given {
@@ -147,7 +153,8 @@ fn remove_acl(file: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// An ACL as the attribute has it: a version, then entries of eight bytes, each a tag, rights, and a user or group.
+/// An ACL in the attribute's format: a version, then entries of eight bytes, each a tag, rights, and a user
+/// or group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Acl(Vec<u8>);
 
@@ -176,7 +183,8 @@ impl Acl {
         })
     }
 
-    /// The ACL for a file of another group, which gets nothing by it. Members of the lost group become others.
+    /// Returns the ACL for a file with another group, which gets no rights by the ACL. Members of the lost
+    /// group count as others.
     fn without_group(&self) -> Self {
         let mask = self.rights_of(Self::MASK).unwrap_or(0o7);
         let lost = self.rights_of(Self::OWNING_GROUP).unwrap_or(0) & mask;

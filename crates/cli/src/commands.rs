@@ -18,7 +18,7 @@ use crate::cli::Command;
 use crate::failure::{Answer, Failure};
 use crate::results::Results;
 
-/// Carries a command out; results go to `out`.
+/// Carries out a command, and writes its results to `out`.
 pub(crate) fn run(command: &Command, out: &mut Results) -> Result<Answer, Failure> {
     match command {
         Command::Test(args) => test::run(args, out),

@@ -1,9 +1,9 @@
 //! Unsafe: runs before `main`, and takes descriptors by their numbers.
 //!
-//! The descriptors that msrgate was started with, by their numbers.
+//! The descriptors that msrgate was started with.
 //!
-//! In the place of a closed descriptor 0, 1 or 2 the standard library opens `/dev/null` before `main` begins. Which of
-//! them were closed, only code that runs earlier can see.
+//! The standard library opens `/dev/null` in place of a closed descriptor 0, 1 or 2 before `main` begins.
+//! Only code that runs earlier can see which of them were closed.
 
 #![expect(
     unsafe_code,
@@ -18,55 +18,56 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) const STDIN: RawFd = 0;
 pub(crate) const STDOUT: RawFd = 1;
 
-/// Set for each of the descriptors 0, 1 and 2 that was closed when msrgate was started.
+/// True for each of the descriptors 0, 1 and 2 that was closed when msrgate was started.
 static CLOSED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
 
-/// What SIGPIPE did when msrgate was started. The standard library has it ignored before `main` begins.
+/// The disposition of SIGPIPE when msrgate was started. The standard library ignores SIGPIPE before `main`
+/// begins.
 static SIGPIPE: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 
-/// The C library calls the functions of this section before it calls `main`.
+/// The function that the C library calls, through this section, before it calls `main`.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = note_closed;
 
 extern "C" fn note_closed() {
     for (number, closed) in (STDIN..).zip(&CLOSED) {
-        // SAFETY: F_GETFD takes any number, and touches no memory.
+        // SAFETY: F_GETFD takes any number, and accesses no memory.
         let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
         closed.store(flags < 0, Ordering::Relaxed);
     }
-    // SAFETY: no handler is set; what there was is put back at once.
+    // SAFETY: SIG_DFL sets no handler; the previous disposition is put back at once.
     let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     if before != libc::SIG_ERR {
         SIGPIPE.store(before, Ordering::Relaxed);
-        // SAFETY: as above.
+        // SAFETY: `before` is the disposition that the process had.
         unsafe { libc::signal(libc::SIGPIPE, before) };
     }
 }
 
-/// Puts back what the standard library has changed before `main`: for a program that takes this process over.
+/// Restores what the standard library has changed before `main`, for a program that replaces this process.
 pub(crate) fn as_before_main() {
     for (number, closed) in (STDIN..).zip(&CLOSED) {
         if closed.load(Ordering::Relaxed) {
-            // SAFETY: it is `/dev/null`, which the standard library has opened for nobody to own.
+            // SAFETY: the descriptor is the standard library's `/dev/null`, which no value owns.
             unsafe { libc::close(number) };
         }
     }
-    // SAFETY: a disposition that this process was started with: one of the two that are no handlers.
+    // SAFETY: execve(2) leaves only dispositions that are no handlers, and this is the one of the start.
     unsafe { libc::signal(libc::SIGPIPE, SIGPIPE.load(Ordering::Relaxed)) };
 }
 
 /// Duplicates a descriptor: both share one position in the file, and its flags.
 ///
 /// # Errors
-/// EBADF: it is not open, or was closed when msrgate was started.
+/// EBADF: the descriptor is not open, or was closed when msrgate was started.
 pub(crate) fn duplicate(number: RawFd) -> io::Result<File> {
     let index = usize::try_from(number).ok();
     let closed = index.and_then(|index| CLOSED.get(index));
     if closed.is_some_and(|closed| closed.load(Ordering::Relaxed)) {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: F_DUPFD_CLOEXEC takes any number, and touches no memory.
+    // SAFETY: F_DUPFD_CLOEXEC takes any number, and accesses no memory.
     let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
     if copy < 0 {
         return Err(io::Error::last_os_error());

@@ -1,4 +1,4 @@
-//! How a command ends.
+//! The ways in which a command ends.
 
 use std::fmt;
 use std::io;
@@ -9,32 +9,32 @@ use msrgate_policy::{Mistakes, shown, shown_name};
 use crate::missing;
 use crate::terminal;
 
-/// Mistakes have no longer lines, however wide the terminal is.
+/// The longest line of a mistake, also on a wider terminal.
 const WIDTH: usize = 100;
 
-/// A command that was carried out, and the answer to the question it asks.
+/// The answer of a command that was carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Yes,
     No,
-    /// It was carried out in part: the results say what of it was not, and why.
+    /// The command was carried out in part: the results say what is missing, and why.
     Incomplete,
 }
 
-/// A command that was not carried out.
+/// The reason why a command was not carried out.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The policy's text is wrong.
     Mistakes(Box<Mistakes>),
-    /// The policy is understood, and cannot be had. The text says what to do.
+    /// The policy is understood, but is refused. The text says what to do.
     Refused(String),
     /// The host lacks something. The text says what, and how to get it.
     Host(String),
-    /// Something could not be read.
+    /// An input could not be read.
     Input { what: String, why: String },
     /// The arguments do not fit together.
     Usage(String),
-    /// The VMM is not there, or cannot be run: the exit status of a shell that finds as much.
+    /// The VMM does not exist or cannot be run; `status` is the exit status that a shell gives for this.
     NotRun {
         status: u8,
         what: String,
@@ -45,14 +45,14 @@ pub(crate) enum Failure {
 }
 
 impl From<io::Error> for Failure {
-    /// Only results are written with `?`; what is read says what it was. [`Results`](crate::results::Results)
-    /// notes its errors instead.
+    /// Turns an error of writing into [`Failure::Output`]. Only results are written with `?`; errors of
+    /// reading name their input. [`Results`](crate::results::Results) notes its errors instead.
     fn from(error: io::Error) -> Self {
         Self::Output(error)
     }
 }
 
-/// Ready to print, with its last line's end. Styled; the stream strips what it does not show.
+/// Prints the styled text, with a line feed at its end. The stream removes styles that it cannot show.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let red = anstyle::AnsiColor::Red.on_default().bold();

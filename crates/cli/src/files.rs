@@ -1,9 +1,10 @@
 //! The files that one policy is read from.
 //!
 //! Messages quote a policy's text, and a policy may come from a stranger. So a file is opened first and
-//! looked at afterwards, by its handle and by the name that it has in the end: a link or a change in between
-//! leads to nothing else. Texts that do not say `policy = 1` are never quoted: the parser sees to it. Their lengths are
-//! not told either: of such a text no more than its head is read, whatever else the policy has.
+//! checked afterwards, by its handle and by its path without links: neither a link nor a change in between
+//! leads to another file. A text that does not say `policy = 1` is never quoted; the parser sees to that.
+//! Its length is not told either: only the head of such a text is read, however much the rest of the policy
+//! takes.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -22,7 +23,7 @@ use crate::missing;
 use crate::named::name;
 use crate::shipped::{SHIPPED, Shipped, shipped};
 
-/// A file as the kernel knows it, whatever names lead to it.
+/// The identity of a file in the kernel, which is the same for all its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Inode {
     device: u64,
@@ -37,21 +38,21 @@ impl Inode {
         }
     }
 
-    /// Returns the inode of an open file, or `None` for a pipe and the like.
+    /// Returns the inode of an open file, or `None` if it is no regular file.
     pub(crate) fn of_open(file: &File) -> Option<Self> {
         let metadata = file.metadata().ok().filter(Metadata::is_file)?;
         Some(Self::of(&metadata))
     }
 
-    /// Returns the inode of the file that `path` leads to, through all links, those to open files among them.
+    /// Returns the inode of the file that `path` leads to, through all links, including links to open files.
     pub(crate) fn behind(path: &Path) -> Option<Self> {
         let metadata = fs::metadata(path).ok().filter(Metadata::is_file)?;
         Some(Self::of(&metadata))
     }
 }
 
-/// A file with the folder from which its includes are looked up: under a second name in the same
-/// folder, a hard link, a file says the same; in another folder its includes may be other files.
+/// The identity of a file together with the folder from which its includes are looked up. A hard link in the
+/// same folder means the same policy; in another folder its includes may be other files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileId {
     inode: Inode,
@@ -59,7 +60,7 @@ pub(crate) struct FileId {
 }
 
 impl FileId {
-    /// The opened file that `path`, without links, led to.
+    /// Returns the identity of an opened file with a `path` without links.
     fn of(metadata: &Metadata, path: &Path) -> Self {
         Self {
             inode: Inode::of(metadata),
@@ -68,23 +69,23 @@ impl FileId {
     }
 }
 
-/// A regular file that was opened, as it was before anything was read from it.
+/// An opened regular file, as it was before any byte was read.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// Its path without links.
+    /// The file's path without links.
     pub(crate) path: PathBuf,
     pub(crate) metadata: Metadata,
-    /// Who may read and write it, for a file that takes its place.
+    /// The file's access, for a file that replaces it.
     pub(crate) access: io::Result<Access>,
 }
 
 impl Opened {
-    /// Returns the file that `argument` led to, or `None` for a pipe and the like, and for a file that has no name
-    /// any more.
+    /// Returns the opened file that `argument` led to. Returns `None` for anything but a regular file, and
+    /// for a file without a name.
     fn of(argument: &Path, file: &File) -> Option<Self> {
         let metadata = file.metadata().ok().filter(Metadata::is_file)?;
         let path = argument.canonicalize().ok()?;
-        // A link may lead elsewhere by now.
+        // A link may lead to another file by now.
         let there = fs::symlink_metadata(&path).ok()?;
         let is_same = Inode::of(&there) == Inode::of(&metadata);
         is_same.then(|| Self {
@@ -94,11 +95,12 @@ impl Opened {
         })
     }
 
-    /// Returns true if `now` is of the same file, and nobody has written to it since.
+    /// Returns true if `now` is of the same file, and no process has written to the file since it was
+    /// opened.
     pub(crate) fn is_unchanged(&self, now: &Metadata) -> bool {
         let of = |one: &Metadata| {
             let modified = (one.mtime(), one.mtime_nsec());
-            // Whoever sets the time of modification back cannot set this one.
+            // A process that sets the time of modification back cannot set the time of change.
             let changed = (one.ctime(), one.ctime_nsec());
             (Inode::of(one), one.len(), modified, changed)
         };
@@ -112,16 +114,16 @@ pub(crate) enum Place {
     StandardInput,
     Shipped(Shipped),
     File {
-        /// The folder from which its includes are looked up: that of the real file, behind all links. Of what is open
-        /// already and has no name, such as a pipe at `/dev/stdin`, the working folder.
+        /// The folder from which the input's includes are looked up: that of the real file, behind all
+        /// links. For an open file without a name, such as a pipe at `/dev/stdin`, it is the working folder.
         folder: PathBuf,
-        /// `None` for a pipe and the like.
+        /// The regular file, or `None` for a pipe and the like.
         opened: Option<Box<Opened>>,
     },
 }
 
 impl Place {
-    /// Returns the place of an argument's file, which is open.
+    /// Returns the place of an argument's open file.
     pub(crate) fn of_file(argument: &Path, file: &File) -> Self {
         let opened = Opened::of(argument, file).map(Box::new);
         let path = match &opened {
@@ -140,7 +142,7 @@ impl Place {
                 opened: Some(opened),
                 ..
             } => opened.path.as_os_str().as_bytes().to_vec(),
-            // No path without links begins so.
+            // No path without links begins like this.
             Self::File { .. } => b"an opened file".to_vec(),
             Self::StandardInput => b"standard input".to_vec(),
             Self::Shipped(shipped) => shipped.source().identity().to_vec(),
@@ -148,22 +150,22 @@ impl Place {
     }
 }
 
-/// The files of one policy, each of which is opened and read once, whatever names lead to it.
+/// The files of one policy. Each is opened and read once, under however many names it is included.
 ///
 /// Policies include files by a path from the folder of the including one, and shipped policies by
 /// name.
 pub(crate) struct Files {
-    /// What cannot be read is not read again either.
+    /// The texts by path. A file that could not be read is not tried again.
     by_path: HashMap<PathBuf, Result<Source, IncludeError>>,
     by_id: HashMap<FileId, Source>,
-    /// By identity of a text, the folder from which its includes are looked up.
+    /// The folder from which a text's includes are looked up, by the identity of the text.
     folders: HashMap<Box<[u8]>, PathBuf>,
-    /// The bytes that policies may still have.
+    /// The number of bytes that further files may have.
     left: usize,
 }
 
 impl Files {
-    /// The files of the policy that was read from `place`.
+    /// Makes the files of the policy that was read from `place`.
     pub(crate) fn from(source: &Source, place: &Place) -> Self {
         let mut files = Self {
             by_path: HashMap::new(),
@@ -185,12 +187,12 @@ impl Files {
         files
     }
 
-    /// The inodes of all files that were read but the policy's own, which may have no name.
+    /// Returns the inodes of all files that were included.
     pub(crate) fn inodes(self) -> HashSet<Inode> {
         self.by_id.into_keys().map(|id| id.inode).collect()
     }
 
-    /// The file at a path that is free of links, unless it was read before.
+    /// Reads the file at a path without links, unless it was read before.
     fn file(&mut self, path: PathBuf) -> Result<Source, IncludeError> {
         if let Some(known) = self.by_path.get(&path) {
             return known.clone();
@@ -221,7 +223,7 @@ impl Files {
                 self.left = 0;
                 return Err(IncludeError::new(too_long()));
             }
-            // What is no policy takes nothing from the others: what is left would tell its length.
+            // A text that is no policy does not count: the remaining bytes would tell its length.
             Text::Head(text) => text,
         };
         Ok(Source::new(&name(path), &text).with_identity(path.as_os_str().as_bytes()))
@@ -232,9 +234,9 @@ impl Includes for Files {
     fn open(&mut self, from: &Source, path: &str) -> Result<Source, IncludeError> {
         let folder = self.folders.get(from.identity());
         let file = folder.map_or_else(|| path.into(), |folder| folder.join(path));
-        // A shipped policy means its like, whatever lies in the folder where the command is run.
+        // An include in a shipped policy means a shipped policy, whatever files the working folder has.
         let is_shipped = |one: &Shipped| one.source().identity() == from.identity();
-        // A link that leads nowhere is there, and does not mean a shipped policy.
+        // A dangling link exists, so the name does not mean a shipped policy.
         let is_there = fs::symlink_metadata(&file).is_ok();
         if (!is_there || SHIPPED.iter().any(is_shipped))
             && let Some(shipped) = shipped(path)
@@ -264,8 +266,8 @@ fn is_called_toml(path: &Path) -> Result<(), IncludeError> {
     ))
 }
 
-/// An include that is no shipped policy, and not called as a file is. Of what else may have this name nothing
-/// is told.
+/// Returns the error of an include that is neither a shipped policy nor named like a file. Nothing is told
+/// of a file with this name.
 fn unnamed(path: &str, file: &Path) -> IncludeError {
     if shipped(path).is_some() {
         let why = "a file or folder of this name hides the shipped policy";
@@ -288,7 +290,7 @@ fn unnamed(path: &str, file: &Path) -> IncludeError {
     IncludeError::new(why).with_help(help)
 }
 
-/// An include that cannot be had, with the folder in which it was looked for.
+/// Returns the error of an include that cannot be read, with the folder in which it was looked for.
 fn unfound(path: &str, folder: &Path, error: &io::Error) -> IncludeError {
     if error.kind() != io::ErrorKind::NotFound {
         return failed(error);
@@ -313,7 +315,7 @@ fn failed(error: &io::Error) -> IncludeError {
     IncludeError::new(missing::reason(error))
 }
 
-/// Opens a regular file. Opening anything else, such as a pipe without a writer, does not wait.
+/// Opens a regular file. The call does not wait for anything else, such as a pipe without a writer.
 fn open(path: &Path) -> io::Result<(File, FileId)> {
     let file = OpenOptions::new()
         .read(true)
@@ -326,17 +328,17 @@ fn open(path: &Path) -> io::Result<(File, FileId)> {
     Ok((file, FileId::of(&metadata, path)))
 }
 
-/// What was read of a text.
+/// The part of a text that was read.
 enum Text {
-    /// All of a policy.
+    /// A whole policy.
     Policy(Vec<u8>),
-    /// A policy that is longer than it may be.
+    /// A policy that is longer than allowed.
     TooLong,
-    /// The head of what is no policy, by which it is judged, as far as it is text.
+    /// The head of a text that is no policy, up to the first bytes that are not text: enough to judge it.
     Head(String),
 }
 
-/// Reads a policy of at most `most` bytes, or the head of what is no policy, however long that is.
+/// Reads a policy of at most `most` bytes, or the head of a text that is no policy, however long it is.
 fn read_text(mut from: impl Read, most: usize) -> io::Result<Text> {
     let mut bytes = Vec::new();
     read_to(&mut bytes, from.by_ref(), HEAD_BYTES)?;
@@ -351,12 +353,12 @@ fn read_text(mut from: impl Read, most: usize) -> io::Result<Text> {
     })
 }
 
-/// Returns true if bytes say that they are a policy, before any that are no text.
+/// Returns true if the bytes say that they are a policy before any bytes that are not text.
 fn is_policy_so_far(bytes: &[u8]) -> bool {
     is_policy(text_before_others(head_of(bytes)))
 }
 
-/// The bytes that are text, before any that are not.
+/// Returns the text before the first bytes that are not text.
 fn text_before_others(bytes: &[u8]) -> &str {
     let first = bytes.utf8_chunks().next();
     first.map_or("", |chunk| chunk.valid())
@@ -365,17 +367,18 @@ fn text_before_others(bytes: &[u8]) -> &str {
 /// Turns bytes into a policy's text.
 ///
 /// # Errors
-/// They are no text: why, for a message that names the file.
+/// The bytes are no text. The error is the reason, for a message that names the file.
 fn text_of(bytes: Vec<u8>) -> Result<String, String> {
     text(&bytes)?;
     String::from_utf8(bytes).map_err(|error| error.to_string())
 }
 
-/// Reads at most [`MAX_BYTES`] of an argument. Of what is longer, and neither a policy nor a program, it reads the head:
-/// that is enough to say that it is none.
+/// Reads at most [`MAX_BYTES`] of an argument. Of a longer file that is neither a policy nor a program it
+/// returns only the head, which is enough to say so.
 ///
 /// # Errors
-/// It cannot be read, or is a policy or a program that is longer: why, for a message that names it.
+/// The argument cannot be read, or is a policy or a program that is too long. The error is the reason, for a
+/// message that names the argument.
 pub(crate) fn read_bytes(from: impl Read) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     read_to(&mut bytes, from, MAX_BYTES).map_err(|error| missing::reason(&error))?;
@@ -386,8 +389,8 @@ pub(crate) fn read_bytes(from: impl Read) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Adds what it reads to the bytes that are there, until there are `most`, and one more if there is more: so that what
-/// is longer is seen to be.
+/// Reads into `bytes` until it has `most` bytes, and one more if there is one: the caller sees by it that
+/// the input is longer.
 fn read_to(bytes: &mut Vec<u8>, from: impl Read, most: usize) -> io::Result<()> {
     let room = (most + 1).saturating_sub(bytes.len());
     from.take(room as u64).read_to_end(bytes)?;
@@ -400,7 +403,8 @@ fn too_long() -> String {
     )
 }
 
-/// Bytes as a policy's text, or why they are none. Of what is no policy that tells nothing.
+/// Returns bytes as a policy's text, or the reason why they are none. The reason tells nothing of bytes that
+/// are no policy.
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();

@@ -1,4 +1,4 @@
-//! From what was typed for POLICY to a compiled policy.
+//! The way from the argument POLICY to a compiled policy.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -21,19 +21,20 @@ use crate::named::name;
 use crate::output;
 use crate::shipped::{SHIPPED, shipped};
 
-/// Bytes that an argument led to.
+/// The bytes that an argument led to.
 #[derive(Debug)]
 pub(crate) struct Input {
-    /// The name that messages give it.
+    /// The name in messages.
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
     pub(crate) place: Place,
-    /// The file that was read; `None` for a pipe and the like, and for a shipped policy.
+    /// The inode of the file that was read; `None` for a shipped policy, and for anything but a regular
+    /// file.
     pub(crate) inode: Option<Inode>,
 }
 
 impl Input {
-    /// Reads what is there under this argument: a file, `-`, or a shipped policy.
+    /// Reads an argument: a file, `-` for standard input, or a shipped policy.
     pub(crate) fn read(argument: &Path) -> Result<Self, Failure> {
         if is_standard_input(argument) {
             let name = "standard input".to_owned();
@@ -60,7 +61,7 @@ impl Input {
                 Self::of(name, read_bytes(file), place, inode)
             }
             Err(error) => match argument.to_str().and_then(shipped) {
-                // A link that leads nowhere is there, and does not mean a shipped policy.
+                // A dangling link exists, so the name does not mean a shipped policy.
                 Some(shipped)
                     if error.kind() == io::ErrorKind::NotFound && !argument.is_symlink() =>
                 {
@@ -91,7 +92,7 @@ impl Input {
         }
     }
 
-    /// The text of a policy.
+    /// Returns the bytes as the text of a policy.
     pub(crate) fn source(&self) -> Result<Source, Failure> {
         let text = text(&self.bytes).map_err(|why| Failure::Input {
             what: self.name.clone(),
@@ -105,7 +106,8 @@ impl Input {
         self.compiled_with_files(None).map(|(compiled, _)| compiled)
     }
 
-    /// Parses and packs a policy, in another mode than it says if there is one. Returns the files that it includes, too.
+    /// Parses and packs a policy, with `mode` in place of its own mode if given. Also returns the files that
+    /// the policy includes.
     pub(crate) fn compiled_with_files(
         &self,
         mode: Option<Mode>,
@@ -150,7 +152,7 @@ pub(crate) fn compiled_in(
 /// Opens standard input.
 ///
 /// # Errors
-/// msrgate was started without.
+/// msrgate was started without standard input.
 pub(crate) fn standard_input() -> Result<File, Failure> {
     duplicate(STDIN).map_err(|error| Failure::Input {
         what: "standard input".to_owned(),
@@ -182,7 +184,7 @@ fn too_wide(policy: &Policy) -> Option<String> {
     ))
 }
 
-/// Where the ranges would lie, and for the sake of which entries.
+/// Returns the text of the places where ranges would be needed, with the entries that need them.
 fn clusters(policy: &Policy, windows: &[Window]) -> String {
     const SHOWN: usize = 20;
     if let Some(wide) = too_wide(policy) {

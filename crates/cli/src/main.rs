@@ -1,4 +1,4 @@
-//! The command `msrgate`: it parses, calls the libraries, and prints.
+//! The command `msrgate`: parses the arguments, calls the libraries, and prints.
 
 mod access;
 mod cli;
@@ -36,19 +36,21 @@ use crate::named::name;
 use crate::remark::Unanswered;
 use crate::results::Results;
 
-/// The answer is yes: the policy is sound, the guest got what was promised.
+/// The exit code for yes: the policy is sound, the guest got what was promised.
 const EXIT_YES: u8 = 0;
-/// The answer is no: the policy has mistakes, an access deviated, a statement does not hold.
+/// The exit code for no: the policy has mistakes, an access deviated, a statement does not hold.
 const EXIT_NO: u8 = 1;
-/// The command could not be carried out: wrong usage, or something could not be read or written; or only in part.
+/// The exit code for a command that was not carried out, or only in part: wrong usage, or an error of
+/// reading or writing.
 const EXIT_TROUBLE: u8 = 2;
-/// The host lacks something the command needs.
+/// The exit code for a host that lacks something that the command needs.
 const EXIT_HOST: u8 = 3;
-/// `exec` could not put the VMM behind the policy. All other exit statuses of `exec` are the VMM's.
+/// The exit code if `exec` could not put the VMM behind the policy. All other exit statuses of `exec` are
+/// the VMM's.
 const EXIT_NOT_BEHIND: u8 = 125;
 
 fn main() -> ExitCode {
-    // A file that may not grow is an error of writing, like a full disk, and does not end the command.
+    // A limit on the size of a file is an error of writing, like a full disk, and does not end the command.
     let _ = flag::register(SIGXFSZ, Arc::default());
     let (code, written) = match Cli::try_parse() {
         Ok(cli) => {
@@ -72,7 +74,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Carries a command out, whether or not anyone takes its results; the exit code is the answer.
+/// Carries out a command, even if its results cannot be written. The exit code is the answer.
 fn run(command: &Command, out: &mut Results) -> u8 {
     match commands::run(command, out) {
         Ok(Answer::Yes) => EXIT_YES,
@@ -80,7 +82,7 @@ fn run(command: &Command, out: &mut Results) -> u8 {
         Ok(Answer::Incomplete) => EXIT_TROUBLE,
         Err(failure) => {
             if command.format() == Format::Json {
-                // What becomes of it, `out` knows.
+                // `out` notes an error of writing.
                 let _ = output::json(out, &Unanswered::because(&failure));
             }
             output::say(&failure);
@@ -98,10 +100,11 @@ fn run(command: &Command, out: &mut Results) -> u8 {
     }
 }
 
-/// Prints what was asked for instead of a command, such as `--help`, or why there is no command.
+/// Prints the text that was asked for instead of a command, such as `--help`, or the reason why there is no
+/// command.
 fn usage(refused: &clap::Error) -> (u8, io::Result<()>) {
-    // A message repeats arguments, whose escapes would look like styles of its own: it is made of
-    // arguments as they may be shown.
+    // The message repeats arguments, whose escapes would look like clap's styles. So it is made from
+    // arguments whose hidden characters are escaped.
     let safe = env::args_os().map(|argument| one_line(&name(Path::new(&argument))));
     let text = match Cli::try_parse_from(safe) {
         Err(again) => again.render().ansi().to_string(),

@@ -1,4 +1,4 @@
-//! Plain words for files that cannot be opened, read or written.
+//! The messages about files that cannot be opened, read or written.
 
 use std::env;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::named;
 use crate::shipped::SHIPPED;
 
-/// Returns the reason of an error, without its number.
+/// Returns the text of an error without the error number.
 pub(crate) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
@@ -16,8 +16,8 @@ pub(crate) fn reason(error: &io::Error) -> String {
     first.into_iter().chain(rest).collect()
 }
 
-/// Returns the reason for which a file could not be opened or written. For one that is not there it names the
-/// folder.
+/// Returns the reason why a file could not be opened or written. If the file does not exist, the reason
+/// names the folder.
 pub(crate) fn why(path: &Path, error: &io::Error) -> String {
     if error.kind() != io::ErrorKind::NotFound {
         return reason(error);
@@ -31,7 +31,7 @@ pub(crate) fn why(path: &Path, error: &io::Error) -> String {
     }
 }
 
-/// Returns a folder as a message names it: below the current folder, by the way from there.
+/// Returns the folder's name for a message: a folder below the current one is named relative to it.
 pub(crate) fn folder(path: &Path) -> String {
     let current = env::current_dir().ok();
     let below = current.and_then(|current| path.strip_prefix(current).ok());
@@ -41,7 +41,7 @@ pub(crate) fn folder(path: &Path) -> String {
     }
 }
 
-/// Returns the shipped policy that is meant by a name of none, with or without `.toml`.
+/// Returns the shipped policy that a misspelt name probably means, with or without `.toml`.
 pub(crate) fn meant(name: &str) -> Option<&'static str> {
     let name = name.strip_suffix(".toml").unwrap_or(name).to_lowercase();
     let names = SHIPPED.iter().map(|shipped| shipped.name);

@@ -1,4 +1,4 @@
-//! The name of a path in what is printed.
+//! The name of a path in the command's output.
 
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -6,7 +6,8 @@ use std::path::Path;
 
 use msrgate_policy::{is_no_file, shown_name};
 
-/// Returns a name that is different for each path, for JSON and, as [`shown_name`](msrgate_policy::shown_name), for people.
+/// Returns a name that differs for each path, for JSON and, by [`shown_name`](msrgate_policy::shown_name),
+/// for people.
 ///
 /// A path of UTF-8 without `\x` in it is its own name. In the name of any other path each backslash is doubled,
 /// and a byte that is not UTF-8 is `\x` and its two hexadecimal digits. A file that is called like [what is no
@@ -29,7 +30,7 @@ fn escaped(bytes: &[u8]) -> String {
     for chunk in bytes.utf8_chunks() {
         text.push_str(&chunk.valid().replace('\\', "\\\\"));
         for byte in chunk.invalid() {
-            // A `String` takes all that is written to it.
+            // Writing to a `String` does not fail.
             let _ = write!(text, "\\x{byte:02x}");
         }
     }
@@ -55,7 +56,7 @@ mod tests {
             (b"a\\b.toml", "a\\b.toml"),
             (b"d\xff/x.toml", "d\\xff/x.toml"),
             (b"d\xfe/x.toml", "d\\xfe/x.toml"),
-            // The first bytes of a character whose last one is missing.
+            // The first bytes of a character without its last one.
             (b"\xe2\x82", "\\xe2\\x82"),
             ("\u{fffd}".as_bytes(), "\u{fffd}"),
             (b"a\\b\xff", "a\\\\b\\xff"),

@@ -1,4 +1,4 @@
-//! The shapes that several commands print.
+//! The forms of output that several commands share.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -9,22 +9,22 @@ use serde::Serialize;
 
 use crate::results::talk;
 
-/// Every JSON answer says which version of its shape it is.
+/// The version of the shape of the JSON answers, which each answer contains.
 pub(crate) const SCHEMA: u32 = 1;
 
-/// Talk, which goes to stderr. Where that cannot be written, the exit code still tells.
+/// Prints a message to standard error. If that fails, the exit code still gives the answer.
 pub(crate) fn say(what: &dyn fmt::Display) {
     talk(&what.to_string());
 }
 
-/// One JSON document, indented, on its own lines. Its strings have escapes for what people are not
-/// shown.
+/// Prints a JSON document, indented, on lines of its own. Its strings have escapes for characters that are
+/// not shown to people.
 pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_string_pretty(value)?;
     writeln!(out, "{}", shown_json(&json))
 }
 
-/// `1 entry`, `2 entries`.
+/// Returns a number with its noun, such as `1 entry` or `2 entries`.
 pub(crate) fn count(number: usize, one: &str, several: &str) -> String {
     match number {
         1 => format!("1 {one}"),
@@ -32,12 +32,13 @@ pub(crate) fn count(number: usize, one: &str, several: &str) -> String {
     }
 }
 
-/// An MSR's name, or nothing.
+/// Returns the name of an MSR, if it has one.
 pub(crate) fn name(index: MsrIndex) -> Option<&'static str> {
     registers::by_index(index).map(|register| register.name)
 }
 
-/// `line 4: IA32_EFER`, or of an entry of an include `base.toml:4: IA32_EFER`.
+/// Returns the place of an entry, such as `line 4: IA32_EFER`, or `base.toml:4: IA32_EFER` for an included
+/// one.
 pub(crate) fn where_it_stands(policy: &Policy, entry: &Entry) -> String {
     let (line, key) = (entry.place().line, one_line(entry.key()));
     if policy.includers(entry.source()).is_empty() {

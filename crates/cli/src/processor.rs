@@ -1,4 +1,4 @@
-//! The processor that an answer is about.
+//! The choice of the processor that an answer is about.
 
 use msrgate_kvm::CpuSignature;
 use msrgate_policy::{Compiled, Cpu, Program, Variant, emit, one_line, parse_cpu, shown_name};
@@ -8,18 +8,19 @@ use crate::failure::Failure;
 use crate::output;
 use crate::side::Side;
 
-/// A policy on one processor.
+/// The variant of a policy for one processor.
 pub(crate) struct Chosen<'c> {
     pub(crate) variant: &'c Variant,
-    /// The processor; `None` if the policy says the same of all, and none was asked for.
+    /// The processor; `None` if the policy is the same for all processors and none was asked for.
     pub(crate) cpu: Option<Cpu>,
 }
 
 impl CpuArg {
-    /// The processor that was asked for, which these programs are for.
+    /// Returns the processor that the arguments ask for; the answer is about these programs.
     ///
     /// # Errors
-    /// It is this host's, and cannot be read; or its stepping was left out, and makes a difference.
+    /// The processor is this host's and cannot be read, or the arguments have no stepping and the programs
+    /// differ by it.
     pub(crate) fn asked<'p>(
         &self,
         programs: impl IntoIterator<Item = &'p Program>,
@@ -40,7 +41,7 @@ impl CpuArg {
     }
 }
 
-/// The processor that guests of this host get, or why it cannot be read.
+/// Returns the processor that guests of this host get, or the reason why it cannot be read.
 fn of_host() -> Result<Cpu, String> {
     match CpuSignature::of_host() {
         Ok(Some(cpu)) => Ok(Cpu::from_cpuid(cpu.vendor, cpu.signature)),
@@ -49,8 +50,9 @@ fn of_host() -> Result<Cpu, String> {
     }
 }
 
-/// The variant for the processor that was asked for; else on this host's, where it can be read and the policy
-/// asks for one; else on the first that the policy tells apart. Says on stderr which that is.
+/// Chooses the variant for the processor that the arguments ask for. Without one, chooses this host's
+/// processor if the policy differs by processor and the host can be read, else the first processor of the
+/// policy. Prints the choice to standard error.
 pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<'c>, Failure> {
     if let Some(cpu) = arg.asked([compiled.program()])? {
         say_asked(arg, &cpu);
@@ -88,12 +90,13 @@ pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<
     })
 }
 
-/// The processor on which two sides are compared, or `None` for all that they tell apart: the one that was
-/// asked for, else the one that a filter was compiled for, where the other side tells processors apart. Says on
-/// stderr which that is.
+/// Returns the processor on which two sides are compared, or `None` for all that they tell apart. It is the
+/// one that the arguments ask for; else the one that a filter was compiled for, if the other side differs by
+/// processor. Prints the choice to standard error.
 ///
 /// # Errors
-/// A filter was compiled for another processor than the one that was asked for, or for one that `--cpu` does not take.
+/// A filter was compiled for another processor than the arguments ask for, or for one that `--cpu` does not
+/// accept.
 pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>, Failure> {
     let asked = arg.asked(sides.map(|side| &side.program))?;
     let mut filters = sides
@@ -118,7 +121,7 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
     };
     let name = shown_name(&filter.name);
     let cpu = parse_cpu(named).map(|cpu| cpu.cpu().clone());
-    // A vendor's name with other characters than letters and digits is not in the file as it is.
+    // A vendor's name with characters other than letters and digits is not in the file in full.
     let cpu = cpu.ok().filter(|cpu| !cpu.vendor.contains('?'));
     let cpu = cpu.ok_or_else(|| {
         Failure::Usage(format!(
@@ -132,7 +135,7 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
     Ok(Some(cpu))
 }
 
-/// Says which processor the answer is about, of one that was asked for.
+/// Prints the processor that the answer is about, if the arguments ask for one.
 pub(crate) fn say_asked(arg: &CpuArg, cpu: &Cpu) {
     note(&match arg.cpu {
         Some(Which::Host) => format!("this is for {cpu}, the processor of this host"),
@@ -140,7 +143,7 @@ pub(crate) fn say_asked(arg: &CpuArg, cpu: &Cpu) {
     });
 }
 
-/// A remark on stderr.
+/// Prints a note to standard error.
 pub(crate) fn note(text: &str) {
     output::say(&format_args!("note: {text}\n"));
 }

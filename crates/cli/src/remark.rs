@@ -1,4 +1,4 @@
-//! Mistakes and warnings, and why a command was not carried out, for programs.
+//! The JSON form of mistakes, warnings, and reasons why a command was not carried out.
 
 use msrgate_policy::{Mistake, Mistakes};
 use serde::Serialize;
@@ -6,16 +6,16 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::output::SCHEMA;
 
-/// Something to mend, or to know.
+/// A mistake to fix, or a warning.
 #[derive(Serialize)]
 pub(crate) struct Remark {
     pub(crate) message: String,
     pub(crate) help: Option<String>,
-    /// The text: the policy itself, or what it includes.
+    /// The name of the text: the policy itself, or a file that it includes.
     pub(crate) file: Option<String>,
     pub(crate) line: Option<u32>,
     pub(crate) column: Option<u32>,
-    /// The other places that it is about, such as that of the second of two entries that disagree.
+    /// The other places that the remark is about, such as the second of two entries that disagree.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) others: Vec<Other>,
 }
@@ -26,21 +26,21 @@ pub(crate) struct Other {
     file: String,
     line: u32,
     column: u32,
-    /// What is to be said of it.
+    /// The message about this place.
     says: Option<String>,
 }
 
-/// What a program gets instead of an answer, from every command.
+/// The JSON that a program gets instead of an answer, from every command.
 #[derive(Serialize)]
 pub(crate) struct Unanswered {
     schema: u32,
     ok: bool,
     error: Error,
-    /// Of a policy's text.
+    /// The mistakes in the policy's text.
     mistakes: Vec<Remark>,
 }
 
-/// Why something was not done.
+/// The reason why something was not done.
 #[derive(Serialize)]
 pub(crate) struct Error {
     /// `mistakes`, `refused`, `host`, `input`, `usage` or `output`.
@@ -54,7 +54,7 @@ impl Error {
             Failure::Mistakes(mistakes) => ("mistakes", mistakes.to_string()),
             Failure::Refused(text) => ("refused", text.clone()),
             Failure::Host(text) => ("host", text.clone()),
-            // The last one of `exec`, which prints no JSON.
+            // `NotRun` comes only from `exec`, which prints no JSON.
             Failure::Input { what, why } | Failure::NotRun { what, why, .. } => {
                 ("input", format!("{what}: {why}"))
             }
@@ -80,7 +80,7 @@ impl Unanswered {
     }
 }
 
-/// All mistakes that are kept, each with its place.
+/// Returns the remarks for all mistakes that were kept, each with its place.
 pub(crate) fn remarks(mistakes: &Mistakes) -> Vec<Remark> {
     let remark = |mistake: &Mistake| {
         let (source, place) = mistakes.place(mistake).unzip();

@@ -1,4 +1,4 @@
-//! The writers for results and for talk, and the last filter of what they show.
+//! The writers for results and messages, which replace hidden characters.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -9,17 +9,17 @@ use msrgate_policy::{is_seen, shown};
 use crate::descriptors;
 use crate::terminal::{self, wrapped};
 
-/// Standard output. What cannot be written is noted once and goes nowhere from then on, so that each
-/// command comes to its answer whoever listens; [`Self::finish`] says what became of it.
+/// The results, written to standard output. An error of writing is noted once, and later output is dropped,
+/// so that the command still comes to its answer; [`Self::finish`] returns the error.
 ///
-/// Text leaves it line by line, as people may see it: characters that a person does not [see](is_seen) are
-/// replaced, but for line feeds, tabs and the styles of msrgate's own.
+/// Text is written line by line, in the form that people may see: characters that a person does not
+/// [see](is_seen) are replaced, except for line feeds, tabs and msrgate's own styles.
 pub(crate) struct Results {
-    /// Not [`io::Stdout`], which takes a descriptor that nobody can write to for a written one.
+    /// The stream. It is not [`io::Stdout`], which ignores that a descriptor is not open for writing.
     stream: io::Result<AutoStream<File>>,
     /// The text after the last line feed.
     line: Vec<u8>,
-    /// Longer lines are broken between words.
+    /// The width of a line; longer lines are broken between words.
     width: Option<usize>,
     trouble: Option<io::Error>,
 }
@@ -34,21 +34,21 @@ impl Results {
         }
     }
 
-    /// Breaks lines that do not fit into a terminal of this width from now on.
+    /// Breaks lines that are longer than this width from now on.
     pub(crate) fn fit(&mut self, width: Option<usize>) {
         self.width = width;
     }
 
-    /// Writes what is no text, as it is.
+    /// Writes bytes that are not text, unchanged.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.write_lines();
         self.note(bytes, |stream, bytes| stream.as_inner().write_all(bytes));
     }
 
-    /// Writes what is left.
+    /// Writes the rest of the text.
     ///
     /// # Errors
-    /// The first that was met: something of the results is not where they should be.
+    /// The first error of writing: a part of the results was lost.
     pub(crate) fn finish(mut self) -> io::Result<()> {
         self.write_lines();
         self.trouble.map_or(Ok(()), Err)
@@ -60,7 +60,7 @@ impl Results {
         self.note(text.as_bytes(), Write::write_all);
     }
 
-    /// Writes bytes, if there are any: who writes nothing needs no stream.
+    /// Writes bytes and notes an error. Without bytes the stream is not needed.
     fn note(
         &mut self,
         bytes: &[u8],
@@ -91,14 +91,14 @@ impl Write for Results {
         Ok(bytes.len())
     }
 
-    /// The command says at its end that something could not be written.
+    /// Writes the rest of the text. [`Results::finish`] returns the errors.
     fn flush(&mut self) -> io::Result<()> {
         self.write_lines();
         Ok(())
     }
 }
 
-/// Talk, to standard error. Where that cannot be written, the exit code still tells.
+/// Prints a message to standard error. If that fails, the exit code still gives the answer.
 pub(crate) fn talk(text: &str) {
     let text = fitted(styled(text), terminal::of_talk());
     let _ = anstream::stderr().write_all(text.as_bytes());
@@ -111,7 +111,7 @@ fn fitted(text: String, width: Option<usize>) -> String {
     }
 }
 
-/// The text as it may be shown, with the styles in it.
+/// Returns the text with hidden characters replaced; styles stay.
 pub(crate) fn styled(text: &str) -> String {
     if is_seen(text) {
         return text.to_owned();
@@ -122,7 +122,7 @@ pub(crate) fn styled(text: &str) -> String {
         let (before, escape) = rest.split_at(at);
         safe.push_str(&shown(before));
         let style = style(escape);
-        // An escape that is no style is a character like others.
+        // An escape that does not begin a style is replaced like any other hidden character.
         let length = if style.is_empty() { 1 } else { style.len() };
         safe.push_str(if style.is_empty() { "?" } else { style });
         rest = &escape[length..];
@@ -130,7 +130,7 @@ pub(crate) fn styled(text: &str) -> String {
     safe + &shown(rest)
 }
 
-/// The style that an escape begins: `ESC [ 1 m`.
+/// Returns the style at the beginning of `escape`, such as `ESC [ 1 m`, or an empty text.
 fn style(escape: &str) -> &str {
     let Some(parameters) = escape.strip_prefix("\u{1b}[") else {
         return "";

@@ -1,8 +1,8 @@
-//! The policies that come with the program.
+//! The policies that are built into the program.
 
 use msrgate_policy::Source;
 
-/// The policies in `policies/`, built in.
+/// The policies of the folder `policies/`.
 pub(crate) const SHIPPED: [Shipped; 8] = [
     Shipped {
         name: "allow-all",
@@ -38,7 +38,7 @@ pub(crate) const SHIPPED: [Shipped; 8] = [
     },
 ];
 
-/// A policy that comes with the program.
+/// A policy that is built into the program.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shipped {
     pub(crate) name: &'static str,
@@ -50,14 +50,14 @@ impl Shipped {
         Source::new(&format!("{}.toml (shipped)", self.name), self.text)
     }
 
-    /// The policy's first comment line, without its mark.
+    /// Returns the policy's first comment line, without the `#`.
     pub(crate) fn summary(self) -> &'static str {
         let first = self.text.lines().next().unwrap_or_default();
         first.trim_start_matches(['#', ' '])
     }
 }
 
-/// The shipped policy of this name.
+/// Returns the shipped policy of this name.
 pub(crate) fn shipped(name: &str) -> Option<Shipped> {
     SHIPPED.into_iter().find(|shipped| shipped.name == name)
 }

@@ -1,4 +1,4 @@
-//! What `diff` and `check --within` compare: a policy, or what one was compiled to.
+//! The sides that `diff` and `check --within` compare: a policy, or the output of `compile`.
 
 use std::path::Path;
 
@@ -8,27 +8,28 @@ use msrgate_policy::{Origin, Program, shown_name};
 use crate::failure::Failure;
 use crate::load::Input;
 
-/// A program, whatever it was read from.
+/// A program, read from a policy or from the output of `compile`.
 #[derive(Debug)]
 pub(crate) struct Side {
     pub(crate) name: String,
     pub(crate) program: Program,
     pub(crate) content: Content,
-    /// The processor that a filter names as the one it was compiled for.
+    /// The processor that a filter's file names.
     pub(crate) made_for: Option<String>,
 }
 
-/// What was read.
+/// The kind of input that a side was read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Rules, settings, and lines.
+    /// A policy or a program: it has rules, settings, and lines.
     Policy,
-    /// Only what the kernel decides.
+    /// A filter: it has only the kernel's decisions.
     Filter,
 }
 
 impl Side {
-    /// Reads a policy, a program, or what else `compile` wrote: what it is, its content says.
+    /// Reads a policy, a program, or another output of `compile`. The content of the file decides which it
+    /// is.
     pub(crate) fn load(argument: &Path) -> Result<Self, Failure> {
         let input = Input::read(argument)?;
         let (name, bytes) = (&input.name, &input.bytes);
@@ -54,12 +55,12 @@ impl Side {
         })
     }
 
-    /// What says so, for programs: `policy.toml:7`, or why there is no line.
+    /// Returns the place of a decision for JSON: `policy.toml:7`, or the reason why there is no line.
     pub(crate) fn place(&self, origin: Origin) -> String {
         self.place_by(origin, str::to_owned)
     }
 
-    /// [`Self::place`] for people.
+    /// Returns [`Self::place`] in the form for people.
     pub(crate) fn shown_place(&self, origin: Origin) -> String {
         self.place_by(origin, shown_name)
     }

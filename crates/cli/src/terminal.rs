@@ -1,21 +1,21 @@
-//! The width of the terminal, and lines that fit into it.
+//! The width of the terminal, and the wrapping of lines.
 
 use std::io;
 
 use terminal_size::{Width, terminal_size_of};
 
-/// Narrower terminals get lines of this width.
+/// The least width of a line, also on narrower terminals.
 const LEAST: usize = 20;
 
-/// The indent of what follows the first line, where a column of its own would leave no room.
+/// The indent of continuation lines, if there is no room below the last column.
 const INDENT: usize = 4;
 
-/// Returns the width of the terminal that results go to; `None` if they go elsewhere.
+/// Returns the width of the terminal that results go to, or `None` if they go elsewhere.
 pub(crate) fn of_results() -> Option<usize> {
     terminal_size_of(io::stdout()).map(columns)
 }
 
-/// Returns the width of the terminal that messages go to; `None` if they go elsewhere.
+/// Returns the width of the terminal that messages go to, or `None` if they go elsewhere.
 pub(crate) fn of_talk() -> Option<usize> {
     terminal_size_of(io::stderr()).map(columns)
 }
@@ -24,8 +24,8 @@ fn columns((Width(width), _): (Width, terminal_size::Height)) -> usize {
     usize::from(width).max(LEAST)
 }
 
-/// Breaks the lines of a text that are longer than `width` between words. What follows the first line of a row
-/// stands below its last column, if that leaves it half of the width.
+/// Breaks lines that are longer than `width` between words. Continuation lines of a row stand below its last
+/// column, if half of the width remains there.
 pub(crate) fn wrapped(text: &str, width: usize) -> String {
     let mut all = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
@@ -48,7 +48,7 @@ fn wrap(all: &mut String, line: &str, width: usize) {
     let lead = if lead > width / 2 { INDENT } else { lead };
     let column = last_column(line).filter(|column| *column <= width / 2);
     let indent = column.unwrap_or(lead + INDENT);
-    // Without columns below each other, wide gaps mean nothing.
+    // Without a column to align with, a wide gap between words becomes two blanks.
     let gap = if column.is_some() { width } else { 2 };
     let mut column = lead;
     all.extend(std::iter::repeat_n(' ', lead));
@@ -74,14 +74,14 @@ fn wrap(all: &mut String, line: &str, width: usize) {
     }
 }
 
-/// The column after the last run of blanks, as rows of a table have them between cells.
+/// Returns the column after the last run of blanks: tables have such blanks between cells.
 fn last_column(line: &str) -> Option<usize> {
     let body = line.trim_start_matches(' ');
     let at = line.len() - body.len() + body.rfind("  ")? + 2;
     Some(seen(&line[..at]))
 }
 
-/// The number of characters that are seen, without styles.
+/// Returns the number of characters without those of styles.
 fn seen(text: &str) -> usize {
     let mut count = 0;
     let mut rest = text.chars();

@@ -1,4 +1,4 @@
-//! Files that are written whole or not at all.
+//! Writing of files either completely or not at all.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, IsTerminal as _, Write as _};
@@ -15,7 +15,7 @@ use crate::links::{Target, folder, follow};
 use crate::named::shown;
 use crate::processor::note;
 
-/// What a new file may be, less the umask.
+/// The mode of a new file before the umask.
 const NEW: u32 = 0o666;
 
 /// Bytes for people, or not for them: a terminal would take what an author wrote for commands.
@@ -30,7 +30,7 @@ pub(crate) enum Content {
 /// pipe, and what is open already, such as `/dev/stdout`, is written to and stays what it is.
 ///
 /// # Errors
-/// It cannot be written, or leads to a terminal and is not for people.
+/// The file cannot be written, or binary bytes would go to a terminal.
 pub(crate) fn write(path: &Path, bytes: &[u8], content: Content) -> Result<(), Failure> {
     match written(path, bytes, content) {
         Ok(Written::All) => Ok(()),
@@ -47,7 +47,7 @@ enum Written {
     NotToATerminal,
 }
 
-/// Writes to what is open already or no file.
+/// Writes to an open file, or to something that is no regular file.
 fn pour(mut file: File, bytes: &[u8], content: Content) -> io::Result<Written> {
     if content == Content::Binary && file.is_terminal() {
         return Ok(Written::NotToATerminal);
@@ -56,15 +56,15 @@ fn pour(mut file: File, bytes: &[u8], content: Content) -> io::Result<Written> {
     Ok(Written::All)
 }
 
-/// Puts `bytes` in the place of a file that was read, which `name` led to.
+/// Replaces the content of a file that was read, to which `name` led, by `bytes`.
 ///
 /// # Errors
-/// It cannot be written, or was changed or replaced since it was opened: then it stays as it is.
+/// The file cannot be written, or was changed or replaced since it was opened; the file then stays as it is.
 pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Failure> {
     let access = read.access.as_ref().map_err(|error| trouble(name, error))?;
     let prepared = prepared(&read.path, bytes, Some(access));
     let new = prepared.map_err(|error| trouble(name, &error))?;
-    // As late as can be: an editor may have saved the file meanwhile.
+    // This check comes as late as possible: an editor may have saved the file meanwhile.
     let now = fs::symlink_metadata(&read.path);
     if !now.is_ok_and(|now| read.is_unchanged(&now)) {
         return Err(Failure::Input {
@@ -82,12 +82,13 @@ pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Fa
 fn trouble(path: &Path, error: &io::Error) -> Failure {
     Failure::Input {
         what: crate::named::name(path),
-        // The error may name the temporary file, which means nothing to the reader.
+        // The error may name the temporary file, which tells the reader nothing.
         why: format!("cannot be written: {}", unwritten(path, error.kind())),
     }
 }
 
-/// Returns the reason of an error of writing. A file that is not there would be made: its folder is missing.
+/// Returns the reason of an error of writing. The command would make a missing file, so if something is
+/// missing it is the folder.
 fn unwritten(path: &Path, kind: io::ErrorKind) -> String {
     let folder = folder(path);
     match kind {
@@ -105,8 +106,8 @@ fn unwritten(path: &Path, kind: io::ErrorKind) -> String {
 }
 
 fn written(path: &Path, bytes: &[u8], content: Content) -> io::Result<Written> {
-    // The kernel may refuse to follow a stranger's link, in a folder that all may write to. Then it is not
-    // followed here, either.
+    // The kernel may refuse to follow another user's link in a folder where everybody may write. Then this
+    // function does not follow the link, either.
     if let Err(error) = fs::metadata(path)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -132,7 +133,7 @@ fn written(path: &Path, bytes: &[u8], content: Content) -> io::Result<Written> {
     Ok(Written::All)
 }
 
-/// Says on stderr what is not as it was after a file was replaced.
+/// Prints to standard error what differs after a file was replaced.
 fn say_what_changed(name: &Path, old: &Metadata, given: Given) {
     if given == Given::WithoutGroup {
         note(&format!(
@@ -156,7 +157,7 @@ fn open_file(link: &Path) -> io::Result<File> {
         && folder(link).file_name().is_some_and(|name| name == "fd");
     let name = link.file_name().and_then(|name| name.to_str());
     match name.and_then(|name| name.parse().ok()) {
-        // Where whoever opened it has come to.
+        // The duplicate shares the position in the file with the process that opened it.
         Some(number) if is_own => descriptors::duplicate(number),
         _ => OpenOptions::new()
             .append(true)
@@ -177,23 +178,23 @@ fn other(path: &Path) -> io::Result<File> {
     Ok(opened)
 }
 
-/// A file that has all of its bytes, and will take the place of another, or of none.
+/// A file with its whole content that is about to replace another, or to be a new one.
 struct Prepared {
     file: NamedTempFile,
     given: Given,
 }
 
-/// Whoever may write to the folder may put something else in the place of the temporary name: owner and access are given
-/// to the open file.
+/// Makes the file with its content, owner and access. A user who may write to the folder may replace the
+/// temporary name by another file, so owner and access are set on the open file.
 fn prepared(path: &Path, bytes: &[u8], old: Option<&Access>) -> io::Result<Prepared> {
     let mut builder = tempfile::Builder::new();
     if old.is_none() {
         builder.permissions(Permissions::from_mode(NEW));
     }
-    // Until it has its owner and its access, one that takes the place of another is its maker's alone.
+    // Only its maker can access a file that replaces another, until it has its owner and access.
     let mut file = builder.tempfile_in(folder(path))?;
     file.write_all(bytes)?;
-    // The mode that was asked for at its making would lose what the umask takes.
+    // A mode given at its making would lose the umask's bits.
     let given = old.map_or(Ok(Given::Whole), |old| old.give(file.as_file()))?;
     file.as_file().sync_all()?;
     Ok(Prepared { file, given })
