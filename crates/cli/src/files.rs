@@ -187,7 +187,7 @@ impl Files {
         files
     }
 
-    /// Returns the inodes of all files that were included.
+    /// Returns the inodes of all files that were read. A policy from a pipe has none.
     pub(crate) fn inodes(self) -> HashSet<Inode> {
         self.by_id.into_keys().map(|id| id.inode).collect()
     }

@@ -26,28 +26,28 @@ use host::{Findings, Host, HostRow};
 use picture::{Layout, PackedVariant, Shown};
 use within::{Within, WithinReport};
 
-/// As many lines of a kind of warning are shown, unless all are asked for.
+/// The number of warnings of one kind that are shown, unless the user asks for all.
 const SHOWN: usize = 10;
 
 #[derive(Serialize)]
 struct Report {
     schema: u32,
     ok: bool,
-    /// None: a policy with mistakes has no answer but them.
+    /// Always empty: for a policy with mistakes the command prints only the mistakes.
     mistakes: [Remark; 0],
     warnings: Vec<WarningRow>,
-    /// The processor whose filter was asked for; null for all that the policy tells apart.
+    /// The processor that the user asked for; null for all that the policy tells apart.
     cpu: Option<String>,
-    /// Whose CPUID and list of saved MSRs was looked at.
+    /// The host whose CPUID and list of saved MSRs the command read.
     host: HostRow,
     enforcement: Counted,
     packed: Packed,
-    /// Whether it is no looser than `--within`; absent if that was not asked.
+    /// The comparison with the policy of `--within`; absent without that option.
     #[serde(skip_serializing_if = "Option::is_none")]
     within: Option<WithinReport>,
 }
 
-/// A warning: what kind it is, and what the text says.
+/// A warning, with its kind and its text.
 #[derive(Serialize)]
 struct WarningRow {
     code: &'static str,
@@ -61,7 +61,7 @@ struct Packed {
     name: Option<String>,
     default: &'static str,
     entries: usize,
-    /// Equal for policies that do the same.
+    /// The digest of the program, which is equal for policies that do the same.
     digest: String,
     variants: Vec<PackedVariant>,
 }
@@ -165,7 +165,7 @@ fn print(
     for warnings in found.warnings.chunk_by(|one, next| one.code == next.code) {
         print_warnings(out, compiled, warnings, detail)?;
     }
-    // One line for all that are missing for the same reason.
+    // One line names all kinds that are missing for the same reason.
     for missing in found.not_made.chunk_by(|one, next| one.why == next.why) {
         let codes: Vec<_> = missing.iter().map(|one| one.code).collect();
         let why = missing.first().map_or("", |one| &one.why);
@@ -191,7 +191,7 @@ fn print(
     Ok(())
 }
 
-/// Where an entry stands; the policy as a whole stands in its text.
+/// Returns the place of an entry, or the policy's name for a warning about the whole policy.
 fn place(compiled: &Compiled, entry: Option<&Entry>) -> String {
     let policy = compiled.policy();
     match entry {
@@ -203,7 +203,7 @@ fn place(compiled: &Compiled, entry: Option<&Entry>) -> String {
     }
 }
 
-/// Warnings of one kind: each for itself, or all below one heading.
+/// Prints the warnings of one kind: each by itself, or all below one heading.
 fn print_warnings(
     out: &mut dyn Write,
     compiled: &Compiled,
@@ -216,7 +216,7 @@ fn print_warnings(
     };
     let code = first.code.word();
     let shown = match detail {
-        // Each entry of the policy's own that is punctured comes once before all others.
+        // The punctured entries of the policy's own text come first, and all of them are shown.
         Detail::Brief => SHOWN.max(own_punctured(compiled, warnings)),
         Detail::Full => usize::MAX,
     };
@@ -255,7 +255,7 @@ fn print_warnings(
     Ok(())
 }
 
-/// The number of entries of the policy's own text that are punctured.
+/// Returns the number of punctured entries of the policy's own text.
 fn own_punctured(compiled: &Compiled, warnings: &[Warning<'_>]) -> usize {
     let policy = compiled.policy();
     let punctured = warnings.iter().filter(|one| one.code == Code::Punctured);
@@ -267,7 +267,7 @@ fn own_punctured(compiled: &Compiled, warnings: &[Warning<'_>]) -> usize {
     places.len()
 }
 
-/// What is left out.
+/// Prints the number of warnings that are not shown.
 fn more(out: &mut dyn Write, code: &str, count: usize) -> Result<(), Failure> {
     if count > 0 {
         writeln!(out, "  and {count} more of {code}; --verbose lists all")?;

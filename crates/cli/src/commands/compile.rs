@@ -29,7 +29,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
             let asked = args.cpu.asked([&program])?;
             let variant = variant(&program, asked.as_ref(), args)?;
             keeps_all(&program, variant, args)?;
-            // Where all processors have one filter, a name would say too much.
+            // If all processors have one filter, a processor's name would be wrong.
             let chosen_for = asked.filter(|_| program.variants().len() > 1);
             filter(variant, chosen_for.as_ref(), format)?
         }
@@ -62,13 +62,13 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
                     .to_owned(),
             ));
         }
-        // Not through `out`, which takes bytes that look like colours for colours.
+        // The bytes are not written as text: `out` would take bytes that look like styles for styles.
         None => out.bytes(&bytes),
     }
     Ok(Answer::Yes)
 }
 
-/// The one variant that is meant. It is never chosen by the host: the file is for another.
+/// Returns the one variant that the user means. The host never chooses it: the file is for another machine.
 fn variant<'p>(
     program: &'p Program,
     asked: Option<&Cpu>,
@@ -86,7 +86,8 @@ fn variant<'p>(
         }
         ([only], None) => Ok(only),
         (several, None) => {
-            // The filter for all vendors that the policy does not name is often the loosest, so it is offered last.
+            // The filter for all vendors that the policy does not name is often the loosest, so it comes
+            // last.
             let (other, named): (Vec<_>, Vec<_>) = several
                 .iter()
                 .map(Variant::example)

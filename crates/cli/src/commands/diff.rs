@@ -20,11 +20,11 @@ use crate::side::{Content, Side};
 struct Report<'r> {
     schema: u32,
     same: bool,
-    /// The processor that was asked for, or that a filter names; null for all that the two tell apart.
+    /// The processor that the user asked for, or that a filter names; null for all that the two tell apart.
     cpu: Option<String>,
     old: Described,
     new: Described,
-    /// Whether settings and events were compared: a filter alone has none.
+    /// True if settings and events were compared: a filter alone has none.
     settings_compared: bool,
     settings: Vec<SettingRow>,
     differences: Vec<Group<'r>>,
@@ -44,17 +44,17 @@ struct SettingRow {
     direction: &'static str,
 }
 
-/// What differs on some processors.
+/// The differences on some processors.
 #[derive(Serialize)]
 struct Group<'r> {
-    /// One of them; null where nothing depends on it.
+    /// One of these processors; null if nothing depends on the processor.
     cpu: Option<String>,
     changes: Rows<'r, Change>,
-    /// What of it becomes events.
+    /// The changes of the accesses that become events.
     logs: Rows<'r, LogChange>,
 }
 
-/// Changes, each of which becomes a row as it is written: a million rows take more memory than their text.
+/// Changes that become rows while they are written: a million rows would take more memory than their text.
 struct Rows<'r, T> {
     of: &'r [T],
     row: Box<dyn Fn(&T) -> Row + 'r>,
@@ -70,7 +70,7 @@ impl<T> Serialize for Rows<'_, T> {
 struct Row {
     first: String,
     last: String,
-    /// The first one's.
+    /// The name of the first MSR.
     name: Option<&'static str>,
     access: String,
     was: String,
@@ -80,7 +80,7 @@ struct Row {
     direction: &'static str,
 }
 
-/// In the order in which a reviewer wants them.
+/// The directions in the order in which a reviewer wants them.
 const DIRECTIONS: [Direction; 4] = [
     Direction::Looser,
     Direction::Different,
@@ -136,12 +136,12 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     Ok(if fails { Answer::No } else { Answer::Yes })
 }
 
-/// Whether both sides say something beside what the kernel decides.
+/// Returns true if both sides have more than the kernel's decisions.
 fn has_settings(old: &Side, new: &Side) -> bool {
     [old.content, new.content] == [Content::Policy; 2]
 }
 
-/// What changes outside of the rules, where both sides have such a thing.
+/// Returns the changes outside of the rules, if both sides have such settings.
 pub(super) fn settings(old: &Side, new: &Side) -> Vec<SettingChange> {
     if has_settings(old, new) {
         setting_changes(old.program.settings(), new.program.settings())
@@ -285,7 +285,7 @@ const fn title(direction: Direction) -> &'static str {
     }
 }
 
-/// One change: what, from what to what, and both lines.
+/// Returns the line of a change: the MSRs, the old and the new action, and the places of both.
 pub(super) fn line(old: &Side, new: &Side, change: &Change) -> String {
     let (was, is) = (change.was.0.to_string(), change.is.0.to_string());
     let places = (change.was.1, change.is.1);

@@ -1,4 +1,4 @@
-//! `msrgate doctor`: what this host's KVM does, statement by statement.
+//! `msrgate doctor`: tests this host's KVM, statement by statement.
 
 use std::io::Write;
 

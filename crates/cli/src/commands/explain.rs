@@ -17,16 +17,16 @@ use crate::load;
 use crate::output;
 use crate::processor::{self, Chosen};
 
-/// More MSRs than this at once are a mistake, not a question.
+/// The largest number of MSRs in one call: more are a mistake, not a question.
 const MOST: u64 = 0x1_0000;
 
-/// Where what follows the first line of an access begins.
+/// The indent of the lines that follow the first line of an access.
 const INDENT: &str = "                   ";
 
-/// One MSR in one direction, for programs.
+/// The JSON row of one MSR in one direction.
 #[derive(Serialize)]
 struct Row<'c> {
-    /// The processor that this holds for; null if the policy says the same of all.
+    /// The processor that this holds for; null if the policy is the same for all.
     cpu: Option<String>,
     index: String,
     name: Option<&'static str>,
@@ -34,43 +34,43 @@ struct Row<'c> {
     action: &'static str,
     /// The action with its values, as a policy writes it.
     does: String,
-    /// Where the policy says so, counted from 1; null for the default, and for x2APIC registers.
+    /// The line of the policy that decides, counted from 1; null for the default, and for x2APIC registers.
     line: Option<u32>,
-    /// The text of that line: the policy itself, or what it includes.
+    /// The file of that line: the policy itself, or one that it includes.
     file: Option<&'c str>,
-    /// The texts by which that one is included, the policy's own first.
+    /// The files that include that one, the policy itself first.
     included_by: Vec<&'c str>,
     entry: Option<&'c str>,
-    /// Whether the entry is one of a `[[when]]`.
+    /// True if the entry is in a `[[when]]`.
     when: bool,
     why: Option<&'c str>,
     verdict: &'static str,
     /// The range of the filter that decides, counted from 0; null for the default.
     range: Option<usize>,
-    /// The bit of that range.
+    /// The bit number of the MSR in that range.
     bit: Option<u32>,
-    /// What the guest gets, in words.
+    /// The result for the guest, in words.
     guest: String,
-    /// Whether that needs a gate in the VMM; without one the guest gets #GP.
+    /// True if the result needs a gate in the VMM; without one the guest gets #GP.
     needs_gate: bool,
     kernel: KernelRow,
-    /// What it reports of an allowed access, should KVM not know the register.
+    /// The kernel's report of an allowed access if KVM does not know the register.
     kernel_if_unknown: Option<KernelRow>,
     /// `enforce` or `audit`.
     mode: &'static str,
     /// `none`, `denied`, `first`, `all`.
     log: &'static str,
-    /// Which of these accesses become events, in words.
+    /// The accesses that become events, in words.
     events: &'static str,
-    /// How far this is enforced: `enforced`, `partly`, `not`.
+    /// The extent of the enforcement: `enforced`, `partly`, `not`.
     enforced: String,
-    /// Why it is no further.
+    /// The accesses that bypass the policy.
     holes: Vec<HoleRow>,
-    /// What other instructions do with the register, which asks no filter.
+    /// The uses of the register by other instructions, which no filter checks.
     uses: Vec<UseRow>,
 }
 
-/// How user space learns of it.
+/// The kernel's report of an access to user space.
 #[derive(Serialize)]
 struct KernelRow {
     /// `nothing`, `gp` or `exit`.
@@ -79,7 +79,7 @@ struct KernelRow {
     exit: Option<u32>,
     /// `filter` or `unknown`.
     reason: Option<String>,
-    /// Its bit in `kvm_run.msr.reason`.
+    /// The reason's bit in `kvm_run.msr.reason`.
     reason_bit: Option<u64>,
 }
 
@@ -87,7 +87,7 @@ struct KernelRow {
 struct UseRow {
     name: &'static str,
     why: &'static str,
-    /// Whether it writes the register, past what the policy says of WRMSR.
+    /// True if the instruction writes the register, although the policy covers only WRMSR.
     changes: bool,
 }
 
@@ -95,9 +95,9 @@ struct UseRow {
 struct Explained<'c> {
     policy: &'c Policy,
     variant: &'c Variant,
-    /// The processor; `None` if that makes no difference.
+    /// The processor; `None` if the policy does not depend on it.
     cpu: Option<&'c Cpu>,
-    /// What the VM's mask has to be.
+    /// The mask of exit reasons that the VM needs.
     mask: ReasonMask,
 }
 
@@ -197,7 +197,7 @@ impl<'c> Explained<'c> {
         texts.map(msrgate_policy::Source::name).collect()
     }
 
-    /// The bit that decides, of the range that does.
+    /// Returns the number of the bit that decides, in the range that decides.
     fn bit(&self, explanation: &Explanation<'_>) -> Option<u32> {
         let range = self.variant.filter().ranges().get(explanation.range()?)?;
         Some(explanation.index.get() - range.base().get())
@@ -279,7 +279,7 @@ impl<'c> Explained<'c> {
         Ok(())
     }
 
-    /// Which line says so, and what includes it.
+    /// Returns the line that decides, and the files that include it.
     fn source_of(&self, explanation: &Explanation<'_>) -> String {
         match (explanation.by, explanation.entry) {
             (DecidedBy::Kvm, _) => "KVM never filters x2APIC registers (S3.1)".to_owned(),
@@ -305,7 +305,7 @@ impl<'c> Explained<'c> {
         }
     }
 
-    /// How the filter comes to its verdict.
+    /// Returns how the filter reaches its verdict, in words.
     fn mechanism(&self, explanation: &Explanation<'_>) -> String {
         let verdict = match explanation.decision.verdict {
             Verdict::Allow => "allows it",
@@ -340,7 +340,7 @@ fn kernel_row(reported: Reported) -> KernelRow {
     }
 }
 
-/// How a gate sees accesses that the policy allows.
+/// Returns how a gate sees accesses that the policy allows, in words.
 fn seen(explanation: &Explanation<'_>) -> &'static str {
     let is_carried = msrgate_policy::forward(explanation.index).is_some();
     match (explanation.decision.verdict, explanation.log) {

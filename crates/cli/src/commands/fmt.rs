@@ -23,7 +23,7 @@ struct Report {
     files: Vec<FileReport>,
 }
 
-/// What became of one file.
+/// The result for one file.
 #[derive(Serialize)]
 struct FileReport {
     file: String,
@@ -31,11 +31,11 @@ struct FileReport {
     changed: Option<bool>,
     /// True if the file has been replaced by its canonical form.
     written: bool,
-    /// The canonical form, where nothing was written or only asked.
+    /// The canonical form, if the file was not to be written.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     mistakes: Vec<Remark>,
-    /// Why nothing is known of it, or it could not be written.
+    /// The reason why the file could not be read or written.
     error: Option<Error>,
 }
 
@@ -86,7 +86,7 @@ pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure
     Ok(answer)
 }
 
-/// Formats one policy. Whatever is wrong with it does not keep the others from being looked at.
+/// Formats one policy. A failure does not keep the command from formatting the others.
 fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport, Failure> {
     let is_text = args.format.format == Format::Text;
     let input = Input::read(policy)?;
@@ -124,7 +124,8 @@ fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport,
     Ok(report)
 }
 
-/// The file that was read, and may be replaced. Links are not followed again: they may lead elsewhere by now.
+/// Returns the file that was read and may be replaced. Links are not followed again: they may lead to
+/// another file by now.
 fn file_to_write<'i>(policy: &Path, input: &'i Input) -> Result<&'i Opened, Failure> {
     match &input.place {
         Place::File {

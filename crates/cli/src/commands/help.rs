@@ -1,4 +1,4 @@
-//! `msrgate help`: the commands, and topics that are no commands.
+//! `msrgate help`: prints the help of commands, and of topics that are no commands.
 
 use std::io::Write;
 
@@ -8,7 +8,7 @@ use msrgate_policy::one_line;
 use crate::cli::{Cli, HelpArgs};
 use crate::failure::{Answer, Failure};
 
-/// A text that comes with the program.
+/// A text that is built into the program.
 struct Topic {
     name: &'static str,
     text: &'static str,
@@ -27,7 +27,7 @@ const TOPICS: [Topic; 2] = [
 
 pub(super) fn run(args: &HelpArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     let mut program = Cli::command();
-    // The usage lines of the commands begin with the program's name only then.
+    // The usage lines of the commands begin with the program's name only after this call.
     program.build();
     let Some(topic) = &args.topic else {
         write!(out, "{}", program.render_long_help().ansi())?;

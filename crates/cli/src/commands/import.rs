@@ -14,7 +14,7 @@ use crate::named::name;
 use crate::output;
 use crate::processor;
 
-/// The most bytes of a file that is imported: 64 MiB.
+/// The largest file that can be imported: 64 MiB.
 const MAX_BYTES: usize = 64 << 20;
 
 impl FromArg {
@@ -57,7 +57,7 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let name = &shown_name(&name);
     remark(name, &imported);
     if imported.entries.is_empty() {
-        // A policy without entries would refuse everything, or nothing: no one has asked for that.
+        // A policy without entries would deny everything, or nothing, which nobody has asked for.
         output::say(&format_args!(
             "{}: this is {}, and nothing in it can be written as a policy\n",
             name, imported.format
@@ -69,22 +69,23 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     }
     out.write_all(print(&imported, name).as_bytes())?;
     Ok(match (imported.gap, imported.scope) {
-        // What is missing may refuse more. A log that lacks messages is all that there is: the remark has to do.
+        // The missing part may deny more. A log with lost messages has no more to give, so the note has to
+        // do.
         (Some(Gap::CutOff), _) => Answer::Incomplete,
-        // Under the policy, guests on other processors may do more than under the program.
+        // On other processors guests may do more under the policy than under the program.
         (_, Scope::Like(_)) => Answer::No,
         _ => Answer::Yes,
     })
 }
 
-/// At most one byte more than may be imported.
+/// Reads the file, but at most one byte more than the limit.
 fn read(from: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// What the policy leaves out, on standard error.
+/// Prints to standard error what the policy leaves out.
 fn remark(name: &str, imported: &Imported) {
     let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
     match &imported.scope {

@@ -22,19 +22,19 @@ struct Listed {
     aliases: &'static [&'static str],
     vendor: String,
     summary: &'static str,
-    /// How far a filter reaches its accesses: enforced, partly, not.
+    /// The extent to which a filter controls the register: enforced, partly, not.
     reach: String,
     gaps: Vec<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     decoded: Option<DecodedValue>,
 }
 
-/// A value, taken apart.
+/// A value with its fields.
 #[derive(Serialize)]
 struct DecodedValue {
     value: String,
     fields: Vec<DecodedField>,
-    /// Bits that are set and that no field covers.
+    /// The bits that are set and that no field covers.
     undescribed: String,
 }
 
@@ -126,7 +126,7 @@ fn print(out: &mut dyn Write, register: &Register) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `12` or `39:32`.
+/// Returns the bits of a field, such as `12` or `39:32`.
 fn bits(field: &Field) -> String {
     if field.low == field.high {
         field.low.to_string()

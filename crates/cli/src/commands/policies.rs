@@ -22,7 +22,7 @@ struct Listed {
     summary: &'static str,
 }
 
-/// One policy, whole.
+/// The JSON of one policy with its whole text.
 #[derive(Serialize)]
 struct Whole {
     schema: u32,

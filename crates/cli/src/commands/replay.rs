@@ -23,14 +23,14 @@ use crate::output;
 use crate::processor;
 use progress::Progress;
 
-/// How much of a trace is read at once.
+/// The number of bytes of a trace that are read at once.
 const BUFFER: usize = 256 << 10;
 
-/// A trace that is open, and what is known of it.
+/// An open trace.
 struct Trace {
     name: String,
     from: Box<dyn Read>,
-    /// Its size in bytes, of a file.
+    /// The size in bytes, if the trace is a file.
     size: Option<u64>,
 }
 
@@ -71,7 +71,7 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let totals = replay.totals();
     let answer = match (totals.refused, totals.unsure, extent) {
         (0, 0, Extent::Whole) => Answer::Yes,
-        // An access that is missing may be one that would be refused.
+        // A missing access may be one that would be denied.
         (0, _, _) => Answer::Incomplete,
         _ => Answer::No,
     };
@@ -107,8 +107,8 @@ fn open(trace: &Path) -> Result<Trace, Failure> {
     })
 }
 
-/// Counts all lines, or those that come before a Ctrl-C: then it returns the number of the last one. A second Ctrl-C
-/// ends the program.
+/// Reads and counts all lines. After a Ctrl-C the function stops, and returns the number of the last line. A
+/// second Ctrl-C ends the program.
 fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Failure> {
     let trouble = |error: io::Error| unreadable(&trace.name, &error);
     let stop = Arc::new(AtomicBool::new(false));

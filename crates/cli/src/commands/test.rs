@@ -1,4 +1,4 @@
-//! `msrgate test`: the policy, in a real guest.
+//! `msrgate test`: tests a policy in a real guest.
 
 mod report;
 
@@ -14,22 +14,22 @@ use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::processor::{self, Chosen};
 
-/// More MSRs than this at once would keep a guest busy for minutes.
+/// The largest number of MSRs in one call: more would keep a guest busy for minutes.
 const MOST: u64 = 0x4_0000;
 
-/// Where the guest runs, and what that means for what is shown.
+/// The backend that the guest runs on, and its meaning for the results.
 struct Place {
     backend: Box<dyn Backend>,
     measures: Measures,
 }
 
-/// What a run says of this host.
+/// The meaning of the results for this host.
 enum Measures {
-    /// What its kernel does. This is the kernel's release.
+    /// The results are about this host's kernel, which has this release.
     Kernel(String),
-    /// Nothing: the model was asked for.
+    /// The results say nothing about this host, as the user asked for the model.
     Nothing,
-    /// Nothing: there is no KVM to use.
+    /// The results say nothing about this host, as its KVM cannot be used.
     NothingFor(HostError),
 }
 
@@ -51,7 +51,7 @@ pub(super) fn run(args: &TestArgs, out: &mut dyn Write) -> Result<Answer, Failur
     Ok(if is_ok { Answer::Yes } else { Answer::No })
 }
 
-/// What to try: everywhere the policy changes its mind, or what was asked for.
+/// Returns the accesses to try: those that the user asked for, or else the test points of the policy.
 fn cases(policy: &Policy, variant: &Variant, msrs: &[MsrSet]) -> Result<Vec<Case>, Failure> {
     let asked: u64 = msrs.iter().map(MsrSet::count).sum();
     if asked > MOST {
@@ -101,7 +101,7 @@ fn place(backend: BackendArg) -> Result<Place, Failure> {
     }
 }
 
-/// The model of a machine that has every register with a name; all of them hold 0.
+/// Returns the model of a machine that has every named register, all with the value 0.
 fn model(measures: Measures) -> Place {
     let registers = registers::all()
         .iter()

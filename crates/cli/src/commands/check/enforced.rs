@@ -1,4 +1,4 @@
-//! How far a policy is enforced, entry by entry.
+//! The enforcement of a policy, entry by entry.
 
 use std::io::{self, Write};
 
@@ -13,7 +13,7 @@ use super::SHOWN;
 use crate::cli::Detail;
 use crate::output;
 
-/// All entries, and how many there are of each kind: enforced, partly, not and idle ones are all there are.
+/// All entries, and the number of each kind: enforced, partly enforced, not enforced, and idle.
 #[derive(Serialize)]
 pub(super) struct Counted {
     enforced: usize,
@@ -21,18 +21,18 @@ pub(super) struct Counted {
     not: usize,
     /// The extent to which `default` is enforced: `enforced`, `partly` or `not`.
     default: String,
-    /// Of all these, those that need a gate to answer; without one their accesses are refused.
+    /// The number of entries that need a gate to answer; without one their accesses are denied.
     by_gate: usize,
-    /// Entries that decide nothing: others take their place, or lie within them.
+    /// The number of entries that decide nothing: others take their place, or lie within them.
     idle: usize,
     entries: Vec<EnforcedEntry>,
-    /// What some VMs have for every register.
+    /// The bypasses that exist in some VMs for every register.
     in_some_vms: Vec<VmGap>,
 }
 
 #[derive(Serialize)]
 struct EnforcedEntry {
-    /// `default` is no entry, and has no place.
+    /// The entry's key, or `default`, which has no place.
     entry: String,
     file: Option<String>,
     line: Option<u32>,
@@ -43,16 +43,16 @@ struct EnforcedEntry {
     holes: Vec<HoleRow>,
 }
 
-/// Accesses that go past it.
+/// Accesses that bypass an entry.
 #[derive(Serialize)]
 pub(crate) struct HoleRow {
-    /// Null is all that is refused.
+    /// The first MSR; null for all that the policy denies.
     first: Option<String>,
     last: Option<String>,
     access: String,
     name: &'static str,
     why: String,
-    /// Whether the policy's `accept` names it.
+    /// True if the policy's `accept` names the bypass.
     accepted: bool,
 }
 
@@ -78,7 +78,7 @@ impl HoleRow {
     }
 }
 
-/// The cause of a hole; if another entry is the cause, that entry.
+/// Returns the cause of a bypass in words, with the entry if another entry is the cause.
 pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
     match cause {
         Cause::Puncture(id) => {
@@ -91,7 +91,7 @@ pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
     }
 }
 
-/// What is said of a hole that the policy's `accept` names.
+/// Returns the remark about a bypass that the policy's `accept` names, or an empty text.
 pub(crate) fn accepted(policy: &Policy, hole: &Bypass) -> &'static str {
     if hole.cause.is_accepted(policy.settings()) {
         " (accepted)"
@@ -105,7 +105,7 @@ fn accepts(policy: &Policy, gap: &Gap) -> bool {
     accepted.any(|word| **word == *gap.name)
 }
 
-/// The entries without the default.
+/// Returns the entries without the default.
 fn entries(all: &[Enforcement]) -> impl Iterator<Item = &Enforcement> {
     all.iter().filter(|one| one.entry.is_some())
 }
@@ -120,7 +120,8 @@ fn by_gate(all: &[Enforcement]) -> usize {
         .count()
 }
 
-/// The extent to which the default is enforced. A default that decides nothing is enforced: nothing goes past it.
+/// Returns the extent to which the default is enforced. A default that decides nothing is enforced: no
+/// access bypasses it.
 fn of_default(all: &[Enforcement]) -> Extent {
     let default = all.iter().find(|one| one.entry.is_none());
     default.map_or(Extent::Enforced, |one| one.extent)
@@ -130,7 +131,7 @@ fn idle(policy: &Policy, all: &[Enforcement]) -> usize {
     policy.entries().len() - entries(all).count()
 }
 
-/// `policy.toml:7`, or the policy's name where there is no line.
+/// Returns the place of an entry, such as `policy.toml:7`, or the policy's name for the default.
 fn place(policy: &Policy, one: &Enforcement) -> String {
     match one.entry.map(|id| policy.entry(id)) {
         Some(entry) => {
@@ -178,7 +179,7 @@ pub(super) fn report(compiled: &Compiled) -> Counted {
     }
 }
 
-/// A line for each hole, or for the first of them.
+/// Prints a line for each bypass, or for the first of them.
 fn print_holes(
     out: &mut dyn Write,
     policy: &Policy,
@@ -203,7 +204,7 @@ fn print_holes(
     }
 }
 
-/// How many are enforced; then those that are not or not wholly, or all of them.
+/// Prints the number of enforced entries, then those that are not wholly enforced, or all.
 pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) -> io::Result<()> {
     let policy = compiled.policy();
     let all = enforcement(compiled);

@@ -1,4 +1,4 @@
-//! What this host's KVM makes worth knowing: its CPUID, and what it saves of a VM.
+//! The findings of `check` about this host's KVM: its CPUID, and the MSRs that it saves of a VM.
 
 use msrgate_filter::MsrIndex;
 use msrgate_kvm::measure::Supported;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::cli::HostArg;
 use crate::failure::Failure;
 
-/// The host that was asked, or why none was.
+/// The host that was read, or the reason why none was.
 pub(super) enum Host {
     Asked(Box<Asked>),
     NotAsked(String),
@@ -18,21 +18,21 @@ pub(super) enum Host {
 
 /// A host with KVM.
 pub(super) struct Asked {
-    /// `KVM of Linux 6.18`.
+    /// The host's name, such as `KVM of Linux 6.18`.
     name: String,
     cpu: Option<Cpu>,
     ignore_msrs: IgnoreMsrs,
     supported: Supported,
 }
 
-/// For programs.
+/// The JSON of the host.
 #[derive(Serialize)]
 pub(super) struct HostRow {
-    /// Which host was asked; null if none was.
+    /// The name of the host that was read; null if none was.
     name: Option<String>,
     /// The processor that its guests get.
     cpu: Option<String>,
-    /// The warnings that could not be looked for, each with the reason.
+    /// The kinds of warnings that could not be looked for, each with the reason.
     not_made: Vec<NotMade>,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct NotMade {
     pub(super) why: String,
 }
 
-/// What a host has to do with a policy.
+/// The warnings about a policy on a host.
 pub(super) struct Findings<'c> {
     pub(super) warnings: Vec<Warning<'c>>,
     pub(super) not_made: Vec<NotMade>,
@@ -73,7 +73,7 @@ impl Host {
         }
     }
 
-    /// The warnings that depend on this host, for its own processor or the one that was named.
+    /// Returns the warnings that depend on this host, for the named processor or else the host's own.
     pub(super) fn findings<'c>(&self, compiled: &'c Compiled, named: Option<&Cpu>) -> Findings<'c> {
         let none = |why: &str| {
             let codes = [Code::CpuidRefused, Code::NotSaved].into_iter();
@@ -96,7 +96,7 @@ impl Host {
         let cpu = named.or(asked.cpu.as_ref());
         let mut warnings = lint::of_cpuid(compiled, cpu, is_set);
         let mut not_made_here = Vec::new();
-        // Such a host hands out every MSR, so that nobody can tell which it has.
+        // Such a host reports every MSR, so the command cannot tell which of them KVM has.
         if asked.ignore_msrs == IgnoreMsrs::On {
             let why = "this host has `ignore_msrs` on, which hides the MSRs that KVM has";
             not_made_here.push(not_made(Code::NotSaved, why));

@@ -1,4 +1,4 @@
-//! How a policy packs: the MSR space by cluster, as a picture in text, and as numbers.
+//! The packing of a policy: the MSR space by cluster, as a picture in text, and as numbers.
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use crate::cli::Detail;
 
-/// The cells of a bar: with them a row has 78 columns.
+/// The number of cells of a bar. A row then has 78 columns.
 const CELLS: NonZeroUsize = NonZeroUsize::new(22).expect("not zero");
 
-/// As many clusters are drawn, unless all are asked for.
+/// The number of clusters that are drawn, unless the user asks for all.
 const SHOWN: usize = 32;
 
-/// The columns of a row.
+/// The width of a row in columns.
 const COLUMNS: usize = 78;
 
 const LEGEND: [&str; 5] = [
@@ -31,12 +31,12 @@ const LEGEND: [&str; 5] = [
 pub(super) enum Layout {
     /// A row for each direction, with its numbers beside the bar.
     Table,
-    /// Numbers below the bar: for terminals that are narrower than a row.
+    /// The numbers below the bar, for terminals that are narrower than a row.
     Narrow,
 }
 
 impl Layout {
-    /// The layout for a terminal of this width, or for what is no terminal.
+    /// Returns the layout for a terminal of this width; `None` is no terminal.
     pub(super) fn of(width: Option<usize>) -> Self {
         match width {
             Some(width) if width < COLUMNS => Self::Narrow,
@@ -48,11 +48,11 @@ impl Layout {
 /// One filter.
 #[derive(Serialize)]
 pub(super) struct PackedVariant {
-    /// A processor on which it holds; null for a policy without `[[when]]`.
+    /// A processor that the filter is for; null for a policy without `[[when]]`.
     cpu: Option<String>,
     ranges: Vec<PackedRange>,
     clusters: Vec<PackedCluster>,
-    /// All MSRs that are in no cluster.
+    /// The numbers of the MSRs that are in no cluster.
     rest: Tallies,
 }
 
@@ -64,12 +64,12 @@ struct PackedRange {
     allowed: u32,
 }
 
-/// MSRs that lie together.
+/// A cluster: MSRs that lie close together.
 #[derive(Serialize)]
 struct PackedCluster {
     first: String,
     last: String,
-    /// The ranges that lie in it, counted from 0.
+    /// The numbers of the ranges in the cluster, counted from 0.
     ranges: Vec<usize>,
     #[serde(flatten)]
     tallies: Tallies,
@@ -81,17 +81,17 @@ struct Tallies {
     write: Counts,
 }
 
-/// How many MSRs.
+/// The numbers of MSRs by disposition.
 #[derive(Serialize)]
 struct Counts {
     allowed: u64,
     refused: u64,
     answered: u64,
-    /// x2APIC registers, about which no filter is asked.
+    /// The number of x2APIC registers, which KVM does not check against a filter.
     exempt: u64,
 }
 
-/// A filter, with one of the processors that it is for where there are several filters.
+/// A filter, with one of its processors if the policy has several filters.
 pub(super) struct Shown<'c> {
     pub(super) variant: &'c Variant,
     pub(super) cpu: Option<&'c Cpu>,
@@ -215,7 +215,7 @@ fn list_ranges(out: &mut dyn Write, ranges: &[Range]) -> io::Result<()> {
     Ok(())
 }
 
-/// The ranges that lie in a cluster: `0 rw`.
+/// Returns the names of the ranges in a cluster, such as `0 rw`.
 fn range_names(variant: &Variant, cluster: &Cluster) -> Vec<String> {
     let ranges = variant.filter().ranges();
     let name = |&number: &usize| {
@@ -291,7 +291,7 @@ const fn symbol(cell: Cell) -> char {
     }
 }
 
-/// What happens to many MSRs, in words.
+/// Returns the numbers of a tally in words.
 fn words(tally: Tally) -> String {
     let parts = [
         (tally.allowed, "allowed"),

@@ -1,4 +1,4 @@
-//! `check --within`: whether a policy is no looser than another, for every processor and access.
+//! `check --within`: checks that a policy is no looser than another, for every processor and access.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,15 +14,15 @@ use crate::load::is_standard_input;
 use crate::processor;
 use crate::side::{Content, Side};
 
-/// As many violations are shown.
+/// The number of violations that are shown.
 const SHOWN: usize = 10;
 
-/// What a policy allows that the other one does not.
+/// The accesses that a policy allows and the other policy does not.
 pub(super) struct Within {
     policy: Side,
     org: Side,
     settings: Vec<SettingChange>,
-    /// Only what may loosen.
+    /// The differences that may make the policy looser.
     differences: Vec<Difference>,
 }
 
@@ -30,9 +30,9 @@ pub(super) struct Within {
 pub(super) struct WithinReport {
     org: String,
     holds: bool,
-    /// The first of them, as text.
+    /// The first violations, as text.
     violations: Vec<String>,
-    /// How many there are, neighbours counted once.
+    /// The number of violations; neighbouring MSRs count as one.
     count: usize,
 }
 
@@ -70,7 +70,7 @@ impl Within {
             let changes = &mut difference.changes;
             changes.retain(|change| change.direction.may_loosen());
         }
-        // What is logged lets nobody do more.
+        // Logging gives no guest more rights.
         differences.retain(|one| !one.changes.is_empty());
         Ok(Self {
             policy,

@@ -1,17 +1,17 @@
-//! One line on a terminal that says how far it has come.
+//! A line on the terminal that shows the progress of a replay.
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use msrgate_policy::trace::LineNumber;
 
-/// How often it is written anew.
+/// The time between two updates of the line.
 const EVERY: Duration = Duration::from_millis(200);
 
-/// How many lines pass between two looks at the clock: a power of two.
+/// The number of trace lines between two looks at the clock: a power of two.
 const LINES: u64 = 1 << 10;
 
-/// What is shown; nothing where standard error is no terminal.
+/// The progress line. It is shown only if standard error is a terminal.
 pub(super) struct Progress {
     is_terminal: bool,
     size: Option<u64>,
@@ -20,7 +20,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Of a trace of `size` bytes, if that is known.
+    /// Makes the progress of a trace of `size` bytes, if the size is known.
     pub(super) fn new(size: Option<u64>) -> Self {
         Self {
             is_terminal: io::stderr().is_terminal(),
@@ -30,18 +30,18 @@ impl Progress {
         }
     }
 
-    /// This line was read, which ends after so many bytes.
+    /// Shows that this line was read, which ends after `bytes` bytes.
     pub(super) fn at(&mut self, line: LineNumber, bytes: u64) {
         if !self.is_terminal || !line.get().is_multiple_of(LINES) || self.last.elapsed() < EVERY {
             return;
         }
         self.last = Instant::now();
         self.is_shown = true;
-        // What cannot be shown is no reason to stop.
+        // An error of writing is no reason to stop.
         let _ = write!(io::stderr(), "\r{}\x1b[K", text(line, bytes, self.size));
     }
 
-    /// Takes the line away.
+    /// Removes the line from the terminal.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.is_shown) {
             let _ = write!(io::stderr(), "\r\x1b[K");

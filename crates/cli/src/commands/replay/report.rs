@@ -1,4 +1,4 @@
-//! What a replay found, for people and for programs.
+//! The report of a replay, for people and for programs.
 
 use std::io::{self, Write};
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::failure::Answer;
 use crate::output::{self, SCHEMA};
 
-/// Rows of one verdict that people see; programs get all.
+/// The number of rows of one verdict that people see; programs get all.
 const SHOWN: usize = 40;
 
 /// What no trace of `kvm:kvm_msr` has in it, whatever was traced.
@@ -29,9 +29,9 @@ pub(super) struct Report<'r> {
     schema: u32,
     policy: &'r str,
     trace: &'r str,
-    /// The processor that this holds for; null if the policy says the same of all.
+    /// The processor that this holds for; null if the policy is the same for all.
     cpu: Option<String>,
-    /// True if the trace was read whole, and it is sure that none of its accesses would be refused.
+    /// True if the trace was read to its end, and certainly none of its accesses would be denied.
     ok: bool,
     /// The last line that was read before a Ctrl-C; null if the trace was read to its end.
     stopped_after_line: Option<u64>,
@@ -39,11 +39,12 @@ pub(super) struct Report<'r> {
     accesses: u64,
     allowed: u64,
     answered: u64,
-    /// Writes that may be refused, by what the register of that vCPU held, which the trace does not show.
+    /// The number of writes that may be denied: that depends on the register's value, which the trace does
+    /// not show.
     unsure: u64,
     refused: u64,
     rows: Vec<Listed<'r>>,
-    /// Accesses counted above that `rows` leaves out, since it would grow without bound.
+    /// The number of accesses counted above that `rows` leaves out, to bound its size.
     unlisted: u64,
     deflected: Deflected,
     other_events: u64,
@@ -59,13 +60,13 @@ struct Listed<'r> {
     access: String,
     verdict: &'static str,
     count: u64,
-    /// How many of them got #GP when they were recorded.
+    /// The number of these accesses that got #GP when they were recorded.
     faulted: u64,
     first_line: u64,
     first_value: Option<String>,
-    /// Where the policy says so; null for the default, and for x2APIC registers.
+    /// The line of the policy that decides; null for the default, and for x2APIC registers.
     policy_line: Option<u32>,
-    /// The text of that line: the policy itself, or what it includes.
+    /// The file of that line: the policy itself, or one that it includes.
     policy_file: Option<&'r str>,
     entry: Option<&'r str>,
 }
@@ -149,7 +150,7 @@ const fn word(fate: Fate) -> &'static str {
     }
 }
 
-/// Why a trace without accesses is no answer.
+/// Returns the reason why a trace without accesses gives no answer.
 pub(super) fn no_access(totals: &Totals) -> String {
     let why = "the trace has no access; a trace has lines of the event kvm:kvm_msr, as tracefs, `perf script` and `trace-cmd report` print them";
     let remarks = remarks(totals).into_iter();
@@ -241,7 +242,7 @@ fn first(row: &Row) -> String {
     }
 }
 
-/// What a refusal would not change: the guest got #GP already.
+/// Returns the remark that the guest got #GP already when the accesses were recorded.
 fn faulted(row: &Row) -> String {
     match (row.faulted, row.count) {
         (0, _) => String::new(),
@@ -250,7 +251,7 @@ fn faulted(row: &Row) -> String {
     }
 }
 
-/// What allows it, if that is not the policy.
+/// Returns the remark about an access that is allowed by something other than the policy.
 fn exempt(row: &Row) -> &'static str {
     if X2APIC.contains(&row.index) {
         "; never filtered (S3.1)"
@@ -259,7 +260,7 @@ fn exempt(row: &Row) -> &'static str {
     }
 }
 
-/// What in the policy refuses it.
+/// Returns the part of the policy that denies the access, in words.
 fn said(replay: &Replay<'_>, row: &Row) -> String {
     let explanation = explain(replay.policy(), replay.variant(), row.index, row.access);
     match (explanation.by, explanation.entry) {
@@ -310,7 +311,7 @@ fn remarks(totals: &Totals) -> Vec<String> {
     remarks
 }
 
-/// `line 3`, `lines 3, 7`, `lines 1, 2, 3, 4, 5 and 8 more`.
+/// Returns the line numbers, such as `line 3`, `lines 3, 7`, or `lines 1, 2, 3, 4, 5 and 8 more`.
 fn places(count: u64, first: &[LineNumber]) -> String {
     let named: Vec<_> = first.iter().map(ToString::to_string).collect();
     let more = match count - first.len() as u64 {
@@ -321,7 +322,7 @@ fn places(count: u64, first: &[LineNumber]) -> String {
     format!("{word} {}{more}", named.join(", "))
 }
 
-/// `1 access`, `2 accesses`.
+/// Returns a number with its noun, such as `1 access` or `2 accesses`.
 fn counted(count: u64, one: &str, several: &str) -> String {
     match count {
         1 => format!("1 {one}"),

@@ -1,4 +1,4 @@
-//! How `msrgate test` shows what it measured.
+//! The report of `msrgate test`.
 
 use std::io::{self, Write};
 
@@ -16,23 +16,23 @@ use crate::output::{self, SCHEMA};
 struct Report {
     schema: u32,
     backend: String,
-    /// The processor that this holds for; null if the policy says the same of all.
+    /// The processor that this holds for; null if the policy is the same for all.
     cpu: Option<String>,
     cases: Vec<Row>,
     summary: Summary,
 }
 
-/// One access in one pass.
+/// The result of one access in one pass.
 #[derive(Serialize)]
 struct Row {
     index: String,
     name: Option<&'static str>,
     access: String,
-    /// `exits`: user space asked for exits for every reason; `faults`: for none.
+    /// The pass: in `exits` user space asks for exits for every reason, in `faults` for none.
     pass: &'static str,
     expected: &'static str,
     observed: &'static str,
-    /// Of an exit: why. Else KVM's own reason to refuse, or why the access was not tried.
+    /// The reason of an exit; else KVM's own reason to refuse, or the reason why the access was not tried.
     reason: Option<String>,
     value: Option<String>,
     ok: bool,
@@ -139,7 +139,7 @@ fn not_tried(index: MsrIndex, why: NotTried) -> String {
     }
 }
 
-/// The first line, which says what the results are worth.
+/// Prints the first line, which says what the results are about.
 pub(super) fn heading(
     out: &mut dyn Write,
     policy: &Policy,
@@ -170,7 +170,7 @@ pub(super) fn heading(
     )
 }
 
-/// One line an access: what was promised, what the guest got in both passes.
+/// Prints one line for each access: the promise, and the guest's result in both passes.
 pub(super) fn text(out: &mut dyn Write, policy: &Policy, measured: &[Measured]) -> io::Result<()> {
     let (exits, faults) = measured.split_at(measured.len() / 2);
     let bold = anstyle::Style::new().bold();
@@ -225,7 +225,7 @@ fn line(out: &mut dyn Write, exits: &Measured, faults: &Measured) -> io::Result<
     Ok(())
 }
 
-/// Both passes in a few words.
+/// Returns the results of both passes in a few words.
 fn got(exits: &Measured, faults: &Measured) -> String {
     match (exits.seen, faults.seen) {
         (Seen::NotTried(why), _) => format!("not tried: {}", not_tried(exits.case.index, why)),
