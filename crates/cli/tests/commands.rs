@@ -2,7 +2,7 @@
 //! writes what is printed now.
 
 #[test]
-fn every_command_prints_what_it_is_known_to() {
+fn every_command_prints_recorded_output() {
     trycmd::TestCases::new()
         .env("NO_COLOR", "1")
         .env("COLUMNS", "100")

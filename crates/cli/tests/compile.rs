@@ -33,7 +33,7 @@ fn compile(folder: &Path, format: &str) -> String {
 }
 
 #[test]
-fn what_was_compiled_is_no_other_than_its_policy() {
+fn compile_output_equals_its_policy_in_diff() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["program", "json", "abi"] {
         let file = compile(folder.path(), format);
@@ -46,7 +46,7 @@ fn what_was_compiled_is_no_other_than_its_policy() {
 }
 
 #[test]
-fn standard_output_gets_the_same_bytes_as_a_file() {
+fn compile_writes_same_bytes_to_standard_output_and_file() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["program", "json", "rust", "c", "abi"] {
         let file = compile(folder.path(), format);
@@ -57,7 +57,7 @@ fn standard_output_gets_the_same_bytes_as_a_file() {
 
 /// A file is replaced, and nothing is left beside it.
 #[test]
-fn a_file_is_written_whole_by_rename() {
+fn compile_replaces_output_file_by_rename() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("json");
     fs::write(&file, "x".repeat(10_000)).unwrap();
@@ -76,7 +76,7 @@ fn a_file_is_written_whole_by_rename() {
 }
 
 #[test]
-fn a_program_cut_off_is_an_error_of_input() {
+fn truncated_program_is_input_error() {
     let folder = tempfile::tempdir().unwrap();
     let file = compile(folder.path(), "program");
     let bytes = fs::read(&file).unwrap();
@@ -89,7 +89,7 @@ fn a_program_cut_off_is_an_error_of_input() {
 
 /// A link leads to what is written, and a file that others may not read stays so.
 #[test]
-fn a_file_that_is_there_keeps_its_name_and_its_mode() {
+fn existing_output_file_keeps_name_and_mode() {
     let folder = tempfile::tempdir().unwrap();
     let (file, link) = (folder.path().join("a"), folder.path().join("b"));
     fs::write(&file, "").unwrap();
@@ -108,7 +108,7 @@ fn a_file_that_is_there_keeps_its_name_and_its_mode() {
 
 /// `-o /dev/null` as root once made a file of the device.
 #[test]
-fn what_is_no_file_is_written_to_and_stays() {
+fn output_device_or_pipe_is_written_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
     assert!(
@@ -144,7 +144,7 @@ fn in_shell(folder: &Path, script: &str) -> Output {
 
 /// Output to an open file goes on where the last write to it ended, also if the file has been deleted.
 #[test]
-fn output_to_an_open_file_is_written_where_its_owner_has_come_to() {
+fn output_to_open_file_continues_at_its_position() {
     let folder = tempfile::tempdir().unwrap();
     let json = String::from_utf8(msrgate(&["compile", GOOD, "--format", "json"]).stdout).unwrap();
     symlink("/dev/stdout", folder.path().join("link")).unwrap();
@@ -201,7 +201,7 @@ fn output_to_an_open_file_is_written_where_its_owner_has_come_to() {
 
 /// `current -> store/1`, which is made.
 #[test]
-fn output_to_a_link_that_leads_nowhere_makes_its_target() {
+fn output_to_dangling_link_makes_its_target() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     fs::create_dir(folder.join("store")).unwrap();
@@ -227,7 +227,7 @@ fn output_to_a_link_that_leads_nowhere_makes_its_target() {
 
 /// A program has texts of its author as they are, which a terminal may take for commands.
 #[test]
-fn terminal_gets_no_binary_by_whatever_path() {
+fn binary_output_to_terminal_is_refused_by_every_path() {
     let folder = tempfile::tempdir().unwrap();
     symlink("/dev/tty", folder.path().join("link")).unwrap();
     let text = "policy = 1\ndefault = 'deny'\nname = \"\\u001b]0;owned\\u0007\"\n";
@@ -264,7 +264,7 @@ fn terminal_gets_no_binary_by_whatever_path() {
 }
 
 #[test]
-fn policy_is_not_replaced_by_its_program() {
+fn compile_does_not_replace_its_policy() {
     let folder = tempfile::tempdir().unwrap();
     let (policy, link) = (folder.path().join("p.toml"), folder.path().join("link"));
     fs::copy(GOOD, &policy).unwrap();
@@ -279,7 +279,7 @@ fn policy_is_not_replaced_by_its_program() {
 
 /// However the path leads to a file that was read, its text is not lost.
 #[test]
-fn file_that_was_read_is_not_replaced_by_its_program() {
+fn compile_does_not_replace_file_that_it_read() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let policy = "policy = 1\ndefault = 'deny'\ninclude = ['i.toml']\n";

@@ -23,7 +23,7 @@ const LOOSE: &str = "policy = 1\ndefault = \"allow\"\n[msrs]\n0x277 = \"none\"\n
 
 /// Without its last ranges, a filter that allows by default is looser, so that a policy seems to be within it.
 #[test]
-fn compiled_filter_that_is_cut_off_is_wrong_input() {
+fn truncated_compiled_filter_is_input_error() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(folder.join("org.toml"), ORG).expect("a file");
@@ -63,7 +63,7 @@ fn compiled_filter_that_is_cut_off_is_wrong_input() {
 
 /// `0xffffffff0` may be the beginning of the mask `0xffffffff00000000`.
 #[test]
-fn import_of_a_file_whose_last_line_may_be_cut_is_incomplete() {
+fn import_with_possibly_cut_last_line_is_incomplete() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (text, code, says) in [

@@ -158,7 +158,7 @@ fn every_test_that_a_document_names_exists() {
 }
 
 #[test]
-fn every_statement_is_there_and_says_who_holds_it() {
+fn every_statement_exists_and_names_its_tests() {
     let text = read("docs/kvm-semantics.md");
     let stated = stated(&text);
     let numbers: Vec<String> = stated.iter().map(|(n, _)| format!("S{n}")).collect();
@@ -170,7 +170,7 @@ fn every_statement_is_there_and_says_who_holds_it() {
 }
 
 #[test]
-fn the_semantics_name_everything_that_the_doctor_measures() {
+fn semantics_name_every_doctor_statement() {
     let text = read("docs/kvm-semantics.md");
     let named: BTreeSet<&str> = references(&text)
         .into_iter()
@@ -219,7 +219,7 @@ fn every_statement_that_a_document_mentions_exists() {
 }
 
 #[test]
-fn the_picture_in_the_readme_is_what_check_prints() {
+fn readme_picture_equals_check_output() {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_msrgate"));
     let output = command
         .args(["check", "linux-guest", "--host", "none"])
@@ -238,7 +238,7 @@ fn the_picture_in_the_readme_is_what_check_prints() {
 }
 
 #[test]
-fn every_link_between_documents_leads_somewhere() {
+fn every_link_between_documents_has_a_target() {
     for document in documents() {
         let text = fs::read_to_string(&document).expect("a document");
         let folder = document.parent().expect("a folder");
@@ -259,7 +259,7 @@ fn every_link_between_documents_leads_somewhere() {
 }
 
 #[test]
-fn a_name_that_no_test_has_is_noticed() {
+fn missing_test_name_is_reported() {
     for (path, exists) in [
         ("filter::set::tests::s2_4_set_checks_each_range", true),
         ("filter::set::tests::s2_4_each", false),
@@ -277,7 +277,7 @@ fn a_name_that_no_test_has_is_noticed() {
 }
 
 #[test]
-fn statements_are_told_from_other_words() {
+fn statement_numbers_are_recognised_in_text() {
     let text = "S1.2, (S4a) S7; S10.5. SSE, S, xS1, SDM S2.4h: `doctor S3` Sixteen";
     let found: Vec<_> = mentioned(text).into_iter().collect();
     assert_eq!(found, ["S1.2", "S10.5", "S2.4h", "S3", "S4a", "S7"]);

@@ -17,7 +17,7 @@ fn fmt(arguments: &[&str], file: &Path) -> Output {
 }
 
 #[test]
-fn a_link_stays_one_and_the_file_keeps_its_mode() {
+fn fmt_write_through_link_keeps_link_and_mode() {
     let folder = tempfile::tempdir().expect("a folder");
     let (file, link) = (folder.path().join("a.toml"), folder.path().join("b.toml"));
     fs::write(&file, UNTIDY).expect("written");
@@ -38,7 +38,7 @@ fn a_link_stays_one_and_the_file_keeps_its_mode() {
 }
 
 #[test]
-fn what_would_not_change_or_has_mistakes_is_not_touched() {
+fn fmt_write_leaves_canonical_and_wrong_files() {
     for (text, code) in [(TIDY, 0), ("policy = 1\n[msrs]\nnothing = \"rw\"\n", 1)] {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(text.as_bytes()).expect("written");
@@ -52,7 +52,7 @@ fn what_would_not_change_or_has_mistakes_is_not_touched() {
 
 /// One with mistakes does not keep the others from being written.
 #[test]
-fn all_files_are_looked_at() {
+fn fmt_write_continues_after_file_with_mistakes() {
     let folder = tempfile::tempdir().expect("a folder");
     let [wrong, untidy] = ["wrong.toml", "untidy.toml"].map(|name| folder.path().join(name));
     fs::write(&wrong, "policy = 2\n").expect("written");
@@ -65,7 +65,7 @@ fn all_files_are_looked_at() {
 
 /// A file that cannot be read or written does not keep the others from being written, and each is accounted for.
 #[test]
-fn file_that_is_missing_leaves_the_others_written_and_listed() {
+fn fmt_write_continues_after_missing_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let [a, missing, wrong, b] =
         ["a.toml", "missing.toml", "wrong.toml", "b.toml"].map(|name| folder.path().join(name));
@@ -115,7 +115,7 @@ fn file_that_is_missing_leaves_the_others_written_and_listed() {
 
 /// `fmt --write` refuses the path of an open file: whoever has it open would keep the old file.
 #[test]
-fn open_file_and_pipe_are_not_replaced() {
+fn fmt_write_refuses_open_file_and_pipe() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("a.toml");
     fs::write(&file, UNTIDY).expect("written");
@@ -132,7 +132,7 @@ fn open_file_and_pipe_are_not_replaced() {
 }
 
 #[test]
-fn standard_input_is_formatted_to_standard_output() {
+fn fmt_of_standard_input_goes_to_standard_output() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
     let command = command.args(["fmt", "-"]).stdin(Stdio::piped());
     let mut child = command

@@ -296,7 +296,7 @@ fn no_output_has_any_of_the_hidden_characters() {
 
 /// A reviewed policy that has them as they are is refused, by every command, with their places.
 #[test]
-fn a_policy_with_hidden_characters_as_they_are_is_refused() {
+fn policy_with_unescaped_hidden_characters_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("policy.toml");
     let mut file = fs::File::create(&path).expect("created");

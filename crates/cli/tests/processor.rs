@@ -53,7 +53,7 @@ fn of_host() -> Option<String> {
 }
 
 #[test]
-fn a_named_processor_is_said_to_be_the_one() {
+fn answer_states_named_processor() {
     for (command, pointer) in COMMANDS {
         let named = ["--cpu", "AuthenticAMD:25:1"];
         let output = msrgate(command, &named);
@@ -71,7 +71,7 @@ fn a_named_processor_is_said_to_be_the_one() {
 }
 
 #[test]
-fn without_a_named_processor_the_answer_is_for_this_host() {
+fn answer_without_named_processor_is_for_host() {
     let host = of_host();
     for (command, pointer) in &COMMANDS[..3] {
         let output = msrgate(command, &[]);
@@ -167,7 +167,7 @@ fn compiled_filter_names_the_processor_it_was_chosen_for() {
 
 /// A misspelt vendor would be one of which no `[[when]]` speaks, under an allowing default all is allowed.
 #[test]
-fn a_misspelt_vendor_is_refused_by_every_command() {
+fn misspelt_vendor_is_refused_by_every_command() {
     let others = [&["compile", POLICY, "--format", "json", "--filter-only"][..]];
     let commands = COMMANDS.iter().map(|(command, _)| *command).chain(others);
     for command in commands {
@@ -185,7 +185,7 @@ fn a_misspelt_vendor_is_refused_by_every_command() {
 
 /// The processors that `compile` offers are ones that it takes.
 #[test]
-fn every_offered_processor_is_taken() {
+fn every_offered_processor_is_accepted() {
     for policy in [POLICY, "tests/policies/cpus.toml"] {
         let json = ["compile", policy, "--format", "json", "--filter-only"];
         let offered = talk(&msrgate(&json, &[]));
@@ -239,7 +239,7 @@ fn import_says_for_which_processor_the_filter_was_compiled() {
 
 /// One variant of several may allow what the others refuse.
 #[test]
-fn import_of_one_variant_of_several_is_no_yes() {
+fn import_of_one_of_several_variants_answers_no() {
     let folder = compiled();
     let program = folder.path().join("program");
     let output = msrgate(&["import", program.to_str().expect("text")], &[]);

@@ -84,7 +84,7 @@ fn said_of(text: &str) -> String {
 }
 
 #[test]
-fn every_example_packs_or_is_refused_as_it_says() {
+fn every_reference_example_packs_or_is_refused_as_stated() {
     let blocks = blocks();
     let mut counts = [0, 0];
     for (number, block) in blocks.iter().enumerate() {
@@ -196,7 +196,7 @@ fn rows(start: &str) -> Vec<&'static str> {
 }
 
 #[test]
-fn every_group_is_in_it() {
+fn every_group_is_in_reference() {
     let groups = registers::groups().iter();
     let expected: Vec<_> = groups
         .map(|group| format!("| `{}` | {} |", group.name, group.summary))
@@ -205,7 +205,7 @@ fn every_group_is_in_it() {
 }
 
 #[test]
-fn every_gap_is_in_it_and_can_be_accepted() {
+fn every_gap_is_in_reference_and_can_be_accepted() {
     let gaps = registers::gaps().filter(|gap| gap.kind != GapKind::Use);
     let mut names = BTreeSet::from(["state-not-migrated"]);
     for gap in gaps {
@@ -237,7 +237,7 @@ fn offered(text: &str) -> BTreeSet<String> {
 
 /// What the parser knows, by what it offers where something is misspelt.
 #[test]
-fn every_key_and_every_word_is_in_it() {
+fn every_key_and_word_is_in_reference() {
     let microcode = "[device.microcode]\nrevision = 1\nupdate = \"accept\"\n";
     let mut count = 0;
     for text in [
@@ -274,7 +274,7 @@ fn every_key_and_every_word_is_in_it() {
 }
 
 #[test]
-fn every_register_that_is_forwarded_is_in_it() {
+fn every_forwarded_register_is_in_reference() {
     let (_, rest) = REFERENCE
         .split_once("where the two are known to be alike:")
         .expect("the list");
@@ -300,7 +300,7 @@ fn limit_of(text: &str) -> usize {
 }
 
 #[test]
-fn every_limit_is_in_it() {
+fn every_limit_is_in_reference() {
     let times = |count: usize, line: fn(usize) -> String| (0..count).map(line).collect::<String>();
     let groups = times(501, |n| {
         format!(
@@ -377,14 +377,14 @@ impl Includes for Row {
 }
 
 #[test]
-fn the_deepest_row_of_includes_is_as_deep_as_it_says() {
+fn deepest_include_chain_matches_reference() {
     let source = Source::new("0", &format!("{HEAD}include = [\"1\"]"));
     assert!(parse(&source, &mut Row(MAX_DEPTH)).is_ok());
     assert!(parse(&source, &mut Row(MAX_DEPTH + 1)).is_err());
 }
 
 #[test]
-fn help_prints_it() {
+fn help_prints_reference() {
     let output = Command::new(env!("CARGO_BIN_EXE_msrgate"))
         .args(["help", "policy"])
         .output()

@@ -43,7 +43,7 @@ fn ended(run: Child) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn a_trace_may_come_from_standard_input() {
+fn replay_reads_trace_from_standard_input() {
     let (code, out, err) = said(replay("tests/policies/good.toml", "-"), ALLOWED);
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
     let first = out.lines().next();
@@ -57,7 +57,7 @@ fn a_trace_may_come_from_standard_input() {
 }
 
 #[test]
-fn a_policy_may_come_from_standard_input() {
+fn replay_reads_policy_from_standard_input() {
     let policy = b"policy = 1\ndefault = 'allow'\n";
     let (code, out, _) = said(replay("-", "tests/traces/perf.txt"), policy);
     assert_eq!(code, Some(0), "{out}");
@@ -65,7 +65,7 @@ fn a_policy_may_come_from_standard_input() {
 
 /// A tracer that failed, as in `false | msrgate replay POLICY -`, says nothing of the policy.
 #[test]
-fn trace_without_accesses_is_no_answer() {
+fn replay_of_trace_without_accesses_gives_no_answer() {
     let entry = b"a-1 [0] 1.2: kvm_entry: vcpu 0\nCPU:0 [LOST 3 EVENTS]\n";
     for trace in [&b""[..], b"# tracer: nop\n", entry] {
         let (code, out, err) = said(replay("tests/policies/good.toml", "-"), trace);
@@ -89,7 +89,7 @@ fn trace_without_accesses_is_no_answer() {
 /// A gap in a trace may hide an access that would be refused, so that the answer is not yes. One access in the
 /// trace that would be refused is enough for no.
 #[test]
-fn trace_with_missing_events_is_no_yes() {
+fn replay_of_trace_with_missing_events_never_answers_yes() {
     let unreadable = b"a-1 [0] 1.4: kvm_msr: msr_wr\n";
     let lost = b"CPU:1 [LOST 500 EVENTS]\n";
     let overwritten = b"# entries-in-buffer/entries-written: 45/160   #P:2\n";
@@ -117,7 +117,7 @@ fn trace_with_missing_events_is_no_yes() {
 
 /// One Ctrl-C ends the reading, and what was read is reported.
 #[test]
-fn a_ctrl_c_ends_the_trace_and_not_the_report() {
+fn ctrl_c_ends_trace_and_prints_report() {
     let (code, out, err) = interrupted(replay("tests/policies/good.toml", "-"), REFUSED);
     assert_eq!(err, "stopped after line 2 of standard input\n");
     assert_eq!(code, Some(1), "{out}");
@@ -126,7 +126,7 @@ fn a_ctrl_c_ends_the_trace_and_not_the_report() {
 
 /// Lines that were not read may have an access that would be refused.
 #[test]
-fn trace_stopped_before_any_refusal_is_no_yes() {
+fn replay_stopped_before_any_refusal_never_answers_yes() {
     let policy = "tests/policies/good.toml";
     let (code, out, _) = interrupted(replay(policy, "-"), ALLOWED);
     assert_eq!(code, Some(2), "{out}");
@@ -142,7 +142,7 @@ fn trace_stopped_before_any_refusal_is_no_yes() {
 
 /// A program is told, too, that the answer is about a part.
 #[test]
-fn report_for_programs_says_after_which_line_a_trace_was_stopped() {
+fn json_report_has_last_line_before_ctrl_c() {
     let stopped = |out: &str| {
         let report: serde_json::Value = serde_json::from_str(out).expect("JSON");
         report["stopped_after_line"].clone()

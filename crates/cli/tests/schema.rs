@@ -37,7 +37,7 @@ fn policies() -> Vec<String> {
 }
 
 #[test]
-fn every_policy_has_this_shape() {
+fn every_policy_matches_schema() {
     let validator = validator();
     let policies = policies();
     assert!(policies.len() > 20, "{}", policies.len());
@@ -51,7 +51,7 @@ fn every_policy_has_this_shape() {
 }
 
 #[test]
-fn another_shape_is_refused_by_it_and_by_the_parser() {
+fn wrong_shape_is_refused_by_schema_and_parser() {
     let validator = validator();
     for text in [
         "policy = 2\ndefault = \"deny\"",
@@ -105,7 +105,7 @@ fn another_shape_is_refused_by_it_and_by_the_parser() {
 /// Every table but those whose keys are MSRs gets a key that means nothing; every word of the
 /// language becomes one that is none.
 #[test]
-fn nothing_that_is_unknown_passes_anywhere() {
+fn unknown_key_or_word_is_refused_everywhere() {
     let validator = validator();
     let mut count = 0;
     for text in policies() {

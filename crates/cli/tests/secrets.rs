@@ -105,7 +105,7 @@ fn place_in_json_tells_no_length_of_a_value() {
 
 /// What is left for a secret depends on how long the policy is that includes it.
 #[test]
-fn length_of_what_is_no_policy_is_not_told_by_what_is_left_for_it() {
+fn length_of_text_that_is_no_policy_uses_up_no_limit() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(

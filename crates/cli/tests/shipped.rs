@@ -63,7 +63,7 @@ fn holds_on(backend: &str) {
 }
 
 #[test]
-fn the_program_has_every_policy_of_the_folder() {
+fn every_policy_of_the_folder_is_shipped() {
     let output = msrgate(&["policies"]);
     let text = String::from_utf8_lossy(&output.stdout);
     let listed: BTreeSet<String> = text
@@ -82,7 +82,7 @@ fn the_program_has_every_policy_of_the_folder() {
 }
 
 #[test]
-fn each_has_a_summary_its_own_name_and_a_reason_for_every_entry() {
+fn shipped_policy_has_summary_name_and_reason_for_every_entry() {
     for name in names() {
         let resolved = read(&name);
         let policy = resolved.policy();
@@ -97,7 +97,7 @@ fn each_has_a_summary_its_own_name_and_a_reason_for_every_entry() {
 }
 
 #[test]
-fn each_packs_into_the_same_filter_wherever_it_is_compiled() {
+fn shipped_policy_packs_into_same_filter_everywhere() {
     for name in names() {
         let compiled = compile(read(&name)).expect(&name);
         let ranges: usize = compiled
@@ -137,7 +137,7 @@ fn recorded() -> Vec<(MsrIndex, [bool; 2])> {
 }
 
 #[test]
-fn the_policies_for_linux_allow_what_recorded_boots_did() {
+fn linux_policies_allow_accesses_of_recorded_boots() {
     let recorded = recorded();
     assert!(recorded.len() > 100, "only {} rows", recorded.len());
     for name in ["linux-boot", "linux-guest"] {
@@ -155,7 +155,7 @@ fn the_policies_for_linux_allow_what_recorded_boots_did() {
 }
 
 #[test]
-fn a_linux_guest_may_do_all_that_a_boot_does() {
+fn linux_guest_policy_allows_all_that_linux_boot_allows() {
     let [boot, guest] = ["linux-boot", "linux-guest"].map(|name| compile(read(name)).expect(name));
     for access in Access::ALL {
         for segment in boot.variants()[0].rules().of(access) {
@@ -193,7 +193,7 @@ fn in_groups(names: &[&str]) -> Vec<MsrIndex> {
 }
 
 #[test]
-fn each_does_what_its_name_says_and_no_more() {
+fn shipped_policy_does_only_what_its_name_says() {
     for access in Access::ALL {
         let calls = in_groups(&["@segment", "@syscall"]);
         assert_eq!(with("sandbox", access, &Action::Allow), calls);
@@ -214,7 +214,7 @@ fn each_does_what_its_name_says_and_no_more() {
 
 /// What no ordinary Linux guest has a use for.
 #[test]
-fn a_linux_guest_gets_no_power_no_counters_no_microcode_and_no_guests() {
+fn linux_guest_policy_denies_power_counters_microcode_and_virtualization() {
     let refused = with("linux-guest", Access::Write, &Action::Deny);
     let written = in_groups(&["@power", "@svm", "@vmx", "@hyperv"]);
     assert!(written.iter().all(|index| refused.contains(index)));
@@ -240,7 +240,7 @@ fn warnings(text: &str) -> usize {
 /// An accepted gap is one that the policy has: it answers from a state, or `check` warns of the gap
 /// where the word for it is missing.
 #[test]
-fn nothing_is_accepted_in_vain() {
+fn every_accepted_gap_of_shipped_policy_exists() {
     let mut seen = 0;
     for name in names() {
         let (resolved, source) = (read(&name), source(&name));
@@ -265,7 +265,7 @@ fn nothing_is_accepted_in_vain() {
 
 /// What lies in the folder where the command is run does not change a shipped policy.
 #[test]
-fn a_shipped_policy_includes_shipped_ones_only() {
+fn shipped_policy_includes_only_shipped_policies() {
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("linux-boot"), "policy = 1\n").expect("written");
     let here = msrgate(&["check", "linux-guest"]);
@@ -282,12 +282,12 @@ fn a_shipped_policy_includes_shipped_ones_only() {
 }
 
 #[test]
-fn each_holds_on_the_model() {
+fn shipped_policy_holds_on_model() {
     holds_on("model");
 }
 
 #[test]
-fn each_holds_in_a_real_guest() {
+fn shipped_policy_holds_in_real_guest() {
     if let Err(error) = HostCaps::probe() {
         let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
         let advice = error.advice();

@@ -121,7 +121,7 @@ fn broken() -> Stdio {
 
 /// A command that is not in the table is one whose answer nobody has looked at.
 #[test]
-fn the_table_has_every_command() {
+fn rows_cover_every_command() {
     let help = msrgate(&["--help"]).output().expect("it runs").stdout;
     let help = String::from_utf8(help).expect("text");
     let commands = help.split_once("Commands:\n").expect("a list").1;
@@ -140,7 +140,7 @@ fn the_table_has_every_command() {
 }
 
 #[test]
-fn the_answer_stays_whoever_takes_the_results() {
+fn exit_code_does_not_depend_on_reader_of_results() {
     for row in ROWS {
         let (arguments, command) = (row.arguments, || msrgate(row.arguments));
         let output = command().output().expect("the command runs");
@@ -179,7 +179,7 @@ fn the_answer_stays_whoever_takes_the_results() {
 }
 
 #[test]
-fn the_answer_stays_whoever_takes_the_talk() {
+fn exit_code_does_not_depend_on_reader_of_messages() {
     for row in ROWS {
         let (arguments, command) = (row.arguments, || msrgate(row.arguments));
         let answer = code(command(), Stdio::null(), Stdio::null());
@@ -211,7 +211,7 @@ fn the_answer_stays_whoever_takes_the_talk() {
 
 /// The message says why nothing was read.
 #[test]
-fn standard_input_that_is_not_open_is_no_empty_input() {
+fn closed_standard_input_is_an_error() {
     for arguments in [
         &["replay", GOOD, "-"][..],
         &["replay", "-", TRACE],
@@ -232,7 +232,7 @@ fn standard_input_that_is_not_open_is_no_empty_input() {
 }
 
 #[test]
-fn results_that_are_lost_are_said_to_be() {
+fn lost_results_are_reported() {
     for arguments in [&["compile", ORG][..], &["policies"], &["--help"]] {
         let mut command = msrgate(arguments);
         let output = command.stdout(full()).output().expect("the command runs");
@@ -253,7 +253,7 @@ fn results_that_are_lost_are_said_to_be() {
 
 /// More than a pipe holds: the reader leaves while the command still writes.
 #[test]
-fn a_reader_that_leaves_early_changes_no_answer() {
+fn exit_code_stays_when_reader_closes_early() {
     let folder = tempfile::tempdir().expect("a folder");
     let [old, new] = [0, 1].map(|first| {
         let path = folder.path().join(format!("{first}.toml"));
@@ -281,7 +281,7 @@ fn a_reader_that_leaves_early_changes_no_answer() {
 
 /// Nothing may be left of a file that did not become whole, and the old one stays.
 #[test]
-fn a_file_that_cannot_be_written_whole_leaves_the_old_one() {
+fn failed_write_keeps_old_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let full_disk = "ulimit -f 0; exec";
     let file = folder.path().join("file");

@@ -65,7 +65,7 @@ fn plain(what: &str) -> Option<String> {
 
 /// Answers to right and wrong requests, exits, and what the guest gets.
 #[test]
-fn vmms_own_filter_and_mask_mean_what_they_do_without_a_policy() {
+fn vmms_own_filter_and_mask_work_as_without_policy() {
     let Some(plain) = plain("own-filter") else {
         return;
     };
@@ -75,7 +75,7 @@ fn vmms_own_filter_and_mask_mean_what_they_do_without_a_policy() {
 
 /// The VMM is asked for none of the accesses that the policy refuses, and for the MSRs that KVM does not know.
 #[test]
-fn vmms_own_filter_opens_nothing_that_the_policy_refuses() {
+fn vmms_own_filter_opens_nothing_that_policy_denies() {
     let Some(shown) = awkward(DENIES, "own-filter") else {
         return;
     };
@@ -109,7 +109,7 @@ fn two_vms_at_once_and_duplicates_of_their_descriptors_are_guarded() {
 }
 
 #[test]
-fn descriptors_that_go_unseen_leave_nothing_behind() {
+fn unseen_close_of_descriptors_leaks_nothing() {
     let Some(shown) = awkward(DENIES, "unseen") else {
         return;
     };
@@ -117,7 +117,7 @@ fn descriptors_that_go_unseen_leave_nothing_behind() {
 }
 
 #[test]
-fn children_take_nothing_from_their_parent_and_are_guarded() {
+fn forked_child_and_parent_are_both_guarded() {
     let Some(shown) = awkward(DENIES, "children") else {
         return;
     };

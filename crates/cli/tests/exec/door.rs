@@ -12,7 +12,7 @@ use crate::lab::{ALLOWS, DENIES, Lab, ran};
 const SENTENCE: &str = "asked KVM for a VM past msrgate's library, and was refused";
 
 #[test]
-fn vm_past_the_library_is_refused_and_by_the_library_made() {
+fn vm_is_refused_past_the_library_and_made_through_it() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -64,7 +64,7 @@ fn static_vmm_behind_a_script_is_refused() {
 }
 
 #[test]
-fn door_that_is_left_open_lets_a_vmm_without_the_library_pass() {
+fn fail_open_lets_vmm_without_library_pass() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
@@ -84,7 +84,7 @@ fn door_that_is_left_open_lets_a_vmm_without_the_library_pass() {
 
 /// Who may not put a seccomp filter on a process that could gain privileges promises that it gains none.
 #[test]
-fn door_of_a_caller_without_privileges_is_closed_too() {
+fn door_is_closed_for_caller_without_privileges() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };

@@ -115,7 +115,7 @@ fn denied_read_is_a_fault_and_the_summary_says_how_to_allow_it() {
 }
 
 #[test]
-fn answered_read_is_no_refusal() {
+fn answered_read_is_not_counted_as_refusal() {
     let Some(lab) = lab(ANSWERS) else { return };
     let ran = boot(&lab, &[], &[]);
     assert_eq!((&*ran.out, ran.status), ("........Q\n", DONE));
@@ -258,7 +258,7 @@ fn daemon_is_guarded_and_its_starter_goes_on() {
 
 /// What libvirt starts to learn what QEMU can do: a daemon that makes a VM without processors.
 #[test]
-fn libvirts_question_is_answered() {
+fn libvirt_capability_probe_is_answered() {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::os::unix::net::UnixStream;
     let Some(lab) = lab(DENIES) else { return };

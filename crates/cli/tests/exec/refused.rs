@@ -15,7 +15,7 @@ fn refused(command: &mut Command) -> (String, i32) {
 }
 
 #[test]
-fn vmm_that_is_not_there_or_cannot_run_has_a_shells_status() {
+fn missing_or_unrunnable_vmm_has_exit_status_of_shell() {
     let lab = Lab::new(ALLOWS);
     fs::write(lab.path("text"), "no program\n").unwrap();
     fs::write(lab.path("script"), "echo no interpreter\n").unwrap();
@@ -107,7 +107,7 @@ fn actions_that_need_a_gate_in_the_vmm_are_refused_by_name_and_line() {
 }
 
 #[test]
-fn policy_and_folder_that_cannot_be_had_are_125() {
+fn exec_exits_125_for_bad_policy_or_folder() {
     let lab = Lab::new("policy = 1\n");
     assert_eq!(ran(lab.exec(&[]).arg("true")).status, 125);
     let Some(lab) = Lab::with_kvm(ALLOWS) else {

@@ -30,7 +30,7 @@ fn both(lab: &Lab, before: &str, script: &str) -> [String; 2] {
 }
 
 #[test]
-fn signals_descriptors_and_umask_are_those_of_the_caller() {
+fn exec_keeps_signals_descriptors_and_umask() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -48,7 +48,7 @@ fn signals_descriptors_and_umask_are_those_of_the_caller() {
 }
 
 #[test]
-fn vmm_has_the_process_and_the_name_that_it_was_started_by() {
+fn vmm_keeps_process_id_and_name() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
@@ -73,7 +73,7 @@ fn vmm_has_the_process_and_the_name_that_it_was_started_by() {
 }
 
 #[test]
-fn vmm_that_ends_by_a_signal_is_seen_to_do_so() {
+fn signal_that_ends_vmm_is_seen_by_its_parent() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
