@@ -1,4 +1,5 @@
-//! What `msrgate exec` costs: a VMM that does one thing very often, alone and behind a policy, in turn.
+//! Measures the cost of `msrgate exec`: a VMM repeats one thing very often, alone and behind a policy, in
+//! turn.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::time::Instant;
 
 use msrgate_figures::{Figures, TimeUnit, Unit};
 
-/// Runs of each side of a pair.
+/// The number of pairs of runs.
 const PAIRS: usize = 21;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -18,7 +19,7 @@ struct Bench {
     library: PathBuf,
 }
 
-/// What a run of `loop.c` printed.
+/// The output of a run of `loop.c`.
 struct Ran {
     nanoseconds: f64,
     kibibytes: f64,
@@ -53,7 +54,7 @@ impl Bench {
         })
     }
 
-    /// `program`, behind this policy if there is one.
+    /// Returns the command for `program`, behind this policy if there is one.
     fn command(&self, policy: Option<&str>, program: &Path) -> Command {
         let mut command = match policy {
             None => Command::new(program),
@@ -83,7 +84,7 @@ impl Bench {
         }
     }
 
-    /// The median of what `of` says of pairs: the first side alone, the second behind a policy.
+    /// Returns the median of `of` over all pairs: the first side alone, the second behind a policy.
     fn pairs(
         &self,
         alone: [&str; 2],
@@ -99,7 +100,7 @@ impl Bench {
         Ok(median(values))
     }
 
-    /// How long a program takes that does nothing, in milliseconds.
+    /// Returns the time in milliseconds of a program that does nothing.
     fn start(&self, policy: Option<&str>) -> Result<f64> {
         let begun = Instant::now();
         self.command(policy, Path::new("/bin/true")).status()?;

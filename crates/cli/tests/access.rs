@@ -1,6 +1,7 @@
-//! Who may read and write a file after `fmt --write` and `compile -o` have put another in its place.
+//! Tests of a file's access rights after `fmt --write` and `compile -o` have replaced it.
 //!
-//! What other users may do is seen as root only, who can become them; `MSRGATE_REQUIRE=root` makes a skipped test fail.
+//! Only root can test other users' rights, as it can become them. `MSRGATE_REQUIRE=root` makes a skipped
+//! test fail.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -16,7 +17,7 @@ const OWNER: u32 = 1001;
 const CALLER: u32 = 1002;
 const TEAM: u32 = 2000;
 
-/// The two commands that put a file in the place of another.
+/// The two commands that replace a file.
 #[derive(Clone, Copy, Debug)]
 enum Writer {
     Fmt,
@@ -25,7 +26,7 @@ enum Writer {
 
 const WRITERS: [Writer; 2] = [Writer::Fmt, Writer::Compile];
 
-/// A file in a folder where everybody may make files.
+/// A file in a folder where every user may make files.
 struct Place {
     folder: TempDir,
     file: PathBuf,
@@ -43,11 +44,11 @@ impl Place {
         Self { folder, file }
     }
 
-    /// One that belongs to another user than the caller.
+    /// Makes a file that belongs to another user than the caller.
     fn of_owner(group: u32, mode: u32) -> Self {
         let place = Self::new(mode);
         chown(&place.file, Some(OWNER), Some(group)).expect("root");
-        // A change of the owner takes setuid away.
+        // A change of the owner clears setuid.
         fs::set_permissions(&place.file, Permissions::from_mode(mode)).expect("set");
         place
     }
@@ -65,7 +66,7 @@ impl Place {
         output
     }
 
-    /// Owner, group, and mode.
+    /// Returns the file's owner, group, and mode.
     fn access(&self) -> (u32, u32, u32) {
         let metadata = fs::metadata(&self.file).expect("a file");
         (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777)
@@ -76,7 +77,7 @@ fn msrgate() -> Command {
     Command::new(env!("CARGO_BIN_EXE_msrgate"))
 }
 
-/// The command as the caller, who is in a group of his own, and in these.
+/// Returns the command for a caller with a group of his own and these groups.
 fn as_caller(groups: &[u32]) -> Command {
     let mut command = Command::new("setpriv");
     command.arg(format!("--reuid={CALLER}"));
@@ -90,7 +91,7 @@ fn as_caller(groups: &[u32]) -> Command {
     command
 }
 
-/// Returns true where other users can be had; says loudly that a test is skipped where not.
+/// Returns true if the test can become other users; otherwise prints that the test is skipped.
 fn can_become_others() -> bool {
     let version = as_caller(&[]).arg("--version").output();
     let can = version.is_ok_and(|output| output.status.success());
@@ -148,13 +149,13 @@ fn group_is_kept_where_the_caller_is_in_it_and_gives_no_other_group_its_rights()
             );
         }
     }
-    // One that the caller may not even read.
+    // The caller may not even read this file.
     let place = Place::of_owner(TEAM, 0o660);
     place.run(as_caller(&[]), Writer::Compile);
     assert_eq!(place.access(), (CALLER, CALLER, 0o600));
 }
 
-/// The rights of an ACL's entries: of the owner, a user, the owning group, the mask and others.
+/// Returns an ACL with rights of the owner, a user, the owning group, the mask and others.
 fn acl(user: u32, rights: [u16; 5]) -> Vec<u8> {
     let entry = |tag: u16, rights: u16, id: u32| {
         let (tag, rights) = (tag.to_le_bytes(), rights.to_le_bytes());
@@ -174,7 +175,7 @@ fn acl(user: u32, rights: [u16; 5]) -> Vec<u8> {
 const ACL: &str = "system.posix_acl_access";
 const ACL_OF_NEW_FILES: &str = "system.posix_acl_default";
 
-/// Sets an ACL; says loudly that a test is skipped where the file system has none.
+/// Sets an ACL. If the file system has none, prints that the test is skipped and returns false.
 fn has_acl(path: &Path, name: &str, acl: &[u8]) -> bool {
     let set = setxattr(path, name, acl, XattrFlags::empty());
     if let Err(error) = set {
@@ -216,7 +217,7 @@ fn acl_of_a_file_whose_owner_or_group_is_lost_lets_nobody_do_more() {
             (&[], [6, 6, 0, 6, 4], [6, 6, 0, 6, 0]),
         ] {
             let place = Place::of_owner(TEAM, 0o644);
-            // The caller has to read the file: as the user whom the ACL names.
+            // The caller can read the file as the user whom the ACL names.
             if !has_acl(&place.file, ACL, &acl(CALLER, before)) {
                 return;
             }
@@ -226,7 +227,7 @@ fn acl_of_a_file_whose_owner_or_group_is_lost_lets_nobody_do_more() {
     }
 }
 
-/// The ACL that a folder gives to new files is no part of the file that a new one replaces.
+/// A folder may give an ACL to new files, which the replaced file did not have.
 #[test]
 fn acl_of_the_folder_is_not_given_to_a_file_that_had_none() {
     for writer in WRITERS {
@@ -241,7 +242,7 @@ fn acl_of_the_folder_is_not_given_to_a_file_that_had_none() {
     }
 }
 
-/// A rename parts hard links, as it does in most editors.
+/// A rename separates hard links, as it does in most editors.
 #[test]
 fn hard_link_that_becomes_a_file_of_its_own_is_named_on_stderr() {
     for writer in WRITERS {
@@ -252,7 +253,7 @@ fn hard_link_that_becomes_a_file_of_its_own_is_named_on_stderr() {
         let said = String::from_utf8(output.stderr).expect("text");
         assert!(said.contains("p.toml was one of 2 hard links"), "{said}");
         assert_eq!(fs::read_to_string(other).expect("read"), UNTIDY);
-        // It is none any more.
+        // The file is no hard link now.
         fs::write(&place.file, UNTIDY).expect("written");
         assert!(place.run(msrgate(), writer).stderr.is_empty());
     }

@@ -1,4 +1,4 @@
-//! Messages about files and folders, each with what to do; and the counts that `check` prints.
+//! Tests of the advice in messages about files and folders, and of the counts that `check` prints.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-/// The message of an include, without the breaks between its lines.
+/// Returns the message about an include, without line breaks.
 fn included(folder: &Path, name: &str) -> String {
     let text = format!("policy = 1\ndefault = \"deny\"\ninclude = [\"{name}\"]\n");
     fs::write(folder.join("p.toml"), text).expect("a file");
@@ -124,7 +124,7 @@ fn include_without_toml_names_the_file_that_is_there() {
     assert!(said.contains("did you mean \"org.toml\"?"), "{said}");
 }
 
-/// All policies that the tests and the command have.
+/// The counts are checked for all policies of the tests and of the command.
 #[test]
 fn counts_of_entries_add_up() {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policies");
@@ -145,7 +145,7 @@ fn counts_of_entries_add_up() {
         );
         let report: serde_json::Value = match serde_json::from_str(&said) {
             Ok(report) => report,
-            // With mistakes, something follows the JSON.
+            // For a policy with mistakes, more output follows the JSON.
             Err(_) => continue,
         };
         let of = |key: &str| report["enforcement"][key].as_u64().expect("a count");

@@ -1,5 +1,5 @@
-//! What a user reads, command by command. `TRYCMD=overwrite cargo test -p msrgate --test commands`
-//! writes what is printed now.
+//! Compares each command's output with the recorded one. `TRYCMD=overwrite cargo test -p msrgate --test
+//! commands` records the present output.
 
 #[test]
 fn every_command_prints_recorded_output() {

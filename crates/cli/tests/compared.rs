@@ -1,14 +1,15 @@
-//! Two policies that tell processors apart by different parts of their names: the pairs of ways are multiplied.
+//! Tests of comparing two policies that tell processors apart by different parts of their names: the numbers
+//! of ways multiply.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Kibibytes of memory that no comparison takes: what the reference says, 1.5 GiB.
+/// The memory in KiB that no comparison exceeds, as the reference says: 1.5 GiB.
 const MOST_MEMORY: u64 = 3 << 19;
 
-/// The command with no more memory than the reference says: more than that is an abort.
+/// Runs the command with no more memory than the reference says. If the command needs more, it aborts.
 fn msrgate(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("sh");
     let script = format!("ulimit -v {MOST_MEMORY} && exec \"$0\" \"$@\"");
@@ -20,8 +21,8 @@ fn msrgate(folder: &Path, arguments: &[&str]) -> Output {
     command.output().expect("a shell")
 }
 
-/// A policy with 64 ways in which its `[[when]]`s hold, by this part of the processor's name; each of so many
-/// entries says another value.
+/// Returns a policy whose `[[when]]`s can hold in 64 ways, by this part of the processor's name. Each of
+/// `entries` entries has another value.
 fn in_64_ways(part: &str, entries: u32, first_value: u32) -> String {
     let mut text = "policy = 1\ndefault = \"deny\"\n[msrs]\n".to_owned();
     for entry in 0..entries {
@@ -83,14 +84,15 @@ fn too_many_pairs_of_ways_are_refused_before_memory_is_spent() {
     let output = msrgate(folder, &cpu);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    // Of the 200 values each is another, and of 0x100..=0x105 the bits of family 6 and of model 5 tell 0x100 and
-    // 0x101 apart.
+    // Each of the 200 values differs. For 0x100..=0x105, the bits of family 6 and of model 5 differ only
+    // between 0x100 and 0x101.
     let changes = String::from_utf8_lossy(&output.stdout);
     let changes = changes.lines().filter(|line| line.starts_with("  read "));
     assert_eq!(changes.count(), 202);
 }
 
-/// Each part may name as many families or models as there are: their product is what is looked at.
+/// Each part alone is within the limit of families or models; the limit of the comparison is on their
+/// product.
 #[test]
 fn too_many_processors_of_both_are_refused_before_time_is_spent() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -121,7 +123,7 @@ fn too_many_processors_of_both_are_refused_before_time_is_spent() {
     );
 }
 
-/// 64 pairs of ways with stretches that overlap, and of which both the action and what is logged change.
+/// There are 64 pairs of ways, with overlapping stretches. Both the action and the logging change.
 #[test]
 fn pairs_within_the_limit_take_no_more_memory_than_the_reference_says() {
     let folder = tempfile::tempdir().expect("a folder");

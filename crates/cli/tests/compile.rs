@@ -1,4 +1,4 @@
-//! What `compile` writes, `diff` reads, whatever it is called.
+//! Tests of `compile`: `diff` reads its output under any name.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ fn msrgate(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Compiled into a file of this folder.
+/// Compiles the policy into a file of this folder.
 fn compile(folder: &Path, format: &str) -> String {
     let file = folder.join(format).display().to_string();
     let output = msrgate(&["compile", GOOD, "--format", format, "-o", &file]);
@@ -55,7 +55,7 @@ fn compile_writes_same_bytes_to_standard_output_and_file() {
     }
 }
 
-/// A file is replaced, and nothing is left beside it.
+/// The file is replaced, and no other file is left beside it.
 #[test]
 fn compile_replaces_output_file_by_rename() {
     let folder = tempfile::tempdir().unwrap();
@@ -87,7 +87,7 @@ fn truncated_program_is_input_error() {
     assert!(talk.contains("a program cut off after"), "{talk}");
 }
 
-/// A link leads to what is written, and a file that others may not read stays so.
+/// A link still leads to the output, and other users still cannot read a file that they could not read.
 #[test]
 fn existing_output_file_keeps_name_and_mode() {
     let folder = tempfile::tempdir().unwrap();
@@ -106,7 +106,7 @@ fn existing_output_file_keeps_name_and_mode() {
     );
 }
 
-/// `-o /dev/null` as root once made a file of the device.
+/// As root, `-o /dev/null` once replaced the device by a file.
 #[test]
 fn output_device_or_pipe_is_written_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
@@ -119,7 +119,7 @@ fn output_device_or_pipe_is_written_not_replaced() {
             .success()
     );
     let to = pipe.display().to_string();
-    // Opened for both, so that neither end waits for the other.
+    // The pipe is opened for reading and writing, so that neither end waits for the other.
     let mut both = OpenOptions::new()
         .read(true)
         .write(true)
@@ -133,7 +133,7 @@ fn output_device_or_pipe_is_written_not_replaced() {
     assert_eq!(first, *b"{");
 }
 
-/// A shell that runs `msrgate compile GOOD --format json` with what follows, in this folder.
+/// Runs `msrgate compile GOOD --format json` with this script's redirections in a shell.
 fn in_shell(folder: &Path, script: &str) -> Output {
     let script = script.replace("COMPILE", "\"$0\" compile \"$1\" --format json -o");
     let mut shell = Command::new("sh");
@@ -142,7 +142,7 @@ fn in_shell(folder: &Path, script: &str) -> Output {
     shell.current_dir(folder).output().unwrap()
 }
 
-/// Output to an open file goes on where the last write to it ended, also if the file has been deleted.
+/// Output to an open file continues where the last write ended, also if the file has been deleted.
 #[test]
 fn output_to_open_file_continues_at_its_position() {
     let folder = tempfile::tempdir().unwrap();
@@ -170,12 +170,12 @@ fn output_to_open_file_continues_at_its_position() {
             "exec 3>> log; COMPILE /proc/thread-self/fd/3",
             format!("kept\n{json}"),
         ),
-        // That of another process: this shell.
+        // The descriptor belongs to another process: this shell.
         (
             "exec 3>> log; COMPILE /proc/$$/fd/3; exit $?",
             format!("kept\n{json}"),
         ),
-        // A file without a name.
+        // The file has no name.
         (
             "exec 3<> log; mv log old; rm old; COMPILE /dev/fd/3; cat /proc/self/fd/3 > log",
             json.clone(),
@@ -186,7 +186,7 @@ fn output_to_open_file_continues_at_its_position() {
         let output = in_shell(folder.path(), script);
         assert_eq!(output.status.code(), Some(0), "{script}: {output:?}");
         assert_eq!(fs::read_to_string(&log).unwrap(), wanted, "{script}");
-        // Nothing is left beside the log and the link.
+        // No file is left beside the log and the link.
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "{script}");
     }
     for script in [
@@ -199,7 +199,7 @@ fn output_to_open_file_continues_at_its_position() {
     }
 }
 
-/// `current -> store/1`, which is made.
+/// The link `current` leads to `store/1`, which `compile` makes.
 #[test]
 fn output_to_dangling_link_makes_its_target() {
     let folder = tempfile::tempdir().unwrap();
@@ -214,7 +214,7 @@ fn output_to_dangling_link_makes_its_target() {
     }
     let made = fs::read_to_string(folder.join("store/1")).unwrap();
     assert!(made.starts_with('{'), "{made}");
-    // Where nothing can be made, the link stays.
+    // If the target cannot be made, the link stays.
     for target in ["absent/1", "loop", "store/2/", "/proc/absent"] {
         let link = folder.join("loop");
         symlink(target, &link).unwrap();
@@ -225,7 +225,7 @@ fn output_to_dangling_link_makes_its_target() {
     }
 }
 
-/// A program has texts of its author as they are, which a terminal may take for commands.
+/// A program contains its author's texts unchanged, which a terminal may take for commands.
 #[test]
 fn binary_output_to_terminal_is_refused_by_every_path() {
     let folder = tempfile::tempdir().unwrap();
@@ -277,7 +277,7 @@ fn compile_does_not_replace_its_policy() {
     assert_eq!(fs::read(&policy).unwrap(), fs::read(GOOD).unwrap());
 }
 
-/// However the path leads to a file that was read, its text is not lost.
+/// The text of a file that was read is kept under every path that leads to the file.
 #[test]
 fn compile_does_not_replace_file_that_it_read() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Files that are cut off are wrong input, whichever command reads them.
+//! Tests of truncated files, which are input errors in every command.
 
 use std::fs;
 use std::path::Path;
@@ -21,7 +21,8 @@ const ORG: &str =
     "policy = 1\ndefault = \"allow\"\n[msrs]\n0x277 = \"none\"\nIA32_EFER = \"none\"\n";
 const LOOSE: &str = "policy = 1\ndefault = \"allow\"\n[msrs]\n0x277 = \"none\"\n";
 
-/// Without its last ranges, a filter that allows by default is looser, so that a policy seems to be within it.
+/// A filter that allows by default is looser without its last ranges, so a policy would seem to be within
+/// it.
 #[test]
 fn truncated_compiled_filter_is_input_error() {
     let folder = tempfile::tempdir().expect("a folder");

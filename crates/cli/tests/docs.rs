@@ -1,5 +1,5 @@
-//! The documents keep their word: the statements are all there, each names the tests that hold it,
-//! and these tests exist. Whoever renames a test meets this.
+//! Tests of the documents: every statement is there, each names its tests, and these tests exist. A renamed
+//! test fails here until the documents have its new name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use msrgate_kvm::measure::{Statement, statements};
 
-/// How many statements each chapter has. S4 and S7 count in letters; S8 and S9 are one each.
+/// The number of statements of each chapter. S4 and S7 count in letters; S8 and S9 have one each.
 const CHAPTERS: [(&str, Parts); 10] = [
     ("S1", Parts::Numbers(10)),
     ("S2", Parts::Numbers(7)),
@@ -38,7 +38,7 @@ fn all_statements() -> Vec<String> {
     CHAPTERS.iter().flat_map(of).collect()
 }
 
-/// What a code span of a document points at.
+/// The target of a document's code span.
 #[derive(Debug)]
 enum Reference<'d> {
     /// `doctor S2.4a`.
@@ -66,13 +66,14 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).expect(path)
 }
 
-/// What stands between backquotes. No document here has fenced code with backquotes in it.
+/// Returns the references of a text, by its code spans. No document here has fenced code with backquotes in
+/// it.
 fn references(text: &str) -> Vec<Reference<'_>> {
     let spans = text.split('`').skip(1).step_by(2);
     spans.filter_map(Reference::of).collect()
 }
 
-/// Why a reference points at nothing.
+/// Returns the reason why a reference has no target, or `None` if it has one.
 fn broken(reference: &Reference<'_>) -> Option<String> {
     match reference {
         Reference::Doctor(number) => {
@@ -83,8 +84,8 @@ fn broken(reference: &Reference<'_>) -> Option<String> {
     }
 }
 
-/// Whether a file has this test: the longest part of the path that is a file has the rest of it as
-/// modules and, last, as a test.
+/// Returns true if the test exists: the longest part of the path that is a file contains the rest of the
+/// path as modules and, last, as a test.
 fn test_exists(path: &str) -> bool {
     let parts: Vec<&str> = path.split("::").collect();
     let [folder, modules @ .., name] = parts.as_slice() else {
@@ -110,14 +111,14 @@ fn has_test(text: &str, name: &str) -> bool {
     lines.windows(2).any(is_test)
 }
 
-/// The statements of the semantics, each with its text.
+/// Returns the statements of the semantics, each with its text.
 fn stated(text: &str) -> Vec<(&str, &str)> {
     let chapters = text.split("\n## ").skip(1);
     let items = chapters.flat_map(|chapter| chapter.split("\n- **S").skip(1));
     items.filter_map(|item| item.split_once("**")).collect()
 }
 
-/// Every `S1.2`, `S4a` or `S7` in a text.
+/// Returns every statement number in a text, such as `S1.2`, `S4a` or `S7`.
 fn mentioned(text: &str) -> BTreeSet<String> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '.';
     text.split(|c: char| !is_part(c))
@@ -133,7 +134,7 @@ fn mentioned(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// All Markdown of the repository that is its own.
+/// Returns the repository's own Markdown files.
 fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
     for folder in ["", "docs", "docs/decisions", "crates/filter/src"] {
@@ -183,7 +184,7 @@ fn semantics_name_every_doctor_statement() {
     assert_eq!(named, measured);
 }
 
-/// A paragraph, or a row of a table, is what the interface's page says at a time.
+/// A unit of the interface's page is a paragraph, or a row of a table.
 #[test]
 fn every_paragraph_of_the_interface_names_a_statement_and_a_test() {
     let text = read("docs/msr-filter-api.md");

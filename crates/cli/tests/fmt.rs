@@ -1,4 +1,4 @@
-//! What `msrgate fmt --write` leaves behind.
+//! Tests of the files that `msrgate fmt --write` leaves.
 
 use std::fs::{self, Permissions};
 use std::io::Write as _;
@@ -21,7 +21,7 @@ fn fmt_write_through_link_keeps_link_and_mode() {
     let folder = tempfile::tempdir().expect("a folder");
     let (file, link) = (folder.path().join("a.toml"), folder.path().join("b.toml"));
     fs::write(&file, UNTIDY).expect("written");
-    // More than the usual umask leaves a new file.
+    // These are more rights than the usual umask leaves to a new file.
     fs::set_permissions(&file, Permissions::from_mode(0o662)).expect("set");
     symlink("a.toml", &link).expect("a link");
 
@@ -33,7 +33,7 @@ fn fmt_write_through_link_keeps_link_and_mode() {
     let mode = fs::metadata(&file).expect("a file").permissions().mode();
     assert_eq!(mode & 0o7777, 0o662);
     assert_eq!(fmt(&["--check"], &link).status.code(), Some(0));
-    // Nothing is left beside them.
+    // No file is left beside them.
     assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 2);
 }
 
@@ -50,7 +50,7 @@ fn fmt_write_leaves_canonical_and_wrong_files() {
     }
 }
 
-/// One with mistakes does not keep the others from being written.
+/// A file with mistakes does not keep the others from being written.
 #[test]
 fn fmt_write_continues_after_file_with_mistakes() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -63,7 +63,8 @@ fn fmt_write_continues_after_file_with_mistakes() {
     assert_eq!(fs::read_to_string(&untidy).expect("read"), TIDY);
 }
 
-/// A file that cannot be read or written does not keep the others from being written, and each is accounted for.
+/// A file that cannot be read or written does not keep the others from being written. The output lists each
+/// file.
 #[test]
 fn fmt_write_continues_after_missing_file() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -113,7 +114,7 @@ fn fmt_write_continues_after_missing_file() {
     }
 }
 
-/// `fmt --write` refuses the path of an open file: whoever has it open would keep the old file.
+/// `fmt --write` refuses the path of an open file: a process that has it open would keep the old file.
 #[test]
 fn fmt_write_refuses_open_file_and_pipe() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,4 +1,4 @@
-//! Text of others does nothing to the terminal that shows it, and hides nothing from its reader.
+//! Tests of hostile text: it does not command the terminal that shows it, and hides nothing from its reader.
 
 use std::fs;
 use std::io::Write;
@@ -10,10 +10,10 @@ use proptest::prelude::*;
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A style that msrgate has no use for.
+/// A style that msrgate does not use.
 const STYLE: &str = "\u{1b}[5;45m";
 
-/// A line that would look like one of msrgate's own.
+/// A line that looks like one of msrgate's own.
 const FORGED: &str = "\nforged: no mistakes\n";
 
 /// Text with characters that a terminal obeys or does not show.
@@ -53,13 +53,13 @@ fn hostile() -> impl Strategy<Value = String> {
     prop::collection::vec(part, 1..8).prop_map(|parts| parts.concat())
 }
 
-/// A string of TOML.
+/// Returns the text as a TOML string.
 fn toml(text: &str) -> String {
     let escaped = text.chars().map(|c| format!("\\U{:08x}", u32::from(c)));
     format!("\"{}\"", escaped.collect::<String>())
 }
 
-/// The output of a command, with colours, as if to a terminal.
+/// Runs a command with colours, as if its output were a terminal.
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
     command.args(arguments).env("CLICOLOR_FORCE", "1");
@@ -67,7 +67,7 @@ fn run(arguments: &[&str]) -> Output {
     command.output().expect("the command runs")
 }
 
-/// The text without the styles that msrgate has: what is left is to be shown.
+/// Returns the text without msrgate's own styles. The rest must be characters that are shown.
 fn without_styles(text: &str) -> String {
     let mut parts = text.split('\u{1b}');
     let mut rest = parts.next().unwrap_or_default().to_owned();
@@ -83,7 +83,7 @@ fn without_styles(text: &str) -> String {
     rest
 }
 
-/// Runs a command, and looks at all that it prints.
+/// Runs a command, and checks all of its output.
 fn looked_at(arguments: &[&str]) -> Output {
     let output = run(arguments);
     for bytes in [&output.stdout, &output.stderr] {
@@ -94,7 +94,7 @@ fn looked_at(arguments: &[&str]) -> Output {
             is_seen(&plain.replace('\t', " ")),
             "{arguments:?}: {plain:?}"
         );
-        // The text of a policy has lines of its own.
+        // `fmt` and `import` print the policy's text, which has lines of its own.
         let is_forged = !["fmt", "import"].contains(&arguments[0])
             && plain.lines().any(|line| line.starts_with("forged"));
         assert!(!is_forged, "{arguments:?}: {plain}");
@@ -102,10 +102,10 @@ fn looked_at(arguments: &[&str]) -> Output {
     output
 }
 
-/// Files that have the text in every place where there may be text.
+/// Files with the text in every place where text is allowed.
 struct Files {
     folder: TempDir,
-    /// A policy whose strings have it.
+    /// A policy whose strings have the text.
     policy: String,
     /// Policies that are wrong in each place.
     wrong: Vec<String>,
@@ -117,7 +117,7 @@ impl Files {
         let folder = tempfile::tempdir().expect("a folder");
         let root = folder.path().to_owned();
         let put = |name: &str, content: &str| {
-            // A file's name is text of others, too.
+            // A stranger also chooses the file's name.
             let name: String = format!("{name}{text}")
                 .chars()
                 .filter(|c| !"/\0".contains(*c))
@@ -184,7 +184,7 @@ impl Files {
     }
 }
 
-/// A program reads the text itself from JSON.
+/// Asserts that a program gets the original text from JSON.
 fn assert_named(text: &str, files: &Files) {
     let output = looked_at(&["check", &files.policy, "--host", "none", "--format", "json"]);
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -195,7 +195,7 @@ fn assert_named(text: &str, files: &Files) {
     assert_eq!(report[0]["file"], *files.policy);
 }
 
-/// A formatted policy says what the policy said.
+/// Asserts that a formatted policy means the same as the policy.
 fn assert_formatted(files: &Files) {
     let formatted = looked_at(&["fmt", &files.policy]);
     assert!(formatted.status.success(), "{formatted:?}");
@@ -283,7 +283,7 @@ proptest! {
     }
 }
 
-/// Each kind of hidden character in one text, in every place.
+/// One text with each kind of hidden character is put into every place.
 #[test]
 fn no_output_has_any_of_the_hidden_characters() {
     let text = FRAGMENTS.concat();
@@ -294,7 +294,7 @@ fn no_output_has_any_of_the_hidden_characters() {
     look_at_arguments(&text);
 }
 
-/// A reviewed policy that has them as they are is refused, by every command, with their places.
+/// Every command refuses a policy that contains such characters without an escape, and names their places.
 #[test]
 fn policy_with_unescaped_hidden_characters_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");

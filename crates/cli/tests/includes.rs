@@ -1,4 +1,5 @@
-//! Files that a policy is read from: which are taken for policies, under which names, and at what cost.
+//! Tests of the files that a policy is read from: their recognition as policies, their names, and their
+//! cost.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,7 +10,7 @@ use std::process::{Command, Output};
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
-/// Kibibytes of memory that no policy takes: what the reference says, 1.5 GiB.
+/// The memory in KiB that no policy exceeds, as the reference says: 1.5 GiB.
 const MOST_MEMORY: u64 = 3 << 19;
 
 fn msrgate(folder: &Path) -> Command {
@@ -18,7 +19,7 @@ fn msrgate(folder: &Path) -> Command {
     command
 }
 
-/// The command with no more memory than this, in KiB: more than that is an abort.
+/// Runs the command with at most this memory, in KiB. If the command needs more, it aborts.
 fn limited(folder: &Path, kibibytes: u64, arguments: &[&str]) -> Output {
     let mut command = Command::new("sh");
     let script = format!("ulimit -v {kibibytes} && exec \"$0\" \"$@\"");
@@ -35,7 +36,7 @@ fn said(output: &Output) -> String {
     String::from_utf8(both).expect("text")
 }
 
-/// What the command says and its exit code.
+/// Returns the command's messages and its exit code.
 fn run(folder: &Path, arguments: &[&str]) -> (String, Option<i32>) {
     let output = msrgate(folder).args(arguments).output().expect("msrgate");
     (said(&output), output.status.code())
@@ -54,7 +55,7 @@ fn including(names: &[&str]) -> String {
     format!("include = [\n{}]\n", names.concat())
 }
 
-/// Of each name: what `check` of a policy that includes it says, and with which exit code.
+/// Returns the messages and the exit code of `check` for a policy that includes this name.
 fn included(folder: &Path, name: &str) -> (String, Option<i32>) {
     write(folder, "p.toml", &format!("{HEAD}{}", including(&[name])));
     run(folder, &["check", "--host", "none", "p.toml"])
@@ -125,7 +126,7 @@ fn secret_in_place_of_the_policy_is_not_quoted() {
     }
 }
 
-/// Lengths of a secret are a part of it, and another number is the only thing that is known of it.
+/// The length of a secret tells a part of it. The message has only the number of the policy's language.
 #[test]
 fn text_in_another_language_shows_its_number_alone() {
     const NONE: &str = "this is not taken for a policy";
@@ -175,7 +176,7 @@ fn text_in_another_language_shows_its_number_alone() {
             }
         }
     }
-    // A policy is told of its lines and bytes.
+    // For a policy, the message has lines and bytes.
     let policy = [HEAD.as_bytes(), b"name = '\xe9'\n"].concat();
     fs::write(folder.join("x.toml"), policy).expect("a file");
     let (said, _) = run(folder, &["check", "x.toml"]);
@@ -185,7 +186,7 @@ fn text_in_another_language_shows_its_number_alone() {
     assert!(said.contains("line 3 has 5012 bytes"), "{said}");
 }
 
-/// Nor is one waited for.
+/// The command does not wait for a pipe, either.
 #[test]
 fn included_pipe_device_or_folder_is_refused() {
     let folder = folder();
@@ -220,7 +221,7 @@ fn included_pipe_device_or_folder_is_refused() {
     }
 }
 
-/// The keys of the entries of a policy, as programs get them.
+/// Returns the keys of a policy's entries, from the JSON.
 fn entries(folder: &Path, policy: &OsStr) -> Vec<String> {
     let output = msrgate(folder)
         .args(["check", "--host", "none", "--format", "json"])
@@ -257,7 +258,7 @@ fn file_under_several_names_is_one_file() {
     write(folder, "p.toml", &format!("{HEAD}{}", including(&names)));
     let (said, _) = run(folder, &["check", "--host", "none", "p.toml"]);
     assert!(said.contains("\n1 entry, default deny"), "{said}");
-    // A policy that its include includes under another name is the same policy.
+    // A policy that an include of its own names by another name is the same policy.
     symlink("p.toml", folder.join("self.toml")).expect("a link");
     write(
         folder,
@@ -290,13 +291,13 @@ fn hard_link_in_another_folder_has_its_own_includes() {
     let both = including(&["one/all.toml", "two/all.toml"]);
     write(folder, "p.toml", &format!("{HEAD}{both}"));
     assert_eq!(entries(folder, OsStr::new("p.toml")), ["0x10", "0x11"]);
-    // A file of a folder above is as good as one below.
+    // An include may be in a folder above.
     let up = including(&["../two/entry.toml"]);
     write(folder, "one/p.toml", &format!("{HEAD}{up}"));
     assert_eq!(entries(folder, OsStr::new("one/p.toml")), ["0x11"]);
 }
 
-/// As an argument or included: what a policy means does not depend on the link that leads to it.
+/// The meaning of a policy, as an argument or included, does not depend on the link that leads to it.
 #[test]
 fn policy_behind_a_link_includes_from_the_folder_of_the_real_file() {
     let folder = folder();
@@ -318,13 +319,13 @@ fn policy_behind_a_link_includes_from_the_folder_of_the_real_file() {
     for policy in ["real/p.toml", "link/p.toml", "way/p.toml", "by.toml"] {
         assert_eq!(entries(folder, OsStr::new(policy)), ["0x10"], "{policy}");
     }
-    // Its name is still the one that was typed.
+    // The message still has the name that the user typed.
     write(folder, "real/p.toml", &text.replace("entry", "absent"));
     let (said, _) = run(folder, &["check", "link/p.toml"]);
     assert!(said.contains("[link/p.toml:4:"), "{said}");
 }
 
-/// A pipe has no folder of its own, whatever it is called: `-`, `/dev/stdin` or what `<(…)` of a shell makes.
+/// A pipe has no folder of its own under any name: `-`, `/dev/stdin` or the result of `<(…)` in a shell.
 #[test]
 fn includes_of_an_open_pipe_are_looked_up_from_the_working_folder() {
     let folder = folder();
@@ -340,7 +341,7 @@ fn includes_of_an_open_pipe_are_looked_up_from_the_working_folder() {
         "cat p.toml | \"$0\" check --host none /dev/stdin",
         "cat p.toml | { exec 5<&0; \"$0\" check --host none /dev/fd/5; }",
         "cat p.toml | \"$0\" check --host none /proc/self/fd/0",
-        // The folder of a file that has a name is its own.
+        // A file with a name has a folder.
         "cd /; \"$0\" check --host none /dev/stdin < \"$1/p.toml\"",
     ] {
         let mut shell = Command::new("sh");
@@ -353,7 +354,7 @@ fn includes_of_an_open_pipe_are_looked_up_from_the_working_folder() {
     }
 }
 
-/// A file of that name comes first, also where it is a link that leads nowhere.
+/// A file of that name takes precedence, also a dangling link.
 #[test]
 fn link_that_leads_nowhere_does_not_mean_a_shipped_policy() {
     let folder = folder();
@@ -365,7 +366,8 @@ fn link_that_leads_nowhere_does_not_mean_a_shipped_policy() {
     assert_eq!(code, Some(1), "{said}");
 }
 
-/// Two folders whose names differ in bytes that are no text, and a third that is called as one of them is shown.
+/// Two folders have names that differ in bytes that are no text. A third has the name by which one of them
+/// is shown.
 #[test]
 fn paths_that_are_no_text_have_different_names_in_text_and_json() {
     let folder = folder();
@@ -394,7 +396,7 @@ fn paths_that_are_no_text_have_different_names_in_text_and_json() {
     let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
     let files = report["files"].as_array().expect("files");
     let shown: Vec<_> = files.iter().map(|file| &file["file"]).collect();
-    // A name that is text is what it is.
+    // A name that is text is shown unchanged.
     assert_eq!(shown, [names[0], names[1], names[2], "absent\\"]);
     for (name, file) in names.iter().zip(files) {
         assert_eq!(file["mistakes"][0]["file"], *name);
@@ -430,7 +432,7 @@ fn paths_that_are_no_text_are_told_apart() {
     assert_eq!(entries(folder, OsStr::new("p.toml")), ["0x10", "0x11"]);
     assert_eq!(entries(folder, one), ["0x10"]);
     assert_eq!(entries(folder, other), ["0x11"]);
-    // A folder that is no text, from which a name is looked up.
+    // An include is looked up from a folder whose name is no text.
     let inner = folder.join(OsStr::from_bytes(b"in\xff"));
     fs::create_dir(&inner).expect("a folder");
     write(
@@ -504,7 +506,7 @@ fn every_argument_that_is_a_path_takes_any_bytes() {
     assert!(!said(&output).contains("UTF-8"));
 }
 
-/// Each of 141 files includes all of the next layer.
+/// The 141 files form layers, and each file includes all files of the next layer.
 #[test]
 fn layers_of_includes_take_little_memory() {
     let folder = folder();
@@ -550,7 +552,7 @@ fn file_named_again_and_again_takes_little_memory() {
         &format!("{HEAD}{}", including(&["b0.toml"; 20])),
     );
     for command in ["check", "compile", "fmt", "diff", "explain", "replay"] {
-        // An access that no filter refuses (S3.1).
+        // No filter can refuse this access (S3.1).
         write(
             folder,
             "trace",
@@ -570,8 +572,8 @@ fn file_named_again_and_again_takes_little_memory() {
     }
 }
 
-/// Texts just within the limits, each of which makes the most of one kind of thing that costs the parser
-/// memory; some took 10 GiB.
+/// Each text is just within the limits, and has as much as possible of one kind of thing that costs the
+/// parser memory. Some once took 10 GiB.
 #[test]
 fn text_within_the_limits_takes_no_more_memory_than_the_reference_says() {
     let folder = folder();
@@ -580,7 +582,7 @@ fn text_within_the_limits_takes_no_more_memory_than_the_reference_says() {
     let tables: String = (0..8_000)
         .map(|number| format!("a{number}{} = 1\n", ".a".repeat(60)))
         .collect();
-    // A line of values for a list.
+    // This makes a line of values for a list.
     let values = |value: &str| value.repeat(1_000 / value.len()) + "\n";
     let mistakes = "=\n".repeat(2_000_000);
     let keys = lines("a = \"r\"\n", 4 << 20);

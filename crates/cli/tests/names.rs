@@ -1,4 +1,4 @@
-//! Names of files, in all that a person or a program is shown: each file has its own.
+//! Tests of the names of files in all output: each file has its own.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
-/// It has no canonical form, so that `fmt --check` names its file.
+/// A policy that is not in canonical form, so that `fmt --check` names its file.
 const UNTIDY: &str = "policy=1\ndefault='deny'\n";
 
 fn run<A: AsRef<OsStr>>(folder: &Path, arguments: &[A]) -> Output {
@@ -52,7 +52,7 @@ fn names_that_differ_in_hidden_characters_look_different() {
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines, names.map(|(_, shown)| shown));
 
-    // Each command that names its file.
+    // These are all commands that name their file.
     for (path, shown) in names {
         let path = OsStr::from_bytes(path);
         let word = OsStr::new;
@@ -72,7 +72,7 @@ fn names_that_differ_in_hidden_characters_look_different() {
         }
         fs::write(folder.join(path), UNTIDY).expect("written");
     }
-    // Programs get the name itself, which JSON has escapes for.
+    // The JSON has the name itself, with escapes.
     let output = run(
         folder,
         &[
@@ -109,7 +109,7 @@ fn file_is_not_shown_as_a_shipped_policy_or_standard_input() {
         let output = run(folder, &["explain", "--format", "json", name, "0x12345"]);
         let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         assert_eq!(report[0]["file"], *wanted);
-        // A program keeps no folders, and has the same name for it.
+        // A program file does not contain folders, and has the same name for both paths.
         for path in [name, &*folder.join(name).to_string_lossy()] {
             let output = run(folder, &["compile", path, "-o", "program"]);
             assert!(output.status.success(), "{output:?}");
@@ -119,7 +119,7 @@ fn file_is_not_shown_as_a_shipped_policy_or_standard_input() {
     }
 }
 
-/// Paths that differ at their beginning, their end, or in the middle.
+/// The paths differ at their beginning, their end, or in the middle.
 #[test]
 fn long_names_are_not_cut() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -151,7 +151,7 @@ fn long_names_are_not_cut() {
     let text = said(&run(&folder, &["check", "p.toml"]));
     let joined: String = text.split(['\n', '│', ' ']).collect();
     assert!(joined.contains(&way.replace(' ', "")), "{text}");
-    // A name that leads nowhere is quoted whole, too.
+    // The name of a file that does not exist is quoted in full, too.
     let absent = format!("{deep}/absent.toml");
     fs::write(
         folder.join("p.toml"),

@@ -1,15 +1,16 @@
-//! An answer for one processor says which, and is for this host's unless another is named.
+//! Tests of answers for one processor: each names the processor, which is this host's unless the user names
+//! another.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// It differs by vendor.
+/// A policy that differs by vendor.
 const POLICY: &str = "tests/policies/vendors.toml";
 const TRACE: &str = "tests/traces/perf.txt";
 
-/// Those that answer for one processor, with the place of `cpu` in their JSON.
+/// The commands that answer for one processor, with the place of `cpu` in their JSON.
 const COMMANDS: [(&[&str], &str); 5] = [
     (&["explain", POLICY, "MSR_PPERF"], "/0/cpu"),
     (&["replay", POLICY, TRACE], "/cpu"),
@@ -36,7 +37,7 @@ fn cpu_in(output: &Output, pointer: &str) -> Value {
     report.pointer(pointer).expect("a field").clone()
 }
 
-/// The processor of this host, if it can be read.
+/// Returns the processor of this host, if it can be read.
 fn of_host() -> Option<String> {
     let output = msrgate(
         &["explain", POLICY, "0x10", "--format", "json"],
@@ -93,7 +94,7 @@ fn answer_without_named_processor_is_for_host() {
     }
 }
 
-/// A file is for the machine that it is taken to.
+/// The output file may be for another machine.
 #[test]
 fn compile_does_not_choose_by_the_host() {
     let json = ["compile", POLICY, "--format", "json", "--filter-only"];
@@ -113,7 +114,7 @@ fn compile_does_not_choose_by_the_host() {
 /// A policy that differs by stepping.
 const BY_STEPPING: &str = "tests/policies/steppings.toml";
 
-/// Under an allowing default a stepping that nobody meant would allow what the policy refuses.
+/// Under an allowing default, a wrong stepping would allow what the policy denies.
 #[test]
 fn stepping_is_asked_for_where_it_makes_a_difference() {
     let commands: [&[&str]; 5] = [
@@ -130,7 +131,7 @@ fn stepping_is_asked_for_where_it_makes_a_difference() {
             talk(&output).contains("write GenuineIntel:6:0x6a:STEPPING"),
             "{output:?}"
         );
-        // On this model no stepping differs from another, and on that one it is named.
+        // On the first model no stepping differs, and for the second model the stepping is named.
         for cpu in ["GenuineIntel:6:0x6c", "GenuineIntel:6:0x6a:6"] {
             let output = msrgate(command, &["--cpu", cpu]);
             assert!(!talk(&output).contains("STEPPING"), "{output:?}");
@@ -139,7 +140,7 @@ fn stepping_is_asked_for_where_it_makes_a_difference() {
     }
 }
 
-/// A filter that was compiled for another processor says so itself.
+/// A filter that was compiled for another processor names it.
 #[test]
 fn compiled_filter_names_the_processor_it_was_chosen_for() {
     for format in ["json", "c", "rust"] {
@@ -148,7 +149,7 @@ fn compiled_filter_names_the_processor_it_was_chosen_for() {
         let text = String::from_utf8(output.stdout).expect("text");
         let first = text.lines().next().expect("a line");
         assert!(first.contains("AuthenticAMD:25:0x1:0"), "{first}");
-        // A vendor is any twelve characters, and ends neither a comment nor a string.
+        // A vendor may have any twelve characters, and must end neither a comment nor a string.
         let output = msrgate(&compile, &["--cpu", "*/\"x\\*/zzzzz:6:1"]);
         let text = String::from_utf8(output.stdout).expect("text");
         let first = text.lines().next().expect("a line");
@@ -165,7 +166,7 @@ fn compiled_filter_names_the_processor_it_was_chosen_for() {
     );
 }
 
-/// A misspelt vendor would be one of which no `[[when]]` speaks, under an allowing default all is allowed.
+/// No `[[when]]` would hold for a misspelt vendor; an allowing default would then allow everything.
 #[test]
 fn misspelt_vendor_is_refused_by_every_command() {
     let others = [&["compile", POLICY, "--format", "json", "--filter-only"][..]];
@@ -183,7 +184,7 @@ fn misspelt_vendor_is_refused_by_every_command() {
     }
 }
 
-/// The processors that `compile` offers are ones that it takes.
+/// `compile` accepts each processor that its message offers.
 #[test]
 fn every_offered_processor_is_accepted() {
     for policy in [POLICY, "tests/policies/cpus.toml"] {
@@ -194,7 +195,7 @@ fn every_offered_processor_is_accepted() {
             .filter_map(|line| line.trim().strip_prefix("--cpu "))
             .collect();
         assert!(offered.len() > 1, "{offered:?}");
-        // That of this host is offered first, and the one for all others last.
+        // This host's processor is offered first, and the one for all others last.
         assert_eq!(offered[0], "host");
         let is_other = |cpu: &str| cpu.contains(" # for vendors that the policy does not name");
         assert!(offered.iter().rev().skip(1).all(|cpu| !is_other(cpu)));
@@ -206,7 +207,8 @@ fn every_offered_processor_is_accepted() {
     }
 }
 
-/// A folder with `amd.json`, `amd.h` and `amd.rs`, the filters of `POLICY` on AMD, and `program`, all of it.
+/// Makes a folder with `amd.json`, `amd.h` and `amd.rs`, which are the filters of `POLICY` on AMD, and with
+/// `program`, which has all variants.
 fn compiled() -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     for (format, file) in [("json", "amd.json"), ("c", "amd.h"), ("rust", "amd.rs")] {
@@ -280,11 +282,11 @@ fn diff_with_a_filter_is_for_the_processor_that_it_names() {
             let both = ["AuthenticAMD:25:0x1:0", "GenuineIntel:6:0x6a:0"];
             assert!(both.iter().all(|cpu| talk.contains(cpu)), "{talk}");
         }
-        // A policy that tells no processors apart is compared on all.
+        // A policy that does not depend on the processor is compared for all.
         let output = msrgate(&["diff", file, "sandbox", "--format", "json"], &[]);
         assert_eq!(cpu_in(&output, "/cpu"), Value::Null);
         assert_eq!(talk(&output), "");
-        // Whoever wants to be within the filter hears that it is that of one processor.
+        // The message says that the filter is for one processor only.
         let output = msrgate(&["check", POLICY, "--host", "none", "--within", file], &[]);
         assert!(
             talk(&output).contains("was compiled for AuthenticAMD:25:0x1:0;"),
@@ -293,7 +295,7 @@ fn diff_with_a_filter_is_for_the_processor_that_it_names() {
     }
 }
 
-/// A vendor of which a filter's text has not all characters is not taken for another.
+/// A filter's text may not have all characters of a vendor, and must not be taken for another vendor's.
 #[test]
 fn diff_with_a_filter_of_a_vendor_not_named_in_full_asks_for_the_processor() {
     let folder = tempfile::tempdir().expect("a folder");

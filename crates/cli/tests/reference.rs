@@ -1,5 +1,5 @@
-//! The reference of the language keeps its word: every example parses and packs, or is refused as it
-//! says; every key and word, group, gap and limit is in it.
+//! Tests of the language's reference: every example packs or is refused as it says, and every key, word,
+//! group, gap and limit is in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ use msrgate_policy::{
 const REFERENCE: &str = include_str!("../../../docs/policy-reference.md");
 const HEAD: &str = "policy  = 1\ndefault = \"deny\"\n";
 
-/// A fenced block: what follows its fence, and its text.
+/// A fenced block: the words after its fence, and its text.
 #[derive(Clone)]
 struct Block {
     kind: &'static str,
@@ -33,7 +33,7 @@ fn blocks() -> Vec<Block> {
     fenced.map(block).collect()
 }
 
-/// What examples include: files that the reference shows, and shipped policies.
+/// The includes of examples: files that the reference shows, and shipped policies.
 struct Shown(BTreeMap<&'static str, &'static str>);
 
 impl Shown {
@@ -58,7 +58,7 @@ impl Includes for Shown {
     }
 }
 
-/// Nothing for a policy that packs; else what is said of it, as the reference writes that.
+/// Returns the message about a policy in the form of the reference, or an empty text if the policy packs.
 fn said_of(text: &str) -> String {
     let is_whole = text.lines().any(|line| line.starts_with("policy"));
     let text = if is_whole {
@@ -118,7 +118,7 @@ fn every_reference_example_packs_or_is_refused_as_stated() {
     assert!(counts[0] >= 12 && counts[1] >= 6, "{counts:?}");
 }
 
-/// A guest gets what the worked examples say, and `check` finds nothing to warn of but the pin.
+/// A guest gets what the worked examples say, and `check` warns only of the pin.
 #[test]
 fn every_worked_example_holds_in_a_guest() {
     let (_, worked) = REFERENCE.split_once("## Worked examples").expect("them");
@@ -145,7 +145,8 @@ fn every_worked_example_holds_in_a_guest() {
     assert_eq!(count, 3);
 }
 
-/// The pipeline of the section about a baseline: the team's policy passes, one that forgets the fragment does not.
+/// This is the pipeline of the section about a baseline: the team's policy passes, and one without the
+/// fragment fails.
 #[test]
 fn baseline_example_passes_its_ceiling_and_a_policy_without_it_does_not() {
     let (_, section) = REFERENCE
@@ -186,7 +187,7 @@ fn baseline_example_passes_its_ceiling_and_a_policy_without_it_does_not() {
     }
 }
 
-/// The rows of a table whose first cell is code that starts like this.
+/// Returns the rows of tables whose first cell is code that starts with `start`.
 fn rows(start: &str) -> Vec<&'static str> {
     let start = format!("| `{start}");
     REFERENCE
@@ -226,7 +227,7 @@ fn every_gap_is_in_reference_and_can_be_accepted() {
     }
 }
 
-/// The words that a message offers in place of one that is none.
+/// Returns the words that a message offers in place of an unknown one.
 fn offered(text: &str) -> BTreeSet<String> {
     let said = said_of(&format!("{HEAD}{text}"));
     let (_, list) = said.split_once("may be ").expect(&said);
@@ -235,7 +236,7 @@ fn offered(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// What the parser knows, by what it offers where something is misspelt.
+/// The keys and words of the parser are those that it offers for a misspelt one.
 #[test]
 fn every_key_and_word_is_in_reference() {
     let microcode = "[device.microcode]\nrevision = 1\nupdate = \"accept\"\n";
@@ -286,7 +287,7 @@ fn every_forwarded_register_is_in_reference() {
     assert_eq!(listed, forwarded.map(|register| register.name).collect());
 }
 
-/// The limit that a text is beyond.
+/// Returns the limit that a text exceeds.
 fn limit_of(text: &str) -> usize {
     let source = Source::new("policy.toml", &format!("{HEAD}{text}"));
     let read = parse(&source, &mut NoIncludes).map(|_| "a policy within all limits");
@@ -361,7 +362,7 @@ fn every_limit_is_in_reference() {
     }
 }
 
-/// A row of files, each of which includes the next.
+/// A chain of files, each of which includes the next.
 struct Row(usize);
 
 impl Includes for Row {

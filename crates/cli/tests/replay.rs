@@ -1,4 +1,4 @@
-//! Traces that are streamed: standard input, and a Ctrl-C in the middle of one.
+//! Tests of streamed traces: standard input, and a Ctrl-C in the middle of a trace.
 
 use std::fs;
 use std::io::Write as _;
@@ -24,7 +24,7 @@ fn replay_as(format: &str, policy: &str, trace: &str) -> Child {
         .expect("msrgate starts")
 }
 
-/// What a run says to this input: its exit code, and all of its text.
+/// Gives a run this input, and returns its exit code and all of its output.
 fn said(mut run: Child, input: &[u8]) -> (Option<i32>, String, String) {
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(input).expect("it reads");
@@ -63,7 +63,8 @@ fn replay_reads_policy_from_standard_input() {
     assert_eq!(code, Some(0), "{out}");
 }
 
-/// A tracer that failed, as in `false | msrgate replay POLICY -`, says nothing of the policy.
+/// The empty output of a failed tracer, as in `false | msrgate replay POLICY -`, proves nothing about the
+/// policy.
 #[test]
 fn replay_of_trace_without_accesses_gives_no_answer() {
     let entry = b"a-1 [0] 1.2: kvm_entry: vcpu 0\nCPU:0 [LOST 3 EVENTS]\n";
@@ -86,8 +87,8 @@ fn replay_of_trace_without_accesses_gives_no_answer() {
     assert_eq!((code, out.as_str()), (Some(2), ""));
 }
 
-/// A gap in a trace may hide an access that would be refused, so that the answer is not yes. One access in the
-/// trace that would be refused is enough for no.
+/// A gap in a trace may hide an access that would be denied, so the answer is not yes. One access in the
+/// trace that would be denied is enough for no.
 #[test]
 fn replay_of_trace_with_missing_events_never_answers_yes() {
     let unreadable = b"a-1 [0] 1.4: kvm_msr: msr_wr\n";
@@ -124,7 +125,7 @@ fn ctrl_c_ends_trace_and_prints_report() {
     assert!(out.contains("of 2 accesses, 1 would be refused"), "{out}");
 }
 
-/// Lines that were not read may have an access that would be refused.
+/// The unread lines may have an access that would be denied.
 #[test]
 fn replay_stopped_before_any_refusal_never_answers_yes() {
     let policy = "tests/policies/good.toml";
@@ -140,7 +141,7 @@ fn replay_stopped_before_any_refusal_never_answers_yes() {
     assert_eq!(report["ok"], false);
 }
 
-/// A program is told, too, that the answer is about a part.
+/// The JSON, too, says that the answer is about a part of the trace.
 #[test]
 fn json_report_has_last_line_before_ctrl_c() {
     let stopped = |out: &str| {
@@ -154,7 +155,7 @@ fn json_report_has_last_line_before_ctrl_c() {
     assert_eq!(stopped(&out), serde_json::Value::Null);
 }
 
-/// A run that gets this line and an allowed access, with a Ctrl-C between them.
+/// Gives a run this line and then, after a Ctrl-C, an allowed access.
 fn interrupted(mut run: Child, first: &[u8]) -> (Option<i32>, String, String) {
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(first).expect("it reads");
@@ -163,7 +164,7 @@ fn interrupted(mut run: Child, first: &[u8]) -> (Option<i32>, String, String) {
         .args(["-c", &format!("kill -INT {}", run.id())])
         .status();
     assert!(kill.expect("a shell").success());
-    // Another line comes, and the pipe stays open: it stops all the same.
+    // Another line comes, and the pipe stays open; the run must end all the same.
     stdin.write_all(ALLOWED).expect("it still reads");
     ended(run)
 }
@@ -217,7 +218,8 @@ IA32_LSTAR = { read = 'allow', write = { mask = '0xff', outside = 'deny' } }
 IA32_STAR = { read = 'allow', write = 'pin' }
 ";
 
-/// Where an action refuses some writes, the exit code is 0 only if the trace proves that it refuses none of these.
+/// If an action denies some writes, the exit code is 0 only if the trace proves that it denies none of
+/// these.
 #[test]
 fn exit_code_of_writes_that_are_refused_by_value() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -261,7 +263,7 @@ fn exit_code_of_writes_that_are_refused_by_value() {
     }
 }
 
-/// A number that the end of the trace cuts may be another one.
+/// A number that the end of the trace cuts may have been another number.
 #[test]
 fn trace_that_ends_within_a_line_is_incomplete() {
     let cut = &ALLOWED[..ALLOWED.len() - 1];

@@ -1,4 +1,4 @@
-//! The JSON schema allows what is a policy, and refuses what has another shape.
+//! Tests of the JSON schema: it allows every policy, and refuses every other shape.
 
 use std::fs;
 use std::path::Path;
@@ -22,7 +22,7 @@ fn read(text: &str) -> Value {
     toml::from_str(&format!("{head}{text}")).expect("TOML")
 }
 
-/// The shipped policies, and all examples of the reference that are policies.
+/// Returns the shipped policies, and all examples of the reference that are policies.
 fn policies() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies");
     let files = fs::read_dir(folder).expect("policies");
@@ -102,8 +102,8 @@ fn wrong_shape_is_refused_by_schema_and_parser() {
     }
 }
 
-/// Every table but those whose keys are MSRs gets a key that means nothing; every word of the
-/// language becomes one that is none.
+/// The test adds an unknown key to every table except those whose keys are MSRs, and replaces every word of
+/// the language by an unknown one.
 #[test]
 fn unknown_key_or_word_is_refused_everywhere() {
     let validator = validator();
@@ -125,7 +125,7 @@ fn unknown_key_or_word_is_refused_everywhere() {
     assert!(count > 200, "{count}");
 }
 
-/// The JSON pointers to all values, and whether any text may be there, or any key in it.
+/// Returns the JSON pointers to all values, each with true if any text or any key is allowed there.
 fn places(value: &Value) -> Vec<(String, bool)> {
     fn look(value: &Value, path: &str, places: &mut Vec<(String, bool)>) {
         let is_free = ["name", "why", "include", "vendor", "handler"]

@@ -1,4 +1,4 @@
-//! What nobody is told of a file that is no policy: its values, and how long it is.
+//! Tests that no message tells the values or the length of a file that is no policy.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
-/// The most bytes that a policy may have with its includes.
+/// The largest size in bytes of a policy with its includes.
 const MAX_BYTES: usize = 16 << 20;
 
 fn run(folder: &Path, arguments: &[&str]) -> Output {
@@ -23,7 +23,7 @@ fn said(output: &Output) -> String {
         .replace("\n  │ ", " ")
 }
 
-/// A link that a stranger has put into a repository may lead to anything.
+/// A stranger's link in a repository may lead to any file.
 #[test]
 fn values_of_a_file_that_is_no_filter_are_not_quoted() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -53,7 +53,7 @@ fn values_of_a_file_that_is_no_filter_are_not_quoted() {
         modifier(r#"{"addr":"hunter2","bitmap":"0b1"}"#).into_bytes(),
         modifier(r#"{"addr":"0x1","bitmap":"hunter2"}"#).into_bytes(),
         b"{\"msr_modifiers\":\"hunter2\"}".to_vec(),
-        // As the bytes of a filter these are flags.
+        // In a filter's bytes these would be flags.
         utf_16,
         b"hunter2\0".repeat(100),
     ] {
@@ -74,7 +74,8 @@ fn values_of_a_file_that_is_no_filter_are_not_quoted() {
             &["import", "org.toml", "--from", "program"],
         ] {
             let said = said(&run(folder, arguments));
-            // The last as hexadecimal, and the first letters of the first in UTF-16 and in bytes.
+            // These are the last value in hexadecimal, and the first letters of the first in UTF-16 and in
+            // bytes.
             for part in ["hunter2", "1212696648", "48484848", "750068", "746e7568"] {
                 assert!(!said.contains(part), "{arguments:?} of {shown}: {said}");
             }
@@ -82,7 +83,8 @@ fn values_of_a_file_that_is_no_filter_are_not_quoted() {
     }
 }
 
-/// A column after a value tells how long that is. Of what `compile` has begun it is told: such a file is one line.
+/// A column after a value would tell its length. The message has the column only for a file of one line that
+/// begins like an output of `compile`.
 #[test]
 fn place_in_json_tells_no_length_of_a_value() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -103,7 +105,7 @@ fn place_in_json_tells_no_length_of_a_value() {
     assert!(ours.contains(wanted), "{ours}");
 }
 
-/// What is left for a secret depends on how long the policy is that includes it.
+/// The limit that remains for a secret depends on the length of the policy that includes it.
 #[test]
 fn length_of_text_that_is_no_policy_uses_up_no_limit() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -168,7 +170,7 @@ fn long_file_that_is_no_policy_is_answered_as_a_short_one() {
             assert_eq!(with(lines), short, "{lines} lines");
         }
     }
-    // A policy is told of its length.
+    // For a policy, the message tells the length.
     fs::write(
         folder.join("x.toml"),
         HEAD.to_owned() + &"\n".repeat(MAX_BYTES),

@@ -1,4 +1,4 @@
-//! The shipped policies: each says why, packs, and holds in a guest.
+//! Tests of the shipped policies: each states its reasons, packs, and holds in a guest.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../policies"))
 }
 
-/// Every policy of the folder, by name.
+/// Returns the names of all policies in the folder.
 fn names() -> BTreeSet<String> {
     let files = fs::read_dir(folder()).expect("the folder of policies");
     let name = |path: PathBuf| Some(path.file_stem()?.to_str()?.to_owned());
@@ -26,7 +26,7 @@ fn names() -> BTreeSet<String> {
         .collect()
 }
 
-/// Shipped policies include each other by name.
+/// The includes of shipped policies, which are looked up by name.
 struct ByName;
 
 impl Includes for ByName {
@@ -117,12 +117,12 @@ fn shipped_policy_packs_into_same_filter_everywhere() {
     }
 }
 
-/// What a policy says of one access; no shipped policy has a `[[when]]`.
+/// Returns the policy's action for one access; no shipped policy has a `[[when]]`.
 fn action(compiled: &Compiled, index: MsrIndex, access: Access) -> &Action {
     compiled.variants()[0].rules().at(index, access).action
 }
 
-/// Of each recorded MSR, whether a booting kernel read it and wrote it with success.
+/// Returns each recorded MSR, with two flags: a booting kernel read it, and wrote it, with success.
 fn recorded() -> Vec<(MsrIndex, [bool; 2])> {
     let text = include_str!("../../policy/data/seen/linux-boot-msrs.txt");
     let row = |line: &str| {
@@ -170,7 +170,7 @@ fn linux_guest_policy_allows_all_that_linux_boot_allows() {
     }
 }
 
-/// Of all registers with a name, those in one direction that have this action, but for x2APIC.
+/// Returns all named registers with this action in one direction, except those of x2APIC.
 fn with(name: &str, access: Access, wanted: &Action) -> Vec<MsrIndex> {
     let compiled = compile(read(name)).expect(name);
     let named = registers::all().iter().map(|register| register.index);
@@ -180,7 +180,7 @@ fn with(name: &str, access: Access, wanted: &Action) -> Vec<MsrIndex> {
         .collect()
 }
 
-/// The registers of some groups.
+/// Returns the registers of these groups.
 fn in_groups(names: &[&str]) -> Vec<MsrIndex> {
     let groups: Vec<_> = names
         .iter()
@@ -212,7 +212,7 @@ fn shipped_policy_does_only_what_its_name_says() {
     assert_eq!((unknown.read, unknown.write), (read, write));
 }
 
-/// What no ordinary Linux guest has a use for.
+/// An ordinary Linux guest has no use for these registers.
 #[test]
 fn linux_guest_policy_denies_power_counters_microcode_and_virtualization() {
     let refused = with("linux-guest", Access::Write, &Action::Deny);
@@ -227,7 +227,7 @@ fn linux_guest_policy_denies_power_counters_microcode_and_virtualization() {
     }
 }
 
-/// What `check` warns of in a text.
+/// Returns the number of warnings of `check` about a text.
 fn warnings(text: &str) -> usize {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(text.as_bytes()).expect("written");
@@ -237,8 +237,8 @@ fn warnings(text: &str) -> usize {
     json["warnings"].as_array().expect("warnings").len()
 }
 
-/// An accepted gap is one that the policy has: it answers from a state, or `check` warns of the gap
-/// where the word for it is missing.
+/// An accepted gap is a gap that the policy has: the policy answers from a state, or `check` warns of the
+/// gap if the word for it is missing.
 #[test]
 fn every_accepted_gap_of_shipped_policy_exists() {
     let mut seen = 0;
@@ -263,7 +263,7 @@ fn every_accepted_gap_of_shipped_policy_exists() {
     assert!(seen > 0);
 }
 
-/// What lies in the folder where the command is run does not change a shipped policy.
+/// A file in the working folder does not change a shipped policy.
 #[test]
 fn shipped_policy_includes_only_shipped_policies() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -296,7 +296,7 @@ fn shipped_policy_holds_in_real_guest() {
             "MSRGATE_REQUIRE=kvm, but {error}. {advice}"
         );
         let line = format!("SKIPPED: {error}. {advice}\n");
-        // Past the test's capture, which a passing test's prints never leave.
+        // This bypasses the capture of output, which hides what a passing test prints.
         let _ = std::io::stderr().write_all(line.as_bytes());
         return;
     }

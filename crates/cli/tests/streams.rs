@@ -1,14 +1,15 @@
-//! The exit code is the answer, wherever results and talk go, and whoever takes them.
+//! Tests that the exit code is the answer, wherever results and messages go, and whether or not they are
+//! read.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::pipe;
 use std::process::{Command, Stdio};
 
-/// A command that writes something, and its exit code.
+/// A command with output, and its exit code.
 struct Row {
     arguments: &'static [&'static str],
-    /// `None`: it depends on the host.
+    /// The exit code; `None` if it depends on the host.
     code: Option<i32>,
 }
 
@@ -25,7 +26,7 @@ const UNTIDY: &str = "tests/policies/untidy.toml";
 const TRACE: &str = "tests/traces/events.jsonl";
 const DMESG: &str = "tests/imports/dmesg.txt";
 
-/// Each command, with each answer it gives, for people and for programs.
+/// All commands with each of their answers, for people and for programs.
 const ROWS: &[Row] = &[
     row(&["test", GOOD, "--backend", "model"], 0),
     row(&["test", GOOD, "--backend", "model", "--format", "json"], 0),
@@ -90,7 +91,7 @@ fn msrgate(arguments: &[&str]) -> Command {
     command
 }
 
-/// The command, started by a shell that does something first.
+/// Returns the command, started by a shell that first runs `script`.
 fn after(script: &str, arguments: &[&str]) -> Command {
     let mut shell = Command::new("sh");
     let script = format!("{script} \"$0\" \"$@\"");
@@ -99,34 +100,34 @@ fn after(script: &str, arguments: &[&str]) -> Command {
     shell
 }
 
-/// The exit code of a command whose output goes there. A panic would be 101.
+/// Returns the exit code of a command with this output. A panic would be 101.
 fn code(mut command: Command, out: impl Into<Stdio>, err: impl Into<Stdio>) -> i32 {
     let status = command.stdout(out).stderr(err).status();
     let status = status.expect("the command runs");
     status.code().expect("it exits by itself")
 }
 
-/// A file that has room for nothing.
+/// Returns a file that has no room.
 fn full() -> Stdio {
     let full = File::options().write(true).open("/dev/full");
     full.expect("/dev/full").into()
 }
 
-/// A pipe that nobody reads.
+/// Returns a pipe without a reader.
 fn broken() -> Stdio {
     let (reader, writer) = pipe().expect("a pipe");
     drop(reader);
     writer.into()
 }
 
-/// A command that is not in the table is one whose answer nobody has looked at.
+/// The rows cover every command of the help text.
 #[test]
 fn rows_cover_every_command() {
     let help = msrgate(&["--help"]).output().expect("it runs").stdout;
     let help = String::from_utf8(help).expect("text");
     let commands = help.split_once("Commands:\n").expect("a list").1;
     let commands = commands.lines().take_while(|line| !line.is_empty());
-    // What a command is about may go on below it, further in.
+    // The description of a command may continue on the next line, with a larger indent.
     let names = commands.filter_map(|line| line.strip_prefix("  "));
     let names = names.filter(|line| !line.starts_with(' '));
     let names: BTreeSet<_> = names
@@ -151,7 +152,7 @@ fn exit_code_does_not_depend_on_reader_of_results() {
             answer,
             "{arguments:?}"
         );
-        // What cannot be kept is no result, whatever the answer.
+        // The results are lost, whatever the answer is.
         let wanted = if output.stdout.is_empty() {
             answer
         } else {
@@ -209,7 +210,7 @@ fn exit_code_does_not_depend_on_reader_of_messages() {
     }
 }
 
-/// The message says why nothing was read.
+/// The message says why no input was read.
 #[test]
 fn closed_standard_input_is_an_error() {
     for arguments in [
@@ -251,7 +252,7 @@ fn lost_results_are_reported() {
     }
 }
 
-/// More than a pipe holds: the reader leaves while the command still writes.
+/// The output is larger than a pipe: the reader closes it while the command still writes.
 #[test]
 fn exit_code_stays_when_reader_closes_early() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -279,7 +280,7 @@ fn exit_code_stays_when_reader_closes_early() {
     }
 }
 
-/// Nothing may be left of a file that did not become whole, and the old one stays.
+/// No part of an incomplete file may remain, and the old file stays.
 #[test]
 fn failed_write_keeps_old_file() {
     let folder = tempfile::tempdir().expect("a folder");

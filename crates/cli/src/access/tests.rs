@@ -16,7 +16,7 @@ fn rights_never_have_setuid_setgid_or_sticky() {
     }
 }
 
-/// Members of the lost group have become others, and members of the new one were others before.
+/// Members of the lost group now count as others, and members of the new group counted as others before.
 #[test]
 fn rights_without_the_group_let_nobody_do_more() {
     for mode in 0..=RIGHTS {
@@ -31,7 +31,7 @@ fn rights_without_the_group_let_nobody_do_more() {
     assert_eq!(access(0o100_664).rights(Given::WithoutGroup), 0o644);
 }
 
-/// An ACL of entries: tag, rights, and a user or group.
+/// Returns an ACL with these entries: tag, rights, and a user or group.
 fn acl(entries: &[(u16, u16, u32)]) -> Acl {
     let entries = entries.iter().flat_map(|&(tag, rights, id)| {
         let (tag, rights, id) = (tag.to_le_bytes(), rights.to_le_bytes(), id.to_le_bytes());

@@ -4,7 +4,7 @@ use std::os::unix::fs::{chown, symlink};
 use super::*;
 use crate::files::Place;
 
-/// A file as `fmt` reads it: opened by `name`, and looked at.
+/// Opens a file by `name` and reads its metadata, as `fmt` does.
 fn opened(name: &Path) -> Box<Opened> {
     let file = File::open(name).expect("a file");
     match Place::of_file(name, &file) {
@@ -13,14 +13,14 @@ fn opened(name: &Path) -> Box<Opened> {
     }
 }
 
-/// An editor may save a file, or somebody lead a link elsewhere, between the reading and the writing.
+/// Between the reading and the writing an editor may save the file, or a user may change a link.
 #[test]
 fn replace_of_changed_file_is_refused_and_changes_nothing() {
     type Change = fn(&Path);
     let changes: [(&str, Change); 5] = [
         ("saved in place", |file| {
             fs::write(file, "new").expect("written");
-            // Clocks of files are coarse: the time of the change may be that of the making.
+            // File times are coarse: the time of the change may equal that of the making.
             let times = FileTimes::new().set_modified(std::time::UNIX_EPOCH);
             let file = OpenOptions::new().write(true).open(file).expect("a file");
             file.set_times(times).expect("set");
@@ -73,14 +73,14 @@ fn replace_after_link_is_led_elsewhere_writes_the_file_that_was_read() {
     assert_eq!(fs::read_to_string(&victim).expect("read"), "victim");
 }
 
-/// The folder's owner waits for a temporary file, and puts a link in the place of its name.
+/// The folder's owner waits for the temporary file, and replaces its name by a link.
 #[test]
 fn owner_and_mode_are_given_to_the_open_file_whatever_its_name_leads_to() {
     let folder = tempfile::tempdir().expect("a folder");
     let [old, victim] = ["old", "victim"].map(|name| folder.path().join(name));
     fs::write(&old, "").expect("written");
     fs::set_permissions(&old, Permissions::from_mode(0o606)).expect("set");
-    // Only root can give it away; anybody can set its mode.
+    // Only root can give the file away; every user can set its mode.
     let is_root = chown(&old, Some(12345), Some(12345)).is_ok();
     fs::write(&victim, "").expect("written");
     fs::set_permissions(&victim, Permissions::from_mode(0o600)).expect("set");

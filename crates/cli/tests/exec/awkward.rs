@@ -1,4 +1,4 @@
-//! Small VMMs that do what some VMMs do, on purpose.
+//! Tests of small VMMs that do on purpose what is difficult for `exec`.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use msrgate_testing::host;
 
 use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, ran};
 
-/// A VMM whose threads may call next to nothing.
+/// The threads of this VMM may make hardly any system call.
 #[test]
 fn vmm_under_seccomp_is_guarded_by_calls_that_it_allows() {
     let policies = [
@@ -46,7 +46,7 @@ fn audit_of_a_vmm_under_seccomp_lets_all_through() {
     );
 }
 
-/// What `awkward WHAT` prints under a policy.
+/// Returns the output of `awkward WHAT` under a policy.
 fn awkward(policy: &str, what: &str) -> Option<String> {
     let lab = Lab::with_kvm(policy)?;
     let vmm = lab.build("awkward.c", &[]);
@@ -56,14 +56,14 @@ fn awkward(policy: &str, what: &str) -> Option<String> {
     Some(ran.out)
 }
 
-/// What it prints without `exec`.
+/// Returns the output of `awkward WHAT` without `exec`.
 fn plain(what: &str) -> Option<String> {
     let lab = Lab::with_kvm(ALLOWS)?;
     let vmm = lab.build("awkward.c", &[]);
     Some(ran(Command::new(vmm).arg(what)).out)
 }
 
-/// Answers to right and wrong requests, exits, and what the guest gets.
+/// The VMM compares the kernel's answers to right and wrong requests, the exits, and the guest's results.
 #[test]
 fn vmms_own_filter_and_mask_work_as_without_policy() {
     let Some(plain) = plain("own-filter") else {
@@ -73,7 +73,8 @@ fn vmms_own_filter_and_mask_work_as_without_policy() {
     assert_eq!(awkward(ALLOWS, "own-filter"), Some(plain));
 }
 
-/// The VMM is asked for none of the accesses that the policy refuses, and for the MSRs that KVM does not know.
+/// The VMM gets no exit for an access that the policy denies, but gets one for an MSR that KVM does not
+/// know.
 #[test]
 fn vmms_own_filter_opens_nothing_that_policy_denies() {
     let Some(shown) = awkward(DENIES, "own-filter") else {
@@ -81,7 +82,7 @@ fn vmms_own_filter_opens_nothing_that_policy_denies() {
     };
     assert!(!shown.contains("[exit 8b"), "{shown}");
     assert!(shown.contains("[exit 12345678 2]7."), "{shown}");
-    // 0x10, which neither refuses, and the unknown one.
+    // These are 0x10, which both allow, and the unknown MSR.
     assert_eq!(
         shown.lines().filter(|line| line.ends_with('.')).count(),
         2,
@@ -124,7 +125,7 @@ fn forked_child_and_parent_are_both_guarded() {
     assert_eq!(shown, "child !\nparent !\n");
 }
 
-/// Of a guest that does nothing but what the policy answers.
+/// The guest does nothing but accesses that the policy answers.
 #[test]
 fn kick_by_a_signal_without_immediate_exit_is_seen() {
     let Some(shown) = awkward(ANSWERS, "kicks") else {
@@ -159,7 +160,7 @@ fn registers_in_the_shared_page_are_the_vmms() {
     assert_eq!(awkward(DENIES, "shared-registers"), Some(denied));
 }
 
-/// Where SIGKILL of its own does nothing.
+/// The first process of a PID namespace ignores a SIGKILL that it sends to itself.
 #[test]
 fn first_process_of_a_namespace_is_killed_too() {
     let Some(lab) = Lab::with_kvm(KILLS) else {

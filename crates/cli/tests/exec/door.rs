@@ -1,4 +1,4 @@
-//! VMMs that do not load the library, or go round it: the kernel refuses them.
+//! Tests of VMMs that do not load the library, or bypass it: the kernel refuses their VMs.
 
 use std::fs;
 use std::io::Write as _;
@@ -20,7 +20,7 @@ fn vm_is_refused_past_the_library_and_made_through_it() {
     let ran = ran(lab.exec(&["--quiet"]).arg(past));
     let expected = "int 0x80: -1\nx32: -1\nsyscall: -1\nhigh bits: -1\nioctl: a VM\nfilter: -1\nfilter of 32 bits: -1\nanother request: 1\n";
     assert_eq!((&*ran.out, ran.status), (expected, 0));
-    // Once, however often it tries.
+    // The sentence comes once, however often the VMM tries.
     assert_eq!(ran.err.matches(SENTENCE).count(), 1, "{}", ran.err);
     assert_eq!(
         ran.err
@@ -48,7 +48,7 @@ fn cleared_ld_preload_is_refused() {
     );
 }
 
-/// That it is static is seen only where it is the VMM itself.
+/// The command checks only the file of the VMM itself, which is a script here.
 #[test]
 fn static_vmm_behind_a_script_is_refused() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
@@ -82,7 +82,7 @@ fn fail_open_lets_vmm_without_library_pass() {
     );
 }
 
-/// Who may not put a seccomp filter on a process that could gain privileges promises that it gains none.
+/// A caller without `CAP_SYS_ADMIN` may set a seccomp filter only on a process that can gain no privileges.
 #[test]
 fn door_is_closed_for_caller_without_privileges() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
@@ -127,7 +127,7 @@ fn door_is_closed_for_caller_without_privileges() {
     assert!(ran.err.contains(SENTENCE), "{}", ran.err);
 }
 
-/// A VM that is made by the library is guarded all the same; nobody else gets one.
+/// A VM that the library makes is guarded without the watcher, too; no other process gets a VM.
 #[test]
 fn door_without_a_watcher_stays_closed() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
@@ -159,7 +159,8 @@ fn door_without_a_watcher_stays_closed() {
     assert!(said.contains("Function not implemented"), "{said}");
 }
 
-/// The process that has this word on its command line, as the VMM had until it began.
+/// Returns the process with this word on its command line: the watcher, which was forked before the VMM
+/// began.
 fn watcher(word: &str, vmm: u32) -> u32 {
     for _ in 0..200 {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -169,7 +170,8 @@ fn watcher(word: &str, vmm: u32) -> u32 {
                 .and_then(|name| name.parse().ok());
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let has_word = String::from_utf8_lossy(&line).contains(word);
-            // Only the VMM itself has begun by then: it is a shell, without the word.
+            // The search waits until the VMM has begun: its command line is then a shell's, without the
+            // word.
             let own = fs::read(format!("/proc/{vmm}/cmdline")).unwrap_or_default();
             if let Some(pid) = pid.filter(|pid| *pid != vmm && has_word && own.starts_with(b"sh")) {
                 return pid;

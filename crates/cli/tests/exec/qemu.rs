@@ -1,4 +1,5 @@
-//! QEMU with a boot sector that reads MSR 0x8b eight times, and 0x35, which QEMU answers by a filter of its own.
+//! Tests of QEMU with a boot sector that reads MSR 0x8b eight times, and then 0x35, which QEMU answers by
+//! its own filter.
 
 use std::fs;
 use std::process::Command;
@@ -11,8 +12,9 @@ use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, Ran, ran};
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// For each read of 0x8b it writes `.` to port 0xe9, after a #GP `!`; for that of 0x35 `Q`, `!`, or `0` if it got 0. Then
-/// it ends QEMU with status 33 by port 0xf4.
+/// The boot sector. For each read of 0x8b it writes `.` to port 0xe9, or `!` after a #GP; for the read of
+/// 0x35 it writes `Q`, `!` after a #GP, or `0` for the value 0. Then it ends QEMU with status 33 by port
+/// 0xf4.
 const SECTOR: &[u8] = &[
     0xfa, 0x31, 0xc0, // cli; xor ax, ax
     0x8e, 0xd8, 0x8e, 0xd0, // mov ds, ax; mov ss, ax
@@ -39,10 +41,10 @@ const SECTOR: &[u8] = &[
     0x5d, 0xcf, // pop bp; iret
 ];
 
-/// QEMU's exit status where the guest has written 0x10 to port 0xf4.
+/// QEMU's exit status after the guest has written 0x10 to port 0xf4.
 const DONE: i32 = 33;
 
-/// A lab with this policy, for QEMU; `None`, with a word, where there is no QEMU or no KVM.
+/// Makes a lab with this policy, for QEMU. Returns `None`, and prints why, without QEMU or KVM.
 fn lab(policy: &str) -> Option<Lab> {
     let found = Command::new(QEMU).arg("-version").output();
     if found.is_err() {
@@ -64,7 +66,7 @@ fn lab(policy: &str) -> Option<Lab> {
     Some(lab)
 }
 
-/// A machine that boots the sector.
+/// Adds the arguments of a machine that boots the sector.
 fn machine(command: &mut Command, console: &str) {
     command.args([
         "-accel",
@@ -195,7 +197,7 @@ fn logged_access_is_let_through() {
     );
 }
 
-/// QEMU has a filter of its own for 0x35. Where the policy refuses it, QEMU is not asked.
+/// QEMU has its own filter for 0x35. If the policy denies the access, QEMU gets no exit.
 #[test]
 fn qemus_own_filter_answers_only_what_the_policy_allows() {
     let denies =
@@ -240,7 +242,7 @@ fn daemon_is_guarded_and_its_starter_goes_on() {
     let Some(lab) = lab(DENIES) else { return };
     let mut command = lab.exec(&[]);
     machine(command.arg(QEMU), "file:console");
-    // It returns when standard error is closed, which is before the guest is done.
+    // The starter returns when standard error is closed, which is before the guest is done.
     let started = ran(command.arg("-daemonize"));
     assert_eq!(started.status, 0, "{}", started.err);
     assert!(!started.err.contains("guarded"), "{}", started.err);
@@ -256,7 +258,7 @@ fn daemon_is_guarded_and_its_starter_goes_on() {
     lab.assert_no_page_is_left();
 }
 
-/// What libvirt starts to learn what QEMU can do: a daemon that makes a VM without processors.
+/// To learn QEMU's capabilities, libvirt starts a daemon that makes a VM without processors.
 #[test]
 fn libvirt_capability_probe_is_answered() {
     use std::io::{BufRead as _, BufReader, Write as _};

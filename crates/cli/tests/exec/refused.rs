@@ -1,4 +1,5 @@
-//! What `exec` refuses before there is a VMM: one sentence and a status, and nothing is left.
+//! Tests of what `exec` refuses before the VMM runs: it prints one sentence, exits with a status, and leaves
+//! nothing.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -6,7 +7,7 @@ use std::process::Command;
 
 use crate::lab::{ALLOWS, Lab, library, ran};
 
-/// The one line that is said, and the status.
+/// Returns the one line that the command prints, and its exit status.
 fn refused(command: &mut Command) -> (String, i32) {
     let ran = ran(command);
     assert_eq!(ran.out, "");
@@ -140,7 +141,8 @@ fn run_inside_of_a_run_is_refused() {
     );
 }
 
-/// A third function would stand in for one of the VMM's, and an import would be a call of the library by itself.
+/// A third exported function would replace one of the VMM's, and an imported one would be a call of the
+/// library to itself.
 #[test]
 fn library_exports_two_functions_and_imports_neither() {
     let output = Command::new("nm")
