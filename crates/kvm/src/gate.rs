@@ -371,8 +371,8 @@ impl Gate {
     /// [`VcpuGate::answer`] returns [`AnswerError::Theirs`], with the exit as the kernel made it, in two
     /// cases: the policy allows an access that the VMM's filter denies, and the VMM's mask asks for the
     /// exit; or KVM itself refuses the access, and the VMM's mask asks for that reason. If the VMM's filter
-    /// denies an access and the VMM's mask does not ask for the exit, the guest gets #GP. An access that was
-    /// let through after its first access stays so, as far as the new filter allows it.
+    /// denies an access and the VMM's mask does not ask for the exit, the guest gets #GP. The kernel's
+    /// filter stays open for the accesses that it was opened for, as far as the VMM's new filter allows them.
     ///
     /// # Errors
     /// Both filters together take more ranges than KVM has, the gate is in no VM, or the kernel refuses the

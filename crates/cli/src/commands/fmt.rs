@@ -31,7 +31,7 @@ struct FileReport {
     changed: Option<bool>,
     /// True if the file has been replaced by its canonical form.
     written: bool,
-    /// The canonical form, if the file was not to be written.
+    /// The canonical form; absent with `--write` and with `--check`.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     mistakes: Vec<Remark>,

@@ -1,4 +1,4 @@
-// A VMM that does what some VMMs do, on purpose. `awkward WHAT`; each WHAT is a function below.
+// A VMM that does on purpose what is difficult for exec. `awkward WHAT` runs the function WHAT below.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -23,7 +23,7 @@
 struct vm { int vm, vcpu; uint8_t *memory; struct kvm_run *run; };
 static int kvm;
 
-// Reads MSR ECX and writes '.' and the value, or '!' after a #GP; then it writes a line's end and halts.
+// The guest reads MSR ECX, writes '.' and the value, or '!' after a #GP, then a line feed, and halts.
 static const uint8_t once[] = {
     0xb3, '.',                           // mov bl, '.'
     0x0f, 0x32,                          // rdmsr
@@ -32,7 +32,7 @@ static const uint8_t once[] = {
     0x88, 0xd8, 0xe6, 0x10,              // mov al, bl; out 0x10, al
     0xb0, '\n', 0xe6, 0x10, 0xf4,        // mov al, '\n'; out 0x10, al; hlt
 };
-// Reads MSR ECX EDI times, for ever if EDI is 0, and then writes a line's end.
+// The guest reads MSR ECX EDI times, or for ever if EDI is 0, and then writes a line feed.
 static const uint8_t loop[] = {
     0x0f, 0x32,                          // again: rdmsr
     0x66, 0x4f, 0x75, 0xfa,              // dec edi; jnz again
@@ -82,7 +82,7 @@ static void give_cpuid(int vcpu, uint32_t signature) {
     CHECK(ioctl(vcpu, KVM_SET_CPUID2, &cpuid));
 }
 
-// Runs until the guest's line ends, and answers reads that come here by 7. `vcpu` is whatever number it is run by.
+// Runs the vCPU of the descriptor `vcpu` until the guest's line ends. Reads that exit to this VMM get 7.
 static void run_line(int vcpu, struct kvm_run *run) {
     for (;;) {
         if (ioctl(vcpu, KVM_RUN, 0) < 0) { printf("KVM_RUN: %s\n", strerror(errno)); return; }
@@ -125,7 +125,7 @@ static void set_filter(int vm, uint32_t flags, uint32_t base, uint32_t range_fla
     printf("filter: %d %s\n", answer, answer ? strerror(errno) : "");
 }
 
-// Its own filter and mask, right and wrong, changed between runs.
+// Sets filters and masks of the VMM's own, valid and invalid, and changes them between runs.
 static void own_filter(void) {
     struct vm one = make();
     uint8_t deny[8] = { 0 };
@@ -155,7 +155,7 @@ static void own_filter(void) {
     printf("valid %lx\n", (long)one.run->kvm_valid_regs);
 }
 
-// Ten VMs one after another on the same numbers, with one CPUID and with another.
+// Makes ten VMs one after another on the same descriptor numbers, with two different CPUIDs.
 static void reboots(void) {
     int fds = 0, threads = 0, vm = 0, vcpu = 0, same = 0;
     for (int i = 0; i < 10; i++) {
@@ -175,7 +175,7 @@ static void reboots(void) {
     printf("same numbers %d of 10, more files %d, more threads %d\n", same, count("/proc/self/fd") - fds, count("/proc/self/task") - threads);
 }
 
-// Two VMs at once.
+// Runs two VMs at once.
 static void two(void) {
     struct vm one = make(), other = make();
     read_msr(one, 0x8b);
@@ -184,7 +184,7 @@ static void two(void) {
     read_msr(other, 0x8b);
 }
 
-// Numbers that are taken away by dup2(2) and close_range(2), which no library sees, and the VMs after that.
+// Closes descriptors by dup2(2) and close_range(2), unseen by the library, and then makes further VMs.
 static void unseen(void) {
     int files = 0;
     for (int i = 0; i < 3; i++) {
@@ -210,7 +210,7 @@ static void unseen(void) {
     printf("left: %d\n", files);
 }
 
-// By numbers that dup(2) has made, the first ones closed.
+// Runs a VM by descriptors from dup(2), after the original ones were closed.
 static void duplicated(void) {
     struct vm one = make();
     int vm = dup(one.vm);
@@ -229,7 +229,7 @@ static void duplicated(void) {
     run_line(second, run);
 }
 
-// Children that close what is the parent's, and one that makes a VM of its own.
+// Forks children that close the parent's descriptors, and one that makes a VM of its own.
 static void children(void) {
     struct vm one = make();
     if (!vfork()) {
@@ -259,7 +259,7 @@ static void *run_for_ever(void *vm) {
         if (ioctl(one->vcpu, KVM_RUN, 0) < 0 && errno == EINTR) {
             struct kvm_vcpu_events events;
             CHECK(ioctl(one->vcpu, KVM_GET_VCPU_EVENTS, &events));
-            // What a VMM would write back: of an access that was refused it is the #GP, of one that was answered nothing.
+            // A VMM may write these events back: after a denied access they have the #GP, after an answered one none.
             exceptions += events.exception.injected || events.exception.pending;
             if (one->run->exit_reason != KVM_EXIT_INTR) printf("exit %d\n", one->run->exit_reason);
             __atomic_add_fetch(&interrupted, 1, __ATOMIC_SEQ_CST);
@@ -268,7 +268,7 @@ static void *run_for_ever(void *vm) {
     return 0;
 }
 
-// Kicks by a signal with an empty handler, without immediate_exit, while the guest reads an MSR without end.
+// Kicks the vCPU by a signal with an empty handler, without immediate_exit: the guest reads an MSR for ever.
 static void kicks(void) {
     struct sigaction action = { .sa_handler = handler };
     sigaction(SIGUSR1, &action, 0);
@@ -290,7 +290,7 @@ static void kicks(void) {
     printf("seen %d of 1000, %s\n", seen, exceptions ? "exceptions" : "no exception");
 }
 
-// A guest that reads without end for a while, in a VMM that catches no signal: KVM_RUN is never interrupted.
+// Runs a guest that reads an MSR for a while. The VMM catches no signal, so KVM_RUN is never interrupted.
 static void uncaught(void) {
     struct vm one = make();
     set_up(one.vcpu, one.memory, loop, sizeof loop, 0x8b, 300000);
@@ -298,7 +298,7 @@ static void uncaught(void) {
     printf("%d, exit %d\n", answer, one.run->exit_reason);
 }
 
-// All registers in the shared page at each exit, and written from there.
+// Has KVM put all registers into the shared page at each exit, and writes them from there.
 static void shared_registers(void) {
     struct vm one = make();
     set_up(one.vcpu, one.memory, once, sizeof once, 0x8b, 0);

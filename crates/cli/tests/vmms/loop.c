@@ -1,8 +1,8 @@
-// A VMM that does one thing very often, and prints how many nanoseconds it took each time, and how many KiB of memory
-// are its own in the end. `loop WHAT COUNT`:
+// A VMM that repeats one thing very often. It prints the nanoseconds of each repetition, and its private
+// memory in KiB at the end. `loop WHAT COUNT`:
 //   io        the guest writes to a port
-//   deflected the guest reads MSR 0x8b, which this VMM's filter refuses and this VMM answers
-//   read      the guest reads MSR 0x8b, which somebody else answers
+//   deflected the guest reads MSR 0x8b, which this VMM's filter denies and this VMM answers
+//   read      the guest reads MSR 0x8b, which the policy's gate answers
 //   ioctl     this VMM asks for an extension
 #include <errno.h>
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-// A program that asks KVM for VMs past the C library, and then by it.
+// A program that asks KVM for VMs by system calls that bypass the C library, and then through it.
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/ioctl.h>

@@ -1,5 +1,6 @@
 // A VMM whose threads are under seccomp as those of cloud-hypervisor are, and more strictly: the thread that makes the
-// VM may set no MSR filter, and a vCPU's thread may call KVM_RUN and little else. What is not allowed ends it with 159.
+// VM may set no MSR filter, and a vCPU's thread may call KVM_RUN and little else. A forbidden call ends the
+// process with status 159.
 //
 // Its guest reads MSR 0x8b once, and writes '.' or, after a #GP, '!'.
 #define _GNU_SOURCE
@@ -38,7 +39,7 @@ static struct sock_filter load(unsigned offset) { return (struct sock_filter)BPF
 static struct sock_filter unless(uint32_t value) { return (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, value, 0, 1); }
 static struct sock_filter end(uint32_t action) { return (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, action); }
 
-// Allows these ioctls, and these other calls; all others if there is no list of them.
+// Allows these ioctls and these other system calls; without a list of other calls, all of them.
 static void restrict_thread(const uint32_t *requests, int request_count, const int *calls, int call_count) {
     struct sock_filter code[128];
     int n = 0;

@@ -63,7 +63,7 @@ pub(super) enum MayNest {
 enum Done {
     Reply(Reply, Disposition),
     Rewound,
-    /// The VMM's own filter denied the access with a #GP. The gate tells and logs nothing of it.
+    /// The VMM's own filter denied the access with a #GP, of which the gate makes no event.
     TheirFault,
 }
 
@@ -404,7 +404,7 @@ impl Answering {
         }
     }
 
-    /// Tells the watcher of a first access that is then let through.
+    /// Tells the watcher of an access for which the kernel's filter is then opened.
     fn watch_opened(&self, program: &Generation<Responder>, exit: &Exit, answer: &Answer<'_>) {
         if answer.response == Response::Open {
             self.watch(program, exit, answer, answer.disposition);

@@ -1,4 +1,4 @@
-//! A check of the VMM's file: will the dynamic linker load the library into the program?
+//! A check of the VMM's file, which shows if the dynamic linker will load the library into the program.
 
 use std::fs::File;
 use std::io;
