@@ -145,7 +145,7 @@ fn length_of_text_that_is_no_policy_uses_up_no_limit() {
 }
 
 #[test]
-fn long_file_that_is_no_policy_is_answered_as_a_short_one() {
+fn long_and_short_files_that_are_no_policy_get_same_message() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let policy = format!("{HEAD}include = [\"x.toml\"]\n");

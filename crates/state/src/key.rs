@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_comes_back_from_its_word() {
+    fn every_kind_survives_encoding() {
         for access in Access::ALL {
             for disposition in Disposition::ALL {
                 for reason in ExitReason::ALL {

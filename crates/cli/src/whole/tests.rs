@@ -59,7 +59,7 @@ fn replace_of_changed_file_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn replace_after_link_is_led_elsewhere_writes_the_file_that_was_read() {
+fn replace_after_changed_link_writes_file_that_was_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let [file, victim, link] = ["file", "victim", "link"].map(|name| folder.path().join(name));
     fs::write(&file, "old").expect("written");
@@ -75,7 +75,7 @@ fn replace_after_link_is_led_elsewhere_writes_the_file_that_was_read() {
 
 /// The folder's owner waits for the temporary file, and replaces its name by a link.
 #[test]
-fn owner_and_mode_are_given_to_the_open_file_whatever_its_name_leads_to() {
+fn replace_gives_owner_and_mode_to_open_file_and_not_to_its_name() {
     let folder = tempfile::tempdir().expect("a folder");
     let [old, victim] = ["old", "victim"].map(|name| folder.path().join(name));
     fs::write(&old, "").expect("written");

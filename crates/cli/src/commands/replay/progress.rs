@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_has_a_percentage_and_a_stream_has_none() {
+    fn progress_has_percentage_for_file_and_none_for_stream() {
         let (line, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
         let half = text(line, 3 << 20, Some(6 << 20));
         assert_eq!(half, "1 lines, 3 MiB, 50 %");

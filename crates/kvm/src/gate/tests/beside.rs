@@ -22,7 +22,7 @@ fn refusing(index: MsrIndex, reasons: &[ExitReason]) -> Beside {
 }
 
 #[test]
-fn access_that_the_vmms_filter_refuses_is_its_exit_or_a_fault() {
+fn access_denied_by_vmms_filter_exits_to_vmm_or_faults() {
     let program = policy("default = 'allow'", "IA32_LSTAR = 'none'");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         machine.first().run(&[Write(STAR, 5)]);
@@ -48,7 +48,7 @@ fn access_that_the_vmms_filter_refuses_is_its_exit_or_a_fault() {
 /// An access that was let through before the VMM's filter changed stays so. An access that the VMM's filter
 /// denies does not wait for the publisher.
 #[test]
-fn opened_access_stays_open_under_another_filter_of_the_vmms() {
+fn set_beside_keeps_opened_access_open() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         machine
