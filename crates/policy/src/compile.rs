@@ -1,4 +1,4 @@
-//! From a policy to a program whose filters are shown to be equal to it.
+//! Compiles a policy into a program whose filters are shown to be equal to the policy.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::policy::Policy;
 use crate::resolve::ResolvedPolicy;
 use crate::source::Source;
 
-/// A policy with the program that does as it says.
+/// A policy together with the program that enforces it.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     policy: Policy,
@@ -22,27 +22,29 @@ impl Compiled {
         &self.policy
     }
 
-    /// What a kernel, a gate or a file gets. The [`EntryId`](msrgate_program::EntryId)s of its rules are
-    /// the policy's.
+    /// The program that a kernel, a gate or a file gets. The
+    /// [`EntryId`](msrgate_program::EntryId)s of its rules refer to entries of [`Self::policy`].
     #[must_use]
     pub const fn program(&self) -> &Program {
         &self.program
     }
 
-    /// The program alone.
+    /// Returns the program and drops the policy.
     #[must_use]
     pub fn into_program(self) -> Program {
         self.program
     }
 
-    /// One for each way in which the `[[when]]`s hold on some processor; at least one. That in
-    /// which none does, if there is such a processor, is the first.
+    /// The variants: one for each combination of `[[when]]` sections that hold together on some
+    /// processor; at least one. If there is a processor on which no `[[when]]` holds, its variant
+    /// is the first.
     #[must_use]
     pub fn variants(&self) -> &[Variant] {
         self.program.variants()
     }
 
-    /// What holds on this processor; without one, the first variant.
+    /// Returns the variant for this processor. Without a processor, or if no variant is for it,
+    /// returns the first variant.
     #[must_use]
     pub fn on(&self, cpu: Option<&Cpu>) -> &Variant {
         let variant = cpu.and_then(|cpu| self.program.on(cpu));
@@ -50,12 +52,12 @@ impl Compiled {
     }
 }
 
-/// A policy that became no program, and why.
+/// A policy that could not be compiled, and the reason.
 #[derive(Clone, Debug)]
 pub struct NotCompiled {
     /// The policy.
     pub policy: Box<Policy>,
-    /// Why.
+    /// The reason.
     pub error: CompileError,
 }
 
@@ -67,10 +69,11 @@ impl fmt::Display for NotCompiled {
 
 impl std::error::Error for NotCompiled {}
 
-/// Packs a policy, and compares the result with it over all 2^32 MSRs in both directions.
+/// Packs a policy into filters, and compares them with the policy over all 2^32 MSRs in both
+/// directions.
 ///
 /// # Errors
-/// The policy does not fit a filter, or the comparison failed.
+/// Returns [`NotCompiled`] if the policy does not fit a filter, or if the comparison fails.
 pub fn compile(resolved: ResolvedPolicy) -> Result<Compiled, NotCompiled> {
     let (policy, variants) = resolved.into_parts();
     let said = policy.settings();

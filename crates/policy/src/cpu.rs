@@ -1,4 +1,4 @@
-//! Processors as people write them, in a policy and for a command.
+//! Processors as people write them, in a policy or on the command line.
 
 use std::fmt;
 use std::iter;
@@ -10,13 +10,13 @@ use crate::nearest::one_of;
 use crate::parse::words::VENDORS;
 use crate::source::quoted;
 
-/// The number of bytes that CPUID leaf 0 has for a name, in EBX, EDX and ECX.
+/// The length in bytes of a vendor's name in CPUID leaf 0: EBX, EDX and ECX.
 const CPUID_NAME: usize = 12;
 
-/// A known vendor that differs from a name in no more letters is the one that was meant.
+/// The most letters in which a misspelt name may differ from the known vendor that was meant.
 const MISSPELT: usize = 3;
 
-/// Words by which people know the vendors that KVM runs on. A name that has one means that vendor.
+/// Words by which people know the vendors that KVM runs on, each with the vendor's name in CPUID.
 const BRANDS: [(&str, &str); 6] = [
     ("intel", "GenuineIntel"),
     ("amd", "AuthenticAMD"),
@@ -26,7 +26,7 @@ const BRANDS: [(&str, &str); 6] = [
     ("zhaoxin", "  Shanghai  "),
 ];
 
-/// Text that describes no processor.
+/// The reason for which a text describes no processor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuError(String);
 
@@ -47,7 +47,7 @@ impl From<MistakeKind> for CpuError {
     }
 }
 
-/// A processor by name, whose stepping may have been left out.
+/// A processor as a user named it. The user may have left out the stepping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedCpu {
     cpu: Cpu,
@@ -61,16 +61,18 @@ enum Stepping {
 }
 
 impl NamedCpu {
-    /// The processor; a stepping that was left out is 0.
+    /// The processor. A stepping that was left out is 0.
     #[must_use]
     pub const fn cpu(&self) -> &Cpu {
         &self.cpu
     }
 
-    /// The same, where these programs do the same on every stepping that may be meant.
+    /// Returns the processor, if each of these programs has one variant for every stepping that
+    /// may be meant.
     ///
     /// # Errors
-    /// The stepping was left out, and they do not.
+    /// Returns [`CpuError`] if the stepping was left out, and a program has different variants for
+    /// different steppings.
     pub fn on<'p>(
         &self,
         programs: impl IntoIterator<Item = &'p Program>,
@@ -110,10 +112,10 @@ impl NamedCpu {
     }
 }
 
-/// Reads `GenuineIntel:6:0x6a` or `GenuineIntel:6:0x6a:6`.
+/// Parses a processor: `GenuineIntel:6:0x6a` or, with the stepping, `GenuineIntel:6:0x6a:6`.
 ///
 /// # Errors
-/// The text describes no processor; the message says what would.
+/// Returns [`CpuError`] if the text describes no processor; the message says how to write one.
 pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
     let parts: Vec<_> = text.split(':').collect();
     let (vendor, family, model, stepping) = match parts[..] {
@@ -126,7 +128,8 @@ pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
             )));
         }
     };
-    // The examples that a compiled policy gives have a vendor that stands for all unnamed ones.
+    // `OTHER_VENDOR` stands for all vendors that a policy does not name; compiled policies use it
+    // in examples.
     if vendor != Cpu::OTHER_VENDOR {
         check_vendor(vendor)?;
     }
@@ -134,7 +137,7 @@ pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
         number(CpuPart::FAMILY, family)?,
         number(CpuPart::MODEL, model)?,
     );
-    // Family 0 is that of no processor, but of the examples for models of any family.
+    // No processor has family 0; compiled policies use it in examples for models of any family.
     if family != 0 {
         check_model(iter::once(family), iter::once(model))?;
     }
@@ -151,14 +154,19 @@ pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
     Ok(NamedCpu { cpu, stepping })
 }
 
-/// Refuses a name that CPUID has no room for, and a known one misspelt: a `[[when]]` for it would never
-/// hold, and a policy that allows what it does not name would allow all.
+/// Checks a vendor's name.
+///
+/// A `[[when]]` for a vendor that does not exist never holds, and a policy that allows what it
+/// does not name would then allow everything.
+///
+/// # Errors
+/// The name does not have the length that CPUID gives it, or is a known vendor misspelt.
 pub(crate) fn check_vendor(name: &str) -> Result<(), MistakeKind> {
     if VENDORS.contains(&name) {
         return Ok(());
     }
     let written = name.trim().to_lowercase();
-    // A name of spaces before and after is as near as its letters are.
+    // Spaces before and after a name do not count as misspelt letters.
     let is_misspelt =
         |known: &&str| strsim::osa_distance(&written, &known.trim().to_lowercase()) <= MISSPELT;
     let reordered = VENDORS.iter().find(|known| is_reordered(name, known));
@@ -168,7 +176,7 @@ pub(crate) fn check_vendor(name: &str) -> Result<(), MistakeKind> {
     if name.len() == CPUID_NAME && is_text && is_far {
         return Ok(());
     }
-    // `Intel` is far from every vendor by its letters, and a part of one.
+    // `Intel` differs from every vendor's name in many letters, but is a part of one.
     let is_part = |known: &&&str| written.len() >= 3 && known.to_lowercase().contains(&written);
     let mut parts = VENDORS.iter().filter(is_part);
     let meant = match (parts.next(), parts.next(), brand, reordered) {
@@ -183,8 +191,9 @@ pub(crate) fn check_vendor(name: &str) -> Result<(), MistakeKind> {
     })
 }
 
-/// Returns true if a name has the letters of a vendor's registers, in whichever order somebody read them: leaf 0
-/// has them in EBX, EDX and ECX, the lowest byte first.
+/// Returns true if a name has the letters of a vendor's registers in another order. CPUID leaf 0
+/// holds the name in EBX, EDX and ECX, the lowest byte first; people read the registers in other
+/// orders.
 fn is_reordered(name: &str, vendor: &str) -> bool {
     let words = |name: &str| -> Vec<Vec<u8>> {
         let mut words: Vec<_> = name
@@ -202,7 +211,10 @@ fn is_reordered(name: &str, vendor: &str) -> bool {
     words(name) == words(vendor)
 }
 
-/// Refuses a number that CPUID has no room for.
+/// Checks a family, model or stepping.
+///
+/// # Errors
+/// The number is too large for CPUID.
 pub(crate) fn check_number(part: CpuPart, number: u32) -> Result<u32, MistakeKind> {
     if number <= part.most {
         return Ok(number);
@@ -214,10 +226,10 @@ pub(crate) fn check_number(part: CpuPart, number: u32) -> Result<u32, MistakeKin
     })
 }
 
-/// Refuses models that none of the families has: before family 6 CPUID has four bits for a model.
+/// Checks models against families: before family 6, a model in CPUID has four bits.
 ///
 /// # Errors
-/// The last of the families is before that one, and the first of the models is beyond.
+/// All families are before family 6, and all models are too large for four bits.
 pub(crate) fn check_model(
     last_families: impl Iterator<Item = u32>,
     first_models: impl Iterator<Item = u32>,
@@ -240,7 +252,7 @@ pub(crate) fn check_model(
     }
 }
 
-/// Digits, or `0x` and hexadecimal digits, and nothing else: no sign, no blank.
+/// Parses a number: decimal digits, or `0x` and hexadecimal digits; no sign and no blank.
 fn number(part: CpuPart, text: &str) -> Result<u32, CpuError> {
     let (digits, radix) = match text.strip_prefix("0x").or(text.strip_prefix("0X")) {
         Some(digits) => (digits, 16),

@@ -1,8 +1,8 @@
-//! Registers whose write does something at once, so that writing back what was read is not harmless.
+//! Registers whose writes have side effects, so that writing a value back is not harmless.
 
 use msrgate_filter::MsrIndex;
 
-/// First and last index, and what a write does.
+/// First index, last index, and the side effect of a write.
 const EFFECTS: [(u32, u32, &str); 12] = [
     (0x10, 0x10, "sets the time-stamp counter"),
     (0x11, 0x12, "gives KVM an address in the guest to write to"),
@@ -38,7 +38,8 @@ const EFFECTS: [(u32, u32, &str); 12] = [
     (0xc001_0300, 0xc001_0303, "clears or sets overflow bits"),
 ];
 
-/// What a write of this MSR does beyond storing its value, in a few words, if it does anything.
+/// Returns the side effect of a write to this MSR beyond storing the value, in a few words.
+/// `None`: no side effect is known.
 #[must_use]
 pub fn write_effect(index: MsrIndex) -> Option<&'static str> {
     EFFECTS

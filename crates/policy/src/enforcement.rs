@@ -1,4 +1,4 @@
-//! How far what a policy says is what happens to a guest, entry by entry.
+//! The extent to which each entry of a policy is enforced.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,18 +11,18 @@ use crate::policy::{Mode, Settings};
 use crate::punctures::punctures;
 use crate::registers::{self, Gap, Reach};
 
-/// How far it is enforced.
+/// The extent to which an entry is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Extent {
-    /// Every access that asks a filter at all.
+    /// Every access that asks a filter at all gets the entry's action.
     Enforced,
-    /// Some accesses go past it.
+    /// Some accesses bypass the entry.
     Partly,
-    /// None is.
+    /// Every access bypasses the entry.
     Not,
 }
 
-/// `enforced`, `partly`, `not`.
+/// Writes `enforced`, `partly` or `not`.
 impl fmt::Display for Extent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -33,7 +33,7 @@ impl fmt::Display for Extent {
     }
 }
 
-/// Why something is not, or not always, enforced.
+/// The reason for which accesses bypass an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {
@@ -41,12 +41,12 @@ pub enum Cause {
     Gap(&'static Gap),
     /// The policy's `mode` is `"audit"`.
     Audit,
-    /// This entry of another text lies within, and is looser.
+    /// An entry of another text lies within the bypassed entry, and is looser.
     Puncture(EntryId),
 }
 
 impl Cause {
-    /// What it is called; of a gap, the word for `accept`.
+    /// The name of the cause. The name of a gap is the word for `accept`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -56,7 +56,7 @@ impl Cause {
         }
     }
 
-    /// How it comes about, in a sentence without its full stop.
+    /// The explanation, as a sentence without its full stop.
     #[must_use]
     pub const fn why(self) -> &'static str {
         match self {
@@ -66,7 +66,7 @@ impl Cause {
         }
     }
 
-    /// Whether the policy's `accept` names it.
+    /// Returns true if the policy's `accept` names this gap.
     #[must_use]
     pub fn is_accepted(self, settings: &Settings) -> bool {
         match self {
@@ -76,27 +76,27 @@ impl Cause {
     }
 }
 
-/// Accesses that are not, or not always, what the policy says.
+/// Accesses that do not, or not always, get the action that the policy says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bypass {
-    /// Of these MSRs; `None` is all that it refuses.
+    /// The MSRs. `None`: every MSR that the policy refuses.
     pub msrs: Option<MsrRange>,
-    /// In this direction.
+    /// The direction.
     pub access: Access,
-    /// For this reason.
+    /// The reason.
     pub cause: Cause,
 }
 
-/// Who has to be there for it to be enforced.
+/// The component that enforces an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Enforcer {
-    /// The kernel, with nothing but the filter.
+    /// The kernel's filter alone.
     Filter,
-    /// A gate in the VMM that answers exits. Without one the accesses are refused.
+    /// A gate in the VMM, which answers exits. Without a gate the accesses are refused.
     Gate,
 }
 
-/// `filter`, `gate`.
+/// Writes `filter` or `gate`.
 impl fmt::Display for Enforcer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -106,22 +106,24 @@ impl fmt::Display for Enforcer {
     }
 }
 
-/// How far one entry is enforced, where it decides.
+/// The extent to which one entry is enforced, on the accesses that the entry decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Enforcement {
-    /// The entry; `None` is the policy's `default`.
+    /// The entry. `None` is the policy's `default`.
     pub entry: Option<EntryId>,
-    /// How far.
+    /// The extent.
     pub extent: Extent,
-    /// By whom.
+    /// The component that enforces the entry.
     pub enforcer: Enforcer,
-    /// What goes past it, in order, reads before writes.
+    /// The accesses that bypass the entry, ordered, reads before writes.
     pub holes: Vec<Bypass>,
 }
 
-/// How far a segment is enforced, and why no further. What a policy allows is: nothing has to stop it.
-/// x2APIC registers are not: a policy has no say in them (S3.1).
+/// Returns the extent to which a rule is enforced, and the accesses that bypass the rule.
+///
+/// An allowed access counts as enforced, because nothing has to stop it. x2APIC registers never
+/// count as enforced, because no filter is asked about them (S3.1).
 #[must_use]
 pub fn enforcement_of(
     settings: &Settings,
@@ -148,7 +150,7 @@ pub fn enforcement_of(
         };
         let gaps = reach.gaps().iter();
         for hole in gaps.map(|gap| hole(Some(msrs), Cause::Gap(gap))) {
-            // A row may repeat what one before it says.
+            // A row of the table may repeat the gap of an earlier row.
             if !holes.contains(&hole) {
                 holes.push(hole);
             }
@@ -157,8 +159,8 @@ pub fn enforcement_of(
     (extent, holes)
 }
 
-/// How far each entry that decides something is enforced, on all processors together, in the order
-/// of the entries; the default is last, where it refuses.
+/// Returns the extent to which each entry that decides something is enforced, on all processors
+/// together, in the order of the entries. If the default refuses, the default comes last.
 #[must_use]
 pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
     let settings = compiled.policy().settings();
@@ -175,7 +177,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         };
         let (extent, holes) = enforcement_of(settings, segment, access);
         let (extents, so_far) = found.entry(entry).or_insert_with(|| new_enforcement(entry));
-        // What is allowed makes nothing that is refused any firmer.
+        // An entry's allowed accesses do not change the extent of its refusals.
         if *segment.action != Action::Allow {
             extents.push(extent);
         }
@@ -193,7 +195,8 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         let (extents, _) = found
             .entry(Some(id))
             .or_insert_with(|| new_enforcement(Some(id)));
-        // Other entries decide in its place: some that loosen it, and maybe some that agree.
+        // Other entries decide in this entry's place: some loosen it, and others may agree with
+        // it.
         if extents.is_empty() && !holds_somewhere(compiled, id) {
             extents.push(Extent::Not);
         }
@@ -221,7 +224,8 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
     all
 }
 
-/// Returns true if some access that an entry restricts is no looser in the end than it says.
+/// Returns true if at least one access that an entry restricts is decided no looser than the entry
+/// says.
 fn holds_somewhere(compiled: &Compiled, id: EntryId) -> bool {
     let entry = compiled.policy().entry(id);
     Access::ALL.into_iter().any(|access| {
@@ -248,7 +252,7 @@ fn new_enforcement(entry: Option<EntryId>) -> (Vec<Extent>, Enforcement) {
     (Vec::new(), enforcement)
 }
 
-/// Of each entry into which other texts make holes, those holes.
+/// Returns the accesses by which other texts bypass each entry.
 fn punctured(compiled: &Compiled) -> BTreeMap<EntryId, Vec<Bypass>> {
     let mut punctured = BTreeMap::<_, Vec<Bypass>>::new();
     for puncture in punctures(compiled) {
@@ -278,7 +282,7 @@ mod tests {
     use super::*;
     use crate::{NoIncludes, Source, compile, parse};
 
-    /// Each entry, by its line: how far, by whom, past it what.
+    /// Lists the entries: name, extent, enforcer, and the accesses that bypass the entry.
     fn found(text: &str) -> Vec<String> {
         let source = Source::new("policy.toml", text);
         let policy = parse(&source, &mut NoIncludes).unwrap();

@@ -1,4 +1,4 @@
-//! What happens to one access under a policy, and what says so.
+//! The explanation of one access: the policy's decision and its reason.
 
 mod guest;
 
@@ -12,7 +12,7 @@ use msrgate_program::{Action, DecidedBy, MsrRange, Rule, Variant};
 use crate::enforcement::{Bypass, Extent, enforcement_of};
 use crate::policy::{Entry, Log, Mode, Policy, Settings, UnknownAction};
 
-/// Everything that decides one access.
+/// The decision about one access, with everything that leads to it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Explanation<'p> {
@@ -20,32 +20,33 @@ pub struct Explanation<'p> {
     pub index: MsrIndex,
     /// The direction.
     pub access: Access,
-    /// What the policy says.
+    /// The action that the policy takes.
     pub action: Action,
-    /// What in the policy says so.
+    /// The part of the policy that decides: an entry, the default, or KVM itself.
     pub by: DecidedBy,
-    /// The entry that says so, unless it is the default, or KVM.
+    /// The entry that decides. `None`: the default or KVM decides.
     pub entry: Option<&'p Entry>,
-    /// What the kernel's filter decides.
+    /// The decision of the kernel's filter.
     pub decision: Decision,
-    /// Which of these accesses become events.
+    /// The accesses of this MSR and direction that become events.
     pub log: Log,
     settings: &'p Settings,
     segment: Rule<'p>,
 }
 
-/// How user space learns of an access that comes to the kernel.
+/// The report that user space gets of an access that reaches the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reported {
-    /// It does not: KVM carries the access out.
+    /// No report: KVM carries the access out.
     Nothing,
-    /// It does not: the kernel gives the guest #GP (S5.2).
+    /// No report: the kernel gives the guest #GP (S5.2).
     Fault,
-    /// `KVM_RUN` returns with this number, and this reason in `kvm_run.msr.reason` (S5.3).
+    /// An exit: `KVM_RUN` returns with this exit number, and with this reason in
+    /// `kvm_run.msr.reason` (S5.3).
     Exit(ExitNumber, ExitReason),
 }
 
-/// `nothing`, `#GP`, `exit 29 (KVM_EXIT_X86_RDMSR), reason filter (4)`.
+/// Writes `nothing`, `#GP`, or an exit such as `exit 29 (KVM_EXIT_X86_RDMSR), reason filter (4)`.
 impl fmt::Display for Reported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (number, reason) = match self {
@@ -66,7 +67,7 @@ impl fmt::Display for Reported {
 }
 
 impl Explanation<'_> {
-    /// The range of the filter that decides, counted from 0.
+    /// The number of the filter's range that decides, counted from 0. `None`: no range decides.
     #[must_use]
     pub const fn range(&self) -> Option<usize> {
         match self.decision.because {
@@ -75,22 +76,23 @@ impl Explanation<'_> {
         }
     }
 
-    /// What the guest gets, in words without a full stop. What is answered is as a gate answers it;
-    /// without one it is refused.
+    /// Returns the result that the guest gets, in words without a full stop. The result assumes a
+    /// gate in the VMM; [`Self::needs_gate`] tells if it depends on one.
     #[must_use]
     pub fn guest(&self) -> String {
         guest::gets(self)
     }
 
-    /// Whether [`Self::guest`] needs a gate in the VMM. Without one the guest gets #GP.
+    /// Returns true if [`Self::guest`] holds only with a gate in the VMM. Without a gate the guest
+    /// gets #GP.
     #[must_use]
     pub fn needs_gate(&self) -> bool {
         let is_plain = self.action == Action::Deny && !self.is_let_through();
         self.decision.verdict == Verdict::Deny && !is_plain
     }
 
-    /// What the guest gets where KVM does not know the register; `None` for accesses that are no
-    /// matter of KVM's registers, or that no filter is asked about (S3.1, S5.1).
+    /// Returns the action for the case that KVM does not know the register. `None`: the access
+    /// does not reach KVM's registers, or no filter is asked about it (S3.1, S5.1).
     #[must_use]
     pub fn unknown(&self) -> Option<UnknownAction> {
         let unknown = &self.settings.unknown;
@@ -100,25 +102,25 @@ impl Explanation<'_> {
                 Access::Read => unknown.read,
                 Access::Write => unknown.write,
             }),
-            // `unknown` is for what no entry refuses, in an audit too.
+            // `unknown` applies only to accesses that no entry refuses, in an audit too.
             _ if self.is_let_through() => Some(UnknownAction::Deny),
             _ => None,
         }
     }
 
-    /// Whether it is refused in an audit, which lets it through. No filter opens for the last MSR
-    /// alone (S3.5).
+    /// Returns true if the policy refuses the access, but lets it through because its mode is
+    /// audit. The last MSR is an exception: no filter can open for it alone (S3.5).
     fn is_let_through(&self) -> bool {
         let audits = self.settings.mode == Mode::Audit;
         audits && self.action.refuses() && self.index != MsrIndex::MAX
     }
 
-    /// Whether some of these accesses, or all, get the guest a #GP or its end by this policy.
+    /// Returns true if the policy may answer this access with #GP or end the guest.
     fn may_refuse(&self) -> bool {
         self.action.refuses() || self.access == Access::Write && self.action.refuses_some()
     }
 
-    /// What the kernel reports, where the VM's mask is this one.
+    /// Returns the kernel's report of the access, for a VM with this reason mask.
     #[must_use]
     pub fn reported(&self, mask: ReasonMask) -> Reported {
         match self.decision.verdict {
@@ -127,7 +129,8 @@ impl Explanation<'_> {
         }
     }
 
-    /// What the kernel reports of an access that it carries out, should it not know the register.
+    /// Returns the kernel's report for the case that the filter lets the access through and KVM
+    /// does not know the register. `None` if [`Self::unknown`] is `None`.
     #[must_use]
     pub fn reported_unknown(&self, mask: ReasonMask) -> Option<Reported> {
         self.unknown()
@@ -146,7 +149,8 @@ impl Explanation<'_> {
         }
     }
 
-    /// Which of these accesses become events, in words without a full stop.
+    /// Returns the accesses of this MSR and direction that become events, in words without a full
+    /// stop.
     #[must_use]
     pub fn events(&self) -> &'static str {
         let may_refuse = self.may_refuse();
@@ -164,7 +168,7 @@ impl Explanation<'_> {
         }
     }
 
-    /// How far this is enforced, and what goes past it.
+    /// Returns the extent to which the decision is enforced, and the accesses that bypass it.
     #[must_use]
     pub fn enforced(&self) -> (Extent, Vec<Bypass>) {
         enforcement_of(self.settings, self.segment, self.access)

@@ -18,44 +18,44 @@ use crate::source::Source;
 use node::{Node, Origin};
 use statement::Statements;
 
-/// The order of the settings.
+/// The settings, in their canonical order.
 const SETTINGS: [&str; 8] = [
     "policy", "name", "include", "mode", "default", "unknown", "log", "accept",
 ];
 
-/// The order in which an entry says things.
+/// The keys of an entry, in their canonical order.
 const ENTRY: [&str; 8] = [
     "read", "write", "device", "register", "override", "final", "log", "why",
 ];
 
-/// The order of the fields of other tables: of `unknown`, of a register or a mask, of a device, of
-/// a `cpu`.
+/// The keys of other tables, in their canonical order: of `unknown`, of a register or a mask, of a
+/// device, of a `cpu`.
 const OTHERS: [&str; 13] = [
     "read", "write", "log", "reset", "value", "mask", "outside", "revision", "update", "vendor",
     "family", "model", "stepping",
 ];
 
-/// The text in canonical form: the same policy, with the same comments.
+/// Returns a policy's text in canonical form: the same policy, with the same comments.
 ///
 /// - Settings come first, in the order of the reference, then `[msrs]`, `[device.microcode]`, and
-///   the `[[when]]`s. Entries keep their order, and paragraphs stay paragraphs.
-/// - An entry is a line, unless that would pass 120 columns, or its `why` has several lines: then it is
-///   a table, `[msrs.NAME]`, after those that are lines; so are those which stand with it below one comment.
-///   One that was a table stays one.
-/// - Values of a paragraph stand in a column, so do comments beside them. Table entries that say
-///   what a word says become the word. Keys have quotes only where TOML wants them, digits are
-///   small, names are spelled as the table spells them.
+/// the `[[when]]`s. Entries keep their order, and paragraphs stay paragraphs.
+/// - An entry is a line. It becomes a table, `[msrs.NAME]`, if the line would pass 120 columns, or
+/// if its   `why` has several lines. Tables stand after the lines. Entries below the same comment
+/// become tables   together. An entry that was a table stays one.
+/// - Values of a paragraph are aligned in a column, and so are the comments beside them. A table
+/// that says   the same as a word becomes the word. Keys have quotes only where TOML requires
+/// them, hexadecimal digits   are small letters, and names are spelled as in the register table.
 ///
-/// A comment stays with what it stands above, beside, or right below. Formatting what is formatted
-/// changes nothing. Includes are not followed.
+/// A comment stays with the line above which, beside which, or right below which it stands.
+/// Formatting formatted text changes nothing. Includes are not followed.
 ///
 /// # Errors
-/// All mistakes that the text has by itself. What another text may mend, such as an `override` of
-/// an included entry, is none.
+/// Returns all mistakes that the text has by itself. A mistake that another text may mend, such as
+/// an `override` of an included entry, does not count.
 pub fn format(source: &Source) -> Result<String, Box<Mistakes>> {
     check_alone(source)?;
     let formatted = laid_out(source)?;
-    // Nothing that would not be read takes the place of something that is.
+    // Canonical text that cannot be read must not replace text that can.
     let again = check_alone(&Source::new(source.name(), &formatted));
     again.map_err(|mistakes| match beyond_a_limit(&mistakes) {
         Some(wrong) => Box::new(mistake_in(source, 0..0, wrong)),
@@ -64,7 +64,8 @@ pub fn format(source: &Source) -> Result<String, Box<Mistakes>> {
     Ok(formatted)
 }
 
-/// The limit that only the canonical form is beyond, as a mistake of the text itself: its own size is another.
+/// Returns the limit that the canonical form exceeds, as a mistake of the text. The text's own
+/// size differs from that of the canonical form.
 fn beyond_a_limit(mistakes: &Mistakes) -> Option<MistakeKind> {
     let (what, found, limit) = match *mistakes.mistakes().first()?.wrong() {
         MistakeKind::TooLong { bytes, limit } => ("bytes", bytes, limit),
@@ -75,8 +76,8 @@ fn beyond_a_limit(mistakes: &Mistakes) -> Option<MistakeKind> {
     Some(MistakeKind::CanonicalForm { what, found, limit })
 }
 
-/// The canonical form of a text without mistakes. Its document takes as much memory as reading the text
-/// does, and is gone when the form is read.
+/// Returns the canonical form of a text without mistakes. The parsed document takes as much memory
+/// as reading the text does, and is dropped before the canonical form is read again.
 fn laid_out(source: &Source) -> Result<String, Box<Mistakes>> {
     let text = source.text();
     let document = Document::parse(text).map_err(|error| {
@@ -127,7 +128,7 @@ fn write(mut root: Node, head: &[String], foot: &[String]) -> String {
     text
 }
 
-/// The parts of a table, the first of them with the table's own comments.
+/// Returns the parts of a table; the first part has the table's own comments, too.
 fn with_head_for_first(table: Node) -> impl Iterator<Item = (String, Node)> {
     let mut own = Some(table.comments.clone());
     table.parts.into_iter().map(move |(key, mut child)| {
@@ -162,14 +163,14 @@ fn when(text: &mut String, mut when: Node) {
     }
 }
 
-/// The entries of one table.
+/// Writes the entries of one table.
 fn entries(text: &mut String, path: &str, msrs: Node) {
     let Node {
         comments,
         parts: children,
         ..
     } = msrs;
-    // Spelling must not make one key of two.
+    // Canonical spelling must not make two keys equal.
     let mut spellings = HashMap::<String, usize>::new();
     for key in children.keys() {
         *spellings.entry(spelled(key)).or_default() += 1;
@@ -197,7 +198,8 @@ fn entry(key: String, node: Node) -> EntryText {
     }
     let (mut fields, mut comments) = into_fields(node, &ENTRY);
     if !is_table && let Some(first) = fields.first_mut() {
-        // `IA32_PAT.read = "allow"`: what stands above the first line stands above the entry.
+        // In `IA32_PAT.read = "allow"`, a comment above the first line stands above the whole
+        // entry.
         comments.lead.append(&mut first.comments.lead);
     }
     without_paragraphs(&mut fields);
@@ -215,7 +217,7 @@ fn entry(key: String, node: Node) -> EntryText {
     }
 }
 
-/// The parts of a table in this order, and the table's comments.
+/// Returns the parts of a table in this order, and the table's comments.
 fn into_fields(table: Node, order: &[&str]) -> (Vec<Field>, Comments) {
     let comments = table.comments;
     let parts = table.parts.into_iter();
@@ -230,7 +232,7 @@ fn into_fields(table: Node, order: &[&str]) -> (Vec<Field>, Comments) {
     (fields, comments)
 }
 
-/// The parts of tables within a value, in their order.
+/// Sorts the parts of all tables within a value.
 fn sort(value: &mut Value) {
     if let Value::Table(fields) = value {
         fields.sort_by_key(|(key, _)| place(&OTHERS, key));
@@ -245,7 +247,7 @@ fn place(order: &[&str], key: &str) -> usize {
     place.unwrap_or(order.len())
 }
 
-/// The fields of a table are one paragraph.
+/// Joins the fields of a table into one paragraph.
 fn without_paragraphs(fields: &mut [Field]) {
     for field in fields {
         field.comments.lead.retain(|line| !line.is_empty());

@@ -1,13 +1,14 @@
-//! MSR policies: the language, the names of registers, packing into a filter, explaining.
+//! MSR policies: the language, the names of registers, compiling into filters, and explaining.
 //!
-//! Data goes one way: [`Source`] text is parsed into a [`Policy`], resolved into [`Rules`] that
-//! says what happens to each of 2^32 MSRs in each direction, and packed into the
-//! [`Filter`](msrgate_filter::Filter) of each [`Variant`] of a [`Compiled`] policy, which is
-//! compared with the table before anyone sees it.
+//! Data goes one way. [`parse`](parse()) reads [`Source`] text into a [`Policy`] and resolves the
+//! policy into [`Rules`], which say what happens to each of the 2^32 MSRs in each direction.
+//! [`compile`](compile()) packs the rules into the [`Filter`](msrgate_filter::Filter) of each
+//! [`Variant`] of a [`Compiled`] policy, and compares each filter with its rules before it returns
+//! them.
 //!
-//! With the feature `schema` there is a JSON schema of the language, for editors.
+//! The feature `schema` adds a JSON schema of the language, for editors.
 //!
-//! Everything here is pure: no file is opened and no device.
+//! This crate is pure: it opens no file and no device.
 #![forbid(unsafe_code)]
 
 mod compile;

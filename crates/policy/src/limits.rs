@@ -1,37 +1,38 @@
-//! The limits of a policy's size.
+//! The limits on a policy's size.
 
-/// The most bytes a policy may have, those of its includes among them: 16 MiB.
+/// The maximum size of a policy with all its includes, in bytes: 16 MiB.
 pub const MAX_BYTES: usize = 16 << 20;
 
-/// The most files a policy may have, itself among them, each counted once. No `include` may name more.
+/// The maximum number of files of a policy, its own file included. A file that is included twice
+/// counts once. One `include` may list at most this many files.
 pub const MAX_FILES: usize = 256;
 
-/// The most tokens of TOML a policy may have, those of its includes, comments and ends of lines among
-/// them. A token takes the parser up to about 200 bytes of memory.
+/// The maximum number of TOML tokens of a policy with all its includes. Comments and ends of lines
+/// count as tokens. A token takes up to about 200 bytes of the parser's memory.
 pub const MAX_TOKENS: usize = 5_000_000;
 
-/// The most tables and lists a policy may have, those of its includes among them, and every dot of a
-/// key, which makes a table too. A table takes up to about 1,200 bytes of memory.
+/// The maximum number of tables and lists of a policy with all its includes. A dot in a key makes
+/// a table, too. A table takes up to about 1,200 bytes of memory.
 pub const MAX_TABLES: usize = 500_000;
 
-/// The most bytes a line of a policy may have, so that a message can quote it.
+/// The maximum length of a line of a policy, in bytes, so that a message can quote the line.
 pub const MAX_LINE: usize = 4096;
 
-/// The most entries a policy may have, those of its includes among them.
+/// The maximum number of entries of a policy with all its includes.
 pub const MAX_ENTRIES: usize = 250_000;
 
-/// The most entries on all processors that `[[when]]`s tell apart, each counted wherever it holds: the policy is
-/// resolved and packed for each of them.
+/// The maximum sum of the numbers of entries that hold on each variant. A policy is resolved and
+/// packed for each variant.
 pub(crate) const MAX_ENTRIES_ON_ALL: usize = 4 << 20;
 
-/// The most entries for groups.
+/// The maximum number of entries whose keys are groups.
 pub(crate) const MAX_GROUPS: usize = 500;
 
-/// The most `[[when]]`s.
+/// The maximum number of `[[when]]` sections.
 pub(crate) const MAX_WHENS: usize = 32;
 
-/// With so many mistakes, the entries that follow are not looked at.
+/// The number of mistakes after which reading stops: later entries are not checked.
 pub(crate) const MAX_MISTAKES: usize = 1000;
 
-/// How deep includes may lie in includes.
+/// The maximum depth of includes within includes.
 pub const MAX_DEPTH: usize = 8;

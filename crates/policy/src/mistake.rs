@@ -1,4 +1,4 @@
-//! Everything that can be wrong with a policy's text, with the places and what to do about it.
+//! The mistakes that a policy's text may have, with their places and advice.
 
 mod help;
 mod report;
@@ -16,15 +16,15 @@ use msrgate_program::{one_line, shown_name};
 
 use report::Report;
 
-/// One thing that is wrong.
+/// One mistake in a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mistake {
     pub(crate) wrong: MistakeKind,
-    /// The places, the one that a one-line message names first.
+    /// The places. A one-line message names the first of them.
     pub(crate) places: Vec<Label>,
 }
 
-/// A place in a text, with what is to be said of it.
+/// A place in a text, with a remark about it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Label {
     pub(crate) at: At,
@@ -44,7 +44,8 @@ impl Label {
     }
 }
 
-/// What is wrong. The fields named `key`, `text` and `word` quote the policy; messages have them as [`one_line`].
+/// The kind of a mistake, with its details. The fields `key`, `text` and `word` quote the policy;
+/// messages show them through [`one_line`].
 #[derive(Clone, Debug, Error, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MistakeKind {
@@ -53,30 +54,30 @@ pub enum MistakeKind {
     Syntax {
         /// The reason.
         why: String,
-        /// The advice: how to mend it.
+        /// The advice: how to correct the text.
         help: String,
     },
-    /// A character that no editor shows, as it is.
+    /// A character that editors do not show stands in the text unescaped.
     #[error("the text has an invisible character: {character}", character = one_line(character))]
     Hidden {
         /// The character, such as `U+202E`.
         character: String,
-        /// How a string may have it.
+        /// The advice: how to write the character in a string.
         help: String,
     },
-    /// A key stands twice in one table.
+    /// A key occurs twice in one table.
     #[error("`{key}` stands {}", twice(*.line, *.first), key = one_line(key))]
     DuplicateKey {
         /// The key.
         key: String,
-        /// The advice: how to mend it.
+        /// The advice: how to correct the text.
         help: &'static str,
-        /// The line of the second, counted from 1.
+        /// The line of the second occurrence, counted from 1.
         line: u32,
-        /// The line of the first, if it was found.
+        /// The line of the first occurrence, if it was found.
         first: Option<u32>,
     },
-    /// The text does not say that it is a policy. Nothing in it may be quoted.
+    /// The text does not say that it is a policy. Messages must not quote anything of it.
     #[error("this is not taken for a policy: {}", no_language(*.line))]
     NotAPolicy {
         /// The first line that is not TOML, if there is one.
@@ -85,9 +86,9 @@ pub enum MistakeKind {
     /// The texts are longer than [`MAX_BYTES`](crate::MAX_BYTES).
     #[error("the policy has {bytes} bytes with its includes; at most {limit} are allowed")]
     TooLong {
-        /// How long they are, those that were not read left out.
+        /// The length of the texts that were read, in bytes.
         bytes: usize,
-        /// How long it may be.
+        /// The maximum, in bytes.
         limit: usize,
     },
     /// A line is longer than [`MAX_LINE`](crate::MAX_LINE).
@@ -95,32 +96,32 @@ pub enum MistakeKind {
     LongLine {
         /// The line, counted from 1.
         line: usize,
-        /// How long it is.
+        /// The length of the line, in bytes.
         bytes: usize,
-        /// How long it may be.
+        /// The maximum, in bytes.
         limit: usize,
     },
-    /// The text is within all limits, and its canonical form would not be.
+    /// The text is within all limits, but its canonical form would exceed one.
     #[error("the canonical form would have {found} {what}; at most {limit} are allowed")]
     CanonicalForm {
-        /// Of what: bytes, bytes in one line, tokens, or tables.
+        /// The unit: bytes, bytes in one line, tokens, or tables.
         what: &'static str,
-        /// How many it would have.
+        /// The number that the canonical form would have.
         found: usize,
-        /// How many there may be.
+        /// The maximum.
         limit: usize,
     },
-    /// There is more of something than there may be.
+    /// A policy has more of something than the limit.
     #[error("the policy has {found} {what}; at most {limit} are allowed")]
     TooMany {
-        /// Of what: entries, files, tokens, groups, whens, or variants.
+        /// The things that are counted: entries, files, tokens, groups, whens, or variants.
         what: &'static str,
-        /// How many there are.
+        /// The number that the policy has.
         found: usize,
-        /// How many there may be.
+        /// The maximum.
         limit: usize,
     },
-    /// A key that has to be there is not.
+    /// A required key is missing.
     #[error("`{key}` is missing")]
     MissingKey {
         /// The key.
@@ -128,59 +129,60 @@ pub enum MistakeKind {
         /// The advice: what to write.
         help: &'static str,
     },
-    /// A key that means nothing here.
+    /// The key is unknown here.
     #[error("unknown key `{key}`", key = one_line(key))]
     UnknownKey {
         /// The key.
         key: String,
-        /// The nearest known key, or all of them.
+        /// The nearest known key, or all known keys.
         help: String,
     },
-    /// A key that is known elsewhere in a policy.
+    /// The key is known, but belongs elsewhere in a policy.
     #[error("`{key}` stands {place}", key = one_line(key))]
     Misplaced {
         /// The key.
         key: String,
-        /// Its place, and what belongs there.
+        /// The key's place in the text, and the keys that belong there.
         place: &'static str,
         /// The advice: where to write it.
         help: String,
     },
-    /// A value of the wrong type.
+    /// A value has the wrong type.
     #[error("`{key}` is {found}, and should be {wanted}", key = one_line(key))]
     WrongType {
         /// The key.
         key: String,
-        /// The type of its value.
+        /// The type of the value.
         found: &'static str,
-        /// The type that it should have.
+        /// The type that the value should have.
         wanted: &'static str,
         /// The advice: what to write.
         help: String,
     },
-    /// A word that is none of those that may stand here.
+    /// The word is not one of those that are allowed here.
     #[error("`{key}` cannot be \"{word}\"", word = one_line(word), key = one_line(key))]
     UnknownWord {
         /// The word.
         word: String,
         /// The key whose value it is.
         key: String,
-        /// The words there are, the nearest one first.
+        /// The allowed words, the nearest first.
         help: String,
     },
-    /// Text that is not a number, or a number that is too large.
+    /// Text is not a number, or the number is too large.
     #[error("`{key}` cannot be `{text}`, which is not a number of at most {bits} bits", text = one_line(text), key = one_line(key))]
     BadNumber {
         /// The text.
         text: String,
         /// The key whose value it is.
         key: String,
-        /// How many bits there are.
+        /// The number of bits that the number may have.
         bits: u32,
         /// The advice: what to write.
         help: String,
     },
-    /// A range of families, models or steppings that ends before it begins, or has an end that is not a number.
+    /// A range of families, models or steppings ends before it begins, or has an end that is not a
+    /// number.
     #[error("`{key}` cannot be `{text}`, which is not a range of numbers", text = one_line(text), key = one_line(key))]
     BadRange {
         /// The text.
@@ -190,48 +192,49 @@ pub enum MistakeKind {
         /// The advice: what to write.
         help: String,
     },
-    /// A list of vendors, families, models or steppings with nothing in it: no processor is one of them.
+    /// A list of vendors, families, models or steppings is empty, so that no processor matches.
     #[error("`{key}` is an empty list, so the `[[when]]` holds on no processor")]
     ListsNothing {
         /// The key whose value it is.
         key: &'static str,
     },
-    /// A family, model or stepping that CPUID has no room for.
+    /// A family, model or stepping is too large for CPUID.
     #[error("no processor has the {key} {number:#x}")]
     NoProcessor {
-        /// What stands there.
+        /// The number in the text.
         number: u32,
         /// The key whose value it is.
         key: &'static str,
-        /// What there may be.
+        /// The numbers that are possible.
         help: String,
     },
-    /// A vendor that no processor names: it has not twelve bytes, or is a known one misspelt.
+    /// No processor has this vendor: the name is not twelve bytes long, or is a known vendor
+    /// misspelt.
     #[error("no processor's vendor is `{name}`: CPUID leaf 0 spells it in twelve characters", name = one_line(name))]
     NoVendor {
         /// The name.
         name: String,
-        /// Known ones, the nearest first.
+        /// The known vendors, the nearest first.
         help: String,
     },
-    /// A language version this program does not know.
+    /// This program does not know the version of the language.
     #[error("this msrgate does not know version {} of the policy language", one_line(.0))]
     UnknownVersion(String),
-    /// A key of `[msrs]` that means no MSRs.
+    /// A key of `[msrs]` does not name MSRs.
     #[error("{0}")]
     Msrs(SelectorError),
-    /// An entry speaks of x2APIC registers, which no filter reaches (S3.1).
+    /// An entry names x2APIC registers, which no filter reaches (S3.1).
     #[error("`{text}` names x2APIC registers (0x800 to 0x8ff), which KVM never filters (S3.1)", text = one_line(text))]
     NamesX2apic {
         /// The key.
         text: String,
-        /// The same entry without them.
+        /// The advice: the same entry without x2APIC registers.
         help: String,
     },
-    /// MSR 0xffffffff is to have another action than the default (S3.5).
+    /// An entry gives MSR 0xffffffff another action than the default (S3.5).
     #[error("`{}` gives MSR 0xffffffff another action than `default`, which alone decides it (S3.5)", one_line(.0))]
     NamesTheLastMsr(String),
-    /// A table entry that leaves out a direction.
+    /// A table entry lacks one direction.
     #[error("`{key}` does not say what happens to a {access}", key = one_line(key))]
     MissingDirection {
         /// The entry's key.
@@ -239,33 +242,33 @@ pub enum MistakeKind {
         /// The direction.
         access: Access,
     },
-    /// Two keys of an entry that both say what happens.
+    /// Two keys of an entry both set an action.
     #[error("`{key}` has `{one}` and `{other}`, which both say what happens", key = one_line(key), one = one_line(one), other = one_line(other))]
     SaidTwice {
         /// The entry's key.
         key: String,
-        /// One of them.
+        /// One of the keys.
         one: String,
-        /// Another.
+        /// The other key.
         other: String,
     },
-    /// An action for the other direction.
+    /// The action is for the other direction.
     #[error("`{word}` is not an action for a {access}")]
     OtherDirection {
         /// The action's word.
         word: &'static str,
-        /// The direction it stands at.
+        /// The direction for which the policy uses the action.
         access: Access,
     },
-    /// A table of a device that does not exist.
+    /// No device has this name.
     #[error("no device is called `{name}`", name = one_line(name))]
     UnknownDevice {
         /// The name.
         name: String,
-        /// The device there is.
+        /// The device that exists.
         help: String,
     },
-    /// A device that an entry names and the policy does not set up.
+    /// An entry names a device that the policy does not set up.
     #[error("`{key}` names the device `{device}`, which is not set up", key = one_line(key), device = one_line(device))]
     DeviceNotSetUp {
         /// The entry's key.
@@ -273,17 +276,17 @@ pub enum MistakeKind {
         /// The device.
         device: String,
     },
-    /// A device at an MSR that is none of its own.
+    /// An entry names a device at an MSR that does not belong to the device.
     #[error("the device `{device}` has no register at `{key}`", key = one_line(key), device = one_line(device))]
     DeviceElsewhere {
         /// The entry's key.
         key: String,
         /// The device.
         device: String,
-        /// Where its registers are.
+        /// The place of the device's registers.
         help: &'static str,
     },
-    /// An action that carries accesses to the real register, where that is not sound.
+    /// The action carries accesses to the real register, but forwarding is not sound for this MSR.
     #[error("`{word}` cannot be used for {msr}: the VMM would write this register for the guest, which is not known to be safe", msr = one_line(msr))]
     NotForwardable {
         /// The action's word.
@@ -291,7 +294,7 @@ pub enum MistakeKind {
         /// The first such MSR, with its name.
         msr: String,
     },
-    /// All accesses of an MSR are to be logged, where that is not sound.
+    /// All accesses of an MSR are to be logged, but that is not sound for this MSR.
     #[error("`log = \"all\"` cannot be used for {msr}: the VMM would carry out each {access} for the guest, which is not known to be safe", msr = one_line(msr))]
     NotLoggable {
         /// The direction.
@@ -299,50 +302,51 @@ pub enum MistakeKind {
         /// The first such MSR, with its name.
         msr: String,
     },
-    /// Unknown MSRs are to be answered under default deny, where nobody is asked about them (S5.1).
+    /// `unknown` is set although the default is deny: then the filter refuses the access, and KVM
+    /// does not report an unknown MSR (S5.1).
     #[error(
         "`unknown` has no effect under `default = \"deny\"`, which refuses these accesses first (S5.1)"
     )]
     UnknownNeedsAllow,
-    /// A gap that nobody knows of.
+    /// `accept` names a gap that does not exist.
     #[error("`accept` cannot have \"{name}\", which is not the name of a gap", name = one_line(name))]
     UnknownGap {
         /// The name.
         name: String,
-        /// The names there are.
+        /// The names of the known gaps.
         help: String,
     },
-    /// Two entries that overlap in part, or are equal, and disagree.
+    /// Two entries disagree, and overlap in part or name the same MSRs.
     #[error("`{first}` and `{second}` {how}, and disagree on {accesses}", accesses = both_or(*accesses), first = one_line(first), second = one_line(second), how = one_line(how))]
     Conflict {
         /// The key that comes first.
         first: String,
-        /// The other.
+        /// The key that comes second.
         second: String,
-        /// How they meet.
+        /// The relation of their MSRs.
         how: String,
-        /// On which directions they disagree.
+        /// The directions in which they disagree.
         accesses: Accesses,
-        /// What to do.
+        /// The advice: how to correct the policy.
         help: String,
     },
-    /// Something looser than a `final` entry.
+    /// An entry is looser than a `final` entry.
     #[error("{} the {access} of {index}{} than the final entry `{fixed}`", loosens(key, decides.as_deref()), looser(decides.as_deref()), fixed = one_line(fixed))]
     Loosened {
-        /// The key of the entry that is looser, or that took the final entry's place.
+        /// The key of the entry that is looser, or that replaced the final entry.
         key: String,
         /// The final entry's key.
         fixed: String,
-        /// An MSR it loosens.
+        /// An MSR for which the entry is looser.
         index: MsrIndex,
-        /// In which direction.
+        /// The direction.
         access: Access,
-        /// What decides the access now, where the entry leaves that to something else.
+        /// The key or `default` that decides the access now, if the entry inherits.
         decides: Option<String>,
-        /// What to do.
+        /// The advice: how to correct the policy.
         help: String,
     },
-    /// A policy in audit over an included final entry.
+    /// The policy has `mode = "audit"` and includes a final entry.
     #[error("`mode = \"audit\"` lets through what the final entry `{fixed}` of {file} refuses", fixed = one_line(fixed), file = one_line(file))]
     LiftedByAudit {
         /// The final entry's key.
@@ -350,28 +354,28 @@ pub enum MistakeKind {
         /// The entry's file.
         file: String,
     },
-    /// An `override` with nothing to take the place of.
+    /// An `override` has no included entry to replace.
     #[error("`{}` overrides nothing: no included entry has exactly these MSRs", one_line(.0))]
     OverridesNothing(String),
-    /// An included text that cannot be had.
+    /// An included text cannot be read.
     #[error("cannot include `{path}`: {why}", path = one_line(path), why = one_line(why))]
     Unreadable {
         /// The path as written.
         path: String,
         /// The reason.
         why: String,
-        /// The advice, if it is known what to write.
+        /// The advice, if there is any.
         help: Option<String>,
     },
-    /// A text that includes itself, through others or not.
+    /// A text includes itself, directly or through others.
     #[error("`{path}` includes itself: {way}", path = one_line(path), way = one_line(way))]
     Cycle {
         /// The path as written.
         path: String,
-        /// From where through what to where.
+        /// The chain of includes, from the text back to itself.
         way: String,
     },
-    /// A setting of an include that the policy does not share.
+    /// A setting of an include differs from the policy's.
     #[error("{file} has another `{key}` than the policy that includes it", file = one_line(file))]
     Disagrees {
         /// The setting.
@@ -398,7 +402,7 @@ fn no_language(line: Option<u32>) -> String {
     }
 }
 
-/// The first part of a sentence that compares an entry with a final one.
+/// Returns the first part of a sentence that compares an entry with a final one.
 fn loosens(key: &str, decides: Option<&str>) -> String {
     let key = one_line(key);
     match decides {
@@ -422,7 +426,7 @@ fn both_or(accesses: Accesses) -> &'static str {
 }
 
 impl Mistake {
-    /// What is wrong.
+    /// The kind of the mistake.
     #[must_use]
     pub const fn wrong(&self) -> &MistakeKind {
         &self.wrong
@@ -449,8 +453,8 @@ fn count(mistakes: usize) -> String {
 }
 
 impl Mistakes {
-    /// More than these are counted, not shown: nobody reads them, and each costs a look through
-    /// the whole text.
+    /// The number of mistakes that are kept and shown. Further ones are only counted, because each
+    /// takes a search through the whole text.
     const SHOWN: usize = 50;
 
     pub(crate) fn new(sources: Vec<Source>, mut mistakes: Vec<Mistake>) -> Self {
@@ -470,27 +474,28 @@ impl Mistakes {
         }
     }
 
-    /// How many there are, those not kept included. After a thousand, entries were not looked at.
+    /// The number of mistakes, including those that [`Self::mistakes`] leaves out. After 1,000
+    /// mistakes, further entries were not checked.
     #[must_use]
     pub const fn total(&self) -> usize {
         self.total
     }
 
-    /// The first of them, at most 50.
+    /// The first mistakes, at most 50.
     #[must_use]
     pub fn mistakes(&self) -> &[Mistake] {
         &self.shown
     }
 
-    /// Where a mistake is, if it is at one place: the text and the place in it.
+    /// Returns the text and the place that a mistake is about. `None`: the mistake has no place.
     #[must_use]
     pub fn place(&self, mistake: &Mistake) -> Option<(&Source, Place)> {
         let first = mistake.places.first()?;
         Some(self.place_of(first))
     }
 
-    /// The other places that a mistake is about, such as the second of two entries that disagree, each with what is to
-    /// be said of it.
+    /// Returns the further places that a mistake is about, each with a remark: for example the
+    /// second of two entries that disagree.
     pub fn other_places<'m>(
         &'m self,
         mistake: &'m Mistake,

@@ -1,4 +1,4 @@
-//! The space of 2^32 MSRs as a picture has it: a few clusters in which a policy says something, and the
+//! The space of 2^32 MSRs for a picture: a few clusters in which a policy says something, and the
 //! rest.
 
 use std::num::NonZeroUsize;
@@ -7,62 +7,63 @@ use std::ops::{AddAssign, Sub};
 use msrgate_filter::{Access, Bitmap, MsrIndex};
 use msrgate_program::{Action, DecidedBy, MsrRange, MsrSet, Rule, Rules, Variant};
 
-/// What is no further apart than this is one cluster.
+/// The maximum distance between MSRs of one cluster.
 const NEAR: u64 = 0x1000;
 
-/// How many MSRs something happens to.
+/// The numbers of MSRs in one direction, by what happens to an access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tally {
-    /// KVM handles them.
+    /// MSRs whose accesses KVM handles.
     pub allowed: u64,
-    /// #GP, or the end of the call or the VM.
+    /// MSRs whose accesses get #GP, or end the call or the VM.
     pub refused: u64,
-    /// A gate answers.
+    /// MSRs whose accesses a gate answers.
     pub answered: u64,
-    /// x2APIC registers, which no filter is asked about (S3.1).
+    /// x2APIC registers, about which KVM asks no filter (S3.1).
     pub exempt: u64,
 }
 
-/// What happens to consecutive MSRs in one direction.
+/// The result for accesses of consecutive MSRs in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cell {
-    /// All are allowed.
+    /// All MSRs are allowed.
     Allowed,
-    /// Some are allowed, the others refused.
+    /// Some MSRs are allowed, the others refused.
     Mixed,
-    /// All are refused.
+    /// All MSRs are refused.
     Refused,
-    /// Some are answered, or all.
+    /// At least one MSR is answered by a gate.
     Answered,
-    /// No filter is asked about any.
+    /// All MSRs are exempt from filters.
     Exempt,
 }
 
-/// MSRs that lie together, with what a policy says of them.
+/// MSRs that lie together, with the results of their accesses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Cluster {
-    /// From the first to the last that is spoken of.
+    /// The MSRs, from the first to the last that the policy or the filter names.
     pub msrs: MsrRange,
-    /// The filter's ranges that lie in it, counted from 0.
+    /// The numbers of the filter's ranges that lie in the cluster, counted from 0.
     pub ranges: Vec<usize>,
-    /// Reads, then writes.
+    /// The tallies of reads and of writes, in this order.
     pub tallies: [Tally; 2],
 }
 
-/// All MSRs.
+/// The results for all MSRs under one variant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Overview {
-    /// Where a range of the filter lies, or an entry of no more MSRs than a range can have.
+    /// The clusters: places of the filter's ranges, and of entries with no more MSRs than a range
+    /// can have.
     pub clusters: Vec<Cluster>,
-    /// Of all MSRs outside of the clusters, reads, then writes.
+    /// The tallies of reads and of writes, in this order, for all MSRs outside of the clusters.
     pub rest: [Tally; 2],
 }
 
 impl Tally {
-    /// Of these MSRs.
+    /// Counts these MSRs.
     fn of(table: &Rules, msrs: MsrRange, access: Access) -> Self {
         let mut tally = Self::default();
         for segment in table.within(msrs, access) {
@@ -119,8 +120,8 @@ impl Sub for Tally {
 }
 
 impl Cluster {
-    /// Its MSRs in one direction, from the first to the last, as this many cells of about the same
-    /// size, or as one for each MSR if there are fewer.
+    /// Returns the cluster's MSRs in one direction, from the first to the last, divided into at
+    /// most `most` cells of about equal size. A cluster with fewer MSRs has a cell for each MSR.
     #[must_use]
     pub fn cells(&self, variant: &Variant, access: Access, most: NonZeroUsize) -> Vec<Cell> {
         let count = self.msrs.count();
@@ -136,7 +137,7 @@ impl Cluster {
     }
 }
 
-/// What one variant of a policy makes of all MSRs.
+/// Returns the overview of all MSRs under one variant of a policy.
 #[must_use]
 pub fn overview(variant: &Variant) -> Overview {
     let table = variant.rules();
@@ -166,7 +167,7 @@ pub fn overview(variant: &Variant) -> Overview {
     Overview { clusters, rest }
 }
 
-/// The MSRs of each of the filter's ranges, in its order.
+/// Returns the MSRs of each of the filter's ranges, in the filter's order.
 fn ranges(variant: &Variant) -> Vec<MsrRange> {
     let ranges = variant.filter().ranges().iter();
     ranges
@@ -177,7 +178,7 @@ fn ranges(variant: &Variant) -> Vec<MsrRange> {
         .collect()
 }
 
-/// Where the ranges lie, and the entries that are no larger than one.
+/// Returns the places of the ranges, and of entries that are no larger than a range can be.
 fn clusters(table: &Rules, ranges: &[MsrRange]) -> Vec<MsrRange> {
     let most = u64::from(Bitmap::MAX_COUNT);
     let segments = Access::ALL.iter().flat_map(|&access| table.of(access));

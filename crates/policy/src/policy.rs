@@ -1,4 +1,4 @@
-//! What a policy says, after its text is understood and before anything is resolved.
+//! The content of a policy's text: parsed, not yet resolved.
 
 use miette::SourceSpan;
 use msrgate_filter::Access;
@@ -8,15 +8,15 @@ use crate::limits::MAX_FILES;
 use crate::source::{Place, Source, small};
 pub(crate) use msrgate_program::{Log, Microcode, Mode, Unknown, UnknownAction, Update};
 
-/// One of a policy's texts: [`Policy::sources`] by number, 0 the policy itself.
+/// The number of one of a policy's texts in [`Policy::sources`]; 0 is the policy's own text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(u32);
 
-/// One of a policy's `[[when]]`s: [`Policy::whens`] by number.
+/// The number of one of a policy's `[[when]]` sections in [`Policy::whens`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WhenId(u32);
 
-/// An id is the number of something in a policy, of which there are far fewer than 2^32.
+/// Defines ids: numbers of something in a policy. A policy has far fewer than 2^32 of anything.
 macro_rules! numbered {
     ($($id:ident)*) => {$(
         impl $id {
@@ -33,7 +33,7 @@ macro_rules! numbered {
 
 numbered!(SourceId WhenId);
 
-/// Some of a policy's texts, of which there are at most [`MAX_FILES`].
+/// A set of a policy's texts. A policy has at most [`MAX_FILES`] texts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct SourceSet([u64; MAX_FILES.div_ceil(64)]);
 
@@ -44,14 +44,14 @@ impl SourceSet {
         }
     }
 
-    /// The set of one text.
+    /// Returns the set that holds one text.
     pub(crate) fn of(id: SourceId) -> Self {
         let mut set = Self::default();
         set.insert(id);
         set
     }
 
-    /// The texts that are in both.
+    /// Returns the texts that are in both sets.
     pub(crate) fn shared(mut self, other: Self) -> Self {
         for (word, other) in self.0.iter_mut().zip(other.0) {
             *word &= other;
@@ -59,7 +59,7 @@ impl SourceSet {
         self
     }
 
-    /// The texts that `other` does not contain.
+    /// Returns the texts that `other` does not contain.
     pub(crate) fn without(mut self, other: Self) -> Self {
         for (word, other) in self.0.iter_mut().zip(other.0) {
             *word &= !other;
@@ -71,14 +71,14 @@ impl SourceSet {
         self == Self::default()
     }
 
-    /// The first text.
+    /// Returns the text with the lowest number.
     pub(crate) fn first(self) -> Option<SourceId> {
         let mut words = self.0.iter().enumerate();
         let (number, word) = words.find(|(_, word)| **word != 0)?;
         Some(SourceId::new(64 * number + word.trailing_zeros() as usize))
     }
 
-    /// The texts, in order.
+    /// Returns the texts in order of their numbers.
     pub(crate) fn iter(self) -> impl Iterator<Item = SourceId> {
         let all = (0..MAX_FILES).map(SourceId::new);
         all.filter(move |id| self.contains(*id))
@@ -104,7 +104,7 @@ impl SourceSet {
 /// The policy's own text.
 pub(crate) const OWN: SourceId = SourceId(0);
 
-/// Where something stands. Small, since every entry has one.
+/// A place in one of a policy's texts. The type is small because every entry has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct At {
     source: SourceId,
@@ -131,7 +131,7 @@ impl At {
     }
 }
 
-/// One line of `[msrs]`, or of a `[when.msrs]`.
+/// One entry of a policy: a line of `[msrs]` or of a `[when.msrs]`, or a table below them.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub(crate) key: Box<str>,
@@ -139,7 +139,8 @@ pub struct Entry {
     pub(crate) place: Place,
     pub(crate) when: Option<WhenId>,
     pub(crate) msrs: MsrSet,
-    /// By [`Access`]; `None` takes what a wider entry or the default says.
+    /// The actions, indexed by [`Access`]. `None` inherits the action of a wider entry or of the
+    /// default.
     pub(crate) actions: [Option<Action>; 2],
     pub(crate) why: Option<Box<str>>,
     pub(crate) log: Option<Log>,
@@ -147,7 +148,7 @@ pub struct Entry {
     pub(crate) firmness: Firmness,
 }
 
-/// Whether an entry may take the place of an included one (`override`).
+/// The permission of an entry to replace an included entry (`override`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Replaces {
     #[default]
@@ -155,7 +156,7 @@ pub(crate) enum Replaces {
     Included,
 }
 
-/// Whether another entry may loosen one (`final`).
+/// The permission of other entries to loosen an entry (`final` takes it away).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Firmness {
     #[default]
@@ -170,57 +171,57 @@ impl Entry {
         &self.key
     }
 
-    /// Which text it stands in.
+    /// The text that contains the entry.
     #[must_use]
     pub const fn source(&self) -> SourceId {
         self.at.source()
     }
 
-    /// Where in that text its key stands.
+    /// The place of the entry's key in that text.
     #[must_use]
     pub const fn place(&self) -> Place {
         self.place
     }
 
-    /// The `[[when]]` it belongs to; `None` holds for every processor.
+    /// The `[[when]]` that contains the entry. `None`: the entry holds on every processor.
     #[must_use]
     pub const fn when(&self) -> Option<WhenId> {
         self.when
     }
 
-    /// The MSRs it speaks of.
+    /// The MSRs that the entry applies to.
     #[must_use]
     pub const fn msrs(&self) -> &MsrSet {
         &self.msrs
     }
 
-    /// What it says of one direction, or `None` where it says `"inherit"`.
+    /// The entry's action in one direction. `None`: the entry says `"inherit"`.
     #[must_use]
     pub const fn action(&self, access: Access) -> Option<&Action> {
         self.actions[access as usize].as_ref()
     }
 
-    /// The author's reason.
+    /// The reason that the author gives in `why`.
     #[must_use]
     pub fn why(&self) -> Option<&str> {
         self.why.as_deref()
     }
 
-    /// What it says of logging, if it says something.
+    /// The entry's own `log` setting, if the entry has one.
     #[must_use]
     pub const fn log(&self) -> Option<Log> {
         self.log
     }
 }
 
-/// A `[[when]]`.
+/// A `[[when]]` section: entries for some processors.
 #[derive(Clone, Debug)]
 pub struct When {
     pub(crate) cpus: CpuSet,
 }
 
 impl When {
-    /// The processors it speaks of.
+    /// The processors on which the section's entries hold.
     #[must_use]
     pub const fn cpus(&self) -> &CpuSet {
         &self.cpus
@@ -234,60 +235,61 @@ pub struct Policy {
     pub(crate) settings: Settings,
     pub(crate) whens: Vec<When>,
     pub(crate) entries: Vec<Entry>,
-    /// The texts that each text includes, in one step or more.
+    /// The texts that each text includes, directly or through others; indexed by [`SourceId`].
     pub(crate) below: Vec<SourceSet>,
 }
 
-/// What a policy says outside of its entries.
+/// The settings of a policy: everything but its entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Its `name`, if it has one.
+    /// The policy's `name`, if the policy has one.
     pub name: Option<Box<str>>,
-    /// Whether refusals are carried out.
+    /// The mode: enforce the policy, or only record what it would refuse (audit).
     pub mode: Mode,
-    /// What happens to MSRs that no entry names: allow or deny.
+    /// The default action, allow or deny, for MSRs that no entry names.
     pub default: Action,
-    /// What becomes of MSRs that KVM does not know.
+    /// The answer to accesses of MSRs that KVM does not know.
     pub unknown: Unknown,
-    /// Which accesses become events.
+    /// The accesses that become events.
     pub log: Log,
-    /// Gaps in enforcement that the author knows of, by their words.
+    /// The gaps in enforcement that the author accepts, by [`Cause::name`](crate::Cause::name).
     pub accept: Vec<Box<str>>,
-    /// The microcode device, if it is set up.
+    /// The microcode device, if the policy sets it up.
     pub microcode: Option<Microcode>,
 }
 
 impl Policy {
-    /// Its own text.
+    /// The policy's own text.
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.sources[0]
     }
 
-    /// Its own text, then those it includes.
+    /// The policy's own text, then the texts that it includes.
     #[must_use]
     pub fn sources(&self) -> &[Source] {
         &self.sources
     }
 
-    /// The text of this number.
+    /// Returns the text with this number.
     ///
     /// # Panics
-    /// The number is another policy's and this one has fewer texts.
+    /// Panics if the number comes from a policy with more texts, and is too large for this one.
     #[must_use]
     pub fn text(&self, id: SourceId) -> &Source {
         &self.sources[id.number()]
     }
 
-    /// The texts by which this one is included, from the policy's own down to the one nearest to
-    /// it; none for the policy's own.
+    /// Returns the texts through which a text is included, from the policy's own text down to the
+    /// one nearest to the included text. The list is empty for the policy's own text.
     #[must_use]
     pub fn includers(&self, id: SourceId) -> Vec<&Source> {
         let mut way = Vec::new();
         let mut at = SourceId(0);
         while at != id && self.below[at.number()].contains(id) {
             way.push(self.text(at));
-            // The one with most below it leaves out none between it and the rest.
+            // The candidate with the most texts below it comes next: no other candidate lies
+            // between.
             let below = &self.below[at.number()];
             let next = (0..self.sources.len())
                 .map(SourceId::new)
@@ -299,45 +301,45 @@ impl Policy {
         way
     }
 
-    /// What it says outside of its entries.
+    /// The settings: everything but the entries.
     #[must_use]
     pub const fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Its `name`, if it has one.
+    /// The policy's `name`, if the policy has one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.settings.name.as_deref()
     }
 
-    /// What happens to MSRs that no entry names, reads and writes alike.
+    /// The default action for reads and writes of MSRs that no entry names.
     #[must_use]
     pub const fn default_action(&self) -> &Action {
         &self.settings.default
     }
 
-    /// Its `[[when]]`s.
+    /// The `[[when]]` sections.
     #[must_use]
     pub fn whens(&self) -> &[When] {
         &self.whens
     }
 
-    /// Its entries, in the order of the texts.
+    /// The entries, in the order of the texts.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The ids of its entries, in the same order.
+    /// Returns the ids of the entries, in the order of [`Self::entries`].
     pub fn ids(&self) -> impl Iterator<Item = EntryId> {
         (0..self.entries.len()).map(EntryId::new)
     }
 
-    /// The entry with this id.
+    /// Returns the entry with this id.
     ///
     /// # Panics
-    /// The id is another policy's and this one has fewer entries.
+    /// Panics if the id comes from a policy with more entries, and is too large for this one.
     #[must_use]
     pub fn entry(&self, id: EntryId) -> &Entry {
         &self.entries[id.number()]
