@@ -1,7 +1,7 @@
-//! Warnings about a policy: what is no mistake, and worth knowing.
+//! Warnings about a policy that has no mistakes.
 //!
-//! [`of_policy`] finds the warnings that depend on the policy alone, [`of_cpuid`] and [`of_saved`] those
-//! that depend on a host. The caller asks the host: nothing here does.
+//! [`of_policy`] returns the warnings that depend on the policy alone, [`of_cpuid`] and
+//! [`of_saved`] those that depend on a host. The caller asks the host: this crate does not.
 
 mod device;
 mod entries;
@@ -20,8 +20,8 @@ use crate::punctures::punctures;
 pub use host::{of_cpuid, of_saved};
 pub use warning::{Code, Warning};
 
-/// Returns the warnings that depend on the policy alone, a kind after the other. Of each kind, those on
-/// the policy's own entries come first.
+/// Returns the warnings that depend on the policy alone, grouped by kind. In each group, the
+/// warnings about the policy's own entries come first.
 #[must_use]
 pub fn of_policy(compiled: &Compiled) -> Vec<Warning<'_>> {
     let punctures = punctures(compiled);
@@ -34,7 +34,7 @@ pub fn of_policy(compiled: &Compiled) -> Vec<Warning<'_>> {
     warnings.extend(gaps::changed_unasked(compiled));
     warnings.extend(device::revision_unread(compiled));
     warnings.extend(entries::state(compiled));
-    // The policy's author cannot edit an include, however many warnings it has.
+    // The policy's author cannot edit an include.
     let is_included = |one: &Warning<'_>| one.entry.is_some_and(|entry| entry.source() != OWN);
     for warnings in warnings.chunk_by_mut(|one, next| one.code == next.code) {
         warnings.sort_by_key(is_included);

@@ -1,4 +1,5 @@
-//! From a policy's text, and those it includes, to a [`Policy`], with what is wrong in each text.
+//! Parses a policy's text, and the texts it includes, into a [`Policy`] and the mistakes of each
+//! text.
 
 mod duplicate;
 mod entry;
@@ -34,21 +35,21 @@ use value::{Item, items};
 pub(crate) struct Parsed {
     /// The texts, the policy's own first.
     pub(crate) sources: Vec<Source>,
-    /// The policy, as far as it is understood: nothing of it is resolved, and what is wrong is left out.
-    /// `None` without its settings.
+    /// The policy as far as it was understood: mistaken parts are left out, and nothing is
+    /// resolved yet. `None` if the settings are missing.
     pub(crate) policy: Option<Policy>,
-    /// What is wrong.
+    /// The mistakes.
     pub(crate) mistakes: Vec<Mistake>,
-    /// Whether the policy's own text has a `default`.
+    /// True if the policy's own text has a `default`.
     pub(crate) has_default: bool,
-    /// True if something is wrong with a device: then it is not reported as missing, too.
+    /// True if a device has a mistake. The device is then not reported as missing, too.
     pub(crate) has_broken_device: bool,
-    /// What each text says for itself, by [`SourceId`].
+    /// The statements of each text by itself, indexed by [`SourceId`].
     pub(crate) stated: Vec<Stated>,
 }
 
-/// Reads a policy's text with all it includes. Without `includes` they are not followed, and a text that has
-/// no `default` gets one.
+/// Reads a policy's text and all texts that it includes. Without `includes`, no include is
+/// followed, and a text without a `default` gets one.
 pub(crate) fn read(source: &Source, includes: Option<&mut dyn Includes>) -> Parsed {
     let is_alone = includes.is_none();
     let mut reader = Reader::new(includes);
@@ -61,7 +62,7 @@ pub(crate) fn read(source: &Source, includes: Option<&mut dyn Includes>) -> Pars
     reader.finish(has_default)
 }
 
-/// The one mistake of a text.
+/// Returns the result for a text with this one mistake.
 pub(crate) fn mistake_in(
     source: &Source,
     span: std::ops::Range<usize>,
@@ -72,18 +73,19 @@ pub(crate) fn mistake_in(
     Mistakes::new(vec![source.clone()], vec![Mistake { wrong, places }])
 }
 
-/// Collects mistakes on the way through the texts: what is wrong is left out, the rest goes on.
+/// Reads the texts and collects their mistakes: mistaken parts are left out, and reading goes on.
 struct Reader<'i> {
-    /// `None`: includes are not followed.
+    /// The opener of included texts. `None`: includes are not followed.
     includes: Option<&'i mut dyn Includes>,
     sources: Vec<Source>,
     /// The text that is being read.
     current: SourceId,
     /// The place of the include that led to the current text.
     entrance: Option<At>,
-    /// The texts that each text includes, in one step or more.
+    /// The texts that each text includes, directly or through others; indexed by [`SourceId`].
     below: Vec<SourceSet>,
-    /// For each text the files of the longest row, from it on, of which each includes the next.
+    /// The height of each text: the number of files in the longest chain of includes that starts
+    /// with it.
     heights: Vec<usize>,
     size: Size,
     said: Vec<Said>,
@@ -91,9 +93,10 @@ struct Reader<'i> {
     entries: Vec<Entry>,
     groups: usize,
     mistakes: Vec<Mistake>,
-    /// True if a misspelt or misplaced `default` was reported: then it is not reported as missing, too.
+    /// True if a misspelt or misplaced `default` was reported. The `default` is then not reported
+    /// as missing, too.
     has_lost_default: bool,
-    /// True if something in `[device]` was reported: then no device is reported as missing, too.
+    /// True if a mistake in `[device]` was reported. No device is then reported as missing, too.
     has_broken_device: bool,
 }
 
@@ -117,7 +120,8 @@ impl<'i> Reader<'i> {
         }
     }
 
-    /// Reads one text, and first those it includes. `way` are the texts that led here.
+    /// Reads one text, after the texts that it includes. `way` is the chain of texts that leads to
+    /// this one.
     fn read(&mut self, source: &Source, way: &mut Vec<SourceId>) {
         let id = SourceId::new(self.sources.len());
         self.sources.push(source.clone());
@@ -125,7 +129,8 @@ impl<'i> Reader<'i> {
         self.said.push(Said::default());
         self.heights.push(1);
         self.current = id;
-        // Before it is counted: how much there may still be of the others would tell the size of a secret.
+        // This check precedes the counting: the room that is left for other texts would tell the
+        // size of a secret.
         if let Err(wrong) = judged(source.text()) {
             self.wrong_as_a_whole(wrong);
             return;
@@ -135,7 +140,7 @@ impl<'i> Reader<'i> {
         }
         let text = size::to_the_last_mistake(source.text());
         let (document, errors) = DeTable::parse_recoverable(text);
-        // The head may end within the number.
+        // The head may end within the version number.
         if let Err(wrong) = language(document.get_ref(), &errors) {
             self.wrong_as_a_whole(wrong);
             return;
@@ -152,7 +157,8 @@ impl<'i> Reader<'i> {
         self.forget(before, id, &lines);
     }
 
-    /// Forgets the mistakes from number `from` on that are on these lines of a text: it has others that are the cause.
+    /// Forgets mistakes, from number `from` on, on these lines of a text: other mistakes there are
+    /// their cause.
     fn forget(&mut self, from: usize, id: SourceId, lines: &BTreeSet<u32>) {
         if lines.is_empty() {
             return;
@@ -170,10 +176,10 @@ impl<'i> Reader<'i> {
         });
     }
 
-    /// Beyond a limit is a mistake of the whole text, which is then not looked at.
+    /// Checks the size of a text. A text beyond a limit has one mistake, and is not read.
     fn has_readable_size(&mut self, source: &Source) -> bool {
         if let Err(wrong) = self.size.add(source.text()) {
-            // What is beyond the limit for all texts is not looked at in any other.
+            // If the limit for all texts is exceeded, no further text is read.
             self.includes = None;
             self.wrong_as_a_whole(wrong);
             return false;
@@ -181,7 +187,8 @@ impl<'i> Reader<'i> {
         true
     }
 
-    /// A line beyond its limit is a mistake of the whole text, which is then not looked at.
+    /// Checks the lengths of lines. A text with a line beyond the limit has one mistake, and is
+    /// not read.
     fn has_long_lines(&mut self, source: &Source) -> bool {
         let before = self.mistakes.len();
         for (line, bytes) in source.lines_over(MAX_LINE) {
@@ -191,7 +198,8 @@ impl<'i> Reader<'i> {
         self.mistakes.len() != before
     }
 
-    /// Complains of characters that a reviewer does not see. TOML itself forbids the controls of ASCII.
+    /// Reports characters that a reviewer does not see. TOML itself forbids the control characters
+    /// of ASCII.
     fn hidden(&mut self, source: &Source) {
         const MOST: usize = 20;
         let mut reader = TextReader::default();
@@ -220,7 +228,7 @@ impl<'i> Reader<'i> {
         }
     }
 
-    /// The keys of one text.
+    /// Reads the keys of one text.
     fn document(&mut self, document: &DeTable<'_>, is_toml: bool, way: &mut Vec<SourceId>) {
         let items = items(document);
         if let Some(&item) = items.iter().find(|item| item.key.text == "include") {
@@ -228,11 +236,11 @@ impl<'i> Reader<'i> {
         }
         for item in items {
             match item.key.text {
-                // Both were looked at.
+                // Both keys were read before.
                 "policy" | "include" => {}
                 "msrs" => self.msrs(item, None),
                 "when" => self.whens(item),
-                // Where a table's head is broken, its keys seem to stand outside of it.
+                // Below a broken table head, the table's keys seem to stand outside of any table.
                 other if !words::TOP.contains(&other) && !is_toml => {}
                 other if !words::TOP.contains(&other) => self.unknown_setting(item, document),
                 _ => self.setting(item),
@@ -243,7 +251,7 @@ impl<'i> Reader<'i> {
         }
     }
 
-    /// Complains of a key at the top that is no setting: an entry, perhaps.
+    /// Reports a key at the top level that is not a setting: perhaps an entry.
     fn unknown_setting(&mut self, item: Item<'_>, document: &DeTable<'_>) {
         if self.has_enough_mistakes() {
             return;
@@ -309,7 +317,7 @@ impl Reader<'_> {
         });
     }
 
-    /// Complains of the current text as a whole, at the place that includes it.
+    /// Reports a mistake of the current text as a whole, at the place that includes the text.
     fn wrong_as_a_whole(&mut self, wrong: MistakeKind) {
         let name = shown_name(self.text().name());
         let place = |at| Label::saying(at, format!("in `{name}`"));
@@ -325,7 +333,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Each mistake may cost a search for what was meant, and nobody reads so many.
+    /// Returns true if reading should stop. Each mistake may cost a search for the word that was
+    /// meant, and nobody reads more of them.
     fn has_enough_mistakes(&self) -> bool {
         self.mistakes.len() >= MAX_MISTAKES
     }
@@ -339,14 +348,15 @@ impl Reader<'_> {
     }
 }
 
-/// The language version this program reads.
+/// The language version that this program reads.
 const VERSION: &str = "1";
 
-/// Looks for the language that a text says it is in, before anything that is not TOML. With `policy = 1` it is a policy,
-/// and messages may quote it.
+/// Checks the version of the language that a text states before any line that is not TOML. If the
+/// text states `policy = 1`, it is a policy, and messages may quote it.
 ///
 /// # Errors
-/// It is no policy, or one in another language, whose number is all that is known of the text.
+/// The text is not a policy, or has another version; a message may then tell nothing but that
+/// version.
 fn language(document: &DeTable<'_>, errors: &[toml::de::Error]) -> Result<(), MistakeKind> {
     let none = MistakeKind::NotAPolicy { line: None };
     let Some((_, version)) = document.get_key_value("policy") else {
@@ -363,7 +373,8 @@ fn language(document: &DeTable<'_>, errors: &[toml::de::Error]) -> Result<(), Mi
     }
 }
 
-/// Looks for the language in the [head](head_of) of a text. However long the text is, this takes little memory.
+/// Checks the version of the language in the [head](head_of) of a text. The memory needed does not
+/// depend on the text's length.
 fn judged(text: &str) -> Result<(), MistakeKind> {
     let head = &text[..head_of(text.as_bytes()).len()];
     let (document, errors) = DeTable::parse_recoverable(size::to_the_last_mistake(head));
@@ -379,10 +390,11 @@ fn judged(text: &str) -> Result<(), MistakeKind> {
     })
 }
 
-/// Bytes within which a text has to say that it is a policy: 64 KiB.
+/// The number of bytes at the start of a text within which it has to say that it is a policy: 64
+/// KiB.
 pub const HEAD_BYTES: usize = 64 << 10;
 
-/// The lines of a text that lie within its first [`HEAD_BYTES`].
+/// Returns the complete lines within the first [`HEAD_BYTES`] of a text.
 #[must_use]
 pub fn head_of(text: &[u8]) -> &[u8] {
     if text.len() <= HEAD_BYTES {
@@ -392,14 +404,14 @@ pub fn head_of(text: &[u8]) -> &[u8] {
     &text[..end.map_or(0, |end| end + 1)]
 }
 
-/// Returns true if a text says `policy = 1` in its [head](head_of), before anything that is not TOML. A message about
-/// any other text tells nothing of it, its length neither.
+/// Returns true if a text says `policy = 1` in its [head](head_of), before any line that is not
+/// TOML. Messages about any other text must tell nothing of it, not even its length.
 #[must_use]
 pub fn is_policy(text: &str) -> bool {
     judged(text).is_ok()
 }
 
-/// A value as TOML has it, with its place.
+/// A TOML value with its place.
 type Value<'v> = Spanned<DeValue<'v>>;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! From a policy to its text.
+//! Prints a policy as text.
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
@@ -13,10 +13,10 @@ use crate::policy::{
     Entry, Firmness, Log, Mode, Policy, Replaces, Settings, Unknown, UnknownAction, WhenId,
 };
 
-/// The policy as one text without includes, which reads as the same policy: the same settings, the
-/// same `[[when]]`s, and entries that say the same of the same MSRs. What an entry replaced for
-/// good is left out, and so is what is said twice under one key. It is laid out as
-/// [`format`](crate::format()) lays a text out.
+/// Returns the policy as one text without includes. The text reads as the same policy: the same
+/// settings, the same `[[when]]`s, and entries with the same actions for the same MSRs. Replaced
+/// entries and repeated entries of one key are left out. The layout is that of
+/// [`format`](crate::format()).
 #[must_use]
 pub fn print(policy: &Policy) -> String {
     let mut text = String::new();
@@ -40,7 +40,7 @@ pub fn print(policy: &Policy) -> String {
     text
 }
 
-/// The tables of devices.
+/// Writes the tables of devices.
 pub(crate) fn devices(text: &mut String, settings: &Settings) {
     if let Some(microcode) = settings.microcode {
         let fields_of = [
@@ -64,12 +64,12 @@ fn field(key: &str, value: Value) -> Field {
     }
 }
 
-/// A number as a string, which may have all 64 bits.
+/// Returns a number as a string, because TOML numbers have no room for all 64 bits.
 fn number(number: impl std::fmt::LowerHex) -> Value {
     Value::Text(format!("{number:#x}"))
 }
 
-/// The settings that are not what silence means.
+/// Returns the settings that differ from their defaults.
 pub(crate) fn head(settings: &Settings) -> Vec<Field> {
     let name = settings.name.as_deref();
     let audit = (settings.mode == Mode::Audit)
@@ -137,9 +137,10 @@ pub(crate) fn cpus(cpus: &CpuSet) -> Value {
     table(vendor.chain(numbers))
 }
 
-/// The entries of `[msrs]`, or of one `[when.msrs]`.
+/// Returns the entries of `[msrs]`, or of one `[when.msrs]`.
 fn entries(policy: &Policy, overrides: &Overrides, when: Option<WhenId>) -> Vec<EntryText> {
-    // An entry of the same `[[when]]`, or of none either, is there wherever this one would be.
+    // An entry of the same `[[when]]`, or one outside of every `[[when]]`, holds wherever this one
+    // would.
     let is_gone = |id: EntryId| {
         let mut by = overrides.of_entry(id);
         by.any(|by| policy.entry(by).when == policy.entry(id).when)
@@ -164,7 +165,7 @@ fn entries(policy: &Policy, overrides: &Overrides, when: Option<WhenId>) -> Vec<
     entries
 }
 
-/// What an entry says: a word, or a table with both directions.
+/// Returns an entry's value: a word, or a table with both directions.
 fn says(entry: &Entry, replaces: Replaces) -> Value {
     let is_true = |is: bool| is.then(|| Value::Bare("true".to_owned()));
     let all = [

@@ -66,45 +66,47 @@ pub use lookup::{Named, by_index, by_name, search, titled, titled_range};
 pub(crate) use reach::exempt;
 pub use reach::{Gap, GapKind, Kernel, Kernels, Reach, gaps, reach, uses, vm_gaps};
 
-/// One MSR.
+/// An MSR that a public source names.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Register {
-    /// What a guest puts into ECX.
+    /// The index, which a guest puts into ECX.
     pub index: MsrIndex,
-    /// The name it goes by, which means no other register: the SDM's for architectural ones
-    /// (`IA32_EFER`), else Linux's, AMD's, Hyper-V's (`MSR_K7_HWCR`, `HV_X64_MSR_RESET`).
+    /// The name, which no other register has: the SDM's for architectural registers (`IA32_EFER`),
+    /// else Linux's, AMD's or Hyper-V's (`MSR_K7_HWCR`, `HV_X64_MSR_RESET`).
     pub name: &'static str,
-    /// What else it is called, best known first. An alias may be other registers' too.
+    /// Further names, best known first. Other registers may share an alias.
     pub aliases: &'static [&'static str],
-    /// Who has it.
+    /// The vendor whose processors or hypervisor have the register.
     pub vendor: Vendor,
-    /// What it is, in at most 90 bytes; empty where no source says.
+    /// The description, in at most 90 bytes; empty if no source has one.
     pub summary: &'static str,
-    /// Who names it.
+    /// The sources that name the register.
     pub sources: Sources,
 }
 
-/// Every register, by index.
+/// Every register, sorted by index.
 #[must_use]
 pub fn all() -> &'static [Register] {
     &table::TABLE
 }
 
 impl Register {
-    /// How accesses may be forwarded, where that is sound: see [`forward`](crate::forward).
+    /// The accesses that may be forwarded soundly, and their limits: see
+    /// [`forward`](crate::forward). `None` if no access may be.
     #[must_use]
     pub fn forward(&self) -> Option<&'static Forward> {
         msrgate_program::forward(self.index)
     }
 
-    /// Its name, then its aliases.
+    /// Returns the register's name, then its aliases.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + use<> {
         std::iter::once(self.name).chain(self.aliases.iter().copied())
     }
 }
 
-/// Who has a register. A number that two of them use is the one's whose name the register has.
+/// The vendor of a register. If two vendors use the same index, the vendor is the one whose name
+/// the register has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Vendor {
@@ -118,9 +120,10 @@ pub enum Vendor {
     Centaur,
     /// Transmeta.
     Transmeta,
-    /// No processor: KVM's paravirtual interface.
+    /// KVM's paravirtual interface; no processor has the register.
     Kvm,
-    /// No processor: the interface of Microsoft's hypervisor, which KVM has too.
+    /// The interface of Microsoft's hypervisor, which KVM implements, too; no processor has the
+    /// register.
     HyperV,
 }
 
@@ -142,15 +145,15 @@ impl fmt::Display for Vendor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Source {
-    /// ia32-doc: the SDM's architectural MSRs.
+    /// ia32-doc: the architectural MSRs of the SDM.
     Ia32Doc = 0,
-    /// Linux's constants.
+    /// The constants of Linux.
     Linux = 1,
     /// EDK2's headers, which follow the SDM by processor family.
     Edk2 = 2,
-    /// geopm's lists of fields.
+    /// The lists of fields of geopm.
     Geopm = 3,
-    /// Public manuals, by hand.
+    /// Public manuals; the rows are written by hand.
     Manuals = 4,
 }
 
@@ -182,13 +185,13 @@ impl fmt::Display for Source {
 pub struct Sources(u8);
 
 impl Sources {
-    /// Whether `source` is one of them.
+    /// Returns true if `source` names the register.
     #[must_use]
     pub const fn contain(self, source: Source) -> bool {
         self.0 & 1 << source as u8 != 0
     }
 
-    /// Each of them.
+    /// Returns each list that names the register.
     pub fn iter(self) -> impl Iterator<Item = Source> {
         let all = Source::ALL.into_iter();
         all.filter(move |source| self.contain(*source))

@@ -1,4 +1,4 @@
-//! The entries that a policy needs so that an entry of an include no longer loosens something.
+//! Remedies: entries that a policy needs so that an included entry no longer loosens something.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -15,7 +15,8 @@ use crate::overrides::Overrides;
 use crate::policy::{Entry, OWN, Policy, Replaces};
 use crate::print;
 
-/// Entries to be pasted into the policy together, in the place of included ones of the same MSRs.
+/// Entries to be pasted into the policy together. They replace the included entries of the same
+/// MSRs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remedy {
     pub(crate) lines: Vec<Line>,
@@ -23,29 +24,29 @@ pub struct Remedy {
     file: String,
 }
 
-/// One of these entries.
+/// One entry of a remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
     /// The entry, as a line of the policy's text.
     pub(crate) text: String,
-    /// The `cpu` of the `[[when]]` in which it has to stand.
+    /// The `cpu` of the `[[when]]` that has to contain the entry.
     pub(crate) cpu: Option<String>,
-    /// The line of the policy that has an entry of these MSRs already.
+    /// The line of the policy that the entry replaces: it already has an entry of these MSRs.
     pub(crate) instead: Option<u32>,
 }
 
 impl Remedy {
-    /// The entries, each as a line of a policy's text.
+    /// Returns the entries, each as a line of a policy's text.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         self.lines.iter().map(|line| &*line.text)
     }
 }
 
-/// The processors of an entry: those of its `[[when]]`, or all.
+/// The processors of an entry: those of its `[[when]]`; `None` for all.
 type Place<'p> = Option<&'p CpuSet>;
 
-/// The action of a line in one direction, with its origin. Of two that contradict each other on some
-/// processor, the lesser one gives way.
+/// The action of a line in one direction, with its origin. If two lines contradict each other on a
+/// processor, the one with the lesser origin gives way.
 #[derive(Clone, Copy)]
 struct Said<'a> {
     action: &'a Action,
@@ -64,17 +65,18 @@ enum Origin {
     Own,
 }
 
-/// The loosest that may happen to some MSRs.
+/// The loosest action that a remedy may give to some MSRs.
 #[derive(Clone, Copy)]
 pub(crate) enum Limit<'a> {
     /// The action of a wider entry that is loosened.
     Loosened(&'a Action),
-    /// The action of a wider entry that is loosened in the other direction only. An included entry may
-    /// be looser all the same where a narrower one hides it: a line does not repeat it, but inherits.
+    /// The action of a wider entry that is loosened in the other direction only. An included entry
+    /// may still be looser if a narrower entry hides it. The line then inherits instead of
+    /// repeating the action.
     Whole(&'a Action),
 }
 
-/// The limit of each direction, at the place of its [`Access`]; `None` where a direction has none.
+/// The limits of both directions, indexed by [`Access`]; `None` where a direction has no limit.
 pub(crate) type Limits<'a> = [Option<Limit<'a>>; 2];
 
 impl<'a> Limit<'a> {
@@ -85,19 +87,20 @@ impl<'a> Limit<'a> {
     }
 }
 
-/// The actions of an entry of these processors.
+/// The actions of one entry, with the processors on which it holds.
 #[derive(Clone, Copy)]
 struct Row<'p> {
     place: Place<'p>,
     says: [Option<Said<'p>>; 2],
 }
 
-/// The entries of a policy by their MSRs: an `override` replaces all included ones of the same MSRs.
+/// The entries of a policy by their MSRs. An `override` replaces all included entries of the same
+/// MSRs.
 pub(crate) struct Remedies<'p> {
     policy: &'p Policy,
     overrides: &'p Overrides,
     by_msrs: HashMap<&'p MsrSet, Vec<EntryId>>,
-    /// By [`Access`], the MSRs of entries that overlap another one in part.
+    /// The MSRs of entries that overlap another entry in part, indexed by [`Access`].
     crossed: [HashSet<&'p MsrSet>; 2],
 }
 
@@ -115,23 +118,25 @@ impl<'p> Remedies<'p> {
         }
     }
 
-    /// The processors of an entry's `[[when]]`.
+    /// Returns the processors of an entry's `[[when]]`.
     fn place(&self, entry: &Entry) -> Place<'p> {
         let when = entry.when?;
         Some(self.policy.whens[when.number()].cpus())
     }
 
-    /// The processors of the line against `loose`, which loosens `fixed`: an entry of a `[[when]]` is
-    /// replaced in one of the same processors only.
+    /// Returns the processors for the line against `loose`, which loosens `fixed`. Only an entry
+    /// for the same processors can replace an entry of a `[[when]]`.
     pub(crate) fn base(&self, loose: &Entry, fixed: &Entry) -> Place<'p> {
         self.place(loose).or(self.place(fixed))
     }
 
-    /// The entries that take the place of `loose`, and of the other included ones of its MSRs. One holds
-    /// for each of the processors in `bases`, the others for those with another entry of these MSRs that
-    /// would contradict it. In each direction they are no looser than what `limits` has there, and else
-    /// say what is said there already. Where another entry forbids to say so, they inherit: the included
-    /// entries are gone all the same.
+    /// Returns the entries that replace `loose` and the other included entries of its MSRs.
+    ///
+    /// There is one entry for each of the processors in `bases`, and one for each further place
+    /// with an entry of these MSRs that would contradict it. No entry is looser than `limits` in
+    /// either direction; otherwise the entries repeat the actions that hold already. An entry
+    /// inherits if another entry contradicts its action: the included entries are replaced all the
+    /// same.
     pub(crate) fn against(
         &self,
         loose: &'p Entry,
@@ -165,25 +170,25 @@ impl<'p> Remedies<'p> {
         }
     }
 
-    /// The entries of the MSRs of `one`.
+    /// Returns the entries that have the same MSRs as `one`.
     fn of_msrs(&self, one: &Entry) -> impl Iterator<Item = (EntryId, &'p Entry)> {
         let all = self.by_msrs.get(one.msrs()).into_iter().flatten();
         all.map(|&id| (id, self.policy.entry(id)))
     }
 
-    /// Whether an included entry of the MSRs of `one` stands there.
+    /// Returns true if an included entry with the MSRs of `one` has this place.
     pub(crate) fn has_included(&self, one: &Entry, place: Place<'p>) -> bool {
         let mut all = self.of_msrs(one).map(|(_, entry)| entry);
         all.any(|entry| entry.source() != OWN && self.place(entry) == place)
     }
 
-    /// Whether an entry of one of these places replaces this one.
+    /// Returns true if an entry of one of these places replaces this one.
     fn is_replaced(&self, id: EntryId, places: &[Place<'p>]) -> bool {
         let mut by = self.overrides.of_entry(id);
         by.any(|by| places.contains(&self.place(self.policy.entry(by))))
     }
 
-    /// The line of some processors.
+    /// Returns the line for some processors.
     fn row(&self, loose: &Entry, place: Place<'p>, bounds: &Bounds<'_, 'p>) -> Row<'p> {
         let is_base = bounds.bases.contains(&place);
         let said = |access: Access| {
@@ -205,8 +210,8 @@ impl<'p> Remedies<'p> {
         }
     }
 
-    /// What entries of this place say, and whether one of the policy itself does, unless one of
-    /// `replacing` replaces them.
+    /// Returns the actions of entries of this place that no entry of `replacing` replaces, and
+    /// true if one of these entries is the policy's own.
     fn said(
         &self,
         loose: &Entry,
@@ -222,11 +227,11 @@ impl<'p> Remedies<'p> {
         speaking.max_by_key(|(_, is_own)| *is_own)
     }
 
-    /// The processors of an entry that contradicts a row, and may have a line of its own.
+    /// Returns the processors of an entry that contradicts a row and may have a line of its own.
     fn contradicting(&self, loose: &Entry, rows: &[Row<'p>]) -> Option<Place<'p>> {
         let mut others = self.of_msrs(loose).filter(|&(id, entry)| {
             let place = self.place(entry);
-            // A line of a `[[when]]` replaces one that holds for all processors.
+            // A line of a `[[when]]` replaces a line that holds for all processors.
             let is_other = place.is_some() && rows.iter().all(|row| row.place != place);
             is_other && !self.is_replaced(id, &[place])
         });
@@ -243,7 +248,7 @@ impl<'p> Remedies<'p> {
         other.map(|(_, entry)| self.place(entry))
     }
 
-    /// Lets lines of different `[[when]]`s inherit where they contradict each other, or an entry of the
+    /// Makes lines inherit if they contradict a line of another `[[when]]`, or an entry of the
     /// policy that stays.
     fn reconcile(&self, loose: &Entry, rows: &mut Vec<Row<'p>>) {
         let own = self.of_msrs(loose).filter_map(|(_, entry)| {
@@ -307,12 +312,13 @@ impl<'p> Remedies<'p> {
 struct Bounds<'b, 'p> {
     bases: &'b [Place<'p>],
     limits: Limits<'p>,
-    /// Whether a line that says something new would contradict an entry that overlaps it in part.
+    /// True, by direction, if a line with a new action would contradict an entry that overlaps it
+    /// in part.
     is_crossed: [bool; 2],
 }
 
 impl<'p> Bounds<'_, 'p> {
-    /// What a line says where `found` is said so far.
+    /// Returns the action of a line, where `found` holds so far.
     fn bounded(
         &self,
         found: Option<(&'p Action, Origin)>,
@@ -326,7 +332,7 @@ impl<'p> Bounds<'_, 'p> {
         });
         if let Some((action, origin)) = found {
             let is_kept = limit.is_none_or(|limit| no_looser(action, limit.action()));
-            // An exception of the policy's own text is meant.
+            // An exception in the policy's own text is intended.
             let is_meant = origin == Origin::Own && (!is_base || loosened.is_none());
             if is_kept || is_meant {
                 return Some(Said { action, origin });
@@ -353,7 +359,7 @@ fn disagree(row: &Row<'_>, entry: &Entry) -> bool {
     })
 }
 
-/// Whether some processor is one of both.
+/// Returns true if some processor belongs to both places.
 fn may_meet(one: Place<'_>, other: Place<'_>) -> bool {
     let (Some(one), Some(other)) = (one, other) else {
         return true;
@@ -378,7 +384,8 @@ fn may_meet(one: Place<'_>, other: Place<'_>) -> bool {
         && numbers(&one.stepping, &other.stepping)
 }
 
-/// The MSRs of entries that overlap another one in part, of those that say something in this direction.
+/// Returns the MSRs of entries that overlap another entry in part; only entries with an action in
+/// this direction count.
 fn crossed(policy: &Policy, access: Access) -> HashSet<&MsrSet> {
     let speaking = policy
         .entries()
@@ -397,7 +404,8 @@ fn crossed(policy: &Policy, access: Access) -> HashSet<&MsrSet> {
         }
     }
     let ranges: Vec<_> = ranges.into_iter().map(Entry::msrs).collect();
-    // From the left, then from the right: an open one that ends within another begins before it.
+    // Once from the left and once from the right: a range that ends within another begins before
+    // it.
     crossed.extend(ended_within(&ranges, |msrs| {
         let range = msrs.as_range()?;
         Some((
@@ -415,7 +423,8 @@ fn crossed(policy: &Policy, access: Access) -> HashSet<&MsrSet> {
     crossed
 }
 
-/// Those into which another one reaches that begins before them and ends before they do.
+/// Returns the MSRs into which another range reaches that begins before them and ends before they
+/// do.
 fn ended_within<'p>(
     all: &[&'p MsrSet],
     ends: impl Fn(&MsrSet) -> Option<(i64, i64)>,
@@ -439,7 +448,7 @@ fn ended_within<'p>(
     crossed
 }
 
-/// The limit, or a refusal where the limit is an action that is not known to be sound.
+/// Returns the limit, or a refusal if the limit's action is not known to be sound for these MSRs.
 fn possible<'a>(loose: &Entry, limit: &'a Action) -> &'a Action {
     let mut msrs = loose.msrs.ranges().iter();
     let is_forwarded = msrs.all(|range| {
@@ -453,7 +462,7 @@ fn possible<'a>(loose: &Entry, limit: &'a Action) -> &'a Action {
     }
 }
 
-/// "write `…` below `[msrs]` of policy.toml", and so on for each line.
+/// Writes "write `…` below `[msrs]` of policy.toml" for each line.
 impl fmt::Display for Remedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = &self.file;

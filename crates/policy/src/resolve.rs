@@ -1,4 +1,5 @@
-//! From a policy's entries to the rules that hold on each kind of processor, or to all mistakes at once.
+//! Resolves a policy's entries into the rules for each kind of processor, or into all its mistakes
+//! at once.
 
 mod active;
 mod conflict;
@@ -24,7 +25,7 @@ pub(crate) use active::variants;
 #[cfg(test)]
 pub(crate) use conflict::says;
 
-/// A policy without mistakes, with the rules that hold by its `[[when]]`s.
+/// A policy without mistakes, with the rules for each combination of its `[[when]]`s.
 #[derive(Clone, Debug)]
 pub struct ResolvedPolicy {
     policy: Policy,
@@ -38,31 +39,33 @@ impl ResolvedPolicy {
         &self.policy
     }
 
-    /// The same policy in this mode, whatever its text says.
+    /// Returns the same policy with this mode in place of its text's.
     #[must_use]
     pub fn in_mode(mut self, mode: Mode) -> Self {
         self.policy.settings.mode = mode;
         self
     }
 
-    /// The policy, and a variant for each way in which the `[[when]]`s hold on some processor; at
-    /// least one. The variant in which none holds, if there is such a processor, is the first.
+    /// Returns the policy and its variants: one for each combination of `[[when]]`s that hold
+    /// together on some processor; at least one. If there is a processor on which no `[[when]]`
+    /// holds, its variant is the first.
     #[must_use]
     pub fn into_parts(self) -> (Policy, Vec<ResolvedVariant>) {
         (self.policy, self.variants)
     }
 }
 
-/// Reads a policy with all it includes, and resolves it.
+/// Reads a policy with all texts that it includes, and resolves it.
 ///
 /// # Errors
-/// All mistakes, with their places: bad TOML, unknown keys, words and names, includes that cannot
-/// be read, entries that overlap and disagree, answers that cannot be given. Texts over
-/// [`MAX_BYTES`](crate::MAX_BYTES), [`MAX_TOKENS`](crate::MAX_TOKENS) or
-/// [`MAX_TABLES`](crate::MAX_TABLES), with a line over [`MAX_LINE`](crate::MAX_LINE), with more than
-/// [`MAX_ENTRIES`](crate::MAX_ENTRIES), or in more than [`MAX_FILES`](crate::MAX_FILES) are refused
-/// unread. A text that does not say `policy = 1` has one mistake, which tells nothing of it but the number that it
-/// says instead.
+/// Returns all mistakes with their places: bad TOML, unknown keys, words and names, includes that
+/// cannot be read, entries that overlap and disagree, answers that are impossible.
+///
+/// A policy beyond a limit is refused unread: [`MAX_BYTES`](crate::MAX_BYTES),
+/// [`MAX_TOKENS`](crate::MAX_TOKENS), [`MAX_TABLES`](crate::MAX_TABLES),
+/// [`MAX_LINE`](crate::MAX_LINE), [`MAX_ENTRIES`](crate::MAX_ENTRIES),
+/// [`MAX_FILES`](crate::MAX_FILES). A text that does not say `policy = 1` has one mistake, which
+/// tells nothing of the text except the version that it states.
 pub fn parse(
     source: &Source,
     includes: &mut dyn Includes,
@@ -70,11 +73,11 @@ pub fn parse(
     resolve(parse::read(source, Some(includes)), |_| false)
 }
 
-/// Looks for mistakes in one text, for which nothing is included, and which may be meant for being
-/// included: what another text may mend is none.
+/// Checks one text without the texts that it includes. The text may be meant for being included,
+/// so a mistake that another text may mend does not count.
 ///
 /// # Errors
-/// Its mistakes.
+/// The mistakes of the text.
 pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
     let parsed = parse::read(source, None);
     let has_default = parsed.has_default;
@@ -86,8 +89,8 @@ pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
     resolve(parsed, may_be_mended).map(|_| ())
 }
 
-/// Resolves a policy, and adds what is wrong with its entries together to the mistakes of its texts;
-/// `these` are no mistakes.
+/// Resolves a policy, and adds the mistakes of its entries together to `these`, the mistakes of
+/// its texts.
 fn resolve(
     parsed: parse::Parsed,
     these: impl Fn(&MistakeKind) -> bool,
@@ -98,7 +101,7 @@ fn resolve(
     };
     let mut mistakes = parsed.mistakes;
     mistakes.retain(|mistake: &Mistake| !these(&mistake.wrong));
-    // Of a policy that is beyond a limit, not all entries are there.
+    // A policy beyond a limit has entries that were not read.
     let is_limit = |mistake: &Mistake| {
         matches!(
             mistake.wrong,
@@ -117,13 +120,14 @@ fn resolve(
     }
 }
 
-/// The rules of some entries of a policy: of those that contain an MSR, the smallest decides. Where two of
-/// the same size do, they agree: [`conflict`] has seen to it. `lines` says where each entry stands.
+/// Returns the rules of some entries of a policy. Of the entries that contain an MSR, the smallest
+/// decides. Two entries of the same size agree: [`conflict`] has checked that. `lines` has the
+/// line of each entry.
 fn rules(policy: &Policy, entries: &[EntryId], lines: Arc<[Line]>) -> Rules {
     msrgate_program::resolve(&Active { policy, entries }, lines)
 }
 
-/// The line that each entry stands on.
+/// Returns the line of each entry.
 fn lines(policy: &Policy) -> Arc<[Line]> {
     let line = |entry: &Entry| Line {
         file: FileId::new(small(entry.source().number())),
@@ -150,7 +154,7 @@ impl Layers for Active<'_> {
         })
     }
 
-    /// The smaller an entry, the lower its rank.
+    /// Returns the rank of an entry: the smaller the entry, the lower its rank.
     fn rank(&self, entry: EntryId) -> u64 {
         self.policy.entry(entry).msrs().count()
     }

@@ -1,4 +1,4 @@
-//! The shape of a policy as a JSON schema, by which editors complete and check while one types.
+//! The language as a JSON schema, by which editors complete and check a policy.
 
 mod shape;
 
@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use crate::parse::words::{self, Says, Words};
 use crate::registers;
 
-/// The schema, as `docs/policy.schema.json` has it: JSON Schema, draft 7, which is what editors of TOML
-/// understand.
+/// Returns the schema, which `docs/policy.schema.json` holds: JSON Schema, draft 7, the version
+/// that TOML editors support.
 ///
-/// It knows keys, words and types. It does not know the names of registers, which numbers are too
-/// large, nor which entries disagree: [`parse`](crate::parse()) does.
+/// The schema has keys, words and types. It does not have the names of registers or the limits of
+/// numbers, and does not find entries that disagree: [`parse`](crate::parse()) does.
 #[must_use]
 pub fn schema() -> String {
     let settings = SchemaSettings::draft07();
@@ -27,7 +27,7 @@ pub fn schema() -> String {
     format!("{:#}\n", schema.to_value())
 }
 
-/// TOML has no null: what need not be there is absent.
+/// Removes null from a schema: TOML has no null, and optional keys are absent.
 fn without_null(schema: &mut Schema) {
     let null = json!({ "type": "null" });
     if schema.get("default").is_some_and(Value::is_null) {
@@ -44,14 +44,14 @@ fn without_null(schema: &mut Schema) {
         && shapes.contains(&null)
     {
         shapes.retain(|one| *one != null);
-        // Beside a `$ref` draft 7 sees nothing, such as the field's description.
+        // Draft 7 ignores everything beside a `$ref`, such as the field's description.
         if let Some(shapes) = schema.remove("anyOf") {
             schema.insert("allOf".to_owned(), shapes);
         }
     }
 }
 
-/// One of these words, each with what it means.
+/// Returns the schema of one of these words, each with its meaning.
 fn one_of(words: impl IntoIterator<Item = (&'static str, &'static str)>) -> Schema {
     let words = words.into_iter();
     let words: Vec<_> = words
@@ -60,12 +60,12 @@ fn one_of(words: impl IntoIterator<Item = (&'static str, &'static str)>) -> Sche
     json_schema!({ "oneOf": words })
 }
 
-/// The words of a table, whose meanings are told in the same order.
+/// Returns the schema of the words of a table, whose meanings come in the same order.
 fn each<T, const N: usize>(words: &Words<T, N>, meanings: [&'static str; N]) -> Schema {
     one_of(words.iter().map(|(word, _)| *word).zip(meanings))
 }
 
-/// A word, or another shape.
+/// Returns the schema of a word or another shape.
 fn or(words: &Schema, other: impl Into<Value>) -> Schema {
     json_schema!({ "anyOf": [words, other.into()] })
 }
@@ -130,7 +130,8 @@ fn updates(_: &mut SchemaGenerator) -> Schema {
     )
 }
 
-/// Gaps of the kernel with how they come about; the gate's own has no such row.
+/// Returns the schema of the kernel's gaps with their explanations. The gate's own gap has no such
+/// row.
 fn gaps(_: &mut SchemaGenerator) -> Schema {
     let why = |name: &'static str| {
         let gap = registers::gaps().find(|gap| gap.name == name);
@@ -164,7 +165,7 @@ fn unknown_write(_: &mut SchemaGenerator) -> Schema {
     each(&words::UNKNOWN_WRITES, ["#GP.", "Nothing happens."])
 }
 
-/// What one direction may have: words, and tables.
+/// Returns the schema of the action in one direction: words and tables.
 fn action(generator: &mut SchemaGenerator, access: Access) -> Schema {
     const MEANINGS: [&str; 7] = [
         "KVM handles it as if there were no policy.",
@@ -203,7 +204,7 @@ fn write(generator: &mut SchemaGenerator) -> Schema {
     action(generator, Access::Write)
 }
 
-/// What an entry says.
+/// Returns the schema of an entry's value.
 fn said(generator: &mut SchemaGenerator) -> Schema {
     let words = each(
         &words::BOTH,
@@ -217,7 +218,8 @@ fn said(generator: &mut SchemaGenerator) -> Schema {
     or(&words, generator.subschema_for::<shape::Entry>())
 }
 
-/// Entries under names, indices, ranges and groups; an editor offers the groups.
+/// Returns the schema of entries by names, indices, ranges and groups. An editor offers the
+/// groups.
 fn msrs(generator: &mut SchemaGenerator) -> Schema {
     let entry = generator.subschema_for::<shape::Said>();
     let groups = registers::groups().iter();
@@ -244,7 +246,8 @@ fn numbers(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
 }
 
-/// A number of TOML, or a string of one. `more` is what a string may go on with.
+/// Returns the schema of a TOML number, or of a string that holds one. `more` is a pattern for
+/// what may follow in the string.
 fn number(more: &str) -> Value {
     let digits = r"\s*(0[xX][0-9A-Fa-f_]+|[0-9][0-9_]*)\s*";
     let more = more.replace("NUMBER", digits);

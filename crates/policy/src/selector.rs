@@ -1,4 +1,4 @@
-//! How people say which MSRs they mean: a name, an index, or a range of these.
+//! Selectors, by which people name MSRs: a name, an index, a range, or a group.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::nearest::one_of;
 use crate::registers::{self, Named, Register};
 use crate::source::quoted;
 
-/// Text that means no MSRs.
+/// The reason for which a text does not name MSRs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SelectorError {
@@ -18,7 +18,7 @@ pub enum SelectorError {
     UnknownName {
         /// The name.
         name: String,
-        /// Names that look like it, the likeliest first.
+        /// Names that look similar, the likeliest first.
         near: Vec<&'static str>,
     },
     /// No group has this name.
@@ -30,27 +30,27 @@ pub enum SelectorError {
         /// Its meanings, such as `0x1d9 on Intel`.
         candidates: Vec<String>,
     },
-    /// A name with `*` or `?` in it, which stands for nothing else.
+    /// A name contains `*` or `?`, which are not wildcards here.
     Wildcard(String),
-    /// Several names or indices at once.
+    /// The text has several names or indices.
     List(String),
-    /// Text that begins like an index and is no index.
+    /// Text begins like an index, but is not one.
     BadIndex {
         /// The text.
         text: String,
         /// The reason.
         why: &'static str,
-        /// Indices or ranges that were meant, the likeliest first. Each of them is valid.
+        /// Valid indices or ranges that may have been meant, the likeliest first.
         instead: Vec<String>,
     },
-    /// A range that is not written with `..=`, or lacks one of its ends.
+    /// A range is not written with `..=`, or lacks an end.
     OpenRange {
         /// The text.
         text: String,
-        /// Ranges that were meant, the likeliest first. Each of them is valid.
+        /// Valid ranges that may have been meant, the likeliest first.
         instead: Vec<String>,
     },
-    /// A range whose end is below its start.
+    /// The end of a range is below its start.
     BackwardRange {
         /// The text.
         text: String,
@@ -97,13 +97,14 @@ impl fmt::Display for SelectorError {
 impl std::error::Error for SelectorError {}
 
 impl SelectorError {
-    /// Says how to mend it, in a sentence.
+    /// Returns advice on how to correct the text, as a sentence.
     #[must_use]
     pub fn help(&self) -> String {
         self.help_quoting(str::to_owned)
     }
 
-    /// Says how to mend it in a policy, whose keys have quotes where TOML wants them.
+    /// Returns advice on how to correct the text in a policy, whose keys have quotes where TOML
+    /// requires them.
     pub(crate) fn help_in_policy(&self) -> String {
         if matches!(self, Self::UnknownName { near, .. } if near.is_empty()) {
             return "look it up with `msrgate msr WORD`; an entry looks like `IA32_PAT = \"r\"`"
@@ -149,7 +150,7 @@ impl SelectorError {
     }
 }
 
-/// Names what to write instead, the likeliest first.
+/// Returns the proposed texts as one phrase, the likeliest first.
 fn written(instead: &[String], code: impl Fn(&str) -> String) -> String {
     match instead {
         [meant, hexadecimal] => format!(
@@ -164,18 +165,18 @@ fn written(instead: &[String], code: impl Fn(&str) -> String) -> String {
     }
 }
 
-/// Finds the group whose name, but for its `@`, is part of a text.
+/// Finds the group whose name, without its `@`, is part of a text.
 fn group_in(text: &str) -> Option<&'static str> {
     let text = text.to_lowercase();
     let mut groups = registers::groups().iter().map(|group| group.name);
     groups.find(|name| text.contains(name.trim_start_matches('@')))
 }
 
-/// The MSRs that `text` means: `IA32_EFER`, `0xc0000080`, `0x200..=0x20f` with an index or a name on
-/// either side, or a group such as `@mtrr`.
+/// Parses a selector: a name such as `IA32_EFER`, an index such as `0xc0000080`, a range such as
+/// `0x200..=0x20f` with an index or a name on either side, or a group such as `@mtrr`.
 ///
 /// # Errors
-/// The text means no MSRs.
+/// Returns [`SelectorError`] if the text does not name MSRs.
 pub fn parse_msrs(text: &str) -> Result<MsrSet, SelectorError> {
     let text = text.trim();
     let is_list = text.contains([',', ';', '|', '[']) || text.split_whitespace().count() > 1;
@@ -231,7 +232,7 @@ fn range(text: &str, first: &str, last: &str) -> Result<MsrSet, SelectorError> {
     }
 }
 
-/// The ends of what is meant for a range, and written as one in other languages.
+/// Returns the ends of a range that is written as in another language.
 fn joined_otherwise(text: &str) -> Option<(&str, &str)> {
     let joints = ["..", "-", "\u{2013}", ":", "~", " to "];
     let (first, last) = joints.iter().find_map(|joint| text.split_once(joint))?;
@@ -241,7 +242,7 @@ fn joined_otherwise(text: &str) -> Option<(&str, &str)> {
     is_joint.then_some((first, last))
 }
 
-/// The ranges that these ends may mean, the likeliest first.
+/// Returns the ranges that these ends may mean, the likeliest first.
 fn meant_ranges(first: &str, last: &str) -> Vec<String> {
     let readings = |text: &str| match parse_index(text) {
         Ok(_) => vec![text.to_owned()],
@@ -263,8 +264,8 @@ fn meant_ranges(first: &str, last: &str) -> Vec<String> {
     (0..count).filter_map(reading).collect()
 }
 
-/// Text that means the same MSRs in the spelling of the table: `IA32_EFER` for `ia32_efer`, digits
-/// in small letters, no blanks. A name stays the one that it is.
+/// Returns a selector of the same MSRs in canonical spelling: `IA32_EFER` for `ia32_efer`,
+/// hexadecimal digits in small letters, no blanks. An alias stays that alias.
 pub(crate) fn spelled(text: &str) -> String {
     let text = text.trim();
     if text.starts_with('@') {
@@ -291,7 +292,7 @@ fn spelled_one(text: &str) -> String {
         Named::None(_) => return text.to_owned(),
     };
     let names = registers.into_iter().flat_map(Register::names);
-    // What is left out in front of a name is left out of its spelling.
+    // A prefix that the text leaves out is left out of the canonical spelling, too.
     let mut ends = names.filter_map(|name| name.get(name.len().checked_sub(text.len())?..));
     let spelling = ends.find(|name| name.eq_ignore_ascii_case(text));
     spelling.unwrap_or(text).to_owned()
@@ -305,7 +306,7 @@ fn group(name: &str) -> Result<MsrSet, SelectorError> {
     MsrSet::new(ranges).ok_or_else(|| SelectorError::UnknownGroup(quoted(name)))
 }
 
-/// The reason for which digits alone are no index.
+/// The reason for which digits alone are not an index.
 const WHY: &str = "an index is hexadecimal and begins with `0x`";
 
 fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
@@ -340,7 +341,7 @@ fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
         let instead: Vec<_> = decimal.into_iter().chain(hexadecimal(&plain)).collect();
         return match instead[..] {
             [] => bad("an index has 32 bits", Vec::new()),
-            // The digits of small numbers are the same.
+            // Small numbers have the same digits in both bases.
             [decimal, hexadecimal] if decimal == hexadecimal => bad(WHY, vec![decimal]),
             _ => bad(WHY, instead),
         };
@@ -410,7 +411,7 @@ mod tests {
         assert_eq!(range("0x0..=0xffffffff"), (0, u32::MAX));
     }
 
-    /// Whatever a message proposes is understood when it is pasted.
+    /// Every text that a message proposes can be parsed.
     #[test]
     fn proposed_index_or_range_is_valid() {
         let texts = [

@@ -1,4 +1,4 @@
-//! The text of a policy and places in it.
+//! A policy's text, and places in it.
 
 use std::sync::Arc;
 
@@ -6,14 +6,15 @@ use miette::{NamedSource, SourceSpan};
 pub(crate) use msrgate_program::quoted;
 use msrgate_program::{shown, shown_name};
 
-/// A policy's text under the name that messages give it.
+/// A policy's text, with the name that messages use for it.
 #[derive(Clone, Debug)]
 pub struct Source {
     name: Arc<str>,
-    /// Equal for sources that are one text, whatever name each was reached by.
+    /// The identity: equal for sources that are the same text, even if they were reached by
+    /// different names.
     identity: Arc<[u8]>,
     text: Arc<str>,
-    /// Where each line begins, in bytes.
+    /// The offset of each line's beginning, in bytes.
     lines: Arc<[u32]>,
 }
 
@@ -22,13 +23,13 @@ pub struct Source {
 pub struct Place {
     /// The line.
     pub line: u32,
-    /// The character in it.
+    /// The column: the number of the character in the line.
     pub column: u32,
 }
 
 impl Source {
-    /// The text `text`, called `name` in messages: a path, or a name such as `-` for standard
-    /// input. The name identifies it, too.
+    /// Returns the source with this text. `name` is used in messages: a path, or `-` for standard
+    /// input. The name is also the source's identity.
     #[must_use]
     pub fn new(name: &str, text: &str) -> Self {
         let starts = text.match_indices('\n').map(|(at, _)| small(at + 1));
@@ -40,8 +41,8 @@ impl Source {
         }
     }
 
-    /// The same source, identified by these bytes in place of its name. A name is for people, and
-    /// two files may share it: paths that differ in bytes that are not UTF-8 are shown alike.
+    /// Replaces the identity, which otherwise is the name. Names are for people, and two files may
+    /// have the same one: paths that differ only in bytes that are not UTF-8 look alike.
     #[must_use]
     pub fn with_identity(self, identity: &[u8]) -> Self {
         Self {
@@ -50,13 +51,13 @@ impl Source {
         }
     }
 
-    /// The bytes that identify it.
+    /// The bytes that identify the source.
     #[must_use]
     pub fn identity(&self) -> &[u8] {
         &self.identity
     }
 
-    /// What messages call it.
+    /// The name that messages use.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -68,7 +69,7 @@ impl Source {
         &self.text
     }
 
-    /// Where a span begins.
+    /// Returns the place at which a span begins.
     #[must_use]
     pub fn place(&self, span: SourceSpan) -> Place {
         let offset = span.offset().min(self.text.len());
@@ -76,7 +77,7 @@ impl Source {
             .lines
             .partition_point(|&start| start as usize <= offset);
         let before = &self.text.as_bytes()[self.lines[line - 1] as usize..offset];
-        // Counted over bytes, so that a span within a character cannot split it.
+        // This counts bytes, so that a span within a character cannot split the character.
         let column = before.iter().filter(|&&byte| byte & 0xc0 != 0x80).count() + 1;
         Place {
             line: small(line),
@@ -84,19 +85,19 @@ impl Source {
         }
     }
 
-    /// The lines that are longer than `limit` bytes, by number, with their lengths.
+    /// Returns the number and the length in bytes of each line that is longer than `limit` bytes.
     pub(crate) fn lines_over(&self, limit: usize) -> impl Iterator<Item = (usize, usize)> {
         let lines = (1..).zip(self.text.lines().map(str::len));
         lines.filter(move |&(_, length)| length > limit)
     }
 
-    /// The text as a message may quote it.
+    /// Returns the text in the form in which a message may quote it.
     pub(crate) fn quotable(&self) -> NamedSource<String> {
         NamedSource::new(shown_name(&self.name), shown(&self.text)).with_language("TOML")
     }
 }
 
-/// A text and all in it have fewer than 2^32 bytes: [`MAX_BYTES`](crate::MAX_BYTES).
+/// Converts a number in a text. A text has fewer than 2^32 bytes: [`MAX_BYTES`](crate::MAX_BYTES).
 pub(crate) fn small(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }

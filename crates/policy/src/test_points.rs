@@ -1,15 +1,16 @@
-//! Where to look at a policy, to see whether it holds.
+//! The MSRs that a test of a policy accesses.
 
 use msrgate_filter::MsrIndex;
 use msrgate_program::{MsrRange, Variant};
 
 use crate::policy::Policy;
 
-/// A range up to this size is looked at whole: the groups and banks that people name.
+/// The largest range of which every MSR is tested. The groups and banks that people name are no
+/// larger.
 const WHOLE: u64 = 64;
 
-/// Looked at under every policy: registers that KVM has for every guest, so that a policy without
-/// entries is seen to hold, too; places between and around the clusters in which MSRs lie; and
+/// The MSRs tested under every policy: registers that KVM has for every guest, so that a policy
+/// without entries is tested, too; places between and around the clusters in which MSRs lie; and
 /// indices that KVM treats as special (S3.1, S3.5).
 const ALWAYS: [u32; 24] = [
     0x5,
@@ -38,9 +39,9 @@ const ALWAYS: [u32; 24] = [
     0xffff_ffff,
 ];
 
-/// The MSRs that show whether a filter is what the policy says: of each entry and each range of the
-/// filter both ends and one past each, small ones whole, and some MSRs whatever the policy says. In
-/// order, each once.
+/// Returns the MSRs that show if a filter enforces the policy, sorted and each once: both ends of
+/// each entry and of each filter range, one MSR past each end, every MSR of small ranges, and some
+/// MSRs that are tested under every policy.
 #[must_use]
 pub fn test_points(policy: &Policy, variant: &Variant) -> Vec<MsrIndex> {
     let entries = policy
@@ -62,7 +63,7 @@ pub fn test_points(policy: &Policy, variant: &Variant) -> Vec<MsrIndex> {
     points
 }
 
-/// Both ends, one past each, and everything between if that is not much.
+/// Returns both ends of a range, one MSR past each, and every MSR between if the range is small.
 fn around(msrs: MsrRange) -> Vec<MsrIndex> {
     let (first, last) = (msrs.first().get(), msrs.last().get());
     let ends = [first.saturating_sub(1), first, last, last.saturating_add(1)];

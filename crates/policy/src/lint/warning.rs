@@ -1,22 +1,22 @@
-//! A warning, and its kinds.
+//! A warning and its kinds.
 
 use std::collections::HashSet;
 
 use crate::policy::{Entry, Policy};
 
-/// One warning.
+/// One warning about a policy.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Warning<'c> {
     /// The kind of warning.
     pub code: Code,
-    /// The entry that the warning is about; `None` is the policy as a whole.
+    /// The entry that the warning is about. `None`: the policy as a whole.
     pub entry: Option<&'c Entry>,
-    /// A line that says what the policy does.
+    /// A line that describes what the policy does.
     pub message: String,
-    /// The parts of what the warning is about, a line for each.
+    /// The details, each a line: for example the registers.
     pub details: Vec<String>,
-    /// A line that says what to do next.
+    /// The advice, as a line.
     pub help: String,
 }
 
@@ -24,29 +24,29 @@ pub struct Warning<'c> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Code {
-    /// An entry that inherits both directions.
+    /// The entry inherits both directions.
     SaysNothing,
-    /// An entry of the policy's own text that decides no access.
+    /// The entry, of the policy's own text, decides no access.
     DecidesNothing,
-    /// An entry for registers that no source names.
+    /// The entry names registers that no source names.
     Nameless,
-    /// A range that allows far more MSRs than have a name.
+    /// The entry is a range that allows far more MSRs than have a name.
     TooWide,
-    /// An entry that an included entry within its range loosens.
+    /// An included entry within the entry's range loosens it.
     Punctured,
-    /// A refusal or an answer that some accesses bypass.
+    /// Some accesses bypass a refusal or an answer.
     Gap,
-    /// A pin, which the next kernel of a guest meets after kexec.
+    /// A pin survives kexec, so the next kernel of the guest meets it.
     PinKexec,
-    /// A pinned, masked or sticky register that other instructions write.
+    /// Other instructions than WRMSR write a pinned, masked or sticky register.
     ChangedUnasked,
-    /// A microcode device whose revision the guest cannot read.
+    /// The guest cannot read the revision that the microcode device reports.
     RevisionUnread,
-    /// State that user space keeps, and a migration loses unless the VMM saves it.
+    /// A migration loses state that user space keeps, unless the VMM saves it.
     StateNotMigrated,
-    /// A register that the policy refuses and the CPUID of the host's guests offers.
+    /// The policy refuses a register that the CPUID of the host's guests offers.
     CpuidRefused,
-    /// A register that a guest may write and the host's KVM does not list as one to save.
+    /// The guest may write a register that the host's KVM does not list as one to save.
     NotSaved,
 }
 
@@ -67,7 +67,7 @@ impl Code {
         Self::NotSaved,
     ];
 
-    /// The word for the kind, which stays as it is: `decides-nothing`.
+    /// The word for the kind, such as `decides-nothing`. The word is stable.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -86,8 +86,8 @@ impl Code {
         }
     }
 
-    /// The line that stands once above all warnings of a kind that many entries may have, in place of
-    /// the message of each.
+    /// The line that stands once above all warnings of a kind that many entries may have. The line
+    /// replaces the message of each warning.
     #[must_use]
     pub const fn heading(self) -> Option<&'static str> {
         match self {
@@ -102,7 +102,7 @@ impl Code {
     }
 }
 
-/// Keeps each warning once, however many processors it is about.
+/// Removes repeated warnings, which arise when a warning applies to several variants.
 pub(super) fn once(mut warnings: Vec<Warning<'_>>) -> Vec<Warning<'_>> {
     let mut seen = HashSet::new();
     warnings.retain(|warning| seen.insert(warning.message.clone()));

@@ -1,10 +1,11 @@
-//! Which registers a guest expects to be there because its CPUID has a bit.
+//! Features of CPUID, with the registers that a guest with the feature expects.
 //!
-//! By hand: Intel's from SDM volume 4, table 2-2, and the chapters it refers to; AMD's from APM volume 3,
-//! appendix E, and volume 2; KVM's from the kernel's documentation of its CPUID leaves. In it is what
-//! software that sees the bit goes on to do: who sees SYSCALL writes `IA32_STAR`, and has no need to read
-//! it. Not in it is what counts registers (performance monitoring, machine-check banks, branch
-//! records), and what is there for an instruction alone (RDTSC).
+//! The table is written by hand: Intel's rows from SDM volume 4, table 2-2, and the chapters it
+//! refers to; AMD's from APM volume 3, appendix E, and volume 2; KVM's from the kernel's
+//! documentation of its CPUID leaves. The table has the accesses that software makes after it sees
+//! the bit: software that sees SYSCALL writes `IA32_STAR`, and does not need to read it. The table
+//! leaves out registers whose number varies (performance monitoring, machine-check banks, branch
+//! records), and features that are instructions alone (RDTSC).
 
 use std::ops::RangeInclusive;
 
@@ -15,16 +16,16 @@ use msrgate_program::{CpuidBit, CpuidRegister};
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Feature {
-    /// The bit, set.
+    /// The bit, which has to be set.
     pub bit: CpuidBit,
-    /// Whose document says so.
+    /// The document that describes the feature.
     pub source: &'static str,
     reads: &'static [RangeInclusive<u32>],
     writes: &'static [RangeInclusive<u32>],
 }
 
 impl Feature {
-    /// The registers whose `access` is expected to work, by index.
+    /// Returns the registers for which `access` is expected to work, sorted by index.
     pub fn msrs(&self, access: Access) -> impl Iterator<Item = MsrIndex> {
         let ranges = match access {
             Access::Read => self.reads,
@@ -34,14 +35,15 @@ impl Feature {
     }
 }
 
-/// Every feature, by leaf, register and bit.
+/// Every feature, sorted by leaf, register and bit.
 #[must_use]
 pub fn features() -> &'static [Feature] {
     &FEATURES
 }
 
-/// Returns true if a guest has this register as far as CPUID tells: no feature of the table brings the
-/// register along, or a feature whose bit is set does. The host can read other registers, too; its guest gets #GP.
+/// Returns true if a guest has this register, as far as CPUID tells: no feature of the table
+/// brings the register, or one that does has its bit set. The host can read further registers, but
+/// its guest gets #GP.
 #[must_use]
 pub fn is_offered(index: MsrIndex, is_set: impl Fn(&CpuidBit) -> bool) -> bool {
     let brings = |feature: &&Feature| {
@@ -94,7 +96,7 @@ const fn row(
     }
 }
 
-/// Registers that are read and written.
+/// Returns the feature of registers that are read and written.
 const fn both(
     leaf: Leaf,
     bit: (u8, &'static str),
@@ -104,7 +106,7 @@ const fn both(
     row(leaf, bit, source, msrs, msrs)
 }
 
-/// Registers that report, and are not written.
+/// Returns the feature of registers that only report.
 const fn reads(
     leaf: Leaf,
     bit: (u8, &'static str),
@@ -114,7 +116,7 @@ const fn reads(
     row(leaf, bit, source, msrs, &[])
 }
 
-/// Registers that are set up, or commands: no software has to read them.
+/// Returns the feature of registers that only software's setup or commands write.
 const fn writes(
     leaf: Leaf,
     bit: (u8, &'static str),
@@ -128,7 +130,8 @@ const fn one(index: u32) -> RangeInclusive<u32> {
     index..=index
 }
 
-/// The capabilities say how many variable ranges there are: the first two are always expected.
+/// The first two variable ranges are always expected; the capabilities register tells how many
+/// there are.
 const MTRR: &[RangeInclusive<u32>] = &[
     0x200..=0x203,
     one(0x250),

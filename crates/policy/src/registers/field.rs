@@ -1,6 +1,6 @@
-//! What the bits of a register mean.
+//! The bit fields of a register.
 
-/// Consecutive bits of a register that mean one thing.
+/// A field: consecutive bits of a register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Field {
@@ -8,20 +8,20 @@ pub struct Field {
     pub low: u8,
     /// The highest bit, at most 63; `low` for a field of one bit.
     pub high: u8,
-    /// The source's name for it.
+    /// The name that the source uses.
     pub name: &'static str,
-    /// What it is, in at most 90 bytes; empty where the source does not say.
+    /// The description, in at most 90 bytes; empty if the source has none.
     pub summary: &'static str,
 }
 
 impl Field {
-    /// A one in each bit of the field.
+    /// The mask with a one in each bit of the field.
     #[must_use]
     pub const fn mask(&self) -> u64 {
         u64::MAX >> (63 - (self.high - self.low)) << self.low
     }
 
-    /// What the field holds in a register's `value`, moved down to bit 0.
+    /// Returns the field's part of a register's `value`, shifted down to bit 0.
     #[must_use]
     pub const fn of(&self, value: u64) -> u64 {
         (value & self.mask()) >> self.low

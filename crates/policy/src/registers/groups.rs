@@ -1,7 +1,7 @@
-//! Sets of registers that belong together: `@mtrr` in a policy.
+//! Groups: sets of registers that belong together, such as `@mtrr` in a policy.
 //!
-//! What a group holds is part of the language's version: a policy that names one means the same
-//! registers for as long as that version is read. A later version may hold more.
+//! The registers of a group are part of the language's version. A policy that names a group means
+//! the same registers as long as that version is read. A later version may add registers.
 
 use std::ops::RangeInclusive;
 
@@ -9,25 +9,25 @@ use msrgate_filter::MsrIndex;
 
 use super::{Register, all};
 
-/// A named set of registers. All its indices are named by the table, but for the seventh register
-/// of each of AMD's scalable machine-check banks, which is reserved.
+/// A named set of registers. The table names all its indices, except for the seventh register of
+/// each of AMD's scalable machine-check banks, which is reserved.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Group {
-    /// Its name, with the `@`.
+    /// The name, with its `@`.
     pub name: &'static str,
-    /// What it holds.
+    /// The description of the group's registers.
     pub summary: &'static str,
     ranges: &'static [RangeInclusive<u32>],
 }
 
-/// Every group, by name.
+/// Every group, sorted by name.
 #[must_use]
 pub fn groups() -> &'static [Group] {
     GROUPS
 }
 
-/// The group with this name, which starts with `@`; the case of letters does not count.
+/// Returns the group with this name, which starts with `@`. Case does not matter.
 #[must_use]
 pub fn group(name: &str) -> Option<&'static Group> {
     GROUPS
@@ -36,19 +36,19 @@ pub fn group(name: &str) -> Option<&'static Group> {
 }
 
 impl Group {
-    /// Its indices as ranges from the lowest up, apart from each other.
+    /// Returns the indices as ranges, sorted, with a gap between any two.
     pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<MsrIndex>> + use<> {
         let ranges = self.ranges.iter();
         ranges.map(|range| MsrIndex::new(*range.start())..=MsrIndex::new(*range.end()))
     }
 
-    /// Whether it holds `index`.
+    /// Returns true if the group holds `index`.
     #[must_use]
     pub fn contains(&self, index: MsrIndex) -> bool {
         self.ranges.iter().any(|range| range.contains(&index.get()))
     }
 
-    /// Its registers, by index.
+    /// Returns the group's registers, sorted by index.
     pub fn registers(&self) -> impl Iterator<Item = &'static Register> {
         all()
             .iter()
@@ -56,7 +56,7 @@ impl Group {
     }
 }
 
-/// One index, as a range.
+/// Returns a range of one index.
 const fn one(index: u32) -> RangeInclusive<u32> {
     index..=index
 }
@@ -216,7 +216,7 @@ const PMU: &[RangeInclusive<u32>] = &[
     0xc001_0200..=0xc001_020b,
 ];
 
-/// Not 0xce, `PLATFORM_INFO`: it also says whether CPUID can fault.
+/// 0xce, `PLATFORM_INFO`, is left out: it also tells if CPUID can fault.
 const POWER: &[RangeInclusive<u32>] = &[
     one(0xe2),
     0xe7..=0xe8,

@@ -1,4 +1,4 @@
-//! From what people write to registers.
+//! Looks up registers by the names and words that people write.
 
 mod suggest;
 
@@ -11,26 +11,27 @@ use super::names::BY_NAME;
 use super::table::TABLE;
 use super::{Register, group};
 
-/// What a name means.
+/// The registers that a name means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Named {
     /// One register.
     One(&'static Register),
-    /// Registers of different processor families that share the name, by index: at least two. No
-    /// better authority than these families uses it. Each has a name of its own, and an index.
+    /// Registers of different processor families that share the name, sorted by index: at least
+    /// two. No better authority than these families uses the name. Each register has a name of its
+    /// own, and an index.
     Several(Vec<&'static Register>),
-    /// No register; names that are close to it, closest first, possibly none.
+    /// No register. The list has similar names, closest first, and may be empty.
     None(Vec<&'static str>),
 }
 
-/// The register with this index, if a source names it.
+/// Returns the register with this index, if a source names it.
 #[must_use]
 pub fn by_index(index: MsrIndex) -> Option<&'static Register> {
     let place = TABLE.binary_search_by_key(&index, |register| register.index);
     place.ok().map(|place| &TABLE[place])
 }
 
-/// The index and the name of an MSR, `0xc0000080 IA32_EFER`, or only the index.
+/// Returns the index and the name of an MSR, such as `0xc0000080 IA32_EFER`, or only the index.
 #[must_use]
 pub fn titled(index: MsrIndex) -> String {
     match by_index(index) {
@@ -39,7 +40,8 @@ pub fn titled(index: MsrIndex) -> String {
     }
 }
 
-/// A range with the name of its first MSR: `0x200..=0x20f from IA32_MTRR_PHYSBASE0`.
+/// Returns a range with the name of its first MSR, such as `0x200..=0x20f from
+/// IA32_MTRR_PHYSBASE0`.
 #[must_use]
 pub fn titled_range(msrs: MsrRange) -> String {
     match by_index(msrs.first()) {
@@ -49,8 +51,8 @@ pub fn titled_range(msrs: MsrRange) -> String {
     }
 }
 
-/// What `name` means. The case of letters does not count, and `MSR_` in front may be there or not:
-/// `MSR_EFER`, `efer`. Nothing else is trimmed, and indices are not names.
+/// Returns the registers that `name` means. Case does not matter, and the prefix `MSR_` is
+/// optional: `MSR_EFER`, `efer`. Nothing else is trimmed, and an index is not a name.
 #[must_use]
 pub fn by_name(name: &str) -> Named {
     let registers = exact(key(name));
@@ -61,9 +63,9 @@ pub fn by_name(name: &str) -> Named {
     }
 }
 
-/// The registers that `query` finds, best first, then by index: an index (`0x8b`, or the first
-/// digits of one), a group (`@mtrr`), else words, each of which has to be in a name or in the
-/// summary.
+/// Returns the registers that match `query`, best first, then by index. A query is an index
+/// (`0x8b`, or the first digits of one), a group (`@mtrr`), or words that all occur in a name or
+/// in the summary.
 #[must_use]
 pub fn search(query: &str) -> Vec<&'static Register> {
     let query = query.trim();
@@ -85,20 +87,20 @@ pub fn search(query: &str) -> Vec<&'static Register> {
     found.into_iter().map(|(_, register)| register).collect()
 }
 
-/// How well a register answers a query, best first.
+/// The quality of a match, best first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fit {
-    /// The query is one of its names.
+    /// The query equals one of the register's names.
     Exact,
-    /// Its own name has the words.
+    /// The register's own name has all words.
     Name,
-    /// An alias has them.
+    /// An alias has all words.
     Alias,
-    /// They are in the summary, or here and there.
+    /// The summary has all words, or names and summary together have them.
     Summary,
 }
 
-/// How well `register` answers `query`, which is in small letters.
+/// Returns the quality of the match of `query`, which is in small letters.
 fn fit(register: &Register, query: &str) -> Option<Fit> {
     let wanted = key(query);
     if register
@@ -126,7 +128,8 @@ fn fit(register: &Register, query: &str) -> Option<Fit> {
     has_all(&all).then_some(Fit::Summary)
 }
 
-/// The register with the index in `digits`, else all whose index starts with it.
+/// Returns the register with the index in `digits`, else all registers whose index starts with
+/// `digits`.
 fn by_digits(digits: &str) -> Vec<&'static Register> {
     let number = u32::from_str_radix(&digits[2..], 16).ok();
     if let Some(register) = number.and_then(|number| by_index(MsrIndex::new(number))) {
@@ -136,7 +139,7 @@ fn by_digits(digits: &str) -> Vec<&'static Register> {
     TABLE.iter().filter(starts).collect()
 }
 
-/// The registers called `wanted`, by index.
+/// Returns the registers called `wanted`, sorted by index.
 fn exact(wanted: &[u8]) -> Vec<&'static Register> {
     let start = BY_NAME.partition_point(|place| compare(key(name_at(*place)), wanted).is_lt());
     let same = BY_NAME[start..].iter();
@@ -145,7 +148,7 @@ fn exact(wanted: &[u8]) -> Vec<&'static Register> {
         .collect()
 }
 
-/// The name at a place of [`BY_NAME`].
+/// Returns the name at a place of [`BY_NAME`].
 fn name_at((row, nth): (u16, u8)) -> &'static str {
     let register = &TABLE[usize::from(row)];
     match nth.checked_sub(1) {
@@ -154,7 +157,8 @@ fn name_at((row, nth): (u16, u8)) -> &'static str {
     }
 }
 
-/// What a name is looked up by, but for the case of its letters: without `MSR_`.
+/// Returns the key under which a name is looked up: the name without `MSR_`. Case is ignored
+/// later.
 fn key(name: &str) -> &[u8] {
     let name = name.as_bytes();
     match name.split_at_checked(4) {
@@ -163,7 +167,7 @@ fn key(name: &str) -> &[u8] {
     }
 }
 
-/// The order of keys, as if in capitals.
+/// Compares keys as if they were in capitals.
 fn compare(a: &[u8], b: &[u8]) -> Ordering {
     let a = a.iter().map(u8::to_ascii_uppercase);
     a.cmp(b.iter().map(u8::to_ascii_uppercase))

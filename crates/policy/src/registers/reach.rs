@@ -1,10 +1,11 @@
-//! How far a filter reaches a register, and where it does not.
+//! The reach of a filter: the accesses of a register that ask the filter, and the gaps that do
+//! not.
 //!
-//! A gap of [*access*](GapKind::Access) lets a guest's RDMSR or WRMSR through unasked: a policy that
-//! refuses it is not, or partly, enforced. A gap of [*use*](GapKind::Use) is no hole in the filter:
-//! every RDMSR and WRMSR of `IA32_LSTAR` is asked, and SYSCALL still jumps to what is in it (S4). Nor is
-//! one of [*change*](GapKind::Change), and yet it is a way past a policy: WRMSR cannot move a pinned
-//! `IA32_LSTAR`, and VMLOAD does.
+//! A gap of [*access*](GapKind::Access) lets a guest's RDMSR or WRMSR through unasked: a policy
+//! that refuses the access is not enforced, or only in part. A gap of [*use*](GapKind::Use) is not
+//! a hole in the filter: every RDMSR and WRMSR of `IA32_LSTAR` asks the filter, and SYSCALL still
+//! jumps to the register's value (S4). A gap of [*change*](GapKind::Change) is not a hole in the
+//! filter either, but bypasses a policy: WRMSR cannot move a pinned `IA32_LSTAR`, but VMLOAD can.
 
 mod table;
 
@@ -16,19 +17,19 @@ use msrgate_program::MsrRange;
 
 use super::{Register, Vendor};
 
-/// How far a filter reaches accesses to a register.
+/// The reach of a filter to accesses of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// Each RDMSR and WRMSR asks the filter, but for [`vm_gaps`].
+    /// Each RDMSR and WRMSR asks the filter, except for [`vm_gaps`].
     Enforced,
-    /// Some do not, by these gaps.
+    /// Some accesses do not ask the filter, because of these gaps.
     Partly(&'static [Gap]),
-    /// None does, by these gaps.
+    /// No access asks the filter, because of these gaps.
     Not(&'static [Gap]),
 }
 
 impl Reach {
-    /// The gaps of access, none if it is enforced.
+    /// The gaps of access. The list is empty if the register is enforced.
     #[must_use]
     pub const fn gaps(self) -> &'static [Gap] {
         match self {
@@ -38,7 +39,7 @@ impl Reach {
     }
 }
 
-/// `enforced`, `partly`, `not`: without the reasons.
+/// Writes `enforced`, `partly` or `not`, without the reasons.
 impl fmt::Display for Reach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -49,33 +50,34 @@ impl fmt::Display for Reach {
     }
 }
 
-/// One way past a filter.
+/// A way to bypass a filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Gap {
-    /// What it is called: the word for a policy's `accept`, unless it is a gap of use.
+    /// The name. Except for gaps of use, the name is the word for a policy's `accept`.
     pub name: &'static str,
-    /// What is not asked.
+    /// The kind: the operation that does not ask the filter.
     pub kind: GapKind,
-    /// How it comes about, in a sentence without its full stop.
+    /// The explanation, as a sentence without its full stop.
     pub why: &'static str,
-    /// Whose processors have it.
+    /// The vendor whose processors have the gap.
     pub on: Vendor,
-    /// What a guest's CPUID has to have for it; `None` is nothing that a VMM could hide.
+    /// The feature of the guest's CPUID that opens the gap. `None`: the VMM cannot close the gap
+    /// through CPUID.
     pub needs: Option<&'static str>,
-    /// The kernels that have it, as far as known.
+    /// The kernels known to have the gap.
     pub kernels: Kernels,
 }
 
-/// What a [`Gap`] leaves unasked.
+/// The operation that does not ask the filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GapKind {
     /// RDMSR or WRMSR, or a list of MSRs that stands for them.
     Access,
-    /// What other instructions write into the register, where a policy may hold it by `mask`, `pin` or
-    /// `sticky`: these hold WRMSR alone.
+    /// Writes by other instructions than WRMSR into a register that a policy may hold by `mask`,
+    /// `pin` or `sticky`. These actions hold WRMSR only.
     Change,
-    /// Whatever else other instructions do with the register.
+    /// Other uses of the register by other instructions.
     Use,
 }
 
@@ -108,7 +110,7 @@ impl Kernels {
         last: None,
     };
 
-    /// Those that have filters, `last` and before.
+    /// Returns the kernels that have filters, up to and including `last`.
     const fn to(last: Kernel) -> Self {
         Self {
             first: FIRST,
@@ -117,7 +119,7 @@ impl Kernels {
     }
 }
 
-/// `5.10 to 6.11`, or `5.10 on`.
+/// Writes `5.10 to 6.11`, or `5.10 on`.
 impl fmt::Display for Kernels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.last {
@@ -133,7 +135,7 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// How far a mainline filter reaches `access` to `index`, whether a source names that MSR or not.
+/// Returns the reach of a mainline filter to `access` of `index`. No source has to name the MSR.
 #[must_use]
 pub fn reach(index: MsrIndex, access: Access) -> Reach {
     let mut exempt = table::EXEMPT.iter();
@@ -142,8 +144,8 @@ pub fn reach(index: MsrIndex, access: Access) -> Reach {
         .map_or(Reach::Enforced, |row| row.reach)
 }
 
-/// The parts of `msrs` that a filter does not reach whole, with how far it does. An access that
-/// several rows have is in each of them.
+/// Returns the parts of `msrs` that a filter does not reach fully, each with its reach. A part may
+/// come several times if several rows of the table have it.
 pub(crate) fn exempt(msrs: MsrRange, access: Access) -> impl Iterator<Item = (MsrRange, Reach)> {
     let rows = table::EXEMPT.iter();
     rows.filter(move |row| row.accesses.contain(access))
@@ -155,7 +157,8 @@ pub(crate) fn exempt(msrs: MsrRange, access: Access) -> impl Iterator<Item = (Ms
         })
 }
 
-/// What is done with the MSR at `index` other than by RDMSR and WRMSR: none of it asks a filter.
+/// Returns the operations on the MSR at `index` other than RDMSR and WRMSR. No such operation asks
+/// a filter.
 pub fn uses(index: MsrIndex) -> impl Iterator<Item = &'static Gap> {
     let of_index = move |ranges: &[RangeInclusive<u32>]| {
         let mut ranges = ranges.iter();
@@ -166,13 +169,13 @@ pub fn uses(index: MsrIndex) -> impl Iterator<Item = &'static Gap> {
         .map(|(gap, _)| gap)
 }
 
-/// Gaps of access to any register, which depend on the VM: on what its CPUID offers, on its type.
+/// Returns the gaps of access to any register that depend on the VM: on its CPUID, or on its type.
 #[must_use]
 pub fn vm_gaps() -> &'static [Gap] {
     &table::VM
 }
 
-/// Every gap once: those of access, those of the VM, then uses.
+/// Returns every gap once: gaps of access, then gaps of the VM, then gaps of use and change.
 pub fn gaps() -> impl Iterator<Item = &'static Gap> {
     let access = table::ACCESS.iter();
     access
@@ -181,7 +184,8 @@ pub fn gaps() -> impl Iterator<Item = &'static Gap> {
 }
 
 impl Register {
-    /// How far a mainline filter reaches it, both directions together: what holds for one only is partly so.
+    /// Returns the reach of a mainline filter to the register, both directions together. If only
+    /// one direction has a gap, the reach is partial.
     #[must_use]
     pub fn reach(&self) -> Reach {
         let [read, write] = Access::ALL.map(|access| reach(self.index, access));
@@ -193,13 +197,14 @@ impl Register {
         }
     }
 
-    /// What is done with it other than by RDMSR and WRMSR: none of it asks a filter.
+    /// Returns the operations on the register other than RDMSR and WRMSR. No such operation asks a
+    /// filter.
     pub fn uses(&self) -> impl Iterator<Item = &'static Gap> {
         uses(self.index)
     }
 }
 
-/// Accesses that do not, or not always, ask a filter.
+/// Accesses that never, or not always, ask a filter.
 struct Exempt {
     indices: RangeInclusive<u32>,
     accesses: Accesses,
@@ -319,8 +324,8 @@ mod tests {
         }
     }
 
-    /// The registers that a policy may pin are those that VMLOAD loads, by AMD's manual (volume 3): each
-    /// has another way in, and no other register has a gap of change.
+    /// The registers that a policy may pin are those that VMLOAD loads, by AMD's manual (volume
+    /// 3): each can be changed in another way, and no other register has a gap of change.
     #[test]
     fn what_may_be_pinned_has_gaps_of_change_and_nothing_else_has() {
         for register in all() {

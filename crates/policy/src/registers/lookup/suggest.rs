@@ -1,25 +1,27 @@
-//! Names close to a misspelt one.
+//! Suggestions: names similar to a misspelt one.
 //!
-//! A policy may misspell thousands of names, so a miss must not cost an edit distance to each of
-//! the table's. A name whose length or set of characters is too far off cannot be close; of those
-//! left, the ones that start and end most alike are measured, a fixed number of them.
+//! A policy may misspell thousands of names, so a miss must not cost an edit distance to each name
+//! of the table. A name cannot be close if its length or its set of characters is too different.
+//! Of the names that remain, a fixed number is measured: those with the most alike beginnings and
+//! ends.
 
 use std::sync::LazyLock;
 
 use super::super::names::BY_NAME;
 use super::{compare, exact, key, name_at};
 
-/// The most names suggested.
+/// The maximum number of names suggested.
 const SUGGESTIONS: usize = 3;
 
-/// The most edits between a name and what was meant. A fifth of the name is the other limit.
+/// The maximum number of edits between a name and a suggestion. A fifth of the name's length is a
+/// second limit.
 const FARTHEST: usize = 4;
 
-/// The most distances measured for one name: more than any family of names has members one letter
-/// apart.
+/// The maximum number of distances measured for one name. No family has more names that are one
+/// letter apart.
 const MEASURED: usize = 64;
 
-/// What can be seen of a name without reading it.
+/// The features of a name that can be compared quickly: its length and its set of characters.
 struct Shape {
     length: usize,
     letters: u64,
@@ -34,8 +36,8 @@ impl Shape {
         }
     }
 
-    /// At least this many edits lie between this name and `other`: an edit changes the length by
-    /// one at most, and replaces one character by one other at most.
+    /// Returns a lower bound of the number of edits between this name and `other`: an edit changes
+    /// the length by at most one, and replaces at most one character.
     fn least_distance(&self, other: &Self) -> usize {
         let missing = (self.letters & !other.letters).count_ones();
         let added = (other.letters & !self.letters).count_ones();
@@ -50,7 +52,7 @@ static SHAPES: LazyLock<Vec<Shape>> = LazyLock::new(|| {
     keys.map(Shape::of).collect()
 });
 
-/// Names close to `wanted`, closest first, one a register.
+/// Returns names close to `wanted`, closest first, one for each register.
 pub(super) fn close_to(wanted: &[u8]) -> Vec<&'static str> {
     let mut found = without_architecture(wanted);
     let mut rows: Vec<u16> = Vec::new();
@@ -67,7 +69,8 @@ pub(super) fn close_to(wanted: &[u8]) -> Vec<&'static str> {
     found
 }
 
-/// The architectural register, when only `IA32_` was forgotten: too many edits to be close.
+/// Returns the architectural register if only its `IA32_` is missing: that is too many edits to be
+/// close.
 fn without_architecture(wanted: &[u8]) -> Vec<&'static str> {
     let full = [b"IA32_", wanted].concat();
     let registers = exact(&full);
@@ -76,7 +79,7 @@ fn without_architecture(wanted: &[u8]) -> Vec<&'static str> {
     name.into_iter().collect()
 }
 
-/// Places of names within reach of `wanted`, closest first.
+/// Returns the places of names within reach of `wanted`, closest first.
 fn closest(wanted: &[u8]) -> Vec<(u16, u8)> {
     let capitals = wanted.to_ascii_uppercase();
     let Ok(text) = str::from_utf8(&capitals) else {
@@ -107,7 +110,7 @@ fn closest(wanted: &[u8]) -> Vec<(u16, u8)> {
     close.into_iter().map(|(_, nth, row)| (row, nth)).collect()
 }
 
-/// How many bytes `a` and `b` share at their starts and at their ends.
+/// Returns the number of bytes that `a` and `b` share at their beginnings and at their ends.
 fn alike(a: &[u8], b: &[u8]) -> usize {
     let same = |(a, b): &(&u8, &u8)| a.eq_ignore_ascii_case(b);
     let start = a.iter().zip(b).take_while(same).count();
