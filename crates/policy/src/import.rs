@@ -1,8 +1,7 @@
-//! What other tools and the kernel write about MSRs, as a policy.
+//! Imports files that other tools and the kernel write about MSRs, as policies.
 //!
-//! Each format is read into entries that a policy could have, and remarks on what none can say.
-//! [`print()`] turns the entries into a policy's text; nothing that could not be said is lost
-//! silently.
+//! Each format is read into entries that a policy could have, and into remarks on the parts that a
+//! policy cannot express. [`print()`] turns the entries into a policy's text, with the remarks.
 //!
 //! ```
 //! use msrgate_policy::import::{import, print};
@@ -43,7 +42,7 @@ pub use draft::{Draft, Gap, Loss, Scope};
 pub use print::print;
 pub use with_reasons::CompiledFilter;
 
-/// What a file is.
+/// The format of a file to import.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
@@ -55,9 +54,9 @@ pub enum Format {
     FirecrackerList,
     /// An allowlist of msr-safe: index, mask of writable bits, comment.
     MsrSafe,
-    /// The filter of a compiled policy: our own JSON, C, Rust, or the bytes of the ioctl.
+    /// The filter of a compiled policy: msrgate's own JSON, C, Rust, or the bytes of the ioctl.
     Compiled,
-    /// A compiled policy as a program.
+    /// A compiled policy as a program file.
     Program,
 }
 
@@ -72,7 +71,8 @@ impl Format {
         Self::Program,
     ];
 
-    /// What the imported policy means, in a sentence; of filters and programs, on the processors of its [`Scope`].
+    /// The meaning of the imported policy, as a sentence. The policy of a filter or a program has
+    /// this meaning on the processors of its [`Scope`].
     #[must_use]
     pub const fn meaning(self) -> &'static str {
         match self {
@@ -105,44 +105,46 @@ impl fmt::Display for Format {
     }
 }
 
-/// A file's content, as far as a policy can say it.
+/// The content of a file, as far as a policy can express it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Imported {
-    /// What it was read as.
+    /// The format as which the file was read.
     pub format: Format,
-    /// The processors on which this decides as the file does.
+    /// The processors on which the imported policy decides as the file does.
     pub scope: Scope,
-    /// What holds outside of the entries.
+    /// The settings, which hold outside of the entries.
     pub settings: Settings,
-    /// The entries by index, apart from each other.
+    /// The entries, sorted by index; no two overlap.
     pub entries: Vec<Draft>,
-    /// What could not be said, in the order of the file.
+    /// The parts that a policy cannot express, in the order of the file.
     pub unsaid: Vec<Loss>,
-    /// The sign that a part of the file is missing, if there is one; it is among [`unsaid`](Self::unsaid), too.
+    /// The sign that a part of the file is missing, if there is one. [`unsaid`](Self::unsaid)
+    /// mentions the missing part, too.
     pub gap: Option<Gap>,
 }
 
-/// A file that is not what it should be.
+/// The reason for which a file cannot be imported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImportError {
-    /// It is none of the formats.
+    /// The file has none of the known formats.
     UnknownFormat,
-    /// It is not JSON, or not of the right shape; the text says where, and quotes no value.
+    /// The file is not JSON, or has the wrong shape. The text names the place, and quotes no
+    /// value.
     Json(String),
-    /// A value that means nothing.
+    /// A value is not valid.
     Value {
-        /// Where it stands, such as `ranges[2].base`.
+        /// The place of the value, such as `ranges[2].base`.
         place: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// The bytes are no program, or not those of a filter; the text says why.
+    /// The bytes are not a program, or not a filter; the text has the reason.
     Bytes(String),
-    /// The ranges are none that a filter may have.
+    /// The ranges cannot form a filter.
     Filter(FilterError),
-    /// It would take more entries than a policy may have; the number is how many.
+    /// The policy would need more entries than a policy may have; the field is the number needed.
     TooManyEntries(usize),
 }
 
@@ -177,11 +179,12 @@ impl fmt::Display for ImportError {
 
 impl std::error::Error for ImportError {}
 
-/// Reads a file, as `format` or as what it looks like.
+/// Imports a file as `format`, or, with `None`, as the format that it looks like.
 ///
 /// # Errors
-/// It is of no known format, or not the whole of what the format has. In formats of lines, a line
-/// that is not understood is a remark, and so is a last line that may be cut off.
+/// Returns [`ImportError`] if the format is unknown, or if the file is not a whole file of the
+/// format. In line-based formats, a line that cannot be read causes a remark, and so does a last
+/// line that may be cut off.
 pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportError> {
     let format = match format {
         Some(format) => format,
@@ -202,8 +205,9 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
     Ok(imported)
 }
 
-/// Reads a text of lines. A last line that no line feed ends may be the beginning of a longer one, as `0xff` of `0xff00`:
-/// it is read only if `is_whole` finds all that is read of a line in it.
+/// Reads a text of lines. A last line without a line feed may be the beginning of a longer line,
+/// as `0xff` is of `0xff00`. Such a line is read only if `is_whole` finds in it every part that is
+/// used.
 ///
 /// No such text has a 0: it stands for a part that was lost on its way to a disk.
 fn read_lines(bytes: &[u8], read: fn(&[u8]) -> Drafts, is_whole: fn(&str) -> bool) -> Drafts {
@@ -231,13 +235,14 @@ fn read_lines(bytes: &[u8], read: fn(&[u8]) -> Drafts, is_whole: fn(&str) -> boo
     drafts
 }
 
-/// The lines of a text with their numbers, counted from 1; what is not UTF-8 is replaced.
+/// Returns the lines of a text with their numbers, counted from 1. Bytes that are not UTF-8 are
+/// replaced.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, std::borrow::Cow<'_, str>)> {
     let lines = bytes.split(|&byte| byte == b'\n').enumerate();
     lines.map(|(place, line)| (place + 1, String::from_utf8_lossy(line)))
 }
 
-/// The number that `text` begins with, after `0x`, and the rest.
+/// Returns the number after `0x` at the start of `text`, and the rest.
 fn hexadecimal(text: &str) -> Option<(u64, &str)> {
     let digits = text
         .strip_prefix("0x")
@@ -249,7 +254,7 @@ fn hexadecimal(text: &str) -> Option<(u64, &str)> {
     Some((number, &digits[end..]))
 }
 
-/// Text of a file as part of a message: escaped, and its beginning only.
+/// Returns text of a file for a message: escaped, and only its beginning.
 fn quoted(text: &str) -> String {
     const SHOWN: usize = 40;
     let shown: String = text

@@ -1,8 +1,9 @@
-//! Recorded accesses of a guest, and what a policy would have made of them.
+//! Recorded accesses of a guest, and the decisions that a policy would have made about them.
 //!
-//! [`Lines`] reads a trace of any length, line by line: text of the kernel's event `kvm:kvm_msr` as
-//! tracefs, `perf script` and `trace-cmd report` print it, and JSON lines of our own. Each line is
-//! looked at by itself, so the four may be mixed. [`Replay`] counts what a policy decides of them.
+//! [`Lines`] reads a trace of any length, line by line. A trace is text of the kernel's event
+//! `kvm:kvm_msr` as tracefs, `perf script` and `trace-cmd report` print it, or JSON lines of
+//! msrgate's own. Each line is parsed by itself, so the four may be mixed. [`Replay`] counts a
+//! policy's decisions about the accesses.
 //!
 //! ```
 //! use msrgate_policy::trace::{Line, parse_line};
@@ -25,29 +26,29 @@ use msrgate_filter::{Access, MsrIndex};
 pub use lines::{LineNumber, Lines, MAX_LINE_BYTES};
 pub use replay::{Fate, MAX_ROWS, Replay, Row, Totals};
 
-/// One access that a guest made.
+/// One access by a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Traced {
     /// The MSR.
     pub index: MsrIndex,
     /// The direction.
     pub access: Access,
-    /// What was read or written, if the trace says so.
+    /// The value that was read or written, if the trace has it.
     pub value: Option<u64>,
-    /// How it ended.
+    /// The outcome for the guest.
     pub outcome: Outcome,
 }
 
-/// How a recorded access ended.
+/// The outcome of a recorded access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The guest went on.
+    /// The access succeeded: the guest went on.
     Done,
-    /// The guest got #GP, from KVM or from a filter: a trace does not tell which.
+    /// The guest got #GP, from KVM or from a filter. A trace does not tell which.
     Faulted,
 }
 
-/// As the kernel prints the event's fields.
+/// Writes the access as the kernel prints the fields of its event.
 impl fmt::Display for Traced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let value = self.value.unwrap_or_default();
@@ -59,18 +60,19 @@ impl fmt::Display for Traced {
     }
 }
 
-/// What one line of a trace says.
+/// The content of one line of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Line {
     /// An access.
     Access(Traced),
-    /// An access that went to user space, which the kernel records without its MSR: an event
-    /// `kvm_userspace_exit` of reason 29 or 30 (S1.3).
+    /// An access that went to user space: an event `kvm_userspace_exit` of reason 29 or 30 (S1.3).
+    /// The kernel records these events without the MSR.
     Deflected(Access),
     /// Another event.
     Other,
-    /// So many events are missing from the trace here, or an unknown number, which counts as one.
+    /// A note that this many events are missing from the trace here. An unknown number counts as
+    /// one.
     Lost(u64),
     /// The heading of a trace says how many events follow, and how many were overwritten in the tracer's buffer
     /// before it was read. Some kernels say of the same ones that they are [lost](Self::Lost), too.
@@ -80,15 +82,16 @@ pub enum Line {
         /// The events that were overwritten.
         overwritten: u64,
     },
-    /// Nothing: a blank line, a comment, a heading.
+    /// A line without content: a blank line, a comment.
     Nothing,
-    /// Something that is none of these: garbled, cut off, or too long.
+    /// A line that cannot be read: garbled, cut off, or too long.
     Unreadable,
-    /// The last line, which has no end. More of it may be missing, of a number for one.
+    /// The last line, without a line feed. More of it may be missing, for example digits of a
+    /// number.
     CutOff,
 }
 
-/// What a line of a trace says, its end left out. Text need not be UTF-8.
+/// Parses a line of a trace, without its line feed. The text need not be UTF-8.
 #[must_use]
 pub fn parse_line(line: &[u8]) -> Line {
     let line = line.trim_ascii();

@@ -1,8 +1,9 @@
-//! The filter of a compiled policy, as [`emit`](crate::emit) writes it: JSON, C, Rust, or the bytes of
-//! the ioctl.
+//! Imports the filter of a compiled policy, as [`emit`](crate::emit) writes it: JSON, C, Rust, or
+//! the bytes of the ioctl.
 //!
-//! `{"schema":1,"default":"deny","ranges":[{"access":"r","base":"0x0","count":3,"bitmap":"05"}]}`; a
-//! bitmap's bytes follow each other from byte 0 on, two digits each.
+//! The JSON is
+//! `{"schema":1,"default":"deny","ranges":[{"access":"r","base":"0x0","count":3,"bitmap":"05"}]}`.
+//! A bitmap's bytes start with byte 0, and have two digits each.
 
 use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
 use msrgate_filter::{
@@ -17,7 +18,7 @@ use super::with_reasons::{Compiled, CompiledFilter, range_of};
 use super::wrong_json::wrong_json;
 use super::{ImportError, emitted, hexadecimal, quoted};
 
-/// The version of the shape.
+/// The version of the JSON's shape.
 const SCHEMA: u64 = 1;
 
 #[derive(serde::Deserialize)]
@@ -37,7 +38,7 @@ struct Window {
     bitmap: String,
 }
 
-/// Whether bytes look like what [`compiled_filter`] reads.
+/// Returns true if bytes look like the formats that [`compiled_filter`] reads.
 #[must_use]
 pub fn is_compiled_filter(bytes: &[u8]) -> bool {
     is_json(bytes) || is_abi(bytes) || emitted::is_emitted(bytes)
@@ -47,15 +48,18 @@ fn is_json(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{")
 }
 
-/// No text has a 0, and the struct's padding always does.
+/// Returns true if bytes contain a 0: text does not, and the padding of the ioctl's struct always
+/// does.
 pub(super) fn is_abi(bytes: &[u8]) -> bool {
     bytes.contains(&0)
 }
 
-/// The filter that `compile` wrote, with the processor it was made for where the file names one: JSON, C, Rust, or the bytes of the ioctl.
+/// Reads the filter that `compile` wrote, and the processor that the file names, if any. The file
+/// is JSON, C, Rust, or the bytes of the ioctl.
 ///
 /// # Errors
-/// The bytes are none of these, or their ranges are none that a filter may have.
+/// Returns [`ImportError`] if the bytes have none of these formats, or if the ranges cannot form a
+/// filter.
 pub fn compiled_filter(bytes: &[u8]) -> Result<CompiledFilter, ImportError> {
     compiled(bytes).map(|compiled| CompiledFilter {
         filter: compiled.filter,

@@ -1,4 +1,4 @@
-//! Entries that a policy could have, before they have a text.
+//! Drafts: entries that a policy could have, before they have a text.
 
 use std::fmt;
 
@@ -6,22 +6,23 @@ use msrgate_program::{Action, Cpu, MsrRange, MsrSet, one_line};
 
 use crate::policy::Log;
 
-/// An entry to be.
+/// An entry of an imported policy, before it has a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Draft {
     /// The MSRs: one range, or a group.
     pub msrs: MsrSet,
-    /// By [`Access`](msrgate_filter::Access); `None` where the file says nothing of a direction.
+    /// The actions, indexed by [`Access`](msrgate_filter::Access). `None`: the file says nothing
+    /// of the direction.
     pub actions: [Option<Action>; 2],
-    /// Which of these accesses become events, where that is not what the settings say.
+    /// The accesses that become events, if that differs from the settings.
     pub log: Option<Log>,
-    /// What the file says of it, for a comment.
+    /// The file's remark about the entry, for a comment.
     pub why: Option<String>,
 }
 
 impl Draft {
-    /// What is said of one range, and no more.
+    /// Returns a draft of one range, with these actions only.
     pub(super) fn new(msrs: MsrRange, actions: [Option<Action>; 2]) -> Self {
         Self {
             msrs: msrs.into(),
@@ -31,7 +32,7 @@ impl Draft {
         }
     }
 
-    /// Whether it says the same, of whatever MSRs.
+    /// Returns true if another draft has the same content, except for its MSRs.
     pub(super) fn says_as_much_as(&self, other: &Self) -> bool {
         self.actions == other.actions && self.log == other.log && self.why == other.why
     }
@@ -41,32 +42,33 @@ impl Draft {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Scope {
-    /// All of them, as far as the file says.
+    /// All processors, as far as the file tells.
     All,
-    /// The processor that the filter was compiled for, as the file names it: any text. On others, the policy that the
-    /// filter came from may decide otherwise.
+    /// The processor that the filter was compiled for, as the file names it: any text. On other
+    /// processors, the policy from which the filter was compiled may decide otherwise.
     CompiledFor(String),
-    /// Processors such as this one. The program decides otherwise on others, which is [unsaid](Loss).
+    /// Processors like this one. The program decides otherwise on others, and an [unsaid](Loss)
+    /// remark tells so.
     Like(Cpu),
 }
 
-/// A sign that a part of a file is missing, from the lightest to the gravest.
+/// A sign that a part of a file is missing, ordered from the lightest to the gravest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Gap {
-    /// The log says that messages are missing from it.
+    /// The log says that it lacks messages.
     LostMessages,
-    /// No line feed ends the last line, which was not read.
+    /// The last line has no line feed, and was not read.
     CutOff,
 }
 
-/// Something in a file that a policy cannot say.
+/// A part of a file that a policy cannot express.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Loss {
-    /// Where it stands, counted from 1; `None` for the whole file, and in JSON.
+    /// The line, counted from 1. `None`: the whole file, or a part of JSON.
     pub line: Option<usize>,
-    /// What it is, and what holds instead.
+    /// The description of the part, and the rule that holds in its place.
     pub what: String,
 }
 

@@ -1,4 +1,4 @@
-//! The text of an imported policy.
+//! Prints an imported policy as text.
 
 use msrgate_filter::MsrIndex;
 use msrgate_program::{MsrSet, one_line};
@@ -8,12 +8,12 @@ use crate::layout::{self, Body, Comments, EntryText, Value, gap, shortened};
 use crate::print::{self, action};
 use crate::registers::{self, Register, by_index};
 
-/// The most characters of a comment that come from the file.
+/// The maximum number of characters of a comment that come from the file.
 const COMMENT: usize = 100;
 
-/// The policy, with a heading that says it is from `origin`, such as a file's name.
+/// Returns the policy's text, with a heading that names `origin`, such as a file's name.
 ///
-/// Parsing the text gives a policy with these entries, unless it is longer than a policy may be.
+/// The text parses as a policy with these entries, unless it is longer than a policy may be.
 #[must_use]
 pub fn print(imported: &Imported, origin: &str) -> String {
     let format = imported.format;
@@ -46,7 +46,7 @@ pub fn print(imported: &Imported, origin: &str) -> String {
     text
 }
 
-/// What the policy means, and where: in lines of comments.
+/// Returns the meaning of the policy and the processors on which it holds, as lines of comments.
 fn meaning(imported: &Imported) -> String {
     let meaning = imported.format.meaning();
     match &imported.scope {
@@ -77,7 +77,8 @@ fn entry(draft: &Draft) -> EntryText {
     }
 }
 
-/// A name where there is one; a range by names where all of its MSRs have one; a group.
+/// Returns the key of an entry: a name if there is one; a range by names if all its MSRs have one;
+/// a group.
 fn key(msrs: &MsrSet) -> String {
     let group = registers::groups()
         .iter()
@@ -110,7 +111,7 @@ fn value(draft: &Draft) -> Value {
     shortened(fields.map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
-/// Text of a file as part of a comment: on one line, whatever is in it.
+/// Returns text of a file as part of a comment: on one line, with any content escaped.
 fn comment(text: &str) -> String {
     let start: String = text.chars().take(COMMENT).collect();
     let mut comment = one_line(&start);

@@ -1,26 +1,26 @@
-//! A filter as a file has it, whatever the file's form.
+//! The filter that a file holds, in any of its formats.
 
 use msrgate_filter::{Accesses, Bitmap, Filter, MsrIndex, Range};
 
-/// A filter, with what its file says beside.
+/// A filter, with the processor that its file names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CompiledFilter {
     /// The filter.
     pub filter: Filter,
-    /// The processor that it was compiled for, as [`emit`](crate::emit) names it: any text. `None` where the file
-    /// names none.
+    /// The processor that the filter was compiled for, as [`emit`](crate::emit) names it: any
+    /// text. `None` if the file names no processor.
     pub made_for: Option<String>,
 }
 
-/// The same, and for which reasons accesses are to exit, where that is said.
+/// A filter with the reasons for which accesses are to exit, if the file states them.
 pub(super) struct Compiled {
     pub(super) filter: Filter,
     pub(super) made_for: Option<String>,
     pub(super) reasons: Option<Vec<String>>,
 }
 
-/// A range of `count` MSRs, or the key whose value is wrong and why.
+/// Returns a range of `count` MSRs.
 pub(super) fn range_of(
     accesses: Accesses,
     base: MsrIndex,

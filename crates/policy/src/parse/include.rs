@@ -1,4 +1,4 @@
-//! Policies in other files.
+//! Includes: texts of a policy in other files.
 
 use std::fmt;
 
@@ -10,13 +10,13 @@ use crate::policy::{At, SourceId};
 use crate::source::Source;
 use msrgate_program::{one_line, shown_name};
 
-/// Where included texts come from. Parsing itself opens no file.
+/// A source of included texts. Parsing itself opens no file.
 pub trait Includes {
-    /// Returns the text that `path` means in `from`. The same text has the same
-    /// [identity](Source::identity), whatever `path` led to it, so that it is read once.
+    /// Returns the text that `path` means in `from`. If several paths lead to the same text, each
+    /// returns the same [identity](Source::identity), so that the text is read once.
     ///
     /// # Errors
-    /// It cannot be had.
+    /// Returns [`IncludeError`] if the text cannot be read.
     fn open(&mut self, from: &Source, path: &str) -> Result<Source, IncludeError>;
 }
 
@@ -28,7 +28,7 @@ pub struct IncludeError {
 }
 
 impl IncludeError {
-    /// An error for this reason.
+    /// Returns an error for this reason.
     #[must_use]
     pub fn new(why: impl Into<String>) -> Self {
         Self {
@@ -37,7 +37,7 @@ impl IncludeError {
         }
     }
 
-    /// The same error, with what to write instead.
+    /// Adds advice: the text to write instead.
     #[must_use]
     pub fn with_help(self, help: impl Into<String>) -> Self {
         Self {
@@ -55,7 +55,7 @@ impl fmt::Display for IncludeError {
 
 impl std::error::Error for IncludeError {}
 
-/// For texts that stand alone.
+/// A source for texts that include nothing: every include is an error.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoIncludes;
 
@@ -66,7 +66,7 @@ impl Includes for NoIncludes {
 }
 
 impl Reader<'_> {
-    /// Reads the texts that an `include` names. One that was read before is not read again.
+    /// Reads the texts that an `include` names. Each text is read once.
     pub(super) fn include(&mut self, item: Item<'_>, way: &mut Vec<SourceId>) {
         let this = self.current;
         let names = self.strings(item);
@@ -88,7 +88,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The text that `path` means in the current one, which is read if it was not yet.
+    /// Returns the text that `path` means in the current one, and reads the text if it is new.
     fn included(&mut self, path: &str, at: At, way: &mut Vec<SourceId>) -> Option<SourceId> {
         let this = self.current;
         let includes = self.includes.as_mut()?;
@@ -121,7 +121,7 @@ impl Reader<'_> {
                 self.wrong(at, wrong);
                 None
             }
-            // The longest row counts, whichever of them the file was read in.
+            // The longest chain counts, even if the file was first reached by a shorter one.
             Some(id) if way.len() + self.heights[id.number()] > MAX_DEPTH => {
                 self.wrong(at, too_deep());
                 None
@@ -130,7 +130,7 @@ impl Reader<'_> {
             None if self.sources.len() == MAX_FILES => {
                 let (what, found, limit) = ("files", MAX_FILES + 1, MAX_FILES);
                 self.wrong(at, MistakeKind::TooMany { what, found, limit });
-                // No other file is looked at.
+                // No further file is opened.
                 self.includes = None;
                 None
             }

@@ -1,4 +1,4 @@
-//! The value of a register by its bit fields.
+//! The value of a register, split into its bit fields.
 
 use super::Register;
 use super::field::Field;
@@ -22,8 +22,9 @@ pub struct Decoded {
 }
 
 impl Decoded {
-    /// Each field, and what it holds, moved down to bit 0; from bit 0 up, those that hold 0 too.
-    /// Two fields may share bits: what some of them mean depends on the processor.
+    /// Returns each field with its value, shifted down to bit 0. Fields come in the order of their
+    /// lowest bits, and fields that hold 0 are included. Two fields may share bits, because the
+    /// meaning of some bits depends on the processor.
     pub fn fields(&self) -> impl Iterator<Item = (&'static Field, u64)> + use<> {
         let value = self.value;
         self.fields
@@ -31,7 +32,8 @@ impl Decoded {
             .map(move |field| (field, field.of(value)))
     }
 
-    /// The bits that are set and that no field covers: reserved, or not described by any source.
+    /// Returns the bits that are set and that no field covers: reserved bits, or bits that no
+    /// source describes.
     #[must_use]
     pub fn undescribed(&self) -> u64 {
         let described = self
@@ -43,8 +45,9 @@ impl Decoded {
 }
 
 impl Register {
-    /// Its bit fields from bit 0 up, as far as a source lists them: for most registers none. Bits
-    /// that no field covers are reserved, or not described.
+    /// The bit fields, in the order of their lowest bits. The list is empty for most registers,
+    /// because no source lists their fields. Bits that no field covers are reserved, or not
+    /// described.
     #[must_use]
     pub fn fields(&self) -> &'static [Field] {
         match FIELDS.binary_search_by_key(&self.index, |(index, _)| *index) {
@@ -53,7 +56,7 @@ impl Register {
         }
     }
 
-    /// `value` by the register's fields.
+    /// Splits `value` into the register's fields.
     #[must_use]
     pub fn decode(&self, value: u64) -> Decoded {
         Decoded {

@@ -116,7 +116,7 @@ const fn reads(
     row(leaf, bit, source, msrs, &[])
 }
 
-/// Returns the feature of registers that only software's setup or commands write.
+/// Returns the feature of registers that software writes and does not need to read.
 const fn writes(
     leaf: Leaf,
     bit: (u8, &'static str),

@@ -1,30 +1,32 @@
-//! The decision of a policy about the accesses of one MSR in one direction, and what it makes of a value.
+//! The decision of a policy about the accesses of one MSR in one direction, and about each written
+//! value.
 //!
-//! The gate's own is [`Responder::respond`](msrgate_program::answer::Responder::respond). It knows what the
-//! register of this vCPU holds, which no trace shows.
+//! The gate's own decision is [`Responder::respond`](msrgate_program::answer::Responder::respond).
+//! The responder knows the value of the vCPU's register, which no trace shows.
 
 use msrgate_filter::{Access, MsrIndex, Verdict};
 use msrgate_program::{Action, Emulated, Forwarding, Log, Mask, Outside, Variant, forward};
 
 use super::Fate;
 
-/// The bits of an address that are all equal if it is canonical, with four levels of page tables.
+/// The upper bits of an address, which are all equal in a canonical address with four levels of
+/// page tables.
 const UPPER: u64 = 0xffff_8000_0000_0000;
 
 /// The decision about all accesses of one MSR in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// The same for all.
+    /// The same fate for every access.
     Always(Fate),
     /// Writes to a register in user space.
     Register(Emulated),
-    /// Writes that the gate carries to KVM's register as they are.
+    /// Writes that the gate carries unchanged to KVM's register.
     Carried(Fate, Forwarding),
-    /// Writes of which these bits reach KVM's register.
+    /// Writes of which only the bits of a mask reach KVM's register.
     Mask(Mask, Forwarding),
-    /// Writes to KVM's register, where these bits stay set.
+    /// Writes to KVM's register, where these bits stay set once they are set.
     Sticky(u64, Forwarding),
-    /// Writes to KVM's register of which the first one stands.
+    /// Writes to KVM's register, where each vCPU's first write is final.
     Pin(Forwarding),
 }
 
@@ -37,7 +39,7 @@ impl Decision {
         };
         if variant.filter().decide(index, access).verdict == Verdict::Allow {
             return match write {
-                // For each event the gate carries the access itself.
+                // The gate itself carries every access that becomes an event.
                 Some(write) if outcome.log == Log::All => Self::Carried(Fate::Allowed, write),
                 _ => Self::Always(Fate::Allowed),
             };
@@ -56,8 +58,8 @@ impl Decision {
         }
     }
 
-    /// The fate of a write of this value, which a trace may leave out. That of a pin is
-    /// [`Fate::Answered`] if it is the first one.
+    /// Returns the fate of a write of this value, which a trace may leave out. A write to a pinned
+    /// register is [`Fate::Answered`], as if it were the first one.
     pub(super) fn fate(self, value: Option<u64>) -> Fate {
         let of_value = |fate: Fate, permitted: bool| if permitted { fate } else { Fate::Refused };
         match (self, value) {
@@ -70,7 +72,7 @@ impl Decision {
                 Fate::Answered
             }
             (_, None) => Fate::Unsure,
-            // The bits that no write may change hold what they hold at reset.
+            // Bits that no write may change keep their values from reset.
             (Self::Register(register), Some(value)) => {
                 let taken = register.mask.apply(register.reset, value);
                 of_value(Fate::Answered, taken.is_some())
@@ -104,7 +106,7 @@ fn of_mask(mask: Mask, write: Forwarding, value: u64) -> Fate {
     }
 }
 
-/// The fate of a value that has bits of the write and bits of the register, each of which may be there.
+/// Returns the fate of a value that mixes bits of the write with bits of the register.
 const fn merged(write: Forwarding, is_canonical: bool) -> Fate {
     match write {
         Forwarding::Canonical if !is_canonical => Fate::Unsure,

@@ -1,4 +1,4 @@
-//! A trace as a stream of lines, in memory that does not grow with it.
+//! Reads a trace as a stream of lines, in a constant amount of memory.
 
 use std::fmt;
 use std::io::{self, BufRead, ErrorKind};
@@ -7,15 +7,15 @@ use memchr::memchr;
 
 use super::{Line, parse_line};
 
-/// The most bytes a line may have: 64 KiB. Longer ones are unreadable.
+/// The maximum length of a line in bytes: 64 KiB. Longer lines are unreadable.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
 
-/// A line's place in its trace, counted from 1.
+/// The number of a line in its trace, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LineNumber(u64);
 
 impl LineNumber {
-    /// The number itself.
+    /// The number.
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
@@ -28,7 +28,8 @@ impl fmt::Display for LineNumber {
     }
 }
 
-/// Reads a trace line by line. No line is copied, but for those that its buffer cuts in two.
+/// A reader of a trace's lines. It copies a line only if the end of the buffer cuts the line in
+/// two.
 #[derive(Debug)]
 pub struct Lines<R> {
     from: R,
@@ -39,7 +40,7 @@ pub struct Lines<R> {
 }
 
 impl<R: BufRead> Lines<R> {
-    /// The lines of `from`; a buffer of 64 KiB or more serves best.
+    /// Returns a reader of the lines of `from`. The buffer of `from` should have at least 64 KiB.
     #[must_use]
     pub const fn new(from: R) -> Self {
         Self {
@@ -50,10 +51,10 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// The next line with its number, or `None` at the end.
+    /// Returns the next line with its number, or `None` at the end of the trace.
     ///
     /// # Errors
-    /// The trace cannot be read.
+    /// Returns the error of `from` if the trace cannot be read.
     pub fn next_line(&mut self) -> io::Result<Option<(LineNumber, Line)>> {
         self.part.clear();
         loop {
@@ -71,7 +72,7 @@ impl<R: BufRead> Lines<R> {
             let line = if is_whole && self.part.is_empty() {
                 Some(bounded(text))
             } else {
-                // One byte more than a line may have shows that it has.
+                // One byte beyond the maximum is enough to recognize a line that is too long.
                 let room = (MAX_LINE_BYTES + 1).saturating_sub(self.part.len());
                 self.part.extend_from_slice(&text[..text.len().min(room)]);
                 match end {
@@ -88,7 +89,7 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    /// How many bytes were read so far.
+    /// The number of bytes read so far.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
@@ -103,7 +104,7 @@ fn bounded(line: &[u8]) -> Line {
     }
 }
 
-/// What the last line says, if no line feed ends it. An object in JSON has an end of its own.
+/// Parses the last line, which has no line feed. A JSON object has an end of its own.
 fn without_end(line: &[u8]) -> Line {
     match bounded(line) {
         Line::Nothing => Line::Nothing,

@@ -1,4 +1,4 @@
-//! What a policy decides of recorded accesses.
+//! Replays recorded accesses against a policy.
 
 use std::collections::HashMap;
 use std::iter;
@@ -10,45 +10,45 @@ use super::decision::Decision;
 use super::{Line, LineNumber, Outcome, Traced};
 use crate::policy::Policy;
 
-/// The most pairs of MSR and direction that are listed one by one: 65,536, so that a trace of
-/// nonsense does not fill the memory. Accesses of others are counted all the same.
+/// The maximum number of pairs of MSR and direction that have rows: 65,536, so that a trace of
+/// nonsense does not fill the memory. Accesses of further pairs are counted without a row.
 pub const MAX_ROWS: usize = 1 << 16;
 
-/// The most unreadable lines that are named.
+/// The maximum number of unreadable lines that are named.
 const NAMED: usize = 5;
 
-/// Counts what a policy decides of a trace.
+/// The decisions of a policy about the accesses of a trace, counted.
 #[derive(Clone, Debug)]
 pub struct Replay<'c> {
     policy: &'c Policy,
     variant: &'c Variant,
     places: HashMap<(MsrIndex, Access), Place>,
-    /// The value of all writes to a pinned register; `None` where they differ.
+    /// The value of all writes to a pinned register; `None` if the values differ.
     pins: HashMap<MsrIndex, Option<u64>>,
     totals: Totals,
-    /// Events that lines between others call lost, and those that the heading says are.
+    /// The number of events that are reported as lost, in lines between others or in the heading.
     lost: u64,
     overwritten: u64,
     /// Events that the headings say follow.
     promised: u64,
 }
 
-/// What becomes of an access under a policy.
+/// The result of an access under a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fate {
-    /// KVM handles it.
+    /// KVM handles the access.
     Allowed,
-    /// User space answers it.
+    /// User space answers the access.
     Answered,
-    /// User space answers it or refuses it, by what the register of this vCPU held, which the trace
-    /// does not show.
+    /// User space answers or refuses the access, depending on the register of the vCPU, which the
+    /// trace does not show.
     Unsure,
-    /// #GP, or the end of the guest.
+    /// The access gets #GP, or ends the guest.
     Refused,
 }
 
 impl Fate {
-    /// All of them, the worst first.
+    /// Every fate, the worst first.
     pub const ALL: [Self; 4] = [Self::Refused, Self::Unsure, Self::Answered, Self::Allowed];
 }
 
@@ -57,7 +57,7 @@ impl Fate {
 struct Place {
     decision: Decision,
     row: Row,
-    /// Writes that have another fate, by their value.
+    /// The writes with another fate; the rows are found by value.
     others: Vec<Row>,
 }
 
@@ -69,50 +69,51 @@ pub struct Row {
     pub index: MsrIndex,
     /// The direction.
     pub access: Access,
-    /// What becomes of them.
+    /// The fate of the accesses.
     pub fate: Fate,
-    /// How many there are.
+    /// The number of accesses.
     pub count: u64,
-    /// How many of them ended in #GP when they were recorded.
+    /// The number of accesses that ended in #GP when they were recorded.
     pub faulted: u64,
-    /// The line of the first.
+    /// The line of the first access.
     pub first: LineNumber,
-    /// What the first read or wrote, if the trace says so.
+    /// The value of the first access, if the trace has it.
     pub value: Option<u64>,
 }
 
-/// What a trace has in it.
+/// The numbers of lines and accesses in a trace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Totals {
-    /// Lines, all of them.
+    /// All lines.
     pub lines: u64,
     /// Accesses that the policy allows.
     pub allowed: u64,
     /// Accesses that user space would answer.
     pub answered: u64,
-    /// Writes that it may refuse.
+    /// Writes that user space may refuse or answer.
     pub unsure: u64,
     /// Accesses that it refuses.
     pub refused: u64,
-    /// Accesses counted above of which there is no [`Row`].
+    /// Accesses, counted above, that have no [`Row`].
     pub unlisted: u64,
-    /// By [`Access`]: accesses that went to user space, without their MSR.
+    /// Accesses that went to user space, recorded without their MSR; indexed by [`Access`].
     pub deflected: [u64; 2],
     /// Other events.
     pub other: u64,
-    /// Events that are missing, at least. Those that the trace counts in two ways count once.
+    /// The least number of events that are missing. Events that the trace reports twice count
+    /// once.
     pub lost: u64,
-    /// Lines that could not be read.
+    /// Lines that cannot be read.
     pub unreadable: u64,
-    /// The first of them.
+    /// The numbers of the first unreadable lines.
     pub first_unreadable: Vec<LineNumber>,
-    /// True if the trace ends in the middle of a line, which is one of the unreadable ones.
+    /// True if the trace ends in the middle of a line, which counts as unreadable.
     pub is_cut: bool,
 }
 
 impl Place {
-    /// The row of the same fate as `new`, which is added if there is none.
+    /// Returns the row with the same fate as `new`; adds `new` if there is no such row.
     fn other(&mut self, new: Row) -> &mut Row {
         let known = self.others.iter().position(|row| row.fate == new.fate);
         let at = known.unwrap_or_else(|| {
@@ -122,7 +123,7 @@ impl Place {
         &mut self.others[at]
     }
 
-    /// Moves the writes that would be answered to those that nothing sure is said of.
+    /// Moves writes from answered to unsure.
     fn make_unsure(&mut self, totals: &mut Totals) {
         let all = iter::once(&mut self.row).chain(&mut self.others);
         for row in all.filter(|row| row.fate == Fate::Answered) {
@@ -134,7 +135,7 @@ impl Place {
 }
 
 impl Totals {
-    /// All accesses.
+    /// The number of all accesses that have an MSR.
     #[must_use]
     pub const fn accesses(&self) -> u64 {
         self.allowed + self.answered + self.unsure + self.refused
@@ -149,9 +150,10 @@ impl Totals {
         }
     }
 
-    /// Returns true if nothing is known to be missing: all lines could be read, and no event was lost.
+    /// Returns true if no part of the trace is known to be missing: all lines were read, and no
+    /// event was lost.
     ///
-    /// Accesses that went to user space are not counted as missing.
+    /// Accesses that went to user space do not count as missing.
     #[must_use]
     pub const fn is_whole(&self) -> bool {
         self.lost == 0 && self.unreadable == 0
@@ -159,7 +161,7 @@ impl Totals {
 }
 
 impl<'c> Replay<'c> {
-    /// Nothing yet, under this variant of this policy.
+    /// Returns an empty replay under this variant of this policy.
     #[must_use]
     pub fn new(policy: &'c Policy, variant: &'c Variant) -> Self {
         Self {
@@ -245,8 +247,8 @@ impl<'c> Replay<'c> {
         row.faulted += u64::from(traced.outcome == Outcome::Faulted);
     }
 
-    /// The fate of a write to a pinned register, by the values of all such writes. A trace does not say
-    /// which vCPU wrote.
+    /// Returns the fate of a write to a pinned register, by the values of all writes to it. A
+    /// trace does not tell which vCPU wrote.
     fn pin(&mut self, index: MsrIndex, value: Option<u64>) -> Fate {
         let first = self.pins.entry(index).or_insert(value);
         if first.is_none() {
@@ -256,7 +258,7 @@ impl<'c> Replay<'c> {
             return Fate::Answered;
         }
         *first = None;
-        // Which of the earlier writes were the first of their vCPU cannot be said now.
+        // From now on, an earlier write may or may not have been its vCPU's first.
         if let Some(place) = self.places.get_mut(&(index, Access::Write)) {
             place.make_unsure(&mut self.totals);
         }
@@ -269,19 +271,19 @@ impl<'c> Replay<'c> {
         self.policy
     }
 
-    /// The variant of it.
+    /// The variant of the policy.
     #[must_use]
     pub const fn variant(&self) -> &'c Variant {
         self.variant
     }
 
-    /// What the trace has in it so far.
+    /// The totals of the lines so far.
     #[must_use]
     pub const fn totals(&self) -> &Totals {
         &self.totals
     }
 
-    /// The rows of one fate, in the order of their first lines.
+    /// Returns the rows of one fate, in the order of their first lines.
     #[must_use]
     pub fn rows(&self, fate: Fate) -> Vec<Row> {
         let rows = self.places.values();
