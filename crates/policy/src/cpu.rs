@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_processor_is_read_as_it_is_printed() {
+    fn parse_cpu_reads_printed_processor_back() {
         for text in [
             "GenuineIntel:6:0x6a:6",
             "AuthenticAMD:25:0x1:1",
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vendor_that_cpuid_does_not_spell_is_refused_with_the_one_meant() {
+    fn parse_cpu_refuses_misspelt_vendor_with_suggestion() {
         for (vendor, meant) in [
             ("Intel", "GenuineIntel"),
             ("intel", "GenuineIntel"),
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_cpuid_cannot_have_is_refused() {
+    fn parse_cpu_refuses_number_too_large_for_cpuid() {
         for (text, part) in [
             ("GenuineIntel:0x10f:0", "family"),
             ("GenuineIntel:0x1ff:0", "family"),

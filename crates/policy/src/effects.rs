@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rows_are_sorted_and_apart() {
+    fn write_effect_rows_are_sorted_and_disjoint() {
         let mut end = None;
         for (first, last, effect) in EFFECTS {
             assert!(first <= last && end < Some(first) && !effect.is_empty());
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ends_of_a_row_act_and_their_neighbours_do_not() {
+    fn write_effect_covers_exactly_the_ends_of_a_row() {
         for (index, acts) in [
             (0x48, false),
             (0x49, true),

@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_is_partly_enforced_where_a_gap_lets_it_through() {
+    fn enforcement_of_refusal_with_gap_is_partial() {
         assert_eq!(
             found(
                 "policy = 1\ndefault = 'deny'\naccept = ['tsc-deadline-fastpath']\n[msrs]\nIA32_EFER = 'rw'\nIA32_TSC_DEADLINE = 'r'\n'0x6d0..=0x6ef' = { read = 'allow', write = 'ignore' }"
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_is_enforced_whatever_the_gap() {
+    fn enforcement_of_allowed_access_ignores_gaps() {
         assert_eq!(
             found("policy = 1\ndefault = 'allow'\n[msrs]\nIA32_TSC_DEADLINE = 'rw'"),
             ["IA32_TSC_DEADLINE enforced by filter"]
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn audit_enforces_no_refusal() {
+    fn enforcement_in_audit_mode_excludes_refusals() {
         assert_eq!(
             found(
                 "policy = 1\ndefault = 'allow'\nmode = 'audit'\n[msrs]\n0x10 = 'none'\n0x11 = 'rw'\n0x17 = { read = { value = 0 }, write = 'deny' }"
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_a_when_counts_once() {
+    fn enforcement_lists_entry_of_when_once() {
         assert_eq!(
             found(
                 "policy = 1\ndefault = 'allow'\n[msrs]\n0x6e0 = 'r'\n[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n0x10 = 'r'"

@@ -230,7 +230,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn overrides_are_those_of_the_rule(
+        fn overrides_match_the_rule(
             entries in prop::collection::vec(
                 prop::collection::vec((0_usize..3, 0_u32..4, any::<bool>()), 0..9), 3
             ),

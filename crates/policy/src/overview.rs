@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_together_is_a_cluster_and_every_msr_is_counted_once() {
+    fn overview_clusters_nearby_msrs_and_counts_each_once() {
         let compiled = compiled(
             "policy = 1\ndefault = 'deny'\n[msrs]\n'0x700..=0x7ff' = 'rw'\n'0x900..=0x93f' = 'r'\n'0x970..=0x9ff' = 'r'\n0xc0000080 = { read = { value = 0 }, write = 'kill' }\n0xc0000081 = 'w'\n'0x40000000..=0x50000000' = { read = 'deny', write = 'kill' }",
         );
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_that_says_nothing_has_no_cluster_but_the_dummy_range() {
+    fn overview_of_empty_policy_has_only_the_dummy_range() {
         let allow = compiled("policy = 1\ndefault = 'allow'");
         assert_eq!(overview(&allow.variants()[0]).clusters, []);
         let deny = compiled("policy = 1\ndefault = 'deny'");

@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn names_indices_and_ranges() {
+    fn parse_msrs_reads_names_indices_and_ranges() {
         assert_eq!(range("0x8b"), (0x8b, 0x8b));
         assert_eq!(range("0XC000_0080"), (0xc000_0080, 0xc000_0080));
         assert_eq!(range(" 0x10 ..= 0x1f "), (0x10, 0x1f));
@@ -413,7 +413,7 @@ mod tests {
 
     /// Every text that a message proposes can be parsed.
     #[test]
-    fn proposed_index_or_range_is_valid() {
+    fn parse_msrs_error_proposes_valid_index_or_range() {
         let texts = [
             "16",
             "3221225602",
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_says_what_to_write() {
+    fn parse_msrs_error_tells_what_to_write() {
         let error = |text: &str| {
             let error = parse_msrs(text).unwrap_err();
             format!("{error}; {}", error.help())

@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_count_lines_and_characters_from_one() {
+    fn source_place_counts_lines_and_characters_from_one() {
         let source = Source::new("x", "aé\n\nb");
         let place = |offset: usize| {
             let Place { line, column } = source.place(SourceSpan::new(offset.into(), 1));

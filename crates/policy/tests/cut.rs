@@ -52,7 +52,7 @@ fn assert_cut_is_refused(whole: &[u8], length: usize) {
 /// Under `default = "allow"` a filter that lacks a range is looser. A full disk or a broken pipe may cut a file at any
 /// byte.
 #[test]
-fn compiled_policy_that_is_cut_anywhere_is_refused() {
+fn import_refuses_compiled_policy_cut_anywhere() {
     let program = compiled(
         "policy = 1\ndefault = 'allow'\n[msrs]\n0x277 = 'none'\n0xc0000080 = 'none'\n0x40000000 = 'r'\n",
     );
@@ -76,7 +76,7 @@ fn shipped() -> Vec<Program> {
 }
 
 #[test]
-fn shipped_policy_that_is_cut_is_refused() {
+fn import_refuses_cut_shipped_policy() {
     // Every byte would take minutes; a prime comes to all places of a line.
     const STEP: usize = 97;
     let programs = shipped();
@@ -94,7 +94,7 @@ fn shipped_policy_that_is_cut_is_refused() {
 }
 
 #[test]
-fn two_filters_in_one_file_are_refused() {
+fn import_refuses_two_filters_in_one_file() {
     let [one, other] = ["allow", "deny"].map(|default| {
         compiled(&format!(
             "policy = 1\ndefault = '{default}'\n[msrs]\n0x277 = 'r'\n"
@@ -138,7 +138,7 @@ const LIST: &str = "MSR_ADDR,VALUE\n0x10,0x5d3f1e2\n0xc0000080,0xd01\r\n0x176,0x
 
 /// A line that may be the beginning of a longer one names another register, or a mask that allows more.
 #[test]
-fn entries_of_cut_lines_are_entries_of_the_whole_file() {
+fn import_of_cut_lines_gives_only_entries_of_whole_file() {
     for (whole, format) in [
         (ALLOWLIST, Format::MsrSafe),
         (LOG, Format::KernelLog),
@@ -167,7 +167,7 @@ fn entries_of_cut_lines_are_entries_of_the_whole_file() {
 }
 
 #[test]
-fn last_line_without_line_feed_is_read_where_it_proves_whole() {
+fn import_reads_last_line_without_line_feed_if_complete() {
     for (text, is_whole) in [
         ("0xc0000081 0xffffffff0", false),
         ("0xc0000081 0xffffffff00000000", false),
@@ -200,7 +200,7 @@ fn last_line_without_line_feed_is_read_where_it_proves_whole() {
 }
 
 #[test]
-fn log_that_says_that_messages_are_missing_is_remarked() {
+fn import_remarks_that_log_lost_messages() {
     let message = "[1.0] kvm [1]: ignored rdmsr: 0x1c9 data 0x0\n";
     for (line, is_lossy) in [
         (
@@ -250,7 +250,7 @@ fn log_that_says_that_messages_are_missing_is_remarked() {
 }
 
 #[test]
-fn repeated_message_of_a_log_is_counted_as_often() {
+fn import_counts_repeated_log_messages() {
     let message = "[1.0] kvm [1]: ignored rdmsr: 0x1c9 data 0x0";
     for (lines, times) in [
         (

@@ -110,7 +110,7 @@ fn has(compiler: &str) -> bool {
 }
 
 #[test]
-fn the_c_header_compiles_and_holds_the_filter() {
+fn emitted_c_header_compiles_and_holds_filter() {
     if !has("cc") {
         return;
     }
@@ -132,7 +132,7 @@ fn the_c_header_compiles_and_holds_the_filter() {
 }
 
 #[test]
-fn the_rust_module_compiles_and_holds_the_filter() {
+fn emitted_rust_module_compiles_and_holds_filter() {
     let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     if !has(&rustc) {
         return;
@@ -162,7 +162,7 @@ fn the_rust_module_compiles_and_holds_the_filter() {
 
 /// The bytes are memory from address 0 on.
 #[test]
-fn the_abi_bytes_are_set_as_the_same_filter() {
+fn emitted_abi_bytes_set_same_filter() {
     for text in POLICIES {
         let program = program(text);
         let variant = &program.variants()[0];
@@ -182,7 +182,7 @@ fn the_abi_bytes_are_set_as_the_same_filter() {
 }
 
 #[test]
-fn the_json_is_one_line_with_the_reasons() {
+fn emitted_json_is_one_line_with_reasons() {
     let program =
         program("policy = 1\ndefault = 'deny'\n[msrs]\n'0x10..=0x12' = 'rw'\n0x11 = 'none'");
     assert_eq!(
@@ -192,7 +192,7 @@ fn the_json_is_one_line_with_the_reasons() {
 }
 
 #[test]
-fn what_a_filter_cannot_do_is_said() {
+fn emit_states_what_filter_cannot_do() {
     let of = |text: &str| {
         let program = program(text);
         let unsaid = emit::unsaid(&program, &program.variants()[0]);

@@ -10,7 +10,7 @@ fn one(name: &str) -> &'static Register {
 }
 
 #[test]
-fn ten_registers_may_be_forwarded() {
+fn forward_list_has_ten_registers() {
     let forwardable: Vec<&str> = all()
         .iter()
         .filter(|register| register.forward().is_some())
@@ -36,7 +36,7 @@ fn ten_registers_may_be_forwarded() {
 /// What the guest's CPUID has to allow, what only the host writes, what does something else for
 /// the host.
 #[test]
-fn what_the_host_does_differently_is_not_forwarded() {
+fn forward_excludes_registers_that_act_differently_for_host() {
     for name in [
         // checks of CPUID skipped
         "IA32_EFER",
@@ -100,7 +100,7 @@ fn what_the_host_does_differently_is_not_forwarded() {
 }
 
 #[test]
-fn writes_that_only_the_host_could_do_are_not_permitted() {
+fn forward_refuses_writes_reserved_to_host() {
     let write = |name, value| one(name).forward().unwrap().write.permits(value);
     assert!(write("IA32_LSTAR", u64::MAX));
     for name in ["IA32_FMASK", "IA32_SYSENTER_CS"] {

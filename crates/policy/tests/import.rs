@@ -36,7 +36,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn what_compile_writes_comes_back_equal(plan in policy()) {
+    fn import_of_compile_output_is_equal(plan in policy()) {
         let drawn = plan.compile().expect("no defect");
         let program = drawn.compiled.program().clone();
         for variant in program.variants() {

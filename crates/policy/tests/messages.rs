@@ -44,7 +44,7 @@ fn wrongs(text: &str) -> Vec<MistakeKind> {
 }
 
 #[test]
-fn mistakes_of_a_policy() {
+fn messages_of_policy_mistakes() {
     let head = "policy = 1\ndefault = 'deny'\n";
     let entries = |entries: &str| wrongs(&format!("{head}[msrs]\n{entries}"));
     let include = |name: &str| wrongs(&format!("{head}include = ['{name}']"));
@@ -147,7 +147,7 @@ fn mistakes_of_a_policy() {
 }
 
 #[test]
-fn what_names_no_registers() {
+fn messages_of_selector_errors() {
     let texts = [
         "IA32_EFFER",
         "QZXWVKJ",
@@ -172,7 +172,7 @@ fn what_names_no_registers() {
 }
 
 #[test]
-fn what_cannot_be_imported() {
+fn messages_of_import_errors() {
     let wrong = |bytes: &[u8], format| import(bytes, format).unwrap_err();
     let many: String = (0..=msrgate_policy::MAX_ENTRIES)
         .map(|number| format!("{:#x} 0x0\n", 0x1000 + 2 * number))
@@ -195,7 +195,7 @@ fn what_cannot_be_imported() {
 }
 
 #[test]
-fn text_that_is_no_processor() {
+fn messages_of_cpu_errors() {
     let texts = [
         "Genuine Intel\u{1b}",
         "Intel:6:0x6a",
@@ -208,7 +208,7 @@ fn text_that_is_no_processor() {
 
 /// Every enum of errors of the libraries is held here, or in the messages of `msrgate-kvm`.
 #[test]
-fn no_error_is_left_out() {
+fn messages_cover_every_error() {
     fn enums(folder: &Path, found: &mut Vec<String>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -246,7 +246,7 @@ fn no_error_is_left_out() {
 
 /// What the kernel refuses, with its error number.
 #[test]
-fn what_cannot_be_set() {
+fn messages_of_set_errors() {
     let bitmaps = [BitmapError::Empty, BitmapError::TooLong(0x3001)];
     let filters = [
         FilterError::TooManyRanges(17),
@@ -472,7 +472,7 @@ fn entries_with_hostile_text() -> Vec<MistakeKind> {
 
 /// Errors are public: whoever makes one may put any text into it.
 #[test]
-fn hostile_text_is_shown_in_every_mistake() {
+fn messages_of_mistakes_escape_hostile_text() {
     let wrongs = [values_with_hostile_text(), entries_with_hostile_text()].concat();
     let texts = messages_with_text(include_str!("../src/mistake.rs"), "MistakeKind", &wrongs);
     let helps = wrongs.iter().filter_map(MistakeKind::help);
@@ -482,7 +482,7 @@ fn hostile_text_is_shown_in_every_mistake() {
 }
 
 #[test]
-fn hostile_text_is_shown_in_every_other_error() {
+fn messages_of_other_errors_escape_hostile_text() {
     let text = || HOSTILE.to_owned();
     let selectors = [
         SelectorError::UnknownName {

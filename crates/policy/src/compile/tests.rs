@@ -37,7 +37,7 @@ fn with_bit_flipped(range: &Range, bit: u32) -> Range {
 
 /// A packer that is wrong in any one bit, in a range's place, colour or presence is found out.
 #[test]
-fn the_comparison_catches_every_broken_filter() {
+fn compile_comparison_finds_every_broken_filter() {
     let compiled = compiled();
     let caught = |filter: Filter| {
         compiled
@@ -85,7 +85,7 @@ fn the_comparison_catches_every_broken_filter() {
 
 /// Where a filter says something that no entry does, far from all entries, it is found, too.
 #[test]
-fn the_comparison_looks_between_the_entries() {
+fn compile_comparison_finds_fault_between_entries() {
     let compiled = compiled();
     for index in [0, 0x7ff, 0x900, 0x4b56_4d00, 0xffff_fffe] {
         let mut ranges = compiled.filter().ranges().to_vec();

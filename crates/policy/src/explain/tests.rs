@@ -86,12 +86,12 @@ const OF_ACTIONS: [u32; 15] = [
 ];
 
 #[test]
-fn every_action_says_what_the_guest_gets_and_what_the_kernel_reports() {
+fn explain_tells_guest_result_and_kernel_report_of_every_action() {
     insta::assert_snapshot!(all(ACTIONS, &OF_ACTIONS));
 }
 
 #[test]
-fn in_audit_mode_nothing_is_refused() {
+fn explain_in_audit_mode_tells_that_access_is_let_through() {
     let text = ACTIONS.replacen("default", "mode = 'audit'\ndefault", 1);
     insta::assert_snapshot!(all(
         &text,
@@ -100,7 +100,7 @@ fn in_audit_mode_nothing_is_refused() {
 }
 
 #[test]
-fn the_default_x2apic_and_unknown_registers() {
+fn explain_covers_default_x2apic_and_unknown_registers() {
     let deny = all("policy = 1\ndefault = 'deny'", &[0x10, 0x808, u32::MAX]);
     let allow = all(
         "policy = 1\ndefault = 'allow'\nunknown = { read = '0xff', write = 'ignore' }\n[msrs]\n0x10 = 'r'",
@@ -110,7 +110,7 @@ fn the_default_x2apic_and_unknown_registers() {
 }
 
 #[test]
-fn each_log_level_says_which_accesses_become_events() {
+fn explain_tells_events_of_each_log_level() {
     let of = |level: &str| {
         let text = format!(
             "policy = 1\ndefault = 'deny'\nlog = '{level}'\n[msrs]\nIA32_EFER = 'rw'\nIA32_LSTAR = {{ read = 'deny', write = 'pin' }}"
@@ -129,7 +129,7 @@ fn each_log_level_says_which_accesses_become_events() {
 }
 
 #[test]
-fn the_device_does_with_an_update_what_it_is_told() {
+fn explain_tells_microcode_device_answer_to_update() {
     for (update, wanted) in [
         ("accept", "the guest sees its revision"),
         ("ignore", "loads nothing"),

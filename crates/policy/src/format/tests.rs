@@ -81,7 +81,7 @@ fn check(text: &str) -> String {
 }
 
 #[test]
-fn what_is_written_in_every_way_becomes_canonical() {
+fn format_makes_every_spelling_canonical() {
     let text = r#"
 # A policy
 # in two lines.
@@ -145,7 +145,7 @@ vendor = "GenuineIntel"
 }
 
 #[test]
-fn what_is_one_line_of_toml_is_taken_apart() {
+fn format_splits_one_line_of_toml() {
     let text = "policy = 1\ndefault = \"deny\"\nunknown.read = \"deny\"\n# device\n\
         device.microcode = { revision = 1, update = \"deny\" }\n\
         # msrs\nmsrs = { 0x10 = \"r\", 0x11 = { read = \"allow\", write = \"allow\" } } # those\n\
@@ -158,7 +158,7 @@ fn what_is_one_line_of_toml_is_taken_apart() {
 
 /// Lines as long as they may be, which get longer: comments go above, strings onto several lines.
 #[test]
-fn no_line_becomes_too_long() {
+fn format_keeps_lines_within_limit() {
     let fill = |line: &str| line.replace('~', &"x".repeat(crate::MAX_LINE + 1 - line.len()));
     let lines = [
         "policy=1#~",
@@ -183,7 +183,7 @@ fn no_line_becomes_too_long() {
 
 /// Where the first of a paragraph becomes a table, the next one begins the paragraph.
 #[test]
-fn canonical_form_beyond_a_limit_is_not_called_the_size_of_the_text() {
+fn format_reports_canonical_form_beyond_limit() {
     // Each value gets a line of its own, with four blanks before it.
     let values = format!("{}\n", "\"vmload\", ".repeat(10)).repeat(1_000);
     let mut text = format!("policy = 1\ndefault = \"deny\"\naccept = [\n{values}]\n");
@@ -201,7 +201,7 @@ fn canonical_form_beyond_a_limit_is_not_called_the_size_of_the_text() {
 }
 
 #[test]
-fn paragraphs_stay_apart() {
+fn format_keeps_paragraphs_separate() {
     let why = "x".repeat(110);
     let head = "policy  = 1\ndefault = \"deny\"\n\n[msrs]\n0x10 = \"r\"\n\n";
     let long = format!("0x11 = {{ read = \"allow\", write = \"deny\", why = \"{why}\" }}\n");
@@ -212,7 +212,7 @@ fn paragraphs_stay_apart() {
 
 /// Two keys of one spelling would be one key twice.
 #[test]
-fn spelling_makes_no_two_keys_one() {
+fn format_keeps_keys_distinct() {
     let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nia32_efer = \"r\"\n\
                 \"IA32_EFER\" = \"r\"\n0xABC = \"r\"\n\" 0xabc\" = \"r\"\n\"0xABD\" = \"r\"\n";
     let once = check(text);
@@ -224,7 +224,7 @@ fn spelling_makes_no_two_keys_one() {
 }
 
 #[test]
-fn a_text_for_being_included_needs_no_more_than_it_has() {
+fn format_accepts_include_without_default() {
     let text = "policy = 1\ninclude = [\"nowhere.toml\"]\n\n[msrs]\n\
                 0x10 = { read = \"allow\", write = \"allow\", override = true }\n\
                 IA32_BIOS_UPDT_TRIG = { device = \"microcode\" }\n";
@@ -233,7 +233,7 @@ fn a_text_for_being_included_needs_no_more_than_it_has() {
 }
 
 #[test]
-fn a_text_with_mistakes_is_not_formatted() {
+fn format_refuses_text_with_mistakes() {
     let wrong = |text: &str| {
         let mistakes = format(&Source::new("x", text)).expect_err(text);
         mistakes.to_string()
@@ -249,7 +249,7 @@ fn a_text_with_mistakes_is_not_formatted() {
 
 /// `scripts/check` asks the command the same of the files.
 #[test]
-fn every_shipped_policy_means_what_it_meant() {
+fn format_keeps_meaning_of_shipped_policies() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies");
     let mut count = 0;
     for file in fs::read_dir(folder).expect("the policies") {
@@ -263,7 +263,7 @@ fn every_shipped_policy_means_what_it_meant() {
 
 /// Every example of the reference that stands alone.
 #[test]
-fn every_example_of_the_reference_means_what_it_meant() {
+fn format_keeps_meaning_of_reference_examples() {
     let mut count = 0;
     for block in REFERENCE.split("\n```").skip(1).step_by(2) {
         let Some(text) = block.strip_prefix("toml\n") else {
@@ -329,7 +329,7 @@ fn entry() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn random_policies_keep_their_meaning_and_their_comments(
+    fn format_keeps_meaning_and_comments_of_random_policies(
         entries in prop::collection::vec((0_usize..4, entry(), any::<bool>(), any::<bool>()), 0..14),
     ) {
         let mut text = "# head\npolicy = 1\nname='x' # name\ndefault = \"deny\"\n".to_owned();

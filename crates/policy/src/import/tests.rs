@@ -22,7 +22,7 @@ fn shown_bytes(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_kernel_log_refuses_what_kvm_refused() {
+fn import_of_kernel_log_denies_msrs_that_kvm_refused() {
     insta::assert_snapshot!(shown(
         "[    0.000000] Linux version 6.1.0\n\
         [  289.713857] kvm: kvm [3657]: ignored rdmsr: 0x1ad data 0x0\n\
@@ -45,7 +45,7 @@ fn a_kernel_log_refuses_what_kvm_refused() {
 }
 
 #[test]
-fn an_allowlist_says_masks_where_a_write_may_be_forwarded() {
+fn import_of_msr_safe_allowlist_gives_masks_to_forwardable_writes() {
     insta::assert_snapshot!(shown(
         "# MSR      # Write Mask           # Comment\n\
         0x00000010 0x0000000000000000 # \"SMSR_TIME_STAMP_COUNTER\"\n\
@@ -62,7 +62,7 @@ fn an_allowlist_says_masks_where_a_write_may_be_forwarded() {
 }
 
 #[test]
-fn a_template_says_which_registers_it_sets() {
+fn import_of_firecracker_template_names_registers_it_sets() {
     insta::assert_snapshot!(shown(
         r#"{
   "cpuid_modifiers": [{ "leaf": "0x1", "subleaf": "0x0", "flags": 0, "modifiers": [] }],
@@ -76,7 +76,7 @@ fn a_template_says_which_registers_it_sets() {
 
 /// A value that a guest cannot change is said; one of the time-stamp counter would stop it.
 #[test]
-fn a_fingerprint_says_the_values_of_registers_that_no_guest_writes() {
+fn import_of_fingerprint_gives_values_of_read_only_registers() {
     insta::assert_snapshot!(shown(
         r#"{
   "firecracker_version": "1.13.0",
@@ -93,7 +93,7 @@ fn a_fingerprint_says_the_values_of_registers_that_no_guest_writes() {
 }
 
 #[test]
-fn a_list_says_what_can_be_read() {
+fn import_of_firecracker_list_allows_reads() {
     insta::assert_snapshot!(shown(
         "MSR_ADDR,VALUE\n0x10,0x5\n0x174,0x10\n0x175,0x0\r\n0x176,0x0\n0x802,0x0\n\
         0x400000000,0x0\n0xc0000080,0xd01\n0xc0000081,0x0\n0xc0000082,0x0\n0xc0000083,0x0\n\
@@ -102,7 +102,7 @@ fn a_list_says_what_can_be_read() {
 }
 
 #[test]
-fn a_program_comes_with_its_settings_and_answers() {
+fn import_of_program_keeps_settings_and_answers() {
     let policy = r#"
 policy = 1
 name = "whole"
@@ -131,7 +131,7 @@ IA32_XSS = "none"
 /// A group is named if all of it is alike and that takes no more entries: not in the middle of a wider
 /// range, and not where a part of it differs.
 #[test]
-fn groups_are_named_where_they_are_whole() {
+fn import_names_group_only_if_complete() {
     let keys = |entries: &str| {
         let text = format!("policy = 1\ndefault = 'deny'\n[msrs]\n{entries}");
         let policy = parse(&Source::new("groups.toml", &text), &mut NoIncludes).unwrap();
@@ -168,7 +168,7 @@ fn groups_are_named_where_they_are_whole() {
 }
 
 #[test]
-fn a_compiled_filter_becomes_names_and_ranges() {
+fn import_of_compiled_filter_gives_names_and_ranges() {
     insta::assert_snapshot!(shown(
         r#"{"schema":1,"default":"deny","ranges":[
             {"access":"r","base":"0x174","count":3,"bitmap":"07"},
@@ -181,7 +181,7 @@ fn a_compiled_filter_becomes_names_and_ranges() {
 }
 
 #[test]
-fn what_is_wrong_is_said_with_its_place() {
+fn import_error_names_place() {
     let error = |file: &str| import(file.as_bytes(), None).unwrap_err().to_string();
     let compiled = |ranges: &str| {
         error(&format!(
@@ -249,7 +249,7 @@ fn what_is_wrong_is_said_with_its_place() {
 
 /// Text from a file cannot leave the comment that it is put in.
 #[test]
-fn nothing_in_a_file_becomes_a_line_of_the_policy() {
+fn import_keeps_hostile_text_within_comments() {
     let allowlist = b"0x12345 0x0 # x\r\"]\x1b[2J\x0b 0x1 = 'rw'\n";
     let imported = import(allowlist, None).unwrap();
     let text = print(&imported, "a\n0x1 = 'rw'\nb");
@@ -260,7 +260,7 @@ fn nothing_in_a_file_becomes_a_line_of_the_policy() {
 }
 
 #[test]
-fn a_format_that_is_forced_is_not_guessed() {
+fn import_with_given_format_does_not_detect() {
     let log = b"kvm [1]: vcpu0 unhandled rdmsr: 0x611\n";
     assert_eq!(import(log, None).unwrap().format, Format::KernelLog);
     let forced = import(log, Some(Format::MsrSafe)).unwrap();
@@ -357,7 +357,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_compiled_filter_comes_back_equal(filter in any_filter()) {
+    fn import_of_random_filter_round_trips(filter in any_filter()) {
         let compiled = round_trip(&filter);
         prop_assert_eq!(difference(&filter, compiled.on(None).filter()), None);
         // What was packed here comes back, too.
@@ -366,7 +366,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_a_policy_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn import_of_any_bytes_gives_policy_or_error(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         for format in Format::ALL {
             if let Ok(imported) = import(&bytes, Some(format)) {
                 let text = print(&imported, "FILE");
@@ -378,7 +378,7 @@ proptest! {
 
 /// The oracle sees a difference where there is one.
 #[test]
-fn one_bit_makes_a_difference() {
+fn import_oracle_sees_single_bit_difference() {
     let one = |allowed| {
         let bitmap = Bitmap::from_fn(3, |offset| offset != 1 || allowed).unwrap();
         let range = Range::new(Accesses::Write, MsrIndex::new(0x10), bitmap);
@@ -404,7 +404,7 @@ fn by_vendor() -> Compiled {
 }
 
 #[test]
-fn filter_made_for_a_processor_is_imported_with_its_name() {
+fn import_of_filter_keeps_name_of_processor() {
     let (compiled, amd) = (by_vendor(), "AuthenticAMD:25:0x1:0");
     let cpu = crate::parse_cpu(amd).unwrap().cpu().clone();
     let variant = compiled.on(Some(&cpu));
@@ -434,7 +434,7 @@ fn filter_made_for_a_processor_is_imported_with_its_name() {
 }
 
 #[test]
-fn program_of_several_variants_is_imported_for_the_processors_of_one() {
+fn import_of_program_with_variants_covers_first_variant() {
     let program = by_vendor().into_program();
     let imported = import(&program.encode(), None).unwrap();
     let first = program.variants()[0].example();

@@ -91,7 +91,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn strings_read_back(text in "([a-z\"\\\\ \t\r\n]|\\PC|\\pC|\\p{M}{1,9}| {1,200}|x{1,300}){0,40}") {
+        fn layout_string_round_trips(text in "([a-z\"\\\\ \t\r\n]|\\PC|\\pC|\\p{M}{1,9}| {1,200}|x{1,300}){0,40}") {
             prop_assert_eq!(read(&string(&text)), text.clone());
             prop_assert!(is_seen(&string(&text)));
             let block = block(&text);
@@ -100,14 +100,14 @@ mod tests {
         }
 
         #[test]
-        fn no_line_is_long(text in "([a-z ]{1,2000}|\\PC{500}|[\\x{e0041}]{500}){0,8}") {
+        fn layout_string_keeps_lines_within_limit(text in "([a-z ]{1,2000}|\\PC{500}|[\\x{e0041}]{500}){0,8}") {
             let longest = block(&text).lines().map(str::len).max();
             prop_assert!(longest <= Some(11 * COLUMN));
         }
     }
 
     #[test]
-    fn long_text_is_broken_between_words() {
+    fn layout_string_breaks_long_text_between_words() {
         let text = format!("{}end \"quoted\"\nline", "word ".repeat(25));
         insta::assert_snapshot!(block(&text));
     }

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_of_what_cpuid_offers_are_grouped_by_what_refuses() {
+    fn cpuid_refused_warnings_are_grouped_by_entry() {
         let compiled = compiled(
             "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_SPEC_CTRL = 'r'\nIA32_TSC_ADJUST = 'rw'",
         );
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn unsaved_writes_name_their_registers() {
+    fn not_saved_warning_names_registers() {
         let compiled = compiled("policy = 1\ndefault = 'deny'\n[msrs]\n'0x200..=0x203' = 'rw'");
         let warnings = of_saved(&compiled, None, |index| index.get() != 0x201);
         let details: Vec<_> = warnings.iter().map(|one| one.details.join(", ")).collect();

@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cpuid_offers_and_a_policy_refuses_is_found_by_what_refuses_it() {
+    fn refused_features_are_found_for_each_entry() {
         let compiled = compiled(
             "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_SPEC_CTRL = 'r'\nIA32_PRED_CMD = 'w'\nIA32_TSC_ADJUST = { read = { value = 0 }, write = 'kill' }\nIA32_ARCH_CAPABILITIES = 'r'",
         );
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_may_write_and_nobody_saves_is_found_by_entry() {
+    fn unsaved_writes_are_found_for_each_entry() {
         let compiled = compiled(
             "policy = 1\ndefault = 'allow'\n[msrs]\n'0x174..=0x176' = 'rw'\nIA32_EFER = 'rw'\nIA32_PRED_CMD = 'w'\n'@mtrr' = 'r'\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_PLATFORM_ID = { read = 'allow', write = 'ignore' }",
         );

@@ -14,7 +14,7 @@ fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
 }
 
 #[test]
-fn every_code_is_in_the_reference() {
+fn lint_codes_are_all_in_the_reference() {
     let reference = include_str!("../../../../docs/policy-reference.md");
     for code in Code::ALL {
         let row = format!("\n| `{}` | ", code.word());
@@ -23,7 +23,7 @@ fn every_code_is_in_the_reference() {
 }
 
 #[test]
-fn every_warning_that_the_policy_alone_gives_rise_to() {
+fn lint_of_policy_gives_each_code() {
     let text = "policy = 1
 default = 'deny'
 [msrs]
@@ -57,7 +57,7 @@ IA32_TSC_DEADLINE = 'r'
 
 /// The paths of two files may differ in bytes that are not text: both have one shown name.
 #[test]
-fn idle_entry_of_include_with_the_name_of_the_policy_is_no_warning() {
+fn lint_ignores_idle_entry_of_include_with_name_of_policy() {
     struct Base;
     impl Includes for Base {
         fn open(&mut self, _: &Source, _: &str) -> Result<Source, IncludeError> {
@@ -74,7 +74,7 @@ fn idle_entry_of_include_with_the_name_of_the_policy_is_no_warning() {
 }
 
 #[test]
-fn a_range_is_too_wide_if_it_allows_far_more_than_exists() {
+fn lint_too_wide_warns_of_range_far_beyond_named_registers() {
     let wide = |key: &str, word: &str| {
         let text = format!(
             "policy = 1\ndefault = 'deny'\naccept = ['tsc-deadline-fastpath']\n[msrs]\n'{key}' = '{word}'"
@@ -103,7 +103,7 @@ fn said(text: &str, code: Code) -> Vec<(u32, String)> {
 }
 
 #[test]
-fn what_other_instructions_write_is_not_held() {
+fn lint_changed_unasked_warns_of_register_that_other_instructions_write() {
     let text = "policy = 1
 default = 'allow'
 accept = []
@@ -147,7 +147,7 @@ IA32_FMASK = { read = 'allow', write = 'pin', override = true }
 }
 
 #[test]
-fn a_revision_that_no_guest_can_read_is_one_for_nothing() {
+fn lint_revision_unread_warns_of_unreadable_revision() {
     let with = |entries: &[&str]| {
         let head = "policy = 1\ndefault = 'deny'\n[device.microcode]\nrevision = 1\nupdate = 'accept'\n[msrs]\n";
         said(
@@ -216,7 +216,7 @@ impl Includes for Only {
 }
 
 #[test]
-fn included_entry_within_a_refusal_is_named_with_the_line_that_closes_it() {
+fn lint_punctured_names_included_entry_and_remedy() {
     let text = "policy = 1
 default = 'deny'
 accept = ['tsc-deadline-fastpath']
@@ -273,7 +273,7 @@ IA32_THERM_STATUS = { read = 'kill', write = 'allow' }
 
 /// A message stays short, however many registers there are.
 #[test]
-fn many_registers_of_a_puncture_are_counted() {
+fn lint_punctured_counts_registers_beyond_limit() {
     let text =
         "policy = 1\ndefault = 'deny'\ninclude = ['guest.toml']\n[msrs]\n'0x0..=0x7ff' = 'none'\n";
     let guest = "policy = 1\n[msrs]\n'@mtrr' = 'r'\n";

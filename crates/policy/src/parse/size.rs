@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_with_many_mistakes_ends_at_the_last_that_is_reported() {
+    fn size_check_cuts_text_after_last_reported_mistake() {
         // Two mistakes a line: no key, and no value.
         let text = "=\n".repeat(MAX_MISTAKES);
         assert_eq!(to_the_last_mistake(&text).len(), MAX_MISTAKES - 1);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_of_all_texts_add_up_to_the_limits() {
+    fn size_check_adds_sizes_of_all_texts() {
         let mut size = Size::default();
         // A key, `=`, a value, and the end of the line; blanks do not count.
         assert_eq!(size.add("a.b = [ { } ] \n"), Ok(()));

@@ -29,7 +29,7 @@ fn sound(text: &str) -> Policy {
 }
 
 #[test]
-fn a_policy_is_read_in_the_order_of_its_text() {
+fn parse_keeps_order_of_entries() {
     let policy = sound(
         "policy = 1\nname = \"x\"\ndefault = \"deny\"\n[msrs]\nIA32_PAT = \"rw\"\n\
          \"0x200..=0x20f\" = \"r\"\nIA32_LSTAR = { read = \"allow\", write = \"inherit\", why = \"w\" }\n\
@@ -65,7 +65,7 @@ fn a_policy_is_read_in_the_order_of_its_text() {
 }
 
 #[test]
-fn the_smallest_policy_has_no_entries() {
+fn parse_accepts_policy_without_entries() {
     assert!(
         sound("policy = 1\ndefault = \"allow\"")
             .entries()
@@ -80,7 +80,7 @@ fn the_smallest_policy_has_no_entries() {
 
 /// Everything that is wrong is said at once.
 #[test]
-fn every_mistake_of_a_file_is_shown() {
+fn parse_reports_every_mistake_of_a_file() {
     insta::assert_snapshot!(report(
         "policy = 1\nname = 7\ndefalt = \"deny\"\ndefault = \"refuse\"\n\n[msrs]\n\
          IA32_EFFER = \"rw\"\nIA32_PAT = \"rx\"\n16 = \"r\"\n\"0x20..0x30\" = \"r\"\n\
@@ -91,12 +91,12 @@ fn every_mistake_of_a_file_is_shown() {
 }
 
 #[test]
-fn what_is_missing_is_named_with_what_to_write() {
+fn parse_names_missing_key_with_advice() {
     insta::assert_snapshot!(report("[msrs]\n"));
 }
 
 #[test]
-fn text_that_is_not_toml_shows_every_place() {
+fn parse_reports_every_place_that_is_not_toml() {
     insta::assert_snapshot!(report(
         "policy = 1\ndefault = deny\n[msrs\nIA32_PAT = \"rw\nIA32_PAT = \"rw\"\nIA32_PAT = \"r\"\n"
     ));
@@ -104,7 +104,7 @@ fn text_that_is_not_toml_shows_every_place() {
 
 /// The first key is the one of the same table, not one of the same name elsewhere.
 #[test]
-fn a_key_that_stands_twice_is_shown_with_the_first() {
+fn parse_reports_duplicate_key_with_first_occurrence() {
     insta::assert_snapshot!(report(
         "policy = 1\ndefault = \"deny\"\ndefault = \"deny\"\n[msrs]\n0x10 = \"r\"\n\"0x11\" = \"r\"\n\
          '0x11' = \"w\"\n0x12 = { read = \"deny\", read = \"deny\", write = \"deny\" }\n\
@@ -114,7 +114,7 @@ fn a_key_that_stands_twice_is_shown_with_the_first() {
 }
 
 #[test]
-fn entries_that_disagree_are_shown_together() {
+fn parse_reports_conflicting_entries_together() {
     insta::assert_snapshot!(report(
         "policy = 1\ndefault = \"deny\"\n[msrs]\n\"0x10..=0x20\" = \"r\"\n\"0x18..=0x28\" = \"none\"\n\
          IA32_EFER = \"rw\"\nMSR_EFER = { read = \"inherit\", write = \"deny\" }\n"
@@ -123,14 +123,14 @@ fn entries_that_disagree_are_shown_together() {
 
 /// An equal entry hides behind a wider one that ends with it: it is found all the same.
 #[test]
-fn an_equal_entry_is_found_behind_a_wider_one() {
+fn parse_finds_equal_entry_behind_wider_one() {
     let text = "policy = 1\ndefault = \"deny\"\n[msrs]\n\
                 \"0x0..=0x10\" = \"none\"\n\"0x5..=0x10\" = \"none\"\n\"0x05..=0x10\" = \"rw\"\n";
     assert!(parse(&Source::new("policy.toml", text), &mut NoIncludes).is_err());
 }
 
 #[test]
-fn the_last_msr_obeys_the_default_only() {
+fn parse_refuses_entry_that_changes_the_last_msr() {
     insta::assert_snapshot!(report(
         "policy = 1\ndefault = \"deny\"\n[msrs]\n\"0xfffffff0..=0xffffffff\" = \"r\"\n"
     ));
@@ -138,7 +138,7 @@ fn the_last_msr_obeys_the_default_only() {
 }
 
 #[test]
-fn the_first_fifty_mistakes_are_shown_and_all_are_counted() {
+fn parse_shows_fifty_mistakes_and_counts_all() {
     let entries: String = (0..60)
         .map(|number| format!("NO_{number} = \"r\"\n"))
         .collect();
@@ -150,7 +150,7 @@ fn the_first_fifty_mistakes_are_shown_and_all_are_counted() {
 
 /// A text that is too long, or has too many entries, is refused by a stated limit.
 #[test]
-fn limits_are_stated() {
+fn parse_states_exceeded_limit() {
     let wrong = |text: &str| {
         let mistakes = parse(&Source::new("policy.toml", text), &mut NoIncludes).unwrap_err();
         mistakes.mistakes()[0].wrong().clone()
@@ -172,7 +172,7 @@ fn limits_are_stated() {
 
 /// Few lines name many processors; they are counted before they are looked at.
 #[test]
-fn processors_that_are_told_apart_are_limited() {
+fn parse_limits_number_of_variants() {
     let numbers = |count: u32| (0..count).map(|number| format!("{},\n", 2 * number));
     let list = |count| numbers(count).collect::<String>();
     let text = |families| {
@@ -196,7 +196,7 @@ fn processors_that_are_told_apart_are_limited() {
 
 /// A reviewer would read another policy than msrgate does.
 #[test]
-fn a_hidden_character_is_refused_wherever_it_stands() {
+fn parse_refuses_hidden_character_anywhere() {
     for c in [
         '\u{9b}',
         '\u{ad}',
@@ -236,7 +236,7 @@ fn a_hidden_character_is_refused_wherever_it_stands() {
 }
 
 #[test]
-fn fifth_mark_on_a_letter_is_refused() {
+fn parse_refuses_fifth_combining_mark() {
     let text = |marks| {
         format!(
             "# e{}\npolicy = 1\ndefault = 'deny'\n",
@@ -254,7 +254,7 @@ fn fifth_mark_on_a_letter_is_refused() {
 }
 
 #[test]
-fn a_hidden_character_may_be_escaped_and_a_byte_order_mark_may_come_first() {
+fn parse_accepts_escaped_hidden_character_and_leading_byte_order_mark() {
     let text = "\u{feff}policy = 1\ndefault = 'deny'\nname = \"a\\u202e\\U000e0041\"\n";
     assert_eq!(sound(text).name(), Some("a\u{202e}\u{e0041}"));
     let formatted = crate::format(&Source::new("policy.toml", text)).unwrap();
@@ -295,7 +295,7 @@ mod any_text {
 
     proptest! {
         #[test]
-        fn is_a_policy_or_an_error(lines in prop::collection::vec(line(), 0..20)) {
+        fn parse_of_any_text_gives_policy_or_error(lines in prop::collection::vec(line(), 0..20)) {
             let text = lines.join("\n");
             if let Err(mistakes) = parse(&Source::new("policy.toml", &text), &mut NoIncludes) {
                 prop_assert!(mistakes.total() > 0);

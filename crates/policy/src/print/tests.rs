@@ -61,7 +61,7 @@ fn check(resolved: &ResolvedPolicy) {
 }
 
 #[test]
-fn the_whole_language_reads_back() {
+fn print_round_trips_whole_language() {
     let text = r#"
 policy = 1
 name = "a \"b\" \\ é \u0007"
@@ -95,7 +95,7 @@ cpu = {}
 }
 
 #[test]
-fn includes_become_part_of_it() {
+fn print_merges_includes() {
     let base = "policy = 1\n[msrs]\nIA32_PAT = \"r\"\nIA32_EFER = \"rw\"\n0x10 = \"r\"\n";
     let text = "policy = 1\ndefault = \"deny\"\ninclude = [\"base.toml\"]\n[msrs]\n0x10 = \"r\"\n\
                 IA32_PAT = { read = \"allow\", write = \"allow\", override = true }\n";
@@ -108,7 +108,7 @@ fn includes_become_part_of_it() {
 
 proptest! {
     #[test]
-    fn random_policies_read_back(
+    fn print_round_trips_random_policies(
         entries in prop::collection::vec((0_u32..0x40, 0_u32..0x20, 0_usize..9, 0_usize..9), 0..12),
         why in "(\\PC|\n|[a-z ]{0,300}|x{0,300}){0,30}",
     ) {

@@ -50,7 +50,7 @@ fn guest(entries: &str) -> [(&'static str, &'static str); 1] {
 }
 
 #[test]
-fn included_entry_within_a_wide_refusal_is_a_puncture() {
+fn puncture_is_included_entry_within_wide_refusal() {
     let guest = guest("'IA32_MPERF..=IA32_APERF' = 'r'\nIA32_PAT = 'rw'\n0x611 = 'none'\n");
     let text = format!("{HEAD}'@power' = 'none'\n");
     let line =
@@ -71,7 +71,7 @@ fn included_entry_within_a_wide_refusal_is_a_puncture() {
 
 /// A wide answer is punctured by what lets the guest do more, or something else.
 #[test]
-fn each_direction_is_compared_with_what_the_wider_entry_does() {
+fn puncture_is_found_for_each_direction() {
     let wide = "'0x600..=0x6df' = { read = { value = 0 }, write = 'ignore' }\n";
     let wide = format!("{HEAD}{wide}");
     for (narrow, read, write) in [
@@ -114,7 +114,7 @@ fn each_direction_is_compared_with_what_the_wider_entry_does() {
 }
 
 #[test]
-fn texts_that_do_not_know_of_each_other_puncture_each_other() {
+fn punctures_between_unrelated_texts_are_found() {
     let refuses = (
         "refuses.toml",
         "policy = 1\n[msrs]\n'0x600..=0x6df' = 'none'\n",
@@ -159,7 +159,7 @@ fn texts_that_do_not_know_of_each_other_puncture_each_other() {
 }
 
 #[test]
-fn whens_on_either_side_are_punctures_on_their_processors() {
+fn punctures_of_when_entries_are_found_on_their_processors() {
     let when = |entries: &str| {
         format!("[[when]]\ncpu = {{ vendor = 'GenuineIntel' }}\n[when.msrs]\n{entries}")
     };
@@ -193,7 +193,7 @@ fn general_amd() -> [(&'static str, &'static str); 1] {
 
 /// If the policy has an entry of these MSRs that inherits, the line to change is that entry's.
 #[test]
-fn remedy_takes_the_place_of_an_own_entry_of_the_same_msrs() {
+fn remedy_replaces_own_entry_of_same_msrs() {
     let guest = guest("0x611 = 'r'\n");
     let text = format!(
         "{HEAD}'0x600..=0x6df' = 'none'\n0x611 = {{ read = 'inherit', write = 'deny', why = 'x' }}\n"
@@ -208,7 +208,7 @@ fn remedy_takes_the_place_of_an_own_entry_of_the_same_msrs() {
 /// An include that says the same MSR plainly and again in a `[[when]]`: both lines are given, whether or
 /// not the wider entry is final.
 #[test]
-fn remedy_of_an_entry_with_namesakes_in_whens_has_a_line_for_each() {
+fn remedy_for_entry_repeated_in_whens_has_line_for_each() {
     let when = |cpu: &str, entry: &str| format!("[[when]]\ncpu = {cpu}\n[when.msrs]\n{entry}\n");
     let family = "{ family = [0x6] }";
     let guest = guest(&format!("0x611 = 'r'\n{}", when(family, "0x611 = 'r'")));
@@ -253,7 +253,7 @@ fn remedy_of_an_entry_with_namesakes_in_whens_has_a_line_for_each() {
 
 /// What overlaps the included entry in part says the same as that does: a line may not contradict it.
 #[test]
-fn remedy_of_an_entry_that_overlaps_another_in_part_inherits() {
+fn remedy_for_partly_overlapping_entry_inherits() {
     let guest = guest("'0x610..=0x612' = 'r'\n'0x612..=0x614' = 'r'\n");
     let text = format!("{HEAD}'0x600..=0x6df' = 'none'\n");
     let lines = ["0x610..=0x612", "0x612..=0x614"].map(|key| {
@@ -270,7 +270,7 @@ fn remedy_of_an_entry_that_overlaps_another_in_part_inherits() {
 
 /// Two wider entries of two texts: the line closes both holes.
 #[test]
-fn remedy_is_as_strict_as_the_strictest_wider_entry() {
+fn remedy_is_as_strict_as_strictest_wider_entry() {
     let files = [
         (
             "guest.toml",
@@ -288,7 +288,7 @@ fn remedy_is_as_strict_as_the_strictest_wider_entry() {
 
 /// An override replaces all included entries of its MSRs: they share one line.
 #[test]
-fn remedies_of_entries_of_the_same_msrs_are_one_line() {
+fn remedies_for_same_msrs_share_one_line() {
     let files = [
         (
             "one.toml",
@@ -311,7 +311,7 @@ fn remedies_of_entries_of_the_same_msrs_are_one_line() {
 
 /// The pasted line does not bring back what an included override took away.
 #[test]
-fn remedy_leaves_out_what_an_included_override_replaced() {
+fn remedy_omits_entry_replaced_by_included_override() {
     let files = [
         (
             "guest.toml",
@@ -327,7 +327,7 @@ fn remedy_leaves_out_what_an_included_override_replaced() {
 }
 
 #[test]
-fn punctured_entry_is_partly_enforced() {
+fn enforcement_of_punctured_entry_is_partial() {
     let guest = guest("0x611 = 'r'\n0x619 = 'w'\n0x61a = 'w'\n");
     let compiled = compiled(&format!("{HEAD}'0x600..=0x6df' = 'none'\n"), &guest);
     let wide = enforcement(&compiled).into_iter().find(|one| {
@@ -376,7 +376,7 @@ fn own_extents(text: &str, files: &[(&str, &str)]) -> Vec<String> {
 
 /// It is the author's refusal all the same: nothing says to delete it.
 #[test]
-fn wholly_punctured_entry_is_listed_as_not_enforced() {
+fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
     let whole = guest("0x610 = 'rw'\n0x611 = 'rw'\n");
     let text = format!("{HEAD}'0x610..=0x611' = 'none'\n");
     assert_eq!(
@@ -414,7 +414,7 @@ fn wholly_punctured_entry_is_listed_as_not_enforced() {
 
 /// The copy may be in an include of an include, and in a `[[when]]`.
 #[test]
-fn entry_that_an_include_repeats_and_loosens_is_partly_enforced() {
+fn enforcement_of_entry_loosened_by_its_copy_is_partial() {
     let wide = "'0x600..=0x6df' = 'none'\n";
     let evil = guest(&format!("{wide}0x611 = 'r'\n"));
     let text = format!("{HEAD}{wide}");
@@ -441,7 +441,7 @@ fn entry_that_an_include_repeats_and_loosens_is_partly_enforced() {
 
 /// Includes that puncture each other's entries many times do not push these warnings out of sight.
 #[test]
-fn warnings_on_the_policys_own_entries_come_first() {
+fn puncture_warnings_on_own_entries_come_first() {
     let many: String = (0x4000_0000..0x4000_0014_u32)
         .map(|index| format!("{index:#x} = 'r'\n"))
         .collect();
@@ -486,7 +486,7 @@ fn warnings_on_the_policys_own_entries_come_first() {
 
 /// Each of many narrow entries lies within a wide one of each of many texts.
 #[test]
-fn punctures_of_many_texts_are_as_many_as_entries_and_not_as_pairs() {
+fn punctures_of_many_texts_are_limited() {
     const WIDE: usize = 200;
     let names: Vec<_> = (0..WIDE).map(|text| format!("{text}.toml")).collect();
     let wide = |text: usize| {
@@ -529,7 +529,7 @@ fn punctures_of_many_texts_are_as_many_as_entries_and_not_as_pairs() {
 
 /// Texts that each say the like of many MSRs have more stretches in all than are kept.
 #[test]
-fn stretches_of_punctures_are_bounded_and_each_entry_is_listed() {
+fn puncture_ranges_are_limited_but_every_entry_is_listed() {
     const WIDE: usize = 7;
     let names: Vec<_> = (0..WIDE).map(|text| format!("{text}.toml")).collect();
     let wide = |text: usize| {
@@ -562,7 +562,7 @@ fn stretches_of_punctures_are_bounded_and_each_entry_is_listed() {
 
 /// The MSRs are those that were compared for the processors on which the third text says nothing.
 #[test]
-fn hole_in_an_entry_for_some_processors_is_found_beside_one_for_all() {
+fn puncture_in_when_entry_is_found_beside_general_one() {
     let other = "policy = 1\n[[when]]\ncpu = { model = 1 }\n[when.msrs]\n'0x0..=0x2f' = 'none'\n";
     let files = [
         ("guest.toml", "policy = 1\n[msrs]\n0x10 = 'r'\n"),

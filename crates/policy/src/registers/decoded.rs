@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_is_taken_out_of_a_value() {
+    fn field_of_extracts_bits_of_value() {
         let revision = one("IA32_BIOS_SIGN_ID").fields().last().unwrap();
         assert_eq!((revision.low, revision.high), (32, 63));
         assert_eq!(revision.of(0x2b00_0000 << 32), 0x2b00_0000);
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_decoded_by_its_fields() {
+    fn decode_splits_value_into_fields() {
         let decoded = one("IA32_MISC_ENABLE").decode(0x85_0089);
         let set: Vec<(u8, &str)> = decoded
             .fields()
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_that_no_field_covers_are_told() {
+    fn decode_returns_undescribed_bits() {
         let decoded = one("IA32_MISC_ENABLE").decode(0x8000_0000_0000_0002 | 1);
         assert_eq!(decoded.undescribed(), 0x8000_0000_0000_0002);
         let without_fields = by_index(MsrIndex::new(0x6e0)).unwrap();
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_and_undescribed_bits_are_the_value_whole() {
+    fn decode_fields_and_undescribed_bits_make_up_the_value() {
         for register in all() {
             for value in [0, u64::MAX, 0x0123_4567_89ab_cdef, 0xaaaa_aaaa_5555_5555] {
                 let decoded = register.decode(value);

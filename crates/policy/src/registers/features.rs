@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_in_order_and_apart_and_speak_of_named_registers() {
+    fn features_are_sorted_and_name_known_registers() {
         let key = |feature: &Feature| {
             let bit = feature.bit;
             (bit.leaf, bit.subleaf, bit.register as u8, bit.bit)
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_written_and_a_report_is_read() {
+    fn features_expect_writes_of_commands_and_reads_of_reports() {
         let of = |name: &str, access| -> Vec<u32> {
             let feature = features().iter().find(|one| one.bit.feature == name);
             feature.unwrap().msrs(access).map(MsrIndex::get).collect()

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn x2apic_is_out_of_reach_and_its_neighbours_are_not() {
+    fn reach_excludes_exactly_the_x2apic_registers() {
         for access in Access::ALL {
             let at = |index: u32| reach(MsrIndex::new(index), access);
             for index in X2APIC.start().get()..=X2APIC.end().get() {
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_of_the_tsc_deadline_is_partly_enforced() {
+    fn reach_of_tsc_deadline_write_is_partial() {
         let deadline = by_index(MsrIndex::new(0x6e0)).unwrap();
         assert_eq!(reach(deadline.index, Access::Read), Reach::Enforced);
         let write = reach(deadline.index, Access::Write);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_enforced_named_or_not() {
+    fn reach_of_other_msrs_is_enforced() {
         for register in all() {
             let index = register.index;
             if X2APIC.contains(&index) {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_without_rdmsr_says_so_and_stays_enforced() {
+    fn reach_of_register_with_other_uses_is_enforced() {
         for (index, uses) in [
             (0x10, &["rdtsc", "tsc-adjust"][..]),
             (0x3b, &["tsc-adjust"]),
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_have_names_of_their_own_and_kinds_that_fit() {
+    fn gaps_have_unique_names_and_matching_kinds() {
         let mut seen = BTreeSet::new();
         for gap in gaps() {
             assert!(seen.insert(gap.name), "{} twice", gap.name);
@@ -327,7 +327,7 @@ mod tests {
     /// The registers that a policy may pin are those that VMLOAD loads, by AMD's manual (volume
     /// 3): each can be changed in another way, and no other register has a gap of change.
     #[test]
-    fn what_may_be_pinned_has_gaps_of_change_and_nothing_else_has() {
+    fn gaps_of_change_belong_exactly_to_pinnable_registers() {
         for register in all() {
             let may_be_pinned = register.forward().is_some();
             let has_change = register.uses().any(|gap| gap.kind == GapKind::Change);
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn kernels_are_shown_from_the_first_with_filters() {
+    fn kernels_are_shown_from_first_version_with_filters() {
         let to_6_11 = Kernels::to(Kernel {
             major: 6,
             minor: 11,

@@ -22,7 +22,7 @@ fn key(name: &str) -> String {
 }
 
 #[test]
-fn rows_are_in_order_and_found_by_their_index() {
+fn by_index_finds_every_row_and_rows_are_sorted() {
     assert!(all().is_sorted_by(|a, b| a.index < b.index));
     for register in all() {
         assert_eq!(by_index(register.index), Some(register));
@@ -31,7 +31,7 @@ fn rows_are_in_order_and_found_by_their_index() {
 }
 
 #[test]
-fn every_name_leads_back_to_its_register() {
+fn by_name_finds_register_of_every_name() {
     let mut meanings: BTreeMap<String, Vec<&Register>> = BTreeMap::new();
     for register in all() {
         for name in register.names() {
@@ -53,7 +53,7 @@ fn every_name_leads_back_to_its_register() {
 }
 
 #[test]
-fn names_are_fit_to_be_written_in_a_policy() {
+fn register_names_are_valid_policy_keys() {
     for register in all() {
         for name in register.names() {
             let fit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
@@ -67,7 +67,7 @@ fn names_are_fit_to_be_written_in_a_policy() {
 }
 
 #[test]
-fn all_rows_lie_in_eight_windows_so_that_any_choice_fits_sixteen_ranges() {
+fn registers_lie_in_eight_windows() {
     let mut windows: Vec<u32> = Vec::new();
     for register in all() {
         let index = register.index.get();
@@ -79,7 +79,7 @@ fn all_rows_lie_in_eight_windows_so_that_any_choice_fits_sixteen_ranges() {
 }
 
 #[test]
-fn the_names_people_use_mean_what_they_think() {
+fn by_name_finds_commonly_used_names() {
     for (name, index) in [
         ("IA32_EFER", 0xc000_0080),
         ("MSR_EFER", 0xc000_0080),
@@ -147,7 +147,7 @@ fn the_names_people_use_mean_what_they_think() {
 }
 
 #[test]
-fn architectural_registers_go_by_the_sdm_name_and_others_by_the_one_in_use() {
+fn register_names_follow_sdm_or_common_use() {
     for name in [
         "IA32_EFER",
         "IA32_TIME_STAMP_COUNTER",
@@ -173,7 +173,7 @@ fn architectural_registers_go_by_the_sdm_name_and_others_by_the_one_in_use() {
 }
 
 #[test]
-fn a_name_that_families_use_for_different_registers_names_them_all() {
+fn by_name_returns_all_registers_of_shared_name() {
     for (name, indices) in [
         ("MSR_LER_FROM_LIP", &[0x1d7, 0x1dd, 0x1de][..]),
         ("MSR_LASTBRANCH_0_FROM_IP", &[0x40, 0x680]),
@@ -191,7 +191,7 @@ fn a_name_that_families_use_for_different_registers_names_them_all() {
 }
 
 #[test]
-fn field_values_are_no_registers() {
+fn by_name_excludes_field_values() {
     for name in [
         "MSR_IA32_POWER_CTL_BIT_EE",
         "MSR_IA32_BNDCFGS_RSVD",
@@ -205,7 +205,7 @@ fn field_values_are_no_registers() {
 }
 
 #[test]
-fn a_misspelt_name_is_met_with_what_was_meant() {
+fn by_name_suggests_names_for_misspelt_one() {
     for (misspelt, meant) in [
         ("IA32_EFFER", "IA32_EFER"),
         ("IA32_LSTR", "IA32_LSTAR"),
@@ -253,7 +253,7 @@ fn search_finds_by_index_name_group_and_word() {
 }
 
 #[test]
-fn groups_are_named_registers_in_order_and_apart() {
+fn groups_have_sorted_disjoint_named_registers() {
     assert!(groups().is_sorted_by(|a, b| a.name < b.name));
     for group in groups() {
         assert!(group.name.starts_with('@'));
@@ -304,7 +304,7 @@ fn groups_hold_every_register_of_their_kind() {
 }
 
 #[test]
-fn fields_lie_in_the_register_from_low_to_high() {
+fn fields_are_sorted_within_register() {
     let mut with_fields = BTreeSet::new();
     for register in all() {
         let fields = register.fields();
@@ -328,7 +328,7 @@ fn fields_lie_in_the_register_from_low_to_high() {
 
 /// What guests read on six CPU models, and what three Linux kernels touched while they booted.
 #[test]
-fn everything_that_guests_were_seen_to_touch_is_named() {
+fn registers_include_every_msr_seen_in_guests() {
     let lists = [
         include_str!("../../data/seen/linux-boot-msrs.txt"),
         include_str!(
@@ -364,12 +364,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn any_text_is_looked_up_without_panicking(text in ".{0,80}") {
+    fn lookup_of_any_text_does_not_panic(text in ".{0,80}") {
         let _ = (by_name(&text), search(&text), group(&text));
     }
 
     #[test]
-    fn one_wrong_letter_is_forgiven(row in 0..all().len(), place in 0_usize..64, letter in "[A-Z]") {
+    fn by_name_suggests_name_with_one_wrong_letter(row in 0..all().len(), place in 0_usize..64, letter in "[A-Z]") {
         let name = all()[row].name;
         prop_assume!(name.len() >= 8);
         let place = 5 + place % (name.len() - 5);
@@ -382,7 +382,7 @@ proptest! {
 }
 
 #[test]
-fn a_register_of_features_is_offered_if_one_of_them_is() {
+fn is_offered_if_one_feature_of_register_is_set() {
     let offered = |index: u32, on: &str| is_offered(MsrIndex::new(index), |bit| bit.feature == on);
     assert!(offered(0xc000_0103, "RDTSCP") && offered(0xc000_0103, "RDPID"));
     assert!(!offered(0xc000_0103, "XSAVES"));

@@ -22,7 +22,7 @@ fn read(table: &Rules, index: u32) -> (Action, DecidedBy) {
 }
 
 #[test]
-fn a_strict_subset_wins_wherever_it_stands() {
+fn resolve_lets_strict_subset_win_in_any_order() {
     let table = resolved("0x15 = 'none'\n'0x10..=0x1f' = 'r'\n'0x12..=0x17' = 'rw'");
     let entry = |id| DecidedBy::Entry(EntryId::new(id));
     assert_eq!(read(&table, 0x0f), (Action::Deny, DecidedBy::Default));
@@ -36,7 +36,7 @@ fn a_strict_subset_wins_wherever_it_stands() {
 }
 
 #[test]
-fn inherit_takes_the_wider_entry() {
+fn resolve_inherit_takes_action_of_wider_entry() {
     let table = resolved("'0x10..=0x1f' = 'r'\n0x15 = { read = 'inherit', write = 'allow' }");
     assert_eq!(read(&table, 0x15).1, DecidedBy::Entry(EntryId::new(0)));
     let write = table.at(MsrIndex::new(0x15), Access::Write);
@@ -49,7 +49,7 @@ fn inherit_takes_the_wider_entry() {
 /// A policy may have 250,000 entries, and twice as many segments in each direction: what one of them
 /// takes is most of what compiling takes beyond the TOML library.
 #[test]
-fn what_there_is_much_of_is_small() {
+fn entry_and_segment_types_are_small() {
     assert!(size_of::<Entry>() <= 128, "{}", size_of::<Entry>());
 }
 
@@ -64,7 +64,7 @@ proptest! {
     /// A policy is refused exactly if two entries overlap in part or are equal, and disagree; else
     /// each MSR is decided by a smallest entry that contains it.
     #[test]
-    fn resolves_as_the_rule_says(entries in entries()) {
+    fn resolve_matches_the_rule(entries in entries()) {
         let words = ["rw", "r", "w", "none"];
         let allows = |word: usize, access: Access| words[word].contains(match access {
             Access::Read => 'r',

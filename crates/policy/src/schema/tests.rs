@@ -14,7 +14,7 @@ fn keys(shape: &Value) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_key_of_the_language_is_in_it_and_no_other() {
+fn schema_has_exactly_the_keys_of_the_language() {
     let schema = committed();
     let of = |name: &str| keys(&schema["definitions"][name]);
     let expected = |keys: &[&'static str]| keys.iter().copied().collect::<BTreeSet<_>>();
@@ -51,7 +51,7 @@ fn words_of(shape: &Value) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_word_of_the_language_is_in_it_and_no_other() {
+fn schema_has_exactly_the_words_of_the_language() {
     fn expected<T, const N: usize>(words: &Words<T, N>) -> BTreeSet<&'static str> {
         words.iter().map(|(word, _)| *word).collect()
     }
@@ -81,7 +81,7 @@ fn every_word_of_the_language_is_in_it_and_no_other() {
 
 /// An editor has something to show at every key.
 #[test]
-fn every_key_has_a_description() {
+fn schema_describes_every_key() {
     fn look(shape: &Value, path: &str, count: &mut usize) {
         for (key, inner) in shape["properties"].as_object().into_iter().flatten() {
             let said = inner["description"].as_str().unwrap_or_default();

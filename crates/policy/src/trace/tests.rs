@@ -24,7 +24,7 @@ fn write(index: u32, value: u64) -> Line {
 }
 
 #[test]
-fn each_tool_prints_an_access_in_its_own_way() {
+fn parse_line_reads_output_of_each_tool() {
     let lines = [
         // tracefs, before and since 5.11 (a fifth flag), and with preemption debugging on.
         " qemu-system-x86-613   [000] .N..  1165.185227: kvm_msr: msr_read 40000083 = 0x0",
@@ -45,7 +45,7 @@ fn each_tool_prints_an_access_in_its_own_way() {
 }
 
 #[test]
-fn values_and_outcomes_are_kept() {
+fn parse_line_keeps_value_and_outcome() {
     let fault = "x-1 [001] 1.2: kvm_msr: msr_write 1d9 = 0xffffffffffffffff (#GP)";
     assert_eq!(
         parse_line(fault.as_bytes()),
@@ -61,7 +61,7 @@ fn values_and_outcomes_are_kept() {
 }
 
 #[test]
-fn what_is_no_access_is_told_apart() {
+fn parse_line_distinguishes_lines_without_access() {
     for (line, meaning) in [
         ("", Line::Nothing),
         ("   \t", Line::Nothing),
@@ -125,7 +125,7 @@ fn what_is_no_access_is_told_apart() {
 }
 
 #[test]
-fn what_is_garbled_is_unreadable() {
+fn parse_line_of_garbled_text_is_unreadable() {
     for line in [
         "x-1 [001] 1.2: kvm_msr: msr_read 8b",
         "x-1 [001] 1.2: kvm_msr: msr_read 8b = 0x",
@@ -178,7 +178,7 @@ fn what_is_garbled_is_unreadable() {
 
 /// A line that is cut off anywhere before its value is never another access, nor another event.
 #[test]
-fn a_truncated_access_is_unreadable() {
+fn parse_line_of_truncated_access_is_unreadable() {
     for line in [
         "x-1 [001] ..... 1404.389509: kvm_msr: msr_write c0000080 = 0x",
         "CPU 0/KVM 1821753 [015] 4831258.258053: kvm:kvm_msr: msr_write 6e0 = 0x",
@@ -202,7 +202,7 @@ fn all(trace: &[u8], buffer: usize) -> Vec<(u64, Line)> {
 }
 
 #[test]
-fn lines_are_the_same_whatever_the_buffer_cuts() {
+fn next_line_is_independent_of_buffer_size() {
     let trace = b"# head\n\na-1 [0] 1.2: kvm_msr: msr_read 8b = 0x7\r\nwhat\na-1 [0] 1.2: kvm_msr: msr_write 10 = 0x1";
     let wanted = [
         (1, Line::Nothing),
@@ -218,7 +218,7 @@ fn lines_are_the_same_whatever_the_buffer_cuts() {
 }
 
 #[test]
-fn a_long_line_is_one_unreadable_line_and_takes_no_memory() {
+fn next_line_of_long_line_is_unreadable_in_bounded_memory() {
     let access = b"a-1 [0] 1.2: kvm_msr: msr_read 8b = 0x7";
     let mut trace = vec![b' '; MAX_LINE_BYTES - access.len()];
     trace.extend_from_slice(access);
@@ -243,7 +243,7 @@ fn a_long_line_is_one_unreadable_line_and_takes_no_memory() {
 
 /// `0xff` may be the beginning of `0xff00`, and a blank before `(#GP)` may be the end.
 #[test]
-fn last_line_without_its_end_is_cut_off() {
+fn next_line_without_line_feed_is_cut_off() {
     let access = b"a-1 [0] 1.2: kvm_msr: msr_write 8b = 0xff00 (#GP)\n";
     for end in 1..access.len() {
         assert_eq!(all(&access[..end], 64), [(1, Line::CutOff)], "{end}");
@@ -300,7 +300,7 @@ fn write_without_value(index: u32) -> Line {
 /// A register in user space refuses a write by its value alone: bits outside of the mask hold what
 /// they hold at reset.
 #[test]
-fn write_outside_of_a_registers_mask_is_refused() {
+fn replay_refuses_write_outside_register_mask() {
     let register = |outside: &str| {
         let register =
             format!("register = {{ reset = '0x100', mask = '0xff', outside = '{outside}' }}");
@@ -333,7 +333,7 @@ const FMASK: u32 = 0xc000_0084;
 /// A write through a mask that refuses is compared with what the register of this vCPU holds. No access
 /// before it shows that: it may be another vCPU's, and SWAPGS changes registers, too.
 #[test]
-fn write_through_a_mask_that_refuses_is_unsure() {
+fn replay_of_write_through_refusing_mask_is_unsure() {
     let deny = forwarded("IA32_STAR", "{ mask = '0xff' }");
     let trace = [read(STAR, 0x100), write(STAR, 0x100), write(STAR, 0x101)];
     assert_eq!(fates(&deny, &trace), [0, 2, 0, 1]);
@@ -346,7 +346,7 @@ fn write_through_a_mask_that_refuses_is_unsure() {
 
 /// Bits of the write and of the register together are perhaps no canonical address, and KVM refuses that.
 #[test]
-fn merged_address_is_unsure_unless_its_upper_bits_are_from_one_side() {
+fn replay_of_merged_address_is_unsure_unless_upper_bits_have_one_origin() {
     let address = write(LSTAR, 0xffff_ffff_8100_0000);
     let cases = [
         ("{ sticky = '0xff' }", [0, 0, 1, 0]),
@@ -384,7 +384,7 @@ fn merged_address_is_unsure_unless_its_upper_bits_are_from_one_side() {
 
 /// Of FMASK and `SYSENTER_CS` the gate carries no write that sets a bit of the upper half.
 #[test]
-fn write_that_no_gate_carries_is_refused() {
+fn replay_refuses_write_that_gate_does_not_forward() {
     let (high, low) = (write(FMASK, 1 << 32), write(FMASK, 0x4_7700));
     for action in [
         "'pin'",
@@ -410,7 +410,7 @@ fn write_that_no_gate_carries_is_refused() {
 }
 
 #[test]
-fn writes_of_two_values_to_a_pinned_register_are_unsure() {
+fn replay_of_two_values_to_pinned_register_is_unsure() {
     let pin = forwarded("IA32_LSTAR", "'pin'");
     let same = [write(LSTAR, 7), write(LSTAR, 7), read(LSTAR, 0)];
     assert_eq!(fates(&pin, &same), [0, 0, 2, 1]);
@@ -424,7 +424,7 @@ fn writes_of_two_values_to_a_pinned_register_are_unsure() {
 
 /// Past [`MAX_ROWS`] nothing is kept of a register, so that nothing can be said of its writes.
 #[test]
-fn write_past_the_rows_is_unsure_where_it_depends_on_others() {
+fn replay_of_dependent_write_beyond_rows_is_unsure() {
     let pin = forwarded("IA32_LSTAR", "'pin'");
     let mut replay = Replay::new(pin.policy(), pin.on(None));
     let (number, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
@@ -437,7 +437,7 @@ fn write_past_the_rows_is_unsure_where_it_depends_on_others() {
 }
 
 #[test]
-fn a_replay_counts_by_msr_and_verdict() {
+fn replay_counts_by_msr_and_fate() {
     let trace = b"# entries-in-buffer/entries-written: 9/14   #P:2\n\
         a-1 [0] 1.2: kvm_msr: msr_read 10 = 0x7\n\
         a-1 [0] 1.2: kvm_msr: msr_write 10 = 0x8 (#GP)\n\
@@ -508,7 +508,7 @@ fn events_that_the_heading_promises_are_missed() {
 
 /// A trace of ever new MSRs is counted whole in bounded memory.
 #[test]
-fn the_rows_are_bounded() {
+fn replay_rows_are_bounded() {
     let compiled = compiled();
     let mut replay = Replay::new(compiled.policy(), compiled.on(None));
     let mut lines = Lines::new(&b"\n"[..]);
@@ -525,12 +525,12 @@ fn the_rows_are_bounded() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_some_line(line in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn parse_line_accepts_any_bytes(line in proptest::collection::vec(any::<u8>(), 0..200)) {
         let _ = parse_line(&line);
     }
 
     #[test]
-    fn a_printed_access_is_read_back(index: u32, is_write: bool, value: u64, is_fault: bool, task in "[^\n\r:\0]{0,16}") {
+    fn parse_line_reads_printed_access_back(index: u32, is_write: bool, value: u64, is_fault: bool, task in "[^\n\r:\0]{0,16}") {
         let traced = Traced {
             index: MsrIndex::new(index),
             access: if is_write { Access::Write } else { Access::Read },

@@ -56,7 +56,7 @@ const NOW_ALLOWED: [&str; 2] = [
 ];
 
 #[test]
-fn override_that_inherits_a_looser_default_is_a_mistake() {
+fn final_entry_refuses_override_that_inherits_looser_default() {
     let with = |read: &str, write: &str| {
         let entry = format!("0x611 = {{ read = '{read}', write = '{write}', override = true }}\n");
         over_org("allow", &format!("[msrs]\n{entry}"))
@@ -70,7 +70,7 @@ fn override_that_inherits_a_looser_default_is_a_mistake() {
 }
 
 #[test]
-fn override_of_a_when_that_inherits_a_looser_default_is_a_mistake() {
+fn final_entry_refuses_override_in_when_that_inherits_looser_default() {
     let entry = "[when.msrs]\n0x611 = { read = 'inherit', write = 'inherit', override = true }\n";
     let when = |cpu: &str| format!("[[when]]\ncpu = {{ vendor = '{cpu}' }}\n{entry}");
     let text = over_org("allow", &when("GenuineIntel"));
@@ -90,7 +90,7 @@ fn override_of_a_when_that_inherits_a_looser_default_is_a_mistake() {
 }
 
 #[test]
-fn override_that_inherits_a_looser_wider_entry_is_a_mistake() {
+fn final_entry_refuses_override_that_inherits_looser_wider_entry() {
     let over = "0x611 = { read = 'inherit', write = 'inherit', override = true }\n";
     let text = over_org("deny", &format!("[msrs]\n'0x600..=0x61f' = 'r'\n{over}"));
     assert_eq!(
@@ -116,7 +116,7 @@ fn override_that_inherits_a_looser_wider_entry_is_a_mistake() {
 }
 
 #[test]
-fn override_of_a_range_that_inherits_is_a_mistake_where_it_loosens() {
+fn final_entry_refuses_override_of_range_only_where_it_loosens() {
     let org = (
         "org.toml",
         "policy = 1\n[msrs]\n'0x600..=0x6df' = { read = 'deny', write = 'deny', final = true }\n0x611 = { read = 'kill', write = 'deny' }\n",
@@ -148,7 +148,7 @@ fn override_of_a_range_that_inherits_is_a_mistake_where_it_loosens() {
 
 /// Each step is no looser than the one before it, or none of them is allowed.
 #[test]
-fn final_entry_that_a_final_entry_overrides_holds_on() {
+fn final_entry_still_holds_after_final_override() {
     let mid = |says: &str| {
         let text = format!(
             "policy = 1\ninclude = ['org.toml']\n[msrs]\n0x611 = {{ {says}, override = true, final = true }}\n"
@@ -202,7 +202,7 @@ fn final_entries_of_two_includes_both_hold() {
 
 /// A final entry that inherits promises what its own file decides, with what that includes.
 #[test]
-fn final_entry_that_inherits_promises_what_its_own_file_says() {
+fn final_entry_that_inherits_keeps_decision_of_its_file() {
     let org = |head: &str, wide: &str| {
         let text = format!(
             "policy = 1\n{head}[msrs]\n{wide}0x611 = {{ read = 'inherit', write = 'deny', final = true }}\n"
@@ -248,7 +248,7 @@ fn final_entry_that_inherits_promises_what_its_own_file_says() {
 }
 
 #[test]
-fn audit_over_an_included_final_entry_is_a_mistake() {
+fn final_entry_of_include_refuses_audit_mode() {
     let text = over_org("allow", "mode = 'audit'\n");
     assert_eq!(
         refused(&text, &[ORG]),
@@ -296,7 +296,7 @@ fn audit_over_an_included_final_entry_is_a_mistake() {
 
 /// Many entries of many files are lifted at once: one message for each file.
 #[test]
-fn audit_over_many_final_entries_is_said_once_for_each_file() {
+fn final_entries_lifted_by_audit_give_one_mistake_per_file() {
     let org = |from: u32| {
         let entry =
             |index| format!("{index:#x} = {{ read = 'deny', write = 'kill', final = true }}\n");
@@ -317,7 +317,7 @@ fn audit_over_many_final_entries_is_said_once_for_each_file() {
 /// A policy's author cannot edit what it includes: the advice is what to write in the policy, and it
 /// mends the policy.
 #[test]
-fn advice_on_an_included_entry_is_an_override_that_mends_the_policy() {
+fn final_entry_advice_for_included_entry_is_working_override() {
     let guest = (
         "guest.toml",
         "policy = 1\n[msrs]\n'IA32_MPERF..=IA32_APERF' = { read = 'allow', write = 'deny' }\nIA32_THERM_STATUS = 'rw'\n[[when]]\ncpu = { vendor = 'GenuineIntel', model = [0x6a, 0x6c] }\n[when.msrs]\n'MSR_PPERF' = 'r'\n",
@@ -361,7 +361,7 @@ fn advice_on_an_included_entry_is_an_override_that_mends_the_policy() {
 
 /// Of an override in an include that takes a final entry's place, too.
 #[test]
-fn advice_on_an_included_override_keeps_what_it_does_not_loosen() {
+fn final_entry_advice_for_included_override_keeps_its_other_direction() {
     let mid = (
         "mid.toml",
         "policy = 1\ninclude = ['org.toml']\n[msrs]\n0x611 = { read = 'kill', write = 'inherit', override = true }\n",
@@ -379,7 +379,7 @@ fn advice_on_an_included_override_keeps_what_it_does_not_loosen() {
 
 /// The two of a policy's own text are for its author to choose from.
 #[test]
-fn advice_on_an_own_entry_is_to_delete_or_tighten_it() {
+fn final_entry_advice_for_own_entry_is_to_delete_or_tighten() {
     let text = over_org(
         "deny",
         "[msrs]\n0x611 = { read = 'allow', write = 'deny', override = true }\n",
@@ -392,7 +392,7 @@ fn advice_on_an_own_entry_is_to_delete_or_tighten_it() {
 
 /// Answers that stand at one place of the ladder may not replace each other, but for a mask.
 #[test]
-fn mask_within_the_mask_of_a_final_entry_is_no_looser() {
+fn final_entry_accepts_mask_within_its_mask() {
     let org = |says: &str| {
         let text = format!(
             "policy = 1\n[msrs]\nIA32_LSTAR = {{ read = 'allow', write = {says}, final = true }}\n"
@@ -421,7 +421,7 @@ fn mask_within_the_mask_of_a_final_entry_is_no_looser() {
 
 /// `device` says nothing that is not final: an includer shares the settings of the device.
 #[test]
-fn settings_of_a_final_device_are_the_files_own() {
+fn final_device_entry_refuses_other_device_settings() {
     let org = (
         "org.toml",
         "policy = 1\n[device.microcode]\nrevision = 1\nupdate = 'deny'\n[msrs]\nIA32_BIOS_UPDT_TRIG = { device = 'microcode', final = true }\n",
@@ -441,7 +441,7 @@ fn settings_of_a_final_device_are_the_files_own() {
 
 /// Neither `log` nor `accept` lets a guest do more, so that a final entry promises neither.
 #[test]
-fn logging_and_accepted_gaps_are_not_final() {
+fn final_entry_accepts_other_log_and_accept() {
     let org = (
         "org.toml",
         "policy = 1\n[msrs]\n0x6e0 = { read = 'deny', write = 'deny', log = 'denied', final = true }\n",
@@ -508,7 +508,7 @@ proptest! {
     /// A policy is refused exactly if, without any `final`, something happens to an MSR that is
     /// looser than what a final entry says, or than what its file alone decides where it inherits.
     #[test]
-    fn policy_is_refused_exactly_if_a_final_entry_is_loosened(
+    fn final_entry_property_loosened_policies_are_refused(
         base in prop::collection::vec(drawn(), 1..5),
         own in prop::collection::vec((drawn(), prop::option::of(any::<prop::sample::Index>())), 0..4),
         default in prop::sample::select(vec!["allow", "deny"]),

@@ -53,7 +53,7 @@ fn all_that_is_said(mistakes: &Mistakes) -> String {
 
 /// Eight files, of which each names the next one 20 times, are eight files.
 #[test]
-fn file_named_again_and_again_is_read_once() {
+fn includes_of_one_file_many_times_read_it_once() {
     let texts: Vec<String> = (0..7)
         .map(|number| {
             let next = format!("b{}.toml", number + 1);
@@ -84,7 +84,7 @@ fn file_named_again_and_again_is_read_once() {
 
 /// A file of many layers, of which each file includes all of the next one.
 #[test]
-fn layers_of_files_are_read_once_each() {
+fn includes_in_many_layers_read_each_file_once() {
     const WIDTH: usize = 20;
     let name = |layer: usize, number: usize| format!("{layer}-{number}.toml");
     let layer = |layer: usize| {
@@ -114,7 +114,7 @@ fn layers_of_files_are_read_once_each() {
 
 /// `1.toml` includes `2.toml`, and so on; a file may be reached first by the short way or by the long one.
 #[test]
-fn depth_of_includes_does_not_depend_on_their_order() {
+fn includes_depth_limit_ignores_order() {
     let of_last = |last: usize, names: [&str; 2]| {
         let file = |path: &str| {
             let number: usize = path.strip_suffix(".toml")?.parse().ok()?;
@@ -143,7 +143,7 @@ fn depth_of_includes_does_not_depend_on_their_order() {
 }
 
 #[test]
-fn files_beyond_the_limit_are_refused_and_not_opened() {
+fn includes_beyond_file_limit_are_refused_unopened() {
     let opened = Cell::new(0);
     let file = |path: &str| {
         opened.set(opened.get() + 1);
@@ -170,7 +170,7 @@ fn files_beyond_the_limit_are_refused_and_not_opened() {
 
 /// 255 files that fit one by one, and not together.
 #[test]
-fn bytes_of_all_files_together_are_limited() {
+fn includes_share_limit_of_bytes() {
     let opened = Cell::new(0);
     let line = format!("# {}\n", "x".repeat(61));
     let filler = line.repeat(MAX_BYTES / 100 / line.len());
@@ -200,7 +200,7 @@ fn bytes_of_all_files_together_are_limited() {
 }
 
 #[test]
-fn files_are_told_apart_by_identity_and_not_by_name() {
+fn includes_are_distinguished_by_identity() {
     let file = |path: &str| {
         let (name, identity, entry) = match path {
             "a" => ("\u{fffd}.toml", b"\xff.toml".as_slice(), "0x10 = \"r\""),
@@ -224,7 +224,7 @@ fn files_are_told_apart_by_identity_and_not_by_name() {
 
 /// Of a file that is no policy nobody learns more than that, in whatever form its secret stands.
 #[test]
-fn text_of_a_file_that_is_no_policy_is_never_quoted() {
+fn include_of_other_file_never_quotes_its_text() {
     for secret in [
         "hunter2",
         "password: hunter2\n",
@@ -264,7 +264,7 @@ fn text_of_a_file_that_is_no_policy_is_never_quoted() {
 }
 
 #[test]
-fn file_that_is_no_policy_is_named_where_it_is_included() {
+fn include_of_other_file_is_reported_at_include() {
     let mistakes = read(&format!("{HEAD}{}", include(["x.toml"])), |path| {
         Some(Source::new(path, "user = 1\npassword = hunter2\n"))
     });
@@ -278,7 +278,7 @@ fn file_that_is_no_policy_is_named_where_it_is_included() {
 
 /// The limit is for all files together, and each text over it is refused before it is looked at.
 #[test]
-fn entries_of_all_files_together_are_limited() {
+fn includes_share_limit_of_entries() {
     let entries = |file: usize| {
         let lines = (0..60_000).map(|msr| format!("{:#x}='r'\n", 0x10000 * (file + 1) + msr));
         lines.collect::<String>()
@@ -298,7 +298,7 @@ fn entries_of_all_files_together_are_limited() {
 
 /// 20,000 spellings of one MSR on either side, which once were 400 million pairs.
 #[test]
-fn overrides_of_one_msr_in_many_spellings_are_found() {
+fn overrides_in_many_spellings_are_found_quickly() {
     let spelled = |number: usize| -> String {
         let bits = (0..15).map(|bit| if number >> bit & 1 == 1 { "0_" } else { "0" });
         format!("0x{}10", bits.collect::<String>())

@@ -54,7 +54,7 @@ pub(super) fn actions(compiled: &Compiled, cpu: Option<&str>, index: u32) -> [Ac
 }
 
 #[test]
-fn every_action_in_every_spelling() {
+fn parse_reads_every_spelling_of_every_action() {
     let compiled = compiled(
         r#"
 policy = 1
@@ -109,7 +109,7 @@ update   = "accept"
 }
 
 #[test]
-fn settings_have_defaults_and_are_read() {
+fn parse_reads_settings_and_their_defaults() {
     let silent = read(HEAD, &[]).unwrap();
     assert_eq!(
         (
@@ -138,7 +138,7 @@ fn settings_have_defaults_and_are_read() {
 
 /// A group is a set: what is within it wins, what overlaps it in part and disagrees is an error.
 #[test]
-fn groups_are_sets() {
+fn parse_treats_group_as_set() {
     let text = format!(
         "{HEAD}[msrs]\n\"@mtrr\" = \"r\"\nIA32_MTRR_PHYSBASE0 = \"rw\"\n\"0x0..=0x7ff\" = \"none\"\n"
     );
@@ -161,7 +161,7 @@ fn groups_are_sets() {
 }
 
 #[test]
-fn includes_add_entries_and_are_replaced_by_override_only() {
+fn included_entry_is_replaced_only_by_override() {
     let base = (
         "base.toml",
         "policy = 1\n[msrs]\nIA32_PAT = \"r\"\nIA32_EFER = \"rw\"\n\"0x10..=0x1f\" = \"r\"\n",
@@ -192,7 +192,7 @@ fn includes_add_entries_and_are_replaced_by_override_only() {
 }
 
 #[test]
-fn what_is_wrong_with_includes() {
+fn parse_reports_mistakes_of_includes() {
     let files = [
         (
             "a.toml",
@@ -208,7 +208,7 @@ fn what_is_wrong_with_includes() {
 }
 
 #[test]
-fn a_text_that_two_others_include_is_read_once() {
+fn text_included_twice_is_read_once() {
     let files = [
         ("a.toml", "policy = 1\ninclude = [\"c.toml\"]\n"),
         ("b.toml", "policy = 1\ninclude = [\"c.toml\"]\n"),
@@ -229,7 +229,7 @@ fn a_text_that_two_others_include_is_read_once() {
 }
 
 #[test]
-fn a_final_entry_is_loosened_by_nothing() {
+fn parse_refuses_to_loosen_final_entry() {
     let base = (
         "base.toml",
         "policy = 1\n[msrs]\n\"0x600..=0x6df\" = { read = \"allow\", write = \"deny\", final = true }\n",
@@ -244,7 +244,7 @@ fn a_final_entry_is_loosened_by_nothing() {
 }
 
 #[test]
-fn a_when_holds_on_its_processors_only() {
+fn when_section_holds_only_on_its_processors() {
     let text = r#"
 policy = 1
 default = "deny"
@@ -288,7 +288,7 @@ MSR_K7_HWCR = "rw"
 
 /// Each text has its own whens, and an override finds the one that speaks of the same processors.
 #[test]
-fn an_entry_of_an_included_when_is_replaced_in_the_same_when() {
+fn override_in_when_replaces_entry_of_equal_when() {
     let when = |vendor: &str, says: &str| {
         format!("[[when]]\ncpu = {{ vendor = \"{vendor}\" }}\n[when.msrs]\n0x610 = {{ {says} }}\n")
     };
@@ -315,7 +315,7 @@ fn an_entry_of_an_included_when_is_replaced_in_the_same_when() {
 }
 
 #[test]
-fn whens_that_can_both_hold_and_disagree_are_an_error() {
+fn parse_refuses_overlapping_whens_that_disagree() {
     let text = |model: &str| {
         format!(
             "{HEAD}[[when]]\ncpu = {{ vendor = \"GenuineIntel\", model = \"0x60..=0x6f\" }}\n[when.msrs]\nIA32_PAT = \"r\"\n\
@@ -329,7 +329,7 @@ fn whens_that_can_both_hold_and_disagree_are_an_error() {
 /// A `cpu` that is not understood hides neither its other mistakes nor those of other tables, and
 /// disagrees with nothing.
 #[test]
-fn mistakes_of_whens_are_shown_at_once() {
+fn parse_reports_all_mistakes_of_whens() {
     insta::assert_snapshot!(
         read(
             r#"policy = 1
@@ -355,7 +355,7 @@ IA32_PAT = "none"
 
 /// A family typed wrong, whose models CPUID cannot spell.
 #[test]
-fn model_that_no_family_of_the_list_has_is_a_mistake() {
+fn parse_refuses_model_impossible_for_all_families() {
     let read = |cpu: &str| {
         let text = format!(
             "policy = 1\ndefault = 'allow'\n[[when]]\ncpu = {{ {cpu} }}\n[when.msrs]\nIA32_LSTAR = 'none'\n"
@@ -383,7 +383,7 @@ fn model_that_no_family_of_the_list_has_is_a_mistake() {
 
 /// A `[[when]]` that holds nowhere would leave everything to an allowing default.
 #[test]
-fn empty_list_in_cpu_is_a_mistake() {
+fn parse_refuses_empty_list_in_cpu() {
     for key in ["vendor", "family", "model", "stepping"] {
         let text = format!(
             "policy = 1\ndefault = 'allow'\n[[when]]\ncpu = {{ {key} = [] }}\n[when.msrs]\nIA32_LSTAR = 'none'\n"
@@ -398,7 +398,7 @@ fn empty_list_in_cpu_is_a_mistake() {
 
 /// Every mistake that has to do with actions and settings, at once.
 #[test]
-fn mistakes_of_the_whole_language_are_shown() {
+fn parse_reports_mistakes_of_actions_and_settings() {
     insta::assert_snapshot!(
         read(
             r#"policy = 1

@@ -36,7 +36,7 @@ fn check_texts(texts: &[(&str, &str, &str)]) {
 }
 
 #[test]
-fn unquoted_range_group_or_word_is_to_be_quoted() {
+fn advice_for_unquoted_range_group_or_word_is_quotes() {
     check_entries(&[
         (
             "0x200..=0x20f = 'r'",
@@ -99,7 +99,7 @@ fn unquoted_range_group_or_word_is_to_be_quoted() {
 }
 
 #[test]
-fn line_that_is_not_toml_says_what_to_write() {
+fn advice_for_line_that_is_not_toml_is_valid_line() {
     check_entries(&[
         (
             "IA32_EFER: 'rw'",
@@ -156,7 +156,7 @@ fn line_that_is_not_toml_says_what_to_write() {
 }
 
 #[test]
-fn setting_or_entry_in_the_wrong_table_says_where_to_move_it() {
+fn advice_for_misplaced_key_names_its_table() {
     check_texts(&[
         (
             "policy = 1\ndefault = 'deny'\nIA32_EFER = 'rw'\n[msrs]\n",
@@ -197,7 +197,7 @@ fn setting_or_entry_in_the_wrong_table_says_where_to_move_it() {
 }
 
 #[test]
-fn typo_in_the_microcode_device_says_how_it_is_written() {
+fn advice_for_typo_in_microcode_device_shows_spelling() {
     let device = |lines: &str| {
         format!("{HEAD}{lines}\n[msrs]\nIA32_BIOS_UPDT_TRIG = {{ device = 'microcode' }}\n")
     };
@@ -233,7 +233,7 @@ fn typo_in_the_microcode_device_says_how_it_is_written() {
 }
 
 #[test]
-fn index_that_is_not_hexadecimal_gets_the_form_to_write() {
+fn advice_for_decimal_index_is_hexadecimal_form() {
     const WHY: &str = "is not an MSR index: an index is hexadecimal and begins with `0x`";
     let decimal = format!("`3221225602` {WHY}");
     let small = format!("`16` {WHY}");
@@ -256,7 +256,7 @@ fn index_that_is_not_hexadecimal_gets_the_form_to_write() {
 
 /// A range that is proposed is understood, and makes no new mistake.
 #[test]
-fn proposed_range_is_a_valid_entry() {
+fn advice_with_proposed_range_is_valid_entry() {
     for line in [
         "'0x700..=0x9ff' = 'r'",
         "'0x0..=0xffffffff' = 'r'",
@@ -283,7 +283,7 @@ fn proposed_range_is_a_valid_entry() {
 }
 
 #[test]
-fn word_or_number_that_cannot_stand_there_says_what_can() {
+fn advice_for_invalid_value_lists_valid_values() {
     check_entries(&[
         (
             "IA32_EFER = 'deny'",
@@ -341,7 +341,7 @@ fn word_or_number_that_cannot_stand_there_says_what_can() {
 }
 
 #[test]
-fn entries_that_disagree_say_how_to_part_them() {
+fn advice_for_conflicting_entries_tells_how_to_separate_them() {
     const WHY: &str = "`MSR_PPERF` and `MSR_PPERF` are the same MSR, 0x64e, and disagree on writes";
     let when = "[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\nMSR_PPERF = 'r'\n";
     let other = "[[when]]\ncpu = { family = 6 }\n[when.msrs]\nMSR_PPERF = 'rw'\n";
