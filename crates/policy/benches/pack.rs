@@ -1,9 +1,9 @@
-//! What it costs to make a filter of a policy, in time and in memory.
+//! Measures the time and the memory that compiling a policy takes.
 //!
-//! `pack/…` is [`compile`]: the table, the fewest ranges, and the comparison of the two over all
-//! accesses. `policy/…` is that and the reading of the text; 60,000 entries that override one of an
-//! include each are also given as a ratio to 120,000 entries of one text. Memory is the peak of a process that
-//! does nothing else.
+//! `pack/…` is [`compile`]: the rules, the fewest ranges, and the comparison of both over all
+//! accesses. `policy/…` adds reading the text. 60,000 entries that override one entry of an
+//! include each are also given as a ratio to 120,000 entries of one text. Memory is the peak of a
+//! process that does nothing else.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -18,10 +18,11 @@ use msrgate_policy::{
     parse,
 };
 
-/// How many choices of accesses to the registers there are names for.
+/// The number of random choices of accesses to the registers that have names.
 const DRAWS: u32 = 1_000;
 
-/// Names the text that a process of its own is to read, for its memory.
+/// The environment variable with the name of the text that a child process reads, so that its
+/// memory can be measured.
 const CHILD: &str = "MSRGATE_BENCH_PEAK_OF";
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n[msrs]\n";
@@ -30,11 +31,11 @@ const WORDS: [&str; 4] = ["none", "r", "w", "rw"];
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// Xorshift: the same policies at every run.
+/// Xorshift: the policies are the same in every run.
 struct Random(u64);
 
 impl Random {
-    /// Below `end`, which is not 0.
+    /// Returns a number below `end`, which is not 0.
     fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -47,7 +48,7 @@ impl Random {
     }
 }
 
-/// Some access to each register that has a name.
+/// Returns a policy with a random access to each register that has a name.
 fn all_known(random: &mut Random) -> String {
     let mut text = HEAD.to_owned();
     for register in msrgate_policy::registers::all() {
@@ -58,7 +59,8 @@ fn all_known(random: &mut Random) -> String {
     text
 }
 
-/// 100,000 entries that fit: in eight windows, all blocks of four MSRs and most MSRs within them.
+/// Returns a policy with 100,000 entries that fit a filter: in eight windows, all blocks of four
+/// MSRs and most MSRs within them.
 fn nested(random: &mut Random) -> String {
     let mut text = HEAD.to_owned();
     let mut left = 100_000;
@@ -83,7 +85,7 @@ fn nested(random: &mut Random) -> String {
     text
 }
 
-/// 100,000 entries that do not fit: one MSR each, anywhere.
+/// Returns a policy with 100,000 entries that do not fit a filter: one MSR each, anywhere.
 fn anywhere(random: &mut Random) -> String {
     let mut msrs: Vec<u64> = (0..100_000).map(|_| random.below(0xffff_ffff)).collect();
     msrs.retain(|&msr| !(0x800..0x900).contains(&msr));
@@ -95,7 +97,7 @@ fn anywhere(random: &mut Random) -> String {
     HEAD.to_owned() + &lines.collect::<String>()
 }
 
-/// 500 entries as people write them: registers by name.
+/// Returns a policy with 500 entries as people write them: registers by name.
 fn by_name(random: &mut Random) -> String {
     let registers = msrgate_policy::registers::all().iter();
     let registers = registers.filter(|register| !X2APIC.contains(&register.index));
@@ -106,13 +108,13 @@ fn by_name(random: &mut Random) -> String {
     HEAD.to_owned() + &lines.collect::<String>()
 }
 
-/// An entry for each of these MSRs.
+/// Returns an entry for each of these MSRs.
 fn entries(says: &str, msrs: Range<u32>) -> String {
     let lines = msrs.map(|msr| format!("{msr:#x} = {says}\n"));
     lines.collect()
 }
 
-/// A text that any name includes.
+/// A text that every include opens, whatever its name.
 struct Base(String);
 
 impl Includes for Base {
@@ -121,7 +123,8 @@ impl Includes for Base {
     }
 }
 
-/// 60,000 entries that override one of an include each, beside as many entries of one text.
+/// Measures 60,000 entries that override one entry of an include each, and as many entries of one
+/// text.
 fn overrides(figures: &mut Figures) -> Outcome<()> {
     const FIRST: u32 = 0x1_0000;
     const COUNT: u32 = 60_000;
@@ -156,7 +159,7 @@ fn policy(text: &str) -> Outcome<ResolvedPolicy> {
     Ok(parse(&Source::new("bench.toml", text), &mut NoIncludes)?)
 }
 
-/// How many ranges it took, fitting or not.
+/// Returns the number of ranges needed, even if they do not fit a filter.
 fn ranges(policy: ResolvedPolicy) -> Outcome<usize> {
     match compile(policy).map_err(|not| not.error) {
         Ok(compiled) => Ok(compiled.variants()[0].filter().ranges().len()),
@@ -165,7 +168,7 @@ fn ranges(policy: ResolvedPolicy) -> Outcome<usize> {
     }
 }
 
-/// The mean of many choices of accesses, and the slowest of them on its own.
+/// Measures the mean over many choices of accesses, and the slowest choice.
 fn all_known_msrs(figures: &mut Figures, random: &mut Random) -> Outcome<()> {
     let mut total = Duration::ZERO;
     let mut slowest = None;
@@ -201,7 +204,7 @@ fn time<R>(figures: &mut Figures, name: &str, routine: impl FnMut() -> R) -> Out
     Ok(figures.time(once, TimeUnit::Milliseconds, routine)?)
 }
 
-/// Mebibytes that a process needs at most to read and compile this text.
+/// Returns the peak memory, in MiB, of a process that reads and compiles this text.
 fn peak(which: &str) -> Outcome<f64> {
     let output = Command::new(std::env::current_exe()?)
         .env(CHILD, which)
@@ -210,7 +213,7 @@ fn peak(which: &str) -> Outcome<f64> {
     Ok(kibibytes / 1024.0)
 }
 
-/// Does so, and prints the most memory it had, in KiB.
+/// Reads and compiles the text, and prints the process's peak memory in KiB.
 fn child(which: &str) -> Outcome<()> {
     ranges(policy(&text(which, &mut seeded()))?)?;
     let status = std::fs::read_to_string("/proc/self/status")?;

@@ -1,7 +1,7 @@
-//! How fast a trace is read, and how fast a policy decides what is in it.
+//! Measures the speed of reading a trace, and of deciding its accesses.
 //!
-//! Both figures are of one core, in millions a second: `replay/text` of lines that are read from
-//! memory, parsed, decided and counted, as `msrgate replay` does it; `replay/decide` of accesses
+//! Both figures are for one core, in millions a second. `replay/text` reads lines from memory,
+//! parses, decides and counts them, as `msrgate replay` does. `replay/decide` decides accesses
 //! that are parsed already.
 
 use std::fmt::Write as _;
@@ -12,13 +12,13 @@ use msrgate_filter::{Access, MsrIndex};
 use msrgate_policy::trace::{Line, Lines, Outcome, Replay, Traced};
 use msrgate_policy::{Compiled, NoIncludes, Source, compile, parse, registers};
 
-/// Accesses of the trace, one a line.
+/// The number of accesses in the trace, one a line.
 const ACCESSES: u32 = 1 << 16;
 
-/// As much as the command buffers of a file.
+/// The size of the buffer that the command uses for a file.
 const BUFFER: usize = 256 << 10;
 
-/// Xorshift: the same trace at every run.
+/// Xorshift: the trace is the same in every run.
 struct Random(u64);
 
 impl Random {
@@ -30,8 +30,8 @@ impl Random {
     }
 }
 
-/// Reads and writes of registers that have names, each as likely as any other: worse for caches
-/// and branches than what a guest does.
+/// Returns reads and writes of registers that have names, each as likely as any other. This is
+/// worse for caches and branch prediction than the accesses of a real guest.
 fn accesses() -> Vec<Traced> {
     let mut random = Random(0x0139_408d_cbbf_7a44);
     let registers = registers::all();
@@ -47,7 +47,7 @@ fn accesses() -> Vec<Traced> {
     (0..ACCESSES).map(one).collect()
 }
 
-/// As tracefs prints them.
+/// Returns the accesses as text, in the form of tracefs.
 fn text(accesses: &[Traced]) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     for (microsecond, access) in accesses.iter().enumerate() {
@@ -67,7 +67,7 @@ fn linux_boot() -> Result<Compiled, Box<dyn std::error::Error>> {
     )?)?)
 }
 
-/// How many accesses the policy refuses.
+/// Returns the number of accesses that the policy refuses.
 fn replay(compiled: &Compiled, text: &str) -> std::io::Result<u64> {
     let mut replay = Replay::new(compiled.policy(), compiled.on(None));
     let mut lines = Lines::new(BufReader::with_capacity(BUFFER, text.as_bytes()));

@@ -1,5 +1,5 @@
-//! How the text of a policy is laid out: keys, strings, settings in a column, entries as lines or
-//! as tables. What is to be said comes from a [`Policy`](crate::Policy) or from a text.
+//! The layout of a policy's text: keys, strings, settings in a column, entries as lines or as
+//! tables. The content comes from a [`Policy`](crate::Policy) or from a text.
 
 mod string;
 
@@ -7,21 +7,21 @@ use crate::limits::MAX_LINE;
 use crate::parse::words::BOTH;
 pub(crate) use string::string;
 
-/// A line that would be longer is spread over several, if there is a way.
+/// The width of a line in columns. A longer line is spread over several, if possible.
 const WIDTH: usize = 120;
 
-/// Wider keys do not push the values beside them to the right.
+/// The width up to which a key moves the values beside it to the right.
 const WIDEST_KEY: usize = 28;
 
-/// Wider lines do not push the comments beside them to the right.
+/// The width up to which a line moves the comments beside it to the right.
 const WIDEST_LINE: usize = 80;
 
-/// A value.
+/// A value of TOML.
 #[derive(Clone, Debug)]
 pub(crate) enum Value {
     /// A string, without quotes.
     Text(String),
-    /// What is written as it is: a number, true or false.
+    /// Text that is written unchanged: a number, true or false.
     Bare(String),
     List(List),
     /// A table on one line.
@@ -43,14 +43,14 @@ pub(crate) struct Element {
     pub(crate) trail: Option<String>,
 }
 
-/// The comments of something. Those above and below are lines; an empty one is a blank line.
+/// The comments of an item. Comments above and below are lines; an empty string is a blank line.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Comments {
-    /// Above it. Begins with a blank line where a new paragraph begins.
+    /// The comments above the item. They begin with a blank line if the item begins a paragraph.
     pub(crate) lead: Vec<String>,
-    /// On its line.
+    /// The comment on the item's line.
     pub(crate) trail: Option<String>,
-    /// Below it, and before the next blank line.
+    /// The comments below the item, up to the next blank line.
     pub(crate) tail: Vec<String>,
 }
 
@@ -74,7 +74,7 @@ impl Comments {
     }
 }
 
-/// `key = value`.
+/// A field: `key = value`.
 #[derive(Clone, Debug)]
 pub(crate) struct Field {
     pub(crate) comments: Comments,
@@ -92,9 +92,9 @@ pub(crate) struct EntryText {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
-    /// On a line, if it fits.
+    /// The entry on one line, if it fits.
     Line(Value),
-    /// As a table of its own.
+    /// The entry as a table of its own.
     Table(Vec<Field>),
 }
 
@@ -115,7 +115,7 @@ impl Value {
         })
     }
 
-    /// On one line, unless there is a comment in it.
+    /// Returns the value on one line, unless it contains a comment.
     pub(crate) fn line(&self) -> Option<String> {
         match self {
             Self::Text(text) => Some(string(text)),
@@ -133,7 +133,7 @@ impl Value {
         }
     }
 
-    /// On one line if that reads well, after a key of this width.
+    /// Returns the value on one line if it fits after a key of this width.
     fn short(&self, key: usize) -> Option<String> {
         let has_lines = |value: &Self| matches!(value, Self::Text(text) if text.contains('\n'));
         let is_flat = match self {
@@ -144,7 +144,7 @@ impl Value {
         (key + " = ".len() + line.chars().count() <= WIDTH).then_some(line)
     }
 
-    /// On as many lines as it takes.
+    /// Returns the value on as many lines as necessary.
     fn spread(&self) -> String {
         match self {
             Self::Text(text) => string::block(text),
@@ -179,7 +179,7 @@ fn table(fields: &[(String, Value)], value: impl Fn(&Value) -> Option<String>) -
     Some(format!("{{ {} }}", fields?.join(", ")))
 }
 
-/// A key, in quotes where TOML wants them.
+/// Returns a key, in quotes if TOML requires them.
 pub(crate) fn key(key: &str) -> String {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     if !key.is_empty() && key.bytes().all(is_bare) {
@@ -189,14 +189,14 @@ pub(crate) fn key(key: &str) -> String {
     }
 }
 
-/// A blank line, unless there is one or nothing yet.
+/// Adds a blank line, unless the text is empty or ends with one.
 pub(crate) fn gap(text: &mut String) {
     if !text.is_empty() && !text.ends_with("\n\n") {
         text.push('\n');
     }
 }
 
-/// The lines of comments, without the blank one that begins a paragraph.
+/// Writes the lines of comments, without the blank line that begins a paragraph.
 pub(crate) fn comment_lines(text: &mut String, lines: &[String]) {
     let lines = match lines {
         [first, rest @ ..] if first.is_empty() => rest,
@@ -205,7 +205,7 @@ pub(crate) fn comment_lines(text: &mut String, lines: &[String]) {
     text.extend(lines.iter().map(|line| format!("{line}\n")));
 }
 
-/// The head of a table: `[msrs]`.
+/// Writes the head of a table, such as `[msrs]`.
 pub(crate) fn header(text: &mut String, head: &str, comments: &Comments) {
     comment_lines(text, &comments.lead);
     push_with_comment(text, head, 2, comments.trail.as_deref());
@@ -215,7 +215,8 @@ pub(crate) fn header(text: &mut String, head: &str, comments: &Comments) {
     }
 }
 
-/// A line and the comment beside it; above it, where the line would be too long to be read again.
+/// Writes a line and the comment beside it. If the line would exceed the limit, the comment stands
+/// above.
 fn push_with_comment(text: &mut String, line: &str, blanks: usize, comment: Option<&str>) {
     let comment = comment.unwrap_or_default();
     let last = line.rsplit('\n').next().map_or(0, str::len);
@@ -228,7 +229,8 @@ fn push_with_comment(text: &mut String, line: &str, blanks: usize, comment: Opti
     }
 }
 
-/// Settings, or the fields of a table: in paragraphs, and in columns within one.
+/// Writes settings, or the fields of a table: in paragraphs, with the values of a paragraph in a
+/// column.
 pub(crate) fn fields(text: &mut String, fields: &[Field]) {
     let mut rest = fields;
     while let Some((first, others)) = rest.split_first() {
@@ -250,7 +252,7 @@ pub(crate) fn fields(text: &mut String, fields: &[Field]) {
     }
 }
 
-/// The `cpu` of a `[[when]]`: a line, or a table where that would be long.
+/// Writes the `cpu` of a `[[when]]`: a line, or a table if the line would be long.
 pub(crate) fn cpu(text: &mut String, cpu: Field) {
     match cpu.value {
         Value::Table(parts) if Value::Table(parts.clone()).short(cpu.key.len()).is_none() => {
@@ -293,7 +295,7 @@ fn paragraph(text: &mut String, fields: &[Field]) {
     }
 }
 
-/// `key = value`, still apart.
+/// A line `key = value`, not yet joined.
 struct Line {
     key: String,
     value: String,
@@ -312,7 +314,8 @@ impl Line {
     }
 }
 
-/// How wide keys are made. Wider ones stick out: those that would push a line over its width.
+/// Returns the width to which keys are padded. Wider keys, which would make a line too long, stick
+/// out.
 fn column_of_values(lines: &[Line]) -> usize {
     let mut widths: Vec<_> = lines.iter().map(Line::key_width).collect();
     widths.retain(|&width| width <= WIDEST_KEY);
@@ -338,8 +341,9 @@ fn last_line_width(text: &str) -> usize {
     last.map_or(0, |line| line.chars().count())
 }
 
-/// The entries of `[msrs]` or `[when.msrs]`, first those on lines, then those that are tables. Where
-/// one of those below a comment is a table, they all are: they stay together, and below it.
+/// Writes the entries of `[msrs]` or `[when.msrs]`: first those on lines, then those that are
+/// tables. If one of the entries below a comment is a table, all of them become tables, so that
+/// they stay below the comment.
 pub(crate) fn entries(text: &mut String, path: &str, head: &Comments, entries: Vec<EntryText>) {
     let mut lines: Vec<Field> = Vec::new();
     let mut tables = Vec::new();
@@ -355,7 +359,7 @@ pub(crate) fn entries(text: &mut String, path: &str, head: &Comments, entries: V
             if is_headed && has_table || entry.is_table() {
                 tables.push(entry.into_table());
             } else if let Body::Line(value) = entry.body {
-                // The paragraph's first may be a table now, and stand elsewhere.
+                // The paragraph's first entry may have become a table, which stands elsewhere.
                 if std::mem::take(&mut begins_paragraph) {
                     entry.comments.begin_paragraph();
                 }
@@ -386,7 +390,7 @@ pub(crate) fn entries(text: &mut String, path: &str, head: &Comments, entries: V
     }
 }
 
-/// Entries that stand together: up to a blank line or the next comment.
+/// Returns the entries in groups: a blank line or a comment begins a new group.
 fn runs(entries: Vec<EntryText>) -> Vec<Vec<EntryText>> {
     let mut runs: Vec<Vec<EntryText>> = Vec::new();
     for entry in entries {
@@ -429,7 +433,7 @@ impl EntryText {
     }
 }
 
-/// What a word for both directions says of each.
+/// Returns the keys and values for which a word of both directions stands.
 fn both(value: &Value) -> Vec<(String, Value)> {
     let Value::Text(word) = value else {
         return Vec::new();
@@ -443,7 +447,7 @@ fn both(value: &Value) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// A word, where a table says no more than one does.
+/// Returns a word if a table says the same as the word.
 pub(crate) fn shortened(fields: Vec<(String, Value)>) -> Value {
     let word = |name: &str| match fields.iter().find(|(key, _)| key == name) {
         Some((_, Value::Text(word))) => Some(word.as_str()),

@@ -14,7 +14,7 @@ fn compiled() -> Variant {
         .clone()
 }
 
-/// The filter of `compiled`, with one range replaced.
+/// Returns the filter of `compiled` with one range replaced.
 fn mutant(compiled: &Variant, number: usize, change: impl Fn(&Range) -> Option<Range>) -> Filter {
     let mut ranges = compiled.filter().ranges().to_vec();
     match change(&ranges[number]) {
@@ -35,7 +35,8 @@ fn with_bit_flipped(range: &Range, bit: u32) -> Range {
     Range::new(range.accesses(), range.base(), bitmap.unwrap())
 }
 
-/// A packer that is wrong in any one bit, in a range's place, colour or presence is found out.
+/// A filter with any one bit, place, direction or presence of a range wrong does not pass the
+/// comparison.
 #[test]
 fn compile_comparison_finds_every_broken_filter() {
     let compiled = compiled();
@@ -83,7 +84,7 @@ fn compile_comparison_finds_every_broken_filter() {
     ));
 }
 
-/// Where a filter says something that no entry does, far from all entries, it is found, too.
+/// A fault far from all entries is found, too.
 #[test]
 fn compile_comparison_finds_fault_between_entries() {
     let compiled = compiled();

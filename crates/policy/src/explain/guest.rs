@@ -1,4 +1,4 @@
-//! What a guest gets, in words.
+//! The result that a guest gets, in words.
 
 use msrgate_filter::Access;
 use msrgate_program::{Action, Device, Emulated, Mask, Outside};
@@ -6,7 +6,7 @@ use msrgate_program::{Action, Device, Emulated, Mask, Outside};
 use super::Explanation;
 use crate::policy::{Microcode, Mode, UnknownAction, Update};
 
-/// What the guest of an access gets.
+/// Returns the result of an access for the guest.
 pub(super) fn gets(explanation: &Explanation<'_>) -> String {
     let settings = explanation.settings;
     let answer = of_action(explanation);
@@ -53,7 +53,7 @@ fn of_action(explanation: &Explanation<'_>) -> String {
     }
 }
 
-/// What KVM does with an access that reaches it.
+/// Returns the result of an access that reaches KVM.
 fn of_kvm(explanation: &Explanation<'_>) -> String {
     let does = match explanation.access {
         Access::Read => "KVM's value",
@@ -95,7 +95,7 @@ fn emulated(access: Access, register: Emulated) -> String {
     }
 }
 
-/// A write to something of which not all bits are the guest's.
+/// Returns the result of a write of which only some bits are the guest's to change.
 fn masked(mask: Mask, of: &str) -> String {
     match (mask.bits, mask.outside) {
         (u64::MAX, _) => format!("success: {of} takes all bits"),

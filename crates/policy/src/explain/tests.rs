@@ -9,7 +9,7 @@ fn compiled(text: &str) -> Compiled {
     compile(policy).unwrap()
 }
 
-/// What is said of one access: action, guest, kernel, events, enforcement.
+/// Returns the explanation of one access: action, guest, kernel, events, enforcement.
 fn said(compiled: &Compiled, index: u32, access: Access) -> String {
     let program = compiled.program().clone();
     let mask = program.variants()[0].reasons();
@@ -43,7 +43,7 @@ fn all(text: &str, indices: &[u32]) -> String {
     indices.iter().flat_map(both).collect()
 }
 
-/// Every action in both directions that it has.
+/// A policy with every action, in each direction that has the action.
 const ACTIONS: &str = "policy = 1
 default = 'deny'
 [device.microcode]
@@ -116,7 +116,7 @@ fn explain_tells_events_of_each_log_level() {
             "policy = 1\ndefault = 'deny'\nlog = '{level}'\n[msrs]\nIA32_EFER = 'rw'\nIA32_LSTAR = {{ read = 'deny', write = 'pin' }}"
         );
         if level == "all" {
-            // Only where accesses may be forwarded.
+            // These actions exist only for MSRs whose accesses may be forwarded.
             return "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_LSTAR = { read = 'allow', write = 'pin', log = 'all' }".to_owned();
         }
         text

@@ -1,4 +1,5 @@
-//! A text as a tree, however its tables are written, with the comments of each part.
+//! A text as a tree, independent of the way its tables are written, with the comments of each
+//! part.
 
 use indexmap::IndexMap;
 use toml_edit::{Array, InlineTable, Value as Toml};
@@ -16,23 +17,23 @@ const NUMBERS: [&str; 9] = [
 pub(super) struct Node {
     pub(super) comments: Comments,
     pub(super) origin: Origin,
-    /// What it is, unless it is a table.
+    /// The value; `None` for a table.
     pub(super) value: Option<Value>,
     pub(super) parts: IndexMap<String, Node>,
 }
 
-/// How a part is written.
+/// The form in which a part is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// On the right of a key.
+    /// The right side of `key = value`.
     #[default]
     Value,
-    /// Under a head of its own.
+    /// A table with a head of its own.
     Head,
 }
 
 impl Node {
-    /// The tree of these statements of `text`.
+    /// Returns the tree of these statements of `text`.
     pub(super) fn of(statements: Vec<Statement<'_>>, text: &str) -> Self {
         let mut root = Self::default();
         for statement in statements {
@@ -57,7 +58,7 @@ impl Node {
         root
     }
 
-    /// As the right side of `key = value`, and its comments with those of all its parts.
+    /// Returns the node as a field `key = value`, with the comments of all its parts.
     pub(super) fn into_field(self, key: &str) -> Field {
         let mut comments = self.comments;
         let mut fields = Vec::new();
@@ -80,7 +81,7 @@ impl Node {
     }
 }
 
-/// A value of TOML with the comments in it.
+/// Returns the node of a TOML value, with the comments in the value.
 fn from_toml(key: &str, value: &Toml, text: &str) -> Node {
     let mut node = Node::default();
     match value {
@@ -99,14 +100,14 @@ fn from_toml(key: &str, value: &Toml, text: &str) -> Node {
     node
 }
 
-/// The parts of a table on one line, and the comments between them.
+/// Returns the parts of an inline table, and the comments between them.
 fn from_table(table: &InlineTable, text: &str) -> (IndexMap<String, Node>, Vec<String>) {
     let mut found = IndexMap::new();
     let mut spans = Vec::new();
     for (key, value) in table {
         spans.extend(table.key(key).and_then(toml_edit::Key::span));
         match value {
-            // `a.b = 1`: its span is that of a key.
+            // In `a.b = 1`, the span of `a`'s table is that of a key.
             Toml::InlineTable(dotted) if dotted.is_dotted() => {
                 spans.extend(spans_within(dotted));
                 let (parts, _) = from_table(dotted, text);
@@ -123,7 +124,7 @@ fn from_table(table: &InlineTable, text: &str) -> (IndexMap<String, Node>, Vec<S
         }
     }
     let mut stray = Vec::new();
-    // What stands between the parts of `a.b = 1` is seen by the table around it.
+    // Comments between the parts of `a.b = 1` are found at the table around it.
     if !table.is_dotted() {
         stray = between(table.span(), spans.into_iter(), text).concat();
         stray.retain(|line| !line.is_empty());
@@ -150,7 +151,8 @@ fn from_list(key: &str, array: &Array, text: &str) -> List {
     let mut list = List::default();
     for value in array {
         let after = between.next().unwrap_or_default();
-        // A comment on the element's line is the first of what follows, before any end of line.
+        // A comment on the element's line comes first in the text after the element, before any
+        // end of line.
         let (trail, next) = match after.split_first() {
             Some((first, rest)) if !first.is_empty() => (Some(first.clone()), rest.to_vec()),
             _ => (None, after),
@@ -166,7 +168,8 @@ fn from_list(key: &str, array: &Array, text: &str) -> List {
     list
 }
 
-/// The comments before, between and after these parts of a whole. A first line without one is empty.
+/// Returns the comments before, between and after these parts of a whole. If the first line has no
+/// comment, its text is empty.
 fn between(
     whole: Option<std::ops::Range<usize>>,
     parts: impl Iterator<Item = std::ops::Range<usize>>,
@@ -192,7 +195,7 @@ fn between(
         .collect()
 }
 
-/// A string, a number, true or false.
+/// Returns a string, a number, true or false.
 fn scalar(key: &str, value: &Toml, text: &str) -> Value {
     match value {
         Toml::String(string) if NUMBERS.contains(&key) => {

@@ -7,27 +7,27 @@ use toml_edit::{Item, Table, Value};
 
 use crate::layout::Comments;
 
-/// A statement.
+/// A statement of a text.
 pub(super) struct Statement<'d> {
-    /// The keys from the root on. An element of a list of tables has its number for a key.
+    /// The keys from the root on. For an element of a list of tables, the key is its number.
     pub(super) path: Vec<String>,
-    /// `None`: the head of a table.
+    /// The value. `None`: the statement is the head of a table.
     pub(super) value: Option<&'d Value>,
     pub(super) comments: Comments,
     span: Range<usize>,
 }
 
-/// A text's statements.
+/// The statements of a text.
 pub(super) struct Statements<'d> {
-    /// What stands above them all.
+    /// The comments above all statements.
     pub(super) head: Vec<String>,
     pub(super) all: Vec<Statement<'d>>,
-    /// What stands below them all, after a blank line.
+    /// The comments below all statements, after a blank line.
     pub(super) foot: Vec<String>,
 }
 
 impl<'d> Statements<'d> {
-    /// Those of `root`, which is what `text` means.
+    /// Returns the statements of `root`, which is the parsed `text`.
     pub(super) fn of(root: &'d Table, text: &str) -> Self {
         let mut all = Vec::new();
         collect(root, &[], text, &mut all);
@@ -41,7 +41,8 @@ impl<'d> Statements<'d> {
         statements
     }
 
-    /// Between statements there are blanks, ends of lines, and comments.
+    /// Reads the comments between statements. Nothing else stands there but blanks and ends of
+    /// lines.
     fn read_comments(&mut self, text: &str) {
         let mut end = None;
         for number in 0..=self.all.len() {
@@ -92,7 +93,8 @@ fn collect<'d>(table: &'d Table, path: &[String], text: &str, all: &mut Vec<Stat
         match item {
             Item::None => {}
             Item::Value(value) => {
-                // The keys of a statement stand on one line, so that it begins with that line.
+                // The keys of a statement stand on one line, so the statement begins with that
+                // line.
                 let key = table.key(key).and_then(toml_edit::Key::span);
                 let span = key.zip(value.span());
                 all.extend(span.map(|(key, span)| Statement {
@@ -121,14 +123,15 @@ fn line_start(text: &str, at: usize) -> usize {
     text[..at].rfind('\n').map_or(0, |end| end + 1)
 }
 
-/// The comment in text that has nothing else but blanks.
+/// Returns the comment of a text that consists of a comment and blanks.
 pub(super) fn comment(text: &str) -> Option<String> {
     let start = text.find('#')?;
     let comment = text[start..].trim_end_matches(['\n', '\r', ' ', '\t']);
     Some(comment.to_owned())
 }
 
-/// The lines of comments, empty for a blank line, of which none follows another.
+/// Returns the lines of comments. A blank line is an empty string; consecutive blank lines become
+/// one.
 pub(super) fn lines(text: &str) -> Vec<String> {
     let mut lines: Vec<String> = text
         .lines()
@@ -138,7 +141,7 @@ pub(super) fn lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// Takes what stands right below a statement and is parted from the next one by a blank line.
+/// Takes the comments right below a statement that a blank line separates from the next statement.
 fn tail(lines: &mut Vec<String>, is_end: bool) -> Vec<String> {
     let blank = lines.iter().position(String::is_empty);
     match blank {
@@ -148,8 +151,8 @@ fn tail(lines: &mut Vec<String>, is_end: bool) -> Vec<String> {
     }
 }
 
-/// Takes what is said of the whole text: all above its first statement, or above the last blank line
-/// there.
+/// Takes the comments about the whole text: all above the first statement, or, if there is a blank
+/// line, those above the last blank line.
 fn head(lines: &mut Vec<String>) -> Vec<String> {
     let blank = lines.iter().rposition(String::is_empty);
     let end = blank.map_or(lines.len(), |blank| blank + 1);

@@ -38,7 +38,8 @@ fn shipped(file: &str) -> String {
     fs::read_to_string(folder.join(file)).expect(file)
 }
 
-/// What a policy says, whatever the order of its entries and the spelling of their keys.
+/// Returns the meaning of a policy, independent of the order of its entries and the spelling of
+/// its keys.
 fn said(text: &str) -> String {
     let resolved = match parse(&Source::new("policy.toml", text), &mut Shipped) {
         Ok(resolved) => resolved,
@@ -65,7 +66,7 @@ fn said(text: &str) -> String {
     )
 }
 
-/// The comments of a text without strings that have a `#` in them, sorted.
+/// Returns the comments of a text, sorted. The text must not have a `#` in a string.
 fn comments(text: &str) -> Vec<String> {
     let lines = text.lines().filter_map(statement::comment);
     let mut comments: Vec<_> = lines.collect();
@@ -156,7 +157,8 @@ fn format_splits_one_line_of_toml() {
     insta::assert_snapshot!(once);
 }
 
-/// Lines as long as they may be, which get longer: comments go above, strings onto several lines.
+/// The lines have the maximum length and would get longer: comments move above, strings onto
+/// several lines.
 #[test]
 fn format_keeps_lines_within_limit() {
     let fill = |line: &str| line.replace('~', &"x".repeat(crate::MAX_LINE + 1 - line.len()));
@@ -181,7 +183,7 @@ fn format_keeps_lines_within_limit() {
     assert!(once.lines().all(|line| line.len() <= crate::MAX_LINE));
 }
 
-/// Where the first of a paragraph becomes a table, the next one begins the paragraph.
+/// If the first entry of a paragraph becomes a table, the next entry begins the paragraph.
 #[test]
 fn format_reports_canonical_form_beyond_limit() {
     // Each value gets a line of its own, with four blanks before it.
@@ -210,7 +212,7 @@ fn format_keeps_paragraphs_separate() {
     assert_eq!(once, format!("{head}0x12 = \"r\"\n\n{table}"));
 }
 
-/// Two keys of one spelling would be one key twice.
+/// Two keys with the same spelling would be a duplicate key.
 #[test]
 fn format_keeps_keys_distinct() {
     let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nia32_efer = \"r\"\n\
@@ -247,7 +249,7 @@ fn format_refuses_text_with_mistakes() {
     assert_eq!(wrong(both), "x has a mistake");
 }
 
-/// `scripts/check` asks the command the same of the files.
+/// `scripts/check` checks the same for the files, with the command.
 #[test]
 fn format_keeps_meaning_of_shipped_policies() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies");
@@ -261,7 +263,7 @@ fn format_keeps_meaning_of_shipped_policies() {
     assert!(count >= 8, "{count}");
 }
 
-/// Every example of the reference that stands alone.
+/// The examples are those of the reference that do not depend on other files.
 #[test]
 fn format_keeps_meaning_of_reference_examples() {
     let mut count = 0;
@@ -285,7 +287,7 @@ fn format_keeps_meaning_of_reference_examples() {
     assert!(count >= 12, "{count}");
 }
 
-/// A statement of a random policy, and whether it may be followed by a comment on its line.
+/// Generates a statement of a random policy. The flag is true if a comment may follow on its line.
 fn entry() -> impl Strategy<Value = String> {
     let one = prop_oneof![
         Just("\"allow\"".to_owned()),
@@ -333,7 +335,7 @@ proptest! {
         entries in prop::collection::vec((0_usize..4, entry(), any::<bool>(), any::<bool>()), 0..14),
     ) {
         let mut text = "# head\npolicy = 1\nname='x' # name\ndefault = \"deny\"\n".to_owned();
-        // `[msrs]` cannot be opened twice: tables stand below lines.
+        // TOML cannot open `[msrs]` twice, so tables stand below lines.
         let (tables, lines): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|one| one.1.starts_with('['));
         text.push_str("[msrs]\n");

@@ -87,7 +87,7 @@ fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
     })
 }
 
-/// The bytes as the memory of a caller, from address 0 on.
+/// Returns the filter in the memory of a caller whose address 0 is the first of these bytes.
 fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
     let memory = Segment {
         start: UserAddress::NULL,
@@ -116,7 +116,8 @@ fn has_more(bytes: &[u8], filter: &Filter) -> bool {
     bytes.len() > CallerWidth::Bits64.struct_size() + bitmaps
 }
 
-/// Which part of the struct is wrong. Its numbers are bytes of the file, which may be somebody's secret.
+/// Returns the part of the struct that is wrong, without its numbers: they are bytes of the file,
+/// which may be a secret.
 fn without_values(error: &SetError) -> String {
     match error {
         SetError::UnknownFlags(_) => "its flags are neither 0 nor 1".to_owned(),
@@ -151,7 +152,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     if let Some(reasons) = reasons {
         let filter = ExitReason::Filter.to_string();
         if !reasons.contains(&filter) {
-            // Refusals that do not exit are seen by nobody.
+            // Nobody sees refusals that do not exit.
             drafts.log(Log::None);
         }
         for reason in reasons.iter().filter(|reason| **reason != filter) {
@@ -195,7 +196,7 @@ fn filter(document: &Document) -> Result<Filter, ImportError> {
     Filter::new(Revision::Mainline, default_action, ranges).map_err(ImportError::Filter)
 }
 
-/// A range, or the key whose value is wrong and why.
+/// Returns a range, or the key with a wrong value and the reason.
 fn range(window: &Window) -> Result<Range, (&'static str, String)> {
     let accesses = match window.access.as_str() {
         "r" => Accesses::Read,
@@ -226,8 +227,8 @@ fn bytes(digits: &str) -> Option<Vec<u8>> {
     rest.is_empty().then_some(bytes)
 }
 
-/// Consecutive MSRs of which the filter says the same, and not what its default says. x2APIC
-/// registers are left out: what a range says of them is never asked (S3.1).
+/// Returns runs of MSRs for which the filter has one decision that differs from its default.
+/// x2APIC registers are left out: KVM never asks the filter about them (S3.1).
 fn runs(filter: &Filter) -> Vec<(MsrRange, [Verdict; 2])> {
     let default = filter.default_action().verdict();
     let mut indices: Vec<u32> = filter

@@ -1,11 +1,11 @@
-//! What a file looks like.
+//! Detects the format of a file.
 
 use msrgate_program::Program;
 use serde::de::IgnoredAny;
 
 use super::{Format, compiled, emitted, firecracker, kernel_log, lines, msr_safe};
 
-/// The keys by which JSON files are told apart.
+/// The keys by which JSON formats are distinguished.
 #[derive(serde::Deserialize)]
 struct Keys {
     ranges: Option<IgnoredAny>,
@@ -14,8 +14,8 @@ struct Keys {
     guest_cpu_config: Option<IgnoredAny>,
 }
 
-/// The format of a file: by its first bytes if it is one of ours, by its keys if it is JSON, else by its
-/// first line that has a meaning.
+/// Returns the format of a file: by its first bytes if msrgate wrote it, by its keys if it is
+/// JSON, else by its first line with content.
 pub(super) fn detect(bytes: &[u8]) -> Option<Format> {
     if Program::is_program(bytes) {
         return Some(Format::Program);
@@ -24,8 +24,8 @@ pub(super) fn detect(bytes: &[u8]) -> Option<Format> {
         return Some(Format::Compiled);
     }
     if bytes.trim_ascii_start().starts_with(b"{") {
-        // What is cut off or misspelt is a compiled filter or a template all the same, and its
-        // reader says what is wrong.
+        // A file that is cut off or misspelt still counts as a compiled filter or a template; its
+        // reader reports the mistake.
         return match serde_json::from_slice::<Keys>(bytes) {
             Ok(keys) if keys.ranges.is_some() => Some(Format::Compiled),
             Ok(keys)

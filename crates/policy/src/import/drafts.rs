@@ -1,4 +1,4 @@
-//! The entries that a reader of a format collects, and what it cannot say.
+//! The entries that a reader of a format collects, and the parts that it cannot express.
 
 use msrgate_filter::{MsrIndex, X2APIC};
 use msrgate_program::{Action, MsrRange, MsrSet, one_line};
@@ -12,14 +12,14 @@ use crate::policy::{Log, Mode, Settings, Unknown};
 pub(super) struct Drafts {
     settings: Settings,
     scope: Scope,
-    /// Of one range each.
+    /// The entries, one for each range.
     entries: Vec<Draft>,
     unsaid: Vec<Loss>,
     gap: Option<Gap>,
 }
 
 impl Drafts {
-    /// Nothing yet, under this default.
+    /// Returns an empty collection with this default action.
     pub(super) fn new(default: Action) -> Self {
         Self::under(Settings {
             name: None,
@@ -32,7 +32,7 @@ impl Drafts {
         })
     }
 
-    /// Nothing yet, under these settings.
+    /// Returns an empty collection with these settings.
     pub(super) const fn under(settings: Settings) -> Self {
         Self {
             settings,
@@ -43,17 +43,18 @@ impl Drafts {
         }
     }
 
-    /// What becomes an event, where no entry says otherwise.
+    /// Sets the accesses that become events, for entries without a `log` of their own.
     pub(super) const fn log(&mut self, log: Log) {
         self.settings.log = log;
     }
 
-    /// Notes on which processors the policy decides as the file does.
+    /// Sets the processors on which the policy decides as the file does.
     pub(super) fn holds(&mut self, scope: Scope) {
         self.scope = scope;
     }
 
-    /// Another entry, apart from all others. What no entry may speak of is left out and remarked.
+    /// Adds an entry, which does not overlap others. MSRs that no entry may name are left out,
+    /// with a remark.
     pub(super) fn say(&mut self, draft: &Draft) {
         for &range in draft.msrs.ranges() {
             self.say_range(draft, range);
@@ -100,7 +101,7 @@ impl Drafts {
         }
     }
 
-    /// Something that cannot be said.
+    /// Adds a remark about a part that a policy cannot express.
     pub(super) fn unsaid(&mut self, line: Option<usize>, what: impl Into<String>) {
         self.unsaid.push(Loss {
             line,
@@ -108,13 +109,13 @@ impl Drafts {
         });
     }
 
-    /// Notes a sign that a part of the file is missing; the gravest one counts.
+    /// Notes a sign that a part of the file is missing. The gravest sign is kept.
     pub(super) fn lacks(&mut self, gap: Gap) {
         self.gap = self.gap.max(Some(gap));
     }
 
-    /// Everything in order. Neighbours of which the same is said become one, and so do the registers
-    /// of a group.
+    /// Returns all entries in order. Neighbours with the same content become one entry, and so do
+    /// the registers of a group.
     pub(super) fn imported(mut self, format: Format) -> Imported {
         self.entries.sort_by_key(|draft| draft.msrs.first());
         let mut entries: Vec<Draft> = Vec::new();

@@ -1,6 +1,8 @@
-//! The C and the Rust that [`emit`](crate::emit) writes. Not any C and any Rust: the lines are those,
-//! and what stands between them is passed over. The last of them has to be there, and behind it are comments only: a
-//! text that is cut off is no filter, and two in one file are none, either.
+//! Reads the C and the Rust that [`emit`](crate::emit) writes, and no other C or Rust.
+//!
+//! The reader looks for known lines, and skips the text between them. The last known line has to
+//! be there, and only comments may follow it: a text that is cut off, or that has two filters, is
+//! refused.
 
 use msrgate_filter::{
     Accesses, DefaultAction, ExitReason, Filter, MsrIndex, Range, ReasonMask, Revision,
@@ -9,11 +11,12 @@ use msrgate_filter::{
 use super::with_reasons::{Compiled, range_of};
 use super::{ImportError, hexadecimal, lines};
 
-/// The lines by which a text is told, and told to be whole.
+/// The lines by which a language is recognized, and by which a text is known to be whole.
 struct Language {
-    /// The beginning and the end of the first line. Between is nothing, or ` for ` and a processor.
+    /// The beginning and the end of the first line. Nothing stands between them, or ` for ` and a
+    /// processor.
     head: (&'static str, &'static str),
-    /// The last line, which there is once.
+    /// The last line, which occurs once.
     last: &'static str,
 }
 
@@ -28,7 +31,7 @@ static LANGUAGES: [Language; 2] = [
     },
 ];
 
-/// A range as far as it has been read.
+/// A range of which a part has been read.
 #[derive(Default)]
 struct Partial {
     flags: Option<u64>,
@@ -37,22 +40,22 @@ struct Partial {
     bytes: Vec<u8>,
 }
 
-/// What has been read.
+/// The parts of the filter that have been read.
 #[derive(Default)]
 struct Reader {
     ranges: Vec<Partial>,
     default_action: Option<DefaultAction>,
     reasons: Option<u64>,
-    /// Which range's bitmap the lines belong to.
+    /// The range to which the bitmap in the following lines belongs.
     bitmap: Option<usize>,
 }
 
-/// Whether the text is one of the two, or the beginning of one.
+/// Returns true if the text is one of the two languages, or the beginning of one.
 pub(super) fn is_emitted(bytes: &[u8]) -> bool {
     language(bytes).is_some()
 }
 
-/// The language of a text, which may be cut off in its first line.
+/// Returns the language of a text, which may be cut off in its first line.
 fn language(bytes: &[u8]) -> Option<&'static Language> {
     let bytes = bytes.trim_ascii_start();
     LANGUAGES.iter().find(|language| {
@@ -61,8 +64,8 @@ fn language(bytes: &[u8]) -> Option<&'static Language> {
     })
 }
 
-/// The processor that the first line names; an empty text if it names none. `None` if it is no first line of
-/// this language.
+/// Returns the processor that the first line names, or an empty text if it names none. `None`: the
+/// line is not the first line of this language.
 fn made_for<'t>(bytes: &'t [u8], language: &Language) -> Option<&'t str> {
     let line = bytes
         .trim_ascii_start()
@@ -105,7 +108,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Compiled, ImportError> {
     })
 }
 
-/// Returns true if a line says nothing.
+/// Returns true if a line is blank or a comment.
 fn is_comment(line: &str) -> bool {
     line.is_empty() || line.starts_with("//") || line.starts_with("/*")
 }
@@ -150,7 +153,7 @@ impl Reader {
         Ok(())
     }
 
-    /// A line that only Rust has.
+    /// Reads a line that only Rust has.
     fn rust(&mut self, line: &str) -> Result<(), &'static str> {
         let end = |value: &str| value.trim_end_matches([';', ',']).to_owned();
         if line == "Range {" {
@@ -235,7 +238,7 @@ impl Partial {
     }
 }
 
-/// Digits, or `0x` and hexadecimal ones.
+/// Parses a number: decimal digits, or `0x` and hexadecimal digits.
 fn number(text: &str) -> Option<u64> {
     match hexadecimal(text) {
         Some((number, "")) => Some(number),

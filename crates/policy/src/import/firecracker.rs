@@ -1,14 +1,16 @@
-//! What Firecracker writes about MSRs.
+//! Reads Firecracker's files about MSRs.
 //!
-//! A custom CPU template is `{"msr_modifiers":[{"addr":"0x10a","bitmap":"0b00x1…"}]}`: before the guest
-//! starts, the bits that are 0 or 1 are set so, and those that are `x` are as the host has them. A
-//! fingerprint has one of all registers as its `guest_cpu_config`. Which accesses a guest may make,
-//! neither says.
+//! A custom CPU template is `{"msr_modifiers":[{"addr":"0x10a","bitmap":"0b00x1…"}]}`. Before the
+//! guest starts, Firecracker sets the bits that are 0 or 1; bits that are `x` keep the host's
+//! values. A fingerprint contains a template of all registers as its `guest_cpu_config`. Neither
+//! tells which accesses a guest may make.
 //!
-//! So a value can be said only where all of its bits are given and no write of the guest changes
-//! it: elsewhere a guest would read what it did not write, or its writes would have no effect.
+//! A policy therefore gets a value only if all bits of the value are given and no write of the
+//! guest changes it. Otherwise a guest would read a value that it did not write, or its writes
+//! would have no effect.
 //!
-//! Its lists of what a guest could read are text: `MSR_ADDR,VALUE`, and a line for each.
+//! Firecracker's lists of readable registers are text: `MSR_ADDR,VALUE`, and a line for each
+//! register.
 
 use msrgate_filter::MsrIndex;
 use msrgate_program::{Action, MsrRange};
@@ -34,7 +36,7 @@ struct Fingerprint {
     guest_cpu_config: Template,
 }
 
-/// Either of the two.
+/// The keys of a template or of a fingerprint.
 #[derive(serde::Deserialize)]
 struct Keys {
     guest_cpu_config: Option<IgnoredAny>,
@@ -46,7 +48,7 @@ struct Modifier {
     bitmap: String,
 }
 
-/// Bits that a template fixes.
+/// The bits that a template fixes.
 #[derive(Clone, Copy)]
 struct Bits {
     fixed: u64,
@@ -93,8 +95,8 @@ fn template(bytes: &[u8]) -> serde_json::Result<Template> {
     serde_json::from_slice(bytes)
 }
 
-/// Registers that a guest may only read, by KVM's own checks, and of which nothing but the value is of
-/// use to it: `IA32_PLATFORM_ID`, `IA32_CORE_CAPABILITIES`, `IA32_ARCH_CAPABILITIES`.
+/// Registers that KVM's own checks let a guest only read, and whose value is all that a guest
+/// needs: `IA32_PLATFORM_ID`, `IA32_CORE_CAPABILITIES`, `IA32_ARCH_CAPABILITIES`.
 const CONSTANT: [u32; 3] = [0x17, 0xcf, 0x10a];
 
 fn say(drafts: &mut Drafts, index: MsrIndex, Bits { fixed, value }: Bits) {
@@ -124,17 +126,18 @@ fn say(drafts: &mut Drafts, index: MsrIndex, Bits { fixed, value }: Bits) {
 /// The first line of a list.
 const HEAD: &str = "MSR_ADDR,VALUE";
 
-/// Whether a line is the head of a list.
+/// Returns true if a line is the head of a list.
 pub(super) fn is_head(line: &str) -> bool {
     line.trim().eq_ignore_ascii_case(HEAD)
 }
 
-/// Returns true if a line without its line feed names its register all the same: a comma follows the index.
+/// Returns true if a line without its line feed still names its register: a comma follows the
+/// index.
 pub(super) fn is_whole(line: &str) -> bool {
     is_head(line) || pair(line).is_some()
 }
 
-/// The two numbers of a line.
+/// Returns the two numbers of a line.
 fn pair(line: &str) -> Option<(u64, u64)> {
     let number = |text: &str| match hexadecimal(text) {
         Some((number, "")) => Some(number),
@@ -144,7 +147,7 @@ fn pair(line: &str) -> Option<(u64, u64)> {
     Some((number(address)?, number(value)?))
 }
 
-/// A list of what a guest could read. Its values are of one moment, and nothing is made of them.
+/// Reads a list of readable registers. The values are those of one moment, and are not used.
 pub(super) fn read_list(bytes: &[u8]) -> Drafts {
     let mut drafts = Drafts::new(Action::Deny);
     let mut readable = std::collections::BTreeSet::new();
@@ -181,7 +184,7 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
     drafts
 }
 
-/// `0x10a`, `0b100001010` or `266`.
+/// Parses an index: `0x10a`, `0b100001010` or `266`.
 fn index(text: &str) -> Option<MsrIndex> {
     let index = match (hexadecimal(text), text.strip_prefix("0b")) {
         (Some((index, "")), _) => u32::try_from(index).ok()?,
@@ -192,8 +195,8 @@ fn index(text: &str) -> Option<MsrIndex> {
     Some(MsrIndex::new(index))
 }
 
-/// `0b` and up to 64 of `0`, `1`, `x`, the highest bit first, with `_` anywhere. Bits that are not
-/// written are `x`.
+/// Parses `0b` and up to 64 of `0`, `1`, `x`, the highest bit first, with `_` anywhere. Missing
+/// bits are `x`.
 fn bits(text: &str) -> Option<Bits> {
     let digits = text
         .strip_prefix("0b")?

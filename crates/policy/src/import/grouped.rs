@@ -1,17 +1,19 @@
-//! Entries that together say the same of a whole group, as one that names it.
+//! Replaces entries that together cover a whole group with an entry that names the group.
 
 use msrgate_program::{MsrRange, MsrSet};
 
 use super::draft::Draft;
 use crate::registers::{self, Group};
 
-/// The entries, of one range each and in order, with those groups named that make them no more.
+/// Returns the entries with groups, where a group does not increase the number of entries.
+/// `entries` have one range each and are sorted.
 ///
-/// A group stands for registers only if the same is said of all of them, and no comment is lost. What
-/// is left of a range that it is taken out of is an entry of its own, so that all entries stay apart.
+/// A group replaces registers only if all of them have the same content and no comment is lost. If
+/// a group takes MSRs out of a range, the rest of the range becomes entries of their own, so that
+/// no two entries overlap.
 pub(super) fn grouped(mut entries: Vec<Draft>) -> Vec<Draft> {
     let mut groups: Vec<MsrSet> = registers::groups().iter().filter_map(msrs).collect();
-    // The widest first: what it takes, a narrower one cannot.
+    // The widest group comes first: a narrower one cannot take its MSRs.
     groups.sort_by_key(|group| std::cmp::Reverse(group.count()));
     for group in groups.iter().filter(|group| group.count() > 1) {
         if let Some(fewer) = with(&entries, group) {
@@ -29,7 +31,7 @@ pub(super) fn msrs(group: &Group) -> Option<MsrSet> {
     )
 }
 
-/// The entries with one that names this group, if that is possible and takes no more of them.
+/// Returns the entries with one that names this group, if possible without more entries.
 fn with(entries: &[Draft], group: &MsrSet) -> Option<Vec<Draft>> {
     let around = |range: &MsrRange| {
         let place = entries.partition_point(|one| one.msrs.first() <= range.first());

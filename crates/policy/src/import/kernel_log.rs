@@ -1,18 +1,18 @@
-//! What KVM writes to the kernel's log about MSRs that it does not know.
+//! Reads KVM's messages in the kernel's log about MSRs that KVM does not know.
 //!
-//! Read from kernels of 2.6.27 to 7.x and from logs that users have posted. What stands in front of
-//! the message differs: times, host, `kvm [PID]:`, `kvm: PID: cpu0`, `vcpu0, guest rIP: 0x…`. The
-//! message is
+//! The formats come from kernels of 2.6.27 to 7.x and from logs that users have posted. The text
+//! before the message differs: times, host, `kvm [PID]:`, `kvm: PID: cpu0`, `vcpu0, guest rIP:
+//! 0x…`. The messages are
 //!
-//! - `unhandled rdmsr: 0x1c9`, `unhandled wrmsr: 0x1d9 data 0x1`, `Unhandled WRMSR(0x1d9) = 0x1`: the
-//!   guest got #GP;
-//! - `ignored rdmsr: 0x1c9 data 0x0`, with `ignore_msrs=1` (S10.1): it read 0, or its write went
-//!   nowhere; `unimplemented perfctr wrmsr: 0x186 data 0x130079` and `disabled perfctr wrmsr: …` are
-//!   writes that went nowhere, too.
+//! - `unhandled rdmsr: 0x1c9`, `unhandled wrmsr: 0x1d9 data 0x1`, `Unhandled WRMSR(0x1d9) = 0x1`:
+//! the   guest got #GP;
+//! - `ignored rdmsr: 0x1c9 data 0x0`, with `ignore_msrs=1` (S10.1): a read gave 0, or a write had
+//! no   effect; `unimplemented perfctr wrmsr: 0x186 data 0x130079` and `disabled perfctr wrmsr: …`
+//! are   writes without effect, too.
 //!
-//! Daemons that write logs replace repetitions by `message repeated 3 times: [ … ]`, or, for the line before, by
-//! `last message repeated 3 times`. Those are counted. Where the kernel or a daemon dropped messages, the log says how many
-//! at best: that is remarked.
+//! Logging daemons replace repetitions by `message repeated 3 times: [ … ]`, or, for the line
+//! before, by `last message repeated 3 times`. Both are counted. If the kernel or a daemon dropped
+//! messages and the log tells so, the import has a remark.
 
 use std::collections::BTreeMap;
 
@@ -24,12 +24,12 @@ use super::drafts::Drafts;
 use super::{hexadecimal, lines};
 use crate::registers::by_index;
 
-/// How KVM dealt with an access that it does not know.
+/// The way in which KVM handled an access of an unknown MSR.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Dealt {
-    /// #GP.
+    /// KVM gave the guest #GP.
     Refused,
-    /// A read of 0, or a write without effect.
+    /// KVM returned 0 to a read, or ignored a write.
     Answered,
 }
 
@@ -51,31 +51,32 @@ struct Message {
 /// All messages about one direction of an MSR.
 #[derive(Clone, Copy)]
 struct Seen {
-    /// What the first one says.
+    /// The result that the first message reports.
     dealt: Dealt,
-    /// The line of the first that says something else.
+    /// The line of the first message that reports another result.
     changed: Option<usize>,
     count: usize,
 }
 
-/// A log as far as it has been read.
+/// The part of a log that has been read.
 #[derive(Default)]
 struct Log {
     seen: BTreeMap<MsrIndex, [Option<Seen>; 2]>,
     /// The message in the line before.
     before: Option<Message>,
-    /// The first line that says that messages were dropped.
+    /// The first line that reports dropped messages.
     dropped: Option<usize>,
 }
 
-/// Whether a line is such a message.
+/// Returns true if a line is a message about an unknown MSR.
 pub(super) fn is_message(line: &str) -> bool {
     parse(line).is_some()
 }
 
-/// Returns true if a line without its line feed names its register all the same: something follows the index.
+/// Returns true if a line without its line feed still names its register: something follows the
+/// index.
 pub(super) fn is_whole(line: &str) -> bool {
-    // A letter directly behind the index makes a line unreadable.
+    // A letter directly after the index makes a line unreadable.
     is_message(&format!("{line}x"))
 }
 
@@ -145,7 +146,7 @@ impl Log {
 }
 
 impl Seen {
-    /// What KVM did. Of what it did in two ways, the stricter one.
+    /// Returns the action that repeats KVM's result; the stricter one if KVM had two results.
     const fn action(self, access: Access) -> Action {
         match (self.dealt, self.changed, access) {
             (Dealt::Answered, None, Access::Read) => Action::Value(0),
@@ -155,7 +156,7 @@ impl Seen {
     }
 }
 
-/// `rdmsr 3 times, wrmsr once`, for a comment.
+/// Returns the counts for a comment, such as `rdmsr 3 times, wrmsr once`.
 fn counts(both: [Option<Seen>; 2]) -> String {
     let directions = ["rdmsr", "wrmsr"].into_iter().zip(both);
     let counts: Vec<_> = directions
@@ -172,19 +173,20 @@ fn times(count: usize) -> String {
     }
 }
 
-/// The number of times that a line says its message, or that of the line before, came once more.
+/// Returns the number of further occurrences that a line reports of its own message, or of the
+/// line before.
 fn repetitions(line: &str) -> Option<usize> {
     let (_, after) = line.split_once("message repeated ")?;
     let (times, _) = after.split_once(" times")?;
     times.parse().ok()
 }
 
-/// Returns true if a line says that messages were dropped, among them perhaps some of KVM's about MSRs: by the kernel's limits, or
-/// since whoever reads them was too slow.
+/// Returns true if a line reports dropped messages, which may have been KVM's about MSRs: because
+/// of the kernel's rate limits, or because the reader of the log was too slow.
 fn says_that_messages_were_dropped(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     if let Some((before, _)) = line.split_once(" callbacks suppressed") {
-        // `kvm_msr_ignored_check: 120`: each function that speaks has a limit of its own.
+        // In `kvm_msr_ignored_check: 120`: each function that logs has a rate limit of its own.
         let function = before
             .rsplit_once(':')
             .map_or(before, |(function, _)| function);
@@ -197,7 +199,7 @@ fn says_that_messages_were_dropped(line: &str) -> bool {
         || line.contains(" missed ") && line.contains(" kernel messages")
 }
 
-/// Whether KVM speaks of RDMSR or WRMSR in a line, whatever it says.
+/// Returns true if a line is any message of KVM about RDMSR or WRMSR.
 fn is_about_msrs(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     (line.contains("kvm") || line.contains("vcpu"))

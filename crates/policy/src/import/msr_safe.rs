@@ -1,6 +1,7 @@
-//! Allowlists of msr-safe: one MSR a line, `0x610 0x00ffffff00ffffff # "MSR_PKG_POWER_LIMIT"`: its
-//! index, a mask of the bits that may be written, and a comment. All of them may be read. A write
-//! changes the bits of the mask and keeps the others: so says the module's source.
+//! Reads allowlists of msr-safe: one MSR a line, `0x610 0x00ffffff00ffffff #
+//! "MSR_PKG_POWER_LIMIT"`, with its index, a mask of the bits that may be written, and a comment.
+//! Every listed MSR may be read. According to the module's source, a write changes the bits of the
+//! mask and keeps the others.
 
 use std::collections::BTreeMap;
 
@@ -19,19 +20,20 @@ struct Entry {
     comment: String,
 }
 
-/// What a line is.
+/// The content of a line.
 enum Line {
     Entry(Entry),
     Nothing,
     Unreadable,
 }
 
-/// Whether a line looks like an entry.
+/// Returns true if a line looks like an entry.
 pub(super) fn is_entry(line: &str) -> bool {
     matches!(parse(line), Line::Entry(_))
 }
 
-/// Returns true if a line without its line feed is an entry all the same: a blank or a comment follows the mask.
+/// Returns true if a line without its line feed is a whole entry: a blank or a comment follows the
+/// mask.
 pub(super) fn is_whole(line: &str) -> bool {
     line.contains('#') || is_entry(line) && line.ends_with(char::is_whitespace)
 }
@@ -87,7 +89,7 @@ fn say(drafts: &mut Drafts, number: usize, entry: Entry) {
             Action::Deny
         }
     };
-    // Most comments are the register's name, which the entry has as its key.
+    // Most comments are the register's name, which is already the entry's key.
     let is_name = by_index(index).is_some_and(|register| {
         let mut names = register.names();
         names.any(|name| same_name(name, &entry.comment))
@@ -98,8 +100,8 @@ fn say(drafts: &mut Drafts, number: usize, entry: Entry) {
     });
 }
 
-/// Names differ in case and in what stands before them, as in `MSR_PERF_CTL`, `IA32_PERF_CTL` and
-/// msr-safe's own `SMSR_PERF_CTL`.
+/// Returns true if two names mean the same register. Names differ in case and in their prefixes,
+/// as in `MSR_PERF_CTL`, `IA32_PERF_CTL` and msr-safe's own `SMSR_PERF_CTL`.
 fn same_name(one: &str, other: &str) -> bool {
     let bare = |name: &str| {
         let name = name.to_ascii_uppercase();

@@ -1,4 +1,5 @@
-//! A compiled policy as a [`Program`]: its rules, answers and settings, without the lines they are from.
+//! Imports a compiled policy as a [`Program`]: its rules, answers and settings, without the source
+//! lines.
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{DecidedBy, Log, MsrRange, Program, Rule, Variant};
@@ -12,7 +13,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     let program = Program::decode(bytes).map_err(|error| ImportError::Bytes(error.to_string()))?;
     let said = program.settings();
     let variant = &program.variants()[0];
-    // S3.5: the last MSR obeys the default only.
+    // The last MSR has the default action (S3.5).
     let default = variant.rule(MsrIndex::MAX, Access::Read).action.clone();
     let mut drafts = Drafts::under(Settings {
         name: said.name.clone(),
@@ -39,7 +40,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         let log = if logs[0] == logs[1] {
             logs[0]
         } else {
-            // One level for both directions: the one that sees more, but for `all`, which may be
+            // Both directions share one level: the one that logs more, but not `all`, which may be
             // sound for one of them only.
             let log = logs[0].max(logs[1]).min(Log::First);
             let what = format!(
@@ -59,7 +60,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     Ok(drafts)
 }
 
-/// The rules of both directions together, x2APIC registers left out.
+/// Returns the rules of both directions together, without x2APIC registers.
 fn runs(variant: &Variant) -> impl Iterator<Item = (MsrRange, [Rule<'_>; 2])> {
     let rules = variant.rules();
     let both = rules.zip(Access::Read, rules, Access::Write);

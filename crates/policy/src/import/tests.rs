@@ -7,7 +7,7 @@ use super::*;
 use crate::source::Source;
 use crate::{Compiled, NoIncludes, compile, parse};
 
-/// The policy's text and what could not be said, one a line.
+/// Returns the policy's text, and the remarks, one a line.
 fn shown(file: &str) -> String {
     shown_bytes(file.as_bytes())
 }
@@ -74,7 +74,8 @@ fn import_of_firecracker_template_names_registers_it_sets() {
     ));
 }
 
-/// A value that a guest cannot change is said; one of the time-stamp counter would stop it.
+/// A value that a guest cannot change is imported. A value of the time-stamp counter is not: the
+/// counter would stand still.
 #[test]
 fn import_of_fingerprint_gives_values_of_read_only_registers() {
     insta::assert_snapshot!(shown(
@@ -128,8 +129,8 @@ IA32_XSS = "none"
     insta::assert_snapshot!(shown_bytes(&program.encode()));
 }
 
-/// A group is named if all of it is alike and that takes no more entries: not in the middle of a wider
-/// range, and not where a part of it differs.
+/// A group is named if all its registers are alike and that takes no more entries: not in the
+/// middle of a wider range, and not if a part of the group differs.
 #[test]
 fn import_names_group_only_if_complete() {
     let keys = |entries: &str| {
@@ -271,7 +272,7 @@ fn import_with_given_format_does_not_detect() {
     ));
 }
 
-/// A filter as `compile --format json` writes it.
+/// Returns a filter as `compile --format json` writes it.
 fn json(filter: &Filter) -> String {
     let default = match filter.default_action() {
         DefaultAction::Allow => "allow",
@@ -298,7 +299,7 @@ fn json(filter: &Filter) -> String {
     )
 }
 
-/// The filter, written, imported, printed, parsed and packed.
+/// Writes, imports, prints, parses and packs the filter.
 fn round_trip(filter: &Filter) -> Compiled {
     let imported = import(json(filter).as_bytes(), None).unwrap();
     assert_eq!(imported.format, Format::Compiled);
@@ -307,8 +308,8 @@ fn round_trip(filter: &Filter) -> Compiled {
     compile(policy).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
-/// Where two filters decide differently: asked at every MSR that a range of either contains, and
-/// around; elsewhere both have one answer, their default.
+/// Returns an access that two filters decide differently. It asks about every MSR that a range of
+/// either filter contains, and the MSRs around; elsewhere both filters have their default.
 fn difference(one: &Filter, other: &Filter) -> Option<(MsrIndex, Access)> {
     let ranges = one.ranges().iter().chain(other.ranges());
     let edges = [0, 0x7ff, 0x800, 0x8ff, 0x900, u32::MAX - 1, u32::MAX];
@@ -324,7 +325,7 @@ fn difference(one: &Filter, other: &Filter) -> Option<(MsrIndex, Access)> {
 }
 
 fn range_of(accesses: Accesses, base: u32, count: u32, seed: u64) -> Range {
-    // Long runs, short runs, single bits.
+    // The runs are long, short, or single bits.
     let stride = u32::try_from(seed >> 32).unwrap() | 1;
     let bit = |offset: u32| (seed >> (offset.wrapping_mul(stride) >> 26)) & 1 == 1;
     Range::new(
@@ -360,7 +361,7 @@ proptest! {
     fn import_of_random_filter_round_trips(filter in any_filter()) {
         let compiled = round_trip(&filter);
         prop_assert_eq!(difference(&filter, compiled.on(None).filter()), None);
-        // What was packed here comes back, too.
+        // A filter that was packed here must come back equal, too.
         let again = round_trip(compiled.on(None).filter());
         prop_assert_eq!(difference(compiled.on(None).filter(), again.on(None).filter()), None);
     }
@@ -376,7 +377,7 @@ proptest! {
     }
 }
 
-/// The oracle sees a difference where there is one.
+/// The oracle sees a difference of one bit.
 #[test]
 fn import_oracle_sees_single_bit_difference() {
     let one = |allowed| {
@@ -427,7 +428,7 @@ fn import_of_filter_keeps_name_of_processor() {
         assert_eq!(import(&bytes, None).unwrap().scope, Scope::All);
         assert_eq!(compiled_filter(&bytes).unwrap().made_for, None);
     }
-    // The name that a file gives is any text.
+    // The name in a file may be any text.
     let hostile = br#"{"schema":1,"cpu":"x\ny = 1","default":"allow","ranges":[]}"#;
     let text = print(&import(hostile, None).unwrap(), "FILE");
     assert!(!text.contains("\ny = 1"), "{text}");

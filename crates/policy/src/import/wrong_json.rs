@@ -1,21 +1,21 @@
-//! The mistakes of JSON, without any of its values.
+//! Mistakes of JSON, without any of the JSON's values.
 //!
-//! A file that is named as a compiled filter or a template may be somebody's secret. So a message names the line and what
-//! should stand there. The column would tell how long the text before it is: only of what begins as
-//! [`emit`](crate::emit) writes it, it is named, too.
+//! A file that is passed as a compiled filter or a template may be a secret. So a message names
+//! the line and the expected content only. The column would tell the length of the text before it,
+//! so a message names the column only if the file begins as [`emit`](crate::emit) writes it.
 
 use serde_json::error::Category;
 
 use super::ImportError;
 
-/// What all JSON of [`emit`](crate::emit) begins with, blanks left out.
+/// The beginnings of all JSON of [`emit`](crate::emit), without blanks.
 const HEADS: [&str; 3] = [
     r#"{"schema":1,"default":"allow","#,
     r#"{"schema":1,"default":"deny","#,
     r#"{"schema":1,"cpu":""#,
 ];
 
-/// The mistake that a reader of `bytes` met.
+/// Returns the mistake that a reader of `bytes` met.
 pub(super) fn wrong_json(bytes: &[u8], error: &serde_json::Error) -> ImportError {
     let line = error.line();
     let what = what(error);
@@ -36,7 +36,7 @@ fn is_ours(bytes: &[u8]) -> bool {
         .any(|ours| head().take(ours.len()).eq(ours.bytes()))
 }
 
-/// The words of an error that are the same whatever the values are.
+/// Returns the words of an error that do not depend on the values.
 fn what(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -44,14 +44,15 @@ fn what(error: &serde_json::Error) -> String {
     if error.classify() != Category::Data || is_about_a_key(text) {
         return text.to_owned();
     }
-    // What was found comes first, and may be any text. What was expected is of our own types.
+    // The text that was found comes first, and may be anything. The expected text comes from
+    // msrgate's own types.
     match text.rsplit_once(", expected ") {
         Some((_, expected)) => format!("expected {expected}"),
         None => "not a value that may stand there".to_owned(),
     }
 }
 
-/// Returns true for the errors of data that name a key of our own types, and no value.
+/// Returns true for the errors of data that name a key of msrgate's own types, and no value.
 fn is_about_a_key(text: &str) -> bool {
     ["missing field `", "duplicate field `"]
         .iter()
