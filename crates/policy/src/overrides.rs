@@ -1,4 +1,4 @@
-//! Entries that take the place of others: `override = true`.
+//! Overrides: entries that replace others (`override = true`).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,47 +6,47 @@ use msrgate_program::{EntryId, MsrSet};
 
 use crate::policy::{Policy, Replaces, SourceId, When, WhenId};
 
-/// All that an override needs to be known of an entry beside its MSRs. A policy has no more of these
-/// than files and `[[when]]`s, however many of its entries speak of the same MSRs.
+/// The properties of an entry, apart from its MSRs, on which an override depends. A policy has at
+/// most as many homes as files and `[[when]]`s, however many of its entries name the same MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Home {
     source: SourceId,
     when: Option<WhenId>,
 }
 
-/// The entries with one set of MSRs, by where they stand.
+/// The entries with one set of MSRs, grouped by their home.
 type Homes = BTreeMap<Home, Entries>;
 
 #[derive(Default)]
 struct Entries {
     all: Vec<EntryId>,
-    /// Those of them with `override = true`.
+    /// The entries with `override = true`.
     overriding: Vec<EntryId>,
 }
 
 /// The effect of an entry with `override = true`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Effect {
-    /// Wherever an entry that it replaces would hold, another holds in its place.
+    /// On each processor on which a replaced entry would hold, another entry holds in its place.
     ForGood,
-    /// An entry that it replaces still holds on some processors.
+    /// A replaced entry still holds on some processors.
     OnSome,
 }
 
-/// The entries of a policy that are overridden, and those that override.
+/// The entries of a policy that are overridden, and the entries that override them.
 #[derive(Default)]
 pub(crate) struct Overrides {
-    /// By overridden entry, its place in `replacing`.
+    /// The index in `replacing`, by overridden entry.
     replaced: HashMap<EntryId, usize>,
-    /// Of the entries that replace some entries, one for each file and `[[when]]`.
+    /// The entries that replace some entries: one for each file and `[[when]]`.
     replacing: Vec<Box<[EntryId]>>,
-    /// By entry that overrides another.
+    /// The effects, by overriding entry.
     effects: HashMap<EntryId, Effect>,
 }
 
 impl Overrides {
-    /// Finds what each `override = true` of a policy replaces. The time grows with the number of
-    /// entries, not with its square.
+    /// Finds the entries that each `override = true` of a policy replaces. The time grows in
+    /// proportion to the number of entries, not to its square.
     pub(crate) fn of(policy: &Policy) -> Self {
         let mut overrides = Self::default();
         let is_overriding = |id: &EntryId| policy.entry(*id).replaces == Replaces::Included;
@@ -71,7 +71,7 @@ impl Overrides {
         overrides
     }
 
-    /// Notes what replaces what among the entries with one set of MSRs.
+    /// Notes the replacements among the entries with one set of MSRs.
     fn between(&mut self, policy: &Policy, alike: &[WhenId], homes: &Homes) {
         let overriding = || homes.iter().filter(|(_, one)| !one.overriding.is_empty());
         let mut effects = BTreeMap::<Home, Effect>::new();
@@ -83,7 +83,8 @@ impl Overrides {
             if by.is_empty() {
                 continue;
             }
-            // Only an entry of the same `[[when]]`, or of none either, is there wherever this one is.
+            // Only an entry of the same `[[when]]`, or one outside of every `[[when]]`, holds
+            // wherever this one does.
             let effect = if by.iter().any(|by| by.when == home.when) {
                 Effect::ForGood
             } else {
@@ -107,20 +108,20 @@ impl Overrides {
         }
     }
 
-    /// Of the entries that replace this one, one for each file and `[[when]]`.
+    /// Returns entries that replace this one: one for each file and `[[when]]`.
     pub(crate) fn of_entry(&self, id: EntryId) -> impl Iterator<Item = EntryId> {
         let replacing = self.replaced.get(&id).map(|&place| &self.replacing[place]);
         replacing.into_iter().flatten().copied()
     }
 
-    /// The effect of this entry on others, if it replaces any.
+    /// Returns the effect of this entry, if it replaces any.
     pub(crate) fn effect(&self, id: EntryId) -> Option<Effect> {
         self.effects.get(&id).copied()
     }
 }
 
-/// Whether an entry that stands at `by` may replace one at `home`: an included one of the same
-/// processors, or, for an entry of a `[[when]]`, one that holds for all processors.
+/// Returns true if an entry with home `by` may replace one with home `home`: an included entry for
+/// the same processors, or, if `by` is in a `[[when]]`, an included entry for all processors.
 fn may_replace(policy: &Policy, first_alike: &[WhenId], by: Home, home: Home) -> bool {
     let is_included = policy.below[by.source.number()].contains(home.source);
     let is_general = by.when.is_some() && home.when.is_none();
@@ -129,8 +130,8 @@ fn may_replace(policy: &Policy, first_alike: &[WhenId], by: Home, home: Home) ->
         || is_general && by.source == home.source
 }
 
-/// For each `[[when]]` the first that names the same processors. Each text has its own, and they are
-/// the same in effect.
+/// Returns, for each `[[when]]`, the first one for the same processors. Each text has its own
+/// `[[when]]`s, but equal ones have the same effect.
 fn first_alike(policy: &Policy) -> Vec<WhenId> {
     let whens = policy.whens.iter();
     let first = |one: &When| policy.whens.iter().position(|first| first.cpus == one.cpus);
@@ -148,7 +149,7 @@ mod tests {
     use crate::policy::Entry;
     use crate::source::Source;
 
-    /// `b.toml` includes `c.toml`.
+    /// The includes of the tests: `b.toml` includes `c.toml`.
     struct Files([String; 2]);
 
     impl Includes for Files {
@@ -157,7 +158,7 @@ mod tests {
         }
     }
 
-    /// The rule as the reference has it, for two entries.
+    /// Returns true if one entry replaces the other, by the rule of the reference.
     fn replaces(policy: &Policy, by: &Entry, entry: &Entry) -> bool {
         let cpus = |one: &Entry| {
             one.when
@@ -171,8 +172,8 @@ mod tests {
                 || is_general && by.source() == entry.source())
     }
 
-    /// For each entry by the rule alone: where the entries stand that replace it, and whether an
-    /// entry that it replaces still holds somewhere.
+    /// Returns, by the rule alone, the homes of the entries that replace an entry, and the entry's
+    /// own effect.
     fn by_the_rule(policy: &Policy, id: EntryId) -> (Vec<Home>, Option<Effect>) {
         let home = |id: EntryId| {
             let (source, when) = (policy.entry(id).source(), policy.entry(id).when);
@@ -203,8 +204,8 @@ mod tests {
         (replacing(id), replaced.map(of_replaced).max())
     }
 
-    /// The entries of a text and of its `[[when]]`s. Those of one MSR say the same, so that only what
-    /// overrides nothing is a mistake.
+    /// Returns a text with these entries and `[[when]]`s. Entries of one MSR have the same action,
+    /// so the only possible mistake is an override that replaces nothing.
     fn text(head: &str, entries: &[(usize, u32, bool)]) -> String {
         const CPUS: [&str; 2] = ["{ model = 1 }", "{ model = 2 }"];
         let mut text = head.to_owned();
@@ -216,7 +217,7 @@ mod tests {
             let own = entries.iter().filter(|(at, ..)| *at == when);
             let mut keys = std::collections::BTreeSet::new();
             for (_, msr, overrides) in own.filter(|(_, msr, _)| keys.insert(*msr)) {
-                // Two spellings of each MSR.
+                // Each MSR has two spellings.
                 let spelling = ["0x1", "0x01"][usize::from(*msr >= 2)];
                 let _ = writeln!(
                     text,
@@ -242,7 +243,7 @@ mod tests {
             ];
             let [own, b, c] = [0, 1, 2].map(|file| text(heads[file], &entries[file]));
             let mut files = Files([b, c]);
-            // An override of nothing is a mistake of resolving, and no matter here.
+            // An override that replaces nothing is found only when the policy is resolved.
             let parsed = parse::read(&Source::new("a.toml", &own), Some(&mut files));
             prop_assert!(parsed.mistakes.is_empty());
             let policy = parsed.policy.expect("settings");

@@ -1,13 +1,13 @@
-//! Strings of TOML.
+//! The layout of TOML strings.
 
 use std::fmt::Write as _;
 
 use msrgate_program::TextReader;
 
-/// A string of several lines is broken before a word that would pass this column.
+/// The column before which a string of several lines is broken between words.
 const COLUMN: usize = 100;
 
-/// A string on one line.
+/// Returns a string on one line.
 pub(crate) fn string(text: &str) -> String {
     let mut quoted = "\"".to_owned();
     let mut reader = TextReader::default();
@@ -32,8 +32,8 @@ fn escape(text: &mut String, c: char) {
     }
 }
 
-/// A string on lines of its own: its own lines, and where these are long, broken between words.
-/// No line becomes longer than a policy's may be.
+/// Returns a string on lines of its own: the text's own lines, with long ones broken between
+/// words. No line exceeds the limit of a policy's lines.
 pub(super) fn block(text: &str) -> String {
     let mut block = "\"\"\"\n".to_owned();
     let mut column = 0;
@@ -56,7 +56,7 @@ pub(super) fn block(text: &str) -> String {
         }
         let next = rest.as_str().chars().next();
         if is_broken && c == ' ' {
-            // A break takes the blanks that follow it along.
+            // A line break in TOML swallows the blanks that follow, so a blank is escaped.
             block.push_str("\\u0020");
         } else if c == '"' && (before == '"' || matches!(next, Some('"') | None)) {
             block.push_str("\\\"");

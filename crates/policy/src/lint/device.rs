@@ -1,4 +1,4 @@
-//! Devices that a guest cannot use.
+//! Warnings about devices that a guest cannot use.
 
 use msrgate_filter::Access;
 use msrgate_program::answer::{SIGN_ID, is_cleared_first};
@@ -8,7 +8,7 @@ use super::warning::{Code, Warning, once};
 use crate::compile::Compiled;
 use crate::registers;
 
-/// A microcode device whose revision the guest has no way to see.
+/// Returns a warning if the guest cannot read the microcode device's revision.
 pub(super) fn revision_unread(compiled: &Compiled) -> Vec<Warning<'_>> {
     let policy = compiled.policy();
     let mut warnings = Vec::new();

@@ -1,4 +1,4 @@
-//! Entries that say less, more or something else than their author may think.
+//! Warnings about entries whose effect may differ from their author's intention.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,8 @@ use crate::policy::{Entry, OWN, Replaces};
 use crate::punctures::Puncture;
 use crate::registers;
 
-/// Entries that decide no access on any processor. One of `punctures` should decide, and is none of them.
+/// Returns warnings about entries that decide no access on any processor. Entries in `punctures`
+/// are left out: they should decide, and have a warning of their own.
 pub(super) fn without_effect<'c>(
     compiled: &'c Compiled,
     punctures: &[Puncture],
@@ -27,10 +28,10 @@ pub(super) fn without_effect<'c>(
         .collect();
     effective.extend(punctures.iter().map(|one| one.wide));
     let policy = compiled.policy();
-    // An override that inherits takes what it replaces away.
+    // An override that inherits still removes the entries that it replaces.
     let takes_away = |id: &EntryId| policy.entry(*id).replaces == Replaces::Included;
     effective.extend(policy.ids().filter(takes_away));
-    // What an include says beyond the policy's own need is no mistake of the policy.
+    // An idle entry of an include is not a mistake of the policy.
     let is_own = |id: &EntryId| policy.entry(*id).source() == OWN;
     let idle = policy
         .ids()
@@ -66,7 +67,7 @@ pub(super) fn without_effect<'c>(
     .collect()
 }
 
-/// Entries that speak of no register that anybody has named.
+/// Returns warnings about entries for registers that no source names.
 pub(super) fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
     let is_named = |entry: &&Entry| {
         let mut ranges = entry.msrs().ranges().iter();
@@ -97,10 +98,11 @@ pub(super) fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
         .collect()
 }
 
-/// Ranges that let a guest at far more than there is: from the first register with a name to the last
-/// would do.
+/// Returns warnings about ranges that allow far more MSRs than exist. The range from the first
+/// register with a name to the last would be enough.
 pub(super) fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
-    /// As many MSRs without a name before the first, or after the last, are no slip.
+    /// The number of MSRs without a name that a range may have before its first register, or after
+    /// its last.
     const SLACK: u64 = 0x100;
     let entries = compiled.policy().entries().iter();
     entries.filter_map(|entry| {
@@ -133,7 +135,8 @@ pub(super) fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>>
     })
 }
 
-/// A pinned register does not take what a second kernel writes.
+/// Returns warnings about pinned registers: the kernel that a guest starts by kexec cannot write
+/// them.
 pub(super) fn pins(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
     let pins = |entry: &&Entry| entry.action(Access::Write) == Some(&Action::Pin);
     let entries = compiled.policy().entries().iter().filter(pins);
@@ -150,7 +153,7 @@ pub(super) fn pins(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
     })
 }
 
-/// State that user space keeps is in no VMM's migration stream.
+/// Returns a warning if the policy keeps state in user space, which no VMM migrates by itself.
 pub(super) fn state(compiled: &Compiled) -> Option<Warning<'_>> {
     let policy = compiled.policy();
     if is_accepted(policy, "state-not-migrated") {

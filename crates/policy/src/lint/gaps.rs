@@ -1,4 +1,4 @@
-//! Accesses and instructions that get around what a policy says.
+//! Warnings about accesses and instructions that bypass a policy.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use super::warning::{Code, Warning, is_accepted, once};
 use crate::compile::Compiled;
 use crate::registers::{self, Gap, GapKind};
 
-/// Refusals that some accesses get around.
+/// Returns warnings about refusals and answers that some accesses bypass.
 pub(super) fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
     let policy = compiled.policy();
     let mut warnings = Vec::new();
@@ -49,17 +49,18 @@ fn accept(gap: &Gap) -> String {
     format!("write `accept = [\"{}\"]`", gap.name)
 }
 
-/// What a policy is to hold, and one gap changes.
+/// Registers that a policy holds, and that one gap changes.
 struct Held {
     gap: &'static Gap,
-    /// The first entry that has some of it.
+    /// The first entry that holds some of the registers.
     first: EntryId,
-    /// By which actions.
+    /// The words of the actions that hold the registers.
     words: BTreeSet<&'static str>,
     names: BTreeMap<MsrIndex, &'static str>,
 }
 
-/// What is pinned, masked or sticky, and other instructions write: a warning for each way to do so.
+/// Returns a warning for each gap through which other instructions write pinned, masked or sticky
+/// registers.
 pub(super) fn changed_unasked(compiled: &Compiled) -> Vec<Warning<'_>> {
     let policy = compiled.policy();
     let mut found: BTreeMap<_, Held> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! Warnings that depend on a host: its CPUID, and what it saves of a VM.
+//! Warnings that depend on a host: on its CPUID, and on the registers that its KVM saves.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use crate::compile::Compiled;
 use crate::policy::Entry;
 use crate::registers;
 
-/// What CPUID says is there, and the policy refuses: one warning for each entry, and one for the
-/// default.
+/// Returns warnings about registers that CPUID offers and the policy refuses: one for each entry,
+/// and one for the default.
 pub fn of_cpuid<'c>(
     compiled: &'c Compiled,
     cpu: Option<&Cpu>,
@@ -41,7 +41,7 @@ pub fn of_cpuid<'c>(
     by_entry.into_iter().map(warning).collect()
 }
 
-/// `XSAVES (CPUID 0xd.1 EAX bit 3): rw 0xda0 IA32_XSS`.
+/// Returns a line such as `XSAVES (CPUID 0xd.1 EAX bit 3): rw 0xda0 IA32_XSS`.
 fn line(refused: &RefusedFeature) -> String {
     let same = refused.msrs.chunk_by(|one, next| one.1 == next.1);
     let msrs = same.flat_map(|same| {
@@ -56,7 +56,7 @@ fn line(refused: &RefusedFeature) -> String {
     format!("{}: {}", refused.feature.bit, msrs.join(", "))
 }
 
-/// Registers as ranges, each with the name of the first.
+/// Returns registers as ranges, each with the name of its first register.
 fn in_ranges(indices: impl Iterator<Item = MsrIndex>) -> Vec<String> {
     let all = MsrSet::new(indices.map(MsrRange::one));
     let ranges = all.iter().flat_map(MsrSet::ranges);
@@ -65,7 +65,8 @@ fn in_ranges(indices: impl Iterator<Item = MsrIndex>) -> Vec<String> {
         .collect()
 }
 
-/// What a guest may write, and a VMM that saves what it is told to loses.
+/// Returns warnings about registers that a guest may write and that a VMM loses if it saves only
+/// the registers that KVM lists.
 pub fn of_saved<'c>(
     compiled: &'c Compiled,
     cpu: Option<&Cpu>,

@@ -1,5 +1,5 @@
-//! What a policy means on a machine: what it refuses of what CPUID offers, and which writes a
-//! migration loses.
+//! The effects of a policy on a machine: the registers that CPUID offers and the policy refuses,
+//! and the writes that a migration loses.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,18 @@ use msrgate_program::{Action, CpuidBit, DecidedBy, EntryId, Variant};
 use crate::effects::write_effect;
 use crate::registers::{self, Feature};
 
-/// Registers that come with a feature of CPUID, and that a policy refuses.
+/// The registers of a CPUID feature that one part of a policy refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RefusedFeature {
     /// The feature.
     pub(super) feature: &'static Feature,
-    /// What in the policy refuses them.
+    /// The part of the policy that refuses the registers.
     pub(super) by: DecidedBy,
-    /// Each of them once, by index, with what is refused.
+    /// The registers with the refused accesses, each once, sorted by index.
     pub(super) msrs: Vec<(MsrIndex, Accesses)>,
 }
 
-/// What a variant of a policy refuses of the features whose bits are set, by feature.
+/// Returns the refused registers of the features whose bits are set, grouped by feature.
 pub(super) fn refused_features(
     variant: &Variant,
     is_set: impl Fn(&CpuidBit) -> bool,
@@ -32,7 +32,8 @@ pub(super) fn refused_features(
         .collect()
 }
 
-/// One for each thing in the policy that refuses registers of this feature.
+/// Returns the refused registers of one feature, one item for each part of the policy that refuses
+/// some.
 fn refused(variant: &Variant, feature: &'static Feature) -> Vec<RefusedFeature> {
     let mut by_said: Vec<(DecidedBy, BTreeMap<MsrIndex, Accesses>)> = Vec::new();
     for access in Access::ALL {
@@ -69,17 +70,17 @@ fn refused(variant: &Variant, feature: &'static Feature) -> Vec<RefusedFeature> 
 pub(super) struct UnsavedWrites {
     /// The entry.
     pub(super) entry: EntryId,
-    /// The registers, by index; at least one.
+    /// The registers, sorted by index; at least one.
     pub(super) msrs: Vec<MsrIndex>,
 }
 
-/// What `KVM_GET_SREGS` hands out: `apic_base`, `efer`, and the bases of `fs` and `gs` (Linux,
+/// The registers in `KVM_GET_SREGS`: `apic_base`, `efer`, and the bases of `fs` and `gs` (Linux,
 /// Documentation/virt/kvm/api.rst).
 const IN_SREGS: [u32; 4] = [0x1b, 0xc000_0080, 0xc000_0100, 0xc000_0101];
 
-/// The registers by name that entries let a guest write and that are lost when its VM is saved, by
-/// entry. Not asked about are those that `KVM_GET_SREGS` has, and those whose write is a command and
-/// leaves nothing to save.
+/// Returns the named registers that entries let a guest write and that are lost when the VM is
+/// saved, grouped by entry. Registers in `KVM_GET_SREGS` are left out, and so are registers whose
+/// write is a command and leaves nothing to save.
 pub(super) fn unsaved_writes(
     variant: &Variant,
     mut is_lost: impl FnMut(MsrIndex) -> bool,

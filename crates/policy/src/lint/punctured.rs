@@ -1,4 +1,4 @@
-//! Entries of includes that loosen part of what a wider entry of another text says.
+//! Warnings about included entries that loosen part of a wider entry of another text.
 
 use msrgate_filter::Access;
 use msrgate_program::{MsrRange, MsrSet, one_line, shown_name};
@@ -9,11 +9,11 @@ use crate::policy::Policy;
 use crate::punctures::Puncture;
 use crate::registers;
 
-/// As many registers are named.
+/// The maximum number of registers that a warning names.
 const NAMED: usize = 8;
 
-/// A warning for each included entry and each wider one that it loosens; the first of each wider one
-/// comes before the second of any.
+/// Returns a warning for each included entry and each wider entry that it loosens. The first
+/// warnings of all wider entries come before the second of any.
 pub(super) fn punctured<'c>(
     compiled: &'c Compiled,
     punctures: &[Puncture],
@@ -52,7 +52,7 @@ pub(super) fn punctured<'c>(
     firsts.into_iter().chain(others)
 }
 
-/// `reads of 0xe7 IA32_MPERF, 0xe8 IA32_APERF are "allow", not "deny"`.
+/// Returns a phrase such as `reads of 0xe7 IA32_MPERF, 0xe8 IA32_APERF are "allow", not "deny"`.
 fn loosened(policy: &Policy, puncture: &Puncture, access: Access) -> Option<String> {
     let msrs = puncture.msrs[access as usize].as_ref()?;
     let is = policy.entry(puncture.narrow).action(access)?;
@@ -61,7 +61,7 @@ fn loosened(policy: &Policy, puncture: &Puncture, access: Access) -> Option<Stri
     Some(format!("{access}s of {names} are {is}, not {not}"))
 }
 
-/// The registers among these MSRs, by name, and the MSRs if some of them have none.
+/// Returns the names of the registers among these MSRs, and the MSRs if some have no name.
 fn names(msrs: &MsrSet) -> String {
     let within = |range: &MsrRange| {
         let all = registers::all();
@@ -84,7 +84,7 @@ fn names(msrs: &MsrSet) -> String {
     }
 }
 
-/// The first of a list, and how many more there are.
+/// Returns the first items of a list, and the number of further ones.
 fn first(all: impl ExactSizeIterator<Item = String>) -> String {
     let more = match all.len().saturating_sub(NAMED) {
         0 => String::new(),
@@ -94,7 +94,7 @@ fn first(all: impl ExactSizeIterator<Item = String>) -> String {
     shown.join(", ") + &more
 }
 
-/// "read of 0xe7..=0xe8", for each range and direction.
+/// Returns a line such as "read of 0xe7..=0xe8" for each range and direction.
 fn details(puncture: &Puncture) -> Vec<String> {
     let directions = Access::ALL.into_iter().zip(&puncture.msrs);
     directions

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{IncludeError, Includes, NoIncludes, Source, compile, parse};
 
-/// The codes of the warnings about a policy, with the lines they are about.
+/// Returns the codes of the warnings about a policy, with the lines that they are about.
 fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
     let source = Source::new("policy.toml", text);
     let policy = parse(&source, &mut NoIncludes).expect("a policy");
@@ -55,7 +55,7 @@ IA32_TSC_DEADLINE = 'r'
     );
 }
 
-/// The paths of two files may differ in bytes that are not text: both have one shown name.
+/// Two files whose paths differ only in bytes that are not UTF-8 are shown by the same name.
 #[test]
 fn lint_ignores_idle_entry_of_include_with_name_of_policy() {
     struct Base;
@@ -89,7 +89,7 @@ fn lint_too_wide_warns_of_range_far_beyond_named_registers() {
     assert!(!wide("@mtrr", "rw"));
 }
 
-/// What the warnings of a kind say, with the lines they are about.
+/// Returns the messages of the warnings of a kind, with the lines that they are about.
 fn said(text: &str, code: Code) -> Vec<(u32, String)> {
     let source = Source::new("policy.toml", text);
     let policy = parse(&source, &mut NoIncludes).expect("a policy");
@@ -118,7 +118,7 @@ cpu = { vendor = 'GenuineIntel' }
 [when.msrs]
 IA32_FMASK = { read = 'allow', write = 'pin', override = true }
 ";
-    // One for each gap, whatever the processor.
+    // Each gap has one warning, independent of the processor.
     let expected = [
         (8, "`mask` of IA32_FS_BASE holds for WRMSR only: RDFSBASE "),
         (
@@ -186,7 +186,7 @@ fn lint_revision_unread_warns_of_unreadable_revision() {
             8,
             "reads of 0x8b IA32_BIOS_SIGN_ID are { value = \"0x7\" }",
         ),
-        // On one processor is enough.
+        // One processor with the gap is enough.
         (
             &[
                 "0x8b = 'rw'",
@@ -206,7 +206,7 @@ fn lint_revision_unread_warns_of_unreadable_revision() {
     }
 }
 
-/// One text, whatever is asked for.
+/// A source of includes that returns one text for every path.
 struct Only(&'static str);
 
 impl Includes for Only {
@@ -271,7 +271,7 @@ IA32_THERM_STATUS = { read = 'kill', write = 'allow' }
     assert_eq!(found, expected);
 }
 
-/// A message stays short, however many registers there are.
+/// A message stays short even if there are many registers.
 #[test]
 fn lint_punctured_counts_registers_beyond_limit() {
     let text =

@@ -7,7 +7,7 @@ use super::MistakeKind;
 use crate::selector::parse_msrs;
 
 impl MistakeKind {
-    /// Says what to do about it, where that is not plain.
+    /// Returns advice on how to correct the mistake. `None`: the message itself makes that plain.
     #[must_use]
     pub fn help(&self) -> Option<String> {
         Some(match self {
@@ -47,7 +47,7 @@ impl MistakeKind {
         })
     }
 
-    /// The advice that is the same for all mistakes of a kind.
+    /// Returns the advice that all mistakes of a kind share.
     fn fixed_help(&self) -> Option<&'static str> {
         Some(match self {
             Self::MissingKey { help, .. }
@@ -81,7 +81,7 @@ impl MistakeKind {
             Self::Disagrees { .. } => {
                 "write the include's setting in the policy, too, or include a copy of the file without it (`msrgate policies NAME` prints a shipped policy)"
             }
-            // The others have advice of their own.
+            // The other kinds have advice of their own.
             _ => return None,
         })
     }
@@ -100,7 +100,8 @@ fn without_the_last(key: &str) -> String {
     }
 }
 
-/// The way to say for one direction what a word says for the other, and all words of that direction.
+/// Returns the way to express in one direction the action of a word for the other, and all words
+/// of that direction.
 fn other_direction(word: &str, access: Access) -> String {
     let first = match (word, access) {
         ("ignore", Access::Read) => "to answer a read, write `{ value = \"0x0\" }`; ",
@@ -119,7 +120,7 @@ fn other_direction(word: &str, access: Access) -> String {
     format!("{first}{all}")
 }
 
-/// Names of limits in messages.
+/// The name of the limit on variants in messages.
 pub(crate) const PROCESSORS: &str = "kinds of processors that its `[[when]]`s tell apart";
 pub(crate) const COMBINATIONS: &str = "combinations of `[[when]]`s that hold together";
 
@@ -129,7 +130,7 @@ const SINGLE_MSRS: &str = "name ranges instead of single MSRs: `\"0x200..=0x20f\
 pub(crate) const ENTRIES_ON_ALL: &str =
     "entries, each counted once for every kind of processor on which it holds";
 
-/// The way to have fewer of them.
+/// Returns advice on how to have fewer of the counted things.
 fn fewer(what: &str) -> &'static str {
     match what {
         "tokens of TOML" => {

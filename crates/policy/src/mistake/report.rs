@@ -1,4 +1,4 @@
-//! Mistakes as miette shows them: each with its text, and what stands in another text beside it.
+//! Shows mistakes through miette: each with its text, and with its labels in other texts.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
 use super::{Label, Mistake, Mistakes};
 use crate::source::Source;
 
-/// One mistake, or the part of one that stands in another text.
+/// One mistake, or the labels of a mistake in another text.
 #[derive(Debug)]
 pub(super) struct Report {
     message: String,

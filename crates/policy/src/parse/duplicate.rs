@@ -1,4 +1,4 @@
-//! Keys that stand twice in one table. TOML forbids that, and its parser names the second only.
+//! Duplicate keys: TOML forbids them, and its parser names only the second occurrence.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -12,18 +12,19 @@ use crate::limits::MAX_MISTAKES;
 use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::source::quoted;
 
-/// What the parser says of a second key.
+/// The parser's message about a duplicate key.
 const MESSAGE: &str = "duplicate key";
 
-/// Those beyond are shown without the first key: nobody reads so many.
+/// The number of duplicate keys for which the first occurrence is shown. Nobody reads more.
 const MOST: usize = 50;
 
-/// In a longer text the first key is not looked for: that takes the memory of one more text.
+/// The length of a text, in bytes, up to which the first occurrence is looked for: the search
+/// takes the memory of one more text.
 const LONGEST: usize = 1 << 20;
 
 impl Reader<'_> {
-    /// Complains of what is not TOML in `text`, which is the current one, or its first part. Returns the lines of
-    /// which nothing else needs to be said.
+    /// Reports the parts of `text` that are not TOML. `text` is the current text, or its
+    /// beginning. Returns the lines about which nothing else needs to be reported.
     pub(super) fn not_toml(&mut self, text: &str, errors: &[toml::de::Error]) -> BTreeSet<u32> {
         let (again, others): (Vec<_>, Vec<_>) =
             errors.iter().partition(|error| error.message() == MESSAGE);
@@ -35,7 +36,7 @@ impl Reader<'_> {
     fn duplicates(&mut self, text: &str, again: &[&toml::de::Error]) {
         let again = again.iter().filter_map(|error| error.span());
         let again: Vec<_> = again.take(MAX_MISTAKES).collect();
-        // Finding the first of each takes reading the text once more.
+        // The search for first occurrences parses the text once more.
         if again.is_empty() {
             return;
         }
@@ -61,7 +62,7 @@ impl Reader<'_> {
     }
 }
 
-/// The advice about a key, or a table's head, that stands twice.
+/// Returns the advice about a duplicate key, or a duplicate head of a table.
 fn help(key: &str, is_head: bool) -> &'static str {
     match (key, is_head) {
         ("msrs", true) => {
@@ -76,8 +77,9 @@ fn help(key: &str, is_head: bool) -> &'static str {
     }
 }
 
-/// Of each key that stands a second time, where it stood first: what has its name in the table where a
-/// key without a namesake would be in its place.
+/// Returns the first occurrence of each duplicate key. The duplicates are replaced by unique keys;
+/// the first occurrence is the key with the original name in the table in which a unique key ends
+/// up.
 fn firsts(text: &str, again: &[Range<usize>]) -> Vec<Option<SourceSpan>> {
     if text.len() > LONGEST {
         return vec![None; again.len()];
@@ -90,7 +92,7 @@ fn firsts(text: &str, again: &[Range<usize>]) -> Vec<Option<SourceSpan>> {
             unlike.replace_range(span.clone(), &substitute(*number));
         }
     }
-    // Where something stands in the text, by where it stands in the other one.
+    // Converts a place in the changed text to the place in the original.
     let original = |at: usize| {
         spans.iter().fold(at, |at, (number, span)| {
             if at > span.start {
@@ -118,7 +120,7 @@ fn substitute(number: usize) -> String {
     format!("{SUBSTITUTE}{number}")
 }
 
-/// A key as it is meant.
+/// Returns a key without its quotes and escapes.
 fn decoded(key: &str) -> String {
     let text = format!("{key} = 0");
     let table = DeTable::parse(&text).ok();
@@ -128,7 +130,7 @@ fn decoded(key: &str) -> String {
     first.map_or_else(|| key.to_owned(), |key| key.get_ref().to_string())
 }
 
-/// Finds the tables with substituted keys, by key.
+/// Finds the tables that contain substituted keys, by key.
 fn substituted<'t, 's>(table: &'t DeTable<'s>, tables: &mut HashMap<&'t str, &'t DeTable<'s>>) {
     let keys = table.keys().map(|key| &**key.get_ref());
     let keys = keys.filter(|key| key.starts_with(SUBSTITUTE));

@@ -1,4 +1,4 @@
-//! The entries of `[msrs]`: what each says of its MSRs.
+//! Parses the entries of `[msrs]`.
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, Emulated, Mask, MsrSet, Outside};
@@ -13,10 +13,11 @@ use crate::policy::{Entry, Firmness, Log, Replaces, WhenId};
 use crate::selector::{SelectorError, parse_msrs};
 use crate::source::quoted;
 
-/// What the table of an entry says, as far as it is understood.
+/// The table of an entry, as far as it was understood.
 #[derive(Default)]
 struct Long {
-    /// By [`Access`]: the key that said it, and what it said, if that was understood.
+    /// The actions, indexed by [`Access`]: the key that set the action, and the action, if it was
+    /// understood.
     actions: [Option<(String, Option<Says>)>; 2],
     why: Option<Box<str>>,
     log: Option<Log>,
@@ -47,14 +48,15 @@ impl Reader<'_> {
         }
     }
 
-    /// One entry. The key and the value are both looked at, so that both are complained of.
+    /// Parses one entry. Mistakes of the key and of the value are both reported.
     fn entry(&mut self, item: Item<'_>, when: Option<WhenId>) -> Option<Entry> {
         if self.is_misplaced(item, when) {
             return None;
         }
         let before = self.mistakes.len();
         let msrs = self.msrs_of(item.key);
-        // A key that looks like no MSR may be meant for something else, and so may its value.
+        // A key that does not look like an MSR may be meant for something else, and so may its
+        // value.
         if self
             .mistakes
             .get(before..)
@@ -105,7 +107,7 @@ impl Reader<'_> {
         Some(entry)
     }
 
-    /// Complains of a key that is a setting of the policy, or a part of an entry.
+    /// Reports a key that is a setting of the policy, or a part of an entry.
     fn is_misplaced(&mut self, item: Item<'_>, when: Option<WhenId>) -> bool {
         let key = item.key.text;
         let help = if words::TOP.contains(&key) {
@@ -128,7 +130,7 @@ impl Reader<'_> {
         true
     }
 
-    /// Complains of a word that says nothing without a table.
+    /// Reports a word that has no meaning without a table.
     fn needs_a_table(&mut self, item: Item<'_>, word: &str, table: &str) {
         let wrong = MistakeKind::UnknownWord {
             word: quoted(word),
@@ -138,7 +140,8 @@ impl Reader<'_> {
         self.wrong(self.at(item.span()), wrong);
     }
 
-    /// Groups beyond the limit are left out: each is compared with all other entries.
+    /// Counts a group. Groups beyond the limit are left out, because each is compared with all
+    /// other entries.
     fn count_group(&mut self, msrs: &MsrSet) -> Option<()> {
         self.groups += usize::from(msrs.as_range().is_none());
         if self.groups == MAX_GROUPS + 1 {
@@ -186,7 +189,7 @@ impl Reader<'_> {
         Some(long)
     }
 
-    /// Takes down what `inner` says of some directions.
+    /// Notes the action that `inner` gives to some directions.
     fn say(&mut self, key: Key<'_>, long: &mut Long, inner: Item<'_>, of: &[Access]) {
         let says = match inner.key.text {
             "device" => self.device(inner).map(Says::This),
@@ -208,7 +211,7 @@ impl Reader<'_> {
         }
     }
 
-    /// What follows `read =` or `write =`.
+    /// Parses the value of `read =` or `write =`.
     fn action(&mut self, item: Item<'_>, access: Access) -> Option<Says> {
         let says = match item.value.get_ref() {
             DeValue::Table(_) => Says::This(self.action_table(item)?),
@@ -242,7 +245,7 @@ impl Reader<'_> {
         Some(says)
     }
 
-    /// `{ value = … }`, `{ mask = …, outside = … }` and the like: one action.
+    /// Parses an action that is a table, such as `{ value = … }` or `{ mask = …, outside = … }`.
     fn action_table(&mut self, item: Item<'_>) -> Option<Action> {
         let before = self.mistakes.len();
         let mut action: Option<(&str, Option<Action>)> = None;
@@ -327,7 +330,7 @@ impl Reader<'_> {
             }
         }
         let at = self.at(item.span());
-        // An unknown key may be the one that is missing.
+        // An unknown key may be a misspelt form of the missing one.
         if reset.is_none() && !has_unknown {
             let help = "write what the register holds at reset: `reset = \"0\"`";
             self.wrong(at, MistakeKind::MissingKey { key: "reset", help });
@@ -341,7 +344,7 @@ impl Reader<'_> {
         Some(Action::Register(Emulated { reset, mask }))
     }
 
-    /// A device has its registers where the hardware has them.
+    /// Reports a device that an entry names outside of the device's own registers.
     fn devices_are_at_home(&mut self, entry: &Entry) {
         const TRIGGERS: [u32; 2] = [0x79, 0xc001_0020];
         for access in Access::ALL {
@@ -375,7 +378,7 @@ const EXAMPLES: [(&str, &str); 5] = [
     ("register", REGISTER),
 ];
 
-/// An example of both directions for a word that says something of one direction only.
+/// Returns an example of both directions for a word that is valid in one direction only.
 fn of_one_direction(word: &str) -> Option<String> {
     match word {
         "kill" => Some("read = \"kill\", write = \"kill\"".to_owned()),
@@ -391,7 +394,7 @@ fn of_one_direction(word: &str) -> Option<String> {
     }
 }
 
-/// An example of an action that is a key of the table of a direction.
+/// Returns an example of an action that is a key of the table of a direction.
 fn in_one_direction(word: &str) -> String {
     let example = EXAMPLES.iter().find(|(known, _)| *known == word);
     let (direction, example) = match example {
@@ -403,7 +406,7 @@ fn in_one_direction(word: &str) -> String {
     format!("{direction} = {example}")
 }
 
-/// Returns true if a key that is no key of the policy is, or may be meant for, one of `[msrs]`.
+/// Returns true if a key that is not a setting of the policy names MSRs, or may be meant to.
 pub(super) fn names_msrs(key: &str) -> bool {
     match parse_msrs(key) {
         Err(SelectorError::UnknownName { near, .. }) => !near.is_empty(),

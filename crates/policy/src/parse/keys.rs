@@ -1,4 +1,4 @@
-//! The keys of `[msrs]`: which MSRs each speaks of.
+//! Parses the keys of `[msrs]` into MSRs.
 
 use msrgate_filter::{MsrIndex, X2APIC};
 use msrgate_program::{MsrRange, MsrSet};
@@ -10,7 +10,7 @@ use crate::selector::parse_msrs;
 use crate::source::quoted;
 
 impl Reader<'_> {
-    /// The MSRs that a key speaks of.
+    /// Returns the MSRs that a key names.
     pub(super) fn msrs_of(&mut self, key: Key<'_>) -> Option<MsrSet> {
         match parse_msrs(key.text) {
             Ok(msrs) => self.without_x2apic(key, msrs),
@@ -21,14 +21,15 @@ impl Reader<'_> {
         }
     }
 
-    /// S3.1: KVM asks no filter about x2APIC registers, so a policy that spoke of them would lie.
+    /// Reports x2APIC registers, and returns the other MSRs. KVM asks no filter about x2APIC
+    /// registers (S3.1), so an entry for them would have no effect.
     fn without_x2apic(&mut self, key: Key<'_>, msrs: MsrSet) -> Option<MsrSet> {
         let x2apic = MsrSet::from(MsrRange::new(*X2APIC.start(), *X2APIC.end())?);
         if !msrs.overlaps(&x2apic) {
             return Some(msrs);
         }
         let rest = msrs.without(&x2apic);
-        // A proposal has to be valid: MSR 0xffffffff obeys `default` only (S3.5).
+        // A proposal has to be valid: MSR 0xffffffff has the action of `default` only (S3.5).
         let last = MsrSet::from(MsrRange::one(MsrIndex::MAX));
         let rest = rest.and_then(|rest| rest.without(&last));
         let help = match &rest {

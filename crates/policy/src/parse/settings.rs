@@ -1,4 +1,4 @@
-//! What a policy says outside of its entries.
+//! Parses the settings: everything outside of the entries.
 
 use msrgate_program::Action;
 use toml::de::DeValue;
@@ -11,7 +11,7 @@ use crate::nearest::one_of;
 use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
 use crate::source::quoted;
 
-/// What one text says. A setting that is there and was not understood is `Some(None)`.
+/// The settings of one text. A setting that is present but was not understood is `Some(None)`.
 #[derive(Default)]
 pub(super) struct Said {
     name: Option<Box<str>>,
@@ -23,19 +23,20 @@ pub(super) struct Said {
     microcode: Setting<Microcode>,
 }
 
-/// What is said, and where; `None` inside, where it was not understood.
+/// The value and the place of a setting. The inner `None` stands for a value that was not
+/// understood.
 type Setting<T> = Option<(Option<T>, At)>;
 
-/// The settings of one text that bear on final entries.
+/// The settings of one text that matter to final entries.
 pub(crate) struct Stated {
-    /// The mode and its place, if the text has one that is understood.
+    /// The mode and its place, if the text has a valid one.
     pub(crate) mode: Option<(Mode, At)>,
-    /// Whether the text has a `default`.
+    /// True if the text has a `default`.
     pub(crate) has_default: bool,
 }
 
 impl Reader<'_> {
-    /// One of the keys that are no entries.
+    /// Parses one of the keys that are settings.
     pub(super) fn setting(&mut self, item: Item<'_>) {
         let at = self.key_at(item.key);
         let id = self.current.number();
@@ -173,7 +174,7 @@ impl Reader<'_> {
             }
         }
         let at = self.key_at(item.key);
-        // An unknown key may be the one that is missing.
+        // An unknown key may be a misspelt form of the missing one.
         if revision.is_none() && !has_unknown {
             let help = "write the revision that the guest reads: `revision = \"0x2b000000\"`";
             self.wrong(
@@ -208,7 +209,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Where the policy is silent about it, something to go on with; whether it was not.
+    /// Sets a `default`, so that reading can go on, if the policy has none. Returns true if the
+    /// policy has one.
     pub(super) fn stand_in_for_default(&mut self) -> bool {
         let default = &mut self.said[0].default;
         let is_there = default.is_some();
@@ -216,7 +218,8 @@ impl Reader<'_> {
         is_there
     }
 
-    /// The settings of each text, by [`SourceId`], before [`Self::settings`] puts them together.
+    /// Returns the settings of each text, indexed by [`SourceId`], before [`Self::settings`]
+    /// combines them.
     pub(super) fn stated(&self) -> Vec<Stated> {
         let stated = |said: &Said| Stated {
             mode: said.mode.and_then(|(mode, at)| Some((mode?, at))),
@@ -225,11 +228,13 @@ impl Reader<'_> {
         self.said.iter().map(stated).collect()
     }
 
-    /// The settings of all texts together: what an include says, the policy says, too.
+    /// Combines the settings of all texts. An include may set only values that the policy has,
+    /// too.
     pub(super) fn settings(&mut self) -> Option<Settings> {
         let mut said = std::mem::take(&mut self.said).into_iter();
         let mut all = said.next()?;
-        // Devices and accepted gaps are what entries need: an include brings its own along.
+        // Devices and accepted gaps belong to the entries that need them, so an include brings its
+        // own.
         for one in said {
             let Said {
                 mode,
@@ -285,7 +290,8 @@ impl Reader<'_> {
         })
     }
 
-    /// An include says nothing else than the policy does; where that is silent, its default.
+    /// Checks that an include has the same setting as the policy, or as its default if the policy
+    /// has none.
     fn agree<T: PartialEq>(
         &mut self,
         key: &'static str,
@@ -313,7 +319,8 @@ impl Reader<'_> {
     }
 }
 
-/// Adds a word that is not there yet. Few words are known, and each entry is compared with all that are accepted.
+/// Adds a word, unless the list has it. The list stays short: each entry is compared with all
+/// accepted words.
 fn once(words: &mut Vec<Box<str>>, word: Box<str>) {
     if !words.contains(&word) {
         words.push(word);

@@ -1,4 +1,4 @@
-//! The size of a policy, counted before memory is spent on what is in it.
+//! Measures the size of a policy before memory is spent on its content.
 
 use std::cell::Cell;
 
@@ -9,24 +9,24 @@ use toml_parser::{ParseError, Source as Toml};
 use crate::limits::{MAX_BYTES, MAX_MISTAKES, MAX_TABLES, MAX_TOKENS};
 use crate::mistake::MistakeKind;
 
-/// The depth to which TOML's parser follows arrays and tables in each other.
+/// The depth to which TOML's parser follows nested arrays and tables.
 const MAX_NESTING: u32 = 80;
 
-/// All texts of a policy that were read so far, together.
+/// The size of all texts of a policy that were read so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Size {
     bytes: usize,
-    /// Blanks within a line left out.
+    /// The number of tokens, without blanks within a line.
     tokens: usize,
-    /// Tables, arrays, and dots, each of which may be one more table.
+    /// The number of tables, arrays, and dots. Each dot may create a table.
     tables: usize,
 }
 
 impl Size {
-    /// Counts one more text.
+    /// Adds the size of one more text.
     ///
     /// # Errors
-    /// With this text the policy is larger than one may be.
+    /// The policy exceeds a limit with this text.
     pub(super) fn add(&mut self, text: &str) -> Result<(), MistakeKind> {
         self.bytes += text.len();
         if self.bytes > MAX_BYTES {
@@ -54,11 +54,11 @@ impl Size {
     }
 }
 
-/// The text up to the last mistake of TOML that is reported. Each of those costs the parser far more
-/// memory than the byte that is wrong.
+/// Returns the text up to the last TOML mistake that is reported. Each mistake costs the parser
+/// far more memory than the byte that causes it.
 pub(super) fn to_the_last_mistake(text: &str) -> &str {
-    // A text of sound lines is sound, and looking at one line at a time takes no memory. The tokens of all of
-    // a long text at once would stay in the peak of what follows.
+    // If each line is valid by itself, the text is valid, and the check needs memory for one line
+    // only. The tokens of a whole long text would stay in the peak of the following steps.
     if text.lines().all(|line| mistakes(line).found == 0) {
         return text;
     }
@@ -68,10 +68,10 @@ pub(super) fn to_the_last_mistake(text: &str) -> &str {
     &text[..end.unwrap_or(text.len())]
 }
 
-/// The mistakes of TOML in a text.
+/// The TOML mistakes of a text.
 struct TomlMistakes {
     found: usize,
-    /// The end of the last one that is reported, in bytes, if there are so many.
+    /// The end of the last mistake that is reported, in bytes, if there are that many.
     end_of_last: Option<usize>,
 }
 
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn size_check_cuts_text_after_last_reported_mistake() {
-        // Two mistakes a line: no key, and no value.
+        // Each line has two mistakes: no key, and no value.
         let text = "=\n".repeat(MAX_MISTAKES);
         assert_eq!(to_the_last_mistake(&text).len(), MAX_MISTAKES - 1);
         let text = format!("a = \"{}\"", "\\é".repeat(2 * MAX_MISTAKES));
@@ -115,7 +115,7 @@ mod tests {
         assert!(to_the_last_mistake(&text).len().abs_diff(ends) <= 2);
         let text = "a = 1\n".repeat(3);
         assert_eq!(to_the_last_mistake(&text), text);
-        // No line of these is sound alone.
+        // No line of these is valid alone.
         let text = format!("a = [\n{}]\n", "\"\"\"\n=\n\"\"\",\n".repeat(MAX_MISTAKES));
         assert_eq!(to_the_last_mistake(&text), text);
         let text = format!("a = [\n{}", "=,\n".repeat(2 * MAX_MISTAKES));
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn size_check_adds_sizes_of_all_texts() {
         let mut size = Size::default();
-        // A key, `=`, a value, and the end of the line; blanks do not count.
+        // The tokens are a key, `=`, a value, and the end of the line; blanks do not count.
         assert_eq!(size.add("a.b = [ { } ] \n"), Ok(()));
         let Size {
             bytes,

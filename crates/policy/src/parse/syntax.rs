@@ -1,4 +1,5 @@
-//! Plain words for lines that are not TOML. Its parser tells what it expected; people want to know what to write.
+//! Plain messages for lines that are not TOML. The parser tells what it expected; users need to
+//! know what to write.
 
 use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
@@ -11,7 +12,8 @@ use crate::selector::{SelectorError, parse_msrs};
 use crate::source::{Source, quoted};
 
 impl Reader<'_> {
-    /// Complains of each line of the current text that is not TOML, once, and returns these lines, counted from 1.
+    /// Reports each line of the current text that is not TOML, once. Returns these lines, counted
+    /// from 1.
     pub(super) fn bad_lines<'e>(
         &mut self,
         errors: impl Iterator<Item = &'e toml::de::Error>,
@@ -40,8 +42,8 @@ impl Reader<'_> {
     }
 }
 
-/// The lines from the brace before a place to that place: an inline table that is not one. A brace that is far away
-/// is not looked for.
+/// Returns the lines from the opening brace of a broken inline table to a place in it. The search
+/// for the brace stops at a distance.
 fn lines_from_brace(source: &Source, at: usize) -> RangeInclusive<u32> {
     const FAR: usize = 1 << 14;
     let from = at.saturating_sub(FAR);
@@ -51,7 +53,8 @@ fn lines_from_brace(source: &Source, at: usize) -> RangeInclusive<u32> {
     line(brace.map_or(at, |brace| from + brace))..=line(at)
 }
 
-/// A message for a line, and the part of it that is meant, if that is not where the parser stopped.
+/// A message for a line, and the part of the line that it is about, unless that is the place where
+/// the parser stopped.
 struct Advice {
     why: String,
     help: String,
@@ -81,7 +84,7 @@ fn advice(line: &str, column: usize, message: &str) -> Advice {
         })
 }
 
-/// The advice that the line alone tells.
+/// Returns the advice that follows from the line alone.
 fn by_shape(line: &str) -> Option<Advice> {
     let body = line.trim();
     if body.contains(['\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}']) {
@@ -113,7 +116,7 @@ fn by_shape(line: &str) -> Option<Advice> {
     })
 }
 
-/// The head of a table without its bracket.
+/// Returns advice about the head of a table without its closing bracket.
 fn of_a_head(line: &str, message: &str) -> Option<Advice> {
     let name = line.trim().trim_matches(['[', ']']).trim();
     let (why, head) = match message {
@@ -129,7 +132,7 @@ fn of_a_head(line: &str, message: &str) -> Option<Advice> {
     Some(Advice::new(why, format!("write `{}`", quoted(&head))))
 }
 
-/// A word that needs quotes, or is no word of TOML.
+/// Returns advice about a word that needs quotes, or is not valid in TOML.
 fn of_a_word(line: &str, column: usize, message: &str) -> Option<Advice> {
     let words = words(line);
     let is_here = |word: &&Word<'_>| (word.at.start..=word.at.end).contains(&column);
@@ -165,11 +168,11 @@ fn of_a_word(line: &str, column: usize, message: &str) -> Option<Advice> {
     })
 }
 
-/// Letters, digits and signs without quotes around them.
+/// A word: letters, digits and signs outside of quotes.
 struct Word<'l> {
     text: &'l str,
     at: Range<usize>,
-    /// True if a value follows, or the head of a table ends.
+    /// True if a value follows the word, or if the word ends the head of a table.
     is_key: bool,
 }
 
@@ -178,7 +181,8 @@ impl Word<'_> {
         self.text.starts_with('@') || self.text.contains("..")
     }
 
-    /// The line with this word in quotes, or the word in quotes if the line says more.
+    /// Returns the line with this word in quotes, or the quoted word alone if the line contains
+    /// more.
     fn quoted_in(&self, line: &str) -> String {
         let meant = match parse_msrs(self.text) {
             Err(
@@ -200,7 +204,7 @@ impl Word<'_> {
     }
 }
 
-/// A value with quotes around it, if it is a word without.
+/// Returns a value in quotes, if it is a word without quotes.
 fn in_quotes(value: &str) -> String {
     let starts = value.starts_with(|first: char| first.is_ascii_alphabetic());
     if starts && value.bytes().all(is_bare) && !["true", "false"].contains(&value) {
@@ -214,7 +218,7 @@ const fn is_bare(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'
 }
 
-/// The words of a line that stand in no quotes. `..=` joins two of them to one.
+/// Returns the words of a line outside of quotes. `..=` joins two words to one.
 fn words(line: &str) -> Vec<Word<'_>> {
     let bytes = line.as_bytes();
     let mut words = Vec::new();
@@ -252,7 +256,7 @@ fn words(line: &str) -> Vec<Word<'_>> {
     words
 }
 
-/// The end of a value without quotes, blanks and all.
+/// Returns the end of a value without quotes, including its blanks.
 fn end_of_value(line: &str, start: usize) -> usize {
     let rest = &line[start..];
     let value = rest.split([',', '}', ']', '#', '"']).next().unwrap_or(rest);
@@ -263,13 +267,13 @@ fn is_part(bytes: &[u8], at: usize) -> bool {
     let before = at.checked_sub(1).map(|at| bytes[at]);
     match bytes[at] {
         b'=' => before == Some(b'.'),
-        // `msrs.0x10..=0x20`: a dot alone parts two keys.
+        // In `msrs.0x10..=0x20`, a single dot separates two keys.
         b'.' => before == Some(b'.') || bytes.get(at + 1) == Some(&b'.'),
         byte => is_bare(byte) || byte == b'@',
     }
 }
 
-/// The beginnings of messages of the parser, with what is wrong and what to write.
+/// The beginnings of the parser's messages, each with the problem and the advice.
 const SAID: [(&str, &str, &str); 12] = [
     (
         "invalid basic string",
@@ -329,9 +333,9 @@ const SAID: [(&str, &str, &str); 12] = [
     ("extra `=`", "a second `=` stands here", "delete it"),
 ];
 
-/// The message of the parser, in plain words.
+/// Returns the parser's message in plain words.
 fn by_message(line: &str, column: usize, message: &str) -> Option<Advice> {
-    // A key without a value in an inline table is read as a string without quotes.
+    // The parser reads a key without a value in an inline table as a string without quotes.
     let before = line.get(..column).unwrap_or(line);
     let is_open = ['"', '\'']
         .iter()

@@ -10,7 +10,7 @@ mod includes;
 mod language;
 mod newcomers;
 
-/// What a user reads.
+/// Returns the report that a user reads.
 fn report(text: &str) -> String {
     let mistakes = parse(&Source::new("policy.toml", text), &mut NoIncludes)
         .expect_err("a policy with mistakes");
@@ -78,7 +78,7 @@ fn parse_accepts_policy_without_entries() {
     );
 }
 
-/// Everything that is wrong is said at once.
+/// All mistakes are reported at once.
 #[test]
 fn parse_reports_every_mistake_of_a_file() {
     insta::assert_snapshot!(report(
@@ -102,7 +102,7 @@ fn parse_reports_every_place_that_is_not_toml() {
     ));
 }
 
-/// The first key is the one of the same table, not one of the same name elsewhere.
+/// The first occurrence belongs to the same table; keys of the same name elsewhere do not count.
 #[test]
 fn parse_reports_duplicate_key_with_first_occurrence() {
     insta::assert_snapshot!(report(
@@ -121,7 +121,7 @@ fn parse_reports_conflicting_entries_together() {
     ));
 }
 
-/// An equal entry hides behind a wider one that ends with it: it is found all the same.
+/// An equal entry is found although a wider entry that ends at the same MSR lies before it.
 #[test]
 fn parse_finds_equal_entry_behind_wider_one() {
     let text = "policy = 1\ndefault = \"deny\"\n[msrs]\n\
@@ -148,7 +148,7 @@ fn parse_shows_fifty_mistakes_and_counts_all() {
     assert_eq!(mistakes.to_string(), "policy.toml has 60 mistakes");
 }
 
-/// A text that is too long, or has too many entries, is refused by a stated limit.
+/// A text that is too long, or has too many entries, is refused with the limit.
 #[test]
 fn parse_states_exceeded_limit() {
     let wrong = |text: &str| {
@@ -170,7 +170,7 @@ fn parse_states_exceeded_limit() {
     assert_eq!(wrong(&text), MistakeKind::TooMany { what, found, limit });
 }
 
-/// Few lines name many processors; they are counted before they are looked at.
+/// A few lines can name many processors. They are counted before they are enumerated.
 #[test]
 fn parse_limits_number_of_variants() {
     let numbers = |count: u32| (0..count).map(|number| format!("{},\n", 2 * number));
@@ -184,7 +184,8 @@ fn parse_limits_number_of_variants() {
     };
     sound(&text(120));
     let mistakes = parse(&Source::new("policy.toml", &text(130)), &mut NoIncludes);
-    // A vendor that nobody names, 130 families with what follows each, all models and all steppings.
+    // A vendor that no entry names, 130 families each with a successor, all models and all
+    // steppings.
     let (what, limit) = (
         "kinds of processors that its `[[when]]`s tell apart",
         1 << 20,
@@ -194,7 +195,7 @@ fn parse_limits_number_of_variants() {
     assert_eq!(wrong, MistakeKind::TooMany { what, found, limit });
 }
 
-/// A reviewer would read another policy than msrgate does.
+/// With a hidden character, a reviewer would read another policy than msrgate does.
 #[test]
 fn parse_refuses_hidden_character_anywhere() {
     for c in [
@@ -269,7 +270,7 @@ mod any_text {
 
     use super::*;
 
-    /// Lines that are nearly a policy.
+    /// Generates lines that are almost a policy.
     fn line() -> impl Strategy<Value = String> {
         let key = prop_oneof![
             Just("policy".to_owned()),

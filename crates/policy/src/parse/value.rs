@@ -10,7 +10,7 @@ use crate::mistake::MistakeKind;
 use crate::policy::At;
 use crate::source::quoted;
 
-/// A key with the place where it stands.
+/// A key with its place.
 #[derive(Clone, Copy)]
 pub(super) struct Key<'k> {
     pub(super) text: &'k str,
@@ -30,7 +30,7 @@ impl Item<'_> {
     }
 }
 
-/// A table's items in the order of the text.
+/// Returns a table's items in the order of the text.
 pub(super) fn items<'t>(table: &'t DeTable<'t>) -> Vec<Item<'t>> {
     let mut items: Vec<_> = table
         .iter()
@@ -61,7 +61,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The items of a table, which looks like `example`.
+    /// Returns the items of a table. `example` shows users the form of the table.
     pub(super) fn table<'k>(
         &mut self,
         item: Item<'k>,
@@ -85,7 +85,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The strings of a list.
+    /// Returns the strings of a list.
     pub(super) fn strings<'k>(&mut self, item: Item<'k>) -> Vec<(&'k str, SourceSpan)> {
         let DeValue::Array(array) = item.value.get_ref() else {
             let help = match item.value.get_ref() {
@@ -110,7 +110,7 @@ impl Reader<'_> {
         each.collect()
     }
 
-    /// A number of 64 bits: TOML's, or a string for those above 2^63.
+    /// Returns a number of 64 bits: a TOML number, or a string for numbers above 2^63.
     pub(super) fn number(&mut self, item: Item<'_>) -> Option<u64> {
         let found = match item.value.get_ref() {
             DeValue::Integer(number) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
@@ -127,7 +127,7 @@ impl Reader<'_> {
         found
     }
 
-    /// A number of 32 bits.
+    /// Returns a number of 32 bits.
     pub(super) fn small_number(&mut self, item: Item<'_>) -> Option<u32> {
         let number = u32::try_from(self.number(item)?).ok();
         if number.is_none() {
@@ -151,7 +151,7 @@ impl Reader<'_> {
         self.wrong(self.at(item.span()), wrong);
     }
 
-    /// The meaning of one of the words that may stand here.
+    /// Returns the meaning of one of the allowed words.
     pub(super) fn word<T: Clone>(
         &mut self,
         item: Item<'_>,
@@ -221,7 +221,7 @@ pub(super) fn parse_number(text: &str) -> Option<u64> {
     }
 }
 
-/// The advice about text that is not a number.
+/// Returns the advice about text that is not a number.
 fn number_instead(text: &str, bits: u32) -> String {
     let text = text.trim();
     let is_hexadecimal = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -238,4 +238,69 @@ fn number_instead(text: &str, bits: u32) -> String {
     }
     "write digits, or `0x` and hexadecimal digits; above 2^63 in quotes: `\"0xffffffffffffffff\"`"
         .to_owned()
+}
+
+/// Words of other tools and languages, grouped by meaning. For each row, the first word that is
+/// allowed at the place is proposed. A word of several rows means the first row that has a word
+/// for the place.
+const CONCEPTS: [&[&str]; 11] = [
+    &["r", "ro", "read", "read-only", "readonly"],
+    &["w", "wo", "write", "write-only", "writeonly"],
+    &["denied", "deny", "refused", "denials", "errors", "on"],
+    &["all", "debug", "verbose", "every", "trace"],
+    &["first", "once"],
+    &["audit", "permissive", "log", "warn", "dry-run", "test"],
+    &["enforce", "enforcing", "strict", "on"],
+    &[
+        "allow", "rw", "wr", "r", "w", "accept", "permit", "yes", "all", "on",
+    ],
+    &[
+        "deny", "none", "gp", "no", "off", "refuse", "reject", "block", "drop", "kill",
+    ],
+    &["ignore", "drop", "discard", "skip", "zero", "none"],
+    &["keep", "ignore", "preserve"],
+];
+
+/// Returns the known word for which people write this one.
+fn synonym<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let word = word.to_lowercase();
+    let rows = CONCEPTS.iter().filter(|row| row.contains(&&*word));
+    let mut meant = rows.flat_map(|row| row.iter());
+    meant.find_map(|meant| known.iter().copied().find(|known| known == meant))
+}
+
+/// Returns the number of letters that differ, ignoring case.
+fn distance(word: &str, known: &str) -> usize {
+    strsim::osa_distance(&word.to_lowercase(), &known.to_lowercase())
+}
+
+/// Returns the known word that was probably meant, if there is one.
+pub(super) fn meant<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+    let nearest = known
+        .iter()
+        .map(|&known| (distance(word, known), known))
+        .min()
+        .filter(|&(distance, known)| distance <= known.len() / 2 && distance <= 3);
+    synonym(word, known).or(nearest.map(|(_, nearest)| nearest))
+}
+
+/// Returns advice with the word that was probably meant, if there is one, and with all possible
+/// words.
+pub(crate) fn one_of(word: &str, known: &[&str], what: &str, quote: char) -> String {
+    let meant = meant(word, known);
+    let quoted = |word: &str| format!("{quote}{word}{quote}");
+    let all: Vec<_> = known.iter().map(|word| quoted(word)).collect();
+    let all = format!("{what} may be {}", all.join(", "));
+    match meant {
+        Some(meant) if known.len() == 1 => format!("did you mean {}?", quoted(meant)),
+        Some(meant) => format!("did you mean {}? {}", quoted(meant), capital(&all)),
+        None => all,
+    }
+}
+
+/// Returns a sentence with a capital first letter.
+fn capital(text: &str) -> String {
+    let mut rest = text.chars();
+    let first = rest.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(rest).collect()
 }

@@ -1,4 +1,4 @@
-//! `[[when]]`: entries for some processors only.
+//! Parses `[[when]]`: entries for some processors only.
 
 use std::ops::RangeInclusive;
 
@@ -52,7 +52,7 @@ impl Reader<'_> {
                 }
             }
         }
-        // A misplaced or misspelt key may be the one that is missing, or belong into it.
+        // A misplaced or misspelt key may be the missing one, or may belong into it.
         if cpus.is_none() && !has_misplaced {
             let help = "write the processors that it is for: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
             self.wrong(at, MistakeKind::MissingKey { key: "cpu", help });
@@ -61,7 +61,8 @@ impl Reader<'_> {
             let help = "write `[when.msrs]` below its `cpu`, and its entries below that";
             self.wrong(at, MistakeKind::MissingKey { key: "msrs", help });
         }
-        // What is not understood holds nowhere, so that nothing else disagrees with it.
+        // A `cpu` that was not understood holds nowhere, so that no entry disagrees with its
+        // entries.
         let cpus = cpus.flatten().unwrap_or_else(CpuSet::none);
         self.whens.push(When { cpus });
         if let Some(msrs) = msrs {
@@ -69,7 +70,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Complains of a key of a `[[when]]` that belongs elsewhere, or nowhere.
+    /// Reports a key of a `[[when]]` that belongs elsewhere, or is unknown.
     fn misplaced_in_a_when(&mut self, part: Item<'_>) {
         if self.has_enough_mistakes() {
             return;
@@ -118,14 +119,15 @@ impl Reader<'_> {
         (self.mistakes.len() == before).then_some(cpus)
     }
 
-    /// Refuses an empty list: under `default = "allow"` a policy that holds nowhere allows all.
+    /// Reports an empty list: its entries would hold nowhere, and under `default = "allow"`
+    /// everything is allowed.
     fn check_names_one(&mut self, item: Item<'_>, key: &'static str) {
         if matches!(item.value.get_ref(), DeValue::Array(array) if array.is_empty()) {
             self.wrong(self.at(item.span()), MistakeKind::ListsNothing { key });
         }
     }
 
-    /// One vendor, or a list of them.
+    /// Returns one vendor, or a list of vendors.
     fn vendors(&mut self, item: Item<'_>) -> Vec<Box<str>> {
         self.check_names_one(item, "vendor");
         let names = match item.value.get_ref() {
@@ -142,7 +144,7 @@ impl Reader<'_> {
         names.into_iter().map(|(name, _)| name.into()).collect()
     }
 
-    /// A number, a range such as `"0x6a..=0x6f"`, or a list of these.
+    /// Returns a number, a range such as `"0x6a..=0x6f"`, or a list of both.
     fn numbers(&mut self, item: Item<'_>, part: CpuPart) -> Vec<RangeInclusive<u32>> {
         self.check_names_one(item, part.key);
         let each = match item.value.get_ref() {
@@ -151,7 +153,7 @@ impl Reader<'_> {
         };
         let ranges = each.into_iter().filter_map(|item| {
             let range = self.range(item)?;
-            // A range may end beyond: it is one of all that follow.
+            // A range may end beyond the limit: it means all numbers from its start on.
             if let Err(wrong) = check_number(part, *range.start()) {
                 self.wrong(self.at(item.span()), wrong);
                 return None;
@@ -191,7 +193,7 @@ impl Reader<'_> {
 /// The parts of a `cpu`, as an example.
 const CPU: &str = "cpu = { vendor = \"GenuineIntel\", family = 6 }";
 
-/// The ends of a range, or of what is meant for one.
+/// Returns the ends of a range, or of a text that is meant as one.
 fn ends(text: &str) -> Option<(&str, &str)> {
     let (first, last) = ["..=", "..", "-"]
         .iter()

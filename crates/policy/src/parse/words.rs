@@ -1,11 +1,11 @@
-//! The keys and words of the language. What the parser understands, the schema allows.
+//! The keys and words of the language, which the parser and the schema share.
 
 use msrgate_program::{Action, Device, Outside};
 
 use crate::policy::{Log, Mode, Unknown, UnknownAction, Update};
 use crate::registers::{self, GapKind};
 
-/// Words with what they mean.
+/// Words with their meanings.
 pub(crate) type Words<T, const N: usize> = [(&'static str, T); N];
 
 /// Keys at the top.
@@ -39,8 +39,8 @@ pub(crate) const WHEN: [&str; 2] = ["cpu", "msrs"];
 /// Keys of its `cpu`.
 pub(crate) const CPU: [&str; 4] = ["vendor", "family", "model", "stepping"];
 
-/// Vendors that a misspelt one may be meant to be. Any other of twelve bytes is one, too, if it is not
-/// nearly one of these.
+/// Vendors for which a vendor may be a misspelling. Any other name of twelve bytes is a vendor,
+/// too, unless it is similar to one of these.
 pub(crate) const VENDORS: [&str; 5] = [
     "GenuineIntel",
     "AuthenticAMD",
@@ -50,10 +50,10 @@ pub(crate) const VENDORS: [&str; 5] = [
     "  Shanghai  ",
 ];
 
-/// What an entry says of a direction.
+/// The value of an entry in one direction.
 #[derive(Clone)]
 pub(crate) enum Says {
-    /// What a wider entry or the default says.
+    /// The action of a wider entry or of the default.
     Inherit,
     This(Action),
 }
@@ -130,7 +130,7 @@ pub(crate) const UPDATES: Words<Update, 3> = [
     ("deny", Update::Deny),
 ];
 
-/// Gaps that are the gate's, not the kernel's.
+/// The name of the gap that belongs to the gate, not to the kernel.
 const STATE_NOT_MIGRATED: &str = "state-not-migrated";
 
 /// Words for `accept`.
@@ -139,7 +139,7 @@ pub(crate) fn gaps() -> impl Iterator<Item = &'static str> {
     gaps.map(|gap| gap.name).chain([STATE_NOT_MIGRATED])
 }
 
-/// The word that means this.
+/// Returns the word with this meaning.
 pub(crate) fn word_for<T: PartialEq, const N: usize>(
     words: &Words<T, N>,
     meaning: &T,

@@ -29,7 +29,7 @@ fn read(text: &str, files: &[(&'static str, &'static str)]) -> Option<ResolvedPo
     parse(&Source::new("policy.toml", text), &mut files).ok()
 }
 
-/// Everything a policy means on each processor, without where it is written.
+/// Returns the full meaning of a policy on each processor, without places in the text.
 fn meaning(resolved: &ResolvedPolicy) -> String {
     let policy = resolved.policy();
     let compiled = compile(resolved.clone()).expect("a policy that fits");
@@ -56,7 +56,7 @@ fn check(resolved: &ResolvedPolicy) {
     assert_eq!(meaning(&again), meaning(resolved), "{text}");
     assert_eq!(print(again.policy()), text);
     let formatted = format(&Source::new("policy.toml", &text)).expect("no mistakes");
-    // A key stays as it is written, but for its spelling.
+    // A key keeps its form, except for its spelling.
     assert_eq!(formatted.lines().count(), text.lines().count(), "{text}");
 }
 
@@ -114,7 +114,7 @@ proptest! {
     ) {
         const SAYS: [&str; 9] = ["\"allow\"", "\"deny\"", "\"kill\"", "\"inherit\"", "{ handler = 'x' }", "{ device = 'microcode' }", "\"ignore\"", "{ value = 3 }", "{ register = { reset = 1, mask = 2 } }"];
         let mut text = "policy = 1\ndefault = \"deny\"\n[msrs]\n".to_owned();
-        // No longer than fits the line from which it is read here.
+        // The string is no longer than fits the line from which it is read.
         let why = string(&why.chars().take(900).collect::<String>());
         for (first, count, read_says, write_says) in entries {
             let before = text.len();

@@ -1,4 +1,4 @@
-//! Final entries: nothing that a policy or its other includes say makes one worth less.
+//! Final entries: no statement of a policy or of its other includes can loosen one.
 
 use super::language::{actions, compiled, read};
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ use crate::resolve::ResolvedPolicy;
 
 type File = (&'static str, &'static str);
 
-/// The first lines of the messages about a policy, with the advice to each.
+/// Returns the first lines of the messages about a policy, each with its advice.
 fn refused(text: &str, files: &[File]) -> Vec<[String; 2]> {
     let mut texts = Texts(files);
     let source = Source::new("policy.toml", text);
@@ -75,7 +75,7 @@ fn final_entry_refuses_override_in_when_that_inherits_looser_default() {
     let when = |cpu: &str| format!("[[when]]\ncpu = {{ vendor = '{cpu}' }}\n{entry}");
     let text = over_org("allow", &when("GenuineIntel"));
     assert_eq!(messages(&text, &[ORG]), NOW_ALLOWED);
-    // Where the final entry holds for some processors, too.
+    // The final entry may hold for some processors only.
     let org = ORG.1.replace(
         "[msrs]",
         "[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]",
@@ -131,7 +131,7 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
             "`0x600..=0x6df` leaves the read of 0x600 to `default = \"allow\"`, which is looser than the final entry `0x600..=0x6df`"
         ]
     );
-    // What is not final gives way to the final one around it.
+    // An entry that is not final gives way to the final one around it.
     let within = compiled(&over("0x611"), &[org]);
     assert_eq!(actions(&within, None, 0x611), [Action::Deny, Action::Deny]);
     let group = (
@@ -146,7 +146,7 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
     );
 }
 
-/// Each step is no looser than the one before it, or none of them is allowed.
+/// Each step must not be looser than the step before it.
 #[test]
 fn final_entry_still_holds_after_final_override() {
     let mid = |says: &str| {
@@ -162,12 +162,12 @@ fn final_entry_still_holds_after_final_override() {
     };
     let strict = mid("read = 'kill', write = 'kill'");
     let found = messages(&text("read = 'inherit', write = 'deny'"), &[ORG, strict]);
-    // The stricter of the two is named.
+    // The message names the stricter of the two.
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].contains("leaves the read"), "{found:?}");
     assert!(found[1].contains("looser for the write"), "{found:?}");
     assert!(read(&text("read = 'kill', write = 'kill'"), &[ORG, strict]).is_ok());
-    // The one in the middle takes away what the first one says.
+    // The include in the middle removes the action of the first one.
     let open = "policy = 1\ndefault = 'allow'\ninclude = ['mid.toml']\n";
     assert_eq!(
         messages(open, &[ORG, mid("read = 'deny', write = 'inherit'")]),
@@ -184,7 +184,7 @@ fn final_entries_of_two_includes_both_hold() {
     let text = |entries: &str| {
         over_org("deny", &format!("[msrs]\n{entries}")).replace("['org", "['other.toml', 'org")
     };
-    // What is final in the one loosens what is final in the other.
+    // A final entry of one include loosens a final entry of the other.
     assert_eq!(
         messages(&text(""), &[ORG, other]),
         ["`0x611` is looser for the read of 0x611 than the final entry `0x610..=0x61f`"]
@@ -200,7 +200,8 @@ fn final_entries_of_two_includes_both_hold() {
     );
 }
 
-/// A final entry that inherits promises what its own file decides, with what that includes.
+/// A final entry that inherits promises the decision of its own file, together with that file's
+/// includes.
 #[test]
 fn final_entry_that_inherits_keeps_decision_of_its_file() {
     let org = |head: &str, wide: &str| {
@@ -223,7 +224,8 @@ fn final_entry_that_inherits_keeps_decision_of_its_file() {
             "`0x600..=0x6df` leaves the read of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`"
         ]
     );
-    // By its own `default`, which every includer shares; without one it leaves reads to others.
+    // The decision comes from the file's `default`, which every includer shares. Without a
+    // `default`, reads are left to others.
     let reads = "0x611 = { read = 'allow', write = 'deny', override = true }\n";
     assert_eq!(
         messages(&text("deny", reads), &[org("default = 'deny'\n", "")]),
@@ -231,11 +233,11 @@ fn final_entry_that_inherits_keeps_decision_of_its_file() {
     );
     assert!(read(&text("deny", reads), &[org("", "")]).is_ok());
     assert!(read(&text("allow", ""), &[org("", "")]).is_ok());
-    // What its own file says within the wider entry is part of the promise.
+    // Narrower entries of the same file are part of the promise.
     let within = format!("{wide}'0x610..=0x61f' = 'r'\n");
     let within = org("", &*within.leak());
     assert!(read(&text("deny", reads), &[within]).is_ok());
-    // So is what the file includes.
+    // The file's includes are part of the promise, too.
     let below = (
         "below.toml",
         "policy = 1\n[msrs]\n'0x600..=0x6df' = 'none'\n",
@@ -262,7 +264,7 @@ fn final_entry_of_include_refuses_audit_mode() {
         .replace("policy = 1\n", "policy = 1\nmode = 'audit'\n");
     let audited = ("org.toml", &*audited.leak());
     assert!(read(&text, &[audited]).is_ok(), "its own file says so");
-    // Neither can one that lies between, nor one that lies beside it.
+    // A text between the two, or beside them, cannot loosen the entry either.
     for (including, includes) in [
         (
             "policy = 1\nmode = 'audit'\ninclude = ['org.toml']\n",
@@ -275,7 +277,7 @@ fn final_entry_of_include_refuses_audit_mode() {
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("of org.toml refuses"), "{found:?}");
     }
-    // Of a `[[when]]`, by what it inherits, and what refuses some values only.
+    // These cases are a `[[when]]`, and an inherited action that refuses some values only.
     let head = "policy = 1\n";
     for org in [
         "[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n0x611 = { read = 'deny', write = 'deny', final = true }\n",
@@ -286,7 +288,8 @@ fn final_entry_of_include_refuses_audit_mode() {
         let org = ("org.toml", &*format!("{head}{org}").leak());
         assert_eq!(messages(&text, &[org]).len(), 1, "{}", org.1);
     }
-    // What is not refused is not lifted; a policy's own final entries are in its own audit.
+    // An answer is not a refusal, so audit does not lift it. A policy's own final entries do not
+    // forbid its audit.
     let answers = "[msrs]\n0x611 = { read = { value = 0 }, write = 'ignore', final = true }\n";
     let answers = ("org.toml", &*format!("{head}{answers}").leak());
     assert!(read(&text, &[answers]).is_ok());
@@ -294,7 +297,7 @@ fn final_entry_of_include_refuses_audit_mode() {
     assert!(read(&own, &[]).is_ok());
 }
 
-/// Many entries of many files are lifted at once: one message for each file.
+/// Audit lifts many entries of many files at once; there is one message for each file.
 #[test]
 fn final_entries_lifted_by_audit_give_one_mistake_per_file() {
     let org = |from: u32| {
@@ -314,8 +317,8 @@ fn final_entries_lifted_by_audit_give_one_mistake_per_file() {
     );
 }
 
-/// A policy's author cannot edit what it includes: the advice is what to write in the policy, and it
-/// mends the policy.
+/// A policy's author cannot edit an include. The advice is therefore an entry for the policy, and
+/// it works.
 #[test]
 fn final_entry_advice_for_included_entry_is_working_override() {
     let guest = (
@@ -359,7 +362,7 @@ fn final_entry_advice_for_included_entry_is_working_override() {
     }
 }
 
-/// Of an override in an include that takes a final entry's place, too.
+/// The same holds for an override in an include that replaces a final entry.
 #[test]
 fn final_entry_advice_for_included_override_keeps_its_other_direction() {
     let mid = (
@@ -377,7 +380,7 @@ fn final_entry_advice_for_included_override_keeps_its_other_direction() {
     assert!(read(&format!("{text}{line}\n"), &[ORG, mid]).is_ok());
 }
 
-/// The two of a policy's own text are for its author to choose from.
+/// The author can choose between two entries of the policy's own text.
 #[test]
 fn final_entry_advice_for_own_entry_is_to_delete_or_tighten() {
     let text = over_org(
@@ -390,7 +393,7 @@ fn final_entry_advice_for_own_entry_is_to_delete_or_tighten() {
     );
 }
 
-/// Answers that stand at one place of the ladder may not replace each other, but for a mask.
+/// Answers of the same strictness must not replace each other, except for a mask within a mask.
 #[test]
 fn final_entry_accepts_mask_within_its_mask() {
     let org = |says: &str| {
@@ -419,7 +422,7 @@ fn final_entry_accepts_mask_within_its_mask() {
     }
 }
 
-/// `device` says nothing that is not final: an includer shares the settings of the device.
+/// `device` needs nothing final for its settings: an includer shares the settings of the device.
 #[test]
 fn final_device_entry_refuses_other_device_settings() {
     let org = (
@@ -439,7 +442,7 @@ fn final_device_entry_refuses_other_device_settings() {
     );
 }
 
-/// Neither `log` nor `accept` lets a guest do more, so that a final entry promises neither.
+/// Neither `log` nor `accept` lets a guest do more, so a final entry promises neither.
 #[test]
 fn final_entry_accepts_other_log_and_accept() {
     let org = (
@@ -453,7 +456,7 @@ fn final_entry_accepts_other_log_and_accept() {
     assert!(read(&text, &[org]).is_ok());
 }
 
-/// An entry as it is drawn: its MSRs, what it says, and whether it is final.
+/// A random entry: its MSRs, its actions, and a flag for `final`.
 #[derive(Clone, Debug)]
 struct Drawn {
     key: String,
@@ -496,7 +499,7 @@ fn parsed(text: &str, base: &str) -> Result<ResolvedPolicy, Box<Mistakes>> {
     parse(&Source::new("policy.toml", text), &mut Texts(&files))
 }
 
-/// The rules of a policy, one for each way in which its whens hold.
+/// Returns the rules of a policy, one for each variant.
 fn tables(resolved: &ResolvedPolicy) -> Vec<Rules> {
     let (_, all) = resolved.clone().into_parts();
     all.into_iter().map(|variant| variant.rules).collect()
@@ -505,8 +508,9 @@ fn tables(resolved: &ResolvedPolicy) -> Vec<Rules> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, max_global_rejects: 20_000, ..ProptestConfig::default() })]
 
-    /// A policy is refused exactly if, without any `final`, something happens to an MSR that is
-    /// looser than what a final entry says, or than what its file alone decides where it inherits.
+    /// A policy is refused exactly if, without any `final`, an access of some MSR is decided
+    /// looser than a final entry says, or, for a final entry that inherits, looser than its file
+    /// alone decides.
     #[test]
     fn final_entry_property_loosened_policies_are_refused(
         base in prop::collection::vec(drawn(), 1..5),

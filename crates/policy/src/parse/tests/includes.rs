@@ -1,4 +1,4 @@
-//! Texts that include each other: each is read once, and the limits hold for all together.
+//! Includes of includes: each text is read once, and the limits hold for all texts together.
 
 use std::cell::Cell;
 use std::fmt::Write as _;
@@ -39,7 +39,7 @@ fn wrongs(mistakes: &Mistakes) -> Vec<String> {
     each.map(|one| one.wrong().to_string()).collect()
 }
 
-/// The rendered report, and the texts of all mistakes as programs get them.
+/// Returns the rendered report, and the messages of all mistakes as programs get them.
 fn all_that_is_said(mistakes: &Mistakes) -> String {
     let mut said = String::new();
     GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
@@ -51,7 +51,7 @@ fn all_that_is_said(mistakes: &Mistakes) -> String {
     said
 }
 
-/// Eight files, of which each names the next one 20 times, are eight files.
+/// Eight files, each of which names the next one 20 times, are eight files.
 #[test]
 fn includes_of_one_file_many_times_read_it_once() {
     let texts: Vec<String> = (0..7)
@@ -82,7 +82,7 @@ fn includes_of_one_file_many_times_read_it_once() {
     );
 }
 
-/// A file of many layers, of which each file includes all of the next one.
+/// The files form many layers, and each file includes all files of the next layer.
 #[test]
 fn includes_in_many_layers_read_each_file_once() {
     const WIDTH: usize = 20;
@@ -112,7 +112,8 @@ fn includes_in_many_layers_read_each_file_once() {
     assert_eq!(policy.policy().includers(deepest).len(), 7);
 }
 
-/// `1.toml` includes `2.toml`, and so on; a file may be reached first by the short way or by the long one.
+/// `1.toml` includes `2.toml`, and so on. A file may be reached first by the short path or by the
+/// long one.
 #[test]
 fn includes_depth_limit_ignores_order() {
     let of_last = |last: usize, names: [&str; 2]| {
@@ -153,7 +154,7 @@ fn includes_beyond_file_limit_are_refused_unopened() {
         .map(|number| format!("{number}.toml"))
         .collect();
     let names = |count: usize| include(names[..count].iter().map(|name| &**name));
-    // The policy is a file, too.
+    // The policy itself counts as a file.
     let policy = read(&format!("{HEAD}{}", names(MAX_FILES - 1)), file).unwrap();
     assert_eq!(policy.policy().sources().len(), MAX_FILES);
     opened.set(0);
@@ -168,7 +169,7 @@ fn includes_beyond_file_limit_are_refused_unopened() {
     assert_eq!(opened.get(), 0);
 }
 
-/// 255 files that fit one by one, and not together.
+/// 255 files fit one by one, but not together.
 #[test]
 fn includes_share_limit_of_bytes() {
     let opened = Cell::new(0);
@@ -191,7 +192,7 @@ fn includes_share_limit_of_bytes() {
         "{wrong}"
     );
     assert_eq!(opened.get(), 100);
-    // The message is about the place that includes the file.
+    // The message points to the include.
     let place = mistakes.place(&mistakes.mistakes()[0]);
     assert_eq!(
         place.map(|(source, place)| (source.name(), place.line)),
@@ -222,7 +223,8 @@ fn includes_are_distinguished_by_identity() {
     assert_eq!(keys, ["0x10", "0x11"]);
 }
 
-/// Of a file that is no policy nobody learns more than that, in whatever form its secret stands.
+/// A message about a file that is not a policy tells nothing else about it, whatever the form of
+/// its content.
 #[test]
 fn include_of_other_file_never_quotes_its_text() {
     for secret in [
@@ -276,7 +278,7 @@ fn include_of_other_file_is_reported_at_include() {
     );
 }
 
-/// The limit is for all files together, and each text over it is refused before it is looked at.
+/// The limit is for all files together. A text that exceeds it is refused before it is parsed.
 #[test]
 fn includes_share_limit_of_entries() {
     let entries = |file: usize| {
@@ -296,7 +298,7 @@ fn includes_share_limit_of_entries() {
     assert_eq!(wrongs(&mistakes), [wrong; 2]);
 }
 
-/// 20,000 spellings of one MSR on either side, which once were 400 million pairs.
+/// Both sides have 20,000 spellings of one MSR. Comparing all pairs would take 400 million steps.
 #[test]
 fn overrides_in_many_spellings_are_found_quickly() {
     let spelled = |number: usize| -> String {

@@ -136,7 +136,8 @@ fn parse_reads_settings_and_their_defaults() {
     assert_eq!(settings.unknown, unknown);
 }
 
-/// A group is a set: what is within it wins, what overlaps it in part and disagrees is an error.
+/// An entry within a group wins over the group. An entry that overlaps it in part and disagrees is
+/// an error.
 #[test]
 fn parse_treats_group_as_set() {
     let text = format!(
@@ -286,7 +287,7 @@ MSR_K7_HWCR = "rw"
     );
 }
 
-/// Each text has its own whens, and an override finds the one that speaks of the same processors.
+/// Each text has its own `[[when]]`s, and an override finds the one for the same processors.
 #[test]
 fn override_in_when_replaces_entry_of_equal_when() {
     let when = |vendor: &str, says: &str| {
@@ -306,7 +307,7 @@ fn override_in_when_replaces_entry_of_equal_when() {
         actions(&compiled, Some("GenuineIntel:6:1"), 0x610),
         [Action::Allow, Action::Deny]
     );
-    // There is none of other processors, and a final one is not loosened.
+    // No `[[when]]` has these processors, and a final entry may not be loosened.
     let other = read(&text("AuthenticAMD"), &files(&base)).unwrap_err();
     assert!(other.contains("overrides nothing"), "{other}");
     let fixed = base.replace(denied, &format!("{denied}, final = true"));
@@ -327,7 +328,7 @@ fn parse_refuses_overlapping_whens_that_disagree() {
 }
 
 /// A `cpu` that is not understood hides neither its other mistakes nor those of other tables, and
-/// disagrees with nothing.
+/// never disagrees with another entry.
 #[test]
 fn parse_reports_all_mistakes_of_whens() {
     insta::assert_snapshot!(
@@ -353,7 +354,7 @@ IA32_PAT = "none"
     );
 }
 
-/// A family typed wrong, whose models CPUID cannot spell.
+/// The family is mistyped, and its models are too large for CPUID.
 #[test]
 fn parse_refuses_model_impossible_for_all_families() {
     let read = |cpu: &str| {
@@ -381,7 +382,7 @@ fn parse_refuses_model_impossible_for_all_families() {
     }
 }
 
-/// A `[[when]]` that holds nowhere would leave everything to an allowing default.
+/// A `[[when]]` that holds nowhere would leave every access to an allowing default.
 #[test]
 fn parse_refuses_empty_list_in_cpu() {
     for key in ["vendor", "family", "model", "stepping"] {
@@ -396,7 +397,7 @@ fn parse_refuses_empty_list_in_cpu() {
     }
 }
 
-/// Every mistake that has to do with actions and settings, at once.
+/// One text has every mistake about actions and settings.
 #[test]
 fn parse_reports_mistakes_of_actions_and_settings() {
     insta::assert_snapshot!(

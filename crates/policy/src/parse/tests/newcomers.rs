@@ -1,10 +1,10 @@
-//! Mistakes of people who know TOML or msrgate little: each has one message, which says what to write.
+//! Mistakes of people who are new to TOML or to msrgate: each has one message with advice.
 
 use crate::{Mistake, NoIncludes, Source, parse};
 
 const HEAD: &str = "policy = 1\ndefault = 'deny'\n";
 
-/// The messages of a text with their help.
+/// Returns the messages of a text with their advice.
 fn said(text: &str) -> Vec<(String, String)> {
     let mistakes = parse(&Source::new("policy.toml", text), &mut NoIncludes).expect_err(text);
     let wrongs = mistakes.mistakes().iter().map(Mistake::wrong);
@@ -254,7 +254,7 @@ fn advice_for_decimal_index_is_hexadecimal_form() {
     ]);
 }
 
-/// A range that is proposed is understood, and makes no new mistake.
+/// A proposed range can be parsed, and causes no new mistake.
 #[test]
 fn advice_with_proposed_range_is_valid_entry() {
     for line in [
