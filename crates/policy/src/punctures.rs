@@ -1,7 +1,8 @@
-//! Entries of includes that loosen part of what a wider entry of another text says.
+//! Punctures: included entries that loosen part of a wider entry of another text.
 //!
-//! A strict subset wins, also over an entry of the text that includes it. Who writes a wide refusal
-//! beside an include does not see which of the include's entries lie within it.
+//! A strict subset wins, even over an entry of the text that includes it. An author who writes a
+//! wide refusal beside an include does not see which entries of the include lie within the
+//! refusal.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
@@ -15,38 +16,40 @@ use crate::policy::{Policy, SourceSet};
 use crate::remedy::{Limit, Limits, Remedies, Remedy};
 use crate::resolve::variants;
 
-/// A narrow entry that loosens part of a wider one, which another text has that does not know of it.
+/// A narrow entry that loosens part of a wider entry, whose text does not know of the narrow
+/// entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Puncture {
     /// The wider entry.
     pub(crate) wide: EntryId,
-    /// The entry that lies within it, and decides.
+    /// The narrow entry, which decides.
     pub(crate) narrow: EntryId,
-    /// The MSRs at which it loosens the wider one, by [`Access`], on all processors together.
+    /// The MSRs for which the narrow entry is looser, indexed by [`Access`], on all processors
+    /// together.
     pub(crate) msrs: [Option<MsrSet>; 2],
-    /// The entries of the policy that close it.
+    /// The entries that close the puncture if they are added to the policy.
     pub(crate) remedy: Rc<Remedy>,
 }
 
-/// With so many punctures, of each wider entry that has more of them only the first is kept: as many
-/// as there are entries, and not as many as there are pairs of them.
+/// The number of punctures after which only the first puncture of each wider entry is kept. The
+/// number is then that of entries, not that of pairs of entries.
 const MAX_PUNCTURES: usize = 10_000;
 
-/// With so many stretches of MSRs, of each puncture that has some no more are kept: 250 texts that each say
-/// the like of 60,000 MSRs would have 30 million.
+/// The number of ranges after which a puncture that has a range gets no further ones. 250 texts
+/// with similar entries for 60,000 MSRs each would have 30 million ranges.
 const MAX_STRETCHES: usize = 250_000;
 
-/// The MSRs at which one entry loosens another, by direction.
+/// The MSRs for which one entry loosens another, by direction.
 type Places = [Vec<MsrRange>; 2];
 
-/// The punctures that were found so far.
+/// The punctures found so far.
 #[derive(Default)]
 struct Found {
-    /// By the wider entry and the narrower one.
+    /// The MSRs, by wider entry and narrower entry.
     places: BTreeMap<(EntryId, EntryId), Places>,
     /// The wider entries.
     wide: HashSet<EntryId>,
-    /// How many stretches of MSRs there are in all.
+    /// The number of all ranges.
     stretches: usize,
 }
 
@@ -70,7 +73,7 @@ impl Found {
         places[access as usize].push(msrs);
     }
 
-    /// Joins what was found on the processors of one variant with what was found before.
+    /// Joins the ranges found for the processors of one variant with those found before.
     fn join(&mut self) {
         self.stretches = 0;
         for places in self.places.values_mut().flatten() {
@@ -81,17 +84,18 @@ impl Found {
     }
 }
 
-/// The punctures of a policy, in the order of the wider entries.
+/// Returns the punctures of a policy, in the order of the wider entries.
 ///
-/// An entry loosens a wider one where what it says is not [`Comparison::NoLooser`]. It may do so in
-/// the text of the wider one, and in a text that includes that: there it is an exception that its
-/// author has made. So is one that such a text repeats, with the same MSRs or with more of them.
+/// An entry loosens a wider one if its action is not [`Comparison::NoLooser`]. An entry in the
+/// text of the wider entry, or in a text that includes that text, is not a puncture, but an
+/// exception that its author intends. The same holds for an entry that such a text repeats, with
+/// the same MSRs or with more.
 ///
-/// After the first 10,000 punctures, only the first of each wider entry that has none yet is added; after the
-/// first 250,000 stretches of MSRs, only one of each direction of a puncture.
+/// After the first 10,000 punctures, only the first puncture of each further wider entry is added.
+/// After the first 250,000 ranges, each direction of a puncture gets only one.
 pub(crate) fn punctures(compiled: &Compiled) -> Vec<Puncture> {
     let policy = compiled.policy();
-    // One text alone knows of all that it says.
+    // The author of a single text knows all its entries.
     if policy.sources().len() == 1 {
         return Vec::new();
     }
@@ -111,7 +115,7 @@ pub(crate) fn punctures(compiled: &Compiled) -> Vec<Puncture> {
     found.into_iter().map(puncture).collect()
 }
 
-/// The places at which entries loosen wider ones, on all processors together.
+/// Returns the MSRs for which entries loosen wider ones, on all processors together.
 fn found(policy: &Policy) -> Found {
     let ways = variants(policy);
     let mut counts = vec![0; policy.entries().len()];
@@ -149,7 +153,8 @@ fn found(policy: &Policy) -> Found {
     found
 }
 
-/// Of the MSRs of each narrow entry, the one remedy that closes all holes that entries of these MSRs make.
+/// Returns, for each set of MSRs of narrow entries, the remedy that closes all punctures by
+/// entries of these MSRs.
 fn closing<'p>(
     policy: &'p Policy,
     found: &BTreeMap<(EntryId, EntryId), Places>,
@@ -178,7 +183,7 @@ fn closing<'p>(
         }
     }
     let remedy = |(msrs, (narrow, mut bases, limits)): (_, (_, Vec<_>, _))| {
-        // A line that holds for all processors closes the holes of each.
+        // A line that holds for all processors closes the punctures on each of them.
         if bases.contains(&None) {
             let is_narrow = |&place: &Option<_>| remedies.has_included(policy.entry(narrow), place);
             bases.retain(|place| place.is_none() || is_narrow(place));
@@ -189,7 +194,7 @@ fn closing<'p>(
     by_msrs.into_iter().map(remedy).collect()
 }
 
-/// The limit that keeps both.
+/// Returns the limit that satisfies both.
 fn stricter<'a>(one: Limit<'a>, other: Limit<'a>) -> Limit<'a> {
     let (first, second) = (one.action(), other.action());
     let action = if first.compared_with(second) == Comparison::NoLooser {
@@ -211,7 +216,8 @@ enum Edge {
     Start,
 }
 
-/// The beginnings and the ends, one past the last MSR, of entries that say something in this direction.
+/// Returns the edges of the entries that have an action in this direction: their first MSRs, and
+/// the MSRs after their last ones.
 fn edges(policy: &Policy, access: Access) -> Vec<(u64, Edge, EntryId)> {
     let entries = policy.ids().map(|id| (id, policy.entry(id)));
     let mut edges: Vec<_> = entries
@@ -227,39 +233,39 @@ fn edges(policy: &Policy, access: Access) -> Vec<(u64, Edge, EntryId)> {
     edges
 }
 
-/// The processors on which an entry decides, seen from one way in which the `[[when]]`s hold.
+/// The processors on which an entry decides, seen from one variant.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Holding {
-    /// It does not decide in this way.
+    /// The entry does not decide on this variant.
     Nowhere,
-    /// It decides in this way, and not in all.
+    /// The entry decides on this variant, but not on all.
     HereAndNotEverywhere,
-    /// It decides in every way.
+    /// The entry decides on every variant.
     Everywhere,
 }
 
-/// An entry, and before it how many MSRs it has: the smaller decides.
+/// The number of an entry's MSRs, and the entry. The smaller entry decides.
 type Place = (u64, EntryId);
 
-/// A walk over the MSRs from 0 up, with the entries of each text that contain the current one.
+/// A walk over the MSRs from 0 up, with the entries of each text that contain the current MSR.
 struct Sweep<'p> {
     policy: &'p Policy,
     access: Access,
-    /// By the number of the entry.
+    /// The processors of each entry, indexed by the entry's number.
     holding: &'p [Holding],
-    /// The entries of each text, the smallest first.
+    /// The open entries of each text, the smallest first.
     open: Vec<BTreeSet<Place>>,
-    /// The smallest entry of each text: what this text alone would say.
+    /// The smallest open entry of each text: the entry that would decide if the text stood alone.
     views: BTreeSet<Place>,
-    /// What the views say, each with the number of views that say it.
+    /// The actions of the views, each with the number of views that have it.
     said: BTreeMap<&'p Action, usize>,
-    /// How many of the open entries do not hold on all processors.
+    /// The number of open entries that do not hold on all processors.
     special: usize,
 }
 
 impl<'p> Sweep<'p> {
-    /// `looked` are the MSRs that an earlier walk has compared where all open entries hold on all processors:
-    /// they are the same ones in this walk.
+    /// Runs the walk. `looked` are the MSRs that an earlier walk has compared while all open
+    /// entries held on all processors; this walk would have the same result there.
     fn run(
         mut self,
         edges: &[(u64, Edge, EntryId)],
@@ -326,7 +332,8 @@ impl<'p> Sweep<'p> {
         self.policy.entry(id).action(self.access)
     }
 
-    /// Whether what decides is looser than what some text says, or different.
+    /// Returns true if the deciding action is looser than, or different from, the action of some
+    /// text.
     fn is_loosened(&self) -> bool {
         let decided = self.views.first().and_then(|&view| self.says(view));
         decided.is_some_and(|decided| {
@@ -335,7 +342,7 @@ impl<'p> Sweep<'p> {
         })
     }
 
-    /// Compares what decides these MSRs with what each other text says of them.
+    /// Compares the deciding action for these MSRs with the action of each other text.
     fn look(&self, msrs: MsrRange, found: &mut Found) {
         let mut views = self.views.iter().copied();
         let Some(narrow) = views.next() else {
@@ -345,7 +352,8 @@ impl<'p> Sweep<'p> {
             return;
         };
         let source = |(_, id): Place| self.policy.entry(id).source();
-        // Of the texts that say the like, or something looser, those that they include have to bear it.
+        // If a text has a similar or looser action itself, the texts that it includes have to
+        // accept the deciding one.
         let mut bearing = SourceSet::default();
         bearing.extend(self.policy.below[source(narrow).number()]);
         for wide in views {

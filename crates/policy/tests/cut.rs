@@ -1,4 +1,5 @@
-//! A part of a file is not taken for the whole: neither what `compile` writes, nor lists and logs.
+//! Tests that a part of a file is not taken for the whole: of `compile`'s output, of lists and of
+//! logs.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +21,7 @@ impl Includes for Shipped {
 
 const POLICIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../policies");
 
-/// All that `compile` writes of a variant alone.
+/// Returns all outputs of `compile` for one variant.
 fn emitted(variant: &Variant) -> [Vec<u8>; 4] {
     [
         emit::json(variant, None).into_bytes(),
@@ -35,7 +36,7 @@ fn compiled(text: &str) -> Program {
     compile(policy).expect(text).into_program()
 }
 
-/// A part of the bytes that are the whole: an error, or all of it but the last line feed.
+/// Checks that a part of the bytes is an error, unless it lacks only the last line feed.
 fn assert_cut_is_refused(whole: &[u8], length: usize) {
     let cut = &whole[..length];
     let imported = import(cut, None);
@@ -49,8 +50,8 @@ fn assert_cut_is_refused(whole: &[u8], length: usize) {
     assert!(compiled_filter(cut).is_err(), "{}", shown());
 }
 
-/// Under `default = "allow"` a filter that lacks a range is looser. A full disk or a broken pipe may cut a file at any
-/// byte.
+/// Under `default = "allow"`, a filter that lacks a range is looser. A full disk or a broken pipe
+/// may cut a file at any byte.
 #[test]
 fn import_refuses_compiled_policy_cut_anywhere() {
     let program = compiled(
@@ -77,7 +78,7 @@ fn shipped() -> Vec<Program> {
 
 #[test]
 fn import_refuses_cut_shipped_policy() {
-    // Every byte would take minutes; a prime comes to all places of a line.
+    // Testing every byte would take minutes. A prime step reaches every column of a line.
     const STEP: usize = 97;
     let programs = shipped();
     assert!(programs.len() > 5);
@@ -111,7 +112,7 @@ fn import_refuses_two_filters_in_one_file() {
     }
 }
 
-/// What an entry says, by its MSRs.
+/// Returns the entries, by their MSRs.
 fn entries(imported: &Imported) -> Vec<String> {
     let entries = imported.entries.iter();
     let said = entries.flat_map(|entry| {
@@ -136,7 +137,8 @@ const LOG: &str = "[    0.000000] Linux version 6.1.0\n\
 
 const LIST: &str = "MSR_ADDR,VALUE\n0x10,0x5d3f1e2\n0xc0000080,0xd01\r\n0x176,0xffffffff81e01580\n";
 
-/// A line that may be the beginning of a longer one names another register, or a mask that allows more.
+/// A line that is the beginning of a longer one may name another register, or a mask that allows
+/// more.
 #[test]
 fn import_of_cut_lines_gives_only_entries_of_whole_file() {
     for (whole, format) in [

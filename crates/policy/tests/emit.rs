@@ -1,4 +1,5 @@
-//! The C and the Rust that `emit` writes compile on their own, and hold the filter when they run.
+//! Tests that the C and the Rust of `emit` compile on their own, and contain the filter when they
+//! run.
 
 #![expect(
     clippy::unwrap_used,
@@ -13,7 +14,7 @@ use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
 use msrgate_filter::{DefaultAction, Filter, Revision, SetCall};
 use msrgate_policy::{NoIncludes, Program, Source, Variant, compile, emit, parse};
 
-/// Prints the struct as [`shown`] does.
+/// Prints the struct in the format of [`shown`].
 const C_MAIN: &str = r#"
 #include <stdio.h>
 #include "filter.h"
@@ -77,7 +78,7 @@ fn shown(variant: &Variant) -> String {
     text
 }
 
-/// An empty folder of this test.
+/// Returns an empty folder for this test.
 fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     _ = fs::remove_dir_all(&folder);
@@ -95,7 +96,8 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Whether there is such a compiler; without one, and unless it is required, the test is skipped.
+/// Returns true if the compiler exists. Otherwise the test is skipped, unless the compiler is
+/// required.
 fn has(compiler: &str) -> bool {
     let found = Command::new(compiler).arg("--version").output().is_ok();
     let required = env::var("MSRGATE_REQUIRE").unwrap_or_default();

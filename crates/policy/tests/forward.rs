@@ -33,8 +33,8 @@ fn forward_list_has_ten_registers() {
     );
 }
 
-/// What the guest's CPUID has to allow, what only the host writes, what does something else for
-/// the host.
+/// The host may act differently on these registers: the guest's CPUID restricts them, only the
+/// host may write them, or a write has another effect for the host.
 #[test]
 fn forward_excludes_registers_that_act_differently_for_host() {
     for name in [

@@ -1,4 +1,5 @@
-//! What `compile` writes comes back as a policy that decides, and where it has answers answers, alike.
+//! Tests that importing the output of `compile` gives a policy with the same decisions and
+//! answers.
 
 use msrgate_policy::import::{Format, import, print};
 use msrgate_policy::{
@@ -9,7 +10,8 @@ use proptest::prelude::*;
 
 use msrgate_testing::random::policy;
 
-/// The program of what is imported from these bytes, and how many things it could not say.
+/// Returns the program imported from these bytes, and the number of parts that a policy could not
+/// express.
 fn again(bytes: &[u8], format: Format) -> (Program, usize) {
     let imported = import(bytes, None).expect("what was written");
     assert_eq!(imported.format, format);
@@ -19,7 +21,7 @@ fn again(bytes: &[u8], format: Format) -> (Program, usize) {
     (compiled.program().clone(), imported.unsaid.len())
 }
 
-/// What is decided otherwise; a filter has no `log`.
+/// Returns the decisions that differ. A filter has no `log`.
 fn decided(one: &Program, other: &Program, cpu: Option<&Cpu>) -> Vec<Change> {
     let differences = differences(one, other, cpu).expect("few processors");
     differences
@@ -53,7 +55,7 @@ proptest! {
             }
         }
         let (again, unsaid) = again(&program.encode(), Format::Program);
-        // Only the first variant comes back; what the others do is named.
+        // Only the first variant is imported; the import names the differences of the others.
         let others = program.variants().len() - 1;
         prop_assert!(unsaid >= others);
         let first = program.variants()[0].example();

@@ -1,4 +1,4 @@
-//! Every message that a user can meet: of mistakes in a policy, and of what is refused after it.
+//! Tests of every message that a user can meet: mistakes in a policy, and errors of later steps.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use msrgate_policy::{
 
 use msrgate_testing::messages::{HOSTILE, messages, messages_with_text};
 
-/// What a text includes, by name. What is not there cannot be read.
+/// The texts of includes, by name. Other names cannot be read.
 struct Texts(BTreeMap<&'static str, &'static str>);
 
 impl Includes for Texts {
@@ -57,13 +57,13 @@ fn messages_of_policy_mistakes() {
     let singles: String = (0..=250_000)
         .map(|index| format!("0x{index:x}='r'\n"))
         .collect();
-    // 32 ways in which the `[[when]]`s hold.
+    // The `[[when]]`s hold in 32 combinations.
     let on_all: String = (0..=(4 << 20) / 32)
         .map(|number| 0x1_0000 + number)
         .map(|index| format!("0x{index:x}='r'\n"))
         .chain((0..31).map(|model| format!("[[when]]\ncpu = {{ model = {model} }}\n[when.msrs]\n")))
         .collect();
-    // 256 files beside the policy itself.
+    // The policy has 256 files besides its own.
     let files = || {
         let numbers: Vec<_> = (0..256).map(|number| format!("'{number}',\n")).collect();
         let text = format!("{head}include = [{}]", numbers.concat());
@@ -136,7 +136,7 @@ fn messages_of_policy_mistakes() {
         include("allow.toml"),
     ];
     let mut examples = examples.concat();
-    // One of a kind for each text: what else is wrong with it is another text's example.
+    // Each text gives one example of a kind; its further mistakes are examples of other texts.
     examples.dedup_by_key(|wrong| wrong.to_string());
     insta::assert_snapshot!(messages(
         include_str!("../src/mistake.rs"),
@@ -206,7 +206,7 @@ fn messages_of_cpu_errors() {
     insta::assert_snapshot!(errors.join("\n"));
 }
 
-/// Every enum of errors of the libraries is held here, or in the messages of `msrgate-kvm`.
+/// Every error enum of the libraries is covered here, or in the messages of `msrgate-kvm`.
 #[test]
 fn messages_cover_every_error() {
     fn enums(folder: &Path, found: &mut Vec<String>) {
@@ -244,7 +244,7 @@ fn messages_cover_every_error() {
     assert_eq!(found, [""; 0]);
 }
 
-/// What the kernel refuses, with its error number.
+/// The errors are the kernel's, with their error numbers.
 #[test]
 fn messages_of_set_errors() {
     let bitmaps = [BitmapError::Empty, BitmapError::TooLong(0x3001)];
@@ -329,7 +329,7 @@ fn messages_of_set_errors() {
     );
 }
 
-/// Mistakes in a value, each text of which is hostile.
+/// Returns mistakes in values, with hostile text in each field.
 fn values_with_hostile_text() -> Vec<MistakeKind> {
     let text = || HOSTILE.to_owned();
     vec![
@@ -395,7 +395,7 @@ fn values_with_hostile_text() -> Vec<MistakeKind> {
     ]
 }
 
-/// Mistakes in an entry or an include, each text of which is hostile.
+/// Returns mistakes in entries and includes, with hostile text in each field.
 fn entries_with_hostile_text() -> Vec<MistakeKind> {
     let text = || HOSTILE.to_owned();
     vec![
@@ -470,7 +470,7 @@ fn entries_with_hostile_text() -> Vec<MistakeKind> {
     ]
 }
 
-/// Errors are public: whoever makes one may put any text into it.
+/// The errors are public, so anybody may put any text into one.
 #[test]
 fn messages_of_mistakes_escape_hostile_text() {
     let wrongs = [values_with_hostile_text(), entries_with_hostile_text()].concat();

@@ -120,7 +120,7 @@ fn other_direction(word: &str, access: Access) -> String {
     format!("{first}{all}")
 }
 
-/// The name of the limit on variants in messages.
+/// The name, in messages, of the limit on kinds of processors.
 pub(crate) const PROCESSORS: &str = "kinds of processors that its `[[when]]`s tell apart";
 pub(crate) const COMBINATIONS: &str = "combinations of `[[when]]`s that hold together";
 

@@ -22,7 +22,8 @@ fn compiled(text: &str, files: &[(&str, &str)]) -> Compiled {
     compile(policy.unwrap_or_else(|mistakes| panic!("{text}: {mistakes:?}"))).expect("it fits")
 }
 
-/// Each puncture: the wider entry, the narrower one and its text, where, and the line that closes it.
+/// Returns each puncture: the wider entry, the narrower one and its text, the MSRs, and the line
+/// that closes it.
 fn found(text: &str, files: &[(&str, &str)]) -> Vec<String> {
     let compiled = compiled(text, files);
     let policy = compiled.policy();
@@ -62,14 +63,14 @@ fn puncture_is_included_entry_within_wide_refusal() {
         )]
     );
     assert_eq!(found(&format!("{text}{line}\n"), &guest), [""; 0]);
-    // Who repeats it knows of it.
+    // The author of a text that repeats the entry knows of it.
     let repeated = format!("{text}'IA32_MPERF..=IA32_APERF' = 'r'\n");
     assert_eq!(found(&repeated, &guest), [""; 0]);
     let around = format!("{text}'0xe7..=0xe8' = {{ read = 'allow', write = 'inherit' }}\n");
     assert_eq!(found(&around, &guest), [""; 0]);
 }
 
-/// A wide answer is punctured by what lets the guest do more, or something else.
+/// A wide answer is punctured by an action that lets the guest do more, or something else.
 #[test]
 fn puncture_is_found_for_each_direction() {
     let wide = "'0x600..=0x6df' = { read = { value = 0 }, write = 'ignore' }\n";
@@ -97,11 +98,12 @@ fn puncture_is_found_for_each_direction() {
     let all = found(&wide, &guest);
     let line = "0x611 = { read = \"kill\", write = \"ignore\", override = true }";
     assert!(all[0].ends_with(line), "{all:?}");
-    // What the wider entry leaves to others is not punctured.
+    // A direction that the wider entry inherits is not punctured.
     let inherits = format!("{HEAD}'0x600..=0x6df' = {{ read = 'inherit', write = 'ignore' }}\n");
     let reads = self::guest("0x611 = 'r'\n");
     assert_eq!(found(&inherits, &reads), [""; 0]);
-    // A wide `register` as well; what no VMM can carry out there is refused instead.
+    // A wide `register` is punctured, too. The remedy refuses if no VMM can emulate the register
+    // there.
     let register =
         format!("{HEAD}'0xc0000080..=0xc000008f' = {{ register = {{ reset = 0, mask = 1 }} }}\n");
     let reads = self::guest("IA32_STAR = 'r'\n");
@@ -122,7 +124,7 @@ fn punctures_between_unrelated_texts_are_found() {
     let allows = ("allows.toml", "policy = 1\n[msrs]\n0x611 = 'r'\n");
     let line = "0x611 = { read = \"deny\", write = \"deny\", override = true }";
     let by = format!("0x600..=0x6df by 0x611 of allows.toml, read 0x611, write -: {line}");
-    // Siblings.
+    // The two includes are siblings.
     let both = "policy = 1\ndefault = 'deny'\ninclude = ['refuses.toml', 'allows.toml']\n[msrs]\n";
     assert_eq!(found(both, &[refuses, allows]), [&*by]);
     assert_eq!(
@@ -133,7 +135,7 @@ fn punctures_between_unrelated_texts_are_found() {
         found(&format!("{both}0x611 = 'r'\n"), &[refuses, allows]),
         [""; 0]
     );
-    // An include of an include.
+    // The entry is in an include of an include.
     let between = ("between.toml", "policy = 1\ninclude = ['allows.toml']\n");
     let text = "policy = 1\ndefault = 'deny'\ninclude = ['between.toml']\n[msrs]\n'0x600..=0x6df' = 'none'\n";
     assert_eq!(found(text, &[between, allows]), [&*by]);
@@ -141,14 +143,14 @@ fn punctures_between_unrelated_texts_are_found() {
         found(&format!("{text}{line}\n"), &[between, allows]),
         [""; 0]
     );
-    // One of the middle, into which what it includes makes a hole.
+    // An entry of the text in the middle is punctured by the text's own include.
     let between = (
         "between.toml",
         "policy = 1\ninclude = ['allows.toml']\n[msrs]\n'0x600..=0x6df' = 'none'\n",
     );
     let text = "policy = 1\ndefault = 'deny'\ninclude = ['between.toml']\n[msrs]\n";
     assert_eq!(found(text, &[between, allows]), [&*by]);
-    // An exception of the text itself, or of one that includes it, is meant.
+    // An exception in the text itself, or in a text that includes it, is intended.
     let own = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x600..=0x6df' = 'none'\n0x611 = 'r'\n";
     assert_eq!(found(own, &[]), [""; 0]);
     let including =
@@ -182,7 +184,7 @@ fn punctures_of_when_entries_are_found_on_their_processors() {
     );
     assert_eq!(remedy(&text, &general), place);
     assert_eq!(remedy(&format!("{HEAD}{wide}"), &of_when), place);
-    // No processor has both.
+    // No processor satisfies both.
     let other = general_amd();
     assert_eq!(found(&text, &other), [""; 0]);
 }
@@ -191,7 +193,7 @@ fn general_amd() -> [(&'static str, &'static str); 1] {
     guest("[[when]]\ncpu = { vendor = 'AuthenticAMD' }\n[when.msrs]\n0x611 = 'r'\n")
 }
 
-/// If the policy has an entry of these MSRs that inherits, the line to change is that entry's.
+/// If the policy has an entry of these MSRs that inherits, that entry's line has to be changed.
 #[test]
 fn remedy_replaces_own_entry_of_same_msrs() {
     let guest = guest("0x611 = 'r'\n");
@@ -205,8 +207,8 @@ fn remedy_replaces_own_entry_of_same_msrs() {
     );
 }
 
-/// An include that says the same MSR plainly and again in a `[[when]]`: both lines are given, whether or
-/// not the wider entry is final.
+/// An include has an entry for all processors and another in a `[[when]]`, for the same MSR. The
+/// remedy has both lines, whether or not the wider entry is final.
 #[test]
 fn remedy_for_entry_repeated_in_whens_has_line_for_each() {
     let when = |cpu: &str, entry: &str| format!("[[when]]\ncpu = {cpu}\n[when.msrs]\n{entry}\n");
@@ -235,7 +237,7 @@ fn remedy_for_entry_repeated_in_whens_has_line_for_each() {
     assert_eq!(advice.collect::<BTreeSet<_>>(), BTreeSet::from([expected]));
     let closed = format!("{broken}{line}\n{}", when(family, line));
     assert_eq!(found(&closed, &guest), [""; 0]);
-    // The policy's own exception for some processors stays, and nothing contradicts it.
+    // The policy's own exception for some processors stays, and no line contradicts it.
     let amd = "{ vendor = [\"AuthenticAMD\"] }";
     let guest = self::guest(&when(amd, "0x611 = 'r'"));
     let text = format!(
@@ -251,7 +253,8 @@ fn remedy_for_entry_repeated_in_whens_has_line_for_each() {
     );
 }
 
-/// What overlaps the included entry in part says the same as that does: a line may not contradict it.
+/// An entry that overlaps the included one in part has the same action. A line may not contradict
+/// it.
 #[test]
 fn remedy_for_partly_overlapping_entry_inherits() {
     let guest = guest("'0x610..=0x612' = 'r'\n'0x612..=0x614' = 'r'\n");
@@ -268,7 +271,7 @@ fn remedy_for_partly_overlapping_entry_inherits() {
     assert_eq!(found(&format!("{text}{}", lines.concat()), &guest), [""; 0]);
 }
 
-/// Two wider entries of two texts: the line closes both holes.
+/// Two texts have a wider entry each. The line closes both punctures.
 #[test]
 fn remedy_is_as_strict_as_strictest_wider_entry() {
     let files = [
@@ -286,7 +289,7 @@ fn remedy_is_as_strict_as_strictest_wider_entry() {
     assert!(of_guest.iter().all(|one| one.ends_with(line)), "{all:?}");
 }
 
-/// An override replaces all included entries of its MSRs: they share one line.
+/// An override replaces all included entries of its MSRs, so they share one line.
 #[test]
 fn remedies_for_same_msrs_share_one_line() {
     let files = [
@@ -309,7 +312,7 @@ fn remedies_for_same_msrs_share_one_line() {
     assert_eq!(found(&format!("{text}{line}\n"), &files), [""; 0]);
 }
 
-/// The pasted line does not bring back what an included override took away.
+/// The pasted line does not restore an entry that an included override replaced.
 #[test]
 fn remedy_omits_entry_replaced_by_included_override() {
     let files = [
@@ -355,7 +358,8 @@ fn enforcement_of_punctured_entry_is_partial() {
     );
 }
 
-/// Each entry of the policy's own text: its key, how far it is enforced, and the entries that make its holes.
+/// Returns each entry of the policy's own text: its key, its extent, and the entries that puncture
+/// it.
 fn own_extents(text: &str, files: &[(&str, &str)]) -> Vec<String> {
     let compiled = compiled(text, files);
     let policy = compiled.policy();
@@ -374,7 +378,7 @@ fn own_extents(text: &str, files: &[(&str, &str)]) -> Vec<String> {
     own.collect()
 }
 
-/// It is the author's refusal all the same: nothing says to delete it.
+/// The entry is still the author's refusal, so no warning advises to delete it.
 #[test]
 fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
     let whole = guest("0x610 = 'rw'\n0x611 = 'rw'\n");
@@ -390,13 +394,13 @@ fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
         codes.filter(|code| *code != "gap").collect()
     };
     assert_eq!(codes(&text, &whole), ["punctured", "punctured"]);
-    // The writes are still refused, whoever says so.
+    // Writes are still refused, by another entry.
     let reads = guest("0x610 = 'r'\n0x611 = 'r'\n");
     assert_eq!(
         own_extents(&text, &reads),
         ["0x610..=0x611 partly 0x610 0x611"]
     );
-    // Masks.
+    // These entries are masks.
     let masks = guest("IA32_STAR = { read = 'allow', write = 'pin' }\nIA32_LSTAR = 'rw'\n");
     let text = format!(
         "{HEAD}'IA32_STAR..=IA32_LSTAR' = {{ read = 'allow', write = {{ mask = 0xff }} }}\n"
@@ -405,7 +409,7 @@ fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
         own_extents(&text, &masks),
         ["IA32_STAR..=IA32_LSTAR not IA32_LSTAR IA32_STAR"]
     );
-    // The line against it may inherit both directions, and says something by that.
+    // The line may inherit both directions, and has an effect by that.
     let crossing = guest("'0x610..=0x612' = 'rw'\n'0x612..=0x614' = 'rw'\n");
     let line = "'0x610..=0x612' = { read = 'inherit', write = 'inherit', override = true }\n";
     let text = format!("{HEAD}'0x600..=0x6df' = 'none'\n{line}");
@@ -432,14 +436,14 @@ fn enforcement_of_entry_loosened_by_its_copy_is_partial() {
     );
     assert_eq!(own_extents(&format!("{HEAD}{when}{wide}"), &evil), [partly]);
     let line = "0x611 = { read = 'deny', write = 'deny', override = true }\n";
-    // The copy of the include decides, and the policy's own entry agrees with it.
+    // The include's copy decides, and the policy's own entry agrees with it.
     assert_eq!(
         own_extents(&format!("{text}{line}"), &evil),
         ["0x611 enforced "]
     );
 }
 
-/// Includes that puncture each other's entries many times do not push these warnings out of sight.
+/// Includes that puncture each other's entries often do not push these warnings out of sight.
 #[test]
 fn puncture_warnings_on_own_entries_come_first() {
     let many: String = (0x4000_0000..0x4000_0014_u32)
@@ -465,7 +469,7 @@ fn puncture_warnings_on_own_entries_come_first() {
         assert_eq!(&keys[..own.len()], own, "{code}");
         assert!(keys.len() > 10, "{code}");
     }
-    // Of an entry with many holes the first comes before the others.
+    // The first puncture of an entry comes before the others.
     let text = "policy = 1\ndefault = 'deny'\ninclude = ['open.toml']\n[msrs]\n'0x40000000..=0x400000ff' = 'none'\n'0x610..=0x617' = 'none'\n";
     let compiled = self::compiled(text, &files);
     let warnings = crate::lint::of_policy(&compiled);
@@ -484,7 +488,7 @@ fn puncture_warnings_on_own_entries_come_first() {
     );
 }
 
-/// Each of many narrow entries lies within a wide one of each of many texts.
+/// Each of many narrow entries lies within a wide entry of each of many texts.
 #[test]
 fn punctures_of_many_texts_are_limited() {
     const WIDE: usize = 200;
@@ -516,18 +520,18 @@ fn punctures_of_many_texts_are_limited() {
     let text = format!("policy = 1\ndefault = 'deny'\ninclude = [\n{included}]\n");
     let compiled = compiled(&text, &texts);
     let found = punctures(&compiled);
-    // One more than the limit: the first of an entry that had none.
+    // The limit, and the first puncture of an entry that had none.
     assert_eq!(found.len(), MAX_PUNCTURES + 1);
     let key = |id| compiled.policy().entry(id).key();
     let mut pairs = found.iter().map(|one| (key(one.wide), key(one.narrow)));
     assert!(pairs.any(|pair| pair == ("0x40000..=0x40001", "0x40000")));
-    // Each is said to be punctured, however many are left out.
+    // Each entry is reported as punctured, even if some of its punctures are left out.
     let partly = enforcement(&compiled).into_iter();
     let partly = partly.filter(|one| one.extent == Extent::Partly && one.entry.is_some());
     assert_eq!(partly.count(), WIDE + 1);
 }
 
-/// Texts that each say the like of many MSRs have more stretches in all than are kept.
+/// Texts with similar entries for many MSRs have more ranges than are kept.
 #[test]
 fn puncture_ranges_are_limited_but_every_entry_is_listed() {
     const WIDE: usize = 7;
@@ -537,7 +541,7 @@ fn puncture_ranges_are_limited_but_every_entry_is_listed() {
         format!("policy = 1\n[msrs]\n'{first:#x}..={last:#x}' = 'none'\n")
     };
     let texts: Vec<_> = (0..WIDE).map(wide).collect();
-    // A narrow entry, into which another one makes a hole at each second MSR.
+    // Another entry punctures this narrow entry at every second MSR.
     let narrow = "policy = 1\n[msrs]\n'0x10001..=0x1ffff' = 'rw'\n";
     let narrowest = (0..20_000).map(|number| format!("{:#x} = 'none'\n", 0x1_0001 + 2 * number));
     let narrowest = format!("policy = 1\n[msrs]\n{}", narrowest.collect::<String>());
@@ -560,7 +564,7 @@ fn puncture_ranges_are_limited_but_every_entry_is_listed() {
     assert_eq!(partly.count(), WIDE);
 }
 
-/// The MSRs are those that were compared for the processors on which the third text says nothing.
+/// The MSRs were compared before, for the processors on which the third text has no entry.
 #[test]
 fn puncture_in_when_entry_is_found_beside_general_one() {
     let other = "policy = 1\n[[when]]\ncpu = { model = 1 }\n[when.msrs]\n'0x0..=0x2f' = 'none'\n";

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::names::BY_NAME;
 use super::*;
 
-/// What a filter's bitmap covers at most (S1.8).
+/// The most MSRs that the bitmap of a filter range covers (S1.8).
 const WINDOW: u32 = 0x3000;
 
 fn one(name: &str) -> &'static Register {
@@ -326,7 +326,8 @@ fn fields_are_sorted_within_register() {
     assert_eq!(with_fields.len(), fields::FIELDS.len());
 }
 
-/// What guests read on six CPU models, and what three Linux kernels touched while they booted.
+/// The table names the MSRs that guests read on six CPU models, and that three Linux kernels
+/// accessed at boot.
 #[test]
 fn registers_include_every_msr_seen_in_guests() {
     let lists = [

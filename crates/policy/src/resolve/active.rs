@@ -1,4 +1,4 @@
-//! The ways in which the `[[when]]`s of a policy hold, with the entries that decide in each.
+//! The variants of a policy, each with the entries that decide on it.
 
 use msrgate_program::{Cpu, EntryId, distinguished};
 
@@ -8,23 +8,23 @@ use crate::policy::{Entry, Policy};
 /// The entries that hold together on some processors.
 #[derive(Clone, Debug)]
 pub(crate) struct Active {
-    /// Which of the `[[when]]`s hold.
+    /// The flag of each `[[when]]`: true if it holds.
     pub(crate) holds: Vec<bool>,
-    /// A processor on which they do.
+    /// A processor of the variant.
     pub(crate) example: Cpu,
-    /// The entries that decide; those that are overridden are not among them.
+    /// The entries that decide, without overridden ones.
     pub(crate) entries: Vec<EntryId>,
 }
 
 impl Active {
-    /// Whether an entry holds on these processors. An overridden entry does, too.
+    /// Returns true if an entry holds on these processors. Overridden entries count, too.
     pub(super) fn has(&self, entry: &Entry) -> bool {
         entry.when.is_none_or(|when| self.holds[when.number()])
     }
 }
 
-/// All ways in which the `[[when]]`s hold on some processor; the one in which none does, if there
-/// is such a processor, first.
+/// Returns all combinations of `[[when]]`s that hold together on some processor. If there is a
+/// processor on which no `[[when]]` holds, that combination comes first.
 pub(crate) fn variants(policy: &Policy) -> Vec<Active> {
     let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
     let overrides = Overrides::of(policy);

@@ -1,7 +1,7 @@
-//! Entries that overlap and disagree.
+//! Conflicts: entries that overlap and disagree.
 //!
-//! A strict subset wins over what contains it. Two entries that overlap in part, or are equal, have
-//! no such order between them: if they disagree, the policy says two things at once.
+//! A strict subset wins over the entry that contains it. Two entries that are equal, or overlap in
+//! part, have no such order: if they disagree, the policy contradicts itself.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,8 +14,8 @@ use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::policy::{Entry, Policy};
 use crate::source::quoted;
 
-/// For each entry of a policy that conflicts with others on some processors, one such conflict at least, until
-/// there are [`MAX_MISTAKES`]. In *n* log *n*.
+/// Returns at least one conflict of each entry that conflicts with others on some processors, up
+/// to [`MAX_MISTAKES`] conflicts. The time is *n* log *n*.
 pub(super) fn find(policy: &Policy, groups: &Groups, entries: &[EntryId]) -> Vec<Mistake> {
     let mut found = BTreeMap::<[EntryId; 2], Accesses>::new();
     for access in Access::ALL {
@@ -42,17 +42,17 @@ pub(super) fn find(policy: &Policy, groups: &Groups, entries: &[EntryId]) -> Vec
     found.into_iter().take(MAX_MISTAKES).map(mistake).collect()
 }
 
-/// The entries that are open at one place, by what they say, those that end first in front.
+/// The entries that are open at one place, grouped by action; those that end first come first.
 #[derive(Default)]
 struct Open<'e> {
     classes: HashMap<&'e Action, usize>,
     places: Vec<BTreeSet<Place>>,
-    /// The first of each class.
+    /// The first entry of each class.
     heads: BTreeSet<(Place, usize)>,
 }
 
-/// The end of a range, its start, and whose it is: of those that end together, the one that starts
-/// last comes first.
+/// The end of a range, its start, and its entry. Of the ranges that end together, the one that
+/// starts last comes first.
 type Place = (MsrIndex, Reverse<MsrIndex>, EntryId);
 
 impl<'e> Open<'e> {
@@ -63,7 +63,7 @@ impl<'e> Open<'e> {
         class
     }
 
-    /// Forgets what ends before `index`.
+    /// Forgets the entries that end before `index`.
     fn close_before(&mut self, index: MsrIndex) {
         while let Some(&(place, class)) = self.heads.first()
             && place.0 < index
@@ -84,7 +84,7 @@ impl<'e> Open<'e> {
             .extend(self.places[class].first().map(|&head| (head, class)));
     }
 
-    /// The first to end of those that say something else.
+    /// Returns the first entry to end among those of other classes.
     fn first_other(&self, class: usize) -> Option<Place> {
         let other = self
             .heads
@@ -95,8 +95,9 @@ impl<'e> Open<'e> {
     }
 }
 
-/// A sweep over the entries by where they begin. Of those that are open where one begins, one that
-/// ends before it does overlaps it in part, since none begins after it.
+/// Returns pairs of ranges that conflict. The sweep visits the entries by their starts. An open
+/// entry that ends before the new one overlaps it in part, because no open entry starts after the
+/// new one.
 fn between_ranges(policy: &Policy, entries: &[EntryId], access: Access) -> Vec<[EntryId; 2]> {
     let range = |&id: &EntryId| {
         let entry = policy.entry(id);
@@ -119,14 +120,16 @@ fn between_ranges(policy: &Policy, entries: &[EntryId], access: Access) -> Vec<[
     pairs
 }
 
-/// The groups of a policy, entries of several ranges, with the entries that they may conflict with wherever
-/// both hold. There are far fewer sets of MSRs than groups: the language has a name for each.
+/// The groups of a policy: entries of several ranges, each with the entries that it may conflict
+/// with on some processors. There are far fewer sets of MSRs than groups, because the language has
+/// a name for each set.
 pub(super) struct Groups(Vec<Group>);
 
 struct Group {
-    /// The entries of its MSRs.
+    /// The entries with the group's MSRs.
     entries: Vec<EntryId>,
-    /// The entries that share MSRs with it, of which neither is a strict subset of the other.
+    /// The entries that share MSRs with the group, and neither contain it strictly nor lie
+    /// strictly within it.
     clashing: Vec<EntryId>,
 }
 
@@ -152,8 +155,8 @@ impl Groups {
         Self(groups)
     }
 
-    /// The groups among these entries with those that they conflict with, until there are [`MAX_MISTAKES`]. In
-    /// each step but a few for each group an entry is looked at once, or a conflict found.
+    /// Returns the conflicts of the groups among these entries, up to [`MAX_MISTAKES`]. Except for
+    /// a few steps for each group, each step visits an entry once or finds a conflict.
     fn conflicts(&self, policy: &Policy, entries: &[EntryId], access: Access) -> Vec<[EntryId; 2]> {
         let mut pairs = Vec::new();
         if self.0.is_empty() {
@@ -189,7 +192,8 @@ impl Groups {
     }
 }
 
-/// Whether two sets share MSRs, and neither is a strict subset of the other. Quick for a set of few ranges first.
+/// Returns true if two sets share MSRs, and neither is a strict subset of the other. The test is
+/// fast if the first set has few ranges.
 fn clash(one: &MsrSet, other: &MsrSet) -> bool {
     let shared: u64 = one.shared(other).map(MsrRange::count).sum();
     shared > 0 && (one == other || shared != one.count() && shared != other.count())
@@ -234,7 +238,7 @@ fn conflict(first: &Entry, second: &Entry, accesses: Accesses) -> Mistake {
     }
 }
 
-/// The ways to part two entries that overlap, for a message.
+/// Returns advice on how to separate two entries that overlap.
 fn parted(first: &Entry, second: &Entry) -> String {
     const WHY: &str =
         "of two entries the narrower one holds only where it lies wholly within the other";
@@ -262,7 +266,7 @@ fn parted(first: &Entry, second: &Entry) -> String {
     }
 }
 
-/// `read = "allow", write = "deny"`, for a label.
+/// Returns an entry's actions for a label, such as `read = "allow", write = "deny"`.
 pub(crate) fn says(entry: &Entry) -> String {
     let one = |access: Access| match entry.action(access) {
         Some(action) => format!("{access} = {action}"),

@@ -1,4 +1,4 @@
-//! Final entries: what each promises on some processors, and what breaks the promise.
+//! Final entries: the promise of each on some processors, and the entries that break it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -19,7 +19,7 @@ use crate::policy::{Entry, Firmness, Mode, OWN, Policy, SourceId, SourceSet};
 use crate::remedy::{Limit, Remedies};
 use crate::source::quoted;
 
-/// The final entries of a policy, with what it takes to see who breaks them.
+/// The final entries of a policy, with the data needed to find entries that break them.
 pub(super) struct Finals<'p> {
     policy: &'p Policy,
     stated: &'p [Stated],
@@ -27,26 +27,26 @@ pub(super) struct Finals<'p> {
     ids: Vec<EntryId>,
 }
 
-/// The loosest thing that may happen to some MSRs in one direction.
+/// The loosest permitted action for some MSRs in one direction.
 struct Promise {
     msrs: MsrRange,
     limit: Action,
     by: By,
-    /// The entry from which the limit comes; `None` is `default`.
+    /// The entry from which the limit comes. `None` is `default`.
     source: Option<EntryId>,
 }
 
-/// The entries that make a promise.
+/// The final entries that make a promise.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum By {
-    /// A final entry that says what happens.
+    /// A final entry that has an action.
     Entry(EntryId),
     /// The final entries of this text that inherit.
     Inheriting(SourceId),
 }
 
 impl By {
-    /// The text of the entries.
+    /// Returns the text of the entries.
     fn text(self, policy: &Policy) -> SourceId {
         match self {
             Self::Entry(id) => policy.entry(id).source(),
@@ -66,7 +66,8 @@ impl<'p> Finals<'p> {
         }
     }
 
-    /// What breaks a final entry that holds on these processors. An overridden entry is final, too.
+    /// Returns the mistakes that break a final entry which holds on these processors. Overridden
+    /// entries stay final.
     pub(super) fn broken(&self, active: &Active, table: &Rules) -> Vec<Mistake> {
         let promises = Access::ALL.map(|access| self.promises(active, access));
         let mut mistakes = Vec::new();
@@ -78,7 +79,7 @@ impl<'p> Finals<'p> {
             }
             found.extend(self.loosened(active, table, promises, access));
         }
-        // Both directions, and all that an entry breaks, are mended at once.
+        // One advice corrects both directions, and everything that one entry breaks.
         let mut limits = HashMap::<(&MsrSet, Access), &Action>::new();
         for one in &found {
             let limit = limits
@@ -119,13 +120,14 @@ impl<'p> Finals<'p> {
             }
         }
         promises.extend(self.inherited(active, access, inheriting));
-        // Nothing is looser.
+        // No action is looser than `allow`.
         promises.retain(|promise| promise.limit != Action::Allow);
         promises
     }
 
-    /// What the final entries that inherit at these MSRs promise: what their text decides there with those it
-    /// includes. Of texts that decide by the same entry the first speaks for all, but for an audit that lifts it.
+    /// Returns the promises of final entries that inherit: the decisions of their text together
+    /// with its includes. If several texts decide by the same entry, the first text stands for
+    /// all, except for an audit that lifts the promise.
     fn inherited(
         &self,
         active: &Active,
@@ -174,13 +176,14 @@ impl<'p> Finals<'p> {
         promises
     }
 
-    /// The entries that override this one on these processors, one for each text and `[[when]]`.
+    /// Returns the entries that override this one on these processors: one for each text and
+    /// `[[when]]`.
     fn overriding(&self, active: &Active, id: EntryId) -> impl Iterator<Item = EntryId> {
         let all = self.overrides.of_entry(id);
         all.filter(|&by| active.has(self.policy.entry(by)))
     }
 
-    /// The final entry that makes a promise about this MSR.
+    /// Returns the final entry that makes a promise about this MSR.
     fn fixed(&self, active: &Active, by: By, index: MsrIndex, access: Access) -> Option<&'p Entry> {
         match by {
             By::Entry(id) => Some(self.policy.entry(id)),
@@ -195,15 +198,16 @@ impl<'p> Finals<'p> {
         }
     }
 
-    /// Returns true if the policy is in audit, and lifts what this limit refuses.
+    /// Returns true if the policy is in audit mode, which lifts the refusals of this limit.
     fn is_lifted(&self, limit: &Action) -> bool {
         let stated = self.stated.first().and_then(|stated| stated.mode);
-        // A nested guest's write that would be carried is its own in an audit.
+        // In audit mode, a nested guest itself makes a write that would otherwise be forwarded.
         stated.is_some_and(|(mode, _)| mode == Mode::Audit)
             && (limit.refuses() || limit.refuses_some() || limit.needs_forwarding())
     }
 
-    /// A refusal that the policy's audit lifts, once for each text: unless the text itself is in audit.
+    /// Returns the refusals that the policy's audit mode lifts, once for each text. Texts that are
+    /// in audit mode themselves are left out.
     fn lifted_by_audit(
         &self,
         active: &Active,
@@ -234,8 +238,8 @@ impl<'p> Finals<'p> {
         })
     }
 
-    /// A sweep over the promises by where they begin and end. Of those that are open the strictest
-    /// is compared with what is decided, so that the time is *n* log *n*.
+    /// Returns the broken promises. The sweep visits the promises by their edges, and compares the
+    /// strictest open promise with the decision, so the time is *n* log *n*.
     fn loosened<'f>(
         &self,
         active: &Active,
@@ -257,7 +261,7 @@ impl<'p> Finals<'p> {
                 continue;
             };
             for segment in table.within(msrs, access) {
-                // An unsound action is a mistake already.
+                // An unsound action is a mistake of its own.
                 if segment.by == DecidedBy::Kvm || unsound(self.policy, segment, access).is_some() {
                     continue;
                 }
@@ -285,8 +289,8 @@ impl<'p> Finals<'p> {
         found
     }
 
-    /// The entry by which a promise is broken: one that says something looser within it or in its
-    /// place, or one that took its place and leaves the access to others.
+    /// Returns the entry that breaks a promise: an entry that is looser within the promise's MSRs
+    /// or in its place, or one that replaced the final entry and inherits.
     fn blamed(
         &self,
         active: &Active,
@@ -350,7 +354,7 @@ impl<'p> Finals<'p> {
                 Some(format!("default = {}", self.policy.default_action()))
             }
         };
-        // The policy's author edits the policy; an entry of an include is overridden there.
+        // The author edits an own entry, and overrides an included one.
         let help = if entry.source() == OWN {
             "delete it, or say in it what the final entry says".to_owned()
         } else {
@@ -391,14 +395,14 @@ impl Limits for LimitsOf<'_, '_> {
     }
 }
 
-/// A promise that is broken, at one MSR.
+/// A broken promise, at one MSR.
 struct Loosening<'f> {
-    /// The entry that breaks it.
+    /// The entry that breaks the promise.
     blamed: EntryId,
     promise: &'f Promise,
     index: MsrIndex,
     access: Access,
-    /// What decides there.
+    /// The part of the policy that decides at the MSR.
     by: DecidedBy,
 }
 
@@ -408,7 +412,7 @@ enum Edge {
     Start(usize),
 }
 
-/// The ends of promises, one past their last MSR, and their beginnings.
+/// Returns the ends of promises, one past their last MSRs, and their starts.
 fn edges(promises: &[Promise]) -> Vec<(u64, Edge)> {
     let of = |(number, promise): (usize, &Promise)| {
         let (first, last) = (promise.msrs.first().get(), promise.msrs.last().get());
@@ -426,7 +430,7 @@ fn edges(promises: &[Promise]) -> Vec<(u64, Edge)> {
 #[derive(Default)]
 struct Open<'p> {
     classes: HashMap<&'p Action, usize>,
-    /// By reach and class.
+    /// The promises, by reach and class of the limit.
     by_limit: BTreeMap<(u8, usize), (&'p Action, BTreeSet<usize>)>,
 }
 
@@ -458,8 +462,9 @@ impl<'p> Open<'p> {
         }
     }
 
-    /// A promise that something looser breaks. One with a lesser reach is broken, one with a greater
-    /// reach is not, so that the first few answer: only masks of one reach need not differ.
+    /// Returns a promise that a looser action breaks. An action breaks promises of a lesser reach,
+    /// and keeps those of a greater reach. So the first few promises suffice: only masks may share
+    /// a reach without being equal.
     fn broken_by(&self, action: &Action) -> Option<usize> {
         let up_to = (action.reach(), usize::MAX);
         let mut limits = self.by_limit.range(..=up_to).map(|(_, one)| one);

@@ -1,7 +1,8 @@
-//! The decisions of texts at the MSRs of their final entries that inherit.
+//! The decisions of texts for the MSRs of their final entries that inherit.
 //!
-//! A text decides with the texts it includes. Many texts may include the same ones, so that all decide in one
-//! sweep over the MSRs: an entry is looked at once, with the set of texts that see it.
+//! A text decides together with its includes. Many texts may have the same includes, so one sweep
+//! over the MSRs decides for all texts: it visits an entry once, with the set of texts that see
+//! the entry.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -13,22 +14,22 @@ use crate::policy::{Policy, SourceId, SourceSet};
 /// The MSRs that one entry decides in some texts.
 pub(super) struct Decided {
     pub(super) msrs: MsrRange,
-    /// The entry that decides; `None` is `default`.
+    /// The entry that decides. `None` is `default`.
     pub(super) by: Option<EntryId>,
     pub(super) texts: SourceSet,
 }
 
-/// What decisions come to.
+/// The limits that decisions set.
 pub(super) trait Limits {
-    /// What an entry says, or `default`.
+    /// Returns the action of an entry, or of `default`.
     fn limit(&self, by: Option<EntryId>) -> &Action;
 
-    /// Returns true if an audit lifts it.
+    /// Returns true if audit mode lifts the limit.
     fn is_lifted(&self, limit: &Action) -> bool;
 
-    /// Leaves out of what is decided at one MSR all that is broken only with another of them: what is not the
-    /// strictest, equal ones of later texts, and, of differing ones that are no masks, all but two. `told` are the
-    /// texts of which something that an audit lifts was kept before.
+    /// Removes the decisions at one MSR that are broken only together with another one: those that
+    /// are not the strictest, equal ones of later texts, and all but two of those that differ and
+    /// are not masks. `told` are the texts that had a decision kept before that audit mode lifts.
     fn keep_strictest(&self, all: &mut Vec<(Option<EntryId>, SourceSet)>, told: &mut SourceSet) {
         if all.len() <= 2 {
             return;
@@ -56,12 +57,12 @@ pub(super) trait Limits {
     }
 }
 
-/// The final entries that inherit a direction, by text, with what bears on the decisions there.
+/// The final entries that inherit a direction, by text, with the data needed for the decisions.
 pub(super) struct Inheriting<'p> {
     policy: &'p Policy,
     access: Access,
     by_text: BTreeMap<SourceId, MsrSet>,
-    /// For each text those of `by_text` that see it.
+    /// The texts of `by_text` that see each text.
     viewers: Vec<SourceSet>,
 }
 
@@ -72,7 +73,7 @@ impl<'p> Inheriting<'p> {
         ranges: BTreeMap<SourceId, Vec<MsrRange>>,
     ) -> Self {
         let x2apic = MsrSet::from(MsrRange::between(*X2APIC.start(), *X2APIC.end()));
-        // x2APIC registers are KVM's, whatever an entry says.
+        // KVM alone decides about x2APIC registers.
         let msrs = |ranges| MsrSet::new(ranges)?.without(&x2apic);
         let by_text = ranges.into_iter();
         let by_text = by_text.filter_map(|(text, ranges)| Some((text, msrs(ranges)?)));
@@ -94,8 +95,9 @@ impl<'p> Inheriting<'p> {
         }
     }
 
-    /// Returns the decisions that bear on what breaks a promise, in the order of their MSRs. `holds` says whether an entry holds, overridden or not,
-    /// `overriding` which entries that hold override it, and `has_default` whether a text has a `default`.
+    /// Returns the decisions that may be broken, in the order of their MSRs. `holds` tells if an
+    /// entry holds, overridden or not; `overriding` returns the entries that hold and override it;
+    /// `has_default` tells if a text has a `default`.
     pub(super) fn decided<O: Iterator<Item = EntryId>>(
         &self,
         holds: impl Fn(EntryId) -> bool,
@@ -148,36 +150,37 @@ impl<'p> Inheriting<'p> {
     }
 }
 
-/// The thing that begins or ends.
+/// The item that starts or ends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Edge {
-    /// The MSRs at which a text inherits.
+    /// The MSRs for which a text inherits.
     Text(SourceId),
-    /// An entry's: how many MSRs it has, and the class of texts that see it.
+    /// The MSRs of an entry: their number, the entry, and the class of texts that see the entry.
     Entry(u64, EntryId, usize),
 }
 
-/// An entry by how many MSRs it has: the least decides.
+/// The number of an entry's MSRs, and the entry. The entry with the fewest decides.
 type Ranked = (u64, EntryId);
 
 /// A walk over the MSRs from 0 up.
 #[derive(Default)]
 struct Sweep {
     at: u64,
-    /// The texts that inherit here.
+    /// The texts that inherit at the current MSR.
     texts: SourceSet,
     with_default: SourceSet,
     /// The sets of texts that see some entries.
     classes: Vec<SourceSet>,
     numbers: HashMap<SourceSet, usize>,
-    /// By class, the entries that contain the current MSR.
+    /// The entries that contain the current MSR, by class.
     open: Vec<BTreeSet<Ranked>>,
-    /// The first of each class.
+    /// The first entry of each class.
     heads: BTreeSet<(Ranked, usize)>,
-    /// The decisions at the MSR before: for which texts, and since which MSR.
+    /// The decisions at the previous MSR: the texts for which each holds, and the MSR since which
+    /// it holds.
     current: BTreeMap<Option<EntryId>, (SourceSet, u64)>,
     decided: Vec<Decided>,
-    /// The texts of which something was noted that an audit lifts.
+    /// The texts with a noted decision that audit mode lifts.
     told: SourceSet,
 }
 
@@ -192,7 +195,7 @@ impl Sweep {
         class
     }
 
-    /// Notes what decides from the current MSR to below `to`.
+    /// Notes the decisions from the current MSR to below `to`.
     fn step(&mut self, to: u64, limits: &impl Limits) {
         if to == self.at {
             return;
@@ -223,7 +226,7 @@ impl Sweep {
         self.at = to;
     }
 
-    /// Ends the decisions for which this is true before the current MSR.
+    /// Ends, before the current MSR, the decisions for which `is_over` returns true.
     fn end(&mut self, is_over: impl Fn(Option<EntryId>, SourceSet) -> bool) {
         let (at, decided) = (self.at, &mut self.decided);
         self.current.retain(|&by, &mut (texts, since)| {

@@ -46,14 +46,15 @@ fn resolve_inherit_takes_action_of_wider_entry() {
     );
 }
 
-/// A policy may have 250,000 entries, and twice as many segments in each direction: what one of them
-/// takes is most of what compiling takes beyond the TOML library.
+/// A policy may have 250,000 entries, and twice as many segments in each direction. Their sizes
+/// make up most of the memory that compiling takes beyond the TOML library's.
 #[test]
 fn entry_and_segment_types_are_small() {
     assert!(size_of::<Entry>() <= 128, "{}", size_of::<Entry>());
 }
 
-/// Nested and agreeing entries in a space of 64 MSRs, with and without the top of the space.
+/// Generates nested and agreeing entries in a space of 64 MSRs, with and without the top of the
+/// space.
 fn entries() -> impl Strategy<Value = Vec<(u32, u32, usize)>> {
     prop::collection::vec((0_u32..64, 0_u32..20, 0_usize..4), 0..12)
 }
@@ -61,8 +62,8 @@ fn entries() -> impl Strategy<Value = Vec<(u32, u32, usize)>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
-    /// A policy is refused exactly if two entries overlap in part or are equal, and disagree; else
-    /// each MSR is decided by a smallest entry that contains it.
+    /// A policy is refused exactly if two entries are equal or overlap in part, and disagree.
+    /// Otherwise the smallest entry that contains an MSR decides it.
     #[test]
     fn resolve_matches_the_rule(entries in entries()) {
         let words = ["rw", "r", "w", "none"];
@@ -72,7 +73,7 @@ proptest! {
         });
         let mut text = "policy = 1\ndefault = 'deny'\n[msrs]\n".to_owned();
         for (number, &(first, count, word)) in entries.iter().enumerate() {
-            // The same range may be written in several ways, so that no TOML key is there twice.
+            // A range is written in several ways, so that TOML does not see a duplicate key.
             let zeroes = "0".repeat(number + 1);
             let last = first + count;
             text += &format!("'0x{zeroes}{first:x}..=0x{last:x}' = '{}'\n", words[word]);

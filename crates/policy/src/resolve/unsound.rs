@@ -1,4 +1,5 @@
-//! Entries that say what cannot be: overrides of nothing, and actions that no register supports.
+//! Impossible entries: overrides that replace nothing, and actions that a register does not
+//! support.
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, DecidedBy, Rule};
@@ -9,7 +10,7 @@ use crate::policy::{Entry, Log, Policy, Replaces};
 use crate::registers;
 use crate::source::quoted;
 
-/// Overrides of nothing, and devices that are not there.
+/// Returns mistakes for overrides that replace nothing, and for devices that are not set up.
 pub(super) fn without_effect(policy: &Policy) -> Vec<Mistake> {
     let overrides = Overrides::of(policy);
     let mut mistakes = Vec::new();
@@ -45,7 +46,8 @@ fn entry_mistake(entry: &Entry, wrong: MistakeKind) -> Mistake {
     }
 }
 
-/// An action that needs accesses to be forwarded, at an MSR where that is not known to be sound.
+/// Returns a mistake if an action forwards accesses of an MSR for which that is not known to be
+/// sound.
 pub(super) fn unsound(policy: &Policy, segment: Rule<'_>, access: Access) -> Option<Mistake> {
     let DecidedBy::Entry(id) = segment.by else {
         return None;
@@ -73,7 +75,7 @@ pub(super) fn unsound(policy: &Policy, segment: Rule<'_>, access: Access) -> Opt
     Some(entry_mistake(entry, wrong))
 }
 
-/// S3.5: MSR 0xffffffff obeys the default only.
+/// Returns a mistake if MSR 0xffffffff gets another action than the default (S3.5).
 pub(super) fn at_the_top(policy: &Policy, last: Rule<'_>) -> Option<Mistake> {
     match last.by {
         DecidedBy::Entry(id) if *last.action != policy.settings.default => {

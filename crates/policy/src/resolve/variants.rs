@@ -1,4 +1,4 @@
-//! The ways in which the `[[when]]`s of a policy hold, and what is wrong in each.
+//! The variants of a policy, and the mistakes in each.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ use crate::overrides::Overrides;
 use crate::parse::Stated;
 use crate::policy::Policy;
 
-/// More ways than this are a mistake: each becomes a filter of its own.
+/// The maximum number of variants. Each variant becomes a filter of its own.
 const MAX_VARIANTS: usize = 64;
 
-/// With more processors than this to look at, those ways are not looked for.
+/// The number of processors beyond which variants are not enumerated.
 const MAX_TOLD_APART: usize = 1 << 20;
 
-/// Adds what is wrong with the entries together to the mistakes, until there are [`MAX_MISTAKES`], and returns
-/// the rules of each variant. Of a variant that has mistakes there may be none. `stated` are the settings of each
-/// text; what `these` are is no mistake.
+/// Adds the mistakes of the entries together to `these`, up to [`MAX_MISTAKES`], and returns the
+/// rules of each variant. A variant with mistakes may be left out. `stated` are the settings of
+/// each text.
 pub(super) fn resolve(
     policy: &Policy,
     stated: &[Stated],
@@ -64,8 +64,8 @@ pub(super) fn resolve(
     resolved
 }
 
-/// The limit that a policy is beyond, counted before anything is resolved: of what, how many there are, and how
-/// many there may be.
+/// Returns the limit that a policy exceeds, counted before anything is resolved: its name, the
+/// number found, and the maximum.
 fn beyond_a_limit(policy: &Policy) -> Option<(&'static str, usize, usize)> {
     let cpus: Vec<_> = policy.whens.iter().map(|when| when.cpus.clone()).collect();
     let found = told_apart(&cpus);
@@ -97,7 +97,7 @@ fn of_variant(
     lines: &Arc<[Line]>,
 ) -> (Vec<Mistake>, Option<Rules>) {
     let mut mistakes = conflict::find(policy, groups, &active.entries);
-    // What the smallest entry says means nothing where two of them disagree.
+    // If two of the smallest entries disagree, the decision has no meaning.
     if !mistakes.is_empty() {
         return (mistakes, None);
     }

@@ -6,7 +6,7 @@ fn committed() -> Value {
     serde_json::from_str(&schema()).expect("JSON")
 }
 
-/// The keys that a shape allows.
+/// Returns the keys that a shape allows.
 fn keys(shape: &Value) -> BTreeSet<&str> {
     assert_eq!(shape["additionalProperties"], json!(false), "{shape}");
     let keys = shape["properties"].as_object().expect("a table");
@@ -41,7 +41,7 @@ fn schema_has_exactly_the_keys_of_the_language() {
     assert_eq!(action, expected(&words::ACTION));
 }
 
-/// The words that a shape allows, those of the shapes it refers to left out.
+/// Returns the words that a shape allows, without those of the shapes that it refers to.
 fn words_of(shape: &Value) -> BTreeSet<&str> {
     let inner = ["oneOf", "anyOf"]
         .into_iter()
@@ -79,7 +79,7 @@ fn schema_has_exactly_the_words_of_the_language() {
     assert!(!of("Entry", "read").contains("pin") && of("Entry", "read").contains("inherit"));
 }
 
-/// An editor has something to show at every key.
+/// An editor has a text to show at every key.
 #[test]
 fn schema_describes_every_key() {
     fn look(shape: &Value, path: &str, count: &mut usize) {

@@ -1,4 +1,4 @@
-//! JSON lines of our own: `{"schema":1,"access":"read","index":"0x8b","value":"0x0"}`.
+//! JSON lines of msrgate's own: `{"schema":1,"access":"read","index":"0x8b","value":"0x0"}`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,7 +11,7 @@ use super::{Line, Outcome, Traced};
 /// The version of the lines' shape.
 const SCHEMA: u64 = 1;
 
-/// The keys that say which access it was. Others are passed over.
+/// The keys that describe an access. Other keys are ignored.
 #[derive(serde::Deserialize)]
 struct Object<'l> {
     schema: Option<u64>,
@@ -19,14 +19,15 @@ struct Object<'l> {
     access: Option<Cow<'l, str>>,
     index: Option<Number>,
     value: Option<Number>,
-    /// The name of something else that happened.
+    /// The name of another event.
     event: Option<IgnoredAny>,
-    /// How many events a gate could not tell, of a line about that.
+    /// The number of events that a gate had to drop, if the line reports that.
     dropped: Option<u64>,
     held_back: Option<u64>,
 }
 
-/// What an object says. One that is none of ours is unreadable: an access may be in it.
+/// Parses an object. An object of an unknown shape is unreadable, because it may describe an
+/// access.
 pub(super) fn parse(line: &[u8]) -> Line {
     match serde_json::from_slice::<Object<'_>>(line) {
         Ok(object) => match (lost(&object), traced(&object)) {
@@ -39,7 +40,7 @@ pub(super) fn parse(line: &[u8]) -> Line {
     }
 }
 
-/// How many events are missing, if that is what the line says.
+/// Returns the number of missing events, if the line reports one.
 fn lost(object: &Object<'_>) -> Option<u64> {
     let is_known = object.schema == Some(SCHEMA) && object.access.is_none();
     match (object.dropped, object.held_back) {
@@ -72,7 +73,7 @@ fn traced(object: &Object<'_>) -> Option<Traced> {
     })
 }
 
-/// `"0xc0000080"`, or a plain number.
+/// A number: a string such as `"0xc0000080"`, or a plain number.
 struct Number(u64);
 
 impl<'de> Deserialize<'de> for Number {

@@ -176,7 +176,7 @@ fn parse_line_of_garbled_text_is_unreadable() {
     assert_eq!(parse_line(not_utf8), read(0x8b, 0));
 }
 
-/// A line that is cut off anywhere before its value is never another access, nor another event.
+/// A line cut off anywhere before its value is never read as another access or another event.
 #[test]
 fn parse_line_of_truncated_access_is_unreadable() {
     for line in [
@@ -241,7 +241,7 @@ fn next_line_of_long_line_is_unreadable_in_bounded_memory() {
     assert_eq!(lines.next_line().unwrap(), None);
 }
 
-/// `0xff` may be the beginning of `0xff00`, and a blank before `(#GP)` may be the end.
+/// `0xff` may be the beginning of `0xff00`, and a line without `(#GP)` may have lost it.
 #[test]
 fn next_line_without_line_feed_is_cut_off() {
     let access = b"a-1 [0] 1.2: kvm_msr: msr_write 8b = 0xff00 (#GP)\n";
@@ -268,7 +268,7 @@ fn compiled() -> Compiled {
     compiled_from("policy = 1\ndefault = 'deny'\n[msrs]\n0x10 = 'r'\n0xc0000080 = 'rw'")
 }
 
-/// The fates of all accesses of this trace: how many are refused, unsure, answered and allowed.
+/// Returns the numbers of accesses of this trace that are refused, unsure, answered and allowed.
 fn fates(compiled: &Compiled, trace: &[Line]) -> [u64; 4] {
     let mut replay = Replay::new(compiled.policy(), compiled.on(None));
     let (number, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
@@ -297,8 +297,8 @@ fn write_without_value(index: u32) -> Line {
     })
 }
 
-/// A register in user space refuses a write by its value alone: bits outside of the mask hold what
-/// they hold at reset.
+/// The value alone decides if a register in user space refuses a write: bits outside of the mask
+/// keep their values from reset.
 #[test]
 fn replay_refuses_write_outside_register_mask() {
     let register = |outside: &str| {
@@ -330,8 +330,8 @@ const STAR: u32 = 0xc000_0081;
 const LSTAR: u32 = 0xc000_0082;
 const FMASK: u32 = 0xc000_0084;
 
-/// A write through a mask that refuses is compared with what the register of this vCPU holds. No access
-/// before it shows that: it may be another vCPU's, and SWAPGS changes registers, too.
+/// A write through a refusing mask is compared with the register of the vCPU. No earlier access
+/// shows its value: the access may be another vCPU's, and SWAPGS changes registers, too.
 #[test]
 fn replay_of_write_through_refusing_mask_is_unsure() {
     let deny = forwarded("IA32_STAR", "{ mask = '0xff' }");
@@ -344,7 +344,8 @@ fn replay_of_write_through_refusing_mask_is_unsure() {
     assert_eq!(fates(&keep, &trace), [0, 0, 2, 1]);
 }
 
-/// Bits of the write and of the register together are perhaps no canonical address, and KVM refuses that.
+/// A mix of bits from the write and from the register may be a non-canonical address, which KVM
+/// refuses.
 #[test]
 fn replay_of_merged_address_is_unsure_unless_upper_bits_have_one_origin() {
     let address = write(LSTAR, 0xffff_ffff_8100_0000);
@@ -372,7 +373,7 @@ fn replay_of_merged_address_is_unsure_unless_upper_bits_have_one_origin() {
             wanted,
             "{action}"
         );
-        // Every value of STAR is legal.
+        // Every value of STAR is valid.
         let star = forwarded("IA32_STAR", action);
         assert_eq!(
             fates(&star, &[write(STAR, 1 << 63)]),
@@ -382,7 +383,7 @@ fn replay_of_merged_address_is_unsure_unless_upper_bits_have_one_origin() {
     }
 }
 
-/// Of FMASK and `SYSENTER_CS` the gate carries no write that sets a bit of the upper half.
+/// The gate forwards no write to FMASK or `SYSENTER_CS` that sets a bit of the upper half.
 #[test]
 fn replay_refuses_write_that_gate_does_not_forward() {
     let (high, low) = (write(FMASK, 1 << 32), write(FMASK, 0x4_7700));
@@ -396,10 +397,10 @@ fn replay_refuses_write_that_gate_does_not_forward() {
         assert_eq!(fates(&compiled, &[high])[0], 1, "{action}");
         assert_eq!(fates(&compiled, &[low])[0], 0, "{action}");
     }
-    // The bit is not carried at all.
+    // The gate does not forward this bit.
     let keep = forwarded("IA32_FMASK", "{ mask = '0xff', outside = 'keep' }");
     assert_eq!(fates(&keep, &[high]), [0, 0, 1, 0]);
-    // For each event of an allowed access the gate carries it itself.
+    // The gate itself carries out an allowed access that becomes an event.
     let logged = forwarded("IA32_FMASK", "'allow', log = 'all'");
     assert_eq!(fates(&logged, &[high, low]), [1, 0, 0, 1]);
     let unlogged = forwarded("IA32_FMASK", "'allow', log = 'none'");
@@ -422,7 +423,8 @@ fn replay_of_two_values_to_pinned_register_is_unsure() {
     }
 }
 
-/// Past [`MAX_ROWS`] nothing is kept of a register, so that nothing can be said of its writes.
+/// Beyond [`MAX_ROWS`] the replay keeps nothing of a register, so the fate of its writes is
+/// unknown.
 #[test]
 fn replay_of_dependent_write_beyond_rows_is_unsure() {
     let pin = forwarded("IA32_LSTAR", "'pin'");
@@ -473,7 +475,7 @@ fn replay_counts_by_msr_and_fate() {
         refused,
         [(0x10, 2, 1, 3, Some(8)), (0x8b, 1, 0, 6, Some(0xb))]
     );
-    // S3.1: x2APIC registers are allowed, whatever a policy says.
+    // x2APIC registers are always allowed (S3.1).
     let allowed: Vec<_> = replay.rows(Fate::Allowed).iter().map(row).collect();
     assert_eq!(
         allowed,

@@ -1,15 +1,15 @@
-//! The kernel's own text of events.
+//! Parses the kernel's own text of events.
 //!
-//! `TASK-PID [CPU] FLAGS SECONDS: kvm_msr: msr_read 8b = 0x0 (#GP)` in tracefs and `trace-cmd report`,
-//! the event as `kvm:kvm_msr:` in `perf script`. What stands before the event's name is not looked
-//! at: it differs by tool, by version and by options.
+//! `TASK-PID [CPU] FLAGS SECONDS: kvm_msr: msr_read 8b = 0x0 (#GP)` in tracefs and `trace-cmd
+//! report`; `perf script` calls the event `kvm:kvm_msr:`. The text before the event's name is
+//! ignored, because it differs by tool, by version and by options.
 
 use memchr::{memchr_iter, memmem};
 use msrgate_filter::{Access, MsrIndex};
 
 use super::{Line, Outcome, Traced};
 
-/// What a line without leading and trailing blanks says.
+/// Parses a line without leading and trailing blanks.
 pub(super) fn parse(line: &[u8]) -> Line {
     let mut timestamp = None;
     for colon in memchr_iter(b':', line) {
@@ -31,9 +31,9 @@ pub(super) fn parse(line: &[u8]) -> Line {
         Some(event) if event.trim_ascii_start().starts_with(b"PERF_RECORD_LOST") => {
             Line::Lost(last_number(event).unwrap_or(1))
         }
-        // Something like the event, in a shape that nobody knows here.
+        // The event has an unknown shape.
         Some(event) if has_word(event, b"kvm_msr") => Line::Unreadable,
-        // A whole event has a name after its time, and a blank after that.
+        // A complete event has a name after its time, and a blank after the name.
         Some(event) if memchr_iter(b':', event).any(|at| starts_blank(&event[at + 1..])) => {
             Line::Other
         }
@@ -42,7 +42,7 @@ pub(super) fn parse(line: &[u8]) -> Line {
     }
 }
 
-/// Whether `before`, which a colon ends, ends in this event's name.
+/// Returns true if `before`, the text before a colon, ends in this event's name.
 fn is_event(before: &[u8], name: &[u8]) -> bool {
     let is_part_of_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     before
@@ -64,7 +64,7 @@ fn starts_blank(text: &[u8]) -> bool {
     matches!(text.first(), Some(b' ' | b'\t'))
 }
 
-/// `msr_write c0000080 = 0xd01`, then `(#GP)` or nothing.
+/// Parses `msr_write c0000080 = 0xd01`, followed by `(#GP)` or nothing.
 fn kvm_msr(fields: &[u8]) -> Option<Traced> {
     let fields = fields.trim_ascii_start().strip_prefix(b"msr_")?;
     let (access, fields) = match fields.strip_prefix(b"read ") {
@@ -87,7 +87,8 @@ fn kvm_msr(fields: &[u8]) -> Option<Traced> {
     })
 }
 
-/// The number at the beginning of `text`, and the rest. `None` without a digit and beyond 64 bits.
+/// Returns the number at the beginning of `text`, and the rest. `None`: there is no digit, or the
+/// number has more than 64 bits.
 fn hexadecimal(text: &[u8]) -> Option<(u64, &[u8])> {
     let mut number = 0u64;
     let mut digits = 0;
@@ -107,7 +108,8 @@ fn hexadecimal(text: &[u8]) -> Option<(u64, &[u8])> {
     (digits > 0).then(|| (number, &text[digits..]))
 }
 
-/// `reason KVM_EXIT_X86_RDMSR (29)`; the name is missing or a number in some kernels and tools.
+/// Parses `reason KVM_EXIT_X86_RDMSR (29)`. In some kernels and tools the name is missing or a
+/// number.
 fn userspace_exit(fields: &[u8]) -> Option<Access> {
     match fields {
         fields if fields.ends_with(b"(29)") => Some(Access::Read),
@@ -116,8 +118,8 @@ fn userspace_exit(fields: &[u8]) -> Option<Access> {
     }
 }
 
-/// A comment of tracefs. `##### CPU 1 buffer started ####` stands in a trace only if the ring buffer of some
-/// processor has overrun (kernel/trace/trace.c).
+/// Parses a comment of tracefs. `##### CPU 1 buffer started ####` occurs only if the ring buffer
+/// of a processor has overrun (kernel/trace/trace.c).
 fn comment(line: &[u8]) -> Line {
     if line.starts_with(b"##### CPU") && after(line, b"buffer started").is_some() {
         return Line::Lost(1);
@@ -128,7 +130,7 @@ fn comment(line: &[u8]) -> Line {
     }
 }
 
-/// Returns true if `word` stands in the text, and is not a part of another name.
+/// Returns true if the text contains `word`, not as a part of another name.
 fn has_word(text: &[u8], word: &[u8]) -> bool {
     let ends =
         |byte: Option<&u8>| byte.is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_');
@@ -136,7 +138,7 @@ fn has_word(text: &[u8], word: &[u8]) -> bool {
         .any(|at| ends(text[..at].last()) && ends(text.get(at + word.len())))
 }
 
-/// The number at the end of a line.
+/// Returns the number at the end of a line.
 fn last_number(line: &[u8]) -> Option<u64> {
     let digits = line.iter().rev().take_while(|byte| byte.is_ascii_digit());
     decimal(&line[line.len() - digits.count()..]).map(|(number, _)| number)
@@ -150,9 +152,9 @@ fn heading(numbers: &[u8]) -> Option<Line> {
     Some(Line::Heading { kept, overwritten })
 }
 
-/// Lines without a time: what was lost, and headings of `trace-cmd`.
+/// Parses lines without a time: reports of lost events, and headings of `trace-cmd`.
 fn between_events(line: &[u8]) -> Line {
-    // Of tracefs, then of trace-cmd; either may leave the number out.
+    // The first is of tracefs, the second of trace-cmd. Either may lack the number.
     for (before, behind) in [
         (&b"[LOST "[..], &b"EVENTS]"[..]),
         (b"[", b"EVENTS DROPPED]"),
@@ -174,7 +176,7 @@ fn between_events(line: &[u8]) -> Line {
     }
 }
 
-/// What follows the first `word`.
+/// Returns the text after the first `word`.
 fn after<'t>(text: &'t [u8], word: &[u8]) -> Option<&'t [u8]> {
     let at = text.windows(word.len()).position(|part| part == word)?;
     Some(&text[at + word.len()..])

@@ -422,7 +422,7 @@ fn final_entry_accepts_mask_within_its_mask() {
     }
 }
 
-/// `device` needs nothing final for its settings: an includer shares the settings of the device.
+/// An includer must set up the device as the final entry's file does.
 #[test]
 fn final_device_entry_refuses_other_device_settings() {
     let org = (

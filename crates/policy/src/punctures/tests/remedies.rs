@@ -1,4 +1,4 @@
-//! A property: the lines against punctures compile, and close every hole.
+//! A property: the lines of remedies compile, and close every puncture.
 
 use msrgate_filter::MsrIndex;
 use msrgate_program::{Cpu, DecidedBy};
@@ -10,10 +10,10 @@ use crate::policy::OWN;
 use crate::remedy;
 use crate::{Source, compile, parse};
 
-/// The tables of a text: `[msrs]`, and one for each of these `cpu`s.
+/// The `cpu`s of a text's `[[when]]`s, which stand beside `[msrs]`.
 const CPUS: [&str; 2] = ["{ vendor = [\"GenuineIntel\"] }", "{ family = [0x6] }"];
 
-/// Few enough to be met again, nested and crossing.
+/// The keys. They are few, so that they repeat, nest and cross.
 const KEYS: [&str; 7] = [
     "0x610",
     "0x611",
@@ -42,7 +42,8 @@ impl Tables {
         self.head.to_owned() + &tables.collect::<String>()
     }
 
-    /// Pastes each line once. Those that are changed come first, as long as their numbers are right.
+    /// Pastes each line once. Lines that replace others come first, while the line numbers are
+    /// still right.
     fn paste_all(&mut self, lines: &[remedy::Line]) {
         let mut seen = BTreeSet::new();
         let mut lines: Vec<_> = lines
@@ -55,7 +56,7 @@ impl Tables {
         }
     }
 
-    /// Does what a line of a remedy says. A line that is there already has to be named.
+    /// Pastes one line of a remedy. A line that it replaces has to be named.
     fn paste(&mut self, line: &remedy::Line) {
         let cpu = |cpu: &String| CPUS.iter().position(|one| one == cpu).expect("a known one");
         let table = line.cpu.as_ref().map_or(0, |name| cpu(name) + 1);
@@ -71,7 +72,7 @@ impl Tables {
     }
 }
 
-/// Reads and writes: those that an include has most often, and those of a policy.
+/// Actions for reads and for writes: first those frequent in an include, then those of a policy.
 const LOOSE: [[&str; 6]; 2] = [
     [
         "'allow'",
@@ -109,7 +110,7 @@ const STRICT: [[&str; 6]; 2] = [
     ],
 ];
 
-/// A text whose entries may have one of these words.
+/// Generates a text whose entries may have one of these words.
 fn tables(
     head: &'static str,
     [reads, writes]: [[&'static str; 6]; 2],
@@ -137,8 +138,8 @@ fn tables(
     })
 }
 
-/// Where each hole was, on some processor: the MSR, the direction, and the action of the wide entry. An
-/// exception of the policy's own text, or of the wide entry's, is none.
+/// Returns each puncture on some processor: the MSR, the direction, and the action of the wide
+/// entry. Exceptions in the policy's own text, or in the text of the wide entry, do not count.
 fn holes(compiled: &Compiled) -> Vec<(Cpu, MsrIndex, Access, Action)> {
     let policy = compiled.policy();
     let all = punctures(compiled);
@@ -187,8 +188,8 @@ const INCLUDING: &str = "policy = 1\ndefault = 'deny'\ninclude = ['one.toml', 'o
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, max_global_rejects: 60_000, ..ProptestConfig::default() })]
 
-    /// Where all lines are pasted, the policy compiles, and in a few steps there is no puncture: what
-    /// was loosened is not any more. Lines are changed in their place where that is said.
+    /// If all lines are pasted, the policy compiles, and after a few steps no puncture is left.
+    /// Lines that name a line to replace are pasted in its place.
     #[test]
     fn remedies_compile_and_close_every_puncture(
         own in tables(INCLUDING, STRICT, &["", "", ", final = true"]),
@@ -206,7 +207,7 @@ proptest! {
         let (mut own, mut now) = (own, first);
         for _ in 0..8 {
             let lines: Vec<_> = punctures(&now).iter().flat_map(|hole| hole.remedy.lines.clone()).collect();
-            // One by one, and all together.
+            // The lines are pasted one by one, and all together.
             let mut pasted = own.clone();
             pasted.paste_all(&lines);
             for hole in punctures(&now) {
