@@ -38,13 +38,13 @@ const OTHERS: [&str; 13] = [
 /// Returns a policy's text in canonical form: the same policy, with the same comments.
 ///
 /// - Settings come first, in the order of the reference, then `[msrs]`, `[device.microcode]`, and
-/// the `[[when]]`s. Entries keep their order, and paragraphs stay paragraphs.
-/// - An entry is a line. It becomes a table, `[msrs.NAME]`, if the line would pass 120 columns, or
-/// if its   `why` has several lines. Tables stand after the lines. Entries below the same comment
-/// become tables   together. An entry that was a table stays one.
+///   the `[[when]]`s. Entries keep their order, and paragraphs stay paragraphs.
+/// - An entry is a line. The entry becomes a table, `[msrs.NAME]`, if the line would pass 120
+///   columns, or if its `why` has several lines. Tables stand after the lines. Entries below the
+///   same comment become tables together. An entry that was a table stays one.
 /// - Values of a paragraph are aligned in a column, and so are the comments beside them. A table
-/// that says   the same as a word becomes the word. Keys have quotes only where TOML requires
-/// them, hexadecimal digits   are small letters, and names are spelled as in the register table.
+///   that says the same as a word becomes the word. Keys have quotes only where TOML requires
+///   them, hexadecimal digits are small letters, and names are spelled as in the register table.
 ///
 /// A comment stays with the line above which, beside which, or right below which it stands.
 /// Formatting formatted text changes nothing. Includes are not followed.

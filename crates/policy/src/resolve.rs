@@ -89,8 +89,8 @@ pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
     resolve(parsed, may_be_mended).map(|_| ())
 }
 
-/// Resolves a policy, and adds the mistakes of its entries together to `these`, the mistakes of
-/// its texts.
+/// Resolves a policy, and adds the mistakes of its entries together to the mistakes of its texts.
+/// `these` returns true for kinds that do not count as mistakes.
 fn resolve(
     parsed: parse::Parsed,
     these: impl Fn(&MistakeKind) -> bool,

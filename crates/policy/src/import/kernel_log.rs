@@ -1,14 +1,14 @@
 //! Reads KVM's messages in the kernel's log about MSRs that KVM does not know.
 //!
 //! The formats come from kernels of 2.6.27 to 7.x and from logs that users have posted. The text
-//! before the message differs: times, host, `kvm [PID]:`, `kvm: PID: cpu0`, `vcpu0, guest rIP:
-//! 0x…`. The messages are
+//! before the message differs: times, host, `kvm [PID]:`, `kvm: PID: cpu0`,
+//! `vcpu0, guest rIP: 0x…`. The messages are
 //!
 //! - `unhandled rdmsr: 0x1c9`, `unhandled wrmsr: 0x1d9 data 0x1`, `Unhandled WRMSR(0x1d9) = 0x1`:
-//! the   guest got #GP;
+//!   the guest got #GP;
 //! - `ignored rdmsr: 0x1c9 data 0x0`, with `ignore_msrs=1` (S10.1): a read gave 0, or a write had
-//! no   effect; `unimplemented perfctr wrmsr: 0x186 data 0x130079` and `disabled perfctr wrmsr: …`
-//! are   writes without effect, too.
+//!   no effect; `unimplemented perfctr wrmsr: 0x186 data 0x130079` and `disabled perfctr wrmsr: …`
+//!   are writes without effect, too.
 //!
 //! Logging daemons replace repetitions by `message repeated 3 times: [ … ]`, or, for the line
 //! before, by `last message repeated 3 times`. Both are counted. If the kernel or a daemon dropped

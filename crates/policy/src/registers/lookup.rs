@@ -40,8 +40,8 @@ pub fn titled(index: MsrIndex) -> String {
     }
 }
 
-/// Returns a range with the name of its first MSR, such as `0x200..=0x20f from
-/// IA32_MTRR_PHYSBASE0`.
+/// Returns a range with the name of its first MSR, such as
+/// `0x200..=0x20f from IA32_MTRR_PHYSBASE0`.
 #[must_use]
 pub fn titled_range(msrs: MsrRange) -> String {
     match by_index(msrs.first()) {

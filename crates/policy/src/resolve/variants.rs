@@ -22,9 +22,9 @@ const MAX_VARIANTS: usize = 64;
 /// The number of processors beyond which variants are not enumerated.
 const MAX_TOLD_APART: usize = 1 << 20;
 
-/// Adds the mistakes of the entries together to `these`, up to [`MAX_MISTAKES`], and returns the
+/// Adds the mistakes of the entries together to `mistakes`, up to [`MAX_MISTAKES`], and returns the
 /// rules of each variant. A variant with mistakes may be left out. `stated` are the settings of
-/// each text.
+/// each text. `these` returns true for kinds that do not count as mistakes.
 pub(super) fn resolve(
     policy: &Policy,
     stated: &[Stated],

@@ -16,7 +16,7 @@ const UPPER: u64 = 0xffff_8000_0000_0000;
 /// The decision about all accesses of one MSR in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// The same fate for every access.
+    /// One fate for every access.
     Always(Fate),
     /// Writes to a register in user space.
     Register(Emulated),

@@ -362,7 +362,7 @@ fn final_entry_advice_for_included_entry_is_working_override() {
     }
 }
 
-/// The same holds for an override in an include that replaces a final entry.
+/// The included entry may itself be an override that replaces a final entry.
 #[test]
 fn final_entry_advice_for_included_override_keeps_its_other_direction() {
     let mid = (

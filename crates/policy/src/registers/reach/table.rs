@@ -54,7 +54,7 @@ const TSC_DEADLINE_FASTPATH: Gap = access(
 /// Gaps of access to certain registers.
 pub(super) static ACCESS: [Gap; 3] = [X2APIC_EXEMPT, ICR_FASTPATH, TSC_DEADLINE_FASTPATH];
 
-/// Of an access, the first row that has it counts.
+/// Accesses that a filter does not reach. If several rows have an access, the first row counts.
 pub(super) static EXEMPT: [Exempt; 3] = [
     Exempt {
         indices: one(0x830),
@@ -93,7 +93,7 @@ pub(super) static VM: [Gap; 2] = [
     ),
 ];
 
-/// What reads, writes or goes by which registers.
+/// Gaps of use and of change, each with the registers that the operation reads, writes or obeys.
 pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
     (
         usage("syscall", "SYSCALL and SYSRET use it"),
@@ -238,8 +238,8 @@ const SUPERVISOR_STATE: &[RangeInclusive<u32>] = &[
     0x1600..=0x161f,
 ];
 
-/// What a VMCS, or for VMRUN a VMCB, has a field for: all that KVM reads from the guest
-/// hypervisor's, but for what a policy may pin.
+/// Registers with a field in a VMCS, or for VMRUN in a VMCB, that KVM reads from the guest
+/// hypervisor's. Registers that a policy may pin are left out.
 const CONTROL_STRUCTURES: &[RangeInclusive<u32>] = &[
     one(0x1d9),
     one(0x277),
