@@ -352,8 +352,8 @@ impl<'p> Sweep<'p> {
             return;
         };
         let source = |(_, id): Place| self.policy.entry(id).source();
-        // If a text has a similar or looser action itself, the texts that it includes have to
-        // accept the deciding one.
+        // If a text accepts the deciding action, the texts that it includes have to accept the
+        // action, too.
         let mut bearing = SourceSet::default();
         bearing.extend(self.policy.below[source(narrow).number()]);
         for wide in views {

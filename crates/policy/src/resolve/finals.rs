@@ -462,7 +462,7 @@ impl<'p> Open<'p> {
         }
     }
 
-    /// Returns a promise that a looser action breaks. An action breaks promises of a lesser reach,
+    /// Returns a promise that this action breaks. An action breaks promises of a lesser reach,
     /// and keeps those of a greater reach. So the first few promises suffice: only masks may share
     /// a reach without being equal.
     fn broken_by(&self, action: &Action) -> Option<usize> {

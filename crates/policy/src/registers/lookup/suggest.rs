@@ -2,7 +2,7 @@
 //!
 //! A policy may misspell thousands of names, so a miss must not cost an edit distance to each name
 //! of the table. A name cannot be close if its length or its set of characters is too different.
-//! Of the names that remain, a fixed number is measured: those with the most alike beginnings and
+//! A fixed number of the names that remain is measured: those with the most alike beginnings and
 //! ends.
 
 use std::sync::LazyLock;
