@@ -334,7 +334,7 @@ impl Reader<'_> {
     }
 
     /// Returns true if reading should stop. Each mistake may cost a search for the word that was
-    /// meant, and nobody reads more of them.
+    /// meant, and nobody reads more than the limit.
     fn has_enough_mistakes(&self) -> bool {
         self.mistakes.len() >= MAX_MISTAKES
     }

@@ -27,7 +27,7 @@ pub enum SelectorError {
     AmbiguousName {
         /// The name.
         name: String,
-        /// Its meanings, such as `0x1d9 on Intel`.
+        /// The meanings of the name, such as `0x1d9 on Intel`.
         candidates: Vec<String>,
     },
     /// A name contains `*` or `?`, which are not wildcards here.

@@ -249,7 +249,7 @@ fn format_refuses_text_with_mistakes() {
     assert_eq!(wrong(both), "x has a mistake");
 }
 
-/// `scripts/check` checks the same for the files, with the command.
+/// `scripts/check` checks the same files with the command.
 #[test]
 fn format_keeps_meaning_of_shipped_policies() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies");

@@ -520,7 +520,7 @@ fn punctures_of_many_texts_are_limited() {
     let text = format!("policy = 1\ndefault = 'deny'\ninclude = [\n{included}]\n");
     let compiled = compiled(&text, &texts);
     let found = punctures(&compiled);
-    // The limit, and the first puncture of an entry that had none.
+    // The limit, and the first puncture of one more wide entry.
     assert_eq!(found.len(), MAX_PUNCTURES + 1);
     let key = |id| compiled.policy().entry(id).key();
     let mut pairs = found.iter().map(|one| (key(one.wide), key(one.narrow)));
