@@ -394,7 +394,8 @@ fn judged(text: &str) -> Result<(), MistakeKind> {
 /// KiB.
 pub const HEAD_BYTES: usize = 64 << 10;
 
-/// Returns the complete lines within the first [`HEAD_BYTES`] of a text.
+/// Returns the complete lines within the first [`HEAD_BYTES`] of a text. A text that is no longer
+/// than that is returned whole.
 #[must_use]
 pub fn head_of(text: &[u8]) -> &[u8] {
     if text.len() <= HEAD_BYTES {
