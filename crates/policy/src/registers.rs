@@ -20,8 +20,8 @@
 //! assert_eq!(search("sysenter").len(), 3);
 //! ```
 //!
-//! Beside the generated rows stand tables by hand, each row with its reason: what may be forwarded
-//! ([`Register::forward`]) and how far a filter reaches ([`reach`], [`Register::uses`]).
+//! Two more tables are written by hand, each row with its reason: the accesses that may be forwarded
+//! ([`Register::forward`]), and the reach of a filter ([`reach`], [`Register::uses`]).
 //!
 //! ```
 //! use msrgate_policy::registers::{Named, Reach, by_name};
@@ -85,7 +85,7 @@ pub struct Register {
     pub sources: Sources,
 }
 
-/// Every register, sorted by index.
+/// Returns every register, sorted by index.
 #[must_use]
 pub fn all() -> &'static [Register] {
     &table::TABLE

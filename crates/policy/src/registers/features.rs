@@ -35,7 +35,7 @@ impl Feature {
     }
 }
 
-/// Every feature, sorted by leaf, register and bit.
+/// Returns every feature, sorted by leaf, register and bit.
 #[must_use]
 pub fn features() -> &'static [Feature] {
     &FEATURES

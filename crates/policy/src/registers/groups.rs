@@ -21,7 +21,7 @@ pub struct Group {
     ranges: &'static [RangeInclusive<u32>],
 }
 
-/// Every group, sorted by name.
+/// Returns every group, sorted by name.
 #[must_use]
 pub fn groups() -> &'static [Group] {
     GROUPS
