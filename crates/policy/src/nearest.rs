@@ -1,7 +1,7 @@
 //! The word that somebody means who writes another one.
 
-/// Words of other tools and languages, by what they mean: of each row, the first word that may stand somewhere
-/// is the one that is meant there. A word that stands in several rows means the first of them that has a word
+/// Words of other tools and languages, grouped by meaning. For each row, the first word that is
+/// allowed at the place is proposed. A word of several rows means the first row that has a word
 /// for the place.
 const CONCEPTS: [&[&str]; 11] = [
     &["r", "ro", "read", "read-only", "readonly"],
@@ -21,7 +21,7 @@ const CONCEPTS: [&[&str]; 11] = [
     &["keep", "ignore", "preserve"],
 ];
 
-/// The known word for which people write this one.
+/// Returns the known word for which people write this one.
 fn synonym<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let word = word.to_lowercase();
     let rows = CONCEPTS.iter().filter(|row| row.contains(&&*word));
@@ -29,12 +29,12 @@ fn synonym<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     meant.find_map(|meant| known.iter().copied().find(|known| known == meant))
 }
 
-/// The number of letters that differ, capital or small.
+/// Returns the number of letters that differ, ignoring case.
 fn distance(word: &str, known: &str) -> usize {
     strsim::osa_distance(&word.to_lowercase(), &known.to_lowercase())
 }
 
-/// The known word that is meant, if that can be told.
+/// Returns the known word that was probably meant, if there is one.
 pub(crate) fn meant<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let nearest = known
         .iter()
@@ -44,7 +44,8 @@ pub(crate) fn meant<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     synonym(word, known).or(nearest.map(|(_, nearest)| nearest))
 }
 
-/// The known word that is meant, if that can be told, and all that `what` may be.
+/// Returns advice with the word that was probably meant, if there is one, and with all possible
+/// words.
 pub(crate) fn one_of(word: &str, known: &[&str], what: &str, quote: char) -> String {
     let meant = meant(word, known);
     let quoted = |word: &str| format!("{quote}{word}{quote}");
@@ -57,7 +58,7 @@ pub(crate) fn one_of(word: &str, known: &[&str], what: &str, quote: char) -> Str
     }
 }
 
-/// A sentence, whose first letter is a capital one.
+/// Returns a sentence with a capital first letter.
 fn capital(text: &str) -> String {
     let mut rest = text.chars();
     let first = rest.next().map(|first| first.to_ascii_uppercase());
