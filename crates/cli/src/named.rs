@@ -6,7 +6,7 @@ use std::path::Path;
 
 use msrgate_policy::{is_no_file, shown_name};
 
-/// Returns a name that differs for each path, for JSON and, by [`shown_name`](msrgate_policy::shown_name),
+/// Returns a name that differs for each path, for JSON and, by [`shown_name`],
 /// for people.
 ///
 /// A path of UTF-8 without `\x` in it is its own name. In the name of any other path each backslash is doubled,
