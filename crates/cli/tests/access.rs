@@ -258,3 +258,37 @@ fn hard_link_that_becomes_a_file_of_its_own_is_named_on_stderr() {
         assert!(place.run(msrgate(), writer).stderr.is_empty());
     }
 }
+
+/// In a user namespace all groups that it has no number for look like one. A new file in a folder with setgid has the folder's group, which
+/// then looks like the old file's.
+#[test]
+fn group_unknown_in_user_namespace_is_lost() {
+    if !can_become_others() {
+        return;
+    }
+    let in_namespace = || {
+        let mut command = Command::new("unshare");
+        command.args(["-r", env!("CARGO_BIN_EXE_msrgate")]);
+        command
+    };
+    if !in_namespace()
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        eprintln!("SKIPPED: no user namespace can be made here");
+        return;
+    }
+    for writer in WRITERS {
+        let place = Place::new(0o640);
+        chown(&place.file, None, Some(TEAM)).expect("root");
+        chown(place.folder.path(), None, Some(TEAM + 1)).expect("root");
+        let setgid = Permissions::from_mode(0o2777);
+        fs::set_permissions(place.folder.path(), setgid).expect("set");
+        let output = place.run(in_namespace(), writer);
+        let (_, group, mode) = place.access();
+        assert_eq!((group, mode), (TEAM + 1, 0o600), "{writer:?}");
+        let said = String::from_utf8(output.stderr).expect("text");
+        assert!(said.contains("could not be given its group"), "{said}");
+    }
+}
