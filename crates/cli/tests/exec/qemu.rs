@@ -159,7 +159,7 @@ fn audit_refuses_nothing_and_records() {
             ran.err
         );
         assert!(
-            ran.err.contains("would have refused 1 access\n"),
+            ran.err.contains("would have refused at least 1 access\n"),
             "{}",
             ran.err
         );

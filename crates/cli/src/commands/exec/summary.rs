@@ -52,6 +52,12 @@ pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str) -> Stri
         let _ = write!(text, "; it answered {} itself", sum(&answered));
     }
     text.push('\n');
+    if refused
+        .iter()
+        .any(|one| is_audit(one.first.kind.disposition))
+    {
+        text.push_str("  an audit counts the first access of each kind in a VM, and lets it and all others through\n");
+    }
     for one in refused.iter().take(LISTED) {
         let _ = writeln!(text, "  {}", line(one, snapshot, program, policy));
     }
@@ -77,7 +83,7 @@ fn verb(refused: &[&Recorded]) -> &'static str {
         .iter()
         .any(|one| is_audit(one.first.kind.disposition))
     {
-        "would have refused"
+        "would have refused at least"
     } else {
         "refused"
     }
