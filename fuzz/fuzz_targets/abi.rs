@@ -7,7 +7,8 @@
 use libfuzzer_sys::fuzz_target;
 use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
 use msrgate_filter::{
-    Access, Errno, DefaultAction, Filter, MsrIndex, RangeError, Revision, SetCall, SetError, Verdict,
+    Access, DefaultAction, Errno, Filter, MsrIndex, RangeError, Revision, SetCall, SetError,
+    Verdict,
 };
 
 fuzz_target!(|input: &[u8]| {
