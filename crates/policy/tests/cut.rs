@@ -214,6 +214,19 @@ fn import_remarks_that_log_lost_messages() {
             true,
         ),
         ("[1.1] svm_set_msr: 3 callbacks suppressed", true),
+        (
+            "Nov 22 host rsyslogd: imklog: 53 messages lost due to rate-limiting",
+            true,
+        ),
+        (
+            "Nov 22 host systemd-journald[428]: Suppressed 1234 messages from kernel",
+            true,
+        ),
+        ("-- 12 messages suppressed --", true),
+        (
+            "Nov 22 host systemd-journald[428]: kmsg buffer overrun, some messages lost.",
+            true,
+        ),
         ("[1.1] ** 12 printk messages dropped **", true),
         (
             "Nov 22 host systemd-journald[363]: Missed 81 kernel messages",

@@ -206,7 +206,7 @@ pub fn shown_name(name: &str) -> String {
     for c in name.chars() {
         // A `String` takes all that is written to it.
         let _ = match c {
-            _ if reader.sees(c) && c != '\\' => shown.write_char(c),
+            _ if reader.sees(c) && c != '\\' && !is_odd_blank(c) => shown.write_char(c),
             '\\' => shown.write_str("\\\\"),
             '\n' => shown.write_str("\\n"),
             '\t' => shown.write_str("\\t"),
@@ -226,7 +226,13 @@ fn is_plain(name: &str) -> bool {
         _ => false,
     };
     let mut reader = TextReader::default();
-    name.chars().all(|c| reader.sees(c)) && !name.split('\\').skip(1).any(looks_escaped)
+    name.chars().all(|c| reader.sees(c) && !is_odd_blank(c))
+        && !name.split('\\').skip(1).any(looks_escaped)
+}
+
+/// Returns true for blanks that look like a space and are another character, such as U+00A0.
+fn is_odd_blank(c: char) -> bool {
+    c.is_whitespace() && c != ' '
 }
 
 /// Returns true for the names that msrgate gives to what is no file: `standard input`, and those of shipped policies. A
@@ -330,6 +336,7 @@ mod tests {
             ("a\\b\u{1b}", "a\\\\b\\x1b"),
             ("C:\\new", "C:\\\\new"),
             ("a\\x1b.toml", "a\\\\x1b.toml"),
+            ("a\u{a0}b\u{3000}", "a\\u{a0}b\\u{3000}"),
         ] {
             assert_eq!(shown_name(name), wanted);
         }

@@ -195,7 +195,10 @@ fn says_that_messages_were_dropped(line: &str) -> bool {
         return of_kvm.iter().any(|part| function.contains(part));
     }
     line.contains("printk messages dropped")
-        || line.contains("/dev/kmsg buffer overrun")
+        || line.contains("kmsg buffer overrun")
+        || line.contains("messages lost due to rate-limiting")
+        || line.contains(": suppressed ") && line.contains(" messages from kernel")
+        || line.contains(" messages suppressed --")
         || line.contains(" missed ") && line.contains(" kernel messages")
 }
 

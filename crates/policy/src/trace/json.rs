@@ -30,6 +30,8 @@ struct Object<'l> {
 /// access.
 pub(super) fn parse(line: &[u8]) -> Line {
     match serde_json::from_slice::<Object<'_>>(line) {
+        // The access stands for others that are missing.
+        Ok(object) if object.access.is_some() && has_lost(&object) => Line::Unreadable,
         Ok(object) => match (lost(&object), traced(&object)) {
             (Some(events), _) => Line::Lost(events),
             (None, Some(access)) => Line::Access(access),
@@ -38,6 +40,13 @@ pub(super) fn parse(line: &[u8]) -> Line {
         },
         Err(_) => Line::Unreadable,
     }
+}
+
+fn has_lost(object: &Object<'_>) -> bool {
+    [object.dropped, object.held_back]
+        .into_iter()
+        .flatten()
+        .any(|events| events > 0)
 }
 
 /// Returns the number of missing events, if the line reports one.

@@ -113,6 +113,14 @@ fn parse_line_distinguishes_lines_without_access() {
         ),
         ("##### CPU 2 buffer started ####", Line::Lost(1)),
         ("qemu 1 [0] 1.0: PERF_RECORD_LOST lost 5", Line::Lost(5)),
+        (
+            "io 1: x 12 [000] 100.5: PERF_RECORD_LOST lost 5",
+            Line::Lost(5),
+        ),
+        (
+            "q 1 [0] 100.5: PERF_RECORD_THROTTLE time: 1 id: 4",
+            Line::Lost(1),
+        ),
         ("qemu 1 [0] 1.0: PERF_RECORD_LOST: lost 5", Line::Lost(5)),
         (
             "qemu 1 [0] 1.0: PERF_RECORD_LOST_SAMPLES lost",
@@ -159,6 +167,7 @@ fn parse_line_of_garbled_text_is_unreadable() {
         r#"{"schema":2,"msr":"0x63a","write":"0x99"}"#,
         r#"{"schema":2,"event":"reload"}"#,
         r#"{"schema":2,"dropped":9}"#,
+        r#"{"schema":1,"access":"write","index":"0xc0000082","value":"0x5","held_back":7}"#,
         r#"{"level":"info","message":"started"}"#,
         r#"{"schema":1,"access":"read","index":"0x8b""#,
         r#"{"schema":2,"access":"read","index":"0x8b"}"#,

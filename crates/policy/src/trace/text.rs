@@ -28,9 +28,8 @@ pub(super) fn parse(line: &[u8]) -> Line {
     }
     match timestamp {
         _ if line.starts_with(b"#") => comment(line),
-        Some(event) if event.trim_ascii_start().starts_with(b"PERF_RECORD_LOST") => {
-            Line::Lost(last_number(event).unwrap_or(1))
-        }
+        _ if has_beginning(line, b"PERF_RECORD_LOST") => Line::Lost(last_number(line).unwrap_or(1)),
+        _ if has_beginning(line, b"PERF_RECORD_THROTTLE") => Line::Lost(1),
         // The event has an unknown shape.
         Some(event) if has_word(event, b"kvm_msr") => Line::Unreadable,
         // A complete event has a name after its time, and a blank after the name.
@@ -128,6 +127,14 @@ fn comment(line: &[u8]) -> Line {
         Some(numbers) => heading(numbers).unwrap_or(Line::Unreadable),
         None => Line::Nothing,
     }
+}
+
+/// Returns true if a name in the text begins with `word`.
+fn has_beginning(text: &[u8], word: &[u8]) -> bool {
+    memmem::find_iter(text, word).any(|at| {
+        let before = text[..at].last();
+        before.is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_')
+    })
 }
 
 /// Returns true if the text contains `word`, not as a part of another name.
