@@ -71,6 +71,8 @@ pub enum Line {
     Deflected(Access),
     /// Another event.
     Other,
+    /// Another event, which says that a vCPU runs a guest of the guest's (`kvm_nested_vmenter` and its like).
+    Nested,
     /// A note that this many events are missing from the trace here. An unknown number counts as
     /// one.
     Lost(u64),

@@ -31,6 +31,11 @@ pub(super) enum Decision {
 }
 
 impl Decision {
+    /// Returns true for writes that the gate carries to KVM's register.
+    pub(super) const fn is_carried(self) -> bool {
+        !matches!(self, Self::Always(_) | Self::Register(_))
+    }
+
     pub(super) fn of(variant: &Variant, index: MsrIndex, access: Access) -> Self {
         let outcome = variant.rules().at(index, access);
         let write = match forward(index) {

@@ -101,6 +101,11 @@ pub struct Totals {
     pub deflected: [u64; 2],
     /// Other events.
     pub other: u64,
+    /// Of the other events, those about nested guests.
+    pub nested: u64,
+    /// Of the accesses that are allowed or answered, the writes that a gate carries to KVM's registers. While a
+    /// nested guest runs, a gate refuses them.
+    pub carried: u64,
     /// The least number of events that are missing. Events that the trace reports twice count
     /// once.
     pub lost: u64,
@@ -156,7 +161,13 @@ impl Totals {
     /// Accesses that went to user space do not count as missing.
     #[must_use]
     pub const fn is_whole(&self) -> bool {
-        self.lost == 0 && self.unreadable == 0
+        self.lost == 0 && self.unreadable == 0 && !self.may_be_of_nested_guests()
+    }
+
+    /// Returns true if nested guests may have made writes that a gate refuses while they run.
+    #[must_use]
+    pub const fn may_be_of_nested_guests(&self) -> bool {
+        self.nested > 0 && self.carried > 0
     }
 }
 
@@ -184,6 +195,10 @@ impl<'c> Replay<'c> {
             Line::Access(traced) => self.access(number, traced),
             Line::Deflected(access) => totals.deflected[access as usize] += 1,
             Line::Other => totals.other += 1,
+            Line::Nested => {
+                totals.other += 1;
+                totals.nested += 1;
+            }
             Line::Lost(events) => self.lost = self.lost.saturating_add(events),
             Line::Heading { kept, overwritten } => {
                 self.overwritten = self.overwritten.saturating_add(overwritten);
@@ -220,6 +235,8 @@ impl<'c> Replay<'c> {
             (_, fate) => fate,
         };
         *self.totals.of(fate) += 1;
+        let is_sure = matches!(fate, Fate::Allowed | Fate::Answered);
+        self.totals.carried += u64::from(is_sure && decision.is_carried());
         if !is_listed {
             self.totals.unlisted += 1;
             return;

@@ -496,6 +496,27 @@ fn replay_counts_by_msr_and_fate() {
     );
 }
 
+/// While a nested guest runs, a gate refuses writes to pinned registers, whoever makes them.
+#[test]
+fn trace_of_nested_guests_is_not_whole_if_writes_are_carried() {
+    let is_whole = |action: &str, lines: &[&str]| {
+        let compiled = forwarded("IA32_LSTAR", action);
+        let mut replay = Replay::new(compiled.policy(), compiled.on(None));
+        let (number, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
+        for line in lines {
+            replay.add(number, parse_line(line.as_bytes()));
+        }
+        replay.totals().is_whole()
+    };
+    let write = "a-1 [0] 1.2: kvm_msr: msr_write c0000082 = 0x7";
+    let nested = "a-1 [0] 1.1: kvm_nested_vmenter: rip: 0x0 vmcb: 0x0";
+    assert!(is_whole("'pin'", &[write]));
+    assert!(is_whole("'pin'", &[nested]));
+    assert!(!is_whole("'pin'", &[nested, write]));
+    assert!(!is_whole("'pin'", &[write, nested]));
+    assert!(is_whole("'allow'", &[nested, write]));
+}
+
 /// A trace that was cut at a line's end has fewer events than its heading says.
 #[test]
 fn events_that_the_heading_promises_are_missed() {

@@ -32,6 +32,7 @@ pub(super) fn parse(line: &[u8]) -> Line {
         _ if has_beginning(line, b"PERF_RECORD_THROTTLE") => Line::Lost(1),
         // The event has an unknown shape.
         Some(event) if has_word(event, b"kvm_msr") => Line::Unreadable,
+        Some(event) if has_beginning(event, b"kvm_nested_") => Line::Nested,
         // A complete event has a name after its time, and a blank after the name.
         Some(event) if memchr_iter(b':', event).any(|at| starts_blank(&event[at + 1..])) => {
             Line::Other

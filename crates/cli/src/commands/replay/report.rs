@@ -301,6 +301,12 @@ fn remarks(totals: &Totals) -> Vec<String> {
             places(totals.unreadable, &totals.first_unreadable)
         ));
     }
+    if totals.may_be_of_nested_guests() {
+        let writes = counted(totals.carried, "write", "writes");
+        remarks.push(format!(
+            "nested guests ran: a gate refuses their writes to registers that the policy masks or pins, and {writes} may be theirs"
+        ));
+    }
     if totals.is_cut {
         remarks.push("the trace is cut off: its last line has no end".to_owned());
     }
