@@ -99,7 +99,7 @@ pub fn parse_line(line: &[u8]) -> Line {
     let line = line.trim_ascii();
     match line.first() {
         // No text has a 0: something of the trace was lost on its way to a disk or to here.
-        _ if line.contains(&0) => Line::Unreadable,
+        _ if memchr::memchr(0, line).is_some() => Line::Unreadable,
         None => Line::Nothing,
         Some(b'{') => json::parse(line),
         Some(_) => text::parse(line),
