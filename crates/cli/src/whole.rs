@@ -25,9 +25,9 @@ pub(crate) enum Content {
     Binary,
 }
 
-/// Where `path` leads to is the old file or the new one, never a part. A file that is there keeps the
-/// [access](Access) to it and, where the caller may give it away, its owner. What is no file, such as a device or a
-/// pipe, and what is open already, such as `/dev/stdout`, is written to and stays what it is.
+/// Writes `bytes` to the file that `path` leads to, whole: whoever opens the file reads the old bytes or the new ones. An
+/// existing file keeps its [access](Access) and, if the caller may give the file away, its owner. A device, a pipe, and a
+/// file that is open already, such as `/dev/stdout`, is written to in its place.
 ///
 /// # Errors
 /// The file cannot be written, or binary bytes would go to a terminal.

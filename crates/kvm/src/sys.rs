@@ -9,3 +9,4 @@ pub(crate) mod signals;
 
 pub use ioctl::{IoctlFn, OwnCalls, make_calls_by};
 pub use raw::{RawBitmap, RawFilter, RawRange, raw_filter, set_filter_raw};
+pub use signals::while_blocked;

@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, Builder, Thread};
 use std::time::Duration;
 
-use crate::signals;
+use msrgate_kvm::sys::while_blocked;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -42,7 +42,7 @@ impl Helper {
     ) -> Result<(), String> {
         let start = || {
             let builder = Builder::new().name("msrgate".to_owned());
-            let spawned = signals::while_blocked(|| builder.spawn(move || self.serve(sweep)));
+            let spawned = while_blocked(|| builder.spawn(move || self.serve(sweep)));
             let handle = spawned.map_err(|error| format!("no helper thread: {error}"))?;
             Ok(handle.thread().clone())
         };

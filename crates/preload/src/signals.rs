@@ -1,28 +1,12 @@
-//! Unsafe: the thread's signal mask.
+//! Unsafe: asks for the actions of signals.
 //!
 //! The VMM's signals: the helper thread must take none of them, and a vCPU's thread must not swallow a kick
 //! by one.
-#![expect(unsafe_code, reason = "pthread_sigmask has no safe form")]
+#![expect(unsafe_code, reason = "sigaction(2) has no safe form")]
 
 use std::ffi::c_int;
 use std::mem;
 use std::ptr;
-
-/// Calls `act`, for example to start a thread, while this thread blocks all signals. A thread that `act`
-/// starts blocks them from its first instruction on.
-pub(crate) fn while_blocked<T>(act: impl FnOnce() -> T) -> T {
-    // SAFETY: a sigset_t consists of integers, for which zero is a value; sigfillset fills the set.
-    let mut all: libc::sigset_t = unsafe { mem::zeroed() };
-    // SAFETY: `all` is a sigset_t on this stack.
-    unsafe { libc::sigfillset(&raw mut all) };
-    let mut before = all;
-    // SAFETY: both sets are on this stack; the call changes only this thread's mask.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
-    let done = act();
-    // SAFETY: `before` is the mask that the first call returned.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
-    done
-}
 
 /// Returns true if the process catches a signal with which a vCPU may be kicked: any signal that the C
 /// library reports, except those that an instruction raises. The C library does not report the signals that

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_files_have_escapes_for_what_nobody_sees() {
+    fn shown_name_escapes_hidden_characters() {
         for (name, wanted) in [
             ("d/x.toml", "d/x.toml"),
             ("größe 1.toml", "größe 1.toml"),

@@ -158,7 +158,7 @@ impl Layout {
         VMS
     }
 
-    /// The size of the largest page in bytes. A reader needs to read no more.
+    /// The size of the largest page in bytes. A reader reads at most this many bytes.
     #[must_use]
     pub const fn largest() -> usize {
         Self::of(PLACES, EVENTS, MAX_PROGRAM).words * 8

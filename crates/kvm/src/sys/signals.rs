@@ -9,7 +9,7 @@ use std::ptr;
 
 /// Calls `act` while this thread blocks all signals. A thread that `act` starts inherits the blocked mask
 /// from its first instruction on.
-pub(crate) fn while_blocked<T>(act: impl FnOnce() -> T) -> T {
+pub fn while_blocked<T>(act: impl FnOnce() -> T) -> T {
     // SAFETY: a sigset_t consists of integers, so zero is a valid value; sigfillset fills it.
     let mut all: libc::sigset_t = unsafe { mem::zeroed() };
     // SAFETY: the pointer is to the local variable `all`.

@@ -82,7 +82,7 @@ impl Verdicts {
     }
 }
 
-/// What a filter says of each MSR in one direction.
+/// Returns the verdicts of a filter for all MSRs in one direction.
 fn stretches(filter: &Filter, access: Access) -> RangeMap<Verdict> {
     let mut map = RangeMapBuilder::default();
     // Between two neighbouring edges lies either no MSR of any range, or all MSRs lie in the same ranges.
