@@ -1,11 +1,10 @@
 //! The canonical form of a policy's text.
 
+mod edit;
 mod node;
 mod statement;
 
 use std::collections::HashMap;
-
-use toml_edit::Document;
 
 use crate::layout::{
     self, Body, Comments, EntryText, Field, Value, comment_lines, gap, header, shortened,
@@ -15,8 +14,8 @@ use crate::parse::mistake_in;
 use crate::resolve::check_alone;
 use crate::selector::spelled;
 use crate::source::Source;
+pub(crate) use edit::Edited;
 use node::{Node, Origin};
-use statement::Statements;
 
 /// The settings, in their canonical order.
 const SETTINGS: [&str; 8] = [
@@ -54,7 +53,12 @@ const OTHERS: [&str; 13] = [
 /// an `override` of an included entry, does not count.
 pub fn format(source: &Source) -> Result<String, Box<Mistakes>> {
     check_alone(source)?;
-    let formatted = laid_out(source)?;
+    let formatted = Edited::of(source)?.into_text();
+    checked(source, formatted)
+}
+
+/// Returns the canonical form of a text, if it can be read again.
+pub(crate) fn checked(source: &Source, formatted: String) -> Result<String, Box<Mistakes>> {
     // Canonical text that cannot be read must not replace text that can.
     let again = check_alone(&Source::new(source.name(), &formatted));
     again.map_err(|mistakes| match beyond_a_limit(&mistakes) {
@@ -74,24 +78,6 @@ fn beyond_a_limit(mistakes: &Mistakes) -> Option<MistakeKind> {
         _ => return None,
     };
     Some(MistakeKind::CanonicalForm { what, found, limit })
-}
-
-/// Returns the canonical form of a text without mistakes. The parsed document takes as much memory
-/// as reading the text does, and is dropped before the canonical form is read again.
-fn laid_out(source: &Source) -> Result<String, Box<Mistakes>> {
-    let text = source.text();
-    let document = Document::parse(text).map_err(|error| {
-        let wrong = MistakeKind::Syntax {
-            why: error.message().to_owned(),
-            help: "write it another way".to_owned(),
-        };
-        Box::new(mistake_in(source, error.span().unwrap_or_default(), wrong))
-    })?;
-    let statements = Statements::of(document.as_table(), text);
-    let (head, foot) = (statements.head, statements.foot);
-    let root = Node::of(statements.all, text);
-    drop(document);
-    Ok(write(root, &head, &foot))
 }
 
 fn write(mut root: Node, head: &[String], foot: &[String]) -> String {

@@ -19,6 +19,7 @@ mod explain;
 mod format;
 pub mod import;
 mod layout;
+pub mod learn;
 mod limits;
 pub mod lint;
 mod mistake;

@@ -51,6 +51,15 @@ impl Source {
         }
     }
 
+    /// Returns a source with the same name and identity, and this text.
+    #[must_use]
+    pub(crate) fn with_text(&self, text: &str) -> Self {
+        Self {
+            identity: Arc::clone(&self.identity),
+            ..Self::new(&self.name, text)
+        }
+    }
+
     /// The bytes that identify the source.
     #[must_use]
     pub fn identity(&self) -> &[u8] {

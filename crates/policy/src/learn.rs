@@ -1,0 +1,209 @@
+//! Learning: the accesses that a guest made become entries of a policy.
+//!
+//! [`learn`] adds to a policy what a run of a guest needs, and keeps everything that the policy's author
+//! wrote. [`EMPTY`] is the policy to begin with: it denies everything.
+//!
+//! ```
+//! use msrgate_filter::{Access, MsrIndex};
+//! use msrgate_policy::learn::{EMPTY, Fate, Sighting, learn};
+//! use msrgate_policy::{NoIncludes, Source};
+//!
+//! let seen = Sighting::new(MsrIndex::new(0x10), Access::Read, Fate::Done);
+//! let learnt = learn(&Source::new("guest.toml", EMPTY), &mut NoIncludes, &[seen])?;
+//! assert!(learnt.text.contains(r#"IA32_TIME_STAMP_COUNTER = { read = "allow", write = "deny""#));
+//! # Ok::<_, msrgate_policy::learn::LearnError>(())
+//! ```
+
+mod entry;
+mod merge;
+mod runs;
+
+use std::fmt;
+use std::time::Duration;
+
+use msrgate_filter::{Access, MsrIndex};
+
+use crate::compile::NotCompiled;
+use crate::mistake::Mistakes;
+use crate::source::Place;
+
+pub use merge::learn;
+
+/// A policy without entries, which denies every access: the policy to begin with.
+pub const EMPTY: &str = "policy = 1\ndefault = \"deny\"\n";
+
+/// The beginning of the `why` of each entry that is learnt. An entry whose `why` begins otherwise is its
+/// author's, and is not changed.
+pub const MARK: &str = "learnt: ";
+
+/// A kind of access that a guest made: one MSR in one direction, with one fate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sighting {
+    /// The MSR.
+    pub index: MsrIndex,
+    /// The direction.
+    pub access: Access,
+    /// The fate of the access.
+    pub fate: Fate,
+    /// The first access of this kind.
+    pub first: First,
+}
+
+/// The first access of a kind, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct First {
+    /// The number of the VM, if there were several.
+    pub vm: Option<u32>,
+    /// The number of the vCPU.
+    pub vcpu: Option<u32>,
+    /// The time since the VM was made.
+    pub after: Option<Duration>,
+    /// The value of a write.
+    pub value: Option<u64>,
+}
+
+/// The fate of an access under KVM, while no policy refused it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Fate {
+    /// KVM carried it out, or it is not known that KVM did not.
+    Done,
+    /// KVM knows the MSR, and refused this access with a #GP: the value was not valid, or the processor
+    /// lacks the feature.
+    Refused,
+    /// KVM does not know the MSR, and refused the access with a #GP.
+    Unknown,
+}
+
+/// The result of [`learn`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Learnt {
+    /// The policy's new text, in canonical form.
+    pub text: String,
+    /// The accesses that the policy allows now and did not allow before, by index.
+    pub added: Vec<(MsrIndex, Access)>,
+    /// The accesses that the guest made and that the policy goes on to refuse, by index.
+    pub kept: Vec<Kept>,
+    /// The number of runs that were learnt from, this one included.
+    pub runs: u32,
+    /// The number of runs, this one included, since the last one that added something.
+    pub runs_without_news: u32,
+}
+
+/// An access that the guest made, and that the policy goes on to refuse.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Kept {
+    /// The MSR.
+    pub index: MsrIndex,
+    /// The direction.
+    pub access: Access,
+    /// The reason.
+    pub by: KeptBy,
+}
+
+/// The reason for which learning does not allow an access.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeptBy {
+    /// An entry of the author's refuses the access.
+    Entry {
+        /// The name of the text with the entry.
+        file: String,
+        /// The place of the entry's key.
+        place: Place,
+        /// The key.
+        key: String,
+    },
+    /// No entry can decide about MSR 0xffffffff: the policy's `default` does (S3.5).
+    LastMsr,
+}
+
+impl Sighting {
+    /// Returns a sighting of which nothing else is known.
+    #[must_use]
+    pub const fn new(index: MsrIndex, access: Access, fate: Fate) -> Self {
+        let first = First {
+            vm: None,
+            vcpu: None,
+            after: None,
+            value: None,
+        };
+        Self {
+            index,
+            access,
+            fate,
+            first,
+        }
+    }
+
+    /// Adds what is known of the first access.
+    #[must_use]
+    pub const fn with_first(mut self, first: First) -> Self {
+        self.first = first;
+        self
+    }
+}
+
+impl First {
+    /// Returns a record of a first access by this vCPU, at this time since its VM was made.
+    #[must_use]
+    pub const fn by_vcpu(vcpu: u32, after: Duration) -> Self {
+        Self {
+            vm: None,
+            vcpu: Some(vcpu),
+            after: Some(after),
+            value: None,
+        }
+    }
+
+    /// Adds the number of the VM, for runs with several.
+    #[must_use]
+    pub const fn of_vm(mut self, vm: u32) -> Self {
+        self.vm = Some(vm);
+        self
+    }
+
+    /// Adds the value that was written.
+    #[must_use]
+    pub const fn writing(mut self, value: u64) -> Self {
+        self.value = Some(value);
+        self
+    }
+}
+
+/// An error of [`learn`]. The policy is not changed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum LearnError {
+    /// The policy to add to has mistakes, or would have some with what was learnt.
+    Mistakes(Box<Mistakes>),
+    /// The policy does not fit a filter, before or after.
+    NotCompiled(NotCompiled),
+}
+
+impl fmt::Display for LearnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mistakes(mistakes) => fmt::Display::fmt(mistakes, f),
+            Self::NotCompiled(error) => fmt::Display::fmt(error, f),
+        }
+    }
+}
+
+impl std::error::Error for LearnError {}
+
+impl From<Box<Mistakes>> for LearnError {
+    fn from(mistakes: Box<Mistakes>) -> Self {
+        Self::Mistakes(mistakes)
+    }
+}
+
+impl From<NotCompiled> for LearnError {
+    fn from(error: NotCompiled) -> Self {
+        Self::NotCompiled(error)
+    }
+}

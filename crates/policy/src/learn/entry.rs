@@ -1,0 +1,75 @@
+//! The texts of learnt entries.
+
+use std::fmt::Write as _;
+
+use msrgate_filter::{Access, MsrIndex};
+
+use super::{Fate, MARK, Sighting};
+use crate::registers::{self, Register};
+
+/// Returns the `why` of an entry for these accesses of one MSR: the first access, with its vCPU and its
+/// time, and the names of the bits that the first write set.
+///
+/// The text has no value. The value of `IA32_LSTAR`, for example, tells where the kernel of the guest lies.
+pub(super) fn why(seen: &[&Sighting]) -> String {
+    let mut why = MARK.to_owned();
+    let first = seen
+        .iter()
+        .min_by_key(|one| (one.first.after.is_none(), one.first.after));
+    why += first.map_or("seen", |one| match one.access {
+        Access::Read => "first read",
+        Access::Write => "first written",
+    });
+    if let Some(vcpu) = first.and_then(|one| one.first.vcpu) {
+        let _ = write!(why, " by vCPU {vcpu}");
+    }
+    if let Some(vm) = first.and_then(|one| one.first.vm) {
+        let _ = write!(why, " of VM {vm}");
+    }
+    if let Some(after) = first.and_then(|one| one.first.after) {
+        let _ = write!(why, " after {:.3} s", after.as_secs_f64());
+    }
+    let write = seen.iter().find(|one| one.access == Access::Write);
+    if let Some(bits) = write.and_then(|one| bits(one.index, one.first.value?)) {
+        let _ = write!(why, "; set {bits}");
+    }
+    for one in seen.iter().filter(|one| one.fate != Fate::Done) {
+        let _ = write!(why, "; {}", fate(one));
+    }
+    why
+}
+
+/// Returns an addition to the `why` of an entry that was learnt before.
+pub(super) fn more(seen: &[&Sighting]) -> String {
+    let why = why(seen);
+    format!("; {}", why.strip_prefix(MARK).unwrap_or(&why))
+}
+
+fn fate(one: &Sighting) -> String {
+    let access = one.access;
+    match one.fate {
+        Fate::Done => String::new(),
+        Fate::Refused => format!("KVM refused a {access} with #GP"),
+        Fate::Unknown => format!("KVM does not know it, and refused the {access}"),
+    }
+}
+
+/// Returns the names of the fields that are not 0 in a value, if names are known.
+fn bits(index: MsrIndex, value: u64) -> Option<String> {
+    let register: &Register = registers::by_index(index)?;
+    let decoded = register.decode(value);
+    let names: Vec<&str> = decoded
+        .fields()
+        .filter(|(_, held)| *held != 0)
+        .map(|(field, _)| field.name)
+        .collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// Returns the keys under which an entry of one MSR can stand, the best first: its name, its index, and the
+/// index with leading zeros.
+pub(super) fn keys(index: MsrIndex) -> impl Iterator<Item = String> {
+    let name = registers::by_index(index).map(|register| register.name.to_owned());
+    let padded = [8, 12].map(|width| format!("{:#0width$x}", index.get(), width = width + 2));
+    name.into_iter().chain([index.to_string()]).chain(padded)
+}

@@ -1,0 +1,259 @@
+//! Adds what a guest needs to a policy, without loosening what its author decided.
+
+use std::collections::BTreeMap;
+
+use msrgate_filter::{Access, MsrIndex};
+use msrgate_program::{Action, DecidedBy, EntryId, Rule};
+
+use super::entry;
+use super::runs::{News, Runs};
+use super::{Fate, Kept, KeptBy, LearnError, Learnt, MARK, Sighting};
+use crate::compile::{Compiled, compile};
+use crate::format::{Edited, checked};
+use crate::parse::Includes;
+use crate::policy::{Entry, Firmness, OWN, Policy};
+use crate::resolve::parse;
+use crate::source::Source;
+
+/// The comment above the entries that KVM refuses itself.
+const REFUSED: &str =
+    "# KVM itself refused these accesses with #GP where they were learnt, and the guest went on.";
+
+/// Adds what a run of a guest needs to a policy.
+///
+/// An access that the policy refuses by its `default`, or by an entry that was learnt, is allowed by an
+/// entry of its own. An access that an entry of the author's refuses stays refused, and is listed. If KVM
+/// itself does not know the MSR, the entry says `deny` without events, so that the guest gets on every host
+/// what it got here. Comments and all else that the author wrote stay.
+///
+/// # Errors
+/// [`LearnError`]: the policy has mistakes or does not fit a filter, before or after.
+pub fn learn(
+    policy: &Source,
+    includes: &mut dyn Includes,
+    seen: &[Sighting],
+) -> Result<Learnt, LearnError> {
+    let before = compile(parse(policy, includes)?)?;
+    let plan = Plan::of(&before, seen);
+    let mut edited = Edited::of(policy)?;
+    plan.write(&mut edited, &before);
+    let news = if plan.msrs.is_empty() {
+        News::None
+    } else {
+        News::Some
+    };
+    let runs = Runs::of(edited.head()).after(news);
+    runs.put(edited.head());
+    let text = checked(policy, edited.into_text())?;
+    compile(parse(&policy.with_text(&text), includes)?)?;
+    Ok(Learnt {
+        text,
+        added: plan.added(),
+        kept: plan.kept,
+        runs: runs.all,
+        runs_without_news: runs.without_news,
+    })
+}
+
+/// The changes to a policy.
+#[derive(Default)]
+struct Plan<'s> {
+    msrs: BTreeMap<MsrIndex, Change<'s>>,
+    kept: Vec<Kept>,
+}
+
+/// The change of the entry of one MSR.
+#[derive(Default)]
+struct Change<'s> {
+    /// The new actions, indexed by [`Access`]. `None`: the direction stays as it is.
+    actions: [Option<Action>; 2],
+    /// The accesses for which the entry changes.
+    seen: Vec<&'s Sighting>,
+}
+
+/// The present decision about an access that the guest made.
+enum Standing {
+    /// Nothing is to be changed.
+    Met,
+    /// The default or a learnt entry refuses the access.
+    Open,
+    /// The author refuses the access.
+    Kept(KeptBy),
+}
+
+impl<'s> Plan<'s> {
+    fn of(before: &Compiled, seen: &'s [Sighting]) -> Self {
+        let mut by_access = BTreeMap::<_, Vec<&Sighting>>::new();
+        for one in seen {
+            by_access
+                .entry((one.index, one.access))
+                .or_default()
+                .push(one);
+        }
+        let mut plan = Self::default();
+        for ((index, access), seen) in by_access {
+            // If KVM carried out one access of several, the register is there.
+            let fate = seen.iter().map(|one| one.fate).min().unwrap_or(Fate::Done);
+            match standing(before, index, access, fate) {
+                Standing::Met => {}
+                Standing::Kept(by) => plan.kept.push(Kept { index, access, by }),
+                Standing::Open => {
+                    let change = plan.msrs.entry(index).or_default();
+                    change.actions[access as usize] = Some(match fate {
+                        Fate::Done | Fate::Refused => Action::Allow,
+                        Fate::Unknown => Action::Deny,
+                    });
+                    change.seen.extend(seen);
+                }
+            }
+        }
+        plan
+    }
+
+    /// The accesses that are allowed from now on.
+    fn added(&self) -> Vec<(MsrIndex, Access)> {
+        let all = self.msrs.iter().flat_map(|(&index, change)| {
+            Access::ALL.map(|access| (index, access, &change.actions[access as usize]))
+        });
+        all.filter(|(.., action)| **action == Some(Action::Allow))
+            .map(|(index, access, _)| (index, access))
+            .collect()
+    }
+
+    /// Writes the changes. Learnt entries stand below the author's, by index, and those that KVM refuses
+    /// itself below the others.
+    fn write(&self, edited: &mut Edited, before: &Compiled) {
+        if self.msrs.is_empty() {
+            return;
+        }
+        let learnt = learnt_entries(before);
+        let mut places: BTreeMap<String, (Class, MsrIndex)> = learnt
+            .iter()
+            .map(|(index, entry)| (entry.key().to_owned(), (Class::of(entry), *index)))
+            .collect();
+        for (&index, change) in &self.msrs {
+            let key = match learnt.get(&index) {
+                Some(entry) => change.write_into(edited, entry),
+                None => change.write_new(edited, before, index),
+            };
+            let Some(key) = key else { continue };
+            let place = places.entry(key).or_insert((Class::Refused, index));
+            if change.actions.contains(&Some(Action::Allow)) {
+                place.0 = Class::Allowed;
+            }
+        }
+        edited.arrange(|key| places.get(key).copied());
+        let refused = places
+            .iter()
+            .filter(|(_, (class, _))| *class == Class::Refused);
+        let first = refused.min_by_key(|(_, place)| **place);
+        edited.set_heading(first.map(|(key, _)| key.as_str()), REFUSED);
+    }
+}
+
+impl Change<'_> {
+    /// Changes a learnt entry, and returns its key.
+    fn write_into(&self, edited: &mut Edited, entry: &Entry) -> Option<String> {
+        let key = entry.key();
+        for access in Access::ALL {
+            if let Some(action) = &self.actions[access as usize] {
+                edited.set(key, &access.to_string(), Some(action.word().to_owned()));
+            }
+        }
+        if self.actions.contains(&Some(Action::Allow)) {
+            edited.set(key, "log", None);
+        }
+        let why = entry.why().unwrap_or(MARK).to_owned() + &entry::more(&self.seen);
+        edited.set(key, "why", Some(why));
+        Some(key.to_owned())
+    }
+
+    /// Adds an entry, and returns its key. A direction that the guest did not use stays as it is.
+    fn write_new(&self, edited: &mut Edited, before: &Compiled, index: MsrIndex) -> Option<String> {
+        let key = entry::keys(index).find(|key| !edited.has(key))?;
+        for access in Access::ALL {
+            let is_by_default = |rule: Rule<'_>| rule.by == DecidedBy::Default;
+            let mut rules = before.variants().iter().map(|one| one.rule(index, access));
+            let word = match &self.actions[access as usize] {
+                Some(action) => action.word(),
+                None if rules.all(is_by_default) => before.policy().default_action().word(),
+                None => "inherit",
+            };
+            edited.set(&key, &access.to_string(), Some(word.to_owned()));
+        }
+        if !self.actions.contains(&Some(Action::Allow)) {
+            edited.set(&key, "log", Some("none".to_owned()));
+        }
+        edited.set(&key, "why", Some(entry::why(&self.seen)));
+        Some(key)
+    }
+}
+
+/// The paragraph of a learnt entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Allowed,
+    Refused,
+}
+
+impl Class {
+    fn of(entry: &Entry) -> Self {
+        let is_allowed = Access::ALL.map(|access| entry.action(access) == Some(&Action::Allow));
+        if is_allowed.contains(&true) {
+            Self::Allowed
+        } else {
+            Self::Refused
+        }
+    }
+}
+
+/// Returns the entries that were learnt before, by MSR.
+fn learnt_entries(before: &Compiled) -> BTreeMap<MsrIndex, &Entry> {
+    let policy = before.policy();
+    let entries = policy.ids().map(|id| policy.entry(id));
+    entries
+        .filter(|entry| is_learnt(entry))
+        .map(|entry| (entry.msrs().first(), entry))
+        .collect()
+}
+
+fn is_learnt(entry: &Entry) -> bool {
+    entry.source() == OWN
+        && entry.when().is_none()
+        && entry.firmness == Firmness::Loosenable
+        && entry.msrs().count() == 1
+        && entry.why().is_some_and(|why| why.starts_with(MARK))
+}
+
+fn standing(before: &Compiled, index: MsrIndex, access: Access, fate: Fate) -> Standing {
+    let policy = before.policy();
+    let mut standing = Standing::Met;
+    for rule in before.variants().iter().map(|one| one.rule(index, access)) {
+        let is_refused = matches!(rule.action, Action::Deny | Action::Kill);
+        match rule.by {
+            _ if !is_refused => {}
+            DecidedBy::Kvm => {}
+            DecidedBy::Default if index == MsrIndex::MAX => {
+                return Standing::Kept(KeptBy::LastMsr);
+            }
+            DecidedBy::Default => standing = Standing::Open,
+            // The entry gives the guest what KVM gave it.
+            DecidedBy::Entry(_) if fate == Fate::Unknown => {}
+            DecidedBy::Entry(id) if is_learnt(policy.entry(id)) => standing = Standing::Open,
+            DecidedBy::Entry(id) => return Standing::Kept(kept_by(policy, id)),
+        }
+    }
+    standing
+}
+
+fn kept_by(policy: &Policy, id: EntryId) -> KeptBy {
+    let entry = policy.entry(id);
+    KeptBy::Entry {
+        file: policy.text(entry.source()).name().to_owned(),
+        place: entry.place(),
+        key: entry.key().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::learn::{EMPTY, First};
+use crate::parse::NoIncludes;
+
+fn seen(index: u32, access: Access) -> Sighting {
+    Sighting::new(MsrIndex::new(index), access, Fate::Done)
+}
+
+fn at(milliseconds: u64) -> First {
+    First::by_vcpu(0, Duration::from_millis(milliseconds))
+}
+
+fn from(text: &str, seen: &[Sighting]) -> Learnt {
+    let source = Source::new("guest.toml", text);
+    learn(&source, &mut NoIncludes, seen).unwrap()
+}
+
+fn compiled(text: &str) -> Compiled {
+    let source = Source::new("guest.toml", text);
+    compile(parse(&source, &mut NoIncludes).unwrap()).unwrap()
+}
+
+fn actions(text: &str, index: u32) -> [Action; 2] {
+    actions_of(&compiled(text), index)
+}
+
+fn actions_of(compiled: &Compiled, index: u32) -> [Action; 2] {
+    let rule = |access| compiled.on(None).rule(MsrIndex::new(index), access);
+    Access::ALL.map(|access| rule(access).action.clone())
+}
+
+#[test]
+fn learnt_policy_allows_what_was_seen_and_says_who_came_first() {
+    let learnt = from(
+        EMPTY,
+        &[
+            seen(0xc000_0080, Access::Read).with_first(at(2107)),
+            seen(0xc000_0080, Access::Write).with_first(at(2108).writing(0xd01)),
+            seen(0xc000_0082, Access::Write).with_first(at(2200).writing(0xffff_ffff_8180_0000)),
+            seen(0x10, Access::Read).with_first(at(12)),
+            Sighting::new(MsrIndex::new(0x1c9), Access::Read, Fate::Unknown).with_first(at(3000)),
+        ],
+    );
+    insta::assert_snapshot!(learnt.text);
+    assert_eq!(learnt.added.len(), 4);
+    assert_eq!(learnt.kept, []);
+    assert!(
+        !learnt.text.contains("8180"),
+        "the value of LSTAR is nobody's business"
+    );
+}
+
+#[test]
+fn entry_of_the_author_that_refuses_is_kept_and_listed() {
+    let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\n# Ours.\n\"0x600..=0x6df\" = \"none\" # power\nIA32_PAT = \"r\"\n";
+    let learnt = from(
+        text,
+        &[
+            seen(0x611, Access::Read),
+            seen(0x277, Access::Write),
+            seen(0x277, Access::Read),
+            seen(0xffff_ffff, Access::Read),
+            seen(0x10, Access::Read),
+        ],
+    );
+    insta::assert_snapshot!(learnt.text);
+    insta::assert_debug_snapshot!(learnt.kept);
+    assert_eq!(learnt.added, [(MsrIndex::new(0x10), Access::Read)]);
+}
+
+#[test]
+fn learnt_entry_takes_the_other_direction_in_a_later_run() {
+    let first = from(EMPTY, &[seen(0x277, Access::Read).with_first(at(5))]);
+    let second = from(&first.text, &[seen(0x277, Access::Write).with_first(at(7))]);
+    assert_eq!(actions(&first.text, 0x277), [Action::Allow, Action::Deny]);
+    assert_eq!(actions(&second.text, 0x277), [Action::Allow, Action::Allow]);
+    let third = from(&second.text, &[seen(0x277, Access::Write)]);
+    assert_eq!(
+        [&first, &second, &third].map(|one| (one.runs, one.runs_without_news)),
+        [(1, 0), (2, 0), (3, 1)]
+    );
+    insta::assert_snapshot!(third.text);
+}
+
+#[test]
+fn direction_that_a_wider_entry_allows_stays_allowed() {
+    let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\n\"0x200..=0x2ff\" = { read = \"allow\", write = \"inherit\" }\n";
+    let learnt = from(text, &[seen(0x277, Access::Write)]);
+    assert_eq!(actions(&learnt.text, 0x277), [Action::Allow, Action::Allow]);
+    assert_eq!(actions(&learnt.text, 0x278), [Action::Allow, Action::Deny]);
+}
+
+#[test]
+fn key_that_the_author_uses_is_spelled_otherwise() {
+    let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_PAT = { read = \"allow\", write = \"inherit\" }\n";
+    let learnt = from(text, &[seen(0x277, Access::Write)]);
+    assert_eq!(actions(&learnt.text, 0x277), [Action::Allow, Action::Allow]);
+    assert!(
+        learnt
+            .text
+            .contains("IA32_PAT = { read = \"allow\", write = \"inherit\" }"),
+        "{}",
+        learnt.text
+    );
+}
+
+#[test]
+fn msr_that_a_later_host_knows_is_allowed() {
+    let unknown = Sighting::new(MsrIndex::new(0x1c9), Access::Read, Fate::Unknown);
+    let first = from(EMPTY, &[unknown]);
+    assert_eq!(actions(&first.text, 0x1c9), [Action::Deny, Action::Deny]);
+    let second = from(&first.text, &[seen(0x1c9, Access::Read)]);
+    assert_eq!(actions(&second.text, 0x1c9), [Action::Allow, Action::Deny]);
+    assert!(!second.text.contains(REFUSED), "{}", second.text);
+    let third = from(&second.text, &[unknown]);
+    assert_eq!(third.added, []);
+}
+
+#[test]
+fn policy_that_allows_by_default_gains_nothing() {
+    let learnt = from(
+        "policy = 1\ndefault = \"allow\"\n",
+        &[seen(0x10, Access::Read)],
+    );
+    assert_eq!((learnt.added, learnt.runs_without_news), (Vec::new(), 1));
+}
+
+fn sightings() -> impl Strategy<Value = Vec<Sighting>> {
+    let index = prop_oneof![
+        0x0_u32..0x20,
+        0x200_u32..0x210,
+        0xc000_0080_u32..0xc000_0085
+    ];
+    let one = (index, any::<bool>(), 0..3_u8).prop_map(|(index, is_write, fate)| {
+        let fates = [Fate::Done, Fate::Refused, Fate::Unknown];
+        Sighting::new(
+            MsrIndex::new(index),
+            Access::ALL[usize::from(is_write)],
+            fates[usize::from(fate)],
+        )
+    });
+    prop::collection::vec(one, 0..20)
+}
+
+const AUTHORS: &str = "# Ours.\npolicy = 1\ndefault = \"deny\"\n\n[msrs]\n\"0x200..=0x204\" = \"none\"\n\"0x205..=0x208\" = { read = \"allow\", write = \"inherit\" } # MTRRs\n\"0x206\" = { read = \"inherit\", write = \"deny\", final = true }\n";
+
+/// Returns the decisions of a policy on all MSRs of [`sightings`].
+fn decisions(text: &str) -> Vec<[Action; 2]> {
+    let compiled = compiled(text);
+    let indices = (0..0x20)
+        .chain(0x200..0x210)
+        .chain(0xc000_0080..0xc000_0085);
+    indices.map(|index| actions_of(&compiled, index)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn order_of_runs_does_not_change_the_decisions(
+        one in sightings(), other in sightings(), third in sightings(), is_empty in any::<bool>(),
+    ) {
+        let text = if is_empty { EMPTY } else { AUTHORS };
+        let run = |runs: &[&[Sighting]]| runs.iter().fold(text.to_owned(), |text, seen| from(&text, seen).text);
+        let all = [one.clone(), other.clone(), third.clone()].concat();
+        let wanted = decisions(&run(&[&all]));
+        prop_assert_eq!(&decisions(&run(&[&one, &other, &third])), &wanted);
+        prop_assert_eq!(&decisions(&run(&[&third, &one, &other])), &wanted);
+        // The same runs once more change nothing but the count.
+        let once = run(&[&one, &other]);
+        let again = from(&once, &one);
+        prop_assert_eq!(&again.added, &[]);
+        prop_assert_eq!(again.text.lines().skip(1).collect::<Vec<_>>(), once.lines().skip(1).collect::<Vec<_>>());
+    }
+}

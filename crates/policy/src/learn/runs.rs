@@ -1,0 +1,98 @@
+//! The comment that counts the runs from which a policy was learnt.
+
+/// The count of runs. It stands in a comment at the head of the policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Runs {
+    pub(super) all: u32,
+    /// The last runs of them, which added nothing.
+    pub(super) without_news: u32,
+}
+
+const BEGINNING: &str = "# Learnt by msrgate from ";
+
+impl Runs {
+    /// Returns the count in these comments, or none if no comment has one.
+    pub(super) fn of(head: &[String]) -> Self {
+        head.iter().find_map(|line| read(line)).unwrap_or_default()
+    }
+
+    /// Returns the count with one run more.
+    pub(super) const fn after(self, has_news: News) -> Self {
+        Self {
+            all: self.all.saturating_add(1),
+            without_news: match has_news {
+                News::Some => 0,
+                News::None => self.without_news.saturating_add(1),
+            },
+        }
+    }
+
+    /// Puts the count into the comments.
+    pub(super) fn put(self, head: &mut Vec<String>) {
+        match head.iter_mut().find(|line| read(line).is_some()) {
+            Some(line) => *line = self.line(),
+            None => {
+                if head.is_empty() {
+                    head.push(String::new());
+                }
+                head.insert(0, self.line());
+            }
+        }
+    }
+
+    fn line(self) -> String {
+        let runs = if self.all == 1 { "run" } else { "runs" };
+        let news = match self.without_news {
+            0 => String::new(),
+            1 => "; the last one added nothing".to_owned(),
+            count => format!("; the last {count} added nothing"),
+        };
+        format!("{BEGINNING}{} {runs}{news}.", self.all)
+    }
+}
+
+/// The presence of something in a run that the policy did not allow before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    Some,
+    None,
+}
+
+fn read(line: &str) -> Option<Runs> {
+    let rest = line.strip_prefix(BEGINNING)?.strip_suffix('.')?;
+    let (count, rest) = rest.split_once(' ')?;
+    let rest = rest
+        .strip_prefix("run")
+        .map(|rest| rest.trim_start_matches('s'))?;
+    let without_news = match rest {
+        "" => 0,
+        "; the last one added nothing" => 1,
+        rest => {
+            let count = rest.strip_prefix("; the last ")?;
+            count.strip_suffix(" added nothing")?.parse().ok()?
+        }
+    };
+    Some(Runs {
+        all: count.parse().ok()?,
+        without_news,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn count_of_runs_survives_writing_and_reading() {
+        for runs in [(1, 0), (2, 0), (2, 1), (30, 12)] {
+            let (all, without_news) = runs;
+            let runs = Runs { all, without_news };
+            let mut head = vec!["# A guest of ours.".to_owned(), String::new()];
+            runs.put(&mut head);
+            assert_eq!(Runs::of(&head), runs, "{head:?}");
+            runs.after(News::None).put(&mut head);
+            assert_eq!(Runs::of(&head), runs.after(News::None), "{head:?}");
+            assert_eq!(head.len(), 3, "the line is replaced: {head:?}");
+        }
+    }
+}
