@@ -1,8 +1,9 @@
 //! Benchmark of the cost of a decision, alone and against a loop over the ranges.
 //!
-//! A figure is the time of one of many independent decisions in a row, as for recomputing a
-//! hypervisor's bitmaps or for a replay. `decide` means the verdict alone. `…/with-reason` also
-//! uses the reason, which the compiler otherwise leaves out.
+//! Each figure of a decision is the time of one decision in a long row of independent ones, as they
+//! occur when a hypervisor recomputes its bitmaps or a trace is replayed. These decisions use only
+//! the verdict, so the compiler leaves out the code that finds the reason. The decisions of
+//! `…/with-reason` use both.
 
 use std::hint::black_box;
 use std::io;
@@ -17,14 +18,14 @@ const POINTS: u32 = 1 << 16;
 
 type Point = (MsrIndex, Access);
 
-/// One filter in both forms, and the accesses to decide.
+/// One filter, as this crate stores it and as a list of ranges, and the accesses to decide.
 struct Scenario {
     filter: Filter,
     linear: Linear,
     points: Vec<Point>,
 }
 
-/// The filter as the seed stores it: a list of ranges.
+/// The filter as the original patch stores it (see `src/seed.md`): a list of ranges.
 struct Linear {
     default_action: Verdict,
     ranges: Vec<LinearRange>,
@@ -54,7 +55,7 @@ impl Linear {
         }
     }
 
-    /// Decides as the seed's code does: tries one range after the other until one matches. The
+    /// Decides as the original patch does: tries one range after the other until one matches. The
     /// x2APIC registers are exempt, as on mainline.
     #[inline]
     fn decide(&self, index: MsrIndex, access: Access) -> Verdict {
@@ -87,14 +88,14 @@ impl Random {
         self.0
     }
 
-    /// Returns a random number below `end`, which is not 0.
+    /// Returns a random number below `end`. `end` must not be 0.
     fn below(&mut self, end: u32) -> u32 {
         u32::try_from(self.next() % u64::from(end)).unwrap_or_default()
     }
 }
 
-/// Creates a filter of random bits. The ranges have `count(n)` MSRs, begin in the middle of a page,
-/// and are far apart.
+/// Creates a filter of `number` ranges with random bits. Range n has `count(n)` MSRs. The ranges
+/// are far apart, and each begins in the middle of a page of the lookup table.
 fn filter(
     number: u32,
     accesses: &[Accesses],

@@ -17,7 +17,7 @@ pub const RANGE_READ: u32 = Accesses::Read.bits();
 /// `KVM_MSR_FILTER_WRITE`, a bit of [`RangeRequest::flags`].
 pub const RANGE_WRITE: u32 = Accesses::Write.bits();
 
-/// The size of a caller's pointers, on which the struct's layout depends (S1.6).
+/// The size of a caller's pointers. The layout of `struct kvm_msr_filter` depends on it (S1.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallerWidth {
     /// A 64-bit process.
@@ -26,7 +26,8 @@ pub enum CallerWidth {
     Bits32,
 }
 
-/// The offsets and sizes of one layout, in bytes.
+/// The sizes of the struct and of a range, and the offsets of some of their fields, in bytes, for
+/// callers of one width.
 struct Layout {
     size: usize,
     first_range: usize,
@@ -38,11 +39,12 @@ const NMSRS: usize = 4;
 const BASE: usize = 8;
 
 impl CallerWidth {
-    /// Both layouts.
+    /// Both widths.
     pub const ALL: [Self; 2] = [Self::Bits64, Self::Bits32];
 
-    /// The number that such a caller passes to `ioctl(2)`, which contains the size of that caller's
-    /// struct: `_IOW(0xAE, 0xc6, struct kvm_msr_filter)`.
+    /// The number that a caller of this width passes to `ioctl(2)`:
+    /// `_IOW(0xAE, 0xc6, struct kvm_msr_filter)`. The number contains the size of the caller's
+    /// struct.
     #[must_use]
     pub const fn ioctl_number(self) -> u32 {
         match self {
@@ -51,7 +53,7 @@ impl CallerWidth {
         }
     }
 
-    /// `sizeof(struct kvm_msr_filter)` for such a caller, in bytes.
+    /// `sizeof(struct kvm_msr_filter)` for a caller of this width, in bytes.
     #[must_use]
     pub const fn struct_size(self) -> usize {
         self.layout().size
@@ -108,7 +110,7 @@ impl fmt::Display for UserAddress {
     }
 }
 
-/// An error for a read of which at least one byte is not readable.
+/// The error of [`UserMemory::read`]: at least one of the bytes cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault;
 
@@ -158,7 +160,8 @@ impl UserMemory for [Segment<'_>] {
     }
 }
 
-/// The position of a range in the struct, which has sixteen, counted from 0.
+/// The position of a range in `struct kvm_msr_filter`, counted from 0. The struct has sixteen
+/// positions.
 ///
 /// Unused ranges have a slot too, so a slot is not a [`RangeNumber`](crate::RangeNumber).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -182,7 +185,7 @@ impl fmt::Display for Slot {
 /// address, or a value that the caller will replace by an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request<B = UserAddress> {
-    /// The flags: [`DEFAULT_DENY`] and unknown bits.
+    /// The flags: [`DEFAULT_DENY`], and any unknown bits that the caller has set.
     pub flags: u32,
     /// The ranges. A range of 0 MSRs is unused.
     pub ranges: [RangeRequest<B>; MAX_RANGES],
@@ -191,7 +194,7 @@ pub struct Request<B = UserAddress> {
 /// The fields of `struct kvm_msr_filter_range`, not validated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RangeRequest<B = UserAddress> {
-    /// The flags: [`RANGE_READ`], [`RANGE_WRITE`] and unknown bits.
+    /// The flags: [`RANGE_READ`], [`RANGE_WRITE`], and any unknown bits that the caller has set.
     pub flags: u32,
     /// The number of MSRs in the range.
     pub nmsrs: u32,
@@ -227,7 +230,7 @@ impl fmt::Display for DecodeError {
 
 impl core::error::Error for DecodeError {}
 
-/// An error for a request that this caller cannot make.
+/// An error for a request that a caller of this width cannot express.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EncodeError {
@@ -299,7 +302,8 @@ impl<B> Request<B> {
 }
 
 impl Request {
-    /// Decodes the bytes of a struct. Padding is ignored.
+    /// Decodes the bytes of the `struct kvm_msr_filter` of a caller of this width. Padding is
+    /// ignored.
     ///
     /// # Errors
     /// [`DecodeError::WrongSize`] if `bytes` does not have [`CallerWidth::struct_size`] bytes.
@@ -369,7 +373,7 @@ impl Request {
     /// the caller to put at the address `bitmaps_at`. The bitmaps follow one another, each in whole
     /// words.
     ///
-    /// If the bytes would reach past 2^64, the addresses wrap, and no memory can serve them.
+    /// If the bytes would reach past 2^64, the addresses wrap, and no memory can hold the bytes.
     #[must_use]
     pub fn of(filter: &Filter, bitmaps_at: UserAddress) -> (Self, Vec<u8>) {
         let mut bitmaps = Vec::new();

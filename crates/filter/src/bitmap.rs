@@ -18,7 +18,7 @@ pub struct Bitmap {
     words: Box<[u64]>,
 }
 
-/// A number of MSRs that one bitmap cannot have.
+/// An error for a number of MSRs that one bitmap cannot have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BitmapError {

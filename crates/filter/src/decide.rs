@@ -10,7 +10,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Returns the verdict of a bitmap's word, whose lowest bit is 1 to allow.
+    /// Returns the verdict in the lowest bit of `word`: 1 allows, 0 denies.
     #[inline]
     pub(crate) const fn from_bit(word: u64) -> Self {
         if word & 1 == 1 {

@@ -37,7 +37,8 @@ impl ExitReason {
         }
     }
 
-    /// Returns the reason for a fault of the register itself (S5.1).
+    /// Returns the exit reason for an access that the filter allowed and the register refused
+    /// (S5.1).
     pub(crate) const fn of(fault: RegisterFault, revision: Revision) -> Self {
         match fault {
             RegisterFault::Unknown if revision.unknown_reason_bit().is_some() => Self::Unknown,
@@ -46,7 +47,7 @@ impl ExitReason {
     }
 }
 
-/// Writes the reason as one word, as `doctor` and events do.
+/// Writes the reason as one word, which `msrgate doctor` and events show.
 impl fmt::Display for ExitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -62,7 +63,7 @@ impl fmt::Display for ExitReason {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ReasonMask(u32);
 
-/// An error for a mask with bits that are not a reason of the revision: EINVAL (S1.9).
+/// An error for a mask with bits that stand for no exit reason of the revision: EINVAL (S1.9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownReasons(u64);
 
@@ -70,11 +71,12 @@ impl ReasonMask {
     /// The empty mask, with which no access exits. A new VM has this mask.
     pub const NONE: Self = Self(0);
 
-    /// Reads the mask from `args[0]` of `KVM_ENABLE_CAP`. v6 keeps its lower 32 bits and
-    /// ignores the rest.
+    /// Creates the mask from `args[0]` of `KVM_ENABLE_CAP`. v6 keeps the lower 32 bits and ignores
+    /// the others.
     ///
     /// # Errors
-    /// [`UnknownReasons`] if a bit is set that mainline does not know, on mainline.
+    /// [`UnknownReasons`] on mainline, if a bit is set that mainline does not know. v6 accepts
+    /// every mask.
     pub const fn from_bits(revision: Revision, bits: u64) -> Result<Self, UnknownReasons> {
         let unknown = bits & !revision.accepted_reasons();
         if unknown == 0 {
@@ -131,7 +133,7 @@ const fn low(bits: u64) -> u32 {
     bits as u32
 }
 
-/// `kvm_run.exit_reason`.
+/// The value of `kvm_run.exit_reason`: the kind of event that made `KVM_RUN` return.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ExitNumber(u32);
 

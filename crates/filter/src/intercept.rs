@@ -93,7 +93,8 @@ mod layout {
         const NAME: &str;
     }
 
-    /// Intel SDM volume 3, "MSR-Bitmap Address": 1 KiB for each direction and half.
+    /// Intel SDM volume 3, "MSR-Bitmap Address": 1 KiB for each direction and each of the two
+    /// regions.
     impl Regions for Vmx {
         type Bytes = [u8; 0x1000];
         const ONES: Self::Bytes = [u8::MAX; 0x1000];
@@ -199,7 +200,7 @@ impl<L: Layout> Default for InterceptMap<L> {
     }
 }
 
-/// Writes the number of 0 bits instead of the 4 or 8 KiB of bits.
+/// Writes the number of accesses that pass, instead of the 4 or 8 KiB of bits.
 impl<L: Layout> fmt::Debug for InterceptMap<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let passing: u32 = self

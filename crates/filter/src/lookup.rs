@@ -1,17 +1,18 @@
 //! The lookup table of a filter's decisions. One decision costs the same for one range and for
 //! sixteen.
 //!
-//! The table divides the MSR indices into pages of 4,096. For each page that a range touches, the
-//! table stores a verdict bit and an owner for each MSR and direction. All other pages share page
-//! 0, which holds the default action. A perfect hash over the touched pages (at most 64) finds the
-//! page.
+//! The table divides the MSR indices into pages of 4,096. For each page that a range touches, and
+//! for the page of the x2APIC registers, the table stores a verdict bit and an owner for each MSR
+//! and direction. The owner tells the reason for the verdict. All other pages share the first
+//! stored page, which holds the default action. A perfect hash over the numbers of the stored pages
+//! (at most 65) finds the page of an MSR.
 //!
 //! All fields are 64-bit words, because [`publish`](crate::publish) keeps the same lookup in
 //! atomics: without `unsafe`, threads can share and replace only words.
 //!
-//! An owner is a byte for each block of 64 MSRs: the number of a range, [`DEFAULT`], [`NO_FILTER`],
-//! or [`MIXED`] + n. [`MIXED`] + n stands for a block in which ranges begin or end: the n-th mixed
-//! block has an owner byte for each of its MSRs.
+//! The owner is stored as one byte for each block of 64 MSRs: the number of the range that decides,
+//! [`DEFAULT`], [`NO_FILTER`], [`EXEMPT`], or [`MIXED`] + n. The last stands for a block in which
+//! ranges begin or end: the n-th mixed block has an owner byte for each of its MSRs.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -25,18 +26,19 @@ use crate::revision::Revision;
 pub(crate) mod shared;
 
 const PAGE_BITS: u32 = 12;
-/// The page of the default action, the page of the x2APIC registers, and the pages of the ranges:
-/// an unaligned range of 0x3000 MSRs touches four pages.
+/// The largest number of stored pages: the page of the default action, the page of the x2APIC
+/// registers, and the pages of the ranges. An unaligned range of 0x3000 MSRs touches four pages.
 const MAX_PAGES: usize = 2 + MAX_RANGES * 4;
 const BLOCKS: usize = 1 << (PAGE_BITS - 6);
-/// A range begins in one block and ends in one block, for reads and for writes.
+/// The largest number of mixed blocks: the block in which each range begins and the block in which
+/// it ends, for reads and for writes.
 const MAX_MIXED: usize = MAX_RANGES * 2 * 2;
 
 /// The offset of the owners in a page: 128 words of verdicts (64 read, 64 write) precede the owners
 /// (8 read, 8 write).
 const OWNERS: usize = 2 * BLOCKS;
 const PAGE_WORDS: usize = OWNERS + 2 * BLOCKS / 8;
-/// The words for the owners of a mixed block, one byte each.
+/// The number of words for the owners of a mixed block: one byte for each MSR.
 const MIXED_WORDS: usize = 64 / 8;
 
 /// The largest length of [`Lookup::pages`], in words: 66 KiB of verdicts, 8 KiB of owners, 4 KiB of
@@ -322,8 +324,8 @@ fn reach(range: &Range, base: u32) -> u64 {
 ///
 /// For 64 random pages one multiplier in seven works, so a few tries find one. The hardest set of
 /// pages found by search took 152 tries, a few microseconds. It is expected, not proved, that every
-/// set has a multiplier: there are fewer than 2^512 sets, each try fails for less than 7/8 of them,
-/// and there are 2^63 multipliers.
+/// set has a multiplier: there are fewer than 2^512 sets, each try fails for less than 7/8 of the
+/// sets, and there are 2^63 multipliers.
 fn perfect_multiplier(numbers: &[u32]) -> u64 {
     let mut state = 0_u64;
     loop {

@@ -6,21 +6,21 @@
 //! (S7). When [`LeftRight::publish`] returns, no reader uses the old filter any more. This is the
 //! kernel's grace period.
 //!
-//! **Readers never wait.** A read takes four steps on shared words besides the decision: load the
-//! turn, arrive (one `fetch_add`), load which slot is active, ..., depart (one `fetch_sub`). A
-//! reader never repeats a step, whatever writers do. The decision itself takes at most five loads.
-//! Arrivals are counted in stripes of one cache line each. A vCPU's number chooses its stripe, so
-//! that the vCPUs of a small VM do not write to each other's lines.
+//! **Readers never wait.** Besides the decision, a read takes four steps on shared words: it loads
+//! the turn, arrives (one `fetch_add`), loads which slot is active, and after the decision departs
+//! (one `fetch_sub`). A reader never repeats a step, whatever writers do. The decision itself takes
+//! at most six loads. Arrivals are counted in stripes of one cache line each. A vCPU's number
+//! chooses its stripe, so that the vCPUs of a small VM do not write to each other's lines.
 //!
 //! **Writers wait**, spinning: for the writer before them, and for readers. Each stripe has two
-//! counters, and readers arrive at the counter whose turn it is. A writer first waits for the
-//! readers at the idle counter, which are all stragglers: they loaded the turn before it last
-//! changed. Then the writer changes the turn and waits for the other counter, at which from then on
-//! only stragglers arrive. So a writer waits for each reader at most twice, and a stream of new
-//! readers cannot delay the writer. The turn only ensures progress: nothing below relies on which
-//! counter a reader arrived at.
+//! counters, and readers arrive at the counter whose turn it is. A writer first waits until no
+//! reader is left at the idle counter. The readers there are all stragglers: they loaded the turn
+//! before it last changed. Then the writer changes the turn and waits until no reader is left at
+//! the other counter. From then on, only stragglers arrive at that one. So a writer waits for each
+//! reader at most twice, and a stream of new readers cannot delay the writer. The turn only ensures
+//! progress: the argument below does not depend on the counter at which a reader arrived.
 //!
-//! **Memory.** 2 x 86 KiB a VM for the slots and 1 KiB for the stripes.
+//! **Memory.** A VM takes 2 x 86 KiB for the slots and 1 KiB for the stripes.
 //!
 //! **Why the orderings suffice.** Suppose that a writer has made a slot active (release), and has
 //! then looked at a counter with a read-modify-write that found 0. A reader's arrival at that
@@ -33,9 +33,9 @@
 //!   never finds the old content, whose slot is filled next.
 //!
 //! Fills are relaxed stores: the release that makes the slot active, and the acquiring load of the
-//! active slot, order them. Plain loads of the counters would need `SeqCst` fences, because the
-//! store of the active slot could pass them. The model tests in `publish/model.rs` run all of this
-//! under loom.
+//! active slot, order them. If a writer looked at the counters with plain loads, it would need
+//! `SeqCst` fences, because the store that makes a slot active could be delayed past these loads.
+//! The model tests in `publish/model.rs` run all of this under loom.
 
 #[cfg(not(all(test, loom)))]
 pub(crate) use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

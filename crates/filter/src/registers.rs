@@ -5,8 +5,8 @@ use core::fmt;
 
 use crate::msr::MsrIndex;
 
-/// The origin of an access. Only a guest's accesses are filtered (S4). Registers may allow a host
-/// more.
+/// The origin of an access. Only a guest's accesses are filtered (S4). A register may accept more
+/// from the host than from a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// An instruction or an MSR list of the guest.

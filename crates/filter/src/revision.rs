@@ -1,8 +1,9 @@
-//! The two revisions of the filter that this crate knows, and the table of all their differences.
+//! The two revisions of the filter that this crate knows. Each difference between them is a method
+//! of [`Revision`].
 
 use crate::msr::{MsrIndex, X2APIC};
 
-/// The version of KVM whose behaviour is followed.
+/// The version of KVM that this crate behaves like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Revision {
     /// The behaviour of current Linux.
@@ -25,18 +26,20 @@ pub(crate) enum Publication {
 /// The order of the checks of a range (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RangeChecks {
-    /// The flags, then the size of the bitmap, then the copy.
+    /// The kernel checks the range's flags first. Then it checks the size of the bitmap, and copies
+    /// the bitmap.
     FlagsFirst,
-    /// The size of the bitmap, the copy, then the flags.
+    /// The kernel checks the size of the range's bitmap and copies the bitmap first. Then it checks
+    /// the flags.
     BitmapFirst,
 }
 
-/// The position of the guest after an exit was answered with an error (S5.4).
+/// The position of RIP when the guest gets #GP because an exit was answered with an error (S5.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// At the instruction, as for a fault.
+    /// RIP is at the RDMSR or WRMSR, as after any other #GP.
     AtInstruction,
-    /// Past the instruction: the guest's handler sees the wrong address.
+    /// RIP is past the RDMSR or WRMSR, so that the guest's handler sees the wrong address.
     PastInstruction,
 }
 
@@ -68,7 +71,7 @@ impl Revision {
         matches!(self, Self::V6)
     }
 
-    /// The order in which the parts of a range are checked (S2.4).
+    /// The order of the checks of a range (S2.4).
     pub(crate) const fn range_checks(self) -> RangeChecks {
         match self {
             Self::Mainline => RangeChecks::FlagsFirst,
@@ -92,7 +95,7 @@ impl Revision {
         }
     }
 
-    /// `KVM_CAP_X86_USER_SPACE_MSR` (S1.1).
+    /// The number of `KVM_CAP_X86_USER_SPACE_MSR` (S1.1).
     pub(crate) const fn user_space_msr(self) -> u32 {
         match self {
             Self::Mainline => 188,
@@ -100,7 +103,7 @@ impl Revision {
         }
     }
 
-    /// `KVM_CAP_X86_MSR_FILTER` (S1.2).
+    /// The number of `KVM_CAP_X86_MSR_FILTER` (S1.2).
     pub(crate) const fn msr_filter(self) -> u32 {
         match self {
             Self::Mainline => 189,
@@ -159,7 +162,8 @@ impl Revision {
         }
     }
 
-    /// The position of the guest after an exit was answered with an error (S5.4).
+    /// The position of RIP when the guest gets #GP because an exit was answered with an error
+    /// (S5.4).
     pub(crate) const fn refused(self) -> Refused {
         match self {
             Self::Mainline => Refused::AtInstruction,

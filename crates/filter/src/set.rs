@@ -13,7 +13,7 @@ use crate::msr::{Accesses, MsrIndex};
 use crate::range::{DefaultAction, Range};
 use crate::revision::{Publication, RangeChecks, Revision};
 
-/// One set call and its result.
+/// One `KVM_X86_SET_MSR_FILTER` call: the filters that it makes visible to guests, and its result.
 ///
 /// ```
 /// use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
@@ -42,7 +42,7 @@ pub struct SetCall {
     result: Result<(), SetError>,
 }
 
-/// The reason for which the call failed.
+/// The reason why a set call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SetError {
@@ -52,18 +52,19 @@ pub enum SetError {
     Unreadable(UserAddress),
     /// The filter's flags, which this variant holds, have unknown bits (S2.2).
     UnknownFlags(u32),
-    /// Each range is valid, but the ranges and the default action make no filter (S2.3).
+    /// Each range is valid, but the ranges and the default action do not make a valid filter
+    /// (S2.3).
     NoFilter(FilterError),
     /// A range is invalid (S2.4). This is the first invalid one.
     Range {
         /// The range's position in the struct.
         slot: Slot,
-        /// The reason for which the range is refused.
+        /// The reason why the range is refused.
         why: RangeError,
     },
 }
 
-/// The reason for which a range was refused (S2.4).
+/// The reason why a range was refused (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RangeError {
@@ -186,7 +187,7 @@ impl SetCall {
 }
 
 impl Request {
-    /// Copies and decodes the struct, with which the call begins (S2.1).
+    /// Copies and decodes the caller's struct, which is the first step of a set call (S2.1).
     fn read(
         revision: Revision,
         width: CallerWidth,
@@ -260,8 +261,8 @@ impl Publisher {
         }
     }
 
-    /// Publishes the filter as built so far. The check of S2.3 can wait until here: if all ranges
-    /// are empty, no range can fail before it.
+    /// Publishes the filter as built so far. The check of S2.3 can wait until here: it can fail
+    /// only if all ranges are empty, and then no check of a range can fail first.
     fn publish(&mut self) -> Result<(), SetError> {
         let filter = Filter::new(self.revision, self.default_action, self.ranges.clone())
             .map_err(SetError::NoFilter)?;

@@ -13,7 +13,8 @@ use crate::publish::LeftRight;
 use crate::registers::RegisterFault;
 use crate::revision::Revision;
 
-/// The number of vCPUs whose reads do not write to each other's cache lines.
+/// The number of stripes that count readers. Up to this many vCPUs can read without writing to each
+/// other's cache lines.
 const STRIPES: usize = 16;
 
 /// The host's handling of MSRs that KVM does not know: the module parameter `ignore_msrs` (S10.1).

@@ -18,13 +18,13 @@ pub(crate) mod run;
 /// The general registers that an MSR access reads or changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gprs {
-    /// The lower half of the value, in its lower 32 bits.
+    /// RAX. Its lower 32 bits are the lower half of the value.
     pub rax: u64,
-    /// The index, in its lower 32 bits.
+    /// RCX. Its lower 32 bits are the index of the MSR.
     pub rcx: u64,
-    /// The upper half of the value, in its lower 32 bits.
+    /// RDX. Its lower 32 bits are the upper half of the value.
     pub rdx: u64,
-    /// The address of the instruction to execute next.
+    /// RIP: the address of the instruction to execute next.
     pub rip: u64,
 }
 
@@ -105,8 +105,8 @@ struct Pending {
     reply: Reply,
 }
 
-/// The state that a vCPU takes to another host, without its MSRs. Those are read with
-/// [`Vcpu::host_read`].
+/// The state of a vCPU that is to continue on another host, without its MSRs: [`Vcpu::host_read`]
+/// reads these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SavedVcpu {
     gprs: Gprs,
@@ -209,8 +209,8 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// Returns the decision of the VM's current filter on this access. The number of steps is
-    /// fixed, whatever setters do.
+    /// Returns the decision of the VM's current filter on this access. The call takes a fixed
+    /// number of steps, even while another thread sets a filter.
     #[must_use]
     pub fn decide(&self, index: MsrIndex, access: Access) -> Decision {
         self.shared.decide(self.number, index, access)
@@ -273,7 +273,7 @@ impl<R: Registers> Vcpu<R> {
         Ok(())
     }
 
-    /// Reads a register for a guest whose access left guest mode: the filter first, then the
+    /// Reads a register for a guest whose access left guest mode: asks the filter first, then the
     /// register (S5.1).
     fn guest_read(&mut self, index: MsrIndex) -> Result<u64, ExitReason> {
         self.ask(index, Access::Read)?;
@@ -281,8 +281,8 @@ impl<R: Registers> Vcpu<R> {
             .map_err(|fault| ExitReason::of(fault, self.shared.revision()))
     }
 
-    /// Writes a register for a guest whose access left guest mode: the filter first, then the
-    /// register.
+    /// Writes a register for a guest whose access left guest mode: asks the filter first, then the
+    /// register (S5.1).
     fn guest_write(&mut self, index: MsrIndex, value: u64) -> Result<(), ExitReason> {
         self.ask(index, Access::Write)?;
         self.write(index, value, Origin::Guest)

@@ -17,7 +17,7 @@ pub use capability::{Capability, Extension};
 
 mod capability;
 
-/// A VM that treats MSRs as KVM's do.
+/// A VM that handles its guest's MSR accesses as a VM of KVM does.
 ///
 /// All methods take `&self`: any thread may reconfigure the VM while its vCPUs run on other
 /// threads, and no vCPU waits for it (`publish.rs` explains how). The filter lives until the VM and
@@ -26,7 +26,7 @@ mod capability;
 /// ```
 /// use msrgate_filter::*;
 ///
-/// // Deny all but what a range allows; this one allows nothing.
+/// // Deny every access that no range allows. The only range allows none.
 /// let index = MsrIndex::new(0x8b);
 /// let range = Range::new(Accesses::Both, index, Bitmap::from_fn(1, |_| false)?);
 /// let filter = Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range])?;
@@ -102,11 +102,11 @@ impl Vm {
 
     /// Handles `KVM_ENABLE_CAP` with `argument` in `args[0]` (S1.9).
     ///
-    /// Only the capability of the reason mask can be enabled. The capability of the filter only
-    /// answers [`Self::check_extension`].
+    /// Only `KVM_CAP_X86_USER_SPACE_MSR` can be enabled: `argument` is the new reason mask.
+    /// `KVM_CAP_X86_MSR_FILTER` can only be queried, with [`Self::check_extension`].
     ///
     /// # Errors
-    /// `EINVAL` for any other capability, and for a mask with bits that mainline does not know.
+    /// [`Errno::Einval`] for any other capability, and on mainline for a mask with unknown bits.
     pub fn enable_cap(&self, capability: Capability, argument: u64) -> Result<(), Errno> {
         if capability != Capability::user_space_msr(self.revision()) {
             return Err(Errno::Einval);

@@ -19,8 +19,9 @@ fn full(base: u32, verdict: Verdict) -> Range {
     Range::new(Accesses::Both, MsrIndex::new(base), bitmap)
 }
 
-/// Creates a filter with `verdict` for a window, in which range number `place` decides. The ranges
-/// before it lie where they change the position of the window's pages.
+/// Creates a filter in which range number `place` decides a window of MSRs, with `verdict`. The
+/// ranges before it lie elsewhere and move the window's pages to another position in the lookup
+/// table.
 fn window(base: u32, verdict: Verdict, place: usize) -> Filter {
     let bases = (1..).map(|number| base ^ number << 24);
     let mut ranges: Vec<_> = bases.take(place).map(|base| full(base, verdict)).collect();
@@ -68,8 +69,8 @@ fn s7_decision_uses_one_filter_while_it_is_replaced() {
     });
 }
 
-/// The filters are set in the order of the range that decides, so that a vCPU can tell which filter
-/// it saw.
+/// A check that begins after a set call has returned uses the filter of that call, or of a later
+/// one. The number of the range that decides shows which filter a vCPU used.
 #[test]
 fn s7_check_after_set_uses_new_filter() {
     let filters: Vec<_> = (0..MAX_RANGES)

@@ -1,9 +1,9 @@
 //! Races of v6's way of replacing a filter (S7), each beside the same test on mainline, where the
-//! race cannot happen. The tests run on the crate's own VM, which publishes the same steps under v6
-//! as the seed's code does.
+//! race cannot happen. The tests run on the crate's own VM, which under v6 publishes the same steps
+//! as the kernel code of v6.
 //!
-//! The seed also frees memory twice, and uses freed memory (S7h). Safe code cannot do either, so no
-//! test here shows it.
+//! The kernel code of v6 also frees memory twice, and uses freed memory (S7h). Safe code cannot do
+//! either, so no test here shows it.
 
 use msrgate_filter::abi::{CallerWidth, Request, Segment, UserAddress};
 use msrgate_filter::{
@@ -22,8 +22,8 @@ fn one(index: MsrIndex, verdict: Verdict) -> Range {
     Range::new(Accesses::Both, index, bitmap)
 }
 
-/// Returns the verdicts on a guest's read of `index` while the filter that is set is set again:
-/// before the call, after each step of it, and after it.
+/// Sets a filter in a VM that already has the same filter. Returns the verdicts on a guest's read
+/// of `index` before the call, after each step that guests can see, and after the call.
 fn during_a_set(filter: &Filter, index: MsrIndex) -> Vec<Verdict> {
     let (argument, bitmaps) = (UserAddress::new(0x1000), UserAddress::new(0x2000));
     let (request, bitmap_bytes) = Request::of(filter, bitmaps);

@@ -25,7 +25,8 @@ fn ioctl_number_contains_struct_size() {
     assert_eq!(CallerWidth::Bits32.struct_size(), 260);
 }
 
-/// S1.7: each field has a different value, so that a swap of two fields is noticed.
+/// S1.7: each field is encoded at the offset at which the kernel reads it. Each field has a
+/// different value, so that the test notices a swap of two fields.
 #[test]
 fn encode_puts_fields_where_the_kernel_reads_them() {
     let mut request = Request {
@@ -177,7 +178,7 @@ proptest! {
         prop_assert_eq!(request.encode(CallerWidth::Bits32), Ok(bytes));
     }
 
-    /// The call sets the same filter as the one that was encoded.
+    /// A set call that reads the encoded bytes of a filter sets an equal filter.
     #[test]
     fn filter_set_from_its_own_bytes_is_unchanged(filter in filter()) {
         let (struct_at, bitmaps_at) = (UserAddress::new(0x1000), UserAddress::new(0x7fff_f001));

@@ -1,14 +1,15 @@
-//! Model tests of publication: all interleavings and reorderings that loom has of a few readers and
-//! writers, with up to three preemptions each. Run them with:
+//! Model tests of publication. loom runs a few readers and writers in all interleavings and
+//! reorderings that it models, with up to three preemptions each. Run them with:
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test -p msrgate-filter --release --lib publish::model
 //! ```
 //!
-//! At least one test here fails after each of these changes: leaving out one wait, or both;
-//! weakening any ordering of `active` or of the arrival; a plain load for the look; the arrival
-//! after the load of `active`; no writers' lock. Loom never lets a load see a later store. So the
-//! release of a departure and the acquire of the look rest on the argument in `publish.rs` alone.
+//! After each of these changes at least one test here fails: leave out one of the two waits of a
+//! writer, or both; weaken any ordering of `active` or of the arrival; look at a counter with a
+//! plain load; arrive after the load of `active`; leave out the writers' lock. In loom a load never
+//! sees a later store. So no test shows that a departure has to release and that a writer's look at
+//! a counter has to acquire: only the argument in `publish.rs` does.
 
 use super::*;
 use loom::model::Builder;
@@ -50,7 +51,8 @@ fn check(body: impl Fn() + Sync + Send + 'static) {
     builder.check(body);
 }
 
-/// The second publication fills the slot in which the reader may have begun.
+/// The second publication fills the slot in which a reader may have begun: `publish` first waits
+/// until the reader has left, so the reader never sees a mixture of two contents.
 #[test]
 fn publish_does_not_fill_a_slot_with_a_reader() {
     check(|| {
@@ -69,7 +71,8 @@ fn publish_does_not_fill_a_slot_with_a_reader() {
     });
 }
 
-/// Three publications use both turns and fill both slots while a reader of either turn is in one.
+/// Three publications use both turns and fill both slots. None of them fills the slot that a reader
+/// is in, whichever turn the reader has loaded.
 #[test]
 fn publish_waits_for_stragglers_of_earlier_turns() {
     check(|| {

@@ -100,7 +100,7 @@ fn check<const N: usize>(rows: [(&str, Request, Outcome, Outcome); N]) {
         for width in CallerWidth::ALL {
             let call = call(Revision::Mainline, width, &request);
             assert_eq!(outcome(&call), mainline, "{what}, mainline, {width:?}");
-            // S2.7: a call publishes one filter or none.
+            // S2.7: on mainline a call publishes one filter if it succeeds, else no filter.
             let published = usize::from(mainline.is_ok());
             assert_eq!(call.published().len(), published, "{what}");
         }
@@ -231,7 +231,8 @@ fn s2_4_first_failed_check_decides_the_error() {
     let order = |first, second| request(1, [(2, first), (7, second)]);
     let (no_flag, long) = (flagged(0, range(1)), range(0x3001));
     check([
-        // For one range: flags before bitmap on mainline, after it on v6; size before copy on both.
+        // One range has two mistakes. Mainline checks the flags before the bitmap, v6 after it.
+        // Both check the size of the bitmap before they copy it.
         (
             "bad flags, bad pointer",
             request(1, [(4, flagged(4, unreadable(1)))]),
@@ -250,7 +251,7 @@ fn s2_4_first_failed_check_decides_the_error() {
             einval(4),
             einval(4),
         ),
-        // For several ranges: the lowest slot.
+        // Two ranges are invalid: the range in the lower slot decides the error.
         (
             "unreadable, then no flag",
             order(unreadable(1), no_flag),

@@ -14,7 +14,7 @@ pub enum ListAccess {
     Store,
 }
 
-/// The result for one element.
+/// The result of handling one element of an MSR list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListOutcome {
     /// The register holds the value.
@@ -26,7 +26,7 @@ pub enum ListOutcome {
     Fails(ListFailure),
 }
 
-/// The reason for which a nested entry or exit fails.
+/// The reason why a nested entry or exit fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListFailure {
     /// The register whose access failed.
@@ -36,8 +36,8 @@ pub struct ListFailure {
 }
 
 impl<R: Registers> Vcpu<R> {
-    /// Handles one element of a nested hypervisor's list. The guest made the list, so the filter is
-    /// asked, on both revisions. The revisions differ in the MSRs that are exempt (S3.1).
+    /// Handles one element of an MSR list of a guest hypervisor. The guest made the list, so both
+    /// revisions ask the filter. The revisions differ in the MSRs that are exempt (S3.1).
     pub fn nested_list_access(&mut self, index: MsrIndex, access: ListAccess) -> ListOutcome {
         let result = match access {
             ListAccess::Load(value) => self.guest_write(index, value).map(|()| ListOutcome::Loaded),

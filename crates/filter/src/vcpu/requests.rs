@@ -9,8 +9,8 @@ impl<R> Vcpu<R> {
     /// Runs the guest on this hardware, which passes an access through if `wants` wants that and
     /// the filter allows the access (S6.3).
     ///
-    /// Before the first call every access exits. `wants` must not set a filter: the setter would
-    /// wait for `wants` to return.
+    /// Before the first call every access exits. `wants` must not set a filter: the set call would
+    /// wait forever for `wants` to return.
     pub fn pass_through(
         &mut self,
         hardware: Hardware,
@@ -35,8 +35,8 @@ impl<R> Vcpu<R> {
     }
 
     /// Recomputes the intercepts from one filter. The request is marked as handled before the
-    /// filter is read, so that a filter published meanwhile leaves a new request. Setters wait for
-    /// this, for some 50,000 decisions at most.
+    /// filter is read, so that a filter published meanwhile leaves a new request. A set call waits
+    /// until this is done, which takes some 50,000 decisions at most.
     fn recompute(&mut self) {
         self.seen = self.shared.changes();
         let intercepts = &mut self.intercepts;

@@ -1,4 +1,4 @@
-//! `KVM_RUN`: complete, enter, execute, exit (S5).
+//! `KVM_RUN`: it completes a pending exit, enters the guest, executes instructions, and exits (S5).
 
 use super::hardware::Intercept;
 use super::{Gprs, Pending, Privilege, Queued, SingleStep, Vcpu};
@@ -30,14 +30,14 @@ impl Instruction {
     }
 }
 
-/// The reason for which the vCPU stopped.
+/// The reason why the vCPU stopped.
 ///
 /// KVM itself does not return to user space after an instruction, or on a #GP that the guest
 /// handles. The model does, so that its caller can look at the vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunExit {
-    /// The instruction is done and RIP is past it. KVM executed the instruction, or completed its
-    /// exit.
+    /// The instruction is done and RIP is past it. The processor or KVM executed the instruction,
+    /// or KVM completed its exit.
     Retired,
     /// The guest's handler was called for #GP(0), with this address on its stack (S5.7). RIP keeps
     /// the address, because the model has no handler.
@@ -115,8 +115,8 @@ impl<R: Registers> Vcpu<R> {
         }
     }
 
-    /// Completes a pending exit by its reply (S5.4, S5.5). Returns the outcome, or `None` if the
-    /// guest continues without one.
+    /// Completes a pending exit by its reply (S5.4, S5.5). Returns the outcome with which `KVM_RUN`
+    /// ends, or `None` if it goes on.
     fn complete(&mut self) -> Option<RunExit> {
         let Pending { exit, reply } = self.pending.take()?;
         if reply.error == 0 {

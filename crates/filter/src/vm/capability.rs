@@ -13,13 +13,14 @@ impl Capability {
         Self(number)
     }
 
-    /// `KVM_CAP_X86_USER_SPACE_MSR`: exits in place of #GP (S1.1).
+    /// `KVM_CAP_X86_USER_SPACE_MSR`: accesses that fail can exit to user space in place of #GP
+    /// (S1.1).
     #[must_use]
     pub const fn user_space_msr(revision: Revision) -> Self {
         Self(revision.user_space_msr())
     }
 
-    /// `KVM_CAP_X86_MSR_FILTER`: `KVM_X86_SET_MSR_FILTER` exists (S1.2).
+    /// `KVM_CAP_X86_MSR_FILTER`: the kernel has the call `KVM_X86_SET_MSR_FILTER` (S1.2).
     #[must_use]
     pub const fn msr_filter(revision: Revision) -> Self {
         Self(revision.msr_filter())

@@ -11,15 +11,15 @@ pub(crate) const PLAIN: MsrIndex = MsrIndex::new(0x10);
 pub(crate) const PICKY: MsrIndex = MsrIndex::new(0x277);
 /// An x2APIC register that accepts any value.
 pub(crate) const X2APIC_TPR: MsrIndex = MsrIndex::new(0x808);
-/// The index of no register.
+/// An index that no register has.
 pub(crate) const MISSING: MsrIndex = MsrIndex::new(0xdead);
 
 /// The initial value of the registers.
 pub(crate) const INITIAL: u64 = 0x1122_3344_5566_7788;
 
-/// The address of the instruction.
+/// The address of the guest's RDMSR or WRMSR.
 pub(crate) const AT: u64 = 0xffff_8000_0000_1000;
-/// The address of the next instruction.
+/// The address of the instruction after the RDMSR or WRMSR.
 pub(crate) const PAST: u64 = AT + Instruction::LENGTH;
 
 pub(crate) fn registers() -> RegisterMap {

@@ -74,7 +74,8 @@ fn s2_7_failed_first_range_on_v6_allows_all() {
     }
 }
 
-/// v6 tears the old filter down only after it has read the struct.
+/// If the struct cannot be read, both revisions keep the filter: v6 tears it down only after it has
+/// read the struct.
 #[test]
 fn s2_1_unreadable_struct_keeps_filter() {
     for revision in Revision::ALL {

@@ -21,7 +21,8 @@ fn s4_host_accesses_are_not_filtered() {
     }
 }
 
-/// The fault comes whatever the mask is, and also for a register that the filter allows.
+/// Above CPL 0 the guest gets #GP, even for a register that the filter allows, and even if the mask
+/// makes every failed access exit.
 #[test]
 fn s4_access_above_cpl_0_faults_before_the_filter() {
     for revision in Revision::ALL {
@@ -66,7 +67,8 @@ fn s4_nested_lists_are_filtered_and_never_exit() {
     }
 }
 
-/// The exemption depends on the index, not on the way of the access.
+/// On mainline x2APIC registers are exempt, for an instruction as well as for an MSR list: the
+/// exemption depends only on the index. v6 has no exemption.
 #[test]
 fn s3_1_x2apic_registers_are_exempt_on_mainline_only() {
     for (revision, expected) in [

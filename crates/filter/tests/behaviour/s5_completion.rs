@@ -20,7 +20,7 @@ fn error(error: u8) -> Reply {
     }
 }
 
-/// Returns the address at which a refused access leaves the guest. v6 skips the instruction.
+/// Returns the RIP of a guest whose access was answered with an error. v6 skips the instruction.
 fn refused_at(revision: Revision) -> u64 {
     match revision {
         Revision::Mainline => AT,
@@ -66,7 +66,8 @@ fn s5_4_completed_write_only_advances_rip() {
     }
 }
 
-/// `kvm_run` holds `error` 0 and the exit's `data` until the VMM writes to it.
+/// If the VMM writes no reply, a read returns 0: `kvm_run` still holds `error` 0 and the exit's
+/// `data`.
 #[test]
 fn s5_4_unanswered_read_returns_zero() {
     for revision in Revision::ALL {
@@ -118,7 +119,8 @@ fn s5_4_completion_under_single_step_is_a_debug_exit() {
     }
 }
 
-/// The exit decides about the access; a later filter or mask does not.
+/// A filter or mask that is set while an exit is pending does not change how the exit completes. It
+/// holds from the next access on.
 #[test]
 fn s5_5_new_filter_or_mask_keeps_pending_exit() {
     for revision in Revision::ALL {
@@ -263,7 +265,8 @@ fn s5_8_rewound_access_executes_again() {
     }
 }
 
-/// Without an error reply the exit is completed, and under single-step there is no EINTR.
+/// If the reply has no error, `KVM_RUN` completes the access instead of rewinding it, and returns a
+/// debug exit in place of EINTR under single-step.
 #[test]
 fn s5_8_rewind_without_error_completes_the_access() {
     for (single_step, outcome) in [
@@ -278,7 +281,7 @@ fn s5_8_rewind_without_error_completes_the_access() {
     }
 }
 
-/// Unless the registers are written back, the guest gets the #GP.
+/// If the registers are not written back after the error reply, the guest gets the queued #GP.
 #[test]
 fn s5_8_rewind_without_set_regs_faults() {
     let (_vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);

@@ -95,7 +95,7 @@ fn s5_3_exit_shows_access_and_keeps_guest_state() {
     }
 }
 
-/// One direction is denied: an access in the other direction is handled by KVM.
+/// If the filter denies one direction, an access in the other direction still reaches the register.
 #[test]
 fn s3_3_allowed_access_reaches_the_register() {
     for revision in Revision::ALL {

@@ -66,7 +66,7 @@ fn s6_3_unwanted_access_exits_under_any_filter() {
     }
 }
 
-/// A debug exit leaves guest mode, although the access itself passed through.
+/// Under single-step a debug exit leaves guest mode, although the access itself passed through.
 #[test]
 fn s5_4_single_step_stops_after_passed_through_access() {
     for hardware in BOTH {
@@ -79,8 +79,8 @@ fn s5_4_single_step_stops_after_passed_through_access() {
     }
 }
 
-/// In guest mode the old bits hold even after the set call has returned, also for an allowed access
-/// that the new filter denies. Any exit ends that.
+/// In guest mode the old hardware bits hold even after the set call has returned: an access that
+/// the new filter denies still passes through. The next entry recomputes the bits.
 #[test]
 fn s7_old_hardware_bits_hold_until_the_next_entry() {
     for hardware in BOTH {
@@ -134,7 +134,8 @@ fn s6_4_each_vcpu_handles_its_own_request() {
     assert!(!first.is_recompute_pending() && second.is_recompute_pending());
 }
 
-/// An exit that is only completed is not an entry.
+/// `KVM_RUN` under `immediate_exit` only completes the exit and does not enter the guest, so the
+/// request to recompute stays pending.
 #[test]
 fn s6_4_immediate_exit_keeps_request_pending() {
     let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);

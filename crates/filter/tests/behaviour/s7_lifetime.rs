@@ -4,8 +4,8 @@ use msrgate_filter::{Access, ExitReason, RegisterMap, Revision, Verdict};
 
 use crate::machine::{MISSING, PICKY, PLAIN, guarded, read, reason};
 
-/// In v6's teardown the bitmaps are freed before the vCPUs. Here they cannot be, because each vCPU
-/// owns a share of the filter.
+/// After a VM is dropped, its filter still holds for its vCPUs, because each vCPU owns a share of
+/// the filter. v6's teardown frees the bitmaps before the vCPUs.
 #[test]
 fn s7_filter_outlives_vm_while_a_vcpu_lives() {
     for revision in Revision::ALL {
