@@ -14,7 +14,8 @@ pub enum Action {
     Allow,
     /// The guest gets #GP.
     Deny,
-    /// The VMM ends the VM, or the call that the guest is serving. An event tells of it.
+    /// The VMM ends the VM, or the call that the guest is serving. The access always becomes an
+    /// event.
     Kill,
     /// The VMM's handler with this name answers: code of the VMM itself.
     Handler(Arc<str>),
@@ -109,7 +110,8 @@ impl Action {
         !matches!(self, Self::Allow | Self::Deny)
     }
 
-    /// Returns true if the action refuses every access: the guest gets #GP, or ends.
+    /// Returns true if the action refuses every access: the guest gets #GP, or the VMM ends the
+    /// guest.
     #[must_use]
     pub const fn refuses(&self) -> bool {
         matches!(self, Self::Deny | Self::Kill)
@@ -163,8 +165,8 @@ impl Action {
 
     /// Returns a number that is higher the more a guest can do under this action.
     ///
-    /// A number lower than the other action's is [`Comparison::NoLooser`], a higher one is
-    /// [`Comparison::Looser`].
+    /// [`Self::compared_with`] returns [`Comparison::NoLooser`] if the other action has a higher
+    /// number, and [`Comparison::Looser`] if the other action has a lower one.
     #[must_use]
     pub const fn reach(&self) -> u8 {
         match self {
@@ -251,7 +253,8 @@ mod tests {
         Action::Mask(Mask { bits, outside })
     }
 
-    /// The actions are listed from the strictest to the loosest.
+    /// Each of the listed actions is looser than all before it, and no looser than itself and all
+    /// after it.
     #[test]
     fn compared_with_orders_actions_by_reach() {
         let ladder = [

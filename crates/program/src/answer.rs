@@ -41,11 +41,11 @@ pub use state::VcpuState;
 /// The answer to an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer<'p> {
-    /// The response to take.
+    /// The response for the gate to carry out.
     pub response: Response<'p>,
-    /// The disposition of the access if the step succeeds.
+    /// The disposition of the access if the gate can carry out the response.
     pub disposition: Disposition,
-    /// The outcome that the program has for the access.
+    /// The action and the logging that the program has for the access.
     pub outcome: &'p Outcome,
     by: PackedBy,
 }
@@ -58,7 +58,7 @@ impl Answer<'_> {
     }
 }
 
-/// The response with which the gate reacts to an exit.
+/// The step with which the gate reacts to an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Response<'p> {

@@ -166,10 +166,10 @@ impl ProgramBuilder {
     /// # Errors
     /// - [`BuildError::Direction`]: a call has an action that cannot apply to its direction.
     /// - [`BuildError::X2apic`]: a call contains an x2APIC register.
-    /// - [`BuildError::Unknown`]: unknown MSRs are to be answered, but the default refuses them
-    ///   first.
+    /// - [`BuildError::Unknown`]: the setting [`unknown`](Self::unknown) answers accesses that the
+    ///   default refuses first.
     /// - [`BuildError::Compile`]: the program does not fit a filter.
-    /// - [`BuildError::Responder`]: the answers of the program cannot be given.
+    /// - [`BuildError::Responder`]: no [`Responder`] can answer for the program.
     pub fn build(self) -> Result<Program, BuildError> {
         self.check()?;
         let (files, lines) = self.places();
@@ -244,7 +244,7 @@ impl ProgramBuilder {
     }
 }
 
-/// Ranks calls so that the later of two applies.
+/// Ranks the calls so that the later of two calls decides.
 impl Layers for ProgramBuilder {
     fn ranges(&self, access: Access) -> impl Iterator<Item = (EntryId, MsrRange)> {
         let numbered = self.entries.iter().enumerate();
@@ -289,11 +289,12 @@ pub enum BuildError {
     },
     /// The range contains x2APIC registers, which KVM never filters (S3.1).
     X2apic(MsrRange),
-    /// Unknown MSRs are to be answered, but the default refuses them first (S5.1).
+    /// The setting [`unknown`](ProgramBuilder::unknown) answers accesses that the default refuses
+    /// first (S5.1).
     Unknown,
     /// The program does not fit a filter.
     Compile(CompileError),
-    /// The answers of the program cannot be given.
+    /// No [`Responder`] can answer for the program.
     Responder(ResponderError),
 }
 

@@ -14,9 +14,10 @@ use crate::shown::one_line;
 pub struct Cpu {
     /// The twelve characters of leaf 0, such as `GenuineIntel`.
     pub vendor: Box<str>,
-    /// The family, with the extended family added (SDM volume 2, CPUID; APM volume 3, appendix E).
+    /// The family. If the base family is 15, this is its sum with the extended family (SDM volume
+    /// 2, CPUID; APM volume 3, appendix E).
     pub family: u32,
-    /// The model, with the extended model in front.
+    /// The model. From family 6 on, its upper four bits are the extended model.
     pub model: u32,
     /// The stepping.
     pub stepping: u32,
@@ -68,7 +69,7 @@ impl Cpu {
 pub struct CpuSet {
     /// The vendors.
     pub vendor: Option<Vec<Box<str>>>,
-    /// The families, in order.
+    /// The families.
     pub family: Option<Vec<RangeInclusive<u32>>>,
     /// The models.
     pub model: Option<Vec<RangeInclusive<u32>>>,
@@ -76,7 +77,7 @@ pub struct CpuSet {
     pub stepping: Option<Vec<RangeInclusive<u32>>>,
 }
 
-/// One of the numbers in CPUID leaf 1.
+/// One of the numbers in CPUID leaf 1: the family, the model or the stepping.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuPart {
     /// The word for the number in a policy.
@@ -95,8 +96,8 @@ impl CpuPart {
     };
 
     /// The first family whose model has the four bits of the extended model in front. The manuals
-    /// say this of families 6 and 15 only. Linux does it for all families from 6 on, and Zhaoxin's
-    /// processors of family 7 have such models.
+    /// say this of families 6 and 15 only. Linux computes the model so for all families from 6 on,
+    /// and Zhaoxin's processors of family 7 have such models.
     pub const FIRST_WITH_LONG_MODEL: u32 = 6;
 
     /// The largest model of the families below [`Self::FIRST_WITH_LONG_MODEL`].
@@ -167,11 +168,12 @@ impl CpuSet {
     }
 }
 
-/// Returns one processor for each combination in which some of the sets contain a processor and the
-/// others do not.
+/// Returns, for each combination of the sets, one processor that is in these sets and in no other.
+/// Combinations without such a processor are left out. A combination has a value for each set: true
+/// if the set contains the processor.
 ///
-/// The combination in which no set contains the processor comes first. Combinations that no
-/// processor has are left out.
+/// If some processor is in no set, that combination comes first. Combinations of more sets come
+/// later.
 #[must_use]
 pub fn distinguished(sets: &[CpuSet]) -> Vec<(Vec<bool>, Cpu)> {
     let all: Vec<usize> = (0..sets.len()).collect();
@@ -244,12 +246,12 @@ fn vendors(sets: &[CpuSet]) -> BTreeMap<&str, Vec<usize>> {
     vendors
 }
 
-/// Divides the numbers of one part into the intervals between the bounds of some sets. Returns a
-/// number of each interval, with the sets that contain it. Numbers above the largest possible one
-/// are left out.
+/// Returns one value of this part of CPUID for each combination of sets that contain the value,
+/// with the positions of these sets. Only the sets at the positions `some` are looked at, and only
+/// values that CPUID can express.
 fn cells(sets: &[CpuSet], some: &[usize], part: CpuPart) -> Vec<(u32, Vec<usize>)> {
-    // The number of ranges of each set that contain the point; 1 for a set that contains every
-    // number.
+    // For each set, the number of its ranges that contain the current point; 1 if the set contains
+    // every number.
     let mut within: Vec<i32> = Vec::new();
     let mut steps = BTreeMap::from([(0, Vec::new())]);
     for (place, &set) in some.iter().enumerate() {
@@ -355,7 +357,7 @@ mod tests {
         }
 
         proptest! {
-            /// The combinations are those found by trying all processors one by one.
+            /// `distinguished` returns the same combinations as trying all processors one by one.
             #[test]
             fn distinguished_matches_trying_all_processors(sets in prop::collection::vec(any_set(), 0..4)) {
                 let mut all = BTreeSet::new();

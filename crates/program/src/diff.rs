@@ -1,5 +1,5 @@
-//! The changes that a guest would see under another program, by MSR and direction, over all 2^32
-//! MSRs of both.
+//! The changes that a guest would see if one program replaced another: for each of 2^32 MSRs in
+//! each direction, and for the settings.
 
 use alloc::borrow::ToOwned as _;
 use alloc::boxed::Box;
@@ -61,9 +61,9 @@ pub struct Change {
     pub msrs: MsrRange,
     /// The direction of the accesses.
     pub access: Access,
-    /// The old action, and the origin of the first MSR's.
+    /// The old action, and the origin of the old rule for the first MSR.
     pub was: (Action, Origin),
-    /// The new action, and the origin of the first MSR's.
+    /// The new action, and the origin of the new rule for the first MSR.
     pub is: (Action, Origin),
     /// The direction of the change.
     pub direction: Direction,
@@ -85,8 +85,9 @@ pub struct SettingChange {
 
 /// Consecutive MSRs whose logging changes: other accesses become events.
 ///
-/// Such a change does not affect the guest. A difference that only follows from another
-/// [`log`](ProgramSettings::log) of the whole policy is a [`SettingChange`] instead.
+/// Such a change does not affect the guest. If the logging differs only because the
+/// [`log`](ProgramSettings::log) setting of the whole policy does, that is a [`SettingChange`]
+/// instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogChange {
@@ -94,9 +95,11 @@ pub struct LogChange {
     pub msrs: MsrRange,
     /// The direction of the accesses.
     pub access: Access,
-    /// The accesses that became events under the old program, and the origin of the first MSR's.
+    /// The accesses that became events under the old program, and the origin of its rule for the
+    /// first MSR.
     pub was: (Log, Origin),
-    /// The accesses that become events under the new program, and the origin of the first MSR's.
+    /// The accesses that become events under the new program, and the origin of its rule for the
+    /// first MSR.
     pub is: (Log, Origin),
 }
 
@@ -106,9 +109,11 @@ pub struct LogChange {
 pub struct Difference {
     /// One of these processors; `None` if neither program has a `[[when]]` section.
     pub cpu: Option<Cpu>,
-    /// The changes of actions, in order, reads first.
+    /// The changes of actions: first those of reads, then those of writes, each in the order of the
+    /// MSRs.
     pub changes: Vec<Change>,
-    /// The changes of logging, in order, reads first.
+    /// The changes of logging: first those of reads, then those of writes, each in the order of the
+    /// MSRs.
     pub logs: Vec<LogChange>,
 }
 
@@ -158,8 +163,9 @@ impl core::error::Error for TooManyToCompare {}
 /// without a change are left out.
 ///
 /// # Errors
-/// [`TooManyToCompare`] if there are several pairs of variants and they exceed [`MAX_COMPARED`].
-/// Nothing is compared then.
+/// [`TooManyToCompare`] if `cpu` is `None`, and the `[[when]]` sections distinguish more processors
+/// than [`MAX_COMPARED`], or several pairs of variants have more rules than that. Nothing is
+/// compared then.
 ///
 /// # Examples
 /// ```
@@ -207,7 +213,7 @@ fn pairs<'p>(old: &'p Program, new: &'p Program, cpus: Vec<Cpu>) -> Vec<Pair<'p>
 /// Returns the pairs of variants on all processors.
 ///
 /// # Errors
-/// The pairs exceed [`MAX_COMPARED`].
+/// [`TooManyToCompare`] if the processors, or the rules of several pairs, exceed [`MAX_COMPARED`].
 fn all_pairs<'p>(old: &'p Program, new: &'p Program) -> Result<Vec<Pair<'p>>, TooManyToCompare> {
     let sets: Vec<_> = old.whens().iter().chain(new.whens()).cloned().collect();
     let processors = told_apart(&sets);
@@ -229,8 +235,8 @@ fn all_pairs<'p>(old: &'p Program, new: &'p Program) -> Result<Vec<Pair<'p>>, To
     Ok(pairs)
 }
 
-/// Returns the changes of actions from one variant to another, in order, reads first. Adjacent
-/// changes of the same kind are joined.
+/// Returns the changes of actions from one variant to another: first those of reads, then those of
+/// writes, each in the order of the MSRs. Adjacent changes between the same two actions are joined.
 #[must_use]
 pub fn changes(old: &Variant, new: &Variant) -> Vec<Change> {
     let of = |access| between(old.rules(), new.rules(), access);
@@ -247,8 +253,8 @@ fn between(old: &Rules, new: &Rules, access: Access) -> Vec<Change> {
     changes
 }
 
-/// Returns the changes of logging from one variant to another, in order, reads first. Each variant
-/// comes with the `log` setting of its program.
+/// Returns the changes of logging from one variant to another: first those of reads, then those of
+/// writes, each in the order of the MSRs. Each variant comes with the `log` setting of its program.
 fn log_changes((old, old_log): (&Variant, Log), (new, new_log): (&Variant, Log)) -> Vec<LogChange> {
     let mut changes: Vec<LogChange> = Vec::new();
     for access in Access::ALL {
@@ -345,8 +351,8 @@ pub fn setting_changes(old: &ProgramSettings, new: &ProgramSettings) -> Vec<Sett
     .collect()
 }
 
-/// Compares two actions for unknown MSRs. #GP is the strictest; with any answer the guest
-/// continues.
+/// Compares two actions for MSRs that KVM does not know. #GP is the strictest action: with any
+/// other the guest continues.
 fn unknown(
     key: &'static str,
     was: UnknownAction,

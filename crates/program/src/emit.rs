@@ -1,7 +1,7 @@
 //! Output of a variant's filter for programs that do not use msrgate.
 //!
-//! All formats contain the filter and the exit reasons. They contain no answers: the kernel alone
-//! enforces them.
+//! All formats contain the filter and the exit reasons. They do not contain the answers of user
+//! space, because the kernel alone enforces such a filter.
 
 use alloc::format;
 use alloc::string::String;
@@ -19,7 +19,7 @@ use crate::settings::{Log, Mode, UnknownAction};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Loss {
-    /// The answers of user space.
+    /// The actions that user space has to answer, such as `value` and `handler`.
     Answers,
     /// The setting `unknown`, if it is not `gp`.
     Unknown,
@@ -99,7 +99,7 @@ pub fn json(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
 /// to add the address of the first byte. The pointer of an unused range is 0.
 ///
 /// # Errors
-/// None in practice: a pointer of 64 bits can hold any offset.
+/// The function never fails in practice, because a pointer of 64 bits can hold any offset.
 pub fn abi(variant: &Variant) -> Result<Vec<u8>, EncodeError> {
     let width = CallerWidth::Bits64;
     let bitmaps_at = UserAddress::new(width.struct_size() as u64);

@@ -5,9 +5,9 @@
 //! for the host in the same way as for the guest. These registers are not in the list and must not
 //! be added:
 //!
-//! - registers that the guest's CPUID has to allow, while the host can use them without:
-//!   `IA32_EFER`, `IA32_SPEC_CTRL`, `IA32_PRED_CMD`, `IA32_FLUSH_CMD` (a real WRMSR on the host),
-//!   `IA32_TSC_AUX`, `IA32_DEBUGCTL`, `IA32_XFD`, the PMU and more;
+//! - registers that a guest can use only if its CPUID has a certain bit, while the host can always
+//!   use them: `IA32_EFER`, `IA32_SPEC_CTRL`, `IA32_PRED_CMD`, `IA32_FLUSH_CMD` (a real WRMSR on
+//!   the host), `IA32_TSC_AUX`, `IA32_DEBUGCTL`, `IA32_XFD`, the PMU and more;
 //! - registers that only the host may write: `IA32_ARCH_CAPABILITIES`, `MSR_PLATFORM_INFO`, the
 //!   microcode's revision, machine-check banks, the VMX capabilities and more;
 //! - registers for which the host's access does something else: `IA32_TIME_STAMP_COUNTER`,
@@ -26,11 +26,11 @@ use msrgate_filter::MsrIndex;
 pub struct Forward {
     /// The condition for reads, by `KVM_GET_MSRS`.
     pub read: Forwarding,
-    /// The condition for writes, by `KVM_SET_MSRS`. If that returns a count of 0, the guest gets
-    /// #GP.
+    /// The condition for writes, by `KVM_SET_MSRS`. If KVM refuses the value, that call returns the
+    /// count 0, and the guest gets #GP.
     pub write: Forwarding,
-    /// The CPUID bits that the guest needs, all of them. Without them the guest's own access would
-    /// fault, but the host's would not.
+    /// The CPUID bits that the guest must have. If one of them is missing, the guest's own access
+    /// would fault, but the host's would not.
     pub needs_cpuid: &'static [CpuidBit],
     /// The reason why forwarding is sound.
     pub why: &'static str,
@@ -113,17 +113,17 @@ impl fmt::Display for CpuidRegister {
     }
 }
 
-/// Returns the conditions under which accesses to a register may be forwarded, or `None` if
-/// forwarding is not known to be sound. For most registers it is not.
+/// Returns the conditions under which accesses to a register may be forwarded. `None`, as for most
+/// registers, means that forwarding is not known to be sound.
 #[must_use]
 pub fn forward(index: MsrIndex) -> Option<&'static Forward> {
     row(index).map(Row::forward)
 }
 
-/// The number of registers that may be forwarded.
+/// The number of registers in the forward list.
 pub(crate) const ROWS: usize = 10;
 
-/// The position of a register in the list.
+/// The position of a register in the forward list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row(usize);
 
@@ -139,14 +139,15 @@ impl Row {
     }
 }
 
-/// Returns the position of a register, or `None` if the list does not contain it.
+/// Returns the position of a register in the forward list, or `None` if the list does not contain
+/// it.
 #[inline]
 pub(crate) fn row(index: MsrIndex) -> Option<Row> {
     let row = FORWARDS.binary_search_by_key(&index, |(row, _)| *row);
     row.ok().map(Row)
 }
 
-/// Returns all registers of the list, by index.
+/// Returns the conditions of all registers in the forward list, in the order of the list.
 pub(crate) fn rows() -> [&'static Forward; ROWS] {
     core::array::from_fn(|row| &FORWARDS[row].1)
 }
@@ -167,8 +168,9 @@ const SYSENTER: CpuidBit = CpuidBit {
     feature: "SEP",
 };
 
-/// The lower half of a register whose upper half is reserved. The host's write stores bits that it
-/// sets in the upper half (measured), so a write that sets any of them is not forwarded.
+/// The lower half of a register whose upper half is reserved. A write by the host stores the bits
+/// of the upper half (measured), although a guest's write would fault. So a write that sets any of
+/// them is not forwarded.
 const LOW_HALF: u64 = 0xffff_ffff;
 
 /// Returns the conditions for a register that every processor with long mode has.
@@ -196,7 +198,7 @@ const MADE: &str = "KVM makes the address canonical, on AMD 32 bits, whoever wri
 const CHECKED: &str = "KVM refuses an address that is not canonical, whoever writes it";
 const PLAIN: &str = "kept as written; every value is legal";
 
-/// The list, by index.
+/// The forward list, sorted by index.
 static FORWARDS: [(MsrIndex, Forward); ROWS] = [
     of(0x174, sysenter(Forwarding::Sets(LOW_HALF), LOW)),
     of(0x175, sysenter(Forwarding::Always, MADE)),
@@ -223,7 +225,8 @@ mod tests {
         assert!(FORWARDS.is_sorted_by(|(one, _), (next, _)| one < next));
     }
 
-    /// A register that a guest may lack is forwarded only with the CPUID bit that announces it.
+    /// Each register of the forward list has the CPUID bits that the guest needs, and a reason. All
+    /// its reads may be forwarded.
     #[test]
     fn forward_rows_have_cpuid_bits_and_a_reason() {
         for (index, forward) in &FORWARDS {

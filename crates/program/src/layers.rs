@@ -57,7 +57,7 @@ enum Edge {
     X2apicEnd,
 }
 
-/// A walk over the MSRs from 0 up, which knows the entries that contain the current MSR.
+/// A walk over the MSRs from 0 up, which keeps track of the entries that contain the current MSR.
 struct Sweep<'l, L> {
     layers: &'l L,
     access: Access,
@@ -85,7 +85,8 @@ impl<L: Layers> Sweep<'_, L> {
         self.push(1 << 32, in_x2apic);
     }
 
-    /// Returns the first MSR of each entry, and the MSR after its last one.
+    /// Returns, in order, the first MSR of each entry and of the x2APIC registers, and the MSR
+    /// after the last one of each.
     fn edges(&self) -> Vec<(u64, Edge)> {
         let mut edges: Vec<_> = self
             .layers

@@ -68,7 +68,7 @@ impl MsrRange {
         (self.first..=self.last).contains(&index)
     }
 
-    /// Returns true if both ranges contain some MSR.
+    /// Returns true if some MSR is in both ranges.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
         self.shared(other).is_some()
@@ -116,7 +116,7 @@ impl fmt::Display for MsrRange {
     }
 }
 
-/// A set of at least one MSR: ranges in order that do not touch.
+/// A set of at least one MSR, stored as ascending ranges that do not touch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MsrSet {
     ranges: Ranges,
@@ -139,7 +139,7 @@ impl From<MsrRange> for MsrSet {
 }
 
 impl MsrSet {
-    /// Creates the set of the MSRs of all these ranges. `None` if there are none.
+    /// Creates the set of the MSRs of all these ranges. `None` if `ranges` is empty.
     #[must_use]
     pub fn new(ranges: impl IntoIterator<Item = MsrRange>) -> Option<Self> {
         let mut ranges: Vec<_> = ranges.into_iter().collect();
@@ -202,7 +202,7 @@ impl MsrSet {
         ranges.get(place).is_some_and(|range| range.contains(index))
     }
 
-    /// Iterates over the ranges that both sets contain, in order.
+    /// Iterates over the MSRs that both sets contain, as ascending ranges.
     pub fn shared<'s>(&'s self, other: &'s Self) -> impl Iterator<Item = MsrRange> + 's {
         let others = other.ranges();
         self.ranges().iter().flat_map(move |one| {
@@ -213,7 +213,7 @@ impl MsrSet {
         })
     }
 
-    /// Returns true if both sets contain some MSR.
+    /// Returns true if some MSR is in both sets.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         self.shared(other).next().is_some()

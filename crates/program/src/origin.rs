@@ -104,7 +104,7 @@ pub struct Line {
 }
 
 /// The number of a text that a program was made from. [`Program::file`](crate::Program::file)
-/// returns its name.
+/// returns the name of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(u32);
 

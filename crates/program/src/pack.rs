@@ -3,19 +3,19 @@
 //! An access whose verdict is not the default has to lie in a range. A range is a *window* of at
 //! most 0x3000 MSRs with one of three colours: `R` and `W` cover one direction, `RW` covers both
 //! with one bitmap. The filter tries the `R` and `W` windows first, with exact bits. A bit of an
-//! `RW` window then decides the directions that are still open. The need of an MSR is satisfied by
+//! `RW` window then decides the directions in which no `R` or `W` window contains the MSR. An MSR
+//! has a need if its verdict differs from the default in some direction. The need is satisfied by
 //! windows of its own colour, or of both other colours:
 //!
-//! - a read (only the verdict on reads differs from the default) is satisfied by `R`, or by `W` and
-//!   `RW`;
-//! - a write is satisfied by `W`, or by `R` and `RW`;
-//! - both are satisfied by `RW`, or by `R` and `W`.
+//! - if only the verdict on reads differs from the default, by `R`, or by `W` and `RW`;
+//! - if only the verdict on writes differs, by `W`, or by `R` and `RW`;
+//! - if both differ, by `RW`, or by `R` and `W`.
 //!
 //! A scan from the lowest MSR upwards keeps every state that may still lead to the fewest ranges. A
-//! state is the last MSR that each colour reaches, and the number of windows so far. A window may
-//! always begin at the first MSR that needs it, because a window that begins earlier covers less
-//! above. The scan drops a state if another state reaches as far in every colour with no more
-//! windows.
+//! state consists of the last MSR that each colour reaches, and the number of windows so far. A
+//! window may always begin at the first MSR that needs it, because a window that begins earlier
+//! covers less above. The scan drops a state if another state reaches as far in every colour with
+//! no more windows.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -42,7 +42,8 @@ use need::needs;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PackError {
-    /// The table needs more ranges than a filter can have. These are the fewest.
+    /// The table needs more ranges than a filter can have. The windows are those of the fewest
+    /// ranges that would be enough.
     TooManyRanges(Vec<Window>),
     /// The verdict on MSR 0xffffffff differs from the default. No range can contain that MSR
     /// (S3.5).
@@ -71,8 +72,8 @@ impl core::error::Error for PackError {}
 pub enum CompileError {
     /// No filter can express the rules.
     Pack(PackError),
-    /// The filter differs from the policy. This is a defect of this program, found by its check of
-    /// all accesses. Nothing was installed.
+    /// The filter differs from the policy. This is a defect of msrgate, which its comparison of all
+    /// accesses has found. Nothing was installed.
     Differs {
         /// An MSR on which the filter and the policy differ.
         index: MsrIndex,

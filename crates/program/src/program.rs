@@ -88,8 +88,9 @@ impl Program {
     ///
     /// `default` is the default action of the filters. `files` are the names of the policy's texts,
     /// by [`FileId`]. Only the part of a name after its last `/` is kept. If several names are then
-    /// equal, all but the first get a number: `i.toml`, `i.toml (2)`. A name that then looks like
-    /// a name of something that is not a file begins with `./`: see [`is_no_file`](crate::is_no_file).
+    /// equal, all but the first get a number: `i.toml`, `i.toml (2)`. If the name of a file would
+    /// then look like msrgate's name for a text that is not a file, it gets `./` in front: see
+    /// [`is_no_file`](crate::is_no_file).
     ///
     /// # Errors
     /// - [`CompileError::Pack`]: the rules do not fit a filter.
@@ -254,8 +255,8 @@ impl Program {
     }
 }
 
-/// Returns the part of each name after its last `/`. A number is added to names that would be
-/// equal.
+/// Returns the part of each name after its last `/`, as [`Program::new`] keeps it. A number is
+/// added to names that would be equal.
 fn without_folders(names: impl IntoIterator<Item: AsRef<str>>) -> Vec<Box<str>> {
     let mut seen = BTreeMap::<Box<str>, u32>::new();
     let mut unique = |name: &str| -> Box<str> {

@@ -37,7 +37,8 @@ pub struct Outcome {
     pub log: Log,
 }
 
-/// The rules for all MSRs: in each direction, every MSR has exactly one rule, in order.
+/// The rules for all MSRs. In each direction every MSR has exactly one rule, and the rules are in
+/// the order of the MSRs.
 ///
 /// A policy of 100,000 entries may have 200,000 rules in each direction, so a rule is stored as
 /// three numbers of 32 bits.
@@ -196,8 +197,8 @@ impl RulesBuilder {
         self.by_access[access as usize].join(last, kept);
     }
 
-    /// Returns the rules. MSRs without a rule get the outcome `rest` by the default. `lines` has
-    /// the line of each entry.
+    /// Returns the rules. MSRs without a rule get one with the outcome `rest`, decided by the
+    /// default. `lines` has the line of each entry.
     #[must_use]
     pub fn finish(mut self, rest: &Outcome, lines: Arc<[Line]>) -> Rules {
         let rest = self.kept(rest, DecidedBy::Default);
@@ -212,8 +213,8 @@ impl RulesBuilder {
         let outcome = if let Some(&place) = self.places.get(outcome) {
             place
         } else {
-            // There are fewer outcomes than entries, and 32 bits can count far more entries than
-            // the limit.
+            // There are fewer outcomes than entries, and a policy may have far fewer entries than
+            // 32 bits can count.
             let place = u32::try_from(self.outcomes.len()).unwrap_or(u32::MAX);
             self.outcomes.push(outcome.clone());
             self.places.insert(outcome.clone(), place);
@@ -228,8 +229,8 @@ impl RulesBuilder {
 
 /// The positions at which the rules of some MSRs were found last time.
 ///
-/// For other rules a position is a wrong guess, which only costs a search. Guests access the same
-/// few registers again and again.
+/// Guests access the same few registers again and again, so most lookups need no search. A wrong
+/// position, for example from a lookup in other rules, only costs a search.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hints([[u32; HINTS]; 2]);
 
@@ -261,13 +262,15 @@ mod tests {
         builder.finish(&deny, Arc::default())
     }
 
-    /// A policy may have 250,000 entries, and twice as many rules in each direction.
+    /// A stored rule takes eight bytes, because a policy of 250,000 entries may have twice as many
+    /// rules in each direction.
     #[test]
     fn stored_rule_takes_eight_bytes() {
         assert_eq!(size_of::<Kept>(), 8);
     }
 
-    /// The hints may come from earlier lookups in these rules or in others.
+    /// A lookup returns the correct rule, even if its hint comes from a lookup of another MSR or in
+    /// other rules.
     #[test]
     fn stale_hint_is_rejected() {
         let few = rules(&[0x1f, u32::MAX]);

@@ -46,7 +46,8 @@ pub struct Unknown {
     pub read: UnknownAction,
     /// The action for a write.
     pub write: UnknownAction,
-    /// The accesses that become events, if that is set for unknown MSRs.
+    /// The accesses to unknown MSRs that become events. `None` stands for the log level of the
+    /// MSR's rule.
     pub log: Option<Log>,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Text from the author of a policy, from a trace or from a file's name must not move the cursor of
 //! a terminal, change the direction of writing, or hide something from a reviewer. [`is_shown`]
-//! returns true for safe characters, and [`TextReader`] limits the marks on one character.
-//! Everything that msrgate writes is checked by them.
+//! returns true for safe characters, and [`TextReader`] limits the marks on one character. msrgate
+//! checks everything that it writes with these two.
 
 mod marks;
 
@@ -22,9 +22,9 @@ use marks::MARKS;
 ///   selectors, fillers, joiners, tags;
 /// - vowels and final consonants of conjoining Hangul (`Hangul_Syllable_Type` V and T), which many
 ///   terminals draw without a width; Korean is written in whole syllables;
-/// - hieroglyph format controls (the block), and four blanks that are not spaces: Hangul and Khitan
+/// - the block of hieroglyph format controls, and blanks that are not spaces: Hangul and Khitan
 ///   fillers, the braille blank, the musical null notehead;
-/// - all planes from the fourth on, which have no other characters.
+/// - all planes from plane 4 (U+40000) on, which have only such characters and unassigned ones.
 ///
 /// A line feed and a tab are controls too: the caller that prints text of several lines has to keep
 /// them. Spaces of all kinds are shown, and so is one combining mark; [`TextReader`] counts the
@@ -50,7 +50,8 @@ pub const fn is_shown(c: char) -> bool {
             | '\u{200b}'..='\u{200f}'
             | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}'
-            // The rest of Cf: the soft hyphen, signs that enclose numbers, shorthand and musical controls.
+            // The rest of Cf: the soft hyphen, signs that enclose numbers, shorthand and musical
+            // controls.
             | '\u{ad}'
             | '\u{600}'..='\u{605}'
             | '\u{6dd}'
@@ -64,7 +65,8 @@ pub const fn is_shown(c: char) -> bool {
             | '\u{13430}'..='\u{1345f}'
             | '\u{1bca0}'..='\u{1bca3}'
             | '\u{1d173}'..='\u{1d17a}'
-            // The grapheme joiner, inherent vowels of Khmer, selectors of Mongolian, variation selectors.
+            // The grapheme joiner, inherent vowels of Khmer, selectors of Mongolian, variation
+            // selectors.
             | '\u{34f}'
             | '\u{17b4}'..='\u{17b5}'
             | '\u{180b}'..='\u{180f}'
@@ -94,7 +96,8 @@ pub const fn is_shown(c: char) -> bool {
 /// width: a hundred of them would cover the lines above and below.
 const MOST_MARKS: usize = 4;
 
-/// A reader that is given the characters of a text one after the other.
+/// A reader that is given the characters of a text one after the other, and tells which of them a
+/// person sees.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TextReader {
     /// The number of marks since the last character that is not a mark.
@@ -166,14 +169,15 @@ const fn instead(c: char) -> &'static str {
     }
 }
 
-/// Returns the text as a part of one line: as [`shown`] does, with spaces for line feeds and tabs.
+/// Returns the text for use within one line: the text that [`shown`] returns, with spaces for line
+/// feeds and tabs.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     shown(text).replace(['\n', '\t'], " ")
 }
 
-/// Returns the text for a quotation in a message: as [`one_line`] does, cut to at most 80
-/// characters.
+/// Returns the text for a quotation in a message: the text that [`one_line`] returns. If it has
+/// more than 80 characters, it is cut after these, and `…` follows.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     const MOST: usize = 80;
@@ -185,9 +189,11 @@ pub fn quoted(text: &str) -> String {
     quoted
 }
 
-/// The name of a file as a part of one line, with escapes for what [`one_line`] would replace, so that different names
-/// look different: `\n`, `\t`, `\x1b`, `\u{202e}`. In a name with escapes, or with what looks like one, each backslash
-/// is doubled. It is never cut: names may differ at either end.
+/// Returns the name of a file for use within one line, so that different names look different.
+///
+/// Characters that a [`TextReader`] does not see, and blanks other than the space, become escapes:
+/// `\n`, `\t`, `\x1b`, `\u{202e}`. If a name gets an escape, or has text that looks like one, each
+/// backslash in it is doubled. The name is never cut, because names may differ only at one end.
 ///
 /// # Examples
 /// ```
@@ -217,8 +223,9 @@ pub fn shown_name(name: &str) -> String {
     shown
 }
 
-/// Returns true if a reader sees each character of a name, and none for the escape of another. A byte from 0x80 on, as
-/// in `\xff`, is no character's escape.
+/// Returns true if [`shown_name`] may return the name as it is: a person sees each character, and
+/// no part of the name looks like an escape. `\x80` to `\xff` do not look like escapes, because
+/// [`shown_name`] never writes them.
 fn is_plain(name: &str) -> bool {
     let looks_escaped = |after: &str| match *after.as_bytes() {
         [b'n' | b't', ..] | [b'u', b'{', ..] => true,
@@ -230,13 +237,14 @@ fn is_plain(name: &str) -> bool {
         && !name.split('\\').skip(1).any(looks_escaped)
 }
 
-/// Returns true for blanks that look like a space and are another character, such as U+00A0.
+/// Returns true for blanks other than the space, such as U+00A0, which looks like a space.
 fn is_odd_blank(c: char) -> bool {
     c.is_whitespace() && c != ' '
 }
 
-/// Returns true for the names that msrgate gives to what is no file: `standard input`, and those of shipped policies. A
-/// file that is called so is shown with the folder that it is in, `./standard input`.
+/// Returns true for the names that msrgate gives to texts that are not files: `standard input`, and
+/// the names of shipped policies. A file with such a name is shown with its folder:
+/// `./standard input`.
 #[must_use]
 pub fn is_no_file(name: &str) -> bool {
     name == "standard input" || (name.ends_with(" (shipped)") && !name.contains('/'))
@@ -244,7 +252,8 @@ pub fn is_no_file(name: &str) -> bool {
 
 /// Returns the same JSON with `\u` escapes for the characters that a [`TextReader`] does not see.
 ///
-/// All such characters are within strings, except for line feeds, which stay.
+/// In JSON all such characters are within strings, except for line feeds. Line feeds stay as they
+/// are.
 #[must_use]
 pub fn shown_json(json: &str) -> Cow<'_, str> {
     if is_seen(json) {
@@ -301,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_of_all_scripts_are_shown() {
+    fn is_shown_accepts_letters_of_all_scripts() {
         for c in "aé ßЖ中한ก\u{301}क\u{94d}⚠😀\u{a0}\u{3000}\u{fffd}".chars() {
             assert!(is_shown(c), "{c:?}");
         }
@@ -323,7 +332,7 @@ mod tests {
             ("d/x.toml", "d/x.toml"),
             ("größe 1.toml", "größe 1.toml"),
             ("a\\b.toml", "a\\b.toml"),
-            // Bytes that are no text have these names already.
+            // A name with the byte 0xff, which is not UTF-8, already has this text.
             ("d\\xff/x.toml", "d\\xff/x.toml"),
             ("a\u{1b}.toml", "a\\x1b.toml"),
             ("a\u{1}\u{7f}\u{9b}.toml", "a\\x01\\x7f\\u{9b}.toml"),
@@ -345,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn different_names_of_files_look_different() {
+    fn shown_name_differs_for_different_names() {
         const PARTS: [&str; 12] = [
             "\\", "x", "1b", "n", "u{1b}", "\u{1b}", "\n", "\t", " ", "?", "\u{85}", "\\xff",
         ];

@@ -106,7 +106,7 @@ fn respond_to_refused_access_is_a_fault() {
 }
 
 #[test]
-fn respond_to_value_ignore_and_handler() {
+fn respond_to_value_ignore_or_handler_follows_the_rule() {
     let mut machine = Machine::deny(
         "0x17 = { read = { value = '0x4000000000000' }, write = 'ignore' }\n\
          0x34 = { read = { handler = 'smi' }, write = 'deny' }",
@@ -122,8 +122,8 @@ fn respond_to_value_ignore_and_handler() {
     );
 }
 
-/// The exit may come from a program that has since been replaced by one that allows the access
-/// (S5.8).
+/// If an exit of an access that the program allows comes from a program that has since been
+/// replaced, the response is a rewind (S5.8).
 #[test]
 fn respond_rewinds_exit_of_replaced_program() {
     let mut machine = Machine::deny("0x10 = 'rw'");
@@ -154,7 +154,7 @@ fn register_keeps_only_bits_of_its_mask() {
     assert_eq!(machine.read(0x10).0, value(5));
 }
 
-/// Each MSR of a range is a register of its own. Both directions share it.
+/// Each MSR of a range is a register of its own, which reads and writes share.
 #[test]
 fn each_msr_of_a_range_is_its_own_register() {
     let mut machine = Machine::deny(
@@ -198,7 +198,8 @@ fn pin_keeps_first_value_until_reset() {
     assert_eq!(machine.carry(LSTAR, 0x3000, 0).0, Carried::Set(0x3000));
 }
 
-/// A write that KVM refuses is #GP, and pins nothing.
+/// A forwarded write that does not reach the register pins nothing: a later write of another value
+/// succeeds.
 #[test]
 fn refused_forward_does_not_pin() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
@@ -231,11 +232,12 @@ fn carry_of_mask_and_sticky_depends_on_the_register() {
         machine.carry(FMASK, 0x100, 0x4200),
         (Carried::Set(0x300), Disposition::Sticky)
     );
-    // Reserved bits, which the host's write would store (S5: hosts can do more than guests).
+    // A write by the host would store these reserved bits, but the guest's own write would fault.
     assert_eq!(machine.carry(FMASK, 1 << 32, 0).0, Carried::Fault);
 }
 
-/// The guest's CPUID has no long mode, so the guest has no LSTAR.
+/// If the guest's CPUID has no long mode, the guest has no LSTAR: its write gets #GP instead of
+/// being forwarded.
 #[test]
 fn register_missing_in_cpuid_is_not_forwarded() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
@@ -275,7 +277,7 @@ fn respond_to_unknown_msr_follows_the_setting() {
         (invalid.response, invalid.disposition),
         (FAULT, Disposition::Denied)
     );
-    // KVM's own #GP, without a setting for unknown MSRs.
+    // Without the setting `unknown` the guest gets #GP, as from KVM itself.
     let mut machine = Machine::new("default = 'allow'", "");
     assert_eq!(
         machine
@@ -365,8 +367,8 @@ fn is_event_depends_on_log_and_disposition() {
     assert_eq!(log(audit, "", 0x10), [true, false]);
 }
 
-/// The filter follows the rules, except for accesses that are to be recorded. It opens for one
-/// access at a time.
+/// The filter follows the rules, but first denies the accesses that are to be recorded. It is
+/// opened for one of these at a time.
 #[test]
 fn verdicts_of_traced_program_open_one_access_at_a_time() {
     let machine = Machine::deny(
@@ -425,8 +427,8 @@ fn state_under_new_program_keeps_shared_registers_and_pins() {
     assert_eq!(machine.write(LSTAR, 0x2000).0, FAULT);
 }
 
-/// Back under the program before: values that both programs have continue, values that only the
-/// program before has are restored.
+/// If a vCPU goes back to the program before, values that both programs have continue, and values
+/// that only the program before has are restored.
 #[test]
 fn state_back_under_old_program_restores_its_own_values() {
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_STAR = { read = 'allow', write = 'pin' }\n";
@@ -464,8 +466,8 @@ fn state_back_under_old_program_restores_its_own_values() {
         [(msr(0x10), 0x65), (msr(0x11), 2), (msr(0x12), 0x56)]
     );
     assert_eq!(saved.pins, [(msr(STAR), 0x3000), (msr(CSTAR), 0x2000)]);
-    // The state belongs to another program than `under` is told. The result still has all registers
-    // of `old`.
+    // `under` is told the wrong program for this state. The result still has all registers of
+    // `old`.
     let foreign = VcpuState::new(&new, |_| true);
     assert_eq!(foreign.under(&old, &old).save(&old).registers.len(), 3);
     // A switch and a switch back without an access in between changes nothing.

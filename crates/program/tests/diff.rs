@@ -16,7 +16,7 @@ fn small(entries: &str) -> Program {
     program(&format!("policy = 1\ndefault = 'deny'\n[msrs]\n{entries}"))
 }
 
-/// Returns the changes of the first variants.
+/// Returns the changes between the first variants of two programs.
 fn changed(old: &Program, new: &Program) -> Vec<Change> {
     let [old, new] = [old, new].map(|program| &program.variants()[0]);
     changes(old, new)
@@ -162,7 +162,8 @@ fn differences_lists_log_of_entry_but_not_of_policy() {
         ["read 0x10..=0x20 denied first", "write 0x20 denied first"]
     );
     assert_eq!(found(&plain, &of("none", "", "")), [""; 0]);
-    // The `log` of the policy, which 0x20 does not follow because it has its own.
+    // The `log` of the policy changes. The MSR 0x20 does not follow it, because the entry has a
+    // `log` of its own.
     assert_eq!(found(&plain, &of("none", "", ", log = 'denied'")), [""; 0]);
     assert_eq!(
         found(&plain, &of("none", "", ", log = 'first'")),

@@ -1,4 +1,4 @@
-//! Packing of policies into filters with the fewest ranges.
+//! Tests of packing policies into filters with the fewest ranges.
 
 use std::array;
 use std::collections::HashMap;
@@ -103,7 +103,8 @@ fn pack_refuses_seventeen_clusters_with_their_number() {
     assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 17));
 }
 
-/// A wide allowance costs one range for each 0x3000 MSRs; 16 ranges hold 0x30000 MSRs.
+/// Consecutive MSRs take one range for each 0x3000 of them: 0x30000 MSRs fit into 16 ranges, and
+/// one more MSR does not.
 #[test]
 fn pack_fits_0x30000_msrs_and_refuses_more() {
     assert!(packed("deny", "'0x10000..=0x3ffff' = 'rw'").is_ok());
@@ -175,7 +176,8 @@ fn text_of(letters: &[Option<Accesses>], default: &str, spread: u32) -> String {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// The MSRs are 0x1000 apart, so that a window of 0x3000 contains three.
+    /// The packed filter has as many ranges as brute force needs windows. The MSRs are 0x1000
+    /// apart, so that a window of 0x3000 MSRs contains three of them.
     #[test]
     fn pack_takes_as_few_windows_as_brute_force(letters in letters(14), allow in any::<bool>()) {
         let default = if allow { "allow" } else { "deny" };
@@ -187,7 +189,8 @@ proptest! {
         prop_assert_eq!(filter.ranges().len(), wanted + dummy, "{:?}", letters);
     }
 
-    /// Random policies over the places where filters can change their verdict.
+    /// The packed filter of a random policy decides every access as the policy does. The entries
+    /// lie where a filter may be wrong: near the x2APIC registers, at both ends, and far apart.
     #[test]
     fn packed_filter_decides_as_the_table(
         entries in prop::collection::vec(

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use msrgate_policy::{IncludeError, Includes, NoIncludes, Source, compile, parse};
 use msrgate_program::*;
 
-/// A policy with every action, level and setting.
+/// A policy with most settings, several actions, and a `[[when]]` section.
 const EVERYTHING: &str = r#"
 policy  = 1
 name    = "everything"
@@ -129,8 +129,9 @@ fn decode_refuses_truncated_and_trailing_program() {
     assert_eq!(Program::decode(&bytes), Err(ProgramError::Trailing { at }));
 }
 
-/// The digest covers what happens, and the comparison covers what the kernel gets. The rest of the
-/// bytes only says where decisions come from.
+/// If one byte is changed, `decode` fails, or the program still has the same digest. The digest
+/// covers the rules and the settings, and `decode` compares the filter with the rules. Most other
+/// bytes only tell where decisions come from.
 #[test]
 fn decode_detects_changed_byte_that_changes_behaviour() {
     let before = program(EVERYTHING);
@@ -165,7 +166,7 @@ fn decode_refuses_invalid_values() {
     insta::assert_snapshot!(errors.join("\n"));
 }
 
-/// An empty policy under each name.
+/// Includes for which every name is the name of an empty policy.
 struct EmptyPolicies;
 
 impl Includes for EmptyPolicies {
@@ -174,9 +175,10 @@ impl Includes for EmptyPolicies {
     }
 }
 
-/// A line is named by its file: two files of one name would be one.
+/// If two files of a program have the same name, `decode` refuses the program, because a line is
+/// identified by the name of its file.
 #[test]
-fn program_with_two_files_of_one_name_is_refused() {
+fn decode_refuses_two_files_of_one_name() {
     let text = "policy = 1\ndefault = \"deny\"\ninclude = [\"i.toml\", \"j.toml\"]\n";
     let parsed = parse(&Source::new("p.toml", text), &mut EmptyPolicies).unwrap();
     let mut bytes = compile(parsed).unwrap().into_program().encode();
@@ -189,7 +191,8 @@ fn program_with_two_files_of_one_name_is_refused() {
     assert!(refused.to_string().contains("`i.toml`"), "{refused}");
 }
 
-/// A length that the bytes do not bear out costs no more than the bytes.
+/// If a length is larger than the number of remaining bytes, `decode` fails without allocating
+/// memory for that length.
 #[test]
 fn decode_does_not_allocate_for_missing_bytes() {
     let mut bytes = small("").encode();

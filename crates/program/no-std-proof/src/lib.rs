@@ -101,7 +101,11 @@ pub extern "C" fn msrgate_filter_reads(bytes: &[u8; 4096], at: u64, index: u32) 
         | i32::from(svm.intercepts(index, Access::Read)) << 2
 }
 
-/// Sets the same filter in a VM whose guest executes the read. Returns 1 if the guest gets #GP.
+/// Sets the filter in these bytes, which lie at the address `at` and end with the bitmaps, in a VM
+/// whose guest then reads the MSR `index`.
+///
+/// Returns 1 if the guest gets #GP, 0 if it does not, and a negative errno if the filter is
+/// refused.
 #[unsafe(no_mangle)]
 pub extern "C" fn msrgate_filter_guest_faults(bytes: &[u8; 4096], at: u64, index: u32) -> i32 {
     let start = UserAddress::new(at);
@@ -118,7 +122,8 @@ pub extern "C" fn msrgate_filter_guest_faults(bytes: &[u8; 4096], at: u64, index
 }
 
 /// Decodes a program, and answers one read of a guest on the processor that CPUID describes.
-/// Returns the value, -1 for #GP, or -2 for bytes that are not a program.
+/// Returns the value, -1 for #GP, or -2 if the bytes are not a program or the program has no
+/// answers for this processor.
 #[unsafe(no_mangle)]
 pub extern "C" fn msrgate_program_answers(
     bytes: &[u8; 4096],

@@ -15,13 +15,13 @@ pub const MAX_CELLS: u64 = 1024;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cells(Box<[Stretch]>);
 
-/// Consecutive MSRs that are emulated registers.
+/// Consecutive MSRs that are emulated registers with the same reset value.
 #[derive(Clone, Copy, Debug)]
 struct Stretch {
     msrs: MsrRange,
     /// The reset value of each register.
     reset: u64,
-    /// The position of the first register.
+    /// The position of the first register in the state of a vCPU.
     at: usize,
 }
 

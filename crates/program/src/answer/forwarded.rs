@@ -26,24 +26,25 @@ pub(super) enum What {
     Read,
     /// A write without changes.
     Write(u64),
-    /// A write of the bits of a mask.
+    /// A write that may change only the bits of a mask.
     Mask { value: u64, mask: Mask },
     /// A write in which those of `bits` that are 1 in the register stay 1.
     Sticky { value: u64, bits: u64 },
-    /// The first write, and the position of the pin that will record it.
+    /// A write to a pinned register: the first one, or one of the pinned value. The pin at the
+    /// position `place` records the first.
     Pin { value: u64, place: usize },
     /// A write of another value to a pinned register, which audit mode lets through.
     Repinned(u64),
 }
 
-/// The response with which a forwarded access is carried out.
+/// The next step of the gate for a forwarded access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carried {
-    /// No access: the value of the register is the answer to a read.
+    /// The gate answers the read with this value, which it has read from the register.
     Value(u64),
-    /// A write of this value. If KVM refuses the value, the guest gets #GP.
+    /// The gate writes this value to the register. If KVM refuses the value, the guest gets #GP.
     Set(u64),
-    /// No access: the guest gets #GP.
+    /// The gate writes nothing, and the guest gets #GP.
     Fault,
 }
 
@@ -54,7 +55,7 @@ impl Forwarded {
         self.index
     }
 
-    /// Returns true if the register has to be read first.
+    /// Returns true if the gate has to read the register before it calls [`Self::carry`].
     #[must_use]
     pub const fn needs_current(&self) -> bool {
         matches!(
@@ -63,8 +64,8 @@ impl Forwarded {
         )
     }
 
-    /// Returns the step and the disposition. `current` is the value of the register; it is ignored
-    /// unless [`Self::needs_current`] returns true.
+    /// Returns the next step and the disposition of the access if the step succeeds. `current` is
+    /// the value of the register; it is ignored unless [`Self::needs_current`] returns true.
     #[must_use]
     pub fn carry(&self, current: u64) -> (Carried, Disposition) {
         let (value, disposition) = match self.what {

@@ -59,8 +59,8 @@ pub struct MicrocodeHeader {
 }
 
 impl MicrocodeHeader {
-    /// Returns the header in these bytes if a processor would load the update. `signature` is EAX
-    /// of the processor's CPUID leaf 1.
+    /// Returns the header in these bytes if a processor would load the update after a write to the
+    /// MSR `trigger`. `signature` is EAX of the processor's CPUID leaf 1.
     #[must_use]
     pub fn accepted(trigger: MsrIndex, bytes: &[u8], signature: u32) -> Option<Self> {
         if trigger == AMD_LOADER {
@@ -134,8 +134,8 @@ mod tests {
             .collect()
     }
 
-    /// A valid header: version, revision, date, signature, checksum, loader, flags, data, total,
-    /// reserved.
+    /// A valid header of Intel: version, revision, date, signature, checksum, loader, flags, data
+    /// size, total size, reserved.
     const SOUND: [u32; 12] = [
         1,
         0x2b00_0590,
@@ -160,7 +160,8 @@ mod tests {
         assert!(MicrocodeHeader::accepted(INTEL, &intel(old), 0x606a6).is_some());
     }
 
-    /// Each field that hardware checks is wrong in turn.
+    /// A header is rejected if any one of the fields that hardware checks is wrong, or if it is cut
+    /// before the last of them.
     #[test]
     fn accepted_rejects_headers_that_hardware_rejects() {
         for (field, wrong) in [

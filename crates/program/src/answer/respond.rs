@@ -52,7 +52,8 @@ impl Responder {
         match exit.reason {
             ExitReason::Invalid => (Response::Reply(Reply::FAULT), Disposition::Denied),
             ExitReason::Unknown => self.unknown(exit),
-            // A filter allows this MSR only by its default action (S3.5), and KVM has no such MSR.
+            // No range of a filter can contain this MSR (S3.5), so the gate cannot open the filter
+            // for it. KVM does not know the MSR.
             ExitReason::Filter if exit.index == MsrIndex::MAX => self.unknown(exit),
             ExitReason::Filter
                 if is_carried_for_log(log, exit.index)
@@ -174,8 +175,8 @@ impl Responder {
     /// Returns true if an exit becomes an event. `disposition` is the final disposition of the
     /// access.
     ///
-    /// `is_first` returns true if this is the VM's first access to this MSR in this direction. It
-    /// is called only if that matters.
+    /// `is_first` returns true if this is the VM's first access to this MSR in this direction.
+    /// `is_first` is called only if the result depends on it.
     #[inline]
     #[must_use]
     pub fn is_event(
@@ -200,8 +201,8 @@ impl Responder {
     }
 }
 
-/// Returns true if an allowed access is forwarded to its register each time, so that each access
-/// becomes an event.
+/// Returns true if each allowed access is to be forwarded, because each is to become an event and
+/// the forward list contains the register.
 fn is_carried_for_log(log: Log, index: MsrIndex) -> bool {
     log == Log::All && forward::row(index).is_some()
 }

@@ -73,8 +73,8 @@ pub(super) const fn is_seen_first(log: Log) -> bool {
 impl Responder {
     /// Creates the responder of the variant of `program` for `cpu`.
     ///
-    /// Programs that were compiled from a policy can only fail with
-    /// [`ResponderError::TooManyRegisters`].
+    /// For a program that was compiled from a policy, [`ResponderError::TooManyRegisters`] is the
+    /// only possible error.
     ///
     /// # Errors
     /// - [`ResponderError::NoVariant`]: the program has no variant for `cpu`.
@@ -172,7 +172,7 @@ impl Responder {
     }
 
     /// Returns true if KVM handles an access of the guest, or the gate forwards it to KVM's
-    /// register. In audit mode, also for accesses that would be refused.
+    /// register. In audit mode this includes accesses that the policy refuses.
     fn reaches_kvm(&self, index: MsrIndex, access: Access) -> bool {
         let rule = self.variant().rule(index, access);
         let is_answered = matches!(
@@ -183,13 +183,15 @@ impl Responder {
     }
 
     /// Returns true if accesses that KVM is to handle exit to user space first, to become events or
-    /// because of audit mode. The kernel's filter then has to open for them one by one.
+    /// because of audit mode. The gate then has to open the kernel's filter for one access after
+    /// the other.
     #[must_use]
     pub fn is_traced(&self) -> bool {
         self.rules().any(|rule| self.opens(rule))
     }
 
-    /// Returns the verdicts for the kernel's filter after it has opened for these accesses.
+    /// Returns the verdicts for the kernel's filter after the gate has opened it for the accesses
+    /// in `opened`.
     #[must_use]
     pub fn verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
         let last = self.variant().rule(MsrIndex::MAX, Access::Read);
@@ -199,8 +201,8 @@ impl Responder {
     }
 
     /// Returns the verdicts to use if those of [`Self::verdicts`] do not fit a filter. The filter
-    /// then allows only these accesses, and the others that it could allow are
-    /// [rewound](super::Response::Rewind).
+    /// then allows only the accesses in `opened`. Other accesses that the program allows then exit
+    /// too: if they are not logged, the response to them is [`Rewind`](super::Response::Rewind).
     #[must_use]
     pub fn fewest_verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
         self.verdicts_by(Verdict::Deny, opened, |rule| {
@@ -209,8 +211,8 @@ impl Responder {
         })
     }
 
-    /// Returns verdicts for a filter. `of` returns, for each rule, the verdict and whether the
-    /// filter may open for single accesses.
+    /// Returns verdicts for a filter that is open for the accesses in `opened`. For each rule, `of`
+    /// returns the verdict, and true if the filter may be opened for single accesses.
     fn verdicts_by(
         &self,
         default: Verdict,
@@ -242,18 +244,20 @@ impl Responder {
         self.program.settings().mode
     }
 
-    /// Returns true if the filter opens for accesses of this rule one by one, after each has exited
-    /// once.
+    /// Returns true if the filter may be opened for single accesses of this rule, after each has
+    /// exited once.
     pub(super) fn opens(&self, rule: Rule<'_>) -> bool {
         match rule.action {
             Action::Allow => is_seen_first(rule.log),
             Action::Deny | Action::Kill => self.mode() == Mode::Audit,
-            // In audit mode also the accesses that cannot be forwarded: those of a nested guest.
+            // In audit mode the filter is also opened for accesses that cannot be forwarded: those
+            // of a nested guest.
             action => self.mode() == Mode::Audit && action.needs_forwarding(),
         }
     }
 
-    /// Returns the verdict of the kernel's filter for accesses for which it has not opened.
+    /// Returns the verdict of the kernel's filter on accesses of this rule, until the gate opens
+    /// the filter for them.
     fn verdict(&self, rule: Rule<'_>) -> Verdict {
         match *rule.action {
             Action::Allow if !self.opens(rule) => Verdict::Allow,
@@ -335,8 +339,8 @@ const WRITTEN_ONLY: [RangeInclusive<u32>; 22] = [
     0xc001_1029..=0xc001_1029,
 ];
 
-/// Adds `msrs` to `into` with the verdict `wanted`. The MSRs of `opened`, which lie in `msrs` in
-/// order, are allowed.
+/// Adds `msrs` to `into` with the verdict `wanted`, except that the MSRs of `opened` are allowed.
+/// These must be sorted and lie in `msrs`.
 fn split(
     msrs: MsrRange,
     opened: &[MsrIndex],

@@ -1,10 +1,11 @@
 //! The encoding of the state of a vCPU's answers, for a snapshot or a migration.
 //!
-//! Version 1 has: `msrgvcpu`; the version, in two bytes; then three lists, each after its length:
-//! registers (index, value), pins (index, value), devices (name, bytes). Numbers are little-endian,
-//! lengths and indices have four bytes, values eight; indices ascend. Registers and pins are
-//! identified by their MSR and not by the program, so that a snapshot can be restored under a
-//! program that has grown.
+//! Version 1 consists of the text `msrgvcpu`, the version in two bytes, and three lists, each with
+//! its length in front: registers (index, value), pins (index, value) and devices (name, bytes). A
+//! name and the bytes of a device also have their length in front. Numbers are little-endian.
+//! Lengths and indices take four bytes, values take eight. The indices of a list ascend. Registers
+//! and pins are identified by their MSR and not by the program, so that a snapshot can be restored
+//! under a program that has grown.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -146,7 +147,8 @@ impl<'b> Reader<'b> {
         bytes.try_into().map_err(|_| RestoreError::Broken)
     }
 
-    /// Reads a length, of elements that take at least a byte each.
+    /// Reads the length of a list whose elements take at least one byte each. It is an error if
+    /// fewer bytes than elements are left.
     fn length(&mut self) -> Result<usize, RestoreError> {
         let length = u32::from_le_bytes(self.array()?) as usize;
         if length > self.0.len() {
@@ -199,7 +201,8 @@ impl VcpuState {
         }
     }
 
-    /// Restores registers and pins. Those that were not saved get their reset values.
+    /// Restores registers and pins. Registers that were not saved get their reset values, and pins
+    /// that were not saved have no value.
     ///
     /// # Errors
     /// - [`RestoreError::NoRegister`]: the program does not have one of the registers.

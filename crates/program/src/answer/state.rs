@@ -17,7 +17,7 @@ pub struct VcpuState {
     pub(super) pins: Box<[Option<u64>]>,
     /// For each row of the forward list, true if the vCPU has the CPUID bits that the row needs.
     may_forward: [bool; forward::ROWS],
-    /// The positions at which rules were found.
+    /// The positions at which earlier lookups found rules.
     pub(super) hints: Hints,
 }
 
@@ -66,8 +66,8 @@ impl VcpuState {
         state
     }
 
-    /// Returns the state of the vCPU back under `old`, the program before `new`. `before` is its
-    /// state at the switch to `new`.
+    /// Returns the state of the vCPU after it goes back from `new` to `old`, the program before.
+    /// `before` is the vCPU's state at the switch from `old` to `new`.
     ///
     /// Registers and pins that both programs have keep their current values; those that only `old`
     /// has get their values from `before`.
@@ -78,8 +78,8 @@ impl VcpuState {
         state
     }
 
-    /// Copies the values of the registers and pins that both programs have from another program's
-    /// state.
+    /// Copies the values of the registers and pins that both programs have from `other`, a state
+    /// under the other program.
     fn take_shared(&mut self, own: &Responder, other: &Self, others: &Responder) {
         for (index, cell) in own.cells().indices().zip(&mut self.cells) {
             let from = others.cell(index).and_then(|(at, _)| other.cells.get(at));

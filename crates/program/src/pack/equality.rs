@@ -7,8 +7,9 @@ use crate::msrs::MsrRange;
 
 /// Returns the first access on which the filter differs from the wanted verdict.
 ///
-/// Every MSR within the filter's ranges is tried, at most 16 times 0x3000 MSRs. Outside the ranges
-/// the filter has one verdict, so one MSR of each stretch with one wanted verdict is enough.
+/// The function tries every MSR within the filter's ranges, at most 16 times 0x3000 MSRs. Outside
+/// the ranges the filter has only one verdict, so there it is enough to try one MSR of each stretch
+/// of consecutive MSRs with the same wanted verdict.
 pub(crate) fn first_difference(
     wanted: impl Iterator<Item = (MsrRange, Access, Verdict)>,
     filter: &Filter,
@@ -47,7 +48,8 @@ pub(crate) fn covered(filter: &Filter) -> Vec<MsrRange> {
     apart
 }
 
-/// Iterates over every MSR of `msrs` that is covered, and at least one of each stretch that is not.
+/// Iterates over every MSR of `msrs` that a range in `covered` contains, and over at least one MSR
+/// of each gap between these ranges.
 pub(crate) fn points(msrs: MsrRange, covered: &[MsrRange]) -> impl Iterator<Item = MsrIndex> {
     let first = covered.partition_point(|range| range.last() < msrs.first());
     let within = covered[first..]

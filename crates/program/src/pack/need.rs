@@ -32,7 +32,7 @@ pub(super) fn needs(verdicts: &Verdicts) -> Vec<Need> {
     needs
 }
 
-/// Adds a need. If it continues the last one, both are joined.
+/// Adds a need, or extends the last need if `need` continues it.
 fn push(needs: &mut Vec<Need>, need: Need) {
     if let Some(last) = needs.last_mut()
         && last.accesses == need.accesses
@@ -44,7 +44,7 @@ fn push(needs: &mut Vec<Need>, need: Need) {
     }
 }
 
-/// Cuts off the part of a window above the last need.
+/// Cuts off the part of a window above the last need that the window contains.
 pub(super) fn trim(window: &mut Window, needs: &[Need]) {
     let below = needs.partition_point(|need| need.msrs.first() <= window.msrs.last());
     if let Some(last) = needs[..below].last() {

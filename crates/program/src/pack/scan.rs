@@ -93,7 +93,7 @@ impl Scan {
 
     fn open(&mut self, mut state: State, colour: usize, first: u64) -> State {
         self.opened.push(Opened {
-            // Both conversions succeed: a need is an MSR, and there are three colours.
+            // Both conversions succeed: `first` is the number of an MSR, and `colour` is below 3.
             first: MsrIndex::new(u32::try_from(first).unwrap_or(u32::MAX)),
             before: state.newest,
             colour: u8::try_from(colour).unwrap_or(u8::MAX),
@@ -127,8 +127,8 @@ impl Scan {
 }
 
 impl State {
-    /// Returns the first MSR at which a need of the colour `own` is not satisfied, by its own
-    /// colour or by both others.
+    /// Returns the first MSR at which a need of the colour `own` is no longer satisfied: neither
+    /// its own colour reaches that MSR, nor do both other colours.
     fn satisfied_up_to(&self, own: usize) -> u64 {
         let [a, b] = [(own + 1) % 3, (own + 2) % 3].map(|other| self.ends[other]);
         self.ends[own].max(a.min(b))

@@ -2,7 +2,8 @@ mod brute;
 
 use super::*;
 
-/// No window contains MSR 0xffffffff: the scan stops there instead of searching forever.
+/// If a need contains MSR 0xffffffff, which no window can contain, the scan stops there instead of
+/// searching forever.
 #[test]
 fn scan_ends_at_msr_that_no_window_contains() {
     let msrs = MsrRange::new(MsrIndex::new(u32::MAX - 1), MsrIndex::MAX).unwrap();

@@ -36,7 +36,8 @@ impl Verdicts {
         }
     }
 
-    /// The verdicts that are left where another filter has to allow an access, too: it is allowed if both allow it.
+    /// Returns the verdicts that remain if another filter has to allow an access too: an access is
+    /// allowed only if these verdicts and `other` allow it.
     #[must_use]
     pub fn under(&self, other: &Filter) -> Self {
         let both = |one, other| match (one, other) {
@@ -85,7 +86,7 @@ impl Verdicts {
 /// Returns the verdicts of a filter for all MSRs in one direction.
 fn stretches(filter: &Filter, access: Access) -> RangeMap<Verdict> {
     let mut map = RangeMapBuilder::default();
-    // Between two neighbouring edges lies either no MSR of any range, or all MSRs lie in the same ranges.
+    // All MSRs between two neighbouring edges lie in the same ranges, or outside all ranges.
     let mut edges: Vec<u64> = filter
         .ranges()
         .iter()
@@ -126,9 +127,10 @@ mod tests {
 
     use super::*;
 
-    /// Of each access near an edge of either, and at both ends.
+    /// An access is allowed under another filter only if both allow it. The test tries the MSRs
+    /// below 0x60, where all ranges lie, and the two highest.
     #[test]
-    fn under_another_filter_only_what_both_allow_is_allowed() {
+    fn under_allows_only_accesses_that_both_filters_allow() {
         let range = |accesses, base, bits: &[bool]| {
             let count = u32::try_from(bits.len()).unwrap();
             let bitmap = Bitmap::from_fn(count, |at| bits[at as usize]).unwrap();

@@ -18,7 +18,7 @@ pub enum ProgramError {
     UnknownVersion(u16),
     /// The bytes end too early.
     Ends {
-        /// The number of bytes.
+        /// The number of bytes before the end.
         at: usize,
     },
     /// Bytes follow the program.
@@ -33,7 +33,7 @@ pub enum ProgramError {
         /// The expected value.
         what: &'static str,
     },
-    /// Two texts of the program have this name, so that their lines look alike.
+    /// Two texts of the program have this name, so that events cannot tell their lines apart.
     SameName(Box<str>),
     /// The ranges do not form a valid filter.
     Filter(FilterError),

@@ -22,7 +22,7 @@ pub(super) fn rules(filter: &Filter) -> Rules {
     starts.sort_unstable();
     starts.dedup();
     for access in Access::ALL {
-        // A stretch ends before the next one begins.
+        // Each rule ends before the next start.
         for (first, next) in starts.iter().zip(&starts[1..]) {
             let last = MsrIndex::new(next.get() - 1);
             let (outcome, by) = decided(filter, *first, access);

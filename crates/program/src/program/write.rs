@@ -33,9 +33,9 @@ pub(super) fn program(program: &Program) -> Vec<u8> {
     to.0
 }
 
-/// Returns the digest of these settings and variants. If all variants do the same, it is the digest
-/// of one. Else it covers all variants, in an order that does not depend on the order of the
-/// `[[when]]` sections.
+/// Returns the digest of these settings and variants. If all variants do the same, this is the
+/// digest of one of them. Otherwise the digest covers all variants, in an order that does not
+/// depend on the order of the `[[when]]` sections.
 pub(super) fn digest(settings: &ProgramSettings, whens: &[CpuSet], variants: &[Variant]) -> Digest {
     let does = |variant: &Variant| {
         let mut to = Writer(b"msrgate rules 1\0".to_vec());
@@ -187,7 +187,7 @@ impl Writer {
     }
 
     fn variant(&mut self, variant: &Variant) {
-        // The length is known: there is one entry for each `[[when]]`.
+        // The list has no length in front, because it has one value for each `[[when]]` section.
         self.0
             .extend(variant.holds.iter().map(|&holds| u8::from(holds)));
         let Cpu {
@@ -223,7 +223,8 @@ impl Writer {
         });
     }
 
-    /// Writes a rule. Only its last MSR is written, because it begins where the rule before ends.
+    /// Writes a rule. Of its MSRs only the last is written, because a rule begins where the rule
+    /// before ends.
     fn rule(&mut self, rule: Rule<'_>, origin: Origin) {
         self.u32(rule.msrs.last().get());
         self.log(rule.log);
@@ -279,7 +280,8 @@ impl Writer {
         });
     }
 
-    /// Writes the outcomes without their origins.
+    /// Writes the outcomes of the rules without their origins. Neighbouring rules with the same
+    /// outcome are written as one.
     fn canonical(&mut self, rules: &Rules) {
         for access in Access::ALL {
             let mut rules = rules.of(access).peekable();

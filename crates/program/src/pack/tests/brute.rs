@@ -11,7 +11,7 @@ use super::super::need::Need;
 use super::super::scan::fewest_windows;
 use super::MsrRange;
 
-/// The number of MSRs, and the largest number of MSRs in a range.
+/// A small space: the number of its MSRs, and the largest number of MSRs in a range.
 #[derive(Clone, Copy)]
 struct Space {
     msrs: u32,
@@ -83,8 +83,8 @@ impl Space {
         fewest
     }
 
-    /// Returns the same needs in the packer's space. The MSRs are spaced so that as many of them
-    /// lie in a window as in a range of the small space.
+    /// Returns the needs in the packer's space that correspond to the accesses in `differing`. The
+    /// MSRs are spaced so that as many of them lie in a window as in a range of the small space.
     fn needs(self, differing: Points) -> Vec<Need> {
         let spread = 0x3000 / self.length;
         let need = |msr: u32| {
@@ -101,7 +101,8 @@ impl Space {
         (0..self.msrs).filter_map(need).collect()
     }
 
-    /// Compares all sets of accesses, and returns their number.
+    /// Checks for each set of accesses that the packer takes as few windows as the shortest filter
+    /// has ranges. Returns the number of sets.
     fn compare(self) -> usize {
         let fewest = self.fewest();
         for (differing, &fewest) in (0..).zip(&fewest) {
