@@ -20,9 +20,11 @@ pub enum PassThrough {
     Unwanted,
 }
 
-/// The 4 KiB MSR bitmap of Intel's VMX (S6.1): read low, read high, write low, write high.
+/// The 4 KiB MSR bitmap of Intel's VMX (S6.1): 1 KiB each for reads of low MSRs, reads of high
+/// MSRs, writes to low MSRs and writes to high MSRs, in this order.
 ///
-/// Low is 0x0–0x1fff, high is 0xc0000000–0xc0001fff. An access to any other MSR always exits.
+/// Low MSRs are 0x0–0x1fff, high MSRs are 0xc0000000–0xc0001fff. An access to any other MSR always
+/// exits.
 pub type VmxBitmap = InterceptMap<Vmx>;
 
 /// The 8 KiB MSR permission map of AMD's SVM (S6.2), with two bits for each MSR.
@@ -107,8 +109,8 @@ mod layout {
         const NAME: &str = "VmxBitmap";
     }
 
-    /// AMD APM volume 2, "MSR Intercepts": 2 KiB for each range. The read bit of an MSR is directly
-    /// below its write bit.
+    /// AMD APM volume 2, "MSR Intercepts": 2 KiB for each region. The read bit of an MSR is
+    /// directly below its write bit.
     impl Regions for Svm {
         type Bytes = [u8; 0x2000];
         const ONES: Self::Bytes = [u8::MAX; 0x2000];

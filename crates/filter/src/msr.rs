@@ -66,8 +66,8 @@ impl fmt::Display for Access {
     }
 }
 
-/// The directions that a range covers: the flags of `struct kvm_msr_filter_range`. There is no
-/// value for neither direction, because the kernel refuses such a range (S2.4).
+/// The directions that a range covers: the flags of `struct kvm_msr_filter_range`. A range covers
+/// at least one direction, because the kernel refuses any other range (S2.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Accesses {
     /// `KVM_MSR_FILTER_READ`.

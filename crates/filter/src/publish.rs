@@ -3,8 +3,8 @@
 //! **Left-right.** A VM has two slots of atomic words, each large enough for any filter. One slot
 //! is active. A publication fills the other slot, makes that slot active, and waits until no reader
 //! is left in the old one, which the next publication fills. So a reader sees exactly one filter
-//! (S7). When [`LeftRight::publish`] returns, no reader uses the old filter any more. This is the
-//! kernel's grace period.
+//! (S7). When [`LeftRight::publish`] returns, no reader uses the old filter any more. This wait
+//! corresponds to the kernel's grace period.
 //!
 //! **Readers never wait.** Besides the decision, a read takes four steps on shared words: it loads
 //! the turn, arrives (one `fetch_add`), loads which slot is active, and after the decision departs

@@ -1,4 +1,4 @@
-//! The registers behind the filter.
+//! The registers of a vCPU, which a guest's access reaches if the filter allows it.
 
 use alloc::collections::BTreeMap;
 use core::fmt;
@@ -37,7 +37,8 @@ impl core::error::Error for RegisterFault {}
 
 /// The registers of one vCPU: a hypervisor's own, or a [`RegisterMap`].
 ///
-/// The methods do not know the filter. An access that faults must have no effect.
+/// The methods do not ask the filter: their caller does, where the filter applies. An access that
+/// faults must have no effect.
 pub trait Registers {
     /// Reads the register.
     ///

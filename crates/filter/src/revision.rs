@@ -19,7 +19,8 @@ pub enum Revision {
 pub(crate) enum Publication {
     /// Guests see the whole new filter at the end, or no change.
     Whole,
-    /// Guests see the old filter torn down, then the new one after each range.
+    /// Guests see the old filter disappear, and then the unfinished new filter after each added
+    /// range.
     Stepwise,
 }
 
@@ -60,7 +61,8 @@ impl Revision {
         }
     }
 
-    /// Returns true if a default of deny with no range, or only empty ranges, is EINVAL (S2.3).
+    /// Returns true if a set call with default deny and no range, or only empty ranges, fails with
+    /// EINVAL (S2.3).
     pub(crate) const fn refuses_deny_without_ranges(self) -> bool {
         matches!(self, Self::Mainline)
     }

@@ -141,7 +141,7 @@ pub struct Vcpu<R> {
     pending: Option<Pending>,
     queued: Queued,
     intercepts: Intercepts,
-    /// The number of requests handled so far.
+    /// The requests that the vCPU has handled so far.
     seen: Changes,
 }
 

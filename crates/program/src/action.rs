@@ -30,7 +30,8 @@ pub enum Action {
     /// A write reaches the register if it changes only bits of the mask; [`Outside`] says what
     /// happens otherwise.
     Mask(Mask),
-    /// The first write is kept until reset. A later write of another value gets #GP.
+    /// The first write reaches the register and pins its value until reset. A later write of
+    /// another value gets #GP.
     Pin,
     /// A write reaches the register, but the bits of this mask that are 1 in the register stay 1.
     Sticky(u64),

@@ -107,7 +107,8 @@ pub struct LogChange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
-    /// One of these processors; `None` if neither program has a `[[when]]` section.
+    /// One of the processors with these changes; `None` if neither program has a `[[when]]`
+    /// section.
     pub cpu: Option<Cpu>,
     /// The changes of actions: first those of reads, then those of writes, each in the order of the
     /// MSRs.

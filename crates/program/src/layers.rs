@@ -18,8 +18,8 @@ pub trait Layers {
     /// The ranges of the entries that cover this direction, in any order.
     fn ranges(&self, access: Access) -> impl Iterator<Item = (EntryId, MsrRange)>;
 
-    /// The rank of an entry. If two entries contain an MSR, the lower rank decides; if the ranks
-    /// are equal, the entry with the lower number.
+    /// The rank of an entry. If two entries contain an MSR, the entry with the lower rank decides;
+    /// if the ranks are equal, the entry with the lower number decides.
     fn rank(&self, entry: EntryId) -> u64;
 
     /// The outcome of an entry in this direction. `None` stands for the default's outcome.

@@ -38,11 +38,11 @@ pub use window::{Colour, Window};
 
 use need::needs;
 
-/// A table of verdicts that no filter can express.
+/// An error for verdicts that no filter can express.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PackError {
-    /// The table needs more ranges than a filter can have. The windows are those of the fewest
+    /// The verdicts need more ranges than a filter can have. The windows are those of the fewest
     /// ranges that would be enough.
     TooManyRanges(Vec<Window>),
     /// The verdict on MSR 0xffffffff differs from the default. No range can contain that MSR

@@ -210,7 +210,8 @@ fn recompute_forgets_earlier_bits() {
     assert_eq!(map, SvmMap::default());
 }
 
-/// The processor takes a physical address whose low 12 bits are 0, and reads the bytes from there.
+/// Both maps have the size that the manuals say, and begin at a page: the processor takes only a
+/// physical address whose low 12 bits are 0.
 #[test]
 fn maps_are_page_aligned() {
     assert_eq!(

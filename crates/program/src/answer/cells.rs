@@ -11,7 +11,7 @@ use crate::rules::{Rule, Rules};
 /// The largest number of emulated registers of a vCPU, which take 8 KiB.
 pub const MAX_CELLS: u64 = 1024;
 
-/// The emulated registers, by MSR.
+/// The emulated registers and their positions, in the order of the MSRs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cells(Box<[Stretch]>);
 

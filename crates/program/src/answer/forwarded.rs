@@ -24,7 +24,7 @@ pub struct Forwarded {
 pub(super) enum What {
     /// A read.
     Read,
-    /// A write without changes.
+    /// A write of the guest's value as it is.
     Write(u64),
     /// A write that may change only the bits of a mask.
     Mask { value: u64, mask: Mask },

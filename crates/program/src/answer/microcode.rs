@@ -30,8 +30,8 @@ pub fn revision_value(cpu: &Cpu, revision: u32) -> u64 {
     }
 }
 
-/// Returns true if a guest that uses this trigger has to write 0 to [`SIGN_ID`] before it reads a
-/// revision there.
+/// Returns true if a guest that updates its microcode by writes to the MSR `trigger` has to write 0
+/// to [`SIGN_ID`] before it reads a revision there.
 ///
 /// Intel's processors set [`SIGN_ID`] when CPUID is executed (SDM volume 3, 11.11.7); AMD's always
 /// hold the revision.
@@ -41,8 +41,8 @@ pub fn is_cleared_first(trigger: MsrIndex) -> bool {
 }
 
 /// Returns the linear address of an update's header and the header's length in bytes, for a write
-/// of `value` to the trigger. On Intel the value is the address of the data after the header, on
-/// AMD the address of the header.
+/// of `value` to the MSR `trigger`. On Intel the value is the address of the data after the header,
+/// on AMD the address of the header.
 #[must_use]
 pub fn update_header_at(trigger: MsrIndex, value: u64) -> (u64, usize) {
     if trigger == AMD_LOADER {

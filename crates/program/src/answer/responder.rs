@@ -148,8 +148,8 @@ impl Responder {
     /// Returns true if a migration may leave out KVM's value of this register: no access of the
     /// guest reaches the register, and nothing else depends on it or changes it.
     ///
-    /// This is known only for the registers that KVM invented. Other registers count as changed by
-    /// instructions, time or the VMM (S10.5).
+    /// This is known only for the registers that KVM invented. Every other register is treated as
+    /// if instructions, time or the VMM changed it (S10.5).
     #[must_use]
     pub fn is_out_of_reach(&self, index: MsrIndex) -> bool {
         let is_made_up = MADE_UP.iter().any(|range| range.contains(&index.get()));
@@ -161,8 +161,9 @@ impl Responder {
     /// guest has done under this program: no write of the guest reaches the register, and only
     /// writes change it.
     ///
-    /// This is known for some registers, and only for a guest that runs no nested guests: nested
-    /// entries and exits load registers too (S10.5).
+    /// The function returns true only for registers of which this is known. The result holds only
+    /// for a guest that runs no nested guests, because nested entries and exits load registers too
+    /// (S10.5).
     #[must_use]
     pub fn is_out_of_hand(&self, index: MsrIndex) -> bool {
         let is_only_written = WRITTEN_ONLY
@@ -201,8 +202,9 @@ impl Responder {
     }
 
     /// Returns the verdicts to use if those of [`Self::verdicts`] do not fit a filter. The filter
-    /// then allows only the accesses in `opened`. Other accesses that the program allows then exit
-    /// too: if they are not logged, the response to them is [`Rewind`](super::Response::Rewind).
+    /// then allows only the accesses in `opened`. Other accesses that the program allows have to
+    /// exit, too. If they are not logged, the response to them is
+    /// [`Rewind`](super::Response::Rewind).
     #[must_use]
     pub fn fewest_verdicts(&self, opened: &[(MsrIndex, Access)]) -> Verdicts {
         self.verdicts_by(Verdict::Deny, opened, |rule| {
@@ -302,8 +304,8 @@ const MADE_UP: [RangeInclusive<u32>; 2] = [0x11..=0x12, 0x4b56_4d00..=0x4b56_4df
 /// Registers that only a WRMSR or the VMM changes, in a guest that runs no nested guests (SDM
 /// volume 4; APM volume 2, appendix A).
 ///
-/// Left out are registers that time, counting, a fault, a branch, XRSTORS, SWAPGS, RSM, INIT or a
-/// write to another register changes. Examples are `IA32_TSC_ADJUST`, which a write to the TSC
+/// A register is left out if time, counting, a fault, a branch, XRSTORS, SWAPGS, RSM, INIT or a
+/// write to another register changes it. Examples are `IA32_TSC_ADJUST`, which a write to the TSC
 /// changes, and `IA32_SPEC_CTRL` and KVM's own registers, which an INIT clears.
 const WRITTEN_ONLY: [RangeInclusive<u32>; 22] = [
     // IA32_FEATURE_CONTROL, MSR_PLATFORM_INFO.
@@ -340,7 +342,7 @@ const WRITTEN_ONLY: [RangeInclusive<u32>; 22] = [
 ];
 
 /// Adds `msrs` to `into` with the verdict `wanted`, except that the MSRs of `opened` are allowed.
-/// These must be sorted and lie in `msrs`.
+/// The MSRs of `opened` must be sorted and lie in `msrs`.
 fn split(
     msrs: MsrRange,
     opened: &[MsrIndex],

@@ -20,7 +20,7 @@ pub struct Verdicts {
 
 impl Verdicts {
     /// Creates verdicts. `of` iterates over the MSRs of a direction in order and without gaps, with
-    /// `None` for x2APIC registers. `default` is the default of the filter to make.
+    /// `None` for x2APIC registers. `default` is the default action of the filter to make.
     pub(crate) fn new<I>(default: Verdict, of: impl Fn(Access) -> I) -> Self
     where
         I: Iterator<Item = (MsrRange, Option<Verdict>)>,
