@@ -1,8 +1,8 @@
 //! The cost of accesses and set calls on this host's KVM.
 //!
-//! The figures of accesses come from scripts that run one after the other. They include filling and
-//! reading the mailbox. Without KVM the bench prints to stderr that it is skipped; with
-//! `MSRGATE_REQUIRE=kvm` it fails.
+//! The figures of accesses are measured over whole scripts. They include the time in which the host fills
+//! and reads the mailbox, the memory through which host and guest exchange a script. Without KVM the bench
+//! prints to stderr that it is skipped; with `MSRGATE_REQUIRE=kvm` it fails.
 
 use msrgate_figures::{Batch, Figures, RateUnit, TimeUnit};
 use msrgate_filter::{Access, Bitmap, MAX_RANGES, MsrIndex};
@@ -13,7 +13,7 @@ use msrgate_kvm::{HostCaps, RawReasons};
 /// A register that KVM handles on every host, and that nothing else uses here.
 const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 
-/// The number of accesses in a script: about as many as the mailbox holds.
+/// The number of accesses in a script: about as many as the mailbox has slots.
 const ACCESSES: u32 = 4_000;
 
 /// User space's answer to an access that exits.

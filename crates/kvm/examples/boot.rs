@@ -356,9 +356,10 @@ fn load_acpi(memory: &GuestMemoryMmap, cpus: u8) -> Result<u64> {
     let fadt = FADTBuilder::new(oem, name, 1).dsdt_64(dsdt);
     // The flags say that these two buttons do not exist.
     let mut fadt = fadt.flag(Flags::PwrButton).flag(Flags::SlpButton);
-    // No VGA, no CMOS clock; no keyboard controller.
+    // The guest has no VGA and no CMOS clock (bits 2 and 5 say so), and no keyboard controller (bit 1 is
+    // clear).
     fadt.iapc_boot_arch = (1 << 2 | 1 << 5).into();
-    // The ports of events, which never happen, and of control.
+    // The ports of the event registers, whose events never happen, and of the control register.
     (fadt.pm1a_evt_blk, fadt.pm1_evt_len) = (0x600.into(), 4);
     (fadt.pm1a_cnt_blk, fadt.pm1_cnt_len) = (0x604.into(), 2);
     fadt.sci_int = 9.into();

@@ -201,12 +201,13 @@ impl Gate {
     /// KVM has no call that tells whether a vCPU has run already. A filter does not undo what the guest
     /// did before `install`.
     ///
-    /// From here on the filter and the mask of the VM belong to the gate, and the VMM must set neither.
-    /// A VM has one of each, and no call reads them back. A VMM that answered MSR exits itself, such as
-    /// those for MSRs that KVM does not know, moves that into the policy: `unknown`, or a `handler` for
-    /// each MSR. If the VMM sets a filter, the gate reports it, by [`AnswerError::OtherFilter`], only
-    /// where that filter refuses an access that the program allows. If the VMM sets a mask, the gate
-    /// cannot detect it: with fewer reasons, accesses that the gate would answer become a #GP.
+    /// From here on the filter and the mask of the VM belong to the gate, and the VMM must set neither. A
+    /// VM has one of each, and no call reads them back. If the VMM answered MSR exits itself before, such
+    /// as those for MSRs that KVM does not know, its policy has to do so now: by `unknown`, or by a
+    /// `handler` for each MSR. If the VMM sets a filter, the gate reports it, by
+    /// [`AnswerError::OtherFilter`], only where that filter refuses an access that the program allows. If
+    /// the VMM sets a mask, the gate cannot detect it: with fewer reasons, accesses that the gate would
+    /// answer become a #GP.
     ///
     /// # Errors
     /// - [`GateError::Install`]: the kernel refuses the mask or the filter. A new VM then has neither,
@@ -333,11 +334,11 @@ impl Gate {
     /// - [`GateError::Io`]: the process has no thread left.
     /// - Those of [`Self::new`], for this program.
     ///
-    /// After an error the old program is in force, with its filter and its mask. If the kernel has
-    /// refused the filter, a vCPU may have answered exits by the new program in the meantime.
-    /// Registers, pins and devices that exist in both programs keep the changes of that time. Those of
-    /// the old program alone are as they were, or as a [`VcpuGate::reset`] or
-    /// [`VcpuGate::msr_set_by_host`] in the meantime would have left them.
+    /// After an error the old program is in force, with its filter and its mask. If the kernel has refused
+    /// the filter, a vCPU may have answered exits by the new program in the meantime. Registers, pins and
+    /// devices that exist in both programs keep the changes of that time. Those that only the old program
+    /// has are as they were before the call, except that a [`VcpuGate::reset`] or a
+    /// [`VcpuGate::msr_set_by_host`] in the meantime has had its effect on them.
     pub fn replace(&self, program: Program) -> Result<(), GateError> {
         let program = Arc::new(program);
         check(&program, &self.shared.host, &self.shared.options)?;
@@ -356,7 +357,8 @@ impl Gate {
         let (filter, reasons) = control.first_filter(&new, &self.shared)?;
         let vm = control.vm()?;
         self.start_publisher(&new)?;
-        // The old program last: a series of refused programs must not push it out of the list.
+        // The old program is added last, so that a series of refused programs does not push it out of the
+        // list.
         self.shared.logs.expect(&program);
         self.shared.logs.expect(&self.program());
         self.shared.try_out(new, || vm.replace(&filter, reasons))?;
@@ -416,19 +418,19 @@ impl Gate {
         Events::take(&self.shared.logs).ok_or(GateError::EventsTaken)
     }
 
-    /// The first accesses under the program in force, sorted by MSR. With `log = "first"` they are all
-    /// accesses that came to the gate, except those that ended the VM; with `mode = "audit"`, those
-    /// that the program would refuse; with other levels of `log` there are none.
+    /// The first accesses under the program in force, sorted by MSR. With `log = "first"` the list has all
+    /// accesses that came to the gate, except those that ended the VM. With `mode = "audit"` it has the
+    /// accesses that the program would refuse. With other levels of `log` it is empty.
     ///
-    /// Learn a policy from this list once the guest has done its work. A first access becomes an event
-    /// only once, so a lost event is not repeated; if it is allowed, it bypasses the gate from then on.
-    /// An access stays in this list even if its event was lost.
+    /// Learn a policy from this list once the guest has done its work. A first access becomes an event only
+    /// once, so a lost event is not repeated. If the access is allowed, it bypasses the gate from then on.
+    /// It stays in this list even if its event was lost.
     ///
     /// The list has 8,192 slots, and each access can be in 64 of them. An access without a free slot is
-    /// missing here, and becomes an event each time. That happens after some five thousand accesses
-    /// spread over the MSR space, or earlier if the guest chooses its MSRs for it. Another program, put
-    /// in force by [`Self::replace`] or by the choice of a variant, starts with an empty list. This
-    /// call waits for a replacement that is under way.
+    /// missing here, and becomes an event each time. That happens after some five thousand accesses spread
+    /// over the MSR space, or earlier if the guest chooses MSRs that share slots. Another program, put in
+    /// force by [`Self::replace`] or by the choice of a variant, starts with an empty list. This call waits
+    /// for a replacement that is under way.
     #[must_use]
     pub fn first_accesses(&self) -> Vec<FirstAccess> {
         let _control = self.shared.lock();
@@ -468,10 +470,10 @@ impl Gate {
     /// as it did those of the old one, before [`VcpuGate::restore`].
     ///
     /// This also leaves out each register that still holds the VMM's value, whatever the guest did: the
-    /// guest cannot write the register under this program, and neither an instruction nor time changes
-    /// it. That is known of some registers (S10.5). The result equals [`Self::migration_list`] where a
-    /// guest may run guests, under a program with a `handler` or a `device`, which may set any
-    /// register, and wherever [`Self::migration_list`] leaves out no register.
+    /// guest cannot write the register under this program, and neither an instruction nor time changes it.
+    /// This is known of only some registers (S10.5). The result equals [`Self::migration_list`] where a
+    /// guest may run guests, under a program with a `handler` or a `device`, which may set any register,
+    /// and wherever [`Self::migration_list`] leaves out no register.
     #[must_use]
     pub fn tight_migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         self.listed(listed, |responder, nests, index| {
@@ -520,7 +522,8 @@ impl Drop for Gate {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if publisher.as_ref().is_some_and(|thread| !thread.is_here()) {
-            // A forked child: the publisher may have held the lock of `opened` at the time of the fork.
+            // This is a forked child. It must not take the lock of `opened`, which the publisher may have
+            // held at the time of the fork.
             publisher.map(OwnThread::join);
             return;
         }

@@ -298,13 +298,14 @@ mod tests {
         let (seen, given, reasons) = replaced(&[], FILTER, &[2]);
         assert_eq!((seen, given), (refused, (vec![4, 0], 0)));
         assert_eq!(reasons, RawReasons::NONE);
-        // Restoring the mask fails too: the mask remembered is the one in force.
+        // Restoring the mask fails, too: `reasons` then returns the mask that is in force.
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[2, 3]);
         assert_eq!((seen, given), (refused, (vec![6], 0)));
         assert_eq!(reasons, RawReasons::new(6));
     }
 
-    /// The VMM may have enabled exits before; this filter must have none.
+    /// The first `replace` sets the mask even if it is empty, because the VMM may have enabled exits
+    /// before.
     #[test]
     fn first_replace_sets_mask_even_if_empty() {
         let (none, vm) = (ReasonMask::NONE, Calls::failing(&[]));
@@ -326,7 +327,8 @@ mod tests {
         assert_eq!(reasons, RawReasons::new(2));
     }
 
-    /// The new filter holds. An error would make the gate use the old program with the new filter.
+    /// If the mask cannot be reduced at the end, `replace` succeeds: the new filter is in force, and an
+    /// error would make the gate use the old program with the new filter.
     #[test]
     fn replace_succeeds_if_mask_cannot_be_reduced() {
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[3]);

@@ -416,8 +416,8 @@ impl Measured {
         }
     }
 
-    /// Compares with the pass with exits: without exits, an allowed access must have the same result
-    /// (S5.2).
+    /// Compares this result with `exits`, the result of the pass with exits: an allowed access must have
+    /// the same result in both passes (S5.2).
     fn compare(&mut self, exits: &Self) {
         self.own_fault = exits.own_fault;
         if self.case.expected == Verdict::Deny {

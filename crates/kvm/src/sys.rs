@@ -1,5 +1,4 @@
-//! System calls: KVM's `ioctl`s, memory, signals, and filters with the layout and the mistakes of user
-//! space.
+//! System calls: KVM's `ioctl`s, memory, signals, and filters as user space passes them, mistakes included.
 
 pub(crate) mod calls;
 pub(crate) mod ioctl;

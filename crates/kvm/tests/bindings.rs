@@ -32,8 +32,8 @@ impl Held {
     }
 }
 
-/// Resets, saves and restores a vCPU, and asks for an answer; the VM and the vCPU are of another
-/// `kvm-ioctls`.
+/// Defines a test that resets, saves and restores a vCPU and asks for an answer, with the VM and the vCPU
+/// of the `kvm-ioctls` version `$ioctls`.
 macro_rules! gate_works_with {
     ($test:ident, $ioctls:ident) => {
         #[test]

@@ -177,7 +177,7 @@ fn gate_makes_only_listed_system_calls() {
             let handled = run(&mut guest, &mut msrs);
             msrs.save(guest.vcpu()).unwrap();
             of_vcpu.send(()).unwrap();
-            // The gate is dropped already; dropping the last vCPU's part closes the gate's file descriptor
+            // The gate is dropped already; dropping the last `VcpuGate` closes the gate's file descriptor
             // of the VM.
             is_replaced.recv().unwrap();
             drop(msrs);

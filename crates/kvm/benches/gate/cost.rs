@@ -1,4 +1,5 @@
-//! The time of accesses in a VM that a gate answers, compared with a loop that knows only one answer.
+//! The time of accesses whose exits a gate answers, compared with accesses whose exits a loop answers that
+//! always gives the same answer.
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use msrgate_figures::{Batch, Figures};
@@ -11,8 +12,9 @@ use msrgate_policy::Program;
 
 use crate::{Failure, program};
 
-/// A register that KVM handles, and an MSR that KVM does not know.
+/// A register that KVM handles.
 const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
+/// An MSR that KVM does not know.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 
 /// The value that a read of [`SPARE`] returns.
@@ -37,7 +39,7 @@ enum By {
 }
 
 impl Side {
-    /// Creates a VM and checks one run of the script.
+    /// Creates a VM, with a gate if `program` is not `None`, and checks one run of the script.
     ///
     /// # Errors
     /// Returns an error if the VM cannot be created, or if an access does not have the expected result.
@@ -76,7 +78,7 @@ impl Side {
         }
     }
 
-    /// Creates the same guest with the same filter, whose exits a loop answers.
+    /// Creates a VM under the filter of `program`, but without a gate: a loop answers the exits.
     fn bare(
         host: &HostCaps,
         program: &Program,

@@ -14,7 +14,7 @@ use msrgate_testing::paper::{Case, answer, cases, policy, prepare, vcpu};
 
 use crate::{Failure, program};
 
-/// The part of a case that is counted.
+/// The part of a case whose instructions are counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// The answer, and the preparation of the vCPU before it.
@@ -48,13 +48,13 @@ impl Part {
     }
 }
 
-/// The functions that take an exit's fields to the reply. The code that stands in for the kernel is not
-/// among them.
+/// The patterns of the functions that turn an exit's fields into the reply. The functions that stand in for
+/// the kernel are not among them.
 const WITHIN: [&str; 2] = ["*VcpuGate*answer_at*", "*VcpuGate*finish_at*"];
 
-/// Creates a gate without a VM whose queue has room for all events. No event is held back, except in the
-/// case `kill`: a policy cannot switch off that event, so the rate 0 is used to count the answer without
-/// it.
+/// Creates a gate without a real VM. Its queue has room for all events, and no event is held back, except
+/// in the case `kill`: a policy cannot switch off the event of a kill, so the limit of 0 events per second
+/// leaves it out of the count.
 fn gate(case: &Case) -> Result<Gate, Failure> {
     let events = EventOptions {
         queue: 1 << 15,
@@ -65,7 +65,8 @@ fn gate(case: &Case) -> Result<Gate, Failure> {
     Ok(bench::gate(program(&policy())?, options)?)
 }
 
-/// Runs what a process under callgrind was started for.
+/// Runs one part of one case `asked.runs` times, in a process that callgrind counts. `asked.name` is the
+/// name of the case, a space, and the word of the part.
 pub(crate) fn run(asked: &Counted) -> Result<(), Failure> {
     let (name, part) = asked.name.split_once(' ').ok_or("no part")?;
     let case = cases().into_iter().find(|case| case.name == name);

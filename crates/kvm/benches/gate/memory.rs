@@ -10,8 +10,8 @@ use msrgate_testing::paper::{cpuid, policy};
 
 use crate::{Failure, program};
 
-/// The bytes of an event in a queue. The place that is reserved for the event of a kill exists with any
-/// queue length.
+/// The size of one event in a queue, in bytes. A queue has one slot more than its length, kept for the
+/// event of a kill; that slot counts as memory of the vCPU.
 const EVENT: i64 = 80;
 
 pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
@@ -35,7 +35,8 @@ pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
 const MOST_REGISTERS: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
     '0x10000..=0x103ff' = { register = { reset = 0, mask = '0xff' } }\n";
 
-/// Returns the memory of a vCPU of this gate without its queue of one event.
+/// Returns the memory of a vCPU of this gate in KiB, without the slot of the one event that its queue is
+/// for.
 fn of_vcpu(gate: &Gate) -> Result<f64, Failure> {
     let mut vcpu = None;
     let seen = measure(|| vcpu = Some(gate.vcpu(0, &cpuid())));

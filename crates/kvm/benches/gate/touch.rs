@@ -18,7 +18,8 @@ use crate::{Failure, program};
 /// The number of rounds. Each has a new VM, so all its accesses are first accesses again.
 const ROUNDS: usize = 12;
 
-/// The MSRs of a round: as many as KVM knows and any filter has room for.
+/// The MSRs that the guest reads in a round. KVM knows each of them, and one filter has room for all of
+/// them.
 const TOUCHED: [u32; 8] = [
     0x174,
     0x175,
@@ -70,9 +71,10 @@ fn microseconds(time: Duration) -> f64 {
 /// The time between the accesses of a round.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pace {
-    /// The kernel finishes with the filter for one access before the next access.
+    /// The kernel has finished with the filter for one access before the next access comes.
     Apart,
-    /// There is no pause, so each access meets the set call of the one before.
+    /// There is no pause: each access comes while the kernel is still setting the filter for the access
+    /// before.
     AtOnce,
 }
 
@@ -122,8 +124,8 @@ fn pass(
     }
 }
 
-/// Returns the time of one of many set calls in sequence, while the VM's guest makes accesses without a
-/// pause.
+/// Returns the average time of a set call, when [`SETS`] calls follow each other while the VM's guest makes
+/// accesses without a pause.
 fn set_call(host: &HostCaps) -> Result<Duration, Failure> {
     let mut guest = GuestVm::new(host)?;
     let vm = std::sync::Arc::clone(guest.vm());

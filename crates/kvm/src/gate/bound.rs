@@ -37,18 +37,18 @@ pub(super) struct Bound {
     /// The vCPU that was reset or restored last; [`Place::NOWHERE`] before that, and after a call that
     /// failed.
     begun: Place,
-    /// The place of `begun` once its first exit has come. From then on a VMM cannot change the vCPU's
-    /// CPUID.
+    /// The place `begun` once the vCPU's first exit has come, and [`Place::NOWHERE`] before that. After the
+    /// first exit a VMM cannot change the vCPU's CPUID.
     running: Place,
     /// The vCPU of the first successful reset or restore.
     first: Option<Place>,
-    /// The vCPU that is reserved for this `VcpuGate`: no other one can be tied to it.
+    /// The vCPU that is reserved for this `VcpuGate`: no other `VcpuGate` can be tied to that vCPU.
     tied: Option<Place>,
-    /// The way in which `begun` began.
+    /// The call that set `begun`: a reset or a restore.
     by: Beginning,
 }
 
-/// The call by which a vCPU begins.
+/// The call that makes a vCPU ready for its `VcpuGate` to answer its exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Beginning {
     /// A reset.
@@ -70,14 +70,15 @@ impl Bound {
     }
 
     /// Tells if this `VcpuGate` has answered an exit of the vCPU at `place` since the vCPU was reset or
-    /// restored. If not, [`Self::check`] tells if it may.
+    /// restored. If not, [`Self::check`] tells if this `VcpuGate` may answer one.
     #[inline]
     pub(super) fn is_running(&self, place: Place) -> bool {
         self.running == place
     }
 
-    /// Tells the same as [`Self::is_running`] by the shared page alone. Each exit asks this, and a
-    /// binding's own type for a vCPU always has the file descriptor of its page.
+    /// Does what [`Self::is_running`] does, but compares the shared page alone, which saves time at each
+    /// exit. It suffices for the vCPU type of a KVM binding, whose file descriptor always belongs to its
+    /// page.
     #[inline]
     pub(super) const fn is_running_at_page_of(&self, place: Place) -> bool {
         self.running.page == place.page
@@ -109,7 +110,8 @@ impl Bound {
         }
     }
 
-    /// Begins a reset or a restore: if that fails, no exit is answered until another one succeeds.
+    /// Notes that a reset or a restore begins. If the call fails, no exit is answered until another reset
+    /// or restore succeeds.
     pub(super) const fn begin(&mut self) {
         (self.begun, self.running) = (Place::NOWHERE, Place::NOWHERE);
     }

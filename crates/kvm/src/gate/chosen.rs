@@ -16,7 +16,7 @@ pub(super) struct Alive;
 /// The chosen processor, and the vCPUs that were added.
 pub(super) struct Chosen {
     cpu: Cpu,
-    /// False if the processor is unknown: the program is then one that is the same for all processors.
+    /// False if the processor is unknown. The program is then the same for all processors.
     is_known: bool,
     /// True if the CPUID of any vCPU offers virtualization, so that its guest may run guests.
     nests: bool,

@@ -130,8 +130,8 @@ impl GuestCpuid {
         ecx(1) >> 5 & 1 == 1 || ecx(0x8000_0001) >> 2 & 1 == 1
     }
 
-    /// Returns the parts of this CPUID that the gate relies on, if it has asked for the bits in
-    /// `asked`.
+    /// Returns the parts of this CPUID that the gate relies on. `asked` are the feature bits that the gate
+    /// has looked up.
     pub(super) fn relied_on(&self, asked: Vec<CpuidBit>) -> ReliedOn {
         let there = asked.into_iter().filter(|bit| self.has(bit));
         ReliedOn {
@@ -175,8 +175,8 @@ pub(super) struct ReliedOn {
 }
 
 impl ReliedOn {
-    /// Tells if the gate may rely on this for a vCPU to which KVM gives these leaves. Some KVMs give a
-    /// vCPU more bits than the VMM asked for (seen with 6.18).
+    /// Tells if the gate may rely on these parts for a vCPU to which KVM gives the CPUID `leaves`. Some
+    /// kernels give a vCPU more bits than the VMM asked for (seen with Linux 6.18).
     pub(super) fn is_safe_for(&self, leaves: &[CpuidEntry]) -> bool {
         // A CPUID without leaf 0 or 1 is not safe.
         !self.is_known

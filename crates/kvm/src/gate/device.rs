@@ -30,7 +30,7 @@ impl GuestPhysical {
     }
 }
 
-/// The error of an address range that the guest has no memory at.
+/// The error of [`GuestMemory::read`]: the guest has no memory at a part of the address range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotMapped;
 
@@ -55,8 +55,8 @@ pub trait GuestMemory: Send + Sync {
 
 /// One or more registers that a VMM emulates, with state of its own for each vCPU.
 ///
-/// A gate asks the device that [`GateOptions::device`](super::GateOptions::device) gave it under the
-/// name of a policy's `handler`.
+/// A VMM adds a device under a name by [`GateOptions::device`](super::GateOptions::device). The gate asks
+/// the device at each access for which the policy names the `handler` of that name.
 pub trait Device: Send {
     /// Reads the MSR `index`. `None` gives the guest a #GP.
     ///
@@ -105,7 +105,7 @@ pub enum Written {
     Fault,
 }
 
-/// The error of bytes that are not a state of the device.
+/// The error of [`Device::restore`]: the bytes are not a state of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadState;
 

@@ -9,7 +9,7 @@ use super::cpuid::GuestCpuid;
 use super::device::{BadState, Device, MICROCODE, MakeDevice, MicrocodeDevice};
 use super::id::VcpuId;
 
-/// The emulated devices of one vCPU.
+/// The devices of one vCPU: the emulated ones, and the VMM's own.
 pub(super) struct DeviceSet {
     pub(super) microcode: Option<MicrocodeDevice>,
     /// The VMM's devices, by the name of the handler that each answers for.
@@ -58,8 +58,9 @@ impl DeviceSet {
         }
     }
 
-    /// Changes the devices back to those of the previous program. `microcode` is the microcode device
-    /// that [`Self::follow`] returned, for the case that the program in between had none.
+    /// Changes the devices back to those of the previous program. `microcode` is the result of
+    /// [`Self::follow`]: the microcode device that was set aside because the program in between does not
+    /// use it.
     pub(super) fn back(&mut self, microcode: Option<MicrocodeDevice>, responder: &Responder) {
         self.microcode = self.microcode.take().or(microcode);
         self.follow(responder);

@@ -20,8 +20,8 @@ use crate::install::InstallError;
 pub enum GateError {
     /// The program has no variant for this processor, or cannot be carried out: the error says why.
     Responder(ResponderError),
-    /// The filter does not fit once the accesses that the program allows but logs or audits are
-    /// refused.
+    /// The filter needs more ranges than KVM has. Besides the accesses that the program denies, it has to
+    /// refuse those that the program allows but logs or audits.
     Pack(CompileError),
     /// The host's KVM does not support these exit reasons, which the program needs.
     Reasons(RawReasons),
@@ -169,7 +169,8 @@ pub enum AnswerError {
     /// as the kernel made it, for the VMM to answer. This error comes only after
     /// [`Gate::set_beside`](super::Gate::set_beside).
     Theirs,
-    /// The handler request is of an exit that has been answered, or is gone.
+    /// The handler request is of another vCPU, or its exit no longer waits for a reply: it has been
+    /// answered, completed or forgotten.
     Stale,
 }
 
@@ -273,7 +274,7 @@ impl From<VcpuError> for StateError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VcpuError {
-    /// The vCPU was not reset or restored, or that call failed.
+    /// The vCPU was neither reset nor restored, or the last such call failed.
     NotReset {
         /// The vCPU.
         vcpu: VcpuId,

@@ -41,8 +41,8 @@ pub struct EventOptions {
     /// one. A queue takes 80 bytes for each event, and for one more, which is kept for a kill. The
     /// default is 256.
     pub queue: usize,
-    /// The number of events of one (MSR, access, disposition) that a vCPU makes in a second, 100 by
-    /// default. All kills count together. Further events are only counted, see
+    /// The largest number of events of one kind (MSR, access, disposition) that a vCPU puts into its queue
+    /// in a second, 100 by default. All kills are one kind. Further events are only counted: see
     /// [`VcpuDrops::held_back`].
     pub per_second: u32,
     /// The choice whether events hold the values that guests write. The default is no: `IA32_LSTAR`

@@ -52,10 +52,10 @@ pub struct RawVcpu {
     run: NonNull<kvm_run>,
 }
 
-// SAFETY: a pointer to a page and a number, neither of which is bound to a thread. The caller of
+// SAFETY: the fields are a pointer to a page and a number, and neither is bound to a thread. The caller of
 // `RawVcpu::new` keeps threads from using them at the same time.
 unsafe impl Send for RawVcpu {}
-// SAFETY: as above; a shared reference only allows copying it.
+// SAFETY: as above; a shared reference only allows copying the value.
 unsafe impl Sync for RawVcpu {}
 
 impl RawVcpu {

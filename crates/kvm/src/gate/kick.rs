@@ -8,8 +8,8 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The gate's own value. A VMM does not write this value, so a kick in between shows. Every kernel acts
-/// on any value but 0.
+/// The value that the gate writes. A VMM writes other values, so the gate can tell that a kick came in
+/// between. Every kernel treats all values other than 0 alike.
 const OURS: u8 = 0x80;
 
 /// A byte that threads share. Loom has its own type for it.
@@ -46,7 +46,7 @@ pub(super) fn borrow(flag: &impl Flag) -> Borrowed {
 impl Borrowed {
     /// Restores the byte's old value, or leaves a kick that came in the meantime.
     pub(super) fn give_back(self, flag: &impl Flag) {
-        // If this fails, the VMM has written the value that it wants to find there.
+        // If the byte is not `OURS`, the VMM has kicked the vCPU in the meantime, and the kick stays.
         flag.replace(OURS, self.before);
     }
 }
@@ -91,7 +91,7 @@ mod model {
         }
     }
 
-    /// A kick at any moment is still set at the end.
+    /// A kick at any moment is still in the byte after the gate has given the byte back.
     #[test]
     fn give_back_keeps_concurrent_kick() {
         crate::gate::sync::check(|| {

@@ -37,8 +37,8 @@ impl Kind {
         }
     }
 
-    /// The kind's first place of the `N` places of a table. Fibonacci hashing: the top bits of the
-    /// product with 2^64 divided by the golden ratio.
+    /// The first of a table's `N` places at which the kind may be. It is found by Fibonacci hashing: the
+    /// top bits of the product with 2^64 divided by the golden ratio.
     #[inline]
     pub(in crate::gate) const fn home<const N: usize>(self) -> usize {
         const { assert!(N.is_power_of_two() && N > 1) };
@@ -73,8 +73,8 @@ impl<const N: usize> Kinds<N> {
         Self((0..N).map(|_| AtomicU64::new(0)).collect())
     }
 
-    /// Finds a kind, or adds it. `places` is the number of places to look at, from the kind's home on.
-    /// It is bounded so that a guest that accesses all MSRs does not make each access slow.
+    /// Finds a kind, or adds it. `places` is the number of places to look at, from the kind's home on. The
+    /// search is bounded, so that a guest that accesses all MSRs does not make each access slow.
     #[inline]
     pub(in crate::gate) fn find(&self, kind: Kind, places: usize) -> Found {
         let home = kind.home::<N>();

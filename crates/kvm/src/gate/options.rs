@@ -24,7 +24,7 @@ pub struct GateOptions {
     pub(super) watcher: Option<Arc<dyn Watcher>>,
 }
 
-/// The clock by which a gate finds out that an access waits in vain.
+/// The clock by which a gate measures for how long an access has waited for its filter.
 #[derive(Clone, Copy)]
 pub(super) struct Clock(pub(super) fn() -> Instant);
 
@@ -73,9 +73,9 @@ impl GateOptions {
     }
 
     /// Adds names of handlers that the VMM's loop answers for, by
-    /// [`VcpuGate::finish`](super::VcpuGate::finish). A program with a `handler` that neither is named
-    /// here nor has a [device](Self::device) is an error when the gate is made, and in
-    /// [`Gate::replace`](super::Gate::replace).
+    /// [`VcpuGate::finish`](super::VcpuGate::finish). If a program has a `handler` that is not named here
+    /// and has no [device](Self::device), making the gate and [`Gate::replace`](super::Gate::replace)
+    /// return an error.
     #[must_use]
     pub fn handlers<'n>(mut self, names: impl IntoIterator<Item = &'n str>) -> Self {
         self.handlers.extend(names.into_iter().map(Box::from));

@@ -21,7 +21,7 @@ use crate::install::InstallError;
 use crate::probe::HostCaps;
 use crate::sys::calls::{Level, Taken};
 
-/// An invalid file descriptor, so that a call that is not on paper fails.
+/// An invalid file descriptor: a call to the real kernel fails.
 const NOWHERE: i32 = -1;
 
 /// A vCPU on paper: its shared page.

@@ -21,7 +21,7 @@ pub(super) struct PassRequests {
 struct State {
     /// The number of the program that the requests are about.
     program: u64,
-    /// The accesses that the filter allows, or that the next filter will.
+    /// The accesses that the filter is open for, or that the next filter will be open for.
     all: BTreeSet<(Access, MsrIndex)>,
     /// The accesses that were requested since the filter was last set.
     waiting: Vec<(Access, MsrIndex)>,
@@ -46,8 +46,8 @@ pub(super) struct Wanted {
     pub(super) waiting: Vec<(MsrIndex, Access)>,
 }
 
-/// The largest number of accesses that the filter is opened for. Beyond it the filter is closed again,
-/// except for the accesses that are waited for.
+/// The largest number of accesses that the filter is opened for. If there are more, the filter is closed
+/// again, except for the accesses for which vCPUs wait.
 const MOST: usize = 4096;
 
 impl PassRequests {
@@ -265,7 +265,7 @@ mod tests {
         assert!(opened.wait().is_none());
     }
 
-    /// The filter does not open under one program for an access that was requested under another.
+    /// Under one program, the filter is not opened for an access that was requested under another program.
     #[test]
     fn ask_for_other_program_is_ignored() {
         let opened = PassRequests::default();
@@ -273,21 +273,22 @@ mod tests {
         opened.wait().unwrap();
         let trial = opened.try_out(1);
         assert!(opened.take().is_none());
-        // A vCPU that still answers by the old program.
+        // This vCPU still answers by the old program.
         opened.ask(0, msr(0x11), Access::Read).unwrap();
         assert!(opened.take().is_none());
         opened.ask(1, msr(0x20), Access::Read).unwrap();
         trial.keep();
         let wanted = opened.take().unwrap();
         assert_eq!(wanted.all, [(msr(0x20), Access::Read)]);
-        // A filter that the kernel refused is no error of another program; the end of the publisher is.
+        // A filter that the kernel refused for one program is no error for another program. The end of the
+        // publisher is an error for every program.
         opened.refuse(CallErrno::Known(msrgate_filter::Errno::Einval));
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Ok(()));
         opened.end();
         assert_eq!(opened.ask(2, msr(0x10), Access::Read), Err(Closed::Over));
     }
 
-    /// A request, a filter that is being set, and a trial are not settled until they are done.
+    /// `is_settled` is false while a request waits, while a filter is being set, and while a trial goes on.
     #[test]
     fn is_settled_is_false_until_filter_is_set() {
         let opened = PassRequests::default();
@@ -321,7 +322,8 @@ mod tests {
         assert_eq!(late, Ok(Some(())));
     }
 
-    /// The kernel refused a program's filter: the previous program's accesses are open again.
+    /// If a trial is withdrawn, because the kernel refused the program's filter, the previous program's
+    /// accesses are open again.
     #[test]
     fn withdrawn_trial_restores_open_accesses() {
         let opened = PassRequests::default();

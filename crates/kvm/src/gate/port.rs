@@ -29,7 +29,8 @@ use crate::sys::calls::{self, Level, Taken};
 /// place, and one that fails before it has completed an exit.
 const WAITS: u16 = 1 << 15;
 
-/// The mark of a vCPU that has not run since it was restored: another such bit.
+/// The mark of a vCPU that has not run since it was restored: another bit of `kvm_run.flags` that no kernel
+/// sets.
 const RESTORED: u16 = 1 << 14;
 
 /// The operations that an answer may do on a vCPU.
@@ -37,7 +38,7 @@ pub(super) trait Port {
     /// Returns the identity of the vCPU.
     fn place(&self) -> Place;
 
-    /// Returns the CPUID that the kernel has for the vCPU; `None` from a port without one.
+    /// Returns the CPUID that the kernel has for the vCPU; `None` if the port does not know it.
     fn cpuid(&self) -> Result<Option<Vec<kvm_cpuid_entry2>>, CallErrno>;
 
     /// Returns the exit that waits for an answer; `None` if the last exit was not an MSR exit.
@@ -74,7 +75,7 @@ pub(super) trait Port {
     /// changes, and no exception is left pending.
     fn forget(&mut self) -> Result<(), CallErrno>;
 
-    /// Makes the kernel take the reply now, if it has not yet, without entering the guest (S5.6).
+    /// Makes the kernel take a reply that it has not taken yet, without entering the guest (S5.6).
     fn complete(&mut self) -> Result<(), CallErrno>;
 
     /// Returns the value of an MSR; `None` if KVM does not have it.
@@ -107,7 +108,7 @@ pub(super) struct KvmPort<'v> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Returned {
     Interrupted,
-    /// With the debug exit of a single step, because the instruction was completed.
+    /// The call returned with the debug exit of a single step, because it completed the instruction.
     ByExit,
 }
 
@@ -137,8 +138,8 @@ impl<'v> KvmPort<'v> {
     fn run_immediately(&self) -> Result<Returned, CallErrno> {
         // SAFETY: the page is mapped as long as `self` lives; no reference to the field is made.
         let flag = unsafe { &raw mut (*self.run.as_ptr()).immediate_exit };
-        // SAFETY: a byte of the page. A VMM's threads and signal handlers may write the byte too, each
-        // by one byte-sized access.
+        // SAFETY: the pointer is to a byte of the page. A VMM's threads and signal handlers may write the
+        // byte too, each by one byte-sized access.
         let flag = unsafe { AtomicU8::from_ptr(flag) };
         let borrowed = kick::borrow(flag);
         let outcome = calls::run(&self.vcpu);
@@ -180,8 +181,9 @@ impl<'v> KvmPort<'v> {
             return Err(CallErrno::Known(Errno::Einval));
         }
         self.run_mut().exit_reason = KVM_EXIT_INTR;
-        // A KVM_RUN sets dirty registers before it looks at `immediate_exit`, and so drops the fault. This
-        // calls that KVM_RUN now: before the VMM's next one, the VMM would see a vCPU with a queued #GP.
+        // A KVM_RUN sets dirty registers before it looks at `immediate_exit`, and so drops the fault. Make
+        // that KVM_RUN now: otherwise the VMM would see a vCPU with a queued #GP until its own next
+        // KVM_RUN.
         self.run_mut().kvm_dirty_regs |= u64::from(KVM_SYNC_X86_REGS);
         if self.run_immediately()? == Returned::ByExit {
             return Err(CallErrno::Known(Errno::Einval));
@@ -261,8 +263,8 @@ impl Port for KvmPort<'_> {
         if self.run().kvm_valid_regs & u64::from(KVM_SYNC_X86_REGS) != 0 {
             return self.rewind_by_shared_registers();
         }
-        // If the VMM has put registers there for the next KVM_RUN, they are the vCPU's registers: the
-        // KVM_RUN below would take them, and the rewind would undo them.
+        // If the VMM has put registers into the shared page for the next KVM_RUN, those are the vCPU's
+        // registers. The KVM_RUN below takes them, so the rewind has to set them again.
         let registers = match self.shared_registers(|run| run.kvm_dirty_regs) {
             Some(registers) => *registers,
             None => calls::registers(&self.vcpu)?,
@@ -278,7 +280,8 @@ impl Port for KvmPort<'_> {
         calls::set_registers(&self.vcpu, &registers)?;
         self.set_injection(injection);
         if self.run().kvm_valid_regs != 0 {
-            // KVM_RUN left the state of a vCPU with a #GP queued there. That #GP is cancelled.
+            // KVM_RUN has written the state of a vCPU with a queued #GP into the page. The rewind has
+            // cancelled that #GP, so put the earlier state back.
             *self.shared() = shared;
         }
         Ok(())

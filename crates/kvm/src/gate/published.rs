@@ -34,7 +34,7 @@ struct Held<T> {
 pub(super) struct Generation<T> {
     pub(super) number: u64,
     pub(super) thing: Arc<T>,
-    /// The state of its trial: one of the three constants below.
+    /// The state of this generation's trial: one of the three constants below.
     fate: Arc<AtomicU64>,
 }
 
@@ -222,8 +222,9 @@ mod model {
         });
     }
 
-    /// A vCPU always finds the value on trial or the one before it, each under its number. After the
-    /// trial it finds the latter, and sees that the former was withdrawn.
+    /// During a trial, a vCPU finds either the value on trial or the value before it, each under its own
+    /// number. Once the trial is withdrawn, the vCPU finds the value before it, and sees that the value on
+    /// trial was withdrawn.
     #[test]
     fn withdrawn_trial_is_reported_to_follower() {
         crate::gate::sync::check(|| {

@@ -40,8 +40,8 @@ impl Drop for End<'_> {
 pub(super) fn publish(shared: &Shared) {
     let mut control = shared.lock();
     let _making = shared.opened.making();
-    // Take the requests only under the lock of `Control`: a replacement would change the program that
-    // they are of.
+    // Take the requests only under the lock of `Control`: otherwise a replacement could put another program
+    // in force, for which the requests were not made.
     let Some(wanted) = shared.opened.take() else {
         return;
     };
@@ -56,7 +56,7 @@ pub(super) fn publish(shared: &Shared) {
     if opened.len() < wanted.all.len() {
         shared.opened.keep_only(&opened);
     }
-    // In a gate without a VM no vCPU makes requests.
+    // A gate without a VM has no vCPU, so there is no request to answer.
     let reasons = shared.reasons(&responder, &beside);
     if let Some(vm) = &mut control.vm
         && let Err(error) = vm.replace(&filter, reasons)

@@ -1,5 +1,5 @@
-//! The time for which a vCPU has rewound one access. If the VM's filter is not the gate's, the rewinds
-//! never end.
+//! The time for which a vCPU has rewound one access. If something other than the gate has set the VM's
+//! filter, the rewinds would never end.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use msrgate_filter::{Access, MsrIndex};
 /// An access, and the number of its program.
 type Waited = (u64, MsrIndex, Access);
 
-/// The access that was rewound last.
+/// The timer of the access that was rewound last.
 pub(super) struct RewindTimer(Option<Stretch>);
 
 struct Stretch {
@@ -48,7 +48,7 @@ impl RewindTimer {
         Self(None)
     }
 
-    /// Notes a rewind of an access, and decides if it may go on.
+    /// Notes a rewind of an access, and decides if the vCPU may go on rewinding that access.
     pub(super) fn again(&mut self, waited: Waited, filter: Filter, now: Instant) -> Wait {
         let goes_on = |before: &&mut Stretch| {
             before.waited == waited && now.saturating_duration_since(before.last) < PAUSE
@@ -118,8 +118,9 @@ mod tests {
         assert_eq!(again(Filter::Set, 110), Wait::TooLong);
     }
 
-    /// An idle guest that accesses one register comes to the gate only after a replacement, which does
-    /// not point to another filter.
+    /// After a pause, and under another program, the time starts anew. A guest that is mostly idle and
+    /// accesses one register comes to the gate only after a replacement, and that is no sign of a foreign
+    /// filter.
     #[test]
     fn pause_or_other_program_restarts_timer() {
         let start = Instant::now();

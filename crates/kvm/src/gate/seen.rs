@@ -21,7 +21,8 @@ pub struct FirstAccess {
     pub access: Access,
 }
 
-/// The answer to whether an access is the VM's first of its kind.
+/// The result of [`Seen::touch`]: the access is the VM's first to this MSR in this direction, or a later
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Touch {
     First,

@@ -40,8 +40,8 @@ pub(super) struct Shared {
     pub(super) beside: CurrentBeside,
 }
 
-/// The state that a thread changes only while it sets filters. A vCPU that runs never waits for its
-/// lock.
+/// The state that a thread changes only while it sets filters. A vCPU that runs never waits for the lock of
+/// this state.
 pub(super) struct Control {
     pub(super) chosen: Option<Chosen>,
     pub(super) vm: Option<Box<dyn VmPort>>,

@@ -40,7 +40,7 @@ const UNSETTLED: u64 = u64::MAX;
 /// Each call on a vCPU takes `kvm_ioctls::VcpuFd`, or a [`RawVcpu`](super::RawVcpu) of any other
 /// binding.
 ///
-/// Only the process that made it may use it: a forked child does not have the vCPU.
+/// Only the process that made the `VcpuGate` may use it: a forked child cannot use the vCPU.
 ///
 /// It is `Send`. It is not `Sync`, since a VMM's [`Device`](super::Device) need not be; every call
 /// except [`Self::id`] takes `&mut self`.
@@ -95,7 +95,7 @@ impl VcpuGate {
     /// and reports no error.
     ///
     /// # Errors
-    /// After an error the guest gets #GP if the VMM runs the vCPU again.
+    /// After an error, except [`AnswerError::Theirs`], the guest gets #GP if the VMM runs the vCPU again.
     ///
     /// - [`AnswerError::NoExit`] or [`AnswerError::Reason`]: the vCPU has no MSR exit, or one with an
     ///   unknown reason.
@@ -104,6 +104,8 @@ impl VcpuGate {
     /// - [`AnswerError::Call`]: a call that the answer needs fails.
     /// - [`AnswerError::Publish`], [`AnswerError::OtherFilter`] or [`AnswerError::Gone`]: the kernel's
     ///   filter refuses the access, which the program lets through, and will keep refusing it.
+    /// - [`AnswerError::Theirs`]: the VMM's own filter or mask asks for the exit, which is as the kernel
+    ///   made it. This error comes only after [`Gate::set_beside`](super::Gate::set_beside).
     pub fn answer<V: VcpuHandle>(&mut self, vcpu: &mut V) -> Result<Outcome, AnswerError> {
         let mut port = port(vcpu);
         if !V::ARE_ONE && !self.bound.is_running(port.place()) {
@@ -165,8 +167,8 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Has KVM take the last answer by a `KVM_RUN` that does not enter the guest (S5.6), if KVM has not
-    /// taken it yet. Call this before a VMM looks at the vCPU's registers. If a debugger steps the vCPU,
+    /// Makes KVM take the last answer, if KVM has not taken it yet, by a `KVM_RUN` that does not enter the
+    /// guest (S5.6). Call this before a VMM looks at the vCPU's registers. If a debugger steps the vCPU,
     /// `kvm_run` may have the exit reason `KVM_EXIT_DEBUG` afterwards.
     ///
     /// # Errors
@@ -206,12 +208,11 @@ impl VcpuGate {
         self.save_at(&mut port(vcpu))
     }
 
-    /// Restores a state that [`Self::save`] returned, on this host or another. It replaces the first
-    /// [`Self::reset`], and may also come after one. If KVM has not completed an exit, KVM forgets that
-    /// exit, as in [`Self::reset`]: on a vCPU that has run, call `restore` before
-    /// `KVM_SET_VCPU_EVENTS`. Until the vCPU has run, [`Self::reset`] and [`Self::msr_set_by_host`] are
-    /// errors, since they would undo the restore. Like [`Self::save`], this waits for a replacement
-    /// that is under way.
+    /// Restores a state that [`Self::save`] returned, on this host or another. The call replaces the first
+    /// [`Self::reset`], and may also come after a reset. If KVM has not completed an exit, KVM forgets that
+    /// exit, as in [`Self::reset`]: on a vCPU that has run, call `restore` before `KVM_SET_VCPU_EVENTS`.
+    /// Until the vCPU has run, [`Self::reset`] and [`Self::msr_set_by_host`] are errors, since they would
+    /// undo the restore. Like [`Self::save`], this waits for a replacement that is under way.
     ///
     /// # Errors
     /// - [`StateError::Restore`]: the bytes are not a saved vCPU state, or name a register, pin or
@@ -248,9 +249,9 @@ impl VcpuGate {
     }
 
     /// Sets the values that [`Self::capture_registers`] returned, on this host or another. No pin is
-    /// released, so this may come before [`Self::restore`], or after it if no device of the policy
-    /// shows a value in one of the MSRs. Afterwards migration lists are whole: KVM may hold a setting
-    /// that another program let the guest turn on.
+    /// released, so this may come before [`Self::restore`], or after it if no device of the policy shows a
+    /// value in one of the MSRs. Afterwards the migration lists leave out no register, because KVM may hold
+    /// a setting that another program let the guest turn on.
     ///
     /// # Errors
     /// - [`StateError::Register`]: KVM does not accept a value. The values before it in the list are
@@ -311,10 +312,10 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Ties this to the vCPU at `place`.
+    /// Ties this `VcpuGate` to the vCPU at `place`.
     fn tie(&mut self, place: Place) -> Result<(), VcpuError> {
         let before = self.bound.tied_to();
-        // After a failed call, this may be another vCPU, or the same vCPU with the right file
+        // After a failed call, `place` may be that of another vCPU, or of the same vCPU with the right file
         // descriptor.
         if before.is_none_or(|before| before.page() != place.page()) {
             self.own.shared.tie(self.id(), place)?;
@@ -358,7 +359,7 @@ impl VcpuGate {
         Err(VcpuError::OtherCpuid { vcpu: self.id() })
     }
 
-    // A function of its own in every build: scripts/bench counts what happens in it.
+    // The function is never inlined, because scripts/bench counts the instructions in it.
     #[inline(never)]
     pub(super) fn answer_at(&mut self, port: &mut impl Port) -> Result<Outcome, AnswerError> {
         // This check comes first, where it costs least.
@@ -371,9 +372,9 @@ impl VcpuGate {
         self.own.answer(&self.program, port, &exit)
     }
 
-    /// Admits the first exit of a vCPU after a reset or a restore, if the CPUID is the same as then: a
-    /// VMM may change the CPUID until the vCPU runs. If this `VcpuGate` may not answer the exit, the
-    /// reply stays #GP.
+    /// Admits the first exit of a vCPU after a reset or a restore, if the CPUID has not changed since: a
+    /// VMM may change the CPUID until the vCPU runs. If this `VcpuGate` may not answer the exit, the reply
+    /// stays #GP.
     #[cold]
     #[inline(never)]
     fn first_exit(&mut self, port: &mut impl Port) -> Result<(), AnswerError> {
@@ -384,7 +385,7 @@ impl VcpuGate {
         Ok(())
     }
 
-    // A function of its own in every build: scripts/bench counts what happens in it.
+    // The function is never inlined, because scripts/bench counts the instructions in it.
     #[inline(never)]
     pub(super) fn finish_at(
         &mut self,

@@ -31,7 +31,8 @@ pub(super) struct KvmVm {
     has_nested_state: bool,
 }
 
-/// The VMs of this process that have a gate. Each gate sets filters as if it were the only one.
+/// The VMs of this process that have a gate. A VM may have only one, since each gate sets filters as if it
+/// were the only one.
 static GUARDED: Mutex<Vec<Weak<OwnedFd>>> = Mutex::new(Vec::new());
 
 impl KvmVm {

@@ -82,9 +82,9 @@ impl KvmBackend {
         Ok(Self { guest })
     }
 
-    /// Sets how long a script may run before [`Backend::run`] returns an error. A longer script than a few
-    /// thousand steps runs in parts, each with this time. The default is 60 seconds; [`Duration::MAX`]
-    /// means no limit.
+    /// Sets how long a script may run before [`Backend::run`] returns an error. A script of more than a few
+    /// thousand steps runs in parts, and each part gets this time. The default is 60 seconds;
+    /// [`Duration::MAX`] means no limit.
     pub const fn set_patience(&mut self, patience: Duration) {
         self.guest.set_patience(patience);
     }

@@ -52,8 +52,8 @@ impl Supported {
         })
     }
 
-    /// Returns what CPUID returns to a guest that gets every leaf that KVM supports; `None` for a leaf
-    /// that KVM does not support. Pass subleaf 0 for leaves that ignore ECX.
+    /// Returns the registers that CPUID returns for this leaf to a guest that gets every leaf that KVM
+    /// supports; `None` for a leaf that KVM does not support. Pass subleaf 0 for leaves that ignore ECX.
     #[must_use]
     pub fn cpuid(&self, leaf: u32, subleaf: u32) -> Option<CpuidLeaf> {
         let entries = self.cpuid.as_slice().iter();

@@ -24,8 +24,8 @@ pub struct OwnCalls {
 
 static OWN: OnceLock<OwnCalls> = OnceLock::new();
 
-/// Has this crate make its system calls by `calls` from now on. Only the first call of this function has an
-/// effect.
+/// Makes this crate use `calls` for its system calls from now on. Only the first call of this function has
+/// an effect.
 ///
 /// # Safety
 /// `calls.ioctl` does what ioctl(2) does, and accesses no other memory than ioctl(2) would.

@@ -117,9 +117,10 @@ pub(crate) enum Learnt {
     Value(u64),
     /// KVM refuses the access.
     Fault(RegisterFault),
-    /// The CPU refuses the access without asking KVM, because the register is passed through; or the value
-    /// changes at the next exit. QEMU's software SVM does the latter: it accepts a `KERNEL_GS_BASE` that
-    /// is not canonical, which a CPU refuses, and makes it canonical at the next entry.
+    /// The CPU refuses the access without asking KVM, because the register is passed through; or the CPU
+    /// accepts a value that it changes later. QEMU's software SVM does so with a `KERNEL_GS_BASE` that is
+    /// not canonical: it accepts the value, which a real CPU refuses, and makes it canonical at the next
+    /// entry.
     Hardware,
 }
 

@@ -7,8 +7,8 @@ use msrgate_program::answer::Disposition;
 
 use crate::gate::kinds::{Found, Kind, Kinds};
 
-/// The number of kinds (MSR, access, disposition) that a vCPU counts apart; it counts the others
-/// together.
+/// The number of kinds (MSR, access, disposition) for which a vCPU has a counter each. One more counter is
+/// for all other kinds.
 const SLOTS: usize = 256;
 
 /// The counters of one vCPU. Only that vCPU writes them.
@@ -108,7 +108,8 @@ mod tests {
         );
     }
 
-    /// A guest accesses many MSRs: the sum is right, whichever kinds have a slot.
+    /// If a guest accesses more kinds than there are slots, the counts still add up to the number of
+    /// accesses, whichever kinds have a slot.
     #[test]
     fn add_without_slot_counts_in_others() {
         let counters = Counters::new();

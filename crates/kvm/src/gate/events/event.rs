@@ -14,20 +14,20 @@ use crate::gate::id::VcpuId;
 /// The choice whether events hold the values that guests write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Values {
-    /// Events do not hold it.
+    /// Events do not hold the value.
     #[default]
     Hidden,
-    /// Events hold it.
+    /// Events hold the value.
     Shown,
 }
 
 /// The choice whether events hold the address of the instruction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rip {
-    /// Events do not hold it.
+    /// Events do not hold the address.
     #[default]
     Hidden,
-    /// Events hold it.
+    /// Events hold the address.
     Shown,
 }
 
@@ -205,7 +205,7 @@ mod tests {
 
     use super::*;
 
-    /// Each field is decoded as it was encoded, with its largest value.
+    /// Each field is decoded as it was encoded, even with its largest value.
     #[test]
     fn encoded_event_decodes_unchanged() {
         let at = UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);

@@ -75,8 +75,8 @@ impl Reopener {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Tells if the request is pending: no line has come since, or the new file cannot be opened, which
-    /// is tried again at each line.
+    /// Tells if the request is pending: no line has come since, or the new file could not be opened.
+    /// [`LogFile`] tries again at each line.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         self.0.load(Ordering::Acquire)

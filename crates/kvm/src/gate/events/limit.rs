@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limit_passes_per_second_and_reports_held_back() {
+    fn ask_passes_events_up_to_limit_and_reports_held_back() {
         let mut limit = Limit::new(2);
         let mut ask =
             |index, now| limit.ask(MsrIndex::new(index), Access::Read, Disposition::Denied, now);
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(ask(0x10, 1), passes(0));
     }
 
-    /// Other events do not hold back a kill. A VMM that runs the guest on after each kill is not
+    /// A kill is held back only by earlier kills. So a VMM that runs the guest on after each kill is not
     /// flooded.
     #[test]
     fn kill_is_held_back_only_by_kills() {

@@ -19,17 +19,17 @@ pub(in crate::gate) struct VcpuLog {
     id: VcpuId,
     ring: Ring,
     counters: Counters,
-    /// The number of events that the limit has held back; written by the vCPU.
+    /// The number of events that the limit has held back. The vCPU writes it.
     held_back: AtomicU64,
 }
 
 impl VcpuLog {
-    /// Counts an access. One thread at a time.
+    /// Counts an access. Only one thread may do this at a time.
     pub(in crate::gate) fn count(&self, index: MsrIndex, access: Access, disposition: Disposition) {
         self.counters.add(index, access, disposition);
     }
 
-    /// Puts an event into the queue, or counts it as dropped. One thread at a time.
+    /// Puts an event into the queue, or counts it as dropped. Only one thread may do this at a time.
     #[inline]
     pub(in crate::gate) fn tell(&self, happened: &EventRecord) {
         let room = if happened.disposition == Disposition::Killed {
@@ -40,7 +40,7 @@ impl VcpuLog {
         self.ring.put(&happened.encode(), room);
     }
 
-    /// Counts an event that the limit holds back. One thread at a time.
+    /// Counts an event that the limit holds back. Only one thread may do this at a time.
     pub(in crate::gate) fn hold_back(&self) {
         add_one(&self.held_back);
     }
@@ -89,10 +89,12 @@ impl Lost {
     }
 }
 
-/// The number of vCPUs that are gone whose unread events are kept: the newest ones.
+/// The largest number of vCPUs that are gone and whose unread events are kept. The events of older ones are
+/// dropped.
 const UNREAD: usize = 16;
 
-/// The number of kinds (MSR, access, disposition) that are counted apart for vCPUs that are gone.
+/// The largest number of kinds (MSR, access, disposition) for which all vCPUs that are gone have a count
+/// each.
 const KINDS: usize = 4096;
 
 /// The number of programs that are remembered. Events of older programs have no file name.
@@ -114,7 +116,7 @@ impl VcpuLogs {
         log
     }
 
-    /// Notes that events may be of this program from now on.
+    /// Notes that events may come from this program from now on.
     pub(in crate::gate) fn expect(&self, program: &Arc<Program>) {
         let mut live = self.lock();
         let digest = program.digest();
@@ -147,8 +149,8 @@ impl VcpuLogs {
         }
     }
 
-    /// Removes the logs of vCPUs that are gone, and keeps their counts. Logs with an empty queue are
-    /// removed, and of the others all but the newest `most`.
+    /// Removes logs of vCPUs that are gone, and keeps their counts. It removes every log with an empty
+    /// queue, and every log with unread events except the newest `most`.
     fn prune(live: &mut Live, most: usize) {
         let Live {
             logs,
@@ -205,8 +207,8 @@ fn add(sums: &mut BTreeMap<(MsrIndex, Access, Disposition), u64>, count: Count) 
 pub struct Counted {
     /// The counts, sorted by MSR, access and disposition.
     pub counts: Vec<Count>,
-    /// The number of accesses that are not in `counts`. A vCPU counts 256 kinds apart, and 4,096 kinds
-    /// are counted apart for all vCPUs that are gone.
+    /// The number of accesses that are not in `counts`, because a vCPU has counters for at most 256 kinds
+    /// (MSR, access, disposition), and all vCPUs that are gone have counters for 4,096 kinds together.
     pub others: u64,
 }
 
@@ -215,8 +217,8 @@ pub struct Counted {
 pub struct VcpuDrops {
     /// The vCPU.
     pub vcpu: VcpuId,
-    /// The number of events that did not fit the queue. It includes unread events of dropped vCPUs: the
-    /// events of only sixteen such vCPUs, the newest, are kept.
+    /// The number of events that did not fit the queue. Of the vCPUs whose `VcpuGate` was dropped, only the
+    /// newest sixteen keep their unread events. The unread events of the others are counted here.
     pub dropped: u64,
     /// The number of events that the limit of
     /// [`EventOptions::per_second`](super::EventOptions::per_second) held back. It includes those that
@@ -280,7 +282,8 @@ impl Events {
             }
         }
         drop(logs);
-        // There is a reader, which gets the events that came in the meantime the next time.
+        // Keep every log with unread events: this reader takes the events that came in the meantime at its
+        // next call.
         VcpuLogs::prune(&mut self.logs.lock(), usize::MAX);
     }
 

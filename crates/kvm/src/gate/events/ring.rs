@@ -16,17 +16,17 @@ pub(super) type Entry = [u64; WORDS];
 pub(super) enum Room {
     /// The slots of the requested capacity.
     Shared,
-    /// These and the kept slot.
+    /// The slots of the requested capacity, and the kept slot.
     Kept,
 }
 
 /// A ring of entries of `N` words: an event has [`WORDS`] words, and the loom model has fewer.
 pub(super) struct Ring<const N: usize = WORDS> {
-    /// The number of entries ever put in; written by the vCPU.
+    /// The number of entries ever put in. The vCPU writes it.
     put: AtomicU64,
-    /// The number of entries ever taken out; written by the reader.
+    /// The number of entries ever taken out. The reader writes it.
     taken: AtomicU64,
-    /// The number of entries that did not fit; written by the vCPU.
+    /// The number of entries that did not fit. The vCPU writes it.
     dropped: AtomicU64,
     slots: Box<[[AtomicU64; N]]>,
 }
@@ -122,7 +122,8 @@ mod tests {
         assert_eq!(ring.take(), Some([9; WORDS]));
     }
 
-    /// The kept slot is free in each round, and there is only one.
+    /// A ring whose other slots are full still takes one entry into its kept slot, and no second one. This
+    /// holds each time that the ring is filled.
     #[test]
     fn kept_slot_is_free_when_ring_is_full() {
         for capacity in 0..4_u64 {
@@ -152,11 +153,11 @@ mod model {
 
     use super::*;
 
-    /// Under every interleaving the reader takes whole entries, in order; missing entries are counted;
-    /// and the last entry, for which a slot is kept, is there. The test fails with a weaker ordering in
-    /// `put`, on either side, with one entry too many, and without that slot. Loom never lets a load
-    /// see a later store, so it cannot check the release of `taken` and its acquire: those rest on the
-    /// argument alone.
+    /// Under every interleaving the reader takes whole entries, in order; missing entries are counted; and
+    /// the last entry, for which a slot is kept, is there. The test fails if the ordering of the field
+    /// `put` is weaker, at its store or at its load, if the ring accepts one entry too many, and if it has
+    /// no kept slot. Loom never lets a load see a later store, so it cannot check the release and the
+    /// acquire of `taken`: only reasoning shows that they are right.
     #[test]
     fn concurrent_take_returns_whole_entries_in_order() {
         crate::gate::sync::check(|| {

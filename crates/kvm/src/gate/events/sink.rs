@@ -9,8 +9,8 @@ pub trait Sink: Send {
     /// Takes one event.
     fn event(&mut self, event: &Event);
 
-    /// Takes the number of events of a vCPU that were dropped or held back so far. It is called when that
-    /// number has changed, once a second at most and at the end.
+    /// Takes the number of events of a vCPU that were dropped or held back so far. The thread calls this
+    /// when that number has changed, at most once a second, and at the end.
     fn dropped(&mut self, drops: VcpuDrops);
 
     /// Flushes, after some events have been taken and while no others wait.

@@ -116,8 +116,8 @@ impl EventThread {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Tells if the thread is running. It has ended if a sink panicked; a forked child does not have
-    /// it.
+    /// Tells if the thread is running in this process. The thread has ended if a sink panicked. A forked
+    /// child does not have the thread.
     #[must_use]
     pub fn is_running(&self) -> bool {
         let thread = self.thread.as_ref();
@@ -137,7 +137,7 @@ impl EventThread {
         if thread.is_here() {
             drop(stop);
         } else {
-            // Dropping it takes a lock that the thread may have held at the time of the fork.
+            // Do not drop `stop`: that takes a lock that the thread may have held at the time of the fork.
             mem::forget(stop);
         }
         thread.join()

@@ -45,8 +45,8 @@ fn access_denied_by_vmms_filter_exits_to_vmm_or_faults() {
     });
 }
 
-/// An access that was let through before the VMM's filter changed stays so. An access that the VMM's filter
-/// denies does not wait for the publisher.
+/// An access that was let through before the VMM's filter changed is let through after it, too. An access
+/// that the VMM's filter denies does not wait for the publisher.
 #[test]
 fn set_beside_keeps_opened_access_open() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
@@ -74,8 +74,8 @@ impl Watcher for Notes {
     }
 }
 
-/// The watcher is told also under a policy that logs nothing. It is told of an access once, however often
-/// the guest executes the access again while it waits.
+/// The watcher is told of each refusal, even under a policy that logs nothing. It is told of an access that
+/// waits for its filter once, however often the guest executes the access again.
 #[test]
 fn watcher_is_told_each_refusal_and_each_opening_once() {
     for (settings, expected) in [

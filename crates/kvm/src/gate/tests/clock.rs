@@ -1,4 +1,4 @@
-//! A clock that a test sets ahead, so that nobody waits for seconds.
+//! A clock that a test sets ahead, so that the test does not wait for seconds.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ thread_local! {
     static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// Returns the real time, and what this thread's test has set it ahead.
+/// Returns the real time plus the time by which this thread's test has set its clock ahead.
 pub(super) fn now() -> Instant {
     Instant::now() + ahead()
 }

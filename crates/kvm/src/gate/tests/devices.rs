@@ -15,7 +15,7 @@ use crate::measure::guest::Op::{Read, Write};
 /// An MSR that no KVM gives a guest.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 
-/// A device of the VMM's own, in place of its loop.
+/// A device of the VMM's, which answers for a handler in place of the VMM's loop.
 struct Doubler(u64);
 
 impl Device for Doubler {
@@ -94,8 +94,8 @@ impl GuestMemory for Memory {
     }
 }
 
-/// A guest loads microcode by an update that crosses a page, by one whose header is wrong, and by one
-/// at an unmapped address.
+/// A microcode update that crosses a page changes the revision, and the revision survives a restore. An
+/// update whose header is wrong changes nothing, and an update at an unmapped address is a #GP.
 #[test]
 fn microcode_update_changes_revision_and_survives_restore() {
     let trigger = MsrIndex::new(0x79);
@@ -169,7 +169,7 @@ fn microcode_update_changes_revision_and_survives_restore() {
                 Saw::Fault,
             ]
         );
-        // On another host, the register first shows the policy's revision.
+        // After a reset, as on another host before a restore, the register shows the policy's revision.
         let vcpu = machine.first();
         let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();

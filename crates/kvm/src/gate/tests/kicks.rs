@@ -60,7 +60,7 @@ fn second_answer_to_exit_is_an_error() {
     assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
 }
 
-/// The VMM's handler never replies, or replies too late: the guest has got a #GP.
+/// If the VMM's handler never replies, or replies too late, the guest gets a #GP.
 #[test]
 fn missing_or_late_finish_is_a_fault() {
     let other = MsrIndex::new(0x1_0001);
@@ -90,7 +90,7 @@ fn missing_or_late_finish_is_a_fault() {
     assert_eq!(vcpu.saw(2, Read(SPARE)), Saw::Value(7));
 }
 
-/// A reply is too late if a kick has made KVM complete the exit, even if no other exit has come.
+/// A handler's reply is too late if a kick has made KVM complete the exit, even if no other exit has come.
 #[test]
 fn finish_after_kick_is_stale() {
     let Some(mut machine) = value_machine() else {
@@ -109,7 +109,7 @@ fn finish_after_kick_is_stale() {
     assert_eq!(late, Err(AnswerError::Stale));
 }
 
-/// A kick from before the swap is still set after a rewind, and the guest repeats the access.
+/// A kick that came before a rewind is still set after it, and the guest repeats the access.
 #[test]
 fn rewind_keeps_earlier_kick() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
@@ -152,9 +152,9 @@ fn touches(count: u32) -> (Vec<Op>, impl Fn(&Vcpu)) {
     (script, check)
 }
 
-/// Another thread kicks while accesses are rewound, at any moment: before the swap, between the swap
-/// and its restore, after it. A `KVM_RUN` of the VMM that ends with EINTR acknowledges each kick; a
-/// lost kick would never be acknowledged.
+/// No kick of another thread is lost at any moment of a rewind: before the gate takes `immediate_exit`,
+/// while the gate has it, or after the gate has given it back. A `KVM_RUN` of the VMM that ends with EINTR
+/// acknowledges each kick; a lost kick would never be acknowledged.
 #[test]
 fn rewind_keeps_concurrent_kicks() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
@@ -224,8 +224,8 @@ fn byte(address: usize) -> &'static AtomicU8 {
     crate::gate::port::shared_byte(address)
 }
 
-/// Signals come at any moment: each interrupts a call of the gate or the guest, and changes nothing
-/// else.
+/// A signal that comes at any moment of a rewind interrupts a call of the gate or the guest, and changes
+/// nothing else.
 #[test]
 fn rewind_interrupted_by_signals_is_complete() {
     extern "C" fn nothing(_: i32, _: *mut libc::siginfo_t, _: *mut std::ffi::c_void) {}
@@ -249,7 +249,7 @@ fn rewind_interrupted_by_signals_is_complete() {
     assert_eq!(vcpu_thread.join().unwrap(), 600);
 }
 
-/// A pending exit is completed, with the reply it was given, before its vCPU is saved (S5.6).
+/// `save` first completes a pending exit with the reply that the gate has given (S5.6).
 #[test]
 fn save_completes_pending_exit() {
     let Some(mut machine) = value_machine() else {
@@ -268,8 +268,8 @@ fn save_completes_pending_exit() {
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
 }
 
-/// The VMM completes an exit that is not an MSR exit. `save` makes no `KVM_RUN`, since each would write
-/// this field.
+/// At an exit that is not an MSR exit, `save` makes no `KVM_RUN`: the VMM completes such an exit itself.
+/// Each `KVM_RUN` would overwrite `if_flag`.
 #[test]
 fn save_leaves_other_exits_to_vmm() {
     let Some(mut machine) = value_machine() else {
@@ -284,7 +284,7 @@ fn save_leaves_other_exits_to_vmm() {
     assert_ne!(vcpu.guest.vcpu_mut().get_kvm_run().if_flag, 0x5a);
 }
 
-/// A debugger steps the vCPU: the state is saved, and the step is still reported.
+/// If a debugger steps the vCPU, `save` succeeds, and the page still reports the step to the debugger.
 #[test]
 fn save_leaves_debug_exit_in_page() {
     let Some(mut machine) = value_machine() else {
@@ -310,8 +310,8 @@ fn save_leaves_debug_exit_in_page() {
     assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
 }
 
-/// The page's interrupt fields keep their values from the exit; the #GP that a rewind cancels does not
-/// change them. A VMM that injects interrupts itself relies on them.
+/// A rewind leaves the page's interrupt fields as they were at the exit, although it queues and cancels a
+/// #GP. A VMM that injects interrupts itself relies on these fields.
 #[test]
 fn rewind_keeps_interrupt_fields_of_page() {
     let traced = policy("default = 'allow'\nlog = 'first'", "");
@@ -334,8 +334,7 @@ fn rewind_keeps_interrupt_fields_of_page() {
     assert_eq!(vcpu.saw(0, Read(STAR)), Saw::Value(0));
 }
 
-/// A vCPU is reset while KVM still has to complete an exit: the reset guest sees no effect of that
-/// exit.
+/// If a vCPU is reset while KVM still has to complete an exit, the reset guest sees no effect of that exit.
 #[test]
 fn reset_forgets_pending_exit() {
     let Some(mut machine) = value_machine() else {
@@ -358,7 +357,8 @@ fn reset_forgets_pending_exit() {
     }
 }
 
-/// A vCPU that the VMM has already made wait for SIPI is reset while KVM still has to complete an exit.
+/// If a vCPU is reset while it waits for SIPI and KVM still has to complete an exit, the vCPU goes on
+/// waiting, and later sees no effect of that exit.
 #[test]
 fn reset_forgets_pending_exit_of_vcpu_that_waits_for_sipi() {
     let Some(host) = crate::probe::HostCaps::for_test() else {
@@ -378,7 +378,7 @@ fn reset_forgets_pending_exit_of_vcpu_that_waits_for_sipi() {
     let waits = state(KVM_MP_STATE_UNINITIALIZED);
     let before = guest.registers().unwrap();
     guest.vcpu().set_mp_state(waits).unwrap();
-    // A run under a kick in the meantime has completed no exit.
+    // This `KVM_RUN` under a kick completes no exit, because the vCPU waits for SIPI.
     guest.complete().unwrap();
     msrs.reset(guest.vcpu_mut()).unwrap();
     assert_eq!(guest.vcpu().get_mp_state().unwrap(), waits);
@@ -392,7 +392,8 @@ fn reset_forgets_pending_exit_of_vcpu_that_waits_for_sipi() {
     assert_eq!((exception.injected, exception.pending), (0, 0));
 }
 
-/// The first exit of a vCPU, unanswered, is gone after a reset: it can be neither answered nor saved.
+/// If a vCPU is reset at its first exit, before an answer, that exit is gone: it can be neither answered
+/// nor saved.
 #[test]
 fn reset_forgets_unanswered_first_exit() {
     let Some(mut machine) = value_machine() else {
@@ -409,7 +410,7 @@ fn reset_forgets_unanswered_first_exit() {
     assert_eq!(vcpu.guest.registers().unwrap(), before);
 }
 
-/// A snapshot is restored over a vCPU that has run, as a fuzzer of guests does: the vCPU's pending exit
+/// If a snapshot is restored over a vCPU that has run, as a fuzzer of guests does, the vCPU's pending exit
 /// is gone.
 #[test]
 fn restore_forgets_pending_exit() {
@@ -452,7 +453,8 @@ fn finish_for_other_vcpu_is_stale() {
     assert_eq!(answered, Err(AnswerError::Stale));
 }
 
-/// A VMM that lets KVM share registers and events finds no #GP there after a rewind has cancelled it.
+/// If KVM shares registers and events by `kvm_run`, the VMM finds no #GP there after a rewind, which has
+/// cancelled it.
 #[test]
 fn rewind_leaves_no_fault_in_page() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {

@@ -19,7 +19,7 @@ pub(super) const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 /// The handlers that the tests' VMM answers for.
 pub(super) const HANDLERS: [&str; 3] = ["mine", "own", "x"];
 
-/// Makes a gate of a VMM that has these handlers.
+/// Makes a gate of a VMM that has the handlers [`HANDLERS`].
 pub(super) fn gate_with_handlers(program: Program, host: &HostCaps) -> Gate {
     Gate::with_options(program, host, GateOptions::new().handlers(HANDLERS)).unwrap()
 }
@@ -213,7 +213,7 @@ impl Machine {
         })
     }
 
-    /// Makes a machine in a real KVM, with this port of the VM.
+    /// Makes a machine in a real KVM. The gate reaches the VM through the port that the caller makes.
     pub(super) fn in_kvm(
         program: Program,
         count: usize,

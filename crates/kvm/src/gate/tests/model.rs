@@ -1,4 +1,4 @@
-//! The model behind a gate: the VM of `msrgate-filter` in place of a KVM.
+//! The model behind a gate: the VM and the vCPUs of `msrgate-filter` in place of a real KVM's.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -77,7 +77,7 @@ impl Filtered for Vm {
     }
 }
 
-/// The registers behind the model's filter: those that the tests use of a real vCPU.
+/// The registers behind the model's filter: those of a real vCPU that the tests use.
 pub(super) struct TestRegisters(BTreeMap<MsrIndex, u64>);
 
 impl TestRegisters {

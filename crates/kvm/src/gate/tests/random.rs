@@ -28,7 +28,8 @@ const MSRS: [MsrIndex; 8] = [
 
 const FORWARDED: usize = 4;
 
-/// Returns an action for one direction of the MSR at this place.
+/// Returns a strategy of the actions for one direction of the MSR `MSRS[place]`. The actions in `forwarded`
+/// are among them if forwarding is sound for that MSR.
 fn action(place: usize, forwarded: &[&'static str]) -> impl Strategy<Value = &'static str> + use<> {
     let anywhere = [
         "'allow'",
@@ -62,8 +63,8 @@ fn write(place: usize) -> impl Strategy<Value = &'static str> {
 /// A value that is not canonical: KVM and processors refuse it, from the host and from the guest.
 const WILD: u64 = 1 << 62;
 
-/// Tells if a guest's own writes of [`WILD`] are refused. On QEMU's SVM they do not reach KVM, and are
-/// not refused.
+/// Tells if KVM refuses a guest's own writes of [`WILD`]. On QEMU's SVM these writes do not reach KVM, and
+/// succeed.
 fn refuses_wild() -> bool {
     static REFUSES: LazyLock<bool> = LazyLock::new(|| {
         let Some(mut kvm) = Machine::new(policy("default = 'allow'", ""), 1) else {
@@ -75,7 +76,7 @@ fn refuses_wild() -> bool {
     *REFUSES
 }
 
-/// Returns settings, and entries for some of the MSRs.
+/// Returns a strategy of a policy's settings, and of its entries for some of the MSRs.
 fn text() -> impl Strategy<Value = (String, String)> {
     let settings = select(vec![
         "default = 'deny'",
@@ -115,8 +116,8 @@ fn script() -> impl Strategy<Value = Vec<Op>> {
     vec(prop_oneof![12 => access, 1 => wild], 1..40)
 }
 
-/// The guest's results, and the gate's counts. Counts that depend on how soon the filter is opened are
-/// set to 1.
+/// The guest's results, and the gate's counts. A count that depends on how soon the filter is opened is
+/// replaced by 1.
 type Observed = (Result<Vec<Saw>, Violation>, Vec<Count>);
 
 fn observed<G: super::machine::TestGuest>(machine: &mut Machine<G>, script: &[Op]) -> Observed {

@@ -38,7 +38,7 @@ enum Kernel {
     Panics,
 }
 
-/// The reactions to the next filters. The kernel accepts all later filters.
+/// The kernel's reactions to the next filters. The kernel accepts all later filters.
 #[derive(Clone, Default)]
 struct Script(Arc<Mutex<VecDeque<Next>>>);
 
@@ -79,7 +79,8 @@ impl Script {
         kernel: Kernel,
         meanwhile: impl FnOnce(),
     ) -> Result<(), GateError> {
-        /// Sends the reaction even if the test panics; otherwise its threads would be waited for.
+        /// Sends the reaction even if the test panics: otherwise the test would wait for its other threads
+        /// for ever.
         struct Answer(Sender<Kernel>, Kernel);
         impl Drop for Answer {
             fn drop(&mut self) {

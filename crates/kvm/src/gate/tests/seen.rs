@@ -123,8 +123,8 @@ fn log_all_logs_every_forwarded_access() {
     );
 }
 
-/// There are more scattered accesses than a filter has ranges: the filter opens for those that vCPUs
-/// wait for.
+/// If there are more scattered first accesses than a filter has ranges, the filter is opened only for those
+/// that vCPUs wait for, and all of them are let through.
 #[test]
 fn scattered_first_accesses_are_all_let_through() {
     let program = policy("default = 'deny'\nmode = 'audit'", "");
@@ -155,8 +155,8 @@ fn touched(index: MsrIndex, access: Access) -> FirstAccess {
     FirstAccess { index, access }
 }
 
-/// The events do not fit the queue, and the accesses bypass the gate from then on. The accesses are
-/// still listed.
+/// A first access whose event does not fit the queue is still listed, although the access bypasses the gate
+/// from then on.
 #[test]
 fn first_accesses_lists_access_whose_event_was_dropped() {
     let program = policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
@@ -217,10 +217,11 @@ fn first_access_that_only_chosen_variant_logs_is_let_through() {
     assert_eq!(saw, [Saw::Written, Saw::Value(5)]);
 }
 
-/// A vCPU accesses one register again and again, and the filter closes for it each time because of the
-/// accesses of others. This lasts longer than the time after which another filter is reported.
+/// If a vCPU accesses one register again and again, and each time the filter is closed for that register in
+/// favour of other accesses, `answer` returns no error. This goes on for longer than the time after which
+/// the gate reports that another filter is in force.
 #[test]
-fn filter_closed_for_others_is_not_reported_as_other_filter() {
+fn filter_closed_for_other_accesses_is_not_an_error() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     let options = GateOptions::new().clock(clock::now);
     let mut machine = Machine::of_model(program, 1, options, model::cpuid());

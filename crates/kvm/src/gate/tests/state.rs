@@ -84,7 +84,8 @@ fn first_vcpu_chooses_variant() {
         machine.first().run(&[Read(SPARE), Read(STAR)]),
         [Saw::Value(expected), Saw::Fault]
     );
-    // Hot-plug of the same vCPU, of one with a changed CPUID, and of another processor.
+    // The same vCPU may be added again with the same CPUID, but not with a changed one. Every other vCPU
+    // must be of the same processor.
     machine.vcpus.clear();
     machine.gate.vcpu(0, &machine.cpuid).map(drop).unwrap();
     let mut leaves = machine.cpuid.clone();
@@ -229,16 +230,16 @@ fn full_queue_drops_events_and_counts_them() {
     assert_eq!((drops.len(), drops[0].dropped), (1, 6));
     let counted = machine.gate.counted();
     assert_eq!(counted.counts[0].count, 10);
-    // A vCPU that is gone still counts.
+    // The accesses of a vCPU that is gone are still counted.
     machine.vcpus.clear();
     events.drain(|_| ());
     assert_eq!(events.counted(), counted);
     assert_eq!(events.drops(), drops);
 }
 
-/// The list has registers that KVM may hold because of another program.
+/// The list has every register where KVM may hold a value that the guest wrote under another program.
 #[test]
-fn migration_list_is_whole_after_restore_and_before_choice() {
+fn migration_list_is_whole_after_restore_and_before_variant_is_chosen() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -248,7 +249,7 @@ fn migration_list_is_whole_after_restore_and_before_choice() {
     let saved = vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
     vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
     assert_eq!(machine.gate.migration_list(&clock), clock);
-    // Before the choice any variant may come.
+    // Before a variant is chosen, any variant may be the one in force.
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -267,8 +268,8 @@ fn migration_list_omits_unreachable_clock_until_replace() {
     let Some(machine) = Machine::new(policy("default = 'deny'", &entries), 1) else {
         return;
     };
-    // Time changes registers, SWAPGS does, and a VMM sets registers that no guest may: only KVM's own
-    // clock is left out.
+    // The list leaves out only KVM's own clock. The other registers change with time, by SWAPGS, by the
+    // guest's writes, or by the VMM.
     let kept = [
         0x10,
         0xce,
@@ -292,8 +293,8 @@ fn migration_list_omits_unreachable_clock_until_replace() {
     assert_eq!(machine.gate.migration_list(&listed), listed);
 }
 
-/// Registers that change only by a write need not be moved if the guest cannot write them. A captured
-/// value is back after it is restored.
+/// The list leaves out registers that change only by a write and that the guest cannot write. The captured
+/// values of the listed registers are back after they are restored.
 #[test]
 fn tight_migration_list_omits_registers_that_only_vmm_sets() {
     let entries = format!("{KEEPS}\nIA32_STAR = 'rw'\nIA32_FMASK = 'r'");
@@ -340,12 +341,13 @@ fn tight_migration_list_omits_registers_that_only_vmm_sets() {
             value: 1
         })
     );
-    // The values may be of another program, which may have let the guest turn something on.
+    // The values may come from another program, which may have let the guest turn something on.
     assert_eq!(machine.gate.tight_migration_list(&listed), listed);
     assert_eq!(machine.gate.migration_list(&listed), listed);
 }
 
-/// Nested exits load registers of the guest, and audit mode refuses no write.
+/// The list leaves out no register if the guest may run guests, whose exits load the guest's registers, or
+/// in audit mode, which refuses no write.
 #[test]
 fn tight_migration_list_is_whole_if_guest_nests_and_in_audit() {
     let listed = [0x174, 0x277, 0xc000_0084].map(MsrIndex::new);
@@ -362,7 +364,7 @@ fn tight_migration_list_is_whole_if_guest_nests_and_in_audit() {
     assert_eq!(list("default = 'deny'\nmode = 'audit'", |_| {}), listed);
 }
 
-/// Another filter is in the VM: the guest does not hang, and the VMM gets an error.
+/// If the VMM has set another filter in the VM, the guest does not hang, and the VMM gets an error.
 #[test]
 fn filter_set_by_vmm_is_reported_as_other_filter() {
     let program = policy("default = 'deny'", "IA32_STAR = 'rw'");
@@ -394,7 +396,7 @@ fn filter_set_by_vmm_is_reported_as_other_filter() {
     );
 }
 
-/// At an exit for which registers were not asked for, RIP is unknown, and the event has none.
+/// If the gate has not asked KVM to share registers at an exit, RIP is unknown, and the event has no RIP.
 #[test]
 fn event_has_no_rip_if_registers_were_not_asked_for() {
     let events = EventOptions {
@@ -419,10 +421,10 @@ fn event_has_no_rip_if_registers_were_not_asked_for() {
     assert_eq!(seen, [None, Some(site)]);
 }
 
-/// The state that a vCPU sets aside during a trial takes as much memory as its registers: it is dropped
-/// when the trial ends.
+/// The state that a vCPU sets aside during a trial is dropped when the trial ends, because it takes as much
+/// memory as the vCPU's registers.
 #[test]
-fn kept_program_leaves_nothing_set_aside() {
+fn replace_drops_state_set_aside_once_program_is_kept() {
     let program = policy("default = 'deny'", KEEPS);
     let Some(mut machine) = Machine::new(program.clone(), 1) else {
         return;

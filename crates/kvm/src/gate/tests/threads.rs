@@ -34,7 +34,7 @@ fn other() -> Program {
 }
 
 /// Each of two programs replaces the other, a thousand times, while all vCPUs access MSRs on which the
-/// programs agree and differ. Each result is the one of one of the programs.
+/// programs agree and differ. Each result is one that either program gives.
 #[test]
 fn replace_under_load_answers_by_one_program() {
     let Some(mut machine) = Machine::new(one(), 4) else {
@@ -99,7 +99,7 @@ fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
     assert_eq!(saw[2..4], [Saw::Written, Saw::Value(value)], "{saw:?}");
     assert_eq!(saw[4..6], [Saw::Fault, Saw::Fault], "{saw:?}");
     assert_eq!(saw[6..8], [Saw::Written, Saw::Value(value)], "{saw:?}");
-    // The write and the read may be of different programs.
+    // The write and the read may be answered by different programs.
     assert!([Saw::Written, Saw::Fault].contains(&saw[8]), "{saw:?}");
     if saw[8] == Saw::Written {
         assert!([Saw::Value(value), Saw::Fault].contains(&saw[9]), "{saw:?}");
@@ -112,7 +112,8 @@ fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
     assert_ne!(saw[12], Saw::Value(0), "{saw:?}");
 }
 
-/// Programs that log first accesses are replaced: the publisher and the replacements keep their order.
+/// If programs that log first accesses are replaced, the filters of the publisher and of the replacements
+/// are set in the right order.
 #[test]
 fn replace_keeps_order_with_first_accesses() {
     let traced = || policy("default = 'allow'\nlog = 'first'", "IA32_FMASK = 'none'");

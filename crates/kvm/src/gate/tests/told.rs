@@ -30,7 +30,8 @@ fn kills() -> Program {
     policy("default = 'deny'\nlog = 'none'", entry)
 }
 
-/// A guest fills its queue and exhausts the limit before the access that kills it.
+/// The event of a kill is there even if the guest has filled its queue and used up the limit before the
+/// access that kills it.
 #[test]
 fn flood_of_events_does_not_hide_kill() {
     let program = policy(
@@ -39,7 +40,7 @@ fn flood_of_events_does_not_hide_kill() {
     );
     on_each(&program, 1, &events(4, 2), |machine| {
         let vcpu = machine.first();
-        // These use every place of the limit.
+        // These accesses use every place of the limit.
         let scattered = (0..500).map(|number| Read(MsrIndex::new(0x2_0000 + number * 0x101)));
         let script: Vec<_> = scattered.flat_map(|read| [read; 3]).collect();
         vcpu.run(&script);
@@ -56,7 +57,8 @@ fn flood_of_events_does_not_hide_kill() {
     });
 }
 
-/// A VMM may end only the function call, and run the vCPU on.
+/// If a VMM runs the vCPU on after each kill, the events of kills are limited, and those held back are
+/// counted.
 #[test]
 fn repeated_kills_are_limited_and_counted() {
     on_each(&kills(), 1, &events(256, 10), |machine| {
@@ -73,13 +75,13 @@ fn repeated_kills_are_limited_and_counted() {
         });
         let drops = reader.drops();
         assert_eq!(seen + drops[0].held_back, 100);
-        // A second may have ended meanwhile.
+        // A new second of the limit may have begun meanwhile.
         assert!(seen < 100 && held_back <= drops[0].held_back, "{seen}");
     });
 }
 
-/// The last events of a flood are reported too, although no later event follows, and also after the
-/// vCPU is gone.
+/// `drops` also counts the events that were held back at the end of a flood, which no later event reports.
+/// The count stays after the vCPU is gone.
 #[test]
 fn drops_reports_held_back_events() {
     let program = policy("default = 'deny'", "");
@@ -112,7 +114,7 @@ impl Sink for Kept {
     }
 }
 
-/// A sink gets the sum at the end, and not one report for each change.
+/// A sink gets the total number of lost events at the end, and not one report for each change.
 #[test]
 fn sink_gets_drops_at_end_and_at_most_once_a_second() {
     let program = policy("default = 'deny'", "");
@@ -135,7 +137,7 @@ fn sink_gets_drops_at_end_and_at_most_once_a_second() {
     });
 }
 
-/// vCPUs come and go, and no reader exists.
+/// If vCPUs come and go and no reader exists, the memory does not grow.
 #[test]
 fn dropped_vcpu_gates_leave_no_memory() {
     let program = policy("default = 'deny'", "");
@@ -211,7 +213,8 @@ fn failed_counts_failures_of_sink_while_thread_runs() {
     });
 }
 
-/// A fault from a handler is logged and counted like one from a device: as a refusal, once.
+/// A fault that a handler replies with is logged and counted once, as a refusal, like a device's fault. A
+/// handler's success is not logged.
 #[test]
 fn fault_of_handler_is_logged_and_success_is_not() {
     let program = policy(
@@ -240,7 +243,7 @@ fn fault_of_handler_is_logged_and_success_is_not() {
     });
 }
 
-/// An access that the handler never answers is logged as a refusal: the guest has got #GP.
+/// An access that the handler never answers is logged as a refusal at the next exit: the guest has got #GP.
 #[test]
 fn unanswered_handler_request_is_logged_at_next_exit() {
     let program = policy(
@@ -252,7 +255,7 @@ fn unanswered_handler_request_is_logged_at_next_exit() {
     };
     let vcpu = machine.first();
     TestGuest::load(&mut vcpu.guest, &[Read(SPARE), Read(SPARE)]);
-    // The same exit, answered twice, is one access.
+    // An exit that is answered twice counts as one access.
     assert!(matches!(vcpu.step(), Some(Outcome::Handler(_))));
     let again = TestGuest::answer(&mut vcpu.guest, &mut vcpu.msrs);
     assert!(matches!(again, Ok(Outcome::Handler(_))));

@@ -106,7 +106,8 @@ fn filter_that_kernel_refuses_is_an_error_until_replace_succeeds() {
     assert_eq!(end_of_wait(&mut machine), None);
 }
 
-/// No vCPU waits for a thread that has died.
+/// If the publisher has panicked, an access that needs another filter is an error, so no vCPU waits for the
+/// publisher.
 #[test]
 fn panicked_publisher_is_an_error() {
     let (mut machine, _) = failing(Then::Panic);
@@ -126,7 +127,8 @@ fn answer_after_gate_is_dropped_is_an_error() {
     });
 }
 
-/// KVM would complete an unanswered exit as if it had succeeded (S5.4).
+/// `save` is an error while an exit is unanswered: KVM would complete the exit as if the access had
+/// succeeded (S5.4).
 #[test]
 fn save_with_unanswered_exit_is_an_error() {
     let program = policy(
@@ -154,7 +156,8 @@ fn save_with_unanswered_exit_is_an_error() {
     });
 }
 
-/// A guest that accesses every MSR does not hide its later accesses.
+/// A guest that fills the table of first accesses by accessing every MSR does not hide its later accesses:
+/// each of them is logged again.
 #[test]
 fn forgotten_first_access_is_logged_again() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
@@ -176,7 +179,7 @@ fn forgotten_first_access_is_logged_again() {
     });
 }
 
-/// The next program logs first accesses that were let through under the previous one.
+/// The next program logs a first access anew that was let through under the previous program.
 #[test]
 fn replace_logs_first_accesses_anew() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
@@ -201,8 +204,7 @@ fn replace_logs_first_accesses_anew() {
     });
 }
 
-/// The filter is not opened for a request that was made under one program while another one is in
-/// force.
+/// The filter is not opened for a request that was made under another program than the one in force.
 #[test]
 fn request_of_old_program_opens_nothing_under_next() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
@@ -222,8 +224,8 @@ fn request_of_old_program_opens_nothing_under_next() {
     });
 }
 
-/// In audit mode a guest writes registers that the policy refuses, and a migration must not lose the
-/// values.
+/// In audit mode the list has every register: a guest writes registers that the policy refuses, and a
+/// migration must not lose their values.
 #[test]
 fn migration_list_is_whole_in_audit() {
     on_each(&audit(), 1, &GateOptions::new(), |machine| {

@@ -25,7 +25,7 @@ use crate::exit::RawReason;
 use crate::probe::HostCaps;
 use crate::sys::memory::{Memory, PAGE};
 
-/// The time that a script may run.
+/// The time that a script may run, by default.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The VM's interrupt controller in the kernel.
@@ -165,7 +165,8 @@ impl Guest {
         self.resume_under(&watchdog)
     }
 
-    /// Starts the guest's patience, for any number of [`Self::resume_under`] on this thread.
+    /// Starts a timer of the guest's patience. Any number of calls of [`Self::resume_under`] on this thread
+    /// share its time.
     ///
     /// # Errors
     /// Returns an error if the kernel has no timer left.

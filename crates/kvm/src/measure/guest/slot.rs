@@ -1,5 +1,5 @@
-//! The mailbox between host and guest: one slot of 64 bytes for each step of a script. The host fills it,
-//! and the guest writes its result there.
+//! The mailbox between host and guest: one slot of 64 bytes for each step of a script. The host fills a
+//! slot, and the guest writes the result of the step into it.
 //!
 //! | offset | the host writes | the guest answers |
 //! |---|---|---|

@@ -3,7 +3,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-/// The file may hold values and RIP.
+/// Only the owner can read a new file, because the file may hold values and RIP. An existing file keeps its
+/// mode.
 #[test]
 fn append_creates_file_for_owner_only_and_keeps_old_mode() {
     let folder = tempfile::tempdir().unwrap();
@@ -17,7 +18,7 @@ fn append_creates_file_for_owner_only_and_keeps_old_mode() {
     assert_eq!((mode(&old), mode(&new)), (0o640, 0o600));
 }
 
-/// A daemon changes its directory, and the file stays the same.
+/// A relative path keeps naming the same file after a daemon has changed its directory.
 #[test]
 fn append_resolves_relative_path_at_once() {
     let folder = tempfile::tempdir_in(".").unwrap();
@@ -42,7 +43,8 @@ fn cut_line_is_ended_by_append() {
     }
 }
 
-/// logrotate renames the file, and requests the new one.
+/// After logrotate has renamed the file, a request makes the next line open the file that is at the path by
+/// then.
 #[test]
 fn request_reopens_file_at_next_line() {
     let folder = tempfile::tempdir().unwrap();
@@ -52,7 +54,7 @@ fn request_reopens_file_at_next_line() {
     file.write_all(b"one\n").unwrap();
     fs::rename(&path, &aside).unwrap();
     file.write_all(b"two\n").unwrap();
-    // Another process has begun the new file, and was killed.
+    // Another process had begun a line of the new file when it was killed.
     fs::write(&path, "cu").unwrap();
     reopener.request();
     assert!(reopener.is_pending());
@@ -81,7 +83,7 @@ fn failed_reopen_keeps_old_file_and_request() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "two\n");
 }
 
-/// A full disk takes the beginning of a line.
+/// If a full disk has taken only the beginning of a line, the next write ends that line first.
 #[test]
 fn line_cut_by_full_disk_is_ended_by_next_write() {
     let folder = tempfile::tempdir().unwrap();
@@ -94,7 +96,7 @@ fn line_cut_by_full_disk_is_ended_by_next_write() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "cu\none\ntwo\n");
 }
 
-/// A device has the length 0, and no line to end.
+/// A device has the length 0 and no line to end. A full device is an error of the write.
 #[test]
 fn full_device_returns_storage_full() {
     let mut null = LogFile::append(Path::new("/dev/null")).unwrap();

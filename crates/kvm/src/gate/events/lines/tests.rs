@@ -45,7 +45,7 @@ fn text_line_has_time_vm_and_event() {
     assert!(second.ends_with(lost), "{second}");
 }
 
-/// Each optional part of an event's text, with and without a value.
+/// The text of an event shows each optional part exactly if that part has a value.
 #[test]
 fn event_display_shows_each_field_that_is_set() {
     let plain = Event {

@@ -40,8 +40,8 @@ fn drained(events: &mut Events) -> Vec<u64> {
     times
 }
 
-/// One vCPU that is added again and again, or always new ones: the newest ones' events are kept, and
-/// those of the others are counted.
+/// Only the newest of the vCPUs that are gone keep their unread events, and the events of the others are
+/// counted. This holds for one vCPU that is added again and again, and for vCPUs that are always new.
 #[test]
 fn unread_events_of_gone_vcpus_are_bounded_and_counted() {
     const VCPUS: u64 = 200;
@@ -51,7 +51,7 @@ fn unread_events_of_gone_vcpus_are_bounded_and_counted() {
             come_and_go(&logs, u32::try_from(number).unwrap() % ids, number);
             assert!(logs.lock().logs.len() <= UNREAD + 1);
         }
-        // A live vCPU is not taken for one that is gone.
+        // This vCPU is not gone, so its log must stay.
         let live = logs.add(VcpuId::new(5000), 1);
         live.tell(&happened(5000));
         let mut events = Events::take(&logs).unwrap();
@@ -76,7 +76,7 @@ fn unread_events_of_gone_vcpus_are_bounded_and_counted() {
     }
 }
 
-/// All vCPUs of a large VM end while a reader reads: no event of theirs is dropped.
+/// If all vCPUs of a large VM end while a reader reads, none of their events is dropped.
 #[test]
 fn drain_keeps_events_that_come_meanwhile() {
     let logs = Arc::new(VcpuLogs::default());
@@ -107,8 +107,8 @@ fn gone_vcpu_without_events_is_forgotten() {
     assert!(logs.lock().lost.is_empty() && logs.lock().gone.is_empty());
 }
 
-/// vCPUs come and go, and each accesses other MSRs: the sum is right, and the number of kinds is
-/// bounded.
+/// If vCPUs come and go, and each accesses other MSRs, the counts add up to all accesses, and the number of
+/// kinds is bounded.
 #[test]
 fn counted_kinds_of_gone_vcpus_are_bounded_and_complete() {
     let logs = VcpuLogs::default();

@@ -18,7 +18,7 @@ use crate::probe::IgnoreMsrs;
 
 const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 
-/// A VMM that forgets `install` gets this error first, whatever the program is.
+/// A VMM that forgets `install` gets this error at its first `vcpu`, whatever the program is.
 #[test]
 fn vcpu_before_install_is_an_error() {
     for program in [entries(), whens()] {
@@ -42,7 +42,8 @@ fn replace_before_install_is_an_error_and_changes_nothing() {
     assert_eq!(gate.program().digest(), before);
 }
 
-/// Without a filter the guest may turn on anything that KVM has.
+/// Before `install` the list has every register: without a filter the guest may turn on anything that KVM
+/// has.
 #[test]
 fn migration_list_before_install_is_whole() {
     let gate = gate_with_handlers(entries(), &HostCaps::on_paper());
@@ -52,8 +53,8 @@ fn migration_list_before_install_is_whole() {
     assert_eq!(gate.migration_list(&clock), []);
 }
 
-/// The file descriptor is not a VM's: no filter is set anywhere, and the gate can still be installed in
-/// a VM.
+/// If the file descriptor is not a VM's, `install` returns an error and sets no filter. The gate can still
+/// be installed in a VM.
 #[test]
 fn install_into_other_file_is_an_error() {
     let Some(host) = HostCaps::for_test() else {
@@ -89,8 +90,9 @@ fn second_install_is_an_error() {
     }
 }
 
-/// A VMM makes a gate for each new policy instead of calling `replace`. While a part of the first gate
-/// exists, the second one would set filters that the first one's vCPUs do not know.
+/// If a VMM makes a second gate for a new policy instead of calling `replace`, the second gate cannot be
+/// installed while a part of the first gate exists: the first gate's vCPUs would not know the second gate's
+/// filters.
 #[test]
 fn second_gate_in_vm_is_an_error_until_first_is_dropped() {
     let Some(host) = HostCaps::for_test() else {
@@ -101,8 +103,8 @@ fn second_gate_in_vm_is_an_error_until_first_is_dropped() {
     let [first, second] = [(); 2].map(|()| gate_with_handlers(entries(), &host));
     first.install(&vm).unwrap();
     if crate::sys::calls::is_one_file(&vm, &same).is_none() {
-        // Linux before 6.10 cannot tell (F_DUPFD_QUERY): the second gate's filter replaces the first
-        // one's.
+        // Linux before 6.10 cannot tell if two file descriptors are of one VM (F_DUPFD_QUERY): the second
+        // gate's filter replaces that of the first.
         second.install(&same).unwrap();
         return;
     }
@@ -123,7 +125,7 @@ fn second_gate_in_vm_is_an_error_until_first_is_dropped() {
     second.install(&vm).unwrap();
 }
 
-/// The VMM has set a mask before: the program's mask replaces it, even an empty one.
+/// If the VMM has set a mask before, the program's mask replaces it, even if the program's mask is empty.
 #[test]
 fn install_replaces_mask_of_vmm() {
     let Some(host) = HostCaps::for_test() else {
@@ -140,8 +142,9 @@ fn install_replaces_mask_of_vmm() {
     assert!(matches!(guest.report(1), Report::Done(_)));
 }
 
-/// The VMM sets a mask itself, which no call can read back. An access that the gate would answer
-/// becomes a #GP, and an access that KVM refuses stays one. The gate cannot detect this.
+/// If the VMM sets a mask after `install`, an access that the gate would answer becomes a #GP, and an
+/// access that KVM refuses stays a #GP. The gate cannot detect such a mask, because no call reads the mask
+/// back.
 #[test]
 fn mask_set_after_install_fails_closed() {
     let entries = "0x10000 = { read = { value = 7 }, write = 'ignore' }\n\
@@ -169,8 +172,8 @@ fn mask_set_after_install_fails_closed() {
     }
 }
 
-/// A gate that is installed late filters from then on. It cannot detect that it is late, nor undo
-/// earlier writes.
+/// A gate that is installed after the guest has run filters from then on. It can neither detect that it is
+/// late nor undo earlier writes.
 #[test]
 fn late_install_filters_from_then_on() {
     let Some(host) = HostCaps::for_test() else {
@@ -188,8 +191,8 @@ fn late_install_filters_from_then_on() {
     assert!(matches!(guest.report(1), Report::Done(after) if after.value() == 5));
 }
 
-/// Each of two `VcpuGate`s would know only some of the vCPU's pins, and a new one for each exit would
-/// know none.
+/// A second `VcpuGate` for a vCPU is an error while the first one exists: each of the two would know only
+/// some of the vCPU's pins.
 #[test]
 fn second_vcpu_gate_of_same_id_is_an_error_until_first_is_dropped() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
@@ -200,7 +203,7 @@ fn second_vcpu_gate_of_same_id_is_an_error_until_first_is_dropped() {
             };
             assert_eq!(vcpu.get(), id);
         }
-        // Hot-plug: the `VcpuGate` is dropped, and the vCPU is added again.
+        // At hot-plug the `VcpuGate` is dropped, and the vCPU is added again.
         let mut unplugged = machine.vcpus.remove(0);
         drop(unplugged.msrs);
         unplugged.msrs = machine.gate.vcpu(0, &machine.cpuid).unwrap();
@@ -209,8 +212,8 @@ fn second_vcpu_gate_of_same_id_is_an_error_until_first_is_dropped() {
     });
 }
 
-/// A `VcpuGate` that is made anew for an exit and never reset answers nothing: it would not know the
-/// pins.
+/// A `VcpuGate` that a VMM makes for each exit, and never resets, answers nothing: it would not know the
+/// vCPU's pins.
 #[test]
 fn new_vcpu_gate_without_reset_answers_nothing() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -228,7 +231,8 @@ fn new_vcpu_gate_without_reset_answers_nothing() {
     });
 }
 
-/// Each of two readers would see only some of the events.
+/// A second reader is an error while the first one exists: each of the two would get only some of the
+/// events.
 #[test]
 fn second_reader_of_events_is_an_error_until_first_is_dropped() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -264,8 +268,8 @@ fn late_reader_gets_queued_events_and_drop_count() {
     });
 }
 
-/// The gate is dropped while its vCPUs run: the filter and the answers stay, and no other program can
-/// come.
+/// If the gate is dropped while its vCPUs run, its filter stays in force, and its vCPUs go on answering by
+/// its program.
 #[test]
 fn dropped_gate_leaves_filter_and_answers_in_force() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -290,7 +294,8 @@ fn dropped_gate_leaves_filter_and_answers_in_force() {
     });
 }
 
-/// The CPUID that chose the variant is not the vCPU's: the gate does not answer by the wrong variant.
+/// If the CPUID that chose the variant is not the one that the vCPU has in KVM, the reset is an error, so
+/// the gate does not answer by the wrong variant.
 #[test]
 fn cpuid_other_than_given_to_vcpu_is_an_error_at_reset() {
     let Some(host) = HostCaps::for_test() else {
@@ -318,8 +323,8 @@ fn cpuid_other_than_given_to_vcpu_is_an_error_at_reset() {
     assert!(matches!(guest.report(0), Report::Fault { .. }));
 }
 
-/// A program that answers for unknown MSRs is refused if `kvm.ignore_msrs` may hide them; another
-/// program is not.
+/// If `kvm.ignore_msrs` cannot be read, and so may be on, a program that answers for unknown MSRs is
+/// refused, and any other program is accepted.
 #[test]
 fn new_rejects_unread_ignore_msrs_if_unknown_msrs_are_answered() {
     let host = |ignored| HostCaps::on_paper().with_ignore_msrs(ignored);
@@ -337,8 +342,8 @@ fn new_rejects_unread_ignore_msrs_if_unknown_msrs_are_answered() {
     drop(Gate::new(silent, &known).unwrap());
 }
 
-/// A handler is missing or misspelt, in the first program or in a replacement. A name is enough, and so
-/// is a device.
+/// A program with a handler that the VMM does not have, or has under a misspelt name, is an error in `new`
+/// and in `replace`. If the VMM names the handler, the program is accepted.
 #[test]
 fn missing_handler_is_an_error_of_new_and_replace() {
     let asks = || {

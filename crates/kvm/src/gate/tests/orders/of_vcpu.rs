@@ -48,7 +48,7 @@ const fn is_not_reset(error: VcpuError) -> bool {
     matches!(error, VcpuError::NotReset { .. })
 }
 
-/// Without a reset no exit gets its answer, and no state is saved.
+/// Without a reset, `answer` and `save` are errors: no exit gets its answer, and no state is saved.
 #[test]
 fn answer_and_save_without_reset_are_errors() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -72,7 +72,7 @@ fn answer_and_save_without_reset_are_errors() {
     });
 }
 
-/// The guest repeats an access whose exit came before the reset.
+/// If the reset comes only after the first exit, KVM forgets that exit, and the guest repeats the access.
 #[test]
 fn late_reset_makes_guest_repeat_access() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -86,9 +86,9 @@ fn late_reset_makes_guest_repeat_access() {
     });
 }
 
-/// A restore replaces the first reset.
+/// After a restore, a `VcpuGate` that was never reset answers the vCPU's exits.
 #[test]
-fn restore_replaces_first_reset() {
+fn restore_without_reset_lets_vcpu_gate_answer() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
@@ -99,7 +99,8 @@ fn restore_replaces_first_reset() {
     });
 }
 
-/// A reset between a restore and the first run would silently drop pins and registers.
+/// A reset between a restore and the first run is an error: it would silently drop the restored pins and
+/// registers.
 #[test]
 fn reset_after_restore_is_an_error_until_vcpu_runs() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -130,7 +131,8 @@ fn reset_after_restore_is_an_error_until_vcpu_runs() {
     });
 }
 
-/// This is what the error advises: a new `VcpuGate` has no pins to lose.
+/// A new `VcpuGate` may reset a vCPU that the old one restored, as the message of the error advises: the
+/// new one has no pins to lose.
 #[test]
 fn new_vcpu_gate_resets_vcpu_that_old_one_restored() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -153,7 +155,7 @@ fn refused_restore_keeps_earlier_restored_state() {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
         let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
-        // A reset leaves the vCPU interrupted, as a kick does.
+        // The reset leaves the vCPU in the state after an interrupted `KVM_RUN`, as a kick does.
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();
         vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
         let other = policy(
@@ -171,7 +173,8 @@ fn refused_restore_keeps_earlier_restored_state() {
     });
 }
 
-/// Two ids for one vCPU would give two `VcpuGate`s, each with only some of its pins.
+/// A second `VcpuGate` that a VMM makes for one vCPU under another id is an error while the first one
+/// exists: each of the two would know only some of the vCPU's pins.
 #[test]
 fn second_vcpu_gate_of_same_vcpu_is_an_error_until_first_is_dropped() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -195,7 +198,8 @@ fn second_vcpu_gate_of_same_vcpu_is_an_error_until_first_is_dropped() {
     });
 }
 
-/// The first reset got a wrong file descriptor, with the page of the right vCPU.
+/// A reset with a wrong file descriptor and the page of the right vCPU fails, and the next reset, with the
+/// right one, succeeds.
 #[test]
 fn reset_after_failed_reset_succeeds() {
     let Some(mut machine) = Machine::new(entries(), 1) else {
@@ -209,7 +213,7 @@ fn reset_after_failed_reset_succeeds() {
     assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(7)]);
 }
 
-/// A refused restore leaves no state that a reset would undo.
+/// After a refused restore a reset succeeds: there is no restored state that the reset would undo.
 #[test]
 fn reset_after_refused_restore_succeeds() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -235,7 +239,8 @@ fn msr_set_by_host_without_reset_is_an_error() {
     });
 }
 
-/// A VMM may change a vCPU's CPUID until the vCPU runs, even after the reset that checked it.
+/// If a VMM changes a vCPU's CPUID after the reset that checked it, the first exit is an error. KVM lets
+/// the VMM change it until the vCPU runs.
 #[test]
 fn cpuid_changed_after_reset_is_an_error_at_first_exit() {
     let Some(mut machine) = Machine::new(entries(), 1) else {
@@ -260,7 +265,7 @@ fn cpuid_changed_after_reset_is_an_error_at_first_exit() {
     }
 }
 
-/// A restore asks for shared registers as a reset does: the first event after it has RIP.
+/// A restore asks KVM for shared registers, as a reset does: the first event after the restore has RIP.
 #[test]
 fn restore_without_reset_asks_for_rip() {
     let events = EventOptions {
@@ -284,7 +289,7 @@ fn restore_without_reset_asks_for_rip() {
     assert_eq!(rips, [Some(site)]);
 }
 
-/// A refused restore does not count as a reset.
+/// After a refused restore the vCPU still counts as not reset.
 #[test]
 fn refused_restore_does_not_count_as_reset() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -296,7 +301,7 @@ fn refused_restore_does_not_count_as_reset() {
     });
 }
 
-/// A device that fails its reset from the second on.
+/// A device whose first reset succeeds and whose later resets fail.
 struct Once(bool);
 
 impl Device for Once {
@@ -329,7 +334,8 @@ impl Device for Once {
     }
 }
 
-/// The reset of a reboot fails half-way: if the VMM goes on all the same, the guest's accesses fault.
+/// If the reset at a reboot fails half-way and the VMM runs the vCPU all the same, the guest's accesses
+/// fault.
 #[test]
 fn vcpu_after_failed_reset_faults() {
     let options = GateOptions::new().device("x", |_| Box::new(Once(false)));
@@ -355,7 +361,8 @@ fn is_other<T: std::fmt::Debug>(seen: &Result<T, AnswerError>) -> bool {
     matches!(error, VcpuError::OtherVcpu { .. })
 }
 
-/// Each call gets another vCPU of the VM: that vCPU's exit is a #GP, and neither vCPU's state changes.
+/// Each call of a `VcpuGate` for another vCPU of the VM is an error. It changes neither vCPU's state, and
+/// that vCPU's own `VcpuGate` can still answer its exit.
 #[test]
 fn vcpu_gate_refuses_other_vcpu() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
@@ -387,7 +394,8 @@ fn vcpu_gate_refuses_other_vcpu() {
     });
 }
 
-/// If the VMM runs on after the error, the guest gets a #GP, and no answer from the other vCPU's state.
+/// If a VMM lets the `VcpuGate` of another vCPU answer an exit and runs on after the error, the guest gets
+/// a #GP, and no answer from the other vCPU's state.
 #[test]
 fn exit_answered_by_other_vcpu_gate_is_a_fault() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
@@ -400,7 +408,7 @@ fn exit_answered_by_other_vcpu_gate_is_a_fault() {
     });
 }
 
-/// The vCPU is of another VM, whose gate has handed out equally many exits.
+/// A handler request of another VM's vCPU is stale, even if both gates have made equally many requests.
 #[test]
 fn finish_in_other_vm_is_refused() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -437,7 +445,8 @@ fn finish_of_dropped_vcpu_gate_is_stale() {
     });
 }
 
-/// The exit was forgotten by a reset, or was answered again.
+/// A handler request is stale once a reset has made KVM forget the exit, or once the exit was answered
+/// again.
 #[test]
 fn finish_after_reset_or_second_answer_is_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -460,8 +469,8 @@ fn finish_after_reset_or_second_answer_is_stale() {
     });
 }
 
-/// The VMM never calls `answer`: the kernel completes the exit as done (S5.4). No register of KVM's
-/// changes, and the guest sees the value of none. Until the vCPU runs on, a snapshot is refused.
+/// If the VMM does not call `answer`, the kernel completes the exit as done (S5.4): a read returns 0, and a
+/// write changes no register. Until the vCPU runs on, `save` is an error.
 #[test]
 fn unanswered_exit_reads_zero_and_writes_nothing() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -493,8 +502,9 @@ fn answer_without_exit_is_an_error() {
     });
 }
 
-/// A VMM answers an exit again, after an error or because it has lost the handler request: the exit is
-/// the same. The #GP that was written as its reply does not overwrite the value that the guest writes.
+/// If a VMM answers an exit again, after an error or because it has lost the handler request, the gate sees
+/// the same exit: the #GP that `answer` writes as the first reply does not overwrite the value that the
+/// guest writes.
 #[test]
 fn repeated_answer_gets_same_exit() {
     /// A device whose first write fails.
@@ -561,8 +571,8 @@ fn repeated_answer_gets_same_exit() {
     assert_eq!(vcpu.saw(2, script[2]), Saw::Value(0x1000));
 }
 
-/// The handle has the file descriptor of one vCPU and the page of another: an answer would write the
-/// registers of one for the exit of the other.
+/// A handle with the file descriptor of one vCPU and the page of another is an error: an answer would write
+/// the registers of one vCPU for the exit of the other.
 #[test]
 fn answer_with_page_of_other_vcpu_is_an_error() {
     let Some(mut machine) = Machine::new(entries(), 2) else {
@@ -579,8 +589,8 @@ fn answer_with_page_of_other_vcpu_is_an_error() {
     assert_eq!(other.run(&[Read(LSTAR)]), [Saw::Value(0)]);
 }
 
-/// KVM has no CPUID for the vCPU yet, or one that differs in a part that the gate relies on.
-/// Differences that KVM makes itself are accepted.
+/// A reset and a restore are errors if KVM has no CPUID for the vCPU yet, or one that differs in a part
+/// that the gate relies on. Differences that KVM makes itself are accepted.
 #[test]
 fn reset_and_restore_check_cpuid_in_kvm() {
     let Some(host) = HostCaps::for_test() else {

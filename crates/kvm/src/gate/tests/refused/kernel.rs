@@ -10,7 +10,8 @@ use crate::gate::{AnswerError, Gate, GateError, GateOptions, Outcome};
 use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
-/// First accesses stay known, the filter stays open for them, and the mask is as before.
+/// After a refused replacement the gate still knows its first accesses, the filter is still open for them,
+/// and the mask is as before.
 #[test]
 fn refused_replace_keeps_open_filter_and_first_accesses() {
     let first = || policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
@@ -22,8 +23,8 @@ fn refused_replace_keeps_open_filter_and_first_accesses() {
         vcpu.run(&accesses);
         let exits = vcpu.exits;
         let seen = script.replace(&gate, audit(), Kernel::Refuses, || {
-            // The filter is open for those accesses. The next one is refused, and the new program logs
-            // it.
+            // The filter is still open for those accesses. It refuses the next access, which the new
+            // program logs.
             assert_eq!(vcpu.run(&accesses), [Saw::Written, Saw::Fault]);
             vcpu.guest.load(&[Read(LSTAR)]);
             assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
@@ -150,7 +151,8 @@ const WHENS: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
     0x10000 = { read = { value = 2 }, write = 'deny', override = true }\nIA32_STAR = 'rw'\n\
     [[when]]\ncpu = { vendor = 'AuthenticAMD' }\n[when.msrs]\nIA32_LSTAR = 'rw'";
 
-/// The kernel refuses the first filters of a VM and of its first vCPU.
+/// If the kernel refuses the first filter of a VM, or that of its first vCPU, the call may be repeated, and
+/// then succeeds.
 #[test]
 fn refused_install_and_vcpu_may_be_repeated() {
     let script = Script::default();
@@ -181,7 +183,8 @@ fn refused_install_and_vcpu_may_be_repeated() {
         script.refuse(1);
         let seen = gate.vcpu(0, leaves).map(drop);
         assert!(is_refused(&seen), "{seen:?}");
-        // Every access is still refused, and no exit comes that no `VcpuGate` would answer.
+        // Every access is still a #GP. None makes an exit, since there is no `VcpuGate` yet to answer the
+        // exit.
         closed.load(&[Read(STAR), Read(SPARE)]);
         assert!(matches!(closed.resume(), Came::ToItsEnd));
         assert_eq!(closed.saw(0, Read(STAR)), Saw::Fault);

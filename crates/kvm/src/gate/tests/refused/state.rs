@@ -39,8 +39,8 @@ fn follow<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     assert_eq!(saw, expected);
 }
 
-/// Checks that the state of the old program alone is back, that shared state keeps its latest values,
-/// and that the rest is gone.
+/// Checks that the state that only the old program has is back, that the state of both programs has its
+/// latest values, and that the state that only the new program has is gone.
 fn is_back<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let saw = vcpu.run(&[
         Read(SPARE),
@@ -69,7 +69,7 @@ fn refused_replace_keeps_state_of_every_vcpu() {
         machine.vcpus.iter_mut().for_each(fill);
         let gate = Arc::clone(&machine.gate);
         let before = gate.program().digest();
-        // Repeat it: the first time is not special.
+        // Replace three times: a refused replacement leaves nothing that changes the next one.
         for round in 0..3 {
             let vcpu = machine.first();
             let seen = script.replace(&gate, new(), Kernel::Refuses, || {
@@ -134,8 +134,8 @@ fn refused_replace_keeps_reset_and_msr_set_by_host() {
     });
 }
 
-/// The vCPU makes no exit between a refused program and the next one, which has state that the refused
-/// one also had: the vCPU goes through the old program.
+/// If a vCPU makes no exit between a refused program and the next program, it first takes back the old
+/// program's state. So registers and pins that the next program shares with the old one keep their values.
 #[test]
 fn refused_replace_keeps_state_of_idle_vcpu() {
     on_each(&old(), 1, |machine, script| {
@@ -167,7 +167,8 @@ fn refused_replace_keeps_state_of_idle_vcpu() {
     });
 }
 
-/// A snapshot is of a program that stays in force: it waits for a replacement that is under way.
+/// `save` and `restore` wait for a replacement that is under way, so that a snapshot is of a program that
+/// stays in force.
 #[test]
 fn save_and_restore_wait_for_replace() {
     on_each(&old(), 1, |machine, script| {
@@ -185,7 +186,8 @@ fn save_and_restore_wait_for_replace() {
                     vcpu.guest.save(&mut vcpu.msrs).unwrap()
                 }));
                 begun.recv().unwrap();
-                // Time for a `save` that does not wait. A `save` that waits may begin after this.
+                // In this time a `save` that did not wait would return. A `save` that waits may also begin
+                // later.
                 thread::sleep(std::time::Duration::from_millis(20));
             });
             assert!(is_refused(&seen), "{seen:?}");
@@ -237,7 +239,7 @@ fn refused_replace_keeps_device_of_old_program() {
     on_each(&microcode("0x10"), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();
-        // As after a loaded update.
+        // This is the state after the guest has loaded an update.
         let loaded = Saved {
             devices: vec![("microcode".into(), 0x17_u32.to_le_bytes().into())],
             ..Saved::default()
@@ -286,8 +288,8 @@ fn panicked_replace_is_withdrawn() {
     });
 }
 
-/// The kernel refuses the same replacement again and again while two vCPUs run. A register and a pin of
-/// the old program alone are there whenever that program answers.
+/// If the kernel refuses the same replacement again and again while two vCPUs run, a register and a pin
+/// that only the old program has keep their values whenever that program answers.
 #[test]
 fn refused_replace_under_load_keeps_registers_and_pins() {
     on_each(&old(), 2, |machine, script| {
