@@ -142,8 +142,8 @@ impl Gate {
     /// # Errors
     /// - [`GateError::Reasons`], [`GateError::IgnoreMsrs`] or [`GateError::IgnoreMsrsNotSeen`]: this
     ///   host's KVM does not make, or may not make, an exit that the program needs.
-    /// - [`GateError::NoMemory`]: the program's microcode device reads the guest's memory, and the gate
-    ///   has none.
+    /// - [`GateError::NoMemory`]: the program's microcode device reads the guest's memory, which the gate
+    ///   was not given.
     /// - [`GateError::NoHandler`]: the program names a `handler`; [`Self::with_options`] takes the
     ///   names of the VMM's handlers.
     /// - [`GateError::Responder`]: the program cannot be carried out, for instance because it has too
@@ -264,8 +264,8 @@ impl Gate {
         self.add_vcpu(id.into(), &GuestCpuid::new(&cpuid.leaves())?)
     }
 
-    /// Adds a vCPU whose CPUID the caller does not know, or that has none. This needs a program that is the
-    /// same for all processors and that forwards no access to KVM's registers: such a program does not
+    /// Adds a vCPU whose CPUID the caller does not know, or that has no CPUID. This needs a program that is
+    /// the same for all processors and that forwards no access to KVM's registers: such a program does not
     /// depend on the CPUID. Add all vCPUs of a VM in this way, or none.
     ///
     /// # Errors

@@ -122,8 +122,8 @@ impl Installed {
 }
 
 impl Mask {
-    /// The mask of a VM that other code may have set up: installing the first filter sets the mask in any
-    /// case.
+    /// Returns the mask of a VM that other code may have set up: installing the first filter sets the mask
+    /// in any case.
     pub(crate) const fn unknown() -> Self {
         Self(None)
     }

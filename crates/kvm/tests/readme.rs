@@ -51,7 +51,7 @@ const WRITES: &[u8] = &[
     0xf4, // hlt
 ];
 
-/// The VMM's own handler for `handler = "mine"`.
+/// Answers a handler request, as the VMM's own handler for `handler = "mine"`.
 fn device(asked: &HandlerRequest) -> Reply {
     assert_eq!(asked.handler(), "mine");
     Reply::value(7)

@@ -265,8 +265,8 @@ impl Device for MicrocodeDevice {
     }
 
     fn reset(&mut self, context: &mut dyn DeviceContext) -> Result<(), CallErrno> {
-        // On hardware a loaded update survives INIT, and is lost with power. A VMM's reset stands for
-        // both.
+        // On hardware a loaded update survives INIT, and is lost with power. A VMM's reset can stand for
+        // either event; this device treats it as a loss of power.
         self.revision = self.settings.revision;
         self.show(context).map(drop)
     }

@@ -31,7 +31,7 @@ pub enum GateError {
     /// The program answers for MSRs that KVM does not know, and `kvm.ignore_msrs`, which may hide those
     /// MSRs, cannot be read (S10.1).
     IgnoreMsrsNotSeen,
-    /// The program's microcode device reads the guest's memory, and the gate has none: see
+    /// The program's microcode device reads the guest's memory, which the gate was not given: see
     /// [`GateOptions::memory`](super::GateOptions::memory).
     NoMemory,
     /// The program names a handler that the VMM does not have, or has under another name.
@@ -279,7 +279,7 @@ pub enum VcpuError {
         /// The vCPU.
         vcpu: VcpuId,
     },
-    /// The vCPU is not the one that was first reset or restored. It may be of another VM.
+    /// The vCPU is not the one that was first reset or restored. The vCPU may be of another VM.
     OtherVcpu {
         /// The vCPU that the `VcpuGate` is for.
         vcpu: VcpuId,

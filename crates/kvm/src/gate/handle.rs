@@ -88,7 +88,7 @@ impl Parts for RawVcpu {
     }
 }
 
-/// A handle with the file descriptor of one vCPU and the page of another, as a mistaken VMM may pass
+/// Makes a handle with the file descriptor of one vCPU and the page of another, as a mistaken VMM may pass
 /// it.
 #[cfg(all(test, not(loom)))]
 pub(super) fn mixed(fd: &impl std::os::fd::AsRawFd, of: &mut kvm_ioctls::VcpuFd) -> RawVcpu {

@@ -90,7 +90,7 @@ impl GateOptions {
     }
 
     /// Sets a watcher, which is told of each answer before the gate gives it. Each access that the policy
-    /// denies then comes to the gate, also under a policy that logs none of them.
+    /// denies then comes to the gate, even if the policy logs no access.
     #[must_use]
     pub fn watcher(mut self, watcher: Arc<dyn Watcher>) -> Self {
         self.watcher = Some(watcher);

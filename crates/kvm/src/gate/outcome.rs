@@ -29,7 +29,7 @@ pub struct HandlerRequest {
     pub(super) exit: Exit,
     /// The number of the `VcpuGate` that made the request, unique in this process.
     pub(super) by: u64,
-    /// The number of the exit among those of that `VcpuGate`.
+    /// The number of the exit among the exits of that `VcpuGate`.
     pub(super) number: u64,
 }
 

@@ -1,7 +1,7 @@
 //! Unsafe: reads `struct kvm_run`, which is a union.
 //!
-//! A vCPU on paper, for benches: the shared page of an exit, and a kernel that accepts every call. The
-//! cases that are measured on it are in `crates/testing`.
+//! A vCPU on paper, for benches and tests: a real shared page, in place of the kernel a stand-in that
+//! accepts every call and does nothing. The cases that are measured on it are in `crates/testing`.
 #![expect(unsafe_code, reason = "a union of the kernel's ABI")]
 
 use std::fmt;

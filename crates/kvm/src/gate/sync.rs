@@ -1,4 +1,5 @@
-//! Atomics and locks that loom can watch: its own in tests under `--cfg loom`, else those of `std`.
+//! Atomics and locks: loom's own in tests under `--cfg loom`, so that loom can watch them, else those of
+//! `std`.
 
 #[cfg(all(test, loom))]
 pub(super) use loom::sync::Mutex;

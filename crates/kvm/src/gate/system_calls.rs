@@ -26,9 +26,9 @@ pub struct SystemCalls {
     /// Further `ioctl`s on a vCPU's file descriptor if the gate has the VM's memory
     /// ([`GateOptions::memory`](super::GateOptions::memory)).
     pub vcpu_memory_ioctls: &'static [Ioctl],
-    /// The other calls of a vCPU's thread. It reads the clock, which calls the kernel if the host's
-    /// clock source is not the TSC. It also closes the gate's duplicate of the VM's file descriptor if
-    /// it drops its [`VcpuGate`](super::VcpuGate) after the gate is gone.
+    /// The other calls of a vCPU's thread. The thread reads the clock, which calls the kernel if the host's
+    /// clock source is not the TSC. The thread also closes the gate's duplicate of the VM's file descriptor
+    /// if it drops its [`VcpuGate`](super::VcpuGate) after the gate is gone.
     pub vcpu_others: &'static [&'static str],
     /// The `ioctl`s on the VM's file descriptor, by the threads that install, [add
     /// vCPUs](super::Gate::vcpu) and replace, and by the gate's own thread, `msrgate-publish`.
@@ -51,7 +51,7 @@ const ENABLE_CAP: Ioctl = ioctl("KVM_ENABLE_CAP", 0x4068_aea3);
 const SET_MSR_FILTER: Ioctl = ioctl("KVM_X86_SET_MSR_FILTER", 0x4188_aec6);
 
 impl SystemCalls {
-    /// All calls. Those for memory, locks and threads are the ones of glibc and Rust's std.
+    /// All calls. The calls for memory, locks and threads are those that glibc and Rust's std make.
     pub const ALL: Self = Self {
         probe_ioctls: &[
             ioctl("KVM_GET_API_VERSION", 0xae00),

@@ -26,8 +26,8 @@ const UNSETTLED: u64 = u64::MAX;
 
 /// The part of a gate that answers the MSR exits of one vCPU.
 ///
-/// It holds the pins and emulated registers of the vCPU. Keep it for as long as the vCPU may run, and
-/// drop it before the vCPU's page is unmapped. The calls, in order: [`Gate::vcpu`](super::Gate::vcpu),
+/// A `VcpuGate` holds the pins and emulated registers of the vCPU. Keep it for as long as the vCPU may run,
+/// and drop it before the vCPU's page is unmapped. The calls, in order: [`Gate::vcpu`](super::Gate::vcpu),
 /// with the CPUID that `KVM_SET_CPUID2` gets; `KVM_SET_CPUID2`; [`reset`](Self::reset), or
 /// [`restore`](Self::restore) for a vCPU that comes from elsewhere; then [`answer`](Self::answer) after
 /// each `KVM_RUN` that returns with an MSR exit, and [`finish`](Self::finish) for each handler request,
@@ -42,8 +42,8 @@ const UNSETTLED: u64 = u64::MAX;
 ///
 /// Only the process that made the `VcpuGate` may use it: a forked child cannot use the vCPU.
 ///
-/// It is `Send`. It is not `Sync`, since a VMM's [`Device`](super::Device) need not be; every call
-/// except [`Self::id`] takes `&mut self`.
+/// A `VcpuGate` is `Send`. It is not `Sync`, since a VMM's [`Device`](super::Device) need not be; every
+/// call except [`Self::id`] takes `&mut self`.
 #[must_use = "without it the vCPU's exits have no answer"]
 pub struct VcpuGate {
     /// The vCPU whose exits this answers.

@@ -1,6 +1,6 @@
 //! Unsafe: changes the thread's signal mask.
 //!
-//! Threads that this crate starts receive none of the process' signals: the VMM may wait for a signal in a
+//! Threads that this crate starts receive none of the process's signals: the VMM may wait for a signal in a
 //! thread of its own, or may have blocked the signal in all its threads but one.
 #![expect(unsafe_code, reason = "pthread_sigmask has no safe form")]
 

@@ -261,7 +261,7 @@ impl RangePlan {
     }
 }
 
-/// The finaliser of `SplitMix64`.
+/// Mixes the bits of `z` as the finaliser of `SplitMix64` does.
 fn mix(mut z: u64) -> u64 {
     z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -2,7 +2,7 @@
 //! gate never forwards an access of the nested guest to KVM's registers.
 //!
 //! The guest runs its nested guest by SVM and does not intercept MSR accesses, so KVM asks its filter and
-//! the gate answers while the nested guest runs. That needs a KVM that offers SVM to guests, as
+//! the gate answers while the nested guest runs. The tests need a KVM that offers SVM to guests, as
 //! `scripts/lab` has. Without one, the tests print that they are skipped; with `MSRGATE_REQUIRE=nested`
 //! they fail.
 

@@ -1,5 +1,5 @@
-//! The tests of each action, as the guest sees it. Those of devices are in `devices`, those of logging
-//! in `seen`.
+//! Tests of each action, as the guest sees it. The tests of devices are in `devices`, and the tests of
+//! logging are in `seen`.
 
 use msrgate_filter::MsrIndex;
 

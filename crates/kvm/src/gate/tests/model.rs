@@ -325,7 +325,7 @@ impl Port for ModelVcpu {
         })
     }
 
-    /// The model has no paging.
+    /// Returns `linear` if it is canonical: the model has no paging.
     fn physical(&mut self, linear: u64) -> Result<Option<u64>, CallErrno> {
         Ok(is_canonical(linear).then_some(linear))
     }

@@ -15,7 +15,7 @@ use crate::probe::HostCaps;
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const HANDLED: MsrIndex = MsrIndex::new(0x1_0001);
 
-/// A policy with a value, a handler, a pin, and a register that KVM handles.
+/// Returns a policy with a value, a handler, a pin, and a register that KVM handles.
 fn entries() -> Program {
     policy(
         "default = 'deny'",
@@ -26,7 +26,7 @@ fn entries() -> Program {
     )
 }
 
-/// A policy with one variant for AMD processors and another for the rest.
+/// Returns a policy with one variant for AMD processors and another for all other processors.
 fn whens() -> Program {
     program(
         "policy = 1\ndefault = 'deny'\n[msrs]\n\

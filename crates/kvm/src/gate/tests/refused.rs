@@ -214,7 +214,7 @@ fn is_refused(seen: &Result<(), GateError>) -> bool {
 const SHARED_REGISTER: &str = "0x10001 = { register = { reset = 8, mask = '0xff' } }\n\
     IA32_CSTAR = { read = 'allow', write = 'pin' }\n";
 
-/// A policy with two registers and two pins.
+/// Returns a policy with two registers and two pins.
 fn old() -> Program {
     let entries = format!(
         "{SHARED_REGISTER}0x10000 = {{ register = {{ reset = 7, mask = '0xff' }} }}\n\
@@ -223,7 +223,7 @@ fn old() -> Program {
     policy("default = 'deny'", &entries)
 }
 
-/// A policy that shares one register and one pin with `old`.
+/// Returns a policy that shares one register and one pin with [`old`].
 fn new() -> Program {
     let entries = format!(
         "{SHARED_REGISTER}0x10002 = {{ register = {{ reset = 3, mask = '0xff' }} }}\n\

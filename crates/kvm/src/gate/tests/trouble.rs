@@ -179,7 +179,7 @@ fn forgotten_first_access_is_logged_again() {
     });
 }
 
-/// The next program logs a first access anew that was let through under the previous program.
+/// If a first access was let through under one program, the next program logs the access again.
 #[test]
 fn replace_logs_first_accesses_anew() {
     let program = policy("default = 'allow'\nlog = 'first'", "");

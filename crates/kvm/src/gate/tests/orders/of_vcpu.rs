@@ -361,8 +361,8 @@ fn is_other<T: std::fmt::Debug>(seen: &Result<T, AnswerError>) -> bool {
     matches!(error, VcpuError::OtherVcpu { .. })
 }
 
-/// Each call of a `VcpuGate` for another vCPU of the VM is an error. It changes neither vCPU's state, and
-/// that vCPU's own `VcpuGate` can still answer its exit.
+/// Each call of a `VcpuGate` for another vCPU of the VM is an error. The call changes neither vCPU's state,
+/// and that vCPU's own `VcpuGate` can still answer its exit.
 #[test]
 fn vcpu_gate_refuses_other_vcpu() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
@@ -378,7 +378,7 @@ fn vcpu_gate_refuses_other_vcpu() {
         assert!(matches!(seen, Err(StateError::Vcpu(_))), "{seen:?}");
         let seen = other.guest.restore(&mut one.msrs, &saved);
         assert!(matches!(seen, Err(StateError::Vcpu(_))), "{seen:?}");
-        // Its own `VcpuGate` can still answer the exit.
+        // The other vCPU's own `VcpuGate` can still answer the exit.
         let seen = other.guest.answer(&mut other.msrs);
         assert!(matches!(seen, Ok(Outcome::Resume)), "{seen:?}");
         while other.step().is_some() {}

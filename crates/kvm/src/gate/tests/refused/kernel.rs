@@ -1,5 +1,5 @@
-//! Tests of the kernel's filter and mask, of first accesses, and of the start of a gate, after a
-//! refusal.
+//! Tests after the kernel has refused a filter: of the filter and the mask that are then in force, of first
+//! accesses, and of a gate's start.
 
 use std::sync::Arc;
 
@@ -23,8 +23,8 @@ fn refused_replace_keeps_open_filter_and_first_accesses() {
         vcpu.run(&accesses);
         let exits = vcpu.exits;
         let seen = script.replace(&gate, audit(), Kernel::Refuses, || {
-            // The filter is still open for those accesses. It refuses the next access, which the new
-            // program logs.
+            // The filter is still open for those accesses. The filter refuses the next access, which the
+            // new program logs.
             assert_eq!(vcpu.run(&accesses), [Saw::Written, Saw::Fault]);
             vcpu.guest.load(&[Read(LSTAR)]);
             assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
