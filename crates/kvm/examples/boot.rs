@@ -138,7 +138,7 @@ fn run(machine: &Arc<Machine>, cpus: Vec<Cpu>) -> Result<Vec<Cpu>> {
 /// Does nothing: the arrival of the signal alone makes a thread return from `KVM_RUN`.
 extern "C" fn wake(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// The parts that all vCPUs share. The fields are dropped in this order: the VM before its memory.
+/// The parts that all vCPUs share. Rust drops the fields in their order, so the VM before its memory.
 struct Machine {
     vm: VmFd,
     memory: GuestMemoryMmap,
@@ -240,7 +240,8 @@ impl Cpu {
         fd.set_cpuid2(&cpuid)?;
         // The gate: the part for this vCPU, created from the vCPU's CPUID.
         let gate = gate.map(|gate| gate.vcpu(u32::from(number), &cpuid));
-        // One MSR at a time: the call stops at the first MSR that this vCPU lacks or that may not be set.
+        // Read and set one MSR at a time: a call with several MSRs stops at the first one that this vCPU
+        // lacks or that may not be set.
         let value = |&index: &u32| {
             let entry = kvm_msr_entry {
                 index,

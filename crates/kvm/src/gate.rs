@@ -377,8 +377,11 @@ impl Gate {
     /// filter stays open for the accesses that it was opened for, as far as the VMM's new filter allows them.
     ///
     /// # Errors
-    /// Both filters together take more ranges than KVM has, the gate is in no VM, or the kernel refuses the
-    /// filter. The VMM's previous filter and mask then stay in force.
+    /// After an error the VMM's previous filter and mask stay in force.
+    ///
+    /// - [`GateError::Pack`]: both filters together take more ranges than KVM has.
+    /// - [`GateError::NotInstalled`]: the gate is in no VM.
+    /// - [`GateError::Install`]: the kernel refuses the filter or the mask.
     pub fn set_beside(&self, new: Beside) -> Result<(), GateError> {
         let mut control = self.shared.lock();
         let responder = self.shared.current.get().thing;

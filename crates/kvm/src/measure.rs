@@ -302,7 +302,8 @@ impl Plan {
     }
 }
 
-/// Returns the number of the statement that is broken if the kernel decides this access in the other way.
+/// Returns the number of the statement that is broken if the kernel does not decide this access as `filter`
+/// does.
 fn statement_of(filter: &Filter, case: Case) -> &'static str {
     match filter.decide(case.index, case.access).because {
         Because::X2apic => "S3.1",

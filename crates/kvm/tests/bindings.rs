@@ -83,7 +83,8 @@ gate_works_with!(gate_works_with_vcpu_of_kvm_ioctls_0_19, kvm_ioctls_0_19);
 gate_works_with!(gate_works_with_vcpu_of_kvm_ioctls_0_24, kvm_ioctls_0_24);
 gate_works_with!(gate_works_with_vcpu_of_kvm_ioctls_0_25, kvm_ioctls);
 
-/// Compiles only if the usual calls with this crate's own `kvm-ioctls` borrow-check.
+/// Makes the usual calls with this crate's own `kvm-ioctls`. Nothing calls this function: the borrow
+/// checker must accept it.
 fn _obvious_calls(msrs: &mut VcpuGate, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<(), AnswerError> {
     msrs.reset(vcpu)?;
     while let Outcome::Handler(asked) = msrs.answer(vcpu)? {

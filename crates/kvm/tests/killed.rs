@@ -19,7 +19,7 @@ use msrgate_policy::answer::Disposition;
 use msrgate_policy::{Digest, Origin};
 use serde_json::Value;
 
-/// The environment variable that makes a process a writer: the writer's number.
+/// The environment variable that makes a process a writer. Its value is the writer's number.
 const WRITER: &str = "MSRGATE_TEST_WRITER";
 /// The environment variables with the writer's file, and with the number of lines after which it ends.
 const FILE: &str = "MSRGATE_TEST_FILE";
@@ -164,8 +164,8 @@ fn follow_on(lines: &[Line]) {
     }
 }
 
-/// Two processes append to one file: it has every line of each, once and in order. A process that opens
-/// the file while the other writes may add one empty line.
+/// If two processes append to one file, the file has every line of each, once and in order. A process that
+/// opens the file while the other writes may add one empty line.
 #[test]
 fn two_writers_to_one_file_keep_all_lines_whole() {
     const NAME: &str = "two_writers_to_one_file_keep_all_lines_whole";

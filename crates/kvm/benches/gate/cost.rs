@@ -132,7 +132,7 @@ fn answer_by_gate(vcpu: &mut VcpuFd, msrs: &mut VcpuGate) -> Result<(), Failure>
     }
 }
 
-/// Returns a policy that answers accesses to [`SPARE`] and allows STAR.
+/// Returns the program of a policy that answers accesses to [`SPARE`] and allows accesses to [`STAR`].
 fn answering(log: &str) -> Result<Program, Failure> {
     program(&format!(
         "policy = 1\ndefault = 'deny'\nlog = '{log}'\n[msrs]\nIA32_STAR = {{ read = 'allow', write = 'allow', log = 'none' }}\n\

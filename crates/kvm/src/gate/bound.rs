@@ -1,4 +1,4 @@
-//! The KVM vCPU that a `VcpuGate` is bound to, from its first reset on.
+//! The KVM vCPU to which a `VcpuGate` is bound, from the vCPU's first reset on.
 //!
 //! A `VcpuGate` holds the pins and registers of one vCPU. The first reset or restore binds it to that
 //! vCPU, by the address of the shared page and by the file descriptor. Each answer compares the page,
@@ -87,8 +87,8 @@ impl Bound {
     /// Checks that the vCPU at `place` is the one that was reset or restored last.
     ///
     /// # Errors
-    /// [`VcpuError::NotReset`] if no reset or restore has succeeded, [`VcpuError::OtherVcpu`] if this
-    /// is another vCPU.
+    /// [`VcpuError::NotReset`] if no reset or restore has succeeded, [`VcpuError::OtherVcpu`] if the vCPU
+    /// at `place` is another one.
     #[cold]
     #[inline(never)]
     pub(super) fn check(&self, id: VcpuId, place: Place) -> Result<(), VcpuError> {

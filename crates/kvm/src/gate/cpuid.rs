@@ -121,7 +121,8 @@ impl GuestCpuid {
         })
     }
 
-    /// Tells if the guest may run guests: VMX (leaf 1, ECX 5) or SVM (leaf 0x80000001, ECX 2).
+    /// Tells if the guest may run guests: VMX (leaf 1, bit 5 of ECX) or SVM (leaf 0x80000001, bit 2 of
+    /// ECX).
     pub(super) fn has_virtualization(&self) -> bool {
         let ecx = |number: u32| {
             let of = |leaf: &&CpuidEntry| leaf.function == number;
@@ -143,7 +144,7 @@ impl GuestCpuid {
         }
     }
 
-    /// Returns a hash of all leaves: a changed CPUID has, in all likelihood, another one.
+    /// Returns a hash of all leaves: a changed CPUID almost certainly has another hash.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut leaves: Vec<_> = self
             .leaves
@@ -229,10 +230,11 @@ mod tests {
         let mut other = given.clone();
         other[0].ebx = 2;
         assert!(!is_safe(&given, &other));
-        // The gate would forward accesses to registers that the guest does not have.
+        // Not safe: the gate would forward accesses to registers that the guest does not have.
         assert!(!is_safe(&given, &leaves(0x606a6, 0, 0)));
         assert!(is_safe(&leaves(0x606a6, 0, 0), &given));
-        // The gate would take the registers of a nested guest for the guest's.
+        // Not safe if KVM adds virtualization: the gate would take the registers of a nested guest for the
+        // guest's.
         let nests = leaves(0x606a6, VMX, SEP);
         assert!(!is_safe(&given, &nests));
         assert!(is_safe(&nests, &given));

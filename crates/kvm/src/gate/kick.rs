@@ -98,9 +98,9 @@ mod model {
             let flag = Arc::new(AtomicU8::new(0));
             let vmm = {
                 let flag = Arc::clone(&flag);
-                // A VMM uses a store. Loom sees no order between a store and a read-modify-write of
-                // another thread, so it shows outcomes that no byte in memory has. Loom does order two
-                // read-modify-writes.
+                // A VMM kicks by a store, but this model by a swap. Loom sees no order between a store and
+                // a read-modify-write of another thread, so with a store it would show outcomes that no
+                // byte in memory has. Loom does order two read-modify-writes.
                 loom::thread::spawn(move || AtomicU8::swap(&flag, 1, Ordering::Release))
             };
             let borrowed = borrow(&*flag);

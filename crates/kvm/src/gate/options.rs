@@ -97,7 +97,7 @@ impl GateOptions {
         self
     }
 
-    /// Replaces the real clock, for tests that would wait for seconds.
+    /// Replaces the real clock, for tests that would otherwise wait for seconds.
     #[cfg(test)]
     pub(super) const fn clock(mut self, now: fn() -> Instant) -> Self {
         self.clock = Clock(now);

@@ -40,7 +40,7 @@ pub(super) enum Closed {
 
 /// The accesses to open the filter for.
 pub(super) struct Wanted {
-    /// All accesses, sorted.
+    /// All accesses that the filter should be open for, sorted.
     pub(super) all: Vec<(MsrIndex, Access)>,
     /// The accesses that vCPUs are waiting for now, sorted.
     pub(super) waiting: Vec<(MsrIndex, Access)>,
@@ -70,7 +70,8 @@ impl PassRequests {
         if is_new {
             state.waiting.push((access, index));
         }
-        // Release the lock first: the publisher runs at once, on this processor if there is no other.
+        // Release the lock before waking the publisher, which needs it: the publisher may run at once, on
+        // this processor if there is no other.
         drop(state);
         if is_new {
             self.asked.notify_one();

@@ -53,8 +53,8 @@ pub(super) trait Port {
     /// Marks the exit as answered, so that [`Self::pending`] does not return it again.
     fn settle(&mut self);
 
-    /// Marks the exit as one that the kernel has yet to complete. A port that can see this anyway does
-    /// nothing.
+    /// Marks the exit as one that the kernel has yet to complete. A port that knows this without a mark
+    /// does nothing.
     fn mark(&mut self) {}
 
     /// Tells if the exit is still to be completed: the vCPU has not run since [`Self::mark`].
@@ -151,7 +151,7 @@ impl<'v> KvmPort<'v> {
         }
     }
 
-    /// Returns the interrupt fields of the page: `if_flag`, and whether an interrupt may be injected.
+    /// Returns the interrupt fields of the page: `if_flag` and `ready_for_interrupt_injection`.
     fn injection(&self) -> [u8; 2] {
         [self.run().if_flag, self.run().ready_for_interrupt_injection]
     }
@@ -309,10 +309,11 @@ impl Port for KvmPort<'_> {
 
     fn complete(&mut self) -> Result<(), CallErrno> {
         if !self.is_marked() {
-            // Another kind of exit is the VMM's, which completes it itself.
+            // Any other kind of exit belongs to the VMM, which completes such an exit itself.
             return Ok(());
         }
-        // If this ends by an exit, the exit reports the step to a debugger, and stays in the page.
+        // If this `KVM_RUN` returns an exit, that exit reports the step to a debugger, and stays in the
+        // page.
         self.run_immediately().map(drop)
     }
 

@@ -35,7 +35,8 @@ pub(super) enum Filter {
     Set,
 }
 
-/// The time for which one access is rewound after the kernel has the filter that lets it through.
+/// The longest time for which a vCPU rewinds one access after the kernel has got the filter that lets the
+/// access through.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The pause after which a rewind counts as new: the guest has made progress, and has come to the

@@ -65,7 +65,8 @@ impl fmt::Debug for VcpuGate {
 
 impl Drop for VcpuGate {
     fn drop(&mut self) {
-        // If the VMM's handler has not answered an exit, log that exit now: nothing else would.
+        // If the VMM's handler has not answered an exit, log that exit now: otherwise it would never be
+        // logged.
         self.own.finished(Reply::FAULT);
         if let Some(place) = self.bound.tied_to() {
             self.own.shared.untie(place);
@@ -120,8 +121,8 @@ impl VcpuGate {
     ///
     /// # Errors
     /// [`AnswerError::Stale`] if the vCPU has been run, [reset](Self::reset) or answered since, or if
-    /// `asked` is of another vCPU; [`AnswerError::Vcpu`] if `vcpu` is another vCPU. The guest has got a
-    /// #GP, or gets it.
+    /// `asked` is of another vCPU; [`AnswerError::Vcpu`] if `vcpu` is another vCPU. The guest has got a #GP,
+    /// or gets one when the vCPU runs again.
     #[expect(clippy::needless_pass_by_value, reason = "an exit is answered once")]
     pub fn finish(
         &mut self,
@@ -137,8 +138,8 @@ impl VcpuGate {
     /// each time the vCPU is reset, by INIT or a reboot. If KVM has not completed an exit, KVM forgets
     /// that exit: otherwise its completion would move RIP and write to registers of the reset vCPU.
     ///
-    /// The first `reset` or [`Self::restore`] ties this `VcpuGate` to `vcpu`, by the file descriptor
-    /// and the shared page. From then on it answers for no other vCPU.
+    /// The first `reset` or [`Self::restore`] ties this `VcpuGate` to `vcpu`, by the file descriptor and
+    /// the shared page. From then on this `VcpuGate` answers for no other vCPU.
     ///
     /// # Errors
     /// - [`AnswerError::Vcpu`] with [`VcpuError::OtherVcpu`], [`VcpuError::TiedTwice`] or

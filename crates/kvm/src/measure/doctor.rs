@@ -37,7 +37,8 @@ pub enum Finding {
         /// The observation, and the expected one if it is short.
         seen: String,
     },
-    /// No ioctl and no built-in guest can show this, on this host or on any host.
+    /// No ioctl and no built-in guest can show this. `why` says if that is so on every host, or only on
+    /// this one.
     CannotBeShown {
         /// The reason.
         why: &'static str,

@@ -1,8 +1,8 @@
 //! Unsafe: ioctl(2), by the C library's function or by a replacement.
 //!
 //! The functions by which this crate makes all its ioctl(2) calls. A library that replaces `ioctl` in
-//! somebody else's process, as `msrgate-preload` does, would call itself if it used the C library's name. It
-//! names another function here.
+//! somebody else's process, as `msrgate-preload` does, would call itself if it used the C library's name.
+//! Such a library names another function here.
 #![expect(unsafe_code, reason = "ioctl(2) takes whatever its request says")]
 
 use std::ffi::{c_int, c_ulong, c_void};

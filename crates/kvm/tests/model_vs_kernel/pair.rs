@@ -120,8 +120,8 @@ impl Pair {
         Ok(())
     }
 
-    /// Replaces a write that would have side effects by a read. The plain decision is asked, not the
-    /// model, so a mistake of the model cannot let such a write through.
+    /// Replaces a write that would have side effects by a read. The plain decision of `linear` tells if a
+    /// write would pass, not the model, so that a mistake of the model cannot let such a write through.
     fn tame(&self, step: &mut Step) {
         if step.access == Access::Write
             && !may_be_written(step.index, step.value)

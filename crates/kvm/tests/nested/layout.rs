@@ -35,7 +35,8 @@ pub(crate) const NESTED: u64 = 0xb000;
 pub(crate) const VMCB: u64 = 0xc000;
 pub(crate) const VMRUN_AREA: u64 = 0xd000;
 const OWN_STATE: u64 = 0xe000;
-/// The address of a microcode update: the guest's, and the nested guest's.
+/// The address of a microcode update for the guest, and the linear address of the same update for the
+/// nested guest.
 pub(crate) const UPDATE: u64 = 0x1_8000;
 pub(crate) const NESTED_UPDATE: u64 = UPDATE + LARGE_PAGE;
 /// An address that the nested guest's own tables map, but nested paging does not.

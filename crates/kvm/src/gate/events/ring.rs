@@ -32,8 +32,7 @@ pub(super) struct Ring<const N: usize = WORDS> {
 }
 
 impl<const N: usize> Ring<N> {
-    /// Makes a ring with room for `capacity` entries, at least one, and one [kept](Room::Kept) slot
-    /// more.
+    /// Makes a ring with room for `capacity` entries, at least one, plus one [kept](Room::Kept) slot.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             put: AtomicU64::new(0),

@@ -13,7 +13,7 @@ pub trait Sink: Send {
     /// when that number has changed, at most once a second, and at the end.
     fn dropped(&mut self, drops: VcpuDrops);
 
-    /// Flushes, after some events have been taken and while no others wait.
+    /// Flushes the sink's output. The thread calls this after it has passed on events, when no others wait.
     fn flush(&mut self) {}
 
     /// Returns the number of times that the sink has failed to pass on an event.

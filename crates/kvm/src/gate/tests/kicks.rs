@@ -163,7 +163,7 @@ fn rewind_keeps_concurrent_kicks() {
     let vcpu = machine.first();
     let (script, check) = touches(200);
     vcpu.guest.load(&script).unwrap();
-    // The kicker finds the byte at this address, as it would in its own mapping of the vCPU.
+    // The thread that kicks finds the byte at this address, as it would in its own mapping of the vCPU.
     let flag = std::ptr::from_mut(&mut vcpu.guest.vcpu_mut().get_kvm_run().immediate_exit);
     let address = flag as usize;
     let acknowledged = AtomicU64::new(0);
@@ -467,7 +467,7 @@ fn rewind_leaves_no_fault_in_page() {
     assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
     let run = vcpu.guest.vcpu_mut().get_kvm_run();
     assert_eq!(crate::gate::port::shared_exception(run), [0, 0]);
-    // KVM_GET_VCPU_EVENTS does not show the fault either: a VMM may write the result back.
+    // KVM_GET_VCPU_EVENTS must not show the fault, either: a VMM may write its result back.
     assert_eq!(run.kvm_dirty_regs, 0);
     let events = vcpu.guest.vcpu().get_vcpu_events().unwrap();
     let exception = events.exception;

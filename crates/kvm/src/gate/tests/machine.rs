@@ -328,7 +328,7 @@ impl<G: TestGuest> Vcpu<G> {
         self.run_to_kill(script).expect("no violation")
     }
 
-    /// Runs accesses up to one that the policy kills.
+    /// Runs accesses, up to the first one that the policy kills.
     pub(super) fn run_to_kill(&mut self, script: &[Op]) -> Result<Vec<Saw>, Violation> {
         let mut saw = Vec::new();
         for part in script.chunks(Guest::LONGEST) {

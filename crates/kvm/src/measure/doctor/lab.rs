@@ -100,8 +100,8 @@ impl Lab {
         self.refusals(expected)
     }
 
-    /// Checks the filter's verdicts under the VM's mask, which must have the reason FILTER: a denied
-    /// access exits with it.
+    /// Checks the filter's verdicts under the VM's mask, which must have the reason FILTER: a denied access
+    /// exits with that reason.
     pub(super) fn refusals(&mut self, expected: &[Expected]) -> Result<Finding, GuestError> {
         for &(index, access, wanted) in expected {
             let op = match access {

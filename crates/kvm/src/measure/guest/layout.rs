@@ -139,7 +139,7 @@ impl VcpuNumber {
         }
     }
 
-    /// Writes the tables and the code into the vCPU's memory, given as all its words.
+    /// Writes the tables and the code into the vCPU's memory, which consists of `words`.
     pub(super) fn load(self, words: &[AtomicU64]) {
         let put = |offset: usize, value: u64| words[offset / 8].store(value, Ordering::Relaxed);
         put(CODE_SELECTOR.into(), 0x00af_9b00_0000_ffff);

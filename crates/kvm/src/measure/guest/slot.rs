@@ -21,8 +21,8 @@ use super::code;
 /// The number of 64-bit words in a slot.
 pub(super) const WORDS: usize = 8;
 
-/// The value before an access in all register bits that the access does not define: the upper halves of
-/// RAX and RDX, and before a read all of both. No register holds this value by chance.
+/// The value of those bits of RAX and RDX that hold no operand when an access begins: the upper halves, and
+/// before a read the lower halves, too. No register holds this value by chance.
 const JUNK: u64 = 0x5a5a_0ff1_c0de_a5a5;
 
 /// One instruction for the guest to execute.

@@ -25,7 +25,7 @@ fn vcpu_before_install_is_an_error() {
         let gate = gate_with_handlers(program, &HostCaps::on_paper());
         let seen = gate.vcpu(0, &model::cpuid()).map(drop);
         assert!(matches!(seen, Err(GateError::NotInstalled)), "{seen:?}");
-        // No variant was chosen: the CPUID of another processor is accepted.
+        // The failed `vcpu` has chosen no variant, so the CPUID of another processor is accepted.
         let vm = Box::new(model::ModelVm::new());
         gate.install_in(vm).unwrap();
         let other = super::with_leaf(&model::cpuid(), 1, |leaf| leaf.eax ^= 0x10);
@@ -158,7 +158,7 @@ fn mask_set_after_install_fails_closed() {
         Read(SPARE),
         Read(LSTAR),
         Read(NOWHERE),
-        // A reserved bit.
+        // Bit 63 of EFER is reserved, so KVM refuses this write.
         Write(EFER, 1 << 63),
     ];
     let masks = [
