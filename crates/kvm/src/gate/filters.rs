@@ -20,8 +20,8 @@ pub(super) fn filter_opened_for(
 ) -> Result<Filter, CompileError> {
     if responder.is_traced() {
         match beside.pack(&responder.verdicts(opened)) {
-            // If the filter does not fit, start with the narrowest one, which always fits. The publisher
-            // opens it for the accesses for which vCPUs wait.
+            // If the filter does not fit, use the one that allows no access, which always fits. The
+            // publisher opens it for the accesses for which vCPUs wait.
             Err(CompileError::Pack(_)) => beside.pack(&responder.fewest_verdicts(&[])),
             packed => packed,
         }
