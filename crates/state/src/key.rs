@@ -16,6 +16,7 @@ pub struct Kind {
     pub reason: ExitReason,
 }
 
+// The positions of the fields in the word. Bit 0 is always 1.
 const ACCESS: u32 = 1;
 const INDEX: u32 = 2;
 const DEED: u32 = INDEX + u32::BITS;
@@ -45,8 +46,8 @@ impl Kind {
         (kind.to_bits() == bits).then_some(kind)
     }
 
-    /// Returns the number of the place, below `places`, where the search for this kind begins. The hash is
-    /// the upper half of the product with 2^64 divided by the golden ratio.
+    /// Returns the number of the place, below `places`, at which the search for this kind begins. The number
+    /// is a hash of the encoded kind: a multiplication by 2^64 divided by the golden ratio.
     pub(crate) fn home(self, places: usize) -> usize {
         let hash = self.to_bits().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         usize::try_from(hash).unwrap_or(0) % places.max(1)
@@ -58,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_survives_encoding() {
+    fn from_bits_returns_every_encoded_kind() {
         for access in Access::ALL {
             for disposition in Disposition::ALL {
                 for reason in ExitReason::ALL {

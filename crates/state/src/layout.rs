@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The build: the versions of the crate, the state page and the program file. The command and its library
-/// must have the same one.
+/// The versions of the crate, the state page and the program file, as one text. The command and its library
+/// must have been built with the same text.
 pub const BUILD: &str = concat!(
     "msrgate-build ",
     env!("CARGO_PKG_VERSION"),
@@ -14,7 +14,8 @@ pub const BUILD: &str = concat!(
 const MAGIC: u64 = u64::from_le_bytes(*b"MSRGATE\n");
 const VERSION: u64 = 1;
 
-/// The size of the largest program in bytes. A policy of the largest size becomes a far smaller program.
+/// The largest size of an encoded program in bytes. Even a policy of the largest size becomes a far smaller
+/// program.
 pub const MAX_PROGRAM: usize = 16 << 20;
 
 /// The number of places for kinds of accesses.
@@ -24,12 +25,14 @@ const EVENTS: usize = 8192;
 /// The number of entries for VMs.
 const VMS: usize = 64;
 
-/// The number of words of a place, of an event and of a VM's entry.
+/// The number of words of a place.
 pub(crate) const PLACE_WORDS: usize = 8;
+/// The number of words of an event.
 pub(crate) const EVENT_WORDS: usize = 8;
+/// The number of words of a VM's entry.
 pub(crate) const VM_WORDS: usize = 4;
 
-/// The word numbers of the header.
+/// The positions of the header's fields, in words.
 pub(crate) mod word {
     pub(crate) const MAGIC: usize = 0;
     pub(crate) const VERSION: usize = 1;
@@ -44,9 +47,10 @@ pub(crate) mod word {
     pub(crate) const VMS_MADE: usize = 16;
     /// The number of accesses that found no place.
     pub(crate) const OTHERS: usize = 17;
-    /// The number of events that were ever put into the ring.
+    /// The number of all events that the library has put into the ring, also of those that were overwritten.
     pub(crate) const EVENTS_PUT: usize = 18;
-    /// The number of events that the limit held back.
+    /// The number of events that the library did not put into the ring because of the limit on events per
+    /// second.
     pub(crate) const HELD_BACK: usize = 19;
     /// The number of words of the header.
     pub(crate) const COUNT: usize = 64;
@@ -65,14 +69,14 @@ pub struct Layout {
     pub(crate) words: usize,
 }
 
-/// The data that the library of a run needs.
+/// The data that the command passes to the library of a new run.
 #[derive(Clone, Copy, Debug)]
 pub struct NewRun<'p> {
     /// The word that the library's system calls carry, so that the seccomp filter of the run allows them.
     pub cookie: u64,
     /// The exit reasons that this host's KVM accepts, as bits of the mask.
     pub reasons: u64,
-    /// The host's `kvm.ignore_msrs`: 0 off, 1 on, 2 not seen.
+    /// The host's `kvm.ignore_msrs`: 0 off, 1 on, 2 unknown.
     pub ignore_msrs: u64,
     /// The encoded program.
     pub program: &'p [u8],
@@ -80,7 +84,7 @@ pub struct NewRun<'p> {
     pub has_events: bool,
 }
 
-/// An error of bytes that are no state page of this version.
+/// The reason why bytes are not a state page of this version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BadPage {
@@ -108,7 +112,7 @@ impl fmt::Display for BadPage {
 impl std::error::Error for BadPage {}
 
 impl Layout {
-    /// Returns the layout for these numbers of places and events and this size of the program.
+    /// Returns the layout of a page with these numbers of places and events and a program of this size.
     const fn of(place_count: usize, event_count: usize, program_bytes: usize) -> Self {
         let vms = word::COUNT;
         let places = vms + VMS * VM_WORDS;
@@ -126,7 +130,7 @@ impl Layout {
         }
     }
 
-    /// Returns the layout of a page with this header; `words` is the number of words that there are.
+    /// Returns the layout of a page with this header. `words` is the number of words that the caller has.
     ///
     /// # Errors
     /// The header is not one of this version, or the page is larger than `words`.

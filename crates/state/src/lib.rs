@@ -2,10 +2,10 @@
 //! VMM maps, and that the command reads to learn what happened.
 //!
 //! The command writes what the library needs, such as the compiled program. The library then records what it
-//! saw: the accesses that were refused or answered, with their counts and the first vCPU and time; the VMs
-//! of the run; and events. All data are 64-bit words in little-endian byte order. The library writes them
-//! with atomic operations to a shared mapping, so that they are in the file however the VMM ends, also after
-//! `SIGKILL`.
+//! saw: the accesses that were refused or answered, with their counts and the vCPU and time of the first
+//! one; the VMs of the run; and events. All data are 64-bit words in little-endian byte order. The library
+//! writes them with atomic operations to a shared mapping, so that the data are in the file even if the VMM
+//! is ended by `SIGKILL`.
 //!
 //! # Trust
 //!
@@ -15,9 +15,10 @@
 //!
 //! # Terminology
 //!
-//! - *run*: one call of `msrgate exec`. It may start several processes with VMs, one after another or at once.
+//! - *run*: one call of `msrgate exec`. It may start several processes with VMs, one after another or at the
+//!   same time.
 //! - *kind*: an MSR, a direction, a disposition and the reason of the exit.
-//! - *place*: one of a fixed number of entries, each for the accesses of one kind.
+//! - *place*: an entry of the page for the accesses of one kind. The number of places is fixed.
 #![forbid(unsafe_code)]
 
 mod key;

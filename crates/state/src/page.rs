@@ -49,8 +49,8 @@ impl<'w> Page<'w> {
     }
 
     fn word(&self, at: usize) -> &'w AtomicU64 {
-        // `Layout::read` has checked that all parts lie within the words. Any other position gets a word
-        // that is not read.
+        // `Layout::read` has checked that all parts lie within the words. A position beyond them gets the
+        // last word of the header, which has no meaning.
         self.words.get(at).unwrap_or(&self.words[word::COUNT - 1])
     }
 
@@ -70,7 +70,7 @@ impl<'w> Page<'w> {
         self.get(word::REASONS)
     }
 
-    /// The host's `kvm.ignore_msrs`: 0 off, 1 on, 2 not seen.
+    /// The host's `kvm.ignore_msrs`: 0 off, 1 on, 2 unknown.
     #[must_use]
     pub fn ignore_msrs(&self) -> u64 {
         self.get(word::IGNORE_MSRS)
@@ -120,13 +120,13 @@ impl<'w> Page<'w> {
         }
     }
 
-    /// Counts an event that the limit holds back.
+    /// Counts an event that the limit on events per second keeps out of the ring.
     pub fn hold_back(&self) {
         self.word(word::HELD_BACK).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Returns the first word of the kind's place, and takes a free place if the kind has none. Returns
-    /// `None` if no free place is near.
+    /// Returns the position of the first word of the kind's place. If the kind has no place, the function
+    /// takes a free one. Returns `None` if the [`PROBES`] places of the search belong to other kinds.
     fn place(&self, kind: Kind) -> Option<usize> {
         let (bits, count) = (kind.to_bits(), self.layout.place_count);
         let home = kind.home(count);
@@ -155,7 +155,7 @@ impl<'w> Page<'w> {
         for (word, value) in (base + 2..).zip(rest) {
             self.word(word).store(value, Ordering::Relaxed);
         }
-        // Release: a reader that sees this word sees the others.
+        // `Release`: a thread that reads this 1 with `Acquire` also reads the words above.
         self.word(base + 7).store(1, Ordering::Release);
     }
 

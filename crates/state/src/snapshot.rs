@@ -16,7 +16,7 @@ pub struct Snapshot {
 /// A kind of access that the library has recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recorded {
-    /// The first of its kind.
+    /// The first access of this kind.
     pub first: Seen,
     /// The number of accesses of this kind.
     pub count: u64,
@@ -85,13 +85,13 @@ impl Snapshot {
             .collect()
     }
 
-    /// The number of accesses that found no place, and were only counted.
+    /// The number of accesses for whose kind there was no free place. The page has only their number.
     #[must_use]
     pub fn others(&self) -> u64 {
         self.get(word::OTHERS)
     }
 
-    /// The number of events that the limit held back.
+    /// The number of events that the limit on events per second kept out of the ring.
     #[must_use]
     pub fn held_back(&self) -> u64 {
         self.get(word::HELD_BACK)
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn library_reads_what_the_command_wrote() {
+    fn page_returns_data_of_new_run() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         assert_eq!(
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn first_of_a_kind_is_kept_and_all_are_counted() {
+    fn note_keeps_first_access_of_a_kind_and_counts_all() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         assert_eq!(page.add_vm(42, 1), 0);
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn access_without_a_place_is_counted() {
+    fn note_counts_access_without_a_place() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         for index in 0..20_000 {
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn events_come_in_order_and_those_that_were_overwritten_are_counted() {
+    fn events_since_returns_events_in_order_and_counts_overwritten_ones() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
         let read = |from| Snapshot::new(&copy(&words)).unwrap().events_since(from);
@@ -288,9 +288,9 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
-        /// A snapshot of any bytes that a VMM's process may write is read in bounds, or is an error.
+        /// Whatever a VMM's process writes into the page, a reader stays within bounds or returns an error.
         #[test]
-        fn any_bytes_are_a_page_or_an_error(
+        fn snapshot_of_any_bytes_is_in_bounds_or_an_error(
             changes in prop::collection::vec((0_usize..2000, any::<u64>()), 0..40),
             cut in 0_usize..5000,
         ) {
