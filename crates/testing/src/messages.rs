@@ -7,7 +7,7 @@ use std::fmt::{Debug, Display};
 /// five accents.
 pub const HOSTILE: &str = "a\u{1b}[2J\r\u{9b}2J\u{202e}\u{200b}\u{fe01}\u{13430}\u{1160}\u{e0041}\n\te\u{301}\u{301}\u{301}\u{301}\u{301}";
 
-/// Returns the variants of the enum of this name, in their order.
+/// Returns the names of the variants of the enum `name`, in the order of its source code.
 fn variants<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
     let head = format!("enum {name} {{\n");
     let (_, body) = source.split_once(&head).expect("the enum");
@@ -21,7 +21,7 @@ fn variants<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
     body.lines().filter_map(one).collect()
 }
 
-/// Returns the variants of the enum of this name that contain text.
+/// Returns the names of those variants of the enum `name` that have a field of text.
 fn variants_with_text<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
     let names = variants(source, name);
     let (_, body) = source
@@ -48,7 +48,8 @@ fn variants_with_text<'s>(source: &'s str, name: &str) -> Vec<&'s str> {
     found
 }
 
-/// Returns the messages of these errors, which have hostile text in each variant that contains text.
+/// Returns the messages of these errors. The caller puts [`HOSTILE`] into each field of text; the examples
+/// must include every variant with such a field.
 ///
 /// # Panics
 /// Panics if the source has no enum of this name, or if a variant with text has no example.
@@ -71,8 +72,8 @@ fn variant(error: &impl Debug) -> String {
     debug[..end.unwrap_or(debug.len())].to_owned()
 }
 
-/// Returns one line for each example, grouped by the enum's variants: the message, and the help if there
-/// is any.
+/// Returns a line with the message of each example, followed by a line with its help if there is any. The
+/// lines are in the order of the enum's variants.
 ///
 /// # Panics
 /// Panics if the source has no enum of this name, or if a variant has no example.

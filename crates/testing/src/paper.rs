@@ -1,6 +1,7 @@
-//! The cases of a gate's answers, for tests and benches of an answer's cost.
+//! Accesses for which the gate has different dispositions, for tests of its answers and for benches of their
+//! cost.
 //!
-//! They run on a [`PaperVcpu`], a vCPU without a kernel.
+//! The accesses run on a [`PaperVcpu`], a vCPU without a kernel.
 
 use kvm_bindings::kvm_cpuid_entry2;
 use msrgate_kvm::bench::PaperVcpu;
@@ -26,7 +27,7 @@ pub struct Case {
 pub enum Before {
     /// No event.
     Nothing,
-    /// A write of the register by the host, and no event after it.
+    /// A write of the register by the host. The guest has not written the register since.
     HostWrote,
     /// A write of this value by the guest.
     Write(u64),
@@ -134,7 +135,7 @@ fn case(
     }
 }
 
-/// Returns the CPUID of a processor that has every register that may be forwarded, and no virtualization.
+/// Returns the CPUID of a processor that has every register that may be forwarded, and neither SVM nor VMX.
 #[must_use]
 pub fn cpuid() -> Vec<kvm_cpuid_entry2> {
     let leaf = |function, [eax, ebx, ecx, edx]: [u32; 4]| kvm_cpuid_entry2 {
@@ -164,7 +165,7 @@ pub fn vcpu(gate: &Gate) -> Result<(VcpuGate, PaperVcpu), GateError> {
     Ok((msrs, vcpu))
 }
 
-/// Brings a vCPU to the state before the case's access.
+/// Brings a vCPU into the state that it must have before the case's access.
 pub fn prepare(msrs: &mut VcpuGate, vcpu: &mut PaperVcpu, case: &Case) {
     match case.before {
         Before::Nothing => {}

@@ -41,16 +41,16 @@ enum KeyPlan {
     Outer(Index),
 }
 
-/// A policy without the generated entries that contradict earlier ones or do not fit into the filter.
+/// A generated policy. Entries that contradict earlier ones or do not fit into the filter are left out.
 #[derive(Debug)]
 pub struct Drawn {
-    /// The policy's text, after the text of the included file.
+    /// The text of the included file, if there is one, and after it the policy's text.
     pub text: String,
     /// The compiled policy.
     pub compiled: Compiled,
-    /// The number of its entries that override another entry.
+    /// The number of the policy's entries that override another entry.
     pub overrides: usize,
-    /// The number of its `final` entries.
+    /// The number of the policy's `final` entries.
     pub finals: usize,
 }
 
@@ -79,7 +79,7 @@ pub fn policy() -> impl Strategy<Value = PolicyPlan> {
     )
 }
 
-/// Generates an entry; `overriding` of 8 entries override another one.
+/// Generates an entry. On average, `overriding` of 8 entries override another one.
 fn entry(overriding: u32) -> impl Strategy<Value = EntryPlan> {
     let own = key().prop_map(KeyPlan::Own);
     let outer = any::<Index>().prop_map(KeyPlan::Outer);
@@ -130,7 +130,7 @@ fn index() -> impl Strategy<Value = u32> {
     prop_oneof![8 => near, 1 => any::<u32>()]
 }
 
-/// Generates the number of MSRs after the first of a range: few, or about as many as a bitmap holds
+/// Generates the number of MSRs in a range after its first one: few, or about as many as a bitmap holds
 /// (S1.8).
 fn length() -> impl Strategy<Value = u32> {
     prop_oneof![6 => 0..0x20_u32, 2 => 0..0x800_u32, 1 => 0x2ff0..0x3010_u32]
@@ -215,8 +215,7 @@ impl PolicyPlan {
     /// out.
     ///
     /// # Errors
-    /// Returns an error if the remaining policy does not fit into a filter for a reason other than too
-    /// many ranges.
+    /// Returns an error if the remaining policy cannot be compiled.
     pub fn compile(&self) -> Result<Drawn, CompileError> {
         let (default, log) = (self.default, self.log);
         let include = match self.base.as_slice() {
@@ -307,7 +306,7 @@ impl Draw {
                 Some(Err(error)) => return Err(error),
             }
         }
-        // Entries override only those of outer sections, not those of other `[[when]]`s.
+        // An entry may override entries of outer sections, but not entries of another `[[when]]`.
         if !matches!(section, Section::When) {
             self.keys = keys;
         }

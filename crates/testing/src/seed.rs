@@ -21,7 +21,8 @@ pub fn seed() -> u64 {
     seed.expect("MSRGATE_SEED is a number of up to 64 bits")
 }
 
-/// Returns the generator of one of the threads that share a seed.
+/// Returns a generator of random values. Threads that share a seed get different values by their number,
+/// `worker`.
 #[must_use]
 pub fn runner(seed: u64, worker: u32) -> TestRunner {
     let mut bytes = [0; 32];
