@@ -1,8 +1,8 @@
 //! The number of instructions of a routine, counted by callgrind, a tool of valgrind.
 //!
 //! The bench starts itself under callgrind, with an environment variable that names the routine and the
-//! number of runs. It does so twice with different numbers: the difference counts the routine alone,
-//! because the process does the same before and after it.
+//! number of runs. It does so twice, with different numbers of runs. The difference between the two counts
+//! is due to the routine alone, because both processes do the same before and after it.
 
 use std::env;
 use std::io;
@@ -24,8 +24,8 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Returns this process' task, after which it must end; `None` if the process was not started under
-    /// callgrind.
+    /// Returns the task of this process, or `None` if the process was not started under callgrind. The
+    /// process must end after the task.
     #[must_use]
     pub fn asked() -> Option<Self> {
         let asked = env::var(ASKED).ok()?;
@@ -36,10 +36,12 @@ impl Counted {
         })
     }
 
-    /// Returns the instructions of one run of the routine `name`, which the bench must run as often as
-    /// [`Self::asked`] says. Only instructions within functions whose names match one of the patterns, and
-    /// within their callees, are counted; `*` in a pattern matches anything. Returns `None` if valgrind is
-    /// not installed.
+    /// Returns the number of instructions of one run of the routine `name`, or `None` if valgrind is not
+    /// installed. This function starts the bench again under callgrind; there the bench must carry out the
+    /// task of [`Self::asked`].
+    ///
+    /// Only instructions in functions whose names match one of the patterns `within`, and in the functions
+    /// that they call, are counted; `*` in a pattern matches anything.
     ///
     /// # Errors
     /// Returns an error if the process fails, or if callgrind prints no count.

@@ -25,7 +25,7 @@ const SAMPLES: usize = 60;
 pub enum Unit {
     /// The time of one operation.
     Time(TimeUnit),
-    /// The number of operations in a time.
+    /// The number of operations per unit of time.
     Rate(RateUnit),
     /// `KiB`, 1024 bytes.
     Kibibytes,
@@ -298,8 +298,8 @@ fn per_iteration(elapsed: Duration, iterations: u64) -> f64 {
     elapsed.as_secs_f64() / iterations as f64
 }
 
-/// Returns the median of the last [`SAMPLES`] samples, which leaves out those of the warm-up; 0 if there
-/// are no samples.
+/// Returns the median of the last [`SAMPLES`] samples, or 0 if there are no samples. The samples before
+/// these are from the warm-up.
 fn median_of_last(mut samples: Vec<f64>) -> f64 {
     let mut samples = samples.split_off(samples.len().saturating_sub(SAMPLES));
     samples.sort_by(f64::total_cmp);
