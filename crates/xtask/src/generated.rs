@@ -1,4 +1,4 @@
-//! Generated files: written, or compared with the committed ones.
+//! Generated files: the code that writes them, and the code that compares them with the committed files.
 
 use std::fs;
 use std::path::PathBuf;

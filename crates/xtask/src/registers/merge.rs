@@ -27,8 +27,8 @@ impl Row {
     }
 }
 
-/// Returns the key by which a name is looked up: in capitals, without `MSR_`. `registers::lookup` of the
-/// policy crate computes the same key, and its tests look up every name.
+/// Returns the key by which a name is looked up: the name in capitals, without `MSR_`. `registers::lookup`
+/// of the policy crate computes the same key, and its tests look up every name.
 pub(super) fn key(name: &str) -> String {
     let name = name.to_ascii_uppercase();
     match name.strip_prefix("MSR_") {
@@ -62,8 +62,8 @@ impl Authority {
     }
 }
 
-/// The registers that each name can mean, by the name's key, according to the best authority that has the
-/// name.
+/// The registers that each name can mean, by the name's key. If several authorities have the name, only the
+/// best one counts.
 struct Meanings(BTreeMap<String, (Authority, BTreeSet<u32>)>);
 
 impl Meanings {
@@ -152,10 +152,10 @@ fn sdm_style(name: &str) -> &str {
     }
 }
 
-/// Returns the place of the register's name in `names`, which are sorted best first: the first name that
-/// is unique (`alone`), or whose form with a family is unique. For example, `MSR_CORE_C3_RESIDENCY` means
-/// another register on Skylake, so the name is `MSR_NEHALEM_CORE_C3_RESIDENCY`, and not an unrelated name
-/// of some family.
+/// Returns the position of the register's own name in `names`, which the caller has sorted by rank. The
+/// function takes the first name that no other register has (`alone`), or whose form with a family no other
+/// register has. For example, `MSR_CORE_C3_RESIDENCY` also means another register, on Skylake, so the own
+/// name is `MSR_NEHALEM_CORE_C3_RESIDENCY`, and not an unrelated name of some family.
 fn own_name(names: &[&Name], alone: impl Fn(&Name) -> bool) -> Option<usize> {
     let candidates = names.iter().filter(|name| name.rank < Rank::Alias);
     candidates.into_iter().find_map(|best| {
@@ -168,8 +168,8 @@ fn own_name(names: &[&Name], alone: impl Fn(&Name) -> bool) -> Option<usize> {
     })
 }
 
-/// Returns the vendor whose processors have this register: from `extra.tsv` if it has one, else by name
-/// and index.
+/// Returns the vendor whose processors have this register. If `extra.tsv` names no vendor, the vendor is
+/// derived from the name and the index.
 fn vendor(index: u32, name: &str, mentions: &[&Mention]) -> anyhow::Result<&'static str> {
     if let Some(word) = mentions
         .iter()
@@ -197,7 +197,7 @@ fn vendor(index: u32, name: &str, mentions: &[&Mention]) -> anyhow::Result<&'sta
     })
 }
 
-/// Returns the summary from `extra.tsv` if it has one, else the first of the other lists.
+/// Returns the summary in `extra.tsv`, or else the first summary in the other lists.
 fn summary(mentions: &[&Mention]) -> String {
     let by_hand = mentions.iter().rev();
     by_hand

@@ -10,7 +10,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// The list that a mention comes from. The order is that of the bits in the generated table.
+/// The list that a mention comes from. In the generated table each list has a bit, in the order of these
+/// variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
     Ia32Doc,
@@ -27,7 +28,7 @@ pub(super) enum Rank {
     Hand,
     /// The architectural name of the SDM.
     Sdm,
-    /// The SDM's long form of its name, or a name in EDK2's architectural header.
+    /// The SDM's long form of the name, or a name in EDK2's architectural header.
     Architectural,
     /// An `IA32_` name in a family header of EDK2.
     FamilyArchitectural,
@@ -61,7 +62,7 @@ pub(super) struct Field {
     pub(super) summary: String,
 }
 
-/// The content of one list about one index.
+/// An entry of a list about one MSR.
 #[derive(Clone, Debug)]
 pub(super) struct Mention {
     pub(super) index: u32,
@@ -118,12 +119,12 @@ fn hex(text: &str) -> anyhow::Result<u32> {
     u32::from_str_radix(digits, 16).with_context(|| format!("{text} is no 32-bit number"))
 }
 
-/// The largest number of bytes of a summary. With an index and a name it fits one or two lines of a
-/// terminal.
+/// The largest size of a summary in bytes. A summary of this size, with an index and a name, fits into two
+/// lines of a terminal.
 const SUMMARY_LIMIT: usize = 90;
 
-/// Returns the first sentence of a description, on one line and cut to [`SUMMARY_LIMIT`]; `None` if the
-/// description is a single word, which only repeats a name.
+/// Returns the first sentence of a description, on one line and cut to [`SUMMARY_LIMIT`]. Returns `None` if
+/// the sentence is a single word, because such a word only repeats a name.
 fn sentence(description: &str) -> Option<String> {
     let words: Vec<&str> = description.split_whitespace().collect();
     let line = words.join(" ").replace(['“', '”'], "\"").replace('’', "'");

@@ -40,7 +40,7 @@ const RULES: [Rule; 4] = [
 ///
 /// # Errors
 ///
-/// Returns an error if a rule drops no mention: the list has changed, and the rule should be removed.
+/// Returns an error if a rule matches no mention. The list has then changed, and the rule should be removed.
 pub(super) fn weed(mut mentions: Vec<Mention>) -> anyhow::Result<Vec<Mention>> {
     for rule in RULES {
         let before = mentions.len();

@@ -1,4 +1,4 @@
-//! `extra.tsv`, which is written by hand. The file's first lines describe its columns.
+//! Reader of `extra.tsv`, a list that is written by hand. The first lines of the file describe its columns.
 
 use anyhow::{Context, bail, ensure};
 

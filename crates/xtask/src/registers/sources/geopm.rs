@@ -1,4 +1,5 @@
-//! The lists of geopm, which have bit fields: `{"msrs": {NAME: {"offset": "0x10", "fields": {NAME: …}}}}`.
+//! Reader of geopm's lists, which have bit fields: `{"msrs": {NAME: {"offset": "0x10", "fields": {NAME:
+//! …}}}}`.
 
 use anyhow::Context;
 use serde_json::{Map, Value};

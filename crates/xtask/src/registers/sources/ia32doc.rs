@@ -1,5 +1,5 @@
-//! The list of ia32-doc, which has the SDM's architectural MSRs: entries with a `value`, and groups of
-//! entries.
+//! Reader of ia32-doc's list of the SDM's architectural MSRs. An element of the list is a register, which
+//! has a `value`, or a group of registers.
 
 use anyhow::{Context, bail};
 use saphyr::{LoadableYamlNode, Yaml};
@@ -22,8 +22,8 @@ pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
     Ok(mentions)
 }
 
-/// Collects the mention of an entry that is a register, or of each register in a group. The bit fields of
-/// a group are those of each of its registers.
+/// Collects the mention of an entry that is a register, or of each register of an entry that is a group. A
+/// register without bit fields of its own has those of its group, `inherited`.
 fn walk(entry: &Yaml<'_>, inherited: &[Field], mentions: &mut Vec<Mention>) -> anyhow::Result<()> {
     if is_bit_field_list(entry) {
         return Ok(()); // the layout of a structure in memory
@@ -88,7 +88,7 @@ fn is_bit_field_list(entry: &Yaml<'_>) -> bool {
     matches!(kind, Some("bitfield" | "struct"))
 }
 
-/// Returns the fields of an entry's own list of bit fields; empty if the entry has none.
+/// Returns the bit fields that the entry itself lists.
 fn bit_fields(entry: &Yaml<'_>) -> anyhow::Result<Vec<Field>> {
     let mut fields = Vec::new();
     for list in children(entry).filter(|child| is_bit_field_list(child)) {

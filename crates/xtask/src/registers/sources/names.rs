@@ -1,12 +1,12 @@
-//! The two lists of names, of Linux and of EDK2: `index<TAB>name<TAB>header`.
+//! Reader of the two lists of names, of Linux and of EDK2: `index<TAB>name<TAB>header`.
 
 use anyhow::{Context, bail};
 
 use super::{Mention, Rank, Source, hex};
 
-/// The families of EDK2's headers, with the prefix that each uses in its names. If a register's name must
-/// include a family to be unique, the first family here that has the register is used: the server line
-/// from Nehalem on, then the others.
+/// The families of EDK2's headers, with the prefix that each uses in its names. If a register's name is
+/// unique only with a family, it gets the first family of this list that has the register. The servers from
+/// Nehalem on come first.
 const FAMILIES: [(&str, &str); 21] = [
     ("NehalemMsr", "NEHALEM_"),
     ("SandyBridgeMsr", "SANDY_BRIDGE_"),
@@ -31,11 +31,11 @@ const FAMILIES: [(&str, &str); 21] = [
     ("PentiumMsr", "PENTIUM_"),
 ];
 
-/// Headers of EDK2 whose names contain no family.
+/// The headers of EDK2 whose registers have names without a family.
 const NO_FAMILY: [&str; 3] = ["ArchitecturalMsr", "SevSnpMsr", "SvsmMsr"];
 
-/// Prefixes of Linux's constants for processors for which nobody builds VMs any more. Their indices are
-/// used by today's registers, which give the index its name.
+/// The prefixes of Linux's constants for processors that no VM has today. Current processors use the same
+/// indices for other registers, whose names are better.
 const OLD: [&str; 8] = [
     "MSR_P4_",
     "MSR_P6_",
@@ -62,7 +62,8 @@ pub(super) fn linux(text: &str) -> anyhow::Result<Vec<Mention>> {
     Ok(mentions)
 }
 
-/// Reads `msr-names-edk2.tsv`. Each name is kept with its family and, as in the SDM, without.
+/// Reads `msr-names-edk2.tsv`. Each register gets its name with the family and, as in the SDM, the name
+/// without the family.
 pub(super) fn edk2(text: &str) -> anyhow::Result<Vec<Mention>> {
     let mut mentions = Vec::new();
     for (index, name, header) in lines(text)? {
