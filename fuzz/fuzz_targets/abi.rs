@@ -1,7 +1,9 @@
-//! Any bytes as the argument of `KVM_X86_SET_MSR_FILTER`, with any bytes around it.
+//! Reads any bytes as the argument of `KVM_X86_SET_MSR_FILTER`, and compares the filter that it sets with S2
+//! and S3.
 //!
-//! The first byte selects revision, width, and whether the struct is tamed; the rest is the caller's
-//! whole memory from address 0 on, with the struct at its beginning and the bitmaps anywhere.
+//! The first byte of the input selects the kernel's revision, the caller's width, and whether `tame` changes
+//! the struct. The other bytes are the caller's memory from address 0 on. The struct is at address 0, and
+//! its pointers to bitmaps may have any value.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -36,8 +38,8 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-/// Turns most structs into ones that get as far as their bitmaps: few flags, up to one MSR too many,
-/// and pointers into or just past the memory.
+/// Changes the struct so that most calls get as far as reading the bitmaps: few flags remain, a range has at
+/// most one MSR too many, and pointers lead into the memory or just past its end.
 fn tame(memory: &mut [u8], width: CallerWidth) {
     let end = memory.len() as u64 + 8;
     let Some(bytes) = memory.get_mut(..width.struct_size()) else {
@@ -53,7 +55,7 @@ fn tame(memory: &mut [u8], width: CallerWidth) {
     bytes.copy_from_slice(&request.encode(width).unwrap());
 }
 
-/// S2.7.
+/// Checks the filters that a call publishes: mainline publishes one or none, v6 one after each step (S2.7).
 fn check_published(revision: Revision, call: &SetCall) {
     let published = call.published();
     match revision {
@@ -80,7 +82,7 @@ fn check_error(error: &SetError) {
     );
 }
 
-/// A filter that was set, written out and set again is the same filter.
+/// Checks that a filter which is encoded and set again is the same filter.
 fn check_round_trip(filter: &Filter) {
     let (argument, bitmaps_at) = (UserAddress::NULL, UserAddress::new(0x10_0001));
     let (request, bitmaps) = Request::of(filter, bitmaps_at);
@@ -102,13 +104,14 @@ fn check_round_trip(filter: &Filter) {
             (Revision::V6, CallerWidth::Bits32) => {
                 assert_eq!(call.result(), Err(SetError::NoSuchCall));
             }
-            // What v6 leaves behind when it fails is a filter too, and can be set as a whole.
+            // The incomplete filter that a failed call of v6 leaves behind can also be set again.
             _ => assert!(call.published().last() == Some(filter)),
         }
     }
 }
 
-/// S3, at every index where the answer may change and at its neighbours.
+/// Compares `decide` with [`linear`] at every index where the decision may change, and at both of its
+/// neighbours.
 fn check_decisions(filter: &Filter) {
     let mut edges = vec![0, 0x800, 0x900];
     for range in filter.ranges() {
@@ -130,7 +133,7 @@ fn check_decisions(filter: &Filter) {
     }
 }
 
-/// S3 as a loop.
+/// Decides as S3 says, in an obvious way: by a loop over the ranges.
 fn linear(filter: &Filter, index: u32, access: Access) -> Verdict {
     let allow = |allowed| {
         if allowed {

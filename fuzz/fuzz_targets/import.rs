@@ -1,5 +1,5 @@
-//! Any bytes as any format: what is imported prints as a policy without mistakes that has the same
-//! entries, or the bytes are refused.
+//! Imports any bytes in every format. The bytes are refused, or the result prints as a policy that has no
+//! mistakes and the same entries.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -21,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
         let policy = parse(&Source::new("fuzz.toml", &text), &mut NoIncludes)
             .expect("a policy without mistakes");
         assert_eq!(policy.policy().entries().len(), imported.entries.len());
-        // Not in one order: long entries are tables, and stand behind the others.
+        // The order may differ: a long entry is printed as a table, after the short ones.
         for draft in &imported.entries {
             let mut entries = policy.policy().entries().iter();
             assert!(

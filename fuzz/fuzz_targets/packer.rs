@@ -1,6 +1,6 @@
-//! Any bytes as a table: stretches of MSRs from the lowest up, with what happens to reads and writes.
-//! What fits is a filter that decides as the table says, and comes back from a program and from the form
-//! that the first byte picks.
+//! Packs a policy whose entries are made from any bytes: stretches of MSRs in ascending order, each with its
+//! accesses. If the policy fits into a filter, the filter decides as the entries say. It is also the same
+//! filter after a round trip through a program and through the output format that the first byte selects.
 #![no_main]
 
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ const WORDS: [(&str, [Verdict; 2]); 4] = [
     ("rw", [Verdict::Allow, Verdict::Allow]),
 ];
 
-/// A length from a byte: few MSRs, or about as many as a bitmap holds, or very many.
+/// Returns a number of MSRs: few, about as many as a bitmap holds, or very many.
 fn length(byte: u8) -> u32 {
     let low = u32::from(byte & 0x3f);
     match byte >> 6 {
@@ -27,7 +27,8 @@ fn length(byte: u8) -> u32 {
     }
 }
 
-/// Stretches that lie apart, as first, last and word; x2APIC and the last MSR are left out.
+/// Returns stretches of MSRs that do not overlap: the first MSR, the last MSR, and a place in `WORDS`. No
+/// stretch has an x2APIC register or the last MSR.
 fn stretches(bytes: &[u8]) -> Vec<(u32, u32, usize)> {
     let mut stretches = Vec::new();
     let mut next = 0_u32;
@@ -86,7 +87,7 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     }
-    // What follows takes longer than all before it, so only some of the bytes ask for it.
+    // The round trips take longer than everything above, so only a part of the inputs asks for them.
     if head >> 6 != 0 {
         return;
     }

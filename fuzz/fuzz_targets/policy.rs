@@ -1,6 +1,6 @@
-//! Any bytes as a policy's text: a policy or mistakes, never a panic; and what is a policy either
-//! does not fit, or packs into a filter that equals it. What can be formatted stays a policy, and is
-//! formatted once for all.
+//! Parses any text as a policy. The result is a policy or mistakes. A policy packs into a filter, or does
+//! not fit into one. A formatted text does not change when it is formatted again, and a formatted policy is
+//! a policy with the same settings.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,11 +1,11 @@
-//! Any bytes as a program: what is decoded is encoded as the same bytes. A digest that does not fit
-//! is made to, so that what lies behind it is reached.
+//! Decodes any bytes as a program. A program that was decoded encodes to the same bytes. A wrong digest is
+//! replaced by the right one, so that the fuzzer reaches the code after the check of the digest.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use msrgate_program::{Program, ProgramError, Variant};
 
-/// Where a program's digest stands.
+/// The position of the digest in an encoded program, in bytes.
 const DIGEST: std::ops::Range<usize> = 10..42;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -1,6 +1,6 @@
-//! Any bytes as a policy and what it includes, parted by lines of `#---`; the first includes the
-//! others as `1.toml`, `2.toml`, and these each other. What is a policy resolves into filters that
-//! equal it, into a program that decodes as itself, and prints as a policy that does the same.
+//! Compiles any text as a policy with its includes. Lines of `#---` separate the files; the first file is
+//! the policy, and every file may include the others as `1.toml`, `2.toml` and so on. The compiled program
+//! survives encoding, and the printed policy compiles to a program without differences.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -52,7 +52,7 @@ fuzz_target!(|text: &str| {
             );
             assert_eq!(program.settings(), again.settings());
         }
-        // A `why` of many lines becomes a long one.
+        // A `why` of many lines is printed as one line, which may be longer than a policy may have.
         Err(mistakes) => assert!(
             printed.lines().any(|line| line.len() > MAX_LINE),
             "{mistakes:?}\n{printed}"

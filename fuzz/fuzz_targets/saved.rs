@@ -1,5 +1,5 @@
-//! Any bytes as a vCPU's saved state: what is decoded is encoded as the same bytes, and a state that
-//! takes it gives it back, or is as it was.
+//! Decodes any bytes as a vCPU's saved state. A saved state that was decoded encodes to the same bytes. A
+//! vCPU that restores the state saves the same values; a vCPU that refuses the state is unchanged.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};
@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use msrgate_policy::answer::{Responder, Saved, VcpuState};
 use msrgate_policy::{NoIncludes, Source, compile, parse};
 
-/// Registers, pins, and a register that is neither.
+/// A policy with emulated registers, pins, and a register without a writable bit.
 const POLICY: &str = "policy = 1\ndefault = \"deny\"\n[msrs]\n\
     \"0x10..=0x13\" = { register = { reset = \"0x5a\", mask = \"0xff\" } }\n\
     0x200 = { register = { reset = 0, mask = 0 } }\n\

@@ -1,4 +1,5 @@
-//! Any bytes over a state page: a reader says something of bounded size, or refuses.
+//! Overwrites parts of a state page with any bytes. The reader refuses the page, or returns results of
+//! bounded size.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -13,7 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
         has_events: true,
     }
     .encode();
-    // Changes, each of a place and a value of eight bytes.
+    // Each change is twelve bytes of the input: four for the position, eight for the new value.
     for change in bytes.chunks_exact(12) {
         let at = u32::from_le_bytes([change[0], change[1], change[2], change[3]]) as usize
             % (page.len() - 8);

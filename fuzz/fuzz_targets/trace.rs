@@ -1,5 +1,5 @@
-//! Any bytes as a trace: every line is counted once, whatever the buffer cuts; an access that is
-//! printed is read back.
+//! Reads any bytes as a trace. The lines do not depend on the size of the buffer, and each line is counted
+//! once. An access that was read is the same after it is printed and read again.
 #![no_main]
 
 use std::io::BufReader;
