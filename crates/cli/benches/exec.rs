@@ -1,5 +1,5 @@
-//! Measures the cost of `msrgate exec`: a VMM repeats one thing very often, alone and behind a policy, in
-//! turn.
+//! Measures the cost of `msrgate exec`. A VMM repeats one operation many times, alternately without msrgate
+//! and behind a policy.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -54,7 +54,7 @@ impl Bench {
         })
     }
 
-    /// Returns the command for `program`, behind this policy if there is one.
+    /// Returns the command that runs `program`, behind `policy` if one is given.
     fn command(&self, policy: Option<&str>, program: &Path) -> Command {
         let mut command = match policy {
             None => Command::new(program),
@@ -84,7 +84,8 @@ impl Bench {
         }
     }
 
-    /// Returns the median of `of` over all pairs: the first side alone, the second behind a policy.
+    /// Runs the VMM in pairs, with the arguments `alone` without msrgate and with `guarded` behind `policy`.
+    /// Returns the median of `of` over all pairs.
     fn pairs(
         &self,
         alone: [&str; 2],
@@ -100,7 +101,7 @@ impl Bench {
         Ok(median(values))
     }
 
-    /// Returns the time in milliseconds of a program that does nothing.
+    /// Returns the time in milliseconds that a program which does nothing takes from start to end.
     fn start(&self, policy: Option<&str>) -> Result<f64> {
         let begun = Instant::now();
         self.command(policy, Path::new("/bin/true")).status()?;

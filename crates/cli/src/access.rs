@@ -2,8 +2,8 @@
 //! POSIX ACL.
 //!
 //! No user may do more with the new file than with the old one, except for the caller, who makes the file.
-//! The bits setuid, setgid and sticky are not carried over: these files are data, and a new owner has never
-//! set the bits.
+//! The bits setuid, setgid and sticky are not carried over: the files are data, and if the file gets another
+//! owner, that owner did not set the bits.
 
 use std::fs::{self, File, Metadata, Permissions};
 use std::io;
@@ -32,13 +32,13 @@ pub(crate) struct Access {
     acl: Option<Acl>,
 }
 
-/// The result of giving a file's access to another file.
+/// The extent to which a new file has got the access of the old one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
     /// The new file has the whole access.
     Whole,
-    /// The caller may not give the file this group. The members of the file's group have at most the rights
-    /// of others.
+    /// The new file has another group, because the caller cannot give it the old file's group. Members of
+    /// its group have at most the rights of others.
     WithoutGroup,
 }
 
@@ -80,7 +80,7 @@ impl Access {
     }
 
     /// Gives this access to a new file of the caller, which no other user may read yet. If the caller may
-    /// not give the owner, the file stays the caller's.
+    /// not change the owner, the file still belongs to the caller.
     ///
     /// # Errors
     /// The mode or the ACL cannot be set.
@@ -89,7 +89,8 @@ impl Access {
         let owner = Ids::Users.knows(self.owner).then_some(self.owner);
         let group = Ids::Groups.knows(self.group).then_some(self.group);
         if (Some(before.uid()), Some(before.gid())) != (owner, group) {
-            // Only the superuser may give any file away; whoever is in the group may still give it the group.
+            // Only the superuser may change the owner. A caller that is a member of the group may still set
+            // the group.
             let whole = fchown(new, owner, group);
             let _ = whole.or_else(|_| fchown(new, None, group));
         }
@@ -111,8 +112,9 @@ impl Access {
         Ok(given)
     }
 
-    /// Returns the mode's bits. If the group is lost, its members count as others, and others may be members
-    /// of the new group.
+    /// Returns the mode's bits for the new file. Without the old group, its members count as others, and
+    /// others may be members of the new group. So both get only the rights that group and others had in
+    /// common.
     const fn rights(&self, given: Given) -> u32 {
         let rights = self.mode & RIGHTS;
         match given {
@@ -133,8 +135,8 @@ enum Ids {
 }
 
 impl Ids {
-    /// Returns false for the number that stands for all users or groups that the namespace has no number for: two of
-    /// them need not be the same one.
+    /// Returns false for the kernel's overflow number, which stands for every user or group that has no
+    /// number in the namespace: two files with this number may belong to different users.
     fn knows(self, id: u32) -> bool {
         let (map, overflow) = match self {
             Self::Users => ("/proc/self/uid_map", "/proc/sys/kernel/overflowuid"),
@@ -153,8 +155,8 @@ fn remove_acl(file: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// An ACL in the attribute's format: a version, then entries of eight bytes, each a tag, rights, and a user
-/// or group.
+/// An ACL in the format of the attribute: a version, then entries of eight bytes. An entry is a tag, rights,
+/// and a user or group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Acl(Vec<u8>);
 
@@ -183,8 +185,8 @@ impl Acl {
         })
     }
 
-    /// Returns the ACL for a file with another group, which gets no rights by the ACL. Members of the lost
-    /// group count as others.
+    /// Returns the ACL for a file that has lost its group. The file's new group gets no rights. Members of
+    /// the lost group now count as others, so others keep only the rights that the lost group had too.
     fn without_group(&self) -> Self {
         let mask = self.rights_of(Self::MASK).unwrap_or(0o7);
         let lost = self.rights_of(Self::OWNING_GROUP).unwrap_or(0) & mask;

@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line: the commands, their arguments and their options.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -56,7 +56,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// For whom the answer is.
+    /// Returns the form of the answer: text for people, or JSON for programs.
     pub(crate) const fn format(&self) -> Format {
         match self {
             Self::Test(args) => args.format.format,
@@ -68,15 +68,15 @@ impl Command {
             Self::Policies(args) => args.format.format,
             Self::Diff(args) => args.format.format,
             Self::Fmt(args) => args.format.format,
-            // Their output is the text or the file itself.
+            // These commands print a text or a file, which has no JSON form.
             Self::Compile(_) | Self::Import(_) | Self::Help(_) | Self::Exec(_) => Format::Text,
         }
     }
 }
 
 impl Command {
-    /// Returns true if the results are rows and sentences, which may be broken where a terminal is narrow; text of
-    /// files and JSON is not.
+    /// Returns true if the results are rows and sentences, whose lines may be broken on a narrow terminal.
+    /// The lines of JSON and of printed files are never broken.
     pub(crate) const fn is_for_reading(&self) -> bool {
         let is_text = matches!(self.format(), Format::Text);
         match self {
@@ -116,12 +116,12 @@ impl CheckArgs {
     }
 }
 
-/// How much people are shown; programs get all.
+/// The amount of detail in an answer for people. The JSON always has everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Detail {
-    /// What is worth a look.
+    /// The results that are worth a look.
     Brief,
-    /// Everything.
+    /// All results.
     Full,
 }
 
@@ -198,7 +198,7 @@ impl Output {
     }
 }
 
-// `--msr` takes all that follows: what comes first is the policy.
+// The usage has the policy first, because `--msr` takes all arguments that follow.
 #[derive(Debug, Args)]
 #[command(override_usage = "msrgate test <POLICY> [OPTIONS] [--msr <MSR>...]")]
 pub(crate) struct TestArgs {
@@ -300,7 +300,7 @@ pub(crate) struct MsrArgs {
     pub(crate) format: FormatArg,
 }
 
-// The VMM's own arguments come after `--`, whatever they look like.
+// All arguments after `--` are the VMM's, even those that look like options of msrgate.
 #[derive(Debug, Args)]
 #[command(override_usage = "msrgate exec [OPTIONS] <POLICY> -- <VMM> [ARGS...]", after_help = EXEC_STATUS)]
 pub(crate) struct ExecArgs {
@@ -356,12 +356,12 @@ pub(crate) struct CpuArg {
     pub(crate) cpu: Option<Which>,
 }
 
-/// A processor that is asked for.
+/// The processor that `--cpu` asks for.
 #[derive(Clone, Debug)]
 pub(crate) enum Which {
-    /// That which guests of this host get.
+    /// The processor that guests of this host get.
     Host,
-    /// This one.
+    /// The processor with this vendor, family, model and, if it was given, stepping.
     Named(NamedCpu),
 }
 

@@ -45,7 +45,8 @@ extern "C" fn note_closed() {
     }
 }
 
-/// Restores what the standard library has changed before `main`, for a program that replaces this process.
+/// Undoes the changes that the standard library made before `main`, for a program that replaces this
+/// process: the replaced closed descriptors, and the disposition of SIGPIPE.
 pub(crate) fn as_before_main() {
     for (number, closed) in (STDIN..).zip(&CLOSED) {
         if closed.load(Ordering::Relaxed) {
@@ -53,7 +54,8 @@ pub(crate) fn as_before_main() {
             unsafe { libc::close(number) };
         }
     }
-    // SAFETY: execve(2) leaves only dispositions that are no handlers, and this is the one of the start.
+    // SAFETY: `SIGPIPE` has the disposition at msrgate's start. It is no handler, because execve(2) keeps no
+    // handlers.
     unsafe { libc::signal(libc::SIGPIPE, SIGPIPE.load(Ordering::Relaxed)) };
 }
 

@@ -9,7 +9,7 @@ use msrgate_policy::{Mistakes, shown, shown_name};
 use crate::missing;
 use crate::terminal;
 
-/// The longest line of a mistake, also on a wider terminal.
+/// The largest width of a mistake's lines in columns, also on a wider terminal.
 const WIDTH: usize = 100;
 
 /// The answer of a command that was carried out.
@@ -26,7 +26,7 @@ pub(crate) enum Answer {
 pub(crate) enum Failure {
     /// The policy's text is wrong.
     Mistakes(Box<Mistakes>),
-    /// The policy is understood, but is refused. The text says what to do.
+    /// The policy has no mistakes, but the command refuses it. The text says what to do.
     Refused(String),
     /// The host lacks something. The text says what, and how to get it.
     Host(String),

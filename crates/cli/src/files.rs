@@ -1,10 +1,12 @@
 //! The files that one policy is read from.
 //!
-//! Messages quote a policy's text, and a policy may come from a stranger. So a file is opened first and
-//! checked afterwards, by its handle and by its path without links: neither a link nor a change in between
-//! leads to another file. A text that does not say `policy = 1` is never quoted; the parser sees to that.
-//! Its length is not told either: only the head of such a text is read, however much the rest of the policy
-//! takes.
+//! Messages quote the text of a policy. A stranger may write a policy that includes a secret file of the
+//! user, and then read the messages. Three rules keep the secret:
+//!
+//! - A file is opened first and checked afterwards, by its handle and by its path without links. So neither
+//!   a link nor a change in between can lead to another file.
+//! - The parser never quotes a text that does not say `policy = 1`.
+//! - Of such a text only the head is read, so that no message depends on the text's length.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -51,8 +53,8 @@ impl Inode {
     }
 }
 
-/// The identity of a file together with the folder from which its includes are looked up. A hard link in the
-/// same folder means the same policy; in another folder its includes may be other files.
+/// The identity of a file, together with the folder from which its includes are looked up. Two hard links in
+/// one folder are the same policy. In another folder, a hard link may include other files.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileId {
     inode: Inode,
@@ -80,12 +82,12 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Returns the opened file that `argument` led to. Returns `None` for anything but a regular file, and
-    /// for a file without a name.
+    /// Returns the opened file, to which `argument` led. Returns `None` if it is not a regular file, or has
+    /// no name.
     fn of(argument: &Path, file: &File) -> Option<Self> {
         let metadata = file.metadata().ok().filter(Metadata::is_file)?;
         let path = argument.canonicalize().ok()?;
-        // A link may lead to another file by now.
+        // The path may lead to another file now than when the file was opened.
         let there = fs::symlink_metadata(&path).ok()?;
         let is_same = Inode::of(&there) == Inode::of(&metadata);
         is_same.then(|| Self {
@@ -95,7 +97,7 @@ impl Opened {
         })
     }
 
-    /// Returns true if `now` is of the same file, and no process has written to the file since it was
+    /// Returns true if `now` belongs to the same file, and no process has written to the file since it was
     /// opened.
     pub(crate) fn is_unchanged(&self, now: &Metadata) -> bool {
         let of = |one: &Metadata| {
@@ -114,7 +116,7 @@ pub(crate) enum Place {
     StandardInput,
     Shipped(Shipped),
     File {
-        /// The folder from which the input's includes are looked up: that of the real file, behind all
+        /// The folder from which the input's includes are looked up: the folder of the real file, behind all
         /// links. For an open file without a name, such as a pipe at `/dev/stdin`, it is the working folder.
         folder: PathBuf,
         /// The regular file, or `None` for a pipe and the like.
@@ -142,7 +144,7 @@ impl Place {
                 opened: Some(opened),
                 ..
             } => opened.path.as_os_str().as_bytes().to_vec(),
-            // No path without links begins like this.
+            // No path without links is equal to this text, because such a path begins with `/`.
             Self::File { .. } => b"an opened file".to_vec(),
             Self::StandardInput => b"standard input".to_vec(),
             Self::Shipped(shipped) => shipped.source().identity().to_vec(),
@@ -150,10 +152,10 @@ impl Place {
     }
 }
 
-/// The files of one policy. Each is opened and read once, under however many names it is included.
+/// The files of one policy. Each file is opened and read once, even if it is included under several names.
 ///
-/// Policies include files by a path from the folder of the including one, and shipped policies by
-/// name.
+/// A policy includes another file by a path from the folder of the including file, and a shipped policy by
+/// its name.
 pub(crate) struct Files {
     /// The texts by path. A file that could not be read is not tried again.
     by_path: HashMap<PathBuf, Result<Source, IncludeError>>,
@@ -165,7 +167,8 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Makes the files of the policy that was read from `place`.
+    /// Returns the files of the policy `source`, which was read from `place`. No included file has been read
+    /// yet.
     pub(crate) fn from(source: &Source, place: &Place) -> Self {
         let mut files = Self {
             by_path: HashMap::new(),
@@ -223,7 +226,8 @@ impl Files {
                 self.left = 0;
                 return Err(IncludeError::new(too_long()));
             }
-            // A text that is no policy does not count: the remaining bytes would tell its length.
+            // A text that is no policy does not count towards the limit: otherwise the bytes that are left
+            // would tell the text's length.
             Text::Head(text) => text,
         };
         Ok(Source::new(&name(path), &text).with_identity(path.as_os_str().as_bytes()))
@@ -266,8 +270,8 @@ fn is_called_toml(path: &Path) -> Result<(), IncludeError> {
     ))
 }
 
-/// Returns the error of an include that is neither a shipped policy nor named like a file. Nothing is told
-/// of a file with this name.
+/// Returns the error of an include that is neither a shipped policy nor named like a file. The error tells
+/// nothing about the content of a file with this name.
 fn unnamed(path: &str, file: &Path) -> IncludeError {
     if shipped(path).is_some() {
         let why = "a file or folder of this name hides the shipped policy";
@@ -315,7 +319,8 @@ fn failed(error: &io::Error) -> IncludeError {
     IncludeError::new(missing::reason(error))
 }
 
-/// Opens a regular file. The call does not wait for anything else, such as a pipe without a writer.
+/// Opens a regular file. For anything else the function returns an error at once: it does not wait for the
+/// writer of a pipe.
 fn open(path: &Path) -> io::Result<(File, FileId)> {
     let file = OpenOptions::new()
         .read(true)
@@ -334,11 +339,12 @@ enum Text {
     Policy(Vec<u8>),
     /// A policy that is longer than allowed.
     TooLong,
-    /// The head of a text that is no policy, up to the first bytes that are not text: enough to judge it.
+    /// The head of a text that is no policy, up to the first bytes that are not UTF-8. The parser needs only
+    /// the head to refuse the text.
     Head(String),
 }
 
-/// Reads a policy of at most `most` bytes, or the head of a text that is no policy, however long it is.
+/// Reads a policy of at most `most` bytes, or only the head of a text that is no policy.
 fn read_text(mut from: impl Read, most: usize) -> io::Result<Text> {
     let mut bytes = Vec::new();
     read_to(&mut bytes, from.by_ref(), HEAD_BYTES)?;
@@ -353,12 +359,12 @@ fn read_text(mut from: impl Read, most: usize) -> io::Result<Text> {
     })
 }
 
-/// Returns true if the bytes say that they are a policy before any bytes that are not text.
+/// Returns true if the text before the first bytes that are not UTF-8 says that it is a policy.
 fn is_policy_so_far(bytes: &[u8]) -> bool {
     is_policy(text_before_others(head_of(bytes)))
 }
 
-/// Returns the text before the first bytes that are not text.
+/// Returns the text before the first bytes that are not UTF-8.
 fn text_before_others(bytes: &[u8]) -> &str {
     let first = bytes.utf8_chunks().next();
     first.map_or("", |chunk| chunk.valid())
@@ -367,14 +373,14 @@ fn text_before_others(bytes: &[u8]) -> &str {
 /// Turns bytes into a policy's text.
 ///
 /// # Errors
-/// The bytes are no text. The error is the reason, for a message that names the file.
+/// The bytes are not UTF-8. The error is the reason, for a message that names the file.
 fn text_of(bytes: Vec<u8>) -> Result<String, String> {
     text(&bytes)?;
     String::from_utf8(bytes).map_err(|error| error.to_string())
 }
 
-/// Reads at most [`MAX_BYTES`] of an argument. Of a longer file that is neither a policy nor a program it
-/// returns only the head, which is enough to say so.
+/// Reads an argument of at most [`MAX_BYTES`]. For a longer file that is neither a policy nor a program, the
+/// function returns the head, which is enough to find that out.
 ///
 /// # Errors
 /// The argument cannot be read, or is a policy or a program that is too long. The error is the reason, for a
@@ -389,8 +395,8 @@ pub(crate) fn read_bytes(from: impl Read) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Reads into `bytes` until it has `most` bytes, and one more if there is one: the caller sees by it that
-/// the input is longer.
+/// Reads until `bytes` has `most` bytes, and one more byte if the input has one. The caller can see from the
+/// length of `bytes` that the input is too long.
 fn read_to(bytes: &mut Vec<u8>, from: impl Read, most: usize) -> io::Result<()> {
     let room = (most + 1).saturating_sub(bytes.len());
     from.take(room as u64).read_to_end(bytes)?;
@@ -403,8 +409,8 @@ fn too_long() -> String {
     )
 }
 
-/// Returns bytes as a policy's text, or the reason why they are none. The reason tells nothing of bytes that
-/// are no policy.
+/// Returns the bytes as a policy's text, or the reason why they are not UTF-8. The reason has the place of
+/// the first wrong byte only if the bytes are a policy.
 pub(crate) fn text(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();

@@ -5,23 +5,25 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// As many links in a row as the kernel follows.
+/// The largest number of links in a row, which is the kernel's.
 const MOST_LINKS: usize = 40;
 
 /// The file that a path leads to.
 pub(crate) enum Target {
-    /// A link of a process in `/proc`, to an open file, which may have no name any more.
+    /// The path of a link in a folder of `/proc/PID`, such as `/proc/7/fd/3`. The link leads to an open
+    /// file, which may have lost its name.
     Open(PathBuf),
-    /// The path, in a folder without links, of what is no link: something that is there, or may be made.
+    /// A path that is no link, in a folder whose path has no links. The file exists, or can be made there.
     Path(PathBuf),
 }
 
-/// Returns true if a path leads to an open file and not to a name: `/dev/stdin`, `/proc/self/fd/3`.
+/// Returns true if a path leads to an open file and not to a name. Examples are `/dev/stdin` and
+/// `/proc/self/fd/3`.
 pub(crate) fn is_open_file(path: &Path) -> bool {
     matches!(follow(path), Ok(Target::Open(_)))
 }
 
-/// Follows the links at the end of a path, the last of which may lead to what is not there.
+/// Follows the links at the end of a path. The last link may lead to a file that does not exist.
 pub(crate) fn follow(path: &Path) -> io::Result<Target> {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
@@ -30,7 +32,7 @@ pub(crate) fn follow(path: &Path) -> io::Result<Target> {
         };
         let folder = real(folder(&path))?;
         let there = folder.join(name);
-        // By the path as it is: a `/` at its end means a folder.
+        // This needs `path` and not `there`, because a `/` at the end of `path` means a folder.
         match fs::symlink_metadata(&path) {
             Ok(one) if one.is_symlink() => {}
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -50,8 +52,9 @@ pub(crate) fn follow(path: &Path) -> io::Result<Target> {
 /// Returns a path without links to the same file.
 ///
 /// # Errors
-/// It cannot be followed, or the kernel follows it to another file: through `/proc/PID/root` into another mount
-/// namespace, or from a working folder that something is mounted over.
+/// The path cannot be followed, or no path without links leads to the file. The latter happens if the path
+/// goes through `/proc/PID/root` into another mount namespace, or if something is mounted over the working
+/// folder.
 pub(crate) fn real(path: &Path) -> io::Result<PathBuf> {
     let real = path.canonicalize()?;
     let inode = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
@@ -63,7 +66,7 @@ pub(crate) fn real(path: &Path) -> io::Result<PathBuf> {
     ))
 }
 
-/// Returns the folder that a path names its file in.
+/// Returns the folder part of a path, which is `.` for a bare file name.
 pub(crate) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -71,7 +74,8 @@ pub(crate) fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Returns true for the folders in `/proc` whose links lead to files, whatever names those have.
+/// Returns true for a folder within `/proc/PID`. The links in such a folder lead to open files, and not to
+/// names.
 fn is_of_a_process(folder: &Path) -> bool {
     let inside = folder.strip_prefix("/proc").ok();
     let first = inside.and_then(|inside| inside.iter().next()?.to_str());

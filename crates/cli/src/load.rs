@@ -1,4 +1,4 @@
-//! The way from the argument POLICY to a compiled policy.
+//! The steps from the argument POLICY to a compiled policy: reading, parsing and packing.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -21,7 +21,7 @@ use crate::named::name;
 use crate::output;
 use crate::shipped::{SHIPPED, shipped};
 
-/// The bytes that an argument led to.
+/// The bytes of the file that an argument names, and the place that they were read from.
 #[derive(Debug)]
 pub(crate) struct Input {
     /// The name in messages.
@@ -137,8 +137,8 @@ pub(crate) fn compiled(policy: &Path) -> Result<Compiled, Failure> {
     Input::read(policy)?.compiled()
 }
 
-/// Reads, parses and packs a policy, in another mode than it says if there is one. Returns the files that it was read
-/// from, too.
+/// Reads, parses and packs a policy, with `mode` in place of its own mode if given. Also returns the files
+/// that the policy was read from.
 pub(crate) fn compiled_in(
     policy: &Path,
     mode: Option<Mode>,
@@ -165,7 +165,8 @@ pub(crate) fn is_standard_input(argument: &Path) -> bool {
     argument.as_os_str() == "-"
 }
 
-/// An entry that has more MSRs than all ranges together could reach, and differs from the default.
+/// Returns the advice about an entry that no filter can hold, or `None` if there is no such entry: it
+/// differs from the default, and has more MSRs than all ranges of a filter together.
 fn too_wide(policy: &Policy) -> Option<String> {
     let reach = MAX_RANGES as u64 * u64::from(Bitmap::MAX_COUNT);
     let default = policy.default_action().verdict();
@@ -184,7 +185,8 @@ fn too_wide(policy: &Policy) -> Option<String> {
     ))
 }
 
-/// Returns the text of the places where ranges would be needed, with the entries that need them.
+/// Returns the advice about a policy that needs too many ranges: the clusters of MSRs that need a range
+/// each, with the entries in them.
 fn clusters(policy: &Policy, windows: &[Window]) -> String {
     const SHOWN: usize = 20;
     if let Some(wide) = too_wide(policy) {

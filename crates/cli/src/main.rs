@@ -50,7 +50,8 @@ const EXIT_HOST: u8 = 3;
 const EXIT_NOT_BEHIND: u8 = 125;
 
 fn main() -> ExitCode {
-    // A limit on the size of a file is an error of writing, like a full disk, and does not end the command.
+    // With a handler for SIGXFSZ, a write beyond the limit on file sizes returns an error, as on a full
+    // disk. Without a handler the signal would end the command.
     let _ = flag::register(SIGXFSZ, Arc::default());
     let (code, written) = match Cli::try_parse() {
         Ok(cli) => {
@@ -65,7 +66,7 @@ fn main() -> ExitCode {
     };
     ExitCode::from(match written {
         Ok(()) => code,
-        // The reader has seen enough: `msrgate msr MSR | head` did what was asked.
+        // A reader that closes the pipe early has seen enough, as in `msrgate msr MSR | head`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => code,
         Err(error) => {
             output::say(&Failure::Output(error));
@@ -100,11 +101,11 @@ fn run(command: &Command, out: &mut Results) -> u8 {
     }
 }
 
-/// Prints the text that was asked for instead of a command, such as `--help`, or the reason why there is no
-/// command.
+/// Handles arguments that name no command to carry out. Prints the text that they ask for, as `--help` does,
+/// or the reason why they are wrong.
 fn usage(refused: &clap::Error) -> (u8, io::Result<()>) {
-    // The message repeats arguments, whose escapes would look like clap's styles. So it is made from
-    // arguments whose hidden characters are escaped.
+    // clap's message repeats arguments. An escape in an argument would look like a style of clap, so the
+    // message is made again from arguments whose hidden characters are escaped.
     let safe = env::args_os().map(|argument| one_line(&name(Path::new(&argument))));
     let text = match Cli::try_parse_from(safe) {
         Err(again) => again.render().ansi().to_string(),

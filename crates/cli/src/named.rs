@@ -6,12 +6,12 @@ use std::path::Path;
 
 use msrgate_policy::{is_no_file, shown_name};
 
-/// Returns a name that differs for each path, for JSON and, by [`shown_name`],
-/// for people.
+/// Returns the name of a path for JSON; people see it in the form of [`shown_name`]. Different paths have
+/// different names.
 ///
-/// A path of UTF-8 without `\x` in it is its own name. In the name of any other path each backslash is doubled,
-/// and a byte that is not UTF-8 is `\x` and its two hexadecimal digits. A file that is called like [what is no
-/// file](is_no_file) has `./` before its name.
+/// A path of UTF-8 without `\x` in it is its own name. In the name of any other path each backslash is
+/// doubled, and a byte that is not UTF-8 is `\x` and its two hexadecimal digits. A file that is called like
+/// something that [is no file](is_no_file), such as `standard input`, has `./` before its name.
 pub(crate) fn name(path: &Path) -> String {
     match path.to_str() {
         Some(text) if is_no_file(text) => format!("./{text}"),
@@ -20,7 +20,7 @@ pub(crate) fn name(path: &Path) -> String {
     }
 }
 
-/// Returns a path as people are shown it, whatever bytes it has: different paths look different.
+/// Returns the name of a path in the form for people. Different paths look different.
 pub(crate) fn shown(path: &Path) -> String {
     shown_name(&name(path))
 }
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn name_of_a_path_escapes_bytes_that_are_no_text() {
+    fn name_escapes_bytes_that_are_not_utf8() {
         for (bytes, wanted) in [
             (&b"d/x.toml"[..], "d/x.toml"),
             ("größe\u{1b}".as_bytes(), "größe\u{1b}"),
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_different_paths_are_different() {
+    fn name_differs_for_different_paths() {
         const PARTS: [&[u8]; 7] = [b"\\", b"x", b"f", b"\xff", b"\x0f", b"\xe2\x82", b"\\xff"];
         let mut paths = vec![Vec::new()];
         for _ in 0..4 {

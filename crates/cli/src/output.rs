@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::results::talk;
 
-/// The version of the shape of the JSON answers, which each answer contains.
+/// The version of the JSON format, which every JSON answer contains.
 pub(crate) const SCHEMA: u32 = 1;
 
 /// Prints a message to standard error. If that fails, the exit code still gives the answer.
@@ -17,8 +17,8 @@ pub(crate) fn say(what: &dyn fmt::Display) {
     talk(&what.to_string());
 }
 
-/// Prints a JSON document, indented, on lines of its own. Its strings have escapes for characters that are
-/// not shown to people.
+/// Prints a JSON document with indented lines. Characters that people would not see are escaped in its
+/// strings.
 pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     let json = serde_json::to_string_pretty(value)?;
     writeln!(out, "{}", shown_json(&json))

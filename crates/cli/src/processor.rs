@@ -16,11 +16,12 @@ pub(crate) struct Chosen<'c> {
 }
 
 impl CpuArg {
-    /// Returns the processor that the arguments ask for; the answer is about these programs.
+    /// Returns the processor that `--cpu` asks for, or `None` without `--cpu`. The answer is about
+    /// `programs`: if they are the same for all steppings of a model, `--cpu` needs no stepping.
     ///
     /// # Errors
-    /// The processor is this host's and cannot be read, or the arguments have no stepping and the programs
-    /// differ by it.
+    /// The processor of this host is asked for and cannot be read. Or `--cpu` has no stepping, and the
+    /// programs differ by stepping.
     pub(crate) fn asked<'p>(
         &self,
         programs: impl IntoIterator<Item = &'p Program>,
@@ -90,9 +91,9 @@ pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<
     })
 }
 
-/// Returns the processor on which two sides are compared, or `None` for all that they tell apart. It is the
-/// one that the arguments ask for; else the one that a filter was compiled for, if the other side differs by
-/// processor. Prints the choice to standard error.
+/// Returns the processor on which two sides are compared, or `None` if they are compared on all processors.
+/// It is the processor that `--cpu` asks for. Without `--cpu`, it is the processor that a filter was
+/// compiled for, if the other side differs by processor. Prints the choice to standard error.
 ///
 /// # Errors
 /// A filter was compiled for another processor than the arguments ask for, or for one that `--cpu` does not
@@ -121,7 +122,8 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
     };
     let name = shown_name(&filter.name);
     let cpu = parse_cpu(named).map(|cpu| cpu.cpu().clone());
-    // A vendor's name with characters other than letters and digits is not in the file in full.
+    // The file has `?` in place of characters of the vendor's name that are neither letters, digits nor
+    // blanks, so the vendor is not known.
     let cpu = cpu.ok().filter(|cpu| !cpu.vendor.contains('?'));
     let cpu = cpu.ok_or_else(|| {
         Failure::Usage(format!(
@@ -135,7 +137,7 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
     Ok(Some(cpu))
 }
 
-/// Prints the processor that the answer is about, if the arguments ask for one.
+/// Prints that the answer is about the processor `cpu`, which `--cpu` asks for.
 pub(crate) fn say_asked(arg: &CpuArg, cpu: &Cpu) {
     note(&match arg.cpu {
         Some(Which::Host) => format!("this is for {cpu}, the processor of this host"),

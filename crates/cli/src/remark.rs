@@ -30,7 +30,7 @@ pub(crate) struct Other {
     says: Option<String>,
 }
 
-/// The JSON that a program gets instead of an answer, from every command.
+/// The JSON that a command prints instead of its answer if it was not carried out.
 #[derive(Serialize)]
 pub(crate) struct Unanswered {
     schema: u32,
@@ -80,7 +80,7 @@ impl Unanswered {
     }
 }
 
-/// Returns the remarks for all mistakes that were kept, each with its place.
+/// Returns a remark for each mistake, with its place. The parser keeps only a limited number of mistakes.
 pub(crate) fn remarks(mistakes: &Mistakes) -> Vec<Remark> {
     let remark = |mistake: &Mistake| {
         let (source, place) = mistakes.place(mistake).unzip();

@@ -12,8 +12,8 @@ use crate::terminal::{self, wrapped};
 /// The results, written to standard output. An error of writing is noted once, and later output is dropped,
 /// so that the command still comes to its answer; [`Self::finish`] returns the error.
 ///
-/// Text is written line by line, in the form that people may see: characters that a person does not
-/// [see](is_seen) are replaced, except for line feeds, tabs and msrgate's own styles.
+/// Text is written line by line. Characters that a person does not [see](is_seen) are replaced, except for
+/// line feeds, tabs and msrgate's own styles.
 pub(crate) struct Results {
     /// The stream. It is not [`io::Stdout`], which ignores that a descriptor is not open for writing.
     stream: io::Result<AutoStream<File>>,
@@ -60,7 +60,7 @@ impl Results {
         self.note(text.as_bytes(), Write::write_all);
     }
 
-    /// Writes bytes and notes an error. Without bytes the stream is not needed.
+    /// Writes bytes, and notes an error. If there are no bytes, a closed stream is no error.
     fn note(
         &mut self,
         bytes: &[u8],
@@ -111,7 +111,7 @@ fn fitted(text: String, width: Option<usize>) -> String {
     }
 }
 
-/// Returns the text with hidden characters replaced; styles stay.
+/// Returns the text with its hidden characters replaced. Escapes that are styles are kept.
 pub(crate) fn styled(text: &str) -> String {
     if is_seen(text) {
         return text.to_owned();
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_keeps_styles_and_loses_what_a_terminal_obeys() {
+    fn styled_keeps_styles_and_replaces_hidden_characters() {
         for (text, wanted) in [
             ("a\tb\n", "a\tb\n"),
             (

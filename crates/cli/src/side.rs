@@ -1,4 +1,5 @@
-//! The sides that `diff` and `check --within` compare: a policy, or the output of `compile`.
+//! The two sides of a comparison by `diff` or `check --within`. A side is a policy, or an output of
+//! `compile`.
 
 use std::path::Path;
 
@@ -14,22 +15,22 @@ pub(crate) struct Side {
     pub(crate) name: String,
     pub(crate) program: Program,
     pub(crate) content: Content,
-    /// The processor that a filter's file names.
+    /// The processor for which a filter was compiled, if its file names one.
     pub(crate) made_for: Option<String>,
 }
 
 /// The kind of input that a side was read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// A policy or a program: it has rules, settings, and lines.
+    /// A policy or a program. It has rules, settings, and the lines of its entries.
     Policy,
-    /// A filter: it has only the kernel's decisions.
+    /// A filter. It has only the decisions of the kernel.
     Filter,
 }
 
 impl Side {
-    /// Reads a policy, a program, or another output of `compile`. The content of the file decides which it
-    /// is.
+    /// Reads a policy, a program, or another output of `compile`. The function recognises each by its
+    /// content.
     pub(crate) fn load(argument: &Path) -> Result<Self, Failure> {
         let input = Input::read(argument)?;
         let (name, bytes) = (&input.name, &input.bytes);

@@ -4,10 +4,10 @@ use std::io;
 
 use terminal_size::{Width, terminal_size_of};
 
-/// The least width of a line, also on narrower terminals.
+/// The smallest width that lines are broken for, also on a narrower terminal.
 const LEAST: usize = 20;
 
-/// The indent of continuation lines, if there is no room below the last column.
+/// The extra indent of continuation lines that do not stand below the last column.
 const INDENT: usize = 4;
 
 /// Returns the width of the terminal that results go to, or `None` if they go elsewhere.
@@ -74,14 +74,15 @@ fn wrap(all: &mut String, line: &str, width: usize) {
     }
 }
 
-/// Returns the column after the last run of blanks: tables have such blanks between cells.
+/// Returns the column at which the last cell of a table's row begins: the column after the last two blanks
+/// in a row. Returns `None` if the line has no such blanks.
 fn last_column(line: &str) -> Option<usize> {
     let body = line.trim_start_matches(' ');
     let at = line.len() - body.len() + body.rfind("  ")? + 2;
     Some(seen(&line[..at]))
 }
 
-/// Returns the number of characters without those of styles.
+/// Returns the number of characters that take a column, which those of styles do not.
 fn seen(text: &str) -> usize {
     let mut count = 0;
     let mut rest = text.chars();
@@ -100,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn line_that_fits_stays_as_it_is() {
+    fn wrapped_keeps_line_that_fits() {
         let text = "a  b\n\n  c d\n";
         assert_eq!(wrapped(text, 20), text);
         let styled = "\u{1b}[1mtwenty characters   \u{1b}[0m";
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn long_row_goes_on_below_its_last_column() {
+    fn wrapped_row_continues_below_its_last_column() {
         assert_eq!(
             wrapped(
                 "S1.1    holds      capability 188 says that user space can handle\n",
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn row_of_wide_columns_goes_on_with_a_small_indent() {
+    fn wrapped_row_of_wide_columns_continues_with_small_indent() {
         assert_eq!(
             wrapped(
                 "0x10 IA32_TIME_STAMP_COUNTER                 read   deny     #GP, or an exit",
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn sentence_goes_on_with_an_indent() {
+    fn wrapped_sentence_continues_with_indent() {
         assert_eq!(
             wrapped("  - accesses that never leave the guest", 30),
             "  - accesses that never leave\n      the guest"
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn word_longer_than_a_line_has_a_line_of_its_own() {
+    fn wrapped_puts_too_long_word_on_its_own_line() {
         assert_eq!(
             wrapped("a bbbbbbbbbbbbbbbbbbbbbbbbb c", 20),
             "a\n    bbbbbbbbbbbbbbbbbbbbbbbbb\n    c"

@@ -1,4 +1,4 @@
-//! Writing of files either completely or not at all.
+//! The writing of files so that a reader sees the whole old file or the whole new one.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, IsTerminal as _, Write as _};
@@ -18,16 +18,17 @@ use crate::processor::note;
 /// The mode of a new file before the umask.
 const NEW: u32 = 0o666;
 
-/// Bytes for people, or not for them: a terminal would take what an author wrote for commands.
+/// The kind of the bytes to write. Binary bytes do not go to a terminal, which could take them for commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Text,
     Binary,
 }
 
-/// Writes `bytes` to the file that `path` leads to, whole: whoever opens the file reads the old bytes or the new ones. An
-/// existing file keeps its [access](Access) and, if the caller may give the file away, its owner. A device, a pipe, and a
-/// file that is open already, such as `/dev/stdout`, is written to in its place.
+/// Writes `bytes` as the whole content of the file that `path` leads to. Any process that opens the file
+/// reads all of the old bytes or all of the new ones. An existing file keeps its [access](Access), and its
+/// owner if the caller may set the owner. A device, a pipe, or a file that is already open, such as
+/// `/dev/stdout`, is not replaced: the bytes are written to it.
 ///
 /// # Errors
 /// The file cannot be written, or binary bytes would go to a terminal.
@@ -56,7 +57,7 @@ fn pour(mut file: File, bytes: &[u8], content: Content) -> io::Result<Written> {
     Ok(Written::All)
 }
 
-/// Replaces the content of a file that was read, to which `name` led, by `bytes`.
+/// Replaces the content of the file `read` by `bytes`. The user called the file `name`.
 ///
 /// # Errors
 /// The file cannot be written, or was changed or replaced since it was opened; the file then stays as it is.
@@ -87,8 +88,8 @@ fn trouble(path: &Path, error: &io::Error) -> Failure {
     }
 }
 
-/// Returns the reason of an error of writing. The command would make a missing file, so if something is
-/// missing it is the folder.
+/// Returns the reason of an error of writing. A missing file is no error, because the command makes it; only
+/// a missing folder is one.
 fn unwritten(path: &Path, kind: io::ErrorKind) -> String {
     let folder = folder(path);
     match kind {
@@ -106,8 +107,8 @@ fn unwritten(path: &Path, kind: io::ErrorKind) -> String {
 }
 
 fn written(path: &Path, bytes: &[u8], content: Content) -> io::Result<Written> {
-    // The kernel may refuse to follow another user's link in a folder where everybody may write. Then this
-    // function does not follow the link, either.
+    // In a folder where every user may write, the kernel may refuse to follow another user's link. Then this
+    // function must not follow the link, either.
     if let Err(error) = fs::metadata(path)
         && error.kind() != io::ErrorKind::NotFound
     {
@@ -178,23 +179,23 @@ fn other(path: &Path) -> io::Result<File> {
     Ok(opened)
 }
 
-/// A file with its whole content that is about to replace another, or to be a new one.
+/// A temporary file with the whole content, which is about to get the name of the file to write.
 struct Prepared {
     file: NamedTempFile,
     given: Given,
 }
 
-/// Makes the file with its content, owner and access. A user who may write to the folder may replace the
-/// temporary name by another file, so owner and access are set on the open file.
+/// Makes the temporary file, with its content, owner and access. Owner and access are set on the open file,
+/// because any user who may write to the folder could put another file in place of the temporary name.
 fn prepared(path: &Path, bytes: &[u8], old: Option<&Access>) -> io::Result<Prepared> {
     let mut builder = tempfile::Builder::new();
     if old.is_none() {
         builder.permissions(Permissions::from_mode(NEW));
     }
-    // Only its maker can access a file that replaces another, until it has its owner and access.
+    // A file that replaces another one can be opened only by the caller until it has its owner and access.
     let mut file = builder.tempfile_in(folder(path))?;
     file.write_all(bytes)?;
-    // A mode given at its making would lose the umask's bits.
+    // The mode is set now, because the umask would clear bits of a mode that is given when the file is made.
     let given = old.map_or(Ok(Given::Whole), |old| old.give(file.as_file()))?;
     file.as_file().sync_all()?;
     Ok(Prepared { file, given })

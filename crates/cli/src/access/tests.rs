@@ -16,9 +16,10 @@ fn rights_never_have_setuid_setgid_or_sticky() {
     }
 }
 
-/// Members of the lost group now count as others, and members of the new group counted as others before.
+/// If the group is lost, no user has more rights than before: members of the lost group now count as others,
+/// and members of the new group counted as others before.
 #[test]
-fn rights_without_the_group_let_nobody_do_more() {
+fn rights_without_group_give_no_user_more_rights() {
     for mode in 0..=RIGHTS {
         let rights = access(mode).rights(Given::WithoutGroup);
         let [old, new] = [mode, rights].map(|mode| [mode >> 6, mode >> 3 & 0o7, mode & 0o7]);
@@ -41,7 +42,7 @@ fn acl(entries: &[(u16, u16, u32)]) -> Acl {
 }
 
 #[test]
-fn acl_without_its_group_lets_nobody_do_more() {
+fn acl_without_group_gives_no_user_more_rights() {
     const NOBODY: u32 = u32::MAX;
     let of = |group, mask, others| {
         acl(&[

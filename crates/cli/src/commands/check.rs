@@ -36,9 +36,9 @@ struct Report {
     /// Always empty: for a policy with mistakes the command prints only the mistakes.
     mistakes: [Remark; 0],
     warnings: Vec<WarningRow>,
-    /// The processor that the user asked for; null for all that the policy tells apart.
+    /// The processor that the user asked for; null if the report is about all processors.
     cpu: Option<String>,
-    /// The host whose CPUID and list of saved MSRs the command read.
+    /// The host that the policy was compared with.
     host: HostRow,
     enforcement: Counted,
     packed: Packed,
@@ -203,7 +203,7 @@ fn place(compiled: &Compiled, entry: Option<&Entry>) -> String {
     }
 }
 
-/// Prints the warnings of one kind: each by itself, or all below one heading.
+/// Prints the warnings of one kind: all below one heading if the kind has a heading, else one by one.
 fn print_warnings(
     out: &mut dyn Write,
     compiled: &Compiled,
@@ -216,7 +216,7 @@ fn print_warnings(
     };
     let code = first.code.word();
     let shown = match detail {
-        // The punctured entries of the policy's own text come first, and all of them are shown.
+        // The entries of the policy's own text that are punctured come first, and all of them are shown.
         Detail::Brief => SHOWN.max(own_punctured(compiled, warnings)),
         Detail::Full => usize::MAX,
     };
@@ -255,7 +255,8 @@ fn print_warnings(
     Ok(())
 }
 
-/// Returns the number of punctured entries of the policy's own text.
+/// Returns the number of entries of the policy's own text that are punctured: an included entry within the
+/// entry's range loosens it.
 fn own_punctured(compiled: &Compiled, warnings: &[Warning<'_>]) -> usize {
     let policy = compiled.policy();
     let punctured = warnings.iter().filter(|one| one.code == Code::Punctured);

@@ -29,7 +29,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
             let asked = args.cpu.asked([&program])?;
             let variant = variant(&program, asked.as_ref(), args)?;
             keeps_all(&program, variant, args)?;
-            // If all processors have one filter, a processor's name would be wrong.
+            // If all processors have the same filter, the file must not name one of them.
             let chosen_for = asked.filter(|_| program.variants().len() > 1);
             filter(variant, chosen_for.as_ref(), format)?
         }
@@ -62,13 +62,14 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
                     .to_owned(),
             ));
         }
-        // The bytes are not written as text: `out` would take bytes that look like styles for styles.
+        // `Results::bytes` writes the bytes unchanged; as text, their hidden characters would be replaced.
         None => out.bytes(&bytes),
     }
     Ok(Answer::Yes)
 }
 
-/// Returns the one variant that the user means. The host never chooses it: the file is for another machine.
+/// Returns the variant that the user asks for, or the only one. The processor of this host does not matter,
+/// because the file may be for another machine.
 fn variant<'p>(
     program: &'p Program,
     asked: Option<&Cpu>,

@@ -20,11 +20,12 @@ use crate::side::{Content, Side};
 struct Report<'r> {
     schema: u32,
     same: bool,
-    /// The processor that the user asked for, or that a filter names; null for all that the two tell apart.
+    /// The processor that the user asked for, or that a filter names; null if the two were compared on all
+    /// processors.
     cpu: Option<String>,
     old: Described,
     new: Described,
-    /// True if settings and events were compared: a filter alone has none.
+    /// True if settings and events were compared. A compiled filter has neither.
     settings_compared: bool,
     settings: Vec<SettingRow>,
     differences: Vec<Group<'r>>,
@@ -44,17 +45,18 @@ struct SettingRow {
     direction: &'static str,
 }
 
-/// The differences on some processors.
+/// The differences on a group of processors.
 #[derive(Serialize)]
 struct Group<'r> {
-    /// One of these processors; null if nothing depends on the processor.
+    /// A processor of the group; null if no difference depends on the processor.
     cpu: Option<String>,
     changes: Rows<'r, Change>,
-    /// The changes of the accesses that become events.
+    /// The changes of the logging: other accesses become events.
     logs: Rows<'r, LogChange>,
 }
 
-/// Changes that become rows while they are written: a million rows would take more memory than their text.
+/// Changes that are turned into rows one by one while the JSON is written. A list of a million rows would
+/// take more memory than their text.
 struct Rows<'r, T> {
     of: &'r [T],
     row: Box<dyn Fn(&T) -> Row + 'r>,
@@ -80,7 +82,7 @@ struct Row {
     direction: &'static str,
 }
 
-/// The directions in the order in which a reviewer wants them.
+/// The directions in the order of the output: the most important one for a review comes first.
 const DIRECTIONS: [Direction; 4] = [
     Direction::Looser,
     Direction::Different,
@@ -136,12 +138,12 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     Ok(if fails { Answer::No } else { Answer::Yes })
 }
 
-/// Returns true if both sides have more than the kernel's decisions.
+/// Returns true if both sides have settings: they are policies or programs, and no filters.
 fn has_settings(old: &Side, new: &Side) -> bool {
     [old.content, new.content] == [Content::Policy; 2]
 }
 
-/// Returns the changes outside of the rules, if both sides have such settings.
+/// Returns the changes of the settings, or nothing if a side is a filter.
 pub(super) fn settings(old: &Side, new: &Side) -> Vec<SettingChange> {
     if has_settings(old, new) {
         setting_changes(old.program.settings(), new.program.settings())

@@ -17,7 +17,7 @@ use crate::load;
 use crate::output;
 use crate::processor::{self, Chosen};
 
-/// The largest number of MSRs in one call: more are a mistake, not a question.
+/// The largest number of MSRs in one call. A request for more is probably a mistake.
 const MOST: u64 = 0x1_0000;
 
 /// The indent of the lines that follow the first line of an access.
@@ -26,7 +26,7 @@ const INDENT: &str = "                   ";
 /// The JSON row of one MSR in one direction.
 #[derive(Serialize)]
 struct Row<'c> {
-    /// The processor that this holds for; null if the policy is the same for all.
+    /// The processor that the row is about; null if the policy is the same for all processors.
     cpu: Option<String>,
     index: String,
     name: Option<&'static str>,
@@ -38,7 +38,7 @@ struct Row<'c> {
     line: Option<u32>,
     /// The file of that line: the policy itself, or one that it includes.
     file: Option<&'c str>,
-    /// The files that include that one, the policy itself first.
+    /// The chain of files that include that file; the first is the policy itself.
     included_by: Vec<&'c str>,
     entry: Option<&'c str>,
     /// True if the entry is in a `[[when]]`.
@@ -87,7 +87,7 @@ struct KernelRow {
 struct UseRow {
     name: &'static str,
     why: &'static str,
-    /// True if the instruction writes the register, although the policy covers only WRMSR.
+    /// True if the instruction writes the register. The policy covers only WRMSR.
     changes: bool,
 }
 
@@ -305,7 +305,7 @@ impl<'c> Explained<'c> {
         }
     }
 
-    /// Returns how the filter reaches its verdict, in words.
+    /// Returns the part of the filter that decides, and its verdict, in words.
     fn mechanism(&self, explanation: &Explanation<'_>) -> String {
         let verdict = match explanation.decision.verdict {
             Verdict::Allow => "allows it",
@@ -340,7 +340,7 @@ fn kernel_row(reported: Reported) -> KernelRow {
     }
 }
 
-/// Returns how a gate sees accesses that the policy allows, in words.
+/// Returns the remark about the way in which a gate sees an access that the policy allows.
 fn seen(explanation: &Explanation<'_>) -> &'static str {
     let is_carried = msrgate_policy::forward(explanation.index).is_some();
     match (explanation.decision.verdict, explanation.log) {

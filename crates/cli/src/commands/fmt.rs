@@ -86,7 +86,7 @@ pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure
     Ok(answer)
 }
 
-/// Formats one policy. A failure does not keep the command from formatting the others.
+/// Formats one policy. If this fails, `run` still formats the other policies.
 fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport, Failure> {
     let is_text = args.format.format == Format::Text;
     let input = Input::read(policy)?;
@@ -124,8 +124,8 @@ fn one(args: &FmtArgs, policy: &Path, out: &mut dyn Write) -> Result<FileReport,
     Ok(report)
 }
 
-/// Returns the file that was read and may be replaced. Links are not followed again: they may lead to
-/// another file by now.
+/// Returns the file that was read, if it may be replaced. Links are not followed again, because they may
+/// lead to another file now.
 fn file_to_write<'i>(policy: &Path, input: &'i Input) -> Result<&'i Opened, Failure> {
     match &input.place {
         Place::File {

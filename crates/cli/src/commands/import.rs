@@ -57,7 +57,8 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let name = &shown_name(&name);
     remark(name, &imported);
     if imported.entries.is_empty() {
-        // A policy without entries would deny everything, or nothing, which nobody has asked for.
+        // The command prints no policy without entries: it would deny everything or nothing, and the user
+        // wants neither.
         output::say(&format_args!(
             "{}: this is {}, and nothing in it can be written as a policy\n",
             name, imported.format
@@ -69,16 +70,17 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     }
     out.write_all(print(&imported, name).as_bytes())?;
     Ok(match (imported.gap, imported.scope) {
-        // The missing part may deny more. A log with lost messages has no more to give, so the note has to
-        // do.
+        // The missing part of a file may deny more. A log that has lost messages is not incomplete in this
+        // sense: no better log exists, so a note is enough.
         (Some(Gap::CutOff), _) => Answer::Incomplete,
-        // On other processors guests may do more under the policy than under the program.
+        // On other processors, the policy may allow a guest more than the program does.
         (_, Scope::Like(_)) => Answer::No,
         _ => Answer::Yes,
     })
 }
 
-/// Reads the file, but at most one byte more than the limit.
+/// Reads the file up to one byte more than the limit; the caller sees by this byte that the file is too
+/// long.
 fn read(from: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;

@@ -71,7 +71,7 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let totals = replay.totals();
     let answer = match (totals.refused, totals.unsure, extent) {
         (0, 0, Extent::Whole) => Answer::Yes,
-        // A missing access may be one that would be denied.
+        // An access that is missing in the trace may be one that the policy denies.
         (0, _, _) => Answer::Incomplete,
         _ => Answer::No,
     };
@@ -107,8 +107,8 @@ fn open(trace: &Path) -> Result<Trace, Failure> {
     })
 }
 
-/// Reads and counts all lines. After a Ctrl-C the function stops, and returns the number of the last line. A
-/// second Ctrl-C ends the program.
+/// Reads and counts all lines. After a Ctrl-C the function stops, and returns the number of the last line
+/// that it read. A second Ctrl-C ends the process.
 fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Failure> {
     let trouble = |error: io::Error| unreadable(&trace.name, &error);
     let stop = Arc::new(AtomicBool::new(false));
@@ -126,7 +126,8 @@ fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Fai
         last = Some(number);
     }
     progress.clear();
-    // It may have come while the next line was waited for, and have ended whoever writes the trace, too.
+    // The Ctrl-C may also have ended the tracer while this function waited for the next line. The end of the
+    // input is then not the end of the trace.
     if !stop.load(Ordering::Relaxed) {
         return Ok(None);
     }

@@ -14,10 +14,10 @@ use crate::failure::{Answer, Failure};
 use crate::load;
 use crate::processor::{self, Chosen};
 
-/// The largest number of MSRs in one call: more would keep a guest busy for minutes.
+/// The largest number of MSRs in one call. A test of more would take minutes.
 const MOST: u64 = 0x4_0000;
 
-/// The backend that the guest runs on, and its meaning for the results.
+/// The backend that the guest runs on, and the meaning of its results for this host.
 struct Place {
     backend: Box<dyn Backend>,
     measures: Measures,
@@ -51,7 +51,8 @@ pub(super) fn run(args: &TestArgs, out: &mut dyn Write) -> Result<Answer, Failur
     Ok(if is_ok { Answer::Yes } else { Answer::No })
 }
 
-/// Returns the accesses to try: those that the user asked for, or else the test points of the policy.
+/// Returns the accesses to try: reads and writes of the MSRs that the user asked for, or else of the
+/// policy's test points.
 fn cases(policy: &Policy, variant: &Variant, msrs: &[MsrSet]) -> Result<Vec<Case>, Failure> {
     let asked: u64 = msrs.iter().map(MsrSet::count).sum();
     if asked > MOST {
@@ -101,7 +102,7 @@ fn place(backend: BackendArg) -> Result<Place, Failure> {
     }
 }
 
-/// Returns the model of a machine that has every named register, all with the value 0.
+/// Returns the model of KVM on a machine that has every named register. All registers have the value 0.
 fn model(measures: Measures) -> Place {
     let registers = registers::all()
         .iter()

@@ -13,14 +13,16 @@ fn opened(name: &Path) -> Box<Opened> {
     }
 }
 
-/// Between the reading and the writing an editor may save the file, or a user may change a link.
+/// If the file is changed, replaced or removed between the reading and the writing, `replace` refuses and
+/// leaves everything as it is.
 #[test]
 fn replace_of_changed_file_is_refused_and_changes_nothing() {
     type Change = fn(&Path);
     let changes: [(&str, Change); 5] = [
         ("saved in place", |file| {
             fs::write(file, "new").expect("written");
-            // File times are coarse: the time of the change may equal that of the making.
+            // File times are coarse, so the new time of modification may equal the old one; the test sets
+            // another.
             let times = FileTimes::new().set_modified(std::time::UNIX_EPOCH);
             let file = OpenOptions::new().write(true).open(file).expect("a file");
             file.set_times(times).expect("set");
@@ -73,7 +75,8 @@ fn replace_after_changed_link_writes_file_that_was_read() {
     assert_eq!(fs::read_to_string(&victim).expect("read"), "victim");
 }
 
-/// The folder's owner waits for the temporary file, and replaces its name by a link.
+/// If the folder's owner replaces the temporary file's name by a link, owner and mode still go to the
+/// temporary file, and not to the link's target.
 #[test]
 fn replace_gives_owner_and_mode_to_open_file_and_not_to_its_name() {
     let folder = tempfile::tempdir().expect("a folder");

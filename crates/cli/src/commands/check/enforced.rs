@@ -1,4 +1,4 @@
-//! The enforcement of a policy, entry by entry.
+//! The extent to which each entry of a policy is enforced.
 
 use std::io::{self, Write};
 
@@ -13,7 +13,8 @@ use super::SHOWN;
 use crate::cli::Detail;
 use crate::output;
 
-/// All entries, and the number of each kind: enforced, partly enforced, not enforced, and idle.
+/// The JSON of the enforcement: all entries, and the numbers of those that are enforced, partly enforced,
+/// not enforced, and idle.
 #[derive(Serialize)]
 pub(super) struct Counted {
     enforced: usize,
@@ -23,7 +24,8 @@ pub(super) struct Counted {
     default: String,
     /// The number of entries that need a gate to answer; without one their accesses are denied.
     by_gate: usize,
-    /// The number of entries that decide nothing: others take their place, or lie within them.
+    /// The number of entries that decide nothing, because other entries override them or decide all of their
+    /// MSRs.
     idle: usize,
     entries: Vec<EnforcedEntry>,
     /// The bypasses that exist in some VMs for every register.
@@ -32,7 +34,7 @@ pub(super) struct Counted {
 
 #[derive(Serialize)]
 struct EnforcedEntry {
-    /// The entry's key, or `default`, which has no place.
+    /// The entry's key, or `default`, which has neither file nor line.
     entry: String,
     file: Option<String>,
     line: Option<u32>,
@@ -46,7 +48,7 @@ struct EnforcedEntry {
 /// Accesses that bypass an entry.
 #[derive(Serialize)]
 pub(crate) struct HoleRow {
-    /// The first MSR; null for all that the policy denies.
+    /// The first MSR; null if the bypass is about all MSRs that the policy denies.
     first: Option<String>,
     last: Option<String>,
     access: String,
@@ -105,7 +107,7 @@ fn accepts(policy: &Policy, gap: &Gap) -> bool {
     accepted.any(|word| **word == *gap.name)
 }
 
-/// Returns the entries without the default.
+/// Returns the enforcement of all entries, without that of the default.
 fn entries(all: &[Enforcement]) -> impl Iterator<Item = &Enforcement> {
     all.iter().filter(|one| one.entry.is_some())
 }
@@ -179,7 +181,7 @@ pub(super) fn report(compiled: &Compiled) -> Counted {
     }
 }
 
-/// Prints a line for each bypass, or for the first of them.
+/// Prints a line for each bypass. In brief, only the first [`SHOWN`] are printed.
 fn print_holes(
     out: &mut dyn Write,
     policy: &Policy,
@@ -204,7 +206,8 @@ fn print_holes(
     }
 }
 
-/// Prints the number of enforced entries, then those that are not wholly enforced, or all.
+/// Prints the numbers of entries by extent. Then prints each entry that is not wholly enforced, or, in full,
+/// every entry.
 pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) -> io::Result<()> {
     let policy = compiled.policy();
     let all = enforcement(compiled);

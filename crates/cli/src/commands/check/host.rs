@@ -1,4 +1,5 @@
-//! The findings of `check` about this host's KVM: its CPUID, and the MSRs that it saves of a VM.
+//! The warnings of `check` that depend on this host's KVM: on the CPUID that it offers, and on its list of
+//! the MSRs that a VMM saves.
 
 use msrgate_filter::MsrIndex;
 use msrgate_kvm::measure::Supported;
@@ -10,7 +11,7 @@ use serde::Serialize;
 use crate::cli::HostArg;
 use crate::failure::Failure;
 
-/// The host that was read, or the reason why none was.
+/// The host that was read, or the reason why no host was read.
 pub(super) enum Host {
     Asked(Box<Asked>),
     NotAsked(String),
@@ -28,15 +29,15 @@ pub(super) struct Asked {
 /// The JSON of the host.
 #[derive(Serialize)]
 pub(super) struct HostRow {
-    /// The name of the host that was read; null if none was.
+    /// The name of the host that was read; null if no host was read.
     name: Option<String>,
-    /// The processor that its guests get.
+    /// The processor that guests of this host get.
     cpu: Option<String>,
-    /// The kinds of warnings that could not be looked for, each with the reason.
+    /// The kinds of warnings that the command could not look for, each with the reason.
     not_made: Vec<NotMade>,
 }
 
-/// A kind of warning that could not be looked for.
+/// A kind of warning that the command could not look for.
 #[derive(Serialize)]
 pub(super) struct NotMade {
     pub(super) code: &'static str,
@@ -73,7 +74,8 @@ impl Host {
         }
     }
 
-    /// Returns the warnings that depend on this host, for the named processor or else the host's own.
+    /// Returns the warnings that depend on this host. They are about the processor `named`, or else about
+    /// the host's own.
     pub(super) fn findings<'c>(&self, compiled: &'c Compiled, named: Option<&Cpu>) -> Findings<'c> {
         let none = |why: &str| {
             let codes = [Code::CpuidRefused, Code::NotSaved].into_iter();
@@ -96,7 +98,8 @@ impl Host {
         let cpu = named.or(asked.cpu.as_ref());
         let mut warnings = lint::of_cpuid(compiled, cpu, is_set);
         let mut not_made_here = Vec::new();
-        // Such a host reports every MSR, so the command cannot tell which of them KVM has.
+        // With `ignore_msrs` on, KVM answers for every MSR, so the command cannot find out which MSRs KVM
+        // has.
         if asked.ignore_msrs == IgnoreMsrs::On {
             let why = "this host has `ignore_msrs` on, which hides the MSRs that KVM has";
             not_made_here.push(not_made(Code::NotSaved, why));
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_host_it_is_said_which_warnings_are_missing() {
+    fn findings_without_host_name_missing_warnings() {
         let compiled = compiled("policy = 1\ndefault = 'deny'");
         let host = Host::ask(HostArg::None).expect("none is needed");
         let findings = host.findings(&compiled, None);

@@ -1,4 +1,4 @@
-//! The packing of a policy: the MSR space by cluster, as a picture in text, and as numbers.
+//! The picture of a filter: for each cluster of MSRs, a bar in text and the numbers of MSRs.
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::Detail;
 
-/// The number of cells of a bar. A row then has 78 columns.
+/// The number of cells of a bar. It makes a row [`COLUMNS`] wide.
 const CELLS: NonZeroUsize = NonZeroUsize::new(22).expect("not zero");
 
 /// The number of clusters that are drawn, unless the user asks for all.
@@ -45,7 +45,7 @@ impl Layout {
     }
 }
 
-/// One filter.
+/// The JSON of one filter.
 #[derive(Serialize)]
 pub(super) struct PackedVariant {
     /// A processor that the filter is for; null for a policy without `[[when]]`.
@@ -91,7 +91,7 @@ struct Counts {
     exempt: u64,
 }
 
-/// A filter, with one of its processors if the policy has several filters.
+/// A variant to show, with a processor that it is for if the policy has `[[when]]`s.
 pub(super) struct Shown<'c> {
     pub(super) variant: &'c Variant,
     pub(super) cpu: Option<&'c Cpu>,
@@ -138,7 +138,7 @@ fn packed(range: &Range) -> PackedRange {
     }
 }
 
-/// Draws one filter, with or without colours.
+/// Prints the picture of one filter.
 pub(super) fn draw(
     out: &mut dyn Write,
     policy: &Policy,

@@ -17,7 +17,7 @@ use crate::side::{Content, Side};
 /// The number of violations that are shown.
 const SHOWN: usize = 10;
 
-/// The accesses that a policy allows and the other policy does not.
+/// The comparison of a policy with another one, `org`, than which it must not be looser.
 pub(super) struct Within {
     policy: Side,
     org: Side,
@@ -70,7 +70,7 @@ impl Within {
             let changes = &mut difference.changes;
             changes.retain(|change| change.direction.may_loosen());
         }
-        // Logging gives no guest more rights.
+        // A difference without changes is only about logging, which gives a guest no more rights.
         differences.retain(|one| !one.changes.is_empty());
         Ok(Self {
             policy,

@@ -8,7 +8,7 @@ use msrgate_policy::trace::LineNumber;
 /// The time between two updates of the line.
 const EVERY: Duration = Duration::from_millis(200);
 
-/// The number of trace lines between two looks at the clock: a power of two.
+/// The number of trace lines between two readings of the clock: a power of two.
 const LINES: u64 = 1 << 10;
 
 /// The progress line. It is shown only if standard error is a terminal.
@@ -20,7 +20,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Makes the progress of a trace of `size` bytes, if the size is known.
+    /// Returns a progress line for a trace. `size` is the trace's size in bytes, if it is known.
     pub(super) fn new(size: Option<u64>) -> Self {
         Self {
             is_terminal: io::stderr().is_terminal(),
@@ -30,18 +30,18 @@ impl Progress {
         }
     }
 
-    /// Shows that this line was read, which ends after `bytes` bytes.
+    /// Shows that the trace was read up to the end of this line; `bytes` is the number of bytes up to there.
     pub(super) fn at(&mut self, line: LineNumber, bytes: u64) {
         if !self.is_terminal || !line.get().is_multiple_of(LINES) || self.last.elapsed() < EVERY {
             return;
         }
         self.last = Instant::now();
         self.is_shown = true;
-        // An error of writing is no reason to stop.
+        // The replay goes on if the progress cannot be shown.
         let _ = write!(io::stderr(), "\r{}\x1b[K", text(line, bytes, self.size));
     }
 
-    /// Removes the line from the terminal.
+    /// Removes the progress line from the terminal.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.is_shown) {
             let _ = write!(io::stderr(), "\r\x1b[K");

@@ -10,10 +10,10 @@ use serde::Serialize;
 use crate::failure::Answer;
 use crate::output::{self, SCHEMA};
 
-/// The number of rows of one verdict that people see; programs get all.
+/// The number of rows of one verdict that the text shows. The JSON has all rows.
 const SHOWN: usize = 40;
 
-/// What no trace of `kvm:kvm_msr` has in it, whatever was traced.
+/// The facts about accesses that no trace of the event `kvm:kvm_msr` contains.
 const CANNOT_SHOW: [&str; 7] = [
     "accesses that a filter sent to user space: they fire only kvm_userspace_exit, reason 29 or 30, without the MSR",
     "accesses that never leave the guest: MSRs that KVM passes through (FS and GS base, SYSENTER, SPEC_CTRL and others), and x2APIC registers with APICv or AVIC",
@@ -29,9 +29,9 @@ pub(super) struct Report<'r> {
     schema: u32,
     policy: &'r str,
     trace: &'r str,
-    /// The processor that this holds for; null if the policy is the same for all.
+    /// The processor that the report is about; null if the policy is the same for all processors.
     cpu: Option<String>,
-    /// True if the trace was read to its end, and certainly none of its accesses would be denied.
+    /// True if the trace was read to its end, and the policy surely denies none of its accesses.
     ok: bool,
     /// The last line that was read before a Ctrl-C; null if the trace was read to its end.
     stopped_after_line: Option<u64>,
@@ -39,12 +39,13 @@ pub(super) struct Report<'r> {
     accesses: u64,
     allowed: u64,
     answered: u64,
-    /// The number of writes that may be denied: that depends on the register's value, which the trace does
-    /// not show.
+    /// The number of writes that may be denied. It depends on the register's value, which the trace does not
+    /// show.
     unsure: u64,
     refused: u64,
     rows: Vec<Listed<'r>>,
-    /// The number of accesses counted above that `rows` leaves out, to bound its size.
+    /// The number of accesses that `rows` leaves out, so that its size is bounded. The counts above include
+    /// them.
     unlisted: u64,
     deflected: Deflected,
     other_events: u64,
@@ -150,7 +151,7 @@ const fn word(fate: Fate) -> &'static str {
     }
 }
 
-/// Returns the reason why a trace without accesses gives no answer.
+/// Returns the reason for which a replay of a trace without accesses has no answer.
 pub(super) fn no_access(totals: &Totals) -> String {
     let why = "the trace has no access; a trace has lines of the event kvm:kvm_msr, as tracefs, `perf script` and `trace-cmd report` print them";
     let remarks = remarks(totals).into_iter();
@@ -251,7 +252,7 @@ fn faulted(row: &Row) -> String {
     }
 }
 
-/// Returns the remark about an access that is allowed by something other than the policy.
+/// Returns the remark about an x2APIC register, which KVM never filters (S3.1).
 fn exempt(row: &Row) -> &'static str {
     if X2APIC.contains(&row.index) {
         "; never filtered (S3.1)"
@@ -260,7 +261,7 @@ fn exempt(row: &Row) -> &'static str {
     }
 }
 
-/// Returns the part of the policy that denies the access, in words.
+/// Returns the part of the policy that decides the access, in words.
 fn said(replay: &Replay<'_>, row: &Row) -> String {
     let explanation = explain(replay.policy(), replay.variant(), row.index, row.access);
     match (explanation.by, explanation.entry) {

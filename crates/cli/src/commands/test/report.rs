@@ -16,7 +16,7 @@ use crate::output::{self, SCHEMA};
 struct Report {
     schema: u32,
     backend: String,
-    /// The processor that this holds for; null if the policy is the same for all.
+    /// The processor that the report is about; null if the policy is the same for all processors.
     cpu: Option<String>,
     cases: Vec<Row>,
     summary: Summary,
@@ -32,7 +32,8 @@ struct Row {
     pass: &'static str,
     expected: &'static str,
     observed: &'static str,
-    /// The reason of an exit; else KVM's own reason to refuse, or the reason why the access was not tried.
+    /// The reason of an exit; for a fault, KVM's own reason to refuse the access; or the reason why the
+    /// access was not tried.
     reason: Option<String>,
     value: Option<String>,
     ok: bool,
@@ -139,7 +140,7 @@ fn not_tried(index: MsrIndex, why: NotTried) -> String {
     }
 }
 
-/// Prints the first line, which says what the results are about.
+/// Prints the lines above the results: the backend that measures them, and the policy.
 pub(super) fn heading(
     out: &mut dyn Write,
     policy: &Policy,
