@@ -1,7 +1,7 @@
 //! Tests of a file's access rights after `fmt --write` and `compile -o` have replaced it.
 //!
-//! Only root can test other users' rights, as it can become them. `MSRGATE_REQUIRE=root` makes a skipped
-//! test fail.
+//! Some tests run the command as another user, which only root can do. `MSRGATE_REQUIRE=root` makes a
+//! skipped test fail.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -44,7 +44,7 @@ impl Place {
         Self { folder, file }
     }
 
-    /// Makes a file that belongs to another user than the caller.
+    /// Makes a file that belongs to [`OWNER`], another user than the caller.
     fn of_owner(group: u32, mode: u32) -> Self {
         let place = Self::new(mode);
         chown(&place.file, Some(OWNER), Some(group)).expect("root");
@@ -77,7 +77,8 @@ fn msrgate() -> Command {
     Command::new(env!("CARGO_BIN_EXE_msrgate"))
 }
 
-/// Returns the command for a caller with a group of his own and these groups.
+/// Returns the command, run by the user [`CALLER`], who is in a group of the same number and in these
+/// groups.
 fn as_caller(groups: &[u32]) -> Command {
     let mut command = Command::new("setpriv");
     command.arg(format!("--reuid={CALLER}"));
@@ -105,7 +106,7 @@ fn can_become_others() -> bool {
 }
 
 #[test]
-fn setuid_setgid_and_sticky_are_not_carried_over() {
+fn replaced_file_loses_setuid_setgid_and_sticky() {
     for writer in WRITERS {
         let place = Place::new(0o7755);
         place.run(msrgate(), writer);
@@ -114,7 +115,7 @@ fn setuid_setgid_and_sticky_are_not_carried_over() {
 }
 
 #[test]
-fn setuid_file_of_another_user_becomes_no_setuid_file_of_the_caller() {
+fn replaced_setuid_file_of_another_user_loses_setuid() {
     if !can_become_others() {
         return;
     }
@@ -129,7 +130,7 @@ fn setuid_file_of_another_user_becomes_no_setuid_file_of_the_caller() {
 }
 
 #[test]
-fn group_is_kept_where_the_caller_is_in_it_and_gives_no_other_group_its_rights() {
+fn replaced_file_keeps_group_and_its_rights_only_if_caller_is_in_group() {
     if !can_become_others() {
         return;
     }
@@ -175,7 +176,7 @@ fn acl(user: u32, rights: [u16; 5]) -> Vec<u8> {
 const ACL: &str = "system.posix_acl_access";
 const ACL_OF_NEW_FILES: &str = "system.posix_acl_default";
 
-/// Sets an ACL. If the file system has none, prints that the test is skipped and returns false.
+/// Sets an ACL. If the file system supports no ACLs, prints that the test is skipped, and returns false.
 fn has_acl(path: &Path, name: &str, acl: &[u8]) -> bool {
     let set = setxattr(path, name, acl, XattrFlags::empty());
     if let Err(error) = set {
@@ -192,7 +193,7 @@ fn acl_of(path: &Path) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn acl_is_carried_over() {
+fn replaced_file_keeps_acl() {
     for writer in WRITERS {
         let place = Place::new(0o600);
         let wanted = acl(1003, [6, 6, 0, 6, 0]);
@@ -206,7 +207,7 @@ fn acl_is_carried_over() {
 }
 
 #[test]
-fn acl_of_a_file_whose_owner_or_group_is_lost_lets_nobody_do_more() {
+fn replaced_file_that_loses_owner_or_group_gives_no_more_rights_by_acl() {
     if !can_become_others() {
         return;
     }
@@ -227,9 +228,9 @@ fn acl_of_a_file_whose_owner_or_group_is_lost_lets_nobody_do_more() {
     }
 }
 
-/// A folder may give an ACL to new files, which the replaced file did not have.
+/// If a folder gives an ACL to new files, a replaced file that had no ACL still has none.
 #[test]
-fn acl_of_the_folder_is_not_given_to_a_file_that_had_none() {
+fn replaced_file_without_acl_gets_no_acl_from_folder() {
     for writer in WRITERS {
         let place = Place::new(0o660);
         let of_folder = acl(1003, [6, 6, 0, 6, 0]);
@@ -242,9 +243,10 @@ fn acl_of_the_folder_is_not_given_to_a_file_that_had_none() {
     }
 }
 
-/// A rename separates hard links, as it does in most editors.
+/// If the replaced file is one of several hard links, it becomes a file of its own, as with most editors.
+/// The command says so.
 #[test]
-fn hard_link_that_becomes_a_file_of_its_own_is_named_on_stderr() {
+fn replaced_hard_link_is_named_on_stderr() {
     for writer in WRITERS {
         let place = Place::new(0o644);
         let other = place.folder.path().join("other.toml");
@@ -259,10 +261,11 @@ fn hard_link_that_becomes_a_file_of_its_own_is_named_on_stderr() {
     }
 }
 
-/// In a user namespace all groups that it has no number for look like one. A new file in a folder with setgid has the folder's group, which
-/// then looks like the old file's.
+/// In a user namespace, all groups without a number there have the same number, so the group of a folder
+/// with setgid, which new files get, looks like the group of the old file. The group counts as lost all the
+/// same.
 #[test]
-fn group_unknown_in_user_namespace_is_lost() {
+fn replaced_file_loses_group_unknown_in_user_namespace() {
     if !can_become_others() {
         return;
     }

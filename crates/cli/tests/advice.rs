@@ -16,7 +16,7 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-/// Returns the message about an include, without line breaks.
+/// Returns the message of `check` for a policy that includes `name`, without line breaks.
 fn included(folder: &Path, name: &str) -> String {
     let text = format!("policy = 1\ndefault = \"deny\"\ninclude = [\"{name}\"]\n");
     fs::write(folder.join("p.toml"), text).expect("a file");
@@ -25,7 +25,7 @@ fn included(folder: &Path, name: &str) -> String {
 }
 
 #[test]
-fn misspelt_shipped_policy_names_the_one_that_is_meant() {
+fn message_about_misspelt_shipped_policy_suggests_its_name() {
     let folder = folder();
     for (name, meant) in [
         ("linux-gest", "linux-guest"),
@@ -48,7 +48,7 @@ fn misspelt_shipped_policy_names_the_one_that_is_meant() {
 }
 
 #[test]
-fn folder_with_the_name_of_a_shipped_policy_is_told() {
+fn message_about_folder_named_like_shipped_policy_says_so() {
     let folder = folder();
     fs::create_dir(folder.path().join("linux-boot")).expect("a folder");
     let said = said(folder.path(), &["check", "linux-boot"]);
@@ -72,7 +72,7 @@ fn folder_with_the_name_of_a_shipped_policy_is_told() {
 }
 
 #[test]
-fn file_that_is_not_there_is_told_with_its_folder() {
+fn message_about_missing_file_names_its_folder() {
     let folder = folder();
     fs::create_dir(folder.path().join("conf")).expect("a folder");
     for (arguments, why) in [
@@ -117,16 +117,17 @@ fn file_that_is_not_there_is_told_with_its_folder() {
 }
 
 #[test]
-fn include_without_toml_names_the_file_that_is_there() {
+fn message_about_include_without_toml_suggests_existing_file() {
     let folder = folder();
     fs::write(folder.path().join("org.toml"), "policy = 1\n").expect("a file");
     let said = included(folder.path(), "org");
     assert!(said.contains("did you mean \"org.toml\"?"), "{said}");
 }
 
-/// The counts are checked for all policies of the tests and of the command.
+/// For the policies of the tests and for shipped ones, the numbers of entries by extent add up to the number
+/// of all entries.
 #[test]
-fn counts_of_entries_add_up() {
+fn check_counts_of_entries_add_up() {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policies");
     let files = fs::read_dir(&own).expect("policies");
     let files = files.map(|file| file.expect("a file").path().display().to_string());
@@ -145,7 +146,7 @@ fn counts_of_entries_add_up() {
         );
         let report: serde_json::Value = match serde_json::from_str(&said) {
             Ok(report) => report,
-            // For a policy with mistakes, more output follows the JSON.
+            // The policy has mistakes: the messages about them follow the JSON.
             Err(_) => continue,
         };
         let of = |key: &str| report["enforcement"][key].as_u64().expect("a count");

@@ -1,5 +1,5 @@
 //! Compares each command's output with the recorded one. `TRYCMD=overwrite cargo test -p msrgate --test
-//! commands` records the present output.
+//! commands` records the output anew.
 
 #[test]
 fn every_command_prints_recorded_output() {

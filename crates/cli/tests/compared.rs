@@ -1,15 +1,16 @@
-//! Tests of comparing two policies that tell processors apart by different parts of their names: the numbers
-//! of ways multiply.
+//! Tests of comparisons of two policies whose `[[when]]`s depend on different parts of a processor's name.
+//! The `[[when]]`s of a policy can hold in several ways, and a comparison looks at each pair of ways, so the
+//! numbers of ways multiply.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// The memory in KiB that no comparison exceeds, as the reference says: 1.5 GiB.
+/// The memory in KiB that a comparison needs at most according to the reference: 1.5 GiB.
 const MOST_MEMORY: u64 = 3 << 19;
 
-/// Runs the command with no more memory than the reference says. If the command needs more, it aborts.
+/// Runs the command with a limit of [`MOST_MEMORY`]. A command that needs more memory aborts.
 fn msrgate(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("sh");
     let script = format!("ulimit -v {MOST_MEMORY} && exec \"$0\" \"$@\"");
@@ -21,8 +22,8 @@ fn msrgate(folder: &Path, arguments: &[&str]) -> Output {
     command.output().expect("a shell")
 }
 
-/// Returns a policy whose `[[when]]`s can hold in 64 ways, by this part of the processor's name. Each of
-/// `entries` entries has another value.
+/// Returns a policy whose `[[when]]`s can hold in 64 ways, depending on `part` of the processor's name. The
+/// policy has `entries` more entries with different values, the first of which is `first_value`.
 fn in_64_ways(part: &str, entries: u32, first_value: u32) -> String {
     let mut text = "policy = 1\ndefault = \"deny\"\n[msrs]\n".to_owned();
     for entry in 0..entries {
@@ -46,7 +47,7 @@ fn in_64_ways(part: &str, entries: u32, first_value: u32) -> String {
 }
 
 #[test]
-fn too_many_pairs_of_ways_are_refused_before_memory_is_spent() {
+fn diff_and_check_within_refuse_too_many_pairs_of_ways() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (name, part, first_value) in [("a.toml", "model", 0), ("b.toml", "family", 1)] {
@@ -91,10 +92,10 @@ fn too_many_pairs_of_ways_are_refused_before_memory_is_spent() {
     assert_eq!(changes.count(), 202);
 }
 
-/// Each part alone is within the limit of families or models; the limit of the comparison is on their
-/// product.
+/// Each policy alone distinguishes few enough processors. Together they distinguish too many, because the
+/// numbers multiply, and `diff` refuses to compare them.
 #[test]
-fn too_many_processors_of_both_are_refused_before_time_is_spent() {
+fn diff_refuses_policies_that_together_distinguish_too_many_processors() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let every_other = |most: u32| (0..=most).step_by(2).collect::<Vec<_>>();
@@ -123,9 +124,10 @@ fn too_many_processors_of_both_are_refused_before_time_is_spent() {
     );
 }
 
-/// There are 64 pairs of ways, with overlapping stretches. Both the action and the logging change.
+/// A comparison of 64 pairs of ways, in which the entries overlap and both action and logging change, needs
+/// no more memory than the reference says.
 #[test]
-fn pairs_within_the_limit_take_no_more_memory_than_the_reference_says() {
+fn diff_within_limit_of_pairs_needs_no_more_memory_than_documented() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (name, offset, log) in [("a.toml", 0, "all"), ("b.toml", 1, "none")] {

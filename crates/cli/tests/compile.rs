@@ -1,4 +1,4 @@
-//! Tests of `compile`: `diff` reads its output under any name.
+//! Tests of the output of `compile`: its content, and the file that it is written to.
 
 #![expect(
     clippy::unwrap_used,
@@ -55,7 +55,8 @@ fn compile_writes_same_bytes_to_standard_output_and_file() {
     }
 }
 
-/// The file is replaced, and no other file is left beside it.
+/// `compile` replaces an existing output file and leaves no other file beside it. If the policy has
+/// mistakes, the old output stays.
 #[test]
 fn compile_replaces_output_file_by_rename() {
     let folder = tempfile::tempdir().unwrap();
@@ -87,7 +88,8 @@ fn truncated_program_is_input_error() {
     assert!(talk.contains("a program cut off after"), "{talk}");
 }
 
-/// A link still leads to the output, and other users still cannot read a file that they could not read.
+/// If the output path is a link, the link stays and its target is replaced. The target keeps its mode, so
+/// users who could not read the old file cannot read the new one.
 #[test]
 fn existing_output_file_keeps_name_and_mode() {
     let folder = tempfile::tempdir().unwrap();
@@ -106,7 +108,8 @@ fn existing_output_file_keeps_name_and_mode() {
     );
 }
 
-/// As root, `-o /dev/null` once replaced the device by a file.
+/// If the output path is a device or a pipe, the bytes are written to it. As root, `-o /dev/null` once
+/// replaced the device by a file.
 #[test]
 fn output_device_or_pipe_is_written_not_replaced() {
     let folder = tempfile::tempdir().unwrap();
@@ -133,7 +136,7 @@ fn output_device_or_pipe_is_written_not_replaced() {
     assert_eq!(first, *b"{");
 }
 
-/// Runs `msrgate compile GOOD --format json` with this script's redirections in a shell.
+/// Runs a script in a shell. In the script, `COMPILE` stands for `msrgate compile GOOD --format json -o`.
 fn in_shell(folder: &Path, script: &str) -> Output {
     let script = script.replace("COMPILE", "\"$0\" compile \"$1\" --format json -o");
     let mut shell = Command::new("sh");
@@ -142,7 +145,8 @@ fn in_shell(folder: &Path, script: &str) -> Output {
     shell.current_dir(folder).output().unwrap()
 }
 
-/// Output to an open file continues where the last write ended, also if the file has been deleted.
+/// If the output path leads to an open file, the output continues where the last write ended, even if the
+/// file has been deleted.
 #[test]
 fn output_to_open_file_continues_at_its_position() {
     let folder = tempfile::tempdir().unwrap();
@@ -199,7 +203,8 @@ fn output_to_open_file_continues_at_its_position() {
     }
 }
 
-/// The link `current` leads to `store/1`, which `compile` makes.
+/// If the output path is a link whose target does not exist, `compile` makes the target and keeps the link.
+/// Here `current` leads to `store/next`, and that to `store/1`.
 #[test]
 fn output_to_dangling_link_makes_its_target() {
     let folder = tempfile::tempdir().unwrap();
@@ -225,7 +230,8 @@ fn output_to_dangling_link_makes_its_target() {
     }
 }
 
-/// A program contains its author's texts unchanged, which a terminal may take for commands.
+/// `compile` writes no binary output to a terminal, whatever path leads there. A program contains texts of
+/// the policy's author, which a terminal may take for commands.
 #[test]
 fn binary_output_to_terminal_is_refused_by_every_path() {
     let folder = tempfile::tempdir().unwrap();
@@ -277,7 +283,8 @@ fn compile_does_not_replace_its_policy() {
     assert_eq!(fs::read(&policy).unwrap(), fs::read(GOOD).unwrap());
 }
 
-/// The text of a file that was read is kept under every path that leads to the file.
+/// If the output path leads to a file that `compile` has read, the command refuses and the file stays. This
+/// holds for every link and every open descriptor.
 #[test]
 fn compile_does_not_replace_file_that_it_read() {
     let folder = tempfile::tempdir().unwrap();

@@ -21,8 +21,8 @@ const ORG: &str =
     "policy = 1\ndefault = \"allow\"\n[msrs]\n0x277 = \"none\"\nIA32_EFER = \"none\"\n";
 const LOOSE: &str = "policy = 1\ndefault = \"allow\"\n[msrs]\n0x277 = \"none\"\n";
 
-/// A filter that allows by default is looser without its last ranges, so a policy would seem to be within
-/// it.
+/// A truncated filter is an input error. Without its last ranges, a filter that allows by default would be
+/// looser, and a policy would seem to be within it.
 #[test]
 fn truncated_compiled_filter_is_input_error() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -62,7 +62,8 @@ fn truncated_compiled_filter_is_input_error() {
     }
 }
 
-/// `0xffffffff0` may be the beginning of the mask `0xffffffff00000000`.
+/// If the last line has no line feed and may be a part of a longer line, `import` leaves the line out and
+/// exits with 2. For example, `0xffffffff0` may be the beginning of the mask `0xffffffff00000000`.
 #[test]
 fn import_with_possibly_cut_last_line_is_incomplete() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -109,9 +110,10 @@ fn import_with_possibly_cut_last_line_is_incomplete() {
     }
 }
 
-/// A file of zeros, as a crash leaves it, would be the filter that allows everything.
+/// A filter with bytes after its last bitmap is an input error. Otherwise a file of zeros, which a crash may
+/// leave, would be a filter that allows everything.
 #[test]
-fn bytes_behind_the_last_bitmap_are_wrong_input() {
+fn filter_with_bytes_after_last_bitmap_is_input_error() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(folder.join("org.toml"), ORG).expect("a file");
@@ -142,15 +144,15 @@ fn bytes_behind_the_last_bitmap_are_wrong_input() {
             assert_eq!(output.status.code(), Some(2), "{output:?}");
         }
     }
-    // 392 zeros are what `compile` writes of a policy that allows everything.
+    // For a policy that allows everything, `compile` writes 392 zeros, which is a correct filter.
     assert_eq!(all, vec![0; 392]);
     let diff = ["diff", "all.abi", "all.toml", "--fail-on", "any"];
     assert!(msrgate(folder, &diff).status.success());
 }
 
-/// A hole of zeros in a text is a part that was lost.
+/// `import` of a text with zeros in it exits with 2: a part of the file was lost.
 #[test]
-fn log_and_list_with_a_hole_are_incomplete() {
+fn import_of_log_or_list_with_zeros_is_incomplete() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let log = b"[1.0] kvm [1]: ignored rdmsr: 0x1c9 data 0x0\n\0\0\0\n";

@@ -1,5 +1,5 @@
-//! Tests of the documents: every statement is there, each names its tests, and these tests exist. A renamed
-//! test fails here until the documents have its new name.
+//! Tests of the documents: every numbered statement exists and names its tests, and these tests exist. If a
+//! test is renamed, a test here fails until the documents have the new name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use msrgate_kvm::measure::{Statement, statements};
 
-/// The number of statements of each chapter. S4 and S7 count in letters; S8 and S9 have one each.
+/// The numbering of the statements in each chapter. S4 and S7 count in letters. S8 and S9 are one statement
+/// each.
 const CHAPTERS: [(&str, Parts); 10] = [
     ("S1", Parts::Numbers(10)),
     ("S2", Parts::Numbers(7)),
@@ -38,7 +39,7 @@ fn all_statements() -> Vec<String> {
     CHAPTERS.iter().flat_map(of).collect()
 }
 
-/// The target of a document's code span.
+/// A reference in a document: a code span that names a statement of the doctor, or a test.
 #[derive(Debug)]
 enum Reference<'d> {
     /// `doctor S2.4a`.
@@ -66,8 +67,8 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).expect(path)
 }
 
-/// Returns the references of a text, by its code spans. No document here has fenced code with backquotes in
-/// it.
+/// Returns the references in a text. The function takes every second part between backquotes for a code
+/// span, which is right as long as no fenced code contains backquotes.
 fn references(text: &str) -> Vec<Reference<'_>> {
     let spans = text.split('`').skip(1).step_by(2);
     spans.filter_map(Reference::of).collect()
@@ -84,8 +85,8 @@ fn broken(reference: &Reference<'_>) -> Option<String> {
     }
 }
 
-/// Returns true if the test exists: the longest part of the path that is a file contains the rest of the
-/// path as modules and, last, as a test.
+/// Returns true if the test exists. The beginning of the path must be a file, the middle modules in that
+/// file, and the end a test.
 fn test_exists(path: &str) -> bool {
     let parts: Vec<&str> = path.split("::").collect();
     let [folder, modules @ .., name] = parts.as_slice() else {
@@ -111,7 +112,7 @@ fn has_test(text: &str, name: &str) -> bool {
     lines.windows(2).any(is_test)
 }
 
-/// Returns the statements of the semantics, each with its text.
+/// Returns the statements of `docs/kvm-semantics.md`: the number and the text of each.
 fn stated(text: &str) -> Vec<(&str, &str)> {
     let chapters = text.split("\n## ").skip(1);
     let items = chapters.flat_map(|chapter| chapter.split("\n- **S").skip(1));
@@ -184,7 +185,7 @@ fn semantics_name_every_doctor_statement() {
     assert_eq!(named, measured);
 }
 
-/// A unit of the interface's page is a paragraph, or a row of a table.
+/// Each paragraph of `docs/msr-filter-api.md`, and each row of its tables, names a statement and a test.
 #[test]
 fn every_paragraph_of_the_interface_names_a_statement_and_a_test() {
     let text = read("docs/msr-filter-api.md");

@@ -1,4 +1,4 @@
-//! Tests of the files that `msrgate fmt --write` leaves.
+//! Tests of the files after `msrgate fmt --write`.
 
 use std::fs::{self, Permissions};
 use std::io::Write as _;
@@ -21,7 +21,7 @@ fn fmt_write_through_link_keeps_link_and_mode() {
     let folder = tempfile::tempdir().expect("a folder");
     let (file, link) = (folder.path().join("a.toml"), folder.path().join("b.toml"));
     fs::write(&file, UNTIDY).expect("written");
-    // These are more rights than the usual umask leaves to a new file.
+    // A new file would have fewer rights than these, because of the usual umask.
     fs::set_permissions(&file, Permissions::from_mode(0o662)).expect("set");
     symlink("a.toml", &link).expect("a link");
 
@@ -38,7 +38,7 @@ fn fmt_write_through_link_keeps_link_and_mode() {
 }
 
 #[test]
-fn fmt_write_leaves_canonical_and_wrong_files() {
+fn fmt_write_keeps_canonical_and_wrong_files() {
     for (text, code) in [(TIDY, 0), ("policy = 1\n[msrs]\nnothing = \"rw\"\n", 1)] {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(text.as_bytes()).expect("written");
@@ -50,7 +50,7 @@ fn fmt_write_leaves_canonical_and_wrong_files() {
     }
 }
 
-/// A file with mistakes does not keep the others from being written.
+/// If one file has mistakes, `fmt --write` still writes the others, and exits with 1.
 #[test]
 fn fmt_write_continues_after_file_with_mistakes() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -63,7 +63,7 @@ fn fmt_write_continues_after_file_with_mistakes() {
     assert_eq!(fs::read_to_string(&untidy).expect("read"), TIDY);
 }
 
-/// A file that cannot be read or written does not keep the others from being written. The output lists each
+/// If one file cannot be read, `fmt --write` still writes the others, and exits with 2. The JSON lists each
 /// file.
 #[test]
 fn fmt_write_continues_after_missing_file() {
@@ -114,7 +114,8 @@ fn fmt_write_continues_after_missing_file() {
     }
 }
 
-/// `fmt --write` refuses the path of an open file: a process that has it open would keep the old file.
+/// `fmt --write` refuses a path that leads to an open file: after a replacement, the process that opened the
+/// file would still have the old one.
 #[test]
 fn fmt_write_refuses_open_file_and_pipe() {
     let folder = tempfile::tempdir().expect("a folder");

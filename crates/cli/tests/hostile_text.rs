@@ -1,4 +1,5 @@
-//! Tests of hostile text: it does not command the terminal that shows it, and hides nothing from its reader.
+//! Tests with hostile text in every input: no output contains characters that command a terminal or that
+//! hide something from a reader.
 
 use std::fs;
 use std::io::Write;
@@ -13,10 +14,10 @@ use tempfile::TempDir;
 /// A style that msrgate does not use.
 const STYLE: &str = "\u{1b}[5;45m";
 
-/// A line that looks like one of msrgate's own.
+/// A line that could be taken for one of msrgate's own.
 const FORGED: &str = "\nforged: no mistakes\n";
 
-/// Text with characters that a terminal obeys or does not show.
+/// Texts with characters that a terminal obeys or does not show.
 const FRAGMENTS: [&str; 26] = [
     STYLE,
     FORGED,
@@ -59,7 +60,7 @@ fn toml(text: &str) -> String {
     format!("\"{}\"", escaped.collect::<String>())
 }
 
-/// Runs a command with colours, as if its output were a terminal.
+/// Runs a command with colours, as if it printed to a terminal.
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
     command.args(arguments).env("CLICOLOR_FORCE", "1");
@@ -67,7 +68,7 @@ fn run(arguments: &[&str]) -> Output {
     command.output().expect("the command runs")
 }
 
-/// Returns the text without msrgate's own styles. The rest must be characters that are shown.
+/// Returns the text without styles. Other escapes are kept.
 fn without_styles(text: &str) -> String {
     let mut parts = text.split('\u{1b}');
     let mut rest = parts.next().unwrap_or_default().to_owned();
@@ -83,7 +84,8 @@ fn without_styles(text: &str) -> String {
     rest
 }
 
-/// Runs a command, and checks all of its output.
+/// Runs a command, and checks that its output has no hidden character, no style that msrgate does not use,
+/// and no forged line.
 fn looked_at(arguments: &[&str]) -> Output {
     let output = run(arguments);
     for bytes in [&output.stdout, &output.stderr] {
@@ -94,7 +96,7 @@ fn looked_at(arguments: &[&str]) -> Output {
             is_seen(&plain.replace('\t', " ")),
             "{arguments:?}: {plain:?}"
         );
-        // `fmt` and `import` print the policy's text, which has lines of its own.
+        // `fmt` and `import` print a policy's text, in which any line may occur.
         let is_forged = !["fmt", "import"].contains(&arguments[0])
             && plain.lines().any(|line| line.starts_with("forged"));
         assert!(!is_forged, "{arguments:?}: {plain}");
@@ -102,13 +104,14 @@ fn looked_at(arguments: &[&str]) -> Output {
     output
 }
 
-/// Files with the text in every place where text is allowed.
+/// Input files that have the hostile text in every place where text is allowed.
 struct Files {
     folder: TempDir,
-    /// A policy whose strings have the text.
+    /// A correct policy with the text in its strings.
     policy: String,
-    /// Policies that are wrong in each place.
+    /// Policies with mistakes, each with the text in other places.
     wrong: Vec<String>,
+    /// Files to replay or to import.
     others: Vec<String>,
 }
 
@@ -184,7 +187,7 @@ impl Files {
     }
 }
 
-/// Asserts that a program gets the original text from JSON.
+/// Asserts that the JSON contains the original text, for programs that read it.
 fn assert_named(text: &str, files: &Files) {
     let output = looked_at(&["check", &files.policy, "--host", "none", "--format", "json"]);
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -283,7 +286,8 @@ proptest! {
     }
 }
 
-/// One text with each kind of hidden character is put into every place.
+/// If a text with all kinds of hidden characters is in every place of the input, no output has a hidden
+/// character.
 #[test]
 fn no_output_has_any_of_the_hidden_characters() {
     let text = FRAGMENTS.concat();
@@ -294,7 +298,8 @@ fn no_output_has_any_of_the_hidden_characters() {
     look_at_arguments(&text);
 }
 
-/// Every command refuses a policy that contains such characters without an escape, and names their places.
+/// If a policy contains hidden characters without an escape, every command refuses it and names their
+/// places.
 #[test]
 fn policy_with_unescaped_hidden_characters_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");

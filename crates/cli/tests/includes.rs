@@ -1,5 +1,5 @@
-//! Tests of the files that a policy is read from: their recognition as policies, their names, and their
-//! cost.
+//! Tests of the files that a policy is read from: which files are read, the names that messages give them,
+//! and the memory that they need.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
-/// The memory in KiB that no policy exceeds, as the reference says: 1.5 GiB.
+/// The memory in KiB that a policy needs at most according to the reference: 1.5 GiB.
 const MOST_MEMORY: u64 = 3 << 19;
 
 fn msrgate(folder: &Path) -> Command {
@@ -19,7 +19,7 @@ fn msrgate(folder: &Path) -> Command {
     command
 }
 
-/// Runs the command with at most this memory, in KiB. If the command needs more, it aborts.
+/// Runs the command with a limit on its memory, in KiB. A command that needs more memory aborts.
 fn limited(folder: &Path, kibibytes: u64, arguments: &[&str]) -> Output {
     let mut command = Command::new("sh");
     let script = format!("ulimit -v {kibibytes} && exec \"$0\" \"$@\"");
@@ -95,9 +95,10 @@ fn secret_behind_a_link_is_not_quoted() {
     assert!(said.contains("this is not taken for a policy"), "{said}");
 }
 
-/// A link in a stranger's repository may be the policy itself.
+/// If the policy itself is a link to a secret file, as may be in a stranger's repository, no command quotes
+/// the file.
 #[test]
-fn secret_in_place_of_the_policy_is_not_quoted() {
+fn secret_behind_link_in_place_of_policy_is_not_quoted() {
     let folder = folder();
     let folder = folder.path();
     write(folder, "secret", "hunter2 = 'a'\nhunter2 = hunter2\n");
@@ -126,9 +127,10 @@ fn secret_in_place_of_the_policy_is_not_quoted() {
     }
 }
 
-/// The length of a secret tells a part of it. The message has only the number of the policy's language.
+/// If a file is no policy, or is in an unknown version of the language, messages tell at most the version.
+/// They do not tell the file's length either, because the length of a secret is a part of the secret.
 #[test]
-fn text_in_another_language_shows_its_number_alone() {
+fn message_about_text_that_is_no_policy_tells_at_most_its_version() {
     const NONE: &str = "this is not taken for a policy";
     let folder = folder();
     let folder = folder.path();
@@ -176,7 +178,7 @@ fn text_in_another_language_shows_its_number_alone() {
             }
         }
     }
-    // For a policy, the message has lines and bytes.
+    // If the file is a policy, the messages do name lines and bytes.
     let policy = [HEAD.as_bytes(), b"name = '\xe9'\n"].concat();
     fs::write(folder.join("x.toml"), policy).expect("a file");
     let (said, _) = run(folder, &["check", "x.toml"]);
@@ -186,7 +188,8 @@ fn text_in_another_language_shows_its_number_alone() {
     assert!(said.contains("line 3 has 5012 bytes"), "{said}");
 }
 
-/// The command does not wait for a pipe, either.
+/// If an include is a pipe, a device or a folder, `check` refuses it. The command does not wait for a writer
+/// of the pipe.
 #[test]
 fn included_pipe_device_or_folder_is_refused() {
     let folder = folder();
@@ -221,7 +224,7 @@ fn included_pipe_device_or_folder_is_refused() {
     }
 }
 
-/// Returns the keys of a policy's entries, from the JSON.
+/// Returns the keys of a policy's entries, taken from the JSON of `check`.
 fn entries(folder: &Path, policy: &OsStr) -> Vec<String> {
     let output = msrgate(folder)
         .args(["check", "--host", "none", "--format", "json"])
@@ -238,7 +241,7 @@ fn entries(folder: &Path, policy: &OsStr) -> Vec<String> {
 }
 
 #[test]
-fn file_under_several_names_is_one_file() {
+fn file_included_under_several_names_is_one_file() {
     let folder = folder();
     let folder = folder.path();
     write(folder, "a.toml", "policy = 1\n[msrs]\n0x10 = \"r\"\n");
@@ -258,7 +261,7 @@ fn file_under_several_names_is_one_file() {
     write(folder, "p.toml", &format!("{HEAD}{}", including(&names)));
     let (said, _) = run(folder, &["check", "--host", "none", "p.toml"]);
     assert!(said.contains("\n1 entry, default deny"), "{said}");
-    // A policy that an include of its own names by another name is the same policy.
+    // If a policy includes itself under another name, by way of another file, `check` notices it.
     symlink("p.toml", folder.join("self.toml")).expect("a link");
     write(
         folder,
@@ -275,7 +278,8 @@ fn file_under_several_names_is_one_file() {
     assert_eq!(code, Some(1));
 }
 
-/// In another folder the same text includes other files.
+/// If a file has hard links in two folders, each of the two includes files of its own folder, although their
+/// text is the same.
 #[test]
 fn hard_link_in_another_folder_has_its_own_includes() {
     let folder = folder();
@@ -297,7 +301,8 @@ fn hard_link_in_another_folder_has_its_own_includes() {
     assert_eq!(entries(folder, OsStr::new("one/p.toml")), ["0x11"]);
 }
 
-/// The meaning of a policy, as an argument or included, does not depend on the link that leads to it.
+/// If a link leads to a policy, the policy's includes are looked up from the folder of the policy's real
+/// file. The policy may be an argument or an include.
 #[test]
 fn policy_behind_a_link_includes_from_the_folder_of_the_real_file() {
     let folder = folder();
@@ -319,13 +324,14 @@ fn policy_behind_a_link_includes_from_the_folder_of_the_real_file() {
     for policy in ["real/p.toml", "link/p.toml", "way/p.toml", "by.toml"] {
         assert_eq!(entries(folder, OsStr::new(policy)), ["0x10"], "{policy}");
     }
-    // The message still has the name that the user typed.
+    // Messages still have the name that the user typed.
     write(folder, "real/p.toml", &text.replace("entry", "absent"));
     let (said, _) = run(folder, &["check", "link/p.toml"]);
     assert!(said.contains("[link/p.toml:4:"), "{said}");
 }
 
-/// A pipe has no folder of its own under any name: `-`, `/dev/stdin` or the result of `<(…)` in a shell.
+/// If a policy comes from a pipe, its includes are looked up from the working folder. The name of the pipe
+/// does not matter: `-`, `/dev/stdin`, or the result of `<(…)` in a shell.
 #[test]
 fn includes_of_an_open_pipe_are_looked_up_from_the_working_folder() {
     let folder = folder();
@@ -341,7 +347,7 @@ fn includes_of_an_open_pipe_are_looked_up_from_the_working_folder() {
         "cat p.toml | \"$0\" check --host none /dev/stdin",
         "cat p.toml | { exec 5<&0; \"$0\" check --host none /dev/fd/5; }",
         "cat p.toml | \"$0\" check --host none /proc/self/fd/0",
-        // A file with a name has a folder.
+        // The file at this descriptor has a name, so its includes are looked up from its own folder.
         "cd /; \"$0\" check --host none /dev/stdin < \"$1/p.toml\"",
     ] {
         let mut shell = Command::new("sh");
@@ -354,9 +360,10 @@ fn includes_of_an_open_pipe_are_looked_up_from_the_working_folder() {
     }
 }
 
-/// A file of that name takes precedence, also a dangling link.
+/// If a dangling link is named like a shipped policy, the name means the link: files take precedence over
+/// shipped policies.
 #[test]
-fn link_that_leads_nowhere_does_not_mean_a_shipped_policy() {
+fn dangling_link_named_like_shipped_policy_is_an_error() {
     let folder = folder();
     let folder = folder.path();
     symlink("absent", folder.join("sandbox")).expect("a link");
@@ -366,8 +373,8 @@ fn link_that_leads_nowhere_does_not_mean_a_shipped_policy() {
     assert_eq!(code, Some(1), "{said}");
 }
 
-/// Two folders have names that differ in bytes that are no text. A third has the name by which one of them
-/// is shown.
+/// Paths that differ only in bytes that are not UTF-8 are printed differently. They also differ from a path
+/// that is equal to the printed form of one of them.
 #[test]
 fn paths_that_are_no_text_have_different_names_in_text_and_json() {
     let folder = folder();
@@ -396,7 +403,7 @@ fn paths_that_are_no_text_have_different_names_in_text_and_json() {
     let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
     let files = report["files"].as_array().expect("files");
     let shown: Vec<_> = files.iter().map(|file| &file["file"]).collect();
-    // A name that is text is shown unchanged.
+    // The name of a path that is UTF-8 text is the path itself.
     assert_eq!(shown, [names[0], names[1], names[2], "absent\\"]);
     for (name, file) in names.iter().zip(files) {
         assert_eq!(file["mistakes"][0]["file"], *name);
@@ -418,7 +425,7 @@ fn paths_that_are_no_text_have_different_names_in_text_and_json() {
 }
 
 #[test]
-fn paths_that_are_no_text_are_told_apart() {
+fn includes_with_different_paths_that_are_no_text_are_different_files() {
     let folder = folder();
     let folder = folder.path();
     let [one, other] = [b"\xff.toml", b"\xfe.toml"].map(|name| OsStr::from_bytes(name));
@@ -432,7 +439,7 @@ fn paths_that_are_no_text_are_told_apart() {
     assert_eq!(entries(folder, OsStr::new("p.toml")), ["0x10", "0x11"]);
     assert_eq!(entries(folder, one), ["0x10"]);
     assert_eq!(entries(folder, other), ["0x11"]);
-    // An include is looked up from a folder whose name is no text.
+    // An include is found in a folder whose name is not UTF-8.
     let inner = folder.join(OsStr::from_bytes(b"in\xff"));
     fs::create_dir(&inner).expect("a folder");
     write(
@@ -506,9 +513,10 @@ fn every_argument_that_is_a_path_takes_any_bytes() {
     assert!(!said(&output).contains("UTF-8"));
 }
 
-/// The 141 files form layers, and each file includes all files of the next layer.
+/// If 140 files form seven layers, and each file includes all files of the next layer, `check` needs at most
+/// 128 MiB.
 #[test]
-fn layers_of_includes_take_little_memory() {
+fn check_of_layers_of_includes_needs_little_memory() {
     let folder = folder();
     let folder = folder.path();
     let layer = |layer: usize| -> Vec<String> {
@@ -535,9 +543,9 @@ fn layers_of_includes_take_little_memory() {
     assert!(output.status.success(), "{}", said(&output));
 }
 
-/// Eight small files, each of which names the next 20 times.
+/// If each of several small files includes the next one 20 times, every command needs at most 128 MiB.
 #[test]
-fn file_named_again_and_again_takes_little_memory() {
+fn file_included_again_and_again_needs_little_memory() {
     let folder = folder();
     let folder = folder.path();
     for number in 0..6 {
@@ -572,17 +580,17 @@ fn file_named_again_and_again_takes_little_memory() {
     }
 }
 
-/// Each text is just within the limits, and has as much as possible of one kind of thing that costs the
-/// parser memory. Some once took 10 GiB.
+/// If a text is just within the limits, and has as much as possible of something that costs the parser
+/// memory, the command needs no more memory than the reference says. Some of these texts once took 10 GiB.
 #[test]
-fn text_within_the_limits_takes_no_more_memory_than_the_reference_says() {
+fn check_of_text_within_limits_needs_no_more_memory_than_documented() {
     let folder = folder();
     let folder = folder.path();
     let lines = |line: &str, bytes: usize| line.repeat(bytes / line.len());
     let tables: String = (0..8_000)
         .map(|number| format!("a{number}{} = 1\n", ".a".repeat(60)))
         .collect();
-    // This makes a line of values for a list.
+    // Repeats a value on a line of about 1000 bytes, for a list.
     let values = |value: &str| value.repeat(1_000 / value.len()) + "\n";
     let mistakes = "=\n".repeat(2_000_000);
     let keys = lines("a = \"r\"\n", 4 << 20);
@@ -621,7 +629,7 @@ fn text_within_the_limits_takes_no_more_memory_than_the_reference_says() {
 }
 
 #[test]
-fn unreadable_include_does_not_use_up_the_bytes_of_the_others() {
+fn unreadable_include_leaves_other_includes_readable() {
     let folder = folder();
     let folder = folder.path();
     fs::write(folder.join("latin1.toml"), b"policy = 1\n# \xe9\n").expect("a file");

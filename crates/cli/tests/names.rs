@@ -1,4 +1,4 @@
-//! Tests of the names of files in all output: each file has its own.
+//! Tests of the names of files in all output: different files have different names.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -52,7 +52,7 @@ fn names_that_differ_in_hidden_characters_look_different() {
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines, names.map(|(_, shown)| shown));
 
-    // These are all commands that name their file.
+    // These are all other commands that print the name of a file.
     for (path, shown) in names {
         let path = OsStr::from_bytes(path);
         let word = OsStr::new;
@@ -72,7 +72,7 @@ fn names_that_differ_in_hidden_characters_look_different() {
         }
         fs::write(folder.join(path), UNTIDY).expect("written");
     }
-    // The JSON has the name itself, with escapes.
+    // The JSON has the name itself; its hidden characters are escapes of JSON.
     let output = run(
         folder,
         &[
@@ -109,7 +109,7 @@ fn file_is_not_shown_as_a_shipped_policy_or_standard_input() {
         let output = run(folder, &["explain", "--format", "json", name, "0x12345"]);
         let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         assert_eq!(report[0]["file"], *wanted);
-        // A program file does not contain folders, and has the same name for both paths.
+        // A compiled program has the names of files without their folders, so both paths give the same name.
         for path in [name, &*folder.join(name).to_string_lossy()] {
             let output = run(folder, &["compile", path, "-o", "program"]);
             assert!(output.status.success(), "{output:?}");
@@ -119,7 +119,8 @@ fn file_is_not_shown_as_a_shipped_policy_or_standard_input() {
     }
 }
 
-/// The paths differ at their beginning, their end, or in the middle.
+/// If paths of more than 200 characters are in a message, about a circle of includes or about a missing
+/// file, the message has them in full.
 #[test]
 fn long_names_are_not_cut() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -197,9 +198,11 @@ fn conflict_of_two_files_names_both_in_json() {
     assert!(others[0]["says"].is_string(), "{report}");
 }
 
-/// A path through `/proc/PID/root` is followed by the kernel into another mount namespace, and by its text into this one.
+/// `compile` refuses an output path through `/proc/PID/root` into another mount namespace. The kernel
+/// follows such a path to a file there; without its links, the path would name a file in this namespace.
+/// Both files stay.
 #[test]
-fn path_into_another_mount_namespace_is_refused_and_replaces_nothing_here() {
+fn compile_refuses_output_path_into_another_mount_namespace() {
     let folder = tempfile::tempdir().expect("a folder");
     let below = folder.path().join("ns");
     fs::create_dir(&below).expect("a folder");

@@ -1,5 +1,5 @@
-//! Tests of answers for one processor: each names the processor, which is this host's unless the user names
-//! another.
+//! Tests of answers about one processor. Each answer names its processor, which is this host's unless
+//! `--cpu` names another.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -10,7 +10,7 @@ use serde_json::Value;
 const POLICY: &str = "tests/policies/vendors.toml";
 const TRACE: &str = "tests/traces/perf.txt";
 
-/// The commands that answer for one processor, with the place of `cpu` in their JSON.
+/// The commands whose answers are about one processor, with the JSON pointer to the processor.
 const COMMANDS: [(&[&str], &str); 5] = [
     (&["explain", POLICY, "MSR_PPERF"], "/0/cpu"),
     (&["replay", POLICY, TRACE], "/cpu"),
@@ -94,7 +94,8 @@ fn answer_without_named_processor_is_for_host() {
     }
 }
 
-/// The output file may be for another machine.
+/// If a policy differs by processor, `compile` asks for `--cpu` and does not choose this host's processor,
+/// because the output may be for another machine.
 #[test]
 fn compile_does_not_choose_by_the_host() {
     let json = ["compile", POLICY, "--format", "json", "--filter-only"];
@@ -114,9 +115,10 @@ fn compile_does_not_choose_by_the_host() {
 /// A policy that differs by stepping.
 const BY_STEPPING: &str = "tests/policies/steppings.toml";
 
-/// Under an allowing default, a wrong stepping would allow what the policy denies.
+/// If a policy differs by stepping, every command asks for the stepping. With a wrong stepping, the answer
+/// could allow what the policy denies.
 #[test]
-fn stepping_is_asked_for_where_it_makes_a_difference() {
+fn command_asks_for_stepping_if_policy_differs_by_stepping() {
     let commands: [&[&str]; 5] = [
         &["compile", BY_STEPPING, "--format", "json"],
         &["explain", BY_STEPPING, "IA32_LSTAR"],
@@ -131,7 +133,7 @@ fn stepping_is_asked_for_where_it_makes_a_difference() {
             talk(&output).contains("write GenuineIntel:6:0x6a:STEPPING"),
             "{output:?}"
         );
-        // On the first model no stepping differs, and for the second model the stepping is named.
+        // All steppings of the first processor's model are alike, and the second processor has a stepping.
         for cpu in ["GenuineIntel:6:0x6c", "GenuineIntel:6:0x6a:6"] {
             let output = msrgate(command, &["--cpu", cpu]);
             assert!(!talk(&output).contains("STEPPING"), "{output:?}");
@@ -140,16 +142,18 @@ fn stepping_is_asked_for_where_it_makes_a_difference() {
     }
 }
 
-/// A filter that was compiled for another processor names it.
+/// A compiled filter names the processor that `--cpu` chose, unless the policy is the same for all
+/// processors.
 #[test]
-fn compiled_filter_names_the_processor_it_was_chosen_for() {
+fn compiled_filter_names_chosen_processor() {
     for format in ["json", "c", "rust"] {
         let compile = ["compile", POLICY, "--filter-only", "--format", format];
         let output = msrgate(&compile, &["--cpu", "AuthenticAMD:25:1"]);
         let text = String::from_utf8(output.stdout).expect("text");
         let first = text.lines().next().expect("a line");
         assert!(first.contains("AuthenticAMD:25:0x1:0"), "{first}");
-        // A vendor may have any twelve characters, and must end neither a comment nor a string.
+        // A vendor's name may have any twelve characters; in the output it must not end a comment or a
+        // string.
         let output = msrgate(&compile, &["--cpu", "*/\"x\\*/zzzzz:6:1"]);
         let text = String::from_utf8(output.stdout).expect("text");
         let first = text.lines().next().expect("a line");
@@ -166,7 +170,8 @@ fn compiled_filter_names_the_processor_it_was_chosen_for() {
     );
 }
 
-/// No `[[when]]` would hold for a misspelt vendor; an allowing default would then allow everything.
+/// Every command refuses a misspelt vendor. No `[[when]]` would hold for it, and an allowing default would
+/// then allow everything.
 #[test]
 fn misspelt_vendor_is_refused_by_every_command() {
     let others = [&["compile", POLICY, "--format", "json", "--filter-only"][..]];
@@ -184,7 +189,7 @@ fn misspelt_vendor_is_refused_by_every_command() {
     }
 }
 
-/// `compile` accepts each processor that its message offers.
+/// If the message of `compile` offers processors, `compile` accepts each of them.
 #[test]
 fn every_offered_processor_is_accepted() {
     for policy in [POLICY, "tests/policies/cpus.toml"] {
@@ -195,7 +200,7 @@ fn every_offered_processor_is_accepted() {
             .filter_map(|line| line.trim().strip_prefix("--cpu "))
             .collect();
         assert!(offered.len() > 1, "{offered:?}");
-        // This host's processor is offered first, and the one for all others last.
+        // This host's processor is offered first, and the one that stands for all other vendors last.
         assert_eq!(offered[0], "host");
         let is_other = |cpu: &str| cpu.contains(" # for vendors that the policy does not name");
         assert!(offered.iter().rev().skip(1).all(|cpu| !is_other(cpu)));
@@ -222,7 +227,7 @@ fn compiled() -> tempfile::TempDir {
 }
 
 #[test]
-fn import_says_for_which_processor_the_filter_was_compiled() {
+fn import_names_processor_that_filter_was_compiled_for() {
     let folder = compiled();
     for file in ["amd.json", "amd.h", "amd.rs"] {
         let file = folder.path().join(file);
@@ -239,9 +244,10 @@ fn import_says_for_which_processor_the_filter_was_compiled() {
     }
 }
 
-/// One variant of several may allow what the others refuse.
+/// `import` of a program with several variants imports one of them and exits with 1, because that variant
+/// may allow what the others deny.
 #[test]
-fn import_of_one_of_several_variants_answers_no() {
+fn import_of_program_with_several_variants_answers_no() {
     let folder = compiled();
     let program = folder.path().join("program");
     let output = msrgate(&["import", program.to_str().expect("text")], &[]);
@@ -258,7 +264,7 @@ fn import_of_one_of_several_variants_answers_no() {
 }
 
 #[test]
-fn diff_with_a_filter_is_for_the_processor_that_it_names() {
+fn diff_with_filter_is_about_processor_that_filter_names() {
     let folder = compiled();
     for file in ["amd.json", "amd.h", "amd.rs"] {
         let file = folder.path().join(file);
@@ -282,7 +288,7 @@ fn diff_with_a_filter_is_for_the_processor_that_it_names() {
             let both = ["AuthenticAMD:25:0x1:0", "GenuineIntel:6:0x6a:0"];
             assert!(both.iter().all(|cpu| talk.contains(cpu)), "{talk}");
         }
-        // A policy that does not depend on the processor is compared for all.
+        // A policy that does not depend on the processor is compared with the filter on all processors.
         let output = msrgate(&["diff", file, "sandbox", "--format", "json"], &[]);
         assert_eq!(cpu_in(&output, "/cpu"), Value::Null);
         assert_eq!(talk(&output), "");
@@ -295,9 +301,10 @@ fn diff_with_a_filter_is_for_the_processor_that_it_names() {
     }
 }
 
-/// A filter's text may not have all characters of a vendor, and must not be taken for another vendor's.
+/// If a compiled filter does not have the vendor's name in full, `diff` asks for the processor, so that the
+/// filter is not taken for another vendor's.
 #[test]
-fn diff_with_a_filter_of_a_vendor_not_named_in_full_asks_for_the_processor() {
+fn diff_with_filter_of_incomplete_vendor_asks_for_processor() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("filter.json");
     let cpu = "VIA-VIA-VIA-:6:1:0";

@@ -1,5 +1,5 @@
-//! Tests of the language's reference: every example packs or is refused as it says, and every key, word,
-//! group, gap and limit is in it.
+//! Tests of the reference of the policy language: every example packs, or is refused with the message that
+//! follows it; and the reference has every key, word, group, gap and limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -17,7 +17,7 @@ use msrgate_policy::{
 const REFERENCE: &str = include_str!("../../../docs/policy-reference.md");
 const HEAD: &str = "policy  = 1\ndefault = \"deny\"\n";
 
-/// A fenced block: the words after its fence, and its text.
+/// A fenced block of the reference: the words after its opening fence, and its text.
 #[derive(Clone)]
 struct Block {
     kind: &'static str,
@@ -58,7 +58,7 @@ impl Includes for Shown {
     }
 }
 
-/// Returns the message about a policy in the form of the reference, or an empty text if the policy packs.
+/// Returns the message about a policy, formatted as in the reference, or an empty text if the policy packs.
 fn said_of(text: &str) -> String {
     let is_whole = text.lines().any(|line| line.starts_with("policy"));
     let text = if is_whole {
@@ -118,7 +118,7 @@ fn every_reference_example_packs_or_is_refused_as_stated() {
     assert!(counts[0] >= 12 && counts[1] >= 6, "{counts:?}");
 }
 
-/// A guest gets what the worked examples say, and `check` warns only of the pin.
+/// Each worked example passes `test` on the model, and `check` warns at most that a pin disturbs kexec.
 #[test]
 fn every_worked_example_holds_in_a_guest() {
     let (_, worked) = REFERENCE.split_once("## Worked examples").expect("them");
@@ -145,10 +145,10 @@ fn every_worked_example_holds_in_a_guest() {
     assert_eq!(count, 3);
 }
 
-/// This is the pipeline of the section about a baseline: the team's policy passes, and one without the
-/// fragment fails.
+/// In the section about a baseline, the team's policy passes `check --within` with the ceiling, and a policy
+/// without the fragment fails.
 #[test]
-fn baseline_example_passes_its_ceiling_and_a_policy_without_it_does_not() {
+fn check_within_passes_baseline_example_and_fails_policy_without_fragment() {
     let (_, section) = REFERENCE
         .split_once("## An organisation's baseline")
         .expect("it");
@@ -227,7 +227,7 @@ fn every_gap_is_in_reference_and_can_be_accepted() {
     }
 }
 
-/// Returns the words that a message offers in place of an unknown one.
+/// Returns the words that the message about this text offers in place of an unknown word.
 fn offered(text: &str) -> BTreeSet<String> {
     let said = said_of(&format!("{HEAD}{text}"));
     let (_, list) = said.split_once("may be ").expect(&said);
@@ -236,7 +236,7 @@ fn offered(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The keys and words of the parser are those that it offers for a misspelt one.
+/// The reference has every key and word that the parser offers in place of a misspelt one.
 #[test]
 fn every_key_and_word_is_in_reference() {
     let microcode = "[device.microcode]\nrevision = 1\nupdate = \"accept\"\n";
@@ -287,7 +287,7 @@ fn every_forwarded_register_is_in_reference() {
     assert_eq!(listed, forwarded.map(|register| register.name).collect());
 }
 
-/// Returns the limit that a text exceeds.
+/// Returns the limit that this text exceeds.
 fn limit_of(text: &str) -> usize {
     let source = Source::new("policy.toml", &format!("{HEAD}{text}"));
     let read = parse(&source, &mut NoIncludes).map(|_| "a policy within all limits");
@@ -362,7 +362,7 @@ fn every_limit_is_in_reference() {
     }
 }
 
-/// A chain of files, each of which includes the next.
+/// The includes of a chain of this many files, each of which includes the next.
 struct Row(usize);
 
 impl Includes for Row {

@@ -1,4 +1,5 @@
-//! Tests of streamed traces: standard input, and a Ctrl-C in the middle of a trace.
+//! Tests of `replay` with traces and policies from standard input, with incomplete traces, and with a
+//! Ctrl-C.
 
 use std::fs;
 use std::io::Write as _;
@@ -24,7 +25,7 @@ fn replay_as(format: &str, policy: &str, trace: &str) -> Child {
         .expect("msrgate starts")
 }
 
-/// Gives a run this input, and returns its exit code and all of its output.
+/// Gives a run this input. Returns the run's exit code, its results and its messages.
 fn said(mut run: Child, input: &[u8]) -> (Option<i32>, String, String) {
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(input).expect("it reads");
@@ -63,8 +64,8 @@ fn replay_reads_policy_from_standard_input() {
     assert_eq!(code, Some(0), "{out}");
 }
 
-/// The empty output of a failed tracer, as in `false | msrgate replay POLICY -`, proves nothing about the
-/// policy.
+/// `replay` of a trace without accesses exits with 2: the empty output of a failed tracer, as in `false |
+/// msrgate replay POLICY -`, proves nothing about the policy.
 #[test]
 fn replay_of_trace_without_accesses_gives_no_answer() {
     let entry = b"a-1 [0] 1.2: kvm_entry: vcpu 0\nCPU:0 [LOST 3 EVENTS]\n";
@@ -87,8 +88,8 @@ fn replay_of_trace_without_accesses_gives_no_answer() {
     assert_eq!((code, out.as_str()), (Some(2), ""));
 }
 
-/// A gap in a trace may hide an access that would be denied, so the answer is not yes. One access in the
-/// trace that would be denied is enough for no.
+/// If events are missing in a trace, the answer is never yes, because a missing access may be one that the
+/// policy denies. One denied access in the trace is enough for the answer no.
 #[test]
 fn replay_of_trace_with_missing_events_never_answers_yes() {
     let unreadable = b"a-1 [0] 1.4: kvm_msr: msr_wr\n";
@@ -116,7 +117,7 @@ fn replay_of_trace_with_missing_events_never_answers_yes() {
     }
 }
 
-/// One Ctrl-C ends the reading, and what was read is reported.
+/// After one Ctrl-C the command stops reading, and reports the accesses that it has read.
 #[test]
 fn ctrl_c_ends_trace_and_prints_report() {
     let (code, out, err) = interrupted(replay("tests/policies/good.toml", "-"), REFUSED);
@@ -125,7 +126,8 @@ fn ctrl_c_ends_trace_and_prints_report() {
     assert!(out.contains("of 2 accesses, 1 would be refused"), "{out}");
 }
 
-/// The unread lines may have an access that would be denied.
+/// If a Ctrl-C ends the reading before a denied access was found, the answer is not yes, because the unread
+/// lines may have one.
 #[test]
 fn replay_stopped_before_any_refusal_never_answers_yes() {
     let policy = "tests/policies/good.toml";
@@ -141,7 +143,7 @@ fn replay_stopped_before_any_refusal_never_answers_yes() {
     assert_eq!(report["ok"], false);
 }
 
-/// The JSON, too, says that the answer is about a part of the trace.
+/// If a Ctrl-C ended the reading, the JSON has the last line that was read; else that field is null.
 #[test]
 fn json_report_has_last_line_before_ctrl_c() {
     let stopped = |out: &str| {
@@ -155,7 +157,7 @@ fn json_report_has_last_line_before_ctrl_c() {
     assert_eq!(stopped(&out), serde_json::Value::Null);
 }
 
-/// Gives a run this line and then, after a Ctrl-C, an allowed access.
+/// Gives a run the line `first`, then a Ctrl-C, then an allowed access. Returns the same as [`said`].
 fn interrupted(mut run: Child, first: &[u8]) -> (Option<i32>, String, String) {
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(first).expect("it reads");
@@ -164,14 +166,15 @@ fn interrupted(mut run: Child, first: &[u8]) -> (Option<i32>, String, String) {
         .args(["-c", &format!("kill -INT {}", run.id())])
         .status();
     assert!(kill.expect("a shell").success());
-    // Another line comes, and the pipe stays open; the run must end all the same.
+    // After the Ctrl-C another line comes, and the pipe stays open. The run must end all the same.
     stdin.write_all(ALLOWED).expect("it still reads");
     ended(run)
 }
 
-/// A Ctrl-C ends whoever writes the trace, too: no further line comes, and the end of the pipe is not the trace's.
+/// If a Ctrl-C also ends the tracer while `replay` waits for the next line, the trace counts as incomplete:
+/// the end of the pipe is not the end of the trace.
 #[test]
-fn ctrl_c_while_the_next_line_is_waited_for_leaves_the_trace_incomplete() {
+fn ctrl_c_while_waiting_for_a_line_makes_trace_incomplete() {
     let mut run = replay_as("json", "tests/policies/good.toml", "-");
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(ALLOWED).expect("it reads");
@@ -190,7 +193,8 @@ fn ctrl_c_while_the_next_line_is_waited_for_leaves_the_trace_incomplete() {
     );
 }
 
-/// Whether it comes to handle the signal and to sleep: all that it waits for is its input.
+/// Waits until the run handles SIGINT and sleeps, which means that it waits for its input. Returns false if
+/// that does not happen within about 20 seconds.
 fn reads(run: &mut Child) -> bool {
     const SIGINT: u64 = 1 << 1;
     for _ in 0..10_000 {
@@ -218,10 +222,10 @@ IA32_LSTAR = { read = 'allow', write = { mask = '0xff', outside = 'deny' } }
 IA32_STAR = { read = 'allow', write = 'pin' }
 ";
 
-/// If an action denies some writes, the exit code is 0 only if the trace proves that it denies none of
-/// these.
+/// If an action denies writes by their value, the exit code is 0 only if the trace proves that no write in
+/// it is denied.
 #[test]
-fn exit_code_of_writes_that_are_refused_by_value() {
+fn replay_of_writes_denied_by_value_answers_yes_only_if_sure() {
     let folder = tempfile::tempdir().expect("a folder");
     let policy = folder.path().join("by-value.toml");
     fs::write(&policy, BY_VALUE).expect("written");
@@ -263,7 +267,8 @@ fn exit_code_of_writes_that_are_refused_by_value() {
     }
 }
 
-/// A number that the end of the trace cuts may have been another number.
+/// If the last line of a trace has no line feed, the trace is incomplete, because the last number may have
+/// had more digits.
 #[test]
 fn trace_that_ends_within_a_line_is_incomplete() {
     let cut = &ALLOWED[..ALLOWED.len() - 1];

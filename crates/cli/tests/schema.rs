@@ -1,4 +1,4 @@
-//! Tests of the JSON schema: it allows every policy, and refuses every other shape.
+//! Tests of the JSON schema: it accepts every policy, and refuses files whose shape is not a policy's.
 
 use std::fs;
 use std::path::Path;
@@ -102,8 +102,8 @@ fn wrong_shape_is_refused_by_schema_and_parser() {
     }
 }
 
-/// The test adds an unknown key to every table except those whose keys are MSRs, and replaces every word of
-/// the language by an unknown one.
+/// If a table has an unknown key, or a word of the language is replaced by an unknown one, the schema
+/// refuses the policy. Tables whose keys are MSRs are left out.
 #[test]
 fn unknown_key_or_word_is_refused_everywhere() {
     let validator = validator();
@@ -125,7 +125,8 @@ fn unknown_key_or_word_is_refused_everywhere() {
     assert!(count > 200, "{count}");
 }
 
-/// Returns the JSON pointers to all values, each with true if any text or any key is allowed there.
+/// Returns the JSON pointers to all values in `value`. The flag is true if the place may have any text, or a
+/// table with any keys.
 fn places(value: &Value) -> Vec<(String, bool)> {
     fn look(value: &Value, path: &str, places: &mut Vec<(String, bool)>) {
         let is_free = ["name", "why", "include", "vendor", "handler"]

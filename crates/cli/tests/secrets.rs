@@ -1,4 +1,4 @@
-//! Tests that no message tells the values or the length of a file that is no policy.
+//! Tests that no message tells the content or the length of a file that is no policy.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -23,7 +23,8 @@ fn said(output: &Output) -> String {
         .replace("\n  │ ", " ")
 }
 
-/// A stranger's link in a repository may lead to any file.
+/// If a file is no filter, no message quotes its values. The file may be a secret, because a link in a
+/// stranger's repository may lead to any file.
 #[test]
 fn values_of_a_file_that_is_no_filter_are_not_quoted() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -53,7 +54,7 @@ fn values_of_a_file_that_is_no_filter_are_not_quoted() {
         modifier(r#"{"addr":"hunter2","bitmap":"0b1"}"#).into_bytes(),
         modifier(r#"{"addr":"0x1","bitmap":"hunter2"}"#).into_bytes(),
         b"{\"msr_modifiers\":\"hunter2\"}".to_vec(),
-        // In a filter's bytes these would be flags.
+        // As the bytes of a filter, this text would have flags that do not exist.
         utf_16,
         b"hunter2\0".repeat(100),
     ] {
@@ -74,8 +75,8 @@ fn values_of_a_file_that_is_no_filter_are_not_quoted() {
             &["import", "org.toml", "--from", "program"],
         ] {
             let said = said(&run(folder, arguments));
-            // These are the last value in hexadecimal, and the first letters of the first in UTF-16 and in
-            // bytes.
+            // These are the forms in which a message could show a value: text, the number above in decimal
+            // and hexadecimal, and the first letters of `hunter2` as a number, from UTF-16 and from UTF-8.
             for part in ["hunter2", "1212696648", "48484848", "750068", "746e7568"] {
                 assert!(!said.contains(part), "{arguments:?} of {shown}: {said}");
             }
@@ -83,8 +84,8 @@ fn values_of_a_file_that_is_no_filter_are_not_quoted() {
     }
 }
 
-/// A column after a value would tell its length. The message has the column only for a file of one line that
-/// begins like an output of `compile`.
+/// The message about wrong JSON has a column only if the file is one line that begins like an output of
+/// `compile`. In other files the column of a mistake would tell the length of the value before it.
 #[test]
 fn place_in_json_tells_no_length_of_a_value() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -105,9 +106,10 @@ fn place_in_json_tells_no_length_of_a_value() {
     assert!(ours.contains(wanted), "{ours}");
 }
 
-/// The limit that remains for a secret depends on the length of the policy that includes it.
+/// An included text that is no policy does not count towards the limit on bytes. Otherwise the author of the
+/// policy could find out the text's length: by the length of the policy at which the limit is exceeded.
 #[test]
-fn length_of_text_that_is_no_policy_uses_up_no_limit() {
+fn included_text_that_is_no_policy_does_not_count_towards_limit() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(
@@ -170,7 +172,7 @@ fn long_and_short_files_that_are_no_policy_get_same_message() {
             assert_eq!(with(lines), short, "{lines} lines");
         }
     }
-    // For a policy, the message tells the length.
+    // If the file is a policy, the message does tell that it is too long.
     fs::write(
         folder.join("x.toml"),
         HEAD.to_owned() + &"\n".repeat(MAX_BYTES),

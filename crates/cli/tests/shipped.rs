@@ -1,4 +1,4 @@
-//! Tests of the shipped policies: each states its reasons, packs, and holds in a guest.
+//! Tests of the shipped policies: each has a reason for every entry, packs, and holds in a guest.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -122,7 +122,8 @@ fn action(compiled: &Compiled, index: MsrIndex, access: Access) -> &Action {
     compiled.variants()[0].rules().at(index, access).action
 }
 
-/// Returns each recorded MSR, with two flags: a booting kernel read it, and wrote it, with success.
+/// Returns each MSR that the recorded boots accessed, with two flags: true if a read succeeded, and true if
+/// a write succeeded.
 fn recorded() -> Vec<(MsrIndex, [bool; 2])> {
     let text = include_str!("../../policy/data/seen/linux-boot-msrs.txt");
     let row = |line: &str| {
@@ -170,7 +171,8 @@ fn linux_guest_policy_allows_all_that_linux_boot_allows() {
     }
 }
 
-/// Returns all named registers with this action in one direction, except those of x2APIC.
+/// Returns the named registers to which the policy gives this action in this direction, without those of the
+/// x2APIC.
 fn with(name: &str, access: Access, wanted: &Action) -> Vec<MsrIndex> {
     let compiled = compile(read(name)).expect(name);
     let named = registers::all().iter().map(|register| register.index);
@@ -212,7 +214,7 @@ fn shipped_policy_does_only_what_its_name_says() {
     assert_eq!((unknown.read, unknown.write), (read, write));
 }
 
-/// An ordinary Linux guest has no use for these registers.
+/// The policy `linux-guest` denies registers that an ordinary Linux guest has no use for.
 #[test]
 fn linux_guest_policy_denies_power_counters_microcode_and_virtualization() {
     let refused = with("linux-guest", Access::Write, &Action::Deny);
@@ -227,7 +229,7 @@ fn linux_guest_policy_denies_power_counters_microcode_and_virtualization() {
     }
 }
 
-/// Returns the number of warnings of `check` about a text.
+/// Returns the number of warnings that `check` prints about this text of a policy.
 fn warnings(text: &str) -> usize {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
     file.write_all(text.as_bytes()).expect("written");
@@ -237,8 +239,8 @@ fn warnings(text: &str) -> usize {
     json["warnings"].as_array().expect("warnings").len()
 }
 
-/// An accepted gap is a gap that the policy has: the policy answers from a state, or `check` warns of the
-/// gap if the word for it is missing.
+/// Each gap that a shipped policy accepts exists: `check` warns of the gap if the policy does not accept it.
+/// For `state-not-migrated`, the policy must have an action that keeps state.
 #[test]
 fn every_accepted_gap_of_shipped_policy_exists() {
     let mut seen = 0;
@@ -263,7 +265,8 @@ fn every_accepted_gap_of_shipped_policy_exists() {
     assert!(seen > 0);
 }
 
-/// A file in the working folder does not change a shipped policy.
+/// A shipped policy includes other shipped policies, even if the working folder has a file with the name of
+/// one.
 #[test]
 fn shipped_policy_includes_only_shipped_policies() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -296,7 +299,7 @@ fn shipped_policy_holds_in_real_guest() {
             "MSRGATE_REQUIRE=kvm, but {error}. {advice}"
         );
         let line = format!("SKIPPED: {error}. {advice}\n");
-        // This bypasses the capture of output, which hides what a passing test prints.
+        // This line is written past the test harness, which would hide the output of a passing test.
         let _ = std::io::stderr().write_all(line.as_bytes());
         return;
     }

@@ -1,12 +1,12 @@
-//! Tests that the exit code is the answer, wherever results and messages go, and whether or not they are
-//! read.
+//! Tests that the exit code is the command's answer, whatever reads its results and messages, and also if
+//! nothing reads them.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::pipe;
 use std::process::{Command, Stdio};
 
-/// A command with output, and its exit code.
+/// A command to run, and its exit code.
 struct Row {
     arguments: &'static [&'static str],
     /// The exit code; `None` if it depends on the host.
@@ -26,7 +26,7 @@ const UNTIDY: &str = "tests/policies/untidy.toml";
 const TRACE: &str = "tests/traces/events.jsonl";
 const DMESG: &str = "tests/imports/dmesg.txt";
 
-/// All commands with each of their answers, for people and for programs.
+/// All commands with each of their possible answers, as text and as JSON.
 const ROWS: &[Row] = &[
     row(&["test", GOOD, "--backend", "model"], 0),
     row(&["test", GOOD, "--backend", "model", "--format", "json"], 0),
@@ -91,7 +91,7 @@ fn msrgate(arguments: &[&str]) -> Command {
     command
 }
 
-/// Returns the command, started by a shell that first runs `script`.
+/// Returns a shell that first runs `script` and then the command.
 fn after(script: &str, arguments: &[&str]) -> Command {
     let mut shell = Command::new("sh");
     let script = format!("{script} \"$0\" \"$@\"");
@@ -100,14 +100,14 @@ fn after(script: &str, arguments: &[&str]) -> Command {
     shell
 }
 
-/// Returns the exit code of a command with this output. A panic would be 101.
+/// Returns the exit code of a command whose output goes to `out` and `err`. The code after a panic is 101.
 fn code(mut command: Command, out: impl Into<Stdio>, err: impl Into<Stdio>) -> i32 {
     let status = command.stdout(out).stderr(err).status();
     let status = status.expect("the command runs");
     status.code().expect("it exits by itself")
 }
 
-/// Returns a file that has no room.
+/// Returns a file to which every write fails, as on a full disk.
 fn full() -> Stdio {
     let full = File::options().write(true).open("/dev/full");
     full.expect("/dev/full").into()
@@ -120,7 +120,7 @@ fn broken() -> Stdio {
     writer.into()
 }
 
-/// The rows cover every command of the help text.
+/// Each command that the help lists has a row in [`ROWS`].
 #[test]
 fn rows_cover_every_command() {
     let help = msrgate(&["--help"]).output().expect("it runs").stdout;
@@ -152,7 +152,7 @@ fn exit_code_does_not_depend_on_reader_of_results() {
             answer,
             "{arguments:?}"
         );
-        // The results are lost, whatever the answer is.
+        // The results are lost, so the exit code is at least 2.
         let wanted = if output.stdout.is_empty() {
             answer
         } else {
@@ -210,7 +210,7 @@ fn exit_code_does_not_depend_on_reader_of_messages() {
     }
 }
 
-/// The message says why no input was read.
+/// If standard input is closed, a command that reads it exits with 2 and says why.
 #[test]
 fn closed_standard_input_is_an_error() {
     for arguments in [
@@ -252,7 +252,8 @@ fn lost_results_are_reported() {
     }
 }
 
-/// The output is larger than a pipe: the reader closes it while the command still writes.
+/// If the reader closes the pipe while the command still writes, the exit code is the answer. The output is
+/// larger than a pipe.
 #[test]
 fn exit_code_stays_when_reader_closes_early() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -280,7 +281,8 @@ fn exit_code_stays_when_reader_closes_early() {
     }
 }
 
-/// No part of an incomplete file may remain, and the old file stays.
+/// If the disk is full, a command that writes a file fails. The old file stays, and no part of the new one
+/// remains.
 #[test]
 fn failed_write_keeps_old_file() {
     let folder = tempfile::tempdir().expect("a folder");
