@@ -45,8 +45,9 @@ extern "C" fn note_closed() {
     }
 }
 
-/// Undoes the changes that the standard library made before `main`, for a program that replaces this
-/// process: the replaced closed descriptors, and the disposition of SIGPIPE.
+/// Undoes two changes that the standard library made before `main`, for a program that is about to replace
+/// this process: closes the descriptors that were closed at msrgate's start, and restores the disposition of
+/// SIGPIPE.
 pub(crate) fn as_before_main() {
     for (number, closed) in (STDIN..).zip(&CLOSED) {
         if closed.load(Ordering::Relaxed) {
@@ -59,7 +60,8 @@ pub(crate) fn as_before_main() {
     unsafe { libc::signal(libc::SIGPIPE, SIGPIPE.load(Ordering::Relaxed)) };
 }
 
-/// Duplicates a descriptor: both share one position in the file, and its flags.
+/// Duplicates a descriptor. The original and the duplicate share the position in the file and the file's
+/// flags.
 ///
 /// # Errors
 /// EBADF: the descriptor is not open, or was closed when msrgate was started.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The largest number of links in a row, which is the kernel's.
+/// The largest number of links that are followed in a row. The kernel has the same limit.
 const MOST_LINKS: usize = 40;
 
 /// The file that a path leads to.
@@ -49,7 +49,7 @@ pub(crate) fn follow(path: &Path) -> io::Result<Target> {
     Err(io::Error::from_raw_os_error(libc::ELOOP))
 }
 
-/// Returns a path without links to the same file.
+/// Returns a path that has no links and leads to the same file.
 ///
 /// # Errors
 /// The path cannot be followed, or no path without links leads to the file. The latter happens if the path

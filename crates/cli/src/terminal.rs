@@ -74,15 +74,15 @@ fn wrap(all: &mut String, line: &str, width: usize) {
     }
 }
 
-/// Returns the column at which the last cell of a table's row begins: the column after the last two blanks
-/// in a row. Returns `None` if the line has no such blanks.
+/// Returns the column at which the last cell of a table's row begins: the column after the last gap of two
+/// or more blanks. Returns `None` if the line has no such gap.
 fn last_column(line: &str) -> Option<usize> {
     let body = line.trim_start_matches(' ');
     let at = line.len() - body.len() + body.rfind("  ")? + 2;
     Some(seen(&line[..at]))
 }
 
-/// Returns the number of characters that take a column, which those of styles do not.
+/// Returns the width of a text in columns: the number of its characters, without those of styles.
 fn seen(text: &str) -> usize {
     let mut count = 0;
     let mut rest = text.chars();

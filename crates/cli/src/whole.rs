@@ -88,8 +88,8 @@ fn trouble(path: &Path, error: &io::Error) -> Failure {
     }
 }
 
-/// Returns the reason of an error of writing. A missing file is no error, because the command makes it; only
-/// a missing folder is one.
+/// Returns the reason of an error of writing. If something is missing, it is the folder, because the command
+/// would make a missing file.
 fn unwritten(path: &Path, kind: io::ErrorKind) -> String {
     let folder = folder(path);
     match kind {

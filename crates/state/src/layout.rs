@@ -45,7 +45,7 @@ pub(crate) mod word {
     pub(crate) const EVENTS: usize = 8;
     /// The number of VMs that were made.
     pub(crate) const VMS_MADE: usize = 16;
-    /// The number of accesses that found no place.
+    /// The number of accesses for whose kind there was no free place.
     pub(crate) const OTHERS: usize = 17;
     /// The number of all events that the library has put into the ring, also of those that were overwritten.
     pub(crate) const EVENTS_PUT: usize = 18;

@@ -186,7 +186,7 @@ impl Texts {
     }
 }
 
-/// The included file.
+/// The includes of a policy: every path leads to the included file.
 struct Base<'t>(&'t Texts);
 
 impl Includes for Base<'_> {

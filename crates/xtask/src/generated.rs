@@ -1,4 +1,4 @@
-//! Generated files: the code that writes them, and the code that compares them with the committed files.
+//! The writing of generated files, and their comparison with the committed ones.
 
 use std::fs;
 use std::path::PathBuf;

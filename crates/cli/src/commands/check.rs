@@ -165,7 +165,7 @@ fn print(
     for warnings in found.warnings.chunk_by(|one, next| one.code == next.code) {
         print_warnings(out, compiled, warnings, detail)?;
     }
-    // One line names all kinds that are missing for the same reason.
+    // One line names all kinds of warnings that are missing for the same reason.
     for missing in found.not_made.chunk_by(|one, next| one.why == next.why) {
         let codes: Vec<_> = missing.iter().map(|one| one.code).collect();
         let why = missing.first().map_or("", |one| &one.why);

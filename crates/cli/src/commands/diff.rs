@@ -138,7 +138,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
     Ok(if fails { Answer::No } else { Answer::Yes })
 }
 
-/// Returns true if both sides have settings: they are policies or programs, and no filters.
+/// Returns true if both sides have settings: they are policies or programs, and not filters.
 fn has_settings(old: &Side, new: &Side) -> bool {
     [old.content, new.content] == [Content::Policy; 2]
 }

@@ -70,7 +70,7 @@ struct Row<'c> {
     uses: Vec<UseRow>,
 }
 
-/// The kernel's report of an access to user space.
+/// The kernel's report to user space about an access.
 #[derive(Serialize)]
 struct KernelRow {
     /// `nothing`, `gp` or `exit`.
@@ -197,7 +197,7 @@ impl<'c> Explained<'c> {
         texts.map(msrgate_policy::Source::name).collect()
     }
 
-    /// Returns the number of the bit that decides, in the range that decides.
+    /// Returns the position of the bit that decides, counted from the beginning of its range.
     fn bit(&self, explanation: &Explanation<'_>) -> Option<u32> {
         let range = self.variant.filter().ranges().get(explanation.range()?)?;
         Some(explanation.index.get() - range.base().get())

@@ -68,7 +68,7 @@ pub(super) struct Mention {
     pub(super) index: u32,
     pub(super) source: Source,
     pub(super) names: Vec<Name>,
-    /// The vendor in the word of `extra.tsv`; `None` in other lists.
+    /// The word that `extra.tsv` has for the vendor; `None` for other lists.
     pub(super) vendor: Option<String>,
     pub(super) summary: Option<String>,
     pub(super) fields: Vec<Field>,

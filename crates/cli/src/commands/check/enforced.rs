@@ -181,7 +181,7 @@ pub(super) fn report(compiled: &Compiled) -> Counted {
     }
 }
 
-/// Prints a line for each bypass. In brief, only the first [`SHOWN`] are printed.
+/// Prints a line for each bypass. If `detail` is brief, prints only the first [`SHOWN`] of them.
 fn print_holes(
     out: &mut dyn Write,
     policy: &Policy,
@@ -206,8 +206,8 @@ fn print_holes(
     }
 }
 
-/// Prints the numbers of entries by extent. Then prints each entry that is not wholly enforced, or, in full,
-/// every entry.
+/// Prints the numbers of entries by extent. Then prints the entries that are not wholly enforced; if
+/// `detail` is full, prints all entries.
 pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) -> io::Result<()> {
     let policy = compiled.policy();
     let all = enforcement(compiled);

@@ -17,7 +17,8 @@ use crate::side::{Content, Side};
 /// The number of violations that are shown.
 const SHOWN: usize = 10;
 
-/// The comparison of a policy with another one, `org`, than which it must not be looser.
+/// The comparison of a policy with the policy of `--within`, `org`. The first must not be looser than the
+/// second.
 pub(super) struct Within {
     policy: Side,
     org: Side,

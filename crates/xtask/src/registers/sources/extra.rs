@@ -39,7 +39,8 @@ fn said(column: &str) -> Option<&str> {
     (column != "-" && !column.is_empty()).then_some(column)
 }
 
-/// Returns `MC29_CTL` for the pattern `MC{29}_CTL` and 0, `MC30_CTL` for 1.
+/// Returns the name that a pattern gives to the register number `nth`: for `MC{29}_CTL`, 0 gives `MC29_CTL`
+/// and 1 gives `MC30_CTL`.
 fn numbered(pattern: &str, nth: u32) -> anyhow::Result<String> {
     let Some((before, rest)) = pattern.split_once('{') else {
         return Ok(pattern.to_owned());

@@ -1,5 +1,5 @@
-//! Reader of geopm's lists, which have bit fields: `{"msrs": {NAME: {"offset": "0x10", "fields": {NAME:
-//! …}}}}`.
+//! Reader of geopm's lists, which have bit fields. The format is
+//! `{"msrs": {NAME: {"offset": "0x10", "fields": {NAME: …}}}}`.
 
 use anyhow::Context;
 use serde_json::{Map, Value};
