@@ -67,7 +67,7 @@ impl Access {
     fn with(metadata: &Metadata, bytes: &[u8], length: Result<usize, Errno>) -> io::Result<Self> {
         let acl = match length {
             Ok(length) => Some(Acl::of(&bytes[..length])?),
-            // The file has no ACL, or the file system supports none.
+            // The file has no ACL, or its file system supports no ACLs.
             Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
             Err(error) => return Err(error.into()),
         };

@@ -6,7 +6,7 @@
 //! - A file is opened first and checked afterwards, by its handle and by its path without links. So neither
 //!   a link nor a change in between can lead to another file.
 //! - The parser never quotes a text that does not say `policy = 1`.
-//! - Of such a text only the head is read, so that no message depends on the text's length.
+//! - The command reads only the head of such a text, so that no message depends on the text's length.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -190,7 +190,7 @@ impl Files {
         files
     }
 
-    /// Returns the inodes of all files that were read. A policy from a pipe has none.
+    /// Returns the inodes of all files that were read. A pipe has no inode here.
     pub(crate) fn inodes(self) -> HashSet<Inode> {
         self.by_id.into_keys().map(|id| id.inode).collect()
     }

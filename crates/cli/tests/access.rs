@@ -228,7 +228,7 @@ fn replaced_file_that_loses_owner_or_group_gives_no_more_rights_by_acl() {
     }
 }
 
-/// If a folder gives an ACL to new files, a replaced file that had no ACL still has none.
+/// If a folder gives an ACL to new files, a replaced file without an ACL still has no ACL.
 #[test]
 fn replaced_file_without_acl_gets_no_acl_from_folder() {
     for writer in WRITERS {

@@ -54,7 +54,7 @@ fn values_of_a_file_that_is_no_filter_are_not_quoted() {
         modifier(r#"{"addr":"hunter2","bitmap":"0b1"}"#).into_bytes(),
         modifier(r#"{"addr":"0x1","bitmap":"hunter2"}"#).into_bytes(),
         b"{\"msr_modifiers\":\"hunter2\"}".to_vec(),
-        // As the bytes of a filter, this text would have flags that do not exist.
+        // If this text were the bytes of a filter, its flags would be invalid.
         utf_16,
         b"hunter2\0".repeat(100),
     ] {

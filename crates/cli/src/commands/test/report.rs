@@ -28,7 +28,7 @@ struct Row {
     index: String,
     name: Option<&'static str>,
     access: String,
-    /// The pass: in `exits` user space asks for exits for every reason, in `faults` for none.
+    /// The pass: in `exits` user space asks for an exit for every reason, in `faults` it asks for no exit.
     pass: &'static str,
     expected: &'static str,
     observed: &'static str,
