@@ -22,7 +22,7 @@ impl Compiled {
         &self.policy
     }
 
-    /// The program that a kernel, a gate or a file gets. The
+    /// The program, which can be installed in a VM or written to a file. The
     /// [`EntryId`](msrgate_program::EntryId)s of its rules refer to entries of [`Self::policy`].
     #[must_use]
     pub const fn program(&self) -> &Program {

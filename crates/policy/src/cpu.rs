@@ -67,8 +67,8 @@ impl NamedCpu {
         &self.cpu
     }
 
-    /// Returns the processor, if each of these programs has one variant for every stepping that
-    /// may be meant.
+    /// Returns the processor, if the stepping was named or makes no difference: then each of these
+    /// programs has the same variant for all steppings.
     ///
     /// # Errors
     /// Returns [`CpuError`] if the stepping was left out, and a program has different variants for
@@ -317,7 +317,8 @@ mod tests {
             ("AMD AMD AMD ", "AuthenticAMD"),
             ("GenuineAMDxx", "AuthenticAMD"),
             ("Zhaoxin     ", "  Shanghai  "),
-            // EBX, ECX, EDX; bytes from the highest down; all from the end.
+            // The registers in the order EBX, ECX, EDX; the bytes of each register from the highest
+            // down; the whole name from the end.
             ("GenuntelineI", "GenuineIntel"),
             ("HygouinenGen", "HygonGenuine"),
             ("CentaulsurHa", "CentaurHauls"),

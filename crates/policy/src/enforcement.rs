@@ -14,7 +14,7 @@ use crate::registers::{self, Gap, Reach};
 /// The extent to which an entry is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Extent {
-    /// Every access that asks a filter at all gets the entry's action.
+    /// Every access for which KVM asks a filter gets the entry's action.
     Enforced,
     /// Some accesses bypass the entry.
     Partly,
@@ -116,7 +116,7 @@ pub struct Enforcement {
     pub extent: Extent,
     /// The component that enforces the entry.
     pub enforcer: Enforcer,
-    /// The accesses that bypass the entry, ordered, reads before writes.
+    /// The accesses that bypass the entry: reads before writes, in the order of MSRs.
     pub holes: Vec<Bypass>,
 }
 
@@ -159,8 +159,9 @@ pub fn enforcement_of(
     (extent, holes)
 }
 
-/// Returns the extent to which each entry that decides something is enforced, on all processors
-/// together, in the order of the entries. If the default refuses, the default comes last.
+/// Returns the extent to which each entry is enforced, on all processors together, in the order of
+/// the entries. Entries that neither decide an access nor are bypassed are left out. If the default
+/// refuses, the default comes last.
 #[must_use]
 pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
     let settings = compiled.policy().settings();
@@ -195,8 +196,8 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         let (extents, _) = found
             .entry(Some(id))
             .or_insert_with(|| new_enforcement(Some(id)));
-        // Other entries decide in this entry's place: some loosen it, and others may agree with
-        // it.
+        // Other entries decide all accesses of this entry: some are looser than this entry, and
+        // others may be as strict.
         if extents.is_empty() && !holds_somewhere(compiled, id) {
             extents.push(Extent::Not);
         }
@@ -217,15 +218,15 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
             enforcement
         })
         .collect();
-    // `None` sorts first.
+    // The default is `None`, which sorts first.
     if all.first().is_some_and(|one| one.entry.is_none()) {
         all.rotate_left(1);
     }
     all
 }
 
-/// Returns true if at least one access that an entry restricts is decided no looser than the entry
-/// says.
+/// Returns true if at least one access that the entry restricts gets an action no looser than the
+/// entry's.
 fn holds_somewhere(compiled: &Compiled, id: EntryId) -> bool {
     let entry = compiled.policy().entry(id);
     Access::ALL.into_iter().any(|access| {

@@ -102,14 +102,14 @@ impl Explanation<'_> {
                 Access::Read => unknown.read,
                 Access::Write => unknown.write,
             }),
-            // `unknown` applies only to accesses that no entry refuses, in an audit too.
+            // `unknown` applies only to accesses that no entry refuses, in audit mode, too.
             _ if self.is_let_through() => Some(UnknownAction::Deny),
             _ => None,
         }
     }
 
     /// Returns true if the policy refuses the access, but lets it through because its mode is
-    /// audit. The last MSR is an exception: no filter can open for it alone (S3.5).
+    /// audit. MSR 0xffffffff is an exception: no filter can let this MSR alone through (S3.5).
     fn is_let_through(&self) -> bool {
         let audits = self.settings.mode == Mode::Audit;
         audits && self.action.refuses() && self.index != MsrIndex::MAX

@@ -45,7 +45,7 @@ const OTHERS: [&str; 13] = [
 ///   that says the same as a word becomes the word. Keys have quotes only where TOML requires
 ///   them, hexadecimal digits are small letters, and names are spelled as in the register table.
 ///
-/// A comment stays with the line above which, beside which, or right below which it stands.
+/// A comment stays with its line: the line below the comment, beside it, or right above it.
 /// Formatting formatted text changes nothing. Includes are not followed.
 ///
 /// # Errors
@@ -68,8 +68,8 @@ pub(crate) fn checked(source: &Source, formatted: String) -> Result<String, Box<
     Ok(formatted)
 }
 
-/// Returns the limit that the canonical form exceeds, as a mistake of the text. The text's own
-/// size differs from that of the canonical form.
+/// Returns the mistake that the canonical form exceeds a limit, with the size of the canonical
+/// form. The text itself is within the limit.
 fn beyond_a_limit(mistakes: &Mistakes) -> Option<MistakeKind> {
     let (what, found, limit) = match *mistakes.mistakes().first()?.wrong() {
         MistakeKind::TooLong { bytes, limit } => ("bytes", bytes, limit),
@@ -114,7 +114,7 @@ fn write(mut root: Node, head: &[String], foot: &[String]) -> String {
     text
 }
 
-/// Returns the parts of a table; the first part has the table's own comments, too.
+/// Returns the parts of a table, and moves the table's own comments to the first part.
 fn with_head_for_first(table: Node) -> impl Iterator<Item = (String, Node)> {
     let mut own = Some(table.comments.clone());
     table.parts.into_iter().map(move |(key, mut child)| {

@@ -50,7 +50,7 @@ pub enum Format {
     KernelLog,
     /// A custom CPU template of Firecracker, or a fingerprint, in JSON.
     Firecracker,
-    /// Firecracker's list of what a guest could read: `MSR_ADDR,VALUE`.
+    /// Firecracker's list of the MSRs that a guest could read, with their values: `MSR_ADDR,VALUE`.
     FirecrackerList,
     /// An allowlist of msr-safe: index, mask of writable bits, comment.
     MsrSafe,
@@ -113,7 +113,7 @@ pub struct Imported {
     pub format: Format,
     /// The processors on which the imported policy decides as the file does.
     pub scope: Scope,
-    /// The settings, which hold outside of the entries.
+    /// The settings: everything of the imported policy but its entries.
     pub settings: Settings,
     /// The entries, sorted by index; no two overlap.
     pub entries: Vec<Draft>,
@@ -206,10 +206,11 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
 }
 
 /// Reads a text of lines. A last line without a line feed may be the beginning of a longer line,
-/// as `0xff` is of `0xff00`. Such a line is read only if `is_whole` finds in it every part that is
-/// used.
+/// for example `0xff` of `0xff00`. Such a line is read only if `is_whole` finds in it every part
+/// that is used.
 ///
-/// No such text has a 0: it stands for a part that was lost on its way to a disk.
+/// A text has no byte that is 0. Such a byte means that a part of the file was lost on its way to a
+/// disk.
 fn read_lines(bytes: &[u8], read: fn(&[u8]) -> Drafts, is_whole: fn(&str) -> bool) -> Drafts {
     if let Some(at) = memchr::memchr(0, bytes) {
         let mut drafts = read(bytes);
@@ -254,7 +255,8 @@ fn hexadecimal(text: &str) -> Option<(u64, &str)> {
     Some((number, &digits[end..]))
 }
 
-/// Returns text of a file for a message: escaped, and only its beginning.
+/// Returns the beginning of a file's text as a message quotes it: escaped, and cut after 40
+/// characters.
 fn quoted(text: &str) -> String {
     const SHOWN: usize = 40;
     let shown: String = text

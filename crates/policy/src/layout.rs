@@ -10,10 +10,11 @@ pub(crate) use string::string;
 /// The width of a line in columns. A longer line is spread over several, if possible.
 const WIDTH: usize = 120;
 
-/// The width up to which a key moves the values beside it to the right.
+/// The maximum width of a key that other keys of its paragraph are padded to, so that the values
+/// align. Wider keys stick out.
 const WIDEST_KEY: usize = 28;
 
-/// The width up to which a line moves the comments beside it to the right.
+/// The maximum width of a line that moves the column of comments in its paragraph to the right.
 const WIDEST_LINE: usize = 80;
 
 /// A value of TOML.
@@ -433,7 +434,8 @@ impl EntryText {
     }
 }
 
-/// Returns the keys and values for which a word of both directions stands.
+/// Returns the actions for which a word for both directions stands, such as `"rw"`, as the keys
+/// `read` and `write` with their values.
 fn both(value: &Value) -> Vec<(String, Value)> {
     let Value::Text(word) = value else {
         return Vec::new();
@@ -447,7 +449,7 @@ fn both(value: &Value) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// Returns a word if a table says the same as the word.
+/// Returns the word that says the same as a table, such as `"rw"`, or else the table.
 pub(crate) fn shortened(fields: Vec<(String, Value)>) -> Value {
     let word = |name: &str| match fields.iter().find(|(key, _)| key == name) {
         Some((_, Value::Text(word))) => Some(word.as_str()),

@@ -21,8 +21,8 @@ pub const MAX_LINE: usize = 4096;
 /// The maximum number of entries of a policy with all its includes.
 pub const MAX_ENTRIES: usize = 250_000;
 
-/// The maximum sum of the numbers of entries that hold on each variant. A policy is resolved and
-/// packed for each variant.
+/// The maximum of the sum, over all variants, of the number of entries that hold on the variant.
+/// The limit bounds the work: a policy is resolved and packed once for each variant.
 pub(crate) const MAX_ENTRIES_ON_ALL: usize = 4 << 20;
 
 /// The maximum number of entries whose keys are groups.

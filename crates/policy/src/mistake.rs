@@ -286,20 +286,22 @@ pub enum MistakeKind {
         /// The place of the device's registers.
         help: &'static str,
     },
-    /// The action carries accesses to the real register, but forwarding is not sound for this MSR.
+    /// The gate would have to write the real register for the guest, which is not known to be safe
+    /// for this MSR.
     #[error("`{word}` cannot be used for {msr}: the VMM would write this register for the guest, which is not known to be safe", msr = one_line(msr))]
     NotForwardable {
         /// The action's word.
         word: &'static str,
-        /// The first such MSR, with its name.
+        /// The first MSR that the gate must not write, with its name.
         msr: String,
     },
-    /// All accesses of an MSR are to be logged, but that is not sound for this MSR.
+    /// The entry logs all accesses of an MSR, so the gate would have to carry them out for the
+    /// guest, which is not known to be safe for this MSR.
     #[error("`log = \"all\"` cannot be used for {msr}: the VMM would carry out each {access} for the guest, which is not known to be safe", msr = one_line(msr))]
     NotLoggable {
         /// The direction.
         access: Access,
-        /// The first such MSR, with its name.
+        /// The first MSR whose accesses the gate must not carry out, with its name.
         msr: String,
     },
     /// `unknown` is set although the default is deny: then the filter refuses the access, and KVM
@@ -323,7 +325,7 @@ pub enum MistakeKind {
         first: String,
         /// The key that comes second.
         second: String,
-        /// The relation of their MSRs.
+        /// The relation of their MSRs, such as `overlap in part`.
         how: String,
         /// The directions in which they disagree.
         accesses: Accesses,

@@ -1,8 +1,8 @@
-//! The word that somebody means who writes another one.
+//! Guesses the known word that was meant by an unknown one.
 
-/// Words of other tools and languages, grouped by meaning. For each row, the first word that is
-/// allowed at the place is proposed. A word of several rows means the first row that has a word
-/// for the place.
+/// Words of other tools and languages, grouped by meaning. For an unknown word, the rows that
+/// contain the word are searched in their order, and the first word that is allowed at the place is
+/// proposed.
 const CONCEPTS: [&[&str]; 11] = [
     &["r", "ro", "read", "read-only", "readonly"],
     &["w", "wo", "write", "write-only", "writeonly"],
@@ -21,7 +21,7 @@ const CONCEPTS: [&[&str]; 11] = [
     &["keep", "ignore", "preserve"],
 ];
 
-/// Returns the known word for which people write this one.
+/// Returns the known word that stands in a row of [`CONCEPTS`] with this word.
 fn synonym<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let word = word.to_lowercase();
     let rows = CONCEPTS.iter().filter(|row| row.contains(&&*word));

@@ -6,15 +6,16 @@ use msrgate_program::{EntryId, MsrSet};
 
 use crate::policy::{Policy, Replaces, SourceId, When, WhenId};
 
-/// The properties of an entry, apart from its MSRs, on which an override depends. A policy has at
-/// most as many homes as files and `[[when]]`s, however many of its entries name the same MSRs.
+/// The text and the `[[when]]` of an entry. An override depends on these and on the MSRs. A policy
+/// has at most as many homes as files and `[[when]]`s, however many of its entries name the same
+/// MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Home {
     source: SourceId,
     when: Option<WhenId>,
 }
 
-/// The entries with one set of MSRs, grouped by their home.
+/// The entries that name the same MSRs, grouped by their home.
 type Homes = BTreeMap<Home, Entries>;
 
 #[derive(Default)]
@@ -38,7 +39,8 @@ pub(crate) enum Effect {
 pub(crate) struct Overrides {
     /// The index in `replacing`, by overridden entry.
     replaced: HashMap<EntryId, usize>,
-    /// The entries that replace some entries: one for each file and `[[when]]`.
+    /// Lists of the entries that replace an entry. A list has one entry for each file and
+    /// `[[when]]`.
     replacing: Vec<Box<[EntryId]>>,
     /// The effects, by overriding entry.
     effects: HashMap<EntryId, Effect>,
@@ -71,7 +73,7 @@ impl Overrides {
         overrides
     }
 
-    /// Notes the replacements among the entries with one set of MSRs.
+    /// Records which entries are replaced, and by which, among the entries that name the same MSRs.
     fn between(&mut self, policy: &Policy, alike: &[WhenId], homes: &Homes) {
         let overriding = || homes.iter().filter(|(_, one)| !one.overriding.is_empty());
         let mut effects = BTreeMap::<Home, Effect>::new();
@@ -83,8 +85,8 @@ impl Overrides {
             if by.is_empty() {
                 continue;
             }
-            // Only an entry of the same `[[when]]`, or one outside of every `[[when]]`, holds
-            // wherever this one does.
+            // An entry of the same `[[when]]` holds wherever the replaced entry would. If the
+            // replaced entry is outside of every `[[when]]`, so does another entry outside of them.
             let effect = if by.iter().any(|by| by.when == home.when) {
                 Effect::ForGood
             } else {
@@ -120,8 +122,9 @@ impl Overrides {
     }
 }
 
-/// Returns true if an entry with home `by` may replace one with home `home`: an included entry for
-/// the same processors, or, if `by` is in a `[[when]]`, an included entry for all processors.
+/// Returns true if an entry with home `by` may replace an entry with home `home`. Any entry may
+/// replace an included entry for the same processors. An entry of a `[[when]]` may also replace an
+/// entry for all processors that is included or in its own text.
 fn may_replace(policy: &Policy, first_alike: &[WhenId], by: Home, home: Home) -> bool {
     let is_included = policy.below[by.source.number()].contains(home.source);
     let is_general = by.when.is_some() && home.when.is_none();
@@ -130,8 +133,8 @@ fn may_replace(policy: &Policy, first_alike: &[WhenId], by: Home, home: Home) ->
         || is_general && by.source == home.source
 }
 
-/// Returns, for each `[[when]]`, the first one for the same processors. Each text has its own
-/// `[[when]]`s, but equal ones have the same effect.
+/// Returns, for each `[[when]]`, the first `[[when]]` for the same processors. Each text has its
+/// own `[[when]]`s, but equal ones have the same effect.
 fn first_alike(policy: &Policy) -> Vec<WhenId> {
     let whens = policy.whens.iter();
     let first = |one: &When| policy.whens.iter().position(|first| first.cpus == one.cpus);

@@ -1,5 +1,5 @@
-//! The space of 2^32 MSRs for a picture: a few clusters in which a policy says something, and the
-//! rest.
+//! An overview of all 2^32 MSRs, for a picture: the clusters of MSRs that a policy or its filter
+//! names, and the rest.
 
 use std::num::NonZeroUsize;
 use std::ops::{AddAssign, Sub};
@@ -55,8 +55,8 @@ pub struct Cluster {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Overview {
-    /// The clusters: places of the filter's ranges, and of entries with no more MSRs than a range
-    /// can have.
+    /// The clusters. They contain the filter's ranges, and the rules of entries that have no more
+    /// MSRs than a filter's range can have.
     pub clusters: Vec<Cluster>,
     /// The tallies of reads and of writes, in this order, for all MSRs outside of the clusters.
     pub rest: [Tally; 2],
@@ -178,7 +178,8 @@ fn ranges(variant: &Variant) -> Vec<MsrRange> {
         .collect()
 }
 
-/// Returns the places of the ranges, and of entries that are no larger than a range can be.
+/// Returns the filter's ranges, and the rules of entries that are no larger than such a range can
+/// be. Those that lie near each other are joined.
 fn clusters(table: &Rules, ranges: &[MsrRange]) -> Vec<MsrRange> {
     let most = u64::from(Bitmap::MAX_COUNT);
     let segments = Access::ALL.iter().flat_map(|&access| table.of(access));

@@ -129,8 +129,8 @@ impl<'i> Reader<'i> {
         self.said.push(Said::default());
         self.heights.push(1);
         self.current = id;
-        // This check precedes the counting: the room that is left for other texts would tell the
-        // size of a secret.
+        // This check comes before the size is counted. A text that is not a policy may be secret,
+        // and the room that is left for other texts would reveal its size.
         if let Err(wrong) = judged(source.text()) {
             self.wrong_as_a_whole(wrong);
             return;
@@ -140,7 +140,7 @@ impl<'i> Reader<'i> {
         }
         let text = size::to_the_last_mistake(source.text());
         let (document, errors) = DeTable::parse_recoverable(text);
-        // The head may end within the version number.
+        // The check of the head may have seen only the first digits of the version number.
         if let Err(wrong) = language(document.get_ref(), &errors) {
             self.wrong_as_a_whole(wrong);
             return;
@@ -157,14 +157,14 @@ impl<'i> Reader<'i> {
         self.forget(before, id, &lines);
     }
 
-    /// Forgets mistakes, from number `from` on, on these lines of a text: other mistakes there are
-    /// their cause.
+    /// Drops the mistakes numbered `from` and later that are on these lines of a text. The lines
+    /// are not TOML, which was reported before and is the cause of these mistakes.
     fn forget(&mut self, from: usize, id: SourceId, lines: &BTreeSet<u32>) {
         if lines.is_empty() {
             return;
         }
         let source = &self.sources[id.number()];
-        // A value that stands in for a missing one has no place.
+        // The parser gives a value that it makes up for a missing one an empty place at offset 0.
         let is_there = |at: At| {
             let is_nowhere = (at.span().offset(), at.span().len()) == (0, 0);
             at.source() == id && (is_nowhere || lines.contains(&source.place(at.span()).line))
@@ -355,8 +355,8 @@ const VERSION: &str = "1";
 /// text states `policy = 1`, it is a policy, and messages may quote it.
 ///
 /// # Errors
-/// The text is not a policy, or has another version; a message may then tell nothing but that
-/// version.
+/// Returns a mistake if the text is not a policy or has another version. Messages may then reveal
+/// nothing of the text but that version.
 fn language(document: &DeTable<'_>, errors: &[toml::de::Error]) -> Result<(), MistakeKind> {
     let none = MistakeKind::NotAPolicy { line: None };
     let Some((_, version)) = document.get_key_value("policy") else {

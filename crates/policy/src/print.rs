@@ -69,7 +69,7 @@ fn number(number: impl std::fmt::LowerHex) -> Value {
     Value::Text(format!("{number:#x}"))
 }
 
-/// Returns the settings that differ from their defaults.
+/// Returns `policy`, `default`, and the other settings that differ from their defaults.
 pub(crate) fn head(settings: &Settings) -> Vec<Field> {
     let name = settings.name.as_deref();
     let audit = (settings.mode == Mode::Audit)
@@ -139,8 +139,8 @@ pub(crate) fn cpus(cpus: &CpuSet) -> Value {
 
 /// Returns the entries of `[msrs]`, or of one `[when.msrs]`.
 fn entries(policy: &Policy, overrides: &Overrides, when: Option<WhenId>) -> Vec<EntryText> {
-    // An entry of the same `[[when]]`, or one outside of every `[[when]]`, holds wherever this one
-    // would.
+    // An entry of the same `[[when]]` holds wherever this entry would. If this entry is outside of
+    // every `[[when]]`, so does another entry outside of them.
     let is_gone = |id: EntryId| {
         let mut by = overrides.of_entry(id);
         by.any(|by| policy.entry(by).when == policy.entry(id).when)

@@ -1,8 +1,8 @@
 //! Punctures: included entries that loosen part of a wider entry of another text.
 //!
-//! A strict subset wins, even over an entry of the text that includes it. An author who writes a
-//! wide refusal beside an include does not see which entries of the include lie within the
-//! refusal.
+//! An entry whose MSRs are a strict subset of another entry's MSRs wins, even over an entry of the
+//! text that includes it. An author who writes a wide refusal beside an include does not see which
+//! entries of the include lie within the refusal.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
@@ -32,11 +32,12 @@ pub(crate) struct Puncture {
 }
 
 /// The number of punctures after which only the first puncture of each wider entry is kept. The
-/// number is then that of entries, not that of pairs of entries.
+/// number of punctures then grows with the number of entries, not with the number of pairs of
+/// entries.
 const MAX_PUNCTURES: usize = 10_000;
 
-/// The number of ranges after which a puncture that has a range gets no further ones. 250 texts
-/// with similar entries for 60,000 MSRs each would have 30 million ranges.
+/// The number of ranges after which a puncture that has a range gets no further ones. Without this
+/// limit, 250 texts with similar entries for 60,000 MSRs each would have 30 million ranges.
 const MAX_STRETCHES: usize = 250_000;
 
 /// The MSRs for which one entry loosens another, by direction.
@@ -86,10 +87,10 @@ impl Found {
 
 /// Returns the punctures of a policy, in the order of the wider entries.
 ///
-/// An entry loosens a wider one if its action is not [`Comparison::NoLooser`]. An entry in the
-/// text of the wider entry, or in a text that includes that text, is not a puncture, but an
-/// exception that its author intends. The same holds for an entry that such a text repeats, with
-/// the same MSRs or with more.
+/// An entry loosens a wider one if its action is not [`Comparison::NoLooser`]. An entry in the text
+/// of the wider entry, or in a text that includes that text, is not a puncture, but an exception
+/// that its author intends. The author of such a text also intends an entry whose action the text
+/// repeats, for the same MSRs or for more.
 ///
 /// After the first 10,000 punctures, only the first puncture of each further wider entry is added.
 /// After the first 250,000 ranges, each direction of a puncture gets only one.
@@ -153,8 +154,8 @@ fn found(policy: &Policy) -> Found {
     found
 }
 
-/// Returns, for each set of MSRs of narrow entries, the remedy that closes all punctures by
-/// entries of these MSRs.
+/// Returns the remedies by the MSRs of the narrow entries. Each remedy closes all punctures by the
+/// narrow entries with these MSRs.
 fn closing<'p>(
     policy: &'p Policy,
     found: &BTreeMap<(EntryId, EntryId), Places>,
@@ -194,7 +195,8 @@ fn closing<'p>(
     by_msrs.into_iter().map(remedy).collect()
 }
 
-/// Returns the limit that satisfies both.
+/// Returns a limit that satisfies both: the stricter action, or deny if neither action is known to
+/// be stricter.
 fn stricter<'a>(one: Limit<'a>, other: Limit<'a>) -> Limit<'a> {
     let (first, second) = (one.action(), other.action());
     let action = if first.compared_with(second) == Comparison::NoLooser {
@@ -233,25 +235,25 @@ fn edges(policy: &Policy, access: Access) -> Vec<(u64, Edge, EntryId)> {
     edges
 }
 
-/// The processors on which an entry decides, seen from one variant.
+/// The variants on which an entry holds, seen from one variant.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Holding {
-    /// The entry does not decide on this variant.
+    /// The entry does not hold on this variant.
     Nowhere,
-    /// The entry decides on this variant, but not on all.
+    /// The entry holds on this variant, but not on all.
     HereAndNotEverywhere,
-    /// The entry decides on every variant.
+    /// The entry holds on every variant.
     Everywhere,
 }
 
-/// The number of an entry's MSRs, and the entry. The smaller entry decides.
+/// The number of an entry's MSRs, and the entry. Of two entries, the one that sorts first decides.
 type Place = (u64, EntryId);
 
 /// A walk over the MSRs from 0 up, with the entries of each text that contain the current MSR.
 struct Sweep<'p> {
     policy: &'p Policy,
     access: Access,
-    /// The processors of each entry, indexed by the entry's number.
+    /// The variants on which each entry holds, indexed by the entry's number.
     holding: &'p [Holding],
     /// The open entries of each text, the smallest first.
     open: Vec<BTreeSet<Place>>,
@@ -259,13 +261,14 @@ struct Sweep<'p> {
     views: BTreeSet<Place>,
     /// The actions of the views, each with the number of views that have it.
     said: BTreeMap<&'p Action, usize>,
-    /// The number of open entries that do not hold on all processors.
+    /// The number of open entries that do not hold on every variant.
     special: usize,
 }
 
 impl<'p> Sweep<'p> {
-    /// Runs the walk. `looked` are the MSRs that an earlier walk has compared while all open
-    /// entries held on all processors; this walk would have the same result there.
+    /// Runs the walk. `looked` has the ranges that the walk of an earlier variant compared while
+    /// all open entries held on every variant. This walk would find the same there, so it skips
+    /// them.
     fn run(
         mut self,
         edges: &[(u64, Edge, EntryId)],

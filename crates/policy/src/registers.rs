@@ -12,7 +12,7 @@
 //! assert_eq!(patch_level.name, "IA32_BIOS_SIGN_ID");
 //! assert_eq!(patch_level.index.to_string(), "0x8b");
 //!
-//! // Processor families disagree on where this one is, and nobody else names it.
+//! // Processor families have a register of this name at different indices.
 //! assert!(matches!(by_name("MSR_LASTBRANCH_TOS"), Named::Several(both) if both.len() == 2));
 //!
 //! let Named::None(meant) = by_name("IA32_EFFER") else { panic!() };
@@ -92,8 +92,8 @@ pub fn all() -> &'static [Register] {
 }
 
 impl Register {
-    /// The accesses that may be forwarded soundly, and their limits: see
-    /// [`forward`](crate::forward). `None` if no access may be.
+    /// The accesses that a gate may forward to the real register, and their limits: see
+    /// [`forward`](crate::forward). `None`: the gate must not forward any access.
     #[must_use]
     pub fn forward(&self) -> Option<&'static Forward> {
         msrgate_program::forward(self.index)

@@ -71,8 +71,8 @@ pub(crate) enum Limit<'a> {
     /// The action of a wider entry that is loosened.
     Loosened(&'a Action),
     /// The action of a wider entry that is loosened in the other direction only. An included entry
-    /// may still be looser if a narrower entry hides it. The line then inherits instead of
-    /// repeating the action.
+    /// may still be looser in this direction, if a narrower entry hides that entry. The line then
+    /// inherits instead of repeating the looser action.
     Whole(&'a Action),
 }
 
@@ -132,11 +132,11 @@ impl<'p> Remedies<'p> {
 
     /// Returns the entries that replace `loose` and the other included entries of its MSRs.
     ///
-    /// There is one entry for each of the processors in `bases`, and one for each further place
-    /// with an entry of these MSRs that would contradict it. No entry is looser than `limits` in
-    /// either direction; otherwise the entries repeat the actions that hold already. An entry
-    /// inherits if another entry contradicts its action: the included entries are replaced all the
-    /// same.
+    /// There is one entry for each place in `bases`, and one for each further place at which an
+    /// entry of these MSRs would contradict one of them. The entries repeat the actions that hold
+    /// already, except for actions that are looser than `limits`. In a direction in which another
+    /// entry contradicts its action, an entry inherits; it replaces the included entries
+    /// nevertheless.
     pub(crate) fn against(
         &self,
         loose: &'p Entry,
@@ -210,8 +210,9 @@ impl<'p> Remedies<'p> {
         }
     }
 
-    /// Returns the actions of entries of this place that no entry of `replacing` replaces, and
-    /// true if one of these entries is the policy's own.
+    /// Returns the action of an entry of this place, and true if the entry is the policy's own. The
+    /// policy's own entries are preferred. Entries that an entry of a place in `replacing` replaces
+    /// do not count.
     fn said(
         &self,
         loose: &Entry,
@@ -312,13 +313,13 @@ impl<'p> Remedies<'p> {
 struct Bounds<'b, 'p> {
     bases: &'b [Place<'p>],
     limits: Limits<'p>,
-    /// True, by direction, if a line with a new action would contradict an entry that overlaps it
-    /// in part.
+    /// For each direction, true if a line with a new action would contradict an entry that overlaps
+    /// the line in part.
     is_crossed: [bool; 2],
 }
 
 impl<'p> Bounds<'_, 'p> {
-    /// Returns the action of a line, where `found` holds so far.
+    /// Returns the action of a line. `found` is the action that holds so far, if there is one.
     fn bounded(
         &self,
         found: Option<(&'p Action, Origin)>,
@@ -404,8 +405,8 @@ fn crossed(policy: &Policy, access: Access) -> HashSet<&MsrSet> {
         }
     }
     let ranges: Vec<_> = ranges.into_iter().map(Entry::msrs).collect();
-    // Once from the left and once from the right: a range that ends within another begins before
-    // it.
+    // The search runs once from the left and once from the right. Each run finds, of two ranges
+    // that overlap in part, the one that it meets second.
     crossed.extend(ended_within(&ranges, |msrs| {
         let range = msrs.as_range()?;
         Some((
@@ -423,8 +424,8 @@ fn crossed(policy: &Policy, access: Access) -> HashSet<&MsrSet> {
     crossed
 }
 
-/// Returns the MSRs into which another range reaches that begins before them and ends before they
-/// do.
+/// Returns the ranges that overlap an earlier range in part: the earlier range begins before the
+/// returned one, and ends within it.
 fn ended_within<'p>(
     all: &[&'p MsrSet],
     ends: impl Fn(&MsrSet) -> Option<(i64, i64)>,
@@ -448,7 +449,8 @@ fn ended_within<'p>(
     crossed
 }
 
-/// Returns the limit, or a refusal if the limit's action is not known to be sound for these MSRs.
+/// Returns the limit, or deny if the limit's action needs forwarding, and forwarding is not known
+/// to be safe for these MSRs.
 fn possible<'a>(loose: &Entry, limit: &'a Action) -> &'a Action {
     let mut msrs = loose.msrs.ranges().iter();
     let is_forwarded = msrs.all(|range| {

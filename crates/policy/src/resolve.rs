@@ -39,7 +39,7 @@ impl ResolvedPolicy {
         &self.policy
     }
 
-    /// Returns the same policy with this mode in place of its text's.
+    /// Returns the policy with this mode in place of the mode that its text states.
     #[must_use]
     pub fn in_mode(mut self, mode: Mode) -> Self {
         self.policy.settings.mode = mode;
@@ -77,7 +77,7 @@ pub fn parse(
 /// so a mistake that another text may mend does not count.
 ///
 /// # Errors
-/// The mistakes of the text.
+/// Returns the mistakes of the text.
 pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
     let parsed = parse::read(source, None);
     let has_default = parsed.has_default;
@@ -89,8 +89,8 @@ pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
     resolve(parsed, may_be_mended).map(|_| ())
 }
 
-/// Resolves a policy, and adds the mistakes of its entries together to the mistakes of its texts.
-/// `these` returns true for kinds that do not count as mistakes.
+/// Resolves a policy. Adds the mistakes that show only when all entries are compared to the
+/// mistakes of the single texts. `these` returns true for kinds of mistakes that do not count.
 fn resolve(
     parsed: parse::Parsed,
     these: impl Fn(&MistakeKind) -> bool,
@@ -120,9 +120,9 @@ fn resolve(
     }
 }
 
-/// Returns the rules of some entries of a policy. Of the entries that contain an MSR, the smallest
-/// decides. Two entries of the same size agree: [`conflict`] has checked that. `lines` has the
-/// line of each entry.
+/// Returns the rules of some entries of a policy. The smallest of the entries that contain an MSR
+/// decides. Two entries of the same size agree: [`conflict`] has checked that. `lines` has the line
+/// of each entry.
 fn rules(policy: &Policy, entries: &[EntryId], lines: Arc<[Line]>) -> Rules {
     msrgate_program::resolve(&Active { policy, entries }, lines)
 }

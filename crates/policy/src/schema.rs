@@ -130,8 +130,8 @@ fn updates(_: &mut SchemaGenerator) -> Schema {
     )
 }
 
-/// Returns the schema of the kernel's gaps with their explanations. The gate's own gap has no such
-/// row.
+/// Returns the schema of the kernel's gaps with their explanations. The gate's own gap is not in
+/// the register table, so its explanation is written here.
 fn gaps(_: &mut SchemaGenerator) -> Schema {
     let why = |name: &'static str| {
         let gap = registers::gaps().find(|gap| gap.name == name);

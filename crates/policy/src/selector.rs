@@ -23,7 +23,7 @@ pub enum SelectorError {
     },
     /// No group has this name.
     UnknownGroup(String),
-    /// A name that means different MSRs on different processors.
+    /// The name means different MSRs on different processors.
     AmbiguousName {
         /// The name.
         name: String,
@@ -232,7 +232,7 @@ fn range(text: &str, first: &str, last: &str) -> Result<MsrSet, SelectorError> {
     }
 }
 
-/// Returns the ends of a range that is written as in another language.
+/// Returns the ends of a range that is written with another joint than `..=`, such as `-` or `to`.
 fn joined_otherwise(text: &str) -> Option<(&str, &str)> {
     let joints = ["..", "-", "\u{2013}", ":", "~", " to "];
     let (first, last) = joints.iter().find_map(|joint| text.split_once(joint))?;

@@ -106,7 +106,8 @@ impl Source {
     }
 }
 
-/// Converts a number in a text. A text has fewer than 2^32 bytes: [`MAX_BYTES`](crate::MAX_BYTES).
+/// Converts an offset or a number of lines in a text to 32 bits. The number fits, because a text
+/// has at most [`MAX_BYTES`](crate::MAX_BYTES).
 pub(crate) fn small(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }

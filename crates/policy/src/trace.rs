@@ -2,8 +2,8 @@
 //!
 //! [`Lines`] reads a trace of any length, line by line. A trace is text of the kernel's event
 //! `kvm:kvm_msr` as tracefs, `perf script` and `trace-cmd report` print it, or JSON lines of
-//! msrgate's own. Each line is parsed by itself, so the four may be mixed. [`Replay`] counts a
-//! policy's decisions about the accesses.
+//! msrgate's own. Each line is parsed by itself, so the four forms may be mixed. [`Replay`] counts
+//! a policy's decisions about the accesses.
 //!
 //! ```
 //! use msrgate_policy::trace::{Line, parse_line};
@@ -71,17 +71,18 @@ pub enum Line {
     Deflected(Access),
     /// Another event.
     Other,
-    /// Another event, which says that a vCPU runs a guest of the guest's (`kvm_nested_vmenter` and its like).
+    /// Another event, which shows that a vCPU runs a nested guest, such as `kvm_nested_vmenter`.
     Nested,
     /// A note that this many events are missing from the trace here. An unknown number counts as
     /// one.
     Lost(u64),
-    /// The heading of a trace says how many events follow, and how many were overwritten in the tracer's buffer
-    /// before it was read. Some kernels say of the same ones that they are [lost](Self::Lost), too.
+    /// The heading of a trace, which counts the events that follow and the events that were
+    /// overwritten in the tracer's buffer before the buffer was read. Some kernels report the
+    /// overwritten events as [lost](Self::Lost), too.
     Heading {
-        /// The events that follow.
+        /// The number of events that follow.
         kept: u64,
-        /// The events that were overwritten.
+        /// The number of events that were overwritten.
         overwritten: u64,
     },
     /// A line without content: a blank line, a comment.
@@ -98,7 +99,8 @@ pub enum Line {
 pub fn parse_line(line: &[u8]) -> Line {
     let line = line.trim_ascii();
     match line.first() {
-        // No text has a 0: something of the trace was lost on its way to a disk or to here.
+        // A text has no byte that is 0. Such a byte means that a part of the trace was lost, on its
+        // way to a disk or to this command.
         _ if memchr::memchr(0, line).is_some() => Line::Unreadable,
         None => Line::Nothing,
         Some(b'{') => json::parse(line),

@@ -35,8 +35,8 @@ fn with_bit_flipped(range: &Range, bit: u32) -> Range {
     Range::new(range.accesses(), range.base(), bitmap.unwrap())
 }
 
-/// A filter with any one bit, place, direction or presence of a range wrong does not pass the
-/// comparison.
+/// The comparison finds every filter in which one bit is flipped, or one range is moved, left out,
+/// or given another direction.
 #[test]
 fn compile_comparison_finds_every_broken_filter() {
     let compiled = compiled();

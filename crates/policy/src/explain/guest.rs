@@ -95,7 +95,7 @@ fn emulated(access: Access, register: Emulated) -> String {
     }
 }
 
-/// Returns the result of a write of which only some bits are the guest's to change.
+/// Returns the result of a write to a register of which the guest may change only some bits.
 fn masked(mask: Mask, of: &str) -> String {
     match (mask.bits, mask.outside) {
         (u64::MAX, _) => format!("success: {of} takes all bits"),

@@ -116,7 +116,7 @@ fn explain_tells_events_of_each_log_level() {
             "policy = 1\ndefault = 'deny'\nlog = '{level}'\n[msrs]\nIA32_EFER = 'rw'\nIA32_LSTAR = {{ read = 'deny', write = 'pin' }}"
         );
         if level == "all" {
-            // These actions exist only for MSRs whose accesses may be forwarded.
+            // `log = "all"` exists only for MSRs whose accesses may be forwarded.
             return "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_LSTAR = { read = 'allow', write = 'pin', log = 'all' }".to_owned();
         }
         text

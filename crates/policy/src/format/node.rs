@@ -124,7 +124,7 @@ fn from_table(table: &InlineTable, text: &str) -> (IndexMap<String, Node>, Vec<S
         }
     }
     let mut stray = Vec::new();
-    // Comments between the parts of `a.b = 1` are found at the table around it.
+    // The comments between the parts of `a.b = 1` are found by the call for the table around `a`.
     if !table.is_dotted() {
         stray = between(table.span(), spans.into_iter(), text).concat();
         stray.retain(|line| !line.is_empty());
@@ -168,8 +168,9 @@ fn from_list(key: &str, array: &Array, text: &str) -> List {
     list
 }
 
-/// Returns the comments before, between and after these parts of a whole. If the first line has no
-/// comment, its text is empty.
+/// Returns a list of comments for each gap: before the first of these parts of a whole, between two
+/// parts, and after the last part. The list begins with the comment on the gap's first line; that
+/// string is empty if the line has no comment.
 fn between(
     whole: Option<std::ops::Range<usize>>,
     parts: impl Iterator<Item = std::ops::Range<usize>>,

@@ -157,8 +157,8 @@ fn format_splits_one_line_of_toml() {
     insta::assert_snapshot!(once);
 }
 
-/// The lines have the maximum length and would get longer: comments move above, strings onto
-/// several lines.
+/// If a line of the maximum length would get longer, its comment moves to the line above, and its
+/// string is split over several lines.
 #[test]
 fn format_keeps_lines_within_limit() {
     let fill = |line: &str| line.replace('~', &"x".repeat(crate::MAX_LINE + 1 - line.len()));
@@ -183,7 +183,6 @@ fn format_keeps_lines_within_limit() {
     assert!(once.lines().all(|line| line.len() <= crate::MAX_LINE));
 }
 
-/// If the first entry of a paragraph becomes a table, the next entry begins the paragraph.
 #[test]
 fn format_reports_canonical_form_beyond_limit() {
     // Each value gets a line of its own, with four blanks before it.
@@ -202,6 +201,7 @@ fn format_reports_canonical_form_beyond_limit() {
     assert!(message.ends_with(&limit), "{message}");
 }
 
+/// If the first entry of a paragraph becomes a table, the next entry begins the paragraph.
 #[test]
 fn format_keeps_paragraphs_separate() {
     let why = "x".repeat(110);
@@ -212,7 +212,7 @@ fn format_keeps_paragraphs_separate() {
     assert_eq!(once, format!("{head}0x12 = \"r\"\n\n{table}"));
 }
 
-/// Two keys with the same spelling would be a duplicate key.
+/// Two keys with the same canonical spelling stay as they are, because TOML refuses duplicate keys.
 #[test]
 fn format_keeps_keys_distinct() {
     let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nia32_efer = \"r\"\n\
@@ -249,7 +249,8 @@ fn format_refuses_text_with_mistakes() {
     assert_eq!(wrong(both), "x has a mistake");
 }
 
-/// `scripts/check` checks the same files with the command.
+/// Shipped policies are in canonical form, so formatting does not change them. `scripts/check`
+/// checks the same files with the command.
 #[test]
 fn format_keeps_meaning_of_shipped_policies() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies");
@@ -263,7 +264,8 @@ fn format_keeps_meaning_of_shipped_policies() {
     assert!(count >= 8, "{count}");
 }
 
-/// The examples are those of the reference that do not depend on other files.
+/// The reference's examples keep their meaning and comments when formatted. Examples that depend on
+/// other files are left out.
 #[test]
 fn format_keeps_meaning_of_reference_examples() {
     let mut count = 0;
@@ -287,7 +289,7 @@ fn format_keeps_meaning_of_reference_examples() {
     assert!(count >= 12, "{count}");
 }
 
-/// Generates a statement of a random policy. The flag is true if a comment may follow on its line.
+/// Generates a random entry of `[msrs]`, written in one of four forms.
 fn entry() -> impl Strategy<Value = String> {
     let one = prop_oneof![
         Just("\"allow\"".to_owned()),

@@ -48,8 +48,8 @@ fn is_json(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{")
 }
 
-/// Returns true if bytes contain a 0: text does not, and the padding of the ioctl's struct always
-/// does.
+/// Returns true if bytes contain a byte that is 0. A text has no such byte; the ioctl's struct
+/// always has one, in its padding.
 pub(super) fn is_abi(bytes: &[u8]) -> bool {
     bytes.contains(&0)
 }
@@ -87,7 +87,8 @@ fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
     })
 }
 
-/// Returns the filter in the memory of a caller whose address 0 is the first of these bytes.
+/// Returns the filter that the kernel would read if these bytes were the caller's memory from
+/// address 0 on.
 fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
     let memory = Segment {
         start: UserAddress::NULL,
@@ -109,7 +110,8 @@ fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
     }
 }
 
-/// Returns true if bytes follow those of the struct and its bitmaps. A file that was zeroed at its beginning has some.
+/// Returns true if bytes follow those of the struct and its bitmaps. A file whose beginning was
+/// overwritten with zeros has such bytes, because it reads as a filter without ranges.
 fn has_more(bytes: &[u8], filter: &Filter) -> bool {
     let bitmaps = filter.ranges().iter().map(|range| range.bitmap().words());
     let bitmaps: usize = bitmaps.map(size_of_val).sum();
@@ -152,7 +154,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     if let Some(reasons) = reasons {
         let filter = ExitReason::Filter.to_string();
         if !reasons.contains(&filter) {
-            // Nobody sees refusals that do not exit.
+            // Refusals that cause no exit are hidden from the VMM, so they cannot become events.
             drafts.log(Log::None);
         }
         for reason in reasons.iter().filter(|reason| **reason != filter) {

@@ -47,8 +47,8 @@ pub enum Scope {
     /// The processor that the filter was compiled for, as the file names it: any text. On other
     /// processors, the policy from which the filter was compiled may decide otherwise.
     CompiledFor(String),
-    /// Processors like this one. The program decides otherwise on others, and an [unsaid](Loss)
-    /// remark tells so.
+    /// Processors like this one. On other processors the program decides otherwise, and a
+    /// [remark](Loss) says so.
     Like(Cpu),
 }
 
@@ -58,7 +58,8 @@ pub enum Scope {
 pub enum Gap {
     /// The log says that it lacks messages.
     LostMessages,
-    /// The last line has no line feed, and was not read.
+    /// A part was cut off or overwritten: the last line has no line feed, and was not read, or the
+    /// file has a byte that is 0.
     CutOff,
 }
 

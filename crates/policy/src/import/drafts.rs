@@ -1,4 +1,5 @@
-//! The entries that a reader of a format collects, and the parts that it cannot express.
+//! The entries that a reader of a format collects, and the parts of the file that a policy cannot
+//! express.
 
 use msrgate_filter::{MsrIndex, X2APIC};
 use msrgate_program::{Action, MsrRange, MsrSet, one_line};
@@ -53,8 +54,8 @@ impl Drafts {
         self.scope = scope;
     }
 
-    /// Adds an entry, which does not overlap others. MSRs that no entry may name are left out,
-    /// with a remark.
+    /// Adds an entry, which must not overlap other entries. MSRs that no entry may name are left
+    /// out, with a remark.
     pub(super) fn say(&mut self, draft: &Draft) {
         for &range in draft.msrs.ranges() {
             self.say_range(draft, range);
@@ -69,7 +70,7 @@ impl Drafts {
             .iter()
             .flatten()
             .all(|action| *action == self.settings.default);
-        // S3.5
+        // The policy's `default` alone decides MSR 0xffffffff (S3.5).
         let last = if last == MsrIndex::MAX && !is_default {
             self.unsaid(None, "0xffffffff: `default` alone decides it (S3.5)");
             MsrIndex::new(u32::MAX - 1)
@@ -80,7 +81,7 @@ impl Drafts {
             self.part(draft, MsrRange::new(first, last));
             return;
         }
-        // S3.1
+        // KVM asks no filter about x2APIC registers (S3.1).
         let cut = MsrRange::new(first.max(x2apic_first), last.min(x2apic_last));
         if let Some(cut) = cut {
             let what = format!("{cut}: x2APIC registers, which KVM never filters (S3.1)");
@@ -109,7 +110,7 @@ impl Drafts {
         });
     }
 
-    /// Notes a sign that a part of the file is missing. The gravest sign is kept.
+    /// Records a sign that a part of the file is missing. The gravest sign is kept.
     pub(super) fn lacks(&mut self, gap: Gap) {
         self.gap = self.gap.max(Some(gap));
     }

@@ -13,8 +13,8 @@ use super::{ImportError, hexadecimal, lines};
 
 /// The lines by which a language is recognized, and by which a text is known to be whole.
 struct Language {
-    /// The beginning and the end of the first line. Nothing stands between them, or ` for ` and a
-    /// processor.
+    /// The beginning and the end of the first line. Between them stands nothing, or ` for ` and the
+    /// name of a processor.
     head: (&'static str, &'static str),
     /// The last line, which occurs once.
     last: &'static str,
@@ -50,7 +50,8 @@ struct Reader {
     bitmap: Option<usize>,
 }
 
-/// Returns true if the text is one of the two languages, or the beginning of one.
+/// Returns true if the text begins like one of the two languages, or is cut off in their first
+/// line.
 pub(super) fn is_emitted(bytes: &[u8]) -> bool {
     language(bytes).is_some()
 }

@@ -131,8 +131,8 @@ pub(super) fn is_head(line: &str) -> bool {
     line.trim().eq_ignore_ascii_case(HEAD)
 }
 
-/// Returns true if a line without its line feed still names its register: a comma follows the
-/// index.
+/// Returns true if a line without its line feed still names its register: a comma and a value
+/// follow the index.
 pub(super) fn is_whole(line: &str) -> bool {
     is_head(line) || pair(line).is_some()
 }

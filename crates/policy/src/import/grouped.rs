@@ -13,7 +13,7 @@ use crate::registers::{self, Group};
 /// no two entries overlap.
 pub(super) fn grouped(mut entries: Vec<Draft>) -> Vec<Draft> {
     let mut groups: Vec<MsrSet> = registers::groups().iter().filter_map(msrs).collect();
-    // The widest group comes first: a narrower one cannot take its MSRs.
+    // The widest group comes first, so that a narrower group cannot take MSRs from it.
     groups.sort_by_key(|group| std::cmp::Reverse(group.count()));
     for group in groups.iter().filter(|group| group.count() > 1) {
         if let Some(fewer) = with(&entries, group) {
@@ -31,7 +31,8 @@ pub(super) fn msrs(group: &Group) -> Option<MsrSet> {
     )
 }
 
-/// Returns the entries with one that names this group, if possible without more entries.
+/// Returns the entries with an entry that names this group in place of its MSRs. `None`: the
+/// entries do not cover the group alike, or their number would grow.
 fn with(entries: &[Draft], group: &MsrSet) -> Option<Vec<Draft>> {
     let around = |range: &MsrRange| {
         let place = entries.partition_point(|one| one.msrs.first() <= range.first());

@@ -73,10 +73,11 @@ pub(super) fn is_message(line: &str) -> bool {
     parse(line).is_some()
 }
 
-/// Returns true if a line without its line feed still names its register: something follows the
-/// index.
+/// Returns true if a line without its line feed still names its register: a character follows the
+/// index, so no digit of the index is missing.
 pub(super) fn is_whole(line: &str) -> bool {
-    // A letter directly after the index makes a line unreadable.
+    // A letter directly after the index makes a line unreadable, so a line that ends with its index
+    // fails this check.
     is_message(&format!("{line}x"))
 }
 
@@ -146,7 +147,8 @@ impl Log {
 }
 
 impl Seen {
-    /// Returns the action that repeats KVM's result; the stricter one if KVM had two results.
+    /// Returns the action that repeats KVM's result. If KVM gave two different results, returns
+    /// deny.
     const fn action(self, access: Access) -> Action {
         match (self.dealt, self.changed, access) {
             (Dealt::Answered, None, Access::Read) => Action::Value(0),
@@ -173,20 +175,20 @@ fn times(count: usize) -> String {
     }
 }
 
-/// Returns the number of further occurrences that a line reports of its own message, or of the
-/// line before.
+/// Returns the number of repetitions that a line reports, of its own message or of the line before.
 fn repetitions(line: &str) -> Option<usize> {
     let (_, after) = line.split_once("message repeated ")?;
     let (times, _) = after.split_once(" times")?;
     times.parse().ok()
 }
 
-/// Returns true if a line reports dropped messages, which may have been KVM's about MSRs: because
-/// of the kernel's rate limits, or because the reader of the log was too slow.
+/// Returns true if a line reports that messages were dropped, because of a rate limit or because
+/// the reader of the log was too slow. Messages of KVM about MSRs may be among them.
 fn says_that_messages_were_dropped(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     if let Some((before, _)) = line.split_once(" callbacks suppressed") {
-        // In `kvm_msr_ignored_check: 120`: each function that logs has a rate limit of its own.
+        // The function that logs stands before the number, as in `kvm_msr_ignored_check: 120`. Each
+        // function has a rate limit of its own.
         let function = before
             .rsplit_once(':')
             .map_or(before, |(function, _)| function);

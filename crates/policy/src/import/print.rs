@@ -77,8 +77,8 @@ fn entry(draft: &Draft) -> EntryText {
     }
 }
 
-/// Returns the key of an entry: a name if there is one; a range by names if all its MSRs have one;
-/// a group.
+/// Returns the key of an entry: the name or index of a single MSR, the name of a group, or a range.
+/// A range is written with names if all its MSRs have names, else with indices.
 fn key(msrs: &MsrSet) -> String {
     let group = registers::groups()
         .iter()
@@ -111,7 +111,8 @@ fn value(draft: &Draft) -> Value {
     shortened(fields.map(|(key, value)| (key.to_owned(), value)).collect())
 }
 
-/// Returns text of a file as part of a comment: on one line, with any content escaped.
+/// Returns the beginning of a file's text for a comment: on one line, escaped, and cut after
+/// [`COMMENT`] characters.
 fn comment(text: &str) -> String {
     let start: String = text.chars().take(COMMENT).collect();
     let mut comment = one_line(&start);

@@ -40,8 +40,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         let log = if logs[0] == logs[1] {
             logs[0]
         } else {
-            // Both directions share one level: the one that logs more, but not `all`, which may be
-            // sound for one of them only.
+            // Both directions get the level that logs more, but not `all`, which may be valid in
+            // one direction only.
             let log = logs[0].max(logs[1]).min(Log::First);
             let what = format!(
                 "{msrs}: reads and writes have different values of `log`, and an entry has one"

@@ -129,8 +129,8 @@ IA32_XSS = "none"
     insta::assert_snapshot!(shown_bytes(&program.encode()));
 }
 
-/// A group is named if all its registers are alike and that takes no more entries: not in the
-/// middle of a wider range, and not if a part of the group differs.
+/// An entry names a group only if all registers of the group have the same content and no more
+/// entries are needed. A group within a wider range stays part of that range.
 #[test]
 fn import_names_group_only_if_complete() {
     let keys = |entries: &str| {
@@ -308,8 +308,9 @@ fn round_trip(filter: &Filter) -> Compiled {
     compile(policy).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
-/// Returns an access that two filters decide differently. It asks about every MSR that a range of
-/// either filter contains, and the MSRs around; elsewhere both filters have their default.
+/// Returns an access that two filters decide differently. The search covers every MSR that a range
+/// of either filter contains, and the MSRs next to it. Elsewhere each filter decides by its
+/// default.
 fn difference(one: &Filter, other: &Filter) -> Option<(MsrIndex, Access)> {
     let ranges = one.ranges().iter().chain(other.ranges());
     let edges = [0, 0x7ff, 0x800, 0x8ff, 0x900, u32::MAX - 1, u32::MAX];
@@ -377,7 +378,7 @@ proptest! {
     }
 }
 
-/// The oracle sees a difference of one bit.
+/// `difference`, by which these tests compare filters, finds a difference of one bit.
 #[test]
 fn import_oracle_sees_single_bit_difference() {
     let one = |allowed| {

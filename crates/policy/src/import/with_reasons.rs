@@ -1,4 +1,4 @@
-//! The filter that a file holds, in any of its formats.
+//! The filter that a file holds, for all formats of compiled filters.
 
 use msrgate_filter::{Accesses, Bitmap, Filter, MsrIndex, Range};
 
@@ -20,7 +20,8 @@ pub(super) struct Compiled {
     pub(super) reasons: Option<Vec<String>>,
 }
 
-/// Returns a range of `count` MSRs.
+/// Returns a range of `count` MSRs whose bitmap is `bytes`, or the key with a wrong value and the
+/// reason.
 pub(super) fn range_of(
     accesses: Accesses,
     base: MsrIndex,
@@ -28,7 +29,8 @@ pub(super) fn range_of(
     bytes: &[u8],
 ) -> Result<Range, (&'static str, String)> {
     let words = Bitmap::words_for(count).map_err(|error| ("count", error.to_string()))?;
-    // Whole words, as the kernel reads them, or only the bytes that have a bit of a register.
+    // The bytes may fill whole words, as the kernel reads them, or end with the last byte that an
+    // MSR uses.
     let least = count.div_ceil(8) as usize;
     if bytes.len() < least || bytes.len() > words * 8 {
         let given = bytes.len();

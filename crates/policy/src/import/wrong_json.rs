@@ -1,4 +1,4 @@
-//! Mistakes of JSON, without any of the JSON's values.
+//! Messages about mistakes in JSON, which quote none of the JSON's values.
 //!
 //! A file that is passed as a compiled filter or a template may be a secret. So a message names
 //! the line and the expected content only. The column would tell the length of the text before it,

@@ -100,8 +100,8 @@ fn without_the_last(key: &str) -> String {
     }
 }
 
-/// Returns the way to express in one direction the action of a word for the other, and all words
-/// of that direction.
+/// Returns advice on a word that is an action only in the other direction: the word to write for
+/// `access` instead, then all words that are possible there.
 fn other_direction(word: &str, access: Access) -> String {
     let first = match (word, access) {
         ("ignore", Access::Read) => "to answer a read, write `{ value = \"0x0\" }`; ",

@@ -8,7 +8,7 @@ use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
 use super::{Label, Mistake, Mistakes};
 use crate::source::Source;
 
-/// One mistake, or the labels of a mistake in another text.
+/// One mistake. Within the report of a mistake, a further place of it in another text.
 #[derive(Debug)]
 pub(super) struct Report {
     message: String,

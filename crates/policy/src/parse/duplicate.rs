@@ -15,11 +15,11 @@ use crate::source::quoted;
 /// The parser's message about a duplicate key.
 const MESSAGE: &str = "duplicate key";
 
-/// The number of duplicate keys for which the first occurrence is shown. Nobody reads more.
+/// The maximum number of duplicate keys for which the first occurrence is shown.
 const MOST: usize = 50;
 
-/// The length of a text, in bytes, up to which the first occurrence is looked for: the search
-/// takes the memory of one more text.
+/// The maximum length of a text, in bytes, in which first occurrences are looked for. The search
+/// takes as much memory as reading the text once more.
 const LONGEST: usize = 1 << 20;
 
 impl Reader<'_> {
@@ -77,9 +77,9 @@ fn help(key: &str, is_head: bool) -> &'static str {
     }
 }
 
-/// Returns the first occurrence of each duplicate key. The duplicates are replaced by unique keys;
-/// the first occurrence is the key with the original name in the table in which a unique key ends
-/// up.
+/// Returns the first occurrence of each duplicate key. A copy of the text, in which a unique key
+/// replaces each duplicate, is parsed. The first occurrence is the key with the duplicate's name in
+/// the table that has the unique key.
 fn firsts(text: &str, again: &[Range<usize>]) -> Vec<Option<SourceSpan>> {
     if text.len() > LONGEST {
         return vec![None; again.len()];

@@ -55,8 +55,8 @@ impl Reader<'_> {
         }
         let before = self.mistakes.len();
         let msrs = self.msrs_of(item.key);
-        // A key that does not look like an MSR may be meant for something else, and so may its
-        // value.
+        // A key that does not look like an MSR may be meant for something else, so its value is not
+        // checked.
         if self
             .mistakes
             .get(before..)
@@ -189,7 +189,7 @@ impl Reader<'_> {
         Some(long)
     }
 
-    /// Notes the action that `inner` gives to some directions.
+    /// Records the action that `inner` gives to the directions `of`.
     fn say(&mut self, key: Key<'_>, long: &mut Long, inner: Item<'_>, of: &[Access]) {
         let says = match inner.key.text {
             "device" => self.device(inner).map(Says::This),
@@ -378,7 +378,7 @@ const EXAMPLES: [(&str, &str); 5] = [
     ("register", REGISTER),
 ];
 
-/// Returns an example of both directions for a word that is valid in one direction only.
+/// Returns an example of both directions for a word that cannot be the whole value of an entry.
 fn of_one_direction(word: &str) -> Option<String> {
     match word {
         "kill" => Some("read = \"kill\", write = \"kill\"".to_owned()),
@@ -394,7 +394,7 @@ fn of_one_direction(word: &str) -> Option<String> {
     }
 }
 
-/// Returns an example of an action that is a key of the table of a direction.
+/// Returns an example of `read` or `write` with a table that contains this key.
 fn in_one_direction(word: &str) -> String {
     let example = EXAMPLES.iter().find(|(known, _)| *known == word);
     let (direction, example) = match example {

@@ -209,8 +209,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Sets a `default`, so that reading can go on, if the policy has none. Returns true if the
-    /// policy has one.
+    /// Sets a `default` if the policy does not state one, so that reading can go on. Returns true
+    /// if the policy states one.
     pub(super) fn stand_in_for_default(&mut self) -> bool {
         let default = &mut self.said[0].default;
         let is_there = default.is_some();
@@ -290,8 +290,8 @@ impl Reader<'_> {
         })
     }
 
-    /// Checks that an include has the same setting as the policy, or as its default if the policy
-    /// has none.
+    /// Checks that an include has the same setting as the policy. If the policy does not state the
+    /// setting, its value is `silent`.
     fn agree<T: PartialEq>(
         &mut self,
         key: &'static str,

@@ -26,7 +26,7 @@ impl Size {
     /// Adds the size of one more text.
     ///
     /// # Errors
-    /// The policy exceeds a limit with this text.
+    /// Returns a mistake if the policy exceeds a limit with this text.
     pub(super) fn add(&mut self, text: &str) -> Result<(), MistakeKind> {
         self.bytes += text.len();
         if self.bytes > MAX_BYTES {
@@ -58,7 +58,7 @@ impl Size {
 /// far more memory than the byte that causes it.
 pub(super) fn to_the_last_mistake(text: &str) -> &str {
     // If each line is valid by itself, the text is valid, and the check needs memory for one line
-    // only. The tokens of a whole long text would stay in the peak of the following steps.
+    // only. The tokens of the whole text would raise the peak of memory.
     if text.lines().all(|line| mistakes(line).found == 0) {
         return text;
     }
@@ -71,7 +71,8 @@ pub(super) fn to_the_last_mistake(text: &str) -> &str {
 /// The TOML mistakes of a text.
 struct TomlMistakes {
     found: usize,
-    /// The end of the last mistake that is reported, in bytes, if there are that many.
+    /// The offset, in bytes, of the end of mistake number [`MAX_MISTAKES`], the last one that is
+    /// reported. `None`: the text has fewer mistakes.
     end_of_last: Option<usize>,
 }
 
@@ -115,7 +116,7 @@ mod tests {
         assert!(to_the_last_mistake(&text).len().abs_diff(ends) <= 2);
         let text = "a = 1\n".repeat(3);
         assert_eq!(to_the_last_mistake(&text), text);
-        // No line of these is valid alone.
+        // In the texts below, no line is valid by itself.
         let text = format!("a = [\n{}]\n", "\"\"\"\n=\n\"\"\",\n".repeat(MAX_MISTAKES));
         assert_eq!(to_the_last_mistake(&text), text);
         let text = format!("a = [\n{}", "=,\n".repeat(2 * MAX_MISTAKES));

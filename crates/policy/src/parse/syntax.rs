@@ -43,7 +43,7 @@ impl Reader<'_> {
 }
 
 /// Returns the lines from the opening brace of a broken inline table to a place in it. The search
-/// for the brace stops at a distance.
+/// looks back at most 16 KiB for the brace.
 fn lines_from_brace(source: &Source, at: usize) -> RangeInclusive<u32> {
     const FAR: usize = 1 << 14;
     let from = at.saturating_sub(FAR);
@@ -53,8 +53,8 @@ fn lines_from_brace(source: &Source, at: usize) -> RangeInclusive<u32> {
     line(brace.map_or(at, |brace| from + brace))..=line(at)
 }
 
-/// A message for a line, and the part of the line that it is about, unless that is the place where
-/// the parser stopped.
+/// A message about a line, with advice. `at` is the part of the line that the message is about;
+/// `None` means the place where the parser stopped.
 struct Advice {
     why: String,
     help: String,
@@ -181,8 +181,8 @@ impl Word<'_> {
         self.text.starts_with('@') || self.text.contains("..")
     }
 
-    /// Returns the line with this word in quotes, or the quoted word alone if the line contains
-    /// more.
+    /// Returns the line with this word in quotes. If the line is not just a key and a value or a
+    /// head, returns the quoted word alone.
     fn quoted_in(&self, line: &str) -> String {
         let meant = match parse_msrs(self.text) {
             Err(

@@ -78,7 +78,7 @@ fn parse_accepts_policy_without_entries() {
     );
 }
 
-/// All mistakes are reported at once.
+/// A report has all mistakes of a file at once.
 #[test]
 fn parse_reports_every_mistake_of_a_file() {
     insta::assert_snapshot!(report(
@@ -170,7 +170,7 @@ fn parse_states_exceeded_limit() {
     assert_eq!(wrong(&text), MistakeKind::TooMany { what, found, limit });
 }
 
-/// A few lines can name many processors. They are counted before they are enumerated.
+/// A few lines can name many processors, so the processors are counted before they are enumerated.
 #[test]
 fn parse_limits_number_of_variants() {
     let numbers = |count: u32| (0..count).map(|number| format!("{},\n", 2 * number));
@@ -184,8 +184,8 @@ fn parse_limits_number_of_variants() {
     };
     sound(&text(120));
     let mistakes = parse(&Source::new("policy.toml", &text(130)), &mut NoIncludes);
-    // A vendor that no entry names, 130 families each with a successor, all models and all
-    // steppings.
+    // One vendor stands for all. Each of the 130 families counts twice, because the family after it
+    // differs; all models and all steppings count.
     let (what, limit) = (
         "kinds of processors that its `[[when]]`s tell apart",
         1 << 20,
@@ -195,7 +195,8 @@ fn parse_limits_number_of_variants() {
     assert_eq!(wrong, MistakeKind::TooMany { what, found, limit });
 }
 
-/// With a hidden character, a reviewer would read another policy than msrgate does.
+/// A hidden character is refused everywhere: with it, a reviewer would read another policy than
+/// msrgate does.
 #[test]
 fn parse_refuses_hidden_character_anywhere() {
     for c in [

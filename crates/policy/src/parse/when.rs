@@ -52,7 +52,7 @@ impl Reader<'_> {
                 }
             }
         }
-        // A misplaced or misspelt key may be the missing one, or may belong into it.
+        // A misplaced or misspelt key may be the missing key, or may belong below the missing key.
         if cpus.is_none() && !has_misplaced {
             let help = "write the processors that it is for: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
             self.wrong(at, MistakeKind::MissingKey { key: "cpu", help });
@@ -61,8 +61,8 @@ impl Reader<'_> {
             let help = "write `[when.msrs]` below its `cpu`, and its entries below that";
             self.wrong(at, MistakeKind::MissingKey { key: "msrs", help });
         }
-        // A `cpu` that was not understood holds nowhere, so that no entry disagrees with its
-        // entries.
+        // A `[[when]]` whose `cpu` was not understood holds on no processor, so its entries
+        // conflict with no others.
         let cpus = cpus.flatten().unwrap_or_else(CpuSet::none);
         self.whens.push(When { cpus });
         if let Some(msrs) = msrs {
@@ -119,8 +119,8 @@ impl Reader<'_> {
         (self.mistakes.len() == before).then_some(cpus)
     }
 
-    /// Reports an empty list: its entries would hold nowhere, and under `default = "allow"`
-    /// everything is allowed.
+    /// Reports an empty list. The entries of such a `[[when]]` would hold on no processor, and
+    /// `default = "allow"` would then allow the accesses that they refuse.
     fn check_names_one(&mut self, item: Item<'_>, key: &'static str) {
         if matches!(item.value.get_ref(), DeValue::Array(array) if array.is_empty()) {
             self.wrong(self.at(item.span()), MistakeKind::ListsNothing { key });
@@ -190,7 +190,7 @@ impl Reader<'_> {
     }
 }
 
-/// The parts of a `cpu`, as an example.
+/// An example of a `cpu`.
 const CPU: &str = "cpu = { vendor = \"GenuineIntel\", family = 6 }";
 
 /// Returns the ends of a range, or of a text that is meant as one.

@@ -8,7 +8,7 @@ use crate::registers::{self, GapKind};
 /// Words with their meanings.
 pub(crate) type Words<T, const N: usize> = [(&'static str, T); N];
 
-/// Keys at the top.
+/// Keys at the top level of a policy.
 pub(crate) const TOP: [&str; 11] = [
     "policy", "name", "include", "mode", "default", "unknown", "log", "accept", "msrs", "device",
     "when",
@@ -36,11 +36,11 @@ pub(crate) const MICROCODE: [&str; 2] = ["revision", "update"];
 /// Keys of a `[[when]]`.
 pub(crate) const WHEN: [&str; 2] = ["cpu", "msrs"];
 
-/// Keys of its `cpu`.
+/// Keys of the `cpu` of a `[[when]]`.
 pub(crate) const CPU: [&str; 4] = ["vendor", "family", "model", "stepping"];
 
-/// Vendors for which a vendor may be a misspelling. Any other name of twelve bytes is a vendor,
-/// too, unless it is similar to one of these.
+/// The known vendors. A name that is similar to one of these counts as misspelt. Any other name of
+/// twelve bytes is a vendor, too.
 pub(crate) const VENDORS: [&str; 5] = [
     "GenuineIntel",
     "AuthenticAMD",

@@ -131,7 +131,7 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
             "`0x600..=0x6df` leaves the read of 0x600 to `default = \"allow\"`, which is looser than the final entry `0x600..=0x6df`"
         ]
     );
-    // An entry that is not final gives way to the final one around it.
+    // An override of an entry that is not final may inherit: the final entry around it decides.
     let within = compiled(&over("0x611"), &[org]);
     assert_eq!(actions(&within, None, 0x611), [Action::Deny, Action::Deny]);
     let group = (
@@ -146,7 +146,8 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
     );
 }
 
-/// Each step must not be looser than the step before it.
+/// If a final override replaces a final entry, a further override must not be looser than either of
+/// the two.
 #[test]
 fn final_entry_still_holds_after_final_override() {
     let mid = |says: &str| {
@@ -162,12 +163,12 @@ fn final_entry_still_holds_after_final_override() {
     };
     let strict = mid("read = 'kill', write = 'kill'");
     let found = messages(&text("read = 'inherit', write = 'deny'"), &[ORG, strict]);
-    // The message names the stricter of the two.
+    // The message names the stricter of the two final entries.
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].contains("leaves the read"), "{found:?}");
     assert!(found[1].contains("looser for the write"), "{found:?}");
     assert!(read(&text("read = 'kill', write = 'kill'"), &[ORG, strict]).is_ok());
-    // The include in the middle removes the action of the first one.
+    // The include in the middle inherits in place of the first include's action.
     let open = "policy = 1\ndefault = 'allow'\ninclude = ['mid.toml']\n";
     assert_eq!(
         messages(open, &[ORG, mid("read = 'deny', write = 'inherit'")]),
@@ -264,7 +265,8 @@ fn final_entry_of_include_refuses_audit_mode() {
         .replace("policy = 1\n", "policy = 1\nmode = 'audit'\n");
     let audited = ("org.toml", &*audited.leak());
     assert!(read(&text, &[audited]).is_ok(), "its own file says so");
-    // A text between the two, or beside them, cannot loosen the entry either.
+    // An include between the policy and the entry's file, or beside that file, cannot loosen the
+    // entry either.
     for (including, includes) in [
         (
             "policy = 1\nmode = 'audit'\ninclude = ['org.toml']\n",
@@ -277,7 +279,7 @@ fn final_entry_of_include_refuses_audit_mode() {
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].contains("of org.toml refuses"), "{found:?}");
     }
-    // These cases are a `[[when]]`, and an inherited action that refuses some values only.
+    // The final entry may also be in a `[[when]]`, inherit its refusal, or refuse some values only.
     let head = "policy = 1\n";
     for org in [
         "[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n0x611 = { read = 'deny', write = 'deny', final = true }\n",
@@ -318,7 +320,7 @@ fn final_entries_lifted_by_audit_give_one_mistake_per_file() {
 }
 
 /// A policy's author cannot edit an include. The advice is therefore an entry for the policy, and
-/// it works.
+/// that entry works.
 #[test]
 fn final_entry_advice_for_included_entry_is_working_override() {
     let guest = (
@@ -362,7 +364,8 @@ fn final_entry_advice_for_included_entry_is_working_override() {
     }
 }
 
-/// The included entry may itself be an override that replaces a final entry.
+/// If the looser included entry is an override of a final entry, the advice keeps its action in the
+/// direction that is not loosened.
 #[test]
 fn final_entry_advice_for_included_override_keeps_its_other_direction() {
     let mid = (
@@ -380,7 +383,8 @@ fn final_entry_advice_for_included_override_keeps_its_other_direction() {
     assert!(read(&format!("{text}{line}\n"), &[ORG, mid]).is_ok());
 }
 
-/// The author can choose between two entries of the policy's own text.
+/// If the looser entry is the policy's own, its author can delete or change it, and the advice says
+/// so.
 #[test]
 fn final_entry_advice_for_own_entry_is_to_delete_or_tighten() {
     let text = over_org(
@@ -393,7 +397,8 @@ fn final_entry_advice_for_own_entry_is_to_delete_or_tighten() {
     );
 }
 
-/// Answers of the same strictness must not replace each other, except for a mask within a mask.
+/// An override must not give another answer than the final entry, except for a mask within the
+/// final entry's mask.
 #[test]
 fn final_entry_accepts_mask_within_its_mask() {
     let org = |says: &str| {
@@ -508,9 +513,9 @@ fn tables(resolved: &ResolvedPolicy) -> Vec<Rules> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, max_global_rejects: 20_000, ..ProptestConfig::default() })]
 
-    /// A policy is refused exactly if, without any `final`, an access of some MSR is decided
-    /// looser than a final entry says, or, for a final entry that inherits, looser than its file
-    /// alone decides.
+    /// A policy is refused exactly if it would loosen a final entry. To find that out, the test
+    /// removes every `final`, and compares each access with the action of the final entry or, if
+    /// that entry inherits, with the decision of the entry's file alone.
     #[test]
     fn final_entry_property_loosened_policies_are_refused(
         base in prop::collection::vec(drawn(), 1..5),

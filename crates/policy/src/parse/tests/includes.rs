@@ -10,7 +10,7 @@ use crate::resolve::ResolvedPolicy;
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
-/// Texts by the path that names them, each with its name and its identity.
+/// A source of included texts. The function returns the text that a path names.
 struct Files<F>(F);
 
 impl<F: FnMut(&str) -> Option<Source>> Includes for Files<F> {
@@ -51,7 +51,7 @@ fn all_that_is_said(mistakes: &Mistakes) -> String {
     said
 }
 
-/// Eight files, each of which names the next one 20 times, are eight files.
+/// If each of eight files includes the next one 20 times, eight texts are read.
 #[test]
 fn includes_of_one_file_many_times_read_it_once() {
     let texts: Vec<String> = (0..7)
@@ -112,8 +112,8 @@ fn includes_in_many_layers_read_each_file_once() {
     assert_eq!(policy.policy().includers(deepest).len(), 7);
 }
 
-/// `1.toml` includes `2.toml`, and so on. A file may be reached first by the short path or by the
-/// long one.
+/// The depth of a file is that of the longest chain of includes, whether a short or a long chain
+/// reaches the file first. `1.toml` includes `2.toml`, and so on.
 #[test]
 fn includes_depth_limit_ignores_order() {
     let of_last = |last: usize, names: [&str; 2]| {
@@ -169,7 +169,7 @@ fn includes_beyond_file_limit_are_refused_unopened() {
     assert_eq!(opened.get(), 0);
 }
 
-/// 255 files fit one by one, but not together.
+/// 255 files exceed the limit together, although each file by itself is within the limit.
 #[test]
 fn includes_share_limit_of_bytes() {
     let opened = Cell::new(0);
@@ -223,8 +223,8 @@ fn includes_are_distinguished_by_identity() {
     assert_eq!(keys, ["0x10", "0x11"]);
 }
 
-/// A message about a file that is not a policy tells nothing else about it, whatever the form of
-/// its content.
+/// A message about a file that is not a policy says just that, and never quotes the file, whatever
+/// the form of its content.
 #[test]
 fn include_of_other_file_never_quotes_its_text() {
     for secret in [
@@ -278,7 +278,8 @@ fn include_of_other_file_is_reported_at_include() {
     );
 }
 
-/// The limit is for all files together. A text that exceeds it is refused before it is parsed.
+/// The limit of entries is for all files together. The entries of a text that exceeds the limit are
+/// refused before they are parsed.
 #[test]
 fn includes_share_limit_of_entries() {
     let entries = |file: usize| {
@@ -298,7 +299,8 @@ fn includes_share_limit_of_entries() {
     assert_eq!(wrongs(&mistakes), [wrong; 2]);
 }
 
-/// Both sides have 20,000 spellings of one MSR. Comparing all pairs would take 400 million steps.
+/// The policy and its include have 20,000 spellings of one MSR each. Comparing all pairs would take
+/// 400 million steps.
 #[test]
 fn overrides_in_many_spellings_are_found_quickly() {
     let spelled = |number: usize| -> String {

@@ -287,7 +287,7 @@ MSR_K7_HWCR = "rw"
     );
 }
 
-/// Each text has its own `[[when]]`s, and an override finds the one for the same processors.
+/// An override in a `[[when]]` replaces the included entry in a `[[when]]` for the same processors.
 #[test]
 fn override_in_when_replaces_entry_of_equal_when() {
     let when = |vendor: &str, says: &str| {
@@ -307,7 +307,8 @@ fn override_in_when_replaces_entry_of_equal_when() {
         actions(&compiled, Some("GenuineIntel:6:1"), 0x610),
         [Action::Allow, Action::Deny]
     );
-    // No `[[when]]` has these processors, and a final entry may not be loosened.
+    // No included `[[when]]` is for these processors, so the override has nothing to replace. A
+    // final entry must not be loosened.
     let other = read(&text("AuthenticAMD"), &files(&base)).unwrap_err();
     assert!(other.contains("overrides nothing"), "{other}");
     let fixed = base.replace(denied, &format!("{denied}, final = true"));
@@ -327,8 +328,8 @@ fn parse_refuses_overlapping_whens_that_disagree() {
     insta::assert_snapshot!(read(&text("0x6f"), &[]).unwrap_err());
 }
 
-/// A `cpu` that is not understood hides neither its other mistakes nor those of other tables, and
-/// never disagrees with another entry.
+/// If one part of a `cpu` is not understood, the mistakes of its other parts and of other tables
+/// are reported all the same. The entries for such a `cpu` never conflict with other entries.
 #[test]
 fn parse_reports_all_mistakes_of_whens() {
     insta::assert_snapshot!(
@@ -354,7 +355,7 @@ IA32_PAT = "none"
     );
 }
 
-/// The family is mistyped, and its models are too large for CPUID.
+/// Models are refused if they are too large for all families that the `cpu` names.
 #[test]
 fn parse_refuses_model_impossible_for_all_families() {
     let read = |cpu: &str| {
@@ -382,7 +383,8 @@ fn parse_refuses_model_impossible_for_all_families() {
     }
 }
 
-/// A `[[when]]` that holds nowhere would leave every access to an allowing default.
+/// An empty list is refused, because its `[[when]]` would hold on no processor: `default = "allow"`
+/// would then decide every access.
 #[test]
 fn parse_refuses_empty_list_in_cpu() {
     for key in ["vendor", "family", "model", "stepping"] {
@@ -397,7 +399,7 @@ fn parse_refuses_empty_list_in_cpu() {
     }
 }
 
-/// One text has every mistake about actions and settings.
+/// A text with many mistakes about actions and settings gets a message for each.
 #[test]
 fn parse_reports_mistakes_of_actions_and_settings() {
     insta::assert_snapshot!(

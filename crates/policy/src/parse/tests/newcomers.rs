@@ -13,7 +13,7 @@ fn said(text: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Checks the one message of each line, which stands in `[msrs]`.
+/// Checks that each line, written below `[msrs]`, causes this one message.
 fn check_entries(lines: &[(&str, &str, &str)]) {
     for (line, why, help) in lines {
         let text = format!("{HEAD}[msrs]\n{line}\nIA32_PAT = 'r'\n");
