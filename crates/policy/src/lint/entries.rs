@@ -11,8 +11,8 @@ use crate::policy::{Entry, OWN, Replaces};
 use crate::punctures::Puncture;
 use crate::registers;
 
-/// Returns warnings about entries that decide no access on any processor. Entries in `punctures`
-/// are left out: they should decide, and have a warning of their own.
+/// Returns warnings about entries that decide no access on any processor. The wider entries in
+/// `punctures` are left out: they have a warning of their own.
 pub(super) fn without_effect<'c>(
     compiled: &'c Compiled,
     punctures: &[Puncture],
@@ -67,7 +67,7 @@ pub(super) fn without_effect<'c>(
     .collect()
 }
 
-/// Returns warnings about entries for registers that no source names.
+/// Returns warnings about entries that contain no register that a source names.
 pub(super) fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
     let is_named = |entry: &&Entry| {
         let mut ranges = entry.msrs().ranges().iter();
@@ -101,8 +101,8 @@ pub(super) fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
 /// Returns warnings about ranges that allow far more MSRs than exist. The range from the first
 /// register with a name to the last would be enough.
 pub(super) fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
-    /// The number of MSRs without a name that a range may have before its first register, or after
-    /// its last.
+    /// The maximum number of MSRs without a name before the first named register of a range, or
+    /// after the last.
     const SLACK: u64 = 0x100;
     let entries = compiled.policy().entries().iter();
     entries.filter_map(|entry| {

@@ -49,12 +49,12 @@ fn accept(gap: &Gap) -> String {
     format!("write `accept = [\"{}\"]`", gap.name)
 }
 
-/// Registers that a policy holds, and that one gap changes.
+/// Registers that a policy pins, masks or makes sticky, and that one gap changes nevertheless.
 struct Held {
     gap: &'static Gap,
-    /// The first entry that holds some of the registers.
+    /// The first entry that pins, masks or makes sticky some of the registers.
     first: EntryId,
-    /// The words of the actions that hold the registers.
+    /// The words of these actions, such as `pin`.
     words: BTreeSet<&'static str>,
     names: BTreeMap<MsrIndex, &'static str>,
 }

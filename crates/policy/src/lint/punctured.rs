@@ -13,7 +13,7 @@ use crate::registers;
 const NAMED: usize = 8;
 
 /// Returns a warning for each included entry and each wider entry that it loosens. The first
-/// warnings of all wider entries come before the second of any.
+/// warnings of all wider entries come before any further warning.
 pub(super) fn punctured<'c>(
     compiled: &'c Compiled,
     punctures: &[Puncture],

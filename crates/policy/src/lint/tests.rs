@@ -55,7 +55,8 @@ IA32_TSC_DEADLINE = 'r'
     );
 }
 
-/// Two files whose paths differ only in bytes that are not UTF-8 are shown by the same name.
+/// An include whose path differs from the policy's only in bytes that are not UTF-8 has the same
+/// name in messages. An idle entry of this include causes no warning.
 #[test]
 fn lint_ignores_idle_entry_of_include_with_name_of_policy() {
     struct Base;

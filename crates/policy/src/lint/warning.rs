@@ -28,7 +28,7 @@ pub enum Code {
     SaysNothing,
     /// The entry, of the policy's own text, decides no access.
     DecidesNothing,
-    /// The entry names registers that no source names.
+    /// The entry contains no register that a source names.
     Nameless,
     /// The entry is a range that allows far more MSRs than have a name.
     TooWide,

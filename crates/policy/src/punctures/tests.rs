@@ -102,8 +102,7 @@ fn puncture_is_found_for_each_direction() {
     let inherits = format!("{HEAD}'0x600..=0x6df' = {{ read = 'inherit', write = 'ignore' }}\n");
     let reads = self::guest("0x611 = 'r'\n");
     assert_eq!(found(&inherits, &reads), [""; 0]);
-    // A wide `register` is punctured, too. The remedy refuses if no VMM can emulate the register
-    // there.
+    // A wide `register` is punctured, too, and the remedy repeats it.
     let register =
         format!("{HEAD}'0xc0000080..=0xc000008f' = {{ register = {{ reset = 0, mask = 1 }} }}\n");
     let reads = self::guest("IA32_STAR = 'r'\n");
@@ -193,7 +192,7 @@ fn general_amd() -> [(&'static str, &'static str); 1] {
     guest("[[when]]\ncpu = { vendor = 'AuthenticAMD' }\n[when.msrs]\n0x611 = 'r'\n")
 }
 
-/// If the policy has an entry of these MSRs that inherits, that entry's line has to be changed.
+/// If the policy itself has an entry for these MSRs, the remedy names the line to replace.
 #[test]
 fn remedy_replaces_own_entry_of_same_msrs() {
     let guest = guest("0x611 = 'r'\n");
@@ -253,8 +252,8 @@ fn remedy_for_entry_repeated_in_whens_has_line_for_each() {
     );
 }
 
-/// An entry that overlaps the included one in part has the same action. A line may not contradict
-/// it.
+/// If another entry overlaps the included entry in part, the remedy inherits, because a new action
+/// would contradict that other entry.
 #[test]
 fn remedy_for_partly_overlapping_entry_inherits() {
     let guest = guest("'0x610..=0x612' = 'r'\n'0x612..=0x614' = 'r'\n");
@@ -271,7 +270,8 @@ fn remedy_for_partly_overlapping_entry_inherits() {
     assert_eq!(found(&format!("{text}{}", lines.concat()), &guest), [""; 0]);
 }
 
-/// Two texts have a wider entry each. The line closes both punctures.
+/// If two texts have a wider entry each, the remedy is as strict as both entries, and closes both
+/// punctures.
 #[test]
 fn remedy_is_as_strict_as_strictest_wider_entry() {
     let files = [
@@ -378,7 +378,8 @@ fn own_extents(text: &str, files: &[(&str, &str)]) -> Vec<String> {
     own.collect()
 }
 
-/// The entry is still the author's refusal, so no warning advises to delete it.
+/// An entry that included entries loosen as a whole is still the author's refusal, so no warning
+/// advises to delete it.
 #[test]
 fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
     let whole = guest("0x610 = 'rw'\n0x611 = 'rw'\n");
@@ -400,7 +401,7 @@ fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
         own_extents(&text, &reads),
         ["0x610..=0x611 partly 0x610 0x611"]
     );
-    // These entries are masks.
+    // The wider entry is a mask, and the included entries do something else.
     let masks = guest("IA32_STAR = { read = 'allow', write = 'pin' }\nIA32_LSTAR = 'rw'\n");
     let text = format!(
         "{HEAD}'IA32_STAR..=IA32_LSTAR' = {{ read = 'allow', write = {{ mask = 0xff }} }}\n"
@@ -409,14 +410,15 @@ fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
         own_extents(&text, &masks),
         ["IA32_STAR..=IA32_LSTAR not IA32_LSTAR IA32_STAR"]
     );
-    // The line may inherit both directions, and has an effect by that.
+    // An override that inherits both directions still has an effect, so no warning says otherwise.
     let crossing = guest("'0x610..=0x612' = 'rw'\n'0x612..=0x614' = 'rw'\n");
     let line = "'0x610..=0x612' = { read = 'inherit', write = 'inherit', override = true }\n";
     let text = format!("{HEAD}'0x600..=0x6df' = 'none'\n{line}");
     assert_eq!(codes(&text, &crossing), ["punctured"]);
 }
 
-/// The copy may be in an include of an include, and in a `[[when]]`.
+/// If an include has a copy of the policy's entry and loosens the copy, the policy's entry is
+/// partly enforced. The copy may be in an include of an include, or in a `[[when]]`.
 #[test]
 fn enforcement_of_entry_loosened_by_its_copy_is_partial() {
     let wide = "'0x600..=0x6df' = 'none'\n";
@@ -443,7 +445,8 @@ fn enforcement_of_entry_loosened_by_its_copy_is_partial() {
     );
 }
 
-/// Includes that puncture each other's entries often do not push these warnings out of sight.
+/// Warnings about the policy's own entries come first, however often includes puncture each other's
+/// entries.
 #[test]
 fn puncture_warnings_on_own_entries_come_first() {
     let many: String = (0x4000_0000..0x4000_0014_u32)
@@ -488,7 +491,8 @@ fn puncture_warnings_on_own_entries_come_first() {
     );
 }
 
-/// Each of many narrow entries lies within a wide entry of each of many texts.
+/// If many narrow entries lie within the wide entries of many texts, only the first puncture of
+/// each further wide entry is kept after the limit.
 #[test]
 fn punctures_of_many_texts_are_limited() {
     const WIDE: usize = 200;
@@ -531,7 +535,8 @@ fn punctures_of_many_texts_are_limited() {
     assert_eq!(partly.count(), WIDE + 1);
 }
 
-/// Texts with similar entries for many MSRs have more ranges than are kept.
+/// If texts with similar entries for many MSRs exceed the limit of ranges, every entry is still
+/// listed, with fewer ranges.
 #[test]
 fn puncture_ranges_are_limited_but_every_entry_is_listed() {
     const WIDE: usize = 7;
@@ -564,7 +569,8 @@ fn puncture_ranges_are_limited_but_every_entry_is_listed() {
     assert_eq!(partly.count(), WIDE);
 }
 
-/// The MSRs were compared before, for the processors on which the third text has no entry.
+/// The puncture of an entry in a `[[when]]` is found, although the same MSRs were compared before,
+/// for the processors on which that entry does not hold.
 #[test]
 fn puncture_in_when_entry_is_found_beside_general_one() {
     let other = "policy = 1\n[[when]]\ncpu = { model = 1 }\n[when.msrs]\n'0x0..=0x2f' = 'none'\n";

@@ -14,8 +14,8 @@ use crate::mistake::{Label, Mistake, MistakeKind};
 use crate::policy::{Entry, Policy};
 use crate::source::quoted;
 
-/// Returns at least one conflict of each entry that conflicts with others on some processors, up
-/// to [`MAX_MISTAKES`] conflicts. The time is *n* log *n*.
+/// Returns conflicts between these entries, which hold together on some processors: at least one
+/// for each entry that has a conflict, up to [`MAX_MISTAKES`]. The time is *n* log *n*.
 pub(super) fn find(policy: &Policy, groups: &Groups, entries: &[EntryId]) -> Vec<Mistake> {
     let mut found = BTreeMap::<[EntryId; 2], Accesses>::new();
     for access in Access::ALL {
@@ -42,7 +42,8 @@ pub(super) fn find(policy: &Policy, groups: &Groups, entries: &[EntryId]) -> Vec
     found.into_iter().take(MAX_MISTAKES).map(mistake).collect()
 }
 
-/// The entries that are open at one place, grouped by action; those that end first come first.
+/// The entries that contain the current MSR of the sweep, in classes: one class for each action. In
+/// a class, the entry that ends first comes first.
 #[derive(Default)]
 struct Open<'e> {
     classes: HashMap<&'e Action, usize>,
@@ -51,7 +52,7 @@ struct Open<'e> {
     heads: BTreeSet<(Place, usize)>,
 }
 
-/// The end of a range, its start, and its entry. Of the ranges that end together, the one that
+/// The end of a range, its start, and its entry. If several ranges end together, the one that
 /// starts last comes first.
 type Place = (MsrIndex, Reverse<MsrIndex>, EntryId);
 
@@ -63,7 +64,7 @@ impl<'e> Open<'e> {
         class
     }
 
-    /// Forgets the entries that end before `index`.
+    /// Removes the entries that end before `index`.
     fn close_before(&mut self, index: MsrIndex) {
         while let Some(&(place, class)) = self.heads.first()
             && place.0 < index
@@ -84,7 +85,7 @@ impl<'e> Open<'e> {
             .extend(self.places[class].first().map(|&head| (head, class)));
     }
 
-    /// Returns the first entry to end among those of other classes.
+    /// Returns the entry of another class that ends first.
     fn first_other(&self, class: usize) -> Option<Place> {
         let other = self
             .heads

@@ -1,4 +1,5 @@
-//! Final entries: the promise of each on some processors, and the entries that break it.
+//! Final entries: the promises that they make on some processors, and the entries that break a
+//! promise.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -126,8 +127,8 @@ impl<'p> Finals<'p> {
     }
 
     /// Returns the promises of final entries that inherit: the decisions of their text together
-    /// with its includes. If several texts decide by the same entry, the first text stands for
-    /// all, except for an audit that lifts the promise.
+    /// with its includes. If several texts decide by the same entry, the first text stands for all.
+    /// If audit mode lifts the promise, each text has a promise of its own.
     fn inherited(
         &self,
         active: &Active,
@@ -206,8 +207,8 @@ impl<'p> Finals<'p> {
             && (limit.refuses() || limit.refuses_some() || limit.needs_forwarding())
     }
 
-    /// Returns the refusals that the policy's audit mode lifts, once for each text. Texts that are
-    /// in audit mode themselves are left out.
+    /// Returns a mistake if the policy's audit mode lifts the refusals of this promise, once for
+    /// each text. A text that is in audit mode itself has no such mistake.
     fn lifted_by_audit(
         &self,
         active: &Active,
@@ -289,8 +290,9 @@ impl<'p> Finals<'p> {
         found
     }
 
-    /// Returns the entry that breaks a promise: an entry that is looser within the promise's MSRs
-    /// or in its place, or one that replaced the final entry and inherits.
+    /// Returns the entry that breaks a promise. That is the deciding entry, if its MSRs lie within
+    /// those of the entry that sets the limit. Otherwise it is an override of that entry, one that
+    /// inherits first. Without such an override, it is the deciding entry.
     fn blamed(
         &self,
         active: &Active,
@@ -430,7 +432,7 @@ fn edges(promises: &[Promise]) -> Vec<(u64, Edge)> {
 #[derive(Default)]
 struct Open<'p> {
     classes: HashMap<&'p Action, usize>,
-    /// The promises, by reach and class of the limit.
+    /// The promises, by the reach and the class of their limit. Equal limits have the same class.
     by_limit: BTreeMap<(u8, usize), (&'p Action, BTreeSet<usize>)>,
 }
 
@@ -462,9 +464,9 @@ impl<'p> Open<'p> {
         }
     }
 
-    /// Returns a promise that this action breaks. An action breaks promises of a lesser reach,
-    /// and keeps those of a greater reach. So the first few promises suffice: only masks may share
-    /// a reach without being equal.
+    /// Returns a promise that this action breaks. An action breaks the promises of a lesser reach,
+    /// and keeps those of a greater reach. The search ends early, because an action can keep a
+    /// different limit of its own reach only if both are masks.
     fn broken_by(&self, action: &Action) -> Option<usize> {
         let up_to = (action.reach(), usize::MAX);
         let mut limits = self.by_limit.range(..=up_to).map(|(_, one)| one);

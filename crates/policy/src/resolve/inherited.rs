@@ -27,9 +27,10 @@ pub(super) trait Limits {
     /// Returns true if audit mode lifts the limit.
     fn is_lifted(&self, limit: &Action) -> bool;
 
-    /// Removes the decisions at one MSR that are broken only together with another one: those that
-    /// are not the strictest, equal ones of later texts, and all but two of those that differ and
-    /// are not masks. `told` are the texts that had a decision kept before that audit mode lifts.
+    /// Removes the decisions at one MSR that can be broken only together with a kept decision:
+    /// decisions that are not the strictest, repetitions by later texts, and, of different
+    /// decisions that are not masks, all but two. A decision that audit mode lifts is kept once for
+    /// each text; `told` has the texts for which that was done.
     fn keep_strictest(&self, all: &mut Vec<(Option<EntryId>, SourceSet)>, told: &mut SourceSet) {
         if all.len() <= 2 {
             return;
@@ -62,7 +63,7 @@ pub(super) struct Inheriting<'p> {
     policy: &'p Policy,
     access: Access,
     by_text: BTreeMap<SourceId, MsrSet>,
-    /// The texts of `by_text` that see each text.
+    /// The texts of `by_text` that see each text: the text itself, and the texts that include it.
     viewers: Vec<SourceSet>,
 }
 
@@ -96,8 +97,8 @@ impl<'p> Inheriting<'p> {
     }
 
     /// Returns the decisions that may be broken, in the order of their MSRs. `holds` tells if an
-    /// entry holds, overridden or not; `overriding` returns the entries that hold and override it;
-    /// `has_default` tells if a text has a `default`.
+    /// entry holds, overridden or not; `overriding` returns the entries that hold and override a
+    /// given entry; `has_default` tells if a text has a `default`.
     pub(super) fn decided<O: Iterator<Item = EntryId>>(
         &self,
         holds: impl Fn(EntryId) -> bool,
@@ -159,7 +160,7 @@ enum Edge {
     Entry(u64, EntryId, usize),
 }
 
-/// The number of an entry's MSRs, and the entry. The entry with the fewest decides.
+/// The number of an entry's MSRs, and the entry. The entry with the fewest MSRs decides.
 type Ranked = (u64, EntryId);
 
 /// A walk over the MSRs from 0 up.
@@ -169,7 +170,7 @@ struct Sweep {
     /// The texts that inherit at the current MSR.
     texts: SourceSet,
     with_default: SourceSet,
-    /// The sets of texts that see some entries.
+    /// The classes of entries. A class is the set of texts that see its entries.
     classes: Vec<SourceSet>,
     numbers: HashMap<SourceSet, usize>,
     /// The entries that contain the current MSR, by class.
@@ -180,7 +181,7 @@ struct Sweep {
     /// it holds.
     current: BTreeMap<Option<EntryId>, (SourceSet, u64)>,
     decided: Vec<Decided>,
-    /// The texts with a noted decision that audit mode lifts.
+    /// The texts for which a decision that audit mode lifts was kept.
     told: SourceSet,
 }
 
@@ -195,7 +196,7 @@ impl Sweep {
         class
     }
 
-    /// Notes the decisions from the current MSR to below `to`.
+    /// Records the decisions from the current MSR to below `to`.
     fn step(&mut self, to: u64, limits: &impl Limits) {
         if to == self.at {
             return;

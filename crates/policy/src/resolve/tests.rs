@@ -53,8 +53,8 @@ fn entry_and_segment_types_are_small() {
     assert!(size_of::<Entry>() <= 128, "{}", size_of::<Entry>());
 }
 
-/// Generates nested and agreeing entries in a space of 64 MSRs, with and without the top of the
-/// space.
+/// Generates random entries: the first MSR, the number of further MSRs, and the number of a word.
+/// The MSRs are few, so that entries nest and overlap.
 fn entries() -> impl Strategy<Value = Vec<(u32, u32, usize)>> {
     prop::collection::vec((0_u32..64, 0_u32..20, 0_usize..4), 0..12)
 }

@@ -46,8 +46,8 @@ fn entry_mistake(entry: &Entry, wrong: MistakeKind) -> Mistake {
     }
 }
 
-/// Returns a mistake if an action forwards accesses of an MSR for which that is not known to be
-/// sound.
+/// Returns a mistake if a rule makes the gate forward accesses of an MSR for which forwarding is
+/// not known to be safe.
 pub(super) fn unsound(policy: &Policy, segment: Rule<'_>, access: Access) -> Option<Mistake> {
     let DecidedBy::Entry(id) = segment.by else {
         return None;

@@ -19,12 +19,13 @@ use crate::policy::Policy;
 /// The maximum number of variants. Each variant becomes a filter of its own.
 const MAX_VARIANTS: usize = 64;
 
-/// The number of processors beyond which variants are not enumerated.
+/// The number of kinds of processors beyond which variants are not enumerated.
 const MAX_TOLD_APART: usize = 1 << 20;
 
-/// Adds the mistakes of the entries together to `mistakes`, up to [`MAX_MISTAKES`], and returns the
-/// rules of each variant. A variant with mistakes may be left out. `stated` are the settings of
-/// each text. `these` returns true for kinds that do not count as mistakes.
+/// Adds the mistakes that show only when all entries are compared to `mistakes`, up to
+/// [`MAX_MISTAKES`]. Returns the rules of each variant. A variant with mistakes may be left out.
+/// `stated` are the settings of each text. `these` returns true for kinds that do not count as
+/// mistakes.
 pub(super) fn resolve(
     policy: &Policy,
     stated: &[Stated],

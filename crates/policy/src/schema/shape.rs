@@ -8,38 +8,39 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-/// What happens when a guest reads or writes a model-specific register with RDMSR or WRMSR.
-/// `msrgate help policy` prints the whole language.
+/// A policy decides what happens when a guest reads or writes a model-specific register with RDMSR
+/// or WRMSR. `msrgate help policy` prints the whole language.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Policy {
-    /// The version of the language: 1. What a group holds is part of it.
+    /// The version of the language: 1. The version also fixes the registers of each group.
     #[schemars(range(min = 1, max = 1))]
     #[serde(rename = "policy")]
     version: u32,
-    /// What the policy is called.
+    /// The name of the policy.
     name: Option<String>,
-    /// Policies whose entries are added: files, by a path from where this one lies, or shipped policies.
+    /// Policies whose entries are added to this one: files, by their paths from this file's folder,
+    /// or shipped policies, by name.
     include: Option<Vec<String>>,
-    /// Whether refusals are carried out. Without it they are.
+    /// The mode: refusals are carried out, or only recorded. Without this key they are carried out.
     #[schemars(schema_with = "super::modes", default)]
     mode: Option<()>,
-    /// What happens to reads and writes of MSRs that no entry names. Only a policy that is meant for
-    /// being included goes without it.
+    /// The action for reads and writes of MSRs that no entry names. A policy may leave this key out
+    /// only if it is meant to be included.
     #[schemars(schema_with = "super::defaults", default)]
     default: Option<()>,
-    /// What becomes of MSRs that no entry refuses and that KVM does not know. Other than `"gp"` needs
-    /// `default = "allow"`. Without it, `"gp"`.
+    /// The answer to accesses that no entry refuses, of MSRs that KVM does not know. Without this
+    /// key the answer is `"gp"`. Other answers need `default = "allow"`.
     #[schemars(schema_with = "super::unknown", default)]
     unknown: Option<()>,
-    /// Which accesses become events. Without it, refusals.
+    /// The accesses that become events. Without this key, refusals become events.
     #[schemars(schema_with = "super::logs", default)]
     log: Option<()>,
-    /// Gaps in enforcement that the author knows of.
+    /// The gaps in enforcement that the author knows and accepts.
     accept: Option<Vec<Gap>>,
-    /// What is said of which MSRs. A key is a name such as `IA32_EFER`, an index such as `0xc0000080`, a
-    /// range such as `"0x200..=0x20f"`, or a group such as `"@mtrr"`. A strict subset wins over what
-    /// contains it.
+    /// The entries. The key of an entry is a name such as `IA32_EFER`, an index such as
+    /// `0xc0000080`, a range such as `"0x200..=0x20f"`, or a group such as `"@mtrr"`. An entry wins
+    /// over another entry if its MSRs are a strict subset of the other's MSRs.
     msrs: Option<Msrs>,
     /// Emulated devices.
     device: Option<Devices>,
@@ -47,7 +48,7 @@ pub(super) struct Policy {
     when: Option<Vec<When>>,
 }
 
-/// Both directions of an entry, and what else is said of it.
+/// The table of an entry: the actions for reads and writes, and further properties.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = [
@@ -56,46 +57,46 @@ pub(super) struct Policy {
     { "required": ["register"] },
 ]))]
 pub(super) struct Entry {
-    /// What a read gets.
+    /// The action for reads.
     #[schemars(schema_with = "super::read", default)]
     read: Option<()>,
-    /// What a write does.
+    /// The action for writes.
     #[schemars(schema_with = "super::write", default)]
     write: Option<()>,
-    /// An emulated device answers reads and writes.
+    /// The emulated device that answers reads and writes.
     #[schemars(schema_with = "super::devices", default)]
     device: Option<()>,
-    /// A register in user space answers reads and writes.
+    /// The register in user space that answers reads and writes.
     register: Option<Register>,
     /// The author's reason, which `explain` shows.
     why: Option<String>,
-    /// As at the top, for these MSRs.
+    /// The accesses of these MSRs that become events. Without this key, the policy's `log` decides.
     #[schemars(schema_with = "super::logs", default)]
     log: Option<()>,
-    /// This entry takes the place of an included one that has exactly the same MSRs.
+    /// If true, this entry takes the place of an included entry that has exactly the same MSRs.
     #[serde(rename = "override")]
     replaces: Option<bool>,
-    /// Nothing may loosen this entry.
+    /// If true, no other entry, include or setting may loosen this entry.
     #[serde(rename = "final")]
     is_final: Option<bool>,
 }
 
-/// What becomes of each direction. One that is left out is denied.
+/// The answers to reads and to writes. A direction that is left out gets #GP.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Unknown {
-    /// What a read gives: a number, or `"deny"`.
+    /// The answer to a read: a number, or `"deny"`.
     #[schemars(schema_with = "super::unknown_read", default)]
     read: Option<()>,
-    /// What becomes of a write.
+    /// The answer to a write.
     #[schemars(schema_with = "super::unknown_write", default)]
     write: Option<()>,
-    /// Which of these accesses become events.
+    /// The accesses of unknown MSRs that become events.
     #[schemars(schema_with = "super::logs", default)]
     log: Option<()>,
 }
 
-/// A read gives a value.
+/// The value that a read gives.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ValueOf {
@@ -103,30 +104,30 @@ pub(super) struct ValueOf {
     value: Number,
 }
 
-/// A write reaches the register as far as its changes lie in a mask.
+/// A mask: a write of the register may change only some bits.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MaskOf {
     /// The bits that a write may change.
     mask: Number,
-    /// What a write does that would change another bit. Without it, a #GP.
+    /// The result of a write that would change another bit. Without this key, the guest gets #GP.
     #[schemars(schema_with = "super::outsides", default)]
     outside: Option<()>,
 }
 
-/// A write reaches the register; of some bits, those that are set stay set.
+/// Sticky bits: a write of the register may set these bits, but cannot clear them.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StickyOf {
-    /// The bits.
+    /// The bits that stay set.
     sticky: Number,
 }
 
-/// The VMM's own code answers.
+/// A handler: code of the VMM that answers.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HandlerOf {
-    /// Its name.
+    /// The name of the handler.
     handler: String,
 }
 
@@ -151,11 +152,11 @@ pub(super) struct RegisterOf {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Register {
-    /// What it holds at reset.
+    /// The value of the register at reset.
     reset: Number,
     /// The bits that a write may change.
     mask: Number,
-    /// What a write does that would change another bit. Without it, a #GP.
+    /// The result of a write that would change another bit. Without this key, the guest gets #GP.
     #[schemars(schema_with = "super::outsides", default)]
     outside: Option<()>,
 }
@@ -164,45 +165,46 @@ pub(super) struct Register {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Devices {
-    /// Answers for the register through which a guest loads microcode.
+    /// The device that answers for the register through which a guest loads microcode.
     microcode: Option<Microcode>,
 }
 
-/// How microcode updates are answered.
+/// The microcode device: the answers to microcode updates.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Microcode {
-    /// The revision that the guest reads, of 32 bits.
+    /// The revision that the guest reads: a number of 32 bits.
     revision: Number,
-    /// What becomes of an update.
+    /// The result of an update.
     #[schemars(schema_with = "super::updates")]
     update: (),
 }
 
-/// Entries that hold on some processors, beside all others.
+/// Entries that hold on some processors only, together with the entries that hold on all.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct When {
-    /// The processors, by the CPUID that the VMM gives the VM. All that is named has to agree.
+    /// The processors, by the CPUID that the VMM gives the VM. Every part that is named has to
+    /// match.
     cpu: CpuSet,
-    /// What is said of which MSRs, as in the policy's own `msrs`.
+    /// The entries, written as in the policy's own `msrs`.
     msrs: Msrs,
 }
 
-/// Processors. What is left out is any.
+/// A set of processors. A part that is left out matches all processors.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CpuSet {
-    /// What CPUID leaf 0 spells, such as `GenuineIntel`; one, or a list.
+    /// The vendor as CPUID leaf 0 spells it, such as `GenuineIntel`: one name, or a list.
     #[schemars(schema_with = "super::vendors", default)]
     vendor: Option<()>,
-    /// The family, its extension added; one, a range, or a list.
+    /// The family, including the extended family: a number, a range, or a list.
     #[schemars(schema_with = "super::numbers", default)]
     family: Option<()>,
-    /// The model, its extension added; one, a range, or a list.
+    /// The model, including the extended model: a number, a range, or a list.
     #[schemars(schema_with = "super::numbers", default)]
     model: Option<()>,
-    /// The stepping; one, a range, or a list.
+    /// The stepping: a number, a range, or a list.
     #[schemars(schema_with = "super::numbers", default)]
     stepping: Option<()>,
 }

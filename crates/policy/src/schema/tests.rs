@@ -79,7 +79,7 @@ fn schema_has_exactly_the_words_of_the_language() {
     assert!(!of("Entry", "read").contains("pin") && of("Entry", "read").contains("inherit"));
 }
 
-/// An editor has a text to show at every key.
+/// Every key has a description, which editors show.
 #[test]
 fn schema_describes_every_key() {
     fn look(shape: &Value, path: &str, count: &mut usize) {

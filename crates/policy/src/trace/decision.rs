@@ -55,7 +55,7 @@ impl Decision {
             (Action::Mask(mask), Some(write)) => Self::Mask(*mask, write),
             (Action::Sticky(bits), Some(write)) => Self::Sticky(*bits, write),
             (Action::Pin, Some(write)) => Self::Pin(write),
-            // The guest has no such register.
+            // Writes of this MSR cannot be forwarded, so they are refused.
             (Action::Mask(_) | Action::Sticky(_) | Action::Pin, None) => {
                 Self::Always(Fate::Refused)
             }

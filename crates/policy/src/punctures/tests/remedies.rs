@@ -56,7 +56,8 @@ impl Tables {
         }
     }
 
-    /// Pastes one line of a remedy. A line that it replaces has to be named.
+    /// Pastes one line of a remedy. A line of the policy that it replaces has to be in the same
+    /// table.
     fn paste(&mut self, line: &remedy::Line) {
         let cpu = |cpu: &String| CPUS.iter().position(|one| one == cpu).expect("a known one");
         let table = line.cpu.as_ref().map_or(0, |name| cpu(name) + 1);
@@ -72,7 +73,8 @@ impl Tables {
     }
 }
 
-/// Actions for reads and for writes: first those frequent in an include, then those of a policy.
+/// The actions for reads and for writes in an include: most allow. Those in a policy, [`STRICT`],
+/// mostly refuse.
 const LOOSE: [[&str; 6]; 2] = [
     [
         "'allow'",
@@ -207,7 +209,7 @@ proptest! {
         let (mut own, mut now) = (own, first);
         for _ in 0..8 {
             let lines: Vec<_> = punctures(&now).iter().flat_map(|hole| hole.remedy.lines.clone()).collect();
-            // The lines are pasted one by one, and all together.
+            // The lines of each puncture are pasted alone, and the lines of all punctures together.
             let mut pasted = own.clone();
             pasted.paste_all(&lines);
             for hole in punctures(&now) {
