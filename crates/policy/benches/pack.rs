@@ -1,9 +1,9 @@
 //! Measures the time and the memory that compiling a policy takes.
 //!
 //! `pack/…` is [`compile`]: the rules, the fewest ranges, and the comparison of both over all
-//! accesses. `policy/…` adds reading the text. 60,000 entries that override one entry of an
-//! include each are also given as a ratio to 120,000 entries of one text. Memory is the peak of a
-//! process that does nothing else.
+//! accesses. `policy/…` adds reading the text. The time for 60,000 entries, each of which overrides
+//! an entry of an include, is also given as a ratio to the time for 120,000 entries of one text.
+//! Memory is the peak of a process that does nothing else.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -31,7 +31,8 @@ const WORDS: [&str; 4] = ["none", "r", "w", "rw"];
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// Xorshift: the policies are the same in every run.
+/// A generator of random numbers (xorshift). Its seed is fixed, so the policies are the same in
+/// every run.
 struct Random(u64);
 
 impl Random {
@@ -123,8 +124,8 @@ impl Includes for Base {
     }
 }
 
-/// Measures 60,000 entries that override one entry of an include each, and as many entries of one
-/// text.
+/// Measures 60,000 entries, each of which overrides an entry of an include, and 120,000 entries of
+/// one text.
 fn overrides(figures: &mut Figures) -> Outcome<()> {
     const FIRST: u32 = 0x1_0000;
     const COUNT: u32 = 60_000;

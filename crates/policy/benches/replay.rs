@@ -1,8 +1,8 @@
 //! Measures the speed of reading a trace, and of deciding its accesses.
 //!
-//! Both figures are for one core, in millions a second. `replay/text` reads lines from memory,
-//! parses, decides and counts them, as `msrgate replay` does. `replay/decide` decides accesses
-//! that are parsed already.
+//! Both figures are for one core, in millions of accesses per second. `replay/text` reads lines
+//! from memory, parses, decides and counts them, as `msrgate replay` does. `replay/decide` decides
+//! accesses that are parsed already.
 
 use std::fmt::Write as _;
 use std::io::BufReader;
@@ -18,7 +18,8 @@ const ACCESSES: u32 = 1 << 16;
 /// The size of the buffer that the command uses for a file.
 const BUFFER: usize = 256 << 10;
 
-/// Xorshift: the trace is the same in every run.
+/// A generator of random numbers (xorshift). Its seed is fixed, so the trace is the same in every
+/// run.
 struct Random(u64);
 
 impl Random {

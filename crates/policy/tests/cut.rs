@@ -1,5 +1,5 @@
-//! Tests that a part of a file is not taken for the whole: of `compile`'s output, of lists and of
-//! logs.
+//! Tests that `import` does not take a part of a file for the whole file. The files are `compile`'s
+//! output, lists and logs.
 
 use std::fs;
 use std::path::Path;
@@ -36,7 +36,8 @@ fn compiled(text: &str) -> Program {
     compile(policy).expect(text).into_program()
 }
 
-/// Checks that a part of the bytes is an error, unless it lacks only the last line feed.
+/// Checks that the first `length` bytes cannot be imported, unless only the last line feed is
+/// missing.
 fn assert_cut_is_refused(whole: &[u8], length: usize) {
     let cut = &whole[..length];
     let imported = import(cut, None);
@@ -50,8 +51,8 @@ fn assert_cut_is_refused(whole: &[u8], length: usize) {
     assert!(compiled_filter(cut).is_err(), "{}", shown());
 }
 
-/// Under `default = "allow"`, a filter that lacks a range is looser. A full disk or a broken pipe
-/// may cut a file at any byte.
+/// A compiled policy that is cut off at any byte is refused: under `default = "allow"`, a filter
+/// that lacks a range would be looser. A full disk or a broken pipe may cut a file off.
 #[test]
 fn import_refuses_compiled_policy_cut_anywhere() {
     let program = compiled(
@@ -112,7 +113,7 @@ fn import_refuses_two_filters_in_one_file() {
     }
 }
 
-/// Returns the entries, by their MSRs.
+/// Returns a text for each MSR that the entries name, with its actions.
 fn entries(imported: &Imported) -> Vec<String> {
     let entries = imported.entries.iter();
     let said = entries.flat_map(|entry| {
@@ -137,8 +138,8 @@ const LOG: &str = "[    0.000000] Linux version 6.1.0\n\
 
 const LIST: &str = "MSR_ADDR,VALUE\n0x10,0x5d3f1e2\n0xc0000080,0xd01\r\n0x176,0xffffffff81e01580\n";
 
-/// A line that is the beginning of a longer one may name another register, or a mask that allows
-/// more.
+/// A file that is cut off gives no entry that the whole file does not give. The beginning of a line
+/// may name another register, or a mask that allows more.
 #[test]
 fn import_of_cut_lines_gives_only_entries_of_whole_file() {
     for (whole, format) in [

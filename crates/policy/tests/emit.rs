@@ -14,7 +14,7 @@ use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
 use msrgate_filter::{DefaultAction, Filter, Revision, SetCall};
 use msrgate_policy::{NoIncludes, Program, Source, Variant, compile, emit, parse};
 
-/// Prints the struct in the format of [`shown`].
+/// A C program that prints the struct in the format of [`shown`].
 const C_MAIN: &str = r#"
 #include <stdio.h>
 #include "filter.h"
@@ -96,8 +96,8 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Returns true if the compiler exists. Otherwise the test is skipped, unless the compiler is
-/// required.
+/// Returns true if the compiler exists. Without the compiler, the test is skipped, or fails if
+/// `MSRGATE_REQUIRE` names `cc`.
 fn has(compiler: &str) -> bool {
     let found = Command::new(compiler).arg("--version").output().is_ok();
     let required = env::var("MSRGATE_REQUIRE").unwrap_or_default();
@@ -162,7 +162,7 @@ fn emitted_rust_module_compiles_and_holds_filter() {
     }
 }
 
-/// The bytes are memory from address 0 on.
+/// The emitted bytes, as memory from address 0 on, set the variant's filter.
 #[test]
 fn emitted_abi_bytes_set_same_filter() {
     for text in POLICIES {

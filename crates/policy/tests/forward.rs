@@ -33,12 +33,12 @@ fn forward_list_has_ten_registers() {
     );
 }
 
-/// The host may act differently on these registers: the guest's CPUID restricts them, only the
-/// host may write them, or a write has another effect for the host.
+/// A register is not forwarded if KVM treats the host's write differently: KVM skips the checks of
+/// the guest's CPUID, only the host may write the register, or the write has another effect.
 #[test]
 fn forward_excludes_registers_that_act_differently_for_host() {
     for name in [
-        // checks of CPUID skipped
+        // For the host, KVM skips the checks of CPUID.
         "IA32_EFER",
         "IA32_SPEC_CTRL",
         "IA32_PRED_CMD",
@@ -58,7 +58,7 @@ fn forward_excludes_registers_that_act_differently_for_host() {
         "IA32_U_CET",
         "IA32_S_CET",
         "IA32_PL0_SSP",
-        // writable by the host only
+        // Only the host may write these.
         "IA32_ARCH_CAPABILITIES",
         "IA32_PERF_CAPABILITIES",
         "MSR_PLATFORM_INFO",
@@ -69,7 +69,7 @@ fn forward_excludes_registers_that_act_differently_for_host() {
         "IA32_FEATURE_CONTROL",
         "IA32_PERF_GLOBAL_STATUS",
         "MSR_AMD64_DE_CFG",
-        // another effect
+        // A write of the host has another effect.
         "IA32_TIME_STAMP_COUNTER",
         "IA32_TSC_ADJUST",
         "IA32_APIC_BASE",

@@ -21,7 +21,8 @@ fn again(bytes: &[u8], format: Format) -> (Program, usize) {
     (compiled.program().clone(), imported.unsaid.len())
 }
 
-/// Returns the decisions that differ. A filter has no `log`.
+/// Returns the decisions in which two programs differ. Their `log` is not compared, because a
+/// filter does not have one.
 fn decided(one: &Program, other: &Program, cpu: Option<&Cpu>) -> Vec<Change> {
     let differences = differences(one, other, cpu).expect("few processors");
     differences

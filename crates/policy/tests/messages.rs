@@ -136,7 +136,7 @@ fn messages_of_policy_mistakes() {
         include("allow.toml"),
     ];
     let mut examples = examples.concat();
-    // Each text gives one example of a kind; its further mistakes are examples of other texts.
+    // Consecutive mistakes with the same message count as one example.
     examples.dedup_by_key(|wrong| wrong.to_string());
     insta::assert_snapshot!(messages(
         include_str!("../src/mistake.rs"),
@@ -244,7 +244,7 @@ fn messages_cover_every_error() {
     assert_eq!(found, [""; 0]);
 }
 
-/// The errors are the kernel's, with their error numbers.
+/// Each error of the set call has a message, with the kernel's error number.
 #[test]
 fn messages_of_set_errors() {
     let bitmaps = [BitmapError::Empty, BitmapError::TooLong(0x3001)];
@@ -470,7 +470,8 @@ fn entries_with_hostile_text() -> Vec<MistakeKind> {
     ]
 }
 
-/// The errors are public, so anybody may put any text into one.
+/// Hostile text in any field is escaped in messages. The errors are public, so any program may put
+/// any text into them.
 #[test]
 fn messages_of_mistakes_escape_hostile_text() {
     let wrongs = [values_with_hostile_text(), entries_with_hostile_text()].concat();

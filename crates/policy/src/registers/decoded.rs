@@ -4,7 +4,7 @@ use super::Register;
 use super::field::Field;
 use super::fields::FIELDS;
 
-/// A value of a register, taken apart.
+/// A value of a register, split into the register's bit fields.
 ///
 /// ```
 /// use msrgate_policy::registers::{Named, by_name};

@@ -41,9 +41,9 @@ pub fn features() -> &'static [Feature] {
     &FEATURES
 }
 
-/// Returns true if a guest has this register, as far as CPUID tells: no feature of the table
-/// brings the register, or one that does has its bit set. The host can read further registers, but
-/// its guest gets #GP.
+/// Returns true if a guest has this register, as far as CPUID tells: a feature that brings the
+/// register has its bit set, or no feature of the table brings the register. Of other registers the
+/// guest's accesses get #GP, even if the host can read the register.
 #[must_use]
 pub fn is_offered(index: MsrIndex, is_set: impl Fn(&CpuidBit) -> bool) -> bool {
     let brings = |feature: &&Feature| {
@@ -96,7 +96,7 @@ const fn row(
     }
 }
 
-/// Returns the feature of registers that are read and written.
+/// Returns the feature of registers that software reads and writes.
 const fn both(
     leaf: Leaf,
     bit: (u8, &'static str),
@@ -106,7 +106,7 @@ const fn both(
     row(leaf, bit, source, msrs, msrs)
 }
 
-/// Returns the feature of registers that only report.
+/// Returns the feature of registers that software only reads.
 const fn reads(
     leaf: Leaf,
     bit: (u8, &'static str),
@@ -130,8 +130,8 @@ const fn one(index: u32) -> RangeInclusive<u32> {
     index..=index
 }
 
-/// The first two variable ranges are always expected; the capabilities register tells how many
-/// there are.
+/// The memory type range registers that software writes. The table has only the first two variable
+/// ranges: the number of further ones is in the capabilities register.
 const MTRR: &[RangeInclusive<u32>] = &[
     0x200..=0x203,
     one(0x250),

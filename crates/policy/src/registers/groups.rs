@@ -9,8 +9,8 @@ use msrgate_filter::MsrIndex;
 
 use super::{Register, all};
 
-/// A named set of registers. The table names all its indices, except for the seventh register of
-/// each of AMD's scalable machine-check banks, which is reserved.
+/// A named set of registers. The register table has a name for each of its indices, except for the
+/// seventh register of each of AMD's scalable machine-check banks, which is reserved.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Group {
@@ -216,7 +216,8 @@ const PMU: &[RangeInclusive<u32>] = &[
     0xc001_0200..=0xc001_020b,
 ];
 
-/// 0xce, `PLATFORM_INFO`, is left out: it also tells if CPUID can fault.
+/// The registers of `@power`. 0xce, `PLATFORM_INFO`, is left out, because it also tells if CPUID
+/// can fault.
 const POWER: &[RangeInclusive<u32>] = &[
     one(0xe2),
     0xe7..=0xe8,

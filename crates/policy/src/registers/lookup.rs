@@ -17,8 +17,8 @@ pub enum Named {
     /// One register.
     One(&'static Register),
     /// Registers of different processor families that share the name, sorted by index: at least
-    /// two. No better authority than these families uses the name. Each register has a name of its
-    /// own, and an index.
+    /// two. No source of higher rank, such as the SDM's list of architectural MSRs, has the name.
+    /// Each register also has a name of its own.
     Several(Vec<&'static Register>),
     /// No register. The list has similar names, closest first, and may be empty.
     None(Vec<&'static str>),
@@ -92,11 +92,12 @@ pub fn search(query: &str) -> Vec<&'static Register> {
 enum Fit {
     /// The query equals one of the register's names.
     Exact,
-    /// The register's own name has all words.
+    /// The register's own name contains all words of the query.
     Name,
-    /// An alias has all words.
+    /// An alias of the register contains all words of the query.
     Alias,
-    /// The summary has all words, or names and summary together have them.
+    /// The register's summary contains all words of the query, or its names and summary contain
+    /// them together.
     Summary,
 }
 
@@ -157,8 +158,8 @@ fn name_at((row, nth): (u16, u8)) -> &'static str {
     }
 }
 
-/// Returns the key under which a name is looked up: the name without `MSR_`. Case is ignored
-/// later.
+/// Returns the key under which a name is looked up: the name without `MSR_`. The key keeps the
+/// name's case, which [`compare`] ignores.
 fn key(name: &str) -> &[u8] {
     let name = name.as_bytes();
     match name.split_at_checked(4) {

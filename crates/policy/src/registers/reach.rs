@@ -1,11 +1,12 @@
-//! The reach of a filter: the accesses of a register that ask the filter, and the gaps that do
-//! not.
+//! The reach of a filter: the accesses of a register about which KVM asks the filter, and the gaps,
+//! about which KVM does not ask.
 //!
-//! A gap of [*access*](GapKind::Access) lets a guest's RDMSR or WRMSR through unasked: a policy
-//! that refuses the access is not enforced, or only in part. A gap of [*use*](GapKind::Use) is not
-//! a hole in the filter: every RDMSR and WRMSR of `IA32_LSTAR` asks the filter, and SYSCALL still
-//! jumps to the register's value (S4). A gap of [*change*](GapKind::Change) is not a hole in the
-//! filter either, but bypasses a policy: WRMSR cannot move a pinned `IA32_LSTAR`, but VMLOAD can.
+//! Through a gap of [*access*](GapKind::Access), KVM carries out a guest's RDMSR or WRMSR without
+//! asking the filter: a policy that refuses the access is not enforced, or only in part. A gap of
+//! [*use*](GapKind::Use) is not a hole in the filter: KVM asks the filter about every RDMSR and
+//! WRMSR of `IA32_LSTAR`, and SYSCALL still jumps to the register's value (S4). A gap of
+//! [*change*](GapKind::Change) is not a hole in the filter either, but bypasses a policy: WRMSR
+//! cannot move a pinned `IA32_LSTAR`, but VMLOAD can.
 
 mod table;
 
@@ -20,11 +21,11 @@ use super::{Register, Vendor};
 /// The reach of a filter to accesses of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// Each RDMSR and WRMSR asks the filter, except for [`vm_gaps`].
+    /// KVM asks the filter about each RDMSR and WRMSR, except through [`vm_gaps`].
     Enforced,
-    /// Some accesses do not ask the filter, because of these gaps.
+    /// KVM does not ask the filter about some accesses, because of these gaps.
     Partly(&'static [Gap]),
-    /// No access asks the filter, because of these gaps.
+    /// KVM does not ask the filter about any access, because of these gaps.
     Not(&'static [Gap]),
 }
 
@@ -56,7 +57,7 @@ impl fmt::Display for Reach {
 pub struct Gap {
     /// The name. Except for gaps of use, the name is the word for a policy's `accept`.
     pub name: &'static str,
-    /// The kind: the operation that does not ask the filter.
+    /// The kind: the operation about which KVM does not ask the filter.
     pub kind: GapKind,
     /// The explanation, as a sentence without its full stop.
     pub why: &'static str,
@@ -69,13 +70,13 @@ pub struct Gap {
     pub kernels: Kernels,
 }
 
-/// The operation that does not ask the filter.
+/// The kind of a gap: the operation about which KVM does not ask the filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GapKind {
     /// RDMSR or WRMSR, or a list of MSRs that stands for them.
     Access,
-    /// Writes by other instructions than WRMSR into a register that a policy may hold by `mask`,
-    /// `pin` or `sticky`. These actions hold WRMSR only.
+    /// Writes by other instructions than WRMSR into a register whose writes a policy may restrict
+    /// by `mask`, `pin` or `sticky`. These actions restrict WRMSR only.
     Change,
     /// Other uses of the register by other instructions.
     Use,
@@ -135,7 +136,8 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// Returns the reach of a mainline filter to `access` of `index`. No source has to name the MSR.
+/// Returns the reach of a mainline filter to `access` of `index`. The MSR may be one without a
+/// name.
 #[must_use]
 pub fn reach(index: MsrIndex, access: Access) -> Reach {
     let mut exempt = table::EXEMPT.iter();
@@ -157,8 +159,8 @@ pub(crate) fn exempt(msrs: MsrRange, access: Access) -> impl Iterator<Item = (Ms
         })
 }
 
-/// Returns the operations on the MSR at `index` other than RDMSR and WRMSR. No such operation asks
-/// a filter.
+/// Returns the operations on the MSR at `index` other than RDMSR and WRMSR. KVM asks no filter
+/// about these operations.
 pub fn uses(index: MsrIndex) -> impl Iterator<Item = &'static Gap> {
     let of_index = move |ranges: &[RangeInclusive<u32>]| {
         let mut ranges = ranges.iter();
@@ -169,7 +171,7 @@ pub fn uses(index: MsrIndex) -> impl Iterator<Item = &'static Gap> {
         .map(|(gap, _)| gap)
 }
 
-/// Returns the gaps of access to any register that depend on the VM: on its CPUID, or on its type.
+/// Returns the gaps of access that any register has in some VMs, by the VM's CPUID or type.
 #[must_use]
 pub fn vm_gaps() -> &'static [Gap] {
     &table::VM
@@ -197,14 +199,14 @@ impl Register {
         }
     }
 
-    /// Returns the operations on the register other than RDMSR and WRMSR. No such operation asks a
-    /// filter.
+    /// Returns the operations on the register other than RDMSR and WRMSR. KVM asks no filter about
+    /// these operations.
     pub fn uses(&self) -> impl Iterator<Item = &'static Gap> {
         uses(self.index)
     }
 }
 
-/// Accesses that never, or not always, ask a filter.
+/// Accesses about which KVM never asks a filter, or not always.
 struct Exempt {
     indices: RangeInclusive<u32>,
     accesses: Accesses,

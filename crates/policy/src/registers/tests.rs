@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::names::BY_NAME;
 use super::*;
 
-/// The most MSRs that the bitmap of a filter range covers (S1.8).
+/// The maximum number of MSRs that the bitmap of a filter range covers (S1.8).
 const WINDOW: u32 = 0x3000;
 
 fn one(name: &str) -> &'static Register {

@@ -63,8 +63,8 @@ impl Decision {
         }
     }
 
-    /// Returns the fate of a write of this value, which a trace may leave out. A write to a pinned
-    /// register is [`Fate::Answered`], as if it were the first one.
+    /// Returns the fate of a write of this value. `None`: the trace does not have the value. A
+    /// write to a pinned register is [`Fate::Answered`], as if it were the first one.
     pub(super) fn fate(self, value: Option<u64>) -> Fate {
         let of_value = |fate: Fate, permitted: bool| if permitted { fate } else { Fate::Refused };
         match (self, value) {

@@ -30,7 +30,7 @@ struct Object<'l> {
 /// access.
 pub(super) fn parse(line: &[u8]) -> Line {
     match serde_json::from_slice::<Object<'_>>(line) {
-        // The access stands for others that are missing.
+        // Such a line stands for an access and for others that are missing.
         Ok(object) if object.access.is_some() && has_lost(&object) => Line::Unreadable,
         Ok(object) => match (lost(&object), traced(&object)) {
             (Some(events), _) => Line::Lost(events),
@@ -49,7 +49,7 @@ fn has_lost(object: &Object<'_>) -> bool {
         .any(|events| events > 0)
 }
 
-/// Returns the number of missing events, if the line reports one.
+/// Returns the number of missing events, if the line reports missing events.
 fn lost(object: &Object<'_>) -> Option<u64> {
     let is_known = object.schema == Some(SCHEMA) && object.access.is_none();
     match (object.dropped, object.held_back) {

@@ -28,8 +28,8 @@ impl fmt::Display for LineNumber {
     }
 }
 
-/// A reader of a trace's lines. It copies a line only if the end of the buffer cuts the line in
-/// two.
+/// A reader of a trace's lines. The reader copies a line only if the end of the buffer cuts the
+/// line in two.
 #[derive(Debug)]
 pub struct Lines<R> {
     from: R,
@@ -104,7 +104,8 @@ fn bounded(line: &[u8]) -> Line {
     }
 }
 
-/// Parses the last line, which has no line feed. A JSON object has an end of its own.
+/// Parses the last line, which has no line feed. A JSON object is read all the same, because its
+/// closing brace shows that the object is whole.
 fn without_end(line: &[u8]) -> Line {
     match bounded(line) {
         Line::Nothing => Line::Nothing,

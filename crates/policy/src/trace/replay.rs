@@ -23,13 +23,14 @@ pub struct Replay<'c> {
     policy: &'c Policy,
     variant: &'c Variant,
     places: HashMap<(MsrIndex, Access), Place>,
-    /// The value of all writes to a pinned register; `None` if the values differ.
+    /// The value of all writes to a pinned register. `None`: the values differ, or the trace does
+    /// not have them all.
     pins: HashMap<MsrIndex, Option<u64>>,
     totals: Totals,
-    /// The number of events that are reported as lost, in lines between others or in the heading.
+    /// The number of events that lines between the events report as lost.
     lost: u64,
     overwritten: u64,
-    /// Events that the headings say follow.
+    /// The number of events that follow the headings, as the headings count them.
     promised: u64,
 }
 
@@ -57,7 +58,7 @@ impl Fate {
 struct Place {
     decision: Decision,
     row: Row,
-    /// The writes with another fate; the rows are found by value.
+    /// The writes with other fates: one row for each fate.
     others: Vec<Row>,
 }
 
@@ -93,7 +94,7 @@ pub struct Totals {
     pub answered: u64,
     /// Writes that user space may refuse or answer.
     pub unsure: u64,
-    /// Accesses that it refuses.
+    /// Accesses that the policy refuses.
     pub refused: u64,
     /// Accesses, counted above, that have no [`Row`].
     pub unlisted: u64,
@@ -101,10 +102,10 @@ pub struct Totals {
     pub deflected: [u64; 2],
     /// Other events.
     pub other: u64,
-    /// Of the other events, those about nested guests.
+    /// Other events, counted above, that show that a vCPU runs a nested guest.
     pub nested: u64,
-    /// Of the accesses that are allowed or answered, the writes that a gate carries to KVM's registers. While a
-    /// nested guest runs, a gate refuses them.
+    /// Writes, counted above as allowed or answered, that a gate carries to KVM's registers. While
+    /// a nested guest runs, a gate refuses these writes.
     pub carried: u64,
     /// The least number of events that are missing. Events that the trace reports twice count
     /// once.
@@ -155,8 +156,9 @@ impl Totals {
         }
     }
 
-    /// Returns true if no part of the trace is known to be missing: all lines were read, and no
-    /// event was lost.
+    /// Returns true if the totals cover the whole trace with certainty: all lines were read, no
+    /// event is known to be lost, and no write [may be a nested
+    /// guest's](Self::may_be_of_nested_guests).
     ///
     /// Accesses that went to user space do not count as missing.
     #[must_use]
@@ -275,7 +277,7 @@ impl<'c> Replay<'c> {
             return Fate::Answered;
         }
         *first = None;
-        // From now on, an earlier write may or may not have been its vCPU's first.
+        // Earlier writes counted as answered, but may not have been the first write of their vCPU.
         if let Some(place) = self.places.get_mut(&(index, Access::Write)) {
             place.make_unsure(&mut self.totals);
         }

@@ -152,7 +152,7 @@ fn parse_line_of_garbled_text_is_unreadable() {
         // perf with a sampling period: the line stands for 4,096 events.
         "CPU 0/KVM  1234 [001] 123.456:       4096 kvm:kvm_msr: msr_read 10 = 0x0",
         "x-1 [001] 1.2: 2 kvm_msr: msr_read 10 = 0x0",
-        // A hole, as a crash leaves it in a file.
+        // A hole of zeros, as a crash leaves it in a file.
         "x-1 [0] 1.5: kvm_m\0\0 [0] 1.6: kvm_msr: msr_read 10 = 0x0",
         "# tracer: nop\0\0",
         "\0\0\0",
@@ -250,7 +250,8 @@ fn next_line_of_long_line_is_unreadable_in_bounded_memory() {
     assert_eq!(lines.next_line().unwrap(), None);
 }
 
-/// `0xff` may be the beginning of `0xff00`, and a line without `(#GP)` may have lost it.
+/// A last line without a line feed counts as cut off: `0xff` may be the beginning of `0xff00`, and
+/// the end `(#GP)` may be missing.
 #[test]
 fn next_line_without_line_feed_is_cut_off() {
     let access = b"a-1 [0] 1.2: kvm_msr: msr_write 8b = 0xff00 (#GP)\n";
@@ -340,7 +341,8 @@ const LSTAR: u32 = 0xc000_0082;
 const FMASK: u32 = 0xc000_0084;
 
 /// A write through a refusing mask is compared with the register of the vCPU. No earlier access
-/// shows its value: the access may be another vCPU's, and SWAPGS changes registers, too.
+/// shows the register's value: that access may be another vCPU's, and SWAPGS changes registers,
+/// too.
 #[test]
 fn replay_of_write_through_refusing_mask_is_unsure() {
     let deny = forwarded("IA32_STAR", "{ mask = '0xff' }");
@@ -406,7 +408,7 @@ fn replay_refuses_write_that_gate_does_not_forward() {
         assert_eq!(fates(&compiled, &[high])[0], 1, "{action}");
         assert_eq!(fates(&compiled, &[low])[0], 0, "{action}");
     }
-    // The gate does not forward this bit.
+    // The mask keeps the upper bits of the write from the register.
     let keep = forwarded("IA32_FMASK", "{ mask = '0xff', outside = 'keep' }");
     assert_eq!(fates(&keep, &[high]), [0, 0, 1, 0]);
     // The gate itself carries out an allowed access that becomes an event.
@@ -432,7 +434,7 @@ fn replay_of_two_values_to_pinned_register_is_unsure() {
     }
 }
 
-/// Beyond [`MAX_ROWS`] the replay keeps nothing of a register, so the fate of its writes is
+/// Beyond [`MAX_ROWS`] the replay remembers nothing about a register, so the fate of its writes is
 /// unknown.
 #[test]
 fn replay_of_dependent_write_beyond_rows_is_unsure() {
@@ -517,9 +519,10 @@ fn trace_of_nested_guests_is_not_whole_if_writes_are_carried() {
     assert!(is_whole("'allow'", &[nested, write]));
 }
 
-/// A trace that was cut at a line's end has fewer events than its heading says.
+/// A trace that was cut at a line's end has fewer events than its heading says. The missing events
+/// count as lost.
 #[test]
-fn events_that_the_heading_promises_are_missed() {
+fn replay_counts_events_missing_after_heading_as_lost() {
     let lost = |trace: &[u8]| {
         let compiled = compiled();
         let mut replay = Replay::new(compiled.policy(), compiled.on(None));
@@ -538,7 +541,7 @@ fn events_that_the_heading_promises_are_missed() {
     assert_eq!(lost(&[trace("1/1"), trace("1/1")].concat()), 0);
 }
 
-/// A trace of ever new MSRs is counted whole in bounded memory.
+/// A trace with more MSRs than [`MAX_ROWS`] is counted as a whole, in bounded memory.
 #[test]
 fn replay_rows_are_bounded() {
     let compiled = compiled();

@@ -30,7 +30,7 @@ pub(super) fn parse(line: &[u8]) -> Line {
         _ if line.starts_with(b"#") => comment(line),
         _ if has_beginning(line, b"PERF_RECORD_LOST") => Line::Lost(last_number(line).unwrap_or(1)),
         _ if has_beginning(line, b"PERF_RECORD_THROTTLE") => Line::Lost(1),
-        // The event has an unknown shape.
+        // The event has an unknown shape, and may be an access.
         Some(event) if has_word(event, b"kvm_msr") => Line::Unreadable,
         Some(event) if has_beginning(event, b"kvm_nested_") => Line::Nested,
         // A complete event has a name after its time, and a blank after the name.
@@ -50,8 +50,8 @@ fn is_event(before: &[u8], name: &[u8]) -> bool {
         .is_some_and(|rest| !rest.last().is_some_and(is_part_of_name))
 }
 
-/// Returns true unless `perf script` says, between the time and the event's name, that the line stands for
-/// several events: a sampling period above 1.
+/// Returns true if the line stands for one event. `perf script` may print a sampling period between
+/// the time and the event's name. If the period is above 1, the line stands for several events.
 fn stands_for_one(before: &[u8]) -> bool {
     let name = before.strip_suffix(b"kvm_msr").unwrap_or(before);
     let head = name.strip_suffix(b"kvm:").unwrap_or(name).trim_ascii_end();
@@ -152,7 +152,7 @@ fn last_number(line: &[u8]) -> Option<u64> {
     decimal(&line[line.len() - digits.count()..]).map(|(number, _)| number)
 }
 
-/// The numbers of tracefs's heading, `# entries-in-buffer/entries-written: 45/160   #P:2`.
+/// Parses the numbers of tracefs's heading, `# entries-in-buffer/entries-written: 45/160   #P:2`.
 fn heading(numbers: &[u8]) -> Option<Line> {
     let (kept, rest) = decimal(numbers.trim_ascii_start())?;
     let (written, _) = decimal(rest.strip_prefix(b"/")?)?;
@@ -162,7 +162,7 @@ fn heading(numbers: &[u8]) -> Option<Line> {
 
 /// Parses lines without a time: reports of lost events, and headings of `trace-cmd`.
 fn between_events(line: &[u8]) -> Line {
-    // The first is of tracefs, the second of trace-cmd. Either may lack the number.
+    // The first form is that of tracefs, the second that of trace-cmd. The number may be missing.
     for (before, behind) in [
         (&b"[LOST "[..], &b"EVENTS]"[..]),
         (b"[", b"EVENTS DROPPED]"),

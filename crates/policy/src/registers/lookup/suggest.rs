@@ -2,8 +2,8 @@
 //!
 //! A policy may misspell thousands of names, so a miss must not cost an edit distance to each name
 //! of the table. A name cannot be close if its length or its set of characters is too different.
-//! A fixed number of the names that remain is measured: those with the most alike beginnings and
-//! ends.
+//! The edit distance is then measured for a fixed number of the remaining names: those whose
+//! beginnings and ends are most alike.
 
 use std::sync::LazyLock;
 
@@ -17,8 +17,8 @@ const SUGGESTIONS: usize = 3;
 /// second limit.
 const FARTHEST: usize = 4;
 
-/// The maximum number of distances measured for one name. No family has more names that are one
-/// letter apart.
+/// The maximum number of distances measured for one name. No family of registers has more names
+/// that differ in one letter.
 const MEASURED: usize = 64;
 
 /// The features of a name that can be compared quickly: its length and its set of characters.
@@ -69,8 +69,8 @@ pub(super) fn close_to(wanted: &[u8]) -> Vec<&'static str> {
     found
 }
 
-/// Returns the architectural register if only its `IA32_` is missing: that is too many edits to be
-/// close.
+/// Returns the name of the architectural register if `wanted` lacks only the prefix `IA32_`. By its
+/// edits alone, such a name would be too far away.
 fn without_architecture(wanted: &[u8]) -> Vec<&'static str> {
     let full = [b"IA32_", wanted].concat();
     let registers = exact(&full);
@@ -79,11 +79,11 @@ fn without_architecture(wanted: &[u8]) -> Vec<&'static str> {
     name.into_iter().collect()
 }
 
-/// Returns the places of names within reach of `wanted`, closest first.
+/// Returns the places of names that are within the limit of edits from `wanted`, closest first.
 fn closest(wanted: &[u8]) -> Vec<(u16, u8)> {
     let capitals = wanted.to_ascii_uppercase();
     let Ok(text) = str::from_utf8(&capitals) else {
-        return Vec::new(); // `MSR_` was cut out of a character: no name has such
+        return Vec::new(); // names are text, so none is close to bytes that are not UTF-8
     };
     let limit = (wanted.len() / 5 + 1).min(FARTHEST);
     let shape = Shape::of(wanted);

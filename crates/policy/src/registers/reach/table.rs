@@ -1,5 +1,5 @@
-//! The gaps, by hand. From the kernel's sources, 5.10 to 7.3, and the manuals of Intel and AMD; what
-//! a host at hand does is measured, not looked up here.
+//! The tables of gaps, written by hand from the kernel's sources, 5.10 to 7.3, and the manuals of
+//! Intel and AMD. The tables do not say what a given host does: that is measured on the host.
 
 use std::ops::RangeInclusive;
 
@@ -204,7 +204,7 @@ pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
     ),
 ];
 
-/// Performance counters that RDPMC numbers.
+/// Performance counters that RDPMC reads.
 const COUNTERS: &[RangeInclusive<u32>] = &[
     0xc1..=0xc8,
     0x309..=0x30c,
@@ -238,8 +238,8 @@ const SUPERVISOR_STATE: &[RangeInclusive<u32>] = &[
     0x1600..=0x161f,
 ];
 
-/// Registers with a field in a VMCS, or for VMRUN in a VMCB, that KVM reads from the guest
-/// hypervisor's. Registers that a policy may pin are left out.
+/// Registers that KVM loads from the guest hypervisor's VMCS, or from its VMCB at VMRUN. Registers
+/// that a policy may pin are left out.
 const CONTROL_STRUCTURES: &[RangeInclusive<u32>] = &[
     one(0x1d9),
     one(0x277),
