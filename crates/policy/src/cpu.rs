@@ -13,7 +13,8 @@ use crate::source::quoted;
 /// The length in bytes of a vendor's name in CPUID leaf 0: EBX, EDX and ECX.
 const CPUID_NAME: usize = 12;
 
-/// The most letters in which a misspelt name may differ from the known vendor that was meant.
+/// The maximum number of letters in which a misspelt name may differ from the known vendor that was
+/// meant.
 const MISSPELT: usize = 3;
 
 /// Words by which people know the vendors that KVM runs on, each with the vendor's name in CPUID.
@@ -67,8 +68,8 @@ impl NamedCpu {
         &self.cpu
     }
 
-    /// Returns the processor, if the stepping was named or makes no difference: then each of these
-    /// programs has the same variant for all steppings.
+    /// Returns the processor. If its stepping was left out, each of these programs must have the
+    /// same variant for all steppings.
     ///
     /// # Errors
     /// Returns [`CpuError`] if the stepping was left out, and a program has different variants for
@@ -156,11 +157,12 @@ pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
 
 /// Checks a vendor's name.
 ///
-/// A `[[when]]` for a vendor that does not exist never holds, and a policy that allows what it
-/// does not name would then allow everything.
+/// A `[[when]]` for a vendor that does not exist never holds. Under `default = "allow"`, the
+/// accesses that its entries refuse would then be allowed.
 ///
 /// # Errors
-/// The name does not have the length that CPUID gives it, or is a known vendor misspelt.
+/// Returns a mistake if the name does not have the length of a name in CPUID, or is a known
+/// vendor's name misspelt.
 pub(crate) fn check_vendor(name: &str) -> Result<(), MistakeKind> {
     if VENDORS.contains(&name) {
         return Ok(());
@@ -214,7 +216,7 @@ fn is_reordered(name: &str, vendor: &str) -> bool {
 /// Checks a family, model or stepping.
 ///
 /// # Errors
-/// The number is too large for CPUID.
+/// Returns a mistake if the number is too large for CPUID.
 pub(crate) fn check_number(part: CpuPart, number: u32) -> Result<u32, MistakeKind> {
     if number <= part.most {
         return Ok(number);
@@ -229,7 +231,8 @@ pub(crate) fn check_number(part: CpuPart, number: u32) -> Result<u32, MistakeKin
 /// Checks models against families: before family 6, a model in CPUID has four bits.
 ///
 /// # Errors
-/// All families are before family 6, and all models are too large for four bits.
+/// Returns a mistake if all families are before family 6, and all models are too large for four
+/// bits.
 pub(crate) fn check_model(
     last_families: impl Iterator<Item = u32>,
     first_models: impl Iterator<Item = u32>,

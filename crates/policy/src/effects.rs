@@ -2,7 +2,8 @@
 
 use msrgate_filter::MsrIndex;
 
-/// First index, last index, and the side effect of a write.
+/// The table of side effects. A row has the first index, the last index, and the side effect of a
+/// write.
 const EFFECTS: [(u32, u32, &str); 12] = [
     (0x10, 0x10, "sets the time-stamp counter"),
     (0x11, 0x12, "gives KVM an address in the guest to write to"),

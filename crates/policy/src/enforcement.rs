@@ -123,7 +123,7 @@ pub struct Enforcement {
 /// Returns the extent to which a rule is enforced, and the accesses that bypass the rule.
 ///
 /// An allowed access counts as enforced, because nothing has to stop it. x2APIC registers never
-/// count as enforced, because no filter is asked about them (S3.1).
+/// count as enforced, because KVM asks no filter about them (S3.1).
 #[must_use]
 pub fn enforcement_of(
     settings: &Settings,

@@ -77,7 +77,7 @@ impl Explanation<'_> {
     }
 
     /// Returns the result that the guest gets, in words without a full stop. The result assumes a
-    /// gate in the VMM; [`Self::needs_gate`] tells if it depends on one.
+    /// gate in the VMM; [`Self::needs_gate`] tells if the result depends on a gate.
     #[must_use]
     pub fn guest(&self) -> String {
         guest::gets(self)
@@ -91,8 +91,8 @@ impl Explanation<'_> {
         self.decision.verdict == Verdict::Deny && !is_plain
     }
 
-    /// Returns the action for the case that KVM does not know the register. `None`: the access
-    /// does not reach KVM's registers, or no filter is asked about it (S3.1, S5.1).
+    /// Returns the action for the case that KVM does not know the register. `None`: the access does
+    /// not reach KVM's registers, or KVM asks no filter about it (S3.1, S5.1).
     #[must_use]
     pub fn unknown(&self) -> Option<UnknownAction> {
         let unknown = &self.settings.unknown;

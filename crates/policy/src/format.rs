@@ -27,8 +27,8 @@ const ENTRY: [&str; 8] = [
     "read", "write", "device", "register", "override", "final", "log", "why",
 ];
 
-/// The keys of other tables, in their canonical order: of `unknown`, of a register or a mask, of a
-/// device, of a `cpu`.
+/// The keys of all other tables (`unknown`, a register, a mask, a device, a `cpu`), in their
+/// canonical order.
 const OTHERS: [&str; 13] = [
     "read", "write", "log", "reset", "value", "mask", "outside", "revision", "update", "vendor",
     "family", "model", "stepping",

@@ -109,7 +109,7 @@ impl fmt::Display for Format {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Imported {
-    /// The format as which the file was read.
+    /// The format in which the file was read.
     pub format: Format,
     /// The processors on which the imported policy decides as the file does.
     pub scope: Scope,

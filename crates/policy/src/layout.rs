@@ -296,7 +296,7 @@ fn paragraph(text: &mut String, fields: &[Field]) {
     }
 }
 
-/// A line `key = value`, not yet joined.
+/// The key and the value of a line `key = value`.
 struct Line {
     key: String,
     value: String,

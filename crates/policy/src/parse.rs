@@ -40,11 +40,11 @@ pub(crate) struct Parsed {
     pub(crate) policy: Option<Policy>,
     /// The mistakes.
     pub(crate) mistakes: Vec<Mistake>,
-    /// True if the policy's own text has a `default`.
+    /// False if the text was read without its includes, and does not have a `default`.
     pub(crate) has_default: bool,
     /// True if a device has a mistake. The device is then not reported as missing, too.
     pub(crate) has_broken_device: bool,
-    /// The statements of each text by itself, indexed by [`SourceId`].
+    /// The settings that each text by itself states, indexed by [`SourceId`].
     pub(crate) stated: Vec<Stated>,
 }
 
@@ -406,7 +406,7 @@ pub fn head_of(text: &[u8]) -> &[u8] {
 }
 
 /// Returns true if a text says `policy = 1` in its [head](head_of), before any line that is not
-/// TOML. Messages about any other text must tell nothing of it, not even its length.
+/// TOML. Messages about any other text must reveal nothing of that text, not even its length.
 #[must_use]
 pub fn is_policy(text: &str) -> bool {
     judged(text).is_ok()

@@ -31,7 +31,8 @@ pub(crate) struct Line {
     pub(crate) text: String,
     /// The `cpu` of the `[[when]]` that has to contain the entry.
     pub(crate) cpu: Option<String>,
-    /// The line of the policy that the entry replaces: it already has an entry of these MSRs.
+    /// The number of the policy's line that the entry replaces, if the policy already has an entry
+    /// for these MSRs.
     pub(crate) instead: Option<u32>,
 }
 
@@ -57,7 +58,8 @@ struct Said<'a> {
 enum Origin {
     /// The wider entry, which is loosened.
     Limit,
-    /// An entry that holds for all processors, and that a line of a `[[when]]` replaces there.
+    /// An entry that holds for all processors, and that a line of a `[[when]]` replaces on the
+    /// processors of the `[[when]]`.
     General,
     /// An included entry of the same processors.
     Here,

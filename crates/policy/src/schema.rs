@@ -131,7 +131,7 @@ fn updates(_: &mut SchemaGenerator) -> Schema {
 }
 
 /// Returns the schema of the kernel's gaps with their explanations. The gate's own gap is not in
-/// the register table, so its explanation is written here.
+/// the table of gaps, so its explanation is written here.
 fn gaps(_: &mut SchemaGenerator) -> Schema {
     let why = |name: &'static str| {
         let gap = registers::gaps().find(|gap| gap.name == name);

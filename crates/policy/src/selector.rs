@@ -27,14 +27,14 @@ pub enum SelectorError {
     AmbiguousName {
         /// The name.
         name: String,
-        /// The meanings of the name, such as `0x1d9 on Intel`.
+        /// The meanings of the name, such as `0x1d9 (Intel)`.
         candidates: Vec<String>,
     },
     /// A name contains `*` or `?`, which are not wildcards here.
     Wildcard(String),
     /// The text has several names or indices.
     List(String),
-    /// Text begins like an index, but is not one.
+    /// The text begins like an index, but is not one.
     BadIndex {
         /// The text.
         text: String,

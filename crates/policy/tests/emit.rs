@@ -1,5 +1,5 @@
-//! Tests that the C and the Rust of `emit` compile on their own, and contain the filter when they
-//! run.
+//! Tests that the C and the Rust that `emit` writes compile by themselves, and hold the filter that
+//! was compiled.
 
 #![expect(
     clippy::unwrap_used,

@@ -196,7 +196,7 @@ fn between(
         .collect()
 }
 
-/// Returns a string, a number, true or false.
+/// Returns the layout's value for a string, a number, true or false.
 fn scalar(key: &str, value: &Toml, text: &str) -> Value {
     match value {
         Toml::String(string) if NUMBERS.contains(&key) => {

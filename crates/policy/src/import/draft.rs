@@ -15,7 +15,7 @@ pub struct Draft {
     /// The actions, indexed by [`Access`](msrgate_filter::Access). `None`: the file says nothing
     /// of the direction.
     pub actions: [Option<Action>; 2],
-    /// The accesses that become events, if that differs from the settings.
+    /// The accesses that become events. `None`: the settings decide.
     pub log: Option<Log>,
     /// The file's remark about the entry, for a comment.
     pub why: Option<String>,

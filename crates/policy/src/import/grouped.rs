@@ -5,8 +5,8 @@ use msrgate_program::{MsrRange, MsrSet};
 use super::draft::Draft;
 use crate::registers::{self, Group};
 
-/// Returns the entries with groups, where a group does not increase the number of entries.
-/// `entries` have one range each and are sorted.
+/// Returns the entries with groups in place of their registers, where that does not increase the
+/// number of entries. `entries` have one range each and are sorted.
 ///
 /// A group replaces registers only if all of them have the same content and no comment is lost. If
 /// a group takes MSRs out of a range, the rest of the range becomes entries of their own, so that
@@ -32,7 +32,7 @@ pub(super) fn msrs(group: &Group) -> Option<MsrSet> {
 }
 
 /// Returns the entries with an entry that names this group in place of its MSRs. `None`: the
-/// entries do not cover the group alike, or their number would grow.
+/// entries do not cover the whole group with the same content, or the number of entries would grow.
 fn with(entries: &[Draft], group: &MsrSet) -> Option<Vec<Draft>> {
     let around = |range: &MsrRange| {
         let place = entries.partition_point(|one| one.msrs.first() <= range.first());

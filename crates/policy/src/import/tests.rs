@@ -129,8 +129,8 @@ IA32_XSS = "none"
     insta::assert_snapshot!(shown_bytes(&program.encode()));
 }
 
-/// An entry names a group only if all registers of the group have the same content and no more
-/// entries are needed. A group within a wider range stays part of that range.
+/// An entry names a group only if all registers of the group have the same content, and the number
+/// of entries does not grow. A group within a wider range stays part of that range.
 #[test]
 fn import_names_group_only_if_complete() {
     let keys = |entries: &str| {

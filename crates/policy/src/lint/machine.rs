@@ -65,7 +65,7 @@ fn refused(variant: &Variant, feature: &'static Feature) -> Vec<RefusedFeature> 
     refused.collect()
 }
 
-/// Registers that an entry lets a guest write, and that no part of the host saves.
+/// Registers that an entry lets a guest write, and that are lost when the VM is saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct UnsavedWrites {
     /// The entry.

@@ -56,7 +56,7 @@ IA32_TSC_DEADLINE = 'r'
 }
 
 /// An include whose path differs from the policy's only in bytes that are not UTF-8 has the same
-/// name in messages. An idle entry of this include causes no warning.
+/// name in messages. An entry of this include that decides nothing causes no warning.
 #[test]
 fn lint_ignores_idle_entry_of_include_with_name_of_policy() {
     struct Base;
@@ -187,7 +187,7 @@ fn lint_revision_unread_warns_of_unreadable_revision() {
             8,
             "reads of 0x8b IA32_BIOS_SIGN_ID are { value = \"0x7\" }",
         ),
-        // One processor with the gap is enough.
+        // The warning is given even if the revision is unreadable on some processors only.
         (
             &[
                 "0x8b = 'rw'",

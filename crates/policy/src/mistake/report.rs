@@ -8,7 +8,8 @@ use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
 use super::{Label, Mistake, Mistakes};
 use crate::source::Source;
 
-/// One mistake. Within the report of a mistake, a further place of it in another text.
+/// One mistake or, in the list `elsewhere` of a mistake's report, a place of that mistake in
+/// another text.
 #[derive(Debug)]
 pub(super) struct Report {
     message: String,

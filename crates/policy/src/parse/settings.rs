@@ -11,7 +11,7 @@ use crate::nearest::one_of;
 use crate::policy::{At, Log, Microcode, Mode, Settings, SourceId, Unknown, UnknownAction};
 use crate::source::quoted;
 
-/// The settings of one text. A setting that is present but was not understood is `Some(None)`.
+/// The settings of one text. A setting that is present but was not understood is `Some((None, _))`.
 #[derive(Default)]
 pub(super) struct Said {
     name: Option<Box<str>>,

@@ -256,7 +256,7 @@ fn words(line: &str) -> Vec<Word<'_>> {
     words
 }
 
-/// Returns the end of a value without quotes, including its blanks.
+/// Returns the end of a value without quotes. Blanks within the value belong to it.
 fn end_of_value(line: &str, start: usize) -> usize {
     let rest = &line[start..];
     let value = rest.split([',', '}', ']', '#', '"']).next().unwrap_or(rest);

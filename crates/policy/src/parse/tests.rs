@@ -102,7 +102,8 @@ fn parse_reports_every_place_that_is_not_toml() {
     ));
 }
 
-/// The first occurrence belongs to the same table; keys of the same name elsewhere do not count.
+/// A duplicate key is reported with its first occurrence in the same table; keys of the same name
+/// in other tables do not count.
 #[test]
 fn parse_reports_duplicate_key_with_first_occurrence() {
     insta::assert_snapshot!(report(
@@ -121,7 +122,8 @@ fn parse_reports_conflicting_entries_together() {
     ));
 }
 
-/// An equal entry is found although a wider entry that ends at the same MSR lies before it.
+/// A conflict with an equal entry is found, although a wider entry that ends at the same MSR comes
+/// before that entry.
 #[test]
 fn parse_finds_equal_entry_behind_wider_one() {
     let text = "policy = 1\ndefault = \"deny\"\n[msrs]\n\

@@ -19,7 +19,7 @@ pub(crate) const ENTRY: [&str; 8] = [
     "read", "write", "device", "register", "why", "log", "override", "final",
 ];
 
-/// Keys of the table of one direction.
+/// Keys of the table that gives the action of one direction.
 pub(crate) const ACTION: [&str; 7] = [
     "value", "mask", "outside", "sticky", "handler", "device", "register",
 ];

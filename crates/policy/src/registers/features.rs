@@ -42,8 +42,8 @@ pub fn features() -> &'static [Feature] {
 }
 
 /// Returns true if a guest has this register, as far as CPUID tells: a feature that brings the
-/// register has its bit set, or no feature of the table brings the register. Of other registers the
-/// guest's accesses get #GP, even if the host can read the register.
+/// register has its bit set, or no feature of the table brings the register. For other registers,
+/// the guest gets #GP, even if the host can read the register.
 #[must_use]
 pub fn is_offered(index: MsrIndex, is_set: impl Fn(&CpuidBit) -> bool) -> bool {
     let brings = |feature: &&Feature| {

@@ -136,8 +136,7 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// Returns the reach of a mainline filter to `access` of `index`. The MSR may be one without a
-/// name.
+/// Returns the reach of a mainline filter to `access` of `index`. The MSR need not have a name.
 #[must_use]
 pub fn reach(index: MsrIndex, access: Access) -> Reach {
     let mut exempt = table::EXEMPT.iter();

@@ -1,4 +1,4 @@
-//! The variants of a policy, each with the entries that decide on it.
+//! The variants of a policy, each with the entries that hold on it.
 
 use msrgate_program::{Cpu, EntryId, distinguished};
 
@@ -12,7 +12,7 @@ pub(crate) struct Active {
     pub(crate) holds: Vec<bool>,
     /// A processor of the variant.
     pub(crate) example: Cpu,
-    /// The entries that decide, without overridden ones.
+    /// The entries that hold, without overridden ones.
     pub(crate) entries: Vec<EntryId>,
 }
 

@@ -80,7 +80,7 @@ impl<'p> Finals<'p> {
             }
             found.extend(self.loosened(active, table, promises, access));
         }
-        // One advice corrects both directions, and everything that one entry breaks.
+        // One piece of advice corrects both directions, and everything that one entry breaks.
         let mut limits = HashMap::<(&MsrSet, Access), &Action>::new();
         for one in &found {
             let limit = limits
@@ -262,7 +262,7 @@ impl<'p> Finals<'p> {
                 continue;
             };
             for segment in table.within(msrs, access) {
-                // An unsound action is a mistake of its own.
+                // An action that is not possible for the MSR is a mistake of its own.
                 if segment.by == DecidedBy::Kvm || unsound(self.policy, segment, access).is_some() {
                     continue;
                 }
@@ -291,8 +291,8 @@ impl<'p> Finals<'p> {
     }
 
     /// Returns the entry that breaks a promise. That is the deciding entry, if its MSRs lie within
-    /// those of the entry that sets the limit. Otherwise it is an override of that entry, one that
-    /// inherits first. Without such an override, it is the deciding entry.
+    /// those of the entry that sets the limit. Otherwise it is an override of that entry,
+    /// preferably one that inherits. Without such an override, it is the deciding entry.
     fn blamed(
         &self,
         active: &Active,
@@ -356,7 +356,7 @@ impl<'p> Finals<'p> {
                 Some(format!("default = {}", self.policy.default_action()))
             }
         };
-        // The author edits an own entry, and overrides an included one.
+        // The author can edit the policy's own entry, but has to override an included one.
         let help = if entry.source() == OWN {
             "delete it, or say in it what the final entry says".to_owned()
         } else {

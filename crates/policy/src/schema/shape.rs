@@ -1,4 +1,5 @@
-//! The shapes. What is said of a field is what an editor shows.
+//! The tables of the language. The doc comment of a table or a field is the description that an
+//! editor shows.
 #![expect(
     dead_code,
     reason = "no such value is made: the schema is derived from the fields"
@@ -209,7 +210,7 @@ pub(super) struct CpuSet {
     stepping: Option<()>,
 }
 
-/// Entries by their keys.
+/// Entries, each under its key.
 pub(super) struct Msrs;
 
 impl JsonSchema for Msrs {

@@ -408,7 +408,7 @@ fn replay_refuses_write_that_gate_does_not_forward() {
         assert_eq!(fates(&compiled, &[high])[0], 1, "{action}");
         assert_eq!(fates(&compiled, &[low])[0], 0, "{action}");
     }
-    // The mask keeps the upper bits of the write from the register.
+    // With this mask, the upper bits of the write do not reach the register.
     let keep = forwarded("IA32_FMASK", "{ mask = '0xff', outside = 'keep' }");
     assert_eq!(fates(&keep, &[high]), [0, 0, 1, 0]);
     // The gate itself carries out an allowed access that becomes an event.

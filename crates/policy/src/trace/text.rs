@@ -1,8 +1,9 @@
 //! Parses the kernel's own text of events.
 //!
-//! `TASK-PID [CPU] FLAGS SECONDS: kvm_msr: msr_read 8b = 0x0 (#GP)` in tracefs and
-//! `trace-cmd report`; `perf script` calls the event `kvm:kvm_msr:`. The text before the event's name is
-//! ignored, because it differs by tool, by version and by options.
+//! tracefs and `trace-cmd report` print
+//! `TASK-PID [CPU] FLAGS SECONDS: kvm_msr: msr_read 8b = 0x0 (#GP)`; `perf script` calls the event
+//! `kvm:kvm_msr:`. The text before the event's name is ignored, because it differs by tool, by
+//! version and by options.
 
 use memchr::{memchr_iter, memmem};
 use msrgate_filter::{Access, MsrIndex};

@@ -1,4 +1,4 @@
-//! The language beyond allowing and denying.
+//! Tests of the language beyond allowing and denying.
 
 use std::collections::BTreeMap;
 
@@ -136,8 +136,8 @@ fn parse_reads_settings_and_their_defaults() {
     assert_eq!(settings.unknown, unknown);
 }
 
-/// An entry within a group wins over the group. An entry that overlaps it in part and disagrees is
-/// an error.
+/// An entry within a group wins over the group. An entry that overlaps the group in part and
+/// disagrees is an error.
 #[test]
 fn parse_treats_group_as_set() {
     let text = format!(

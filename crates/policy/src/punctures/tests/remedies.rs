@@ -112,7 +112,7 @@ const STRICT: [[&str; 6]; 2] = [
     ],
 ];
 
-/// Generates a text whose entries may have one of these words.
+/// Generates a text. Each entry ends with one of `words`, such as `, final = true`.
 fn tables(
     head: &'static str,
     [reads, writes]: [[&'static str; 6]; 2],
