@@ -130,11 +130,15 @@ fn decode_refuses_truncated_and_trailing_program() {
 }
 
 /// If one byte is changed, `decode` fails, or the program still has the same digest. The digest
-/// covers the rules and the settings, and `decode` compares the filter with the rules. Most other
-/// bytes only tell where decisions come from.
+/// covers the rules and the settings, and `decode` compares the filter and the exit reasons with the rules.
+/// Most other bytes only tell where decisions come from.
 #[test]
 fn decode_detects_changed_byte_that_changes_behaviour() {
     let before = program(EVERYTHING);
+    let reasons = |program: &Program| -> Vec<_> {
+        let variants = program.variants().iter();
+        variants.map(|variant| variant.reasons()).collect()
+    };
     let bytes = before.encode();
     for at in 0..bytes.len() {
         let mut changed = bytes.clone();
@@ -144,6 +148,7 @@ fn decode_detects_changed_byte_that_changes_behaviour() {
         };
         assert_eq!(after.encode(), changed);
         assert_eq!(after.digest(), before.digest(), "byte {at}");
+        assert_eq!(reasons(&after), reasons(&before), "byte {at}");
     }
 }
 

@@ -133,7 +133,7 @@ impl<'s> Plan<'s> {
             .collect();
         for (&index, change) in &self.msrs {
             let key = match learnt.get(&index) {
-                Some(entry) => change.write_into(edited, entry),
+                Some(entry) => Some(change.write_into(edited, entry)),
                 None => change.write_new(edited, before, index),
             };
             let Some(key) = key else { continue };
@@ -153,7 +153,7 @@ impl<'s> Plan<'s> {
 
 impl Change<'_> {
     /// Changes a learnt entry, and returns its key.
-    fn write_into(&self, edited: &mut Edited, entry: &Entry) -> Option<String> {
+    fn write_into(&self, edited: &mut Edited, entry: &Entry) -> String {
         let key = entry.key();
         for access in Access::ALL {
             if let Some(action) = &self.actions[access as usize] {
@@ -165,7 +165,7 @@ impl Change<'_> {
         }
         let why = entry.why().unwrap_or(MARK).to_owned() + &entry::more(&self.seen);
         edited.set(key, "why", Some(why));
-        Some(key.to_owned())
+        key.to_owned()
     }
 
     /// Adds an entry, and returns its key. A direction that the guest did not use stays as it is.

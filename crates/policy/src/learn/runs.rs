@@ -29,15 +29,14 @@ impl Runs {
 
     /// Puts the count into the comments.
     pub(super) fn put(self, head: &mut Vec<String>) {
-        match head.iter_mut().find(|line| read(line).is_some()) {
-            Some(line) => *line = self.line(),
-            None => {
-                if head.is_empty() {
-                    head.push(String::new());
-                }
-                head.insert(0, self.line());
-            }
+        if let Some(line) = head.iter_mut().find(|line| read(line).is_some()) {
+            *line = self.line();
+            return;
         }
+        if head.is_empty() {
+            head.push(String::new());
+        }
+        head.insert(0, self.line());
     }
 
     fn line(self) -> String {

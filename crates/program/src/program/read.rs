@@ -43,7 +43,7 @@ pub(super) fn program(bytes: &[u8]) -> Read<Program> {
     }
     let whens = from.list(Reader::cpus)?;
     from.expect(whens.len() <= MAX_WHENS, "at most 32 whens")?;
-    let variants = from.variants(&whens, files.len())?;
+    let variants = from.variants(&settings, &whens, files.len())?;
     if from.at != bytes.len() {
         return Err(ProgramError::Trailing { at: from.at });
     }
@@ -198,12 +198,17 @@ impl Reader<'_> {
         Ok(first..=last)
     }
 
-    fn variants(&mut self, whens: &[CpuSet], files: usize) -> Read<Vec<Variant>> {
+    fn variants(
+        &mut self,
+        settings: &ProgramSettings,
+        whens: &[CpuSet],
+        files: usize,
+    ) -> Read<Vec<Variant>> {
         let count = self.u32()? as usize;
         self.expect((1..=MAX_VARIANTS).contains(&count), "1 to 64 variants")?;
         let mut variants: Vec<Variant> = Vec::new();
         for _ in 0..count {
-            let variant = self.variant(whens, files)?;
+            let variant = self.variant(settings, whens, files)?;
             let is_new = variants.iter().all(|other| other.holds != variant.holds);
             self.expect(is_new, "another way in which the whens hold")?;
             variants.push(variant);
@@ -211,7 +216,12 @@ impl Reader<'_> {
         Ok(variants)
     }
 
-    fn variant(&mut self, whens: &[CpuSet], files: usize) -> Read<Variant> {
+    fn variant(
+        &mut self,
+        settings: &ProgramSettings,
+        whens: &[CpuSet],
+        files: usize,
+    ) -> Read<Variant> {
         let holds = whens
             .iter()
             .map(|_| self.truth())
@@ -231,6 +241,11 @@ impl Reader<'_> {
             .map_err(|_| self.wrong("a mask of exit reasons"))?;
         let filter = self.filter()?;
         let rules = self.both_directions(files)?;
+        // Without a reason that the rules need, the kernel would refuse by itself what a rule answers.
+        self.expect(
+            reasons == super::reasons(settings, &rules),
+            "the exit reasons that the rules need",
+        )?;
         match rules
             .verdicts(filter.default_action().verdict())
             .first_difference(&filter)
