@@ -137,7 +137,7 @@ fn decode_detects_changed_byte_that_changes_behaviour() {
     let before = program(EVERYTHING);
     let reasons = |program: &Program| -> Vec<_> {
         let variants = program.variants().iter();
-        variants.map(|variant| variant.reasons()).collect()
+        variants.map(Variant::reasons).collect()
     };
     let bytes = before.encode();
     for at in 0..bytes.len() {
