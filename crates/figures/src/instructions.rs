@@ -14,7 +14,7 @@ const ASKED: &str = "MSRGATE_BENCH_COUNT";
 /// The number of runs in the shorter process; the longer process has twice as many.
 const RUNS: u64 = 10_000;
 
-/// The task of a process that was started under callgrind.
+/// The routine that a process under callgrind has to run, and the number of runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
     /// The routine's name.
@@ -24,8 +24,8 @@ pub struct Counted {
 }
 
 impl Counted {
-    /// Returns the task of this process, or `None` if the process was not started under callgrind. The
-    /// process must end after the task.
+    /// Returns the routine that this process has to run and the number of runs, or `None` if the process
+    /// was not started under callgrind. After the runs the process must end.
     #[must_use]
     pub fn asked() -> Option<Self> {
         let asked = env::var(ASKED).ok()?;
@@ -37,8 +37,8 @@ impl Counted {
     }
 
     /// Returns the number of instructions of one run of the routine `name`, or `None` if valgrind is not
-    /// installed. This function starts the bench again under callgrind; there the bench must carry out the
-    /// task of [`Self::asked`].
+    /// installed. This function starts the bench again under callgrind; that process must make the runs
+    /// that [`Self::asked`] returns.
     ///
     /// Only instructions in functions whose names match one of the patterns `within`, and in the functions
     /// that they call, are counted; `*` in a pattern matches anything.
@@ -67,8 +67,8 @@ fn total(name: &str, within: &[&str], runs: u64) -> io::Result<Option<u64>> {
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .args(within.iter().map(|one| format!("--toggle-collect={one}")))
         .arg(env::current_exe()?)
-        // The value has the same length for every count, because its length affects the layout of the
-        // process' memory.
+        // The value of the environment variable has the same length for every number of runs, because
+        // its length affects the layout of the process' memory.
         .env(ASKED, format!("{name} {runs:08}"))
         .stdin(Stdio::null())
         .output();

@@ -104,7 +104,7 @@ pub struct Batch<'a> {
     pub operations: u32,
 }
 
-/// Measures figures and prints those that the argument selects.
+/// Measures the figures that the first argument of the bench selects, and prints them.
 pub struct Figures {
     criterion: Criterion,
     wanted: String,
@@ -112,7 +112,8 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Reads the selection from the arguments, and reserves stdout for the figures.
+    /// Reads from the arguments of the bench which figures to measure, and reserves stdout for the
+    /// figures.
     ///
     /// # Errors
     /// Returns an error if stdout or stderr is closed.

@@ -205,7 +205,7 @@ pub struct RangeRequest<B = UserAddress> {
     pub bitmap: B,
 }
 
-/// An error for bytes that are not a `struct kvm_msr_filter` of this width.
+/// An error for bytes that cannot be a `struct kvm_msr_filter` of a caller of this width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DecodeError {
@@ -262,8 +262,8 @@ impl<B> Request<B> {
         (0..).map(Slot).zip(&self.ranges)
     }
 
-    /// Creates the request that sets `filter`. `bitmap` returns the value for the bitmap of each
-    /// range.
+    /// Creates the request that sets `filter`. The closure `bitmap` returns the content of the field
+    /// [`RangeRequest::bitmap`] for each range.
     #[must_use]
     pub fn with_bitmaps(filter: &Filter, mut bitmap: impl FnMut(&Range) -> B) -> Self
     where

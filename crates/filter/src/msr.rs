@@ -13,8 +13,8 @@ pub const X2APIC: RangeInclusive<MsrIndex> = MsrIndex(0x800)..=MsrIndex(0x8ff);
 impl MsrIndex {
     /// The lowest index.
     pub const MIN: Self = Self(0);
-    /// The highest index. Only a filter's default action applies to it: no range that matches any
-    /// access contains it (S3.5).
+    /// The highest index. A range that contains it would end at 2^32, and such a range matches no access
+    /// (S3.5). So the filter's default action always decides here.
     pub const MAX: Self = Self(u32::MAX);
 
     /// Creates the index with this number.

@@ -63,7 +63,7 @@ pub(crate) struct LeftRight<S, const STRIPES: usize> {
     slots: [S; 2],
     /// The slot that readers use.
     active: AtomicUsize,
-    /// The counter at which readers arrive.
+    /// The number, 0 or 1, of the counter at which readers arrive in each stripe.
     turn: AtomicUsize,
     stripes: [Stripe; STRIPES],
     writers: Lock,
@@ -112,9 +112,8 @@ impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
         self.wait_for_readers(turn);
     }
 
-    /// Waits until each stripe has had a moment without a reader of this turn. The stripes need not
-    /// be empty at the same moment: a reader that arrives at a stripe already checked finds the new
-    /// slot.
+    /// Waits until the counter `turn` of each stripe has been 0 at some moment. The moments may differ:
+    /// a reader that arrives at a stripe already checked finds the new slot.
     fn wait_for_readers(&self, turn: usize) {
         for stripe in &self.stripes {
             while stripe.0[turn].fetch_add(0, Ordering::AcqRel) != 0 {
@@ -124,7 +123,8 @@ impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
     }
 }
 
-/// The visit of a reader that has arrived. Its drop is the departure, even if `look` panics.
+/// A reader's visit to the active slot, counted from its arrival. Dropping this value counts the
+/// reader's departure, even if the closure `look` panics.
 struct Visit<'a>(&'a AtomicUsize);
 
 impl<'a> Visit<'a> {

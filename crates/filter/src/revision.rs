@@ -113,9 +113,9 @@ impl Revision {
         }
     }
 
-    /// The capabilities that have nothing to do with MSRs but answer 1 (S1.10). A probe with the
-    /// other revision's numbers mistakes them for its own. On a real host the answer for 185
-    /// varies; here it is 1, the worst case for such a probe.
+    /// The capabilities that have nothing to do with MSRs but answer 1 (S1.10). A VMM that asks mainline
+    /// for the capabilities by v6's numbers mistakes them for the MSR capabilities. On a real host the
+    /// answer for 185 varies; here it is 1, the worst case for such a VMM.
     pub(crate) const fn impostors(self) -> &'static [u32] {
         match self {
             Self::Mainline => &[184, 185],

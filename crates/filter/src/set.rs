@@ -261,8 +261,9 @@ impl Publisher {
         }
     }
 
-    /// Publishes the filter as built so far. The check of S2.3 can wait until here: it can fail
-    /// only if all ranges are empty, and then no check of a range can fail first.
+    /// Publishes the filter as built so far. The check that default deny has a range (S2.3) may come
+    /// after the checks of the ranges: it fails only if all ranges are empty, and an empty range passes
+    /// every check.
     fn publish(&mut self) -> Result<(), SetError> {
         let filter = Filter::new(self.revision, self.default_action, self.ranges.clone())
             .map_err(SetError::NoFilter)?;

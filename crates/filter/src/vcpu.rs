@@ -262,7 +262,8 @@ impl<R: Registers> Vcpu<R> {
     /// Takes over the state of another vCPU.
     ///
     /// # Errors
-    /// [`ExitPending`] if an exit is pending here: its completion would change the restored state.
+    /// [`ExitPending`] if this vCPU has a pending exit: the completion of the exit would change the
+    /// restored state.
     pub const fn restore(&mut self, saved: SavedVcpu) -> Result<(), ExitPending> {
         if let Some(pending) = self.pending {
             return Err(ExitPending(pending.exit));

@@ -150,8 +150,8 @@ impl Vm {
     }
 
     /// Handles the call as [`Self::set_msr_filter`] does, and calls `visible` with each filter that
-    /// becomes visible to guests, before the next one does. On mainline that is one filter, on v6
-    /// several (S7).
+    /// becomes visible to guests, before the next filter becomes visible. On mainline that is one
+    /// filter, on v6 several (S7).
     ///
     /// # Errors
     /// The errors of [`Self::set_msr_filter`].

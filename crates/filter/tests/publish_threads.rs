@@ -135,8 +135,9 @@ fn passing(vcpu: &mut Vcpu<RegisterMap>, indices: impl Iterator<Item = u32>) -> 
     passed
 }
 
-/// The bitmaps of one filter pass all the MSRs, those of the other pass none. If some reads of one
-/// stretch in guest mode pass and some exit, the bitmaps were computed from both filters.
+/// The hardware bitmaps of one filter pass all the MSRs, those of the other filter pass none. If a vCPU
+/// enters the guest once, and there some reads pass and some exit, its bitmaps were computed from both
+/// filters.
 #[test]
 fn s6_4_recomputed_bitmaps_come_from_one_filter() {
     let all = |default_action| {

@@ -13,8 +13,8 @@ use crate::revision::Revision;
 const VMX_BASES: [u32; 2] = [0, 0xc000_0000];
 const SVM_BASES: [u32; 3] = [0, 0xc000_0000, 0xc001_0000];
 
-/// The manuals' positions of the bits, written from the description of each layout and not from the
-/// table of the code.
+/// The positions of the bits in a vendor's bitmap, taken from the vendor's manual and not from the table
+/// in the code under test.
 trait Oracle: Layout {
     const BASES: &[u32];
     fn bit(region: usize, offset: usize, access: Access) -> usize;
@@ -64,7 +64,7 @@ fn computed<L: Layout>(
     map
 }
 
-/// Returns decisions that differ for one access: `here` for `wanted`, `elsewhere` for all others.
+/// Returns a function that decides `here` on the access `wanted`, and `elsewhere` on every other access.
 fn only(
     wanted: (MsrIndex, Access),
     here: Verdict,
@@ -79,8 +79,9 @@ fn only(
     }
 }
 
-/// S6.1, S6.2: at each edge of each region, in both directions and both polarities, the access has
-/// its own bit, exactly where the manual puts it. An access past the edge has no bit.
+/// S6.1, S6.2: the first and the last MSRs of each region have a bit of their own for each direction,
+/// where the manual puts it. The bit is tested as the only 0 and as the only 1 of a bitmap. The MSRs
+/// next to a region have no bit.
 fn every_edge_has_its_bit<L: Oracle>() {
     for (region, &base) in L::BASES.iter().enumerate() {
         for (access, offset) in Access::ALL
@@ -113,8 +114,8 @@ fn passing<L: Layout>(map: &InterceptMap<L>) -> usize {
     bytes.iter().map(|byte| byte.count_zeros() as usize).sum()
 }
 
-/// Returns the number of accesses that pass, without those to the 0x100 x2APIC registers. These
-/// pass whenever the hypervisor wants it, because the filter does not affect them.
+/// Returns the number of accesses that pass, without the accesses to the 0x100 x2APIC registers: the
+/// filter does not affect these accesses.
 fn passing_but_x2apic<L: Layout>(map: &InterceptMap<L>) -> usize {
     passing(map) - 2 * 0x100
 }
@@ -245,7 +246,7 @@ fn wants(seed: u64) -> impl Fn(MsrIndex, Access) -> PassThrough {
     }
 }
 
-/// Creates a filter whose ranges cross the edges of the regions.
+/// Creates a filter whose ranges cross the edges of the MSR regions that the hardware bitmaps cover.
 fn filter(seed: u64) -> Filter {
     let bases = [
         0,
@@ -271,7 +272,7 @@ fn filter(seed: u64) -> Filter {
     Filter::new(Revision::Mainline, DefaultAction::Allow, ranges).unwrap()
 }
 
-/// Computes the whole map bit by bit from the text of S6.3 and S6.4.
+/// Computes the whole map bit by bit, as the statements S6.3 and S6.4 of `docs/kvm-semantics.md` say.
 fn oracle<L: Oracle>(wants: impl Fn(MsrIndex, Access) -> PassThrough, filter: &Filter) -> Vec<u8> {
     let mut bytes = InterceptMap::<L>::exit_all().as_bytes().as_ref().to_vec();
     for (region, &base) in L::BASES.iter().enumerate() {
@@ -305,8 +306,8 @@ proptest! {
         prop_assert!(svm.as_bytes()[..] == oracle::<Svm>(wants(seed), &filter));
     }
 
-    /// S6.5: an access exits under the merged map if it exits under either map. Merging with the
-    /// map of a hypervisor that intercepts nothing changes nothing.
+    /// S6.5: an access exits under the merged map if it exits under either map. If one map intercepts
+    /// nothing, the merged map equals the other map.
     #[test]
     fn merged_with_intercepts_if_either_map_does(one: u64, other: u64) {
         let level1 = computed::<Svm>(wants(one), allow_all);

@@ -1,4 +1,5 @@
-//! A lookup of atomic words, large enough for any filter: one slot of [`publish`](crate::publish).
+//! A lookup table of atomic words with room for the decisions of any filter: one slot of
+//! [`publish`](crate::publish).
 
 use alloc::boxed::Box;
 
@@ -12,11 +13,12 @@ impl Word for AtomicU64 {
     }
 }
 
-/// A lookup that threads share.
+/// A lookup table that threads share.
 pub(crate) type SharedLookup = Lookup<AtomicU64>;
 
 impl SharedLookup {
-    /// Creates a slot with the decisions of `content` and room for any other content.
+    /// Creates a lookup table that holds the decisions of `content` and has room for those of any
+    /// filter.
     pub(crate) fn holding(content: &Lookup) -> Self {
         let slot = Self {
             multiplier: AtomicU64::new(0),
@@ -32,8 +34,8 @@ impl SharedLookup {
 impl Slot for SharedLookup {
     type Content = Lookup;
 
-    /// Copies the content. Words past its end stay as they are, because no entry of its table leads
-    /// to them.
+    /// Copies the lookup table `content`. The words past the end of `content` stay as they are: no entry
+    /// of the copied hash table leads to them.
     fn fill(&self, content: &Lookup) {
         let store = |to: &AtomicU64, from: &u64| to.store(*from, Ordering::Relaxed);
         store(&self.multiplier, &content.multiplier);

@@ -4,7 +4,8 @@ use crate::filter::Filter;
 use crate::msr::{Accesses, X2APIC};
 use proptest::prelude::*;
 
-/// Decides by the text of S3, with a slow and obvious loop over the ranges.
+/// Decides an access as section S3 of `docs/kvm-semantics.md` says, with a slow and obvious loop over
+/// the ranges.
 fn oracle(filter: &Filter, index: MsrIndex, access: Access) -> Decision {
     if filter.revision() == Revision::Mainline && X2APIC.contains(&index) {
         return Decision {

@@ -36,7 +36,7 @@ fn published<const STRIPES: usize>() -> Arc<Published<STRIPES>> {
     Arc::new(LeftRight::new([zero(), zero()]))
 }
 
-/// Reads once, and fails if the words belong to two contents.
+/// Reads the three words of a [`Triple`] once, and fails if they come from two publications.
 fn whole<const STRIPES: usize>(published: &Published<STRIPES>, reader: usize) -> u64 {
     published.read(reader, |slot| {
         let [first, second, third] = slot.0.each_ref().map(|word| word.load(Ordering::Relaxed));

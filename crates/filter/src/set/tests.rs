@@ -13,7 +13,7 @@ const NOWHERE: UserAddress = UserAddress::new(0xdead_0000);
 /// The number of readable bytes at [`BITMAPS`]: the bitmap of one full range.
 const READABLE: usize = 0x600;
 
-/// Makes the call with this struct. The bitmaps are `READABLE` bytes of ones.
+/// Makes the set call with this struct. The memory of the bitmaps is `READABLE` bytes of ones.
 fn call(revision: Revision, width: CallerWidth, request: &Request) -> SetCall {
     let bytes = request.encode(width).unwrap();
     let memory = [
@@ -73,7 +73,8 @@ fn unreadable(nmsrs: u32) -> RangeRequest {
     }
 }
 
-/// The number of ranges of the filter that stays, or the errno and the slot of the invalid range.
+/// The result of a set call: the number of ranges of the VM's new filter, or the errno and the slot of
+/// the invalid range.
 type Outcome = Result<usize, (Errno, Option<usize>)>;
 
 const EINVAL: Outcome = Err((Errno::Einval, None));
@@ -93,8 +94,8 @@ fn outcome(call: &SetCall) -> Outcome {
     }
 }
 
-/// Runs each row on both revisions. A row has a name, the struct, mainline's outcome and v6's
-/// outcome.
+/// Makes the set call of each row on both revisions. A row has a name, the struct, the expected outcome
+/// on mainline and the expected outcome on v6.
 fn check<const N: usize>(rows: [(&str, Request, Outcome, Outcome); N]) {
     for (what, request, mainline, v6) in rows {
         for width in CallerWidth::ALL {
@@ -153,7 +154,7 @@ fn s2_4_set_checks_each_range() {
         ("the most MSRs", one(range(0x3000)), Ok(1), Ok(1)),
         ("one MSR more", one(range(0x3001)), einval(5), einval(5)),
         ("2^31 MSRs", one(range(1 << 31)), einval(5), einval(5)),
-        // S10.2: these counts round up past 2^32.
+        // S10.2: rounded up to a multiple of 64, these numbers of MSRs do not fit into 32 bits.
         (
             "2^32 - 63 MSRs",
             one(range(0xffff_ffc1)),

@@ -6,8 +6,8 @@ use crate::intercept::PassThrough;
 use crate::msr::{Access, MsrIndex};
 
 impl<R> Vcpu<R> {
-    /// Runs the guest on this hardware, which passes an access through if `wants` wants that and
-    /// the filter allows the access (S6.3).
+    /// Runs the guest on this hardware. The hardware passes an access through if `wants` returns
+    /// [`PassThrough::Wanted`] and the filter allows the access (S6.3).
     ///
     /// Before the first call every access exits. `wants` must not set a filter: the set call would
     /// wait forever for `wants` to return.

@@ -203,7 +203,7 @@ impl<R: Registers> Vcpu<R> {
 }
 
 impl<'a, R: Registers> GuestMode<'a, R> {
-    /// Sets the registers, as other instructions of the guest would.
+    /// Sets the general registers, as guest instructions between two MSR accesses do.
     pub const fn set_gprs(&mut self, gprs: Gprs) {
         self.vcpu.gprs = gprs;
     }

@@ -34,7 +34,7 @@ pub(crate) fn edited(
     vm.set_msr_filter(width, &memory[..], ARGUMENT)
 }
 
-/// Makes the call with the address of unreadable memory.
+/// Makes the set call with a struct at an address that cannot be read.
 pub(crate) fn unreadable(vm: &Vm) -> Result<(), SetError> {
     let nothing: &[Segment<'_>] = &[];
     vm.set_msr_filter(CallerWidth::Bits64, nothing, ARGUMENT)

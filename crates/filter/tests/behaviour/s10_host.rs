@@ -17,7 +17,7 @@ fn s10_1_ignored_unknown_msr_never_exits() {
         assert_eq!(vcpu.host_read(MISSING), Ok(0));
         assert_eq!(vcpu.host_write(MISSING, 5), Ok(()));
 
-        // A known register faults as before.
+        // `ignore_msrs` does not hide the fault of a register that KVM knows.
         assert_eq!(
             reason(write(&mut vcpu, PICKY, 1 << 40)),
             Some(ExitReason::Invalid)

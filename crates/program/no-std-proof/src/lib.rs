@@ -1,6 +1,6 @@
-//! The smallest possible host of `msrgate-program` and `msrgate-filter`: no operating system, no
-//! std, and an allocator over a fixed arena. It uses every part that allocates or computes, so that
-//! all of them are linked.
+//! A minimal library that links `msrgate-program` and `msrgate-filter` without an operating system and
+//! without std, and an allocator over a fixed arena. It uses every part that allocates or computes, so
+//! that all of them are linked.
 #![no_std]
 
 extern crate alloc;
