@@ -123,7 +123,7 @@ impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
     }
 }
 
-/// A reader's visit to the active slot, counted from its arrival. Dropping this value counts the
+/// A reader's visit to a slot, which begins with the reader's arrival. Dropping this value counts the
 /// reader's departure, even if the closure `look` panics.
 struct Visit<'a>(&'a AtomicUsize);
 

@@ -72,14 +72,14 @@ pub enum Outside {
     Keep,
 }
 
-/// The result of comparing an action with another one that it would replace.
+/// The result of comparing an action with the action that it would replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
-    /// The guest can do the same or less.
+    /// Under the new action the guest can do the same as under the replaced one, or less.
     NoLooser,
-    /// The guest can do more.
+    /// Under the new action the guest can do more.
     Looser,
-    /// The guest can do something else, which is neither more nor less.
+    /// Under the new action the guest can do something else, which is neither more nor less.
     Different,
 }
 

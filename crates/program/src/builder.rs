@@ -166,8 +166,8 @@ impl ProgramBuilder {
     /// # Errors
     /// - [`BuildError::Direction`]: a call has an action that cannot apply to its direction.
     /// - [`BuildError::X2apic`]: a call contains an x2APIC register.
-    /// - [`BuildError::Unknown`]: the setting [`unknown`](Self::unknown) answers accesses that the
-    ///   default refuses first.
+    /// - [`BuildError::Unknown`]: the setting [`unknown`](Self::unknown) never takes effect, because the
+    ///   default refuses accesses to unknown MSRs before KVM finds that it does not know the MSR.
     /// - [`BuildError::Compile`]: the program does not fit a filter.
     /// - [`BuildError::Responder`]: no [`Responder`] can answer for the program.
     pub fn build(self) -> Result<Program, BuildError> {
@@ -289,8 +289,8 @@ pub enum BuildError {
     },
     /// The range contains x2APIC registers, which KVM never filters (S3.1).
     X2apic(MsrRange),
-    /// The setting [`unknown`](ProgramBuilder::unknown) answers accesses that the default refuses
-    /// first (S5.1).
+    /// The setting [`unknown`](ProgramBuilder::unknown) never takes effect, because the default refuses
+    /// accesses to unknown MSRs before KVM finds that it does not know the MSR (S5.1).
     Unknown,
     /// The program does not fit a filter.
     Compile(CompileError),

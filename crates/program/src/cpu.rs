@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_returns_only_combinations_of_some_processor() {
+    fn distinguished_omits_combinations_that_no_processor_has() {
         let sets = [
             set("GenuineIntel", &[0x6a..=0x6a, 0x6c..=0x6c]),
             set("GenuineIntel", &[0x6c..=0x8f]),
@@ -357,9 +357,10 @@ mod tests {
         }
 
         proptest! {
-            /// `distinguished` returns the same combinations as trying all processors one by one.
+            /// `distinguished` returns the same combinations of sets as a loop over all processors
+            /// finds.
             #[test]
-            fn distinguished_matches_trying_all_processors(sets in prop::collection::vec(any_set(), 0..4)) {
+            fn distinguished_returns_same_combinations_as_loop_over_all_processors(sets in prop::collection::vec(any_set(), 0..4)) {
                 let mut all = BTreeSet::new();
                 for (vendor, parts) in VENDORS.into_iter().flat_map(|one| (0..512).map(move |n| (one, n))) {
                     let (family, model, stepping) = (parts >> 6, parts >> 3 & 7, parts & 7);
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_ignores_numbers_above_the_largest() {
+    fn distinguished_ignores_numbers_above_the_largest_cpuid_value() {
         let all = |part: fn(&mut CpuSet) -> &mut Numbers, most| {
             let mut set = CpuSet::default();
             *part(&mut set) = Some(vec![0..=most]);

@@ -83,7 +83,8 @@ pub struct SettingChange {
     pub direction: Direction,
 }
 
-/// Consecutive MSRs whose logging changes: other accesses become events.
+/// Consecutive MSRs whose logging changes: not the same accesses become events under the new program as
+/// under the old one.
 ///
 /// Such a change does not affect the guest. If the logging differs only because the
 /// [`log`](ProgramSettings::log) setting of the whole policy does, that is a [`SettingChange`]
@@ -118,8 +119,9 @@ pub struct Difference {
     pub logs: Vec<LogChange>,
 }
 
-/// The limit of [`differences`] for two programs with several pairs of variants: the number of
-/// kinds of processors, and the number of rules of all pairs. Each rule may become a change.
+/// The limit of [`differences`] for two programs with several pairs of variants. It applies to the
+/// number of kinds of processors, and also to the number of rules of all pairs, because each rule may
+/// become a change.
 pub const MAX_COMPARED: usize = 1 << 20;
 
 /// An error for two programs that distinguish too many processors to be compared on all of them.

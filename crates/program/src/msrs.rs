@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_returns_ranges_of_both_sets() {
+    fn shared_returns_msrs_that_both_sets_contain() {
         let shared = |one: &[MsrRange], other: &[MsrRange]| {
             let sets = [one, other].map(|ranges| MsrSet::new(ranges.iter().copied()).unwrap());
             sets[0]

@@ -181,7 +181,7 @@ fn range(verdicts: &Verdicts, windows: &[Window], window: Window) -> Option<Rang
     Some(Range::new(window.colour, window.msrs.first(), bitmap))
 }
 
-/// Returns, for each of the `count` MSRs of `canvas`, whether one of `msrs` contains it.
+/// Returns a value for each of the `count` MSRs of `canvas`: true if a range in `msrs` contains the MSR.
 fn paint(canvas: MsrRange, count: u32, msrs: impl Iterator<Item = MsrRange>) -> Vec<bool> {
     let mut painted = vec![false; count as usize];
     let base = canvas.first().get();

@@ -54,7 +54,8 @@ pub struct ProgramSettings {
     pub log: Log,
     /// The handling of MSRs that KVM does not know.
     pub unknown: Unknown,
-    /// The gaps in enforcement that the policy's author accepts, by their words.
+    /// The known ways around the kernel's filter, called gaps, that the author of the policy accepts:
+    /// the names of the gaps.
     pub accept: Vec<Box<str>>,
     /// The microcode device, if it is configured.
     pub microcode: Option<Microcode>,
@@ -320,7 +321,7 @@ impl Variant {
     }
 }
 
-/// Compares programs by their files.
+/// Compares programs by their encoded bytes.
 impl PartialEq for Program {
     fn eq(&self, other: &Self) -> bool {
         self.digest == other.digest && self.encode() == other.encode()

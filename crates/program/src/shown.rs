@@ -210,7 +210,7 @@ pub fn shown_name(name: &str) -> String {
     let mut reader = TextReader::default();
     let mut shown = String::with_capacity(name.len());
     for c in name.chars() {
-        // A `String` takes all that is written to it.
+        // Writing to a `String` never fails.
         let _ = match c {
             _ if reader.sees(c) && c != '\\' && !is_odd_blank(c) => shown.write_char(c),
             '\\' => shown.write_str("\\\\"),

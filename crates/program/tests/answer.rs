@@ -97,7 +97,7 @@ const fn value(value: u64) -> Response<'static> {
 }
 
 #[test]
-fn respond_to_refused_access_is_a_fault() {
+fn response_to_refused_access_is_a_fault_or_kill() {
     let mut machine = Machine::deny("0x10 = 'r'");
     assert_eq!(machine.read(0x11), (FAULT, Disposition::Denied));
     assert_eq!(machine.write(0x10, 1), (FAULT, Disposition::Denied));
@@ -106,7 +106,7 @@ fn respond_to_refused_access_is_a_fault() {
 }
 
 #[test]
-fn respond_to_value_ignore_or_handler_follows_the_rule() {
+fn response_to_access_is_the_value_ignore_or_handler_of_its_rule() {
     let mut machine = Machine::deny(
         "0x17 = { read = { value = '0x4000000000000' }, write = 'ignore' }\n\
          0x34 = { read = { handler = 'smi' }, write = 'deny' }",
@@ -210,7 +210,7 @@ fn refused_forward_does_not_pin() {
 }
 
 #[test]
-fn carry_of_mask_and_sticky_depends_on_the_register() {
+fn carry_of_mask_or_sticky_write_depends_on_current_register_value() {
     let mut machine = Machine::deny(
         "IA32_STAR = { read = 'allow', write = { mask = '0xffff', outside = 'keep' } }\n\
          IA32_LSTAR = { read = 'allow', write = { mask = '0xffff' } }\n\
@@ -246,7 +246,7 @@ fn register_missing_in_cpuid_is_not_forwarded() {
 }
 
 #[test]
-fn respond_to_unknown_msr_follows_the_setting() {
+fn response_to_unknown_msr_follows_the_setting_unknown() {
     let settings = "default = 'allow'\nunknown = { read = 7, write = 'ignore', log = 'first' }";
     let mut machine = Machine::new(settings, "0x10 = 'none'");
     let read = machine.ask(0x1234, Access::Read, 0, ExitReason::Unknown);
@@ -312,7 +312,7 @@ fn audit_mode_refuses_nothing() {
         machine.carry(STAR, 0x100, 0),
         (Carried::Set(0x100), Disposition::WouldDeny)
     );
-    // The filter had opened for the access, and KVM does not know the MSR.
+    // The gate had opened the kernel's filter for the access, and KVM does not know the MSR.
     let unknown = machine.ask(0x999, Access::Read, 0, ExitReason::Unknown);
     assert_eq!(
         (unknown.response, unknown.disposition),
@@ -323,7 +323,7 @@ fn audit_mode_refuses_nothing() {
 }
 
 #[test]
-fn log_first_opens_and_log_all_forwards() {
+fn log_first_opens_the_filter_and_log_all_forwards_the_access() {
     let mut machine = Machine::deny(
         "0x10 = { read = 'allow', write = 'allow', log = 'first' }\n\
          IA32_LSTAR = { read = 'allow', write = 'allow', log = 'all' }",
@@ -386,7 +386,8 @@ fn verdicts_of_traced_program_open_one_access_at_a_time() {
     for (index, closed, open) in [
         (0x10, Verdict::Allow, Verdict::Allow),
         (0x11, Verdict::Deny, Verdict::Allow),
-        // The filter never opens for an access that user space answers, even if it is asked to.
+        // The filter denies an access that user space answers, even if the caller asks to open the
+        // filter for that access.
         (0x12, Verdict::Deny, Verdict::Deny),
         (0x13, Verdict::Deny, Verdict::Deny),
     ] {
@@ -427,8 +428,8 @@ fn state_under_new_program_keeps_shared_registers_and_pins() {
     assert_eq!(machine.write(LSTAR, 0x2000).0, FAULT);
 }
 
-/// If a vCPU goes back to the program before, values that both programs have continue, and values
-/// that only the program before has are restored.
+/// If a vCPU goes back from a new program to the old one, registers and pins that both programs have
+/// keep their current values, and those that only the old program has get their earlier values.
 #[test]
 fn state_back_under_old_program_restores_its_own_values() {
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_STAR = { read = 'allow', write = 'pin' }\n";

@@ -17,7 +17,7 @@ fn from_text(text: &str) -> Program {
 }
 
 #[test]
-fn builder_and_language_make_programs_of_one_digest() {
+fn program_of_builder_has_digest_of_equivalent_policy_text() {
     let low = Emulated {
         reset: 5,
         mask: Mask {
@@ -55,7 +55,7 @@ register = { reset = 5, mask = 0xff }
 }
 
 #[test]
-fn later_call_applies_and_names_its_source_line() {
+fn later_builder_call_decides_and_its_source_line_is_the_origin() {
     let built = ProgramBuilder::new(Verdict::Allow)
         .deny(MsrRange::between(msr(0x10), msr(0x1f)), Accesses::Both)
         .allow(msr(0x12), Accesses::Both)

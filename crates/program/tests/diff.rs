@@ -47,7 +47,7 @@ fn changes_joins_equal_neighbours() {
 }
 
 #[test]
-fn differences_compares_every_pair_of_variants_on_a_processor() {
+fn differences_compares_all_variants_that_apply_on_the_same_processor() {
     let when = |model: &str, entry: &str| {
         format!(
             "policy = 1\ndefault = 'deny'\n[[when]]\ncpu = {{ vendor = 'GenuineIntel', model = {model} }}\n[when.msrs]\n{entry}"
@@ -139,7 +139,7 @@ fn setting_changes_with_more_accepted_gaps_are_looser() {
 }
 
 #[test]
-fn differences_lists_log_of_entry_but_not_of_policy() {
+fn differences_lists_changed_log_of_entry_but_not_of_policy() {
     let of = |log: &str, entry: &str, other: &str| {
         program(&format!(
             "policy = 1\ndefault = 'deny'\nlog = '{log}'\n[msrs]\n'0x10..=0x1f' = {{ read = 'allow', write = 'inherit'{entry} }}\n0x20 = {{ read = 'allow', write = 'deny'{other} }}"
@@ -162,8 +162,8 @@ fn differences_lists_log_of_entry_but_not_of_policy() {
         ["read 0x10..=0x20 denied first", "write 0x20 denied first"]
     );
     assert_eq!(found(&plain, &of("none", "", "")), [""; 0]);
-    // The `log` of the policy changes. The MSR 0x20 does not follow it, because the entry has a
-    // `log` of its own.
+    // The `log` of the policy changes. The logging of the MSR 0x20 stays, because its entry has a `log`
+    // of its own.
     assert_eq!(found(&plain, &of("none", "", ", log = 'denied'")), [""; 0]);
     assert_eq!(
         found(&plain, &of("none", "", ", log = 'first'")),
@@ -171,7 +171,7 @@ fn differences_lists_log_of_entry_but_not_of_policy() {
     );
 }
 
-/// Values of an entry, from all levels of looseness.
+/// Values that a policy may give to an entry: actions under which a guest can do more or less.
 const VALUES: [&str; 8] = [
     "'rw'",
     "'r'",
@@ -254,7 +254,7 @@ proptest! {
     }
 
     #[test]
-    fn changes_back_have_opposite_direction(old in any_program(), new in any_program()) {
+    fn changes_from_new_to_old_program_have_the_opposite_direction(old in any_program(), new in any_program()) {
         let back = changed(&new, &old);
         for (there, back) in changed(&old, &new).iter().zip(back) {
             prop_assert_eq!((there.msrs, &there.was, &there.is), (back.msrs, &back.is, &back.was));

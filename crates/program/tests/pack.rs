@@ -59,7 +59,7 @@ fn pack_of_deny_all_has_a_dummy_range_and_allow_all_has_none() {
 }
 
 #[test]
-fn pack_joins_directions_that_agree() {
+fn pack_covers_directions_with_equal_verdicts_by_one_range() {
     let filter = packed("deny", "0x10 = 'rw'\n0x2f00 = 'rw'").unwrap();
     assert_eq!(ranges(&filter), [(Accesses::Both, 0x10, 0x2ef1)]);
 }
@@ -76,7 +76,7 @@ fn pack_covers_both_directions_by_read_and_write_windows() {
 }
 
 #[test]
-fn pack_bridges_x2apic_registers() {
+fn pack_joins_ranges_on_both_sides_of_x2apic_registers() {
     let filter = packed("deny", "'0x0..=0x7ff' = 'rw'\n'0x900..=0x2fff' = 'rw'").unwrap();
     assert_eq!(ranges(&filter), [(Accesses::Both, 0, 0x3000)]);
 }
@@ -91,7 +91,7 @@ fn pack_ends_ranges_below_the_last_msr() {
 }
 
 #[test]
-fn pack_refuses_seventeen_clusters_with_their_number() {
+fn pack_refuses_seventeen_distant_msrs_and_error_has_seventeen_windows() {
     let entries = |count: u32| {
         (0..count).fold(String::new(), |mut text, number| {
             let _ = writeln!(text, "{:#x} = 'rw'", number * 0x10_0000);
@@ -110,7 +110,8 @@ fn pack_fits_0x30000_msrs_and_refuses_more() {
     assert!(packed("deny", "'0x10000..=0x3ffff' = 'rw'").is_ok());
     let error = packed("deny", "'0x10000..=0x40000' = 'rw'").unwrap_err();
     assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 17));
-    // A table with a need for almost every MSR is refused quickly, with the number of ranges.
+    // A policy that needs ranges for almost every MSR is refused quickly, and the error has the number
+    // of ranges.
     let error = packed("allow", "'0x10000..=0xfffffffe' = 'none'").unwrap_err();
     assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 349_520));
 }
@@ -123,7 +124,8 @@ fn brute_force(needs: &[Option<Accesses>], length: usize) -> usize {
     for need in needs {
         let mut next = HashMap::new();
         for (ends, count) in states {
-            // Each choice of colours to open here, needed or not.
+            // Each set of colours: for each colour in the set, a window begins at this MSR, even if none
+            // is needed.
             for opened in 0_u32..8 {
                 let opens = |colour: usize| opened >> colour & 1 == 1;
                 let ends: [usize; 3] =
@@ -147,7 +149,7 @@ fn brute_force(needs: &[Option<Accesses>], length: usize) -> usize {
     states.into_values().min().unwrap_or(0)
 }
 
-/// Generates one of four needs for each of a few MSRs.
+/// Generates the needs of up to `most` MSRs: none, reads, writes or both.
 fn letters(most: usize) -> impl Strategy<Value = Vec<Option<Accesses>>> {
     let letter = prop_oneof![
         Just(None),
@@ -192,7 +194,7 @@ proptest! {
     /// The packed filter of a random policy decides every access as the policy does. The entries
     /// lie where a filter may be wrong: near the x2APIC registers, at both ends, and far apart.
     #[test]
-    fn packed_filter_decides_as_the_table(
+    fn packed_filter_decides_each_access_as_the_policy(
         entries in prop::collection::vec(
             (prop::sample::select(vec![0_u32, 0x7f0, 0x900, 0xbff0, 0xc000_0080, 0xc001_0000, 0xffff_fff0]), 0_u32..0x40, 0_u32..0x20, 0_usize..4),
             0..40,

@@ -103,7 +103,7 @@ fn digest_ignores_spelling_of_the_policy() {
 }
 
 #[test]
-fn digest_ignores_order_of_whens() {
+fn digest_ignores_order_of_when_sections() {
     let when = |models: &str, msr: &str| {
         format!(
             "[[when]]\ncpu = {{ vendor = 'GenuineIntel', model = {models} }}\n[when.msrs]\n{msr} = 'r'\n"
@@ -171,7 +171,7 @@ fn decode_refuses_invalid_values() {
     insta::assert_snapshot!(errors.join("\n"));
 }
 
-/// Includes for which every name is the name of an empty policy.
+/// A reader of included files that returns an empty policy for every path.
 struct EmptyPolicies;
 
 impl Includes for EmptyPolicies {
@@ -211,7 +211,7 @@ fn decode_does_not_allocate_for_missing_bytes() {
 }
 
 #[test]
-fn of_filter_makes_a_program_of_the_filter() {
+fn of_filter_makes_program_whose_rules_match_the_filter() {
     let bitmap = Bitmap::from_fn(9, |offset| offset % 3 == 0).unwrap();
     let ranges = vec![
         Range::new(Accesses::Read, MsrIndex::new(0x7fc), bitmap.clone()),

@@ -43,16 +43,17 @@ pub(crate) mod word {
     pub(crate) const PROGRAM: usize = 6;
     pub(crate) const PLACES: usize = 7;
     pub(crate) const EVENTS: usize = 8;
-    /// The number of VMs that were made.
+    /// The position of the number of VMs that were made in the run.
     pub(crate) const VMS_MADE: usize = 16;
-    /// The number of accesses for whose kind there was no free place.
+    /// The position of the number of accesses whose kind found no free place in the page.
     pub(crate) const OTHERS: usize = 17;
-    /// The number of all events that the library has put into the ring, also of those that were overwritten.
+    /// The position of the number of events that the library has put into the ring, including the events
+    /// that were overwritten later.
     pub(crate) const EVENTS_PUT: usize = 18;
-    /// The number of events that the library did not put into the ring because of the limit on events per
-    /// second.
+    /// The position of the number of events that the library did not put into the ring because of the
+    /// limit on events per second.
     pub(crate) const HELD_BACK: usize = 19;
-    /// The number of words of the header.
+    /// The length of the header in words.
     pub(crate) const COUNT: usize = 64;
 }
 
@@ -92,7 +93,7 @@ pub enum BadPage {
     NotAPage,
     /// The page has this version, which is not the crate's.
     Version(u64),
-    /// A number in the header does not fit the others or the file's size.
+    /// A number in the header contradicts another number there, or the size of the file.
     Header,
 }
 

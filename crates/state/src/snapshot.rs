@@ -85,7 +85,8 @@ impl Snapshot {
             .collect()
     }
 
-    /// The number of accesses for whose kind there was no free place. The page has only their number.
+    /// The number of accesses whose kind found no free place in the page. The page stores nothing else
+    /// about these accesses.
     #[must_use]
     pub fn others(&self) -> u64 {
         self.get(word::OTHERS)
@@ -290,7 +291,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
         /// Whatever a VMM's process writes into the page, a reader stays within bounds or returns an error.
         #[test]
-        fn snapshot_of_any_bytes_is_in_bounds_or_an_error(
+        fn snapshot_of_any_bytes_stays_in_bounds_or_returns_error(
             changes in prop::collection::vec((0_usize..2000, any::<u64>()), 0..40),
             cut in 0_usize..5000,
         ) {

@@ -18,20 +18,21 @@ pub struct Case {
     pub exit: Exit,
     /// The gate's disposition under the [`policy`].
     pub disposition: Disposition,
-    /// The events before the access.
+    /// The preparation of the vCPU before the access.
     pub before: Before,
 }
 
-/// The events that must precede the access of a case.
+/// The preparation that a vCPU needs before the access of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Before {
-    /// No event.
+    /// No preparation.
     Nothing,
-    /// A write of the register by the host. The guest has not written the register since.
+    /// A write of the case's register by the host, after which the guest does not write the register.
     HostWrote,
-    /// A write of this value by the guest.
+    /// A write of this value to the case's register by the guest.
     Write(u64),
-    /// Accesses to two other registers that use the same slot of the vCPU's cache of rules.
+    /// Accesses to two registers that share a slot of the vCPU's cache of rules with the case's
+    /// register.
     Elsewhere,
 }
 

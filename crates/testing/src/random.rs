@@ -186,7 +186,7 @@ impl Texts {
     }
 }
 
-/// The includes of a policy: every path leads to the included file.
+/// A reader of included files that returns the included file of the random policy for every path.
 struct Base<'t>(&'t Texts);
 
 impl Includes for Base<'_> {

@@ -79,9 +79,8 @@ fn only(
     }
 }
 
-/// S6.1, S6.2: the first and the last MSRs of each region have a bit of their own for each direction,
-/// where the manual puts it. The bit is tested as the only 0 and as the only 1 of a bitmap. The MSRs
-/// next to a region have no bit.
+/// S6.1, S6.2: the first two and the last two MSRs of each region have a bit of their own for each
+/// direction, where the manual puts it. The bit is tested as the only 0 and as the only 1 of a bitmap.
 fn every_edge_has_its_bit<L: Oracle>() {
     for (region, &base) in L::BASES.iter().enumerate() {
         for (access, offset) in Access::ALL
@@ -121,12 +120,12 @@ fn passing_but_x2apic<L: Layout>(map: &InterceptMap<L>) -> usize {
 }
 
 #[test]
-fn vmx_region_edges_have_their_bits() {
+fn vmx_bits_at_region_edges_are_where_the_manual_puts_them() {
     every_edge_has_its_bit::<Vmx>();
 }
 
 #[test]
-fn svm_region_edges_have_their_bits() {
+fn svm_bits_at_region_edges_are_where_the_manual_puts_them() {
     every_edge_has_its_bit::<Svm>();
 }
 
@@ -309,7 +308,7 @@ proptest! {
     /// S6.5: an access exits under the merged map if it exits under either map. If one map intercepts
     /// nothing, the merged map equals the other map.
     #[test]
-    fn merged_with_intercepts_if_either_map_does(one: u64, other: u64) {
+    fn merged_map_intercepts_each_access_that_one_of_the_maps_intercepts(one: u64, other: u64) {
         let level1 = computed::<Svm>(wants(one), allow_all);
         let level0 = computed::<Svm>(wants(other), allow_all);
         let merged = level1.merged_with(&level0);

@@ -73,8 +73,8 @@ fn unreadable(nmsrs: u32) -> RangeRequest {
     }
 }
 
-/// The result of a set call: the number of ranges of the VM's new filter, or the errno and the slot of
-/// the invalid range.
+/// The result of a set call: the number of ranges of the filter that stays in force, or the errno and
+/// the slot of the invalid range.
 type Outcome = Result<usize, (Errno, Option<usize>)>;
 
 const EINVAL: Outcome = Err((Errno::Einval, None));

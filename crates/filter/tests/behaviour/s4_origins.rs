@@ -38,7 +38,7 @@ fn s4_access_above_cpl_0_faults_before_the_filter() {
 }
 
 #[test]
-fn s4_nested_lists_are_filtered_and_never_exit() {
+fn s4_nested_msr_lists_are_filtered_and_never_exit() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         let fails = |index, reason| ListOutcome::Fails(ListFailure { index, reason });

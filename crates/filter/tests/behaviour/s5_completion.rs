@@ -145,7 +145,7 @@ fn s5_5_new_filter_or_mask_keeps_pending_exit() {
 }
 
 #[test]
-fn s5_5_only_a_completed_read_overwrites_registers_set_meanwhile() {
+fn s5_5_completed_read_alone_overwrites_registers_set_during_the_exit() {
     let meanwhile = Gprs {
         rax: 1,
         rcx: 2,

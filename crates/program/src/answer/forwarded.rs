@@ -9,8 +9,8 @@ use crate::settings::Mode;
 
 /// An access to forward to the register, by `KVM_GET_MSRS` and `KVM_SET_MSRS`.
 ///
-/// The gate must not forward while the vCPU runs a nested guest: it would reach the register of the
-/// wrong guest.
+/// The gate must not forward while the vCPU runs a nested guest: `KVM_GET_MSRS` and `KVM_SET_MSRS` would
+/// then access the register of the wrong guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forwarded {
     pub(super) index: MsrIndex,
@@ -30,8 +30,8 @@ pub(super) enum What {
     Mask { value: u64, mask: Mask },
     /// A write in which those of `bits` that are 1 in the register stay 1.
     Sticky { value: u64, bits: u64 },
-    /// A write to a pinned register: the first one, or one of the pinned value. The pin at the
-    /// position `place` records the first.
+    /// A write to a pinned register: the first write, whose value becomes the pinned value at the
+    /// position `place`, or a later write of the pinned value.
     Pin { value: u64, place: usize },
     /// A write of another value to a pinned register, which audit mode lets through.
     Repinned(u64),

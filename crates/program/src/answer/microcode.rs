@@ -20,8 +20,8 @@ const AMD_LOADER: MsrIndex = MsrIndex::new(0xc001_0020);
 const INTEL_BYTES: usize = 48;
 const AMD_BYTES: usize = 64;
 
-/// Returns the value of [`SIGN_ID`] for this revision: the upper half on Intel, the lower half on
-/// AMD.
+/// Returns the value of [`SIGN_ID`] for this revision: the revision is in the upper half on Intel, in
+/// the lower half on AMD.
 #[must_use]
 pub fn revision_value(cpu: &Cpu, revision: u32) -> u64 {
     match &*cpu.vendor {
@@ -33,8 +33,8 @@ pub fn revision_value(cpu: &Cpu, revision: u32) -> u64 {
 /// Returns true if a guest that updates its microcode by writes to the MSR `trigger` has to write 0
 /// to [`SIGN_ID`] before it reads a revision there.
 ///
-/// Intel's processors set [`SIGN_ID`] when CPUID is executed (SDM volume 3, 11.11.7); AMD's always
-/// hold the revision.
+/// Intel's processors set [`SIGN_ID`] when CPUID is executed (SDM volume 3, 11.11.7); AMD's processors
+/// always have the revision in [`SIGN_ID`].
 #[must_use]
 pub fn is_cleared_first(trigger: MsrIndex) -> bool {
     trigger != AMD_LOADER
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn update_header_is_before_intels_data_and_at_amds_address() {
+    fn update_header_ends_at_the_written_address_on_intel_and_starts_there_on_amd() {
         assert_eq!(update_header_at(INTEL, 0x1030), (0x1000, 48));
         assert_eq!(update_header_at(INTEL, 0), (0_u64.wrapping_sub(48), 48));
         assert_eq!(update_header_at(AMD_LOADER, 0x1000), (0x1000, 64));

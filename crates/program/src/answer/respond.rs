@@ -103,7 +103,8 @@ impl Responder {
                 };
                 (Response::Open, would)
             }
-            // The filter had opened for the access, and KVM refused it.
+            // KVM itself refused the access after the gate had opened the kernel's filter, or no filter
+            // can be opened for this MSR (S3.5).
             (Mode::Audit, _) => (Response::Reply(Reply::FAULT), Disposition::Denied),
         }
     }

@@ -47,8 +47,8 @@ pub enum RestoreError {
     NoRegister(MsrIndex),
     /// The state has a pin of this register, which the program does not have.
     NoPin(MsrIndex),
-    /// The state has a device that the program does not have, or a device that does not accept its
-    /// bytes.
+    /// The state has this device, but the program does not have the device, or the device does not
+    /// accept the saved bytes.
     Device(Box<str>),
 }
 

@@ -98,8 +98,8 @@ impl VcpuState {
         forward::row(index).filter(|row| self.may_forward[row.number()])
     }
 
-    /// Records that a forwarded access has reached its register. A write to a pinned register then
-    /// pins its value.
+    /// Records that a forwarded access has reached its register. If the access was a write to a pinned
+    /// register, the written value is now the pinned value.
     #[inline]
     pub fn carried(&mut self, access: &super::Forwarded) {
         if let Some((place, value)) = access.pins()

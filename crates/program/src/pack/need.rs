@@ -8,7 +8,8 @@ use super::verdicts::Verdicts;
 use super::window::Window;
 use crate::msrs::MsrRange;
 
-/// Consecutive MSRs whose verdicts differ from the default in the same directions.
+/// Consecutive MSRs whose verdicts differ from the default action in the same directions: for reads, for
+/// writes, or for both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Need {
     pub(super) accesses: Accesses,
@@ -44,7 +45,7 @@ fn push(needs: &mut Vec<Need>, need: Need) {
     }
 }
 
-/// Cuts off the part of a window above the last need that the window contains.
+/// Shortens a window so that it ends at the last MSR that has a need.
 pub(super) fn trim(window: &mut Window, needs: &[Need]) {
     let below = needs.partition_point(|need| need.msrs.first() <= window.msrs.last());
     if let Some(last) = needs[..below].last() {

@@ -82,8 +82,8 @@ impl Scan {
             }
             self.front = undominated(next, at);
             let satisfied = self.front.iter().map(|state| state.satisfied_up_to(own));
-            // Each window reaches beyond its first MSR, except for a window at MSR 0xffffffff
-            // (S3.5). `pack` refuses a table that needs such a window.
+            // Each window reaches beyond its first MSR, except for a window at MSR 0xffffffff (S3.5).
+            // `pack` refuses verdicts that need such a window.
             match satisfied.min() {
                 Some(next) if next > at => at = next,
                 _ => return,

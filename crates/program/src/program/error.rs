@@ -30,7 +30,7 @@ pub enum ProgramError {
     Value {
         /// The position after the value.
         at: usize,
-        /// The expected value.
+        /// A description of the values that are valid here.
         what: &'static str,
     },
     /// Two texts of the program have this name, so that events cannot tell their lines apart.

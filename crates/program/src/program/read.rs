@@ -241,7 +241,8 @@ impl Reader<'_> {
             .map_err(|_| self.wrong("a mask of exit reasons"))?;
         let filter = self.filter()?;
         let rules = self.both_directions(files)?;
-        // Without a reason that the rules need, the kernel would refuse by itself what a rule answers.
+        // If the mask of exit reasons lacked a reason that the rules need, the kernel itself would
+        // refuse accesses that a rule lets user space answer.
         self.expect(
             reasons == super::reasons(settings, &rules),
             "the exit reasons that the rules need",
@@ -369,7 +370,8 @@ impl Reader<'_> {
     }
 }
 
-/// The lines of the rules, each once. A program has no entries: a line takes the place of an entry.
+/// The lines of the policy's texts that decide the rules, without duplicates. An encoded program does
+/// not contain the policy's entries, so each line stands for an entry.
 #[derive(Default)]
 struct Lines {
     all: Vec<Line>,
