@@ -266,7 +266,7 @@ impl Figures {
             });
     }
 
-    /// Returns true if the argument selects a figure of this name.
+    /// Returns true if the argument of the bench selects a figure of this name.
     #[must_use]
     pub fn wants(&self, name: &str) -> bool {
         name.contains(&self.wanted)
@@ -290,7 +290,7 @@ fn elapsed<R>(iterations: u64, routine: &mut impl FnMut() -> R) -> Duration {
     start.elapsed()
 }
 
-/// Returns seconds per iteration.
+/// Returns the time of one iteration in seconds.
 #[expect(
     clippy::cast_precision_loss,
     reason = "nothing runs 2^53 times within a bench"

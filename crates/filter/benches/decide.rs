@@ -1,6 +1,6 @@
 //! Benchmark of the cost of a decision, alone and against a loop over the ranges.
 //!
-//! Each figure of a decision is the time of one decision in a long row of independent ones, as they
+//! Each figure of a decision is the time of one decision in a long row of independent decisions, as they
 //! occur when a hypervisor recomputes its bitmaps or a trace is replayed. These decisions use only the
 //! verdict, so the compiler leaves out the code that finds the reason. The decisions of the figures
 //! `…/with-reason` use the verdict and the reason.

@@ -39,7 +39,7 @@ const NMSRS: usize = 4;
 const BASE: usize = 8;
 
 impl CallerWidth {
-    /// Both widths.
+    /// Both widths: 64-bit and 32-bit callers.
     pub const ALL: [Self; 2] = [Self::Bits64, Self::Bits32];
 
     /// The number that a caller of this width passes to `ioctl(2)`:

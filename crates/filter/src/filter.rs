@@ -15,8 +15,8 @@ use crate::revision::Revision;
 pub struct Filter {
     revision: Revision,
     default_action: DefaultAction,
-    /// A boxed slice, because a `Vec` with spare capacity would break the bound of
-    /// [`Self::footprint`].
+    /// The ranges. The field is a boxed slice, because a `Vec` with spare capacity would break the bound
+    /// of [`Self::footprint`].
     ranges: Box<[Range]>,
     lookup: Lookup,
 }

@@ -54,7 +54,7 @@ const NO_FILTER: u8 = 17;
 const EXEMPT: u8 = 18;
 const MIXED: u8 = 19;
 
-/// A word of a lookup: a plain `u64`, or an atomic that threads share.
+/// A word of a lookup table: a plain `u64`, or an atomic that threads share.
 pub(crate) trait Word {
     /// The value of the word.
     fn get(&self) -> u64;
@@ -148,12 +148,12 @@ fn hash(number: u64, multiplier: u64) -> usize {
 }
 
 impl Lookup {
-    /// Creates the lookup of a VM in which no filter was ever set (S3.2).
+    /// Creates the lookup table of a VM in which no filter was ever set (S3.2).
     pub(crate) fn without_filter(revision: Revision) -> Self {
         Builder::new(revision, Verdict::Allow, NO_FILTER, &[]).finish(&[])
     }
 
-    /// Creates the lookup of these ranges and this default action.
+    /// Creates the lookup table for a filter with these ranges and this default action.
     pub(crate) fn build(
         revision: Revision,
         default_action: DefaultAction,
@@ -165,7 +165,7 @@ impl Lookup {
         Builder::new(revision, default_action.verdict(), DEFAULT, ranges).finish(ranges)
     }
 
-    /// The memory that the lookup takes beyond its own struct, in bytes.
+    /// The memory in bytes that the lookup table takes in addition to the size of this struct.
     pub(crate) fn footprint(&self) -> usize {
         size_of_val(&*self.table) + size_of_val(&*self.pages)
     }
@@ -194,7 +194,7 @@ struct Builder {
     mixed: Vec<[u8; 64]>,
 }
 
-/// The verdicts and owners of 64 MSRs in one direction.
+/// The verdicts on 64 MSRs in one direction, and the owners, which tell the reasons for the verdicts.
 #[derive(Clone, Copy)]
 struct Block {
     verdicts: u64,

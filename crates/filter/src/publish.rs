@@ -74,7 +74,8 @@ pub(crate) struct LeftRight<S, const STRIPES: usize> {
 struct Stripe([AtomicUsize; 2]);
 
 impl<S: Slot, const STRIPES: usize> LeftRight<S, STRIPES> {
-    /// Creates the pair. Readers find the first slot until something is published.
+    /// Creates the pair of slots. Readers find the content of the first slot until [`Self::publish`] is
+    /// called.
     pub(crate) fn new(slots: [S; 2]) -> Self {
         let none = || AtomicUsize::new(0);
         Self {
@@ -145,7 +146,7 @@ impl Drop for Visit<'_> {
 /// A lock that lets one writer in at a time: 0 is free, 1 is held.
 struct Lock(AtomicUsize);
 
-/// The held lock. Its drop lets the next writer in.
+/// The held lock. Dropping this value lets the next writer in.
 struct Held<'a>(&'a AtomicUsize);
 
 impl Lock {

@@ -53,12 +53,13 @@ pub struct Emulated {
     pub mask: Mask,
 }
 
-/// The bits that a write may change, and the handling of writes that would change others.
+/// The bits of a register that a write may change, and the handling of writes that would change other
+/// bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mask {
     /// The bits of the mask: 1 for a bit that a write may change.
     pub bits: u64,
-    /// The handling of a write that would change another bit.
+    /// The handling of a write that would change a bit outside of the mask.
     pub outside: Outside,
 }
 
@@ -254,8 +255,8 @@ mod tests {
         Action::Mask(Mask { bits, outside })
     }
 
-    /// Each of the listed actions is looser than all before it, and no looser than itself and all
-    /// after it.
+    /// Each action in the list is looser than all actions before it, and no looser than itself and all
+    /// actions after it.
     #[test]
     fn compared_with_orders_actions_by_reach() {
         let ladder = [

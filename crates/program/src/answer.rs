@@ -133,7 +133,7 @@ impl Disposition {
         Self::Unknown,
     ];
 
-    /// The position in [`Self::ALL`].
+    /// The position of this disposition in [`Self::ALL`].
     #[must_use]
     pub const fn number(self) -> u8 {
         self as u8

@@ -64,7 +64,8 @@ impl Cpu {
     }
 }
 
-/// A set of processors: those that match all four parts. An absent part matches every processor.
+/// A set of processors: those that match its vendors, families, models and steppings. An absent part
+/// matches every processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuSet {
     /// The vendors.
@@ -80,7 +81,7 @@ pub struct CpuSet {
 /// One of the numbers in CPUID leaf 1: the family, the model or the stepping.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuPart {
-    /// The word for the number in a policy.
+    /// The key under which a policy gives this number.
     pub key: &'static str,
     /// The largest value that CPUID can express.
     pub most: u32,
@@ -224,8 +225,8 @@ pub fn told_apart(sets: &[CpuSet]) -> usize {
         .fold(vendors, usize::saturating_mul)
 }
 
-/// Returns the vendors that the sets name, and one for all others, with the sets that contain each
-/// vendor.
+/// Returns the vendors that the sets name, and one vendor that stands for all others, each with the
+/// positions of the sets that contain the vendor.
 fn vendors(sets: &[CpuSet]) -> BTreeMap<&str, Vec<usize>> {
     let mut vendors = BTreeMap::from([(Cpu::OTHER_VENDOR, Vec::new())]);
     for vendor in sets.iter().flat_map(|set| set.vendor.iter().flatten()) {
@@ -393,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_without_sets_has_one_combination() {
+    fn distinguished_of_no_sets_returns_one_combination() {
         assert_eq!(distinguished(&[]).len(), 1);
         assert_eq!(distinguished(&[CpuSet::default()]).len(), 1);
     }

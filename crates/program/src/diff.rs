@@ -24,14 +24,14 @@ use crate::settings::{Log, Mode, UnknownAction};
 /// The direction of a change, from the guest's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
-    /// The guest can do more.
+    /// The guest can do more than before the change.
     Looser,
     /// The guest can do something else, which is neither more nor less. Review such a change as if
     /// it were looser.
     Different,
-    /// The guest can do less.
+    /// The guest can do less than before the change.
     Stricter,
-    /// The guest can do the same as before.
+    /// The guest can do the same as before the change.
     Neutral,
 }
 
@@ -201,7 +201,8 @@ pub fn differences(
     Ok(differences.collect())
 }
 
-/// The variants of both programs on a processor.
+/// The variant of the old program and that of the new program which apply on a processor, and that
+/// processor.
 type Pair<'p> = (&'p Variant, &'p Variant, Cpu);
 
 /// Returns the pairs of variants on these processors, each pair once.
@@ -230,7 +231,7 @@ fn all_pairs<'p>(old: &'p Program, new: &'p Program) -> Result<Vec<Pair<'p>>, To
         Access::ALL.into_iter().map(count).sum()
     };
     let found = pairs.iter().map(|(was, is, _)| of(was) + of(is)).sum();
-    // A single pair has no limit, because the sizes of both programs bound it.
+    // A single pair of variants has no limit, because the sizes of both programs bound it.
     if pairs.len() > 1 && found > MAX_COMPARED {
         let pairs = pairs.len();
         return Err(TooManyToCompare::Stretches { pairs, found });
@@ -374,8 +375,8 @@ fn unknown(
     (key, word(was), word(is), direction)
 }
 
-/// Compares two lists of accepted gaps, in any order and with duplicates. A list with more gaps
-/// lets more accesses past the filter.
+/// Compares two lists of gaps, known ways around the filter, that policies accept. The order of a list
+/// and duplicates do not matter. A list with more gaps is looser.
 fn accept(was: &[Box<str>], is: &[Box<str>]) -> (&'static str, String, String, Direction) {
     let [was, is]: [BTreeSet<&str>; 2] =
         [was, is].map(|words| words.iter().map(|word| &**word).collect());

@@ -128,7 +128,7 @@ pub(crate) const ROWS: usize = 10;
 pub(crate) struct Row(usize);
 
 impl Row {
-    /// The position, counted from 0.
+    /// The position in the forward list, counted from 0.
     pub(crate) const fn number(self) -> usize {
         self.0
     }
@@ -225,8 +225,8 @@ mod tests {
         assert!(FORWARDS.is_sorted_by(|(one, _), (next, _)| one < next));
     }
 
-    /// Each register of the forward list has the CPUID bits that the guest needs, and a reason. All
-    /// its reads may be forwarded.
+    /// Each row of the forward list names the CPUID bits that the guest needs for the register, and the
+    /// reason why forwarding is sound. Each row lets every read be forwarded.
     #[test]
     fn forward_rows_have_cpuid_bits_and_a_reason() {
         for (index, forward) in &FORWARDS {

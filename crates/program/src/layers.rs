@@ -107,7 +107,7 @@ impl<L: Layers> Sweep<'_, L> {
         edges
     }
 
-    /// Adds a rule for the MSRs below `to`, decided by the entries that are open now.
+    /// Adds a rule for the MSRs below `to`, decided by the entries that contain the current MSR.
     fn push(&mut self, to: u64, in_x2apic: bool) {
         const KVM: Outcome = Outcome {
             action: Action::Allow,

@@ -55,7 +55,7 @@ impl PackedBy {
     }
 }
 
-/// The place in a policy that decides, for people to read.
+/// The place in a policy that decides an access, for people to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// A line of a policy.

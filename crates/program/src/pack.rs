@@ -77,7 +77,7 @@ pub enum CompileError {
     Differs {
         /// An MSR on which the filter and the policy differ.
         index: MsrIndex,
-        /// The direction in which they differ.
+        /// The direction of the access on which the filter and the policy differ.
         access: Access,
         /// The policy's verdict.
         wanted: Verdict,

@@ -15,19 +15,20 @@ pub enum Mode {
 /// The accesses that become events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Log {
-    /// No accesses.
+    /// No access becomes an event.
     None,
-    /// Accesses that are refused.
+    /// Each refused access becomes an event.
     #[default]
     Denied,
-    /// The first access of the VM to each MSR in each direction.
+    /// The first access of the VM to each MSR in each direction becomes an event.
     First,
-    /// Every access. This is possible only for registers that can be forwarded.
+    /// Every access becomes an event. This is possible only for registers to which the gate can forward
+    /// accesses.
     All,
 }
 
 impl Log {
-    /// The word for the log level in a policy.
+    /// The word that stands for this log level in a policy.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {
@@ -75,7 +76,7 @@ pub struct Microcode {
 /// The handling of a microcode update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Update {
-    /// If the update's header is valid, the guest reads its revision from then on.
+    /// If the update's header is valid, the guest reads the update's revision from then on.
     Accept,
     /// The update has no effect, and the guest gets no error.
     Ignore,
@@ -84,7 +85,7 @@ pub enum Update {
 }
 
 impl Update {
-    /// The word for the handling in a policy.
+    /// The word that stands for this handling in a policy.
     #[must_use]
     pub const fn word(self) -> &'static str {
         match self {

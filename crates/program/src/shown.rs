@@ -50,8 +50,8 @@ pub const fn is_shown(c: char) -> bool {
             | '\u{200b}'..='\u{200f}'
             | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}'
-            // The rest of Cf: the soft hyphen, signs that enclose numbers, shorthand and musical
-            // controls.
+            // The rest of the category Cf: the soft hyphen, signs that enclose numbers, shorthand and
+            // musical controls.
             | '\u{ad}'
             | '\u{600}'..='\u{605}'
             | '\u{6dd}'
@@ -71,7 +71,7 @@ pub const fn is_shown(c: char) -> bool {
             | '\u{17b4}'..='\u{17b5}'
             | '\u{180b}'..='\u{180f}'
             | '\u{fe00}'..='\u{fe0f}'
-            // Fillers and parts of Hangul; other blanks.
+            // Fillers and parts of Hangul syllables; blanks that are not spaces.
             | '\u{115f}'..='\u{11ff}'
             | '\u{3164}'
             | '\u{d7b0}'..='\u{d7c6}'
@@ -100,7 +100,7 @@ const MOST_MARKS: usize = 4;
 /// person sees.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TextReader {
-    /// The number of marks since the last character that is not a mark.
+    /// The number of combining marks since the last character that is not a combining mark.
     marks: usize,
 }
 
@@ -250,7 +250,8 @@ pub fn is_no_file(name: &str) -> bool {
     name == "standard input" || (name.ends_with(" (shipped)") && !name.contains('/'))
 }
 
-/// Returns the same JSON with `\u` escapes for the characters that a [`TextReader`] does not see.
+/// Returns the text `json` with `\u` escapes in place of the characters that a [`TextReader`] does not
+/// see.
 ///
 /// In JSON all such characters are within strings, except for line feeds. Line feeds stay as they
 /// are.

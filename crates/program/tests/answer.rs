@@ -122,10 +122,10 @@ fn response_to_access_is_the_value_ignore_or_handler_of_its_rule() {
     );
 }
 
-/// If an exit of an access that the program allows comes from a program that has since been
-/// replaced, the response is a rewind (S5.8).
+/// If the filter of an earlier program denied an access that the current program allows, the response to
+/// its exit is a rewind (S5.8).
 #[test]
-fn respond_rewinds_exit_of_replaced_program() {
+fn respond_rewinds_exit_caused_by_filter_of_earlier_program() {
     let mut machine = Machine::deny("0x10 = 'rw'");
     assert_eq!(machine.read(0x10), (Response::Rewind, Disposition::Allowed));
     assert_eq!(
@@ -136,7 +136,7 @@ fn respond_rewinds_exit_of_replaced_program() {
 }
 
 #[test]
-fn register_keeps_only_bits_of_its_mask() {
+fn write_to_emulated_register_changes_only_bits_of_its_mask() {
     let mut machine = Machine::deny(
         "0x10 = { register = { reset = 5, mask = '0xff' } }\n\
          0x11 = { register = { reset = '0xf00', mask = '0xff', outside = 'keep' } }",
@@ -201,7 +201,7 @@ fn pin_keeps_first_value_until_reset() {
 /// A forwarded write that does not reach the register pins nothing: a later write of another value
 /// succeeds.
 #[test]
-fn refused_forward_does_not_pin() {
+fn forwarded_write_that_fails_pins_no_value() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     let (Response::Forward(_), Disposition::Pinned) = machine.write(LSTAR, 0x8000 << 32) else {
         unreachable!("not forwarded");
@@ -266,7 +266,8 @@ fn response_to_unknown_msr_follows_the_setting_unknown() {
         (write.response, write.disposition),
         (DONE, Disposition::Unknown)
     );
-    // The program was replaced by one that refuses an MSR that KVM did not know.
+    // The policy refuses this MSR. The filter of an earlier program had allowed the access, and KVM did
+    // not know the MSR.
     let stale = machine.ask(0x10, Access::Read, 0, ExitReason::Unknown);
     assert_eq!(
         (stale.response, stale.disposition),
@@ -367,8 +368,8 @@ fn is_event_depends_on_log_and_disposition() {
     assert_eq!(log(audit, "", 0x10), [true, false]);
 }
 
-/// The filter follows the rules, but first denies the accesses that are to be recorded. It is
-/// opened for one of these at a time.
+/// The kernel's filter follows the rules, except that it first denies the accesses that are to become
+/// events. The gate then opens the filter for one of these accesses at a time.
 #[test]
 fn verdicts_of_traced_program_open_one_access_at_a_time() {
     let machine = Machine::deny(
@@ -533,7 +534,7 @@ fn responder_refuses_too_many_registers() {
 
 proptest! {
     #[test]
-    fn decode_of_any_bytes_is_a_saved_state_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn decode_of_any_bytes_returns_saved_state_or_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = Saved::decode(&bytes);
         let versioned = [b"msrgvcpu\x01\x00", &bytes[..]].concat();
         if let Ok(saved) = Saved::decode(&versioned) {

@@ -23,7 +23,7 @@ fn changed(old: &Program, new: &Program) -> Vec<Change> {
 }
 
 #[test]
-fn changes_joins_equal_neighbours() {
+fn changes_joins_neighbouring_msrs_with_the_same_change() {
     let old = small("'0x10..=0x1f' = 'r'\n0x30 = 'rw'");
     let new = small("'0x10..=0x17' = 'rw'\n'0x18..=0x1f' = 'rw'\n'0x20..=0x2f' = 'none'");
     let shown: Vec<_> = changed(&old, &new)
@@ -66,7 +66,7 @@ fn differences_compares_all_variants_that_apply_on_the_same_processor() {
 }
 
 #[test]
-fn direction_of_wider_mask_is_looser() {
+fn direction_of_change_to_wider_mask_is_looser() {
     let mask = |bits: u64| {
         Action::Mask(Mask {
             bits,

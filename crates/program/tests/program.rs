@@ -252,7 +252,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn decode_of_any_bytes_is_a_program_or_an_error(
+    fn decode_of_any_bytes_returns_program_or_error(
         mut bytes in proptest::collection::vec(any::<u8>(), 0..400),
         is_headed in any::<bool>(),
     ) {

@@ -3,7 +3,7 @@
 use msrgate_program::{TextReader, is_shown};
 use regex_syntax::hir::{Class, HirKind};
 
-/// Returns the characters of a class of a regular expression, as ascending ranges.
+/// Returns the characters that a character class of a regular expression contains, as ascending ranges.
 fn ranges(class: &str) -> Vec<(char, char)> {
     let hir = regex_syntax::parse(class).expect("a class");
     let class = match hir.kind() {
@@ -53,7 +53,7 @@ fn is_shown_refuses_no_plane_with_letters() {
 }
 
 #[test]
-fn marks_match_unicode() {
+fn combining_marks_match_unicode_data() {
     let is_counted = |c: char| {
         let mut reader = TextReader::default();
         [c; 5].map(|c| reader.sees(c)).ends_with(&[true, false])

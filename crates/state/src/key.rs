@@ -23,7 +23,7 @@ const DEED: u32 = INDEX + u32::BITS;
 const REASON: u32 = DEED + 8;
 
 impl Kind {
-    /// Encodes the kind in one word, which is never 0.
+    /// Encodes the kind of access in one 64-bit word, which is never 0.
     #[must_use]
     pub fn to_bits(self) -> u64 {
         let reason = ExitReason::ALL.iter().position(|one| *one == self.reason);
@@ -33,7 +33,8 @@ impl Kind {
             | (reason.unwrap_or(0) as u64) << REASON
     }
 
-    /// Decodes a word of [`Self::to_bits`]. Returns `None` for any other word.
+    /// Decodes a word of [`Self::to_bits`]. Returns `None` for a word that [`Self::to_bits`] never
+    /// returns.
     #[must_use]
     pub fn from_bits(bits: u64) -> Option<Self> {
         let at = |shift: u32, mask: u64| usize::try_from(bits >> shift & mask).ok();

@@ -171,7 +171,7 @@ impl Layout {
 }
 
 impl NewRun<'_> {
-    /// Encodes the run's page.
+    /// Encodes the state page of the new run as bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let events = if self.has_events { EVENTS } else { 0 };

@@ -39,7 +39,7 @@ pub type Event = Seen;
 pub struct Followed {
     /// The events, in order.
     pub events: Vec<Event>,
-    /// The number of the first event after these: the argument of the next call.
+    /// The number of the event with which the next call of [`Snapshot::events_since`] has to begin.
     pub next: u64,
     /// The number of events that were overwritten before they were read, or cannot be decoded.
     pub lost: u64,
@@ -147,7 +147,7 @@ impl Snapshot {
             let base = self.layout.events + slot * EVENT_WORDS;
             let done = self.get(base + EVENT_WORDS - 1);
             if done <= number {
-                // The event is being written; the next call finds it.
+                // The library is writing this event; the next call of `events_since` finds it.
                 break;
             }
             match self.seen(base, base + 1).filter(|_| done == number + 1) {
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn note_counts_access_without_a_place() {
+    fn note_counts_access_whose_kind_finds_no_place() {
         let words = run(false);
         let page = Page::new(&words).unwrap();
         for index in 0..20_000 {

@@ -136,7 +136,8 @@ fn length() -> impl Strategy<Value = u32> {
     prop_oneof![6 => 0..0x20_u32, 2 => 0..0x800_u32, 1 => 0x2ff0..0x3010_u32]
 }
 
-/// Generates the actions of both directions, as the content of an inline table.
+/// Generates the text of an entry's value without the braces: its actions for reads and writes, or an
+/// emulated register.
 fn says() -> impl Strategy<Value = String> {
     let either = [
         "\"allow\"",
@@ -203,7 +204,7 @@ enum Section {
     When,
 }
 
-/// The texts written so far, and the keys that may be overridden.
+/// An unfinished random policy: the texts written so far, and the keys that later entries may override.
 struct Draw {
     texts: Texts,
     drawn: Drawn,

@@ -17,9 +17,9 @@ pub enum ListAccess {
 /// The result of handling one element of an MSR list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListOutcome {
-    /// The register holds the value.
+    /// The register now has the value from the list.
     Loaded,
-    /// The list gets this value.
+    /// The list gets this value, which the register had.
     Stored(u64),
     /// The nested entry or exit fails. The VM's reason mask does not matter: the failure never
     /// becomes an exit to user space.

@@ -234,7 +234,7 @@ impl<'a, R: Registers> GuestMode<'a, R> {
     }
 }
 
-/// The executor of an instruction, with the outcome.
+/// The result of an instruction: its executor, the processor or KVM, and its outcome.
 enum Handled {
     /// The processor executed the instruction.
     Natively(RunExit),

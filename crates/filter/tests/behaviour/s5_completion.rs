@@ -239,8 +239,8 @@ fn s5_7_fault_handler_sees_address_of_the_instruction() {
     }
 }
 
-/// After the rewind the guest executes the access itself, under a filter that now allows it, and
-/// sees no difference. This holds under single-step too.
+/// After the rewind the guest executes the access itself, under a filter that now allows the access, and
+/// cannot tell that the access had exited before. This holds under single-step too.
 #[test]
 fn s5_8_rewound_access_executes_again() {
     for single_step in [SingleStep::Off, SingleStep::On] {

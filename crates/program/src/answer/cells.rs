@@ -62,7 +62,7 @@ impl Cells {
         Ok(Self(found.into()))
     }
 
-    /// Returns the position of a register and its reset value.
+    /// Returns the position of an emulated register and its reset value.
     pub(super) fn place(&self, index: MsrIndex) -> Option<(usize, u64)> {
         let place = self.0.partition_point(|cells| cells.msrs.last() < index);
         let cells = self.0.get(place)?;
@@ -70,20 +70,20 @@ impl Cells {
         Some((cells.at + offset as usize, cells.reset))
     }
 
-    /// Iterates over the registers, in the order of their positions.
+    /// Iterates over the MSRs of the emulated registers, in the order of their positions.
     pub(super) fn indices(&self) -> impl Iterator<Item = MsrIndex> {
         let indices = |cells: &Stretch| cells.msrs.first().get()..=cells.msrs.last().get();
         self.0.iter().flat_map(indices).map(MsrIndex::new)
     }
 
-    /// Iterates over the reset values of the registers, in the order of their positions.
+    /// Iterates over the reset values of the emulated registers, in the order of their positions.
     pub(super) fn reset_values(&self) -> impl Iterator<Item = u64> {
         let values = |cells: &Stretch| core::iter::repeat_n(cells.reset, count(cells.msrs));
         self.0.iter().flat_map(values)
     }
 }
 
-/// Returns the number of MSRs, which is at most [`MAX_CELLS`].
+/// Returns the number of MSRs in a range of emulated registers, which is at most [`MAX_CELLS`].
 fn count(msrs: MsrRange) -> usize {
     usize::try_from(msrs.count()).unwrap_or(0)
 }

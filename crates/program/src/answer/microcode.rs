@@ -16,7 +16,7 @@ pub const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 /// The register of AMD that triggers an update. Intel's is 0x79.
 const AMD_LOADER: MsrIndex = MsrIndex::new(0xc001_0020);
 
-/// The length of an update's header in bytes, by vendor.
+/// The length of the header of an Intel update and of an AMD update, in bytes.
 const INTEL_BYTES: usize = 48;
 const AMD_BYTES: usize = 64;
 
@@ -82,7 +82,7 @@ impl MicrocodeHeader {
         let field = |number: usize| word(bytes, number * 4);
         let (version, loader) = (field(0)?, field(5)?);
         let (data, total) = match (field(7)?, field(8)?) {
-            // Old updates have the size 0 and these implied sizes.
+            // In old updates the data size is 0, which stands for these two sizes.
             (0, _) => (2000, 2048),
             sizes => sizes,
         };

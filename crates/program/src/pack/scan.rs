@@ -13,7 +13,7 @@ use crate::msrs::MsrRange;
 
 const COLOURS: [Accesses; 3] = [Accesses::Read, Accesses::Write, Accesses::Both];
 
-/// One way to satisfy all needs so far.
+/// A choice of windows that satisfies all needs up to the current MSR.
 #[derive(Clone, Copy)]
 struct State {
     /// The MSR after the last one that each of [`COLOURS`] reaches.
@@ -23,8 +23,8 @@ struct State {
     newest: Option<NonZeroU32>,
 }
 
-/// A window, with the window that was opened before it. The struct is small because a policy that
-/// does not fit may open a million windows.
+/// A window, with the window that was opened before it. The struct is small because the scan may open a
+/// million windows for a policy that does not fit into a filter.
 struct Opened {
     first: MsrIndex,
     before: Option<NonZeroU32>,

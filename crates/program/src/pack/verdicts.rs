@@ -127,8 +127,8 @@ mod tests {
 
     use super::*;
 
-    /// An access is allowed under another filter only if both allow it. The test tries the MSRs
-    /// below 0x60, where all ranges lie, and the two highest.
+    /// The result of `under` allows an access only if the verdicts and the other filter allow it. The
+    /// test tries the MSRs below 0x60, where all ranges lie, and the two highest MSRs.
     #[test]
     fn under_allows_only_accesses_that_both_filters_allow() {
         let range = |accesses, base, bits: &[bool]| {

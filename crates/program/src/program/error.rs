@@ -23,7 +23,7 @@ pub enum ProgramError {
     },
     /// Bytes follow the program.
     Trailing {
-        /// The position of the first of them.
+        /// The position of the first byte after the program.
         at: usize,
     },
     /// A value is invalid.

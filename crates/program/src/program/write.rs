@@ -16,7 +16,7 @@ use crate::settings::{Log, Microcode, Mode, UnknownAction, Update};
 
 /// The first bytes of every program.
 pub(super) const MAGIC: [u8; 8] = *b"msrgate\0";
-/// The version of the bytes that follow.
+/// The version of the program format, which follows the first bytes of every program.
 pub(super) const VERSION: u16 = 1;
 
 pub(super) fn program(program: &Program) -> Vec<u8> {
@@ -86,7 +86,7 @@ fn cpus(set: &CpuSet) -> Vec<u8> {
     to.0
 }
 
-/// Returns the same numbers as ranges that ascend and do not touch.
+/// Returns the numbers of `ranges` as ranges that ascend and do not touch.
 fn joined(ranges: &[RangeInclusive<u32>]) -> Vec<RangeInclusive<u32>> {
     let mut ranges = ranges.to_vec();
     ranges.sort_unstable_by_key(|range| *range.start());

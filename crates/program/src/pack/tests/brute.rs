@@ -45,8 +45,8 @@ impl Space {
         ranges
     }
 
-    /// Returns, for each set of accesses, the fewest ranges of a filter in which exactly these
-    /// accesses differ from the default. All filters of one range are tried, then all of two, and
+    /// Returns, for each set of accesses, the fewest ranges of a filter in which exactly these accesses
+    /// differ from the default. All filters of one range are tried, then all filters of two ranges, and
     /// so on. Of filters that decide the same accesses in the same way, only one is extended.
     fn fewest(self) -> Vec<usize> {
         let bits = 2 * self.msrs;
@@ -114,7 +114,7 @@ impl Space {
 }
 
 #[test]
-fn fewest_windows_matches_all_possible_filters() {
+fn fewest_windows_are_as_many_as_ranges_of_shortest_possible_filter() {
     let small = [(1, 1), (4, 1), (6, 2), (7, 3)];
     let compared = small.map(|(msrs, length)| Space { msrs, length }.compare());
     assert_eq!(compared, [4, 256, 4096, 16_384]);
