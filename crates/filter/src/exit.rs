@@ -71,8 +71,8 @@ impl ReasonMask {
     /// The empty mask, with which no access exits. A new VM has this mask.
     pub const NONE: Self = Self(0);
 
-    /// Creates the mask from `args[0]` of `KVM_ENABLE_CAP`. v6 keeps the lower 32 bits and ignores
-    /// the others.
+    /// Creates the mask from `args[0]` of `KVM_ENABLE_CAP`. v6 keeps the lower 32 bits and ignores the
+    /// upper 32 bits.
     ///
     /// # Errors
     /// [`UnknownReasons`] on mainline, if a bit is set that mainline does not know. v6 accepts

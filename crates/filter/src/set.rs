@@ -167,11 +167,11 @@ impl SetCall {
 
     /// The filters that become visible to guests, one after the other. The last one stays.
     ///
-    /// On mainline there is one filter on success and none on failure (S2.7). On v6 there are none
-    /// if the call fails before it touches the old filter. Otherwise there is first the cleared
-    /// filter, then the new default without ranges, then one filter for each added range, up to the
-    /// invalid one. If the slice is not empty, every vCPU is asked to recompute its intercepts,
-    /// even if the call failed.
+    /// On mainline there is one filter on success and none on failure (S2.7). On v6 there are no filters
+    /// if the call fails before it touches the old filter. Otherwise there is first the cleared filter,
+    /// then the new default without ranges, then one filter for each added range, up to the invalid
+    /// range. If the slice is not empty, every vCPU is asked to recompute its intercepts, even if the
+    /// call failed.
     #[must_use]
     pub fn published(&self) -> &[Filter] {
         &self.published

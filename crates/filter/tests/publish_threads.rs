@@ -31,8 +31,9 @@ fn window(base: u32, verdict: Verdict, place: usize) -> Filter {
 
 const BASE: u32 = 0x1234_5678;
 
-/// One filter allows a window by its range 15, the other denies the window by its range 3. A
-/// decision made from both filters would mix verdict and range, or find neither range.
+/// One filter allows a window of MSRs by its range 15, the other filter denies the window by its range
+/// 3. A decision made from parts of both filters would have the verdict of one filter and the range
+/// number of the other filter, or no range.
 #[test]
 fn s7_decision_uses_one_filter_while_it_is_replaced() {
     let [allowing, denying] = [

@@ -19,7 +19,7 @@ use crate::program::{Program, ProgramSettings, ResolvedVariant};
 use crate::rules::Outcome;
 use crate::settings::{Log, Microcode, Mode, Unknown, UnknownAction};
 
-/// A builder that makes a [`Program`] from calls. If two calls cover the same access, the later one
+/// A builder that makes a [`Program`] from calls. If two calls cover the same access, the later call
 /// applies.
 ///
 /// The [`Origin`](crate::Origin) of a rule is the source line of the call that made it.

@@ -355,8 +355,8 @@ pub fn setting_changes(old: &ProgramSettings, new: &ProgramSettings) -> Vec<Sett
     .collect()
 }
 
-/// Compares two actions for MSRs that KVM does not know. #GP is the strictest action: with any
-/// other the guest continues.
+/// Compares two actions for MSRs that KVM does not know. #GP is the strictest action: with any other
+/// action the guest continues.
 fn unknown(
     key: &'static str,
     was: UnknownAction,

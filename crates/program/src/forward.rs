@@ -29,8 +29,8 @@ pub struct Forward {
     /// The condition for writes, by `KVM_SET_MSRS`. If KVM refuses the value, that call returns the
     /// count 0, and the guest gets #GP.
     pub write: Forwarding,
-    /// The CPUID bits that the guest must have. If one of them is missing, the guest's own access
-    /// would fault, but the host's would not.
+    /// The CPUID bits that the guest must have. If one of them is missing, the guest's own access would
+    /// fault, but the gate's access on behalf of the guest would succeed.
     pub needs_cpuid: &'static [CpuidBit],
     /// The reason why forwarding is sound.
     pub why: &'static str,

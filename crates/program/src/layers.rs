@@ -85,8 +85,8 @@ impl<L: Layers> Sweep<'_, L> {
         self.push(1 << 32, in_x2apic);
     }
 
-    /// Returns, in order, the first MSR of each entry and of the x2APIC registers, and the MSR
-    /// after the last one of each.
+    /// Returns the MSRs at which an entry or the x2APIC registers begin, and the MSRs directly after
+    /// their ends, in ascending order.
     fn edges(&self) -> Vec<(u64, Edge)> {
         let mut edges: Vec<_> = self
             .layers

@@ -74,7 +74,8 @@ impl MsrRange {
         self.shared(other).is_some()
     }
 
-    /// Creates the range from `from` to below `to`. `None` if it would be empty.
+    /// Creates the range that begins at the MSR `from` and ends directly below `to`. `None` if it would
+    /// be empty.
     #[must_use]
     pub fn below(from: u64, to: u64) -> Option<Self> {
         let first = u32::try_from(from).ok()?;

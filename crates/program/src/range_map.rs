@@ -13,7 +13,7 @@ use crate::msrs::MsrRange;
 /// ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeMap<T> {
-    /// The last MSR of each range, ascending. The last one is [`MsrIndex::MAX`].
+    /// The last MSR of each range, in ascending order. The last range ends at [`MsrIndex::MAX`].
     lasts: Box<[MsrIndex]>,
     /// The value of each range.
     values: Box<[T]>,
@@ -150,8 +150,8 @@ impl<T> RangeMapBuilder<T> {
         }
     }
 
-    /// Gives `value` to the MSRs from the first one without a value up to `last`. If the range
-    /// before has the same value, it is extended.
+    /// Gives `value` to the MSRs from the first one without a value up to `last`. If the last range of
+    /// the map so far has the same value, that range is extended instead.
     pub fn join(&mut self, last: MsrIndex, value: T)
     where
         T: PartialEq,

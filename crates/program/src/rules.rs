@@ -190,8 +190,8 @@ impl RulesBuilder {
         self.by_access[access as usize].push(last, kept);
     }
 
-    /// Adds a rule from the first MSR without a rule up to `last`. If the rule before has the same
-    /// outcome and reason, it is extended instead.
+    /// Adds a rule from the first MSR without a rule up to `last`. If the last rule so far has the same
+    /// outcome and reason, that rule is extended instead.
     pub fn join(&mut self, access: Access, last: MsrIndex, outcome: &Outcome, by: DecidedBy) {
         let kept = self.kept(outcome, by);
         self.by_access[access as usize].join(last, kept);

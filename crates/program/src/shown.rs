@@ -333,7 +333,8 @@ mod tests {
             ("d/x.toml", "d/x.toml"),
             ("größe 1.toml", "größe 1.toml"),
             ("a\\b.toml", "a\\b.toml"),
-            // A name with the byte 0xff, which is not UTF-8, already has this text.
+            // This is the text of a name with the byte 0xff, which is not UTF-8: the caller has already
+            // replaced the byte by an escape.
             ("d\\xff/x.toml", "d\\xff/x.toml"),
             ("a\u{1b}.toml", "a\\x1b.toml"),
             ("a\u{1}\u{7f}\u{9b}.toml", "a\\x01\\x7f\\u{9b}.toml"),

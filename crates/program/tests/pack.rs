@@ -64,8 +64,8 @@ fn pack_covers_directions_with_equal_verdicts_by_one_range() {
     assert_eq!(ranges(&filter), [(Accesses::Both, 0x10, 0x2ef1)]);
 }
 
-/// Reads of one MSR and writes of another lie in two windows. A third MSR that needs both
-/// directions fits into these two windows.
+/// Reads of one MSR and writes of another MSR lie in two windows. A third MSR that needs both directions
+/// fits into these two windows.
 #[test]
 fn pack_covers_both_directions_by_read_and_write_windows() {
     let filter = packed("deny", "0x10 = 'r'\n0x11 = 'w'\n0x12 = 'rw'").unwrap();

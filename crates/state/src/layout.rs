@@ -1,4 +1,4 @@
-//! The layout of a state page, and the bytes of a new one.
+//! The layout of a state page, and the bytes of a new state page.
 
 use std::fmt;
 

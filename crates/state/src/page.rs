@@ -155,12 +155,13 @@ impl<'w> Page<'w> {
         for (word, value) in (base + 2..).zip(rest) {
             self.word(word).store(value, Ordering::Relaxed);
         }
-        // `Release`: a thread that reads this 1 with `Acquire` also reads the words above.
+        // `Release`: a thread that reads this 1 with `Acquire` also finds the values stored in the other
+        // words above.
         self.word(base + 7).store(1, Ordering::Release);
     }
 
-    /// Writes an event over the oldest one. The last word is the event's number plus 1, or 0 while the event
-    /// is being written, so that a reader recognises an incomplete event.
+    /// Writes an event over the oldest event in the ring. The last word is the event's number plus 1, or
+    /// 0 while the event is being written, so that a reader recognises an incomplete event.
     fn put(&self, seen: &Seen) {
         let number = self.word(word::EVENTS_PUT).fetch_add(1, Ordering::Relaxed);
         let slot = usize::try_from(number % self.layout.event_count as u64).unwrap_or(0);

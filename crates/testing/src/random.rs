@@ -79,7 +79,7 @@ pub fn policy() -> impl Strategy<Value = PolicyPlan> {
     )
 }
 
-/// Generates an entry. On average, `overriding` of 8 entries override another one.
+/// Generates an entry. On average, `overriding` of 8 generated entries override another entry.
 fn entry(overriding: u32) -> impl Strategy<Value = EntryPlan> {
     let own = key().prop_map(KeyPlan::Own);
     let outer = any::<Index>().prop_map(KeyPlan::Outer);
@@ -168,7 +168,7 @@ struct Texts {
     head: String,
     base: String,
     entries: String,
-    /// The `[[when]]` sections; only the last one is still open for entries.
+    /// The texts of the `[[when]]` sections. New entries can only be added to the last section.
     whens: Vec<String>,
 }
 

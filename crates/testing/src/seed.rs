@@ -21,8 +21,8 @@ pub fn seed() -> u64 {
     seed.expect("MSRGATE_SEED is a number of up to 64 bits")
 }
 
-/// Returns a generator of random values. Threads that share a seed get different values by their number,
-/// `worker`.
+/// Returns a generator of random values. With the same seed, a different number `worker` of a thread
+/// leads to different values.
 #[must_use]
 pub fn runner(seed: u64, worker: u32) -> TestRunner {
     let mut bytes = [0; 32];

@@ -81,8 +81,8 @@ impl<R: Registers> Vcpu<R> {
     /// Runs the vCPU as `KVM_RUN` does, with `instruction` as the guest's instruction at RIP, and
     /// returns the first outcome.
     ///
-    /// A pending exit is completed first (S5.4), and a queued #GP is delivered. If that has an
-    /// outcome, this call returns it and does not execute `instruction`.
+    /// A pending exit is completed first (S5.4), and a queued #GP is delivered. If one of these two
+    /// steps has an outcome, this call returns that outcome and does not execute `instruction`.
     pub fn run(&mut self, instruction: Instruction) -> RunExit {
         match self.enter() {
             Entry::Guest(guest) => guest.execute(instruction).outcome,

@@ -31,8 +31,9 @@ struct Arena {
 // SAFETY: `used` gives each byte of `bytes` to one caller only.
 unsafe impl Sync for Arena {}
 
-// SAFETY: each block lies in `bytes`, which is aligned to 4096, at an offset aligned as `layout`
-// asks, and `used` moved past it before it is returned, so no two blocks share a byte.
+// SAFETY: each block lies in `bytes`, which is aligned to 4096. The offset of the block is aligned as
+// `layout` asks, and `used` moves past the block before the block is returned. So no two blocks share a
+// byte.
 unsafe impl GlobalAlloc for Arena {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.align() > align_of::<Self>() {

@@ -28,7 +28,7 @@ pub(super) enum What {
     Write(u64),
     /// A write that may change only the bits of a mask.
     Mask { value: u64, mask: Mask },
-    /// A write in which those of `bits` that are 1 in the register stay 1.
+    /// A write that cannot clear the sticky `bits`: those that are 1 in the register stay 1.
     Sticky { value: u64, bits: u64 },
     /// A write to a pinned register: the first write, whose value becomes the pinned value at the
     /// position `place`, or a later write of the pinned value.

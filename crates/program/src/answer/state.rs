@@ -66,7 +66,7 @@ impl VcpuState {
         state
     }
 
-    /// Returns the state of the vCPU after it goes back from `new` to `old`, the program before.
+    /// Returns the state of the vCPU after it goes back from `new` to `old`, the previous program.
     /// `before` is the vCPU's state at the switch from `old` to `new`.
     ///
     /// Registers and pins that both programs have keep their current values; those that only `old`

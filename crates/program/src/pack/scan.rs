@@ -16,7 +16,8 @@ const COLOURS: [Accesses; 3] = [Accesses::Read, Accesses::Write, Accesses::Both]
 /// A choice of windows that satisfies all needs up to the current MSR.
 #[derive(Clone, Copy)]
 struct State {
-    /// The MSR after the last one that each of [`COLOURS`] reaches.
+    /// The ends of the windows of each colour in [`COLOURS`]: the MSR directly after the last MSR that
+    /// windows of the colour contain.
     ends: [u64; 3],
     count: u32,
     /// The newest window: a position in [`Scan::opened`], counted from 1.
@@ -141,7 +142,7 @@ impl State {
     }
 }
 
-/// Returns the MSR after the last one of a window that begins at `first`. No window ends at 2^32
+/// Returns the MSR directly after the longest window that begins at `first`. No window ends at 2^32
 /// (S3.5).
 fn end_of(first: u64) -> u64 {
     (first + u64::from(Bitmap::MAX_COUNT)).min(u64::from(u32::MAX))

@@ -223,8 +223,8 @@ impl Writer {
         });
     }
 
-    /// Writes a rule. Of its MSRs only the last is written, because a rule begins where the rule
-    /// before ends.
+    /// Writes a rule. Only the last MSR of the rule is written, because the rule begins where the
+    /// previous rule ends.
     fn rule(&mut self, rule: Rule<'_>, origin: Origin) {
         self.u32(rule.msrs.last().get());
         self.log(rule.log);
