@@ -361,7 +361,9 @@ mod tests {
             /// `distinguished` returns the same combinations of sets as a loop over all processors
             /// finds.
             #[test]
-            fn distinguished_returns_same_combinations_as_loop_over_all_processors(sets in prop::collection::vec(any_set(), 0..4)) {
+            fn distinguished_returns_same_combinations_as_loop_over_all_processors(
+                sets in prop::collection::vec(any_set(), 0..4),
+            ) {
                 let mut all = BTreeSet::new();
                 for (vendor, parts) in VENDORS.into_iter().flat_map(|one| (0..512).map(move |n| (one, n))) {
                     let (family, model, stepping) = (parts >> 6, parts >> 3 & 7, parts & 7);

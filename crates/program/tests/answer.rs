@@ -534,7 +534,9 @@ fn responder_refuses_too_many_registers() {
 
 proptest! {
     #[test]
-    fn decode_of_any_bytes_returns_saved_state_or_error(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn decode_of_any_bytes_returns_saved_state_or_error(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
         let _ = Saved::decode(&bytes);
         let versioned = [b"msrgvcpu\x01\x00", &bytes[..]].concat();
         if let Ok(saved) = Saved::decode(&versioned) {

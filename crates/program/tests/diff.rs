@@ -254,7 +254,9 @@ proptest! {
     }
 
     #[test]
-    fn changes_from_new_to_old_program_have_the_opposite_direction(old in any_program(), new in any_program()) {
+    fn changes_from_new_to_old_program_have_the_opposite_direction(
+        old in any_program(), new in any_program(),
+    ) {
         let back = changed(&new, &old);
         for (there, back) in changed(&old, &new).iter().zip(back) {
             prop_assert_eq!((there.msrs, &there.was, &there.is), (back.msrs, &back.is, &back.was));
