@@ -35,7 +35,7 @@ const BASE: u32 = 0x1234_5678;
 /// 3. A decision made from parts of both filters would have the verdict of one filter and the range
 /// number of the other filter, or no range.
 #[test]
-fn s7_decision_uses_one_filter_while_it_is_replaced() {
+fn s7_decision_uses_one_filter_while_filters_are_replaced() {
     let [allowing, denying] = [
         window(BASE, Verdict::Allow, 15),
         window(BASE, Verdict::Deny, 3),

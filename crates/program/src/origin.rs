@@ -94,7 +94,7 @@ impl Origin {
     }
 }
 
-/// A line of one of the texts that a program was made from.
+/// A line of one of the policy texts that a program was compiled from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Line {
     /// The text that contains the line.
@@ -103,19 +103,19 @@ pub struct Line {
     pub number: u32,
 }
 
-/// The number of a text that a program was made from. [`Program::file`](crate::Program::file)
+/// The number of a policy text that a program was compiled from. [`Program::file`](crate::Program::file)
 /// returns the name of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(u32);
 
 impl FileId {
-    /// Creates the number of a text, counted from 0.
+    /// Creates the number of a policy text, counted from 0.
     #[must_use]
     pub const fn new(number: u32) -> Self {
         Self(number)
     }
 
-    /// The number of the text.
+    /// The number of the policy text.
     #[must_use]
     pub const fn number(self) -> u32 {
         self.0

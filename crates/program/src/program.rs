@@ -247,7 +247,7 @@ impl Program {
         rules.map(|(_, rule)| rule.action)
     }
 
-    /// Returns the name of a text that the program was made from, without its folder, as
+    /// Returns the name of a policy text that the program was compiled from, without its folder, as
     /// [`new`](Self::new) keeps it. `None` if the number does not belong to this program.
     #[must_use]
     pub fn file(&self, id: FileId) -> Option<&str> {

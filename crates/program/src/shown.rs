@@ -283,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shown_replaces_hidden_characters_at_their_length() {
+    fn shown_replaces_hidden_characters_by_text_of_equal_length() {
         for c in ('\0'..=char::MAX).filter(|&c| !is_shown(c) && !"\n\t".contains(c)) {
             let text = format!("a{c}b");
             let shown = shown(&text);
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn shown_json_has_the_same_value() {
+    fn shown_json_parses_to_the_same_value() {
         assert_eq!(
             shown_json("{\n  \"a\u{7f}\u{e0041}é\"}"),
             "{\n  \"a\\u007f\\udb40\\udc41é\"}"

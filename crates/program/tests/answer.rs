@@ -106,7 +106,7 @@ fn response_to_refused_access_is_a_fault_or_kill() {
 }
 
 #[test]
-fn response_to_access_is_the_value_ignore_or_handler_of_its_rule() {
+fn response_carries_out_value_ignore_or_handler_action_of_the_rule() {
     let mut machine = Machine::deny(
         "0x17 = { read = { value = '0x4000000000000' }, write = 'ignore' }\n\
          0x34 = { read = { handler = 'smi' }, write = 'deny' }",
@@ -432,7 +432,7 @@ fn state_under_new_program_keeps_shared_registers_and_pins() {
 /// If a vCPU goes back from a new program to the old one, registers and pins that both programs have
 /// keep their current values, and those that only the old program has get their earlier values.
 #[test]
-fn state_back_under_old_program_restores_its_own_values() {
+fn vcpu_state_back_under_old_program_restores_values_that_only_it_has() {
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_STAR = { read = 'allow', write = 'pin' }\n";
     let of = |entries: &str| {
         let text = format!("policy = 1\ndefault = 'deny'\n[msrs]\n{both}{entries}");
@@ -513,7 +513,7 @@ fn decode_reads_saved_state_of_version_1() {
 }
 
 #[test]
-fn decode_refuses_truncated_and_trailing_saved_state() {
+fn decode_refuses_saved_state_that_is_truncated_or_has_trailing_bytes() {
     let fixture = include_bytes!("fixtures/saved-v1.msrgv");
     for length in 0..fixture.len() {
         assert!(Saved::decode(&fixture[..length]).is_err(), "{length}");

@@ -106,7 +106,7 @@ fn pack_refuses_seventeen_distant_msrs_and_error_has_seventeen_windows() {
 /// Consecutive MSRs take one range for each 0x3000 of them: 0x30000 MSRs fit into 16 ranges, and
 /// one more MSR does not.
 #[test]
-fn pack_fits_0x30000_msrs_and_refuses_more() {
+fn pack_fits_0x30000_consecutive_msrs_and_refuses_one_more() {
     assert!(packed("deny", "'0x10000..=0x3ffff' = 'rw'").is_ok());
     let error = packed("deny", "'0x10000..=0x40000' = 'rw'").unwrap_err();
     assert!(matches!(&error, PackError::TooManyRanges(windows) if windows.len() == 17));

@@ -119,7 +119,7 @@ fn digest_ignores_order_of_when_sections() {
 }
 
 #[test]
-fn decode_refuses_truncated_and_trailing_program() {
+fn decode_refuses_program_that_is_truncated_or_has_trailing_bytes() {
     let mut bytes = program(EVERYTHING).encode();
     for length in 0..bytes.len() {
         assert!(Program::decode(&bytes[..length]).is_err(), "{length}");

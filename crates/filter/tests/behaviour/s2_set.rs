@@ -60,7 +60,7 @@ fn s2_7_failed_set_keeps_filter_on_mainline() {
 }
 
 #[test]
-fn s2_7_failed_first_range_on_v6_allows_all() {
+fn s2_7_set_with_invalid_first_range_allows_all_on_v6() {
     for (revision, expected) in [(Revision::Mainline, Deny), (Revision::V6, Allow)] {
         let vm = Vm::new(revision);
         let filter = denying(revision, Accesses::Both, &[PLAIN]);

@@ -66,7 +66,8 @@ fn s6_3_unwanted_access_exits_under_any_filter() {
     }
 }
 
-/// Under single-step a debug exit leaves guest mode, although the access itself passed through.
+/// Under single-step the vCPU leaves guest mode by a debug exit after the instruction, although the
+/// access itself passed through.
 #[test]
 fn s5_4_single_step_stops_after_passed_through_access() {
     for hardware in BOTH {
@@ -122,7 +123,7 @@ fn s7_software_check_uses_new_filter_at_once() {
 }
 
 #[test]
-fn s6_4_each_vcpu_handles_its_own_request() {
+fn s6_4_each_vcpu_handles_its_own_recompute_request() {
     let (vm, mut first) = guarded(Revision::Mainline, &[]);
     let second = vm.create_vcpu(RegisterMap::default());
     vm.set_filter(&denying(Revision::Mainline, Accesses::Both, &[PLAIN]))

@@ -152,7 +152,7 @@ mod tests {
     ];
 
     #[test]
-    fn accepted_header_has_its_revision() {
+    fn accepted_microcode_header_returns_its_revision() {
         let seen = MicrocodeHeader::accepted(INTEL, &intel(SOUND), 0x606a6);
         assert_eq!(seen.map(MicrocodeHeader::revision), Some(0x2b00_0590));
         let mut old = SOUND;
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn accepted_amd_header_matches_one_processor() {
+    fn accepted_amd_microcode_header_matches_one_processor() {
         // Family 17h, model 31h, stepping 0 of Zen 2: CPUID 0x00830f10.
         let mut bytes = [0; AMD_BYTES];
         bytes[4..8].copy_from_slice(&0x0830_107c_u32.to_le_bytes());
