@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn shown_json_parses_to_the_same_value() {
+    fn shown_json_escapes_only_hidden_characters() {
         assert_eq!(
             shown_json("{\n  \"a\u{7f}\u{e0041}é\"}"),
             "{\n  \"a\\u007f\\udb40\\udc41é\"}"
