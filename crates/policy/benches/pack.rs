@@ -1,9 +1,10 @@
 //! Measures the time and the memory that compiling a policy takes.
 //!
-//! `pack/…` is [`compile`]: the rules, the fewest ranges, and the comparison of both over all
-//! accesses. `policy/…` adds reading the text. The time for 60,000 entries, each of which overrides
-//! an entry of an include, is also given as a ratio to the time for 120,000 entries of one text.
-//! Memory is the peak of a process that does nothing else.
+//! The figures `pack/…` are for [`compile`]: it makes the policy's rules, packs them into the
+//! fewest filter ranges, and compares the filter with the rules over all accesses. The figures
+//! `policy/…` include the reading of the policy's text, too. The time for 60,000 entries, each of
+//! which overrides an entry of an include, is also given as a ratio to the time for 120,000 entries
+//! of one text. Memory is the peak of a process that does nothing else.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -18,7 +19,8 @@ use msrgate_policy::{
     parse,
 };
 
-/// The number of random choices of accesses to the registers that have names.
+/// The number of policies that are measured, each with a random access to every register that has a
+/// name.
 const DRAWS: u32 = 1_000;
 
 /// The environment variable with the name of the text that a child process reads, so that its
@@ -60,8 +62,9 @@ fn all_known(random: &mut Random) -> String {
     text
 }
 
-/// Returns a policy with 100,000 entries that fit a filter: in eight windows, all blocks of four
-/// MSRs and most MSRs within them.
+/// Returns a policy with 100,000 entries that fit a filter. The entries lie in eight windows of
+/// 0x3000 MSRs. Each block of four MSRs in a window has an entry, and so do most single MSRs of the
+/// block.
 fn nested(random: &mut Random) -> String {
     let mut text = HEAD.to_owned();
     let mut left = 100_000;
@@ -109,13 +112,13 @@ fn by_name(random: &mut Random) -> String {
     HEAD.to_owned() + &lines.collect::<String>()
 }
 
-/// Returns an entry for each of these MSRs.
+/// Returns one entry for each of these MSRs, with the value `says`.
 fn entries(says: &str, msrs: Range<u32>) -> String {
     let lines = msrs.map(|msr| format!("{msr:#x} = {says}\n"));
     lines.collect()
 }
 
-/// A text that every include opens, whatever its name.
+/// An opener of includes that returns the same text for every path.
 struct Base(String);
 
 impl Includes for Base {
@@ -160,7 +163,8 @@ fn policy(text: &str) -> Outcome<ResolvedPolicy> {
     Ok(parse(&Source::new("bench.toml", text), &mut NoIncludes)?)
 }
 
-/// Returns the number of ranges needed, even if they do not fit a filter.
+/// Returns the number of filter ranges that the policy needs, even if they are too many for a
+/// filter.
 fn ranges(policy: ResolvedPolicy) -> Outcome<usize> {
     match compile(policy).map_err(|not| not.error) {
         Ok(compiled) => Ok(compiled.variants()[0].filter().ranges().len()),
@@ -169,7 +173,8 @@ fn ranges(policy: ResolvedPolicy) -> Outcome<usize> {
     }
 }
 
-/// Measures the mean over many choices of accesses, and the slowest choice.
+/// Measures the time that packing takes for policies with random accesses to all registers that
+/// have names: the mean over all policies, and the time for the slowest one.
 fn all_known_msrs(figures: &mut Figures, random: &mut Random) -> Outcome<()> {
     let mut total = Duration::ZERO;
     let mut slowest = None;

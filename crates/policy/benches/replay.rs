@@ -15,7 +15,7 @@ use msrgate_policy::{Compiled, NoIncludes, Source, compile, parse, registers};
 /// The number of accesses in the trace, one a line.
 const ACCESSES: u32 = 1 << 16;
 
-/// The size of the buffer that the command uses for a file.
+/// The size in bytes of the buffer through which the command `msrgate replay` reads a trace.
 const BUFFER: usize = 256 << 10;
 
 /// A generator of random numbers (xorshift). Its seed is fixed, so the trace is the same in every

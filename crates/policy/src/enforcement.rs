@@ -46,7 +46,8 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The name of the cause. The name of a gap is the word for `accept`.
+    /// The name of the cause. The name of a gap is also the word by which a policy's `accept`
+    /// accepts the gap.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -150,7 +151,7 @@ pub fn enforcement_of(
         };
         let gaps = reach.gaps().iter();
         for hole in gaps.map(|gap| hole(Some(msrs), Cause::Gap(gap))) {
-            // A row of the table may repeat the gap of an earlier row.
+            // Two rows of the table of gaps may have the same gap, which is listed once.
             if !holes.contains(&hole) {
                 holes.push(hole);
             }
@@ -196,8 +197,8 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         let (extents, _) = found
             .entry(Some(id))
             .or_insert_with(|| new_enforcement(Some(id)));
-        // Other entries decide all accesses of this entry: some are looser than this entry, and
-        // others may be as strict.
+        // If other entries decide all accesses of this entry, and no action is as strict as this
+        // entry's, then the entry is not enforced at all.
         if extents.is_empty() && !holds_somewhere(compiled, id) {
             extents.push(Extent::Not);
         }

@@ -102,7 +102,8 @@ impl Explanation<'_> {
                 Access::Read => unknown.read,
                 Access::Write => unknown.write,
             }),
-            // `unknown` applies only to accesses that no entry refuses, in audit mode, too.
+            // `unknown` applies only to accesses that no entry refuses. In audit mode, too, an
+            // access that an entry refuses does not get the answer of `unknown`.
             _ if self.is_let_through() => Some(UnknownAction::Deny),
             _ => None,
         }

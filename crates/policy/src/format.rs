@@ -42,8 +42,9 @@ const OTHERS: [&str; 13] = [
 ///   columns, or if its `why` has several lines. Tables stand after the lines. Entries below the
 ///   same comment become tables together. An entry that was a table stays one.
 /// - Values of a paragraph are aligned in a column, and so are the comments beside them. A table
-///   that says the same as a word becomes the word. Keys have quotes only where TOML requires
-///   them, hexadecimal digits are small letters, and names are spelled as in the register table.
+///   that has the same meaning as a word, such as `"rw"`, becomes the word. Keys have quotes only
+///   where TOML requires them, hexadecimal digits are small letters, and names are spelled as in
+///   the register table.
 ///
 /// A comment stays with its line: the line below the comment, beside it, or right above it.
 /// Formatting formatted text changes nothing. Includes are not followed.

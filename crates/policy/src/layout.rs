@@ -10,11 +10,12 @@ pub(crate) use string::string;
 /// The width of a line in columns. A longer line is spread over several, if possible.
 const WIDTH: usize = 120;
 
-/// The maximum width of a key that other keys of its paragraph are padded to, so that the values
-/// align. Wider keys stick out.
+/// The maximum width to which the keys of a paragraph are padded, so that the values align. A wider
+/// key sticks out.
 const WIDEST_KEY: usize = 28;
 
-/// The maximum width of a line that moves the column of comments in its paragraph to the right.
+/// The maximum width of a line that counts when the comments of a paragraph are aligned. A longer
+/// line does not move the column of comments to the right.
 const WIDEST_LINE: usize = 80;
 
 /// A value of TOML.

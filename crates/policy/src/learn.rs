@@ -109,7 +109,7 @@ pub struct Kept {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeptBy {
-    /// An entry of the author's refuses the access.
+    /// An entry of the policy's author refuses the access.
     Entry {
         /// The name of the text with the entry.
         file: String,
@@ -123,7 +123,7 @@ pub enum KeptBy {
 }
 
 impl Sighting {
-    /// Returns a sighting of which nothing else is known.
+    /// Returns a sighting without data about the first access.
     #[must_use]
     pub const fn new(index: MsrIndex, access: Access, fate: Fate) -> Self {
         let first = First {
@@ -140,7 +140,7 @@ impl Sighting {
         }
     }
 
-    /// Adds what is known of the first access.
+    /// Adds data about the first access.
     #[must_use]
     pub const fn with_first(mut self, first: First) -> Self {
         self.first = first;
@@ -160,7 +160,7 @@ impl First {
         }
     }
 
-    /// Adds the number of the VM, for runs with several.
+    /// Adds the number of the VM, for a run with several VMs.
     #[must_use]
     pub const fn of_vm(mut self, vm: u32) -> Self {
         self.vm = Some(vm);
@@ -179,9 +179,9 @@ impl First {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum LearnError {
-    /// The policy to add to has mistakes, or would have some with what was learnt.
+    /// The policy has mistakes, or would have mistakes with the learnt entries.
     Mistakes(Box<Mistakes>),
-    /// The policy does not fit a filter, before or after.
+    /// The policy does not fit a filter, or would not fit with the learnt entries.
     NotCompiled(NotCompiled),
 }
 

@@ -45,7 +45,7 @@ impl Label {
 }
 
 /// The kind of a mistake, with its details. The fields `key`, `text` and `word` quote the policy;
-/// messages show them through [`one_line`].
+/// messages show these texts through [`one_line`].
 #[derive(Clone, Debug, Error, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MistakeKind {
@@ -106,7 +106,7 @@ pub enum MistakeKind {
     CanonicalForm {
         /// The unit: bytes, bytes in one line, tokens, or tables.
         what: &'static str,
-        /// The number that the canonical form would have.
+        /// The size of the canonical form, in the unit that `what` names.
         found: usize,
         /// The maximum.
         limit: usize,
@@ -116,7 +116,7 @@ pub enum MistakeKind {
     TooMany {
         /// The things that are counted: entries, files, tokens, groups, whens, or variants.
         what: &'static str,
-        /// The number that the policy has.
+        /// The number of counted things in the policy.
         found: usize,
         /// The maximum.
         limit: usize,
@@ -144,7 +144,7 @@ pub enum MistakeKind {
         key: String,
         /// The key's place in the text, and the keys that belong there.
         place: &'static str,
-        /// The advice: where to write it.
+        /// The advice: the place at which to write the key.
         help: String,
     },
     /// A value has the wrong type.
@@ -159,12 +159,12 @@ pub enum MistakeKind {
         /// The advice: what to write.
         help: String,
     },
-    /// The word is not one of those that are allowed here.
+    /// The value of a key is a word that is not allowed there.
     #[error("`{key}` cannot be \"{word}\"", word = one_line(word), key = one_line(key))]
     UnknownWord {
         /// The word.
         word: String,
-        /// The key whose value it is.
+        /// The key that has this word as its value.
         key: String,
         /// The allowed words, the nearest first.
         help: String,
@@ -174,7 +174,7 @@ pub enum MistakeKind {
     BadNumber {
         /// The text.
         text: String,
-        /// The key whose value it is.
+        /// The key that has this text as its value.
         key: String,
         /// The number of bits that the number may have.
         bits: u32,
@@ -187,7 +187,7 @@ pub enum MistakeKind {
     BadRange {
         /// The text.
         text: String,
-        /// The key whose value it is.
+        /// The key that has this text as its value.
         key: String,
         /// The advice: what to write.
         help: String,
@@ -195,7 +195,7 @@ pub enum MistakeKind {
     /// A list of vendors, families, models or steppings is empty, so that no processor matches.
     #[error("`{key}` is an empty list, so the `[[when]]` holds on no processor")]
     ListsNothing {
-        /// The key whose value it is.
+        /// The key that has the empty list as its value.
         key: &'static str,
     },
     /// A family, model or stepping is too large for CPUID.
@@ -203,9 +203,9 @@ pub enum MistakeKind {
     NoProcessor {
         /// The number in the text.
         number: u32,
-        /// The key whose value it is.
+        /// The key that has this number as its value.
         key: &'static str,
-        /// The numbers that are possible.
+        /// The possible numbers, as advice.
         help: String,
     },
     /// No processor has this vendor: the name is not twelve bytes long, or is a known vendor
@@ -245,11 +245,11 @@ pub enum MistakeKind {
     /// Two keys of an entry both set an action.
     #[error("`{key}` has `{one}` and `{other}`, which both say what happens", key = one_line(key), one = one_line(one), other = one_line(other))]
     SaidTwice {
-        /// The entry's key.
+        /// The key of the entry.
         key: String,
-        /// One of the keys.
+        /// The first of the two keys that set the action.
         one: String,
-        /// The other key.
+        /// The second of the two keys that set the action.
         other: String,
     },
     /// The action is for the other direction.
@@ -283,7 +283,7 @@ pub enum MistakeKind {
         key: String,
         /// The device.
         device: String,
-        /// The place of the device's registers.
+        /// The MSRs at which the device's registers are, as advice.
         help: &'static str,
     },
     /// The gate would have to write the real register for the guest, which is not known to be safe
@@ -362,7 +362,7 @@ pub enum MistakeKind {
     /// An included text cannot be read.
     #[error("cannot include `{path}`: {why}", path = one_line(path), why = one_line(why))]
     Unreadable {
-        /// The path as written.
+        /// The path of the included text, as the `include` writes it.
         path: String,
         /// The reason.
         why: String,
@@ -372,7 +372,7 @@ pub enum MistakeKind {
     /// A text includes itself, directly or through others.
     #[error("`{path}` includes itself: {way}", path = one_line(path), way = one_line(way))]
     Cycle {
-        /// The path as written.
+        /// The path of the included text, as the `include` writes it.
         path: String,
         /// The chain of includes, from the text back to itself.
         way: String,
@@ -404,7 +404,7 @@ fn no_language(line: Option<u32>) -> String {
     }
 }
 
-/// Returns the first part of a sentence that compares an entry with a final one.
+/// Returns the first part of a sentence that compares an entry with a final entry.
 fn loosens(key: &str, decides: Option<&str>) -> String {
     let key = one_line(key);
     match decides {
@@ -455,8 +455,8 @@ fn count(mistakes: usize) -> String {
 }
 
 impl Mistakes {
-    /// The number of mistakes that are kept and shown. Further ones are only counted, because each
-    /// takes a search through the whole text.
+    /// The number of mistakes that are kept and shown. Further mistakes are only counted, because
+    /// finding the line of a mistake takes a search through the whole text.
     const SHOWN: usize = 50;
 
     pub(crate) fn new(sources: Vec<Source>, mut mistakes: Vec<Mistake>) -> Self {

@@ -13,15 +13,15 @@ use crate::source::Source;
 #[derive(Debug)]
 pub(crate) struct Edited {
     pub(super) root: Node,
-    /// The comments above all statements.
+    /// The comments above the first table head or key of the text.
     pub(super) head: Vec<String>,
-    /// The comments below all statements.
+    /// The comments below the last table head or value of the text.
     pub(super) foot: Vec<String>,
 }
 
 impl Edited {
-    /// Reads a text without mistakes. The parsed document takes as much memory as reading the text does, and
-    /// is dropped before this returns.
+    /// Reads a text without mistakes. The parser's document, which takes as much memory as reading
+    /// the text does, is dropped before this function returns.
     ///
     /// # Errors
     /// Returns the mistake if the text is not TOML.
@@ -45,7 +45,7 @@ impl Edited {
         write(self.root, &self.head, &self.foot)
     }
 
-    /// The comments above all statements, one a line.
+    /// The comments above the first table head or key of the text, one a line.
     pub(crate) const fn head(&mut self) -> &mut Vec<String> {
         &mut self.head
     }
@@ -60,8 +60,8 @@ impl Edited {
         msrs.is_some_and(|msrs| msrs.parts.contains_key(key))
     }
 
-    /// Sets a field of an entry to a string, or removes the field. An entry that does not exist is added
-    /// below the others.
+    /// Sets a field of an entry to a string, or removes the field. An entry that does not exist is
+    /// added below the existing entries.
     pub(crate) fn set(&mut self, key: &str, field: &str, text: Option<String>) {
         let entry = self.msrs().parts.entry(key.to_owned()).or_default();
         match text {
@@ -73,7 +73,8 @@ impl Edited {
         }
     }
 
-    /// Puts the entries in the order of their ranks. Entries of one rank keep their order.
+    /// Sorts the entries by the rank that `rank` returns for their keys. Entries of the same rank
+    /// keep their order.
     pub(crate) fn arrange<R: Ord>(&mut self, rank: impl Fn(&str) -> R) {
         let parts = &mut self.msrs().parts;
         parts.sort_by(|one, _, other, _| rank(one).cmp(&rank(other)));

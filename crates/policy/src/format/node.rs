@@ -33,7 +33,8 @@ pub(super) enum Origin {
 }
 
 impl Node {
-    /// Returns the tree of these statements of `text`.
+    /// Returns the tree of these statements of `text`. A statement is a table head or a `key =
+    /// value`.
     pub(super) fn of(statements: Vec<Statement<'_>>, text: &str) -> Self {
         let mut root = Self::default();
         for statement in statements {
@@ -107,7 +108,8 @@ fn from_table(table: &InlineTable, text: &str) -> (IndexMap<String, Node>, Vec<S
     for (key, value) in table {
         spans.extend(table.key(key).and_then(toml_edit::Key::span));
         match value {
-            // In `a.b = 1`, the span of `a`'s table is that of a key.
+            // For `a.b = 1`, the parser gives `a`'s table the span of a key, not of the whole
+            // table.
             Toml::InlineTable(dotted) if dotted.is_dotted() => {
                 spans.extend(spans_within(dotted));
                 let (parts, _) = from_table(dotted, text);
@@ -151,8 +153,8 @@ fn from_list(key: &str, array: &Array, text: &str) -> List {
     let mut list = List::default();
     for value in array {
         let after = between.next().unwrap_or_default();
-        // A comment on the element's line comes first in the text after the element, before any
-        // end of line.
+        // `after` is the text behind the element. If its first line has a comment, the comment
+        // belongs to the element.
         let (trail, next) = match after.split_first() {
             Some((first, rest)) if !first.is_empty() => (Some(first.clone()), rest.to_vec()),
             _ => (None, after),
@@ -168,9 +170,9 @@ fn from_list(key: &str, array: &Array, text: &str) -> List {
     list
 }
 
-/// Returns a list of comments for each gap: before the first of these parts of a whole, between two
-/// parts, and after the last part. The list begins with the comment on the gap's first line; that
-/// string is empty if the line has no comment.
+/// Returns the comments between the parts of a whole, one list for each gap: before the first part,
+/// between two parts, and after the last part. The first string of a list is the comment on the
+/// gap's first line; the string is empty if that line has no comment.
 fn between(
     whole: Option<std::ops::Range<usize>>,
     parts: impl Iterator<Item = std::ops::Range<usize>>,
@@ -196,7 +198,7 @@ fn between(
         .collect()
 }
 
-/// Returns the layout's value for a string, a number, true or false.
+/// Returns the value for a string, a number, true or false, as [`layout`](crate::layout) writes it.
 fn scalar(key: &str, value: &Toml, text: &str) -> Value {
     match value {
         Toml::String(string) if NUMBERS.contains(&key) => {

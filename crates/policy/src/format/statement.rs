@@ -7,7 +7,7 @@ use toml_edit::{Item, Table, Value};
 
 use crate::layout::Comments;
 
-/// A statement of a text.
+/// A statement of a policy's text: a table head, or a `key = value`.
 pub(super) struct Statement<'d> {
     /// The keys from the root on. For an element of a list of tables, the key is its number.
     pub(super) path: Vec<String>,
@@ -17,17 +17,17 @@ pub(super) struct Statement<'d> {
     span: Range<usize>,
 }
 
-/// The statements of a text.
+/// The statements of a policy's text: table heads, and `key = value`.
 pub(super) struct Statements<'d> {
-    /// The comments above all statements.
+    /// The comments above the first table head or key of the text.
     pub(super) head: Vec<String>,
     pub(super) all: Vec<Statement<'d>>,
-    /// The comments below all statements, after a blank line.
+    /// The comments below the last table head or value of the text, after a blank line.
     pub(super) foot: Vec<String>,
 }
 
 impl<'d> Statements<'d> {
-    /// Returns the statements of `root`, which is the parsed `text`.
+    /// Returns the table heads and the `key = value`s of `root`, which is the parsed `text`.
     pub(super) fn of(root: &'d Table, text: &str) -> Self {
         let mut all = Vec::new();
         collect(root, &[], text, &mut all);
@@ -41,8 +41,8 @@ impl<'d> Statements<'d> {
         statements
     }
 
-    /// Reads the comments between statements. Nothing else stands there but blanks and ends of
-    /// lines.
+    /// Reads the comments between the statements. Between two statements, a text has only comments,
+    /// blanks and ends of lines.
     fn read_comments(&mut self, text: &str) {
         let mut end = None;
         for number in 0..=self.all.len() {
@@ -93,7 +93,7 @@ fn collect<'d>(table: &'d Table, path: &[String], text: &str, all: &mut Vec<Stat
         match item {
             Item::None => {}
             Item::Value(value) => {
-                // The keys of a statement stand on one line, so the statement begins with that
+                // The keys of a `key = value` stand on one line, so the statement begins with that
                 // line.
                 let key = table.key(key).and_then(toml_edit::Key::span);
                 let span = key.zip(value.span());
@@ -141,7 +141,8 @@ pub(super) fn lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// Takes the comments right below a statement that a blank line separates from the next statement.
+/// Takes the comments that belong to the statement above them: those right below the statement, if
+/// a blank line separates them from the next statement.
 fn tail(lines: &mut Vec<String>, is_end: bool) -> Vec<String> {
     let blank = lines.iter().position(String::is_empty);
     match blank {
@@ -151,8 +152,8 @@ fn tail(lines: &mut Vec<String>, is_end: bool) -> Vec<String> {
     }
 }
 
-/// Takes the comments about the whole text: all above the first statement, or, if there is a blank
-/// line, those above the last blank line.
+/// Takes the comments about the whole text: all comments above the first statement. If a blank line
+/// is among them, only the comments above the last blank line are taken.
 fn head(lines: &mut Vec<String>) -> Vec<String> {
     let blank = lines.iter().rposition(String::is_empty);
     let end = blank.map_or(lines.len(), |blank| blank + 1);

@@ -198,7 +198,8 @@ fn filter(document: &Document) -> Result<Filter, ImportError> {
     Filter::new(Revision::Mainline, default_action, ranges).map_err(ImportError::Filter)
 }
 
-/// Returns a range, or the key with a wrong value and the reason.
+/// Returns the range that a window of the file describes. If the window has a wrong value, returns
+/// the key of the value, and the reason.
 fn range(window: &Window) -> Result<Range, (&'static str, String)> {
     let accesses = match window.access.as_str() {
         "r" => Accesses::Read,

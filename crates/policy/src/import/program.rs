@@ -13,7 +13,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     let program = Program::decode(bytes).map_err(|error| ImportError::Bytes(error.to_string()))?;
     let said = program.settings();
     let variant = &program.variants()[0];
-    // The last MSR has the default action (S3.5).
+    // MSR 0xffffffff always has the action of the policy's `default` (S3.5).
     let default = variant.rule(MsrIndex::MAX, Access::Read).action.clone();
     let mut drafts = Drafts::under(Settings {
         name: said.name.clone(),

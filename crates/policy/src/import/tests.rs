@@ -326,7 +326,7 @@ fn difference(one: &Filter, other: &Filter) -> Option<(MsrIndex, Access)> {
 }
 
 fn range_of(accesses: Accesses, base: u32, count: u32, seed: u64) -> Range {
-    // The runs are long, short, or single bits.
+    // The seed decides if the allowed MSRs form long runs, short runs, or stand alone.
     let stride = u32::try_from(seed >> 32).unwrap() | 1;
     let bit = |offset: u32| (seed >> (offset.wrapping_mul(stride) >> 26)) & 1 == 1;
     Range::new(
@@ -362,7 +362,7 @@ proptest! {
     fn import_of_random_filter_round_trips(filter in any_filter()) {
         let compiled = round_trip(&filter);
         prop_assert_eq!(difference(&filter, compiled.on(None).filter()), None);
-        // A filter that was packed here must come back equal, too.
+        // A filter that msrgate packed itself must round-trip to an equal filter, too.
         let again = round_trip(compiled.on(None).filter());
         prop_assert_eq!(difference(compiled.on(None).filter(), again.on(None).filter()), None);
     }
@@ -378,7 +378,8 @@ proptest! {
     }
 }
 
-/// `difference`, by which these tests compare filters, finds a difference of one bit.
+/// The function `difference`, with which these tests compare filters, finds a difference of one
+/// bit.
 #[test]
 fn import_oracle_sees_single_bit_difference() {
     let one = |allowed| {

@@ -20,8 +20,8 @@ pub(super) struct Compiled {
     pub(super) reasons: Option<Vec<String>>,
 }
 
-/// Returns a range of `count` MSRs whose bitmap is `bytes`, or the key with a wrong value and the
-/// reason.
+/// Returns a range of `count` MSRs whose bitmap is `bytes`. If a value is wrong, returns the key of
+/// the value, and the reason.
 pub(super) fn range_of(
     accesses: Accesses,
     base: MsrIndex,

@@ -36,7 +36,7 @@ fn is_ours(bytes: &[u8]) -> bool {
         .any(|ours| head().take(ours.len()).eq(ours.bytes()))
 }
 
-/// Returns the words of an error that do not depend on the values.
+/// Returns the part of an error's message that does not depend on the values in the JSON.
 fn what(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
@@ -52,7 +52,8 @@ fn what(error: &serde_json::Error) -> String {
     }
 }
 
-/// Returns true for the errors of data that name a key of msrgate's own types, and no value.
+/// Returns true if an error's message about JSON data quotes only a key of msrgate's own types, and
+/// no value of the JSON.
 fn is_about_a_key(text: &str) -> bool {
     ["missing field `", "duplicate field `"]
         .iter()

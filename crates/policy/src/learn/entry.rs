@@ -10,7 +10,8 @@ use crate::registers::{self, Register};
 /// Returns the `why` of an entry for these accesses of one MSR: the first access, with its vCPU and its
 /// time, and the names of the bits that the first write set.
 ///
-/// The text has no value. The value of `IA32_LSTAR`, for example, tells where the kernel of the guest lies.
+/// The text never contains a value that the guest wrote, because a value may be secret. The value
+/// of `IA32_LSTAR`, for example, is the address of the guest kernel's code.
 pub(super) fn why(seen: &[&Sighting]) -> String {
     let mut why = MARK.to_owned();
     let first = seen
@@ -39,7 +40,7 @@ pub(super) fn why(seen: &[&Sighting]) -> String {
     why
 }
 
-/// Returns an addition to the `why` of an entry that was learnt before.
+/// Returns text about these accesses, to be added to the `why` of an entry that was learnt before.
 pub(super) fn more(seen: &[&Sighting]) -> String {
     let why = why(seen);
     format!("; {}", why.strip_prefix(MARK).unwrap_or(&why))
@@ -54,7 +55,8 @@ fn fate(one: &Sighting) -> String {
     }
 }
 
-/// Returns the names of the fields that are not 0 in a value, if names are known.
+/// Returns the names of the fields that are not 0 in a value, if the names of the register's fields
+/// are known.
 fn bits(index: MsrIndex, value: u64) -> Option<String> {
     let register: &Register = registers::by_index(index)?;
     let decoded = register.decode(value);

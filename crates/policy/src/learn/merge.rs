@@ -15,19 +15,20 @@ use crate::policy::{Entry, Firmness, OWN, Policy};
 use crate::resolve::parse;
 use crate::source::Source;
 
-/// The comment above the entries that KVM refuses itself.
+/// The comment above the learnt entries for accesses that KVM itself refused, without any policy.
 const REFUSED: &str =
     "# KVM itself refused these accesses with #GP where they were learnt, and the guest went on.";
 
 /// Adds what a run of a guest needs to a policy.
 ///
-/// An access that the policy refuses by its `default`, or by an entry that was learnt, is allowed by an
-/// entry of its own. An access that an entry of the author's refuses stays refused, and is listed. If KVM
-/// itself does not know the MSR, the entry says `deny` without events, so that the guest gets on every host
-/// what it got here. Comments and all else that the author wrote stay.
+/// An access that the policy refuses by its `default`, or by an entry that was learnt, is allowed
+/// by an entry of its own. An access that an entry of the author refuses stays refused, and is
+/// listed. If KVM itself does not know the MSR, the entry says `deny` without events, so that the
+/// guest gets on every host what it got here. Comments and all else that the author wrote stay.
 ///
 /// # Errors
-/// [`LearnError`]: the policy has mistakes or does not fit a filter, before or after.
+/// [`LearnError`]: the policy has mistakes or does not fit a filter, without or with the learnt
+/// entries.
 pub fn learn(
     policy: &Source,
     includes: &mut dyn Includes,
@@ -67,17 +68,18 @@ struct Plan<'s> {
 struct Change<'s> {
     /// The new actions, indexed by [`Access`]. `None`: the direction stays as it is.
     actions: [Option<Action>; 2],
-    /// The accesses for which the entry changes.
+    /// The accesses because of which the entry changes.
     seen: Vec<&'s Sighting>,
 }
 
-/// The present decision about an access that the guest made.
+/// The state of an access before learning: the policy's decision about an access that the guest
+/// made.
 enum Standing {
-    /// Nothing is to be changed.
+    /// The policy need not change for this access.
     Met,
-    /// The default or a learnt entry refuses the access.
+    /// The default or a learnt entry refuses the access, so learning may allow it.
     Open,
-    /// The author refuses the access.
+    /// An entry of the policy's author refuses the access, so learning does not allow it.
     Kept(KeptBy),
 }
 
@@ -92,7 +94,8 @@ impl<'s> Plan<'s> {
         }
         let mut plan = Self::default();
         for ((index, access), seen) in by_access {
-            // If KVM carried out one access of several, the register is there.
+            // The fate that counts is the best one: if KVM carried out the access once, then KVM
+            // has the register.
             let fate = seen.iter().map(|one| one.fate).min().unwrap_or(Fate::Done);
             match standing(before, index, access, fate) {
                 Standing::Met => {}
@@ -110,7 +113,7 @@ impl<'s> Plan<'s> {
         plan
     }
 
-    /// The accesses that are allowed from now on.
+    /// The accesses that the new policy allows and the old one does not.
     fn added(&self) -> Vec<(MsrIndex, Access)> {
         let all = self.msrs.iter().flat_map(|(&index, change)| {
             Access::ALL.map(|access| (index, access, &change.actions[access as usize]))
@@ -120,8 +123,8 @@ impl<'s> Plan<'s> {
             .collect()
     }
 
-    /// Writes the changes. Learnt entries stand below the author's, by index, and those that KVM refuses
-    /// itself below the others.
+    /// Writes the changes into the text. Learnt entries stand below the author's entries, sorted by
+    /// MSR. Learnt entries for MSRs that KVM does not know come last.
     fn write(&self, edited: &mut Edited, before: &Compiled) {
         if self.msrs.is_empty() {
             return;
@@ -168,7 +171,8 @@ impl Change<'_> {
         key.to_owned()
     }
 
-    /// Adds an entry, and returns its key. A direction that the guest did not use stays as it is.
+    /// Adds an entry, and returns its key. In a direction that the guest did not use, the new entry
+    /// changes no decision.
     fn write_new(&self, edited: &mut Edited, before: &Compiled, index: MsrIndex) -> Option<String> {
         let key = entry::keys(index).find(|key| !edited.has(key))?;
         for access in Access::ALL {
@@ -189,7 +193,7 @@ impl Change<'_> {
     }
 }
 
-/// The paragraph of a learnt entry.
+/// The paragraph in which a learnt entry stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
     Allowed,
@@ -237,7 +241,8 @@ fn standing(before: &Compiled, index: MsrIndex, access: Access, fate: Fate) -> S
                 return Standing::Kept(KeptBy::LastMsr);
             }
             DecidedBy::Default => standing = Standing::Open,
-            // The entry gives the guest what KVM gave it.
+            // Without a policy, KVM refused the access with a #GP. This entry refuses it, too, so
+            // nothing changes.
             DecidedBy::Entry(_) if fate == Fate::Unknown => {}
             DecidedBy::Entry(id) if is_learnt(policy.entry(id)) => standing = Standing::Open,
             DecidedBy::Entry(id) => return Standing::Kept(kept_by(policy, id)),

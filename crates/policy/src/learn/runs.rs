@@ -1,22 +1,23 @@
 //! The comment that counts the runs from which a policy was learnt.
 
-/// The count of runs. It stands in a comment at the head of the policy.
+/// The number of runs from which a policy was learnt. The number stands in a comment at the head of
+/// the policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Runs {
     pub(super) all: u32,
-    /// The last runs of them, which added nothing.
+    /// The number of runs since the last run that added something to the policy.
     pub(super) without_news: u32,
 }
 
 const BEGINNING: &str = "# Learnt by msrgate from ";
 
 impl Runs {
-    /// Returns the count in these comments, or none if no comment has one.
+    /// Returns the count that one of these comments has, or a count of 0 if none has one.
     pub(super) fn of(head: &[String]) -> Self {
         head.iter().find_map(|line| read(line)).unwrap_or_default()
     }
 
-    /// Returns the count with one run more.
+    /// Returns the count after one more run.
     pub(super) const fn after(self, has_news: News) -> Self {
         Self {
             all: self.all.saturating_add(1),
@@ -50,7 +51,7 @@ impl Runs {
     }
 }
 
-/// The presence of something in a run that the policy did not allow before.
+/// A flag: a run added something to the policy, or added nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
     Some,

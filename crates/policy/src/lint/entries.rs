@@ -67,7 +67,7 @@ pub(super) fn without_effect<'c>(
     .collect()
 }
 
-/// Returns warnings about entries that contain no register that a source names.
+/// Returns warnings about entries that contain no register with a name.
 pub(super) fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
     let is_named = |entry: &&Entry| {
         let mut ranges = entry.msrs().ranges().iter();

@@ -49,7 +49,8 @@ fn accept(gap: &Gap) -> String {
     format!("write `accept = [\"{}\"]`", gap.name)
 }
 
-/// Registers that a policy pins, masks or makes sticky, and that one gap changes nevertheless.
+/// Registers that a policy pins, masks or makes sticky, and that an instruction other than WRMSR
+/// can change through one gap.
 struct Held {
     gap: &'static Gap,
     /// The first entry that pins, masks or makes sticky some of the registers.

@@ -12,8 +12,8 @@ use crate::registers;
 /// The maximum number of registers that a warning names.
 const NAMED: usize = 8;
 
-/// Returns a warning for each included entry and each wider entry that it loosens. The first
-/// warnings of all wider entries come before any further warning.
+/// Returns a warning for each included entry and each wider entry that it loosens. The warnings
+/// come in two parts: first one warning for each wider entry, then the further warnings.
 pub(super) fn punctured<'c>(
     compiled: &'c Compiled,
     punctures: &[Puncture],

@@ -82,7 +82,7 @@ fn lint_too_wide_warns_of_range_far_beyond_named_registers() {
         );
         codes(&text).contains(&("too-wide", Some(5)))
     };
-    // Names end at 0x1983 and begin again at 0x40000000.
+    // No MSR between 0x1983 and 0x40000000 has a name.
     assert!(wide("0x1900..=0x2fff", "r"));
     assert!(wide("0x1900..=0x2fff", "w"));
     assert!(!wide("0x1900..=0x2fff", "none"), "a wide refusal is fine");

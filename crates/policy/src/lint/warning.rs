@@ -26,9 +26,9 @@ pub struct Warning<'c> {
 pub enum Code {
     /// The entry inherits both directions.
     SaysNothing,
-    /// The entry, of the policy's own text, decides no access.
+    /// The entry decides no access. The policy's own text contains the entry.
     DecidesNothing,
-    /// The entry contains no register that a source names.
+    /// The entry contains no register that msrgate has a name for.
     Nameless,
     /// The entry is a range that allows far more MSRs than have a name.
     TooWide,

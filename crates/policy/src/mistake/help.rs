@@ -7,7 +7,7 @@ use super::MistakeKind;
 use crate::selector::parse_msrs;
 
 impl MistakeKind {
-    /// Returns advice on how to correct the mistake. `None`: the message itself makes that plain.
+    /// Returns advice on how to correct the mistake. `None`: the message itself tells how.
     #[must_use]
     pub fn help(&self) -> Option<String> {
         Some(match self {
@@ -81,7 +81,7 @@ impl MistakeKind {
             Self::Disagrees { .. } => {
                 "write the include's setting in the policy, too, or include a copy of the file without it (`msrgate policies NAME` prints a shipped policy)"
             }
-            // The other kinds have advice of their own.
+            // Mistakes of all other kinds carry their own advice.
             _ => return None,
         })
     }

@@ -8,8 +8,8 @@ use miette::{Diagnostic, LabeledSpan, NamedSource, Severity, SourceCode};
 use super::{Label, Mistake, Mistakes};
 use crate::source::Source;
 
-/// One mistake or, in the list `elsewhere` of a mistake's report, a place of that mistake in
-/// another text.
+/// A mistake that miette shows: a message, and labels in one text. If the mistake has places in
+/// further texts, `elsewhere` has a report for each of those places.
 #[derive(Debug)]
 pub(super) struct Report {
     message: String,

@@ -169,7 +169,7 @@ proptest! {
         let wanted = decisions(&run(&[&all]));
         prop_assert_eq!(&decisions(&run(&[&one, &other, &third])), &wanted);
         prop_assert_eq!(&decisions(&run(&[&third, &one, &other])), &wanted);
-        // The same runs once more change nothing but the count.
+        // Learning again from a run that was learnt before changes nothing but the count of runs.
         let once = run(&[&one, &other]);
         let again = from(&once, &one);
         prop_assert_eq!(&again.added, &[]);
