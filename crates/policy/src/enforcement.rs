@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn enforcement_lists_entry_of_when_once() {
+    fn enforcement_lists_entry_of_when_section_once() {
         assert_eq!(
             found(
                 "policy = 1\ndefault = 'allow'\n[msrs]\n0x6e0 = 'r'\n[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\n0x10 = 'r'"

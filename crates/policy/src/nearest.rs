@@ -21,7 +21,7 @@ const CONCEPTS: [&[&str]; 11] = [
     &["keep", "ignore", "preserve"],
 ];
 
-/// Returns the known word that stands in a row of [`CONCEPTS`] with this word.
+/// Returns the known word that stands in the same row of [`CONCEPTS`] as `word`.
 fn synonym<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let word = word.to_lowercase();
     let rows = CONCEPTS.iter().filter(|row| row.contains(&&*word));

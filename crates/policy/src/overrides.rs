@@ -6,16 +6,16 @@ use msrgate_program::{EntryId, MsrSet};
 
 use crate::policy::{Policy, Replaces, SourceId, When, WhenId};
 
-/// The text and the `[[when]]` of an entry. An override depends on these and on the MSRs. A policy
-/// has at most as many homes as files and `[[when]]`s, however many of its entries name the same
-/// MSRs.
+/// The text and the `[[when]]` that contain an entry. They and the entry's MSRs decide which
+/// entries it can override. A policy has at most as many homes as files and `[[when]]`s, however
+/// many of its entries name the same MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Home {
     source: SourceId,
     when: Option<WhenId>,
 }
 
-/// The entries that name the same MSRs, grouped by their home.
+/// The entries that name the same MSRs, grouped by their text and `[[when]]`.
 type Homes = BTreeMap<Home, Entries>;
 
 #[derive(Default)]
@@ -37,12 +37,12 @@ pub(crate) enum Effect {
 /// The entries of a policy that are overridden, and the entries that override them.
 #[derive(Default)]
 pub(crate) struct Overrides {
-    /// The index in `replacing`, by overridden entry.
+    /// For each overridden entry, the index of its list in `replacing`.
     replaced: HashMap<EntryId, usize>,
-    /// Lists of the entries that replace an entry. A list has one entry for each file and
-    /// `[[when]]`.
+    /// Lists of the entries that replace an overridden entry. A list has one entry for each file
+    /// and `[[when]]`.
     replacing: Vec<Box<[EntryId]>>,
-    /// The effects, by overriding entry.
+    /// The effect of each overriding entry.
     effects: HashMap<EntryId, Effect>,
 }
 
@@ -73,7 +73,8 @@ impl Overrides {
         overrides
     }
 
-    /// Records which entries are replaced, and by which, among the entries that name the same MSRs.
+    /// Records, for entries that name the same MSRs, the replaced entries and the entries that
+    /// replace them.
     fn between(&mut self, policy: &Policy, alike: &[WhenId], homes: &Homes) {
         let overriding = || homes.iter().filter(|(_, one)| !one.overriding.is_empty());
         let mut effects = BTreeMap::<Home, Effect>::new();
@@ -85,8 +86,9 @@ impl Overrides {
             if by.is_empty() {
                 continue;
             }
-            // An entry of the same `[[when]]` holds wherever the replaced entry would. If the
-            // replaced entry is outside of every `[[when]]`, so does another entry outside of them.
+            // If an overriding entry is in the same `[[when]]` as the replaced entry, the two hold
+            // on the same processors. The same is true if both entries are outside of every
+            // `[[when]]`.
             let effect = if by.iter().any(|by| by.when == home.when) {
                 Effect::ForGood
             } else {
@@ -110,7 +112,7 @@ impl Overrides {
         }
     }
 
-    /// Returns entries that replace this one: one for each file and `[[when]]`.
+    /// Returns the entries that replace this entry: one for each file and `[[when]]`.
     pub(crate) fn of_entry(&self, id: EntryId) -> impl Iterator<Item = EntryId> {
         let replacing = self.replaced.get(&id).map(|&place| &self.replacing[place]);
         replacing.into_iter().flatten().copied()
@@ -124,7 +126,7 @@ impl Overrides {
 
 /// Returns true if an entry with home `by` may replace an entry with home `home`. Any entry may
 /// replace an included entry for the same processors. An entry of a `[[when]]` may also replace an
-/// entry for all processors that is included or in its own text.
+/// entry for all processors, if that entry is included or in the same text.
 fn may_replace(policy: &Policy, first_alike: &[WhenId], by: Home, home: Home) -> bool {
     let is_included = policy.below[by.source.number()].contains(home.source);
     let is_general = by.when.is_some() && home.when.is_none();
@@ -134,7 +136,7 @@ fn may_replace(policy: &Policy, first_alike: &[WhenId], by: Home, home: Home) ->
 }
 
 /// Returns, for each `[[when]]`, the first `[[when]]` for the same processors. Each text has its
-/// own `[[when]]`s, but equal ones have the same effect.
+/// own `[[when]]`s, but `[[when]]`s for the same processors have the same effect.
 fn first_alike(policy: &Policy) -> Vec<WhenId> {
     let whens = policy.whens.iter();
     let first = |one: &When| policy.whens.iter().position(|first| first.cpus == one.cpus);
@@ -161,7 +163,7 @@ mod tests {
         }
     }
 
-    /// Returns true if one entry replaces the other, by the rule of the reference.
+    /// Returns true if the entry `by` replaces `entry`, by the rule that the reference states.
     fn replaces(policy: &Policy, by: &Entry, entry: &Entry) -> bool {
         let cpus = |one: &Entry| {
             one.when
@@ -175,8 +177,8 @@ mod tests {
                 || is_general && by.source() == entry.source())
     }
 
-    /// Returns, by the rule alone, the homes of the entries that replace an entry, and the entry's
-    /// own effect.
+    /// Returns what [`Overrides`] should find for an entry, by the reference's rule: the homes of
+    /// the entries that replace it, and the effect that the entry itself has as an override.
     fn by_the_rule(policy: &Policy, id: EntryId) -> (Vec<Home>, Option<Effect>) {
         let home = |id: EntryId| {
             let (source, when) = (policy.entry(id).source(), policy.entry(id).when);

@@ -10,13 +10,14 @@ use msrgate_program::{Action, DecidedBy, MsrRange, MsrSet, Rule, Rules, Variant}
 /// The maximum distance between MSRs of one cluster.
 const NEAR: u64 = 0x1000;
 
-/// The numbers of MSRs in one direction, by what happens to an access.
+/// The numbers of MSRs in one direction, counted by the result of an access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tally {
     /// MSRs whose accesses KVM handles.
     pub allowed: u64,
-    /// MSRs whose accesses get #GP, or end the call or the VM.
+    /// MSRs whose accesses are refused: the guest gets #GP, or the VMM ends the VM or the call that
+    /// the guest is serving.
     pub refused: u64,
     /// MSRs whose accesses a gate answers.
     pub answered: u64,
@@ -63,7 +64,7 @@ pub struct Overview {
 }
 
 impl Tally {
-    /// Counts these MSRs.
+    /// Counts these MSRs by the result of an access.
     fn of(table: &Rules, msrs: MsrRange, access: Access) -> Self {
         let mut tally = Self::default();
         for segment in table.within(msrs, access) {
@@ -179,7 +180,7 @@ fn ranges(variant: &Variant) -> Vec<MsrRange> {
 }
 
 /// Returns the filter's ranges, and the rules of entries that are no larger than such a range can
-/// be. Those that lie near each other are joined.
+/// be. Ranges and rules that lie near each other are joined.
 fn clusters(table: &Rules, ranges: &[MsrRange]) -> Vec<MsrRange> {
     let most = u64::from(Bitmap::MAX_COUNT);
     let segments = Access::ALL.iter().flat_map(|&access| table.of(access));
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn overview_of_empty_policy_has_only_the_dummy_range() {
+    fn overview_of_policy_without_entries_has_at_most_one_cluster() {
         let allow = compiled("policy = 1\ndefault = 'allow'");
         assert_eq!(overview(&allow.variants()[0]).clusters, []);
         let deny = compiled("policy = 1\ndefault = 'deny'");

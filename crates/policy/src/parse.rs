@@ -129,8 +129,8 @@ impl<'i> Reader<'i> {
         self.said.push(Said::default());
         self.heights.push(1);
         self.current = id;
-        // This check comes before the size is counted. A text that is not a policy may be secret,
-        // and the room that is left for other texts would reveal its size.
+        // This check comes before the size is counted. A text that is not a policy may be secret.
+        // If its size counted, later messages about the size limit would reveal it.
         if let Err(wrong) = judged(source.text()) {
             self.wrong_as_a_whole(wrong);
             return;
@@ -140,7 +140,8 @@ impl<'i> Reader<'i> {
         }
         let text = size::to_the_last_mistake(source.text());
         let (document, errors) = DeTable::parse_recoverable(text);
-        // The check of the head may have seen only the first digits of the version number.
+        // The check of the text's head may have been cut off within the version number, so the
+        // version is checked once more.
         if let Err(wrong) = language(document.get_ref(), &errors) {
             self.wrong_as_a_whole(wrong);
             return;
@@ -164,7 +165,8 @@ impl<'i> Reader<'i> {
             return;
         }
         let source = &self.sources[id.number()];
-        // The parser gives a value that it makes up for a missing one an empty place at offset 0.
+        // If a value is missing, the parser makes up a value. The made-up value has the offset 0
+        // and the length 0.
         let is_there = |at: At| {
             let is_nowhere = (at.span().offset(), at.span().len()) == (0, 0);
             at.source() == id && (is_nowhere || lines.contains(&source.place(at.span()).line))

@@ -288,8 +288,8 @@ impl Policy {
         let mut at = SourceId(0);
         while at != id && self.below[at.number()].contains(id) {
             way.push(self.text(at));
-            // The candidate with the most texts below it comes next: no other candidate lies
-            // between.
+            // Of the texts that lead to the included text, the one with the most texts below it
+            // comes next: no other one lies between.
             let below = &self.below[at.number()];
             let next = (0..self.sources.len())
                 .map(SourceId::new)

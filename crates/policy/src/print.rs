@@ -139,8 +139,8 @@ pub(crate) fn cpus(cpus: &CpuSet) -> Value {
 
 /// Returns the entries of `[msrs]`, or of one `[when.msrs]`.
 fn entries(policy: &Policy, overrides: &Overrides, when: Option<WhenId>) -> Vec<EntryText> {
-    // An entry of the same `[[when]]` holds wherever this entry would. If this entry is outside of
-    // every `[[when]]`, so does another entry outside of them.
+    // If an overriding entry is in the same `[[when]]` as this entry, the two hold on the same
+    // processors. The same is true if both entries are outside of every `[[when]]`.
     let is_gone = |id: EntryId| {
         let mut by = overrides.of_entry(id);
         by.any(|by| policy.entry(by).when == policy.entry(id).when)

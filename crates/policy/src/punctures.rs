@@ -16,8 +16,8 @@ use crate::policy::{Policy, SourceSet};
 use crate::remedy::{Limit, Limits, Remedies, Remedy};
 use crate::resolve::variants;
 
-/// A narrow entry that loosens part of a wider entry, whose text does not know of the narrow
-/// entry.
+/// A narrow entry that loosens part of a wider entry. The author of the wider entry's text need not
+/// know of the narrow entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Puncture {
     /// The wider entry.
@@ -31,13 +31,14 @@ pub(crate) struct Puncture {
     pub(crate) remedy: Rc<Remedy>,
 }
 
-/// The number of punctures after which only the first puncture of each wider entry is kept. The
-/// number of punctures then grows with the number of entries, not with the number of pairs of
-/// entries.
+/// The maximum number of punctures. Beyond the maximum, only the first puncture of each wider entry
+/// is kept, so that the number of punctures grows with the number of entries, not with the number
+/// of pairs of entries.
 const MAX_PUNCTURES: usize = 10_000;
 
-/// The number of ranges after which a puncture that has a range gets no further ones. Without this
-/// limit, 250 texts with similar entries for 60,000 MSRs each would have 30 million ranges.
+/// The maximum number of ranges in all punctures together. Beyond the maximum, a puncture gets one
+/// range in each direction. Without this limit, 250 texts with similar entries for 60,000 MSRs each
+/// would have 30 million ranges.
 const MAX_STRETCHES: usize = 250_000;
 
 /// The MSRs for which one entry loosens another, by direction.
@@ -46,9 +47,9 @@ type Places = [Vec<MsrRange>; 2];
 /// The punctures found so far.
 #[derive(Default)]
 struct Found {
-    /// The MSRs, by wider entry and narrower entry.
+    /// The loosened MSRs, by wider entry and narrower entry.
     places: BTreeMap<(EntryId, EntryId), Places>,
-    /// The wider entries.
+    /// The wider entries that have a puncture.
     wide: HashSet<EntryId>,
     /// The number of all ranges.
     stretches: usize,
@@ -87,10 +88,10 @@ impl Found {
 
 /// Returns the punctures of a policy, in the order of the wider entries.
 ///
-/// An entry loosens a wider one if its action is not [`Comparison::NoLooser`]. An entry in the text
-/// of the wider entry, or in a text that includes that text, is not a puncture, but an exception
-/// that its author intends. The author of such a text also intends an entry whose action the text
-/// repeats, for the same MSRs or for more.
+/// A narrow entry loosens a wider entry if its action, compared with the wider entry's, is not
+/// [`Comparison::NoLooser`]. An entry in the text of the wider entry, or in a text that includes
+/// that text, is not a puncture, but an exception that its author intends. The author of such a
+/// text also intends an entry whose action the text repeats, for the same MSRs or for more.
 ///
 /// After the first 10,000 punctures, only the first puncture of each further wider entry is added.
 /// After the first 250,000 ranges, each direction of a puncture gets only one.
@@ -116,7 +117,7 @@ pub(crate) fn punctures(compiled: &Compiled) -> Vec<Puncture> {
     found.into_iter().map(puncture).collect()
 }
 
-/// Returns the MSRs for which entries loosen wider ones, on all processors together.
+/// Returns the MSRs for which narrow entries loosen wider entries, on all processors together.
 fn found(policy: &Policy) -> Found {
     let ways = variants(policy);
     let mut counts = vec![0; policy.entries().len()];
@@ -184,7 +185,9 @@ fn closing<'p>(
         }
     }
     let remedy = |(msrs, (narrow, mut bases, limits)): (_, (_, Vec<_>, _))| {
-        // A line that holds for all processors closes the punctures on each of them.
+        // A line outside of every `[[when]]` closes the punctures on all processors. A line for
+        // some processors is then needed only where an included entry holds on just these
+        // processors.
         if bases.contains(&None) {
             let is_narrow = |&place: &Option<_>| remedies.has_included(policy.entry(narrow), place);
             bases.retain(|place| place.is_none() || is_narrow(place));
@@ -195,8 +198,8 @@ fn closing<'p>(
     by_msrs.into_iter().map(remedy).collect()
 }
 
-/// Returns a limit that satisfies both: the stricter action, or deny if neither action is known to
-/// be stricter.
+/// Returns a limit that is at least as strict as both limits: the stricter action, or deny if
+/// neither action is known to be stricter.
 fn stricter<'a>(one: Limit<'a>, other: Limit<'a>) -> Limit<'a> {
     let (first, second) = (one.action(), other.action());
     let action = if first.compared_with(second) == Comparison::NoLooser {
@@ -235,7 +238,7 @@ fn edges(policy: &Policy, access: Access) -> Vec<(u64, Edge, EntryId)> {
     edges
 }
 
-/// The variants on which an entry holds, seen from one variant.
+/// The variants on which an entry holds, from the point of view of one variant.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Holding {
     /// The entry does not hold on this variant.
@@ -246,7 +249,7 @@ enum Holding {
     Everywhere,
 }
 
-/// The number of an entry's MSRs, and the entry. Of two entries, the one that sorts first decides.
+/// The number of an entry's MSRs, and the entry. The entry with the smallest place decides.
 type Place = (u64, EntryId);
 
 /// A walk over the MSRs from 0 up, with the entries of each text that contain the current MSR.
@@ -255,20 +258,21 @@ struct Sweep<'p> {
     access: Access,
     /// The variants on which each entry holds, indexed by the entry's number.
     holding: &'p [Holding],
-    /// The open entries of each text, the smallest first.
+    /// The entries of each text that contain the current MSR, the smallest entry first.
     open: Vec<BTreeSet<Place>>,
-    /// The smallest open entry of each text: the entry that would decide if the text stood alone.
+    /// For each text, the smallest entry that contains the current MSR. This entry would decide if
+    /// the text stood alone.
     views: BTreeSet<Place>,
-    /// The actions of the views, each with the number of views that have it.
+    /// The actions of the entries in `views`, each with the number of entries that have it.
     said: BTreeMap<&'p Action, usize>,
-    /// The number of open entries that do not hold on every variant.
+    /// The number of entries that contain the current MSR and do not hold on every variant.
     special: usize,
 }
 
 impl<'p> Sweep<'p> {
-    /// Runs the walk. `looked` has the ranges that the walk of an earlier variant compared while
-    /// all open entries held on every variant. This walk would find the same there, so it skips
-    /// them.
+    /// Runs the walk. `looked` has the ranges that earlier walks, for other variants, compared
+    /// where all entries that contain the MSRs hold on every variant. This walk would find the same
+    /// punctures there, so it skips these ranges.
     fn run(
         mut self,
         edges: &[(u64, Edge, EntryId)],
@@ -298,7 +302,7 @@ impl<'p> Sweep<'p> {
         }
     }
 
-    /// Opens or closes an entry.
+    /// Starts or ends an entry: the walk enters or leaves the entry's MSRs.
     fn cross(&mut self, edge: Edge, id: EntryId) {
         let entry = self.policy.entry(id);
         let place = (entry.msrs().count(), id);
@@ -345,7 +349,8 @@ impl<'p> Sweep<'p> {
         })
     }
 
-    /// Compares the deciding action for these MSRs with the action of each other text.
+    /// Compares the deciding action for these MSRs with the action of each text that does not
+    /// decide.
     fn look(&self, msrs: MsrRange, found: &mut Found) {
         let mut views = self.views.iter().copied();
         let Some(narrow) = views.next() else {
@@ -355,8 +360,8 @@ impl<'p> Sweep<'p> {
             return;
         };
         let source = |(_, id): Place| self.policy.entry(id).source();
-        // If a text accepts the deciding action, the texts that it includes have to accept the
-        // action, too.
+        // Texts that cannot have a puncture here: if the author of a text accepts the deciding
+        // action, the texts that it includes cannot object.
         let mut bearing = SourceSet::default();
         bearing.extend(self.policy.below[source(narrow).number()]);
         for wide in views {

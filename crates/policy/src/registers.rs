@@ -79,9 +79,9 @@ pub struct Register {
     pub aliases: &'static [&'static str],
     /// The vendor whose processors or hypervisor have the register.
     pub vendor: Vendor,
-    /// The description, in at most 90 bytes; empty if no source has one.
+    /// The description, in at most 90 bytes; empty if no list of registers has one.
     pub summary: &'static str,
-    /// The sources that name the register.
+    /// The lists that name the register.
     pub sources: Sources,
 }
 

@@ -1,4 +1,5 @@
-//! Remedies: entries that a policy needs so that an included entry no longer loosens something.
+//! Remedies: entries that a policy needs so that an included entry no longer loosens a wider entry
+//! or a final entry.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -46,8 +47,8 @@ impl Remedy {
 /// The processors of an entry: those of its `[[when]]`; `None` for all.
 type Place<'p> = Option<&'p CpuSet>;
 
-/// The action of a line in one direction, with its origin. If two lines contradict each other on a
-/// processor, the one with the lesser origin gives way.
+/// The action of a remedy's line in one direction, with the origin of the action. If two lines
+/// contradict each other on a processor, the line whose action has the lesser origin gives way.
 #[derive(Clone, Copy)]
 struct Said<'a> {
     action: &'a Action,
@@ -56,14 +57,14 @@ struct Said<'a> {
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
-    /// The wider entry, which is loosened.
+    /// The action is that of the wider entry, which an included entry loosens.
     Limit,
-    /// An entry that holds for all processors, and that a line of a `[[when]]` replaces on the
-    /// processors of the `[[when]]`.
+    /// The action is that of an entry for all processors. A line of a `[[when]]` replaces the entry
+    /// on the processors of the `[[when]]`.
     General,
-    /// An included entry of the same processors.
+    /// The action is that of an included entry for the same processors as the line.
     Here,
-    /// An entry of the policy itself.
+    /// The action is that of an entry of the policy itself.
     Own,
 }
 
@@ -72,9 +73,9 @@ enum Origin {
 pub(crate) enum Limit<'a> {
     /// The action of a wider entry that is loosened.
     Loosened(&'a Action),
-    /// The action of a wider entry that is loosened in the other direction only. An included entry
-    /// may still be looser in this direction, if a narrower entry hides that entry. The line then
-    /// inherits instead of repeating the looser action.
+    /// The action of a wider entry that is loosened in the other direction only. A narrower entry
+    /// may hide an included entry that would loosen this direction, too. A remedy's line then
+    /// inherits this direction instead of repeating the looser action.
     Whole(&'a Action),
 }
 
@@ -126,19 +127,20 @@ impl<'p> Remedies<'p> {
         Some(self.policy.whens[when.number()].cpus())
     }
 
-    /// Returns the processors for the line against `loose`, which loosens `fixed`. Only an entry
-    /// for the same processors can replace an entry of a `[[when]]`.
+    /// Returns the processors for the line that stops `loose` from loosening `fixed`: those of
+    /// `loose`, or those of `fixed` if `loose` holds on all. Only a line for the same processors
+    /// can replace an entry of a `[[when]]`.
     pub(crate) fn base(&self, loose: &Entry, fixed: &Entry) -> Place<'p> {
         self.place(loose).or(self.place(fixed))
     }
 
     /// Returns the entries that replace `loose` and the other included entries of its MSRs.
     ///
-    /// There is one entry for each place in `bases`, and one for each further place at which an
-    /// entry of these MSRs would contradict one of them. The entries repeat the actions that hold
-    /// already, except for actions that are looser than `limits`. In a direction in which another
-    /// entry contradicts its action, an entry inherits; it replaces the included entries
-    /// nevertheless.
+    /// There is one new entry for each set of processors in `bases`. There is one more for each
+    /// further `[[when]]` whose entry for these MSRs would contradict a new entry. The new entries
+    /// repeat the actions that hold already, except for actions that are looser than `limits`. If
+    /// another entry contradicts a new entry in one direction, the new entry inherits that
+    /// direction. It replaces the included entries nevertheless.
     pub(crate) fn against(
         &self,
         loose: &'p Entry,
@@ -178,19 +180,20 @@ impl<'p> Remedies<'p> {
         all.map(|&id| (id, self.policy.entry(id)))
     }
 
-    /// Returns true if an included entry with the MSRs of `one` has this place.
+    /// Returns true if there is an included entry with the MSRs of `one` and for the processors
+    /// `place`.
     pub(crate) fn has_included(&self, one: &Entry, place: Place<'p>) -> bool {
         let mut all = self.of_msrs(one).map(|(_, entry)| entry);
         all.any(|entry| entry.source() != OWN && self.place(entry) == place)
     }
 
-    /// Returns true if an entry of one of these places replaces this one.
+    /// Returns true if an entry for one of these sets of processors replaces this entry.
     fn is_replaced(&self, id: EntryId, places: &[Place<'p>]) -> bool {
         let mut by = self.overrides.of_entry(id);
         by.any(|by| places.contains(&self.place(self.policy.entry(by))))
     }
 
-    /// Returns the line for some processors.
+    /// Returns the remedy's line for the processors `place`.
     fn row(&self, loose: &Entry, place: Place<'p>, bounds: &Bounds<'_, 'p>) -> Row<'p> {
         let is_base = bounds.bases.contains(&place);
         let said = |access: Access| {
@@ -212,9 +215,9 @@ impl<'p> Remedies<'p> {
         }
     }
 
-    /// Returns the action of an entry of this place, and true if the entry is the policy's own. The
-    /// policy's own entries are preferred. Entries that an entry of a place in `replacing` replaces
-    /// do not count.
+    /// Returns the action of an entry for the processors `place`, and true if the entry is the
+    /// policy's own. An entry of the policy's own text is preferred. An entry does not count if an
+    /// entry for one of the processor sets in `replacing` replaces it.
     fn said(
         &self,
         loose: &Entry,
@@ -230,7 +233,8 @@ impl<'p> Remedies<'p> {
         speaking.max_by_key(|(_, is_own)| *is_own)
     }
 
-    /// Returns the processors of an entry that contradicts a row and may have a line of its own.
+    /// Returns the processors of an entry that contradicts a line of the remedy, and that needs a
+    /// line of its own.
     fn contradicting(&self, loose: &Entry, rows: &[Row<'p>]) -> Option<Place<'p>> {
         let mut others = self.of_msrs(loose).filter(|&(id, entry)| {
             let place = self.place(entry);
@@ -251,8 +255,8 @@ impl<'p> Remedies<'p> {
         other.map(|(_, entry)| self.place(entry))
     }
 
-    /// Makes lines inherit if they contradict a line of another `[[when]]`, or an entry of the
-    /// policy that stays.
+    /// Makes a line inherit if it contradicts a line of another `[[when]]`, or an entry that stays
+    /// in the policy.
     fn reconcile(&self, loose: &Entry, rows: &mut Vec<Row<'p>>) {
         let own = self.of_msrs(loose).filter_map(|(_, entry)| {
             let place = self.place(entry);
@@ -311,7 +315,7 @@ impl<'p> Remedies<'p> {
     }
 }
 
-/// The bounds of the lines of one remedy.
+/// The data that bound the actions of the lines of one remedy.
 struct Bounds<'b, 'p> {
     bases: &'b [Place<'p>],
     limits: Limits<'p>,
@@ -321,7 +325,8 @@ struct Bounds<'b, 'p> {
 }
 
 impl<'p> Bounds<'_, 'p> {
-    /// Returns the action of a line. `found` is the action that holds so far, if there is one.
+    /// Returns the action of a line in one direction. `found` is the action that holds before the
+    /// remedy, if there is one.
     fn bounded(
         &self,
         found: Option<(&'p Action, Origin)>,
@@ -335,7 +340,7 @@ impl<'p> Bounds<'_, 'p> {
         });
         if let Some((action, origin)) = found {
             let is_kept = limit.is_none_or(|limit| no_looser(action, limit.action()));
-            // An exception in the policy's own text is intended.
+            // An exception in the policy's own text is intended, so its action is kept.
             let is_meant = origin == Origin::Own && (!is_base || loosened.is_none());
             if is_kept || is_meant {
                 return Some(Said { action, origin });
@@ -362,7 +367,7 @@ fn disagree(row: &Row<'_>, entry: &Entry) -> bool {
     })
 }
 
-/// Returns true if some processor belongs to both places.
+/// Returns true if some processor may belong to both sets of processors.
 fn may_meet(one: Place<'_>, other: Place<'_>) -> bool {
     let (Some(one), Some(other)) = (one, other) else {
         return true;
@@ -407,8 +412,8 @@ fn crossed(policy: &Policy, access: Access) -> HashSet<&MsrSet> {
         }
     }
     let ranges: Vec<_> = ranges.into_iter().map(Entry::msrs).collect();
-    // The search runs once from the left and once from the right. Each run finds, of two ranges
-    // that overlap in part, the one that it meets second.
+    // Each run finds one of two ranges that overlap in part: the range that the run meets second.
+    // So one run goes from the left, and one from the right.
     crossed.extend(ended_within(&ranges, |msrs| {
         let range = msrs.as_range()?;
         Some((

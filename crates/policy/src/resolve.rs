@@ -101,7 +101,7 @@ fn resolve(
     };
     let mut mistakes = parsed.mistakes;
     mistakes.retain(|mistake: &Mistake| !these(&mistake.wrong));
-    // A policy beyond a limit has entries that were not read.
+    // If a policy exceeds a limit, some of its entries were not read.
     let is_limit = |mistake: &Mistake| {
         matches!(
             mistake.wrong,

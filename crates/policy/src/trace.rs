@@ -69,12 +69,13 @@ pub enum Line {
     /// An access that went to user space: an event `kvm_userspace_exit` of reason 29 or 30 (S1.3).
     /// The kernel records these events without the MSR.
     Deflected(Access),
-    /// Another event.
+    /// An event that is not an access.
     Other,
-    /// Another event, which shows that a vCPU runs a nested guest, such as `kvm_nested_vmenter`.
+    /// An event that is not an access, and shows that a vCPU runs a nested guest, such as
+    /// `kvm_nested_vmenter`.
     Nested,
-    /// A note that this many events are missing from the trace here. An unknown number counts as
-    /// one.
+    /// A note that this many events are missing from the trace here. If the number is unknown, it
+    /// is 1.
     Lost(u64),
     /// The heading of a trace, which counts the events that follow and the events that were
     /// overwritten in the tracer's buffer before the buffer was read. Some kernels report the

@@ -58,7 +58,7 @@ fn forward_excludes_registers_that_act_differently_for_host() {
         "IA32_U_CET",
         "IA32_S_CET",
         "IA32_PL0_SSP",
-        // Only the host may write these.
+        // Only the host may write these registers.
         "IA32_ARCH_CAPABILITIES",
         "IA32_PERF_CAPABILITIES",
         "MSR_PLATFORM_INFO",
@@ -69,7 +69,7 @@ fn forward_excludes_registers_that_act_differently_for_host() {
         "IA32_FEATURE_CONTROL",
         "IA32_PERF_GLOBAL_STATUS",
         "MSR_AMD64_DE_CFG",
-        // A write of the host has another effect.
+        // A write of the host to these registers has another effect than a write of the guest.
         "IA32_TIME_STAMP_COUNTER",
         "IA32_TSC_ADJUST",
         "IA32_APIC_BASE",

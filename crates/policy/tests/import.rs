@@ -56,7 +56,8 @@ proptest! {
             }
         }
         let (again, unsaid) = again(&program.encode(), Format::Program);
-        // Only the first variant is imported; the import names the differences of the others.
+        // Only the first variant is imported; the import names the differences of the other
+        // variants.
         let others = program.variants().len() - 1;
         prop_assert!(unsaid >= others);
         let first = program.variants()[0].example();

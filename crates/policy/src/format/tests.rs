@@ -203,7 +203,7 @@ fn format_reports_canonical_form_beyond_limit() {
 
 /// If the first entry of a paragraph becomes a table, the next entry begins the paragraph.
 #[test]
-fn format_keeps_paragraphs_separate() {
+fn format_keeps_paragraph_whose_first_entry_becomes_table() {
     let why = "x".repeat(110);
     let head = "policy  = 1\ndefault = \"deny\"\n\n[msrs]\n0x10 = \"r\"\n\n";
     let long = format!("0x11 = {{ read = \"allow\", write = \"deny\", why = \"{why}\" }}\n");

@@ -261,7 +261,7 @@ fn import_keeps_hostile_text_within_comments() {
 }
 
 #[test]
-fn import_with_given_format_does_not_detect() {
+fn import_with_given_format_skips_detection() {
     let log = b"kvm [1]: vcpu0 unhandled rdmsr: 0x611\n";
     assert_eq!(import(log, None).unwrap().format, Format::KernelLog);
     let forced = import(log, Some(Format::MsrSafe)).unwrap();
@@ -381,7 +381,7 @@ proptest! {
 /// The function `difference`, with which these tests compare filters, finds a difference of one
 /// bit.
 #[test]
-fn import_oracle_sees_single_bit_difference() {
+fn import_test_comparison_finds_single_bit_difference() {
     let one = |allowed| {
         let bitmap = Bitmap::from_fn(3, |offset| offset != 1 || allowed).unwrap();
         let range = Range::new(Accesses::Write, MsrIndex::new(0x10), bitmap);

@@ -15,7 +15,7 @@ use crate::policy::{Entry, Firmness, OWN, Policy};
 use crate::resolve::parse;
 use crate::source::Source;
 
-/// The comment above the learnt entries for accesses that KVM itself refused, without any policy.
+/// The comment above the learnt entries for MSRs that KVM does not know.
 const REFUSED: &str =
     "# KVM itself refused these accesses with #GP where they were learnt, and the guest went on.";
 
@@ -95,7 +95,7 @@ impl<'s> Plan<'s> {
         let mut plan = Self::default();
         for ((index, access), seen) in by_access {
             // The fate that counts is the best one: if KVM carried out the access once, then KVM
-            // has the register.
+            // knows the register.
             let fate = seen.iter().map(|one| one.fate).min().unwrap_or(Fate::Done);
             match standing(before, index, access, fate) {
                 Standing::Met => {}

@@ -378,7 +378,8 @@ const EXAMPLES: [(&str, &str); 5] = [
     ("register", REGISTER),
 ];
 
-/// Returns an example of both directions for a word that cannot be the whole value of an entry.
+/// Returns an example that sets both directions, for a word that cannot be the whole value of an
+/// entry, such as `kill`.
 fn of_one_direction(word: &str) -> Option<String> {
     match word {
         "kill" => Some("read = \"kill\", write = \"kill\"".to_owned()),

@@ -204,7 +204,7 @@ impl Word<'_> {
     }
 }
 
-/// Returns a value in quotes, if it is a word without quotes.
+/// Returns `value` in quotes if it is a word without quotes; otherwise returns `value` unchanged.
 fn in_quotes(value: &str) -> String {
     let starts = value.starts_with(|first: char| first.is_ascii_alphabetic());
     if starts && value.bytes().all(is_bare) && !["true", "false"].contains(&value) {
@@ -256,7 +256,7 @@ fn words(line: &str) -> Vec<Word<'_>> {
     words
 }
 
-/// Returns the end of a value without quotes. Blanks within the value belong to it.
+/// Returns the offset at which a value without quotes ends. Blanks within the value belong to it.
 fn end_of_value(line: &str, start: usize) -> usize {
     let rest = &line[start..];
     let value = rest.split([',', '}', ']', '#', '"']).next().unwrap_or(rest);

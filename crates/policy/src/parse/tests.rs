@@ -122,10 +122,10 @@ fn parse_reports_conflicting_entries_together() {
     ));
 }
 
-/// A conflict with an equal entry is found, although a wider entry that ends at the same MSR comes
-/// before that entry.
+/// The third entry contradicts the second one, which has the same MSRs. The conflict is found,
+/// although the first entry ends at the same MSR, too.
 #[test]
-fn parse_finds_equal_entry_behind_wider_one() {
+fn parse_finds_conflict_with_equal_entry_behind_wider_one() {
     let text = "policy = 1\ndefault = \"deny\"\n[msrs]\n\
                 \"0x0..=0x10\" = \"none\"\n\"0x5..=0x10\" = \"none\"\n\"0x05..=0x10\" = \"rw\"\n";
     assert!(parse(&Source::new("policy.toml", text), &mut NoIncludes).is_err());
@@ -186,8 +186,9 @@ fn parse_limits_number_of_variants() {
     };
     sound(&text(120));
     let mistakes = parse(&Source::new("policy.toml", &text(130)), &mut NoIncludes);
-    // One vendor stands for all. Each of the 130 families counts twice, because the family after it
-    // differs; all models and all steppings count.
+    // The number of kinds of processors is the product of three numbers: 260 families, 256 models
+    // and 16 steppings. Each of the 130 named families counts twice, because the next higher family
+    // is another kind. No vendor is named.
     let (what, limit) = (
         "kinds of processors that its `[[when]]`s tell apart",
         1 << 20,

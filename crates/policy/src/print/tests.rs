@@ -56,7 +56,8 @@ fn check(resolved: &ResolvedPolicy) {
     assert_eq!(meaning(&again), meaning(resolved), "{text}");
     assert_eq!(print(again.policy()), text);
     let formatted = format(&Source::new("policy.toml", &text)).expect("no mistakes");
-    // Formatting changes at most the spelling of keys, so the number of lines stays.
+    // Formatting the printed text changes at most the spelling of keys, so the number of lines
+    // stays the same.
     assert_eq!(formatted.lines().count(), text.lines().count(), "{text}");
 }
 
@@ -114,7 +115,8 @@ proptest! {
     ) {
         const SAYS: [&str; 9] = ["\"allow\"", "\"deny\"", "\"kill\"", "\"inherit\"", "{ handler = 'x' }", "{ device = 'microcode' }", "\"ignore\"", "{ value = 3 }", "{ register = { reset = 1, mask = 2 } }"];
         let mut text = "policy = 1\ndefault = \"deny\"\n[msrs]\n".to_owned();
-        // The string is short enough for the one line from which it is read.
+        // The string is cut to 900 characters, so that its line stays below the maximum length of a
+        // line.
         let why = string(&why.chars().take(900).collect::<String>());
         for (first, count, read_says, write_says) in entries {
             let before = text.len();

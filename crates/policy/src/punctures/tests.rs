@@ -22,8 +22,8 @@ fn compiled(text: &str, files: &[(&str, &str)]) -> Compiled {
     compile(policy.unwrap_or_else(|mistakes| panic!("{text}: {mistakes:?}"))).expect("it fits")
 }
 
-/// Returns each puncture: the wider entry, the narrower one and its text, the MSRs, and the line
-/// that closes it.
+/// Returns each puncture: the wider entry, the narrower one and its text, the MSRs, and the line of
+/// the policy that closes the puncture.
 fn found(text: &str, files: &[(&str, &str)]) -> Vec<String> {
     let compiled = compiled(text, files);
     let policy = compiled.policy();
@@ -183,7 +183,7 @@ fn punctures_of_when_entries_are_found_on_their_processors() {
     );
     assert_eq!(remedy(&text, &general), place);
     assert_eq!(remedy(&format!("{HEAD}{wide}"), &of_when), place);
-    // No processor satisfies both.
+    // No processor is both of Intel and of AMD.
     let other = general_amd();
     assert_eq!(found(&text, &other), [""; 0]);
 }
@@ -236,7 +236,8 @@ fn remedy_for_entry_repeated_in_whens_has_line_for_each() {
     assert_eq!(advice.collect::<BTreeSet<_>>(), BTreeSet::from([expected]));
     let closed = format!("{broken}{line}\n{}", when(family, line));
     assert_eq!(found(&closed, &guest), [""; 0]);
-    // The policy's own exception for some processors stays, and no line contradicts it.
+    // The policy's own exception for some processors stays, and no line of the remedy contradicts
+    // it.
     let amd = "{ vendor = [\"AuthenticAMD\"] }";
     let guest = self::guest(&when(amd, "0x611 = 'r'"));
     let text = format!(
@@ -270,8 +271,8 @@ fn remedy_for_partly_overlapping_entry_inherits() {
     assert_eq!(found(&format!("{text}{}", lines.concat()), &guest), [""; 0]);
 }
 
-/// If two texts have a wider entry each, the remedy is as strict as both entries, and closes both
-/// punctures.
+/// If two texts have a wider entry each, the remedy is at least as strict as either entry, and
+/// closes both punctures.
 #[test]
 fn remedy_is_as_strict_as_strictest_wider_entry() {
     let files = [
@@ -289,7 +290,8 @@ fn remedy_is_as_strict_as_strictest_wider_entry() {
     assert!(of_guest.iter().all(|one| one.ends_with(line)), "{all:?}");
 }
 
-/// An override replaces all included entries of its MSRs, so they share one line.
+/// An override replaces all included entries of its MSRs, so the remedies for these entries share
+/// one line.
 #[test]
 fn remedies_for_same_msrs_share_one_line() {
     let files = [
@@ -312,7 +314,7 @@ fn remedies_for_same_msrs_share_one_line() {
     assert_eq!(found(&format!("{text}{line}\n"), &files), [""; 0]);
 }
 
-/// The pasted line does not restore an entry that an included override replaced.
+/// The line of a remedy does not restore an entry that an included override replaced.
 #[test]
 fn remedy_omits_entry_replaced_by_included_override() {
     let files = [
@@ -401,7 +403,7 @@ fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
         own_extents(&text, &reads),
         ["0x610..=0x611 partly 0x610 0x611"]
     );
-    // The wider entry is a mask, and the included entries do something else.
+    // The wider entry is a mask, and the included entries have other actions.
     let masks = guest("IA32_STAR = { read = 'allow', write = 'pin' }\nIA32_LSTAR = 'rw'\n");
     let text = format!(
         "{HEAD}'IA32_STAR..=IA32_LSTAR' = {{ read = 'allow', write = {{ mask = 0xff }} }}\n"
@@ -472,7 +474,7 @@ fn puncture_warnings_on_own_entries_come_first() {
         assert_eq!(&keys[..own.len()], own, "{code}");
         assert!(keys.len() > 10, "{code}");
     }
-    // The first puncture of an entry comes before the others.
+    // The first puncture of a wider entry comes before its further punctures.
     let text = "policy = 1\ndefault = 'deny'\ninclude = ['open.toml']\n[msrs]\n'0x40000000..=0x400000ff' = 'none'\n'0x610..=0x617' = 'none'\n";
     let compiled = self::compiled(text, &files);
     let warnings = crate::lint::of_policy(&compiled);
@@ -524,7 +526,7 @@ fn punctures_of_many_texts_are_limited() {
     let text = format!("policy = 1\ndefault = 'deny'\ninclude = [\n{included}]\n");
     let compiled = compiled(&text, &texts);
     let found = punctures(&compiled);
-    // The limit, and the first puncture of one more wide entry.
+    // The number is the limit, plus one: the first puncture of a further wide entry.
     assert_eq!(found.len(), MAX_PUNCTURES + 1);
     let key = |id| compiled.policy().entry(id).key();
     let mut pairs = found.iter().map(|one| (key(one.wide), key(one.narrow)));
@@ -569,10 +571,10 @@ fn puncture_ranges_are_limited_but_every_entry_is_listed() {
     assert_eq!(partly.count(), WIDE);
 }
 
-/// The puncture of an entry in a `[[when]]` is found, although the same MSRs were compared before,
-/// for the processors on which that entry does not hold.
+/// A narrow entry punctures a wider entry in a `[[when]]`. The puncture is found, although the walk
+/// for other processors has compared the same MSRs before.
 #[test]
-fn puncture_in_when_entry_is_found_beside_general_one() {
+fn puncture_in_when_is_found_at_msrs_compared_before() {
     let other = "policy = 1\n[[when]]\ncpu = { model = 1 }\n[when.msrs]\n'0x0..=0x2f' = 'none'\n";
     let files = [
         ("guest.toml", "policy = 1\n[msrs]\n0x10 = 'r'\n"),

@@ -32,8 +32,8 @@ impl Decoded {
             .map(move |field| (field, field.of(value)))
     }
 
-    /// Returns the bits that are set and that no field covers: reserved bits, or bits that no
-    /// source describes.
+    /// Returns the bits that are set and that no field covers: reserved bits, or bits that no list
+    /// of registers describes.
     #[must_use]
     pub fn undescribed(&self) -> u64 {
         let described = self
@@ -46,8 +46,8 @@ impl Decoded {
 
 impl Register {
     /// The bit fields, in the order of their lowest bits. The list is empty for most registers,
-    /// because no source lists their fields. Bits that no field covers are reserved, or not
-    /// described.
+    /// because no list of registers has their fields. Bits that no field covers are reserved, or
+    /// not described.
     #[must_use]
     pub fn fields(&self) -> &'static [Field] {
         match FIELDS.binary_search_by_key(&self.index, |(index, _)| *index) {

@@ -8,9 +8,9 @@ pub struct Field {
     pub low: u8,
     /// The highest bit, at most 63; `low` for a field of one bit.
     pub high: u8,
-    /// The name that the source uses.
+    /// The field's name in the list of registers from which it comes.
     pub name: &'static str,
-    /// The description, in at most 90 bytes; empty if the source has none.
+    /// The description, in at most 90 bytes; empty if the list of registers has none.
     pub summary: &'static str,
 }
 

@@ -17,14 +17,14 @@ pub enum Named {
     /// One register.
     One(&'static Register),
     /// Registers of different processor families that share the name, sorted by index: at least
-    /// two. No source of higher rank, such as the SDM's list of architectural MSRs, has the name.
+    /// two. No list of higher rank, such as the SDM's list of architectural MSRs, has the name.
     /// Each register also has a name of its own.
     Several(Vec<&'static Register>),
     /// No register. The list has similar names, closest first, and may be empty.
     None(Vec<&'static str>),
 }
 
-/// Returns the register with this index, if a source names it.
+/// Returns the register with this index. `None`: the register table has no name for the index.
 #[must_use]
 pub fn by_index(index: MsrIndex) -> Option<&'static Register> {
     let place = TABLE.binary_search_by_key(&index, |register| register.index);

@@ -55,7 +55,7 @@ impl fmt::Display for Reach {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Gap {
-    /// The name. Except for gaps of use, the name is the word for a policy's `accept`.
+    /// The name. Except for gaps of use, a policy accepts the gap by this name in its `accept`.
     pub name: &'static str,
     /// The kind: the operation about which KVM does not ask the filter.
     pub kind: GapKind,
@@ -75,10 +75,11 @@ pub struct Gap {
 pub enum GapKind {
     /// RDMSR or WRMSR, or a list of MSRs that stands for them.
     Access,
-    /// Writes by other instructions than WRMSR into a register whose writes a policy may restrict
+    /// Writes by instructions other than WRMSR into a register whose writes a policy may restrict
     /// by `mask`, `pin` or `sticky`. These actions restrict WRMSR only.
     Change,
-    /// Other uses of the register by other instructions.
+    /// Uses of the register by instructions other than RDMSR and WRMSR, except for the writes that
+    /// [`Self::Change`] covers.
     Use,
 }
 
@@ -136,7 +137,8 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// Returns the reach of a mainline filter to `access` of `index`. The MSR need not have a name.
+/// Returns the extent to which a mainline kernel asks a filter about `access` of the MSR `index`.
+/// The MSR need not have a name.
 #[must_use]
 pub fn reach(index: MsrIndex, access: Access) -> Reach {
     let mut exempt = table::EXEMPT.iter();
@@ -145,8 +147,8 @@ pub fn reach(index: MsrIndex, access: Access) -> Reach {
         .map_or(Reach::Enforced, |row| row.reach)
 }
 
-/// Returns the parts of `msrs` that a filter does not reach fully, each with its reach. A part may
-/// come several times if several rows of the table have it.
+/// Returns the parts of `msrs` for which KVM does not ask a filter about every access, each with
+/// its reach. A part may come several times if several rows of the table have it.
 pub(crate) fn exempt(msrs: MsrRange, access: Access) -> impl Iterator<Item = (MsrRange, Reach)> {
     let rows = table::EXEMPT.iter();
     rows.filter(move |row| row.accesses.contain(access))
@@ -170,7 +172,8 @@ pub fn uses(index: MsrIndex) -> impl Iterator<Item = &'static Gap> {
         .map(|(gap, _)| gap)
 }
 
-/// Returns the gaps of access that any register has in some VMs, by the VM's CPUID or type.
+/// Returns the gaps of access that concern every register, but only in VMs with a certain CPUID or
+/// of a certain type.
 #[must_use]
 pub fn vm_gaps() -> &'static [Gap] {
     &table::VM
@@ -185,8 +188,8 @@ pub fn gaps() -> impl Iterator<Item = &'static Gap> {
 }
 
 impl Register {
-    /// Returns the reach of a mainline filter to the register, both directions together. If only
-    /// one direction has a gap, the reach is partial.
+    /// Returns the extent to which a mainline kernel asks a filter about accesses of the register,
+    /// both directions together. If only one direction has a gap, the reach is partial.
     #[must_use]
     pub fn reach(&self) -> Reach {
         let [read, write] = Access::ALL.map(|access| reach(self.index, access));
@@ -205,7 +208,7 @@ impl Register {
     }
 }
 
-/// Accesses about which KVM never asks a filter, or not always.
+/// Accesses about which KVM never asks a filter, or asks a filter only at times.
 struct Exempt {
     indices: RangeInclusive<u32>,
     accesses: Accesses,

@@ -191,7 +191,7 @@ fn by_name_returns_all_registers_of_shared_name() {
 }
 
 #[test]
-fn by_name_excludes_field_values() {
+fn by_name_finds_no_register_for_names_of_fields_and_values() {
     for name in [
         "MSR_IA32_POWER_CTL_BIT_EE",
         "MSR_IA32_BNDCFGS_RSVD",
@@ -383,7 +383,7 @@ proptest! {
 }
 
 #[test]
-fn is_offered_if_one_feature_of_register_is_set() {
+fn register_is_offered_if_one_of_its_features_is_set() {
     let offered = |index: u32, on: &str| is_offered(MsrIndex::new(index), |bit| bit.feature == on);
     assert!(offered(0xc000_0103, "RDTSCP") && offered(0xc000_0103, "RDPID"));
     assert!(!offered(0xc000_0103, "XSAVES"));

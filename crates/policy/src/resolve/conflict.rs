@@ -85,7 +85,7 @@ impl<'e> Open<'e> {
             .extend(self.places[class].first().map(|&head| (head, class)));
     }
 
-    /// Returns the entry of another class that ends first.
+    /// Returns, of the entries in all classes except `class`, the entry that ends first.
     fn first_other(&self, class: usize) -> Option<Place> {
         let other = self
             .heads
@@ -97,8 +97,8 @@ impl<'e> Open<'e> {
 }
 
 /// Returns pairs of ranges that conflict. The sweep visits the entries by their starts. An open
-/// entry that ends before the new one overlaps it in part, because no open entry starts after the
-/// new one.
+/// entry is one that contains the current MSR. If an open entry ends before the new entry, the two
+/// overlap in part, because the open entry does not start later.
 fn between_ranges(policy: &Policy, entries: &[EntryId], access: Access) -> Vec<[EntryId; 2]> {
     let range = |&id: &EntryId| {
         let entry = policy.entry(id);
@@ -122,8 +122,8 @@ fn between_ranges(policy: &Policy, entries: &[EntryId], access: Access) -> Vec<[
 }
 
 /// The groups of a policy: entries of several ranges, each with the entries that it may conflict
-/// with on some processors. There are far fewer sets of MSRs than groups, because the language has
-/// a name for each set.
+/// with on some processors. A policy may name the same group in many entries, so the entries with
+/// the same set of MSRs are kept together. The language has few such sets.
 pub(super) struct Groups(Vec<Group>);
 
 struct Group {

@@ -1,5 +1,5 @@
-//! Final entries: the promises that they make on some processors, and the entries that break a
-//! promise.
+//! Final entries. On each processor, a final entry promises that no access gets an action looser
+//! than the entry's. This module finds the entries that break such a promise.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -20,7 +20,7 @@ use crate::policy::{Entry, Firmness, Mode, OWN, Policy, SourceId, SourceSet};
 use crate::remedy::{Limit, Remedies};
 use crate::source::quoted;
 
-/// The final entries of a policy, with the data needed to find entries that break them.
+/// The final entries of a policy, with the data needed to find entries that break their promises.
 pub(super) struct Finals<'p> {
     policy: &'p Policy,
     stated: &'p [Stated],
@@ -28,12 +28,12 @@ pub(super) struct Finals<'p> {
     ids: Vec<EntryId>,
 }
 
-/// The loosest permitted action for some MSRs in one direction.
+/// A promise of a final entry: the loosest permitted action for some MSRs in one direction.
 struct Promise {
     msrs: MsrRange,
     limit: Action,
     by: By,
-    /// The entry from which the limit comes. `None` is `default`.
+    /// The entry from which the limit comes. `None`: the limit is the policy's `default`.
     source: Option<EntryId>,
 }
 
@@ -47,7 +47,7 @@ enum By {
 }
 
 impl By {
-    /// Returns the text of the entries.
+    /// Returns the text that contains the final entries.
     fn text(self, policy: &Policy) -> SourceId {
         match self {
             Self::Entry(id) => policy.entry(id).source(),
@@ -67,8 +67,8 @@ impl<'p> Finals<'p> {
         }
     }
 
-    /// Returns the mistakes that break a final entry which holds on these processors. Overridden
-    /// entries stay final.
+    /// Returns a mistake for each broken promise of the final entries that hold on these
+    /// processors. An overridden final entry keeps its promise.
     pub(super) fn broken(&self, active: &Active, table: &Rules) -> Vec<Mistake> {
         let promises = Access::ALL.map(|access| self.promises(active, access));
         let mut mistakes = Vec::new();
@@ -80,7 +80,9 @@ impl<'p> Finals<'p> {
             }
             found.extend(self.loosened(active, table, promises, access));
         }
-        // One piece of advice corrects both directions, and everything that one entry breaks.
+        // A policy's author should get one piece of advice for an entry that breaks several
+        // promises, in one direction or in both. So the strictest limit for the entry is found
+        // first.
         let mut limits = HashMap::<(&MsrSet, Access), &Action>::new();
         for one in &found {
             let limit = limits
@@ -121,14 +123,15 @@ impl<'p> Finals<'p> {
             }
         }
         promises.extend(self.inherited(active, access, inheriting));
-        // No action is looser than `allow`.
+        // A promise with the limit `allow` cannot be broken, because no action is looser.
         promises.retain(|promise| promise.limit != Action::Allow);
         promises
     }
 
-    /// Returns the promises of final entries that inherit: the decisions of their text together
-    /// with its includes. If several texts decide by the same entry, the first text stands for all.
-    /// If audit mode lifts the promise, each text has a promise of its own.
+    /// Returns the promises of final entries with `inherit`. Such an entry promises the decision
+    /// that its own text makes together with the text's includes. If the same entry decides in
+    /// several texts, the promise of the first text stands for all. If audit mode lifts the
+    /// promise, each text has a promise of its own.
     fn inherited(
         &self,
         active: &Active,
@@ -184,7 +187,7 @@ impl<'p> Finals<'p> {
         all.filter(|&by| active.has(self.policy.entry(by)))
     }
 
-    /// Returns the final entry that makes a promise about this MSR.
+    /// Returns the final entry that makes the promise `by` about this MSR.
     fn fixed(&self, active: &Active, by: By, index: MsrIndex, access: Access) -> Option<&'p Entry> {
         match by {
             By::Entry(id) => Some(self.policy.entry(id)),
@@ -199,7 +202,8 @@ impl<'p> Finals<'p> {
         }
     }
 
-    /// Returns true if the policy is in audit mode, which lifts the refusals of this limit.
+    /// Returns true if the policy is in audit mode, so that accesses which this limit refuses are
+    /// let through.
     fn is_lifted(&self, limit: &Action) -> bool {
         let stated = self.stated.first().and_then(|stated| stated.mode);
         // In audit mode, a nested guest itself makes a write that would otherwise be forwarded.
@@ -290,9 +294,10 @@ impl<'p> Finals<'p> {
         found
     }
 
-    /// Returns the entry that breaks a promise. That is the deciding entry, if its MSRs lie within
-    /// those of the entry that sets the limit. Otherwise it is an override of that entry,
-    /// preferably one that inherits. Without such an override, it is the deciding entry.
+    /// Returns the entry that breaks a promise. This is the deciding entry if its MSRs lie within
+    /// the MSRs of the entry that sets the limit. Otherwise it is an override of the entry that
+    /// sets the limit, preferably an override that inherits. If there is no override, it is the
+    /// deciding entry.
     fn blamed(
         &self,
         active: &Active,
@@ -397,7 +402,7 @@ impl Limits for LimitsOf<'_, '_> {
     }
 }
 
-/// A broken promise, at one MSR.
+/// An entry that breaks a final entry's promise, at one MSR.
 struct Loosening<'f> {
     /// The entry that breaks the promise.
     blamed: EntryId,
@@ -414,7 +419,7 @@ enum Edge {
     Start(usize),
 }
 
-/// Returns the ends of promises, one past their last MSRs, and their starts.
+/// Returns the starts and the ends of promises. An end is one past the promise's last MSR.
 fn edges(promises: &[Promise]) -> Vec<(u64, Edge)> {
     let of = |(number, promise): (usize, &Promise)| {
         let (first, last) = (promise.msrs.first().get(), promise.msrs.last().get());
@@ -428,11 +433,12 @@ fn edges(promises: &[Promise]) -> Vec<(u64, Edge)> {
     edges
 }
 
-/// The promises that hold at one MSR, by their limits, the strictest first.
+/// The promises of final entries that hold at one MSR, sorted by their limits, the strictest first.
 #[derive(Default)]
 struct Open<'p> {
     classes: HashMap<&'p Action, usize>,
-    /// The promises, by the reach and the class of their limit. Equal limits have the same class.
+    /// The promises, by the reach of their limit ([`Action::reach`]) and the class of their limit.
+    /// Equal limits have the same class.
     by_limit: BTreeMap<(u8, usize), (&'p Action, BTreeSet<usize>)>,
 }
 
@@ -464,9 +470,10 @@ impl<'p> Open<'p> {
         }
     }
 
-    /// Returns a promise that this action breaks. An action breaks the promises of a lesser reach,
-    /// and keeps those of a greater reach. The search ends early, because an action can keep a
-    /// different limit of its own reach only if both are masks.
+    /// Returns a promise that this action breaks. An action breaks promises whose limit has a lower
+    /// [`Action::reach`], and keeps promises whose limit has a higher one. Among limits with the
+    /// action's own reach, the search ends early: the action can keep a different limit only if
+    /// both are masks.
     fn broken_by(&self, action: &Action) -> Option<usize> {
         let up_to = (action.reach(), usize::MAX);
         let mut limits = self.by_limit.range(..=up_to).map(|(_, one)| one);

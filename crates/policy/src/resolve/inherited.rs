@@ -1,4 +1,4 @@
-//! The decisions of texts for the MSRs of their final entries that inherit.
+//! The decisions of each text for the MSRs of the text's final entries that inherit.
 //!
 //! A text decides together with its includes. Many texts may have the same includes, so one sweep
 //! over the MSRs decides for all texts: it visits an entry once, with the set of texts that see
@@ -19,18 +19,18 @@ pub(super) struct Decided {
     pub(super) texts: SourceSet,
 }
 
-/// The limits that decisions set.
+/// The promised limits that come from the decisions of texts.
 pub(super) trait Limits {
     /// Returns the action of an entry, or of `default`.
     fn limit(&self, by: Option<EntryId>) -> &Action;
 
-    /// Returns true if audit mode lifts the limit.
+    /// Returns true if audit mode lifts the limit, because it lets refused accesses through.
     fn is_lifted(&self, limit: &Action) -> bool;
 
-    /// Removes the decisions at one MSR that can be broken only together with a kept decision:
-    /// decisions that are not the strictest, repetitions by later texts, and, of different
-    /// decisions that are not masks, all but two. A decision that audit mode lifts is kept once for
-    /// each text; `told` has the texts for which that was done.
+    /// Removes the decisions at one MSR that a policy cannot break without breaking a kept
+    /// decision, too. These are the decisions that are not the strictest, and the repetitions by
+    /// later texts. Of different decisions that are not masks, two are kept. A decision that audit
+    /// mode lifts is kept once for each text; `told` has the texts for which it was kept.
     fn keep_strictest(&self, all: &mut Vec<(Option<EntryId>, SourceSet)>, told: &mut SourceSet) {
         if all.len() <= 2 {
             return;

@@ -97,7 +97,8 @@ fn of_variant(
     lines: &Arc<[Line]>,
 ) -> (Vec<Mistake>, Option<Rules>) {
     let mut mistakes = conflict::find(policy, groups, &active.entries);
-    // If two of the smallest entries disagree, the decision has no meaning.
+    // If entries conflict, two of the smallest entries for an MSR may disagree, so the policy's
+    // decision would have no meaning.
     if !mistakes.is_empty() {
         return (mistakes, None);
     }

@@ -223,7 +223,7 @@ impl JsonSchema for Msrs {
     }
 }
 
-/// An entry, or a word for one.
+/// The value of an entry: a table, or a word in place of a table.
 pub(super) struct Said;
 
 impl JsonSchema for Said {

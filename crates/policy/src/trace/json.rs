@@ -19,7 +19,7 @@ struct Object<'l> {
     access: Option<Cow<'l, str>>,
     index: Option<Number>,
     value: Option<Number>,
-    /// The name of another event.
+    /// The name of an event that is not an access.
     event: Option<IgnoredAny>,
     /// The number of events that a gate had to drop, if the line reports that.
     dropped: Option<u64>,
@@ -30,7 +30,8 @@ struct Object<'l> {
 /// access.
 pub(super) fn parse(line: &[u8]) -> Line {
     match serde_json::from_slice::<Object<'_>>(line) {
-        // Such a line stands for an access and for others that are missing.
+        // Such a line stands for one access and for others that are missing, so the line cannot be
+        // counted correctly.
         Ok(object) if object.access.is_some() && has_lost(&object) => Line::Unreadable,
         Ok(object) => match (lost(&object), traced(&object)) {
             (Some(events), _) => Line::Lost(events),

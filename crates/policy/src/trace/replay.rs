@@ -27,7 +27,7 @@ pub struct Replay<'c> {
     /// not have them all.
     pins: HashMap<MsrIndex, Option<u64>>,
     totals: Totals,
-    /// The number of events that lines between the events report as lost.
+    /// The number of lost events that the trace reports in lines of their own, between the events.
     lost: u64,
     overwritten: u64,
     /// The number of events that follow the headings, as the headings count them.
@@ -58,7 +58,7 @@ impl Fate {
 struct Place {
     decision: Decision,
     row: Row,
-    /// The writes with other fates: one row for each fate.
+    /// Writes of the same MSR whose fate differs from the fate in `row`: one row for each fate.
     others: Vec<Row>,
 }
 
@@ -96,16 +96,16 @@ pub struct Totals {
     pub unsure: u64,
     /// Accesses that the policy refuses.
     pub refused: u64,
-    /// Accesses, counted above, that have no [`Row`].
+    /// Accesses, also counted in one of the fields above, that have no [`Row`].
     pub unlisted: u64,
     /// Accesses that went to user space, recorded without their MSR; indexed by [`Access`].
     pub deflected: [u64; 2],
-    /// Other events.
+    /// Events that are not accesses of MSRs.
     pub other: u64,
-    /// Other events, counted above, that show that a vCPU runs a nested guest.
+    /// Events, also counted in [`Self::other`], that show that a vCPU runs a nested guest.
     pub nested: u64,
-    /// Writes, counted above as allowed or answered, that a gate carries to KVM's registers. While
-    /// a nested guest runs, a gate refuses these writes.
+    /// Writes, also counted as allowed or answered, that a gate carries to KVM's registers. While a
+    /// nested guest runs, a gate refuses these writes.
     pub carried: u64,
     /// The least number of events that are missing. Events that the trace reports twice count
     /// once.
@@ -119,7 +119,7 @@ pub struct Totals {
 }
 
 impl Place {
-    /// Returns the row with the same fate as `new`; adds `new` if there is no such row.
+    /// Returns the row in `others` with the same fate as `new`; adds `new` if there is no such row.
     fn other(&mut self, new: Row) -> &mut Row {
         let known = self.others.iter().position(|row| row.fate == new.fate);
         let at = known.unwrap_or_else(|| {
@@ -129,7 +129,7 @@ impl Place {
         &mut self.others[at]
     }
 
-    /// Moves writes from answered to unsure.
+    /// Counts the writes of this MSR as unsure that were counted as answered.
     fn make_unsure(&mut self, totals: &mut Totals) {
         let all = iter::once(&mut self.row).chain(&mut self.others);
         for row in all.filter(|row| row.fate == Fate::Answered) {

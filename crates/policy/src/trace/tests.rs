@@ -26,7 +26,8 @@ fn write(index: u32, value: u64) -> Line {
 #[test]
 fn parse_line_reads_output_of_each_tool() {
     let lines = [
-        // tracefs, before and since 5.11 (a fifth flag), and with preemption debugging on.
+        // Lines of tracefs: before 5.11, since 5.11 with a fifth flag, and with preemption
+        // debugging on.
         " qemu-system-x86-613   [000] .N..  1165.185227: kvm_msr: msr_read 40000083 = 0x0",
         " qemu-system-x86-8397    [002] .....  1404.389509: kvm_msr: msr_read 40000083 = 0x0",
         "     CPU 0/KVM-16856   [007] .......   380.398695: kvm_msr: msr_read 40000083 = 0x0   ",
@@ -422,7 +423,7 @@ fn replay_refuses_write_that_gate_does_not_forward() {
 }
 
 #[test]
-fn replay_of_two_values_to_pinned_register_is_unsure() {
+fn replay_of_writes_of_two_values_to_pinned_register_is_unsure() {
     let pin = forwarded("IA32_LSTAR", "'pin'");
     let same = [write(LSTAR, 7), write(LSTAR, 7), read(LSTAR, 0)];
     assert_eq!(fates(&pin, &same), [0, 0, 2, 1]);
@@ -437,7 +438,7 @@ fn replay_of_two_values_to_pinned_register_is_unsure() {
 /// Beyond [`MAX_ROWS`] the replay remembers nothing about a register, so the fate of its writes is
 /// unknown.
 #[test]
-fn replay_of_dependent_write_beyond_rows_is_unsure() {
+fn replay_of_write_to_pinned_register_beyond_row_limit_is_unsure() {
     let pin = forwarded("IA32_LSTAR", "'pin'");
     let mut replay = Replay::new(pin.policy(), pin.on(None));
     let (number, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
@@ -543,7 +544,7 @@ fn replay_counts_events_missing_after_heading_as_lost() {
 
 /// A trace with more MSRs than [`MAX_ROWS`] is counted as a whole, in bounded memory.
 #[test]
-fn replay_rows_are_bounded() {
+fn replay_keeps_at_most_max_rows() {
     let compiled = compiled();
     let mut replay = Replay::new(compiled.policy(), compiled.on(None));
     let mut lines = Lines::new(&b"\n"[..]);

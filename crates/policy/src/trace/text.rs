@@ -131,7 +131,7 @@ fn comment(line: &[u8]) -> Line {
     }
 }
 
-/// Returns true if a name in the text begins with `word`.
+/// Returns true if some name in the text begins with `word`.
 fn has_beginning(text: &[u8], word: &[u8]) -> bool {
     memmem::find_iter(text, word).any(|at| {
         let before = text[..at].last();
@@ -163,7 +163,8 @@ fn heading(numbers: &[u8]) -> Option<Line> {
 
 /// Parses lines without a time: reports of lost events, and headings of `trace-cmd`.
 fn between_events(line: &[u8]) -> Line {
-    // The first form is that of tracefs, the second that of trace-cmd. The number may be missing.
+    // tracefs prints `[LOST 5 EVENTS]`, and trace-cmd prints `[5 EVENTS DROPPED]`. The number may
+    // be missing.
     for (before, behind) in [
         (&b"[LOST "[..], &b"EVENTS]"[..]),
         (b"[", b"EVENTS DROPPED]"),

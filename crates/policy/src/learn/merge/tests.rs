@@ -87,7 +87,7 @@ fn learnt_entry_takes_the_other_direction_in_a_later_run() {
 }
 
 #[test]
-fn direction_that_a_wider_entry_allows_stays_allowed() {
+fn direction_allowed_by_wider_entry_stays_allowed() {
     let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\n\"0x200..=0x2ff\" = { read = \"allow\", write = \"inherit\" }\n";
     let learnt = from(text, &[seen(0x277, Access::Write)]);
     assert_eq!(actions(&learnt.text, 0x277), [Action::Allow, Action::Allow]);
@@ -95,7 +95,7 @@ fn direction_that_a_wider_entry_allows_stays_allowed() {
 }
 
 #[test]
-fn key_that_the_author_uses_is_spelled_otherwise() {
+fn learnt_entry_avoids_key_that_author_uses() {
     let text = "policy = 1\ndefault = \"deny\"\n\n[msrs]\nIA32_PAT = { read = \"allow\", write = \"inherit\" }\n";
     let learnt = from(text, &[seen(0x277, Access::Write)]);
     assert_eq!(actions(&learnt.text, 0x277), [Action::Allow, Action::Allow]);
@@ -109,7 +109,7 @@ fn key_that_the_author_uses_is_spelled_otherwise() {
 }
 
 #[test]
-fn msr_that_a_later_host_knows_is_allowed() {
+fn unknown_msr_is_allowed_after_run_on_host_that_knows_it() {
     let unknown = Sighting::new(MsrIndex::new(0x1c9), Access::Read, Fate::Unknown);
     let first = from(EMPTY, &[unknown]);
     assert_eq!(actions(&first.text, 0x1c9), [Action::Deny, Action::Deny]);
@@ -121,7 +121,7 @@ fn msr_that_a_later_host_knows_is_allowed() {
 }
 
 #[test]
-fn policy_that_allows_by_default_gains_nothing() {
+fn policy_that_allows_by_default_gains_no_entry() {
     let learnt = from(
         "policy = 1\ndefault = \"allow\"\n",
         &[seen(0x10, Access::Read)],

@@ -1,4 +1,5 @@
-//! Final entries: no statement of a policy or of its other includes can loosen one.
+//! Final entries: no entry or setting of a policy, or of its other includes, can loosen a final
+//! entry.
 
 use super::language::{actions, compiled, read};
 use std::collections::BTreeSet;
@@ -131,7 +132,8 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
             "`0x600..=0x6df` leaves the read of 0x600 to `default = \"allow\"`, which is looser than the final entry `0x600..=0x6df`"
         ]
     );
-    // An override of an entry that is not final may inherit: the final entry around it decides.
+    // An override inside the range of the final entry may inherit, because the final entry then
+    // decides.
     let within = compiled(&over("0x611"), &[org]);
     assert_eq!(actions(&within, None, 0x611), [Action::Deny, Action::Deny]);
     let group = (
@@ -146,8 +148,8 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
     );
 }
 
-/// If a final override replaces a final entry, a further override must not be looser than either of
-/// the two.
+/// If a final override replaces a final entry, a further override must not be looser than either
+/// final entry.
 #[test]
 fn final_entry_still_holds_after_final_override() {
     let mid = |says: &str| {
@@ -168,7 +170,8 @@ fn final_entry_still_holds_after_final_override() {
     assert!(found[0].contains("leaves the read"), "{found:?}");
     assert!(found[1].contains("looser for the write"), "{found:?}");
     assert!(read(&text("read = 'kill', write = 'kill'"), &[ORG, strict]).is_ok());
-    // The include in the middle inherits in place of the first include's action.
+    // The include in the middle inherits the write, so the final entry of the first include no
+    // longer decides it.
     let open = "policy = 1\ndefault = 'allow'\ninclude = ['mid.toml']\n";
     assert_eq!(
         messages(open, &[ORG, mid("read = 'deny', write = 'inherit'")]),
@@ -201,8 +204,8 @@ fn final_entries_of_two_includes_both_hold() {
     );
 }
 
-/// A final entry that inherits promises the decision of its own file, together with that file's
-/// includes.
+/// A final entry with `inherit` keeps the decision that its own file makes together with that
+/// file's includes.
 #[test]
 fn final_entry_that_inherits_keeps_decision_of_its_file() {
     let org = |head: &str, wide: &str| {
@@ -225,8 +228,9 @@ fn final_entry_that_inherits_keeps_decision_of_its_file() {
             "`0x600..=0x6df` leaves the read of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`"
         ]
     );
-    // The decision comes from the file's `default`, which every includer shares. Without a
-    // `default`, reads are left to others.
+    // If the file states a `default`, the `default` decides the read, and a looser read is refused.
+    // If the file states no `default`, it decides nothing about the read, and a looser read is
+    // accepted.
     let reads = "0x611 = { read = 'allow', write = 'deny', override = true }\n";
     assert_eq!(
         messages(&text("deny", reads), &[org("default = 'deny'\n", "")]),
@@ -234,11 +238,11 @@ fn final_entry_that_inherits_keeps_decision_of_its_file() {
     );
     assert!(read(&text("deny", reads), &[org("", "")]).is_ok());
     assert!(read(&text("allow", ""), &[org("", "")]).is_ok());
-    // Narrower entries of the same file are part of the promise.
+    // A narrower entry of the same file counts for the decision that the final entry keeps.
     let within = format!("{wide}'0x610..=0x61f' = 'r'\n");
     let within = org("", &*within.leak());
     assert!(read(&text("deny", reads), &[within]).is_ok());
-    // The file's includes are part of the promise, too.
+    // An include of the file counts for that decision, too.
     let below = (
         "below.toml",
         "policy = 1\n[msrs]\n'0x600..=0x6df' = 'none'\n",
@@ -364,8 +368,8 @@ fn final_entry_advice_for_included_entry_is_working_override() {
     }
 }
 
-/// If the looser included entry is an override of a final entry, the advice keeps its action in the
-/// direction that is not loosened.
+/// If an included override loosens a final entry in one direction, the advised entry keeps the
+/// override's action in the other direction.
 #[test]
 fn final_entry_advice_for_included_override_keeps_its_other_direction() {
     let mid = (
@@ -447,7 +451,8 @@ fn final_device_entry_refuses_other_device_settings() {
     );
 }
 
-/// Neither `log` nor `accept` lets a guest do more, so a final entry promises neither.
+/// Neither `log` nor `accept` lets a guest do more, so a final entry does not forbid to change
+/// them.
 #[test]
 fn final_entry_accepts_other_log_and_accept() {
     let org = (
@@ -517,7 +522,7 @@ proptest! {
     /// removes every `final`, and compares each access with the action of the final entry or, if
     /// that entry inherits, with the decision of the entry's file alone.
     #[test]
-    fn final_entry_property_loosened_policies_are_refused(
+    fn policy_is_refused_exactly_if_it_loosens_final_entry(
         base in prop::collection::vec(drawn(), 1..5),
         own in prop::collection::vec((drawn(), prop::option::of(any::<prop::sample::Index>())), 0..4),
         default in prop::sample::select(vec!["allow", "deny"]),
@@ -555,7 +560,7 @@ proptest! {
             table.at(index, access).action.compared_with(limit) != Comparison::NoLooser
         };
         let mut is_loosened = false;
-        // The entries of the base come first.
+        // The entries of the base file come first, then those of the policy itself.
         let finals = base.iter().map(|one| one.is_final).chain(own.iter().map(|(one, _)| one.is_final));
         for (entry, is_final) in without.policy().entries().iter().zip(finals) {
             let tables = if entry.when().is_some() { &all[all.len() - 1..] } else { &all[..] };

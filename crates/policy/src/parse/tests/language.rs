@@ -307,8 +307,7 @@ fn override_in_when_replaces_entry_of_equal_when() {
         actions(&compiled, Some("GenuineIntel:6:1"), 0x610),
         [Action::Allow, Action::Deny]
     );
-    // No included `[[when]]` is for these processors, so the override has nothing to replace. A
-    // final entry must not be loosened.
+    // No included `[[when]]` is for these processors, so the override has nothing to replace.
     let other = read(&text("AuthenticAMD"), &files(&base)).unwrap_err();
     assert!(other.contains("overrides nothing"), "{other}");
     let fixed = base.replace(denied, &format!("{denied}, final = true"));

@@ -13,7 +13,7 @@ use crate::{Source, compile, parse};
 /// The `cpu`s of a text's `[[when]]`s, which stand beside `[msrs]`.
 const CPUS: [&str; 2] = ["{ vendor = [\"GenuineIntel\"] }", "{ family = [0x6] }"];
 
-/// The keys. They are few, so that they repeat, nest and cross.
+/// The keys of the entries. They are few, so that they often repeat, nest, and overlap in part.
 const KEYS: [&str; 7] = [
     "0x610",
     "0x611",
@@ -56,8 +56,8 @@ impl Tables {
         }
     }
 
-    /// Pastes one line of a remedy. A line of the policy that it replaces has to be in the same
-    /// table.
+    /// Pastes one line of a remedy. If the line replaces a line of the policy, that line has to be
+    /// in the same table.
     fn paste(&mut self, line: &remedy::Line) {
         let cpu = |cpu: &String| CPUS.iter().position(|one| one == cpu).expect("a known one");
         let table = line.cpu.as_ref().map_or(0, |name| cpu(name) + 1);
@@ -73,8 +73,8 @@ impl Tables {
     }
 }
 
-/// The actions for reads and for writes in an include: most allow. Those in a policy, [`STRICT`],
-/// mostly refuse.
+/// The actions for reads and for writes in an include: most allow. The actions in a policy's own
+/// text, [`STRICT`], mostly refuse.
 const LOOSE: [[&str; 6]; 2] = [
     [
         "'allow'",
@@ -190,8 +190,8 @@ const INCLUDING: &str = "policy = 1\ndefault = 'deny'\ninclude = ['one.toml', 'o
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, max_global_rejects: 60_000, ..ProptestConfig::default() })]
 
-    /// If all lines are pasted, the policy compiles, and after a few steps no puncture is left.
-    /// Lines that name a line to replace are pasted in its place.
+    /// If all lines are pasted, the policy compiles, and after a few steps no puncture is left. A
+    /// remedy's line that names a line of the policy is pasted in that line's place.
     #[test]
     fn remedies_compile_and_close_every_puncture(
         own in tables(INCLUDING, STRICT, &["", "", ", final = true"]),
