@@ -450,7 +450,8 @@ fn both(value: &Value) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// Returns the word that says the same as a table, such as `"rw"`, or else the table.
+/// Returns the word that means the same as a table, such as `"rw"`. If there is no such word,
+/// returns the table.
 pub(crate) fn shortened(fields: Vec<(String, Value)>) -> Value {
     let word = |name: &str| match fields.iter().find(|(key, _)| key == name) {
         Some((_, Value::Text(word))) => Some(word.as_str()),

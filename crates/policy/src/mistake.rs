@@ -20,7 +20,7 @@ use report::Report;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mistake {
     pub(crate) wrong: MistakeKind,
-    /// The places. A one-line message names the first of them.
+    /// The places that the mistake is about. A one-line message names the first place.
     pub(crate) places: Vec<Label>,
 }
 
@@ -101,7 +101,7 @@ pub enum MistakeKind {
         /// The maximum, in bytes.
         limit: usize,
     },
-    /// The text is within all limits, but its canonical form would exceed one.
+    /// The text is within all limits, but its canonical form would exceed a limit.
     #[error("the canonical form would have {found} {what}; at most {limit} are allowed")]
     CanonicalForm {
         /// The unit: bytes, bytes in one line, tokens, or tables.
@@ -129,7 +129,7 @@ pub enum MistakeKind {
         /// The advice: what to write.
         help: &'static str,
     },
-    /// The key is unknown here.
+    /// A key is unknown at its place in the policy.
     #[error("unknown key `{key}`", key = one_line(key))]
     UnknownKey {
         /// The key.
@@ -208,8 +208,8 @@ pub enum MistakeKind {
         /// The possible numbers, as advice.
         help: String,
     },
-    /// No processor has this vendor: the name is not twelve bytes long, or is a known vendor
-    /// misspelt.
+    /// No processor has this vendor: the name is not twelve bytes long, or is a misspelt name of a
+    /// known vendor.
     #[error("no processor's vendor is `{name}`: CPUID leaf 0 spells it in twelve characters", name = one_line(name))]
     NoVendor {
         /// The name.
@@ -252,7 +252,7 @@ pub enum MistakeKind {
         /// The second of the two keys that set the action.
         other: String,
     },
-    /// The action is for the other direction.
+    /// An entry gives a direction an action that only the other direction can have.
     #[error("`{word}` is not an action for a {access}")]
     OtherDirection {
         /// The action's word.
@@ -265,7 +265,7 @@ pub enum MistakeKind {
     UnknownDevice {
         /// The name.
         name: String,
-        /// The device that exists.
+        /// The device that exists, as advice.
         help: String,
     },
     /// An entry names a device that the policy does not set up.
@@ -321,13 +321,13 @@ pub enum MistakeKind {
     /// Two entries disagree, and overlap in part or name the same MSRs.
     #[error("`{first}` and `{second}` {how}, and disagree on {accesses}", accesses = both_or(*accesses), first = one_line(first), second = one_line(second), how = one_line(how))]
     Conflict {
-        /// The key that comes first.
+        /// The key of the entry that comes first.
         first: String,
-        /// The key that comes second.
+        /// The key of the entry that comes second.
         second: String,
-        /// The relation of their MSRs, such as `overlap in part`.
+        /// The relation of the two entries' MSRs, such as `overlap in part`.
         how: String,
-        /// The directions in which they disagree.
+        /// The directions in which the two entries disagree.
         accesses: Accesses,
         /// The advice: how to correct the policy.
         help: String,
@@ -353,7 +353,7 @@ pub enum MistakeKind {
     LiftedByAudit {
         /// The final entry's key.
         fixed: String,
-        /// The entry's file.
+        /// The file that contains the final entry.
         file: String,
     },
     /// An `override` has no included entry to replace.

@@ -29,7 +29,7 @@ fn synonym<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     meant.find_map(|meant| known.iter().copied().find(|known| known == meant))
 }
 
-/// Returns the number of letters that differ, ignoring case.
+/// Returns the number of letters in which `word` and `known` differ, ignoring case.
 fn distance(word: &str, known: &str) -> usize {
     strsim::osa_distance(&word.to_lowercase(), &known.to_lowercase())
 }

@@ -1,4 +1,4 @@
-//! Overrides: entries that replace others (`override = true`).
+//! Overrides: entries that replace other entries (`override = true`).
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -236,7 +236,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn overrides_match_the_rule(
+        fn overrides_match_rule_of_reference(
             entries in prop::collection::vec(
                 prop::collection::vec((0_usize..3, 0_u32..4, any::<bool>()), 0..9), 3
             ),

@@ -10,7 +10,7 @@ use msrgate_program::{Action, DecidedBy, MsrRange, MsrSet, Rule, Rules, Variant}
 /// The maximum distance between MSRs of one cluster.
 const NEAR: u64 = 0x1000;
 
-/// The numbers of MSRs in one direction, counted by the result of an access.
+/// The numbers of MSRs by the result of an access in one direction: a read or a write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tally {

@@ -289,7 +289,7 @@ impl Policy {
         while at != id && self.below[at.number()].contains(id) {
             way.push(self.text(at));
             // Of the texts that lead to the included text, the one with the most texts below it
-            // comes next: no other one lies between.
+            // comes next: no other text lies between the two.
             let below = &self.below[at.number()];
             let next = (0..self.sources.len())
                 .map(SourceId::new)

@@ -90,8 +90,9 @@ impl Found {
 ///
 /// A narrow entry loosens a wider entry if its action, compared with the wider entry's, is not
 /// [`Comparison::NoLooser`]. An entry in the text of the wider entry, or in a text that includes
-/// that text, is not a puncture, but an exception that its author intends. The author of such a
-/// text also intends an entry whose action the text repeats, for the same MSRs or for more.
+/// that text, is not a puncture, but an exception that its author intends. A narrow entry is no
+/// puncture either if such a text repeats its action, for the same MSRs or for more: the author of
+/// the text then intends the action.
 ///
 /// After the first 10,000 punctures, only the first puncture of each further wider entry is added.
 /// After the first 250,000 ranges, each direction of a puncture gets only one.

@@ -203,7 +203,7 @@ fn import_reads_last_line_without_line_feed_if_complete() {
 }
 
 #[test]
-fn import_of_log_with_lost_messages_has_remark() {
+fn import_of_log_has_remark_if_messages_were_lost() {
     let message = "[1.0] kvm [1]: ignored rdmsr: 0x1c9 data 0x0\n";
     for (line, is_lossy) in [
         (

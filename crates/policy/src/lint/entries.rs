@@ -31,7 +31,8 @@ pub(super) fn without_effect<'c>(
     // An override that inherits still removes the entries that it replaces.
     let takes_away = |id: &EntryId| policy.entry(*id).replaces == Replaces::Included;
     effective.extend(policy.ids().filter(takes_away));
-    // An entry of an include that decides nothing is not a mistake of the policy.
+    // An included entry that decides no access is not a mistake of the policy, so no warning is
+    // given.
     let is_own = |id: &EntryId| policy.entry(*id).source() == OWN;
     let idle = policy
         .ids()

@@ -330,7 +330,8 @@ impl Reader<'_> {
             }
         }
         let at = self.at(item.span());
-        // An unknown key may be a misspelt form of the missing one.
+        // An unknown key may be a misspelt form of the missing key, which is then not reported as
+        // missing, too.
         if reset.is_none() && !has_unknown {
             let help = "write what the register holds at reset: `reset = \"0\"`";
             self.wrong(at, MistakeKind::MissingKey { key: "reset", help });
@@ -407,7 +408,8 @@ fn in_one_direction(word: &str) -> String {
     format!("{direction} = {example}")
 }
 
-/// Returns true if a key that is not a setting of the policy names MSRs, or may be meant to.
+/// Returns true if a key that is not a setting of the policy names MSRs, or may be meant to name
+/// MSRs.
 pub(super) fn names_msrs(key: &str) -> bool {
     match parse_msrs(key) {
         Err(SelectorError::UnknownName { near, .. }) => !near.is_empty(),

@@ -121,7 +121,8 @@ impl Reader<'_> {
                 self.wrong(at, wrong);
                 None
             }
-            // The longest chain counts, even if the file was first reached by a shorter one.
+            // The longest chain of includes counts, even if the file was first reached by a shorter
+            // one.
             Some(id) if way.len() + self.heights[id.number()] > MAX_DEPTH => {
                 self.wrong(at, too_deep());
                 None

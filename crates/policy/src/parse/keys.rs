@@ -29,7 +29,8 @@ impl Reader<'_> {
             return Some(msrs);
         }
         let rest = msrs.without(&x2apic);
-        // A proposal has to be valid: MSR 0xffffffff has the action of `default` only (S3.5).
+        // The proposed entry leaves out MSR 0xffffffff, too, because only `default` can decide
+        // about this MSR (S3.5).
         let last = MsrSet::from(MsrRange::one(MsrIndex::MAX));
         let rest = rest.and_then(|rest| rest.without(&last));
         let help = match &rest {

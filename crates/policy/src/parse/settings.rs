@@ -174,7 +174,8 @@ impl Reader<'_> {
             }
         }
         let at = self.key_at(item.key);
-        // An unknown key may be a misspelt form of the missing one.
+        // An unknown key may be a misspelt form of the missing key, which is then not reported as
+        // missing, too.
         if revision.is_none() && !has_unknown {
             let help = "write the revision that the guest reads: `revision = \"0x2b000000\"`";
             self.wrong(
@@ -233,8 +234,8 @@ impl Reader<'_> {
     pub(super) fn settings(&mut self) -> Option<Settings> {
         let mut said = std::mem::take(&mut self.said).into_iter();
         let mut all = said.next()?;
-        // Devices and accepted gaps belong to the entries that need them, so an include brings its
-        // own.
+        // An include may set devices and accepted gaps that the policy does not have, because the
+        // entries of the include need them.
         for one in said {
             let Said {
                 mode,

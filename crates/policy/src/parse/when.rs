@@ -53,6 +53,7 @@ impl Reader<'_> {
             }
         }
         // A misplaced or misspelt key may be the missing key, or may belong below the missing key.
+        // The missing key is then not reported, too.
         if cpus.is_none() && !has_misplaced {
             let help = "write the processors that it is for: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
             self.wrong(at, MistakeKind::MissingKey { key: "cpu", help });

@@ -422,7 +422,7 @@ fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
 /// If an include has a copy of the policy's entry and loosens the copy, the policy's entry is
 /// partly enforced. The copy may be in an include of an include, or in a `[[when]]`.
 #[test]
-fn enforcement_of_entry_loosened_by_its_copy_is_partial() {
+fn enforcement_of_entry_whose_included_copy_is_loosened_is_partial() {
     let wide = "'0x600..=0x6df' = 'none'\n";
     let evil = guest(&format!("{wide}0x611 = 'r'\n"));
     let text = format!("{HEAD}{wide}");

@@ -16,7 +16,7 @@ use msrgate_program::{CpuidBit, CpuidRegister};
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Feature {
-    /// The bit, which has to be set.
+    /// The CPUID bit that is set if a guest has the feature.
     pub bit: CpuidBit,
     /// The document that describes the feature.
     pub source: &'static str,

@@ -36,7 +36,7 @@ pub fn group(name: &str) -> Option<&'static Group> {
 }
 
 impl Group {
-    /// Returns the indices as ranges, sorted, with a gap between any two.
+    /// Returns the indices as sorted ranges. No two ranges overlap or adjoin each other.
     pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<MsrIndex>> + use<> {
         let ranges = self.ranges.iter();
         ranges.map(|range| MsrIndex::new(*range.start())..=MsrIndex::new(*range.end()))

@@ -179,7 +179,8 @@ pub fn vm_gaps() -> &'static [Gap] {
     &table::VM
 }
 
-/// Returns every gap once: gaps of access, then gaps of the VM, then gaps of use and change.
+/// Returns every gap once: first the gaps of access to certain registers, then the gaps of access
+/// in certain VMs, then the gaps of use and of change.
 pub fn gaps() -> impl Iterator<Item = &'static Gap> {
     let access = table::ACCESS.iter();
     access
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn reach_of_other_msrs_is_enforced() {
+    fn reach_of_msrs_without_gap_of_access_is_enforced() {
         for register in all() {
             let index = register.index;
             if X2APIC.contains(&index) {
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn reach_of_register_with_other_uses_is_enforced() {
+    fn reach_of_register_with_gaps_of_use_is_enforced() {
         for (index, uses) in [
             (0x10, &["rdtsc", "tsc-adjust"][..]),
             (0x3b, &["tsc-adjust"]),
@@ -328,8 +329,8 @@ mod tests {
         }
     }
 
-    /// The registers that a policy may pin are those that VMLOAD loads, by AMD's manual (volume
-    /// 3): each can be changed in another way, and no other register has a gap of change.
+    /// The registers that a policy may pin are those that VMLOAD loads, by AMD's manual (volume 3).
+    /// So VMLOAD can change each of them, and no other register has a gap of change.
     #[test]
     fn gaps_of_change_belong_exactly_to_pinnable_registers() {
         for register in all() {

@@ -228,7 +228,7 @@ fn by_name_suggests_names_for_misspelt_one() {
 }
 
 #[test]
-fn search_finds_by_index_name_group_and_word() {
+fn search_finds_registers_by_index_name_group_and_word() {
     let first = |query: &str| search(query).first().map(|register| register.name);
     assert_eq!(first("0x8b"), Some("IA32_BIOS_SIGN_ID"));
     assert_eq!(search("0x8b").len(), 1);

@@ -1,8 +1,8 @@
 //! The decisions of each text for the MSRs of the text's final entries that inherit.
 //!
 //! A text decides together with its includes. Many texts may have the same includes, so one sweep
-//! over the MSRs decides for all texts: it visits an entry once, with the set of texts that see
-//! the entry.
+//! over the MSRs decides for all texts: it visits an entry once, with the set of texts that contain
+//! or include the entry.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -63,7 +63,8 @@ pub(super) struct Inheriting<'p> {
     policy: &'p Policy,
     access: Access,
     by_text: BTreeMap<SourceId, MsrSet>,
-    /// The texts of `by_text` that see each text: the text itself, and the texts that include it.
+    /// For each text, the texts of `by_text` whose decisions its entries belong to: the text
+    /// itself, and the texts that include it.
     viewers: Vec<SourceSet>,
 }
 
@@ -151,12 +152,13 @@ impl<'p> Inheriting<'p> {
     }
 }
 
-/// The item that starts or ends.
+/// The item that begins or ends at an MSR.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Edge {
     /// The MSRs for which a text inherits.
     Text(SourceId),
-    /// The MSRs of an entry: their number, the entry, and the class of texts that see the entry.
+    /// The MSRs of an entry: the number of the MSRs, the entry, and the class of texts that contain
+    /// or include the entry.
     Entry(u64, EntryId, usize),
 }
 
@@ -170,7 +172,7 @@ struct Sweep {
     /// The texts that inherit at the current MSR.
     texts: SourceSet,
     with_default: SourceSet,
-    /// The classes of entries. A class is the set of texts that see its entries.
+    /// The classes of entries. A class is the set of texts that contain or include its entries.
     classes: Vec<SourceSet>,
     numbers: HashMap<SourceSet, usize>,
     /// The entries that contain the current MSR, by class.

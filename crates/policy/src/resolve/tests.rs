@@ -65,7 +65,7 @@ proptest! {
     /// A policy is refused exactly if two entries are equal or overlap in part, and disagree.
     /// Otherwise the smallest entry that contains an MSR decides it.
     #[test]
-    fn resolve_matches_the_rule(entries in entries()) {
+    fn resolve_matches_rule_of_smallest_entry(entries in entries()) {
         let words = ["rw", "r", "w", "none"];
         let allows = |word: usize, access: Access| words[word].contains(match access {
             Access::Read => 'r',

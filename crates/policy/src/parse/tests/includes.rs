@@ -53,7 +53,7 @@ fn all_that_is_said(mistakes: &Mistakes) -> String {
 
 /// If each of eight files includes the next one 20 times, eight texts are read.
 #[test]
-fn includes_of_one_file_many_times_read_it_once() {
+fn file_included_many_times_is_read_once() {
     let texts: Vec<String> = (0..7)
         .map(|number| {
             let next = format!("b{}.toml", number + 1);
@@ -201,7 +201,7 @@ fn includes_share_limit_of_bytes() {
 }
 
 #[test]
-fn includes_are_distinguished_by_identity() {
+fn included_texts_are_distinguished_by_identity() {
     let file = |path: &str| {
         let (name, identity, entry) = match path {
             "a" => ("\u{fffd}.toml", b"\xff.toml".as_slice(), "0x10 = \"r\""),
@@ -226,7 +226,7 @@ fn includes_are_distinguished_by_identity() {
 /// A message about a file that is not a policy says just that, and never quotes the file, whatever
 /// the form of its content.
 #[test]
-fn include_of_other_file_never_quotes_its_text() {
+fn include_of_file_that_is_not_policy_never_quotes_its_text() {
     for secret in [
         "hunter2",
         "password: hunter2\n",
@@ -266,7 +266,7 @@ fn include_of_other_file_never_quotes_its_text() {
 }
 
 #[test]
-fn include_of_other_file_is_reported_at_include() {
+fn include_of_file_that_is_not_policy_is_reported_at_include() {
     let mistakes = read(&format!("{HEAD}{}", include(["x.toml"])), |path| {
         Some(Source::new(path, "user = 1\npassword = hunter2\n"))
     });

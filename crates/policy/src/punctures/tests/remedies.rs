@@ -1,4 +1,4 @@
-//! A property: the lines of remedies compile, and close every puncture.
+//! A property test: the lines of remedies compile, and close every puncture.
 
 use msrgate_filter::MsrIndex;
 use msrgate_program::{Cpu, DecidedBy};
@@ -42,8 +42,8 @@ impl Tables {
         self.head.to_owned() + &tables.collect::<String>()
     }
 
-    /// Pastes each line once. Lines that replace others come first, while the line numbers are
-    /// still right.
+    /// Pastes each line once. Lines that replace lines of the policy come first, while the line
+    /// numbers are still right.
     fn paste_all(&mut self, lines: &[remedy::Line]) {
         let mut seen = BTreeSet::new();
         let mut lines: Vec<_> = lines

@@ -17,8 +17,8 @@ const SUGGESTIONS: usize = 3;
 /// second limit.
 const FARTHEST: usize = 4;
 
-/// The maximum number of distances measured for one name. No family of registers has more names
-/// that differ in one letter.
+/// The maximum number of names to which the edit distance of one misspelt name is measured. No
+/// family of registers has more names that differ in one letter.
 const MEASURED: usize = 64;
 
 /// The features of a name that can be compared quickly: its length and its set of characters.
@@ -69,8 +69,8 @@ pub(super) fn close_to(wanted: &[u8]) -> Vec<&'static str> {
     found
 }
 
-/// Returns the name of the architectural register if `wanted` lacks only the prefix `IA32_`. By its
-/// edits alone, such a name would be too far away.
+/// Returns the name of the architectural register if `wanted` lacks only the prefix `IA32_`. Its
+/// edit distance of five alone would be beyond the limit.
 fn without_architecture(wanted: &[u8]) -> Vec<&'static str> {
     let full = [b"IA32_", wanted].concat();
     let registers = exact(&full);
