@@ -161,8 +161,8 @@ pub fn parse_cpu(text: &str) -> Result<NamedCpu, CpuError> {
 /// accesses that its entries refuse would then be allowed.
 ///
 /// # Errors
-/// Returns a mistake if the name does not have the length of a name in CPUID, or is a known
-/// vendor's name misspelt.
+/// Returns a mistake if the name does not have the length of a name in CPUID, or is a misspelt name
+/// of a known vendor.
 pub(crate) fn check_vendor(name: &str) -> Result<(), MistakeKind> {
     if VENDORS.contains(&name) {
         return Ok(());
@@ -320,8 +320,9 @@ mod tests {
             ("AMD AMD AMD ", "AuthenticAMD"),
             ("GenuineAMDxx", "AuthenticAMD"),
             ("Zhaoxin     ", "  Shanghai  "),
-            // The registers in the order EBX, ECX, EDX; the bytes of each register from the highest
-            // down; the whole name from the end.
+            // Names that were read from CPUID in a wrong order: the registers in the order EBX,
+            // ECX, EDX; the bytes of each register from the highest down; the whole name from its
+            // end.
             ("GenuntelineI", "GenuineIntel"),
             ("HygouinenGen", "HygonGenuine"),
             ("CentaulsurHa", "CentaurHauls"),
@@ -335,7 +336,7 @@ mod tests {
             );
         }
         assert!(refused("x:6:0x6a").contains("may be \"GenuineIntel\""));
-        // Twelve bytes that are not ASCII, and twelve with a control character.
+        // The names have twelve bytes: some bytes are not ASCII, or one is a control character.
         assert!(refused("éééééé:6:0x6a").contains("no processor's vendor"));
         assert!(refused("\u{1}23456789012:6:0x6a").contains("no processor's vendor"));
         assert!(refused(":6:0x6a").contains("may be \"GenuineIntel\""));

@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn enforcement_in_audit_mode_excludes_refusals() {
+    fn enforcement_of_refusal_in_audit_mode_is_none() {
         assert_eq!(
             found(
                 "policy = 1\ndefault = 'allow'\nmode = 'audit'\n[msrs]\n0x10 = 'none'\n0x11 = 'rw'\n0x17 = { read = { value = 0 }, write = 'deny' }"

@@ -68,7 +68,7 @@ pub struct First {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Fate {
-    /// KVM carried it out, or it is not known that KVM did not.
+    /// KVM carried the access out, or nothing shows that KVM did not.
     Done,
     /// KVM knows the MSR, and refused this access with a #GP: the value was not valid, or the processor
     /// lacks the feature.
@@ -87,9 +87,10 @@ pub struct Learnt {
     pub added: Vec<(MsrIndex, Access)>,
     /// The accesses that the guest made and that the policy goes on to refuse, by index.
     pub kept: Vec<Kept>,
-    /// The number of runs that were learnt from, this one included.
+    /// The number of runs from which the policy was learnt, this run included.
     pub runs: u32,
-    /// The number of runs, this one included, since the last one that added something.
+    /// The number of runs since the last run that added something to the policy. This run counts,
+    /// too.
     pub runs_without_news: u32,
 }
 

@@ -34,7 +34,8 @@ pub fn of_policy(compiled: &Compiled) -> Vec<Warning<'_>> {
     warnings.extend(gaps::changed_unasked(compiled));
     warnings.extend(device::revision_unread(compiled));
     warnings.extend(entries::state(compiled));
-    // The policy's author cannot edit an include.
+    // Warnings about included entries come last in each group, because the author of the policy
+    // cannot edit an include.
     let is_included = |one: &Warning<'_>| one.entry.is_some_and(|entry| entry.source() != OWN);
     for warnings in warnings.chunk_by_mut(|one, next| one.code == next.code) {
         warnings.sort_by_key(is_included);

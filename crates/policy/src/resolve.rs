@@ -89,8 +89,8 @@ pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
     resolve(parsed, may_be_mended).map(|_| ())
 }
 
-/// Resolves a policy. To the mistakes of the single texts, adds those that show only when all
-/// entries are seen together. `these` returns true for kinds of mistakes that do not count.
+/// Resolves a policy. To the mistakes of the single texts, adds the mistakes that show only when
+/// all entries are seen together. `these` returns true for kinds of mistakes that do not count.
 fn resolve(
     parsed: parse::Parsed,
     these: impl Fn(&MistakeKind) -> bool,

@@ -84,7 +84,7 @@ fn compile_comparison_finds_every_broken_filter() {
     ));
 }
 
-/// A fault far from all entries is found, too.
+/// The comparison also finds a wrong decision of the filter at MSRs far from all entries.
 #[test]
 fn compile_comparison_finds_fault_between_entries() {
     let compiled = compiled();

@@ -187,8 +187,8 @@ fn repetitions(line: &str) -> Option<usize> {
 fn says_that_messages_were_dropped(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     if let Some((before, _)) = line.split_once(" callbacks suppressed") {
-        // The function that logs stands before the number, as in `kvm_msr_ignored_check: 120`. Each
-        // function has a rate limit of its own.
+        // The name of the kernel function that logs stands before the number, as in
+        // `kvm_msr_ignored_check: 120`. Each function has a rate limit of its own.
         let function = before
             .rsplit_once(':')
             .map_or(before, |(function, _)| function);

@@ -99,8 +99,8 @@ pub(super) fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
         .collect()
 }
 
-/// Returns warnings about ranges that allow far more MSRs than exist. The range from the first
-/// register with a name to the last would be enough.
+/// Returns warnings about ranges that allow far more MSRs than exist. A range from the first named
+/// register to the last named register would be enough.
 pub(super) fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
     /// The maximum number of MSRs without a name before the first named register of a range, or
     /// after the last.

@@ -55,13 +55,13 @@ struct Held {
     gap: &'static Gap,
     /// The first entry that pins, masks or makes sticky some of the registers.
     first: EntryId,
-    /// The words of these actions, such as `pin`.
+    /// The words of the actions by which the policy holds the registers, such as `pin`.
     words: BTreeSet<&'static str>,
     names: BTreeMap<MsrIndex, &'static str>,
 }
 
-/// Returns a warning for each gap through which other instructions write pinned, masked or sticky
-/// registers.
+/// Returns a warning for each gap through which instructions other than WRMSR write pinned, masked
+/// or sticky registers.
 pub(super) fn changed_unasked(compiled: &Compiled) -> Vec<Warning<'_>> {
     let policy = compiled.policy();
     let mut found: BTreeMap<_, Held> = BTreeMap::new();

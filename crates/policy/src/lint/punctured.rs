@@ -84,7 +84,7 @@ fn names(msrs: &MsrSet) -> String {
     }
 }
 
-/// Returns the first items of a list, and the number of further ones.
+/// Returns the first items of a list, and the number of further items.
 fn first(all: impl ExactSizeIterator<Item = String>) -> String {
     let more = match all.len().saturating_sub(NAMED) {
         0 => String::new(),

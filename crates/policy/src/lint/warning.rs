@@ -32,13 +32,13 @@ pub enum Code {
     Nameless,
     /// The entry is a range that allows far more MSRs than have a name.
     TooWide,
-    /// An included entry within the entry's range loosens it.
+    /// An included entry loosens a part of this wider entry.
     Punctured,
     /// Some accesses bypass a refusal or an answer.
     Gap,
     /// A pin survives kexec, so the next kernel of the guest meets it.
     PinKexec,
-    /// Other instructions than WRMSR write a pinned, masked or sticky register.
+    /// Instructions other than WRMSR write a pinned, masked or sticky register.
     ChangedUnasked,
     /// The guest cannot read the revision that the microcode device reports.
     RevisionUnread,

@@ -46,8 +46,8 @@ impl Decoded {
 
 impl Register {
     /// The bit fields, in the order of their lowest bits. The list is empty for most registers,
-    /// because no list of registers has their fields. Bits that no field covers are reserved, or
-    /// not described.
+    /// because the lists of registers do not have their fields. Bits that no field covers are
+    /// reserved, or not described.
     #[must_use]
     pub fn fields(&self) -> &'static [Field] {
         match FIELDS.binary_search_by_key(&self.index, |(index, _)| *index) {

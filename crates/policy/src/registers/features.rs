@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn features_expect_writes_of_commands_and_reads_of_reports() {
+    fn features_expect_writes_of_command_registers_and_reads_of_report_registers() {
         let of = |name: &str, access| -> Vec<u32> {
             let feature = features().iter().find(|one| one.bit.feature == name);
             feature.unwrap().msrs(access).map(MsrIndex::get).collect()

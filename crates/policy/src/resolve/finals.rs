@@ -180,7 +180,7 @@ impl<'p> Finals<'p> {
         promises
     }
 
-    /// Returns the entries that override this one on these processors: one for each text and
+    /// Returns the entries that override this entry on these processors: one for each text and
     /// `[[when]]`.
     fn overriding(&self, active: &Active, id: EntryId) -> impl Iterator<Item = EntryId> {
         let all = self.overrides.of_entry(id);
@@ -206,7 +206,8 @@ impl<'p> Finals<'p> {
     /// let through.
     fn is_lifted(&self, limit: &Action) -> bool {
         let stated = self.stated.first().and_then(|stated| stated.mode);
-        // In audit mode, a nested guest itself makes a write that would otherwise be forwarded.
+        // A limit with forwarded writes is lifted, too: in audit mode, a nested guest makes such a
+        // write itself, without the gate.
         stated.is_some_and(|(mode, _)| mode == Mode::Audit)
             && (limit.refuses() || limit.refuses_some() || limit.needs_forwarding())
     }
@@ -244,7 +245,7 @@ impl<'p> Finals<'p> {
     }
 
     /// Returns the broken promises. The sweep visits the promises by their edges, and compares the
-    /// strictest open promise with the decision, so the time is *n* log *n*.
+    /// strictest promise that holds at an MSR with the decision, so the time is *n* log *n*.
     fn loosened<'f>(
         &self,
         active: &Active,
@@ -361,7 +362,7 @@ impl<'p> Finals<'p> {
                 Some(format!("default = {}", self.policy.default_action()))
             }
         };
-        // The author can edit the policy's own entry, but has to override an included one.
+        // The author of the policy can edit its own entry, but has to override an included entry.
         let help = if entry.source() == OWN {
             "delete it, or say in it what the final entry says".to_owned()
         } else {

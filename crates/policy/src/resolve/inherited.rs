@@ -63,8 +63,8 @@ pub(super) struct Inheriting<'p> {
     policy: &'p Policy,
     access: Access,
     by_text: BTreeMap<SourceId, MsrSet>,
-    /// For each text, the texts of `by_text` whose decisions its entries belong to: the text
-    /// itself, and the texts that include it.
+    /// For each text, the texts of `by_text` in which its entries count: the text itself, and the
+    /// texts that include it.
     viewers: Vec<SourceSet>,
 }
 

@@ -62,7 +62,7 @@ fn parse_line_keeps_value_and_outcome() {
 }
 
 #[test]
-fn parse_line_distinguishes_lines_without_access() {
+fn parse_line_distinguishes_kinds_of_lines_without_access() {
     for (line, meaning) in [
         ("", Line::Nothing),
         ("   \t", Line::Nothing),
@@ -451,7 +451,7 @@ fn replay_of_write_to_pinned_register_beyond_row_limit_is_unsure() {
 }
 
 #[test]
-fn replay_counts_by_msr_and_fate() {
+fn replay_counts_accesses_by_msr_and_fate() {
     let trace = b"# entries-in-buffer/entries-written: 9/14   #P:2\n\
         a-1 [0] 1.2: kvm_msr: msr_read 10 = 0x7\n\
         a-1 [0] 1.2: kvm_msr: msr_write 10 = 0x8 (#GP)\n\

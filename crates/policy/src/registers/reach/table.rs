@@ -54,7 +54,8 @@ const TSC_DEADLINE_FASTPATH: Gap = access(
 /// Gaps of access to certain registers.
 pub(super) static ACCESS: [Gap; 3] = [X2APIC_EXEMPT, ICR_FASTPATH, TSC_DEADLINE_FASTPATH];
 
-/// Accesses that a filter does not reach. If several rows have an access, the first row counts.
+/// Accesses about which KVM does not always ask a filter. If several rows have an access, the first
+/// row counts.
 pub(super) static EXEMPT: [Exempt; 3] = [
     Exempt {
         indices: one(0x830),
@@ -73,7 +74,7 @@ pub(super) static EXEMPT: [Exempt; 3] = [
     },
 ];
 
-/// Gaps that any register has in some VMs.
+/// Gaps of access that every register has, but only in some VMs.
 pub(super) static VM: [Gap; 2] = [
     Gap {
         name: "nested-msr-lists",
@@ -222,7 +223,7 @@ const COUNTERS: &[RangeInclusive<u32>] = &[
 ];
 
 /// The supervisor components of XSAVES: trace, PASID, shadow stacks, hardware duty cycling, branch
-/// records, hardware P-states. KVM offers the shadow stacks only so far.
+/// records, hardware P-states. So far, KVM offers only the shadow stacks.
 const SUPERVISOR_STATE: &[RangeInclusive<u32>] = &[
     0x560..=0x561,
     0x570..=0x572,
