@@ -1,4 +1,4 @@
-//! The cost of accesses and set calls on this host's KVM.
+//! The cost of a guest's MSR accesses, and of `KVM_X86_SET_MSR_FILTER`, on this host's KVM.
 //!
 //! The figures of accesses are measured over whole scripts. They include the time in which the host fills
 //! and reads the mailbox, the memory through which host and guest exchange a script. Without KVM the bench

@@ -7,10 +7,11 @@ use msrgate_filter::Errno;
 
 /// The error number of a failed call.
 ///
-/// The number is part of KVM's behaviour: S2 states which malformed filter gets which error.
+/// The number is part of KVM's behaviour: chapter S2 of `docs/kvm-semantics.md` says which malformed filter
+/// gets which error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CallErrno {
-    /// An error number that the statements of S2 and S5 name.
+    /// An error number that S2 or S5 of `docs/kvm-semantics.md` names.
     Known(Errno),
     /// Any other error number.
     Other(RawErrno),

@@ -295,7 +295,8 @@ impl Gate {
         Ok(VcpuGate::new(program, own))
     }
 
-    /// Chooses the variant by the first vCPU, or checks that a later vCPU is of the chosen processor.
+    /// Chooses the program's variant by the CPUID of the first vCPU. For a later vCPU, checks that it has
+    /// the processor of the first one.
     fn choose(
         &self,
         control: &mut Control,
@@ -357,8 +358,8 @@ impl Gate {
         let (filter, reasons) = control.first_filter(&new, &self.shared)?;
         let vm = control.vm()?;
         self.start_publisher(&new)?;
-        // The old program is added last, so that a series of refused programs does not push it out of the
-        // list.
+        // The logs keep a short list of programs. Add the old program to it last, as the newest: otherwise a
+        // series of refused programs would push the old one out.
         self.shared.logs.expect(&program);
         self.shared.logs.expect(&self.program());
         self.shared.try_out(new, || vm.replace(&filter, reasons))?;
@@ -487,9 +488,9 @@ impl Gate {
         })
     }
 
-    /// Returns `listed` without the registers for which `is_left_out` is true. `is_left_out` gets the
-    /// responder in force, and `true` if a guest may run guests. Returns all of `listed` if KVM may
-    /// hold a value that a guest wrote under another program.
+    /// Returns `listed` without the MSRs for which `is_left_out` is true. `is_left_out` gets the responder
+    /// in force, and `true` if a guest may run guests. Returns all of `listed` if KVM may hold a value that
+    /// a guest wrote under another program than the one in force.
     fn listed(
         &self,
         listed: &[MsrIndex],
@@ -504,7 +505,8 @@ impl Gate {
         listed.iter().filter(is_kept).copied().collect()
     }
 
-    /// Starts the publisher if the program needs it and it is not running.
+    /// Starts the publisher, the thread that opens the filter for first accesses, if the program needs it
+    /// and it is not running.
     fn start_publisher(&self, responder: &Responder) -> Result<(), GateError> {
         let mut publisher = self
             .publisher
@@ -539,8 +541,8 @@ impl Drop for Gate {
     }
 }
 
-/// Returns true if the CPUID of a vCPU decides what the program does on it: the variant, or the registers
-/// that exist.
+/// Returns true if the program acts differently on vCPUs with different CPUIDs: by its variants, or by the
+/// registers that a vCPU has.
 fn depends_on_cpuid(program: &Program) -> bool {
     let carries = |rule: msrgate_program::Rule<'_>| {
         rule.action.needs_forwarding() || matches!(rule.log, msrgate_program::Log::All)

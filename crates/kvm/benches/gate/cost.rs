@@ -1,4 +1,4 @@
-//! The time of accesses whose exits a gate answers, compared with accesses whose exits a loop answers that
+//! The cost of an MSR exit that a gate answers, compared with an exit that a plain loop answers. The loop
 //! always gives the same answer.
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -12,7 +12,7 @@ use msrgate_policy::Program;
 
 use crate::{Failure, program};
 
-/// A register that KVM handles.
+/// An MSR whose accesses KVM handles without an exit.
 const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 /// An MSR that KVM does not know.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
@@ -23,14 +23,15 @@ const ANSWER: u64 = 0x5ca1_ab1e;
 /// The number of accesses in a script.
 const ACCESSES: u32 = 2_000;
 
-/// The guest in a VM of its own, under a filter, with the code that answers its exits.
+/// One side of the comparison: a VM under a filter, with the built-in guest and the code that answers its
+/// exits.
 struct Side {
     guest: GuestVm,
     script: Vec<(MsrIndex, Access)>,
     by: By,
 }
 
-/// The code that answers exits.
+/// The code that answers the guest's MSR exits.
 enum By {
     /// A loop that always gives the same answer.
     Loop,
@@ -132,7 +133,8 @@ fn answer_by_gate(vcpu: &mut VcpuFd, msrs: &mut VcpuGate) -> Result<(), Failure>
     }
 }
 
-/// Returns the program of a policy that answers accesses to [`SPARE`] and allows accesses to [`STAR`].
+/// Returns the program of a policy that gives reads of [`SPARE`] a value of its own, and lets KVM handle
+/// accesses to [`STAR`].
 fn answering(log: &str) -> Result<Program, Failure> {
     program(&format!(
         "policy = 1\ndefault = 'deny'\nlog = '{log}'\n[msrs]\nIA32_STAR = {{ read = 'allow', write = 'allow', log = 'none' }}\n\

@@ -1,4 +1,4 @@
-//! The number of instructions and allocations of one answer.
+//! The number of instructions and of allocations that a gate needs to answer one exit.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use msrgate_testing::paper::{Case, answer, cases, policy, prepare, vcpu};
 
 use crate::{Failure, program};
 
-/// The part of a case whose instructions are counted.
+/// The part of a benchmark case whose instructions are counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
-    /// The answer, and the preparation of the vCPU before it.
+    /// The preparation of the vCPU, and the gate's answer after it.
     Whole,
-    /// The preparation alone.
+    /// The preparation of the vCPU alone.
     Before,
     /// The decision of the responder alone.
     Respond,
@@ -48,13 +48,13 @@ impl Part {
     }
 }
 
-/// The patterns of the functions that turn an exit's fields into the reply. The functions that stand in for
-/// the kernel are not among them.
+/// Name patterns, for callgrind, of the functions whose instructions count: those that turn an exit's fields
+/// into the reply. The functions that stand in for the kernel match no pattern.
 const WITHIN: [&str; 2] = ["*VcpuGate*answer_at*", "*VcpuGate*finish_at*"];
 
-/// Creates a gate without a real VM. Its queue has room for all events, and no event is held back, except
-/// in the case `kill`: a policy cannot switch off the event of a kill, so the limit of 0 events per second
-/// leaves it out of the count.
+/// Creates a gate without a real VM. Its queue has room for all events, and its limit lets all events pass.
+/// In the case `kill` the limit is 0 events per second: a policy cannot switch off the event of a kill, and
+/// the count is to be without that event.
 fn gate(case: &Case) -> Result<Gate, Failure> {
     let events = EventOptions {
         queue: 1 << 15,
@@ -65,8 +65,8 @@ fn gate(case: &Case) -> Result<Gate, Failure> {
     Ok(bench::gate(program(&policy())?, options)?)
 }
 
-/// Runs one part of one case `asked.runs` times, in a process that callgrind counts. `asked.name` is the
-/// name of the case, a space, and the word of the part.
+/// Runs one part of one case `asked.runs` times, in a process whose instructions callgrind counts.
+/// `asked.name` is the name of the case, a space, and the word for the part.
 pub(crate) fn run(asked: &Counted) -> Result<(), Failure> {
     let (name, part) = asked.name.split_once(' ').ok_or("no part")?;
     let case = cases().into_iter().find(|case| case.name == name);
@@ -124,7 +124,8 @@ pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
             continue;
         };
         figures.value(&format!("{name}/decision"), decision, Unit::Instructions)?;
-        // A first access is let through by system calls, so only its decision is counted.
+        // The gate makes system calls to let a first access through, so for that case only the responder's
+        // decision is counted.
         if case.name != "first-touch"
             && let (Some(whole), Some(before)) = (count(Part::Whole)?, count(Part::Before)?)
         {
@@ -142,7 +143,7 @@ pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Counts the allocations of a thousand answers.
+/// Counts the allocations of a thousand answers to the exit of one case.
 fn allocations(case: &Case) -> Result<f64, Failure> {
     let gate = gate(case)?;
     let (mut msrs, mut vcpu) = vcpu(&gate)?;

@@ -35,8 +35,8 @@ pub(crate) fn figures(figures: &mut Figures) -> Result<(), Failure> {
 const MOST_REGISTERS: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
     '0x10000..=0x103ff' = { register = { reset = 0, mask = '0xff' } }\n";
 
-/// Returns the memory of a vCPU of this gate in KiB, without the slot of the one event that its queue is
-/// for.
+/// Returns the memory that one vCPU of this gate takes, in KiB. The vCPU's queue is one event long, and the
+/// slot of that event is not included.
 fn of_vcpu(gate: &Gate) -> Result<f64, Failure> {
     let mut vcpu = None;
     let seen = measure(|| vcpu = Some(gate.vcpu(0, &cpuid())));

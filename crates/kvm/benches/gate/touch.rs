@@ -1,4 +1,5 @@
-//! The time that a vCPU waits at a first access, for which the filter has to be opened.
+//! The time that a vCPU waits at its first access to an MSR, for which the gate has to open the kernel's
+//! filter.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -31,7 +32,7 @@ const TOUCHED: [u32; 8] = [
     0xc000_0102,
 ];
 
-/// The number of set calls of a round.
+/// The number of calls of `KVM_X86_SET_MSR_FILTER` in a round.
 const SETS: u32 = 16;
 
 fn traced() -> Result<Program, Failure> {
@@ -68,7 +69,7 @@ fn microseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-/// The time between the accesses of a round.
+/// The time that passes between two accesses of a round.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Pace {
     /// The kernel has finished with the filter for one access before the next access comes.
@@ -78,7 +79,7 @@ enum Pace {
     AtOnce,
 }
 
-/// The time that the kernel is given to finish with a filter.
+/// The time that the kernel gets to finish its work on a filter.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Returns the time of a first access, minus the time of the same access when it is repeated.
@@ -103,7 +104,7 @@ fn wait(host: &HostCaps, pace: Pace) -> Result<Duration, Failure> {
     Ok(sum / u32::try_from(script.len())?)
 }
 
-/// Returns the time that a guest takes for these accesses.
+/// Returns the time that a guest takes for the accesses of a script.
 fn pass(
     guest: &mut GuestVm,
     msrs: &mut VcpuGate,
@@ -124,8 +125,8 @@ fn pass(
     }
 }
 
-/// Returns the average time of a set call, when [`SETS`] calls follow each other while the VM's guest makes
-/// accesses without a pause.
+/// Returns the average time of one `KVM_X86_SET_MSR_FILTER`, when [`SETS`] such calls follow each other
+/// while the VM's guest makes accesses without a pause.
 fn set_call(host: &HostCaps) -> Result<Duration, Failure> {
     let mut guest = GuestVm::new(host)?;
     let vm = std::sync::Arc::clone(guest.vm());

@@ -34,8 +34,8 @@ impl Place {
 
 /// The vCPU that a `VcpuGate` is bound to.
 pub(super) struct Bound {
-    /// The vCPU that was reset or restored last; [`Place::NOWHERE`] before that, and after a call that
-    /// failed.
+    /// The vCPU of the last successful reset or restore; [`Place::NOWHERE`] before the first one, and after
+    /// one that failed.
     begun: Place,
     /// The place `begun` once the vCPU's first exit has come, and [`Place::NOWHERE`] before that. After the
     /// first exit a VMM cannot change the vCPU's CPUID.
@@ -44,7 +44,7 @@ pub(super) struct Bound {
     first: Option<Place>,
     /// The vCPU that is reserved for this `VcpuGate`: no other `VcpuGate` can be tied to that vCPU.
     tied: Option<Place>,
-    /// The call that set `begun`: a reset or a restore.
+    /// The kind of call that set `begun`: a reset or a restore.
     by: Beginning,
 }
 
@@ -134,12 +134,12 @@ impl Bound {
         self.tied
     }
 
-    /// Ties this `VcpuGate` to a vCPU.
+    /// Ties this `VcpuGate` to the vCPU at `place`.
     pub(super) const fn tie(&mut self, place: Place) {
         self.tied = Some(place);
     }
 
-    /// Notes that the first exit of the vCPU has come.
+    /// Notes that the vCPU has made its first exit since its reset or restore.
     pub(super) const fn runs(&mut self) {
         self.running = self.begun;
     }

@@ -9,11 +9,12 @@ use super::cpuid::GuestCpuid;
 use super::error::GateError;
 use super::id::VcpuId;
 
-/// The token that a `VcpuGate` holds: while the token exists, the vCPU has a `VcpuGate`.
+/// The token by which a gate sees that a `VcpuGate` still exists: the `VcpuGate` holds it until it is
+/// dropped.
 #[derive(Default)]
 pub(super) struct Alive;
 
-/// The chosen processor, and the vCPUs that were added.
+/// The processor that chose the program's variant, and the vCPUs that have been added to the gate.
 pub(super) struct Chosen {
     cpu: Cpu,
     /// False if the processor is unknown. The program is then the same for all processors.
@@ -23,7 +24,7 @@ pub(super) struct Chosen {
     vcpus: BTreeMap<VcpuId, Added>,
 }
 
-/// A vCPU that was added. Its `VcpuGate` may have been dropped.
+/// A vCPU that has been added to the gate. Its `VcpuGate` may have been dropped since.
 struct Added {
     /// The fingerprint of the vCPU's CPUID, which must not change.
     fingerprint: u64,
@@ -31,7 +32,7 @@ struct Added {
 }
 
 impl Chosen {
-    /// Chooses the processor by the CPUID of the first vCPU.
+    /// Makes the value for the first vCPU: its CPUID says which processor chooses the variant.
     pub(super) fn by(id: VcpuId, cpuid: &GuestCpuid, alive: &Arc<Alive>) -> Self {
         let first = Added::new(cpuid, alive);
         Self {
@@ -42,12 +43,13 @@ impl Chosen {
         }
     }
 
-    /// The chosen processor.
+    /// The processor that chose the variant.
     pub(super) const fn cpu(&self) -> &Cpu {
         &self.cpu
     }
 
-    /// Returns true if the processor is known. If not, no program that differs by processor may be in force.
+    /// Returns true if the processor is known. If not, the program in force must be the same for all
+    /// processors.
     pub(super) const fn is_known(&self) -> bool {
         self.is_known
     }

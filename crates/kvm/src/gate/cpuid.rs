@@ -131,8 +131,8 @@ impl GuestCpuid {
         ecx(1) >> 5 & 1 == 1 || ecx(0x8000_0001) >> 2 & 1 == 1
     }
 
-    /// Returns the parts of this CPUID that the gate relies on. `asked` are the feature bits that the gate
-    /// has looked up.
+    /// Returns the parts of this CPUID that the gate relies on. `asked` lists the feature bits that the gate
+    /// has looked up in it.
     pub(super) fn relied_on(&self, asked: Vec<CpuidBit>) -> ReliedOn {
         let there = asked.into_iter().filter(|bit| self.has(bit));
         ReliedOn {
@@ -169,7 +169,8 @@ pub(super) struct ReliedOn {
     /// The processor, which chooses the variant.
     cpu: Cpu,
     signature: u32,
-    /// The feature bits that are set, which let the gate forward accesses to KVM's registers.
+    /// The feature bits that are set in the CPUID. They tell the gate which of KVM's registers it may access
+    /// for the guest.
     bits: Vec<CpuidBit>,
     /// True if the guest may run guests. If false, the gate does not check for a nested guest.
     virtualization: bool,

@@ -1,4 +1,5 @@
-//! Emulated registers: the trait for a VMM's own devices, and the microcode device.
+//! Emulated MSRs: the trait for a VMM's own devices, which answer accesses to MSRs, and the built-in
+//! microcode device.
 
 use std::fmt;
 use std::sync::Arc;
@@ -79,7 +80,7 @@ pub trait Device: Send {
         context: &mut dyn DeviceContext,
     ) -> Result<Written, CallErrno>;
 
-    /// Resets the device. The gate calls this when the vCPU is reset, and when it is restored from a
+    /// Resets the device. The gate calls this when the vCPU is reset, and when the vCPU is restored from a
     /// state that does not have this device. The vCPU does not run before this returns.
     ///
     /// # Errors
@@ -146,7 +147,7 @@ pub enum Copied {
 /// A function of the VMM's that makes a device for a vCPU.
 pub(super) type MakeDevice = Arc<dyn Fn(VcpuId) -> Box<dyn Device> + Send + Sync>;
 
-/// The [`DeviceContext`] of a vCPU: its port, and the VM's memory.
+/// The [`DeviceContext`] that a device gets: the vCPU, by its port, and the VM's memory.
 pub(super) struct Through<'a, P> {
     pub(super) port: &'a mut P,
     pub(super) memory: Option<&'a dyn GuestMemory>,
@@ -200,7 +201,8 @@ pub(super) struct MicrocodeDevice {
 pub(super) const MICROCODE: &str = "microcode";
 
 impl MicrocodeDevice {
-    /// Makes the device at the policy's revision. `signature` is EAX of CPUID leaf 1.
+    /// Makes the device with the microcode revision that the policy gives. `signature` is EAX of CPUID leaf
+    /// 1.
     pub(super) const fn new(settings: Microcode, cpu: Cpu, signature: u32) -> Self {
         let revision = settings.revision;
         Self {
@@ -233,8 +235,8 @@ impl MicrocodeDevice {
             return Ok(Written::Fault);
         };
         if context.read_linear(at, header)? == Copied::NotMapped {
-            // A CPU would raise #PF, which user space cannot inject here. In both cases nothing is
-            // loaded.
+            // A CPU would raise #PF, but user space cannot inject one here, so the guest gets #GP. Either
+            // exception loads no microcode.
             return Ok(Written::Fault);
         }
         let Some(header) = MicrocodeHeader::accepted(trigger, header, self.signature) else {

@@ -39,7 +39,7 @@ pub enum GateError {
         /// The handler's name in the policy.
         name: Box<str>,
     },
-    /// Events are to hold RIP, and this KVM does not share registers by `kvm_run`.
+    /// Events are to hold RIP, but this KVM does not put a vCPU's registers into `kvm_run`.
     NoSharedRegisters,
     /// The event queue is too long.
     Queue {
@@ -48,7 +48,7 @@ pub enum GateError {
         /// The largest value that is allowed.
         most: usize,
     },
-    /// The kernel refused the filter or the mask.
+    /// The kernel refused the filter, or the mask of exit reasons.
     Install(InstallError),
     /// The gate is not installed in a VM, so no access is filtered.
     NotInstalled,
@@ -140,7 +140,8 @@ impl From<InstallError> for GateError {
     }
 }
 
-/// The reasons why an exit was not answered as the policy says. A vCPU that is run on gets #GP.
+/// The reasons why the gate could not answer an exit as the policy says. If the VMM runs the vCPU again
+/// after this error, the guest gets #GP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AnswerError {
@@ -165,9 +166,9 @@ pub enum AnswerError {
     Gone,
     /// The `VcpuGate` does not answer for this vCPU, or the vCPU was not reset.
     Vcpu(VcpuError),
-    /// The VMM's own filter or mask asks for the exit, and the policy does not deny the access. The exit is
-    /// as the kernel made it, for the VMM to answer. This error comes only after
-    /// [`Gate::set_beside`](super::Gate::set_beside).
+    /// The policy does not deny the access. But the VMM's own filter denies it, or KVM itself refuses it,
+    /// and the VMM's own mask asks for the exit. The exit is unanswered, as the kernel made it, for the VMM
+    /// to answer. This error comes only after [`Gate::set_beside`](super::Gate::set_beside).
     Theirs,
     /// The handler request is of another vCPU, or its exit no longer waits for a reply: it has been
     /// answered, completed or forgotten.

@@ -7,7 +7,7 @@ use msrgate_program::{CompileError, PackError};
 use super::beside::Beside;
 use super::pass_requests::Wanted;
 
-/// Returns the filter with which a program starts.
+/// Returns the filter that is set when a program comes into force, before it is opened for any first access.
 pub(super) fn first_filter(responder: &Responder, beside: &Beside) -> Result<Filter, CompileError> {
     filter_opened_for(responder, beside, &[])
 }
@@ -20,8 +20,8 @@ pub(super) fn filter_opened_for(
 ) -> Result<Filter, CompileError> {
     if responder.is_traced() {
         match beside.pack(&responder.verdicts(opened)) {
-            // If the filter does not fit, use the one that allows no access, which always fits. The
-            // publisher opens it for the accesses for which vCPUs wait.
+            // If the filter does not fit, use the filter that allows no access, which always fits. The
+            // publisher then opens that filter for the accesses for which vCPUs wait.
             Err(CompileError::Pack(_)) => beside.pack(&responder.fewest_verdicts(&[])),
             packed => packed,
         }
@@ -54,7 +54,7 @@ pub(super) fn fitting(
             return Some((filter, opened.clone()));
         }
     }
-    // Any sixteen single MSRs fit.
+    // A filter for at most sixteen single MSRs always fits.
     let few: Vec<_> = wanted.waiting.iter().copied().take(16).collect();
     let filter = beside.pack(&responder.fewest_verdicts(&few)).ok()?;
     Some((filter, few))

@@ -30,7 +30,7 @@ impl Flag for AtomicU8 {
     }
 }
 
-/// The byte while the gate has borrowed it.
+/// The byte `kvm_run.immediate_exit` while the gate has borrowed it from the VMM.
 #[must_use]
 pub(super) struct Borrowed {
     before: u8,

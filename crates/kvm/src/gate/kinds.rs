@@ -59,7 +59,7 @@ pub(in crate::gate) struct Kinds<const N: usize>(Box<[AtomicU64]>);
 /// The result of a search for a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gate) enum Found {
-    /// The kind was added at this place.
+    /// The kind was not in the table, and was added at this place.
     New(usize),
     /// The kind was at this place already.
     Known(usize),
@@ -105,8 +105,8 @@ impl<const N: usize> Kinds<N> {
         taken.map(|(place, held)| (place, Kind(held)))
     }
 
-    /// Removes the kinds for which `is_kept` is false. A kind that stands behind a removed one, or is
-    /// searched for at the same time, may be added a second time.
+    /// Removes the kinds for which `is_kept` is false. A kind may be added a second time if its place comes
+    /// after that of a removed kind, or if it is searched for at the same time.
     pub(in crate::gate) fn retain(&self, is_kept: impl Fn(Kind) -> bool) {
         for slot in &self.0 {
             let held = slot.load(Ordering::Relaxed);

@@ -17,7 +17,7 @@ use super::watch::Watcher;
 pub struct GateOptions {
     pub(super) memory: Option<Arc<dyn GuestMemory>>,
     pub(super) devices: BTreeMap<Box<str>, MakeDevice>,
-    /// The names of the handlers that the VMM's loop answers for.
+    /// The names of the handlers for which the VMM's loop gives the reply.
     pub(super) handlers: BTreeSet<Box<str>>,
     pub(super) events: EventOptions,
     pub(super) clock: Clock,

@@ -1,4 +1,4 @@
-//! The result of an answer, for the vCPU's thread.
+//! The outcome of a gate's answer to an exit, for the thread that runs the vCPU.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use msrgate_filter::{Access, Exit, MsrIndex};
 
 use super::id::VcpuId;
 
-/// The VMM's next step after an exit.
+/// The VMM's next step after the gate has looked at an exit.
 #[derive(Debug)]
 #[must_use = "an exit that nobody answers is a #GP"]
 pub enum Outcome {
@@ -16,8 +16,8 @@ pub enum Outcome {
     /// Answer the handler request, by [`VcpuGate::finish`](super::VcpuGate::finish): the policy names a
     /// handler of the VMM's.
     Handler(HandlerRequest),
-    /// End the VM, or the function call that the VM serves, as the policy says. A vCPU that is run on
-    /// gets #GP.
+    /// End the VM, or the function call that the VM serves, as the policy says. If the VMM runs the vCPU
+    /// again instead, the guest gets #GP.
     Kill(Violation),
 }
 

@@ -1,7 +1,8 @@
 //! Unsafe: reads `struct kvm_run`, which is a union.
 //!
-//! A vCPU on paper, for benches and tests: a real shared page, in place of the kernel a stand-in that
-//! accepts every call and does nothing. The cases that are measured on it are in `crates/testing`.
+//! A vCPU on paper, for benches and tests: it has a real shared page, and instead of the kernel a stand-in
+//! that accepts every call and does nothing. The cases that are measured on such a vCPU are in
+//! `crates/testing`.
 #![expect(unsafe_code, reason = "a union of the kernel's ABI")]
 
 use std::fmt;
@@ -21,7 +22,7 @@ use crate::install::InstallError;
 use crate::probe::HostCaps;
 use crate::sys::calls::{Level, Taken};
 
-/// An invalid file descriptor: a call to the real kernel fails.
+/// An invalid file descriptor: on it every call to the real kernel fails.
 const NOWHERE: i32 = -1;
 
 /// A vCPU on paper: its shared page.
@@ -121,7 +122,7 @@ impl Default for PaperVcpu {
     }
 }
 
-/// A port with the real page, and calls that do nothing.
+/// The port of a vCPU on paper: it uses the vCPU's real shared page, and its calls do nothing.
 struct Paper<'v>(KvmPort<'v>);
 
 impl Port for Paper<'_> {
@@ -192,7 +193,8 @@ impl Port for Paper<'_> {
     }
 }
 
-/// Makes a gate in a VM on paper, which accepts every filter. No publisher runs.
+/// Makes a gate in a VM on paper, which has no kernel behind it and accepts every filter. No publisher
+/// thread runs.
 ///
 /// # Errors
 /// Those of [`Gate::with_options`].

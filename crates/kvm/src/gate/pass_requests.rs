@@ -13,19 +13,19 @@ use crate::errno::CallErrno;
 pub(super) struct PassRequests {
     state: Mutex<State>,
     asked: Condvar,
-    /// The number of filters that are being set.
+    /// The number of filters that threads are setting in the kernel now.
     making: AtomicUsize,
 }
 
 #[derive(Default)]
 struct State {
-    /// The number of the program that the requests are about.
+    /// The number of the program under which the requests were made.
     program: u64,
-    /// The accesses that the filter is open for, or that the next filter will be open for.
+    /// The accesses that the kernel's filter is open for, or that the next filter will be open for.
     all: BTreeSet<(Access, MsrIndex)>,
     /// The accesses that were requested since the filter was last set.
     waiting: Vec<(Access, MsrIndex)>,
-    /// The reason why no filter is opened any more.
+    /// The reason why the filter is no longer opened for any request; `None` while it is.
     closed: Option<Closed>,
 }
 
@@ -38,7 +38,7 @@ pub(super) enum Closed {
     Over,
 }
 
-/// The accesses to open the filter for.
+/// The accesses for which the publisher is to open the filter.
 pub(super) struct Wanted {
     /// All accesses that the filter should be open for, sorted.
     pub(super) all: Vec<(MsrIndex, Access)>,
@@ -89,7 +89,7 @@ impl PassRequests {
         (state.closed != Some(Closed::Over)).then_some(())
     }
 
-    /// Returns the accesses that the filter is open for.
+    /// Returns the accesses that the kernel's filter is open for.
     pub(super) fn all(&self) -> Vec<(MsrIndex, Access)> {
         let state = self.lock();
         let all = state.all.iter();
@@ -101,10 +101,10 @@ impl PassRequests {
         !self.lock().waiting.is_empty()
     }
 
-    /// Tells if the kernel has the filter for all requests. If the kernel still refuses a requested
-    /// access, another filter refuses it.
+    /// Tells if the kernel has the filter that lets all requested accesses through. If the kernel still
+    /// refuses one of them, something other than the gate has set another filter.
     pub(super) fn is_settled(&self) -> bool {
-        // Ask in this order: `making` counts a filter before its requests are taken.
+        // The order matters: `making` counts a filter before the requests for it are taken.
         !self.is_waiting() && self.making.load(Ordering::Acquire) == 0
     }
 
@@ -121,10 +121,10 @@ impl PassRequests {
         (!state.waiting.is_empty()).then(|| state.take())
     }
 
-    /// Keeps only these accesses, because a filter that allows all of them does not fit.
+    /// Forgets all accesses but these, because a filter that is open for all of them does not fit.
     pub(super) fn keep_only(&self, these: &[(MsrIndex, Access)]) {
         let mut state = self.lock();
-        // The next filter allows the accesses that were requested since.
+        // The next filter is also open for the accesses that were requested in the meantime.
         let waiting = state.waiting.clone();
         state.all = these
             .iter()
@@ -133,7 +133,8 @@ impl PassRequests {
         state.all.extend(waiting);
     }
 
-    /// Starts the trial of the program of this number: the requests of the old program are set aside.
+    /// Puts the program of this number on trial, until the kernel has accepted its filter. The requests of
+    /// the old program are set aside.
     #[must_use = "it is withdrawn at once"]
     pub(super) fn try_out(&self, program: u64) -> PassTrial<'_> {
         let mut state = self.lock();
@@ -159,7 +160,7 @@ impl PassRequests {
         self.asked.notify_one();
     }
 
-    /// Notes that the kernel has refused the filter.
+    /// Notes that the kernel has refused the publisher's filter.
     pub(super) fn refuse(&self, errno: CallErrno) {
         let mut state = self.lock();
         state.closed.get_or_insert(Closed::Refused(errno));
@@ -176,14 +177,15 @@ impl PassRequests {
     }
 }
 
-/// The trial of a program. Dropping it puts the previous program's requests back.
+/// The trial of a program, which lasts until the kernel has accepted its filter. If the trial is dropped
+/// before that, the previous program's requests are back.
 pub(super) struct PassTrial<'o> {
     opened: &'o PassRequests,
     before: Option<State>,
     _making: Making<'o>,
 }
 
-/// The guard of a filter that is being set.
+/// The guard that counts a filter as being set, until it is dropped.
 #[must_use]
 pub(super) struct Making<'o>(&'o PassRequests);
 
@@ -307,7 +309,8 @@ mod tests {
         assert!(opened.is_settled());
     }
 
-    /// After a trial is withdrawn, `wait` returns for a request from before it.
+    /// A request that was made before a trial is back after the trial is withdrawn, and wakes the publisher
+    /// from `wait`.
     #[test]
     fn withdrawn_trial_wakes_wait_for_earlier_ask() {
         let opened = Arc::new(PassRequests::default());

@@ -50,11 +50,11 @@ pub(super) trait Port {
     /// Writes the reply, which the next `KVM_RUN` takes. The reply may be overwritten before that.
     fn reply(&mut self, reply: Reply);
 
-    /// Marks the exit as answered, so that [`Self::pending`] does not return it again.
+    /// Marks the exit as answered, so that [`Self::pending`] no longer returns this exit.
     fn settle(&mut self);
 
-    /// Marks the exit as one that the kernel has yet to complete. A port that knows this without a mark
-    /// does nothing.
+    /// Marks the exit as one that the kernel has yet to complete. On a port that sees this without a mark,
+    /// the function does nothing.
     fn mark(&mut self) {}
 
     /// Tells if the exit is still to be completed: the vCPU has not run since [`Self::mark`].
@@ -151,7 +151,7 @@ impl<'v> KvmPort<'v> {
         }
     }
 
-    /// Returns the interrupt fields of the page: `if_flag` and `ready_for_interrupt_injection`.
+    /// Returns the two fields of the page about interrupts: `if_flag` and `ready_for_interrupt_injection`.
     fn injection(&self) -> [u8; 2] {
         [self.run().if_flag, self.run().ready_for_interrupt_injection]
     }
@@ -255,7 +255,7 @@ impl Port for KvmPort<'_> {
 
     fn settle(&mut self) {
         self.mark();
-        // The kernel does not read this field: it completes the exit by its own state.
+        // The kernel does not read `exit_reason`: it completes the exit by its own state.
         self.run_mut().exit_reason = KVM_EXIT_INTR;
     }
 
@@ -289,9 +289,9 @@ impl Port for KvmPort<'_> {
 
     fn forget(&mut self) -> Result<(), CallErrno> {
         match self.run().exit_reason {
-            // KVM_EXIT_INTR is the reason that `settle` leaves. The mark may be gone even so: a KVM_RUN
-            // of a vCPU that waits for SIPI, or that is given registers which it does not take,
-            // completes no exit.
+            // KVM_EXIT_INTR is the reason that `settle` leaves. The mark is no proof here. It may be gone
+            // although KVM has not completed the exit: a KVM_RUN clears the mark, but completes no exit if
+            // the vCPU waits for SIPI, or if KVM refuses the registers that it is given.
             KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR | KVM_EXIT_INTR => {}
             _ => return Ok(()),
         }

@@ -1,4 +1,5 @@
-//! The number of accesses by kind, for each vCPU: lock-free, and of a fixed size.
+//! The counters of one vCPU: the number of its accesses by kind. They are lock-free and take a fixed amount
+//! of memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,7 +14,7 @@ const SLOTS: usize = 256;
 
 /// The counters of one vCPU. Only that vCPU writes them.
 pub(in crate::gate) struct Counters {
-    /// The kinds, whose tag is the number of the disposition.
+    /// The kinds that have a counter. The tag of a kind is the number of its disposition.
     kinds: Kinds<SLOTS>,
     counts: Box<[AtomicU64; SLOTS]>,
     others: AtomicU64,
@@ -51,13 +52,13 @@ impl Counters {
         add_one(count);
     }
 
-    /// Passes each count to `found`. Returns the number of accesses that had no slot.
+    /// Passes each counter's value to `found`. Returns the number of accesses whose kinds had no slot.
     pub(super) fn each(&self, mut found: impl FnMut(Count)) -> u64 {
         for (place, kind) in self.kinds.all() {
             let disposition = usize::try_from(kind.tag()).ok();
             let disposition = disposition.and_then(|number| Disposition::ALL.get(number).copied());
             let count = self.counts[place % SLOTS].load(Ordering::Relaxed);
-            // A count of 0 means that the first access of the kind is being counted right now.
+            // If the count is 0, the vCPU is counting the first access of this kind right now.
             if let (Some(disposition), 1..) = (disposition, count) {
                 found(Count {
                     index: kind.index(),
@@ -71,7 +72,7 @@ impl Counters {
     }
 }
 
-/// Adds one. There is one writer, so no read-modify-write is needed.
+/// Adds one to a counter. Only one thread writes it, so no atomic read-modify-write is needed.
 pub(super) fn add_one(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }

@@ -14,20 +14,20 @@ use crate::gate::id::VcpuId;
 /// The choice whether events hold the values that guests write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Values {
-    /// Events do not hold the value.
+    /// Events do not hold the value that the guest writes.
     #[default]
     Hidden,
-    /// Events hold the value.
+    /// Events hold the value that the guest writes.
     Shown,
 }
 
-/// The choice whether events hold the address of the instruction.
+/// The choice whether events hold RIP, the address of the guest's RDMSR or WRMSR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rip {
-    /// Events do not hold the address.
+    /// Events do not hold RIP.
     #[default]
     Hidden,
-    /// Events hold the address.
+    /// Events hold RIP.
     Shown,
 }
 
@@ -48,7 +48,7 @@ pub struct Event {
     pub disposition: Disposition,
     /// The value that the guest writes, if events hold values ([`Values::Shown`]).
     pub value: Option<u64>,
-    /// The address of the instruction, if events hold it ([`Rip::Shown`]).
+    /// RIP, the address of the guest's RDMSR or WRMSR, if events hold it ([`Rip::Shown`]).
     pub rip: Option<u64>,
     /// The part of the policy that decided the access.
     pub origin: Origin,
@@ -57,8 +57,9 @@ pub struct Event {
     pub file: Option<Box<str>>,
     /// The digest of the program that decided the access.
     pub digest: Digest,
-    /// The number of events of this kind just before this one that the limit held back. Kinds that
-    /// share a place of the limit count as one. The total is in [`VcpuDrops`](super::VcpuDrops).
+    /// The number of events of this kind just before this one that the limit held back. The limit may count
+    /// several kinds by one counter; this is then the number of all of them. The total is in
+    /// [`VcpuDrops`](super::VcpuDrops).
     pub held_back: u32,
 }
 
@@ -110,7 +111,8 @@ impl EventRecord {
 }
 
 impl Event {
-    /// Decodes an entry of a queue. `programs` are the programs that may have decided the access.
+    /// Decodes an entry of a queue. `programs` are the programs that may have decided the access of the
+    /// entry.
     pub(super) fn decode(entry: &Entry, vcpu: VcpuId, programs: &[Arc<Program>]) -> Option<Self> {
         let &[time, kind, value, rip, origin, held_back, ..] = entry;
         let [i0, i1, i2, i3, flags, disposition, ..] = kind.to_le_bytes();
@@ -144,7 +146,7 @@ impl Event {
 
 #[cfg(test)]
 impl Event {
-    /// Makes an example: a write of vCPU 1 that `a.toml` denies.
+    /// Makes an event for a test: vCPU 1 writes to an MSR, which the policy file `a.toml` denies.
     pub(super) fn example(index: u32) -> Self {
         Self {
             time: UNIX_EPOCH + Duration::from_millis(1500),

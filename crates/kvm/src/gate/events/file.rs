@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct LogFile {
     path: PathBuf,
     file: File,
-    /// True if the last `write` ended in the middle of a line.
+    /// True if the last `write` took only the beginning of a line.
     is_cut: bool,
     reopen: Arc<AtomicBool>,
 }
@@ -55,8 +55,8 @@ impl LogFile {
         Reopener(Arc::clone(&self.reopen))
     }
 
-    /// Opens the path again if that was requested. If this fails, the old file stays in use, and the
-    /// request stays pending.
+    /// Opens the path again if [`Reopener::request`] asked for that. If this fails, the old file stays in
+    /// use, and the request stays pending.
     fn follow(&mut self) {
         if !self.reopen.swap(false, Ordering::AcqRel) {
             return;
@@ -119,8 +119,8 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)?;
     let length = file.metadata()?.len();
     let mut last = *b"\n";
-    // A device has the length 0. If another process has truncated the file in the meantime, there is no
-    // byte to read.
+    // The length is 0 for a device file, which has no last line. If another process has truncated the file
+    // since, the read finds no byte, and `last` stays a line's end.
     if let Some(at) = length.checked_sub(1) {
         file.read_at(&mut last, at)?;
     }

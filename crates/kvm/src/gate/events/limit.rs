@@ -6,14 +6,15 @@ use msrgate_program::answer::Disposition;
 
 use crate::gate::kinds::Kind;
 
-/// The number of places of the limit; kinds of events that share a place share its limit.
+/// The number of counters of a limit. Kinds of events that hash to the same counter share one limit.
 const PLACES: usize = 64;
 
-/// The limit of one vCPU. A second begins with the first event of a kind.
+/// The limit of one vCPU on its events: for each kind, a number of events in a second. A kind's second
+/// begins with its first event.
 pub(in crate::gate) struct Limit {
     per_second: u32,
     places: Box<[Place; PLACES]>,
-    /// The place of all kills. No other event shares it, so a guest cannot hide a kill by other events.
+    /// The counter of all kills. No other event shares it, so a guest cannot hide a kill by other events.
     kills: Place,
 }
 
@@ -21,16 +22,16 @@ pub(in crate::gate) struct Limit {
 struct Place {
     began: u64,
     count: u32,
-    /// The number of events held back since the last one that passed.
+    /// The number of events that were held back since the last event that passed.
     held_back: u32,
 }
 
-/// The decision on an event.
+/// The decision on an event: it goes into the queue, or it is only counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gate) enum Passage {
-    /// The event passes; `held_back` events before it did not.
+    /// The event goes into the queue; `held_back` events just before it did not.
     Passes { held_back: u32 },
-    /// The event is only counted.
+    /// The event does not go into the queue.
     HeldBack,
 }
 
@@ -46,7 +47,7 @@ impl Limit {
         }
     }
 
-    /// Decides if an event at the time `now`, in nanoseconds, passes.
+    /// Decides if an event at the time `now`, in nanoseconds, goes into the queue.
     pub(in crate::gate) fn ask(
         &mut self,
         index: MsrIndex,
@@ -90,7 +91,8 @@ mod tests {
         assert_eq!(ask(0x10, 8), Passage::HeldBack);
         assert_eq!(ask(0x11, 9), passes(0), "another MSR");
         assert_eq!(ask(0x10, 5 + SECOND), passes(2));
-        // If the clock was set back, a new second begins; otherwise events would be held back for ever.
+        // If the clock was set back, a new second begins. Otherwise events would be held back until the
+        // clock is again where it was.
         assert_eq!(ask(0x10, 1), passes(0));
     }
 

@@ -1,4 +1,4 @@
-//! The reading end of the vCPUs' queues.
+//! The reading end of the event queues of a VM's vCPUs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -68,7 +68,7 @@ struct Live {
     others: u64,
     /// The lost events of vCPUs that are gone, by vCPU id. KVM bounds the number of ids.
     lost: BTreeMap<VcpuId, Lost>,
-    /// Programs whose events may still be in a queue, the newest last.
+    /// The programs that may have decided an access whose event is still in a queue, the newest last.
     programs: Vec<Arc<Program>>,
 }
 
@@ -93,8 +93,8 @@ impl Lost {
 /// dropped.
 const UNREAD: usize = 16;
 
-/// The largest number of kinds (MSR, access, disposition) for which all vCPUs that are gone have a count
-/// each.
+/// The largest number of kinds (MSR, access, disposition) that have a counter of their own in the counts of
+/// the vCPUs that are gone. These vCPUs share one set of counters.
 const KINDS: usize = 4096;
 
 /// The number of programs that are remembered. Events of older programs have no file name.
@@ -116,7 +116,7 @@ impl VcpuLogs {
         log
     }
 
-    /// Notes that events may come from this program from now on.
+    /// Notes that vCPUs may make events under this program from now on.
     pub(in crate::gate) fn expect(&self, program: &Arc<Program>) {
         let mut live = self.lock();
         let digest = program.digest();
@@ -149,8 +149,8 @@ impl VcpuLogs {
         }
     }
 
-    /// Removes logs of vCPUs that are gone, and keeps their counts. It removes every log with an empty
-    /// queue, and every log with unread events except the newest `most`.
+    /// Removes the logs of vCPUs that are gone, and keeps their counts. It removes each such log whose queue
+    /// is empty. Of those with unread events it keeps the newest `most`, and removes the others.
     fn prune(live: &mut Live, most: usize) {
         let Live {
             logs,
@@ -207,8 +207,8 @@ fn add(sums: &mut BTreeMap<(MsrIndex, Access, Disposition), u64>, count: Count) 
 pub struct Counted {
     /// The counts, sorted by MSR, access and disposition.
     pub counts: Vec<Count>,
-    /// The number of accesses that are not in `counts`, because a vCPU has counters for at most 256 kinds
-    /// (MSR, access, disposition), and all vCPUs that are gone have counters for 4,096 kinds together.
+    /// The number of accesses that are not in `counts`. A vCPU has counters for at most 256 kinds (MSR,
+    /// access, disposition), and the vCPUs that are gone have, together, counters for 4,096 kinds.
     pub others: u64,
 }
 
@@ -226,7 +226,7 @@ pub struct VcpuDrops {
     pub held_back: u64,
 }
 
-/// Formats the numbers as one line of text.
+/// Formats the vCPU's two numbers of lost events as one line of text.
 impl fmt::Display for VcpuDrops {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {

@@ -1,11 +1,12 @@
-//! A bounded queue from one vCPU to one reader, of atomic words: no lock, no allocation, no waiting.
+//! A bounded queue from one vCPU to one reader, made of atomic words. It uses no lock, allocates nothing
+//! after it is made, and never waits.
 //!
 //! An entry that does not fit is dropped and counted. One slot is kept for an entry that earlier ones
 //! must not crowd out.
 
 use crate::gate::sync::{AtomicU64, Ordering};
 
-/// The number of words of an entry.
+/// The number of 64-bit words in an entry of a queue.
 pub(super) const WORDS: usize = 10;
 
 /// One entry.
@@ -14,9 +15,9 @@ pub(super) type Entry = [u64; WORDS];
 /// The slots of a ring that an entry may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// The slots of the requested capacity.
+    /// The slots that all entries share, as many as the requested capacity.
     Shared,
-    /// The slots of the requested capacity, and the kept slot.
+    /// The shared slots, and one further slot that is kept for such an entry.
     Kept,
 }
 
@@ -49,7 +50,8 @@ impl<const N: usize> Ring<N> {
     pub(super) fn put(&self, entry: &[u64; N], room: Room) {
         let kept = u64::from(room == Room::Shared);
         let put = self.put.load(Ordering::Relaxed);
-        // Acquire: the reader has read an entry that it took out before its words are overwritten.
+        // Acquire: the words of a slot are overwritten only after the reader has read the entry that it took
+        // from there.
         if put - self.taken.load(Ordering::Acquire) >= self.slots() - kept {
             let dropped = self.dropped.load(Ordering::Relaxed);
             self.dropped.store(dropped + 1, Ordering::Relaxed);
@@ -58,7 +60,7 @@ impl<const N: usize> Ring<N> {
         for (word, &value) in self.slot(put).iter().zip(entry) {
             word.store(value, Ordering::Relaxed);
         }
-        // Release: a reader that sees the number also sees the words.
+        // Release: a reader that sees the new number of entries also sees the words of the new entry.
         self.put.store(put + 1, Ordering::Release);
     }
 

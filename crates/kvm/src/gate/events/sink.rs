@@ -13,7 +13,8 @@ pub trait Sink: Send {
     /// when that number has changed, at most once a second, and at the end.
     fn dropped(&mut self, drops: VcpuDrops);
 
-    /// Flushes the sink's output. The thread calls this after it has passed on events, when no others wait.
+    /// Flushes the sink's output. The thread calls this after it has passed on events, when the queues hold
+    /// no further events.
     fn flush(&mut self) {}
 
     /// Returns the number of times that the sink has failed to pass on an event.

@@ -28,7 +28,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// flood of reports.
 const TELL_AGAIN: Duration = Duration::from_secs(1);
 
-/// The last report of lost events to the sinks.
+/// The numbers of lost events that the sinks were last told, and the time of that report.
 #[derive(Default)]
 struct Told {
     drops: Vec<VcpuDrops>,
@@ -89,7 +89,7 @@ impl Told {
         self.at.is_none_or(|at| at.elapsed() >= TELL_AGAIN)
     }
 
-    /// Reports the numbers that have changed.
+    /// Tells the sinks the numbers of lost events of each vCPU for which these numbers have changed.
     fn tell(&mut self, events: &Events, sinks: &mut [Box<dyn Sink>]) {
         let drops = events.drops();
         let new: Vec<_> = drops
