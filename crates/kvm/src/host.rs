@@ -1,4 +1,4 @@
-//! The reasons why a host cannot filter MSRs, with advice for the host's owner.
+//! The reasons why this host's KVM cannot filter MSRs, with advice for the owner of the host.
 
 use std::error::Error;
 use std::ffi::c_ulong;
@@ -214,8 +214,8 @@ impl HostError {
         match errno.number().get() {
             libc::EBUSY => Self::Busy { device },
             libc::ENODEV => Self::NoDriver { device },
-            // EPERM and EACCES belong here too: the device was opened already, so advice about its
-            // permissions would not help.
+            // EPERM and EACCES belong here, too. The process was able to open the device, so the advice
+            // about permissions to open it would not help.
             _ => Self::CreateVm { errno },
         }
     }

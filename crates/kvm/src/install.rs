@@ -12,8 +12,9 @@ use crate::exit::RawReasons;
 use crate::sys::calls;
 use crate::sys::raw::{RawFilter, set_filter, set_filter_raw};
 
-/// A VM with an installed filter. No ioctl reads the filter or the mask back, so this value remembers the
-/// mask. It keeps a duplicate of the VM's file descriptor, so its calls always reach the same VM.
+/// A VM with an installed filter. No ioctl reads the filter or the mask of exit reasons back, so this value
+/// remembers the mask. It keeps a duplicate of the VM's file descriptor, so its calls always reach the same
+/// VM.
 #[derive(Debug)]
 #[must_use = "the filter stays in the VM; without this, its mask is forgotten"]
 pub struct Installed {
@@ -21,7 +22,7 @@ pub struct Installed {
     mask: Mask,
 }
 
-/// The mask that a VM has; `None` if the mask is unknown.
+/// The mask of exit reasons that a VM has; `None` if the mask is unknown.
 #[derive(Debug)]
 pub(crate) struct Mask(Option<RawReasons>);
 
@@ -29,11 +30,11 @@ pub(crate) struct Mask(Option<RawReasons>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstallError {
-    /// The filter follows a revision other than the kernel's, which is mainline.
+    /// The filter was made for a revision of the filter's rules other than mainline, the kernel's.
     Revision(Revision),
-    /// The kernel refused to enable `KVM_CAP_X86_USER_SPACE_MSR` with the needed mask.
+    /// The kernel refused to enable `KVM_CAP_X86_USER_SPACE_MSR` with the needed mask of exit reasons.
     Reasons {
-        /// The mask that was passed.
+        /// The mask of exit reasons that was passed to the kernel.
         mask: RawReasons,
         /// The error number of the call.
         errno: CallErrno,
@@ -114,7 +115,7 @@ impl Installed {
         self.mask.ask_for(&self.vm, RawReasons::NONE)
     }
 
-    /// The reasons for which the VM exits to user space.
+    /// The reasons for which an MSR access of the guest exits to user space.
     #[must_use]
     pub fn reasons(&self) -> RawReasons {
         self.mask.reasons()
@@ -122,8 +123,8 @@ impl Installed {
 }
 
 impl Mask {
-    /// Returns the mask of a VM that other code may have set up: installing the first filter sets the mask
-    /// in any case.
+    /// Returns the value for a VM whose mask other code may have set. The first filter sets the mask in any
+    /// case, because this value equals no mask.
     pub(crate) const fn unknown() -> Self {
         Self(None)
     }
@@ -171,7 +172,7 @@ impl Mask {
     }
 }
 
-/// A VM whose filter and mask can be set.
+/// A VM, real or in a test, whose filter and mask of exit reasons can be set.
 pub(crate) trait Filtered {
     /// Enables exits for these reasons (S1.9).
     ///
@@ -207,7 +208,8 @@ mod tests {
 
     const REFUSED: CallErrno = CallErrno::Known(Errno::Efault);
 
-    /// A VM that records its calls and fails those whose numbers are in `fails`, counted from 1.
+    /// A test's VM, which counts its calls from 1, records them, and fails those whose numbers are in
+    /// `fails`.
     struct Calls {
         fails: Vec<usize>,
         state: RefCell<State>,
@@ -237,7 +239,7 @@ mod tests {
             Ok(state)
         }
 
-        /// Returns the masks that were set, in order, and the number of filters that were set.
+        /// Returns the masks that were passed to the VM, in order, and the number of filters that were set.
         fn given(&self) -> (Vec<u64>, usize) {
             let state = self.state.borrow();
             (state.masks.clone(), state.filters)
@@ -262,7 +264,8 @@ mod tests {
         Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap()
     }
 
-    /// Replaces a filter with exits for `before` by one with exits for `after`, with these calls failing.
+    /// Replaces a filter with exits for `before` by a filter with exits for `after`. The calls whose numbers
+    /// are in `fails` fail.
     fn replaced(
         before: &[ExitReason],
         after: &[ExitReason],
@@ -294,7 +297,7 @@ mod tests {
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[2]);
         assert_eq!((seen, given), (refused, (vec![6, 2], 0)));
         assert_eq!(reasons, RawReasons::new(2));
-        // The first filter of a VM is refused.
+        // The kernel refuses the first filter of a VM.
         let (seen, given, reasons) = replaced(&[], FILTER, &[2]);
         assert_eq!((seen, given), (refused, (vec![4, 0], 0)));
         assert_eq!(reasons, RawReasons::NONE);

@@ -37,25 +37,26 @@ pub use observed::{
 };
 pub use supported::{CpuidLeaf, Supported};
 
-/// An access to measure, with the promised verdict.
+/// An access to measure, with the verdict that the filter is promised to give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
     /// The MSR.
     pub index: MsrIndex,
     /// The direction.
     pub access: Access,
-    /// The promised verdict.
+    /// The verdict that the filter is promised to give.
     pub expected: Verdict,
-    /// The effect of the write, if the access is an allowed write.
+    /// The effect of the write. It matters only if the access is a write that the filter allows.
     pub effect: WriteEffect,
 }
 
 /// The effect of a write beyond storing its value. Reads have no effect that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteEffect {
-    /// The write only stores its value, so writing back the value that was read changes nothing.
+    /// The write only stores its value. So a test may write back the value that it has read: nothing
+    /// changes.
     StoresOnly,
-    /// The write acts at once, so the measurement does not try it where it is allowed.
+    /// The write has an effect at once. So the measurement makes no such write where the filter allows it.
     ActsAtOnce,
 }
 
@@ -102,15 +103,15 @@ pub struct Measured {
     pub pass: Pass,
     /// The observed result.
     pub seen: Seen,
-    /// KVM's own reason to refuse the access, which does not depend on the filter. It is known from the
-    /// pass with exits.
+    /// KVM's own reason to refuse the access, whatever the filter says. It is known from the pass with
+    /// exits.
     pub own_fault: Option<ExitReason>,
-    /// The deviations from the promise; empty if the promise was kept.
+    /// The deviations from what was promised; empty if there are none.
     pub deviations: Vec<Deviation>,
 }
 
 impl Measured {
-    /// Returns true if the guest got what was promised.
+    /// Returns true if there is no deviation from what was promised.
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.deviations.is_empty()
@@ -120,7 +121,7 @@ impl Measured {
 /// An observation that contradicts a statement of `docs/kvm-semantics.md`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deviation {
-    /// The statement's number, such as `S5.2`.
+    /// The number of that statement in `docs/kvm-semantics.md`, such as `S5.2`.
     pub statement: &'static str,
     /// The observation.
     pub seen: String,
@@ -140,7 +141,7 @@ pub enum MeasureError {
     Guest(GuestError),
     /// The filter could not be set.
     SetFilter(CallErrno),
-    /// The mask could not be set.
+    /// The mask of exit reasons could not be set.
     SetReasons(CallErrno),
 }
 
@@ -253,7 +254,7 @@ fn step(index: MsrIndex, access: Access, value: u64) -> Step {
     }
 }
 
-/// A case with the value to write, or with the reason why the access is not tried.
+/// A case, with the value to write, or with the reason why the write is not tried.
 struct Plan {
     case: Case,
     write: Result<u64, NotTried>,
@@ -302,8 +303,8 @@ impl Plan {
     }
 }
 
-/// Returns the number of the statement that is broken if the kernel does not decide this access as `filter`
-/// does.
+/// Returns the number of the statement of `docs/kvm-semantics.md` that the kernel breaks if it does not
+/// decide this access as `filter` does.
 fn statement_of(filter: &Filter, case: Case) -> &'static str {
     match filter.decide(case.index, case.access).because {
         Because::X2apic => "S3.1",
@@ -390,7 +391,7 @@ impl Measured {
         }
     }
 
-    /// Checks the fields of an exit (S5.3).
+    /// Checks the fields of `struct kvm_run` at an exit (S5.3). `value` is the value of a write.
     fn judge_exit(&mut self, exit: &SeenExit, value: u64) {
         let data = match self.case.access {
             Access::Read => 0,

@@ -133,8 +133,8 @@ fn answer_by_gate(vcpu: &mut VcpuFd, msrs: &mut VcpuGate) -> Result<(), Failure>
     }
 }
 
-/// Returns the program of a policy that gives reads of [`SPARE`] a value of its own, and lets KVM handle
-/// accesses to [`STAR`].
+/// Returns the program of a policy that answers accesses to [`SPARE`] itself and lets KVM handle accesses to
+/// [`STAR`].
 fn answering(log: &str) -> Result<Program, Failure> {
     program(&format!(
         "policy = 1\ndefault = 'deny'\nlog = '{log}'\n[msrs]\nIA32_STAR = {{ read = 'allow', write = 'allow', log = 'none' }}\n\

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::sync::{AtomicU64, Mutex, Ordering};
 
-/// A published value, and the number of its generation.
+/// A value that is in force, such as a program, and the number of its generation.
 pub(super) struct Published<T> {
     /// The number of the generation in force. It changes under the lock.
     ///
@@ -25,11 +25,11 @@ pub(super) struct Published<T> {
 
 struct Held<T> {
     now: Generation<T>,
-    /// The highest number so far.
+    /// The highest number that a generation has had so far.
     highest: u64,
 }
 
-/// A value and its unique number.
+/// A value that is or was in force, and the unique number under which it is.
 #[derive(Debug)]
 pub(super) struct Generation<T> {
     pub(super) number: u64,
@@ -54,8 +54,8 @@ impl<T> Generation<T> {
     /// Tells if this generation was withdrawn. The result is certain for a caller that has since got
     /// another generation from [`Published::newer_than`].
     pub(super) fn is_withdrawn(&self) -> bool {
-        // Relaxed: the store came before the other generation was put in force, which the caller got
-        // under the lock.
+        // Relaxed: this generation was marked as withdrawn before the other generation came into force, and
+        // the caller got the other generation under the lock.
         self.fate.load(Ordering::Relaxed) == WITHDRAWN
     }
 
@@ -88,9 +88,8 @@ impl<T> Published<T> {
         }
     }
 
-    /// Puts another value in force, at least until the trial ends. A vCPU that
-    /// [follows](Self::newer_than) after this has returned sees it, or a later one. There is one trial
-    /// at a time.
+    /// Puts another value in force, at least until its trial ends. A vCPU that calls [`Self::newer_than`]
+    /// after this has returned gets that value or a later one. There is one trial at a time.
     #[must_use = "it is withdrawn at once"]
     pub(super) fn try_out(&self, thing: Arc<T>) -> Trial<'_, T> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,12 +125,12 @@ impl<T> Published<T> {
         self.number.load(Ordering::Relaxed) == number
     }
 
-    /// Returns the generation in force, if it is another one than `have`.
+    /// Returns the generation in force, if it has another number than `have`.
     pub(super) fn newer_than(&self, have: &Generation<T>) -> Option<Generation<T>> {
         if self.is_number(have.number) {
             return None;
         }
-        // The trial may have been withdrawn between the two reads.
+        // The number may have gone back to that of `have` since it was read, because a trial was withdrawn.
         Some(self.get()).filter(|now| now.number != have.number)
     }
 }
@@ -170,8 +169,9 @@ impl<T> Drop for Trial<'_, T> {
 mod model {
     use super::*;
 
-    /// Two threads replace the value, and a vCPU follows. The vCPU sees one whole value of the three,
-    /// never an older one after a newer one, and the last one once both replacements have ended.
+    /// Two threads each replace the value, and a vCPU follows. The vCPU sees each of the three values whole.
+    /// It never sees an older value after a newer one, and it sees the last one once both replacements have
+    /// ended.
     #[test]
     fn newer_than_never_goes_back_and_ends_at_last_program() {
         crate::gate::sync::check(|| {
@@ -197,9 +197,9 @@ mod model {
         });
     }
 
-    /// A thread that sees an effect of a later step also sees the value that was put in force before
-    /// that step. The test fails, whatever the order of the number, if the store of the filter, which
-    /// stands for the kernel's order, is relaxed.
+    /// A program is put in force before its filter is set in the kernel, so a thread that sees the effect of
+    /// the new filter also sees the new program. Here a release store stands for setting the filter. If that
+    /// store were relaxed, the test would fail, whatever memory ordering the generation's number has.
     #[test]
     fn newer_than_after_exit_of_new_filter_sees_its_program() {
         crate::gate::sync::check(|| {

@@ -27,7 +27,8 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<OwnThread<()>> {
     OwnThread::spawn("msrgate-publish", body)
 }
 
-/// The guard of the thread's end: however the thread ends, no vCPU waits for it after that.
+/// The guard that acts when the publisher thread ends, also by a panic: from then on no vCPU waits for the
+/// thread.
 struct End<'s>(&'s Shared);
 
 impl Drop for End<'_> {
@@ -36,7 +37,8 @@ impl Drop for End<'_> {
     }
 }
 
-/// Sets a filter that allows the requested accesses, or as many of them as fit.
+/// Sets a filter in the kernel that allows the requested accesses, or as many of them as one filter has room
+/// for.
 pub(super) fn publish(shared: &Shared) {
     let mut control = shared.lock();
     let _making = shared.opened.making();

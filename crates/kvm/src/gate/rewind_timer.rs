@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use msrgate_filter::{Access, MsrIndex};
 
-/// An access, and the number of its program.
+/// An access that waits for its filter, and the number of the program that allows the access.
 type Waited = (u64, MsrIndex, Access);
 
-/// The timer of the access that was rewound last.
+/// A timer for the access that the vCPU rewound last.
 pub(super) struct RewindTimer(Option<Stretch>);
 
 struct Stretch {
@@ -17,7 +17,7 @@ struct Stretch {
     last: Instant,
 }
 
-/// The decision on a rewind.
+/// The decision on one more rewind of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
     /// The access is rewound for the first time.
@@ -26,7 +26,7 @@ pub(super) enum Wait {
     TooLong,
 }
 
-/// The filter that the access waits for.
+/// The state of the filter for which the access waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Filter {
     /// The filter is still to be set, which a busy host may delay for any time.
@@ -80,7 +80,7 @@ mod tests {
 
     const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 
-    /// Rewinds every half second from `start` on, `halves` times.
+    /// Rewinds one access every half second from `start` on, `halves` times. Returns the last decision.
     fn rewind(rewound: &mut RewindTimer, program: u64, start: Instant, halves: u32) -> Wait {
         let mut wait = Wait::Begin;
         for half in 0..halves {
@@ -105,7 +105,7 @@ mod tests {
         );
     }
 
-    /// On a busy host, time does not count while the filter is still to be set.
+    /// On a busy host, the time for which the filter is still to be set does not count.
     #[test]
     fn patience_starts_when_filter_is_set() {
         let (start, mut rewound) = (Instant::now(), RewindTimer::never());
@@ -119,9 +119,9 @@ mod tests {
         assert_eq!(again(Filter::Set, 110), Wait::TooLong);
     }
 
-    /// After a pause, and under another program, the time starts anew. A guest that is mostly idle and
-    /// accesses one register comes to the gate only after a replacement, and that is no sign of a foreign
-    /// filter.
+    /// The time starts anew after a pause, and under another program. A guest that is mostly idle and
+    /// accesses one register may come to the gate only after each replacement of the program, and that does
+    /// not mean that another filter than the gate's is in force.
     #[test]
     fn pause_or_other_program_restarts_timer() {
         let start = Instant::now();

@@ -4,11 +4,11 @@ use msrgate_filter::{Access, MsrIndex};
 
 use super::kinds::{Found, Kind, Kinds};
 
-/// The number of accesses that a VM remembers, which takes 64 KiB.
+/// The number of first accesses that a VM remembers; the table of them takes 64 KiB.
 const SEEN: usize = 8192;
 
-/// The (MSR, direction) pairs that a VM's guest has accessed, by the number of the program. The table
-/// is lock-free: any vCPU may search and add.
+/// A table of the (MSR, direction) pairs that a VM's guest has accessed, each under the number of a program.
+/// The table is lock-free: any vCPU may search and add.
 pub(super) struct Seen(Kinds<SEEN>);
 
 /// The first access of a VM's guest to an MSR in one direction, under a program that logs first
@@ -57,12 +57,13 @@ impl Seen {
             })
             .collect();
         touched.sort_unstable();
-        // An access that came while others were removed may be in the table twice.
+        // An access may be in the table twice, if it was added while accesses of other programs were being
+        // removed.
         touched.dedup();
         touched
     }
 
-    /// Starts a program: the accesses under other programs make room.
+    /// Makes room for the program of this number: removes the accesses under all other programs.
     pub(super) fn begin(&self, program: u64) {
         self.0.retain(|kind| kind.tag() == program);
     }

@@ -40,20 +40,19 @@ pub(super) struct Shared {
     pub(super) beside: CurrentBeside,
 }
 
-/// The state that a thread changes only while it sets filters. A vCPU that runs never waits for the lock of
-/// this state.
+/// The state that threads change only while they set filters. A lock protects this state, and a vCPU that
+/// runs never waits for that lock.
 pub(super) struct Control {
     pub(super) chosen: Option<Chosen>,
     pub(super) vm: Option<Box<dyn VmPort>>,
     pub(super) past: Past,
 }
 
-/// The possibility that KVM holds values that the guest wrote under another program than the one in
-/// force.
+/// The possibility that KVM holds values that the guest wrote under another program than the one in force.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Past {
     None,
-    /// The program has been replaced, or a vCPU came from another host.
+    /// KVM may hold such values: the program has been replaced, or a vCPU came from another host.
     Other,
 }
 
@@ -63,8 +62,8 @@ impl Control {
         self.chosen.is_some() || program.variants().len() == 1
     }
 
-    /// Returns the filter with which a program starts, and its mask. Before the variant is chosen, the
-    /// filter refuses every access.
+    /// Returns the filter that is set when a program comes into force, and the mask of exit reasons for it.
+    /// Before the variant is chosen, that filter refuses every access.
     pub(super) fn first_filter(
         &self,
         responder: &Responder,
@@ -98,8 +97,9 @@ impl Shared {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the mask for a program and for the VMM's own mask. If the gate has a watcher, the mask
-    /// includes `KVM_MSR_EXIT_REASON_FILTER`, so that each denied access comes to the gate.
+    /// Returns the mask of exit reasons that the program and the VMM's own mask need together. If the gate
+    /// has a watcher, the mask includes `KVM_MSR_EXIT_REASON_FILTER`, so that each denied access comes to
+    /// the gate.
     pub(super) fn reasons(&self, responder: &Responder, beside: &Beside) -> ReasonMask {
         let own = responder.variant().reasons();
         let watched = match self.options.watcher {
@@ -130,10 +130,10 @@ impl Shared {
         }
     }
 
-    /// Unties a vCPU, whose `VcpuGate` is being dropped.
+    /// Unties a vCPU from its `VcpuGate`, which is being dropped.
     pub(super) fn untie(&self, place: Place) {
-        // In a forked child another thread may hold the lock for ever, and the list belongs to the
-        // parent.
+        // In a forked child the list belongs to the parent. Besides, another thread of the parent may have
+        // held its lock at the fork, so that it stays locked.
         if self.process != std::process::id() {
             return;
         }
@@ -141,15 +141,16 @@ impl Shared {
         tied.remove(&place.page());
     }
 
-    /// Puts a program in force, and its filter by calling `set`. If `set` fails, the previous program
-    /// is in force again.
+    /// Puts a program in force, and then sets its filter by calling `set`. If `set` fails, the previous
+    /// program is in force again.
     pub(super) fn try_out<E>(
         &self,
         new: Arc<Responder>,
         set: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
-        // The program comes before the filter. So an access that only the new program allows waits for
-        // the new filter, and an access that the program in force refuses is never let through (S7).
+        // The program is in force before its filter is set. Meanwhile an access that only the new program
+        // allows waits for the new filter, and no access is let through that the program in force refuses
+        // (S7).
         let trial = self.current.try_out(new);
         let opened = self.opened.try_out(trial.number());
         set()?;

@@ -1,5 +1,5 @@
-//! Atomics and locks: loom's own in tests under `--cfg loom`, so that loom can watch them, else those of
-//! `std`.
+//! Atomics and locks. Tests under `--cfg loom` use loom's own, so that loom can watch them; everything else
+//! uses those of `std`.
 
 #[cfg(all(test, loom))]
 pub(super) use loom::sync::Mutex;

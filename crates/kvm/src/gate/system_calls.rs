@@ -19,26 +19,29 @@ pub struct SystemCalls {
     /// The `ioctl`s of [`HostCaps::probe`](crate::HostCaps::probe), on `/dev/kvm` and on a VM of its
     /// own.
     pub probe_ioctls: &'static [Ioctl],
-    /// The other calls of [`HostCaps::probe`](crate::HostCaps::probe).
+    /// The system calls of [`HostCaps::probe`](crate::HostCaps::probe) that are not `ioctl`s of KVM.
     pub probe_others: &'static [&'static str],
     /// The `ioctl`s of a vCPU's thread on the vCPU's file descriptor.
     pub vcpu_ioctls: &'static [Ioctl],
     /// Further `ioctl`s on a vCPU's file descriptor if the gate has the VM's memory
     /// ([`GateOptions::memory`](super::GateOptions::memory)).
     pub vcpu_memory_ioctls: &'static [Ioctl],
-    /// The other calls of a vCPU's thread. The thread reads the clock, which calls the kernel if the host's
-    /// clock source is not the TSC. The thread also closes the gate's duplicate of the VM's file descriptor
-    /// if it drops its [`VcpuGate`](super::VcpuGate) after the gate is gone.
+    /// The system calls of a vCPU's thread that are not `ioctl`s of KVM. The thread reads the clock, which
+    /// calls the kernel if the host's clock source is not the TSC. The thread also closes the gate's
+    /// duplicate of the VM's file descriptor if it drops its [`VcpuGate`](super::VcpuGate) after the gate is
+    /// gone.
     pub vcpu_others: &'static [&'static str],
-    /// The `ioctl`s on the VM's file descriptor, by the threads that install, [add
-    /// vCPUs](super::Gate::vcpu) and replace, and by the gate's own thread, `msrgate-publish`.
+    /// The `ioctl`s on the VM's file descriptor. The threads that install the gate, [add
+    /// vCPUs](super::Gate::vcpu) or replace the program make them, and so does the gate's own thread,
+    /// `msrgate-publish`.
     pub vm_ioctls: &'static [Ioctl],
-    /// The other calls of the threads that install, replace and drop the gate: one of them starts
-    /// `msrgate-publish`, and ends it if it runs in the same process.
+    /// The system calls, besides `ioctl`s of KVM, of the threads that install the gate, replace its program
+    /// or drop the gate. One of these threads starts `msrgate-publish`, and ends it if it runs in the same
+    /// process.
     pub vm_others: &'static [&'static str],
-    /// The other calls of `msrgate-publish`, which inherits the seccomp rules of the thread that starts
-    /// it. The thread that [writes events](super::events::Events::spawn) makes these calls and those of
-    /// its sinks.
+    /// The system calls of `msrgate-publish` that are not `ioctl`s of KVM. This thread inherits the seccomp
+    /// rules of the thread that starts it. The thread that [writes events](super::events::Events::spawn)
+    /// makes these calls, and those of its sinks.
     pub own_others: &'static [&'static str],
 }
 
@@ -51,7 +54,8 @@ const ENABLE_CAP: Ioctl = ioctl("KVM_ENABLE_CAP", 0x4068_aea3);
 const SET_MSR_FILTER: Ioctl = ioctl("KVM_X86_SET_MSR_FILTER", 0x4188_aec6);
 
 impl SystemCalls {
-    /// All calls. The calls for memory, locks and threads are those that glibc and Rust's std make.
+    /// All system calls that a gate and probing may make. The calls for memory, locks and threads are those
+    /// that glibc and Rust's std make.
     pub const ALL: Self = Self {
         probe_ioctls: &[
             ioctl("KVM_GET_API_VERSION", 0xae00),

@@ -41,7 +41,8 @@ impl<T: Send + 'static> OwnThread<T> {
         if self.is_here() {
             self.handle.join().ok()
         } else {
-            // Detaching from a thread that does not exist is an error, and joining it waits for ever.
+            // Do not drop the handle: the drop detaches the thread, which is an error if the thread does not
+            // exist in this process. Joining such a thread would wait for ever.
             mem::forget(self.handle);
             None
         }

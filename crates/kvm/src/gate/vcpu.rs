@@ -291,7 +291,8 @@ impl VcpuGate {
         self.bound.begin();
         self.own.state = state;
         self.own.shared.lock().past = Past::Other;
-        // Forget the exit only here: this runs the vCPU, and a refused restore must change nothing.
+        // Forget the exit only here: `forget` runs the vCPU, and a restore that is refused must change
+        // nothing.
         port.forget()?;
         self.own.finished(Reply::FAULT);
         if self.own.shared.options.events.rip == Rip::Shown {
@@ -304,7 +305,8 @@ impl VcpuGate {
         for device in self.own.devices.not_in(&saved) {
             device.reset(&mut machine)?;
         }
-        // The guest reads the revision from a register of KVM, which on this host does not hold it yet.
+        // The guest reads the microcode revision from a register of KVM's. A KVM on another host than the
+        // old one does not have this revision there yet.
         if let Some(microcode) = &self.own.devices.microcode {
             microcode.show(&mut Through { port, memory: None })?;
         }
@@ -316,8 +318,8 @@ impl VcpuGate {
     /// Ties this `VcpuGate` to the vCPU at `place`.
     fn tie(&mut self, place: Place) -> Result<(), VcpuError> {
         let before = self.bound.tied_to();
-        // After a failed call, `place` may be that of another vCPU, or of the same vCPU with the right file
-        // descriptor.
+        // The earlier call may have failed with the page of another vCPU, or with a wrong file descriptor
+        // for this page.
         if before.is_none_or(|before| before.page() != place.page()) {
             self.own.shared.tie(self.id(), place)?;
             if let Some(before) = before {

@@ -11,7 +11,7 @@ use crate::sys::calls;
 
 /// The operations that a gate may do on a VM, by one thread at a time.
 pub(super) trait VmPort: Send {
-    /// Puts a filter and a mask in force (S7).
+    /// Puts a filter and a mask of exit reasons in force (S7).
     ///
     /// # Errors
     /// Those of [`Installed::replace`](crate::Installed::replace).

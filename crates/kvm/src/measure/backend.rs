@@ -12,7 +12,8 @@ use crate::probe::HostCaps;
 use crate::sys::calls::enable_reasons;
 use crate::sys::raw::{RawFilter, set_filter_raw};
 
-/// A VM with one vCPU. Its filter and mask can be set, and its guest runs scripts of MSR accesses.
+/// A VM with one vCPU. A test can set its filter and its mask of exit reasons, and run scripts of MSR
+/// accesses in its guest.
 pub trait Backend {
     /// The kind of this backend: a real KVM or the model.
     fn kind(&self) -> BackendKind;

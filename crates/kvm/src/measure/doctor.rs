@@ -15,7 +15,7 @@ use crate::measure::guest::GuestError;
 use crate::probe::HostCaps;
 use lab::Lab;
 
-/// A numbered statement about KVM's behaviour, with the function that tries it.
+/// A numbered statement of `docs/kvm-semantics.md` about KVM's behaviour, with the function that tries it.
 #[derive(Clone, Copy)]
 pub struct Statement {
     number: &'static str,
@@ -23,24 +23,24 @@ pub struct Statement {
     check: Check,
 }
 
-/// The function that tries a statement. It returns an error if a call or the guest fails in a way that no
-/// statement allows.
+/// The function that tries a numbered statement about KVM on this host. It returns an error if a system call
+/// or the guest fails in a way that no statement allows.
 type Check = fn(&mut Lab) -> Result<Finding, GuestError>;
 
-/// The result of trying a statement on a host.
+/// The result of trying a numbered statement about KVM on a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// The host behaves as the statement says.
     Holds,
     /// The host behaves in another way.
     Differs {
-        /// The observation, and the expected one if it is short.
+        /// The behaviour that was observed, followed by the expected behaviour if that is short.
         seen: String,
     },
-    /// No ioctl and no built-in guest can show this. `why` says if that is so on every host, or only on
-    /// this one.
+    /// No ioctl and no built-in guest can show if the statement holds. `why` says if that is so on every
+    /// host, or only on this one.
     CannotBeShown {
-        /// The reason.
+        /// The reason why the statement cannot be shown.
         why: &'static str,
     },
 }
@@ -54,7 +54,8 @@ impl Statement {
         }
     }
 
-    /// The statement's number in `docs/kvm-semantics.md`. A letter distinguishes parts of one number.
+    /// The number of the statement in `docs/kvm-semantics.md`. If a statement is tried in several parts,
+    /// each part has a letter after the number.
     #[must_use]
     pub const fn number(&self) -> &'static str {
         self.number
@@ -66,7 +67,7 @@ impl Statement {
         self.text
     }
 
-    /// Tries the statement in a new VM.
+    /// Tries the statement on this host, in a new VM.
     #[must_use]
     pub fn measure(&self, host: &HostCaps) -> Finding {
         match Lab::new(host).and_then(|mut lab| (self.check)(&mut lab)) {
@@ -84,7 +85,7 @@ impl fmt::Debug for Statement {
     }
 }
 
-/// Returns all statements, grouped by chapter, including those that cannot be shown.
+/// Returns all numbered statements, in the order of their chapters, including those that no host can show.
 pub fn statements() -> impl Iterator<Item = &'static Statement> {
     let chapters = [
         interface::STATEMENTS,
@@ -97,7 +98,8 @@ pub fn statements() -> impl Iterator<Item = &'static Statement> {
 }
 
 impl Finding {
-    /// Compares the observation with the expected one.
+    /// Compares the observed result `seen` with the expected result `wanted`. `what` names the result in the
+    /// finding.
     fn compare<T: fmt::Debug + PartialEq>(what: &str, seen: &T, wanted: &T) -> Self {
         if seen == wanted {
             Self::Holds
@@ -116,7 +118,7 @@ impl Finding {
         }
     }
 
-    /// Returns the first finding that does not hold, or [`Self::Holds`].
+    /// Returns the first finding other than [`Self::Holds`], or [`Self::Holds`] if there is none.
     fn all(findings: impl IntoIterator<Item = Self>) -> Self {
         findings.into_iter().fold(Self::Holds, Self::and)
     }

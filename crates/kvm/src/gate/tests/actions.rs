@@ -1,5 +1,5 @@
-//! Tests of each action, as the guest sees it. The tests of devices are in `devices`, and the tests of
-//! logging are in `seen`.
+//! Tests of each action of a policy, by its effect on the guest. The tests of devices are in `devices`, and
+//! the tests of logging are in `seen`.
 
 use msrgate_filter::MsrIndex;
 
@@ -7,12 +7,12 @@ use super::machine::{FMASK, KERNEL_GS_BASE, LSTAR, NOWHERE, STAR, Saw, on_each, 
 use crate::gate::GateOptions;
 use crate::measure::guest::Op::{self, Read, Write};
 
-/// MSRs that no KVM gives a guest, for emulated registers.
+/// MSRs that KVM does not offer to any guest, for emulated registers.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const OTHER: MsrIndex = MsrIndex::new(0x1_0001);
 
-/// Checks the accesses of each guest under a policy with `default = "deny"`, with one vCPU and with
-/// four.
+/// Runs a script under a policy with `default = "deny"` in each guest, of one vCPU and of four, and checks
+/// the results of the accesses.
 fn under(entries: &str, script: &[Op], expected: &[Saw]) {
     let program = policy("default = 'deny'", entries);
     for count in [1, 4] {
@@ -47,7 +47,7 @@ fn allowed_access_reaches_kvm_and_others_fault() {
     );
 }
 
-/// A policy with nothing to answer and nothing to log leaves every access to the kernel.
+/// If a policy answers no access itself and logs none, every access is left to the kernel.
 #[test]
 fn policy_without_answers_and_log_makes_no_exit() {
     let settings = "default = 'deny'\nlog = 'none'";

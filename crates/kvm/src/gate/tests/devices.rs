@@ -12,7 +12,7 @@ use crate::gate::{
 };
 use crate::measure::guest::Op::{Read, Write};
 
-/// An MSR that no KVM gives a guest.
+/// An MSR that KVM does not offer to any guest.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 
 /// A device of the VMM's, which answers for a handler in place of the VMM's loop.
@@ -134,7 +134,7 @@ fn microcode_update_changes_revision_and_survives_restore() {
                 .flat_map(|field| field.to_le_bytes())
                 .collect()
         };
-        // Pages that the guest's tables map, and their contents.
+        // The guest's memory at the addresses that its page tables map, with the microcode updates.
         *memory.0.lock().unwrap() = vec![
             (0x1ff0, header(signature)[..0x10].to_vec()),
             (0x2000, header(signature)[0x10..].to_vec()),
@@ -169,7 +169,7 @@ fn microcode_update_changes_revision_and_survives_restore() {
                 Saw::Fault,
             ]
         );
-        // After a reset, as on another host before a restore, the register shows the policy's revision.
+        // A reset brings back the policy's revision. So the register is as on another host before a restore.
         let vcpu = machine.first();
         let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();

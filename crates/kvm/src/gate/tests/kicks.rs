@@ -20,7 +20,7 @@ use crate::measure::guest::{Apic, Guest, Stop};
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 
 impl Vcpu {
-    /// Calls `KVM_RUN` once. The error is EINTR if the call was interrupted.
+    /// Calls `KVM_RUN` once. Returns EINTR as an error if the call was interrupted.
     fn run_once(&mut self) -> Result<(), kvm_ioctls::Error> {
         self.guest.vcpu_mut().run().map(drop)
     }
@@ -50,7 +50,7 @@ fn second_answer_to_exit_is_an_error() {
     ));
     let again = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
     assert!(matches!(again, Err(AnswerError::NoExit)), "{again:?}");
-    // The kernel takes the reply, and does not enter the guest (S5.6).
+    // A kick makes the next `KVM_RUN` take the reply without entering the guest (S5.6).
     vcpu.guest.vcpu_mut().set_kvm_immediate_exit(1);
     assert_eq!(vcpu.run_once().unwrap_err().errno(), libc::EINTR);
     let again = vcpu.msrs.answer(vcpu.guest.vcpu_mut());
@@ -109,7 +109,7 @@ fn finish_after_kick_is_stale() {
     assert_eq!(late, Err(AnswerError::Stale));
 }
 
-/// A kick that came before a rewind is still set after it, and the guest repeats the access.
+/// A kick that came before a rewind is still set after the rewind, and the guest repeats the access.
 #[test]
 fn rewind_keeps_earlier_kick() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
@@ -134,7 +134,7 @@ fn rewind_keeps_earlier_kick() {
     assert_eq!(counted.counts.iter().filter(writes).count(), 1);
 }
 
-/// Returns distinct accesses, each of which is rewound, and a check of the guest's results.
+/// Returns a script of accesses, each of which is rewound, and a function that checks the guest's results.
 fn touches(count: u32) -> (Vec<Op>, impl Fn(&Vcpu)) {
     let script: Vec<Op> = (0..count)
         .flat_map(|number| {
@@ -163,7 +163,8 @@ fn rewind_keeps_concurrent_kicks() {
     let vcpu = machine.first();
     let (script, check) = touches(200);
     vcpu.guest.load(&script).unwrap();
-    // The thread that kicks finds the byte at this address, as it would in its own mapping of the vCPU.
+    // In a VMM, the thread that kicks has its own mapping of the vCPU's page. Here it gets the byte's
+    // address.
     let flag = std::ptr::from_mut(&mut vcpu.guest.vcpu_mut().get_kvm_run().immediate_exit);
     let address = flag as usize;
     let acknowledged = AtomicU64::new(0);
@@ -224,7 +225,7 @@ fn byte(address: usize) -> &'static AtomicU8 {
     crate::gate::port::shared_byte(address)
 }
 
-/// A signal that comes at any moment of a rewind interrupts a call of the gate or the guest, and changes
+/// Signals that come at any moment of a rewind interrupt system calls of the gate, or the guest. They change
 /// nothing else.
 #[test]
 fn rewind_interrupted_by_signals_is_complete() {
@@ -284,7 +285,8 @@ fn save_leaves_other_exits_to_vmm() {
     assert_ne!(vcpu.guest.vcpu_mut().get_kvm_run().if_flag, 0x5a);
 }
 
-/// If a debugger steps the vCPU, `save` succeeds, and the page still reports the step to the debugger.
+/// If a debugger steps the vCPU, `save` succeeds. The shared page still holds the debug exit that reports
+/// the step.
 #[test]
 fn save_leaves_debug_exit_in_page() {
     let Some(mut machine) = value_machine() else {
@@ -392,8 +394,8 @@ fn reset_forgets_pending_exit_of_vcpu_that_waits_for_sipi() {
     assert_eq!((exception.injected, exception.pending), (0, 0));
 }
 
-/// If a vCPU is reset at its first exit, before an answer, that exit is gone: it can be neither answered
-/// nor saved.
+/// If a vCPU is reset at its first exit, which has no answer yet, KVM forgets that exit: it can be neither
+/// answered nor saved.
 #[test]
 fn reset_forgets_unanswered_first_exit() {
     let Some(mut machine) = value_machine() else {
@@ -453,8 +455,8 @@ fn finish_for_other_vcpu_is_stale() {
     assert_eq!(answered, Err(AnswerError::Stale));
 }
 
-/// If KVM shares registers and events by `kvm_run`, the VMM finds no #GP there after a rewind, which has
-/// cancelled it.
+/// If KVM puts registers and events into `kvm_run`, the VMM finds no #GP there after a rewind: the rewind
+/// has cancelled it.
 #[test]
 fn rewind_leaves_no_fault_in_page() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
@@ -467,7 +469,7 @@ fn rewind_leaves_no_fault_in_page() {
     assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
     let run = vcpu.guest.vcpu_mut().get_kvm_run();
     assert_eq!(crate::gate::port::shared_exception(run), [0, 0]);
-    // KVM_GET_VCPU_EVENTS must not show the fault, either: a VMM may write its result back.
+    // KVM_GET_VCPU_EVENTS must not show the #GP, either: a VMM may give these events back to KVM later.
     assert_eq!(run.kvm_dirty_regs, 0);
     let events = vcpu.guest.vcpu().get_vcpu_events().unwrap();
     let exception = events.exception;

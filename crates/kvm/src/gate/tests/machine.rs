@@ -1,4 +1,4 @@
-//! A VM behind a gate, whose vCPUs run a guest: the built-in one in a real KVM, or the model's.
+//! A VM behind a gate, whose vCPUs run a guest: the built-in guest in a real KVM, or the guest of the model.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ pub(super) fn program(text: &str) -> Program {
     compile(policy).expect(text).into_program()
 }
 
-/// Compiles a policy with these settings and entries.
+/// Compiles a policy that has these settings at its top and these entries for MSRs.
 pub(super) fn policy(settings: &str, entries: &str) -> Program {
     program(&format!("policy = 1\n{settings}\n[msrs]\n{entries}"))
 }
@@ -48,7 +48,7 @@ pub(super) enum Saw {
     Fault,
 }
 
-/// The reason why a guest stopped.
+/// The event at which a guest stopped.
 pub(super) enum Came {
     /// The guest made an MSR exit.
     ToAnMsr,
@@ -193,7 +193,7 @@ pub(super) struct Machine<G = Guest> {
 pub(super) struct Vcpu<G = Guest> {
     pub(super) guest: G,
     pub(super) msrs: VcpuGate,
-    /// The number of MSR exits.
+    /// The number of MSR exits that the vCPU has made.
     pub(super) exits: usize,
 }
 
@@ -247,7 +247,7 @@ impl Machine<ModelGuest> {
         Self::in_model(program, Box::new(vm), guests, options, cpuid)
     }
 
-    /// Makes a machine of the model with this VM and its guests.
+    /// Makes a machine of the model from a given VM and its guests.
     pub(super) fn in_model(
         program: Program,
         vm: Box<dyn VmPort>,
@@ -323,12 +323,12 @@ pub(super) fn on_each(
 }
 
 impl<G: TestGuest> Vcpu<G> {
-    /// Runs accesses. Every handler replies with 0x5a.
+    /// Runs a script of accesses and returns their results. Every handler replies with 0x5a.
     pub(super) fn run(&mut self, script: &[Op]) -> Vec<Saw> {
         self.run_to_kill(script).expect("no violation")
     }
 
-    /// Runs accesses, up to the first one that the policy kills.
+    /// Runs a script of accesses, up to the first one that the policy kills.
     pub(super) fn run_to_kill(&mut self, script: &[Op]) -> Result<Vec<Saw>, Violation> {
         let mut saw = Vec::new();
         for part in script.chunks(Guest::LONGEST) {
@@ -348,7 +348,8 @@ impl<G: TestGuest> Vcpu<G> {
         Ok(saw)
     }
 
-    /// Runs to the next MSR exit and answers it; `None` at the end of the script.
+    /// Runs the guest to its next MSR exit, and lets the gate answer that exit; `None` at the end of the
+    /// script.
     pub(super) fn step(&mut self) -> Option<Outcome> {
         match self.guest.resume() {
             Came::ToItsEnd => None,

@@ -24,7 +24,7 @@ const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 const TRIGGER: MsrIndex = MsrIndex::new(0x79);
 const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 
-/// A VM of the model, and its mask.
+/// A VM of the model, and the mask of exit reasons that it has.
 pub(super) struct ModelVm {
     pub(super) vm: Vm,
     mask: Mask,
@@ -107,7 +107,8 @@ impl Registers for TestRegisters {
             return Ok(());
         }
         let held = self.0.get_mut(&index).ok_or(RegisterFault::Unknown)?;
-        // A guest writes the revision register to ask for the revision: KVM drops the value.
+        // A guest asks for the microcode revision by a write to the revision register. KVM drops the written
+        // value.
         if (index, by) != (SIGN_ID, Origin::Guest) {
             *held = value;
         }
@@ -122,15 +123,15 @@ pub(super) struct ModelGuest {
     saw: Vec<Saw>,
 }
 
-/// A vCPU, and the state of its exit.
+/// A vCPU of the model, and the state of its pending exit.
 struct ModelVcpu {
-    /// The vCPU's identity, in place of an address, since this value moves.
+    /// The number that identifies the vCPU. Its address cannot, since this value moves.
     number: usize,
     vcpu: Vcpu<TestRegisters>,
     pending: Pending,
     is_restored: bool,
     level: Level,
-    /// The number of times that the gate asked for `level`.
+    /// The number of times that the gate asked which guest runs: the VM's own or a nested one.
     asked: usize,
 }
 
@@ -159,17 +160,17 @@ impl ModelGuest {
         }
     }
 
-    /// Sets the level that the kernel reports.
+    /// Sets the guest that the kernel reports as running: the VM's own or a nested one.
     pub(super) fn runs(&mut self, level: Level) {
         self.vcpu.level = level;
     }
 
-    /// The number of times that the gate asked for the level.
+    /// The number of times that the gate asked which guest runs.
     pub(super) const fn asked(&self) -> usize {
         self.vcpu.asked
     }
 
-    /// Sets up the registers for the guest's next access.
+    /// Loads the vCPU's registers with the operands of the guest's next access.
     fn begin(&mut self) {
         if let Some(op) = self.script.get(self.saw.len()) {
             let before = op.operands();
@@ -188,7 +189,7 @@ const SITE: u64 = 0x1000;
 
 impl TestGuest for ModelGuest {
     fn load(&mut self, script: &[Op]) {
-        // A pending exit is completed and has no effect.
+        // The model completes a pending exit, which has no other effect.
         let _ = self.vcpu.vcpu.run_immediate_exit();
         self.script = script.to_vec();
         self.saw.clear();
@@ -308,7 +309,7 @@ impl Port for ModelVcpu {
     }
 
     fn complete(&mut self) -> Result<(), CallErrno> {
-        // A vCPU without an exit has nothing to complete.
+        // A vCPU with a pending exit runs here, so it no longer counts as restored.
         self.is_restored &= self.vcpu.pending_exit().is_none();
         assert_eq!(self.vcpu.run_immediate_exit(), RunExit::Interrupted);
         Ok(())

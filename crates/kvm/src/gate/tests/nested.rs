@@ -54,8 +54,8 @@ fn run(vcpu: &mut Vcpu<ModelGuest>, level: Level, op: Op) -> Saw {
     vcpu.run(&[op])[0]
 }
 
-/// A nested guest's writes to registers whose writes the gate forwards are refused and pin nothing. If an
-/// access is only logged, the nested guest executes the access itself.
+/// If a nested guest writes to an MSR whose writes the gate would forward for the guest, the write is
+/// refused and pins nothing. If an access is only logged, the nested guest executes the access itself.
 #[test]
 fn access_of_nested_guest_is_not_forwarded() {
     let program = policy("default = 'deny'", CARRIED);
@@ -65,17 +65,17 @@ fn access_of_nested_guest_is_not_forwarded() {
     assert_eq!(run(vcpu, Level::Nested, Write(FMASK, 5)), Saw::Fault);
     assert_eq!(run(vcpu, Level::Nested, Write(STAR, 5)), Saw::Written);
     assert_eq!(run(vcpu, Level::Guest, Write(LSTAR, 6)), Saw::Written);
-    // The gate refuses even the value that the hypervisor may write again: the nested guest's register does
-    // not hold that value.
+    // The guest, as hypervisor, has pinned the value 6 and may write it again. The gate refuses even this
+    // value to the nested guest, whose own register does not hold it.
     assert_eq!(run(vcpu, Level::Nested, Write(LSTAR, 6)), Saw::Fault);
     assert_eq!(run(vcpu, Level::Guest, Write(LSTAR, 6)), Saw::Written);
     assert_eq!(run(vcpu, Level::Guest, Read(LSTAR)), Saw::Value(6));
     assert_eq!(run(vcpu, Level::Guest, Read(FMASK)), Saw::Value(0));
 }
 
-/// Audit mode refuses nothing, and still forwards nothing for a nested guest: the nested guest executes the
-/// access itself, and the pin of its hypervisor stays. Under this policy the filter is opened for no other
-/// access.
+/// Audit mode refuses nothing to a nested guest, and forwards no write for it either: the nested guest
+/// executes the access itself, and the pin of its hypervisor stays. Under this policy the filter is opened
+/// only for accesses to the pinned register.
 #[test]
 fn audit_lets_nested_guest_execute_access_itself() {
     let entries = "IA32_LSTAR = { read = 'allow', write = 'pin' }";

@@ -1,4 +1,4 @@
-//! Random policies and random accesses: the gate acts the same on the model and on a real KVM.
+//! A test with random policies and random accesses: the gate acts the same on the model and on a real KVM.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -14,7 +14,7 @@ use crate::gate::{GateOptions, Violation};
 use crate::measure::guest::Op::{self, Read, Write};
 use crate::probe::HostCaps;
 
-/// Registers of KVM for which forwarding is sound, and MSRs that KVM does not know.
+/// KVM's MSRs to which the gate may forward accesses in this test, and MSRs that KVM does not know.
 const MSRS: [MsrIndex; 8] = [
     STAR,
     LSTAR,
@@ -28,8 +28,8 @@ const MSRS: [MsrIndex; 8] = [
 
 const FORWARDED: usize = 4;
 
-/// Returns a strategy of the actions for one direction of the MSR `MSRS[place]`. The actions in `forwarded`
-/// are among them if forwarding is sound for that MSR.
+/// Returns a proptest strategy of the actions that a policy may have for one direction of the MSR
+/// `MSRS[place]`. The actions in `forwarded` are included if the gate may forward accesses to that MSR.
 fn action(place: usize, forwarded: &[&'static str]) -> impl Strategy<Value = &'static str> + use<> {
     let anywhere = [
         "'allow'",
@@ -60,11 +60,12 @@ fn write(place: usize) -> impl Strategy<Value = &'static str> {
     prop_oneof![3 => action(place, &FORWARDED), 1 => Just("'ignore'")]
 }
 
-/// A value that is not canonical: KVM and processors refuse it, from the host and from the guest.
+/// An address that is not canonical: KVM and processors refuse it as an MSR's value, from the host and from
+/// the guest.
 const WILD: u64 = 1 << 62;
 
-/// Tells if KVM refuses a guest's own writes of [`WILD`]. On QEMU's SVM these writes do not reach KVM, and
-/// succeed.
+/// Tells if KVM refuses a guest's own writes of [`WILD`]. With QEMU's SVM these writes succeed without
+/// reaching KVM.
 fn refuses_wild() -> bool {
     static REFUSES: LazyLock<bool> = LazyLock::new(|| {
         let Some(mut kvm) = Machine::new(policy("default = 'allow'", ""), 1) else {
@@ -76,7 +77,7 @@ fn refuses_wild() -> bool {
     *REFUSES
 }
 
-/// Returns a strategy of a policy's settings, and of its entries for some of the MSRs.
+/// Returns a proptest strategy of a policy's settings and of its entries for some of the MSRs.
 fn text() -> impl Strategy<Value = (String, String)> {
     let settings = select(vec![
         "default = 'deny'",
@@ -116,8 +117,8 @@ fn script() -> impl Strategy<Value = Vec<Op>> {
     vec(prop_oneof![12 => access, 1 => wild], 1..40)
 }
 
-/// The guest's results, and the gate's counts. A count that depends on how soon the filter is opened is
-/// replaced by 1.
+/// The results that the guest saw, and the gate's counters. A count that depends on how soon the filter is
+/// opened is replaced by 1.
 type Observed = (Result<Vec<Saw>, Violation>, Vec<Count>);
 
 fn observed<G: super::machine::TestGuest>(machine: &mut Machine<G>, script: &[Op]) -> Observed {

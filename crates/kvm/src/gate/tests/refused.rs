@@ -1,4 +1,4 @@
-//! Tests of a filter that the kernel refuses after vCPUs have taken over its program.
+//! Tests of a program whose filter the kernel refuses after vCPUs have taken over the program.
 
 mod kernel;
 mod state;
@@ -21,7 +21,7 @@ use crate::gate::vm::VmPort;
 use crate::gate::{Gate, GateError, GateOptions};
 use crate::install::{Filtered, InstallError, Mask};
 
-/// MSRs for emulated registers, and a register of KVM's.
+/// MSRs for emulated registers, and an MSR of KVM's.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const SHARED: MsrIndex = MsrIndex::new(0x1_0001);
 const NEW: MsrIndex = MsrIndex::new(0x1_0002);
@@ -29,7 +29,7 @@ const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 
 const ENOMEM: CallErrno = CallErrno::Other(RawErrno::new(12));
 
-/// The reaction of a kernel to a filter.
+/// The reaction of the kernel to a filter that the gate sets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kernel {
     Takes,
@@ -38,13 +38,13 @@ enum Kernel {
     Panics,
 }
 
-/// The kernel's reactions to the next filters. The kernel accepts all later filters.
+/// The reactions of the kernel to the next filters, in order. The kernel accepts all filters after those.
 #[derive(Clone, Default)]
 struct Script(Arc<Mutex<VecDeque<Next>>>);
 
 enum Next {
     Is(Kernel),
-    /// Reports the call, and waits for the reaction.
+    /// The call reports that it was made, and waits until the test sends the reaction.
     Asks(Sender<()>, Receiver<Kernel>),
 }
 
@@ -70,8 +70,8 @@ impl Script {
         }
     }
 
-    /// Replaces the program. Runs `meanwhile` after the new program is in force and before the kernel
-    /// reacts to its filter.
+    /// Replaces the gate's program by a new one. Runs `meanwhile` while the new program is in force and the
+    /// kernel has not reacted to its filter yet.
     fn replace(
         &self,
         gate: &Gate,
@@ -103,7 +103,7 @@ impl Script {
     }
 }
 
-/// A VM whose kernel reacts by a script.
+/// A VM whose kernel reacts to filters as a script says.
 struct Scripted<V> {
     vm: V,
     mask: Mask,

@@ -11,7 +11,7 @@ use crate::gate::events::EventOptions;
 use crate::gate::{FirstAccess, GateOptions, publisher};
 use crate::measure::guest::Op::{Read, Write};
 
-/// Each access comes to the gate once; afterwards KVM handles it alone.
+/// The first access of a kind comes to the gate and is logged. KVM handles the later ones without the gate.
 #[test]
 fn first_access_is_logged_once() {
     let program = policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
@@ -123,8 +123,8 @@ fn log_all_logs_every_forwarded_access() {
     );
 }
 
-/// If there are more scattered first accesses than a filter has ranges, the filter is opened only for those
-/// that vCPUs wait for, and all of them are let through.
+/// If there are more scattered first accesses than a filter has ranges, the filter is opened only for the
+/// accesses for which vCPUs wait. All of the accesses are let through in the end.
 #[test]
 fn scattered_first_accesses_are_all_let_through() {
     let program = policy("default = 'deny'\nmode = 'audit'", "");
@@ -206,7 +206,8 @@ fn first_accesses_lists_only_program_in_force() {
     });
 }
 
-/// An access that only the chosen variant logs is let through, too.
+/// A first access that only one variant of the program logs is let through, if that variant is the chosen
+/// one.
 #[test]
 fn first_access_that_only_chosen_variant_logs_is_let_through() {
     let text = "policy = 1\ndefault = 'deny'\n[[when]]\ncpu = { vendor = 'GenuineIntel' }\n\
@@ -217,9 +218,9 @@ fn first_access_that_only_chosen_variant_logs_is_let_through() {
     assert_eq!(saw, [Saw::Written, Saw::Value(5)]);
 }
 
-/// If a vCPU accesses one register again and again, and each time the filter is closed for that register in
-/// favour of other accesses, `answer` returns no error. This goes on for longer than the time after which
-/// the gate reports that another filter is in force.
+/// A vCPU accesses one MSR again and again, and each time the filter has been closed for this MSR, in favour
+/// of accesses to other MSRs. `answer` returns no error, even after the time from which on the gate reports
+/// that the VM has another filter than the gate's.
 #[test]
 fn filter_closed_for_other_accesses_is_not_an_error() {
     let program = policy("default = 'allow'\nlog = 'first'", "");

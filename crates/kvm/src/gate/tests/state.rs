@@ -153,7 +153,7 @@ fn new_rejects_missing_memory_and_too_many_registers() {
     assert!(matches!(error, Err(GateError::Responder(_))), "{error:?}");
 }
 
-/// A program that is refused leaves the old one in force.
+/// If a replacement is refused before it reaches the kernel, the old program stays in force.
 #[test]
 fn refused_replace_changes_nothing() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
@@ -249,7 +249,7 @@ fn migration_list_is_whole_after_restore_and_before_variant_is_chosen() {
     let saved = vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
     vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
     assert_eq!(machine.gate.migration_list(&clock), clock);
-    // Before a variant is chosen, any variant may be the one in force.
+    // Before the variant is chosen, the list has every MSR, since any variant may be the one that is chosen.
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -268,8 +268,8 @@ fn migration_list_omits_unreachable_clock_until_replace() {
     let Some(machine) = Machine::new(policy("default = 'deny'", &entries), 1) else {
         return;
     };
-    // The list leaves out only KVM's own clock. The other registers change with time, by SWAPGS, by the
-    // guest's writes, or by the VMM.
+    // Of all MSRs the list leaves out only that of KVM's own clock. The others change with time, by SWAPGS,
+    // by the guest's writes, or by the VMM.
     let kept = [
         0x10,
         0xce,
@@ -287,7 +287,8 @@ fn migration_list_omits_unreachable_clock_until_replace() {
         .replace(policy("default = 'deny'", "0x4b564d01 = 'r'"))
         .unwrap();
     assert_eq!(machine.gate.migration_list(&listed), listed);
-    // A setting that the guest has turned on stays on under a stricter program.
+    // If the guest has turned on a setting, the setting stays on when a stricter program replaces the old
+    // one.
     let stricter = policy("default = 'deny'", "");
     machine.gate.replace(stricter).unwrap();
     assert_eq!(machine.gate.migration_list(&listed), listed);
@@ -341,7 +342,8 @@ fn tight_migration_list_omits_registers_that_only_vmm_sets() {
             value: 1
         })
     );
-    // The values may come from another program, which may have let the guest turn something on.
+    // The restored values may come from a VM with another program, which may have let the guest turn on a
+    // setting.
     assert_eq!(machine.gate.tight_migration_list(&listed), listed);
     assert_eq!(machine.gate.migration_list(&listed), listed);
 }

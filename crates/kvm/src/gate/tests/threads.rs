@@ -33,8 +33,9 @@ fn other() -> Program {
     policy("default = 'deny'", &entries)
 }
 
-/// Each of two programs replaces the other, a thousand times, while all vCPUs access MSRs on which the
-/// programs agree and differ. Each result is one that either program gives.
+/// Two programs replace each other a thousand times while all vCPUs run. The vCPUs access MSRs for which the
+/// two programs have the same rule, and MSRs for which they have different rules. Each result is one that
+/// one of the programs gives.
 #[test]
 fn replace_under_load_answers_by_one_program() {
     let Some(mut machine) = Machine::new(one(), 4) else {
@@ -64,7 +65,7 @@ fn replace_under_load_answers_by_one_program() {
         vcpus.into_iter().map(|vcpu| vcpu.join().unwrap()).collect()
     });
     assert!(rounds.iter().all(|&rounds| rounds > 1), "{rounds:?}");
-    // The last program holds for every access.
+    // All accesses are now answered by the program that came last.
     for vcpu in &mut machine.vcpus {
         let saw = vcpu.run(&[
             Read(SPARE),
@@ -112,8 +113,8 @@ fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
     assert_ne!(saw[12], Saw::Value(0), "{saw:?}");
 }
 
-/// If programs that log first accesses are replaced, the filters of the publisher and of the replacements
-/// are set in the right order.
+/// Programs that log first accesses replace each other. The filters that the publisher sets and the filters
+/// that the replacements set come into force in the right order.
 #[test]
 fn replace_keeps_order_with_first_accesses() {
     let traced = || policy("default = 'allow'\nlog = 'first'", "IA32_FMASK = 'none'");

@@ -30,8 +30,8 @@ fn kills() -> Program {
     policy("default = 'deny'\nlog = 'none'", entry)
 }
 
-/// The event of a kill is there even if the guest has filled its queue and used up the limit before the
-/// access that kills it.
+/// The event of a kill reaches the reader even if the guest has filled its queue and used up its limit
+/// before the access that the policy kills.
 #[test]
 fn flood_of_events_does_not_hide_kill() {
     let program = policy(
@@ -40,7 +40,7 @@ fn flood_of_events_does_not_hide_kill() {
     );
     on_each(&program, 1, &events(4, 2), |machine| {
         let vcpu = machine.first();
-        // These accesses use every place of the limit.
+        // These accesses use up every counter of the limit.
         let scattered = (0..500).map(|number| Read(MsrIndex::new(0x2_0000 + number * 0x101)));
         let script: Vec<_> = scattered.flat_map(|read| [read; 3]).collect();
         vcpu.run(&script);
@@ -50,7 +50,7 @@ fn flood_of_events_does_not_hide_kill() {
         reader.drain(|event| seen.push((event.index, event.disposition)));
         assert_eq!(seen.len(), 5);
         assert_eq!(seen[4], (SPARE, Disposition::Killed));
-        // All accesses are accounted for.
+        // Each access has an event that was read, or is counted as dropped or held back.
         let drops = reader.drops();
         assert_eq!(drops.len(), 1);
         assert_eq!(drops[0].dropped + drops[0].held_back + 4, 1500);
@@ -75,7 +75,7 @@ fn repeated_kills_are_limited_and_counted() {
         });
         let drops = reader.drops();
         assert_eq!(seen + drops[0].held_back, 100);
-        // A new second of the limit may have begun meanwhile.
+        // A new second of the limit may have begun since the last kill.
         assert!(seen < 100 && held_back <= drops[0].held_back, "{seen}");
     });
 }

@@ -72,8 +72,8 @@ fn failing(then: Then) -> (Machine<ModelGuest>, Arc<AtomicUsize>) {
     (machine, left)
 }
 
-/// Runs an access that only another filter would let through. Returns the error that ends the wait, or
-/// `None` if the access is let through.
+/// Runs an access that needs another filter than the one in force. Returns the error that ends the vCPU's
+/// wait for that filter, or `None` if the access is let through.
 fn end_of_wait<G: TestGuest>(machine: &mut Machine<G>) -> Option<AnswerError> {
     let vcpu = machine.first();
     vcpu.guest.load(&[Read(LSTAR)]);
@@ -83,7 +83,7 @@ fn end_of_wait<G: TestGuest>(machine: &mut Machine<G>) -> Option<AnswerError> {
             Came::ToAnMsr => match vcpu.guest.answer(&mut vcpu.msrs) {
                 Ok(_) => thread::yield_now(),
                 Err(error) => {
-                    // If the VMM goes on all the same, the guest gets a #GP.
+                    // If the VMM runs the vCPU again despite the error, the guest gets a #GP.
                     assert!(matches!(vcpu.guest.resume(), Came::ToItsEnd));
                     assert_eq!(vcpu.saw(0, Read(LSTAR)), Saw::Fault);
                     return Some(error);
@@ -204,7 +204,8 @@ fn replace_logs_first_accesses_anew() {
     });
 }
 
-/// The filter is not opened for a request that was made under another program than the one in force.
+/// A request to open the filter that was made under one program does not open the filter of the next
+/// program.
 #[test]
 fn request_of_old_program_opens_nothing_under_next() {
     let program = policy("default = 'allow'\nlog = 'first'", "");

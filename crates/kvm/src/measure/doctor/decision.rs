@@ -1,4 +1,5 @@
-//! S3, S4 and S10: which accesses the kernel asks the filter about, and how it decides.
+//! The statements of chapters S3, S4 and S10: for which accesses the kernel asks the filter, and how the
+//! filter decides.
 
 use msrgate_filter::{Access, DefaultAction, MsrIndex, Verdict};
 
@@ -133,7 +134,7 @@ fn x2apic(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::all(findings))
 }
 
-/// Reads the version register, 0x803. It is never 0, and its bits 7:0 are 0x10 to 0x15 (SDM volume 3,
+/// Reads the x2APIC version register, 0x803. It is never 0, and its bits 7:0 are 0x10 to 0x15 (SDM volume 3,
 /// 12.4.8).
 fn x2apic_value(lab: &mut Lab) -> Result<Finding, GuestError> {
     let mut lab = lab.with_apic()?;
@@ -284,7 +285,7 @@ fn swap(lab: &mut Lab) -> Result<Finding, GuestError> {
     const KERNEL: u64 = 0x1234_5000;
     lab.guard(&deny_all(), ALL_REASONS)?;
     lab.host_write(KERNEL_GS_BASE, KERNEL)?;
-    // The script begins with the GS base 0, as the guest's system registers say.
+    // The GS base is 0 when the script begins: the guest's system registers were set so.
     let seen = lab.try_access(Op::SwapGs)?;
     let system = lab.guest.vcpu().get_sregs();
     let gs = system.map_err(called("KVM_GET_SREGS"))?.gs.base;

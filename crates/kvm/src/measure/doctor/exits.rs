@@ -1,4 +1,4 @@
-//! S5: the effects of a denied access on the guest and on user space.
+//! The statements of chapter S5: the effects of a denied access on the guest and on user space.
 
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_regs};
 use msrgate_filter::{ExitReason, Instruction, MsrIndex};
@@ -102,7 +102,8 @@ const GP: GuestOutcome = GuestOutcome::Fault(Fault {
     registers: GuestRegisters::Untouched,
 });
 
-/// Reads and writes an unknown MSR, and writes a value that no register accepts.
+/// Makes three accesses that exit for different reasons: a read and a write of an MSR that KVM does not
+/// know, and a write of a value that the MSR does not accept.
 fn reasons(
     lab: &mut Lab,
     unknown: Option<ExitReason>,
@@ -207,7 +208,7 @@ fn error_faults(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::all(found))
 }
 
-/// Returns the report of an `op` that raised #GP(0) at its instruction.
+/// Returns the guest's report if `op` raised #GP(0) at its own instruction.
 fn fault_of(lab: &Lab, op: Op) -> Report {
     Report::Fault {
         operands: op.operands(),
@@ -244,7 +245,8 @@ fn debug(lab: &Lab, control: u32) -> Result<(), GuestError> {
         .map_err(called("KVM_SET_GUEST_DEBUG"))
 }
 
-/// Changes the index and the reason of an exit, and the data of a write: the kernel must ignore them.
+/// Overwrites the index and the reason of an exit, and the data of an exit for a write. The kernel must
+/// ignore these fields.
 fn read_back(lab: &mut Lab) -> Result<Finding, GuestError> {
     lab.stop_refused(Op::Read(STAR))?;
     lab.guest.answer(StepReply::Value(DATA).into());
@@ -361,7 +363,8 @@ fn plain_fault(lab: &mut Lab) -> Result<Finding, GuestError> {
     ]))
 }
 
-/// Rewinds the same access twice: first under the filter that denied it, then under one that allows it.
+/// Rewinds the guest to the same access twice: first under the filter that denied the access, then under a
+/// filter that allows it.
 fn rewind(lab: &mut Lab) -> Result<Finding, GuestError> {
     let op = Op::Write(STAR, DATA);
     let first = lab.stop_refused(op)?;
@@ -384,7 +387,8 @@ fn rewind(lab: &mut Lab) -> Result<Finding, GuestError> {
     ]))
 }
 
-/// Rewinds the pending exit: `error` queues a #GP, and writing the registers cancels the #GP.
+/// Rewinds the guest to the access of the pending exit: the reply `error` queues a #GP, and writing the
+/// registers cancels that #GP.
 fn take_back(lab: &mut Lab) -> Result<(), GuestError> {
     let registers = lab.guest.registers()?;
     lab.guest.answer(StepReply::Fault.into());

@@ -1,4 +1,4 @@
-//! S1: numbers, offsets and capabilities.
+//! The statements of chapter S1: the numbers, offsets and capabilities of KVM's interface.
 
 use std::mem::offset_of;
 
@@ -112,7 +112,7 @@ fn reason_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::compare("the reasons", &seen, &[1, 2, 4]))
 }
 
-/// Checks that the kernel uses the offsets at which kvm-bindings has the fields.
+/// Checks that the kernel has the fields of `struct kvm_run` at the offsets that kvm-bindings gives.
 fn run_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
     let start = offset_of!(kvm_run, __bindgen_anon_1);
     let offsets = [
@@ -147,7 +147,8 @@ fn ioctl_number(lab: &Lab) -> Finding {
     ])
 }
 
-/// Sets a filter with rules in its first and in its last range; both must have an effect.
+/// Sets a filter with rules in its first and in its last range, and checks that the rules of both ranges
+/// have an effect.
 fn struct_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
     let offsets = [
         offset_of!(kvm_msr_filter, ranges),
@@ -196,8 +197,7 @@ fn mask_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
             return Ok(found);
         }
     }
-    // The mask may change while an exit is pending, too; that exit's completion does not depend on the new
-    // mask (S5.5).
+    // The mask may also change while an exit is pending: the kernel completes that exit in any case (S5.5).
     lab.stop_refused(Op::Read(STAR))?;
     let meanwhile = lab.reasons(RawReasons::NONE);
     lab.guest.answer(StepReply::Value(0).into());

@@ -1,4 +1,4 @@
-//! The VM in which a statement is tried, and the operations that statements share.
+//! The VM in which a numbered statement is tried, and the operations that several statements need.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
 use msrgate_filter::{Access, Errno, ExitReason, MsrIndex, Verdict};
@@ -13,24 +13,24 @@ use crate::probe::{HostCaps, IgnoreMsrs};
 use crate::sys::calls::enable_reasons;
 use crate::sys::raw::{RawFilter, set_filter_raw};
 
-/// Registers that every KVM knows and that hold any value written to them.
+/// MSRs that every KVM knows and that hold any value written to them.
 pub(super) const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 pub(super) const LSTAR: MsrIndex = MsrIndex::new(0xc000_0082);
 pub(super) const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 pub(super) const KERNEL_GS_BASE: MsrIndex = MsrIndex::new(0xc000_0102);
-/// A register most of whose bits are reserved.
+/// An MSR most of whose bits are reserved.
 pub(super) const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 pub(super) const TSC: MsrIndex = MsrIndex::new(0x10);
-/// A register that no CPU has.
+/// An MSR that no CPU has.
 pub(super) const NOWHERE: MsrIndex = MsrIndex::new(0x1234_5678);
 
-/// All reasons of mainline.
+/// The mask of all exit reasons that mainline KVM has.
 pub(super) const ALL_REASONS: RawReasons = RawReasons::new(7);
 
 /// An access, and the verdict that the filter must give.
 pub(super) type Expected = (MsrIndex, Access, Verdict);
 
-/// The VM of one statement.
+/// The VM in which a numbered statement is tried.
 pub(super) struct Lab {
     pub(super) host: HostCaps,
     pub(super) guest: Guest,
@@ -53,7 +53,7 @@ impl Lab {
         })
     }
 
-    /// Returns the finding for statements about MSRs that KVM does not know, if this host hides such MSRs
+    /// Returns the finding for a statement about MSRs that KVM does not know, if this host hides such MSRs
     /// (S10.1).
     pub(super) fn hides_unknown(&self) -> Option<Finding> {
         (self.host.ignore_msrs() == IgnoreMsrs::On).then_some(Finding::CannotBeShown {
@@ -61,7 +61,7 @@ impl Lab {
         })
     }
 
-    /// Sets the mask and returns the kernel's answer.
+    /// Sets the mask of exit reasons and returns the kernel's answer.
     pub(super) fn reasons(&self, mask: RawReasons) -> Result<(), CallErrno> {
         enable_reasons(self.guest.vm(), mask)
     }
@@ -71,7 +71,8 @@ impl Lab {
         set_filter_raw(self.guest.vm(), request)
     }
 
-    /// Sets the mask and then the filter; a refusal of either is an error.
+    /// Sets the mask of exit reasons and then the filter. Returns an error if the kernel refuses either of
+    /// them.
     pub(super) fn guard(&self, request: &RawFilter, mask: RawReasons) -> Result<(), GuestError> {
         self.reasons(mask).map_err(failed("KVM_ENABLE_CAP"))?;
         self.filter(request)
@@ -88,20 +89,21 @@ impl Lab {
         self.access(op, StepReply::Fault)
     }
 
-    /// Returns the reason of the access's exit under the VM's mask; `None` if the access does not exit.
+    /// Returns the reason for which the access exits, under the mask that the VM has; `None` if the access
+    /// does not exit.
     pub(super) fn reason(&mut self, op: Op) -> Result<Option<RawReason>, GuestError> {
         Ok(self.try_access(op)?.exit.map(|exit| exit.reason))
     }
 
-    /// Checks the filter's verdicts, with exits enabled for all reasons.
+    /// Checks the filter's verdict on each access, with exits enabled for all reasons.
     pub(super) fn verdicts(&mut self, expected: &[Expected]) -> Result<Finding, GuestError> {
         self.reasons(ALL_REASONS)
             .map_err(failed("KVM_ENABLE_CAP"))?;
         self.refusals(expected)
     }
 
-    /// Checks the filter's verdicts under the VM's mask, which must have the reason FILTER: a denied access
-    /// exits with that reason.
+    /// Checks the filter's verdict on each access, under the mask that the VM has. The mask must have the
+    /// reason FILTER: a denied access exits with that reason.
     pub(super) fn refusals(&mut self, expected: &[Expected]) -> Result<Finding, GuestError> {
         for &(index, access, wanted) in expected {
             let op = match access {

@@ -1,4 +1,4 @@
-//! S6, S7 and S10.4: hardware bitmaps, concurrency and lifetimes.
+//! The statements of chapters S6 and S7 and statement S10.4: hardware bitmaps, concurrency and lifetimes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -70,13 +70,14 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
 ];
 
-/// The number of replacements under a running guest.
+/// The number of times that both filters are set while the guest runs.
 const ROUNDS: usize = 12;
 
 /// The MSRs that the guest reads in turn.
 const READS: [MsrIndex; 3] = [STAR, LSTAR, CSTAR];
 
-/// Replaces two filters in turn: both allow STAR, the second allows LSTAR too, and both deny CSTAR.
+/// Sets two filters in turn while the guest runs. Both allow STAR, the second one also allows LSTAR, and
+/// both deny CSTAR.
 fn steady(lab: &mut Lab) -> Result<Finding, GuestError> {
     let filters = [allow_only([STAR]), allow_only([STAR, LSTAR])];
     lab.guard(&filters[0], ALL_REASONS)?;
@@ -113,7 +114,8 @@ fn mask_around_filter(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(found.and(Finding::compare("after it is gone", &gone, &value)))
 }
 
-/// Returns a filter with default deny that allows these of STAR, LSTAR and CSTAR.
+/// Returns a filter with default deny that allows those of the MSRs STAR, LSTAR and CSTAR that are in
+/// `allowed`.
 fn only(allowed: &[MsrIndex]) -> Result<Filter, GuestError> {
     let bit = |offset| allowed.contains(&MsrIndex::new(STAR.get() + offset));
     let cannot = RawErrno::new(libc::EINVAL).into();
@@ -156,8 +158,8 @@ fn while_running(
     })
 }
 
-/// Checks that STAR is always read, CSTAR always exits, and LSTAR does one or the other; a #GP without an
-/// exit is always wrong.
+/// Checks that each read of STAR returns a value, that each read of CSTAR exits, and that each read of LSTAR
+/// does one of the two. A #GP without an exit is wrong for all of them.
 fn check(observed: &[Observed]) -> Finding {
     let outcomes = observed.chunks_exact(READS.len()).map(|reads| {
         let exits = [0, 1, 2].map(|read| reads[read].exit.map(|exit| exit.reason));
@@ -178,9 +180,11 @@ fn check(observed: &[Observed]) -> Finding {
     Finding::all(outcomes)
 }
 
-/// Sends INIT to the vCPU as a message. Reading the vCPU's state makes KVM process it.
+/// Sends INIT to the vCPU by an interrupt message, and then reads the vCPU's state, so that KVM processes
+/// the INIT.
 fn init(lab: &mut Lab) -> Result<Finding, GuestError> {
-    /// An asserted INIT to the APIC with ID 0 (SDM volume 3, 12.11).
+    /// The address and the data of the message: an asserted INIT to the APIC with ID 0 (SDM volume 3,
+    /// 12.11).
     const MESSAGE: (u32, u32) = (0xfee0_0000, 1 << 14 | 5 << 8);
     const RESET_VECTOR: u64 = 0xfff0;
     let mut lab = lab.with_apic()?;

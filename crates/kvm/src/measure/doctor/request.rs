@@ -1,15 +1,15 @@
-//! Short constructors for the filters that statements try.
+//! Short constructors for the filters that the doctor sets to try statements.
 
 use msrgate_filter::{DefaultAction, MsrIndex};
 
 use crate::sys::raw::{RawBitmap, RawFilter, RawRange};
 
-/// The flags of a range.
+/// The bits of a range's `flags`: the range is for reads, for writes, or for both.
 pub(super) const READ: u32 = 1;
 pub(super) const WRITE: u32 = 2;
 pub(super) const BOTH: u32 = READ | WRITE;
 
-/// Returns a filter with these ranges in its first places.
+/// Returns a filter whose first ranges are these.
 pub(super) fn filter<const N: usize>(default: DefaultAction, ranges: [RawRange; N]) -> RawFilter {
     let mut filter = RawFilter {
         flags: match default {
@@ -41,7 +41,7 @@ pub(super) fn allow_all() -> RawFilter {
     )
 }
 
-/// Returns a filter that allows these MSRs in both directions and denies all others.
+/// Returns a filter that allows reads and writes of these MSRs, and denies all other accesses.
 pub(super) fn allow_only<const N: usize>(indices: [MsrIndex; N]) -> RawFilter {
     let ranges = indices.map(|index| range(BOTH, index, 1, |_| true));
     filter(DefaultAction::Deny, ranges)
@@ -64,7 +64,7 @@ pub(super) fn range(
     }
 }
 
-/// Returns a range for both directions with this bitmap.
+/// Returns a range for reads and writes with this bitmap.
 pub(super) fn with_bitmap(nmsrs: u32, bitmap: RawBitmap) -> RawRange {
     RawRange {
         flags: BOTH,

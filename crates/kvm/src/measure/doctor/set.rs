@@ -1,4 +1,5 @@
-//! S2: the filters that the kernel accepts, and the errors for all others.
+//! The statements of chapter S2: the filters that the kernel accepts, and the errors for the filters that it
+//! refuses.
 
 use msrgate_filter::abi::CallerWidth;
 use msrgate_filter::{Access, DefaultAction, Errno, MsrIndex, Verdict};
@@ -166,7 +167,8 @@ fn whole_words(lab: &Lab) -> Finding {
     ])
 }
 
-/// Sets a bitmap of nine bytes that ends at the end of a page, so its start is not aligned to a word.
+/// Sets a filter with a bitmap of nine bytes. The bitmap ends at the end of a page, so its start is not
+/// aligned to a word.
 fn unaligned(lab: &mut Lab) -> Result<Finding, GuestError> {
     let request = RawFilter {
         flags: 1,

@@ -125,7 +125,8 @@ fn second_gate_in_vm_is_an_error_until_first_is_dropped() {
     second.install(&vm).unwrap();
 }
 
-/// If the VMM has set a mask before, the program's mask replaces it, even if the program's mask is empty.
+/// If the VMM has set a mask of exit reasons before `install`, the program's mask replaces it, even if the
+/// program's mask is empty.
 #[test]
 fn install_replaces_mask_of_vmm() {
     let Some(host) = HostCaps::for_test() else {
@@ -172,8 +173,8 @@ fn mask_set_after_install_fails_closed() {
     }
 }
 
-/// A gate that is installed after the guest has run filters from then on. It can neither detect that it is
-/// late nor undo earlier writes.
+/// If the gate is installed after the guest has run, it filters the guest's accesses from then on. The gate
+/// can neither detect that it is late nor undo earlier writes.
 #[test]
 fn late_install_filters_from_then_on() {
     let Some(host) = HostCaps::for_test() else {
@@ -323,8 +324,8 @@ fn cpuid_other_than_given_to_vcpu_is_an_error_at_reset() {
     assert!(matches!(guest.report(0), Report::Fault { .. }));
 }
 
-/// If `kvm.ignore_msrs` cannot be read, and so may be on, a program that answers for unknown MSRs is
-/// refused, and any other program is accepted.
+/// If `kvm.ignore_msrs` cannot be read, it may be on. Then a program that answers for MSRs that KVM does not
+/// know is refused, and any other program is accepted.
 #[test]
 fn new_rejects_unread_ignore_msrs_if_unknown_msrs_are_answered() {
     let host = |ignored| HostCaps::on_paper().with_ignore_msrs(ignored);

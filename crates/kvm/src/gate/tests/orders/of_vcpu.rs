@@ -26,7 +26,7 @@ fn pair(machine: &mut Machine<AnyGuest>) -> (&mut Vcpu<AnyGuest>, &mut Vcpu<AnyG
     (one, other)
 }
 
-/// Runs to an exit that a handler is to answer.
+/// Runs the vCPU to an exit for which the VMM's handler is to reply.
 fn to_handler(vcpu: &mut Vcpu<AnyGuest>) -> HandlerRequest {
     vcpu.guest.load(&[Read(HANDLED)]);
     match vcpu.step() {
@@ -198,8 +198,8 @@ fn second_vcpu_gate_of_same_vcpu_is_an_error_until_first_is_dropped() {
     });
 }
 
-/// A reset with a wrong file descriptor and the page of the right vCPU fails, and the next reset, with the
-/// right one, succeeds.
+/// If a VMM passes the right vCPU's page with a wrong file descriptor, the reset fails. The next reset, with
+/// the right file descriptor, succeeds.
 #[test]
 fn reset_after_failed_reset_succeeds() {
     let Some(mut machine) = Machine::new(entries(), 1) else {
@@ -408,7 +408,8 @@ fn exit_answered_by_other_vcpu_gate_is_a_fault() {
     });
 }
 
-/// A handler request of another VM's vCPU is stale, even if both gates have made equally many requests.
+/// A handler request of a vCPU in another VM is stale, even if the gates of both VMs have made equally many
+/// requests.
 #[test]
 fn finish_in_other_vm_is_refused() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -445,8 +446,8 @@ fn finish_of_dropped_vcpu_gate_is_stale() {
     });
 }
 
-/// A handler request is stale once a reset has made KVM forget the exit, or once the exit was answered
-/// again.
+/// A handler request is stale once a reset has made KVM forget its exit, or once `answer` was called again
+/// for the same exit.
 #[test]
 fn finish_after_reset_or_second_answer_is_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -485,7 +486,7 @@ fn unanswered_exit_reads_zero_and_writes_nothing() {
         assert!(matches!(vcpu.guest.resume(), Came::ToItsEnd));
         let saw = [0, 1, 2].map(|step| vcpu.saw(step, script[step]));
         assert_eq!(saw, [Saw::Value(0), Saw::Written, Saw::Value(0)]);
-        // The register is not pinned.
+        // The write that was not answered has not pinned the register.
         assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Written]);
     });
 }

@@ -1,5 +1,5 @@
-//! Tests after the kernel has refused a filter: of the filter and the mask that are then in force, of first
-//! accesses, and of a gate's start.
+//! Tests of what remains in the kernel after it has refused a filter: the filter, the mask of exit reasons,
+//! and the first accesses. Other tests are of a gate whose first filter is refused.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ fn refused_replace_keeps_open_filter_and_first_accesses() {
         vcpu.run(&accesses);
         let exits = vcpu.exits;
         let seen = script.replace(&gate, audit(), Kernel::Refuses, || {
-            // The filter is still open for those accesses. The filter refuses the next access, which the
+            // The filter is still open for the two accesses above. It refuses the read of LSTAR, which the
             // new program logs.
             assert_eq!(vcpu.run(&accesses), [Saw::Written, Saw::Fault]);
             vcpu.guest.load(&[Read(LSTAR)]);
@@ -40,8 +40,8 @@ fn refused_replace_keeps_open_filter_and_first_accesses() {
             dispositions(&gate),
             ["allow", "allow", "would-deny", "deny"]
         );
-        // Under an accepted program each first access is logged once, even one that comes while the
-        // kernel still decides.
+        // After a replacement that the kernel accepts, each first access is logged once, even an access that
+        // comes before the kernel has accepted.
         let seen = script.replace(&gate, audit(), Kernel::Takes, || {
             vcpu.guest.load(&[Read(LSTAR)]);
             assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
@@ -62,7 +62,7 @@ fn dispositions(gate: &Gate) -> Vec<String> {
     dispositions
 }
 
-/// A policy without exits still makes no exit after a policy with exits was refused.
+/// A policy under which no access exits still causes no exit after a policy with exits was refused.
 #[test]
 fn refused_replace_restores_mask() {
     let quiet = policy("default = 'deny'\nlog = 'none'", "IA32_STAR = 'rw'");
@@ -110,8 +110,8 @@ fn refused_replace_keeps_file_name_of_events() {
     });
 }
 
-/// The kernel refuses a filter of the publisher, which is an error for that program. The next program
-/// starts without the error.
+/// An error of the publisher, whose filter the kernel refused, ends with the program in force: the next
+/// program starts without it.
 #[test]
 fn replace_does_not_inherit_publish_error() {
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");
@@ -183,8 +183,8 @@ fn refused_install_and_vcpu_may_be_repeated() {
         script.refuse(1);
         let seen = gate.vcpu(0, leaves).map(drop);
         assert!(is_refused(&seen), "{seen:?}");
-        // Every access is still a #GP. None makes an exit, since there is no `VcpuGate` yet to answer the
-        // exit.
+        // Every access is still a #GP. No access makes an exit, since there is no `VcpuGate` yet to answer
+        // it.
         closed.load(&[Read(STAR), Read(SPARE)]);
         assert!(matches!(closed.resume(), Came::ToItsEnd));
         assert_eq!(closed.saw(0, Read(STAR)), Saw::Fault);

@@ -1,4 +1,4 @@
-//! Tests of a vCPU's state, registers, pins and devices, after a refused replacement.
+//! Tests of a vCPU's registers, pins and devices after a replacement whose filter the kernel refused.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,7 +18,8 @@ fn fill<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     assert_eq!(vcpu.run(&script), [Saw::Written; 3]);
 }
 
-/// Makes the vCPU take over the new program, which has some of those registers.
+/// Makes the vCPU take over the new program and write registers of it. The new program has only some of the
+/// old program's registers.
 fn follow<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let saw = vcpu.run(&[
         Read(SPARE),
@@ -39,8 +40,9 @@ fn follow<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     assert_eq!(saw, expected);
 }
 
-/// Checks that the state that only the old program has is back, that the state of both programs has its
-/// latest values, and that the state that only the new program has is gone.
+/// Checks the vCPU's state after the new program was refused. The state that only the old program has is as
+/// before. The state that both programs have has its latest values. The state that only the new program has
+/// is gone.
 fn is_back<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let saw = vcpu.run(&[
         Read(SPARE),
@@ -87,7 +89,7 @@ fn refused_replace_keeps_state_of_every_vcpu() {
         let other = &mut machine.vcpus[1];
         let saw = other.run(&[Read(SPARE), Read(SHARED), Write(LSTAR, 0x3000)]);
         assert_eq!(saw, [Saw::Value(9), Saw::Value(0x11), Saw::Fault]);
-        // A replacement that the kernel accepts stays.
+        // If the kernel accepts the new program, the vCPU keeps that program's state.
         gate.replace(new()).unwrap();
         let saw = machine.first().run(&[Read(SPARE), Read(NEW), Read(SHARED)]);
         assert_eq!(saw, [Saw::Fault, Saw::Value(3), Saw::Value(0x22)]);
@@ -154,11 +156,11 @@ fn refused_replace_keeps_state_of_idle_vcpu() {
             assert_eq!(saw, [Saw::Value(9), Saw::Written, Saw::Fault]);
         });
         assert!(is_refused(&seen), "{seen:?}");
-        // The vCPU makes no exit before this program is in force, either.
+        // The vCPU makes no exit between the refused program and this one.
         gate.replace(more()).unwrap();
         let saw = vcpu.run(&[Read(SPARE), Read(SHARED), Write(LSTAR, 0x3000)]);
         assert_eq!(saw, [Saw::Value(10), Saw::Fault, Saw::Fault]);
-        // State that was set aside earlier does not come back.
+        // The state that the vCPU has set aside for an earlier program does not come back.
         let seen = script.replace(&gate, new(), Kernel::Refuses, || {
             assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Fault]);
         });
@@ -186,8 +188,8 @@ fn save_and_restore_wait_for_replace() {
                     vcpu.guest.save(&mut vcpu.msrs).unwrap()
                 }));
                 begun.recv().unwrap();
-                // In this time a `save` that did not wait would return. A `save` that waits may also begin
-                // later.
+                // A `save` that does not wait for the replacement would return in this time. One that waits
+                // may even begin later.
                 thread::sleep(std::time::Duration::from_millis(20));
             });
             assert!(is_refused(&seen), "{seen:?}");
@@ -239,7 +241,7 @@ fn refused_replace_keeps_device_of_old_program() {
     on_each(&microcode("0x10"), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();
-        // This is the state after the guest has loaded an update.
+        // The saved state of the device after the guest has loaded a microcode update.
         let loaded = Saved {
             devices: vec![("microcode".into(), 0x17_u32.to_le_bytes().into())],
             ..Saved::default()
