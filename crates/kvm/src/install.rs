@@ -30,7 +30,7 @@ pub(crate) struct Mask(Option<RawReasons>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstallError {
-    /// The filter was made for a revision of the filter's rules other than mainline, the kernel's.
+    /// The filter was made for another version of KVM than mainline Linux.
     Revision(Revision),
     /// The kernel refused to enable `KVM_CAP_X86_USER_SPACE_MSR` with the needed mask of exit reasons.
     Reasons {

@@ -38,7 +38,8 @@ pub struct CpuSignature {
 }
 
 impl CpuSignature {
-    /// Asks `/dev/kvm`, without creating a VM. The result is `None` if KVM does not return leaves 0 and 1.
+    /// Asks `/dev/kvm` for the processor that guests get, without creating a VM. The result is `None` if KVM
+    /// does not return leaves 0 and 1.
     ///
     /// # Errors
     /// Returns an error if the device does not exist, if this process may not open it, or if no KVM is
@@ -126,8 +127,8 @@ impl HostCaps {
         }
     }
 
-    /// Returns this host with another value of `kvm.ignore_msrs`: for a VMM that knows the parameter where
-    /// the probe could not read it.
+    /// Returns the properties of this host with another value of `kvm.ignore_msrs`. This is for a VMM that
+    /// knows the parameter on a host where the probe could not read it.
     #[must_use]
     pub fn with_ignore_msrs(self, ignore_msrs: IgnoreMsrs) -> Self {
         Self {
@@ -196,7 +197,7 @@ impl HostCaps {
         &self.device
     }
 
-    /// The exit reasons that this KVM accepts; the probe tried each bit alone.
+    /// The exit reasons that this KVM accepts in a mask; the probe has tried each bit alone.
     #[must_use]
     pub const fn reasons(&self) -> RawReasons {
         self.reasons
@@ -234,7 +235,7 @@ impl HostCaps {
     }
 }
 
-/// Reads leaves 0 and 1 of `KVM_GET_SUPPORTED_CPUID`.
+/// Reads CPUID leaves 0 and 1 from `KVM_GET_SUPPORTED_CPUID`.
 fn cpu_signature(kvm: &impl AsRawFd) -> Option<CpuSignature> {
     let cpuid = calls::supported_cpuid(kvm)?;
     let leaf = |number| cpuid.as_slice().iter().find(|leaf| leaf.function == number);
@@ -263,7 +264,7 @@ fn check_version(kvm: &impl AsRawFd, device: &Path) -> Result<(), HostError> {
     }
 }
 
-/// Creates a VM through `kvm`; errors name `device`, the file that `kvm` was opened from.
+/// Creates a VM through `kvm`, an open device file. `device` is the path of that file, for error messages.
 pub(crate) fn create_vm(kvm: &impl AsRawFd, device: &Path) -> Result<OwnedFd, HostError> {
     calls::create_vm(kvm).map_err(|errno| HostError::from_create(device, errno))
 }

@@ -1,4 +1,5 @@
-//! System calls: KVM's `ioctl`s, memory, signals, and filters as user space passes them, mistakes included.
+//! The system calls of this crate: KVM's `ioctl`s, memory and signals. They can pass any filter to KVM, also
+//! one with mistakes.
 
 pub(crate) mod calls;
 pub(crate) mod ioctl;

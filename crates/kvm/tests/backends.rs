@@ -1,5 +1,5 @@
-//! Promises that hold on every backend, tested through the public interface with one test body. `msrgate
-//! doctor` tests the numbered statements on a host.
+//! Tests of what holds on every backend, through the public interface: each test runs on the model and on a
+//! real KVM. `msrgate doctor` tests the numbered statements on a host.
 
 use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, Errno, ExitReason, Filter, MsrIndex, Range, Register,
@@ -208,7 +208,7 @@ fn s3_4_access_outside_all_ranges_gets_default_action() {
     });
 }
 
-/// In the pass with exits each denied access exits; in the other pass each is a #GP.
+/// In the pass with exits each denied access exits; in the pass without exits each denied access is a #GP.
 #[test]
 fn s5_2_measure_finds_no_deviation_with_and_without_exits() {
     let bitmap = Bitmap::from_fn(3, |offset| offset == 0).unwrap();

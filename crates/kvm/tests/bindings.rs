@@ -93,7 +93,8 @@ fn _obvious_calls(msrs: &mut VcpuGate, vcpu: &mut kvm_ioctls::VcpuFd) -> Result<
     Ok(())
 }
 
-/// Types of a vCPU can be sent to the vCPU's thread; some can be shared between threads, too.
+/// A check at compile time: a VMM may send these types to a vCPU's thread, and may share some of them
+/// between threads.
 const _: () = {
     const fn is_send<T: Send>() {}
     const fn is_shared<T: Send + Sync>() {}

@@ -103,7 +103,7 @@ impl<R: Registers> Backend for ModelBackend<R> {
     fn set_filter(&mut self, request: &RawFilter) -> Result<(), CallErrno> {
         let width = CallerWidth::Bits64;
         let (request, mut memory) = lay_out(request);
-        // A 64-bit caller can have any of these pointers, so encoding does not fail.
+        // Every address of a bitmap fits into a pointer of 64 bits, so encoding does not fail.
         let argument = request.encode(width).unwrap_or_default();
         memory.push(Segment {
             start: ARGUMENT,
@@ -128,7 +128,8 @@ impl<R: Registers> Backend for ModelBackend<R> {
 /// The address of `struct kvm_msr_filter` in the memory of the model's caller. Address 0 stays unmapped.
 const ARGUMENT: UserAddress = UserAddress::new(0x1000);
 
-/// Places each bitmap far from the others, so the bytes after its last one cannot be read.
+/// Places each bitmap far from the others in the model's memory, so that the bytes after a bitmap cannot be
+/// read.
 fn lay_out(raw: &RawFilter) -> (Request, Vec<Segment<'_>>) {
     let mut memory = Vec::new();
     let mut places = (1_u64..).map(|place| UserAddress::new(place << 32));

@@ -4,7 +4,7 @@ use msrgate_filter::{Access, MsrIndex};
 
 use crate::exit::RawReason;
 
-/// One access, with user space's reply if the access exits.
+/// A step of a script: one access, and user space's reply if the access exits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The MSR.
@@ -49,7 +49,7 @@ pub enum GuestOutcome {
 /// A #GP as the guest's handler observed it (S5.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The position of RIP.
+    /// The position of the RIP that the CPU pushed for the #GP.
     pub site: Site,
     /// The error code.
     pub code: u64,
@@ -57,7 +57,7 @@ pub struct Fault {
     pub registers: GuestRegisters,
 }
 
-/// The position of RIP at a fault or an exit.
+/// The position of RIP at a #GP or at an exit, compared with the RDMSR or WRMSR that caused it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Site {
     /// RIP is at the RDMSR or WRMSR.
@@ -66,18 +66,18 @@ pub enum Site {
     Elsewhere(u64),
 }
 
-/// RAX, RCX and RDX at a fault or an exit, compared with those before the access.
+/// The values of RAX, RCX and RDX at a #GP or at an exit, compared with those before the access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestRegisters {
     /// All 64 bits of all three registers are unchanged.
     Untouched,
     /// At least one register changed, which is a deviation; the fields hold the observed values.
     Changed {
-        /// RAX.
+        /// The value of RAX.
         rax: u64,
-        /// RCX.
+        /// The value of RCX.
         rcx: u64,
-        /// RDX.
+        /// The value of RDX.
         rdx: u64,
     },
 }
@@ -91,9 +91,9 @@ pub struct SeenExit {
     pub index: MsrIndex,
     /// The direction of the access, from the number of the exit (S1.3).
     pub access: Access,
-    /// The field `data`: the value of a write.
+    /// The field `data`: for a write, the value that the guest writes.
     pub data: u64,
-    /// The position of RIP.
+    /// The position of RIP at the exit.
     pub site: Site,
     /// RAX, RCX and RDX, compared with their values before the access.
     pub registers: GuestRegisters,

@@ -8,7 +8,8 @@ use crate::errno::CallErrno;
 use crate::host::HostError;
 use crate::probe::HostCaps;
 
-/// The supported CPUID, the list of MSRs that a VMM saves, and a vCPU that can be asked about other MSRs.
+/// The CPUID that KVM supports, the list of MSRs that a VMM saves, and a vCPU on which KVM is asked if it
+/// has an MSR.
 #[derive(Debug)]
 pub struct Supported {
     cpuid: CpuId,
@@ -18,7 +19,7 @@ pub struct Supported {
     _vm: VmFd,
 }
 
-/// The registers that CPUID returns.
+/// The values that the CPUID instruction returns for one leaf.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct CpuidLeaf {
@@ -29,7 +30,8 @@ pub struct CpuidLeaf {
 }
 
 impl Supported {
-    /// Asks the KVM of `host`, on a VM that lives as long as the result.
+    /// Asks the KVM of `host` for its supported CPUID and MSRs. Creates a VM for this, which lives as long
+    /// as the result.
     ///
     /// # Errors
     /// Returns an error if the device has disappeared since the host was probed, or if one of the calls

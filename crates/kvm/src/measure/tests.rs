@@ -17,7 +17,7 @@ fn filter() -> Filter {
     Filter::new(Revision::Mainline, DefaultAction::Deny, vec![range]).unwrap()
 }
 
-/// A KVM that follows S3 and S5, except that `lie` changes what is observed.
+/// A KVM that behaves as statements S3 and S5 say. `lie` then changes what a test observes of it.
 struct Liar<F> {
     filter: Option<Filter>,
     mask: RawReasons,
@@ -109,7 +109,7 @@ fn cases(effect: WriteEffect) -> Vec<Case> {
         .collect()
 }
 
-/// Returns the statements that `measure` reports as broken under this lie.
+/// Returns the numbers of the statements that `measure` reports as broken if `lie` changes the observations.
 fn broken(lie: impl FnMut(&Step, RawReasons, &mut Observed)) -> Vec<&'static str> {
     let mut liar = Liar {
         filter: None,
@@ -212,7 +212,8 @@ fn measure_reports_s3_3_if_allowed_access_is_refused() {
     assert_eq!(broken(refuses), ["S3.3", "S5.2"]);
 }
 
-/// A statement, and a change of the observation that must be reported as breaking that statement.
+/// The number of a statement, and a change of an observation that `measure` must report as breaking that
+/// statement.
 type Lie<'l> = (&'static str, &'l dyn Fn(&mut Observed));
 
 fn exit(seen: &mut Observed, change: impl Fn(&mut SeenExit)) {

@@ -62,7 +62,7 @@ pub(crate) enum Level {
 
 /// Duplicates a file descriptor.
 pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl(2) takes numbers; it returns a new file descriptor or fails.
+    // SAFETY: with this command fcntl(2) takes only numbers. It returns a new file descriptor or fails.
     let new = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest_fd()) };
     if new < 0 {
         return Err(io::Error::last_os_error());
@@ -98,7 +98,7 @@ pub(crate) fn now() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
-/// Enables exits of `vm` for these reasons (S1.9).
+/// Enables exits of `vm` to user space for these reasons (S1.9).
 pub(crate) fn enable_reasons(vm: &impl AsRawFd, mask: RawReasons) -> Result<(), CallErrno> {
     enable(vm, Requirement::UserSpaceMsr, mask)
 }
@@ -129,7 +129,8 @@ pub(crate) fn has_shared_registers(vm: &impl AsRawFd) -> bool {
     u32::try_from(registers).is_ok_and(|bits| bits & KVM_SYNC_X86_REGS != 0)
 }
 
-/// Calls `KVM_CHECK_EXTENSION`. The result is positive if the capability is supported, else 0 or negative.
+/// Calls `KVM_CHECK_EXTENSION`. The result is positive if KVM has the capability, and otherwise 0 or
+/// negative.
 pub(crate) fn check_extension(kvm: &impl AsRawFd, capability: c_ulong) -> i32 {
     // SAFETY: the argument is a number, not a pointer.
     unsafe { ioctl_with_val(kvm, KVM_CHECK_EXTENSION(), capability) }
@@ -302,8 +303,8 @@ pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
     )
 }
 
-/// The largest number of CPUID entries that any kernel gives a vCPU; kvm-bindings has the smaller number
-/// of older kernels.
+/// The largest number of CPUID entries that a kernel gives a vCPU. The constant of kvm-bindings is smaller:
+/// it is that of older kernels.
 const CPUID_ENTRIES: usize = 256;
 
 /// `struct kvm_cpuid2` with room for the largest number of entries.
@@ -314,7 +315,7 @@ struct AllCpuid {
     entries: [kvm_cpuid_entry2; CPUID_ENTRIES],
 }
 
-/// `struct kvm_msrs` with one entry.
+/// `struct kvm_msrs` with room for one entry.
 #[repr(C)]
 struct OneMsr {
     count: u32,
@@ -353,7 +354,8 @@ fn checked(answer: i32) -> Result<u32, CallErrno> {
     u32::try_from(answer).map_err(|_| CallErrno::last())
 }
 
-/// Returns each `ioctl` of this file with its number, as the kernel's macros compute it.
+/// Returns the name and the number of each `ioctl` in this file. The number is what the kernel's macros
+/// compute.
 #[cfg(test)]
 pub(crate) fn numbers() -> Vec<(&'static str, c_ulong)> {
     macro_rules! numbers {

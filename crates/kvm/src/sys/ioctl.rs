@@ -17,8 +17,8 @@ pub type IoctlFn = unsafe extern "C" fn(c_int, c_ulong, *mut c_void) -> c_int;
 pub struct OwnCalls {
     /// The function for ioctl(2).
     pub ioctl: IoctlFn,
-    /// The lowest number for file descriptors that the crate opens. The numbers below stay free, as they
-    /// would without a gate.
+    /// The lowest number that a file descriptor of this crate may have. The VMM gets the lower numbers, as
+    /// it would without a gate.
     pub lowest_fd: RawFd,
 }
 
@@ -33,7 +33,7 @@ pub unsafe fn make_calls_by(calls: OwnCalls) {
     let _ = OWN.set(calls);
 }
 
-/// Returns the lowest number for file descriptors that the crate opens.
+/// Returns the lowest number that a file descriptor of this crate may have.
 pub(crate) fn lowest_fd() -> RawFd {
     OWN.get().map_or(0, |calls| calls.lowest_fd)
 }

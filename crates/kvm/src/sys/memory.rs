@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::errno::{CallErrno, RawErrno};
 
-/// The bytes of a page. All mappings here are whole pages.
+/// The size of a page in bytes. All mappings of this module are whole pages.
 pub(crate) const PAGE: usize = 0x1000;
 
 /// A private anonymous mapping, zeroed, readable and writable, unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct Memory {
     start: NonNull<AtomicU64>,
-    /// The bytes from the start that can be read and written: the whole mapping, or all but its last page.
+    /// The number of bytes, from the start, that this process can read and write: the whole mapping, or all
+    /// of it but the last page.
     open: usize,
     bytes: usize,
 }
@@ -57,15 +58,15 @@ impl Memory {
         })
     }
 
-    /// The readable part of the memory. The words are atomics, because a vCPU or the kernel may write
-    /// meanwhile.
+    /// The part of the memory that can be read and written, as words. The words are atomics, because a vCPU
+    /// or the kernel may write to them at the same time.
     pub(crate) fn words(&self) -> &[AtomicU64] {
         // SAFETY: the mapping is page-aligned, was zeroed by the kernel, is readable and writable for
         // `open` bytes, and lives as long as `self`. Any bytes are a valid AtomicU64.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.open / 8) }
     }
 
-    /// Makes the last page unreadable.
+    /// Makes the last page of the mapping unreadable.
     fn close_last_page(&mut self) -> Result<(), CallErrno> {
         self.open = self.bytes - PAGE;
         let last = (self.address() + self.open) as *mut libc::c_void;

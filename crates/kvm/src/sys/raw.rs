@@ -22,7 +22,7 @@ pub type RawFilter = Request<RawBitmap>;
 /// A range of a [`RawFilter`].
 pub type RawRange = RangeRequest<RawBitmap>;
 
-/// The memory behind the bitmap pointer of a range.
+/// The memory to which a range's bitmap pointer points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RawBitmap {
     /// Exactly these bytes. The next byte is in an unreadable page, so the kernel returns EFAULT if it
@@ -67,8 +67,8 @@ pub(crate) fn set_filter(vm: &impl AsRawFd, filter: &Filter) -> Result<(), CallE
     ask_for(vm, CallerWidth::Bits64, &request)
 }
 
-/// Passes `filter` to the kernel with the ioctl number that callers of this width use, although this
-/// process is a 64-bit caller.
+/// Passes `filter` to the kernel with the ioctl number that 32-bit or 64-bit callers use, as `width` says.
+/// This process itself is a 64-bit caller.
 pub(crate) fn send(
     vm: &impl AsRawFd,
     width: CallerWidth,
@@ -94,13 +94,13 @@ pub(crate) fn send(
 
 /// Passes `request` in the struct of 64-bit callers, with the ioctl number of `width`.
 fn ask_for(vm: &impl AsRawFd, width: CallerWidth, request: &Request) -> Result<(), CallErrno> {
-    // Every address fits into a pointer of 64 bits.
+    // Every address fits into the 64-bit pointers of this struct.
     let argument = request.encode(CallerWidth::Bits64);
     let argument = argument.map_err(|_| CallErrno::Known(Errno::Efault))?;
     ask(vm, width, argument.as_ptr().cast())
 }
 
-/// Passes the filter at `argument`, which may be unreadable.
+/// Passes the filter at the address `argument`, which may be unreadable, to the kernel.
 pub(crate) fn ask(
     vm: &impl AsRawFd,
     width: CallerWidth,

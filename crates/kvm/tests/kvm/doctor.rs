@@ -7,7 +7,7 @@ use msrgate_kvm::{IgnoreMsrs, UnknownBits};
 
 use msrgate_testing::host::{host, say};
 
-/// Checks that the statement holds on this host.
+/// Checks that the statement of this number holds on this host.
 fn holds(number: &str) {
     if let Some(finding) = measure(number) {
         assert_eq!(finding, Finding::Holds, "{number}");
@@ -36,7 +36,7 @@ fn holds_on_recent_kernels(number: &str) {
     }
 }
 
-/// Checks a statement that this host may be unable to show, but must not contradict.
+/// Checks a statement that this host may be unable to show. The host must not contradict it.
 fn is_not_contradicted(number: &str) {
     match measure(number) {
         Some(Finding::CannotBeShown { why }) => say(&format!("SKIPPED: {number}: {why}")),

@@ -1,4 +1,4 @@
-//! Installing, replacing and removing a filter on a real KVM.
+//! Tests that install, replace and remove a filter on a real KVM.
 
 use msrgate_filter::{
     Accesses, Bitmap, DefaultAction, Errno, ExitReason, Filter, MsrIndex, Range, ReasonMask,

@@ -1,4 +1,4 @@
-//! The CPUID and the MSRs that this host supports for guests.
+//! A test of the CPUID and the MSRs that this host supports for guests.
 
 use msrgate_filter::MsrIndex;
 use msrgate_kvm::IgnoreMsrs;

@@ -21,7 +21,8 @@ pub(crate) fn decide(filter: &RawFilter, index: MsrIndex, access: Access) -> Ver
     }
 }
 
-/// Returns true if the range contains `index`. The range's end is a sum of 32 bits (S3.5).
+/// Returns true if the range contains `index`. The end of the range is computed with 32 bits, so it can wrap
+/// around (S3.5).
 fn contains(range: &RawRange, index: MsrIndex) -> bool {
     let end = range.base.wrapping_add(range.nmsrs);
     (range.base..end).contains(&index.get())

@@ -26,19 +26,21 @@ use crate::tally::Tally;
 use msrgate_testing::host::{host, say};
 use msrgate_testing::seed::{runner, seed};
 
-/// The least number of set calls and accesses that all workers together must compare.
+/// The least number of calls that set a filter, and the least number of accesses, that all workers together
+/// must compare.
 const SET_CALLS: u32 = 5_000;
 const ACCESSES: u32 = 200_000;
 
-/// Returns the divisor of both numbers for slow machines: the value of `MSRGATE_PART`, 1 by default.
+/// Returns the number by which both least numbers are divided on slow machines: the value of `MSRGATE_PART`,
+/// 1 by default.
 fn part() -> u32 {
     let part = std::env::var("MSRGATE_PART").ok();
     let part = part.map(|text| text.parse().expect("MSRGATE_PART is a number"));
     part.unwrap_or(1).max(1)
 }
 
-/// The number of threads, each with its own VMs: a set call spends most of its time waiting. The number is
-/// the same on every machine, so that a seed has the same meaning everywhere.
+/// The number of threads, each with its own VMs: a call that sets a filter spends most of its time waiting.
+/// The number is the same on every machine, so that a seed has the same meaning everywhere.
 const WORKERS: u32 = 6;
 
 #[test]
@@ -89,7 +91,7 @@ fn model_and_kernel_agree_on_random_sequences() {
     assert_eq!(total.lacks(part()), None, "{total}");
 }
 
-/// Compares one pair of VMs after the other until this worker's share is done.
+/// Compares pairs of VMs, one pair after the other, until this worker's share of the comparison is done.
 fn work(host: &HostCaps, seed: u64, number: u32) -> Result<Tally, String> {
     let mut runner = runner(seed, number);
     let baseline = Baseline::new(host).map_err(|error| error.to_string())?;

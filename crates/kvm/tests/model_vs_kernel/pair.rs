@@ -15,7 +15,7 @@ use crate::registers::{Baseline, Learnt, LearntRegisters, comparable, may_be_wri
 use crate::sequence::Round;
 use crate::tally::Tally;
 
-/// A difference between kernel and model, or the error that prevented the comparison.
+/// A difference between the kernel and the model, or an error that prevented the comparison.
 #[derive(Debug)]
 pub(crate) struct Difference(String);
 
@@ -42,14 +42,14 @@ pub(crate) struct Pair {
     kernel: KvmBackend,
     model: ModelBackend<LearntRegisters>,
     baseline: Rc<RefCell<Baseline>>,
-    /// The last filter that was passed to both.
+    /// The last filter that was passed to both VMs, accepted or not.
     asked: RawFilter,
     /// The last filter that the kernel accepted.
     in_force: RawFilter,
 }
 
 impl Pair {
-    /// Creates both VMs.
+    /// Creates the VM of KVM and the VM of the model.
     pub(crate) fn new(
         host: &HostCaps,
         baseline: &Rc<RefCell<Baseline>>,
@@ -64,7 +64,7 @@ impl Pair {
         })
     }
 
-    /// Runs one round on both, and compares everything observable.
+    /// Runs one round on both VMs, and compares everything observable.
     pub(crate) fn go(&mut self, round: &Round, tally: &Tally) -> Result<(), Difference> {
         if let Some(bits) = round.reasons {
             self.set_reasons(RawReasons::new(bits), tally)?;
@@ -120,8 +120,8 @@ impl Pair {
         Ok(())
     }
 
-    /// Replaces a write that would have side effects by a read. The plain decision of `linear` tells if a
-    /// write would pass, not the model, so that a mistake of the model cannot let such a write through.
+    /// Replaces a write that would have side effects by a read. `linear`, not the model, decides if the
+    /// filter lets the write pass: a mistake of the model must not let such a write through.
     fn tame(&self, step: &mut Step) {
         if step.access == Access::Write
             && !may_be_written(step.index, step.value)
@@ -132,8 +132,8 @@ impl Pair {
         }
     }
 
-    /// Returns true if the model can predict the access: faults that the CPU itself raises are not in the
-    /// model.
+    /// Returns true if the model can predict the access. It cannot predict a fault that the CPU itself
+    /// raises.
     fn is_comparable(&self, step: &Step) -> bool {
         let learnt = self
             .baseline
@@ -147,7 +147,7 @@ impl Pair {
     }
 }
 
-/// Formats a filter without its empty ranges.
+/// Formats a filter for a message, without its empty ranges.
 fn show(filter: &RawFilter) -> String {
     let used = filter.ranges.iter().filter(|range| range.nmsrs != 0);
     format!(

@@ -21,15 +21,14 @@ const TSC: MsrIndex = MsrIndex::new(0x10);
 /// An MSR that no CPU has: an access to it exits.
 const NOBODYS: MsrIndex = MsrIndex::new(0x1234_5678);
 
-/// Returns true if QEMU's SVM accepts this write and changes the value later. No other write may behave
-/// so.
+/// Returns true if QEMU's SVM accepts this write and changes the written value later.
 fn is_made_canonical((index, value): (MsrIndex, u64)) -> bool {
     const KERNEL_GS_BASE: MsrIndex = MsrIndex::new(0xc000_0102);
     let value = value.cast_signed();
     index == KERNEL_GS_BASE && value << 16 >> 16 != value
 }
 
-/// Registers that only hold what is written to them; writes have no other effect on this guest.
+/// MSRs that only hold what is written to them; a write to them has no other effect on this guest.
 pub(crate) const HARMLESS: [MsrIndex; 10] = [
     MsrIndex::new(0x174), // SYSENTER_CS
     MsrIndex::new(0x175), // SYSENTER_ESP
@@ -43,8 +42,8 @@ pub(crate) const HARMLESS: [MsrIndex; 10] = [
     MsrIndex::new(0xc000_0103), // TSC_AUX
 ];
 
-/// The areas where public sources list registers, with some room around them. Elsewhere no CPU has a
-/// register, so a write there has no effect.
+/// The ranges of MSR indices in which public sources list registers, with some room around them. At all
+/// other indices no CPU has a register, so a write there has no effect.
 const INHABITED: [RangeInclusive<u32>; 5] = [
     0..=0x2fff,
     0x4000_0000..=0x4000_ffff,
@@ -53,20 +52,20 @@ const INHABITED: [RangeInclusive<u32>; 5] = [
     0xc000_0000..=0xc00f_ffff,
 ];
 
-/// The only differences that are allowed between the two backends.
+/// The only MSRs whose values may differ between KVM and the model.
 pub(crate) const EXCEPTIONS: [Exception; 1] = [Exception {
     index: TSC,
     why: "it counts: the two are not read at the same time",
 }];
 
-/// A register whose value the two guests may read differently.
+/// An MSR whose value may differ between the guest of KVM and the guest of the model.
 pub(crate) struct Exception {
     pub(crate) index: MsrIndex,
     pub(crate) why: &'static str,
 }
 
 impl Exception {
-    /// Clears the value of a read that KVM completed. A value that user space gave is kept.
+    /// Clears the value that KVM returned for a read of this MSR. A value that user space gave is kept.
     fn apply(&self, index: MsrIndex, observed: Observed) -> Observed {
         match observed {
             Observed {
@@ -81,7 +80,7 @@ impl Exception {
     }
 }
 
-/// Returns the part of `observed` that must be equal on both backends.
+/// Returns the part of `observed` that must be equal on KVM and on the model.
 pub(crate) fn comparable(index: MsrIndex, observed: Observed) -> Observed {
     EXCEPTIONS.iter().fold(observed, |observed, exception| {
         exception.apply(index, observed)
@@ -110,12 +109,12 @@ pub(crate) fn value_for(index: MsrIndex, wanted: u64) -> u64 {
     }
 }
 
-/// The effect of an access in a VM without a filter.
+/// The effect that an access has in a VM without a filter, as learnt from KVM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Learnt {
-    /// A read returns this value; after a write, a read returns it.
+    /// The value that a read of the MSR returns, after the write if the access is a write.
     Value(u64),
-    /// KVM refuses the access.
+    /// KVM refuses the access, for this reason.
     Fault(RegisterFault),
     /// The CPU refuses the access without asking KVM, because the register is passed through; or the CPU
     /// accepts a value that it changes later. QEMU's software SVM does so with a `KERNEL_GS_BASE` that is

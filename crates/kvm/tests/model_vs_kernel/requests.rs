@@ -12,36 +12,38 @@ use proptest::sample::select;
 
 use crate::registers;
 
-/// One call of `KVM_X86_SET_MSR_FILTER`.
+/// A plan of one call of `KVM_X86_SET_MSR_FILTER`.
 #[derive(Clone, Debug)]
 pub(crate) struct FilterPlan {
     flags: u32,
-    /// The number of unused places before the first range (S2.4).
+    /// The number of unused ranges before the first range in use (S2.4).
     unused: usize,
     ranges: Vec<RangePlan>,
     mistakes: Vec<Mistake>,
 }
 
-/// A range without mistakes. An empty range cannot have any.
+/// A plan of a range. The range itself has no mistake; a [`Mistake`] is added later, but not to an empty
+/// range.
 #[derive(Clone, Debug)]
 struct RangePlan {
     flags: u32,
     base: u32,
     nmsrs: u32,
     bits: Bits,
-    /// The number of bytes after the last word; they move the bitmap's start off a word boundary.
+    /// The number of surplus bytes after the bitmap's last word. They move the start of the bitmap off a
+    /// word boundary.
     surplus: usize,
 }
 
-/// The content of a bitmap, up to the end of its last word.
+/// The content of a range's bitmap, up to the end of its last word.
 #[derive(Clone, Copy, Debug)]
 enum Bits {
     All,
     None,
     Random(u64),
-    /// One MSR is allowed, the others are denied.
+    /// One MSR of the range is allowed, the others are denied.
     Only(u32),
-    /// All MSRs but one are allowed.
+    /// All MSRs of the range but one are allowed.
     AllBut(u32),
     /// All MSRs of the range are denied; the unused bits after them are set (S3.6).
     Spare,
@@ -49,12 +51,12 @@ enum Bits {
     NotSpare,
 }
 
-/// A mistake in a set call (S2.2 to S2.4).
+/// A mistake in a call that sets a filter (S2.2 to S2.4).
 #[derive(Clone, Copy, Debug)]
 enum Mistake {
     /// An unknown bit in the filter's flags.
     FilterFlag(u32),
-    /// A mistake in the range at this place, counted from the first used place.
+    /// A mistake in one range. The number is the place of the range, counted from the first range in use.
     Range(usize, RangeMistake),
 }
 
@@ -71,7 +73,7 @@ enum RangeMistake {
     Unpadded,
 }
 
-/// Generates filters of all kinds.
+/// Returns a proptest strategy that generates plans of filters of all kinds.
 pub(crate) fn filter() -> impl Strategy<Value = FilterPlan> {
     let ranges = prop_oneof![
         4 => vec(range(), 0..=3),
@@ -106,7 +108,8 @@ fn range() -> impl Strategy<Value = RangePlan> {
     })
 }
 
-/// Generates the base and the length of a range, often near an edge, so that ranges overlap.
+/// Returns a strategy of the first MSR and the length of a range. The range is often near an edge, so that
+/// ranges overlap.
 fn place() -> impl Strategy<Value = (u32, u32)> {
     let near = || -2..=2_i32;
     let begins = (edge(), near(), count()).prop_map(|(edge, step, count)| {
@@ -129,8 +132,8 @@ fn place() -> impl Strategy<Value = (u32, u32)> {
     ]
 }
 
-/// Generates an index where something begins or ends: a register, a word of a bitmap, a hardware bitmap,
-/// x2APIC, or 2^32.
+/// Returns a strategy of MSR indices at which something begins or ends: a register, a word of a bitmap, a
+/// hardware bitmap, x2APIC, or the 32-bit numbers.
 fn edge() -> impl Strategy<Value = u32> {
     const EDGES: [u32; 9] = [
         0x0,
@@ -145,7 +148,7 @@ fn edge() -> impl Strategy<Value = u32> {
     ];
     let register = select(registers::HARMLESS.map(MsrIndex::get).to_vec());
     prop_oneof![
-        // 0 is also 2^32.
+        // 0 stands for 2^32, too.
         1 => Just(0),
         3 => select(EDGES.to_vec()),
         4 => register,
@@ -202,7 +205,7 @@ fn mistake() -> impl Strategy<Value = Mistake> {
 }
 
 impl FilterPlan {
-    /// Returns the argument of the set call.
+    /// Returns the filter that this plan describes, as the argument of the call that sets it.
     pub(crate) fn request(&self) -> RawFilter {
         let mut raw = RawFilter {
             flags: self.flags,
@@ -239,7 +242,8 @@ impl RangePlan {
         }
     }
 
-    /// Returns the 64 bits starting at bit `from`; some of them may be after the last MSR.
+    /// Returns the 64 bits of the bitmap that start at bit `from`. Some of them may come after the bit of
+    /// the range's last MSR.
     fn word(&self, from: u32) -> u64 {
         let own = match self.nmsrs - from {
             left @ 0..64 => (1 << left) - 1,

@@ -11,16 +11,17 @@ use proptest::sample::{Index, select};
 use crate::registers::{self, EXCEPTIONS};
 use crate::requests::{FilterPlan, filter};
 
-/// A mask, a filter, and the accesses that the guest makes after both are set.
+/// A round of the comparison: a mask of exit reasons, a filter, and the accesses that the guest makes after
+/// both are set.
 #[derive(Clone, Debug)]
 pub(crate) struct Round {
-    /// `args[0]` of `KVM_CAP_X86_USER_SPACE_MSR`; unknown bits may be set.
+    /// `args[0]` of `KVM_CAP_X86_USER_SPACE_MSR`, the mask of exit reasons. Unknown bits may be set.
     pub(crate) reasons: Option<u64>,
     pub(crate) filter: Option<FilterPlan>,
     pub(crate) accesses: Vec<AccessPlan>,
 }
 
-/// An access whose MSR is given by a place in a filter that does not exist yet.
+/// A plan of an access. Its MSR is given by a place in a filter, which is generated only later.
 #[derive(Clone, Debug)]
 pub(crate) struct AccessPlan {
     place: Place,
@@ -31,7 +32,8 @@ pub(crate) struct AccessPlan {
 
 #[derive(Clone, Debug)]
 enum Place {
-    /// Near an edge of a range of the last filter passed, or of the filter in force.
+    /// An MSR near an edge of a range. The range is one of the filter that was passed last, or of the filter
+    /// in force.
     Edge {
         whose: Whose,
         range: Index,
@@ -52,13 +54,14 @@ enum Whose {
 enum Edge {
     Base,
     End,
-    /// The end of this word of the bitmap, counted from the bitmap's start.
+    /// The end of the word of this number in the range's bitmap.
     Word(u32),
-    /// The end of the bitmap's last word. Bits before it may be past the range (S3.6).
+    /// The end of the last word of the range's bitmap. That word may have bits after the last MSR of the
+    /// range (S3.6).
     LastWord,
 }
 
-/// Generates the rounds of a VM's life.
+/// Returns a proptest strategy that generates the rounds that one VM goes through.
 pub(crate) fn rounds() -> impl Strategy<Value = Vec<Round>> {
     vec(round(), 1..=6)
 }
@@ -137,8 +140,8 @@ fn place() -> impl Strategy<Value = Place> {
     ]
 }
 
-/// Returns registers that hold values, exempt MSRs, MSRs that only the default action decides, and their
-/// neighbours.
+/// Returns MSRs that hold values, MSRs that no filter can deny, MSRs that only the default action decides,
+/// and the neighbours of those.
 fn known() -> Vec<MsrIndex> {
     const CORNERS: [u32; 12] = [
         0x0,
@@ -167,7 +170,8 @@ fn known() -> Vec<MsrIndex> {
 }
 
 impl AccessPlan {
-    /// Returns the step, given the last filter passed and the filter in force.
+    /// Returns the step for this plan. `asked` is the filter that was passed last, `in_force` the filter in
+    /// force.
     pub(crate) fn step(&self, asked: &RawFilter, in_force: &RawFilter) -> Step {
         let index = match &self.place {
             Place::Known(index) => *index,

@@ -1,4 +1,5 @@
-//! Counts of everything that was compared: a comparison that runs nothing must not pass.
+//! Counts of everything that was compared, by kind. If a run compares too little of a kind, it must not
+//! pass.
 
 use std::cell::Cell;
 use std::fmt;
@@ -31,7 +32,7 @@ use Kind::{
     FilterUnreadable, MaskInvalid, MaskTaken, ReadByKvm, ReadByUser, WrittenByKvm, WrittenByUser,
 };
 
-/// Each kind with its name and the least number that a run must reach.
+/// Each kind with its name, and the least number of comparisons of that kind in a run.
 const KINDS: [(Kind, &str, u32); 14] = [
     (FilterTaken, "filters taken", 2_500),
     (FilterInvalid, "filters refused with EINVAL", 400),
@@ -111,7 +112,7 @@ impl Tally {
         self
     }
 
-    /// Returns the name of the first kind whose count is too low; `part` divides the least numbers.
+    /// Returns the name of the first kind whose count is below its least number, divided by `part`.
     pub(crate) fn lacks(&self, part: u32) -> Option<&'static str> {
         let lacking = KINDS
             .iter()

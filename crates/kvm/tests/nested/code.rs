@@ -8,10 +8,10 @@
 /// address where VMSAVE stores the guest's own state, which VMRUN does not save.
 #[rustfmt::skip]
 pub(crate) const GUEST: [u8; 0x36] = [
-    // read
+    // read: the guest's RDMSR
     0x0f, 0x32,             // 00  rdmsr
     0xeb, 0x22,             // 02  jmp  done
-    // write
+    // write: the guest's WRMSR
     0x0f, 0x30,             // 04  wrmsr
     0xeb, 0x1e,             // 06  jmp  done
     // enter: VMLOAD loads the nested guest's FS, GS, TR, LDTR and the registers of SYSCALL and SYSENTER;
@@ -41,10 +41,10 @@ pub(crate) const GUEST: [u8; 0x36] = [
 /// The nested guest.
 #[rustfmt::skip]
 pub(crate) const NESTED: [u8; 0xa] = [
-    // read
+    // read: the nested guest's RDMSR
     0x0f, 0x32,             // 00  rdmsr
     0x0f, 0x01, 0xd9,       // 02  vmmcall
-    // write
+    // write: the nested guest's WRMSR
     0x0f, 0x30,             // 05  wrmsr
     0x0f, 0x01, 0xd9,       // 07  vmmcall
 ];

@@ -58,7 +58,7 @@ pub(crate) const EFER_SCE_LME_LMA: u64 = 1 | 1 << 8 | 1 << 10;
 pub(crate) const EFER_SVME: u64 = 1 << 12;
 const RFLAGS_FIXED: u64 = 1 << 1;
 
-/// Writes the tables and the code to memory.
+/// Writes the page tables, the other tables of the CPU, and the code to the VM's memory.
 pub(crate) fn load(memory: &GuestMemoryMmap) {
     let put = |at: u64, value: u64| {
         let written = memory.write_obj(value, GuestAddress(at));

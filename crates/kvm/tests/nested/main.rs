@@ -83,7 +83,8 @@ fn nested_guest_writes_are_not_forwarded() {
         &mut machine,
         &[(LSTAR, 0x5000), (CSTAR, 0x1234), (FMASK, 0x300)],
     );
-    // The gate denies even the value that the hypervisor may write again.
+    // The guest, as hypervisor, may write the pinned value again. The gate denies even that value to the
+    // nested guest.
     assert_eq!(machine.run(Nested, Write(LSTAR, 0x5000)), Saw::Fault);
     assert_eq!(machine.run(Guest, Write(LSTAR, 0x5000)), Saw::Written);
     let (denied, pinned) = (
@@ -206,7 +207,7 @@ fn gate_answers_nested_guest_like_guest() {
     // A vCPU has one emulated register, which guest and nested guest share.
     assert_eq!(machine.run(Guest, Read(REGISTER)), Saw::Value(0xfe));
     assert_eq!(machine.run(Nested, Read(DEADLY)), Saw::Killed);
-    // The vCPU can be run further after a kill: the access is then a #GP.
+    // If the VMM runs the vCPU again after a kill, the killed access is a #GP.
     assert_eq!(machine.run_on(), Saw::Fault);
 }
 

@@ -27,7 +27,7 @@ const WORKERS: u32 = 6;
 /// The number of MSRs that the guest accesses under each policy, in both directions.
 const MSRS: usize = 24;
 
-/// Counts of what was tried.
+/// Counts of the policies and accesses that the test has tried, by kind.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     entries: usize,
@@ -67,7 +67,7 @@ fn random_policies_hold_in_guest() {
     assert!(overrides > 100 && finals > 100 && by_cpu > 100);
 }
 
-/// Tries this worker's share of the policies.
+/// Tries this worker's share of the random policies.
 fn work(host: Option<&HostCaps>, seed: u64, worker: u32) -> Result<Tally, String> {
     let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(model())];
     if let Some(host) = host {
@@ -139,7 +139,8 @@ fn holds(
     })
 }
 
-/// Returns both accesses of some of the MSRs at which the policy's decision may change.
+/// Returns a read and a write for each of some MSRs. They are MSRs at which the policy's decision may
+/// change.
 fn cases(compiled: &Compiled, variant: &Variant, picks: &[Index]) -> Vec<Case> {
     let points = test_points(compiled.policy(), variant);
     let mut picked: Vec<MsrIndex> = picks.iter().map(|pick| *pick.get(&points)).collect();

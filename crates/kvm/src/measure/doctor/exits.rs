@@ -102,8 +102,8 @@ const GP: GuestOutcome = GuestOutcome::Fault(Fault {
     registers: GuestRegisters::Untouched,
 });
 
-/// Makes three accesses that exit for different reasons: a read and a write of an MSR that KVM does not
-/// know, and a write of a value that the MSR does not accept.
+/// Makes three accesses that KVM itself refuses, and checks the reasons of their exits: a read and a write
+/// of an MSR that KVM does not know, and a write of a value that the MSR does not accept.
 fn reasons(
     lab: &mut Lab,
     unknown: Option<ExitReason>,

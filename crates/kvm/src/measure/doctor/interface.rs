@@ -112,7 +112,8 @@ fn reason_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
     Ok(Finding::compare("the reasons", &seen, &[1, 2, 4]))
 }
 
-/// Checks that the kernel has the fields of `struct kvm_run` at the offsets that kvm-bindings gives.
+/// Checks that the kernel writes the fields of an MSR exit at the offsets in `struct kvm_run` that
+/// kvm-bindings gives.
 fn run_layout(lab: &mut Lab) -> Result<Finding, GuestError> {
     let start = offset_of!(kvm_run, __bindgen_anon_1);
     let offsets = [

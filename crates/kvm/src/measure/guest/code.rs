@@ -1,4 +1,4 @@
-//! The guest's machine code. It addresses all its data through RSI, so it runs at any address.
+//! The machine code of the built-in guest. It addresses all its data through RSI, so it runs at any address.
 //!
 //! RSI points at the current [slot](super::slot); RAX, RCX and RDX belong to the access; the CPU uses RSP
 //! when it delivers a #GP. The code has no SSE and no rare instruction, because on some hosts KVM's
@@ -7,7 +7,7 @@
 /// The code, which is loaded at the start of the code page.
 #[rustfmt::skip]
 pub(super) const CODE: [u8; 0x57] = [
-    // next: go to the next slot
+    // next: go on to the next slot
     0x48, 0x83, 0xc6, 0x40,       // 00  add  rsi, 0x40
     // start: load the slot's values, and jump to the code that the slot names
     0x48, 0x8b, 0x4e, 0x18,       // 04  mov  rcx, [rsi + 0x18]
@@ -25,13 +25,13 @@ pub(super) const CODE: [u8; 0x57] = [
     0xeb, 0x03,                   // 1c  jmp  done
     // swap
     0x0f, 0x01, 0xf8,             // 1e  swapgs
-    // done: the access completed
+    // done: the access completed without #GP
     0x48, 0x89, 0x46, 0x08,       // 21  mov  [rsi + 0x08], rax
     0x48, 0x89, 0x56, 0x10,       // 25  mov  [rsi + 0x10], rdx
     0x48, 0x89, 0x4e, 0x18,       // 29  mov  [rsi + 0x18], rcx
     0xc6, 0x46, 0x20, 0x01,       // 2d  mov  byte [rsi + 0x20], 1
     0xeb, 0xcd,                   // 31  jmp  next
-    // fault: the #GP handler; the CPU pushed six words, which are popped here without an IRET
+    // fault: the #GP handler; it pops the six words that the CPU has pushed, without an IRET
     0x48, 0x89, 0x46, 0x08,       // 33  mov  [rsi + 0x08], rax
     0x48, 0x89, 0x56, 0x10,       // 37  mov  [rsi + 0x10], rdx
     0x48, 0x89, 0x4e, 0x18,       // 3b  mov  [rsi + 0x18], rcx
@@ -42,7 +42,7 @@ pub(super) const CODE: [u8; 0x57] = [
     0x48, 0x83, 0xc4, 0x20,       // 49  add  rsp, 0x20        CS, RFLAGS, RSP, SS
     0xc6, 0x46, 0x20, 0x02,       // 4d  mov  byte [rsi + 0x20], 2
     0xeb, 0xad,                   // 51  jmp  next
-    // end: exit to the host, and again at each resume
+    // end: exit to the host; if the guest is resumed, exit again
     0xe6, END_PORT,               // 53  out  0xf4, al
     0xeb, 0xfc,                   // 55  jmp  end
 ];
@@ -50,7 +50,7 @@ pub(super) const CODE: [u8; 0x57] = [
 /// The port of the OUT that ends a script.
 pub(super) const END_PORT: u8 = 0xf4;
 
-/// Offsets of entry points in [`CODE`], in bytes.
+/// The offsets of the entry points in [`CODE`], in bytes.
 pub(super) const START: u64 = 0x04;
 pub(super) const READ: u64 = 0x12;
 pub(super) const WRITE: u64 = 0x16;

@@ -19,12 +19,12 @@ use super::code;
 use super::slot;
 use crate::sys::memory::PAGE;
 
-/// The number of slots, including the slot of the script's end.
+/// The number of slots in a vCPU's memory, including the slot that ends the script.
 pub(super) const SLOTS: usize = (BYTES - SLOT_AREA) / (slot::WORDS * 8);
 
-/// The bytes of memory of a vCPU.
+/// The size of a vCPU's memory in bytes.
 const BYTES: usize = 0x5_0000;
-/// The pages of memory of a vCPU.
+/// The size of a vCPU's memory in pages.
 pub(super) const PAGES: usize = BYTES / PAGE;
 
 const FIRST: u64 = 0x10_0000;
@@ -78,7 +78,7 @@ impl VcpuNumber {
         FIRST + self.0 as u64 * STRIDE
     }
 
-    /// Returns the address of this offset in the vCPU's memory.
+    /// Returns the guest's address for this offset in the vCPU's memory.
     const fn at(self, offset: usize) -> u64 {
         self.base() + offset as u64
     }
@@ -147,7 +147,8 @@ impl VcpuNumber {
         let tss = self.at(TSS);
         put(TSS_SELECTOR.into(), 0x0000_8b00_0000_0067 | tss << 16);
 
-        // A present interrupt gate at CPL 0; its target is split into three fields.
+        // An entry of the IDT: a present interrupt gate at CPL 0. The address of the handler is split into
+        // three fields.
         let handler = self.code() + code::FAULT;
         let selector = u64::from(CODE_SELECTOR) << 16;
         let gate = handler & 0xffff | selector | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
@@ -169,12 +170,12 @@ impl VcpuNumber {
     }
 }
 
-/// Returns the words of slot `number` in a vCPU's memory.
+/// Returns the words of slot number `number`, from all words of a vCPU's memory.
 pub(super) fn slot(words: &[AtomicU64], number: usize) -> &[AtomicU64] {
     &words[SLOT_AREA / 8 + number * slot::WORDS..][..slot::WORDS]
 }
 
-/// Returns a flat segment of CPL 0.
+/// Returns a flat segment for CPL 0.
 fn segment(selector: u16, type_: u8) -> kvm_segment {
     kvm_segment {
         limit: u32::MAX,

@@ -25,10 +25,10 @@ use crate::exit::RawReason;
 use crate::probe::HostCaps;
 use crate::sys::memory::{Memory, PAGE};
 
-/// The time that a script may run, by default.
+/// The default time for which a script may run.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The VM's interrupt controller in the kernel.
+/// The interrupt controller that the VM has in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Apic {
     /// No interrupt controller: accesses to x2APIC registers reach no register.
@@ -44,9 +44,9 @@ pub(crate) enum Stop {
     End,
     /// An access exited to user space and waits for a reply.
     Msr(RawExit),
-    /// A debug exit at this RIP.
+    /// A debug exit of KVM, with the guest at this RIP.
     Debug { rip: u64 },
-    /// Any other exit, as text.
+    /// An exit of any other kind than the three above, as text.
     Other(String),
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct RawExit {
     pub(crate) data: u64,
 }
 
-/// The state of the vCPU before another script.
+/// The state of the vCPU's system registers and memory, before a script is loaded.
 enum Health {
     Sound,
     /// The vCPU shut down or stopped at an unknown place, so its system registers may hold any value.
@@ -156,17 +156,17 @@ impl Guest {
     /// The largest number of steps of a script.
     pub(crate) const LONGEST: usize = layout::SLOTS - 1;
 
-    /// Runs the guest to its next stop.
+    /// Runs the guest to its next stop: the script's end, or an exit to user space.
     ///
     /// # Errors
-    /// Returns an error if a call fails, or if the guest runs for longer than its patience.
+    /// Returns an error if a call fails, or if the guest runs for longer than a script may.
     pub(crate) fn resume(&mut self) -> Result<Stop, GuestError> {
         let watchdog = self.watch()?;
         self.resume_under(&watchdog)
     }
 
-    /// Starts a timer of the guest's patience. Any number of calls of [`Self::resume_under`] on this thread
-    /// share its time.
+    /// Starts a timer for the time that a script may run. All calls of [`Self::resume_under`] on this thread
+    /// with this timer share that time.
     ///
     /// # Errors
     /// Returns an error if the kernel has no timer left.
@@ -174,10 +174,10 @@ impl Guest {
         Watchdog::start(self.patience).map_err(call("timer_create"))
     }
 
-    /// Runs the guest to its next stop.
+    /// Runs the guest to its next stop: the script's end, or an exit to user space.
     ///
     /// # Errors
-    /// Returns an error if a call fails, or if the patience of `watchdog` is over.
+    /// Returns an error if a call fails, or if the time of `watchdog` is over.
     pub(super) fn resume_under(&mut self, watchdog: &Watchdog) -> Result<Stop, GuestError> {
         loop {
             match self.vcpu.run() {
@@ -216,14 +216,14 @@ impl Guest {
         }
     }
 
-    /// Writes the reply to a pending exit.
+    /// Writes the reply to a pending exit into `struct kvm_run`.
     pub(crate) fn answer(&mut self, answer: msrgate_filter::Reply) {
         let run = self.vcpu.get_kvm_run();
         run.__bindgen_anon_1.msr.error = answer.error;
         run.__bindgen_anon_1.msr.data = answer.data;
     }
 
-    /// Overwrites the fields of a pending exit that KVM must not read back (S5.5).
+    /// Overwrites those fields of a pending exit that KVM must ignore afterwards (S5.5).
     pub(crate) fn scribble(&mut self, reason: RawReason, index: MsrIndex) {
         let run = self.vcpu.get_kvm_run();
         run.__bindgen_anon_1.msr.reason = reason.get();
@@ -269,12 +269,12 @@ impl Guest {
         slot::report(layout::slot(self.memory.words(), number))
     }
 
-    /// The address of the instruction that does `op`.
+    /// The guest's address of the instruction that executes `op`.
     pub(crate) const fn site(&self, op: Op) -> u64 {
         self.number.code() + op.entry()
     }
 
-    /// Returns the step that the guest is at: the first step without a report.
+    /// Returns the step of the script that the guest is at: the first step without a report.
     pub(crate) fn step(&self) -> StepAt {
         let number = (0..self.script.len())
             .find(|&number| self.report(number) == Report::NotReached)
@@ -283,7 +283,7 @@ impl Guest {
         StepAt::new(number, access)
     }
 
-    /// Makes the next script set the system registers again.
+    /// Marks the system registers as changed, so that loading the next script sets them again.
     pub(crate) const fn spoil(&mut self) {
         self.health = Health::Spoiled;
     }
@@ -300,8 +300,8 @@ impl Guest {
             .map_err(called("KVM_SET_SREGS"))
     }
 
-    /// Adds the fields that kvm-ioctls does not pass on: the exit's number, and the reason with its
-    /// unknown bits.
+    /// Completes `stop` with the fields that kvm-ioctls does not pass on: the number of the exit, and its
+    /// reason with unknown bits.
     fn in_full(&mut self, stop: Stop) -> Stop {
         let Stop::Msr(exit) = stop else { return stop };
         let run = self.vcpu.get_kvm_run();

@@ -24,8 +24,8 @@ pub struct StepAt {
 }
 
 impl StepAt {
-    /// Names the step at this place of a script, counted from 0, and its access; `None` after the last
-    /// step.
+    /// Makes the place of a step: its number in the script, counted from 0, and its access, which is `None`
+    /// after the last step.
     #[must_use]
     pub const fn new(number: usize, access: Option<(MsrIndex, Access)>) -> Self {
         Self { number, access }
@@ -63,7 +63,7 @@ pub enum GuestError {
     Host(HostError),
     /// A filter could not be installed.
     Install(InstallError),
-    /// A call failed that must succeed.
+    /// A system call failed that has to succeed.
     Call {
         /// The call's name.
         name: &'static str,
@@ -77,20 +77,20 @@ pub enum GuestError {
         /// The exit, as text.
         exit: String,
     },
-    /// One step exited to user space twice.
+    /// The guest exited to user space twice in one step.
     Twice {
-        /// The step.
+        /// The step in which the guest exited twice.
         step: StepAt,
     },
     /// An access completed, but left the registers as no RDMSR or WRMSR does (S5.4).
     Registers {
         /// The step of the access.
         step: StepAt,
-        /// RAX.
+        /// The value of RAX after the access.
         rax: u64,
-        /// RCX.
+        /// The value of RCX after the access.
         rcx: u64,
-        /// RDX.
+        /// The value of RDX after the access.
         rdx: u64,
     },
     /// The guest did not reach the end of the script in time.
@@ -102,7 +102,7 @@ pub enum GuestError {
     },
     /// The guest reached the end of the script, but one step has no report.
     Skipped {
-        /// The step.
+        /// The step without a report.
         step: StepAt,
     },
     /// `KVM_RUN` returned under `immediate_exit`, but not with EINTR (S5.6).
@@ -217,7 +217,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Describes an exit, with the guest's registers at that moment (S5.3).
+    /// Describes an MSR exit, with the guest's registers at the exit (S5.3).
     pub(crate) fn seen(&self, op: Op, raw: &RawExit) -> Result<SeenExit, GuestError> {
         let registers = self.registers()?;
         let operands = Operands {
@@ -287,7 +287,7 @@ pub(crate) fn went_through(
     }
 }
 
-/// Compares the registers after `op` with those before it.
+/// Compares the registers after `op` with the registers that `op` began with.
 pub(crate) fn compare(op: Op, seen: Operands) -> GuestRegisters {
     if seen == op.operands() {
         GuestRegisters::Untouched

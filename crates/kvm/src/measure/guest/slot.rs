@@ -21,8 +21,8 @@ use super::code;
 /// The number of 64-bit words in a slot.
 pub(super) const WORDS: usize = 8;
 
-/// The value of those bits of RAX and RDX that hold no operand when an access begins: the upper halves, and
-/// before a read the lower halves, too. No register holds this value by chance.
+/// The value that RAX and RDX have, before an access, in those bits that hold no operand: in their upper
+/// halves, and before a read also in their lower halves. No register holds this value by chance.
 const JUNK: u64 = 0x5a5a_0ff1_c0de_a5a5;
 
 /// One instruction for the guest to execute.
@@ -62,7 +62,7 @@ pub(crate) enum Report {
 }
 
 impl Op {
-    /// The offset of the op's instruction from the start of the code, in bytes.
+    /// The offset of the instruction that executes this op, from the start of the guest's code, in bytes.
     pub(crate) const fn entry(self) -> u64 {
         match self {
             Self::Read(_) => code::READ,
@@ -72,7 +72,7 @@ impl Op {
         }
     }
 
-    /// The registers when the instruction begins.
+    /// The values that the registers have when the instruction begins.
     pub(crate) const fn operands(self) -> Operands {
         let high = JUNK & !0xffff_ffff;
         match self {
@@ -94,8 +94,8 @@ impl Op {
         }
     }
 
-    /// Returns true if the instruction can have left these registers: RDMSR and RDTSC clear the upper
-    /// halves of RAX and RDX (SDM volume 2), and nothing else changes.
+    /// Returns true if this instruction can have left the values `after` in the registers. RDMSR and RDTSC
+    /// clear the upper halves of RAX and RDX (SDM volume 2); nothing else changes.
     pub(crate) fn leaves(self, after: Operands) -> bool {
         let before = self.operands();
         match self {
@@ -123,7 +123,7 @@ impl Operands {
     }
 }
 
-/// Fills the slot that consists of `words`.
+/// Fills a slot, which consists of `words`, with the step that executes `op`.
 pub(super) fn fill(words: &[AtomicU64], code_address: u64, op: Op) {
     let before = op.operands();
     let content = [
@@ -135,7 +135,7 @@ pub(super) fn fill(words: &[AtomicU64], code_address: u64, op: Op) {
     store(words, content);
 }
 
-/// Makes a slot the end of the script.
+/// Makes the slot that consists of `words` the end of the script.
 pub(super) fn fill_end(words: &[AtomicU64], code_address: u64) {
     store(words, [code_address + code::END, 0, 0, 0]);
 }
@@ -146,7 +146,8 @@ fn store(words: &[AtomicU64], content: [u64; 4]) {
     }
 }
 
-/// Reads the guest's report. Its content may be anything, because a guest can write to the wrong place.
+/// Reads the guest's report from a slot. The slot may contain anything, because a guest can write to the
+/// wrong place.
 pub(super) fn report(words: &[AtomicU64]) -> Report {
     let word = |offset: usize| words[offset / 8].load(Ordering::Relaxed);
     let operands = Operands {

@@ -28,7 +28,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// A running timer, which stops when it is dropped.
 pub(super) struct Watchdog {
     timer: libc::timer_t,
-    /// The end of the patience; `None` if that is beyond the clock's range.
+    /// The time at which the patience ends; `None` if that is beyond the clock's range.
     end: Option<Instant>,
 }
 
@@ -70,7 +70,7 @@ impl Watchdog {
         }
     }
 
-    /// Returns true if the patience is over.
+    /// Returns true if the time that the timer was started with is over.
     pub(super) fn has_barked(&self) -> bool {
         self.end.is_some_and(|end| Instant::now() >= end)
     }
@@ -95,7 +95,7 @@ fn signal() -> Result<c_int, CallErrno> {
 extern "C" fn ignore(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {}
 
 fn timespec(time: Duration) -> libc::timespec {
-    // A zero it_value would disarm the timer.
+    // An `it_value` of zero would disarm the timer.
     let time = time.max(Duration::from_nanos(1));
     libc::timespec {
         tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),

@@ -5,7 +5,7 @@ use crate::measure::observed::StepReply;
 
 const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 
-/// The place of these tests' own code in a vCPU's memory, in words.
+/// The offset, in words, at which these tests put machine code of their own into a vCPU's memory.
 const SPARE: usize = 0x4800 / 8;
 
 /// Creates a guest; returns `None` and prints the reason if this machine cannot run one.
@@ -13,7 +13,7 @@ fn guest() -> Option<Guest> {
     HostCaps::for_test().map(|host| Guest::new(&host, Apic::Absent).unwrap())
 }
 
-/// Runs three reads of STAR, of which the second runs `code` instead.
+/// Runs a script of three reads of STAR. In place of the second read, the guest executes `code`.
 fn derail(guest: &mut Guest, code: u64) -> GuestError {
     guest.load(&[Op::Read(STAR); 3]).unwrap();
     let words = guest.memory.words();
@@ -31,7 +31,7 @@ fn derail(guest: &mut Guest, code: u64) -> GuestError {
     )
 }
 
-/// Checks that the guest still runs scripts.
+/// Checks that the guest still runs scripts after an error.
 fn works(guest: &mut Guest) {
     let script = [
         (Op::Write(STAR, 5), StepReply::Fault),
