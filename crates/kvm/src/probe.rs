@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn probe_of_missing_device_is_absent() {
+    fn probe_of_missing_device_returns_absent_error() {
         let seen = HostCaps::probe_at(Path::new("/nonexistent/kvm"));
         assert!(matches!(seen, Err(HostError::Absent { .. })), "{seen:?}");
         let seen = HostCaps::probe_at(Path::new("/dev/nul\0l"));
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn probe_of_another_device_is_not_kvm() {
+    fn probe_of_other_device_returns_not_kvm_error() {
         let seen = HostCaps::probe_at(Path::new("/dev/null"));
         assert!(matches!(seen, Err(HostError::NotKvm { .. })), "{seen:?}");
     }

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn is_safe_for_rejects_cpuid_that_would_allow_too_much() {
+    fn cpuid_in_kvm_that_would_allow_too_much_is_not_safe() {
         let sysenter = msrgate_program::forward(MsrIndex::new(0x174)).unwrap();
         let is_safe = |given: &[CpuidEntry], kvm: &[CpuidEntry]| {
             let given = GuestCpuid::new(&given.leaves()).unwrap();

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn give_back_keeps_kick_before_and_between() {
+    fn give_back_keeps_kick_made_before_borrow_or_during_borrow() {
         let flag = AtomicU8::new(0);
         borrow(&flag).give_back(&flag);
         assert_eq!(flag.load(Ordering::Relaxed), 0);

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kind_returns_its_parts() {
+    fn kind_returns_its_msr_direction_and_tag() {
         for index in [0, 0x10, 0xc000_0082, u32::MAX] {
             for access in Access::ALL {
                 for tag in [0, 13, (1 << 30) - 1] {

@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_ask_is_taken_once() {
+    fn repeated_pass_request_is_taken_once() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x20), Access::Read).unwrap();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
@@ -270,7 +270,7 @@ mod tests {
 
     /// Under one program, the filter is not opened for an access that was requested under another program.
     #[test]
-    fn ask_for_other_program_is_ignored() {
+    fn pass_request_for_program_not_in_force_is_ignored() {
         let opened = PassRequests::default();
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         opened.wait().unwrap();
@@ -312,7 +312,7 @@ mod tests {
     /// A request that was made before a trial is back after the trial is withdrawn, and wakes the publisher
     /// from `wait`.
     #[test]
-    fn withdrawn_trial_wakes_wait_for_earlier_ask() {
+    fn publisher_wakes_for_earlier_request_once_trial_is_withdrawn() {
         let opened = Arc::new(PassRequests::default());
         opened.ask(0, msr(0x10), Access::Read).unwrap();
         let trial = opened.try_out(1);

@@ -173,7 +173,7 @@ mod model {
     /// It never sees an older value after a newer one, and it sees the last one once both replacements have
     /// ended.
     #[test]
-    fn newer_than_never_goes_back_and_ends_at_last_program() {
+    fn follower_never_goes_back_and_ends_at_last_program() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new([0; 2]));
             let writers = [1, 2].map(|value| {
@@ -201,7 +201,7 @@ mod model {
     /// the new filter also sees the new program. Here a release store stands for setting the filter. If that
     /// store were relaxed, the test would fail, whatever memory ordering the generation's number has.
     #[test]
-    fn newer_than_after_exit_of_new_filter_sees_its_program() {
+    fn follower_that_sees_effect_of_new_filter_sees_new_program() {
         crate::gate::sync::check(|| {
             let current = Arc::new(Published::new(0));
             let filter = Arc::new(AtomicU64::new(0));

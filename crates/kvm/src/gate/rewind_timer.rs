@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_access_without_pause_becomes_too_long() {
+    fn rewinds_of_one_access_without_pause_end_as_too_long() {
         let start = Instant::now();
         let mut rewound = RewindTimer::never();
         assert_eq!(rewind(&mut rewound, 0, start, 11), Wait::GoOn);

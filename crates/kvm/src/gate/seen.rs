@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn touch_is_first_once_for_each_direction_and_program() {
+    fn access_is_first_once_for_each_direction_and_program() {
         let seen = Seen::new();
         for index in [0, 0x10, 0xc000_0082, u32::MAX] {
             for access in Access::ALL {
@@ -102,7 +102,7 @@ mod tests {
 
     /// If several threads touch the same access, it is the first for exactly one of them.
     #[test]
-    fn concurrent_touch_is_first_for_one_vcpu() {
+    fn concurrent_equal_accesses_are_first_for_one_thread_only() {
         let seen = Seen::new();
         let first = || {
             let touches = (0..2000).map(|index| seen.touch(0, msr(index), Access::Read));
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn touch_of_too_many_msrs_is_forgotten() {
+    fn access_without_room_in_table_is_forgotten() {
         let seen = Seen::new();
         let forgotten = (0..100_000)
             .map(|index| seen.touch(0, msr(index), Access::Read))

@@ -48,7 +48,7 @@ fn s7_installed_remembers_mask_until_remove() {
 }
 
 #[test]
-fn install_of_v6_filter_is_refused() {
+fn install_of_filter_for_other_revision_is_refused() {
     let Some(host) = host() else { return };
     let vm = host.create_vm().unwrap();
     let seen = install(&vm, &filter(Revision::V6, 2), ReasonMask::NONE);

@@ -7,7 +7,7 @@ use msrgate_kvm::measure::Supported;
 use msrgate_testing::host::host;
 
 #[test]
-fn supported_lists_cpuid_leaves_and_saved_msrs() {
+fn supported_cpuid_and_saved_msrs_are_returned_for_host() {
     let Some(host) = host() else { return };
     let supported = Supported::of(&host).unwrap();
     let name = supported.cpuid(0, 0).unwrap();

@@ -68,7 +68,7 @@ pub(crate) const NESTED_WRITE: u64 = 0x05;
 pub(crate) const LENGTH: u64 = 2;
 
 #[test]
-fn nested_code_jumps_and_entries_match_their_labels() {
+fn nested_code_jumps_and_entry_points_match_their_labels() {
     let target = |at: usize| {
         assert_eq!(GUEST[at], 0xeb);
         let next = u64::try_from(at + 2).unwrap();

@@ -248,7 +248,7 @@ fn save_while_nested_guest_runs_keeps_only_guests_pin() {
 
 /// After a move, the nested guest receives its #GP in the new VM, and the guest's pin holds there.
 #[test]
-fn restore_in_other_vm_while_nested_guest_runs() {
+fn restore_in_other_vm_while_nested_guest_runs_keeps_fault_and_pin() {
     let machines = [(); 2].map(|()| Machine::new("", CARRIED));
     let [Some(mut machine), Some(mut other)] = machines else {
         return;
@@ -266,7 +266,7 @@ fn restore_in_other_vm_while_nested_guest_runs() {
 
 /// After a reset while the nested guest runs, the vCPU has nothing left of the nested guest's exit.
 #[test]
-fn reset_while_nested_guest_runs_discards_its_exit() {
+fn reset_while_nested_guest_runs_discards_pending_exit() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
         return;
     };

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn add_counts_each_kind_apart() {
+    fn counters_count_each_kind_of_access_apart() {
         let counters = Counters::new();
         let lstar = MsrIndex::new(0xc000_0082);
         for _ in 0..3 {
@@ -112,7 +112,7 @@ mod tests {
     /// If a guest accesses more kinds than there are slots, the counts still add up to the number of
     /// accesses, whichever kinds have a slot.
     #[test]
-    fn add_without_slot_counts_in_others() {
+    fn access_without_slot_is_counted_among_others() {
         let counters = Counters::new();
         for index in 0..10_000 {
             counters.add(MsrIndex::new(index), Access::Read, Disposition::Denied);

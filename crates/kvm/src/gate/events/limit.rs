@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ask_passes_events_up_to_limit_and_reports_held_back() {
+    fn limit_passes_first_events_and_reports_number_held_back() {
         let mut limit = Limit::new(2);
         let mut ask =
             |index, now| limit.ask(MsrIndex::new(index), Access::Read, Disposition::Denied, now);

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn put_beyond_capacity_is_counted_as_dropped() {
+    fn entry_beyond_capacity_of_ring_is_counted_as_dropped() {
         let ring = Ring::new(3);
         for number in 0..5 {
             ring.put(&[number; WORDS], Room::Shared);
@@ -126,7 +126,7 @@ mod tests {
     /// A ring whose other slots are full still takes one entry into its kept slot, and no second one. This
     /// holds each time that the ring is filled.
     #[test]
-    fn kept_slot_is_free_when_ring_is_full() {
+    fn kept_slot_takes_one_entry_when_ring_is_full() {
         for capacity in 0..4_u64 {
             let ring = Ring::new(usize::try_from(capacity).unwrap());
             let fit = capacity.max(1);

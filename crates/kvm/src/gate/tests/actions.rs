@@ -27,7 +27,7 @@ fn under(entries: &str, script: &[Op], expected: &[Saw]) {
 }
 
 #[test]
-fn allowed_access_reaches_kvm_and_others_fault() {
+fn allowed_access_reaches_kvm_and_denied_access_faults() {
     under(
         "IA32_STAR = 'rw'\nIA32_LSTAR = 'r'",
         &[
@@ -65,7 +65,7 @@ fn policy_without_answers_and_log_makes_no_exit() {
 }
 
 #[test]
-fn value_and_ignore_are_answered() {
+fn read_gets_policys_value_and_write_is_ignored() {
     under(
         "0x10000 = { read = { value = '0x123456789abcdef0' }, write = 'ignore' }",
         &[Write(SPARE, 1), Read(SPARE)],
@@ -151,7 +151,7 @@ fn forwarded_write_obeys_mask_and_sticky_bits() {
 }
 
 #[test]
-fn handler_of_vmm_answers() {
+fn access_with_handler_gets_handlers_reply() {
     under(
         "0x10000 = { read = { handler = 'mine' }, write = { handler = 'mine' } }",
         &[Read(SPARE), Write(SPARE, 9)],
@@ -160,7 +160,7 @@ fn handler_of_vmm_answers() {
 }
 
 #[test]
-fn kill_returns_violation_and_vcpu_that_runs_on_faults() {
+fn kill_returns_violation_and_access_faults_if_vcpu_runs_again() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = 'kill', write = 'deny' }",

@@ -62,7 +62,7 @@ fn second_answer_to_exit_is_an_error() {
 
 /// If the VMM's handler never replies, or replies too late, the guest gets a #GP.
 #[test]
-fn missing_or_late_finish_is_a_fault() {
+fn access_faults_if_finish_is_missing_or_late() {
     let other = MsrIndex::new(0x1_0001);
     let Some(mut machine) = value_machine() else {
         return;
@@ -272,7 +272,7 @@ fn save_completes_pending_exit() {
 /// At an exit that is not an MSR exit, `save` makes no `KVM_RUN`: the VMM completes such an exit itself.
 /// Each `KVM_RUN` would overwrite `if_flag`.
 #[test]
-fn save_leaves_other_exits_to_vmm() {
+fn save_leaves_exit_that_is_no_msr_exit_to_vmm() {
     let Some(mut machine) = value_machine() else {
         return;
     };

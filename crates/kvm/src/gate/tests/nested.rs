@@ -31,7 +31,7 @@ const VMX: (u32, u32) = (1, 1 << 5);
 const SVM: (u32, u32) = (0x8000_0001, 1 << 2);
 
 #[test]
-fn level_is_asked_for_only_if_guest_may_nest() {
+fn gate_asks_which_guest_runs_only_if_guest_may_nest() {
     let script = [Write(LSTAR, 5), Read(STAR), Write(FMASK, 5)];
     for ((function, ecx), vm, asked) in [
         (VMX, ModelVm::that_nests(), 3),

@@ -60,7 +60,7 @@ fn first_access_is_logged_once() {
 }
 
 #[test]
-fn audit_allows_and_logs_would_deny() {
+fn audit_mode_allows_denied_access_and_logs_it_as_would_deny() {
     let program = policy("default = 'deny'\nmode = 'audit'", "IA32_STAR = 'rw'");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
@@ -188,7 +188,7 @@ fn first_accesses_lists_access_whose_event_was_dropped() {
 /// Each program has its own list: audit mode lists accesses that it would refuse, and a program that
 /// logs refusals lists none.
 #[test]
-fn first_accesses_lists_only_program_in_force() {
+fn first_accesses_lists_only_accesses_under_program_in_force() {
     let entry = "IA32_STAR = 'rw'";
     let audit = || policy("default = 'deny'\nmode = 'audit'", entry);
     on_each(&audit(), 1, &one_event(), |machine| {

@@ -263,7 +263,7 @@ fn migration_list_is_whole_after_restore_and_before_variant_is_chosen() {
 }
 
 #[test]
-fn migration_list_omits_unreachable_clock_until_replace() {
+fn migration_list_omits_clock_msr_that_guest_cannot_access_until_replace() {
     let entries = format!("{KEEPS}\nIA32_STAR = 'rw'\nIA32_FMASK = 'r'");
     let Some(machine) = Machine::new(policy("default = 'deny'", &entries), 1) else {
         return;
@@ -351,7 +351,7 @@ fn tight_migration_list_omits_registers_that_only_vmm_sets() {
 /// The list leaves out no register if the guest may run guests, whose exits load the guest's registers, or
 /// in audit mode, which refuses no write.
 #[test]
-fn tight_migration_list_is_whole_if_guest_nests_and_in_audit() {
+fn tight_migration_list_is_whole_if_guest_may_nest_or_mode_is_audit() {
     let listed = [0x174, 0x277, 0xc000_0084].map(MsrIndex::new);
     let list = |settings: &str, change: fn(&mut CpuidEntry)| {
         let gate = Gate::new(policy(settings, ""), &HostCaps::on_paper()).unwrap();
@@ -426,7 +426,7 @@ fn event_has_no_rip_if_registers_were_not_asked_for() {
 /// The state that a vCPU sets aside during a trial is dropped when the trial ends, because it takes as much
 /// memory as the vCPU's registers.
 #[test]
-fn replace_drops_state_set_aside_once_program_is_kept() {
+fn state_set_aside_by_vcpu_is_dropped_once_replace_succeeds() {
     let program = policy("default = 'deny'", KEEPS);
     let Some(mut machine) = Machine::new(program.clone(), 1) else {
         return;

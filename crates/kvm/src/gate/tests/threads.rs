@@ -37,7 +37,7 @@ fn other() -> Program {
 /// two programs have the same rule, and MSRs for which they have different rules. Each result is one that
 /// one of the programs gives.
 #[test]
-fn replace_under_load_answers_by_one_program() {
+fn access_during_repeated_replace_is_answered_by_one_program() {
     let Some(mut machine) = Machine::new(one(), 4) else {
         return;
     };
@@ -116,7 +116,7 @@ fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
 /// Programs that log first accesses replace each other. The filters that the publisher sets and the filters
 /// that the replacements set come into force in the right order.
 #[test]
-fn replace_keeps_order_with_first_accesses() {
+fn filters_of_replace_and_of_first_accesses_are_set_in_order() {
     let traced = || policy("default = 'allow'\nlog = 'first'", "IA32_FMASK = 'none'");
     let plain = || policy("default = 'allow'\nlog = 'none'", "IA32_FMASK = 'none'");
     let Some(mut machine) = Machine::new(traced(), 2) else {

@@ -198,7 +198,7 @@ fn wait_until(mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn failed_counts_failures_of_sink_while_thread_runs() {
+fn failures_of_sink_are_counted_while_thread_runs() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 10), |machine| {
         let reader = machine.gate.events().unwrap();

@@ -228,7 +228,7 @@ fn request_of_old_program_opens_nothing_under_next() {
 /// In audit mode the list has every register: a guest writes registers that the policy refuses, and a
 /// migration must not lose their values.
 #[test]
-fn migration_list_is_whole_in_audit() {
+fn migration_list_is_whole_in_audit_mode() {
     on_each(&audit(), 1, &GateOptions::new(), |machine| {
         let listed = [LSTAR, MsrIndex::new(0x4b56_4d01)];
         assert_eq!(machine.gate.migration_list(&listed), listed);

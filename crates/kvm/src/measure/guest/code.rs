@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn guest_code_entries_are_the_named_instructions() {
+    fn guest_code_entry_points_are_at_named_instructions() {
         for (entry, wanted) in [
             (START, &[0x48, 0x8b][..]),
             (READ, &[0x0f, 0x32]),

@@ -29,7 +29,7 @@ fn append_resolves_relative_path_at_once() {
 
 /// A line that a kill has cut stays one broken line, and no later line is joined to it.
 #[test]
-fn cut_line_is_ended_by_append() {
+fn line_cut_by_kill_is_ended_by_next_append() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events");
     for (before, after) in [

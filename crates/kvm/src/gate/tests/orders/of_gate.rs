@@ -147,7 +147,7 @@ fn install_replaces_mask_of_vmm() {
 /// access that KVM refuses stays a #GP. The gate cannot detect such a mask, because no call reads the mask
 /// back.
 #[test]
-fn mask_set_after_install_fails_closed() {
+fn access_faults_if_vmm_sets_mask_after_install() {
     let entries = "0x10000 = { read = { value = 7 }, write = 'ignore' }\n\
                    IA32_EFER = 'rw'\n0x12345678 = 'rw'";
     let Some(mut machine) = Machine::new(policy("default = 'deny'", entries), 1) else {
@@ -176,7 +176,7 @@ fn mask_set_after_install_fails_closed() {
 /// If the gate is installed after the guest has run, it filters the guest's accesses from then on. The gate
 /// can neither detect that it is late nor undo earlier writes.
 #[test]
-fn late_install_filters_from_then_on() {
+fn gate_installed_late_filters_only_later_accesses() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };

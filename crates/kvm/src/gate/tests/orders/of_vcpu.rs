@@ -267,7 +267,7 @@ fn cpuid_changed_after_reset_is_an_error_at_first_exit() {
 
 /// A restore asks KVM for shared registers, as a reset does: the first event after the restore has RIP.
 #[test]
-fn restore_without_reset_asks_for_rip() {
+fn first_event_after_restore_without_reset_has_rip() {
     let events = EventOptions {
         rip: Rip::Shown,
         ..EventOptions::default()
@@ -337,7 +337,7 @@ impl Device for Once {
 /// If the reset at a reboot fails half-way and the VMM runs the vCPU all the same, the guest's accesses
 /// fault.
 #[test]
-fn vcpu_after_failed_reset_faults() {
+fn access_after_failed_reset_faults() {
     let options = GateOptions::new().device("x", |_| Box::new(Once(false)));
     on_each(&entries(), 1, &options, |machine| {
         let vcpu = machine.first();
@@ -411,7 +411,7 @@ fn exit_answered_by_other_vcpu_gate_is_a_fault() {
 /// A handler request of a vCPU in another VM is stale, even if the gates of both VMs have made equally many
 /// requests.
 #[test]
-fn finish_in_other_vm_is_refused() {
+fn finish_with_request_of_other_vm_is_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let options = GateOptions::new();
         let model = Machine::of_model(entries(), 1, options, model::cpuid());

@@ -113,7 +113,7 @@ fn refused_replace_keeps_file_name_of_events() {
 /// An error of the publisher, whose filter the kernel refused, ends with the program in force: the next
 /// program starts without it.
 #[test]
-fn replace_does_not_inherit_publish_error() {
+fn next_program_does_not_inherit_publish_error() {
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");
     let first = || policy("default = 'allow'\nlog = 'first'", "");
     on_each(&audit(), 1, |machine, script| {

@@ -100,7 +100,7 @@ fn refused_replace_keeps_state_of_every_vcpu() {
 }
 
 #[test]
-fn refused_replace_keeps_reset_and_msr_set_by_host() {
+fn refused_replace_keeps_effect_of_reset_and_msr_set_by_host() {
     on_each(&old(), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let vcpu = machine.first();
