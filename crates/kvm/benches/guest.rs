@@ -16,7 +16,7 @@ const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
 /// The number of accesses in a script: about as many as the mailbox has slots.
 const ACCESSES: u32 = 4_000;
 
-/// User space's answer to an access that exits.
+/// The value with which user space answers a read that exits.
 const ANSWER: u64 = 0x5ca1_ab1e;
 
 type Failure = Box<dyn std::error::Error>;

@@ -238,7 +238,7 @@ impl Cpu {
         let fd = vm.create_vcpu(number.into())?;
         let cpuid = cpuid(kvm, number.into())?;
         fd.set_cpuid2(&cpuid)?;
-        // The gate: the part for this vCPU, created from the vCPU's CPUID.
+        // The gate: creates the `VcpuGate`, its part for this vCPU, from the vCPU's CPUID.
         let gate = gate.map(|gate| gate.vcpu(u32::from(number), &cpuid));
         // Read and set one MSR at a time: a call with several MSRs stops at the first one that this vCPU
         // lacks or that may not be set.
@@ -360,7 +360,8 @@ fn load_acpi(memory: &GuestMemoryMmap, cpus: u8) -> Result<u64> {
     // The guest has no VGA and no CMOS clock (bits 2 and 5 say so), and no keyboard controller (bit 1 is
     // clear).
     fadt.iapc_boot_arch = (1 << 2 | 1 << 5).into();
-    // The ports of the event registers, whose events never happen, and of the control register.
+    // The I/O ports of the two ACPI event registers, whose events never happen, and of the ACPI control
+    // register.
     (fadt.pm1a_evt_blk, fadt.pm1_evt_len) = (0x600.into(), 4);
     (fadt.pm1a_cnt_blk, fadt.pm1_cnt_len) = (0x604.into(), 2);
     fadt.sci_int = 9.into();

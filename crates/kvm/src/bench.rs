@@ -59,8 +59,8 @@ impl GuestVm {
         &self.cpuid
     }
 
-    /// Loads the guest with a script of accesses. Each write writes 1. After the last access the guest
-    /// exits by OUT.
+    /// Loads the guest with a script of accesses, in which each write writes the value 1. After the last
+    /// access the guest exits by OUT.
     ///
     /// # Errors
     /// Returns an error if a call fails.

@@ -13,7 +13,7 @@ use msrgate_filter::Errno;
 pub enum CallErrno {
     /// An error number that S2 or S5 of `docs/kvm-semantics.md` names.
     Known(Errno),
-    /// Any other error number.
+    /// An error number that S2 and S5 do not name.
     Other(RawErrno),
 }
 
@@ -48,7 +48,7 @@ impl From<RawErrno> for CallErrno {
     }
 }
 
-/// The number is 0 if the error does not come from a system call.
+/// The error number of an `io::Error`; 0 if the error does not come from a system call.
 impl From<io::Error> for CallErrno {
     fn from(error: io::Error) -> Self {
         RawErrno(error.raw_os_error().unwrap_or(0)).into()
@@ -61,7 +61,8 @@ impl From<vmm_sys_util::errno::Error> for CallErrno {
     }
 }
 
-/// Prints the symbolic name, such as `EINVAL`, or for other numbers the text of the C library.
+/// Prints the symbolic name, such as `EINVAL`. For a number without a name here, prints the C library's
+/// text.
 impl fmt::Display for CallErrno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -527,8 +527,8 @@ impl Drop for Gate {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if publisher.as_ref().is_some_and(|thread| !thread.is_here()) {
-            // This is a forked child. It must not take the lock of `opened`, which the publisher may have
-            // held at the time of the fork.
+            // This process is a forked child. It must not take the lock of `opened`, which the publisher of
+            // the parent may have held at the time of the fork.
             publisher.map(OwnThread::join);
             return;
         }

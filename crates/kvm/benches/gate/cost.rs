@@ -20,7 +20,7 @@ const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 /// The value that a read of [`SPARE`] returns.
 const ANSWER: u64 = 0x5ca1_ab1e;
 
-/// The number of accesses in a script.
+/// The number of accesses in a script that the guest runs.
 const ACCESSES: u32 = 2_000;
 
 /// One side of the comparison: a VM under a filter, with the built-in guest and the code that answers its

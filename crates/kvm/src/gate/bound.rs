@@ -19,7 +19,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The place of no vCPU: no page is mapped at 0.
+    /// The place of no vCPU: no vCPU's shared page is mapped at address 0.
     const NOWHERE: Self = Self { page: 0, fd: -1 };
 
     pub(super) const fn new(page: usize, fd: RawFd) -> Self {
@@ -37,8 +37,8 @@ pub(super) struct Bound {
     /// The vCPU of the last successful reset or restore; [`Place::NOWHERE`] before the first one, and after
     /// one that failed.
     begun: Place,
-    /// The place `begun` once the vCPU's first exit has come, and [`Place::NOWHERE`] before that. After the
-    /// first exit a VMM cannot change the vCPU's CPUID.
+    /// The same place as `begun` once the vCPU's first exit has come, and [`Place::NOWHERE`] before that.
+    /// After the first exit a VMM cannot change the vCPU's CPUID.
     running: Place,
     /// The vCPU of the first successful reset or restore.
     first: Option<Place>,

@@ -161,10 +161,10 @@ impl GuestCpuid {
     }
 }
 
-/// The parts of a vCPU's CPUID that a gate relies on. If KVM's CPUID differs in them, the gate's
-/// answers would be unsafe.
+/// The parts of a vCPU's CPUID that a gate relies on. If the CPUID that KVM has for the vCPU differs in
+/// these parts, the gate's answers would be unsafe.
 pub(super) struct ReliedOn {
-    /// False if the CPUID is unknown: the gate then relies on nothing.
+    /// False if the vCPU's CPUID is unknown: the gate then relies on nothing.
     is_known: bool,
     /// The processor, which chooses the variant.
     cpu: Cpu,

@@ -97,7 +97,7 @@ pub trait Device: Send {
     fn restore(&mut self, bytes: &[u8]) -> Result<(), BadState>;
 }
 
-/// The result of a write.
+/// The result of a write to an MSR that a device emulates, or to one of KVM's MSRs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     /// The write is done.
@@ -188,8 +188,9 @@ impl<P: Port> DeviceContext for Through<'_, P> {
 
 /// The emulated microcode loader of one vCPU.
 ///
-/// Only writes to the trigger register come here. The guest reads the revision from KVM's register, so
-/// the guest's own write of 0 to `IA32_BIOS_SIGN_ID`, and CPUID, act as without a gate.
+/// Of the guest's accesses, the device gets only the writes to the MSR that triggers an update. The guest
+/// reads the microcode revision from KVM's register. So the guest's own write of 0 to `IA32_BIOS_SIGN_ID`,
+/// and CPUID, act as without a gate.
 pub(super) struct MicrocodeDevice {
     settings: Microcode,
     cpu: Cpu,
@@ -213,12 +214,13 @@ impl MicrocodeDevice {
         }
     }
 
-    /// Changes the settings to another policy's. The guest keeps its revision until the next reset.
+    /// Changes the device's settings to those of another policy. The microcode revision that the guest sees
+    /// changes only at the next reset.
     pub(super) const fn under(&mut self, settings: Microcode) {
         self.settings = settings;
     }
 
-    /// Writes the revision into the register that the guest reads.
+    /// Writes the microcode revision into the register of KVM's from which the guest reads it.
     pub(super) fn show(&self, context: &mut dyn DeviceContext) -> Result<Written, CallErrno> {
         context.set_register(SIGN_ID, revision_value(&self.cpu, self.revision))
     }
@@ -249,7 +251,7 @@ impl MicrocodeDevice {
 
 impl Device for MicrocodeDevice {
     fn read(&mut self, _: MsrIndex, _: &mut dyn DeviceContext) -> Result<Option<u64>, CallErrno> {
-        // The trigger is write-only (SDM volume 4).
+        // The MSR that triggers an update is write-only (SDM volume 4).
         Ok(None)
     }
 

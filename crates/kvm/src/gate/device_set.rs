@@ -1,4 +1,4 @@
-//! The devices of one vCPU: the emulated ones, and the VMM's own.
+//! The devices of one vCPU: the emulated devices of the policy, and the VMM's own devices.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::cpuid::GuestCpuid;
 use super::device::{BadState, Device, MICROCODE, MakeDevice, MicrocodeDevice};
 use super::id::VcpuId;
 
-/// The devices of one vCPU: the emulated ones, and the VMM's own.
+/// The devices of one vCPU: the emulated devices of the policy, and the VMM's own devices.
 pub(super) struct DeviceSet {
     pub(super) microcode: Option<MicrocodeDevice>,
     /// The VMM's devices, by the name of the handler that each answers for.
@@ -99,8 +99,8 @@ impl DeviceSet {
             .collect()
     }
 
-    /// Restores all devices of a saved state. If one fails, those restored before it get their old
-    /// state back.
+    /// Restores all devices of a saved state. If one of them fails, the devices that were restored before it
+    /// get their old state back.
     pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), RestoreError> {
         let before = self.save();
         for (name, bytes) in &saved.devices {

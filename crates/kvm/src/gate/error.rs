@@ -23,7 +23,7 @@ pub enum GateError {
     /// The filter needs more ranges than KVM has. Besides the accesses that the program denies, it has to
     /// refuse those that the program allows but logs or audits.
     Pack(CompileError),
-    /// The host's KVM does not support these exit reasons, which the program needs.
+    /// The program needs exits for these reasons, which the host's KVM does not support.
     Reasons(RawReasons),
     /// The program answers for MSRs that KVM does not know, and this host hides those MSRs:
     /// `kvm.ignore_msrs` is on (S10.1).
@@ -34,7 +34,7 @@ pub enum GateError {
     /// The program's microcode device reads the guest's memory, which the gate was not given: see
     /// [`GateOptions::memory`](super::GateOptions::memory).
     NoMemory,
-    /// The program names a handler that the VMM does not have, or has under another name.
+    /// The program names a handler that the VMM does not have. The VMM may have it under another name.
     NoHandler {
         /// The handler's name in the policy.
         name: Box<str>,
@@ -52,9 +52,9 @@ pub enum GateError {
     Install(InstallError),
     /// The gate is not installed in a VM, so no access is filtered.
     NotInstalled,
-    /// The gate is in a VM already.
+    /// The gate was installed in a VM before, and is there still.
     InstalledTwice,
-    /// Another gate, or one of its [`VcpuGate`](super::VcpuGate)s, is in the VM.
+    /// Another gate, or a [`VcpuGate`](super::VcpuGate) of another gate, is in the VM.
     OtherGate,
     /// The vCPU has a [`VcpuGate`](super::VcpuGate) already. Each of two would know only some of the
     /// vCPU's pins.
@@ -66,7 +66,7 @@ pub enum GateError {
     EventsTaken,
     /// The CPUID has no leaf 0 or no leaf 1, which identify the processor.
     NoCpuid,
-    /// The vCPU is of another processor than the first vCPU.
+    /// The vCPU has another processor than the first vCPU.
     OtherCpu {
         /// The vCPU.
         vcpu: VcpuId,
@@ -149,9 +149,9 @@ pub enum AnswerError {
     NoExit,
     /// The exit has a reason that no kernel known to this crate gives.
     Reason(RawReason),
-    /// A call on the vCPU failed.
+    /// A system call on the vCPU failed.
     Call(CallErrno),
-    /// The kernel refused the filter that would let the access through.
+    /// The kernel refused the filter with which the gate wanted to let the access through.
     Publish(CallErrno),
     /// The program lets KVM handle the access, and the kernel's filter has kept refusing the access for
     /// seconds: something other than the gate has set that filter.
@@ -170,8 +170,8 @@ pub enum AnswerError {
     /// and the VMM's own mask asks for the exit. The exit is unanswered, as the kernel made it, for the VMM
     /// to answer. This error comes only after [`Gate::set_beside`](super::Gate::set_beside).
     Theirs,
-    /// The handler request is of another vCPU, or its exit no longer waits for a reply: it has been
-    /// answered, completed or forgotten.
+    /// The handler request is of another vCPU, or the exit of the request no longer waits for a reply: the
+    /// exit has been answered, completed or forgotten.
     Stale,
 }
 
@@ -228,7 +228,7 @@ pub enum StateError {
         /// The value.
         value: u64,
     },
-    /// A call on the vCPU failed.
+    /// A system call on the vCPU failed.
     Call(CallErrno),
 }
 

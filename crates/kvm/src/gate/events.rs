@@ -34,7 +34,7 @@ pub(super) use reader::{VcpuLog, VcpuLogs};
 
 use super::error::GateError;
 
-/// The contents of events, and the limits on their number.
+/// The settings of events: their contents, and the limits on their number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventOptions {
     /// The number of events that a vCPU's queue holds, from 1 to [`Self::LONGEST_QUEUE`]; 0 counts as

@@ -43,7 +43,7 @@ pub(super) fn deny_all() -> Result<Filter, CompileError> {
 
 type Single = (MsrIndex, Access);
 
-/// Returns the widest filter that fits, and the requested accesses that it allows.
+/// Returns the widest filter that fits, and those of the requested accesses that this filter allows.
 pub(super) fn fitting(
     responder: &Responder,
     beside: &Beside,

@@ -17,7 +17,7 @@ pub trait VcpuHandle: Parts {}
 
 /// A vCPU as file descriptor and shared page. Other crates cannot implement this.
 pub trait Parts {
-    /// True if the page of [`Self::parts`] always belongs to the file descriptor beside it.
+    /// True if the page that [`Self::parts`] returns always belongs to the file descriptor that it returns.
     const ARE_ONE: bool;
 
     /// Returns the vCPU's file descriptor, and its shared page.
@@ -88,8 +88,8 @@ impl Parts for RawVcpu {
     }
 }
 
-/// Makes a handle with the file descriptor of one vCPU and the page of another, as a mistaken VMM may pass
-/// it.
+/// Makes a handle with the file descriptor of one vCPU and the page of another vCPU, as a mistaken VMM may
+/// pass it.
 #[cfg(all(test, not(loom)))]
 pub(super) fn mixed(fd: &impl std::os::fd::AsRawFd, of: &mut kvm_ioctls::VcpuFd) -> RawVcpu {
     let page = NonNull::from(of.get_kvm_run());

@@ -8,11 +8,11 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// The value that the gate writes. A VMM writes other values, so the gate can tell that a kick came in
-/// between. Every kernel treats all values other than 0 alike.
+/// The value that the gate writes to the byte. A VMM writes other values, so the gate can tell if a kick
+/// came in between. Every kernel treats all values other than 0 alike.
 const OURS: u8 = 0x80;
 
-/// A byte that threads share. Loom has its own type for it.
+/// A byte that several threads access atomically. Tests under loom use loom's own type for it.
 pub(super) trait Flag {
     fn swap(&self, value: u8) -> u8;
 
@@ -91,15 +91,15 @@ mod model {
         }
     }
 
-    /// A kick at any moment is still in the byte after the gate has given the byte back.
+    /// If a kick comes at any moment, it is still in the byte after the gate has given the byte back.
     #[test]
     fn give_back_keeps_concurrent_kick() {
         crate::gate::sync::check(|| {
             let flag = Arc::new(AtomicU8::new(0));
             let vmm = {
                 let flag = Arc::clone(&flag);
-                // A VMM kicks by a store, but this model by a swap. Loom sees no order between a store and
-                // a read-modify-write of another thread, so with a store it would show outcomes that no
+                // A VMM kicks by a store, but this test kicks by a swap. Loom sees no order between a store
+                // and a read-modify-write of another thread, so with a store it would show outcomes that no
                 // byte in memory has. Loom does order two read-modify-writes.
                 loom::thread::spawn(move || AtomicU8::swap(&flag, 1, Ordering::Release))
             };

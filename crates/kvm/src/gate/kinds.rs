@@ -1,18 +1,19 @@
-//! Kinds of accesses, and a lock-free table of them of a fixed size.
+//! Kinds of accesses (an MSR, a direction and a tag), and a lock-free table of a fixed size that holds them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use msrgate_filter::{Access, MsrIndex};
 
-/// An MSR, a direction and a tag, such as a disposition, in 64 bits that are never 0.
+/// A kind of access: an MSR, a direction and a tag, such as a disposition, in 64 bits that are never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gate) struct Kind(u64);
 
-/// The lowest bit of a kind's tag. Below it are the MSR, the direction, and a bit that is always set.
+/// The lowest bit of a kind's tag. The bits below it hold the MSR, the direction, and a bit that is always
+/// set.
 const TAG: u32 = 34;
 
 impl Kind {
-    /// Makes a kind with the lower 30 bits of `tag`.
+    /// Makes a kind from an MSR, a direction, and the lower 30 bits of `tag`.
     pub(in crate::gate) const fn new(tag: u64, index: MsrIndex, access: Access) -> Self {
         Self(tag << TAG | (index.get() as u64) << 2 | (access as u64) << 1 | 1)
     }
@@ -52,7 +53,7 @@ impl Kind {
     }
 }
 
-/// A table of kinds with `N` places. Each kind is at its home or at one of the places after that. Any
+/// A table of kinds with `N` places. Each kind is at its home place or at one of the places after it. Any
 /// thread may search and add.
 pub(in crate::gate) struct Kinds<const N: usize>(Box<[AtomicU64]>);
 

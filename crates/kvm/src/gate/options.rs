@@ -1,4 +1,4 @@
-//! The settings of a gate beside its program: the VM's memory, handlers, devices and events.
+//! The settings of a gate, apart from its program: the VM's memory, handlers, devices and events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +12,7 @@ use super::events::EventOptions;
 use super::id::VcpuId;
 use super::watch::Watcher;
 
-/// The settings of a gate beside its program: the VM's memory, handlers, devices and events.
+/// The settings of a gate, apart from its program: the VM's memory, handlers, devices and events.
 #[derive(Clone, Default)]
 pub struct GateOptions {
     pub(super) memory: Option<Arc<dyn GuestMemory>>,
@@ -89,15 +89,15 @@ impl GateOptions {
         missing.map(Box::from)
     }
 
-    /// Sets a watcher, which is told of each answer before the gate gives it. Each access that the policy
-    /// denies then comes to the gate, even if the policy logs no access.
+    /// Sets a watcher, to which the gate passes each of its answers before it gives the answer. From then on
+    /// each access that the policy denies comes to the gate, even if the policy logs no access.
     #[must_use]
     pub fn watcher(mut self, watcher: Arc<dyn Watcher>) -> Self {
         self.watcher = Some(watcher);
         self
     }
 
-    /// Replaces the real clock, for tests that would otherwise wait for seconds.
+    /// Replaces the real clock by another one, for tests that would otherwise wait for seconds.
     #[cfg(test)]
     pub(super) const fn clock(mut self, now: fn() -> Instant) -> Self {
         self.clock = Clock(now);

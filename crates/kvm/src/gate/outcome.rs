@@ -27,9 +27,9 @@ pub enum Outcome {
 pub struct HandlerRequest {
     pub(super) handler: Arc<str>,
     pub(super) exit: Exit,
-    /// The number of the `VcpuGate` that made the request, unique in this process.
+    /// The number of the `VcpuGate` that made the request. The number is unique in this process.
     pub(super) by: u64,
-    /// The number of the exit among the exits of that `VcpuGate`.
+    /// The number of the exit, counted among the exits of that `VcpuGate`.
     pub(super) number: u64,
 }
 

@@ -25,7 +25,7 @@ use crate::sys::calls::{Level, Taken};
 /// An invalid file descriptor: on it every call to the real kernel fails.
 const NOWHERE: i32 = -1;
 
-/// A vCPU on paper: its shared page.
+/// A vCPU on paper, without a kernel: only its shared page is real.
 pub struct PaperVcpu {
     page: Box<kvm_run>,
 }
@@ -37,7 +37,7 @@ impl fmt::Debug for PaperVcpu {
 }
 
 impl PaperVcpu {
-    /// Makes a vCPU that has not run.
+    /// Makes a vCPU on paper that has not run.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -45,7 +45,7 @@ impl PaperVcpu {
         }
     }
 
-    /// Writes into the page what `KVM_RUN` leaves there for `exit`.
+    /// Writes into the shared page what `KVM_RUN` leaves there for `exit`.
     pub fn leave(&mut self, exit: &Exit) {
         self.page.exit_reason = match exit.access {
             Access::Read => KVM_EXIT_X86_RDMSR,
@@ -58,7 +58,7 @@ impl PaperVcpu {
         msr.msr.data = exit.data;
     }
 
-    /// The reply that the next `KVM_RUN` would take.
+    /// The reply in the shared page, which the next `KVM_RUN` would take.
     #[must_use]
     pub fn reply(&self) -> Reply {
         // SAFETY: every member of the union that may have been written last consists of integers.
@@ -97,7 +97,7 @@ impl PaperVcpu {
         gate.answer_at(&mut self.port())
     }
 
-    /// Gives the handler's reply, by [`VcpuGate::finish`].
+    /// Gives the handler's reply to the exit, by [`VcpuGate::finish`].
     ///
     /// # Errors
     /// Those of [`VcpuGate::finish`].

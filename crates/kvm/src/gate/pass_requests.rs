@@ -51,9 +51,9 @@ pub(super) struct Wanted {
 const MOST: usize = 4096;
 
 impl PassRequests {
-    /// Asks the publisher to let an access through, for the program of this number. If another program
-    /// is in force the request is ignored: the guest executes the access again, the vCPU takes over the
-    /// other program, and asks again.
+    /// Asks the publisher to let an access through, for the program of this number. If another program is in
+    /// force, the request is ignored: the guest then executes the access again, and the vCPU takes over the
+    /// program in force and asks again.
     ///
     /// # Errors
     /// The reason why no filter will let the access through. A vCPU that waited for that filter would
@@ -70,8 +70,8 @@ impl PassRequests {
         if is_new {
             state.waiting.push((access, index));
         }
-        // Release the lock before waking the publisher, which needs it: the publisher may run at once, on
-        // this processor if there is no other.
+        // Release the lock before waking the publisher, which needs this lock: if there is only one
+        // processor, the publisher may run on it at once.
         drop(state);
         if is_new {
             self.asked.notify_one();
@@ -276,7 +276,7 @@ mod tests {
         opened.wait().unwrap();
         let trial = opened.try_out(1);
         assert!(opened.take().is_none());
-        // This vCPU still answers by the old program.
+        // The vCPU that asks here still answers by the old program.
         opened.ask(0, msr(0x11), Access::Read).unwrap();
         assert!(opened.take().is_none());
         opened.ask(1, msr(0x20), Access::Read).unwrap();

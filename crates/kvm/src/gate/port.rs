@@ -33,7 +33,7 @@ const WAITS: u16 = 1 << 15;
 /// sets.
 const RESTORED: u16 = 1 << 14;
 
-/// The operations that an answer may do on a vCPU.
+/// The operations on a vCPU that the gate may need to answer an exit.
 pub(super) trait Port {
     /// Returns the identity of the vCPU.
     fn place(&self) -> Place;
@@ -57,7 +57,7 @@ pub(super) trait Port {
     /// the function does nothing.
     fn mark(&mut self) {}
 
-    /// Tells if the exit is still to be completed: the vCPU has not run since [`Self::mark`].
+    /// Tells if the kernel still has to complete the exit: the vCPU has not run since [`Self::mark`].
     fn is_marked(&self) -> bool {
         true
     }
@@ -71,8 +71,8 @@ pub(super) trait Port {
     /// Makes the guest execute the access again (S5.8).
     fn rewind(&mut self) -> Result<(), CallErrno>;
 
-    /// Makes the kernel forget an MSR exit that it has not completed, answered or not: no register
-    /// changes, and no exception is left pending.
+    /// Makes the kernel forget an MSR exit that it has not completed, whether answered or not. No register
+    /// changes, and no exception stays pending.
     fn forget(&mut self) -> Result<(), CallErrno>;
 
     /// Makes the kernel take a reply that it has not taken yet, without entering the guest (S5.6).
@@ -90,7 +90,8 @@ pub(super) trait Port {
     /// Tells if the vCPU runs the guest or a nested guest.
     fn level(&mut self) -> Result<Level, CallErrno>;
 
-    /// Returns the address of the instruction, if `kvm_run` has the vCPU's registers at this exit.
+    /// Returns RIP, the address of the guest's RDMSR or WRMSR, if `kvm_run` has the vCPU's registers at this
+    /// exit.
     fn rip(&self) -> Option<u64>;
 
     /// Asks KVM to put the registers, RIP among them, into `kvm_run` at each exit.
@@ -108,7 +109,7 @@ pub(super) struct KvmPort<'v> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Returned {
     Interrupted,
-    /// The call returned with the debug exit of a single step, because it completed the instruction.
+    /// `KVM_RUN` returned with the debug exit of a single step, because it completed the instruction.
     ByExit,
 }
 
@@ -272,7 +273,7 @@ impl Port for KvmPort<'_> {
         let shared = *self.shared();
         self.reply(Reply::FAULT);
         let injection = self.injection();
-        // A fault completes no instruction, so there is no step to report to a debugger.
+        // A fault does not complete the instruction, so there is no step to report to a debugger.
         if self.run_immediately()? == Returned::ByExit {
             return Err(CallErrno::Known(Errno::Einval));
         }

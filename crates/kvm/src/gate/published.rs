@@ -12,7 +12,7 @@ use super::sync::{AtomicU64, Mutex, Ordering};
 
 /// A value that is in force, such as a program, and the number of its generation.
 pub(super) struct Published<T> {
-    /// The number of the generation in force. It changes under the lock.
+    /// The number of the generation in force. It changes only under the lock.
     ///
     /// Relaxed: a reader gets the value itself under the lock. A vCPU whose access the kernel refused
     /// by a new filter must see the number that was stored before that filter was set. The kernel's own
@@ -62,7 +62,8 @@ impl<T> Generation<T> {
     /// Tells if this generation is known to be kept: it will not be withdrawn.
     #[inline]
     pub(super) fn is_kept(&self) -> bool {
-        // Relaxed: no other memory access depends on this value, and it does not change again.
+        // Relaxed: no other memory access depends on this value. Once it is `KEPT`, it does not change
+        // again.
         self.fate.load(Ordering::Relaxed) == KEPT
     }
 }
@@ -135,7 +136,7 @@ impl<T> Published<T> {
     }
 }
 
-/// The trial of a value that is in force. Dropping the trial withdraws the value.
+/// The trial of a value that has just been put in force. Dropping the trial withdraws the value.
 pub(super) struct Trial<'c, T> {
     current: &'c Published<T>,
     number: u64,

@@ -14,7 +14,7 @@ use super::thread::OwnThread;
 use crate::errno::CallErrno;
 use crate::install::InstallError;
 
-/// Starts the thread, with all signals blocked.
+/// Starts the publisher's thread, with all signals blocked.
 pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<OwnThread<()>> {
     let shared = Arc::clone(shared);
     let body = move || {

@@ -1,5 +1,5 @@
-//! The time for which a vCPU has rewound one access. If something other than the gate has set the VM's
-//! filter, the rewinds would never end.
+//! A timer for the rewinds of one access by a vCPU. If something other than the gate has set the VM's
+//! filter, the rewinds would otherwise never end.
 
 use std::time::{Duration, Instant};
 

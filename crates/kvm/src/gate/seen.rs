@@ -1,4 +1,4 @@
-//! The first accesses of a VM's guest.
+//! A VM's record of first accesses: the MSRs that its guest has accessed, by direction.
 
 use msrgate_filter::{Access, MsrIndex};
 

@@ -22,12 +22,12 @@ use super::seen::Seen;
 use super::vm::VmPort;
 use crate::probe::HostCaps;
 
-/// The state of a gate that all its threads share.
+/// The state of a gate that all threads share.
 pub(super) struct Shared {
     /// The responder of the program in force.
     pub(super) current: Published<Responder>,
     pub(super) control: Mutex<Control>,
-    /// The vCPUs that a `VcpuGate` answers for, by the addresses of their pages.
+    /// The vCPUs for which a `VcpuGate` answers, by the addresses of their shared pages.
     pub(super) tied: Mutex<BTreeMap<usize, VcpuId>>,
     /// The id of the process that made the gate.
     pub(super) process: u32,
@@ -36,7 +36,7 @@ pub(super) struct Shared {
     pub(super) opened: PassRequests,
     pub(super) options: GateOptions,
     pub(super) host: HostCaps,
-    /// The filter and mask that the VMM itself has set.
+    /// The VMM's own filter and mask of exit reasons.
     pub(super) beside: CurrentBeside,
 }
 
@@ -57,7 +57,7 @@ pub(super) enum Past {
 }
 
 impl Control {
-    /// Tells if the variant of the program is chosen.
+    /// Tells if it is decided which variant of the program applies to this VM.
     pub(super) fn is_chosen(&self, program: &Program) -> bool {
         self.chosen.is_some() || program.variants().len() == 1
     }
@@ -83,7 +83,7 @@ impl Control {
         self.past == Past::Other || self.vm.is_none() || !self.is_chosen(program)
     }
 
-    /// Returns the VM, if the gate is installed.
+    /// Returns the VM; an error if the gate is not installed.
     pub(super) fn vm(&mut self) -> Result<&mut dyn VmPort, GateError> {
         match &mut self.vm {
             Some(vm) => Ok(&mut **vm),

@@ -10,10 +10,10 @@ pub(super) use std::sync::Mutex;
 #[cfg(not(all(test, loom)))]
 pub(super) use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Runs `body` under all interleavings and reorderings that loom knows, with up to three preemptions.
-/// Loom detects that two accesses depend on each other only by the last access to each word, so a
-/// thread's own load can hide that of another. Make sure that a model fails if the code that it checks
-/// is broken.
+/// Runs `body` under all interleavings and reorderings that loom knows, with up to three preemptions. Loom
+/// detects that two accesses depend on each other only by the last access to each word, so a thread's own
+/// load can hide the load of another thread. Make sure that a test fails if the code that it checks is
+/// broken.
 #[cfg(all(test, loom))]
 pub(super) fn check(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();

@@ -101,7 +101,7 @@ impl SystemCalls {
         vcpu_others: &[
             "sched_yield",
             "clock_gettime",
-            // Dropping a `VcpuGate` checks that this is the process that made it.
+            // A `VcpuGate` that is dropped checks that it is still in the process that made it.
             "getpid",
             "close",
             // Rust's std asks whether a file descriptor is open before it closes it, in debug builds.

@@ -20,7 +20,7 @@ pub(in crate::gate) struct Counters {
     others: AtomicU64,
 }
 
-/// The number of accesses of one kind.
+/// The number of accesses of one kind: to one MSR, in one direction, with one disposition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Count {
     /// The MSR.

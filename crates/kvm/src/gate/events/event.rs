@@ -50,7 +50,7 @@ pub struct Event {
     pub value: Option<u64>,
     /// RIP, the address of the guest's RDMSR or WRMSR, if events hold it ([`Rip::Shown`]).
     pub rip: Option<u64>,
-    /// The part of the policy that decided the access.
+    /// The line or the default of the policy that decided the access.
     pub origin: Origin,
     /// The policy file that contains the line of `origin`. `None` if `origin` is not a line, or if the
     /// program was replaced too long ago.
@@ -63,7 +63,7 @@ pub struct Event {
     pub held_back: u32,
 }
 
-/// The record that a vCPU makes of an access.
+/// The record of an access that a vCPU puts into its queue, to become an [`Event`].
 #[derive(Clone, Copy)]
 pub(in crate::gate) struct EventRecord {
     /// Nanoseconds since 1970.

@@ -1,4 +1,4 @@
-//! A log file that lines are appended to, and that logrotate may rename.
+//! A log file to which lines are appended, and which logrotate may rename.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -28,8 +28,8 @@ pub struct LogFile {
     reopen: Arc<AtomicBool>,
 }
 
-/// The handle that asks a [`LogFile`] to open its path again. The VMM keeps it when the file has moved
-/// to the thread that writes to it.
+/// The handle by which a VMM asks a [`LogFile`] to open its path again. The VMM keeps this handle when it
+/// has moved the [`LogFile`] to the thread that writes events.
 #[derive(Clone, Debug)]
 pub struct Reopener(Arc<AtomicBool>);
 

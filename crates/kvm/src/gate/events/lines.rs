@@ -9,7 +9,7 @@ use super::event::Event;
 use super::reader::VcpuDrops;
 use super::sink::Sink;
 
-/// A writer, and the number of writes that have failed.
+/// A writer for lines, and the number of its writes that have failed.
 #[derive(Debug)]
 struct Out<W> {
     out: W,
@@ -21,7 +21,7 @@ impl<W: Write> Out<W> {
         Self { out, failed: 0 }
     }
 
-    /// Writes one line by one call.
+    /// Writes one line by one call of the writer.
     fn line(&mut self, mut text: String) {
         text.push('\n');
         if self.out.write_all(text.as_bytes()).is_err() {

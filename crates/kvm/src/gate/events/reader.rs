@@ -14,7 +14,7 @@ use super::event::{Event, EventRecord};
 use super::ring::{Ring, Room};
 use crate::gate::id::VcpuId;
 
-/// The queue and the counters of one vCPU.
+/// The log of one vCPU: its event queue and its counters.
 pub(in crate::gate) struct VcpuLog {
     id: VcpuId,
     ring: Ring,
@@ -63,10 +63,10 @@ pub(in crate::gate) struct VcpuLogs {
 #[derive(Default)]
 struct Live {
     logs: Vec<Arc<VcpuLog>>,
-    /// The counts of vCPUs that are gone.
+    /// The counters of the vCPUs that are gone, added together by kind.
     gone: BTreeMap<(MsrIndex, Access, Disposition), u64>,
     others: u64,
-    /// The lost events of vCPUs that are gone, by vCPU id. KVM bounds the number of ids.
+    /// The numbers of lost events of the vCPUs that are gone, by vCPU id. KVM bounds the number of ids.
     lost: BTreeMap<VcpuId, Lost>,
     /// The programs that may have decided an access whose event is still in a queue, the newest last.
     programs: Vec<Arc<Program>>,
@@ -89,20 +89,20 @@ impl Lost {
     }
 }
 
-/// The largest number of vCPUs that are gone and whose unread events are kept. The events of older ones are
-/// dropped.
+/// The largest number of gone vCPUs whose unread events are kept. The unread events of vCPUs that have been
+/// gone for longer are dropped.
 const UNREAD: usize = 16;
 
 /// The largest number of kinds (MSR, access, disposition) that have a counter of their own in the counts of
 /// the vCPUs that are gone. These vCPUs share one set of counters.
 const KINDS: usize = 4096;
 
-/// The number of programs that are remembered. Events of older programs have no file name.
+/// The largest number of programs that are remembered. An event of an older program has no file name.
 const PROGRAMS: usize = 16;
 
 impl VcpuLogs {
-    /// Makes a log for a vCPU, with a queue of `queue` events. Logs of vCPUs that are gone are removed
-    /// here, since there may be no reader.
+    /// Makes a log for a vCPU, with a queue of `queue` events. This function also removes the logs of vCPUs
+    /// that are gone, since there may be no reader that does so.
     pub(in crate::gate) fn add(&self, id: VcpuId, queue: usize) -> Arc<VcpuLog> {
         let log = Arc::new(VcpuLog {
             id,
@@ -159,7 +159,7 @@ impl VcpuLogs {
             lost,
             ..
         } = live;
-        // No vCPU and no reader holds these logs, so this sees the last writes to them.
+        // No vCPU and no reader uses these logs any more, so this thread sees the last writes to them.
         let unread = logs.iter_mut().filter_map(Arc::get_mut);
         let unread = unread.filter(|log| !log.ring.is_empty()).count();
         let mut too_many = unread.saturating_sub(most);
@@ -202,7 +202,7 @@ fn add(sums: &mut BTreeMap<(MsrIndex, Access, Disposition), u64>, count: Count) 
         .or_default() += count.count;
 }
 
-/// The number of accesses that came to the gate, by kind, in the whole VM.
+/// The number of accesses that came to the gate, for each kind of access, in the whole VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     /// The counts, sorted by MSR, access and disposition.
@@ -254,24 +254,25 @@ impl fmt::Debug for Events {
 }
 
 impl Events {
-    /// Returns the reader of these logs; `None` if they have one already.
+    /// Returns the reader of these logs; `None` if the logs have a reader already.
     pub(in crate::gate) fn take(logs: &Arc<VcpuLogs>) -> Option<Self> {
-        // Acquire: this reader sees which entries the previous reader has taken.
+        // Acquire: the new reader sees which entries the previous reader has taken from the queues.
         let had_one = logs.has_reader.swap(true, Ordering::Acquire);
         (!had_one).then(|| Self {
             logs: Arc::clone(logs),
         })
     }
 
-    /// Takes all events out of the queues and passes them to `each`, those of each vCPU in their order.
+    /// Takes all events out of the queues and passes them to `each`. The events of each vCPU come in their
+    /// order.
     pub fn drain(&mut self, mut each: impl FnMut(Event)) {
         let (logs, programs) = {
             let live = self.logs.lock();
             (live.logs.clone(), live.programs.clone())
         };
         for log in &logs {
-            // Take no more events than there were at the start: a busy vCPU must not delay those of
-            // others.
+            // Take no more events than there were at the start: the events of a busy vCPU must not delay
+            // those of other vCPUs.
             for _ in 0..log.ring.len() {
                 let Some(entry) = log.ring.take() else {
                     break;
@@ -282,8 +283,8 @@ impl Events {
             }
         }
         drop(logs);
-        // Keep every log with unread events: this reader takes the events that came in the meantime at its
-        // next call.
+        // Keep every log with unread events: at its next call this reader takes the events that have come in
+        // the meantime.
         VcpuLogs::prune(&mut self.logs.lock(), usize::MAX);
     }
 
@@ -303,7 +304,7 @@ impl Events {
         drops.collect()
     }
 
-    /// Returns the counters, as [`Gate::counted`](crate::gate::Gate::counted) does.
+    /// Returns the counters of all accesses, as [`Gate::counted`](crate::gate::Gate::counted) does.
     #[must_use]
     pub fn counted(&self) -> Counted {
         self.logs.counted()

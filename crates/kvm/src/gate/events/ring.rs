@@ -21,7 +21,8 @@ pub(super) enum Room {
     Kept,
 }
 
-/// A ring of entries of `N` words: an event has [`WORDS`] words, and the loom model has fewer.
+/// A bounded queue of entries, each of `N` words. An event has [`WORDS`] words; the test under loom has
+/// shorter entries.
 pub(super) struct Ring<const N: usize = WORDS> {
     /// The number of entries ever put in. The vCPU writes it.
     put: AtomicU64,
@@ -33,7 +34,8 @@ pub(super) struct Ring<const N: usize = WORDS> {
 }
 
 impl<const N: usize> Ring<N> {
-    /// Makes a ring with room for `capacity` entries, at least one, plus one [kept](Room::Kept) slot.
+    /// Makes a ring with room for `capacity` entries, at least one, and with one [kept](Room::Kept) slot
+    /// besides.
     pub(super) fn new(capacity: usize) -> Self {
         Self {
             put: AtomicU64::new(0),
@@ -88,7 +90,7 @@ impl<const N: usize> Ring<N> {
         self.len() == 0
     }
 
-    /// The number of entries that ever failed to fit.
+    /// The number of entries that were dropped because they did not fit.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -123,7 +125,7 @@ mod tests {
         assert_eq!(ring.take(), Some([9; WORDS]));
     }
 
-    /// A ring whose other slots are full still takes one entry into its kept slot, and no second one. This
+    /// If all other slots of a ring are full, the kept slot still takes one entry, and no second one. This
     /// holds each time that the ring is filled.
     #[test]
     fn kept_slot_takes_one_entry_when_ring_is_full() {
@@ -154,11 +156,11 @@ mod model {
 
     use super::*;
 
-    /// Under every interleaving the reader takes whole entries, in order; missing entries are counted; and
-    /// the last entry, for which a slot is kept, is there. The test fails if the ordering of the field
-    /// `put` is weaker, at its store or at its load, if the ring accepts one entry too many, and if it has
-    /// no kept slot. Loom never lets a load see a later store, so it cannot check the release and the
-    /// acquire of `taken`: only reasoning shows that they are right.
+    /// Under every interleaving the reader takes whole entries, in order. Missing entries are counted, and
+    /// the last entry, for which a slot is kept, is there. The test fails if the memory ordering of the
+    /// field `put` is weaker, at its store or at its load, if the ring accepts one entry too many, or if it
+    /// has no kept slot. Loom never lets a load see a later store, so it cannot check the release and the
+    /// acquire of the field `taken`: only reasoning shows that they are right.
     #[test]
     fn concurrent_take_returns_whole_entries_in_order() {
         crate::gate::sync::check(|| {
@@ -171,9 +173,9 @@ mod model {
                     ring.put(&[3; 2], Room::Kept);
                 })
             };
-            // The reader has its own thread, which is joined last: loom detects that two accesses
-            // depend on each other only by the last access to each word, and the vCPU's own load of
-            // `put` would hide the reader's.
+            // The reader runs on a thread of its own, which is joined last. Loom detects that two accesses
+            // depend on each other only by the last access to each word, and the vCPU's own load of `put`
+            // would hide the reader's load.
             let reader = {
                 let ring = Arc::clone(&ring);
                 loom::thread::spawn(move || {
@@ -188,7 +190,7 @@ mod model {
             }
             assert!(taken.is_sorted());
             assert_eq!(taken.last(), Some(&[3; 2]));
-            // The zeros of an empty slot are never taken as an entry.
+            // An empty slot contains zeros. The reader never takes such a slot as an entry.
             assert!(taken.iter().all(|entry| entry[0] > 0));
             assert!(
                 taken

@@ -24,8 +24,8 @@ pub trait Sink: Send {
     }
 }
 
-/// The sink that emits `tracing` events of the target `msrgate`: warnings for refusals, info for the
-/// rest.
+/// The sink that emits each event as a `tracing` event with the target `msrgate`: a refusal with the level
+/// warn, all others with the level info.
 #[cfg(feature = "tracing")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TracingSink;
@@ -61,8 +61,8 @@ impl Sink for TracingSink {
     }
 }
 
-/// The sink that emits records of the `log` crate, of the target `msrgate`: warnings for refusals, info
-/// for the rest. A record's text is the `Display` of [`Event`].
+/// The sink that emits each event as a record of the `log` crate with the target `msrgate`: a refusal with
+/// the level warn, all others with the level info. The text of a record is the `Display` of [`Event`].
 #[cfg(feature = "log")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LogSink;

@@ -36,7 +36,7 @@ struct Told {
 }
 
 impl Events {
-    /// Starts a thread that passes events to `sinks`. All signals are blocked in it.
+    /// Starts a thread that passes events to `sinks`. All signals are blocked in this thread.
     ///
     /// # Errors
     /// The error of starting the thread.

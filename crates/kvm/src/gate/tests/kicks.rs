@@ -201,7 +201,8 @@ fn is_msr_exit(vcpu: &mut Vcpu) -> bool {
     .contains(&reason)
 }
 
-/// Kicks, waits for the acknowledgement, and kicks again. Returns the number of kicks.
+/// Kicks the vCPU, waits for the acknowledgement, and kicks again, until `is_over` is set. Returns the
+/// number of kicks.
 fn kick_until(address: usize, acknowledged: &AtomicU64, is_over: &AtomicU64) -> u64 {
     let mut kicks = 0;
     while is_over.load(Ordering::SeqCst) == 0 {
@@ -215,7 +216,7 @@ fn kick_until(address: usize, acknowledged: &AtomicU64, is_over: &AtomicU64) -> 
             );
             thread::yield_now();
         }
-        // Vary the delay, to be out of step with the vCPU.
+        // Vary the delay between the kicks, so that they come at different moments of the vCPU's work.
         (0..kicks % 97 * 50).for_each(|_| std::hint::spin_loop());
     }
     kicks
@@ -250,7 +251,8 @@ fn rewind_interrupted_by_signals_is_complete() {
     assert_eq!(vcpu_thread.join().unwrap(), 600);
 }
 
-/// `save` first completes a pending exit with the reply that the gate has given (S5.6).
+/// If KVM has not completed an exit, `save` first makes KVM complete it with the reply that the gate has
+/// given (S5.6).
 #[test]
 fn save_completes_pending_exit() {
     let Some(mut machine) = value_machine() else {
@@ -269,8 +271,8 @@ fn save_completes_pending_exit() {
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
 }
 
-/// At an exit that is not an MSR exit, `save` makes no `KVM_RUN`: the VMM completes such an exit itself.
-/// Each `KVM_RUN` would overwrite `if_flag`.
+/// At an exit that is not an MSR exit, `save` makes no `KVM_RUN`: the VMM itself completes such an exit, and
+/// a `KVM_RUN` would overwrite `if_flag`.
 #[test]
 fn save_leaves_exit_that_is_no_msr_exit_to_vmm() {
     let Some(mut machine) = value_machine() else {
@@ -380,7 +382,7 @@ fn reset_forgets_pending_exit_of_vcpu_that_waits_for_sipi() {
     let waits = state(KVM_MP_STATE_UNINITIALIZED);
     let before = guest.registers().unwrap();
     guest.vcpu().set_mp_state(waits).unwrap();
-    // This `KVM_RUN` under a kick completes no exit, because the vCPU waits for SIPI.
+    // This `KVM_RUN` under `immediate_exit` completes no exit, because the vCPU waits for SIPI.
     guest.complete().unwrap();
     msrs.reset(guest.vcpu_mut()).unwrap();
     assert_eq!(guest.vcpu().get_mp_state().unwrap(), waits);

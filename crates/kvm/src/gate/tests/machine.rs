@@ -16,7 +16,7 @@ use crate::measure::guest::{Apic, Guest, Op, Report, Stop, VcpuNumber};
 use crate::probe::HostCaps;
 
 pub(super) const STAR: MsrIndex = MsrIndex::new(0xc000_0081);
-/// The handlers that the tests' VMM answers for.
+/// The names of the handlers that the tests' VMM has.
 pub(super) const HANDLERS: [&str; 3] = ["mine", "own", "x"];
 
 /// Makes a gate of a VMM that has the handlers [`HANDLERS`].
@@ -213,7 +213,7 @@ impl Machine {
         })
     }
 
-    /// Makes a machine in a real KVM. The gate reaches the VM through the port that the caller makes.
+    /// Makes a machine in a real KVM. The caller makes the port through which the gate reaches the VM.
     pub(super) fn in_kvm(
         program: Program,
         count: usize,

@@ -77,7 +77,7 @@ impl Filtered for Vm {
     }
 }
 
-/// The registers behind the model's filter: those of a real vCPU that the tests use.
+/// The registers that the model has behind its filter: those registers of a real vCPU that the tests use.
 pub(super) struct TestRegisters(BTreeMap<MsrIndex, u64>);
 
 impl TestRegisters {

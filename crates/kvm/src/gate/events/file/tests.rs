@@ -54,7 +54,7 @@ fn request_reopens_file_at_next_line() {
     file.write_all(b"one\n").unwrap();
     fs::rename(&path, &aside).unwrap();
     file.write_all(b"two\n").unwrap();
-    // Another process had begun a line of the new file when it was killed.
+    // The new file contains the beginning of a line: another process was killed while it wrote that line.
     fs::write(&path, "cu").unwrap();
     reopener.request();
     assert!(reopener.is_pending());
@@ -96,7 +96,8 @@ fn line_cut_by_full_disk_is_ended_by_next_write() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "cu\none\ntwo\n");
 }
 
-/// A device has the length 0 and no line to end. A full device is an error of the write.
+/// A device file has the length 0, so it has no line to end. If the device is full, the write returns an
+/// error.
 #[test]
 fn full_device_returns_storage_full() {
     let mut null = LogFile::append(Path::new("/dev/null")).unwrap();

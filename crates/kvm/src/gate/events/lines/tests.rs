@@ -11,7 +11,7 @@ const DROPS: VcpuDrops = VcpuDrops {
     held_back: 300,
 };
 
-/// Characters that control a terminal, and one that ends a line.
+/// The name of a policy file, with characters that control a terminal and one that ends a line.
 const NAME: &str = "a\u{1b}[2J\u{7f}\u{9b}\u{202e}\u{2028}\u{e0041}\nb.toml";
 
 /// Passes an event and a report of drops to a sink that writes to `out`.
@@ -100,7 +100,7 @@ fn text_line_has_no_control_character() {
     );
 }
 
-/// A writer that fails at each write.
+/// A writer whose every write fails.
 struct Full;
 
 impl Write for Full {

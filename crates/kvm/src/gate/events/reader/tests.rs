@@ -20,8 +20,8 @@ fn happened(number: u64) -> EventRecord {
     }
 }
 
-/// Adds a vCPU that logs five events, of which two do not fit its queue, and drops it. `number` is the
-/// time of the events.
+/// Adds a vCPU, logs five events for it, of which two do not fit its queue, and drops the vCPU. `number` is
+/// the time of the events.
 fn come_and_go(logs: &VcpuLogs, id: u32, number: u64) {
     let log = logs.add(VcpuId::new(id), 3);
     for _ in 0..5 {
@@ -40,8 +40,9 @@ fn drained(events: &mut Events) -> Vec<u64> {
     times
 }
 
-/// Only the newest of the vCPUs that are gone keep their unread events, and the events of the others are
-/// counted. This holds for one vCPU that is added again and again, and for vCPUs that are always new.
+/// If vCPUs are gone, only the newest of them keep their unread events; the unread events of the others are
+/// counted as dropped. This holds if one vCPU is added again and again, and if each vCPU that is added is
+/// new.
 #[test]
 fn unread_events_of_gone_vcpus_are_bounded_and_counted() {
     const VCPUS: u64 = 200;
@@ -107,8 +108,8 @@ fn gone_vcpu_without_events_is_forgotten() {
     assert!(logs.lock().lost.is_empty() && logs.lock().gone.is_empty());
 }
 
-/// If vCPUs come and go, and each accesses other MSRs, the counts add up to all accesses, and the number of
-/// kinds is bounded.
+/// If vCPUs come and go, and each accesses MSRs that no other vCPU accesses, the counts add up to all
+/// accesses, and the number of kinds is bounded.
 #[test]
 fn counted_kinds_of_gone_vcpus_are_bounded_and_complete() {
     let logs = VcpuLogs::default();

@@ -18,7 +18,7 @@ use crate::probe::IgnoreMsrs;
 
 const EFER: MsrIndex = MsrIndex::new(0xc000_0080);
 
-/// A VMM that forgets `install` gets this error at its first `vcpu`, whatever the program is.
+/// If a VMM forgets `install`, its first call of `vcpu` is an error, whatever the program is.
 #[test]
 fn vcpu_before_install_is_an_error() {
     for program in [entries(), whens()] {
@@ -42,8 +42,8 @@ fn replace_before_install_is_an_error_and_changes_nothing() {
     assert_eq!(gate.program().digest(), before);
 }
 
-/// Before `install` the list has every register: without a filter the guest may turn on anything that KVM
-/// has.
+/// Before `install` the migration list has every register: without a filter the guest may turn on anything
+/// that KVM has.
 #[test]
 fn migration_list_before_install_is_whole() {
     let gate = gate_with_handlers(entries(), &HostCaps::on_paper());
@@ -103,8 +103,8 @@ fn second_gate_in_vm_is_an_error_until_first_is_dropped() {
     let [first, second] = [(); 2].map(|()| gate_with_handlers(entries(), &host));
     first.install(&vm).unwrap();
     if crate::sys::calls::is_one_file(&vm, &same).is_none() {
-        // Linux before 6.10 cannot tell if two file descriptors are of one VM (F_DUPFD_QUERY): the second
-        // gate's filter replaces that of the first.
+        // Linux before 6.10 has no F_DUPFD_QUERY, so the gate cannot tell if two file descriptors are of one
+        // VM. There the second gate's filter replaces that of the first.
         second.install(&same).unwrap();
         return;
     }
@@ -213,8 +213,8 @@ fn second_vcpu_gate_of_same_id_is_an_error_until_first_is_dropped() {
     });
 }
 
-/// A `VcpuGate` that a VMM makes for each exit, and never resets, answers nothing: it would not know the
-/// vCPU's pins.
+/// If a VMM makes a new `VcpuGate` for each exit, and never resets it, the `VcpuGate` answers nothing: it
+/// would not know the vCPU's pins.
 #[test]
 fn new_vcpu_gate_without_reset_answers_nothing() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {

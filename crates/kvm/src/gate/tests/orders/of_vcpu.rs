@@ -117,13 +117,13 @@ fn reset_after_restore_is_an_error_until_vcpu_runs() {
         assert!(is_told(&seen), "{seen:?}");
         let seen = vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR);
         assert!(is_told(&seen), "{seen:?}");
-        // Restoring and saving again are allowed.
+        // After a restore, another restore and a `save` are allowed.
         vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
         assert_eq!(vcpu.guest.save(&mut vcpu.msrs).unwrap(), saved);
         let seen = vcpu.guest.reset(&mut vcpu.msrs);
         assert!(is_told(&seen), "{seen:?}");
         assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Fault]);
-        // After a run, a reset is allowed.
+        // Once the vCPU has run, a reset is allowed.
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();
         assert_eq!(vcpu.run(&[Write(LSTAR, 0x2000)]), [Saw::Written]);
         vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR).unwrap();
@@ -155,7 +155,7 @@ fn refused_restore_keeps_earlier_restored_state() {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
         let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
-        // The reset leaves the vCPU in the state after an interrupted `KVM_RUN`, as a kick does.
+        // The reset leaves the vCPU with an interrupted `KVM_RUN`, as a kick does.
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();
         vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
         let other = policy(
@@ -239,8 +239,8 @@ fn msr_set_by_host_without_reset_is_an_error() {
     });
 }
 
-/// If a VMM changes a vCPU's CPUID after the reset that checked it, the first exit is an error. KVM lets
-/// the VMM change it until the vCPU runs.
+/// If a VMM changes a vCPU's CPUID after the reset that checked it, the first exit is an error. KVM lets a
+/// VMM change the CPUID until the vCPU runs.
 #[test]
 fn cpuid_changed_after_reset_is_an_error_at_first_exit() {
     let Some(mut machine) = Machine::new(entries(), 1) else {
@@ -334,8 +334,8 @@ impl Device for Once {
     }
 }
 
-/// If the reset at a reboot fails half-way and the VMM runs the vCPU all the same, the guest's accesses
-/// fault.
+/// If a reset at a reboot fails half-way, and the VMM runs the vCPU despite the error, the guest's accesses
+/// are #GPs.
 #[test]
 fn access_after_failed_reset_faults() {
     let options = GateOptions::new().device("x", |_| Box::new(Once(false)));
@@ -361,8 +361,8 @@ fn is_other<T: std::fmt::Debug>(seen: &Result<T, AnswerError>) -> bool {
     matches!(error, VcpuError::OtherVcpu { .. })
 }
 
-/// Each call of a `VcpuGate` for another vCPU of the VM is an error. The call changes neither vCPU's state,
-/// and that vCPU's own `VcpuGate` can still answer its exit.
+/// Each call of a `VcpuGate` for another vCPU of the VM is an error. The call changes the state of neither
+/// vCPU, and the other vCPU's own `VcpuGate` can still answer that vCPU's exit.
 #[test]
 fn vcpu_gate_refuses_other_vcpu() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
@@ -394,8 +394,8 @@ fn vcpu_gate_refuses_other_vcpu() {
     });
 }
 
-/// If a VMM lets the `VcpuGate` of another vCPU answer an exit and runs on after the error, the guest gets
-/// a #GP, and no answer from the other vCPU's state.
+/// If a VMM lets the wrong vCPU's `VcpuGate` answer an exit, and runs the vCPU on after the error, the guest
+/// gets a #GP. It gets no answer from the other vCPU's state.
 #[test]
 fn exit_answered_by_other_vcpu_gate_is_a_fault() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
@@ -470,8 +470,8 @@ fn finish_after_reset_or_second_answer_is_stale() {
     });
 }
 
-/// If the VMM does not call `answer`, the kernel completes the exit as done (S5.4): a read returns 0, and a
-/// write changes no register. Until the vCPU runs on, `save` is an error.
+/// If the VMM does not call `answer`, the kernel completes the exit as if the access had succeeded (S5.4): a
+/// read returns 0, and a write changes no register. Until the vCPU runs again, `save` is an error.
 #[test]
 fn unanswered_exit_reads_zero_and_writes_nothing() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -504,8 +504,8 @@ fn answer_without_exit_is_an_error() {
 }
 
 /// If a VMM answers an exit again, after an error or because it has lost the handler request, the gate sees
-/// the same exit: the #GP that `answer` writes as the first reply does not overwrite the value that the
-/// guest writes.
+/// the same exit as before. The first `answer` writes #GP as the reply, and that does not overwrite the
+/// value that the guest wants to write.
 #[test]
 fn repeated_answer_gets_same_exit() {
     /// A device whose first write fails.
@@ -630,7 +630,8 @@ fn reset_and_restore_check_cpuid_in_kvm() {
         vcpu.set_cpuid2(&cpuid).unwrap();
         assert!(is_refused(&mut msrs, &mut vcpu), "{change:?}");
     }
-    // Each vCPU has its own APIC id; KVM itself changes bits 3 and 27 of ECX.
+    // Each vCPU has its own APIC ID, and KVM itself changes bits 3 and 27 of ECX. The gate accepts these
+    // differences.
     let change = with_leaf(&given, 1, |leaf| {
         leaf.ebx ^= 1 << 24;
         leaf.ecx ^= 1 << 3 | 1 << 27;
