@@ -24,7 +24,7 @@ impl Requirement {
     /// Both capabilities.
     pub const ALL: [Self; 2] = [Self::UserSpaceMsr, Self::MsrFilter];
 
-    /// The capability's number on mainline.
+    /// The number that the capability has in mainline Linux.
     #[must_use]
     pub const fn capability(self) -> Capability {
         match self {
@@ -88,7 +88,7 @@ pub enum HostError {
         /// The device file.
         device: PathBuf,
     },
-    /// The file is not KVM's device.
+    /// The file that was opened as device is not KVM's.
     NotKvm {
         /// The file.
         device: PathBuf,
@@ -108,7 +108,7 @@ pub enum HostError {
         /// The device file.
         device: PathBuf,
     },
-    /// The device file could not be opened for another reason.
+    /// The device file could not be opened, for a reason not listed above.
     Open {
         /// The device file.
         device: PathBuf,
@@ -154,7 +154,7 @@ impl fmt::Display for HostError {
     }
 }
 
-/// Returns the path as one line for a message.
+/// Returns the path in a form that fits into one line of a message.
 fn name(path: &Path) -> String {
     shown_name(&path.display().to_string())
 }

@@ -1,5 +1,5 @@
-//! Installing a filter in a VM, replacing it while guests run, and removing it. The order of the calls
-//! ensures that a denied access is never an unexpected #GP and never allowed (S7).
+//! Functions that install a filter in a VM, replace it while guests run, and remove it. The order of the
+//! system calls ensures that a denied access is never an unexpected #GP and never allowed (S7).
 
 use std::error::Error;
 use std::fmt;
@@ -36,7 +36,7 @@ pub enum InstallError {
     Reasons {
         /// The mask of exit reasons that was passed to the kernel.
         mask: RawReasons,
-        /// The error number of the call.
+        /// The error number that the kernel returned.
         errno: CallErrno,
     },
     /// The VM's file descriptor could not be duplicated. Nothing was set.
@@ -91,8 +91,8 @@ pub fn install(
 }
 
 impl Installed {
-    /// Replaces the filter and the mask; vCPUs may run meanwhile. During the call the guest can meet
-    /// either filter, and the VM exits for the reasons of both masks.
+    /// Replaces the filter and the mask of exit reasons; vCPUs may run meanwhile. During the call the guest
+    /// can meet either filter, and the VM exits for the reasons of both masks.
     ///
     /// If the kernel refuses to reduce the mask at the end, the call still succeeds: the VM keeps exiting
     /// for the reasons of both masks, and [`Self::reasons`] returns them.
@@ -104,7 +104,7 @@ impl Installed {
         self.mask.replace(&self.vm, filter, reasons)
     }
 
-    /// Removes the filter, and after it the mask (S7).
+    /// Removes the filter, and after it the mask of exit reasons (S7).
     ///
     /// # Errors
     /// - [`InstallError::Filter`]: the kernel refused to remove the filter; filter and mask still hold.

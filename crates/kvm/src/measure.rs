@@ -50,7 +50,7 @@ pub struct Case {
     pub effect: WriteEffect,
 }
 
-/// The effect of a write beyond storing its value. Reads have no effect that matters here.
+/// The effect that a write has, apart from storing its value. A read has no effect that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteEffect {
     /// The write only stores its value. So a test may write back the value that it has read: nothing
@@ -88,9 +88,9 @@ pub enum Seen {
 /// The reason why an allowed write was not tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTried {
-    /// The write does more than store its value.
+    /// The write has an effect at once, beyond storing its value.
     ActsAtOnce,
-    /// There is no value to write back: reading the MSR fails.
+    /// Reading the MSR fails, so there is no value to write back.
     Unreadable,
 }
 
@@ -265,7 +265,7 @@ impl Plan {
         let value = baseline.get(&case.index).copied().flatten();
         let write = match (case.access, case.expected, case.effect, value) {
             (Access::Read, ..) => Ok(0),
-            // A denied write has no effect, whatever its value.
+            // A denied write has no effect, so any value may be tried.
             (_, Verdict::Deny, _, value) => Ok(value.unwrap_or(0)),
             (_, _, WriteEffect::ActsAtOnce, _) => Err(NotTried::ActsAtOnce),
             (_, _, _, None) => Err(NotTried::Unreadable),

@@ -111,9 +111,8 @@ impl HostCaps {
         Self::probe_by(kvm, Path::new(DEVICE))
     }
 
-    /// Describes a host from facts that the VMM knows already, for example from a probe in another
-    /// process. The call opens no file and creates no VM; every other property of the host counts as
-    /// unknown.
+    /// Describes a host from facts that the VMM knows already, for example from a probe in another process.
+    /// The call opens no file and creates no VM. All other properties of the host count as unknown.
     #[must_use]
     pub fn known(reasons: RawReasons, ignore_msrs: IgnoreMsrs) -> Self {
         Self {
@@ -169,7 +168,7 @@ impl HostCaps {
             Err(error) => {
                 let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
                 assert!(!required.split(',').any(|word| word == "kvm"), "{error}");
-                // eprintln would not do: the test harness hides the output of a passing test.
+                // A line by eprintln would not be seen: the test harness hides the output of a passing test.
                 let line = format!("SKIPPED: {error}. {}\n", error.advice());
                 std::io::stderr().write_all(line.as_bytes()).unwrap();
                 None
@@ -177,7 +176,7 @@ impl HostCaps {
         }
     }
 
-    /// Describes a host that supports everything, for the model: no KVM is asked.
+    /// Describes a host that supports everything, for tests on the model. The function asks no KVM.
     #[cfg(any(test, feature = "bench"))]
     pub(crate) fn on_paper() -> Self {
         Self {

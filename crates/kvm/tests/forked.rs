@@ -74,7 +74,7 @@ fn drop_of_gate_in_forked_child_returns_without_panic() {
         assert!(thread.stop().is_none());
     });
     assert_eq!(stopped, 0, "of the stop");
-    // The parent still has its threads.
+    // The parent's threads still exist: the child's drops have not ended them.
     let (msrs, thread, gate) = all.take().unwrap();
     assert!(thread.is_running());
     let reader = thread.stop().unwrap();
@@ -82,8 +82,8 @@ fn drop_of_gate_in_forked_child_returns_without_panic() {
     drop((msrs, gate));
 }
 
-/// A forked child has the parent's file descriptors, but the kernel refuses its calls on the VM, and the
-/// gate returns that error.
+/// A forked child has the parent's file descriptors. But the kernel refuses calls of the child on the VM,
+/// and the gate returns that error.
 #[test]
 fn replace_in_forked_child_is_an_error() {
     let Some(host) = msrgate_testing::host::host() else {

@@ -21,7 +21,8 @@ use serde_json::Value;
 
 /// The environment variable that makes a process a writer. Its value is the writer's number.
 const WRITER: &str = "MSRGATE_TEST_WRITER";
-/// The environment variables with the writer's file, and with the number of lines after which it ends.
+/// The environment variable with the path of the writer's file, and the one with the number of lines after
+/// which the writer ends.
 const FILE: &str = "MSRGATE_TEST_FILE";
 const LINES: &str = "MSRGATE_TEST_LINES";
 
@@ -103,7 +104,8 @@ fn moment(round: u32) {
     thread::sleep(Duration::from_micros(part));
 }
 
-/// The writer and the number of a line of a file; `None` if the line is not valid JSON.
+/// The number of the writer and the number of the line, as read from a line of the file; `None` if the line
+/// is not valid JSON.
 type Line = Option<(u32, u32)>;
 
 fn read(path: &Path) -> Vec<Line> {
@@ -149,8 +151,8 @@ fn killed_writer_cuts_only_its_last_line() {
     eprintln!("lines seen that a kill had cut: {cuts}");
 }
 
-/// Checks that each line is the next line of the same writer, or the first line of a later writer. A kill
-/// loses nothing but the line that it cuts.
+/// Checks the lines of a file. Each line must be the next line of the same writer, or the first line of a
+/// later writer: a kill loses nothing but the line that it cuts.
 fn follow_on(lines: &[Line]) {
     for pair in lines.windows(2) {
         match *pair {

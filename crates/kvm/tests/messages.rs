@@ -1,4 +1,4 @@
-//! Snapshots of the message of every error variant of this crate.
+//! Tests that compare the message of every error variant of this crate with a snapshot.
 
 use std::time::Duration;
 

@@ -21,8 +21,8 @@ fn gate() -> Gate {
     bench::gate(compiled.into_program(), GateOptions::new()).unwrap()
 }
 
-/// Returns true if the answer needs no system call. A first access needs one: it waits for the filter to
-/// be opened.
+/// Returns true if the gate's answer in this case needs no system call. The answer to a first access needs
+/// one: it waits for the filter to be opened.
 fn is_alone(case: &Case) -> bool {
     case.name != "first-touch"
 }
@@ -144,7 +144,7 @@ fn answer_makes_no_system_call() {
         let survives = survives_without_calls(|| {
             vcpu.leave(&case.exit);
             if let Ok(Outcome::Handler(asked)) = vcpu.answer(&mut msrs) {
-                // Finishing frees no memory here, because the gate holds the handler's name, too.
+                // `finish` frees no memory here, because the gate also holds the handler's name.
                 let _ = vcpu.finish(&mut msrs, asked, msrgate_filter::Reply::DONE);
             }
         });

@@ -1,7 +1,7 @@
 //! Unsafe: gives memory to KVM.
 //!
-//! The README's example of a VMM, compiled and run. The README shows the lines between the two kinds of
-//! marks.
+//! The README's example of a VMM, compiled and run. The README shows those lines of this file that stand
+//! between a mark of its beginning and a mark of its end.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION")]
 #![expect(
     clippy::unwrap_used,
@@ -57,7 +57,7 @@ fn device(asked: &HandlerRequest) -> Reply {
     Reply::value(7)
 }
 
-/// Runs the code to its HLT, behind a gate with the program in `file`; returns RBX and RAX.
+/// Runs 16-bit code to its HLT, behind a gate with the program in `file`. Returns RBX and RAX.
 fn run(code: &[u8], file: &Path) -> Result<(u64, u64), Box<dyn Error>> {
     let mut page = Box::new(Page([0; 4096]));
     page.0[..code.len()].copy_from_slice(code);
@@ -117,7 +117,7 @@ fn example(
     // The README ends here.
 }
 
-/// Returns the lines between marks: first the `use` lines, then the example.
+/// Returns the lines that the README shows: first the `use` lines, then the example.
 fn shown() -> String {
     const BEGINS: &str = "// The README begins here.\n";
     const ENDS: &str = "// The README ends here.\n";

@@ -75,7 +75,7 @@ fn call(name: &str) -> i64 {
     }
 }
 
-/// Permits only these calls to this thread and to the threads that it starts from now on.
+/// Makes the kernel permit only these calls, to this thread and to the threads that it starts from now on.
 fn permit(ioctls: &[Ioctl], others: &[&[&str]]) {
     let request = |ioctl: &Ioctl| {
         let number = ioctl.number.into();
@@ -158,7 +158,8 @@ fn gate_makes_only_listed_system_calls() {
             permit(vm_ioctls, &[vm_others, own_others]);
             gate.install(&*vm).unwrap();
             of_gate.send(gate.vcpu(0, &cpuid).unwrap()).unwrap();
-            // The vCPU thread's seccomp filter permits the calls of every program, also of a later one.
+            // The seccomp filter of the vCPU's thread permits the calls of every program, so the program may
+            // be replaced now.
             at_gate.recv().unwrap();
             gate.replace(all).unwrap();
             of_replaced.send(()).unwrap();
@@ -181,7 +182,8 @@ fn gate_makes_only_listed_system_calls() {
             // of the VM.
             is_replaced.recv().unwrap();
             drop(msrs);
-            // Dropping the guest makes calls that are not the gate's, so it happens on another thread.
+            // Dropping the guest makes system calls that are not the gate's, so the guest is dropped on
+            // another thread.
             (handled, guest)
         });
         installer.join().unwrap();

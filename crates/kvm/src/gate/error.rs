@@ -52,7 +52,7 @@ pub enum GateError {
     Install(InstallError),
     /// The gate is not installed in a VM, so no access is filtered.
     NotInstalled,
-    /// The gate was installed in a VM before, and is there still.
+    /// The gate is in a VM already, so it cannot be installed again.
     InstalledTwice,
     /// Another gate, or a [`VcpuGate`](super::VcpuGate) of another gate, is in the VM.
     OtherGate,
@@ -149,7 +149,7 @@ pub enum AnswerError {
     NoExit,
     /// The exit has a reason that no kernel known to this crate gives.
     Reason(RawReason),
-    /// A system call on the vCPU failed.
+    /// A system call on the vCPU failed, of the gate or of a device.
     Call(CallErrno),
     /// The kernel refused the filter with which the gate wanted to let the access through.
     Publish(CallErrno),
@@ -228,7 +228,7 @@ pub enum StateError {
         /// The value.
         value: u64,
     },
-    /// A system call on the vCPU failed.
+    /// A system call on the vCPU failed, of the gate or of a device.
     Call(CallErrno),
 }
 

@@ -21,7 +21,7 @@ use super::published::Generation;
 use super::shared::Past;
 use crate::sys::calls::Taken;
 
-/// A number that no program has.
+/// A number that no generation of the program has.
 const UNSETTLED: u64 = u64::MAX;
 
 /// The part of a gate that answers the MSR exits of one vCPU.
@@ -46,7 +46,7 @@ const UNSETTLED: u64 = u64::MAX;
 /// call except [`Self::id`] takes `&mut self`.
 #[must_use = "without it the vCPU's exits have no answer"]
 pub struct VcpuGate {
-    /// The vCPU whose exits this answers.
+    /// The vCPU whose exits this `VcpuGate` answers.
     bound: Bound,
     /// The program by which the last exit was answered.
     program: Generation<Responder>,
@@ -362,10 +362,10 @@ impl VcpuGate {
         Err(VcpuError::OtherCpuid { vcpu: self.id() })
     }
 
-    // The function is never inlined, because scripts/bench counts the instructions in it.
+    // The function must not be inlined: scripts/bench counts the instructions in it.
     #[inline(never)]
     pub(super) fn answer_at(&mut self, port: &mut impl Port) -> Result<Outcome, AnswerError> {
-        // This check comes first, where it costs least.
+        // This check comes first, because here it costs least.
         if !self.bound.is_running_at_page_of(port.place()) {
             self.first_exit(port)?;
         }
@@ -388,7 +388,7 @@ impl VcpuGate {
         Ok(())
     }
 
-    // The function is never inlined, because scripts/bench counts the instructions in it.
+    // The function must not be inlined: scripts/bench counts the instructions in it.
     #[inline(never)]
     pub(super) fn finish_at(
         &mut self,
@@ -440,14 +440,14 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Makes KVM complete an exit that has been answered.
+    /// Makes KVM complete an exit for which the gate has given the reply.
     fn come_to_rest(&mut self, port: &mut impl Port) -> Result<(), StateError> {
         self.bound.check(self.id(), port.place())?;
         if !matches!(port.pending(), Ok(None)) {
             return Err(StateError::Unanswered);
         }
         port.complete()?;
-        // If the vCPU has run on since a handler request, the guest has got its #GP.
+        // If the vCPU has run again since a handler request, the guest has got #GP for that access.
         self.own.finished(Reply::FAULT);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The operations of a gate on a VM: setting filters and masks, and asking for capabilities.
+//! The operations of a gate on a VM: it sets filters and masks of exit reasons, and asks for capabilities.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -17,10 +17,10 @@ pub(super) trait VmPort: Send {
     /// Those of [`Installed::replace`](crate::Installed::replace).
     fn replace(&mut self, filter: &Filter, reasons: ReasonMask) -> Result<(), InstallError>;
 
-    /// Tells if guests of the VM may run guests.
+    /// Tells if the guests of this VM may run guests.
     fn has_nested_state(&self) -> bool;
 
-    /// Tells if KVM puts registers into `kvm_run` when asked.
+    /// Tells if KVM puts a vCPU's registers into `kvm_run` when the gate asks for them.
     fn has_shared_registers(&self) -> bool;
 }
 
@@ -36,7 +36,7 @@ pub(super) struct KvmVm {
 static GUARDED: Mutex<Vec<Weak<OwnedFd>>> = Mutex::new(Vec::new());
 
 impl KvmVm {
-    /// Makes the port of a VM, and duplicates its file descriptor.
+    /// Makes the port by which a gate reaches a VM, and duplicates the VM's file descriptor.
     ///
     /// # Errors
     /// [`GateError::OtherGate`] if the VM has a gate already and the kernel can tell; [`GateError::Io`]

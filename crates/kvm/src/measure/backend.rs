@@ -30,8 +30,8 @@ pub trait Backend {
     /// Returns the error number of the call.
     fn set_filter(&mut self, request: &RawFilter) -> Result<(), CallErrno>;
 
-    /// Runs the steps of `script` in the guest, one after the other, and answers each exit with the step's
-    /// reply.
+    /// Runs the steps of `script` in the guest, one after the other, and answers each exit with the reply of
+    /// its step.
     ///
     /// # Errors
     /// Returns an error if the guest could not be run to the end of the script. The results of the steps
@@ -42,9 +42,9 @@ pub trait Backend {
 /// The kind of a [`Backend`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BackendKind {
-    /// A real KVM: results show what this host's kernel does.
+    /// A real KVM. Results of this backend show what this host's kernel does.
     Kvm,
-    /// The model of KVM: results measure no kernel.
+    /// The model of KVM. Results of this backend do not come from a kernel.
     Model,
 }
 

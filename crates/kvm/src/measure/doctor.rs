@@ -32,7 +32,7 @@ type Check = fn(&mut Lab) -> Result<Finding, GuestError>;
 pub enum Finding {
     /// The host behaves as the statement says.
     Holds,
-    /// The host behaves in another way.
+    /// The host does not behave as the statement says.
     Differs {
         /// The behaviour that was observed, followed by the expected behaviour if that is short.
         seen: String,
@@ -61,7 +61,7 @@ impl Statement {
         self.number
     }
 
-    /// The statement's text, one line.
+    /// The text of the statement, in one line.
     #[must_use]
     pub const fn text(&self) -> &'static str {
         self.text

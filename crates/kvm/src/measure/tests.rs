@@ -42,7 +42,7 @@ impl<F: FnMut(&Step, RawReasons, &mut Observed)> Backend for Liar<F> {
     fn run(&mut self, script: &[Step]) -> Result<Vec<Observed>, GuestError> {
         let mut run = |step: &Step| {
             let mut observed = self.honest(step);
-            // Without a filter this is the baseline pass, whose results stay true.
+            // Without a filter this is the baseline pass. The results of that pass are not changed.
             if self.filter.is_some() {
                 (self.lie)(step, self.mask, &mut observed);
             }
@@ -228,7 +228,7 @@ fn fault(seen: &mut Observed, change: impl Fn(&mut Fault)) {
     }
 }
 
-/// Each lie changes one field of the observation of denied accesses.
+/// Each lie changes one field of what the test observes of a denied access.
 #[test]
 fn measure_checks_every_field_of_exits_and_faults() {
     let changed = GuestRegisters::Changed {

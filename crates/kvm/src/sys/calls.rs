@@ -47,7 +47,7 @@ ioctl_iowr_nr!(KVM_GET_NESTED_STATE, KVMIO, 0xbe, kvm_nested_state);
 pub(crate) enum Taken {
     /// The kernel accepted the value: the register holds it.
     Yes,
-    /// The kernel refused the value: a write of it by the guest would be a #GP, too.
+    /// The kernel refused the value. If the guest wrote this value, it would get #GP, too.
     No,
 }
 
@@ -118,7 +118,8 @@ pub(crate) fn enable(
     checked(unsafe { ioctl_with_ref(vm, KVM_ENABLE_CAP(), &request) }).map(drop)
 }
 
-/// Returns true if this VM may have nested guests: KVM saves nested state for it (`KVM_CAP_NESTED_STATE`).
+/// Returns true if the guests of this VM may run guests: KVM then saves nested state for the VM
+/// (`KVM_CAP_NESTED_STATE`).
 pub(crate) fn has_nested_state(vm: &impl AsRawFd) -> bool {
     check_extension(vm, KVM_CAP_NESTED_STATE.into()) > 0
 }
@@ -265,8 +266,8 @@ pub(crate) fn physical(vcpu: &impl AsRawFd, linear: u64) -> Result<Option<u64>, 
     Ok((translation.valid != 0).then_some(translation.physical_address))
 }
 
-/// Returns true if the CPU would accept this address. `KVM_TRANSLATE` ignores the upper bits, so they are
-/// checked here.
+/// Returns true if this linear address is canonical, so that the CPU would accept it. `KVM_TRANSLATE`
+/// ignores the upper bits of an address, so they are checked here.
 fn is_canonical(vcpu: &impl AsRawFd, linear: u64) -> Result<bool, CallErrno> {
     /// The bit of CR4 for page tables of five levels (SDM volume 3, 2.5).
     const CR4_LA57: u64 = 1 << 12;
@@ -307,7 +308,7 @@ pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
 /// it is that of older kernels.
 const CPUID_ENTRIES: usize = 256;
 
-/// `struct kvm_cpuid2` with room for the largest number of entries.
+/// `struct kvm_cpuid2` with room for the largest number of entries that a kernel gives.
 #[repr(C)]
 struct AllCpuid {
     count: u32,
@@ -337,8 +338,8 @@ impl OneMsr {
     }
 }
 
-/// The bytes of `struct kvm_nested_state` after its first eight: the rest of the header, and two VMCSs or
-/// one VMCB.
+/// The number of bytes in `struct kvm_nested_state` after its first eight: the rest of the header, and two
+/// VMCSs or one VMCB.
 const NESTED_BYTES: usize = 120 + 0x2000;
 
 /// `struct kvm_nested_state` with its alignment and with room for all data that can follow it.

@@ -12,10 +12,10 @@ use std::sync::OnceLock;
 /// A function with the contract of the C library's ioctl(2), including `errno`.
 pub type IoctlFn = unsafe extern "C" fn(c_int, c_ulong, *mut c_void) -> c_int;
 
-/// The replacements that a library sets for this crate's system calls.
+/// The functions and numbers that a library sets for this crate's system calls.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnCalls {
-    /// The function for ioctl(2).
+    /// The function that replaces ioctl(2).
     pub ioctl: IoctlFn,
     /// The lowest number that a file descriptor of this crate may have. The VMM gets the lower numbers, as
     /// it would without a gate.

@@ -25,8 +25,8 @@ pub type RawRange = RangeRequest<RawBitmap>;
 /// The memory to which a range's bitmap pointer points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RawBitmap {
-    /// Exactly these bytes. The next byte is in an unreadable page, so the kernel returns EFAULT if it
-    /// reads past the end: if the bitmap is too short for its range (S2.4).
+    /// A buffer with exactly these bytes. The next byte is in an unreadable page. So if the bitmap is too
+    /// short for its range, the kernel reads past the end, and returns EFAULT (S2.4).
     Bytes(Vec<u8>),
     /// A page that cannot be read.
     Unreadable,
@@ -60,7 +60,8 @@ pub fn set_filter_raw(vm: &impl AsRawFd, request: &RawFilter) -> Result<(), Call
 /// Sets `filter`. Its bitmaps are whole words already (S2.4), so the kernel reads them in place, without a
 /// copy.
 pub(crate) fn set_filter(vm: &impl AsRawFd, filter: &Filter) -> Result<(), CallErrno> {
-    // x86 is little-endian: the first byte of a word holds the word's lowest bits. The kernel only reads.
+    // x86 is little-endian, so the first byte of a word holds the word's lowest bits. The kernel only reads
+    // the bitmap.
     let request = Request::with_bitmaps(filter, |range| {
         UserAddress::new(range.bitmap().words().as_ptr().addr() as u64)
     });

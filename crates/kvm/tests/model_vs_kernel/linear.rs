@@ -1,5 +1,4 @@
-//! The decision of a filter, written as plainly as possible: a loop over the ranges of the call's
-//! argument.
+//! The decision of a filter on an access, written as plainly as possible: a loop over the filter's ranges.
 
 use msrgate_filter::{Access, MsrIndex, Verdict, X2APIC};
 use msrgate_kvm::sys::{RawBitmap, RawFilter, RawRange};

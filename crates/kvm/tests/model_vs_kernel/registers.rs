@@ -95,7 +95,8 @@ pub(crate) fn may_be_written(index: MsrIndex, value: u64) -> bool {
     HARMLESS.contains(&index) || nobody_has_it || is_refused
 }
 
-/// Returns a value to write instead of `wanted`: for PAT one that every CPU accepts, for EFER all ones.
+/// Returns a value that a write may have instead of `wanted`: for PAT a value that every CPU accepts, for
+/// EFER all ones, for other MSRs `wanted` itself.
 pub(crate) fn value_for(index: MsrIndex, wanted: u64) -> u64 {
     const TYPES: [u8; 6] = [0, 1, 4, 5, 6, 7];
     match index {
@@ -123,7 +124,7 @@ pub(crate) enum Learnt {
     Hardware,
 }
 
-/// Everything learnt so far, and the VM in which it is learnt.
+/// All effects that have been learnt so far, and the VM in which they are learnt.
 pub(crate) struct Baseline {
     kernel: KvmBackend,
     reads: BTreeMap<MsrIndex, Learnt>,
@@ -132,7 +133,7 @@ pub(crate) struct Baseline {
 }
 
 impl Baseline {
-    /// Creates a baseline that knows only the values of the registers that will be written.
+    /// Creates a baseline that knows only the values of those registers that the test will write.
     pub(crate) fn new(host: &HostCaps) -> Result<Self, GuestError> {
         let mut kernel = KvmBackend::new(host)?;
         kernel
@@ -206,13 +207,13 @@ impl Baseline {
         Ok(())
     }
 
-    /// Returns an access that the model has let pass since the last call although the filter denies it:
-    /// its effect was not learnt.
+    /// Returns an access that the model has let pass since the last call, although the filter denies it. The
+    /// effect of such an access was not learnt.
     pub(crate) fn take_stray(&mut self) -> Option<(MsrIndex, Access)> {
         self.stray.take()
     }
 
-    /// Returns the effect of an access, if it was learnt.
+    /// Returns the effect of an access in a VM without a filter, if that effect was learnt.
     pub(crate) fn find(&self, index: MsrIndex, access: Access, value: u64) -> Option<Learnt> {
         match access {
             Access::Read => self.reads.get(&index).copied(),

@@ -45,9 +45,10 @@ enum Bits {
     Only(u32),
     /// All MSRs of the range but one are allowed.
     AllBut(u32),
-    /// All MSRs of the range are denied; the unused bits after them are set (S3.6).
+    /// All MSRs of the range are denied. The bits of the last word after the range's last MSR are set
+    /// (S3.6).
     Spare,
-    /// All MSRs of the range are allowed; the unused bits after them are clear.
+    /// All MSRs of the range are allowed. The bits of the last word after the range's last MSR are clear.
     NotSpare,
 }
 
@@ -64,12 +65,12 @@ enum Mistake {
 enum RangeMistake {
     NoFlags,
     UnknownFlag(u32),
-    /// More MSRs than a bitmap holds (S1.8, S10.2).
+    /// A range with more MSRs than a bitmap holds (S1.8, S10.2).
     Oversize(u32),
     Unreadable,
-    /// A bitmap that is this many bytes shorter than whole words.
+    /// A bitmap that is this many bytes shorter than the whole words that the kernel reads.
     Short(usize),
-    /// A bitmap with one bit per MSR, rounded up to a byte: long enough only for some counts.
+    /// A bitmap with one bit per MSR, rounded up to a byte. It is long enough only for some numbers of MSRs.
     Unpadded,
 }
 

@@ -1,4 +1,4 @@
-//! Random sequences of masks, filters and accesses for a VM.
+//! Random sequences of masks of exit reasons, filters and accesses for a VM.
 
 use msrgate_filter::{Access, MsrIndex, X2APIC};
 use msrgate_kvm::measure::{Step, StepReply};

@@ -8,7 +8,7 @@ use msrgate_filter::{Errno, ExitReason};
 use msrgate_kvm::CallErrno;
 use msrgate_kvm::measure::{GuestOutcome, Observed};
 
-/// The result of an operation on a VM, as the kernel reported it.
+/// The kind of a result: a filter, a mask or an access, with the kernel's reaction to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     FilterTaken,
@@ -104,7 +104,7 @@ impl Tally {
         ])
     }
 
-    /// Adds the counts of `other`.
+    /// Adds the counts of `other` to those of `self`.
     pub(crate) fn and(self, other: &Self) -> Self {
         for (count, more) in self.0.iter().zip(&other.0) {
             count.set(count.get() + more.get());

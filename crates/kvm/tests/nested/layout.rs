@@ -39,10 +39,10 @@ const OWN_STATE: u64 = 0xe000;
 /// nested guest.
 pub(crate) const UPDATE: u64 = 0x1_8000;
 pub(crate) const NESTED_UPDATE: u64 = UPDATE + LARGE_PAGE;
-/// An address that the nested guest's own tables map, but nested paging does not.
+/// An address that the nested guest's own page tables map, but that nested paging does not map.
 pub(crate) const NESTED_NOWHERE: u64 = 2 * LARGE_PAGE;
 
-/// The flags of a table's entries: present, writable and, because nested paging requires it, user.
+/// The flags of a page table's entries: present, writable and, because nested paging requires it, user.
 const TABLE: u64 = 0x7;
 const LARGE: u64 = 0x80 | TABLE;
 const LARGE_PAGE: u64 = 0x20_0000;

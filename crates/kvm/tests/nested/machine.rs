@@ -77,7 +77,7 @@ pub(crate) struct Machine {
     pub(crate) memory: GuestMemoryMmap,
     /// EAX of CPUID leaf 1.
     pub(crate) signature: u32,
-    /// The guest that ran at each MSR exit of the last access.
+    /// The guest that was running at each MSR exit of the last access: the guest or the nested guest.
     pub(crate) exits: Vec<Who>,
     made: kvm_sregs,
     last: (Who, Op),
@@ -138,8 +138,8 @@ impl Machine {
         let policy = parse(&Source::new("nested.toml", &text), &mut NoIncludes).expect(&text);
         let program = compile(policy).expect(&text).into_program();
         let vm = host.create_vm().expect("a VM");
-        // Without this capability, a #GP that is still to be delivered is saved as one that the nested
-        // guest has received.
+        // This capability is needed: without it, KVM saves a #GP that is still to be delivered as one that
+        // the nested guest has received.
         let payload = kvm_enable_cap {
             cap: KVM_CAP_EXCEPTION_PAYLOAD,
             args: [1, 0, 0, 0],
@@ -185,13 +185,14 @@ impl Machine {
         }
     }
 
-    /// Makes an access, which the gate answers; the VMM's own handler answers 0x5a.
+    /// Lets the guest or the nested guest make an access, which the gate answers. The VMM's own handler
+    /// replies with 0x5a.
     pub(crate) fn run(&mut self, who: Who, op: Op) -> Saw {
         self.begin(who, op);
         self.run_on()
     }
 
-    /// Runs the vCPU from its present place to the end of the access.
+    /// Runs the vCPU from its present place to the end of the access that was begun.
     pub(crate) fn run_on(&mut self) -> Saw {
         loop {
             match self.resume() {
@@ -243,7 +244,7 @@ impl Machine {
         self.memory.write_slice(&vmcb, at).expect("memory");
     }
 
-    /// Lets the guest load the nested guest's registers into its own with VMLOAD.
+    /// Lets the guest load, by VMLOAD, the nested guest's registers into its own registers.
     pub(crate) fn load(&mut self) {
         self.fill_vmcb(layout::NESTED, 0);
         let registers = layout::registers(layout::GUEST + code::LOAD);
@@ -274,7 +275,7 @@ impl Machine {
         came
     }
 
-    /// Returns the guest that runs, according to the kernel.
+    /// Returns the guest that the vCPU runs, according to the kernel: the guest or the nested guest.
     pub(crate) fn level(&self) -> Who {
         let mut state = KvmNestedStateBuffer::empty();
         let state_of = self.vcpu.nested_state(&mut state);

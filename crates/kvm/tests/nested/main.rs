@@ -28,7 +28,7 @@ const HANDLED: MsrIndex = MsrIndex::new(0x1_0001);
 const REGISTER: MsrIndex = MsrIndex::new(0x1_0002);
 const DEADLY: MsrIndex = MsrIndex::new(0x1_0003);
 
-/// One register for each kind of write that is forwarded.
+/// A policy's entries: one register for each kind of write that the gate forwards.
 const CARRIED: &str = "IA32_LSTAR = { read = 'allow', write = 'pin' }\n\
     IA32_CSTAR = { read = 'allow', write = { mask = '0xffff' } }\n\
     IA32_FMASK = { read = 'allow', write = { sticky = '0x200' } }";
@@ -72,7 +72,7 @@ fn nested_guest_writes_are_not_forwarded() {
         }
     };
     refused(&mut machine, &held);
-    // Nothing was pinned: this is the guest's first write.
+    // The nested guest's writes have pinned nothing, so this first write of the guest succeeds.
     assert_eq!(machine.run(Guest, Write(LSTAR, 0x5000)), Saw::Written);
     assert_eq!(machine.run(Guest, Write(LSTAR, 0x6000)), Saw::Fault);
     assert_eq!(machine.run(Guest, Read(LSTAR)), Saw::Value(0x5000));
@@ -91,7 +91,7 @@ fn nested_guest_writes_are_not_forwarded() {
         (Access::Write, Disposition::Denied),
         (Access::Write, Disposition::Pinned),
     );
-    // One denial is of the guest's second write, and three are of the nested guest's writes.
+    // One denial is that of the guest's second write, and three are those of the nested guest's writes.
     let denials = told(&machine, LSTAR);
     assert_eq!(denials.iter().filter(|one| **one == denied).count(), 4);
     assert!(!denials.contains(&pinned), "{denials:?}");
@@ -168,7 +168,7 @@ fn first_access_of_nested_guest_is_rewound() {
     );
     assert!(machine.exits.contains(&Nested));
     assert_eq!(machine.vmcb(at), 0x1_0000_0020);
-    // A write whose value KVM refuses is executed again, too.
+    // A write whose value KVM refuses is executed again, like a write that succeeds.
     assert_eq!(machine.run(Nested, Write(PAT, 2)), Saw::Fault);
     assert!(machine.exits.contains(&Nested));
     assert_eq!(machine.run(Guest, Read(STAR)), Saw::Value(0));
@@ -211,7 +211,7 @@ fn gate_answers_nested_guest_like_guest() {
     assert_eq!(machine.run_on(), Saw::Fault);
 }
 
-/// Runs to a nested guest's write of LSTAR, and leaves its exit unanswered.
+/// Runs the vCPU to a write of LSTAR by the nested guest, and leaves the exit of the write unanswered.
 fn at_a_nested_write(machine: &mut Machine, value: u64) {
     machine.begin(Nested, Write(LSTAR, value));
     assert_eq!(machine.resume(), Came::ToAnMsr);

@@ -43,12 +43,12 @@ pub(crate) const CSTAR: usize = SAVE + 0x210;
 pub(crate) const FMASK: usize = SAVE + 0x218;
 const PAT: usize = SAVE + 0x268;
 
-/// Exit codes (appendix C).
+/// Exit codes, by which the processor reports why a guest exited (appendix C).
 pub(crate) const EXIT_GP: u64 = 0x4d;
 pub(crate) const EXIT_VMMCALL: u64 = 0x81;
 
-/// The intercepts that this hypervisor uses. `MSR_PROT` (bit 28 of the first word) is missing, so the
-/// hypervisor does not intercept the nested guest's RDMSR and WRMSR.
+/// The intercepts that this hypervisor sets. It does not set `MSR_PROT` (bit 28 of the first word), so it
+/// does not intercept the nested guest's RDMSR and WRMSR.
 const GP: u32 = 1 << 13;
 const HLT: u32 = 1 << 24;
 const SHUTDOWN: u32 = 1 << 31;

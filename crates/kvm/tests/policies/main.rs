@@ -21,7 +21,7 @@ use msrgate_testing::seed::{runner, seed};
 /// The number of policies that all workers try together.
 const POLICIES: u32 = 1_002;
 
-/// The number of threads, each with its own VMs: a set call spends most of its time waiting.
+/// The number of threads, each with its own VMs: a call that sets a filter spends most of its time waiting.
 const WORKERS: u32 = 6;
 
 /// The number of MSRs that the guest accesses under each policy, in both directions.
@@ -95,7 +95,7 @@ fn work(host: Option<&HostCaps>, seed: u64, worker: u32) -> Result<Tally, String
     Ok(total)
 }
 
-/// Returns a model that has every named register, each with the value 0.
+/// Returns a model in which every MSR that has a name exists, with the value 0.
 fn model() -> ModelBackend<RegisterMap> {
     let registers = registers::all().iter();
     let registers = registers.map(|register| (register.index, Register::new(0)));

@@ -50,7 +50,7 @@ pub struct Event {
     pub value: Option<u64>,
     /// RIP, the address of the guest's RDMSR or WRMSR, if events hold it ([`Rip::Shown`]).
     pub rip: Option<u64>,
-    /// The line or the default of the policy that decided the access.
+    /// The place in the policy that decided the access, such as a line of a policy file.
     pub origin: Origin,
     /// The policy file that contains the line of `origin`. `None` if `origin` is not a line, or if the
     /// program was replaced too long ago.

@@ -58,7 +58,7 @@ impl Script {
     }
 
     fn decide(&self) -> Kernel {
-        // Release the lock before waiting.
+        // Release the lock of the script before waiting for the reaction.
         let next = self.0.lock().unwrap().pop_front();
         match next {
             None => Kernel::Takes,
@@ -79,8 +79,8 @@ impl Script {
         kernel: Kernel,
         meanwhile: impl FnOnce(),
     ) -> Result<(), GateError> {
-        /// Sends the reaction even if the test panics: otherwise the test would wait for its other threads
-        /// for ever.
+        /// A guard that sends the reaction when it is dropped, even if the test panics: otherwise the test
+        /// would wait for its other threads for ever.
         struct Answer(Sender<Kernel>, Kernel);
         impl Drop for Answer {
             fn drop(&mut self) {

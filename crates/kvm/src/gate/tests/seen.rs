@@ -35,7 +35,7 @@ fn first_access_is_logged_once() {
             Saw::Fault,
         ];
         assert_eq!(saw, expected);
-        // From now on only refused accesses make exits.
+        // From now on only those accesses exit that the policy refuses.
         let before = vcpu.exits;
         assert_eq!(vcpu.run(&script), expected);
         assert_eq!(vcpu.exits, before + 1);
@@ -185,8 +185,8 @@ fn first_accesses_lists_access_whose_event_was_dropped() {
     });
 }
 
-/// Each program has its own list: audit mode lists accesses that it would refuse, and a program that
-/// logs refusals lists none.
+/// Each program has its own list. In audit mode the list has the accesses that the policy would refuse.
+/// Under a program that only logs refusals the list is empty.
 #[test]
 fn first_accesses_lists_only_accesses_under_program_in_force() {
     let entry = "IA32_STAR = 'rw'";

@@ -208,7 +208,8 @@ fn event_holds_requested_value_and_rip() {
     assert_eq!(seen[1].origin, msrgate_policy::Origin::Default);
 }
 
-/// A full queue drops events and counts them; the counters are complete.
+/// If the queue is full, further events are dropped and counted. The counters of accesses still count every
+/// access.
 #[test]
 fn full_queue_drops_events_and_counts_them() {
     let events = EventOptions {
@@ -237,7 +238,8 @@ fn full_queue_drops_events_and_counts_them() {
     assert_eq!(events.drops(), drops);
 }
 
-/// The list has every register where KVM may hold a value that the guest wrote under another program.
+/// The migration list has every register in all cases in which KVM may hold a value that the guest wrote
+/// under another program.
 #[test]
 fn migration_list_is_whole_after_restore_and_before_variant_is_chosen() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
@@ -303,10 +305,11 @@ fn tight_migration_list_omits_registers_that_only_vmm_sets() {
         return;
     };
     let msrs = |list: &[u32]| list.iter().copied().map(MsrIndex::new).collect::<Vec<_>>();
-    // The TSC runs, SWAPGS changes KERNEL_GS_BASE, and the guest may write STAR, and LSTAR once.
+    // The list has the TSC, which runs, KERNEL_GS_BASE, which SWAPGS changes, STAR, which the guest may
+    // write, and LSTAR, which the guest may write once.
     let kept = msrs(&[0x10, 0xc000_0081, 0xc000_0082, 0xc000_0102]);
     let listed = [&kept[..], &msrs(&[0x174, 0x277, 0xc000_0084, 0x4b56_4d01])].concat();
-    // If KVM offers SVM or VMX, a guest may run guests, whose exits load registers.
+    // If KVM offers SVM or VMX, the guest may run guests, and an exit of such a guest loads registers.
     let ecx = |leaf: u32| {
         let mut leaves = machine.cpuid.iter();
         leaves
@@ -348,8 +351,8 @@ fn tight_migration_list_omits_registers_that_only_vmm_sets() {
     assert_eq!(machine.gate.migration_list(&listed), listed);
 }
 
-/// The list leaves out no register if the guest may run guests, whose exits load the guest's registers, or
-/// in audit mode, which refuses no write.
+/// The list leaves out no register in two cases: if the guest may run guests, whose exits load the guest's
+/// registers, and in audit mode, which refuses no write.
 #[test]
 fn tight_migration_list_is_whole_if_guest_may_nest_or_mode_is_audit() {
     let listed = [0x174, 0x277, 0xc000_0084].map(MsrIndex::new);
@@ -366,7 +369,7 @@ fn tight_migration_list_is_whole_if_guest_may_nest_or_mode_is_audit() {
     assert_eq!(list("default = 'deny'\nmode = 'audit'", |_| {}), listed);
 }
 
-/// If the VMM has set another filter in the VM, the guest does not hang, and the VMM gets an error.
+/// If the VMM itself has set another filter in the VM, the guest does not hang: the VMM gets an error.
 #[test]
 fn filter_set_by_vmm_is_reported_as_other_filter() {
     let program = policy("default = 'deny'", "IA32_STAR = 'rw'");
@@ -398,7 +401,8 @@ fn filter_set_by_vmm_is_reported_as_other_filter() {
     );
 }
 
-/// If the gate has not asked KVM to share registers at an exit, RIP is unknown, and the event has no RIP.
+/// If the gate has not asked KVM to put registers into `kvm_run` before an exit, RIP is unknown, and the
+/// event of that exit has no RIP.
 #[test]
 fn event_has_no_rip_if_registers_were_not_asked_for() {
     let events = EventOptions {

@@ -100,7 +100,7 @@ fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
     assert_eq!(saw[2..4], [Saw::Written, Saw::Value(value)], "{saw:?}");
     assert_eq!(saw[4..6], [Saw::Fault, Saw::Fault], "{saw:?}");
     assert_eq!(saw[6..8], [Saw::Written, Saw::Value(value)], "{saw:?}");
-    // The write and the read may be answered by different programs.
+    // Different programs may have answered the write and the read.
     assert!([Saw::Written, Saw::Fault].contains(&saw[8]), "{saw:?}");
     if saw[8] == Saw::Written {
         assert!([Saw::Value(value), Saw::Fault].contains(&saw[9]), "{saw:?}");
@@ -147,8 +147,8 @@ fn filters_of_replace_and_of_first_accesses_are_set_in_order() {
     });
 }
 
-/// Programs that log first accesses replace each other without a pause, and each starts with a filter
-/// that is open for no first access. The publisher opens it in between, and the vCPU makes progress.
+/// Programs that log first accesses replace each other without a pause. Each program starts with a filter
+/// that is open for no first access. The publisher opens the filter in between, and the vCPU makes progress.
 #[test]
 fn repeated_replace_keeps_no_vcpu_waiting() {
     let traced = |value: u32| {

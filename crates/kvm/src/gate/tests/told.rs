@@ -1,4 +1,4 @@
-//! Tests of events when a guest floods them or the VMM does not read them.
+//! Tests of events if a guest causes a flood of them, or if the VMM does not read them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -81,7 +81,7 @@ fn repeated_kills_are_limited_and_counted() {
 }
 
 /// `drops` also counts the events that were held back at the end of a flood, which no later event reports.
-/// The count stays after the vCPU is gone.
+/// This count stays after the vCPU is gone.
 #[test]
 fn drops_reports_held_back_events() {
     let program = policy("default = 'deny'", "");
@@ -213,8 +213,8 @@ fn failures_of_sink_are_counted_while_thread_runs() {
     });
 }
 
-/// A fault that a handler replies with is logged and counted once, as a refusal, like a device's fault. A
-/// handler's success is not logged.
+/// If a handler replies with a fault, the access is logged and counted once, as a refusal, like a device's
+/// fault. If a handler replies with success, the access is not logged.
 #[test]
 fn fault_of_handler_is_logged_and_success_is_not() {
     let program = policy(
@@ -243,7 +243,8 @@ fn fault_of_handler_is_logged_and_success_is_not() {
     });
 }
 
-/// An access that the handler never answers is logged as a refusal at the next exit: the guest has got #GP.
+/// If the handler never replies to an access, the access is logged as a refusal at the next exit: the guest
+/// has got #GP.
 #[test]
 fn unanswered_handler_request_is_logged_at_next_exit() {
     let program = policy(
@@ -275,8 +276,8 @@ fn unanswered_handler_request_is_logged_at_next_exit() {
     );
 }
 
-/// If no other exit comes, the unanswered access is logged at a reset, and when the `VcpuGate` is
-/// dropped.
+/// If no other exit comes after an access to which the handler has not replied, the access is logged at a
+/// reset, or when the `VcpuGate` is dropped.
 #[test]
 fn unanswered_handler_request_is_logged_at_reset_and_drop() {
     let program = policy(
@@ -298,8 +299,8 @@ fn unanswered_handler_request_is_logged_at_reset_and_drop() {
     });
 }
 
-/// A handler request of one program is logged by that program, and does not change a register that the
-/// next program has at the same MSR.
+/// An access for which one program asked a handler is logged under that program. It does not change a
+/// register that the next program has at the same MSR.
 #[test]
 fn unanswered_handler_request_does_not_change_register_of_next_program() {
     let old = policy(
@@ -326,7 +327,7 @@ fn unanswered_handler_request_does_not_change_register_of_next_program() {
     assert_eq!(told(&machine.gate), [(SPARE, Disposition::Denied)]);
 }
 
-/// Returns the events since the last call.
+/// Returns the events that came since the last call of this function.
 fn told(gate: &Gate) -> Vec<(MsrIndex, Disposition)> {
     let mut told = Vec::new();
     let mut reader = gate.events().unwrap();
@@ -334,7 +335,7 @@ fn told(gate: &Gate) -> Vec<(MsrIndex, Disposition)> {
     told
 }
 
-/// Returns the number of accesses of each disposition.
+/// Returns the number of accesses with each disposition.
 fn counted(gate: &Gate) -> Vec<(Disposition, u64)> {
     let counted = gate.counted();
     let mut by_deed = BTreeMap::new();

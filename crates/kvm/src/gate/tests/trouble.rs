@@ -1,4 +1,4 @@
-//! Tests of failures: calls that fail, a gate that is dropped, a guest that hides its accesses.
+//! Tests of failures: system calls that fail, a gate that is dropped, a guest that hides its accesses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -156,7 +156,7 @@ fn save_with_unanswered_exit_is_an_error() {
     });
 }
 
-/// A guest that fills the table of first accesses by accessing every MSR does not hide its later accesses:
+/// If a guest fills the table of first accesses by accessing every MSR, its later accesses are not hidden:
 /// each of them is logged again.
 #[test]
 fn forgotten_first_access_is_logged_again() {
@@ -170,7 +170,7 @@ fn forgotten_first_access_is_logged_again() {
         let mut count = 0;
         machine.gate.events().unwrap().drain(|_| count += 1);
         assert!(count >= 1, "{count}");
-        // Another program has the whole table for its first accesses.
+        // The next program has the whole table for its own first accesses.
         machine.gate.replace(audit()).unwrap();
         let number = machine.gate.shared.current.get().number;
         let seen = &machine.gate.shared.seen;
@@ -225,8 +225,8 @@ fn request_of_old_program_opens_nothing_under_next() {
     });
 }
 
-/// In audit mode the list has every register: a guest writes registers that the policy refuses, and a
-/// migration must not lose their values.
+/// In audit mode the migration list has every register: a guest writes registers that the policy would
+/// refuse, and a migration must not lose their values.
 #[test]
 fn migration_list_is_whole_in_audit_mode() {
     on_each(&audit(), 1, &GateOptions::new(), |machine| {

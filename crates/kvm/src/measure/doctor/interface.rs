@@ -210,9 +210,9 @@ fn mask_bits(lab: &mut Lab) -> Result<Finding, GuestError> {
     ]))
 }
 
-/// Checks capability 184. On mainline it is `KVM_CAP_LAST_CPU`, which every x86 KVM has. Capability 185 is
-/// not checked: it is `KVM_CAP_SMALLER_MAXPHYADDR`, which `kvm_intel` and `kvm_amd` offer only without
-/// nested paging, so its answer can be 0.
+/// Checks that KVM says yes to capability 184. On mainline this is `KVM_CAP_LAST_CPU`, which every x86 KVM
+/// has. Capability 185 is not checked. It is `KVM_CAP_SMALLER_MAXPHYADDR`, which `kvm_intel` and `kvm_amd`
+/// offer only without nested paging, so KVM's answer can be 0.
 fn impostors(lab: &Lab) -> Finding {
     let answer = lab.guest.vm().check_extension_raw(184);
     Finding::compare("the answer of 184", &answer, &1)

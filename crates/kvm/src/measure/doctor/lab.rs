@@ -45,7 +45,7 @@ impl Lab {
         })
     }
 
-    /// Creates another VM, with an interrupt controller.
+    /// Creates another VM for the same statement, with an interrupt controller.
     pub(super) fn with_apic(&self) -> Result<Self, GuestError> {
         Ok(Self {
             host: self.host.clone(),
@@ -66,7 +66,7 @@ impl Lab {
         enable_reasons(self.guest.vm(), mask)
     }
 
-    /// Sets the filter and returns the kernel's answer.
+    /// Sets the filter of the VM and returns the kernel's answer.
     pub(super) fn filter(&self, request: &RawFilter) -> Result<(), CallErrno> {
         set_filter_raw(self.guest.vm(), request)
     }

@@ -125,7 +125,7 @@ fn only(allowed: &[MsrIndex]) -> Result<Filter, GuestError> {
         .map_err(|_| failed("a filter of one range")(cannot))
 }
 
-/// Runs reads in the guest until `replace` has returned on another thread, then once more.
+/// Lets the guest run reads until `replace` has returned on another thread, and then once more.
 fn while_running(
     lab: &mut Lab,
     replace: impl FnOnce() -> Result<(), GuestError> + Send,

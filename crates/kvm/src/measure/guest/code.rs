@@ -4,7 +4,7 @@
 //! when it delivers a #GP. The code has no SSE and no rare instruction, because on some hosts KVM's
 //! instruction emulator runs it.
 
-/// The code, which is loaded at the start of the code page.
+/// The machine code, which is loaded at the start of the guest's code page.
 #[rustfmt::skip]
 pub(super) const CODE: [u8; 0x57] = [
     // next: go on to the next slot
@@ -63,7 +63,7 @@ pub(super) const END: u64 = 0x53;
 mod tests {
     use super::*;
 
-    /// Returns the target of the two-byte jump at `at`.
+    /// Returns the target of the two-byte jump at offset `at` of the code.
     fn target(at: usize) -> u64 {
         assert_eq!(CODE[at], 0xeb);
         let next = u64::try_from(at + 2).unwrap();

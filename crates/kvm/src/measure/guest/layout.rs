@@ -55,7 +55,7 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_SCE_LME_LMA: u64 = 1 | 1 << 8 | 1 << 10;
 const RFLAGS_FIXED: u64 = 1 << 1;
 
-/// The number of a vCPU in its VM. The mapped 4 MiB have room for six vCPUs.
+/// The number of a vCPU in its VM. The guest's mapping of 4 MiB has room for the memory of six vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VcpuNumber(u8);
 
@@ -73,7 +73,7 @@ impl VcpuNumber {
         self.0
     }
 
-    /// The address of this vCPU's memory.
+    /// The address at which this vCPU's memory begins.
     pub(super) const fn base(self) -> u64 {
         FIRST + self.0 as u64 * STRIDE
     }

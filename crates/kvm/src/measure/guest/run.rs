@@ -82,7 +82,7 @@ pub enum GuestError {
         /// The step in which the guest exited twice.
         step: StepAt,
     },
-    /// An access completed, but left the registers as no RDMSR or WRMSR does (S5.4).
+    /// An access completed, but left values in the registers that no RDMSR or WRMSR leaves there (S5.4).
     Registers {
         /// The step of the access.
         step: StepAt,
@@ -97,7 +97,7 @@ pub enum GuestError {
     Endless {
         /// The step that the guest was at.
         step: StepAt,
-        /// The time that the guest was given.
+        /// The time that the guest had for the script.
         patience: Duration,
     },
     /// The guest reached the end of the script, but one step has no report.
@@ -265,7 +265,7 @@ impl Guest {
     }
 }
 
-/// Returns the outcome of an `op` that raised no #GP and left these registers.
+/// Returns the outcome of an `op` that raised no #GP. `after` has the registers that it left.
 ///
 /// # Errors
 /// Returns [`GuestError::Registers`] if `op` cannot have left these registers.

@@ -38,7 +38,7 @@ pub(crate) enum Op {
     SwapGs,
 }
 
-/// The values of three registers.
+/// The values of RAX, RCX and RDX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Operands {
     pub(crate) rax: u64,
@@ -106,7 +106,7 @@ impl Op {
         }
     }
 
-    /// The MSR and the direction, if the op is an MSR access.
+    /// The MSR and the direction of the op, if the op is an MSR access.
     pub(crate) const fn access(self) -> Option<(MsrIndex, Access)> {
         match self {
             Self::Read(index) => Some((index, Access::Read)),

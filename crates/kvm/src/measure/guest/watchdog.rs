@@ -17,12 +17,12 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::errno::CallErrno;
 
-/// The number of the signal, counted from the first real-time signal. Its handler does nothing: the signal
-/// only has to interrupt the system call.
+/// The number of the watchdog's signal, counted from the first real-time signal. The signal's handler does
+/// nothing: the signal only has to interrupt the system call.
 const SIGNAL: c_int = 7;
 
-/// The interval at which the signal repeats. The first signal may arrive just before the system call that
-/// it has to interrupt.
+/// The interval at which the timer repeats the signal. The first signal may arrive just before the system
+/// call that it has to interrupt.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// A running timer, which stops when it is dropped.

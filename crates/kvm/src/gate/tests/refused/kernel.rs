@@ -10,8 +10,8 @@ use crate::gate::{AnswerError, Gate, GateError, GateOptions, Outcome};
 use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
-/// After a refused replacement the gate still knows its first accesses, the filter is still open for them,
-/// and the mask is as before.
+/// After a refused replacement the gate still knows its first accesses. The filter is still open for these
+/// accesses, and the mask of exit reasons is as before.
 #[test]
 fn refused_replace_keeps_open_filter_and_first_accesses() {
     let first = || policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
@@ -76,7 +76,7 @@ fn refused_replace_restores_mask() {
             (&expected[..], 0)
         );
         let seen = script.replace(&gate, old(), Kernel::Refuses, || {
-            // The new program causes exits, and answers them.
+            // The new program causes an exit for this access, and answers it.
             let saw = vcpu.run(&[Read(LSTAR), Read(SPARE)][1..]);
             assert_eq!((saw.as_slice(), vcpu.exits), (&[Saw::Value(7)][..], 1));
         });
@@ -151,8 +151,8 @@ const WHENS: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
     0x10000 = { read = { value = 2 }, write = 'deny', override = true }\nIA32_STAR = 'rw'\n\
     [[when]]\ncpu = { vendor = 'AuthenticAMD' }\n[when.msrs]\nIA32_LSTAR = 'rw'";
 
-/// If the kernel refuses the first filter of a VM, or that of its first vCPU, the call may be repeated, and
-/// then succeeds.
+/// If the kernel refuses the first filter of a VM, or the filter of the first vCPU's variant, the failed
+/// call may be repeated, and then succeeds.
 #[test]
 fn refused_install_and_vcpu_may_be_repeated() {
     let script = Script::default();

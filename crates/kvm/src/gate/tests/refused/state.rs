@@ -12,7 +12,7 @@ use super::super::machine::{LSTAR, STAR, Saw, TestGuest, Vcpu, policy};
 use super::{CSTAR, Kernel, NEW, SHARED, SPARE, is_refused, new, old, on_each};
 use crate::measure::guest::Op::{Read, Write};
 
-/// Makes the vCPU write the registers of the old program.
+/// Makes the vCPU write to the registers of the old program.
 fn fill<G: TestGuest>(vcpu: &mut Vcpu<G>) {
     let script = [Write(SPARE, 9), Write(SHARED, 0x11), Write(LSTAR, 0x1000)];
     assert_eq!(vcpu.run(&script), [Saw::Written; 3]);
@@ -71,7 +71,8 @@ fn refused_replace_keeps_state_of_every_vcpu() {
         machine.vcpus.iter_mut().for_each(fill);
         let gate = Arc::clone(&machine.gate);
         let before = gate.program().digest();
-        // Replace three times: a refused replacement leaves nothing that changes the next one.
+        // Replace the program three times: a refused replacement leaves nothing behind that changes the next
+        // one.
         for round in 0..3 {
             let vcpu = machine.first();
             let seen = script.replace(&gate, new(), Kernel::Refuses, || {
@@ -220,7 +221,7 @@ fn save_and_restore_wait_for_replace() {
     });
 }
 
-/// Makes a policy with the microcode device at this revision.
+/// Makes a policy whose microcode device has this revision.
 fn microcode(revision: &str) -> Program {
     let entries = format!(
         "IA32_BIOS_UPDT_TRIG = {{ device = 'microcode' }}\nIA32_BIOS_SIGN_ID = 'rw'\n\
@@ -264,7 +265,7 @@ fn refused_replace_keeps_device_of_old_program() {
         assert_eq!(revision(vcpu), Some(0x10));
         gate.replace(new()).unwrap();
         assert_eq!(revision(vcpu), None);
-        // A device that only the refused program has is gone again.
+        // If only the refused program has a device, the device is gone afterwards.
         let seen = script.replace(&gate, microcode("0x20"), Kernel::Refuses, || {
             assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Fault]);
         });
@@ -273,7 +274,7 @@ fn refused_replace_keeps_device_of_old_program() {
     });
 }
 
-/// A replacement that is not kept is withdrawn, even if the call panics.
+/// If the call that sets the filter panics, the replacement is withdrawn.
 #[test]
 fn panicked_replace_is_withdrawn() {
     on_each(&old(), 1, |machine, script| {
@@ -290,8 +291,8 @@ fn panicked_replace_is_withdrawn() {
     });
 }
 
-/// If the kernel refuses the same replacement again and again while two vCPUs run, a register and a pin
-/// that only the old program has keep their values whenever that program answers.
+/// The kernel refuses the same replacement again and again while two vCPUs run. A register and a pin that
+/// only the old program has keep their values whenever the old program answers.
 #[test]
 fn refused_replace_under_load_keeps_registers_and_pins() {
     on_each(&old(), 2, |machine, script| {
