@@ -374,8 +374,8 @@ impl Gate {
     /// [`VcpuGate::answer`] returns [`AnswerError::Theirs`], with the exit as the kernel made it, in two
     /// cases: the policy allows an access that the VMM's filter denies, and the VMM's mask asks for the
     /// exit; or KVM itself refuses the access, and the VMM's mask asks for that reason. If the VMM's filter
-    /// denies an access and the VMM's mask does not ask for the exit, the guest gets #GP. The kernel's
-    /// filter stays open for the accesses that it was opened for, as far as the VMM's new filter allows them.
+    /// denies an access and the VMM's mask does not ask for the exit, the guest gets #GP. If the kernel's
+    /// filter is open for accesses, it stays open for those of them that the VMM's new filter allows.
     ///
     /// # Errors
     /// After an error the VMM's previous filter and mask stay in force.

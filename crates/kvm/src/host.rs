@@ -108,7 +108,7 @@ pub enum HostError {
         /// The device file.
         device: PathBuf,
     },
-    /// The device file could not be opened, for a reason not listed above.
+    /// The device file could not be opened, for a reason that no other variant names.
     Open {
         /// The device file.
         device: PathBuf,

@@ -48,7 +48,8 @@
 //!
 //! This crate reads no policy text and knows no register names.
 
-// A VMM's own types contain these types and derive Debug.
+// A VMM's own types contain types of this crate and derive Debug, so each type of this crate must be Debug,
+// too.
 #![deny(missing_debug_implementations)]
 
 #[cfg(feature = "bench")]

@@ -121,7 +121,7 @@ impl Measured {
 /// An observation that contradicts a statement of `docs/kvm-semantics.md`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deviation {
-    /// The number of that statement in `docs/kvm-semantics.md`, such as `S5.2`.
+    /// The number of the contradicted statement in `docs/kvm-semantics.md`, such as `S5.2`.
     pub statement: &'static str,
     /// The observation.
     pub seen: String,

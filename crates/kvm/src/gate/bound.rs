@@ -77,8 +77,8 @@ impl Bound {
     }
 
     /// Does what [`Self::is_running`] does, but compares the shared page alone, which saves time at each
-    /// exit. It suffices for the vCPU type of a KVM binding, whose file descriptor always belongs to its
-    /// page.
+    /// exit. The page suffices for the vCPU type of a KVM binding, whose file descriptor always belongs to
+    /// its page.
     #[inline]
     pub(super) const fn is_running_at_page_of(&self, place: Place) -> bool {
         self.running.page == place.page

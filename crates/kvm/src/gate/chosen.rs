@@ -32,7 +32,8 @@ struct Added {
 }
 
 impl Chosen {
-    /// Makes the value for the first vCPU: its CPUID says which processor chooses the variant.
+    /// Makes the record of a gate's first vCPU. The vCPU's CPUID names the processor that chooses the
+    /// variant.
     pub(super) fn by(id: VcpuId, cpuid: &GuestCpuid, alive: &Arc<Alive>) -> Self {
         let first = Added::new(cpuid, alive);
         Self {

@@ -75,7 +75,7 @@ impl DeviceSet {
         microcode.chain(own)
     }
 
-    /// Returns those devices of the vCPU of which the saved state has no state.
+    /// Returns the vCPU's devices for which `saved` holds no state.
     pub(super) fn not_in(&mut self, saved: &Saved) -> impl Iterator<Item = &mut dyn Device> {
         let is_named = |name: &str| saved.devices.iter().any(|(saved, _)| **saved == *name);
         let has_microcode = is_named(MICROCODE);

@@ -20,8 +20,8 @@ use crate::install::InstallError;
 pub enum GateError {
     /// The program has no variant for this processor, or cannot be carried out: the error says why.
     Responder(ResponderError),
-    /// The filter needs more ranges than KVM has. Besides the accesses that the program denies, it has to
-    /// refuse those that the program allows but logs or audits.
+    /// The filter needs more ranges than KVM has. The filter has to refuse the accesses that the program
+    /// denies, and also those that the program allows but logs or audits.
     Pack(CompileError),
     /// The program needs exits for these reasons, which the host's KVM does not support.
     Reasons(RawReasons),
@@ -75,7 +75,7 @@ pub enum GateError {
         /// This vCPU's processor.
         seen: Cpu,
     },
-    /// The vCPU was added before with another CPUID.
+    /// The vCPU was added before, with another CPUID than now.
     CpuidChanged {
         /// The vCPU.
         vcpu: VcpuId,
@@ -215,7 +215,8 @@ impl From<VcpuError> for AnswerError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StateError {
-    /// The bytes are not a saved state, or the program cannot take it over. Nothing was restored.
+    /// The bytes are not a saved state, or they hold a state that the program cannot take over. Nothing was
+    /// restored.
     Restore(RestoreError),
     /// The vCPU's last exit has not been answered: the guest's access is neither done nor refused.
     Unanswered,
@@ -275,7 +276,7 @@ impl From<VcpuError> for StateError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VcpuError {
-    /// The vCPU was neither reset nor restored, or the last such call failed.
+    /// The vCPU was neither reset nor restored, or the last reset or restore failed.
     NotReset {
         /// The vCPU.
         vcpu: VcpuId,

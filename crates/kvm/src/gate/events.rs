@@ -54,7 +54,7 @@ pub struct EventOptions {
 }
 
 impl EventOptions {
-    /// The longest queue, in events: it takes 80 MiB for each vCPU.
+    /// The largest number of events that a vCPU's queue may hold. A queue of this length takes 80 MiB.
     pub const LONGEST_QUEUE: usize = 1 << 20;
 
     pub(super) const fn check(&self) -> Result<(), GateError> {

@@ -7,12 +7,14 @@ use msrgate_program::{CompileError, PackError};
 use super::beside::Beside;
 use super::pass_requests::Wanted;
 
-/// Returns the filter that is set when a program comes into force, before it is opened for any first access.
+/// Returns the filter that is set when a program comes into force. This filter is not yet open for any first
+/// access.
 pub(super) fn first_filter(responder: &Responder, beside: &Beside) -> Result<Filter, CompileError> {
     filter_opened_for(responder, beside, &[])
 }
 
-/// Returns the program's filter combined with the VMM's own, open for the accesses in `opened` if they fit.
+/// Returns the program's filter combined with the VMM's own filter. The result is open for the accesses in
+/// `opened`, if they fit.
 pub(super) fn filter_opened_for(
     responder: &Responder,
     beside: &Beside,

@@ -99,15 +99,15 @@ impl<const N: usize> Kinds<N> {
         Found::NoRoom
     }
 
-    /// Returns the kinds, each with its place.
+    /// Returns all kinds of the table, each with its place.
     pub(in crate::gate) fn all(&self) -> impl Iterator<Item = (usize, Kind)> {
         let slots = self.0.iter().map(|slot| slot.load(Ordering::Relaxed));
         let taken = slots.enumerate().filter(|(_, held)| *held != 0);
         taken.map(|(place, held)| (place, Kind(held)))
     }
 
-    /// Removes the kinds for which `is_kept` is false. A kind may be added a second time if its place comes
-    /// after that of a removed kind, or if it is searched for at the same time.
+    /// Removes the kinds for which `is_kept` is false. A kind that stays may be added a second time, if its
+    /// place comes after that of a removed kind, or if another thread searches for it at the same time.
     pub(in crate::gate) fn retain(&self, is_kept: impl Fn(Kind) -> bool) {
         for slot in &self.0 {
             let held = slot.load(Ordering::Relaxed);

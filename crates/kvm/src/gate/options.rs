@@ -53,7 +53,7 @@ impl GateOptions {
         Self::default()
     }
 
-    /// Sets the VM's memory. `[device.microcode]` with `update = "accept"` needs it.
+    /// Sets the VM's memory, which a policy with `[device.microcode]` and `update = "accept"` needs.
     #[must_use]
     pub fn memory(mut self, memory: Arc<dyn GuestMemory>) -> Self {
         self.memory = Some(memory);

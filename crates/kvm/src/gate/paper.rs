@@ -22,7 +22,7 @@ use crate::install::InstallError;
 use crate::probe::HostCaps;
 use crate::sys::calls::{Level, Taken};
 
-/// An invalid file descriptor: on it every call to the real kernel fails.
+/// An invalid file descriptor: every call to the real kernel on this file descriptor fails.
 const NOWHERE: i32 = -1;
 
 /// A vCPU on paper, without a kernel: only its shared page is real.

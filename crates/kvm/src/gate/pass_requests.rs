@@ -25,7 +25,8 @@ struct State {
     all: BTreeSet<(Access, MsrIndex)>,
     /// The accesses that were requested since the filter was last set.
     waiting: Vec<(Access, MsrIndex)>,
-    /// The reason why the filter is no longer opened for any request; `None` while it is.
+    /// The reason why the filter is no longer opened for any request; `None` as long as the filter is
+    /// opened.
     closed: Option<Closed>,
 }
 
@@ -185,7 +186,7 @@ pub(super) struct PassTrial<'o> {
     _making: Making<'o>,
 }
 
-/// The guard that counts a filter as being set, until it is dropped.
+/// The guard that counts a filter as being set, until the guard is dropped.
 #[must_use]
 pub(super) struct Making<'o>(&'o PassRequests);
 

@@ -25,8 +25,8 @@ use crate::exit::RawReason;
 use crate::sys::calls::{self, Level, Taken};
 
 /// The mark of an exit that KVM has yet to complete: a bit of `kvm_run.flags` that no kernel sets. Each
-/// `KVM_RUN` rewrites that field, even one under `immediate_exit`, which leaves the old exit reason in
-/// place, and one that fails before it has completed an exit.
+/// `KVM_RUN` rewrites `flags`. This holds even for a `KVM_RUN` under `immediate_exit`, which leaves the old
+/// exit reason in place, and for one that fails before it has completed an exit.
 const WAITS: u16 = 1 << 15;
 
 /// The mark of a vCPU that has not run since it was restored: another bit of `kvm_run.flags` that no kernel
@@ -38,7 +38,7 @@ pub(super) trait Port {
     /// Returns the identity of the vCPU.
     fn place(&self) -> Place;
 
-    /// Returns the CPUID that the kernel has for the vCPU; `None` if the port does not know it.
+    /// Returns the CPUID that the kernel has for the vCPU; `None` if this port cannot ask for it.
     fn cpuid(&self) -> Result<Option<Vec<kvm_cpuid_entry2>>, CallErrno>;
 
     /// Returns the exit that waits for an answer; `None` if the last exit was not an MSR exit.
@@ -94,7 +94,7 @@ pub(super) trait Port {
     /// exit.
     fn rip(&self) -> Option<u64>;
 
-    /// Asks KVM to put the registers, RIP among them, into `kvm_run` at each exit.
+    /// Asks KVM to put the vCPU's registers, RIP among them, into `kvm_run` at each exit.
     fn ask_for_registers(&mut self);
 }
 
@@ -152,7 +152,8 @@ impl<'v> KvmPort<'v> {
         }
     }
 
-    /// Returns the two fields of the page about interrupts: `if_flag` and `ready_for_interrupt_injection`.
+    /// Returns the two fields of the shared page that are about interrupts: `if_flag` and
+    /// `ready_for_interrupt_injection`.
     fn injection(&self) -> [u8; 2] {
         [self.run().if_flag, self.run().ready_for_interrupt_injection]
     }
@@ -162,7 +163,8 @@ impl<'v> KvmPort<'v> {
         (run.if_flag, run.ready_for_interrupt_injection) = (if_flag, ready);
     }
 
-    /// Returns the registers in the shared page, if the bit for them is set in `field`.
+    /// Returns the registers in the shared page, if KVM's bit for these registers is set in the field of
+    /// `kvm_run` that `field` returns.
     fn shared_registers(&mut self, field: impl Fn(&kvm_run) -> u64) -> Option<&mut kvm_regs> {
         if field(self.run()) & u64::from(KVM_SYNC_X86_REGS) == 0 {
             return None;
@@ -182,9 +184,9 @@ impl<'v> KvmPort<'v> {
             return Err(CallErrno::Known(Errno::Einval));
         }
         self.run_mut().exit_reason = KVM_EXIT_INTR;
-        // A KVM_RUN sets dirty registers before it looks at `immediate_exit`, and so drops the fault. Make
-        // that KVM_RUN now: otherwise the VMM would see a vCPU with a queued #GP until its own next
-        // KVM_RUN.
+        // A KVM_RUN sets dirty registers before it looks at `immediate_exit`, and thereby drops the queued
+        // fault. Make that KVM_RUN now: otherwise the VMM would see a vCPU with a queued #GP until the VMM's
+        // own next KVM_RUN.
         self.run_mut().kvm_dirty_regs |= u64::from(KVM_SYNC_X86_REGS);
         if self.run_immediately()? == Returned::ByExit {
             return Err(CallErrno::Known(Errno::Einval));
@@ -350,7 +352,7 @@ impl Port for KvmPort<'_> {
     }
 }
 
-/// Returns the exception of the shared page: its fields `injected` and `pending`.
+/// Returns two fields of the exception in the shared page: `injected` and `pending`.
 #[cfg(test)]
 #[cfg(not(loom))]
 pub(super) fn shared_exception(run: &mut kvm_run) -> [u8; 2] {

@@ -29,7 +29,7 @@ struct Held<T> {
     highest: u64,
 }
 
-/// A value that is or was in force, and the unique number under which it is.
+/// A value, and the number that is unique to its time in force.
 #[derive(Debug)]
 pub(super) struct Generation<T> {
     pub(super) number: u64,
@@ -59,7 +59,7 @@ impl<T> Generation<T> {
         self.fate.load(Ordering::Relaxed) == WITHDRAWN
     }
 
-    /// Tells if this generation is known to be kept: it will not be withdrawn.
+    /// Tells if this generation is known to be kept. A generation that is kept is never withdrawn.
     #[inline]
     pub(super) fn is_kept(&self) -> bool {
         // Relaxed: no other memory access depends on this value. Once it is `KEPT`, it does not change
@@ -126,7 +126,7 @@ impl<T> Published<T> {
         self.number.load(Ordering::Relaxed) == number
     }
 
-    /// Returns the generation in force, if it has another number than `have`.
+    /// Returns the generation in force, if its number is not that of `have`.
     pub(super) fn newer_than(&self, have: &Generation<T>) -> Option<Generation<T>> {
         if self.is_number(have.number) {
             return None;
@@ -150,7 +150,7 @@ impl<T> Trial<'_, T> {
         self.number
     }
 
-    /// Ends the trial so that the value stays in force. Returns its number.
+    /// Ends the trial so that the value stays in force. Returns the number of its generation.
     pub(super) fn keep(mut self) -> u64 {
         self.before = None;
         self.fate.store(KEPT, Ordering::Relaxed);

@@ -27,7 +27,7 @@ pub struct FirstAccess {
 pub(super) enum Touch {
     First,
     Again,
-    /// The table has no room for this access, so it is unknown whether it is the first.
+    /// The table has no room for this access, so it is unknown if the access is the first of its kind.
     Forgotten,
 }
 
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(seen.touch(0, msr(0), Access::Read), Touch::First);
     }
 
-    /// If several threads touch the same access, it is the first for exactly one of them.
+    /// If several threads touch the same access, exactly one of them is told that the access is the first.
     #[test]
     fn concurrent_equal_accesses_are_first_for_one_thread_only() {
         let seen = Seen::new();

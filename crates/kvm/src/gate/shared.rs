@@ -132,8 +132,8 @@ impl Shared {
 
     /// Unties a vCPU from its `VcpuGate`, which is being dropped.
     pub(super) fn untie(&self, place: Place) {
-        // In a forked child the list belongs to the parent. Besides, another thread of the parent may have
-        // held its lock at the fork, so that it stays locked.
+        // In a forked child the list of tied vCPUs belongs to the parent. Besides, another thread of the
+        // parent may have held the lock of the list at the fork, so that the lock stays locked.
         if self.process != std::process::id() {
             return;
         }

@@ -1,5 +1,5 @@
-//! The system calls of a gate and of probing, for a VMM's seccomp rules. `crates/kvm/tests/seccomp.rs`
-//! checks the list.
+//! The system calls that a gate and a probe of the host make, for a VMM's seccomp rules.
+//! `crates/kvm/tests/seccomp.rs` checks that the list is complete.
 
 /// An `ioctl` of KVM: its name in `linux/kvm.h`, and its number on x86-64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

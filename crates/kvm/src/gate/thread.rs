@@ -25,8 +25,8 @@ impl<T: Send + 'static> OwnThread<T> {
         })
     }
 
-    /// Tells if the thread runs in this process. In a forked child it does not, and a lock that the
-    /// thread held stays locked for ever.
+    /// Tells if the thread runs in this process. In a forked child the thread does not run, and a lock that
+    /// it held stays locked for ever.
     pub(super) fn is_here(&self) -> bool {
         self.process == process::id()
     }

@@ -353,8 +353,8 @@ impl VcpuGate {
         Ok(())
     }
 
-    /// Checks that the gate may rely on the CPUID that it was given, if the kernel has this CPUID for
-    /// the vCPU.
+    /// Checks that the gate may rely on the CPUID that the VMM gave it. `kvm` is the CPUID that the kernel
+    /// has for the vCPU, or `None` if that is not known.
     fn check_cpuid(&self, kvm: Option<Vec<kvm_cpuid_entry2>>) -> Result<(), VcpuError> {
         if kvm.is_none_or(|leaves| self.own.relied_on.is_safe_for(&leaves.leaves())) {
             return Ok(());

@@ -87,7 +87,8 @@ pub(crate) fn comparable(index: MsrIndex, observed: Observed) -> Observed {
     })
 }
 
-/// Returns true if a write that the filter lets pass has no side effects.
+/// Returns true if a write of `value` to this MSR has no side effects, in case the filter lets the write
+/// pass.
 pub(crate) fn may_be_written(index: MsrIndex, value: u64) -> bool {
     let nobody_has_it = !INHABITED.iter().any(|place| place.contains(&index.get()));
     // The VM has no APIC, and no CPU accepts a write of all ones to EFER.

@@ -8,8 +8,8 @@ use msrgate_program::answer::Disposition;
 
 use crate::gate::kinds::{Found, Kind, Kinds};
 
-/// The number of kinds (MSR, access, disposition) for which a vCPU has a counter each. One more counter is
-/// for all other kinds.
+/// The number of counters of a vCPU, each for one kind (MSR, access, disposition). One more counter is for
+/// the accesses of all other kinds.
 const SLOTS: usize = 256;
 
 /// The counters of one vCPU. Only that vCPU writes them.

@@ -1,4 +1,4 @@
-//! An event, and its encoding in a queue.
+//! An event, and the encoding of an event in a queue.
 
 use std::fmt;
 use std::sync::Arc;
@@ -207,7 +207,7 @@ mod tests {
 
     use super::*;
 
-    /// Each field is decoded as it was encoded, even with its largest value.
+    /// Each field is decoded as it was encoded, even if the field has its largest value.
     #[test]
     fn encoded_event_decodes_unchanged() {
         let at = UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);

@@ -84,8 +84,8 @@ impl Reopener {
 }
 
 impl Write for LogFile {
-    /// Appends whole lines by one `write`. A partial write is an error: if the rest were written later,
-    /// it could follow a line of another process.
+    /// Appends whole lines by one `write`. A partial write is an error: if the rest of a line were written
+    /// later, it could follow a line of another process.
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
         self.follow();
         let ended;

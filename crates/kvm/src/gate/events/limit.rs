@@ -1,5 +1,5 @@
-//! A limit on the events of one kind in a second, so that a guest that hammers one register does not
-//! hide its accesses to others.
+//! A limit on the number of events of one kind in a second, so that a guest that accesses one register all
+//! the time does not hide its accesses to other registers.
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::answer::Disposition;

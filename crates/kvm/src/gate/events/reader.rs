@@ -220,9 +220,9 @@ pub struct VcpuDrops {
     /// The number of events that did not fit the queue. Of the vCPUs whose `VcpuGate` was dropped, only the
     /// newest sixteen keep their unread events. The unread events of the others are counted here.
     pub dropped: u64,
-    /// The number of events that the limit of
-    /// [`EventOptions::per_second`](super::EventOptions::per_second) held back. It includes those that
-    /// a later event reports in [`Event::held_back`](super::Event::held_back).
+    /// The number of events that the limit of [`EventOptions::per_second`](super::EventOptions::per_second)
+    /// held back. The number includes events that a later event reports in
+    /// [`Event::held_back`](super::Event::held_back).
     pub held_back: u64,
 }
 

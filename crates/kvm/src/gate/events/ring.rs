@@ -17,18 +17,18 @@ pub(super) type Entry = [u64; WORDS];
 pub(super) enum Room {
     /// The slots that all entries share, as many as the requested capacity.
     Shared,
-    /// The shared slots, and one further slot that is kept for such an entry.
+    /// The shared slots, and one further slot that only such an entry may take.
     Kept,
 }
 
 /// A bounded queue of entries, each of `N` words. An event has [`WORDS`] words; the test under loom has
 /// shorter entries.
 pub(super) struct Ring<const N: usize = WORDS> {
-    /// The number of entries ever put in. The vCPU writes it.
+    /// The number of entries that were ever put into the ring. The vCPU writes this number.
     put: AtomicU64,
-    /// The number of entries ever taken out. The reader writes it.
+    /// The number of entries that were ever taken out of the ring. The reader writes this number.
     taken: AtomicU64,
-    /// The number of entries that did not fit. The vCPU writes it.
+    /// The number of entries that did not fit the ring. The vCPU writes this number.
     dropped: AtomicU64,
     slots: Box<[[AtomicU64; N]]>,
 }

@@ -271,8 +271,8 @@ fn save_completes_pending_exit() {
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
 }
 
-/// At an exit that is not an MSR exit, `save` makes no `KVM_RUN`: the VMM itself completes such an exit, and
-/// a `KVM_RUN` would overwrite `if_flag`.
+/// If the last exit is not an MSR exit, `save` makes no `KVM_RUN`: the VMM itself completes such an exit,
+/// and a `KVM_RUN` would overwrite `if_flag`.
 #[test]
 fn save_leaves_exit_that_is_no_msr_exit_to_vmm() {
     let Some(mut machine) = value_machine() else {
@@ -314,7 +314,8 @@ fn save_leaves_debug_exit_in_page() {
     assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
 }
 
-/// A rewind leaves the page's interrupt fields as they were at the exit, although it queues and cancels a
+/// A rewind leaves the interrupt fields of the shared page as they were at the exit, although the rewind
+/// queues and cancels a #GP. A VMM that injects interrupts itself relies on these fields.
 /// #GP. A VMM that injects interrupts itself relies on these fields.
 #[test]
 fn rewind_keeps_interrupt_fields_of_page() {
@@ -471,7 +472,8 @@ fn rewind_leaves_no_fault_in_page() {
     assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
     let run = vcpu.guest.vcpu_mut().get_kvm_run();
     assert_eq!(crate::gate::port::shared_exception(run), [0, 0]);
-    // KVM_GET_VCPU_EVENTS must not show the #GP, either: a VMM may give these events back to KVM later.
+    // KVM_GET_VCPU_EVENTS must not show the #GP, either: a VMM may later give the result of that call back
+    // to KVM.
     assert_eq!(run.kvm_dirty_regs, 0);
     let events = vcpu.guest.vcpu().get_vcpu_events().unwrap();
     let exception = events.exception;

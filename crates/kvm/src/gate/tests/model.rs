@@ -189,7 +189,7 @@ const SITE: u64 = 0x1000;
 
 impl TestGuest for ModelGuest {
     fn load(&mut self, script: &[Op]) {
-        // The model completes a pending exit, which has no other effect.
+        // This makes the model complete a pending exit. It has no other effect.
         let _ = self.vcpu.vcpu.run_immediate_exit();
         self.script = script.to_vec();
         self.saw.clear();

@@ -1,5 +1,5 @@
-//! Tests of calls in a wrong order: each such call returns an error that says which call is missing, and
-//! the guest's accesses in the meantime are a #GP.
+//! Tests of calls in a wrong order. Each call that comes too early returns an error that says which other
+//! call is missing. The guest's accesses in the meantime are #GPs.
 
 mod of_gate;
 mod of_vcpu;

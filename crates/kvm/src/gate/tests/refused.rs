@@ -44,7 +44,7 @@ struct Script(Arc<Mutex<VecDeque<Next>>>);
 
 enum Next {
     Is(Kernel),
-    /// The call reports that it was made, and waits until the test sends the reaction.
+    /// The call reports that it was made, and then waits until the test tells it the reaction.
     Asks(Sender<()>, Receiver<Kernel>),
 }
 
@@ -151,7 +151,7 @@ impl<V: Filtered + Send> VmPort for Scripted<V> {
     }
 }
 
-/// A real VM, by a duplicate of its file descriptor.
+/// A real VM, which the test reaches by a duplicate of the VM's file descriptor.
 struct RealVm(std::os::fd::OwnedFd);
 
 impl RealVm {

@@ -185,8 +185,8 @@ fn first_accesses_lists_access_whose_event_was_dropped() {
     });
 }
 
-/// Each program has its own list. In audit mode the list has the accesses that the policy would refuse.
-/// Under a program that only logs refusals the list is empty.
+/// Each program has its own list of first accesses. In audit mode the list has the accesses that the policy
+/// would refuse. Under a program that only logs refusals the list is empty.
 #[test]
 fn first_accesses_lists_only_accesses_under_program_in_force() {
     let entry = "IA32_STAR = 'rw'";

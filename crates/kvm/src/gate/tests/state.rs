@@ -60,7 +60,7 @@ fn restore_in_other_vm_keeps_registers_and_pins() {
     assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(9)]);
 }
 
-/// The first vCPU chooses the variant; a vCPU of another processor is an error.
+/// The first vCPU chooses the variant. A later vCPU that has another processor is an error.
 #[test]
 fn first_vcpu_chooses_variant() {
     let Some(host) = HostCaps::for_test() else {
@@ -84,8 +84,8 @@ fn first_vcpu_chooses_variant() {
         machine.first().run(&[Read(SPARE), Read(STAR)]),
         [Saw::Value(expected), Saw::Fault]
     );
-    // The same vCPU may be added again with the same CPUID, but not with a changed one. Every other vCPU
-    // must be of the same processor.
+    // The same vCPU may be added again with the same CPUID, but not with a changed CPUID. Every other vCPU
+    // must have the same processor.
     machine.vcpus.clear();
     machine.gate.vcpu(0, &machine.cpuid).map(drop).unwrap();
     let mut leaves = machine.cpuid.clone();
@@ -251,7 +251,8 @@ fn migration_list_is_whole_after_restore_and_before_variant_is_chosen() {
     let saved = vcpu.msrs.save(vcpu.guest.vcpu_mut()).unwrap();
     vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
     assert_eq!(machine.gate.migration_list(&clock), clock);
-    // Before the variant is chosen, the list has every MSR, since any variant may be the one that is chosen.
+    // Before the variant is chosen, the migration list has every MSR, since any variant may be the one that
+    // is chosen.
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -270,8 +271,8 @@ fn migration_list_omits_clock_msr_that_guest_cannot_access_until_replace() {
     let Some(machine) = Machine::new(policy("default = 'deny'", &entries), 1) else {
         return;
     };
-    // Of all MSRs the list leaves out only that of KVM's own clock. The others change with time, by SWAPGS,
-    // by the guest's writes, or by the VMM.
+    // Of all MSRs the migration list leaves out only the MSR of KVM's own clock. The other MSRs change with
+    // time, by SWAPGS, by the guest's writes, or by the VMM.
     let kept = [
         0x10,
         0xce,
@@ -296,8 +297,8 @@ fn migration_list_omits_clock_msr_that_guest_cannot_access_until_replace() {
     assert_eq!(machine.gate.migration_list(&listed), listed);
 }
 
-/// The list leaves out registers that change only by a write and that the guest cannot write. The captured
-/// values of the listed registers are back after they are restored.
+/// The tight migration list leaves out registers that change only by a write and that the guest cannot
+/// write. The captured values of the listed registers are back after they are restored.
 #[test]
 fn tight_migration_list_omits_registers_that_only_vmm_sets() {
     let entries = format!("{KEEPS}\nIA32_STAR = 'rw'\nIA32_FMASK = 'r'");
@@ -305,8 +306,8 @@ fn tight_migration_list_omits_registers_that_only_vmm_sets() {
         return;
     };
     let msrs = |list: &[u32]| list.iter().copied().map(MsrIndex::new).collect::<Vec<_>>();
-    // The list has the TSC, which runs, KERNEL_GS_BASE, which SWAPGS changes, STAR, which the guest may
-    // write, and LSTAR, which the guest may write once.
+    // The tight migration list has the TSC, which runs, KERNEL_GS_BASE, which SWAPGS changes, STAR, which
+    // the guest may write, and LSTAR, which the guest may write once.
     let kept = msrs(&[0x10, 0xc000_0081, 0xc000_0082, 0xc000_0102]);
     let listed = [&kept[..], &msrs(&[0x174, 0x277, 0xc000_0084, 0x4b56_4d01])].concat();
     // If KVM offers SVM or VMX, the guest may run guests, and an exit of such a guest loads registers.
@@ -351,8 +352,8 @@ fn tight_migration_list_omits_registers_that_only_vmm_sets() {
     assert_eq!(machine.gate.migration_list(&listed), listed);
 }
 
-/// The list leaves out no register in two cases: if the guest may run guests, whose exits load the guest's
-/// registers, and in audit mode, which refuses no write.
+/// The tight migration list leaves out no register in two cases: if the guest may run guests, whose exits
+/// load the guest's registers, and in audit mode, which refuses no write.
 #[test]
 fn tight_migration_list_is_whole_if_guest_may_nest_or_mode_is_audit() {
     let listed = [0x174, 0x277, 0xc000_0084].map(MsrIndex::new);

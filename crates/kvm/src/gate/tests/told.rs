@@ -57,8 +57,8 @@ fn flood_of_events_does_not_hide_kill() {
     });
 }
 
-/// If a VMM runs the vCPU on after each kill, the events of kills are limited, and those held back are
-/// counted.
+/// If a VMM runs the vCPU on after each kill, the number of kill events is limited, and the kill events that
+/// are held back are counted.
 #[test]
 fn repeated_kills_are_limited_and_counted() {
     on_each(&kills(), 1, &events(256, 10), |machine| {

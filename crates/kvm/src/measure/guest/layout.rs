@@ -63,7 +63,7 @@ impl VcpuNumber {
     /// The first vCPU, which every VM has.
     pub(crate) const FIRST: Self = Self(0);
 
-    /// Returns the numbers of the other five vCPUs.
+    /// Returns the numbers of the five vCPUs after the first one.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn others() -> impl Iterator<Item = Self> {
         (1..6).map(Self)

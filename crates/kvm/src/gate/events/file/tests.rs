@@ -27,7 +27,7 @@ fn append_resolves_relative_path_at_once() {
     assert_eq!(file.path, std::env::current_dir().unwrap().join(relative));
 }
 
-/// A line that a kill has cut stays one broken line, and no later line is joined to it.
+/// A line that a kill has cut stays a broken line of its own: no later line is joined to it.
 #[test]
 fn line_cut_by_kill_is_ended_by_next_append() {
     let folder = tempfile::tempdir().unwrap();

@@ -71,7 +71,8 @@ fn unread_events_of_gone_vcpus_are_bounded_and_counted() {
         assert_eq!(drained(&mut events), times);
         assert_eq!(sum(&events), expected);
         assert_eq!(logs.counted().counts[0].count, VCPUS * 5);
-        // Logs of gone vCPUs are removed once they have been read; the live one stays.
+        // The logs of vCPUs that are gone are removed once their events have been read. The log of the vCPU
+        // that is not gone stays.
         assert_eq!(logs.lock().logs.len(), 1);
         drop(live);
     }

@@ -74,7 +74,7 @@ mod tracing_sink {
     }
 }
 
-/// A logger of the process gets the event as text, with its target and level.
+/// A logger of the `log` crate gets the event as text, with its target and level.
 #[cfg(feature = "log")]
 #[test]
 fn log_sink_emits_level_and_text() {

@@ -250,7 +250,8 @@ fn second_reader_of_events_is_an_error_until_first_is_dropped() {
     });
 }
 
-/// A late reader gets the events that fit the queue, in order, and the number of those that did not.
+/// If the reader comes late, it gets the events that fit the queue, in order, and the number of events that
+/// did not fit.
 #[test]
 fn late_reader_gets_queued_events_and_drop_count() {
     let events = crate::gate::events::EventOptions {
@@ -269,8 +270,8 @@ fn late_reader_gets_queued_events_and_drop_count() {
     });
 }
 
-/// If the gate is dropped while its vCPUs run, its filter stays in force, and its vCPUs go on answering by
-/// its program.
+/// If the gate is dropped while its VM's vCPUs run, the gate's filter stays in force, and the `VcpuGate`s go
+/// on answering by the gate's program.
 #[test]
 fn dropped_gate_leaves_filter_and_answers_in_force() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -295,8 +296,8 @@ fn dropped_gate_leaves_filter_and_answers_in_force() {
     });
 }
 
-/// If the CPUID that chose the variant is not the one that the vCPU has in KVM, the reset is an error, so
-/// the gate does not answer by the wrong variant.
+/// If the CPUID that chose the variant is not the CPUID that the vCPU has in KVM, the reset is an error. So
+/// the vCPU's exits are not answered by the wrong variant.
 #[test]
 fn cpuid_other_than_given_to_vcpu_is_an_error_at_reset() {
     let Some(host) = HostCaps::for_test() else {

@@ -99,8 +99,8 @@ fn restore_without_reset_lets_vcpu_gate_answer() {
     });
 }
 
-/// A reset between a restore and the first run is an error: it would silently drop the restored pins and
-/// registers.
+/// A reset between a restore and the vCPU's first run is an error: the reset would silently drop the
+/// restored pins and registers.
 #[test]
 fn reset_after_restore_is_an_error_until_vcpu_runs() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -432,8 +432,8 @@ fn finish_with_request_of_other_vm_is_stale() {
     });
 }
 
-/// The handler request of a dropped `VcpuGate` does not answer the exit of its successor, even if the
-/// two exits are equal.
+/// The handler request of a dropped `VcpuGate` does not answer the exit of the `VcpuGate` that follows it,
+/// even if the two exits are equal.
 #[test]
 fn finish_of_dropped_vcpu_gate_is_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {

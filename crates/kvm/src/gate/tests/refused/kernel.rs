@@ -110,8 +110,8 @@ fn refused_replace_keeps_file_name_of_events() {
     });
 }
 
-/// An error of the publisher, whose filter the kernel refused, ends with the program in force: the next
-/// program starts without it.
+/// If the kernel refuses a filter of the publisher, that is an error for the program in force. The next
+/// program starts without that error.
 #[test]
 fn next_program_does_not_inherit_publish_error() {
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");

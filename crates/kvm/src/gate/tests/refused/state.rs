@@ -137,8 +137,9 @@ fn refused_replace_keeps_effect_of_reset_and_msr_set_by_host() {
     });
 }
 
-/// If a vCPU makes no exit between a refused program and the next program, it first takes back the old
-/// program's state. So registers and pins that the next program shares with the old one keep their values.
+/// A vCPU that makes no exit between a refused program and the next program first takes back the old
+/// program's state. So registers and pins that the next program shares with the old program keep their
+/// values.
 #[test]
 fn refused_replace_keeps_state_of_idle_vcpu() {
     on_each(&old(), 1, |machine, script| {
@@ -325,7 +326,7 @@ fn refused_replace_under_load_keeps_registers_and_pins() {
                         }
                         assert_eq!(saw[3], Saw::Written);
                         shared = value;
-                        // The first value that is written is pinned, and no other value is accepted.
+                        // The first value that is written is pinned, and writes of other values are refused.
                         if saw[4] == Saw::Written {
                             assert_eq!(*pinned.get_or_insert(value), value);
                         }
