@@ -452,14 +452,14 @@ impl Gate {
     /// program; `listed` is the list of `KVM_GET_MSR_INDEX_LIST`. Call it while no vCPU runs: a
     /// replacement or a restore makes the list longer.
     ///
-    /// A filter removes few MSRs from the list, since a register that the guest may not write still
-    /// changes by other instructions, such as SWAPGS, with time, and by the VMM itself (S10.5). This
-    /// leaves out the registers of KVM's own interface that the guest can neither read nor write, and
-    /// never could. It leaves out no register before [`Self::install`], before the first [`Self::vcpu`]
-    /// has chosen a variant, after a [`Self::replace`], or after a [`VcpuGate::restore`]: KVM may then
-    /// hold a setting that another program let the guest turn on. Use the whole of `listed` for a VM
-    /// that ran before this gate was installed, and for one into which the VMM wrote a snapshot of
-    /// another VM by `KVM_SET_MSRS`.
+    /// A filter removes few MSRs from the list. Even if the guest may not write a register by WRMSR, the
+    /// register may change: by an instruction such as SWAPGS, with time, or by the VMM itself (S10.5). The
+    /// list leaves out the registers of KVM's own interface that the guest can neither read nor write, and
+    /// never could. It leaves out no register before [`Self::install`], before the first [`Self::vcpu`] has
+    /// chosen a variant, after a [`Self::replace`], or after a [`VcpuGate::restore`]: KVM may then hold a
+    /// setting that another program let the guest turn on. Use the whole of `listed` for a VM that ran
+    /// before this gate was installed, and for one into which the VMM wrote a snapshot of another VM by
+    /// `KVM_SET_MSRS`.
     ///
     /// The state that the gate itself holds is in [`VcpuGate::save`]. If `listed` lacks a register that
     /// the policy lets the guest write, `msrgate check --host` warns of it.
@@ -473,11 +473,13 @@ impl Gate {
     /// Returns a shorter [`Self::migration_list`], for a VMM that sets up the registers of the new VM
     /// as it did those of the old one, before [`VcpuGate::restore`].
     ///
-    /// This also leaves out each register that still holds the VMM's value, whatever the guest did: the
-    /// guest cannot write the register under this program, and neither an instruction nor time changes it.
-    /// This is known of only some registers (S10.5). The result equals [`Self::migration_list`] where a
-    /// guest may run guests, under a program with a `handler` or a `device`, which may set any register,
-    /// and wherever [`Self::migration_list`] leaves out no register.
+    /// This list also leaves out each register that still holds the VMM's value, whatever the guest did: the
+    /// guest cannot write the register under this program, and neither an instruction nor time changes the
+    /// register. The gate knows this of only some registers (S10.5).
+    ///
+    /// The list is no shorter than [`Self::migration_list`] in three cases: if a guest may run guests; under
+    /// a program with a `handler` or a `device`, which may set any register; and if [`Self::migration_list`]
+    /// itself leaves out no register.
     #[must_use]
     pub fn tight_migration_list(&self, listed: &[MsrIndex]) -> Vec<MsrIndex> {
         self.listed(listed, |responder, nests, index| {

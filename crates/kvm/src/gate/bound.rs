@@ -110,8 +110,8 @@ impl Bound {
         }
     }
 
-    /// Notes that a reset or a restore begins. If the call fails, no exit is answered until another reset
-    /// or restore succeeds.
+    /// Notes that a reset or a restore begins. If it fails, the `VcpuGate` answers no exit until another
+    /// reset or restore succeeds.
     pub(super) const fn begin(&mut self) {
         (self.begun, self.running) = (Place::NOWHERE, Place::NOWHERE);
     }

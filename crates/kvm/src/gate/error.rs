@@ -149,7 +149,7 @@ pub enum AnswerError {
     NoExit,
     /// The exit has a reason that no kernel known to this crate gives.
     Reason(RawReason),
-    /// A system call on the vCPU failed, of the gate or of a device.
+    /// A system call on the vCPU failed. The gate or a device made the call.
     Call(CallErrno),
     /// The kernel refused the filter with which the gate wanted to let the access through.
     Publish(CallErrno),

@@ -151,8 +151,9 @@ fn logged_access_of_nested_guest_opens_filter() {
     assert!(told.len() >= 6, "{told:?}");
 }
 
-/// With `log = 'first'` the nested guest's instruction is executed again with the nested guest's own
-/// registers. The #GP that a rewind queues meanwhile does not exit to the nested guest's hypervisor.
+/// With `log = 'first'` the gate rewinds the first access of a nested guest. The nested guest then executes
+/// the instruction again, on its own registers, not on those of the guest. For the rewind the gate queues a
+/// #GP and cancels it: this #GP does not exit to the nested guest's hypervisor.
 #[test]
 fn first_access_of_nested_guest_is_rewound() {
     let Some(mut machine) = Machine::new("log = 'first'", "IA32_STAR = 'rw'\nIA32_PAT = 'rw'")

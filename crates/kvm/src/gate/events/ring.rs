@@ -17,7 +17,8 @@ pub(super) type Entry = [u64; WORDS];
 pub(super) enum Room {
     /// The slots that all entries share, as many as the requested capacity.
     Shared,
-    /// The shared slots, and one further slot that only such an entry may take.
+    /// The shared slots, and one further slot that is kept for an important entry, such as the event of a
+    /// kill.
     Kept,
 }
 

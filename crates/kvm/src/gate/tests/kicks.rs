@@ -271,8 +271,8 @@ fn save_completes_pending_exit() {
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
 }
 
-/// If the last exit is not an MSR exit, `save` makes no `KVM_RUN`: the VMM itself completes such an exit,
-/// and a `KVM_RUN` would overwrite `if_flag`.
+/// If the last exit is not an MSR exit, `save` makes no `KVM_RUN`. The VMM itself completes such an exit,
+/// and reads the page: a `KVM_RUN` of `save` would overwrite the page's field `if_flag`.
 #[test]
 fn save_leaves_exit_that_is_no_msr_exit_to_vmm() {
     let Some(mut machine) = value_machine() else {
