@@ -73,7 +73,8 @@ impl Error for InstallError {}
 /// [`Installed::replace`] instead: its order of calls keeps denied accesses from becoming unexpected #GPs.
 ///
 /// # Errors
-/// - [`InstallError::Revision`]: the filter is not of the revision mainline. Nothing was set.
+/// - [`InstallError::Revision`]: the filter was made for another version of KVM than mainline Linux. Nothing
+///   was set.
 /// - [`InstallError::Duplicate`]: the VM's file descriptor could not be duplicated. Nothing was set.
 /// - [`InstallError::Reasons`] or [`InstallError::Filter`]: the kernel refused the mask or the filter. A
 ///   VM that was new has no filter then.

@@ -229,7 +229,7 @@ pub enum StateError {
         /// The value.
         value: u64,
     },
-    /// A system call on the vCPU failed, of the gate or of a device.
+    /// A system call on the vCPU failed. The gate or a device made the call.
     Call(CallErrno),
 }
 

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A log file of whole lines, for [`TextLines`](super::TextLines) and others: each [`Write::write`]
-/// takes whole lines, and is one `write` to the end of the file (`O_APPEND`). So several VMMs may write
-/// to one file, and a killed VMM leaves at most its last line cut.
+/// A log file of whole lines, for [`TextLines`](super::TextLines) and other writers of lines. Each
+/// [`Write::write`] takes whole lines, and is one `write` to the end of the file (`O_APPEND`). So several
+/// VMMs may write to one file, and if a VMM is killed, at most its last line is cut.
 ///
-/// A cut line is ended when the file is opened the next time, or by the next line if a full disk cut
-/// it. If another process is writing a line while this opens the file, that line looks like a cut one:
-/// an empty line may follow it, which readers of JSON lines skip.
+/// If a kill has cut a line, the next process that opens the file ends that line first. If a full disk has
+/// cut a line, the next write ends that line first. If another process is writing a line while this process
+/// opens the file, that line looks cut, too: an empty line may then follow it, which readers of JSON lines
+/// skip.
 ///
 /// For logrotate: its `postrotate` script makes the VMM call the file's [`Reopener`].
 ///
