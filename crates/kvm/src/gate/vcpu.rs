@@ -105,8 +105,9 @@ impl VcpuGate {
     /// - [`AnswerError::Call`]: a call that the answer needs fails.
     /// - [`AnswerError::Publish`], [`AnswerError::OtherFilter`] or [`AnswerError::Gone`]: the kernel's
     ///   filter refuses the access, which the program lets through, and will keep refusing it.
-    /// - [`AnswerError::Theirs`]: the VMM's own filter or mask asks for the exit. The gate has left the exit as
-    ///   the kernel made it. This error comes only after [`Gate::set_beside`](super::Gate::set_beside).
+    /// - [`AnswerError::Theirs`]: the VMM's own filter or mask asks for the exit. The gate has left the
+    ///   exit as the kernel made it. This error comes only after
+    ///   [`Gate::set_beside`](super::Gate::set_beside).
     pub fn answer<V: VcpuHandle>(&mut self, vcpu: &mut V) -> Result<Outcome, AnswerError> {
         let mut port = port(vcpu);
         if !V::ARE_ONE && !self.bound.is_running(port.place()) {
