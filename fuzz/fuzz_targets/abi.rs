@@ -1,5 +1,5 @@
-//! Reads any bytes as the argument of `KVM_X86_SET_MSR_FILTER`, and compares the filter that it sets with S2
-//! and S3.
+//! Reads any bytes as the argument of `KVM_X86_SET_MSR_FILTER`, and checks the filter that the call sets
+//! against the statements S2 and S3 of `docs/kvm-semantics.md`.
 //!
 //! The first byte of the input selects the kernel's revision, the caller's width, and whether `tame` changes
 //! the struct. The other bytes are the caller's memory from address 0 on. The struct is at address 0, and
@@ -55,7 +55,8 @@ fn tame(memory: &mut [u8], width: CallerWidth) {
     bytes.copy_from_slice(&request.encode(width).unwrap());
 }
 
-/// Checks the filters that a call publishes: mainline publishes one or none, v6 one after each step (S2.7).
+/// Checks the filters that a call puts into effect. Mainline Linux puts one filter into effect, or none if
+/// the call fails. Version 6 of the patch puts one into effect after each step (S2.7).
 fn check_published(revision: Revision, call: &SetCall) {
     let published = call.published();
     match revision {
@@ -104,7 +105,8 @@ fn check_round_trip(filter: &Filter) {
             (Revision::V6, CallerWidth::Bits32) => {
                 assert_eq!(call.result(), Err(SetError::NoSuchCall));
             }
-            // The incomplete filter that a failed call of v6 leaves behind can also be set again.
+            // With version 6 of the patch, a failed call leaves an incomplete filter behind. That filter can
+            // also be set again.
             _ => assert!(call.published().last() == Some(filter)),
         }
     }
@@ -133,7 +135,8 @@ fn check_decisions(filter: &Filter) {
     }
 }
 
-/// Decides as S3 says, in an obvious way: by a loop over the ranges.
+/// Decides an access as the statement S3 of `docs/kvm-semantics.md` says, in an obvious way: by a loop over
+/// the ranges.
 fn linear(filter: &Filter, index: u32, access: Access) -> Verdict {
     let allow = |allowed| {
         if allowed {

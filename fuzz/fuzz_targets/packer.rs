@@ -1,6 +1,7 @@
-//! Packs a policy whose entries are made from any bytes: stretches of MSRs in ascending order, each with its
-//! accesses. If the policy fits into a filter, the filter decides as the entries say. It is also the same
-//! filter after a round trip through a program and through the output format that the first byte selects.
+//! Makes a policy from any bytes, and packs it into a filter. Its entries are stretches of MSRs in ascending
+//! order, each with the accesses that it allows. If the policy fits into a filter, the filter decides as the
+//! entries say. The filter is also the same after a round trip through a program and through the output
+//! format that the first byte selects.
 #![no_main]
 
 use std::fmt::Write as _;
@@ -27,8 +28,8 @@ fn length(byte: u8) -> u32 {
     }
 }
 
-/// Returns stretches of MSRs that do not overlap: the first MSR, the last MSR, and a place in `WORDS`. No
-/// stretch has an x2APIC register or the last MSR.
+/// Returns stretches of MSRs that do not overlap. Each is given as its first MSR, its last MSR, and the
+/// index of its accesses in `WORDS`. No stretch has an x2APIC register or the MSR 0xffffffff.
 fn stretches(bytes: &[u8]) -> Vec<(u32, u32, usize)> {
     let mut stretches = Vec::new();
     let mut next = 0_u32;

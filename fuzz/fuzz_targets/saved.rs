@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use msrgate_policy::answer::{Responder, Saved, VcpuState};
 use msrgate_policy::{NoIncludes, Source, compile, parse};
 
-/// A policy with emulated registers, pins, and a register without a writable bit.
+/// A policy with emulated registers, pinned registers, and a register without a writable bit.
 const POLICY: &str = "policy = 1\ndefault = \"deny\"\n[msrs]\n\
     \"0x10..=0x13\" = { register = { reset = \"0x5a\", mask = \"0xff\" } }\n\
     0x200 = { register = { reset = 0, mask = 0 } }\n\

@@ -1,5 +1,6 @@
-//! Reads any bytes as a trace. The lines do not depend on the size of the buffer, and each line is counted
-//! once. An access that was read is the same after it is printed and read again.
+//! Reads any bytes as a trace. The lines that the reader returns do not depend on the size of its buffer,
+//! and the reader counts each line once. An access that was read is the same after it is printed and read
+//! again.
 #![no_main]
 
 use std::io::BufReader;

@@ -54,7 +54,8 @@ impl Bench {
         })
     }
 
-    /// Returns the command that runs `program`, behind `policy` if one is given.
+    /// Returns the command that runs `program`: through `msrgate exec` with `policy` if a policy is given,
+    /// else alone.
     fn command(&self, policy: Option<&str>, program: &Path) -> Command {
         let mut command = match policy {
             None => Command::new(program),
@@ -84,8 +85,9 @@ impl Bench {
         }
     }
 
-    /// Runs the VMM in pairs, with the arguments `alone` without msrgate and with `guarded` behind `policy`.
-    /// Returns the median of `of` over all pairs.
+    /// Runs the VMM in pairs: first without msrgate and with the arguments `alone`, then behind `policy` and
+    /// with the arguments `guarded`. The function `of` computes a number from each pair of runs. Returns the
+    /// median of these numbers.
     fn pairs(
         &self,
         alone: [&str; 2],
@@ -101,7 +103,8 @@ impl Bench {
         Ok(median(values))
     }
 
-    /// Returns the time in milliseconds that a program which does nothing takes from start to end.
+    /// Returns the time in milliseconds that `/bin/true` takes from start to end, behind `policy` if a
+    /// policy is given.
     fn start(&self, policy: Option<&str>) -> Result<f64> {
         let begun = Instant::now();
         self.command(policy, Path::new("/bin/true")).status()?;

@@ -32,13 +32,13 @@ pub(crate) struct Access {
     acl: Option<Acl>,
 }
 
-/// The extent to which a new file has got the access of the old one.
+/// The extent to which a new file has got the access rights of the old file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Given {
-    /// The new file has the whole access.
+    /// The new file has the old file's group, and all rights of its mode and ACL.
     Whole,
     /// The new file has another group, because the caller cannot give it the old file's group. Members of
-    /// its group have at most the rights of others.
+    /// the new group have at most the rights of others.
     WithoutGroup,
 }
 
@@ -79,8 +79,8 @@ impl Access {
         })
     }
 
-    /// Gives this access to a new file of the caller, which no other user may read yet. If the caller may
-    /// not change the owner, the file still belongs to the caller.
+    /// Gives these access rights to a new file that belongs to the caller, and that no other user may read
+    /// yet. If the caller may not change the owner, the file still belongs to the caller.
     ///
     /// # Errors
     /// The mode or the ACL cannot be set.
@@ -113,8 +113,8 @@ impl Access {
     }
 
     /// Returns the mode's bits for the new file. Without the old group, its members count as others, and
-    /// others may be members of the new group. So both get only the rights that group and others had in
-    /// common.
+    /// others may be members of the new group. So the new group and others both get only the rights that the
+    /// old group and others had in common.
     const fn rights(&self, given: Given) -> u32 {
         let rights = self.mode & RIGHTS;
         match given {
@@ -155,8 +155,8 @@ fn remove_acl(file: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// An ACL in the format of the attribute: a version, then entries of eight bytes. An entry is a tag, rights,
-/// and a user or group.
+/// An ACL in the format of the extended attribute [`ACL`]: a version, then entries of eight bytes. An entry
+/// is a tag, rights, and a user or group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Acl(Vec<u8>);
 

@@ -9,7 +9,7 @@ use msrgate_policy::{Mistakes, shown, shown_name};
 use crate::missing;
 use crate::terminal;
 
-/// The largest width of a mistake's lines in columns, also on a wider terminal.
+/// The largest width in columns of a message about a mistake in a policy. It holds also on a wider terminal.
 const WIDTH: usize = 100;
 
 /// The answer of a command that was carried out.
@@ -45,8 +45,9 @@ pub(crate) enum Failure {
 }
 
 impl From<io::Error> for Failure {
-    /// Turns an error of writing into [`Failure::Output`]. Only results are written with `?`; errors of
-    /// reading name their input. [`Results`](crate::results::Results) notes its errors instead.
+    /// Turns an error of writing into [`Failure::Output`]. Only code that writes results may turn an I/O
+    /// error into a failure by `?`; an error of reading becomes a failure that names the input.
+    /// [`Results`](crate::results::Results) notes its errors instead.
     fn from(error: io::Error) -> Self {
         Self::Output(error)
     }

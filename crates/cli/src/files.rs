@@ -77,7 +77,7 @@ pub(crate) struct Opened {
     /// The file's path without links.
     pub(crate) path: PathBuf,
     pub(crate) metadata: Metadata,
-    /// The file's access, for a file that replaces it.
+    /// The file's access rights, which a new file gets that replaces this file.
     pub(crate) access: io::Result<Access>,
 }
 
@@ -137,7 +137,7 @@ impl Place {
         Self::File { folder, opened }
     }
 
-    /// Returns the bytes that identify the text that was read from here.
+    /// Returns the bytes that identify the text that was read from this place.
     pub(crate) fn identity(&self) -> Vec<u8> {
         match self {
             Self::File {
@@ -162,7 +162,7 @@ pub(crate) struct Files {
     by_id: HashMap<FileId, Source>,
     /// The folder from which a text's includes are looked up, by the identity of the text.
     folders: HashMap<Box<[u8]>, PathBuf>,
-    /// The number of bytes that further files may have.
+    /// The number of bytes that files which are not yet read may have together.
     left: usize,
 }
 
@@ -380,7 +380,7 @@ fn text_of(bytes: Vec<u8>) -> Result<String, String> {
 }
 
 /// Reads an argument of at most [`MAX_BYTES`]. For a longer file that is neither a policy nor a program, the
-/// function returns the head, which is enough to find that out.
+/// function returns only the head of the file, which is enough to see that it is neither.
 ///
 /// # Errors
 /// The argument cannot be read, or is a policy or a program that is too long. The error is the reason, for a

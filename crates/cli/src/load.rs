@@ -1,4 +1,5 @@
-//! The steps from the argument POLICY to a compiled policy: reading, parsing and packing.
+//! The steps from the argument POLICY to a compiled policy: reading the file, parsing it, and packing its
+//! entries into a filter.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -24,7 +25,7 @@ use crate::shipped::{SHIPPED, shipped};
 /// The bytes of the file that an argument names, and the place that they were read from.
 #[derive(Debug)]
 pub(crate) struct Input {
-    /// The name in messages.
+    /// The name of the input in messages.
     pub(crate) name: String,
     pub(crate) bytes: Vec<u8>,
     pub(crate) place: Place,
@@ -165,8 +166,8 @@ pub(crate) fn is_standard_input(argument: &Path) -> bool {
     argument.as_os_str() == "-"
 }
 
-/// Returns the advice about an entry that no filter can hold, or `None` if there is no such entry: it
-/// differs from the default, and has more MSRs than all ranges of a filter together.
+/// Returns the advice about an entry that no filter can hold, or `None` if there is no such entry. Such an
+/// entry differs from the default, and has more MSRs than all ranges of a filter together.
 fn too_wide(policy: &Policy) -> Option<String> {
     let reach = MAX_RANGES as u64 * u64::from(Bitmap::MAX_COUNT);
     let default = policy.default_action().verdict();

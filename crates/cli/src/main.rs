@@ -36,9 +36,11 @@ use crate::named::name;
 use crate::remark::Unanswered;
 use crate::results::Results;
 
-/// The exit code for yes: the policy is sound, the guest got what was promised.
+/// The exit code for yes: for example, the policy has no mistakes, or the guest got what the policy
+/// promised.
 const EXIT_YES: u8 = 0;
-/// The exit code for no: the policy has mistakes, an access deviated, a statement does not hold.
+/// The exit code for no: for example, the policy has mistakes, an access did not get what the policy
+/// promised, or KVM does not do what `docs/kvm-semantics.md` states.
 const EXIT_NO: u8 = 1;
 /// The exit code for a command that was not carried out, or only in part: wrong usage, or an error of
 /// reading or writing.

@@ -51,9 +51,9 @@ fn of_host() -> Result<Cpu, String> {
     }
 }
 
-/// Chooses the variant for the processor that the arguments ask for. Without one, chooses this host's
-/// processor if the policy differs by processor and the host can be read, else the first processor of the
-/// policy. Prints the choice to standard error.
+/// Chooses the variant of the policy for the processor that the arguments ask for. If they ask for no
+/// processor and the policy differs by processor, the function chooses this host's processor, or the first
+/// processor of the policy if the host's processor cannot be read. Prints the choice to standard error.
 pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<'c>, Failure> {
     if let Some(cpu) = arg.asked([compiled.program()])? {
         say_asked(arg, &cpu);
@@ -91,9 +91,10 @@ pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<
     })
 }
 
-/// Returns the processor on which two sides are compared, or `None` if they are compared on all processors.
-/// It is the processor that `--cpu` asks for. Without `--cpu`, it is the processor that a filter was
-/// compiled for, if the other side differs by processor. Prints the choice to standard error.
+/// Returns the processor on which the two sides of a comparison are compared, or `None` if they are compared
+/// on all processors. This is the processor that `--cpu` asks for. Without `--cpu`, if one side is a filter
+/// and the other differs by processor, it is the processor that the filter was compiled for. Prints the
+/// choice to standard error.
 ///
 /// # Errors
 /// A filter was compiled for another processor than the arguments ask for, or for one that `--cpu` does not

@@ -261,9 +261,9 @@ fn replaced_hard_link_is_named_on_stderr() {
     }
 }
 
-/// In a user namespace, all groups without a number there have the same number, so the group of a folder
-/// with setgid, which new files get, looks like the group of the old file. The group counts as lost all the
-/// same.
+/// In a user namespace, stat(2) gives the same number for all groups that are unknown there. So a new file
+/// in a setgid folder may seem to have the group of the old file, but really has the group of the folder.
+/// The command treats the group as lost.
 #[test]
 fn replaced_file_loses_group_unknown_in_user_namespace() {
     if !can_become_others() {

@@ -1,6 +1,6 @@
 //! Tests of comparisons of two policies whose `[[when]]`s depend on different parts of a processor's name.
-//! The `[[when]]`s of a policy can hold in several ways, and a comparison looks at each pair of ways, so the
-//! numbers of ways multiply.
+//! Each combination of `[[when]]`s that can hold is a way. A comparison looks at each pair of a way of one
+//! policy and a way of the other, so the numbers of ways multiply.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -47,7 +47,7 @@ fn in_64_ways(part: &str, entries: u32, first_value: u32) -> String {
 }
 
 #[test]
-fn diff_and_check_within_refuse_too_many_pairs_of_ways() {
+fn diff_and_check_within_refuse_policies_whose_whens_combine_in_too_many_ways() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (name, part, first_value) in [("a.toml", "model", 0), ("b.toml", "family", 1)] {
@@ -85,8 +85,8 @@ fn diff_and_check_within_refuse_too_many_pairs_of_ways() {
     let output = msrgate(folder, &cpu);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    // Each of the 200 values differs. For 0x100..=0x105, the bits of family 6 and of model 5 differ only
-    // between 0x100 and 0x101.
+    // The answers of 200 MSRs differ, and so do the reads of two more MSRs: family 6 lets 0x101 be read, and
+    // model 5 lets 0x100 be read.
     let changes = String::from_utf8_lossy(&output.stdout);
     let changes = changes.lines().filter(|line| line.starts_with("  read "));
     assert_eq!(changes.count(), 202);
@@ -124,10 +124,10 @@ fn diff_refuses_policies_that_together_distinguish_too_many_processors() {
     );
 }
 
-/// A comparison of 64 pairs of ways, in which the entries overlap and both action and logging change, needs
-/// no more memory than the reference says.
+/// A comparison of two policies with 64 pairs of ways, whose entries overlap and differ in action and
+/// logging, needs no more memory than the reference says.
 #[test]
-fn diff_within_limit_of_pairs_needs_no_more_memory_than_documented() {
+fn diff_of_whens_that_combine_in_64_ways_needs_no_more_memory_than_documented() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (name, offset, log) in [("a.toml", 0, "all"), ("b.toml", 1, "none")] {

@@ -33,7 +33,7 @@ fn compile(folder: &Path, format: &str) -> String {
 }
 
 #[test]
-fn compile_output_equals_its_policy_in_diff() {
+fn diff_of_policy_and_its_compile_output_finds_no_difference() {
     let folder = tempfile::tempdir().unwrap();
     for format in ["program", "json", "abi"] {
         let file = compile(folder.path(), format);
@@ -270,7 +270,7 @@ fn binary_output_to_terminal_is_refused_by_every_path() {
 }
 
 #[test]
-fn compile_does_not_replace_its_policy() {
+fn compile_does_not_replace_policy_that_it_compiles() {
     let folder = tempfile::tempdir().unwrap();
     let (policy, link) = (folder.path().join("p.toml"), folder.path().join("link"));
     fs::copy(GOOD, &policy).unwrap();

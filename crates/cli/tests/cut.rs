@@ -152,7 +152,7 @@ fn filter_with_bytes_after_last_bitmap_is_input_error() {
 
 /// `import` of a text with zeros in it exits with 2: a part of the file was lost.
 #[test]
-fn import_of_log_or_list_with_zeros_is_incomplete() {
+fn import_of_log_or_list_with_zero_bytes_is_incomplete() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let log = b"[1.0] kvm [1]: ignored rdmsr: 0x1c9 data 0x0\n\0\0\0\n";

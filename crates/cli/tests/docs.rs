@@ -1,5 +1,6 @@
-//! Tests of the documents: every numbered statement exists and names its tests, and these tests exist. If a
-//! test is renamed, a test here fails until the documents have the new name.
+//! Tests of the documents: every numbered statement about KVM, such as S3.2, is in `docs/kvm-semantics.md`
+//! and names its tests, and these tests exist. If a test is renamed, a test here fails until the documents
+//! have the new name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use msrgate_kvm::measure::{Statement, statements};
 
-/// The numbering of the statements in each chapter. S4 and S7 count in letters. S8 and S9 are one statement
-/// each.
+/// The numbering of the statements in each chapter of `docs/kvm-semantics.md`. The statements of the
+/// chapters S4 and S7 have letters instead of numbers. The chapters S8 and S9 are one statement each.
 const CHAPTERS: [(&str, Parts); 10] = [
     ("S1", Parts::Numbers(10)),
     ("S2", Parts::Numbers(7)),
@@ -39,12 +40,13 @@ fn all_statements() -> Vec<String> {
     CHAPTERS.iter().flat_map(of).collect()
 }
 
-/// A reference in a document: a code span that names a statement of the doctor, or a test.
+/// A reference in a document: a code span that names a test, or a statement about KVM that `msrgate doctor`
+/// measures.
 #[derive(Debug)]
 enum Reference<'d> {
-    /// `doctor S2.4a`.
+    /// A statement that `msrgate doctor` measures, such as `doctor S2.4a`.
     Doctor(&'d str),
-    /// `filter::set::tests::s2_4_set_checks_each_range`.
+    /// The path of a test, such as `filter::set::tests::s2_4_set_checks_each_range`.
     Test(&'d str),
 }
 
@@ -160,7 +162,7 @@ fn every_test_that_a_document_names_exists() {
 }
 
 #[test]
-fn every_statement_exists_and_names_its_tests() {
+fn every_numbered_statement_about_kvm_exists_and_names_its_tests() {
     let text = read("docs/kvm-semantics.md");
     let stated = stated(&text);
     let numbers: Vec<String> = stated.iter().map(|(n, _)| format!("S{n}")).collect();
@@ -172,7 +174,7 @@ fn every_statement_exists_and_names_its_tests() {
 }
 
 #[test]
-fn semantics_name_every_doctor_statement() {
+fn semantics_document_names_every_statement_that_doctor_measures() {
     let text = read("docs/kvm-semantics.md");
     let named: BTreeSet<&str> = references(&text)
         .into_iter()
@@ -185,9 +187,10 @@ fn semantics_name_every_doctor_statement() {
     assert_eq!(named, measured);
 }
 
-/// Each paragraph of `docs/msr-filter-api.md`, and each row of its tables, names a statement and a test.
+/// Each paragraph of `docs/msr-filter-api.md`, and each row of its tables, names a test and a statement of
+/// `docs/kvm-semantics.md`.
 #[test]
-fn every_paragraph_of_the_interface_names_a_statement_and_a_test() {
+fn every_paragraph_of_interface_document_names_statement_and_test() {
     let text = read("docs/msr-filter-api.md");
     let blocks = text
         .split("\n\n")
@@ -209,7 +212,7 @@ fn every_paragraph_of_the_interface_names_a_statement_and_a_test() {
 }
 
 #[test]
-fn every_statement_that_a_document_mentions_exists() {
+fn every_statement_number_in_a_document_exists() {
     let mut known: BTreeSet<String> = all_statements().into_iter().collect();
     known.extend(statements().map(|statement| statement.number().to_owned()));
     known.extend(CHAPTERS.map(|(chapter, _)| chapter.to_owned()));

@@ -21,7 +21,7 @@ fn fmt_write_through_link_keeps_link_and_mode() {
     let folder = tempfile::tempdir().expect("a folder");
     let (file, link) = (folder.path().join("a.toml"), folder.path().join("b.toml"));
     fs::write(&file, UNTIDY).expect("written");
-    // A new file would have fewer rights than these, because of the usual umask.
+    // With the usual umask, a new file would get fewer rights than this mode grants.
     fs::set_permissions(&file, Permissions::from_mode(0o662)).expect("set");
     symlink("a.toml", &link).expect("a link");
 
@@ -33,12 +33,12 @@ fn fmt_write_through_link_keeps_link_and_mode() {
     let mode = fs::metadata(&file).expect("a file").permissions().mode();
     assert_eq!(mode & 0o7777, 0o662);
     assert_eq!(fmt(&["--check"], &link).status.code(), Some(0));
-    // No file is left beside them.
+    // The folder has only the file and the link: no temporary file is left.
     assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 2);
 }
 
 #[test]
-fn fmt_write_keeps_canonical_and_wrong_files() {
+fn fmt_write_leaves_canonical_files_and_files_with_mistakes_alone() {
     for (text, code) in [(TIDY, 0), ("policy = 1\n[msrs]\nnothing = \"rw\"\n", 1)] {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(text.as_bytes()).expect("written");

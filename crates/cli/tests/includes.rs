@@ -560,7 +560,7 @@ fn file_included_again_and_again_needs_little_memory() {
         &format!("{HEAD}{}", including(&["b0.toml"; 20])),
     );
     for command in ["check", "compile", "fmt", "diff", "explain", "replay"] {
-        // No filter can refuse this access (S3.1).
+        // No filter can refuse this read, because MSR 0x802 is an x2APIC register (S3.1).
         write(
             folder,
             "trace",

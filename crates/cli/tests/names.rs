@@ -52,7 +52,7 @@ fn names_that_differ_in_hidden_characters_look_different() {
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines, names.map(|(_, shown)| shown));
 
-    // These are all other commands that print the name of a file.
+    // Besides `fmt --check`, these are all commands that print the name of a file.
     for (path, shown) in names {
         let path = OsStr::from_bytes(path);
         let word = OsStr::new;
@@ -168,7 +168,7 @@ fn long_names_are_not_cut() {
 }
 
 #[test]
-fn conflict_of_two_files_names_both_in_json() {
+fn json_about_conflict_between_two_files_names_both_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let policy = format!("{HEAD}include = [\"i.toml\"]\n[msrs]\n0x10 = \"r\"\n");

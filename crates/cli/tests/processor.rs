@@ -1,5 +1,5 @@
-//! Tests of answers about one processor. Each answer names its processor, which is this host's unless
-//! `--cpu` names another.
+//! Tests of commands whose answer is about one processor. The answer names the processor, which is this
+//! host's unless `--cpu` names another processor.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -72,7 +72,7 @@ fn answer_states_named_processor() {
 }
 
 #[test]
-fn answer_without_named_processor_is_for_host() {
+fn answer_without_named_processor_is_about_processor_of_host() {
     let host = of_host();
     for (command, pointer) in &COMMANDS[..3] {
         let output = msrgate(command, &[]);
@@ -97,7 +97,7 @@ fn answer_without_named_processor_is_for_host() {
 /// If a policy differs by processor, `compile` asks for `--cpu` and does not choose this host's processor,
 /// because the output may be for another machine.
 #[test]
-fn compile_does_not_choose_by_the_host() {
+fn compile_does_not_choose_processor_of_host() {
     let json = ["compile", POLICY, "--format", "json", "--filter-only"];
     let output = msrgate(&json, &[]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
@@ -191,7 +191,7 @@ fn misspelt_vendor_is_refused_by_every_command() {
 
 /// If the message of `compile` offers processors, `compile` accepts each of them.
 #[test]
-fn every_offered_processor_is_accepted() {
+fn compile_accepts_every_processor_that_its_message_offers() {
     for policy in [POLICY, "tests/policies/cpus.toml"] {
         let json = ["compile", policy, "--format", "json", "--filter-only"];
         let offered = talk(&msrgate(&json, &[]));

@@ -1,5 +1,6 @@
-//! Tests of the reference of the policy language: every example packs, or is refused with the message that
-//! follows it; and the reference has every key, word, group, gap and limit.
+//! Tests of the reference of the policy language: every example compiles, or is refused with the message
+//! that follows it in the text. The reference lists every key, word and limit of the language, every group
+//! of registers, and every gap in KVM's filter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -58,7 +59,8 @@ impl Includes for Shown {
     }
 }
 
-/// Returns the message about a policy, formatted as in the reference, or an empty text if the policy packs.
+/// Returns the message about a policy, formatted as in the reference, or an empty text if the policy
+/// compiles.
 fn said_of(text: &str) -> String {
     let is_whole = text.lines().any(|line| line.starts_with("policy"));
     let text = if is_whole {
@@ -84,7 +86,7 @@ fn said_of(text: &str) -> String {
 }
 
 #[test]
-fn every_reference_example_packs_or_is_refused_as_stated() {
+fn every_reference_example_compiles_or_is_refused_as_stated() {
     let blocks = blocks();
     let mut counts = [0, 0];
     for (number, block) in blocks.iter().enumerate() {
@@ -118,9 +120,10 @@ fn every_reference_example_packs_or_is_refused_as_stated() {
     assert!(counts[0] >= 12 && counts[1] >= 6, "{counts:?}");
 }
 
-/// Each worked example passes `test` on the model, and `check` warns at most that a pin disturbs kexec.
+/// Each worked example of the reference passes `msrgate test` on the model of KVM. `msrgate check` gives no
+/// warning about it, except that a pinned register disturbs kexec.
 #[test]
-fn every_worked_example_holds_in_a_guest() {
+fn every_worked_example_of_reference_passes_test_on_model() {
     let (_, worked) = REFERENCE.split_once("## Worked examples").expect("them");
     let examples = blocks().into_iter().filter(|one| worked.contains(one.text));
     let msrgate = |arguments: &[&str], policy: &str| {
@@ -145,10 +148,11 @@ fn every_worked_example_holds_in_a_guest() {
     assert_eq!(count, 3);
 }
 
-/// In the section about a baseline, the team's policy passes `check --within` with the ceiling, and a policy
-/// without the fragment fails.
+/// The reference has a section about an organisation's baseline, with three examples. The policy
+/// `team.toml`, which includes the fragment `baseline.toml`, passes `check --within ceiling.toml`. A policy
+/// that does not include the fragment fails the check.
 #[test]
-fn check_within_passes_baseline_example_and_fails_policy_without_fragment() {
+fn check_within_ceiling_passes_policy_with_baseline_and_fails_policy_without_it() {
     let (_, section) = REFERENCE
         .split_once("## An organisation's baseline")
         .expect("it");
@@ -197,7 +201,7 @@ fn rows(start: &str) -> Vec<&'static str> {
 }
 
 #[test]
-fn every_group_is_in_reference() {
+fn every_register_group_is_in_reference() {
     let groups = registers::groups().iter();
     let expected: Vec<_> = groups
         .map(|group| format!("| `{}` | {} |", group.name, group.summary))
@@ -206,7 +210,7 @@ fn every_group_is_in_reference() {
 }
 
 #[test]
-fn every_gap_is_in_reference_and_can_be_accepted() {
+fn every_gap_in_kvm_filter_is_in_reference_and_can_be_accepted() {
     let gaps = registers::gaps().filter(|gap| gap.kind != GapKind::Use);
     let mut names = BTreeSet::from(["state-not-migrated"]);
     for gap in gaps {
@@ -238,7 +242,7 @@ fn offered(text: &str) -> BTreeSet<String> {
 
 /// The reference has every key and word that the parser offers in place of a misspelt one.
 #[test]
-fn every_key_and_word_is_in_reference() {
+fn every_key_and_word_of_policy_language_is_in_reference() {
     let microcode = "[device.microcode]\nrevision = 1\nupdate = \"accept\"\n";
     let mut count = 0;
     for text in [
@@ -301,7 +305,7 @@ fn limit_of(text: &str) -> usize {
 }
 
 #[test]
-fn every_limit_is_in_reference() {
+fn every_limit_on_policies_is_in_reference() {
     let times = |count: usize, line: fn(usize) -> String| (0..count).map(line).collect::<String>();
     let groups = times(501, |n| {
         format!(

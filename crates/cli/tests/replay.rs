@@ -25,7 +25,7 @@ fn replay_as(format: &str, policy: &str, trace: &str) -> Child {
         .expect("msrgate starts")
 }
 
-/// Gives a run this input. Returns the run's exit code, its results and its messages.
+/// Gives a run of the command this input. Returns the run's exit code, its results and its messages.
 fn said(mut run: Child, input: &[u8]) -> (Option<i32>, String, String) {
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(input).expect("it reads");
@@ -119,7 +119,7 @@ fn replay_of_trace_with_missing_events_never_answers_yes() {
 
 /// After one Ctrl-C the command stops reading, and reports the accesses that it has read.
 #[test]
-fn ctrl_c_ends_trace_and_prints_report() {
+fn replay_prints_report_after_ctrl_c() {
     let (code, out, err) = interrupted(replay("tests/policies/good.toml", "-"), REFUSED);
     assert_eq!(err, "stopped after line 2 of standard input\n");
     assert_eq!(code, Some(1), "{out}");
@@ -157,7 +157,8 @@ fn json_report_has_last_line_before_ctrl_c() {
     assert_eq!(stopped(&out), serde_json::Value::Null);
 }
 
-/// Gives a run the line `first`, then a Ctrl-C, then an allowed access. Returns the same as [`said`].
+/// Gives a run of the command the line `first`, then a Ctrl-C, then a line with an allowed access. Returns
+/// the same as [`said`].
 fn interrupted(mut run: Child, first: &[u8]) -> (Option<i32>, String, String) {
     let mut stdin = run.stdin.take().expect("a pipe");
     stdin.write_all(first).expect("it reads");
@@ -193,8 +194,8 @@ fn ctrl_c_while_waiting_for_a_line_makes_trace_incomplete() {
     );
 }
 
-/// Waits until the run handles SIGINT and sleeps, which means that it waits for its input. Returns false if
-/// that does not happen within about 20 seconds.
+/// Waits until the run of the command has a handler for SIGINT and sleeps, which means that it waits for its
+/// input. Returns false if that does not happen within about 20 seconds.
 fn reads(run: &mut Child) -> bool {
     const SIGINT: u64 = 1 << 1;
     for _ in 0..10_000 {

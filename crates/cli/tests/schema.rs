@@ -51,7 +51,7 @@ fn every_policy_matches_schema() {
 }
 
 #[test]
-fn wrong_shape_is_refused_by_schema_and_parser() {
+fn file_without_shape_of_policy_is_refused_by_schema_and_parser() {
     let validator = validator();
     for text in [
         "policy = 2\ndefault = \"deny\"",
@@ -105,7 +105,7 @@ fn wrong_shape_is_refused_by_schema_and_parser() {
 /// If a table has an unknown key, or a word of the language is replaced by an unknown one, the schema
 /// refuses the policy. Tables whose keys are MSRs are left out.
 #[test]
-fn unknown_key_or_word_is_refused_everywhere() {
+fn unknown_key_or_word_is_refused_by_schema() {
     let validator = validator();
     let mut count = 0;
     for text in policies() {

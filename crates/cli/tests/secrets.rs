@@ -87,7 +87,7 @@ fn values_of_a_file_that_is_no_filter_are_not_quoted() {
 /// The message about wrong JSON has a column only if the file is one line that begins like an output of
 /// `compile`. In other files the column of a mistake would tell the length of the value before it.
 #[test]
-fn place_in_json_tells_no_length_of_a_value() {
+fn message_about_wrong_json_tells_no_length_of_a_value() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(folder.join("e.toml"), HEAD).expect("written");

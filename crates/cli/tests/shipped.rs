@@ -97,7 +97,7 @@ fn shipped_policy_has_summary_name_and_reason_for_every_entry() {
 }
 
 #[test]
-fn shipped_policy_packs_into_same_filter_everywhere() {
+fn check_prints_as_many_ranges_as_filter_of_shipped_policy_has() {
     for name in names() {
         let compiled = compile(read(&name)).expect(&name);
         let ranges: usize = compiled
@@ -171,8 +171,8 @@ fn linux_guest_policy_allows_all_that_linux_boot_allows() {
     }
 }
 
-/// Returns the named registers to which the policy gives this action in this direction, without those of the
-/// x2APIC.
+/// Returns the registers that have a name and whose reads or writes, as `access` says, get the action
+/// `wanted` from the policy. The x2APIC registers are left out.
 fn with(name: &str, access: Access, wanted: &Action) -> Vec<MsrIndex> {
     let compiled = compile(read(name)).expect(name);
     let named = registers::all().iter().map(|register| register.index);
@@ -239,10 +239,11 @@ fn warnings(text: &str) -> usize {
     json["warnings"].as_array().expect("warnings").len()
 }
 
-/// Each gap that a shipped policy accepts exists: `check` warns of the gap if the policy does not accept it.
-/// For `state-not-migrated`, the policy must have an action that keeps state.
+/// Each gap in the enforcement that a shipped policy lists in `accept` really exists: without this word in
+/// `accept`, `check` gives one more warning. For the word `state-not-migrated`, the policy must have an
+/// action that keeps state.
 #[test]
-fn every_accepted_gap_of_shipped_policy_exists() {
+fn every_gap_that_shipped_policy_accepts_exists() {
     let mut seen = 0;
     for name in names() {
         let (resolved, source) = (read(&name), source(&name));
@@ -285,12 +286,12 @@ fn shipped_policy_includes_only_shipped_policies() {
 }
 
 #[test]
-fn shipped_policy_holds_on_model() {
+fn shipped_policy_passes_test_on_model() {
     holds_on("model");
 }
 
 #[test]
-fn shipped_policy_holds_in_real_guest() {
+fn shipped_policy_passes_test_in_real_guest() {
     if let Err(error) = HostCaps::probe() {
         let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
         let advice = error.advice();

@@ -122,7 +122,7 @@ fn broken() -> Stdio {
 
 /// Each command that the help lists has a row in [`ROWS`].
 #[test]
-fn rows_cover_every_command() {
+fn every_command_in_help_has_row_in_table_of_exit_codes() {
     let help = msrgate(&["--help"]).output().expect("it runs").stdout;
     let help = String::from_utf8(help).expect("text");
     let commands = help.split_once("Commands:\n").expect("a list").1;
@@ -255,7 +255,7 @@ fn lost_results_are_reported() {
 /// If the reader closes the pipe while the command still writes, the exit code is the answer. The output is
 /// larger than a pipe.
 #[test]
-fn exit_code_stays_when_reader_closes_early() {
+fn exit_code_is_answer_even_if_reader_closes_pipe_early() {
     let folder = tempfile::tempdir().expect("a folder");
     let [old, new] = [0, 1].map(|first| {
         let path = folder.path().join(format!("{first}.toml"));

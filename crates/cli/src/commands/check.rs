@@ -216,7 +216,8 @@ fn print_warnings(
     };
     let code = first.code.word();
     let shown = match detail {
-        // The entries of the policy's own text that are punctured come first, and all of them are shown.
+        // A punctured entry is one that an included entry within its range loosens. The punctured entries of
+        // the policy's own text come first, and all of them are shown.
         Detail::Brief => SHOWN.max(own_punctured(compiled, warnings)),
         Detail::Full => usize::MAX,
     };
@@ -255,8 +256,8 @@ fn print_warnings(
     Ok(())
 }
 
-/// Returns the number of entries of the policy's own text that are punctured: an included entry within the
-/// entry's range loosens it.
+/// Returns the number of punctured entries in the policy's own text. A punctured entry is one that an
+/// included entry within its range loosens.
 fn own_punctured(compiled: &Compiled, warnings: &[Warning<'_>]) -> usize {
     let policy = compiled.policy();
     let punctured = warnings.iter().filter(|one| one.code == Code::Punctured);

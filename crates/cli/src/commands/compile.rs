@@ -68,8 +68,8 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
     Ok(Answer::Yes)
 }
 
-/// Returns the variant that the user asks for, or the only one. The processor of this host does not matter,
-/// because the file may be for another machine.
+/// Returns the variant of the program for the processor `asked`, or the only variant that the program has.
+/// The processor of this host does not matter, because the file may be for another machine.
 fn variant<'p>(
     program: &'p Program,
     asked: Option<&Cpu>,

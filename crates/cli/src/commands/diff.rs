@@ -20,8 +20,8 @@ use crate::side::{Content, Side};
 struct Report<'r> {
     schema: u32,
     same: bool,
-    /// The processor that the user asked for, or that a filter names; null if the two were compared on all
-    /// processors.
+    /// The processor that the user asked for, or that a filter names; null if the old and the new input were
+    /// compared on all processors.
     cpu: Option<String>,
     old: Described,
     new: Described,
@@ -45,13 +45,14 @@ struct SettingRow {
     direction: &'static str,
 }
 
-/// The differences on a group of processors.
+/// The differences that two policies have on each processor of a group.
 #[derive(Serialize)]
 struct Group<'r> {
     /// A processor of the group; null if no difference depends on the processor.
     cpu: Option<String>,
     changes: Rows<'r, Change>,
-    /// The changes of the logging: other accesses become events.
+    /// The changes of the logging: the accesses that the old policy logs and the new one does not, or the
+    /// reverse.
     logs: Rows<'r, LogChange>,
 }
 
@@ -72,7 +73,7 @@ impl<T> Serialize for Rows<'_, T> {
 struct Row {
     first: String,
     last: String,
-    /// The name of the first MSR.
+    /// The name of the first MSR that changes.
     name: Option<&'static str>,
     access: String,
     was: String,
@@ -82,7 +83,8 @@ struct Row {
     direction: &'static str,
 }
 
-/// The directions in the order of the output: the most important one for a review comes first.
+/// The directions of a change in the order of the output: looser comes first, because it is the most
+/// important for a review.
 const DIRECTIONS: [Direction; 4] = [
     Direction::Looser,
     Direction::Different,

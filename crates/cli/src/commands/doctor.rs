@@ -1,4 +1,5 @@
-//! `msrgate doctor`: tests this host's KVM, statement by statement.
+//! `msrgate doctor`: measures, for one statement of `docs/kvm-semantics.md` after the other, that this
+//! host's KVM does what the statement says.
 
 use std::io::Write;
 

@@ -23,7 +23,7 @@ const MOST: u64 = 0x1_0000;
 /// The indent of the lines that follow the first line of an access.
 const INDENT: &str = "                   ";
 
-/// The JSON row of one MSR in one direction.
+/// The JSON row of the reads of one MSR, or of its writes.
 #[derive(Serialize)]
 struct Row<'c> {
     /// The processor that the row is about; null if the policy is the same for all processors.
@@ -54,13 +54,13 @@ struct Row<'c> {
     /// True if the result needs a gate in the VMM; without one the guest gets #GP.
     needs_gate: bool,
     kernel: KernelRow,
-    /// The kernel's report of an allowed access if KVM does not know the register.
+    /// The kernel's report to user space about an allowed access if KVM does not know the register.
     kernel_if_unknown: Option<KernelRow>,
-    /// `enforce` or `audit`.
+    /// The policy's mode: `enforce` or `audit`.
     mode: &'static str,
-    /// `none`, `denied`, `first`, `all`.
+    /// The accesses that the policy logs: `none`, `denied`, `first` or `all`.
     log: &'static str,
-    /// The accesses that become events, in words.
+    /// The accesses that are logged as events, in words.
     events: &'static str,
     /// The extent of the enforcement: `enforced`, `partly`, `not`.
     enforced: String,
@@ -73,11 +73,11 @@ struct Row<'c> {
 /// The kernel's report to user space about an access.
 #[derive(Serialize)]
 struct KernelRow {
-    /// `nothing`, `gp` or `exit`.
+    /// The kind of the report: `nothing`; `gp`, a #GP in the guest; or `exit`, an exit to user space.
     reports: &'static str,
-    /// `kvm_run.exit_reason`.
+    /// The value of `kvm_run.exit_reason` after an exit.
     exit: Option<u32>,
-    /// `filter` or `unknown`.
+    /// The reason of an exit: `filter` or `unknown`.
     reason: Option<String>,
     /// The reason's bit in `kvm_run.msr.reason`.
     reason_bit: Option<u64>,
@@ -305,7 +305,7 @@ impl<'c> Explained<'c> {
         }
     }
 
-    /// Returns the part of the filter that decides, and its verdict, in words.
+    /// Returns in words the part of the filter that decides the access, and the verdict.
     fn mechanism(&self, explanation: &Explanation<'_>) -> String {
         let verdict = match explanation.decision.verdict {
             Verdict::Allow => "allows it",
@@ -340,7 +340,8 @@ fn kernel_row(reported: Reported) -> KernelRow {
     }
 }
 
-/// Returns the remark about the way in which a gate sees an access that the policy allows.
+/// Returns the remark about the way in which the gate in the VMM notices an access that the policy allows
+/// and logs.
 fn seen(explanation: &Explanation<'_>) -> &'static str {
     let is_carried = msrgate_policy::forward(explanation.index).is_some();
     match (explanation.decision.verdict, explanation.log) {

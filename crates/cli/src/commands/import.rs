@@ -73,13 +73,14 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
         // The missing part of a file may deny more. A log that has lost messages is not incomplete in this
         // sense: no better log exists, so a note is enough.
         (Some(Gap::CutOff), _) => Answer::Incomplete,
-        // On other processors, the policy may allow a guest more than the program does.
+        // The policy is taken from the part of a program for one processor. On all other processors the
+        // policy may allow a guest more than the program does.
         (_, Scope::Like(_)) => Answer::No,
         _ => Answer::Yes,
     })
 }
 
-/// Reads the file up to one byte more than the limit; the caller sees by this byte that the file is too
+/// Reads at most one byte more than the limit. If this byte is there, the caller knows that the file is too
 /// long.
 fn read(from: File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();

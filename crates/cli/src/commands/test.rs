@@ -17,7 +17,7 @@ use crate::processor::{self, Chosen};
 /// The largest number of MSRs in one call. A test of more would take minutes.
 const MOST: u64 = 0x4_0000;
 
-/// The backend that the guest runs on, and the meaning of its results for this host.
+/// The backend that the guest runs on, and the meaning of the results for this host.
 struct Place {
     backend: Box<dyn Backend>,
     measures: Measures,

@@ -152,10 +152,12 @@ fn sdm_style(name: &str) -> &str {
     }
 }
 
-/// Returns the position of the register's own name in `names`, which the caller has sorted by rank. The
-/// function takes the first name that no other register has (`alone`), or whose form with a family no other
-/// register has. For example, `MSR_CORE_C3_RESIDENCY` also means another register, on Skylake, so the own
-/// name is `MSR_NEHALEM_CORE_C3_RESIDENCY`, and not an unrelated name of some family.
+/// Returns the position of the register's main name in `names`, which the caller has sorted by rank. `alone`
+/// is true for a name that no other register has. The function goes through the names, the best rank first,
+/// and takes the first one for which `alone` is true. If another register has the name too, the function
+/// tries the same name with a processor family, before it goes on to the next name. For example,
+/// `MSR_CORE_C3_RESIDENCY` also means another register, on Skylake, so the main name is
+/// `MSR_NEHALEM_CORE_C3_RESIDENCY`.
 fn own_name(names: &[&Name], alone: impl Fn(&Name) -> bool) -> Option<usize> {
     let candidates = names.iter().filter(|name| name.rank < Rank::Alias);
     candidates.into_iter().find_map(|best| {
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn merge_gives_name_to_register_of_best_authority() {
+    fn merge_gives_name_of_two_registers_to_register_of_best_authority() {
         let mut by_hand = mention(4, &[("B", Rank::Alias), ("D", Rank::Hand)]);
         by_hand.source = Source::Extra;
         let rows = merge(&[

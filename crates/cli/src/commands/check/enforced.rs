@@ -13,8 +13,8 @@ use super::SHOWN;
 use crate::cli::Detail;
 use crate::output;
 
-/// The JSON of the enforcement: all entries, and the numbers of those that are enforced, partly enforced,
-/// not enforced, and idle.
+/// The JSON of the enforcement: all entries, and the numbers of entries that are enforced, partly enforced,
+/// not enforced, and idle (they decide nothing).
 #[derive(Serialize)]
 pub(super) struct Counted {
     enforced: usize,
@@ -28,7 +28,7 @@ pub(super) struct Counted {
     /// MSRs.
     idle: usize,
     entries: Vec<EnforcedEntry>,
-    /// The bypasses that exist in some VMs for every register.
+    /// The ways past the filter that exist for every register, but only in some VMs.
     in_some_vms: Vec<VmGap>,
 }
 

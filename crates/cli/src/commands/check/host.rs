@@ -74,8 +74,8 @@ impl Host {
         }
     }
 
-    /// Returns the warnings that depend on this host. They are about the processor `named`, or else about
-    /// the host's own.
+    /// Returns the warnings that depend on this host. The warnings are about the processor `named`, or about
+    /// the host's processor if `named` is `None`.
     pub(super) fn findings<'c>(&self, compiled: &'c Compiled, named: Option<&Cpu>) -> Findings<'c> {
         let none = |why: &str| {
             let codes = [Code::CpuidRefused, Code::NotSaved].into_iter();
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_without_host_name_missing_warnings() {
+    fn findings_if_no_host_was_read_list_missing_warnings() {
         let compiled = compiled("policy = 1\ndefault = 'deny'");
         let host = Host::ask(HostArg::None).expect("none is needed");
         let findings = host.findings(&compiled, None);

@@ -1,4 +1,5 @@
-//! The picture of a filter: for each cluster of MSRs, a bar in text and the numbers of MSRs.
+//! The picture of a filter: for each cluster of MSRs, a bar of characters, and the numbers of MSRs that are
+//! allowed, refused and answered.
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -9,7 +10,7 @@ use serde::Serialize;
 
 use crate::cli::Detail;
 
-/// The number of cells of a bar. It makes a row [`COLUMNS`] wide.
+/// The number of cells of a bar. With this number of cells, a row is [`COLUMNS`] wide.
 const CELLS: NonZeroUsize = NonZeroUsize::new(22).expect("not zero");
 
 /// The number of clusters that are drawn, unless the user asks for all.
@@ -29,9 +30,9 @@ const LEGEND: [&str; 5] = [
 /// The arrangement of a picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// A row for each direction, with its numbers beside the bar.
+    /// A row for reads and a row for writes, each with a bar and the numbers of MSRs beside the bar.
     Table,
-    /// The numbers below the bar, for terminals that are narrower than a row.
+    /// The numbers of MSRs below the bar, for terminals that are narrower than a row of the table.
     Narrow,
 }
 
@@ -52,7 +53,7 @@ pub(super) struct PackedVariant {
     cpu: Option<String>,
     ranges: Vec<PackedRange>,
     clusters: Vec<PackedCluster>,
-    /// The numbers of the MSRs that are in no cluster.
+    /// The counts of the MSRs that are in no cluster.
     rest: Tallies,
 }
 
@@ -69,7 +70,7 @@ struct PackedRange {
 struct PackedCluster {
     first: String,
     last: String,
-    /// The numbers of the ranges in the cluster, counted from 0.
+    /// The indices of the filter's ranges in the cluster; the filter's first range has the index 0.
     ranges: Vec<usize>,
     #[serde(flatten)]
     tallies: Tallies,
@@ -81,7 +82,8 @@ struct Tallies {
     write: Counts,
 }
 
-/// The numbers of MSRs by disposition.
+/// The numbers of MSRs that a guest may access, that are refused, that the gate answers, and that KVM never
+/// filters.
 #[derive(Serialize)]
 struct Counts {
     allowed: u64,
@@ -91,7 +93,8 @@ struct Counts {
     exempt: u64,
 }
 
-/// A variant to show, with a processor that it is for if the policy has `[[when]]`s.
+/// A variant of a policy's filter to show, with a processor that the variant is for if the policy has
+/// `[[when]]`s.
 pub(super) struct Shown<'c> {
     pub(super) variant: &'c Variant,
     pub(super) cpu: Option<&'c Cpu>,
@@ -215,7 +218,8 @@ fn list_ranges(out: &mut dyn Write, ranges: &[Range]) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the names of the ranges in a cluster, such as `0 rw`.
+/// Returns the names of the filter's ranges in a cluster. A name is the range's index and its accesses, such
+/// as `0 rw`.
 fn range_names(variant: &Variant, cluster: &Cluster) -> Vec<String> {
     let ranges = variant.filter().ranges();
     let name = |&number: &usize| {
@@ -291,7 +295,7 @@ const fn symbol(cell: Cell) -> char {
     }
 }
 
-/// Returns the numbers of a tally in words.
+/// Returns a tally of MSRs in words, such as `3 allowed`.
 fn words(tally: Tally) -> String {
     let parts = [
         (tally.allowed, "allowed"),
@@ -317,7 +321,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn narrow_picture_fits_40_columns() {
+    fn narrow_picture_of_filter_fits_40_columns() {
         let text = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x0..=0x7ff' = 'r'\n0xc0000080 = 'rw'\n'0x1000..=0x9000' = 'w'\n";
         let policy = parse(&Source::new("policy.toml", text), &mut NoIncludes).expect("a policy");
         let compiled = compile(policy).expect("a filter");
@@ -344,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn table_needs_78_columns() {
+    fn picture_as_table_needs_78_columns() {
         assert_eq!(Layout::of(Some(77)), Layout::Narrow);
         assert_eq!(Layout::of(Some(78)), Layout::Table);
         assert_eq!(Layout::of(None), Layout::Table);

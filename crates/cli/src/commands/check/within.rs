@@ -17,8 +17,8 @@ use crate::side::{Content, Side};
 /// The number of violations that are shown.
 const SHOWN: usize = 10;
 
-/// The comparison of a policy with the policy of `--within`, `org`. The first must not be looser than the
-/// second.
+/// The comparison of `policy` with `org`, the policy that the option `--within` names. `policy` must not be
+/// looser than `org`.
 pub(super) struct Within {
     policy: Side,
     org: Side,

@@ -39,8 +39,8 @@ pub(super) struct Report<'r> {
     accesses: u64,
     allowed: u64,
     answered: u64,
-    /// The number of writes that may be denied. It depends on the register's value, which the trace does not
-    /// show.
+    /// The number of writes that may be denied. The decision about such a write depends on the register's
+    /// value, which the trace does not show.
     unsure: u64,
     refused: u64,
     rows: Vec<Listed<'r>>,
@@ -61,7 +61,7 @@ struct Listed<'r> {
     access: String,
     verdict: &'static str,
     count: u64,
-    /// The number of these accesses that got #GP when they were recorded.
+    /// The number of accesses of this row that got #GP when they were recorded.
     faulted: u64,
     first_line: u64,
     first_value: Option<String>,

@@ -28,7 +28,8 @@ struct Row {
     index: String,
     name: Option<&'static str>,
     access: String,
-    /// The pass: in `exits` user space asks for an exit for every reason, in `faults` it asks for no exit.
+    /// The pass of the test. In the pass `exits`, user space asks KVM for an exit for every reason; in the
+    /// pass `faults`, it asks for no exit.
     pass: &'static str,
     expected: &'static str,
     observed: &'static str,
@@ -171,7 +172,7 @@ pub(super) fn heading(
     )
 }
 
-/// Prints one line for each access: the promise, and the guest's result in both passes.
+/// Prints one line for each access: what the policy promises, and what the guest got in both passes.
 pub(super) fn text(out: &mut dyn Write, policy: &Policy, measured: &[Measured]) -> io::Result<()> {
     let (exits, faults) = measured.split_at(measured.len() / 2);
     let bold = anstyle::Style::new().bold();
