@@ -21,7 +21,7 @@ fuzz_target!(|bytes: &[u8]| {
         let policy = parse(&Source::new("fuzz.toml", &text), &mut NoIncludes)
             .expect("a policy without mistakes");
         assert_eq!(policy.policy().entries().len(), imported.entries.len());
-        // The order may differ: a long entry is printed as a table, after the short ones.
+        // The order of the entries may differ: a long entry is printed as a table, after the short ones.
         for draft in &imported.entries {
             let mut entries = policy.policy().entries().iter();
             assert!(

@@ -52,7 +52,7 @@ fuzz_target!(|text: &str| {
             );
             assert_eq!(program.settings(), again.settings());
         }
-        // A `why` of many lines is printed as one line, which may be longer than a policy may have.
+        // A `why` of many lines is printed as one line, which may be longer than a line of a policy may be.
         Err(mistakes) => assert!(
             printed.lines().any(|line| line.len() > MAX_LINE),
             "{mistakes:?}\n{printed}"

@@ -23,7 +23,7 @@ const MOST_BYTES: usize = 64 << 10;
 /// The mode's bits for reading, writing and executing.
 const RIGHTS: u32 = 0o777;
 
-/// The access that a file grants.
+/// The access rights that a file gives to its owner, its group and other users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Access {
     owner: u32,
@@ -43,7 +43,7 @@ pub(crate) enum Given {
 }
 
 impl Access {
-    /// Returns the access of an open file.
+    /// Returns the access rights of an open file.
     ///
     /// # Errors
     /// The file's ACL cannot be read.
@@ -53,8 +53,8 @@ impl Access {
         Self::with(metadata, &bytes, length)
     }
 
-    /// Returns the access of the file at `path`, which the caller may not be able to open. Links are not
-    /// followed.
+    /// Returns the access rights of the file at `path`, which the caller may not be able to open. Links are
+    /// not followed.
     ///
     /// # Errors
     /// The file's ACL cannot be read.

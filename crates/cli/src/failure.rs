@@ -53,7 +53,8 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Prints the styled text, with a line feed at its end. The stream removes styles that it cannot show.
+/// Prints the message about the failure, with styles, and with a line feed at its end. The stream that gets
+/// the text removes styles that it cannot show.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let red = anstyle::AnsiColor::Red.on_default().bold();

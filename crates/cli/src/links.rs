@@ -32,7 +32,8 @@ pub(crate) fn follow(path: &Path) -> io::Result<Target> {
         };
         let folder = real(folder(&path))?;
         let there = folder.join(name);
-        // This needs `path` and not `there`, because a `/` at the end of `path` means a folder.
+        // The function looks at `path` and not at `there`, because a `/` at the end of `path` means a
+        // folder.
         match fs::symlink_metadata(&path) {
             Ok(one) if one.is_symlink() => {}
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

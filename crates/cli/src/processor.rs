@@ -16,8 +16,8 @@ pub(crate) struct Chosen<'c> {
 }
 
 impl CpuArg {
-    /// Returns the processor that `--cpu` asks for, or `None` without `--cpu`. The answer is about
-    /// `programs`: if they are the same for all steppings of a model, `--cpu` needs no stepping.
+    /// Returns the processor that `--cpu` asks for, or `None` without `--cpu`. If `programs` are the same
+    /// for all steppings of a model, `--cpu` needs no stepping.
     ///
     /// # Errors
     /// The processor of this host is asked for and cannot be read. Or `--cpu` has no stepping, and the

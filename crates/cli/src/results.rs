@@ -17,7 +17,7 @@ use crate::terminal::{self, wrapped};
 pub(crate) struct Results {
     /// The stream. It is not [`io::Stdout`], which ignores that a descriptor is not open for writing.
     stream: io::Result<AutoStream<File>>,
-    /// The text after the last line feed.
+    /// The text after the last line feed, which is not yet written.
     line: Vec<u8>,
     /// The width of a line; longer lines are broken between words.
     width: Option<usize>,

@@ -56,7 +56,8 @@ impl Side {
         })
     }
 
-    /// Returns the place of a decision for JSON: `policy.toml:7`, or the reason why there is no line.
+    /// Returns the place in the policy that an action comes from, for JSON: for example `policy.toml:7`, or
+    /// the reason why there is no such line.
     pub(crate) fn place(&self, origin: Origin) -> String {
         self.place_by(origin, str::to_owned)
     }

@@ -7,7 +7,7 @@ use terminal_size::{Width, terminal_size_of};
 /// The smallest width that lines are broken for, also on a narrower terminal.
 const LEAST: usize = 20;
 
-/// The extra indent of continuation lines that do not stand below the last column.
+/// The extra indent of continuation lines that do not stand below the last column of a table.
 const INDENT: usize = 4;
 
 /// Returns the width of the terminal that results go to, or `None` if they go elsewhere.

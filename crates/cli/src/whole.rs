@@ -134,7 +134,7 @@ fn written(path: &Path, bytes: &[u8], content: Content) -> io::Result<Written> {
     Ok(Written::All)
 }
 
-/// Prints to standard error what differs after a file was replaced.
+/// Prints to standard error what a replaced file has lost: its group, or its other hard links.
 fn say_what_changed(name: &Path, old: &Metadata, given: Given) {
     if given == Given::WithoutGroup {
         note(&format!(
@@ -158,7 +158,8 @@ fn open_file(link: &Path) -> io::Result<File> {
         && folder(link).file_name().is_some_and(|name| name == "fd");
     let name = link.file_name().and_then(|name| name.to_str());
     match name.and_then(|name| name.parse().ok()) {
-        // The duplicate shares the position in the file with the process that opened it.
+        // The duplicate shares its position in the file with the original descriptor, so the output
+        // continues there.
         Some(number) if is_own => descriptors::duplicate(number),
         _ => OpenOptions::new()
             .append(true)

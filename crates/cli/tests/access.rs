@@ -77,8 +77,8 @@ fn msrgate() -> Command {
     Command::new(env!("CARGO_BIN_EXE_msrgate"))
 }
 
-/// Returns the command, run by the user [`CALLER`], who is in a group of the same number and in these
-/// groups.
+/// Returns the command as the user [`CALLER`] runs it. The user is in the group of the same number, and in
+/// the groups `groups`.
 fn as_caller(groups: &[u32]) -> Command {
     let mut command = Command::new("setpriv");
     command.arg(format!("--reuid={CALLER}"));
@@ -255,7 +255,7 @@ fn replaced_hard_link_is_named_on_stderr() {
         let said = String::from_utf8(output.stderr).expect("text");
         assert!(said.contains("p.toml was one of 2 hard links"), "{said}");
         assert_eq!(fs::read_to_string(other).expect("read"), UNTIDY);
-        // The file is no hard link now.
+        // The file has only one name now.
         fs::write(&place.file, UNTIDY).expect("written");
         assert!(place.run(msrgate(), writer).stderr.is_empty());
     }

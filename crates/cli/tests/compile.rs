@@ -23,7 +23,8 @@ fn msrgate(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Compiles the policy into a file of this folder.
+/// Compiles the policy [`GOOD`] into a file in this folder, which has the format's name. Returns the file's
+/// path.
 fn compile(folder: &Path, format: &str) -> String {
     let file = folder.join(format).display().to_string();
     let output = msrgate(&["compile", GOOD, "--format", format, "-o", &file]);
@@ -190,7 +191,7 @@ fn output_to_open_file_continues_at_its_position() {
         let output = in_shell(folder.path(), script);
         assert_eq!(output.status.code(), Some(0), "{script}: {output:?}");
         assert_eq!(fs::read_to_string(&log).unwrap(), wanted, "{script}");
-        // No file is left beside the log and the link.
+        // No temporary file is left: the folder has only the log and the link.
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "{script}");
     }
     for script in [

@@ -114,7 +114,7 @@ fn has_test(text: &str, name: &str) -> bool {
     lines.windows(2).any(is_test)
 }
 
-/// Returns the statements of `docs/kvm-semantics.md`: the number and the text of each.
+/// Returns the statements about KVM in the text of `docs/kvm-semantics.md`: the number and the text of each.
 fn stated(text: &str) -> Vec<(&str, &str)> {
     let chapters = text.split("\n## ").skip(1);
     let items = chapters.flat_map(|chapter| chapter.split("\n- **S").skip(1));

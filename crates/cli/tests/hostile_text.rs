@@ -104,14 +104,14 @@ fn looked_at(arguments: &[&str]) -> Output {
     output
 }
 
-/// Input files that have the hostile text in every place where text is allowed.
+/// Input files that have a hostile text in every place where text is allowed.
 struct Files {
     folder: TempDir,
-    /// A correct policy with the text in its strings.
+    /// A correct policy with the hostile text in its strings.
     policy: String,
-    /// Policies with mistakes, each with the text in other places.
+    /// Policies with mistakes. Each has the hostile text in a place of its own.
     wrong: Vec<String>,
-    /// Files to replay or to import.
+    /// Files with the hostile text to replay or to import.
     others: Vec<String>,
 }
 
@@ -187,7 +187,7 @@ impl Files {
     }
 }
 
-/// Asserts that the JSON contains the original text, for programs that read it.
+/// Asserts that the JSON contains the hostile text unchanged, for programs that read the JSON.
 fn assert_named(text: &str, files: &Files) {
     let output = looked_at(&["check", &files.policy, "--host", "none", "--format", "json"]);
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -198,7 +198,7 @@ fn assert_named(text: &str, files: &Files) {
     assert_eq!(report[0]["file"], *files.policy);
 }
 
-/// Asserts that a formatted policy means the same as the policy.
+/// Asserts that `fmt` of a policy with the hostile text gives a policy with the same meaning.
 fn assert_formatted(files: &Files) {
     let formatted = looked_at(&["fmt", &files.policy]);
     assert!(formatted.status.success(), "{formatted:?}");

@@ -152,7 +152,7 @@ fn exit_code_does_not_depend_on_reader_of_results() {
             answer,
             "{arguments:?}"
         );
-        // The results are lost, so the exit code is at least 2.
+        // If the command has results, they are lost, so the exit code is at least 2.
         let wanted = if output.stdout.is_empty() {
             answer
         } else {

@@ -1,4 +1,4 @@
-//! `msrgate check`.
+//! `msrgate check`: reports what is wrong with a policy, what it enforces, and how it packs into a filter.
 
 mod enforced;
 mod host;
@@ -38,7 +38,7 @@ struct Report {
     warnings: Vec<WarningRow>,
     /// The processor that the user asked for; null if the report is about all processors.
     cpu: Option<String>,
-    /// The host that the policy was compared with.
+    /// The host whose KVM the warnings are about.
     host: HostRow,
     enforcement: Counted,
     packed: Packed,
@@ -165,7 +165,8 @@ fn print(
     for warnings in found.warnings.chunk_by(|one, next| one.code == next.code) {
         print_warnings(out, compiled, warnings, detail)?;
     }
-    // One line names all kinds of warnings that are missing for the same reason.
+    // If the command could not look for several kinds of warnings for the same reason, one line names them
+    // all.
     for missing in found.not_made.chunk_by(|one, next| one.why == next.why) {
         let codes: Vec<_> = missing.iter().map(|one| one.code).collect();
         let why = missing.first().map_or("", |one| &one.why);
@@ -191,7 +192,8 @@ fn print(
     Ok(())
 }
 
-/// Returns the place of an entry, or the policy's name for a warning about the whole policy.
+/// Returns the place of a warning's entry, such as `policy.toml:7`, or the policy's name if the warning is
+/// about the whole policy.
 fn place(compiled: &Compiled, entry: Option<&Entry>) -> String {
     let policy = compiled.policy();
     match entry {

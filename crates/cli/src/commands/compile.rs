@@ -1,4 +1,4 @@
-//! `msrgate compile`.
+//! `msrgate compile`: writes a policy as a program, or its filter as JSON, Rust, C or bytes.
 
 use std::io::{self, IsTerminal as _, Write};
 

@@ -1,4 +1,4 @@
-//! `msrgate diff`.
+//! `msrgate diff`: compares two policies, programs or filters.
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! `msrgate explain`.
+//! `msrgate explain`: says what a policy does with an MSR, and why.
 
 use std::io::Write;
 
@@ -41,7 +41,7 @@ struct Row<'c> {
     /// The chain of files that include that file; the first is the policy itself.
     included_by: Vec<&'c str>,
     entry: Option<&'c str>,
-    /// True if the entry is in a `[[when]]`.
+    /// True if the entry is in a `[[when]]`, a part of the policy for some processors only.
     when: bool,
     why: Option<&'c str>,
     verdict: &'static str,

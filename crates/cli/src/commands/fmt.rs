@@ -1,4 +1,4 @@
-//! `msrgate fmt`.
+//! `msrgate fmt`: writes policies in their canonical form.
 
 use std::io::Write;
 use std::path::Path;

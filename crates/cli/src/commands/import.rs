@@ -1,4 +1,4 @@
-//! `msrgate import`.
+//! `msrgate import`: turns files of other tools and of the kernel into a policy.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -70,8 +70,8 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     }
     out.write_all(print(&imported, name).as_bytes())?;
     Ok(match (imported.gap, imported.scope) {
-        // The missing part of a file may deny more. A log that has lost messages is not incomplete in this
-        // sense: no better log exists, so a note is enough.
+        // A file that was cut off gives an incomplete answer, because the missing part may deny more
+        // accesses. A log that has lost messages does not: no better log exists, so a note is enough.
         (Some(Gap::CutOff), _) => Answer::Incomplete,
         // The policy is taken from the part of a program for one processor. On all other processors the
         // policy may allow a guest more than the program does.

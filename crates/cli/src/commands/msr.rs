@@ -1,4 +1,4 @@
-//! `msrgate msr`.
+//! `msrgate msr`: looks up registers and decodes their values.
 
 use std::io::Write;
 

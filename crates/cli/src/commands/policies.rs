@@ -1,4 +1,4 @@
-//! `msrgate policies`.
+//! `msrgate policies`: lists the shipped policies, or prints one.
 
 use std::io::Write;
 

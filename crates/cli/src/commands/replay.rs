@@ -1,4 +1,4 @@
-//! `msrgate replay`.
+//! `msrgate replay`: says what a policy would have decided of the accesses in a trace.
 
 mod progress;
 mod report;

@@ -21,7 +21,7 @@ pub(super) enum Source {
     Extra,
 }
 
-/// The quality of a name as the register's main name; the smallest value wins.
+/// The rank of a name among the names of a register. The name with the smallest rank is the best main name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
     /// A name in `extra.tsv`.
@@ -36,11 +36,12 @@ pub(super) enum Rank {
     Linux,
     /// A constant of Linux for processors that are no longer in use.
     LinuxOld,
-    /// A name of EDK2 without its family.
+    /// A name of EDK2 without its processor family.
     Generic,
     /// A name of geopm.
     Geopm,
-    /// A name of EDK2 with its family; the number is the family's place in the list of EDK2's families.
+    /// A name of EDK2 with its processor family; the number is the family's place in the list of EDK2's
+    /// families.
     Family(usize),
     /// A name that is always an alias.
     Alias,

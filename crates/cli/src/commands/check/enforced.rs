@@ -22,7 +22,8 @@ pub(super) struct Counted {
     not: usize,
     /// The extent to which `default` is enforced: `enforced`, `partly` or `not`.
     default: String,
-    /// The number of entries that need a gate to answer; without one their accesses are denied.
+    /// The number of entries whose accesses a gate in the VMM must answer; without a gate these accesses are
+    /// denied.
     by_gate: usize,
     /// The number of entries that decide nothing, because other entries override them or decide all of their
     /// MSRs.
@@ -38,9 +39,9 @@ struct EnforcedEntry {
     entry: String,
     file: Option<String>,
     line: Option<u32>,
-    /// `enforced`, `partly`, `not`.
+    /// The extent to which the entry is enforced: `enforced`, `partly` or `not`.
     extent: String,
-    /// `filter` or `gate`.
+    /// The part that enforces the entry: `filter`, KVM's MSR filter, or `gate`, the gate in the VMM.
     by: String,
     holes: Vec<HoleRow>,
 }
@@ -54,7 +55,7 @@ pub(crate) struct HoleRow {
     access: String,
     name: &'static str,
     why: String,
-    /// True if the policy's `accept` names the bypass.
+    /// True if the policy's setting `accept` names the bypass.
     accepted: bool,
 }
 
@@ -93,7 +94,8 @@ pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
     }
 }
 
-/// Returns the remark about a bypass that the policy's `accept` names, or an empty text.
+/// Returns the remark that the policy accepts a bypass, or an empty text if the policy's setting `accept`
+/// does not name it.
 pub(crate) fn accepted(policy: &Policy, hole: &Bypass) -> &'static str {
     if hole.cause.is_accepted(policy.settings()) {
         " (accepted)"

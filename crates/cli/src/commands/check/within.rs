@@ -14,7 +14,8 @@ use crate::load::is_standard_input;
 use crate::processor;
 use crate::side::{Content, Side};
 
-/// The number of violations that are shown.
+/// The number of violations that are shown. A violation is a difference by which the policy may be looser
+/// than the policy of `--within`.
 const SHOWN: usize = 10;
 
 /// The comparison of `policy` with `org`, the policy that the option `--within` names. `policy` must not be
@@ -31,9 +32,9 @@ pub(super) struct Within {
 pub(super) struct WithinReport {
     org: String,
     holds: bool,
-    /// The first violations, as text.
+    /// The first violations as text: differences by which the policy may be looser.
     violations: Vec<String>,
-    /// The number of violations; neighbouring MSRs count as one.
+    /// The number of violations. Those of neighbouring MSRs count as one.
     count: usize,
 }
 
