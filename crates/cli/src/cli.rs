@@ -198,7 +198,7 @@ impl Output {
     }
 }
 
-// The usage has the policy first, because `--msr` takes all arguments that follow.
+// The usage line has POLICY before `--msr`, because `--msr` takes all arguments that follow it.
 #[derive(Debug, Args)]
 #[command(override_usage = "msrgate test <POLICY> [OPTIONS] [--msr <MSR>...]")]
 pub(crate) struct TestArgs {

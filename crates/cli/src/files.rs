@@ -157,7 +157,7 @@ impl Place {
 /// A policy includes another file by a path from the folder of the including file, and a shipped policy by
 /// its name.
 pub(crate) struct Files {
-    /// The texts by path. A file that could not be read is not tried again.
+    /// The texts of the files, by path. A file that could not be read is not tried again.
     by_path: HashMap<PathBuf, Result<Source, IncludeError>>,
     by_id: HashMap<FileId, Source>,
     /// The folder from which a text's includes are looked up, by the identity of the text.
@@ -240,7 +240,7 @@ impl Includes for Files {
         let file = folder.map_or_else(|| path.into(), |folder| folder.join(path));
         // An include in a shipped policy means a shipped policy, whatever files the working folder has.
         let is_shipped = |one: &Shipped| one.source().identity() == from.identity();
-        // A dangling link exists, so the name does not mean a shipped policy.
+        // If a dangling link has this name, the name means the link, and not a shipped policy.
         let is_there = fs::symlink_metadata(&file).is_ok();
         if (!is_there || SHIPPED.iter().any(is_shipped))
             && let Some(shipped) = shipped(path)

@@ -62,7 +62,7 @@ impl Input {
                 Self::of(name, read_bytes(file), place, inode)
             }
             Err(error) => match argument.to_str().and_then(shipped) {
-                // A dangling link exists, so the name does not mean a shipped policy.
+                // If a dangling link has this name, the name means the link, and not a shipped policy.
                 Some(shipped)
                     if error.kind() == io::ErrorKind::NotFound && !argument.is_symlink() =>
                 {

@@ -47,8 +47,8 @@ const EXIT_NO: u8 = 1;
 const EXIT_TROUBLE: u8 = 2;
 /// The exit code for a host that lacks something that the command needs.
 const EXIT_HOST: u8 = 3;
-/// The exit code if `exec` could not put the VMM behind the policy. All other exit statuses of `exec` are
-/// the VMM's.
+/// The exit code if `exec` could not put the VMM behind the policy. With any other exit status, `exec`
+/// passes on the status of the VMM.
 const EXIT_NOT_BEHIND: u8 = 125;
 
 fn main() -> ExitCode {
@@ -115,7 +115,7 @@ fn usage(refused: &clap::Error) -> (u8, io::Result<()>) {
     };
     if refused.use_stderr() {
         output::say(&text);
-        // All other exit statuses of `exec` are the VMM's.
+        // `exec` uses one exit status of its own, because every other status is that of the VMM.
         let is_exec = env::args_os().nth(1).is_some_and(|first| first == "exec");
         let code = if is_exec {
             EXIT_NOT_BEHIND

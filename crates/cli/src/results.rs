@@ -15,7 +15,8 @@ use crate::terminal::{self, wrapped};
 /// Text is written line by line. Characters that a person does not [see](is_seen) are replaced, except for
 /// line feeds, tabs and msrgate's own styles.
 pub(crate) struct Results {
-    /// The stream. It is not [`io::Stdout`], which ignores that a descriptor is not open for writing.
+    /// The stream for the results. It is not [`io::Stdout`], which ignores that a descriptor is not open for
+    /// writing.
     stream: io::Result<AutoStream<File>>,
     /// The text after the last line feed, which is not yet written.
     line: Vec<u8>,

@@ -150,7 +150,7 @@ fn replaced_file_keeps_group_and_its_rights_only_if_caller_is_in_group() {
             );
         }
     }
-    // The caller may not even read this file.
+    // The caller has no right to write to this file, nor even to read it.
     let place = Place::of_owner(TEAM, 0o660);
     place.run(as_caller(&[]), Writer::Compile);
     assert_eq!(place.access(), (CALLER, CALLER, 0o600));

@@ -175,12 +175,12 @@ fn output_to_open_file_continues_at_its_position() {
             "exec 3>> log; COMPILE /proc/thread-self/fd/3",
             format!("kept\n{json}"),
         ),
-        // The descriptor belongs to another process: this shell.
+        // In this script, the descriptor belongs to another process than `compile`: the shell.
         (
             "exec 3>> log; COMPILE /proc/$$/fd/3; exit $?",
             format!("kept\n{json}"),
         ),
-        // The file has no name.
+        // In this script, the file has lost its name when `compile` runs.
         (
             "exec 3<> log; mv log old; rm old; COMPILE /dev/fd/3; cat /proc/self/fd/3 > log",
             json.clone(),
@@ -285,7 +285,7 @@ fn compile_does_not_replace_policy_that_it_compiles() {
 }
 
 /// If the output path leads to a file that `compile` has read, the command refuses and the file stays. This
-/// holds for every link and every open descriptor.
+/// holds for every link to the file and for every open descriptor of it.
 #[test]
 fn compile_does_not_replace_file_that_it_read() {
     let folder = tempfile::tempdir().unwrap();

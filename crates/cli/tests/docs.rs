@@ -264,7 +264,7 @@ fn every_link_between_documents_has_a_target() {
 }
 
 #[test]
-fn missing_test_name_is_reported() {
+fn name_of_missing_test_is_reported() {
     for (path, exists) in [
         ("filter::set::tests::s2_4_set_checks_each_range", true),
         ("filter::set::tests::s2_4_each", false),

@@ -278,8 +278,8 @@ fn file_included_under_several_names_is_one_file() {
     assert_eq!(code, Some(1));
 }
 
-/// If a file has hard links in two folders, each of the two includes files of its own folder, although their
-/// text is the same.
+/// If a file has hard links in two folders, a policy read through one link includes files of that link's
+/// folder, although the text is the same for both links.
 #[test]
 fn hard_link_in_another_folder_has_its_own_includes() {
     let folder = folder();
@@ -373,8 +373,8 @@ fn dangling_link_named_like_shipped_policy_is_an_error() {
     assert_eq!(code, Some(1), "{said}");
 }
 
-/// Paths that differ only in bytes that are not UTF-8 are printed differently. They also differ from a path
-/// that is equal to the printed form of one of them.
+/// Paths that differ only in bytes that are not UTF-8 are printed differently. A path of plain text that is
+/// spelt like the printed form of one of these paths is printed differently, too.
 #[test]
 fn paths_that_are_no_text_have_different_names_in_text_and_json() {
     let folder = folder();

@@ -90,7 +90,7 @@ fn names_that_differ_in_hidden_characters_look_different() {
 }
 
 #[test]
-fn file_is_not_shown_as_a_shipped_policy_or_standard_input() {
+fn file_named_like_shipped_policy_or_standard_input_is_shown_with_dot_slash() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let entry = format!("{HEAD}[msrs]\n0x12345 = \"r\"\n");

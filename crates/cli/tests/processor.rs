@@ -54,7 +54,7 @@ fn of_host() -> Option<String> {
 }
 
 #[test]
-fn answer_states_named_processor() {
+fn answer_states_processor_that_cpu_option_names() {
     for (command, pointer) in COMMANDS {
         let named = ["--cpu", "AuthenticAMD:25:1"];
         let output = msrgate(command, &named);
@@ -72,7 +72,7 @@ fn answer_states_named_processor() {
 }
 
 #[test]
-fn answer_without_named_processor_is_about_processor_of_host() {
+fn answer_without_cpu_option_is_about_processor_of_host() {
     let host = of_host();
     for (command, pointer) in &COMMANDS[..3] {
         let output = msrgate(command, &[]);

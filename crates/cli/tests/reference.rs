@@ -389,7 +389,7 @@ fn deepest_include_chain_matches_reference() {
 }
 
 #[test]
-fn help_prints_reference() {
+fn help_policy_prints_reference() {
     let output = Command::new(env!("CARGO_BIN_EXE_msrgate"))
         .args(["help", "policy"])
         .output()

@@ -75,8 +75,9 @@ fn values_of_a_file_that_is_no_filter_are_not_quoted() {
             &["import", "org.toml", "--from", "program"],
         ] {
             let said = said(&run(folder, arguments));
-            // These are the forms in which a message could show a value: text, the number above in decimal
-            // and hexadecimal, and the first letters of `hunter2` as a number, from UTF-16 and from UTF-8.
+            // These are the forms in which a message could show a value: the text `hunter2`, the number
+            // 1212696648 in decimal and hexadecimal, and the first letters of `hunter2` as a number, from
+            // UTF-16 and from UTF-8.
             for part in ["hunter2", "1212696648", "48484848", "750068", "746e7568"] {
                 assert!(!said.contains(part), "{arguments:?} of {shown}: {said}");
             }

@@ -1,4 +1,4 @@
-//! The writing of generated files, and their comparison with the committed ones.
+//! The writing of generated files, and their comparison with the files that are committed.
 
 use std::fs;
 use std::path::PathBuf;

@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn committed_schema_matches_language() {
+    fn committed_schema_matches_policy_language() {
         check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs")).unwrap();
     }
 }

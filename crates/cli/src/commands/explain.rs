@@ -36,9 +36,10 @@ struct Row<'c> {
     does: String,
     /// The line of the policy that decides, counted from 1; null for the default, and for x2APIC registers.
     line: Option<u32>,
-    /// The file of that line: the policy itself, or one that it includes.
+    /// The file of the line that decides: the policy itself, or a file that it includes.
     file: Option<&'c str>,
-    /// The chain of files that include that file; the first is the policy itself.
+    /// The chain of files through which the policy includes the file of the line that decides. The first
+    /// file is the policy itself.
     included_by: Vec<&'c str>,
     entry: Option<&'c str>,
     /// True if the entry is in a `[[when]]`, a part of the policy for some processors only.
@@ -47,7 +48,7 @@ struct Row<'c> {
     verdict: &'static str,
     /// The range of the filter that decides, counted from 0; null for the default.
     range: Option<usize>,
-    /// The bit number of the MSR in that range.
+    /// The bit number of the MSR in the bitmap of the range that decides.
     bit: Option<u32>,
     /// The result for the guest, in words.
     guest: String,
@@ -66,7 +67,7 @@ struct Row<'c> {
     enforced: String,
     /// The accesses that bypass the policy.
     holes: Vec<HoleRow>,
-    /// The uses of the register by other instructions, which no filter checks.
+    /// The uses of the register by instructions other than RDMSR and WRMSR. No filter checks these uses.
     uses: Vec<UseRow>,
 }
 

@@ -8,7 +8,7 @@ use msrgate_policy::one_line;
 use crate::cli::{Cli, HelpArgs};
 use crate::failure::{Answer, Failure};
 
-/// A text that is built into the program.
+/// A topic of `msrgate help`: its name, and its text, which is built into the program.
 struct Topic {
     name: &'static str,
     text: &'static str,

@@ -29,12 +29,12 @@ struct Listed {
     decoded: Option<DecodedValue>,
 }
 
-/// A value with its fields.
+/// A value of a register, taken apart by the register's fields.
 #[derive(Serialize)]
 struct DecodedValue {
     value: String,
     fields: Vec<DecodedField>,
-    /// The bits that are set and that no field covers.
+    /// The bits of the value that are set and that no field covers.
     undescribed: String,
 }
 

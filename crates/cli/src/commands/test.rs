@@ -25,7 +25,7 @@ struct Place {
 
 /// The meaning of the results for this host.
 enum Measures {
-    /// The results are about this host's kernel, which has this release.
+    /// The results are about this host's kernel. The string is the kernel's release.
     Kernel(String),
     /// The results say nothing about this host, as the user asked for the model.
     Nothing,
@@ -51,8 +51,8 @@ pub(super) fn run(args: &TestArgs, out: &mut dyn Write) -> Result<Answer, Failur
     Ok(if is_ok { Answer::Yes } else { Answer::No })
 }
 
-/// Returns the accesses to try: reads and writes of the MSRs that the user asked for, or else of the
-/// policy's test points.
+/// Returns the accesses to try: reads and writes of the MSRs that the user asked for, or else of the MSRs
+/// that show if a filter enforces the policy.
 fn cases(policy: &Policy, variant: &Variant, msrs: &[MsrSet]) -> Result<Vec<Case>, Failure> {
     let asked: u64 = msrs.iter().map(MsrSet::count).sum();
     if asked > MOST {

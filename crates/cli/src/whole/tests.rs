@@ -61,7 +61,7 @@ fn replace_of_changed_file_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn replace_after_changed_link_writes_file_that_was_read() {
+fn replace_after_link_was_changed_writes_file_that_was_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let [file, victim, link] = ["file", "victim", "link"].map(|name| folder.path().join(name));
     fs::write(&file, "old").expect("written");

@@ -19,7 +19,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Returns the name, then the aliases.
+    /// Returns the register's name, then its aliases.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         std::iter::once(&self.name)
             .chain(&self.aliases)
@@ -37,7 +37,8 @@ pub(super) fn key(name: &str) -> String {
     }
 }
 
-/// The authority of a list that gives a name to a register; the smallest value wins.
+/// The authority of a list that gives a name to a register. If several lists give the same name, the list
+/// with the smallest value wins.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Authority {
     /// The architectural names of the SDM, which hold for every processor.

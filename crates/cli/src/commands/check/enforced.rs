@@ -109,7 +109,7 @@ fn accepts(policy: &Policy, gap: &Gap) -> bool {
     accepted.any(|word| **word == *gap.name)
 }
 
-/// Returns the enforcement of all entries, without that of the default.
+/// Returns the enforcement of each entry. The enforcement of the policy's `default` is left out.
 fn entries(all: &[Enforcement]) -> impl Iterator<Item = &Enforcement> {
     all.iter().filter(|one| one.entry.is_some())
 }

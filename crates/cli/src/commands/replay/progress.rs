@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use msrgate_policy::trace::LineNumber;
 
-/// The time between two updates of the line.
+/// The time between two updates of the progress line.
 const EVERY: Duration = Duration::from_millis(200);
 
 /// The number of trace lines between two readings of the clock: a power of two.
@@ -37,7 +37,7 @@ impl Progress {
         }
         self.last = Instant::now();
         self.is_shown = true;
-        // The replay goes on if the progress cannot be shown.
+        // If the progress cannot be shown, the replay goes on all the same.
         let _ = write!(io::stderr(), "\r{}\x1b[K", text(line, bytes, self.size));
     }
 
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_has_percentage_for_file_and_none_for_stream() {
+    fn progress_line_has_percentage_for_file_and_none_for_stream() {
         let (line, _) = Lines::new(&b"\n"[..]).next_line().unwrap().unwrap();
         let half = text(line, 3 << 20, Some(6 << 20));
         assert_eq!(half, "1 lines, 3 MiB, 50 %");

@@ -67,7 +67,7 @@ struct Listed<'r> {
     first_value: Option<String>,
     /// The line of the policy that decides; null for the default, and for x2APIC registers.
     policy_line: Option<u32>,
-    /// The file of that line: the policy itself, or one that it includes.
+    /// The file of the line that decides: the policy itself, or a file that it includes.
     policy_file: Option<&'r str>,
     entry: Option<&'r str>,
 }
