@@ -112,9 +112,9 @@ impl Access {
         Ok(given)
     }
 
-    /// Returns the mode's bits for the new file. Without the old group, its members count as others, and
-    /// others may be members of the new group. So the new group and others both get only the rights that the
-    /// old group and others had in common.
+    /// Returns the mode's bits for the new file. If the new file has lost the old group, the members of that
+    /// group count as others, and others may be members of the new group. So the new group and others both
+    /// get only the rights that the old group and others had in common.
     const fn rights(&self, given: Given) -> u32 {
         let rights = self.mode & RIGHTS;
         match given {

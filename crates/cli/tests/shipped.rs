@@ -240,8 +240,8 @@ fn warnings(text: &str) -> usize {
 }
 
 /// Each gap in the enforcement that a shipped policy lists in `accept` really exists: without this word in
-/// `accept`, `check` gives one more warning. For the word `state-not-migrated`, the policy must have an
-/// action that keeps state.
+/// `accept`, `check` gives more warnings. For the word `state-not-migrated`, the policy must have an action
+/// that keeps state.
 #[test]
 fn every_gap_that_shipped_policy_accepts_exists() {
     let mut seen = 0;

@@ -1,4 +1,4 @@
-//! `msrgate compile`: writes a policy as a program, or its filter as JSON, Rust, C or bytes.
+//! `msrgate compile`: turns a policy into a program for msrgate, or into a filter as JSON, Rust, C or bytes.
 
 use std::io::{self, IsTerminal as _, Write};
 

@@ -1,5 +1,5 @@
-//! `msrgate doctor`: measures, for one statement of `docs/kvm-semantics.md` after the other, that this
-//! host's KVM does what the statement says.
+//! `msrgate doctor`: tests the statements of `docs/kvm-semantics.md` on this host's KVM, one after the
+//! other.
 
 use std::io::Write;
 

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_if_no_host_was_read_list_missing_warnings() {
+    fn findings_if_no_host_was_read_list_warnings_not_looked_for() {
         let compiled = compiled("policy = 1\ndefault = 'deny'");
         let host = Host::ask(HostArg::None).expect("none is needed");
         let findings = host.findings(&compiled, None);
