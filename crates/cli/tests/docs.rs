@@ -1,6 +1,5 @@
-//! Tests of the documents: every numbered statement about KVM, such as S3.2, is in `docs/kvm-semantics.md`
-//! and names its tests, and these tests exist. If a test is renamed, a test here fails until the documents
-//! have the new name.
+//! Tests of the documents: every statement is there, `docs/evidence.md` has its tests, and these tests exist. A
+//! renamed test fails here until `docs/evidence.toml` has its new name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use msrgate_kvm::measure::{Statement, statements};
 
-/// The numbering of the statements in each chapter of `docs/kvm-semantics.md`. The statements of the
-/// chapters S4 and S7 have letters instead of numbers. The chapters S8 and S9 are one statement each.
+/// The numbering of the statements in each chapter. S4 and S7 count in letters. S8 and S9 are one statement
+/// each.
 const CHAPTERS: [(&str, Parts); 10] = [
     ("S1", Parts::Numbers(10)),
     ("S2", Parts::Numbers(7)),
@@ -40,13 +39,12 @@ fn all_statements() -> Vec<String> {
     CHAPTERS.iter().flat_map(of).collect()
 }
 
-/// A reference in a document: a code span that names a test, or a statement about KVM that `msrgate doctor`
-/// measures.
+/// A reference in the evidence: a code span that names a statement of the doctor, or a test.
 #[derive(Debug)]
 enum Reference<'d> {
-    /// A statement that `msrgate doctor` measures, such as `doctor S2.4a`.
+    /// `doctor S2.4a`.
     Doctor(&'d str),
-    /// The path of a test, such as `filter::set::tests::s2_4_set_checks_each_range`.
+    /// `filter::set::tests::s2_4_set_checks_each_range`.
     Test(&'d str),
 }
 
@@ -114,7 +112,7 @@ fn has_test(text: &str, name: &str) -> bool {
     lines.windows(2).any(is_test)
 }
 
-/// Returns the statements about KVM in the text of `docs/kvm-semantics.md`: the number and the text of each.
+/// Returns the statements of `docs/kvm-semantics.md`: the number and the text of each.
 fn stated(text: &str) -> Vec<(&str, &str)> {
     let chapters = text.split("\n## ").skip(1);
     let items = chapters.flat_map(|chapter| chapter.split("\n- **S").skip(1));
@@ -140,7 +138,7 @@ fn mentioned(text: &str) -> BTreeSet<String> {
 /// Returns the repository's own Markdown files.
 fn documents() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for folder in ["", "docs", "docs/decisions", "crates/filter/src"] {
+    for folder in ["", "docs", "docs/decisions"] {
         let entries = fs::read_dir(root().join(folder)).expect(folder);
         found.extend(entries.map(|entry| entry.expect(folder).path()));
     }
@@ -148,34 +146,126 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-#[test]
-fn every_test_that_a_document_names_exists() {
-    let mut count = 0;
-    for document in documents() {
-        let text = fs::read_to_string(&document).expect("a document");
-        let found = references(&text);
-        count += found.len();
-        let wrong: Vec<_> = found.iter().filter_map(broken).collect();
-        assert!(wrong.is_empty(), "{}: {wrong:#?}", document.display());
-    }
-    assert!(count > 300, "only {count} references were found");
+/// A line of the evidence with the lines below it.
+struct Claim<'e> {
+    number: &'e str,
+    text: &'e str,
+}
+
+/// Returns the documents that the evidence is about, each with its claims.
+fn evidence(text: &str) -> Vec<(&str, Vec<Claim<'_>>)> {
+    let sections = text.split("\n## ").skip(1);
+    sections
+        .map(|section| {
+            let (path, rest) = section.split_once('\n').expect("a section");
+            let items = rest.split("\n- **").skip(1);
+            let claims = items.filter_map(|item| {
+                let (number, text) = item.split_once("** ")?;
+                Some(Claim { number, text })
+            });
+            (path, claims.collect())
+        })
+        .collect()
+}
+
+/// Returns the words of a text that are this letter and a number, such as `P12`.
+fn numbered(text: &str, letter: char) -> BTreeSet<&str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+    words
+        .filter(|word| {
+            let digits = word.strip_prefix(letter).unwrap_or_default();
+            !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit())
+        })
+        .collect()
 }
 
 #[test]
-fn every_numbered_statement_about_kvm_exists_and_names_its_tests() {
-    let text = read("docs/kvm-semantics.md");
-    let stated = stated(&text);
+fn every_test_of_the_evidence_exists() {
+    let text = read("docs/evidence.md");
+    let found = references(&text);
+    assert!(
+        found.len() > 300,
+        "only {} references were found",
+        found.len()
+    );
+    let missing: Vec<_> = found.iter().filter_map(broken).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn every_claim_of_the_evidence_has_a_test_or_says_that_there_is_none() {
+    for (path, claims) in evidence(&read("docs/evidence.md")) {
+        for Claim { number, text } in claims {
+            let has_test = !references(text).is_empty();
+            assert!(has_test || text.contains("No test: "), "{path}: {number}");
+        }
+    }
+}
+
+#[test]
+fn every_statement_exists_and_has_evidence() {
+    let (semantics, page) = (read("docs/kvm-semantics.md"), read("docs/evidence.md"));
+    let stated = stated(&semantics);
     let numbers: Vec<String> = stated.iter().map(|(n, _)| format!("S{n}")).collect();
     assert_eq!(numbers, all_statements());
-    for (number, text) in stated {
-        let is_held = !references(text).is_empty() || text.contains("*No test.* By source");
-        assert!(is_held, "S{number} names no test");
+    let evidence = evidence(&page);
+    let (_, claims) = evidence
+        .iter()
+        .find(|(path, _)| *path == "kvm-semantics.md")
+        .expect("a section");
+    let numbers: Vec<&str> = claims.iter().map(|claim| claim.number).collect();
+    assert_eq!(numbers, all_statements());
+}
+
+#[test]
+fn every_numbered_promise_and_claim_has_evidence() {
+    let page = read("docs/evidence.md");
+    let evidence = evidence(&page);
+    for (path, letters) in [
+        ("threat-model.md", "P"),
+        ("policy-reference.md", "R"),
+        ("wrapping-vmms.md", "W"),
+        ("architecture.md", "A"),
+        ("seed.md", "HL"),
+    ] {
+        let text = read(&format!("docs/{path}"));
+        let stated: BTreeSet<&str> = letters.chars().flat_map(|l| numbered(&text, l)).collect();
+        let (_, claims) = evidence.iter().find(|(of, _)| *of == path).expect(path);
+        let shown: BTreeSet<&str> = claims.iter().map(|claim| claim.number).collect();
+        assert_eq!(stated, shown, "{path}");
+        assert_eq!(shown.len(), claims.len(), "{path} has a number twice");
     }
 }
 
 #[test]
-fn semantics_document_names_every_statement_that_doctor_measures() {
-    let text = read("docs/kvm-semantics.md");
+fn every_decision_with_evidence_exists() {
+    let page = read("docs/evidence.md");
+    let evidence = evidence(&page);
+    let (_, claims) = evidence
+        .iter()
+        .find(|(path, _)| *path == "decisions")
+        .expect("a section");
+    let index = read("docs/decisions/README.md");
+    for Claim { number, .. } in claims {
+        assert!(index.contains(&format!("| [{number}](")), "{number}");
+    }
+}
+
+#[test]
+fn documents_other_than_the_evidence_name_no_test() {
+    for document in documents() {
+        if document.ends_with("docs/evidence.md") {
+            continue;
+        }
+        let text = fs::read_to_string(&document).expect("a document");
+        let found = references(&text);
+        assert!(found.is_empty(), "{}: {found:?}", document.display());
+    }
+}
+
+#[test]
+fn evidence_names_every_doctor_statement() {
+    let text = read("docs/evidence.md");
     let named: BTreeSet<&str> = references(&text)
         .into_iter()
         .filter_map(|reference| match reference {
@@ -187,10 +277,36 @@ fn semantics_document_names_every_statement_that_doctor_measures() {
     assert_eq!(named, measured);
 }
 
-/// Each paragraph of `docs/msr-filter-api.md`, and each row of its tables, names a test and a statement of
-/// `docs/kvm-semantics.md`.
+/// The last column of the seed's tables has the items, in code spans.
 #[test]
-fn every_paragraph_of_interface_document_names_statement_and_test() {
+fn every_item_of_the_seed_exists() {
+    let source: String = fs::read_dir(root().join("crates/filter/src"))
+        .expect("a folder")
+        .chain(fs::read_dir(root().join("crates/filter/src/vcpu")).expect("a folder"))
+        .map(|entry| fs::read_to_string(entry.expect("an entry").path()).unwrap_or_default())
+        .collect();
+    let words: BTreeSet<&str> = source
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .collect();
+    let text = read("docs/seed.md");
+    let mut count = 0;
+    for row in text
+        .lines()
+        .filter(|line| line.starts_with("| H") || line.starts_with("| L"))
+    {
+        let cell = row.trim_end_matches(" |").rsplit(" | ").next();
+        for item in cell.unwrap_or_default().split('`').skip(1).step_by(2) {
+            count += 1;
+            let missing = item.split("::").find(|part| !words.contains(part));
+            assert_eq!(missing, None, "{item}");
+        }
+    }
+    assert!(count > 50, "only {count} items were found");
+}
+
+/// Each paragraph of `docs/msr-filter-api.md`, and each row of its tables, names a statement.
+#[test]
+fn every_paragraph_of_the_interface_names_a_statement() {
     let text = read("docs/msr-filter-api.md");
     let blocks = text
         .split("\n\n")
@@ -204,7 +320,6 @@ fn every_paragraph_of_interface_document_names_statement_and_test() {
         };
         for claim in claims {
             count += 1;
-            assert!(!references(claim).is_empty(), "no test: {claim}");
             assert!(!mentioned(claim).is_empty(), "no statement: {claim}");
         }
     }
@@ -212,7 +327,7 @@ fn every_paragraph_of_interface_document_names_statement_and_test() {
 }
 
 #[test]
-fn every_statement_number_in_a_document_exists() {
+fn every_statement_that_a_document_mentions_exists() {
     let mut known: BTreeSet<String> = all_statements().into_iter().collect();
     known.extend(statements().map(|statement| statement.number().to_owned()));
     known.extend(CHAPTERS.map(|(chapter, _)| chapter.to_owned()));
@@ -264,7 +379,7 @@ fn every_link_between_documents_has_a_target() {
 }
 
 #[test]
-fn name_of_missing_test_is_reported() {
+fn missing_test_name_is_reported() {
     for (path, exists) in [
         ("filter::set::tests::s2_4_set_checks_each_range", true),
         ("filter::set::tests::s2_4_each", false),
@@ -286,4 +401,10 @@ fn statement_numbers_are_recognised_in_text() {
     let text = "S1.2, (S4a) S7; S10.5. SSE, S, xS1, SDM S2.4h: `doctor S3` Sixteen";
     let found: Vec<_> = mentioned(text).into_iter().collect();
     assert_eq!(found, ["S1.2", "S10.5", "S2.4h", "S3", "S4a", "S7"]);
+}
+
+#[test]
+fn promise_numbers_are_recognised_in_text() {
+    let text = "**P1. A** (P12), `P3`; xP4 P5a PR P";
+    assert_eq!(numbered(text, 'P'), BTreeSet::from(["P1", "P12", "P3"]));
 }

@@ -2,9 +2,11 @@
 //!
 //! `cargo run -p xtask -- registers` regenerates the register table of `msrgate-policy` from
 //! `crates/policy/data`. `cargo run -p xtask -- schema` regenerates the JSON schema of the policy language
-//! in `docs`. With `--check` both only compare, and fail if a committed file is out of date.
+//! in `docs`. `cargo run -p xtask -- evidence` regenerates the page of tests in `docs` from its map. With
+//! `--check` each only compares, and fails if a committed file is out of date.
 #![forbid(unsafe_code)]
 
+mod evidence;
 mod generated;
 mod registers;
 mod schema;
@@ -12,7 +14,7 @@ mod schema;
 use std::path::Path;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo run -p xtask -- registers|schema [--check]";
+const USAGE: &str = "usage: cargo run -p xtask -- registers|schema|evidence [--check]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -34,6 +36,8 @@ fn run(words: &[&str]) -> anyhow::Result<()> {
         ["registers", "--check"] => registers::check(&policy),
         ["schema"] => schema::regenerate(&docs),
         ["schema", "--check"] => schema::check(&docs),
+        ["evidence"] => evidence::regenerate(&docs),
+        ["evidence", "--check"] => evidence::check(&docs),
         _ => anyhow::bail!(USAGE),
     }
 }
