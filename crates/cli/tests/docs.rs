@@ -339,7 +339,7 @@ fn every_statement_that_a_document_mentions_exists() {
 }
 
 #[test]
-fn readme_picture_equals_check_output() {
+fn reference_picture_equals_check_output() {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_msrgate"));
     let output = command
         .args(["check", "linux-guest", "--host", "none"])
@@ -348,8 +348,8 @@ fn readme_picture_equals_check_output() {
     let (_, picture) = text.split_once("how it packs").expect("a picture");
     let shown = format!("```text\nhow it packs{picture}```\n");
     assert!(
-        read("README.md").contains(&shown),
-        "README.md is to have\n{shown}"
+        read("docs/policy-reference.md").contains(&shown),
+        "docs/policy-reference.md is to have\n{shown}"
     );
     assert!(
         picture.lines().all(|line| line.chars().count() <= 80),
