@@ -86,8 +86,8 @@ pub(crate) fn remarks(mistakes: &Mistakes) -> Vec<Remark> {
         let (source, place) = mistakes.place(mistake).unzip();
         let others = mistakes.other_places(mistake);
         Remark {
-            message: mistake.wrong().to_string(),
-            help: mistake.wrong().help(),
+            message: mistake.kind().to_string(),
+            help: mistake.kind().help(),
             file: source.map(|source| source.name().to_owned()),
             line: place.map(|place| place.line),
             column: place.map(|place| place.column),

@@ -77,8 +77,8 @@ fn said_of(text: &str) -> String {
             .mistakes()
             .iter()
             .fold(String::new(), |mut all, mistake| {
-                let _ = writeln!(all, "{}", mistake.wrong());
-                let help = mistake.wrong().help().into_iter();
+                let _ = writeln!(all, "{}", mistake.kind());
+                let help = mistake.kind().help().into_iter();
                 all.extend(help.map(|help| format!("  {help}\n")));
                 all
             }),
@@ -298,8 +298,8 @@ fn limit_of(text: &str) -> usize {
     let source = Source::new("policy.toml", &format!("{HEAD}{text}"));
     let read = parse(&source, &mut NoIncludes).map(|_| "a policy within all limits");
     let mistakes = read.expect_err("too many");
-    let mut wrongs = mistakes.mistakes().iter().map(Mistake::wrong);
-    let limit = wrongs.find_map(|wrong| match wrong {
+    let mut kinds = mistakes.mistakes().iter().map(Mistake::kind);
+    let limit = kinds.find_map(|kind| match kind {
         MistakeKind::TooMany { limit, .. } => Some(*limit),
         _ => None,
     });

@@ -47,8 +47,8 @@ impl Reads {
             backend,
             script: vec![step; ACCESSES as usize],
         };
-        let wrong = |seen: &&Observed| seen.outcome != GuestOutcome::Value(value);
-        match reads.run()?.iter().find(wrong) {
+        let differs = |seen: &&Observed| seen.outcome != GuestOutcome::Value(value);
+        match reads.run()?.iter().find(differs) {
             Some(seen) => Err(format!("a read of {STAR} is not {value:#x}: {seen:?}").into()),
             None => Ok(reads),
         }

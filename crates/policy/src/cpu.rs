@@ -40,10 +40,10 @@ impl fmt::Display for CpuError {
 impl std::error::Error for CpuError {}
 
 impl From<MistakeKind> for CpuError {
-    fn from(wrong: MistakeKind) -> Self {
-        Self(match wrong.help() {
-            Some(help) => format!("{wrong}; {help}"),
-            None => wrong.to_string(),
+    fn from(kind: MistakeKind) -> Self {
+        Self(match kind.help() {
+            Some(help) => format!("{kind}; {help}"),
+            None => kind.to_string(),
         })
     }
 }

@@ -118,7 +118,7 @@ pub struct Enforcement {
     /// The component that enforces the entry.
     pub enforcer: Enforcer,
     /// The accesses that bypass the entry: reads before writes, in the order of MSRs.
-    pub holes: Vec<Bypass>,
+    pub bypasses: Vec<Bypass>,
 }
 
 /// Returns the extent to which a rule is enforced, and the accesses that bypass the rule.
@@ -134,15 +134,15 @@ pub fn enforcement_of(
     if *segment.action == Action::Allow && segment.by != DecidedBy::Kvm {
         return (Extent::Enforced, Vec::new());
     }
-    let hole = |msrs, cause| Bypass {
+    let bypass = |msrs, cause| Bypass {
         msrs,
         access,
         cause,
     };
     if settings.mode == Mode::Audit && segment.action.refuses() {
-        return (Extent::Not, vec![hole(None, Cause::Audit)]);
+        return (Extent::Not, vec![bypass(None, Cause::Audit)]);
     }
-    let (mut extent, mut holes) = (Extent::Enforced, Vec::new());
+    let (mut extent, mut bypasses) = (Extent::Enforced, Vec::new());
     for (msrs, reach) in registers::exempt(segment.msrs, access) {
         extent = match reach {
             Reach::Not(_) if msrs == segment.msrs => Extent::Not,
@@ -150,14 +150,14 @@ pub fn enforcement_of(
             _ => Extent::Partly,
         };
         let gaps = reach.gaps().iter();
-        for hole in gaps.map(|gap| hole(Some(msrs), Cause::Gap(gap))) {
+        for bypass in gaps.map(|gap| bypass(Some(msrs), Cause::Gap(gap))) {
             // Two rows of the table of gaps may have the same gap, which is listed once.
-            if !holes.contains(&hole) {
-                holes.push(hole);
+            if !bypasses.contains(&bypass) {
+                bypasses.push(bypass);
             }
         }
     }
-    (extent, holes)
+    (extent, bypasses)
 }
 
 /// Returns the extent to which each entry is enforced, on all processors together, in the order of
@@ -177,7 +177,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
             DecidedBy::Default => None,
             DecidedBy::Kvm => continue,
         };
-        let (extent, holes) = enforcement_of(settings, segment, access);
+        let (extent, bypasses) = enforcement_of(settings, segment, access);
         let (extents, so_far) = found.entry(entry).or_insert_with(|| new_enforcement(entry));
         // An entry's allowed accesses do not change the extent of its refusals.
         if *segment.action != Action::Allow {
@@ -186,9 +186,9 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
         if segment.action.needs_answer() {
             so_far.enforcer = Enforcer::Gate;
         }
-        for hole in holes {
-            if !so_far.holes.contains(&hole) {
-                so_far.holes.push(hole);
+        for bypass in bypasses {
+            if !so_far.bypasses.contains(&bypass) {
+                so_far.bypasses.push(bypass);
             }
         }
     }
@@ -206,16 +206,16 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
     let mut all: Vec<_> = found
         .into_values()
         .map(|(mut extents, mut enforcement)| {
-            if let Some(holes) = enforcement.entry.and_then(|id| punctured.remove(&id)) {
-                enforcement.holes.extend(holes);
+            if let Some(bypasses) = enforcement.entry.and_then(|id| punctured.remove(&id)) {
+                enforcement.bypasses.extend(bypasses);
                 extents.push(match together(&extents) {
                     Extent::Not => Extent::Not,
                     Extent::Enforced | Extent::Partly => Extent::Partly,
                 });
             }
             enforcement.extent = together(&extents);
-            let order = |hole: &Bypass| (hole.access, hole.msrs.map(MsrRange::first));
-            enforcement.holes.sort_by_key(order);
+            let order = |bypass: &Bypass| (bypass.access, bypass.msrs.map(MsrRange::first));
+            enforcement.bypasses.sort_by_key(order);
             enforcement
         })
         .collect();
@@ -249,7 +249,7 @@ fn new_enforcement(entry: Option<EntryId>) -> (Vec<Extent>, Enforcement) {
         entry,
         extent: Extent::Enforced,
         enforcer: Enforcer::Filter,
-        holes: Vec::new(),
+        bypasses: Vec::new(),
     };
     (Vec::new(), enforcement)
 }
@@ -258,10 +258,10 @@ fn new_enforcement(entry: Option<EntryId>) -> (Vec<Extent>, Enforcement) {
 fn punctured(compiled: &Compiled) -> BTreeMap<EntryId, Vec<Bypass>> {
     let mut punctured = BTreeMap::<_, Vec<Bypass>>::new();
     for puncture in punctures(compiled) {
-        let holes = punctured.entry(puncture.wide).or_default();
+        let bypasses = punctured.entry(puncture.wide).or_default();
         for (access, msrs) in Access::ALL.into_iter().zip(&puncture.msrs) {
             let ranges = msrs.iter().flat_map(MsrSet::ranges);
-            holes.extend(ranges.map(|&msrs| Bypass {
+            bypasses.extend(ranges.map(|&msrs| Bypass {
                 msrs: Some(msrs),
                 access,
                 cause: Cause::Puncture(puncture.narrow),
@@ -292,17 +292,23 @@ mod tests {
         let policy = compiled.policy();
         let shown = enforcement(&compiled).into_iter().map(|one| {
             let name = one.entry.map_or("default", |id| policy.entry(id).key());
-            let holes = one.holes.iter().map(|hole| {
-                let accepted = if hole.cause.is_accepted(policy.settings()) {
+            let bypasses = one.bypasses.iter().map(|bypass| {
+                let accepted = if bypass.cause.is_accepted(policy.settings()) {
                     " accepted"
                 } else {
                     ""
                 };
-                let msrs = hole.msrs.map_or("all".to_owned(), |msrs| msrs.to_string());
-                format!(", {} {msrs} {}{accepted}", hole.access, hole.cause.name())
+                let msrs = bypass
+                    .msrs
+                    .map_or("all".to_owned(), |msrs| msrs.to_string());
+                format!(
+                    ", {} {msrs} {}{accepted}",
+                    bypass.access,
+                    bypass.cause.name()
+                )
             });
-            let holes: String = holes.collect();
-            format!("{name} {} by {}{holes}", one.extent, one.enforcer)
+            let bypasses: String = bypasses.collect();
+            format!("{name} {} by {}{bypasses}", one.extent, one.enforcer)
         });
         shown.collect()
     }

@@ -63,7 +63,7 @@ pub(crate) fn checked(source: &Source, formatted: String) -> Result<String, Box<
     // Canonical text that cannot be read must not replace text that can.
     let again = check_alone(&Source::new(source.name(), &formatted));
     again.map_err(|mistakes| match beyond_a_limit(&mistakes) {
-        Some(wrong) => Box::new(mistake_in(source, 0..0, wrong)),
+        Some(kind) => Box::new(mistake_in(source, 0..0, kind)),
         None => mistakes,
     })?;
     Ok(formatted)
@@ -72,7 +72,7 @@ pub(crate) fn checked(source: &Source, formatted: String) -> Result<String, Box<
 /// Returns the mistake that the canonical form exceeds a limit, with the size of the canonical
 /// form. The text itself is within the limit.
 fn beyond_a_limit(mistakes: &Mistakes) -> Option<MistakeKind> {
-    let (what, found, limit) = match *mistakes.mistakes().first()?.wrong() {
+    let (what, found, limit) = match *mistakes.mistakes().first()?.kind() {
         MistakeKind::TooLong { bytes, limit } => ("bytes", bytes, limit),
         MistakeKind::LongLine { bytes, limit, .. } => ("bytes in one line", bytes, limit),
         MistakeKind::TooMany { what, found, limit } => (what, found, limit),

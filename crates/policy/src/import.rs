@@ -9,7 +9,7 @@
 //! let allowlist = b"0x10 0x0 # \"MSR_TSC\"\n0x610 0x00ffffff00ffffff # \"MSR_PKG_POWER_LIMIT\"\n";
 //! let imported = import(allowlist, None)?;
 //! assert!(print(&imported, "allowlist").contains("IA32_TIME_STAMP_COUNTER = \"r\""));
-//! assert_eq!(imported.unsaid[0].line, Some(2));
+//! assert_eq!(imported.losses[0].line, Some(2));
 //! # Ok::<_, msrgate_policy::import::ImportError>(())
 //! ```
 
@@ -118,8 +118,8 @@ pub struct Imported {
     /// The entries, sorted by index; no two overlap.
     pub entries: Vec<Draft>,
     /// The parts that a policy cannot express, in the order of the file.
-    pub unsaid: Vec<Loss>,
-    /// The sign that a part of the file is missing, if there is one. [`unsaid`](Self::unsaid)
+    pub losses: Vec<Loss>,
+    /// The sign that a part of the file is missing, if there is one. [`losses`](Self::losses)
     /// mentions the missing part, too.
     pub gap: Option<Gap>,
 }
@@ -214,7 +214,7 @@ pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportEr
 fn read_lines(bytes: &[u8], read: fn(&[u8]) -> Drafts, is_whole: fn(&str) -> bool) -> Drafts {
     if let Some(at) = memchr::memchr(0, bytes) {
         let mut drafts = read(bytes);
-        drafts.unsaid(
+        drafts.lose(
             Some(memchr::memchr_iter(b'\n', &bytes[..at]).count() + 1),
             "this line has a byte that is 0, so a part of the file was lost; get the file anew",
         );
@@ -228,7 +228,7 @@ fn read_lines(bytes: &[u8], read: fn(&[u8]) -> Drafts, is_whole: fn(&str) -> boo
         return read(bytes);
     }
     let mut drafts = read(before);
-    drafts.unsaid(
+    drafts.lose(
         Some(memchr::memchr_iter(b'\n', before).count() + 1),
         "not read: no line feed ends this last line, so that it and what follows may be cut off; if it is whole, end the file with a line feed",
     );

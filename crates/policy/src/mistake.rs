@@ -19,7 +19,7 @@ use report::Report;
 /// One mistake in a policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Mistake {
-    pub(crate) wrong: MistakeKind,
+    pub(crate) kind: MistakeKind,
     /// The places that the mistake is about. A one-line message names the first place.
     pub(crate) places: Vec<Label>,
 }
@@ -430,8 +430,8 @@ fn both_or(accesses: Accesses) -> &'static str {
 impl Mistake {
     /// The kind of the mistake.
     #[must_use]
-    pub const fn wrong(&self) -> &MistakeKind {
-        &self.wrong
+    pub const fn kind(&self) -> &MistakeKind {
+        &self.kind
     }
 }
 

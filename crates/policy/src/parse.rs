@@ -66,11 +66,11 @@ pub(crate) fn read(source: &Source, includes: Option<&mut dyn Includes>) -> Pars
 pub(crate) fn mistake_in(
     source: &Source,
     span: std::ops::Range<usize>,
-    wrong: MistakeKind,
+    kind: MistakeKind,
 ) -> Mistakes {
     let at = At::new(SourceId::new(0), span.into());
     let places = vec![Label::bare(at)];
-    Mistakes::new(vec![source.clone()], vec![Mistake { wrong, places }])
+    Mistakes::new(vec![source.clone()], vec![Mistake { kind, places }])
 }
 
 /// Reads the texts and collects their mistakes: mistaken parts are left out, and reading goes on.
@@ -131,8 +131,8 @@ impl<'i> Reader<'i> {
         self.current = id;
         // This check comes before the size is counted. A text that is not a policy may be secret.
         // If its size counted, later messages about the size limit would reveal it.
-        if let Err(wrong) = judged(source.text()) {
-            self.wrong_as_a_whole(wrong);
+        if let Err(kind) = judged(source.text()) {
+            self.report_text(kind);
             return;
         }
         if !self.has_readable_size(source) {
@@ -142,8 +142,8 @@ impl<'i> Reader<'i> {
         let (document, errors) = DeTable::parse_recoverable(text);
         // The check of the text's head may have been cut off within the version number, so the
         // version is checked once more.
-        if let Err(wrong) = language(document.get_ref(), &errors) {
-            self.wrong_as_a_whole(wrong);
+        if let Err(kind) = language(document.get_ref(), &errors) {
+            self.report_text(kind);
             return;
         }
         if self.has_long_lines(source) {
@@ -180,10 +180,10 @@ impl<'i> Reader<'i> {
 
     /// Checks the size of a text. A text beyond a limit has one mistake, and is not read.
     fn has_readable_size(&mut self, source: &Source) -> bool {
-        if let Err(wrong) = self.size.add(source.text()) {
+        if let Err(kind) = self.size.add(source.text()) {
             // If the limit for all texts is exceeded, no further text is read.
             self.includes = None;
-            self.wrong_as_a_whole(wrong);
+            self.report_text(kind);
             return false;
         }
         true
@@ -195,7 +195,7 @@ impl<'i> Reader<'i> {
         let before = self.mistakes.len();
         for (line, bytes) in source.lines_over(MAX_LINE) {
             let limit = MAX_LINE;
-            self.wrong_as_a_whole(MistakeKind::LongLine { line, bytes, limit });
+            self.report_text(MistakeKind::LongLine { line, bytes, limit });
         }
         self.mistakes.len() != before
     }
@@ -220,13 +220,13 @@ impl<'i> Reader<'i> {
             } else {
                 ""
             };
-            let wrong = MistakeKind::Hidden {
+            let kind = MistakeKind::Hidden {
                 character: format!("U+{number:04X}"),
                 help: format!(
                     "delete it; {why}a string in double quotes may have it as `{escape}`"
                 ),
             };
-            self.wrong(self.at((at..at + c.len_utf8()).into()), wrong);
+            self.report(self.at((at..at + c.len_utf8()).into()), kind);
         }
     }
 
@@ -280,7 +280,7 @@ impl<'i> Reader<'i> {
             return;
         };
         let key = name;
-        self.wrong(
+        self.report(
             self.key_at(item.key),
             MistakeKind::Misplaced { key, place, help },
         );
@@ -312,19 +312,19 @@ impl Reader<'_> {
         At::new(self.current, span)
     }
 
-    fn wrong(&mut self, at: At, wrong: MistakeKind) {
+    fn report(&mut self, at: At, kind: MistakeKind) {
         self.mistake(Mistake {
-            wrong,
+            kind,
             places: vec![Label::bare(at)],
         });
     }
 
     /// Reports a mistake of the current text as a whole, at the place that includes the text.
-    fn wrong_as_a_whole(&mut self, wrong: MistakeKind) {
+    fn report_text(&mut self, kind: MistakeKind) {
         let name = shown_name(self.text().name());
         let place = |at| Label::saying(at, format!("in `{name}`"));
         self.mistake(Mistake {
-            wrong,
+            kind,
             places: self.entrance.map(place).into_iter().collect(),
         });
     }
@@ -342,7 +342,7 @@ impl Reader<'_> {
     }
 
     fn missing(&mut self, key: &'static str, help: &'static str) {
-        self.wrong_as_a_whole(MistakeKind::MissingKey { key, help });
+        self.report_text(MistakeKind::MissingKey { key, help });
     }
 
     fn text(&self) -> &Source {
@@ -380,7 +380,7 @@ fn language(document: &DeTable<'_>, errors: &[toml::de::Error]) -> Result<(), Mi
 fn judged(text: &str) -> Result<(), MistakeKind> {
     let head = &text[..head_of(text.as_bytes()).len()];
     let (document, errors) = DeTable::parse_recoverable(size::to_the_last_mistake(head));
-    language(document.get_ref(), &errors).map_err(|wrong| match wrong {
+    language(document.get_ref(), &errors).map_err(|kind| match kind {
         MistakeKind::NotAPolicy { .. } => {
             let first = errors.first().and_then(toml::de::Error::span);
             let line = first.map(|span| head[..span.start].matches('\n').count() + 1);

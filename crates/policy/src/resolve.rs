@@ -81,7 +81,7 @@ pub fn parse(
 pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
     let parsed = parse::read(source, None);
     let has_default = parsed.has_default;
-    let may_be_mended = |wrong: &MistakeKind| match wrong {
+    let may_be_mended = |kind: &MistakeKind| match kind {
         MistakeKind::OverridesNothing(_) | MistakeKind::DeviceNotSetUp { .. } => true,
         MistakeKind::NamesTheLastMsr(_) | MistakeKind::UnknownNeedsAllow => !has_default,
         _ => false,
@@ -90,28 +90,28 @@ pub(crate) fn check_alone(source: &Source) -> Result<(), Box<Mistakes>> {
 }
 
 /// Resolves a policy. To the mistakes of the single texts, adds the mistakes that show only when
-/// all entries are seen together. `these` returns true for kinds of mistakes that do not count.
+/// all entries are seen together. `is_excused` returns true for kinds of mistakes that do not count.
 fn resolve(
     parsed: parse::Parsed,
-    these: impl Fn(&MistakeKind) -> bool,
+    is_excused: impl Fn(&MistakeKind) -> bool,
 ) -> Result<ResolvedPolicy, Box<Mistakes>> {
     let has_broken_device = parsed.has_broken_device;
-    let these = |wrong: &MistakeKind| {
-        these(wrong) || has_broken_device && matches!(wrong, MistakeKind::DeviceNotSetUp { .. })
+    let is_excused = |kind: &MistakeKind| {
+        is_excused(kind) || has_broken_device && matches!(kind, MistakeKind::DeviceNotSetUp { .. })
     };
     let mut mistakes = parsed.mistakes;
-    mistakes.retain(|mistake: &Mistake| !these(&mistake.wrong));
+    mistakes.retain(|mistake: &Mistake| !is_excused(&mistake.kind));
     // If a policy exceeds a limit, some of its entries were not read.
     let is_limit = |mistake: &Mistake| {
         matches!(
-            mistake.wrong,
+            mistake.kind,
             MistakeKind::TooMany { .. } | MistakeKind::TooLong { .. }
         )
     };
     let is_to_be_resolved = !mistakes.iter().any(is_limit) && mistakes.len() < MAX_MISTAKES;
     let policy = parsed.policy.filter(|_| is_to_be_resolved);
     let resolved = policy.map(|policy| {
-        let variants = variants::resolve(&policy, &parsed.stated, these, &mut mistakes);
+        let variants = variants::resolve(&policy, &parsed.stated, is_excused, &mut mistakes);
         ResolvedPolicy { policy, variants }
     });
     match resolved {

@@ -158,8 +158,8 @@ fn import_of_cut_lines_gives_only_entries_of_whole_file() {
             }
             let last = cut.lines().count();
             let names_last =
-                |unsaid: &Loss| unsaid.line == Some(last) && unsaid.what.starts_with("not read");
-            let is_said = imported.unsaid.iter().any(names_last);
+                |loss: &Loss| loss.line == Some(last) && loss.what.starts_with("not read");
+            let is_said = imported.losses.iter().any(names_last);
             assert_eq!(is_said, imported.gap == Some(Gap::CutOff), "{cut}");
             let ended = format!("{cut}\n");
             let ended = import(ended.as_bytes(), Some(format)).expect("lines");
@@ -253,7 +253,7 @@ fn import_of_log_has_remark_if_messages_were_lost() {
             is_lossy.then_some(Gap::LostMessages),
             "{line}"
         );
-        let lines: Vec<_> = imported.unsaid.iter().map(|unsaid| unsaid.line).collect();
+        let lines: Vec<_> = imported.losses.iter().map(|loss| loss.line).collect();
         assert_eq!(lines, Vec::from_iter(is_lossy.then_some(Some(2))), "{line}");
         let policy = print(&imported, "FILE");
         assert_eq!(

@@ -198,8 +198,8 @@ fn emitted_json_is_one_line_with_reasons() {
 fn emit_states_what_filter_cannot_do() {
     let of = |text: &str| {
         let program = program(text);
-        let unsaid = emit::unsaid(&program, &program.variants()[0]);
-        unsaid
+        let losses = emit::losses(&program, &program.variants()[0]);
+        losses
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>()

@@ -18,7 +18,7 @@ fn again(bytes: &[u8], format: Format) -> (Program, usize) {
     let text = print(&imported, "FILE");
     let policy = parse(&Source::new("imported.toml", &text), &mut NoIncludes).expect(&text);
     let compiled = compile(policy).expect(&text);
-    (compiled.program().clone(), imported.unsaid.len())
+    (compiled.program().clone(), imported.losses.len())
 }
 
 /// Returns the decisions in which two programs differ. Their `log` is not compared, because a
@@ -55,15 +55,15 @@ proptest! {
                 prop_assert_eq!(decided(&filter, &again, None), [], "{}", drawn.text);
             }
         }
-        let (again, unsaid) = again(&program.encode(), Format::Program);
+        let (again, losses) = again(&program.encode(), Format::Program);
         // Only the first variant is imported; the import names the differences of the other
         // variants.
         let others = program.variants().len() - 1;
-        prop_assert!(unsaid >= others);
+        prop_assert!(losses >= others);
         let first = program.variants()[0].example();
         prop_assert_eq!(decided(&program, &again, Some(first)), [], "{}", drawn.text);
         prop_assert_eq!(setting_changes(program.settings(), again.settings()), []);
-        if unsaid == 0 {
+        if losses == 0 {
             prop_assert_eq!(again.settings(), program.settings());
             for (access, rule) in msrgate_filter::Access::ALL
                 .into_iter()

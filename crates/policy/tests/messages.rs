@@ -28,7 +28,7 @@ impl Includes for Texts {
     }
 }
 
-fn wrongs(text: &str) -> Vec<MistakeKind> {
+fn kinds(text: &str) -> Vec<MistakeKind> {
     let texts = [
         (
             "final.toml",
@@ -39,15 +39,15 @@ fn wrongs(text: &str) -> Vec<MistakeKind> {
     ];
     let parsed = parse(&Source::new("policy.toml", text), &mut Texts(texts.into()));
     let mistakes = parsed.expect_err(text);
-    let wrongs = mistakes.mistakes().iter();
-    wrongs.map(|mistake| mistake.wrong().clone()).collect()
+    let kinds = mistakes.mistakes().iter();
+    kinds.map(|mistake| mistake.kind().clone()).collect()
 }
 
 #[test]
 fn messages_of_policy_mistakes() {
     let head = "policy = 1\ndefault = 'deny'\n";
-    let entries = |entries: &str| wrongs(&format!("{head}[msrs]\n{entries}"));
-    let include = |name: &str| wrongs(&format!("{head}include = ['{name}']"));
+    let entries = |entries: &str| kinds(&format!("{head}[msrs]\n{entries}"));
+    let include = |name: &str| kinds(&format!("{head}include = ['{name}']"));
     let many: String = (0..33)
         .map(|model| format!("[[when]]\ncpu = {{ model = {model} }}\n[when.msrs]\n"))
         .collect();
@@ -67,23 +67,23 @@ fn messages_of_policy_mistakes() {
     let files = || {
         let numbers: Vec<_> = (0..256).map(|number| format!("'{number}',\n")).collect();
         let text = format!("{head}include = [{}]", numbers.concat());
-        wrongs(&text)
+        kinds(&text)
     };
     let examples = [
-        wrongs("policy = 1\ndefault = "),
-        wrongs(&format!("{head}[msrs]\nIA32_PAT = 'r'\nIA32_PAT = 'w'")),
-        wrongs(&format!("{head}{}", " ".repeat(msrgate_policy::MAX_BYTES))),
-        wrongs(&format!("{head}# {}", "x".repeat(msrgate_policy::MAX_LINE))),
-        wrongs(&format!("{head}{many}")),
-        wrongs(&format!(
+        kinds("policy = 1\ndefault = "),
+        kinds(&format!("{head}[msrs]\nIA32_PAT = 'r'\nIA32_PAT = 'w'")),
+        kinds(&format!("{head}{}", " ".repeat(msrgate_policy::MAX_BYTES))),
+        kinds(&format!("{head}# {}", "x".repeat(msrgate_policy::MAX_LINE))),
+        kinds(&format!("{head}{many}")),
+        kinds(&format!(
             "{head}x = [{}]",
             ",\n".repeat(msrgate_policy::MAX_TOKENS / 2)
         )),
-        wrongs(&format!(
+        kinds(&format!(
             "{head}x = {}",
             "[\n".repeat(msrgate_policy::MAX_TABLES + 1)
         )),
-        wrongs(&format!("{head}include = [{}]", "'a.toml',\n".repeat(257))),
+        kinds(&format!("{head}include = [{}]", "'a.toml',\n".repeat(257))),
         files(),
         entries(&groups),
         entries(&singles),
@@ -93,25 +93,25 @@ fn messages_of_policy_mistakes() {
             found: msrgate_policy::MAX_BYTES + 1,
             limit: msrgate_policy::MAX_BYTES,
         }]),
-        wrongs("[msrs]"),
-        wrongs("policy = 1\n[msrs]"),
-        wrongs(&format!("{head}[[when]]\n[device.microcode]\n")),
+        kinds("[msrs]"),
+        kinds("policy = 1\n[msrs]"),
+        kinds(&format!("{head}[[when]]\n[device.microcode]\n")),
         entries("0x12345 = { register = {} }"),
-        wrongs(&format!("{head}[msr]")),
-        wrongs("policy = 1\nIA32_PAT = 'r'\n[msrs]\ndefault = 'deny'"),
+        kinds(&format!("{head}[msr]")),
+        kinds("policy = 1\nIA32_PAT = 'r'\n[msrs]\ndefault = 'deny'"),
         entries("read = { IA32_PAT = 'allow' }"),
-        wrongs(&format!("{head}[device.microcod]")),
-        wrongs(&format!("{head}name = 1")),
-        wrongs("policy = 1\ndefault = 'refuse'"),
+        kinds(&format!("{head}[device.microcod]")),
+        kinds(&format!("{head}name = 1")),
+        kinds("policy = 1\ndefault = 'refuse'"),
         entries("IA32_PAT = { read = { value = '0x1ffffffffffffffff' }, write = 'deny' }"),
-        wrongs(&format!(
+        kinds(&format!(
             "{head}[[when]]\ncpu = {{ vendor = 'Genuinintel', model = '9..=8', family = 0x1ff }}\n[when.msrs]\n"
         )),
-        wrongs(&format!(
+        kinds(&format!(
             "{head}[[when]]\ncpu = {{ model = [] }}\n[when.msrs]\n"
         )),
-        wrongs(&format!("{head}name = 'a\u{202e}b'")),
-        wrongs("policy = 2\ndefault = 'deny'"),
+        kinds(&format!("{head}name = 'a\u{202e}b'")),
+        kinds("policy = 2\ndefault = 'deny'"),
         entries("IA32_EFFER = 'r'"),
         entries("'0x808' = 'r'\n'0x7ff..=0x900' = 'r'"),
         entries("'0xfffffff0..=0xffffffff' = 'r'"),
@@ -122,14 +122,14 @@ fn messages_of_policy_mistakes() {
         entries("IA32_PAT = { device = 'microcode' }"),
         entries("IA32_EFER = { read = 'allow', write = 'pin' }"),
         entries("IA32_EFER = { read = 'allow', write = 'deny', log = 'all' }"),
-        wrongs(&format!("{head}unknown = 'ignore'")),
-        wrongs(&format!("{head}accept = ['x2apci']")),
+        kinds(&format!("{head}unknown = 'ignore'")),
+        kinds(&format!("{head}accept = ['x2apci']")),
         entries("'0x10..=0x20' = 'r'\n'0x18..=0x28' = 'none'"),
         entries("IA32_EFER = 'r'\n0xc0000080 = 'w'"),
-        wrongs(&format!(
+        kinds(&format!(
             "{head}include = ['final.toml']\n[msrs]\nIA32_PAT = {{ read = 'allow', write = 'deny', override = true }}"
         )),
-        wrongs(&format!("{head}include = ['final.toml']\nmode = 'audit'")),
+        kinds(&format!("{head}include = ['final.toml']\nmode = 'audit'")),
         entries("IA32_PAT = { read = 'allow', write = 'deny', override = true }"),
         include("absent.toml"),
         include("circle.toml"),
@@ -137,7 +137,7 @@ fn messages_of_policy_mistakes() {
     ];
     let mut examples = examples.concat();
     // Consecutive mistakes with the same message count as one example.
-    examples.dedup_by_key(|wrong| wrong.to_string());
+    examples.dedup_by_key(|kind| kind.to_string());
     insta::assert_snapshot!(messages(
         include_str!("../src/mistake.rs"),
         "MistakeKind",
@@ -173,18 +173,18 @@ fn messages_of_selector_errors() {
 
 #[test]
 fn messages_of_import_errors() {
-    let wrong = |bytes: &[u8], format| import(bytes, format).unwrap_err();
+    let error_of = |bytes: &[u8], format| import(bytes, format).unwrap_err();
     let many: String = (0..=msrgate_policy::MAX_ENTRIES)
         .map(|number| format!("{:#x} 0x0\n", 0x1000 + 2 * number))
         .collect();
     let examples = [
-        wrong(b"", None),
-        wrong(b"{", None),
-        wrong(br#"{"schema":2,"default":"deny","ranges":[]}"#, None),
-        wrong(b"\0", None),
-        wrong(b"", Some(Format::Program)),
-        wrong(br#"{"schema":1,"default":"deny","ranges":[]}"#, None),
-        wrong(many.as_bytes(), None),
+        error_of(b"", None),
+        error_of(b"{", None),
+        error_of(br#"{"schema":2,"default":"deny","ranges":[]}"#, None),
+        error_of(b"\0", None),
+        error_of(b"", Some(Format::Program)),
+        error_of(br#"{"schema":1,"default":"deny","ranges":[]}"#, None),
+        error_of(many.as_bytes(), None),
     ];
     insta::assert_snapshot!(messages(
         include_str!("../src/import.rs"),
@@ -474,9 +474,9 @@ fn entries_with_hostile_text() -> Vec<MistakeKind> {
 /// any text into them.
 #[test]
 fn messages_of_mistakes_escape_hostile_text() {
-    let wrongs = [values_with_hostile_text(), entries_with_hostile_text()].concat();
-    let texts = messages_with_text(include_str!("../src/mistake.rs"), "MistakeKind", &wrongs);
-    let helps = wrongs.iter().filter_map(MistakeKind::help);
+    let kinds = [values_with_hostile_text(), entries_with_hostile_text()].concat();
+    let texts = messages_with_text(include_str!("../src/mistake.rs"), "MistakeKind", &kinds);
+    let helps = kinds.iter().filter_map(MistakeKind::help);
     for text in texts.into_iter().chain(helps) {
         assert!(is_seen(&text.replace('\t', " ")), "{text:?}");
     }
@@ -534,7 +534,7 @@ fn messages_of_other_errors_escape_hostile_text() {
     }
     let log = format!("kvm: ignored rdmsr: 0x1c9 {HOSTILE}\n{HOSTILE}\n");
     let imported = import(log.as_bytes(), Some(Format::MsrSafe)).unwrap();
-    texts.extend(imported.unsaid.iter().map(ToString::to_string));
+    texts.extend(imported.losses.iter().map(ToString::to_string));
     for text in texts {
         assert!(is_seen(&text) && !text.contains('\n'), "{text:?}");
     }

@@ -45,7 +45,7 @@ impl fmt::Display for Loss {
 /// Refusals under `log = "denied"` are not lost: they exit with the reason `filter`, and the
 /// program that sets the filter sees them.
 #[must_use]
-pub fn unsaid(program: &Program, variant: &Variant) -> Vec<Loss> {
+pub fn losses(program: &Program, variant: &Variant) -> Vec<Loss> {
     let settings = program.settings();
     let rules = || variant.rules().all().map(|(_, rule)| rule);
     let unknown = [settings.unknown.read, settings.unknown.write];
@@ -59,7 +59,7 @@ pub fn unsaid(program: &Program, variant: &Variant) -> Vec<Loss> {
         (Loss::Log, rules().any(|rule| rule.log > Log::Denied)),
     ]
     .into_iter()
-    .filter_map(|(unsaid, is_lost)| is_lost.then_some(unsaid))
+    .filter_map(|(loss, is_lost)| is_lost.then_some(loss))
     .collect()
 }
 

@@ -83,7 +83,7 @@ fn later_builder_call_decides_and_its_source_line_is_the_origin() {
 #[test]
 fn build_refuses_invalid_calls() {
     let deny = || ProgramBuilder::new(Verdict::Deny);
-    let wrong = |builder: ProgramBuilder| builder.build().unwrap_err().to_string();
+    let error_of = |builder: ProgramBuilder| builder.build().unwrap_err().to_string();
     let ignored = Unknown {
         read: UnknownAction::Deny,
         write: UnknownAction::Ignore,
@@ -93,13 +93,13 @@ fn build_refuses_invalid_calls() {
         builder.allow(msr(number * 0x10_0000), Accesses::Both)
     });
     let errors = [
-        wrong(deny().action(msr(0x10), Access::Read, &Action::Ignore)),
-        wrong(deny().allow(MsrRange::between(msr(0x7ff), msr(0x900)), Accesses::Both)),
-        wrong(deny().unknown(ignored)),
-        wrong(deny().action(msr(0xc000_0080), Access::Write, &Action::Pin)),
-        wrong(deny().action(msr(0x79), Access::Write, &Action::Device(Device::Microcode))),
-        wrong(deny().allow(MsrIndex::MAX, Accesses::Both)),
-        wrong(clusters),
+        error_of(deny().action(msr(0x10), Access::Read, &Action::Ignore)),
+        error_of(deny().allow(MsrRange::between(msr(0x7ff), msr(0x900)), Accesses::Both)),
+        error_of(deny().unknown(ignored)),
+        error_of(deny().action(msr(0xc000_0080), Access::Write, &Action::Pin)),
+        error_of(deny().action(msr(0x79), Access::Write, &Action::Device(Device::Microcode))),
+        error_of(deny().allow(MsrIndex::MAX, Accesses::Both)),
+        error_of(clusters),
     ];
     insta::assert_snapshot!(errors.join("\n"));
 }

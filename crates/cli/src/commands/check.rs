@@ -12,7 +12,7 @@ use msrgate_policy::lint::{self, Code, Warning};
 use msrgate_policy::{Compiled, Cpu, Entry, one_line, shown_name};
 use serde::Serialize;
 
-pub(super) use enforced::{HoleRow, accepted};
+pub(super) use enforced::{BypassRow, accepted};
 
 use crate::cli::{CheckArgs, Detail, Format};
 use crate::failure::{Answer, Failure};

@@ -111,15 +111,15 @@ fn variant<'p>(
 }
 
 fn keeps_all(program: &Program, variant: &Variant, args: &CompileArgs) -> Result<(), Failure> {
-    let unsaid = emit::unsaid(program, variant);
-    if unsaid.is_empty() || args.filter_only {
+    let losses = emit::losses(program, variant);
+    if losses.is_empty() || args.filter_only {
         return Ok(());
     }
-    let unsaid: Vec<_> = unsaid.iter().map(ToString::to_string).collect();
+    let losses: Vec<_> = losses.iter().map(ToString::to_string).collect();
     Err(Failure::Refused(format!(
         "{}: a filter cannot hold {}; compile a program, or leave them out with --filter-only",
         named::shown(&args.policy),
-        unsaid.join(" and ")
+        losses.join(" and ")
     )))
 }
 

@@ -10,7 +10,7 @@ use msrgate_policy::{
 };
 use serde::Serialize;
 
-use super::check::{HoleRow, accepted};
+use super::check::{BypassRow, accepted};
 use crate::cli::{ExplainArgs, Format};
 use crate::failure::{Answer, Failure};
 use crate::load;
@@ -66,8 +66,10 @@ struct Row<'c> {
     /// The extent of the enforcement: `enforced`, `partly`, `not`.
     enforced: String,
     /// The accesses that bypass the policy.
-    holes: Vec<HoleRow>,
-    /// The uses of the register by instructions other than RDMSR and WRMSR. No filter checks these uses.
+    /// Called `holes` in version 1 of the JSON.
+    #[serde(rename = "holes")]
+    bypasses: Vec<BypassRow>,
+    /// The uses of the register by other instructions, which no filter checks.
     uses: Vec<UseRow>,
 }
 
@@ -149,7 +151,7 @@ impl<'c> Explained<'c> {
 
     fn row(&self, explanation: &Explanation<'c>) -> Row<'c> {
         let entry = explanation.entry;
-        let (extent, holes) = explanation.enforced();
+        let (extent, bypasses) = explanation.enforced();
         let uses = registers::uses(explanation.index).map(|gap| UseRow {
             name: gap.name,
             why: gap.why,
@@ -185,9 +187,9 @@ impl<'c> Explained<'c> {
             log: explanation.log.word(),
             events: explanation.events(),
             enforced: extent.to_string(),
-            holes: holes
+            bypasses: bypasses
                 .iter()
-                .map(|hole| HoleRow::of(self.policy, hole))
+                .map(|bypass| BypassRow::of(self.policy, bypass))
                 .collect(),
             uses: uses.collect(),
         }
@@ -264,18 +266,18 @@ impl<'c> Explained<'c> {
         out: &mut dyn Write,
         explanation: &Explanation<'_>,
     ) -> Result<(), Failure> {
-        let (extent, holes) = explanation.enforced();
+        let (extent, bypasses) = explanation.enforced();
         let extent = match extent {
             Extent::Enforced => "enforced",
             Extent::Partly => "partly enforced",
             Extent::Not => "not enforced",
         };
-        if holes.is_empty() {
+        if bypasses.is_empty() {
             writeln!(out, "{INDENT}{extent}")?;
         }
-        for hole in &holes {
-            let accepted = accepted(self.policy, hole);
-            writeln!(out, "{INDENT}{extent}: {}{accepted}", hole.cause.why())?;
+        for bypass in &bypasses {
+            let accepted = accepted(self.policy, bypass);
+            writeln!(out, "{INDENT}{extent}: {}{accepted}", bypass.cause.why())?;
         }
         Ok(())
     }

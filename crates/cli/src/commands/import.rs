@@ -101,14 +101,14 @@ fn remark(name: &str, imported: &Imported) {
         )),
         _ => {}
     }
-    for unsaid in &imported.unsaid {
-        let place = match unsaid.line {
+    for loss in &imported.losses {
+        let place = match loss.line {
             Some(line) => format!("{name}:{line}"),
             None => name.to_owned(),
         };
         output::say(&format_args!(
             "{yellow}not imported{yellow:#}: {place}: {}\n",
-            one_line(&unsaid.what)
+            one_line(&loss.what)
         ));
     }
 }

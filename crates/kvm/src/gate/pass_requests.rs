@@ -123,11 +123,11 @@ impl PassRequests {
     }
 
     /// Forgets all accesses but these, because a filter that is open for all of them does not fit.
-    pub(super) fn keep_only(&self, these: &[(MsrIndex, Access)]) {
+    pub(super) fn keep_only(&self, accesses: &[(MsrIndex, Access)]) {
         let mut state = self.lock();
         // The next filter is also open for the accesses that were requested in the meantime.
         let waiting = state.waiting.clone();
-        state.all = these
+        state.all = accesses
             .iter()
             .map(|&(index, access)| (access, index))
             .collect();

@@ -15,10 +15,10 @@ fn said(compiled: &Compiled, index: u32, access: Access) -> String {
     let mask = program.variants()[0].reasons();
     let variant = &compiled.variants()[0];
     let explanation = explain(compiled.policy(), variant, MsrIndex::new(index), access);
-    let (extent, holes) = explanation.enforced();
-    let holes: String = holes
+    let (extent, bypasses) = explanation.enforced();
+    let bypasses: String = bypasses
         .iter()
-        .map(|hole| format!(" [{}]", hole.cause.name()))
+        .map(|bypass| format!(" [{}]", bypass.cause.name()))
         .collect();
     let gate = if explanation.needs_gate() {
         " (gate)"
@@ -29,7 +29,7 @@ fn said(compiled: &Compiled, index: u32, access: Access) -> String {
         .reported_unknown(mask)
         .map_or_else(String::new, |reported| format!("; unknown: {reported}"));
     format!(
-        "{index:#x} {access} {}\n  guest: {}{gate}\n  kernel: {}{unknown}\n  events: {}\n  {extent}{holes}\n",
+        "{index:#x} {access} {}\n  guest: {}{gate}\n  kernel: {}{unknown}\n  events: {}\n  {extent}{bypasses}\n",
         explanation.action,
         explanation.guest(),
         explanation.reported(mask),

@@ -28,11 +28,11 @@ impl Edited {
     pub(crate) fn of(source: &Source) -> Result<Self, Box<Mistakes>> {
         let text = source.text();
         let document = Document::parse(text).map_err(|error| {
-            let wrong = MistakeKind::Syntax {
+            let kind = MistakeKind::Syntax {
                 why: error.message().to_owned(),
                 help: "write it another way".to_owned(),
             };
-            Box::new(mistake_in(source, error.span().unwrap_or_default(), wrong))
+            Box::new(mistake_in(source, error.span().unwrap_or_default(), kind))
         })?;
         let statements = Statements::of(document.as_table(), text);
         let (head, foot) = (statements.head, statements.foot);

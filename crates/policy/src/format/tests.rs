@@ -192,7 +192,7 @@ fn format_reports_canonical_form_beyond_limit() {
     text += &comment.repeat((MAX_BYTES - text.len()) / comment.len());
     assert!(text.len() < MAX_BYTES);
     let mistakes = format(&Source::new("policy.toml", &text)).unwrap_err();
-    let message = mistakes.mistakes()[0].wrong().to_string();
+    let message = mistakes.mistakes()[0].kind().to_string();
     let limit = format!("bytes; at most {MAX_BYTES} are allowed");
     assert!(
         message.starts_with("the canonical form would have "),
@@ -236,17 +236,17 @@ fn format_accepts_include_without_default() {
 
 #[test]
 fn format_refuses_text_with_mistakes() {
-    let wrong = |text: &str| {
+    let message_of = |text: &str| {
         let mistakes = format(&Source::new("x", text)).expect_err(text);
         mistakes.to_string()
     };
     assert_eq!(
-        wrong("policy = 1\n[msrs]\nIA32_EFFER = \"rw\""),
+        message_of("policy = 1\n[msrs]\nIA32_EFFER = \"rw\""),
         "x has a mistake"
     );
-    assert_eq!(wrong("policy = 1\n[msrs\n0x10 = 3"), "x has a mistake");
+    assert_eq!(message_of("policy = 1\n[msrs\n0x10 = 3"), "x has a mistake");
     let both = "policy = 1\n[msrs]\n\"0x10..=0x11\" = \"r\"\n\"0x11..=0x12\" = \"none\"";
-    assert_eq!(wrong(both), "x has a mistake");
+    assert_eq!(message_of(both), "x has a mistake");
 }
 
 /// Shipped policies are in canonical form, so formatting does not change them. `scripts/check`

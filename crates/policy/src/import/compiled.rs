@@ -145,7 +145,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     }
     for (number, range) in filter.ranges().iter().enumerate() {
         if range.end().is_none() {
-            drafts.unsaid(
+            drafts.lose(
                 None,
                 format!("ranges[{number}]: it reaches 2^32, so it decides nothing (S3.5)"),
             );
@@ -162,7 +162,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
                 "reasons: {}; a policy's filter has refusals only",
                 quoted(reason)
             );
-            drafts.unsaid(None, what);
+            drafts.lose(None, what);
         }
     }
     for (msrs, verdicts) in runs(&filter) {

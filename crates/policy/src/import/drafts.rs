@@ -15,7 +15,7 @@ pub(super) struct Drafts {
     scope: Scope,
     /// The entries, one for each range.
     entries: Vec<Draft>,
-    unsaid: Vec<Loss>,
+    losses: Vec<Loss>,
     gap: Option<Gap>,
 }
 
@@ -39,7 +39,7 @@ impl Drafts {
             settings,
             scope: Scope::All,
             entries: Vec::new(),
-            unsaid: Vec::new(),
+            losses: Vec::new(),
             gap: None,
         }
     }
@@ -72,7 +72,7 @@ impl Drafts {
             .all(|action| *action == self.settings.default);
         // The policy's `default` alone decides MSR 0xffffffff (S3.5).
         let last = if last == MsrIndex::MAX && !is_default {
-            self.unsaid(None, "0xffffffff: `default` alone decides it (S3.5)");
+            self.lose(None, "0xffffffff: `default` alone decides it (S3.5)");
             MsrIndex::new(u32::MAX - 1)
         } else {
             last
@@ -85,7 +85,7 @@ impl Drafts {
         let cut = MsrRange::new(first.max(x2apic_first), last.min(x2apic_last));
         if let Some(cut) = cut {
             let what = format!("{cut}: x2APIC registers, which KVM never filters (S3.1)");
-            self.unsaid(None, what);
+            self.lose(None, what);
         }
         let below = MsrIndex::new(x2apic_first.get() - 1);
         let above = MsrIndex::new(x2apic_last.get() + 1);
@@ -103,8 +103,8 @@ impl Drafts {
     }
 
     /// Adds a remark about a part that a policy cannot express.
-    pub(super) fn unsaid(&mut self, line: Option<usize>, what: impl Into<String>) {
-        self.unsaid.push(Loss {
+    pub(super) fn lose(&mut self, line: Option<usize>, what: impl Into<String>) {
+        self.losses.push(Loss {
             line,
             what: one_line(&what.into()),
         });
@@ -130,13 +130,13 @@ impl Drafts {
                 _ => entries.push(draft),
             }
         }
-        self.unsaid.sort_by_key(|unsaid| unsaid.line);
+        self.losses.sort_by_key(|loss| loss.line);
         Imported {
             format,
             settings: self.settings,
             scope: self.scope,
             entries: grouped::grouped(entries),
-            unsaid: self.unsaid,
+            losses: self.losses,
             gap: self.gap,
         }
     }

@@ -81,7 +81,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     ] {
         if count > 0 {
             let what = format!("{what} ({count}): a policy is for MSRs only");
-            drafts.unsaid(None, what);
+            drafts.lose(None, what);
         }
     }
     Ok(drafts)
@@ -120,7 +120,7 @@ fn say(drafts: &mut Drafts, index: MsrIndex, Bits { fixed, value }: Bits) {
     };
     let what =
         format!("{index}: its value; the template sets the bits {fixed:#x} to {value:#x} {why}");
-    drafts.unsaid(None, what);
+    drafts.lose(None, what);
 }
 
 /// The first line of a list.
@@ -160,11 +160,11 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
             Some(Ok(index)) => {
                 if !readable.insert(index) {
                     let what = format!("{index:#x} stands twice");
-                    drafts.unsaid(Some(number), what);
+                    drafts.lose(Some(number), what);
                 }
             }
-            Some(Err(_)) => drafts.unsaid(Some(number), "an index has 32 bits"),
-            None => drafts.unsaid(
+            Some(Err(_)) => drafts.lose(Some(number), "an index has 32 bits"),
+            None => drafts.lose(
                 Some(number),
                 "this line is not `0xADDRESS,0xVALUE` and was skipped",
             ),
@@ -175,7 +175,7 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
             "writes ({}): the list does not say which registers a guest writes, so the policy refuses all writes",
             readable.len()
         );
-        drafts.unsaid(None, what);
+        drafts.lose(None, what);
     }
     for index in readable.into_iter().map(MsrIndex::new) {
         let actions = [Some(Action::Allow), Some(Action::Deny)];

@@ -89,7 +89,7 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
     }
     if let Some(line) = log.dropped {
         let what = "the log says that messages are missing from it, and with them perhaps registers from the policy; a trace of kvm:kvm_msr has them, for `msrgate replay`";
-        drafts.unsaid(Some(line), what);
+        drafts.lose(Some(line), what);
         drafts.lacks(Gap::LostMessages);
     }
     for (index, both) in log.seen {
@@ -99,7 +99,7 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
                 let what = format!(
                     "{index}{name}: KVM refused some {access}s and answered others; the policy refuses all"
                 );
-                drafts.unsaid(Some(line), what);
+                drafts.lose(Some(line), what);
             }
         }
         let actions = Access::ALL.map(|access| both[access as usize].map(|one| one.action(access)));
@@ -119,7 +119,7 @@ impl Log {
             (Some(message), ..) => self.count(number, message, repeated.unwrap_or(1)),
             (None, Some(repeated), Some(before)) => self.count(number, before, repeated),
             (None, None, _) if is_about_msrs(line) => {
-                drafts.unsaid(
+                drafts.lose(
                     Some(number),
                     "this line of KVM has no MSR that msrgate understands",
                 );

@@ -45,7 +45,7 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
         match parse(&line) {
             Line::Nothing => {}
             Line::Unreadable => {
-                drafts.unsaid(
+                drafts.lose(
                     Some(number),
                     "this line is not `0xINDEX 0xMASK # COMMENT` and was skipped",
                 );
@@ -57,7 +57,7 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
                     let what = format!(
                         "{index} stands on line {first}, too; the policy allows the bits that both lines allow"
                     );
-                    drafts.unsaid(Some(number), what);
+                    drafts.lose(Some(number), what);
                 }
                 None => _ = entries.insert(entry.index, (number, entry)),
             },
@@ -85,7 +85,7 @@ fn say(drafts: &mut Drafts, number: usize, entry: Entry) {
             let what = format!(
                 "{index}: writes of the bits {bits:#x} only; a mask is not possible for this register, so the policy refuses all writes"
             );
-            drafts.unsaid(Some(number), what);
+            drafts.lose(Some(number), what);
             Action::Deny
         }
     };

@@ -22,7 +22,7 @@ pub fn print(imported: &Imported, origin: &str) -> String {
         comment(origin),
         meaning(imported)
     );
-    match imported.unsaid.len() {
+    match imported.losses.len() {
         0 => {}
         1 => text.push_str("# One thing in it could not be imported; `msrgate import` named it.\n"),
         count => text.push_str(&format!(

@@ -33,7 +33,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
             other.example(),
             variant.example()
         );
-        drafts.unsaid(None, what);
+        drafts.lose(None, what);
     }
     for (msrs, [read, write]) in runs(variant) {
         let logs = [read.log, write.log];
@@ -46,7 +46,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
             let what = format!(
                 "{msrs}: reads and writes have different values of `log`, and an entry has one"
             );
-            drafts.unsaid(None, what);
+            drafts.lose(None, what);
             log
         };
         let actions = [read, write].map(|rule| rule.action.clone());

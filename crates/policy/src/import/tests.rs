@@ -17,8 +17,8 @@ fn shown_bytes(bytes: &[u8]) -> String {
     let text = print(&imported, "FILE");
     parse(&Source::new("printed", &text), &mut NoIncludes)
         .unwrap_or_else(|mistakes| panic!("{mistakes:?}\n{text}"));
-    let unsaid: Vec<_> = imported.unsaid.iter().map(ToString::to_string).collect();
-    format!("{text}---\n{}", unsaid.join("\n"))
+    let losses: Vec<_> = imported.losses.iter().map(ToString::to_string).collect();
+    format!("{text}---\n{}", losses.join("\n"))
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn import_with_given_format_skips_detection() {
     let log = b"kvm [1]: vcpu0 unhandled rdmsr: 0x611\n";
     assert_eq!(import(log, None).unwrap().format, Format::KernelLog);
     let forced = import(log, Some(Format::MsrSafe)).unwrap();
-    assert_eq!((forced.entries.len(), forced.unsaid.len()), (0, 1));
+    assert_eq!((forced.entries.len(), forced.losses.len()), (0, 1));
     assert!(matches!(
         import(log, Some(Format::Compiled)),
         Err(ImportError::Json(_))

@@ -46,8 +46,8 @@ fn report(texts: &[Arc<NamedSource<String>>], mistake: &Mistake) -> Report {
         severity: Severity::Advice,
     });
     Report {
-        message: mistake.wrong.to_string(),
-        help: mistake.wrong.help(),
+        message: mistake.kind.to_string(),
+        help: mistake.kind.help(),
         text: home.and_then(|home| texts.get(home.number()).cloned()),
         labels: here.into_iter().map(labelled).collect(),
         elsewhere: elsewhere.collect(),

@@ -46,7 +46,7 @@ impl Reader<'_> {
             let first = first.map(|first| self.at(first));
             let line = |span: SourceSpan| self.text().place(span).line;
             let key = decoded(text.get(span.clone()).unwrap_or_default());
-            let wrong = MistakeKind::DuplicateKey {
+            let kind = MistakeKind::DuplicateKey {
                 help: help(&key, text[..span.start.min(text.len())].ends_with('[')),
                 key: quoted(&key),
                 line: line(at.span()),
@@ -55,7 +55,7 @@ impl Reader<'_> {
             let second = Label::saying(at, "and again here".to_owned());
             let first = first.map(|first| Label::saying(first, "here".to_owned()));
             self.mistake(Mistake {
-                wrong,
+                kind,
                 places: [second].into_iter().chain(first).collect(),
             });
         }

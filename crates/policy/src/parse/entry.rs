@@ -35,7 +35,7 @@ impl Reader<'_> {
         let found = self.entries.len() + table.len();
         if found > MAX_ENTRIES {
             let (what, limit) = ("entries", MAX_ENTRIES);
-            self.wrong_as_a_whole(MistakeKind::TooMany { what, found, limit });
+            self.report_text(MistakeKind::TooMany { what, found, limit });
             return;
         }
         self.entries.reserve_exact(table.len());
@@ -118,7 +118,7 @@ impl Reader<'_> {
         } else {
             return false;
         };
-        let wrong = MistakeKind::Misplaced {
+        let kind = MistakeKind::Misplaced {
             key: quoted(key),
             place: match when {
                 Some(_) => "below `[when.msrs]`, where each key names MSRs",
@@ -126,18 +126,18 @@ impl Reader<'_> {
             },
             help: help.to_owned(),
         };
-        self.wrong(self.key_at(item.key), wrong);
+        self.report(self.key_at(item.key), kind);
         true
     }
 
     /// Reports a word that has no meaning without a table.
     fn needs_a_table(&mut self, item: Item<'_>, word: &str, table: &str) {
-        let wrong = MistakeKind::UnknownWord {
+        let kind = MistakeKind::UnknownWord {
             word: quoted(word),
             key: quoted(item.key.text),
             help: format!("write `{} = {table}`", quoted(item.key.text)),
         };
-        self.wrong(self.at(item.span()), wrong);
+        self.report(self.at(item.span()), kind);
     }
 
     /// Counts a group. Groups beyond the limit are left out, because each is compared with all
@@ -146,7 +146,7 @@ impl Reader<'_> {
         self.groups += usize::from(msrs.as_range().is_none());
         if self.groups == MAX_GROUPS + 1 {
             let (what, found, limit) = ("groups", self.groups, MAX_GROUPS);
-            self.wrong_as_a_whole(MistakeKind::TooMany { what, found, limit });
+            self.report_text(MistakeKind::TooMany { what, found, limit });
         }
         (self.groups <= MAX_GROUPS || msrs.as_range().is_some()).then_some(())
     }
@@ -164,7 +164,7 @@ impl Reader<'_> {
                 "final" if self.is_true(inner) => long.firmness = Firmness::Final,
                 "override" | "final" => {}
                 other if words::ACTION.contains(&other) => {
-                    let wrong = MistakeKind::Misplaced {
+                    let kind = MistakeKind::Misplaced {
                         key: quoted(other),
                         place: "beside `read` and `write`",
                         help: format!(
@@ -172,7 +172,7 @@ impl Reader<'_> {
                             in_one_direction(other)
                         ),
                     };
-                    self.wrong(self.key_at(inner.key), wrong);
+                    self.report(self.key_at(inner.key), kind);
                 }
                 _ => self.unknown_key(inner.key, &words::ENTRY),
             }
@@ -180,7 +180,7 @@ impl Reader<'_> {
         for access in Access::ALL {
             if long.actions[access as usize].is_none() {
                 let key = quoted(item.key.text);
-                self.wrong(
+                self.report(
                     self.key_at(item.key),
                     MistakeKind::MissingDirection { key, access },
                 );
@@ -199,12 +199,12 @@ impl Reader<'_> {
         for &access in of {
             let this = inner.key.text.to_owned();
             if let Some((before, _)) = &long.actions[access as usize] {
-                let wrong = MistakeKind::SaidTwice {
+                let kind = MistakeKind::SaidTwice {
                     key: quoted(key.text),
                     one: before.clone(),
                     other: this,
                 };
-                self.wrong(self.key_at(inner.key), wrong);
+                self.report(self.key_at(inner.key), kind);
                 return;
             }
             long.actions[access as usize] = Some((this, says.clone()));
@@ -236,7 +236,7 @@ impl Reader<'_> {
             && !action.is_for(access)
         {
             let word = action.word();
-            self.wrong(
+            self.report(
                 self.at(item.span()),
                 MistakeKind::OtherDirection { word, access },
             );
@@ -271,25 +271,25 @@ impl Reader<'_> {
                 }
             };
             if let Some((one, _)) = action {
-                let wrong = MistakeKind::SaidTwice {
+                let kind = MistakeKind::SaidTwice {
                     key: quoted(item.key.text),
                     one: one.to_owned(),
                     other: inner.key.text.to_owned(),
                 };
-                self.wrong(self.key_at(inner.key), wrong);
+                self.report(self.key_at(inner.key), kind);
                 return None;
             }
             action = Some((inner.key.text, found));
         }
         let Some((_, action)) = action else {
             if self.mistakes.len() == before {
-                let wrong = MistakeKind::WrongType {
+                let kind = MistakeKind::WrongType {
                     key: quoted(item.key.text),
                     found: "a table without an action",
                     wanted: "a table with one",
                     help: "write an action in it, such as `{ value = \"0x0\" }`".to_owned(),
                 };
-                self.wrong(self.at(item.span()), wrong);
+                self.report(self.at(item.span()), kind);
             }
             return None;
         };
@@ -334,11 +334,11 @@ impl Reader<'_> {
         // missing, too.
         if reset.is_none() && !has_unknown {
             let help = "write what the register holds at reset: `reset = \"0\"`";
-            self.wrong(at, MistakeKind::MissingKey { key: "reset", help });
+            self.report(at, MistakeKind::MissingKey { key: "reset", help });
         }
         if bits.is_none() && !has_unknown {
             let help = "write the bits that a guest may change: `mask = \"0xffffffff\"`";
-            self.wrong(at, MistakeKind::MissingKey { key: "mask", help });
+            self.report(at, MistakeKind::MissingKey { key: "mask", help });
         }
         let (reset, bits, outside) = (reset??, bits??, outside?);
         let mask = Mask { bits, outside };
@@ -356,12 +356,12 @@ impl Reader<'_> {
                 range.count() == 1 && TRIGGERS.map(MsrIndex::new).contains(&range.first())
             });
             if !at_home {
-                let wrong = MistakeKind::DeviceElsewhere {
+                let kind = MistakeKind::DeviceElsewhere {
                     key: quoted(&entry.key),
                     device: device.to_string(),
                     help: "microcode is loaded through IA32_BIOS_UPDT_TRIG (0x79), on AMD through 0xc0010020",
                 };
-                self.wrong(entry.at, wrong);
+                self.report(entry.at, kind);
                 return;
             }
         }
@@ -419,7 +419,7 @@ pub(super) fn names_msrs(key: &str) -> bool {
 }
 
 fn is_unlike_any_msr(mistake: &Mistake) -> bool {
-    let MistakeKind::Msrs(SelectorError::UnknownName { near, .. }) = &mistake.wrong else {
+    let MistakeKind::Msrs(SelectorError::UnknownName { near, .. }) = &mistake.kind else {
         return false;
     };
     near.is_empty()

@@ -73,7 +73,7 @@ impl Reader<'_> {
         if names.len() > MAX_FILES {
             let (what, found, limit) = ("names in an `include`", names.len(), MAX_FILES);
             let at = self.key_at(item.key);
-            self.wrong(at, MistakeKind::TooMany { what, found, limit });
+            self.report(at, MistakeKind::TooMany { what, found, limit });
             return;
         }
         for (path, span) in names {
@@ -103,13 +103,13 @@ impl Reader<'_> {
             unreadable(error)
         };
         if way.len() >= MAX_DEPTH {
-            self.wrong(at, too_deep());
+            self.report(at, too_deep());
             return None;
         }
         let source = match includes.open(&self.sources[this.number()], path) {
             Ok(source) => source,
             Err(error) => {
-                self.wrong(at, unreadable(error));
+                self.report(at, unreadable(error));
                 return None;
             }
         };
@@ -117,20 +117,20 @@ impl Reader<'_> {
         let known = sources.position(|known| known.identity() == source.identity());
         match known.map(SourceId::new) {
             Some(id) if way.contains(&id) => {
-                let wrong = self.cycle(path, id, way);
-                self.wrong(at, wrong);
+                let kind = self.cycle(path, id, way);
+                self.report(at, kind);
                 None
             }
             // The longest chain of includes counts, even if the file was first reached by a shorter
             // one.
             Some(id) if way.len() + self.heights[id.number()] > MAX_DEPTH => {
-                self.wrong(at, too_deep());
+                self.report(at, too_deep());
                 None
             }
             Some(id) => Some(id),
             None if self.sources.len() == MAX_FILES => {
                 let (what, found, limit) = ("files", MAX_FILES + 1, MAX_FILES);
-                self.wrong(at, MistakeKind::TooMany { what, found, limit });
+                self.report(at, MistakeKind::TooMany { what, found, limit });
                 // No further file is opened.
                 self.includes = None;
                 None

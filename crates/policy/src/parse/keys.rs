@@ -15,7 +15,7 @@ impl Reader<'_> {
         match parse_msrs(key.text) {
             Ok(msrs) => self.without_x2apic(key, msrs),
             Err(error) => {
-                self.wrong(self.key_at(key), MistakeKind::Msrs(error));
+                self.report(self.key_at(key), MistakeKind::Msrs(error));
                 None
             }
         }
@@ -48,7 +48,7 @@ impl Reader<'_> {
             }
         };
         let text = quoted(key.text);
-        self.wrong(self.key_at(key), MistakeKind::NamesX2apic { text, help });
+        self.report(self.key_at(key), MistakeKind::NamesX2apic { text, help });
         None
     }
 }

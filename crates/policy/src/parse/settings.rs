@@ -58,14 +58,14 @@ impl Reader<'_> {
                 return self.word(item, &words::UNKNOWNS);
             }
             let all = one_of(word, &known, "`unknown`", '"');
-            let wrong = MistakeKind::UnknownWord {
+            let kind = MistakeKind::UnknownWord {
                 word: quoted(word),
                 key: quoted(item.key.text),
                 help: format!(
                     "with \"gp\" the guest gets #GP; with \"ignore\" a read gives 0 and a write does nothing; {all}"
                 ),
             };
-            self.wrong(self.at(item.span()), wrong);
+            self.report(self.at(item.span()), kind);
             return None;
         }
         let before = self.mistakes.len();
@@ -88,13 +88,13 @@ impl Reader<'_> {
         match item.value.get_ref() {
             DeValue::String(word) if word == "deny" => Some(UnknownAction::default()),
             DeValue::String(word) if parse_number(word).is_none() => {
-                let wrong = MistakeKind::UnknownWord {
+                let kind = MistakeKind::UnknownWord {
                     word: quoted(word),
                     key: quoted(item.key.text),
                     help: "write the number that a read gives, such as `read = 0`, or `read = \"deny\"`"
                         .to_owned(),
                 };
-                self.wrong(self.at(item.span()), wrong);
+                self.report(self.at(item.span()), kind);
                 None
             }
             DeValue::Table(_) => match self.table(item, "")?.as_slice() {
@@ -122,7 +122,7 @@ impl Reader<'_> {
             } else {
                 let help = one_of(name, &known, "a gap", '"');
                 let name = quoted(name);
-                self.wrong(self.at(span), MistakeKind::UnknownGap { name, help });
+                self.report(self.at(span), MistakeKind::UnknownGap { name, help });
             }
         }
     }
@@ -140,18 +140,18 @@ impl Reader<'_> {
                 self.said[self.current.number()].microcode = Some((microcode, at));
             } else if words::MICROCODE.contains(&device.key.text) {
                 let key = quoted(device.key.text);
-                let wrong = MistakeKind::Misplaced {
+                let kind = MistakeKind::Misplaced {
                     help: "write `[device.microcode]` in place of `[device]`".to_owned(),
                     place: "below `[device]`, where devices are named",
                     key,
                 };
-                self.wrong(self.key_at(device.key), wrong);
+                self.report(self.key_at(device.key), kind);
             } else if !self.has_enough_mistakes() {
                 let name = quoted(device.key.text);
                 let help =
                     "write `[device.microcode]`; the only name of a device may be `microcode`"
                         .to_owned();
-                self.wrong(
+                self.report(
                     self.key_at(device.key),
                     MistakeKind::UnknownDevice { name, help },
                 );
@@ -178,7 +178,7 @@ impl Reader<'_> {
         // missing, too.
         if revision.is_none() && !has_unknown {
             let help = "write the revision that the guest reads: `revision = \"0x2b000000\"`";
-            self.wrong(
+            self.report(
                 at,
                 MistakeKind::MissingKey {
                     key: "revision",
@@ -189,7 +189,7 @@ impl Reader<'_> {
         if update.is_none() && !has_unknown {
             let help =
                 "write what becomes of an update: `update = \"accept\"`, \"ignore\" or \"deny\"";
-            self.wrong(
+            self.report(
                 at,
                 MistakeKind::MissingKey {
                     key: "update",
@@ -278,7 +278,7 @@ impl Reader<'_> {
             .unwrap_or_default();
         let asks = (unknown.read, unknown.write) != Default::default();
         if let (true, Action::Deny, Some(at)) = (asks, &default, unknown_at) {
-            self.wrong(at, MistakeKind::UnknownNeedsAllow);
+            self.report(at, MistakeKind::UnknownNeedsAllow);
         }
         Some(Settings {
             name: all.name,
@@ -313,7 +313,7 @@ impl Reader<'_> {
             let first = Label::saying(*at, "the include says this".to_owned());
             let file = quoted(self.sources[at.source().number()].name());
             self.mistake(Mistake {
-                wrong: MistakeKind::Disagrees { key, file },
+                kind: MistakeKind::Disagrees { key, file },
                 places: [first].into_iter().chain(second).collect(),
             });
         }

@@ -36,7 +36,7 @@ impl Reader<'_> {
                 lines.extend(lines_from_brace(&source, span.start));
             }
             let span = at.map_or(span, |at| start + at.start..start + at.end);
-            self.wrong(self.at(span.into()), MistakeKind::Syntax { why, help });
+            self.report(self.at(span.into()), MistakeKind::Syntax { why, help });
         }
         lines
     }

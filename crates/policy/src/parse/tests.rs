@@ -153,23 +153,23 @@ fn parse_shows_fifty_mistakes_and_counts_all() {
 /// A text that is too long, or has too many entries, is refused with the limit.
 #[test]
 fn parse_states_exceeded_limit() {
-    let wrong = |text: &str| {
+    let kind = |text: &str| {
         let mistakes = parse(&Source::new("policy.toml", text), &mut NoIncludes).unwrap_err();
-        mistakes.mistakes()[0].wrong().clone()
+        mistakes.mistakes()[0].kind().clone()
     };
     let (bytes, limit) = (MAX_BYTES + 1, MAX_BYTES);
     let head = "policy = 1\n";
     let long = format!("{head}{}", " ".repeat(bytes - head.len()));
-    assert_eq!(wrong(&long), MistakeKind::TooLong { bytes, limit });
+    assert_eq!(kind(&long), MistakeKind::TooLong { bytes, limit });
     let (line, bytes, limit) = (2, MAX_LINE + 2, MAX_LINE);
     let long = format!("{head}# {}", "x".repeat(MAX_LINE));
-    assert_eq!(wrong(&long), MistakeKind::LongLine { line, bytes, limit });
+    assert_eq!(kind(&long), MistakeKind::LongLine { line, bytes, limit });
     let (what, found, limit) = ("entries", MAX_ENTRIES + 1, MAX_ENTRIES);
     let many: String = (0..found)
         .map(|number| format!("0x{number:x}=\"r\"\n"))
         .collect();
     let text = format!("policy = 1\ndefault = \"deny\"\n[msrs]\n{many}");
-    assert_eq!(wrong(&text), MistakeKind::TooMany { what, found, limit });
+    assert_eq!(kind(&text), MistakeKind::TooMany { what, found, limit });
 }
 
 /// A few lines can name many processors, so the processors are counted before they are enumerated.
@@ -194,8 +194,8 @@ fn parse_limits_number_of_variants() {
         1 << 20,
     );
     let found = 260 * 256 * 16;
-    let wrong = mistakes.unwrap_err().mistakes()[0].wrong().clone();
-    assert_eq!(wrong, MistakeKind::TooMany { what, found, limit });
+    let kind = mistakes.unwrap_err().mistakes()[0].kind().clone();
+    assert_eq!(kind, MistakeKind::TooMany { what, found, limit });
 }
 
 /// A hidden character is refused everywhere: with it, a reviewer would read another policy than
@@ -227,8 +227,8 @@ fn parse_refuses_hidden_character_anywhere() {
         ] {
             let source = Source::new("policy.toml", &text);
             let mistakes = parse(&source, &mut NoIncludes).expect_err(&text);
-            let wrongs = mistakes.mistakes().iter().map(Mistake::wrong);
-            let found: Vec<_> = wrongs
+            let kinds = mistakes.mistakes().iter().map(Mistake::kind);
+            let found: Vec<_> = kinds
                 .filter(|one| matches!(one, MistakeKind::Hidden { .. }))
                 .collect();
             let [MistakeKind::Hidden { character, .. }] = found[..] else {
@@ -255,7 +255,7 @@ fn parse_refuses_fifth_combining_mark() {
         panic!("{mistakes:?}");
     };
     let help = "delete it; a letter may have four such marks; a string in double quotes may have it as `\\u0301`";
-    assert_eq!(mistake.wrong().help().as_deref(), Some(help));
+    assert_eq!(mistake.kind().help().as_deref(), Some(help));
 }
 
 #[test]

@@ -142,13 +142,13 @@ impl Reader<'_> {
             DeValue::String(text) => text.to_string(),
             _ => String::new(),
         };
-        let wrong = MistakeKind::BadNumber {
+        let kind = MistakeKind::BadNumber {
             help: number_instead(&text, bits),
             text: quoted(&text),
             key: quoted(item.key.text),
             bits,
         };
-        self.wrong(self.at(item.span()), wrong);
+        self.report(self.at(item.span()), kind);
     }
 
     /// Returns the meaning of one of the allowed words.
@@ -167,12 +167,12 @@ impl Reader<'_> {
         let found = words.iter().find(|(known, _)| *known == word);
         if found.is_none() && !self.has_enough_mistakes() {
             let known: Vec<_> = words.iter().map(|(known, _)| *known).collect();
-            let wrong = MistakeKind::UnknownWord {
+            let kind = MistakeKind::UnknownWord {
                 word: quoted(word),
                 key: quoted(item.key.text),
                 help: one_of(word, &known, &format!("`{}`", quoted(item.key.text)), '"'),
             };
-            self.wrong(self.at(item.span()), wrong);
+            self.report(self.at(item.span()), kind);
         }
         found.map(|(_, meaning)| meaning.clone())
     }
@@ -188,7 +188,7 @@ impl Reader<'_> {
             DeValue::Table(_) => "a table",
         };
         let key = quoted(item.key.text);
-        self.wrong(
+        self.report(
             self.at(item.span()),
             MistakeKind::WrongType {
                 key,
@@ -203,11 +203,11 @@ impl Reader<'_> {
         if self.has_enough_mistakes() {
             return;
         }
-        let wrong = MistakeKind::UnknownKey {
+        let kind = MistakeKind::UnknownKey {
             key: quoted(key.text),
             help: one_of(key.text, known, "a key here", '`'),
         };
-        self.wrong(self.key_at(key), wrong);
+        self.report(self.key_at(key), kind);
     }
 }
 

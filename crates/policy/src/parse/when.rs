@@ -25,7 +25,7 @@ impl Reader<'_> {
         let found = self.whens.len() + array.len();
         if found > MAX_WHENS {
             let (what, limit) = ("`[[when]]`s", MAX_WHENS);
-            self.wrong_as_a_whole(MistakeKind::TooMany { what, found, limit });
+            self.report_text(MistakeKind::TooMany { what, found, limit });
             return;
         }
         for value in array {
@@ -56,11 +56,11 @@ impl Reader<'_> {
         // The missing key is then not reported, too.
         if cpus.is_none() && !has_misplaced {
             let help = "write the processors that it is for: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
-            self.wrong(at, MistakeKind::MissingKey { key: "cpu", help });
+            self.report(at, MistakeKind::MissingKey { key: "cpu", help });
         }
         if msrs.is_none() && !has_misplaced {
             let help = "write `[when.msrs]` below its `cpu`, and its entries below that";
-            self.wrong(at, MistakeKind::MissingKey { key: "msrs", help });
+            self.report(at, MistakeKind::MissingKey { key: "msrs", help });
         }
         // A `[[when]]` whose `cpu` was not understood holds on no processor, so its entries
         // conflict with no others.
@@ -88,12 +88,12 @@ impl Reader<'_> {
             self.unknown_key(part.key, &words::WHEN);
             return;
         };
-        let wrong = MistakeKind::Misplaced {
+        let kind = MistakeKind::Misplaced {
             key: quoted(key),
             place: "directly below `[[when]]`, where only `cpu` and `msrs` may stand",
             help,
         };
-        self.wrong(self.key_at(part.key), wrong);
+        self.report(self.key_at(part.key), kind);
     }
 
     fn cpus(&mut self, item: Item<'_>) -> Option<CpuSet> {
@@ -114,8 +114,8 @@ impl Reader<'_> {
         }
         let families = cpus.family.iter().flatten().map(|range| *range.end());
         let models = cpus.model.iter().flatten().map(|range| *range.start());
-        if let (Err(wrong), Some(at)) = (check_model(families, models), models_at) {
-            self.wrong(at, wrong);
+        if let (Err(kind), Some(at)) = (check_model(families, models), models_at) {
+            self.report(at, kind);
         }
         (self.mistakes.len() == before).then_some(cpus)
     }
@@ -124,7 +124,7 @@ impl Reader<'_> {
     /// `default = "allow"` would then allow the accesses that they refuse.
     fn check_names_one(&mut self, item: Item<'_>, key: &'static str) {
         if matches!(item.value.get_ref(), DeValue::Array(array) if array.is_empty()) {
-            self.wrong(self.at(item.span()), MistakeKind::ListsNothing { key });
+            self.report(self.at(item.span()), MistakeKind::ListsNothing { key });
         }
     }
 
@@ -136,10 +136,10 @@ impl Reader<'_> {
             _ => Vec::from_iter(self.string(item).map(|name| (name, item.span()))),
         };
         for &(name, span) in &names {
-            if let Err(wrong) = check_vendor(name)
+            if let Err(kind) = check_vendor(name)
                 && !self.has_enough_mistakes()
             {
-                self.wrong(self.at(span), wrong);
+                self.report(self.at(span), kind);
             }
         }
         names.into_iter().map(|(name, _)| name.into()).collect()
@@ -155,8 +155,8 @@ impl Reader<'_> {
         let ranges = each.into_iter().filter_map(|item| {
             let range = self.range(item)?;
             // A range may end beyond the limit: it means all numbers from its start on.
-            if let Err(wrong) = check_number(part, *range.start()) {
-                self.wrong(self.at(item.span()), wrong);
+            if let Err(kind) = check_number(part, *range.start()) {
+                self.report(self.at(item.span()), kind);
                 return None;
             }
             Some(range)
@@ -181,7 +181,7 @@ impl Reader<'_> {
                 None => "a range looks like `\"0x6a..=0x6f\"`".to_owned(),
             };
             let (key, text) = (quoted(item.key.text), quoted(text));
-            self.wrong(
+            self.report(
                 self.at(item.span()),
                 MistakeKind::BadRange { text, key, help },
             );

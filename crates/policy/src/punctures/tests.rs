@@ -228,7 +228,7 @@ fn remedy_for_entry_repeated_in_whens_has_line_for_each() {
     let broken = format!("{HEAD}{is_final}");
     let mistakes =
         parse(&Source::new("policy.toml", &broken), &mut Texts(&guest)).expect_err("loosened");
-    let advice = mistakes.mistakes().iter().map(|one| match one.wrong() {
+    let advice = mistakes.mistakes().iter().map(|one| match one.kind() {
         MistakeKind::Loosened { help, .. } => help.clone(),
         other => panic!("{other}"),
     });
@@ -339,19 +339,24 @@ fn enforcement_of_punctured_entry_is_partial() {
         one.entry
             .is_some_and(|id| compiled.policy().entry(id).key() == "0x600..=0x6df")
     });
-    let Some(Enforcement { extent, holes, .. }) = wide else {
+    let Some(Enforcement {
+        extent, bypasses, ..
+    }) = wide
+    else {
         panic!("it decides something");
     };
-    let holes: Vec<_> = holes
+    let bypasses: Vec<_> = bypasses
         .iter()
-        .map(|hole| {
-            let msrs = hole.msrs.map_or("all".to_owned(), |msrs| msrs.to_string());
-            format!("{} {msrs} {}", hole.access, hole.cause.name())
+        .map(|bypass| {
+            let msrs = bypass
+                .msrs
+                .map_or("all".to_owned(), |msrs| msrs.to_string());
+            format!("{} {msrs} {}", bypass.access, bypass.cause.name())
         })
         .collect();
     assert_eq!(extent, Extent::Partly);
     assert_eq!(
-        holes,
+        bypasses,
         [
             "read 0x611 punctured",
             "write 0x619 punctured",
@@ -368,7 +373,7 @@ fn own_extents(text: &str, files: &[(&str, &str)]) -> Vec<String> {
     let all = enforcement(&compiled);
     let own = all.iter().filter_map(|one| {
         let entry = policy.entry(one.entry?);
-        let by = one.holes.iter().filter_map(|hole| match hole.cause {
+        let by = one.bypasses.iter().filter_map(|bypass| match bypass.cause {
             Cause::Puncture(id) => Some(policy.entry(id).key()),
             _ => None,
         });

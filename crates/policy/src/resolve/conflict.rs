@@ -225,7 +225,7 @@ fn conflict(first: &Entry, second: &Entry, accesses: Accesses) -> Mistake {
         (format!("overlap in part{shared}"), parted(first, second))
     };
     Mistake {
-        wrong: MistakeKind::Conflict {
+        kind: MistakeKind::Conflict {
             first: quoted(&first.key),
             second: quoted(&second.key),
             how,

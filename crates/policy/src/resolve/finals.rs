@@ -233,7 +233,7 @@ impl<'p> Finals<'p> {
         }
         let fixed = self.fixed(active, promise.by, promise.msrs.first(), access)?;
         Some(Mistake {
-            wrong: MistakeKind::LiftedByAudit {
+            kind: MistakeKind::LiftedByAudit {
                 fixed: quoted(&fixed.key),
                 file: shown_name(self.policy.text(text).name()),
             },
@@ -372,7 +372,7 @@ impl<'p> Finals<'p> {
             format!("{remedy}; it takes the place of the one in the include")
         };
         Some(Mistake {
-            wrong: MistakeKind::Loosened {
+            kind: MistakeKind::Loosened {
                 key: quoted(&entry.key),
                 fixed: quoted(&fixed.key),
                 index,

@@ -39,9 +39,9 @@ pub(super) fn without_effect(policy: &Policy) -> Vec<Mistake> {
     mistakes
 }
 
-fn entry_mistake(entry: &Entry, wrong: MistakeKind) -> Mistake {
+fn entry_mistake(entry: &Entry, kind: MistakeKind) -> Mistake {
     Mistake {
-        wrong,
+        kind,
         places: vec![Label::bare(entry.at)],
     }
 }
@@ -66,13 +66,13 @@ pub(super) fn unsound(policy: &Policy, segment: Rule<'_>, access: Access) -> Opt
     let index = MsrIndex::new(range.into_iter().find(|&index| !forwardable(index))?);
     let name = registers::by_index(index).map_or(String::new(), |one| format!(" ({})", one.name));
     let msr = format!("{index}{name}");
-    let wrong = if segment.action.needs_forwarding() {
+    let kind = if segment.action.needs_forwarding() {
         let word = segment.action.word();
         MistakeKind::NotForwardable { word, msr }
     } else {
         MistakeKind::NotLoggable { access, msr }
     };
-    Some(entry_mistake(entry, wrong))
+    Some(entry_mistake(entry, kind))
 }
 
 /// Returns a mistake if MSR 0xffffffff gets another action than the default (S3.5).

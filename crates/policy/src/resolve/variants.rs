@@ -29,15 +29,15 @@ const MAX_TOLD_APART: usize = 1 << 20;
 pub(super) fn resolve(
     policy: &Policy,
     stated: &[Stated],
-    these: impl Fn(&MistakeKind) -> bool,
+    is_excused: impl Fn(&MistakeKind) -> bool,
     mistakes: &mut Vec<Mistake>,
 ) -> Vec<ResolvedVariant> {
-    let is_mistake = |mistake: &Mistake| !these(&mistake.wrong);
+    let is_mistake = |mistake: &Mistake| !is_excused(&mistake.kind);
     mistakes.extend(without_effect(policy).into_iter().filter(is_mistake));
     if let Some((what, found, limit)) = beyond_a_limit(policy) {
-        let wrong = MistakeKind::TooMany { what, found, limit };
+        let kind = MistakeKind::TooMany { what, found, limit };
         let places = Vec::new();
-        mistakes.push(Mistake { wrong, places });
+        mistakes.push(Mistake { kind, places });
         return Vec::new();
     }
     let overrides = Overrides::of(policy);

@@ -164,7 +164,7 @@ mod tests {
     /// before the last of them.
     #[test]
     fn accepted_rejects_headers_that_hardware_rejects() {
-        for (field, wrong) in [
+        for (field, bad) in [
             (0, 2),
             (3, 0x606a5),
             (5, 0),
@@ -173,7 +173,7 @@ mod tests {
             (8, 2047),
         ] {
             let mut header = SOUND;
-            header[field] = wrong;
+            header[field] = bad;
             let seen = MicrocodeHeader::accepted(INTEL, &intel(header), 0x606a6);
             assert_eq!(seen, None, "field {field}");
         }

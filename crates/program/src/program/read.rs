@@ -90,11 +90,11 @@ impl Reader<'_> {
         if condition {
             Ok(())
         } else {
-            Err(self.wrong(what))
+            Err(self.bad_value(what))
         }
     }
 
-    const fn wrong(&self, what: &'static str) -> ProgramError {
+    const fn bad_value(&self, what: &'static str) -> ProgramError {
         ProgramError::Value { at: self.at, what }
     }
 
@@ -102,7 +102,7 @@ impl Reader<'_> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
-            _ => Err(self.wrong("0 or 1")),
+            _ => Err(self.bad_value("0 or 1")),
         }
     }
 
@@ -115,7 +115,7 @@ impl Reader<'_> {
         let at = self.bytes.len();
         let text = text.ok_or(ProgramError::Ends { at })?;
         self.at += text.len();
-        let text = str::from_utf8(text).map_err(|_| self.wrong("text in UTF-8"))?;
+        let text = str::from_utf8(text).map_err(|_| self.bad_value("text in UTF-8"))?;
         Ok(text.into())
     }
 
@@ -135,7 +135,7 @@ impl Reader<'_> {
         let mode = match self.u8()? {
             0 => Mode::Enforce,
             1 => Mode::Audit,
-            _ => return Err(self.wrong("a mode")),
+            _ => return Err(self.bad_value("a mode")),
         };
         let log = self.log()?;
         let unknown = Unknown {
@@ -159,7 +159,7 @@ impl Reader<'_> {
             0 => Update::Accept,
             1 => Update::Ignore,
             2 => Update::Deny,
-            _ => return Err(self.wrong("what becomes of an update")),
+            _ => return Err(self.bad_value("what becomes of an update")),
         };
         Ok(Microcode { revision, update })
     }
@@ -170,7 +170,7 @@ impl Reader<'_> {
             1 => Log::Denied,
             2 => Log::First,
             3 => Log::All,
-            _ => return Err(self.wrong("a log level")),
+            _ => return Err(self.bad_value("a log level")),
         })
     }
 
@@ -179,7 +179,7 @@ impl Reader<'_> {
             (0, _) => Ok(UnknownAction::Deny),
             (1, Access::Read) => self.u64().map(UnknownAction::Value),
             (2, Access::Write) => Ok(UnknownAction::Ignore),
-            _ => Err(self.wrong("what becomes of an unknown MSR")),
+            _ => Err(self.bad_value("what becomes of an unknown MSR")),
         }
     }
 
@@ -238,7 +238,7 @@ impl Reader<'_> {
             "a processor on which it holds",
         )?;
         let reasons = ReasonMask::from_bits(Revision::Mainline, self.u64()?)
-            .map_err(|_| self.wrong("a mask of exit reasons"))?;
+            .map_err(|_| self.bad_value("a mask of exit reasons"))?;
         let filter = self.filter()?;
         let rules = self.both_directions(files)?;
         // If the mask of exit reasons lacked a reason that the rules need, the kernel itself would
@@ -266,7 +266,7 @@ impl Reader<'_> {
         let default_action = match self.u8()? {
             0 => DefaultAction::Allow,
             1 => DefaultAction::Deny,
-            _ => return Err(self.wrong("a default")),
+            _ => return Err(self.bad_value("a default")),
         };
         let ranges = self.list(Self::range)?;
         Filter::new(Revision::Mainline, default_action, ranges).map_err(ProgramError::Filter)
@@ -274,13 +274,13 @@ impl Reader<'_> {
 
     fn range(&mut self) -> Read<Range> {
         let accesses = Accesses::from_bits(self.u32()?);
-        let accesses = accesses.ok_or_else(|| self.wrong("directions"))?;
+        let accesses = accesses.ok_or_else(|| self.bad_value("directions"))?;
         let base = MsrIndex::new(self.u32()?);
         let count = self.u32()?;
-        let words = Bitmap::words_for(count).map_err(|_| self.wrong("1 to 0x3000 MSRs"))?;
+        let words = Bitmap::words_for(count).map_err(|_| self.bad_value("1 to 0x3000 MSRs"))?;
         let words = (0..words).map(|_| self.u64()).collect::<Read<Vec<_>>>()?;
-        let bitmap =
-            Bitmap::from_words(count, words.clone()).map_err(|_| self.wrong("1 to 0x3000 MSRs"))?;
+        let bitmap = Bitmap::from_words(count, words.clone())
+            .map_err(|_| self.bad_value("1 to 0x3000 MSRs"))?;
         self.expect(bitmap.words() == words, "0 past a bitmap's end")?;
         Ok(Range::new(accesses, base, bitmap))
     }
@@ -311,9 +311,9 @@ impl Reader<'_> {
     ) -> Read<()> {
         let before = rules.last(access).map(|last| last.get().checked_add(1));
         let first = before.unwrap_or(Some(0)).map(MsrIndex::new);
-        let first = first.ok_or_else(|| self.wrong("the last rule"))?;
+        let first = first.ok_or_else(|| self.bad_value("the last rule"))?;
         let last = MsrIndex::new(self.u32()?);
-        let msrs = MsrRange::new(first, last).ok_or_else(|| self.wrong("in order"))?;
+        let msrs = MsrRange::new(first, last).ok_or_else(|| self.bad_value("in order"))?;
         let log = self.log()?;
         let by = match self.u8()? {
             0 => DecidedBy::Kvm,
@@ -326,7 +326,7 @@ impl Reader<'_> {
                 self.expect((line.file.number() as usize) < files, "one of the texts")?;
                 DecidedBy::Entry(lines.entry(line))
             }
-            _ => return Err(self.wrong("what says so")),
+            _ => return Err(self.bad_value("what says so")),
         };
         let action = self.action()?;
         self.expect(action.is_for(access), "an action for this direction")?;
@@ -355,7 +355,7 @@ impl Reader<'_> {
             8 => Action::Mask(self.mask()?),
             9 => Action::Pin,
             10 => Action::Sticky(self.u64()?),
-            _ => return Err(self.wrong("an action")),
+            _ => return Err(self.bad_value("an action")),
         })
     }
 
@@ -364,7 +364,7 @@ impl Reader<'_> {
         let outside = match self.u8()? {
             0 => Outside::Deny,
             1 => Outside::Keep,
-            _ => return Err(self.wrong("what becomes of other bits")),
+            _ => return Err(self.bad_value("what becomes of other bits")),
         };
         Ok(Mask { bits, outside })
     }

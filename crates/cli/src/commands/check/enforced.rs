@@ -43,12 +43,14 @@ struct EnforcedEntry {
     extent: String,
     /// The part that enforces the entry: `filter`, KVM's MSR filter, or `gate`, the gate in the VMM.
     by: String,
-    holes: Vec<HoleRow>,
+    /// Called `holes` in version 1 of the JSON.
+    #[serde(rename = "holes")]
+    bypasses: Vec<BypassRow>,
 }
 
 /// Accesses that bypass an entry.
 #[derive(Serialize)]
-pub(crate) struct HoleRow {
+pub(crate) struct BypassRow {
     /// The first MSR; null if the bypass is about all MSRs that the policy denies.
     first: Option<String>,
     last: Option<String>,
@@ -68,15 +70,15 @@ struct VmGap {
     accepted: bool,
 }
 
-impl HoleRow {
-    pub(crate) fn of(policy: &Policy, hole: &Bypass) -> Self {
+impl BypassRow {
+    pub(crate) fn of(policy: &Policy, bypass: &Bypass) -> Self {
         Self {
-            first: hole.msrs.map(|msrs| msrs.first().to_string()),
-            last: hole.msrs.map(|msrs| msrs.last().to_string()),
-            access: hole.access.to_string(),
-            name: hole.cause.name(),
-            why: why(policy, hole.cause),
-            accepted: hole.cause.is_accepted(policy.settings()),
+            first: bypass.msrs.map(|msrs| msrs.first().to_string()),
+            last: bypass.msrs.map(|msrs| msrs.last().to_string()),
+            access: bypass.access.to_string(),
+            name: bypass.cause.name(),
+            why: why(policy, bypass.cause),
+            accepted: bypass.cause.is_accepted(policy.settings()),
         }
     }
 }
@@ -96,8 +98,8 @@ pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
 
 /// Returns the remark that the policy accepts a bypass, or an empty text if the policy's setting `accept`
 /// does not name it.
-pub(crate) fn accepted(policy: &Policy, hole: &Bypass) -> &'static str {
-    if hole.cause.is_accepted(policy.settings()) {
+pub(crate) fn accepted(policy: &Policy, bypass: &Bypass) -> &'static str {
+    if bypass.cause.is_accepted(policy.settings()) {
         " (accepted)"
     } else {
         ""
@@ -157,10 +159,10 @@ pub(super) fn report(compiled: &Compiled) -> Counted {
             line: entry.map(|entry| entry.place().line),
             extent: one.extent.to_string(),
             by: one.enforcer.to_string(),
-            holes: one
-                .holes
+            bypasses: one
+                .bypasses
                 .iter()
-                .map(|hole| HoleRow::of(policy, hole))
+                .map(|bypass| BypassRow::of(policy, bypass))
                 .collect(),
         }
     };
@@ -184,25 +186,25 @@ pub(super) fn report(compiled: &Compiled) -> Counted {
 }
 
 /// Prints a line for each bypass. If `detail` is brief, prints only the first [`SHOWN`] of them.
-fn print_holes(
+fn print_bypasses(
     out: &mut dyn Write,
     policy: &Policy,
-    holes: &[Bypass],
+    bypasses: &[Bypass],
     detail: Detail,
 ) -> io::Result<()> {
     let shown = match detail {
         Detail::Brief => SHOWN,
         Detail::Full => usize::MAX,
     };
-    for hole in holes.iter().take(shown) {
-        let accepted = accepted(policy, hole);
-        let of = hole
+    for bypass in bypasses.iter().take(shown) {
+        let accepted = accepted(policy, bypass);
+        let of = bypass
             .msrs
             .map_or(String::new(), |msrs| format!(" of {msrs}"));
-        let (access, why) = (hole.access, why(policy, hole.cause));
+        let (access, why) = (bypass.access, why(policy, bypass.cause));
         writeln!(out, "           {access}{of}: {why}{accepted}")?;
     }
-    match holes.len().saturating_sub(shown) {
+    match bypasses.len().saturating_sub(shown) {
         0 => Ok(()),
         more => writeln!(out, "           and {more} more; --verbose lists all"),
     }
@@ -247,7 +249,7 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
             one.extent.to_string(),
             place(policy, one)
         )?;
-        print_holes(out, policy, &one.holes, detail)?;
+        print_bypasses(out, policy, &one.bypasses, detail)?;
     }
     let gaps: Vec<_> = registers::vm_gaps()
         .iter()

@@ -21,8 +21,8 @@ fn refused(text: &str, files: &[File]) -> Vec<[String; 2]> {
     let mistakes = parse(&source, &mut texts).expect_err(text);
     let all = mistakes.mistakes().iter();
     let said = |mistake: &Mistake| {
-        let wrong = mistake.wrong();
-        [wrong.to_string(), wrong.help().unwrap_or_default()]
+        let kind = mistake.kind();
+        [kind.to_string(), kind.help().unwrap_or_default()]
     };
     all.map(said).collect()
 }
@@ -583,8 +583,8 @@ proptest! {
         prop_assert_eq!(with.is_err(), is_loosened, "{}\n{}", base_text, text);
         if let Err(mistakes) = with {
             for mistake in mistakes.mistakes() {
-                let is_loosening = matches!(mistake.wrong(), MistakeKind::Loosened { .. });
-                prop_assert!(is_loosening, "{}", mistake.wrong());
+                let is_loosening = matches!(mistake.kind(), MistakeKind::Loosened { .. });
+                prop_assert!(is_loosening, "{}", mistake.kind());
             }
         }
     }

@@ -34,9 +34,9 @@ fn include<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
     format!("include = [\n{}]\n", names.concat())
 }
 
-fn wrongs(mistakes: &Mistakes) -> Vec<String> {
+fn kinds(mistakes: &Mistakes) -> Vec<String> {
     let each = mistakes.mistakes().iter();
-    each.map(|one| one.wrong().to_string()).collect()
+    each.map(|one| one.kind().to_string()).collect()
 }
 
 /// Returns the rendered report, and the messages of all mistakes as programs get them.
@@ -46,7 +46,7 @@ fn all_that_is_said(mistakes: &Mistakes) -> String {
         .render_report(&mut said, mistakes)
         .unwrap();
     for mistake in mistakes.mistakes() {
-        let _ = writeln!(said, "{} {:?}", mistake.wrong(), mistake.wrong().help());
+        let _ = writeln!(said, "{} {:?}", mistake.kind(), mistake.kind().help());
     }
     said
 }
@@ -133,12 +133,12 @@ fn includes_depth_limit_ignores_order() {
         assert!(of_last(MAX_DEPTH - 1, names).is_ok(), "{names:?}");
         for last in [MAX_DEPTH, MAX_DEPTH + 1] {
             let mistakes = of_last(last, names).unwrap_err();
-            let wrongs = wrongs(&mistakes);
+            let kinds = kinds(&mistakes);
             assert!(
-                wrongs[0].contains("more than 8 files in a row include each other"),
-                "{names:?}: {wrongs:?}"
+                kinds[0].contains("more than 8 files in a row include each other"),
+                "{names:?}: {kinds:?}"
             );
-            assert_eq!(wrongs.len(), 1, "{names:?}: {wrongs:?}");
+            assert_eq!(kinds.len(), 1, "{names:?}: {kinds:?}");
         }
     }
 }
@@ -160,12 +160,12 @@ fn includes_beyond_file_limit_are_refused_unopened() {
     opened.set(0);
     let mistakes = read(&format!("{HEAD}{}", names(MAX_FILES)), file).unwrap_err();
     let files = "the policy has 257 files; at most 256 are allowed";
-    assert_eq!(wrongs(&mistakes), [files]);
+    assert_eq!(kinds(&mistakes), [files]);
     assert_eq!(opened.get(), MAX_FILES);
     opened.set(0);
     let mistakes = read(&format!("{HEAD}{}", names(MAX_FILES + 1)), file).unwrap_err();
     let listed = "the policy has 257 names in an `include`; at most 256 are allowed";
-    assert_eq!(wrongs(&mistakes), [listed]);
+    assert_eq!(kinds(&mistakes), [listed]);
     assert_eq!(opened.get(), 0);
 }
 
@@ -184,12 +184,12 @@ fn includes_share_limit_of_bytes() {
         .collect();
     let text = format!("{HEAD}{}", include(names.iter().map(|name| &**name)));
     let mistakes = read(&text, file).unwrap_err();
-    let [wrong] = &wrongs(&mistakes)[..] else {
+    let [kind] = &kinds(&mistakes)[..] else {
         panic!("{mistakes:?}");
     };
     assert!(
-        wrong.contains("bytes with its includes; at most 16777216"),
-        "{wrong}"
+        kind.contains("bytes with its includes; at most 16777216"),
+        "{kind}"
     );
     assert_eq!(opened.get(), 100);
     // The message points to the include.
@@ -295,8 +295,8 @@ fn includes_share_limit_of_entries() {
     };
     let text = format!("{HEAD}{}", include(["0", "1", "2", "3", "4", "5"]));
     let mistakes = read(&text, file).unwrap_err();
-    let wrong = "the policy has 300000 entries; at most 250000 are allowed";
-    assert_eq!(wrongs(&mistakes), [wrong; 2]);
+    let kind = "the policy has 300000 entries; at most 250000 are allowed";
+    assert_eq!(kinds(&mistakes), [kind; 2]);
 }
 
 /// The policy and its include have 20,000 spellings of one MSR each. Comparing all pairs would take

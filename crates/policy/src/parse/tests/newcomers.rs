@@ -7,9 +7,9 @@ const HEAD: &str = "policy = 1\ndefault = 'deny'\n";
 /// Returns the messages of a text with their advice.
 fn said(text: &str) -> Vec<(String, String)> {
     let mistakes = parse(&Source::new("policy.toml", text), &mut NoIncludes).expect_err(text);
-    let wrongs = mistakes.mistakes().iter().map(Mistake::wrong);
-    wrongs
-        .map(|wrong| (wrong.to_string(), wrong.help().unwrap_or_default()))
+    let kinds = mistakes.mistakes().iter().map(Mistake::kind);
+    kinds
+        .map(|kind| (kind.to_string(), kind.help().unwrap_or_default()))
         .collect()
 }
 

@@ -207,8 +207,8 @@ fn reset_after_failed_reset_succeeds() {
     };
     let vcpu = unreset(&mut machine);
     let nothing = std::fs::File::open("/dev/null").unwrap();
-    let mut wrong = mixed(&nothing, vcpu.guest.vcpu_mut());
-    vcpu.msrs.reset(&mut wrong).unwrap_err();
+    let mut other = mixed(&nothing, vcpu.guest.vcpu_mut());
+    vcpu.msrs.reset(&mut other).unwrap_err();
     vcpu.msrs.reset(vcpu.guest.vcpu_mut()).unwrap();
     assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(7)]);
 }
