@@ -283,7 +283,7 @@ fn every_key_and_word_of_policy_language_is_in_reference() {
 #[test]
 fn every_forwarded_register_is_in_reference() {
     let (_, rest) = REFERENCE
-        .split_once("where the two are known to be alike:")
+        .split_once("both writes are known to have the same effect:")
         .expect("the list");
     let (list, _) = rest.split_once('.').expect("its end");
     let listed: BTreeSet<_> = list.split('`').skip(1).step_by(2).collect();
