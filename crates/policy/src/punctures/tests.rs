@@ -593,7 +593,7 @@ fn puncture_in_when_is_found_at_msrs_compared_before() {
         .map(|one| {
             let [wide, narrow] = [one.wide, one.narrow].map(|id| policy.entry(id).key());
             let read = one.msrs[Access::Read as usize].as_ref();
-            format!("{wide} by {narrow}, read {}", read.expect("a hole"))
+            format!("{wide} by {narrow}, read {}", read.expect("a puncture"))
         })
         .collect();
     found.sort_unstable();

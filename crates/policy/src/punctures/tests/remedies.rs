@@ -142,22 +142,22 @@ fn tables(
 
 /// Returns each puncture on some processor: the MSR, the direction, and the action of the wide
 /// entry. Exceptions in the policy's own text, or in the text of the wide entry, do not count.
-fn holes(compiled: &Compiled) -> Vec<(Cpu, MsrIndex, Access, Action)> {
+fn loosened(compiled: &Compiled) -> Vec<(Cpu, MsrIndex, Access, Action)> {
     let policy = compiled.policy();
     let all = punctures(compiled);
-    let mut holes = Vec::new();
-    for (active, hole) in variants(policy)
+    let mut loosened = Vec::new();
+    for (active, puncture) in variants(policy)
         .iter()
-        .flat_map(|active| all.iter().map(move |hole| (active, hole)))
+        .flat_map(|active| all.iter().map(move |puncture| (active, puncture)))
     {
-        if ![hole.wide, hole.narrow]
+        if ![puncture.wide, puncture.narrow]
             .iter()
             .all(|id| active.entries.contains(id))
         {
             continue;
         }
-        let wide = policy.entry(hole.wide);
-        for (access, msrs) in Access::ALL.into_iter().zip(&hole.msrs) {
+        let wide = policy.entry(puncture.wide);
+        for (access, msrs) in Access::ALL.into_iter().zip(&puncture.msrs) {
             let Some(said) = wide.action(access) else {
                 continue;
             };
@@ -174,15 +174,15 @@ fn holes(compiled: &Compiled) -> Vec<(Cpu, MsrIndex, Access, Action)> {
                             })
                     };
                     let rules = compiled.on(Some(&active.example)).rules();
-                    let decides = rules.at(index, access).by == DecidedBy::Entry(hole.narrow);
+                    let decides = rules.at(index, access).by == DecidedBy::Entry(puncture.narrow);
                     if decides && !active.entries.iter().any(is_exception) {
-                        holes.push((active.example.clone(), index, access, said.clone()));
+                        loosened.push((active.example.clone(), index, access, said.clone()));
                     }
                 }
             }
         }
     }
-    holes
+    loosened
 }
 
 const INCLUDING: &str = "policy = 1\ndefault = 'deny'\ninclude = ['one.toml', 'other.toml']\n";
@@ -204,17 +204,17 @@ proptest! {
         let first = read(&own);
         prop_assume!(first.is_ok());
         let first = compile(first.expect("no mistakes")).expect("it fits");
-        let before = holes(&first);
+        let before = loosened(&first);
         prop_assume!(!before.is_empty());
         let (mut own, mut now) = (own, first);
         for _ in 0..8 {
-            let lines: Vec<_> = punctures(&now).iter().flat_map(|hole| hole.remedy.lines.clone()).collect();
+            let lines: Vec<_> = punctures(&now).iter().flat_map(|puncture| puncture.remedy.lines.clone()).collect();
             // The lines of each puncture are pasted alone, and the lines of all punctures together.
             let mut pasted = own.clone();
             pasted.paste_all(&lines);
-            for hole in punctures(&now) {
+            for puncture in punctures(&now) {
                 let mut alone = own.clone();
-                alone.paste_all(&hole.remedy.lines);
+                alone.paste_all(&puncture.remedy.lines);
                 let parsed = read(&alone);
                 prop_assert!(parsed.is_ok(), "{}\n{}\n{files:?}\n{parsed:?}", own.text(), alone.text());
             }
