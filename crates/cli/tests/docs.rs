@@ -327,7 +327,7 @@ fn every_paragraph_of_the_interface_names_a_statement() {
 }
 
 #[test]
-fn every_statement_that_a_document_mentions_exists() {
+fn every_statement_number_in_a_document_exists() {
     let mut known: BTreeSet<String> = all_statements().into_iter().collect();
     known.extend(statements().map(|statement| statement.number().to_owned()));
     known.extend(CHAPTERS.map(|(chapter, _)| chapter.to_owned()));
@@ -379,7 +379,7 @@ fn every_link_between_documents_has_a_target() {
 }
 
 #[test]
-fn missing_test_name_is_reported() {
+fn name_of_missing_test_is_reported() {
     for (path, exists) in [
         ("filter::set::tests::s2_4_set_checks_each_range", true),
         ("filter::set::tests::s2_4_each", false),
