@@ -9,9 +9,10 @@ use msrgate_filter::{
     Access, Accesses, BitmapError, FilterError, MsrIndex, ReasonMask, Revision, SetCall, SetError,
 };
 use msrgate_policy::import::{Format, ImportError, import};
+use msrgate_policy::learn::{LearnError, learn};
 use msrgate_policy::{
-    IncludeError, Includes, MistakeKind, SelectorError, Source, is_seen, parse, parse_cpu,
-    parse_msrs,
+    IncludeError, Includes, MistakeKind, NoIncludes, SelectorError, Source, is_seen, parse,
+    parse_cpu, parse_msrs,
 };
 
 use msrgate_testing::messages::{HOSTILE, messages, messages_with_text};
@@ -191,6 +192,30 @@ fn messages_of_import_errors() {
         "ImportError",
         &examples,
         |_: &ImportError| None
+    ));
+}
+
+#[test]
+fn messages_of_learn_errors() {
+    let error_of = |text: &str| {
+        let policy = Source::new("guest.toml", text);
+        learn(&policy, &mut NoIncludes, &[]).unwrap_err()
+    };
+    // Seventeen MSRs, of which no two fit one range of a filter.
+    let scattered: String = (1..=17)
+        .map(|number| format!("{:#x} = 'r'\n", number * 0x10_0000))
+        .collect();
+    let examples = [
+        error_of("policy = 1\ndefault = 'deny'\n[msrs]\n0x10 = 'x'\n"),
+        error_of(&format!(
+            "policy = 1\ndefault = 'deny'\n[msrs]\n{scattered}"
+        )),
+    ];
+    insta::assert_snapshot!(messages(
+        include_str!("../src/learn.rs"),
+        "LearnError",
+        &examples,
+        |_: &LearnError| None
     ));
 }
 
