@@ -7,8 +7,12 @@
 
 #[path = "exec/awkward.rs"]
 mod awkward;
+#[path = "exec/descriptors.rs"]
+mod descriptors;
 #[path = "exec/door.rs"]
 mod door;
+#[path = "exec/endings.rs"]
+mod endings;
 #[path = "exec/lab.rs"]
 mod lab;
 #[path = "exec/qemu.rs"]

@@ -59,6 +59,7 @@ mod outcome;
 #[cfg(feature = "bench")]
 pub(crate) mod paper;
 mod pass_requests;
+mod per_process;
 mod port;
 mod published;
 mod publisher;
@@ -97,6 +98,7 @@ pub use options::GateOptions;
 pub use outcome::{HandlerRequest, Outcome, Violation};
 pub use seen::FirstAccess;
 pub use system_calls::{Ioctl, SystemCalls};
+pub use thread::own_threads;
 pub use vcpu::VcpuGate;
 pub use watch::{Told, Watcher};
 

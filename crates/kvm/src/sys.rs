@@ -7,6 +7,6 @@ pub(crate) mod memory;
 pub(crate) mod raw;
 pub(crate) mod signals;
 
-pub use ioctl::{IoctlFn, OwnCalls, make_calls_by};
+pub use ioctl::{DuplicateFn, IoctlFn, OwnCalls, make_calls_by};
 pub use raw::{RawBitmap, RawFilter, RawRange, raw_filter, set_filter_raw};
 pub use signals::while_blocked;

@@ -1,13 +1,19 @@
+//! Unsafe: looks at a thread that the kernel may have killed.
+//!
 //! The helper thread, which makes the system calls that a VMM's own threads may not make.
 //!
 //! VMMs put their threads under seccomp. The helper thread is started before that, at the process's first
 //! KVM request, and blocks all signals. A vCPU's thread hands a job to the helper thread and waits for it,
 //! which takes only futex calls.
+#![expect(unsafe_code, reason = "pthread_tryjoin_np has no safe form")]
 
 use std::collections::VecDeque;
-use std::sync::mpsc::sync_channel;
+use std::mem;
+use std::os::unix::thread::JoinHandleExt as _;
+use std::ptr;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::thread::{self, Builder, Thread};
+use std::thread::{self, Builder, JoinHandle, Thread};
 use std::time::Duration;
 
 use msrgate_kvm::sys::while_blocked;
@@ -18,33 +24,42 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) struct Helper {
     jobs: Mutex<VecDeque<Job>>,
     thread: OnceLock<Result<Thread, String>>,
+    /// The thread, to be joined; `None` before it was started, and once it has ended.
+    handle: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// The time until the thread looks again at a thing that is still in use.
-const AGAIN: Duration = Duration::from_millis(20);
+/// The sentence for a helper thread that does not finish a job.
+pub(crate) const NO_HELPER: &str = "msrgate's helper thread has ended: a seccomp filter that the VMM has set for all its threads may forbid its system calls";
+
+/// The time after which a waiting thread looks if the helper thread still exists.
+const LOOK: Duration = Duration::from_secs(1);
 
 impl Helper {
     pub(crate) const fn new() -> Self {
         Self {
             jobs: Mutex::new(VecDeque::new()),
             thread: OnceLock::new(),
+            handle: Mutex::new(None),
         }
     }
 
-    /// Starts the thread, if it has not been. Between jobs it calls `sweep`, and calls it again after a while where that
-    /// says that something is left.
+    /// Starts the thread, if it has not been. Between jobs it calls `chores`, which returns the time until it
+    /// is to be called again even without a job.
     ///
     /// # Errors
     /// There is no thread to be had.
     pub(crate) fn start(
         &'static self,
-        sweep: impl Fn() -> bool + Send + 'static,
+        chores: impl FnMut() -> Option<Duration> + Send + 'static,
     ) -> Result<(), String> {
         let start = || {
             let builder = Builder::new().name("msrgate".to_owned());
-            let spawned = while_blocked(|| builder.spawn(move || self.serve(sweep)));
+            let mut held = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
+            let spawned = while_blocked(|| builder.spawn(move || self.serve(chores)));
             let handle = spawned.map_err(|error| format!("no helper thread: {error}"))?;
-            Ok(handle.thread().clone())
+            let thread = handle.thread().clone();
+            *held = Some(handle);
+            Ok(thread)
         };
         match self.thread.get_or_init(start) {
             Ok(_) => Ok(()),
@@ -75,7 +90,32 @@ impl Helper {
         jobs.push_back(job);
         drop(jobs);
         self.wake();
-        told.recv().ok()
+        loop {
+            match told.recv_timeout(LOOK) {
+                Ok(result) => return Some(result),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) if self.has_ended() => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Returns true if the thread has ended. A seccomp filter that the VMM sets for all its threads may have
+    /// the kernel kill the thread at a system call. The thread then drops nothing, and sends nothing.
+    fn has_ended(&self) -> bool {
+        let mut held = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(handle) = held.take() else {
+            return true;
+        };
+        // SAFETY: `handle` has neither been joined nor detached: it was in `held`.
+        let joined = unsafe { libc::pthread_tryjoin_np(handle.as_pthread_t(), ptr::null_mut()) };
+        if joined == 0 {
+            // The drop of a handle detaches its thread, which no longer exists.
+            mem::forget(handle);
+            return true;
+        }
+        *held = Some(handle);
+        false
     }
 
     fn next(&self) -> Option<Job> {
@@ -83,15 +123,14 @@ impl Helper {
         jobs.pop_front()
     }
 
-    fn serve(&self, sweep: impl Fn() -> bool) {
+    fn serve(&self, mut chores: impl FnMut() -> Option<Duration>) {
         loop {
             while let Some(job) = self.next() {
                 job();
             }
-            if sweep() {
-                thread::park_timeout(AGAIN);
-            } else {
-                thread::park();
+            match chores() {
+                Some(time) => thread::park_timeout(time),
+                None => thread::park(),
             }
         }
     }

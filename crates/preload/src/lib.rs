@@ -8,7 +8,9 @@
 //! `msrgate exec` the library passes every call on to the kernel.
 #![expect(unsafe_code, reason = "C's interface")]
 
+mod ending;
 mod helper;
+mod own_fds;
 mod process;
 mod record;
 mod requests;
@@ -58,14 +60,17 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
 #[unsafe(no_mangle)]
 pub extern "C" fn close(fd: c_int) -> c_int {
     if let Some(process) = process::known()
-        && process.table.has(fd)
+        && process.table.knows(fd)
         // A child made by vfork(2) shares the parent's memory, but has descriptors of its own.
         && sys::process() == process.pid
-        // The slot is emptied before the kernel can give the number to another file.
-        && process.table.take(fd)
     {
+        process.table.own.remove(fd);
+        // The slot is emptied before the kernel can give the number to another file.
+        let was_known = process.table.take(fd);
         let returned = sys::close(fd);
-        process.helper.wake();
+        if was_known {
+            process.helper.wake();
+        }
         return returned.as_c();
     }
     sys::close(fd).as_c()
@@ -82,12 +87,13 @@ extern "C" fn begin() {
         sys::set_cookie(page.cookie());
         let calls = OwnCalls {
             ioctl: sys::ioctl_of_gate,
-            lowest_fd: sys::lowest_fd(),
+            duplicate: own_fds::duplicate,
         };
         // SAFETY: `ioctl_of_gate` makes the system call ioctl(2) with the arguments that it is given.
         unsafe { make_calls_by(calls) };
         if let Err(why) = process::prepare() {
             sys::say(&why);
         }
+        ending::watch_main_thread();
     }
 }

@@ -8,8 +8,11 @@
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::{Duration, Instant};
 
+use crate::ending::{self, Ending};
 use crate::helper::Helper;
+use crate::signals::Mask;
 use crate::sys;
 use crate::table::Table;
 
@@ -61,15 +64,24 @@ pub(crate) fn known() -> Option<&'static Process> {
 /// # Errors
 /// The kernel does not make the thread, or the library was not set up.
 pub(crate) fn here() -> Result<&'static Process, String> {
-    if let Some(process) = known() {
-        // Another thread may be about to start it.
-        process.helper.start(|| process.table.sweep())?;
-        return Ok(process);
-    }
+    let process = match known() {
+        Some(process) => process,
+        None => begin()?,
+    };
+    // If the process was known, another thread may be about to start the helper thread.
+    process.helper.start(process.chores())?;
+    Ok(process)
+}
+
+fn begin() -> Result<&'static Process, String> {
     let place = PLACE.get().ok_or("the library was not set up")?;
     let process = Box::into_raw(Box::new(Process {
         pid: sys::process(),
-        table: Table::new(),
+        table: Table::new(|| {
+            if let Some(process) = known() {
+                process.helper.wake();
+            }
+        }),
         helper: Helper::new(),
     }));
     let set = place.compare_exchange(
@@ -78,16 +90,45 @@ pub(crate) fn here() -> Result<&'static Process, String> {
         Ordering::AcqRel,
         Ordering::Acquire,
     );
-    let process = match set {
-        // SAFETY: the process is never dropped.
-        Ok(_) => unsafe { &*process },
+    match set {
+        Ok(_) => {
+            // The main thread of a forked child may be another one of its parent's.
+            ending::watch_main_thread();
+            // SAFETY: the process is never dropped.
+            Ok(unsafe { &*process })
+        }
         Err(other) => {
             // SAFETY: the box was made above, and no other thread has seen it.
             drop(unsafe { Box::from_raw(process) });
             // SAFETY: another thread has stored this process, and it is never dropped.
-            unsafe { &*other }
+            Ok(unsafe { &*other })
         }
-    };
-    process.helper.start(|| process.table.sweep())?;
-    Ok(process)
+    }
+}
+
+/// The time between two looks for descriptors that the VMM has closed without the library's `close`.
+const STALE: Duration = Duration::from_secs(1);
+
+/// The time between two looks if other threads of the VMM's than its main thread, which has ended, are left.
+const ALONE: Duration = Duration::from_millis(20);
+
+impl Process {
+    /// Returns the function that the helper thread calls between jobs.
+    fn chores(&'static self) -> impl FnMut() -> Option<Duration> + use<> {
+        let mut ending = Ending::new(Mask::of_this_thread());
+        let mut looked = Instant::now();
+        move || {
+            if looked.elapsed() >= STALE {
+                self.table.take_stale();
+                looked = Instant::now();
+            }
+            self.table.sweep();
+            if ending::has_begun(self.pid) {
+                ending.end_if_alone();
+                return Some(ALONE);
+            }
+            // Without a VM the thread sleeps until it is woken.
+            (!self.table.is_empty()).then_some(STALE)
+        }
+    }
 }

@@ -10,12 +10,15 @@ use std::ffi::{c_ulong, c_void};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use kvm_bindings::{kvm_cpuid_entry2, kvm_cpuid2, kvm_msr_entry, kvm_msrs};
+use kvm_bindings::{
+    kvm_cpuid, kvm_cpuid_entry, kvm_cpuid_entry2, kvm_cpuid2, kvm_msr_entry, kvm_msrs,
+};
 use msrgate_filter::{Capability, MsrIndex, Revision};
-use msrgate_kvm::gate::CpuidLeaves as _;
+use msrgate_kvm::gate::{CpuidEntry, CpuidLeaves as _};
 
+use crate::helper::NO_HELPER;
 use crate::process::{self, Process};
-use crate::run;
+use crate::run::{self, First, Ran};
 use crate::state::{self, Run};
 use crate::sys::{self, Returned};
 use crate::table::FDS;
@@ -25,6 +28,7 @@ use crate::thing::{Thing, Vcpu, Vm, capability};
 pub(crate) const KVM_RUN: u32 = 0xae80;
 const KVM_CREATE_VM: u32 = 0xae01;
 const KVM_CREATE_VCPU: u32 = 0xae41;
+const KVM_SET_CPUID: u32 = 0x4008_ae8a;
 const KVM_SET_CPUID2: u32 = 0x4008_ae90;
 const KVM_SET_MSRS: u32 = 0x4008_ae89;
 const KVM_ENABLE_CAP: u32 = 0x4068_aea3;
@@ -32,8 +36,9 @@ const KVM_X86_SET_MSR_FILTER: u32 = 0x4188_aec6;
 const KVM_MEMORY_ENCRYPT_OP: u32 = 0xc008_aeba;
 
 /// The requests for which the library must know the VM or vCPU behind the descriptor.
-const LOOKED_UP: [u32; 6] = [
+const LOOKED_UP: [u32; 7] = [
     KVM_CREATE_VCPU,
+    KVM_SET_CPUID,
     KVM_SET_CPUID2,
     KVM_SET_MSRS,
     KVM_ENABLE_CAP,
@@ -75,16 +80,54 @@ pub(crate) fn run(request: Request) -> Returned {
     let Some(process) = process::known() else {
         return request.pass();
     };
-    if !process.table.has(request.fd) {
-        adopt(process, request.fd);
+    let ran = match process
+        .table
+        .get(request.fd)
+        .as_deref()
+        .and_then(Thing::vcpu)
+    {
+        Some(vcpu) => run::run(process, vcpu, First::Enter, || request.pass()),
+        None => return run_unknown(process, request, First::Enter),
+    };
+    match ran {
+        Ran::Returned(returned) => returned,
+        Ran::Other => run_unknown(process, request, First::Exit),
     }
-    match process.table.get(request.fd) {
-        Some(held) => match held.vcpu() {
-            Some(vcpu) => run::run(process, vcpu, || request.pass()),
-            None => request.pass(),
-        },
-        None => request.pass(),
+}
+
+/// Handles `KVM_RUN` on a descriptor that the VMM got without a KVM request, for example by dup2(2).
+#[cold]
+fn run_unknown(process: &'static Process, request: Request, mut first: First) -> Returned {
+    loop {
+        identify(process, request.fd);
+        let ran = match process
+            .table
+            .get(request.fd)
+            .as_deref()
+            .and_then(Thing::vcpu)
+        {
+            Some(vcpu) => run::run(process, vcpu, first, || request.pass()),
+            None if first == First::Exit => end_without_gate(process),
+            None => match request.pass() {
+                Returned::DONE => end_without_gate(process),
+                // This is no vCPU, or one of another process.
+                failed => return failed,
+            },
+        };
+        match ran {
+            Ran::Returned(returned) => return returned,
+            Ran::Other => first = First::Exit,
+        }
     }
+}
+
+/// Ends the process, since a vCPU has run of which the table knows nothing.
+#[cold]
+fn end_without_gate(process: &'static Process) -> ! {
+    run::end(
+        process,
+        "a vCPU has run that has no gate, and the VMM is ended: it may have put a file of its own on a descriptor of msrgate's",
+    )
 }
 
 /// Handles every KVM request except `KVM_RUN`.
@@ -100,8 +143,8 @@ pub(crate) fn other(request: Request) -> Returned {
         Err(_) => return request.pass(),
     };
     let number = request.number();
-    if LOOKED_UP.contains(&number) && !process.table.has(request.fd) {
-        adopt(process, request.fd);
+    if LOOKED_UP.contains(&number) && depends_on_identity(process, request) {
+        identify(process, request.fd);
     }
     match number {
         KVM_CREATE_VM => {
@@ -121,7 +164,8 @@ pub(crate) fn other(request: Request) -> Returned {
                 Ok(Thing::Vcpu(Arc::new(Vcpu::new(fd, id, vm)?)))
             })
         }
-        KVM_SET_CPUID2 => set_cpuid(process, request),
+        KVM_SET_CPUID => set_cpuid::<kvm_cpuid_entry>(process, request),
+        KVM_SET_CPUID2 => set_cpuid::<kvm_cpuid_entry2>(process, request),
         KVM_SET_MSRS => set_msrs(process, request),
         KVM_ENABLE_CAP => enable_capability(process, request),
         KVM_X86_SET_MSR_FILTER => match vm(process, request.fd) {
@@ -140,22 +184,24 @@ pub(crate) fn other(request: Request) -> Returned {
     }
 }
 
-/// Finds the VM or vCPU behind a descriptor that the VMM got without a KVM request, for example by dup(2).
-/// The library does not see such calls.
+/// Makes the table right about the VM or vCPU behind a descriptor, to which the VMM may have given another
+/// file, for example by dup2(2). The library does not see such calls.
 #[cold]
-fn adopt(process: &'static Process, fd: RawFd) {
-    process.helper.ask(move || {
-        // The table may still hold a thing whose number was closed a moment ago.
-        process.table.sweep();
-        let same = process.table.numbers().find_map(|known| {
-            let held = process.table.get(known)?;
-            (sys::is_one_file(held.own(), fd) == Some(true)).then(|| (*held).clone())
-        });
-        let thing = same.filter(|_| !process.table.has(fd));
-        if let Some(thing) = thing {
-            process.table.put(fd, thing);
-        }
-    });
+fn identify(process: &'static Process, fd: RawFd) {
+    process.helper.ask(move || process.table.identify(fd));
+}
+
+/// Returns true if the library does something else for the request on another VM or vCPU than the one that
+/// the table has. All VMs of a run have one program.
+fn depends_on_identity(process: &Process, request: Request) -> bool {
+    let Some(held) = process.table.get(request.fd) else {
+        return true;
+    };
+    match (request.number(), held.vcpu()) {
+        (KVM_SET_MSRS, Some(vcpu)) => vcpu.vm.has_registers,
+        (KVM_SET_CPUID | KVM_SET_CPUID2, Some(vcpu)) => vcpu.vm.needs_cpuid(),
+        _ => true,
+    }
 }
 
 fn vm(process: &Process, fd: RawFd) -> Option<Arc<Vm>> {
@@ -168,20 +214,16 @@ fn vcpu(process: &Process, fd: RawFd) -> Option<Arc<Vcpu>> {
 
 /// Runs `act` on the helper thread, and returns its result, or `EIO` if the thread has ended.
 fn asked(process: &'static Process, act: impl FnOnce() -> Returned + Send + 'static) -> Returned {
-    process
-        .helper
-        .ask(act)
-        .unwrap_or(Returned::error(libc::EIO))
+    let answer = process.helper.ask(act);
+    answer.unwrap_or_else(|| refuse(libc::EIO, NO_HELPER))
 }
 
 /// Refuses a request with `errno` and prints the reason. The helper thread prints it, if there is one.
 fn refuse(errno: i32, why: &str) -> Returned {
-    match process::known() {
-        Some(process) => {
-            let why = why.to_owned();
-            process.helper.ask(move || sys::say(&why));
-        }
-        None => sys::say(why),
+    let said = why.to_owned();
+    let is_said = process::known().and_then(|process| process.helper.ask(move || sys::say(&said)));
+    if is_said.is_none() {
+        sys::say(why);
     }
     Returned::error(errno)
 }
@@ -203,20 +245,17 @@ fn add(
             "descriptors of VMs and vCPUs have to be below 65536: close some files, or lower RLIMIT_NOFILE",
         );
     }
-    let thing = process.helper.ask(move || {
+    let added = process.helper.ask(move || {
         process.table.take_stale();
-        make(fd)
+        process.table.put(fd, make(fd)?);
+        Ok::<_, String>(())
     });
-    match thing {
-        Some(Ok(thing)) => {
-            process.table.put(fd, thing);
-            process.helper.wake();
-            returned
-        }
+    match added {
+        Some(Ok(())) => returned,
         failed => {
             sys::close(fd);
             let why = failed.and_then(Result::err);
-            let why = why.as_deref().unwrap_or("the helper thread has ended");
+            let why = why.as_deref().unwrap_or(NO_HELPER);
             refuse(
                 libc::EPERM,
                 &format!("the policy cannot be put into the VM: {why}"),
@@ -225,18 +264,44 @@ fn add(
     }
 }
 
-fn set_cpuid(process: &Process, request: Request) -> Returned {
+/// An entry of `KVM_SET_CPUID` or `KVM_SET_CPUID2`. Both requests have a header of the same form, which begins
+/// with the number of entries.
+trait Entry: Sized {
+    fn leaves(entries: &[Self]) -> Vec<CpuidEntry>;
+}
+
+impl Entry for kvm_cpuid_entry2 {
+    fn leaves(entries: &[Self]) -> Vec<CpuidEntry> {
+        entries.leaves()
+    }
+}
+
+impl Entry for kvm_cpuid_entry {
+    fn leaves(entries: &[Self]) -> Vec<CpuidEntry> {
+        let with_subleaf = |entry: &Self| kvm_cpuid_entry2 {
+            function: entry.function,
+            eax: entry.eax,
+            ebx: entry.ebx,
+            ecx: entry.ecx,
+            edx: entry.edx,
+            ..kvm_cpuid_entry2::default()
+        };
+        let entries: Vec<_> = entries.iter().map(with_subleaf).collect();
+        entries.leaves()
+    }
+}
+
+fn set_cpuid<E: Entry>(process: &Process, request: Request) -> Returned {
+    const HEADER: usize = size_of::<kvm_cpuid2>();
+    const { assert!(HEADER == size_of::<kvm_cpuid>()) };
     let returned = request.pass();
     let vcpu = vcpu(process, request.fd).filter(|vcpu| !vcpu.is_bound());
     if let (Returned::DONE, Some(vcpu)) = (returned, vcpu) {
-        // SAFETY: the kernel has just read a kvm_cpuid2 there. It begins with the number of entries behind
-        // it.
+        // SAFETY: the kernel has just read a header there. It begins with the number of entries behind it.
         let count = unsafe { request.argument.cast::<u32>().read_unaligned() };
-        // SAFETY: the kernel has just read `count` entries behind the header; kvm_cpuid_entry2 consists of
-        // integers.
-        let entries: Vec<kvm_cpuid_entry2> =
-            unsafe { behind(request, size_of::<kvm_cpuid2>(), count) };
-        vcpu.note_cpuid(entries.leaves());
+        // SAFETY: the kernel has just read `count` entries behind the header. Entries consist of integers.
+        let entries: Vec<E> = unsafe { behind(request, HEADER, count) };
+        vcpu.note_cpuid(E::leaves(&entries));
     }
     returned
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_EXIT_INTR, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR};
 use msrgate_kvm::gate::{AnswerError, Outcome};
 
+use crate::helper::NO_HELPER;
 use crate::process::Process;
 use crate::shared::GENERAL;
 use crate::signals;
@@ -20,46 +21,87 @@ const TURN: Duration = Duration::from_millis(1);
 /// True once the process was found to catch signals with which it may kick vCPUs.
 static ARE_CAUGHT: AtomicBool = AtomicBool::new(false);
 
+/// The step with which [`run`] begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum First {
+    /// The `KVM_RUN` that the VMM asked for.
+    Enter,
+    /// The exit with which that `KVM_RUN` has already returned.
+    Exit,
+}
+
+/// The result of [`run`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ran {
+    /// The result for the VMM.
+    Returned(Returned),
+    /// The kernel has run another vCPU than this one, up to an exit: the descriptor is that vCPU's by now.
+    Other,
+}
+
 /// Runs a vCPU until it has an exit for the VMM. `enter` makes the `KVM_RUN` system call.
 pub(crate) fn run(
     process: &'static Process,
     vcpu: &Arc<Vcpu>,
+    mut first: First,
     enter: impl Fn() -> Returned,
-) -> Returned {
+) -> Ran {
     if !vcpu.is_bound() {
+        let is_ours = is_msr_exit(vcpu);
         bind(process, vcpu);
+        if is_ours {
+            // The gate has withdrawn an access that it saw too late: the guest executes it again.
+            first = First::Enter;
+        }
     }
     let theirs = vcpu.page.valid_regs();
     let asks = vcpu.vm.rewinds();
     if asks {
         vcpu.page.set_valid_regs(theirs | GENERAL);
     }
-    let returned = answered(process, vcpu, enter);
+    let ran = answered(process, vcpu, first, enter);
     if asks {
         vcpu.page.set_valid_regs(theirs);
     }
-    returned
+    ran
 }
 
-fn answered(process: &'static Process, vcpu: &Arc<Vcpu>, enter: impl Fn() -> Returned) -> Returned {
+#[inline]
+fn is_msr_exit(vcpu: &Vcpu) -> bool {
+    matches!(
+        vcpu.page.exit_reason(),
+        KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR
+    )
+}
+
+fn answered(
+    process: &'static Process,
+    vcpu: &Arc<Vcpu>,
+    mut first: First,
+    enter: impl Fn() -> Returned,
+) -> Ran {
     let mut since = None;
     loop {
-        let returned = enter();
-        let is_ours = matches!(
-            vcpu.page.exit_reason(),
-            KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR
-        );
-        if returned != Returned::DONE || !is_ours {
-            return returned;
+        if first == First::Enter {
+            vcpu.page.mark();
+            let returned = enter();
+            let is_other = vcpu.page.take_mark();
+            if returned != Returned::DONE {
+                return Ran::Returned(returned);
+            }
+            if is_other {
+                return Ran::Other;
+            }
         }
-        if !answer(process, vcpu) {
-            return returned;
+        first = First::Enter;
+        if !is_msr_exit(vcpu) || !answer(process, vcpu) {
+            return Ran::Returned(Returned::DONE);
         }
         let now = Instant::now();
         let begun = *since.get_or_insert(now);
         if now.duration_since(begun) >= TURN {
             if are_caught(process) {
-                return turn(process, vcpu);
+                return Ran::Returned(turn(process, vcpu));
             }
             since = Some(now);
         }
@@ -130,18 +172,19 @@ fn bind(process: &'static Process, vcpu: &Arc<Vcpu>) {
             process,
             &format!("a vCPU cannot be guarded, and the VMM is ended: {why}"),
         ),
-        None => end(process, "a vCPU cannot be guarded, and the VMM is ended"),
+        None => end(process, &format!("{NO_HELPER}, and the VMM is ended")),
     }
 }
 
-/// Prints the reason, and ends the process. The helper thread does both: the vCPU's thread may be forbidden
-/// to.
+/// Prints the reason, and ends the process. The helper thread does both, as the vCPU's thread may be forbidden
+/// to; the vCPU's thread does, if the helper thread has ended.
 #[cold]
-fn end(process: &'static Process, why: &str) -> ! {
-    let why = why.to_owned();
+pub(crate) fn end(process: &'static Process, why: &str) -> ! {
+    let said = why.to_owned();
     process.helper.ask::<()>(move || {
-        sys::say(&why);
+        sys::say(&said);
         sys::end_process();
     });
+    sys::say(why);
     sys::end_process()
 }

@@ -70,6 +70,39 @@ impl SharedPage {
         unsafe { field.read_volatile() }
     }
 
+    /// Marks the page before a `KVM_RUN`, which removes the mark if it runs this page's vCPU.
+    #[inline]
+    pub(crate) fn mark(&self) {
+        self.set_flags(self.flags() | NOT_RUN);
+    }
+
+    /// Removes the mark, and returns true if it was still there: `KVM_RUN` has not run this page's vCPU.
+    #[inline]
+    pub(crate) fn take_mark(&self) -> bool {
+        let flags = self.flags();
+        let is_marked = flags & NOT_RUN != 0;
+        if is_marked {
+            self.set_flags(flags & !NOT_RUN);
+        }
+        is_marked
+    }
+
+    #[inline]
+    fn flags(&self) -> u16 {
+        // SAFETY: the field lies in the mapped page.
+        let field = unsafe { &raw const (*self.0.as_ptr()).flags };
+        // SAFETY: the field is mapped and aligned; the read is volatile, as the kernel writes the field.
+        unsafe { field.read_volatile() }
+    }
+
+    #[inline]
+    fn set_flags(&self, flags: u16) {
+        // SAFETY: the field lies in the mapped page.
+        let field = unsafe { &raw mut (*self.0.as_ptr()).flags };
+        // SAFETY: the field is mapped and aligned, and the vCPU's own thread calls this between two runs.
+        unsafe { field.write_volatile(flags) }
+    }
+
     /// Returns the sets of registers that the kernel puts into the page at each exit: `kvm_valid_regs`.
     #[inline]
     pub(crate) fn valid_regs(&self) -> u64 {
@@ -95,6 +128,10 @@ impl Drop for SharedPage {
         unsafe { libc::munmap(self.0.as_ptr().cast(), SIZE) };
     }
 }
+
+/// A bit of `kvm_run.flags` that no kernel sets, and that the gate does not use. Each `KVM_RUN` rewrites the
+/// field, even one that fails, if it gets as far as the vCPU.
+const NOT_RUN: u16 = 1 << 13;
 
 /// The bit of `kvm_valid_regs` for the general registers.
 pub(crate) const GENERAL: u64 = KVM_SYNC_X86_REGS as u64;

@@ -1,4 +1,4 @@
-//! Unsafe: asks for the actions of signals.
+//! Unsafe: asks for the actions of signals, and changes a thread's mask.
 //!
 //! The VMM's signals: the helper thread must take none of them, and a vCPU's thread must not swallow a kick
 //! by one.
@@ -7,6 +7,26 @@
 use std::ffi::c_int;
 use std::mem;
 use std::ptr;
+
+/// The signals that a thread blocks.
+pub(crate) struct Mask(libc::sigset_t);
+
+impl Mask {
+    /// Returns the mask of the calling thread.
+    pub(crate) fn of_this_thread() -> Self {
+        // SAFETY: a sigset_t consists of integers, for which zeros are values.
+        let mut mask: libc::sigset_t = unsafe { mem::zeroed() };
+        // SAFETY: the call writes the present mask into `mask`, and sets none.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, ptr::null(), &raw mut mask) };
+        Self(mask)
+    }
+
+    /// Gives the calling thread this mask.
+    pub(crate) fn set(&self) {
+        // SAFETY: the call reads the mask, and changes only this thread's.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut()) };
+    }
+}
 
 /// Returns true if the process catches a signal with which a vCPU may be kicked: any signal that the C
 /// library reports, except those that an instruction raises. The C library does not report the signals that

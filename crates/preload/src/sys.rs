@@ -145,6 +145,16 @@ pub(crate) fn process() -> u32 {
         .unwrap_or(0)
 }
 
+/// Returns the thread ID of the calling thread. That of the main thread is the process ID.
+pub(crate) fn thread() -> u32 {
+    // SAFETY: gettid(2) accesses no memory and does not fail.
+    let id = unsafe { call(libc::SYS_gettid, [0; 6]) };
+    id.get()
+        .ok()
+        .and_then(|id| u32::try_from(id).ok())
+        .unwrap_or(0)
+}
+
 /// The device and inode number of the file that was standard error before the VMM's `main`, if there was
 /// one.
 static STANDARD_ERROR: OnceLock<(u64, u64)> = OnceLock::new();
@@ -265,19 +275,22 @@ impl UserMemory for OwnMemory {
     }
 }
 
-/// The lowest number for descriptors of our own: above those that a VMM counts on, below its limit as it was in the
-/// beginning.
+/// Returns the limit of descriptor numbers at present: all are lower.
+pub(crate) fn fd_limit() -> RawFd {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: getrlimit(2) writes a rlimit, which `limit` is.
+    let failed = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0;
+    let limit = if failed { 0 } else { limit.rlim_cur };
+    RawFd::try_from(limit).unwrap_or(RawFd::MAX)
+}
+
+/// The lowest number for descriptors of our own as long as there are such numbers: above those that a VMM counts
+/// on, below its limit as it was in the beginning.
 pub(crate) fn lowest_fd() -> RawFd {
     static LOWEST: OnceLock<RawFd> = OnceLock::new();
-    *LOWEST.get_or_init(|| {
-        const HIGH: libc::rlim_t = 4096;
-        let mut limit = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
-        };
-        // SAFETY: getrlimit(2) writes a rlimit, which `limit` is.
-        let failed = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0;
-        let limit = if failed { 0 } else { limit.rlim_cur };
-        i32::try_from((limit / 4 * 3).min(HIGH)).unwrap_or(0)
-    })
+    const HIGH: RawFd = 4096;
+    *LOWEST.get_or_init(|| (fd_limit() / 4 * 3).min(HIGH))
 }

@@ -13,9 +13,10 @@ use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::ops::Deref;
 use std::os::fd::RawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 
+use crate::own_fds::OwnFds;
 use crate::sys;
 use crate::thing::Thing;
 
@@ -39,38 +40,49 @@ struct Entry {
     thing: Thing,
 }
 
-/// Returns a number by which the VMM has the same file as our descriptor. The function tries each number:
-/// listing them would take a descriptor, and the VMM may rely on the lowest free one.
-fn other_number(own: RawFd) -> Option<RawFd> {
-    (0..sys::lowest_fd()).find(|fd| sys::is_one_file(own, *fd) == Some(true))
-}
-
 /// The slots, and a list of the entries taken out of them.
 pub(crate) struct Table {
     slots: Box<[Slot; FDS]>,
     taken: AtomicPtr<Entry>,
+    /// A number that is higher than those of all things that there were.
+    end: AtomicUsize,
+    /// The numbers of the library's own descriptors.
+    pub(crate) own: OwnFds,
+    /// The function that has the helper thread call [`Self::sweep`].
+    wake: fn(),
 }
 
 /// A thing in use: it is counted as used until this value is dropped.
-pub(crate) struct Held<'t>(&'t Entry);
+pub(crate) struct Held<'t> {
+    entry: &'t Entry,
+    slot: &'t Slot,
+    wake: fn(),
+}
 
 impl Deref for Held<'_> {
     type Target = Thing;
 
     fn deref(&self) -> &Thing {
-        &self.0.thing
+        &self.entry.thing
     }
 }
 
 impl Drop for Held<'_> {
+    #[inline]
     fn drop(&mut self) {
-        self.0.users.fetch_sub(1, Ordering::SeqCst);
+        let (entry, slot) = (ptr::from_ref(self.entry), self.slot);
+        self.entry.users.fetch_sub(1, Ordering::SeqCst);
+        // From here on the entry may be dropped. If it was taken out of its slot before that, `sweep` may
+        // have found it in use.
+        if !ptr::eq(slot.entry.load(Ordering::SeqCst), entry) {
+            (self.wake)();
+        }
     }
 }
 
 impl Table {
-    /// Makes an empty table.
-    pub(crate) fn new() -> Self {
+    /// Makes an empty table, which calls `wake` when [`Self::sweep`] is to be called.
+    pub(crate) fn new(wake: fn()) -> Self {
         let layout = Layout::new::<[Slot; FDS]>();
         #[expect(clippy::cast_ptr_alignment, reason = "the layout has the alignment")]
         // SAFETY: the layout has a size.
@@ -83,6 +95,9 @@ impl Table {
             // gives memory to a page only when it is used.
             slots: unsafe { Box::from_raw(slots) },
             taken: AtomicPtr::new(ptr::null_mut()),
+            end: AtomicUsize::new(0),
+            own: OwnFds::new(),
+            wake,
         }
     }
 
@@ -103,7 +118,11 @@ impl Table {
         // only after the slot was seen without readers, and this thread is a reader.
         let held = unsafe { entry.as_ref() }.map(|entry| {
             entry.users.fetch_add(1, Ordering::SeqCst);
-            Held(entry)
+            Held {
+                entry,
+                slot,
+                wake: self.wake,
+            }
         });
         slot.readers.fetch_sub(1, Ordering::SeqCst);
         held
@@ -116,18 +135,33 @@ impl Table {
         slot.is_some_and(|slot| !slot.entry.load(Ordering::Relaxed).is_null())
     }
 
+    /// Returns true if the number is that of a thing, or one of the library's own.
+    #[inline]
+    pub(crate) fn knows(&self, fd: RawFd) -> bool {
+        self.has(fd) || self.own.has(fd)
+    }
+
     /// Returns the numbers of all descriptors with a thing.
-    pub(crate) fn numbers(&self) -> impl Iterator<Item = RawFd> {
+    fn numbers(&self) -> impl Iterator<Item = RawFd> {
         let all = (0..).zip(self.slots.iter());
-        all.filter(|(_, slot)| !slot.entry.load(Ordering::Relaxed).is_null())
+        all.take(self.end.load(Ordering::Acquire))
+            .filter(|(_, slot)| !slot.entry.load(Ordering::Relaxed).is_null())
             .map(|(fd, _)| fd)
     }
 
-    /// Puts a thing behind a descriptor, and replaces the one that was there.
+    /// Returns true if no descriptor has a thing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.numbers().next().is_none()
+    }
+
+    /// Puts a thing behind a descriptor, and replaces the one that was there. Only the helper thread calls
+    /// this.
     pub(crate) fn put(&self, fd: RawFd, thing: Thing) {
         let (Some(slot), Ok(at)) = (self.slot(fd), usize::try_from(fd)) else {
             return;
         };
+        self.own.remove(fd);
+        self.end.fetch_max(at + 1, Ordering::AcqRel);
         let entry = Box::new(Entry {
             users: AtomicU32::new(0),
             next: AtomicPtr::new(ptr::null_mut()),
@@ -168,24 +202,69 @@ impl Table {
     }
 
     /// Takes out the things whose numbers have another file by now, by dup2(2) or `close_range(2)`: the
-    /// library does not see those calls.
+    /// library does not see those calls. Only the helper thread calls this.
     pub(crate) fn take_stale(&self) {
         for fd in self.numbers() {
-            let is_stale = self
-                .get(fd)
-                .is_some_and(|held| sys::is_one_file(fd, held.own()) == Some(false));
-            if is_stale {
-                self.take(fd);
-            }
+            self.take_if_stale(fd);
         }
     }
 
+    fn take_if_stale(&self, fd: RawFd) {
+        let Some(held) = self.get(fd) else { return };
+        if sys::is_one_file(fd, held.own()) != Some(false) {
+            return;
+        }
+        let entry = ptr::from_ref(held.entry).cast_mut();
+        // The VMM may have closed the number since, by the library's `close`.
+        let taken = held.slot.entry.compare_exchange(
+            entry,
+            ptr::null_mut(),
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+        drop(held);
+        if taken.is_ok() {
+            self.retire(entry);
+        }
+    }
+
+    /// Makes the table right about one number, to which the VMM may have given another file, for example by
+    /// dup2(2): the library does not see such calls. Only the helper thread calls this.
+    pub(crate) fn identify(&self, fd: RawFd) {
+        self.take_if_stale(fd);
+        // A thing whose number was closed a moment ago may be behind this number, too.
+        self.sweep();
+        if self.has(fd) {
+            return;
+        }
+        let same = self.numbers().find_map(|known| {
+            let held = self.get(known)?;
+            (sys::is_one_file(held.own(), fd) == Some(true)).then(|| (*held).clone())
+        });
+        if let Some(thing) = same {
+            self.put(fd, thing);
+        }
+    }
+
+    /// Returns a number by which the VMM has the same file as our descriptor. The function tries each number:
+    /// listing them would take a descriptor, and the VMM may rely on the lowest free one.
+    fn other_number(&self, own: RawFd) -> Option<RawFd> {
+        let lowest_own = usize::try_from(sys::lowest_fd()).unwrap_or(0);
+        let end = if self.end.load(Ordering::Acquire) > lowest_own {
+            FDS
+        } else {
+            lowest_own
+        };
+        let theirs = (0..).take(end).filter(|fd| !self.own.has(*fd));
+        theirs
+            .into_iter()
+            .find(|fd| sys::is_one_file(own, *fd) == Some(true))
+    }
+
     /// Drops the things that were taken out and have no user. A thing that the VMM still has by another
-    /// number is put back under that number. Returns true if a thing is still in use. Only one thread may
-    /// call this.
-    pub(crate) fn sweep(&self) -> bool {
+    /// number is put back under that number. Only the helper thread calls this.
+    pub(crate) fn sweep(&self) {
         let mut entry = self.taken.swap(ptr::null_mut(), Ordering::AcqRel);
-        let mut is_used = false;
         while !entry.is_null() {
             // SAFETY: this thread has taken the list, and no other thread drops an entry of it.
             let one = unsafe { &*entry };
@@ -197,18 +276,18 @@ impl Table {
                 }
             }
             if one.users.load(Ordering::SeqCst) > 0 {
-                is_used = true;
+                // The last user wakes this thread.
                 self.retire(entry);
             } else {
                 // SAFETY: `put` made the entry from a Box. No slot has it, and every thread that found it
                 // there has left its count.
                 let one = unsafe { Box::from_raw(entry) };
-                if let Some(fd) = other_number(one.thing.own()).filter(|fd| !self.has(*fd)) {
+                let other = self.other_number(one.thing.own());
+                if let Some(fd) = other.filter(|fd| !self.has(*fd)) {
                     self.put(fd, one.thing);
                 }
             }
             entry = next;
         }
-        is_used
     }
 }

@@ -11,6 +11,7 @@ use msrgate_kvm::{HostCaps, IgnoreMsrs, RawReasons};
 use msrgate_program::{Log, Mode, Program};
 use msrgate_state::Page;
 
+use crate::own_fds;
 use crate::record::Recorder;
 use crate::shared::SharedPage;
 use crate::sys::{self, OwnMemory, Returned};
@@ -51,8 +52,7 @@ impl Thing {
 
 /// Duplicates a descriptor: the library needs one of its own when the VMM has closed the number that it got.
 fn duplicate(fd: RawFd) -> Result<OwnedFd, String> {
-    let own = sys::duplicate(fd, sys::lowest_fd());
-    own.map_err(|error| format!("no descriptor is left: {error}"))
+    own_fds::duplicate(fd).map_err(|error| format!("no descriptor is left: {error}"))
 }
 
 /// A VM. The table's entries for it and for its vCPUs keep it alive.
@@ -62,7 +62,7 @@ pub(crate) struct Vm {
     beside: Mutex<Beside>,
     /// True if the gate may rewind: each exit must then bring the vCPU's registers.
     rewinds: AtomicBool,
-    has_registers: bool,
+    pub(crate) has_registers: bool,
     has_one_variant: bool,
     /// Our own descriptor of the VM, by which the library recognises it.
     own: OwnedFd,
@@ -75,7 +75,7 @@ pub(crate) struct Vcpu {
     gate: Mutex<Option<VcpuGate>>,
     pub(crate) page: SharedPage,
     pub(crate) vm: Arc<Vm>,
-    /// The CPUID that the last `KVM_SET_CPUID2` set.
+    /// The CPUID that the VMM has set last.
     cpuid: Mutex<Option<Vec<CpuidEntry>>>,
     is_bound: AtomicBool,
 }
@@ -125,6 +125,11 @@ impl Vm {
     #[inline]
     pub(crate) fn rewinds(&self) -> bool {
         self.rewinds.load(Ordering::Relaxed)
+    }
+
+    /// Returns true if the policy differs by processor.
+    pub(crate) fn needs_cpuid(&self) -> bool {
+        !self.has_one_variant
     }
 
     /// Carries out the VMM's own `KVM_X86_SET_MSR_FILTER`. The helper thread calls this.
@@ -229,7 +234,7 @@ impl Vcpu {
         match &*held {
             Some(leaves) => Ok(leaves.clone()),
             None => Err(format!(
-                "the policy differs by processor, and the VMM has given vCPU {} no CPUID by KVM_SET_CPUID2",
+                "the policy differs by processor, and the VMM has given vCPU {} no CPUID",
                 self.id
             )),
         }

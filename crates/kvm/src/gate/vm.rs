@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use msrgate_filter::{Filter, ReasonMask};
 
 use super::error::GateError;
+use super::per_process::PerProcess;
 use crate::install::{InstallError, Mask};
 use crate::sys::calls;
 
@@ -33,7 +34,7 @@ pub(super) struct KvmVm {
 
 /// The VMs of this process that have a gate. A VM may have only one, since each gate sets filters as if it
 /// were the only one.
-static GUARDED: Mutex<Vec<Weak<OwnedFd>>> = Mutex::new(Vec::new());
+static GUARDED: PerProcess<Mutex<Vec<Weak<OwnedFd>>>> = PerProcess::new();
 
 impl KvmVm {
     /// Makes the port by which a gate reaches a VM, and duplicates the VM's file descriptor.
@@ -42,7 +43,7 @@ impl KvmVm {
     /// [`GateError::OtherGate`] if the VM has a gate already and the kernel can tell; [`GateError::Io`]
     /// if the process has no file descriptor left.
     pub(super) fn new(vm: &impl AsRawFd) -> Result<Self, GateError> {
-        let mut guarded = GUARDED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guarded = GUARDED.get().lock().unwrap_or_else(PoisonError::into_inner);
         guarded.retain(|other| other.strong_count() > 0);
         let others = guarded.iter().filter_map(Weak::upgrade);
         if others

@@ -6,8 +6,7 @@
 #![expect(unsafe_code, reason = "calls that read and write structures of ours")]
 
 use std::ffi::c_ulong;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 
 use kvm_bindings::{
     CpuId, KVM_CAP_NESTED_STATE, KVM_CAP_SYNC_REGS, KVM_MAX_CPUID_ENTRIES,
@@ -21,8 +20,9 @@ use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
 use crate::host::Requirement;
+pub(crate) use crate::sys::ioctl::duplicate;
 use crate::sys::ioctl::{
-    ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val, lowest_fd,
+    ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val,
 };
 
 ioctl_io_nr!(KVM_GET_API_VERSION, KVMIO, 0x00);
@@ -58,17 +58,6 @@ pub(crate) enum Level {
     Guest,
     /// A nested guest, whose hypervisor is the VM's guest.
     Nested,
-}
-
-/// Duplicates a file descriptor.
-pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
-    // SAFETY: with this command fcntl(2) takes only numbers. It returns a new file descriptor or fails.
-    let new = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest_fd()) };
-    if new < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: fcntl returned a new file descriptor, which no other code knows.
-    Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
 /// Returns true if both file descriptors refer to the same open file description; `None` if the kernel

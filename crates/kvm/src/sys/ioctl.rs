@@ -6,7 +6,8 @@
 #![expect(unsafe_code, reason = "ioctl(2) takes whatever its request says")]
 
 use std::ffi::{c_int, c_ulong, c_void};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
 /// A function with the contract of the C library's ioctl(2), including `errno`.
@@ -17,10 +18,12 @@ pub type IoctlFn = unsafe extern "C" fn(c_int, c_ulong, *mut c_void) -> c_int;
 pub struct OwnCalls {
     /// The function that replaces ioctl(2).
     pub ioctl: IoctlFn,
-    /// The lowest number that a file descriptor of this crate may have. The VMM gets the lower numbers, as
-    /// it would without a gate.
-    pub lowest_fd: RawFd,
+    /// The function that duplicates the file descriptors that this crate keeps, and chooses their numbers.
+    pub duplicate: DuplicateFn,
 }
+
+/// A function that duplicates a file descriptor, and has the duplicate closed at execve(2).
+pub type DuplicateFn = fn(RawFd) -> io::Result<OwnedFd>;
 
 static OWN: OnceLock<OwnCalls> = OnceLock::new();
 
@@ -33,9 +36,18 @@ pub unsafe fn make_calls_by(calls: OwnCalls) {
     let _ = OWN.set(calls);
 }
 
-/// Returns the lowest number that a file descriptor of this crate may have.
-pub(crate) fn lowest_fd() -> RawFd {
-    OWN.get().map_or(0, |calls| calls.lowest_fd)
+/// Duplicates a file descriptor.
+pub(crate) fn duplicate(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
+    if let Some(calls) = OWN.get() {
+        return (calls.duplicate)(fd.as_raw_fd());
+    }
+    // SAFETY: fcntl(2) takes numbers; it returns a new file descriptor or fails.
+    let new = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 0) };
+    if new < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: fcntl returned a new file descriptor, which no other code knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
 /// Calls ioctl(2), or its replacement.

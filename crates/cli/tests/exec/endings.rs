@@ -1,0 +1,116 @@
+//! Tests of VMMs whose threads and processes begin and end in unusual ways.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use crate::lab::{ALLOWS, DENIES, LOGS, Lab, Ran, ran};
+
+/// Returns the result of `endings WHAT` under a policy.
+fn endings(policy: &str, what: &str) -> Option<Ran> {
+    let lab = Lab::with_kvm(policy)?;
+    let vmm = lab.build("endings.c", &[]);
+    let ran = ran(lab.exec(&["--quiet"]).arg(vmm).arg(what));
+    lab.assert_no_page_is_left();
+    Some(ran)
+}
+
+/// The C library ends a process with status 0 when its last thread ends. The library's own threads do not count.
+#[test]
+fn process_whose_main_thread_has_ended_ends_with_its_last_thread() {
+    for what in ["main-ends", "main-ends-first", "child-ends"] {
+        let Some(lab) = Lab::with_kvm(ALLOWS) else {
+            return;
+        };
+        let plain = ran(Command::new(lab.build("endings.c", &[])).arg(what));
+        for policy in [ALLOWS, LOGS] {
+            let Some(guarded) = endings(policy, what) else {
+                return;
+            };
+            assert_eq!(
+                (guarded.out, guarded.err, guarded.status),
+                (plain.out.clone(), plain.err.clone(), 0),
+                "{what}"
+            );
+        }
+    }
+}
+
+#[test]
+fn signal_ends_a_process_whose_main_thread_has_ended() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let vmm = lab.build("endings.c", &[]);
+    let mut command = lab.exec(&["--quiet"]);
+    command.arg(vmm).arg("others-go-on").stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // The second line is printed well after the end of the main thread.
+    for _ in 0..2 {
+        assert_eq!(lines.next().unwrap().unwrap(), "!");
+    }
+    let pid = child.id().to_string();
+    let sent = Command::new("kill").args(["-TERM", &pid]).status();
+    assert!(sent.unwrap().success());
+    // The end of the output comes first: a zombie's threads have closed it.
+    assert!(lines.all(|line| line.unwrap() == "!"));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(Ran::from(output).status, 128 + 15);
+    lab.assert_no_page_is_left();
+}
+
+#[test]
+fn child_forked_while_other_threads_make_vms_makes_a_vm() {
+    for policy in [DENIES, LOGS] {
+        let Some(ran) = endings(policy, "forks-while-making") else {
+            return;
+        };
+        let result = (&*ran.out, &*ran.err, ran.status);
+        assert_eq!(result, ("good children: 200\n", "", 0));
+    }
+}
+
+/// A VMM may set a seccomp filter for all threads, the library's too. It then has no VM, or the process ends.
+#[test]
+fn seccomp_filter_for_all_threads_fails_closed() {
+    let refused = "msrgate: the policy cannot be put into the VM: ";
+    let Some(ran) = endings(DENIES, "forbidden-by-error") else {
+        return;
+    };
+    assert_eq!(ran.out, "VM: Operation not permitted\n");
+    assert_eq!(
+        ran.err,
+        format!("{refused}Permission denied (os error 13)\n")
+    );
+
+    let ran = endings(DENIES, "forbidden-by-end-of-thread").unwrap();
+    assert_eq!(ran.out, "VM: Operation not permitted\n");
+    let why = "msrgate's helper thread has ended: a seccomp filter";
+    assert!(
+        ran.err.starts_with(&format!("{refused}{why}")),
+        "{}",
+        ran.err
+    );
+
+    // The kernel ends the process without a sentence: the library's thread catches no signal.
+    let ran = endings(DENIES, "forbidden-by-trap").unwrap();
+    assert_eq!((&*ran.out, &*ran.err, ran.status), ("", "", 128 + 31));
+
+    // A VM that was made before the filter stays guarded.
+    let ran = endings(DENIES, "forbidden-before-run").unwrap();
+    assert_eq!((&*ran.out, ran.status), ("!\n", 1));
+    assert!(
+        ran.err.starts_with(&format!("{refused}{why}")),
+        "{}",
+        ran.err
+    );
+}
+
+/// A process with two threads may not do this: the guide says so.
+#[test]
+fn user_namespace_after_the_first_request_is_refused_by_the_kernel() {
+    let Some(ran) = endings(ALLOWS, "unshares") else {
+        return;
+    };
+    assert_eq!((&*ran.out, ran.status), ("unshare: Invalid argument\n", 0));
+}

@@ -1,0 +1,84 @@
+//! The library's own descriptors. Their numbers are high, so that the VMM gets the numbers that it would get
+//! without the library.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::process;
+use crate::sys;
+use crate::table::FDS;
+
+const BITS: usize = u64::BITS as usize;
+
+/// The numbers of the library's own descriptors, as far as they are below [`FDS`].
+pub(crate) struct OwnFds([AtomicU64; FDS / BITS]);
+
+impl OwnFds {
+    pub(crate) const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; FDS / BITS])
+    }
+
+    fn place(&self, fd: RawFd) -> Option<(&AtomicU64, u64)> {
+        let at = usize::try_from(fd).ok()?;
+        Some((self.0.get(at / BITS)?, 1 << (at % BITS)))
+    }
+
+    /// Returns true if the number is one of the library's own.
+    pub(crate) fn has(&self, fd: RawFd) -> bool {
+        self.place(fd)
+            .is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    fn add(&self, fd: RawFd) {
+        if let Some((word, bit)) = self.place(fd) {
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that the number is not one of the library's own any more. The function takes no lock and
+    /// allocates nothing.
+    #[inline]
+    pub(crate) fn remove(&self, fd: RawFd) {
+        if let Some((word, bit)) = self.place(fd)
+            && word.load(Ordering::Relaxed) & bit != 0
+        {
+            word.fetch_and(!bit, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Duplicates a descriptor for the library: under a number of at least [`sys::lowest_fd`], or else under the
+/// highest free number. A VMM may have a low limit of descriptors, or lower it later.
+pub(crate) fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    let first = sys::lowest_fd().min(sys::fd_limit() - 1);
+    let mut numbers = (0..=first).rev();
+    let duplicated = numbers.find_map(|lowest| match sys::duplicate(fd, lowest) {
+        // No number from `lowest` on is free, or the limit has changed.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::EINVAL)) => None,
+        result => Some(result),
+    });
+    let own = duplicated.unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EMFILE)))?;
+    if let Some(process) = process::known() {
+        process.table.own.add(own.as_raw_fd());
+    }
+    Ok(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_own_until_they_are_removed() {
+        let own = OwnFds::new();
+        for fd in [0, 63, 64, 65_535] {
+            own.add(fd);
+            assert!(own.has(fd) && !own.has(fd + 1));
+            own.remove(fd);
+            assert!(!own.has(fd));
+        }
+        own.add(65_536);
+        assert!(!own.has(65_536) && !own.has(-1));
+    }
+}
