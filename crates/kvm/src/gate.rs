@@ -54,6 +54,7 @@ pub(crate) mod handle;
 mod id;
 mod kick;
 mod kinds;
+mod last_msr;
 mod options;
 mod outcome;
 #[cfg(feature = "bench")]

@@ -73,6 +73,28 @@ fn vmms_own_filter_and_mask_work_as_without_policy() {
     assert_eq!(awkward(ALLOWS, "own-filter"), Some(plain));
 }
 
+/// A VMM's filter that denies by default denies 0xffffffff, too: the VMM or the guest gets that as without the
+/// policy, and the policy is not blamed.
+#[test]
+fn last_msr_obeys_vmms_filter_where_policy_allows_it() {
+    let Some(plain) = plain("last-msr") else {
+        return;
+    };
+    assert!(plain.contains("[exit ffffffff 2]7") && plain.contains("[exit ffffffff 4]7"));
+    let lab = Lab::with_kvm(ALLOWS).unwrap();
+    let vmm = lab.build("awkward.c", &[]);
+    let ran = ran(lab.exec(&[]).arg(&vmm).arg("last-msr"));
+    assert_eq!(ran.out, plain);
+    assert!(ran.err.ends_with("refused nothing\n"), "{}", ran.err);
+    let logs = "policy = 1\ndefault = 'allow'\nlog = 'first'\n";
+    let few = "policy = 1\ndefault = 'allow'\n[msrs]\n0x10000 = 'none'\n0xfffffff0 = 'none'\n";
+    for policy in [logs, few] {
+        assert_eq!(awkward(policy, "last-msr"), Some(plain.clone()), "{policy}");
+    }
+    let audits = "policy = 1\ndefault = 'deny'\nmode = 'audit'\n";
+    assert_eq!(awkward(audits, "last-msr"), Some(plain));
+}
+
 /// The VMM gets no exit for an access that the policy denies, but gets one for an MSR that KVM does not
 /// know.
 #[test]

@@ -31,6 +31,28 @@ static void own_filter(void) {
     printf("valid %lx\n", (long)one.run->kvm_valid_regs);
 }
 
+static void read_last_msrs(struct vm one) {
+    read_msr(one, 0xffffffff);
+    read_msr(one, 0xfffffffe);
+}
+
+// Reads MSR 0xffffffff, which no range of a filter can have, and the one before it, neither of which exists.
+static void last_msr(void) {
+    static uint8_t all[0x600];
+    memset(all, 0xff, sizeof all);
+    struct kvm_msr_filter filter = { .flags = 1, .ranges[0] = { .flags = 3, .nmsrs = 0x2000, .bitmap = all } };
+    struct vm one = make();
+    read_last_msrs(one);
+    set_mask(one.vm, 2);
+    read_last_msrs(one);
+    printf("filter: %d\n", ioctl(one.vm, KVM_X86_SET_MSR_FILTER, &filter));
+    for (int mask = 0; mask < 8; mask += 2) {
+        set_mask(one.vm, mask);
+        read_last_msrs(one);
+        read_msr(one, 0x8b);
+    }
+}
+
 // Makes ten VMs one after another on the same descriptor numbers, with two different CPUIDs.
 static void reboots(void) {
     int fds = 0, threads = 0, vm = 0, vcpu = 0, same = 0;
@@ -190,7 +212,7 @@ static void shared_registers(void) {
 
 int main(int argc, char **argv) {
     const struct act all[] = {
-        { "own-filter", own_filter }, { "reboots", reboots }, { "two", two }, { "unseen", unseen }, { "duplicated", duplicated }, { "children", children },
+        { "own-filter", own_filter }, { "last-msr", last_msr }, { "reboots", reboots }, { "two", two }, { "unseen", unseen }, { "duplicated", duplicated }, { "children", children },
         { "kicks", kicks }, { "uncaught", uncaught }, { "shared-registers", shared_registers }, { 0 },
     };
     return act(all, argc, argv);

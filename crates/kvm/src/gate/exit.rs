@@ -152,6 +152,12 @@ impl Answering {
         if exit.reason != ExitReason::Filter && self.shared.beside.get().is_first(exit) {
             return Err(theirs(port, exit));
         }
+        if exit.index == MsrIndex::MAX
+            && exit.reason == ExitReason::Filter
+            && let Some(left) = self.last_msr(&program.thing, port, exit)
+        {
+            return left;
+        }
         let answer = program.thing.respond(&mut self.state, exit);
         let done = match answer.response {
             Response::Reply(reply) => Done::Reply(reply, answer.disposition),
@@ -449,7 +455,7 @@ impl Answering {
 }
 
 /// Leaves an exit to the VMM in the form in which the kernel made it.
-fn theirs(port: &mut impl Port, exit: &Exit) -> AnswerError {
+pub(super) fn theirs(port: &mut impl Port, exit: &Exit) -> AnswerError {
     port.reply(Reply::value(exit.data));
     AnswerError::Theirs
 }

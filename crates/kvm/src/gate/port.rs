@@ -16,7 +16,7 @@ use kvm_bindings::{
     KVM_MP_STATE_UNINITIALIZED, KVM_SYNC_X86_REGS, kvm_cpuid_entry2, kvm_regs, kvm_run,
     kvm_sync_regs,
 };
-use msrgate_filter::{Access, Errno, Exit, MsrIndex, Reply};
+use msrgate_filter::{Access, Errno, Exit, ExitReason, MsrIndex, ReasonMask, Reply, Revision};
 
 use super::bound::Place;
 use super::kick;
@@ -50,7 +50,11 @@ pub(super) trait Port {
     /// Writes the reply, which the next `KVM_RUN` takes. The reply may be overwritten before that.
     fn reply(&mut self, reply: Reply);
 
-    /// Marks the exit as answered, so that [`Self::pending`] no longer returns this exit.
+    /// Changes the exit's reason, for a VMM that is to get the exit as the kernel would make it for that
+    /// reason. A port without a VMM does nothing.
+    fn set_reason(&mut self, _: ExitReason) {}
+
+    /// Marks the exit as answered, so that [`Self::pending`] does not return it again.
     fn settle(&mut self);
 
     /// Marks the exit as one that the kernel has yet to complete. On a port that sees this without a mark,
@@ -238,6 +242,11 @@ impl Port for KvmPort<'_> {
         if reply.error == 0 {
             run.__bindgen_anon_1.msr.data = reply.data;
         }
+    }
+
+    fn set_reason(&mut self, reason: ExitReason) {
+        let mask = ReasonMask::of(Revision::Mainline, &[reason]);
+        self.run_mut().__bindgen_anon_1.msr.reason = u32::try_from(mask.bits()).unwrap_or(0);
     }
 
     fn mark(&mut self) {
