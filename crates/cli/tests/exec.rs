@@ -19,5 +19,7 @@ mod lab;
 mod qemu;
 #[path = "exec/refused.rs"]
 mod refused;
+#[path = "exec/runs.rs"]
+mod runs;
 #[path = "exec/same.rs"]
 mod same;
