@@ -107,8 +107,9 @@ impl Helper {
         let Some(handle) = held.take() else {
             return true;
         };
+        let thread = handle.as_pthread_t() as libc::pthread_t;
         // SAFETY: `handle` has neither been joined nor detached: it was in `held`.
-        let joined = unsafe { libc::pthread_tryjoin_np(handle.as_pthread_t(), ptr::null_mut()) };
+        let joined = unsafe { libc::pthread_tryjoin_np(thread, ptr::null_mut()) };
         if joined == 0 {
             // The drop of a handle detaches its thread, which no longer exists.
             mem::forget(handle);

@@ -70,8 +70,8 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     let program = compiled.program();
     supported::check(program, &named::shown(&args.policy))?;
     let vmm = Vmm::find(&args.vmm)?;
-    let preload = preload(&library::find()?)?;
-    elf::check(&vmm.path)?;
+    let libc = elf::check(&vmm.path)?;
+    let preload = preload(&library::find(libc)?)?;
     let host =
         HostCaps::probe().map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
     // The library makes the same check when the VMM makes its first VM.

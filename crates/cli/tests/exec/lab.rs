@@ -26,6 +26,40 @@ pub(crate) fn library() -> &'static Path {
     })
 }
 
+/// Builds the library for VMMs of musl, and returns its path. Returns `None`, and prints why, where it or such VMMs
+/// cannot be built.
+pub(crate) fn library_for_musl() -> Option<&'static Path> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let build = || {
+        let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
+        if Command::new("musl-gcc").arg("--version").output().is_err() {
+            assert!(
+                !required.split(',').any(|word| word == "musl"),
+                "MSRGATE_REQUIRE=musl, but there is no musl-gcc"
+            );
+            host::say(
+                "SKIPPED: there is no musl-gcc. Install it, for instance Debian's musl-tools",
+            );
+            return None;
+        }
+        let folder = library().parent().unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/build-musl");
+        let mut build = Command::new(script);
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        build.env("CARGO_TARGET_DIR", folder.parent().unwrap());
+        let ran = Ran::from(build.output().unwrap());
+        assert_eq!(ran.status, 0, "{}", ran.err);
+        if ran.err.contains("SKIPPED") {
+            host::say(ran.err.trim_end());
+            return None;
+        }
+        Some(folder.join("libmsrgate_preload.musl.so"))
+    };
+    BUILT.get_or_init(build).as_deref()
+}
+
 /// A test's own folder, with a policy in it.
 pub(crate) struct Lab {
     pub(crate) folder: TempDir,
@@ -89,11 +123,22 @@ impl Lab {
 
     /// Builds a VMM of `tests/vmms`.
     pub(crate) fn build(&self, name: &str, options: &[&str]) -> PathBuf {
+        self.build_by("cc", name, options)
+    }
+
+    /// Builds a VMM of `tests/vmms` that is linked against musl, whose compiler has no headers of the kernel.
+    pub(crate) fn build_for_musl(&self, name: &str) -> PathBuf {
+        let kernel = ["/usr/include", "/usr/include/x86_64-linux-gnu"];
+        let options = kernel.map(|folder| ["-idirafter", folder]);
+        self.build_by("musl-gcc", name, options.as_flattened())
+    }
+
+    fn build_by(&self, compiler: &str, name: &str, options: &[&str]) -> PathBuf {
         let source = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/vmms")
             .join(name);
         let program = self.path(name.trim_end_matches(".c"));
-        let mut compiler = Command::new("cc");
+        let mut compiler = Command::new(compiler);
         compiler.args(["-w", "-O1", "-pthread"]).args(options);
         let status = compiler.arg("-o").arg(&program).arg(source).status();
         assert!(status.expect("there is a C compiler").success());

@@ -59,8 +59,9 @@ unsafe fn call(fd: &impl AsRawFd, request: c_ulong, argument: *mut c_void) -> c_
         // SAFETY: the caller of `make_calls_by` is responsible for the function, and our caller for the
         // argument.
         Some(calls) => unsafe { (calls.ioctl)(fd.as_raw_fd(), request, argument) },
-        // SAFETY: our caller is responsible for the argument.
-        None => unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) },
+        // SAFETY: our caller is responsible for the argument. The C library musl takes the low half of the
+        // request, which is all that the kernel looks at.
+        None => unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, argument) },
     }
 }
 

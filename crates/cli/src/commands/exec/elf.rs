@@ -12,6 +12,31 @@ use super::GUIDE;
 use crate::failure::Failure;
 use crate::named::name;
 
+/// A C library that programs are linked against, each with a library of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Libc {
+    Glibc,
+    Musl,
+}
+
+impl Libc {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Glibc => "glibc",
+            Self::Musl => "musl",
+        }
+    }
+
+    /// Returns the C library of a dynamic linker, if there is a library of ours for it.
+    fn of_linker(linker: &Path) -> Option<Self> {
+        match linker.file_name()?.to_str()? {
+            "ld-linux-x86-64.so.2" => Some(Self::Glibc),
+            "ld-musl-x86_64.so.1" => Some(Self::Musl),
+            _ => None,
+        }
+    }
+}
+
 /// The kind of a program's file, by its first bytes.
 #[derive(Debug, PartialEq, Eq)]
 enum Kind {
@@ -30,11 +55,12 @@ enum Kind {
 /// The number of scripts in a chain of interpreters that the check follows, as the kernel does.
 const DEPTH: usize = 4;
 
-/// Checks, as far as the file shows it, that the program will load the library.
+/// Checks, as far as the file shows it, that the program will load a library, and returns the C library that the
+/// program needs.
 ///
 /// # Errors
 /// The program will not load the library, or cannot be run; the error's sentence says why.
-pub(super) fn check(path: &Path) -> Result<(), Failure> {
+pub(super) fn check(path: &Path) -> Result<Libc, Failure> {
     let mut path = path.to_owned();
     for _ in 0..DEPTH {
         let kind = kind(&path).map_err(|error| Failure::NotRun {
@@ -45,11 +71,15 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
         let shown = one_line(&name(&path));
         let refused = |why: &str| Err(Failure::Refused(format!("{shown}: {why}; see {GUIDE}")));
         return match kind {
-            Kind::Dynamic(linker) if linker.ends_with("ld-linux-x86-64.so.2") => Ok(()),
-            Kind::Dynamic(linker) => refused(&format!(
-                "this program is loaded by {}, for which there is no library: it needs a build for glibc",
-                one_line(&name(&linker))
-            )),
+            Kind::Dynamic(linker) => Libc::of_linker(&linker).map_or_else(
+                || {
+                    refused(&format!(
+                        "this program is loaded by {}, for which there is no library: it needs a build for glibc or musl",
+                        one_line(&name(&linker))
+                    ))
+                },
+                Ok,
+            ),
             Kind::Static => refused(
                 "this program is statically linked, so that no library can be put into it: use a dynamically linked build",
             ),
@@ -65,7 +95,8 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
             }),
         };
     }
-    Ok(())
+    // The kernel refuses such a chain.
+    Ok(Libc::Glibc)
 }
 
 fn kind(path: &Path) -> io::Result<Kind> {
@@ -173,6 +204,15 @@ mod tests {
         assert_eq!(of(b"#!\n"), Kind::Unknown);
         assert_eq!(of(b""), Kind::Unknown);
         assert_eq!(of(b"echo hello\n"), Kind::Unknown);
+    }
+
+    #[test]
+    fn libc_is_seen_by_the_dynamic_linker() {
+        let of = |linker: &str| Libc::of_linker(Path::new(linker));
+        assert_eq!(of("/lib64/ld-linux-x86-64.so.2"), Some(Libc::Glibc));
+        assert_eq!(of("/lib/ld-musl-x86_64.so.1"), Some(Libc::Musl));
+        assert_eq!(of("/lib/ld-linux.so.2"), None);
+        assert_eq!(of("/"), None);
     }
 
     #[test]
