@@ -15,6 +15,8 @@ mod door;
 mod endings;
 #[path = "exec/lab.rs"]
 mod lab;
+#[path = "exec/links.rs"]
+mod links;
 #[path = "exec/musl.rs"]
 mod musl;
 #[path = "exec/qemu.rs"]

@@ -112,6 +112,67 @@ fn vmms_own_filter_opens_nothing_that_policy_denies() {
     );
 }
 
+/// KVM's own refusals are the VMM's where its mask asks for them: of an unknown MSR, and of a bad value.
+#[test]
+fn refusals_of_kvm_exit_to_vmm_by_its_mask() {
+    let Some(plain) = plain("invalid") else {
+        return;
+    };
+    for exit in ["[write c0000080 1]", "[exit 12345678 2]7"] {
+        assert!(plain.contains(exit), "{plain}");
+    }
+    let logs = "policy = 1\ndefault = 'allow'\nlog = 'first'\n";
+    for policy in [ALLOWS, DENIES, logs] {
+        assert_eq!(
+            awkward(policy, "invalid").as_ref(),
+            Some(&plain),
+            "{policy}"
+        );
+    }
+}
+
+/// KVM has 16 ranges for the policy and the VMM's filter together.
+#[test]
+fn vmms_filter_that_does_not_fit_beside_policy_is_refused_in_one_sentence() {
+    let policy = "policy = 1\ndefault = 'allow'\n[msrs]\n0x1000 = 'none'\n0x90000000 = 'none'\n";
+    let Some(lab) = Lab::with_kvm(policy) else {
+        return;
+    };
+    let vmm = lab.build("awkward.c", &[]);
+    let ran = ran(lab.exec(&["--quiet"]).arg(vmm).arg("many-ranges"));
+    // The VMM's filter from before stays in force.
+    let expected = "filter: 0 \nfilter: -1 Cannot allocate memory\n!\n";
+    assert_eq!((&*ran.out, ran.status), (expected, 0));
+    let said = "msrgate: the VMM's own MSR filter and the policy take more than KVM's 16 ranges together: name fewer clusters of MSRs in the policy\n";
+    assert_eq!(ran.err, said);
+}
+
+#[test]
+fn encrypted_vm_is_refused_in_one_sentence() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let vmm = lab.build("awkward.c", &[]);
+    let ran = ran(lab.exec(&["--quiet"]).arg(vmm).arg("encrypted"));
+    assert_eq!(ran.out, "-1 Operation not permitted\n");
+    assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+    assert!(ran.err.contains("run it without SEV"), "{}", ran.err);
+}
+
+/// Two VMs share the helper thread. Under a policy with `log` each has a thread that opens its filter, too.
+#[test]
+fn threads_of_the_library_block_all_signals() {
+    // glibc blocks neither its own two signals nor SIGKILL and SIGSTOP.
+    let blocked = "fffffffe7ffbfeff\n";
+    let Some(shown) = awkward(DENIES, "threads") else {
+        return;
+    };
+    assert_eq!(shown, format!("msrgate {blocked}"));
+    let publishes = format!("msrgate-publish {blocked}");
+    let expected = format!("msrgate {blocked}{}", publishes.repeat(2));
+    assert_eq!(awkward(LOGS, "threads"), Some(expected));
+}
+
 #[test]
 fn reboots_on_the_same_numbers_are_guarded_and_leave_nothing() {
     let Some(shown) = awkward(DENIES, "reboots") else {

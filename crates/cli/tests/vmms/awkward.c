@@ -53,6 +53,65 @@ static void last_msr(void) {
     }
 }
 
+// Sets a filter with as many ranges as KVM has, far from each other.
+static void many_ranges(void) {
+    struct vm one = make();
+    uint8_t deny[8] = { 0 };
+    struct kvm_msr_filter filter = { 0 };
+    set_filter(one.vm, 0, 0x8b, 1, deny);
+    for (int i = 0; i < KVM_MSR_FILTER_MAX_RANGES; i++)
+        filter.ranges[i] = (struct kvm_msr_filter_range){ .flags = 3, .nmsrs = 1, .base = 0x20000 * (i + 1), .bitmap = deny };
+    int answer = ioctl(one.vm, KVM_X86_SET_MSR_FILTER, &filter);
+    printf("filter: %d %s\n", answer, answer ? strerror(errno) : "");
+    read_msr(one, 0x8b);
+}
+
+// The guest writes reserved bits of EFER, and then writes '.', or '!' after a #GP.
+static const uint8_t bad_write[] = {
+    0xb3, '.',                           // mov bl, '.'
+    0x66, 0x31, 0xc0, 0x66, 0x48,        // xor eax, eax; dec eax
+    0x66, 0x89, 0xc2,                    // mov edx, eax
+    0x0f, 0x30,                          // wrmsr
+    0x88, 0xd8, 0xe6, 0x10,              // mov al, bl; out 0x10, al
+    0xb0, '\n', 0xe6, 0x10, 0xf4,        // mov al, '\n'; out 0x10, al; hlt
+};
+
+// Asks for exits of writes that KVM refuses, by each mask.
+static void invalid(void) {
+    struct vm one = make();
+    for (int mask = 0; mask < 8; mask++) {
+        set_mask(one.vm, mask);
+        set_up(one.vcpu, one.memory, bad_write, sizeof bad_write, 0xc0000080, 0);
+        run_line(one.vcpu, one.run);
+        read_msr(one, 0x12345678);
+    }
+}
+
+// Asks for encrypted registers, which no policy's answers could reach.
+static void encrypted(void) {
+    struct vm one = make();
+    int answer = ioctl(one.vm, KVM_MEMORY_ENCRYPT_OP, 0);
+    printf("%d %s\n", answer, strerror(errno));
+}
+
+// Prints the names of the threads that this VMM has not made, and the signals that they block.
+static void threads(void) {
+    make();
+    make();
+    DIR *all = opendir("/proc/self/task");
+    for (struct dirent *entry; (entry = readdir(all));) {
+        char path[300], line[128], name[64] = "";
+        if (atoi(entry->d_name) <= 0 || atoi(entry->d_name) == getpid()) continue;
+        snprintf(path, sizeof path, "/proc/self/task/%s/status", entry->d_name);
+        FILE *status = fopen(path, "r");
+        while (fgets(line, sizeof line, status)) {
+            sscanf(line, "Name: %63[^\n]", name);
+            if (!strncmp(line, "SigBlk:", 7) && !strncmp(name, "msrgate", 7)) printf("%s %s", name, line + 8);
+        }
+        fclose(status);
+    }
+}
+
 // Makes ten VMs one after another on the same descriptor numbers, with two different CPUIDs.
 static void reboots(void) {
     int fds = 0, threads = 0, vm = 0, vcpu = 0, same = 0;
@@ -212,7 +271,8 @@ static void shared_registers(void) {
 
 int main(int argc, char **argv) {
     const struct act all[] = {
-        { "own-filter", own_filter }, { "last-msr", last_msr }, { "reboots", reboots }, { "two", two }, { "unseen", unseen }, { "duplicated", duplicated }, { "children", children },
+        { "own-filter", own_filter }, { "last-msr", last_msr }, { "many-ranges", many_ranges }, { "invalid", invalid },
+        { "encrypted", encrypted }, { "threads", threads }, { "reboots", reboots }, { "two", two }, { "unseen", unseen }, { "duplicated", duplicated }, { "children", children },
         { "kicks", kicks }, { "uncaught", uncaught }, { "shared-registers", shared_registers }, { 0 },
     };
     return act(all, argc, argv);

@@ -83,6 +83,74 @@ static void flag_kicks(void) {
     printf("seen %d of 1000\n", seen);
 }
 
+static void *run_to_signals(void *unused) {
+    sigset_t kick, got;
+    sigemptyset(&kick);
+    sigaddset(&kick, SIGUSR1);
+    struct timespec none = { 0 };
+    for (;;) {
+        if (ioctl(kicked.vcpu, KVM_RUN, 0) == 0 || errno != EINTR) { printf("exit %d\n", kicked.run->exit_reason); exit(1); }
+        if (sigtimedwait(&kick, 0, &none) != SIGUSR1) { printf("no signal\n"); exit(1); }
+        __atomic_add_fetch(&rounds, 1, __ATOMIC_SEQ_CST);
+        if (stop) return 0;
+    }
+}
+
+// Kicks by a signal that only KVM_RUN unblocks, by KVM_SET_SIGNAL_MASK, and that no handler catches.
+static void masked_kicks(void) {
+    sigset_t kick;
+    sigemptyset(&kick);
+    sigaddset(&kick, SIGUSR1);
+    pthread_sigmask(SIG_BLOCK, &kick, 0);
+    kicked = make();
+    set_up(kicked.vcpu, kicked.memory, loop, sizeof loop, 0x8b, 0);
+    struct { struct kvm_signal_mask head; uint64_t none; } mask = { { .len = 8 }, 0 };
+    CHECK(ioctl(kicked.vcpu, KVM_SET_SIGNAL_MASK, &mask));
+    pthread_t thread;
+    pthread_create(&thread, 0, run_to_signals, 0);
+    usleep(100000);
+    int seen = 0;
+    for (int i = 0; i < 1000; i++) {
+        int before = rounds;
+        stop = i == 999;
+        pthread_kill(thread, SIGUSR1);
+        for (int wait = 0; wait < 100000 && rounds == before; wait++) usleep(100);
+        seen += rounds != before;
+    }
+    pthread_join(thread, 0);
+    printf("seen %d of 1000\n", seen);
+}
+
+static volatile int answered;
+static void *answers(void *unused) {
+    while (ioctl(kicked.vcpu, KVM_RUN, 0) == 0 && kicked.run->exit_reason == KVM_EXIT_X86_RDMSR && kicked.run->msr.index == 0x8b) answered++;
+    if (kicked.run->exit_reason != KVM_EXIT_IO) printf("exit %d: %s\n", kicked.run->exit_reason, strerror(errno));
+    return 0;
+}
+
+// Changes the VMM's own filter while a guest reads the MSR that it denies or allows. The VMM's own mask asks for its exits.
+static void changes_while_running(void) {
+    static uint8_t bits[8];
+    struct kvm_msr_filter none = { 0 }, filter = { .ranges[0] = { .flags = 1, .nmsrs = 1, .base = 0x8b, .bitmap = bits } };
+    struct kvm_enable_cap cap = { .cap = KVM_CAP_X86_USER_SPACE_MSR, .args = { 4 } };
+    kicked = make();
+    CHECK(ioctl(kicked.vm, KVM_ENABLE_CAP, &cap));
+    set_up(kicked.vcpu, kicked.memory, loop, sizeof loop, 0x8b, 0);
+    pthread_t thread;
+    pthread_create(&thread, 0, answers, 0);
+    int turns = 0;
+    for (int i = 0; i < 50; i++) {
+        int before = answered;
+        CHECK(ioctl(kicked.vm, KVM_X86_SET_MSR_FILTER, &filter));
+        for (int wait = 0; wait < 100000 && answered == before; wait++) usleep(100);
+        turns += answered != before;
+        CHECK(ioctl(kicked.vm, KVM_X86_SET_MSR_FILTER, &none));
+    }
+    kicked.memory[0x1000 + 4] = 0x90, kicked.memory[0x1000 + 5] = 0x90;
+    pthread_join(thread, 0);
+    printf("exits after %d of 50 changes\n", turns);
+}
+
 // The guest reads the MSRs from ECX up to ECX + EDI, and then writes '.'; a #GP ends the run.
 static const uint8_t many[] = {
     0x0f, 0x32,                          // again: rdmsr
@@ -134,6 +202,17 @@ static void kicked_first_accesses(void) {
     printf("done %d of 20, exceptions %d, dirty registers %d, interruptions: %s\n", done, exceptions, dirty, interrupted ? "some" : "none");
 }
 
+// Sets one CPUID and then another: a VMM may until the vCPU runs.
+static void cpuid_twice(void) {
+    struct vm one = make();
+    struct { struct kvm_cpuid2 head; struct kvm_cpuid_entry2 entries[2]; } cpuid = { .head.nent = 2 };
+    cpuid.entries[0] = (struct kvm_cpuid_entry2){ .function = 0, .eax = 1, .ebx = 0x68747541, .edx = 0x69746e65, .ecx = 0x444d4163 };
+    cpuid.entries[1] = (struct kvm_cpuid_entry2){ .function = 1, .eax = 0x00a20f10 };
+    CHECK(ioctl(one.vcpu, KVM_SET_CPUID2, &cpuid));
+    give_cpuid(one.vcpu, 0x606a6);
+    read_msr(one, 0x8b);
+}
+
 // Sets the CPUID by the older of the two requests.
 static void old_cpuid(void) {
     for (int i = 0; i < 2; i++) {
@@ -151,7 +230,8 @@ static void old_cpuid(void) {
 int main(int argc, char **argv) {
     const struct act all[] = {
         { "steps", steps }, { "refused-steps", refused_steps }, { "immediate-exit", immediate_exit }, { "flag-kicks", flag_kicks },
-        { "kicked-first-accesses", kicked_first_accesses }, { "old-cpuid", old_cpuid }, { 0 },
+        { "kicked-first-accesses", kicked_first_accesses }, { "old-cpuid", old_cpuid }, { "cpuid-twice", cpuid_twice },
+        { "masked-kicks", masked_kicks }, { "changes-while-running", changes_while_running }, { 0 },
     };
     return act(all, argc, argv);
 }

@@ -93,6 +93,8 @@ static void run_line(int vcpu, struct kvm_run *run) {
             if (run->io.port != 0x10) continue;
             printf("%c", byte);
             if (byte == '\n') return;
+        } else if (run->exit_reason == KVM_EXIT_X86_WRMSR) {
+            printf("[write %x %d]", run->msr.index, (int)run->msr.reason);
         } else if (run->exit_reason == KVM_EXIT_X86_RDMSR) {
             printf("[exit %x %d]", run->msr.index, (int)run->msr.reason);
             run->msr.data = 7;
