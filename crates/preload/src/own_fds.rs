@@ -30,6 +30,12 @@ impl OwnFds {
             .is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
+    /// Returns the number of the library's own descriptors.
+    pub(crate) fn count(&self) -> u64 {
+        let words = self.0.iter().map(|word| word.load(Ordering::Relaxed));
+        words.map(|word| u64::from(word.count_ones())).sum()
+    }
+
     fn add(&self, fd: RawFd) {
         if let Some((word, bit)) = self.place(fd) {
             word.fetch_or(bit, Ordering::Relaxed);
@@ -75,6 +81,7 @@ mod tests {
         for fd in [0, 63, 64, 65_535] {
             own.add(fd);
             assert!(own.has(fd) && !own.has(fd + 1));
+            assert_eq!(own.count(), 1);
             own.remove(fd);
             assert!(!own.has(fd));
         }

@@ -222,9 +222,20 @@ pub(crate) fn duplicate(fd: RawFd, lowest: RawFd) -> std::io::Result<OwnedFd> {
     }
 }
 
-/// Returns true if two descriptors of this process have one file description; `None` if the kernel cannot
-/// tell.
-pub(crate) fn is_one_file(one: RawFd, other: RawFd) -> Option<bool> {
+/// The relation of two descriptors of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compared {
+    /// Both have one file description.
+    Same,
+    Other,
+    /// One of the two is no open descriptor.
+    Closed,
+    /// The kernel cannot tell.
+    Unknown,
+}
+
+/// Compares the file descriptions of two descriptors of this process.
+pub(crate) fn compare(one: RawFd, other: RawFd) -> Compared {
     /// `F_DUPFD_QUERY` (`linux/fcntl.h`), since Linux 6.10.
     const DUPFD_QUERY: u64 = 1024 + 3;
     const KCMP_FILE: u64 = 0;
@@ -241,11 +252,18 @@ pub(crate) fn is_one_file(one: RawFd, other: RawFd) -> Option<bool> {
         answer => answer,
     };
     match answer {
-        Ok(answer) => Some(answer == 1),
-        // One of the two is no open descriptor.
-        Err(libc::EBADF) => Some(false),
-        Err(_) => None,
+        Ok(1) => Compared::Same,
+        Ok(_) => Compared::Other,
+        Err(libc::EBADF) => Compared::Closed,
+        Err(_) => Compared::Unknown,
     }
+}
+
+/// Returns the number of this process's open descriptors, or `None` if the kernel does not tell, as before
+/// Linux 6.2.
+pub(crate) fn open_fds() -> Option<u64> {
+    let folder = std::fs::metadata("/proc/self/fd").ok()?;
+    Some(folder.len()).filter(|count| *count > 0)
 }
 
 /// The memory of this process. The addresses are the VMM's and may be bad: reading a bad one is an error,

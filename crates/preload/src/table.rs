@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::own_fds::OwnFds;
-use crate::sys;
+use crate::sys::{self, Compared};
 use crate::thing::Thing;
 
 /// The limit of descriptor numbers: a VM's or vCPU's number must be lower.
@@ -211,7 +211,10 @@ impl Table {
 
     fn take_if_stale(&self, fd: RawFd) {
         let Some(held) = self.get(fd) else { return };
-        if sys::is_one_file(fd, held.own()) != Some(false) {
+        if matches!(
+            sys::compare(fd, held.own()),
+            Compared::Same | Compared::Unknown
+        ) {
             return;
         }
         let entry = ptr::from_ref(held.entry).cast_mut();
@@ -239,7 +242,7 @@ impl Table {
         }
         let same = self.numbers().find_map(|known| {
             let held = self.get(known)?;
-            (sys::is_one_file(held.own(), fd) == Some(true)).then(|| (*held).clone())
+            (sys::compare(held.own(), fd) == Compared::Same).then(|| (*held).clone())
         });
         if let Some(thing) = same {
             self.put(fd, thing);
@@ -249,16 +252,33 @@ impl Table {
     /// Returns a number by which the VMM has the same file as our descriptor. The function tries each number:
     /// listing them would take a descriptor, and the VMM may rely on the lowest free one.
     fn other_number(&self, own: RawFd) -> Option<RawFd> {
-        let lowest_own = usize::try_from(sys::lowest_fd()).unwrap_or(0);
-        let end = if self.end.load(Ordering::Acquire) > lowest_own {
-            FDS
-        } else {
-            lowest_own
-        };
-        let theirs = (0..).take(end).filter(|fd| !self.own.has(*fd));
-        theirs
-            .into_iter()
-            .find(|fd| sys::is_one_file(own, *fd) == Some(true))
+        /// The numbers to try after as many open ones as there are: the VMM may open and close some meanwhile.
+        const MARGIN: usize = 256;
+        let mut left = sys::open_fds().map(|all| all.saturating_sub(self.own.count()));
+        let mut beyond = 0;
+        for fd in (0..).take(FDS).filter(|fd| !self.own.has(*fd)) {
+            let compared = sys::compare(own, fd);
+            if compared == Compared::Same {
+                return Some(fd);
+            }
+            match &mut left {
+                Some(0) if beyond == MARGIN => break,
+                Some(0) => beyond += 1,
+                Some(left) if compared != Compared::Closed => *left -= 1,
+                None if fd >= self.last_number() => break,
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Returns the number at which to end a search if the number of open descriptors is unknown.
+    fn last_number(&self) -> RawFd {
+        let lowest_own = sys::lowest_fd();
+        match RawFd::try_from(self.end.load(Ordering::Acquire)) {
+            Ok(end) if end <= lowest_own => lowest_own,
+            _ => RawFd::MAX,
+        }
     }
 
     /// Drops the things that were taken out and have no user. A thing that the VMM still has by another

@@ -60,6 +60,14 @@ fn vcpu_on_the_number_of_another_is_guarded_as_itself() {
     }
 }
 
+#[test]
+fn vm_kept_by_numbers_far_from_all_others_is_guarded() {
+    let Some(shown) = shown(DENIES, "far") else {
+        return;
+    };
+    assert_eq!(shown, "!\n!\n");
+}
+
 /// The library knows vCPUs by descriptors of its own. Without them it cannot tell which gate a vCPU has.
 #[test]
 fn vmm_that_replaces_descriptors_of_the_library_is_ended() {

@@ -108,6 +108,17 @@ static void exchanged(void) {
     run_by(last.vm, other);
 }
 
+// Keeps a VM and a vCPU by numbers far from all others, after their first ones were closed.
+static void far(void) {
+    struct vm one = make();
+    int vm = CHECK(fcntl(one.vm, F_DUPFD, 700)), vcpu = CHECK(fcntl(one.vcpu, F_DUPFD, 650));
+    close(one.vm), close(one.vcpu);
+    usleep(100000);
+    one.vm = vm, one.vcpu = vcpu;
+    read_msr(one, 0x8b);
+    read_msr(vcpu_of(one, 1), 0x8b);
+}
+
 // Gives the number of a VM to another one, which has a filter of its own.
 static void exchanged_vms(void) {
     struct vm one = make(), other = make();
@@ -203,7 +214,7 @@ int main(int argc, char **argv) {
     syscall(SYS_close_range, 3, ~0u, 0);
     const struct act all[] = {
         { "low-limit", low_limit }, { "too-low-limit", too_low_limit }, { "lowered-limit", lowered_limit }, { "unseen", unseen },
-        { "exchanged", exchanged }, { "stolen", stolen }, { "exchanged-vms", exchanged_vms }, { "closed-while-running", closed_while_running },
+        { "exchanged", exchanged }, { "stolen", stolen }, { "far", far }, { "exchanged-vms", exchanged_vms }, { "closed-while-running", closed_while_running },
         { "nothing-is-left", nothing_is_left }, { 0 },
     };
     return act(all, argc, argv);
