@@ -9,6 +9,8 @@
 mod awkward;
 #[path = "exec/door.rs"]
 mod door;
+#[path = "exec/end.rs"]
+mod end;
 #[path = "exec/lab.rs"]
 mod lab;
 #[path = "exec/qemu.rs"]

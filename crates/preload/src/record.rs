@@ -31,7 +31,6 @@ impl Watcher for Recorder {
     fn told(&self, told: &Told) {
         let (exit, time) = (told.exit, now());
         let is_event = match told.disposition {
-            Disposition::Allowed => false,
             Disposition::Killed => true,
             _ => {
                 let passes = self.limit.passes(time);

@@ -10,8 +10,10 @@ pub const BUILD: &str = concat!(
     " state 1 program 1"
 );
 
-/// The first word of a page: `MSRGATE` and a line feed.
-const MAGIC: u64 = u64::from_le_bytes(*b"MSRGATE\n");
+/// The first bytes of a page.
+pub const MAGIC: &[u8; 8] = b"MSRGATE\n";
+/// The first word of a page.
+const MAGIC_WORD: u64 = u64::from_le_bytes(*MAGIC);
 const VERSION: u64 = 1;
 
 /// The size of the largest program in bytes. A policy of the largest size becomes a far smaller program.
@@ -40,7 +42,7 @@ pub(crate) mod word {
     pub(crate) const PROGRAM: usize = 6;
     pub(crate) const PLACES: usize = 7;
     pub(crate) const EVENTS: usize = 8;
-    /// The number of VMs that were made.
+    /// The number of VMs that were made, also of those that the VMM did not get in the end.
     pub(crate) const VMS_MADE: usize = 16;
     /// The number of accesses that found no place.
     pub(crate) const OTHERS: usize = 17;
@@ -48,6 +50,8 @@ pub(crate) mod word {
     pub(crate) const EVENTS_PUT: usize = 18;
     /// The number of events that the limit held back.
     pub(crate) const HELD_BACK: usize = 19;
+    /// The number of VMs into which the policy was put.
+    pub(crate) const VMS_GUARDED: usize = 20;
     /// The number of words of the header.
     pub(crate) const COUNT: usize = 64;
 }
@@ -131,7 +135,7 @@ impl Layout {
     /// # Errors
     /// The header is not one of this version, or the page is larger than `words`.
     pub(crate) fn read(header: impl Fn(usize) -> u64, words: usize) -> Result<Self, BadPage> {
-        if words < word::COUNT || header(word::MAGIC) != MAGIC {
+        if words < word::COUNT || header(word::MAGIC) != MAGIC_WORD {
             return Err(BadPage::NotAPage);
         }
         if header(word::VERSION) != VERSION {
@@ -175,7 +179,7 @@ impl NewRun<'_> {
         let mut set = |at: usize, value: u64| {
             bytes[at * 8..][..8].copy_from_slice(&value.to_le_bytes());
         };
-        set(word::MAGIC, MAGIC);
+        set(word::MAGIC, MAGIC_WORD);
         set(word::VERSION, VERSION);
         set(word::SIZE, layout.words as u64 * 8);
         set(word::COOKIE, self.cookie);

@@ -7,6 +7,9 @@
 mod allow;
 mod door;
 mod elf;
+mod events;
+mod handover;
+mod lease;
 mod library;
 mod page;
 mod process;
@@ -59,16 +62,23 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     }
     let mode = args.audit.then_some(Mode::Audit);
     let (compiled, read) = load::compiled_in(&args.policy, mode)?;
-    if let Some(events) = &args.events
-        && Inode::behind(events).is_some_and(|there| read.contains(&there))
-    {
-        return Err(Failure::Usage(format!(
-            "{} is a file that the policy was read from; name another file for --events",
-            named::shown(events)
-        )));
+    for (option, file) in [("--events", &args.events), ("--summary", &args.summary)] {
+        if let Some(file) = file
+            && Inode::behind(file).is_some_and(|there| read.contains(&there))
+        {
+            return Err(Failure::Usage(format!(
+                "{} is a file that the policy was read from; name another file for {option}",
+                named::shown(file)
+            )));
+        }
     }
     let program = compiled.program();
-    supported::check(program, &named::shown(&args.policy))?;
+    let policy = if load::is_standard_input(&args.policy) {
+        "standard input".to_owned()
+    } else {
+        named::shown(&args.policy)
+    };
+    supported::check(program, &policy)?;
     let vmm = Vmm::find(&args.vmm)?;
     let preload = preload(&library::find()?)?;
     elf::check(&vmm.path)?;
@@ -76,7 +86,7 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
         HostCaps::probe().map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
     // The library makes the same check when the VMM makes its first VM.
     let checked = Gate::new(program.clone(), &host)
-        .map_err(|error| Failure::Host(format!("{}: {error}", named::shown(&args.policy))))?;
+        .map_err(|error| Failure::Host(format!("{policy}: {error}")))?;
     drop(checked);
     let cookie = process::random()?;
     let page = StateFile::new(&NewRun {
@@ -90,12 +100,13 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
         program: &program.encode(),
         has_events: args.events.is_some(),
     })?;
-    let watch = Watch::new(args, program.clone(), &page)?;
+    let watcher = Watch::new(args, program.clone(), policy)
+        .and_then(|watch| watch.begin(&page))
+        .inspect_err(|_| page.remove())?;
     let variables = [
         (page::LIBRARY_VARIABLE, page.path().as_os_str().to_owned()),
         ("LD_PRELOAD", preload),
     ];
-    let watcher = watch.begin(page)?;
     let door = if args.fail_open {
         say("--fail-open: a VMM that does not load the library runs its VMs without a policy");
         Door::Open

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -312,10 +313,18 @@ static void shared_registers(void) {
     run_line(one.vcpu, one.run);
 }
 
+// Makes a VM, and then one more while the process may open no further descriptor than KVM's own.
+static void no_descriptor(void) {
+    printf("%s\n", ioctl(kvm, KVM_CREATE_VM, 0) < 0 ? "no VM" : "a VM");
+    struct rlimit limit = { 64, 64 };
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit));
+    printf("%s\n", ioctl(kvm, KVM_CREATE_VM, 0) < 0 ? "no VM" : "a VM");
+}
+
 int main(int argc, char **argv) {
     const struct { const char *name; void (*act)(void); } all[] = {
         { "own-filter", own_filter }, { "reboots", reboots }, { "two", two }, { "unseen", unseen }, { "duplicated", duplicated }, { "children", children },
-        { "kicks", kicks }, { "uncaught", uncaught }, { "shared-registers", shared_registers },
+        { "kicks", kicks }, { "uncaught", uncaught }, { "shared-registers", shared_registers }, { "no-descriptor", no_descriptor },
     };
     setvbuf(stdout, 0, _IOLBF, 0);
     kvm = CHECK(open("/dev/kvm", O_RDWR));

@@ -169,7 +169,7 @@ pub(super) fn apart(act: impl FnOnce()) -> io::Result<()> {
 }
 
 /// Ignores signals that are meant for the VMM's process group, so that they do not end the watcher before
-/// the VMM.
+/// the VMM, and those of the watcher's own files.
 fn ignore_signals() {
     for signal in [
         libc::SIGINT,
@@ -177,6 +177,9 @@ fn ignore_signals() {
         libc::SIGTERM,
         libc::SIGHUP,
         libc::SIGPIPE,
+        // A file's size limit, and another process that opens a file on which this one has a lease.
+        libc::SIGXFSZ,
+        libc::SIGIO,
     ] {
         // SAFETY: SIG_IGN sets no handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
