@@ -11,6 +11,8 @@ mod awkward;
 mod door;
 #[path = "exec/end.rs"]
 mod end;
+#[path = "exec/events.rs"]
+mod events;
 #[path = "exec/lab.rs"]
 mod lab;
 #[path = "exec/qemu.rs"]
