@@ -115,9 +115,7 @@ impl Snapshot {
         let places = (0..self.layout.place_count).map(|at| self.layout.places + at * PLACE_WORDS);
         let counts = places.map(|base| self.get(base + 1));
         let counted = counts.fold(self.others(), u64::saturating_add);
-        let told = self
-            .get(word::EVENTS_PUT)
-            .saturating_add(self.held_back());
+        let told = self.get(word::EVENTS_PUT).saturating_add(self.held_back());
         counted.saturating_sub(told)
     }
 
@@ -299,7 +297,10 @@ mod tests {
         assert_eq!((waited.events.len(), waited.next, waited.lost), (1, 1, 0));
         assert!(waited.waits);
         let skipped = snapshot.events_since(0, Unfinished::Skip);
-        assert_eq!((skipped.events.len(), skipped.next, skipped.lost), (2, 3, 1));
+        assert_eq!(
+            (skipped.events.len(), skipped.next, skipped.lost),
+            (2, 3, 1)
+        );
     }
 
     /// The process ended after it counted the access, and before it put the event.
@@ -332,7 +333,11 @@ mod tests {
     fn events_come_in_order_and_those_that_were_overwritten_are_counted() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
-        let read = |from| Snapshot::new(&copy(&words)).unwrap().events_since(from, Unfinished::Wait);
+        let read = |from| {
+            Snapshot::new(&copy(&words))
+                .unwrap()
+                .events_since(from, Unfinished::Wait)
+        };
         for time in 0..3 {
             page.note(&seen(0x8b, time), true);
         }

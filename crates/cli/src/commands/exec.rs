@@ -7,10 +7,12 @@
 mod allow;
 mod door;
 mod elf;
+mod embedded;
 mod events;
 mod handover;
 mod lease;
 mod library;
+mod loadable;
 mod page;
 mod process;
 mod summary;
@@ -19,7 +21,6 @@ mod watch;
 
 use std::env;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use msrgate_kvm::gate::Gate;
@@ -119,10 +120,9 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
 
 /// Returns the value of `LD_PRELOAD`: our library, then those that the variable already names.
 fn preload(library: &Path) -> Result<OsString, Failure> {
-    let is_cut = |byte: &u8| matches!(byte, b':' | b' ' | b'\t' | b'\n');
-    if library.as_os_str().as_bytes().iter().any(is_cut) {
-        return Err(Failure::Usage(format!(
-            "{}: the dynamic linker takes no library whose path has a space or a colon; name a copy by MSRGATE_PRELOAD",
+    if let Some(why) = loadable::refusal(library) {
+        return Err(Failure::Refused(format!(
+            "{}: {why}; name a copy elsewhere by MSRGATE_PRELOAD",
             one_line(&name(library))
         )));
     }

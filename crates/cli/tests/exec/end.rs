@@ -96,7 +96,10 @@ fn later(lab: &Lab) {
 
 #[test]
 fn summary_file_has_what_was_refused_in_the_background() {
-    for options in [&["--summary", "summary"][..], &["--summary", "summary", "--fail-open"]] {
+    for options in [
+        &["--summary", "summary"][..],
+        &["--summary", "summary", "--fail-open"],
+    ] {
         let Some(lab) = Lab::with_kvm(DENIES) else {
             return;
         };
@@ -161,11 +164,12 @@ fn summary_counts_only_vms_in_force() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
-    let vmm = lab.build("awkward.c", &[]);
+    let vmm = lab.build("refused.c", &[]);
     let ran = ran(lab.exec(&[]).arg(vmm).arg("no-descriptor"));
     assert_eq!((&*ran.out, ran.status), ("a VM\nno VM\n", 0), "{}", ran.err);
     assert!(
-        ran.err.ends_with("guest.toml guarded 1 VM, and refused nothing\n"),
+        ran.err
+            .ends_with("guest.toml guarded 1 VM, and refused nothing\n"),
         "{}",
         ran.err
     );
@@ -233,7 +237,8 @@ fn next_run_removes_pages_of_killed_watchers_and_no_other_file() {
         }
         thread::sleep(Duration::from_millis(20));
     }
-    let there = ["msrgate-dead", "msrgate-used", "msrgate-note"].map(|name| lab.path(name).exists());
+    let there =
+        ["msrgate-dead", "msrgate-used", "msrgate-note"].map(|name| lab.path(name).exists());
     assert_eq!(there, [false, true, true]);
     drop(used);
 }

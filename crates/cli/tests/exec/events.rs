@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::end::unshares;
 use crate::lab::{DENIES, KILLS, Lab, Ran, ran};
 
-/// The number of refused reads of `awkward many`, below the limit of a second.
+/// The number of refused reads of `refused many`, below the limit of a second.
 const MANY: u64 = 900;
 
 /// What a file of events has.
@@ -48,7 +48,10 @@ fn missing(ran: &Ran, file: &str, why: &str) -> u64 {
     let tail = format!(" events are missing in {file}: {why}");
     let line = ran.err.lines().find(|line| line.contains(&tail));
     let number = line.and_then(|line| line.strip_prefix("msrgate: ")?.split(' ').next());
-    number.unwrap_or_else(|| panic!("{}", ran.err)).parse().unwrap()
+    number
+        .unwrap_or_else(|| panic!("{}", ran.err))
+        .parse()
+        .unwrap()
 }
 
 #[test]
@@ -60,7 +63,7 @@ fn events_on_full_disk_are_whole_lines_and_rest_is_counted() {
     if !unshares(&unshare) {
         return;
     }
-    let vmm = lab.build("awkward.c", &[]);
+    let vmm = lab.build("refused.c", &[]);
     let exec = lab.exec(&["--events", "disk/events"]);
     let mut command = Command::new(unshare[0]);
     command.args(&unshare[1..]);
@@ -85,7 +88,7 @@ fn stalled_reader_of_events_delays_nothing_and_rest_is_counted() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
-    let vmm = lab.build("awkward.c", &[]);
+    let vmm = lab.build("refused.c", &[]);
     let made = Command::new("mkfifo").arg(lab.path("events")).status();
     assert!(made.unwrap().success());
     let mut options = File::options();
@@ -127,7 +130,7 @@ fn events_of_vmm_killed_at_any_time_agree_with_state_page() {
         let Some(lab) = Lab::with_kvm(DENIES) else {
             return;
         };
-        let vmm = lab.build("awkward.c", &[]);
+        let vmm = lab.build("refused.c", &[]);
         let options = ["--events", "events", "--summary", "summary"];
         let mut command = lab.exec(&options);
         command.arg(&vmm).arg("for-ever").stdout(Stdio::piped());

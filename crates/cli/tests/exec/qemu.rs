@@ -249,7 +249,11 @@ fn daemon_is_guarded_and_its_starter_goes_on() {
         "msrgate: guest.toml guarded 1 VM so far, and refused ",
         "  the run goes on in the background; to have the summary of its end, name a file by --summary\n",
     ];
-    assert!(said.iter().all(|said| started.err.contains(said)), "{}", started.err);
+    assert!(
+        said.iter().all(|said| started.err.contains(said)),
+        "{}",
+        started.err
+    );
     let mut console = String::new();
     for _ in 0..600 {
         console = fs::read_to_string(lab.path("console")).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
+use crate::end::unshares;
 use crate::lab::{ALLOWS, Lab, library, ran};
 
 /// Returns the one line that the command prints, and its exit status.
@@ -73,6 +74,41 @@ fn library_that_is_missing_or_of_another_build_is_refused() {
     let (said, status) = refused(lab.exec(&[]).env("MSRGATE_PRELOAD", odd).arg("true"));
     assert!(
         said.contains("no library whose path has a space") && status == 125,
+        "{status} {said}"
+    );
+    let odd = lab.path("$LIB.so");
+    fs::copy(library(), &odd).unwrap();
+    let (said, status) = refused(lab.exec(&[]).env("MSRGATE_PRELOAD", odd).arg("true"));
+    assert!(
+        said.contains("other words in the place of a $") && status == 125,
+        "{status} {said}"
+    );
+}
+
+/// The dynamic linker would say so in its own words, and go on without the library.
+#[test]
+fn library_on_noexec_file_system_is_refused() {
+    let unshare = ["unshare", "--user", "--map-root-user", "--mount"];
+    if !unshares(&unshare) {
+        return;
+    }
+    let lab = Lab::new(ALLOWS);
+    let exec = lab.exec(&[]);
+    let mut command = Command::new(unshare[0]);
+    command.args(&unshare[1..]);
+    let script = "mkdir there && mount -t tmpfs -o noexec none there && cp $MSRGATE_PRELOAD there && MSRGATE_PRELOAD=there/libmsrgate_preload.so \"$@\"";
+    command
+        .args(["sh", "-c", script, "sh"])
+        .arg(exec.get_program())
+        .args(exec.get_args())
+        .arg("true");
+    command.current_dir(lab.folder.path()).envs(
+        exec.get_envs()
+            .filter_map(|(key, value)| Some((key, value?))),
+    );
+    let (said, status) = refused(&mut command);
+    assert!(
+        said.contains("mounted noexec; name a copy elsewhere") && status == 125,
         "{status} {said}"
     );
 }

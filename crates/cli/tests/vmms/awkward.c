@@ -12,7 +12,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -313,48 +312,10 @@ static void shared_registers(void) {
     run_line(one.vcpu, one.run);
 }
 
-// Makes a VM, and then one more while the process may open no further descriptor than KVM's own.
-static void no_descriptor(void) {
-    printf("%s\n", ioctl(kvm, KVM_CREATE_VM, 0) < 0 ? "no VM" : "a VM");
-    struct rlimit limit = { 64, 64 };
-    CHECK(setrlimit(RLIMIT_NOFILE, &limit));
-    printf("%s\n", ioctl(kvm, KVM_CREATE_VM, 0) < 0 ? "no VM" : "a VM");
-}
-
-// Runs a guest that reads an MSR 900 times.
-static void many(void) {
-    struct vm one = make();
-    set_up(one.vcpu, one.memory, loop, sizeof loop, 0x8b, 900);
-    run_line(one.vcpu, one.run);
-}
-
-static void *run_on(void *vcpu) {
-    for (;;) ioctl((int)(long)vcpu, KVM_RUN, 0);
-}
-
-// Two vCPUs read an MSR until this process is killed.
-static void for_ever(void) {
-    struct vm one = make();
-    int second = CHECK(ioctl(one.vm, KVM_CREATE_VCPU, 1));
-    set_up(one.vcpu, one.memory, loop, sizeof loop, 0x8b, 0);
-    set_up(second, one.memory, loop, sizeof loop, 0x8b, 0);
-    struct kvm_mp_state running = { KVM_MP_STATE_RUNNABLE };
-    ioctl(second, KVM_SET_MP_STATE, &running);
-    struct kvm_regs regs;
-    CHECK(ioctl(second, KVM_GET_REGS, &regs));
-    regs.rsp = 0x7000;
-    CHECK(ioctl(second, KVM_SET_REGS, &regs));
-    pthread_t thread;
-    pthread_create(&thread, 0, run_on, (void *)(long)second);
-    printf("begun\n");
-    run_on((void *)(long)one.vcpu);
-}
-
 int main(int argc, char **argv) {
     const struct { const char *name; void (*act)(void); } all[] = {
         { "own-filter", own_filter }, { "reboots", reboots }, { "two", two }, { "unseen", unseen }, { "duplicated", duplicated }, { "children", children },
-        { "kicks", kicks }, { "uncaught", uncaught }, { "shared-registers", shared_registers }, { "no-descriptor", no_descriptor },
-        { "many", many }, { "for-ever", for_ever },
+        { "kicks", kicks }, { "uncaught", uncaught }, { "shared-registers", shared_registers },
     };
     setvbuf(stdout, 0, _IOLBF, 0);
     kvm = CHECK(open("/dev/kvm", O_RDWR));

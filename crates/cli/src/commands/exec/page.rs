@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::process::{Resource, getrlimit};
 
 use super::lease::{self, Others};
+use super::process;
 use crate::failure::Failure;
 
 /// The environment variable with the file's path, by which the library finds it.
@@ -35,7 +36,7 @@ pub(super) struct StateFile {
     file: File,
     path: PathBuf,
     /// The file without a name, which the VMM inherits.
-    _inherited: Option<File>,
+    _inherited: Option<OwnedFd>,
 }
 
 impl StateFile {
@@ -81,8 +82,9 @@ impl StateFile {
 
     /// Makes the file in memory. The library finds it by a descriptor that the VMM inherits.
     fn in_memory(bytes: &[u8]) -> io::Result<Self> {
-        let inherited = File::from(memfd_create("msrgate", MemfdFlags::empty())?);
-        fill(&inherited, bytes)?;
+        let file = File::from(memfd_create("msrgate", MemfdFlags::empty())?);
+        fill(&file, bytes)?;
+        let inherited = process::inherited(&file)?;
         let path = PathBuf::from(format!("/proc/self/fd/{}", inherited.as_raw_fd()));
         // The kernel counts writers by descriptions that were opened, which the one of a memfd was not.
         let file = File::options().read(true).write(true).open(&path)?;

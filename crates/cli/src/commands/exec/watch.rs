@@ -240,7 +240,11 @@ impl Watch {
         };
         let followed = snapshot.events_since(run.next_event, unfinished);
         run.next_event = followed.next;
-        run.turns_waited = if followed.waits { run.turns_waited + 1 } else { 0 };
+        run.turns_waited = if followed.waits {
+            run.turns_waited + 1
+        } else {
+            0
+        };
         let held_back = snapshot.held_back();
         let untold = Untold {
             dropped: followed.lost,
@@ -248,7 +252,10 @@ impl Watch {
         };
         run.held_back = held_back.max(run.held_back);
         let lines = followed.events.iter();
-        events.append(lines.map(|event| summary::json(event, &self.program)), untold);
+        events.append(
+            lines.map(|event| summary::json(event, &self.program)),
+            untold,
+        );
     }
 }
 
