@@ -83,9 +83,10 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     let vmm = Vmm::find(&args.vmm)?;
     let preload = preload(&library::find()?)?;
     elf::check(&vmm.path)?;
-    let host =
-        HostCaps::probe().map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
-    // The library makes the same check when the VMM makes its first VM.
+    let host = HostCaps::probe_without_vm()
+        .map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
+    // The library makes the same check when the VMM makes its first VM. A VM of our own would take longer than
+    // all else here.
     let checked = Gate::new(program.clone(), &host)
         .map_err(|error| Failure::Host(format!("{policy}: {error}")))?;
     drop(checked);

@@ -24,6 +24,9 @@ pub(super) const LIBRARY_VARIABLE: &str = "MSRGATE_STATE";
 /// The environment variable with the folder for the file.
 const VARIABLE: &str = "MSRGATE_STATE_DIR";
 
+/// The bytes of the file that are written by one call.
+const PART: usize = 4096;
+
 /// The beginning of the file's name.
 const PREFIX: &str = "msrgate-";
 
@@ -175,5 +178,11 @@ fn fill(file: &File, bytes: &[u8]) -> io::Result<()> {
         return Err(io::Error::from_raw_os_error(libc::EFBIG));
     }
     fallocate(file, FallocateFlags::empty(), 0, bytes.len() as u64)?;
-    file.write_all_at(bytes, 0)
+    // The rest is zeros already.
+    for (number, part) in (0..).zip(bytes.chunks(PART)) {
+        if part.iter().any(|byte| *byte != 0) {
+            file.write_all_at(part, number * PART as u64)?;
+        }
+    }
+    Ok(())
 }
