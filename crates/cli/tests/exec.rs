@@ -15,6 +15,8 @@ mod end;
 mod events;
 #[path = "exec/lab.rs"]
 mod lab;
+#[path = "exec/places.rs"]
+mod places;
 #[path = "exec/qemu.rs"]
 mod qemu;
 #[path = "exec/refused.rs"]

@@ -84,16 +84,10 @@ fn fail_open_lets_vmm_without_library_pass() {
 
 /// Returns the run of `open.c` by `starter`, with /dev/kvm as its descriptor 9.
 fn opened(lab: &Lab, starter: &[&str]) -> Ran {
-    let exec = lab.exec(&["--quiet"]);
-    let mut command = Command::new("sh");
-    command.args(["-c", "exec \"$@\" 9<>/dev/kvm", "sh"]);
-    command.args(starter).arg(exec.get_program());
-    command.args(exec.get_args()).arg(lab.path("open"));
-    command.current_dir(lab.folder.path()).envs(
-        exec.get_envs()
-            .filter_map(|(key, value)| Some((key, value?))),
-    );
-    ran(&mut command)
+    let mut exec = lab.exec(&["--quiet"]);
+    exec.arg(lab.path("open"));
+    let script = format!("exec {} \"$@\" 9<>/dev/kvm", starter.join(" "));
+    ran(&mut lab.script(&[], &script, &exec))
 }
 
 fn assert_refused(lab: &Lab, starter: &[&str]) {

@@ -5,9 +5,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use msrgate_testing::host;
-
-use crate::lab::{ALLOWS, DENIES, LOGS, Lab, ran};
+use crate::lab::{ALLOWS, DENIES, LOGS, Lab, ran, starts};
 
 /// The summary of a run in which guests read 0x8b once each.
 fn summary(vms: &str, reads: &str, accesses: &str) -> String {
@@ -57,7 +55,7 @@ fn summary_of_vmm_in_pid_namespace_is_printed() {
         "--fork",
         "--mount-proc",
     ];
-    if !unshares(&unshare) {
+    if !starts(&unshare) {
         return;
     }
     let strict = lab.build("strict.c", &[]);
@@ -73,17 +71,6 @@ fn summary_of_vmm_in_pid_namespace_is_printed() {
         assert!(ran.err.starts_with(&wanted), "{}", ran.err);
     }
     lab.assert_no_page_is_left();
-}
-
-/// Returns true if unshare(1) makes these namespaces here.
-pub(crate) fn unshares(words: &[&str]) -> bool {
-    let (program, options) = words.split_first().unwrap();
-    let made = Command::new(program).args(options).arg("true").output();
-    let does = made.is_ok_and(|output| output.status.success());
-    if !does {
-        host::say(&format!("SKIPPED: `{}` fails here", words.join(" ")));
-    }
-    does
 }
 
 /// The VMM reads its MSR after its starter has ended, and the starter's caller has seen the end of standard error.
@@ -200,17 +187,10 @@ fn policy_from_standard_input_is_called_so() {
         return;
     };
     let strict = lab.build("strict.c", &[]);
-    let mut command = Command::new("sh");
-    let exec = lab.exec(&[]);
-    command
-        .args(["-c", "printf \"$2\" | \"$0\" exec - -- \"$1\""])
-        .arg(exec.get_program())
-        .arg(strict)
-        .arg("policy = 1\\ndefault = 'deny'\\n");
-    command.current_dir(lab.folder.path()).envs(
-        exec.get_envs()
-            .filter_map(|(key, value)| Some((key, value?))),
-    );
+    let mut exec = lab.exec(&[]);
+    exec.arg(strict);
+    let script = "printf \"policy = 1\\ndefault = 'deny'\\n\" | \"$1\" exec - -- \"$5\"";
+    let mut command = lab.script(&[], script, &exec);
     let ran = ran(&mut command);
     let wanted = "msrgate: standard input guarded 1 VM, and refused 1 access\n  1 read of 0x8b IA32_BIOS_SIGN_ID by the default of standard input, first by";
     assert!(ran.err.starts_with(wanted), "{}", ran.err);

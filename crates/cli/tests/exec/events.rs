@@ -10,8 +10,7 @@ use std::time::Duration;
 use msrgate_testing::seed::seed;
 use serde_json::Value;
 
-use crate::end::unshares;
-use crate::lab::{DENIES, KILLS, Lab, Ran, ran};
+use crate::lab::{DENIES, KILLS, Lab, MOUNTS, Ran, ran, starts};
 
 /// The number of refused reads of `refused many`, below the limit of a second.
 const MANY: u64 = 900;
@@ -59,22 +58,13 @@ fn events_on_full_disk_are_whole_lines_and_rest_is_counted() {
     let Some(lab) = Lab::with_kvm(DENIES) else {
         return;
     };
-    let unshare = ["unshare", "--user", "--map-root-user", "--mount"];
-    if !unshares(&unshare) {
+    if !starts(MOUNTS) {
         return;
     }
-    let vmm = lab.build("refused.c", &[]);
-    let exec = lab.exec(&["--events", "disk/events"]);
-    let mut command = Command::new(unshare[0]);
-    command.args(&unshare[1..]);
+    let mut exec = lab.exec(&["--events", "disk/events"]);
+    exec.arg(lab.build("refused.c", &[])).arg("many");
     let script = "mkdir disk && mount -t tmpfs -o size=16k none disk && \"$@\"; while ls msrgate-* >/dev/null 2>&1; do sleep 0.05; done; cp disk/events events";
-    command.args(["sh", "-c", script, "sh"]);
-    command.arg(exec.get_program()).args(exec.get_args());
-    command.arg(vmm).arg("many").current_dir(lab.folder.path());
-    command.envs(
-        exec.get_envs()
-            .filter_map(|(key, value)| Some((key, value?))),
-    );
+    let mut command = lab.script(MOUNTS, script, &exec);
     let ran = ran(&mut command);
     assert!(ran.err.contains("refused 900 accesses"), "{}", ran.err);
     let told = told(&fs::read_to_string(lab.path("events")).unwrap());
