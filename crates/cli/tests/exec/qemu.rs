@@ -102,16 +102,11 @@ fn labs(policy: &str) -> Vec<Guest> {
 
 /// Adds the arguments of a machine that boots the sector.
 fn machine(command: &mut Command, console: &str) {
-    command.args([
-        "-accel",
-        "kvm",
-        "-display",
-        "none",
-        "-nodefaults",
-        "-no-reboot",
-        "-m",
-        "16",
-    ]);
+    hardware(command.args(["-accel", "kvm"]), console);
+}
+
+fn hardware(command: &mut Command, console: &str) {
+    command.args(["-display", "none", "-nodefaults", "-no-reboot", "-m", "16"]);
     command.args(["-drive", "file=sector,format=raw", "-debugcon", console]);
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
 }
@@ -281,10 +276,32 @@ fn program_without_a_vm_ends_as_it_would() {
     }
 }
 
+/// QEMU then makes no VM of KVM's.
+#[test]
+fn guest_without_kvm_runs_as_it_would() {
+    for lab in labs(DENIES) {
+        let mut plain = Command::new(&lab.qemu);
+        hardware(
+            plain.current_dir(lab.path("")).args(["-accel", "tcg"]),
+            "stdio",
+        );
+        let mut guarded = lab.exec(&["--summary", "summary"]);
+        hardware(guarded.arg(&lab.qemu).args(["-accel", "tcg"]), "stdio");
+        let (plain, guarded) = (ran(&mut plain), ran(&mut guarded));
+        assert_eq!(
+            (guarded.out, guarded.err, guarded.status),
+            (plain.out, plain.err, plain.status)
+        );
+        assert_eq!(guarded.status, DONE);
+        lab.assert_no_page_is_left();
+        assert_eq!(fs::read_to_string(lab.path("summary")).unwrap(), "");
+    }
+}
+
 #[test]
 fn daemon_is_guarded_and_its_starter_goes_on() {
     for lab in labs(DENIES) {
-        let mut command = lab.exec(&[]);
+        let mut command = lab.exec(&["--events", "events"]);
         machine(command.arg(&lab.qemu), "file:console");
         // The starter returns when standard error is closed, which is before the guest is done.
         let started = ran(command.arg("-daemonize"));
@@ -308,6 +325,8 @@ fn daemon_is_guarded_and_its_starter_goes_on() {
         }
         assert_eq!(console, "!!!!!!!!Q\n");
         lab.assert_no_page_is_left();
+        let events = fs::read_to_string(lab.path("events")).unwrap();
+        assert_eq!(events.matches("\"msr\":\"0x8b\"").count(), 8, "{events}");
     }
 }
 

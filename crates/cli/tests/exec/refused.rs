@@ -136,7 +136,10 @@ fn actions_that_need_a_gate_in_the_vmm_are_refused_by_name_and_line() {
 fn exec_exits_125_for_bad_policy_or_folder() {
     let lab = Lab::new("policy = 1\n");
     assert_eq!(ran(lab.exec(&[]).arg("true")).status, 125);
-    for (policy, why) in [("missing.toml", "there is no such file"), (".", "it is a folder")] {
+    for (policy, why) in [
+        ("missing.toml", "there is no such file"),
+        (".", "it is a folder"),
+    ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
         command.args(["exec", policy, "--", "true"]);
         let (said, status) = refused(command.current_dir(lab.path("")));

@@ -1,9 +1,11 @@
 //! The search for the library that goes into the VMM.
 
 use std::env;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use memchr::memmem;
 use msrgate_policy::one_line;
 use msrgate_state::BUILD;
 
@@ -32,14 +34,33 @@ pub(super) fn find() -> Result<PathBuf, Failure> {
     } else {
         fs::canonicalize(&path).map_err(|error| unreadable(&path, &error))?
     };
-    let bytes = fs::read(&path).map_err(|error| unreadable(&path, &error))?;
-    if memchr::memmem::find(&bytes, BUILD.as_bytes()).is_none() {
+    if !has(&path, BUILD.as_bytes()).map_err(|error| unreadable(&path, &error))? {
         return Err(Failure::Refused(format!(
             "{}: this is not the library of this msrgate ({BUILD}); install both from one build",
             shown(&path)
         )));
     }
     Ok(path)
+}
+
+/// Returns true if a file has these bytes. The function reads the file part by part: memory for the whole of it
+/// would cost more time than the search.
+fn has(path: &Path, wanted: &[u8]) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    let mut part = vec![0; 1 << 16];
+    // The end of the part before, in which the bytes may begin.
+    let mut kept = 0;
+    loop {
+        let end = kept + file.read(&mut part[kept..])?;
+        if memmem::find(&part[..end], wanted).is_some() {
+            return Ok(true);
+        }
+        if end == kept {
+            return Ok(false);
+        }
+        kept = end.min(wanted.len() - 1);
+        part.copy_within(end - kept..end, 0);
+    }
 }
 
 fn installed() -> Result<PathBuf, Failure> {
@@ -65,7 +86,7 @@ fn installed() -> Result<PathBuf, Failure> {
     }
 }
 
-fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
     Failure::Input {
         what: name(path),
         why: format!(
@@ -76,4 +97,23 @@ fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
 
 fn shown(path: &Path) -> String {
     one_line(&name(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_found_wherever_a_part_ends() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for before in [0, 1, 65_530, 65_536, 131_070] {
+            let mut bytes = vec![b'.'; before];
+            bytes.extend_from_slice(b"wanted");
+            fs::write(&file, &bytes).unwrap();
+            assert!(has(file.path(), b"wanted").unwrap(), "{before}");
+            bytes.pop();
+            fs::write(&file, &bytes).unwrap();
+            assert!(!has(file.path(), b"wanted").unwrap(), "{before}");
+        }
+    }
 }

@@ -7,8 +7,6 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
 use msrgate_state::NewRun;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
@@ -29,9 +27,6 @@ const PART: usize = 4096;
 
 /// The beginning of the file's name.
 const PREFIX: &str = "msrgate-";
-
-/// The time in which a process that begins another program is without the page.
-const EXEC: Duration = Duration::from_millis(30);
 
 /// The file of a state page. The library finds it by its path, and the watcher removes it at the end.
 #[derive(Debug)]
@@ -120,9 +115,6 @@ impl StateFile {
     /// Returns true if another process has the page: one of the run that has loaded the library. Where the file
     /// system cannot tell, the function returns false.
     pub(super) fn has_others(&self) -> bool {
-        if lease::others(&self.file) == Others::None {
-            thread::sleep(EXEC);
-        }
         lease::others(&self.file) == Others::Some
     }
 

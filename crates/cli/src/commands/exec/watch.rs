@@ -13,6 +13,8 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::iter;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
 
 use msrgate_policy::{Program, one_line};
 use msrgate_state::{Snapshot, Unfinished};
@@ -56,6 +58,9 @@ const LONG_PAUSE: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
+
+/// The time in which a process that begins another program is without the page.
+const EXEC: Duration = Duration::from_millis(50);
 
 /// The number of pauses for which the watcher waits for an event that is being written. If its thread was killed,
 /// the event is never finished.
@@ -282,7 +287,10 @@ impl Watched {
     /// Returns true if a process of the run is left: one under the door, or, if nobody listens at the door, one that
     /// has the state page.
     fn goes_on(&self, page: &StateFile) -> bool {
-        self.first == First::Runs || self.listener.is_some() || page.has_others()
+        self.first == First::Runs || self.listener.is_some() || page.has_others() || {
+            thread::sleep(EXEC);
+            page.has_others()
+        }
     }
 }
 
