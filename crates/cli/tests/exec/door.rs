@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use msrgate_testing::host;
 
-use crate::lab::{ALLOWS, DENIES, Lab, Ran, ran};
+use crate::lab::{ALLOWS, DENIES, Lab, Ran, ran, skip};
 
 const SENTENCE: &str = "asked KVM for a VM past msrgate's library, and was refused";
 
@@ -105,7 +105,7 @@ fn vmm_with_setuid_bit_or_capabilities_is_refused() {
     let vmm = lab.build("open.c", &[]);
     // Not the user of the test, who has all privileges already, but another one.
     if chown(&vmm, Some(1000), None).is_err() {
-        host::say("SKIPPED: only root can make a program of another user");
+        skip("root", "only root can make a program of another user");
         return;
     }
     let plain = opened(&lab, &[]);

@@ -116,6 +116,7 @@ fn killed_access_is_an_event() {
 fn events_of_vmm_killed_at_any_time_agree_with_state_page() {
     const ROUNDS: u64 = 10;
     let seed = seed();
+    let mut events = 0;
     for round in 0..ROUNDS {
         let Some(lab) = Lab::with_kvm(DENIES) else {
             return;
@@ -130,21 +131,24 @@ fn events_of_vmm_killed_at_any_time_agree_with_state_page() {
             .read_line(&mut line)
             .unwrap();
         let random = (seed ^ round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        thread::sleep(Duration::from_micros(random % 1_500_000));
+        thread::sleep(Duration::from_micros(20_000 + random % 300_000));
         child.kill().unwrap();
         child.wait().unwrap();
         lab.assert_no_page_is_left();
         let summary = fs::read_to_string(lab.path("summary")).unwrap();
         let counted = summary
             .split_once("refused ")
-            .and_then(|(_, rest)| rest.split(' ').next()?.parse::<u64>().ok())
-            .unwrap_or_else(|| panic!("{seed:#x}: {summary}"));
+            .and_then(|(_, rest)| rest.split([' ', '\n']).next())
+            .map(|number| number.parse::<u64>().unwrap_or(0));
         let told = told(&fs::read_to_string(lab.path("events")).unwrap());
         let all = told.events + told.held_back + told.dropped;
-        assert_eq!(all, counted, "seed {seed:#x}, round {round}: {told:?}");
-        assert!(
-            told.dropped <= 2 && told.events > 0,
-            "seed {seed:#x}: {told:?}"
+        assert_eq!(
+            Some(all),
+            counted,
+            "seed {seed:#x}, round {round}: {told:?}"
         );
+        assert!(told.dropped <= 2, "seed {seed:#x}: {told:?}");
+        events += told.events;
     }
+    assert!(events > 0, "seed {seed:#x}");
 }

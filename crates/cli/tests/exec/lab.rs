@@ -128,6 +128,19 @@ impl Lab {
     }
 }
 
+/// Prints why a test is skipped.
+///
+/// # Panics
+/// Panics if `MSRGATE_REQUIRE` has the word for what is missing.
+pub(crate) fn skip(word: &str, why: &str) {
+    let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
+    assert!(
+        !required.split(',').any(|one| one == word),
+        "MSRGATE_REQUIRE={word}, but {why}"
+    );
+    host::say(&format!("SKIPPED: {why}"));
+}
+
 /// The words that start a program in a mount namespace.
 pub(crate) const MOUNTS: &[&str] = &["unshare", "--user", "--map-root-user", "--mount"];
 

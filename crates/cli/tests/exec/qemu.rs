@@ -8,9 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use msrgate_testing::host;
-
-use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, Ran, ran};
+use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, Ran, ran, skip};
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -82,12 +80,7 @@ fn labs(policy: &str) -> Vec<Guest> {
             found.push(program);
             continue;
         }
-        let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
-        assert!(
-            !required.split(',').any(|one| one == word),
-            "MSRGATE_REQUIRE={word}, but it is not here. {advice}"
-        );
-        host::say(&format!("SKIPPED: there is no {word}. {advice}"));
+        skip(word, &format!("there is no {word}. {advice}"));
     }
     let guests = found.into_iter().filter_map(|qemu: PathBuf| {
         let lab = Lab::with_kvm(policy)?;
