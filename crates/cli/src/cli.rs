@@ -315,6 +315,9 @@ pub(crate) struct ExecArgs {
     /// Append each refusal and answer to this file, as lines of JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) events: Option<PathBuf>,
+    /// Append the summary to this file, at the end of the last process of the run
+    #[arg(long, value_name = "FILE")]
+    pub(crate) summary: Option<PathBuf>,
     /// Say nothing at the VMM's end
     #[arg(short, long)]
     pub(crate) quiet: bool,

@@ -11,14 +11,20 @@ mod awkward;
 mod descriptors;
 #[path = "exec/door.rs"]
 mod door;
+#[path = "exec/end.rs"]
+mod end;
 #[path = "exec/endings.rs"]
 mod endings;
+#[path = "exec/events.rs"]
+mod events;
 #[path = "exec/lab.rs"]
 mod lab;
 #[path = "exec/links.rs"]
 mod links;
 #[path = "exec/musl.rs"]
 mod musl;
+#[path = "exec/places.rs"]
+mod places;
 #[path = "exec/qemu.rs"]
 mod qemu;
 #[path = "exec/refused.rs"]

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kvm_bindings::KVM_API_VERSION;
-use msrgate_filter::Errno;
+use msrgate_filter::{Errno, ExitReason, ReasonMask, Revision};
 
 use crate::errno::CallErrno;
 use crate::exit::RawReasons;
@@ -15,6 +15,7 @@ use crate::sys::raw::{RawFilter, set_filter_raw};
 
 const DEVICE: &str = "/dev/kvm";
 const MODULES: &str = "/sys/module";
+const RELEASE: &str = "/proc/sys/kernel/osrelease";
 
 /// A host whose KVM can filter MSRs, and the properties of that KVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +102,29 @@ impl HostCaps {
         Self::probe_by(&kvm, device)
     }
 
+    /// Probes the KVM behind `/dev/kvm` without a VM, which takes milliseconds to create and to destroy. The exit
+    /// reasons are those that came with the capability; a KVM that accepts fewer refuses the policy when it is
+    /// put into a VM. Undefined flag bits count as ignored.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::probe`], except those of making a VM.
+    pub fn probe_without_vm() -> Result<Self, HostError> {
+        let kvm = open(Path::new(DEVICE))?;
+        for needed in Requirement::ALL {
+            needed.require(|number| calls::check_extension(&kvm, number))?;
+        }
+        let reasons = ReasonMask::of(Revision::Mainline, &ExitReason::ALL);
+        Ok(Self {
+            module: module(Path::new(MODULES)),
+            release: release(Path::new(RELEASE)),
+            cpu: cpu_signature(&kvm),
+            ..Self::known(
+                RawReasons::new(reasons.bits()),
+                ignore_msrs(Path::new(MODULES)),
+            )
+        })
+    }
+
     /// Probes the KVM that the VMM has open as `kvm`, as [`Self::probe`] does. This works under Landlock
     /// or in a jail without the device file, where [`Self::probe`] fails.
     ///
@@ -150,7 +174,7 @@ impl HostCaps {
             unknown_bits: unknown_bits(&vm),
             ignore_msrs: ignore_msrs(Path::new(MODULES)),
             module: module(Path::new(MODULES)),
-            release: release(Path::new("/proc/sys/kernel/osrelease")),
+            release: release(Path::new(RELEASE)),
             cpu: cpu_signature(kvm),
         })
     }
@@ -374,6 +398,18 @@ mod tests {
         let other = fs::File::open("/dev/null").unwrap();
         let seen = HostCaps::probe_with(&other);
         assert!(matches!(seen, Err(HostError::NotKvm { .. })), "{seen:?}");
+    }
+
+    #[test]
+    fn probe_without_vm_returns_reasons_and_parameter_of_probe() {
+        let Some(host) = HostCaps::for_test() else {
+            return;
+        };
+        let seen = HostCaps::probe_without_vm().unwrap();
+        assert_eq!(
+            (seen.reasons(), seen.ignore_msrs(), seen.module()),
+            (host.reasons(), host.ignore_msrs(), host.module())
+        );
     }
 
     #[test]

@@ -30,17 +30,7 @@ impl Recorder {
 impl Watcher for Recorder {
     fn told(&self, told: &Told) {
         let (exit, time) = (told.exit, now());
-        let is_event = match told.disposition {
-            Disposition::Allowed => false,
-            Disposition::Killed => true,
-            _ => {
-                let passes = self.limit.passes(time);
-                if !passes {
-                    self.page.hold_back();
-                }
-                passes
-            }
-        };
+        let is_event = told.disposition == Disposition::Killed || self.limit.passes(time);
         let seen = Seen {
             kind: Kind {
                 index: exit.index,
@@ -56,6 +46,10 @@ impl Watcher for Recorder {
             time,
         };
         self.page.note(&seen, is_event);
+        if !is_event {
+            // This comes last: if the process is killed before, the access counts as one without an event.
+            self.page.hold_back();
+        }
     }
 }
 

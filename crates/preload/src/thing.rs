@@ -111,13 +111,15 @@ impl Vm {
             Gate::with_options(program, &host, options).map_err(|error| error.to_string())?;
         gate.install(&Number(fd))
             .map_err(|error| error.to_string())?;
+        let own = duplicate(fd)?;
+        page.count_guarded_vm();
         Ok(Self {
             gate,
             beside: Mutex::default(),
             rewinds: AtomicBool::new(rewinds),
             has_registers,
             has_one_variant,
-            own: duplicate(fd)?,
+            own,
         })
     }
 

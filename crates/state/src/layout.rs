@@ -10,8 +10,10 @@ pub const BUILD: &str = concat!(
     " state 1 program 1"
 );
 
-/// The first word of a page: `MSRGATE` and a line feed.
-const MAGIC: u64 = u64::from_le_bytes(*b"MSRGATE\n");
+/// The first bytes of a page.
+pub const MAGIC: &[u8; 8] = b"MSRGATE\n";
+/// The first word of a page.
+const MAGIC_WORD: u64 = u64::from_le_bytes(*MAGIC);
 const VERSION: u64 = 1;
 
 /// The largest size of an encoded program in bytes. Even a policy of the largest size becomes a far smaller
@@ -43,7 +45,8 @@ pub(crate) mod word {
     pub(crate) const PROGRAM: usize = 6;
     pub(crate) const PLACES: usize = 7;
     pub(crate) const EVENTS: usize = 8;
-    /// The position of the number of VMs that were made in the run.
+    /// The position of the number of VMs that were made in the run, including those that the VMM did not get
+    /// in the end.
     pub(crate) const VMS_MADE: usize = 16;
     /// The position of the number of accesses whose kind found no free place in the page.
     pub(crate) const OTHERS: usize = 17;
@@ -53,6 +56,8 @@ pub(crate) mod word {
     /// The position of the number of events that the library did not put into the ring because of the
     /// limit on events per second.
     pub(crate) const HELD_BACK: usize = 19;
+    /// The position of the number of VMs into which the policy was put.
+    pub(crate) const VMS_GUARDED: usize = 20;
     /// The length of the header in words.
     pub(crate) const COUNT: usize = 64;
 }
@@ -136,7 +141,7 @@ impl Layout {
     /// # Errors
     /// The header is not one of this version, or the page is larger than `words`.
     pub(crate) fn read(header: impl Fn(usize) -> u64, words: usize) -> Result<Self, BadPage> {
-        if words < word::COUNT || header(word::MAGIC) != MAGIC {
+        if words < word::COUNT || header(word::MAGIC) != MAGIC_WORD {
             return Err(BadPage::NotAPage);
         }
         if header(word::VERSION) != VERSION {
@@ -180,7 +185,7 @@ impl NewRun<'_> {
         let mut set = |at: usize, value: u64| {
             bytes[at * 8..][..8].copy_from_slice(&value.to_le_bytes());
         };
-        set(word::MAGIC, MAGIC);
+        set(word::MAGIC, MAGIC_WORD);
         set(word::VERSION, VERSION);
         set(word::SIZE, layout.words as u64 * 8);
         set(word::COOKIE, self.cookie);

@@ -27,6 +27,6 @@ mod page;
 mod snapshot;
 
 pub use key::Kind;
-pub use layout::{BUILD, BadPage, Layout, MAX_PROGRAM, NewRun};
+pub use layout::{BUILD, BadPage, Layout, MAGIC, MAX_PROGRAM, NewRun};
 pub use page::{Page, Seen};
-pub use snapshot::{Event, Followed, Recorded, Snapshot, VmRecord};
+pub use snapshot::{Event, Followed, Recorded, Snapshot, Unfinished, VmRecord};

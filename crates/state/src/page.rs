@@ -100,6 +100,11 @@ impl<'w> Page<'w> {
         number
     }
 
+    /// Counts a VM into which the policy was put: the VMM gets it.
+    pub fn count_guarded_vm(&self) {
+        self.word(word::VMS_GUARDED).fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts an access, records it if it is the first of its kind, and puts an event into the ring if
     /// `is_event` is true. Any number of threads may call this at once. The function does not allocate and
     /// does not wait.

@@ -34,6 +34,15 @@ pub struct VmRecord {
 /// An access in the ring of events.
 pub type Event = Seen;
 
+/// The treatment of an event that a thread is writing, or was writing when its process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfinished {
+    /// The reader stops before the event: the next call finds it.
+    Wait,
+    /// The reader counts the event as lost, and goes on.
+    Skip,
+}
+
 /// The result of [`Snapshot::events_since`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Followed {
@@ -43,6 +52,8 @@ pub struct Followed {
     pub next: u64,
     /// The number of events that were overwritten before they were read, or cannot be decoded.
     pub lost: u64,
+    /// True if the call stopped before an event that is being written.
+    pub waits: bool,
 }
 
 impl Snapshot {
@@ -66,16 +77,16 @@ impl Snapshot {
         self.words.get(at).copied().unwrap_or(0)
     }
 
-    /// The number of VMs that were made.
+    /// The number of VMs that the VMMs got, each with the policy in it.
     #[must_use]
-    pub fn vms_made(&self) -> u64 {
-        self.get(word::VMS_MADE)
+    pub fn vms_guarded(&self) -> u64 {
+        self.get(word::VMS_GUARDED)
     }
 
     /// Returns the first VMs of the run, at most 64.
     #[must_use]
     pub fn vms(&self) -> Vec<VmRecord> {
-        let made = usize::try_from(self.vms_made()).unwrap_or(usize::MAX);
+        let made = usize::try_from(self.get(word::VMS_MADE)).unwrap_or(usize::MAX);
         let entries = (0..made.min(Layout::vm_count())).map(|at| self.layout.vms + at * VM_WORDS);
         entries
             .map(|base| VmRecord {
@@ -96,6 +107,17 @@ impl Snapshot {
     #[must_use]
     pub fn held_back(&self) -> u64 {
         self.get(word::HELD_BACK)
+    }
+
+    /// Returns the number of accesses that were counted and have no event, because the process ended in
+    /// between: at most one for each vCPU.
+    #[must_use]
+    pub fn without_event(&self) -> u64 {
+        let places = (0..self.layout.place_count).map(|at| self.layout.places + at * PLACE_WORDS);
+        let counts = places.map(|base| self.get(base + 1));
+        let counted = counts.fold(self.others(), u64::saturating_add);
+        let told = self.get(word::EVENTS_PUT).saturating_add(self.held_back());
+        counted.saturating_sub(told)
     }
 
     /// Returns each recorded kind once, the earliest first.
@@ -133,7 +155,7 @@ impl Snapshot {
 
     /// Returns the events from number `from` on, counted from 0, that are still in the ring and complete.
     #[must_use]
-    pub fn events_since(&self, from: u64) -> Followed {
+    pub fn events_since(&self, from: u64, unfinished: Unfinished) -> Followed {
         let put = self.get(word::EVENTS_PUT).max(from);
         let room = self.layout.event_count as u64;
         let oldest = put.saturating_sub(room).max(from);
@@ -141,13 +163,14 @@ impl Snapshot {
             events: Vec::new(),
             next: oldest,
             lost: oldest - from,
+            waits: false,
         };
         for number in oldest..put {
             let slot = usize::try_from(number % room.max(1)).unwrap_or(0);
             let base = self.layout.events + slot * EVENT_WORDS;
             let done = self.get(base + EVENT_WORDS - 1);
-            if done <= number {
-                // The library is writing this event; the next call of `events_since` finds it.
+            if done <= number && unfinished == Unfinished::Wait {
+                followed.waits = true;
                 break;
             }
             match self.seen(base, base + 1).filter(|_| done == number + 1) {
@@ -247,7 +270,51 @@ mod tests {
             .collect();
         assert_eq!(recorded, [(seen(0x10, 9), 1), (seen(0x8b, 10), 3)]);
         assert_eq!(snapshot.vms(), [VmRecord { pid: 42, time: 1 }]);
-        assert_eq!(snapshot.events_since(0).events, []);
+        assert_eq!(snapshot.events_since(0, Unfinished::Wait).events, []);
+    }
+
+    #[test]
+    fn vm_counts_once_policy_is_in_it() {
+        let words = run(false);
+        let page = Page::new(&words).unwrap();
+        let _ = (page.add_vm(42, 1), page.add_vm(42, 2));
+        page.count_guarded_vm();
+        let snapshot = Snapshot::new(&copy(&words)).unwrap();
+        assert_eq!((snapshot.vms_guarded(), snapshot.vms().len()), (1, 2));
+    }
+
+    /// A thread that is killed while it writes an event leaves zeros in its last word.
+    #[test]
+    fn unfinished_event_is_waited_for_or_skipped() {
+        let words = run(true);
+        let page = Page::new(&words).unwrap();
+        for time in 0..3 {
+            page.note(&seen(0x8b, time), true);
+        }
+        let layout = Snapshot::new(&copy(&words)).unwrap().layout;
+        words[layout.events + 2 * EVENT_WORDS - 1].store(0, Ordering::Relaxed);
+        let snapshot = Snapshot::new(&copy(&words)).unwrap();
+        let waited = snapshot.events_since(0, Unfinished::Wait);
+        assert_eq!((waited.events.len(), waited.next, waited.lost), (1, 1, 0));
+        assert!(waited.waits);
+        let skipped = snapshot.events_since(0, Unfinished::Skip);
+        assert_eq!(
+            (skipped.events.len(), skipped.next, skipped.lost),
+            (2, 3, 1)
+        );
+    }
+
+    /// The process ended after it counted the access, and before it put the event.
+    #[test]
+    fn counted_access_without_event_is_known() {
+        let words = run(true);
+        let page = Page::new(&words).unwrap();
+        page.note(&seen(0x8b, 1), true);
+        page.hold_back();
+        page.note(&seen(0x8b, 2), false);
+        assert_eq!(Snapshot::new(&copy(&words)).unwrap().without_event(), 0);
+        page.note(&seen(0x8b, 3), false);
+        assert_eq!(Snapshot::new(&copy(&words)).unwrap().without_event(), 1);
     }
 
     #[test]
@@ -267,7 +334,11 @@ mod tests {
     fn events_since_returns_events_in_order_and_counts_overwritten_ones() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
-        let read = |from| Snapshot::new(&copy(&words)).unwrap().events_since(from);
+        let read = |from| {
+            Snapshot::new(&copy(&words))
+                .unwrap()
+                .events_since(from, Unfinished::Wait)
+        };
         for time in 0..3 {
             page.note(&seen(0x8b, time), true);
         }
@@ -303,7 +374,8 @@ mod tests {
             bytes.truncate(bytes.len() - cut);
             if let Ok(snapshot) = Snapshot::new(&bytes) {
                 let _ = (snapshot.recorded(), snapshot.vms(), snapshot.others());
-                let followed = snapshot.events_since(0);
+                let followed = snapshot.events_since(0, Unfinished::Skip);
+                let _ = (snapshot.without_event(), snapshot.events_since(0, Unfinished::Wait));
                 prop_assert!(followed.events.len() <= 8192);
             }
             if let Ok(page) = Page::new(&words) {

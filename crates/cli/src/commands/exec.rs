@@ -7,7 +7,12 @@
 mod allow;
 mod door;
 mod elf;
+mod embedded;
+mod events;
+mod handover;
+mod lease;
 mod library;
+mod loadable;
 mod page;
 mod process;
 mod summary;
@@ -16,7 +21,6 @@ mod watch;
 
 use std::env;
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use msrgate_kvm::gate::Gate;
@@ -59,24 +63,32 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     }
     let mode = args.audit.then_some(Mode::Audit);
     let (compiled, read) = load::compiled_in(&args.policy, mode)?;
-    if let Some(events) = &args.events
-        && Inode::behind(events).is_some_and(|there| read.contains(&there))
-    {
-        return Err(Failure::Usage(format!(
-            "{} is a file that the policy was read from; name another file for --events",
-            named::shown(events)
-        )));
+    for (option, file) in [("--events", &args.events), ("--summary", &args.summary)] {
+        if let Some(file) = file
+            && Inode::behind(file).is_some_and(|there| read.contains(&there))
+        {
+            return Err(Failure::Usage(format!(
+                "{} is a file that the policy was read from; name another file for {option}",
+                named::shown(file)
+            )));
+        }
     }
     let program = compiled.program();
-    supported::check(program, &named::shown(&args.policy))?;
+    let policy = if load::is_standard_input(&args.policy) {
+        "standard input".to_owned()
+    } else {
+        named::shown(&args.policy)
+    };
+    supported::check(program, &policy)?;
     let vmm = Vmm::find(&args.vmm)?;
     let libc = elf::check(&vmm.path)?;
     let preload = preload(&library::find(libc)?)?;
-    let host =
-        HostCaps::probe().map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
-    // The library makes the same check when the VMM makes its first VM.
+    let host = HostCaps::probe_without_vm()
+        .map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
+    // The library makes the same check when the VMM makes its first VM. A VM of our own would take longer than
+    // all else here.
     let checked = Gate::new(program.clone(), &host)
-        .map_err(|error| Failure::Host(format!("{}: {error}", named::shown(&args.policy))))?;
+        .map_err(|error| Failure::Host(format!("{policy}: {error}")))?;
     drop(checked);
     let cookie = process::random()?;
     let page = StateFile::new(&NewRun {
@@ -90,12 +102,13 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
         program: &program.encode(),
         has_events: args.events.is_some(),
     })?;
-    let watch = Watch::new(args, program.clone(), &page)?;
+    let watcher = Watch::new(args, program.clone(), policy)
+        .and_then(|watch| watch.begin(&page))
+        .inspect_err(|_| page.remove())?;
     let variables = [
         (page::LIBRARY_VARIABLE, page.path().as_os_str().to_owned()),
         ("LD_PRELOAD", preload),
     ];
-    let watcher = watch.begin(page)?;
     let door = if args.fail_open {
         say("--fail-open: a VMM that does not load the library runs its VMs without a policy");
         Door::Open
@@ -108,10 +121,9 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
 
 /// Returns the value of `LD_PRELOAD`: our library, then those that the variable already names.
 fn preload(library: &Path) -> Result<OsString, Failure> {
-    let is_cut = |byte: &u8| matches!(byte, b':' | b' ' | b'\t' | b'\n');
-    if library.as_os_str().as_bytes().iter().any(is_cut) {
-        return Err(Failure::Usage(format!(
-            "{}: the dynamic linker takes no library whose path has a space or a colon; name a copy by MSRGATE_PRELOAD",
+    if let Some(why) = loadable::refusal(library) {
+        return Err(Failure::Refused(format!(
+            "{}: {why}; name a copy elsewhere by MSRGATE_PRELOAD",
             one_line(&name(library))
         )));
     }

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::process::{Command, Stdio};
 
 use msrgate_testing::host;
 
-use crate::lab::{ALLOWS, DENIES, Lab, ran};
+use crate::lab::{ALLOWS, DENIES, Lab, Ran, ran, skip};
 
 const SENTENCE: &str = "asked KVM for a VM past msrgate's library, and was refused";
 
@@ -79,6 +79,60 @@ fn fail_open_lets_vmm_without_library_pass() {
             .contains("--fail-open: a VMM that does not load the library"),
         "{}",
         ran.err
+    );
+}
+
+/// Returns the run of `open.c` by `starter`, with /dev/kvm as its descriptor 9.
+fn opened(lab: &Lab, starter: &[&str]) -> Ran {
+    let mut exec = lab.exec(&["--quiet"]);
+    exec.arg(lab.path("open"));
+    let script = format!("exec {} \"$@\" 9<>/dev/kvm", starter.join(" "));
+    ran(&mut lab.script(&[], &script, &exec))
+}
+
+fn assert_refused(lab: &Lab, starter: &[&str]) {
+    let ran = opened(lab, starter);
+    assert_eq!(&*ran.out, "no VM: Operation not permitted\n", "{}", ran.err);
+    assert!(ran.err.contains(SENTENCE), "{}", ran.err);
+}
+
+/// The dynamic linker loads no library of the environment into a program that changes its user or gains privileges.
+#[test]
+fn vmm_with_setuid_bit_or_capabilities_is_refused() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let vmm = lab.build("open.c", &[]);
+    // Not the user of the test, who has all privileges already, but another one.
+    if chown(&vmm, Some(1000), None).is_err() {
+        skip("root", "only root can make a program of another user");
+        return;
+    }
+    let plain = opened(&lab, &[]);
+    assert_eq!((&*plain.out, plain.status), ("a VM\n", 0), "{}", plain.err);
+    fs::set_permissions(&vmm, fs::Permissions::from_mode(0o4755)).unwrap();
+    assert_refused(&lab, &[]);
+    fs::set_permissions(&vmm, fs::Permissions::from_mode(0o755)).unwrap();
+    let given = Command::new("setcap")
+        .arg("cap_net_raw=ep")
+        .arg(&vmm)
+        .status();
+    if !given.is_ok_and(|status| status.success()) {
+        host::say("SKIPPED: setcap(8) gives a file no capability here");
+        return;
+    }
+    // With CAP_SYS_ADMIN msrgate need not promise that nobody gains privileges.
+    let caps = "+sys_admin,+dac_override";
+    assert_refused(
+        &lab,
+        &[
+            "setpriv",
+            "--reuid=1000",
+            "--inh-caps",
+            caps,
+            "--ambient-caps",
+            caps,
+        ],
     );
 }
 

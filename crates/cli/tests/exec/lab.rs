@@ -121,6 +121,20 @@ impl Lab {
         command
     }
 
+    /// Returns a command that runs `script` in the lab's folder, where `"$@"` is the command `exec`. `starter` runs the
+    /// shell.
+    pub(crate) fn script(&self, starter: &[&str], script: &str, exec: &Command) -> Command {
+        let shell = ["sh", "-c", script, "sh"];
+        let mut words = starter.iter().chain(&shell);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).arg(exec.get_program());
+        command.args(exec.get_args());
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        let set = exec.get_envs();
+        command.envs(set.filter_map(|(key, value)| Some((key, value?))));
+        command
+    }
+
     /// Builds a VMM of `tests/vmms`.
     pub(crate) fn build(&self, name: &str, options: &[&str]) -> PathBuf {
         self.build_by("cc", name, options)
@@ -157,6 +171,33 @@ impl Lab {
         }
         panic!("the watcher has left the run's state page");
     }
+}
+
+/// Prints why a test is skipped.
+///
+/// # Panics
+/// Panics if `MSRGATE_REQUIRE` has the word for what is missing.
+pub(crate) fn skip(word: &str, why: &str) {
+    let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
+    assert!(
+        !required.split(',').any(|one| one == word),
+        "MSRGATE_REQUIRE={word}, but {why}"
+    );
+    host::say(&format!("SKIPPED: {why}"));
+}
+
+/// The words that start a program in a mount namespace.
+pub(crate) const MOUNTS: &[&str] = &["unshare", "--user", "--map-root-user", "--mount"];
+
+/// Returns true if this starter starts programs here.
+pub(crate) fn starts(words: &[&str]) -> bool {
+    let (program, options) = words.split_first().unwrap();
+    let made = Command::new(program).args(options).arg("true").output();
+    let does = made.is_ok_and(|output| output.status.success());
+    if !does {
+        host::say(&format!("SKIPPED: `{}` fails here", words.join(" ")));
+    }
+    does
 }
 
 /// Runs a command to its end.

@@ -2,13 +2,13 @@
 //! its own filter.
 
 use std::fs;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use msrgate_testing::host;
-
-use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, Ran, ran};
+use crate::lab::{ALLOWS, ANSWERS, DENIES, KILLS, LOGS, Lab, Ran, ran, skip};
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -44,157 +44,186 @@ const SECTOR: &[u8] = &[
 /// QEMU's exit status after the guest has written 0x10 to port 0xf4.
 const DONE: i32 = 33;
 
-/// Makes a lab with this policy, for QEMU. Returns `None`, and prints why, without QEMU or KVM.
-fn lab(policy: &str) -> Option<Lab> {
-    let found = Command::new(QEMU).arg("-version").output();
-    if found.is_err() {
-        let required = std::env::var("MSRGATE_REQUIRE").unwrap_or_default();
-        assert!(
-            !required.split(',').any(|word| word == "qemu"),
-            "MSRGATE_REQUIRE=qemu, but there is no {QEMU}"
-        );
-        host::say(&format!(
-            "SKIPPED: there is no {QEMU}. Install it, for instance Debian's qemu-system-x86"
-        ));
-        return None;
+/// A lab for one of the QEMUs that are here.
+struct Guest {
+    lab: Lab,
+    qemu: PathBuf,
+}
+
+impl Deref for Guest {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
     }
-    let lab = Lab::with_kvm(policy)?;
-    let mut sector = SECTOR.to_vec();
-    sector.resize(510, 0);
-    sector.extend([0x55, 0xaa]);
-    fs::write(lab.path("sector"), sector).unwrap();
-    Some(lab)
+}
+
+/// Makes labs with this policy: for the QEMU of this machine, and for QEMU 10 if `scripts/qemu10` has fetched it. Prints
+/// which is not here, and makes no lab without KVM.
+fn labs(policy: &str) -> Vec<Guest> {
+    let command = Path::new(env!("CARGO_BIN_EXE_msrgate"));
+    let target = command.ancestors().nth(2).unwrap();
+    let ten = target.join("qemu10/root/usr/bin/qemu-system-x86_64");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/qemu10");
+    let own = Command::new(QEMU).arg("-version").output().is_ok();
+    let mut found = Vec::new();
+    for (word, is_there, program, advice) in [
+        (
+            "qemu",
+            own,
+            QEMU.into(),
+            "Install it, for instance Debian's qemu-system-x86",
+        ),
+        ("qemu10", ten.exists(), script, "Fetch it by scripts/qemu10"),
+    ] {
+        if is_there {
+            found.push(program);
+            continue;
+        }
+        skip(word, &format!("there is no {word}. {advice}"));
+    }
+    let guests = found.into_iter().filter_map(|qemu: PathBuf| {
+        let lab = Lab::with_kvm(policy)?;
+        let mut sector = SECTOR.to_vec();
+        sector.resize(510, 0);
+        sector.extend([0x55, 0xaa]);
+        fs::write(lab.path("sector"), sector).unwrap();
+        Some(Guest { lab, qemu })
+    });
+    guests.collect()
 }
 
 /// Adds the arguments of a machine that boots the sector.
 fn machine(command: &mut Command, console: &str) {
-    command.args([
-        "-accel",
-        "kvm",
-        "-display",
-        "none",
-        "-nodefaults",
-        "-no-reboot",
-        "-m",
-        "16",
-    ]);
+    hardware(command.args(["-accel", "kvm"]), console);
+}
+
+fn hardware(command: &mut Command, console: &str) {
+    command.args(["-display", "none", "-nodefaults", "-no-reboot", "-m", "16"]);
     command.args(["-drive", "file=sector,format=raw", "-debugcon", console]);
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
 }
 
-fn boot(lab: &Lab, options: &[&str], more: &[&str]) -> Ran {
-    let mut command = lab.exec(options);
-    machine(command.arg(QEMU), "stdio");
+fn boot(guest: &Guest, options: &[&str], more: &[&str]) -> Ran {
+    let mut command = guest.exec(options);
+    machine(command.arg(&guest.qemu), "stdio");
     ran(command.args(more))
 }
 
 #[test]
 fn allowing_policy_changes_nothing_that_qemu_shows() {
-    let Some(lab) = lab(ALLOWS) else { return };
-    let mut plain = Command::new(QEMU);
-    machine(plain.current_dir(lab.folder.path()), "stdio");
-    let (plain, guarded) = (ran(&mut plain), boot(&lab, &["--quiet"], &[]));
-    assert_eq!(
-        (guarded.out, guarded.err, guarded.status),
-        (plain.out.clone(), plain.err, DONE)
-    );
-    assert_eq!((&*plain.out, plain.status), ("........Q\n", DONE));
-    lab.assert_no_page_is_left();
+    for lab in labs(ALLOWS) {
+        let mut plain = Command::new(&lab.qemu);
+        machine(plain.current_dir(lab.folder.path()), "stdio");
+        let (plain, guarded) = (ran(&mut plain), boot(&lab, &["--quiet"], &[]));
+        assert_eq!(
+            (guarded.out, guarded.err, guarded.status),
+            (plain.out.clone(), plain.err, DONE)
+        );
+        assert_eq!((&*plain.out, plain.status), ("........Q\n", DONE));
+        lab.assert_no_page_is_left();
+    }
 }
 
 #[test]
 fn denied_read_is_a_fault_and_the_summary_says_how_to_allow_it() {
-    let Some(lab) = lab(DENIES) else { return };
-    let ran = boot(&lab, &[], &[]);
-    assert_eq!((&*ran.out, ran.status), ("!!!!!!!!Q\n", DONE));
-    let said = "msrgate: guest.toml guarded 1 VM, and refused 8 accesses\n  8 reads of 0x8b IA32_BIOS_SIGN_ID by guest.toml:4, first by vCPU 0 after ";
-    assert!(ran.err.contains(said), "{}", ran.err);
-    assert!(
-        ran.err.contains("; to allow: IA32_BIOS_SIGN_ID = \"rw\"\n"),
-        "{}",
-        ran.err
-    );
+    for lab in labs(DENIES) {
+        let ran = boot(&lab, &[], &[]);
+        assert_eq!((&*ran.out, ran.status), ("!!!!!!!!Q\n", DONE));
+        let said = "msrgate: guest.toml guarded 1 VM, and refused 8 accesses\n  8 reads of 0x8b IA32_BIOS_SIGN_ID by guest.toml:4, first by vCPU 0 after ";
+        assert!(ran.err.contains(said), "{}", ran.err);
+        assert!(
+            ran.err.contains("; to allow: IA32_BIOS_SIGN_ID = \"rw\"\n"),
+            "{}",
+            ran.err
+        );
+    }
 }
 
 #[test]
 fn answered_read_is_not_counted_as_refusal() {
-    let Some(lab) = lab(ANSWERS) else { return };
-    let ran = boot(&lab, &[], &[]);
-    assert_eq!((&*ran.out, ran.status), ("........Q\n", DONE));
-    assert!(
-        ran.err.contains("refused nothing; it answered 8 itself\n"),
-        "{}",
-        ran.err
-    );
+    for lab in labs(ANSWERS) {
+        let ran = boot(&lab, &[], &[]);
+        assert_eq!((&*ran.out, ran.status), ("........Q\n", DONE));
+        assert!(
+            ran.err.contains("refused nothing; it answered 8 itself\n"),
+            "{}",
+            ran.err
+        );
+    }
 }
 
 #[test]
 fn killed_vmm_ends_by_sigkill_and_says_why() {
-    let Some(lab) = lab(KILLS) else { return };
-    let ran = boot(&lab, &[], &[]);
-    assert_eq!((&*ran.out, ran.status), ("", 128 + 9));
-    assert!(
-        ran.err
-            .contains("a read of MSR 0x8b, for which the policy says kill"),
-        "{}",
-        ran.err
-    );
-    assert!(
-        ran.err.contains("refused 1 access\n  1 read of 0x8b"),
-        "{}",
-        ran.err
-    );
-    lab.assert_no_page_is_left();
+    for lab in labs(KILLS) {
+        let ran = boot(&lab, &[], &[]);
+        assert_eq!((&*ran.out, ran.status), ("", 128 + 9));
+        assert!(
+            ran.err
+                .contains("a read of MSR 0x8b, for which the policy says kill"),
+            "{}",
+            ran.err
+        );
+        assert!(
+            ran.err.contains("refused 1 access\n  1 read of 0x8b"),
+            "{}",
+            ran.err
+        );
+        lab.assert_no_page_is_left();
+    }
 }
 
 #[test]
 fn audit_refuses_nothing_and_records() {
     for policy in [DENIES, KILLS] {
-        let Some(lab) = lab(policy) else { return };
-        let ran = boot(&lab, &["--audit", "--events", "events"], &[]);
+        for lab in labs(policy) {
+            let ran = boot(&lab, &["--audit", "--events", "events"], &[]);
+            assert_eq!(
+                (&*ran.out, ran.status),
+                ("........Q\n", DONE),
+                "{}",
+                ran.err
+            );
+            assert!(
+                ran.err.contains("would have refused at least 1 access\n"),
+                "{}",
+                ran.err
+            );
+            let events = fs::read_to_string(lab.path("events")).unwrap();
+            assert_eq!(events.lines().count(), 1, "{events}");
+            assert!(
+                events.contains("\"action\":\"would-") && events.contains("\"msr\":\"0x8b\""),
+                "{events}"
+            );
+        }
+    }
+}
+
+#[test]
+fn events_have_each_refusal() {
+    for lab in labs(DENIES) {
+        boot(&lab, &["--events", "events", "--quiet"], &[]);
+        lab.assert_no_page_is_left();
+        let events = fs::read_to_string(lab.path("events")).unwrap();
+        let is_one = |line: &&str| {
+            let event: serde_json::Value = serde_json::from_str(line).unwrap();
+            event["action"] == "deny" && event["line"] == 4 && event["policy"] == "guest.toml"
+        };
+        assert_eq!(events.lines().filter(is_one).count(), 8, "{events}");
+    }
+}
+
+#[test]
+fn logged_access_is_let_through() {
+    for lab in labs(LOGS) {
+        let ran = boot(&lab, &[], &[]);
         assert_eq!(
             (&*ran.out, ran.status),
             ("........Q\n", DONE),
             "{}",
             ran.err
         );
-        assert!(
-            ran.err.contains("would have refused at least 1 access\n"),
-            "{}",
-            ran.err
-        );
-        let events = fs::read_to_string(lab.path("events")).unwrap();
-        assert_eq!(events.lines().count(), 1, "{events}");
-        assert!(
-            events.contains("\"action\":\"would-") && events.contains("\"msr\":\"0x8b\""),
-            "{events}"
-        );
     }
-}
-
-#[test]
-fn events_have_each_refusal() {
-    let Some(lab) = lab(DENIES) else { return };
-    boot(&lab, &["--events", "events", "--quiet"], &[]);
-    lab.assert_no_page_is_left();
-    let events = fs::read_to_string(lab.path("events")).unwrap();
-    let is_one = |line: &&str| {
-        let event: serde_json::Value = serde_json::from_str(line).unwrap();
-        event["action"] == "deny" && event["line"] == 4 && event["policy"] == "guest.toml"
-    };
-    assert_eq!(events.lines().filter(is_one).count(), 8, "{events}");
-}
-
-#[test]
-fn logged_access_is_let_through() {
-    let Some(lab) = lab(LOGS) else { return };
-    let ran = boot(&lab, &[], &[]);
-    assert_eq!(
-        (&*ran.out, ran.status),
-        ("........Q\n", DONE),
-        "{}",
-        ran.err
-    );
 }
 
 /// QEMU has its own filter for 0x35. If the policy denies the access, QEMU gets no exit.
@@ -202,60 +231,96 @@ fn logged_access_is_let_through() {
 fn qemus_own_filter_answers_only_what_the_policy_allows() {
     let denies =
         "policy = 1\ndefault = 'allow'\n[msrs]\n0x35 = { read = 'deny', write = 'allow' }\n";
-    let Some(lab) = lab(denies) else { return };
-    let ran = boot(&lab, &[], &[]);
-    assert_eq!(
-        (&*ran.out, ran.status),
-        ("........!\n", DONE),
-        "{}",
-        ran.err
-    );
+    for lab in labs(denies) {
+        let ran = boot(&lab, &[], &[]);
+        assert_eq!(
+            (&*ran.out, ran.status),
+            ("........!\n", DONE),
+            "{}",
+            ran.err
+        );
+    }
 }
 
 #[test]
 fn second_processor_and_sandbox_are_guarded_too() {
-    let Some(lab) = lab(DENIES) else { return };
-    let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
-    let ran = boot(&lab, &[], &["-smp", "2", "-sandbox", sandbox]);
-    assert_eq!(
-        (&*ran.out, ran.status),
-        ("!!!!!!!!Q\n", DONE),
-        "{}",
-        ran.err
-    );
+    for lab in labs(DENIES) {
+        let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+        let ran = boot(&lab, &[], &["-smp", "2", "-sandbox", sandbox]);
+        assert_eq!(
+            (&*ran.out, ran.status),
+            ("!!!!!!!!Q\n", DONE),
+            "{}",
+            ran.err
+        );
+    }
 }
 
 #[test]
 fn program_without_a_vm_ends_as_it_would() {
-    let Some(lab) = lab(DENIES) else { return };
-    let plain = ran(Command::new(QEMU).arg("-version"));
-    let guarded = ran(lab.exec(&[]).args([QEMU, "-version"]));
-    assert_eq!(
-        (guarded.out, guarded.err, guarded.status),
-        (plain.out, plain.err, plain.status)
-    );
-    lab.assert_no_page_is_left();
+    for lab in labs(DENIES) {
+        let plain = ran(Command::new(&lab.qemu).arg("-version"));
+        let guarded = ran(lab.exec(&[]).arg(&lab.qemu).arg("-version"));
+        assert_eq!(
+            (guarded.out, guarded.err, guarded.status),
+            (plain.out, plain.err, plain.status)
+        );
+        lab.assert_no_page_is_left();
+    }
+}
+
+/// QEMU then makes no VM of KVM's.
+#[test]
+fn guest_without_kvm_runs_as_it_would() {
+    for lab in labs(DENIES) {
+        let mut plain = Command::new(&lab.qemu);
+        hardware(
+            plain.current_dir(lab.path("")).args(["-accel", "tcg"]),
+            "stdio",
+        );
+        let mut guarded = lab.exec(&["--summary", "summary"]);
+        hardware(guarded.arg(&lab.qemu).args(["-accel", "tcg"]), "stdio");
+        let (plain, guarded) = (ran(&mut plain), ran(&mut guarded));
+        assert_eq!(
+            (guarded.out, guarded.err, guarded.status),
+            (plain.out, plain.err, plain.status)
+        );
+        assert_eq!(guarded.status, DONE);
+        lab.assert_no_page_is_left();
+        assert_eq!(fs::read_to_string(lab.path("summary")).unwrap(), "");
+    }
 }
 
 #[test]
 fn daemon_is_guarded_and_its_starter_goes_on() {
-    let Some(lab) = lab(DENIES) else { return };
-    let mut command = lab.exec(&[]);
-    machine(command.arg(QEMU), "file:console");
-    // The starter returns when standard error is closed, which is before the guest is done.
-    let started = ran(command.arg("-daemonize"));
-    assert_eq!(started.status, 0, "{}", started.err);
-    assert!(!started.err.contains("guarded"), "{}", started.err);
-    let mut console = String::new();
-    for _ in 0..600 {
-        console = fs::read_to_string(lab.path("console")).unwrap_or_default();
-        if console.ends_with('\n') {
-            break;
+    for lab in labs(DENIES) {
+        let mut command = lab.exec(&["--events", "events"]);
+        machine(command.arg(&lab.qemu), "file:console");
+        // The starter returns when standard error is closed, which is before the guest is done.
+        let started = ran(command.arg("-daemonize"));
+        assert_eq!(started.status, 0, "{}", started.err);
+        let said = [
+            "msrgate: guest.toml guarded 1 VM so far, and refused ",
+            "  the run goes on in the background; to have the summary of its end, name a file by --summary\n",
+        ];
+        assert!(
+            said.iter().all(|said| started.err.contains(said)),
+            "{}",
+            started.err
+        );
+        let mut console = String::new();
+        for _ in 0..600 {
+            console = fs::read_to_string(lab.path("console")).unwrap_or_default();
+            if console.ends_with('\n') {
+                break;
+            }
+            thread::sleep(Duration::from_millis(50));
         }
-        thread::sleep(Duration::from_millis(50));
+        assert_eq!(console, "!!!!!!!!Q\n");
+        lab.assert_no_page_is_left();
+        let events = fs::read_to_string(lab.path("events")).unwrap();
+        assert_eq!(events.matches("\"msr\":\"0x8b\"").count(), 8, "{events}");
     }
-    assert_eq!(console, "!!!!!!!!Q\n");
-    lab.assert_no_page_is_left();
 }
 
 /// To learn QEMU's capabilities, libvirt starts a daemon that makes a VM without processors.
@@ -263,35 +328,35 @@ fn daemon_is_guarded_and_its_starter_goes_on() {
 fn libvirt_capability_probe_is_answered() {
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::os::unix::net::UnixStream;
-    let Some(lab) = lab(DENIES) else { return };
-    let mut command = lab.exec(&[]);
-    command.args([
-        QEMU,
-        "-S",
-        "-no-user-config",
-        "-nodefaults",
-        "-nographic",
-        "-daemonize",
-    ]);
-    command.args([
-        "-machine",
-        "none,accel=kvm:tcg",
-        "-qmp",
-        "unix:qmp,server=on,wait=off",
-    ]);
-    let started = ran(&mut command);
-    assert_eq!(started.status, 0, "{}", started.err);
-    let socket = UnixStream::connect(lab.path("qmp")).unwrap();
-    let mut lines = BufReader::new(socket.try_clone().unwrap()).lines();
-    let mut ask = |command: &str| {
-        writeln!(&socket, "{{\"execute\":\"{command}\"}}").unwrap();
-        lines
-            .find_map(|line| line.ok().filter(|line| line.contains("return")))
-            .unwrap()
-    };
-    ask("qmp_capabilities");
-    let answer = ask("query-kvm");
-    assert!(answer.contains("\"enabled\": true"), "{answer}");
-    ask("quit");
-    lab.assert_no_page_is_left();
+    for lab in labs(DENIES) {
+        let mut command = lab.exec(&[]);
+        command.arg(&lab.qemu).args([
+            "-S",
+            "-no-user-config",
+            "-nodefaults",
+            "-nographic",
+            "-daemonize",
+        ]);
+        command.args([
+            "-machine",
+            "none,accel=kvm:tcg",
+            "-qmp",
+            "unix:qmp,server=on,wait=off",
+        ]);
+        let started = ran(&mut command);
+        assert_eq!(started.status, 0, "{}", started.err);
+        let socket = UnixStream::connect(lab.path("qmp")).unwrap();
+        let mut lines = BufReader::new(socket.try_clone().unwrap()).lines();
+        let mut ask = |command: &str| {
+            writeln!(&socket, "{{\"execute\":\"{command}\"}}").unwrap();
+            lines
+                .find_map(|line| line.ok().filter(|line| line.contains("return")))
+                .unwrap()
+        };
+        ask("qmp_capabilities");
+        let answer = ask("query-kvm");
+        assert!(answer.contains("\"enabled\": true"), "{answer}");
+        ask("quit");
+        lab.assert_no_page_is_left();
+    }
 }

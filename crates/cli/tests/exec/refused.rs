@@ -5,10 +5,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
-use crate::lab::{ALLOWS, Lab, library, ran};
+use crate::lab::{ALLOWS, Lab, MOUNTS, library, ran, starts};
 
 /// Returns the one line that the command prints, and its exit status.
-fn refused(command: &mut Command) -> (String, i32) {
+pub(crate) fn refused(command: &mut Command) -> (String, i32) {
     let ran = ran(command);
     assert_eq!(ran.out, "");
     assert_eq!(ran.err.trim_end().lines().count(), 1, "{}", ran.err);
@@ -75,6 +75,31 @@ fn library_that_is_missing_or_of_another_build_is_refused() {
         said.contains("no library whose path has a space") && status == 125,
         "{status} {said}"
     );
+    let odd = lab.path("$LIB.so");
+    fs::copy(library(), &odd).unwrap();
+    let (said, status) = refused(lab.exec(&[]).env("MSRGATE_PRELOAD", odd).arg("true"));
+    assert!(
+        said.contains("other words in the place of a $") && status == 125,
+        "{status} {said}"
+    );
+}
+
+/// The dynamic linker would say so in its own words, and go on without the library.
+#[test]
+fn library_on_noexec_file_system_is_refused() {
+    if !starts(MOUNTS) {
+        return;
+    }
+    let lab = Lab::new(ALLOWS);
+    let mut exec = lab.exec(&[]);
+    exec.arg("true");
+    let script = "mkdir there && mount -t tmpfs -o noexec none there && cp $MSRGATE_PRELOAD there && MSRGATE_PRELOAD=there/libmsrgate_preload.so \"$@\"";
+    let mut command = lab.script(MOUNTS, script, &exec);
+    let (said, status) = refused(&mut command);
+    assert!(
+        said.contains("mounted noexec; name a copy elsewhere") && status == 125,
+        "{status} {said}"
+    );
 }
 
 #[test]
@@ -111,6 +136,15 @@ fn actions_that_need_a_gate_in_the_vmm_are_refused_by_name_and_line() {
 fn exec_exits_125_for_bad_policy_or_folder() {
     let lab = Lab::new("policy = 1\n");
     assert_eq!(ran(lab.exec(&[]).arg("true")).status, 125);
+    for (policy, why) in [
+        ("missing.toml", "there is no such file"),
+        (".", "it is a folder"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+        command.args(["exec", policy, "--", "true"]);
+        let (said, status) = refused(command.current_dir(lab.path("")));
+        assert!(said.contains(why) && status == 125, "{status} {said}");
+    }
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };

@@ -34,7 +34,7 @@ fn exec_keeps_signals_descriptors_and_umask() {
     let Some(lab) = Lab::with_kvm(ALLOWS) else {
         return;
     };
-    let script = "grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status; umask; pwd; cat /proc/self/oom_score_adj; ls /proc/self/fd";
+    let script = "grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status; umask; pwd; cat /proc/self/oom_score_adj; cut -d' ' -f6-8 /proc/$$/stat; readlink /proc/$$/fd/0; ls /proc/self/fd";
     for before in [
         "",
         "trap '' PIPE HUP;",

@@ -3,13 +3,17 @@
 use std::env;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use msrgate_state::NewRun;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use rustix::process::{Resource, getrlimit};
 
+use super::lease::{self, Others};
+use super::process;
 use crate::failure::Failure;
 
 /// The environment variable with the file's path, by which the library finds it.
@@ -18,11 +22,19 @@ pub(super) const LIBRARY_VARIABLE: &str = "MSRGATE_STATE";
 /// The environment variable with the folder for the file.
 const VARIABLE: &str = "MSRGATE_STATE_DIR";
 
+/// The bytes of the file that are written by one call.
+const PART: usize = 4096;
+
+/// The beginning of the file's name.
+const PREFIX: &str = "msrgate-";
+
 /// The file of a state page. The library finds it by its path, and the watcher removes it at the end.
 #[derive(Debug)]
 pub(super) struct StateFile {
     file: File,
     path: PathBuf,
+    /// The file without a name, which the VMM inherits.
+    _inherited: Option<OwnedFd>,
 }
 
 impl StateFile {
@@ -55,19 +67,30 @@ impl StateFile {
 
     fn in_folder(folder: &Path, bytes: &[u8]) -> io::Result<Self> {
         let file = tempfile::Builder::new()
-            .prefix("msrgate-")
+            .prefix(PREFIX)
             .tempfile_in(folder)?;
         fill(file.as_file(), bytes)?;
         let (file, path) = file.keep().map_err(|kept| kept.error)?;
-        Ok(Self { file, path })
+        Ok(Self {
+            file,
+            path,
+            _inherited: None,
+        })
     }
 
     /// Makes the file in memory. The library finds it by a descriptor that the VMM inherits.
     fn in_memory(bytes: &[u8]) -> io::Result<Self> {
         let file = File::from(memfd_create("msrgate", MemfdFlags::empty())?);
         fill(&file, bytes)?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
-        Ok(Self { file, path })
+        let inherited = process::inherited(&file)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}", inherited.as_raw_fd()));
+        // The kernel counts writers by descriptions that were opened, which the one of a memfd was not.
+        let file = File::options().read(true).write(true).open(&path)?;
+        Ok(Self {
+            file,
+            path,
+            _inherited: Some(inherited),
+        })
     }
 
     /// The path by which the library finds the file.
@@ -89,16 +112,69 @@ impl StateFile {
         &self.file
     }
 
+    /// Returns true if another process has the page: one of the run that has loaded the library. Where the file
+    /// system cannot tell, the function returns false.
+    pub(super) fn has_others(&self) -> bool {
+        lease::others(&self.file) == Others::Some
+    }
+
+    /// Removes state pages of runs whose watchers were killed: those in the same folder that no process has open or
+    /// mapped.
+    pub(super) fn remove_litter(&self) {
+        let folder = self.path.parent().filter(|_| self.has_name());
+        let entries = folder.and_then(|folder| fs::read_dir(folder).ok());
+        for entry in entries.into_iter().flatten().flatten() {
+            let is_ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes());
+            if is_ours && is_litter(&entry.path()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    fn has_name(&self) -> bool {
+        !self.path.starts_with("/proc")
+    }
+
     /// Removes the file. Processes that have it open or mapped keep it.
     pub(super) fn remove(&self) {
-        if !self.path.starts_with("/proc") {
+        if self.has_name() {
             // Another process may have removed the file.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
+/// Returns true if a file is a state page of this user that nobody uses.
+fn is_litter(path: &Path) -> bool {
+    let mut options = File::options();
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    options.read(true).write(true).custom_flags(flags);
+    let Ok(file) = options.open(path) else {
+        return false;
+    };
+    let own = rustix::process::geteuid().as_raw();
+    let is_own = file
+        .metadata()
+        .is_ok_and(|file| file.is_file() && file.uid() == own);
+    let mut begin = [0; msrgate_state::MAGIC.len()];
+    is_own
+        && file.read_exact_at(&mut begin, 0).is_ok()
+        && begin == *msrgate_state::MAGIC
+        && lease::others(&file) == Others::None
+}
+
 fn fill(file: &File, bytes: &[u8]) -> io::Result<()> {
+    // The kernel would end this process by SIGXFSZ.
+    let limit = getrlimit(Resource::Fsize).current;
+    if limit.is_some_and(|limit| limit < bytes.len() as u64) {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
     fallocate(file, FallocateFlags::empty(), 0, bytes.len() as u64)?;
-    file.write_all_at(bytes, 0)
+    // The rest is zeros already.
+    for (number, part) in (0..).zip(bytes.chunks(PART)) {
+        if part.iter().any(|byte| *byte != 0) {
+            file.write_all_at(part, number * PART as u64)?;
+        }
+    }
+    Ok(())
 }

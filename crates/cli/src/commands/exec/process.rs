@@ -10,12 +10,14 @@ use std::env;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::process::{Resource, getrlimit};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::descriptors;
@@ -169,7 +171,7 @@ pub(super) fn apart(act: impl FnOnce()) -> io::Result<()> {
 }
 
 /// Ignores signals that are meant for the VMM's process group, so that they do not end the watcher before
-/// the VMM.
+/// the VMM, and those of the watcher's own files.
 fn ignore_signals() {
     for signal in [
         libc::SIGINT,
@@ -177,6 +179,9 @@ fn ignore_signals() {
         libc::SIGTERM,
         libc::SIGHUP,
         libc::SIGPIPE,
+        // A file's size limit, and another process that opens a file on which this one has a lease.
+        libc::SIGXFSZ,
+        libc::SIGIO,
     ] {
         // SAFETY: SIG_IGN sets no handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
@@ -209,6 +214,19 @@ pub(super) fn replace_by_nothing(fd: RawFd) {
         // SAFETY: dup2(2) takes numbers. No value owns the descriptor that it closes.
         unsafe { libc::dup2(nothing.as_raw_fd(), fd) };
     }
+}
+
+/// Duplicates a descriptor for the VMM and its children, above the numbers that scripts use.
+///
+/// # Errors
+/// There is no room for one more descriptor.
+pub(super) fn inherited(fd: impl AsFd) -> io::Result<OwnedFd> {
+    const HIGH: u64 = 1000;
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(HIGH);
+    let lowest = RawFd::try_from((limit / 2).min(HIGH)).unwrap_or(0);
+    let copy = fcntl_dupfd_cloexec(fd, lowest)?;
+    fcntl_setfd(&copy, FdFlags::empty())?;
+    Ok(copy)
 }
 
 /// Returns standard error as a descriptor.

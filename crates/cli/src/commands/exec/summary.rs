@@ -16,11 +16,20 @@ use crate::output::count;
 /// The number of refused kinds that the summary lists.
 const LISTED: usize = 20;
 
+/// The time of a summary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Time {
+    /// The run goes on.
+    SoFar,
+    /// No process of the run is left.
+    End,
+}
+
 /// Returns the summary: what was refused in a run, and how to allow it. Returns an empty text if the run had
 /// no VM.
-pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str) -> String {
-    let made = usize::try_from(snapshot.vms_made()).unwrap_or(usize::MAX);
-    if made == 0 {
+pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str, time: Time) -> String {
+    let guarded = usize::try_from(snapshot.vms_guarded()).unwrap_or(usize::MAX);
+    if guarded == 0 {
         return String::new();
     }
     let recorded = snapshot.recorded();
@@ -32,7 +41,10 @@ pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str) -> Stri
             .map(|one| one.count)
             .fold(0_u64, u64::saturating_add)
     };
-    let vms = count(made, "VM", "VMs");
+    let mut vms = count(guarded, "VM", "VMs");
+    if time == Time::SoFar {
+        vms += " so far";
+    }
     let mut text = if refused.is_empty() {
         format!("msrgate: {policy} guarded {vms}, and refused nothing")
     } else {
@@ -46,23 +58,28 @@ pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str) -> Stri
             verb(&refused)
         )
     };
-    let is_answer = |one: &&&Recorded| one.first.kind.disposition != Disposition::Allowed;
-    let answered: Vec<_> = others.iter().filter(is_answer).copied().collect();
+    let is_seen = |one: &&Recorded| one.first.kind.disposition == Disposition::Allowed;
+    let (seen, answered): (Vec<&Recorded>, Vec<_>) = others.into_iter().partition(is_seen);
     if !answered.is_empty() {
         let _ = write!(text, "; it answered {} itself", sum(&answered));
     }
     text.push('\n');
+    if time == Time::SoFar {
+        text.push_str("  the run goes on in the background; to have the summary of its end, name a file by --summary\n");
+    }
     if refused
         .iter()
         .any(|one| is_audit(one.first.kind.disposition))
     {
         text.push_str("  an audit counts the first access of each kind in a VM, and lets it and all others through\n");
     }
-    for one in refused.iter().take(LISTED) {
-        let _ = writeln!(text, "  {}", line(one, snapshot, program, policy));
-    }
-    if let Some(more @ 1..) = refused.len().checked_sub(LISTED) {
-        let _ = writeln!(text, "  and {more} more kinds");
+    for list in [refused, seen] {
+        for one in list.iter().take(LISTED) {
+            let _ = writeln!(text, "  {}", line(one, snapshot, program, policy));
+        }
+        if let Some(more @ 1..) = list.len().checked_sub(LISTED) {
+            let _ = writeln!(text, "  and {more} more kinds");
+        }
     }
     if snapshot.others() > 0 {
         let _ = writeln!(
@@ -99,7 +116,13 @@ fn line(one: &Recorded, snapshot: &Snapshot, program: &Program, policy: &str) ->
         &access,
         &format!("{access}s"),
     );
-    let mut text = format!("{accesses} of {}", kind.index);
+    let is_seen = kind.disposition == Disposition::Allowed;
+    let mut text = if is_seen {
+        // Further ones are let through by the kernel, uncounted.
+        format!("first {access} of {}", kind.index)
+    } else {
+        format!("{accesses} of {}", kind.index)
+    };
     if let Some(register) = registers::by_index(kind.index) {
         let _ = write!(text, " {}", register.name);
     }
@@ -107,11 +130,18 @@ fn line(one: &Recorded, snapshot: &Snapshot, program: &Program, policy: &str) ->
         .ok()
         .and_then(|at| snapshot.vms().get(at).copied());
     let after = vm.map(|vm| first.time.saturating_sub(vm.time) / 1_000_000);
-    let who = format!("first by vCPU {}", first.vcpu);
+    let who = if is_seen {
+        format!("by vCPU {}", first.vcpu)
+    } else {
+        format!("first by vCPU {}", first.vcpu)
+    };
     let when = after.map_or_else(String::new, |millis| {
         format!(" after {}.{:03} s", millis / 1000, millis % 1000)
     });
-    if kind.reason == ExitReason::Filter {
+    if is_seen {
+        let by = origin(program, first.origin, policy);
+        let _ = write!(text, ", logged by {by}, {who}{when}");
+    } else if kind.reason == ExitReason::Filter {
         let by = origin(program, first.origin, policy);
         let _ = write!(text, " by {by}, {who}{when}");
         if let Some(entry) = allow::line(program, kind.index, kind.access) {

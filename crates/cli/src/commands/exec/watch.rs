@@ -1,44 +1,50 @@
 //! The watcher: a small process beside the VMM. It refuses and reports requests at the door, writes events,
 //! and prints the summary at the end. No VM depends on the watcher: if it dies, no new VM can be made
 //! without the library, and running VMs stay guarded.
+//!
+//! # Terminology
+//!
+//! - *first process*: the process that the caller of `msrgate exec` has started, which became the VMM. Its end is
+//!   what the caller waits for.
+//! - *end of the run*: the time when no process of the run is left. A VMM that has put itself into the background,
+//!   or that a script has, ends after the first process.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Write as _};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::io::{self, Write as _};
+use std::iter;
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
 
 use msrgate_policy::{Program, one_line};
-use msrgate_state::Snapshot;
+use msrgate_state::{Snapshot, Unfinished};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
-use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
+use rustix::fs::{FileType, fstat};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-use super::door::{self, Door, Knock, Wish};
+use super::door::{self, Knock, Wish};
+use super::events::{self, Events, Untold};
+use super::handover::{self, Received, Watcher};
 use super::page::StateFile;
-use super::{GUIDE, process, summary};
+use super::summary::{self, Time};
+use super::{GUIDE, process};
 use crate::cli::ExecArgs;
 use crate::failure::Failure;
-use crate::named;
-use crate::named::name;
 
 /// The watcher's task.
 pub(super) struct Watch {
     program: Program,
     policy: String,
-    events: Option<File>,
-    has_summary: bool,
-    vmm: Pid,
+    events: Option<Events>,
+    summary: Summary,
     pidfd: OwnedFd,
 }
 
-/// The connection to the watcher in the process that becomes the VMM.
-#[derive(Debug)]
-pub(super) struct Watcher {
-    socket: OwnedFd,
+/// The place of the summary.
+enum Summary {
+    None,
+    StandardError,
+    File(File),
 }
 
 /// The longest time until the watcher writes new events.
@@ -47,43 +53,38 @@ const PAUSE: Timespec = Timespec {
     tv_nsec: 100_000_000,
 };
 
-/// The message that carries the door's listener, and the one without it.
-const WITH_LISTENER: &[u8] = b"L";
-const WITHOUT: &[u8] = b"-";
+/// The longest time until the watcher sees the end of a run whose door has no listener.
+const LONG_PAUSE: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// The time in which a process that begins another program is without the page.
+const EXEC: Duration = Duration::from_millis(50);
+
+/// The number of pauses for which the watcher waits for an event that is being written. If its thread was killed,
+/// the event is never finished.
+const PATIENCE: u32 = 10;
 
 impl Watch {
-    /// Opens the file for events and a descriptor of this process.
+    /// Opens the files for events and the summary, and a descriptor of this process.
     ///
     /// # Errors
-    /// The file for events cannot be written, or the kernel lacks something.
-    pub(super) fn new(
-        args: &ExecArgs,
-        program: Program,
-        page: &StateFile,
-    ) -> Result<Self, Failure> {
-        let open = |path: &Path| {
-            let file = File::options().create(true).append(true).open(path);
-            file.map_err(|error| Failure::Input {
-                what: name(path),
-                why: format!("cannot be written: {error}"),
-            })
+    /// A file cannot be written, or the kernel lacks something.
+    pub(super) fn new(args: &ExecArgs, program: Program, policy: String) -> Result<Self, Failure> {
+        let events = args.events.as_deref().map(Events::open).transpose()?;
+        let summary = match &args.summary {
+            Some(path) => Summary::File(events::open(path)?),
+            None if args.quiet => Summary::None,
+            None => Summary::StandardError,
         };
-        let events = args
-            .events
-            .as_deref()
-            .map(open)
-            .transpose()
-            .inspect_err(|_| page.remove())?;
-        let pidfd = pidfd_open(getpid(), PidfdFlags::empty()).map_err(|error| {
-            page.remove();
-            Failure::Host(format!("the kernel watches no process: {error}"))
-        })?;
+        let pidfd = pidfd_open(getpid(), PidfdFlags::empty())
+            .map_err(|error| Failure::Host(format!("the kernel watches no process: {error}")))?;
         Ok(Self {
             program,
-            policy: named::shown(&args.policy),
+            policy,
             events,
-            has_summary: !args.quiet,
-            vmm: getpid(),
+            summary,
             pidfd,
         })
     }
@@ -92,218 +93,209 @@ impl Watch {
     ///
     /// # Errors
     /// The kernel makes no process.
-    pub(super) fn begin(self, page: StateFile) -> Result<Watcher, Failure> {
+    pub(super) fn begin(self, page: &StateFile) -> Result<Watcher, Failure> {
         let failed = |error: io::Error| {
             Failure::Host(format!("there is no process to watch the VMM: {error}"))
         };
-        let pair = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        );
-        let (socket, its) = pair.map_err(|error| failed(error.into()))?;
-        let number = socket.as_raw_fd();
-        process::apart(move || {
+        let (watcher, its) = handover::pair().map_err(failed)?;
+        process::apart(|| {
             let mut kept = vec![
                 its.as_raw_fd(),
                 self.pidfd.as_raw_fd(),
                 page.file().as_raw_fd(),
             ];
-            kept.extend(self.events.as_ref().map(AsRawFd::as_raw_fd));
-            debug_assert!(!kept.contains(&number));
+            kept.extend(self.events.as_ref().map(|events| events.file().as_raw_fd()));
+            if let Summary::File(file) = &self.summary {
+                kept.push(file.as_raw_fd());
+            }
+            debug_assert!(!kept.contains(&watcher.socket.as_raw_fd()));
             process::keep_only(&kept);
-            self.watch(&its, &page);
+            self.watch(&its, page);
             page.remove();
         })
         .map_err(failed)?;
-        Ok(Watcher { socket })
+        Ok(watcher)
     }
 
     fn watch(mut self, socket: &OwnedFd, page: &StateFile) {
         // No message comes if the process that was to become the VMM has given up.
-        let Some(Received { listener }) = receive(socket) else {
+        let Some(Received { listener }) = handover::receive(socket) else {
             return;
         };
-        let mut state = Watched {
+        let mut run = Watched {
             listener,
-            is_running: true,
+            first: First::Runs,
             said: Vec::new(),
             next_event: 0,
             held_back: 0,
+            turns_waited: 0,
         };
-        while state.is_running || state.listener.is_some() {
-            self.turn(&mut state, page);
+        page.remove_litter();
+        while run.goes_on(page) {
+            self.turn(&mut run, page);
         }
-        self.write_events(&mut state, page);
+        self.end_of_run(&mut run, page);
     }
 
-    /// Waits for a request at the door, the VMM's end or the time for events, and handles it.
-    fn turn(&mut self, state: &mut Watched, page: &StateFile) {
-        let (mut listens, mut runs) = (PollFlags::empty(), PollFlags::empty());
+    /// Waits for a request at the door, the end of the first process or the time for events, and handles it.
+    fn turn(&mut self, run: &mut Watched, page: &StateFile) {
+        let (mut knocks, mut ends) = (PollFlags::empty(), PollFlags::empty());
         {
             let mut polled = Vec::new();
-            polled.extend(
-                state
-                    .listener
-                    .as_ref()
-                    .map(|one| PollFd::new(one, PollFlags::IN)),
-            );
-            if state.is_running {
+            let listener = run.listener.as_ref();
+            polled.extend(listener.map(|one| PollFd::new(one, PollFlags::IN)));
+            if run.first == First::Runs {
                 polled.push(PollFd::new(&self.pidfd, PollFlags::IN));
             }
-            let pause = self.events.is_some().then_some(&PAUSE);
+            let pause = match (&self.events, polled.is_empty()) {
+                (Some(_), _) => Some(&PAUSE),
+                // Nothing tells the end of the run.
+                (None, true) => Some(&LONG_PAUSE),
+                (None, false) => None,
+            };
             if poll(&mut polled, pause).is_err() {
                 return;
             }
             let mut seen = polled.iter().map(PollFd::revents);
-            if state.listener.is_some() {
-                listens = seen.next().unwrap_or(PollFlags::empty());
+            if run.listener.is_some() {
+                knocks = seen.next().unwrap_or(PollFlags::empty());
             }
-            runs = seen.next().unwrap_or(runs);
+            ends = seen.next().unwrap_or(ends);
         }
-        if let Some(listener) = &state.listener {
-            if listens.contains(PollFlags::IN) {
+        if let Some(listener) = &run.listener {
+            if knocks.contains(PollFlags::IN) {
                 if let Some(knock) = door::take(listener) {
-                    say_once(&mut state.said, knock);
+                    say_once(&mut run.said, knock);
                     door::refuse(listener, knock);
                 }
-            } else if !listens.is_empty() {
+            } else if !knocks.is_empty() {
                 // No process with the filter is left.
-                state.listener = None;
+                run.listener = None;
             }
         }
-        self.write_events(state, page);
-        if !runs.is_empty() {
-            state.is_running = false;
-            self.end_of_vmm(page);
+        self.write_events(run, page, Unfinished::Wait);
+        if !ends.is_empty() {
+            self.end_of_first(run, page);
         }
     }
 
-    /// Prints the summary after the VMM's process has ended, and closes standard error, so that a reader of
-    /// it sees the end.
-    fn end_of_vmm(&self, page: &StateFile) {
-        if self.has_summary
-            && let Some(snapshot) = snapshot(page)
-        {
-            // If another process with a VM runs on, the VMM is a daemon, and its end is not now.
-            let own = u32::try_from(self.vmm.as_raw_pid()).unwrap_or(0);
-            let runs_on = |pid: u32| {
-                let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-                pid.is_some_and(|pid| test_kill_process(pid).is_ok())
-            };
-            let vms = snapshot.vms();
-            if !vms.iter().any(|vm| vm.pid != own && runs_on(vm.pid)) {
-                let text = summary::text(&snapshot, &self.program, &self.policy);
-                crate::results::talk(&text);
+    /// Prints the summary after the first process has ended, and closes standard error, so that a reader of it sees
+    /// the end. A file has no such reader: if the run goes on, it gets the summary at the end of the run.
+    fn end_of_first(&mut self, run: &mut Watched, page: &StateFile) {
+        let is_last = !page.has_others();
+        run.first = First::Ended;
+        if is_last {
+            self.write_events(run, page, Unfinished::Skip);
+        }
+        let is_file = is_file(process::standard_error());
+        if matches!(self.summary, Summary::StandardError) {
+            if !is_last && is_file {
+                return;
             }
+            let time = if is_last { Time::End } else { Time::SoFar };
+            crate::results::talk(&self.text(page, time));
+            self.summary = Summary::None;
+        }
+        if let Some(loss) = self.events.as_ref().and_then(Events::loss) {
+            super::say(&loss);
         }
         process::replace_by_nothing(process::standard_error().as_raw_fd());
     }
 
-    fn write_events(&mut self, state: &mut Watched, page: &StateFile) {
-        let Some(file) = &mut self.events else { return };
+    fn end_of_run(&mut self, run: &mut Watched, page: &StateFile) {
+        self.write_events(run, page, Unfinished::Skip);
+        if let (Some(events), Some(snapshot)) = (&mut self.events, snapshot(page)) {
+            let untold = Untold {
+                dropped: snapshot.without_event(),
+                held_back: 0,
+            };
+            events.append(iter::empty(), untold);
+        }
+        let mut text = self.text(page, Time::End);
+        if let Some(loss) = self.events.as_ref().and_then(Events::loss) {
+            text += &format!("  {loss}\n");
+        }
+        match &mut self.summary {
+            Summary::None => {}
+            Summary::StandardError => crate::results::talk(&text),
+            Summary::File(file) => {
+                if let Err(error) = file.write_all(text.as_bytes()) {
+                    super::say(&format!("the summary cannot be written: {error}"));
+                }
+            }
+        }
+    }
+
+    fn text(&self, page: &StateFile, time: Time) -> String {
+        let snapshot = snapshot(page);
+        let text = |snapshot| summary::text(&snapshot, &self.program, &self.policy, time);
+        snapshot.map_or_else(String::new, text)
+    }
+
+    fn write_events(&mut self, run: &mut Watched, page: &StateFile, unfinished: Unfinished) {
+        let Some(events) = &mut self.events else {
+            return;
+        };
         let Some(snapshot) = snapshot(page) else {
             return;
         };
-        let followed = snapshot.events_since(state.next_event);
-        state.next_event = followed.next;
-        let mut lines = String::new();
-        for event in &followed.events {
-            lines += &summary::json(event, &self.program);
-        }
-        if followed.lost > 0 {
-            lines += &format!("{{\"schema\":1,\"dropped\":{}}}\n", followed.lost);
-        }
+        let unfinished = match run.turns_waited {
+            PATIENCE.. => Unfinished::Skip,
+            _ => unfinished,
+        };
+        let followed = snapshot.events_since(run.next_event, unfinished);
+        run.next_event = followed.next;
+        run.turns_waited = if followed.waits {
+            run.turns_waited + 1
+        } else {
+            0
+        };
         let held_back = snapshot.held_back();
-        if held_back > state.held_back {
-            let more = held_back - state.held_back;
-            lines += &format!("{{\"schema\":1,\"held_back\":{more}}}\n");
-            state.held_back = held_back;
-        }
-        // This is said once. The summary's counts include the events that were not written.
-        if let Err(error) = file.write_all(lines.as_bytes()) {
-            super::say(&format!("the events cannot be written any more: {error}"));
-            self.events = None;
-        }
+        let untold = Untold {
+            dropped: followed.lost,
+            held_back: held_back.saturating_sub(run.held_back),
+        };
+        run.held_back = held_back.max(run.held_back);
+        let lines = followed.events.iter();
+        events.append(
+            lines.map(|event| summary::json(event, &self.program)),
+            untold,
+        );
     }
 }
 
+/// The run, as the watcher has seen it until now.
 struct Watched {
     listener: Option<OwnedFd>,
-    is_running: bool,
+    first: First,
     /// The refusals that were reported, by the program's name.
     said: Vec<(String, Wish)>,
     next_event: u64,
     held_back: u64,
+    /// The number of turns for which the next event has been unfinished.
+    turns_waited: u32,
 }
 
-impl Watcher {
-    /// Tells the watcher that this process does not become the VMM.
-    pub(super) fn give_up(&self) {
-        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
-    }
+/// The state of the first process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum First {
+    Runs,
+    Ended,
+}
 
-    /// Gives the watcher the door's listener.
-    ///
-    /// # Errors
-    /// The watcher has died.
-    pub(super) fn hand_over(self, door: &Door) -> Result<(), Failure> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut message = SendAncillaryBuffer::new(&mut space);
-        let listener = match door {
-            Door::Heard(listener) => Some([listener.as_fd()]),
-            Door::Silent | Door::Open => None,
-        };
-        let bytes = match &listener {
-            Some(listener) => {
-                message.push(SendAncillaryMessage::ScmRights(listener));
-                WITH_LISTENER
-            }
-            None => WITHOUT,
-        };
-        let sent = sendmsg(
-            &self.socket,
-            &[IoSlice::new(bytes)],
-            &mut message,
-            SendFlags::NOSIGNAL,
-        );
-        match sent {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Failure::Host(format!(
-                "the process that watches the VMM has died: {error}"
-            ))),
+impl Watched {
+    /// Returns true if a process of the run is left: one under the door, or, if nobody listens at the door, one that
+    /// has the state page.
+    fn goes_on(&self, page: &StateFile) -> bool {
+        self.first == First::Runs || self.listener.is_some() || page.has_others() || {
+            thread::sleep(EXEC);
+            page.has_others()
         }
     }
 }
 
-/// The message that the VMM is about to start.
-struct Received {
-    /// The door's listener, if it has one.
-    listener: Option<OwnedFd>,
-}
-
-/// Receives the message. Returns `None` if the other process has ended or given up without one.
-fn receive(socket: &OwnedFd) -> Option<Received> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut message = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    let received = recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut byte)],
-        &mut message,
-        RecvFlags::CMSG_CLOEXEC,
-    );
-    if received.ok()?.bytes == 0 {
-        return None;
-    }
-    let descriptors = message.drain().find_map(|one| match one {
-        RecvAncillaryMessage::ScmRights(mut all) => all.next(),
-        _ => None,
-    });
-    Some(Received {
-        listener: descriptors,
-    })
+fn is_file(fd: BorrowedFd<'_>) -> bool {
+    fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
 fn snapshot(page: &StateFile) -> Option<Snapshot> {

@@ -1,0 +1,23 @@
+//! Takes in the library that a package embeds into the command: the file that `MSRGATE_PRELOAD_FILE` names.
+
+use std::error::Error;
+use std::path::Path;
+use std::{env, fs};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-env-changed=MSRGATE_PRELOAD_FILE");
+    let folder = env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?;
+    let copy = Path::new(&folder).join("preload.so");
+    match env::var_os("MSRGATE_PRELOAD_FILE").filter(|path| !path.is_empty()) {
+        Some(path) => {
+            let path = Path::new(&path);
+            println!("cargo::rerun-if-changed={}", path.display());
+            let bytes = fs::read(path)
+                .map_err(|error| format!("MSRGATE_PRELOAD_FILE={}: {error}", path.display()))?;
+            fs::write(copy, bytes)?;
+        }
+        // An empty file is no library.
+        None => fs::write(copy, [])?,
+    }
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! The file of `--events`. It gets whole lines only, and nobody waits for it: lines that the file does not take
+//! are counted.
+
+use std::fs::{self, File};
+use std::io::{self, Seek as _, Write as _};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use msrgate_policy::one_line;
+
+use crate::failure::Failure;
+use crate::named::name;
+use crate::output::count;
+
+/// The file, and what it lacks.
+pub(super) struct Events {
+    file: File,
+    name: String,
+    /// The number of events that are missing and that no line of the file tells of yet.
+    untold: Untold,
+    /// The number of events that the file did not take, and the first reason.
+    missing: Option<(u64, io::Error)>,
+    /// True if the file ends in a part of a line, which could not be taken back.
+    is_cut: bool,
+}
+
+/// Numbers of events that are to be told in a line of their own.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Untold {
+    /// Events that were lost.
+    pub(super) dropped: u64,
+    /// Events that the library's limit held back.
+    pub(super) held_back: u64,
+}
+
+/// Opens a file to append to. Writing to it never waits: a pipe whose reader stalls returns EAGAIN. A named pipe
+/// is opened for reading, too, since the run would otherwise wait for its reader to begin with.
+///
+/// # Errors
+/// The file cannot be written.
+pub(super) fn open(path: &Path) -> Result<File, Failure> {
+    let is_pipe = fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
+    let mut options = File::options();
+    options
+        .create(true)
+        .append(true)
+        .read(is_pipe)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    options.open(path).map_err(|error| Failure::Input {
+        what: name(path),
+        why: format!("cannot be written: {error}"),
+    })
+}
+
+impl Events {
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        Ok(Self {
+            file: open(path)?,
+            name: one_line(&name(path)),
+            untold: Untold::default(),
+            missing: None,
+            is_cut: false,
+        })
+    }
+
+    /// The open file.
+    pub(super) const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Appends lines, and then the numbers of events without a line.
+    pub(super) fn append(&mut self, lines: impl Iterator<Item = String>, untold: Untold) {
+        for line in lines {
+            self.tell();
+            if let Err(error) = self.put(&line) {
+                self.untold.dropped = self.untold.dropped.saturating_add(1);
+                let missing = self.missing.get_or_insert((0, error));
+                missing.0 = missing.0.saturating_add(1);
+            }
+        }
+        let Untold { dropped, held_back } = &mut self.untold;
+        *dropped = dropped.saturating_add(untold.dropped);
+        *held_back = held_back.saturating_add(untold.held_back);
+        self.tell();
+    }
+
+    /// Returns the sentence about events that the file did not take.
+    pub(super) fn loss(&self) -> Option<String> {
+        let (missing, why) = self.missing.as_ref()?;
+        let missing = usize::try_from(*missing).unwrap_or(usize::MAX);
+        let events = count(missing, "event is", "events are");
+        Some(format!("{events} missing in {}: {why}", self.name))
+    }
+
+    /// Writes the numbers of [`Untold`], each as soon as the file takes it.
+    fn tell(&mut self) {
+        let line = |word: &str, number: u64| format!("{{\"schema\":1,\"{word}\":{number}}}\n");
+        let Untold { dropped, held_back } = self.untold;
+        if dropped > 0 && self.put(&line("dropped", dropped)).is_ok() {
+            self.untold.dropped = 0;
+        }
+        if held_back > 0 && self.put(&line("held_back", held_back)).is_ok() {
+            self.untold.held_back = 0;
+        }
+    }
+
+    /// Appends a whole line, or nothing.
+    fn put(&mut self, line: &str) -> io::Result<()> {
+        if self.is_cut {
+            self.file.write_all(b"\n")?;
+            self.is_cut = false;
+        }
+        let mut rest = line.as_bytes();
+        while !rest.is_empty() {
+            match self.file.write(rest) {
+                Ok(0) => return Err(self.take_back(line, rest, io::ErrorKind::WriteZero.into())),
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.take_back(line, rest, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the written part of a line back, if it is the end of the file.
+    fn take_back(&mut self, line: &str, rest: &[u8], error: io::Error) -> io::Error {
+        let written = (line.len() - rest.len()) as u64;
+        if written > 0 {
+            let end = self.file.stream_position().unwrap_or(0);
+            let is_last = self
+                .file
+                .metadata()
+                .is_ok_and(|file| file.is_file() && file.len() == end);
+            let is_gone = is_last && self.file.set_len(end.saturating_sub(written)).is_ok();
+            self.is_cut = !is_gone;
+        }
+        error
+    }
+}

@@ -1,0 +1,224 @@
+//! Tests of the end of a run: the summary of every VMM, and what is left.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use crate::lab::{ALLOWS, DENIES, LOGS, Lab, ran, starts};
+
+/// The summary of a run in which guests read 0x8b once each.
+fn summary(vms: &str, reads: &str, accesses: &str) -> String {
+    format!(
+        "msrgate: guest.toml guarded {vms}, and refused {accesses}\n  {reads} of 0x8b IA32_BIOS_SIGN_ID by guest.toml:4, first by vCPU 0 after "
+    )
+}
+
+/// Waits until a file ends with a line feed, and returns its text.
+fn text_of(lab: &Lab, name: &str) -> String {
+    for _ in 0..400 {
+        let text = fs::read_to_string(lab.path(name)).unwrap_or_default();
+        if text.ends_with('\n') {
+            return text;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{name} has no text");
+}
+
+#[test]
+fn summary_of_script_has_all_its_vmms() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    let script = "$0 & $0; wait; true";
+    let ran = ran(lab.exec(&[]).args(["sh", "-c", script]).arg(strict));
+    assert_eq!((&*ran.out, ran.status), ("!\n!\n", 0), "{}", ran.err);
+    let wanted = summary("2 VMs", "2 reads", "2 accesses");
+    assert!(ran.err.starts_with(&wanted), "{}", ran.err);
+    assert_eq!(ran.err.lines().count(), 2, "{}", ran.err);
+    lab.assert_no_page_is_left();
+}
+
+/// The process IDs in the state page mean other processes outside of the namespace, or none.
+#[test]
+fn summary_of_vmm_in_pid_namespace_is_printed() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let unshare = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+    ];
+    if !starts(&unshare) {
+        return;
+    }
+    let strict = lab.build("strict.c", &[]);
+    // The VMM has the process ID 1 or 2: a process with this ID lives outside.
+    for script in ["exec $0", "$0; exit $?"] {
+        let ran = ran(lab
+            .exec(&[])
+            .args(unshare)
+            .args(["sh", "-c", script])
+            .arg(&strict));
+        assert_eq!((&*ran.out, ran.status), ("!\n", 0), "{}", ran.err);
+        let wanted = summary("1 VM", "1 read", "1 access");
+        assert!(ran.err.starts_with(&wanted), "{}", ran.err);
+    }
+    lab.assert_no_page_is_left();
+}
+
+/// The VMM reads its MSR after its starter has ended, and the starter's caller has seen the end of standard error.
+const LATER: &str = "(read go <go; $0 >console) >/dev/null 2>&1 & true";
+
+fn later(lab: &Lab) {
+    let made = Command::new("mkfifo").arg(lab.path("go")).status();
+    assert!(made.unwrap().success());
+}
+
+#[test]
+fn summary_file_has_what_was_refused_in_the_background() {
+    for options in [
+        &["--summary", "summary"][..],
+        &["--summary", "summary", "--fail-open"],
+    ] {
+        let Some(lab) = Lab::with_kvm(DENIES) else {
+            return;
+        };
+        let strict = lab.build("strict.c", &[]);
+        later(&lab);
+        let started = ran(lab.exec(options).args(["sh", "-c", LATER]).arg(strict));
+        assert_eq!(started.status, 0, "{}", started.err);
+        assert!(!started.err.contains("guarded"), "{}", started.err);
+        fs::write(lab.path("go"), "go\n").unwrap();
+        let text = text_of(&lab, "summary");
+        assert!(
+            text.starts_with(&summary("1 VM", "1 read", "1 access")),
+            "{text}"
+        );
+        assert_eq!(fs::read_to_string(lab.path("console")).unwrap(), "!\n");
+        lab.assert_no_page_is_left();
+    }
+}
+
+#[test]
+fn events_without_door_are_written_until_last_process_ends() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    later(&lab);
+    let options = ["--events", "events", "--fail-open", "--quiet"];
+    let started = ran(lab.exec(&options).args(["sh", "-c", LATER]).arg(strict));
+    assert_eq!(started.status, 0, "{}", started.err);
+    thread::sleep(Duration::from_millis(300));
+    fs::write(lab.path("go"), "go\n").unwrap();
+    let text = text_of(&lab, "events");
+    assert!(text.contains("\"msr\":\"0x8b\""), "{text}");
+    lab.assert_no_page_is_left();
+}
+
+/// A file has no reader who waits for its end.
+#[test]
+fn standard_error_that_is_file_gets_summary_of_background() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    later(&lab);
+    let mut command = lab.exec(&[]);
+    command.args(["sh", "-c", LATER]).arg(strict);
+    command
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(lab.path("log")).unwrap());
+    assert!(command.status().unwrap().success());
+    fs::write(lab.path("go"), "go\n").unwrap();
+    let text = text_of(&lab, "log");
+    assert!(
+        text.starts_with(&summary("1 VM", "1 read", "1 access")),
+        "{text}"
+    );
+}
+
+/// A VM that KVM makes and that the policy cannot be put into is not given to the VMM.
+#[test]
+fn summary_counts_only_vms_in_force() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let vmm = lab.build("refused.c", &[]);
+    let ran = ran(lab.exec(&[]).arg(vmm).arg("no-descriptor"));
+    assert_eq!((&*ran.out, ran.status), ("a VM\nno VM\n", 0), "{}", ran.err);
+    assert!(
+        ran.err
+            .ends_with("guest.toml guarded 1 VM, and refused nothing\n"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn logged_access_is_in_events_and_summary() {
+    let Some(lab) = Lab::with_kvm(LOGS) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    let ran = ran(lab.exec(&["--events", "events"]).arg(strict));
+    assert_eq!((&*ran.out, ran.status), (".\n", 0), "{}", ran.err);
+    let wanted = "msrgate: guest.toml guarded 1 VM, and refused nothing\n  first read of 0x8b IA32_BIOS_SIGN_ID, logged by guest.toml:4, by vCPU 0 after ";
+    assert!(ran.err.starts_with(wanted), "{}", ran.err);
+    let events = fs::read_to_string(lab.path("events")).unwrap();
+    assert_eq!(events.lines().count(), 1, "{events}");
+    let event: serde_json::Value = serde_json::from_str(&events).unwrap();
+    assert_eq!(
+        (&event["action"], &event["msr"], &event["line"]),
+        (&"allow".into(), &"0x8b".into(), &4.into())
+    );
+}
+
+#[test]
+fn policy_from_standard_input_is_called_so() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    let mut exec = lab.exec(&[]);
+    exec.arg(strict);
+    let script = "printf \"policy = 1\\ndefault = 'deny'\\n\" | \"$1\" exec - -- \"$5\"";
+    let mut command = lab.script(&[], script, &exec);
+    let ran = ran(&mut command);
+    let wanted = "msrgate: standard input guarded 1 VM, and refused 1 access\n  1 read of 0x8b IA32_BIOS_SIGN_ID by the default of standard input, first by";
+    assert!(ran.err.starts_with(wanted), "{}", ran.err);
+}
+
+/// The watcher of a run was killed: nobody removes its state page but the next run.
+#[test]
+fn next_run_removes_pages_of_killed_watchers_and_no_other_file() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let page = |name: &str, text: &str| fs::write(lab.path(name), text).unwrap();
+    page("msrgate-dead", "MSRGATE\nand more");
+    page("msrgate-used", "MSRGATE\nand more");
+    page("msrgate-note", "something else");
+    let used = fs::OpenOptions::new()
+        .append(true)
+        .open(lab.path("msrgate-used"))
+        .unwrap();
+    assert_eq!(ran(lab.exec(&[]).arg("true")).status, 0);
+    for _ in 0..200 {
+        if !lab.path("msrgate-dead").exists() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let there =
+        ["msrgate-dead", "msrgate-used", "msrgate-note"].map(|name| lab.path(name).exists());
+    assert_eq!(there, [false, true, true]);
+    drop(used);
+}

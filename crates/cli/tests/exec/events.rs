@@ -1,0 +1,154 @@
+//! Tests of `--events`: the file has each refusal, or a number of those that it lacks.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use msrgate_testing::seed::seed;
+use serde_json::Value;
+
+use crate::lab::{DENIES, KILLS, Lab, MOUNTS, Ran, ran, starts};
+
+/// The number of refused reads of `refused many`, below the limit of a second.
+const MANY: u64 = 900;
+
+/// What a file of events has.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Told {
+    events: u64,
+    held_back: u64,
+    dropped: u64,
+}
+
+/// Counts what the lines tell. Each is a whole object.
+fn told(text: &str) -> Told {
+    assert!(text.is_empty() || text.ends_with('\n'), "{text}");
+    let mut told = Told::default();
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let number = |word: &str| line.get(word).and_then(Value::as_u64);
+        if let Some(number) = number("held_back") {
+            told.held_back += number;
+        } else if let Some(number) = number("dropped") {
+            told.dropped += number;
+        } else {
+            assert_eq!(line["msr"], "0x8b");
+            told.events += 1;
+        }
+    }
+    told
+}
+
+/// Returns the number before ` events are missing in FILE`.
+fn missing(ran: &Ran, file: &str, why: &str) -> u64 {
+    let tail = format!(" events are missing in {file}: {why}");
+    let line = ran.err.lines().find(|line| line.contains(&tail));
+    let number = line.and_then(|line| line.strip_prefix("msrgate: ")?.split(' ').next());
+    number
+        .unwrap_or_else(|| panic!("{}", ran.err))
+        .parse()
+        .unwrap()
+}
+
+#[test]
+fn events_on_full_disk_are_whole_lines_and_rest_is_counted() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    if !starts(MOUNTS) {
+        return;
+    }
+    let mut exec = lab.exec(&["--events", "disk/events"]);
+    exec.arg(lab.build("refused.c", &[])).arg("many");
+    let script = "mkdir disk && mount -t tmpfs -o size=16k none disk && \"$@\"; while ls msrgate-* >/dev/null 2>&1; do sleep 0.05; done; cp disk/events events";
+    let mut command = lab.script(MOUNTS, script, &exec);
+    let ran = ran(&mut command);
+    assert!(ran.err.contains("refused 900 accesses"), "{}", ran.err);
+    let told = told(&fs::read_to_string(lab.path("events")).unwrap());
+    let missing = missing(&ran, "disk/events", "No space left on device");
+    assert!(told.events > 20, "{told:?}");
+    assert_eq!(told.events + missing, MANY, "{told:?}");
+}
+
+#[test]
+fn stalled_reader_of_events_delays_nothing_and_rest_is_counted() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let vmm = lab.build("refused.c", &[]);
+    let made = Command::new("mkfifo").arg(lab.path("events")).status();
+    assert!(made.unwrap().success());
+    let mut options = File::options();
+    options.read(true).custom_flags(0o4000);
+    let mut reader = options.open(lab.path("events")).unwrap();
+    let ran = ran(lab.exec(&["--events", "events"]).arg(vmm).arg("many"));
+    assert_eq!(ran.status, 0, "{}", ran.err);
+    assert!(ran.err.contains("refused 900 accesses"), "{}", ran.err);
+    lab.assert_no_page_is_left();
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    let told = told(&text);
+    let missing = missing(&ran, "events", "Resource temporarily unavailable");
+    assert!(told.events > 100, "{told:?}");
+    assert_eq!(told.events + missing, MANY, "{told:?}");
+}
+
+#[test]
+fn killed_access_is_an_event() {
+    let Some(lab) = Lab::with_kvm(KILLS) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    let ran = ran(lab.exec(&["--events", "events"]).arg(strict));
+    assert_eq!(ran.status, 137, "{}", ran.err);
+    lab.assert_no_page_is_left();
+    let text = fs::read_to_string(lab.path("events")).unwrap();
+    let event: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(event["action"], "kill");
+}
+
+/// Two vCPUs do nothing but refused reads when the VMM is killed. Each of the two may have been counted, and
+/// have no event: the events file tells of that.
+#[test]
+fn events_of_vmm_killed_at_any_time_agree_with_state_page() {
+    const ROUNDS: u64 = 10;
+    let seed = seed();
+    let mut events = 0;
+    for round in 0..ROUNDS {
+        let Some(lab) = Lab::with_kvm(DENIES) else {
+            return;
+        };
+        let vmm = lab.build("refused.c", &[]);
+        let options = ["--events", "events", "--summary", "summary"];
+        let mut command = lab.exec(&options);
+        command.arg(&vmm).arg("for-ever").stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let random = (seed ^ round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        thread::sleep(Duration::from_micros(20_000 + random % 300_000));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        lab.assert_no_page_is_left();
+        let summary = fs::read_to_string(lab.path("summary")).unwrap();
+        let counted = summary
+            .split_once("refused ")
+            .and_then(|(_, rest)| rest.split([' ', '\n']).next())
+            .map(|number| number.parse::<u64>().unwrap_or(0));
+        let told = told(&fs::read_to_string(lab.path("events")).unwrap());
+        let all = told.events + told.held_back + told.dropped;
+        assert_eq!(
+            Some(all),
+            counted,
+            "seed {seed:#x}, round {round}: {told:?}"
+        );
+        assert!(told.dropped <= 2, "seed {seed:#x}: {told:?}");
+        events += told.events;
+    }
+    assert!(events > 0, "seed {seed:#x}");
+}

@@ -1,0 +1,209 @@
+//! Tests of the folders and files that `exec` needs: where it looks for the library, and what it says of a disk that is
+//! full, read-only or not for programs.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::lab::{ALLOWS, DENIES, Lab, MOUNTS, library, ran, starts};
+use crate::refused::refused;
+
+/// Returns `msrgate exec guest.toml -- true` by a link of the command in `folder/bin`.
+fn installed(lab: &Lab) -> Command {
+    let folder = lab.path("bin");
+    fs::create_dir_all(&folder).unwrap();
+    let (own, link) = (
+        Path::new(env!("CARGO_BIN_EXE_msrgate")),
+        folder.join("msrgate"),
+    );
+    if !link.exists() && fs::hard_link(own, &link).is_err() {
+        fs::copy(own, &link).unwrap();
+    }
+    let mut command = Command::new(link);
+    command.args(["exec", "guest.toml", "--", "sh", "-c", "echo $LD_PRELOAD"]);
+    command.current_dir(lab.folder.path()).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn library_is_found_by_variable_then_installed_then_beside_command() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let mut nowhere = installed(&lab);
+    let (said, status) = refused(&mut nowhere);
+    assert!(
+        said.contains("there is no libmsrgate_preload.so, neither in ") && status == 125,
+        "{status} {said}"
+    );
+    let folder = fs::canonicalize(lab.folder.path()).unwrap();
+    fs::create_dir_all(folder.join("lib/msrgate")).unwrap();
+    for place in ["bin", "lib/msrgate", "elsewhere"] {
+        fs::create_dir_all(folder.join(place)).unwrap();
+        let file = folder.join(place).join("libmsrgate_preload.so");
+        fs::copy(library(), &file).unwrap();
+        let mut command = installed(&lab);
+        if place == "elsewhere" {
+            command.env("MSRGATE_PRELOAD", &file);
+        }
+        let ran = ran(&mut command);
+        assert_eq!(ran.out, format!("{}\n", file.display()), "{}", ran.err);
+    }
+}
+
+/// The dynamic linker then says so, and goes on without the library.
+#[test]
+fn library_that_is_gone_when_vmm_starts_leaves_no_way_to_vm() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let (copy, strict) = (lab.path("copy.so"), lab.build("strict.c", &[]));
+    fs::copy(library(), &copy).unwrap();
+    let mut command = lab.exec(&["--quiet"]);
+    command.env("MSRGATE_PRELOAD", &copy);
+    let ran = ran(command
+        .args(["sh", "-c", "rm copy.so; exec $0"])
+        .arg(strict));
+    assert_eq!((&*ran.out, ran.status), ("", 1), "{}", ran.err);
+    let said = "asked KVM for a VM past msrgate's library, and was refused";
+    assert!(ran.err.contains(said), "{}", ran.err);
+}
+
+#[test]
+fn exec_needs_no_home_and_no_folder_to_write() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    command.env_clear().env("MSRGATE_PRELOAD", library());
+    command.arg("exec").arg(lab.path("guest.toml")).arg("--");
+    command
+        .arg(strict)
+        .current_dir("/proc")
+        .stdin(Stdio::null());
+    let ran = ran(&mut command);
+    assert_eq!((&*ran.out, ran.status), ("!\n", 0), "{}", ran.err);
+    assert!(ran.err.contains("refused 1 access"), "{}", ran.err);
+}
+
+/// Without a folder the state page is in memory, and the VMM inherits it.
+#[test]
+fn state_page_without_a_folder_is_in_memory() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    if !starts(MOUNTS) {
+        return;
+    }
+    let mut exec = lab.exec(&["--summary", "summary"]);
+    exec.args(["sh", "-c", "ls -l /proc/self/fd; $0 & wait $!"]);
+    exec.arg(lab.build("strict.c", &[]));
+    let script = "mount -t tmpfs -o ro none /dev/shm && unset MSRGATE_STATE_DIR XDG_RUNTIME_DIR && exec \"$@\"";
+    let ran = ran(&mut lab.script(MOUNTS, script, &exec));
+    assert!(ran.out.contains("memfd:msrgate"), "{}", ran.out);
+    assert!(
+        ran.out.ends_with("\n!\n") && ran.status == 0,
+        "{}{}",
+        ran.out,
+        ran.err
+    );
+    for _ in 0..200 {
+        if fs::read_to_string(lab.path("summary"))
+            .is_ok_and(|text| text.contains("refused 1 access\n"))
+        {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("there is no summary");
+}
+
+#[test]
+fn full_or_read_only_disk_under_state_page_is_refused() {
+    if Lab::with_kvm(ALLOWS).is_none() || !starts(MOUNTS) {
+        return;
+    }
+    for (option, why) in [
+        ("size=64k", "No space left on device"),
+        ("ro", "Read-only file system"),
+    ] {
+        let lab = Lab::new(ALLOWS);
+        let mut exec = lab.exec(&[]);
+        exec.arg("true");
+        let script = format!(
+            "mkdir disk && mount -t tmpfs -o {option} none disk && MSRGATE_STATE_DIR=disk \"$@\"; code=$?; ls disk; exit $code"
+        );
+        let (said, status) = refused(&mut lab.script(MOUNTS, &script, &exec));
+        assert!(
+            said.contains("disk: no room for the run's state page") && said.contains(why),
+            "{said}"
+        );
+        assert_eq!(status, 125);
+    }
+}
+
+/// The kernel would end the command by SIGXFSZ.
+#[test]
+fn state_page_beyond_limit_of_file_size_is_refused() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let mut exec = lab.exec(&[]);
+    exec.arg("true");
+    let (said, status) = refused(&mut lab.script(&[], "ulimit -f 100; exec \"$@\"", &exec));
+    assert!(
+        said.contains("no room for the run's state page") && said.contains("File too large"),
+        "{said}"
+    );
+    assert_eq!(status, 125);
+}
+
+#[test]
+fn vmm_on_noexec_file_system_has_exit_status_of_shell() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    if !starts(MOUNTS) {
+        return;
+    }
+    let mut exec = lab.exec(&[]);
+    exec.arg("there/true");
+    let script =
+        "mkdir there && mount -t tmpfs -o noexec none there && cp /bin/true there && \"$@\"";
+    let (said, status) = refused(&mut lab.script(MOUNTS, script, &exec));
+    assert!(said.contains("there/true: Permission denied"), "{said}");
+    assert_eq!(status, 126);
+    lab.assert_no_page_is_left();
+}
+
+#[test]
+fn caller_who_may_not_open_kvm_is_told() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let starter = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let may = Command::new(starter[0])
+        .args(&starter[1..])
+        .args(["sh", "-c", ": <>/dev/kvm"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !starts(&starter) || may {
+        return;
+    }
+    let mut command = Command::new(starter[0]);
+    command
+        .args(&starter[1..])
+        .arg(env!("CARGO_BIN_EXE_msrgate"));
+    command.args(["exec", "allow-all", "--", "true"]);
+    command.env("MSRGATE_PRELOAD", library()).current_dir("/");
+    let (said, status) = refused(&mut command);
+    assert!(said.contains("no permission to open /dev/kvm"), "{said}");
+    assert_eq!(status, 125);
+    drop(lab);
+}
