@@ -7,6 +7,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use msrgate_policy::{CpuError, MsrSet, NamedCpu, parse_cpu, parse_msrs};
 
+use crate::until::Until;
+
 /// An MSR firewall for KVM virtual machines.
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true)]
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Run a VMM, as it is, with its VMs behind a policy
     Exec(ExecArgs),
+    /// Watch one run of a VMM, and write the least policy under which its guest runs
+    Learn(LearnArgs),
     /// Turn a policy into a program, or its filter into JSON, Rust, C or the kernel's bytes
     Compile(CompileArgs),
     /// Say what a policy would have decided of the accesses in a trace
@@ -69,7 +73,9 @@ impl Command {
             Self::Diff(args) => args.format.format,
             Self::Fmt(args) => args.format.format,
             // These commands print a text or a file, which has no JSON form.
-            Self::Compile(_) | Self::Import(_) | Self::Help(_) | Self::Exec(_) => Format::Text,
+            Self::Compile(_) | Self::Import(_) | Self::Help(_) | Self::Exec(_) | Self::Learn(_) => {
+                Format::Text
+            }
         }
     }
 }
@@ -325,6 +331,28 @@ pub(crate) struct ExecArgs {
     #[arg(long)]
     pub(crate) fail_open: bool,
 }
+
+// All arguments after `--` are the VMM's.
+#[derive(Debug, Args)]
+#[command(override_usage = "msrgate learn [OPTIONS] -o <POLICY> -- <VMM> [ARGS...]", after_help = LEARN_STATUS)]
+pub(crate) struct LearnArgs {
+    /// Write the policy to this file when the run has ended
+    #[arg(short, long, value_name = "POLICY")]
+    pub(crate) output: PathBuf,
+    /// The VMM and its arguments
+    #[arg(last = true, required = true, value_name = "VMM")]
+    pub(crate) vmm: Vec<OsString>,
+    /// Add to this policy what the run shows, and keep all that its author wrote
+    #[arg(long, value_name = "OLD")]
+    pub(crate) merge: Option<PathBuf>,
+    /// End the VMM after this time, such as `30s`, or when it prints this text
+    #[arg(long, value_name = "TIME|TEXT", value_parser = Until::read)]
+    pub(crate) until: Option<Until>,
+}
+
+const LEARN_STATUS: &str = "\
+Exit status: the VMM's own; 1 if the policy lacks accesses that found no room; 125 if the VMM was not watched,
+126 if the VMM cannot be run, 127 if there is none.";
 
 const EXEC_STATUS: &str = "\
 Exit status: the VMM's own, which keeps msrgate's process; 125 if it was not put behind the policy,

@@ -9,6 +9,7 @@ mod explain;
 mod fmt;
 mod help;
 mod import;
+mod learn;
 mod msr;
 mod policies;
 mod replay;
@@ -34,5 +35,6 @@ pub(crate) fn run(command: &Command, out: &mut Results) -> Result<Answer, Failur
         Command::Policies(args) => policies::run(args, out),
         Command::Help(args) => help::run(args, out),
         Command::Exec(args) => Err(exec::run(args)),
+        Command::Learn(args) => learn::run(args),
     }
 }

@@ -19,6 +19,8 @@ pub(crate) enum Answer {
     No,
     /// The command was carried out in part: the results say what is missing, and why.
     Incomplete,
+    /// The command ends with the exit status of the VMM, or in place of it.
+    Status(u8),
 }
 
 /// The reason why a command was not carried out.

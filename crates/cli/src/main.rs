@@ -17,6 +17,7 @@ mod results;
 mod shipped;
 mod side;
 mod terminal;
+mod until;
 mod whole;
 
 use std::env;
@@ -47,8 +48,8 @@ const EXIT_NO: u8 = 1;
 const EXIT_TROUBLE: u8 = 2;
 /// The exit code for a host that lacks something that the command needs.
 const EXIT_HOST: u8 = 3;
-/// The exit code if `exec` could not put the VMM behind the policy. With any other exit status, `exec`
-/// passes on the status of the VMM.
+/// The exit code if `exec` or `learn` could not put the VMM behind the policy. With any other exit status, both
+/// pass on the status of the VMM.
 const EXIT_NOT_BEHIND: u8 = 125;
 
 fn main() -> ExitCode {
@@ -83,14 +84,15 @@ fn run(command: &Command, out: &mut Results) -> u8 {
         Ok(Answer::Yes) => EXIT_YES,
         Ok(Answer::No) => EXIT_NO,
         Ok(Answer::Incomplete) => EXIT_TROUBLE,
+        Ok(Answer::Status(status)) => status,
         Err(failure) => {
             if command.format() == Format::Json {
                 // `out` notes an error of writing.
                 let _ = output::json(out, &Unanswered::because(&failure));
             }
             output::say(&failure);
-            if let (Command::Exec(_), false) = (command, matches!(failure, Failure::NotRun { .. }))
-            {
+            let runs_vmm = matches!(command, Command::Exec(_) | Command::Learn(_));
+            if runs_vmm && !matches!(failure, Failure::NotRun { .. }) {
                 return EXIT_NOT_BEHIND;
             }
             match failure {
@@ -115,9 +117,12 @@ fn usage(refused: &clap::Error) -> (u8, io::Result<()>) {
     };
     if refused.use_stderr() {
         output::say(&text);
-        // `exec` uses one exit status of its own, because every other status is that of the VMM.
-        let is_exec = env::args_os().nth(1).is_some_and(|first| first == "exec");
-        let code = if is_exec {
+        // `exec` and `learn` use one exit status of their own, because every other status is that of the VMM.
+        let mut command = env::args_os().skip(1);
+        let runs_vmm = command
+            .next()
+            .is_some_and(|first| first == "exec" || first == "learn");
+        let code = if runs_vmm {
             EXIT_NOT_BEHIND
         } else {
             EXIT_TROUBLE

@@ -25,7 +25,7 @@ use std::path::Path;
 
 use msrgate_kvm::gate::Gate;
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
-use msrgate_policy::{Mode, one_line};
+use msrgate_policy::{Mode, Program, one_line};
 use msrgate_state::NewRun;
 
 use crate::cli::ExecArgs;
@@ -38,6 +38,8 @@ use crate::named::name;
 use door::Door;
 use page::StateFile;
 use process::Vmm;
+pub(super) use process::child;
+pub(super) use watch::Report;
 use watch::Watch;
 
 /// The document that says what `exec` guards and what it does not.
@@ -52,15 +54,29 @@ pub(super) fn run(args: &ExecArgs) -> Failure {
 }
 
 /// A type without a value: on success the VMM has replaced this process.
-enum Never {}
+pub(super) enum Never {}
+
+/// A VMM to run behind a program.
+pub(super) struct Launch<'a> {
+    pub(super) program: &'a Program,
+    /// The policy's name in messages.
+    pub(super) policy: String,
+    pub(super) vmm: &'a [OsString],
+    pub(super) events: Option<&'a Path>,
+    pub(super) report: Report,
+    pub(super) at_open_door: AtOpenDoor,
+}
+
+/// The fate of a VMM that does not load the library.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AtOpenDoor {
+    /// It gets no VM.
+    Refuse,
+    /// It gets its VMs, without a policy.
+    LetPass,
+}
 
 fn start(args: &ExecArgs) -> Result<Never, Failure> {
-    if env::var_os(page::LIBRARY_VARIABLE).is_some() {
-        return Err(Failure::Usage(format!(
-            "this is inside of a run of msrgate exec, whose policy holds for all VMs: one run in another is refused ({} is set)",
-            page::LIBRARY_VARIABLE
-        )));
-    }
     let mode = args.audit.then_some(Mode::Audit);
     let (compiled, read) = load::compiled_in(&args.policy, mode)?;
     for (option, file) in [("--events", &args.events), ("--summary", &args.summary)] {
@@ -73,14 +89,43 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
             )));
         }
     }
-    let program = compiled.program();
     let policy = if load::is_standard_input(&args.policy) {
         "standard input".to_owned()
     } else {
         named::shown(&args.policy)
     };
-    supported::check(program, &policy)?;
-    let vmm = Vmm::find(&args.vmm)?;
+    supported::check(compiled.program(), &policy)?;
+    launch(Launch {
+        program: compiled.program(),
+        policy,
+        vmm: &args.vmm,
+        events: args.events.as_deref(),
+        report: match &args.summary {
+            Some(path) => Report::File(events::open(path)?),
+            None if args.quiet => Report::None,
+            None => Report::StandardError,
+        },
+        at_open_door: if args.fail_open {
+            AtOpenDoor::LetPass
+        } else {
+            AtOpenDoor::Refuse
+        },
+    })
+}
+
+/// Becomes the VMM. The function returns only if that failed; the run then has left nothing behind.
+///
+/// # Errors
+/// The VMM cannot be run behind the program. The error says why.
+pub(super) fn launch(launch: Launch<'_>) -> Result<Never, Failure> {
+    if env::var_os(page::LIBRARY_VARIABLE).is_some() {
+        return Err(Failure::Usage(format!(
+            "this is inside of a run of msrgate exec, whose policy holds for all VMs: one run in another is refused ({} is set)",
+            page::LIBRARY_VARIABLE
+        )));
+    }
+    let program = launch.program;
+    let vmm = Vmm::find(launch.vmm)?;
     let libc = elf::check(&vmm.path)?;
     let preload = preload(&library::find(libc)?)?;
     let host = HostCaps::probe_without_vm()
@@ -88,7 +133,7 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
     // The library makes the same check when the VMM makes its first VM. A VM of our own would take longer than
     // all else here.
     let checked = Gate::new(program.clone(), &host)
-        .map_err(|error| Failure::Host(format!("{policy}: {error}")))?;
+        .map_err(|error| Failure::Host(format!("{}: {error}", launch.policy)))?;
     drop(checked);
     let cookie = process::random()?;
     let page = StateFile::new(&NewRun {
@@ -100,16 +145,17 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
             IgnoreMsrs::NotSeen => 2,
         },
         program: &program.encode(),
-        has_events: args.events.is_some(),
+        has_events: launch.events.is_some(),
     })?;
-    let watcher = Watch::new(args, program.clone(), policy)
+    let at_open_door = launch.at_open_door;
+    let watcher = Watch::new(launch)
         .and_then(|watch| watch.begin(&page))
         .inspect_err(|_| page.remove())?;
     let variables = [
         (page::LIBRARY_VARIABLE, page.path().as_os_str().to_owned()),
         ("LD_PRELOAD", preload),
     ];
-    let door = if args.fail_open {
+    let door = if at_open_door == AtOpenDoor::LetPass {
         say("--fail-open: a VMM that does not load the library runs its VMs without a policy");
         Door::Open
     } else {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Pid, Resource, getrlimit};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::descriptors;
@@ -138,6 +138,23 @@ pub(super) fn random() -> Result<u64, Failure> {
         _ => Err(Failure::Host(
             "the kernel gives no random numbers".to_owned(),
         )),
+    }
+}
+
+/// Runs `act` in a child of this process, and returns the child.
+///
+/// # Errors
+/// The kernel makes no process.
+pub(in crate::commands) fn child(act: impl FnOnce() -> u8) -> io::Result<Pid> {
+    // SAFETY: this process has one thread, so the child may call any function.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let status = act();
+            // SAFETY: _exit runs no destructor and no handler of the parent.
+            unsafe { libc::_exit(status.into()) }
+        }
+        child => Pid::from_raw(child).ok_or_else(|| io::ErrorKind::Other.into()),
     }
 }
 

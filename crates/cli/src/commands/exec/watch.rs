@@ -23,12 +23,11 @@ use rustix::fs::{FileType, fstat};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use super::door::{self, Knock, Wish};
-use super::events::{self, Events, Untold};
+use super::events::{Events, Untold};
 use super::handover::{self, Received, Watcher};
 use super::page::StateFile;
 use super::summary::{self, Time};
-use super::{GUIDE, process};
-use crate::cli::ExecArgs;
+use super::{GUIDE, Launch, process};
 use crate::failure::Failure;
 
 /// The watcher's task.
@@ -36,15 +35,19 @@ pub(super) struct Watch {
     program: Program,
     policy: String,
     events: Option<Events>,
-    summary: Summary,
+    report: Report,
     pidfd: OwnedFd,
 }
 
-/// The place of the summary.
-enum Summary {
+/// The report at the end of the run.
+pub(in crate::commands) enum Report {
     None,
+    /// The summary, on standard error.
     StandardError,
+    /// The summary, in a file.
     File(File),
+    /// The bytes of the state page, for a process that reads them from a pipe.
+    Page(File),
 }
 
 /// The longest time until the watcher writes new events.
@@ -71,20 +74,15 @@ impl Watch {
     ///
     /// # Errors
     /// A file cannot be written, or the kernel lacks something.
-    pub(super) fn new(args: &ExecArgs, program: Program, policy: String) -> Result<Self, Failure> {
-        let events = args.events.as_deref().map(Events::open).transpose()?;
-        let summary = match &args.summary {
-            Some(path) => Summary::File(events::open(path)?),
-            None if args.quiet => Summary::None,
-            None => Summary::StandardError,
-        };
+    pub(super) fn new(launch: Launch<'_>) -> Result<Self, Failure> {
+        let events = launch.events.map(Events::open).transpose()?;
         let pidfd = pidfd_open(getpid(), PidfdFlags::empty())
             .map_err(|error| Failure::Host(format!("the kernel watches no process: {error}")))?;
         Ok(Self {
-            program,
-            policy,
+            program: launch.program.clone(),
+            policy: launch.policy,
             events,
-            summary,
+            report: launch.report,
             pidfd,
         })
     }
@@ -105,7 +103,7 @@ impl Watch {
                 page.file().as_raw_fd(),
             ];
             kept.extend(self.events.as_ref().map(|events| events.file().as_raw_fd()));
-            if let Summary::File(file) = &self.summary {
+            if let Report::File(file) | Report::Page(file) = &self.report {
                 kept.push(file.as_raw_fd());
             }
             debug_assert!(!kept.contains(&watcher.socket.as_raw_fd()));
@@ -188,13 +186,13 @@ impl Watch {
             self.write_events(run, page, Unfinished::Skip);
         }
         let is_file = is_file(process::standard_error());
-        if matches!(self.summary, Summary::StandardError) {
+        if matches!(self.report, Report::StandardError) {
             if !is_last && is_file {
                 return;
             }
             let time = if is_last { Time::End } else { Time::SoFar };
             crate::results::talk(&self.text(page, time));
-            self.summary = Summary::None;
+            self.report = Report::None;
         }
         if let Some(loss) = self.events.as_ref().and_then(Events::loss) {
             super::say(&loss);
@@ -215,13 +213,18 @@ impl Watch {
         if let Some(loss) = self.events.as_ref().and_then(Events::loss) {
             text += &format!("  {loss}\n");
         }
-        match &mut self.summary {
-            Summary::None => {}
-            Summary::StandardError => crate::results::talk(&text),
-            Summary::File(file) => {
+        match &mut self.report {
+            Report::None => {}
+            Report::StandardError => crate::results::talk(&text),
+            Report::File(file) => {
                 if let Err(error) = file.write_all(text.as_bytes()) {
                     super::say(&format!("the summary cannot be written: {error}"));
                 }
+            }
+            Report::Page(pipe) => {
+                // The reader sees from the missing bytes that this failed.
+                let bytes = page.bytes().unwrap_or_default();
+                let _ = pipe.write_all(&bytes);
             }
         }
     }

@@ -180,7 +180,8 @@ pub(super) fn for_people(
             anstyle::AnsiColor::Yellow,
             "none would be refused, but only a part of the trace was read".to_owned(),
         ),
-        Answer::No => {
+        // A replay runs no VMM, so that it has no status of one.
+        Answer::No | Answer::Status(_) => {
             let refused = format!("{} would be refused", totals.refused);
             (anstyle::AnsiColor::Red, refused)
         }

@@ -1,0 +1,222 @@
+//! `msrgate learn`: watches one run of a VMM, and writes the least policy under which its guest runs.
+//!
+//! The VMM runs as under `exec`, behind a program that lets everything through and records the first access
+//! of each kind. This process stays its parent, and writes the policy when the run has ended.
+
+mod parent;
+mod sightings;
+
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::path::Path;
+
+use msrgate_kvm::{HostCaps, IgnoreMsrs};
+use msrgate_policy::learn::{EMPTY, KeptBy, LearnError, Learnt, learn};
+use msrgate_policy::{NoIncludes, Program, Source, compile, one_line, parse, registers};
+use msrgate_state::{Layout, Snapshot};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::exec::{self, AtOpenDoor, Launch, Report};
+use crate::cli::LearnArgs;
+use crate::failure::{Answer, Failure};
+use crate::files::Files;
+use crate::load::Input;
+use crate::named;
+use crate::output::count;
+use crate::whole::{self, Content};
+
+/// The policy under which a guest is watched.
+const LEARNER: &str = "policy = 1\nname = \"learner\"\ndefault = \"allow\"\nlog = \"first\"\n";
+
+/// The line that makes MSRs exit that KVM does not know. Its KVM must not ignore them.
+const UNKNOWN: &str = "unknown = { read = \"deny\", write = \"deny\", log = \"first\" }\n";
+
+/// The exit status if accesses are missing from the policy.
+const NOT_ALL: u8 = 1;
+
+pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
+    let old = Old::read(args)?;
+    let host =
+        HostCaps::probe_without_vm().map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
+    let program = learner(&host)?;
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)
+        .map_err(|error| Failure::Host(format!("the kernel makes no pipe: {error}")))?;
+    let mut report = Some(File::from(writer));
+    let launch = || Launch {
+        program: &program,
+        policy: "learn".to_owned(),
+        vmm: &args.vmm,
+        events: None,
+        report: report.take().map_or(Report::None, Report::Page),
+        at_open_door: AtOpenDoor::Refuse,
+    };
+    let status = parent::run(launch, args.until.as_ref())?;
+    drop(report);
+    let mut bytes = Vec::new();
+    let most = Layout::largest() as u64;
+    let read = File::from(reader).take(most).read_to_end(&mut bytes);
+    if bytes.is_empty() && (125..=127).contains(&status) {
+        // The child has said why.
+        return Ok(Answer::Status(status));
+    }
+    let snapshot = read.ok().and_then(|_| Snapshot::new(&bytes).ok());
+    let snapshot = snapshot.ok_or_else(|| {
+        Failure::Host(
+            "the process that watches the VMM was killed; what it saw is lost, and no policy was written"
+                .to_owned(),
+        )
+    })?;
+    written(args, &host, old, &snapshot, status)
+}
+
+/// Writes the policy, and says what is in it.
+fn written(
+    args: &LearnArgs,
+    host: &HostCaps,
+    old: Old,
+    snapshot: &Snapshot,
+    status: u8,
+) -> Result<Answer, Failure> {
+    let seen = sightings::of(snapshot);
+    if snapshot.vms_guarded() == 0 {
+        say(&format!(
+            "the VMM made no VM, so there is nothing to learn from; {} was not written",
+            named::shown(&args.output)
+        ));
+        return Ok(Answer::Status(status));
+    }
+    let mut learnt = old.with(&seen)?;
+    let overflow = snapshot.others();
+    if overflow > 0 {
+        learnt.text.insert_str(0, &format!(
+            "# NOT ALL of the guest's accesses are in here: {overflow} found no room in the table of first accesses.\n"
+        ));
+    }
+    whole::write(&args.output, learnt.text.as_bytes(), Content::Text)?;
+    tell(args, host, &learnt, snapshot);
+    Ok(Answer::Status(if overflow > 0 { NOT_ALL } else { status }))
+}
+
+/// The policy that is added to.
+struct Old {
+    source: Source,
+    files: Option<Files>,
+}
+
+impl Old {
+    /// Reads the policy of `--merge`.
+    ///
+    /// # Errors
+    /// It has mistakes, or the output is a file that exists and that `--merge` does not name.
+    fn read(args: &LearnArgs) -> Result<Self, Failure> {
+        let Some(merge) = &args.merge else {
+            if fs::symlink_metadata(&args.output).is_ok() {
+                let file = named::shown(&args.output);
+                return Err(Failure::Usage(format!(
+                    "{file} exists; to add to it what this run shows, write --merge {file} -o {file}; else name another file"
+                )));
+            }
+            let source = Source::new(&named::shown(&args.output), EMPTY);
+            return Ok(Self {
+                source,
+                files: None,
+            });
+        };
+        let input = Input::read(merge)?;
+        input.compiled()?;
+        let source = input.source()?;
+        let files = Files::from(&source, &input.place);
+        Ok(Self {
+            source,
+            files: Some(files),
+        })
+    }
+
+    fn with(self, seen: &[msrgate_policy::learn::Sighting]) -> Result<Learnt, Failure> {
+        let learnt = match self.files {
+            Some(mut files) => learn(&self.source, &mut files, seen),
+            None => learn(&self.source, &mut NoIncludes, seen),
+        };
+        learnt.map_err(|error| match error {
+            LearnError::Mistakes(mistakes) => Failure::Mistakes(mistakes),
+            error => Failure::Refused(error.to_string()),
+        })
+    }
+}
+
+/// Returns the program under which a guest is watched on this host.
+fn learner(host: &HostCaps) -> Result<Program, Failure> {
+    let mut text = LEARNER.to_owned();
+    if host.ignore_msrs() != IgnoreMsrs::On {
+        text.push_str(UNKNOWN);
+    }
+    let resolved =
+        parse(&Source::new("learner", &text), &mut NoIncludes).map_err(Failure::Mistakes)?;
+    let compiled = compile(resolved).map_err(|error| Failure::Refused(error.to_string()))?;
+    Ok(compiled.into_program())
+}
+
+/// Says on standard error what was learnt, and what to do next.
+fn tell(args: &LearnArgs, host: &HostCaps, learnt: &Learnt, snapshot: &Snapshot) {
+    let file = named::shown(&args.output);
+    let vms = usize::try_from(snapshot.vms_guarded()).unwrap_or(usize::MAX);
+    say(&format!(
+        "{file}: learnt from {}; {} added, {} in all, of which the last {} added nothing",
+        count(vms, "VM", "VMs"),
+        count(learnt.added.len(), "access was", "accesses were"),
+        count(learnt.runs as usize, "run", "runs"),
+        learnt.runs_without_news,
+    ));
+    for kept in &learnt.kept {
+        let name = registers::by_index(kept.index)
+            .map_or_else(String::new, |register| format!(" {}", register.name));
+        let by = match &kept.by {
+            KeptBy::Entry { file, place, key } => {
+                format!(
+                    "{}:{} refuses it: {}",
+                    one_line(file),
+                    place.line,
+                    one_line(key)
+                )
+            }
+            _ => "only the policy's default decides it".to_owned(),
+        };
+        say(&format!(
+            "not added: a {} of {}{name}; {by}",
+            kept.access, kept.index
+        ));
+    }
+    if host.ignore_msrs() == IgnoreMsrs::On {
+        say(
+            "this host's kvm has ignore_msrs=1, so MSRs that KVM does not know cannot be told from others; they are allowed",
+        );
+    }
+    if snapshot.others() > 0 {
+        say(&format!(
+            "the policy is not all: {} accesses found no room in the table; the guest may be scanning MSRs",
+            snapshot.others()
+        ));
+    }
+    let vmm = args.vmm.iter().map(|one| named::shown(Path::new(one)));
+    let vmm = vmm.collect::<Vec<_>>().join(" ");
+    say(&format!(
+        "next:\n  msrgate check {file}\n  msrgate exec --audit {file} -- {vmm}\n  msrgate exec {file} -- {vmm}"
+    ));
+}
+
+fn say(text: &str) {
+    crate::results::talk(&format!("msrgate: {}\n", msrgate_policy::shown(text)));
+}
+
+/// Runs the child's part: it becomes the VMM, or returns the exit status of the failure.
+fn begin(launch: Launch<'_>) -> u8 {
+    let failure = match exec::launch(launch) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    };
+    crate::output::say(&failure);
+    match failure {
+        Failure::NotRun { status, .. } => status,
+        _ => crate::EXIT_NOT_BEHIND,
+    }
+}
