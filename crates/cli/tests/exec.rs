@@ -19,6 +19,8 @@ mod endings;
 mod events;
 #[path = "exec/lab.rs"]
 mod lab;
+#[path = "exec/learn.rs"]
+mod learn;
 #[path = "exec/links.rs"]
 mod links;
 #[path = "exec/musl.rs"]

@@ -36,8 +36,8 @@ const NOT_ALL: u8 = 1;
 
 pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
     let old = Old::read(args)?;
-    let host =
-        HostCaps::probe_without_vm().map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
+    let host = HostCaps::probe_without_vm()
+        .map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
     let program = learner(&host)?;
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)
         .map_err(|error| Failure::Host(format!("the kernel makes no pipe: {error}")))?;
@@ -160,13 +160,21 @@ fn learner(host: &HostCaps) -> Result<Program, Failure> {
 fn tell(args: &LearnArgs, host: &HostCaps, learnt: &Learnt, snapshot: &Snapshot) {
     let file = named::shown(&args.output);
     let vms = usize::try_from(snapshot.vms_guarded()).unwrap_or(usize::MAX);
-    say(&format!(
-        "{file}: learnt from {}; {} added, {} in all, of which the last {} added nothing",
-        count(vms, "VM", "VMs"),
-        count(learnt.added.len(), "access was", "accesses were"),
-        count(learnt.runs as usize, "run", "runs"),
-        learnt.runs_without_news,
-    ));
+    let added = match learnt.added.len() {
+        0 => "which added nothing".to_owned(),
+        more => format!("which added {}", count(more, "access", "accesses")),
+    };
+    let vms = count(vms, "VM", "VMs");
+    say(&match learnt.runs {
+        1 => format!("{file} was learnt from a run with {vms}, {added}"),
+        runs => format!(
+            "{file} was learnt from {runs} runs, the last one with {vms}, {added}{}",
+            match learnt.runs_without_news {
+                0 | 1 => String::new(),
+                several => format!("; the last {several} runs added nothing"),
+            }
+        ),
+    });
     for kept in &learnt.kept {
         let name = registers::by_index(kept.index)
             .map_or_else(String::new, |register| format!(" {}", register.name));

@@ -42,12 +42,12 @@ const SECTOR: &[u8] = &[
 ];
 
 /// QEMU's exit status after the guest has written 0x10 to port 0xf4.
-const DONE: i32 = 33;
+pub(crate) const DONE: i32 = 33;
 
 /// A lab for one of the QEMUs that are here.
-struct Guest {
+pub(crate) struct Guest {
     lab: Lab,
-    qemu: PathBuf,
+    pub(crate) qemu: PathBuf,
 }
 
 impl Deref for Guest {
@@ -60,7 +60,7 @@ impl Deref for Guest {
 
 /// Makes labs with this policy: for the QEMU of this machine, and for QEMU 10 if `scripts/qemu10` has fetched it. Prints
 /// which is not here, and makes no lab without KVM.
-fn labs(policy: &str) -> Vec<Guest> {
+pub(crate) fn labs(policy: &str) -> Vec<Guest> {
     let command = Path::new(env!("CARGO_BIN_EXE_msrgate"));
     let target = command.ancestors().nth(2).unwrap();
     let ten = target.join("qemu10/root/usr/bin/qemu-system-x86_64");
@@ -94,7 +94,7 @@ fn labs(policy: &str) -> Vec<Guest> {
 }
 
 /// Adds the arguments of a machine that boots the sector.
-fn machine(command: &mut Command, console: &str) {
+pub(crate) fn machine(command: &mut Command, console: &str) {
     hardware(command.args(["-accel", "kvm"]), console);
 }
 

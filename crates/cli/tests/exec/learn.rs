@@ -1,0 +1,164 @@
+//! Tests of `msrgate learn` with QEMU and small VMMs.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use crate::lab::{Lab, Ran, library, ran};
+use crate::qemu;
+
+/// Returns the command `msrgate learn OPTIONS -- …`, to which the test adds the VMM.
+fn learn(lab: &Lab, options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    command.arg("learn").args(options).arg("--");
+    command.current_dir(lab.folder.path()).stdin(Stdio::null());
+    command
+        .env("MSRGATE_PRELOAD", library())
+        .env("NO_COLOR", "1");
+    command.env("MSRGATE_STATE_DIR", lab.folder.path());
+    command
+}
+
+const DENIES_ALL: &str = "policy = 1\ndefault = 'deny'\n";
+
+fn kill(signal: &str, pid: &str) {
+    let status = Command::new("kill").args([signal, pid]).status();
+    assert!(status.unwrap().success(), "{signal} {pid}");
+}
+
+fn msrgate(lab: &Lab, arguments: &[&str]) -> Ran {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+    command.args(arguments).current_dir(lab.folder.path());
+    ran(command.env("NO_COLOR", "1"))
+}
+
+/// QEMU's firmware runs before the boot sector does. MSR 0x35 is QEMU's, which learning does not change.
+#[test]
+fn learnt_policy_lets_guest_run_as_before() {
+    for guest in qemu::labs(DENIES_ALL) {
+        let run = |mut command: Command, console: &str| {
+            qemu::machine(command.arg(&guest.qemu), &format!("file:{console}"));
+            let ran = ran(&mut command);
+            assert_eq!(ran.status, qemu::DONE, "{}", ran.err);
+            ran.err
+        };
+        let read = |name: &str| fs::read_to_string(guest.path(name)).unwrap();
+        let first = run(learn(&guest, &["-o", "learnt.toml"]), "plain");
+        let wanted = "learnt.toml was learnt from a run with 1 VM, which added";
+        assert!(first.contains(wanted), "{first}");
+        let text = read("learnt.toml");
+        assert!(text.contains("IA32_BIOS_SIGN_ID"), "{text}");
+        assert_eq!(
+            msrgate(&guest, &["fmt", "--check", "learnt.toml"]).status,
+            0
+        );
+        assert_eq!(msrgate(&guest, &["check", "learnt.toml"]).status, 0);
+
+        fs::copy(guest.path("learnt.toml"), guest.path("guest.toml")).unwrap();
+        let guarded = run(guest.exec(&[]), "guarded");
+        assert!(guarded.contains("refused nothing"), "{guarded}");
+        assert_eq!(read("guarded"), read("plain"));
+
+        let merge = ["-o", "learnt.toml", "--merge", "learnt.toml"];
+        let second = run(learn(&guest, &merge), "again");
+        let wanted = "2 runs, the last one with 1 VM, which added nothing";
+        assert!(second.contains(wanted), "{second}");
+        let without_count =
+            |text: &str| -> Vec<_> { text.lines().skip(1).map(str::to_owned).collect() };
+        assert_eq!(without_count(&read("learnt.toml")), without_count(&text));
+    }
+}
+
+const FIRMWARE: [&str; 7] = [
+    "-accel",
+    "kvm",
+    "-display",
+    "none",
+    "-nodefaults",
+    "-m",
+    "16",
+];
+
+#[test]
+fn learn_writes_policy_of_firmware_that_a_time_or_a_signal_ends() {
+    for guest in qemu::labs(DENIES_ALL) {
+        let read = |name: &str| fs::read_to_string(guest.path(name)).unwrap();
+        let mut timed = learn(&guest, &["-o", "timed.toml", "--until", "4s"]);
+        let timed = ran(timed.arg(&guest.qemu).args(FIRMWARE));
+        assert_eq!(
+            timed.status, 0,
+            "QEMU ends with 0 after SIGTERM: {}",
+            timed.err
+        );
+        assert!(read("timed.toml").contains("IA32_MTRR_DEF_TYPE"));
+
+        let mut killed = learn(&guest, &["-o", "killed.toml"]);
+        killed
+            .arg(&guest.qemu)
+            .args(["-pidfile", "pid"])
+            .args(FIRMWARE);
+        let killed = killed.stderr(Stdio::piped()).spawn().unwrap();
+        thread::sleep(Duration::from_secs(4));
+        kill("-KILL", read("pid").trim());
+        let killed = Ran::from(killed.wait_with_output().unwrap());
+        assert_eq!(killed.status, 128 + 9, "{}", killed.err);
+        assert!(read("killed.toml").contains("IA32_MTRR_DEF_TYPE"));
+        guest.assert_no_page_is_left();
+    }
+}
+
+#[test]
+fn learn_passes_signals_and_status_on_and_waits_for_a_text() {
+    let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
+        return;
+    };
+    let shell = |options: &[&str], script: &str| {
+        let mut command = learn(&lab, options);
+        command.arg("sh").args(["-c", script]);
+        command
+    };
+    let none = ran(&mut shell(&["-o", "none.toml"], "exit 7"));
+    assert_eq!(none.status, 7);
+    assert!(none.err.contains("the VMM made no VM"), "{}", none.err);
+    assert!(!lab.path("none.toml").exists());
+
+    let script = "trap 'echo got it; exit 5' TERM; echo ready; while :; do sleep 0.1; done";
+    let text = ran(&mut shell(&["-o", "none.toml", "--until", "ready"], script));
+    assert_eq!(
+        (&*text.out, text.status),
+        ("ready\ngot it\n", 5),
+        "{}",
+        text.err
+    );
+
+    let mut waiting = shell(
+        &["-o", "none.toml"],
+        "trap 'exit 6' TERM; touch there; while :; do sleep 0.1; done",
+    );
+    let waiting = waiting.stderr(Stdio::piped()).spawn().unwrap();
+    while !lab.path("there").exists() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    let pid = waiting.id().to_string();
+    kill("-TERM", &pid);
+    let waited = Ran::from(waiting.wait_with_output().unwrap());
+    assert_eq!(waited.status, 6, "{}", waited.err);
+}
+
+#[test]
+fn learn_refuses_to_replace_a_file_and_a_vmm_that_does_not_exist() {
+    let Some(lab) = Lab::with_kvm(DENIES_ALL) else {
+        return;
+    };
+    let there = ran(learn(&lab, &["-o", "guest.toml"]).arg("true"));
+    assert_eq!(there.status, 125);
+    assert!(
+        there.err.contains("--merge guest.toml -o guest.toml"),
+        "{}",
+        there.err
+    );
+    let missing = ran(learn(&lab, &["-o", "new.toml"]).arg("./missing"));
+    assert_eq!(missing.status, 127, "{}", missing.err);
+    assert!(!lab.path("new.toml").exists());
+}
