@@ -411,7 +411,7 @@ pub(crate) fn text(bytes: &[u8]) -> Result<&str, String> {
         if is_policy_so_far(bytes) {
             format!("byte {at} is not UTF-8 text; a policy is a TOML file, which is UTF-8 text")
         } else {
-            "this is not taken for a policy: it is not UTF-8 text, and does not say `policy = 1`"
+            "this text is not a policy: it is not UTF-8 text, and has no line `policy = 1`"
                 .to_owned()
         }
     })

@@ -92,7 +92,7 @@ fn secret_behind_a_link_is_not_quoted() {
         );
     }
     let (said, _) = included(folder, "hard.toml");
-    assert!(said.contains("this is not taken for a policy"), "{said}");
+    assert!(said.contains("this text is not a policy"), "{said}");
 }
 
 /// A link in a stranger's repository may be the policy itself.
@@ -119,7 +119,7 @@ fn secret_in_place_of_the_policy_is_not_quoted() {
         let (said, code) = run(folder, arguments);
         assert!(!said.contains("hunter2"), "{arguments:?}: {said}");
         assert!(
-            said.contains("not taken for a policy"),
+            said.contains("this text is not a policy"),
             "{arguments:?}: {said}"
         );
         assert_eq!(code, Some(1), "{arguments:?}: {said}");
@@ -129,7 +129,7 @@ fn secret_in_place_of_the_policy_is_not_quoted() {
 /// The length of a secret tells a part of it. The message has only the number of the policy's language.
 #[test]
 fn text_in_another_language_shows_its_number_alone() {
-    const NONE: &str = "this is not taken for a policy";
+    const NONE: &str = "this text is not a policy";
     let folder = folder();
     let folder = folder.path();
     let long = format!("hunter2 = '{}'\n", "x".repeat(5000));

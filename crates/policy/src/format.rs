@@ -83,7 +83,7 @@ fn laid_out(source: &Source) -> Result<String, Box<Mistakes>> {
     let document = Document::parse(text).map_err(|error| {
         let wrong = MistakeKind::Syntax {
             why: error.message().to_owned(),
-            help: "write it another way".to_owned(),
+            help: "write the marked text in another way".to_owned(),
         };
         Box::new(mistake_in(source, error.span().unwrap_or_default(), wrong))
     })?;

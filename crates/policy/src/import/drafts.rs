@@ -71,7 +71,7 @@ impl Drafts {
             .all(|action| *action == self.settings.default);
         // S3.5
         let last = if last == MsrIndex::MAX && !is_default {
-            self.unsaid(None, "0xffffffff: `default` alone decides it (S3.5)");
+            self.unsaid(None, "0xffffffff: only `default` decides this MSR (S3.5)");
             MsrIndex::new(u32::MAX - 1)
         } else {
             last
@@ -83,7 +83,7 @@ impl Drafts {
         // S3.1
         let cut = MsrRange::new(first.max(x2apic_first), last.min(x2apic_last));
         if let Some(cut) = cut {
-            let what = format!("{cut}: x2APIC registers, which KVM never filters (S3.1)");
+            let what = format!("{cut}: KVM never filters x2APIC registers (S3.1)");
             self.unsaid(None, what);
         }
         let below = MsrIndex::new(x2apic_first.get() - 1);

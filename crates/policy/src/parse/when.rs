@@ -54,11 +54,12 @@ impl Reader<'_> {
         }
         // A misplaced or misspelt key may be the missing one, or may belong into it.
         if cpus.is_none() && !has_misplaced {
-            let help = "write the processors that it is for: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
+            let help = "write the processors for which the `[[when]]` holds: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
             self.wrong(at, MistakeKind::MissingKey { key: "cpu", help });
         }
         if msrs.is_none() && !has_misplaced {
-            let help = "write `[when.msrs]` below its `cpu`, and its entries below that";
+            let help =
+                "write `[when.msrs]` below `cpu`, and the entries of the `[[when]]` below it";
             self.wrong(at, MistakeKind::MissingKey { key: "msrs", help });
         }
         // A `cpu` that was not understood holds nowhere, so that no entry disagrees with its
@@ -82,14 +83,14 @@ impl Reader<'_> {
             "write `[when.msrs]` above the entries".to_owned()
         } else if words::TOP.contains(&key) {
             self.has_lost_default |= key == "default";
-            "move it above the first `[table]` of the policy".to_owned()
+            "move it above the first line in brackets, such as `[msrs]`".to_owned()
         } else {
             self.unknown_key(part.key, &words::WHEN);
             return;
         };
         let wrong = MistakeKind::Misplaced {
             key: quoted(key),
-            place: "directly below `[[when]]`, where only `cpu` and `msrs` may stand",
+            place: "directly below `[[when]]`, where only `cpu` and `msrs` may be",
             help,
         };
         self.wrong(self.key_at(part.key), wrong);

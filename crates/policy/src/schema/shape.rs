@@ -8,38 +8,39 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-/// What happens when a guest reads or writes a model-specific register with RDMSR or WRMSR.
+/// The result of each read and write of a model-specific register (RDMSR, WRMSR) by a guest.
 /// `msrgate help policy` prints the whole language.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Policy {
-    /// The version of the language: 1. What a group holds is part of it.
+    /// The version of the policy language: 1. A version also fixes the MSRs of each group.
     #[schemars(range(min = 1, max = 1))]
     #[serde(rename = "policy")]
     version: u32,
-    /// What the policy is called.
+    /// The policy's name.
     name: Option<String>,
-    /// Policies whose entries are added: files, by a path from where this one lies, or shipped policies.
+    /// Policies whose entries are added: files, by their path from this file's folder, or shipped policies,
+    /// by name.
     include: Option<Vec<String>>,
-    /// Whether refusals are carried out. Without it they are.
+    /// Enforcement, or audit. The default is `"enforce"`.
     #[schemars(schema_with = "super::modes", default)]
     mode: Option<()>,
-    /// What happens to reads and writes of MSRs that no entry names. Only a policy that is meant for
-    /// being included goes without it.
+    /// The action for reads and writes of MSRs that no entry names. Only a policy that others include may
+    /// leave it out.
     #[schemars(schema_with = "super::defaults", default)]
     default: Option<()>,
-    /// What becomes of MSRs that no entry refuses and that KVM does not know. Other than `"gp"` needs
-    /// `default = "allow"`. Without it, `"gp"`.
+    /// The answer for MSRs that no entry refuses and that KVM does not know. A value other than `"gp"`
+    /// needs `default = "allow"`. The default is `"gp"`.
     #[schemars(schema_with = "super::unknown", default)]
     unknown: Option<()>,
-    /// Which accesses become events. Without it, refusals.
+    /// The accesses that become events. The default is `"denied"`.
     #[schemars(schema_with = "super::logs", default)]
     log: Option<()>,
-    /// Gaps in enforcement that the author knows of.
+    /// The gaps in enforcement that the author accepts.
     accept: Option<Vec<Gap>>,
-    /// What is said of which MSRs. A key is a name such as `IA32_EFER`, an index such as `0xc0000080`, a
-    /// range such as `"0x200..=0x20f"`, or a group such as `"@mtrr"`. A strict subset wins over what
-    /// contains it.
+    /// The actions for MSRs. A key is a name such as `IA32_EFER`, an index such as `0xc0000080`, a
+    /// range such as `"0x200..=0x20f"`, or a group such as `"@mtrr"`. An entry wins over
+    /// another one that contains all of its MSRs and more.
     msrs: Option<Msrs>,
     /// Emulated devices.
     device: Option<Devices>,
@@ -47,7 +48,7 @@ pub(super) struct Policy {
     when: Option<Vec<When>>,
 }
 
-/// Both directions of an entry, and what else is said of it.
+/// An entry: its actions for reads and writes, and its options.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("oneOf" = [
@@ -56,10 +57,10 @@ pub(super) struct Policy {
     { "required": ["register"] },
 ]))]
 pub(super) struct Entry {
-    /// What a read gets.
+    /// The action for reads.
     #[schemars(schema_with = "super::read", default)]
     read: Option<()>,
-    /// What a write does.
+    /// The action for writes.
     #[schemars(schema_with = "super::write", default)]
     write: Option<()>,
     /// An emulated device answers reads and writes.
@@ -69,28 +70,28 @@ pub(super) struct Entry {
     register: Option<Register>,
     /// The author's reason, which `explain` shows.
     why: Option<String>,
-    /// As at the top, for these MSRs.
+    /// The accesses of these MSRs that become events, in place of the policy's own `log`.
     #[schemars(schema_with = "super::logs", default)]
     log: Option<()>,
-    /// This entry takes the place of an included one that has exactly the same MSRs.
+    /// If true, this entry replaces an included entry with exactly the same MSRs.
     #[serde(rename = "override")]
     replaces: Option<bool>,
-    /// Nothing may loosen this entry.
+    /// If true, no other entry may loosen this one.
     #[serde(rename = "final")]
     is_final: Option<bool>,
 }
 
-/// What becomes of each direction. One that is left out is denied.
+/// The answer for each direction. In a direction that is left out, the guest gets #GP.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Unknown {
-    /// What a read gives: a number, or `"deny"`.
+    /// The answer to a read: a number, or `"deny"`.
     #[schemars(schema_with = "super::unknown_read", default)]
     read: Option<()>,
-    /// What becomes of a write.
+    /// The answer to a write.
     #[schemars(schema_with = "super::unknown_write", default)]
     write: Option<()>,
-    /// Which of these accesses become events.
+    /// The accesses of unknown MSRs that become events.
     #[schemars(schema_with = "super::logs", default)]
     log: Option<()>,
 }
@@ -103,22 +104,22 @@ pub(super) struct ValueOf {
     value: Number,
 }
 
-/// A write reaches the register as far as its changes lie in a mask.
+/// A write reaches the register, but can change only the bits of a mask.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MaskOf {
     /// The bits that a write may change.
     mask: Number,
-    /// What a write does that would change another bit. Without it, a #GP.
+    /// The result of a write that would change another bit. The default is `"deny"`.
     #[schemars(schema_with = "super::outsides", default)]
     outside: Option<()>,
 }
 
-/// A write reaches the register; of some bits, those that are set stay set.
+/// A write reaches the register, but cannot clear certain bits.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StickyOf {
-    /// The bits.
+    /// The bits that a write cannot clear.
     sticky: Number,
 }
 
@@ -126,7 +127,7 @@ pub(super) struct StickyOf {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HandlerOf {
-    /// Its name.
+    /// The handler's name.
     handler: String,
 }
 
@@ -151,11 +152,11 @@ pub(super) struct RegisterOf {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Register {
-    /// What it holds at reset.
+    /// The register's value after a reset.
     reset: Number,
     /// The bits that a write may change.
     mask: Number,
-    /// What a write does that would change another bit. Without it, a #GP.
+    /// The result of a write that would change another bit. The default is `"deny"`.
     #[schemars(schema_with = "super::outsides", default)]
     outside: Option<()>,
 }
@@ -164,45 +165,45 @@ pub(super) struct Register {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Devices {
-    /// Answers for the register through which a guest loads microcode.
+    /// The device that answers for the register through which a guest loads microcode.
     microcode: Option<Microcode>,
 }
 
-/// How microcode updates are answered.
+/// The device for microcode updates.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Microcode {
-    /// The revision that the guest reads, of 32 bits.
+    /// The microcode revision that the guest reads, of 32 bits.
     revision: Number,
-    /// What becomes of an update.
+    /// The answer to an update.
     #[schemars(schema_with = "super::updates")]
     update: (),
 }
 
-/// Entries that hold on some processors, beside all others.
+/// Entries that hold on some processors, in addition to the policy's other entries.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct When {
-    /// The processors, by the CPUID that the VMM gives the VM. All that is named has to agree.
+    /// The processors, by the CPUID that the VMM gives the VM. All parts that are written have to match.
     cpu: CpuSet,
-    /// What is said of which MSRs, as in the policy's own `msrs`.
+    /// The actions for MSRs, as in the policy's own `msrs`.
     msrs: Msrs,
 }
 
-/// Processors. What is left out is any.
+/// Processors. A part that is left out matches every processor.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CpuSet {
-    /// What CPUID leaf 0 spells, such as `GenuineIntel`; one, or a list.
+    /// The vendor as CPUID leaf 0 spells it, such as `GenuineIntel`; one vendor, or a list.
     #[schemars(schema_with = "super::vendors", default)]
     vendor: Option<()>,
-    /// The family, its extension added; one, a range, or a list.
+    /// The family, with the extended family added; one number, a range, or a list.
     #[schemars(schema_with = "super::numbers", default)]
     family: Option<()>,
-    /// The model, its extension added; one, a range, or a list.
+    /// The model, with the extended model added; one number, a range, or a list.
     #[schemars(schema_with = "super::numbers", default)]
     model: Option<()>,
-    /// The stepping; one, a range, or a list.
+    /// The stepping; one number, a range, or a list.
     #[schemars(schema_with = "super::numbers", default)]
     stepping: Option<()>,
 }

@@ -51,8 +51,8 @@ fn over_org(default: &str, rest: &str) -> String {
 }
 
 const NOW_ALLOWED: [&str; 2] = [
-    "`0x611` leaves the read of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`",
-    "`0x611` leaves the write of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`",
+    "`0x611` leaves reads of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`",
+    "`0x611` leaves writes of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`",
 ];
 
 #[test]
@@ -96,7 +96,7 @@ fn final_entry_refuses_override_that_inherits_looser_wider_entry() {
     assert_eq!(
         messages(&text, &[ORG]),
         [
-            "`0x611` leaves the read of 0x611 to `0x600..=0x61f`, which is looser than the final entry `0x611`"
+            "`0x611` leaves reads of 0x611 to `0x600..=0x61f`, which is looser than the final entry `0x611`"
         ]
     );
     // The wider entry belongs to another include.
@@ -128,7 +128,7 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
     assert_eq!(
         messages(&over("0x600..=0x6df"), &[org]),
         [
-            "`0x600..=0x6df` leaves the read of 0x600 to `default = \"allow\"`, which is looser than the final entry `0x600..=0x6df`"
+            "`0x600..=0x6df` leaves reads of 0x600 to `default = \"allow\"`, which is looser than the final entry `0x600..=0x6df`"
         ]
     );
     // An entry that is not final gives way to the final one around it.
@@ -141,7 +141,7 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
     let text = over("@tsc").replace("'deny', over", "'inherit', over");
     let found = messages(&text, &[group]);
     assert!(
-        found.len() == 1 && found[0].starts_with("`@tsc` leaves the write of 0x10 to "),
+        found.len() == 1 && found[0].starts_with("`@tsc` leaves writes of 0x10 to "),
         "{found:?}"
     );
 }
@@ -164,8 +164,8 @@ fn final_entry_still_holds_after_final_override() {
     let found = messages(&text("read = 'inherit', write = 'deny'"), &[ORG, strict]);
     // The message names the stricter of the two.
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found[0].contains("leaves the read"), "{found:?}");
-    assert!(found[1].contains("looser for the write"), "{found:?}");
+    assert!(found[0].contains("leaves reads"), "{found:?}");
+    assert!(found[1].contains("looser for writes"), "{found:?}");
     assert!(read(&text("read = 'kill', write = 'kill'"), &[ORG, strict]).is_ok());
     // The include in the middle removes the action of the first one.
     let open = "policy = 1\ndefault = 'allow'\ninclude = ['mid.toml']\n";
@@ -187,7 +187,7 @@ fn final_entries_of_two_includes_both_hold() {
     // A final entry of one include loosens a final entry of the other.
     assert_eq!(
         messages(&text(""), &[ORG, other]),
-        ["`0x611` is looser for the read of 0x611 than the final entry `0x610..=0x61f`"]
+        ["`0x611` is looser for reads of 0x611 than the final entry `0x610..=0x61f`"]
     );
     let mended = text("0x611 = { read = 'kill', write = 'deny', override = true }\n");
     assert!(read(&mended, &[ORG, other]).is_ok());
@@ -195,7 +195,7 @@ fn final_entries_of_two_includes_both_hold() {
     assert_eq!(
         messages(&swapped, &[ORG, other]),
         [
-            "`0x611` leaves the write of 0x611 to `0x610..=0x61f`, which is looser than the final entry `0x611`"
+            "`0x611` leaves writes of 0x611 to `0x610..=0x61f`, which is looser than the final entry `0x611`"
         ]
     );
 }
@@ -216,12 +216,12 @@ fn final_entry_that_inherits_keeps_decision_of_its_file() {
     let text = |default: &str, entries: &str| over_org(default, &format!("[msrs]\n{entries}"));
     assert_eq!(
         messages(&text("deny", opened), &[org("", wide)]),
-        ["`0x600..=0x6df` is looser for the read of 0x611 than the final entry `0x611`"]
+        ["`0x600..=0x6df` is looser for reads of 0x611 than the final entry `0x611`"]
     );
     assert_eq!(
         messages(&text("allow", silent), &[org("", wide)]),
         [
-            "`0x600..=0x6df` leaves the read of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`"
+            "`0x600..=0x6df` leaves reads of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`"
         ]
     );
     // The decision comes from the file's `default`, which every includer shares. Without a
@@ -229,7 +229,7 @@ fn final_entry_that_inherits_keeps_decision_of_its_file() {
     let reads = "0x611 = { read = 'allow', write = 'deny', override = true }\n";
     assert_eq!(
         messages(&text("deny", reads), &[org("default = 'deny'\n", "")]),
-        ["`0x611` is looser for the read of 0x611 than the final entry `0x611`"]
+        ["`0x611` is looser for reads of 0x611 than the final entry `0x611`"]
     );
     assert!(read(&text("deny", reads), &[org("", "")]).is_ok());
     assert!(read(&text("allow", ""), &[org("", "")]).is_ok());
@@ -245,7 +245,7 @@ fn final_entry_that_inherits_keeps_decision_of_its_file() {
     let including = org("include = ['below.toml']\n", "");
     assert_eq!(
         messages(&text("deny", opened), &[including, below]),
-        ["`0x600..=0x6df` is looser for the read of 0x611 than the final entry `0x611`"]
+        ["`0x600..=0x6df` is looser for reads of 0x611 than the final entry `0x611`"]
     );
 }
 
@@ -256,7 +256,7 @@ fn final_entry_of_include_refuses_audit_mode() {
         refused(&text, &[ORG]),
         [[
             "`mode = \"audit\"` lets through what the final entry `0x611` of org.toml refuses",
-            "delete `mode`, or write `mode = \"audit\"` in org.toml, too: only its own file puts a final entry in audit",
+            "delete `mode`, or write `mode = \"audit\"` in org.toml, too: only the file of a final entry can put that entry in audit mode",
         ]]
     );
     let audited = ORG
@@ -330,7 +330,7 @@ fn final_entry_advice_for_included_entry_is_working_override() {
             "policy = 1\ndefault = 'deny'\ninclude = ['guest.toml']\n[msrs]\n'@power' = {{ read = 'deny', write = 'kill', final = true }}\n{entries}{when}"
         )
     };
-    let after = "; it takes the place of the one in the include";
+    let after = "; this replaces the included entry";
     let range =
         "\"IA32_MPERF..=IA32_APERF\" = { read = \"deny\", write = \"kill\", override = true }";
     let status = "IA32_THERM_STATUS = { read = \"deny\", write = \"kill\", override = true }";
@@ -344,7 +344,7 @@ fn final_entry_advice_for_included_entry_is_working_override() {
         format!("write `{range}` below `[msrs]` of policy.toml{after}"),
         format!("write `{status}` below `[msrs]` of policy.toml{after}"),
         format!(
-            "write `{pperf}` below `[when.msrs]` of a `[[when]]` of policy.toml with `{cpu}`{after}"
+            "write `{pperf}` in policy.toml, below `[when.msrs]` of a `[[when]]` with `{cpu}`{after}"
         ),
     ];
     assert_eq!(help, BTreeSet::from(expected));
@@ -389,7 +389,7 @@ fn final_entry_advice_for_own_entry_is_to_delete_or_tighten() {
     );
     assert_eq!(
         refused(&text, &[ORG])[0][1],
-        "delete it, or say in it what the final entry says"
+        "delete the entry, or give it the actions of the final entry"
     );
 }
 
@@ -438,7 +438,7 @@ fn final_device_entry_refuses_other_device_settings() {
     assert!(read(&device("deny"), &[org]).is_ok());
     assert_eq!(
         messages(&device("accept"), &[org]),
-        ["org.toml has another `device.microcode` than the policy that includes it"]
+        ["org.toml and the policy that includes it have different values of `device.microcode`"]
     );
 }
 
