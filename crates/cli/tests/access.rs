@@ -144,7 +144,7 @@ fn group_is_kept_where_the_caller_is_in_it_and_gives_no_other_group_its_rights()
             assert_eq!(place.access(), (CALLER, CALLER, after), "{writer:?}");
             let said = String::from_utf8(output.stderr).expect("text");
             assert!(
-                said.contains("p.toml could not be given its group 2000"),
+                said.contains("msrgate could not restore the group 2000 of p.toml"),
                 "{said}"
             );
         }
@@ -289,6 +289,9 @@ fn group_unknown_in_user_namespace_is_lost() {
         let (_, group, mode) = place.access();
         assert_eq!((group, mode), (TEAM + 1, 0o600), "{writer:?}");
         let said = String::from_utf8(output.stderr).expect("text");
-        assert!(said.contains("could not be given its group"), "{said}");
+        assert!(
+            said.contains("msrgate could not restore the group"),
+            "{said}"
+        );
     }
 }

@@ -71,12 +71,16 @@ fn import_with_possibly_cut_last_line_is_incomplete() {
         (
             "0x10 0x0\n0xc0000081 0xffffffff0",
             2,
-            Some("not imported: list:2: this last line was not read: it does not end with a line feed"),
+            Some(
+                "not imported: list:2: this last line was not read: it does not end with a line feed",
+            ),
         ),
         (
             "0xc0000081 0xffffffff0",
             2,
-            Some("not imported: list:1: this last line was not read: it does not end with a line feed"),
+            Some(
+                "not imported: list:1: this last line was not read: it does not end with a line feed",
+            ),
         ),
         ("0x10 0x0\n0xc0000081 0xffffffff0\n", 0, None),
         ("0x10 0x0 # \"TSC\"", 0, None),

@@ -226,8 +226,8 @@ fn readme_picture_equals_check_output() {
         .args(["check", "linux-guest", "--host", "none"])
         .output();
     let text = String::from_utf8(output.expect("msrgate runs").stdout).expect("text");
-    let (_, picture) = text.split_once("how it packs").expect("a picture");
-    let shown = format!("```text\nhow it packs{picture}```\n");
+    let (_, picture) = text.split_once("\nfilter: ").expect("a picture");
+    let shown = format!("```text\nfilter: {picture}```\n");
     assert!(
         read("README.md").contains(&shown),
         "README.md is to have\n{shown}"

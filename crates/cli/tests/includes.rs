@@ -204,13 +204,16 @@ fn included_pipe_device_or_folder_is_refused() {
         ("folder.toml", "not a regular file"),
         (
             "zero.toml",
-            "the link leads to a file whose name does not end in",
+            "the link points to a file whose name does not end in",
         ),
         (
             "environ.toml",
-            "the link leads to a file whose name does not end in",
+            "the link points to a file whose name does not end in",
         ),
-        ("/proc/self/environ", "the name of a file ends in"),
+        (
+            "/proc/self/environ",
+            "the name of an included file must end in",
+        ),
         ("loop.toml", "too many levels of symbolic links"),
         ("absent.toml", "there is no such file in the current folder"),
     ] {

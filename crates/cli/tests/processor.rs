@@ -197,7 +197,7 @@ fn every_offered_processor_is_accepted() {
         assert!(offered.len() > 1, "{offered:?}");
         // This host's processor is offered first, and the one for all others last.
         assert_eq!(offered[0], "host");
-        let is_other = |cpu: &str| cpu.contains(" # for vendors that the policy does not name");
+        let is_other = |cpu: &str| cpu.contains(" # for all vendors that the policy does not name");
         assert!(offered.iter().rev().skip(1).all(|cpu| !is_other(cpu)));
         for cpu in &offered[1..] {
             let cpu = cpu.split(" #").next().expect("a part");
@@ -268,7 +268,7 @@ fn diff_with_a_filter_is_for_the_processor_that_it_names() {
             let output = msrgate(&diff, &[]);
             assert_eq!(output.status.code(), Some(0), "{output:?}");
             let said = format!(
-                "note: this is for AuthenticAMD:25:0x1:0, the processor that {file} was compiled for\n"
+                "note: the results are for AuthenticAMD:25:0x1:0, the processor that {file} was compiled for\n"
             );
             assert_eq!(talk(&output), said);
             let json = msrgate(&diff, &["--format", "json"]);

@@ -85,7 +85,9 @@ pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
             let entry = policy.entry(id);
             let file = shown_name(policy.text(entry.source()).name());
             let (key, line) = (one_line(entry.key()), entry.place().line);
-            format!("`{key}` at {file}:{line}, an included entry that lies within it, decides")
+            format!(
+                "the included entry `{key}` at {file}:{line} lies within this entry and decides"
+            )
         }
         cause => cause.why().to_owned(),
     }
@@ -200,7 +202,10 @@ fn print_holes(
     }
     match holes.len().saturating_sub(shown) {
         0 => Ok(()),
-        more => writeln!(out, "           and {more} more; --verbose lists all"),
+        more => writeln!(
+            out,
+            "           and {more} more accesses; --verbose lists all"
+        ),
     }
 }
 
@@ -214,7 +219,7 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
     let (gate, idle) = (by_gate(&all), idle(policy, &all));
     writeln!(
         out,
-        "{bold}how far it is enforced{bold:#}: of {}, {enforced} enforced, {partly} partly, {not} not, {idle} without effect; `default` {}",
+        "{bold}enforcement{bold:#}: of {}, {enforced} enforced, {partly} partly, {not} not, {idle} without effect; `default` {}",
         output::count(policy.entries().len(), "entry", "entries"),
         of_default(&all),
     )?;
@@ -225,7 +230,7 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
         };
         writeln!(
             out,
-            "  {gate} of them {needs} a gate in the VMM; without one {accesses} are refused"
+            "  {gate} of them {needs} a gate in the VMM; without a gate, {accesses} are refused"
         )?;
     }
     for one in &all {
