@@ -47,7 +47,7 @@ fn of_host() -> Option<String> {
         Some(0) => Some(cpu_in(&output, "/0/cpu").as_str().expect("text").to_owned()),
         code => {
             assert_eq!(code, Some(3), "{output:?}");
-            assert!(talk(&output).contains("the processor of this host cannot be read"));
+            assert!(talk(&output).contains("msrgate cannot read the processor of this host"));
             None
         }
     }
@@ -85,7 +85,10 @@ fn answer_without_named_processor_is_for_host() {
                 let asked = msrgate(command, &["--cpu", "host"]);
                 assert_eq!(asked.stdout, output.stdout, "{command:?}");
             }
-            None => assert!(talk(&output).contains("cannot be read"), "{output:?}"),
+            None => assert!(
+                talk(&output).contains("cannot read the processor of this host"),
+                "{output:?}"
+            ),
         }
     }
     for (command, pointer) in &COMMANDS[3..] {
@@ -128,7 +131,7 @@ fn stepping_is_asked_for_where_it_makes_a_difference() {
         let output = msrgate(command, &["--cpu", "GenuineIntel:6:0x6a"]);
         assert_eq!(output.status.code(), Some(2), "{command:?}");
         assert!(
-            talk(&output).contains("write GenuineIntel:6:0x6a:STEPPING"),
+            talk(&output).contains("write a stepping, too: GenuineIntel:6:0x6a:STEPPING"),
             "{output:?}"
         );
         // On the first model no stepping differs, and for the second model the stepping is named.
@@ -247,12 +250,12 @@ fn import_of_one_of_several_variants_answers_no() {
     let output = msrgate(&["import", program.to_str().expect("text")], &[]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(
-        talk(&output).contains("of processors such as any other:0:0x0:0; on others"),
+        talk(&output).contains("for processors such as any other:0:0x0:0; on other processors"),
         "{output:?}"
     );
     let policy = String::from_utf8(output.stdout).expect("text");
     assert!(
-        policy.contains("# On processors such as any other:0:0x0:0: It decides"),
+        policy.contains("# This holds on processors such as any other:0:0x0:0.\n"),
         "{policy}"
     );
 }
