@@ -13,7 +13,7 @@ use crate::until::Until;
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXIT_CODES, subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true)]
 pub(crate) struct Cli {
-    /// When to use colour; `NO_COLOR` is honoured, too
+    /// When to use colour; the variable `NO_COLOR` turns colour off, too
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: Color,
 
@@ -22,36 +22,36 @@ pub(crate) struct Cli {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 yes, 1 no (differs, has mistakes), 2 no answer (usage, input/output, a trace
-with gaps), 3 the host lacks something.
-POLICY is a file, `-` for standard input, or the name of a shipped policy; a file of that name
-comes first.";
+Exit codes: 0 yes, 1 no (differences or mistakes found), 2 no answer (wrong usage, input/output,
+a trace with gaps), 3 this host lacks KVM or a feature of it.
+POLICY is a file, `-` for standard input, or the name of a shipped policy; a file with the same
+name comes first.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run the policy in a real guest, and compare what it gets with what the policy promises
+    /// Run a real guest behind the policy, and compare its results with those that the policy promises
     Test(TestArgs),
-    /// Say what is wrong with a policy, and how it packs into KVM's filter
+    /// Report the mistakes of a policy, and how the policy fits into KVM's filter
     Check(CheckArgs),
-    /// Say what happens to an MSR, and which line says so
+    /// Explain the result of each access of an MSR, and name the line that decides
     Explain(ExplainArgs),
-    /// Say what changes from one policy to another, looser and stricter apart
+    /// List the differences between two policies, sorted into looser and stricter
     Diff(DiffArgs),
-    /// Run a VMM, as it is, with its VMs behind a policy
+    /// Run an unchanged VMM with its VMs behind a policy
     Exec(ExecArgs),
     /// Watch one run of a VMM, and write the least policy under which its guest runs
     Learn(LearnArgs),
-    /// Turn a policy into a program, or its filter into JSON, Rust, C or the kernel's bytes
+    /// Compile a policy to a program, or to a filter in JSON, Rust, C or the kernel's bytes
     Compile(CompileArgs),
-    /// Say what a policy would have decided of the accesses in a trace
+    /// Report how a policy would decide the accesses of a recorded trace
     Replay(ReplayArgs),
-    /// Turn what other tools and the kernel write into a policy
+    /// Convert a kernel log, or a file of another tool, to a policy
     Import(ImportArgs),
-    /// Write policies in their canonical form, with their comments
+    /// Format policies, and keep their comments
     Fmt(FmtArgs),
-    /// Look a register up by name, part of a name, index or word
+    /// Find registers by name, part of a name, index, or word of the description
     Msr(MsrArgs),
-    /// Measure what this host's KVM does, statement by statement
+    /// Measure whether this host's KVM behaves as documented, statement by statement
     Doctor(DoctorArgs),
     /// List the shipped policies, or print one
     Policies(PoliciesArgs),
@@ -103,7 +103,7 @@ pub(crate) struct CheckArgs {
     /// The host whose CPUID and list of saved MSRs the policy is compared with
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     pub(crate) host: HostArg,
-    /// List every entry, cluster and range, not only what is worth a look
+    /// List every entry, cluster and range, and all warnings
     #[arg(short, long)]
     verbose: bool,
     #[command(flatten)]
@@ -133,11 +133,11 @@ pub(crate) enum Detail {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum HostArg {
-    /// This host's, where it has KVM
+    /// This host, if it has KVM
     Auto,
-    /// This host's; an error where it has no KVM
+    /// This host; an error if it has no KVM
     Kvm,
-    /// None: the answer depends on the policy alone
+    /// No host: the answer depends on the policy alone
     None,
 }
 
@@ -148,7 +148,7 @@ pub(crate) struct DiffArgs {
     pub(crate) old: PathBuf,
     /// The policy, program or filter to compare it with
     pub(crate) new: PathBuf,
-    /// What makes the exit code 1
+    /// The differences that make the exit code 1
     #[arg(long, value_name = "WHAT", default_value = "any")]
     pub(crate) fail_on: FailOn,
     #[command(flatten)]
@@ -161,7 +161,7 @@ pub(crate) struct DiffArgs {
 pub(crate) enum FailOn {
     /// Any difference
     Any,
-    /// Something became looser, or so different that neither can be said
+    /// A difference that is looser, or neither looser nor stricter
     Looser,
 }
 
@@ -169,14 +169,14 @@ pub(crate) enum FailOn {
 pub(crate) struct CompileArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: PathBuf,
-    /// What to write
+    /// The format of the output
     #[arg(long, value_name = "FORMAT", default_value = "program")]
     pub(crate) format: Output,
-    /// The file to write, whole or not at all; without it, standard output. A device, a pipe, or an open file such
+    /// The file to write, completely or not at all; without it, standard output. A device, a pipe, or an open file such
     /// as /dev/stdout is written to directly
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// Write the filter even though it does not do all that the policy says
+    /// Write the filter even if it cannot do all that the policy says
     #[arg(long)]
     pub(crate) filter_only: bool,
     #[command(flatten)]
@@ -185,7 +185,7 @@ pub(crate) struct CompileArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
-    /// All of the policy, for msrgate and VMMs that link it
+    /// The whole policy, for msrgate and for VMMs that use its library
     Program,
     /// A filter in one line of JSON
     Json,
@@ -210,7 +210,7 @@ impl Output {
 pub(crate) struct TestArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: PathBuf,
-    /// Where the guest runs: KVM where there is one, else the embedded model
+    /// The place where the guest runs
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     pub(crate) backend: BackendArg,
     /// Only these MSRs: a name, an index or a range such as 0x200..=0x20f (repeatable)
@@ -226,7 +226,7 @@ pub(crate) struct TestArgs {
 pub(crate) struct ExplainArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: PathBuf,
-    /// Names, indices or ranges such as 0x200..=0x20f
+    /// The MSRs: names, indices, or ranges such as 0x200..=0x20f
     #[arg(required = true, value_name = "MSR", value_parser = msrs)]
     pub(crate) msrs: Vec<MsrSet>,
     #[command(flatten)]
@@ -240,8 +240,8 @@ pub(crate) struct ReplayArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: PathBuf,
     /// Text of the event `kvm:kvm_msr` by tracefs, `perf script` or `trace-cmd report`, or JSON lines;
-    /// `-` for standard input. The exit code is 1 if an access would be refused; 0 only if it has accesses, none of
-    /// them would be refused, and nothing is missing; else 2: there are no accesses, events were lost, lines could not be
+    /// `-` for standard input. The exit code is 1 if an access would be refused; 0 only if the trace has accesses, none of
+    /// them would be refused, and no part is missing; else 2: the trace has no accesses, events were lost, lines could not be
     /// read, the last line has no end, Ctrl-C ended the reading, or a write may be refused by what the trace does not show
     pub(crate) trace: PathBuf,
     #[command(flatten)]
@@ -253,11 +253,11 @@ pub(crate) struct ReplayArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
     /// A kernel log, a Firecracker CPU template, fingerprint or list, an msr-safe allowlist, or what
-    /// `compile` wrote; `-` for standard input. A filter that names its processor is imported with a note of it. Of a
-    /// program that differs by processor one part is imported, named in the policy, and the exit code is 1. A
-    /// last line without its line feed is not read unless it is whole all the same, and the exit code is 2 then
+    /// `compile` wrote; `-` for standard input. The policy notes the processor that a filter was compiled for. Of a
+    /// program that differs by processor, only one part is imported, and the exit code is 1. A
+    /// last line without a line feed is read only if it is certainly complete; if it is not read, the exit code is 2
     pub(crate) file: PathBuf,
-    /// The format of the file, if import does not recognise it
+    /// The format of the file, if msrgate does not recognise the format
     #[arg(long, value_name = "WHAT")]
     pub(crate) from: Option<FromArg>,
 }
@@ -268,7 +268,7 @@ pub(crate) enum FromArg {
     KernelLog,
     /// A custom CPU template of Firecracker, or a fingerprint
     Firecracker,
-    /// Firecracker's list of what a guest could read: `MSR_ADDR,VALUE`
+    /// Firecracker's list of the MSRs that a guest could read: `MSR_ADDR,VALUE`
     FirecrackerList,
     /// An allowlist of msr-safe: index, write mask, comment
     MsrSafe,
@@ -280,14 +280,14 @@ pub(crate) enum FromArg {
 
 #[derive(Debug, Args)]
 pub(crate) struct FmtArgs {
-    /// Files; one that is printed may be `-`, or the name of a shipped policy
+    /// Files; without --write and --check, one file, `-`, or the name of a shipped policy
     #[arg(required = true, value_name = "POLICY")]
     pub(crate) policies: Vec<PathBuf>,
-    /// Write the files in place, each whole or not at all; what would not change is left alone. A file that was
-    /// changed meanwhile is an error, and so is one that cannot be read or written; the others are written
+    /// Write the files in place, each completely or not at all; formatted files stay untouched. A file that was
+    /// changed meanwhile, or cannot be read or written, is an error, but the other files are still written
     #[arg(long, conflicts_with = "check")]
     pub(crate) write: bool,
-    /// Write nothing; name the files that would change, and exit with 1 if there are any
+    /// Write no file; name the files that are not formatted, and exit with 1 if there are any
     #[arg(long)]
     pub(crate) check: bool,
     #[command(flatten)]
@@ -299,7 +299,7 @@ pub(crate) struct MsrArgs {
     /// A name, part of a name, an index, or a word
     #[arg(required = true, value_name = "WORD")]
     pub(crate) words: Vec<String>,
-    /// Take this value apart by the register's fields, such as 0x850089
+    /// Decode this value, such as 0x850089, by the fields of the registers
     #[arg(long, value_name = "VALUE", value_parser = value)]
     pub(crate) decode: Option<u64>,
     #[command(flatten)]
@@ -366,7 +366,7 @@ pub(crate) struct DoctorArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PoliciesArgs {
-    /// Print the text of this one
+    /// The policy to print
     pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) format: FormatArg,
@@ -374,7 +374,7 @@ pub(crate) struct PoliciesArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct HelpArgs {
-    /// A command; `policy`, the reference of the language; or `schema`, its JSON schema for editors
+    /// A command, `policy` for the reference of the language, or `schema` for its JSON schema for editors
     pub(crate) topic: Option<String>,
 }
 
@@ -409,26 +409,26 @@ impl FromStr for Which {
 
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct FormatArg {
-    /// For people, or for programs
+    /// The form of the output
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     pub(crate) format: Format,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people
+    /// Text, for people
     Text,
-    /// For programs
+    /// JSON, for programs
     Json,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendArg {
-    /// KVM where it can be opened, else the model
+    /// KVM if it can be opened, else the model
     Auto,
     /// A real VM on this host
     Kvm,
-    /// The embedded model of KVM; measures nothing
+    /// The built-in model of KVM, which does not measure the kernel
     Model,
 }
 
@@ -463,7 +463,8 @@ fn value(text: &str) -> Result<u64, String> {
         None => digits.parse(),
     };
     value.map_err(|_| {
-        "not a number of at most 64 bits; write digits, or 0x and hexadecimal digits".to_owned()
+        "not a number of at most 64 bits; write decimal digits, or 0x and hexadecimal digits"
+            .to_owned()
     })
 }
 

@@ -266,7 +266,7 @@ fn is_called_toml(path: &Path) -> Result<(), IncludeError> {
         return Ok(());
     }
     Err(IncludeError::new(
-        "the link leads to a file whose name does not end in `.toml`",
+        "the link points to a file whose name does not end in `.toml`",
     ))
 }
 
@@ -278,7 +278,8 @@ fn unnamed(path: &str, file: &Path) -> IncludeError {
         let help = format!("rename it, or include a copy: `msrgate policies {path} > {path}.toml`");
         return IncludeError::new(why).with_help(help);
     }
-    let why = "no shipped policy has this name, and the name of a file ends in `.toml`";
+    let why =
+        "no shipped policy has this name, and the name of an included file must end in `.toml`";
     let toml = format!("{path}.toml");
     let help = if file
         .with_file_name(Path::new(&toml).file_name().unwrap_or_default())
@@ -304,14 +305,16 @@ fn unfound(path: &str, folder: &Path, error: &io::Error) -> IncludeError {
     } else {
         let folder = missing::folder(folder);
         IncludeError::new(if path.contains('/') {
-            format!("there is no such file; the path begins in {folder}")
+            format!("there is no such file; an included path starts from {folder}")
         } else {
             format!("there is no such file in {folder}")
         })
     };
     match missing::meant(path) {
         Some(meant) => error.with_help(format!("did you mean the shipped policy \"{meant}\"?")),
-        None => error.with_help("write the path from the folder of the file that includes it"),
+        None => {
+            error.with_help("write the path relative to the folder of the file that includes it")
+        }
     }
 }
 
@@ -405,7 +408,7 @@ fn read_to(bytes: &mut Vec<u8>, from: impl Read, most: usize) -> io::Result<()> 
 
 fn too_long() -> String {
     format!(
-        "it is longer than the {MAX_BYTES} bytes that a policy may have with its includes; name ranges instead of single MSRs"
+        "the policy is longer than {MAX_BYTES} bytes, the limit for a policy with its includes; name ranges instead of single MSRs"
     )
 }
 
@@ -415,9 +418,9 @@ pub(crate) fn text(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|error| {
         let at = error.valid_up_to();
         if is_policy_so_far(bytes) {
-            format!("byte {at} is not UTF-8 text; a policy is a TOML file, which is UTF-8 text")
+            format!("byte {at} is not UTF-8 text, but a policy must be UTF-8 text")
         } else {
-            "this is not taken for a policy: it is not UTF-8 text, and does not say `policy = 1`"
+            "this text is not a policy: it is not UTF-8 text, and has no line `policy = 1`"
                 .to_owned()
         }
     })

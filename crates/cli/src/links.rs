@@ -63,7 +63,7 @@ pub(crate) fn real(path: &Path) -> io::Result<PathBuf> {
         return Ok(real);
     }
     Err(io::Error::other(
-        "the path leads to a file that has no path here, as in another mount namespace",
+        "the path leads to a file outside of this mount namespace; name a file inside of it",
     ))
 }
 

@@ -48,10 +48,10 @@ impl Input {
             Ok(file) if file.metadata().is_ok_and(|found| found.is_dir()) => {
                 let hidden = argument.to_str().and_then(shipped);
                 let why = hidden.map_or_else(
-                    || "it is a folder; name a file in it".to_owned(),
+                    || "this is a folder; name a file in it".to_owned(),
                     |shipped| {
                         let name = shipped.name;
-                        format!("it is a folder, which hides the shipped policy of this name\n  rename the folder, or write `msrgate policies {name} | msrgate check -`")
+                        format!("this folder hides the shipped policy of the same name\n  rename the folder, or write `msrgate policies {name} | msrgate check -`")
                     },
                 );
                 Err(Failure::Input { what: name, why })
@@ -157,7 +157,10 @@ pub(crate) fn compiled_in(
 pub(crate) fn standard_input() -> Result<File, Failure> {
     duplicate(STDIN).map_err(|error| Failure::Input {
         what: "standard input".to_owned(),
-        why: format!("it is not open: {}", missing::reason(&error)),
+        why: format!(
+            "msrgate was started without standard input: {}",
+            missing::reason(&error)
+        ),
     })
 }
 
@@ -181,7 +184,7 @@ fn too_wide(policy: &Policy) -> Option<String> {
         Verdict::Deny => ("deny", "allowed"),
     };
     Some(format!(
-        "\n  {} alone has more than the {reach} MSRs that all ranges reach together\n  write `default = \"{other}\"` instead, and an entry for what is to be {rest}",
+        "\n  {} alone has more MSRs than the {reach} that all ranges of a filter can contain together\n  write `default = \"{other}\"` instead, and entries for the MSRs that are to be {rest}",
         output::where_it_stands(policy, entry),
     ))
 }
@@ -217,7 +220,7 @@ fn clusters(policy: &Policy, windows: &[Window]) -> String {
     let lines: String = windows.iter().take(SHOWN).map(line).collect();
     let rest = match windows.len().saturating_sub(SHOWN) {
         0 => String::new(),
-        rest => format!("\n  and {rest} more"),
+        rest => format!("\n  and {rest} more clusters"),
     };
     format!(
         "{lines}{rest}\n  delete all entries of a cluster, or give its reads and writes the same action, so that they share a range"

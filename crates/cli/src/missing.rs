@@ -25,7 +25,7 @@ pub(crate) fn why(path: &Path, error: &io::Error) -> String {
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     match folder {
         Some(folder) if !folder.is_dir() => format!("there is no folder {}", named::shown(folder)),
-        _ if path.is_symlink() => "it is a link that leads nowhere".to_owned(),
+        _ if path.is_symlink() => "the link points to a file that does not exist".to_owned(),
         Some(folder) => format!("there is no such file in {}", named::shown(folder)),
         None => "there is no such file in the current folder".to_owned(),
     }

@@ -35,7 +35,7 @@ impl CpuArg {
             Some(Which::Host) => match of_host() {
                 Ok(cpu) => Ok(Some(cpu)),
                 Err(why) => Err(Failure::Host(format!(
-                    "the processor of this host cannot be read: {why}\n  name one: --cpu VENDOR:FAMILY:MODEL[:STEPPING]"
+                    "msrgate cannot read the processor of this host: {why}\n  name one: --cpu VENDOR:FAMILY:MODEL[:STEPPING]"
                 ))),
             },
         }
@@ -46,7 +46,7 @@ impl CpuArg {
 fn of_host() -> Result<Cpu, String> {
     match CpuSignature::of_host() {
         Ok(Some(cpu)) => Ok(Cpu::from_cpuid(cpu.vendor, cpu.signature)),
-        Ok(None) => Err("KVM does not say which it is".to_owned()),
+        Ok(None) => Err("KVM does not report it".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -73,14 +73,14 @@ pub(crate) fn choose<'c>(compiled: &'c Compiled, arg: &CpuArg) -> Result<Chosen<
     let cpu = match of_host() {
         Ok(cpu) => {
             note(&format!(
-                "this is for {cpu}, the processor of this host; {differs}"
+                "the results are for {cpu}, the processor of this host; {differs}"
             ));
             cpu
         }
         Err(why) => {
             let cpu = first.example().clone();
             note(&format!(
-                "this is for processors like {cpu}, since the processor of this host cannot be read ({why}); {differs}"
+                "the results are for processors like {cpu}, because msrgate cannot read the processor of this host ({why}); {differs}"
             ));
             cpu
         }
@@ -108,7 +108,7 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
         for (filter, named) in filters {
             if *named != emit::cpu_name(&cpu) {
                 return Err(Failure::Usage(format!(
-                    "{} was compiled for {}, and --cpu asks for {cpu}; leave --cpu out, or compile a filter for that processor",
+                    "{} was compiled for {}, and --cpu asks for {cpu}; leave out --cpu, or compile a filter for that processor",
                     shown_name(&filter.name),
                     one_line(named)
                 )));
@@ -128,12 +128,12 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
     let cpu = cpu.ok().filter(|cpu| !cpu.vendor.contains('?'));
     let cpu = cpu.ok_or_else(|| {
         Failure::Usage(format!(
-            "{name} was compiled for {}, which does not name a processor fully; name it with --cpu",
+            "{name} was compiled for {}, which is not a complete processor; name the processor with --cpu",
             one_line(named)
         ))
     })?;
     note(&format!(
-        "this is for {cpu}, the processor that {name} was compiled for"
+        "the results are for {cpu}, the processor that {name} was compiled for"
     ));
     Ok(Some(cpu))
 }
@@ -141,8 +141,8 @@ pub(crate) fn compared_on(arg: &CpuArg, sides: [&Side; 2]) -> Result<Option<Cpu>
 /// Prints that the answer is about the processor `cpu`, which `--cpu` asks for.
 pub(crate) fn say_asked(arg: &CpuArg, cpu: &Cpu) {
     note(&match arg.cpu {
-        Some(Which::Host) => format!("this is for {cpu}, the processor of this host"),
-        _ => format!("this is for {cpu}"),
+        Some(Which::Host) => format!("the results are for {cpu}, the processor of this host"),
+        _ => format!("the results are for {cpu}"),
     });
 }
 

@@ -36,7 +36,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8], content: Content) -> Result<(), F
     match written(path, bytes, content) {
         Ok(Written::All) => Ok(()),
         Ok(Written::NotToATerminal) => Err(Failure::Usage(format!(
-            "a program is binary, and {} is a terminal; name a file with -o",
+            "the output is binary, and {} is a terminal; name a file with -o",
             shown(path)
         ))),
         Err(error) => Err(trouble(path, &error)),
@@ -70,7 +70,7 @@ pub(crate) fn replace(name: &Path, read: &Opened, bytes: &[u8]) -> Result<(), Fa
     if !now.is_ok_and(|now| read.is_unchanged(&now)) {
         return Err(Failure::Input {
             what: crate::named::name(name),
-            why: "another program changed the file while msrgate worked on it, and msrgate left it alone; run the command again"
+            why: "another process changed the file while msrgate worked on it, so msrgate did not write it; run the command again"
                 .to_owned(),
         });
     }
@@ -98,7 +98,7 @@ fn unwritten(path: &Path, kind: io::ErrorKind) -> String {
         }
         io::ErrorKind::PermissionDenied => {
             format!(
-                "permission denied for it or for its folder, {}",
+                "permission denied for the file or for its folder, {}",
                 shown(folder)
             )
         }
@@ -138,14 +138,14 @@ fn written(path: &Path, bytes: &[u8], content: Content) -> io::Result<Written> {
 fn say_what_changed(name: &Path, old: &Metadata, given: Given) {
     if given == Given::WithoutGroup {
         note(&format!(
-            "{} could not be given its group {}, whose members have the rights of others now; give it back with chgrp and chmod",
+            "msrgate could not restore the group {1} of {0}, so members of the group now have only the rights of others; restore group and mode with chgrp and chmod",
             shown(name),
             old.gid()
         ));
     }
     if old.nlink() > 1 {
         note(&format!(
-            "{} was one of {} hard links, and is a file of its own now; the other names keep the old file",
+            "{} was one of {} hard links, and is now a separate file; the other names keep the old content",
             shown(name),
             old.nlink()
         ));

@@ -53,7 +53,7 @@ fn message_about_folder_named_like_shipped_policy_says_so() {
     fs::create_dir(folder.path().join("linux-boot")).expect("a folder");
     let said = said(folder.path(), &["check", "linux-boot"]);
     assert!(
-        said.contains("it is a folder, which hides the shipped policy"),
+        said.contains("this folder hides the shipped policy of the same name"),
         "{said}"
     );
     assert!(
@@ -90,7 +90,7 @@ fn message_about_missing_file_names_its_folder() {
         ),
         (
             &["check", "conf"],
-            "conf: it is a folder; name a file in it",
+            "conf: this is a folder; name a file in it",
         ),
         (
             &["replay", "sandbox", "conf/t"],
@@ -111,7 +111,7 @@ fn message_about_missing_file_names_its_folder() {
     }
     let said = included(folder.path(), "conf/org.toml");
     assert!(
-        said.contains("there is no such file; the path begins in the current folder"),
+        said.contains("there is no such file; an included path starts from the current folder"),
         "{said}"
     );
 }

@@ -86,7 +86,7 @@ fn truncated_program_is_input_error() {
     let output = msrgate(&["diff", &file, GOOD]);
     assert_eq!(output.status.code(), Some(2));
     let talk = String::from_utf8(output.stderr).unwrap();
-    assert!(talk.contains("a program cut off after"), "{talk}");
+    assert!(talk.contains("the program is cut off after"), "{talk}");
 }
 
 /// If the output path is a link, the link stays and its target is replaced. The target keeps its mode, so
@@ -341,7 +341,8 @@ fn compile_does_not_replace_file_that_it_read() {
         let output = shell.current_dir(folder).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{script}: {output:?}");
         let said = String::from_utf8(output.stderr).unwrap();
-        let wanted = format!("is {what}; name another file with -o");
+        let wanted =
+            format!("is {what}, and compile does not overwrite it; name another file with -o");
         assert!(said.contains(&wanted), "{script}: {said}");
         for (name, text) in texts {
             assert_eq!(

@@ -72,12 +72,16 @@ fn import_with_possibly_cut_last_line_is_incomplete() {
         (
             "0x10 0x0\n0xc0000081 0xffffffff0",
             2,
-            Some("not imported: list:2: not read: no line feed"),
+            Some(
+                "not imported: list:2: this last line was not read: it does not end with a line feed",
+            ),
         ),
         (
             "0xc0000081 0xffffffff0",
             2,
-            Some("not imported: list:1: not read: no line feed"),
+            Some(
+                "not imported: list:1: this last line was not read: it does not end with a line feed",
+            ),
         ),
         ("0x10 0x0\n0xc0000081 0xffffffff0\n", 0, None),
         ("0x10 0x0 # \"TSC\"", 0, None),
@@ -103,7 +107,7 @@ fn import_with_possibly_cut_last_line_is_incomplete() {
         let talk = talk(&output);
         assert!(says.is_none_or(|says| talk.contains(says)), "{talk}");
         let policy = String::from_utf8(output.stdout).expect("text");
-        let is_cut = policy.contains("# The file may be cut off");
+        let is_cut = policy.contains("# A part of the file may be missing");
         assert_eq!(is_cut, code == 2 && !policy.is_empty(), "{policy}");
         let names_cut = policy.contains("0xc001 ") || policy.contains("STAR");
         assert!(!(is_cut && names_cut), "{policy}");

@@ -345,8 +345,8 @@ fn reference_picture_equals_check_output() {
         .args(["check", "linux-guest", "--host", "none"])
         .output();
     let text = String::from_utf8(output.expect("msrgate runs").stdout).expect("text");
-    let (_, picture) = text.split_once("how it packs").expect("a picture");
-    let shown = format!("```text,picture\nhow it packs{picture}```\n");
+    let (_, picture) = text.split_once("\nfilter: ").expect("a picture");
+    let shown = format!("```text,picture\nfilter: {picture}```\n");
     assert!(
         read("docs/policy-reference.md").contains(&shown),
         "docs/policy-reference.md is to have\n{shown}"

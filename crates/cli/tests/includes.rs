@@ -92,7 +92,7 @@ fn secret_behind_a_link_is_not_quoted() {
         );
     }
     let (said, _) = included(folder, "hard.toml");
-    assert!(said.contains("this is not taken for a policy"), "{said}");
+    assert!(said.contains("this text is not a policy"), "{said}");
 }
 
 /// If the policy itself is a link to a secret file, as may be in a stranger's repository, no command quotes
@@ -120,7 +120,7 @@ fn secret_behind_link_in_place_of_policy_is_not_quoted() {
         let (said, code) = run(folder, arguments);
         assert!(!said.contains("hunter2"), "{arguments:?}: {said}");
         assert!(
-            said.contains("not taken for a policy"),
+            said.contains("this text is not a policy"),
             "{arguments:?}: {said}"
         );
         assert_eq!(code, Some(1), "{arguments:?}: {said}");
@@ -131,7 +131,7 @@ fn secret_behind_link_in_place_of_policy_is_not_quoted() {
 /// They do not tell the file's length either, because the length of a secret is a part of the secret.
 #[test]
 fn message_about_text_that_is_no_policy_tells_at_most_its_version() {
-    const NONE: &str = "this is not taken for a policy";
+    const NONE: &str = "this text is not a policy";
     let folder = folder();
     let folder = folder.path();
     let long = format!("hunter2 = '{}'\n", "x".repeat(5000));
@@ -207,13 +207,16 @@ fn included_pipe_device_or_folder_is_refused() {
         ("folder.toml", "not a regular file"),
         (
             "zero.toml",
-            "the link leads to a file whose name does not end in",
+            "the link points to a file whose name does not end in",
         ),
         (
             "environ.toml",
-            "the link leads to a file whose name does not end in",
+            "the link points to a file whose name does not end in",
         ),
-        ("/proc/self/environ", "the name of a file ends in"),
+        (
+            "/proc/self/environ",
+            "the name of an included file must end in",
+        ),
         ("loop.toml", "too many levels of symbolic links"),
         ("absent.toml", "there is no such file in the current folder"),
     ] {

@@ -47,7 +47,7 @@ fn of_host() -> Option<String> {
         Some(0) => Some(cpu_in(&output, "/0/cpu").as_str().expect("text").to_owned()),
         code => {
             assert_eq!(code, Some(3), "{output:?}");
-            assert!(talk(&output).contains("the processor of this host cannot be read"));
+            assert!(talk(&output).contains("msrgate cannot read the processor of this host"));
             None
         }
     }
@@ -85,7 +85,10 @@ fn answer_without_cpu_option_is_about_processor_of_host() {
                 let asked = msrgate(command, &["--cpu", "host"]);
                 assert_eq!(asked.stdout, output.stdout, "{command:?}");
             }
-            None => assert!(talk(&output).contains("cannot be read"), "{output:?}"),
+            None => assert!(
+                talk(&output).contains("cannot read the processor of this host"),
+                "{output:?}"
+            ),
         }
     }
     for (command, pointer) in &COMMANDS[3..] {
@@ -130,7 +133,7 @@ fn command_asks_for_stepping_if_policy_differs_by_stepping() {
         let output = msrgate(command, &["--cpu", "GenuineIntel:6:0x6a"]);
         assert_eq!(output.status.code(), Some(2), "{command:?}");
         assert!(
-            talk(&output).contains("write GenuineIntel:6:0x6a:STEPPING"),
+            talk(&output).contains("write a stepping, too: GenuineIntel:6:0x6a:STEPPING"),
             "{output:?}"
         );
         // All steppings of the first processor's model are alike, and the second processor has a stepping.
@@ -202,7 +205,7 @@ fn compile_accepts_every_processor_that_its_message_offers() {
         assert!(offered.len() > 1, "{offered:?}");
         // This host's processor is offered first, and the one that stands for all other vendors last.
         assert_eq!(offered[0], "host");
-        let is_other = |cpu: &str| cpu.contains(" # for vendors that the policy does not name");
+        let is_other = |cpu: &str| cpu.contains(" # for all vendors that the policy does not name");
         assert!(offered.iter().rev().skip(1).all(|cpu| !is_other(cpu)));
         for cpu in &offered[1..] {
             let cpu = cpu.split(" #").next().expect("a part");
@@ -253,12 +256,12 @@ fn import_of_program_with_several_variants_answers_no() {
     let output = msrgate(&["import", program.to_str().expect("text")], &[]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(
-        talk(&output).contains("of processors such as any other:0:0x0:0; on others"),
+        talk(&output).contains("for processors such as any other:0:0x0:0; on other processors"),
         "{output:?}"
     );
     let policy = String::from_utf8(output.stdout).expect("text");
     assert!(
-        policy.contains("# On processors such as any other:0:0x0:0: It decides"),
+        policy.contains("# This holds on processors such as any other:0:0x0:0.\n"),
         "{policy}"
     );
 }
@@ -274,7 +277,7 @@ fn diff_with_filter_is_about_processor_that_filter_names() {
             let output = msrgate(&diff, &[]);
             assert_eq!(output.status.code(), Some(0), "{output:?}");
             let said = format!(
-                "note: this is for AuthenticAMD:25:0x1:0, the processor that {file} was compiled for\n"
+                "note: the results are for AuthenticAMD:25:0x1:0, the processor that {file} was compiled for\n"
             );
             assert_eq!(talk(&output), said);
             let json = msrgate(&diff, &["--format", "json"]);

@@ -236,7 +236,11 @@ fn every_gap_in_kvm_filter_is_in_reference_and_can_be_accepted() {
 /// Returns the words that the message about this text offers in place of an unknown word.
 fn offered(text: &str) -> BTreeSet<String> {
     let said = said_of(&format!("{HEAD}{text}"));
-    let (_, list) = said.split_once("may be ").expect(&said);
+    // There is only one device, so its message has no list.
+    let list = said
+        .split_once("may be ")
+        .or_else(|| said.split_once("the only device is "));
+    let (_, list) = list.expect(&said);
     list.split(", ")
         .map(|word| word.trim().trim_matches(['`', '"']).to_owned())
         .collect()

@@ -73,7 +73,7 @@ fn replay_of_trace_without_accesses_gives_no_answer() {
         let (code, out, err) = said(replay("tests/policies/good.toml", "-"), trace);
         assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
         assert!(
-            err.starts_with("error: standard input: the trace has no access"),
+            err.starts_with("error: standard input: the trace has no MSR access"),
             "{err}"
         );
         assert_eq!(err.contains("3 events are missing"), trace == entry);
@@ -106,7 +106,7 @@ fn replay_of_trace_with_missing_events_never_answers_yes() {
             let trace = [more, access].concat();
             let (code, out, _) = said(replay("tests/policies/good.toml", "-"), &trace);
             assert_eq!(code, Some(wanted), "{out}");
-            let is_part = out.contains("only a part of the trace");
+            let is_part = out.contains("but a part of the trace is missing");
             assert_eq!(is_part, wanted == 2, "{out}");
             let run = replay_as("json", "tests/policies/good.toml", "-");
             let (code, out, _) = said(run, &trace);
@@ -121,7 +121,7 @@ fn replay_of_trace_with_missing_events_never_answers_yes() {
 #[test]
 fn replay_prints_report_after_ctrl_c() {
     let (code, out, err) = interrupted(replay("tests/policies/good.toml", "-"), REFUSED);
-    assert_eq!(err, "stopped after line 2 of standard input\n");
+    assert_eq!(err, "stopped by Ctrl-C after line 2 of standard input\n");
     assert_eq!(code, Some(1), "{out}");
     assert!(out.contains("of 2 accesses, 1 would be refused"), "{out}");
 }
@@ -134,7 +134,7 @@ fn replay_stopped_before_any_refusal_never_answers_yes() {
     let (code, out, _) = interrupted(replay(policy, "-"), ALLOWED);
     assert_eq!(code, Some(2), "{out}");
     assert!(
-        out.contains("of 2 accesses, none would be refused, but only a part of the trace was read"),
+        out.contains("of 2 accesses, none would be refused, but a part of the trace is missing"),
         "{out}"
     );
     let (code, out, _) = interrupted(replay_as("json", policy, "-"), ALLOWED);
@@ -277,7 +277,7 @@ fn trace_that_ends_within_a_line_is_incomplete() {
     let (code, out, _) = said(replay("tests/policies/good.toml", "-"), &trace);
     assert_eq!(code, Some(2), "{out}");
     assert!(
-        out.contains("the trace is cut off: its last line has no end"),
+        out.contains("the trace is cut off: its last line has no line feed"),
         "{out}"
     );
 }

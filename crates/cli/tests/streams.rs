@@ -226,7 +226,8 @@ fn closed_standard_input_is_an_error() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         let talk = String::from_utf8(output.stderr).expect("text");
         assert_eq!(
-            talk, "error: standard input: it is not open: bad file descriptor\n",
+            talk,
+            "error: standard input: msrgate was started without standard input: bad file descriptor\n",
             "{arguments:?}"
         );
     }

@@ -222,7 +222,10 @@ impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::WrongSize { found, expected } => {
-                write!(f, "{found} bytes where the struct has {expected}")
+                write!(
+                    f,
+                    "the bytes have the length {found}, but the struct has {expected} bytes"
+                )
             }
         }
     }
@@ -248,7 +251,7 @@ impl fmt::Display for EncodeError {
         match self {
             Self::PointerTooWide { slot, bitmap } => write!(
                 f,
-                "range {slot}: the bitmap at {bitmap} is out of reach of a 32-bit pointer"
+                "range {slot}: a 32-bit pointer cannot hold the bitmap's address {bitmap}"
             ),
         }
     }

@@ -31,10 +31,10 @@ pub enum BitmapError {
 impl fmt::Display for BitmapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Empty => f.write_str("a range of no MSRs"),
+            Self::Empty => f.write_str("a range must have at least one MSR"),
             Self::TooLong(count) => write!(
                 f,
-                "a range of {count:#x} MSRs, more than the {:#x} that one bitmap holds",
+                "a range of {count:#x} MSRs is too large: a bitmap holds at most {:#x}",
                 Bitmap::MAX_COUNT
             ),
         }

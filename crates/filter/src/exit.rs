@@ -119,7 +119,7 @@ impl ReasonMask {
 
 impl fmt::Display for UnknownReasons {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no exit reason has a bit of {:#x}", self.0)
+        write!(f, "the exit reason mask has unknown bits: {:#x}", self.0)
     }
 }
 

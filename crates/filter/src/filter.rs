@@ -38,10 +38,12 @@ impl fmt::Display for FilterError {
             Self::TooManyRanges(count) => {
                 write!(
                     f,
-                    "{count} ranges, more than the {MAX_RANGES} of one filter"
+                    "{count} ranges are too many: a filter has at most {MAX_RANGES}"
                 )
             }
-            Self::DenyWithoutRanges => f.write_str("default deny without any range"),
+            Self::DenyWithoutRanges => {
+                f.write_str("a filter with the default action deny needs at least one range")
+            }
         }
     }
 }

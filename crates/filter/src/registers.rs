@@ -27,8 +27,8 @@ pub enum RegisterFault {
 impl fmt::Display for RegisterFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Unknown => "no such MSR",
-            Self::Invalid => "an access that the MSR does not take",
+            Self::Unknown => "KVM does not know the MSR",
+            Self::Invalid => "the MSR does not accept the access",
         })
     }
 }

@@ -111,14 +111,15 @@ impl SetError {
 impl fmt::Display for SetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoSuchCall => f.write_str("no form of this call for a 32-bit caller"),
-            Self::Unreadable(at) => write!(f, "the filter at {at} is not readable memory"),
+            Self::NoSuchCall => {
+                f.write_str("the kernel has no form of this call for a 32-bit caller")
+            }
+            Self::Unreadable(at) => write!(f, "the memory of the filter at {at} cannot be read"),
             Self::UnknownFlags(flags) => write!(
                 f,
-                "unknown bits in the filter's flags {flags:#x}: 0 allows by default, \
-                 {DEFAULT_DENY:#x} denies"
+                "the filter's flags {flags:#x} have unknown bits: use 0 for the default action allow, or {DEFAULT_DENY:#x} for deny"
             ),
-            Self::NoFilter(error) => write!(f, "{error}: add a range"),
+            Self::NoFilter(error) => write!(f, "{error}"),
             Self::Range { slot, why } => write!(f, "range {slot}: {why}"),
         }
     }
@@ -131,14 +132,15 @@ impl fmt::Display for RangeError {
         match self {
             Self::UnknownFlags(flags) => write!(
                 f,
-                "unknown bits in the flags {flags:#x}: 0x1 speaks of reads, 0x2 of writes"
+                "the flags {flags:#x} have unknown bits: use 0x1 for reads, 0x2 for writes, or 0x3 for both"
             ),
-            Self::NoFlags => f.write_str("flags 0: set 0x1 for reads, 0x2 for writes, or both"),
-            Self::Bitmap(error) => write!(f, "{error}: split it"),
+            Self::NoFlags => {
+                f.write_str("the flags are 0: use 0x1 for reads, 0x2 for writes, or 0x3 for both")
+            }
+            Self::Bitmap(error) => write!(f, "{error}; split the range"),
             Self::Unreadable { bitmap, bytes } => write!(
                 f,
-                "the bitmap at {bitmap} is not {bytes} bytes of readable memory: pad it to whole \
-                 8-byte words"
+                "the {bytes} bytes of the bitmap at {bitmap} cannot be read: pad the bitmap to whole 8-byte words"
             ),
         }
     }

@@ -122,7 +122,7 @@ pub struct ExitPending(pub Exit);
 impl fmt::Display for ExitPending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Exit { index, access, .. } = self.0;
-        write!(f, "a {access} of {index} still waits for its completion")
+        write!(f, "the vCPU still has to complete a {access} of {index}")
     }
 }
 

@@ -64,7 +64,10 @@ pub struct ForeignFilter {
 impl fmt::Display for ForeignFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { vm, filter } = self;
-        write!(f, "a filter of revision {filter:?} for a VM of {vm:?}")
+        write!(
+            f,
+            "the filter has the revision {filter:?}, but the VM has {vm:?}"
+        )
     }
 }
 

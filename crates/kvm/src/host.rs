@@ -131,13 +131,18 @@ impl fmt::Display for HostError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Absent { device } => write!(f, "there is no {}", name(device)),
-            Self::NoDriver { device } => write!(f, "{} has no driver behind it", name(device)),
+            Self::NoDriver { device } => {
+                write!(f, "{} exists, but no driver serves it", name(device))
+            }
             Self::NotPermitted { device } => {
                 write!(f, "no permission to open {}", name(device))
             }
             Self::NotKvm { device } => write!(f, "{} is not a KVM device", name(device)),
             Self::ApiVersion { version } => {
-                write!(f, "KVM speaks version {version} of its interface, not 12")
+                write!(
+                    f,
+                    "KVM reports the API version {version}, but msrgate needs 12"
+                )
             }
             Self::TooOld { missing } => write!(
                 f,
@@ -148,8 +153,10 @@ impl fmt::Display for HostError {
             Self::Open { device, reason } => {
                 write!(f, "cannot open {}: {}", name(device), one_line(reason))
             }
-            Self::CreateVm { errno } => write!(f, "KVM makes no VM: {errno}"),
-            Self::Lists { errno } => write!(f, "KVM does not say what it offers a guest: {errno}"),
+            Self::CreateVm { errno } => write!(f, "KVM cannot create a VM: {errno}"),
+            Self::Lists { errno } => {
+                write!(f, "KVM does not list its CPUID leaves and MSRs: {errno}")
+            }
         }
     }
 }
@@ -176,7 +183,7 @@ impl HostError {
                  device file alone is not enough."
             }
             Self::NotPermitted { .. } => {
-                "Join the group that owns it (usermod -aG kvm USER, then log in again), or ask for \
+                "Join the group that owns the device file (usermod -aG kvm USER, then log in again), or ask for \
                  an ACL (setfacl -m u:USER:rw /dev/kvm). In a container, its device rules must \
                  allow it too."
             }
@@ -186,7 +193,7 @@ impl HostError {
                  their arguments fully."
             }
             Self::Busy { .. } => {
-                "Stop the other hypervisor that uses the CPU (VirtualBox, VMware), or wait for it."
+                "Stop the other hypervisor that uses the CPU (VirtualBox, VMware), or wait until it ends."
             }
             Self::Open { .. } | Self::CreateVm { .. } | Self::Lists { .. } => {
                 "The kernel log (dmesg) may say more; limits on open files, memory or a seccomp \

@@ -50,12 +50,14 @@ impl fmt::Display for InstallError {
         match self {
             Self::Revision(revision) => write!(
                 f,
-                "a filter of revision {revision:?} cannot be installed: kernels follow mainline"
+                "a filter of revision {revision:?} cannot be installed: all kernels have the revision Mainline"
             ),
             Self::Reasons { mask, errno } => {
                 write!(f, "the kernel refuses the exit reasons {mask}: {errno}")
             }
-            Self::Duplicate(errno) => write!(f, "cannot keep the VM's file descriptor: {errno}"),
+            Self::Duplicate(errno) => {
+                write!(f, "cannot duplicate the VM's file descriptor: {errno}")
+            }
             Self::Filter(errno) => write!(f, "the kernel refuses the filter: {errno}"),
         }
     }

@@ -149,8 +149,8 @@ impl fmt::Display for MeasureError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Guest(error) => error.fmt(f),
-            Self::SetFilter(errno) => write!(f, "setting the filter: {errno}"),
-            Self::SetReasons(errno) => write!(f, "asking for MSR exits: {errno}"),
+            Self::SetFilter(errno) => write!(f, "the kernel refuses the filter: {errno}"),
+            Self::SetReasons(errno) => write!(f, "the kernel refuses to enable MSR exits: {errno}"),
         }
     }
 }
@@ -289,7 +289,7 @@ impl Plan {
         };
         match seen {
             Ok(not_tried) => row.seen = not_tried,
-            Err(None) => row.deviate("S5.4", "the guest gave no report of it".to_owned()),
+            Err(None) => row.deviate("S5.4", "the guest did not report the access".to_owned()),
             Err(Some(observed)) => {
                 row.look(&observed);
                 row.judge(
@@ -337,17 +337,20 @@ impl Measured {
             (_, Pass::Faults, Seen::Exit(_)) => {
                 self.deviate(
                     "S5.2",
-                    "an exit, although the mask asks for none".to_owned(),
+                    "the access exits, although the reason mask asks for no exits".to_owned(),
                 );
             }
             (_, _, Seen::Exit(None)) => {
-                self.deviate("S5.2", "an exit without exactly one reason".to_owned());
+                self.deviate(
+                    "S5.2",
+                    "the access exits with no reason, or with several".to_owned(),
+                );
             }
             (Verdict::Allow, _, Seen::Exit(Some(ExitReason::Filter))) => {
-                self.deviate(statement, "the filter refused it".to_owned());
+                self.deviate(statement, "the filter refused the access".to_owned());
             }
             (Verdict::Deny, _, Seen::Value(_) | Seen::Written) => {
-                self.deviate(statement, "the filter let it pass".to_owned());
+                self.deviate(statement, "the filter let the access pass".to_owned());
             }
             (
                 Verdict::Deny,
@@ -356,13 +359,13 @@ impl Measured {
             ) => {
                 self.deviate(
                     "S5.1",
-                    format!("KVM looked at the MSR first: reason {reason}"),
+                    format!("KVM looked at the MSR before the filter: reason {reason}"),
                 );
             }
             (Verdict::Deny, Pass::Exits, Seen::Fault) => {
                 self.deviate(
                     "S5.2",
-                    "#GP without an exit, although the mask asks for one".to_owned(),
+                    "the access gets #GP without an exit, although the reason mask asks for an exit".to_owned(),
                 );
             }
             _ => {}
@@ -374,19 +377,25 @@ impl Measured {
             if let Site::Elsewhere(rip) = fault.site {
                 self.deviate(
                     "S5.7",
-                    format!("#GP with RIP {rip:#x}, not at the instruction"),
+                    format!("the access gets #GP with RIP {rip:#x}, which is not the instruction"),
                 );
             }
             if fault.code != 0 {
-                self.deviate("S5.7", format!("#GP with error code {:#x}", fault.code));
+                self.deviate(
+                    "S5.7",
+                    format!("the access gets #GP with error code {:#x}", fault.code),
+                );
             }
             if fault.registers != GuestRegisters::Untouched {
-                self.deviate("S5.4", "#GP, and registers changed".to_owned());
+                self.deviate(
+                    "S5.4",
+                    "the access gets #GP, but registers changed".to_owned(),
+                );
             }
         } else if observed.exit.is_some() {
             self.deviate(
                 "S5.4",
-                "no #GP, although user space answered with an error".to_owned(),
+                "the access gets no #GP, although user space answered with an error".to_owned(),
             );
         }
     }
@@ -429,10 +438,16 @@ impl Measured {
         let now = matches!(self.seen, Seen::Value(_) | Seen::Written);
         match (before, now) {
             (true, false) if self.seen == Seen::Fault => {
-                self.deviate("S5.2", "#GP once no exits are asked for".to_owned());
+                self.deviate(
+                    "S5.2",
+                    "the access gets #GP when the reason mask asks for no exits".to_owned(),
+                );
             }
             (false, true) => {
-                self.deviate("S5.2", "it passes once no exits are asked for".to_owned());
+                self.deviate(
+                    "S5.2",
+                    "the access passes when the reason mask asks for no exits".to_owned(),
+                );
             }
             _ => {}
         }

@@ -173,6 +173,6 @@ fn readme_vmm_answers_exits_and_ends_on_kill() {
     let violation = run(WRITES, &file).unwrap_err();
     assert_eq!(
         violation.to_string(),
-        "vCPU 0: a write of MSR 0x10001, for which the policy says kill"
+        "vCPU 0: the policy has the action kill for the write of MSR 0x10001"
     );
 }

@@ -106,7 +106,7 @@ impl NamedCpu {
                 } = &self.cpu;
                 let named = format!("{}:{family}:{model:#x}", quoted(vendor));
                 Err(CpuError(format!(
-                    "{named} needs a stepping, since the policy differs between the steppings 0 and {other}; write {named}:STEPPING"
+                    "the policy differs between the steppings 0 and {other} of {named}; write a stepping, too: {named}:STEPPING"
                 )))
             }
         }
@@ -224,7 +224,10 @@ pub(crate) fn check_number(part: CpuPart, number: u32) -> Result<u32, MistakeKin
     Err(MistakeKind::NoProcessor {
         number,
         key: part.key,
-        help: format!("the largest in CPUID leaf 1 is {:#x}", part.most),
+        help: format!(
+            "the largest {} that CPUID leaf 1 can report is {:#x}",
+            part.key, part.most
+        ),
     })
 }
 
@@ -245,7 +248,7 @@ pub(crate) fn check_model(
                 number: model,
                 key: CpuPart::MODEL.key,
                 help: format!(
-                    "the largest in CPUID leaf 1 is {1:#x} for families before {0}",
+                    "the largest model that CPUID leaf 1 can report is {1:#x} for families below {0}",
                     CpuPart::FIRST_WITH_LONG_MODEL,
                     CpuPart::LAST_SHORT_MODEL
                 ),
@@ -265,7 +268,7 @@ fn number(part: CpuPart, text: &str) -> Result<u32, CpuError> {
     match u32::from_str_radix(digits, radix) {
         Ok(number) if is_plain => Ok(check_number(part, number)?),
         _ => Err(CpuError(format!(
-            "`{}` is not a {}; write digits, or `0x` and hexadecimal digits",
+            "`{}` is not a {}; write decimal digits, or `0x` and hexadecimal digits",
             quoted(text),
             part.key
         ))),
@@ -337,8 +340,8 @@ mod tests {
         }
         assert!(refused("x:6:0x6a").contains("may be \"GenuineIntel\""));
         // The names have twelve bytes: some bytes are not ASCII, or one is a control character.
-        assert!(refused("éééééé:6:0x6a").contains("no processor's vendor"));
-        assert!(refused("\u{1}23456789012:6:0x6a").contains("no processor's vendor"));
+        assert!(refused("éééééé:6:0x6a").contains("no processor has the vendor"));
+        assert!(refused("\u{1}23456789012:6:0x6a").contains("no processor has the vendor"));
         assert!(refused(":6:0x6a").contains("may be \"GenuineIntel\""));
         assert!(!refused("\u{202e}\u{1b}[2J:6:0x6a").contains(['\u{202e}', '\u{1b}']));
     }

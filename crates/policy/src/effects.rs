@@ -6,7 +6,11 @@ use msrgate_filter::MsrIndex;
 /// write.
 const EFFECTS: [(u32, u32, &str); 12] = [
     (0x10, 0x10, "sets the time-stamp counter"),
-    (0x11, 0x12, "gives KVM an address in the guest to write to"),
+    (
+        0x11,
+        0x12,
+        "gives KVM an address in the guest's memory, to which KVM then writes",
+    ),
     (0x49, 0x49, "flushes the branch predictors"),
     (0x79, 0x79, "loads microcode from the guest's memory"),
     (0x10b, 0x10b, "flushes the L1 cache"),
@@ -14,17 +18,17 @@ const EFFECTS: [(u32, u32, &str); 12] = [
     (
         0x800,
         0x8ff,
-        "is an x2APIC command: ends or sends interrupts",
+        "is an x2APIC command, which ends or sends interrupts",
     ),
     (
         0x4000_0000,
         0x4000_01ff,
-        "speaks to a hypervisor: hypercall page, reset, timers",
+        "is a command to the hypervisor, such as a reset or a timer",
     ),
     (
         0x4b56_4d00,
         0x4b56_4dff,
-        "gives KVM an address in the guest to write to",
+        "gives KVM an address in the guest's memory, to which KVM then writes",
     ),
     (
         0xc001_0020,

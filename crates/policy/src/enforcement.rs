@@ -62,8 +62,10 @@ impl Cause {
     pub const fn why(self) -> &'static str {
         match self {
             Self::Gap(gap) => gap.why,
-            Self::Audit => "`mode = \"audit\"` refuses nothing: what would be refused is recorded",
-            Self::Puncture(_) => "an included entry that lies within it decides",
+            Self::Audit => {
+                "`mode = \"audit\"` refuses no access, but only records what the policy would refuse"
+            }
+            Self::Puncture(_) => "an included entry that lies within this entry decides",
         }
     }
 

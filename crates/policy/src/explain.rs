@@ -164,7 +164,7 @@ impl Explanation<'_> {
             Log::Denied if self.action.refuses() => "one for each access",
             Log::Denied if may_refuse => "one for each access that is refused",
             Log::Denied => "none: only refusals are logged",
-            Log::First => "one for the first access of the VM",
+            Log::First => "one for the first access by the VM",
             Log::All => "one for each access",
         }
     }

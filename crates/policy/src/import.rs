@@ -77,17 +77,17 @@ impl Format {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::KernelLog => {
-                "For MSRs that KVM did not know the policy does what KVM did; KVM handles all others. Where KVM answered, a gate has to answer."
+                "For MSRs that KVM did not know, the policy does what KVM did; KVM handles all other MSRs. Where KVM answered an access of such an MSR, a gate in the VMM has to answer it."
             }
             Self::Firecracker => {
-                "A template gives registers their first values and refuses nothing. The policy has the values that a guest cannot change."
+                "A template gives registers their first values and refuses no access. The policy has only the values that a guest cannot change."
             }
-            Self::FirecrackerList => "The guest can read what it could read before.",
+            Self::FirecrackerList => "The guest can read the registers that the list names.",
             Self::MsrSafe => {
-                "The guest can read what the allowlist names, and write where the allowlist says so."
+                "The guest can read the registers that the allowlist names, and write the bits that the allowlist permits."
             }
-            Self::Compiled => "It decides every access as the compiled filter does.",
-            Self::Program => "It decides and answers every access as the program does.",
+            Self::Compiled => "The policy decides every access as the compiled filter does.",
+            Self::Program => "The policy decides and answers every access as the program does.",
         }
     }
 }
@@ -161,10 +161,10 @@ impl fmt::Display for ImportError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownFormat => f.write_str(
-                "the file has no known format; msrgate imports kernel logs of KVM, Firecracker's CPU templates, fingerprints and lists, msr-safe allowlists, programs, and compiled filters in JSON, C, Rust or bytes; name the format with --from",
+                "msrgate does not recognise the format of the file; name it with --from: a kernel log of KVM, a CPU template, fingerprint or list of Firecracker, an allowlist of msr-safe, a program, or a compiled filter in JSON, C, Rust or bytes",
             ),
             Self::Json(message) => {
-                write!(f, "the JSON is not as it should be: {}", one_line(message))
+                write!(f, "invalid JSON: {}", one_line(message))
             }
             Self::Value { place, why } => { write!(f, "{}: {}", one_line(place), one_line(why)) },
             Self::Bytes(why) => f.write_str(&one_line(why)),
@@ -216,7 +216,7 @@ fn read_lines(bytes: &[u8], read: fn(&[u8]) -> Drafts, is_whole: fn(&str) -> boo
         let mut drafts = read(bytes);
         drafts.lose(
             Some(memchr::memchr_iter(b'\n', &bytes[..at]).count() + 1),
-            "this line has a byte that is 0, so a part of the file was lost; get the file anew",
+            "this line has a zero byte, so a part of the file was lost; copy or record the file again",
         );
         drafts.lacks(Gap::CutOff);
         return drafts;
@@ -230,7 +230,7 @@ fn read_lines(bytes: &[u8], read: fn(&[u8]) -> Drafts, is_whole: fn(&str) -> boo
     let mut drafts = read(before);
     drafts.lose(
         Some(memchr::memchr_iter(b'\n', before).count() + 1),
-        "not read: no line feed ends this last line, so that it and what follows may be cut off; if it is whole, end the file with a line feed",
+        "this last line was not read: it does not end with a line feed, so the file may be cut off here; if the line is complete, add a line feed",
     );
     drafts.lacks(Gap::CutOff);
     drafts

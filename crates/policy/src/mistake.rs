@@ -66,7 +66,7 @@ pub enum MistakeKind {
         help: String,
     },
     /// A key occurs twice in one table.
-    #[error("`{key}` stands {}", twice(*.line, *.first), key = one_line(key))]
+    #[error("`{key}` is written {}", twice(*.line, *.first), key = one_line(key))]
     DuplicateKey {
         /// The key.
         key: String,
@@ -78,7 +78,7 @@ pub enum MistakeKind {
         first: Option<u32>,
     },
     /// The text does not say that it is a policy. Messages must not quote anything of it.
-    #[error("this is not taken for a policy: {}", no_language(*.line))]
+    #[error("this text is not a policy: {}", no_language(*.line))]
     NotAPolicy {
         /// The first line that is not TOML, if there is one.
         line: Option<u32>,
@@ -138,7 +138,7 @@ pub enum MistakeKind {
         help: String,
     },
     /// The key is known, but belongs elsewhere in a policy.
-    #[error("`{key}` stands {place}", key = one_line(key))]
+    #[error("`{key}` is written {place}", key = one_line(key))]
     Misplaced {
         /// The key.
         key: String,
@@ -148,7 +148,7 @@ pub enum MistakeKind {
         help: String,
     },
     /// A value has the wrong type.
-    #[error("`{key}` is {found}, and should be {wanted}", key = one_line(key))]
+    #[error("`{key}` is {found}, but must be {wanted}", key = one_line(key))]
     WrongType {
         /// The key.
         key: String,
@@ -210,7 +210,7 @@ pub enum MistakeKind {
     },
     /// No processor has this vendor: the name is not twelve bytes long, or is a misspelt name of a
     /// known vendor.
-    #[error("no processor's vendor is `{name}`: CPUID leaf 0 spells it in twelve characters", name = one_line(name))]
+    #[error("no processor has the vendor `{name}`: CPUID leaf 0 spells a vendor in twelve characters", name = one_line(name))]
     NoVendor {
         /// The name.
         name: String,
@@ -232,7 +232,7 @@ pub enum MistakeKind {
         help: String,
     },
     /// An entry gives MSR 0xffffffff another action than the default (S3.5).
-    #[error("`{}` gives MSR 0xffffffff another action than `default`, which alone decides it (S3.5)", one_line(.0))]
+    #[error("`{}` gives MSR 0xffffffff an action other than `default`, but only `default` decides this MSR (S3.5)", one_line(.0))]
     NamesTheLastMsr(String),
     /// A table entry lacks one direction.
     #[error("`{key}` does not say what happens to a {access}", key = one_line(key))]
@@ -243,7 +243,7 @@ pub enum MistakeKind {
         access: Access,
     },
     /// Two keys of an entry both set an action.
-    #[error("`{key}` has `{one}` and `{other}`, which both say what happens", key = one_line(key), one = one_line(one), other = one_line(other))]
+    #[error("`{key}` has both `{one}` and `{other}`, and each of them sets an action", key = one_line(key), one = one_line(one), other = one_line(other))]
     SaidTwice {
         /// The key of the entry.
         key: String,
@@ -269,7 +269,7 @@ pub enum MistakeKind {
         help: String,
     },
     /// An entry names a device that the policy does not set up.
-    #[error("`{key}` names the device `{device}`, which is not set up", key = one_line(key), device = one_line(device))]
+    #[error("`{key}` names the device `{device}`, but the policy does not set up this device", key = one_line(key), device = one_line(device))]
     DeviceNotSetUp {
         /// The entry's key.
         key: String,
@@ -307,11 +307,11 @@ pub enum MistakeKind {
     /// `unknown` is set although the default is deny: then the filter refuses the access, and KVM
     /// does not report an unknown MSR (S5.1).
     #[error(
-        "`unknown` has no effect under `default = \"deny\"`, which refuses these accesses first (S5.1)"
+        "`unknown` has no effect under `default = \"deny\"`, which refuses accesses of unknown MSRs first (S5.1)"
     )]
     UnknownNeedsAllow,
     /// `accept` names a gap that does not exist.
-    #[error("`accept` cannot have \"{name}\", which is not the name of a gap", name = one_line(name))]
+    #[error("`accept` cannot name \"{name}\", which is not a gap", name = one_line(name))]
     UnknownGap {
         /// The name.
         name: String,
@@ -319,7 +319,7 @@ pub enum MistakeKind {
         help: String,
     },
     /// Two entries disagree, and overlap in part or name the same MSRs.
-    #[error("`{first}` and `{second}` {how}, and disagree on {accesses}", accesses = both_or(*accesses), first = one_line(first), second = one_line(second), how = one_line(how))]
+    #[error("`{first}` and `{second}` {how}, but have different actions for {accesses}", accesses = both_or(*accesses), first = one_line(first), second = one_line(second), how = one_line(how))]
     Conflict {
         /// The key of the entry that comes first.
         first: String,
@@ -333,7 +333,7 @@ pub enum MistakeKind {
         help: String,
     },
     /// An entry is looser than a `final` entry.
-    #[error("{} the {access} of {index}{} than the final entry `{fixed}`", loosens(key, decides.as_deref()), looser(decides.as_deref()), fixed = one_line(fixed))]
+    #[error("{} {access}s of {index}{} than the final entry `{fixed}`", loosens(key, decides.as_deref()), looser(decides.as_deref()), fixed = one_line(fixed))]
     Loosened {
         /// The key of the entry that is looser, or that replaced the final entry.
         key: String,
@@ -378,7 +378,7 @@ pub enum MistakeKind {
         way: String,
     },
     /// A setting of an include differs from the policy's.
-    #[error("{file} has another `{key}` than the policy that includes it", file = one_line(file))]
+    #[error("{file} and the policy that includes it have different values of `{key}`", file = one_line(file))]
     Disagrees {
         /// The setting.
         key: &'static str,
@@ -397,9 +397,9 @@ fn twice(line: u32, first: Option<u32>) -> String {
 
 fn no_language(line: Option<u32>) -> String {
     match line {
-        None => "it does not say `policy = 1`".to_owned(),
+        None => "it has no line `policy = 1`".to_owned(),
         Some(line) => {
-            format!("line {line} is not TOML, and `policy = 1` does not stand above it")
+            format!("line {line} is not TOML, and no line above it is `policy = 1`")
         }
     }
 }

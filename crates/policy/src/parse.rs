@@ -216,15 +216,13 @@ impl<'i> Reader<'i> {
                 _ => format!("\\U{number:08x}"),
             };
             let why = if is_shown(c) {
-                "a letter may have four such marks; "
+                " (a letter may have at most four such marks)"
             } else {
                 ""
             };
             let kind = MistakeKind::Hidden {
                 character: format!("U+{number:04X}"),
-                help: format!(
-                    "delete it; {why}a string in double quotes may have it as `{escape}`"
-                ),
+                help: format!("delete it, or write `{escape}` in a string in double quotes{why}"),
             };
             self.report(self.at((at..at + c.len_utf8()).into()), kind);
         }
@@ -265,7 +263,7 @@ impl<'i> Reader<'i> {
         let name = quoted(key);
         let (place, help) = if words::DEVICES.iter().any(|(device, _)| *device == key) {
             self.has_broken_device = true;
-            let place = "at the top of the policy, where settings stand";
+            let place = "at the top of the policy, where only settings may be";
             (place, format!("write `[device.{name}]`"))
         } else if meant.is_none() && entry::names_msrs(key) {
             let written = layout::key(&name);
@@ -274,7 +272,10 @@ impl<'i> Reader<'i> {
                 (_, true) => "move it below `[msrs]`".to_owned(),
                 (_, false) => "write `[msrs]` above it, on a line of its own".to_owned(),
             };
-            ("above `[msrs]`, where settings of the policy stand", help)
+            (
+                "above `[msrs]`, where only settings of the policy may be",
+                help,
+            )
         } else {
             self.unknown_key(item.key, &words::TOP);
             return;
@@ -322,7 +323,7 @@ impl Reader<'_> {
     /// Reports a mistake of the current text as a whole, at the place that includes the text.
     fn report_text(&mut self, kind: MistakeKind) {
         let name = shown_name(self.text().name());
-        let place = |at| Label::saying(at, format!("in `{name}`"));
+        let place = |at| Label::saying(at, format!("the mistake is in `{name}`"));
         self.mistake(Mistake {
             kind,
             places: self.entrance.map(place).into_iter().collect(),

@@ -481,12 +481,12 @@ impl fmt::Display for Remedy {
             }
             match (instead, cpu) {
                 (Some(number), _) => {
-                    write!(f, "in {file} write `{text}` in place of line {number}")?;
+                    write!(f, "write `{text}` in place of line {number} of {file}")?;
                 }
                 (None, None) => write!(f, "write `{text}` below `[msrs]` of {file}")?,
                 (None, Some(cpu)) => write!(
                     f,
-                    "write `{text}` below `[when.msrs]` of a `[[when]]` of {file} with `cpu = {cpu}`"
+                    "write `{text}` in {file}, below `[when.msrs]` of a `[[when]]` with `cpu = {cpu}`"
                 )?,
             }
         }

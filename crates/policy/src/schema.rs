@@ -74,8 +74,8 @@ fn modes(_: &mut SchemaGenerator) -> Schema {
     each(
         &words::MODES,
         [
-            "Refusals are carried out.",
-            "Nothing is refused; what would have been is recorded.",
+            "Accesses are refused as the policy says.",
+            "No access is refused; accesses that the policy would refuse are recorded.",
         ],
     )
 }
@@ -85,7 +85,7 @@ fn defaults(_: &mut SchemaGenerator) -> Schema {
         &words::DEFAULTS,
         [
             "KVM handles MSRs that no entry names.",
-            "MSRs that no entry names are refused, by #GP.",
+            "Accesses of MSRs that no entry names are refused with #GP.",
         ],
     )
 }
@@ -94,10 +94,10 @@ fn logs(_: &mut SchemaGenerator) -> Schema {
     each(
         &words::LOGS,
         [
-            "No events.",
-            "Refusals.",
-            "Of each MSR and direction the first access of the VM, whatever becomes of it.",
-            "Every access; only for MSRs whose accesses may be carried out on the guest's behalf.",
+            "No access becomes an event.",
+            "Each refused access becomes an event.",
+            "The VM's first read and first write of each MSR become events, allowed or refused.",
+            "Every access becomes an event; possible only for MSRs that the VMM may safely access for the guest.",
         ],
     )
 }
@@ -106,8 +106,8 @@ fn outsides(_: &mut SchemaGenerator) -> Schema {
     each(
         &words::OUTSIDES,
         [
-            "A write that would change other bits is a #GP.",
-            "Other bits keep what they hold.",
+            "A write that would change other bits gets #GP.",
+            "Other bits keep their values.",
         ],
     )
 }
@@ -123,9 +123,9 @@ fn updates(_: &mut SchemaGenerator) -> Schema {
     each(
         &words::UPDATES,
         [
-            "The update's revision is the guest's from then on, if its header is sound.",
-            "Nothing happens, and nobody is told.",
-            "#GP.",
+            "If the update's header is valid, the guest reads the update's revision from then on.",
+            "The update has no effect, and the guest gets no error.",
+            "The guest gets #GP.",
         ],
     )
 }
@@ -136,7 +136,7 @@ fn gaps(_: &mut SchemaGenerator) -> Schema {
     let why = |name: &'static str| {
         let gap = registers::gaps().find(|gap| gap.name == name);
         gap.map_or(
-            "What is pinned, and what registers and devices hold, is in no VMM's migration stream.",
+            "A migration loses pins and the values of registers and devices, unless the VMM saves them.",
             |gap| gap.why,
         )
     };
@@ -147,34 +147,37 @@ fn unknown(generator: &mut SchemaGenerator) -> Schema {
     let words = each(
         &words::UNKNOWNS,
         [
-            "#GP, as KVM does it.",
-            "A read gives 0, a write does nothing.",
+            "The guest gets #GP, as without a policy.",
+            "A read gives 0; a write has no effect.",
         ],
     );
     or(&words, generator.subschema_for::<shape::Unknown>())
 }
 
 fn unknown_read(generator: &mut SchemaGenerator) -> Schema {
-    let deny = one_of([("deny", "#GP.")]);
+    let deny = one_of([("deny", "The guest gets #GP.")]);
     let number = generator.subschema_for::<shape::Number>();
     let value = generator.subschema_for::<shape::ValueOf>();
     json_schema!({ "anyOf": [deny, value, number] })
 }
 
 fn unknown_write(_: &mut SchemaGenerator) -> Schema {
-    each(&words::UNKNOWN_WRITES, ["#GP.", "Nothing happens."])
+    each(
+        &words::UNKNOWN_WRITES,
+        ["The guest gets #GP.", "The write has no effect."],
+    )
 }
 
 /// Returns the schema of the action in one direction: words and tables.
 fn action(generator: &mut SchemaGenerator, access: Access) -> Schema {
     const MEANINGS: [&str; 7] = [
-        "KVM handles it as if there were no policy.",
-        "#GP.",
+        "KVM handles the access as without a policy.",
+        "The guest gets #GP.",
         "The call or the VM ends, with an event.",
-        "What the next wider entry says, or `default`.",
-        "The write succeeds, and nothing is written.",
-        "The first write stands until reset: an equal one is fine, a different one a #GP.",
-        "Bits that are set stay set.",
+        "The action of the next wider entry, or of `default`.",
+        "The write succeeds, but has no effect.",
+        "The first write after a reset succeeds; later writes of another value get #GP.",
+        "Bits that are set in the register stay set.",
     ];
     let words = words::ONE.iter().zip(MEANINGS);
     let words = words.filter(|((_, says), _)| match says {
@@ -210,8 +213,8 @@ fn said(generator: &mut SchemaGenerator) -> Schema {
         &words::BOTH,
         [
             "KVM handles reads and writes.",
-            "KVM handles reads, writes are refused.",
-            "KVM handles writes, reads are refused.",
+            "KVM handles reads; writes are refused.",
+            "KVM handles writes; reads are refused.",
             "Reads and writes are refused.",
         ],
     );

@@ -71,7 +71,7 @@ impl fmt::Display for SelectorError {
             }
             Self::Wildcard(text) => write!(
                 f,
-                "`{}` has a wildcard, and names are taken as they are written",
+                "`{}` has a wildcard, but the name of an MSR cannot have one",
                 one_line(text)
             ),
             Self::List(text) => write!(
@@ -84,7 +84,7 @@ impl fmt::Display for SelectorError {
             }
             Self::OpenRange { text, .. } => write!(
                 f,
-                "`{}` is not a range: `..=` joins the first MSR and the last one",
+                "`{}` is not a range: a range has `..=` between its first and its last MSR",
                 one_line(text)
             ),
             Self::BackwardRange { text, .. } => {
@@ -107,7 +107,7 @@ impl SelectorError {
     /// requires them.
     pub(crate) fn help_in_policy(&self) -> String {
         if matches!(self, Self::UnknownName { near, .. } if near.is_empty()) {
-            return "look it up with `msrgate msr WORD`; an entry looks like `IA32_PAT = \"r\"`"
+            return "find the register with `msrgate msr WORD`; an entry looks like `IA32_PAT = \"r\"`"
                 .to_owned();
         }
         self.help_quoting(layout::key)
@@ -117,7 +117,8 @@ impl SelectorError {
         let code = |text: &str| format!("`{}`", one_line(&quote(text)));
         match self {
             Self::UnknownName { near, .. } if near.is_empty() => {
-                "look it up with `msrgate msr WORD`, or write its index, such as `0x8b`".to_owned()
+                "find the register with `msrgate msr WORD`, or write its index, such as `0x8b`"
+                    .to_owned()
             }
             Self::UnknownName { near, .. } => {
                 let near: Vec<_> = near.iter().map(|name| code(name)).collect();
@@ -127,7 +128,9 @@ impl SelectorError {
                 let names: Vec<_> = registers::groups().iter().map(|group| group.name).collect();
                 one_of(name, &names, "a group", '`')
             }
-            Self::AmbiguousName { .. } => "write the index of the one that is meant".to_owned(),
+            Self::AmbiguousName { .. } => {
+                "write the index of the register that you mean".to_owned()
+            }
             Self::Wildcard(text) => match group_in(text) {
                 Some(group) => format!("write the group {}, or a range", code(group)),
                 None => format!(
@@ -136,7 +139,7 @@ impl SelectorError {
                     code("@mtrr")
                 ),
             },
-            Self::List(_) => "write an entry for each, on a line of its own".to_owned(),
+            Self::List(_) => "write one entry for each, on its own line".to_owned(),
             Self::BadIndex { instead, .. } => match &instead[..] {
                 [] => "an index looks like `0xc0000080`, a name like `IA32_EFER`".to_owned(),
                 several => written(several, code),
@@ -154,7 +157,7 @@ impl SelectorError {
 fn written(instead: &[String], code: impl Fn(&str) -> String) -> String {
     match instead {
         [meant, hexadecimal] => format!(
-            "write {}; or {}, if the digits are hexadecimal already",
+            "write {}; if the digits are hexadecimal already, write {}",
             code(meant),
             code(hexadecimal)
         ),
@@ -323,7 +326,7 @@ fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
         return match hexadecimal(digits) {
             Some(index) if is_hexadecimal(digits) => Ok(MsrIndex::new(index)),
             _ if digits.is_empty() => bad("no digit follows `0x`", Vec::new()),
-            _ if is_hexadecimal(digits) => bad("an index has 32 bits", Vec::new()),
+            _ if is_hexadecimal(digits) => bad("an index has at most 32 bits", Vec::new()),
             _ => bad("not all of its digits are hexadecimal", Vec::new()),
         };
     }
@@ -340,7 +343,7 @@ fn parse_index(text: &str) -> Result<MsrIndex, SelectorError> {
         let decimal = plain.parse().ok();
         let instead: Vec<_> = decimal.into_iter().chain(hexadecimal(&plain)).collect();
         return match instead[..] {
-            [] => bad("an index has 32 bits", Vec::new()),
+            [] => bad("an index has at most 32 bits", Vec::new()),
             // Small numbers have the same digits in both bases.
             [decimal, hexadecimal] if decimal == hexadecimal => bad(WHY, vec![decimal]),
             _ => bad(WHY, instead),

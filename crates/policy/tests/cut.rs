@@ -157,8 +157,9 @@ fn import_of_cut_lines_gives_only_entries_of_whole_file() {
                 assert!(all.contains(&entry), "{entry}:\n{cut}");
             }
             let last = cut.lines().count();
-            let names_last =
-                |loss: &Loss| loss.line == Some(last) && loss.what.starts_with("not read");
+            let names_last = |loss: &Loss| {
+                loss.line == Some(last) && loss.what.starts_with("this last line was not read")
+            };
             let is_said = imported.losses.iter().any(names_last);
             assert_eq!(is_said, imported.gap == Some(Gap::CutOff), "{cut}");
             let ended = format!("{cut}\n");
@@ -192,7 +193,7 @@ fn import_reads_last_line_without_line_feed_if_complete() {
         assert_eq!(imported.gap, (!is_whole).then_some(Gap::CutOff), "{text}");
         let policy = print(&imported, "FILE");
         assert_eq!(
-            policy.contains("# The file may be cut off"),
+            policy.contains("# A part of the file may be missing"),
             !is_whole,
             "{policy}"
         );
@@ -257,7 +258,7 @@ fn import_of_log_has_remark_if_messages_were_lost() {
         assert_eq!(lines, Vec::from_iter(is_lossy.then_some(Some(2))), "{line}");
         let policy = print(&imported, "FILE");
         assert_eq!(
-            policy.contains("# The log says that messages are missing"),
+            policy.contains("# The log says that it lacks messages"),
             is_lossy,
             "{policy}"
         );

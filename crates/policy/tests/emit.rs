@@ -210,6 +210,6 @@ fn emit_states_what_filter_cannot_do() {
         of(
             "policy = 1\ndefault = 'allow'\nmode = 'audit'\nunknown = 'ignore'\nlog = 'first'\n[msrs]\n0x10 = { read = 'kill', write = 'deny' }"
         ),
-        "answers from user space; answers for MSRs that KVM does not know; the mode audit, which refuses nothing; a log of accesses that are allowed"
+        "answers from user space; answers for MSRs that KVM does not know; the mode audit, which refuses no access; a log of accesses that are allowed"
     );
 }

@@ -309,7 +309,7 @@ impl fmt::Display for BuildError {
                 "{msrs} contains x2APIC registers (0x800..=0x8ff), which KVM never filters (S3.1); leave them out"
             ),
             Self::Unknown => f.write_str(
-                "`unknown` has no effect under the default deny, since a refused access is never looked up (S5.1); use the default allow",
+                "`unknown` has no effect under the default action deny, which refuses accesses of unknown MSRs first (S5.1); use the default action allow",
             ),
             Self::Compile(error) => fmt::Display::fmt(error, f),
             Self::Responder(error) => fmt::Display::fmt(error, f),

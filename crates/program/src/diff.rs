@@ -147,11 +147,11 @@ impl fmt::Display for TooManyToCompare {
         match self {
             Self::Processors(found) => write!(
                 f,
-                "their `[[when]]`s together tell {found} processors apart, more than the {MAX_COMPARED} that can be compared at once"
+                "their `[[when]]`s together distinguish {found} kinds of processors, but at most {MAX_COMPARED} can be compared at once"
             ),
             Self::Stretches { pairs, found } => write!(
                 f,
-                "their `[[when]]`s together hold in {pairs} ways with {found} stretches of MSRs, more than the {MAX_COMPARED} that can be compared at once"
+                "their `[[when]]`s make {pairs} pairs of variants with {found} rules, but at most {MAX_COMPARED} rules can be compared at once"
             ),
         }
     }

@@ -34,7 +34,7 @@ impl fmt::Display for Loss {
         f.write_str(match self {
             Self::Answers => "answers from user space",
             Self::Unknown => "answers for MSRs that KVM does not know",
-            Self::Audit => "the mode audit, which refuses nothing",
+            Self::Audit => "the mode audit, which refuses no access",
             Self::Log => "a log of accesses that are allowed",
         })
     }
@@ -141,10 +141,10 @@ pub fn c(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
          #ifndef MSRGATE_FILTER_H\n\
          #define MSRGATE_FILTER_H\n\n\
          #include <linux/kvm.h>\n\n\
-         /* args[0] of KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR); 0: refused accesses get #GP. */\n\
+         /* args[0] of KVM_ENABLE_CAP for KVM_CAP_X86_USER_SPACE_MSR. With 0, refused accesses get #GP. */\n\
          #define MSRGATE_EXIT_REASONS {reasons:#x}\n\n\
          {arrays}\
-         /* For KVM_X86_SET_MSR_FILTER. The bitmaps are not written to. */\n\
+         /* Fills in the argument of KVM_X86_SET_MSR_FILTER. The kernel only reads the bitmaps. */\n\
          static inline void msrgate_fill(struct kvm_msr_filter *filter)\n\
          {{\n\
          \t*filter = (struct kvm_msr_filter){{ .flags = {flags:#x} }};\n\
@@ -177,20 +177,20 @@ pub fn rust(variant: &Variant, chosen_for: Option<&Cpu>) -> String {
          /// One range of `struct kvm_msr_filter`.\n\
          #[derive(Clone, Copy, Debug, PartialEq, Eq)]\n\
          pub struct Range {{\n\
-         \x20   /// 1: reads, 2: writes, 3: both.\n\
+         \x20   /// The accesses that the range decides: 1 for reads, 2 for writes, 3 for both.\n\
          \x20   pub flags: u32,\n\
          \x20   /// The first MSR.\n\
          \x20   pub base: u32,\n\
-         \x20   /// How many.\n\
+         \x20   /// The number of MSRs.\n\
          \x20   pub nmsrs: u32,\n\
-         \x20   /// One bit an MSR, bit 0 of byte 0 first; 1 allows. Whole words of 8 bytes.\n\
+         \x20   /// One bit for each MSR, from bit 0 of byte 0 on; 1 allows the access. The length is a multiple of 8 bytes.\n\
          \x20   pub bitmap: &'static [u8],\n\
          }}\n\n\
-         /// What holds where no range speaks: whether it is refused.\n\
+         /// True if an access that no range decides is refused.\n\
          pub const DEFAULT_DENY: bool = {};\n\
-         /// `args[0]` of `KVM_ENABLE_CAP(KVM_CAP_X86_USER_SPACE_MSR)`; 0: refused accesses get #GP.\n\
+         /// `args[0]` of `KVM_ENABLE_CAP` for `KVM_CAP_X86_USER_SPACE_MSR`. With 0, refused accesses get #GP.\n\
          pub const EXIT_REASONS: u64 = {:#x};\n\
-         /// The ranges, in the order in which they are tried.\n\
+         /// The ranges, in the order in which the kernel tries them.\n\
          pub const RANGES: &[Range] = &[\n{ranges}];\n",
         for_cpu(chosen_for),
         filter.default_action() == DefaultAction::Deny,

@@ -193,10 +193,11 @@ const fn sysenter(write: Forwarding, why: &'static str) -> Forward {
     }
 }
 
-const LOW: &str = "kept as written; the upper half is reserved, but not for the host's write";
-const MADE: &str = "KVM makes the address canonical, on AMD 32 bits, whoever writes it";
-const CHECKED: &str = "KVM refuses an address that is not canonical, whoever writes it";
-const PLAIN: &str = "kept as written; every value is legal";
+const LOW: &str = "the register keeps the written value; the upper half is reserved for guests, but not for writes by the host";
+const MADE: &str =
+    "KVM makes the address canonical, on AMD 32 bits wide, for writes by guest and host";
+const CHECKED: &str = "KVM refuses an address that is not canonical, for writes by guest and host";
+const PLAIN: &str = "the register keeps the written value, and every value is legal";
 
 /// The forward list, sorted by index.
 static FORWARDS: [(MsrIndex, Forward); ROWS] = [

@@ -55,11 +55,11 @@ impl fmt::Display for PackError {
         match self {
             Self::TooManyRanges(windows) => write!(
                 f,
-                "the policy needs at least {} ranges of at most {:#x} MSRs, and KVM has {MAX_RANGES}",
+                "the policy needs at least {} ranges of at most {:#x} MSRs, but a filter of KVM has only {MAX_RANGES}",
                 windows.len(),
                 Bitmap::MAX_COUNT,
             ),
-            Self::LastMsr => f.write_str("MSR 0xffffffff obeys only the default"),
+            Self::LastMsr => f.write_str("MSR 0xffffffff must have the default action, because no range of a filter reaches it (S3.5)"),
         }
     }
 }
@@ -94,7 +94,7 @@ impl fmt::Display for CompileError {
                 wanted,
             } => write!(
                 f,
-                "a {access} of {index} is not decided as the policy says ({wanted:?}); this is a defect of msrgate, please report it with the policy"
+                "the filter does not decide a {access} of {index} as the policy says ({wanted:?}); this is a defect of msrgate, so please report it with the policy"
             ),
         }
     }

@@ -76,7 +76,7 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> Result<Answer, Failu
     let cpu = asked.as_ref();
     if let Some(cpu) = cpu {
         processor::note(&format!(
-            "the filter is shown for {cpu}; the policy's own warnings are for every processor"
+            "the filter is shown for {cpu}; the warnings about the policy itself are for every processor"
         ));
     }
     let has_whens = !compiled.policy().whens().is_empty();
@@ -171,14 +171,14 @@ fn print(
         let codes: Vec<_> = missing.iter().map(|one| one.code).collect();
         let why = missing.first().map_or("", |one| &one.why);
         let codes = codes.join(" and ");
-        writeln!(out, "note: msrgate did not look for {codes}: {why}")?;
+        writeln!(out, "note: msrgate did not make the checks {codes}: {why}")?;
     }
     let green = anstyle::AnsiColor::Green.on_default().bold();
     let source = shown_name(policy.source().name());
     writeln!(out, "{source}: {green}no mistakes{green:#}")?;
     writeln!(
         out,
-        "{}, default {}; each filter does as the policy says for all 2^32 MSRs, reads and writes",
+        "{}, default {}; msrgate has checked each filter against the policy for reads and writes of all 2^32 MSRs",
         output::count(policy.entries().len(), "entry", "entries"),
         policy.default_action().word(),
     )?;
@@ -274,7 +274,10 @@ fn own_punctured(compiled: &Compiled, warnings: &[Warning<'_>]) -> usize {
 /// Prints the number of warnings that are not shown.
 fn more(out: &mut dyn Write, code: &str, count: usize) -> Result<(), Failure> {
     if count > 0 {
-        writeln!(out, "  and {count} more of {code}; --verbose lists all")?;
+        writeln!(
+            out,
+            "  and {count} more {code} warnings; --verbose lists all"
+        )?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::whole::{self, Content};
 pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failure> {
     if args.format == Output::Program && args.cpu.cpu.is_some() {
         return Err(Failure::Usage(
-            "a program is for every processor; leave --cpu out, or choose another --format"
+            "a program is for every processor; leave out --cpu, or choose another --format"
                 .to_owned(),
         ));
     }
@@ -44,7 +44,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
             };
             if let Some(read) = read {
                 return Err(Failure::Usage(format!(
-                    "{} is {read}; name another file with -o",
+                    "{} is {read}, and compile does not overwrite it; name another file with -o",
                     named::shown(path)
                 )));
             }
@@ -58,7 +58,7 @@ pub(super) fn run(args: &CompileArgs, out: &mut Results) -> Result<Answer, Failu
         None if args.format.is_text() => out.write_all(&bytes)?,
         None if io::stdout().is_terminal() => {
             return Err(Failure::Usage(
-                "this format is binary, and standard output is a terminal; name a file with -o"
+                "the output is binary, and standard output is a terminal; name a file with -o"
                     .to_owned(),
             ));
         }
@@ -80,7 +80,7 @@ fn variant<'p>(
             processor::say_asked(&args.cpu, cpu);
             program.on(cpu).ok_or_else(|| {
                 Failure::Refused(format!(
-                    "{}: the policy does not hold on {cpu}",
+                    "{}: no variant of the policy holds on {cpu}",
                     named::shown(&args.policy)
                 ))
             })
@@ -98,10 +98,10 @@ fn variant<'p>(
                 cpu => format!("\n  --cpu {cpu}"),
             });
             let other = other.iter().map(|cpu| {
-                format!("\n  --cpu '{cpu}'  # for vendors that the policy does not name")
+                format!("\n  --cpu '{cpu}'  # for all vendors that the policy does not name")
             });
             Err(Failure::Usage(format!(
-                "{} becomes {} filters for different processors, and this format holds one; choose it\n  --cpu host{}",
+                "{} compiles to {} filters for different processors, but this format holds only one; choose its processor:\n  --cpu host{}",
                 named::shown(&args.policy),
                 several.len(),
                 named.chain(other).collect::<String>()
@@ -117,7 +117,7 @@ fn keeps_all(program: &Program, variant: &Variant, args: &CompileArgs) -> Result
     }
     let losses: Vec<_> = losses.iter().map(ToString::to_string).collect();
     Err(Failure::Refused(format!(
-        "{}: a filter cannot hold {}; compile a program, or leave them out with --filter-only",
+        "{}: a filter cannot express {}; compile a program, or leave these parts out with --filter-only",
         named::shown(&args.policy),
         losses.join(" and ")
     )))

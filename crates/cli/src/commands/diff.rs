@@ -98,7 +98,7 @@ pub(super) fn run(args: &DiffArgs, out: &mut dyn Write) -> Result<Answer, Failur
         .all(|side| is_standard_input(side))
     {
         return Err(Failure::Usage(
-            "standard input cannot be both sides".to_owned(),
+            "standard input cannot be both OLD and NEW; name a file for one of them".to_owned(),
         ));
     }
     let (old, new) = (Side::load(&args.old)?, Side::load(&args.new)?);
@@ -235,13 +235,13 @@ fn print(
     for filter in filters.filter(|side| side.content == Content::Filter) {
         writeln!(
             out,
-            "{} is a filter: diff compares what the kernel decides, without settings and events",
+            "{} is a filter, so diff compares only the decisions of the kernel, and no settings or logs",
             shown_name(&filter.name)
         )?;
     }
     if settings.is_empty() && differences.is_empty() {
         let [old, new] = [old, new].map(|side| shown_name(&side.name));
-        writeln!(out, "{old} and {new} do the same")?;
+        writeln!(out, "no differences between {old} and {new}")?;
         return Ok(());
     }
     let bold = anstyle::Style::new().bold();
@@ -283,7 +283,9 @@ fn print(
 const fn title(direction: Direction) -> &'static str {
     match direction {
         Direction::Looser => "looser",
-        Direction::Different => "different: neither looser nor stricter; counted as looser",
+        Direction::Different => {
+            "neither looser nor stricter (--fail-on looser counts these changes, too)"
+        }
         Direction::Stricter => "stricter",
         Direction::Neutral => "neutral",
     }

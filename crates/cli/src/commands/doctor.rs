@@ -70,7 +70,7 @@ pub(super) fn run(args: &DoctorArgs, out: &mut dyn Write) -> Result<Answer, Fail
     match args.format.format {
         Format::Text => writeln!(
             out,
-            "\n{} hold, {} differ, {} cannot be shown here",
+            "\n{} statements hold, {} differ, {} cannot be shown on this host",
             summary.hold, summary.differ, summary.cannot_be_shown
         )?,
         Format::Json => output::json(
@@ -132,7 +132,7 @@ fn heading(out: &mut dyn Write, host: &HostCaps) -> Result<(), Failure> {
     if host.ignore_msrs() == IgnoreMsrs::On {
         writeln!(
             out,
-            "kvm.ignore_msrs is on, for every guest of this host: an access to an MSR that KVM does not\nknow succeeds and is reported to nobody (S10.1). A policy does the same for one VM, and is seen to.\n"
+            "kvm.ignore_msrs is on, for every guest of this host: an access of an MSR that KVM does not\nknow succeeds, and no VMM learns of it (S10.1). To answer such accesses for one VM only, and to log\nthem, turn ignore_msrs off and write `unknown = \"ignore\"` in the VM's policy.\n"
         )?;
     }
     Ok(())

@@ -108,7 +108,7 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> Result<Answer, Fai
     let asked: u64 = args.msrs.iter().map(MsrSet::count).sum();
     if asked > MOST {
         return Err(Failure::Usage(format!(
-            "explain takes at most {MOST} MSRs at once, not {asked}; name a smaller range"
+            "explain takes at most {MOST} MSRs at once, but the arguments name {asked}; name a smaller range"
         )));
     }
     let compiled = load::compiled(&args.policy)?;
@@ -216,7 +216,7 @@ impl<'c> Explained<'c> {
         for gap in registers::uses(index) {
             let past = match gap.kind {
                 GapKind::Change if write != Action::Allow => {
-                    format!("; `{}` does not stop that", write.word())
+                    format!(", which `{}` does not prevent", write.word())
                 }
                 _ => String::new(),
             };
@@ -299,10 +299,10 @@ impl<'c> Explained<'c> {
                     by => format!(", included by {by}"),
                 };
                 let action = one_line(&explanation.action.to_string());
-                format!("{file}:{line} says {action} of {key}{when}{by}")
+                format!("{file}:{line} has {action} for {key}{when}{by}")
             }
             (_, None) => format!(
-                "no entry of {} is for it, so `default` decides",
+                "no entry of {} names this MSR, so `default` decides",
                 shown_name(self.policy.source().name())
             ),
         }
@@ -311,8 +311,8 @@ impl<'c> Explained<'c> {
     /// Returns in words the part of the filter that decides the access, and the verdict.
     fn mechanism(&self, explanation: &Explanation<'_>) -> String {
         let verdict = match explanation.decision.verdict {
-            Verdict::Allow => "allows it",
-            Verdict::Deny => "refuses it",
+            Verdict::Allow => "allows the access",
+            Verdict::Deny => "refuses the access",
         };
         let ranges = self.variant.filter().ranges();
         let number = explanation.range();
@@ -323,8 +323,8 @@ impl<'c> Explained<'c> {
                 range.accesses(),
                 range.base(),
             ),
-            _ if explanation.by == DecidedBy::Kvm => "not asked".to_owned(),
-            _ => format!("no range has it, so the filter's default {verdict}"),
+            _ if explanation.by == DecidedBy::Kvm => "KVM does not ask the filter".to_owned(),
+            _ => format!("no range contains the MSR, so the filter's default {verdict}"),
         }
     }
 }
@@ -350,10 +350,10 @@ fn seen(explanation: &Explanation<'_>) -> &'static str {
     match (explanation.decision.verdict, explanation.log) {
         (Verdict::Deny, _) | (_, Log::None | Log::Denied) => "",
         (Verdict::Allow, Log::All) if is_carried => {
-            "; the gate's filter refuses each access, and the gate carries it out"
+            "; to see each access, the gate's filter refuses it, and the gate carries it out"
         }
         (Verdict::Allow, _) => {
-            "; the gate's filter refuses the first access, and the guest repeats it"
+            "; to see the first access, the gate's filter refuses it, and then the guest repeats it"
         }
     }
 }

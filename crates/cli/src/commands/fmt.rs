@@ -55,7 +55,7 @@ impl FileReport {
 pub(super) fn run(args: &FmtArgs, out: &mut dyn Write) -> Result<Answer, Failure> {
     if !args.write && !args.check && args.policies.len() > 1 {
         return Err(Failure::Usage(
-            "fmt prints one policy; use --write or --check for several".to_owned(),
+            "fmt prints only one policy; use --write or --check for several".to_owned(),
         ));
     }
     let mut report = Report {
@@ -133,7 +133,7 @@ fn file_to_write<'i>(policy: &Path, input: &'i Input) -> Result<&'i Opened, Fail
             ..
         } if !links::is_open_file(policy) => Ok(opened),
         _ => Err(Failure::Usage(format!(
-            "{} is not a file that can be written; leave --write out",
+            "{} is not a file, so fmt cannot write it; leave out --write",
             shown_name(&input.name)
         ))),
     }

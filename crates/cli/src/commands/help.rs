@@ -42,7 +42,7 @@ pub(super) fn run(args: &HelpArgs, out: &mut dyn Write) -> Result<Answer, Failur
         let topics = TOPICS.iter().map(|topic| topic.name);
         let all: Vec<_> = commands.chain(topics).collect();
         return Err(Failure::Usage(format!(
-            "there is no help about `{}`; there is help about {}",
+            "there is no help about `{}`; the topics are {}",
             one_line(topic),
             all.join(", ")
         )));

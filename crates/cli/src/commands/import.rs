@@ -49,7 +49,7 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
     if bytes.len() > MAX_BYTES {
         let limit = MAX_BYTES >> 20;
         return Err(trouble(format!(
-            "it is longer than {limit} MiB; import a part of it"
+            "the input is longer than {limit} MiB; import a part of it"
         )));
     }
     let imported = import(&bytes, args.from.map(FromArg::format))
@@ -60,7 +60,7 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
         // The command prints no policy without entries: it would deny everything or nothing, and the user
         // wants neither.
         output::say(&format_args!(
-            "{}: this is {}, and nothing in it can be written as a policy\n",
+            "{}: the file is {}, but no part of it can become a policy entry\n",
             name, imported.format
         ));
         return Ok(match imported.gap {
@@ -93,11 +93,11 @@ fn remark(name: &str, imported: &Imported) {
     let yellow = anstyle::AnsiColor::Yellow.on_default().bold();
     match &imported.scope {
         Scope::CompiledFor(cpu) => processor::note(&format!(
-            "{name} was compiled for {}; on other processors the policy may be looser or stricter than the one that the filter came from",
+            "{name} was compiled for {}; on other processors the imported policy may be looser or stricter than the filter's own policy",
             one_line(cpu)
         )),
         Scope::Like(cpu) => processor::note(&format!(
-            "the policy says what {name} says of processors such as {cpu}; on others it may be looser or stricter than the program"
+            "the policy has the rules of {name} for processors such as {cpu}; on other processors it may be looser or stricter than the program"
         )),
         _ => {}
     }

@@ -76,7 +76,7 @@ pub(super) fn run(args: &MsrArgs, out: &mut dyn Write) -> Result<Answer, Failure
     }
     if found.is_empty() {
         output::say(
-            &"no register matches; write a name, a part of a name, an index such as 0x8b, or a word of the description\n",
+            &"no known register matches; write a name, a part of a name, an index such as 0x8b, or a word of the description\n",
         );
         return Ok(Answer::No);
     }
@@ -162,7 +162,10 @@ fn print_decoded(out: &mut dyn Write, register: &Register, value: u64) -> Result
         )?;
     }
     match (decoded.undescribed(), register.fields().is_empty()) {
-        (_, true) => writeln!(out, "             msrgate knows no fields of this register")?,
+        (_, true) => writeln!(
+            out,
+            "             msrgate does not know the fields of this register"
+        )?,
         (0, false) => {}
         (rest, false) => writeln!(
             out,

@@ -48,7 +48,8 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
         .all(|one| is_standard_input(one))
     {
         return Err(Failure::Usage(
-            "the policy and the trace cannot both be standard input".to_owned(),
+            "standard input cannot be both POLICY and TRACE; name a file for one of them"
+                .to_owned(),
         ));
     }
     let compiled = load::compiled(&args.policy)?;
@@ -133,7 +134,9 @@ fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Fai
     }
     if let Some(number) = last {
         let name = shown_name(&trace.name);
-        output::say(&format_args!("stopped after line {number} of {name}\n"));
+        output::say(&format_args!(
+            "stopped by Ctrl-C after line {number} of {name}\n"
+        ));
     }
     Ok(last)
 }

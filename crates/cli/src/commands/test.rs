@@ -57,7 +57,7 @@ fn cases(policy: &Policy, variant: &Variant, msrs: &[MsrSet]) -> Result<Vec<Case
     let asked: u64 = msrs.iter().map(MsrSet::count).sum();
     if asked > MOST {
         return Err(Failure::Usage(format!(
-            "test takes at most {MOST} MSRs at once, not {asked}; name a smaller range"
+            "test takes at most {MOST} MSRs at once, but the arguments name {asked}; name a smaller range"
         )));
     }
     let mut indices: Vec<MsrIndex> = if msrs.is_empty() {

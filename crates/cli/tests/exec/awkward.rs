@@ -274,7 +274,7 @@ fn first_process_of_a_namespace_is_killed_too() {
     let ran = ran(&mut command);
     assert_eq!((&*ran.out, ran.status), ("", 137), "{}", ran.err);
     assert!(
-        ran.err.contains("for which the policy says kill"),
+        ran.err.contains("the policy has the action kill for the"),
         "{}",
         ran.err
     );

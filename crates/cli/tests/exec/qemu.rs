@@ -160,7 +160,7 @@ fn killed_vmm_ends_by_sigkill_and_says_why() {
         assert_eq!((&*ran.out, ran.status), ("", 128 + 9));
         assert!(
             ran.err
-                .contains("a read of MSR 0x8b, for which the policy says kill"),
+                .contains("the policy has the action kill for the read of MSR 0x8b"),
             "{}",
             ran.err
         );

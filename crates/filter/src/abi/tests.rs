@@ -92,7 +92,7 @@ fn encode_refuses_pointer_above_4_gib_of_32_bit_caller() {
     let error = request.encode(CallerWidth::Bits32).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "range 3: the bitmap at 0x100000000 is out of reach of a 32-bit pointer"
+        "range 3: a 32-bit pointer cannot hold the bitmap's address 0x100000000"
     );
 }
 

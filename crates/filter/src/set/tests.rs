@@ -460,34 +460,37 @@ fn set_error_messages_name_range_and_remedy() {
     let one = |range| mainline(request(0, [(12, range)]));
     assert_eq!(
         mainline(request(6, [])),
-        "unknown bits in the filter's flags 0x6: 0 allows by default, 0x1 denies"
+        "the filter's flags 0x6 have unknown bits: use 0 for the default action allow, or 0x1 for deny"
     );
     assert_eq!(
         mainline(request(1, [])),
-        "default deny without any range: add a range"
+        "a filter with the default action deny needs at least one range"
     );
     assert_eq!(
         one(flagged(12, range(1))),
-        "range 12: unknown bits in the flags 0xc: 0x1 speaks of reads, 0x2 of writes"
+        "range 12: the flags 0xc have unknown bits: use 0x1 for reads, 0x2 for writes, or 0x3 for both"
     );
     assert_eq!(
         one(flagged(0, range(1))),
-        "range 12: flags 0: set 0x1 for reads, 0x2 for writes, or both"
+        "range 12: the flags are 0: use 0x1 for reads, 0x2 for writes, or 0x3 for both"
     );
     assert_eq!(
         one(range(0x3001)),
-        "range 12: a range of 0x3001 MSRs, more than the 0x3000 that one bitmap holds: split it"
+        "range 12: a range of 0x3001 MSRs is too large: a bitmap holds at most 0x3000; split the range"
     );
     assert_eq!(
         one(unreadable(65)),
-        "range 12: the bitmap at 0xdead0000 is not 16 bytes of readable memory: pad it to whole \
+        "range 12: the 16 bytes of the bitmap at 0xdead0000 cannot be read: pad the bitmap to whole \
          8-byte words"
     );
     let unreadable = SetError::Unreadable(NOWHERE).to_string();
     assert_eq!(
         unreadable,
-        "the filter at 0xdead0000 is not readable memory"
+        "the memory of the filter at 0xdead0000 cannot be read"
     );
     let none = SetError::NoSuchCall.to_string();
-    assert_eq!(none, "no form of this call for a 32-bit caller");
+    assert_eq!(
+        none,
+        "the kernel has no form of this call for a 32-bit caller"
+    );
 }

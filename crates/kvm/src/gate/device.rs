@@ -37,7 +37,7 @@ pub struct NotMapped;
 
 impl fmt::Display for NotMapped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no memory of the guest is there")
+        f.write_str("the guest has no memory at this address")
     }
 }
 
@@ -112,7 +112,7 @@ pub struct BadState;
 
 impl fmt::Display for BadState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("these bytes are no state of this device")
+        f.write_str("the bytes are not a saved state of this device")
     }
 }
 

@@ -87,24 +87,24 @@ pub enum GateError {
 impl fmt::Display for GateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::IgnoreMsrsNotSeen => f.write_str("the policy answers for MSRs that KVM does not know, and kvm.ignore_msrs, which may hide them, cannot be read: make /sys/module/kvm/parameters/ignore_msrs readable, or tell by HostCaps::with_ignore_msrs"),
+            Self::IgnoreMsrsNotSeen => f.write_str("the policy answers for MSRs that KVM does not know, but the gate cannot read kvm.ignore_msrs, which may hide such MSRs: make /sys/module/kvm/parameters/ignore_msrs readable, or pass its value to HostCaps::with_ignore_msrs"),
             Self::Responder(error) => error.fmt(f),
-Self::Pack(error) => write!(f, "the accesses that the policy logs or audits do not fit a filter: {error}"),
-Self::Reasons(reasons) => write!(f, "this KVM has no exits for the reasons {reasons}, which the policy needs: run a newer kernel"),
-Self::IgnoreMsrs => f.write_str("the policy answers for MSRs that KVM does not know, and this host has kvm.ignore_msrs=1, which hides them: write 0 to /sys/module/kvm/parameters/ignore_msrs"),
+Self::Pack(error) => write!(f, "the policy logs or audits more accesses than the gate's filter can hold: {error}"),
+Self::Reasons(reasons) => write!(f, "this KVM does not support the exit reasons {reasons}, which the policy needs: run a newer kernel"),
+Self::IgnoreMsrs => f.write_str("the policy answers for MSRs that KVM does not know, but this host has kvm.ignore_msrs=1, which hides such MSRs: write 0 to /sys/module/kvm/parameters/ignore_msrs"),
 Self::NoMemory => f.write_str("the policy's microcode device accepts updates, which it reads from the guest's memory: give the gate that memory (GateOptions::memory), or write `update = \"ignore\"`"),
-Self::NoHandler { name } => write!(f, "the policy has handler = \"{}\", for which the VMM has no code: give the gate its name by GateOptions::handlers, or a device by GateOptions::device, or correct the name in the policy", one_line(name)),
-Self::NoSharedRegisters => f.write_str("events are to hold RIP, and this KVM puts no registers into kvm_run"),
-Self::Queue { asked, most } => write!(f, "a queue of {asked} events for each vCPU is too long: EventOptions::queue may be {most} at most"),
+Self::NoHandler { name } => write!(f, "the policy names the handler \"{}\", which the VMM does not have: pass the name to GateOptions::handlers, or a device to GateOptions::device, or correct the name in the policy", one_line(name)),
+Self::NoSharedRegisters => f.write_str("the options ask for RIP in events, but this KVM does not store registers in kvm_run (KVM_CAP_SYNC_REGS): set EventOptions::rip to Rip::Hidden"),
+Self::Queue { asked, most } => write!(f, "a queue of {asked} events for each vCPU is too long: set EventOptions::queue to at most {most}"),
 Self::Install(error) => error.fmt(f),
-Self::NotInstalled => f.write_str("this gate is not installed in a VM, so that nothing is filtered: call Gate::install first"),
-Self::InstalledTwice => f.write_str("this gate is in a VM already: make one for each VM"),
-Self::OtherGate => f.write_str("this VM has a gate already: give that one the program by Gate::replace, or drop it and its VcpuGates first"),
-Self::VcpuTwice { vcpu } => write!(f, "vCPU {vcpu} has a VcpuGate already: keep that one as long as the vCPU runs, and drop it before the vCPU is added again"),
-Self::EventsTaken => f.write_str("the VM's events have a reader already: keep what Gate::events has given, or drop it before asking again"),
-Self::NoCpuid => f.write_str("the vCPU's CPUID has no leaf 0 or no leaf 1: give the gate what KVM_SET_CPUID2 got"),
-Self::OtherCpu { vcpu, chosen, seen } => write!(f, "vCPU {vcpu} is of the processor {seen}, and the policy was chosen for {chosen}"),
-Self::CpuidChanged { vcpu } => write!(f, "the CPUID of vCPU {vcpu} has changed since it was first added: give the gate what KVM_SET_CPUID2 got, which KVM_GET_CPUID2 does not give back as it was"),
+Self::NotInstalled => f.write_str("this gate is not installed in a VM, so no access is filtered: call Gate::install first"),
+Self::InstalledTwice => f.write_str("this gate is already installed in a VM: make one gate for each VM"),
+Self::OtherGate => f.write_str("this VM already has a gate: pass the program to that gate's Gate::replace, or drop that gate and its VcpuGates first"),
+Self::VcpuTwice { vcpu } => write!(f, "vCPU {vcpu} already has a VcpuGate: keep it as long as the vCPU runs, and drop it before you add the vCPU again"),
+Self::EventsTaken => f.write_str("the VM's events already have a reader: keep the reader that Gate::events returned, or drop it before you call Gate::events again"),
+Self::NoCpuid => f.write_str("the vCPU's CPUID lacks leaf 0 or leaf 1: pass the gate the same CPUID as KVM_SET_CPUID2"),
+Self::OtherCpu { vcpu, chosen, seen } => write!(f, "the CPUID of vCPU {vcpu} names the processor {seen}, but the gate has chosen the policy's variant for {chosen}: give all vCPUs of the VM the same processor"),
+Self::CpuidChanged { vcpu } => write!(f, "the CPUID of vCPU {vcpu} differs from the one with which the vCPU was first added: pass the gate the same CPUID as KVM_SET_CPUID2, because KVM_GET_CPUID2 returns it changed"),
 Self::Io(error) => error.fmt(f),
         }
     }
@@ -179,19 +179,19 @@ impl fmt::Display for AnswerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoExit => f.write_str("the vCPU has no MSR exit that waits for an answer"),
-            Self::Reason(reason) => write!(f, "the exit has the reason {reason}, which is none"),
+            Self::Reason(reason) => write!(f, "the exit has an unknown reason: {reason}"),
             Self::Call(errno) => write!(f, "a call on the vCPU failed: {errno}"),
             Self::Publish(errno) => write!(f, "the kernel's filter cannot be changed: {errno}"),
             Self::OtherFilter { index, access } => write!(
                 f,
-                "the kernel keeps refusing a {access} of MSR {index} that the policy allows: something else has set the VM's filter"
+                "the kernel keeps refusing a {access} of MSR {index} that the policy allows: other code has set the VM's filter, so let only the gate set it"
             ),
-            Self::Gone => f.write_str("the gate that sets this VM's filters is gone"),
+            Self::Gone => f.write_str("the gate of this VM was dropped: keep the Gate as long as the vCPUs run"),
             Self::Vcpu(error) => error.fmt(f),
             Self::Theirs => {
-                f.write_str("the exit is one that the VMM's own filter or mask asks for")
+                f.write_str("the exit comes from the VMM's own filter or reason mask, so the VMM has to answer it")
             }
-            Self::Stale => f.write_str("the exit that this answers has been answered, or is gone"),
+            Self::Stale => f.write_str("the exit that this answer belongs to was already answered, or no longer exists"),
         }
     }
 }
@@ -237,13 +237,13 @@ impl fmt::Display for StateError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Restore(error) => error.fmt(f),
-            Self::Unanswered => {
-                f.write_str("the vCPU has an MSR exit that waits for an answer: answer it first")
-            }
+            Self::Unanswered => f.write_str(
+                "an MSR exit of the vCPU still waits for its answer: answer the exit first",
+            ),
             Self::Vcpu(error) => error.fmt(f),
             Self::Register { index, value } => write!(
                 f,
-                "KVM does not take the value {value:#x} for MSR {index}: give both hosts' vCPUs the same CPUID, and capture on the newer kernel only what the older one has"
+                "KVM refuses the value {value:#x} for MSR {index}: give the vCPUs the same CPUID on both hosts, and capture only MSRs that the older kernel has, too"
             ),
             Self::Call(errno) => write!(f, "a call on the vCPU failed: {errno}"),
         }
@@ -315,19 +315,19 @@ impl fmt::Display for VcpuError {
             ),
             Self::OtherVcpu { vcpu } => write!(
                 f,
-                "this is not the vCPU that the VcpuGate of vCPU {vcpu} was first reset with: give it that one's file descriptor and shared page, and each vCPU its own VcpuGate"
+                "the VcpuGate of vCPU {vcpu} was first reset with another vCPU: pass the file descriptor and shared page of that vCPU, and use one VcpuGate for each vCPU"
             ),
             Self::OtherCpuid { vcpu } => write!(
                 f,
-                "KVM has another CPUID for vCPU {vcpu} than Gate::vcpu was given, or none yet: give KVM_SET_CPUID2 the same, before VcpuGate::reset"
+                "the CPUID in KVM of vCPU {vcpu} is missing, or differs from the one that was passed to Gate::vcpu: pass the same CPUID to KVM_SET_CPUID2 before VcpuGate::reset"
             ),
             Self::TiedTwice { vcpu, other } => write!(
                 f,
-                "the VcpuGate of vCPU {vcpu} was given the file descriptor and page of vCPU {other}, which has a VcpuGate: give each vCPU its own, and drop the old one before a vCPU gets another number"
+                "the VcpuGate of vCPU {vcpu} got the file descriptor and page of vCPU {other}, which has a VcpuGate of its own: use one VcpuGate for each vCPU, and drop the old one before a vCPU gets another number"
             ),
             Self::Restored { vcpu } => write!(
                 f,
-                "vCPU {vcpu} has not run since VcpuGate::restore, whose pins and registers this would undo: call restore last, or drop the VcpuGate and make another for a vCPU that is to begin anew"
+                "a reset of vCPU {vcpu} would undo the pins and registers of VcpuGate::restore, after which the vCPU has not run: call restore last, or make a new VcpuGate for a vCPU that starts anew"
             ),
         }
     }

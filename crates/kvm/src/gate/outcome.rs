@@ -80,7 +80,7 @@ impl fmt::Display for Violation {
         } = self;
         write!(
             f,
-            "vCPU {vcpu}: a {access} of MSR {index}, for which the policy says kill"
+            "vCPU {vcpu}: the policy has the action kill for the {access} of MSR {index}"
         )
     }
 }

@@ -13,10 +13,10 @@ pub(super) fn gets(explanation: &Explanation<'_>) -> String {
     match settings.mode {
         Mode::Audit if explanation.is_let_through() => {
             let answer = of_kvm(explanation);
-            format!("as if the policy allowed it: {answer}; the refusal is only recorded")
+            format!("as if the policy allowed it: {answer}; audit mode only records the refusal")
         }
         Mode::Audit if !explanation.action.refuses() && explanation.may_refuse() => {
-            format!("{answer}; in audit mode a write that would be #GP is let through and recorded")
+            format!("{answer}; where that is #GP, audit mode lets the write through and records it")
         }
         _ => answer,
     }
@@ -38,17 +38,17 @@ fn of_action(explanation: &Explanation<'_>) -> String {
         Action::Device(Device::Microcode) => device(access, explanation.settings.microcode),
         Action::Register(register) => emulated(access, *register),
         Action::Value(value) => format!("the value {value:#x}"),
-        Action::Ignore => "success, and nothing is written".to_owned(),
+        Action::Ignore => "success, but the write has no effect".to_owned(),
         Action::Mask(mask) => masked(*mask, "the real register"),
         Action::Pin => {
-            "success for the first write, which stands until reset, and for an equal value; #GP for another value"
+            "success for the first write after a reset and for later writes of the same value; #GP for any other value"
                 .to_owned()
         }
         Action::Sticky(u64::MAX) => {
-            "success; bits of the real register that are set stay set".to_owned()
+            "success, but bits that are set in the real register stay set".to_owned()
         }
         Action::Sticky(bits) => {
-            format!("success; of the bits {bits:#x} of the real register, those that are set stay set")
+            format!("success, but those of the bits {bits:#x} that are set in the real register stay set")
         }
     }
 }
@@ -62,10 +62,10 @@ fn of_kvm(explanation: &Explanation<'_>) -> String {
     let unknown = match explanation.unknown() {
         None => return does.to_owned(),
         Some(UnknownAction::Value(value)) => format!("the value {value:#x}"),
-        Some(UnknownAction::Ignore) => "success without a write".to_owned(),
+        Some(UnknownAction::Ignore) => "success without effect".to_owned(),
         Some(UnknownAction::Deny) => "#GP".to_owned(),
     };
-    format!("{does}; {unknown} where KVM does not know the register")
+    format!("{does}; {unknown} if KVM does not know the register")
 }
 
 fn device(access: Access, microcode: Option<Microcode>) -> String {
@@ -73,13 +73,13 @@ fn device(access: Access, microcode: Option<Microcode>) -> String {
         (Access::Read, _) => {
             "#GP by the device \"microcode\": the register is write-only".to_owned()
         }
-        (Access::Write, None) => "what the device \"microcode\" answers".to_owned(),
+        (Access::Write, None) => "the answer of the device \"microcode\"".to_owned(),
         (Access::Write, Some(Update::Accept)) => {
-            "an update by the device \"microcode\": the guest sees its revision if its header is valid"
+            "the device \"microcode\" takes the update: if its header is valid, the guest then reads its revision"
                 .to_owned()
         }
         (Access::Write, Some(Update::Ignore)) => {
-            "success, and the device \"microcode\" loads nothing".to_owned()
+            "success, but the device \"microcode\" loads nothing".to_owned()
         }
         (Access::Write, Some(Update::Deny)) => "#GP by the device \"microcode\"".to_owned(),
     }
@@ -88,7 +88,7 @@ fn device(access: Access, microcode: Option<Microcode>) -> String {
 fn emulated(access: Access, register: Emulated) -> String {
     match access {
         Access::Read => format!(
-            "the value of this vCPU's register in user space: {:#x} after a reset",
+            "the value of this vCPU's register in user space, which is {:#x} after a reset",
             register.reset
         ),
         Access::Write => masked(register.mask, "this vCPU's register in user space"),

@@ -131,7 +131,7 @@ fn explain_tells_events_of_each_log_level() {
 #[test]
 fn explain_tells_microcode_device_answer_to_update() {
     for (update, wanted) in [
-        ("accept", "the guest sees its revision"),
+        ("accept", "the guest then reads its revision"),
         ("ignore", "loads nothing"),
         ("deny", "#GP"),
     ] {

@@ -30,7 +30,7 @@ impl Edited {
         let document = Document::parse(text).map_err(|error| {
             let kind = MistakeKind::Syntax {
                 why: error.message().to_owned(),
-                help: "write it another way".to_owned(),
+                help: "write the marked text in another way".to_owned(),
             };
             Box::new(mistake_in(source, error.span().unwrap_or_default(), kind))
         })?;

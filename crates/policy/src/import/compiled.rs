@@ -98,15 +98,15 @@ fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
     let call = SetCall::read(Revision::Mainline, width, &memory, UserAddress::NULL);
     match (call.result(), call.published().last()) {
         (Ok(()), Some(filter)) if has_more(bytes, filter) => Err(ImportError::Bytes(
-            "more bytes follow the filter's last bitmap: this is not one filter, or a part of the file was overwritten"
+            "more bytes follow the filter's last bitmap, so the file is not a single filter, or a part of it was overwritten"
                 .to_owned(),
         )),
         (Ok(()), Some(filter)) => Ok(filter.clone()),
         (Err(error), _) => Err(ImportError::Bytes(format!(
-            "this is neither text nor a program; read as the bytes of a filter: {}",
+            "the file is neither text nor a program, and not the bytes of a filter: {}",
             without_values(&error)
         ))),
-        (Ok(()), None) => Err(ImportError::Bytes("no filter".to_owned())),
+        (Ok(()), None) => Err(ImportError::Bytes("the bytes set no filter".to_owned())),
     }
 }
 
@@ -122,11 +122,11 @@ fn has_more(bytes: &[u8], filter: &Filter) -> bool {
 /// which may be a secret.
 fn without_values(error: &SetError) -> String {
     match error {
-        SetError::UnknownFlags(_) => "its flags are neither 0 nor 1".to_owned(),
-        SetError::Range { slot, .. } => format!("range {slot} is not one that a filter may have"),
-        SetError::Unreadable(_) => "they are too few".to_owned(),
+        SetError::UnknownFlags(_) => "the filter's flags are neither 0 nor 1".to_owned(),
+        SetError::Range { slot, .. } => format!("range {slot} is not valid"),
+        SetError::Unreadable(_) => "the file is too short".to_owned(),
         SetError::NoFilter(error) => error.to_string(),
-        _ => "they are none".to_owned(),
+        _ => "the bytes do not have the form of a filter".to_owned(),
     }
 }
 
@@ -147,7 +147,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         if range.end().is_none() {
             drafts.lose(
                 None,
-                format!("ranges[{number}]: it reaches 2^32, so it decides nothing (S3.5)"),
+                format!("ranges[{number}] reaches 2^32, so KVM never uses this range (S3.5)"),
             );
         }
     }
@@ -159,7 +159,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         }
         for reason in reasons.iter().filter(|reason| **reason != filter) {
             let what = format!(
-                "reasons: {}; a policy's filter has refusals only",
+                "the exit reason {}: a policy's filter exits only for the reason `filter`",
                 quoted(reason)
             );
             drafts.lose(None, what);
@@ -177,14 +177,17 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
 
 fn filter(document: &Document) -> Result<Filter, ImportError> {
     if document.schema != SCHEMA {
-        let why = format!("this msrgate knows {SCHEMA}, not {}", document.schema);
+        let why = format!(
+            "this msrgate knows only version {SCHEMA}, and the file has version {}",
+            document.schema
+        );
         return Err(ImportError::value("schema", why));
     }
     let default_action = match document.default.as_str() {
         "allow" => DefaultAction::Allow,
         "deny" => DefaultAction::Deny,
         _ => {
-            let why = "neither `allow` nor `deny`";
+            let why = "the value must be `allow` or `deny`";
             return Err(ImportError::value("default", why));
         }
     };
@@ -205,16 +208,26 @@ fn range(window: &Window) -> Result<Range, (&'static str, String)> {
         "r" => Accesses::Read,
         "w" => Accesses::Write,
         "rw" => Accesses::Both,
-        _ => return Err(("access", "this is not `r`, `w` or `rw`".to_owned())),
+        _ => return Err(("access", "the value must be `r`, `w` or `rw`".to_owned())),
     };
     let base = match hexadecimal(&window.base) {
         Some((base, "")) => u32::try_from(base).ok(),
         _ => None,
     };
-    let base = base.ok_or(("base", "this is not an index such as `0x10`".to_owned()))?;
-    Bitmap::words_for(window.count)
-        .map_err(|_| ("count", format!("this is not 1 to {}", Bitmap::MAX_COUNT)))?;
-    let bytes = bytes(&window.bitmap).ok_or(("bitmap", "not bytes in hexadecimal".to_owned()))?;
+    let base = base.ok_or((
+        "base",
+        "the value must be an MSR index such as `0x10`".to_owned(),
+    ))?;
+    Bitmap::words_for(window.count).map_err(|_| {
+        (
+            "count",
+            format!("the value must be 1 to {}", Bitmap::MAX_COUNT),
+        )
+    })?;
+    let bytes = bytes(&window.bitmap).ok_or((
+        "bitmap",
+        "the value must be bytes of two hexadecimal digits each".to_owned(),
+    ))?;
     range_of(accesses, MsrIndex::new(base), window.count, &bytes)
 }
 

@@ -72,7 +72,7 @@ impl Drafts {
             .all(|action| *action == self.settings.default);
         // The policy's `default` alone decides MSR 0xffffffff (S3.5).
         let last = if last == MsrIndex::MAX && !is_default {
-            self.lose(None, "0xffffffff: `default` alone decides it (S3.5)");
+            self.lose(None, "0xffffffff: only `default` decides this MSR (S3.5)");
             MsrIndex::new(u32::MAX - 1)
         } else {
             last
@@ -84,7 +84,7 @@ impl Drafts {
         // KVM asks no filter about x2APIC registers (S3.1).
         let cut = MsrRange::new(first.max(x2apic_first), last.min(x2apic_last));
         if let Some(cut) = cut {
-            let what = format!("{cut}: x2APIC registers, which KVM never filters (S3.1)");
+            let what = format!("{cut}: KVM never filters x2APIC registers (S3.1)");
             self.lose(None, what);
         }
         let below = MsrIndex::new(x2apic_first.get() - 1);

@@ -86,18 +86,22 @@ pub(super) fn read(bytes: &[u8]) -> Result<Compiled, ImportError> {
     let mut end = lines(bytes).skip_while(|(_, line)| !is_last(line));
     if end.next().is_none() {
         let why = format!(
-            "`{}` is not there: the file is cut off, compile it again",
+            "`{}` is missing, so the file is cut off; compile the policy again",
             language.last
         );
         return Err(ImportError::value("the last line", why));
     }
     if let Some((number, _)) = end.find(|(_, line)| !is_comment(line.trim())) {
-        let why = "text after the end of the filter";
+        let why = "text follows the end of the filter; compile the policy again";
         return Err(ImportError::value(format!("line {number}"), why));
     }
     let named = made_for(bytes, language);
-    let named =
-        named.ok_or_else(|| ImportError::value("the first line", "is not there in full"))?;
+    let named = named.ok_or_else(|| {
+        ImportError::value(
+            "the first line",
+            "the line is incomplete; compile the policy again",
+        )
+    })?;
     let mut reader = Reader::default();
     for (number, line) in lines(bytes).take_while(|(_, line)| !is_last(line)) {
         let read = reader.line(line.trim());
@@ -124,30 +128,43 @@ impl Reader {
             let bytes = line.split(',').map(str::trim).filter(|one| !one.is_empty());
             for byte in bytes {
                 let byte = number(byte).and_then(|byte| u8::try_from(byte).ok());
-                let byte = byte.ok_or("not the bytes of a bitmap")?;
+                let byte = byte.ok_or("the line must have bytes of a bitmap, such as 0xff")?;
                 self.range(range)?.bytes.push(byte);
             }
             return Ok(());
         }
         if let Some(rest) = line.strip_prefix("static unsigned char msrgate_bitmap_") {
-            let (place, _) = rest.split_once('[').ok_or("no length of a bitmap")?;
-            self.bitmap = Some(place.parse().map_err(|_| "no number of a range")?);
+            let (place, _) = rest
+                .split_once('[')
+                .ok_or("the length of the bitmap is missing")?;
+            self.bitmap = Some(
+                place
+                    .parse()
+                    .map_err(|_| "the number of the range is missing")?,
+            );
         } else if let Some(rest) = line.strip_prefix("filter->ranges[") {
-            let (place, field) = rest.split_once("].").ok_or("no field of a range")?;
-            let place = place.parse().map_err(|_| "no number of a range")?;
-            let (key, value) = field.split_once(" = ").ok_or("no value of a field")?;
+            let (place, field) = rest
+                .split_once("].")
+                .ok_or("the field of the range is missing")?;
+            let place = place
+                .parse()
+                .map_err(|_| "the number of the range is missing")?;
+            let (key, value) = field
+                .split_once(" = ")
+                .ok_or("the value of the field is missing")?;
             if key != "bitmap" {
                 self.field(place, key, value.trim_end_matches(';'))?;
             }
         } else if let Some((_, flags)) = line.split_once("{ .flags = ") {
             let flags = flags.split(' ').next().and_then(number);
-            self.default_action = Some(match flags.ok_or("no flags of the filter")? {
-                0 => DefaultAction::Allow,
-                1 => DefaultAction::Deny,
-                _ => return Err("flags that a filter does not have"),
-            });
+            self.default_action =
+                Some(match flags.ok_or("the flags of the filter are missing")? {
+                    0 => DefaultAction::Allow,
+                    1 => DefaultAction::Deny,
+                    _ => return Err("the flags of the filter must be 0 or 1"),
+                });
         } else if let Some(reasons) = line.strip_prefix("#define MSRGATE_EXIT_REASONS ") {
-            self.reasons = Some(number(reasons).ok_or("no reasons")?);
+            self.reasons = Some(number(reasons).ok_or("the exit reasons are missing")?);
         } else {
             self.rust(line)?;
         }
@@ -161,37 +178,41 @@ impl Reader {
             self.ranges.push(Partial::default());
         } else if line == "bitmap: &[" {
             let last = self.ranges.len().checked_sub(1);
-            self.bitmap = Some(last.ok_or("a bitmap of no range")?);
+            self.bitmap = Some(last.ok_or("the bitmap belongs to no range")?);
         } else if let Some(value) = line.strip_prefix("pub const DEFAULT_DENY: bool = ") {
             self.default_action = Some(match end(value).as_str() {
                 "false" => DefaultAction::Allow,
                 "true" => DefaultAction::Deny,
-                _ => return Err("neither true nor false"),
+                _ => return Err("the value must be true or false"),
             });
         } else if let Some(value) = line.strip_prefix("pub const EXIT_REASONS: u64 = ") {
-            self.reasons = Some(number(&end(value)).ok_or("no reasons")?);
+            self.reasons = Some(number(&end(value)).ok_or("the exit reasons are missing")?);
         } else if let Some((key @ ("flags" | "base" | "nmsrs"), value)) = line.split_once(": ") {
             let last = self.ranges.len().checked_sub(1);
-            self.field(last.ok_or("a field of no range")?, key, &end(value))?;
+            self.field(
+                last.ok_or("the field belongs to no range")?,
+                key,
+                &end(value),
+            )?;
         }
         Ok(())
     }
 
     fn field(&mut self, place: usize, key: &str, value: &str) -> Result<(), &'static str> {
-        let value = Some(number(value).ok_or("not a number")?);
+        let value = Some(number(value).ok_or("the value must be a number")?);
         let range = self.range(place)?;
         match key {
             "flags" => range.flags = value,
             "base" => range.base = value,
             "nmsrs" => range.nmsrs = value,
-            _ => return Err("no field of a range"),
+            _ => return Err("a range has no such field"),
         }
         Ok(())
     }
 
     fn range(&mut self, place: usize) -> Result<&mut Partial, &'static str> {
         if place >= msrgate_filter::MAX_RANGES {
-            return Err("more ranges than a filter has");
+            return Err("the filter has more than 16 ranges");
         }
         if self.ranges.len() <= place {
             self.ranges.resize_with(place + 1, Partial::default);
@@ -200,11 +221,13 @@ impl Reader {
     }
 
     fn compiled(self) -> Result<Compiled, ImportError> {
-        let missing = |what: &str| ImportError::value(what, "is not there");
+        let missing = |what: &str| {
+            ImportError::value(what, "the file does not state it; compile the policy again")
+        };
         let default_action = self.default_action.ok_or_else(|| missing("the default"))?;
-        let bits = self.reasons.ok_or_else(|| missing("the reasons"))?;
+        let bits = self.reasons.ok_or_else(|| missing("the exit reasons"))?;
         let mask = ReasonMask::from_bits(Revision::Mainline, bits)
-            .map_err(|error| ImportError::value("the reasons", error))?;
+            .map_err(|error| ImportError::value("the exit reasons", error))?;
         let reasons = ExitReason::ALL.into_iter();
         let reasons = reasons.filter(|reason| mask.contains(Revision::Mainline, *reason));
         let ranges = self.ranges.iter().enumerate();
@@ -230,11 +253,11 @@ impl Partial {
             Some(1) => Accesses::Read,
             Some(2) => Accesses::Write,
             Some(3) => Accesses::Both,
-            _ => return Err("flags are 1, 2 or 3".to_owned()),
+            _ => return Err("the flags must be 1, 2 or 3".to_owned()),
         };
         let small = |number: Option<u64>| number.and_then(|number| u32::try_from(number).ok());
-        let base = small(self.base).ok_or("no base")?;
-        let count = small(self.nmsrs).ok_or("no number of MSRs")?;
+        let base = small(self.base).ok_or("the base is missing")?;
+        let count = small(self.nmsrs).ok_or("the number of MSRs is missing")?;
         range_of(accesses, MsrIndex::new(base), count, &self.bytes).map_err(|(_, why)| why)
     }
 }

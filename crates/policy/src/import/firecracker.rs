@@ -62,16 +62,22 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     for (number, modifier) in template.msr_modifiers.iter().enumerate() {
         let place = |key| format!("msr_modifiers[{number}].{key}");
         let index = index(&modifier.addr).ok_or_else(|| {
-            ImportError::value(place("addr"), "this is not an index such as `0x10`")
+            ImportError::value(
+                place("addr"),
+                "the value must be an MSR index such as `0x10`",
+            )
         })?;
         let bits = bits(&modifier.bitmap).ok_or_else(|| {
             ImportError::value(
                 place("bitmap"),
-                "this is not a bitmap of up to 64 bits, such as `0b1x0`",
+                "the value must be a bitmap of up to 64 bits, such as `0b1x0`",
             )
         })?;
         if !seen.insert(index) {
-            return Err(ImportError::value(place("addr"), "this MSR stands twice"));
+            return Err(ImportError::value(
+                place("addr"),
+                "the template names this MSR twice",
+            ));
         }
         say(&mut drafts, index, bits);
     }
@@ -80,7 +86,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
         ("KVM capabilities", template.kvm_capabilities.len()),
     ] {
         if count > 0 {
-            let what = format!("{what} ({count}): a policy is for MSRs only");
+            let what = format!("{what} ({count}): a policy is only about MSRs");
             drafts.lose(None, what);
         }
     }
@@ -110,16 +116,18 @@ fn say(drafts: &mut Drafts, index: MsrIndex, Bits { fixed, value }: Bits) {
         return;
     }
     drafts.say(&Draft {
-        why: Some(format!("bits {fixed:#x} begin as {value:#x}")),
+        why: Some(format!("bits {fixed:#x} start as {value:#x}")),
         ..allow
     });
     let why = if is_constant {
-        format!("and leaves {} as the host has them", fixed.count_zeros())
+        format!(
+            "and leaves {} bits as the host has them, so the policy has no value",
+            fixed.count_zeros()
+        )
     } else {
-        "and a guest may change them".to_owned()
+        "but a guest may change them, so the policy has no value".to_owned()
     };
-    let what =
-        format!("{index}: its value; the template sets the bits {fixed:#x} to {value:#x} {why}");
+    let what = format!("{index}: the template sets the bits {fixed:#x} to {value:#x}, {why}");
     drafts.lose(None, what);
 }
 
@@ -159,11 +167,14 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
         match pair(line).map(|(address, _)| u32::try_from(address)) {
             Some(Ok(index)) => {
                 if !readable.insert(index) {
-                    let what = format!("{index:#x} stands twice");
+                    let what = format!("the list names {index:#x} twice");
                     drafts.lose(Some(number), what);
                 }
             }
-            Some(Err(_)) => drafts.lose(Some(number), "an index has 32 bits"),
+            Some(Err(_)) => drafts.lose(
+                Some(number),
+                "an MSR index has at most 32 bits; the line was skipped",
+            ),
             None => drafts.lose(
                 Some(number),
                 "this line is not `0xADDRESS,0xVALUE` and was skipped",
@@ -172,7 +183,7 @@ pub(super) fn read_list(bytes: &[u8]) -> Drafts {
     }
     if !readable.is_empty() {
         let what = format!(
-            "writes ({}): the list does not say which registers a guest writes, so the policy refuses all writes",
+            "writes of {} registers: the list does not say which registers a guest writes, so the policy refuses all writes",
             readable.len()
         );
         drafts.lose(None, what);

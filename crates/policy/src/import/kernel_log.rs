@@ -88,7 +88,7 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
         log.line(number, &line, &mut drafts);
     }
     if let Some(line) = log.dropped {
-        let what = "the log says that messages are missing from it, and with them perhaps registers from the policy; a trace of kvm:kvm_msr has them, for `msrgate replay`";
+        let what = "the log says that messages are missing, so the policy may lack registers; record a trace of kvm:kvm_msr, and compare it with the policy by `msrgate replay`";
         drafts.lose(Some(line), what);
         drafts.lacks(Gap::LostMessages);
     }
@@ -97,7 +97,7 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
             if let Some(line) = seen.and_then(|seen| seen.changed) {
                 let name = by_index(index).map_or(String::new(), |one| format!(" {}", one.name));
                 let what = format!(
-                    "{index}{name}: KVM refused some {access}s and answered others; the policy refuses all"
+                    "{index}{name}: KVM refused some {access}s and answered others; the policy refuses all {access}s"
                 );
                 drafts.lose(Some(line), what);
             }
@@ -121,7 +121,7 @@ impl Log {
             (None, None, _) if is_about_msrs(line) => {
                 drafts.lose(
                     Some(number),
-                    "this line of KVM has no MSR that msrgate understands",
+                    "this line was skipped: KVM wrote it, but msrgate finds no MSR in it",
                 );
             }
             (None, None, _) if says_that_messages_were_dropped(line) => {

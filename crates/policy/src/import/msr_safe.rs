@@ -55,7 +55,7 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
                     let index = entry.index;
                     before.writable &= entry.writable;
                     let what = format!(
-                        "{index} stands on line {first}, too; the policy allows the bits that both lines allow"
+                        "{index} is on line {first}, too; the policy allows only the bits that both lines allow"
                     );
                     drafts.lose(Some(number), what);
                 }
@@ -83,7 +83,7 @@ fn say(drafts: &mut Drafts, number: usize, entry: Entry) {
         }),
         bits => {
             let what = format!(
-                "{index}: writes of the bits {bits:#x} only; a mask is not possible for this register, so the policy refuses all writes"
+                "{index}: the allowlist permits writes of the bits {bits:#x} only, but a policy cannot use `mask` for this register, so the policy refuses all writes"
             );
             drafts.lose(Some(number), what);
             Action::Deny

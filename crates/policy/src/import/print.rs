@@ -24,18 +24,20 @@ pub fn print(imported: &Imported, origin: &str) -> String {
     );
     match imported.losses.len() {
         0 => {}
-        1 => text.push_str("# One thing in it could not be imported; `msrgate import` named it.\n"),
+        1 => text.push_str(
+            "# One part of it could not be imported; `msrgate import` named this part.\n",
+        ),
         count => text.push_str(&format!(
-            "# {count} things in it could not be imported; `msrgate import` named them.\n"
+            "# {count} parts of it could not be imported; `msrgate import` named these parts.\n"
         )),
     }
     text.push_str(match imported.gap {
         None => "",
         Some(Gap::LostMessages) => {
-            "# The log says that messages are missing from it: registers may be missing here.\n"
+            "# The log says that it lacks messages, so this policy may lack registers.\n"
         }
         Some(Gap::CutOff) => {
-            "# The file may be cut off: no line feed ends its last line, which was not read.\n"
+            "# A part of the file may be missing; `msrgate import` named the line.\n"
         }
     });
     layout::fields(&mut text, &print::head(&imported.settings));
@@ -58,8 +60,9 @@ fn meaning(imported: &Imported) -> String {
             comment(cpu)
         ),
         Scope::Like(cpu) => format!(
-            "# On processors such as {}: {meaning}\n\
-            # On others the program does something else, which is not in this policy: the policy may be looser or stricter there.\n",
+            "# {meaning}\n\
+            # This holds on processors such as {}.\n\
+            # On other processors the program has other rules, so this policy may be looser or stricter there.\n",
             comment(&cpu.to_string())
         ),
     }

@@ -29,7 +29,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     }
     for other in &program.variants()[1..] {
         let what = format!(
-            "what holds on processors such as {}: the policy says what holds on {}",
+            "the rules for processors such as {}: the policy has only the rules for {}",
             other.example(),
             variant.example()
         );
@@ -44,7 +44,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
             // one direction only.
             let log = logs[0].max(logs[1]).min(Log::First);
             let what = format!(
-                "{msrs}: reads and writes have different values of `log`, and an entry has one"
+                "{msrs}: reads and writes have different values of `log`, but an entry has only one"
             );
             drafts.lose(None, what);
             log

@@ -443,10 +443,11 @@ fn import_of_program_with_variants_covers_first_variant() {
     let first = program.variants()[0].example();
     assert_eq!(imported.scope, Scope::Like(first.clone()));
     let text = print(&imported, "FILE");
-    let sentence = format!("# On processors such as {first}: It decides and answers every access");
+    let sentence =
+        format!("every access as the program does.\n# This holds on processors such as {first}.\n");
     assert!(text.contains(&sentence), "{text}");
     assert!(
-        text.contains("# On others the program does something else"),
+        text.contains("# On other processors the program has other rules"),
         "{text}"
     );
 

@@ -35,7 +35,7 @@ pub(super) fn range_of(
     if bytes.len() < least || bytes.len() > words * 8 {
         let given = bytes.len();
         let why =
-            format!("its length in bytes is {given}, and should be {least} for a count of {count}");
+            format!("its length in bytes is {given}, but must be {least} for a count of {count}");
         return Err(("bitmap", why));
     }
     let bit = |offset: u32| bytes[(offset / 8) as usize] >> (offset % 8) & 1 == 1;

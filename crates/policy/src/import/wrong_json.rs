@@ -48,7 +48,7 @@ fn what(error: &serde_json::Error) -> String {
     // msrgate's own types.
     match text.rsplit_once(", expected ") {
         Some((_, expected)) => format!("expected {expected}"),
-        None => "not a value that may stand there".to_owned(),
+        None => "unexpected value".to_owned(),
     }
 }
 

@@ -37,11 +37,11 @@ pub(super) fn revision_unread(compiled: &Compiled) -> Vec<Warning<'_>> {
                 details: Vec::new(),
                 entry: Some(entry),
                 message: format!(
-                    "the guest cannot read the microcode revision of `{}`: {access}s of {} are {action}",
+                    "`{}` takes microcode updates, but the guest cannot read their revision: the action for {access}s of {} is {action}",
                     one_line(entry.key()),
                     registers::titled(SIGN_ID),
                 ),
-                help: "write `IA32_BIOS_SIGN_ID = \"rw\"`: a guest writes 0 to it, executes CPUID, and reads the revision"
+                help: "write `IA32_BIOS_SIGN_ID = \"rw\"`: a guest writes 0 to this register, executes CPUID, and then reads the revision"
                     .to_owned(),
             });
         }

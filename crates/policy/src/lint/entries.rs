@@ -48,10 +48,10 @@ pub(super) fn without_effect<'c>(
                 details: Vec::new(),
                 entry: Some(entry),
                 message: format!(
-                    "`{}` says nothing: it inherits both directions",
+                    "`{}` has no effect: it inherits the actions for reads and for writes",
                     one_line(entry.key())
                 ),
-                help: "delete it".to_owned(),
+                help: "delete the entry".to_owned(),
             };
         }
         Warning {
@@ -59,10 +59,10 @@ pub(super) fn without_effect<'c>(
             details: Vec::new(),
             entry: Some(entry),
             message: format!(
-                "`{}` decides nothing: other entries decide all of its MSRs",
+                "`{}` has no effect: other entries decide all of its MSRs",
                 one_line(entry.key())
             ),
-            help: "delete it, or the entries within it".to_owned(),
+            help: "delete this entry, or the entries within it".to_owned(),
         }
     })
     .collect()
@@ -90,10 +90,10 @@ pub(super) fn nameless(compiled: &Compiled) -> Vec<Warning<'_>> {
             details: Vec::new(),
             entry: Some(entry),
             message: format!(
-                "`{}` is for no register that msrgate knows",
+                "`{}` names no register that msrgate knows",
                 one_line(entry.key())
             ),
-            help: "look the index up again; `msrgate msr` finds registers by name and number"
+            help: "check the index: `msrgate msr WORD` finds registers by name and by index"
                 .to_owned(),
         })
         .collect()
@@ -131,7 +131,7 @@ pub(super) fn too_wide(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>>
                 one_line(entry.key()),
                 range.count(),
             ),
-            help: format!("write `\"{within}\"`, where those that exist lie"),
+            help: format!("write `\"{within}\"`, which has all known registers of this range"),
         })
     })
 }
@@ -146,10 +146,10 @@ pub(super) fn pins(compiled: &Compiled) -> impl Iterator<Item = Warning<'_>> {
         details: Vec::new(),
         entry: Some(entry),
         message: format!(
-            "`{}` is pinned: a second kernel, which the guest starts by kexec, cannot write it",
+            "`{}` is pinned: a second kernel, which the guest starts by kexec, cannot write another value to it",
             one_line(entry.key())
         ),
-        help: "do nothing if the guest uses no kexec; a reset of the VM releases the pin"
+        help: "ignore this warning if the guest does not use kexec; a reset of the VM releases the pin"
             .to_owned(),
     })
 }
@@ -175,6 +175,6 @@ pub(super) fn state(compiled: &Compiled) -> Option<Warning<'_>> {
             "the state of `{}` is lost when a VM is migrated, unless the VMM saves it",
             one_line(entry.key())
         ),
-        help: "to accept that, write `accept = [\"state-not-migrated\"]`".to_owned(),
+        help: "have the VMM save this state; to accept the loss, write `accept = [\"state-not-migrated\"]`".to_owned(),
     })
 }

@@ -37,7 +37,7 @@ pub(super) fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
                         segment.action.word(),
                         gap.why
                     ),
-                    help: format!("to accept that, {}", accept(gap)),
+                    help: format!("to accept this gap, {}", accept(gap)),
                 });
             }
         }
@@ -104,18 +104,18 @@ impl Held {
     fn message(&self) -> String {
         let words: Vec<_> = self.words.iter().map(|word| format!("`{word}`")).collect();
         let names: Vec<_> = self.names.values().copied().collect();
-        let hold = if words.len() == 1 { "holds" } else { "hold" };
+        let apply = if words.len() == 1 { "applies" } else { "apply" };
         let (words, names) = (words.join(", "), names.join(", "));
-        format!("{words} of {names} {hold} for WRMSR only: {}", self.gap.why)
+        format!("{words} of {names} {apply} to WRMSR only: {}", self.gap.why)
     }
 
     fn help(&self) -> String {
         let accept = accept(self.gap);
         match self.gap.needs {
             Some(needs) => {
-                format!("hide {needs} from the guest; then, or to accept the gap, {accept}")
+                format!("hide {needs} from the guest, or accept the gap; in both cases, {accept}")
             }
-            None => format!("allow the write, or accept the gap: {accept}"),
+            None => format!("allow the write; to accept the gap, {accept}"),
         }
     }
 }

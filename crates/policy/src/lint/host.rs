@@ -32,9 +32,9 @@ pub fn of_cpuid<'c>(
         Warning {
             code: Code::CpuidRefused,
             entry,
-            message: format!("`{key}` refuses registers that the CPUID of this host's guests offers"),
+            message: format!("`{key}` refuses registers that CPUID offers to guests on this host"),
             details,
-            help: "allow them, or clear these bits in the CPUID that the VMM gives its guest; a guest that relies on them gets #GP"
+            help: "allow these registers, or clear these bits in the CPUID that the VMM gives its guest; a guest that relies on such a bit gets #GP"
                 .to_owned(),
         }
     };
@@ -82,7 +82,7 @@ pub fn of_saved<'c>(
             one_line(entry.key())
         ),
         details: in_ranges(msrs.into_iter()),
-        help: "have the VMM save them by number, or refuse the writes".to_owned(),
+        help: "have the VMM save these registers by index, or refuse the writes".to_owned(),
     };
     writes
         .map(|one| (policy.entry(one.entry), one.msrs))
@@ -117,8 +117,8 @@ mod tests {
         assert_eq!(
             shown,
             [
-                "cpuid-refused 0: `default` refuses registers that the CPUID of this host's guests offers [PAT (CPUID 0x1 EDX bit 16): rw 0x277 IA32_PAT | SPEC_CTRL (CPUID 0x7 EDX bit 26): w 0x49 IA32_PRED_CMD | XSAVES (CPUID 0xd.1 EAX bit 3): rw 0xda0 IA32_XSS]",
-                "cpuid-refused 4: `IA32_SPEC_CTRL` refuses registers that the CPUID of this host's guests offers [SPEC_CTRL (CPUID 0x7 EDX bit 26): w 0x48 IA32_SPEC_CTRL]",
+                "cpuid-refused 0: `default` refuses registers that CPUID offers to guests on this host [PAT (CPUID 0x1 EDX bit 16): rw 0x277 IA32_PAT | SPEC_CTRL (CPUID 0x7 EDX bit 26): w 0x49 IA32_PRED_CMD | XSAVES (CPUID 0xd.1 EAX bit 3): rw 0xda0 IA32_XSS]",
+                "cpuid-refused 4: `IA32_SPEC_CTRL` refuses registers that CPUID offers to guests on this host [SPEC_CTRL (CPUID 0x7 EDX bit 26): w 0x48 IA32_SPEC_CTRL]",
             ]
         );
     }

@@ -32,13 +32,13 @@ pub(super) fn punctured<'c>(
             code: Code::Punctured,
             entry: Some(wide),
             message: format!(
-                "`{key}` does not hold where `{within}` at {file}:{} lies within it: {}",
+                "the included entry `{within}` at {file}:{} lies within `{key}` and loosens it: {}",
                 narrow.place().line,
                 loosened.join("; "),
             ),
             details: details(puncture),
             help: format!(
-                "{}; if the included entry is right, repeat it there as it is",
+                "{}; if the included entry is right, copy it there unchanged",
                 puncture.remedy
             ),
         }
@@ -58,7 +58,9 @@ fn loosened(policy: &Policy, puncture: &Puncture, access: Access) -> Option<Stri
     let is = policy.entry(puncture.narrow).action(access)?;
     let not = policy.entry(puncture.wide).action(access)?;
     let names = names(msrs);
-    Some(format!("{access}s of {names} are {is}, not {not}"))
+    Some(format!(
+        "the action for {access}s of {names} is {is}, not {not}"
+    ))
 }
 
 /// Returns the names of the registers among these MSRs, and the MSRs if some have no name.

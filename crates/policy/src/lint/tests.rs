@@ -121,14 +121,14 @@ IA32_FMASK = { read = 'allow', write = 'pin', override = true }
 ";
     // Each gap has one warning, independent of the processor.
     let expected = [
-        (8, "`mask` of IA32_FS_BASE holds for WRMSR only: RDFSBASE "),
+        (8, "`mask` of IA32_FS_BASE applies to WRMSR only: RDFSBASE "),
         (
             8,
-            "`mask` of IA32_FS_BASE holds for WRMSR only: a nested VM entry ",
+            "`mask` of IA32_FS_BASE applies to WRMSR only: a nested VM entry ",
         ),
         (
             5,
-            "`mask`, `pin`, `sticky` of IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_FS_BASE hold for WRMSR only: VMLOAD ",
+            "`mask`, `pin`, `sticky` of IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_FS_BASE apply to WRMSR only: VMLOAD ",
         ),
     ];
     let found = said(text, Code::ChangedUnasked);
@@ -174,18 +174,18 @@ fn lint_revision_unread_warns_of_unreadable_revision() {
         (
             &[intel][..],
             7,
-            "reads of 0x8b IA32_BIOS_SIGN_ID are \"deny\"",
+            "reads of 0x8b IA32_BIOS_SIGN_ID is \"deny\"",
         ),
-        (&[amd], 7, "reads of 0x8b IA32_BIOS_SIGN_ID are \"deny\""),
+        (&[amd], 7, "reads of 0x8b IA32_BIOS_SIGN_ID is \"deny\""),
         (
             &["0x8b = 'r'", intel],
             8,
-            "writes of 0x8b IA32_BIOS_SIGN_ID are \"deny\"",
+            "writes of 0x8b IA32_BIOS_SIGN_ID is \"deny\"",
         ),
         (
             &["0x8b = { read = { value = 7 }, write = 'allow' }", amd],
             8,
-            "reads of 0x8b IA32_BIOS_SIGN_ID are { value = \"0x7\" }",
+            "reads of 0x8b IA32_BIOS_SIGN_ID is { value = \"0x7\" }",
         ),
         // The warning is given even if the revision is unreadable on some processors only.
         (
@@ -198,7 +198,7 @@ fn lint_revision_unread_warns_of_unreadable_revision() {
                 "0x8b = { read = 'deny', write = 'allow', override = true }",
             ],
             8,
-            "reads of 0x8b IA32_BIOS_SIGN_ID are \"deny\"",
+            "reads of 0x8b IA32_BIOS_SIGN_ID is \"deny\"",
         ),
     ] {
         let found = with(entries);
@@ -245,19 +245,19 @@ IA32_THERM_STATUS = { read = 'kill', write = 'allow' }
     let expected = [
         (
             6,
-            "`@power` does not hold where `IA32_MPERF..=IA32_APERF` at guest.toml:3 lies within it: reads of 0xe7 IA32_MPERF, 0xe8 IA32_APERF are \"allow\", not \"deny\"",
+            "the included entry `IA32_MPERF..=IA32_APERF` at guest.toml:3 lies within `@power` and loosens it: the action for reads of 0xe7 IA32_MPERF, 0xe8 IA32_APERF is \"allow\", not \"deny\"",
             "read of 0xe7..=0xe8",
             "\"IA32_MPERF..=IA32_APERF\" = { read = \"deny\", write = \"deny\", override = true }",
         ),
         (
             7,
-            "`0x30000..=0x3ffff` does not hold where `0x30010..=0x30011` at guest.toml:4 lies within it: writes of 0x30010..=0x30011 are \"ignore\", not \"kill\"",
+            "the included entry `0x30010..=0x30011` at guest.toml:4 lies within `0x30000..=0x3ffff` and loosens it: the action for writes of 0x30010..=0x30011 is \"ignore\", not \"kill\"",
             "write of 0x30010..=0x30011",
             "\"0x30010..=0x30011\" = { read = \"deny\", write = \"kill\", override = true }",
         ),
         (
             6,
-            "`@power` does not hold where `IA32_THERM_STATUS` at guest.toml:5 lies within it: writes of 0x19c IA32_THERM_STATUS are \"allow\", not \"deny\"",
+            "the included entry `IA32_THERM_STATUS` at guest.toml:5 lies within `@power` and loosens it: the action for writes of 0x19c IA32_THERM_STATUS is \"allow\", not \"deny\"",
             "write of 0x19c",
             "IA32_THERM_STATUS = { read = \"kill\", write = \"deny\", override = true }",
         ),
@@ -265,7 +265,7 @@ IA32_THERM_STATUS = { read = 'kill', write = 'allow' }
     let expected: Vec<_> = expected
         .into_iter()
         .map(|(line, message, detail, entry)| {
-            let help = format!("write `{entry}` below `[msrs]` of policy.toml; if the included entry is right, repeat it there as it is");
+            let help = format!("write `{entry}` below `[msrs]` of policy.toml; if the included entry is right, copy it there unchanged");
             (line, message.to_owned(), vec![detail.to_owned()], help)
         })
         .collect();
@@ -283,7 +283,7 @@ fn lint_punctured_counts_registers_beyond_limit() {
     let all = of_policy(&compiled);
     let warning = all.iter().find(|warning| warning.code == Code::Punctured);
     let message = &warning.expect("a warning").message;
-    let end = "0x205 IA32_MTRR_PHYSMASK2, 0x206 IA32_MTRR_PHYSBASE3 and 25 more are \"allow\", not \"deny\"";
+    let end = "0x205 IA32_MTRR_PHYSMASK2, 0x206 IA32_MTRR_PHYSBASE3 and 25 more is \"allow\", not \"deny\"";
     assert!(message.ends_with(end), "{message}");
     assert!(message.len() < 400, "{message}");
 }

@@ -92,7 +92,7 @@ impl Code {
     pub const fn heading(self) -> Option<&'static str> {
         match self {
             Self::CpuidRefused => {
-                Some("the policy refuses registers that the CPUID of this host's guests offers")
+                Some("the policy refuses registers that CPUID offers to guests on this host")
             }
             Self::NotSaved => Some(
                 "a guest may write registers that this host's KVM_GET_MSR_INDEX_LIST does not name: a migration may lose them",

@@ -33,11 +33,11 @@ impl MistakeKind {
             Self::LiftedByAudit { file, .. } => {
                 let file = one_line(file);
                 format!(
-                    "delete `mode`, or write `mode = \"audit\"` in {file}, too: only its own file puts a final entry in audit"
+                    "delete `mode`, or write `mode = \"audit\"` in {file}, too: only the file of a final entry can put that entry in audit mode"
                 )
             }
             Self::MissingDirection { access, .. } => format!(
-                "add `{access} = \"allow\"` or `{access} = \"deny\"`; `{access} = \"inherit\"` takes what a wider entry or `default` says"
+                "add `{access} = \"allow\"` or `{access} = \"deny\"`; `{access} = \"inherit\"` takes the action of a wider entry or of `default`"
             ),
             Self::DeviceNotSetUp { device, .. } => format!(
                 "add a table `[device.{}]` with `revision` and `update`",
@@ -55,31 +55,31 @@ impl MistakeKind {
             | Self::DeviceElsewhere { help, .. } => help,
             Self::TooLong { .. } => SINGLE_MSRS,
             Self::CanonicalForm { .. } => {
-                "delete what is repeated, or leave the file as it is: the other commands take it"
+                "delete repeated entries, or do not format this file: all commands except `fmt` take it as it is"
             }
             Self::TooMany { what, .. } => fewer(what),
             Self::NotAPolicy { .. } => {
-                "begin the file with the line `policy = 1`, without quotes; msrgate shows no text of other files, which may be secret"
+                "begin the file with the line `policy = 1`, without quotes; msrgate shows no text of a file without this line, because the text may be secret"
             }
-            Self::LongLine { .. } => "write one entry a line",
+            Self::LongLine { .. } => "write one entry on each line",
             Self::UnknownVersion(_) => "write `policy = 1`, or use a newer msrgate",
             Self::ListsNothing { .. } => {
-                "name one, or delete the key where all processors are meant"
+                "write at least one value, or delete the key to mean all processors"
             }
-            Self::SaidTwice { .. } => "keep one of the two",
+            Self::SaidTwice { .. } => "keep one of them, and delete the other",
             Self::NotForwardable { .. } => {
                 "`mask`, `pin` and `sticky` work for IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE and IA32_SYSENTER_*; for others write \"allow\", \"deny\", \"ignore\" or a `register`"
             }
             Self::NotLoggable { .. } => {
                 "write `log = \"first\"`, which records the first access of any MSR"
             }
-            Self::UnknownNeedsAllow => "delete it, or write `default = \"allow\"`",
+            Self::UnknownNeedsAllow => "delete `unknown`, or write `default = \"allow\"`",
             Self::OverridesNothing(_) => {
-                "delete `override = true`: a narrower entry wins over an included one without it; to replace an included entry, write that entry's key"
+                "delete `override = true`, because a narrower entry wins without it; to replace an included entry, write the same key as that entry"
             }
             Self::Cycle { .. } => "delete one of these includes",
             Self::Disagrees { .. } => {
-                "write the include's setting in the policy, too, or include a copy of the file without it (`msrgate policies NAME` prints a shipped policy)"
+                "write the same value in both files, or include a copy of the file without this setting (`msrgate policies NAME` prints a shipped policy)"
             }
             // Mistakes of all other kinds carry their own advice.
             _ => return None,
@@ -92,7 +92,7 @@ fn without_the_last(key: &str) -> String {
     match range {
         Some(range) if range.count() > 1 => {
             format!(
-                "end the range before it: `\"{}..=0xfffffffe\"`",
+                "end the range before 0xffffffff: `\"{}..=0xfffffffe\"`",
                 range.first()
             )
         }
@@ -105,9 +105,9 @@ fn without_the_last(key: &str) -> String {
 fn other_direction(word: &str, access: Access) -> String {
     let first = match (word, access) {
         ("ignore", Access::Read) => "to answer a read, write `{ value = \"0x0\" }`; ",
-        (_, Access::Read) => "write it for `write`; ",
+        (_, Access::Read) => "use this action for `write`; ",
         ("value", Access::Write) => "to drop a write, write \"ignore\"; ",
-        (_, Access::Write) => "write it for `read`; ",
+        (_, Access::Write) => "use this action for `read`; ",
     };
     let all = match access {
         Access::Read => {
@@ -122,7 +122,7 @@ fn other_direction(word: &str, access: Access) -> String {
 
 /// The name, in messages, of the limit on kinds of processors.
 pub(crate) const PROCESSORS: &str = "kinds of processors that its `[[when]]`s tell apart";
-pub(crate) const COMBINATIONS: &str = "combinations of `[[when]]`s that hold together";
+pub(crate) const COMBINATIONS: &str = "combinations of `[[when]]`s that hold on the same processor";
 
 const SINGLE_MSRS: &str = "name ranges instead of single MSRs: `\"0x200..=0x20f\" = \"r\"`";
 
@@ -136,17 +136,19 @@ fn fewer(what: &str) -> &'static str {
         "tokens of TOML" => {
             "name ranges instead of single MSRs, and write comments above paragraphs, not at each entry"
         }
-        "tables and lists" => "write entries as words: `0x10 = \"rw\"` takes no table",
-        "files" => "join files that are always included together",
-        "names in an `include`" => "name each file once",
-        "groups" => "name each group once, or write the ranges that are meant",
-        "`[[when]]`s" => "join those that say the same: each part of `cpu` may be a list",
+        "tables and lists" => "write entries as words, such as `0x10 = \"rw\"`, in place of tables",
+        "files" => "merge files that are always included together",
+        "names in an `include`" => "name each file only once",
+        "groups" => "write fewer entries for groups, or write ranges in place of groups",
+        "`[[when]]`s" => {
+            "merge `[[when]]`s with the same entries: each part of `cpu` may be a list"
+        }
         PROCESSORS => "write ranges of families, models and steppings instead of single ones",
         ENTRIES_ON_ALL => {
-            "name ranges instead of single MSRs, or write fewer `[[when]]`s: an entry outside of them counts for each kind of processor"
+            "name ranges instead of single MSRs, or write fewer `[[when]]`s: an entry outside of a `[[when]]` counts once for each kind of processor"
         }
         COMBINATIONS => {
-            "write one `[[when]]` for each kind of processor, so that fewer of them hold together"
+            "write one `[[when]]` for each kind of processor, so that fewer `[[when]]`s hold on the same processor"
         }
         _ => SINGLE_MSRS,
     }

@@ -38,7 +38,7 @@ fn report(texts: &[Arc<NamedSource<String>>], mistake: &Mistake) -> Report {
         .iter()
         .partition(|label| Some(label.at.source()) == home);
     let elsewhere = there.into_iter().map(|label| Report {
-        message: "this place is meant, too".to_owned(),
+        message: "this place belongs to the mistake above".to_owned(),
         help: None,
         text: texts.get(label.at.source().number()).cloned(),
         labels: vec![labelled(label)],
@@ -94,7 +94,7 @@ impl Diagnostic for Report {
 impl Diagnostic for Mistakes {
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
         let all_are_shown = self.total == self.shown.len();
-        let help = format!("the first {} are shown", self.shown.len());
+        let help = format!("only the first {} mistakes are shown", self.shown.len());
         (!all_are_shown).then(|| Box::new(help) as Box<dyn fmt::Display>)
     }
 

@@ -66,14 +66,14 @@ impl Reader<'_> {
 fn help(key: &str, is_head: bool) -> &'static str {
     match (key, is_head) {
         ("msrs", true) => {
-            "write all entries below one `[msrs]`; those of a `[[when]]` stand below `[when.msrs]`"
+            "write all entries below one `[msrs]`; write the entries of a `[[when]]` below `[when.msrs]`"
         }
-        ("when", true) => "write `[[when]]`, with two brackets, for each",
-        (_, true) => "write all of it below one of the two",
+        ("when", true) => "begin each `[[when]]` with two brackets",
+        (_, true) => "write all of its lines below one of the two headers",
         (key, false) if words::TOP.contains(&key) || words::ENTRY.contains(&key) => {
             "delete one of the two"
         }
-        _ => "delete one of the two; `{ read = …, write = … }` says both directions in one entry",
+        _ => "delete one of the two; `{ read = …, write = … }` sets reads and writes in one entry",
     }
 }
 

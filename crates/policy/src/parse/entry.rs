@@ -112,7 +112,7 @@ impl Reader<'_> {
         let key = item.key.text;
         let help = if words::TOP.contains(&key) {
             self.has_lost_default |= key == "default";
-            "move it above the first `[table]`: all lines below a `[table]` belong to it"
+            "move it above the first line in brackets, such as `[msrs]`: all lines below such a line belong to its table"
         } else if words::ENTRY.contains(&key) {
             "write an entry for each MSR, such as `IA32_PAT = { read = \"allow\", write = \"deny\" }`"
         } else {
@@ -166,9 +166,9 @@ impl Reader<'_> {
                 other if words::ACTION.contains(&other) => {
                     let kind = MistakeKind::Misplaced {
                         key: quoted(other),
-                        place: "beside `read` and `write`",
+                        place: "beside `read` and `write`, but is an action for one of them",
                         help: format!(
-                            "write it for one of the two, such as `{}`",
+                            "write it inside one of them, such as `{}`",
                             in_one_direction(other)
                         ),
                     };
@@ -286,7 +286,7 @@ impl Reader<'_> {
                 let kind = MistakeKind::WrongType {
                     key: quoted(item.key.text),
                     found: "a table without an action",
-                    wanted: "a table with one",
+                    wanted: "a table with an action",
                     help: "write an action in it, such as `{ value = \"0x0\" }`".to_owned(),
                 };
                 self.report(self.at(item.span()), kind);
@@ -333,7 +333,7 @@ impl Reader<'_> {
         // An unknown key may be a misspelt form of the missing key, which is then not reported as
         // missing, too.
         if reset.is_none() && !has_unknown {
-            let help = "write what the register holds at reset: `reset = \"0\"`";
+            let help = "write the register's value after a reset: `reset = \"0\"`";
             self.report(at, MistakeKind::MissingKey { key: "reset", help });
         }
         if bits.is_none() && !has_unknown {
@@ -359,7 +359,7 @@ impl Reader<'_> {
                 let kind = MistakeKind::DeviceElsewhere {
                     key: quoted(&entry.key),
                     device: device.to_string(),
-                    help: "microcode is loaded through IA32_BIOS_UPDT_TRIG (0x79), on AMD through 0xc0010020",
+                    help: "use this device for IA32_BIOS_UPDT_TRIG (0x79) or, on AMD, for 0xc0010020: a guest loads microcode through these registers",
                 };
                 self.report(entry.at, kind);
                 return;

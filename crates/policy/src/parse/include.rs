@@ -61,7 +61,7 @@ pub struct NoIncludes;
 
 impl Includes for NoIncludes {
     fn open(&mut self, _: &Source, _: &str) -> Result<Source, IncludeError> {
-        Err(IncludeError::new("this text cannot include files"))
+        Err(IncludeError::new("included files are not available here"))
     }
 }
 
@@ -97,9 +97,9 @@ impl Reader<'_> {
             MistakeKind::Unreadable { path, why, help }
         };
         let too_deep = || {
-            let why = format!("more than {MAX_DEPTH} files in a row include each other");
+            let why = format!("the chain of includes has more than {MAX_DEPTH} files");
             let error = IncludeError::new(why)
-                .with_help("include it from a file that is nearer to the policy");
+                .with_help("include the file from a file earlier in the chain");
             unreadable(error)
         };
         if way.len() >= MAX_DEPTH {

@@ -35,7 +35,7 @@ impl Reader<'_> {
         let rest = rest.and_then(|rest| rest.without(&last));
         let help = match &rest {
             None => {
-                "delete the entry: a guest that has an x2APIC reaches these registers whatever a policy says"
+                "delete the entry: a guest with an x2APIC reaches these registers under every policy"
                     .to_owned()
             }
             Some(rest) => {
@@ -44,7 +44,7 @@ impl Reader<'_> {
                     .iter()
                     .map(|range| format!("`\"{range}\"`"))
                     .collect();
-                format!("write {}", each.join(" and "))
+                format!("write {} instead", each.join(" and "))
             }
         };
         let text = quoted(key.text);

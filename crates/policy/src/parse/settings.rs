@@ -142,15 +142,13 @@ impl Reader<'_> {
                 let key = quoted(device.key.text);
                 let kind = MistakeKind::Misplaced {
                     help: "write `[device.microcode]` in place of `[device]`".to_owned(),
-                    place: "below `[device]`, where devices are named",
+                    place: "below `[device]`, where each key names a device",
                     key,
                 };
                 self.report(self.key_at(device.key), kind);
             } else if !self.has_enough_mistakes() {
                 let name = quoted(device.key.text);
-                let help =
-                    "write `[device.microcode]`; the only name of a device may be `microcode`"
-                        .to_owned();
+                let help = "write `[device.microcode]`: the only device is `microcode`".to_owned();
                 self.report(
                     self.key_at(device.key),
                     MistakeKind::UnknownDevice { name, help },
@@ -187,8 +185,7 @@ impl Reader<'_> {
             );
         }
         if update.is_none() && !has_unknown {
-            let help =
-                "write what becomes of an update: `update = \"accept\"`, \"ignore\" or \"deny\"";
+            let help = "write the answer to an update: `update = \"accept\"`, `update = \"ignore\"` or `update = \"deny\"`";
             self.report(
                 at,
                 MistakeKind::MissingKey {
@@ -309,8 +306,8 @@ impl Reader<'_> {
         };
         if here.is_some_and(|here| here != there) {
             let second =
-                policy.map(|(_, at)| Label::saying(*at, "the policy says this".to_owned()));
-            let first = Label::saying(*at, "the include says this".to_owned());
+                policy.map(|(_, at)| Label::saying(*at, "the value in the policy".to_owned()));
+            let first = Label::saying(*at, "the value in the included file".to_owned());
             let file = quoted(self.sources[at.source().number()].name());
             self.mistake(Mistake {
                 kind: MistakeKind::Disagrees { key, file },

@@ -122,10 +122,10 @@ fn of_a_head(line: &str, message: &str) -> Option<Advice> {
     let (why, head) = match message {
         _ if name.is_empty() => return None,
         _ if message.starts_with("unclosed array table") => {
-            ("the head of a table has no `]]`", format!("[[{name}]]"))
+            ("the header of a table has no `]]`", format!("[[{name}]]"))
         }
         _ if message.starts_with("unclosed table") => {
-            ("the head of a table has no `]`", format!("[{name}]"))
+            ("the header of a table has no `]`", format!("[{name}]"))
         }
         _ => return None,
     };
@@ -146,7 +146,7 @@ fn of_a_word(line: &str, column: usize, message: &str) -> Option<Advice> {
     let at = Some(word.at.clone());
     if !word.is_key && ["true", "false"].contains(&&*lower) {
         return Some(Advice {
-            why: format!("`{text}` is not a word of TOML"),
+            why: format!("TOML does not know the word `{text}`"),
             help: format!("write `{lower}`"),
             at,
         });
@@ -278,41 +278,41 @@ const SAID: [(&str, &str, &str); 12] = [
     (
         "invalid basic string",
         "a string has no closing quote on this line",
-        "write `\"` at its end",
+        "write `\"` at the end of the string",
     ),
     (
         "invalid literal string",
         "a string has no closing quote on this line",
-        "write `'` at its end",
+        "write `'` at the end of the string",
     ),
     (
         "unclosed array",
         "a list has no `]`",
-        "write `]` at its end",
+        "write `]` at the end of the list",
     ),
     (
         "unclosed inline table",
         "a table has no `}`",
-        "write `}` at its end",
+        "write `}` at the end of the table",
     ),
     (
         "missing comma between array",
         "a comma is missing in a list",
-        "write `,` between its items",
+        "write `,` between the items of the list",
     ),
     (
         "missing comma between key",
         "a comma is missing in a table",
-        "write `,` between its parts, as in `{ read = \"allow\", write = \"deny\" }`, or `}` at its end",
+        "write `,` between the parts of the table, as in `{ read = \"allow\", write = \"deny\" }`, or `}` at its end",
     ),
     (
         "extra comma",
-        "a comma stands where a value or a key should",
+        "a value or a key is missing before this comma",
         "delete the comma",
     ),
     (
         "unexpected key or value",
-        "the line goes on after its value",
+        "more text follows the value on this line",
         "begin a new line, or a comment with `#`",
     ),
     (
@@ -323,14 +323,18 @@ const SAID: [(&str, &str, &str); 12] = [
     (
         "missing value",
         "no value follows `=`",
-        "write one, or delete the line",
+        "write a value, or delete the line",
     ),
     (
         "missing assignment",
         "a key has no value",
         "write `=` and the value after it",
     ),
-    ("extra `=`", "a second `=` stands here", "delete it"),
+    (
+        "extra `=`",
+        "the line has a second `=`",
+        "delete the second `=`",
+    ),
 ];
 
 /// Returns the parser's message in plain words.

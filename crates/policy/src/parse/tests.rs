@@ -254,7 +254,7 @@ fn parse_refuses_fifth_combining_mark() {
     let [mistake] = mistakes.mistakes() else {
         panic!("{mistakes:?}");
     };
-    let help = "delete it; a letter may have four such marks; a string in double quotes may have it as `\\u0301`";
+    let help = "delete it, or write `\\u0301` in a string in double quotes (a letter may have at most four such marks)";
     assert_eq!(mistake.kind().help().as_deref(), Some(help));
 }
 

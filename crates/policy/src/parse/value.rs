@@ -226,16 +226,19 @@ fn number_instead(text: &str, bits: u32) -> String {
     let text = text.trim();
     let is_hexadecimal = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if is_hexadecimal && !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return format!("hexadecimal digits follow `0x`: `\"0x{}\"`", quoted(text));
+        return format!(
+            "write `0x` before hexadecimal digits: `\"0x{}\"`",
+            quoted(text)
+        );
     }
     let digits = text.strip_prefix("0x").unwrap_or(text).replace('_', "");
     if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         let most = u64::MAX >> (u64::BITS - bits.clamp(1, u64::BITS));
-        return format!("the largest number is `\"{most:#x}\"`");
+        return format!("the largest possible number is `\"{most:#x}\"`");
     }
     if text.starts_with('-') {
-        return "write it without a sign".to_owned();
+        return "write the number without a sign".to_owned();
     }
-    "write digits, or `0x` and hexadecimal digits; above 2^63 in quotes: `\"0xffffffffffffffff\"`"
+    "write decimal digits, or `0x` and hexadecimal digits; a number above 2^63 needs quotes: `\"0xffffffffffffffff\"`"
         .to_owned()
 }

@@ -55,11 +55,12 @@ impl Reader<'_> {
         // A misplaced or misspelt key may be the missing key, or may belong below the missing key.
         // The missing key is then not reported, too.
         if cpus.is_none() && !has_misplaced {
-            let help = "write the processors that it is for: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
+            let help = "write the processors for which the `[[when]]` holds: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
             self.report(at, MistakeKind::MissingKey { key: "cpu", help });
         }
         if msrs.is_none() && !has_misplaced {
-            let help = "write `[when.msrs]` below its `cpu`, and its entries below that";
+            let help =
+                "write `[when.msrs]` below `cpu`, and the entries of the `[[when]]` below it";
             self.report(at, MistakeKind::MissingKey { key: "msrs", help });
         }
         // A `[[when]]` whose `cpu` was not understood holds on no processor, so its entries
@@ -83,14 +84,14 @@ impl Reader<'_> {
             "write `[when.msrs]` above the entries".to_owned()
         } else if words::TOP.contains(&key) {
             self.has_lost_default |= key == "default";
-            "move it above the first `[table]` of the policy".to_owned()
+            "move it above the first line in brackets, such as `[msrs]`".to_owned()
         } else {
             self.unknown_key(part.key, &words::WHEN);
             return;
         };
         let kind = MistakeKind::Misplaced {
             key: quoted(key),
-            place: "directly below `[[when]]`, where only `cpu` and `msrs` may stand",
+            place: "directly below `[[when]]`, where only `cpu` and `msrs` may be",
             help,
         };
         self.report(self.key_at(part.key), kind);

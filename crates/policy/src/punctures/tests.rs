@@ -179,7 +179,7 @@ fn punctures_of_when_entries_are_found_on_their_processors() {
         punctures(&compiled(text, files))[0].remedy.to_string()
     };
     let place = format!(
-        "write `{line}` below `[when.msrs]` of a `[[when]]` of policy.toml with `cpu = {{ vendor = [\"GenuineIntel\"] }}`"
+        "write `{line}` in policy.toml, below `[when.msrs]` of a `[[when]]` with `cpu = {{ vendor = [\"GenuineIntel\"] }}`"
     );
     assert_eq!(remedy(&text, &general), place);
     assert_eq!(remedy(&format!("{HEAD}{wide}"), &of_when), place);
@@ -202,7 +202,7 @@ fn remedy_replaces_own_entry_of_same_msrs() {
     let punctures = punctures(&compiled(&text, &guest));
     assert_eq!(
         punctures[0].remedy.to_string(),
-        "in policy.toml write `0x611 = { read = \"deny\", write = \"deny\", override = true }` in place of line 6"
+        "write `0x611 = { read = \"deny\", write = \"deny\", override = true }` in place of line 6 of policy.toml"
     );
 }
 
@@ -218,7 +218,7 @@ fn remedy_for_entry_repeated_in_whens_has_line_for_each() {
     let by = format!("0x610..=0x611 by 0x611 of guest.toml, read 0x611, write -: {line}; {line}");
     assert_eq!(found(&text, &guest), [&*by]);
     let place = format!(
-        "write `{line}` below `[msrs]` of policy.toml; and write `{line}` below `[when.msrs]` of a `[[when]]` of policy.toml with `cpu = {family}`"
+        "write `{line}` below `[msrs]` of policy.toml; and write `{line}` in policy.toml, below `[when.msrs]` of a `[[when]]` with `cpu = {family}`"
     );
     let remedy = punctures(&compiled(&text, &guest))[0].remedy.to_string();
     assert_eq!(remedy, place);
@@ -232,7 +232,7 @@ fn remedy_for_entry_repeated_in_whens_has_line_for_each() {
         MistakeKind::Loosened { help, .. } => help.clone(),
         other => panic!("{other}"),
     });
-    let expected = format!("{place}; it takes the place of the one in the include");
+    let expected = format!("{place}; this replaces the included entry");
     assert_eq!(advice.collect::<BTreeSet<_>>(), BTreeSet::from([expected]));
     let closed = format!("{broken}{line}\n{}", when(family, line));
     assert_eq!(found(&closed, &guest), [""; 0]);

@@ -64,37 +64,37 @@ const fn one(index: u32) -> RangeInclusive<u32> {
 static GROUPS: &[Group] = &[
     Group {
         name: "@apic",
-        summary: "where the local APIC is; its x2APIC registers are beyond a filter (S3.1)",
+        summary: "the base address of the local APIC; KVM never filters its x2APIC registers (S3.1)",
         ranges: &[one(0x1b)],
     },
     Group {
         name: "@cet",
-        summary: "control-flow enforcement: shadow stacks and their switches",
+        summary: "control-flow enforcement (CET): its settings and the shadow-stack pointers",
         ranges: &[one(0x6a0), one(0x6a2), 0x6a4..=0x6a8],
     },
     Group {
         name: "@hyperv",
-        summary: "the interface of Microsoft's hypervisor",
+        summary: "the paravirtual interface of Microsoft's Hyper-V",
         ranges: HYPERV,
     },
     Group {
         name: "@kvm",
-        summary: "KVM's paravirtual interface, old and new numbers",
+        summary: "KVM's paravirtual interface, with its old and its new indices",
         ranges: &[0x11..=0x12, 0x4b56_4d00..=0x4b56_4d08],
     },
     Group {
         name: "@mce",
-        summary: "machine checks: the global registers and the banks, AMD's scalable ones too",
+        summary: "machine checks: the global registers and the banks, with AMD's scalable banks",
         ranges: MCE,
     },
     Group {
         name: "@microcode",
-        summary: "the microcode's revision, and what loads an update",
+        summary: "microcode: its revision, the platform ID, and the registers that load an update",
         ranges: &[one(0x17), one(0x79), one(0x8b), one(0xc001_0020)],
     },
     Group {
         name: "@mtrr",
-        summary: "memory type ranges: capabilities, variable, fixed, default type",
+        summary: "memory type ranges (MTRRs): capabilities, variable and fixed ranges, default type",
         ranges: &[
             one(0xfe),
             0x200..=0x213,
@@ -111,7 +111,7 @@ static GROUPS: &[Group] = &[
     },
     Group {
         name: "@pmu",
-        summary: "performance counters, what they count, precise sampling; not uncore, not branch records",
+        summary: "performance counters, event selection and precise sampling, without uncore counters and branch records",
         ranges: PMU,
     },
     Group {
@@ -121,12 +121,12 @@ static GROUPS: &[Group] = &[
     },
     Group {
         name: "@segment",
-        summary: "bases of FS and GS, and GS's swap",
+        summary: "the bases of FS and GS, and the base that SWAPGS exchanges with GS",
         ranges: &[0xc000_0100..=0xc000_0102],
     },
     Group {
         name: "@speculation",
-        summary: "what a processor is prone to, and what it is told about speculation",
+        summary: "speculative execution: the processor's weaknesses, and the controls against them",
         ranges: &[
             0x48..=0x49,
             0x10a..=0x10b,
@@ -138,7 +138,7 @@ static GROUPS: &[Group] = &[
     },
     Group {
         name: "@svm",
-        summary: "AMD's virtualization: its switch, its save area, its doorbell",
+        summary: "AMD's virtualization (SVM): enabling, host save area, TSC ratio, doorbell",
         ranges: &[
             one(0xc000_0104),
             0xc001_0114..=0xc001_0115,
@@ -148,17 +148,17 @@ static GROUPS: &[Group] = &[
     },
     Group {
         name: "@syscall",
-        summary: "where SYSCALL and SYSENTER go; EFER, which enables SYSCALL, is not in it",
+        summary: "the entry points of SYSCALL and SYSENTER, without EFER, which enables SYSCALL",
         ranges: &[0x174..=0x176, 0xc000_0081..=0xc000_0084],
     },
     Group {
         name: "@tsc",
-        summary: "the time-stamp counter, its offset, its deadline, its processor number",
+        summary: "the time-stamp counter (TSC), its adjustment, its deadline, and TSC_AUX",
         ranges: &[one(0x10), one(0x3b), one(0x6e0), one(0xc000_0103)],
     },
     Group {
         name: "@vmx",
-        summary: "Intel's virtualization: its lock and what it offers",
+        summary: "Intel's virtualization (VMX): its lock and its capabilities",
         ranges: &[one(0x3a), 0x480..=0x493],
     },
 ];

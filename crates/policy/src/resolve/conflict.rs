@@ -203,26 +203,29 @@ fn clash(one: &MsrSet, other: &MsrSet) -> bool {
 fn conflict(first: &Entry, second: &Entry, accesses: Accesses) -> Mistake {
     let (how, help) = if first.msrs == second.msrs {
         let how = match first.msrs.count() {
-            1 => format!("are the same MSR, {}", first.msrs.first()),
+            1 => format!("are the same MSR ({})", first.msrs.first()),
             _ => "are the same MSRs".to_owned(),
         };
         let help = match (first.when, second.when) {
             (None, Some(_)) | (Some(_), None) => {
-                "write `override = true` into the entry of the `[[when]]`, which then takes the place of the other one"
+                "write `override = true` in the entry of the `[[when]]`: it then replaces the other entry"
             }
             (one, other) if one != other => {
-                "both `[[when]]`s hold on some processor: write the same in both, or let their `cpu`s exclude each other"
+                "both `[[when]]`s hold on some processors: give both entries the same actions, or narrow one `cpu` so that no processor matches both"
             }
             _ if first.source() != second.source() => {
-                "delete one of the two, or write `override = true` into the one that includes the other: it then takes its place"
+                "delete one of the entries, or write `override = true` in the entry of the including file: it then replaces the included entry"
             }
-            _ => "delete one of the two",
+            _ => "delete one of the entries",
         };
         (how, help.to_owned())
     } else {
         let shared = first.msrs.shared(&second.msrs).next();
-        let shared = shared.map_or(String::new(), |shared| format!(", in {shared}"));
-        (format!("overlap in part{shared}"), parted(first, second))
+        let shared = shared.map_or(String::new(), |shared| format!(" ({shared})"));
+        (
+            format!("overlap only in part{shared}"),
+            parted(first, second),
+        )
     };
     Mistake {
         kind: MistakeKind::Conflict {
@@ -241,12 +244,11 @@ fn conflict(first: &Entry, second: &Entry, accesses: Accesses) -> Mistake {
 
 /// Returns advice on how to separate two entries that overlap.
 fn parted(first: &Entry, second: &Entry) -> String {
-    const WHY: &str =
-        "of two entries the narrower one holds only where it lies wholly within the other";
+    const WHY: &str = "the narrower of two entries wins only if it lies wholly within the other";
     let ranges = (first.msrs.as_range(), second.msrs.as_range());
     let (Some(one), Some(other)) = ranges else {
         return format!(
-            "write ranges in place of the group, or let the range contain all of it or nothing of it: {WHY}"
+            "write ranges in place of the group, or let the range contain the whole group or no part of it: {WHY}"
         );
     };
     let (low, high) = if one.first() <= other.first() {
@@ -263,7 +265,7 @@ fn parted(first: &Entry, second: &Entry) -> String {
             quoted(&low.0.key),
             quoted(&high.0.key)
         ),
-        _ => format!("let one end where the other begins: {WHY}"),
+        _ => format!("let one range end before the other begins: {WHY}"),
     }
 }
 

@@ -342,7 +342,10 @@ impl<'p> Finals<'p> {
         let fixed = self.fixed(active, promise.by, index, access)?;
         let inherits = match promise.by {
             By::Entry(_) => String::new(),
-            By::Inheriting(_) => format!("; the {access} is {} in its own file", promise.limit),
+            By::Inheriting(_) => format!(
+                "; in its own file the action for {access}s is {}",
+                promise.limit
+            ),
         };
         let fixed_says = format!("final: {}{inherits}", conflict::says(fixed));
         let entry = self.policy.entry(blamed);
@@ -354,7 +357,7 @@ impl<'p> Finals<'p> {
             DecidedBy::Entry(id) if id == blamed => None,
             DecidedBy::Entry(id) => {
                 let decider = self.policy.entry(id);
-                let says = format!("decides now: {}", conflict::says(decider));
+                let says = format!("decides instead: {}", conflict::says(decider));
                 places.push(Label::saying(decider.at, says));
                 Some(quoted(&decider.key))
             }
@@ -364,12 +367,12 @@ impl<'p> Finals<'p> {
         };
         // The author of the policy can edit its own entry, but has to override an included entry.
         let help = if entry.source() == OWN {
-            "delete it, or say in it what the final entry says".to_owned()
+            "delete the entry, or give it the actions of the final entry".to_owned()
         } else {
             let limit = |access| limits.get(&(&entry.msrs, access)).copied();
             let limits = Access::ALL.map(|access| limit(access).map(Limit::Loosened));
             let remedy = remedies.against(entry, &[remedies.base(entry, fixed)], limits);
-            format!("{remedy}; it takes the place of the one in the include")
+            format!("{remedy}; this replaces the included entry")
         };
         Some(Mistake {
             kind: MistakeKind::Loosened {

@@ -46,18 +46,21 @@ pub enum ResponderError {
 impl fmt::Display for ResponderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoVariant(cpu) => write!(f, "the program says nothing of the processor {cpu}"),
+            Self::NoVariant(cpu) => write!(
+                f,
+                "no variant of the program holds on the processor {cpu}; compile the policy again"
+            ),
             Self::TooManyRegisters(count) => write!(
                 f,
-                "the program has {count} emulated registers, and a vCPU has at most {MAX_CELLS}: name fewer MSRs with `register`"
+                "the program has {count} emulated registers, but a vCPU can have at most {MAX_CELLS}; use `register` for fewer MSRs"
             ),
             Self::NotForwardable(index) => write!(
                 f,
-                "an action on {index} carries writes to the register, which is not known to be sound there"
+                "an action for {index} lets the VMM write the register for the guest, which is not known to be safe for this register"
             ),
             Self::NoDevice(device) => write!(
                 f,
-                "the program uses the device {device} and does not set it up: it is no output of a compiler"
+                "the program uses the device {device} but does not set it up; add the device's settings, or compile the program from a policy"
             ),
         }
     }

@@ -55,22 +55,25 @@ pub enum RestoreError {
 impl fmt::Display for RestoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotSaved => f.write_str("this is no saved state of a vCPU"),
+            Self::NotSaved => f.write_str("the bytes are not a saved vCPU state"),
             Self::Version(version) => write!(
                 f,
-                "the saved state is of version {version}; this msrgate knows version {VERSION}"
+                "the saved state has version {version}, but this msrgate knows only version {VERSION}"
             ),
-            Self::Broken => f.write_str("the saved state is cut short or damaged"),
+            Self::Broken => f.write_str("the saved state is cut off or damaged"),
             Self::NoRegister(index) => write!(
                 f,
-                "the saved state has a register at {index}, and the program does not emulate it"
+                "the saved state has an emulated register at {index}, but the program does not; restore it with the program that saved it"
             ),
             Self::NoPin(index) => {
-                write!(f, "the saved state pins {index}, and the program does not")
+                write!(
+                    f,
+                    "the saved state pins {index}, but the program does not; restore it with the program that saved it"
+                )
             }
             Self::Device(name) => write!(
                 f,
-                "the saved state has a device `{}`, and it cannot be restored here",
+                "the saved state has the device `{}`, but the program or the VMM cannot restore this device",
                 quoted(name)
             ),
         }

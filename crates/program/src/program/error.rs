@@ -56,27 +56,42 @@ pub enum ProgramError {
 impl fmt::Display for ProgramError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAProgram => f.write_str("not a program of msrgate"),
+            Self::NotAProgram => f.write_str("the bytes are not a program of msrgate"),
             Self::UnknownVersion(version) => {
-                write!(f, "a program of version {version}; only version 1 is known")
+                write!(
+                    f,
+                    "the program has version {version}, but this msrgate knows only version 1"
+                )
             }
-            Self::Ends { at } => write!(f, "a program cut off after {at} bytes"),
-            Self::Trailing { at } => write!(f, "a program of {at} bytes with more after it"),
-            Self::Value { at, what } => write!(f, "before byte {at}: not {what}"),
+            Self::Ends { at } => write!(
+                f,
+                "the program is cut off after {at} bytes; compile the policy again"
+            ),
+            Self::Trailing { at } => write!(
+                f,
+                "more bytes follow the program, which ends after {at} bytes; compile the policy again"
+            ),
+            Self::Value { at, what } => write!(
+                f,
+                "the program is damaged: the value before byte {at} is not {what}; compile the policy again"
+            ),
             Self::SameName(name) => write!(
                 f,
-                "two of its files are called `{}`; compile the policy again",
+                "two files of the program have the name `{}`; compile the policy again",
                 quoted(name)
             ),
             Self::Filter(error) => fmt::Display::fmt(error, f),
             Self::Differs { index, access } => {
                 write!(
                     f,
-                    "its filter does not decide a {access} of {index} as its rules do"
+                    "the filter of the program does not decide a {access} of {index} as its rules do; compile the policy again"
                 )
             }
             Self::WrongDigest { found, computed } => {
-                write!(f, "its digest is {found}, that of its rules {computed}")
+                write!(
+                    f,
+                    "the program has the digest {found}, but its rules have the digest {computed}; compile the policy again"
+                )
             }
         }
     }

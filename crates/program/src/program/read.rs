@@ -42,7 +42,7 @@ pub(super) fn program(bytes: &[u8]) -> Read<Program> {
         return Err(ProgramError::SameName(again.clone()));
     }
     let whens = from.list(Reader::cpus)?;
-    from.expect(whens.len() <= MAX_WHENS, "at most 32 whens")?;
+    from.expect(whens.len() <= MAX_WHENS, "a list of at most 32 `[[when]]`s")?;
     let variants = from.variants(&settings, &whens, files.len())?;
     if from.at != bytes.len() {
         return Err(ProgramError::Trailing { at: from.at });
@@ -159,7 +159,7 @@ impl Reader<'_> {
             0 => Update::Accept,
             1 => Update::Ignore,
             2 => Update::Deny,
-            _ => return Err(self.bad_value("what becomes of an update")),
+            _ => return Err(self.bad_value("the answer to an update")),
         };
         Ok(Microcode { revision, update })
     }
@@ -179,7 +179,7 @@ impl Reader<'_> {
             (0, _) => Ok(UnknownAction::Deny),
             (1, Access::Read) => self.u64().map(UnknownAction::Value),
             (2, Access::Write) => Ok(UnknownAction::Ignore),
-            _ => Err(self.bad_value("what becomes of an unknown MSR")),
+            _ => Err(self.bad_value("the answer for an unknown MSR")),
         }
     }
 
@@ -205,12 +205,15 @@ impl Reader<'_> {
         files: usize,
     ) -> Read<Vec<Variant>> {
         let count = self.u32()? as usize;
-        self.expect((1..=MAX_VARIANTS).contains(&count), "1 to 64 variants")?;
+        self.expect(
+            (1..=MAX_VARIANTS).contains(&count),
+            "a list of 1 to 64 variants",
+        )?;
         let mut variants: Vec<Variant> = Vec::new();
         for _ in 0..count {
             let variant = self.variant(settings, whens, files)?;
             let is_new = variants.iter().all(|other| other.holds != variant.holds);
-            self.expect(is_new, "another way in which the whens hold")?;
+            self.expect(is_new, "a new combination of `[[when]]`s")?;
             variants.push(variant);
         }
         Ok(variants)
@@ -235,7 +238,7 @@ impl Reader<'_> {
         let real = whens.iter().map(|when| when.contains(&example));
         self.expect(
             real.eq(holds.iter().copied()),
-            "a processor on which it holds",
+            "a processor on which the variant holds",
         )?;
         let reasons = ReasonMask::from_bits(Revision::Mainline, self.u64()?)
             .map_err(|_| self.bad_value("a mask of exit reasons"))?;
@@ -266,7 +269,7 @@ impl Reader<'_> {
         let default_action = match self.u8()? {
             0 => DefaultAction::Allow,
             1 => DefaultAction::Deny,
-            _ => return Err(self.bad_value("a default")),
+            _ => return Err(self.bad_value("a default action")),
         };
         let ranges = self.list(Self::range)?;
         Filter::new(Revision::Mainline, default_action, ranges).map_err(ProgramError::Filter)
@@ -277,11 +280,15 @@ impl Reader<'_> {
         let accesses = accesses.ok_or_else(|| self.bad_value("directions"))?;
         let base = MsrIndex::new(self.u32()?);
         let count = self.u32()?;
-        let words = Bitmap::words_for(count).map_err(|_| self.bad_value("1 to 0x3000 MSRs"))?;
+        let words =
+            Bitmap::words_for(count).map_err(|_| self.bad_value("a range of 1 to 0x3000 MSRs"))?;
         let words = (0..words).map(|_| self.u64()).collect::<Read<Vec<_>>>()?;
         let bitmap = Bitmap::from_words(count, words.clone())
-            .map_err(|_| self.bad_value("1 to 0x3000 MSRs"))?;
-        self.expect(bitmap.words() == words, "0 past a bitmap's end")?;
+            .map_err(|_| self.bad_value("a range of 1 to 0x3000 MSRs"))?;
+        self.expect(
+            bitmap.words() == words,
+            "zero bits after the end of a bitmap",
+        )?;
         Ok(Range::new(accesses, base, bitmap))
     }
 
@@ -311,9 +318,10 @@ impl Reader<'_> {
     ) -> Read<()> {
         let before = rules.last(access).map(|last| last.get().checked_add(1));
         let first = before.unwrap_or(Some(0)).map(MsrIndex::new);
-        let first = first.ok_or_else(|| self.bad_value("the last rule"))?;
+        let first = first.ok_or_else(|| self.bad_value("the end of the last rule"))?;
         let last = MsrIndex::new(self.u32()?);
-        let msrs = MsrRange::new(first, last).ok_or_else(|| self.bad_value("in order"))?;
+        let msrs =
+            MsrRange::new(first, last).ok_or_else(|| self.bad_value("a rule in order of MSRs"))?;
         let log = self.log()?;
         let by = match self.u8()? {
             0 => DecidedBy::Kvm,
@@ -323,17 +331,20 @@ impl Reader<'_> {
                     file: FileId::new(self.u32()?),
                     number: self.u32()?,
                 };
-                self.expect((line.file.number() as usize) < files, "one of the texts")?;
+                self.expect(
+                    (line.file.number() as usize) < files,
+                    "the number of a source text",
+                )?;
                 DecidedBy::Entry(lines.entry(line))
             }
-            _ => return Err(self.bad_value("what says so")),
+            _ => return Err(self.bad_value("the origin of a rule")),
         };
         let action = self.action()?;
         self.expect(action.is_for(access), "an action for this direction")?;
         let outcome = Outcome { action, log };
         self.expect(
             leaves_x2apic_alone(msrs, &outcome, by),
-            "what KVM does to x2APIC registers",
+            "the action of KVM for x2APIC registers",
         )?;
         rules.push(access, last, &outcome, by);
         Ok(())
@@ -364,7 +375,7 @@ impl Reader<'_> {
         let outside = match self.u8()? {
             0 => Outside::Deny,
             1 => Outside::Keep,
-            _ => return Err(self.bad_value("what becomes of other bits")),
+            _ => return Err(self.bad_value("the result for bits outside of a mask")),
         };
         Ok(Mask { bits, outside })
     }

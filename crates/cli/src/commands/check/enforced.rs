@@ -90,7 +90,9 @@ pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
             let entry = policy.entry(id);
             let file = shown_name(policy.text(entry.source()).name());
             let (key, line) = (one_line(entry.key()), entry.place().line);
-            format!("`{key}` at {file}:{line}, an included entry that lies within it, decides")
+            format!(
+                "the included entry `{key}` at {file}:{line} lies within this entry and decides"
+            )
         }
         cause => cause.why().to_owned(),
     }
@@ -206,7 +208,10 @@ fn print_bypasses(
     }
     match bypasses.len().saturating_sub(shown) {
         0 => Ok(()),
-        more => writeln!(out, "           and {more} more; --verbose lists all"),
+        more => writeln!(
+            out,
+            "           and {more} more accesses; --verbose lists all"
+        ),
     }
 }
 
@@ -221,7 +226,7 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
     let (gate, idle) = (by_gate(&all), idle(policy, &all));
     writeln!(
         out,
-        "{bold}how far it is enforced{bold:#}: of {}, {enforced} enforced, {partly} partly, {not} not, {idle} without effect; `default` {}",
+        "{bold}enforcement{bold:#}: of {}, {enforced} enforced, {partly} partly, {not} not, {idle} without effect; `default` {}",
         output::count(policy.entries().len(), "entry", "entries"),
         of_default(&all),
     )?;
@@ -232,7 +237,7 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
         };
         writeln!(
             out,
-            "  {gate} of them {needs} a gate in the VMM; without one {accesses} are refused"
+            "  {gate} of them {needs} a gate in the VMM; without a gate, {accesses} are refused"
         )?;
     }
     for one in &all {

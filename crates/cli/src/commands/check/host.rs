@@ -53,7 +53,9 @@ pub(super) struct Findings<'c> {
 impl Host {
     pub(super) fn ask(which: HostArg) -> Result<Self, Failure> {
         if which == HostArg::None {
-            return Ok(Self::NotAsked("no host was asked (--host none)".to_owned()));
+            return Ok(Self::NotAsked(
+                "--host none excludes checks against a host".to_owned(),
+            ));
         }
         match Asked::new() {
             Ok(asked) => Ok(Self::Asked(Box::new(asked))),
@@ -101,7 +103,7 @@ impl Host {
         // With `ignore_msrs` on, KVM answers for every MSR, so the command cannot find out which MSRs KVM
         // has.
         if asked.ignore_msrs == IgnoreMsrs::On {
-            let why = "this host has `ignore_msrs` on, which hides the MSRs that KVM has";
+            let why = "kvm.ignore_msrs is on, so this host hides which MSRs KVM knows";
             not_made_here.push(not_made(Code::NotSaved, why));
         } else {
             let is_lost = |index: MsrIndex| {

@@ -24,7 +24,7 @@ const LEGEND: [&str; 5] = [
     "+ some allowed",
     ". refused",
     "? some answered",
-    "x x2APIC, never asked",
+    "x x2APIC, unfiltered",
 ];
 
 /// The arrangement of a picture.
@@ -157,7 +157,7 @@ pub(super) fn draw(
     let (count, default) = (ranges.len(), policy.default_action().word());
     writeln!(
         out,
-        "{bold}how it packs{bold:#}: {on}{count} of {MAX_RANGES} ranges, default {default}"
+        "{bold}filter{bold:#}: {on}{count} of {MAX_RANGES} ranges, default {default}"
     )?;
     let space = overview(variant);
     if !space.clusters.is_empty() && layout == Layout::Table {

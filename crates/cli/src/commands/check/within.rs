@@ -42,7 +42,8 @@ impl Within {
     pub(super) fn of(name: &Path, compiled: &Compiled, org: &Path) -> Result<Self, Failure> {
         if is_standard_input(name) && is_standard_input(org) {
             return Err(Failure::Usage(
-                "standard input cannot be both policies".to_owned(),
+                "standard input cannot be both POLICY and ORG; name a file for one of them"
+                    .to_owned(),
             ));
         }
         let policy = Side {
@@ -54,7 +55,7 @@ impl Within {
         let org = Side::load(org)?;
         if let Some(cpu) = &org.made_for {
             processor::note(&format!(
-                "{} was compiled for {}; the policy that it came from may be stricter on other processors",
+                "{} was compiled for {}; its policy may be stricter on other processors",
                 shown_name(&org.name),
                 one_line(cpu)
             ));
@@ -122,18 +123,18 @@ impl Within {
         if self.holds() {
             writeln!(
                 out,
-                "within {org}: on no processor is any access of the 2^32 MSRs looser"
+                "within {org}: no access of any of the 2^32 MSRs is looser, on any processor"
             )?;
             return Ok(());
         }
         let red = anstyle::AnsiColor::Red.on_default().bold();
-        writeln!(out, "{red}not within{red:#} {org}:")?;
+        writeln!(out, "{red}not within{red:#} {org}; looser are:")?;
         for violation in self.violations() {
             writeln!(out, "  {}", one_line(&violation))?;
         }
         match self.count().saturating_sub(SHOWN) {
             0 => {}
-            more => writeln!(out, "  and {more} more")?,
+            more => writeln!(out, "  and {more} more differences")?,
         }
         Ok(())
     }

@@ -15,12 +15,12 @@ const SHOWN: usize = 40;
 
 /// The facts about accesses that no trace of the event `kvm:kvm_msr` contains.
 const CANNOT_SHOW: [&str; 7] = [
-    "accesses that a filter sent to user space: they fire only kvm_userspace_exit, reason 29 or 30, without the MSR",
+    "accesses that a filter sent to user space: their only event is kvm_userspace_exit with reason 29 or 30, which does not name the MSR",
     "accesses that never leave the guest: MSRs that KVM passes through (FS and GS base, SYSENTER, SPEC_CTRL and others), and x2APIC registers with APICv or AVIC",
-    "who refused an access: a #GP by the filter that was set while tracing looks like KVM's own",
-    "whether KVM asks the filter: it may handle a write of IA32_TSC_DEADLINE (0x6e0), which is traced, on a fast path that asks no filter",
-    "what a handler or a device of the VMM answers: it may refuse the access, which counts as answered here",
-    "whether a nested guest made an access: a gate refuses its writes to registers that the policy masks or pins",
+    "the origin of a refusal: a #GP by a filter that was set during the trace looks like a #GP by KVM itself",
+    "writes that bypass the filter: KVM may handle a write of IA32_TSC_DEADLINE (0x6e0) on a fast path that asks no filter, and the trace shows it like any other write",
+    "the answer of a handler or a device of the VMM: it may refuse an access that is counted as answered here",
+    "accesses by nested guests: a gate refuses their writes to registers that the policy masks or pins, and the trace shows them like other accesses",
     "accesses by the VMM (KVM_GET_MSRS, KVM_SET_MSRS), and those of a nested guest that its own hypervisor handles",
 ];
 
@@ -153,7 +153,7 @@ const fn word(fate: Fate) -> &'static str {
 
 /// Returns the reason for which a replay of a trace without accesses has no answer.
 pub(super) fn no_access(totals: &Totals) -> String {
-    let why = "the trace has no access; a trace has lines of the event kvm:kvm_msr, as tracefs, `perf script` and `trace-cmd report` print them";
+    let why = "the trace has no MSR access; record the event kvm:kvm_msr, and print it with tracefs, `perf script` or `trace-cmd report`";
     let remarks = remarks(totals).into_iter();
     let remarks: String = remarks.map(|remark| format!("\n  {remark}")).collect();
     format!("{why}{remarks}")
@@ -178,7 +178,7 @@ pub(super) fn for_people(
         ),
         Answer::Incomplete => (
             anstyle::AnsiColor::Yellow,
-            "none would be refused, but only a part of the trace was read".to_owned(),
+            "none would be refused, but a part of the trace is missing".to_owned(),
         ),
         // A replay runs no VMM, so that it has no status of one.
         Answer::No | Answer::Status(_) => {
@@ -198,7 +198,7 @@ pub(super) fn for_people(
     for remark in remarks(totals) {
         writeln!(out, "{remark}")?;
     }
-    writeln!(out, "no trace of this event shows")?;
+    writeln!(out, "a trace of this event never shows:")?;
     for blind in CANNOT_SHOW {
         writeln!(out, "  - {blind}")?;
     }
@@ -214,7 +214,7 @@ fn section(out: &mut dyn Write, replay: &Replay<'_>, fate: Fate) -> io::Result<(
     let title = match fate {
         Fate::Refused => "would be refused",
         Fate::Unsure => {
-            "may be refused: that depends on the vCPU and on what the register held, which the trace does not show"
+            "may be refused: the answer depends on the vCPU and the register's value, which the trace does not show"
         }
         Fate::Answered => "would be answered by user space",
         Fate::Allowed => "would be allowed",
@@ -248,15 +248,15 @@ fn first(row: &Row) -> String {
 fn faulted(row: &Row) -> String {
     match (row.faulted, row.count) {
         (0, _) => String::new(),
-        (faulted, count) if faulted == count => ", was #GP when traced, too".to_owned(),
-        (faulted, count) => format!(", {faulted} of {count} were #GP when traced, too"),
+        (faulted, count) if faulted == count => ", also got #GP in the trace".to_owned(),
+        (faulted, count) => format!(", {faulted} of {count} also got #GP in the trace"),
     }
 }
 
 /// Returns the remark about an x2APIC register, which KVM never filters (S3.1).
 fn exempt(row: &Row) -> &'static str {
     if X2APIC.contains(&row.index) {
-        "; never filtered (S3.1)"
+        "; KVM never filters it (S3.1)"
     } else {
         ""
     }
@@ -268,9 +268,9 @@ fn said(replay: &Replay<'_>, row: &Row) -> String {
     match (explanation.by, explanation.entry) {
         (DecidedBy::Entry(_), Some(entry)) => {
             let place = output::where_it_stands(replay.policy(), entry);
-            format!("policy {place}")
+            format!("decided by {place}")
         }
-        _ => "by `default`".to_owned(),
+        _ => "decided by `default`".to_owned(),
     }
 }
 
@@ -279,13 +279,13 @@ fn remarks(totals: &Totals) -> Vec<String> {
     if totals.unlisted > 0 {
         let unlisted = counted(totals.unlisted, "access is", "accesses are");
         remarks.push(format!(
-            "{unlisted} counted but not listed: the trace has too many MSRs"
+            "{unlisted} counted above but not listed, because the trace has too many MSRs"
         ));
     }
     let [reads, writes] = totals.deflected;
     if reads + writes > 0 {
         remarks.push(format!(
-            "{} and {} went to user space and are not counted: the trace does not name their MSRs",
+            "{} and {} went to user space and are not counted, because the trace does not name their MSRs",
             counted(reads, "read", "reads"),
             counted(writes, "write", "writes"),
         ));
@@ -293,24 +293,24 @@ fn remarks(totals: &Totals) -> Vec<String> {
     if totals.lost > 0 {
         let lost = counted(totals.lost, "event is", "events are");
         remarks.push(format!(
-            "at least {lost} missing: the tracer dropped them; a larger buffer keeps them"
+            "at least {lost} missing, because the tracer's buffer was full; record again with a larger buffer"
         ));
     }
     if totals.unreadable > 0 {
         let lines = counted(totals.unreadable, "line", "lines");
         remarks.push(format!(
-            "{lines} could not be read: {}",
+            "msrgate skipped {lines} that it could not read: {}",
             places(totals.unreadable, &totals.first_unreadable)
         ));
     }
     if totals.may_be_of_nested_guests() {
         let writes = counted(totals.carried, "write", "writes");
         remarks.push(format!(
-            "nested guests ran: a gate refuses their writes to registers that the policy masks or pins, and {writes} may be theirs"
+            "nested guests ran, and {writes} may be theirs: a gate refuses writes by nested guests to registers that the policy masks or pins"
         ));
     }
     if totals.is_cut {
-        remarks.push("the trace is cut off: its last line has no end".to_owned());
+        remarks.push("the trace is cut off: its last line has no line feed".to_owned());
     }
     if totals.other > 0 {
         let others = counted(totals.other, "line has", "lines have");

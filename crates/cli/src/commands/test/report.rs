@@ -137,7 +137,9 @@ fn not_tried(index: MsrIndex, why: NotTried) -> String {
             "a write {}",
             write_effect(index).unwrap_or("does more than store its value")
         ),
-        NotTried::Unreadable => "it cannot be read, so nothing can be written back".to_owned(),
+        NotTried::Unreadable => {
+            "the register cannot be read, so there is no value to write back".to_owned()
+        }
     }
 }
 
@@ -149,7 +151,7 @@ pub(super) fn heading(
     measures: &Measures,
 ) -> io::Result<()> {
     let loud = anstyle::AnsiColor::Yellow.on_default().bold();
-    let model = "this is the model; nothing was measured on your kernel";
+    let model = "these are results of the built-in model, not of this host's kernel";
     match measures {
         Measures::Kernel(release) => writeln!(out, "A guest in a real VM, KVM of Linux {release}")?,
         Measures::Nothing => writeln!(out, "{loud}{model}{loud:#}")?,
@@ -188,7 +190,7 @@ pub(super) fn text(out: &mut dyn Write, policy: &Policy, measured: &[Measured]) 
     let tried = summary.cases - summary.not_tried;
     writeln!(
         out,
-        "\n{}, {} accesses in two passes: with exits for every reason, and without exits",
+        "\n{}, {} accesses, each tried twice: with exits for every reason, and without exits",
         output::count(summary.msrs, "MSR", "MSRs"),
         summary.cases / 2,
     )?;
@@ -199,7 +201,7 @@ pub(super) fn text(out: &mut dyn Write, policy: &Policy, measured: &[Measured]) 
     };
     writeln!(
         out,
-        "{style}{} of {tried} as {} promises, {} deviations{style:#}, {} not tried",
+        "{style}{} of {tried} results as {} promises, {} deviations{style:#}, {} not tried",
         summary.ok,
         one_line(policy.name().unwrap_or("the policy")),
         summary.deviations,
@@ -248,7 +250,7 @@ fn alone(seen: Seen) -> String {
         Seen::Value(value) => format!("{value:#x}"),
         Seen::Written => "written back".to_owned(),
         Seen::Exit(Some(reason)) => format!("an exit with reason {reason}"),
-        Seen::Exit(None) => "an exit without a single reason".to_owned(),
+        Seen::Exit(None) => "an exit with no reason, or several".to_owned(),
         Seen::Fault => "#GP".to_owned(),
         Seen::NotTried(_) => "not tried".to_owned(),
     }

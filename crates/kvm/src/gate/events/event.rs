@@ -195,7 +195,7 @@ impl fmt::Display for Event {
             (Origin::Kvm, _) => f.write_str(", by KVM")?,
         }
         if *held_back > 0 {
-            write!(f, "; {held_back} like it held back before")?;
+            write!(f, "; similar events held back before it: {held_back}")?;
         }
         Ok(())
     }

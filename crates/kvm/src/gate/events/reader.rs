@@ -242,7 +242,7 @@ impl fmt::Display for VcpuDrops {
 }
 
 /// The reader of a VM's events. A VM has at most one at a time.
-#[must_use = "without a reader, events are dropped once a queue is full"]
+#[must_use = "without a reader, events are dropped as soon as a queue is full"]
 pub struct Events {
     logs: Arc<VcpuLogs>,
 }

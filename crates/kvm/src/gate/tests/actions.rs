@@ -170,7 +170,7 @@ fn kill_returns_violation_and_access_faults_if_vcpu_runs_again() {
         let violation = vcpu.run_to_kill(&[Read(SPARE), Read(STAR)]).unwrap_err();
         assert_eq!(
             violation.to_string(),
-            "vCPU 0: a read of MSR 0x10000, for which the policy says kill"
+            "vCPU 0: the policy has the action kill for the read of MSR 0x10000"
         );
         while vcpu.step().is_some() {}
         assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Fault);

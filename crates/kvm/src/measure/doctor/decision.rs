@@ -20,7 +20,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S3.1a",
-        "under default deny a guest in x2APIC mode reads its APIC's registers",
+        "under the default action deny, a guest in x2APIC mode reads its APIC's registers",
         x2apic_value,
     ),
     Statement::new("S3.2", "a VM without a filter refuses nothing", |lab| {
@@ -32,7 +32,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     }),
     Statement::new(
         "S3.3",
-        "of the ranges that contain an access the first decides",
+        "the first range that contains an access decides",
         first_match,
     ),
     Statement::new(
@@ -47,7 +47,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S3.4",
-        "where no range speaks, the default decides",
+        "where no range decides, the default action decides",
         defaults,
     ),
     Statement::new(
@@ -102,17 +102,21 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "with kvm.ignore_msrs=1 an unknown MSR reads 0 without an exit, unless it is refused",
         ignored,
     ),
-    Statement::new("S10.3", "a range ends before base + nmsrs", |lab| {
-        let ends = filter(DefaultAction::Deny, [range(BOTH, STAR, 2, |_| true)]);
-        Ok(Finding::all([
-            lab.accepts("the call", &ends),
-            lab.both(LSTAR, Verdict::Allow)?,
-            lab.both(CSTAR, Verdict::Deny)?,
-        ]))
-    }),
+    Statement::new(
+        "S10.3",
+        "a range contains the MSRs below base + nmsrs",
+        |lab| {
+            let ends = filter(DefaultAction::Deny, [range(BOTH, STAR, 2, |_| true)]);
+            Ok(Finding::all([
+                lab.accepts("the call", &ends),
+                lab.both(LSTAR, Verdict::Allow)?,
+                lab.both(CSTAR, Verdict::Deny)?,
+            ]))
+        },
+    ),
     Statement::new(
         "S10.5",
-        "SWAPGS changes KERNEL_GS_BASE under default deny",
+        "SWAPGS changes KERNEL_GS_BASE under the default action deny",
         swap,
     ),
 ];

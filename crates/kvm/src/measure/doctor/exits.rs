@@ -15,7 +15,7 @@ use crate::measure::observed::{
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
         "S5.1",
-        "a refused access is FILTER, even where it would fail anyway",
+        "a refused access exits with FILTER, even if it would fail anyway",
         |lab| {
             lab.guard(&deny_all(), ALL_REASONS)?;
             reasons(lab, Some(ExitReason::Filter), Some(ExitReason::Filter))
@@ -23,7 +23,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S5.1a",
-        "an allowed access of an unknown MSR is UNKNOWN, one of an illegal value INVAL",
+        "an allowed access exits with UNKNOWN for an unknown MSR, and with INVAL for an illegal value",
         |lab| {
             if let Some(hidden) = lab.hides_unknown() {
                 return Ok(hidden);
@@ -34,27 +34,27 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S5.2",
-        "a reason that the mask lacks is #GP, never another reason",
+        "if the mask lacks the reason, the access gets #GP, and no exit with another reason",
         no_fallback,
     ),
     Statement::new(
         "S5.3",
-        "an exit has ECX, EDX:EAX of a write or 0, error 0; RIP and registers are untouched",
+        "an exit has ECX as index, EDX:EAX of a write (else 0) as data, and error 0; RIP and registers keep their values",
         exit_fields,
     ),
     Statement::new(
         "S5.4",
-        "error 0 completes a read: RAX and RDX are data's halves, RIP is past it",
+        "error 0 completes a read: RAX and RDX get the halves of data, and RIP is past the instruction",
         read_completes,
     ),
     Statement::new(
         "S5.4a",
-        "error 0 completes a write, which KVM does not do itself",
+        "error 0 completes a write, and KVM does not write the register itself",
         write_completes,
     ),
     Statement::new(
         "S5.4b",
-        "any other error is #GP(0) at the instruction, registers unchanged",
+        "any other error gives #GP(0) at the instruction, with registers unchanged",
         error_faults,
     ),
     Statement::new(
@@ -64,17 +64,17 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S5.5",
-        "of an exit only error and data are read back",
+        "KVM reads back only error and data of an exit",
         read_back,
     ),
     Statement::new(
         "S5.5a",
-        "a filter or mask set while an exit is pending has no part in its completion",
+        "a filter or mask that is set while an exit is pending does not change its completion",
         set_meanwhile,
     ),
     Statement::new(
         "S5.5b",
-        "registers set while an exit is pending lose to a read's data, and survive otherwise",
+        "registers set while an exit is pending keep their values, except RAX and RDX of a read",
         registers_meanwhile,
     ),
     Statement::new(
@@ -84,12 +84,12 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S5.7",
-        "a refusal without an exit is #GP(0) at the instruction, registers unchanged",
+        "a refusal without an exit gives #GP(0) at the instruction, with registers unchanged",
         plain_fault,
     ),
     Statement::new(
         "S5.8",
-        "a rewound access is executed again, under the filter of that time",
+        "a rewound access is executed again, under the filter that is then set",
         rewind,
     ),
 ];

@@ -45,7 +45,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S1.6",
-        "the call is 0x4188aec6 with 392 bytes; the one of 32-bit callers is unknown to others",
+        "the call is 0x4188aec6 with 392 bytes; only 32-bit callers can use their own call",
         |lab| Ok(ioctl_number(lab)),
     ),
     Statement::new(
@@ -53,7 +53,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "a 32-bit caller's call is 0x4104aec6 with 260 bytes",
         |_| {
             Ok(Finding::CannotBeShown {
-                why: "this is a 64-bit process",
+                why: "msrgate runs as a 64-bit process",
             })
         },
     ),
@@ -79,7 +79,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     }),
     Statement::new(
         "S1.10",
-        "the seed's numbers 184 and 185 belong to other capabilities, and 184 answers 1 too",
+        "the numbers 184 and 185 of an early draft belong to other capabilities, and 184 is supported, too",
         |lab| Ok(impostors(lab)),
     ),
 ];

@@ -57,7 +57,7 @@ impl Lab {
     /// (S10.1).
     pub(super) fn hides_unknown(&self) -> Option<Finding> {
         (self.host.ignore_msrs() == IgnoreMsrs::On).then_some(Finding::CannotBeShown {
-            why: "this host has kvm.ignore_msrs=1: an unknown MSR is no failure (S10.1)",
+            why: "this host has kvm.ignore_msrs=1, so an access of an unknown MSR does not fail (S10.1)",
         })
     }
 

@@ -22,26 +22,26 @@ use crate::measure::observed::{GuestOutcome, Observed, StepReply};
 pub(super) const STATEMENTS: &[Statement] = &[
     Statement::new(
         "S6",
-        "a bit of the hardware's bitmap is clear only where KVM wants that and the filter allows",
+        "a bit of the hardware's MSR bitmap is clear only if KVM passes the MSR through and the filter allows it",
         |_| {
             Ok(Finding::CannotBeShown {
-                why: "the bitmaps are in the kernel; a refusal looks the same with and without",
+                why: "the hardware's bitmaps are inside the kernel, and a refusal looks the same with and without them",
             })
         },
     ),
     Statement::new(
         "S7a",
-        "while filters are replaced, MSRs that all treat alike behave as if nothing happened",
+        "while filters are replaced, accesses that all of them decide alike keep their result",
         steady,
     ),
     Statement::new(
         "S7b",
-        "with FILTER asked for before and until after, no refused access is ever a #GP",
+        "if the mask has FILTER before, during and after a change of the filter, no refused access gets #GP",
         mask_around_filter,
     ),
     Statement::new(
         "S7c",
-        "without FILTER in the mask first, a refused access is a #GP",
+        "if the mask lacks FILTER, a refused access gets #GP",
         |lab| {
             lab.guard(&deny_all(), RawReasons::NONE)?;
             let before = lab.reason(Op::Read(STAR))?;
@@ -58,14 +58,18 @@ pub(super) const STATEMENTS: &[Statement] = &[
             ))
         },
     ),
-    Statement::new("S7d", "the filter outlives every vCPU at teardown", |_| {
-        Ok(Finding::CannotBeShown {
-            why: "a VM's end is inside the kernel",
-        })
-    }),
+    Statement::new(
+        "S7d",
+        "at teardown, the kernel frees the filter only after every vCPU",
+        |_| {
+            Ok(Finding::CannotBeShown {
+                why: "the teardown of a VM is inside the kernel",
+            })
+        },
+    ),
     Statement::new(
         "S10.4",
-        "INIT of a vCPU leaves the VM's filter and mask alone",
+        "INIT of a vCPU does not change the VM's filter and mask",
         init,
     ),
 ];
@@ -111,7 +115,11 @@ fn mask_around_filter(lab: &mut Lab) -> Result<Finding, GuestError> {
         outcome: GuestOutcome::Value(0),
         exit: None,
     };
-    Ok(found.and(Finding::compare("after it is gone", &gone, &value)))
+    Ok(found.and(Finding::compare(
+        "after the filter was removed",
+        &gone,
+        &value,
+    )))
 }
 
 /// Returns a filter with default deny that allows those of the MSRs STAR, LSTAR and CSTAR that are in

@@ -15,14 +15,14 @@ use crate::sys::memory::UnreadableEnd;
 use crate::sys::raw::{RawBitmap, RawFilter, RawRange, ask};
 
 pub(super) const STATEMENTS: &[Statement] = &[
-    Statement::new("S2.1", "a struct that cannot be read is EFAULT", |lab| {
+    Statement::new("S2.1", "a struct that cannot be read gives EFAULT", |lab| {
         let seen = send_unreadable(lab);
         let wanted = Err(CallErrno::Known(Errno::Efault));
         Ok(Finding::compare("the call", &seen, &wanted))
     }),
     Statement::new(
         "S2.2",
-        "an unknown bit in the filter's flags is EINVAL",
+        "an unknown bit in the filter's flags gives EINVAL",
         |lab| {
             Ok(Finding::all((1..32).map(|bit| {
                 let mut request = allow_all();
@@ -33,7 +33,7 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S2.3",
-        "default deny with sixteen empty ranges is EINVAL",
+        "the default action deny with sixteen empty ranges gives EINVAL",
         |lab| {
             let request = filter(DefaultAction::Deny, []);
             Ok(lab.refuses("the call", &request, Errno::Einval))
@@ -41,17 +41,17 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S2.3a",
-        "default allow with sixteen empty ranges is taken, and filters nothing",
+        "the default action allow with sixteen empty ranges is accepted, and filters no access",
         empty_allow,
     ),
     Statement::new(
         "S2.4a",
-        "an empty range is skipped unread, and the others keep their order",
+        "the kernel skips an empty range without reading its bitmap, and the other ranges keep their order",
         empty_ranges,
     ),
     Statement::new(
         "S2.4b",
-        "an unknown bit in a range's flags is EINVAL",
+        "an unknown bit in a range's flags gives EINVAL",
         |lab| {
             Ok(Finding::all((2..32).map(|bit| {
                 let request = one(range(BOTH | 1 << bit, STAR, 1, |_| true));
@@ -59,13 +59,13 @@ pub(super) const STATEMENTS: &[Statement] = &[
             })))
         },
     ),
-    Statement::new("S2.4c", "a range without flags is EINVAL", |lab| {
+    Statement::new("S2.4c", "a range without flags gives EINVAL", |lab| {
         let request = one(range(0, STAR, 1, |_| true));
         Ok(lab.refuses("the call", &request, Errno::Einval))
     }),
     Statement::new(
         "S2.4d",
-        "a bitmap of more than 0x600 bytes is EINVAL",
+        "a bitmap of more than 0x600 bytes gives EINVAL",
         |lab| {
             let fits = one(range(BOTH, MsrIndex::MIN, 0x3000, |_| true));
             let above = one(with_bitmap(0x3001, RawBitmap::Unreadable));
@@ -76,13 +76,17 @@ pub(super) const STATEMENTS: &[Statement] = &[
             )))
         },
     ),
-    Statement::new("S2.4e", "a bitmap that cannot be read is EFAULT", |lab| {
-        let request = one(with_bitmap(1, RawBitmap::Unreadable));
-        Ok(lab.refuses("the call", &request, Errno::Efault))
-    }),
+    Statement::new(
+        "S2.4e",
+        "a bitmap that cannot be read gives EFAULT",
+        |lab| {
+            let request = one(with_bitmap(1, RawBitmap::Unreadable));
+            Ok(lab.refuses("the call", &request, Errno::Efault))
+        },
+    ),
     Statement::new(
         "S2.4f",
-        "bitmaps are read in whole words of 8 bytes, even for one MSR",
+        "the kernel reads bitmaps in whole words of 8 bytes, even for one MSR",
         |lab| Ok(whole_words(lab)),
     ),
     Statement::new("S2.4g", "a bitmap may start at any address", unaligned),
@@ -93,12 +97,12 @@ pub(super) const STATEMENTS: &[Statement] = &[
     ),
     Statement::new(
         "S2.5",
-        "once the call has returned, accesses meet the new filter",
+        "after the call has returned, the new filter decides all accesses",
         published,
     ),
     Statement::new(
         "S2.6",
-        "overlapping, duplicate, wrapping and x2APIC ranges are taken",
+        "overlapping, duplicate, wrapping and x2APIC ranges are accepted",
         |lab| Ok(odd_ranges(lab)),
     ),
     Statement::new(
@@ -106,13 +110,17 @@ pub(super) const STATEMENTS: &[Statement] = &[
         "a call that fails changes nothing",
         failure_is_nothing,
     ),
-    Statement::new("S10.2", "sizes near 2^32 MSRs do not wrap: EINVAL", |lab| {
-        let sizes = [0x8000_0000, 0xffff_ff00, 0xffff_ffc0, 0xffff_ffc1, u32::MAX];
-        Ok(Finding::all(sizes.map(|nmsrs| {
-            let request = one(with_bitmap(nmsrs, RawBitmap::Bytes(vec![0xff; 0x600])));
-            lab.refuses(&format!("{nmsrs:#x} MSRs"), &request, Errno::Einval)
-        })))
-    }),
+    Statement::new(
+        "S10.2",
+        "sizes near 2^32 MSRs do not wrap, but give EINVAL",
+        |lab| {
+            let sizes = [0x8000_0000, 0xffff_ff00, 0xffff_ffc0, 0xffff_ffc1, u32::MAX];
+            Ok(Finding::all(sizes.map(|nmsrs| {
+                let request = one(with_bitmap(nmsrs, RawBitmap::Bytes(vec![0xff; 0x600])));
+                lab.refuses(&format!("{nmsrs:#x} MSRs"), &request, Errno::Einval)
+            })))
+        },
+    ),
 ];
 
 fn one(range: RawRange) -> RawFilter {

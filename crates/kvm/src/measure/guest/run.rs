@@ -119,19 +119,26 @@ impl fmt::Display for GuestError {
             Self::Install(error) => error.fmt(f),
             Self::Call { name, errno } => write!(f, "{name}: {errno}"),
             Self::Left { step, exit } => {
-                write!(f, "the guest left at {step} with {}", one_line(exit))
+                write!(
+                    f,
+                    "the guest stopped unexpectedly at {step}, with {}",
+                    one_line(exit)
+                )
             }
-            Self::Twice { step } => write!(f, "the guest left twice at {step}"),
+            Self::Twice { step } => write!(f, "the guest exited twice at {step}"),
             Self::Registers {
                 step,
                 rax,
                 rcx,
                 rdx,
-            } => write!(f, "{step} left RAX {rax:#x}, RCX {rcx:#x} and RDX {rdx:#x}"),
+            } => write!(
+                f,
+                "the guest's registers are wrong after {step}: RAX {rax:#x}, RCX {rcx:#x}, RDX {rdx:#x}"
+            ),
             Self::Endless { step, patience } => {
                 write!(f, "the guest did not get past {step} within {patience:?}")
             }
-            Self::Skipped { step } => write!(f, "the guest ended without {step}"),
+            Self::Skipped { step } => write!(f, "the guest ended before {step}"),
             Self::NotImmediate { step } => write!(
                 f,
                 "KVM_RUN under immediate_exit did not return EINTR at {step}"

@@ -52,8 +52,8 @@ fn over_org(default: &str, rest: &str) -> String {
 }
 
 const NOW_ALLOWED: [&str; 2] = [
-    "`0x611` leaves the read of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`",
-    "`0x611` leaves the write of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`",
+    "`0x611` leaves reads of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`",
+    "`0x611` leaves writes of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`",
 ];
 
 #[test]
@@ -97,7 +97,7 @@ fn final_entry_refuses_override_that_inherits_looser_wider_entry() {
     assert_eq!(
         messages(&text, &[ORG]),
         [
-            "`0x611` leaves the read of 0x611 to `0x600..=0x61f`, which is looser than the final entry `0x611`"
+            "`0x611` leaves reads of 0x611 to `0x600..=0x61f`, which is looser than the final entry `0x611`"
         ]
     );
     // The wider entry belongs to another include.
@@ -129,7 +129,7 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
     assert_eq!(
         messages(&over("0x600..=0x6df"), &[org]),
         [
-            "`0x600..=0x6df` leaves the read of 0x600 to `default = \"allow\"`, which is looser than the final entry `0x600..=0x6df`"
+            "`0x600..=0x6df` leaves reads of 0x600 to `default = \"allow\"`, which is looser than the final entry `0x600..=0x6df`"
         ]
     );
     // An override inside the range of the final entry may inherit, because the final entry then
@@ -143,7 +143,7 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
     let text = over("@tsc").replace("'deny', over", "'inherit', over");
     let found = messages(&text, &[group]);
     assert!(
-        found.len() == 1 && found[0].starts_with("`@tsc` leaves the write of 0x10 to "),
+        found.len() == 1 && found[0].starts_with("`@tsc` leaves writes of 0x10 to "),
         "{found:?}"
     );
 }
@@ -167,8 +167,8 @@ fn final_entry_still_holds_after_final_override() {
     let found = messages(&text("read = 'inherit', write = 'deny'"), &[ORG, strict]);
     // The message names the stricter of the two final entries.
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found[0].contains("leaves the read"), "{found:?}");
-    assert!(found[1].contains("looser for the write"), "{found:?}");
+    assert!(found[0].contains("leaves reads"), "{found:?}");
+    assert!(found[1].contains("looser for writes"), "{found:?}");
     assert!(read(&text("read = 'kill', write = 'kill'"), &[ORG, strict]).is_ok());
     // The include in the middle inherits the write, so the final entry of the first include no
     // longer decides it.
@@ -191,7 +191,7 @@ fn final_entries_of_two_includes_both_hold() {
     // A final entry of one include loosens a final entry of the other.
     assert_eq!(
         messages(&text(""), &[ORG, other]),
-        ["`0x611` is looser for the read of 0x611 than the final entry `0x610..=0x61f`"]
+        ["`0x611` is looser for reads of 0x611 than the final entry `0x610..=0x61f`"]
     );
     let mended = text("0x611 = { read = 'kill', write = 'deny', override = true }\n");
     assert!(read(&mended, &[ORG, other]).is_ok());
@@ -199,7 +199,7 @@ fn final_entries_of_two_includes_both_hold() {
     assert_eq!(
         messages(&swapped, &[ORG, other]),
         [
-            "`0x611` leaves the write of 0x611 to `0x610..=0x61f`, which is looser than the final entry `0x611`"
+            "`0x611` leaves writes of 0x611 to `0x610..=0x61f`, which is looser than the final entry `0x611`"
         ]
     );
 }
@@ -220,12 +220,12 @@ fn final_entry_that_inherits_keeps_decision_of_its_file() {
     let text = |default: &str, entries: &str| over_org(default, &format!("[msrs]\n{entries}"));
     assert_eq!(
         messages(&text("deny", opened), &[org("", wide)]),
-        ["`0x600..=0x6df` is looser for the read of 0x611 than the final entry `0x611`"]
+        ["`0x600..=0x6df` is looser for reads of 0x611 than the final entry `0x611`"]
     );
     assert_eq!(
         messages(&text("allow", silent), &[org("", wide)]),
         [
-            "`0x600..=0x6df` leaves the read of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`"
+            "`0x600..=0x6df` leaves reads of 0x611 to `default = \"allow\"`, which is looser than the final entry `0x611`"
         ]
     );
     // If the file states a `default`, the `default` decides the read, and a looser read is refused.
@@ -234,7 +234,7 @@ fn final_entry_that_inherits_keeps_decision_of_its_file() {
     let reads = "0x611 = { read = 'allow', write = 'deny', override = true }\n";
     assert_eq!(
         messages(&text("deny", reads), &[org("default = 'deny'\n", "")]),
-        ["`0x611` is looser for the read of 0x611 than the final entry `0x611`"]
+        ["`0x611` is looser for reads of 0x611 than the final entry `0x611`"]
     );
     assert!(read(&text("deny", reads), &[org("", "")]).is_ok());
     assert!(read(&text("allow", ""), &[org("", "")]).is_ok());
@@ -250,7 +250,7 @@ fn final_entry_that_inherits_keeps_decision_of_its_file() {
     let including = org("include = ['below.toml']\n", "");
     assert_eq!(
         messages(&text("deny", opened), &[including, below]),
-        ["`0x600..=0x6df` is looser for the read of 0x611 than the final entry `0x611`"]
+        ["`0x600..=0x6df` is looser for reads of 0x611 than the final entry `0x611`"]
     );
 }
 
@@ -261,7 +261,7 @@ fn final_entry_of_include_refuses_audit_mode() {
         refused(&text, &[ORG]),
         [[
             "`mode = \"audit\"` lets through what the final entry `0x611` of org.toml refuses",
-            "delete `mode`, or write `mode = \"audit\"` in org.toml, too: only its own file puts a final entry in audit",
+            "delete `mode`, or write `mode = \"audit\"` in org.toml, too: only the file of a final entry can put that entry in audit mode",
         ]]
     );
     let audited = ORG
@@ -336,7 +336,7 @@ fn final_entry_advice_for_included_entry_is_working_override() {
             "policy = 1\ndefault = 'deny'\ninclude = ['guest.toml']\n[msrs]\n'@power' = {{ read = 'deny', write = 'kill', final = true }}\n{entries}{when}"
         )
     };
-    let after = "; it takes the place of the one in the include";
+    let after = "; this replaces the included entry";
     let range =
         "\"IA32_MPERF..=IA32_APERF\" = { read = \"deny\", write = \"kill\", override = true }";
     let status = "IA32_THERM_STATUS = { read = \"deny\", write = \"kill\", override = true }";
@@ -350,7 +350,7 @@ fn final_entry_advice_for_included_entry_is_working_override() {
         format!("write `{range}` below `[msrs]` of policy.toml{after}"),
         format!("write `{status}` below `[msrs]` of policy.toml{after}"),
         format!(
-            "write `{pperf}` below `[when.msrs]` of a `[[when]]` of policy.toml with `{cpu}`{after}"
+            "write `{pperf}` in policy.toml, below `[when.msrs]` of a `[[when]]` with `{cpu}`{after}"
         ),
     ];
     assert_eq!(help, BTreeSet::from(expected));
@@ -397,7 +397,7 @@ fn final_entry_advice_for_own_entry_is_to_delete_or_tighten() {
     );
     assert_eq!(
         refused(&text, &[ORG])[0][1],
-        "delete it, or say in it what the final entry says"
+        "delete the entry, or give it the actions of the final entry"
     );
 }
 
@@ -447,7 +447,7 @@ fn final_device_entry_refuses_other_device_settings() {
     assert!(read(&device("deny"), &[org]).is_ok());
     assert_eq!(
         messages(&device("accept"), &[org]),
-        ["org.toml has another `device.microcode` than the policy that includes it"]
+        ["org.toml and the policy that includes it have different values of `device.microcode`"]
     );
 }
 

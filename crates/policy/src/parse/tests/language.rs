@@ -312,7 +312,7 @@ fn override_in_when_replaces_entry_of_equal_when() {
     assert!(other.contains("overrides nothing"), "{other}");
     let fixed = base.replace(denied, &format!("{denied}, final = true"));
     let fixed = read(&text("GenuineIntel"), &files(&fixed)).unwrap_err();
-    assert!(fixed.contains("looser for the read"), "{fixed}");
+    assert!(fixed.contains("looser for reads"), "{fixed}");
 }
 
 #[test]

@@ -106,7 +106,11 @@ fn advice_for_line_that_is_not_toml_is_valid_line() {
             "`=` joins a key and its value, not `:`",
             "write `IA32_EFER = 'rw'`",
         ),
-        ("IA32_EFER == 'rw'", "a second `=` stands here", "delete it"),
+        (
+            "IA32_EFER == 'rw'",
+            "the line has a second `=`",
+            "delete the second `=`",
+        ),
         (
             "IA32_EFER",
             "a key has no value",
@@ -120,17 +124,17 @@ fn advice_for_line_that_is_not_toml_is_valid_line() {
         (
             "IA32_EFER = { read = 'allow' write = 'deny' }",
             "a comma is missing in a table",
-            "write `,` between its parts, as in `{ read = \"allow\", write = \"deny\" }`, or `}` at its end",
+            "write `,` between the parts of the table, as in `{ read = \"allow\", write = \"deny\" }`, or `}` at its end",
         ),
         (
             "IA32_EFER = { read = 'allow', write = 'deny', final = True }",
-            "`True` is not a word of TOML",
+            "TOML does not know the word `True`",
             "write `true`",
         ),
         (
             "IA32_EFER = 'rw",
             "a string has no closing quote on this line",
-            "write `'` at its end",
+            "write `'` at the end of the string",
         ),
         (
             "IA32_EFER = “rw”",
@@ -144,13 +148,13 @@ fn advice_for_line_that_is_not_toml_is_valid_line() {
         ),
         (
             "IA32_EFER = 'rw';",
-            "the line goes on after its value",
+            "more text follows the value on this line",
             "begin a new line, or a comment with `#`",
         ),
     ]);
     check_texts(&[(
         "policy = 1\ndefault = 'deny'\n[msrs\nIA32_EFER = 'rw'\n",
-        "the head of a table has no `]`",
+        "the header of a table has no `]`",
         "write `[msrs]`",
     )]);
 }
@@ -160,38 +164,38 @@ fn advice_for_misplaced_key_names_its_table() {
     check_texts(&[
         (
             "policy = 1\ndefault = 'deny'\nIA32_EFER = 'rw'\n[msrs]\n",
-            "`IA32_EFER` stands above `[msrs]`, where settings of the policy stand",
+            "`IA32_EFER` is written above `[msrs]`, where only settings of the policy may be",
             "move it below `[msrs]`",
         ),
         (
             "policy = 1\ndefault = 'deny'\n'@mtrr' = 'rw'\n",
-            "`@mtrr` stands above `[msrs]`, where settings of the policy stand",
+            "`@mtrr` is written above `[msrs]`, where only settings of the policy may be",
             "write `[msrs]` above it, on a line of its own",
         ),
         (
             "policy = 1\ndefault = 'deny'\n[IA32_EFER]\nread = 'allow'\n",
-            "`IA32_EFER` stands above `[msrs]`, where settings of the policy stand",
+            "`IA32_EFER` is written above `[msrs]`, where only settings of the policy may be",
             "write `[msrs.IA32_EFER]`",
         ),
         (
             "policy = 1\n[msrs]\nIA32_EFER = 'rw'\ndefault = 'deny'\n",
-            "`default` stands below `[msrs]`, where each key names MSRs",
-            "move it above the first `[table]`: all lines below a `[table]` belong to it",
+            "`default` is written below `[msrs]`, where each key names MSRs",
+            "move it above the first line in brackets, such as `[msrs]`: all lines below such a line belong to its table",
         ),
         (
             "policy = 1\ndefault = 'deny'\n[msrs.read]\nIA32_EFER = 'allow'\n",
-            "`read` stands below `[msrs]`, where each key names MSRs",
+            "`read` is written below `[msrs]`, where each key names MSRs",
             "write an entry for each MSR, such as `IA32_PAT = { read = \"allow\", write = \"deny\" }`",
         ),
         (
             "policy = 1\ndefault = 'deny'\n[[when]]\nMSR_PPERF = 'r'\n",
-            "`MSR_PPERF` stands directly below `[[when]]`, where only `cpu` and `msrs` may stand",
+            "`MSR_PPERF` is written directly below `[[when]]`, where only `cpu` and `msrs` may be",
             "write `[when.msrs]` above the entries",
         ),
         (
             "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_STAR = { read = 'allow', write = 'allow', mask = 1 }\n",
-            "`mask` stands beside `read` and `write`",
-            "write it for one of the two, such as `write = { mask = \"0xff\" }`",
+            "`mask` is written beside `read` and `write`, but is an action for one of them",
+            "write it inside one of them, such as `write = { mask = \"0xff\" }`",
         ),
     ]);
 }
@@ -205,11 +209,11 @@ fn advice_for_typo_in_microcode_device_shows_spelling() {
         (
             "[device.microcod]\nrevision = 1\nupdate = 'accept'",
             "no device is called `microcod`",
-            "write `[device.microcode]`; the only name of a device may be `microcode`",
+            "write `[device.microcode]`: the only device is `microcode`",
         ),
         (
             "[microcode]\nrevision = 1\nupdate = 'accept'",
-            "`microcode` stands at the top of the policy, where settings stand",
+            "`microcode` is written at the top of the policy, where only settings may be",
             "write `[device.microcode]`",
         ),
         (
@@ -224,7 +228,7 @@ fn advice_for_typo_in_microcode_device_shows_spelling() {
         ),
         (
             "[device]\nmicrocode = true",
-            "`microcode` is a boolean, and should be a table",
+            "`microcode` is a boolean, but must be a table",
             "write `[device.microcode]`",
         ),
     ] {
@@ -243,7 +247,7 @@ fn advice_for_decimal_index_is_hexadecimal_form() {
         (
             "16 = 'r'",
             &small,
-            "write `0x10`; or `0x16`, if the digits are hexadecimal already",
+            "write `0x10`; if the digits are hexadecimal already, write `0x16`",
         ),
         ("8b = 'r'", &bare, "write `0x8b`"),
         (
@@ -302,23 +306,23 @@ fn advice_for_invalid_value_lists_valid_values() {
         ),
         (
             "IA32_EFER = { read = 7, write = 'deny' }",
-            "`read` is a number, and should be a word or a table",
+            "`read` is a number, but must be a word or a table",
             "write `read = { value = 7 }`",
         ),
         (
             "IA32_EFER = { read = { value = 'ffff' }, write = 'deny' }",
             "`value` cannot be `ffff`, which is not a number of at most 64 bits",
-            "hexadecimal digits follow `0x`: `\"0xffff\"`",
+            "write `0x` before hexadecimal digits: `\"0xffff\"`",
         ),
         (
             "IA32_EFER = { read = { value = '0x1ffffffffffffffff' }, write = 'deny' }",
             "`value` cannot be `0x1ffffffffffffffff`, which is not a number of at most 64 bits",
-            "the largest number is `\"0xffffffffffffffff\"`",
+            "the largest possible number is `\"0xffffffffffffffff\"`",
         ),
         (
             "action = 1",
             "no MSR is called `action`",
-            "look it up with `msrgate msr WORD`; an entry looks like `IA32_PAT = \"r\"`",
+            "find the register with `msrgate msr WORD`; an entry looks like `IA32_PAT = \"r\"`",
         ),
     ]);
     check_texts(&[
@@ -334,7 +338,7 @@ fn advice_for_invalid_value_lists_valid_values() {
         ),
         (
             "policy = 1\ndefault = 'deny'\ninclude = 'linux-boot'\n",
-            "`include` is a string, and should be a list of strings",
+            "`include` is a string, but must be a list of strings",
             "write `include = [\"linux-boot\"]`",
         ),
     ]);
@@ -342,24 +346,24 @@ fn advice_for_invalid_value_lists_valid_values() {
 
 #[test]
 fn advice_for_conflicting_entries_tells_how_to_separate_them() {
-    const WHY: &str = "`MSR_PPERF` and `MSR_PPERF` are the same MSR, 0x64e, and disagree on writes";
+    const WHY: &str = "`MSR_PPERF` and `MSR_PPERF` are the same MSR (0x64e), but have different actions for writes";
     let when = "[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\nMSR_PPERF = 'r'\n";
     let other = "[[when]]\ncpu = { family = 6 }\n[when.msrs]\nMSR_PPERF = 'rw'\n";
     check_texts(&[
         (
             &format!("{HEAD}[msrs]\nMSR_PPERF = 'rw'\n{when}"),
             WHY,
-            "write `override = true` into the entry of the `[[when]]`, which then takes the place of the other one",
+            "write `override = true` in the entry of the `[[when]]`: it then replaces the other entry",
         ),
         (
             &format!("{HEAD}{when}{other}"),
             WHY,
-            "both `[[when]]`s hold on some processor: write the same in both, or let their `cpu`s exclude each other",
+            "both `[[when]]`s hold on some processors: give both entries the same actions, or narrow one `cpu` so that no processor matches both",
         ),
         (
             &format!("{HEAD}[msrs]\n'0x200..=0x20f' = 'r'\n'0x20f..=0x21f' = 'rw'\n"),
-            "`0x200..=0x20f` and `0x20f..=0x21f` overlap in part, in 0x20f, and disagree on writes",
-            "write `\"0x200..=0x20e\"` in place of `0x200..=0x20f`, or `\"0x210..=0x21f\"` in place of `0x20f..=0x21f`: of two entries the narrower one holds only where it lies wholly within the other",
+            "`0x200..=0x20f` and `0x20f..=0x21f` overlap only in part (0x20f), but have different actions for writes",
+            "write `\"0x200..=0x20e\"` in place of `0x200..=0x20f`, or `\"0x210..=0x21f\"` in place of `0x20f..=0x21f`: the narrower of two entries wins only if it lies wholly within the other",
         ),
     ]);
 }

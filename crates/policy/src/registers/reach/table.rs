@@ -97,20 +97,20 @@ pub(super) static VM: [Gap; 2] = [
 /// Gaps of use and of change, each with the registers that the operation reads, writes or obeys.
 pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
     (
-        usage("syscall", "SYSCALL and SYSRET use it"),
+        usage("syscall", "SYSCALL and SYSRET use the register"),
         &[0xc000_0081..=0xc000_0084],
     ),
     (
         usage(
             "sysenter",
-            "SYSENTER uses it, and SYSEXIT uses IA32_SYSENTER_CS",
+            "SYSENTER uses the register, and SYSEXIT uses IA32_SYSENTER_CS",
         ),
         &[0x174..=0x176],
     ),
     (
         change(
             "segment-base",
-            "RDFSBASE and RDGSBASE read it; WRFSBASE, WRGSBASE and loads of FS or GS change it",
+            "RDFSBASE and RDGSBASE read the register; WRFSBASE, WRGSBASE and loads of FS or GS change it",
         ),
         &[0xc000_0100..=0xc000_0101],
     ),
@@ -121,52 +121,58 @@ pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
         ),
         &[0xc000_0101..=0xc000_0102],
     ),
-    (usage("rdtsc", "RDTSC and RDTSCP read it"), &[one(0x10)]),
+    (
+        usage("rdtsc", "RDTSC and RDTSCP read the register"),
+        &[one(0x10)],
+    ),
     (
         usage(
             "tsc-adjust",
-            "a write of IA32_TIME_STAMP_COUNTER changes IA32_TSC_ADJUST by as much, and the other way round",
+            "a write of IA32_TIME_STAMP_COUNTER changes IA32_TSC_ADJUST by the same amount, and vice versa",
         ),
         &[one(0x10), one(0x3b)],
     ),
     (
-        usage("rdtscp", "RDTSCP and RDPID read it"),
+        usage("rdtscp", "RDTSCP and RDPID read the register"),
         &[one(0xc000_0103)],
     ),
-    (usage("rdpmc", "RDPMC reads it"), COUNTERS),
-    (usage("xsaves", "XSAVES and XRSTORS use it"), &[one(0xda0)]),
+    (usage("rdpmc", "RDPMC reads the register"), COUNTERS),
+    (
+        usage("xsaves", "XSAVES and XRSTORS use the register"),
+        &[one(0xda0)],
+    ),
     (
         usage(
             "xrstors",
-            "XSAVES stores it and XRSTORS loads it, where IA32_XSS has the bit of its component",
+            "XSAVES stores the register and XRSTORS loads it, if IA32_XSS has the bit of its component",
         ),
         SUPERVISOR_STATE,
     ),
     (
         usage(
             "xfd",
-            "an instruction that needs a disabled state component faults by IA32_XFD and sets IA32_XFD_ERR",
+            "an instruction that needs a state component disabled in IA32_XFD faults and sets IA32_XFD_ERR",
         ),
         &[0x1c4..=0x1c5],
     ),
     (
         usage(
             "shadow-stack",
-            "calls, interrupts and returns between privilege levels use it",
+            "calls, interrupts and returns between privilege levels use the register",
         ),
         &[0x6a4..=0x6a8],
     ),
     (
         usage(
             "paging",
-            "switching paging on or off in CR0 changes its LMA bit",
+            "switching paging on or off in CR0 changes the LMA bit of the register",
         ),
         &[one(0xc000_0080)],
     ),
     (
         usage(
             "debug-exception",
-            "a debug exception clears its LBR and BTF bits",
+            "a debug exception clears the LBR and BTF bits of the register",
         ),
         &[one(0x1d9)],
     ),
@@ -176,7 +182,7 @@ pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
             needs: Some("SVM"),
             ..change(
                 "vmload",
-                "VMLOAD loads it and VMSAVE stores it, in a VM whose CPUID has SVM",
+                "VMLOAD loads the register and VMSAVE stores it, in a VM whose CPUID has SVM",
             )
         },
         &[
@@ -191,7 +197,7 @@ pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
             needs: Some("VMX"),
             ..change(
                 "vmcs",
-                "a nested VM entry or exit loads it from a VMCS, in a VM whose CPUID has VMX",
+                "a nested VM entry or exit loads the register from a VMCS, in a VM whose CPUID has VMX",
             )
         },
         &[0x174..=0x176, 0xc000_0100..=0xc000_0101],
@@ -199,7 +205,7 @@ pub(super) static USES: [(Gap, &[RangeInclusive<u32>]); 17] = [
     (
         usage(
             "nested-state",
-            "a nested VM entry or a nested VM exit loads it from a control structure",
+            "a nested VM entry or exit loads the register from a control structure",
         ),
         CONTROL_STRUCTURES,
     ),

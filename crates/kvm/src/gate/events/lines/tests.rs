@@ -75,7 +75,7 @@ fn event_display_shows_each_field_that_is_set() {
     assert_eq!(
         texts,
         [
-            "vCPU 1: write of MSR 0x10: deny (filter), RIP 0x1000, by a.toml:7; 3 like it held back before",
+            "vCPU 1: write of MSR 0x10: deny (filter), RIP 0x1000, by a.toml:7; similar events held back before it: 3",
             "vCPU 1: write of MSR 0x10: deny (filter), by line 7",
             "vCPU 1: write of MSR 0x10: deny (filter), by the policy's default",
             "vCPU 1: write of MSR 0x10: deny (filter), by KVM",

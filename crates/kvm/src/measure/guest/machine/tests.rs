@@ -69,7 +69,7 @@ fn guest_shutdown_is_an_error_that_names_the_step() {
     let error = derail(&mut guest, 0x0b0f);
     assert_eq!(
         error.to_string(),
-        "the guest left at step 1, the read of 0xc0000081 with Shutdown"
+        "the guest stopped unexpectedly at step 1, the read of 0xc0000081, with Shutdown"
     );
     works(&mut guest);
 }
@@ -81,7 +81,9 @@ fn guest_port_write_is_an_error_that_names_the_step() {
     let error = derail(&mut guest, 0x80e6);
     let text = error.to_string();
     assert!(
-        text.starts_with("the guest left at step 1, the read of 0xc0000081 with IoOut(128"),
+        text.starts_with(
+            "the guest stopped unexpectedly at step 1, the read of 0xc0000081, with IoOut(128"
+        ),
         "{text}"
     );
     works(&mut guest);
