@@ -46,6 +46,9 @@ const ROWS: &[Row] = &[
     row(&["exec", GOOD, "--", "/nonexistent"], 127),
     row(&["exec", BAD, "--", "true"], 125),
     row(&["exec"], 125),
+    row(&["learn"], 125),
+    // The policy is there already.
+    row(&["learn", "-o", GOOD, "--", "true"], 125),
     row(&["compile", ORG], 0),
     row(&["compile", ORG, "--format", "abi", "--filter-only"], 0),
     row(&["compile", ORG, "--format", "json", "--filter-only"], 0),
