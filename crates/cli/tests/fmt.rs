@@ -128,7 +128,10 @@ fn fmt_write_refuses_open_file_and_pipe() {
         let output = command.output().expect("msrgate runs");
         assert_eq!(output.status.code(), Some(2), "{name}");
         let talk = String::from_utf8_lossy(&output.stderr);
-        assert!(talk.contains("is not a file, so fmt cannot write it"), "{talk}");
+        assert!(
+            talk.contains("is not a file, so fmt cannot write it"),
+            "{talk}"
+        );
         assert_eq!(fs::read_to_string(&file).expect("read"), UNTIDY);
     }
 }

@@ -29,7 +29,10 @@ fn vmm_of_musl_under_seccomp_is_guarded() {
         assert_eq!(ran, (shown.to_owned(), 0), "{policy}");
     }
     let (said, status) = guarded(KILLS, "strict.c", &[]).unwrap();
-    assert!(said.contains("the policy has the action kill for the read"), "{said}");
+    assert!(
+        said.contains("the policy has the action kill for the read"),
+        "{said}"
+    );
     assert_eq!(status, 128 + 9);
 }
 
