@@ -145,7 +145,7 @@ fn replay_stopped_before_any_refusal_never_answers_yes() {
 
 /// If a Ctrl-C ended the reading, the JSON has the last line that was read; else that field is null.
 #[test]
-fn json_report_has_last_line_before_ctrl_c() {
+fn json_report_after_ctrl_c_includes_last_line_read() {
     let stopped = |out: &str| {
         let report: serde_json::Value = serde_json::from_str(out).expect("JSON");
         report["stopped_after_line"].clone()

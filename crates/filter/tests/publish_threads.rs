@@ -106,7 +106,7 @@ fn s7_check_after_set_uses_new_filter() {
     }
 }
 
-/// MSRs at both ends of both regions of the bitmaps.
+/// A low and a high MSR of each of the two regions that the processor's MSR bitmaps cover.
 const EDGES: [u32; 4] = [0x10, 0x1fff, 0xc000_0080, 0xc000_1fff];
 
 fn at(index: u32) -> Gprs {

@@ -34,7 +34,7 @@ pub struct Explanation<'p> {
     segment: Rule<'p>,
 }
 
-/// The report that user space gets of an access that reaches the kernel.
+/// The report that KVM gives user space of a guest's access, refused or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reported {
     /// No report: KVM carries the access out.

@@ -20,7 +20,7 @@ use core::fmt;
 
 use msrgate_filter::MsrIndex;
 
-/// The conditions under which accesses to a register may be forwarded.
+/// The conditions under which the gate may forward accesses to a register of KVM's.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Forward {

@@ -306,7 +306,7 @@ mod tests {
 
     /// The process ended after it counted the access, and before it put the event.
     #[test]
-    fn counted_access_without_event_is_known() {
+    fn snapshot_tells_number_of_accesses_without_event() {
         let words = run(true);
         let page = Page::new(&words).unwrap();
         page.note(&seen(0x8b, 1), true);

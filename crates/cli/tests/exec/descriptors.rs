@@ -42,7 +42,7 @@ fn vcpu_without_a_number_for_the_library_is_refused() {
 }
 
 #[test]
-fn unseen_close_leaves_nothing_without_a_further_request() {
+fn descriptor_closed_without_close_is_let_go_of_without_a_further_request() {
     let Some(shown) = shown(DENIES, "unseen") else {
         return;
     };

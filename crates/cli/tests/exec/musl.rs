@@ -1,4 +1,5 @@
-//! Tests of VMMs that are dynamically linked against musl, with the library for them.
+//! Tests of `msrgate exec` with VMMs that are dynamically linked against musl: they load msrgate's
+//! library for musl.
 
 use std::process::Command;
 

@@ -274,7 +274,7 @@ IA32_THERM_STATUS = { read = 'kill', write = 'allow' }
 
 /// A message stays short even if there are many registers.
 #[test]
-fn lint_punctured_counts_registers_beyond_limit() {
+fn lint_punctured_lists_registers_up_to_limit_and_counts_the_rest() {
     let text =
         "policy = 1\ndefault = 'deny'\ninclude = ['guest.toml']\n[msrs]\n'0x0..=0x7ff' = 'none'\n";
     let guest = "policy = 1\n[msrs]\n'@mtrr' = 'r'\n";

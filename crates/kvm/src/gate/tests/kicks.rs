@@ -461,7 +461,7 @@ fn finish_for_other_vcpu_is_stale() {
 /// If KVM puts registers and events into `kvm_run`, the VMM finds no #GP there after a rewind: the rewind
 /// has cancelled it.
 #[test]
-fn rewind_leaves_no_fault_in_page() {
+fn rewound_exit_leaves_no_error_in_kvm_run_page() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
         return;
     };

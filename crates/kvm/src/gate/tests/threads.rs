@@ -116,7 +116,7 @@ fn round(vcpu: &mut super::machine::Vcpu, id: u64, number: u64) {
 /// Programs that log first accesses replace each other. The filters that the publisher sets and the filters
 /// that the replacements set come into force in the right order.
 #[test]
-fn filters_of_replace_and_of_first_accesses_are_set_in_order() {
+fn replace_and_first_accesses_set_their_filters_in_order_of_requests() {
     let traced = || policy("default = 'allow'\nlog = 'first'", "IA32_FMASK = 'none'");
     let plain = || policy("default = 'allow'\nlog = 'none'", "IA32_FMASK = 'none'");
     let Some(mut machine) = Machine::new(traced(), 2) else {

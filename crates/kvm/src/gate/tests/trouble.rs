@@ -109,7 +109,7 @@ fn filter_that_kernel_refuses_is_an_error_until_replace_succeeds() {
 /// If the publisher has panicked, an access that needs another filter is an error, so no vCPU waits for the
 /// publisher.
 #[test]
-fn panicked_publisher_is_an_error() {
+fn answer_returns_error_after_publisher_panicked() {
     let (mut machine, _) = failing(Then::Panic);
     assert_eq!(end_of_wait(&mut machine), Some(AnswerError::Gone));
 }

@@ -39,7 +39,7 @@ fn kinds(mistakes: &Mistakes) -> Vec<String> {
     each.map(|one| one.kind().to_string()).collect()
 }
 
-/// Returns the rendered report, and the messages of all mistakes as programs get them.
+/// Returns the report as a person sees it, and after it the message of each mistake.
 fn all_that_is_said(mistakes: &Mistakes) -> String {
     let mut said = String::new();
     GraphicalReportHandler::new_themed(GraphicalTheme::unicode_nocolor())
