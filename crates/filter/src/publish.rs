@@ -50,7 +50,7 @@ use loom::thread::yield_now as spin_loop;
 
 /// A set of words that threads share, replaced as a whole.
 pub(crate) trait Slot {
-    /// The type of a new content for the words.
+    /// The type of the data that a writer publishes in place of the old words.
     type Content;
 
     /// Replaces all words that a reader may look at, by relaxed stores. No reader may be in the

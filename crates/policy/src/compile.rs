@@ -69,8 +69,8 @@ impl fmt::Display for NotCompiled {
 
 impl std::error::Error for NotCompiled {}
 
-/// Packs a policy into filters, and compares them with the policy over all 2^32 MSRs in both
-/// directions.
+/// Packs a policy into filters, and compares them with the policy: for reads and for writes
+/// of each of the 2^32 MSRs.
 ///
 /// # Errors
 /// Returns [`NotCompiled`] if the policy does not fit a filter, or if the comparison fails.

@@ -1,4 +1,5 @@
-//! The publisher: the thread that opens a VM's filter for first accesses.
+//! The publisher: the thread that sets a more open filter when a guest makes the first access
+//! of a kind that the policy allows and only wants to see.
 //!
 //! A vCPU asks the publisher, rewinds its access, and the guest tries again. The vCPU does not wait
 //! until the call that sets the filter returns, which takes the kernel a grace period: the new filter

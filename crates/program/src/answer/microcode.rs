@@ -16,7 +16,7 @@ pub const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 /// The register of AMD that triggers an update. Intel's is 0x79.
 const AMD_LOADER: MsrIndex = MsrIndex::new(0xc001_0020);
 
-/// The length of the header of an Intel update and of an AMD update, in bytes.
+/// The length of the header of an Intel update in bytes.
 const INTEL_BYTES: usize = 48;
 const AMD_BYTES: usize = 64;
 
