@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use msrgate_filter::ExitReason;
 use msrgate_policy::answer::Disposition;
-use msrgate_policy::{Origin, Program, registers, shown_json};
+use msrgate_policy::{FileId, Origin, Program, registers, shown_json};
 use msrgate_state::{Event, Recorded, Snapshot};
 use serde_json::json;
 
@@ -156,11 +156,11 @@ fn line(one: &Recorded, snapshot: &Snapshot, program: &Program, policy: &str) ->
     text
 }
 
-/// Returns an event as a line of JSON.
+/// Returns an event as a line of JSON. `policy` in it is the file of the line that decided, or the policy itself.
 pub(super) fn json(event: &Event, program: &Program) -> String {
     let (file, line) = match event.origin {
-        Origin::Line(line) => (program.file(line.file), Some(line.number)),
-        Origin::Default | Origin::Kvm => (None, None),
+        Origin::Line(line) => (line.file, Some(line.number)),
+        Origin::Default | Origin::Kvm => (FileId::new(0), None),
     };
     let mut object = json!({
         "schema": 1,
@@ -172,9 +172,10 @@ pub(super) fn json(event: &Event, program: &Program) -> String {
         "access": event.kind.access.to_string(),
         "reason": event.kind.reason.to_string(),
         "action": event.kind.disposition.to_string(),
+        "policy": program.file(file),
+        "digest": program.digest().to_string(),
     });
-    if let (Some(file), Some(line)) = (file, line) {
-        object["policy"] = json!(file);
+    if let Some(line) = line {
         object["line"] = json!(line);
     }
     format!("{}\n", shown_json(&object.to_string()))
