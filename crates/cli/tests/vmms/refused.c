@@ -63,7 +63,10 @@ int main(int argc, char **argv) {
     kvm = CHECK(open("/dev/kvm", O_RDWR));
     if (!strcmp(what, "no-descriptor")) {
         try_vm();
-        struct rlimit limit = { 64, 64 };
+        // The VM gets the last number.
+        int last = CHECK(dup(0));
+        close(last);
+        struct rlimit limit = { last + 1, last + 1 };
         CHECK(setrlimit(RLIMIT_NOFILE, &limit));
         try_vm();
         return 0;
