@@ -174,9 +174,8 @@ fn state_page_under_any_umask_can_be_opened() {
 }
 
 /// Returns a script that runs the command `"$@"` as a user without other processes, whose state pages go into `pages`. The
-/// limit of processes does not hold for root.
-fn as_other_user(limit: &str) -> String {
-    let user = "64917";
+/// limit of processes does not hold for root, and counts the user's processes of other tests, too.
+fn as_user(user: u32, limit: &str) -> String {
     format!(
         "mkdir -p dev pages; chmod 755 .; mount -t tmpfs none dev && mknod dev/kvm c 10 232 && chmod 666 dev/kvm && mount --bind dev/kvm /dev/kvm && chown {user} pages && export MSRGATE_STATE_DIR=$PWD/pages && exec setpriv --reuid={user} --regid={user} --clear-groups {limit} \"$@\""
     )
@@ -196,7 +195,7 @@ fn watcher_that_cannot_be_started_leaves_no_state_page() {
     exec.arg("true");
     // The first process is the command. The second one starts the watcher, which would be the third.
     for limit in ["prlimit --nproc=1", "prlimit --nproc=2"] {
-        let script = as_other_user(limit);
+        let script = as_user(64_917, limit);
         let (said, status) = refused(&mut lab.script(OWN_MOUNTS, &script, &exec));
         let wanted = "there is no process to watch the VMM: Resource temporarily unavailable";
         assert!(said.contains(wanted) && status == 125, "{status} {said}");
@@ -216,7 +215,7 @@ fn library_that_cannot_start_its_thread_says_so() {
     let mut exec = lab.exec(&["--quiet"]);
     exec.args(["prlimit", "--nproc=1"]);
     exec.arg(lab.build("refused.c", &[])).arg("many");
-    let ran = ran(&mut lab.script(OWN_MOUNTS, &as_other_user(""), &exec));
+    let ran = ran(&mut lab.script(OWN_MOUNTS, &as_user(64_918, ""), &exec));
     let said = ran.err.lines().next().unwrap_or_default();
     assert!(
         said.starts_with("msrgate: the library cannot start its thread, and there is no VM: ")
