@@ -239,7 +239,7 @@ pub(crate) struct ExplainArgs {
 pub(crate) struct ReplayArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: PathBuf,
-    /// Text of the event `kvm:kvm_msr` by tracefs, `perf script` or `trace-cmd report`, or JSON lines;
+    /// Text of the event `kvm:kvm_msr` by tracefs, `perf script` or `trace-cmd report`, or JSON lines, such as events of `exec`;
     /// `-` for standard input. The exit code is 1 if an access would be refused; 0 only if the trace has accesses, none of
     /// them would be refused, and no part is missing; else 2: the trace has no accesses, events were lost, lines could not be
     /// read, the last line has no end, Ctrl-C ended the reading, or a write may be refused by what the trace does not show

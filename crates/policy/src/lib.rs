@@ -50,8 +50,8 @@ pub use limits::{MAX_BYTES, MAX_DEPTH, MAX_ENTRIES, MAX_FILES, MAX_LINE, MAX_TAB
 pub use mistake::{Mistake, MistakeKind, Mistakes};
 pub use msrgate_program::{
     Action, Change, CompileError, Cpu, CpuSet, CpuidBit, CpuidRegister, DecidedBy, Device,
-    Difference, Digest, Direction, Emulated, EntryId, Log, LogChange, Mask, Microcode, Mode,
-    MsrRange, MsrSet, Origin, Outside, PackError, Program, ResolvedVariant, Rule, Rules,
+    Difference, Digest, Direction, Emulated, EntryId, FileId, Log, LogChange, Mask, Microcode,
+    Mode, MsrRange, MsrSet, Origin, Outside, PackError, Program, ResolvedVariant, Rule, Rules,
     SettingChange, TextReader, TooManyToCompare, Unknown, UnknownAction, Update, Variant, Window,
     answer, changes, differences, emit, forward, is_no_file, is_seen, is_shown, one_line,
     setting_changes, shown, shown_json, shown_name,

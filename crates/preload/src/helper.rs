@@ -56,7 +56,9 @@ impl Helper {
             let builder = Builder::new().name("msrgate".to_owned());
             let mut held = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
             let spawned = while_blocked(|| builder.spawn(move || self.serve(chores)));
-            let handle = spawned.map_err(|error| format!("no helper thread: {error}"))?;
+            let handle = spawned.map_err(|error| {
+                format!("the library cannot start its thread, and there is no VM: {error}; the limit of processes (ulimit -u) may be too low")
+            })?;
             let thread = handle.thread().clone();
             *held = Some(handle);
             Ok(thread)

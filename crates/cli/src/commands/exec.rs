@@ -23,7 +23,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::Path;
 
-use msrgate_kvm::gate::Gate;
+use msrgate_kvm::gate::{Gate, GateError};
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
 use msrgate_policy::{Mode, Program, one_line};
 use msrgate_state::NewRun;
@@ -133,7 +133,7 @@ pub(super) fn launch(launch: Launch<'_>) -> Result<Never, Failure> {
     // The library makes the same check when the VMM makes its first VM. A VM of our own would take longer than
     // all else here.
     let checked = Gate::new(program.clone(), &host)
-        .map_err(|error| Failure::Host(format!("{}: {error}", launch.policy)))?;
+        .map_err(|error| Failure::Host(format!("{}: {}", launch.policy, refusal(&error))))?;
     drop(checked);
     let cookie = process::random()?;
     let page = StateFile::new(&NewRun {
@@ -161,8 +161,22 @@ pub(super) fn launch(launch: Launch<'_>) -> Result<Never, Failure> {
     } else {
         Door::close(cookie).inspect_err(|_| watcher.give_up())?
     };
-    watcher.hand_over(&door)?;
+    // A watcher that has died removes nothing.
+    watcher.hand_over(&door).inspect_err(|_| page.remove())?;
     Err(vmm.become_it(&variables))
+}
+
+/// Returns true if the library can do all that a program asks for. If not, the program needs a VMM with a gate of its own.
+pub(super) fn can_keep(program: &Program) -> bool {
+    supported::check(program, "").is_ok()
+}
+
+/// Returns the sentence for a program that this host cannot keep up. The error's own advice is for a VMM's author.
+fn refusal(error: &GateError) -> String {
+    match error {
+        GateError::IgnoreMsrsNotSeen => "the policy answers for MSRs that KVM does not know, but kvm.ignore_msrs, which may hide such MSRs, cannot be read: make /sys/module/kvm/parameters/ignore_msrs readable, for instance by mounting /sys in the container".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// Returns the value of `LD_PRELOAD`: our library, then those that the variable already names.

@@ -106,6 +106,22 @@ fn summary_file_has_what_was_refused_in_the_background() {
     }
 }
 
+/// A VMM may emulate without KVM, which only the file of `--summary` says.
+#[test]
+fn summary_file_of_run_without_vm_says_so() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let started = ran(lab.exec(&["--summary", "summary"]).arg("true"));
+    assert_eq!((&*started.err, started.status), ("", 0));
+    assert_eq!(
+        text_of(&lab, "summary"),
+        "msrgate: guest.toml guarded no VM: no program of the run has got one of KVM\n"
+    );
+    let started = ran(lab.exec(&[]).arg("true"));
+    assert_eq!((&*started.err, started.status), ("", 0));
+}
+
 #[test]
 fn events_without_door_are_written_until_last_process_ends() {
     let Some(lab) = Lab::with_kvm(DENIES) else {

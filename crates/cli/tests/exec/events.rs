@@ -110,6 +110,62 @@ fn killed_access_is_an_event() {
     assert_eq!(event["action"], "kill");
 }
 
+/// The file may end in a line that another program has not ended.
+#[test]
+fn event_after_unfinished_line_begins_a_line() {
+    for (before, after) in [
+        ("", ""),
+        ("{}\n", "{}\n"),
+        ("{\"schema\":1", "{\"schema\":1\n"),
+    ] {
+        let Some(lab) = Lab::with_kvm(DENIES) else {
+            return;
+        };
+        fs::write(lab.path("events"), before).unwrap();
+        let strict = lab.build("strict.c", &[]);
+        let ran = ran(lab.exec(&["--events", "events"]).arg(strict));
+        assert_eq!(ran.status, 0, "{}", ran.err);
+        lab.assert_no_page_is_left();
+        let text = fs::read_to_string(lab.path("events")).unwrap();
+        let event = text.strip_prefix(after).unwrap_or_else(|| panic!("{text}"));
+        let event: Value = serde_json::from_str(event).unwrap();
+        assert_eq!(event["msr"], "0x8b");
+    }
+}
+
+/// The policy's entry, its default and an entry of an included file decide.
+#[test]
+fn event_names_policy_and_digest_whatever_decides() {
+    let default = "policy = 1\ndefault = 'deny'\n";
+    let includes = "policy = 1\ndefault = 'allow'\ninclude = ['part.toml']\n";
+    for (policy, file, line) in [
+        (DENIES, "guest.toml", Some(4)),
+        (default, "guest.toml", None),
+        (includes, "part.toml", Some(3)),
+    ] {
+        let Some(lab) = Lab::with_kvm(policy) else {
+            return;
+        };
+        let part = "policy = 1\n[msrs]\n0x8b = { read = 'deny', write = 'allow' }\n";
+        fs::write(lab.path("part.toml"), part).unwrap();
+        let strict = lab.build("strict.c", &[]);
+        ran(lab.exec(&["--events", "events"]).arg(strict));
+        lab.assert_no_page_is_left();
+        let text = fs::read_to_string(lab.path("events")).unwrap();
+        let event: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!(event["policy"], file, "{text}");
+        assert_eq!(event.get("line").and_then(Value::as_u64), line, "{text}");
+        assert_eq!(event["digest"].as_str().map(str::len), Some(64), "{text}");
+
+        let mut replay = Command::new(env!("CARGO_BIN_EXE_msrgate"));
+        replay.args(["replay", "guest.toml", "events"]);
+        let replayed = ran(replay.current_dir(lab.folder.path()).env("NO_COLOR", "1"));
+        assert_eq!(replayed.status, 1, "{}{}", replayed.out, replayed.err);
+        let wanted = "of 1 access, 1 would be refused";
+        assert!(replayed.out.contains(wanted), "{}", replayed.out);
+    }
+}
+
 /// Two vCPUs do nothing but refused reads when the VMM is killed. Each of the two may have been counted, and
 /// have no event: the events file tells of that.
 #[test]

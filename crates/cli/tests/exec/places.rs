@@ -125,8 +125,8 @@ fn full_or_read_only_disk_under_state_page_is_refused() {
         return;
     }
     for (option, why) in [
-        ("size=64k", "No space left on device"),
-        ("ro", "Read-only file system"),
+        ("size=64k", ["no room for", "No space left on device"]),
+        ("ro", ["cannot be made there", "Read-only file system"]),
     ] {
         let lab = Lab::new(ALLOWS);
         let mut exec = lab.exec(&[]);
@@ -135,10 +135,12 @@ fn full_or_read_only_disk_under_state_page_is_refused() {
             "mkdir disk && mount -t tmpfs -o {option} none disk && MSRGATE_STATE_DIR=disk \"$@\"; code=$?; ls disk; exit $code"
         );
         let (said, status) = refused(&mut lab.script(MOUNTS, &script, &exec));
+        let is_said = |part: &&str| said.contains(*part);
         assert!(
-            said.contains("disk: no room for the run's state page") && said.contains(why),
+            said.contains("error: disk: ") && said.contains("the run's state page"),
             "{said}"
         );
+        assert!(why.iter().all(is_said), "{said}");
         assert_eq!(status, 125);
     }
 }
@@ -154,6 +156,94 @@ fn state_page_beyond_limit_of_file_size_is_refused() {
     let (said, status) = refused(&mut lab.script(&[], "ulimit -f 100; exec \"$@\"", &exec));
     assert!(
         said.contains("no room for the run's state page") && said.contains("File too large"),
+        "{said}"
+    );
+    assert_eq!(status, 125);
+}
+
+/// The umask takes from the owner of a new file the right to open it.
+#[test]
+fn state_page_under_any_umask_can_be_opened() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let mut exec = lab.exec(&["--quiet"]);
+    exec.args(["sh", "-c", "stat -c %a msrgate-*"]);
+    let ran = ran(&mut lab.script(&[], "umask 777; exec \"$@\"", &exec));
+    assert_eq!((&*ran.out, ran.status), ("600\n", 0), "{}", ran.err);
+}
+
+/// Returns a script that runs the command `"$@"` as a user without other processes, whose state pages go into `pages`. The
+/// limit of processes does not hold for root, and counts the user's processes of other tests, too.
+fn as_user(user: u32, limit: &str) -> String {
+    format!(
+        "mkdir -p dev pages; chmod 755 .; mount -t tmpfs none dev && mknod dev/kvm c 10 232 && chmod 666 dev/kvm && mount --bind dev/kvm /dev/kvm && chown {user} pages && export MSRGATE_STATE_DIR=$PWD/pages && exec setpriv --reuid={user} --regid={user} --clear-groups {limit} \"$@\""
+    )
+}
+
+const OWN_MOUNTS: &[&str] = &["unshare", "--mount"];
+
+#[test]
+fn watcher_that_cannot_be_started_leaves_no_state_page() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    if !starts(OWN_MOUNTS) {
+        return;
+    }
+    let mut exec = lab.exec(&[]);
+    exec.arg("true");
+    // The first process is the command. The second one starts the watcher, which would be the third.
+    for limit in ["prlimit --nproc=1", "prlimit --nproc=2"] {
+        let script = as_user(64_917, limit);
+        let (said, status) = refused(&mut lab.script(OWN_MOUNTS, &script, &exec));
+        let wanted = "there is no process to watch the VMM: Resource temporarily unavailable";
+        assert!(said.contains(wanted) && status == 125, "{status} {said}");
+        let left = fs::read_dir(lab.path("pages")).unwrap().count();
+        assert_eq!(left, 0, "{limit}");
+    }
+}
+
+#[test]
+fn library_that_cannot_start_its_thread_says_so() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    if !starts(OWN_MOUNTS) {
+        return;
+    }
+    let mut exec = lab.exec(&["--quiet"]);
+    exec.args(["prlimit", "--nproc=1"]);
+    exec.arg(lab.build("refused.c", &[])).arg("many");
+    let ran = ran(&mut lab.script(OWN_MOUNTS, &as_user(64_918, ""), &exec));
+    let said = ran.err.lines().next().unwrap_or_default();
+    assert!(
+        said.starts_with("msrgate: the library cannot start its thread, and there is no VM: ")
+            && said.ends_with("the limit of processes (ulimit -u) may be too low"),
+        "{}",
+        ran.err
+    );
+    assert_ne!(ran.status, 0);
+}
+
+/// The error's own advice is for the author of a VMM.
+#[test]
+fn policy_on_unknown_msrs_without_sys_has_advice_for_operator() {
+    let policy = "policy = 1\ndefault = 'allow'\nunknown = { read = 0, write = 'ignore' }\n";
+    let Some(lab) = Lab::with_kvm(policy) else {
+        return;
+    };
+    if !starts(MOUNTS) {
+        return;
+    }
+    let mut exec = lab.exec(&[]);
+    exec.arg("true");
+    let script = "mount -t tmpfs none /sys && exec \"$@\"";
+    let (said, status) = refused(&mut lab.script(MOUNTS, script, &exec));
+    assert!(
+        said.contains("guest.toml: the policy answers for MSRs that KVM does not know")
+            && said.contains("make /sys/module/kvm/parameters/ignore_msrs readable")
+            && !said.contains("HostCaps"),
         "{said}"
     );
     assert_eq!(status, 125);

@@ -287,7 +287,10 @@ fn guest_without_kvm_runs_as_it_would() {
         );
         assert_eq!(guarded.status, DONE);
         lab.assert_no_page_is_left();
-        assert_eq!(fs::read_to_string(lab.path("summary")).unwrap(), "");
+        assert_eq!(
+            fs::read_to_string(lab.path("summary")).unwrap(),
+            "msrgate: guest.toml guarded no VM: no program of the run has got one of KVM\n"
+        );
     }
 }
 
@@ -358,5 +361,20 @@ fn libvirt_capability_probe_is_answered() {
         assert!(answer.contains("\"enabled\": true"), "{answer}");
         ask("quit");
         lab.assert_no_page_is_left();
+    }
+}
+
+/// The firmware accesses more than the 20 kinds that the summary of another run lists.
+#[test]
+fn audit_lists_all_kinds() {
+    for guest in labs("policy = 1\ndefault = 'deny'\n") {
+        let mut command = guest.exec(&["--audit"]);
+        machine(command.arg(&guest.qemu), "file:console");
+        let ran = ran(&mut command);
+        assert_eq!(ran.status, DONE, "{}", ran.err);
+        let listed = ran.err.lines().filter(|line| line.starts_with("  1 "));
+        let count = listed.count();
+        let wanted = format!("would have refused at least {count} accesses\n");
+        assert!(count > 20 && ran.err.contains(&wanted), "{}", ran.err);
     }
 }

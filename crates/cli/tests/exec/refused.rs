@@ -20,7 +20,10 @@ fn missing_or_unrunnable_vmm_has_exit_status_of_shell() {
     let lab = Lab::new(ALLOWS);
     fs::write(lab.path("text"), "no program\n").unwrap();
     fs::write(lab.path("script"), "echo no interpreter\n").unwrap();
-    fs::set_permissions(lab.path("script"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(lab.path("orphan"), "#!/no/such/shell -e\n").unwrap();
+    for script in ["script", "orphan"] {
+        fs::set_permissions(lab.path(script), fs::Permissions::from_mode(0o755)).unwrap();
+    }
     for (vmm, status, why) in [
         ("no-such-program-anywhere", 127, "no such program in PATH"),
         ("./no-such-program", 127, "No such file or directory"),
@@ -29,6 +32,11 @@ fn missing_or_unrunnable_vmm_has_exit_status_of_shell() {
             "./script",
             126,
             "neither a program nor a script that begins with #!",
+        ),
+        (
+            "./orphan",
+            126,
+            "./orphan: the interpreter of this script, /no/such/shell, cannot be run: No such file",
         ),
         ("/", 126, "this is a folder"),
     ] {
@@ -138,7 +146,7 @@ fn exec_exits_125_for_bad_policy_or_folder() {
     assert_eq!(ran(lab.exec(&[]).arg("true")).status, 125);
     for (policy, why) in [
         ("missing.toml", "there is no such file"),
-        (".", "it is a folder"),
+        (".", "this is a folder"),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_msrgate"));
         command.args(["exec", policy, "--", "true"]);
@@ -150,9 +158,13 @@ fn exec_exits_125_for_bad_policy_or_folder() {
     };
     let (said, status) = refused(lab.exec(&[]).env("MSRGATE_STATE_DIR", "/proc").arg("true"));
     assert!(
-        said.contains("no room for the run's state page") && status == 125,
+        said.contains("/proc: the run's state page cannot be made there: ") && status == 125,
         "{status} {said}"
     );
+    let mut nowhere = lab.exec(&[]);
+    let (said, status) = refused(nowhere.env("MSRGATE_STATE_DIR", "/nowhere").arg("true"));
+    let wanted = "error: /nowhere: the run's state page cannot be made there: No such file or directory (os error 2)\n";
+    assert_eq!((&*said, status), (wanted, 125));
     let (said, status) = refused(lab.exec(&["--events", "/nonexistent/events"]).arg("true"));
     assert!(
         said.contains("/nonexistent/events: cannot be written") && status == 125,

@@ -1,4 +1,5 @@
-//! JSON lines of msrgate's own: `{"schema":1,"access":"read","index":"0x8b","value":"0x0"}`.
+//! JSON lines of msrgate's own: `{"schema":1,"access":"read","index":"0x8b","value":"0x0"}`, and the events of gates
+//! and of `msrgate exec`: `{"schema":1,"access":"read","msr":"0x8b","action":"deny"}`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,6 +19,11 @@ struct Object<'l> {
     #[serde(borrow)]
     access: Option<Cow<'l, str>>,
     index: Option<Number>,
+    /// The index, as events name it.
+    msr: Option<Number>,
+    /// The action that a gate took.
+    #[serde(borrow)]
+    action: Option<Cow<'l, str>>,
     value: Option<Number>,
     /// The name of an event that is not an access.
     event: Option<IgnoredAny>,
@@ -63,7 +69,7 @@ fn lost(object: &Object<'_>) -> Option<u64> {
 }
 
 fn is_other(object: &Object<'_>) -> bool {
-    let is_access = object.access.is_some() || object.index.is_some();
+    let is_access = object.access.is_some() || object.index.is_some() || object.msr.is_some();
     object.schema == Some(SCHEMA) && object.event.is_some() && !is_access
 }
 
@@ -72,15 +78,33 @@ fn traced(object: &Object<'_>) -> Option<Traced> {
         return None;
     }
     Some(Traced {
-        index: MsrIndex::new(u32::try_from(object.index.as_ref()?.0).ok()?),
+        index: index(object)?,
         access: match object.access.as_deref()? {
             "read" => Access::Read,
             "write" => Access::Write,
             _ => return None,
         },
         value: object.value.as_ref().map(|value| value.0),
-        outcome: Outcome::Done,
+        outcome: outcome(object.action.as_deref()),
     })
+}
+
+/// Returns the index. A line that names two different ones has none.
+fn index(object: &Object<'_>) -> Option<MsrIndex> {
+    let number = match (&object.index, &object.msr) {
+        (Some(index), Some(msr)) if index.0 != msr.0 => return None,
+        (index, msr) => index.as_ref().or(msr.as_ref())?.0,
+    };
+    Some(MsrIndex::new(u32::try_from(number).ok()?))
+}
+
+/// Returns the outcome of an access at which a gate took this action. Without the action's name the line tells of no
+/// refusal.
+fn outcome(action: Option<&str>) -> Outcome {
+    match action {
+        Some("deny") => Outcome::Faulted,
+        _ => Outcome::Done,
+    }
 }
 
 /// A number: a string such as `"0xc0000080"`, or a plain number.

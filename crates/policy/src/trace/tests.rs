@@ -3,6 +3,7 @@ use std::io::BufReader;
 use proptest::prelude::*;
 
 use super::*;
+use crate::answer::Disposition;
 use crate::source::Source;
 use crate::{Compiled, NoIncludes, compile, parse};
 
@@ -59,6 +60,39 @@ fn parse_line_keeps_value_and_outcome() {
         panic!("an access without a value is one");
     };
     assert_eq!((traced.access, traced.value), (Access::Write, None));
+}
+
+/// Gates and `msrgate exec` name the MSR `msr`, and say what they did.
+#[test]
+fn parse_line_reads_events_of_gates() {
+    let event = |action: &str| {
+        format!(
+            r#"{{"schema":1,"time":0.1,"pid":7,"vm":0,"vcpu":0,"msr":"0x8b","access":"read","reason":"filter","action":"{action}","policy":"a.toml","line":4,"digest":"00"}}"#
+        )
+    };
+    for disposition in [
+        Disposition::Denied,
+        Disposition::WouldDeny,
+        Disposition::Killed,
+        Disposition::Allowed,
+        Disposition::Value,
+    ] {
+        let outcome = match disposition {
+            Disposition::Denied => Outcome::Faulted,
+            _ => Outcome::Done,
+        };
+        let line = event(&disposition.to_string());
+        let Line::Access(traced) = parse_line(line.as_bytes()) else {
+            panic!("{line}");
+        };
+        assert_eq!(
+            (traced.index, traced.access),
+            (MsrIndex::new(0x8b), Access::Read)
+        );
+        assert_eq!((traced.value, traced.outcome), (None, outcome), "{line}");
+    }
+    let both = r#"{"schema":1,"msr":"0x8b","index":139,"access":"write","value":"0x1"}"#;
+    assert_eq!(parse_line(both.as_bytes()), write(0x8b, 1));
 }
 
 #[test]
@@ -173,6 +207,9 @@ fn parse_line_of_garbled_text_is_unreadable() {
         r#"{"schema":1,"access":"read","index":"0x8b""#,
         r#"{"schema":2,"access":"read","index":"0x8b"}"#,
         r#"{"access":"read","index":"0x8b"}"#,
+        r#"{"schema":1,"access":"read","index":"0x8b","msr":"0x8c"}"#,
+        r#"{"schema":1,"event":"reload","msr":"0x8c"}"#,
+        r#"{"schema":1,"access":"write","msr":"0xc0000082","held_back":7}"#,
         r#"{"schema":1,"access":"exec","index":"0x8b"}"#,
         r#"{"schema":1,"access":"read"}"#,
         r#"{"schema":1,"access":"read","index":"8b"}"#,

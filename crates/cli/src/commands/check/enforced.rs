@@ -9,6 +9,7 @@ use msrgate_policy::{
 };
 use serde::Serialize;
 
+use super::super::exec;
 use super::SHOWN;
 use crate::cli::Detail;
 use crate::output;
@@ -235,9 +236,14 @@ pub(super) fn print(out: &mut dyn Write, compiled: &Compiled, detail: Detail) ->
             1 => ("needs", "its accesses"),
             _ => ("need", "their accesses"),
         };
+        let which = if exec::can_keep(compiled.program()) {
+            "a gate, `msrgate exec` or one in the VMM"
+        } else {
+            "a gate in the VMM"
+        };
         writeln!(
             out,
-            "  {gate} of them {needs} a gate in the VMM; without a gate, {accesses} are refused"
+            "  {gate} of them {needs} {which}; without a gate, {accesses} are refused"
         )?;
     }
     for one in &all {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -62,11 +63,18 @@ const DEPTH: usize = 4;
 /// The program will not load the library, or cannot be run; the error's sentence says why.
 pub(super) fn check(path: &Path) -> Result<Libc, Failure> {
     let mut path = path.to_owned();
+    let mut script: Option<PathBuf> = None;
     for _ in 0..DEPTH {
         let kind = kind(&path).map_err(|error| Failure::NotRun {
             status: 126,
-            what: name(&path),
-            why: error.to_string(),
+            what: name(script.as_deref().unwrap_or(&path)),
+            why: match &script {
+                Some(_) => format!(
+                    "the interpreter of this script, {}, cannot be run: {error}",
+                    one_line(&name(&path))
+                ),
+                None => error.to_string(),
+            },
         })?;
         let shown = one_line(&name(&path));
         let refused = |why: &str| Err(Failure::Refused(format!("{shown}: {why}; see {GUIDE}")));
@@ -85,7 +93,7 @@ pub(super) fn check(path: &Path) -> Result<Libc, Failure> {
             ),
             Kind::Foreign => refused("this is no program of x86-64, for which the library is"),
             Kind::Script(interpreter) => {
-                path = interpreter;
+                script = Some(mem::replace(&mut path, interpreter));
                 continue;
             }
             Kind::Unknown => Err(Failure::NotRun {

@@ -2,7 +2,7 @@
 //! are counted.
 
 use std::fs::{self, File};
-use std::io::{self, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -20,7 +20,7 @@ pub(super) struct Events {
     untold: Untold,
     /// The number of events that the file did not take, and the first reason.
     missing: Option<(u64, io::Error)>,
-    /// True if the file ends in a part of a line, which could not be taken back.
+    /// True if the file ends in a part of a line, which was there before or could not be taken back.
     is_cut: bool,
 }
 
@@ -52,6 +52,19 @@ pub(super) fn open(path: &Path) -> Result<File, Failure> {
     })
 }
 
+/// Returns true if the file has a last line without a line feed. Of a file that this user may not read, the function
+/// returns false.
+fn ends_in_part_of_line(path: &Path) -> bool {
+    let is_file = fs::metadata(path).is_ok_and(|file| file.is_file());
+    let mut last = [b'\n'];
+    let read = || {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)
+    };
+    is_file && { read }().is_ok() && last != *b"\n"
+}
+
 impl Events {
     /// Opens the file.
     ///
@@ -63,7 +76,7 @@ impl Events {
             name: one_line(&name(path)),
             untold: Untold::default(),
             missing: None,
-            is_cut: false,
+            is_cut: ends_in_part_of_line(path),
         })
     }
 

@@ -2,10 +2,10 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use msrgate_state::NewRun;
@@ -47,10 +47,21 @@ impl StateFile {
         let bytes = run.encode();
         let failed = |what: &Path, error: &io::Error| Failure::Input {
             what: crate::named::name(what),
-            why: format!(
-                "no room for the run's state page of {} bytes: {error}",
-                bytes.len()
-            ),
+            why: match error.kind() {
+                ErrorKind::StorageFull
+                | ErrorKind::QuotaExceeded
+                | ErrorKind::FileTooLarge
+                | ErrorKind::OutOfMemory => format!(
+                    "no room for the run's state page of {} bytes: {error}",
+                    bytes.len()
+                ),
+                _ => {
+                    // The error of a temporary file ends with its path.
+                    let why = error.to_string();
+                    let why = why.split(" at path ").next().unwrap_or_default();
+                    format!("the run's state page cannot be made there: {why}")
+                }
+            },
         };
         if let Some(folder) = env::var_os(VARIABLE).map(PathBuf::from) {
             return Self::in_folder(&folder, &bytes).map_err(|error| failed(&folder, &error));
@@ -69,6 +80,9 @@ impl StateFile {
         let file = tempfile::Builder::new()
             .prefix(PREFIX)
             .tempfile_in(folder)?;
+        // The umask may have taken the owner's rights away, which the library needs.
+        file.as_file()
+            .set_permissions(fs::Permissions::from_mode(0o600))?;
         fill(file.as_file(), bytes)?;
         let (file, path) = file.keep().map_err(|kept| kept.error)?;
         Ok(Self {

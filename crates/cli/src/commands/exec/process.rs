@@ -171,18 +171,27 @@ pub(super) fn apart(act: impl FnOnce()) -> io::Result<()> {
             // SAFETY: setsid(2) has no argument.
             unsafe { libc::setsid() };
             // SAFETY: the child has one thread, too.
-            if unsafe { libc::fork() } == 0 {
-                ignore_signals();
-                act();
-            }
+            let status = match unsafe { libc::fork() } {
+                -1 => io::Error::last_os_error().raw_os_error().unwrap_or(1),
+                0 => {
+                    ignore_signals();
+                    act();
+                    0
+                }
+                _ => 0,
+            };
             // SAFETY: _exit runs no destructor and no handler of the parent.
-            unsafe { libc::_exit(0) }
+            unsafe { libc::_exit(status) }
         }
         child => {
-            // SAFETY: waitpid(2) writes no status. The child ends at once; if the process ignores SIGCHLD,
-            // the call fails.
-            unsafe { libc::waitpid(child, ptr::null_mut(), 0) };
-            Ok(())
+            let mut status = 0;
+            // SAFETY: waitpid(2) writes the status. The child ends at once; if the process ignores SIGCHLD,
+            // the call fails, and the status stays 0.
+            unsafe { libc::waitpid(child, &raw mut status, 0) };
+            match libc::WEXITSTATUS(status) {
+                0 => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use msrgate_filter::ExitReason;
 use msrgate_policy::answer::Disposition;
-use msrgate_policy::{Origin, Program, registers, shown_json};
+use msrgate_policy::{FileId, Origin, Program, registers, shown_json};
 use msrgate_state::{Event, Recorded, Snapshot};
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use super::allow;
 use super::supported::origin;
 use crate::output::count;
 
-/// The number of refused kinds that the summary lists.
+/// The number of refused kinds that the summary lists. That of an audit lists all: it is what a policy is written from.
 const LISTED: usize = 20;
 
 /// The time of a summary.
@@ -23,6 +23,12 @@ pub(super) enum Time {
     SoFar,
     /// No process of the run is left.
     End,
+}
+
+/// Returns the sentence for a run without a VM. Programs such as `qemu-system-x86_64 -version` end as they would, so only
+/// the file of `--summary` gets it.
+pub(super) fn without_vm(policy: &str) -> String {
+    format!("msrgate: {policy} guarded no VM: no program of the run has got one of KVM\n")
 }
 
 /// Returns the summary: what was refused in a run, and how to allow it. Returns an empty text if the run had
@@ -67,18 +73,18 @@ pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str, time: T
     if time == Time::SoFar {
         text.push_str("  the run goes on in the background; to have the summary of its end, name a file by --summary\n");
     }
-    if refused
-        .iter()
-        .any(|one| is_audit(one.first.kind.disposition))
-    {
+    let is_audit = is_audit(&refused);
+    if is_audit {
         text.push_str("  an audit counts the first access of each kind in a VM, and lets it and all others through\n");
     }
     for list in [refused, seen] {
-        for one in list.iter().take(LISTED) {
+        let listed = if is_audit { list.len() } else { LISTED };
+        for one in list.iter().take(listed) {
             let _ = writeln!(text, "  {}", line(one, snapshot, program, policy));
         }
-        if let Some(more @ 1..) = list.len().checked_sub(LISTED) {
-            let _ = writeln!(text, "  and {more} more kinds");
+        if let Some(more @ 1..) = list.len().checked_sub(listed) {
+            let kinds = count(more, "more kind", "more kinds");
+            let _ = writeln!(text, "  and {kinds}; to have all, name a file by --events");
         }
     }
     if snapshot.others() > 0 {
@@ -91,15 +97,13 @@ pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str, time: T
     text
 }
 
-const fn is_audit(disposition: Disposition) -> bool {
-    matches!(disposition, Disposition::WouldDeny | Disposition::WouldKill)
+fn is_audit(refused: &[&Recorded]) -> bool {
+    let mut dispositions = refused.iter().map(|one| one.first.kind.disposition);
+    dispositions.any(|one| matches!(one, Disposition::WouldDeny | Disposition::WouldKill))
 }
 
 fn verb(refused: &[&Recorded]) -> &'static str {
-    if refused
-        .iter()
-        .any(|one| is_audit(one.first.kind.disposition))
-    {
+    if is_audit(refused) {
         "would have refused at least"
     } else {
         "refused"
@@ -156,11 +160,11 @@ fn line(one: &Recorded, snapshot: &Snapshot, program: &Program, policy: &str) ->
     text
 }
 
-/// Returns an event as a line of JSON.
+/// Returns an event as a line of JSON. `policy` in it is the file of the line that decided, or the policy itself.
 pub(super) fn json(event: &Event, program: &Program) -> String {
     let (file, line) = match event.origin {
-        Origin::Line(line) => (program.file(line.file), Some(line.number)),
-        Origin::Default | Origin::Kvm => (None, None),
+        Origin::Line(line) => (line.file, Some(line.number)),
+        Origin::Default | Origin::Kvm => (FileId::new(0), None),
     };
     let mut object = json!({
         "schema": 1,
@@ -172,9 +176,10 @@ pub(super) fn json(event: &Event, program: &Program) -> String {
         "access": event.kind.access.to_string(),
         "reason": event.kind.reason.to_string(),
         "action": event.kind.disposition.to_string(),
+        "policy": program.file(file),
+        "digest": program.digest().to_string(),
     });
-    if let (Some(file), Some(line)) = (file, line) {
-        object["policy"] = json!(file);
+    if let Some(line) = line {
         object["line"] = json!(line);
     }
     format!("{}\n", shown_json(&object.to_string()))

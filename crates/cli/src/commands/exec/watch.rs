@@ -217,6 +217,9 @@ impl Watch {
             Report::None => {}
             Report::StandardError => crate::results::talk(&text),
             Report::File(file) => {
+                if text.is_empty() {
+                    text = summary::without_vm(&self.policy);
+                }
                 if let Err(error) = file.write_all(text.as_bytes()) {
                     super::say(&format!("the summary cannot be written: {error}"));
                 }
