@@ -50,7 +50,7 @@ fn replace_of_changed_file_is_refused_and_changes_nothing() {
         let refused = replace(&file, &read, b"formatted");
         let refused = refused.expect_err(what).to_string();
         assert!(
-            refused.contains("another program changed the file while"),
+            refused.contains("another process changed the file while"),
             "{what}: {refused}"
         );
         assert_eq!(fs::read_to_string(&file).ok(), before, "{what}");
