@@ -85,6 +85,8 @@ pub struct Learnt {
     pub text: String,
     /// The accesses that the policy allows now and did not allow before, by index.
     pub added: Vec<(MsrIndex, Access)>,
+    /// The accesses that have an entry with `deny` now, because KVM does not know the MSR, by index.
+    pub unknown: Vec<(MsrIndex, Access)>,
     /// The accesses that the guest made and that the policy goes on to refuse, by index.
     pub kept: Vec<Kept>,
     /// The number of runs from which the policy was learnt, this run included.

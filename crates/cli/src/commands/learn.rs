@@ -7,7 +7,7 @@ mod parent;
 mod sightings;
 
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use msrgate_kvm::{HostCaps, IgnoreMsrs};
@@ -35,7 +35,10 @@ const UNKNOWN: &str = "unknown = { read = \"deny\", write = \"deny\", log = \"fi
 const NOT_ALL: u8 = 1;
 
 pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
-    let old = Old::read(args)?;
+    let reserved = Reserved::new(args)?;
+    // A policy with mistakes is refused before the run. It is read again after the run, since its author may
+    // edit it in the meantime.
+    Old::read(args)?;
     let host = HostCaps::probe_without_vm()
         .map_err(|error| Failure::Host(format!("{error}. {}", error.advice())))?;
     let program = learner(&host)?;
@@ -66,18 +69,6 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
                 .to_owned(),
         )
     })?;
-    written(args, &host, old, &snapshot, status)
-}
-
-/// Writes the policy, and says what is in it.
-fn written(
-    args: &LearnArgs,
-    host: &HostCaps,
-    old: Old,
-    snapshot: &Snapshot,
-    status: u8,
-) -> Result<Answer, Failure> {
-    let seen = sightings::of(snapshot);
     if snapshot.vms_guarded() == 0 {
         say(&format!(
             "the VMM made no VM, so there is nothing to learn from; {} was not written",
@@ -85,14 +76,88 @@ fn written(
         ));
         return Ok(Answer::Status(status));
     }
-    let mut learnt = old.with(&seen)?;
+    let answer = written(args, &host, &snapshot, status)?;
+    reserved.keep();
+    Ok(answer)
+}
+
+/// The file of the new policy. It is made before the run, so that a name that cannot be written is found before
+/// the VMM runs. The file is removed if no policy is written.
+struct Reserved<'a> {
+    path: &'a Path,
+    is_ours: bool,
+}
+
+impl<'a> Reserved<'a> {
+    /// Makes the file, if it does not exist.
+    ///
+    /// # Errors
+    /// The file cannot be written, or has content, and `--merge` is not given.
+    fn new(args: &'a LearnArgs) -> Result<Self, Failure> {
+        let path = &*args.output;
+        if path.as_os_str() == "-" {
+            return Err(Failure::Usage(
+                "-o - is refused: standard output is the VMM's; name a file".to_owned(),
+            ));
+        }
+        let failed = |error: io::Error| Failure::Input {
+            what: named::name(path),
+            why: format!("cannot be written: {error}"),
+        };
+        let made = File::options().write(true).create_new(true).open(path);
+        let is_ours = match made {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(failed(error)),
+        };
+        if !is_ours {
+            let there = fs::metadata(path).map_err(failed)?;
+            if args.merge.is_none() && (!there.is_file() || there.len() > 0) {
+                let file = named::shown(path);
+                return Err(Failure::Usage(format!(
+                    "{file} exists; to add to it what this run shows, write --merge {file} -o {file}; else name another file"
+                )));
+            }
+            File::options().append(true).open(path).map_err(failed)?;
+        }
+        Ok(Self { path, is_ours })
+    }
+
+    /// Leaves the file, which has a policy now.
+    fn keep(mut self) {
+        self.is_ours = false;
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // Another process may have removed it.
+            let _ = fs::remove_file(self.path);
+        }
+    }
+}
+
+/// Writes the policy, and says what is in it.
+fn written(
+    args: &LearnArgs,
+    host: &HostCaps,
+    snapshot: &Snapshot,
+    status: u8,
+) -> Result<Answer, Failure> {
+    let seen = sightings::of(snapshot);
+    let mut learnt = Old::read(args)?.with(&seen)?;
     let overflow = snapshot.others();
     if overflow > 0 {
         learnt.text.insert_str(0, &format!(
             "# NOT ALL of the guest's accesses are in here: {overflow} found no room in the table of first accesses.\n"
         ));
     }
-    whole::write(&args.output, learnt.text.as_bytes(), Content::Text)?;
+    let written = whole::write(&args.output, learnt.text.as_bytes(), Content::Text);
+    written.inspect_err(|_| {
+        say("the policy cannot be written, and is shown here instead:");
+        crate::results::talk(&learnt.text);
+    })?;
     tell(args, host, &learnt, snapshot);
     Ok(Answer::Status(if overflow > 0 { NOT_ALL } else { status }))
 }
@@ -107,15 +172,9 @@ impl Old {
     /// Reads the policy of `--merge`.
     ///
     /// # Errors
-    /// It has mistakes, or the output is a file that exists and that `--merge` does not name.
+    /// The policy cannot be read, or has mistakes.
     fn read(args: &LearnArgs) -> Result<Self, Failure> {
         let Some(merge) = &args.merge else {
-            if fs::symlink_metadata(&args.output).is_ok() {
-                let file = named::shown(&args.output);
-                return Err(Failure::Usage(format!(
-                    "{file} exists; to add to it what this run shows, write --merge {file} -o {file}; else name another file"
-                )));
-            }
             let source = Source::new(&named::shown(&args.output), EMPTY);
             return Ok(Self {
                 source,
@@ -160,9 +219,15 @@ fn learner(host: &HostCaps) -> Result<Program, Failure> {
 fn tell(args: &LearnArgs, host: &HostCaps, learnt: &Learnt, snapshot: &Snapshot) {
     let file = named::shown(&args.output);
     let vms = usize::try_from(snapshot.vms_guarded()).unwrap_or(usize::MAX);
-    let added = match learnt.added.len() {
-        0 => "which added nothing".to_owned(),
-        more => format!("which added {}", count(more, "access", "accesses")),
+    let accesses = |number| count(number, "access", "accesses");
+    let added = match (learnt.added.len(), learnt.unknown.len()) {
+        (0, 0) => "which added nothing".to_owned(),
+        (more, 0) => format!("which added {}", accesses(more)),
+        (more, unknown) => format!(
+            "which added {}, and {} that KVM refuses",
+            accesses(more),
+            accesses(unknown)
+        ),
     };
     let vms = count(vms, "VM", "VMs");
     say(&match learnt.runs {
@@ -205,11 +270,22 @@ fn tell(args: &LearnArgs, host: &HostCaps, learnt: &Learnt, snapshot: &Snapshot)
             snapshot.others()
         ));
     }
-    let vmm = args.vmm.iter().map(|one| named::shown(Path::new(one)));
+    let file = word(&args.output);
+    let vmm = args.vmm.iter().map(|one| word(Path::new(one)));
     let vmm = vmm.collect::<Vec<_>>().join(" ");
     say(&format!(
         "next:\n  msrgate check {file}\n  msrgate exec --audit {file} -- {vmm}\n  msrgate exec {file} -- {vmm}"
     ));
+}
+
+/// Returns an argument as a word of a shell's command line.
+fn word(argument: &Path) -> String {
+    let text = named::shown(argument);
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./=:,+@%".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 fn say(text: &str) {

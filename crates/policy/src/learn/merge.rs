@@ -49,7 +49,8 @@ pub fn learn(
     compile(parse(&policy.with_text(&text), includes)?)?;
     Ok(Learnt {
         text,
-        added: plan.added(),
+        added: plan.with(&Action::Allow),
+        unknown: plan.with(&Action::Deny),
         kept: plan.kept,
         runs: runs.all,
         runs_without_news: runs.without_news,
@@ -113,12 +114,12 @@ impl<'s> Plan<'s> {
         plan
     }
 
-    /// The accesses that the new policy allows and the old one does not.
-    fn added(&self) -> Vec<(MsrIndex, Access)> {
+    /// The accesses that get this action, by index.
+    fn with(&self, wanted: &Action) -> Vec<(MsrIndex, Access)> {
         let all = self.msrs.iter().flat_map(|(&index, change)| {
             Access::ALL.map(|access| (index, access, &change.actions[access as usize]))
         });
-        all.filter(|(.., action)| **action == Some(Action::Allow))
+        all.filter(|(.., action)| action.as_ref() == Some(wanted))
             .map(|(index, access, _)| (index, access))
             .collect()
     }
