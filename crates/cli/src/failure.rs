@@ -12,6 +12,10 @@ use crate::terminal;
 /// The largest width in columns of a message about a mistake in a policy. It holds also on a wider terminal.
 const WIDTH: usize = 100;
 
+/// The exit code if `exec` or `learn` could not put the VMM behind the policy. With any other exit status, both
+/// pass on the status of the VMM.
+pub(crate) const EXIT_NOT_BEHIND: u8 = 125;
+
 /// The answer of a command that was carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {

@@ -32,7 +32,7 @@ use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
 
 use crate::cli::{Cli, Command, Format};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Answer, EXIT_NOT_BEHIND, Failure};
 use crate::named::name;
 use crate::remark::Unanswered;
 use crate::results::Results;
@@ -48,9 +48,6 @@ const EXIT_NO: u8 = 1;
 const EXIT_TROUBLE: u8 = 2;
 /// The exit code for a host that lacks something that the command needs.
 const EXIT_HOST: u8 = 3;
-/// The exit code if `exec` or `learn` could not put the VMM behind the policy. With any other exit status, both
-/// pass on the status of the VMM.
-const EXIT_NOT_BEHIND: u8 = 125;
 
 fn main() -> ExitCode {
     // With a handler for SIGXFSZ, a write beyond the limit on file sizes returns an error, as on a full

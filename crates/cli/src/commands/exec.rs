@@ -196,6 +196,6 @@ fn preload(library: &Path) -> Result<OsString, Failure> {
 }
 
 /// Prints a sentence to standard error.
-fn say(text: &str) {
+pub(super) fn say(text: &str) {
     crate::results::talk(&format!("msrgate: {}\n", msrgate_policy::shown(text)));
 }

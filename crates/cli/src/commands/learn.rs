@@ -16,9 +16,9 @@ use msrgate_policy::{NoIncludes, Program, Source, compile, one_line, parse, regi
 use msrgate_state::{Layout, Snapshot};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::exec::{self, AtOpenDoor, Launch, Report};
+use super::exec::{self, AtOpenDoor, Launch, Report, say};
 use crate::cli::LearnArgs;
-use crate::failure::{Answer, Failure};
+use crate::failure::{Answer, EXIT_NOT_BEHIND, Failure};
 use crate::files::Files;
 use crate::load::Input;
 use crate::named;
@@ -288,10 +288,6 @@ fn word(argument: &Path) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-fn say(text: &str) {
-    crate::results::talk(&format!("msrgate: {}\n", msrgate_policy::shown(text)));
-}
-
 /// Runs the child's part: it becomes the VMM, or returns the exit status of the failure.
 fn begin(launch: Launch<'_>) -> u8 {
     let failure = match exec::launch(launch) {
@@ -301,6 +297,6 @@ fn begin(launch: Launch<'_>) -> u8 {
     crate::output::say(&failure);
     match failure {
         Failure::NotRun { status, .. } => status,
-        _ => crate::EXIT_NOT_BEHIND,
+        _ => EXIT_NOT_BEHIND,
     }
 }

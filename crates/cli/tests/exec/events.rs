@@ -15,7 +15,7 @@ use crate::lab::{DENIES, KILLS, Lab, MOUNTS, Ran, ran, starts};
 /// The number of refused reads of `refused many`, below the limit of a second.
 const MANY: u64 = 900;
 
-/// What a file of events has.
+/// The content of an events file.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Told {
     events: u64,

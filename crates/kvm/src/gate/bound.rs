@@ -37,7 +37,7 @@ pub(super) struct Bound {
     /// The vCPU of the last successful reset or restore; [`Place::NOWHERE`] before the first one, and after
     /// one that failed.
     begun: Place,
-    /// The same place as `begun` once the vCPU's first exit has come, and [`Place::NOWHERE`] before that.
+    /// [`Place::NOWHERE`] until the vCPU's first exit after a reset or restore; equal to `begun` from that exit on.
     /// After the first exit a VMM cannot change the vCPU's CPUID.
     running: Place,
     /// The vCPU of the first successful reset or restore.

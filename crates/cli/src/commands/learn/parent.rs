@@ -19,7 +19,7 @@ use signal_hook::low_level::pipe;
 use super::super::exec::{Launch, child};
 use super::begin;
 use crate::descriptors;
-use crate::failure::Failure;
+use crate::failure::{EXIT_NOT_BEHIND, Failure};
 use crate::until::Until;
 
 /// The time between TERM and KILL for a VMM that does not end.
@@ -59,7 +59,7 @@ pub(super) fn run<'a>(
         if let Some(output) = &output
             && dup2_stdout(output).is_err()
         {
-            return crate::EXIT_NOT_BEHIND;
+            return EXIT_NOT_BEHIND;
         }
         begin(launch())
     })
@@ -122,7 +122,6 @@ impl Parent {
             .map(|at| at.saturating_duration_since(Instant::now()));
         let pause = left.map(|left| Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            // Rounded up, so that the time has passed when the pause has.
             tv_nsec: i64::from(left.subsec_nanos()),
         });
         let mut polled = vec![PollFd::new(&self.pidfd, PollFlags::IN)];
@@ -195,7 +194,7 @@ impl Parent {
             while console.pass_on() != Said::End {}
         }
         let ended = waitpid(Some(self.child), WaitOptions::empty())?;
-        Ok(ended.map_or(crate::EXIT_NOT_BEHIND, |(_, status)| as_shell(status)))
+        Ok(ended.map_or(EXIT_NOT_BEHIND, |(_, status)| as_shell(status)))
     }
 }
 

@@ -50,7 +50,7 @@ fn learnt_policy_allows_what_was_seen_and_says_who_came_first() {
     assert_eq!(learnt.kept, []);
     assert!(
         !learnt.text.contains("8180"),
-        "the value of LSTAR is nobody's business"
+        "the policy must not contain the value of LSTAR"
     );
 }
 
