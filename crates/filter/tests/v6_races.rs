@@ -68,7 +68,7 @@ fn s7_v6_allows_everything_between_clear_and_add() {
 /// Both the old and the new filter allow the second MSR. After the first range is added and before
 /// the second, v6 denies that MSR: a guest that does nothing wrong gets #GP.
 #[test]
-fn s7_v6_shows_the_half_built_filter_under_the_new_default() {
+fn s7_access_during_replace_of_v6_sees_half_built_filter_with_new_default() {
     let allows = |revision| {
         let ranges = vec![one(FIRST, Allow), one(SECOND, Allow)];
         Filter::new(revision, DefaultAction::Deny, ranges).unwrap()

@@ -75,9 +75,9 @@ pub struct Change {
 pub struct SettingChange {
     /// The key of the setting, such as `unknown.read`.
     pub key: &'static str,
-    /// The old value, as a policy writes it.
+    /// The old value of the setting, as a policy writes it.
     pub was: String,
-    /// The new value.
+    /// The new value of the setting, as a policy writes it.
     pub is: String,
     /// The direction of the change.
     pub direction: Direction,

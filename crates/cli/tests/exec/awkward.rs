@@ -228,7 +228,7 @@ fn vmm_that_catches_no_signal_sees_no_interruption() {
 }
 
 #[test]
-fn registers_in_the_shared_page_are_the_vmms() {
+fn vmm_finds_its_own_registers_in_kvm_run() {
     let Some(plain) = plain("shared-registers") else {
         return;
     };

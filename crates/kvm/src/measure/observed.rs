@@ -49,9 +49,9 @@ pub enum GuestOutcome {
 /// A #GP as the guest's handler observed it (S5.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The position of the RIP that the CPU pushed for the #GP.
+    /// Tells where the RIP that the CPU pushed for the #GP points: at the access, after it, or elsewhere.
     pub site: Site,
-    /// The error code.
+    /// The error code that the CPU pushed for the #GP.
     pub code: u64,
     /// RAX, RCX and RDX, compared with their values before the access.
     pub registers: GuestRegisters,

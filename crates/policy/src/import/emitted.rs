@@ -50,8 +50,8 @@ struct Reader {
     bitmap: Option<usize>,
 }
 
-/// Returns true if the text begins like one of the two languages, or is cut off in their first
-/// line.
+/// Returns true if the text begins like the C or the Rust code that `compile` writes, or ends within the
+/// first line of such code.
 pub(super) fn is_emitted(bytes: &[u8]) -> bool {
     language(bytes).is_some()
 }

@@ -8,7 +8,8 @@ use super::warning::{Code, Warning, once};
 use crate::compile::Compiled;
 use crate::registers;
 
-/// Returns a warning if the guest cannot read the microcode device's revision.
+/// Returns a warning if the policy uses the emulated device `microcode`, but does not let the guest read the
+/// revision that this device reports.
 pub(super) fn revision_unread(compiled: &Compiled) -> Vec<Warning<'_>> {
     let policy = compiled.policy();
     let mut warnings = Vec::new();

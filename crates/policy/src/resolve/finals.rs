@@ -343,7 +343,7 @@ impl<'p> Finals<'p> {
         let inherits = match promise.by {
             By::Entry(_) => String::new(),
             By::Inheriting(_) => format!(
-                "; in its own file the action for {access}s is {}",
+                "; in the file of the `final` entry the action for {access}s is {}",
                 promise.limit
             ),
         };

@@ -1,4 +1,4 @@
-//! Readers of the raw lists; each returns mentions of registers.
+//! Parsers of the lists of MSRs of other projects; each returns the MSRs that its list names, with their names.
 
 mod extra;
 mod geopm;

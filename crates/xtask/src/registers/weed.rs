@@ -1,4 +1,4 @@
-//! Removal of names in the lists that do not name a register.
+//! Removal of the names that do not name a register from the lists of other projects.
 
 use anyhow::ensure;
 

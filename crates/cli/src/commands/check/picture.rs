@@ -27,7 +27,7 @@ const LEGEND: [&str; 5] = [
     "x x2APIC, unfiltered",
 ];
 
-/// The arrangement of a picture.
+/// The arrangement of the picture of all MSRs that `check` draws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     /// A row for reads and a row for writes, each with a bar and the numbers of MSRs beside the bar.

@@ -49,7 +49,7 @@ fn allowed_access_reaches_kvm_and_denied_access_faults() {
 
 /// If a policy answers no access itself and logs none, every access is left to the kernel.
 #[test]
-fn policy_without_answers_and_log_makes_no_exit() {
+fn policy_without_answers_or_log_makes_no_exit() {
     let settings = "default = 'deny'\nlog = 'none'";
     on_each(
         &policy(settings, "IA32_STAR = 'rw'"),

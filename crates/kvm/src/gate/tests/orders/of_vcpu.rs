@@ -88,7 +88,7 @@ fn late_reset_makes_guest_repeat_access() {
 
 /// After a restore, a `VcpuGate` that was never reset answers the vCPU's exits.
 #[test]
-fn restore_without_reset_lets_vcpu_gate_answer() {
+fn vcpu_gate_answers_exits_after_restore_without_reset() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
