@@ -33,15 +33,15 @@ impl fmt::Display for Extent {
     }
 }
 
-/// The reason for which accesses bypass an entry.
+/// The reason for which some accesses bypass an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {
-    /// KVM does not ask the filter.
+    /// A gap in the kernel: KVM does not ask the filter about these accesses.
     Gap(&'static Gap),
     /// The policy's `mode` is `"audit"`.
     Audit,
-    /// An entry of another text lies within the bypassed entry, and is looser.
+    /// A looser entry of another file lies within the bypassed entry, and decides these accesses.
     Puncture(EntryId),
 }
 
@@ -57,7 +57,7 @@ impl Cause {
         }
     }
 
-    /// The explanation, as a sentence without its full stop.
+    /// The explanation of the cause, as a sentence without its full stop.
     #[must_use]
     pub const fn why(self) -> &'static str {
         match self {
@@ -69,7 +69,7 @@ impl Cause {
         }
     }
 
-    /// Returns true if the policy's `accept` names this gap.
+    /// Returns true if this cause is a gap that the policy's `accept` names.
     #[must_use]
     pub fn is_accepted(self, settings: &Settings) -> bool {
         match self {
@@ -82,11 +82,11 @@ impl Cause {
 /// Accesses that do not, or not always, get the action that the policy says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bypass {
-    /// The MSRs. `None`: every MSR that the policy refuses.
+    /// The MSRs whose accesses bypass the entry. `None`: every MSR that the policy refuses.
     pub msrs: Option<MsrRange>,
-    /// The direction.
+    /// The direction of the accesses that bypass the entry: reads or writes.
     pub access: Access,
-    /// The reason.
+    /// The reason for which the accesses bypass the entry.
     pub cause: Cause,
 }
 
@@ -113,9 +113,9 @@ impl fmt::Display for Enforcer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Enforcement {
-    /// The entry. `None` is the policy's `default`.
+    /// The entry that is more or less enforced. `None` is the policy's `default`.
     pub entry: Option<EntryId>,
-    /// The extent.
+    /// The extent to which the entry is enforced.
     pub extent: Extent,
     /// The component that enforces the entry.
     pub enforcer: Enforcer,
@@ -256,7 +256,8 @@ fn new_enforcement(entry: Option<EntryId>) -> (Vec<Extent>, Enforcement) {
     (Vec::new(), enforcement)
 }
 
-/// Returns the accesses by which other texts bypass each entry.
+/// Returns, for each entry, the accesses that bypass it because a looser entry of another file
+/// decides them.
 fn punctured(compiled: &Compiled) -> BTreeMap<EntryId, Vec<Bypass>> {
     let mut punctured = BTreeMap::<_, Vec<Bypass>>::new();
     for puncture in punctures(compiled) {
@@ -343,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn enforcement_of_refusal_in_audit_mode_is_none() {
+    fn enforcement_reports_refusal_in_audit_mode_as_not_enforced() {
         assert_eq!(
             found(
                 "policy = 1\ndefault = 'allow'\nmode = 'audit'\n[msrs]\n0x10 = 'none'\n0x11 = 'rw'\n0x17 = { read = { value = 0 }, write = 'deny' }"

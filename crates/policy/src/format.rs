@@ -17,7 +17,7 @@ use crate::source::Source;
 pub(crate) use edit::Edited;
 use node::{Node, Origin};
 
-/// The settings, in their canonical order.
+/// The keys of the settings, in their canonical order.
 const SETTINGS: [&str; 8] = [
     "policy", "name", "include", "mode", "default", "unknown", "log", "accept",
 ];
@@ -204,7 +204,7 @@ fn entry(key: String, node: Node) -> EntryText {
     }
 }
 
-/// Returns the parts of a table in this order, and the table's comments.
+/// Returns the parts of a table in the order `order`, and the table's comments.
 fn into_fields(table: Node, order: &[&str]) -> (Vec<Field>, Comments) {
     let comments = table.comments;
     let parts = table.parts.into_iter();

@@ -52,7 +52,7 @@ pub enum MistakeKind {
     /// The text is not TOML.
     #[error("{}", one_line(why))]
     Syntax {
-        /// The reason.
+        /// The reason for which the text is not TOML.
         why: String,
         /// The advice: how to correct the text.
         help: String,
@@ -60,7 +60,7 @@ pub enum MistakeKind {
     /// A character that editors do not show stands in the text unescaped.
     #[error("the text has an invisible character: {character}", character = one_line(character))]
     Hidden {
-        /// The character, such as `U+202E`.
+        /// The invisible character, such as `U+202E`.
         character: String,
         /// The advice: how to write the character in a string.
         help: String,
@@ -68,7 +68,7 @@ pub enum MistakeKind {
     /// A key occurs twice in one table.
     #[error("`{key}` is written {}", twice(*.line, *.first), key = one_line(key))]
     DuplicateKey {
-        /// The key.
+        /// The key that occurs twice.
         key: String,
         /// The advice: how to correct the text.
         help: &'static str,
@@ -88,43 +88,44 @@ pub enum MistakeKind {
     TooLong {
         /// The length of the texts that were read, in bytes.
         bytes: usize,
-        /// The maximum, in bytes.
+        /// The maximum length of all texts together, in bytes.
         limit: usize,
     },
     /// A line is longer than [`MAX_LINE`](crate::MAX_LINE).
     #[error("line {line} has {bytes} bytes; at most {limit} are allowed")]
     LongLine {
-        /// The line, counted from 1.
+        /// The number of the long line, counted from 1.
         line: usize,
         /// The length of the line, in bytes.
         bytes: usize,
-        /// The maximum, in bytes.
+        /// The maximum length of a line, in bytes.
         limit: usize,
     },
     /// The text is within all limits, but its canonical form would exceed a limit.
     #[error("the canonical form would have {found} {what}; at most {limit} are allowed")]
     CanonicalForm {
-        /// The unit: bytes, bytes in one line, tokens, or tables.
+        /// The unit in which `found` and `limit` count: bytes, bytes in one line, tokens, or
+        /// tables.
         what: &'static str,
         /// The size of the canonical form, in the unit that `what` names.
         found: usize,
-        /// The maximum.
+        /// The maximum size of a policy, in the unit that `what` names.
         limit: usize,
     },
-    /// A policy has more of something than the limit.
+    /// A policy has more entries, files, tokens or other parts than a limit allows.
     #[error("the policy has {found} {what}; at most {limit} are allowed")]
     TooMany {
-        /// The things that are counted: entries, files, tokens, groups, whens, or variants.
+        /// The parts that are counted: entries, files, tokens, groups, whens, or variants.
         what: &'static str,
-        /// The number of counted things in the policy.
+        /// The number of such parts in the policy.
         found: usize,
-        /// The maximum.
+        /// The maximum number of such parts.
         limit: usize,
     },
     /// A required key is missing.
     #[error("`{key}` is missing")]
     MissingKey {
-        /// The key.
+        /// The key that is missing.
         key: &'static str,
         /// The advice: what to write.
         help: &'static str,
@@ -132,25 +133,25 @@ pub enum MistakeKind {
     /// A key is unknown at its place in the policy.
     #[error("unknown key `{key}`", key = one_line(key))]
     UnknownKey {
-        /// The key.
+        /// The key that is unknown.
         key: String,
-        /// The nearest known key, or all known keys.
+        /// The advice: the nearest known key, or all known keys.
         help: String,
     },
     /// The key is known, but belongs elsewhere in a policy.
     #[error("`{key}` is written {place}", key = one_line(key))]
     Misplaced {
-        /// The key.
+        /// The key that stands at a wrong place.
         key: String,
         /// The key's place in the text, and the keys that belong there.
         place: &'static str,
         /// The advice: the place at which to write the key.
         help: String,
     },
-    /// A value has the wrong type.
+    /// The value of a key has the wrong type.
     #[error("`{key}` is {found}, but must be {wanted}", key = one_line(key))]
     WrongType {
-        /// The key.
+        /// The key whose value has the wrong type.
         key: String,
         /// The type of the value.
         found: &'static str,
@@ -162,7 +163,7 @@ pub enum MistakeKind {
     /// The value of a key is a word that is not allowed there.
     #[error("`{key}` cannot be \"{word}\"", word = one_line(word), key = one_line(key))]
     UnknownWord {
-        /// The word.
+        /// The word that is not allowed.
         word: String,
         /// The key that has this word as its value.
         key: String,
@@ -172,7 +173,7 @@ pub enum MistakeKind {
     /// Text is not a number, or the number is too large.
     #[error("`{key}` cannot be `{text}`, which is not a number of at most {bits} bits", text = one_line(text), key = one_line(key))]
     BadNumber {
-        /// The text.
+        /// The text that is not a number of at most `bits` bits.
         text: String,
         /// The key that has this text as its value.
         key: String,
@@ -185,7 +186,7 @@ pub enum MistakeKind {
     /// number.
     #[error("`{key}` cannot be `{text}`, which is not a range of numbers", text = one_line(text), key = one_line(key))]
     BadRange {
-        /// The text.
+        /// The text that is not a range of numbers.
         text: String,
         /// The key that has this text as its value.
         key: String,
@@ -201,23 +202,23 @@ pub enum MistakeKind {
     /// A family, model or stepping is too large for CPUID.
     #[error("no processor has the {key} {number:#x}")]
     NoProcessor {
-        /// The number in the text.
+        /// The number that is too large, as the policy states it.
         number: u32,
         /// The key that has this number as its value.
         key: &'static str,
-        /// The possible numbers, as advice.
+        /// The advice, which tells the possible numbers.
         help: String,
     },
     /// No processor has this vendor: the name is not twelve bytes long, or is a misspelt name of a
     /// known vendor.
     #[error("no processor has the vendor `{name}`: CPUID leaf 0 spells a vendor in twelve characters", name = one_line(name))]
     NoVendor {
-        /// The name.
+        /// The name that the policy writes as a vendor.
         name: String,
-        /// The known vendors, the nearest first.
+        /// The advice, which lists the known vendors, the nearest first.
         help: String,
     },
-    /// This program does not know the version of the language.
+    /// The policy states this version of the language, which this msrgate does not know.
     #[error("this msrgate does not know version {} of the policy language", one_line(.0))]
     UnknownVersion(String),
     /// A key of `[msrs]` does not name MSRs.
@@ -226,7 +227,7 @@ pub enum MistakeKind {
     /// An entry names x2APIC registers, which no filter reaches (S3.1).
     #[error("`{text}` names x2APIC registers (0x800 to 0x8ff), which KVM never filters (S3.1)", text = one_line(text))]
     NamesX2apic {
-        /// The key.
+        /// The key of the entry.
         text: String,
         /// The advice: the same entry without x2APIC registers.
         help: String,
@@ -239,7 +240,7 @@ pub enum MistakeKind {
     MissingDirection {
         /// The entry's key.
         key: String,
-        /// The direction.
+        /// The direction, read or write, for which the entry has no action.
         access: Access,
     },
     /// Two keys of an entry both set an action.
@@ -255,7 +256,7 @@ pub enum MistakeKind {
     /// An entry gives a direction an action that only the other direction can have.
     #[error("`{word}` is not an action for a {access}")]
     OtherDirection {
-        /// The action's word.
+        /// The word for the action, such as `ignore`.
         word: &'static str,
         /// The direction for which the policy uses the action.
         access: Access,
@@ -263,9 +264,9 @@ pub enum MistakeKind {
     /// No device has this name.
     #[error("no device is called `{name}`", name = one_line(name))]
     UnknownDevice {
-        /// The name.
+        /// The name in the policy that no device has.
         name: String,
-        /// The device that exists, as advice.
+        /// The advice, which names the device that exists.
         help: String,
     },
     /// An entry names a device that the policy does not set up.
@@ -273,7 +274,7 @@ pub enum MistakeKind {
     DeviceNotSetUp {
         /// The entry's key.
         key: String,
-        /// The device.
+        /// The name of the device that is not set up.
         device: String,
     },
     /// An entry names a device at an MSR that does not belong to the device.
@@ -281,16 +282,16 @@ pub enum MistakeKind {
     DeviceElsewhere {
         /// The entry's key.
         key: String,
-        /// The device.
+        /// The name of the device that has no register at these MSRs.
         device: String,
-        /// The MSRs at which the device's registers are, as advice.
+        /// The advice, which names the MSRs of the device's registers.
         help: &'static str,
     },
     /// The gate would have to write the real register for the guest, which is not known to be safe
     /// for this MSR.
     #[error("`{word}` cannot be used for {msr}: the VMM would write this register for the guest, which is not known to be safe", msr = one_line(msr))]
     NotForwardable {
-        /// The action's word.
+        /// The word for the action that would make the gate write the register.
         word: &'static str,
         /// The first MSR that the gate must not write, with its name.
         msr: String,
@@ -299,7 +300,7 @@ pub enum MistakeKind {
     /// guest, which is not known to be safe for this MSR.
     #[error("`log = \"all\"` cannot be used for {msr}: the VMM would carry out each {access} for the guest, which is not known to be safe", msr = one_line(msr))]
     NotLoggable {
-        /// The direction.
+        /// The direction of the accesses that the gate would have to carry out.
         access: Access,
         /// The first MSR whose accesses the gate must not carry out, with its name.
         msr: String,
@@ -313,9 +314,9 @@ pub enum MistakeKind {
     /// `accept` names a gap that does not exist.
     #[error("`accept` cannot name \"{name}\", which is not a gap", name = one_line(name))]
     UnknownGap {
-        /// The name.
+        /// The name in `accept` that is not a gap.
         name: String,
-        /// The names of the known gaps.
+        /// The advice, which lists the names of the known gaps.
         help: String,
     },
     /// Two entries disagree, and overlap in part or name the same MSRs.
@@ -341,9 +342,10 @@ pub enum MistakeKind {
         fixed: String,
         /// An MSR for which the entry is looser.
         index: MsrIndex,
-        /// The direction.
+        /// The direction in which the entry is looser.
         access: Access,
-        /// The key or `default` that decides the access now, if the entry inherits.
+        /// The key of the entry, or `default`, that decides the access now, if the looser entry
+        /// inherits.
         decides: Option<String>,
         /// The advice: how to correct the policy.
         help: String,
@@ -364,7 +366,7 @@ pub enum MistakeKind {
     Unreadable {
         /// The path of the included text, as the `include` writes it.
         path: String,
-        /// The reason.
+        /// The reason for which the text cannot be read.
         why: String,
         /// The advice, if there is any.
         help: Option<String>,
@@ -380,9 +382,9 @@ pub enum MistakeKind {
     /// A setting of an include differs from the policy's.
     #[error("{file} and the policy that includes it have different values of `{key}`", file = one_line(file))]
     Disagrees {
-        /// The setting.
+        /// The key of the setting.
         key: &'static str,
-        /// The include's name.
+        /// The name of the included file.
         file: String,
     },
 }
@@ -428,7 +430,7 @@ fn both_or(accesses: Accesses) -> &'static str {
 }
 
 impl Mistake {
-    /// The kind of the mistake.
+    /// The kind of the mistake, with its details.
     #[must_use]
     pub const fn kind(&self) -> &MistakeKind {
         &self.kind

@@ -38,11 +38,11 @@ pub(crate) struct Parsed {
     /// The policy as far as it was understood: mistaken parts are left out, and nothing is
     /// resolved yet. `None` if the settings are missing.
     pub(crate) policy: Option<Policy>,
-    /// The mistakes.
+    /// The mistakes in all texts.
     pub(crate) mistakes: Vec<Mistake>,
     /// False if the text was read without its includes, and does not have a `default`.
     pub(crate) has_default: bool,
-    /// True if a device has a mistake. The device is then not reported as missing, too.
+    /// True if a device has a mistake. Parsing then does not also report the device as missing.
     pub(crate) has_broken_device: bool,
     /// The settings that each text by itself states, indexed by [`SourceId`].
     pub(crate) stated: Vec<Stated>,
@@ -93,10 +93,11 @@ struct Reader<'i> {
     entries: Vec<Entry>,
     groups: usize,
     mistakes: Vec<Mistake>,
-    /// True if a misspelt or misplaced `default` was reported. The `default` is then not reported
-    /// as missing, too.
+    /// True if a misspelt or misplaced `default` was reported. Parsing then does not also report
+    /// the `default` as missing.
     has_lost_default: bool,
-    /// True if a mistake in `[device]` was reported. No device is then reported as missing, too.
+    /// True if a mistake in `[device]` was reported. Parsing then does not also report a device as
+    /// missing.
     has_broken_device: bool,
 }
 
@@ -336,8 +337,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns true if reading should stop. Each mistake may cost a search for the word that was
-    /// meant, and nobody reads more than the limit.
+    /// Returns true if there are [`MAX_MISTAKES`] mistakes, so that reading should stop. Each
+    /// mistake may cost a search for the word that was meant, and nobody reads more mistakes.
     fn has_enough_mistakes(&self) -> bool {
         self.mistakes.len() >= MAX_MISTAKES
     }

@@ -271,8 +271,8 @@ struct Sweep<'p> {
 }
 
 impl<'p> Sweep<'p> {
-    /// Runs the walk. `looked` has the ranges that earlier walks, for other variants, compared
-    /// where all entries that contain the MSRs hold on every variant. This walk would find the same
+    /// Runs the walk. `looked` has the ranges that earlier walks, for other variants, have
+    /// compared, and in which all entries hold on every variant. This walk would find the same
     /// punctures there, so it skips these ranges.
     fn run(
         mut self,

@@ -315,7 +315,7 @@ impl<'p> Remedies<'p> {
     }
 }
 
-/// The data that bound the actions of the lines of one remedy.
+/// The conditions that limit the actions of one remedy's lines.
 struct Bounds<'b, 'p> {
     bases: &'b [Place<'p>],
     limits: Limits<'p>,

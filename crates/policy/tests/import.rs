@@ -56,8 +56,8 @@ proptest! {
             }
         }
         let (again, losses) = again(&program.encode(), Format::Program);
-        // Only the first variant is imported; the import names the differences of the other
-        // variants.
+        // Only the first variant is imported. For each other variant, the import reports that it
+        // differs.
         let others = program.variants().len() - 1;
         prop_assert!(losses >= others);
         let first = program.variants()[0].example();

@@ -7,12 +7,12 @@ use toml_edit::{Array, InlineTable, Value as Toml};
 use super::statement::{Statement, comment};
 use crate::layout::{Comments, Element, Field, List, Value};
 
-/// Keys whose strings are numbers.
+/// Keys whose values are numbers, even if a value stands in quotes.
 const NUMBERS: [&str; 9] = [
     "value", "mask", "sticky", "reset", "revision", "family", "model", "stepping", "read",
 ];
 
-/// A part of the text.
+/// A part of a policy's text: a table, or a key with its value.
 #[derive(Debug, Default)]
 pub(super) struct Node {
     pub(super) comments: Comments,
@@ -22,13 +22,13 @@ pub(super) struct Node {
     pub(super) parts: IndexMap<String, Node>,
 }
 
-/// The form in which a part is written.
+/// The form in which the text writes a part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The right side of `key = value`.
+    /// The text writes the part as the right side of `key = value`.
     #[default]
     Value,
-    /// A table with a head of its own.
+    /// The text writes the part as a table with a head of its own, such as `[msrs]`.
     Head,
 }
 

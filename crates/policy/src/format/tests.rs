@@ -146,7 +146,7 @@ vendor = "GenuineIntel"
 }
 
 #[test]
-fn format_splits_one_line_of_toml() {
+fn format_splits_inline_tables_into_lines() {
     let text = "policy = 1\ndefault = \"deny\"\nunknown.read = \"deny\"\n# device\n\
         device.microcode = { revision = 1, update = \"deny\" }\n\
         # msrs\nmsrs = { 0x10 = \"r\", 0x11 = { read = \"allow\", write = \"allow\" } } # those\n\

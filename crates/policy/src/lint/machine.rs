@@ -12,7 +12,7 @@ use crate::registers::{self, Feature};
 /// The registers of a CPUID feature that one part of a policy refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RefusedFeature {
-    /// The feature.
+    /// The CPUID feature to which the registers belong.
     pub(super) feature: &'static Feature,
     /// The part of the policy that refuses the registers.
     pub(super) by: DecidedBy,
@@ -68,7 +68,7 @@ fn refused(variant: &Variant, feature: &'static Feature) -> Vec<RefusedFeature> 
 /// Registers that an entry lets a guest write, and that are lost when the VM is saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct UnsavedWrites {
-    /// The entry.
+    /// The entry that lets the guest write the registers.
     pub(super) entry: EntryId,
     /// The registers, sorted by index; at least one.
     pub(super) msrs: Vec<MsrIndex>,

@@ -130,7 +130,7 @@ const SINGLE_MSRS: &str = "name ranges instead of single MSRs: `\"0x200..=0x20f\
 pub(crate) const ENTRIES_ON_ALL: &str =
     "entries, each counted once for every kind of processor on which it holds";
 
-/// Returns advice on how to have fewer of the counted things.
+/// Returns advice on how to write a policy with fewer of the parts that `what` names.
 fn fewer(what: &str) -> &'static str {
     match what {
         "tokens of TOML" => {

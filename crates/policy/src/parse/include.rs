@@ -10,10 +10,11 @@ use crate::policy::{At, SourceId};
 use crate::source::Source;
 use msrgate_program::{one_line, shown_name};
 
-/// A source of included texts. Parsing itself opens no file.
+/// An opener of included texts. The caller implements it, because parsing itself opens no file.
 pub trait Includes {
-    /// Returns the text that `path` means in `from`. If several paths lead to the same text, each
-    /// returns the same [identity](Source::identity), so that the text is read once.
+    /// Returns the text that an `include` of `path` in the text `from` means. If several paths lead
+    /// to the same text, each returns the same [identity](Source::identity), so that the text is
+    /// read once.
     ///
     /// # Errors
     /// Returns [`IncludeError`] if the text cannot be read.
@@ -131,7 +132,7 @@ impl Reader<'_> {
             None if self.sources.len() == MAX_FILES => {
                 let (what, found, limit) = ("files", MAX_FILES + 1, MAX_FILES);
                 self.report(at, MistakeKind::TooMany { what, found, limit });
-                // No further file is opened.
+                // The limit is reached, so no further file is opened.
                 self.includes = None;
                 None
             }

@@ -53,12 +53,12 @@ pub(crate) const VENDORS: [&str; 5] = [
 /// The value of an entry in one direction.
 #[derive(Clone)]
 pub(crate) enum Says {
-    /// The action of a wider entry or of the default.
+    /// The word `inherit`: the action of a wider entry or of the default applies.
     Inherit,
     This(Action),
 }
 
-/// Words for both directions at once.
+/// Words for the actions of both directions at once, such as `rw`.
 pub(crate) const BOTH: Words<[Action; 2], 4> = [
     ("rw", [Action::Allow, Action::Allow]),
     ("r", [Action::Allow, Action::Deny]),
@@ -66,7 +66,7 @@ pub(crate) const BOTH: Words<[Action; 2], 4> = [
     ("none", [Action::Deny, Action::Deny]),
 ];
 
-/// Words for one direction.
+/// Words for the action of one direction.
 pub(crate) const ONE: Words<Says, 7> = [
     ("allow", Says::This(Action::Allow)),
     ("deny", Says::This(Action::Deny)),
@@ -111,7 +111,7 @@ pub(crate) const UNKNOWNS: Words<Unknown, 2> = [
     ),
 ];
 
-/// Words for writes of unknown MSRs.
+/// Words for the answer to a write of an unknown MSR.
 pub(crate) const UNKNOWN_WRITES: Words<UnknownAction, 2> = [
     ("deny", UnknownAction::Deny),
     ("ignore", UnknownAction::Ignore),
@@ -133,7 +133,7 @@ pub(crate) const UPDATES: Words<Update, 3> = [
 /// The name of the gap that belongs to the gate, not to the kernel.
 const STATE_NOT_MIGRATED: &str = "state-not-migrated";
 
-/// Words for `accept`.
+/// Returns the words for `accept`, which are the names of gaps.
 pub(crate) fn gaps() -> impl Iterator<Item = &'static str> {
     let gaps = registers::gaps().filter(|gap| gap.kind != GapKind::Use);
     gaps.map(|gap| gap.name).chain([STATE_NOT_MIGRATED])

@@ -63,14 +63,16 @@ fn puncture_is_included_entry_within_wide_refusal() {
         )]
     );
     assert_eq!(found(&format!("{text}{line}\n"), &guest), [""; 0]);
-    // The author of a text that repeats the entry knows of it.
+    // If the policy's text repeats the included entry, its author knows of that entry, so there is
+    // no puncture.
     let repeated = format!("{text}'IA32_MPERF..=IA32_APERF' = 'r'\n");
     assert_eq!(found(&repeated, &guest), [""; 0]);
     let around = format!("{text}'0xe7..=0xe8' = {{ read = 'allow', write = 'inherit' }}\n");
     assert_eq!(found(&around, &guest), [""; 0]);
 }
 
-/// A wide answer is punctured by an action that lets the guest do more, or something else.
+/// A wide entry that answers accesses is punctured by an entry that lets the guest do more, or
+/// something else.
 #[test]
 fn puncture_is_found_for_each_direction() {
     let wide = "'0x600..=0x6df' = { read = { value = 0 }, write = 'ignore' }\n";
@@ -123,7 +125,7 @@ fn punctures_between_unrelated_texts_are_found() {
     let allows = ("allows.toml", "policy = 1\n[msrs]\n0x611 = 'r'\n");
     let line = "0x611 = { read = \"deny\", write = \"deny\", override = true }";
     let by = format!("0x600..=0x6df by 0x611 of allows.toml, read 0x611, write -: {line}");
-    // The two includes are siblings.
+    // The policy includes both files.
     let both = "policy = 1\ndefault = 'deny'\ninclude = ['refuses.toml', 'allows.toml']\n[msrs]\n";
     assert_eq!(found(both, &[refuses, allows]), [&*by]);
     assert_eq!(
@@ -385,8 +387,8 @@ fn own_extents(text: &str, files: &[(&str, &str)]) -> Vec<String> {
     own.collect()
 }
 
-/// An entry that included entries loosen as a whole is still the author's refusal, so no warning
-/// advises to delete it.
+/// If included entries loosen an entry as a whole, the entry still states what its author wants to
+/// refuse, so no warning advises to delete the entry.
 #[test]
 fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
     let whole = guest("0x610 = 'rw'\n0x611 = 'rw'\n");
@@ -498,8 +500,8 @@ fn puncture_warnings_on_own_entries_come_first() {
     );
 }
 
-/// If many narrow entries lie within the wide entries of many texts, only the first puncture of
-/// each further wide entry is kept after the limit.
+/// If many narrow entries lie within the wide entries of many texts, and there are more punctures
+/// than the limit, only the first puncture of each further wide entry is kept.
 #[test]
 fn punctures_of_many_texts_are_limited() {
     const WIDE: usize = 200;
@@ -542,8 +544,8 @@ fn punctures_of_many_texts_are_limited() {
     assert_eq!(partly.count(), WIDE + 1);
 }
 
-/// If texts with similar entries for many MSRs exceed the limit of ranges, every entry is still
-/// listed, with fewer ranges.
+/// If texts with similar entries for many MSRs exceed the limit of ranges, every punctured entry is
+/// still listed, but with fewer ranges.
 #[test]
 fn puncture_ranges_are_limited_but_every_entry_is_listed() {
     const WIDE: usize = 7;
@@ -579,7 +581,7 @@ fn puncture_ranges_are_limited_but_every_entry_is_listed() {
 /// A narrow entry punctures a wider entry in a `[[when]]`. The puncture is found, although the walk
 /// for other processors has compared the same MSRs before.
 #[test]
-fn puncture_in_when_is_found_at_msrs_compared_before() {
+fn puncture_in_when_is_found_at_msrs_that_earlier_walk_compared() {
     let other = "policy = 1\n[[when]]\ncpu = { model = 1 }\n[when.msrs]\n'0x0..=0x2f' = 'none'\n";
     let files = [
         ("guest.toml", "policy = 1\n[msrs]\n0x10 = 'r'\n"),

@@ -10,7 +10,7 @@ use crate::resolve::ResolvedPolicy;
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
-/// A source of included texts. The function returns the text that a path names.
+/// An opener of included texts. The function returns the text that a path names.
 struct Files<F>(F);
 
 impl<F: FnMut(&str) -> Option<Source>> Includes for Files<F> {
@@ -115,7 +115,7 @@ fn includes_in_many_layers_read_each_file_once() {
 /// The depth of a file is that of the longest chain of includes, whether a short or a long chain
 /// reaches the file first. `1.toml` includes `2.toml`, and so on.
 #[test]
-fn includes_depth_limit_ignores_order() {
+fn include_depth_limit_ignores_order_of_includes() {
     let of_last = |last: usize, names: [&str; 2]| {
         let file = |path: &str| {
             let number: usize = path.strip_suffix(".toml")?.parse().ok()?;

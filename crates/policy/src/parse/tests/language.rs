@@ -139,7 +139,7 @@ fn parse_reads_settings_and_their_defaults() {
 /// An entry within a group wins over the group. An entry that overlaps the group in part and
 /// disagrees is an error.
 #[test]
-fn parse_treats_group_as_set() {
+fn parse_lets_entry_win_over_group_that_contains_it() {
     let text = format!(
         "{HEAD}[msrs]\n\"@mtrr\" = \"r\"\nIA32_MTRR_PHYSBASE0 = \"rw\"\n\"0x0..=0x7ff\" = \"none\"\n"
     );
@@ -328,7 +328,8 @@ fn parse_refuses_overlapping_whens_that_disagree() {
 }
 
 /// If one part of a `cpu` is not understood, the mistakes of its other parts and of other tables
-/// are reported all the same. The entries for such a `cpu` never conflict with other entries.
+/// are still reported. The entries of a `[[when]]` with such a `cpu` never conflict with other
+/// entries.
 #[test]
 fn parse_reports_all_mistakes_of_whens() {
     insta::assert_snapshot!(
