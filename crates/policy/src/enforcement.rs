@@ -65,7 +65,9 @@ impl Cause {
             Self::Audit => {
                 "`mode = \"audit\"` refuses no access, but only records what the policy would refuse"
             }
-            Self::Puncture(_) => "an included entry that lies within this entry decides",
+            Self::Puncture(_) => {
+                "an included entry that lies within this entry decides these accesses"
+            }
         }
     }
 

@@ -66,7 +66,7 @@ impl MistakeKind {
             Self::ListsNothing { .. } => {
                 "write at least one value, or delete the key to mean all processors"
             }
-            Self::SaidTwice { .. } => "keep one of them, and delete the other",
+            Self::SaidTwice { .. } => "keep one of the two keys, and delete the other",
             Self::NotForwardable { .. } => {
                 "`mask`, `pin` and `sticky` work for IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE and IA32_SYSENTER_*; for others write \"allow\", \"deny\", \"ignore\" or a `register`"
             }
