@@ -23,14 +23,15 @@ pub(crate) enum Answer {
     No,
     /// The command was carried out in part: the results say what is missing, and why.
     Incomplete,
-    /// The command ends with the exit status of the VMM, or in place of it.
+    /// The command, `exec` or `learn`, ends with this exit status: the VMM's, or one in place of
+    /// the VMM's.
     Status(u8),
 }
 
 /// The reason why a command was not carried out.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The policy's text is wrong.
+    /// The policy's text has these mistakes.
     Mistakes(Box<Mistakes>),
     /// The policy has no mistakes, but the command refuses it. The text says what to do.
     Refused(String),

@@ -92,7 +92,8 @@ fn as_caller(groups: &[u32]) -> Command {
     command
 }
 
-/// Returns true if the test can become other users; otherwise prints that the test is skipped.
+/// Returns true if the test can run the command as another user; otherwise prints that the test is
+/// skipped.
 fn can_become_others() -> bool {
     let version = as_caller(&[]).arg("--version").output();
     let can = version.is_ok_and(|output| output.status.success());

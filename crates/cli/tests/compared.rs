@@ -124,8 +124,8 @@ fn diff_refuses_policies_that_together_distinguish_too_many_processors() {
     );
 }
 
-/// A comparison of two policies with 64 pairs of ways, whose entries overlap and differ in action and
-/// logging, needs no more memory than the reference says.
+/// Two policies whose `[[when]]`s hold in 64 pairs of ways have entries that overlap and differ in
+/// action and logging. The comparison needs no more memory than the reference says.
 #[test]
 fn diff_of_whens_that_combine_in_64_ways_needs_no_more_memory_than_documented() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -63,7 +63,7 @@ fn holds_on(backend: &str) {
 }
 
 #[test]
-fn every_policy_of_the_folder_is_shipped() {
+fn every_policy_file_in_folder_is_built_into_command() {
     let output = msrgate(&["policies"]);
     let text = String::from_utf8_lossy(&output.stdout);
     let listed: BTreeSet<String> = text
