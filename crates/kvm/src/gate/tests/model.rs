@@ -28,7 +28,7 @@ const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 pub(super) struct ModelVm {
     pub(super) vm: Vm,
     mask: Mask,
-    /// True if guests of the VM may run guests.
+    /// True if guests of the VM may run nested guests.
     nests: bool,
 }
 
@@ -41,7 +41,7 @@ impl ModelVm {
         }
     }
 
-    /// Makes a VM whose guests may run guests.
+    /// Makes a VM whose guests may run nested guests.
     pub(super) fn that_nests() -> Self {
         Self {
             nests: true,

@@ -83,7 +83,7 @@ fn repeated_kills_are_limited_and_counted() {
 /// `drops` also counts the events that were held back at the end of a flood, which no later event reports.
 /// This count stays after the vCPU is gone.
 #[test]
-fn drops_reports_held_back_events() {
+fn drops_counts_held_back_events() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 100), |machine| {
         machine.first().run(&[Read(LSTAR); 400]);
@@ -158,7 +158,7 @@ fn dropped_vcpu_gates_leave_no_memory() {
 }
 
 #[test]
-fn too_long_queue_is_an_error() {
+fn too_long_event_queue_is_an_error() {
     let gate = |queue| {
         let program = policy("default = 'deny'", "");
         Gate::with_options(program, &HostCaps::on_paper(), events(queue, 1))
@@ -216,7 +216,7 @@ fn failures_of_sink_are_counted_while_thread_runs() {
 /// If a handler replies with a fault, the access is logged and counted once, as a refusal, like a device's
 /// fault. If a handler replies with success, the access is not logged.
 #[test]
-fn fault_of_handler_is_logged_and_success_is_not() {
+fn reply_of_handler_is_logged_only_if_it_is_fault() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = { handler = 'mine' }, write = 'deny' }",
