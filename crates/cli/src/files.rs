@@ -74,7 +74,7 @@ impl FileId {
 /// An opened regular file, as it was before any byte was read.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// The file's path without links.
+    /// The path of the opened file, without links.
     pub(crate) path: PathBuf,
     pub(crate) metadata: Metadata,
     /// The file's access rights, which a new file gets that replaces this file.
@@ -338,7 +338,7 @@ fn open(path: &Path) -> io::Result<(File, FileId)> {
 
 /// The part of a text that was read.
 enum Text {
-    /// A whole policy.
+    /// The text of a whole policy.
     Policy(Vec<u8>),
     /// A policy that is longer than allowed.
     TooLong,

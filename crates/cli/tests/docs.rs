@@ -42,9 +42,9 @@ fn all_statements() -> Vec<String> {
 /// A reference in the evidence: a code span that names a statement of the doctor, or a test.
 #[derive(Debug)]
 enum Reference<'d> {
-    /// `doctor S2.4a`.
+    /// A statement of the doctor, such as `doctor S2.4a`.
     Doctor(&'d str),
-    /// `filter::set::tests::s2_4_set_checks_each_range`.
+    /// A test, such as `filter::set::tests::s2_4_set_checks_each_range`.
     Test(&'d str),
 }
 

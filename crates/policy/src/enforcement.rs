@@ -16,9 +16,9 @@ use crate::registers::{self, Gap, Reach};
 pub enum Extent {
     /// Every access for which KVM asks a filter gets the entry's action.
     Enforced,
-    /// Some accesses bypass the entry.
+    /// Some accesses bypass the entry, and the other accesses get its action.
     Partly,
-    /// Every access bypasses the entry.
+    /// Every access to the entry's MSRs bypasses the entry.
     Not,
 }
 
@@ -39,7 +39,7 @@ impl fmt::Display for Extent {
 pub enum Cause {
     /// A gap in the kernel: KVM does not ask the filter about these accesses.
     Gap(&'static Gap),
-    /// The policy's `mode` is `"audit"`.
+    /// The policy's `mode` is `"audit"`, so no access is refused.
     Audit,
     /// A looser entry of another file lies within the bypassed entry, and decides these accesses.
     Puncture(EntryId),
@@ -95,7 +95,7 @@ pub struct Bypass {
 /// The component that enforces an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Enforcer {
-    /// The kernel's filter alone.
+    /// The kernel's filter alone enforces the entry.
     Filter,
     /// A gate in the VMM, which answers exits. Without a gate the accesses are refused.
     Gate,

@@ -127,7 +127,7 @@ pub enum MistakeKind {
     MissingKey {
         /// The key that is missing.
         key: &'static str,
-        /// The advice: what to write.
+        /// The advice: what to write for the missing key.
         help: &'static str,
     },
     /// A key is unknown at its place in the policy.
@@ -157,7 +157,7 @@ pub enum MistakeKind {
         found: &'static str,
         /// The type that the value should have.
         wanted: &'static str,
-        /// The advice: what to write.
+        /// The advice: what to write instead.
         help: String,
     },
     /// The value of a key is a word that is not allowed there.
@@ -179,7 +179,7 @@ pub enum MistakeKind {
         key: String,
         /// The number of bits that the number may have.
         bits: u32,
-        /// The advice: what to write.
+        /// The advice: what to write instead.
         help: String,
     },
     /// A range of families, models or steppings ends before it begins, or has an end that is not a
@@ -190,7 +190,7 @@ pub enum MistakeKind {
         text: String,
         /// The key that has this text as its value.
         key: String,
-        /// The advice: what to write.
+        /// The advice: what to write instead.
         help: String,
     },
     /// A list of vendors, families, models or steppings is empty, so that no processor matches.
@@ -227,7 +227,7 @@ pub enum MistakeKind {
     /// An entry names x2APIC registers, which no filter reaches (S3.1).
     #[error("`{text}` names x2APIC registers (0x800 to 0x8ff), which KVM never filters (S3.1)", text = one_line(text))]
     NamesX2apic {
-        /// The key of the entry.
+        /// The key of the entry that names x2APIC registers.
         text: String,
         /// The advice: the same entry without x2APIC registers.
         help: String,
@@ -238,7 +238,7 @@ pub enum MistakeKind {
     /// A table entry lacks one direction.
     #[error("`{key}` does not say what happens to a {access}", key = one_line(key))]
     MissingDirection {
-        /// The entry's key.
+        /// The key of the entry that lacks a direction.
         key: String,
         /// The direction, read or write, for which the entry has no action.
         access: Access,
@@ -246,7 +246,7 @@ pub enum MistakeKind {
     /// Two keys of an entry both set an action.
     #[error("`{key}` has both `{one}` and `{other}`, and each of them sets an action", key = one_line(key), one = one_line(one), other = one_line(other))]
     SaidTwice {
-        /// The key of the entry.
+        /// The key, in `[msrs]`, of the entry that has both keys.
         key: String,
         /// The first of the two keys that set the action.
         one: String,
@@ -261,7 +261,7 @@ pub enum MistakeKind {
         /// The direction for which the policy uses the action.
         access: Access,
     },
-    /// No device has this name.
+    /// An entry names a device that does not exist.
     #[error("no device is called `{name}`", name = one_line(name))]
     UnknownDevice {
         /// The name in the policy that no device has.
@@ -272,7 +272,7 @@ pub enum MistakeKind {
     /// An entry names a device that the policy does not set up.
     #[error("`{key}` names the device `{device}`, but the policy does not set up this device", key = one_line(key), device = one_line(device))]
     DeviceNotSetUp {
-        /// The entry's key.
+        /// The key of the entry that names the device.
         key: String,
         /// The name of the device that is not set up.
         device: String,
@@ -280,7 +280,7 @@ pub enum MistakeKind {
     /// An entry names a device at an MSR that does not belong to the device.
     #[error("the device `{device}` has no register at `{key}`", key = one_line(key), device = one_line(device))]
     DeviceElsewhere {
-        /// The entry's key.
+        /// The key of the entry that names the device.
         key: String,
         /// The name of the device that has no register at these MSRs.
         device: String,
@@ -338,7 +338,7 @@ pub enum MistakeKind {
     Loosened {
         /// The key of the entry that is looser, or that replaced the final entry.
         key: String,
-        /// The final entry's key.
+        /// The key of the final entry that forbids the looser action.
         fixed: String,
         /// An MSR for which the entry is looser.
         index: MsrIndex,
@@ -353,7 +353,7 @@ pub enum MistakeKind {
     /// The policy has `mode = "audit"` and includes a final entry.
     #[error("`mode = \"audit\"` lets through what the final entry `{fixed}` of {file} refuses", fixed = one_line(fixed), file = one_line(file))]
     LiftedByAudit {
-        /// The final entry's key.
+        /// The key of the final entry, whose refusals audit mode would lift.
         fixed: String,
         /// The file that contains the final entry.
         file: String,
@@ -382,7 +382,7 @@ pub enum MistakeKind {
     /// A setting of an include differs from the policy's.
     #[error("{file} and the policy that includes it have different values of `{key}`", file = one_line(file))]
     Disagrees {
-        /// The key of the setting.
+        /// The key of the setting that has two values.
         key: &'static str,
         /// The name of the included file.
         file: String,

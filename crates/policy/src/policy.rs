@@ -84,7 +84,7 @@ impl SourceSet {
         all.filter(move |id| self.contains(*id))
     }
 
-    /// Adds all texts of `other`.
+    /// Adds all texts of `other` to this set.
     pub(crate) fn extend(&mut self, other: Self) {
         for (word, other) in self.0.iter_mut().zip(other.0) {
             *word |= other;
@@ -101,7 +101,7 @@ impl SourceSet {
     }
 }
 
-/// The policy's own text.
+/// The number of the policy's own text.
 pub(crate) const OWN: SourceId = SourceId(0);
 
 /// A place in one of a policy's texts. The type is small because every entry has one.
@@ -319,7 +319,7 @@ impl Policy {
         &self.settings.default
     }
 
-    /// The `[[when]]` sections.
+    /// The `[[when]]` sections of the policy.
     #[must_use]
     pub fn whens(&self) -> &[When] {
         &self.whens

@@ -20,9 +20,9 @@ use crate::resolve::variants;
 /// know of the narrow entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Puncture {
-    /// The wider entry.
+    /// The wider entry, part of which the narrow entry loosens.
     pub(crate) wide: EntryId,
-    /// The narrow entry, which decides.
+    /// The narrow entry, which decides the accesses that it loosens.
     pub(crate) narrow: EntryId,
     /// The MSRs for which the narrow entry is looser, indexed by [`Access`], on all processors
     /// together.
@@ -44,14 +44,14 @@ const MAX_STRETCHES: usize = 250_000;
 /// The MSRs for which one entry loosens another, by direction.
 type Places = [Vec<MsrRange>; 2];
 
-/// The punctures found so far.
+/// The punctures that the walks have found so far.
 #[derive(Default)]
 struct Found {
     /// The loosened MSRs, by wider entry and narrower entry.
     places: BTreeMap<(EntryId, EntryId), Places>,
     /// The wider entries that have a puncture.
     wide: HashSet<EntryId>,
-    /// The number of all ranges.
+    /// The number of ranges in `places`.
     stretches: usize,
 }
 

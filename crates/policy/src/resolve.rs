@@ -33,7 +33,7 @@ pub struct ResolvedPolicy {
 }
 
 impl ResolvedPolicy {
-    /// The policy.
+    /// The policy whose entries were resolved.
     #[must_use]
     pub const fn policy(&self) -> &Policy {
         &self.policy

@@ -82,7 +82,7 @@ struct KernelRow {
     exit: Option<u32>,
     /// The reason of an exit: `filter` or `unknown`.
     reason: Option<String>,
-    /// The reason's bit in `kvm_run.msr.reason`.
+    /// The bit of the reason in `kvm_run.msr.reason`.
     reason_bit: Option<u64>,
 }
 
@@ -94,7 +94,7 @@ struct UseRow {
     changes: bool,
 }
 
-/// A policy on one processor.
+/// A policy as it holds on one processor.
 struct Explained<'c> {
     policy: &'c Policy,
     variant: &'c Variant,

@@ -1,4 +1,4 @@
-//! A warning and its kinds.
+//! A warning about a policy, and the kinds of warnings.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use crate::policy::{Entry, Policy};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Warning<'c> {
-    /// The kind of warning.
+    /// The kind of this warning.
     pub code: Code,
     /// The entry that the warning is about. `None`: the policy as a whole.
     pub entry: Option<&'c Entry>,
@@ -20,7 +20,7 @@ pub struct Warning<'c> {
     pub help: String,
 }
 
-/// The kind of a warning.
+/// The kind of a warning about a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Code {

@@ -192,7 +192,7 @@ impl Reader<'_> {
     }
 }
 
-/// An example of a `cpu`.
+/// An example of a `cpu`, for advice.
 const CPU: &str = "cpu = { vendor = \"GenuineIntel\", family = 6 }";
 
 /// Returns the ends of a range, or of a text that is meant as one.

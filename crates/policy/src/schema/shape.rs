@@ -45,7 +45,7 @@ pub(super) struct Policy {
     msrs: Option<Msrs>,
     /// The emulated devices that the policy sets up.
     device: Option<Devices>,
-    /// Entries for some processors only.
+    /// The sections with entries for some processors only.
     when: Option<Vec<When>>,
 }
 
@@ -58,10 +58,10 @@ pub(super) struct Policy {
     { "required": ["register"] },
 ]))]
 pub(super) struct Entry {
-    /// The action for reads.
+    /// The action for reads of the entry's MSRs.
     #[schemars(schema_with = "super::read", default)]
     read: Option<()>,
-    /// The action for writes.
+    /// The action for writes of the entry's MSRs.
     #[schemars(schema_with = "super::write", default)]
     write: Option<()>,
     /// The emulated device that answers reads and writes.
@@ -121,7 +121,7 @@ pub(super) struct MaskOf {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StickyOf {
-    /// The bits that stay set.
+    /// The bits that a write cannot clear.
     sticky: Number,
 }
 
@@ -129,7 +129,7 @@ pub(super) struct StickyOf {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HandlerOf {
-    /// The name of the handler.
+    /// The name of the handler in the VMM.
     handler: String,
 }
 

@@ -49,7 +49,7 @@ struct EnforcedEntry {
     bypasses: Vec<BypassRow>,
 }
 
-/// Accesses that bypass an entry.
+/// The JSON of the accesses that bypass an entry.
 #[derive(Serialize)]
 pub(crate) struct BypassRow {
     /// The first MSR that bypasses the entry; null if the bypass is about all MSRs that the policy

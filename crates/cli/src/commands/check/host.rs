@@ -26,7 +26,7 @@ pub(super) struct Asked {
     supported: Supported,
 }
 
-/// The JSON of the host.
+/// The JSON of the host that the warnings are about.
 #[derive(Serialize)]
 pub(super) struct HostRow {
     /// The name of the host that was read; null if no host was read.

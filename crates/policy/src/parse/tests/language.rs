@@ -13,7 +13,7 @@ use crate::{
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
-/// Texts by name.
+/// The texts of included files, by the name that an `include` writes.
 struct Files(BTreeMap<&'static str, &'static str>);
 
 impl Includes for Files {
