@@ -97,7 +97,8 @@ pub struct Bypass {
 pub enum Enforcer {
     /// The kernel's filter alone enforces the entry.
     Filter,
-    /// A gate in the VMM, which answers exits. Without a gate the accesses are refused.
+    /// A gate in the VMM enforces the entry by answering exits. Without a gate the entry's accesses
+    /// are refused.
     Gate,
 }
 
@@ -115,7 +116,7 @@ impl fmt::Display for Enforcer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Enforcement {
-    /// The entry that is more or less enforced. `None` is the policy's `default`.
+    /// The entry that this enforcement is about. `None`: the policy's `default`.
     pub entry: Option<EntryId>,
     /// The extent to which the entry is enforced.
     pub extent: Extent,
@@ -223,7 +224,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
             enforcement
         })
         .collect();
-    // The default is `None`, which sorts first.
+    // The enforcement of the default has `None` as its entry, which sorts first.
     if all.first().is_some_and(|one| one.entry.is_none()) {
         all.rotate_left(1);
     }

@@ -24,7 +24,7 @@ pub struct Mistake {
     pub(crate) places: Vec<Label>,
 }
 
-/// A place in a text, with a remark about it.
+/// A place in a policy's text, with a remark about the place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Label {
     pub(crate) at: At,
@@ -77,13 +77,14 @@ pub enum MistakeKind {
         /// The line of the first occurrence, if it was found.
         first: Option<u32>,
     },
-    /// The text does not say that it is a policy. Messages must not quote anything of it.
+    /// The text does not say `policy = 1`, so it may be no policy. Messages must not quote the
+    /// text, which may be secret.
     #[error("this text is not a policy: {}", no_language(*.line))]
     NotAPolicy {
         /// The first line that is not TOML, if there is one.
         line: Option<u32>,
     },
-    /// The texts are longer than [`MAX_BYTES`](crate::MAX_BYTES).
+    /// A policy and its includes are longer together than [`MAX_BYTES`](crate::MAX_BYTES).
     #[error("the policy has {bytes} bytes with its includes; at most {limit} are allowed")]
     TooLong {
         /// The length of the texts that were read, in bytes.
@@ -235,7 +236,7 @@ pub enum MistakeKind {
     /// An entry gives MSR 0xffffffff another action than the default (S3.5).
     #[error("`{}` gives MSR 0xffffffff an action other than `default`, but only `default` decides this MSR (S3.5)", one_line(.0))]
     NamesTheLastMsr(String),
-    /// A table entry lacks one direction.
+    /// An entry that is a table has no action for reads, or no action for writes.
     #[error("`{key}` does not say what happens to a {access}", key = one_line(key))]
     MissingDirection {
         /// The key of the entry that lacks a direction.
@@ -287,8 +288,8 @@ pub enum MistakeKind {
         /// The advice, which names the MSRs of the device's registers.
         help: &'static str,
     },
-    /// The gate would have to write the real register for the guest, which is not known to be safe
-    /// for this MSR.
+    /// An entry has an action that makes the gate write the real register for the guest, which is
+    /// not known to be safe for this MSR.
     #[error("`{word}` cannot be used for {msr}: the VMM would write this register for the guest, which is not known to be safe", msr = one_line(msr))]
     NotForwardable {
         /// The word for the action that would make the gate write the register.
@@ -350,7 +351,7 @@ pub enum MistakeKind {
         /// The advice: how to correct the policy.
         help: String,
     },
-    /// The policy has `mode = "audit"` and includes a final entry.
+    /// The policy has `mode = "audit"`, which would lift the refusals of an included final entry.
     #[error("`mode = \"audit\"` lets through what the final entry `{fixed}` of {file} refuses", fixed = one_line(fixed), file = one_line(file))]
     LiftedByAudit {
         /// The key of the final entry, whose refusals audit mode would lift.
@@ -379,7 +380,7 @@ pub enum MistakeKind {
         /// The chain of includes, from the text back to itself.
         way: String,
     },
-    /// A setting of an include differs from the policy's.
+    /// An included file and the policy that includes it have different values of a setting.
     #[error("{file} and the policy that includes it have different values of `{key}`", file = one_line(file))]
     Disagrees {
         /// The key of the setting that has two values.
@@ -437,7 +438,7 @@ impl Mistake {
     }
 }
 
-/// All mistakes of one policy, in the order of its texts.
+/// All mistakes of one policy, in the order of its files.
 #[derive(Debug, Error)]
 #[error("{name} has {}", count(*total))]
 pub struct Mistakes {

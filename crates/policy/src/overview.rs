@@ -28,15 +28,15 @@ pub struct Tally {
 /// The result for accesses of consecutive MSRs in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cell {
-    /// The access is allowed for all MSRs.
+    /// The access is allowed for all MSRs of the cell.
     Allowed,
-    /// The access is allowed for some MSRs, and refused for others.
+    /// The access is allowed for some MSRs of the cell, and refused for others.
     Mixed,
-    /// The access is refused for all MSRs.
+    /// The access is refused for all MSRs of the cell.
     Refused,
-    /// A gate answers the access for at least one MSR.
+    /// A gate answers the access for at least one MSR of the cell.
     Answered,
-    /// KVM asks no filter about any of these MSRs.
+    /// KVM asks no filter about any MSR of the cell.
     Exempt,
 }
 

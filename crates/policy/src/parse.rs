@@ -33,7 +33,7 @@ use value::{Item, items};
 
 /// The content of a policy's texts, and the mistakes in each of them.
 pub(crate) struct Parsed {
-    /// The texts, the policy's own first.
+    /// The texts of the policy: its own text first, then those that it includes.
     pub(crate) sources: Vec<Source>,
     /// The policy as far as it was understood: mistaken parts are left out, and nothing is
     /// resolved yet. `None` if the settings are missing.
@@ -62,7 +62,7 @@ pub(crate) fn read(source: &Source, includes: Option<&mut dyn Includes>) -> Pars
     reader.finish(has_default)
 }
 
-/// Returns the result for a text with this one mistake.
+/// Returns the result of parsing a text that has only this mistake.
 pub(crate) fn mistake_in(
     source: &Source,
     span: std::ops::Range<usize>,
@@ -73,7 +73,8 @@ pub(crate) fn mistake_in(
     Mistakes::new(vec![source.clone()], vec![Mistake { kind, places }])
 }
 
-/// Reads the texts and collects their mistakes: mistaken parts are left out, and reading goes on.
+/// The reader of a policy's texts. It collects their mistakes, leaves mistaken parts out, and reads
+/// on.
 struct Reader<'i> {
     /// The opener of included texts. `None`: includes are not followed.
     includes: Option<&'i mut dyn Includes>,
@@ -131,7 +132,8 @@ impl<'i> Reader<'i> {
         self.heights.push(1);
         self.current = id;
         // This check comes before the size is counted. A text that is not a policy may be secret.
-        // If its size counted, later messages about the size limit would reveal it.
+        // If the size of such a text counted, later messages about the size limit would reveal the
+        // size.
         if let Err(kind) = judged(source.text()) {
             self.report_text(kind);
             return;
@@ -398,8 +400,8 @@ fn judged(text: &str) -> Result<(), MistakeKind> {
 /// KiB.
 pub const HEAD_BYTES: usize = 64 << 10;
 
-/// Returns the complete lines within the first [`HEAD_BYTES`] of a text. A text that is no longer
-/// than that is returned whole.
+/// Returns the complete lines within the first [`HEAD_BYTES`] of a text. A text of at most
+/// [`HEAD_BYTES`] is returned whole.
 #[must_use]
 pub fn head_of(text: &[u8]) -> &[u8] {
     if text.len() <= HEAD_BYTES {

@@ -44,7 +44,7 @@ impl SourceSet {
         }
     }
 
-    /// Returns the set that holds one text.
+    /// Returns the set that contains only this text.
     pub(crate) fn of(id: SourceId) -> Self {
         let mut set = Self::default();
         set.insert(id);
@@ -104,7 +104,7 @@ impl SourceSet {
 /// The number of the policy's own text.
 pub(crate) const OWN: SourceId = SourceId(0);
 
-/// A place in one of a policy's texts. The type is small because every entry has one.
+/// A place in one of a policy's texts. The type is small because every entry has such a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct At {
     source: SourceId,

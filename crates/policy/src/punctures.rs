@@ -250,7 +250,7 @@ enum Holding {
     Everywhere,
 }
 
-/// The number of an entry's MSRs, and the entry. The entry with the smallest place decides.
+/// The number of an entry's MSRs, and the entry. The entry with the fewest MSRs decides.
 type Place = (u64, EntryId);
 
 /// A walk over the MSRs from 0 up, with the entries of each text that contain the current MSR.
@@ -361,8 +361,8 @@ impl<'p> Sweep<'p> {
             return;
         };
         let source = |(_, id): Place| self.policy.entry(id).source();
-        // Texts that cannot have a puncture here: if the author of a text accepts the deciding
-        // action, the texts that it includes cannot object.
+        // This set gets the texts that cannot have a puncture here: if the author of a text accepts
+        // the deciding action, the texts that it includes cannot object.
         let mut bearing = SourceSet::default();
         bearing.extend(self.policy.below[source(narrow).number()]);
         for wide in views {

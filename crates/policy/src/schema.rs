@@ -66,7 +66,7 @@ fn each<T, const N: usize>(words: &Words<T, N>, meanings: [&'static str; N]) -> 
     one_of(words.iter().map(|(word, _)| *word).zip(meanings))
 }
 
-/// Returns the schema of a word or another shape.
+/// Returns the schema of a value that is one of `words`, or has the shape `other`.
 fn or(words: &Schema, other: impl Into<Value>) -> Schema {
     json_schema!({ "anyOf": [words, other.into()] })
 }

@@ -170,9 +170,9 @@ fn from_list(key: &str, array: &Array, text: &str) -> List {
     list
 }
 
-/// Returns the comments between the parts of a whole, one list for each gap: before the first part,
-/// between two parts, and after the last part. The first string of a list is the comment on the
-/// gap's first line; the string is empty if that line has no comment.
+/// Returns the comments between the parts of a table or a list, one list of comments for each gap:
+/// before the first part, between two parts, and after the last part. The first string of such a
+/// list is the comment on the gap's first line; the string is empty if that line has no comment.
 fn between(
     whole: Option<std::ops::Range<usize>>,
     parts: impl Iterator<Item = std::ops::Range<usize>>,

@@ -14,13 +14,14 @@ use crate::registers::{self, Feature};
 pub(super) struct RefusedFeature {
     /// The CPUID feature to which the registers belong.
     pub(super) feature: &'static Feature,
-    /// The part of the policy that refuses the registers.
+    /// The part of the policy that refuses the registers: an entry or the default.
     pub(super) by: DecidedBy,
     /// The registers with the refused accesses, each once, sorted by index.
     pub(super) msrs: Vec<(MsrIndex, Accesses)>,
 }
 
-/// Returns the refused registers of the features whose bits are set, grouped by feature.
+/// Returns the refused registers of the CPUID features whose bits `is_set` reports as set, grouped
+/// by feature.
 pub(super) fn refused_features(
     variant: &Variant,
     is_set: impl Fn(&CpuidBit) -> bool,

@@ -207,7 +207,7 @@ fn lint_revision_unread_warns_of_unreadable_revision() {
     }
 }
 
-/// A source of includes that returns one text for every path.
+/// An opener of included texts that returns the same text for every path.
 struct Only(&'static str);
 
 impl Includes for Only {

@@ -56,7 +56,7 @@ impl fmt::Display for IncludeError {
 
 impl std::error::Error for IncludeError {}
 
-/// A source for texts that include nothing: every include is an error.
+/// An opener of included texts that opens nothing: every include is an error.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoIncludes;
 
@@ -89,7 +89,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns the text that `path` means in the current one, and reads the text if it is new.
+    /// Returns the text that `path` means in the current text, and reads that text if it is new.
     fn included(&mut self, path: &str, at: At, way: &mut Vec<SourceId>) -> Option<SourceId> {
         let this = self.current;
         let includes = self.includes.as_mut()?;

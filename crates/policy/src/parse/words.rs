@@ -50,7 +50,7 @@ pub(crate) const VENDORS: [&str; 5] = [
     "  Shanghai  ",
 ];
 
-/// The value of an entry in one direction.
+/// The meaning of the value that an entry has for one direction.
 #[derive(Clone)]
 pub(crate) enum Says {
     /// The word `inherit`: the action of a wider entry or of the default applies.
@@ -130,7 +130,7 @@ pub(crate) const UPDATES: Words<Update, 3> = [
     ("deny", Update::Deny),
 ];
 
-/// The name of the gap that belongs to the gate, not to the kernel.
+/// The name of the gap that the gate has, and not the kernel: a migration loses the gate's state.
 const STATE_NOT_MIGRATED: &str = "state-not-migrated";
 
 /// Returns the words for `accept`, which are the names of gaps.

@@ -136,7 +136,7 @@ fn punctures_between_unrelated_texts_are_found() {
         found(&format!("{both}0x611 = 'r'\n"), &[refuses, allows]),
         [""; 0]
     );
-    // The entry is in an include of an include.
+    // The entry that loosens the wider entry is in an include of an include.
     let between = ("between.toml", "policy = 1\ninclude = ['allows.toml']\n");
     let text = "policy = 1\ndefault = 'deny'\ninclude = ['between.toml']\n[msrs]\n'0x600..=0x6df' = 'none'\n";
     assert_eq!(found(text, &[between, allows]), [&*by]);
@@ -151,7 +151,8 @@ fn punctures_between_unrelated_texts_are_found() {
     );
     let text = "policy = 1\ndefault = 'deny'\ninclude = ['between.toml']\n[msrs]\n";
     assert_eq!(found(text, &[between, allows]), [&*by]);
-    // An exception in the text itself, or in a text that includes it, is intended.
+    // A looser entry in the same text, or in a text that includes this text, is an intended
+    // exception.
     let own = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x600..=0x6df' = 'none'\n0x611 = 'r'\n";
     assert_eq!(found(own, &[]), [""; 0]);
     let including =

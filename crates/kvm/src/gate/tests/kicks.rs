@@ -163,8 +163,8 @@ fn rewind_keeps_concurrent_kicks() {
     let vcpu = machine.first();
     let (script, check) = touches(200);
     vcpu.guest.load(&script).unwrap();
-    // In a VMM, the thread that kicks has its own mapping of the vCPU's page. Here it gets the byte's
-    // address.
+    // In a VMM, the thread that kicks has its own mapping of the vCPU's `kvm_run`. Here the thread
+    // gets the address of `immediate_exit`.
     let flag = std::ptr::from_mut(&mut vcpu.guest.vcpu_mut().get_kvm_run().immediate_exit);
     let address = flag as usize;
     let acknowledged = AtomicU64::new(0);

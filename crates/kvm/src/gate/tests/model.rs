@@ -125,7 +125,8 @@ pub(super) struct ModelGuest {
 
 /// A vCPU of the model, and the state of its pending exit.
 struct ModelVcpu {
-    /// The number that identifies the vCPU. Its address cannot, since this value moves.
+    /// The number that identifies the vCPU. The address of this value cannot identify the vCPU,
+    /// since the value moves.
     number: usize,
     vcpu: Vcpu<TestRegisters>,
     pending: Pending,
