@@ -9,7 +9,7 @@ use msrgate_policy::{Mistakes, shown, shown_name};
 use crate::missing;
 use crate::terminal;
 
-/// The largest width in columns of a message about a mistake in a policy. It holds also on a wider terminal.
+/// The largest width in columns of a message about a mistake in a policy, even on a wider terminal.
 const WIDTH: usize = 100;
 
 /// The exit code if `exec` or `learn` could not put the VMM behind the policy. With any other exit status, both
@@ -33,9 +33,9 @@ pub(crate) enum Answer {
 pub(crate) enum Failure {
     /// The policy's text has these mistakes.
     Mistakes(Box<Mistakes>),
-    /// The policy has no mistakes, but the command refuses it. The text says what to do.
+    /// The policy has no mistakes, but the command refuses it. The string says what to do.
     Refused(String),
-    /// The host lacks something. The text says what, and how to get it.
+    /// The host lacks something. The string says what, and how to get it.
     Host(String),
     /// An input could not be read.
     Input { what: String, why: String },

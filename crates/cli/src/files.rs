@@ -97,8 +97,8 @@ impl Opened {
         })
     }
 
-    /// Returns true if `now` belongs to the same file, and no process has written to the file since it was
-    /// opened.
+    /// Returns true if `now` is the metadata of the same file, and no process has written to the
+    /// file since it was opened.
     pub(crate) fn is_unchanged(&self, now: &Metadata) -> bool {
         let of = |one: &Metadata| {
             let modified = (one.mtime(), one.mtime_nsec());

@@ -40,7 +40,7 @@ pub(crate) struct Unanswered {
     mistakes: Vec<Remark>,
 }
 
-/// The reason why something was not done.
+/// The reason why a command, or `fmt` for one file, failed.
 #[derive(Serialize)]
 pub(crate) struct Error {
     /// The kind of the failure: `mistakes`, `refused`, `host`, `input`, `usage` or `output`.

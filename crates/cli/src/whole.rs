@@ -152,7 +152,7 @@ fn say_what_changed(name: &Path, old: &Metadata, given: Given) {
     }
 }
 
-/// Opens the file behind a link such as `/proc/7/fd/3` for writing. Its bytes stay.
+/// Opens the file behind a link such as `/proc/7/fd/3` for writing. The file keeps its bytes.
 fn open_file(link: &Path) -> io::Result<File> {
     let is_own = link.starts_with(fs::canonicalize("/proc/self")?)
         && folder(link).file_name().is_some_and(|name| name == "fd");

@@ -244,8 +244,8 @@ fn replaced_file_without_acl_gets_no_acl_from_folder() {
     }
 }
 
-/// If the replaced file is one of several hard links, it becomes a file of its own, as with most editors.
-/// The command says so.
+/// If the replaced file is one of several hard links, it becomes a file of its own, as with most
+/// editors. The command prints a line about this.
 #[test]
 fn replaced_hard_link_is_named_on_stderr() {
     for writer in WRITERS {

@@ -204,8 +204,8 @@ fn compile_output_to_open_file_continues_at_position_of_file() {
     }
 }
 
-/// If the output path is a link whose target does not exist, `compile` makes the target and keeps the link.
-/// Here `current` leads to `store/next`, and that to `store/1`.
+/// If the output path is a link whose target does not exist, `compile` makes the target and keeps
+/// the link. Here `current` leads to `store/next`, and `store/next` leads to `store/1`.
 #[test]
 fn compile_output_to_dangling_link_makes_target_of_link() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
-//! Tests of the documents: each statement about KVM exists, `docs/evidence.md` lists its tests, and
-//! these tests exist. A renamed test fails here until `docs/evidence.toml` has its new name.
+//! Tests of the documents: `docs/kvm-semantics.md` has every statement about KVM,
+//! `docs/evidence.md` lists the tests of each statement, and these tests exist. A renamed test
+//! fails here until `docs/evidence.toml` has its new name.
 
 use std::collections::BTreeSet;
 use std::fs;

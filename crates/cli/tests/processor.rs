@@ -204,7 +204,8 @@ fn compile_accepts_every_processor_that_its_message_offers() {
             .filter_map(|line| line.trim().strip_prefix("--cpu "))
             .collect();
         assert!(offered.len() > 1, "{offered:?}");
-        // This host's processor is offered first, and the one that stands for all other vendors last.
+        // This host's processor is offered first, and the processor that stands for all other
+        // vendors last.
         assert_eq!(offered[0], "host");
         let is_other = |cpu: &str| cpu.contains(" # for all vendors that the policy does not name");
         assert!(offered.iter().rev().skip(1).all(|cpu| !is_other(cpu)));

@@ -1,4 +1,5 @@
-//! Tests of the shipped policies: each has a reason for every entry, packs, and holds in a guest.
+//! Tests of the shipped policies: each entry has a reason, each policy fits into a filter, and a
+//! guest gets what the policy promises.
 
 use std::collections::BTreeSet;
 use std::fs;

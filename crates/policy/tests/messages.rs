@@ -17,7 +17,7 @@ use msrgate_policy::{
 
 use msrgate_testing::messages::{HOSTILE, messages, messages_with_text};
 
-/// The texts of includes, by name. Other names cannot be read.
+/// The texts of included files, by name. Files of other names cannot be read.
 struct Texts(BTreeMap<&'static str, &'static str>);
 
 impl Includes for Texts {
@@ -269,7 +269,7 @@ fn messages_of_every_error_enum_are_tested() {
     assert_eq!(found, [""; 0]);
 }
 
-/// Each error of the set call has a message, with the kernel's error number.
+/// Each error of the call that sets a filter has a message, with the kernel's error number.
 #[test]
 fn messages_of_set_errors_are_as_recorded() {
     let bitmaps = [BitmapError::Empty, BitmapError::TooLong(0x3001)];

@@ -155,7 +155,7 @@ fn gate_new_rejects_missing_guest_memory_and_too_many_registers() {
 
 /// If a replacement is refused before it reaches the kernel, the old program stays in force.
 #[test]
-fn refused_replace_changes_nothing() {
+fn replace_refused_before_kernel_is_asked_changes_nothing() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -428,8 +428,9 @@ fn event_has_no_rip_if_registers_were_not_asked_for() {
     assert_eq!(seen, [None, Some(site)]);
 }
 
-/// The state that a vCPU sets aside during a trial is dropped when the trial ends, because it takes as much
-/// memory as the vCPU's registers.
+/// While the kernel has not accepted a new program's filter, a vCPU that follows the new program
+/// sets its old state aside. The vCPU drops that state when the replacement has succeeded, because
+/// it takes as much memory as the vCPU's registers.
 #[test]
 fn state_set_aside_by_vcpu_is_dropped_once_replace_succeeds() {
     let program = policy("default = 'deny'", KEEPS);

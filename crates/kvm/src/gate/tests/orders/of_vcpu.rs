@@ -200,8 +200,8 @@ fn second_vcpu_gate_of_same_vcpu_is_an_error_until_first_is_dropped() {
     });
 }
 
-/// If a VMM passes the right vCPU's page with a wrong file descriptor, the reset fails. The next reset, with
-/// the right file descriptor, succeeds.
+/// If a VMM passes the `kvm_run` of the right vCPU with a wrong file descriptor, the reset fails.
+/// The next reset, with the right file descriptor, succeeds.
 #[test]
 fn vcpu_reset_after_failed_vcpu_reset_succeeds() {
     let Some(mut machine) = Machine::new(entries(), 1) else {
@@ -576,10 +576,10 @@ fn repeated_answer_gets_same_exit() {
     assert_eq!(vcpu.saw(2, script[2]), Saw::Value(0x1000));
 }
 
-/// A handle with the file descriptor of one vCPU and the page of another is an error: an answer would write
-/// the registers of one vCPU for the exit of the other.
+/// A handle with the file descriptor of one vCPU and the `kvm_run` of another is an error: an
+/// answer would write the registers of one vCPU for the exit of the other.
 #[test]
-fn answer_with_page_of_other_vcpu_is_an_error() {
+fn answer_with_kvm_run_of_other_vcpu_is_an_error() {
     let Some(mut machine) = Machine::new(entries(), 2) else {
         return;
     };
