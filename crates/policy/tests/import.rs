@@ -39,7 +39,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn import_of_compile_output_is_equal(plan in policy()) {
+    fn import_of_compile_output_gives_equal_policy(plan in policy()) {
         let drawn = plan.compile().expect("no defect");
         let program = drawn.compiled.program().clone();
         for variant in program.variants() {

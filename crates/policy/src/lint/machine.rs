@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_features_are_found_for_each_entry() {
+    fn refused_registers_of_cpuid_features_are_found_for_each_entry() {
         let compiled = compiled(
             "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_SPEC_CTRL = 'r'\nIA32_PRED_CMD = 'w'\nIA32_TSC_ADJUST = { read = { value = 0 }, write = 'kill' }\nIA32_ARCH_CAPABILITIES = 'r'",
         );
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn unsaved_writes_are_found_for_each_entry() {
+    fn writable_registers_that_migration_loses_are_found_for_each_entry() {
         let compiled = compiled(
             "policy = 1\ndefault = 'allow'\n[msrs]\n'0x174..=0x176' = 'rw'\nIA32_EFER = 'rw'\nIA32_PRED_CMD = 'w'\n'@mtrr' = 'r'\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_PLATFORM_ID = { read = 'allow', write = 'ignore' }",
         );

@@ -51,7 +51,7 @@ fn guest(entries: &str) -> [(&'static str, &'static str); 1] {
 }
 
 #[test]
-fn puncture_is_included_entry_within_wide_refusal() {
+fn puncture_is_included_entry_that_loosens_part_of_wide_refusal() {
     let guest = guest("'IA32_MPERF..=IA32_APERF' = 'r'\nIA32_PAT = 'rw'\n0x611 = 'none'\n");
     let text = format!("{HEAD}'@power' = 'none'\n");
     let line =
@@ -74,7 +74,7 @@ fn puncture_is_included_entry_within_wide_refusal() {
 /// A wide entry that answers accesses is punctured by an entry that lets the guest do more, or
 /// something else.
 #[test]
-fn puncture_is_found_for_each_direction() {
+fn puncture_of_wide_entry_is_found_for_reads_and_for_writes() {
     let wide = "'0x600..=0x6df' = { read = { value = 0 }, write = 'ignore' }\n";
     let wide = format!("{HEAD}{wide}");
     for (narrow, read, write) in [
@@ -117,7 +117,7 @@ fn puncture_is_found_for_each_direction() {
 }
 
 #[test]
-fn punctures_between_unrelated_texts_are_found() {
+fn puncture_by_entry_of_unrelated_file_is_found() {
     let refuses = (
         "refuses.toml",
         "policy = 1\n[msrs]\n'0x600..=0x6df' = 'none'\n",
@@ -163,7 +163,7 @@ fn punctures_between_unrelated_texts_are_found() {
 }
 
 #[test]
-fn punctures_of_when_entries_are_found_on_their_processors() {
+fn puncture_by_entry_of_when_section_is_found_on_its_processors() {
     let when = |entries: &str| {
         format!("[[when]]\ncpu = {{ vendor = 'GenuineIntel' }}\n[when.msrs]\n{entries}")
     };
@@ -197,7 +197,7 @@ fn general_amd() -> [(&'static str, &'static str); 1] {
 
 /// If the policy itself has an entry for these MSRs, the remedy names the line to replace.
 #[test]
-fn remedy_replaces_own_entry_of_same_msrs() {
+fn remedy_for_puncture_replaces_own_entry_of_same_msrs() {
     let guest = guest("0x611 = 'r'\n");
     let text = format!(
         "{HEAD}'0x600..=0x6df' = 'none'\n0x611 = {{ read = 'inherit', write = 'deny', why = 'x' }}\n"
@@ -504,7 +504,7 @@ fn puncture_warnings_on_own_entries_come_first() {
 /// If many narrow entries lie within the wide entries of many texts, and there are more punctures
 /// than the limit, only the first puncture of each further wide entry is kept.
 #[test]
-fn punctures_of_many_texts_are_limited() {
+fn number_of_punctures_of_many_files_is_limited() {
     const WIDE: usize = 200;
     let names: Vec<_> = (0..WIDE).map(|text| format!("{text}.toml")).collect();
     let wide = |text: usize| {

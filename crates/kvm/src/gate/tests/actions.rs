@@ -179,7 +179,7 @@ fn action_kill_returns_violation_and_access_faults_if_vcpu_runs_again() {
 }
 
 #[test]
-fn unknown_msr_is_answered_as_policy_says() {
+fn access_of_msr_unknown_to_kvm_gets_answer_of_policy() {
     let settings = "default = 'allow'\nunknown = { read = '0x77', write = 'ignore' }";
     on_each(
         &policy(settings, "IA32_LSTAR = 'none'"),

@@ -48,7 +48,7 @@ fn access_denied_by_vmms_filter_exits_to_vmm_or_faults() {
 /// If the gate let a first access through before the VMM changed its own filter, it lets the access
 /// through afterwards, too. An access that the VMM's filter denies does not wait for the publisher.
 #[test]
-fn set_beside_keeps_letting_first_access_through() {
+fn set_beside_with_filter_of_vmm_keeps_letting_first_access_through() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         machine

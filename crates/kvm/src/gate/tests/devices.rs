@@ -53,7 +53,7 @@ impl Device for Doubler {
 }
 
 #[test]
-fn device_answers_for_its_handler() {
+fn device_of_vmm_answers_accesses_of_its_handler() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = { handler = 'double' }, write = { handler = 'double' } }",

@@ -92,7 +92,7 @@ fn access_faults_if_reply_of_handler_is_missing_or_late() {
 
 /// A handler's reply is too late if a kick has made KVM complete the exit, even if no other exit has come.
 #[test]
-fn finish_after_kick_is_refused_as_stale() {
+fn finish_of_handler_request_after_kick_is_refused_as_stale() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -275,7 +275,7 @@ fn save_of_vcpu_completes_pending_exit() {
 /// exit, and reads `kvm_run`: a `KVM_RUN` of `save` would overwrite the field `if_flag` of
 /// `kvm_run`.
 #[test]
-fn save_leaves_completion_of_other_exits_to_vmm() {
+fn save_leaves_completion_of_exit_that_is_no_msr_exit_to_vmm() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -436,7 +436,7 @@ fn vcpu_restore_makes_kvm_forget_pending_exit() {
 /// The handler request of one vCPU does not answer the exit of another, even if the two exits are
 /// equal.
 #[test]
-fn finish_for_other_vcpu_is_refused_as_stale() {
+fn finish_of_handler_request_of_other_vcpu_is_refused_as_stale() {
     let entries = "0x10001 = { read = { handler = 'x' }, write = 'deny' }";
     let Some(mut machine) = Machine::new(policy("default = 'deny'", entries), 2) else {
         return;

@@ -405,7 +405,7 @@ fn filter_set_by_vmm_is_reported_as_other_filter() {
 /// If the gate has not asked KVM to put registers into `kvm_run` before an exit, RIP is unknown, and the
 /// event of that exit has no RIP.
 #[test]
-fn event_has_no_rip_if_registers_were_not_asked_for() {
+fn event_has_no_rip_if_kvm_was_not_asked_for_registers() {
     let events = EventOptions {
         rip: Rip::Shown,
         ..EventOptions::default()
@@ -432,7 +432,7 @@ fn event_has_no_rip_if_registers_were_not_asked_for() {
 /// sets its old state aside. The vCPU drops that state when the replacement has succeeded, because
 /// it takes as much memory as the vCPU's registers.
 #[test]
-fn state_set_aside_by_vcpu_is_dropped_once_replace_succeeds() {
+fn old_state_set_aside_by_vcpu_is_dropped_once_replace_succeeds() {
     let program = policy("default = 'deny'", KEEPS);
     let Some(mut machine) = Machine::new(program.clone(), 1) else {
         return;

@@ -116,7 +116,7 @@ impl Sink for Kept {
 
 /// A sink gets the total number of lost events at the end, and not one report for each change.
 #[test]
-fn sink_gets_drops_at_end_and_at_most_once_a_second() {
+fn event_sink_gets_drops_at_end_and_at_most_once_a_second() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 10), |machine| {
         let kept = Kept::default();
@@ -139,7 +139,7 @@ fn sink_gets_drops_at_end_and_at_most_once_a_second() {
 
 /// If vCPUs come and go and no reader exists, the memory does not grow.
 #[test]
-fn dropped_vcpu_gates_leave_no_memory() {
+fn dropped_vcpu_gates_leave_no_memory_behind() {
     let program = policy("default = 'deny'", "");
     let gate = paper::gate(program, GateOptions::new()).unwrap();
     let cpuid = model::cpuid();
@@ -198,7 +198,7 @@ fn wait_until(mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn failures_of_sink_are_counted_while_thread_runs() {
+fn failures_of_event_sink_are_counted_while_thread_runs() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 10), |machine| {
         let reader = machine.gate.events().unwrap();

@@ -289,7 +289,7 @@ MSR_K7_HWCR = "rw"
 
 /// An override in a `[[when]]` replaces the included entry in a `[[when]]` for the same processors.
 #[test]
-fn override_in_when_replaces_entry_of_equal_when() {
+fn override_in_when_section_replaces_entry_for_same_processors() {
     let when = |vendor: &str, says: &str| {
         format!("[[when]]\ncpu = {{ vendor = \"{vendor}\" }}\n[when.msrs]\n0x610 = {{ {says} }}\n")
     };

@@ -56,7 +56,7 @@ fn migration_list_before_install_has_every_register() {
 /// If the file descriptor is not a VM's, `install` returns an error and sets no filter. The gate can still
 /// be installed in a VM.
 #[test]
-fn install_into_other_file_is_an_error() {
+fn install_into_file_that_is_no_vm_is_an_error() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };

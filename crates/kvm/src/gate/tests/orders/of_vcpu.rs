@@ -415,7 +415,7 @@ fn exit_answered_by_other_vcpu_gate_is_a_fault() {
 /// A handler request of a vCPU in another VM is stale, even if the gates of both VMs have made equally many
 /// requests.
 #[test]
-fn finish_with_request_of_other_vm_is_refused_as_stale() {
+fn finish_of_handler_request_of_other_vm_is_refused_as_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let options = GateOptions::new();
         let model = Machine::of_model(entries(), 1, options, model::cpuid());
@@ -439,7 +439,7 @@ fn finish_with_request_of_other_vm_is_refused_as_stale() {
 /// The handler request of a dropped `VcpuGate` does not answer the exit of the `VcpuGate` that follows it,
 /// even if the two exits are equal.
 #[test]
-fn finish_of_dropped_vcpu_gate_is_refused_as_stale() {
+fn finish_of_handler_request_of_dropped_vcpu_gate_is_refused_as_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let asked = to_handler(machine.first());
         let vcpu = unreset(machine);
@@ -453,7 +453,7 @@ fn finish_of_dropped_vcpu_gate_is_refused_as_stale() {
 /// A handler request is stale once a reset of the vCPU has made KVM forget the exit that the
 /// request is for, or once `answer` was called again for the same exit.
 #[test]
-fn finish_after_vcpu_reset_or_second_answer_is_refused_as_stale() {
+fn finish_of_handler_request_after_vcpu_reset_or_second_answer_is_refused_as_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         let asked = to_handler(vcpu);
@@ -511,7 +511,7 @@ fn answer_without_exit_is_an_error() {
 /// the same exit as before. The first `answer` writes #GP as the reply, and that does not overwrite the
 /// value that the guest wants to write.
 #[test]
-fn repeated_answer_gets_same_exit() {
+fn repeated_answer_to_exit_sees_same_exit() {
     /// A device whose first write fails.
     struct Failing(Option<u64>);
     impl Device for Failing {
