@@ -213,7 +213,7 @@ pub(crate) struct TestArgs {
     /// The place where the guest runs
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     pub(crate) backend: BackendArg,
-    /// Only these MSRs: a name, an index or a range such as 0x200..=0x20f (repeatable)
+    /// Test only these MSRs: a name, an index or a range such as 0x200..=0x20f (repeatable)
     #[arg(long = "msr", value_name = "MSR", value_parser = msrs, num_args = 1..)]
     pub(crate) msrs: Vec<MsrSet>,
     #[command(flatten)]

@@ -144,7 +144,8 @@ fn puncture_by_entry_of_unrelated_file_is_found() {
         found(&format!("{text}{line}\n"), &[between, allows]),
         [""; 0]
     );
-    // An entry of the text in the middle is punctured by the text's own include.
+    // The included text in the middle has a wide entry, and an include of this text punctures that
+    // entry.
     let between = (
         "between.toml",
         "policy = 1\ninclude = ['allows.toml']\n[msrs]\n'0x600..=0x6df' = 'none'\n",

@@ -389,7 +389,7 @@ impl<'p> Finals<'p> {
 }
 
 /// The promised limits in one direction, for reads or for writes. Each limit is the action of an
-/// entry.
+/// entry, or the default action.
 struct LimitsOf<'f, 'p> {
     finals: &'f Finals<'p>,
     access: Access,
