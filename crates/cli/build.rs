@@ -1,4 +1,5 @@
-//! Takes in the library that a package embeds into the command: the file that `MSRGATE_PRELOAD_FILE` names.
+//! Copies the library that a package embeds into the command, from the file that the variable
+//! `MSRGATE_PRELOAD_FILE` names.
 
 use std::error::Error;
 use std::path::Path;
@@ -16,7 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .map_err(|error| format!("MSRGATE_PRELOAD_FILE={}: {error}", path.display()))?;
             fs::write(copy, bytes)?;
         }
-        // An empty file is no library.
+        // Without the variable, the copy is an empty file: the command then has no library of its
+        // own.
         None => fs::write(copy, [])?,
     }
     Ok(())

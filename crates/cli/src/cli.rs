@@ -146,7 +146,7 @@ pub(crate) struct DiffArgs {
     /// A policy, a program, or a filter that `compile` wrote; `-` for standard input. A filter that names its
     /// processor is compared for that processor
     pub(crate) old: PathBuf,
-    /// The policy, program or filter to compare it with
+    /// The policy, program or filter to compare with OLD
     pub(crate) new: PathBuf,
     /// The differences that make the exit code 1
     #[arg(long, value_name = "WHAT", default_value = "any")]
@@ -213,7 +213,7 @@ pub(crate) struct TestArgs {
     /// The place where the guest runs
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     pub(crate) backend: BackendArg,
-    /// Only these MSRs: a name, an index or a range such as 0x200..=0x20f (repeatable)
+    /// Test only these MSRs: a name, an index or a range such as 0x200..=0x20f (repeatable)
     #[arg(long = "msr", value_name = "MSR", value_parser = msrs, num_args = 1..)]
     pub(crate) msrs: Vec<MsrSet>,
     #[command(flatten)]
@@ -324,10 +324,10 @@ pub(crate) struct ExecArgs {
     /// Append the summary to this file, at the end of the last process of the run
     #[arg(long, value_name = "FILE")]
     pub(crate) summary: Option<PathBuf>,
-    /// Say nothing at the VMM's end
+    /// Print no summary at the VMM's end
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// Let a VMM that does not load the library have its VMs, without a policy
+    /// Let a VMM that does not load msrgate's library run its VMs without a policy
     #[arg(long)]
     pub(crate) fail_open: bool,
 }
@@ -381,8 +381,8 @@ pub(crate) struct HelpArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CpuArg {
     /// The processor whose `[[when]]`s hold: `VENDOR:FAMILY:MODEL[:STEPPING]`, such as
-    /// `GenuineIntel:6:0x6a`, or `host` for the one of this host. The stepping may be left out if the policy is the
-    /// same for all steppings
+    /// `GenuineIntel:6:0x6a`, or `host` for the processor of this host. The stepping may be left out if the
+    /// policy is the same for all steppings
     #[arg(long, value_name = "CPU")]
     pub(crate) cpu: Option<Which>,
 }

@@ -9,7 +9,7 @@ use msrgate_policy::{Mistakes, shown, shown_name};
 use crate::missing;
 use crate::terminal;
 
-/// The largest width in columns of a message about a mistake in a policy. It holds also on a wider terminal.
+/// The largest width in columns of a message about a mistake in a policy, even on a wider terminal.
 const WIDTH: usize = 100;
 
 /// The exit code if `exec` or `learn` could not put the VMM behind the policy. With any other exit status, both
@@ -23,18 +23,19 @@ pub(crate) enum Answer {
     No,
     /// The command was carried out in part: the results say what is missing, and why.
     Incomplete,
-    /// The command ends with the exit status of the VMM, or in place of it.
+    /// The command, `exec` or `learn`, ends with this exit status: the VMM's, or one in place of
+    /// the VMM's.
     Status(u8),
 }
 
 /// The reason why a command was not carried out.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The policy's text is wrong.
+    /// The policy's text has these mistakes.
     Mistakes(Box<Mistakes>),
-    /// The policy has no mistakes, but the command refuses it. The text says what to do.
+    /// The policy has no mistakes, but the command refuses it. The string says what to do.
     Refused(String),
-    /// The host lacks something. The text says what, and how to get it.
+    /// The host lacks something. The string says what, and how to get it.
     Host(String),
     /// An input could not be read.
     Input { what: String, why: String },

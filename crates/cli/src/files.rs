@@ -74,7 +74,7 @@ impl FileId {
 /// An opened regular file, as it was before any byte was read.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// The file's path without links.
+    /// The path of the opened file, without links.
     pub(crate) path: PathBuf,
     pub(crate) metadata: Metadata,
     /// The file's access rights, which a new file gets that replaces this file.
@@ -97,8 +97,8 @@ impl Opened {
         })
     }
 
-    /// Returns true if `now` belongs to the same file, and no process has written to the file since it was
-    /// opened.
+    /// Returns true if `now` is the metadata of the same file, and no process has written to the
+    /// file since it was opened.
     pub(crate) fn is_unchanged(&self, now: &Metadata) -> bool {
         let of = |one: &Metadata| {
             let modified = (one.mtime(), one.mtime_nsec());
@@ -338,7 +338,7 @@ fn open(path: &Path) -> io::Result<(File, FileId)> {
 
 /// The part of a text that was read.
 enum Text {
-    /// A whole policy.
+    /// The text of a whole policy.
     Policy(Vec<u8>),
     /// A policy that is longer than allowed.
     TooLong,

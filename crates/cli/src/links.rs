@@ -17,8 +17,8 @@ pub(crate) enum Target {
     Path(PathBuf),
 }
 
-/// Returns true if a path leads to an open file and not to a name. Examples are `/dev/stdin` and
-/// `/proc/self/fd/3`.
+/// Returns true if a path leads to a file that a process has opened, and not to the name of a file.
+/// Examples are `/dev/stdin` and `/proc/self/fd/3`.
 pub(crate) fn is_open_file(path: &Path) -> bool {
     matches!(follow(path), Ok(Target::Open(_)))
 }

@@ -102,7 +102,7 @@ impl Input {
         Ok(Source::new(&self.name, text).with_identity(&self.place.identity()))
     }
 
-    /// Parses and packs a policy.
+    /// Parses the input as a policy, and packs the policy's entries into a filter.
     pub(crate) fn compiled(&self) -> Result<Compiled, Failure> {
         self.compiled_with_files(None).map(|(compiled, _)| compiled)
     }

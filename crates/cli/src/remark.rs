@@ -26,11 +26,11 @@ pub(crate) struct Other {
     file: String,
     line: u32,
     column: u32,
-    /// The message about this place.
+    /// The remark about this place, if there is one.
     says: Option<String>,
 }
 
-/// The JSON that a command prints instead of its answer if it was not carried out.
+/// The JSON that a command prints in place of its answer, because the command was not carried out.
 #[derive(Serialize)]
 pub(crate) struct Unanswered {
     schema: u32,
@@ -40,10 +40,10 @@ pub(crate) struct Unanswered {
     mistakes: Vec<Remark>,
 }
 
-/// The reason why something was not done.
+/// The reason why a command, or `fmt` for one file, failed.
 #[derive(Serialize)]
 pub(crate) struct Error {
-    /// `mistakes`, `refused`, `host`, `input`, `usage` or `output`.
+    /// The kind of the failure: `mistakes`, `refused`, `host`, `input`, `usage` or `output`.
     kind: &'static str,
     message: String,
 }

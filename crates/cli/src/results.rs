@@ -46,7 +46,7 @@ impl Results {
         self.note(bytes, |stream, bytes| stream.as_inner().write_all(bytes));
     }
 
-    /// Writes the rest of the text.
+    /// Writes the text that is not yet written.
     ///
     /// # Errors
     /// The first error of writing: a part of the results was lost.
@@ -92,7 +92,7 @@ impl Write for Results {
         Ok(bytes.len())
     }
 
-    /// Writes the rest of the text. [`Results::finish`] returns the errors.
+    /// Writes the text that is not yet written. [`Results::finish`] returns the errors.
     fn flush(&mut self) -> io::Result<()> {
         self.write_lines();
         Ok(())

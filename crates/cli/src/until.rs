@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// The event at which the VMM is ended.
+/// The event at which `learn` ends the VMM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// This time has passed.
+    /// This time has passed while the VMM ran.
     Time(Duration),
     /// The VMM has printed this text on standard output.
     Text(Vec<u8>),

@@ -152,7 +152,7 @@ fn say_what_changed(name: &Path, old: &Metadata, given: Given) {
     }
 }
 
-/// Opens the file behind a link such as `/proc/7/fd/3` for writing. Its bytes stay.
+/// Opens the file behind a link such as `/proc/7/fd/3` for writing. The file keeps its bytes.
 fn open_file(link: &Path) -> io::Result<File> {
     let is_own = link.starts_with(fs::canonicalize("/proc/self")?)
         && folder(link).file_name().is_some_and(|name| name == "fd");
@@ -175,7 +175,9 @@ fn other(path: &Path) -> io::Result<File> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_NOCTTY)
         .open(path)?;
     if opened.metadata()?.is_file() {
-        return Err(io::Error::other("it was a device or a pipe, and is a file now"));
+        return Err(io::Error::other(
+            "it was a device or a pipe, and is a file now",
+        ));
     }
     Ok(opened)
 }

@@ -92,7 +92,8 @@ fn as_caller(groups: &[u32]) -> Command {
     command
 }
 
-/// Returns true if the test can become other users; otherwise prints that the test is skipped.
+/// Returns true if the test can run the command as another user; otherwise prints that the test is
+/// skipped.
 fn can_become_others() -> bool {
     let version = as_caller(&[]).arg("--version").output();
     let can = version.is_ok_and(|output| output.status.success());
@@ -243,8 +244,8 @@ fn replaced_file_without_acl_gets_no_acl_from_folder() {
     }
 }
 
-/// If the replaced file is one of several hard links, it becomes a file of its own, as with most editors.
-/// The command says so.
+/// If the replaced file is one of several hard links, it becomes a file of its own, as with most
+/// editors. The command prints a line about this.
 #[test]
 fn replaced_hard_link_is_named_on_stderr() {
     for writer in WRITERS {

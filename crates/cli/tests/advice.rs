@@ -127,7 +127,7 @@ fn message_about_include_without_toml_suggests_existing_file() {
 /// For the policies of the tests and for shipped ones, the numbers of entries by extent add up to the number
 /// of all entries.
 #[test]
-fn check_counts_of_entries_add_up() {
+fn counts_of_entries_that_check_prints_add_up() {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policies");
     let files = fs::read_dir(&own).expect("policies");
     let files = files.map(|file| file.expect("a file").path().display().to_string());

@@ -1,6 +1,7 @@
-//! Tests of comparisons of two policies whose `[[when]]`s depend on different parts of a processor's name.
-//! Each combination of `[[when]]`s that can hold is a way. A comparison looks at each pair of a way of one
-//! policy and a way of the other, so the numbers of ways multiply.
+//! Tests of comparisons of two policies whose `[[when]]`s depend on different parts of a
+//! processor's name. A policy has one variant for each combination of `[[when]]`s that can hold. A
+//! comparison looks at each pair of a variant of one policy and a variant of the other, so the
+//! numbers of variants multiply.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -22,8 +23,8 @@ fn msrgate(folder: &Path, arguments: &[&str]) -> Output {
     command.output().expect("a shell")
 }
 
-/// Returns a policy whose `[[when]]`s can hold in 64 ways, depending on `part` of the processor's name. The
-/// policy has `entries` more entries with different values, the first of which is `first_value`.
+/// Returns a policy that has 64 variants, depending on `part` of the processor's name. The policy
+/// has `entries` more entries with different values, the first of which is `first_value`.
 fn in_64_ways(part: &str, entries: u32, first_value: u32) -> String {
     let mut text = "policy = 1\ndefault = \"deny\"\n[msrs]\n".to_owned();
     for entry in 0..entries {
@@ -47,7 +48,7 @@ fn in_64_ways(part: &str, entries: u32, first_value: u32) -> String {
 }
 
 #[test]
-fn diff_and_check_within_refuse_policies_whose_whens_combine_in_too_many_ways() {
+fn diff_and_check_within_refuse_policies_with_too_many_pairs_of_variants() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (name, part, first_value) in [("a.toml", "model", 0), ("b.toml", "family", 1)] {
@@ -124,10 +125,10 @@ fn diff_refuses_policies_that_together_distinguish_too_many_processors() {
     );
 }
 
-/// A comparison of two policies with 64 pairs of ways, whose entries overlap and differ in action and
-/// logging, needs no more memory than the reference says.
+/// A comparison of two policies that have 64 pairs of variants, and whose entries overlap and
+/// differ in action and logging, needs no more memory than the reference says.
 #[test]
-fn diff_of_whens_that_combine_in_64_ways_needs_no_more_memory_than_documented() {
+fn diff_of_policies_with_64_pairs_of_variants_needs_no_more_memory_than_documented() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for (name, offset, log) in [("a.toml", 0, "all"), ("b.toml", 1, "none")] {

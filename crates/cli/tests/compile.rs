@@ -92,7 +92,7 @@ fn truncated_program_is_input_error() {
 /// If the output path is a link, the link stays and its target is replaced. The target keeps its mode, so
 /// users who could not read the old file cannot read the new one.
 #[test]
-fn existing_output_file_keeps_name_and_mode() {
+fn compile_keeps_link_and_mode_of_existing_output_file() {
     let folder = tempfile::tempdir().unwrap();
     let (file, link) = (folder.path().join("a"), folder.path().join("b"));
     fs::write(&file, "").unwrap();
@@ -112,7 +112,7 @@ fn existing_output_file_keeps_name_and_mode() {
 /// If the output path is a device or a pipe, the bytes are written to it. As root, `-o /dev/null` once
 /// replaced the device by a file.
 #[test]
-fn output_device_or_pipe_is_written_not_replaced() {
+fn compile_writes_to_output_device_or_pipe_and_does_not_replace_it() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");
     assert!(
@@ -149,7 +149,7 @@ fn in_shell(folder: &Path, script: &str) -> Output {
 /// If the output path leads to an open file, the output continues where the last write ended, even if the
 /// file has been deleted.
 #[test]
-fn output_to_open_file_continues_at_its_position() {
+fn compile_output_to_open_file_continues_at_position_of_file() {
     let folder = tempfile::tempdir().unwrap();
     let json = String::from_utf8(msrgate(&["compile", GOOD, "--format", "json"]).stdout).unwrap();
     symlink("/dev/stdout", folder.path().join("link")).unwrap();
@@ -204,10 +204,10 @@ fn output_to_open_file_continues_at_its_position() {
     }
 }
 
-/// If the output path is a link whose target does not exist, `compile` makes the target and keeps the link.
-/// Here `current` leads to `store/next`, and that to `store/1`.
+/// If the output path is a link whose target does not exist, `compile` makes the target and keeps
+/// the link. Here `current` leads to `store/next`, and `store/next` leads to `store/1`.
 #[test]
-fn output_to_dangling_link_makes_its_target() {
+fn compile_output_to_dangling_link_makes_target_of_link() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     fs::create_dir(folder.join("store")).unwrap();
@@ -234,7 +234,7 @@ fn output_to_dangling_link_makes_its_target() {
 /// `compile` writes no binary output to a terminal, whatever path leads there. A program contains texts of
 /// the policy's author, which a terminal may take for commands.
 #[test]
-fn binary_output_to_terminal_is_refused_by_every_path() {
+fn compile_refuses_binary_output_to_terminal_by_every_path() {
     let folder = tempfile::tempdir().unwrap();
     symlink("/dev/tty", folder.path().join("link")).unwrap();
     let text = "policy = 1\ndefault = 'deny'\nname = \"\\u001b]0;owned\\u0007\"\n";

@@ -1,5 +1,6 @@
-//! Tests of the documents: every statement is there, `docs/evidence.md` has its tests, and these tests exist. A
-//! renamed test fails here until `docs/evidence.toml` has its new name.
+//! Tests of the documents: `docs/kvm-semantics.md` has every statement about KVM,
+//! `docs/evidence.md` lists the tests of each statement, and these tests exist. A renamed test
+//! fails here until `docs/evidence.toml` has its new name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use msrgate_kvm::measure::{Statement, statements};
 
-/// The numbering of the statements in each chapter. S4 and S7 count in letters. S8 and S9 are one statement
-/// each.
+/// The numbering of the statements in each chapter of `docs/kvm-semantics.md`. S4 and S7 count in
+/// letters. S8 and S9 are one statement each.
 const CHAPTERS: [(&str, Parts); 10] = [
     ("S1", Parts::Numbers(10)),
     ("S2", Parts::Numbers(7)),
@@ -42,9 +43,9 @@ fn all_statements() -> Vec<String> {
 /// A reference in the evidence: a code span that names a statement of the doctor, or a test.
 #[derive(Debug)]
 enum Reference<'d> {
-    /// `doctor S2.4a`.
+    /// A statement of the doctor, such as `doctor S2.4a`.
     Doctor(&'d str),
-    /// `filter::set::tests::s2_4_set_checks_each_range`.
+    /// A test, such as `filter::set::tests::s2_4_set_checks_each_range`.
     Test(&'d str),
 }
 
@@ -85,8 +86,8 @@ fn broken(reference: &Reference<'_>) -> Option<String> {
     }
 }
 
-/// Returns true if the test exists. The beginning of the path must be a file, the middle modules in that
-/// file, and the end a test.
+/// Returns true if the test at this path exists. The beginning of the path must be a file, the
+/// middle of the path must be modules in that file, and its end must be a test.
 fn test_exists(path: &str) -> bool {
     let parts: Vec<&str> = path.split("::").collect();
     let [folder, modules @ .., name] = parts.as_slice() else {
@@ -146,7 +147,7 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// A line of the evidence with the lines below it.
+/// A claim of `docs/evidence.md`: its line, and the lines below it, which name its tests.
 struct Claim<'e> {
     number: &'e str,
     text: &'e str,
@@ -180,7 +181,7 @@ fn numbered(text: &str, letter: char) -> BTreeSet<&str> {
 }
 
 #[test]
-fn every_test_of_the_evidence_exists() {
+fn every_test_that_evidence_names_exists() {
     let text = read("docs/evidence.md");
     let found = references(&text);
     assert!(
@@ -193,7 +194,7 @@ fn every_test_of_the_evidence_exists() {
 }
 
 #[test]
-fn every_claim_of_the_evidence_has_a_test_or_says_that_there_is_none() {
+fn every_claim_in_evidence_names_test_or_states_that_test_is_missing() {
     for (path, claims) in evidence(&read("docs/evidence.md")) {
         for Claim { number, text } in claims {
             let has_test = !references(text).is_empty();
@@ -203,7 +204,7 @@ fn every_claim_of_the_evidence_has_a_test_or_says_that_there_is_none() {
 }
 
 #[test]
-fn every_statement_exists_and_has_evidence() {
+fn every_statement_about_kvm_exists_and_has_evidence() {
     let (semantics, page) = (read("docs/kvm-semantics.md"), read("docs/evidence.md"));
     let stated = stated(&semantics);
     let numbers: Vec<String> = stated.iter().map(|(n, _)| format!("S{n}")).collect();
@@ -238,7 +239,7 @@ fn every_numbered_promise_and_claim_has_evidence() {
 }
 
 #[test]
-fn every_decision_with_evidence_exists() {
+fn every_decision_that_evidence_names_exists() {
     let page = read("docs/evidence.md");
     let evidence = evidence(&page);
     let (_, claims) = evidence
@@ -252,7 +253,7 @@ fn every_decision_with_evidence_exists() {
 }
 
 #[test]
-fn documents_other_than_the_evidence_name_no_test() {
+fn documents_other_than_evidence_name_no_test() {
     for document in documents() {
         if document.ends_with("docs/evidence.md") {
             continue;
@@ -277,9 +278,10 @@ fn evidence_names_every_doctor_statement() {
     assert_eq!(named, measured);
 }
 
-/// The last column of the seed's tables has the items, in code spans.
+/// The last column of the tables in `docs/seed.md` names items of the code, in code spans. Each of
+/// these items exists.
 #[test]
-fn every_item_of_the_seed_exists() {
+fn every_code_item_that_seed_document_names_exists() {
     let source: String = fs::read_dir(root().join("crates/filter/src"))
         .expect("a folder")
         .chain(fs::read_dir(root().join("crates/filter/src/vcpu")).expect("a folder"))
@@ -304,9 +306,10 @@ fn every_item_of_the_seed_exists() {
     assert!(count > 50, "only {count} items were found");
 }
 
-/// Each paragraph of `docs/msr-filter-api.md`, and each row of its tables, names a statement.
+/// Each paragraph of `docs/msr-filter-api.md`, and each row of its tables, names a statement of
+/// `docs/kvm-semantics.md`.
 #[test]
-fn every_paragraph_of_the_interface_names_a_statement() {
+fn every_paragraph_of_interface_document_names_statement() {
     let text = read("docs/msr-filter-api.md");
     let blocks = text
         .split("\n\n")
@@ -339,7 +342,7 @@ fn every_statement_number_in_a_document_exists() {
 }
 
 #[test]
-fn reference_picture_equals_check_output() {
+fn picture_in_reference_equals_output_of_check() {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_msrgate"));
     let output = command
         .args(["check", "linux-guest", "--host", "none"])

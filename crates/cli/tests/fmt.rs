@@ -50,7 +50,7 @@ fn fmt_write_leaves_canonical_files_and_files_with_mistakes_alone() {
     }
 }
 
-/// If one file has mistakes, `fmt --write` still writes the others, and exits with 1.
+/// If one file has mistakes, `fmt --write` still writes the other files, and exits with 1.
 #[test]
 fn fmt_write_continues_after_file_with_mistakes() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -63,8 +63,8 @@ fn fmt_write_continues_after_file_with_mistakes() {
     assert_eq!(fs::read_to_string(&untidy).expect("read"), TIDY);
 }
 
-/// If one file cannot be read, `fmt --write` still writes the others, and exits with 2. The JSON lists each
-/// file.
+/// If one file cannot be read, `fmt --write` still writes the other files, and exits with 2. The
+/// JSON lists each file.
 #[test]
 fn fmt_write_continues_after_missing_file() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -277,7 +277,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_output_has_a_hidden_character(text in hostile()) {
+    fn no_output_has_hidden_character_of_random_hostile_input(text in hostile()) {
         let files = Files::new(&text);
         assert_named(&text, &files);
         assert_formatted(&files);
@@ -286,10 +286,10 @@ proptest! {
     }
 }
 
-/// If a text with all kinds of hidden characters is in every place of the input, no output has a hidden
-/// character.
+/// If a text with all kinds of hidden characters is in every place of the input, the output has no
+/// hidden character.
 #[test]
-fn no_output_has_any_of_the_hidden_characters() {
+fn no_output_has_any_of_all_hidden_characters_in_input() {
     let text = FRAGMENTS.concat();
     let files = Files::new(&text);
     assert_named(&text, &files);

@@ -62,7 +62,7 @@ fn included(folder: &Path, name: &str) -> (String, Option<i32>) {
 }
 
 #[test]
-fn secret_behind_a_link_is_not_quoted() {
+fn included_secret_behind_link_is_not_quoted() {
     let folder = folder();
     let folder = folder.path();
     write(folder, "secret", "hunter2 = 'a'\npassword: hunter2\n");
@@ -583,8 +583,9 @@ fn file_included_again_and_again_needs_little_memory() {
     }
 }
 
-/// If a text is just within the limits, and has as much as possible of something that costs the parser
-/// memory, the command needs no more memory than the reference says. Some of these texts once took 10 GiB.
+/// If a text is just within the limits, and has as much as possible of something that costs the
+/// parser memory, `check` needs no more memory than the reference says. Some of these texts once
+/// took 10 GiB.
 #[test]
 fn check_of_text_within_limits_needs_no_more_memory_than_documented() {
     let folder = folder();

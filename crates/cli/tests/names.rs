@@ -122,7 +122,7 @@ fn file_named_like_shipped_policy_or_standard_input_is_shown_with_dot_slash() {
 /// If paths of more than 200 characters are in a message, about a circle of includes or about a missing
 /// file, the message has them in full.
 #[test]
-fn long_names_are_not_cut() {
+fn long_file_names_are_not_cut_in_messages() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = fs::canonicalize(folder.path()).expect("a path");
     let deep = format!("{}/{}", "d".repeat(100), "e".repeat(100));

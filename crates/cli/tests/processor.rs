@@ -136,7 +136,8 @@ fn command_asks_for_stepping_if_policy_differs_by_stepping() {
             talk(&output).contains("write a stepping, too: GenuineIntel:6:0x6a:STEPPING"),
             "{output:?}"
         );
-        // All steppings of the first processor's model are alike, and the second processor has a stepping.
+        // All steppings of the first processor's model have the same variant, and the second
+        // processor is named with its stepping.
         for cpu in ["GenuineIntel:6:0x6c", "GenuineIntel:6:0x6a:6"] {
             let output = msrgate(command, &["--cpu", cpu]);
             assert!(!talk(&output).contains("STEPPING"), "{output:?}");
@@ -169,7 +170,7 @@ fn compiled_filter_names_chosen_processor() {
     let text = String::from_utf8(output.stdout).expect("text");
     assert!(
         !text.contains("AuthenticAMD"),
-        "sandbox is the same everywhere"
+        "the policy sandbox is the same for all processors"
     );
 }
 
@@ -203,7 +204,8 @@ fn compile_accepts_every_processor_that_its_message_offers() {
             .filter_map(|line| line.trim().strip_prefix("--cpu "))
             .collect();
         assert!(offered.len() > 1, "{offered:?}");
-        // This host's processor is offered first, and the one that stands for all other vendors last.
+        // This host's processor is offered first, and the processor that stands for all other
+        // vendors last.
         assert_eq!(offered[0], "host");
         let is_other = |cpu: &str| cpu.contains(" # for all vendors that the policy does not name");
         assert!(offered.iter().rev().skip(1).all(|cpu| !is_other(cpu)));
@@ -250,7 +252,7 @@ fn import_names_processor_that_filter_was_compiled_for() {
 /// `import` of a program with several variants imports one of them and exits with 1, because that variant
 /// may allow what the others deny.
 #[test]
-fn import_of_program_with_several_variants_answers_no() {
+fn import_of_program_with_several_variants_exits_with_1() {
     let folder = compiled();
     let program = folder.path().join("program");
     let output = msrgate(&["import", program.to_str().expect("text")], &[]);

@@ -88,8 +88,9 @@ fn replay_of_trace_without_accesses_gives_no_answer() {
     assert_eq!((code, out.as_str()), (Some(2), ""));
 }
 
-/// If events are missing in a trace, the answer is never yes, because a missing access may be one that the
-/// policy denies. One denied access in the trace is enough for the answer no.
+/// If events are missing in a trace, the answer is never yes (exit code 0), because a missing
+/// access may be one that the policy denies. One denied access in the trace is enough for the
+/// answer no (exit code 1).
 #[test]
 fn replay_of_trace_with_missing_events_never_answers_yes() {
     let unreadable = b"a-1 [0] 1.4: kvm_msr: msr_wr\n";
@@ -126,8 +127,8 @@ fn replay_prints_report_after_ctrl_c() {
     assert!(out.contains("of 2 accesses, 1 would be refused"), "{out}");
 }
 
-/// If a Ctrl-C ends the reading before a denied access was found, the answer is not yes, because the unread
-/// lines may have one.
+/// If a Ctrl-C ends the reading before a denied access was found, the answer is not yes (exit code
+/// 0), because the unread lines may have one.
 #[test]
 fn replay_stopped_before_any_refusal_never_answers_yes() {
     let policy = "tests/policies/good.toml";

@@ -26,7 +26,7 @@ fn said(output: &Output) -> String {
 /// If a file is no filter, no message quotes its values. The file may be a secret, because a link in a
 /// stranger's repository may lead to any file.
 #[test]
-fn values_of_a_file_that_is_no_filter_are_not_quoted() {
+fn messages_do_not_quote_values_of_file_that_is_no_filter() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     fs::write(folder.join("e.toml"), HEAD).expect("written");

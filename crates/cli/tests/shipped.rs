@@ -1,4 +1,5 @@
-//! Tests of the shipped policies: each has a reason for every entry, packs, and holds in a guest.
+//! Tests of the shipped policies: each entry has a reason, each policy fits into a filter, and a
+//! guest gets what the policy promises.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -63,7 +64,7 @@ fn holds_on(backend: &str) {
 }
 
 #[test]
-fn every_policy_of_the_folder_is_shipped() {
+fn every_policy_file_in_folder_is_built_into_command() {
     let output = msrgate(&["policies"]);
     let text = String::from_utf8_lossy(&output.stdout);
     let listed: BTreeSet<String> = text

@@ -1,5 +1,5 @@
-//! Tests that the exit code is the command's answer, whatever reads its results and messages, and also if
-//! nothing reads them.
+//! Tests that the exit code is the command's answer, whichever process reads the results and
+//! messages, and even if no process reads them.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -215,7 +215,7 @@ fn exit_code_does_not_depend_on_reader_of_messages() {
 
 /// If standard input is closed, a command that reads it exits with 2 and says why.
 #[test]
-fn closed_standard_input_is_an_error() {
+fn closed_standard_input_is_error_of_command_that_reads_it() {
     for arguments in [
         &["replay", GOOD, "-"][..],
         &["replay", "-", TRACE],
@@ -237,7 +237,7 @@ fn closed_standard_input_is_an_error() {
 }
 
 #[test]
-fn lost_results_are_reported() {
+fn results_that_cannot_be_written_are_reported_on_stderr() {
     for arguments in [&["compile", ORG][..], &["policies"], &["--help"]] {
         let mut command = msrgate(arguments);
         let output = command.stdout(full()).output().expect("the command runs");
@@ -288,7 +288,7 @@ fn exit_code_is_answer_even_if_reader_closes_pipe_early() {
 /// If the disk is full, a command that writes a file fails. The old file stays, and no part of the new one
 /// remains.
 #[test]
-fn failed_write_keeps_old_file() {
+fn failed_write_of_output_file_keeps_old_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let full_disk = "ulimit -f 0; exec";
     let file = folder.path().join("file");

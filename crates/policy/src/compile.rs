@@ -16,7 +16,7 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// The policy.
+    /// The policy from which the program was compiled.
     #[must_use]
     pub const fn policy(&self) -> &Policy {
         &self.policy
@@ -35,16 +35,16 @@ impl Compiled {
         self.program
     }
 
-    /// The variants: one for each combination of `[[when]]` sections that hold together on some
-    /// processor; at least one. If there is a processor on which no `[[when]]` holds, its variant
-    /// is the first.
+    /// The variants of the program: one for each combination of `[[when]]` sections that hold
+    /// together on some processor. A program has at least one variant. If there is a processor on
+    /// which no `[[when]]` holds, the variant for that processor comes first.
     #[must_use]
     pub fn variants(&self) -> &[Variant] {
         self.program.variants()
     }
 
-    /// Returns the variant for this processor. Without a processor, or if no variant is for it,
-    /// returns the first variant.
+    /// Returns the variant for the processor `cpu`. If `cpu` is `None`, or if no variant is for
+    /// this processor, returns the first variant.
     #[must_use]
     pub fn on(&self, cpu: Option<&Cpu>) -> &Variant {
         let variant = cpu.and_then(|cpu| self.program.on(cpu));
@@ -55,9 +55,9 @@ impl Compiled {
 /// A policy that could not be compiled, and the reason.
 #[derive(Clone, Debug)]
 pub struct NotCompiled {
-    /// The policy.
+    /// The policy that could not be compiled.
     pub policy: Box<Policy>,
-    /// The reason.
+    /// The reason for which the policy could not be compiled.
     pub error: CompileError,
 }
 
@@ -69,11 +69,12 @@ impl fmt::Display for NotCompiled {
 
 impl std::error::Error for NotCompiled {}
 
-/// Packs a policy into filters, and compares them with the policy: for reads and for writes
-/// of each of the 2^32 MSRs.
+/// Packs a policy into filters, one for each variant, and compares each filter with the policy: for
+/// reads and for writes of each of the 2^32 MSRs.
 ///
 /// # Errors
-/// Returns [`NotCompiled`] if the policy does not fit a filter, or if the comparison fails.
+/// Returns [`NotCompiled`] if the policy does not fit into a filter, or if a filter and the policy
+/// differ.
 pub fn compile(resolved: ResolvedPolicy) -> Result<Compiled, NotCompiled> {
     let (policy, variants) = resolved.into_parts();
     let said = policy.settings();

@@ -62,14 +62,14 @@ enum Stepping {
 }
 
 impl NamedCpu {
-    /// The processor. A stepping that was left out is 0.
+    /// The processor that the user named. If the user left out the stepping, the stepping is 0.
     #[must_use]
     pub const fn cpu(&self) -> &Cpu {
         &self.cpu
     }
 
-    /// Returns the processor. If its stepping was left out, each of these programs must have the
-    /// same variant for all steppings.
+    /// Returns the processor that the user named. If the user left out the stepping, the processor
+    /// stands for all steppings, so each of `programs` must have the same variant for all of them.
     ///
     /// # Errors
     /// Returns [`CpuError`] if the stepping was left out, and a program has different variants for
@@ -178,7 +178,7 @@ pub(crate) fn check_vendor(name: &str) -> Result<(), MistakeKind> {
     if name.len() == CPUID_NAME && is_text && is_far {
         return Ok(());
     }
-    // `Intel` differs from every vendor's name in many letters, but is a part of one.
+    // `Intel` differs from every vendor's name in many letters, but is a part of `GenuineIntel`.
     let is_part = |known: &&&str| written.len() >= 3 && known.to_lowercase().contains(&written);
     let mut parts = VENDORS.iter().filter(is_part);
     let meant = match (parts.next(), parts.next(), brand, reordered) {
@@ -193,9 +193,9 @@ pub(crate) fn check_vendor(name: &str) -> Result<(), MistakeKind> {
     })
 }
 
-/// Returns true if a name has the letters of a vendor's registers in another order. CPUID leaf 0
-/// holds the name in EBX, EDX and ECX, the lowest byte first; people read the registers in other
-/// orders.
+/// Returns true if `name` is the name of `vendor` as people misread it from CPUID leaf 0: the
+/// registers, or the bytes of a register, are in another order. CPUID holds the name in EBX, EDX
+/// and ECX, the lowest byte first.
 fn is_reordered(name: &str, vendor: &str) -> bool {
     let words = |name: &str| -> Vec<Vec<u8>> {
         let mut words: Vec<_> = name

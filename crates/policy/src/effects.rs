@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn write_effect_of_row_covers_both_ends_and_nothing_beyond() {
+    fn write_effect_covers_both_ends_of_its_row_and_nothing_beyond() {
         for (index, acts) in [
             (0x48, false),
             (0x49, true),

@@ -16,9 +16,9 @@ use crate::registers::{self, Gap, Reach};
 pub enum Extent {
     /// Every access for which KVM asks a filter gets the entry's action.
     Enforced,
-    /// Some accesses bypass the entry.
+    /// Some accesses bypass the entry, and the other accesses get its action.
     Partly,
-    /// Every access bypasses the entry.
+    /// Every access to the entry's MSRs bypasses the entry.
     Not,
 }
 
@@ -33,15 +33,15 @@ impl fmt::Display for Extent {
     }
 }
 
-/// The reason for which accesses bypass an entry.
+/// The reason for which some accesses bypass an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cause {
-    /// KVM does not ask the filter.
+    /// A gap in the kernel: KVM does not ask the filter about these accesses.
     Gap(&'static Gap),
-    /// The policy's `mode` is `"audit"`.
+    /// The policy's `mode` is `"audit"`, so no access is refused.
     Audit,
-    /// An entry of another text lies within the bypassed entry, and is looser.
+    /// A looser entry of another file lies within the bypassed entry, and decides these accesses.
     Puncture(EntryId),
 }
 
@@ -57,7 +57,7 @@ impl Cause {
         }
     }
 
-    /// The explanation, as a sentence without its full stop.
+    /// The explanation of the cause, as a sentence without its full stop.
     #[must_use]
     pub const fn why(self) -> &'static str {
         match self {
@@ -65,11 +65,13 @@ impl Cause {
             Self::Audit => {
                 "`mode = \"audit\"` refuses no access, but only records what the policy would refuse"
             }
-            Self::Puncture(_) => "an included entry that lies within this entry decides",
+            Self::Puncture(_) => {
+                "an included entry that lies within this entry decides these accesses"
+            }
         }
     }
 
-    /// Returns true if the policy's `accept` names this gap.
+    /// Returns true if this cause is a gap that the policy's `accept` names.
     #[must_use]
     pub fn is_accepted(self, settings: &Settings) -> bool {
         match self {
@@ -82,20 +84,21 @@ impl Cause {
 /// Accesses that do not, or not always, get the action that the policy says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bypass {
-    /// The MSRs. `None`: every MSR that the policy refuses.
+    /// The MSRs whose accesses bypass the entry. `None`: every MSR that the policy refuses.
     pub msrs: Option<MsrRange>,
-    /// The direction.
+    /// The direction of the accesses that bypass the entry: reads or writes.
     pub access: Access,
-    /// The reason.
+    /// The reason for which the accesses bypass the entry.
     pub cause: Cause,
 }
 
 /// The component that enforces an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Enforcer {
-    /// The kernel's filter alone.
+    /// The kernel's filter alone enforces the entry.
     Filter,
-    /// A gate in the VMM, which answers exits. Without a gate the accesses are refused.
+    /// A gate in the VMM enforces the entry by answering exits. Without a gate the entry's accesses
+    /// are refused.
     Gate,
 }
 
@@ -113,9 +116,9 @@ impl fmt::Display for Enforcer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Enforcement {
-    /// The entry. `None` is the policy's `default`.
+    /// The entry that this enforcement is about. `None`: the policy's `default`.
     pub entry: Option<EntryId>,
-    /// The extent.
+    /// The extent to which the entry is enforced.
     pub extent: Extent,
     /// The component that enforces the entry.
     pub enforcer: Enforcer,
@@ -221,7 +224,7 @@ pub fn enforcement(compiled: &Compiled) -> Vec<Enforcement> {
             enforcement
         })
         .collect();
-    // The default is `None`, which sorts first.
+    // The enforcement of the default has `None` as its entry, which sorts first.
     if all.first().is_some_and(|one| one.entry.is_none()) {
         all.rotate_left(1);
     }
@@ -256,7 +259,8 @@ fn new_enforcement(entry: Option<EntryId>) -> (Vec<Extent>, Enforcement) {
     (Vec::new(), enforcement)
 }
 
-/// Returns the accesses by which other texts bypass each entry.
+/// Returns, for each entry, the accesses that bypass it because a looser entry of another file
+/// decides them.
 fn punctured(compiled: &Compiled) -> BTreeMap<EntryId, Vec<Bypass>> {
     let mut punctured = BTreeMap::<_, Vec<Bypass>>::new();
     for puncture in punctures(compiled) {
@@ -343,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn enforcement_of_refusal_in_audit_mode_is_none() {
+    fn enforcement_reports_refusal_in_audit_mode_as_not_enforced() {
         assert_eq!(
             found(
                 "policy = 1\ndefault = 'allow'\nmode = 'audit'\n[msrs]\n0x10 = 'none'\n0x11 = 'rw'\n0x17 = { read = { value = 0 }, write = 'deny' }"

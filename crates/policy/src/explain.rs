@@ -16,17 +16,17 @@ use crate::policy::{Entry, Log, Mode, Policy, Settings, UnknownAction};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Explanation<'p> {
-    /// The MSR.
+    /// The MSR that the guest accesses.
     pub index: MsrIndex,
-    /// The direction.
+    /// The direction of the access: a read or a write.
     pub access: Access,
-    /// The action that the policy takes.
+    /// The action that the policy gives to the access.
     pub action: Action,
-    /// The part of the policy that decides: an entry, the default, or KVM itself.
+    /// The part of the policy that decides the access: an entry, the default, or KVM itself.
     pub by: DecidedBy,
-    /// The entry that decides. `None`: the default or KVM decides.
+    /// The entry that decides the access. `None`: the default or KVM decides.
     pub entry: Option<&'p Entry>,
-    /// The decision of the kernel's filter.
+    /// The decision of the kernel's filter about the access.
     pub decision: Decision,
     /// The accesses of this MSR and direction that become events.
     pub log: Log,
@@ -67,7 +67,8 @@ impl fmt::Display for Reported {
 }
 
 impl Explanation<'_> {
-    /// The number of the filter's range that decides, counted from 0. `None`: no range decides.
+    /// The number of the filter's range that decides the access, counted from 0. `None`: no range
+    /// decides.
     #[must_use]
     pub const fn range(&self) -> Option<usize> {
         match self.decision.because {
@@ -91,8 +92,9 @@ impl Explanation<'_> {
         self.decision.verdict == Verdict::Deny && !is_plain
     }
 
-    /// Returns the action for the case that KVM does not know the register. `None`: the access does
-    /// not reach KVM's registers, or KVM asks no filter about it (S3.1, S5.1).
+    /// Returns the policy's answer (`unknown`) for the case that the access reaches KVM, and KVM
+    /// does not know the register. `None`: the access does not reach KVM's registers, or KVM asks
+    /// no filter about it (S3.1, S5.1).
     #[must_use]
     pub fn unknown(&self) -> Option<UnknownAction> {
         let unknown = &self.settings.unknown;

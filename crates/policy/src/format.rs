@@ -17,7 +17,7 @@ use crate::source::Source;
 pub(crate) use edit::Edited;
 use node::{Node, Origin};
 
-/// The settings, in their canonical order.
+/// The keys of the settings, in their canonical order.
 const SETTINGS: [&str; 8] = [
     "policy", "name", "include", "mode", "default", "unknown", "log", "accept",
 ];
@@ -58,9 +58,9 @@ pub fn format(source: &Source) -> Result<String, Box<Mistakes>> {
     checked(source, formatted)
 }
 
-/// Returns the canonical form of a text, if it can be read again.
+/// Returns `formatted`, the canonical form of a text, if msrgate can read it again.
 pub(crate) fn checked(source: &Source, formatted: String) -> Result<String, Box<Mistakes>> {
-    // Canonical text that cannot be read must not replace text that can.
+    // A canonical form that cannot be read must not replace a text that can be read.
     let again = check_alone(&Source::new(source.name(), &formatted));
     again.map_err(|mistakes| match beyond_a_limit(&mistakes) {
         Some(kind) => Box::new(mistake_in(source, 0..0, kind)),
@@ -69,8 +69,8 @@ pub(crate) fn checked(source: &Source, formatted: String) -> Result<String, Box<
     Ok(formatted)
 }
 
-/// Returns the mistake that the canonical form exceeds a limit, with the size of the canonical
-/// form. The text itself is within the limit.
+/// Returns a mistake which says that the canonical form exceeds a limit, with the size of the
+/// canonical form. The text itself is within the limit.
 fn beyond_a_limit(mistakes: &Mistakes) -> Option<MistakeKind> {
     let (what, found, limit) = match *mistakes.mistakes().first()?.kind() {
         MistakeKind::TooLong { bytes, limit } => ("bytes", bytes, limit),
@@ -157,7 +157,7 @@ fn entries(text: &mut String, path: &str, msrs: Node) {
         parts: children,
         ..
     } = msrs;
-    // Canonical spelling must not make two keys equal.
+    // Two keys that would be equal in canonical spelling keep their own spelling.
     let mut spellings = HashMap::<String, usize>::new();
     for key in children.keys() {
         *spellings.entry(spelled(key)).or_default() += 1;
@@ -204,7 +204,7 @@ fn entry(key: String, node: Node) -> EntryText {
     }
 }
 
-/// Returns the parts of a table in this order, and the table's comments.
+/// Returns the parts of a table in the order `order`, and the table's comments.
 fn into_fields(table: Node, order: &[&str]) -> (Vec<Field>, Comments) {
     let comments = table.comments;
     let parts = table.parts.into_iter();

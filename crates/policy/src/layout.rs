@@ -18,15 +18,15 @@ const WIDEST_KEY: usize = 28;
 /// line does not move the column of comments to the right.
 const WIDEST_LINE: usize = 80;
 
-/// A value of TOML.
+/// A value as TOML writes it.
 #[derive(Clone, Debug)]
 pub(crate) enum Value {
-    /// A string, without quotes.
+    /// A string, without its quotes.
     Text(String),
     /// Text that is written unchanged: a number, true or false.
     Bare(String),
     List(List),
-    /// A table on one line.
+    /// A table that stands on one line.
     Table(Vec<(String, Value)>),
 }
 
@@ -34,7 +34,7 @@ pub(crate) enum Value {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct List {
     pub(crate) elements: Vec<Element>,
-    /// Comments after the last element.
+    /// The comments after the last element of the list.
     pub(crate) tail: Vec<String>,
 }
 
@@ -76,7 +76,7 @@ impl Comments {
     }
 }
 
-/// A field: `key = value`.
+/// A line `key = value`, with its comments.
 #[derive(Clone, Debug)]
 pub(crate) struct Field {
     pub(crate) comments: Comments,
@@ -84,7 +84,7 @@ pub(crate) struct Field {
     pub(crate) value: Value,
 }
 
-/// An entry of `[msrs]`.
+/// An entry of `[msrs]` or of `[when.msrs]`, with its comments.
 #[derive(Clone, Debug)]
 pub(crate) struct EntryText {
     pub(crate) comments: Comments,

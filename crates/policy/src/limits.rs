@@ -34,5 +34,5 @@ pub(crate) const MAX_WHENS: usize = 32;
 /// The number of mistakes after which reading stops: later entries are not checked.
 pub(crate) const MAX_MISTAKES: usize = 1000;
 
-/// The maximum depth of includes within includes.
+/// The maximum number of files in a chain of includes, in which each file includes the next.
 pub const MAX_DEPTH: usize = 8;

@@ -1,7 +1,8 @@
 //! Warnings about a policy that has no mistakes.
 //!
 //! [`of_policy`] returns the warnings that depend on the policy alone, [`of_cpuid`] and
-//! [`of_saved`] those that depend on a host. The caller asks the host: this crate does not.
+//! [`of_saved`] those that depend on a host. The caller reads what the host offers and saves,
+//! because this crate opens no device.
 
 mod device;
 mod entries;

@@ -24,7 +24,7 @@ pub struct Mistake {
     pub(crate) places: Vec<Label>,
 }
 
-/// A place in a text, with a remark about it.
+/// A place in a policy's text, with a remark about the place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Label {
     pub(crate) at: At,
@@ -52,7 +52,7 @@ pub enum MistakeKind {
     /// The text is not TOML.
     #[error("{}", one_line(why))]
     Syntax {
-        /// The reason.
+        /// The reason for which the text is not TOML.
         why: String,
         /// The advice: how to correct the text.
         help: String,
@@ -60,7 +60,7 @@ pub enum MistakeKind {
     /// A character that editors do not show stands in the text unescaped.
     #[error("the text has an invisible character: {character}", character = one_line(character))]
     Hidden {
-        /// The character, such as `U+202E`.
+        /// The invisible character, such as `U+202E`.
         character: String,
         /// The advice: how to write the character in a string.
         help: String,
@@ -68,7 +68,7 @@ pub enum MistakeKind {
     /// A key occurs twice in one table.
     #[error("`{key}` is written {}", twice(*.line, *.first), key = one_line(key))]
     DuplicateKey {
-        /// The key.
+        /// The key that occurs twice.
         key: String,
         /// The advice: how to correct the text.
         help: &'static str,
@@ -77,92 +77,94 @@ pub enum MistakeKind {
         /// The line of the first occurrence, if it was found.
         first: Option<u32>,
     },
-    /// The text does not say that it is a policy. Messages must not quote anything of it.
+    /// The text does not say `policy = 1`, so it may be no policy. Messages must not quote the
+    /// text, which may be secret.
     #[error("this text is not a policy: {}", no_language(*.line))]
     NotAPolicy {
         /// The first line that is not TOML, if there is one.
         line: Option<u32>,
     },
-    /// The texts are longer than [`MAX_BYTES`](crate::MAX_BYTES).
+    /// A policy and its includes are longer together than [`MAX_BYTES`](crate::MAX_BYTES).
     #[error("the policy has {bytes} bytes with its includes; at most {limit} are allowed")]
     TooLong {
         /// The length of the texts that were read, in bytes.
         bytes: usize,
-        /// The maximum, in bytes.
+        /// The maximum length of all texts together, in bytes.
         limit: usize,
     },
     /// A line is longer than [`MAX_LINE`](crate::MAX_LINE).
     #[error("line {line} has {bytes} bytes; at most {limit} are allowed")]
     LongLine {
-        /// The line, counted from 1.
+        /// The number of the long line, counted from 1.
         line: usize,
         /// The length of the line, in bytes.
         bytes: usize,
-        /// The maximum, in bytes.
+        /// The maximum length of a line, in bytes.
         limit: usize,
     },
     /// The text is within all limits, but its canonical form would exceed a limit.
     #[error("the canonical form would have {found} {what}; at most {limit} are allowed")]
     CanonicalForm {
-        /// The unit: bytes, bytes in one line, tokens, or tables.
+        /// The unit in which `found` and `limit` count: bytes, bytes in one line, tokens, or
+        /// tables.
         what: &'static str,
         /// The size of the canonical form, in the unit that `what` names.
         found: usize,
-        /// The maximum.
+        /// The maximum size of a policy, in the unit that `what` names.
         limit: usize,
     },
-    /// A policy has more of something than the limit.
+    /// A policy has more entries, files, tokens or other parts than a limit allows.
     #[error("the policy has {found} {what}; at most {limit} are allowed")]
     TooMany {
-        /// The things that are counted: entries, files, tokens, groups, whens, or variants.
+        /// The parts that are counted: entries, files, tokens, groups, whens, or variants.
         what: &'static str,
-        /// The number of counted things in the policy.
+        /// The number of such parts in the policy.
         found: usize,
-        /// The maximum.
+        /// The maximum number of such parts.
         limit: usize,
     },
     /// A required key is missing.
     #[error("`{key}` is missing")]
     MissingKey {
-        /// The key.
+        /// The key that is missing.
         key: &'static str,
-        /// The advice: what to write.
+        /// The advice: what to write for the missing key.
         help: &'static str,
     },
     /// A key is unknown at its place in the policy.
     #[error("unknown key `{key}`", key = one_line(key))]
     UnknownKey {
-        /// The key.
+        /// The key that is unknown.
         key: String,
-        /// The nearest known key, or all known keys.
+        /// The advice: the nearest known key, or all known keys.
         help: String,
     },
     /// The key is known, but belongs elsewhere in a policy.
     #[error("`{key}` is written {place}", key = one_line(key))]
     Misplaced {
-        /// The key.
+        /// The key that stands at a wrong place.
         key: String,
         /// The key's place in the text, and the keys that belong there.
         place: &'static str,
         /// The advice: the place at which to write the key.
         help: String,
     },
-    /// A value has the wrong type.
+    /// The value of a key has the wrong type.
     #[error("`{key}` is {found}, but must be {wanted}", key = one_line(key))]
     WrongType {
-        /// The key.
+        /// The key whose value has the wrong type.
         key: String,
         /// The type of the value.
         found: &'static str,
         /// The type that the value should have.
         wanted: &'static str,
-        /// The advice: what to write.
+        /// The advice: what to write instead.
         help: String,
     },
     /// The value of a key is a word that is not allowed there.
     #[error("`{key}` cannot be \"{word}\"", word = one_line(word), key = one_line(key))]
     UnknownWord {
-        /// The word.
+        /// The word that is not allowed.
         word: String,
         /// The key that has this word as its value.
         key: String,
@@ -172,24 +174,24 @@ pub enum MistakeKind {
     /// Text is not a number, or the number is too large.
     #[error("`{key}` cannot be `{text}`, which is not a number of at most {bits} bits", text = one_line(text), key = one_line(key))]
     BadNumber {
-        /// The text.
+        /// The text that is not a number of at most `bits` bits.
         text: String,
         /// The key that has this text as its value.
         key: String,
         /// The number of bits that the number may have.
         bits: u32,
-        /// The advice: what to write.
+        /// The advice: what to write instead.
         help: String,
     },
     /// A range of families, models or steppings ends before it begins, or has an end that is not a
     /// number.
     #[error("`{key}` cannot be `{text}`, which is not a range of numbers", text = one_line(text), key = one_line(key))]
     BadRange {
-        /// The text.
+        /// The text that is not a range of numbers.
         text: String,
         /// The key that has this text as its value.
         key: String,
-        /// The advice: what to write.
+        /// The advice: what to write instead.
         help: String,
     },
     /// A list of vendors, families, models or steppings is empty, so that no processor matches.
@@ -201,23 +203,23 @@ pub enum MistakeKind {
     /// A family, model or stepping is too large for CPUID.
     #[error("no processor has the {key} {number:#x}")]
     NoProcessor {
-        /// The number in the text.
+        /// The number that is too large, as the policy states it.
         number: u32,
         /// The key that has this number as its value.
         key: &'static str,
-        /// The possible numbers, as advice.
+        /// The advice, which tells the possible numbers.
         help: String,
     },
     /// No processor has this vendor: the name is not twelve bytes long, or is a misspelt name of a
     /// known vendor.
     #[error("no processor has the vendor `{name}`: CPUID leaf 0 spells a vendor in twelve characters", name = one_line(name))]
     NoVendor {
-        /// The name.
+        /// The name that the policy writes as a vendor.
         name: String,
-        /// The known vendors, the nearest first.
+        /// The advice, which lists the known vendors, the nearest first.
         help: String,
     },
-    /// This program does not know the version of the language.
+    /// The policy states this version of the language, which this msrgate does not know.
     #[error("this msrgate does not know version {} of the policy language", one_line(.0))]
     UnknownVersion(String),
     /// A key of `[msrs]` does not name MSRs.
@@ -226,7 +228,7 @@ pub enum MistakeKind {
     /// An entry names x2APIC registers, which no filter reaches (S3.1).
     #[error("`{text}` names x2APIC registers (0x800 to 0x8ff), which KVM never filters (S3.1)", text = one_line(text))]
     NamesX2apic {
-        /// The key.
+        /// The key of the entry that names x2APIC registers.
         text: String,
         /// The advice: the same entry without x2APIC registers.
         help: String,
@@ -234,18 +236,18 @@ pub enum MistakeKind {
     /// An entry gives MSR 0xffffffff another action than the default (S3.5).
     #[error("`{}` gives MSR 0xffffffff an action other than `default`, but only `default` decides this MSR (S3.5)", one_line(.0))]
     NamesTheLastMsr(String),
-    /// A table entry lacks one direction.
+    /// An entry that is a table has no action for reads, or no action for writes.
     #[error("`{key}` does not say what happens to a {access}", key = one_line(key))]
     MissingDirection {
-        /// The entry's key.
+        /// The key of the entry that lacks a direction.
         key: String,
-        /// The direction.
+        /// The direction, read or write, for which the entry has no action.
         access: Access,
     },
     /// Two keys of an entry both set an action.
     #[error("`{key}` has both `{one}` and `{other}`, and each of them sets an action", key = one_line(key), one = one_line(one), other = one_line(other))]
     SaidTwice {
-        /// The key of the entry.
+        /// The key, in `[msrs]`, of the entry that has both keys.
         key: String,
         /// The first of the two keys that set the action.
         one: String,
@@ -255,42 +257,42 @@ pub enum MistakeKind {
     /// An entry gives a direction an action that only the other direction can have.
     #[error("`{word}` is not an action for a {access}")]
     OtherDirection {
-        /// The action's word.
+        /// The word for the action, such as `ignore`.
         word: &'static str,
         /// The direction for which the policy uses the action.
         access: Access,
     },
-    /// No device has this name.
+    /// An entry names a device that does not exist.
     #[error("no device is called `{name}`", name = one_line(name))]
     UnknownDevice {
-        /// The name.
+        /// The name in the policy that no device has.
         name: String,
-        /// The device that exists, as advice.
+        /// The advice, which names the device that exists.
         help: String,
     },
     /// An entry names a device that the policy does not set up.
     #[error("`{key}` names the device `{device}`, but the policy does not set up this device", key = one_line(key), device = one_line(device))]
     DeviceNotSetUp {
-        /// The entry's key.
+        /// The key of the entry that names the device.
         key: String,
-        /// The device.
+        /// The name of the device that is not set up.
         device: String,
     },
     /// An entry names a device at an MSR that does not belong to the device.
     #[error("the device `{device}` has no register at `{key}`", key = one_line(key), device = one_line(device))]
     DeviceElsewhere {
-        /// The entry's key.
+        /// The key of the entry that names the device.
         key: String,
-        /// The device.
+        /// The name of the device that has no register at these MSRs.
         device: String,
-        /// The MSRs at which the device's registers are, as advice.
+        /// The advice, which names the MSRs of the device's registers.
         help: &'static str,
     },
-    /// The gate would have to write the real register for the guest, which is not known to be safe
-    /// for this MSR.
+    /// An entry has an action that makes the gate write the real register for the guest, which is
+    /// not known to be safe for this MSR.
     #[error("`{word}` cannot be used for {msr}: the VMM would write this register for the guest, which is not known to be safe", msr = one_line(msr))]
     NotForwardable {
-        /// The action's word.
+        /// The word for the action that would make the gate write the register.
         word: &'static str,
         /// The first MSR that the gate must not write, with its name.
         msr: String,
@@ -299,7 +301,7 @@ pub enum MistakeKind {
     /// guest, which is not known to be safe for this MSR.
     #[error("`log = \"all\"` cannot be used for {msr}: the VMM would carry out each {access} for the guest, which is not known to be safe", msr = one_line(msr))]
     NotLoggable {
-        /// The direction.
+        /// The direction of the accesses that the gate would have to carry out.
         access: Access,
         /// The first MSR whose accesses the gate must not carry out, with its name.
         msr: String,
@@ -313,9 +315,9 @@ pub enum MistakeKind {
     /// `accept` names a gap that does not exist.
     #[error("`accept` cannot name \"{name}\", which is not a gap", name = one_line(name))]
     UnknownGap {
-        /// The name.
+        /// The name in `accept` that is not a gap.
         name: String,
-        /// The names of the known gaps.
+        /// The advice, which lists the names of the known gaps.
         help: String,
     },
     /// Two entries disagree, and overlap in part or name the same MSRs.
@@ -337,21 +339,22 @@ pub enum MistakeKind {
     Loosened {
         /// The key of the entry that is looser, or that replaced the final entry.
         key: String,
-        /// The final entry's key.
+        /// The key of the final entry that forbids the looser action.
         fixed: String,
         /// An MSR for which the entry is looser.
         index: MsrIndex,
-        /// The direction.
+        /// The direction in which the entry is looser.
         access: Access,
-        /// The key or `default` that decides the access now, if the entry inherits.
+        /// The key of the entry, or `default`, that decides the access now, if the looser entry
+        /// inherits.
         decides: Option<String>,
         /// The advice: how to correct the policy.
         help: String,
     },
-    /// The policy has `mode = "audit"` and includes a final entry.
+    /// The policy has `mode = "audit"`, which would lift the refusals of an included final entry.
     #[error("`mode = \"audit\"` lets through what the final entry `{fixed}` of {file} refuses", fixed = one_line(fixed), file = one_line(file))]
     LiftedByAudit {
-        /// The final entry's key.
+        /// The key of the final entry, whose refusals audit mode would lift.
         fixed: String,
         /// The file that contains the final entry.
         file: String,
@@ -364,7 +367,7 @@ pub enum MistakeKind {
     Unreadable {
         /// The path of the included text, as the `include` writes it.
         path: String,
-        /// The reason.
+        /// The reason for which the text cannot be read.
         why: String,
         /// The advice, if there is any.
         help: Option<String>,
@@ -377,12 +380,12 @@ pub enum MistakeKind {
         /// The chain of includes, from the text back to itself.
         way: String,
     },
-    /// A setting of an include differs from the policy's.
+    /// An included file and the policy that includes it have different values of a setting.
     #[error("{file} and the policy that includes it have different values of `{key}`", file = one_line(file))]
     Disagrees {
-        /// The setting.
+        /// The key of the setting that has two values.
         key: &'static str,
-        /// The include's name.
+        /// The name of the included file.
         file: String,
     },
 }
@@ -428,14 +431,14 @@ fn both_or(accesses: Accesses) -> &'static str {
 }
 
 impl Mistake {
-    /// The kind of the mistake.
+    /// The kind of the mistake, with its details.
     #[must_use]
     pub const fn kind(&self) -> &MistakeKind {
         &self.kind
     }
 }
 
-/// All mistakes of one policy, in the order of its texts.
+/// All mistakes of one policy, in the order of its files.
 #[derive(Debug, Error)]
 #[error("{name} has {}", count(*total))]
 pub struct Mistakes {

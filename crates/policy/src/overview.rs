@@ -14,29 +14,29 @@ const NEAR: u64 = 0x1000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tally {
-    /// MSRs whose accesses KVM handles.
+    /// The number of MSRs whose accesses KVM handles.
     pub allowed: u64,
-    /// MSRs whose accesses are refused: the guest gets #GP, or the VMM ends the VM or the call that
-    /// the guest is serving.
+    /// The number of MSRs whose accesses are refused: the guest gets #GP, or the VMM ends the VM or
+    /// the call that the guest is serving.
     pub refused: u64,
-    /// MSRs whose accesses a gate answers.
+    /// The number of MSRs whose accesses a gate answers.
     pub answered: u64,
-    /// x2APIC registers, about which KVM asks no filter (S3.1).
+    /// The number of x2APIC registers, about which KVM asks no filter (S3.1).
     pub exempt: u64,
 }
 
 /// The result for accesses of consecutive MSRs in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cell {
-    /// All MSRs are allowed.
+    /// The access is allowed for all MSRs of the cell.
     Allowed,
-    /// Some MSRs are allowed, the others refused.
+    /// The access is allowed for some MSRs of the cell, and refused for others.
     Mixed,
-    /// All MSRs are refused.
+    /// The access is refused for all MSRs of the cell.
     Refused,
-    /// At least one MSR is answered by a gate.
+    /// A gate answers the access for at least one MSR of the cell.
     Answered,
-    /// All MSRs are exempt from filters.
+    /// KVM asks no filter about any MSR of the cell.
     Exempt,
 }
 

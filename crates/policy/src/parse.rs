@@ -33,16 +33,16 @@ use value::{Item, items};
 
 /// The content of a policy's texts, and the mistakes in each of them.
 pub(crate) struct Parsed {
-    /// The texts, the policy's own first.
+    /// The texts of the policy: its own text first, then those that it includes.
     pub(crate) sources: Vec<Source>,
     /// The policy as far as it was understood: mistaken parts are left out, and nothing is
     /// resolved yet. `None` if the settings are missing.
     pub(crate) policy: Option<Policy>,
-    /// The mistakes.
+    /// The mistakes in all texts.
     pub(crate) mistakes: Vec<Mistake>,
     /// False if the text was read without its includes, and does not have a `default`.
     pub(crate) has_default: bool,
-    /// True if a device has a mistake. The device is then not reported as missing, too.
+    /// True if a device has a mistake. Parsing then does not also report the device as missing.
     pub(crate) has_broken_device: bool,
     /// The settings that each text by itself states, indexed by [`SourceId`].
     pub(crate) stated: Vec<Stated>,
@@ -62,7 +62,7 @@ pub(crate) fn read(source: &Source, includes: Option<&mut dyn Includes>) -> Pars
     reader.finish(has_default)
 }
 
-/// Returns the result for a text with this one mistake.
+/// Returns the result of parsing a text that has only this mistake.
 pub(crate) fn mistake_in(
     source: &Source,
     span: std::ops::Range<usize>,
@@ -73,7 +73,8 @@ pub(crate) fn mistake_in(
     Mistakes::new(vec![source.clone()], vec![Mistake { kind, places }])
 }
 
-/// Reads the texts and collects their mistakes: mistaken parts are left out, and reading goes on.
+/// The reader of a policy's texts. It collects their mistakes, leaves mistaken parts out, and reads
+/// on.
 struct Reader<'i> {
     /// The opener of included texts. `None`: includes are not followed.
     includes: Option<&'i mut dyn Includes>,
@@ -93,10 +94,11 @@ struct Reader<'i> {
     entries: Vec<Entry>,
     groups: usize,
     mistakes: Vec<Mistake>,
-    /// True if a misspelt or misplaced `default` was reported. The `default` is then not reported
-    /// as missing, too.
+    /// True if a misspelt or misplaced `default` was reported. Parsing then does not also report
+    /// the `default` as missing.
     has_lost_default: bool,
-    /// True if a mistake in `[device]` was reported. No device is then reported as missing, too.
+    /// True if a mistake in `[device]` was reported. Parsing then does not also report a device as
+    /// missing.
     has_broken_device: bool,
 }
 
@@ -130,7 +132,8 @@ impl<'i> Reader<'i> {
         self.heights.push(1);
         self.current = id;
         // This check comes before the size is counted. A text that is not a policy may be secret.
-        // If its size counted, later messages about the size limit would reveal it.
+        // If the size of such a text counted, later messages about the size limit would reveal the
+        // size.
         if let Err(kind) = judged(source.text()) {
             self.report_text(kind);
             return;
@@ -336,8 +339,8 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns true if reading should stop. Each mistake may cost a search for the word that was
-    /// meant, and nobody reads more than the limit.
+    /// Returns true if there are [`MAX_MISTAKES`] mistakes, so that reading should stop. Each
+    /// mistake may cost a search for the word that was meant, and nobody reads more mistakes.
     fn has_enough_mistakes(&self) -> bool {
         self.mistakes.len() >= MAX_MISTAKES
     }
@@ -397,8 +400,8 @@ fn judged(text: &str) -> Result<(), MistakeKind> {
 /// KiB.
 pub const HEAD_BYTES: usize = 64 << 10;
 
-/// Returns the complete lines within the first [`HEAD_BYTES`] of a text. A text that is no longer
-/// than that is returned whole.
+/// Returns the complete lines within the first [`HEAD_BYTES`] of a text. A text of at most
+/// [`HEAD_BYTES`] is returned whole.
 #[must_use]
 pub fn head_of(text: &[u8]) -> &[u8] {
     if text.len() <= HEAD_BYTES {

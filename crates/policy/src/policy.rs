@@ -44,7 +44,7 @@ impl SourceSet {
         }
     }
 
-    /// Returns the set that holds one text.
+    /// Returns the set that contains only this text.
     pub(crate) fn of(id: SourceId) -> Self {
         let mut set = Self::default();
         set.insert(id);
@@ -59,7 +59,7 @@ impl SourceSet {
         self
     }
 
-    /// Returns the texts that `other` does not contain.
+    /// Returns the texts of this set that `other` does not contain.
     pub(crate) fn without(mut self, other: Self) -> Self {
         for (word, other) in self.0.iter_mut().zip(other.0) {
             *word &= !other;
@@ -84,7 +84,7 @@ impl SourceSet {
         all.filter(move |id| self.contains(*id))
     }
 
-    /// Adds all texts of `other`.
+    /// Adds all texts of `other` to this set.
     pub(crate) fn extend(&mut self, other: Self) {
         for (word, other) in self.0.iter_mut().zip(other.0) {
             *word |= other;
@@ -101,10 +101,10 @@ impl SourceSet {
     }
 }
 
-/// The policy's own text.
+/// The number of the policy's own text.
 pub(crate) const OWN: SourceId = SourceId(0);
 
-/// A place in one of a policy's texts. The type is small because every entry has one.
+/// A place in one of a policy's texts. The type is small because every entry has such a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct At {
     source: SourceId,
@@ -171,19 +171,19 @@ impl Entry {
         &self.key
     }
 
-    /// The text that contains the entry.
+    /// The number of the text that contains the entry.
     #[must_use]
     pub const fn source(&self) -> SourceId {
         self.at.source()
     }
 
-    /// The place of the entry's key in that text.
+    /// The place of the entry's key in the text that contains the entry.
     #[must_use]
     pub const fn place(&self) -> Place {
         self.place
     }
 
-    /// The `[[when]]` that contains the entry. `None`: the entry holds on every processor.
+    /// The `[[when]]` section that contains the entry. `None`: the entry holds on every processor.
     #[must_use]
     pub const fn when(&self) -> Option<WhenId> {
         self.when
@@ -250,7 +250,7 @@ pub struct Settings {
     pub default: Action,
     /// The answer to accesses of MSRs that KVM does not know.
     pub unknown: Unknown,
-    /// The accesses that become events.
+    /// The accesses that become events, unless an entry has a `log` of its own.
     pub log: Log,
     /// The gaps in enforcement that the author accepts, by [`Cause::name`](crate::Cause::name).
     pub accept: Vec<Box<str>>,
@@ -319,7 +319,7 @@ impl Policy {
         &self.settings.default
     }
 
-    /// The `[[when]]` sections.
+    /// The `[[when]]` sections of the policy.
     #[must_use]
     pub fn whens(&self) -> &[When] {
         &self.whens

@@ -40,7 +40,7 @@ pub fn print(policy: &Policy) -> String {
     text
 }
 
-/// Writes the tables of devices.
+/// Writes the tables of the policy's devices, such as `[device.microcode]`.
 pub(crate) fn devices(text: &mut String, settings: &Settings) {
     if let Some(microcode) = settings.microcode {
         let fields_of = [

@@ -20,9 +20,9 @@ use crate::resolve::variants;
 /// know of the narrow entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Puncture {
-    /// The wider entry.
+    /// The wider entry, part of which the narrow entry loosens.
     pub(crate) wide: EntryId,
-    /// The narrow entry, which decides.
+    /// The narrow entry, which decides the accesses that it loosens.
     pub(crate) narrow: EntryId,
     /// The MSRs for which the narrow entry is looser, indexed by [`Access`], on all processors
     /// together.
@@ -44,14 +44,14 @@ const MAX_STRETCHES: usize = 250_000;
 /// The MSRs for which one entry loosens another, by direction.
 type Places = [Vec<MsrRange>; 2];
 
-/// The punctures found so far.
+/// The punctures that the walks have found so far.
 #[derive(Default)]
 struct Found {
     /// The loosened MSRs, by wider entry and narrower entry.
     places: BTreeMap<(EntryId, EntryId), Places>,
     /// The wider entries that have a puncture.
     wide: HashSet<EntryId>,
-    /// The number of all ranges.
+    /// The number of ranges in `places`.
     stretches: usize,
 }
 
@@ -250,7 +250,7 @@ enum Holding {
     Everywhere,
 }
 
-/// The number of an entry's MSRs, and the entry. The entry with the smallest place decides.
+/// The number of an entry's MSRs, and the entry. The entry with the fewest MSRs decides.
 type Place = (u64, EntryId);
 
 /// A walk over the MSRs from 0 up, with the entries of each text that contain the current MSR.
@@ -271,8 +271,8 @@ struct Sweep<'p> {
 }
 
 impl<'p> Sweep<'p> {
-    /// Runs the walk. `looked` has the ranges that earlier walks, for other variants, compared
-    /// where all entries that contain the MSRs hold on every variant. This walk would find the same
+    /// Runs the walk. `looked` has the ranges that earlier walks, for other variants, have
+    /// compared, and in which all entries hold on every variant. This walk would find the same
     /// punctures there, so it skips these ranges.
     fn run(
         mut self,
@@ -361,8 +361,8 @@ impl<'p> Sweep<'p> {
             return;
         };
         let source = |(_, id): Place| self.policy.entry(id).source();
-        // Texts that cannot have a puncture here: if the author of a text accepts the deciding
-        // action, the texts that it includes cannot object.
+        // This set gets the texts that cannot have a puncture here: if the author of a text accepts
+        // the deciding action, the texts that it includes cannot object.
         let mut bearing = SourceSet::default();
         bearing.extend(self.policy.below[source(narrow).number()]);
         for wide in views {

@@ -21,11 +21,11 @@ use crate::print;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remedy {
     pub(crate) lines: Vec<Line>,
-    /// The policy's name.
+    /// The name of the policy's file, into which the entries are to be pasted.
     file: String,
 }
 
-/// One entry of a remedy.
+/// One entry of a remedy, to be pasted as one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
     /// The entry, as a line of the policy's text.
@@ -315,7 +315,7 @@ impl<'p> Remedies<'p> {
     }
 }
 
-/// The data that bound the actions of the lines of one remedy.
+/// The conditions that limit the actions of one remedy's lines.
 struct Bounds<'b, 'p> {
     bases: &'b [Place<'p>],
     limits: Limits<'p>,

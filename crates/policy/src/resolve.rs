@@ -33,7 +33,7 @@ pub struct ResolvedPolicy {
 }
 
 impl ResolvedPolicy {
-    /// The policy.
+    /// The policy whose entries were resolved.
     #[must_use]
     pub const fn policy(&self) -> &Policy {
         &self.policy
@@ -47,8 +47,8 @@ impl ResolvedPolicy {
     }
 
     /// Returns the policy and its variants: one for each combination of `[[when]]`s that hold
-    /// together on some processor; at least one. If there is a processor on which no `[[when]]`
-    /// holds, its variant is the first.
+    /// together on some processor. There is at least one variant. If there is a processor on which
+    /// no `[[when]]` holds, the variant for that processor comes first.
     #[must_use]
     pub fn into_parts(self) -> (Policy, Vec<ResolvedVariant>) {
         (self.policy, self.variants)

@@ -60,12 +60,13 @@ fn one_of(words: impl IntoIterator<Item = (&'static str, &'static str)>) -> Sche
     json_schema!({ "oneOf": words })
 }
 
-/// Returns the schema of the words of a table, whose meanings come in the same order.
+/// Returns the schema of the words in `words`. `meanings` has the meaning of each word, in the same
+/// order.
 fn each<T, const N: usize>(words: &Words<T, N>, meanings: [&'static str; N]) -> Schema {
     one_of(words.iter().map(|(word, _)| *word).zip(meanings))
 }
 
-/// Returns the schema of a word or another shape.
+/// Returns the schema of a value that is one of `words`, or has the shape `other`.
 fn or(words: &Schema, other: impl Into<Value>) -> Schema {
     json_schema!({ "anyOf": [words, other.into()] })
 }
@@ -106,8 +107,8 @@ fn outsides(_: &mut SchemaGenerator) -> Schema {
     each(
         &words::OUTSIDES,
         [
-            "A write that would change other bits gets #GP.",
-            "Other bits keep their values.",
+            "A write that would change bits outside of the mask gets #GP.",
+            "The write succeeds, and bits outside of the mask keep their values.",
         ],
     )
 }
@@ -173,10 +174,10 @@ fn action(generator: &mut SchemaGenerator, access: Access) -> Schema {
     const MEANINGS: [&str; 7] = [
         "KVM handles the access as without a policy.",
         "The guest gets #GP.",
-        "The call or the VM ends, with an event.",
-        "The action of the next wider entry, or of `default`.",
+        "The VMM ends the VM, or the call that the guest is serving, and an event records the access.",
+        "The access gets the action of the next wider entry, or of `default`.",
         "The write succeeds, but has no effect.",
-        "The first write after a reset succeeds; later writes of another value get #GP.",
+        "The first write after a reset of the vCPU succeeds; later writes of another value get #GP.",
         "Bits that are set in the register stay set.",
     ];
     let words = words::ONE.iter().zip(MEANINGS);

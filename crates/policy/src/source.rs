@@ -21,7 +21,7 @@ pub struct Source {
 /// A line and a column, both counted from 1; columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
-    /// The line.
+    /// The number of the line in the text.
     pub line: u32,
     /// The column: the number of the character in the line.
     pub column: u32,
@@ -66,13 +66,13 @@ impl Source {
         &self.identity
     }
 
-    /// The name that messages use.
+    /// The name that messages use for the text.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The text.
+    /// The whole text of the policy, or of a file that it includes.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text

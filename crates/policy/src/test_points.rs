@@ -83,7 +83,7 @@ mod tests {
     use crate::{NoIncludes, parse};
 
     #[test]
-    fn test_points_include_both_ends_and_one_past_each() {
+    fn test_points_include_both_ends_of_entry_and_one_msr_past_each() {
         let text = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x10..=0x12' = 'r'\n'0x1000..=0x1fff' = 'w'\n0xfffffffe = 'rw'";
         let compiled =
             compile(parse(&Source::new("test.toml", text), &mut NoIncludes).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of the registers that may be forwarded, by name.
+//! Tests of the registers to which the gate may forward a guest's writes.
 
 use msrgate_policy::registers::{Group, Named, Register, all, by_name, group};
 

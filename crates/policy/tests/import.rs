@@ -39,7 +39,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn import_of_compile_output_is_equal(plan in policy()) {
+    fn import_of_compile_output_gives_equal_policy(plan in policy()) {
         let drawn = plan.compile().expect("no defect");
         let program = drawn.compiled.program().clone();
         for variant in program.variants() {
@@ -56,8 +56,8 @@ proptest! {
             }
         }
         let (again, losses) = again(&program.encode(), Format::Program);
-        // Only the first variant is imported; the import names the differences of the other
-        // variants.
+        // Only the first variant is imported. For each other variant, the import reports that it
+        // differs.
         let others = program.variants().len() - 1;
         prop_assert!(losses >= others);
         let first = program.variants()[0].example();

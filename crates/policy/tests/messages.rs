@@ -17,7 +17,7 @@ use msrgate_policy::{
 
 use msrgate_testing::messages::{HOSTILE, messages, messages_with_text};
 
-/// The texts of includes, by name. Other names cannot be read.
+/// The texts of included files, by name. Files of other names cannot be read.
 struct Texts(BTreeMap<&'static str, &'static str>);
 
 impl Includes for Texts {
@@ -45,7 +45,7 @@ fn kinds(text: &str) -> Vec<MistakeKind> {
 }
 
 #[test]
-fn messages_of_policy_mistakes() {
+fn messages_of_policy_mistakes_are_as_recorded() {
     let head = "policy = 1\ndefault = 'deny'\n";
     let entries = |entries: &str| kinds(&format!("{head}[msrs]\n{entries}"));
     let include = |name: &str| kinds(&format!("{head}include = ['{name}']"));
@@ -148,7 +148,7 @@ fn messages_of_policy_mistakes() {
 }
 
 #[test]
-fn messages_of_selector_errors() {
+fn messages_of_selector_errors_are_as_recorded() {
     let texts = [
         "IA32_EFFER",
         "QZXWVKJ",
@@ -173,7 +173,7 @@ fn messages_of_selector_errors() {
 }
 
 #[test]
-fn messages_of_import_errors() {
+fn messages_of_import_errors_are_as_recorded() {
     let error_of = |bytes: &[u8], format| import(bytes, format).unwrap_err();
     let many: String = (0..=msrgate_policy::MAX_ENTRIES)
         .map(|number| format!("{:#x} 0x0\n", 0x1000 + 2 * number))
@@ -196,7 +196,7 @@ fn messages_of_import_errors() {
 }
 
 #[test]
-fn messages_of_learn_errors() {
+fn messages_of_learn_errors_are_as_recorded() {
     let error_of = |text: &str| {
         let policy = Source::new("guest.toml", text);
         learn(&policy, &mut NoIncludes, &[]).unwrap_err()
@@ -220,7 +220,7 @@ fn messages_of_learn_errors() {
 }
 
 #[test]
-fn messages_of_cpu_errors() {
+fn messages_of_cpu_errors_are_as_recorded() {
     let texts = [
         "Genuine Intel\u{1b}",
         "Intel:6:0x6a",
@@ -231,9 +231,9 @@ fn messages_of_cpu_errors() {
     insta::assert_snapshot!(errors.join("\n"));
 }
 
-/// Every error enum of the libraries is covered here, or in the messages of `msrgate-kvm`.
+/// Every error enum of the libraries is covered here, or in the test of messages of `msrgate-kvm`.
 #[test]
-fn messages_cover_every_error() {
+fn messages_of_every_error_enum_are_tested() {
     fn enums(folder: &Path, found: &mut Vec<String>) {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -269,9 +269,9 @@ fn messages_cover_every_error() {
     assert_eq!(found, [""; 0]);
 }
 
-/// Each error of the set call has a message, with the kernel's error number.
+/// Each error of the call that sets a filter has a message, with the kernel's error number.
 #[test]
-fn messages_of_set_errors() {
+fn messages_of_set_errors_are_as_recorded() {
     let bitmaps = [BitmapError::Empty, BitmapError::TooLong(0x3001)];
     let filters = [
         FilterError::TooManyRanges(17),

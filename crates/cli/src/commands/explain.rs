@@ -46,7 +46,8 @@ struct Row<'c> {
     when: bool,
     why: Option<&'c str>,
     verdict: &'static str,
-    /// The range of the filter that decides, counted from 0; null for the default.
+    /// The number of the filter's range that decides, counted from 0; null if the filter's default
+    /// decides.
     range: Option<usize>,
     /// The bit number of the MSR in the bitmap of the range that decides.
     bit: Option<u32>,
@@ -63,10 +64,9 @@ struct Row<'c> {
     log: &'static str,
     /// The accesses that are logged as events, in words.
     events: &'static str,
-    /// The extent of the enforcement: `enforced`, `partly`, `not`.
+    /// The extent to which the decision is enforced: `enforced`, `partly` or `not`.
     enforced: String,
-    /// The accesses that bypass the policy.
-    /// Called `holes` in version 1 of the JSON.
+    /// The accesses that bypass the decision. Version 1 of the JSON calls them `holes`.
     #[serde(rename = "holes")]
     bypasses: Vec<BypassRow>,
     /// The uses of the register by other instructions, which no filter checks.
@@ -82,7 +82,7 @@ struct KernelRow {
     exit: Option<u32>,
     /// The reason of an exit: `filter` or `unknown`.
     reason: Option<String>,
-    /// The reason's bit in `kvm_run.msr.reason`.
+    /// The bit of the reason in `kvm_run.msr.reason`.
     reason_bit: Option<u64>,
 }
 
@@ -94,11 +94,12 @@ struct UseRow {
     changes: bool,
 }
 
-/// A policy on one processor.
+/// A policy as it holds on one processor.
 struct Explained<'c> {
     policy: &'c Policy,
     variant: &'c Variant,
-    /// The processor; `None` if the policy does not depend on it.
+    /// The processor that the explanation is about; `None` if the policy is the same for all
+    /// processors.
     cpu: Option<&'c Cpu>,
     /// The mask of exit reasons that the VM needs.
     mask: ReasonMask,

@@ -23,7 +23,7 @@ struct Report {
     files: Vec<FileReport>,
 }
 
-/// The result for one file.
+/// The JSON of the result for one file.
 #[derive(Serialize)]
 struct FileReport {
     file: String,

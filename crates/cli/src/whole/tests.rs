@@ -13,13 +13,13 @@ fn opened(name: &Path) -> Box<Opened> {
     }
 }
 
-/// If the file is changed, replaced or removed between the reading and the writing, `replace` refuses and
-/// leaves everything as it is.
+/// If another process changes, replaces or removes the file after it was read, `replace` returns an
+/// error, and leaves everything as it is.
 #[test]
 fn replace_of_changed_file_is_refused_and_changes_nothing() {
     type Change = fn(&Path);
     let changes: [(&str, Change); 5] = [
-        ("saved in place", |file| {
+        ("an editor saved the file in place", |file| {
             fs::write(file, "new").expect("written");
             // File times are coarse, so the new time of modification may equal the old one; the test sets
             // another.
@@ -27,17 +27,21 @@ fn replace_of_changed_file_is_refused_and_changes_nothing() {
             let file = OpenOptions::new().write(true).open(file).expect("a file");
             file.set_times(times).expect("set");
         }),
-        ("longer", |file| fs::write(file, "longer").expect("written")),
-        ("saved by rename", |file| {
+        ("the file got longer", |file| {
+            fs::write(file, "longer").expect("written")
+        }),
+        ("an editor replaced the file by rename", |file| {
             let new = file.with_file_name("new");
             fs::write(&new, "old").expect("written");
             fs::rename(new, file).expect("renamed");
         }),
-        ("replaced by a link", |file| {
+        ("a link took the place of the file", |file| {
             fs::remove_file(file).expect("removed");
             symlink("victim", file).expect("a link");
         }),
-        ("removed", |file| fs::remove_file(file).expect("removed")),
+        ("the file was removed", |file| {
+            fs::remove_file(file).expect("removed")
+        }),
     ];
     for (what, change) in changes {
         let folder = tempfile::tempdir().expect("a folder");
@@ -61,7 +65,7 @@ fn replace_of_changed_file_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn replace_after_link_was_changed_writes_file_that_was_read() {
+fn replace_after_change_of_link_writes_file_that_was_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let [file, victim, link] = ["file", "victim", "link"].map(|name| folder.path().join(name));
     fs::write(&file, "old").expect("written");

@@ -14,7 +14,7 @@ fn compiled() -> Variant {
         .clone()
 }
 
-/// Returns the filter of `compiled` with one range replaced.
+/// Returns the filter of `compiled`, with `change` applied to one range.
 fn mutant(compiled: &Variant, number: usize, change: impl Fn(&Range) -> Option<Range>) -> Filter {
     let mut ranges = compiled.filter().ranges().to_vec();
     match change(&ranges[number]) {
@@ -35,8 +35,8 @@ fn with_bit_flipped(range: &Range, bit: u32) -> Range {
     Range::new(range.accesses(), range.base(), bitmap.unwrap())
 }
 
-/// The comparison finds every filter in which one bit is flipped, or one range is moved, left out,
-/// or given another direction.
+/// The comparison finds every filter in which one bit is flipped, or in which one range is moved,
+/// left out, or given another direction.
 #[test]
 fn compile_comparison_finds_every_broken_filter() {
     let compiled = compiled();

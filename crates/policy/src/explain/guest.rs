@@ -27,7 +27,7 @@ fn of_action(explanation: &Explanation<'_>) -> String {
     match &explanation.action {
         Action::Allow => of_kvm(explanation),
         Action::Deny => "#GP".to_owned(),
-        Action::Kill => "the end of its call or of its VM".to_owned(),
+        Action::Kill => "the end of the VM, or of the call that the guest is serving".to_owned(),
         Action::Handler(name) => {
             let answers = match access {
                 Access::Read => "answers",

@@ -9,7 +9,8 @@ fn compiled(text: &str) -> Compiled {
     compile(policy).unwrap()
 }
 
-/// Returns the explanation of one access: action, guest, kernel, events, enforcement.
+/// Returns the explanation of one access as text: action, result for the guest, report of the
+/// kernel, events, enforcement.
 fn said(compiled: &Compiled, index: u32, access: Access) -> String {
     let program = compiled.program().clone();
     let mask = program.variants()[0].reasons();

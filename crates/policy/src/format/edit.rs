@@ -40,7 +40,7 @@ impl Edited {
         Ok(Self { root, head, foot })
     }
 
-    /// Returns the text in canonical form.
+    /// Returns the changed text in canonical form.
     pub(crate) fn into_text(self) -> String {
         write(self.root, &self.head, &self.foot)
     }

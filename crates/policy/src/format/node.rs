@@ -7,12 +7,12 @@ use toml_edit::{Array, InlineTable, Value as Toml};
 use super::statement::{Statement, comment};
 use crate::layout::{Comments, Element, Field, List, Value};
 
-/// Keys whose strings are numbers.
+/// Keys whose values are numbers, even if a value stands in quotes.
 const NUMBERS: [&str; 9] = [
     "value", "mask", "sticky", "reset", "revision", "family", "model", "stepping", "read",
 ];
 
-/// A part of the text.
+/// A part of a policy's text: a table, or a key with its value.
 #[derive(Debug, Default)]
 pub(super) struct Node {
     pub(super) comments: Comments,
@@ -22,13 +22,13 @@ pub(super) struct Node {
     pub(super) parts: IndexMap<String, Node>,
 }
 
-/// The form in which a part is written.
+/// The form in which the text writes a part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The right side of `key = value`.
+    /// The text writes the part as the right side of `key = value`.
     #[default]
     Value,
-    /// A table with a head of its own.
+    /// The text writes the part as a table with a head of its own, such as `[msrs]`.
     Head,
 }
 
@@ -170,9 +170,9 @@ fn from_list(key: &str, array: &Array, text: &str) -> List {
     list
 }
 
-/// Returns the comments between the parts of a whole, one list for each gap: before the first part,
-/// between two parts, and after the last part. The first string of a list is the comment on the
-/// gap's first line; the string is empty if that line has no comment.
+/// Returns the comments between the parts of a table or a list, one list of comments for each gap:
+/// before the first part, between two parts, and after the last part. The first string of such a
+/// list is the comment on the gap's first line; the string is empty if that line has no comment.
 fn between(
     whole: Option<std::ops::Range<usize>>,
     parts: impl Iterator<Item = std::ops::Range<usize>>,

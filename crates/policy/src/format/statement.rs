@@ -9,9 +9,10 @@ use crate::layout::Comments;
 
 /// A statement of a policy's text: a table head, or a `key = value`.
 pub(super) struct Statement<'d> {
-    /// The keys from the root on. For an element of a list of tables, the key is its number.
+    /// The keys that lead from the root of the text to this statement. The key of an element in a
+    /// list of tables is the element's number.
     pub(super) path: Vec<String>,
-    /// The value. `None`: the statement is the head of a table.
+    /// The value of the key. `None`: the statement is the head of a table.
     pub(super) value: Option<&'d Value>,
     pub(super) comments: Comments,
     span: Range<usize>,

@@ -18,7 +18,7 @@ fn formatted(text: &str) -> String {
 
 const REFERENCE: &str = include_str!("../../../../docs/policy-reference.md");
 
-/// The shipped policies, and the files that the reference shows.
+/// An opener of included texts: the shipped policies, and the files that the reference shows.
 struct Shipped;
 
 impl Includes for Shipped {
@@ -146,7 +146,7 @@ vendor = "GenuineIntel"
 }
 
 #[test]
-fn format_splits_one_line_of_toml() {
+fn format_splits_inline_tables_into_lines() {
     let text = "policy = 1\ndefault = \"deny\"\nunknown.read = \"deny\"\n# device\n\
         device.microcode = { revision = 1, update = \"deny\" }\n\
         # msrs\nmsrs = { 0x10 = \"r\", 0x11 = { read = \"allow\", write = \"allow\" } } # those\n\
@@ -337,7 +337,8 @@ proptest! {
         entries in prop::collection::vec((0_usize..4, entry(), any::<bool>(), any::<bool>()), 0..14),
     ) {
         let mut text = "# head\npolicy = 1\nname='x' # name\ndefault = \"deny\"\n".to_owned();
-        // TOML cannot open `[msrs]` twice, so tables stand below lines.
+        // TOML allows the head `[msrs]` only once, so entries that are tables stand below those
+        // that are lines.
         let (tables, lines): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|one| one.1.starts_with('['));
         text.push_str("[msrs]\n");

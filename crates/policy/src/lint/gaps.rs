@@ -9,7 +9,7 @@ use super::warning::{Code, Warning, is_accepted, once};
 use crate::compile::Compiled;
 use crate::registers::{self, Gap, GapKind};
 
-/// Returns warnings about refusals and answers that some accesses bypass.
+/// Returns warnings about accesses that a policy refuses or answers, but that bypass the policy.
 pub(super) fn gaps(compiled: &Compiled) -> Vec<Warning<'_>> {
     let policy = compiled.policy();
     let mut warnings = Vec::new();

@@ -12,15 +12,16 @@ use crate::registers::{self, Feature};
 /// The registers of a CPUID feature that one part of a policy refuses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RefusedFeature {
-    /// The feature.
+    /// The CPUID feature to which the registers belong.
     pub(super) feature: &'static Feature,
-    /// The part of the policy that refuses the registers.
+    /// The part of the policy that refuses the registers: an entry or the default.
     pub(super) by: DecidedBy,
     /// The registers with the refused accesses, each once, sorted by index.
     pub(super) msrs: Vec<(MsrIndex, Accesses)>,
 }
 
-/// Returns the refused registers of the features whose bits are set, grouped by feature.
+/// Returns the refused registers of the CPUID features whose bits `is_set` reports as set, grouped
+/// by feature.
 pub(super) fn refused_features(
     variant: &Variant,
     is_set: impl Fn(&CpuidBit) -> bool,
@@ -68,7 +69,7 @@ fn refused(variant: &Variant, feature: &'static Feature) -> Vec<RefusedFeature> 
 /// Registers that an entry lets a guest write, and that are lost when the VM is saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct UnsavedWrites {
-    /// The entry.
+    /// The entry that lets the guest write the registers.
     pub(super) entry: EntryId,
     /// The registers, sorted by index; at least one.
     pub(super) msrs: Vec<MsrIndex>,
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_features_are_found_for_each_entry() {
+    fn refused_registers_of_cpuid_features_are_found_for_each_entry() {
         let compiled = compiled(
             "policy = 1\ndefault = 'deny'\n[msrs]\nIA32_SPEC_CTRL = 'r'\nIA32_PRED_CMD = 'w'\nIA32_TSC_ADJUST = { read = { value = 0 }, write = 'kill' }\nIA32_ARCH_CAPABILITIES = 'r'",
         );
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn unsaved_writes_are_found_for_each_entry() {
+    fn writable_registers_that_migration_loses_are_found_for_each_entry() {
         let compiled = compiled(
             "policy = 1\ndefault = 'allow'\n[msrs]\n'0x174..=0x176' = 'rw'\nIA32_EFER = 'rw'\nIA32_PRED_CMD = 'w'\n'@mtrr' = 'r'\nIA32_LSTAR = { read = 'allow', write = 'pin' }\nIA32_PLATFORM_ID = { read = 'allow', write = 'ignore' }",
         );

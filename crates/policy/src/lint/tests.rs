@@ -14,7 +14,7 @@ fn codes(text: &str) -> Vec<(&'static str, Option<u32>)> {
 }
 
 #[test]
-fn lint_codes_are_all_in_the_reference() {
+fn every_lint_code_is_in_reference() {
     let reference = include_str!("../../../../docs/policy-reference.md");
     for code in Code::ALL {
         let row = format!("\n| `{}` | ", code.word());
@@ -23,7 +23,7 @@ fn lint_codes_are_all_in_the_reference() {
 }
 
 #[test]
-fn lint_of_policy_gives_each_code() {
+fn lint_of_policies_gives_each_code_of_warning() {
     let text = "policy = 1
 default = 'deny'
 [msrs]
@@ -55,10 +55,10 @@ IA32_TSC_DEADLINE = 'r'
     );
 }
 
-/// An include whose path differs from the policy's only in bytes that are not UTF-8 has the same
-/// name in messages. An entry of this include that decides nothing causes no warning.
+/// An include whose path differs from the policy's path only in bytes that are not UTF-8 has the
+/// same name in messages. If an entry of this include decides nothing, there is no warning.
 #[test]
-fn lint_ignores_idle_entry_of_include_with_name_of_policy() {
+fn lint_ignores_included_entry_without_effect_if_include_is_named_like_policy() {
     struct Base;
     impl Includes for Base {
         fn open(&mut self, _: &Source, _: &str) -> Result<Source, IncludeError> {
@@ -119,7 +119,7 @@ cpu = { vendor = 'GenuineIntel' }
 [when.msrs]
 IA32_FMASK = { read = 'allow', write = 'pin', override = true }
 ";
-    // Each gap has one warning, independent of the processor.
+    // Each gap has one warning, whatever the processor.
     let expected = [
         (8, "`mask` of IA32_FS_BASE applies to WRMSR only: RDFSBASE "),
         (
@@ -207,7 +207,7 @@ fn lint_revision_unread_warns_of_unreadable_revision() {
     }
 }
 
-/// A source of includes that returns one text for every path.
+/// An opener of included texts that returns the same text for every path.
 struct Only(&'static str);
 
 impl Includes for Only {

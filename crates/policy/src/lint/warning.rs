@@ -1,4 +1,4 @@
-//! A warning and its kinds.
+//! A warning about a policy, and the kinds of warnings.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use crate::policy::{Entry, Policy};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Warning<'c> {
-    /// The kind of warning.
+    /// The kind of this warning.
     pub code: Code,
     /// The entry that the warning is about. `None`: the policy as a whole.
     pub entry: Option<&'c Entry>,
@@ -16,15 +16,15 @@ pub struct Warning<'c> {
     pub message: String,
     /// The details, each a line: for example the registers.
     pub details: Vec<String>,
-    /// The advice, as a line.
+    /// The advice on what to do about the warning, as one line.
     pub help: String,
 }
 
-/// The kind of a warning.
+/// The kind of a warning about a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Code {
-    /// The entry inherits both directions.
+    /// The entry inherits its actions for reads and for writes, so it has no effect.
     SaysNothing,
     /// The entry decides no access. The policy's own text contains the entry.
     DecidesNothing,
@@ -34,9 +34,10 @@ pub enum Code {
     TooWide,
     /// An included entry loosens a part of this wider entry.
     Punctured,
-    /// Some accesses bypass a refusal or an answer.
+    /// The policy refuses or answers some accesses, but a gap lets them bypass the entry.
     Gap,
-    /// A pin survives kexec, so the next kernel of the guest meets it.
+    /// A pinned register stays pinned when the guest starts another kernel by kexec, and that
+    /// kernel cannot write another value to it.
     PinKexec,
     /// Instructions other than WRMSR write a pinned, masked or sticky register.
     ChangedUnasked,

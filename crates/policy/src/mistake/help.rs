@@ -66,7 +66,7 @@ impl MistakeKind {
             Self::ListsNothing { .. } => {
                 "write at least one value, or delete the key to mean all processors"
             }
-            Self::SaidTwice { .. } => "keep one of them, and delete the other",
+            Self::SaidTwice { .. } => "keep one of the two keys, and delete the other",
             Self::NotForwardable { .. } => {
                 "`mask`, `pin` and `sticky` work for IA32_STAR, IA32_LSTAR, IA32_CSTAR, IA32_FMASK, IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE and IA32_SYSENTER_*; for others write \"allow\", \"deny\", \"ignore\" or a `register`"
             }
@@ -130,7 +130,7 @@ const SINGLE_MSRS: &str = "name ranges instead of single MSRs: `\"0x200..=0x20f\
 pub(crate) const ENTRIES_ON_ALL: &str =
     "entries, each counted once for every kind of processor on which it holds";
 
-/// Returns advice on how to have fewer of the counted things.
+/// Returns advice on how to write a policy with fewer of the parts that `what` names.
 fn fewer(what: &str) -> &'static str {
     match what {
         "tokens of TOML" => {

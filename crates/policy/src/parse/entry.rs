@@ -330,8 +330,8 @@ impl Reader<'_> {
             }
         }
         let at = self.at(item.span());
-        // An unknown key may be a misspelt form of the missing key, which is then not reported as
-        // missing, too.
+        // An unknown key may be a misspelt form of the missing key. The missing key is then not
+        // reported as well.
         if reset.is_none() && !has_unknown {
             let help = "write the register's value after a reset: `reset = \"0\"`";
             self.report(at, MistakeKind::MissingKey { key: "reset", help });

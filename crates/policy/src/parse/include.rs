@@ -10,10 +10,11 @@ use crate::policy::{At, SourceId};
 use crate::source::Source;
 use msrgate_program::{one_line, shown_name};
 
-/// A source of included texts. Parsing itself opens no file.
+/// An opener of included texts. The caller implements it, because parsing itself opens no file.
 pub trait Includes {
-    /// Returns the text that `path` means in `from`. If several paths lead to the same text, each
-    /// returns the same [identity](Source::identity), so that the text is read once.
+    /// Returns the text that an `include` of `path` in the text `from` means. If several paths lead
+    /// to the same text, each returns the same [identity](Source::identity), so that the text is
+    /// read once.
     ///
     /// # Errors
     /// Returns [`IncludeError`] if the text cannot be read.
@@ -55,7 +56,7 @@ impl fmt::Display for IncludeError {
 
 impl std::error::Error for IncludeError {}
 
-/// A source for texts that include nothing: every include is an error.
+/// An opener of included texts that opens nothing: every include is an error.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoIncludes;
 
@@ -88,7 +89,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Returns the text that `path` means in the current one, and reads the text if it is new.
+    /// Returns the text that `path` means in the current text, and reads that text if it is new.
     fn included(&mut self, path: &str, at: At, way: &mut Vec<SourceId>) -> Option<SourceId> {
         let this = self.current;
         let includes = self.includes.as_mut()?;
@@ -131,7 +132,7 @@ impl Reader<'_> {
             None if self.sources.len() == MAX_FILES => {
                 let (what, found, limit) = ("files", MAX_FILES + 1, MAX_FILES);
                 self.report(at, MistakeKind::TooMany { what, found, limit });
-                // No further file is opened.
+                // The limit is reached, so no further file is opened.
                 self.includes = None;
                 None
             }

@@ -172,8 +172,8 @@ impl Reader<'_> {
             }
         }
         let at = self.key_at(item.key);
-        // An unknown key may be a misspelt form of the missing key, which is then not reported as
-        // missing, too.
+        // An unknown key may be a misspelt form of the missing key. The missing key is then not
+        // reported as well.
         if revision.is_none() && !has_unknown {
             let help = "write the revision that the guest reads: `revision = \"0x2b000000\"`";
             self.report(

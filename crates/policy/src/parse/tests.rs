@@ -10,7 +10,7 @@ mod includes;
 mod language;
 mod newcomers;
 
-/// Returns the report that a user reads.
+/// Returns the report of a text's mistakes, as a user reads it.
 fn report(text: &str) -> String {
     let mistakes = parse(&Source::new("policy.toml", text), &mut NoIncludes)
         .expect_err("a policy with mistakes");
@@ -150,9 +150,10 @@ fn parse_shows_fifty_mistakes_and_counts_all() {
     assert_eq!(mistakes.to_string(), "policy.toml has 60 mistakes");
 }
 
-/// A text that is too long, or has too many entries, is refused with the limit.
+/// A text that is too long, or has too many entries, is refused with a message that states the
+/// limit.
 #[test]
-fn parse_states_exceeded_limit() {
+fn parse_error_states_exceeded_limit() {
     let kind = |text: &str| {
         let mistakes = parse(&Source::new("policy.toml", text), &mut NoIncludes).unwrap_err();
         mistakes.mistakes()[0].kind().clone()

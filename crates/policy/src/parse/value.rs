@@ -10,14 +10,14 @@ use crate::mistake::MistakeKind;
 use crate::policy::At;
 use crate::source::quoted;
 
-/// A key with its place.
+/// A key of a policy's text, with its place.
 #[derive(Clone, Copy)]
 pub(super) struct Key<'k> {
     pub(super) text: &'k str,
     pub(super) span: SourceSpan,
 }
 
-/// A value with its key.
+/// A value of a policy's text, with its key.
 #[derive(Clone, Copy)]
 pub(super) struct Item<'k> {
     pub(super) key: Key<'k>,

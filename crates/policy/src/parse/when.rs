@@ -53,7 +53,7 @@ impl Reader<'_> {
             }
         }
         // A misplaced or misspelt key may be the missing key, or may belong below the missing key.
-        // The missing key is then not reported, too.
+        // The missing key is then not reported as well.
         if cpus.is_none() && !has_misplaced {
             let help = "write the processors for which the `[[when]]` holds: `cpu = { vendor = \"GenuineIntel\", family = 6 }`";
             self.report(at, MistakeKind::MissingKey { key: "cpu", help });
@@ -192,7 +192,7 @@ impl Reader<'_> {
     }
 }
 
-/// An example of a `cpu`.
+/// An example of a `cpu`, for advice.
 const CPU: &str = "cpu = { vendor = \"GenuineIntel\", family = 6 }";
 
 /// Returns the ends of a range, or of a text that is meant as one.

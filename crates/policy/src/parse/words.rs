@@ -5,7 +5,7 @@ use msrgate_program::{Action, Device, Outside};
 use crate::policy::{Log, Mode, Unknown, UnknownAction, Update};
 use crate::registers::{self, GapKind};
 
-/// Words with their meanings.
+/// Words of the language, each with its meaning.
 pub(crate) type Words<T, const N: usize> = [(&'static str, T); N];
 
 /// Keys at the top level of a policy.
@@ -14,7 +14,7 @@ pub(crate) const TOP: [&str; 11] = [
     "when",
 ];
 
-/// Keys of an entry's table.
+/// Keys of the table of an entry.
 pub(crate) const ENTRY: [&str; 8] = [
     "read", "write", "device", "register", "why", "log", "override", "final",
 ];
@@ -27,13 +27,13 @@ pub(crate) const ACTION: [&str; 7] = [
 /// Keys of a register in user space.
 pub(crate) const REGISTER: [&str; 3] = ["reset", "mask", "outside"];
 
-/// Keys of `unknown`.
+/// Keys of the table `unknown`.
 pub(crate) const UNKNOWN: [&str; 3] = ["read", "write", "log"];
 
-/// Keys of `[device.microcode]`.
+/// Keys of the table `[device.microcode]`.
 pub(crate) const MICROCODE: [&str; 2] = ["revision", "update"];
 
-/// Keys of a `[[when]]`.
+/// Keys of a `[[when]]` section.
 pub(crate) const WHEN: [&str; 2] = ["cpu", "msrs"];
 
 /// Keys of the `cpu` of a `[[when]]`.
@@ -50,15 +50,15 @@ pub(crate) const VENDORS: [&str; 5] = [
     "  Shanghai  ",
 ];
 
-/// The value of an entry in one direction.
+/// The meaning of the value that an entry has for one direction.
 #[derive(Clone)]
 pub(crate) enum Says {
-    /// The action of a wider entry or of the default.
+    /// The word `inherit`: the action of a wider entry or of the default applies.
     Inherit,
     This(Action),
 }
 
-/// Words for both directions at once.
+/// Words for the actions of both directions at once, such as `rw`.
 pub(crate) const BOTH: Words<[Action; 2], 4> = [
     ("rw", [Action::Allow, Action::Allow]),
     ("r", [Action::Allow, Action::Deny]),
@@ -66,7 +66,7 @@ pub(crate) const BOTH: Words<[Action; 2], 4> = [
     ("none", [Action::Deny, Action::Deny]),
 ];
 
-/// Words for one direction.
+/// Words for the action of one direction.
 pub(crate) const ONE: Words<Says, 7> = [
     ("allow", Says::This(Action::Allow)),
     ("deny", Says::This(Action::Deny)),
@@ -77,7 +77,7 @@ pub(crate) const ONE: Words<Says, 7> = [
     ("sticky", Says::This(Action::Sticky(u64::MAX))),
 ];
 
-/// Words for `log`.
+/// Words that the key `log` may have as its value.
 pub(crate) const LOGS: Words<Log, 4> = [
     ("none", Log::None),
     ("denied", Log::Denied),
@@ -85,13 +85,13 @@ pub(crate) const LOGS: Words<Log, 4> = [
     ("all", Log::All),
 ];
 
-/// Words for `mode`.
+/// Words that the key `mode` may have as its value.
 pub(crate) const MODES: Words<Mode, 2> = [("enforce", Mode::Enforce), ("audit", Mode::Audit)];
 
-/// Words for `default`.
+/// Words that the key `default` may have as its value.
 pub(crate) const DEFAULTS: Words<Action, 2> = [("allow", Action::Allow), ("deny", Action::Deny)];
 
-/// Words for `unknown`.
+/// Words that the key `unknown` may have as its value.
 pub(crate) const UNKNOWNS: Words<Unknown, 2> = [
     (
         "gp",
@@ -111,29 +111,29 @@ pub(crate) const UNKNOWNS: Words<Unknown, 2> = [
     ),
 ];
 
-/// Words for writes of unknown MSRs.
+/// Words for the answer to a write of an unknown MSR.
 pub(crate) const UNKNOWN_WRITES: Words<UnknownAction, 2> = [
     ("deny", UnknownAction::Deny),
     ("ignore", UnknownAction::Ignore),
 ];
 
-/// Words for `outside`.
+/// Words that the key `outside` may have as its value.
 pub(crate) const OUTSIDES: Words<Outside, 2> = [("deny", Outside::Deny), ("keep", Outside::Keep)];
 
 /// Words for `device`, and the keys of `[device]`.
 pub(crate) const DEVICES: Words<Device, 1> = [("microcode", Device::Microcode)];
 
-/// Words for `update`.
+/// Words that the key `update` may have as its value.
 pub(crate) const UPDATES: Words<Update, 3> = [
     ("accept", Update::Accept),
     ("ignore", Update::Ignore),
     ("deny", Update::Deny),
 ];
 
-/// The name of the gap that belongs to the gate, not to the kernel.
+/// The name of the gap that the gate has, and not the kernel: a migration loses the gate's state.
 const STATE_NOT_MIGRATED: &str = "state-not-migrated";
 
-/// Words for `accept`.
+/// Returns the words for `accept`, which are the names of gaps.
 pub(crate) fn gaps() -> impl Iterator<Item = &'static str> {
     let gaps = registers::gaps().filter(|gap| gap.kind != GapKind::Use);
     gaps.map(|gap| gap.name).chain([STATE_NOT_MIGRATED])

@@ -13,7 +13,7 @@ use crate::parse::{IncludeError, Includes};
 use crate::resolve::{ResolvedPolicy, parse};
 use crate::source::Source;
 
-/// Texts by name.
+/// The texts of included files, by the name that an `include` writes.
 struct Files(BTreeMap<&'static str, &'static str>);
 
 impl Includes for Files {

@@ -51,7 +51,7 @@ fn guest(entries: &str) -> [(&'static str, &'static str); 1] {
 }
 
 #[test]
-fn puncture_is_included_entry_within_wide_refusal() {
+fn puncture_is_included_entry_that_loosens_part_of_wide_refusal() {
     let guest = guest("'IA32_MPERF..=IA32_APERF' = 'r'\nIA32_PAT = 'rw'\n0x611 = 'none'\n");
     let text = format!("{HEAD}'@power' = 'none'\n");
     let line =
@@ -63,16 +63,18 @@ fn puncture_is_included_entry_within_wide_refusal() {
         )]
     );
     assert_eq!(found(&format!("{text}{line}\n"), &guest), [""; 0]);
-    // The author of a text that repeats the entry knows of it.
+    // If the policy's text repeats the included entry, its author knows of that entry, so there is
+    // no puncture.
     let repeated = format!("{text}'IA32_MPERF..=IA32_APERF' = 'r'\n");
     assert_eq!(found(&repeated, &guest), [""; 0]);
     let around = format!("{text}'0xe7..=0xe8' = {{ read = 'allow', write = 'inherit' }}\n");
     assert_eq!(found(&around, &guest), [""; 0]);
 }
 
-/// A wide answer is punctured by an action that lets the guest do more, or something else.
+/// A wide entry that answers accesses is punctured by an entry that lets the guest do more, or
+/// something else.
 #[test]
-fn puncture_is_found_for_each_direction() {
+fn puncture_of_wide_entry_is_found_for_reads_and_for_writes() {
     let wide = "'0x600..=0x6df' = { read = { value = 0 }, write = 'ignore' }\n";
     let wide = format!("{HEAD}{wide}");
     for (narrow, read, write) in [
@@ -115,7 +117,7 @@ fn puncture_is_found_for_each_direction() {
 }
 
 #[test]
-fn punctures_between_unrelated_texts_are_found() {
+fn puncture_by_entry_of_unrelated_file_is_found() {
     let refuses = (
         "refuses.toml",
         "policy = 1\n[msrs]\n'0x600..=0x6df' = 'none'\n",
@@ -123,7 +125,7 @@ fn punctures_between_unrelated_texts_are_found() {
     let allows = ("allows.toml", "policy = 1\n[msrs]\n0x611 = 'r'\n");
     let line = "0x611 = { read = \"deny\", write = \"deny\", override = true }";
     let by = format!("0x600..=0x6df by 0x611 of allows.toml, read 0x611, write -: {line}");
-    // The two includes are siblings.
+    // The policy includes both files.
     let both = "policy = 1\ndefault = 'deny'\ninclude = ['refuses.toml', 'allows.toml']\n[msrs]\n";
     assert_eq!(found(both, &[refuses, allows]), [&*by]);
     assert_eq!(
@@ -134,7 +136,7 @@ fn punctures_between_unrelated_texts_are_found() {
         found(&format!("{both}0x611 = 'r'\n"), &[refuses, allows]),
         [""; 0]
     );
-    // The entry is in an include of an include.
+    // The entry that loosens the wider entry is in an include of an include.
     let between = ("between.toml", "policy = 1\ninclude = ['allows.toml']\n");
     let text = "policy = 1\ndefault = 'deny'\ninclude = ['between.toml']\n[msrs]\n'0x600..=0x6df' = 'none'\n";
     assert_eq!(found(text, &[between, allows]), [&*by]);
@@ -142,14 +144,16 @@ fn punctures_between_unrelated_texts_are_found() {
         found(&format!("{text}{line}\n"), &[between, allows]),
         [""; 0]
     );
-    // An entry of the text in the middle is punctured by the text's own include.
+    // The included text in the middle has a wide entry, and an include of this text punctures that
+    // entry.
     let between = (
         "between.toml",
         "policy = 1\ninclude = ['allows.toml']\n[msrs]\n'0x600..=0x6df' = 'none'\n",
     );
     let text = "policy = 1\ndefault = 'deny'\ninclude = ['between.toml']\n[msrs]\n";
     assert_eq!(found(text, &[between, allows]), [&*by]);
-    // An exception in the text itself, or in a text that includes it, is intended.
+    // A looser entry in the same text, or in a text that includes this text, is an intended
+    // exception.
     let own = "policy = 1\ndefault = 'deny'\n[msrs]\n'0x600..=0x6df' = 'none'\n0x611 = 'r'\n";
     assert_eq!(found(own, &[]), [""; 0]);
     let including =
@@ -160,7 +164,7 @@ fn punctures_between_unrelated_texts_are_found() {
 }
 
 #[test]
-fn punctures_of_when_entries_are_found_on_their_processors() {
+fn puncture_by_entry_of_when_section_is_found_on_its_processors() {
     let when = |entries: &str| {
         format!("[[when]]\ncpu = {{ vendor = 'GenuineIntel' }}\n[when.msrs]\n{entries}")
     };
@@ -194,7 +198,7 @@ fn general_amd() -> [(&'static str, &'static str); 1] {
 
 /// If the policy itself has an entry for these MSRs, the remedy names the line to replace.
 #[test]
-fn remedy_replaces_own_entry_of_same_msrs() {
+fn remedy_for_puncture_replaces_own_entry_of_same_msrs() {
     let guest = guest("0x611 = 'r'\n");
     let text = format!(
         "{HEAD}'0x600..=0x6df' = 'none'\n0x611 = {{ read = 'inherit', write = 'deny', why = 'x' }}\n"
@@ -385,8 +389,8 @@ fn own_extents(text: &str, files: &[(&str, &str)]) -> Vec<String> {
     own.collect()
 }
 
-/// An entry that included entries loosen as a whole is still the author's refusal, so no warning
-/// advises to delete it.
+/// If included entries loosen an entry as a whole, the entry still states what its author wants to
+/// refuse, so no warning advises to delete the entry.
 #[test]
 fn enforcement_lists_wholly_punctured_entry_as_not_enforced() {
     let whole = guest("0x610 = 'rw'\n0x611 = 'rw'\n");
@@ -498,10 +502,10 @@ fn puncture_warnings_on_own_entries_come_first() {
     );
 }
 
-/// If many narrow entries lie within the wide entries of many texts, only the first puncture of
-/// each further wide entry is kept after the limit.
+/// If many narrow entries lie within the wide entries of many texts, and there are more punctures
+/// than the limit, only the first puncture of each further wide entry is kept.
 #[test]
-fn punctures_of_many_texts_are_limited() {
+fn number_of_punctures_of_many_files_is_limited() {
     const WIDE: usize = 200;
     let names: Vec<_> = (0..WIDE).map(|text| format!("{text}.toml")).collect();
     let wide = |text: usize| {
@@ -542,8 +546,8 @@ fn punctures_of_many_texts_are_limited() {
     assert_eq!(partly.count(), WIDE + 1);
 }
 
-/// If texts with similar entries for many MSRs exceed the limit of ranges, every entry is still
-/// listed, with fewer ranges.
+/// If texts with similar entries for many MSRs exceed the limit of ranges, every punctured entry is
+/// still listed, but with fewer ranges.
 #[test]
 fn puncture_ranges_are_limited_but_every_entry_is_listed() {
     const WIDE: usize = 7;
@@ -579,7 +583,7 @@ fn puncture_ranges_are_limited_but_every_entry_is_listed() {
 /// A narrow entry punctures a wider entry in a `[[when]]`. The puncture is found, although the walk
 /// for other processors has compared the same MSRs before.
 #[test]
-fn puncture_in_when_is_found_at_msrs_compared_before() {
+fn puncture_in_when_is_found_at_msrs_that_earlier_walk_compared() {
     let other = "policy = 1\n[[when]]\ncpu = { model = 1 }\n[when.msrs]\n'0x0..=0x2f' = 'none'\n";
     let files = [
         ("guest.toml", "policy = 1\n[msrs]\n0x10 = 'r'\n"),

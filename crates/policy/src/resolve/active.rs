@@ -10,9 +10,9 @@ use crate::policy::{Entry, Policy};
 pub(crate) struct Active {
     /// The flag of each `[[when]]`: true if it holds.
     pub(crate) holds: Vec<bool>,
-    /// A processor of the variant.
+    /// An example of a processor on which these entries hold.
     pub(crate) example: Cpu,
-    /// The entries that hold, without overridden ones.
+    /// The entries that hold on the processor, without overridden ones.
     pub(crate) entries: Vec<EntryId>,
 }
 

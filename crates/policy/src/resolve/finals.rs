@@ -388,7 +388,8 @@ impl<'p> Finals<'p> {
     }
 }
 
-/// The limits of one direction.
+/// The promised limits in one direction, for reads or for writes. Each limit is the action of an
+/// entry, or the default action.
 struct LimitsOf<'f, 'p> {
     finals: &'f Finals<'p>,
     access: Access,

@@ -24,7 +24,7 @@ const MAX_TOLD_APART: usize = 1 << 20;
 
 /// Adds to `mistakes`, up to [`MAX_MISTAKES`], the mistakes that show only when all entries are
 /// seen together. Returns the rules of each variant. A variant with mistakes may be left out.
-/// `stated` are the settings of each text. `these` returns true for kinds that do not count as
+/// `stated` are the settings of each text. `is_excused` returns true for kinds that do not count as
 /// mistakes.
 pub(super) fn resolve(
     policy: &Policy,

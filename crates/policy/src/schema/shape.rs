@@ -43,9 +43,9 @@ pub(super) struct Policy {
     /// `0xc0000080`, a range such as `"0x200..=0x20f"`, or a group such as `"@mtrr"`. An entry wins
     /// over another entry if its MSRs are a strict subset of the other's MSRs.
     msrs: Option<Msrs>,
-    /// Emulated devices.
+    /// The emulated devices that the policy sets up.
     device: Option<Devices>,
-    /// Entries for some processors only.
+    /// The sections with entries for some processors only.
     when: Option<Vec<When>>,
 }
 
@@ -58,10 +58,10 @@ pub(super) struct Policy {
     { "required": ["register"] },
 ]))]
 pub(super) struct Entry {
-    /// The action for reads.
+    /// The action for reads of the entry's MSRs.
     #[schemars(schema_with = "super::read", default)]
     read: Option<()>,
-    /// The action for writes.
+    /// The action for writes of the entry's MSRs.
     #[schemars(schema_with = "super::write", default)]
     write: Option<()>,
     /// The emulated device that answers reads and writes.
@@ -82,14 +82,15 @@ pub(super) struct Entry {
     is_final: Option<bool>,
 }
 
-/// The answers to reads and to writes. A direction that is left out gets #GP.
+/// The answers to reads and writes of MSRs that KVM does not know. A direction that is left out
+/// gets #GP.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Unknown {
-    /// The answer to a read: a number, or `"deny"`.
+    /// The answer to a read of an unknown MSR: a number, or `"deny"`.
     #[schemars(schema_with = "super::unknown_read", default)]
     read: Option<()>,
-    /// The answer to a write.
+    /// The answer to a write of an unknown MSR.
     #[schemars(schema_with = "super::unknown_write", default)]
     write: Option<()>,
     /// The accesses of unknown MSRs that become events.
@@ -101,7 +102,7 @@ pub(super) struct Unknown {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ValueOf {
-    /// The value.
+    /// The value that the guest reads.
     value: Number,
 }
 
@@ -120,7 +121,7 @@ pub(super) struct MaskOf {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StickyOf {
-    /// The bits that stay set.
+    /// The bits that a write cannot clear.
     sticky: Number,
 }
 
@@ -128,7 +129,7 @@ pub(super) struct StickyOf {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HandlerOf {
-    /// The name of the handler.
+    /// The name of the handler in the VMM.
     handler: String,
 }
 
@@ -136,7 +137,7 @@ pub(super) struct HandlerOf {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DeviceOf {
-    /// The device.
+    /// The device that answers.
     #[schemars(schema_with = "super::devices")]
     device: (),
 }
@@ -145,7 +146,7 @@ pub(super) struct DeviceOf {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RegisterOf {
-    /// The register.
+    /// The register that answers.
     register: Register,
 }
 
@@ -153,7 +154,7 @@ pub(super) struct RegisterOf {
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Register {
-    /// The value of the register at reset.
+    /// The value of the register after a reset of its vCPU.
     reset: Number,
     /// The bits that a write may change.
     mask: Number,
@@ -162,7 +163,7 @@ pub(super) struct Register {
     outside: Option<()>,
 }
 
-/// The devices that are set up.
+/// The emulated devices that the policy sets up.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Devices {
@@ -176,7 +177,7 @@ pub(super) struct Devices {
 pub(super) struct Microcode {
     /// The revision that the guest reads: a number of 32 bits.
     revision: Number,
-    /// The result of an update.
+    /// The result of a guest's microcode update.
     #[schemars(schema_with = "super::updates")]
     update: (),
 }

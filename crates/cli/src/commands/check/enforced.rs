@@ -30,7 +30,7 @@ pub(super) struct Counted {
     /// MSRs.
     idle: usize,
     entries: Vec<EnforcedEntry>,
-    /// The ways past the filter that exist for every register, but only in some VMs.
+    /// The gaps through which any register can bypass the filter, but only in some VMs.
     in_some_vms: Vec<VmGap>,
 }
 
@@ -44,15 +44,16 @@ struct EnforcedEntry {
     extent: String,
     /// The part that enforces the entry: `filter`, KVM's MSR filter, or `gate`, the gate in the VMM.
     by: String,
-    /// Called `holes` in version 1 of the JSON.
+    /// The accesses that bypass the entry. Version 1 of the JSON calls them `holes`.
     #[serde(rename = "holes")]
     bypasses: Vec<BypassRow>,
 }
 
-/// Accesses that bypass an entry.
+/// The JSON of the accesses that bypass an entry.
 #[derive(Serialize)]
 pub(crate) struct BypassRow {
-    /// The first MSR; null if the bypass is about all MSRs that the policy denies.
+    /// The first MSR that bypasses the entry; null if the bypass is about all MSRs that the policy
+    /// denies.
     first: Option<String>,
     last: Option<String>,
     access: String,
@@ -92,7 +93,7 @@ pub(crate) fn why(policy: &Policy, cause: Cause) -> String {
             let file = shown_name(policy.text(entry.source()).name());
             let (key, line) = (one_line(entry.key()), entry.place().line);
             format!(
-                "the included entry `{key}` at {file}:{line} lies within this entry and decides"
+                "the included entry `{key}` at {file}:{line} lies within this entry and decides these accesses"
             )
         }
         cause => cause.why().to_owned(),

@@ -17,7 +17,7 @@ pub(super) enum Host {
     NotAsked(String),
 }
 
-/// A host with KVM.
+/// A host with KVM, which the command has asked for its CPUID and its list of saved MSRs.
 pub(super) struct Asked {
     /// The host's name, such as `KVM of Linux 6.18`.
     name: String,
@@ -26,7 +26,7 @@ pub(super) struct Asked {
     supported: Supported,
 }
 
-/// The JSON of the host.
+/// The JSON of the host that the warnings are about.
 #[derive(Serialize)]
 pub(super) struct HostRow {
     /// The name of the host that was read; null if no host was read.

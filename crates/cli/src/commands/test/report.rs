@@ -239,7 +239,7 @@ fn got(exits: &Measured, faults: &Measured) -> String {
             "#GP, or an exit with reason filter".to_owned()
         }
         (Seen::Exit(Some(own)), Seen::Fault) => {
-            format!("the filter let it pass; KVM reports {own}")
+            format!("the filter let the access pass; KVM reports {own}")
         }
         (one, other) => format!("{}, then {}", alone(one), alone(other)),
     }
@@ -250,7 +250,7 @@ fn alone(seen: Seen) -> String {
         Seen::Value(value) => format!("{value:#x}"),
         Seen::Written => "written back".to_owned(),
         Seen::Exit(Some(reason)) => format!("an exit with reason {reason}"),
-        Seen::Exit(None) => "an exit with no reason, or several".to_owned(),
+        Seen::Exit(None) => "an exit with no reason, or with several reasons".to_owned(),
         Seen::Fault => "#GP".to_owned(),
         Seen::NotTried(_) => "not tried".to_owned(),
     }

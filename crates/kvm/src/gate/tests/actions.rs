@@ -47,7 +47,8 @@ fn allowed_access_reaches_kvm_and_denied_access_faults() {
     );
 }
 
-/// If a policy answers no access itself and logs none, every access is left to the kernel.
+/// If a policy answers no access itself and logs none, no access makes an exit: the kernel alone
+/// allows and denies accesses.
 #[test]
 fn policy_without_answers_or_log_makes_no_exit() {
     let settings = "default = 'deny'\nlog = 'none'";
@@ -65,7 +66,7 @@ fn policy_without_answers_or_log_makes_no_exit() {
 }
 
 #[test]
-fn read_gets_policys_value_and_write_is_ignored() {
+fn read_gets_value_of_policy_and_write_is_ignored() {
     under(
         "0x10000 = { read = { value = '0x123456789abcdef0' }, write = 'ignore' }",
         &[Write(SPARE, 1), Read(SPARE)],
@@ -74,7 +75,7 @@ fn read_gets_policys_value_and_write_is_ignored() {
 }
 
 #[test]
-fn emulated_register_obeys_mask() {
+fn write_of_emulated_register_obeys_mask() {
     under(
         "0x10000 = { register = { reset = 7, mask = '0xff' } }\n\
          0x10001 = { register = { reset = '0xf00', mask = '0xff', outside = 'keep' } }",
@@ -98,7 +99,7 @@ fn emulated_register_obeys_mask() {
 }
 
 #[test]
-fn pinned_register_takes_one_value() {
+fn pinned_register_accepts_only_first_value() {
     under(
         "IA32_LSTAR = { read = 'allow', write = 'pin' }",
         &[
@@ -160,7 +161,7 @@ fn access_with_handler_gets_handlers_reply() {
 }
 
 #[test]
-fn kill_returns_violation_and_access_faults_if_vcpu_runs_again() {
+fn action_kill_returns_violation_and_access_faults_if_vcpu_runs_again() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = 'kill', write = 'deny' }",
@@ -178,7 +179,7 @@ fn kill_returns_violation_and_access_faults_if_vcpu_runs_again() {
 }
 
 #[test]
-fn unknown_msr_is_answered_as_policy_says() {
+fn access_of_msr_unknown_to_kvm_gets_answer_of_policy() {
     let settings = "default = 'allow'\nunknown = { read = '0x77', write = 'ignore' }";
     on_each(
         &policy(settings, "IA32_LSTAR = 'none'"),

@@ -1,4 +1,4 @@
-//! Tests of a VMM's own filter and mask beside the policy's, and of the watcher.
+//! Tests of a filter and a mask that the VMM has beside those of the policy, and of the watcher.
 
 use std::sync::{Arc, Mutex};
 
@@ -45,10 +45,10 @@ fn access_denied_by_vmms_filter_exits_to_vmm_or_faults() {
     });
 }
 
-/// An access that was let through before the VMM's filter changed is let through after it, too. An access
-/// that the VMM's filter denies does not wait for the publisher.
+/// If the gate let a first access through before the VMM changed its own filter, it lets the access
+/// through afterwards, too. An access that the VMM's filter denies does not wait for the publisher.
 #[test]
-fn set_beside_keeps_opened_access_open() {
+fn set_beside_with_filter_of_vmm_keeps_letting_first_access_through() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         machine
@@ -74,10 +74,10 @@ impl Watcher for Notes {
     }
 }
 
-/// The watcher is told of each refusal, even under a policy that logs nothing. It is told of an access that
-/// waits for its filter once, however often the guest executes the access again.
+/// The watcher is told of each refusal, even under a policy that logs nothing. It is told once of a
+/// first access that waits for a wider filter, however often the guest executes that access again.
 #[test]
-fn watcher_is_told_each_refusal_and_each_opening_once() {
+fn watcher_is_told_of_each_refusal_and_once_of_each_let_through_access() {
     for (settings, expected) in [
         (
             "default = 'deny'\nlog = 'none'",

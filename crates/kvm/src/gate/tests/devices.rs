@@ -53,7 +53,7 @@ impl Device for Doubler {
 }
 
 #[test]
-fn device_answers_for_its_handler() {
+fn device_of_vmm_answers_accesses_of_its_handler() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = { handler = 'double' }, write = { handler = 'double' } }",
@@ -169,7 +169,8 @@ fn microcode_update_changes_revision_and_survives_restore() {
                 Saw::Fault,
             ]
         );
-        // A reset brings back the policy's revision. So the register is as on another host before a restore.
+        // A reset of the vCPU gives the device the policy's revision again, as on another host
+        // before a restore.
         let vcpu = machine.first();
         let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();

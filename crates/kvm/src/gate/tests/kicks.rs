@@ -62,7 +62,7 @@ fn second_answer_to_exit_is_an_error() {
 
 /// If the VMM's handler never replies, or replies too late, the guest gets a #GP.
 #[test]
-fn access_faults_if_finish_is_missing_or_late() {
+fn access_faults_if_reply_of_handler_is_missing_or_late() {
     let other = MsrIndex::new(0x1_0001);
     let Some(mut machine) = value_machine() else {
         return;
@@ -92,7 +92,7 @@ fn access_faults_if_finish_is_missing_or_late() {
 
 /// A handler's reply is too late if a kick has made KVM complete the exit, even if no other exit has come.
 #[test]
-fn finish_after_kick_is_stale() {
+fn finish_of_handler_request_after_kick_is_refused_as_stale() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -163,8 +163,8 @@ fn rewind_keeps_concurrent_kicks() {
     let vcpu = machine.first();
     let (script, check) = touches(200);
     vcpu.guest.load(&script).unwrap();
-    // In a VMM, the thread that kicks has its own mapping of the vCPU's page. Here it gets the byte's
-    // address.
+    // In a VMM, the thread that kicks has its own mapping of the vCPU's `kvm_run`. Here the thread
+    // gets the address of `immediate_exit`.
     let flag = std::ptr::from_mut(&mut vcpu.guest.vcpu_mut().get_kvm_run().immediate_exit);
     let address = flag as usize;
     let acknowledged = AtomicU64::new(0);
@@ -254,7 +254,7 @@ fn rewind_interrupted_by_signals_is_complete() {
 /// If KVM has not completed an exit, `save` first makes KVM complete it with the reply that the gate has
 /// given (S5.6).
 #[test]
-fn save_completes_pending_exit() {
+fn save_of_vcpu_completes_pending_exit() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -271,10 +271,11 @@ fn save_completes_pending_exit() {
     assert_eq!(vcpu.saw(1, Read(LSTAR)), Saw::Fault);
 }
 
-/// If the last exit is not an MSR exit, `save` makes no `KVM_RUN`. The VMM itself completes such an exit,
-/// and reads the page: a `KVM_RUN` of `save` would overwrite the page's field `if_flag`.
+/// If the last exit is not an MSR exit, `save` makes no `KVM_RUN`. The VMM itself completes such an
+/// exit, and reads `kvm_run`: a `KVM_RUN` of `save` would overwrite the field `if_flag` of
+/// `kvm_run`.
 #[test]
-fn save_leaves_exit_that_is_no_msr_exit_to_vmm() {
+fn save_leaves_completion_of_exit_that_is_no_msr_exit_to_vmm() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -287,10 +288,10 @@ fn save_leaves_exit_that_is_no_msr_exit_to_vmm() {
     assert_ne!(vcpu.guest.vcpu_mut().get_kvm_run().if_flag, 0x5a);
 }
 
-/// If a debugger steps the vCPU, `save` succeeds. The shared page still holds the debug exit that reports
+/// If a debugger steps the vCPU, `save` succeeds. `kvm_run` still holds the debug exit that reports
 /// the step.
 #[test]
-fn save_leaves_debug_exit_in_page() {
+fn save_leaves_debug_exit_in_kvm_run() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -314,11 +315,10 @@ fn save_leaves_debug_exit_in_page() {
     assert_eq!(vcpu.saw(0, Read(SPARE)), Saw::Value(7));
 }
 
-/// A rewind leaves the interrupt fields of the shared page as they were at the exit, although the rewind
+/// A rewind leaves the interrupt fields of `kvm_run` as they were at the exit, although the rewind
 /// queues and cancels a #GP. A VMM that injects interrupts itself relies on these fields.
-/// #GP. A VMM that injects interrupts itself relies on these fields.
 #[test]
-fn rewind_keeps_interrupt_fields_of_page() {
+fn rewind_keeps_interrupt_fields_of_kvm_run() {
     let traced = policy("default = 'allow'\nlog = 'first'", "");
     let Some(mut machine) = Machine::new(traced, 1) else {
         return;
@@ -341,7 +341,7 @@ fn rewind_keeps_interrupt_fields_of_page() {
 
 /// If a vCPU is reset while KVM still has to complete an exit, the reset guest sees no effect of that exit.
 #[test]
-fn reset_forgets_pending_exit() {
+fn vcpu_reset_makes_kvm_forget_pending_exit() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -365,7 +365,7 @@ fn reset_forgets_pending_exit() {
 /// If a vCPU is reset while it waits for SIPI and KVM still has to complete an exit, the vCPU goes on
 /// waiting, and later sees no effect of that exit.
 #[test]
-fn reset_forgets_pending_exit_of_vcpu_that_waits_for_sipi() {
+fn vcpu_reset_while_waiting_for_sipi_makes_kvm_forget_pending_exit() {
     let Some(host) = crate::probe::HostCaps::for_test() else {
         return;
     };
@@ -400,7 +400,7 @@ fn reset_forgets_pending_exit_of_vcpu_that_waits_for_sipi() {
 /// If a vCPU is reset at its first exit, which has no answer yet, KVM forgets that exit: it can be neither
 /// answered nor saved.
 #[test]
-fn reset_forgets_unanswered_first_exit() {
+fn vcpu_reset_makes_kvm_forget_unanswered_first_exit() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -418,7 +418,7 @@ fn reset_forgets_unanswered_first_exit() {
 /// If a snapshot is restored over a vCPU that has run, as a fuzzer of guests does, the vCPU's pending exit
 /// is gone.
 #[test]
-fn restore_forgets_pending_exit() {
+fn vcpu_restore_makes_kvm_forget_pending_exit() {
     let Some(mut machine) = value_machine() else {
         return;
     };
@@ -436,7 +436,7 @@ fn restore_forgets_pending_exit() {
 /// The handler request of one vCPU does not answer the exit of another, even if the two exits are
 /// equal.
 #[test]
-fn finish_for_other_vcpu_is_stale() {
+fn finish_of_handler_request_of_other_vcpu_is_refused_as_stale() {
     let entries = "0x10001 = { read = { handler = 'x' }, write = 'deny' }";
     let Some(mut machine) = Machine::new(policy("default = 'deny'", entries), 2) else {
         return;
@@ -458,10 +458,10 @@ fn finish_for_other_vcpu_is_stale() {
     assert_eq!(answered, Err(AnswerError::Stale));
 }
 
-/// If KVM puts registers and events into `kvm_run`, the VMM finds no #GP there after a rewind: the rewind
-/// has cancelled it.
+/// If KVM puts registers and events into `kvm_run`, the VMM finds no #GP there after a rewind,
+/// because the rewind has cancelled the #GP.
 #[test]
-fn rewound_exit_leaves_no_error_in_kvm_run_page() {
+fn rewind_leaves_no_gp_in_kvm_run() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'\nmode = 'audit'", ""), 1) else {
         return;
     };

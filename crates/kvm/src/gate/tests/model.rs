@@ -28,7 +28,7 @@ const CSTAR: MsrIndex = MsrIndex::new(0xc000_0083);
 pub(super) struct ModelVm {
     pub(super) vm: Vm,
     mask: Mask,
-    /// True if guests of the VM may run guests.
+    /// True if guests of the VM may run nested guests.
     nests: bool,
 }
 
@@ -41,7 +41,7 @@ impl ModelVm {
         }
     }
 
-    /// Makes a VM whose guests may run guests.
+    /// Makes a VM whose guests may run nested guests.
     pub(super) fn that_nests() -> Self {
         Self {
             nests: true,
@@ -125,7 +125,8 @@ pub(super) struct ModelGuest {
 
 /// A vCPU of the model, and the state of its pending exit.
 struct ModelVcpu {
-    /// The number that identifies the vCPU. Its address cannot, since this value moves.
+    /// The number that identifies the vCPU. The address of this value cannot identify the vCPU,
+    /// since the value moves.
     number: usize,
     vcpu: Vcpu<TestRegisters>,
     pending: Pending,

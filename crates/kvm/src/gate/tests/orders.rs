@@ -11,11 +11,13 @@ use msrgate_policy::Program;
 use super::machine::{policy, program};
 use crate::probe::HostCaps;
 
-/// An MSR that the gate answers with a value, and an MSR that a handler of the VMM's answers.
+/// An MSR that the gate answers by the action `value`, and an MSR that a handler of the VMM's
+/// answers.
 const SPARE: MsrIndex = MsrIndex::new(0x1_0000);
 const HANDLED: MsrIndex = MsrIndex::new(0x1_0001);
 
-/// Returns a policy with a `value`, a `handler`, a `pin`, and an MSR that KVM handles.
+/// Returns a policy with the actions `value`, `handler` and `pin`, and with an MSR that KVM
+/// handles.
 fn entries() -> Program {
     policy(
         "default = 'deny'",

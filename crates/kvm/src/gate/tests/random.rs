@@ -117,8 +117,8 @@ fn script() -> impl Strategy<Value = Vec<Op>> {
     vec(prop_oneof![12 => access, 1 => wild], 1..40)
 }
 
-/// The results that the guest saw, and the gate's counters. A count that depends on how soon the filter is
-/// opened is replaced by 1.
+/// The results that the guest saw, and the gate's counters. A count that depends on how soon the
+/// publisher widens the filter is replaced by 1.
 type Observed = (Result<Vec<Saw>, Violation>, Vec<Count>);
 
 fn observed<G: super::machine::TestGuest>(machine: &mut Machine<G>, script: &[Op]) -> Observed {

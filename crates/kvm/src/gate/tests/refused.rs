@@ -34,7 +34,7 @@ const ENOMEM: CallErrno = CallErrno::Other(RawErrno::new(12));
 enum Kernel {
     Takes,
     Refuses,
-    /// The call panics.
+    /// The call that sets the filter panics.
     Panics,
 }
 
@@ -44,7 +44,8 @@ struct Script(Arc<Mutex<VecDeque<Next>>>);
 
 enum Next {
     Is(Kernel),
-    /// The call reports that it was made, and then waits until the test tells it the reaction.
+    /// The call tells the test that it was made, and then waits until the test tells it the
+    /// reaction.
     Asks(Sender<()>, Receiver<Kernel>),
 }
 

@@ -123,8 +123,8 @@ fn log_all_logs_every_forwarded_access() {
     );
 }
 
-/// If there are more scattered first accesses than a filter has ranges, the filter is opened only for the
-/// accesses for which vCPUs wait. All of the accesses are let through in the end.
+/// If there are more scattered first accesses than a filter has ranges, the filter is widened only
+/// for the accesses for which vCPUs wait. All of the accesses are let through in the end.
 #[test]
 fn scattered_first_accesses_are_all_let_through() {
     let program = policy("default = 'deny'\nmode = 'audit'", "");
@@ -218,11 +218,11 @@ fn first_access_that_only_chosen_variant_logs_is_let_through() {
     assert_eq!(saw, [Saw::Written, Saw::Value(5)]);
 }
 
-/// A vCPU accesses one MSR again and again, and each time the filter has been closed for this MSR, in favour
-/// of accesses to other MSRs. `answer` returns no error, even after the time from which on the gate reports
-/// that the VM has another filter than the gate's.
+/// A vCPU accesses one MSR again and again, and each time the filter refuses the access again,
+/// because it was widened for accesses to other MSRs instead. `answer` returns no error, even after
+/// the time from which on the gate reports that the VM has another filter than the gate's.
 #[test]
-fn filter_closed_for_other_accesses_is_not_an_error() {
+fn answer_returns_no_error_while_filter_is_widened_for_other_accesses() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     let options = GateOptions::new().clock(clock::now);
     let mut machine = Machine::of_model(program, 1, options, model::cpuid());

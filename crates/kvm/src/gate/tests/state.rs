@@ -19,7 +19,7 @@ const KEEPS: &str = "0x10000 = { register = { reset = 7, mask = '0xff' } }\n\
     IA32_LSTAR = { read = 'allow', write = 'pin' }";
 
 #[test]
-fn reset_releases_pins_and_reloads_registers() {
+fn vcpu_reset_releases_pins_and_reloads_registers() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -35,7 +35,7 @@ fn reset_releases_pins_and_reloads_registers() {
 }
 
 #[test]
-fn restore_in_other_vm_keeps_registers_and_pins() {
+fn vcpu_restore_in_other_vm_keeps_registers_and_pins() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -138,7 +138,7 @@ fn install_refuses_every_access_before_variant_is_chosen() {
 }
 
 #[test]
-fn new_rejects_missing_memory_and_too_many_registers() {
+fn gate_new_rejects_missing_guest_memory_and_too_many_registers() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -155,7 +155,7 @@ fn new_rejects_missing_memory_and_too_many_registers() {
 
 /// If a replacement is refused before it reaches the kernel, the old program stays in force.
 #[test]
-fn refused_replace_changes_nothing() {
+fn replace_refused_before_kernel_is_asked_changes_nothing() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -174,7 +174,7 @@ fn refused_replace_changes_nothing() {
 }
 
 #[test]
-fn event_holds_requested_value_and_rip() {
+fn event_of_refused_write_has_value_and_rip() {
     let events = EventOptions {
         values: Values::Shown,
         rip: Rip::Shown,
@@ -208,10 +208,10 @@ fn event_holds_requested_value_and_rip() {
     assert_eq!(seen[1].origin, msrgate_policy::Origin::Default);
 }
 
-/// If the queue is full, further events are dropped and counted. The counters of accesses still count every
-/// access.
+/// If the queue of events is full, further events are dropped and counted. The counters of accesses
+/// still count every access.
 #[test]
-fn full_queue_drops_events_and_counts_them() {
+fn full_event_queue_drops_and_counts_events() {
     let events = EventOptions {
         queue: 4,
         per_second: u32::MAX,
@@ -241,7 +241,7 @@ fn full_queue_drops_events_and_counts_them() {
 /// The migration list has every register in all cases in which KVM may hold a value that the guest wrote
 /// under another program.
 #[test]
-fn migration_list_is_whole_after_restore_and_before_variant_is_chosen() {
+fn migration_list_has_every_register_after_restore_and_before_variant_is_chosen() {
     let Some(mut machine) = Machine::new(policy("default = 'deny'", KEEPS), 1) else {
         return;
     };
@@ -355,7 +355,7 @@ fn tight_migration_list_omits_registers_that_only_vmm_sets() {
 /// The tight migration list leaves out no register in two cases: if the guest may run guests, whose exits
 /// load the guest's registers, and in audit mode, which refuses no write.
 #[test]
-fn tight_migration_list_is_whole_if_guest_may_nest_or_mode_is_audit() {
+fn tight_migration_list_has_every_register_if_guest_may_nest_or_mode_is_audit() {
     let listed = [0x174, 0x277, 0xc000_0084].map(MsrIndex::new);
     let list = |settings: &str, change: fn(&mut CpuidEntry)| {
         let gate = Gate::new(policy(settings, ""), &HostCaps::on_paper()).unwrap();
@@ -405,7 +405,7 @@ fn filter_set_by_vmm_is_reported_as_other_filter() {
 /// If the gate has not asked KVM to put registers into `kvm_run` before an exit, RIP is unknown, and the
 /// event of that exit has no RIP.
 #[test]
-fn event_has_no_rip_if_registers_were_not_asked_for() {
+fn event_has_no_rip_if_kvm_was_not_asked_for_registers() {
     let events = EventOptions {
         rip: Rip::Shown,
         ..EventOptions::default()
@@ -428,10 +428,11 @@ fn event_has_no_rip_if_registers_were_not_asked_for() {
     assert_eq!(seen, [None, Some(site)]);
 }
 
-/// The state that a vCPU sets aside during a trial is dropped when the trial ends, because it takes as much
-/// memory as the vCPU's registers.
+/// While the kernel has not accepted a new program's filter, a vCPU that follows the new program
+/// sets its old state aside. The vCPU drops that state when the replacement has succeeded, because
+/// it takes as much memory as the vCPU's registers.
 #[test]
-fn state_set_aside_by_vcpu_is_dropped_once_replace_succeeds() {
+fn old_state_set_aside_by_vcpu_is_dropped_once_replace_succeeds() {
     let program = policy("default = 'deny'", KEEPS);
     let Some(mut machine) = Machine::new(program.clone(), 1) else {
         return;

@@ -147,8 +147,9 @@ fn replace_and_first_accesses_set_their_filters_in_order_of_requests() {
     });
 }
 
-/// Programs that log first accesses replace each other without a pause. Each program starts with a filter
-/// that is open for no first access. The publisher opens the filter in between, and the vCPU makes progress.
+/// Programs that log first accesses replace each other without a pause. Each program starts with a
+/// filter that lets no first access through. The publisher widens the filter in between, and the
+/// vCPU makes progress.
 #[test]
 fn repeated_replace_keeps_no_vcpu_waiting() {
     let traced = |value: u32| {

@@ -83,7 +83,7 @@ fn repeated_kills_are_limited_and_counted() {
 /// `drops` also counts the events that were held back at the end of a flood, which no later event reports.
 /// This count stays after the vCPU is gone.
 #[test]
-fn drops_reports_held_back_events() {
+fn drops_counts_held_back_events() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 100), |machine| {
         machine.first().run(&[Read(LSTAR); 400]);
@@ -116,7 +116,7 @@ impl Sink for Kept {
 
 /// A sink gets the total number of lost events at the end, and not one report for each change.
 #[test]
-fn sink_gets_drops_at_end_and_at_most_once_a_second() {
+fn event_sink_gets_drops_at_end_and_at_most_once_a_second() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 10), |machine| {
         let kept = Kept::default();
@@ -139,7 +139,7 @@ fn sink_gets_drops_at_end_and_at_most_once_a_second() {
 
 /// If vCPUs come and go and no reader exists, the memory does not grow.
 #[test]
-fn dropped_vcpu_gates_leave_no_memory() {
+fn dropped_vcpu_gates_leave_no_memory_behind() {
     let program = policy("default = 'deny'", "");
     let gate = paper::gate(program, GateOptions::new()).unwrap();
     let cpuid = model::cpuid();
@@ -158,7 +158,7 @@ fn dropped_vcpu_gates_leave_no_memory() {
 }
 
 #[test]
-fn too_long_queue_is_an_error() {
+fn too_long_event_queue_is_an_error() {
     let gate = |queue| {
         let program = policy("default = 'deny'", "");
         Gate::with_options(program, &HostCaps::on_paper(), events(queue, 1))
@@ -198,7 +198,7 @@ fn wait_until(mut is_so: impl FnMut() -> bool) {
 }
 
 #[test]
-fn failures_of_sink_are_counted_while_thread_runs() {
+fn failures_of_event_sink_are_counted_while_thread_runs() {
     let program = policy("default = 'deny'", "");
     on_each(&program, 1, &events(1000, 10), |machine| {
         let reader = machine.gate.events().unwrap();
@@ -216,7 +216,7 @@ fn failures_of_sink_are_counted_while_thread_runs() {
 /// If a handler replies with a fault, the access is logged and counted once, as a refusal, like a device's
 /// fault. If a handler replies with success, the access is not logged.
 #[test]
-fn fault_of_handler_is_logged_and_success_is_not() {
+fn reply_of_handler_is_logged_only_if_it_is_fault() {
     let program = policy(
         "default = 'deny'",
         "0x10000 = { read = { handler = 'mine' }, write = 'deny' }",

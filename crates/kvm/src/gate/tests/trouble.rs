@@ -159,7 +159,7 @@ fn save_with_unanswered_exit_is_an_error() {
 /// If a guest fills the table of first accesses by accessing every MSR, its later accesses are not hidden:
 /// each of them is logged again.
 #[test]
-fn forgotten_first_access_is_logged_again() {
+fn first_access_that_full_table_forgot_is_logged_again() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         for index in 0..100_000 {
@@ -181,7 +181,7 @@ fn forgotten_first_access_is_logged_again() {
 
 /// If a first access was let through under one program, the next program logs the access again.
 #[test]
-fn replace_logs_first_accesses_anew() {
+fn next_program_logs_first_accesses_again_after_replace() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         let script = [Write(STAR, 5), Read(NOWHERE)];
@@ -204,10 +204,10 @@ fn replace_logs_first_accesses_anew() {
     });
 }
 
-/// A request to open the filter that was made under one program does not open the filter of the next
-/// program.
+/// If a vCPU asks under one program that the filter let an access through, the request does not
+/// widen the filter of the next program.
 #[test]
-fn request_of_old_program_opens_nothing_under_next() {
+fn request_under_old_program_does_not_widen_filter_of_next_program() {
     let program = policy("default = 'allow'\nlog = 'first'", "");
     on_each(&program, 1, &GateOptions::new(), |machine| {
         machine.gate.replace(audit()).unwrap();
@@ -228,7 +228,7 @@ fn request_of_old_program_opens_nothing_under_next() {
 /// In audit mode the migration list has every register: a guest writes registers that the policy would
 /// refuse, and a migration must not lose their values.
 #[test]
-fn migration_list_is_whole_in_audit_mode() {
+fn migration_list_has_every_register_in_audit_mode() {
     on_each(&audit(), 1, &GateOptions::new(), |machine| {
         let listed = [LSTAR, MsrIndex::new(0x4b56_4d01)];
         assert_eq!(machine.gate.migration_list(&listed), listed);

@@ -67,7 +67,10 @@ fn final_entry_refuses_override_that_inherits_looser_default() {
     assert_eq!(messages(&with("inherit", "kill"), &[ORG]), NOW_ALLOWED[..1]);
     assert!(read(&with("deny", "kill"), &[ORG]).is_ok());
     let denied = with("inherit", "inherit").replace("'allow'", "'deny'");
-    assert!(read(&denied, &[ORG]).is_ok(), "the default is as strict");
+    assert!(
+        read(&denied, &[ORG]).is_ok(),
+        "the default is as strict as the final entry"
+    );
 }
 
 #[test]
@@ -112,7 +115,7 @@ fn final_entry_refuses_override_that_inherits_looser_wider_entry() {
     let text = text.replace("'deny'", "'allow'");
     assert!(
         read(&text, &[ORG, strict]).is_ok(),
-        "as strict as the final one"
+        "the wide entry is as strict as the final entry"
     );
 }
 
@@ -151,7 +154,7 @@ fn final_entry_refuses_override_of_range_only_where_it_loosens() {
 /// If a final override replaces a final entry, a further override must not be looser than either
 /// final entry.
 #[test]
-fn final_entry_still_holds_after_final_override() {
+fn final_override_does_not_lift_replaced_final_entry() {
     let mid = |says: &str| {
         let text = format!(
             "policy = 1\ninclude = ['org.toml']\n[msrs]\n0x611 = {{ {says}, override = true, final = true }}\n"
@@ -268,7 +271,10 @@ fn final_entry_of_include_refuses_audit_mode() {
         .1
         .replace("policy = 1\n", "policy = 1\nmode = 'audit'\n");
     let audited = ("org.toml", &*audited.leak());
-    assert!(read(&text, &[audited]).is_ok(), "its own file says so");
+    assert!(
+        read(&text, &[audited]).is_ok(),
+        "the file of the final entry is in audit mode"
+    );
     // An include between the policy and the entry's file, or beside that file, cannot loosen the
     // entry either.
     for (including, includes) in [
@@ -294,8 +300,8 @@ fn final_entry_of_include_refuses_audit_mode() {
         let org = ("org.toml", &*format!("{head}{org}").leak());
         assert_eq!(messages(&text, &[org]).len(), 1, "{}", org.1);
     }
-    // An answer is not a refusal, so audit does not lift it. A policy's own final entries do not
-    // forbid its audit.
+    // An answer is not a refusal, so audit mode does not lift an answer. The final entries of the
+    // policy itself do not forbid its audit mode.
     let answers = "[msrs]\n0x611 = { read = { value = 0 }, write = 'ignore', final = true }\n";
     let answers = ("org.toml", &*format!("{head}{answers}").leak());
     assert!(read(&text, &[answers]).is_ok());
@@ -303,7 +309,7 @@ fn final_entry_of_include_refuses_audit_mode() {
     assert!(read(&own, &[]).is_ok());
 }
 
-/// Audit lifts many entries of many files at once; there is one message for each file.
+/// If audit mode lifts many final entries of several files, there is one message for each file.
 #[test]
 fn final_entries_lifted_by_audit_give_one_mistake_per_file() {
     let org = |from: u32| {
@@ -401,8 +407,8 @@ fn final_entry_advice_for_own_entry_is_to_delete_or_tighten() {
     );
 }
 
-/// An override must not give another answer than the final entry, except for a mask within the
-/// final entry's mask.
+/// An override must not give another answer than the final entry that it replaces. A mask within
+/// the final entry's mask is allowed.
 #[test]
 fn final_entry_accepts_mask_within_its_mask() {
     let org = |says: &str| {
@@ -431,7 +437,7 @@ fn final_entry_accepts_mask_within_its_mask() {
     }
 }
 
-/// An includer must set up the device as the final entry's file does.
+/// A policy must set up a device as the file of the final entry for this device does.
 #[test]
 fn final_device_entry_refuses_other_device_settings() {
     let org = (
@@ -451,8 +457,8 @@ fn final_device_entry_refuses_other_device_settings() {
     );
 }
 
-/// Neither `log` nor `accept` lets a guest do more, so a final entry does not forbid to change
-/// them.
+/// Neither `log` nor `accept` lets a guest do more, so a policy may change both for the MSRs of a
+/// final entry.
 #[test]
 fn final_entry_accepts_other_log_and_accept() {
     let org = (

@@ -10,7 +10,7 @@ use crate::resolve::ResolvedPolicy;
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
-/// A source of included texts. The function returns the text that a path names.
+/// An opener of included texts. The function returns the text that a path names.
 struct Files<F>(F);
 
 impl<F: FnMut(&str) -> Option<Source>> Includes for Files<F> {
@@ -82,7 +82,8 @@ fn file_included_many_times_is_read_once() {
     );
 }
 
-/// The files form many layers, and each file includes all files of the next layer.
+/// If files form many layers, and each file includes all files of the next layer, each file is read
+/// once.
 #[test]
 fn includes_in_many_layers_read_each_file_once() {
     const WIDTH: usize = 20;
@@ -115,7 +116,7 @@ fn includes_in_many_layers_read_each_file_once() {
 /// The depth of a file is that of the longest chain of includes, whether a short or a long chain
 /// reaches the file first. `1.toml` includes `2.toml`, and so on.
 #[test]
-fn includes_depth_limit_ignores_order() {
+fn include_depth_limit_ignores_order_of_includes() {
     let of_last = |last: usize, names: [&str; 2]| {
         let file = |path: &str| {
             let number: usize = path.strip_suffix(".toml")?.parse().ok()?;
@@ -169,7 +170,8 @@ fn includes_beyond_file_limit_are_refused_unopened() {
     assert_eq!(opened.get(), 0);
 }
 
-/// 255 files exceed the limit together, although each file by itself is within the limit.
+/// The limit on bytes is for all files together: 255 files exceed it, although each file by itself
+/// is within the limit.
 #[test]
 fn includes_share_limit_of_bytes() {
     let opened = Cell::new(0);
@@ -304,8 +306,8 @@ fn includes_share_limit_of_entries() {
     assert_eq!(kinds(&mistakes), [kind; 2]);
 }
 
-/// The policy and its include have 20,000 spellings of one MSR each. Comparing all pairs would take
-/// 400 million steps.
+/// If the policy and its include have 20,000 spellings of one MSR each, overrides are found without
+/// comparing all pairs, which would take 400 million steps.
 #[test]
 fn overrides_in_many_spellings_are_found_quickly() {
     let spelled = |number: usize| -> String {

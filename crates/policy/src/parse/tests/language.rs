@@ -13,7 +13,7 @@ use crate::{
 
 const HEAD: &str = "policy = 1\ndefault = \"deny\"\n";
 
-/// Texts by name.
+/// The texts of included files, by the name that an `include` writes.
 struct Files(BTreeMap<&'static str, &'static str>);
 
 impl Includes for Files {
@@ -139,7 +139,7 @@ fn parse_reads_settings_and_their_defaults() {
 /// An entry within a group wins over the group. An entry that overlaps the group in part and
 /// disagrees is an error.
 #[test]
-fn parse_treats_group_as_set() {
+fn parse_lets_entry_win_over_group_that_contains_it() {
     let text = format!(
         "{HEAD}[msrs]\n\"@mtrr\" = \"r\"\nIA32_MTRR_PHYSBASE0 = \"rw\"\n\"0x0..=0x7ff\" = \"none\"\n"
     );
@@ -289,7 +289,7 @@ MSR_K7_HWCR = "rw"
 
 /// An override in a `[[when]]` replaces the included entry in a `[[when]]` for the same processors.
 #[test]
-fn override_in_when_replaces_entry_of_equal_when() {
+fn override_in_when_section_replaces_entry_for_same_processors() {
     let when = |vendor: &str, says: &str| {
         format!("[[when]]\ncpu = {{ vendor = \"{vendor}\" }}\n[when.msrs]\n0x610 = {{ {says} }}\n")
     };
@@ -328,7 +328,8 @@ fn parse_refuses_overlapping_whens_that_disagree() {
 }
 
 /// If one part of a `cpu` is not understood, the mistakes of its other parts and of other tables
-/// are reported all the same. The entries for such a `cpu` never conflict with other entries.
+/// are still reported. The entries of a `[[when]]` with such a `cpu` never conflict with other
+/// entries.
 #[test]
 fn parse_reports_all_mistakes_of_whens() {
     insta::assert_snapshot!(

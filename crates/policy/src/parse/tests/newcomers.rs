@@ -36,7 +36,7 @@ fn check_texts(texts: &[(&str, &str, &str)]) {
 }
 
 #[test]
-fn advice_for_unquoted_range_group_or_word_is_quotes() {
+fn advice_for_unquoted_range_group_or_word_is_to_add_quotes() {
     check_entries(&[
         (
             "0x200..=0x20f = 'r'",
@@ -201,7 +201,7 @@ fn advice_for_misplaced_key_names_its_table() {
 }
 
 #[test]
-fn advice_for_typo_in_microcode_device_shows_spelling() {
+fn advice_for_typo_in_microcode_device_shows_right_spelling() {
     let device = |lines: &str| {
         format!("{HEAD}{lines}\n[msrs]\nIA32_BIOS_UPDT_TRIG = {{ device = 'microcode' }}\n")
     };
@@ -345,7 +345,7 @@ fn advice_for_invalid_value_lists_valid_values() {
 }
 
 #[test]
-fn advice_for_conflicting_entries_tells_how_to_separate_them() {
+fn advice_for_conflicting_entries_tells_how_to_resolve_conflict() {
     const WHY: &str = "`MSR_PPERF` and `MSR_PPERF` are the same MSR (0x64e), but have different actions for writes";
     let when = "[[when]]\ncpu = { vendor = 'GenuineIntel' }\n[when.msrs]\nMSR_PPERF = 'r'\n";
     let other = "[[when]]\ncpu = { family = 6 }\n[when.msrs]\nMSR_PPERF = 'rw'\n";

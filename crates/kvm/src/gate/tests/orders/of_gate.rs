@@ -45,7 +45,7 @@ fn replace_before_install_is_an_error_and_changes_nothing() {
 /// Before `install` the migration list has every register: without a filter the guest may turn on anything
 /// that KVM has.
 #[test]
-fn migration_list_before_install_is_whole() {
+fn migration_list_before_install_has_every_register() {
     let gate = gate_with_handlers(entries(), &HostCaps::on_paper());
     let clock = [MsrIndex::new(0x4b56_4d01)];
     assert_eq!(gate.migration_list(&clock), clock);
@@ -56,7 +56,7 @@ fn migration_list_before_install_is_whole() {
 /// If the file descriptor is not a VM's, `install` returns an error and sets no filter. The gate can still
 /// be installed in a VM.
 #[test]
-fn install_into_other_file_is_an_error() {
+fn install_into_file_that_is_no_vm_is_an_error() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -273,7 +273,7 @@ fn late_reader_gets_queued_events_and_drop_count() {
 /// If the gate is dropped while its VM's vCPUs run, the gate's filter stays in force, and the `VcpuGate`s go
 /// on answering by the gate's program.
 #[test]
-fn dropped_gate_leaves_filter_and_answers_in_force() {
+fn dropped_gate_leaves_filter_and_program_in_force() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let other = Machine::of_model(entries(), 1, GateOptions::new(), model::cpuid());
         drop(std::mem::replace(&mut machine.gate, other.gate));
@@ -296,10 +296,11 @@ fn dropped_gate_leaves_filter_and_answers_in_force() {
     });
 }
 
-/// If the CPUID that chose the variant is not the CPUID that the vCPU has in KVM, the reset is an error. So
-/// the vCPU's exits are not answered by the wrong variant.
+/// If the CPUID that the VMM gave to `Gate::vcpu`, which chose the variant, is not the CPUID that
+/// the vCPU has in KVM, the vCPU's reset is an error. So the wrong variant does not answer the
+/// vCPU's exits.
 #[test]
-fn cpuid_other_than_given_to_vcpu_is_an_error_at_reset() {
+fn vcpu_reset_with_cpuid_other_than_in_kvm_is_an_error() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };
@@ -328,7 +329,7 @@ fn cpuid_other_than_given_to_vcpu_is_an_error_at_reset() {
 /// If `kvm.ignore_msrs` cannot be read, it may be on. Then a program that answers for MSRs that KVM does not
 /// know is refused, and any other program is accepted.
 #[test]
-fn new_rejects_unread_ignore_msrs_if_unknown_msrs_are_answered() {
+fn gate_new_rejects_unread_ignore_msrs_if_policy_answers_unknown_msrs() {
     let host = |ignored| HostCaps::on_paper().with_ignore_msrs(ignored);
     let asks = || policy("default = 'allow'\nunknown = 'ignore'", "");
     let seen = Gate::new(asks(), &host(IgnoreMsrs::NotSeen)).map(drop);
@@ -347,7 +348,7 @@ fn new_rejects_unread_ignore_msrs_if_unknown_msrs_are_answered() {
 /// A program with a handler that the VMM does not have, or has under a misspelt name, is an error in `new`
 /// and in `replace`. If the VMM names the handler, the program is accepted.
 #[test]
-fn missing_handler_is_an_error_of_new_and_replace() {
+fn gate_new_and_replace_reject_program_with_missing_handler() {
     let asks = || {
         policy(
             "default = 'deny'",

@@ -48,9 +48,10 @@ const fn is_not_reset(error: VcpuError) -> bool {
     matches!(error, VcpuError::NotReset { .. })
 }
 
-/// Without a reset, `answer` and `save` are errors: no exit gets its answer, and no state is saved.
+/// Without a reset of the vCPU, `answer` and `save` are errors: no exit gets its answer, and no
+/// state is saved.
 #[test]
-fn answer_and_save_without_reset_are_errors() {
+fn answer_and_save_without_vcpu_reset_are_errors() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
         for op in [Read(SPARE), Read(HANDLED), Write(LSTAR, 0x1000)] {
@@ -72,9 +73,10 @@ fn answer_and_save_without_reset_are_errors() {
     });
 }
 
-/// If the reset comes only after the first exit, KVM forgets that exit, and the guest repeats the access.
+/// If the VMM resets the vCPU only after its first exit, KVM forgets that exit, and the guest
+/// repeats the access.
 #[test]
-fn late_reset_makes_guest_repeat_access() {
+fn vcpu_reset_after_first_exit_makes_guest_repeat_access() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
         vcpu.guest.load(&[Read(SPARE)]);
@@ -88,7 +90,7 @@ fn late_reset_makes_guest_repeat_access() {
 
 /// After a restore, a `VcpuGate` that was never reset answers the vCPU's exits.
 #[test]
-fn vcpu_gate_answers_exits_after_restore_without_reset() {
+fn vcpu_gate_restored_without_reset_answers_exits_of_vcpu() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
@@ -99,10 +101,10 @@ fn vcpu_gate_answers_exits_after_restore_without_reset() {
     });
 }
 
-/// A reset between a restore and the vCPU's first run is an error: the reset would silently drop the
-/// restored pins and registers.
+/// A reset between a restore of the vCPU and its first run is an error: the reset would silently
+/// drop the restored pins and registers.
 #[test]
-fn reset_after_restore_is_an_error_until_vcpu_runs() {
+fn vcpu_reset_after_restore_is_an_error_until_vcpu_runs() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
@@ -131,8 +133,8 @@ fn reset_after_restore_is_an_error_until_vcpu_runs() {
     });
 }
 
-/// A new `VcpuGate` may reset a vCPU that the old one restored, as the message of the error advises: the
-/// new one has no pins to lose.
+/// A new `VcpuGate` may reset a vCPU that the old `VcpuGate` restored, as the message of the error
+/// advises: the new `VcpuGate` has no pins to lose.
 #[test]
 fn new_vcpu_gate_resets_vcpu_that_old_one_restored() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
@@ -147,15 +149,15 @@ fn new_vcpu_gate_resets_vcpu_that_old_one_restored() {
     });
 }
 
-/// A refused restore changes nothing: the state that was restored before is still protected from a
-/// reset.
+/// A refused restore of the vCPU changes nothing: the state that an earlier restore gave it is
+/// still protected from a reset.
 #[test]
-fn refused_restore_keeps_earlier_restored_state() {
+fn refused_vcpu_restore_keeps_state_of_earlier_restore() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         vcpu.run(&[Write(LSTAR, 0x1000)]);
         let saved = vcpu.guest.save(&mut vcpu.msrs).unwrap();
-        // The reset leaves the vCPU with an interrupted `KVM_RUN`, as a kick does.
+        // This reset leaves the vCPU with an interrupted `KVM_RUN`, as a kick does.
         vcpu.guest.reset(&mut vcpu.msrs).unwrap();
         vcpu.guest.restore(&mut vcpu.msrs, &saved).unwrap();
         let other = policy(
@@ -198,10 +200,10 @@ fn second_vcpu_gate_of_same_vcpu_is_an_error_until_first_is_dropped() {
     });
 }
 
-/// If a VMM passes the right vCPU's page with a wrong file descriptor, the reset fails. The next reset, with
-/// the right file descriptor, succeeds.
+/// If a VMM passes the `kvm_run` of the right vCPU with a wrong file descriptor, the reset fails.
+/// The next reset, with the right file descriptor, succeeds.
 #[test]
-fn reset_after_failed_reset_succeeds() {
+fn vcpu_reset_after_failed_vcpu_reset_succeeds() {
     let Some(mut machine) = Machine::new(entries(), 1) else {
         return;
     };
@@ -213,9 +215,10 @@ fn reset_after_failed_reset_succeeds() {
     assert_eq!(vcpu.run(&[Read(SPARE)]), [Saw::Value(7)]);
 }
 
-/// After a refused restore a reset succeeds: there is no restored state that the reset would undo.
+/// After a refused restore, a reset of the vCPU succeeds: there is no restored state that the reset
+/// would drop.
 #[test]
-fn reset_after_refused_restore_succeeds() {
+fn vcpu_reset_after_refused_restore_succeeds() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
         vcpu.guest.restore(&mut vcpu.msrs, b"none").unwrap_err();
@@ -225,7 +228,7 @@ fn reset_after_refused_restore_succeeds() {
 }
 
 #[test]
-fn msr_set_by_host_without_reset_is_an_error() {
+fn msr_set_by_host_before_vcpu_reset_is_an_error() {
     on_each(&entries(), 2, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
         let seen = vcpu.guest.msr_set_by_host(&mut vcpu.msrs, LSTAR);
@@ -242,7 +245,7 @@ fn msr_set_by_host_without_reset_is_an_error() {
 /// If a VMM changes a vCPU's CPUID after the reset that checked it, the first exit is an error. KVM lets a
 /// VMM change the CPUID until the vCPU runs.
 #[test]
-fn cpuid_changed_after_reset_is_an_error_at_first_exit() {
+fn cpuid_changed_after_vcpu_reset_is_an_error_at_first_exit() {
     let Some(mut machine) = Machine::new(entries(), 1) else {
         return;
     };
@@ -265,9 +268,10 @@ fn cpuid_changed_after_reset_is_an_error_at_first_exit() {
     }
 }
 
-/// A restore asks KVM for shared registers, as a reset does: the first event after the restore has RIP.
+/// A restore of the vCPU asks KVM to put registers into `kvm_run`, as a reset does: the first event
+/// after the restore has RIP.
 #[test]
-fn first_event_after_restore_without_reset_has_rip() {
+fn first_event_of_vcpu_restored_without_reset_has_rip() {
     let events = EventOptions {
         rip: Rip::Shown,
         ..EventOptions::default()
@@ -289,9 +293,9 @@ fn first_event_after_restore_without_reset_has_rip() {
     assert_eq!(rips, [Some(site)]);
 }
 
-/// After a refused restore the vCPU still counts as not reset.
+/// After a refused restore of the vCPU, the vCPU still counts as not reset.
 #[test]
-fn refused_restore_does_not_count_as_reset() {
+fn refused_restore_does_not_count_as_vcpu_reset() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = unreset(machine);
         vcpu.guest.restore(&mut vcpu.msrs, b"none").unwrap_err();
@@ -334,10 +338,10 @@ impl Device for Once {
     }
 }
 
-/// If a reset at a reboot fails half-way, and the VMM runs the vCPU despite the error, the guest's accesses
-/// are #GPs.
+/// If a reset of the vCPU at a reboot fails half-way, and the VMM runs the vCPU despite the error,
+/// the guest's accesses are #GPs.
 #[test]
-fn access_after_failed_reset_faults() {
+fn access_after_failed_vcpu_reset_faults() {
     let options = GateOptions::new().device("x", |_| Box::new(Once(false)));
     on_each(&entries(), 1, &options, |machine| {
         let vcpu = machine.first();
@@ -411,7 +415,7 @@ fn exit_answered_by_other_vcpu_gate_is_a_fault() {
 /// A handler request of a vCPU in another VM is stale, even if the gates of both VMs have made equally many
 /// requests.
 #[test]
-fn finish_with_request_of_other_vm_is_stale() {
+fn finish_of_handler_request_of_other_vm_is_refused_as_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let options = GateOptions::new();
         let model = Machine::of_model(entries(), 1, options, model::cpuid());
@@ -435,7 +439,7 @@ fn finish_with_request_of_other_vm_is_stale() {
 /// The handler request of a dropped `VcpuGate` does not answer the exit of the `VcpuGate` that follows it,
 /// even if the two exits are equal.
 #[test]
-fn finish_of_dropped_vcpu_gate_is_stale() {
+fn finish_of_handler_request_of_dropped_vcpu_gate_is_refused_as_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let asked = to_handler(machine.first());
         let vcpu = unreset(machine);
@@ -446,10 +450,10 @@ fn finish_of_dropped_vcpu_gate_is_stale() {
     });
 }
 
-/// A handler request is stale once a reset has made KVM forget its exit, or once `answer` was called again
-/// for the same exit.
+/// A handler request is stale once a reset of the vCPU has made KVM forget the exit that the
+/// request is for, or once `answer` was called again for the same exit.
 #[test]
-fn finish_after_reset_or_second_answer_is_stale() {
+fn finish_of_handler_request_after_vcpu_reset_or_second_answer_is_refused_as_stale() {
     on_each(&entries(), 1, &GateOptions::new(), |machine| {
         let vcpu = machine.first();
         let asked = to_handler(vcpu);
@@ -507,7 +511,7 @@ fn answer_without_exit_is_an_error() {
 /// the same exit as before. The first `answer` writes #GP as the reply, and that does not overwrite the
 /// value that the guest wants to write.
 #[test]
-fn repeated_answer_gets_same_exit() {
+fn repeated_answer_to_exit_sees_same_exit() {
     /// A device whose first write fails.
     struct Failing(Option<u64>);
     impl Device for Failing {
@@ -572,10 +576,10 @@ fn repeated_answer_gets_same_exit() {
     assert_eq!(vcpu.saw(2, script[2]), Saw::Value(0x1000));
 }
 
-/// A handle with the file descriptor of one vCPU and the page of another is an error: an answer would write
-/// the registers of one vCPU for the exit of the other.
+/// A handle with the file descriptor of one vCPU and the `kvm_run` of another is an error: an
+/// answer would write the registers of one vCPU for the exit of the other.
 #[test]
-fn answer_with_page_of_other_vcpu_is_an_error() {
+fn answer_with_kvm_run_of_other_vcpu_is_an_error() {
     let Some(mut machine) = Machine::new(entries(), 2) else {
         return;
     };
@@ -590,10 +594,10 @@ fn answer_with_page_of_other_vcpu_is_an_error() {
     assert_eq!(other.run(&[Read(LSTAR)]), [Saw::Value(0)]);
 }
 
-/// A reset and a restore are errors if KVM has no CPUID for the vCPU yet, or one that differs in a part
-/// that the gate relies on. Differences that KVM makes itself are accepted.
+/// A reset and a restore of the vCPU are errors if KVM has no CPUID for the vCPU yet, or one that
+/// differs in a part that the gate relies on. Differences that KVM makes itself are accepted.
 #[test]
-fn reset_and_restore_check_cpuid_in_kvm() {
+fn vcpu_reset_and_restore_refuse_other_cpuid_in_kvm() {
     let Some(host) = HostCaps::for_test() else {
         return;
     };

@@ -10,10 +10,10 @@ use crate::gate::{AnswerError, Gate, GateError, GateOptions, Outcome};
 use crate::measure::guest::Op::{Read, Write};
 use crate::probe::HostCaps;
 
-/// After a refused replacement the gate still knows its first accesses. The filter is still open for these
-/// accesses, and the mask of exit reasons is as before.
+/// After a refused replacement the gate still knows its first accesses. The filter still lets these
+/// accesses through, and the mask of exit reasons is as before.
 #[test]
-fn refused_replace_keeps_open_filter_and_first_accesses() {
+fn refused_replace_keeps_letting_first_accesses_through() {
     let first = || policy("default = 'allow'\nlog = 'first'", "IA32_LSTAR = 'none'");
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");
     on_each(&first(), 1, |machine, script| {
@@ -23,8 +23,8 @@ fn refused_replace_keeps_open_filter_and_first_accesses() {
         vcpu.run(&accesses);
         let exits = vcpu.exits;
         let seen = script.replace(&gate, audit(), Kernel::Refuses, || {
-            // The filter is still open for the two accesses above. It refuses the read of LSTAR, which the
-            // new program logs.
+            // The filter still lets the two accesses above through. It refuses the read of LSTAR,
+            // which the new program logs.
             assert_eq!(vcpu.run(&accesses), [Saw::Written, Saw::Fault]);
             vcpu.guest.load(&[Read(LSTAR)]);
             assert!(matches!(vcpu.step(), Some(Outcome::Resume)));
@@ -62,9 +62,10 @@ fn dispositions(gate: &Gate) -> Vec<String> {
     dispositions
 }
 
-/// A policy under which no access exits still causes no exit after a policy with exits was refused.
+/// If a policy under which no access exits stays in force, because the kernel refused a policy with
+/// exits, accesses still cause no exit.
 #[test]
-fn refused_replace_restores_mask() {
+fn refused_replace_keeps_mask_of_exit_reasons() {
     let quiet = policy("default = 'deny'\nlog = 'none'", "IA32_STAR = 'rw'");
     on_each(&quiet, 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
@@ -113,7 +114,7 @@ fn refused_replace_keeps_file_name_of_events() {
 /// If the kernel refuses a filter of the publisher, that is an error for the program in force. The next
 /// program starts without that error.
 #[test]
-fn next_program_does_not_inherit_publish_error() {
+fn next_program_does_not_inherit_error_of_publisher() {
     let audit = || policy("default = 'deny'\nmode = 'audit'", "");
     let first = || policy("default = 'allow'\nlog = 'first'", "");
     on_each(&audit(), 1, |machine, script| {
@@ -151,10 +152,10 @@ const WHENS: &str = "policy = 1\ndefault = 'deny'\n[msrs]\n\
     0x10000 = { read = { value = 2 }, write = 'deny', override = true }\nIA32_STAR = 'rw'\n\
     [[when]]\ncpu = { vendor = 'AuthenticAMD' }\n[when.msrs]\nIA32_LSTAR = 'rw'";
 
-/// If the kernel refuses the first filter of a VM, or the filter of the first vCPU's variant, the failed
-/// call may be repeated, and then succeeds.
+/// If the kernel refuses the first filter of a VM, or the filter of the first vCPU's variant, the
+/// VMM may repeat the failed call, `install` or `vcpu`, which then succeeds.
 #[test]
-fn refused_install_and_vcpu_may_be_repeated() {
+fn install_and_vcpu_succeed_when_repeated_after_refused_filter() {
     let script = Script::default();
     let (vm, guests) = of_model(2);
     let vm = Arc::new(vm);

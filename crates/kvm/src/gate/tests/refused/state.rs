@@ -275,9 +275,9 @@ fn refused_replace_keeps_device_of_old_program() {
     });
 }
 
-/// If the call that sets the filter panics, the replacement is withdrawn.
+/// If the call that sets the filter panics, `replace` leaves the old program in force.
 #[test]
-fn panicked_replace_is_withdrawn() {
+fn panicked_replace_leaves_old_program_in_force() {
     on_each(&old(), 1, |machine, script| {
         let gate = Arc::clone(&machine.gate);
         let before = gate.program().digest();
