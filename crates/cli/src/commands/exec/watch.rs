@@ -319,6 +319,7 @@ fn say_once(said: &mut Vec<(String, Wish)>, knock: Knock) {
     let what = match knock.wish {
         Wish::Vm => "asked KVM for a VM",
         Wish::Filter => "asked KVM to replace a VM's MSR filter",
+        Wish::Run => "asked KVM to run a vCPU",
     };
     super::say(&format!(
         "process {} ({}) {what} past msrgate's library, and was refused: it has the C library inside, was started without LD_PRELOAD, or calls the kernel by itself; see {GUIDE}",
