@@ -154,11 +154,9 @@ pub(crate) fn other(request: Request) -> Returned {
         identify(process, request.fd);
     }
     match number {
-        KVM_CREATE_VM => {
-            add(process, request.pass_guarded(), move |fd| {
-                Ok(Thing::Vm(Arc::new(Vm::new(fd, page, process)?)))
-            })
-        }
+        KVM_CREATE_VM => add(process, request.pass_guarded(), move |fd| {
+            Ok(Thing::Vm(Arc::new(Vm::new(fd, page, process)?)))
+        }),
         KVM_CREATE_VCPU => {
             let Some(vm) = vm(process, request.fd) else {
                 return request.pass();

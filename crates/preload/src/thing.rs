@@ -6,9 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use msrgate_filter::abi::{CallerWidth, UserAddress, UserMemory as _};
 use msrgate_filter::{MsrIndex, ReasonMask, Revision, SetCall};
-use msrgate_kvm::gate::{
-    Beside, CpuidEntry, Gate, GateError, GateOptions, Publication, VcpuGate,
-};
+use msrgate_kvm::gate::{Beside, CpuidEntry, Gate, GateError, GateOptions, Publication, VcpuGate};
 use msrgate_kvm::{HostCaps, IgnoreMsrs, RawReasons};
 use msrgate_program::{Log, Mode, Program};
 use msrgate_state::Page;
@@ -114,8 +112,7 @@ impl Vm {
         let (rewinds, has_registers) = (program_rewinds(&program), program_has_registers(&program));
         let has_one_variant = program.variants().len() == 1;
         // One thread does it for all VMs: it makes the same call for a new VM, and waits for nothing else.
-        let publish =
-            |publication: Publication| process.helper.leave(move || publication.set());
+        let publish = |publication: Publication| process.helper.leave(move || publication.set());
         let options = GateOptions::new()
             .watcher(Arc::new(recorder))
             .publish_by(publish);

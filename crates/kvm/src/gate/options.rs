@@ -107,10 +107,7 @@ impl GateOptions {
     /// the filter itself, but hand the publication to another thread, which calls [`Publication::set`] soon. The
     /// vCPU executes its access again and again until then. A VMM with many VMs needs one thread for all of them.
     #[must_use]
-    pub fn publish_by(
-        mut self,
-        hand_over: impl Fn(Publication) + Send + Sync + 'static,
-    ) -> Self {
+    pub fn publish_by(mut self, hand_over: impl Fn(Publication) + Send + Sync + 'static) -> Self {
         self.publish_by = Some(Arc::new(hand_over));
         self
     }
