@@ -79,7 +79,7 @@ mod watch;
 
 use std::fmt;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use msrgate_filter::{ExitReason, MsrIndex};
 use msrgate_program::answer::Responder;
@@ -97,9 +97,9 @@ pub use handle::{RawVcpu, VcpuHandle};
 pub use id::VcpuId;
 pub use options::GateOptions;
 pub use outcome::{HandlerRequest, Outcome, Violation};
+pub use publisher::Publication;
 pub use seen::FirstAccess;
 pub use system_calls::{Ioctl, SystemCalls};
-pub use thread::own_threads;
 pub use vcpu::VcpuGate;
 pub use watch::{Told, Watcher};
 
@@ -174,7 +174,8 @@ impl Gate {
         let responder = Responder::new(Arc::clone(&program), example)?;
         let logs = Arc::new(VcpuLogs::default());
         logs.expect(&program);
-        let shared = Shared {
+        let publish_by = options.publish_by.clone();
+        let shared = Arc::new_cyclic(|weak: &Weak<Shared>| Shared {
             current: Published::new(responder),
             control: Mutex::new(Control {
                 chosen: None,
@@ -185,13 +186,16 @@ impl Gate {
             process: std::process::id(),
             logs,
             seen: Seen::new(),
-            opened: PassRequests::default(),
+            opened: PassRequests::handed_over(publish_by.map(|hand_over| {
+                let weak = weak.clone();
+                Box::new(move || hand_over(Publication::new(weak.clone()))) as Box<_>
+            })),
             options,
             host: host.clone(),
             beside: CurrentBeside::default(),
-        };
+        });
         Ok(Self {
-            shared: Arc::new(shared),
+            shared,
             publisher: Mutex::new(None),
         })
     }
@@ -511,13 +515,16 @@ impl Gate {
     }
 
     /// Starts the publisher, the thread that opens the filter for first accesses, if the program needs it
-    /// and it is not running.
+    /// and it is not running. If the VMM's own threads publish, the gate has no publisher.
     fn start_publisher(&self, responder: &Responder) -> Result<(), GateError> {
+        if self.shared.options.publish_by.is_some() || !responder.is_traced() {
+            return Ok(());
+        }
         let mut publisher = self
             .publisher
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if publisher.is_none() && responder.is_traced() {
+        if publisher.is_none() {
             *publisher = Some(publisher::spawn(&self.shared).map_err(GateError::Io)?);
         }
         Ok(())
@@ -531,8 +538,8 @@ impl Drop for Gate {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if publisher.as_ref().is_some_and(|thread| !thread.is_here()) {
-            // This process is a forked child. It must not take the lock of `opened`, which the publisher of
+        if self.shared.process != std::process::id() {
+            // This process is a forked child. It must not take the lock of `opened`, which another thread of
             // the parent may have held at the time of the fork.
             publisher.map(OwnThread::join);
             return;

@@ -2,7 +2,7 @@
 //!
 //! The end of a process whose main thread has ended by `pthread_exit` while others went on. The C library
 //! ends such a process with status 0 when the last of its threads ends. The helper thread never ends, so it
-//! ends the process itself once it and the gates' threads are the only ones left.
+//! ends the process itself once it is the only one left.
 #![expect(unsafe_code, reason = "pthread keys and exit(3) have no safe form")]
 
 use std::ffi::c_void;
@@ -13,8 +13,6 @@ use std::ptr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-
-use msrgate_kvm::gate::own_threads;
 
 use crate::process;
 use crate::signals::Mask;
@@ -70,7 +68,7 @@ impl Ending {
         Self { mask, found: None }
     }
 
-    /// Ends the process with status 0 if only the library's own threads are left in it.
+    /// Ends the process with status 0 if only the library's thread is left in it.
     pub(crate) fn end_if_alone(&mut self) {
         if !main_thread_has_ended() {
             return;
@@ -87,17 +85,14 @@ impl Ending {
         let Some(of_program) = threads_of_program(threads) else {
             return;
         };
-        // This comes after the list. A gate's thread that ends in between is then missing in the sum, and the
-        // process is not ended before the next look.
-        let own = own_threads();
-        // The main thread counts until all others have ended, and the helper thread is not a gate's.
-        if of_program > u64::from(own) + 2 {
+        // The main thread counts until all others have ended.
+        if of_program > MAIN_AND_HELPER {
             self.found = Some((threads, Instant::now()));
             return;
         }
         self.mask.set();
-        // SAFETY: the C library calls exit(3) at this point, too. All threads but the library's own have
-        // ended, and those do not use what exit(3) frees.
+        // SAFETY: the C library calls exit(3) at this point, too. All threads but the library's have
+        // ended, and that one does not use what exit(3) frees.
         unsafe { libc::exit(0) };
     }
 }
@@ -114,6 +109,8 @@ fn threads() -> Option<u64> {
     // The folder has a link from its parent, one from itself, and one from each thread's folder.
     fs::metadata(THREADS).ok()?.nlink().checked_sub(2)
 }
+
+const MAIN_AND_HELPER: u64 = 2;
 
 /// The time between two lists of the threads while their number stays.
 const LIST: Duration = Duration::from_millis(200);

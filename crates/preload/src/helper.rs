@@ -85,13 +85,9 @@ impl Helper {
             return None;
         }
         let (tell, told) = sync_channel(1);
-        let job: Job = Box::new(move || {
+        self.leave(move || {
             let _ = tell.send(act());
         });
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        jobs.push_back(job);
-        drop(jobs);
-        self.wake();
         loop {
             match told.recv_timeout(LOOK) {
                 Ok(result) => return Some(result),
@@ -102,9 +98,18 @@ impl Helper {
         }
     }
 
+    /// Has the thread run `act` soon, and does not wait for it.
+    pub(crate) fn leave(&self, act: impl FnOnce() + Send + 'static) {
+        let job: Job = Box::new(act);
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.push_back(job);
+        drop(jobs);
+        self.wake();
+    }
+
     /// Returns true if the thread has ended. A seccomp filter that the VMM sets for all its threads may have
     /// the kernel kill the thread at a system call. The thread then drops nothing, and sends nothing.
-    fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         let mut held = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(handle) = held.take() else {
             return true;

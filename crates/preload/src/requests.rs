@@ -69,6 +69,13 @@ impl Request {
         unsafe { sys::ioctl(self.fd, self.asked, self.argument) }
     }
 
+    /// Passes the request to the kernel, with the cookie that the kernel demands for it.
+    #[inline]
+    fn pass_guarded(self) -> Returned {
+        // SAFETY: the VMM called ioctl(2) with these arguments, and is responsible for them.
+        unsafe { sys::guarded_ioctl(self.fd, self.asked, self.argument) }
+    }
+
     fn address(self) -> u64 {
         self.argument.expose_provenance() as u64
     }
@@ -78,7 +85,7 @@ impl Request {
 #[inline]
 pub(crate) fn run(request: Request) -> Returned {
     let Some(process) = process::known() else {
-        return request.pass();
+        return request.pass_guarded();
     };
     let ran = match process
         .table
@@ -86,7 +93,7 @@ pub(crate) fn run(request: Request) -> Returned {
         .as_deref()
         .and_then(Thing::vcpu)
     {
-        Some(vcpu) => run::run(process, vcpu, First::Enter, || request.pass()),
+        Some(vcpu) => run::run(process, vcpu, First::Enter, || request.pass_guarded()),
         None => return run_unknown(process, request, First::Enter),
     };
     match ran {
@@ -106,9 +113,9 @@ fn run_unknown(process: &'static Process, request: Request, mut first: First) ->
             .as_deref()
             .and_then(Thing::vcpu)
         {
-            Some(vcpu) => run::run(process, vcpu, first, || request.pass()),
+            Some(vcpu) => run::run(process, vcpu, first, || request.pass_guarded()),
             None if first == First::Exit => end_without_gate(process),
-            None => match request.pass() {
+            None => match request.pass_guarded() {
                 Returned::DONE => end_without_gate(process),
                 // This is no vCPU, or one of another process.
                 failed => return failed,
@@ -147,13 +154,9 @@ pub(crate) fn other(request: Request) -> Returned {
         identify(process, request.fd);
     }
     match number {
-        KVM_CREATE_VM => {
-            // SAFETY: the argument of KVM_CREATE_VM is a number, so the kernel accesses no memory.
-            let made = unsafe { sys::guarded_ioctl(request.fd, request.asked, request.argument) };
-            add(process, made, move |fd| {
-                Ok(Thing::Vm(Arc::new(Vm::new(fd, page, process.pid)?)))
-            })
-        }
+        KVM_CREATE_VM => add(process, request.pass_guarded(), move |fd| {
+            Ok(Thing::Vm(Arc::new(Vm::new(fd, page, process)?)))
+        }),
         KVM_CREATE_VCPU => {
             let Some(vm) = vm(process, request.fd) else {
                 return request.pass();

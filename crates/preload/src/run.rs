@@ -100,6 +100,10 @@ fn answered(
         let now = Instant::now();
         let begun = *since.get_or_insert(now);
         if now.duration_since(begun) >= TURN {
+            if vcpu.vm.rewinds() && process.helper.has_ended() {
+                // The guest may wait for a filter that nobody sets any more.
+                end(process, &format!("{NO_HELPER}, and the VMM is ended"));
+            }
             if are_caught(process) {
                 return Ran::Returned(turn(process, vcpu));
             }

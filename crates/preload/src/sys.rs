@@ -104,6 +104,7 @@ pub(crate) unsafe fn ioctl(fd: RawFd, request: c_ulong, argument: *mut c_void) -
 ///
 /// # Safety
 /// The contract is that of [`ioctl`].
+#[inline]
 pub(crate) unsafe fn guarded_ioctl(fd: RawFd, request: c_ulong, argument: *mut c_void) -> Returned {
     let argument = argument.expose_provenance() as u64;
     let cookie = COOKIE.load(Ordering::Relaxed);

@@ -52,6 +52,14 @@ pub(crate) struct Table {
     wake: fn(),
 }
 
+/// The result of one pass of [`Table::sweep`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Swept {
+    All,
+    /// A thing has moved to another number, whose former thing may now have to be swept.
+    Moved,
+}
+
 /// A thing in use: it is counted as used until this value is dropped.
 pub(crate) struct Held<'t> {
     entry: &'t Entry,
@@ -240,13 +248,34 @@ impl Table {
         if self.has(fd) {
             return;
         }
-        let same = self.numbers().find_map(|known| {
+        let is_same = |thing: &Thing| sys::compare(thing.own(), fd) == Compared::Same;
+        let in_slots = self.numbers().find_map(|known| {
             let held = self.get(known)?;
-            (sys::compare(held.own(), fd) == Compared::Same).then(|| (*held).clone())
+            is_same(&held).then(|| (*held).clone())
         });
-        if let Some(thing) = same {
+        if let Some(thing) = in_slots.or_else(|| self.in_use(is_same)) {
             self.put(fd, thing);
         }
+    }
+
+    /// Returns a thing that was taken out of its slot and still has a user. Only the helper thread calls this.
+    fn in_use(&self, is_wanted: impl Fn(&Thing) -> bool) -> Option<Thing> {
+        let mut entry = self.taken.load(Ordering::Acquire);
+        loop {
+            // SAFETY: the pointer is null, or to an entry of the list. Only this thread takes entries from the list
+            // and drops them.
+            let one = unsafe { entry.as_ref() }?;
+            if is_wanted(&one.thing) {
+                return Some(one.thing.clone());
+            }
+            entry = one.next.load(Ordering::Relaxed);
+        }
+    }
+
+    /// Returns true if the thing behind a descriptor is the one that the VMM has under that number.
+    fn is_right(&self, fd: RawFd) -> bool {
+        let held = self.get(fd);
+        held.is_some_and(|held| sys::compare(fd, held.own()) == Compared::Same)
     }
 
     /// Returns a number by which the VMM has the same file as our descriptor. The function tries each number:
@@ -282,8 +311,14 @@ impl Table {
     }
 
     /// Drops the things that were taken out and have no user. A thing that the VMM still has by another
-    /// number is put back under that number. Only the helper thread calls this.
+    /// number is put back under that number: the VMM may have exchanged two numbers by dup2(2). Only the helper
+    /// thread calls this.
     pub(crate) fn sweep(&self) {
+        while self.swept() == Swept::Moved {}
+    }
+
+    fn swept(&self) -> Swept {
+        let mut swept = Swept::All;
         let mut entry = self.taken.swap(ptr::null_mut(), Ordering::AcqRel);
         while !entry.is_null() {
             // SAFETY: this thread has taken the list, and no other thread drops an entry of it.
@@ -303,11 +338,13 @@ impl Table {
                 // there has left its count.
                 let one = unsafe { Box::from_raw(entry) };
                 let other = self.other_number(one.thing.own());
-                if let Some(fd) = other.filter(|fd| !self.has(*fd)) {
+                if let Some(fd) = other.filter(|fd| !self.is_right(*fd)) {
                     self.put(fd, one.thing);
+                    swept = Swept::Moved;
                 }
             }
             entry = next;
         }
+        swept
     }
 }

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use msrgate_filter::abi::{CallerWidth, UserAddress, UserMemory as _};
 use msrgate_filter::{MsrIndex, ReasonMask, Revision, SetCall};
-use msrgate_kvm::gate::{Beside, CpuidEntry, Gate, GateError, GateOptions, VcpuGate};
+use msrgate_kvm::gate::{Beside, CpuidEntry, Gate, GateError, GateOptions, Publication, VcpuGate};
 use msrgate_kvm::{HostCaps, IgnoreMsrs, RawReasons};
 use msrgate_program::{Log, Mode, Program};
 use msrgate_state::Page;
 
 use crate::own_fds;
+use crate::process::Process;
 use crate::record::Recorder;
 use crate::shared::SharedPage;
 use crate::sys::{self, OwnMemory, Returned};
@@ -94,7 +95,11 @@ impl Vm {
     ///
     /// # Errors
     /// The sentence that says why not.
-    pub(crate) fn new(fd: RawFd, page: Page<'static>, pid: u32) -> Result<Self, String> {
+    pub(crate) fn new(
+        fd: RawFd,
+        page: Page<'static>,
+        process: &'static Process,
+    ) -> Result<Self, String> {
         let program = Program::decode(&page.program())
             .map_err(|error| format!("the run's program cannot be read: {error}"))?;
         let ignore_msrs = match page.ignore_msrs() {
@@ -103,10 +108,14 @@ impl Vm {
             _ => IgnoreMsrs::NotSeen,
         };
         let host = HostCaps::known(RawReasons::new(page.reasons()), ignore_msrs);
-        let recorder = Recorder::of_new_vm(page, pid);
+        let recorder = Recorder::of_new_vm(page, process.pid);
         let (rewinds, has_registers) = (program_rewinds(&program), program_has_registers(&program));
         let has_one_variant = program.variants().len() == 1;
-        let options = GateOptions::new().watcher(Arc::new(recorder));
+        // One thread does it for all VMs: it makes the same call for a new VM, and waits for nothing else.
+        let publish = |publication: Publication| process.helper.leave(move || publication.set());
+        let options = GateOptions::new()
+            .watcher(Arc::new(recorder))
+            .publish_by(publish);
         let gate =
             Gate::with_options(program, &host, options).map_err(|error| error.to_string())?;
         gate.install(&Number(fd))

@@ -159,18 +159,20 @@ fn encrypted_vm_is_refused_in_one_sentence() {
     assert!(ran.err.contains("run it without SEV"), "{}", ran.err);
 }
 
-/// Two VMs share the helper thread. Under a policy with `log` each has a thread that opens its filter, too.
+/// All VMs share the helper thread, which opens their filters, too: two VMs have no more than one thread of the
+/// library's, nor have twelve.
 #[test]
-fn threads_of_the_library_block_all_signals() {
+fn vms_at_once_and_in_turn_have_one_thread_that_blocks_all_signals() {
     // glibc blocks neither its own two signals nor SIGKILL and SIGSTOP.
-    let blocked = "fffffffe7ffbfeff\n";
-    let Some(shown) = awkward(DENIES, "threads") else {
-        return;
-    };
-    assert_eq!(shown, format!("msrgate {blocked}"));
-    let publishes = format!("msrgate-publish {blocked}");
-    let expected = format!("msrgate {blocked}{}", publishes.repeat(2));
-    assert_eq!(awkward(LOGS, "threads"), Some(expected));
+    let thread = "msrgate fffffffe7ffbfeff\n";
+    let audit = "policy = 1\nmode = 'audit'\ndefault = 'deny'\n";
+    for (policy, read) in [(DENIES, "!\n"), (LOGS, ".\n"), (audit, ".\n")] {
+        let Some(shown) = awkward(policy, "threads") else {
+            return;
+        };
+        let (two, ten) = (read.repeat(2), read.repeat(10));
+        assert_eq!(shown, format!("{two}{thread}{ten}{thread}"), "{policy}");
+    }
 }
 
 #[test]

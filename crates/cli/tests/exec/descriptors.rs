@@ -60,6 +60,21 @@ fn vcpu_on_the_number_of_another_is_guarded_as_itself() {
     }
 }
 
+/// The numbers of vCPUs of one VM, and of two, are exchanged just before the vCPUs run. Each is guarded by its own
+/// gate: the VMM, which would answer an exit with 7, gets none.
+#[test]
+fn vcpus_with_exchanged_numbers_are_guarded_as_themselves() {
+    for (policy, result) in [(DENIES, "!\n"), (ANSWERS, ".\n"), (LOGS, ".\n")] {
+        let Some(swapped) = shown(policy, "swapped") else {
+            return;
+        };
+        let expected = result.repeat(21) + "left: 0\n";
+        assert_eq!(swapped, expected, "{policy}");
+        let running = shown(policy, "swapped-while-running");
+        assert_eq!(running, Some(result.repeat(15)), "{policy}");
+    }
+}
+
 #[test]
 fn vm_kept_by_numbers_far_from_all_others_is_guarded() {
     let Some(shown) = shown(DENIES, "far") else {

@@ -32,7 +32,8 @@ fn summary_of_script_has_all_its_vmms() {
         return;
     };
     let strict = lab.build("strict.c", &[]);
-    let script = "$0 & $0; wait; true";
+    // Each VMM writes a line byte by byte: into one file the lines would be mixed.
+    let script = "$0 >one & $0 >other; wait; cat one other";
     let ran = ran(lab.exec(&[]).args(["sh", "-c", script]).arg(strict));
     assert_eq!((&*ran.out, ran.status), ("!\n!\n", 0), "{}", ran.err);
     let wanted = summary("2 VMs", "2 reads", "2 accesses");
@@ -159,6 +160,72 @@ fn standard_error_that_is_file_gets_summary_of_background() {
         text.starts_with(&summary("1 VM", "1 read", "1 access")),
         "{text}"
     );
+}
+
+/// When the first process ends, the other one has no state page for a while: it runs a program that does not load the
+/// library.
+#[test]
+fn standard_error_that_is_file_gets_summary_of_process_that_had_no_page() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    later(&lab);
+    let made = Command::new("mkfifo").arg(lab.path("ready")).status();
+    assert!(made.unwrap().success());
+    let without = "echo >ready; read go <go; LD_PRELOAD=$1 exec $0 >console";
+    let script =
+        "env -u LD_PRELOAD sh -c \"$1\" $0 \"$LD_PRELOAD\" >/dev/null 2>&1 & read ready <ready";
+    let mut command = lab.exec(&[]);
+    command.args(["sh", "-c", script]).arg(strict).arg(without);
+    command
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(lab.path("log")).unwrap());
+    assert!(command.status().unwrap().success());
+    // The watcher sees the end of the first process.
+    thread::sleep(Duration::from_millis(300));
+    fs::write(lab.path("go"), "go\n").unwrap();
+    let text = text_of(&lab, "log");
+    assert!(
+        text.starts_with(&summary("1 VM", "1 read", "1 access")),
+        "{text}"
+    );
+}
+
+/// `/dev/full` takes no byte, as a full disk.
+#[test]
+fn summary_file_on_full_disk_is_told_on_standard_error() {
+    let Some(lab) = Lab::with_kvm(DENIES) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    let ran = ran(lab.exec(&["--summary", "/dev/full"]).arg(strict));
+    let told = "msrgate: the summary cannot be written: No space left on device (os error 28)\n";
+    assert_eq!((&*ran.out, &*ran.err, ran.status), ("!\n", told, 0));
+}
+
+/// The guest reads 0x8b, which the policy refuses in silence. A summary lists what its reader may want to allow.
+#[test]
+fn refusal_without_log_is_counted_and_not_listed() {
+    let policy = "policy = 1\ndefault = 'allow'\n[msrs]\n0x8b = { read = 'deny', write = 'allow', log = 'none' }\n";
+    for (options, end) in [
+        (
+            &[][..],
+            "refused nothing that it logs; in silence it refused 1 access (log = \"none\")\n",
+        ),
+        (
+            &["--audit"],
+            "would have refused nothing that it logs; in silence it would have refused at least 1 access (log = \"none\")\n  an audit counts the first access of each kind in a VM, and lets it and all others through\n",
+        ),
+    ] {
+        let Some(lab) = Lab::with_kvm(policy) else {
+            return;
+        };
+        let strict = lab.build("strict.c", &[]);
+        let ran = ran(lab.exec(options).arg(strict));
+        let wanted = format!("msrgate: guest.toml guarded 1 VM, and {end}");
+        assert_eq!(ran.err, wanted);
+    }
 }
 
 /// A VM that KVM makes and that the policy cannot be put into is not given to the VMM.

@@ -94,10 +94,8 @@ static void encrypted(void) {
     printf("%d %s\n", answer, strerror(errno));
 }
 
-// Prints the names of the threads that this VMM has not made, and the signals that they block.
-static void threads(void) {
-    make();
-    make();
+// Prints the names of the threads that neither this VMM nor the kernel has made, and the signals that they block.
+static void print_threads(void) {
     // A new thread gives itself its name.
     usleep(200000);
     DIR *all = opendir("/proc/self/task");
@@ -108,10 +106,24 @@ static void threads(void) {
         FILE *status = fopen(path, "r");
         while (fgets(line, sizeof line, status)) {
             sscanf(line, "Name: %63[^\n]", name);
-            if (!strncmp(line, "SigBlk:", 7) && !strncmp(name, "msrgate", 7)) printf("%s %s", name, line + 8);
+            if (!strncmp(line, "SigBlk:", 7) && strncmp(name, "kvm-", 4)) printf("%s %s", name, line + 8);
         }
         fclose(status);
     }
+    closedir(all);
+}
+
+static void threads(void) {
+    struct vm one = make(), other = make();
+    read_msr(one, 0x8b);
+    read_msr(other, 0x8b);
+    print_threads();
+    for (int i = 0; i < 10; i++) {
+        drop(other);
+        other = make();
+        read_msr(other, 0x8b);
+    }
+    print_threads();
 }
 
 // Makes ten VMs one after another on the same descriptor numbers, with two different CPUIDs.

@@ -108,6 +108,67 @@ static void exchanged(void) {
     run_by(last.vm, other);
 }
 
+// Exchanges the numbers of two vCPUs. The library sees none of these calls.
+static void exchange(struct vm *one, struct vm *other) {
+    int third = CHECK(fcntl(one->vcpu, F_DUPFD, 200)), number = one->vcpu;
+    CHECK(dup2(other->vcpu, one->vcpu));
+    CHECK(dup2(third, other->vcpu));
+    syscall(SYS_close, third);
+    one->vcpu = other->vcpu, other->vcpu = number;
+}
+
+// Exchanges the numbers of two vCPUs just before it runs either, or both, and of three vCPUs in a circle.
+static void swapped(void) {
+    struct vm one = make(), second = vcpu_of(one, 1), other = make();
+    struct vm *all[] = { &one, &second, &other };
+    for (int i = 0; i < 12; i++) {
+        struct vm *first = all[i % 3], *next = all[(i + 1) % 3];
+        exchange(first, next);
+        if (i % 2) read_msr(*first, 0x8b);
+        read_msr(*next, 0x8b);
+        if (i % 4 == 0) exchange(next, all[(i + 2) % 3]);
+    }
+    for (int i = 0; i < 3; i++) read_msr(*all[i], 0x8b);
+    syscall(SYS_close, one.vcpu), syscall(SYS_close, second.vcpu), syscall(SYS_close, other.vcpu);
+    munmap(second.run, 12288);
+    drop(one), drop(other);
+    wait_for_no_file();
+}
+
+static volatile int runs, ended;
+static void *run_until_kicked(void *vm);
+static void handler(int signal) {}
+
+// Reads by a vCPU whose KVM_RUN may return early, since this process catches a signal.
+static void read_msr_again(struct vm one) {
+    set_up(one.vcpu, one.memory, once, sizeof once, 0x8b, 0);
+    while (ioctl(one.vcpu, KVM_RUN, 0) < 0 && errno == EINTR);
+    if (one.run->exit_reason != KVM_EXIT_IO) printf("exit %d ", one.run->exit_reason);
+    run_line(one.vcpu, one.run);
+}
+
+// Exchanges the numbers of two vCPUs while a thread runs one of them, and runs the other.
+static void swapped_while_running(void) {
+    struct sigaction action = { .sa_handler = handler };
+    sigaction(SIGUSR1, &action, 0);
+    struct vm one = make(), other = make();
+    for (int i = 0; i < 5; i++) {
+        set_up(other.vcpu, other.memory, loop, sizeof loop, 0x10, 0);
+        struct vm running = other;
+        runs = ended = 0;
+        pthread_t thread;
+        pthread_create(&thread, 0, run_until_kicked, &running);
+        while (!runs) usleep(1000);
+        usleep(20000);
+        exchange(&one, &other);
+        read_msr_again(one);
+        while (!ended) { pthread_kill(thread, SIGUSR1); usleep(1000); }
+        pthread_join(thread, 0);
+        read_msr_again(other);
+        read_msr_again(one);
+    }
+}
+
 // Keeps a VM and a vCPU by numbers far from all others, after their first ones were closed.
 static void far(void) {
     struct vm one = make();
@@ -147,8 +208,6 @@ static void stolen(void) {
     }
 }
 
-static volatile int runs, ended;
-static void handler(int signal) {}
 static void *run_until_kicked(void *vm) {
     struct vm *one = vm;
     runs = 1;
@@ -214,7 +273,7 @@ int main(int argc, char **argv) {
     syscall(SYS_close_range, 3, ~0u, 0);
     const struct act all[] = {
         { "low-limit", low_limit }, { "too-low-limit", too_low_limit }, { "lowered-limit", lowered_limit }, { "unseen", unseen },
-        { "exchanged", exchanged }, { "stolen", stolen }, { "far", far }, { "exchanged-vms", exchanged_vms }, { "closed-while-running", closed_while_running },
+        { "exchanged", exchanged }, { "swapped", swapped }, { "swapped-while-running", swapped_while_running }, { "stolen", stolen }, { "far", far }, { "exchanged-vms", exchanged_vms }, { "closed-while-running", closed_while_running },
         { "nothing-is-left", nothing_is_left }, { 0 },
     };
     return act(all, argc, argv);

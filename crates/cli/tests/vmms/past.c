@@ -1,4 +1,4 @@
-// A program that asks KVM for VMs by system calls that bypass the C library, and then through it.
+// A program that asks KVM for VMs, and to run one, by system calls that bypass the C library, and then through it.
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/ioctl.h>
@@ -27,5 +27,10 @@ int main(void) {
     printf("filter: %ld\n", by_syscall(16, vm, 0x4188aec6, 0));
     printf("filter of 32 bits: %ld\n", by_int80(vm, 0x4104aec6, 0));
     printf("another request: %ld\n", by_int80(kvm, KVM_CHECK_EXTENSION, 188));
+    int vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
+    printf("run by int 0x80: %ld\n", by_int80(vcpu, KVM_RUN, 0));
+    printf("run by x32: %ld\n", by_syscall(0x40000000L + 514, vcpu, KVM_RUN, 0));
+    printf("run by syscall: %ld\n", by_syscall(16, vcpu, KVM_RUN, 0));
+    printf("run by ioctl: %d\n", ioctl(vcpu, KVM_RUN, 0));
     return 0;
 }

@@ -10,6 +10,7 @@ use msrgate_program::Program;
 use super::device::{Device, GuestMemory, MakeDevice};
 use super::events::EventOptions;
 use super::id::VcpuId;
+use super::publisher::Publication;
 use super::watch::Watcher;
 
 /// The settings of a gate, apart from its program: the VM's memory, handlers, devices and events.
@@ -22,7 +23,11 @@ pub struct GateOptions {
     pub(super) events: EventOptions,
     pub(super) clock: Clock,
     pub(super) watcher: Option<Arc<dyn Watcher>>,
+    pub(super) publish_by: Option<PublishBy>,
 }
+
+/// The function that hands a publication to a thread of the VMM's.
+pub(super) type PublishBy = Arc<dyn Fn(Publication) + Send + Sync>;
 
 /// The clock by which a gate measures for how long an access has waited for its filter.
 #[derive(Clone, Copy)]
@@ -94,6 +99,16 @@ impl GateOptions {
     #[must_use]
     pub fn watcher(mut self, watcher: Arc<dyn Watcher>) -> Self {
         self.watcher = Some(watcher);
+        self
+    }
+
+    /// Has a thread of the VMM's set the filters that first accesses ask for, in place of a thread of the gate's
+    /// own. The gate calls `hand_over` on the thread of a vCPU, and under locks of its own: the function must not set
+    /// the filter itself, but hand the publication to another thread, which calls [`Publication::set`] soon. The
+    /// vCPU executes its access again and again until then. A VMM with many VMs needs one thread for all of them.
+    #[must_use]
+    pub fn publish_by(mut self, hand_over: impl Fn(Publication) + Send + Sync + 'static) -> Self {
+        self.publish_by = Some(Arc::new(hand_over));
         self
     }
 

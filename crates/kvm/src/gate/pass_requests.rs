@@ -13,6 +13,8 @@ use crate::errno::CallErrno;
 pub(super) struct PassRequests {
     state: Mutex<State>,
     asked: Condvar,
+    /// The function that hands a publication to a thread of the VMM's, if the gate has no publisher's thread.
+    hand_over: Option<Box<dyn Fn() + Send + Sync>>,
     /// The number of filters that threads are setting in the kernel now.
     making: AtomicUsize,
 }
@@ -52,6 +54,23 @@ pub(super) struct Wanted {
 const MOST: usize = 4096;
 
 impl PassRequests {
+    /// Makes an empty list, for which `hand_over` is called when a request waits and none has waited before.
+    pub(super) fn handed_over(hand_over: Option<Box<dyn Fn() + Send + Sync>>) -> Self {
+        Self {
+            hand_over,
+            ..Self::default()
+        }
+    }
+
+    /// Wakes the publisher's thread, or has a thread of the VMM's publish. The caller does not hold the lock: the
+    /// publisher needs it, and if there is only one processor, it may run there at once.
+    fn wake(&self) {
+        match &self.hand_over {
+            Some(hand_over) => hand_over(),
+            None => self.asked.notify_one(),
+        }
+    }
+
     /// Asks the publisher to let an access through, for the program of this number. If another program is in
     /// force, the request is ignored: the guest then executes the access again, and the vCPU takes over the
     /// program in force and asks again.
@@ -67,15 +86,15 @@ impl PassRequests {
             Some(closed) => return Err(closed),
             None => {}
         }
+        let is_first = state.waiting.is_empty();
         let is_new = state.all.insert((access, index));
         if is_new {
             state.waiting.push((access, index));
         }
-        // Release the lock before waking the publisher, which needs this lock: if there is only one
-        // processor, the publisher may run on it at once.
         drop(state);
-        if is_new {
-            self.asked.notify_one();
+        // The publisher takes all requests at once, so those that wait already have woken it.
+        if is_new && is_first {
+            self.wake();
         }
         Ok(())
     }
@@ -115,11 +134,12 @@ impl PassRequests {
         Making(self)
     }
 
-    /// Takes the requests; `None` if there are none. The caller holds the lock of `Control`, so that
+    /// Takes the requests; `None` if there are none, or if the publisher has ended. The caller holds the lock of `Control`, so that
     /// the requests are of the program in force.
     pub(super) fn take(&self) -> Option<Wanted> {
         let mut state = self.lock();
-        (!state.waiting.is_empty()).then(|| state.take())
+        let is_over = state.closed == Some(Closed::Over);
+        (!state.waiting.is_empty() && !is_over).then(|| state.take())
     }
 
     /// Forgets all accesses but these, because a filter that is open for all of them does not fit.
@@ -158,7 +178,11 @@ impl PassRequests {
         if is_over {
             state.closed = Some(Closed::Over);
         }
-        self.asked.notify_one();
+        let is_waiting = !state.waiting.is_empty();
+        drop(state);
+        if is_waiting {
+            self.wake();
+        }
     }
 
     /// Notes that the kernel has refused the publisher's filter.

@@ -5,9 +5,12 @@
 //! until the call that sets the filter returns, which takes the kernel a grace period: the new filter
 //! is in force long before that (S7). Each VM has one publisher, so that filters are set in the order
 //! in which they were made.
+//!
+//! A VMM may have a thread of its own do this work, by [`GateOptions::publish_by`](super::GateOptions::publish_by):
+//! the gate then hands it [`Publication`]s, and starts no thread.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::filters::fitting;
 use super::shared::Shared;
@@ -35,6 +38,39 @@ struct End<'s>(&'s Shared);
 impl Drop for End<'_> {
     fn drop(&mut self) {
         self.0.opened.end();
+    }
+}
+
+/// A filter that a thread of the VMM's is to set, since a guest has made a first access: see
+/// [`GateOptions::publish_by`](super::GateOptions::publish_by). Dropping it without setting it is the end of the
+/// gate's publications: a vCPU that needs another filter gets [`AnswerError::Gone`](super::AnswerError::Gone).
+#[derive(Debug)]
+#[must_use = "the vCPU waits for the filter"]
+pub struct Publication {
+    /// The gate's state. It is taken away once the filter is set.
+    shared: Weak<Shared>,
+}
+
+impl Publication {
+    pub(super) const fn new(shared: Weak<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Sets the filter, which takes one call into the kernel of a grace period. If the gate and its vCPUs are gone,
+    /// the function does nothing.
+    pub fn set(mut self) {
+        if let Some(shared) = self.shared.upgrade() {
+            publish(&shared);
+        }
+        self.shared = Weak::new();
+    }
+}
+
+impl Drop for Publication {
+    fn drop(&mut self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.opened.end();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Unsafe: sets a seccomp filter on this thread, and reads the kernel's notifications.
 //!
-//! The door: a seccomp filter by which the kernel lets only the library make VMs and set MSR filters. The
+//! The door: a seccomp filter by which the kernel lets only the library make VMs, set MSR filters and run vCPUs. The
 //! library's requests carry the run's cookie in an argument that ioctl(2) does not have. The kernel hands
 //! all other such requests to the watcher, which prints a sentence and lets them fail with EPERM. Without a
 //! watcher they fail with ENOSYS.
@@ -45,10 +45,14 @@ pub(super) enum Wish {
     Vm,
     /// `KVM_X86_SET_MSR_FILTER`.
     Filter,
+    /// `KVM_RUN`: the policy's exits would come to the VMM.
+    Run,
 }
 
 const KVM_CREATE_VM: u32 = 0xae01;
-const REQUESTS: [u32; 3] = [
+const KVM_RUN: u32 = 0xae80;
+const REQUESTS: [u32; 4] = [
+    KVM_RUN,
     KVM_CREATE_VM,
     CallerWidth::Bits64.ioctl_number(),
     CallerWidth::Bits32.ioctl_number(),
@@ -83,9 +87,9 @@ const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const RET_EPERM: u32 = 0x0005_0000 | libc::EPERM.cast_unsigned();
 
 /// Returns the instructions of the filter. `refuse` is its result for a guarded request without the cookie.
-fn instructions(cookie: u64, refuse: u32) -> [libc::sock_filter; 23] {
-    const REFUSE: usize = 21;
-    const ALLOW: usize = 22;
+fn instructions(cookie: u64, refuse: u32) -> [libc::sock_filter; 25] {
+    const REFUSE: usize = 23;
+    const ALLOW: usize = 24;
     let [low, high] =
         [cookie & 0xffff_ffff, cookie >> 32].map(|half| u32::try_from(half).unwrap_or(0));
     let load = |offset| instruction(bpf::LOAD, 0, 0, offset);
@@ -94,7 +98,7 @@ fn instructions(cookie: u64, refuse: u32) -> [libc::sock_filter; 23] {
         let distance = |to: usize| u8::try_from(to - at - 1).unwrap_or(0);
         instruction(bpf::JUMP_IF_EQUAL, distance(yes), distance(no), value)
     };
-    let [vm, filter, filter_of_32] = REQUESTS;
+    let [run, vm, filter, filter_of_32] = REQUESTS;
     [
         load(bpf::ARCH),
         equal(1, X86_64, 5, 2),
@@ -102,23 +106,25 @@ fn instructions(cookie: u64, refuse: u32) -> [libc::sock_filter; 23] {
         load(bpf::NUMBER),
         equal(4, IOCTL_OF_I386, 9, ALLOW),
         load(bpf::NUMBER),
-        equal(6, IOCTL, 13, 7),
+        equal(6, IOCTL, 14, 7),
         equal(7, IOCTL_OF_X32, 9, 8),
         instruction(bpf::RETURN, 0, 0, RET_ALLOW),
         // The requests of 32-bit and x32 programs, which cannot carry a cookie.
         load(bpf::REQUEST),
-        equal(10, vm, REFUSE, 11),
-        equal(11, filter, REFUSE, 12),
-        equal(12, filter_of_32, REFUSE, ALLOW),
+        equal(10, run, REFUSE, 11),
+        equal(11, vm, REFUSE, 12),
+        equal(12, filter, REFUSE, 13),
+        equal(13, filter_of_32, REFUSE, ALLOW),
         // The requests of 64-bit programs, which can.
         load(bpf::REQUEST),
-        equal(14, vm, 17, 15),
-        equal(15, filter, 17, 16),
-        equal(16, filter_of_32, 17, ALLOW),
+        equal(15, run, 19, 16),
+        equal(16, vm, 19, 17),
+        equal(17, filter, 19, 18),
+        equal(18, filter_of_32, 19, ALLOW),
         load(bpf::COOKIE_LOW),
-        equal(18, low, 19, REFUSE),
+        equal(20, low, 21, REFUSE),
         load(bpf::COOKIE_HIGH),
-        equal(20, high, ALLOW, REFUSE),
+        equal(22, high, ALLOW, REFUSE),
         instruction(bpf::RETURN, 0, 0, refuse),
         instruction(bpf::RETURN, 0, 0, RET_ALLOW),
     ]
@@ -214,6 +220,7 @@ pub(super) fn take(listener: &OwnedFd) -> Option<Knock> {
     }
     let wish = match held.data.args[1] & 0xffff_ffff {
         request if request == u64::from(KVM_CREATE_VM) => Wish::Vm,
+        request if request == u64::from(KVM_RUN) => Wish::Run,
         _ => Wish::Filter,
     };
     Some(Knock {
@@ -321,7 +328,7 @@ mod tests {
             passes(I386, 6, request, 0);
             passes(X86_64, 6, request, 0);
         }
-        for request in [0xae80, 0xae41, 0x5401] {
+        for request in [0xae03, 0xae41, 0x5401] {
             passes(X86_64, IOCTL, request, 0);
             passes(X86_64, IOCTL_OF_X32, request, 0);
             passes(I386, IOCTL_OF_I386, request, 0);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use msrgate_filter::ExitReason;
 use msrgate_policy::answer::Disposition;
-use msrgate_policy::{FileId, Origin, Program, registers, shown_json};
+use msrgate_policy::{FileId, Log, Origin, Program, registers, shown_json};
 use msrgate_state::{Event, Recorded, Snapshot};
 use serde_json::json;
 
@@ -42,28 +42,39 @@ pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str, time: T
     let (refused, others): (Vec<_>, Vec<_>) = recorded
         .iter()
         .partition(|one| one.first.kind.disposition.is_refusal());
-    let sum = |all: &[&Recorded]| {
-        all.iter()
-            .map(|one| one.count)
-            .fold(0_u64, u64::saturating_add)
-    };
+    let is_audit = is_audit(&refused);
+    let (silent, refused): (Vec<&Recorded>, Vec<_>) =
+        refused.into_iter().partition(|one| is_silent(one, program));
     let mut vms = count(guarded, "VM", "VMs");
     if time == Time::SoFar {
         vms += " so far";
     }
-    let mut text = if refused.is_empty() {
-        format!("msrgate: {policy} guarded {vms}, and refused nothing")
+    let verb = if is_audit {
+        "would have refused"
     } else {
-        let accesses = count(
-            usize::try_from(sum(&refused)).unwrap_or(usize::MAX),
-            "access",
-            "accesses",
-        );
-        format!(
-            "msrgate: {policy} guarded {vms}, and {} {accesses}",
-            verb(&refused)
-        )
+        "refused"
     };
+    // Accesses without a place, and those of an audit after the first, may be refusals.
+    let at_least = if is_audit || snapshot.others() > 0 {
+        "at least "
+    } else {
+        ""
+    };
+    let accesses = |all: &[&Recorded]| {
+        let sum = usize::try_from(sum(all)).unwrap_or(usize::MAX);
+        format!("{at_least}{}", count(sum, "access", "accesses"))
+    };
+    let mut text = format!("msrgate: {policy} guarded {vms}, and {verb} ");
+    text += &match refused.is_empty() {
+        false => accesses(&refused),
+        true if !silent.is_empty() => "nothing that it logs".to_owned(),
+        true if snapshot.others() > 0 => "nothing that is recorded".to_owned(),
+        true => "nothing".to_owned(),
+    };
+    if !silent.is_empty() {
+        let silent = accesses(&silent);
+        let _ = write!(text, "; in silence it {verb} {silent} (log = \"none\")");
+    }
     let is_seen = |one: &&Recorded| one.first.kind.disposition == Disposition::Allowed;
     let (seen, answered): (Vec<&Recorded>, Vec<_>) = others.into_iter().partition(is_seen);
     if !answered.is_empty() {
@@ -73,7 +84,6 @@ pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str, time: T
     if time == Time::SoFar {
         text.push_str("  the run goes on in the background; to have the summary of its end, name a file by --summary\n");
     }
-    let is_audit = is_audit(&refused);
     if is_audit {
         text.push_str("  an audit counts the first access of each kind in a VM, and lets it and all others through\n");
     }
@@ -102,12 +112,29 @@ fn is_audit(refused: &[&Recorded]) -> bool {
     dispositions.any(|one| matches!(one, Disposition::WouldDeny | Disposition::WouldKill))
 }
 
-fn verb(refused: &[&Recorded]) -> &'static str {
-    if is_audit(refused) {
-        "would have refused at least"
-    } else {
-        "refused"
-    }
+/// Returns true if the policy refuses these accesses without a word, by `log = "none"`. The end of a VM is always told.
+fn is_silent(one: &Recorded, program: &Program) -> bool {
+    let kind = one.first.kind;
+    let is_end = matches!(
+        kind.disposition,
+        Disposition::Killed | Disposition::WouldKill
+    );
+    let of_unknown = match kind.reason {
+        ExitReason::Unknown => program.settings().unknown.log,
+        _ => None,
+    };
+    let mut variants = program.variants().iter();
+    let is_none = match of_unknown {
+        Some(log) => log == Log::None,
+        // The page does not say which variant was in force.
+        None => variants.all(|variant| variant.rule(kind.index, kind.access).log == Log::None),
+    };
+    is_none && !is_end
+}
+
+fn sum(all: &[&Recorded]) -> u64 {
+    let counts = all.iter().map(|one| one.count);
+    counts.fold(0, u64::saturating_add)
 }
 
 /// Returns a line such as `8 reads of 0x8b IA32_BIOS_SIGN_ID by deny.toml:4, first by vCPU 0 after 0.31 s;
@@ -183,4 +210,79 @@ pub(super) fn json(event: &Event, program: &Program) -> String {
         object["line"] = json!(line);
     }
     format!("{}\n", shown_json(&object.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use msrgate_filter::{Access, MsrIndex};
+    use msrgate_policy::{NoIncludes, Source, compile, parse};
+    use msrgate_state::{Kind, NewRun, Page, Seen};
+
+    use super::*;
+
+    fn program() -> Program {
+        let source = Source::new("guest.toml", "policy = 1\ndefault = 'deny'\n");
+        let policy = parse(&source, &mut NoIncludes).unwrap();
+        compile(policy).unwrap().into_program()
+    }
+
+    /// Returns the snapshot of a run whose guest has read this many MSRs once each.
+    fn after_reads(count: u32) -> Snapshot {
+        let new = NewRun {
+            cookie: 7,
+            reasons: 6,
+            ignore_msrs: 2,
+            program: b"",
+            has_events: false,
+        };
+        let bytes = new.encode();
+        let (chunks, _) = bytes.as_chunks();
+        let words: Vec<_> = chunks
+            .iter()
+            .map(|chunk| AtomicU64::new(u64::from_le_bytes(*chunk)))
+            .collect();
+        let page = Page::new(&words).unwrap();
+        let vm = page.add_vm(1, 0);
+        page.count_guarded_vm();
+        for index in 0..count {
+            let kind = Kind {
+                index: MsrIndex::new(index),
+                access: Access::Read,
+                disposition: Disposition::Denied,
+                reason: ExitReason::Filter,
+            };
+            let seen = Seen {
+                kind,
+                value: 0,
+                vcpu: 0,
+                pid: 1,
+                vm,
+                origin: Origin::Default,
+                time: u64::from(index),
+            };
+            page.note(&seen, false);
+        }
+        let values = words.iter().map(|word| word.load(Ordering::Relaxed));
+        let bytes: Vec<u8> = values.flat_map(u64::to_le_bytes).collect();
+        Snapshot::new(&bytes).unwrap()
+    }
+
+    #[test]
+    fn headline_says_at_least_once_accesses_found_no_place() {
+        let (few, many) = (after_reads(100), after_reads(20_000));
+        let headline = |snapshot: &Snapshot| {
+            let text = text(snapshot, &program(), "guest.toml", Time::End);
+            text.lines().next().unwrap().to_owned()
+        };
+        let begin = "msrgate: guest.toml guarded 1 VM, and refused";
+        assert_eq!(headline(&few), format!("{begin} 100 accesses"));
+        let recorded = 20_000 - many.others();
+        assert!(many.others() > 0);
+        assert_eq!(
+            headline(&many),
+            format!("{begin} at least {recorded} accesses")
+        );
+    }
 }

@@ -9,7 +9,7 @@
 //! - *end of the run*: the time when no process of the run is left. A VMM that has put itself into the background,
 //!   or that a script has, ends after the first process.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::iter;
 use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
@@ -36,6 +36,8 @@ pub(super) struct Watch {
     policy: String,
     events: Option<Events>,
     report: Report,
+    /// The text that the file of the summary has got, or has not taken.
+    written: String,
     pidfd: OwnedFd,
 }
 
@@ -83,6 +85,7 @@ impl Watch {
             policy: launch.policy,
             events,
             report: launch.report,
+            written: String::new(),
             pidfd,
         })
     }
@@ -185,9 +188,13 @@ impl Watch {
         if is_last {
             self.write_events(run, page, Unfinished::Skip);
         }
-        let is_file = is_file(process::standard_error());
+        if matches!(self.report, Report::File(_)) && is_over(page) {
+            // If this fails, standard error is still there to say it.
+            self.write_summary(page);
+        }
         if matches!(self.report, Report::StandardError) {
-            if !is_last && is_file {
+            // A process that begins another program is without the page: `is_last` may be wrong.
+            if is_file(process::standard_error()) {
                 return;
             }
             let time = if is_last { Time::End } else { Time::SoFar };
@@ -209,27 +216,45 @@ impl Watch {
             };
             events.append(iter::empty(), untold);
         }
-        let mut text = self.text(page, Time::End);
-        if let Some(loss) = self.events.as_ref().and_then(Events::loss) {
-            text += &format!("  {loss}\n");
-        }
         match &mut self.report {
             Report::None => {}
-            Report::StandardError => crate::results::talk(&text),
-            Report::File(file) => {
-                if text.is_empty() {
-                    text = summary::without_vm(&self.policy);
-                }
-                if let Err(error) = file.write_all(text.as_bytes()) {
-                    super::say(&format!("the summary cannot be written: {error}"));
-                }
-            }
+            Report::StandardError => crate::results::talk(&self.text_of_end(page)),
+            Report::File(_) => self.write_summary(page),
             Report::Page(pipe) => {
                 // The reader sees from the missing bytes that this failed.
                 let bytes = page.bytes().unwrap_or_default();
                 let _ = pipe.write_all(&bytes);
             }
         }
+    }
+
+    /// Appends the summary to its file, unless the file has this text: the run may have gone on after a summary that
+    /// was thought to be the last.
+    fn write_summary(&mut self, page: &StateFile) {
+        let mut text = self.text_of_end(page);
+        if text.is_empty() {
+            text = summary::without_vm(&self.policy);
+        }
+        let Report::File(file) = &mut self.report else {
+            return;
+        };
+        if text == self.written {
+            return;
+        }
+        let before = file.metadata().ok().filter(fs::Metadata::is_file);
+        if let Err(error) = file.write_all(text.as_bytes()) {
+            let _ = before.map(|before| file.set_len(before.len()));
+            super::say(&format!("the summary cannot be written: {error}"));
+        }
+        self.written = text;
+    }
+
+    fn text_of_end(&self, page: &StateFile) -> String {
+        let mut text = self.text(page, Time::End);
+        if let Some(loss) = self.events.as_ref().and_then(Events::loss) {
+            text += &format!("  {loss}\n");
+        }
+        text
     }
 
     fn text(&self, page: &StateFile, time: Time) -> String {
@@ -293,10 +318,15 @@ impl Watched {
     /// Returns true if a process of the run is left: one under the door, or, if nobody listens at the door, one that
     /// has the state page.
     fn goes_on(&self, page: &StateFile) -> bool {
-        self.first == First::Runs || self.listener.is_some() || page.has_others() || {
-            thread::sleep(EXEC);
-            page.has_others()
-        }
+        self.first == First::Runs || self.listener.is_some() || !is_over(page)
+    }
+}
+
+/// Returns true if no process has the state page, nor has a moment later.
+fn is_over(page: &StateFile) -> bool {
+    !page.has_others() && {
+        thread::sleep(EXEC);
+        !page.has_others()
     }
 }
 
@@ -311,7 +341,7 @@ fn snapshot(page: &StateFile) -> Option<Snapshot> {
 /// Reports a refused request once for each program and kind, as a program may try again without end.
 fn say_once(said: &mut Vec<(String, Wish)>, knock: Knock) {
     const MOST: usize = 64;
-    let comm = std::fs::read_to_string(format!("/proc/{}/comm", knock.thread)).unwrap_or_default();
+    let comm = fs::read_to_string(format!("/proc/{}/comm", knock.thread)).unwrap_or_default();
     let one = (comm.trim().to_owned(), knock.wish);
     if said.contains(&one) || said.len() >= MOST {
         return;
@@ -319,6 +349,7 @@ fn say_once(said: &mut Vec<(String, Wish)>, knock: Knock) {
     let what = match knock.wish {
         Wish::Vm => "asked KVM for a VM",
         Wish::Filter => "asked KVM to replace a VM's MSR filter",
+        Wish::Run => "asked KVM to run a vCPU",
     };
     super::say(&format!(
         "process {} ({}) {what} past msrgate's library, and was refused: it has the C library inside, was started without LD_PRELOAD, or calls the kernel by itself; see {GUIDE}",

@@ -1,5 +1,7 @@
 //! Tests of accesses that are logged and let through: first accesses, audit mode, and `log = "all"`.
 
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::Duration;
 
 use msrgate_filter::{Access, MsrIndex};
@@ -8,7 +10,7 @@ use super::clock;
 use super::machine::{LSTAR, Machine, NOWHERE, STAR, Saw, on_each, policy};
 use super::model;
 use crate::gate::events::EventOptions;
-use crate::gate::{FirstAccess, GateOptions, publisher};
+use crate::gate::{FirstAccess, GateOptions, Publication, publisher};
 use crate::measure::guest::Op::{Read, Write};
 
 /// The first access of a kind comes to the gate and is logged. KVM handles the later ones without the gate.
@@ -238,4 +240,24 @@ fn answer_returns_no_error_while_filter_is_widened_for_other_accesses() {
         clock::advance(Duration::from_millis(200));
     }
     assert!(machine.first().exits >= touched as usize);
+}
+
+/// The gate hands its publications to one thread of the VMM's, and starts none of its own.
+#[test]
+fn publication_that_vmm_sets_lets_first_access_through() {
+    let (hand_over, handed_over) = channel();
+    let options = GateOptions::new().publish_by(move |publication| {
+        let _ = hand_over.send(publication);
+    });
+    let program = policy("default = 'allow'\nlog = 'first'", "");
+    let mut machine = Machine::of_model(program, 1, options, model::cpuid());
+    assert!(machine.gate.publisher.lock().unwrap().is_none());
+    let sets = thread::spawn(move || handed_over.into_iter().map(Publication::set).count());
+    let saw = machine
+        .first()
+        .run(&[Write(STAR, 5), Read(STAR), Read(STAR)]);
+    assert_eq!(saw, [Saw::Written, Saw::Value(5), Saw::Value(5)]);
+    drop(machine);
+    // Reads and writes are two kinds.
+    assert_eq!(sets.join().unwrap(), 2);
 }

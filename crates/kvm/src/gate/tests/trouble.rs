@@ -114,6 +114,14 @@ fn answer_returns_error_after_publisher_panicked() {
     assert_eq!(end_of_wait(&mut machine), Some(AnswerError::Gone));
 }
 
+/// A thread of the VMM's that is to set the filters has ended, and drops what it is handed.
+#[test]
+fn answer_returns_error_after_publication_was_dropped() {
+    let options = GateOptions::new().publish_by(drop);
+    let mut machine = Machine::of_model(audit(), 1, options, model::cpuid());
+    assert_eq!(end_of_wait(&mut machine), Some(AnswerError::Gone));
+}
+
 /// The kernel keeps the filter of a dropped gate; an access that needs another filter is an error.
 #[test]
 fn answer_after_gate_is_dropped_is_an_error() {
