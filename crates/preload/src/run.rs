@@ -9,7 +9,6 @@ use msrgate_kvm::gate::{AnswerError, Outcome};
 
 use crate::helper::NO_HELPER;
 use crate::process::Process;
-use crate::shared::GENERAL;
 use crate::signals;
 use crate::sys::{self, Returned};
 use crate::thing::Vcpu;
@@ -54,16 +53,7 @@ pub(crate) fn run(
             first = First::Enter;
         }
     }
-    let theirs = vcpu.page.valid_regs();
-    let asks = vcpu.vm.rewinds();
-    if asks {
-        vcpu.page.set_valid_regs(theirs | GENERAL);
-    }
-    let ran = answered(process, vcpu, first, enter);
-    if asks {
-        vcpu.page.set_valid_regs(theirs);
-    }
-    ran
+    answered(process, vcpu, first, enter)
 }
 
 #[inline]
@@ -118,7 +108,13 @@ fn answer(process: &'static Process, vcpu: &Arc<Vcpu>) -> bool {
     let Some(gate) = &mut *gate else {
         end(process, "a vCPU has lost its gate");
     };
-    match vcpu.page.with_vcpu(|raw| gate.answer(raw)) {
+    let mut answer = || vcpu.page.with_vcpu(|raw| gate.answer(raw));
+    let answered = if vcpu.vm.rewinds() {
+        vcpu.page.with_registers(answer)
+    } else {
+        answer()
+    };
+    match answered {
         Ok(Outcome::Resume) => true,
         Err(AnswerError::Theirs) => false,
         Ok(Outcome::Kill(violation)) => end(process, &format!("{violation}; the VMM is ended")),

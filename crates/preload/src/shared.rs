@@ -103,22 +103,28 @@ impl SharedPage {
         unsafe { field.write_volatile(flags) }
     }
 
-    /// Returns the sets of registers that the kernel puts into the page at each exit: `kvm_valid_regs`.
-    #[inline]
-    pub(crate) fn valid_regs(&self) -> u64 {
+    /// Calls `act`, during which each `KVM_RUN` puts the general registers into the page. A `KVM_RUN` that rewinds an
+    /// access needs them, and no other one: the registers after a #GP are those from before the access. The function
+    /// then gives `kvm_valid_regs` and the registers in the page the values that the VMM and its own `KVM_RUN` left.
+    pub(crate) fn with_registers<T>(&self, act: impl FnOnce() -> T) -> T {
+        let run = self.0.as_ptr();
         // SAFETY: the field lies in the mapped page.
-        let field = unsafe { &raw const (*self.0.as_ptr()).kvm_valid_regs };
-        // SAFETY: the field is mapped and aligned; the read is volatile, as the VMM writes the field.
-        unsafe { field.read_volatile() }
-    }
-
-    /// Sets `kvm_valid_regs`, by which the kernel puts these sets of registers into the page at each exit.
-    #[inline]
-    pub(crate) fn set_valid_regs(&self, registers: u64) {
-        // SAFETY: the field lies in the mapped page.
-        let field = unsafe { &raw mut (*self.0.as_ptr()).kvm_valid_regs };
-        // SAFETY: the field is mapped and aligned, and the vCPU's own thread calls this between two runs.
-        unsafe { field.write_volatile(registers) }
+        let valid = unsafe { &raw mut (*run).kvm_valid_regs };
+        // SAFETY: the field lies in the mapped page; on x86 it is the union's only member in use.
+        let general = unsafe { &raw mut (*run).s.regs.regs };
+        // SAFETY: both fields are mapped and aligned, and the vCPU's own thread calls this between two runs. Any bytes
+        // are values.
+        let (theirs, registers) = unsafe { (valid.read_volatile(), general.read_volatile()) };
+        // SAFETY: as for the read.
+        unsafe { valid.write_volatile(theirs | GENERAL) };
+        let acted = act();
+        // SAFETY: as for the read.
+        unsafe { valid.write_volatile(theirs) };
+        if theirs & GENERAL == 0 {
+            // SAFETY: as for the read.
+            unsafe { general.write_volatile(registers) };
+        }
+        acted
     }
 }
 
@@ -134,4 +140,4 @@ impl Drop for SharedPage {
 const NOT_RUN: u16 = 1 << 13;
 
 /// The bit of `kvm_valid_regs` for the general registers.
-pub(crate) const GENERAL: u64 = KVM_SYNC_X86_REGS as u64;
+const GENERAL: u64 = KVM_SYNC_X86_REGS as u64;

@@ -61,7 +61,7 @@ pub(crate) struct Vm {
     gate: Gate,
     /// The filter and mask that the VMM itself has asked for. Only the helper thread changes them.
     beside: Mutex<Beside>,
-    /// True if the gate may rewind: each exit must then bring the vCPU's registers.
+    /// True if the gate may rewind an access: it then needs the vCPU's registers in the shared page.
     rewinds: AtomicBool,
     pub(crate) has_registers: bool,
     has_one_variant: bool,

@@ -31,6 +31,18 @@ fn vmm_under_seccomp_is_guarded_by_calls_that_it_allows() {
     }
 }
 
+/// The vCPU is in `KVM_RUN` when the VMM sets its first filter. An access that this filter still refused is executed
+/// again once the filter is lifted, by `KVM_RUN` alone.
+#[test]
+fn own_filter_of_vmm_under_seccomp_is_lifted_by_calls_that_it_allows() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let strict = lab.build("strict.c", &[]);
+    let ran = ran(lab.exec(&["--quiet"]).arg(strict).arg("own-filter"));
+    assert_eq!((&*ran.out, &*ran.err, ran.status), ("\n", "", 0));
+}
+
 #[test]
 fn audit_of_a_vmm_under_seccomp_lets_all_through() {
     let Some(lab) = Lab::with_kvm(DENIES) else {

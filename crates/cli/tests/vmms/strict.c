@@ -2,7 +2,8 @@
 // VM may set no MSR filter, and a vCPU's thread may call KVM_RUN and little else. A forbidden call ends the
 // process with status 159.
 //
-// Its guest reads MSR 0x8b once, and writes '.' or, after a #GP, '!'.
+// Its guest reads MSR 0x8b once, and writes '.' or, after a #GP, '!'. `strict own-filter` has a guest that reads it on and
+// on, while a thread without restrictions sets a filter that denies the read and lifts it again.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -25,8 +26,10 @@
 #define CHECK(call) ({ long answer = (call); \
     if (answer < 0) { fprintf(stderr, "%s: %s\n", #call, strerror(errno)); exit(1); } answer; })
 
-static int kvm, vcpu;
+static int kvm, vm, vcpu, sets_filter;
+static uint8_t *memory;
 static struct kvm_run *run;
+static volatile int runs;
 
 static void trapped(int signal, siginfo_t *info, void *context) {
     char text[64];
@@ -67,12 +70,15 @@ static void *vcpu_thread(void *unused) {
         SYS_mprotect, SYS_munmap, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sigaltstack, SYS_write };
     restrict_thread(requests, 1, calls, sizeof calls / sizeof *calls);
     for (;;) {
+        runs = 1;
         if (ioctl(vcpu, KVM_RUN, 0) < 0) { fprintf(stderr, "KVM_RUN: %s\n", strerror(errno)); exit(1); }
         if (run->exit_reason != KVM_EXIT_IO) { fprintf(stderr, "exit %d\n", run->exit_reason); exit(1); }
         char byte = *((char *)run + run->io.data_offset);
         write(1, &byte, 1);
-        if (byte == '\n') return 0;
+        if (byte == '\n') break;
     }
+    close(vcpu);
+    return 0;
 }
 
 static const uint8_t guest[] = {
@@ -80,6 +86,12 @@ static const uint8_t guest[] = {
     0x66, 0xb9, 0x8b, 0, 0, 0,           // mov ecx, 0x8b
     0x0f, 0x32,                          // rdmsr
     0x88, 0xd8, 0xe6, 0x10,              // mov al, bl; out 0x10, al
+    0xb0, '\n', 0xe6, 0x10, 0xf4,        // mov al, '\n'; out 0x10, al; hlt
+};
+static const uint8_t loop[] = {
+    0x66, 0xb9, 0x8b, 0, 0, 0,           // mov ecx, 0x8b
+    0x0f, 0x32,                          // again: rdmsr
+    0x66, 0x4f, 0x75, 0xfa,              // dec edi; jnz again
     0xb0, '\n', 0xe6, 0x10, 0xf4,        // mov al, '\n'; out 0x10, al; hlt
 };
 static const uint8_t fault_handler[] = {
@@ -94,8 +106,8 @@ static void *vmm_thread(void *unused) {
         KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS, KVM_GET_MSRS, KVM_SET_MSRS, KVM_SET_CPUID2,
         KVM_RUN }; // The vCPU's thread inherits this list, and gets a second one.
     restrict_thread(requests, sizeof requests / sizeof *requests, 0, 0);
-    int vm = CHECK(ioctl(kvm, KVM_CREATE_VM, 0));
-    uint8_t *memory = mmap(0, 0x10000, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    vm = CHECK(ioctl(kvm, KVM_CREATE_VM, 0));
+    memory = mmap(0, 0x10000, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     struct kvm_userspace_memory_region region = { .memory_size = 0x10000, .userspace_addr = (uint64_t)memory };
     CHECK(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region));
     vcpu = CHECK(ioctl(vm, KVM_CREATE_VCPU, 0));
@@ -106,7 +118,8 @@ static void *vmm_thread(void *unused) {
     CHECK(ioctl(vcpu, KVM_SET_SREGS, &sregs));
     *(uint16_t *)(memory + 13 * 4) = 0x520;
     memcpy(memory + 0x520, fault_handler, sizeof fault_handler);
-    memcpy(memory + 0x1000, guest, sizeof guest);
+    if (sets_filter) memcpy(memory + 0x1000, loop, sizeof loop);
+    else memcpy(memory + 0x1000, guest, sizeof guest);
     struct kvm_regs regs = { .rip = 0x1000, .rsp = 0x8000, .rflags = 2 };
     CHECK(ioctl(vcpu, KVM_SET_REGS, &regs));
     pthread_t thread;
@@ -115,7 +128,21 @@ static void *vmm_thread(void *unused) {
     return 0;
 }
 
-int main(void) {
+// Sets and lifts the VMM's own filter while the vCPU stays in one KVM_RUN, and then lets the guest end.
+static void change_filter(void) {
+    static uint8_t bits[8];
+    struct kvm_msr_filter none = { 0 }, filter = { .ranges[0] = { .flags = 1, .nmsrs = 1, .base = 0x8b, .bitmap = bits } };
+    while (!runs) usleep(1000);
+    usleep(10000);
+    for (int i = 0; i < 1000; i++) {
+        CHECK(ioctl(vm, KVM_X86_SET_MSR_FILTER, &filter));
+        CHECK(ioctl(vm, KVM_X86_SET_MSR_FILTER, &none));
+    }
+    memory[0x1000 + 10] = memory[0x1000 + 11] = 0x90;
+}
+
+int main(int argc, char **argv) {
+    sets_filter = argc > 1 && !strcmp(argv[1], "own-filter");
     struct sigaction action = { .sa_sigaction = trapped, .sa_flags = SA_SIGINFO };
     sigaction(SIGSYS, &action, 0);
     // Both before any thread is restricted, as cloud-hypervisor's main thread does.
@@ -123,6 +150,7 @@ int main(void) {
     CHECK(ioctl(kvm, KVM_GET_API_VERSION, 0));
     pthread_t thread;
     pthread_create(&thread, 0, vmm_thread, 0);
+    if (sets_filter) change_filter();
     pthread_join(thread, 0);
     return 0;
 }
