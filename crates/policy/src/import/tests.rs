@@ -1,3 +1,5 @@
+mod reports;
+
 use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, Filter, MsrIndex, Range, Revision, Verdict,
 };
