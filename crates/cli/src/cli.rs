@@ -269,7 +269,7 @@ pub(crate) struct ImportArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FromArg {
-    /// Lines such as `kvm [1234]: ignored rdmsr: 0x1c9 data 0x0`
+    /// Lines such as `kvm [1234]: ignored rdmsr: 0x1c9 data 0x0`, also wrapped, or as `journalctl -o json`
     KernelLog,
     /// A custom CPU template of Firecracker, or a fingerprint
     Firecracker,

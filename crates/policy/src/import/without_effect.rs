@@ -1,6 +1,6 @@
 //! Finds the parts of a filter that decide nothing.
 
-use msrgate_filter::{Access, Filter, MsrIndex, Range, Verdict, X2APIC};
+use msrgate_filter::{Access, Because, Filter, MsrIndex, Range, Verdict, X2APIC};
 use msrgate_program::MsrRange;
 
 /// Returns remarks on the bits of a filter that KVM never uses: those of x2APIC registers, and
@@ -36,10 +36,7 @@ fn of_range(filter: &Filter, number: usize, range: &Range) -> Vec<String> {
             let mut accesses = Access::ALL.into_iter();
             bit(index) == verdict
                 && !X2APIC.contains(&index)
-                && accesses.any(|access| {
-                    range.accesses().contain(access)
-                        && filter.decide(index, access).verdict != verdict
-                })
+                && accesses.any(|access| is_hidden(filter, range, index, access, verdict))
         });
         if let Some(msrs) = around(hidden) {
             let (wanted, stays) = match verdict {
@@ -52,6 +49,23 @@ fn of_range(filter: &Filter, number: usize, range: &Range) -> Vec<String> {
         }
     }
     remarks
+}
+
+/// Returns true if an earlier range with the same accesses has another verdict. An earlier range
+/// with other accesses may be there on purpose: msrgate itself packs a policy so.
+fn is_hidden(
+    filter: &Filter,
+    range: &Range,
+    index: MsrIndex,
+    access: Access,
+    verdict: Verdict,
+) -> bool {
+    let decision = filter.decide(index, access);
+    let Because::Range(by) = decision.because else {
+        return false;
+    };
+    let same = filter.ranges()[by.get()].accesses() == range.accesses();
+    range.accesses().contain(access) && same && decision.verdict != verdict
 }
 
 /// Returns the range from the first to the last of these MSRs.

@@ -10,34 +10,29 @@ use super::text::decimal;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct Task<'t> {
-    /// The name of the thread, such as `CPU 0/KVM`: any bytes. `None`: the line has no name.
+    /// The name of the thread, such as `CPU 0/KVM`, or of the VM, in events of gates: any bytes.
+    /// `None`: the line has no name.
     pub name: Option<&'t [u8]>,
     /// The number of the thread.
     pub thread: Option<u32>,
     /// The number of the process.
     pub process: Option<u32>,
-    /// The number of the VM in its process, in events of gates.
+    /// The number of the VM in its process, in events of `msrgate exec`.
     pub vm: Option<u64>,
 }
 
 impl Task<'_> {
-    /// Returns true if `wanted` is the name of the task, the number of its thread or process, or
-    /// `NAME-NUMBER` as tracefs prints it.
+    /// Returns true if `wanted` is the name of the task, the number of its thread or process, or the
+    /// task as it is displayed: `NAME-NUMBER`, as in tracefs, or `NUMBER VM NUMBER`.
     #[must_use]
     pub fn is(&self, wanted: &[u8]) -> bool {
         let number = match decimal(wanted) {
             Some((number, b"")) => u32::try_from(number).ok(),
             _ => None,
         };
-        let both = || match (self.name, self.thread) {
-            (Some(name), Some(thread)) => wanted
-                .strip_prefix(name)
-                .is_some_and(|rest| rest == format!("-{thread}").as_bytes()),
-            _ => false,
-        };
         self.name == Some(wanted)
             || number.is_some() && (self.thread == number || self.process == number)
-            || both()
+            || self.to_string().as_bytes() == wanted
     }
 }
 
@@ -59,24 +54,37 @@ impl fmt::Display for Task<'_> {
 
 /// The keys of an event that name its task.
 #[derive(serde::Deserialize)]
-struct Keys {
+struct Keys<'l> {
     pid: Option<u32>,
-    vm: Option<serde_json::Value>,
+    #[serde(borrow)]
+    vm: Option<Vm<'l>>,
+}
+
+/// The VM of an event: its number in its process, or the name that its VMM gave it.
+#[derive(serde::Deserialize)]
+#[serde(untagged)]
+enum Vm<'l> {
+    Number(u64),
+    Name(&'l str),
 }
 
 /// Returns the task that a line of an access names.
 pub(super) fn of_line(line: &[u8]) -> Option<Task<'_>> {
     let line = line.trim_ascii();
     if line.starts_with(b"{") {
-        let keys: Keys = serde_json::from_slice(line).ok()?;
-        let vm = keys.vm.and_then(|vm| vm.as_u64());
+        let keys: Keys<'_> = serde_json::from_slice(line).ok()?;
+        let (name, vm) = match keys.vm {
+            Some(Vm::Name(name)) => (Some(name.as_bytes()), None),
+            Some(Vm::Number(vm)) => (None, Some(vm)),
+            None => (None, None),
+        };
         let task = Task {
-            name: None,
+            name,
             thread: None,
             process: keys.pid,
             vm,
         };
-        return (task.process.is_some() || vm.is_some()).then_some(task);
+        return (task.process.is_some() || name.is_some() || vm.is_some()).then_some(task);
     }
     let event =
         memmem::find(line, b"kvm_msr").or_else(|| memmem::find(line, b"kvm_userspace_exit"))?;

@@ -49,8 +49,10 @@ impl Tasks {
     pub fn of_several_vms(&self) -> Vec<Task<'_>> {
         let keys = || self.counts.keys();
         let mut by_process = BTreeMap::new();
-        for key in keys().filter(|key| key.process.is_some()) {
-            by_process.entry((key.process, key.vm)).or_insert(key);
+        // Events of gates name a VM in place of a thread.
+        for key in keys().filter(|key| key.process.is_some() || key.thread.is_none()) {
+            let name = key.name.as_ref().filter(|_| key.thread.is_none());
+            by_process.entry((key.process, key.vm, name)).or_insert(key);
         }
         if by_process.len() > 1 {
             return by_process.into_values().map(Key::task).collect();

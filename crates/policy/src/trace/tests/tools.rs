@@ -180,6 +180,8 @@ fn task_is_read_from_output_of_each_tool() {
     assert_eq!(task("  kvm_msr: msr_read 611 = 0x0\n"), None);
     let event = r#"{"schema":1,"pid":7,"vm":1,"msr":"0x8b","access":"read"}"#;
     assert_eq!(task(event), Some(("7 VM 1".to_owned(), Some(7), Some(1))));
+    let of_gate = r#"{"schema":1,"vm":"web","msr":"0x8b","access":"read"}"#;
+    assert_eq!(task(of_gate), Some(("web".to_owned(), None, None)));
     assert_eq!(task(r#"{"schema":1,"msr":"0x8b","access":"read"}"#), None);
 }
 
