@@ -239,11 +239,16 @@ pub(crate) struct ExplainArgs {
 pub(crate) struct ReplayArgs {
     /// A file, `-`, or the name of a shipped policy
     pub(crate) policy: PathBuf,
-    /// Text of the event `kvm:kvm_msr` by tracefs, `perf script` or `trace-cmd report`, or JSON lines, such as events of `exec`;
+    /// Text of the event `kvm:kvm_msr` by tracefs, `perf script`, `perf trace` or `trace-cmd report`, or JSON lines, such as events of `exec`;
     /// `-` for standard input. The exit code is 1 if an access would be refused; 0 only if the trace has accesses, none of
     /// them would be refused, and no part is missing; else 2: the trace has no accesses, events were lost, lines could not be
     /// read, the last line has no end, Ctrl-C ended the reading, or a write may be refused by what the trace does not show
     pub(crate) trace: PathBuf,
+    /// Replay only the accesses of this task: the name of a thread (`CPU 0/KVM`), the number of a thread or a process, or
+    /// both as in a trace (`CPU 0/KVM-16856`). May be given several times. If the trace does not name the task of an
+    /// access, the exit code is 2
+    #[arg(long, value_name = "NAME|PID")]
+    pub(crate) task: Vec<String>,
     #[command(flatten)]
     pub(crate) cpu: CpuArg,
     #[command(flatten)]
@@ -264,7 +269,7 @@ pub(crate) struct ImportArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FromArg {
-    /// Lines such as `kvm [1234]: ignored rdmsr: 0x1c9 data 0x0`
+    /// Lines such as `kvm [1234]: ignored rdmsr: 0x1c9 data 0x0`, also wrapped, or as `journalctl -o json`
     KernelLog,
     /// A custom CPU template of Firecracker, or a fingerprint
     Firecracker,

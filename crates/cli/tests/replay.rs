@@ -282,3 +282,69 @@ fn trace_that_ends_within_a_line_is_incomplete() {
         "{out}"
     );
 }
+
+/// Runs `replay` of a shipped policy with these arguments. Returns the exit code and the JSON.
+fn report(args: &[&str], trace: &[u8]) -> (Option<i32>, serde_json::Value) {
+    let run = Command::new(env!("CARGO_BIN_EXE_msrgate"))
+        .args(["replay", "linux-guest", "-", "--format", "json"])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("msrgate starts");
+    let (code, out, _) = said(run, trace);
+    (code, serde_json::from_str(&out).expect("JSON"))
+}
+
+#[test]
+fn replay_reads_annotated_event_and_comment_of_function_graph() {
+    for trace in [
+        &include_bytes!("traces/replay-kvm_msr-line-not-read.txt")[..],
+        include_bytes!("traces/replay-function-graph.txt"),
+    ] {
+        let (code, report) = report(&[], trace);
+        assert_eq!((code, &report["ok"]), (Some(1), &false.into()), "{report}");
+        assert_eq!(report["rows"][0]["index"], "0x611", "{report}");
+        assert_eq!(report["rows"][0]["verdict"], "deny", "{report}");
+        assert_eq!(report["unreadable"]["count"], 0, "{report}");
+    }
+}
+
+/// A line of the event that cannot be read may be of an access that the policy refuses.
+#[test]
+fn replay_with_unreadable_event_never_answers_yes() {
+    let trace = b"CPU 0/KVM-1 [007] 380.1: kvm_msr: msr_read 611 = ?\n\
+        CPU 0/KVM-1 [007] 380.2: kvm_msr: msr_write 6e0 = 0x40005\n";
+    let (code, report) = report(&[], trace);
+    assert_eq!((code, &report["ok"]), (Some(2), &false.into()), "{report}");
+}
+
+#[test]
+fn replay_of_task_counts_accesses_of_that_task_and_names_several_vms() {
+    let trace = b"CPU 0/KVM-11 [007] 380.1: kvm_msr: msr_read 611 = 0x0\n\
+        CPU 0/KVM-12 [007] 380.2: kvm_msr: msr_write 6e0 = 0x40005\n";
+    let (code, all) = report(&[], trace);
+    assert_eq!((code, &all["accesses"]), (Some(1), &2.into()), "{all}");
+    let vms = serde_json::json!(["CPU 0/KVM-11", "CPU 0/KVM-12"]);
+    assert_eq!(all["several_vms"], vms);
+    let (_, text, _) = said(replay("linux-guest", "-"), trace);
+    assert!(text.contains("the trace is of 2 VMs"), "{text}");
+
+    for wanted in ["12", "CPU 0/KVM-12"] {
+        let (code, one) = report(&["--task", wanted], trace);
+        assert_eq!((code, &one["accesses"]), (Some(0), &1.into()), "{one}");
+        assert_eq!(one["skipped"], 1, "{one}");
+    }
+    let (code, both) = report(&["--task", "11", "--task", "12"], trace);
+    assert_eq!((code, &both["accesses"]), (Some(1), &2.into()), "{both}");
+
+    let (code, none) = report(&["--task", "13"], trace);
+    assert_eq!(code, Some(2));
+    let why = none["error"]["message"].to_string();
+    assert!(why.contains("CPU 0/KVM-11, CPU 0/KVM-12"), "{none}");
+
+    let nameless = [&trace[..], b"kvm_msr: msr_write 6e0 = 0x1\n"].concat();
+    let (code, part) = report(&["--task", "12"], &nameless);
+    assert_eq!((code, &part["without_task"]), (Some(2), &1.into()), "{part}");
+}

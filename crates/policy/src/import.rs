@@ -25,6 +25,7 @@ mod msr_safe;
 mod print;
 mod program;
 mod with_reasons;
+mod without_effect;
 mod wrong_json;
 
 use std::fmt;
@@ -46,7 +47,8 @@ pub use with_reasons::CompiledFilter;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Format {
-    /// Lines of a kernel's log in which KVM names MSRs that it does not know: `ignored rdmsr: 0x1c9`.
+    /// Lines of a kernel's log in which KVM names MSRs that it does not know, `ignored rdmsr: 0x1c9`,
+    /// or a guest's kernel names MSRs at which it got #GP. Also the records of `journalctl -o json`.
     KernelLog,
     /// A custom CPU template of Firecracker, or a fingerprint, in JSON.
     Firecracker,
@@ -77,7 +79,7 @@ impl Format {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::KernelLog => {
-                "For MSRs that KVM did not know, the policy does what KVM did; KVM handles all other MSRs. Where KVM answered an access of such an MSR, a gate in the VMM has to answer it."
+                "For MSRs that KVM did not know, the policy does what KVM did; KVM handles all other MSRs, and those of which the log does not tell. Where KVM answered an access of such an MSR, a gate in the VMM has to answer it."
             }
             Self::Firecracker => {
                 "A template gives registers their first values and refuses no access. The policy has only the values that a guest cannot change."
@@ -130,6 +132,11 @@ pub struct Imported {
 pub enum ImportError {
     /// The file has none of the known formats.
     UnknownFormat,
+    /// The file has two columns of hexadecimal numbers, without the header or a comment of an
+    /// allowlist. The second column may be masks or values.
+    TwoColumns,
+    /// The file is a template of Firecracker for aarch64, which has no MSRs.
+    Aarch64,
     /// The file is not JSON, or has the wrong shape. The text names the place, and quotes no
     /// value.
     Json(String),
@@ -163,6 +170,12 @@ impl fmt::Display for ImportError {
             Self::UnknownFormat => f.write_str(
                 "msrgate does not recognise the format of the file; name it with --from: a kernel log of KVM, a CPU template, fingerprint or list of Firecracker, an allowlist of msr-safe, a program, or a compiled filter in JSON, C, Rust or bytes",
             ),
+            Self::TwoColumns => f.write_str(
+                "the file has two columns of numbers, and does not say what the second one is; if it has the bits that a guest may write, add `--from msr-safe`; a list of values, such as a dump of registers, cannot be imported",
+            ),
+            Self::Aarch64 => f.write_str(
+                "the file is a Firecracker CPU template for aarch64, which has no MSRs; import a template for x86_64",
+            ),
             Self::Json(message) => {
                 write!(f, "invalid JSON: {}", one_line(message))
             }
@@ -188,7 +201,7 @@ impl std::error::Error for ImportError {}
 pub fn import(bytes: &[u8], format: Option<Format>) -> Result<Imported, ImportError> {
     let format = match format {
         Some(format) => format,
-        None => detect::detect(bytes).ok_or(ImportError::UnknownFormat)?,
+        None => detect::detect(bytes)?,
     };
     let drafts = match format {
         Format::KernelLog => read_lines(bytes, kernel_log::read, kernel_log::is_whole),

@@ -1,9 +1,10 @@
 //! Recorded accesses of a guest, and the decisions that a policy would have made about them.
 //!
 //! [`Lines`] reads a trace of any length, line by line. A trace is text of the kernel's event
-//! `kvm:kvm_msr` as tracefs, `perf script` and `trace-cmd report` print it, or JSON lines of
-//! msrgate's own. Each line is parsed by itself, so the four forms may be mixed. [`Replay`] counts
-//! a policy's decisions about the accesses.
+//! `kvm:kvm_msr` as tracefs, `perf script`, `perf trace` and `trace-cmd report` print it, or JSON
+//! lines of msrgate's own. Each line is parsed by itself, so the forms may be mixed; only an event
+//! that a mail has wrapped is parsed with its next line. [`Replay`] counts a policy's decisions
+//! about the accesses, and [`Tasks`] the tasks that made them.
 //!
 //! ```
 //! use msrgate_policy::trace::{Line, parse_line};
@@ -14,9 +15,13 @@
 //! ```
 
 mod decision;
+mod fields;
+mod graph;
 mod json;
 mod lines;
 mod replay;
+mod task;
+mod tasks;
 mod text;
 
 use std::fmt;
@@ -25,6 +30,8 @@ use msrgate_filter::{Access, MsrIndex};
 
 pub use lines::{LineNumber, Lines, MAX_LINE_BYTES};
 pub use replay::{Fate, MAX_ROWS, Replay, Row, Totals};
+pub use task::Task;
+pub use tasks::Tasks;
 
 /// One access by a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -56,7 +56,7 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
         .map_err(|error| trouble(error.to_string()))?;
     let name = &shown_name(&name);
     remark(name, &imported);
-    if imported.entries.is_empty() {
+    if imported.entries.is_empty() && !is_policy_of_default(imported.format) {
         // The command prints no policy without entries: it would deny everything or nothing, and the user
         // wants neither.
         output::say(&format_args!(
@@ -78,6 +78,12 @@ pub(super) fn run(args: &ImportArgs, out: &mut dyn Write) -> Result<Answer, Fail
         (_, Scope::Like(_)) => Answer::No,
         _ => Answer::Yes,
     })
+}
+
+/// Returns true for formats with a default of their own. A file that only has a default is a policy: Hyperlight's
+/// filter for no MSRs refuses every access, and the filter of `allow-all` none.
+const fn is_policy_of_default(format: Format) -> bool {
+    matches!(format, Format::Compiled | Format::Program)
 }
 
 /// Reads at most one byte more than the limit. If this byte is there, the caller knows that the file is too

@@ -2,6 +2,7 @@
 
 mod progress;
 mod report;
+mod selected;
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -22,6 +23,7 @@ use crate::named::name;
 use crate::output;
 use crate::processor;
 use progress::Progress;
+use selected::Selected;
 
 /// The number of bytes of a trace that are read at once.
 const BUFFER: usize = 256 << 10;
@@ -57,16 +59,17 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     let name = &trace.name.clone();
     let chosen = processor::choose(&compiled, &args.cpu)?;
     let mut replay = Replay::new(compiled.policy(), chosen.variant);
-    let stopped = read(trace, &mut replay)?;
+    let mut selected = Selected::new(&args.task);
+    let stopped = read(trace, &mut replay, &mut selected)?;
 
     if replay.totals().accesses() == 0 {
         return Err(Failure::Input {
             what: name.clone(),
-            why: report::no_access(replay.totals()),
+            why: report::no_access(replay.totals(), &selected),
         });
     }
     let extent = match stopped {
-        None if replay.totals().is_whole() => Extent::Whole,
+        None if replay.totals().is_whole() && selected.is_sure() => Extent::Whole,
         _ => Extent::Part,
     };
     let totals = replay.totals();
@@ -78,10 +81,16 @@ pub(super) fn run(args: &ReplayArgs, out: &mut dyn Write) -> Result<Answer, Fail
     };
     match args.format.format {
         Format::Json => {
-            let report = report::for_programs(name, &replay, chosen.cpu.as_ref(), stopped, answer);
+            let report = report::for_programs(
+                name,
+                (&replay, &selected),
+                chosen.cpu.as_ref(),
+                stopped,
+                answer,
+            );
             output::json(out, &report)?;
         }
-        Format::Text => report::for_people(out, name, &replay, answer)?,
+        Format::Text => report::for_people(out, name, (&replay, &selected), answer)?,
     }
     Ok(answer)
 }
@@ -110,7 +119,11 @@ fn open(trace: &Path) -> Result<Trace, Failure> {
 
 /// Reads and counts all lines. After a Ctrl-C the function stops, and returns the number of the last line
 /// that it read. A second Ctrl-C ends the process.
-fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Failure> {
+fn read(
+    trace: Trace,
+    replay: &mut Replay<'_>,
+    selected: &mut Selected<'_>,
+) -> Result<Option<LineNumber>, Failure> {
     let trouble = |error: io::Error| unreadable(&trace.name, &error);
     let stop = Arc::new(AtomicBool::new(false));
     flag::register_conditional_default(SIGINT, Arc::clone(&stop)).map_err(trouble)?;
@@ -122,6 +135,7 @@ fn read(trace: Trace, replay: &mut Replay<'_>) -> Result<Option<LineNumber>, Fai
     while !stop.load(Ordering::Relaxed)
         && let Some((number, line)) = lines.next_line().map_err(trouble)?
     {
+        let line = selected.of_line(line, || lines.task());
         replay.add(number, line);
         progress.at(number, lines.bytes());
         last = Some(number);

@@ -5,7 +5,7 @@
 //! `{"schema":1,"default":"deny","ranges":[{"access":"r","base":"0x0","count":3,"bitmap":"05"}]}`.
 //! A bitmap's bytes start with byte 0, and have two digits each.
 
-use msrgate_filter::abi::{CallerWidth, Segment, UserAddress};
+use msrgate_filter::abi::{CallerWidth, Request, Segment, Slot, UserAddress};
 use msrgate_filter::{
     Access, Accesses, Bitmap, DefaultAction, ExitReason, Filter, MsrIndex, Range, Revision,
     SetCall, SetError, Verdict, X2APIC,
@@ -16,7 +16,7 @@ use super::draft::{Draft, Scope};
 use super::drafts::Drafts;
 use super::with_reasons::{Compiled, CompiledFilter, range_of};
 use super::wrong_json::wrong_json;
-use super::{ImportError, emitted, hexadecimal, quoted};
+use super::{ImportError, emitted, hexadecimal, quoted, without_effect};
 
 /// The version of the JSON's shape.
 const SCHEMA: u64 = 1;
@@ -88,16 +88,25 @@ fn compiled(bytes: &[u8]) -> Result<Compiled, ImportError> {
 }
 
 /// Returns the filter that the kernel would read if these bytes were the caller's memory from
-/// address 0 on.
+/// address 0 on. The caller has 64 bits, or 32 if the bytes are no struct of a caller of 64.
 fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
+    abi_of(bytes, CallerWidth::Bits64)
+        .or_else(|error| abi_of(bytes, CallerWidth::Bits32).map_err(|_| error))
+}
+
+fn abi_of(bytes: &[u8], width: CallerWidth) -> Result<Filter, ImportError> {
+    if let Some(slot) = addressed(bytes, width) {
+        return Err(ImportError::Bytes(format!(
+            "range {slot} points to its bitmap by an address in the program that the struct was taken from, so the bitmap is not in the file; put the bitmaps behind the struct, and their offsets in the file in place of the addresses"
+        )));
+    }
     let memory = Segment {
         start: UserAddress::NULL,
         bytes,
     };
-    let width = CallerWidth::Bits64;
     let call = SetCall::read(Revision::Mainline, width, &memory, UserAddress::NULL);
     match (call.result(), call.published().last()) {
-        (Ok(()), Some(filter)) if has_more(bytes, filter) => Err(ImportError::Bytes(
+        (Ok(()), Some(filter)) if has_more(bytes, width, filter) => Err(ImportError::Bytes(
             "more bytes follow the filter's last bitmap, so the file is not a single filter, or a part of it was overwritten"
                 .to_owned(),
         )),
@@ -110,12 +119,24 @@ fn abi(bytes: &[u8]) -> Result<Filter, ImportError> {
     }
 }
 
+/// Returns the first range whose bitmap is not in the file, but at an address of a program's memory.
+fn addressed(bytes: &[u8], width: CallerWidth) -> Option<Slot> {
+    let request = Request::decode(bytes.get(..width.struct_size())?, width).ok()?;
+    let mut slots = request.slots();
+    let found = slots.find(|(_, range)| {
+        let is_range = Accesses::from_bits(range.flags).is_some();
+        let is_used = is_range && Bitmap::words_for(range.nmsrs).is_ok();
+        is_used && range.bitmap.get() > bytes.len() as u64
+    });
+    found.map(|(slot, _)| slot)
+}
+
 /// Returns true if bytes follow those of the struct and its bitmaps. A file whose beginning was
 /// overwritten with zeros has such bytes, because it reads as a filter without ranges.
-fn has_more(bytes: &[u8], filter: &Filter) -> bool {
+fn has_more(bytes: &[u8], width: CallerWidth, filter: &Filter) -> bool {
     let bitmaps = filter.ranges().iter().map(|range| range.bitmap().words());
     let bitmaps: usize = bitmaps.map(size_of_val).sum();
-    bytes.len() > CallerWidth::Bits64.struct_size() + bitmaps
+    bytes.len() > width.struct_size() + bitmaps
 }
 
 /// Returns the part of the struct that is wrong, without its numbers: they are bytes of the file,
@@ -143,13 +164,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
     if let Some(cpu) = made_for {
         drafts.holds(Scope::CompiledFor(cpu));
     }
-    for (number, range) in filter.ranges().iter().enumerate() {
-        if range.end().is_none() {
-            drafts.lose(
-                None,
-                format!("ranges[{number}] reaches 2^32, so KVM never uses this range (S3.5)"),
-            );
-        }
+    for what in without_effect::remarks(&filter) {
+        drafts.lose(None, what);
     }
     if let Some(reasons) = reasons {
         let filter = ExitReason::Filter.to_string();

@@ -3,7 +3,7 @@
 use msrgate_program::Program;
 use serde::de::IgnoredAny;
 
-use super::{Format, compiled, emitted, firecracker, kernel_log, lines, msr_safe};
+use super::{Format, ImportError, compiled, emitted, firecracker, kernel_log, lines, msr_safe};
 
 /// The keys by which JSON formats are distinguished.
 #[derive(serde::Deserialize)]
@@ -11,43 +11,69 @@ struct Keys {
     ranges: Option<IgnoredAny>,
     msr_modifiers: Option<IgnoredAny>,
     cpuid_modifiers: Option<IgnoredAny>,
+    kvm_capabilities: Option<IgnoredAny>,
     guest_cpu_config: Option<IgnoredAny>,
+    /// The text of a record of `journalctl -o json`.
+    #[serde(rename = "MESSAGE")]
+    message: Option<IgnoredAny>,
 }
 
 /// Returns the format of a file: by its first bytes if msrgate wrote it, by its keys if it is
 /// JSON, else by its first line with content.
-pub(super) fn detect(bytes: &[u8]) -> Option<Format> {
+pub(super) fn detect(bytes: &[u8]) -> Result<Format, ImportError> {
     if Program::is_program(bytes) {
-        return Some(Format::Program);
+        return Ok(Format::Program);
     }
     if compiled::is_abi(bytes) || emitted::is_emitted(bytes) {
-        return Some(Format::Compiled);
+        return Ok(Format::Compiled);
     }
     if bytes.trim_ascii_start().starts_with(b"{") {
-        // A file that is cut off or misspelt still counts as a compiled filter or a template; its
-        // reader reports the mistake.
-        return match serde_json::from_slice::<Keys>(bytes) {
-            Ok(keys) if keys.ranges.is_some() => Some(Format::Compiled),
-            Ok(keys)
-                if keys.msr_modifiers.is_some()
-                    || keys.cpuid_modifiers.is_some()
-                    || keys.guest_cpu_config.is_some() =>
-            {
-                Some(Format::Firecracker)
-            }
-            Ok(_) => None,
-            Err(_) => Some(by_text(bytes)),
-        };
+        return json(bytes);
     }
-    lines(bytes).find_map(|(_, line)| {
-        if kernel_log::is_message(&line) {
-            Some(Format::KernelLog)
-        } else if firecracker::is_head(&line) {
-            Some(Format::FirecrackerList)
+    let log = kernel_log::first_message(bytes);
+    let other = lines(bytes).find_map(|(number, line)| {
+        if firecracker::is_head(&line) {
+            Some((number, Format::FirecrackerList))
         } else {
-            msr_safe::is_entry(&line).then_some(Format::MsrSafe)
+            msr_safe::is_entry(&line).then_some((number, Format::MsrSafe))
         }
-    })
+    });
+    match (log, other) {
+        (Some(log), Some((line, _))) if log < line => Ok(Format::KernelLog),
+        (_, Some((_, Format::MsrSafe))) if !msr_safe::is_commented(bytes) => {
+            Err(ImportError::TwoColumns)
+        }
+        (_, Some((_, format))) => Ok(format),
+        (Some(_), None) => Ok(Format::KernelLog),
+        (None, None) if msr_safe::commented_entries(bytes) > 0 => Ok(Format::MsrSafe),
+        (None, None) => Err(ImportError::UnknownFormat),
+    }
+}
+
+fn json(bytes: &[u8]) -> Result<Format, ImportError> {
+    // A file that is cut off or misspelt still counts as a compiled filter or a template; its
+    // reader reports the mistake.
+    match serde_json::from_slice::<Keys>(bytes) {
+        Ok(keys) if keys.ranges.is_some() => Ok(Format::Compiled),
+        Ok(keys)
+            if keys.msr_modifiers.is_some()
+                || keys.cpuid_modifiers.is_some()
+                || keys.kvm_capabilities.is_some()
+                || keys.guest_cpu_config.is_some() =>
+        {
+            Ok(Format::Firecracker)
+        }
+        Ok(keys) if keys.message.is_some() => Ok(Format::KernelLog),
+        Ok(_) if firecracker::is_of_arm(bytes) => Ok(Format::Firecracker),
+        Ok(_) => Err(ImportError::UnknownFormat),
+        Err(_) if is_journal(bytes) => Ok(Format::KernelLog),
+        Err(_) => Ok(by_text(bytes)),
+    }
+}
+
+/// Returns true for records of a journal, one a line or each over several lines.
+fn is_journal(bytes: &[u8]) -> bool {
+    memchr::memmem::find(bytes, b"\"MESSAGE\"").is_some()
 }
 
 fn by_text(bytes: &[u8]) -> Format {

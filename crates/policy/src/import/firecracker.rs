@@ -39,7 +39,29 @@ struct Fingerprint {
 /// The keys of a template or of a fingerprint.
 #[derive(serde::Deserialize)]
 struct Keys {
-    guest_cpu_config: Option<IgnoredAny>,
+    guest_cpu_config: Option<ArmKeys>,
+    #[serde(flatten)]
+    own: ArmKeys,
+}
+
+/// The keys that only a template for aarch64 has.
+#[derive(serde::Deserialize)]
+struct ArmKeys {
+    vcpu_features: Option<IgnoredAny>,
+    reg_modifiers: Option<IgnoredAny>,
+}
+
+impl ArmKeys {
+    const fn is_any(&self) -> bool {
+        self.vcpu_features.is_some() || self.reg_modifiers.is_some()
+    }
+}
+
+/// Returns true if a text is a template or a fingerprint for aarch64.
+pub(super) fn is_of_arm(bytes: &[u8]) -> bool {
+    serde_json::from_slice(bytes).is_ok_and(|keys: Keys| {
+        keys.own.is_any() || keys.guest_cpu_config.is_some_and(|config| config.is_any())
+    })
 }
 
 #[derive(serde::Deserialize)]
@@ -56,6 +78,9 @@ struct Bits {
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<Drafts, ImportError> {
+    if is_of_arm(bytes) {
+        return Err(ImportError::Aarch64);
+    }
     let template = template(bytes).map_err(|error| wrong_json(bytes, &error))?;
     let mut drafts = Drafts::new(Action::Allow);
     let mut seen = std::collections::BTreeSet::new();

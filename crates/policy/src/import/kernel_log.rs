@@ -1,60 +1,39 @@
-//! Reads KVM's messages in the kernel's log about MSRs that KVM does not know.
+//! Reads messages in the kernel's log about MSRs that KVM does not know, or does not implement.
 //!
-//! The formats come from kernels of 2.6.27 to 7.x and from logs that users have posted. The text
-//! before the message differs: times, host, `kvm [PID]:`, `kvm: PID: cpu0`,
-//! `vcpu0, guest rIP: 0x…`. The messages are
+//! The messages come from kernels of 2.6.27 to 7.x and from logs that users have posted. The text
+//! before a message differs: times, host, `kvm [PID]:`, `kvm: PID: cpu0`,
+//! `vcpu0, guest rIP: 0x…`. [`message`] has the wordings, and [`results`] the table of what the
+//! guest got. [`text`] unwraps lines. The kernel of a guest has a message of its own,
+//! `unchecked MSR access error: …`, for an access that got #GP.
 //!
-//! - `unhandled rdmsr: 0x1c9`, `unhandled wrmsr: 0x1d9 data 0x1`, `Unhandled WRMSR(0x1d9) = 0x1`:
-//!   the guest got #GP;
-//! - `ignored rdmsr: 0x1c9 data 0x0`, with `ignore_msrs=1` (S10.1): a read gave 0, or a write had
-//!   no effect; `unimplemented perfctr wrmsr: 0x186 data 0x130079` and `disabled perfctr wrmsr: …`
-//!   are writes without effect, too.
+//! The policy refuses an access only if KVM refused every access of that register. It leaves a
+//! register to KVM if KVM itself dropped the write, refused one value, or if the log does not tell.
 //!
 //! Logging daemons replace repetitions by `message repeated 3 times: [ … ]`, or, for the line
 //! before, by `last message repeated 3 times`. Both are counted. If the kernel or a daemon dropped
 //! messages and the log tells so, the import has a remark.
 
-use std::collections::BTreeMap;
+mod message;
+mod results;
+mod text;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use msrgate_filter::{Access, MsrIndex};
 use msrgate_program::{Action, MsrRange};
 
 use super::draft::{Draft, Gap};
 use super::drafts::Drafts;
-use super::{hexadecimal, lines};
-use crate::registers::by_index;
+use crate::registers::titled;
 
-/// The way in which KVM handled an access of an unknown MSR.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Dealt {
-    /// KVM gave the guest #GP.
-    Refused,
-    /// KVM returned 0 to a read, or ignored a write.
-    Answered,
-}
-
-/// The words before `rdmsr` or `wrmsr`, in small letters.
-const WORDS: [(&str, Dealt); 4] = [
-    ("unhandled", Dealt::Refused),
-    ("ignored", Dealt::Answered),
-    ("unimplemented perfctr", Dealt::Answered),
-    ("disabled perfctr", Dealt::Answered),
-];
-
-#[derive(Clone, Copy)]
-struct Message {
-    index: MsrIndex,
-    access: Access,
-    dealt: Dealt,
-}
+use message::{Message, Wording, is_of_kvm};
+use results::Got;
 
 /// All messages about one direction of an MSR.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Seen {
-    /// The result that the first message reports.
-    dealt: Dealt,
-    /// The line of the first message that reports another result.
-    changed: Option<usize>,
+    /// The lines of the first messages with each result, indexed by [`Got`].
+    first: [Option<usize>; Got::COUNT],
     count: usize,
 }
 
@@ -66,11 +45,20 @@ struct Log {
     before: Option<Message>,
     /// The first line that reports dropped messages.
     dropped: Option<usize>,
+    /// The number of messages that such lines report.
+    suppressed: u64,
+    /// The registers that the VMM wrote while it reset a vCPU.
+    reset: BTreeSet<MsrIndex>,
+    /// The lines of the first message of KVM, and of the first message of a guest's kernel.
+    of_kvm: Option<usize>,
+    of_guest: Option<usize>,
 }
 
-/// Returns true if a line is a message about an unknown MSR.
-pub(super) fn is_message(line: &str) -> bool {
-    parse(line).is_some()
+/// Returns the number of the first line with a message about an MSR.
+pub(super) fn first_message(bytes: &[u8]) -> Option<usize> {
+    let mut entries = text::entries(bytes);
+    let first = entries.find(|entry| entry.message.is_some());
+    first.map(|entry| entry.number)
 }
 
 /// Returns true if a line without its line feed still names its register: a character follows the
@@ -78,28 +66,20 @@ pub(super) fn is_message(line: &str) -> bool {
 pub(super) fn is_whole(line: &str) -> bool {
     // A letter directly after the index makes a line unreadable, so a line that ends with its index
     // fails this check.
-    is_message(&format!("{line}x"))
+    first_message(format!("{line}x").as_bytes()).is_some()
 }
 
 pub(super) fn read(bytes: &[u8]) -> Drafts {
     let mut drafts = Drafts::new(Action::Allow);
     let mut log = Log::default();
-    for (number, line) in lines(bytes) {
-        log.line(number, &line, &mut drafts);
+    for entry in text::entries(bytes) {
+        log.entry(&entry, &mut drafts);
     }
-    if let Some(line) = log.dropped {
-        let what = "the log says that messages are missing, so the policy may lack registers; record a trace of kvm:kvm_msr, and compare it with the policy by `msrgate replay`";
-        drafts.lose(Some(line), what);
-        drafts.lacks(Gap::LostMessages);
-    }
+    log.remarks(&mut drafts);
     for (index, both) in log.seen {
         for (access, seen) in Access::ALL.into_iter().zip(both) {
-            if let Some(line) = seen.and_then(|seen| seen.changed) {
-                let name = by_index(index).map_or(String::new(), |one| format!(" {}", one.name));
-                let what = format!(
-                    "{index}{name}: KVM refused some {access}s and answered others; the policy refuses all {access}s"
-                );
-                drafts.lose(Some(line), what);
+            if let Some(seen) = seen {
+                seen.remarks(index, access, &mut drafts);
             }
         }
         let actions = Access::ALL.map(|access| both[access as usize].map(|one| one.action(access)));
@@ -112,57 +92,137 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
 }
 
 impl Log {
-    fn line(&mut self, number: usize, line: &str, drafts: &mut Drafts) {
-        let repeated = repetitions(line);
-        let message = parse(line);
-        match (message, repeated, self.before) {
-            (Some(message), ..) => self.count(number, message, repeated.unwrap_or(1)),
-            (None, Some(repeated), Some(before)) => self.count(number, before, repeated),
-            (None, None, _) if is_about_msrs(line) => {
+    fn entry(&mut self, entry: &text::Entry, drafts: &mut Drafts) {
+        let repeated = repetitions(&entry.text);
+        match (entry.message, repeated, self.before) {
+            (Some(message), ..) => {
+                self.count(entry.number, message, repeated.unwrap_or(1), drafts);
+            }
+            (None, Some(repeated), Some(before)) => {
+                self.count(entry.number, before, repeated, drafts);
+            }
+            (None, None, _) if is_about_msrs(&entry.text) => {
                 drafts.lose(
-                    Some(number),
+                    Some(entry.number),
                     "this line was skipped: KVM wrote it, but msrgate finds no MSR in it",
                 );
             }
-            (None, None, _) if says_that_messages_were_dropped(line) => {
-                self.dropped.get_or_insert(number);
+            (None, None, _) => {
+                if let Some(count) = dropped(&entry.text) {
+                    self.dropped.get_or_insert(entry.number);
+                    self.suppressed = self.suppressed.saturating_add(count);
+                }
             }
             _ => {}
         }
-        self.before = message;
+        self.before = entry.message;
     }
 
-    fn count(&mut self, number: usize, message: Message, times: usize) {
+    fn count(&mut self, number: usize, message: Message, times: usize, drafts: &mut Drafts) {
+        if message.is_reset {
+            if self.reset.insert(message.index) {
+                let what = format!(
+                    "{}: this write is at rIP 0xfff0, so the VMM made it while it reset a vCPU, and not the guest; the policy says nothing of such writes",
+                    titled(message.index)
+                );
+                drafts.lose(Some(number), what);
+            }
+            return;
+        }
+        let first = match message.wording {
+            Wording::Guest => &mut self.of_guest,
+            _ => &mut self.of_kvm,
+        };
+        first.get_or_insert(number);
         let both = self.seen.entry(message.index).or_default();
-        let seen = both[message.access as usize].get_or_insert(Seen {
-            dealt: message.dealt,
-            changed: None,
-            count: 0,
-        });
+        let seen = both[message.access as usize].get_or_insert_default();
         seen.count = seen.count.saturating_add(times);
-        if seen.dealt != message.dealt {
-            seen.changed.get_or_insert(number);
+        seen.first[results::got(&message) as usize].get_or_insert(number);
+    }
+
+    /// Adds the remarks about the log as a whole.
+    fn remarks(&self, drafts: &mut Drafts) {
+        if let Some(line) = self.dropped {
+            let messages = match self.suppressed {
+                0 => "messages are".to_owned(),
+                1 => "one message is".to_owned(),
+                count => format!("{count} messages are"),
+            };
+            let what = format!(
+                "the log says that {messages} missing, so the policy may lack registers; record a trace of kvm:kvm_msr, and compare it with the policy by `msrgate replay`"
+            );
+            drafts.lose(Some(line), what);
+            drafts.lacks(Gap::LostMessages);
+        }
+        if let (Some(_), Some(line)) = (self.of_kvm, self.of_guest) {
+            drafts.lose(
+                Some(line),
+                "the log has messages of KVM, so this one, of the kernel whose log it is, may be about an access of the host itself; it was read as an access of a guest",
+            );
         }
     }
 }
 
 impl Seen {
-    /// Returns the action that repeats KVM's result. If KVM gave two different results, returns
-    /// deny.
-    const fn action(self, access: Access) -> Action {
-        match (self.dealt, self.changed, access) {
-            (Dealt::Answered, None, Access::Read) => Action::Value(0),
-            (Dealt::Answered, None, Access::Write) => Action::Ignore,
-            _ => Action::Deny,
+    fn has(self, got: Got) -> bool {
+        self.first[got as usize].is_some()
+    }
+
+    /// Returns true if every message has this result.
+    fn is_only(self, got: Got) -> bool {
+        self.has(got) && self.first.iter().flatten().count() == 1
+    }
+
+    /// Returns the action that repeats KVM's result. Where KVM itself has a result that no action
+    /// repeats, or the log does not tell the result, the register is left to KVM.
+    fn action(self, access: Access) -> Action {
+        match access {
+            _ if self.is_only(Got::Fault) => Action::Deny,
+            Access::Read if self.is_only(Got::Answered) => Action::Value(0),
+            Access::Write if self.is_only(Got::Answered) => Action::Ignore,
+            _ => Action::Allow,
+        }
+    }
+
+    /// Adds the remarks about one direction of an MSR.
+    fn remarks(self, index: MsrIndex, access: Access, drafts: &mut Drafts) {
+        let name = titled(index);
+        let others = |got| self.has(got) && !self.is_only(got);
+        if let Some(line) = self.first[Got::FaultOfValue as usize] {
+            let what = format!(
+                "{name}: the guest got #GP for this value, but KVM may take other values, so the policy leaves {access}s to KVM, which refuses this value again"
+            );
+            drafts.lose(Some(line), what);
+        }
+        if let Some(line) = self.first[Got::Unknown as usize] {
+            let what = format!(
+                "{name}: the message does not tell if the guest got #GP, so the policy leaves {access}s to KVM"
+            );
+            drafts.lose(Some(line), what);
+        }
+        if others(Got::Fault) || others(Got::Answered) {
+            let changed = self.first.iter().flatten().max().copied();
+            let what = format!(
+                "{name}: KVM did not treat all {access}s alike, so the policy leaves {access}s to KVM"
+            );
+            drafts.lose(changed, what);
         }
     }
 }
 
-/// Returns the counts for a comment, such as `rdmsr 3 times, wrmsr once`.
+/// Returns the counts for a comment, such as `rdmsr 3 times, wrmsr once (no effect)`.
 fn counts(both: [Option<Seen>; 2]) -> String {
     let directions = ["rdmsr", "wrmsr"].into_iter().zip(both);
     let counts: Vec<_> = directions
-        .filter_map(|(word, seen)| Some(format!("{word} {}", times(seen?.count))))
+        .filter_map(|(word, seen)| {
+            let seen = seen?;
+            let dropped = if seen.is_only(Got::Dropped) {
+                " (KVM drops it)"
+            } else {
+                ""
+            };
+            Some(format!("{word} {}{dropped}", times(seen.count)))
+        })
         .collect();
     counts.join(", ")
 }
@@ -182,58 +242,32 @@ fn repetitions(line: &str) -> Option<usize> {
     times.parse().ok()
 }
 
-/// Returns true if a line reports that messages were dropped, because of a rate limit or because
-/// the reader of the log was too slow. Messages of KVM about MSRs may be among them.
-fn says_that_messages_were_dropped(line: &str) -> bool {
-    let line = line.to_ascii_lowercase();
+/// Returns the number of messages that were dropped, if a line in small letters reports some. They
+/// were dropped because of a rate limit, or because the reader of the log was too slow, and messages
+/// of KVM about MSRs may be among them. If the number is not in the line, it is 0.
+fn dropped(line: &str) -> Option<u64> {
     if let Some((before, _)) = line.split_once(" callbacks suppressed") {
         // The name of the kernel function that logs stands before the number, as in
         // `kvm_msr_ignored_check: 120`. Each function has a rate limit of its own.
-        let function = before
-            .rsplit_once(':')
-            .map_or(before, |(function, _)| function);
+        let (function, count) = before.rsplit_once(':').unwrap_or((before, ""));
         let function = function.rsplit(' ').next().unwrap_or_default();
-        let of_kvm = ["kvm", "vmx", "svm", "msr", "__ratelimit"];
-        return of_kvm.iter().any(|part| function.contains(part));
+        let of_kvm = ["kvm", "vmx", "svm", "msr", "__ratelimit", "hv_"];
+        let is_of_kvm = of_kvm.iter().any(|part| function.contains(part));
+        return is_of_kvm.then(|| count.trim().parse().unwrap_or(0));
     }
-    line.contains("printk messages dropped")
+    let is_dropped = line.contains("printk messages dropped")
         || line.contains("kmsg buffer overrun")
         || line.contains("messages lost due to rate-limiting")
         || line.contains(": suppressed ") && line.contains(" messages from kernel")
         || line.contains(" messages suppressed --")
-        || line.contains(" missed ") && line.contains(" kernel messages")
+        || line.contains(" missed ") && line.contains(" kernel messages");
+    is_dropped.then_some(0)
 }
 
-/// Returns true if a line is any message of KVM about RDMSR or WRMSR.
+/// Returns true if a line in small letters is any message of KVM about RDMSR or WRMSR.
 fn is_about_msrs(line: &str) -> bool {
-    let line = line.to_ascii_lowercase();
-    (line.contains("kvm") || line.contains("vcpu"))
+    is_of_kvm(line)
         && ["rdmsr:", "wrmsr:", "rdmsr(", "wrmsr("]
             .iter()
             .any(|word| line.contains(word))
-}
-
-fn parse(line: &str) -> Option<Message> {
-    let line = line.to_ascii_lowercase();
-    if !line.contains("kvm") && !line.contains("vcpu") {
-        return None;
-    }
-    let (at, access) = match (line.find("rdmsr"), line.find("wrmsr")) {
-        (Some(at), _) => (at, Access::Read),
-        (None, at) => (at?, Access::Write),
-    };
-    let before = line[..at].trim_end();
-    let (_, dealt) = WORDS.into_iter().find(|(word, _)| before.ends_with(word))?;
-    let after = &line[at + "rdmsr".len()..];
-    let index = match after.strip_prefix('(') {
-        Some(index) => index,
-        None => after.strip_prefix(':')?.trim_start(),
-    };
-    let (index, rest) = hexadecimal(index)?;
-    let is_cut = rest.starts_with(|next: char| next.is_ascii_alphanumeric());
-    Some(Message {
-        index: MsrIndex::new(u32::try_from(index).ok().filter(|_| !is_cut)?),
-        access,
-        dealt,
-    })
 }

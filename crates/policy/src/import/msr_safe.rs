@@ -38,6 +38,33 @@ pub(super) fn is_whole(line: &str) -> bool {
     line.contains('#') || is_entry(line) && line.ends_with(char::is_whitespace)
 }
 
+/// Returns true if a file says that it is an allowlist: an entry has a comment, or a comment names
+/// the column of the mask.
+pub(super) fn is_commented(bytes: &[u8]) -> bool {
+    lines(bytes).any(|(_, line)| {
+        let has_comment = line.contains('#') && is_entry(&line);
+        has_comment || commented(&line).is_some_and(is_entry) || is_header(&line)
+    })
+}
+
+/// Returns true if a line is a comment that names the columns: `# MSR # Write Mask # Comment`.
+fn is_header(line: &str) -> bool {
+    let comment = line.trim_start().strip_prefix('#');
+    comment.is_some_and(|text| text.to_ascii_lowercase().contains("write mask"))
+}
+
+/// Returns the text of a line that is a comment.
+fn commented(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    line.starts_with('#').then(|| line.trim_start_matches('#'))
+}
+
+/// Returns the number of entries that are commented out.
+pub(super) fn commented_entries(bytes: &[u8]) -> usize {
+    let entries = lines(bytes).filter(|(_, line)| commented(line).is_some_and(is_entry));
+    entries.count()
+}
+
 pub(super) fn read(bytes: &[u8]) -> Drafts {
     let mut drafts = Drafts::new(Action::Deny);
     let mut entries: BTreeMap<MsrIndex, (usize, Entry)> = BTreeMap::new();
@@ -62,6 +89,18 @@ pub(super) fn read(bytes: &[u8]) -> Drafts {
                 None => _ = entries.insert(entry.index, (number, entry)),
             },
         }
+    }
+    let commented = commented_entries(bytes);
+    if entries.is_empty() && commented > 0 {
+        let entries = if commented == 1 {
+            "entry is"
+        } else {
+            "entries are"
+        };
+        let what = format!(
+            "{commented} {entries} commented out, and no other is there, so the allowlist allows nothing; remove the `#` before the MSRs that a guest may read"
+        );
+        drafts.lose(None, what);
     }
     for (number, entry) in entries.into_values() {
         say(&mut drafts, number, entry);

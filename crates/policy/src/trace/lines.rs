@@ -5,10 +5,13 @@ use std::io::{self, BufRead, ErrorKind};
 
 use memchr::memchr;
 
-use super::{Line, parse_line};
+use super::{Line, Task, parse_line, task};
 
 /// The maximum length of a line in bytes: 64 KiB. Longer lines are unreadable.
 pub const MAX_LINE_BYTES: usize = 64 << 10;
+
+/// The maximum length in bytes of a line that may be a part of a wrapped event.
+const MAX_WRAPPED: usize = 1 << 10;
 
 /// The number of a line in its trace, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,7 +32,7 @@ impl fmt::Display for LineNumber {
 }
 
 /// A reader of a trace's lines. The reader copies a line only if the end of the buffer cuts the
-/// line in two.
+/// line in two, if the line is an access, or if the next line may continue it.
 #[derive(Debug)]
 pub struct Lines<R> {
     from: R,
@@ -37,6 +40,25 @@ pub struct Lines<R> {
     bytes: u64,
     /// The beginning of a line whose end is not buffered yet.
     part: Vec<u8>,
+    /// The text of the last line, if it is an access.
+    access: Vec<u8>,
+    /// A line that was read to see if it continues the line before it, and its text.
+    ahead: Option<(LineNumber, Parsed)>,
+}
+
+/// A line, and its text if it is needed further: an access, or a line that may be wrapped.
+#[derive(Debug)]
+struct Parsed {
+    line: Line,
+    text: Vec<u8>,
+}
+
+/// The end of a line.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    LineFeed,
+    /// The end of the trace.
+    Nothing,
 }
 
 impl<R: BufRead> Lines<R> {
@@ -48,15 +70,62 @@ impl<R: BufRead> Lines<R> {
             number: 0,
             bytes: 0,
             part: Vec::new(),
+            access: Vec::new(),
+            ahead: None,
         }
     }
 
-    /// Returns the next line with its number, or `None` at the end of the trace.
+    /// Returns the next line with its number, or `None` at the end of the trace. An event that was
+    /// wrapped into two lines has the number of the first; the second has no content.
     ///
     /// # Errors
     /// Returns the error of `from` if the trace cannot be read.
     pub fn next_line(&mut self) -> io::Result<Option<(LineNumber, Line)>> {
+        let next = match self.ahead.take() {
+            Some(ahead) => Some(ahead),
+            None => self.read()?,
+        };
+        let Some((number, mut parsed)) = next else {
+            return Ok(None);
+        };
+        if parsed.line == Line::Unreadable && !parsed.text.is_empty() {
+            let second = self.read()?;
+            self.ahead = second.map(|(number, second)| {
+                let joined = [&parsed.text[..], b" ", &second.text[..]].concat();
+                let line = parse_line(&joined);
+                if second.line != Line::CutOff
+                    && matches!(line, Line::Access(_))
+                    && second.continues(&parsed)
+                {
+                    parsed = Parsed { line, text: joined };
+                    let line = Line::Nothing;
+                    return (
+                        number,
+                        Parsed {
+                            line,
+                            text: Vec::new(),
+                        },
+                    );
+                }
+                (number, second)
+            });
+        }
+        self.access = parsed.text;
+        Ok(Some((number, parsed.line)))
+    }
+
+    /// Returns the task of the access that [`next_line`](Self::next_line) has returned last, if the
+    /// line names a task.
+    #[must_use]
+    pub fn task(&self) -> Option<Task<'_>> {
+        task::of_line(&self.access)
+    }
+
+    /// Reads one line.
+    fn read(&mut self) -> io::Result<Option<(LineNumber, Parsed)>> {
         self.part.clear();
+        let mut text = std::mem::take(&mut self.access);
+        text.clear();
         loop {
             let buffered = match self.from.fill_buf() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -66,25 +135,27 @@ impl<R: BufRead> Lines<R> {
                 return Ok(None);
             }
             let end = memchr(b'\n', buffered);
-            let text = &buffered[..end.unwrap_or(buffered.len())];
+            let found = &buffered[..end.unwrap_or(buffered.len())];
             let is_whole = end.is_some() || buffered.is_empty();
-            let taken = text.len() + usize::from(end.is_some());
+            let taken = found.len() + usize::from(end.is_some());
             let line = if is_whole && self.part.is_empty() {
-                Some(bounded(text))
+                Some(kept(found, End::LineFeed, &mut text))
             } else {
                 // One byte beyond the maximum is enough to recognize a line that is too long.
                 let room = (MAX_LINE_BYTES + 1).saturating_sub(self.part.len());
-                self.part.extend_from_slice(&text[..text.len().min(room)]);
-                match end {
-                    None if is_whole => Some(without_end(&self.part)),
-                    _ => is_whole.then(|| bounded(&self.part)),
-                }
+                self.part.extend_from_slice(&found[..found.len().min(room)]);
+                let end = if end.is_some() {
+                    End::LineFeed
+                } else {
+                    End::Nothing
+                };
+                is_whole.then(|| kept(&self.part, end, &mut text))
             };
             self.from.consume(taken);
             self.bytes += taken as u64;
             if let Some(line) = line {
                 self.number += 1;
-                return Ok(Some((LineNumber(self.number), line)));
+                return Ok(Some((LineNumber(self.number), Parsed { line, text })));
             }
         }
     }
@@ -94,6 +165,41 @@ impl<R: BufRead> Lines<R> {
     pub const fn bytes(&self) -> u64 {
         self.bytes
     }
+}
+
+impl Parsed {
+    /// Returns true if this line may be the second part of a wrapped event: it is no access of its
+    /// own, or an access without a task behind a line that ends in one.
+    fn continues(&self, first: &Self) -> bool {
+        let starts =
+            |text: &[u8]| text.first().is_some_and(u8::is_ascii_digit) || text.starts_with(b"kvm");
+        match self.line {
+            Line::Access(_) => {
+                let is_head =
+                    memchr(b'[', &first.text).is_some() && memchr(b':', &first.text).is_none();
+                is_head && starts(self.text.trim_ascii()) && task::of_line(&self.text).is_none()
+            }
+            Line::Unreadable => true,
+            _ => false,
+        }
+    }
+}
+
+/// Parses a line, and copies it to `text` if it is an access or may be wrapped.
+fn kept(line: &[u8], end: End, text: &mut Vec<u8>) -> Line {
+    let parsed = match end {
+        End::LineFeed => bounded(line),
+        End::Nothing => without_end(line),
+    };
+    let is_kept = match parsed {
+        Line::Access(_) | Line::Deflected(_) => true,
+        Line::Unreadable => line.len() <= MAX_WRAPPED && !line.trim_ascii_start().starts_with(b"{"),
+        _ => false,
+    };
+    if is_kept {
+        text.extend_from_slice(line);
+    }
+    parsed
 }
 
 fn bounded(line: &[u8]) -> Line {

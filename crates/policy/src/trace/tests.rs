@@ -1,3 +1,5 @@
+mod tools;
+
 use std::io::BufReader;
 
 use proptest::prelude::*;

@@ -2,16 +2,18 @@
 //!
 //! tracefs and `trace-cmd report` print
 //! `TASK-PID [CPU] FLAGS SECONDS: kvm_msr: msr_read 8b = 0x0 (#GP)`; `perf script` calls the event
-//! `kvm:kvm_msr:`. The text before the event's name is ignored, because it differs by tool, by
-//! version and by options.
+//! `kvm:kvm_msr:`, and `perf trace` prints `kvm:kvm_msr(ecx: 139)`. The text before the event's
+//! name differs by tool, by version and by options. [`task`](super::task) reads the task in it.
 
 use memchr::{memchr_iter, memmem};
-use msrgate_filter::{Access, MsrIndex};
+use msrgate_filter::Access;
 
-use super::{Line, Outcome, Traced};
+use super::fields::{kvm_msr, of_perf_trace};
+use super::{Line, graph};
 
 /// Parses a line without leading and trailing blanks.
 pub(super) fn parse(line: &[u8]) -> Line {
+    let line = unquoted(line);
     let mut timestamp = None;
     for colon in memchr_iter(b':', line) {
         let (before, after) = (&line[..colon], &line[colon + 1..]);
@@ -39,8 +41,45 @@ pub(super) fn parse(line: &[u8]) -> Line {
             Line::Other
         }
         Some(_) => Line::Unreadable,
-        None => between_events(line),
+        None => without_time(line),
     }
+}
+
+/// Returns a line without the marks of a quoted mail.
+fn unquoted(mut line: &[u8]) -> &[u8] {
+    while let Some(rest) = line.strip_prefix(b">") {
+        line = rest.trim_ascii_start();
+    }
+    line
+}
+
+/// Parses a line in which no time stands before a colon: of `perf trace`, of the tracer
+/// `function_graph`, and between events.
+fn without_time(line: &[u8]) -> Line {
+    if let Some(fields) = after(line, b"kvm:kvm_msr").filter(|fields| fields.starts_with(b"(")) {
+        return of_perf_trace(fields).map_or(Line::Unreadable, Line::Access);
+    }
+    if has_word(line, b"kvm_msr") {
+        return Line::Unreadable;
+    }
+    if let Some(fields) = after(line, b"kvm:kvm_userspace_exit(") {
+        return userspace_exit(fields).map_or(Line::Other, Line::Deflected);
+    }
+    if graph::is_function(line) || is_of_perf_trace(line) {
+        return Line::Other;
+    }
+    between_events(line)
+}
+
+/// Returns true if a line is another event of `perf trace`, or a system call: `0.041 ( 0.001 ms):
+/// qemu/12 ioctl(fd: 9) = 0`.
+fn is_of_perf_trace(line: &[u8]) -> bool {
+    let is_of_time = |byte: &&u8| byte.is_ascii_digit() || **byte == b'.';
+    let time = &line[..line.iter().take_while(is_of_time).count()];
+    let has_time = time.first().is_some_and(u8::is_ascii_digit) && time.contains(&b'.');
+    has_time
+        && starts_blank(&line[time.len()..])
+        && (line.ends_with(b")") || memmem::find(line, b") = ").is_some())
 }
 
 /// Returns true if `before`, the text before a colon, ends in this event's name.
@@ -65,32 +104,9 @@ fn starts_blank(text: &[u8]) -> bool {
     matches!(text.first(), Some(b' ' | b'\t'))
 }
 
-/// Parses `msr_write c0000080 = 0xd01`, followed by `(#GP)` or nothing.
-fn kvm_msr(fields: &[u8]) -> Option<Traced> {
-    let fields = fields.trim_ascii_start().strip_prefix(b"msr_")?;
-    let (access, fields) = match fields.strip_prefix(b"read ") {
-        Some(rest) => (Access::Read, rest),
-        None => (Access::Write, fields.strip_prefix(b"write ")?),
-    };
-    let (index, fields) = hexadecimal(fields.trim_ascii_start())?;
-    let fields = fields.trim_ascii_start().strip_prefix(b"=")?;
-    let fields = fields.trim_ascii_start().strip_prefix(b"0x")?;
-    let (value, rest) = hexadecimal(fields)?;
-    Some(Traced {
-        index: MsrIndex::new(u32::try_from(index).ok()?),
-        access,
-        value: Some(value),
-        outcome: match rest {
-            b"" => Outcome::Done,
-            rest if rest.trim_ascii_start() == b"(#GP)" => Outcome::Faulted,
-            _ => return None,
-        },
-    })
-}
-
 /// Returns the number at the beginning of `text`, and the rest. `None`: there is no digit, or the
 /// number has more than 64 bits.
-fn hexadecimal(text: &[u8]) -> Option<(u64, &[u8])> {
+pub(super) fn hexadecimal(text: &[u8]) -> Option<(u64, &[u8])> {
     let mut number = 0u64;
     let mut digits = 0;
     for &byte in text {
@@ -109,12 +125,22 @@ fn hexadecimal(text: &[u8]) -> Option<(u64, &[u8])> {
     (digits > 0).then(|| (number, &text[digits..]))
 }
 
-/// Parses `reason KVM_EXIT_X86_RDMSR (29)`. In some kernels and tools the name is missing or a
-/// number.
+/// Parses `reason KVM_EXIT_X86_RDMSR (29)`, `reason=29 errno=0` and `reason: 29`. In some kernels
+/// and tools the name is missing or a number.
 fn userspace_exit(fields: &[u8]) -> Option<Access> {
-    match fields {
-        fields if fields.ends_with(b"(29)") => Some(Access::Read),
-        fields if fields.ends_with(b"(30)") => Some(Access::Write),
+    let named = [&b"reason="[..], b"reason: "].into_iter();
+    let named = named
+        .filter_map(|name| decimal(after(fields, name)?))
+        .next();
+    let number = match named {
+        Some((number, _)) => Some(number),
+        None if fields.ends_with(b"(29)") => Some(29),
+        None if fields.ends_with(b"(30)") => Some(30),
+        None => None,
+    };
+    match number? {
+        29 => Some(Access::Read),
+        30 => Some(Access::Write),
         _ => None,
     }
 }
@@ -164,15 +190,15 @@ fn heading(numbers: &[u8]) -> Option<Line> {
 /// Parses lines without a time: reports of lost events, and headings of `trace-cmd`.
 fn between_events(line: &[u8]) -> Line {
     // tracefs prints `[LOST 5 EVENTS]`, and trace-cmd prints `[5 EVENTS DROPPED]`. The number may
-    // be missing.
+    // be missing. perf prints `LOST 5 events!`, and at its end `Processed 9 events and lost 5 chunks!`.
     for (before, behind) in [
         (&b"[LOST "[..], &b"EVENTS]"[..]),
         (b"[", b"EVENTS DROPPED]"),
+        (b"LOST ", b"events!"),
+        (b"events and lost ", b"chunks!"),
     ] {
-        if let Some(number) = line.strip_suffix(behind)
-            && line.starts_with(b"CPU:")
-            && let Some(number) = after(number, before)
-        {
+        let number = memmem::find(line, behind).and_then(|end| after(&line[..end], before));
+        if let Some(number) = number {
             return Line::Lost(decimal(number).map_or(1, |(lost, _)| lost));
         }
     }
@@ -192,7 +218,7 @@ fn after<'t>(text: &'t [u8], word: &[u8]) -> Option<&'t [u8]> {
     Some(&text[at + word.len()..])
 }
 
-fn decimal(text: &[u8]) -> Option<(u64, &[u8])> {
+pub(super) fn decimal(text: &[u8]) -> Option<(u64, &[u8])> {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let number = std::str::from_utf8(&text[..digits]).ok()?.parse().ok()?;
     Some((number, &text[digits..]))

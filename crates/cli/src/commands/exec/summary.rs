@@ -195,7 +195,7 @@ pub(super) fn json(event: &Event, program: &Program) -> String {
     };
     let mut object = json!({
         "schema": 1,
-        "time": Duration::from_nanos(event.time).as_secs_f64(),
+        "time_ns": event.time,
         "pid": event.pid,
         "vm": event.vm,
         "vcpu": event.vcpu,

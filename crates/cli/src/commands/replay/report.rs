@@ -3,15 +3,20 @@
 use std::io::{self, Write};
 
 use msrgate_filter::{Access, X2APIC};
-use msrgate_policy::trace::{Fate, LineNumber, Replay, Row, Totals};
+use msrgate_policy::trace::{Fate, LineNumber, Replay, Row, Task, Totals};
 use msrgate_policy::{Cpu, DecidedBy, Entry, explain, registers, shown_name};
 use serde::Serialize;
 
 use crate::failure::Answer;
 use crate::output::{self, SCHEMA};
 
+use super::selected::Selected;
+
 /// The number of rows of one verdict that the text shows. The JSON has all rows.
 const SHOWN: usize = 40;
+
+/// The number of tasks that a message names.
+const SHOWN_TASKS: usize = 8;
 
 /// The facts about accesses that no trace of the event `kvm:kvm_msr` contains.
 const CANNOT_SHOW: [&str; 7] = [
@@ -49,6 +54,14 @@ pub(super) struct Report<'r> {
     unlisted: u64,
     deflected: Deflected,
     other_events: u64,
+    /// The tasks that made accesses, also those that `--task` leaves out.
+    tasks: Vec<OfTask>,
+    /// Tasks that show that the trace is of several VMs; empty if it shows one, or does not tell.
+    several_vms: Vec<String>,
+    /// The number of accesses, also counted in `other_events`, of tasks that `--task` leaves out, and of those
+    /// whose task the trace does not name.
+    skipped: u64,
+    without_task: u64,
     lost_events: u64,
     unreadable: Unreadable,
     cannot_show: [&'static str; 7],
@@ -73,6 +86,12 @@ struct Listed<'r> {
 }
 
 #[derive(Serialize)]
+struct OfTask {
+    task: String,
+    accesses: u64,
+}
+
+#[derive(Serialize)]
 struct Deflected {
     reads: u64,
     writes: u64,
@@ -86,7 +105,7 @@ struct Unreadable {
 
 pub(super) fn for_programs<'r>(
     trace: &'r str,
-    replay: &Replay<'r>,
+    (replay, selected): (&Replay<'r>, &Selected<'_>),
     cpu: Option<&Cpu>,
     stopped: Option<LineNumber>,
     answer: Answer,
@@ -114,6 +133,10 @@ pub(super) fn for_programs<'r>(
             writes: totals.deflected[Access::Write as usize],
         },
         other_events: totals.other,
+        tasks: tasks(selected),
+        several_vms: several_vms(selected),
+        skipped: selected.skipped(),
+        without_task: selected.nameless(),
         lost_events: totals.lost,
         unreadable: Unreadable {
             count: totals.unreadable,
@@ -121,6 +144,20 @@ pub(super) fn for_programs<'r>(
         },
         cannot_show: CANNOT_SHOW,
     }
+}
+
+fn tasks(selected: &Selected<'_>) -> Vec<OfTask> {
+    let tasks = selected.tasks().iter();
+    let of_task = |(task, accesses): (Task<'_>, u64)| OfTask {
+        task: shown_name(&task.to_string()),
+        accesses,
+    };
+    tasks.map(of_task).collect()
+}
+
+fn several_vms(selected: &Selected<'_>) -> Vec<String> {
+    let tasks = selected.tasks().of_several_vms().into_iter();
+    tasks.map(|task| shown_name(&task.to_string())).collect()
 }
 
 fn listed<'r>(replay: &Replay<'r>, row: &Row) -> Listed<'r> {
@@ -152,9 +189,14 @@ const fn word(fate: Fate) -> &'static str {
 }
 
 /// Returns the reason for which a replay of a trace without accesses has no answer.
-pub(super) fn no_access(totals: &Totals) -> String {
-    let why = "the trace has no MSR access; record the event kvm:kvm_msr, and print it with tracefs, `perf script` or `trace-cmd report`";
-    let remarks = remarks(totals).into_iter();
+pub(super) fn no_access(totals: &Totals, selected: &Selected<'_>) -> String {
+    let why = match named(selected) {
+        Some(tasks) if selected.is_part() => {
+            format!("no access is of a task of --task; the trace has the tasks {tasks}")
+        }
+        _ => "the trace has no MSR access; record the event kvm:kvm_msr, and print it with tracefs, `perf script`, `perf trace` or `trace-cmd report`".to_owned(),
+    };
+    let remarks = remarks(totals, selected).into_iter();
     let remarks: String = remarks.map(|remark| format!("\n  {remark}")).collect();
     format!("{why}{remarks}")
 }
@@ -162,7 +204,7 @@ pub(super) fn no_access(totals: &Totals) -> String {
 pub(super) fn for_people(
     out: &mut dyn Write,
     trace: &str,
-    replay: &Replay<'_>,
+    (replay, selected): (&Replay<'_>, &Selected<'_>),
     answer: Answer,
 ) -> io::Result<()> {
     let totals = replay.totals();
@@ -195,7 +237,7 @@ pub(super) fn for_people(
     for fate in Fate::ALL {
         section(out, replay, fate)?;
     }
-    for remark in remarks(totals) {
+    for remark in remarks(totals, selected) {
         writeln!(out, "{remark}")?;
     }
     writeln!(out, "a trace of this event never shows:")?;
@@ -274,8 +316,23 @@ fn said(replay: &Replay<'_>, row: &Row) -> String {
     }
 }
 
-fn remarks(totals: &Totals) -> Vec<String> {
-    let mut remarks = Vec::new();
+/// Returns the tasks of a trace for a message: the first few, and the number of all others.
+fn named(selected: &Selected<'_>) -> Option<String> {
+    let tasks = tasks(selected);
+    let first: Vec<_> = tasks
+        .iter()
+        .take(SHOWN_TASKS)
+        .map(|one| one.task.as_str())
+        .collect();
+    let more = match tasks.len().saturating_sub(SHOWN_TASKS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!first.is_empty()).then(|| format!("{}{more}", first.join(", ")))
+}
+
+fn remarks(totals: &Totals, selected: &Selected<'_>) -> Vec<String> {
+    let mut remarks = of_tasks(selected);
     if totals.unlisted > 0 {
         let unlisted = counted(totals.unlisted, "access is", "accesses are");
         remarks.push(format!(
@@ -312,9 +369,37 @@ fn remarks(totals: &Totals) -> Vec<String> {
     if totals.is_cut {
         remarks.push("the trace is cut off: its last line has no line feed".to_owned());
     }
-    if totals.other > 0 {
-        let others = counted(totals.other, "line has", "lines have");
+    let others = totals.other - selected.skipped() - selected.nameless();
+    if others > 0 {
+        let others = counted(others, "line has", "lines have");
         remarks.push(format!("{others} other events and were skipped"));
+    }
+    remarks
+}
+
+/// Returns the remarks about the tasks of a trace.
+fn of_tasks(selected: &Selected<'_>) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let vms = several_vms(selected);
+    if !vms.is_empty() && !selected.is_part() {
+        let first: Vec<_> = vms.iter().take(SHOWN_TASKS).map(String::as_str).collect();
+        remarks.push(format!(
+            "the trace is of {} VMs, and the answer is for all of them together ({}); to select a VM, name its tasks by --task",
+            vms.len(),
+            first.join(", ")
+        ));
+    }
+    if selected.skipped() > 0 {
+        let skipped = counted(selected.skipped(), "access", "accesses");
+        remarks.push(format!(
+            "{skipped} of other tasks than those of --task were skipped"
+        ));
+    }
+    if selected.nameless() > 0 {
+        let nameless = counted(selected.nameless(), "access", "accesses");
+        remarks.push(format!(
+            "{nameless} were skipped because the trace does not name their task; without --task they are counted"
+        ));
     }
     remarks
 }

@@ -91,11 +91,11 @@ impl<W: Write + Send> Sink for TextLines<W> {
 
 /// The sink that writes each event as a line of JSON, by one [`Write::write_all`].
 ///
-/// `{"schema":1,"time":1700000000.123456789,"vcpu":0,"msr":"0xc0000082","access":"write",
+/// `{"schema":1,"time_ns":1700000000123456789,"vcpu":0,"msr":"0xc0000082","access":"write",
 /// "reason":"filter","action":"deny","policy":"web.toml","line":12,"digest":"…"}`; with `vm` if the VM has a
-/// name, and with `value`, `rip` and `held_back` if the event has them.
+/// name, and with `value`, `rip` and `held_back` if the event has them. `time_ns` is in nanoseconds since 1970.
 ///
-/// `{"schema":1,"time":1700000000.123456789,"vcpu":0,"dropped":9,"held_back":300}`: the number of events of
+/// `{"schema":1,"time_ns":1700000000123456789,"vcpu":0,"dropped":9,"held_back":300}`: the number of events of
 /// the vCPU that are in no line so far, as in [`VcpuDrops`]. Only such a line has `dropped`.
 #[cfg(feature = "json")]
 #[derive(Debug)]
@@ -134,7 +134,9 @@ mod json {
             let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
             let mut line = Map::new();
             line.insert("schema".into(), json!(1));
-            line.insert("time".into(), json!(since.as_secs_f64()));
+            // Nanoseconds since 1970, as an integer: a floating-point number would lose the last three digits.
+            let nanoseconds = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+            line.insert("time_ns".into(), json!(nanoseconds));
             if !self.vm.is_empty() {
                 line.insert("vm".into(), json!(self.vm));
             }

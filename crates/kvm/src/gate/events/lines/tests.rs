@@ -143,16 +143,35 @@ mod json {
         assert_eq!(
             lines[0],
             json!({
-                "schema": 1, "time": 1.5, "vm": "web", "vcpu": 1, "msr": "0x10", "access": "write",
+                "schema": 1, "time_ns": 1_500_000_000u64, "vm": "web", "vcpu": 1, "msr": "0x10", "access": "write",
                 "reason": "filter", "action": "deny", "value": "0x5", "policy": "a.toml", "line": 7,
                 "digest": "0".repeat(64),
             })
         );
-        let time = &lines[1]["time"];
+        let time = &lines[1]["time_ns"];
         assert_eq!(
             lines[1],
-            json!({ "schema": 1, "time": time, "vm": "web", "vcpu": 2, "dropped": 9, "held_back": 300 })
+            json!({ "schema": 1, "time_ns": time, "vm": "web", "vcpu": 2, "dropped": 9, "held_back": 300 })
         );
+    }
+
+    /// `msrgate replay` reads what this sink writes.
+    #[test]
+    fn json_lines_are_read_back_by_replay() {
+        use msrgate_policy::trace::{Line, parse_line};
+
+        let mut out = Vec::new();
+        let event = Event::example(0x10);
+        written(&mut out, |out| JsonLines::new(out, "web"), &event);
+        let mut lines = out.split(|byte| *byte == b'\n');
+        let Line::Access(access) = parse_line(lines.next().unwrap()) else {
+            panic!("{}", String::from_utf8_lossy(&out));
+        };
+        assert_eq!(access.index, event.index);
+        assert_eq!(access.access, event.access);
+        assert_eq!(access.value, event.value);
+        let lost = DROPS.dropped + DROPS.held_back;
+        assert_eq!(parse_line(lines.next().unwrap()), Line::Lost(lost));
     }
 
     #[test]
