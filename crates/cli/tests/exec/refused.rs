@@ -76,6 +76,15 @@ fn library_that_is_missing_or_of_another_build_is_refused() {
         said.contains("not the library of this msrgate") && status == 125,
         "{status} {said}"
     );
+    let other = lab.path("other.so");
+    fs::write(&other, of_other_sources()).unwrap();
+    let (said, status) = refused(lab.exec(&[]).env("MSRGATE_PRELOAD", other).arg("true"));
+    assert!(
+        said.contains("other.so: this is not the library of this msrgate (msrgate-build 0.1.0 ")
+            && said.ends_with("); install both from one build\n")
+            && status == 125,
+        "{status} {said}"
+    );
     let odd = lab.path("a folder.so");
     fs::copy(library(), &odd).unwrap();
     let (said, status) = refused(lab.exec(&[]).env("MSRGATE_PRELOAD", odd).arg("true"));
@@ -90,6 +99,20 @@ fn library_that_is_missing_or_of_another_build_is_refused() {
         said.contains("other words in the place of a $") && status == 125,
         "{status} {said}"
     );
+}
+
+/// Returns the bytes of a library of the same version whose sources have another digest.
+fn of_other_sources() -> Vec<u8> {
+    let mut bytes = fs::read(library()).unwrap();
+    let id = format!("msrgate-build {} ", env!("CARGO_PKG_VERSION"));
+    let places: Vec<_> = memchr::memmem::find_iter(&bytes, id.as_bytes()).collect();
+    assert!(!places.is_empty());
+    for at in places {
+        let digest = &mut bytes[at + id.len()..][..16];
+        assert!(digest.iter().all(u8::is_ascii_hexdigit), "{digest:?}");
+        digest[15] = if digest[15] == b'0' { b'1' } else { b'0' };
+    }
+    bytes
 }
 
 /// The dynamic linker would say so in its own words, and go on without the library.
