@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-/// The versions of the crate, the state page and the program file, as one text. The command and its library
-/// must have been built with the same text.
+/// The build, as a text: the version of the crate, and the digest of the sources that the command and its library share,
+/// which the build script computes. The command takes no library with another text.
 pub const BUILD: &str = concat!(
     "msrgate-build ",
     env!("CARGO_PKG_VERSION"),
-    " state 1 program 1"
+    " ",
+    env!("MSRGATE_SOURCES")
 );
 
 /// The first bytes of a page.

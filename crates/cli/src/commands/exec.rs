@@ -5,6 +5,7 @@
 //! in it, and the watcher: a small process that reports what was refused, at the time and at the end.
 
 mod allow;
+mod appended;
 mod door;
 mod elf;
 mod embedded;
@@ -15,6 +16,7 @@ mod library;
 mod loadable;
 mod page;
 mod process;
+mod speaker;
 mod summary;
 mod supported;
 mod watch;
@@ -36,6 +38,7 @@ use crate::named;
 use crate::named::name;
 
 use door::Door;
+use events::Events;
 use page::StateFile;
 use process::Vmm;
 pub(super) use process::child;
@@ -62,7 +65,7 @@ pub(super) struct Launch<'a> {
     /// The policy's name in messages.
     pub(super) policy: String,
     pub(super) vmm: &'a [OsString],
-    pub(super) events: Option<&'a Path>,
+    pub(super) events: Option<Events>,
     pub(super) report: Report,
     pub(super) at_open_door: AtOpenDoor,
 }
@@ -95,16 +98,27 @@ fn start(args: &ExecArgs) -> Result<Never, Failure> {
         named::shown(&args.policy)
     };
     supported::check(compiled.program(), &policy)?;
+    let (events, _made) = match &args.events {
+        Some(path) => {
+            let (file, made) = appended::open(path)?;
+            (Some(Events::new(file, path)), made)
+        }
+        None => (None, None),
+    };
+    let (report, _made) = match &args.summary {
+        Some(path) => {
+            let (file, made) = appended::open(path)?;
+            (Report::File(file), made)
+        }
+        None if args.quiet => (Report::None, None),
+        None => (Report::StandardError, None),
+    };
     launch(Launch {
         program: compiled.program(),
         policy,
         vmm: &args.vmm,
-        events: args.events.as_deref(),
-        report: match &args.summary {
-            Some(path) => Report::File(events::open(path)?),
-            None if args.quiet => Report::None,
-            None => Report::StandardError,
-        },
+        events,
+        report,
         at_open_door: if args.fail_open {
             AtOpenDoor::LetPass
         } else {
@@ -163,7 +177,9 @@ pub(super) fn launch(launch: Launch<'_>) -> Result<Never, Failure> {
     };
     // A watcher that has died removes nothing.
     watcher.hand_over(&door).inspect_err(|_| page.remove())?;
-    Err(vmm.become_it(&variables))
+    let failure = vmm.become_it(&variables);
+    watcher.give_up();
+    Err(failure)
 }
 
 /// Returns true if the library can do all that a program asks for. If not, the program needs a VMM with a gate of its own.
@@ -197,5 +213,9 @@ fn preload(library: &Path) -> Result<OsString, Failure> {
 
 /// Prints a sentence to standard error.
 pub(super) fn say(text: &str) {
-    crate::results::talk(&format!("msrgate: {}\n", msrgate_policy::shown(text)));
+    crate::results::talk(&sentence(text));
+}
+
+fn sentence(text: &str) -> String {
+    format!("msrgate: {}\n", msrgate_policy::shown(text))
 }

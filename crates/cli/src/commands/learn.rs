@@ -62,13 +62,16 @@ pub(super) fn run(args: &LearnArgs) -> Result<Answer, Failure> {
         // The child has said why.
         return Ok(Answer::Status(status));
     }
-    let snapshot = read.ok().and_then(|_| Snapshot::new(&bytes).ok());
-    let snapshot = snapshot.ok_or_else(|| {
-        Failure::Host(
-            "the process that watches the VMM was killed; what it saw is lost, and no policy was written"
-                .to_owned(),
-        )
-    })?;
+    let is_lost = |why: &str| {
+        Failure::Host(format!(
+            "{why}; what the run showed is lost, and no policy was written"
+        ))
+    };
+    if read.is_err() || bytes.is_empty() {
+        return Err(is_lost("the process that watches the VMM was killed"));
+    }
+    let snapshot = Snapshot::new(&bytes)
+        .map_err(|bad| is_lost(&format!("the VMM has damaged the run's state page: {bad}")))?;
     if snapshot.vms_guarded() == 0 {
         say(&format!(
             "the VMM made no VM, so there is nothing to learn from; {} was not written",

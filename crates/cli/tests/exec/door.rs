@@ -259,3 +259,32 @@ fn door_beside_another_listener_is_closed_without_a_sentence() {
         ran.err
     );
 }
+
+/// The watcher's sentences are for standard error, and the VMM must not wait for their reader.
+#[test]
+fn request_at_door_is_refused_while_nobody_reads_standard_error() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    let past = lab.build("past.c", &[]);
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let room = rustix::pipe::fcntl_getpipe_size(&writer).unwrap();
+    writer.write_all(&vec![b'.'; room]).unwrap();
+    let mut exec = lab.exec(&[]);
+    exec.arg(past);
+    // The limit ends a VMM that waits for ever.
+    let starter = ["timeout", "--signal=KILL", "60"];
+    let mut command = Command::new(starter[0]);
+    command.args(&starter[1..]).arg(exec.get_program());
+    command.args(exec.get_args()).current_dir(lab.path(""));
+    let set = exec.get_envs();
+    command.envs(set.filter_map(|(key, value)| Some((key, value?))));
+    let child = command.stdout(Stdio::piped()).stderr(writer).spawn();
+    drop(command);
+    let output = child.unwrap().wait_with_output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("\nioctl: a VM\nfilter: -1\n"), "{shown}");
+    assert!(shown.ends_with("another request: 1\n"), "{shown}");
+    drop(reader);
+    lab.assert_no_page_is_left();
+}

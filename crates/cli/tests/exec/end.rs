@@ -305,3 +305,29 @@ fn next_run_removes_pages_of_killed_watchers_and_no_other_file() {
     assert_eq!(there, [false, true, true]);
     drop(used);
 }
+
+/// The page is the VMM's to write: a guest that controls the VMM can destroy it, but not unnoticed.
+#[test]
+fn page_that_vmm_has_damaged_is_told() {
+    let zeros = "dd conv=notrunc status=none bs=8 count=1 if=/dev/zero of=";
+    for damage in ["truncate -s 0 ", "truncate -s 4096 ", zeros] {
+        let Some(lab) = Lab::with_kvm(DENIES) else {
+            return;
+        };
+        let strict = lab.build("strict.c", &[]);
+        let script = format!("$0; {damage}\"$MSRGATE_STATE\"");
+        for options in [&[][..], &["--quiet"], &["--summary", "summary"]] {
+            let ran = ran(lab.exec(options).args(["sh", "-c", &script]).arg(&strict));
+            assert_eq!((&*ran.out, ran.status), ("!\n", 0), "{}", ran.err);
+            let said = "msrgate: guest.toml: what was refused is not known, as the VMM has damaged the run's state page: it";
+            assert!(
+                ran.err.starts_with(said),
+                "{damage} {options:?}: {}",
+                ran.err
+            );
+            assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+            lab.assert_no_page_is_left();
+        }
+        assert!(text_of(&lab, "summary").contains("has damaged the run's state page"));
+    }
+}

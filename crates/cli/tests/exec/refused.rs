@@ -76,6 +76,15 @@ fn library_that_is_missing_or_of_another_build_is_refused() {
         said.contains("not the library of this msrgate") && status == 125,
         "{status} {said}"
     );
+    let other = lab.path("other.so");
+    fs::write(&other, of_other_sources()).unwrap();
+    let (said, status) = refused(lab.exec(&[]).env("MSRGATE_PRELOAD", other).arg("true"));
+    assert!(
+        said.contains("other.so: this is not the library of this msrgate (msrgate-build 0.1.0 ")
+            && said.ends_with("); install both from one build\n")
+            && status == 125,
+        "{status} {said}"
+    );
     let odd = lab.path("a folder.so");
     fs::copy(library(), &odd).unwrap();
     let (said, status) = refused(lab.exec(&[]).env("MSRGATE_PRELOAD", odd).arg("true"));
@@ -90,6 +99,20 @@ fn library_that_is_missing_or_of_another_build_is_refused() {
         said.contains("other words in the place of a $") && status == 125,
         "{status} {said}"
     );
+}
+
+/// Returns the bytes of a library of the same version whose sources have another digest.
+fn of_other_sources() -> Vec<u8> {
+    let mut bytes = fs::read(library()).unwrap();
+    let id = format!("msrgate-build {} ", env!("CARGO_PKG_VERSION"));
+    let places: Vec<_> = memchr::memmem::find_iter(&bytes, id.as_bytes()).collect();
+    assert!(!places.is_empty());
+    for at in places {
+        let digest = &mut bytes[at + id.len()..][..16];
+        assert!(digest.iter().all(u8::is_ascii_hexdigit), "{digest:?}");
+        digest[15] = if digest[15] == b'0' { b'1' } else { b'0' };
+    }
+    bytes
 }
 
 /// The dynamic linker would say so in its own words, and go on without the library.
@@ -229,4 +252,80 @@ fn events_into_the_policy_or_its_include_are_refused() {
         assert_eq!(fs::read(lab.path(events)).unwrap(), before);
     }
     lab.assert_no_page_is_left();
+}
+
+/// Returns the names of the files in a lab, once the watcher has ended.
+fn files(lab: &Lab) -> Vec<String> {
+    lab.assert_no_page_is_left();
+    let names = fs::read_dir(lab.path("")).unwrap();
+    let mut names: Vec<_> = names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Each row is a reason for which the run does not begin: its VMM, an environment variable, and the exit status.
+const FAILURES: &[(&str, (&str, &str), i32)] = &[
+    ("./missing", ("A", "1"), 127),
+    ("./text", ("A", "1"), 126),
+    ("./static", ("A", "1"), 125),
+    ("true", ("MSRGATE_PRELOAD", "/nonexistent"), 125),
+    ("true", ("MSRGATE_PRELOAD", "/bin/sh"), 125),
+    ("true", ("MSRGATE_STATE_DIR", "/nonexistent"), 125),
+    ("true", ("MSRGATE_STATE", "/nonexistent"), 125),
+    // A program that is open for writing is refused by execve(2) itself, when all else is done.
+    ("./busy", ("A", "1"), 126),
+];
+
+#[test]
+fn run_that_does_not_begin_leaves_no_file() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    fs::write(lab.path("text"), "no program\n").unwrap();
+    lab.build("open.c", &["-static"]);
+    fs::rename(lab.path("open"), lab.path("static")).unwrap();
+    fs::copy("/bin/true", lab.path("busy")).unwrap();
+    let busy = fs::OpenOptions::new().append(true).open(lab.path("busy"));
+    let busy = busy.unwrap();
+    let before = files(&lab);
+    let options = ["--summary", "summary", "--events", "events"];
+    for (vmm, (variable, value), status) in FAILURES {
+        let mut command = lab.exec(&options);
+        let (said, code) = refused(command.env(variable, value).arg(vmm));
+        assert_eq!(code, *status, "{vmm} {variable}={value}: {said}");
+        assert_eq!(files(&lab), before, "{vmm} {variable}={value}: {said}");
+    }
+    let options = ["--summary", "summary", "--events", "missing/events"];
+    let (said, code) = refused(lab.exec(&options).arg("true"));
+    assert_eq!((code, files(&lab)), (125, before.clone()), "{said}");
+    let options = ["--summary", "missing/summary", "--events", "events"];
+    let (said, code) = refused(lab.exec(&options).arg("true"));
+    assert_eq!((code, files(&lab)), (125, before), "{said}");
+    drop(busy);
+}
+
+#[test]
+fn run_that_does_not_begin_keeps_files_that_were_there() {
+    let Some(lab) = Lab::with_kvm(ALLOWS) else {
+        return;
+    };
+    fs::write(lab.path("text"), "no program\n").unwrap();
+    lab.build("open.c", &["-static"]);
+    fs::rename(lab.path("open"), lab.path("static")).unwrap();
+    fs::copy("/bin/true", lab.path("busy")).unwrap();
+    let busy = fs::OpenOptions::new().append(true).open(lab.path("busy"));
+    let busy = busy.unwrap();
+    fs::write(lab.path("summary"), "an old summary\n").unwrap();
+    fs::write(lab.path("events"), "").unwrap();
+    let before = files(&lab);
+    let options = ["--summary", "summary", "--events", "events"];
+    for (vmm, (variable, value), _) in FAILURES {
+        refused(lab.exec(&options).env(variable, value).arg(vmm));
+        assert_eq!(files(&lab), before, "{vmm} {variable}={value}");
+        let texts = ["summary", "events"].map(|name| fs::read_to_string(lab.path(name)).unwrap());
+        assert_eq!(texts, ["an old summary\n", ""], "{vmm} {variable}={value}");
+    }
+    drop(busy);
 }

@@ -3,17 +3,15 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use msrgate_policy::one_line;
 
-use crate::failure::Failure;
 use crate::named::name;
 use crate::output::count;
 
 /// The file, and what it lacks.
-pub(super) struct Events {
+pub(in crate::commands) struct Events {
     file: File,
     name: String,
     /// The number of events that are missing and that no line of the file tells of yet.
@@ -33,25 +31,6 @@ pub(super) struct Untold {
     pub(super) held_back: u64,
 }
 
-/// Opens a file to append to. Writing to it never waits: a pipe whose reader stalls returns EAGAIN. A named pipe
-/// is opened for reading, too, since the run would otherwise wait for its reader to begin with.
-///
-/// # Errors
-/// The file cannot be written.
-pub(super) fn open(path: &Path) -> Result<File, Failure> {
-    let is_pipe = fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
-    let mut options = File::options();
-    options
-        .create(true)
-        .append(true)
-        .read(is_pipe)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-    options.open(path).map_err(|error| Failure::Input {
-        what: name(path),
-        why: format!("cannot be written: {error}"),
-    })
-}
-
 /// Returns true if the file has a last line without a line feed. Of a file that this user may not read, the function
 /// returns false.
 fn ends_in_part_of_line(path: &Path) -> bool {
@@ -66,18 +45,15 @@ fn ends_in_part_of_line(path: &Path) -> bool {
 }
 
 impl Events {
-    /// Opens the file.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
-        Ok(Self {
-            file: open(path)?,
+    /// Takes the file that was opened by this path.
+    pub(super) fn new(file: File, path: &Path) -> Self {
+        Self {
+            file,
             name: one_line(&name(path)),
             untold: Untold::default(),
             missing: None,
             is_cut: ends_in_part_of_line(path),
-        })
+        }
     }
 
     /// The open file.

@@ -18,9 +18,10 @@ pub(super) struct Watcher {
     pub(super) socket: OwnedFd,
 }
 
-/// The message that carries the door's listener, and the one without it.
+/// The message that carries the door's listener, the one without it, and the one that the VMM does not start.
 const WITH_LISTENER: &[u8] = b"L";
 const WITHOUT: &[u8] = b"-";
+const GIVES_UP: &[u8] = b"X";
 
 /// Makes a connection: the end of the process that becomes the VMM, and the watcher's.
 pub(super) fn pair() -> io::Result<(Watcher, OwnedFd)> {
@@ -36,14 +37,15 @@ pub(super) fn pair() -> io::Result<(Watcher, OwnedFd)> {
 impl Watcher {
     /// Tells the watcher that this process does not become the VMM.
     pub(super) fn give_up(&self) {
-        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+        // A watcher that has died watches nothing.
+        let _ = rustix::net::send(&self.socket, GIVES_UP, SendFlags::NOSIGNAL);
     }
 
     /// Gives the watcher the door's listener.
     ///
     /// # Errors
     /// The watcher has died.
-    pub(super) fn hand_over(self, door: &Door) -> Result<(), Failure> {
+    pub(super) fn hand_over(&self, door: &Door) -> Result<(), Failure> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut message = SendAncillaryBuffer::new(&mut space);
         let listener = match door {
@@ -89,7 +91,7 @@ pub(super) fn receive(socket: &OwnedFd) -> Option<Received> {
         &mut message,
         RecvFlags::CMSG_CLOEXEC,
     );
-    if received.ok()?.bytes == 0 {
+    if received.ok()?.bytes == 0 || byte == *GIVES_UP {
         return None;
     }
     let descriptors = message.drain().find_map(|one| match one {
@@ -99,4 +101,12 @@ pub(super) fn receive(socket: &OwnedFd) -> Option<Received> {
     Some(Received {
         listener: descriptors,
     })
+}
+
+/// Waits until the other process has become the VMM, by which execve(2) closes its end of the connection. Returns false if
+/// the process has given up instead.
+pub(super) fn is_begun(socket: &OwnedFd) -> bool {
+    let mut byte = [0];
+    let received = rustix::net::recv(socket, &mut byte, RecvFlags::empty());
+    !matches!(received, Ok((1.., _)))
 }

@@ -31,6 +31,14 @@ pub(super) fn without_vm(policy: &str) -> String {
     format!("msrgate: {policy} guarded no VM: no program of the run has got one of KVM\n")
 }
 
+/// Returns the sentence for a run whose state page cannot be read at its end. The page is the VMM's to write, and its guest
+/// may have taken the VMM over.
+pub(super) fn without_page(policy: &str, why: &str) -> String {
+    format!(
+        "msrgate: {policy}: what was refused is not known, as the VMM has damaged the run's state page: {why}. Its guest may be in control of it\n"
+    )
+}
+
 /// Returns the summary: what was refused in a run, and how to allow it. Returns an empty text if the run had
 /// no VM.
 pub(super) fn text(snapshot: &Snapshot, program: &Program, policy: &str, time: Time) -> String {

@@ -26,6 +26,7 @@ use super::door::{self, Knock, Wish};
 use super::events::{Events, Untold};
 use super::handover::{self, Received, Watcher};
 use super::page::StateFile;
+use super::speaker::Speaker;
 use super::summary::{self, Time};
 use super::{GUIDE, Launch, process};
 use crate::failure::Failure;
@@ -72,18 +73,17 @@ const EXEC: Duration = Duration::from_millis(50);
 const PATIENCE: u32 = 10;
 
 impl Watch {
-    /// Opens the files for events and the summary, and a descriptor of this process.
+    /// Opens a descriptor of this process.
     ///
     /// # Errors
-    /// A file cannot be written, or the kernel lacks something.
+    /// The kernel does not watch processes.
     pub(super) fn new(launch: Launch<'_>) -> Result<Self, Failure> {
-        let events = launch.events.map(Events::open).transpose()?;
         let pidfd = pidfd_open(getpid(), PidfdFlags::empty())
             .map_err(|error| Failure::Host(format!("the kernel watches no process: {error}")))?;
         Ok(Self {
             program: launch.program.clone(),
             policy: launch.policy,
-            events,
+            events: launch.events,
             report: launch.report,
             written: String::new(),
             pidfd,
@@ -111,20 +111,26 @@ impl Watch {
             }
             debug_assert!(!kept.contains(&watcher.socket.as_raw_fd()));
             process::keep_only(&kept);
-            self.watch(&its, page);
+            let speaker = Speaker::start();
+            self.watch(&its, page, &speaker);
             page.remove();
+            speaker.finish();
         })
         .map_err(failed)?;
         Ok(watcher)
     }
 
-    fn watch(mut self, socket: &OwnedFd, page: &StateFile) {
+    fn watch(mut self, socket: &OwnedFd, page: &StateFile, speaker: &Speaker) {
         // No message comes if the process that was to become the VMM has given up.
         let Some(Received { listener }) = handover::receive(socket) else {
             return;
         };
+        if !handover::is_begun(socket) {
+            return;
+        }
         let mut run = Watched {
             listener,
+            speaker,
             first: First::Runs,
             said: Vec::new(),
             next_event: 0,
@@ -139,7 +145,7 @@ impl Watch {
     }
 
     /// Waits for a request at the door, the end of the first process or the time for events, and handles it.
-    fn turn(&mut self, run: &mut Watched, page: &StateFile) {
+    fn turn(&mut self, run: &mut Watched<'_>, page: &StateFile) {
         let (mut knocks, mut ends) = (PollFlags::empty(), PollFlags::empty());
         {
             let mut polled = Vec::new();
@@ -166,8 +172,10 @@ impl Watch {
         if let Some(listener) = &run.listener {
             if knocks.contains(PollFlags::IN) {
                 if let Some(knock) = door::take(listener) {
-                    say_once(&mut run.said, knock);
+                    // Once it is refused, the process may go on to its end.
+                    let comm = comm(knock);
                     door::refuse(listener, knock);
+                    run.say_once(knock, comm);
                 }
             } else if !knocks.is_empty() {
                 // No process with the filter is left.
@@ -182,7 +190,7 @@ impl Watch {
 
     /// Prints the summary after the first process has ended, and closes standard error, so that a reader of it sees
     /// the end. A file has no such reader: if the run goes on, it gets the summary at the end of the run.
-    fn end_of_first(&mut self, run: &mut Watched, page: &StateFile) {
+    fn end_of_first(&mut self, run: &mut Watched<'_>, page: &StateFile) {
         let is_last = !page.has_others();
         run.first = First::Ended;
         if is_last {
@@ -190,7 +198,7 @@ impl Watch {
         }
         if matches!(self.report, Report::File(_)) && is_over(page) {
             // If this fails, standard error is still there to say it.
-            self.write_summary(page);
+            self.write_summary(page, run.speaker);
         }
         if matches!(self.report, Report::StandardError) {
             // A process that begins another program is without the page: `is_last` may be wrong.
@@ -198,18 +206,20 @@ impl Watch {
                 return;
             }
             let time = if is_last { Time::End } else { Time::SoFar };
-            crate::results::talk(&self.text(page, time));
+            run.speaker.talk(self.text(page, time));
             self.report = Report::None;
+        } else if let Err(why) = snapshot(page) {
+            run.speaker.talk(summary::without_page(&self.policy, &why));
         }
         if let Some(loss) = self.events.as_ref().and_then(Events::loss) {
-            super::say(&loss);
+            run.speaker.say(&loss);
         }
-        process::replace_by_nothing(process::standard_error().as_raw_fd());
+        run.speaker.close();
     }
 
-    fn end_of_run(&mut self, run: &mut Watched, page: &StateFile) {
+    fn end_of_run(&mut self, run: &mut Watched<'_>, page: &StateFile) {
         self.write_events(run, page, Unfinished::Skip);
-        if let (Some(events), Some(snapshot)) = (&mut self.events, snapshot(page)) {
+        if let (Some(events), Ok(snapshot)) = (&mut self.events, snapshot(page)) {
             let untold = Untold {
                 dropped: snapshot.without_event(),
                 held_back: 0,
@@ -218,11 +228,12 @@ impl Watch {
         }
         match &mut self.report {
             Report::None => {}
-            Report::StandardError => crate::results::talk(&self.text_of_end(page)),
-            Report::File(_) => self.write_summary(page),
+            Report::StandardError => run.speaker.talk(self.text_of_end(page)),
+            Report::File(_) => self.write_summary(page, run.speaker),
             Report::Page(pipe) => {
-                // The reader sees from the missing bytes that this failed.
-                let bytes = page.bytes().unwrap_or_default();
+                // A reader that gets no byte takes this process for killed.
+                let bytes = page.bytes().ok().filter(|bytes| !bytes.is_empty());
+                let bytes = bytes.unwrap_or_else(|| b"damaged".to_vec());
                 let _ = pipe.write_all(&bytes);
             }
         }
@@ -230,7 +241,7 @@ impl Watch {
 
     /// Appends the summary to its file, unless the file has this text: the run may have gone on after a summary that
     /// was thought to be the last.
-    fn write_summary(&mut self, page: &StateFile) {
+    fn write_summary(&mut self, page: &StateFile, speaker: &Speaker) {
         let mut text = self.text_of_end(page);
         if text.is_empty() {
             text = summary::without_vm(&self.policy);
@@ -244,7 +255,7 @@ impl Watch {
         let before = file.metadata().ok().filter(fs::Metadata::is_file);
         if let Err(error) = file.write_all(text.as_bytes()) {
             let _ = before.map(|before| file.set_len(before.len()));
-            super::say(&format!("the summary cannot be written: {error}"));
+            speaker.say(&format!("the summary cannot be written: {error}"));
         }
         self.written = text;
     }
@@ -258,16 +269,18 @@ impl Watch {
     }
 
     fn text(&self, page: &StateFile, time: Time) -> String {
-        let snapshot = snapshot(page);
-        let text = |snapshot| summary::text(&snapshot, &self.program, &self.policy, time);
-        snapshot.map_or_else(String::new, text)
+        match snapshot(page) {
+            Ok(snapshot) => summary::text(&snapshot, &self.program, &self.policy, time),
+            Err(why) => summary::without_page(&self.policy, &why),
+        }
     }
 
-    fn write_events(&mut self, run: &mut Watched, page: &StateFile, unfinished: Unfinished) {
+    fn write_events(&mut self, run: &mut Watched<'_>, page: &StateFile, unfinished: Unfinished) {
         let Some(events) = &mut self.events else {
             return;
         };
-        let Some(snapshot) = snapshot(page) else {
+        // The summary says so.
+        let Ok(snapshot) = snapshot(page) else {
             return;
         };
         let unfinished = match run.turns_waited {
@@ -296,8 +309,9 @@ impl Watch {
 }
 
 /// The run, as the watcher has seen it until now.
-struct Watched {
+struct Watched<'s> {
     listener: Option<OwnedFd>,
+    speaker: &'s Speaker,
     first: First,
     /// The refusals that were reported, by the program's name.
     said: Vec<(String, Wish)>,
@@ -314,7 +328,7 @@ enum First {
     Ended,
 }
 
-impl Watched {
+impl Watched<'_> {
     /// Returns true if a process of the run is left: one under the door, or, if nobody listens at the door, one that
     /// has the state page.
     fn goes_on(&self, page: &StateFile) -> bool {
@@ -328,33 +342,40 @@ fn is_over(page: &StateFile) -> bool {
         thread::sleep(EXEC);
         !page.has_others()
     }
+
+    /// Reports a refused request once for each program and kind, as a program may try again without end.
+    fn say_once(&mut self, knock: Knock, comm: String) {
+        const MOST: usize = 64;
+        let one = (comm, knock.wish);
+        if self.said.contains(&one) || self.said.len() >= MOST {
+            return;
+        }
+        let what = match knock.wish {
+            Wish::Vm => "asked KVM for a VM",
+            Wish::Filter => "asked KVM to replace a VM's MSR filter",
+            Wish::Run => "asked KVM to run a vCPU",
+        };
+        self.speaker.say(&format!(
+            "process {} ({}) {what} past msrgate's library, and was refused: it has the C library inside, was started without LD_PRELOAD, or calls the kernel by itself; see {GUIDE}",
+            knock.thread,
+            one_line(&one.0),
+        ));
+        self.said.push(one);
+    }
+}
+
+/// Returns the name of the program that has asked at the door.
+fn comm(knock: Knock) -> String {
+    let comm = std::fs::read_to_string(format!("/proc/{}/comm", knock.thread)).unwrap_or_default();
+    comm.trim().to_owned()
 }
 
 fn is_file(fd: BorrowedFd<'_>) -> bool {
     fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file())
 }
 
-fn snapshot(page: &StateFile) -> Option<Snapshot> {
-    Snapshot::new(&page.bytes().ok()?).ok()
-}
-
-/// Reports a refused request once for each program and kind, as a program may try again without end.
-fn say_once(said: &mut Vec<(String, Wish)>, knock: Knock) {
-    const MOST: usize = 64;
-    let comm = fs::read_to_string(format!("/proc/{}/comm", knock.thread)).unwrap_or_default();
-    let one = (comm.trim().to_owned(), knock.wish);
-    if said.contains(&one) || said.len() >= MOST {
-        return;
-    }
-    let what = match knock.wish {
-        Wish::Vm => "asked KVM for a VM",
-        Wish::Filter => "asked KVM to replace a VM's MSR filter",
-        Wish::Run => "asked KVM to run a vCPU",
-    };
-    super::say(&format!(
-        "process {} ({}) {what} past msrgate's library, and was refused: it has the C library inside, was started without LD_PRELOAD, or calls the kernel by itself; see {GUIDE}",
-        knock.thread,
-        one_line(&one.0),
-    ));
-    said.push(one);
+/// Reads the page. If that fails, the function returns the reason.
+fn snapshot(page: &StateFile) -> Result<Snapshot, String> {
+    let bytes = page.bytes().map_err(|error| error.to_string())?;
+    Snapshot::new(&bytes).map_err(|bad| bad.to_string())
 }

@@ -1,0 +1,63 @@
+//! The files of `--events` and `--summary`, to which a run appends.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::failure::Failure;
+use crate::files::Inode;
+use crate::named::name;
+
+/// A file that [`open`] has made. A run that does not begin leaves no file behind: dropping this value removes the file,
+/// if it is still there and empty. A run that begins never drops this value, since the VMM replaces the process.
+#[derive(Debug)]
+pub(super) struct Made {
+    path: PathBuf,
+    inode: Inode,
+}
+
+/// Opens a file to append to. Writing to it never waits: a pipe whose reader stalls returns EAGAIN. A named pipe
+/// is opened for reading, too, since the run would otherwise wait for its reader to begin with.
+///
+/// # Errors
+/// The file cannot be written.
+pub(super) fn open(path: &Path) -> Result<(File, Option<Made>), Failure> {
+    opened(path).map_err(|error| Failure::Input {
+        what: name(path),
+        why: format!("cannot be written: {error}"),
+    })
+}
+
+fn opened(path: &Path) -> io::Result<(File, Option<Made>)> {
+    let mut options = File::options();
+    options
+        .append(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => {
+            let made = Inode::of_open(&file).map(|inode| Made {
+                path: path.to_owned(),
+                inode,
+            });
+            Ok((file, made))
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let is_pipe = fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
+            // The name may be a link to a file that is not there.
+            let file = options.create(true).read(is_pipe).open(path)?;
+            Ok((file, None))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let is_empty = fs::metadata(&self.path).is_ok_and(|file| file.len() == 0);
+        if is_empty && Inode::behind(&self.path) == Some(self.inode) {
+            // Another process may remove the file, too.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
