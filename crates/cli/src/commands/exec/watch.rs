@@ -334,14 +334,6 @@ impl Watched<'_> {
     fn goes_on(&self, page: &StateFile) -> bool {
         self.first == First::Runs || self.listener.is_some() || !is_over(page)
     }
-}
-
-/// Returns true if no process has the state page, nor has a moment later.
-fn is_over(page: &StateFile) -> bool {
-    !page.has_others() && {
-        thread::sleep(EXEC);
-        !page.has_others()
-    }
 
     /// Reports a refused request once for each program and kind, as a program may try again without end.
     fn say_once(&mut self, knock: Knock, comm: String) {
@@ -364,9 +356,17 @@ fn is_over(page: &StateFile) -> bool {
     }
 }
 
+/// Returns true if no process has the state page, nor has a moment later.
+fn is_over(page: &StateFile) -> bool {
+    !page.has_others() && {
+        thread::sleep(EXEC);
+        !page.has_others()
+    }
+}
+
 /// Returns the name of the program that has asked at the door.
 fn comm(knock: Knock) -> String {
-    let comm = std::fs::read_to_string(format!("/proc/{}/comm", knock.thread)).unwrap_or_default();
+    let comm = fs::read_to_string(format!("/proc/{}/comm", knock.thread)).unwrap_or_default();
     comm.trim().to_owned()
 }
 
