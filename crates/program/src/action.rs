@@ -7,15 +7,15 @@ use msrgate_filter::{Access, Verdict};
 
 use crate::shown::one_line;
 
-/// The action for an access.
+/// An action of a policy: the handling of a guest's access to an MSR.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
     /// KVM handles the access as if there were no policy.
     Allow,
     /// The guest gets #GP.
     Deny,
-    /// The VMM ends the VM, or the call that the guest is serving. The access always becomes an
-    /// event.
+    /// The gate tells the VMM to end the VM, or, in a VM that serves function calls, the current call.
+    /// The access always becomes an event.
     Kill,
     /// The VMM's handler with this name answers: code of the VMM itself.
     Handler(Arc<str>),
@@ -23,9 +23,9 @@ pub enum Action {
     Device(Device),
     /// An emulated register answers: a register in user space, one for each vCPU.
     Register(Emulated),
-    /// A read returns this value.
+    /// A read of the MSR returns this value to the guest.
     Value(u64),
-    /// A write succeeds and has no effect.
+    /// A write to the MSR succeeds and has no effect.
     Ignore,
     /// A write reaches the register if it changes only bits of the mask; [`Outside`] says what
     /// happens otherwise.
@@ -47,9 +47,9 @@ pub enum Device {
 /// An emulated register: a register in user space, one for each vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Emulated {
-    /// The value at reset.
+    /// The value that the register has when the vCPU is reset.
     pub reset: u64,
-    /// The bits that a write may change.
+    /// The bits of the register that a write may change.
     pub mask: Mask,
 }
 
@@ -66,10 +66,10 @@ pub struct Mask {
 /// The handling of a write that would change bits outside of a mask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outside {
-    /// The write gets #GP.
+    /// The guest's write gets #GP and changes no bit.
     #[default]
     Deny,
-    /// The bits outside of the mask keep their values.
+    /// The write changes the bits in the mask; the bits outside of the mask keep their values.
     Keep,
 }
 
@@ -95,7 +95,7 @@ impl Action {
         }
     }
 
-    /// Returns true if the action can apply to accesses of this direction.
+    /// Returns true if a policy may give this action to accesses of this direction, reads or writes.
     #[must_use]
     pub fn is_for(&self, access: Access) -> bool {
         match self {

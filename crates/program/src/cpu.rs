@@ -14,12 +14,13 @@ use crate::shown::one_line;
 pub struct Cpu {
     /// The twelve characters of leaf 0, such as `GenuineIntel`.
     pub vendor: Box<str>,
-    /// The family. If the base family is 15, this is its sum with the extended family (SDM volume
-    /// 2, CPUID; APM volume 3, appendix E).
+    /// The processor's family. If the base family is 15, this is the sum of base and extended family
+    /// (SDM volume 2, CPUID; APM volume 3, appendix E).
     pub family: u32,
-    /// The model. From family 6 on, its upper four bits are the extended model.
+    /// The processor's model. From family 6 on, the upper four bits of this number are the extended
+    /// model.
     pub model: u32,
-    /// The stepping.
+    /// The processor's stepping.
     pub stepping: u32,
 }
 
@@ -68,13 +69,13 @@ impl Cpu {
 /// matches every processor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuSet {
-    /// The vendors.
+    /// The vendors of the processors in the set; `None` stands for every vendor.
     pub vendor: Option<Vec<Box<str>>>,
-    /// The families.
+    /// The families of the processors in the set; `None` stands for every family.
     pub family: Option<Vec<RangeInclusive<u32>>>,
-    /// The models.
+    /// The models of the processors in the set; `None` stands for every model.
     pub model: Option<Vec<RangeInclusive<u32>>>,
-    /// The steppings.
+    /// The steppings of the processors in the set; `None` stands for every stepping.
     pub stepping: Option<Vec<RangeInclusive<u32>>>,
 }
 
@@ -120,7 +121,8 @@ impl CpuPart {
 }
 
 impl Cpu {
-    /// Creates the example processor of a program that does the same on every processor.
+    /// Creates a placeholder that stands for every processor: the example of a program without
+    /// `[[when]]` sections.
     #[must_use]
     pub fn any() -> Self {
         Self {
@@ -144,7 +146,7 @@ fn has(numbers: &Numbers, number: u32) -> bool {
 }
 
 impl CpuSet {
-    /// Creates the empty set.
+    /// Creates the set that contains no processor.
     #[must_use]
     pub fn none() -> Self {
         Self {

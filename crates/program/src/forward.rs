@@ -20,31 +20,33 @@ use core::fmt;
 
 use msrgate_filter::MsrIndex;
 
-/// The conditions under which the gate may forward accesses to a register of KVM's.
+/// The conditions under which the gate may forward a guest's accesses to one register that KVM keeps.
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Forward {
-    /// The condition for reads, by `KVM_GET_MSRS`.
+    /// The condition for forwarding a read of the register, with `KVM_GET_MSRS`.
     pub read: Forwarding,
-    /// The condition for writes, by `KVM_SET_MSRS`. If KVM refuses the value, that call returns the
-    /// count 0, and the guest gets #GP.
+    /// The condition for forwarding a write to the register, with `KVM_SET_MSRS`. If KVM refuses the
+    /// written value, that call returns the count 0, and the guest gets #GP.
     pub write: Forwarding,
     /// The CPUID bits that the guest must have. If one of them is missing, the guest's own access would
     /// fault, but the gate's access on behalf of the guest would succeed.
     pub needs_cpuid: &'static [CpuidBit],
-    /// The reason why forwarding is sound.
+    /// The reason why forwarding accesses to this register is sound, in words.
     pub why: &'static str,
 }
 
-/// The condition for accesses of one direction.
+/// The condition under which the gate may forward reads of a register, or writes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Forwarding {
-    /// Every access may be forwarded.
+    /// The gate may forward every access.
     Always,
-    /// Every access may be forwarded. KVM itself refuses an address that is not canonical.
+    /// The gate may forward every access. The register holds an address, and KVM itself refuses to
+    /// write an address that is not canonical.
     Canonical,
-    /// Writes may be forwarded if they set only these bits. For any other value the guest gets #GP.
+    /// The gate may forward a write that sets only these bits. If a write sets any other bit, the guest
+    /// gets #GP.
     Sets(u64),
 }
 
@@ -62,11 +64,12 @@ impl Forwarding {
 /// One bit of CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CpuidBit {
-    /// The leaf, in EAX.
+    /// The leaf that contains the bit: the value of EAX for the CPUID instruction.
     pub leaf: u32,
-    /// The subleaf, in ECX; 0 for leaves without subleaves.
+    /// The subleaf that contains the bit: the value of ECX for the CPUID instruction; 0 for leaves
+    /// without subleaves.
     pub subleaf: u32,
-    /// The register that contains the bit.
+    /// The register in which CPUID returns the bit.
     pub register: CpuidRegister,
     /// The number of the bit, at most 31.
     pub bit: u8,

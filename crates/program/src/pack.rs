@@ -79,7 +79,7 @@ pub enum CompileError {
         index: MsrIndex,
         /// The direction of the access on which the filter and the policy differ.
         access: Access,
-        /// The policy's verdict.
+        /// The verdict that the policy has for the access.
         wanted: Verdict,
     },
 }
@@ -158,7 +158,8 @@ fn pack(verdicts: &Verdicts) -> Result<Filter, PackError> {
         .map_err(|_| PackError::TooManyRanges(windows))
 }
 
-/// Returns the range of a window, with its bits.
+/// Returns the filter's range for a window: the window's MSRs, with a bit for each that says whether
+/// the access is allowed.
 fn range(verdicts: &Verdicts, windows: &[Window], window: Window) -> Option<Range> {
     let count = u32::try_from(window.msrs.count()).ok()?;
     let allowed = Access::ALL.map(|access| {

@@ -88,7 +88,7 @@ impl<T> RangeMap<T> {
         &self.values[place]
     }
 
-    /// The value of one MSR.
+    /// The value that the map has for one MSR.
     #[must_use]
     pub fn at(&self, index: MsrIndex) -> &T {
         self.value(self.place(index))
@@ -135,7 +135,7 @@ impl<T> Default for RangeMapBuilder<T> {
 }
 
 impl<T> RangeMapBuilder<T> {
-    /// The last MSR that has a value so far.
+    /// The last MSR to which the builder has given a value so far.
     #[must_use]
     pub fn last(&self) -> Option<MsrIndex> {
         self.lasts.last().copied()
@@ -162,7 +162,7 @@ impl<T> RangeMapBuilder<T> {
         }
     }
 
-    /// Returns the map. MSRs without a value get `rest`.
+    /// Returns the finished map. MSRs without a value get `rest`.
     #[must_use]
     pub fn finish(mut self, rest: T) -> RangeMap<T>
     where

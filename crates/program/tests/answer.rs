@@ -36,7 +36,7 @@ const fn exit(index: u32, access: Access, data: u64, reason: ExitReason) -> Exit
     }
 }
 
-/// A vCPU under a policy. Its CPUID has all bits.
+/// A vCPU whose exits are answered under a policy, and whose CPUID has all bits set.
 struct Machine {
     responder: Responder,
     state: VcpuState,
@@ -172,7 +172,7 @@ fn each_msr_of_a_range_is_its_own_register() {
 }
 
 #[test]
-fn pin_keeps_first_value_until_reset() {
+fn pin_keeps_first_written_value_until_vcpu_reset() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     assert_eq!(
         machine.carry(LSTAR, 0x1000, 0),
@@ -239,7 +239,7 @@ fn carry_of_mask_or_sticky_write_depends_on_current_register_value() {
 /// If the guest's CPUID has no long mode, the guest has no LSTAR: its write gets #GP instead of
 /// being forwarded.
 #[test]
-fn register_missing_in_cpuid_is_not_forwarded() {
+fn access_to_register_missing_in_cpuid_is_not_forwarded() {
     let mut machine = Machine::deny("IA32_LSTAR = { read = 'allow', write = 'pin' }");
     machine.state = VcpuState::new(&machine.responder, |bit| bit.feature != "LM");
     assert_eq!(machine.write(LSTAR, 1), (FAULT, Disposition::Denied));
@@ -289,7 +289,7 @@ fn response_to_unknown_msr_follows_the_setting_unknown() {
 }
 
 #[test]
-fn audit_mode_refuses_nothing() {
+fn audit_mode_lets_kvm_handle_accesses_that_the_policy_refuses() {
     let mut machine = Machine::new(
         "default = 'deny'\nmode = 'audit'",
         "0x10 = { read = 'kill', write = 'deny' }\n\
@@ -472,14 +472,15 @@ fn vcpu_state_back_under_old_program_restores_values_that_only_it_has() {
     // `old`.
     let foreign = VcpuState::new(&new, |_| true);
     assert_eq!(foreign.under(&old, &old).save(&old).registers.len(), 3);
-    // A switch and a switch back without an access in between changes nothing.
+    // A switch to the new program and back, without an access in between, leaves the vCPU's state
+    // unchanged.
     let there = machine.state.under(&old, &new);
     let back = there.back(&new, &machine.state, &old);
     assert_eq!(back.save(&old), machine.state.save(&old));
 }
 
 #[test]
-fn restore_takes_whole_state_or_nothing() {
+fn vcpu_state_restore_that_fails_changes_nothing() {
     let entries = "'0x10..=0x12' = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }";
     let mut machine = Machine::deny(entries);
     assert_eq!(machine.write(0x11, 0x55).0, DONE);
@@ -499,7 +500,8 @@ fn restore_takes_whole_state_or_nothing() {
     assert_eq!(smaller.state.save(&smaller.responder), before);
 }
 
-/// The bytes were written by the first version and must always be readable.
+/// `Saved::decode` reads a state that the first version of the format encoded: such bytes must always
+/// be readable.
 #[test]
 fn decode_reads_saved_state_of_version_1() {
     let saved = Saved {
@@ -544,9 +546,10 @@ proptest! {
         }
     }
 
-    /// A bit outside the mask never gets through; a bit inside the mask is never lost.
+    /// `Mask::apply` takes the bits inside the mask from the written value, and the bits outside the
+    /// mask from the current value.
     #[test]
-    fn applied_mask_changes_exactly_its_bits(current: u64, value: u64, bits: u64) {
+    fn mask_apply_changes_only_bits_of_the_mask(current: u64, value: u64, bits: u64) {
         let keep = Mask { bits, outside: Outside::Keep }.apply(current, value);
         prop_assert_eq!(keep, Some(value & bits | current & !bits));
         let deny = Mask { bits, outside: Outside::Deny }.apply(current, value);

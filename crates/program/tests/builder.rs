@@ -120,7 +120,7 @@ fn configured_device_is_listed_in_devices() {
 }
 
 #[test]
-fn build_errors_have_messages() {
+fn builder_build_errors_have_messages() {
     let examples = [
         BuildError::Direction {
             action: "ignore",

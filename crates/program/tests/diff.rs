@@ -171,7 +171,7 @@ fn differences_lists_changed_log_of_entry_but_not_of_policy() {
     );
 }
 
-/// Values that a policy may give to an entry: actions under which a guest can do more or less.
+/// The texts of entries' actions: under some of them a guest can do more than under others.
 const VALUES: [&str; 8] = [
     "'rw'",
     "'r'",

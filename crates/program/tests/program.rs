@@ -68,7 +68,7 @@ fn decode_returns_the_encoded_program() {
 }
 
 #[test]
-fn reasons_contain_only_needed_exit_reasons() {
+fn program_reasons_contain_only_exit_reasons_that_its_rules_need() {
     let bits = |text: &str| small(text).variants()[0].reasons().bits();
     assert_eq!(bits("log = 'none'"), 0);
     assert_eq!(bits("log = 'none'\n[msrs]\n0x10 = 'rw'"), 0);
@@ -113,7 +113,7 @@ fn digest_ignores_order_of_when_sections() {
     let other = small(&(when("7", "0x20") + &when("[2, 3, 1]", "0x10")));
     assert_eq!(one.digest(), other.digest());
     assert_ne!(one.digest(), small(&when("7", "0x20")).digest());
-    // A `[[when]]` section that changes nothing.
+    // The `[[when]]` section gives an MSR the action that the MSR has without the section.
     let nothing = small(&format!("[msrs]\n0x10 = 'r'\n{}", when("7", "0x10")));
     assert_eq!(nothing.digest(), small("[msrs]\n0x10 = 'r'").digest());
 }
@@ -153,7 +153,7 @@ fn decode_detects_changed_byte_that_changes_behaviour() {
 }
 
 #[test]
-fn decode_refuses_invalid_values() {
+fn program_decode_refuses_invalid_values() {
     let bytes = small("[msrs]\n0x10 = 'rw'").encode();
     let decode = |at: usize, value: u8| {
         let mut changed = bytes.clone();
@@ -236,8 +236,8 @@ fn of_filter_makes_program_whose_rules_match_the_filter() {
     assert_eq!(Program::decode(&program.encode()), Ok(program));
 }
 
-/// Version 1 must always be readable: a change of what `fixtures/program-v1.msrg` means is a
-/// defect.
+/// `Program::decode` reads a program file of format version 1, `fixtures/program-v1.msrg`, and gives it
+/// the same meaning as ever.
 #[test]
 fn decode_reads_program_of_version_1() {
     let bytes = include_bytes!("fixtures/program-v1.msrg");

@@ -13,7 +13,8 @@ use crate::cpu::Cpu;
 /// The register `IA32_BIOS_SIGN_ID`, in which a guest reads the revision.
 pub const SIGN_ID: MsrIndex = MsrIndex::new(0x8b);
 
-/// The register of AMD that triggers an update. Intel's is 0x79.
+/// The MSR that a guest writes on AMD's processors to start a microcode update. On Intel's processors
+/// the MSR is 0x79.
 const AMD_LOADER: MsrIndex = MsrIndex::new(0xc001_0020);
 
 /// The length of the header of an Intel update in bytes.
@@ -52,7 +53,7 @@ pub fn update_header_at(trigger: MsrIndex, value: u64) -> (u64, usize) {
     }
 }
 
-/// The header of an update.
+/// The header of a microcode update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MicrocodeHeader {
     revision: u32,
@@ -76,8 +77,8 @@ impl MicrocodeHeader {
         self.revision
     }
 
-    /// Reads a header of SDM table 11-6: version, revision, date, signature, checksum, loader,
-    /// flags, sizes.
+    /// Reads a header of an Intel update, which has the fields of SDM table 11-6: version, revision,
+    /// date, signature, checksum, loader, flags, sizes.
     fn of_intel(bytes: &[u8], signature: u32) -> Option<Self> {
         let field = |number: usize| word(bytes, number * 4);
         let (version, loader) = (field(0)?, field(5)?);
@@ -98,8 +99,8 @@ impl MicrocodeHeader {
         is_sound.then_some(Self { revision })
     }
 
-    /// Reads a header of AMD: date, patch number, data (2 bytes), length, flag, checksum, two
-    /// devices, processor (2 bytes).
+    /// Reads a header of an AMD update, which has these fields: date, patch number, data (2 bytes),
+    /// length, flag, checksum, two devices, processor (2 bytes).
     fn of_amd(bytes: &[u8], signature: u32) -> Option<Self> {
         let revision = word(bytes, 4)?;
         let processor = word(bytes, 24)? & 0xffff;

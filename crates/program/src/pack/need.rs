@@ -33,7 +33,7 @@ pub(super) fn needs(verdicts: &Verdicts) -> Vec<Need> {
     needs
 }
 
-/// Adds a need, or extends the last need if `need` continues it.
+/// Appends `need` to the list, or extends the last need of the list if `need` continues it.
 fn push(needs: &mut Vec<Need>, need: Need) {
     if let Some(last) = needs.last_mut()
         && last.accesses == need.accesses

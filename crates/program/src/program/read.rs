@@ -381,8 +381,8 @@ impl Reader<'_> {
     }
 }
 
-/// The lines of the policy's texts that decide the rules, without duplicates. An encoded program does
-/// not contain the policy's entries, so each line stands for an entry.
+/// The lines of the policy's texts that the decoded rules come from, without duplicates. An encoded
+/// program does not contain the policy's entries, so each line stands for an entry.
 #[derive(Default)]
 struct Lines {
     all: Vec<Line>,
