@@ -110,7 +110,7 @@ impl fmt::Display for UserAddress {
     }
 }
 
-/// The error of [`UserMemory::read`]: at least one of the bytes cannot be read.
+/// The error of [`UserMemory::read`]: the process cannot read at least one of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault;
 
@@ -131,7 +131,7 @@ pub trait UserMemory {
     fn read(&self, from: UserAddress, into: &mut [u8]) -> Result<(), Fault>;
 }
 
-/// A segment of readable memory, with no readable memory around it.
+/// A segment of the caller's readable memory, with no readable memory around it.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
     /// The address of the first byte.
@@ -150,8 +150,8 @@ impl UserMemory for Segment<'_> {
     }
 }
 
-/// Several segments. A read succeeds if it lies within one of them; the first such segment serves
-/// it.
+/// Several segments of the caller's readable memory. A read succeeds if all its bytes lie within one
+/// segment. If several segments contain the bytes, the first one supplies them.
 impl UserMemory for [Segment<'_>] {
     fn read(&self, from: UserAddress, into: &mut [u8]) -> Result<(), Fault> {
         self.iter()
@@ -198,18 +198,18 @@ pub struct RangeRequest<B = UserAddress> {
     pub flags: u32,
     /// The number of MSRs in the range.
     pub nmsrs: u32,
-    /// The first MSR.
+    /// The first MSR of the range.
     pub base: u32,
     /// The bitmap, or its address. The bitmap has one bit for each MSR, in whole little-endian
     /// words of 8 bytes (S2.4).
     pub bitmap: B,
 }
 
-/// An error for bytes that cannot be a `struct kvm_msr_filter` of a caller of this width.
+/// An error for bytes that do not form the `struct kvm_msr_filter` of a caller of the given width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// The number of bytes is wrong.
+    /// The number of bytes is not the size of the struct.
     WrongSize {
         /// The number of bytes given.
         found: usize,
@@ -233,7 +233,7 @@ impl fmt::Display for DecodeError {
 
 impl core::error::Error for DecodeError {}
 
-/// An error for a request that a caller of this width cannot express.
+/// An error for a request that does not fit the `struct kvm_msr_filter` of a caller of the given width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EncodeError {
@@ -290,7 +290,8 @@ impl<B> Request<B> {
         request
     }
 
-    /// Returns the request with each bitmap replaced by the result of `bitmap`.
+    /// Returns the request with each range's field `bitmap` replaced by the result of the closure
+    /// `bitmap`.
     pub fn map_bitmaps<'r, C>(&'r self, mut bitmap: impl FnMut(&'r B) -> C) -> Request<C> {
         Request {
             flags: self.flags,

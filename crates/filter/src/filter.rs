@@ -25,7 +25,7 @@ pub struct Filter {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FilterError {
-    /// The list has this many ranges, which is more than [`MAX_RANGES`].
+    /// The filter would have this many ranges, which is more than [`MAX_RANGES`].
     TooManyRanges(usize),
     /// The default action is deny and the list of ranges is empty: EINVAL on mainline (S2.3). A
     /// range with a single 0 bit makes an equivalent filter that the kernel accepts.

@@ -7,8 +7,8 @@
 //! stored page, which holds the default action. A perfect hash over the numbers of the stored pages
 //! (at most 65) finds the page of an MSR.
 //!
-//! All fields are 64-bit words, because [`publish`](crate::publish) keeps the same lookup in
-//! atomics: without `unsafe`, threads can share and replace only words.
+//! All fields of the table are 64-bit words, because [`publish`](crate::publish) keeps the same table
+//! in atomics: without `unsafe`, threads can share and replace only words.
 //!
 //! The owner is stored as one byte for each block of 64 MSRs: the number of the range that decides,
 //! [`DEFAULT`], [`NO_FILTER`], [`EXEMPT`], or [`MIXED`] + n. The last stands for a block in which
@@ -67,7 +67,7 @@ impl Word for u64 {
     }
 }
 
-/// All decisions of one filter, or of a VM without a filter.
+/// A lookup table: the decisions of one filter, or of a VM without a filter, on all accesses.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Lookup<W = u64> {
     multiplier: W,

@@ -37,7 +37,7 @@ impl From<Verdict> for DefaultAction {
     }
 }
 
-/// A bitmap over consecutive MSRs, for one direction or for both.
+/// A range of a filter: consecutive MSRs with a bitmap, for reads, for writes or for both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
     accesses: Accesses,

@@ -86,8 +86,8 @@ impl Shared {
         self.vcpus.load(Ordering::Relaxed)
     }
 
-    /// Replaces the filter. After the return every check that begins uses `filter`, and no check
-    /// still uses the old one.
+    /// Replaces the VM's filter. When this call has returned, every check that begins uses `filter`,
+    /// and no check still uses the old filter.
     pub(crate) fn publish(&self, filter: &Filter) {
         self.published.publish(filter.lookup());
     }
@@ -135,7 +135,7 @@ impl Shared {
         }
     }
 
-    /// Asks all vCPUs, including future ones, to handle `MSR_FILTER_CHANGED` before their next
+    /// Asks all vCPUs, including future ones, to handle `MSR_FILTER_CHANGED` before their next VM
     /// entry. A vCPU that sees the request also sees the filter that caused it.
     pub(crate) fn request_recompute(&self) {
         self.changes.fetch_add(1, Ordering::Release);

@@ -28,7 +28,7 @@ fn ioctl_number_contains_struct_size() {
 /// S1.7: each field is encoded at the offset at which the kernel reads it. Each field has a
 /// different value, so that the test notices a swap of two fields.
 #[test]
-fn encode_puts_fields_where_the_kernel_reads_them() {
+fn request_encode_puts_fields_where_the_kernel_reads_them() {
     let mut request = Request {
         flags: 0x0403_0201,
         ..Request::default()
@@ -161,7 +161,7 @@ fn narrowed(mut request: Request) -> Request {
 proptest! {
     /// S1.7: any struct, valid or not, is unchanged after encoding and decoding.
     #[test]
-    fn decode_undoes_encode(flags: u32, ranges in prop::array::uniform16(range_request())) {
+    fn request_decode_undoes_encode(flags: u32, ranges in prop::array::uniform16(range_request())) {
         let wide = Request { flags, ranges };
         let narrow = narrowed(wide.clone());
         for (width, request) in [(CallerWidth::Bits64, wide), (CallerWidth::Bits32, narrow)] {
@@ -173,7 +173,7 @@ proptest! {
 
     /// Any bytes, except for padding, are unchanged after decoding and encoding.
     #[test]
-    fn encode_undoes_decode(bytes in prop::collection::vec(any::<u8>(), 260)) {
+    fn request_encode_undoes_decode(bytes in prop::collection::vec(any::<u8>(), 260)) {
         let request = Request::decode(&bytes, CallerWidth::Bits32).unwrap();
         prop_assert_eq!(request.encode(CallerWidth::Bits32), Ok(bytes));
     }

@@ -200,9 +200,9 @@ fn recompute_ignores_the_filter_for_x2apic() {
     }
 }
 
-/// S6.3: no bit of an earlier computation remains.
+/// S6.3: `recompute` sets every bit of the map, so that no bit of an earlier computation remains.
 #[test]
-fn recompute_forgets_earlier_bits() {
+fn recompute_of_intercept_map_forgets_earlier_bits() {
     let mut map = SvmMap::exit_all();
     map.recompute(want_all, allow_all);
     map.recompute(|_, _| PassThrough::Unwanted, allow_all);
@@ -213,7 +213,7 @@ fn recompute_forgets_earlier_bits() {
 /// Both maps have the size that the manuals say, and begin at a page: the processor takes only a
 /// physical address whose low 12 bits are 0.
 #[test]
-fn maps_are_page_aligned() {
+fn intercept_maps_are_page_aligned() {
     assert_eq!(
         (size_of::<VmxBitmap>(), align_of::<VmxBitmap>()),
         (4096, 4096)
@@ -222,7 +222,7 @@ fn maps_are_page_aligned() {
 }
 
 #[test]
-fn debug_shows_number_of_passing_accesses() {
+fn debug_of_intercept_map_shows_number_of_passing_accesses() {
     let map = computed::<Vmx>(want_all, allow_all);
     assert_eq!(alloc::format!("{map:?}"), "VmxBitmap(32768 accesses pass)");
 }

@@ -74,7 +74,7 @@ fn publish_does_not_fill_a_slot_with_a_reader() {
 /// Three publications use both turns and fill both slots. None of them fills the slot that a reader
 /// is in, whichever turn the reader has loaded.
 #[test]
-fn publish_waits_for_stragglers_of_earlier_turns() {
+fn publish_waits_for_readers_that_arrived_in_earlier_turns() {
     check(|| {
         let published = published::<1>();
         let reader = thread::spawn({

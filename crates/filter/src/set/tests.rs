@@ -390,7 +390,7 @@ fn verdict(filter: &Filter, index: u32) -> Verdict {
 
 /// S2.7 on v6: guests see the filter cleared, then the incomplete filter under the new default.
 #[test]
-fn s2_7_v6_publishes_after_each_range() {
+fn s2_7_v6_publishes_unfinished_filter_after_each_range() {
     let ranges = [(1, at(0x10, range(1))), (4, at(0x20, range(1)))];
     let call = call(Revision::V6, CallerWidth::Bits64, &request(1, ranges));
     let counts: Vec<_> = call

@@ -24,7 +24,7 @@ pub(super) enum Intercept {
     Passes,
 }
 
-/// The accesses that leave guest mode.
+/// The MSR accesses that leave guest mode, by the intercept bitmap of the vCPU.
 pub(super) enum Intercepts {
     /// All accesses: the hypervisor passes nothing through.
     All,

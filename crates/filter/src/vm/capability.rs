@@ -2,7 +2,7 @@
 
 use crate::revision::Revision;
 
-/// A `KVM_CAP_*` number.
+/// A capability of KVM, by its number `KVM_CAP_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Capability(u32);
 
@@ -43,7 +43,7 @@ impl Extension {
     /// The capability is present, without further information.
     pub const PRESENT: Self = Self(1);
 
-    /// The returned number.
+    /// The number that `KVM_CHECK_EXTENSION` returns.
     #[must_use]
     pub const fn get(self) -> i32 {
         self.0

@@ -38,7 +38,8 @@ fn s5_1_filter_is_asked_before_the_register() {
     }
 }
 
-/// Under every mask, an access exits for its own reason or not at all.
+/// Under every reason mask, an access that fails exits with the reason for which it failed, or does not
+/// exit.
 #[test]
 fn s5_2_access_exits_only_for_its_own_reason() {
     for mask in 0..8_u64 {
