@@ -10,7 +10,7 @@ use msrgate_filter::{ExitReason, ReasonMask, Revision};
 pub struct RawReasons(u64);
 
 impl RawReasons {
-    /// The empty mask: no access exits, and every denied access is a #GP.
+    /// The empty mask: no access exits to user space, and every denied access is a #GP.
     pub const NONE: Self = Self(0);
 
     /// Wraps raw bits.
@@ -25,7 +25,7 @@ impl RawReasons {
         self.0
     }
 
-    /// Returns the bits that are set in either mask.
+    /// Returns the mask with the exit reasons of both masks.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)

@@ -21,10 +21,10 @@ pub enum Requirement {
 }
 
 impl Requirement {
-    /// Both capabilities.
+    /// Both capabilities that this project needs.
     pub const ALL: [Self; 2] = [Self::UserSpaceMsr, Self::MsrFilter];
 
-    /// The number that the capability has in mainline Linux.
+    /// The number `KVM_CAP_*` that this capability has in mainline Linux.
     #[must_use]
     pub const fn capability(self) -> Capability {
         match self {
@@ -73,24 +73,24 @@ impl fmt::Display for Requirement {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HostError {
-    /// The device file does not exist.
+    /// The device file of KVM, such as `/dev/kvm`, does not exist.
     Absent {
-        /// The path that was opened.
+        /// The path that was opened as the device file.
         device: PathBuf,
     },
-    /// The device file exists, but no driver is behind it (ENODEV or ENXIO).
+    /// The device file exists, but the kernel has no driver for it (ENODEV or ENXIO).
     NoDriver {
-        /// The device file.
+        /// The path of the device file.
         device: PathBuf,
     },
     /// This process has no permission to open the device file.
     NotPermitted {
-        /// The device file.
+        /// The path of the device file.
         device: PathBuf,
     },
-    /// The file that was opened as device is not KVM's.
+    /// The file that was opened as the device file is not KVM's.
     NotKvm {
-        /// The file.
+        /// The path of that file.
         device: PathBuf,
     },
     /// `KVM_GET_API_VERSION` did not return 12, which every kernel since 2007 returns.
@@ -98,21 +98,21 @@ pub enum HostError {
         /// The version that the kernel returned.
         version: i32,
     },
-    /// A capability is missing: the kernel is too old.
+    /// This KVM lacks a capability that msrgate needs: the kernel is too old.
     TooOld {
         /// The first capability that was found missing.
         missing: Requirement,
     },
     /// Another hypervisor uses the CPU's virtualisation extensions (EBUSY).
     Busy {
-        /// The device file.
+        /// The path of the device file.
         device: PathBuf,
     },
     /// The device file could not be opened, for a reason that no other variant names.
     Open {
-        /// The device file.
+        /// The path of the device file.
         device: PathBuf,
-        /// The operating system's message.
+        /// The operating system's message for the failed open.
         reason: String,
     },
     /// `KVM_CREATE_VM` failed.
@@ -120,7 +120,7 @@ pub enum HostError {
         /// The error number of `KVM_CREATE_VM`.
         errno: CallErrno,
     },
-    /// The CPUID or the MSRs that KVM supports for guests could not be read: a call for that failed.
+    /// A call that lists the CPUID leaves or the MSRs that KVM supports for guests failed.
     Lists {
         /// The error number of the call that failed.
         errno: CallErrno,
@@ -169,7 +169,7 @@ fn name(path: &Path) -> String {
 impl Error for HostError {}
 
 impl HostError {
-    /// Advice for the owner of the host, in whole sentences.
+    /// Returns advice for the owner of the host against this error, in whole sentences.
     #[must_use]
     pub const fn advice(&self) -> &'static str {
         match self {

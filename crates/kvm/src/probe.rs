@@ -64,7 +64,7 @@ pub enum UnknownBits {
 pub enum IgnoreMsrs {
     /// On: an access to an MSR that KVM does not know succeeds, and never exits with the reason UNKNOWN.
     On,
-    /// Off: an access to an MSR that KVM does not know fails.
+    /// Off: an access to an MSR that KVM does not know fails, with an exit or a #GP.
     Off,
     /// Unknown: the parameter could not be read.
     NotSeen,
@@ -102,9 +102,10 @@ impl HostCaps {
         Self::probe_by(&kvm, device)
     }
 
-    /// Probes the KVM behind `/dev/kvm` without a VM, which takes milliseconds to create and to destroy. The exit
-    /// reasons are those that came with the capability; a KVM that accepts fewer refuses the policy when it is
-    /// put into a VM. Undefined flag bits count as ignored.
+    /// Probes the KVM behind `/dev/kvm` without creating a VM, because creating and destroying a VM
+    /// takes milliseconds. The result has all exit reasons that came with the capability. If this KVM
+    /// accepts fewer, the installation of a policy in a VM fails. The result says that the kernel
+    /// ignores undefined flag bits.
     ///
     /// # Errors
     /// Returns the errors of [`Self::probe`], except those of making a VM.
@@ -214,7 +215,7 @@ impl HostCaps {
         }
     }
 
-    /// The device file that was probed.
+    /// The path of the device file that was probed.
     #[must_use]
     pub fn device(&self) -> &Path {
         &self.device
@@ -269,7 +270,7 @@ fn cpu_signature(kvm: &impl AsRawFd) -> Option<CpuSignature> {
     })
 }
 
-/// Opens a device file and checks the version of its interface.
+/// Opens a device file and checks that KVM's API behind it has the version 12.
 pub(crate) fn open(device: &Path) -> Result<OwnedFd, HostError> {
     let kvm = OpenOptions::new().read(true).write(true).open(device);
     let kvm = OwnedFd::from(kvm.map_err(|error| HostError::from_open(device, &error))?);

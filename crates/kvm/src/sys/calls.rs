@@ -92,7 +92,7 @@ pub(crate) fn enable_reasons(vm: &impl AsRawFd, mask: RawReasons) -> Result<(), 
     enable(vm, Requirement::UserSpaceMsr, mask)
 }
 
-/// Enables a capability with `mask` as its first argument.
+/// Enables a capability of a VM with `KVM_ENABLE_CAP`; the argument `args[0]` is `mask`.
 pub(crate) fn enable(
     vm: &impl AsRawFd,
     which: Requirement,
@@ -216,7 +216,7 @@ pub(crate) fn cpuid(vcpu: &impl AsRawFd) -> Result<Vec<kvm_cpuid_entry2>, CallEr
     Ok(cpuid.entries[..count.min(CPUID_ENTRIES)].to_vec())
 }
 
-/// Reads an MSR with `KVM_GET_MSRS`; `None` if the kernel refuses.
+/// Reads an MSR of the vCPU with `KVM_GET_MSRS`; returns `None` if the kernel refuses.
 pub(crate) fn register(vcpu: &impl AsRawFd, index: MsrIndex) -> Result<Option<u64>, CallErrno> {
     let mut msrs = OneMsr::new(index, 0);
     // SAFETY: the kernel reads the count, which is one, reads that many entries, and writes their values.
@@ -227,7 +227,7 @@ pub(crate) fn register(vcpu: &impl AsRawFd, index: MsrIndex) -> Result<Option<u6
     Ok((count == 1).then_some(msrs.entry.data))
 }
 
-/// Sets an MSR with `KVM_SET_MSRS`.
+/// Sets an MSR of the vCPU with `KVM_SET_MSRS`.
 pub(crate) fn set_register(
     vcpu: &impl AsRawFd,
     index: MsrIndex,
@@ -268,7 +268,8 @@ fn is_canonical(vcpu: &impl AsRawFd, linear: u64) -> Result<bool, CallErrno> {
     Ok(address << unused >> unused == address)
 }
 
-/// Returns the guest that the vCPU is running: the VM's own or a nested one (`KVM_GET_NESTED_STATE`).
+/// Returns the guest that the vCPU is running: the VM's own guest or a nested guest
+/// (`KVM_GET_NESTED_STATE`).
 pub(crate) fn level(vcpu: &impl AsRawFd) -> Result<Level, CallErrno> {
     let mut state = NestedState {
         flags: 0,
@@ -344,8 +345,8 @@ fn checked(answer: i32) -> Result<u32, CallErrno> {
     u32::try_from(answer).map_err(|_| CallErrno::last())
 }
 
-/// Returns the name and the number of each `ioctl` in this file. The number is what the kernel's macros
-/// compute.
+/// Returns the name and the request number of each ioctl that this file makes. The numbers are computed
+/// as the kernel's macros do.
 #[cfg(test)]
 pub(crate) fn numbers() -> Vec<(&'static str, c_ulong)> {
     macro_rules! numbers {

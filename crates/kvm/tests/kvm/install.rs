@@ -27,7 +27,7 @@ fn s2_4_install_accepts_filters_of_any_size() {
     for count in [7, 8, 9, 63, 64, 65, 0x2fff, 0x3000] {
         let filter = filter(Revision::Mainline, count);
         installed.replace(&filter, ReasonMask::NONE).unwrap();
-        // Set the same filter again, with bitmaps that end at an unreadable page.
+        // The kernel accepts the same filter again with bitmaps that end at an unreadable page.
         set_filter_raw(&vm, &raw_filter(&filter)).unwrap();
     }
     installed.remove().unwrap();

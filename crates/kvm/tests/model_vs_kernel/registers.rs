@@ -58,7 +58,7 @@ pub(crate) const EXCEPTIONS: [Exception; 1] = [Exception {
     why: "it counts: the two are not read at the same time",
 }];
 
-/// An MSR whose value may differ between the guest of KVM and the guest of the model.
+/// An MSR of which a read may return different values in KVM and in the model.
 pub(crate) struct Exception {
     pub(crate) index: MsrIndex,
     pub(crate) why: &'static str,

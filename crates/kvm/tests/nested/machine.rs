@@ -37,21 +37,21 @@ pub(crate) const NESTED_REGISTERS: [(MsrIndex, usize, u64); 4] = [
     (FMASK, vmcb::FMASK, 0xff),
 ];
 
-/// The guest that makes an access.
+/// The guest that makes an MSR access: the VM's guest or its nested guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Who {
     Guest,
     Nested,
 }
 
-/// The access.
+/// The MSR access that a guest makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Read(MsrIndex),
     Write(MsrIndex, u64),
 }
 
-/// The result of the access for the guest that made it.
+/// The result of an MSR access for the guest that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Saw {
     Value(u64),
@@ -332,7 +332,7 @@ impl Machine {
         None
     }
 
-    /// A field of the nested guest's VMCB.
+    /// The value of a field of the nested guest's VMCB.
     pub(crate) fn vmcb(&self, field: usize) -> u64 {
         self.word(layout::VMCB + field as u64)
     }
@@ -348,7 +348,8 @@ impl Machine {
         msrs.as_slice()[0].data
     }
 
-    /// Moves the state to another VM that was just created under the same policy, as a migration does.
+    /// Moves the vCPU's state, and the state that the gate holds, to another VM that was just created
+    /// under the same policy, as a migration does.
     pub(crate) fn move_to(&mut self, other: &mut Self) {
         let gate = self.msrs.save(&mut self.vcpu).expect("an answered exit");
         let registers = self.vcpu.get_regs().expect("KVM_GET_REGS");

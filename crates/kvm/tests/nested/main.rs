@@ -180,7 +180,8 @@ fn first_access_of_nested_guest_is_rewound() {
     assert_eq!(told(&machine, STAR), both);
 }
 
-/// Answers that need no register of KVM are the same for the guest and for the nested guest.
+/// The gate answers the guest and the nested guest alike where the answer needs no register that KVM
+/// keeps.
 #[test]
 fn gate_answers_nested_guest_like_guest() {
     let entries = "0x10000 = { read = { value = '0x123456789abcdef0' }, write = 'ignore' }\n\
@@ -247,7 +248,8 @@ fn save_while_nested_guest_runs_keeps_only_guests_pin() {
     assert_eq!(machine.run(Guest, Write(LSTAR, 0x7000)), Saw::Fault);
 }
 
-/// After a move, the nested guest receives its #GP in the new VM, and the guest's pin holds there.
+/// After the state of a vCPU is restored in another VM while its nested guest runs, the nested guest
+/// receives its #GP there, and the guest's pin holds there.
 #[test]
 fn restore_in_other_vm_while_nested_guest_runs_keeps_fault_and_pin() {
     let machines = [(); 2].map(|()| Machine::new("", CARRIED));
@@ -265,7 +267,8 @@ fn restore_in_other_vm_while_nested_guest_runs_keeps_fault_and_pin() {
     assert_eq!(other.run(Guest, Write(LSTAR, 0x6000)), Saw::Fault);
 }
 
-/// After a reset while the nested guest runs, the vCPU has nothing left of the nested guest's exit.
+/// After the vCPU is reset while its nested guest runs, no part of the nested guest's pending exit is
+/// left.
 #[test]
 fn reset_while_nested_guest_runs_discards_pending_exit() {
     let Some(mut machine) = Machine::new("", CARRIED) else {
