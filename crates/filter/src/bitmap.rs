@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_for_counts_whole_words_up_to_0x600_bytes() {
+    fn bitmap_words_for_counts_whole_words_up_to_0x600_bytes() {
         assert_eq!(Bitmap::words_for(0), Err(BitmapError::Empty));
         assert_eq!(Bitmap::words_for(1), Ok(1));
         assert_eq!(Bitmap::words_for(64), Ok(1));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn from_words_drops_bits_past_the_count() {
+    fn bitmap_from_words_drops_bits_past_the_last_msr() {
         let bitmap = Bitmap::from_words(3, vec![u64::MAX, u64::MAX]).unwrap();
         assert_eq!(bitmap.words(), [0b111]);
         assert!(bitmap.allows(2));

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_register_is_unknown_to_guest_and_host() {
+    fn access_to_missing_register_is_unknown_fault_for_guest_and_host() {
         let index = MsrIndex::new(0x11);
         let mut map = RegisterMap::default();
         for origin in [Origin::Guest, Origin::Host] {

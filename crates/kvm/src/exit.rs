@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn s1_4_only_a_single_defined_bit_is_a_known_reason() {
+    fn s1_4_raw_reason_is_known_only_if_it_is_one_defined_bit() {
         for (bits, reason) in [
             (1, ExitReason::Invalid),
             (2, ExitReason::Unknown),

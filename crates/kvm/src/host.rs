@@ -234,7 +234,7 @@ mod tests {
     use crate::errno::RawErrno;
 
     #[test]
-    fn open_and_create_errors_map_to_distinct_variants() {
+    fn errnos_of_open_and_create_vm_map_to_distinct_host_errors() {
         let device = Path::new("/dev/kvm");
         let open = |number| HostError::from_open(device, &io::Error::from_raw_os_error(number));
         assert!(matches!(open(libc::ENOENT), HostError::Absent { .. }));

@@ -290,14 +290,14 @@ mod tests {
     const FILTER: &[ExitReason] = &[ExitReason::Filter];
 
     #[test]
-    fn s7_replace_sets_union_of_masks_before_new_filter() {
+    fn s7_replace_of_filter_first_sets_union_of_old_and_new_reason_masks() {
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[]);
         assert_eq!((seen, given), (Ok(()), (vec![6, 4], 1)));
         assert_eq!(reasons, RawReasons::new(4));
     }
 
     #[test]
-    fn replace_with_refused_filter_restores_mask() {
+    fn replace_of_filter_that_kernel_refuses_restores_reason_mask() {
         let refused = Err(InstallError::Filter(REFUSED));
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[2]);
         assert_eq!((seen, given), (refused, (vec![6, 2], 0)));
@@ -315,7 +315,7 @@ mod tests {
     /// The first `replace` in a VM sets the mask of exit reasons even if it is to be empty, because the
     /// VMM may have set another mask before.
     #[test]
-    fn first_replace_sets_mask_even_if_empty() {
+    fn first_replace_of_filter_sets_reason_mask_even_if_empty() {
         let (none, vm) = (ReasonMask::NONE, Calls::failing(&[]));
         let mut mask = Mask::unknown();
         mask.replace(&vm, &filter(), none).unwrap();
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn replace_with_refused_mask_sets_no_filter() {
+    fn replace_with_reason_mask_that_kernel_refuses_sets_no_filter() {
         let refused = InstallError::Reasons {
             mask: RawReasons::new(6),
             errno: REFUSED,
@@ -338,7 +338,7 @@ mod tests {
     /// If the mask cannot be reduced at the end, `replace` succeeds: the new filter is in force, and an
     /// error would make the gate use the old program with the new filter.
     #[test]
-    fn replace_succeeds_if_mask_cannot_be_reduced() {
+    fn replace_of_filter_succeeds_if_reason_mask_cannot_be_reduced() {
         let (seen, given, reasons) = replaced(UNKNOWN, FILTER, &[3]);
         assert_eq!((seen, given), (Ok(()), (vec![6], 1)));
         assert_eq!(reasons, RawReasons::new(6));

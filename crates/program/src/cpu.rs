@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn from_cpuid_adds_extended_family_and_model() {
+    fn cpu_from_cpuid_adds_extended_family_and_model() {
         let intel = Cpu::from_cpuid([0x756e_6547, 0x4965_6e69, 0x6c65_746e], 0x0006_06a6);
         assert_eq!(intel.to_string(), "GenuineIntel:6:0x6a:6");
         let amd = Cpu::from_cpuid([0x6874_7541, 0x6974_6e65, 0x444d_4163], 0x00a0_0f11);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_omits_combinations_that_no_processor_has() {
+    fn distinguished_cpus_omit_combinations_of_sets_that_no_processor_has() {
         let sets = [
             set("GenuineIntel", &[0x6a..=0x6a, 0x6c..=0x6c]),
             set("GenuineIntel", &[0x6c..=0x8f]),
@@ -363,7 +363,7 @@ mod tests {
             /// `distinguished` returns the same combinations of sets as a loop over all processors
             /// finds.
             #[test]
-            fn distinguished_returns_same_combinations_as_loop_over_all_processors(
+            fn distinguished_cpus_have_same_combinations_of_sets_as_loop_over_all_processors(
                 sets in prop::collection::vec(any_set(), 0..4),
             ) {
                 let mut all = BTreeSet::new();
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_ignores_numbers_above_the_largest_cpuid_value() {
+    fn distinguished_cpus_have_no_number_above_the_largest_cpuid_value() {
         let all = |part: fn(&mut CpuSet) -> &mut Numbers, most| {
             let mut set = CpuSet::default();
             *part(&mut set) = Some(vec![0..=most]);
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn distinguished_of_no_sets_returns_one_combination() {
+    fn distinguished_cpus_of_no_sets_are_one_combination() {
         assert_eq!(distinguished(&[]).len(), 1);
         assert_eq!(distinguished(&[CpuSet::default()]).len(), 1);
     }

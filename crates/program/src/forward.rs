@@ -225,14 +225,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forward_rows_are_sorted_and_unique() {
+    fn forward_list_is_sorted_and_has_each_register_once() {
         assert!(FORWARDS.is_sorted_by(|(one, _), (next, _)| one < next));
     }
 
     /// Each row of the forward list names the CPUID bits that the guest needs for the register, and the
     /// reason why forwarding is sound. Each row lets every read be forwarded.
     #[test]
-    fn forward_rows_have_cpuid_bits_and_a_reason() {
+    fn each_register_of_forward_list_has_cpuid_bits_and_a_reason() {
         for (index, forward) in &FORWARDS {
             assert!(!forward.needs_cpuid.is_empty(), "{index}");
             assert!(!forward.why.is_empty(), "{index}");

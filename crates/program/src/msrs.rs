@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn new_set_sorts_and_joins_ranges() {
+    fn new_msr_set_sorts_and_joins_ranges() {
         let set = MsrSet::new([range(8, 9), range(1, 3), range(4, 5), range(9, 12)]).unwrap();
         assert_eq!(set.to_string(), "0x1..=0x5, 0x8..=0xc");
         assert_eq!(set.count(), 10);
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn shared_returns_msrs_that_both_sets_contain() {
+    fn shared_of_msr_sets_returns_msrs_in_both() {
         let shared = |one: &[MsrRange], other: &[MsrRange]| {
             let sets = [one, other].map(|ranges| MsrSet::new(ranges.iter().copied()).unwrap());
             sets[0]

@@ -156,7 +156,7 @@ fn write_to_emulated_register_changes_only_bits_of_its_mask() {
 
 /// Each MSR of a range is a register of its own, which reads and writes share.
 #[test]
-fn each_msr_of_a_range_is_its_own_register() {
+fn each_msr_of_a_register_range_is_its_own_emulated_register() {
     let mut machine = Machine::deny(
         "'0x200..=0x20f' = { register = { reset = 7, mask = '0xffff' } }\n\
          0x205 = { read = 'deny', write = { register = { reset = 9, mask = '0xff' } } }",
@@ -210,7 +210,7 @@ fn forwarded_write_that_fails_pins_no_value() {
 }
 
 #[test]
-fn carry_of_mask_or_sticky_write_depends_on_current_register_value() {
+fn forwarded_mask_or_sticky_write_depends_on_current_register_value() {
     let mut machine = Machine::deny(
         "IA32_STAR = { read = 'allow', write = { mask = '0xffff', outside = 'keep' } }\n\
          IA32_LSTAR = { read = 'allow', write = { mask = '0xffff' } }\n\
@@ -371,7 +371,7 @@ fn is_event_depends_on_log_and_disposition() {
 /// The kernel's filter follows the rules, except that it first denies the accesses that are to become
 /// events. The gate then opens the filter for one of these accesses at a time.
 #[test]
-fn verdicts_of_traced_program_open_one_access_at_a_time() {
+fn verdicts_of_logging_program_open_filter_for_one_access_at_a_time() {
     let machine = Machine::deny(
         "0x10 = 'r'\n0x11 = { read = 'allow', write = 'deny', log = 'first' }\n\
          0x12 = { read = { value = 1 }, write = 'deny' }",
@@ -398,7 +398,7 @@ fn verdicts_of_traced_program_open_one_access_at_a_time() {
 }
 
 #[test]
-fn state_under_new_program_keeps_shared_registers_and_pins() {
+fn vcpu_state_under_new_program_keeps_registers_and_pins_of_both_programs() {
     let text = "policy = 1\ndefault = 'deny'\n[msrs]\n";
     let both = "0x10 = { register = { reset = 1, mask = '0xff' } }\nIA32_LSTAR = { read = 'allow', write = 'pin' }\n";
     let old = Responder::new(
@@ -503,7 +503,7 @@ fn vcpu_state_restore_that_fails_changes_nothing() {
 /// `Saved::decode` reads a state that the first version of the format encoded: such bytes must always
 /// be readable.
 #[test]
-fn decode_reads_saved_state_of_version_1() {
+fn saved_state_decode_reads_version_1() {
     let saved = Saved {
         registers: vec![(MsrIndex::new(0x10), 5), (MsrIndex::new(0x11), u64::MAX)],
         pins: vec![(MsrIndex::new(LSTAR), 0xffff_ffff_8100_0000)],
@@ -515,7 +515,7 @@ fn decode_reads_saved_state_of_version_1() {
 }
 
 #[test]
-fn decode_refuses_saved_state_that_is_truncated_or_has_trailing_bytes() {
+fn saved_state_decode_refuses_truncated_or_trailing_bytes() {
     let fixture = include_bytes!("fixtures/saved-v1.msrgv");
     for length in 0..fixture.len() {
         assert!(Saved::decode(&fixture[..length]).is_err(), "{length}");
@@ -536,7 +536,7 @@ fn responder_refuses_too_many_registers() {
 
 proptest! {
     #[test]
-    fn decode_of_any_bytes_returns_saved_state_or_error(
+    fn saved_state_decode_of_any_bytes_returns_state_or_error(
         bytes in prop::collection::vec(any::<u8>(), 0..200),
     ) {
         let _ = Saved::decode(&bytes);

@@ -23,10 +23,10 @@ This page lists what shows each numbered statement, promise and claim of the doc
   contradicts it. The doctor says why if it cannot show a statement.
 - *By source* means that the statement was read in the kernel's source, and that no test measures it.
 
-`kvm::model_vs_kernel::model_and_kernel_agree_on_random_sequences` stands behind each test of the model. It runs the same random masks,
-filters and accesses on the model and on a real KVM, and compares the results (S1.9, S2, S3, S5). The tests of the target `nested`, whose
-guest is a hypervisor, need a KVM that offers SVM to guests, such as the one in [the lab](hosts.md#the-lab). Those of `publish::model`,
-`ring::model`, `kick::model` and `published::model` run under loom only: `scripts/check loom`.
+`kvm::model_vs_kernel::model_and_kernel_agree_on_random_masks_filters_and_accesses` stands behind each test of the model. It runs the
+same random masks, filters and accesses on the model and on a real KVM, and compares the results (S1.9, S2, S3, S5). The tests of the
+target `nested`, whose guest is a hypervisor, need a KVM that offers SVM to guests, such as the one in [the lab](hosts.md#the-lab). The
+tests of `publish::model`, `ring::model`, `kick::model` and `published::model` run under loom only: `scripts/check loom`.
 ";
 
 #[derive(Deserialize)]
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn committed_page_matches_map() {
+    fn committed_evidence_page_matches_evidence_toml() {
         check(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs")).unwrap();
     }
 }

@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_linux_and_ia32_doc_keep_their_index() {
+    fn register_names_of_linux_and_ia32_doc_keep_their_index() {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policy/data");
         let mentions = weed::weed(sources::read_all(&data).unwrap()).unwrap();
         let mut names = 0;

@@ -68,7 +68,7 @@ fn request_encode_puts_fields_where_the_kernel_reads_them() {
 }
 
 #[test]
-fn decode_refuses_struct_of_another_size() {
+fn request_decode_refuses_struct_of_wrong_size() {
     for width in CallerWidth::ALL {
         let expected = width.struct_size();
         for found in [0, 1, expected - 1, expected + 1] {
@@ -83,7 +83,7 @@ fn decode_refuses_struct_of_another_size() {
 }
 
 #[test]
-fn encode_refuses_pointer_above_4_gib_of_32_bit_caller() {
+fn request_encode_refuses_pointer_above_4_gib_of_32_bit_caller() {
     let mut request = Request::default();
     request.ranges[3].bitmap = UserAddress::new(u64::from(u32::MAX));
     assert!(request.encode(CallerWidth::Bits32).is_ok());
@@ -97,7 +97,7 @@ fn encode_refuses_pointer_above_4_gib_of_32_bit_caller() {
 }
 
 #[test]
-fn segment_is_readable_only_within_its_bounds() {
+fn memory_segment_is_readable_only_within_its_bounds() {
     let bytes = [1, 2, 3, 4];
     let start = UserAddress::new(u64::MAX - 7);
     let segment = Segment {
@@ -180,7 +180,7 @@ proptest! {
 
     /// A set call that reads the encoded bytes of a filter sets an equal filter.
     #[test]
-    fn filter_set_from_its_own_bytes_is_unchanged(filter in filter()) {
+    fn filter_set_by_its_own_encoded_bytes_is_unchanged(filter in filter()) {
         let (struct_at, bitmaps_at) = (UserAddress::new(0x1000), UserAddress::new(0x7fff_f001));
         let (request, bitmaps) = Request::of(&filter, bitmaps_at);
         for width in CallerWidth::ALL {

@@ -136,7 +136,7 @@ fn largest(accesses: Accesses) -> Filter {
 }
 
 #[test]
-fn largest_lookup_fits_max_words_and_footprint() {
+fn largest_lookup_table_fits_max_words_and_footprint() {
     let filter = largest(Accesses::Both);
     assert_eq!(filter.lookup().pages.len(), MAX_WORDS);
     assert!(
@@ -173,7 +173,7 @@ fn decide_finds_each_of_sixteen_adjacent_ranges() {
 
 /// S3.2: without a filter every access is allowed, and the x2APIC exemption still comes first.
 #[test]
-fn decide_without_a_filter_allows_all() {
+fn decide_without_a_filter_allows_every_access() {
     let cases = [
         (Revision::Mainline, 0x10, Because::NoFilter),
         (Revision::Mainline, 0x8ff, Because::X2apic),

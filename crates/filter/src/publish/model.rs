@@ -109,7 +109,7 @@ fn read_after_publish_finds_new_content() {
 }
 
 #[test]
-fn publish_waits_for_readers_of_all_stripes() {
+fn publish_waits_for_old_readers_in_all_stripes() {
     check(|| {
         let published = published::<2>();
         let readers = [0, 1].map(|reader| {
@@ -125,7 +125,7 @@ fn publish_waits_for_readers_of_all_stripes() {
 }
 
 #[test]
-fn concurrent_publishes_take_turns() {
+fn concurrent_publishes_run_one_after_the_other() {
     check(|| {
         let published = published::<1>();
         let writer = thread::spawn({

@@ -7,7 +7,7 @@ use msrgate_filter::{
 use crate::machine::{PLAIN, denying, read, reason, registers, write};
 
 #[test]
-fn s1_1_s1_2_check_extension_knows_the_revisions_numbers() {
+fn s1_1_s1_2_check_extension_finds_capabilities_by_numbers_of_the_revision() {
     for (revision, user_space_msr, msr_filter) in
         [(Revision::Mainline, 188, 189), (Revision::V6, 184, 185)]
     {
@@ -68,7 +68,7 @@ fn s1_5_exit_field_offsets_depend_on_revision() {
 }
 
 #[test]
-fn s1_9_enable_cap_checks_mask_on_mainline_and_stores_it_on_v6() {
+fn s1_9_enable_cap_checks_reason_mask_on_mainline_and_stores_any_on_v6() {
     let einval = Err(Errno::Einval);
     let rows = [
         (Revision::Mainline, 0, Ok(())),

@@ -70,7 +70,7 @@ fn s4_nested_msr_lists_are_filtered_and_never_exit() {
 /// On mainline no filter covers the x2APIC registers, neither for an instruction nor for an MSR list:
 /// this exemption depends only on the MSR's index. v6 has no exemption.
 #[test]
-fn s3_1_x2apic_registers_are_exempt_on_mainline_only() {
+fn s3_1_no_filter_covers_x2apic_registers_on_mainline_only() {
     for (revision, expected) in [
         (Revision::Mainline, RunExit::Retired),
         (

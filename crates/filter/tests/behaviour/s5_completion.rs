@@ -52,7 +52,7 @@ fn s5_4_completed_read_returns_data_and_advances_rip() {
 }
 
 #[test]
-fn s5_4_completed_write_only_advances_rip() {
+fn s5_4_completed_write_changes_only_rip() {
     for revision in Revision::ALL {
         let (_vm, mut vcpu) = guarded(revision, &[PLAIN]);
         write(&mut vcpu, PLAIN, 5);
@@ -145,7 +145,7 @@ fn s5_5_new_filter_or_reason_mask_leaves_pending_exit_unchanged() {
 }
 
 #[test]
-fn s5_5_completed_read_alone_overwrites_registers_set_during_the_exit() {
+fn s5_5_only_completed_read_overwrites_registers_set_during_the_exit() {
     let meanwhile = Gprs {
         rax: 1,
         rcx: 2,
@@ -228,7 +228,7 @@ fn s5_6_save_and_restore_refuse_a_pending_exit() {
 }
 
 #[test]
-fn s5_7_fault_handler_sees_address_of_the_instruction() {
+fn s5_7_fault_handler_sees_address_of_refused_instruction() {
     let (_vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
     for start in [read, |vcpu: &mut _, index| write(vcpu, index, 5)] {
         start(&mut vcpu, PLAIN);

@@ -138,7 +138,7 @@ fn s6_4_each_vcpu_handles_its_own_recompute_request() {
 /// `KVM_RUN` under `immediate_exit` only completes the exit and does not enter the guest, so the
 /// request to recompute the hardware bitmaps stays pending.
 #[test]
-fn s6_4_immediate_exit_keeps_request_pending() {
+fn s6_4_immediate_exit_keeps_recompute_request_pending() {
     let (vm, mut vcpu) = guarded(Revision::Mainline, &[PLAIN]);
     read(&mut vcpu, PLAIN);
     vm.set_filter(&denying(Revision::Mainline, Accesses::Both, &[]))
@@ -148,7 +148,7 @@ fn s6_4_immediate_exit_keeps_request_pending() {
 }
 
 #[test]
-fn s6_4_filter_does_not_change_x2apic_bits() {
+fn s6_4_filter_does_not_change_intercept_bits_of_x2apic_registers() {
     for (revision, hardware) in Revision::ALL.into_iter().zip(BOTH) {
         let (vm, mut vcpu) = guarded(revision, &[X2APIC_TPR]);
         vm.set_reasons(ReasonMask::NONE);

@@ -130,7 +130,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn statements_have_unique_numbers_and_one_line_texts() {
+    fn doctor_statements_have_unique_numbers_and_one_line_texts() {
         let mut numbers = BTreeSet::new();
         for statement in statements() {
             assert!(numbers.insert(statement.number()), "{statement:?}");

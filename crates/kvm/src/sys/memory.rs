@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_of_any_length_ends_before_unreadable_page() {
+    fn buffer_of_any_length_ends_directly_before_unreadable_page() {
         for length in [0_usize, 1, 7, 8, 9, 0x600, PAGE, PAGE + 3] {
             let content: Vec<u8> = (1..=0xff).cycle().take(length).collect();
             let placed = UnreadableEnd::after(&content).unwrap();

@@ -63,7 +63,7 @@ macro_rules! statements {
         )*
 
         #[test]
-        fn every_statement_has_a_test() {
+        fn every_doctor_statement_has_a_test() {
             let tested = BTreeSet::from([$($number),*]);
             let stated: BTreeSet<_> = statements().map(|each| each.number()).collect();
             assert_eq!(tested, stated);

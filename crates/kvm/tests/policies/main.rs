@@ -40,7 +40,7 @@ struct Tally {
 }
 
 #[test]
-fn random_policies_hold_in_guest() {
+fn guest_under_random_policy_gets_the_verdicts_of_explain() {
     let host = host();
     let seed = seed();
     say(&format!(

@@ -164,7 +164,7 @@ mod tests {
     /// A header is rejected if any one of the fields that hardware checks is wrong, or if it is cut
     /// before the last of them.
     #[test]
-    fn accepted_rejects_headers_that_hardware_rejects() {
+    fn microcode_header_that_hardware_rejects_is_not_accepted() {
         for (field, bad) in [
             (0, 2),
             (3, 0x606a5),
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn revision_value_depends_on_vendor() {
+    fn microcode_revision_value_depends_on_vendor() {
         let cpu = |vendor: &str| Cpu {
             vendor: vendor.into(),
             family: 6,
@@ -217,13 +217,13 @@ mod tests {
     }
 
     #[test]
-    fn is_cleared_first_is_true_only_on_intel() {
+    fn microcode_is_cleared_first_is_true_only_on_intel() {
         assert!(is_cleared_first(INTEL));
         assert!(!is_cleared_first(AMD_LOADER));
     }
 
     #[test]
-    fn update_header_ends_at_the_written_address_on_intel_and_starts_there_on_amd() {
+    fn microcode_header_ends_at_written_address_on_intel_and_starts_there_on_amd() {
         assert_eq!(update_header_at(INTEL, 0x1030), (0x1000, 48));
         assert_eq!(update_header_at(INTEL, 0), (0_u64.wrapping_sub(48), 48));
         assert_eq!(update_header_at(AMD_LOADER, 0x1000), (0x1000, 64));

@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sentence_cuts_description_to_first_sentence_and_limit() {
+    fn sentence_cuts_register_description_to_first_sentence_and_limit() {
         let said = |text| sentence(text).unwrap_or_default();
         assert_eq!(
             said("Reads “this”\nand that. Writes nothing."),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn hex_accepts_only_hexadecimal_32_bit_numbers() {
+    fn hex_parses_only_hexadecimal_32_bit_numbers() {
         assert_eq!(hex("0x1B").unwrap(), 0x1b);
         for text in ["27", "0x", "0x100000000", "0x-1"] {
             assert!(hex(text).is_err(), "{text}");

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn row_with_count_becomes_that_many_registers() {
+    fn row_of_register_data_with_count_becomes_that_many_registers() {
         let text = "# heading\n0x474\t3\t4\tMC{29}_CTL\tA{0},B\tany\t-\tmanual\n";
         let mentions = read(text).unwrap();
         let names = |mention: &Mention| -> Vec<String> {
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_row_is_an_error_that_quotes_the_row() {
+    fn bad_row_of_register_data_is_an_error_that_quotes_the_row() {
         for row in [
             "0x1\t1\t1\tA\t-\tany\t-",
             "1\t1\t1\tA\t-\tany\t-\tmanual",
