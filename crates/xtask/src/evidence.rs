@@ -9,7 +9,8 @@ use serde::Deserialize;
 
 use crate::generated::{compare, write};
 
-/// The head of the page. `crates/cli/tests/docs.rs` reads what follows it.
+/// The text at the head of `docs/evidence.md`. `crates/cli/tests/docs.rs` reads the lists after this
+/// text.
 const HEAD: &str = "\
 # Evidence
 
@@ -38,7 +39,7 @@ struct Evidence {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
-    /// A file or a folder, from `docs`.
+    /// The path of the document, a file or a folder, relative to `docs`.
     path: String,
     claim: Vec<Claim>,
 }
@@ -50,21 +51,22 @@ struct Claim {
     title: String,
     #[serde(default)]
     tests: Vec<String>,
-    /// The numbers of the doctor's statements.
+    /// The numbers of the doctor's statements that show the claim.
     #[serde(default)]
     doctor: Vec<String>,
     /// The part of the claim that no test shows, and the reason.
     note: Option<String>,
 }
 
-/// Writes the page into `docs`.
+/// Writes the page `evidence.md` into `docs`.
 pub(crate) fn regenerate(docs: &Path) -> anyhow::Result<()> {
     write(files(docs)?)
 }
 
-/// Returns an error if the page in `docs` differs from the map.
+/// Returns an error if the page `evidence.md` in `docs` differs from the page that `evidence.toml`
+/// produces.
 pub(crate) fn check(docs: &Path) -> anyhow::Result<()> {
-    let how = "docs/evidence.toml says: run `cargo run -p xtask -- evidence`";
+    let how = "the page that docs/evidence.toml produces: run `cargo run -p xtask -- evidence`";
     compare(files(docs)?, how)
 }
 

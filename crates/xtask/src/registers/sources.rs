@@ -1,4 +1,5 @@
-//! Parsers of the lists of MSRs of other projects; each returns the MSRs that its list names, with their names.
+//! Parsers of the lists of MSRs in `crates/policy/data`, most of which come from other projects. Each
+//! parser returns the MSRs of one list, with their names.
 
 mod extra;
 mod geopm;
@@ -10,8 +11,8 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// The list that a mention comes from. In the generated table each list has a bit, in the order of these
-/// variants.
+/// The list of MSRs that a mention comes from. In the generated table each list has a bit, in the order
+/// of these variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
     Ia32Doc,
@@ -43,11 +44,11 @@ pub(super) enum Rank {
     /// A name of EDK2 with its processor family; the number is the family's place in the list of EDK2's
     /// families.
     Family(usize),
-    /// A name that is always an alias.
+    /// A name that never becomes the main name of a register.
     Alias,
 }
 
-/// A name that a list gives to a register.
+/// A name that a list of MSRs gives to a register.
 #[derive(Clone, Debug)]
 pub(super) struct Name {
     pub(super) text: String,
@@ -63,13 +64,14 @@ pub(super) struct Field {
     pub(super) summary: String,
 }
 
-/// An entry of a list about one MSR.
+/// The part of a list that is about one MSR.
 #[derive(Clone, Debug)]
 pub(super) struct Mention {
     pub(super) index: u32,
     pub(super) source: Source,
     pub(super) names: Vec<Name>,
-    /// The word that `extra.tsv` has for the vendor; `None` for other lists.
+    /// The word that `extra.tsv` has for the register's vendor; `None` if the mention comes from
+    /// another list.
     pub(super) vendor: Option<String>,
     pub(super) summary: Option<String>,
     pub(super) fields: Vec<Field>,
@@ -87,7 +89,7 @@ impl Mention {
         }
     }
 
-    /// Returns the mention with one more name.
+    /// Returns the mention with one more name for the register.
     pub(super) fn named(mut self, text: impl Into<String>, rank: Rank) -> Self {
         let text = text.into();
         self.names.push(Name { text, rank });
@@ -117,7 +119,7 @@ fn hex(text: &str) -> anyhow::Result<u32> {
     let digits = text
         .strip_prefix("0x")
         .with_context(|| format!("{text} does not start with 0x"))?;
-    u32::from_str_radix(digits, 16).with_context(|| format!("{text} is no 32-bit number"))
+    u32::from_str_radix(digits, 16).with_context(|| format!("{text} is not a 32-bit number"))
 }
 
 /// The largest size of a summary in bytes. A summary of this size, with an index and a name, fits into two

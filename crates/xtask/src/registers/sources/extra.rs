@@ -1,4 +1,5 @@
-//! Reader of `extra.tsv`, a list that is written by hand. The first lines of the file describe its columns.
+//! Reader of `extra.tsv`, a list of MSRs that is written by hand. The first lines of the file describe
+//! its columns.
 
 use anyhow::{Context, bail, ensure};
 
@@ -15,10 +16,10 @@ pub(super) fn read(text: &str) -> anyhow::Result<Vec<Mention>> {
 fn row(line: &str, mentions: &mut Vec<Mention>) -> anyhow::Result<()> {
     let columns: Vec<&str> = line.split('\t').collect();
     let [first, count, step, name, aliases, vendor, summary, origin] = columns[..] else {
-        bail!("not eight columns");
+        bail!("the row does not have eight columns");
     };
-    ensure!(said(origin).is_some(), "a row without an origin");
-    ensure!(summary.len() <= SUMMARY_LIMIT, "a summary that is too long");
+    ensure!(said(origin).is_some(), "the row has no origin");
+    ensure!(summary.len() <= SUMMARY_LIMIT, "the summary is too long");
     let (first, count, step) = (hex(first)?, count.parse::<u32>()?, step.parse::<u32>()?);
     for nth in 0..count {
         let mut mention = Mention::new(first + nth * step, Source::Extra);

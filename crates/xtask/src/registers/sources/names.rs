@@ -1,4 +1,5 @@
-//! Reader of the two lists of names, of Linux and of EDK2: `index<TAB>name<TAB>header`.
+//! Reader of the two lists of MSR names of Linux and of EDK2. Each of their lines is
+//! `index<TAB>name<TAB>header`.
 
 use anyhow::{Context, bail};
 
@@ -86,7 +87,7 @@ pub(super) fn edk2(text: &str) -> anyhow::Result<Vec<Mention>> {
             }
             (Some(_), None) => mention.named(name, Rank::FamilyArchitectural),
             (None, _) if NO_FAMILY.contains(&header) => mention.named(name, Rank::Architectural),
-            (None, _) => bail!("{name}: {header} is no header that names.rs knows"),
+            (None, _) => bail!("{name}: names.rs does not know the header {header}"),
         });
     }
     Ok(mentions)
